@@ -1,0 +1,61 @@
+# Every target prepares what it needs: the virtual environment .venv holds the pinned packages of requirements.txt and this checkout.
+# It is made again when requirements.txt changes; `make clean` removes it.
+
+PYTHON ?= python3
+DATASET ?= scenes
+DATA_DIR ?=
+ARGS ?=
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+
+.PHONY: help demo test test-all check format lock clean
+.DELETE_ON_ERROR:
+
+help: ## list the targets
+	@echo 'make TARGET [PYTHON=python3.12]'
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+demo: .venv/.ready ## train, evaluate and draw a small DeepLabv3+; DATASET=scenes or camvid (then DATA_DIR=folder), ARGS=more flags
+	@$(BIN)/python -m experiments.demo --dataset "$(DATASET)" --data_dir "$(DATA_DIR)" --workdir "runs/demo-$(DATASET)" $(ARGS)
+
+test: .venv/.ready ## run the tests on two processes, without the slow ones; ARGS="-k atrous" narrows them
+	@$(BIN)/python -m pytest tests -m "not slow" -n 2 $(ARGS)
+
+test-all: .venv/.ready ## run every test
+	@$(BIN)/python -m pytest tests -n 2 $(ARGS)
+
+check: .venv/.ready ## check format, lint and types
+	@$(BIN)/ruff format --check --output-format concise . || { echo 'Not formatted: run `make format`.' >&2; exit 1; }
+	@$(BIN)/ruff check --output-format concise .
+	@$(BIN)/mypy deeplab_jax
+
+format: .venv/.ready ## format the code and mend what the linter can
+	@$(BIN)/ruff format --quiet .
+	@$(BIN)/ruff check --quiet --fix .
+
+lock: .venv/.ready ## resolve requirements.txt anew from pyproject.toml, with hashes, for Python 3.11 and later
+	@$(PIP) install --quiet 'uv>=0.5'
+	@$(BIN)/uv pip compile --no-config --universal --python-version 3.11 --generate-hashes --no-emit-index-url --upgrade --quiet \
+		--extra dev --custom-compile-command 'make lock' --output-file requirements.txt pyproject.toml
+
+clean: ## remove the virtual environment, caches and runs of the demo
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist runs/demo-*
+	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
+
+.venv/.packages: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "deeplab_jax needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>/dev/null || echo missing)." \
+			"Name another: make PYTHON=python3.12 TARGET" >&2; exit 1; }
+	@echo "Making .venv with $$($(PYTHON) --version) and the packages of requirements.txt (once; one or two minutes)"
+	@$(PYTHON) -m venv --clear .venv
+	@# A counter on a terminal, nothing in a log; pip's own warnings and errors go to stderr.
+	@total=$$(grep -c '==' requirements.txt); live=$$(test -t 2 && echo 1); \
+	{ $(PIP) install --progress-bar off --require-hashes --requirement requirements.txt && touch $@; } | awk -v total="$$total" -v live="$$live" \
+		'/^Collecting/ && live { printf "\r  %d of at most %d: %-45.45s", ++n, total, $$2; fflush() } \
+		/^Installing/ && live { printf "\r  unpacking %-60s", ""; fflush() } END { if (live) print "" }'
+	@test -f $@
+
+.venv/.ready: .venv/.packages pyproject.toml
+	@$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@

@@ -1,0 +1,55 @@
+"""CamVid (367 training and 101 validation street scenes of 480x360, 11 classes), from random weights on two CPU cores.
+
+    python -m deeplab_jax train --config configs/camvid.py --config.data.dir=DIR --workdir runs/camvid
+
+`DIR` holds `train/`, `trainannot/`, `val/` and `valannot/` as in SegNet's tutorial copy of the data. Argument: `debug` shrinks it to seconds;
+`steps=` sets the length; `backbone=` and `architecture=` choose another network.
+Class weights are the square roots of median-frequency weights, as `check-data` prints them. Protocol: whole images, padded with the mean to 369x481,
+labels at their own resolution, class 11 (unlabelled) ignored; the results are in the README.
+"""
+
+from ml_collections import ConfigDict
+
+from deeplab_jax.config import base, parse_arg
+
+SQRT_MEDIAN_FREQUENCY = (0.529, 0.449, 2.188, 0.386, 1.000, 0.651, 1.961, 1.407, 0.888, 2.527, 2.970)
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    args = parse_arg(arg, architecture="deeplabv3plus", backbone="resnet18", steps=3600)
+    config = base()
+    config.model.name = f"{args.architecture}_{args.backbone}"
+    config.model.options = ConfigDict(
+        {
+            "width": 0.5,
+            "aspp_channels": 96,
+            "low_level_channels": 32,
+            "decoder_convs": ((3, 64),),
+            "dropout": 0.1,
+            "norm_momentum": 0.98,
+        }
+    )
+    config.data.name = "camvid"
+    config.data.crop_size = (257, 257)
+    config.data.scale_range = (0.6, 1.6)
+    config.data.scale_step = 0.0
+    config.data.color_jitter = 0.2
+    config.data.threads = 2
+    config.optimizer.name = "adam"
+    config.optimizer.learning_rate = 2e-3
+    config.optimizer.weight_decay = 1e-4
+    config.optimizer.warmup_steps = 100
+    config.train.steps = args.steps
+    config.train.batch_size = 8
+    config.train.class_weights = SQRT_MEDIAN_FREQUENCY
+    config.train.ema_decay = 0.998
+    config.train.log_every = 20
+    config.train.evaluate_every = 600
+    config.train.checkpoint_every = 200
+    config.evaluate.pad_to = ((369, 481),)
+    config.evaluate.batch_size = 4
+    if args.debug:
+        config.model.options.update({"width": 0.125, "aspp_channels": 8, "decoder_convs": ((3, 8),)})
+        config.data.crop_size = (65, 65)
+        config.train.update({"steps": 2, "batch_size": 2, "log_every": 1, "pictures": 1})
+    return config

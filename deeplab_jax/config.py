@@ -1,0 +1,180 @@
+"""The configuration that every experiment starts from; a file in `configs/` is the difference from it.
+
+A section is splatted into the function of the same purpose, so a key that no function takes is an error and not a silent no-op.
+"""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags, logging as absl_logging
+from ml_collections import ConfigDict, config_flags
+
+from deeplab_jax.errors import UserError, did_you_mean
+
+
+def base() -> ConfigDict:
+    """Return the defaults: the protocol of DeepLabv3 (sec. 4.1) and of its authors' code, where it does not depend on the data set."""
+    config = ConfigDict()
+    config.model = ConfigDict(
+        {
+            "name": "deeplabv3plus_resnet50",  # one of model_names(); further options of create_model go under `options`
+            "output_stride": 16,
+            "options": ConfigDict({}),
+        }
+    )
+    config.data = ConfigDict(
+        {
+            "name": "scenes",  # one of source_names()
+            "dir": "",  # folder of the data
+            "train_split": "train",
+            "val_split": "val",
+            "options": ConfigDict({}),  # further arguments of the data set's opener
+            "crop_size": (513, 513),  # height, width in pixels
+            "scale_range": (0.5, 2.0),  # factors of random scaling
+            "scale_step": 0.25,  # 0: continuous
+            "flip": True,  # left-right, with probability 1/2
+            "color_jitter": 0.0,  # 0 to 1; 0 as in the papers
+            "threads": 4,  # that read and augment
+            "workers": 0,  # processes that do so instead of threads; 0: none
+        }
+    )
+    config.optimizer = ConfigDict(
+        {
+            "name": "sgd",  # or "adam"
+            "learning_rate": 0.007,
+            "power": 0.9,  # of the poly schedule: learning_rate * (1 - step / steps) ** power
+            "warmup_steps": 0,  # linear from 0
+            "momentum": 0.9,  # sgd only
+            "nesterov": False,
+            "weight_decay": 4e-5,
+            "no_decay": (r"(scale|bias)$",),  # patterns of parameters that do not decay
+            "clip_norm": 0.0,  # global norm of the gradient; 0: no clipping
+            "multipliers": (),  # (pattern, factor) of the learning rate
+            "freeze": (),  # patterns of parameters that stay as they are
+        }
+    )
+    config.train = ConfigDict(
+        {
+            "steps": 30_000,
+            "batch_size": 16,  # images of one update, over all devices
+            "accumulate": 1,  # micro-batches of one update; batch norm sees one of them at a time
+            "seed": 0,
+            "upsample_logits": True,  # loss at the labels' size; False: labels are shrunk to the logits instead
+            "class_weights": (),  # factor of each class in the loss
+            "top_k": 1.0,  # share of the hardest pixels in the loss
+            "aux_weight": 0.5,  # of the auxiliary head's loss, where the model has one
+            "ema_decay": 0.0,  # of an average of the weights that is evaluated and saved beside them; 0: none
+            "init": "",  # model folder or run directory to start from
+            "init_scope": "all",  # of what is taken from there; or "all_but_classifier", "backbone"
+            "log_every": 20,
+            "evaluate_every": 2_000,
+            "checkpoint_every": 1_000,
+            "keep": 2,  # newest checkpoints; the best one is kept as well
+            "pictures": 4,  # validation images drawn at each evaluation
+        }
+    )
+    config.evaluate = ConfigDict(
+        {
+            "mode": "padded",  # or "exact"
+            "pad_to": (),  # (height, width) of the sizes to pad to; empty: from the image size, see evaluate/inference.py
+            "output_stride": 0,  # 0: the model's own
+            "scales": (1.0,),
+            "flip": False,
+            "window": (),  # (height, width) of a sliding window; empty: whole image
+            "batch_size": 1,
+        }
+    )
+    return config
+
+
+def parse_arg(arg: str | None, *, flags: Sequence[str] = ("debug",), **defaults: Any) -> ConfigDict:
+    """Read a config's argument such as `"backbone=resnet101,debug"`.
+
+    Args:
+      arg: what follows the colon of `--config configs/NAME.py:arg`; None or "" is nothing.
+      flags: words that stand alone and become True; False otherwise.
+      **defaults: names that take a value, and its default, whose type the value gets.
+
+    Returns:
+      All flags and names.
+
+    Raises:
+      UserError: an unknown word or a value of another type.
+    """
+    values: dict[str, Any] = {**dict.fromkeys(flags, False), **defaults}
+    for word in filter(None, (arg or "").split(",")):
+        name, _, value = word.partition("=")
+        if name not in values:
+            raise UserError(f"config argument {word!r} is not known: {did_you_mean(name, values)}")
+        if name in flags:
+            values[name] = True
+            continue
+        try:
+            values[name] = type(values[name])(value)
+        except ValueError:
+            raise UserError(f"config argument {word!r}: give {name}= a value of type {type(values[name]).__name__}") from None
+    return ConfigDict(values)
+
+
+def load_config(argv: Sequence[str]) -> ConfigDict:
+    """Load `--config FILE[:arg]` and apply `--config.section.key=value` to it.
+
+    Raises:
+      UserError: a missing file, an error in it, an unknown key, or a value of another type.
+    """
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", lock_config=True, flag_values=values, sys_argv=["deeplab_jax", *argv])
+    path = next((a.split("=", 1)[1] for a in argv if a.startswith("--config=")), "")
+    file = path.split(":")[0]
+    if not Path(file).is_file():
+        raise UserError(f"config file {file!r} does not exist: give --config the path of a file such as configs/scenes.py")
+    absl_logging.use_absl_handler()
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    try:
+        values(["deeplab_jax", *argv], known_only=False)
+        config: ConfigDict = values["config"].value
+    except UserError:
+        raise
+    except flags.UnrecognizedFlagError as error:
+        raise UserError(f"{error}".splitlines()[0]) from None
+    except (KeyError, AttributeError) as error:
+        message = str(error).strip("\"'").splitlines()[0]
+        raise UserError(f"config {path}: {message.strip()}") from None
+    except (flags.IllegalFlagValueError, TypeError, ValueError, SyntaxError) as error:
+        raise UserError(f"config {path}: {' '.join(str(error).split())}") from None
+    return config
+
+
+def to_plain(config: Any) -> Any:
+    """Turn a config, or a part of it, into dictionaries, lists and scalars: what JSON holds."""
+    if isinstance(config, ConfigDict | Mapping):
+        return {key: to_plain(value) for key, value in config.items()}
+    if isinstance(config, list | tuple):
+        return [to_plain(value) for value in config]
+    return config
+
+
+def read_json(path: Path) -> ConfigDict:
+    """Read a config that a run directory keeps."""
+    try:
+        return ConfigDict(json.loads(path.read_text()))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not a readable configuration ({error}); start in an empty --workdir") from None
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], *, prefix: str = "config") -> list[str]:
+    """List what changed between two plain configs, as `config.train.steps: 100 -> 200`."""
+    lines = []
+    for key in sorted({*old, *new}):
+        name, before, after = f"{prefix}.{key}", old.get(key), new.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            lines += differences(before, after, prefix=name)
+        elif before != after:
+            lines.append(f"{name}: {before} -> {after}")
+    return lines
+
+
+__all__ = ["base", "differences", "load_config", "parse_arg", "read_json", "to_plain"]

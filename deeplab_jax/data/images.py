@@ -1,0 +1,221 @@
+"""Reading and writing images and masks.
+
+Photographs come in every mode there is, and all of them become 8-bit RGB. Masks hold numbers, not colours: they are
+read as stored, and whatever would change those numbers (JPEG compression, a colour coding) is refused with the mend.
+The EXIF orientation is applied to neither.
+"""
+
+import io
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from deeplab_jax.data.labels import IGNORE_LABEL
+from deeplab_jax.errors import UserError
+
+# Parallelism is the loader's; OpenCV's own threads would fight it (and do not survive a fork).
+cv2.setNumThreads(0)
+
+VOID_COLOUR = (224, 224, 192)
+"""Colour of the ignore label in written masks, as in PASCAL VOC."""
+
+_PNG_END = b"IEND\xaeB`\x82"
+_READ_FLAGS = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+
+
+def read_image(path: str | os.PathLike[str]) -> np.ndarray:
+    """Read an image of any format and mode.
+
+    Grey, palette, CMYK and alpha modes become RGB (the alpha channel is dropped), 16-bit samples are scaled to 8 bits,
+    and of an animation the first frame is taken.
+
+    Returns:
+      uint8 `[H, W, 3]`, RGB.
+
+    Raises:
+      UserError: the file is missing, empty, truncated or not an image.
+    """
+    return decode_image(_read_bytes(path, "image"), name=os.fspath(path))
+
+
+def decode_image(data: bytes, *, name: str) -> np.ndarray:
+    """`read_image` for the bytes of a file; `name` is what errors call it."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            # OpenCV is faster, but fills what a truncated file lacks with grey: it gets only files of plain modes that
+            # are complete.
+            if _is_plain(image, data):
+                decoded = cv2.imdecode(np.frombuffer(data, np.uint8), _READ_FLAGS)
+                if decoded is not None:
+                    return np.asarray(decoded, np.uint8)
+            return _to_rgb(image, name)
+    except UserError:
+        raise
+    except Exception as error:  # Pillow's format readers raise nearly every built-in type on damaged files.
+        raise UserError(f"{name}: {_damage(data, error)}; replace the file or remove it from the data set") from error
+
+
+def read_mask(path: str | os.PathLike[str]) -> np.ndarray:
+    """Read a mask as the numbers that it stores.
+
+    The indices of a palette image are kept and its colours ignored; a 1-bit image gives 0 and 1.
+
+    Returns:
+      uint8, uint16 or int32 `[H, W]`: stored values, not yet class ids (`labels.to_class_ids`).
+
+    Raises:
+      UserError: the file is missing, empty, truncated or not an image; it is a JPEG; or it holds colours.
+    """
+    return decode_mask(_read_bytes(path, "mask"), name=os.fspath(path))
+
+
+def decode_mask(data: bytes, *, name: str) -> np.ndarray:
+    """`read_mask` for the bytes of a file; `name` is what errors call it."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            if image.format in ("JPEG", "MPO"):
+                raise UserError(
+                    f"{name}: a JPEG mask, whose compression changes label values; export the masks again as PNG"
+                )
+            if image.mode not in ("1", "L", "P", "I", "I;16", "I;16B", "I;16L"):
+                raise UserError(
+                    f"{name}: mask of mode {image.mode} holds colours or fractions, not class ids; "
+                    "save it as a grey or palette PNG of class ids"
+                )
+            values = np.asarray(image)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{name}: {_damage(data, error)}; replace the file or remove it from the data set") from error
+    if values.dtype == np.int32:
+        return values
+    return values.astype(np.uint8 if values.dtype in (np.bool_, np.uint8) else np.uint16)
+
+
+def write_mask(path: str | os.PathLike[str], class_ids: np.ndarray, palette: Sequence[tuple[int, int, int]]) -> None:
+    """Write class ids as an indexed PNG in the colours of `palette`; 255 gets `VOID_COLOUR`.
+
+    The file appears whole or not at all.
+
+    Args:
+      path: where to; its folder must exist.
+      class_ids: integers `[H, W]`, each in 0 to 255.
+      palette: (red, green, blue) of each class id.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    _write_bytes(path, encode_mask(class_ids, palette))
+
+
+def write_image(path: str | os.PathLike[str], rgb: np.ndarray) -> None:
+    """Write uint8 `[H, W, 3]` RGB in the format that the suffix names (`.png`, `.jpg`).
+
+    The file appears whole or not at all.
+
+    Raises:
+      UserError: the file cannot be written, or the suffix names no image format.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix not in Image.registered_extensions():
+        raise UserError(f"{os.fspath(path)}: '{suffix}' is no image format; write .png or .jpg")
+    _write_bytes(path, _encode(_image(rgb), Image.registered_extensions()[suffix]))
+
+
+def encode_mask(class_ids: np.ndarray, palette: Sequence[tuple[int, int, int]] | None) -> bytes:
+    """The bytes of the PNG that `write_mask` writes; a grey PNG of the same values where `palette` is None."""
+    if class_ids.ndim != 2 or class_ids.min(initial=0) < 0 or class_ids.max(initial=0) > 255:
+        raise ValueError(f"class ids must be [H, W] in 0 to 255, got shape {class_ids.shape}")
+    image = Image.fromarray(np.ascontiguousarray(class_ids.astype(np.uint8)))
+    if palette is not None:
+        colours = np.zeros((256, 3), np.uint8)
+        colours[: len(palette)] = palette
+        colours[IGNORE_LABEL] = VOID_COLOUR
+        image.putpalette(colours.tobytes())
+    return _encode(image, "PNG")
+
+
+def encode_image(rgb: np.ndarray) -> bytes:
+    """uint8 `[H, W, 3]` RGB as the bytes of a PNG."""
+    return _encode(_image(rgb), "PNG")
+
+
+def is_plain_rgb(data: bytes) -> bool:
+    """Whether the bytes are a complete JPEG or PNG of mode RGB, which any reader decodes to three channels."""
+    with Image.open(io.BytesIO(data)) as image:
+        return image.mode == "RGB" and _is_plain(image, data)
+
+
+def _image(rgb: np.ndarray) -> Image.Image:
+    if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[-1] != 3:
+        raise ValueError(f"an image must be uint8 [H, W, 3], got {rgb.dtype} {rgb.shape}")
+    return Image.fromarray(np.ascontiguousarray(rgb))
+
+
+def _encode(image: Image.Image, image_format: str) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, image_format, **({"quality": 95} if image_format == "JPEG" else {}))
+    return buffer.getvalue()
+
+
+def _is_plain(image: Image.Image, data: bytes) -> bool:
+    if image.format == "JPEG":
+        return image.mode in ("RGB", "L") and data.endswith(b"\xff\xd9")
+    return image.format == "PNG" and image.mode == "RGB" and data.endswith(_PNG_END)
+
+
+def _to_rgb(image: Image.Image, name: str) -> np.ndarray:
+    if not image.mode.startswith(("I", "F")):
+        return np.array(image.convert("RGB"), np.uint8)
+    samples = np.asarray(image)
+    if image.mode == "F" or samples.min(initial=0) < 0 or samples.max(initial=0) > 65535:
+        raise UserError(
+            f"{name}: image of mode {image.mode} with values outside 0 to 65535; save it with 8 or 16 bits per channel"
+        )
+    # Mode I;16 is 16 bits by declaration; mode I is 32 bits wide and says nothing, so its values decide.
+    is_16_bit = image.mode.startswith("I;16") or samples.max(initial=0) > 255
+    grey = np.rint(samples / 257.0) if is_16_bit else samples
+    return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=-1)
+
+
+def _damage(data: bytes, error: Exception) -> str:
+    if not data:
+        return "empty file (zero bytes)"
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "not an image that can be read"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"image larger than {Image.MAX_IMAGE_PIXELS or 0:,} x 2 pixels, refused"
+    return f"truncated or damaged image ({error})"
+
+
+def _read_bytes(path: str | os.PathLike[str], kind: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except FileNotFoundError as error:
+        raise UserError(f"{os.fspath(path)}: no such {kind}; check the path, or the list that names it") from error
+    except OSError as error:
+        raise UserError(
+            f"{os.fspath(path)}: cannot read the {kind} ({error.strerror}); check that it is a readable file"
+        ) from error
+
+
+def _write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
+    target = Path(path)
+    temporary = None
+    try:
+        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as file:
+            temporary = file.name
+            file.write(data)
+        os.chmod(temporary, 0o644)  # Temporary files start as private to their owner.
+        os.replace(temporary, target)
+    except OSError as error:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        raise UserError(
+            f"{target}: cannot write ({error.strerror}); check that the folder exists and the disk has room"
+        ) from error

@@ -1,0 +1,223 @@
+"""Class names, palettes, and how the values stored in a mask become class ids.
+
+Class ids run from 0 to `num_classes - 1`; 255 marks the pixels that count neither in the loss nor in a metric. No shift
+is implied anywhere: a data set whose stored values are not class ids says so with an explicit `value_map`.
+"""
+
+import dataclasses
+import functools
+
+import numpy as np
+
+IGNORE_LABEL = 255
+MAX_CLASSES = 254  # 255 is the ignore label, and 254 is kept free to mark unknown values in the look-up table.
+_UNKNOWN = 254
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelSet:
+    """The classes of a data set.
+
+    Attributes:
+      names: one name per class id.
+      palette: one (red, green, blue) triple in 0 to 255 per class id.
+      value_map: pairs (value stored in a mask, class id or 255). None: stored values are class ids already and 255 is
+        ignored.
+    """
+
+    names: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+    value_map: tuple[tuple[int, int], ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.names) <= MAX_CLASSES:
+            raise ValueError(f"{len(self.names)} classes; a label set holds 1 to {MAX_CLASSES}")
+        if len(self.palette) != len(self.names):
+            raise ValueError(f"{len(self.palette)} colours for {len(self.names)} classes")
+        for stored, class_id in self.value_map or ():
+            if stored < 0 or not (0 <= class_id < len(self.names) or class_id == IGNORE_LABEL):
+                raise ValueError(f"value_map sends {stored} to {class_id}, which is no class id and not {IGNORE_LABEL}")
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.names)
+
+    @property
+    def stored_values(self) -> tuple[int, ...]:
+        """The values that a mask may hold, ascending."""
+        if self.value_map is None:
+            return (*range(self.num_classes), IGNORE_LABEL)
+        return tuple(sorted(stored for stored, _ in self.value_map))
+
+    def decoded(self) -> "LabelSet":
+        """The same classes for masks that hold class ids."""
+        return dataclasses.replace(self, value_map=None)
+
+
+def to_class_ids(stored: np.ndarray, labels: LabelSet) -> tuple[np.ndarray, list[int]]:
+    """Turn stored mask values into class ids.
+
+    Args:
+      stored: integers `[H, W]`.
+      labels: what the values mean.
+
+    Returns:
+      `(class_ids, unknown)`: uint8 `[H, W]` with ids and 255, and the ascending stored values that `labels` does not
+      list. Where `unknown` is not empty, its pixels are 255 in `class_ids`.
+    """
+    table = _table(labels)
+    if stored.dtype == np.uint8:
+        ids = table[stored]
+    else:
+        # Values past the table are unknown as well: index 0 keeps the look-up in range, then they are marked.
+        outside = (stored < 0) | (stored >= len(table))
+        ids = table[np.where(outside, 0, stored)]
+        ids[outside] = _UNKNOWN
+    strange = ids == _UNKNOWN
+    if not strange.any():
+        return ids, []
+    ids[strange] = IGNORE_LABEL
+    return ids, [int(value) for value in np.unique(stored[strange])]
+
+
+@functools.lru_cache(maxsize=64)
+def _table(labels: LabelSet) -> np.ndarray:
+    pairs = labels.value_map
+    if pairs is None:
+        pairs = (*((i, i) for i in range(labels.num_classes)), (IGNORE_LABEL, IGNORE_LABEL))
+    table = np.full(max(256, 1 + max((stored for stored, _ in pairs), default=0)), _UNKNOWN, np.uint8)
+    for stored, class_id in pairs:
+        table[stored] = class_id
+    return table
+
+
+def colormap(count: int) -> tuple[tuple[int, int, int], ...]:
+    """The PASCAL VOC colours of ids 0 to `count - 1` (VOC2012 development kit, VOClabelcolormap).
+
+    The bits of the id are dealt in turn to red, green and blue, each channel's from its high bit down.
+    """
+
+    def colour(index: int) -> tuple[int, int, int]:
+        channels = [sum(((index >> (3 * bit + channel)) & 1) << (7 - bit) for bit in range(8)) for channel in range(3)]
+        return channels[0], channels[1], channels[2]
+
+    return tuple(colour(index) for index in range(count))
+
+
+CAMVID = LabelSet(
+    names=(
+        "sky",
+        "building",
+        "pole",
+        "road",
+        "pavement",
+        "tree",
+        "sign symbol",
+        "fence",
+        "car",
+        "pedestrian",
+        "bicyclist",
+    ),
+    palette=(
+        (128, 128, 128),
+        (128, 0, 0),
+        (192, 192, 128),
+        (128, 64, 128),
+        (60, 40, 222),
+        (128, 128, 0),
+        (192, 128, 128),
+        (64, 64, 128),
+        (64, 0, 128),
+        (64, 64, 0),
+        (0, 128, 192),
+    ),
+    value_map=(*((i, i) for i in range(11)), (11, IGNORE_LABEL)),
+)
+"""CamVid in SegNet's grouping: 11 classes, stored value 11 is unlabelled."""
+
+VOC = LabelSet(
+    names=(
+        *(
+            "background",
+            "aeroplane",
+            "bicycle",
+            "bird",
+            "boat",
+            "bottle",
+            "bus",
+            "car",
+            "cat",
+            "chair",
+            "cow",
+            "diningtable",
+        ),
+        *("dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
+    ),
+    palette=colormap(21),
+)
+"""PASCAL VOC 2012: background and 20 objects; the void outline is stored as 255 already."""
+
+# (stored label id, name, colour) of the 19 classes that the Cityscapes benchmark scores, in the order of their train
+# ids.
+_CITYSCAPES = (
+    (7, "road", (128, 64, 128)),
+    (8, "sidewalk", (244, 35, 232)),
+    (11, "building", (70, 70, 70)),
+    (12, "wall", (102, 102, 156)),
+    (13, "fence", (190, 153, 153)),
+    (17, "pole", (153, 153, 153)),
+    (19, "traffic light", (250, 170, 30)),
+    (20, "traffic sign", (220, 220, 0)),
+    (21, "vegetation", (107, 142, 35)),
+    (22, "terrain", (152, 251, 152)),
+    (23, "sky", (70, 130, 180)),
+    (24, "person", (220, 20, 60)),
+    (25, "rider", (255, 0, 0)),
+    (26, "car", (0, 0, 142)),
+    (27, "truck", (0, 0, 70)),
+    (28, "bus", (0, 60, 100)),
+    (31, "train", (0, 80, 100)),
+    (32, "motorcycle", (0, 0, 230)),
+    (33, "bicycle", (119, 11, 32)),
+)
+_CITYSCAPES_IDS = {stored: train_id for train_id, (stored, _, _) in enumerate(_CITYSCAPES)}
+
+CITYSCAPES = LabelSet(
+    names=tuple(name for _, name, _ in _CITYSCAPES),
+    palette=tuple(colour for _, _, colour in _CITYSCAPES),
+    # The licence plate is -1 in the published table, which an 8-bit file can only hold as 255.
+    value_map=(*((i, _CITYSCAPES_IDS.get(i, IGNORE_LABEL)) for i in range(34)), (IGNORE_LABEL, IGNORE_LABEL)),
+)
+"""Cityscapes: label ids 0 to 33 as stored, the 19 scored ones become train ids."""
+
+_ADE20K_NAMES = """
+    wall, building, sky, floor, tree, ceiling, road, bed, windowpane, grass, cabinet, sidewalk, person, earth, door,
+    table, mountain, plant, curtain, chair, car, water, painting, sofa, shelf, house, sea, mirror, rug, field, armchair,
+    seat, fence, desk, rock, wardrobe, lamp, bathtub, railing, cushion, base, box, column, signboard, chest of drawers,
+    counter, sand, sink, skyscraper, fireplace, refrigerator, grandstand, path, stairs, runway, case, pool table,
+    pillow, screen door, stairway, river, bridge, bookcase, blind, coffee table, toilet, flower, book, hill, bench,
+    countertop, stove, palm, kitchen island, computer, swivel chair, boat, bar, arcade machine, hovel, bus, towel,
+    light, truck, tower, chandelier, awning, streetlight, booth, television receiver, airplane, dirt track, apparel,
+    pole, land, bannister, escalator, ottoman, bottle, buffet, poster, stage, van, ship, fountain, conveyer belt,
+    canopy, washer, plaything, swimming pool, stool, barrel, basket, waterfall, tent, bag, minibike, cradle, oven, ball,
+    food, step, tank, trade name, microwave, pot, animal, bicycle, lake, dishwasher, screen, blanket, sculpture, hood,
+    sconce, vase, traffic light, tray, ashcan, fan, pier, crt screen, plate, monitor, bulletin board, shower, radiator,
+    glass, clock, flag
+"""
+
+ADE20K = LabelSet(
+    names=tuple(name.strip() for name in _ADE20K_NAMES.split(",")),
+    palette=colormap(151)[1:],
+    value_map=((0, IGNORE_LABEL), *((value, value - 1) for value in range(1, 151))),
+)
+"""ADE20K scene parsing: 150 classes, stored as 1 to 150; 0 is "other" and ignored.
+
+The colours follow the rule of PASCAL VOC, not the benchmark's own table.
+"""
+
+PET = LabelSet(
+    names=("background", "pet"),
+    palette=((0, 0, 0), (224, 128, 0)),
+    value_map=((1, 1), (2, 0), (3, IGNORE_LABEL)),
+)
+"""Oxford-IIIT Pet trimaps: 1 pet, 2 background, 3 the border, which is ignored."""

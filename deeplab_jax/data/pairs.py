@@ -1,0 +1,242 @@
+"""What a source is, and the source that most data sets are: a list of image files, each with its mask."""
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol, TypedDict
+
+import numpy as np
+
+from deeplab_jax.data import images
+from deeplab_jax.data.labels import LabelSet, to_class_ids
+from deeplab_jax.errors import UserError, did_you_mean
+
+IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+
+
+class Example(TypedDict):
+    """One example.
+
+    `image` is uint8 `[H, W, 3]` RGB, `label` is uint8 `[H, W]` (class ids, 255 ignored), and `name` is stable and like
+    the stem of a file name.
+    """
+
+    image: np.ndarray
+    label: np.ndarray
+    name: str
+
+
+class Source(Protocol):
+    """Random access to the examples of one split. Sources can be pickled and read from many threads."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def labels(self) -> LabelSet: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Example: ...
+
+    def describe(self, index: int, /) -> tuple[str, str] | str:
+        """The image's and the mask's path, or the name of an example that has no files."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """An image file, its mask file, and the name of the example."""
+
+    image: str
+    mask: str
+    name: str
+
+
+@dataclasses.dataclass(frozen=True)
+class PairSource:
+    """Examples read from pairs of files.
+
+    The listing is made when the source is opened; reading an example opens its two files only.
+    """
+
+    name: str
+    labels: LabelSet
+    pairs: tuple[Pair, ...]
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> Example:
+        pair = self.pairs[index]
+        image = images.read_image(pair.image)
+        label = decode_label(images.read_mask(pair.mask), self.labels, name=pair.mask)
+        check_sizes(image, label, image_name=pair.image, mask_name=pair.mask)
+        return {"image": image, "label": label, "name": pair.name}
+
+    def describe(self, index: int) -> tuple[str, str]:
+        pair = self.pairs[index]
+        return pair.image, pair.mask
+
+
+def decode_label(stored: np.ndarray, labels: LabelSet, *, name: str) -> np.ndarray:
+    """Stored values `[H, W]` as class ids, uint8 `[H, W]`.
+
+    Raises:
+      UserError: `stored` holds values that `labels` does not list; `name` is what the message calls the mask.
+    """
+    label, unknown = to_class_ids(stored, labels)
+    if unknown:
+        raise UserError(
+            f"{name}: mask values {spell(unknown)} are none of those expected ({spell_ranges(labels.stored_values)}) "
+            f"for the {labels.num_classes} classes; correct the mask, or map every stored value with data.value_map"
+        )
+    return label
+
+
+def check_sizes(image: np.ndarray, label: np.ndarray, *, image_name: str, mask_name: str) -> None:
+    """Raise a UserError where an image and its mask differ in size."""
+    if image.shape[:2] != label.shape:
+        raise UserError(
+            f"{mask_name}: mask of {label.shape[1]}x{label.shape[0]} pixels for an image of "
+            f"{image.shape[1]}x{image.shape[0]} ({image_name}); "
+            "give both the same size (resize masks with nearest neighbour only)"
+        )
+
+
+def spell(values: Sequence[object], *, limit: int = 5) -> str:
+    """`1, 2, 3 and 7 more`: at most `limit` values of a list, for a message."""
+    shown = ", ".join(str(value) for value in values[:limit])
+    return shown if len(values) <= limit else f"{shown} and {len(values) - limit} more"
+
+
+def spell_ranges(values: Sequence[int]) -> str:
+    """`0 to 10, 255`: ascending integers, for a message."""
+    runs: list[list[int]] = []
+    for value in values:
+        if runs and value == runs[-1][1] + 1:
+            runs[-1][1] = value
+        else:
+            runs.append([value, value])
+    return ", ".join(str(first) if first == last else f"{first} to {last}" for first, last in runs)
+
+
+def choose_split(split: str, splits: Iterable[str], *, source: str) -> None:
+    """Raise a UserError unless `split` is one of `splits`."""
+    if split not in splits:
+        raise UserError(f"data set '{source}' has no split '{split}'; {did_you_mean(split, splits)}")
+
+
+def require_folder(path: Path, *, source: str, layout: str) -> Path:
+    """Return `path`, or raise a UserError that shows the expected `layout` when it is not a folder."""
+    if not path.is_dir():
+        raise UserError(
+            f"{path}: no such folder; set data.dir to the folder of data set '{source}', which is laid out as {layout}"
+        )
+    return path
+
+
+def list_images(folder: Path, *, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> list[Path]:
+    """The image files of a folder, sorted by name; hidden files are passed over."""
+    with os.scandir(folder) as entries:
+        names = sorted(
+            e.name for e in entries if e.name.lower().endswith(tuple(suffixes)) and not e.name.startswith(".")
+        )
+    return [folder / name for name in names]
+
+
+def pair_by_stem(images_found: Sequence[Path], masks_found: Sequence[Path], *, where: str) -> tuple[Pair, ...]:
+    """Pair images and masks whose names are equal up to the suffix, sorted by name.
+
+    Raises:
+      UserError: nothing was found, two files claim one name, or a file has no partner; the message names them.
+    """
+    return pair_by_name(_by_stem(images_found), _by_stem(masks_found), where=where)
+
+
+def pair_by_name(images_found: Mapping[str, Path], masks_found: Mapping[str, Path], *, where: str) -> tuple[Pair, ...]:
+    """`pair_by_stem` for files that have their names already (name -> path)."""
+    if not images_found:
+        raise UserError(f"{where}: no image found; check data.dir (files ending in {', '.join(IMAGE_SUFFIXES)} count)")
+    unpaired_images = [str(images_found[name]) for name in sorted(images_found.keys() - masks_found.keys())]
+    if unpaired_images:
+        raise UserError(f"{spell(unpaired_images)}: no mask of that name; add the masks or remove these images")
+    unpaired_masks = [str(masks_found[name]) for name in sorted(masks_found.keys() - images_found.keys())]
+    if unpaired_masks:
+        raise UserError(f"{spell(unpaired_masks)}: no image of that name; add the images or remove these masks")
+    return tuple(Pair(str(images_found[name]), str(masks_found[name]), name) for name in sorted(images_found))
+
+
+def pair_named(
+    names: Sequence[str], images_found: Sequence[Path], masks_found: Sequence[Path], *, names_file: Path
+) -> tuple[Pair, ...]:
+    """Pair the files that a list names, in its order; files that it does not name are passed over.
+
+    Raises:
+      UserError: an image or a mask that the list names is not there.
+    """
+    images_by_name = {path.stem: path for path in images_found}
+    masks_by_name = {path.stem: path for path in masks_found}
+    for kind, found, files in (("image", images_by_name, images_found), ("mask", masks_by_name, masks_found)):
+        missing = [name for name in names if name not in found]
+        if missing:
+            folder = f" in {files[0].parent}" if files else ""
+            raise UserError(
+                f"{names_file}: no {kind} for {spell(missing)}{folder}; "
+                "unpack the data set again, or remove the names from the list"
+            )
+    return tuple(Pair(str(images_by_name[name]), str(masks_by_name[name]), name) for name in names)
+
+
+def read_names(path: Path) -> list[str]:
+    """The names in a split list: the stem of the first word of each line.
+
+    Blank lines and lines that start with `#` are passed over.
+
+    Raises:
+      UserError: the list is missing, empty, or not text.
+    """
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{path}: cannot read the list of the split; add it (one name per line), or correct data.dir or data.split"
+        ) from error
+    words = [line.split()[0] for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    if not words:
+        raise UserError(f"{path}: the list names nothing; write one name per line")
+    return [_stem(word) for word in words]
+
+
+def held_out(name: str, fraction: float) -> bool:
+    """Whether the example called `name` belongs to the held-out `fraction`.
+
+    It depends on nothing else, so adding files moves no other file.
+
+    Raises:
+      UserError: the fraction is not between 0 and 1.
+    """
+    if not 0.0 < fraction < 1.0:
+        raise UserError(f"val_fraction is {fraction}; give a share between 0 and 1, such as 0.2")
+    digest = hashlib.sha256(name.encode("utf-8")).digest()
+    return int.from_bytes(digest[:8], "big") < fraction * 2**64
+
+
+def _stem(word: str) -> str:
+    # Lists name files ("a.jpg", "/JPEGImages/a.jpg") or examples ("a", and also "scene.7"): only an image's suffix is
+    # cut off.
+    name = word.rsplit("/", 1)[-1]
+    stem, dot, suffix = name.rpartition(".")
+    return stem if dot and f".{suffix.lower()}" in IMAGE_SUFFIXES else name
+
+
+def _by_stem(paths: Sequence[Path]) -> dict[str, Path]:
+    by_stem = {path.stem: path for path in paths}
+    twins = [str(path) for path in paths if by_stem[path.stem] != path]
+    if twins:
+        raise UserError(
+            f"{spell(twins)}: another file has the same name up to its suffix; rename or remove one of each pair"
+        )
+    return by_stem

@@ -1,0 +1,170 @@
+"""Writes any source as a TFDS data set: array_record files, made and read without TensorFlow.
+
+TFDS encodes neither arrays nor its default file format without TensorFlow; it stores bytes that are encoded already as
+they are. So a photograph that is plain RGB keeps the bytes of its file, anything else becomes a PNG, and a mask becomes
+a grey PNG of class ids and 255.
+"""
+
+import errno
+import io
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from deeplab_jax.data import images
+from deeplab_jax.data.pairs import Source
+from deeplab_jax.data.prepared import SIDE_FILE
+from deeplab_jax.errors import UserError
+
+Progress = Callable[[str, int, int], None]
+"""Called as `progress(split, done, total)` after each example."""
+
+
+def prepare(sources: Mapping[str, Source], out_dir: str | Path, *, progress: Progress | None = None) -> Path:
+    """Write the splits of a data set into one TFDS folder, which `open_source("tfds", dir=out_dir, split=...)` reads.
+
+    The folder appears when all of it is written: until then everything is in a hidden folder beside it, which a failure
+    removes.
+
+    Args:
+      sources: split -> source; all of the same classes. Split names are letters, digits and underscores.
+      out_dir: the folder to make; it must not exist, or be empty.
+      progress: called after each example.
+
+    Returns:
+      `out_dir`.
+
+    Raises:
+      UserError: `out_dir` is in use, the splits differ in classes, an example cannot be read, or the disk is full.
+    """
+    target = Path(out_dir)
+    _check(sources, target)
+    name = next(iter(sources.values())).name
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    except OSError as error:
+        raise UserError(f"{target}: cannot be made ({error.strerror}); choose another folder for --out") from error
+    try:
+        written = _write(sources, work, name, progress)
+        _write_side_file(written / SIDE_FILE, sources, name)
+        if target.exists():
+            target.rmdir()  # Empty, as checked.
+        written.rename(target)
+    except OSError as error:
+        raise UserError(
+            f"{target}: cannot be written ({error.strerror or error}); free some space or choose another --out"
+        ) from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return target
+
+
+def _check(sources: Mapping[str, Source], target: Path) -> None:
+    if not sources:
+        raise ValueError("no split to write")
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(
+            f"{target}: exists already and is not an empty folder; choose another folder for --out, or remove it"
+        )
+    classes = {split: (source.labels.names, source.labels.palette) for split, source in sources.items()}
+    if len(set(classes.values())) > 1:
+        raise UserError(f"splits {', '.join(sources)} have different classes; write splits of one data set together")
+    for split, source in sources.items():
+        if len(source) == 0:
+            raise UserError(f"split '{split}' has no example; leave it out")
+
+
+def _write(sources: Mapping[str, Source], work: Path, name: str, progress: Progress | None) -> Path:
+    tfds.disable_progress_bar()
+    failures: list[Exception] = []
+
+    def generate(split: str, source: Source) -> Iterator[tuple[int, dict[str, Any]]]:
+        for index in range(len(source)):
+            try:
+                features = _features(source, index)
+            except Exception as error:
+                failures.append(error)
+                raise
+            yield index, features
+            if progress is not None:
+                progress(split, index + 1, len(source))
+
+    features = tfds.features.FeaturesDict(
+        {
+            "image": tfds.features.Image(shape=(None, None, 3)),
+            "label": tfds.features.Image(shape=(None, None, 1), dtype=np.uint8, encoding_format="png"),
+            "name": tfds.features.Text(),
+        }
+    )
+    builder = _Builder(
+        name=name,
+        version="1.0.0",
+        features=features,
+        split_datasets={split: generate(split, source) for split, source in sources.items()},
+        data_dir=str(work),
+        description="Written by deeplab_jax.data.prepare; class names and colours are in " + SIDE_FILE + ".",
+        file_format="array_record",
+        disable_shuffling=True,
+    )
+    try:
+        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
+    except Exception as error:
+        # TFDS wraps what the generator raises; the reader is told of the cause.
+        if failures:
+            raise failures[0] from None
+        if os.strerror(errno.ENOSPC) in str(error):  # array_record reports a full disk as a RuntimeError.
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+        raise
+    return Path(builder.data_dir)
+
+
+class _Builder(tfds.dataset_builders.AdhocBuilder, skip_registration=True):  # type: ignore[call-arg]
+    # Nothing is downloaded, so there are no checksums beside the code; TFDS's look-up for them needs a package that it
+    # does not declare.
+    code_path = None
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[Any]]:
+        # The parent's asks whether the examples are a tf.data.Dataset, which takes TensorFlow.
+        return dict(self._split_datasets)
+
+    def _log_download_bytes(self) -> None:
+        """Says nothing: TFDS would announce a download."""
+
+    def _log_download_done(self) -> None:
+        """Says nothing: TFDS would name the hidden folder."""
+
+
+def _features(source: Source, index: int) -> dict[str, Any]:
+    example = source[index]
+    image = _file_bytes(source.describe(index)) or images.encode_image(example["image"])
+    return {
+        "image": io.BytesIO(image),
+        "label": io.BytesIO(images.encode_mask(example["label"], None)),
+        "name": example["name"],
+    }
+
+
+def _file_bytes(described: tuple[str, str] | str) -> bytes | None:
+    if isinstance(described, str):
+        return None
+    data = Path(described[0]).read_bytes()
+    return data if images.is_plain_rgb(data) else None
+
+
+def _write_side_file(path: Path, sources: Mapping[str, Source], name: str) -> None:
+    labels = next(iter(sources.values())).labels
+    content = {
+        "source": name,
+        "names": labels.names,
+        "palette": labels.palette,
+        "examples": {s: len(source) for s, source in sources.items()},
+    }
+    path.write_text(json.dumps(content, indent=1) + "\n", "utf-8")

@@ -1,0 +1,130 @@
+"""What a check of a data set found, as data and as text."""
+
+import collections
+import dataclasses
+from typing import Any, Literal
+
+import numpy as np
+
+from deeplab_jax.data.labels import IGNORE_LABEL
+
+MAX_PER_KIND = 10
+"""Findings of one kind that a report lists one by one; the rest are counted."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong or odd.
+
+    Attributes:
+      severity: `error` stops training or ruins it, `warning` may be meant so.
+      kind: what findings are grouped and counted by.
+      file: the file, or the name of the example or data set.
+      value: the offending value, spelled.
+      message: one line that says what was found and how to mend it, without the file.
+    """
+
+    severity: Literal["error", "warning"]
+    kind: str
+    file: str
+    value: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.severity}: {self.file}: {self.message}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What a check found.
+
+    Attributes:
+      name: the data set.
+      class_names: names of the C classes; the following tuples go with them.
+      checked: examples looked at.
+      total: examples that there are.
+      findings: errors first, at most `MAX_PER_KIND` of each kind.
+      counts: findings of each kind, the unlisted ones included.
+      class_pixels: pixels of each class.
+      class_images: images that show each class.
+      ignored_pixels: pixels with the ignore label.
+      smallest, largest: (width, height) that bound the images' sizes; None when none could be read.
+      class_weights: suggestion for the loss, see `median_frequency_weights`.
+      sqrt_class_weights: their square roots, which are gentler with very rare classes.
+      value_map: suggested `{stored value: class id or 255}`, where the values found call for another than the present
+        one.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    checked: int
+    total: int
+    findings: tuple[Finding, ...]
+    counts: dict[str, int]
+    class_pixels: tuple[int, ...]
+    class_images: tuple[int, ...]
+    ignored_pixels: int
+    smallest: tuple[int, int] | None
+    largest: tuple[int, int] | None
+    class_weights: tuple[float, ...]
+    sqrt_class_weights: tuple[float, ...]
+    value_map: dict[int, int] | None
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is no error; warnings do not count."""
+        return all(finding.severity != "error" for finding in self.findings)
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields, as what `json.dump` takes."""
+        return {**dataclasses.asdict(self), "ok": self.ok}
+
+
+def format_report(report: Report) -> str:
+    """The report as plain text, a few screens at most."""
+    lines = [f"{report.name}: {report.checked} of {report.total} examples checked"]
+    if report.smallest and report.largest:
+        lines[0] += ", images from {}x{} to {}x{}".format(*report.smallest, *report.largest)
+    listed = collections.Counter(finding.kind for finding in report.findings)
+    for kind in listed:
+        lines += [str(finding) for finding in report.findings if finding.kind == kind]
+        if report.counts[kind] > listed[kind]:
+            lines.append(f"  and {report.counts[kind] - listed[kind]} more: {kind}")
+    if report.value_map is not None:
+        lines.append(f"suggested data.value_map (stored value: class id, 255 is ignored): {report.value_map}")
+    width = max(len(name) for name in report.class_names)
+    lines += ["", f"{'class':>5}  {'':{width}} {'pixels':>13} {'share':>8} {'images':>7} {'weight':>8} {'sqrt':>6}"]
+    valid = max(1, sum(report.class_pixels))
+    for i, name in enumerate(report.class_names):
+        lines.append(
+            f"{i:>5}  {name:{width}} {report.class_pixels[i]:>13} {report.class_pixels[i] / valid:>8.3%} "
+            f"{report.class_images[i]:>7} {report.class_weights[i]:>8.3f} {report.sqrt_class_weights[i]:>6.3f}"
+        )
+    lines.append(f"{IGNORE_LABEL:>5}  {'(ignored)':{width}} {report.ignored_pixels:>13}")
+    errors = sum(report.counts[kind] for kind in {f.kind for f in report.findings if f.severity == "error"})
+    warnings = sum(report.counts.values()) - errors
+    return "\n".join([*lines, "", f"{_plural(errors, 'error')}, {_plural(warnings, 'warning')}"])
+
+
+def _plural(count: int, word: str) -> str:
+    return f"{count or 'no'} {word}{'' if count == 1 else 's'}"
+
+
+def median_frequency_weights(class_pixels: np.ndarray, pixels_where_present: np.ndarray) -> np.ndarray:
+    """Class weights median(f) / f with f = `class_pixels / pixels_where_present`; 1 for an absent class.
+
+    From Eigen and Fergus 2015 ("Predicting depth, surface normals and semantic labels"), as used on CamVid by SegNet.
+
+    Args:
+      class_pixels: `[C]` pixels of each class.
+      pixels_where_present: `[C]` valid pixels of all the images that show the class.
+
+    Returns:
+      float64 `[C]`.
+    """
+    present = class_pixels > 0
+    weights = np.ones(len(class_pixels))
+    if present.any():
+        frequency = class_pixels[present] / pixels_where_present[present]
+        weights[present] = np.median(frequency) / frequency
+    return weights

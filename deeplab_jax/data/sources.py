@@ -1,0 +1,83 @@
+"""The data sets by name."""
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from deeplab_jax.data.ade20k import open_ade20k
+from deeplab_jax.data.camvid import open_camvid
+from deeplab_jax.data.cityscapes import open_cityscapes
+from deeplab_jax.data.coco import open_coco
+from deeplab_jax.data.folder import open_folder
+from deeplab_jax.data.pairs import Example, Source
+from deeplab_jax.data.pet import open_pet
+from deeplab_jax.data.voc import open_voc
+from deeplab_jax.errors import UserError, did_you_mean
+
+__all__ = ["OPENERS", "Example", "Source", "open_source", "source_names"]
+
+
+def _scenes() -> Callable[..., Source]:
+    # Imported when asked for: the generator needs nothing of this module, and this module must not need it to read
+    # files.
+    from deeplab_jax.data.scenes import Scenes
+
+    return Scenes
+
+
+def open_prepared(dir: str | Path, *, split: str) -> Source:
+    """Open a folder written by `prepare` (`prepared.open_prepared`)."""
+    # Imported when asked for: TFDS takes a good part of a second to import.
+    from deeplab_jax.data import prepared
+
+    return prepared.open_prepared(dir, split=split)
+
+
+OPENERS: dict[str, Callable[..., Source]] = {
+    "camvid": open_camvid,
+    "voc": open_voc,
+    "cityscapes": open_cityscapes,
+    "ade20k": open_ade20k,
+    "coco": open_coco,
+    "pet": open_pet,
+    "folder": open_folder,
+    "tfds": open_prepared,
+}
+"""Data sets that read a folder: name -> `open(dir, *, split, ...)`. `open_source` adds `scenes`, which reads none."""
+
+
+def source_names() -> tuple[str, ...]:
+    """The names that `open_source` knows."""
+    return ("scenes", *OPENERS)
+
+
+def open_source(name: str, *, split: str, dir: str | Path | None = None, **options: Any) -> Source:
+    """Open one split of a data set.
+
+    Folders are listed here, once; reading an example afterwards opens only its own files.
+
+    Args:
+      name: one of `source_names()`.
+      split: the part to open, usually `train` or `val`; each data set says which it has.
+      dir: the folder of the data set. `scenes` is generated, so it ignores `dir`.
+      **options: what the data set takes besides, as the keyword arguments of its `open_...` function.
+
+    Raises:
+      UserError: an unknown name, split or option; a folder that is missing or laid out otherwise.
+    """
+    if name not in source_names():
+        raise UserError(f"no data set is called '{name}'; {did_you_mean(name, source_names())}")
+    opener = _scenes() if name == "scenes" else OPENERS[name]
+    known = [parameter for parameter in inspect.signature(opener).parameters if parameter not in ("dir", "split")]
+    for option in options:
+        if option not in known:
+            hint = did_you_mean(option, known) if known else "it takes none"
+            raise UserError(f"data set '{name}' has no option '{option}'; {hint}")
+    if name == "scenes":
+        return opener(split=split, **options)
+    if not dir:
+        raise UserError(f"data set '{name}' reads files; set data.dir to the folder that holds them")
+    if not Path(dir).is_dir():
+        raise UserError(f"{dir}: no such folder; set data.dir to the folder of data set '{name}'")
+    return opener(Path(dir), split=split, **options)

@@ -1,0 +1,239 @@
+"""Augmentation of an image together with its label, as pure functions of the two and of a numpy `Generator`.
+
+The protocol is that of DeepLabv3 (Chen et al. 2017, section 4.1) and of the authors' TensorFlow code: scale by a factor
+between 0.5 and 2.0 (in steps of 0.25, or continuous), pad with the mean colour and the ignore label up to the crop
+size, take a random crop, mirror one time in two.
+
+Geometry is applied to the pair, never to one of them. Pixel centres lie at half integers: pixel i of a map of size `n`
+that becomes size `m` reads the source at `(i + 0.5) * n / m - 0.5`, bilinearly for the image (without low-pass filter,
+as in the papers) and at the nearest pixel for the label (the right or lower one of two that are equally near).
+
+Images are uint8 `[H, W, 3]` RGB, labels uint8 `[H, W]` class ids. No function writes into its arguments; a result may
+be a view of them.
+"""
+
+import math
+
+import cv2
+import numpy as np
+
+from deeplab_jax.errors import UserError
+
+Size = tuple[int, int]
+Pair = tuple[np.ndarray, np.ndarray]
+
+# The mean colour of ImageNet, rounded. The pad is close to zero once the model has normalised the image.
+MEAN_COLOR = (124, 116, 104)
+_JITTER_PIVOT = 127.5
+_LUMA = (0.299, 0.587, 0.114)
+
+
+def augment(
+    image: np.ndarray,
+    label: np.ndarray,
+    rng: np.random.Generator,
+    *,
+    crop_size: Size,
+    scale_range: tuple[float, float] = (0.5, 2.0),
+    scale_step: float = 0.25,
+    flip: bool = True,
+    color_jitter: float = 0.0,
+    fill: tuple[int, int, int] = MEAN_COLOR,
+    ignore_label: int = 255,
+) -> Pair:
+    """Scale, jitter, pad, crop and mirror one example.
+
+    Equal to `random_scale`, `jitter`, `pad_to`, `random_crop` and `random_flip` called in this order with the same
+    generator, but only the pixels inside the crop are resampled: the label is the same bit for bit, the image up to the
+    rounding of a rare pixel by one level.
+
+    Args:
+      image: uint8 `[H, W, 3]`.
+      label: uint8 `[H, W]`.
+      rng: the only source of randomness.
+      crop_size: (height, width) of the result.
+      scale_range: smallest and largest scale factor; `(1, 1)` keeps the size.
+      scale_step: distance between the factors; 0 draws them from the whole interval.
+      flip: mirror left to right with probability one half.
+      color_jitter: strength in `[0, 1)`, see `jitter`; 0 leaves the colours alone.
+      fill: colour of the padding.
+      ignore_label: label of the padding.
+
+    Returns:
+      uint8 `[h, w, 3]` and uint8 `[h, w]` of `crop_size`.
+
+    Raises:
+      UserError: a scale range, step, strength or crop size that makes no sense.
+    """
+    _check_pair(image, label)
+    _check_size(crop_size)
+    size = _scaled(label.shape, sample_scale(rng, scale_range=scale_range, scale_step=scale_step))
+    colours = sample_jitter(rng, color_jitter) if color_jitter else None
+    top, left = _sample_offset(rng, (max(size[0], crop_size[0]), max(size[1], crop_size[1])), crop_size)
+    window = (top, left, min(crop_size[0], size[0] - top), min(crop_size[1], size[1] - left))
+    image, label = resize_pair(image, label, size, window=window)
+    if colours is not None:
+        image = apply_jitter(image, colours)
+    image, label = pad_to(image, label, crop_size, fill=fill, ignore_label=ignore_label)
+    return random_flip(image, label, rng) if flip else (image, label)
+
+
+def random_scale(
+    image: np.ndarray,
+    label: np.ndarray,
+    rng: np.random.Generator,
+    *,
+    scale_range: tuple[float, float] = (0.5, 2.0),
+    scale_step: float = 0.25,
+) -> Pair:
+    """Resize the pair by one random factor, see `sample_scale`; sizes are rounded and at least 1."""
+    scale = sample_scale(rng, scale_range=scale_range, scale_step=scale_step)
+    return resize_pair(image, label, _scaled(label.shape, scale))
+
+
+def sample_scale(rng: np.random.Generator, *, scale_range: tuple[float, float], scale_step: float) -> float:
+    """Draw a factor: one of `low + k * step` up to `high`, or uniform over the interval when the step is 0.
+
+    Raises:
+      UserError: `low` is not positive, `high` is below `low`, or the step is negative.
+    """
+    low, high = scale_range
+    if not 0 < low <= high < math.inf or not 0 <= scale_step < math.inf:
+        raise UserError(
+            f"scale_range {low}..{high} in steps of {scale_step}: give 0 < smallest <= largest "
+            "and a step of 0 (continuous) or more"
+        )
+    if scale_step == 0:
+        return float(rng.uniform(low, high))
+    # The small term keeps the last factor when the division falls just short of an integer, as (1.3 - 0.7) / 0.2 does.
+    count = int((high - low) / scale_step + 1e-6) + 1
+    return low + scale_step * int(rng.integers(count))
+
+
+def resize_pair(
+    image: np.ndarray, label: np.ndarray, size: Size, *, window: tuple[int, int, int, int] | None = None
+) -> Pair:
+    """Resize an image bilinearly and its label to the nearest pixel, in the same geometry.
+
+    Pixel centres lie at half integers; outside of the image its edge pixels are repeated.
+
+    Args:
+      image: uint8 `[H, W, 3]`.
+      label: integer `[H, W]`.
+      size: (height, width) to resize to.
+      window: (top, left, height, width) inside `size`: only this part is computed. Equal to cropping the whole result,
+        up to the rounding of a rare image pixel by one level.
+
+    Returns:
+      The two arrays at the window's size.
+    """
+    _check_pair(image, label)
+    top, left, height, width = window or (0, 0, *size)
+    if size == label.shape:
+        part = np.s_[top : top + height, left : left + width]
+        return image[part], label[part]
+    # The nearest pixel to (i + 0.5) * n / m - 0.5 is floor((i + 0.5) * n / m), here in integers so that it is exact.
+    rows = (2 * np.arange(top, top + height) + 1) * label.shape[0] // (2 * size[0])
+    columns = (2 * np.arange(left, left + width) + 1) * label.shape[1] // (2 * size[1])
+    step_y, step_x = label.shape[0] / size[0], label.shape[1] / size[1]
+    # cv2.resize cannot start at an offset, which is why an affine map does the work.
+    to_source = np.array([[step_x, 0, (left + 0.5) * step_x - 0.5], [0, step_y, (top + 0.5) * step_y - 0.5]])
+    resized = cv2.warpAffine(
+        image,
+        to_source,
+        (width, height),
+        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+        borderMode=cv2.BORDER_REPLICATE,
+    )
+    return resized, label[rows][:, columns]
+
+
+def pad_to(
+    image: np.ndarray,
+    label: np.ndarray,
+    size: Size,
+    *,
+    fill: tuple[int, int, int] = MEAN_COLOR,
+    ignore_label: int = 255,
+) -> Pair:
+    """Pad below and to the right up to at least `size`, the image with `fill` and the label with `ignore_label`."""
+    _check_pair(image, label)
+    height, width = max(size[0], label.shape[0]), max(size[1], label.shape[1])
+    if (height, width) == label.shape:
+        return image, label
+    padded_image = np.empty((height, width, 3), image.dtype)
+    padded_image[:] = fill
+    padded_label = np.full((height, width), ignore_label, label.dtype)
+    inside = np.s_[: label.shape[0], : label.shape[1]]
+    padded_image[inside], padded_label[inside] = image, label
+    return padded_image, padded_label
+
+
+def random_crop(image: np.ndarray, label: np.ndarray, rng: np.random.Generator, *, size: Size) -> Pair:
+    """Cut the same window out of both, every position equally likely.
+
+    Raises:
+      ValueError: the pair is smaller than the window; pad it first.
+    """
+    _check_pair(image, label)
+    top, left = _sample_offset(rng, label.shape, size)
+    part = np.s_[top : top + size[0], left : left + size[1]]
+    return image[part], label[part]
+
+
+def random_flip(image: np.ndarray, label: np.ndarray, rng: np.random.Generator) -> Pair:
+    """Mirror both left to right with probability one half."""
+    _check_pair(image, label)
+    if rng.random() < 0.5:
+        return np.ascontiguousarray(image[:, ::-1]), np.ascontiguousarray(label[:, ::-1])
+    return image, label
+
+
+def jitter(image: np.ndarray, rng: np.random.Generator, *, strength: float) -> np.ndarray:
+    """Change brightness, contrast and saturation, each by its own factor from `[1 - strength, 1 + strength]`.
+
+    Contrast pivots on mid-grey and not on the image's mean, so that a pixel's new colour depends on its old one only
+    and jitter commutes with every crop.
+
+    Raises:
+      UserError: `strength` is outside `[0, 1)`.
+    """
+    return apply_jitter(image, sample_jitter(rng, strength)) if strength else image
+
+
+def sample_jitter(rng: np.random.Generator, strength: float) -> np.ndarray:
+    """Draw one change of colour as a float `[3, 4]` affine map of (r, g, b, 1), values 0 to 255."""
+    if not 0 <= strength < 1:
+        raise UserError(f"color_jitter {strength}: give a number from 0 (off) to below 1")
+    brightness, contrast, saturation = rng.uniform(1 - strength, 1 + strength, size=3)
+    to_grey = np.tile(np.array(_LUMA), (3, 1))
+    saturate = saturation * np.eye(3) + (1 - saturation) * to_grey
+    shift = np.full((3, 1), _JITTER_PIVOT * (1 - contrast))
+    # Saturation keeps greys, and the shift is grey: it can stay outside of the product.
+    return np.hstack([brightness * contrast * saturate, shift])
+
+
+def apply_jitter(image: np.ndarray, colours: np.ndarray) -> np.ndarray:
+    """Map the colours of a uint8 image by what `sample_jitter` drew; results are rounded and clipped to 0..255."""
+    return cv2.transform(image, colours)
+
+
+def _sample_offset(rng: np.random.Generator, size: Size, crop_size: Size) -> Size:
+    spare = (size[0] - crop_size[0], size[1] - crop_size[1])
+    if min(spare) < 0:
+        raise ValueError(f"a crop of {crop_size} does not fit into {size}; pad first")
+    return int(rng.integers(spare[0] + 1)), int(rng.integers(spare[1] + 1))
+
+
+def _scaled(size: tuple[int, ...], scale: float) -> Size:
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+def _check_pair(image: np.ndarray, label: np.ndarray) -> None:
+    if image.ndim != 3 or image.shape[2] != 3 or image.shape[:2] != label.shape:
+        raise ValueError(f"image {image.shape} and label {label.shape} are not [H, W, 3] and [H, W] of one size")
+
+
+def _check_size(crop_size: Size) -> None:
+    if len(crop_size) != 2 or min(crop_size) < 1:
+        raise UserError(f"crop_size {crop_size}: give (height, width), both at least 1")

@@ -1,0 +1,28 @@
+"""The one exception for anything that the user can mend."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """Something that the user got wrong.
+
+    The message is one line: it names the file or option, the offending value, and what to do about it. The command line prints it to stderr and
+    exits with code 2; every other exception is a fault of the program and keeps its traceback.
+    """
+
+
+def did_you_mean(word: str, choices: Iterable[object], *, limit: int = 3) -> str:
+    """Return a phrase that names the choices nearest to `word`, or all of them when none is near.
+
+    Args:
+      word: what the user wrote.
+      choices: what would have been valid.
+      limit: at most so many near misses are named.
+
+    Returns:
+      `"did you mean a, b?"` or `"choose from a, b, c"`.
+    """
+    names = [str(choice) for choice in choices]
+    near = difflib.get_close_matches(word, names, n=limit, cutoff=0.6)
+    return f"did you mean {', '.join(near)}?" if near else f"choose from {', '.join(names)}"

@@ -1,0 +1,1 @@
+"""Inference, evaluation and pictures of results."""

@@ -1,0 +1,181 @@
+"""Evaluation of a model on a labelled source: one confusion matrix over all images, metrics once at the end."""
+
+import json
+import platform
+import time
+from collections.abc import Callable, Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from deeplab_jax.data.labels import IGNORE_LABEL, LabelSet
+from deeplab_jax.data.loader import examples_in_order
+from deeplab_jax.data.pairs import Example, Source
+from deeplab_jax.errors import UserError, did_you_mean
+from deeplab_jax.evaluate.inference import evaluate_batch, pad_images, run_size
+from deeplab_jax.models.catalog import check_output_stride, describe
+from deeplab_jax.models.segmenter import Segmenter, Variables
+from deeplab_jax.ops import metrics as ops_metrics
+
+MODES = ("padded", "exact")
+VERSIONED = ("deeplab_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "opencv-python-headless")
+
+Size = tuple[int, int]
+Results = dict[str, Any]
+OnPrediction = Callable[[Example, np.ndarray], None]
+
+
+def evaluate(
+    model: Segmenter,
+    variables: Variables,
+    source: Source,
+    *,
+    split: str,
+    mode: str = "padded",
+    pad_to: Sequence[Size] = (),
+    output_stride: int = 0,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    window: Sequence[int] = (),
+    batch_size: int = 1,
+    threads: int = 2,
+    limit: int | None = None,
+    on_prediction: OnPrediction | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Results:
+    """Evaluate a model on every image of a source, at the labels' own resolution.
+
+    Memory does not grow with the number of images: what remains of each is its share of the confusion matrix.
+
+    Args:
+      model, variables: as from `load`.
+      source: labelled examples; its classes must be the model's.
+      split: its name, for the protocol.
+      mode: "padded" or "exact"; see `inference`.
+      pad_to: sizes to pad to.
+      output_stride: 0 is the model's own.
+      scales, flip: views whose probabilities are averaged.
+      window: sides of a sliding window; empty sees images whole.
+      batch_size: images of one padded size that run together; the last batch is filled up with empty images, which count for nothing.
+      threads: that read ahead.
+      limit: evaluate only so many images.
+      on_prediction: called with each example and its class ids `[H, W]`.
+      progress: called with the images done and in all.
+
+    Returns:
+      What `metrics.json` holds; see the README.
+
+    Raises:
+      UserError: classes or options that do not fit.
+    """
+    if mode not in MODES:
+        raise UserError(f"config.evaluate.mode={mode!r}: {did_you_mean(mode, MODES)}")
+    if model.num_classes != source.labels.num_classes:
+        raise UserError(
+            f"the model has {model.num_classes} classes, {source.name} has {source.labels.num_classes}; evaluate on the data it was trained for"
+        )
+    if not scales or min(scales) <= 0:
+        raise UserError(f"scales={tuple(scales)}: give one or more positive factors")
+    if output_stride:
+        model = model.clone(output_stride=output_stride)
+        check_output_stride(model)
+    total = len(source) if limit is None else min(limit, len(source))
+    views = {"scales": tuple(float(s) for s in scales), "flip": flip, "window": (int(window[0]), int(window[1])) if window else None}
+    confusion = np.zeros((model.num_classes, model.num_classes), np.int64)
+    sizes_run: set[Size] = set()
+    start, done = time.perf_counter(), 0
+    for size, batch in _batches(examples_in_order(source, threads=threads, limit=limit), batch_size, mode, pad_to):
+        sizes_run.add(size)
+        images, sizes = pad_images([e["image"] for e in batch], size, count=batch_size)
+        labels = np.full((batch_size, *size), IGNORE_LABEL, np.uint8)
+        for index, example in enumerate(batch):
+            height, width = example["label"].shape
+            labels[index, :height, :width] = example["label"]
+        classes, counts = evaluate_batch(model, variables, images, labels, sizes, **views)  # type: ignore[arg-type]
+        confusion += counts
+        done += len(batch)
+        if on_prediction is not None:
+            for example, predicted in zip(batch, classes, strict=False):
+                height, width = example["label"].shape
+                on_prediction(example, predicted[:height, :width])
+        if progress is not None:
+            progress(done, total)
+    protocol = {
+        "split": split,
+        "images": done,
+        "output_stride": model.output_stride,
+        **{"scales": list(views["scales"]), "flip": flip, "window": list(window)},  # type: ignore[arg-type]
+        "mode": mode,
+        "view": "sliding window" if window else "whole image",
+        "sizes_run": sorted(list(size) for size in sizes_run),
+        "label_resolution": "original",
+        "ignore_label": IGNORE_LABEL,
+        "data": source.name,
+    }
+    return {
+        **summarize_confusion(confusion, source.labels),
+        "protocol": protocol,
+        "model": describe(model),
+        "versions": versions(),
+        "seconds": round(time.perf_counter() - start, 3),
+    }
+
+
+def _batches(examples: Iterator[Example], batch_size: int, mode: str, pad_to: Sequence[Size]) -> Iterator[tuple[Size, list[Example]]]:
+    """Group examples that run at one size; a group leaves when it is full, and the partly filled ones at the end."""
+    waiting: dict[Size, list[Example]] = {}
+    for example in examples:
+        height, width = example["label"].shape
+        size = run_size((height, width), mode=mode, pad_to=pad_to)
+        group = waiting.setdefault(size, [])
+        group.append(example)
+        if len(group) == batch_size:
+            yield size, waiting.pop(size)
+    yield from waiting.items()
+
+
+def summarize_confusion(confusion: np.ndarray, labels: LabelSet) -> Results:
+    """Return the metrics of a confusion matrix `[K, K]` (rows are labels); ratios 0 to 1, None where a class does not occur."""
+    ious, accuracies = ops_metrics.iou_per_class(confusion), ops_metrics.accuracy_per_class(confusion)
+    support = confusion.sum(axis=1)
+    return {
+        "miou": _number(ops_metrics.mean_iou(confusion)),
+        "pixel_accuracy": _number(ops_metrics.pixel_accuracy(confusion)),
+        "mean_accuracy": _number(ops_metrics.mean_accuracy(confusion)),
+        "per_class": [
+            {"name": name, "iou": _number(ious[k]), "accuracy": _number(accuracies[k]), "support": int(support[k])}
+            for k, name in enumerate(labels.names)
+        ],
+        "confusion_matrix": confusion.tolist(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions and the device that results depend on."""
+    found = {"python": platform.python_version()}
+    for package in VERSIONED:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed as a package"
+    device = jax.devices()[0]
+    found["device"] = f"{jax.device_count()} x {device.platform} {device.device_kind}"
+    return found
+
+
+def write_results(results: Results, folder: Path) -> Path:
+    """Write `metrics.json` and return its path."""
+    file = folder / "metrics.json"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{file}: cannot be written ({error.strerror}); give another --out") from None
+    return file
+
+
+def _number(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)

@@ -1,0 +1,226 @@
+"""Inference on images of any size: whole or by sliding window, at several scales, mirrored, padded or exact.
+
+Two modes, recorded in every protocol:
+
+- `exact` runs the model on the image alone. Every image size is one compilation.
+- `padded` is the authors' own: preprocessed images are padded with zeros (the mean pixel) at the bottom and right to one of a few sizes, and the
+  logits are cut back. Padding changes the borders and image-level features a little; compilations are as few as the sizes. Sizes of k * 16 + 1
+  pixels put the corners of every feature map on pixels, which `align_corners=True` assumes.
+"""
+
+from collections.abc import Iterable, Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from deeplab_jax.models.segmenter import SMALLEST_SIDE, Segmenter, Variables
+from deeplab_jax.ops.metrics import confusion_matrix
+from deeplab_jax.ops.resize import resize_bilinear
+
+Size = tuple[int, int]
+
+PAD_STEP = 128
+
+
+def segment(
+    model: Segmenter,
+    variables: Variables,
+    image: np.ndarray,
+    *,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    window: Size | None = None,
+) -> np.ndarray:
+    """Segment one image, in `exact` mode.
+
+    Args:
+      model, variables: as from `load`.
+      image: uint8 `[H, W, 3]`, RGB, of any size.
+      scales: factors at which the image is seen; the class probabilities are averaged.
+      flip: see the mirrored image as well.
+      window: height and width of a sliding window for large images; None sees the image whole.
+
+    Returns:
+      int32 `[H, W]` class ids.
+
+    Raises:
+      ValueError: the image is not uint8 `[H, W, 3]`.
+    """
+    image = np.asarray(image)
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
+        raise ValueError(f"image of shape {image.shape} and dtype {image.dtype}: expected uint8 [H, W, 3]")
+    size = image.shape[:2]
+    images, sizes = pad_images([image], (max(size[0], SMALLEST_SIDE), max(size[1], SMALLEST_SIDE)))
+    classes = predict_classes(
+        model, variables, images, sizes, scales=tuple(scales), flip=flip, window=None if window is None else tuple(window)
+    )
+    return np.asarray(classes[0, : size[0], : size[1]], np.int32)
+
+
+def predict_classes(
+    model: Segmenter,
+    variables: Variables,
+    images: np.ndarray,
+    sizes: np.ndarray,
+    *,
+    scales: tuple[float, ...],
+    flip: bool,
+    window: Size | None,
+) -> jax.Array:
+    """Predict class ids `[N, H, W]` for padded uint8 images `[N, H, W, 3]` whose true sizes are `[N, 2]`."""
+    if window is None or (images.shape[1] <= window[0] and images.shape[2] <= window[1]):
+        return _classes(model, variables, images, sizes, scales, flip)
+    return _sliding_classes(model, variables, images, sizes, scales, flip, window)
+
+
+@partial(jax.jit, static_argnums=(0, 4, 5))
+def _classes(
+    model: Segmenter, variables: Variables, images: jax.Array, sizes: jax.Array, scales: tuple[float, ...], flip: bool
+) -> jax.Array:
+    return jnp.argmax(class_scores(model, variables, preprocess(model, images, sizes), scales=scales, flip=flip), axis=-1)
+
+
+def preprocess(model: Segmenter, images: jax.Array, sizes: jax.Array) -> jax.Array:
+    """Preprocess padded uint8 images `[N, H, W, 3]`; pixels outside their true sizes `[N, 2]` become exactly zero, the mean."""
+    rows = jnp.arange(images.shape[1])[None, :, None] < sizes[:, 0, None, None]
+    columns = jnp.arange(images.shape[2])[None, None, :] < sizes[:, 1, None, None]
+    return jnp.where((rows & columns)[..., None], model.preprocessing(images), 0.0)
+
+
+def class_scores(
+    model: Segmenter, variables: Variables, images: jax.Array, *, scales: tuple[float, ...], flip: bool
+) -> jax.Array:
+    """Score classes `[N, H, W, K]` of preprocessed images: logits for one view, else the mean of the views' class probabilities.
+
+    A side of n pixels becomes `(n - 1) * scale + 1`, as in the papers' counts of multiply-adds.
+    """
+    views = [(scale, mirrored) for scale in scales for mirrored in ((False, True) if flip else (False,))]
+
+    def logits(scale: float, mirrored: bool) -> jax.Array:
+        size = tuple(max(SMALLEST_SIDE, round((side - 1) * scale) + 1) for side in images.shape[1:3])
+        view = resize_bilinear(images, (size[0], size[1]), align_corners=True)
+        view = view[:, :, ::-1] if mirrored else view
+        scores = model.apply(variables, view, train=False, method="scores")
+        return model.resize(scores[:, :, ::-1] if mirrored else scores, images)
+
+    if len(views) == 1:
+        return logits(*views[0])
+    return sum(jax.nn.softmax(logits(*view)) for view in views) / len(views)
+
+
+@partial(jax.jit, static_argnums=(0, 5, 6, 7), donate_argnums=(2,))
+def _add_window(
+    model: Segmenter,
+    variables: Variables,
+    total: jax.Array,
+    images: jax.Array,
+    corner: jax.Array,
+    scales: tuple[float, ...],
+    flip: bool,
+    window: Size,
+) -> jax.Array:
+    start = (0, corner[0], corner[1], 0)
+    view = jax.lax.dynamic_slice(images, start, (images.shape[0], *window, images.shape[3]))
+    probabilities = jax.nn.softmax(class_scores(model, variables, view, scales=scales, flip=flip))
+    old = jax.lax.dynamic_slice(total, start, probabilities.shape)
+    return jax.lax.dynamic_update_slice(total, old + probabilities, start)
+
+
+def _sliding_classes(
+    model: Segmenter,
+    variables: Variables,
+    images: np.ndarray,
+    sizes: np.ndarray,
+    scales: tuple[float, ...],
+    flip: bool,
+    window: Size,
+) -> jax.Array:
+    """Sum the probabilities of overlapping windows; the sum needs no division, since each pixel's classes share their count."""
+    height, width = images.shape[1:3]
+    window = (min(window[0], height), min(window[1], width))
+    whole = jax.jit(preprocess, static_argnums=0)(model, images, sizes)
+    total = jnp.zeros((images.shape[0], height, width, model.num_classes), jnp.float32)
+    for top in window_starts(height, window[0]):
+        for left in window_starts(width, window[1]):
+            total = _add_window(model, variables, total, whole, np.asarray([top, left], np.int32), scales, flip, window)
+    return jnp.argmax(total, axis=-1)
+
+
+def window_starts(size: int, window: int) -> list[int]:
+    """Return where windows start so that they cover `size` pixels and overlap by at least a third of a window."""
+    if size <= window:
+        return [0]
+    count = -(-(size - window) // max(1, window * 2 // 3)) + 1
+    return [round(i * (size - window) / (count - 1)) for i in range(count)]
+
+
+@partial(jax.jit, static_argnums=(0, 5, 6))
+def _classes_and_counts(
+    model: Segmenter,
+    variables: Variables,
+    images: jax.Array,
+    labels: jax.Array,
+    sizes: jax.Array,
+    scales: tuple[float, ...],
+    flip: bool,
+) -> tuple[jax.Array, jax.Array]:
+    classes = _classes(model, variables, images, sizes, scales, flip)
+    return classes, confusion_matrix(labels, classes, num_classes=model.num_classes)
+
+
+def evaluate_batch(
+    model: Segmenter,
+    variables: Variables,
+    images: np.ndarray,
+    labels: np.ndarray,
+    sizes: np.ndarray,
+    *,
+    scales: tuple[float, ...] = (1.0,),
+    flip: bool = False,
+    window: Size | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Predict a padded batch and count it against its labels.
+
+    Returns:
+      Class ids `[N, H, W]` and an int32 confusion matrix `[K, K]`; only these leave the device.
+    """
+    if window is None:
+        classes, counts = _classes_and_counts(model, variables, images, labels, sizes, scales, flip)
+    else:
+        classes = predict_classes(model, variables, images, sizes, scales=scales, flip=flip, window=window)
+        counts = confusion_matrix(jnp.asarray(labels), classes, num_classes=model.num_classes)
+    return np.asarray(classes), np.asarray(counts)
+
+
+def pad_images(images: Iterable[np.ndarray], size: Size, *, count: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Stack images at the top left of `size`, and return them with their true sizes int32 `[N, 2]`.
+
+    With `count`, empty images of size 0 x 0 fill the batch up.
+    """
+    images = list(images)
+    total = len(images) if count is None else count
+    stacked = np.zeros((total, *size, 3), np.uint8)
+    sizes = np.zeros((total, 2), np.int32)
+    for index, image in enumerate(images):
+        stacked[index, : image.shape[0], : image.shape[1]] = image
+        sizes[index] = image.shape[:2]
+    return stacked, sizes
+
+
+def padded_size(size: Size, pad_to: Sequence[Size]) -> Size:
+    """Return the smallest of the sizes `pad_to` that holds an image; where none does, the next multiple of 128, plus 1, of each side."""
+    fitting = [(height, width) for height, width in pad_to if height >= size[0] and width >= size[1]]
+    if fitting:
+        return min(fitting, key=lambda s: s[0] * s[1])
+    height, width = (-(-(side - 1) // PAD_STEP) * PAD_STEP + 1 for side in size)
+    return max(height, PAD_STEP + 1), max(width, PAD_STEP + 1)
+
+
+def run_size(size: Size, *, mode: str, pad_to: Sequence[Size]) -> Size:
+    """Return the size at which an image runs in a mode."""
+    if mode == "exact":
+        return max(size[0], SMALLEST_SIDE), max(size[1], SMALLEST_SIDE)
+    return padded_size(size, pad_to)
+

@@ -1,0 +1,176 @@
+"""Pictures of labels: in colours, over the photograph, and beside the truth."""
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from deeplab_jax.data.labels import IGNORE_LABEL
+
+Palette = Sequence[tuple[int, int, int]]
+
+_IGNORED = (48, 48, 48)
+_HATCH = (96, 96, 96)
+_PAPER = (255, 255, 255)
+_INK = (32, 32, 32)
+_GAP = 4
+
+
+def colour_labels(ids: np.ndarray, palette: Palette) -> np.ndarray:
+    """Paint class ids in their colours; ignored pixels (255) become dark grey with light diagonals.
+
+    Args:
+      ids: integers `[H, W]`: indices of `palette`, or 255.
+      palette: (red, green, blue) of each class.
+
+    Returns:
+      uint8 `[H, W, 3]` RGB.
+
+    Raises:
+      ValueError: an id that is neither in the palette nor 255.
+    """
+    ignored = ids == IGNORE_LABEL
+    known = np.where(ignored, 0, ids)
+    if known.size and (known.min() < 0 or known.max() >= len(palette)):
+        raise ValueError(f"class ids {known.min()} to {known.max()} do not fit a palette of {len(palette)} colours")
+    colours = np.array(palette, np.uint8)[known]
+    if ignored.any():
+        rows, columns = np.nonzero(ignored)
+        is_line = (rows + columns) % 8 == 0
+        colours[rows, columns] = np.where(is_line[:, None], np.array(_HATCH), np.array(_IGNORED))
+    return colours
+
+
+def overlay(image: np.ndarray, ids: np.ndarray, palette: Palette, *, alpha: float = 0.5) -> np.ndarray:
+    """Lay the class colours over the image, with a thin light line between classes.
+
+    Args:
+      image: uint8 `[H, W, 3]` RGB.
+      ids: integers `[H, W]`, class ids or 255; ignored pixels show the darkened image.
+      palette: (red, green, blue) of each class.
+      alpha: 0 shows the image only, 1 the colours only.
+
+    Returns:
+      uint8 `[H, W, 3]` RGB.
+    """
+    if image.shape[:2] != ids.shape:
+        raise ValueError(f"image {image.shape} and class ids {ids.shape} differ in size")
+    mixed = cv2.addWeighted(image, 1 - alpha, colour_labels(ids, palette), alpha, 0)
+    ignored = ids == IGNORE_LABEL
+    mixed[ignored] = (image[ignored] * (1 - 0.6 * alpha)).astype(np.uint8)
+    border = boundaries(ids)
+    mixed[border] = (mixed[border] * (1 - alpha) + 255 * alpha).astype(np.uint8)
+    return mixed
+
+
+def boundaries(ids: np.ndarray) -> np.ndarray:
+    """Pixels whose right or lower neighbour is of another class: lines of one pixel, bool `[H, W]`."""
+    different = np.zeros(ids.shape, bool)
+    different[:, :-1] |= ids[:, :-1] != ids[:, 1:]
+    different[:-1] |= ids[:-1] != ids[1:]
+    return different
+
+
+def prediction_strip(
+    image: np.ndarray,
+    truth: np.ndarray | None,
+    prediction: np.ndarray,
+    palette: Palette,
+    *,
+    names: Sequence[str] = (),
+    alpha: float = 1.0,
+    titles: Sequence[str] = ("image", "truth", "prediction"),
+) -> np.ndarray:
+    """Image, truth and prediction side by side, titled, over a legend of the classes that appear in either.
+
+    Args:
+      image: uint8 `[H, W, 3]` RGB.
+      truth: class ids `[H, W]`, 255 where ignored; None leaves the column out.
+      prediction: class ids `[H, W]`.
+      palette: (red, green, blue) of each class.
+      names: class names for the legend; without them there is none.
+      alpha: strength of the class colours over the image; 1 paints plain colours.
+      titles: what stands over the three columns.
+
+    Returns:
+      uint8 `[height, width, 3]` RGB.
+    """
+    columns = [(titles[0], image), (titles[2], _panel(image, prediction, palette, alpha))]
+    shown = [prediction]
+    if truth is not None:
+        columns.insert(1, (titles[1], _panel(image, truth, palette, alpha)))
+        shown.append(truth)
+    font = _font(image.shape[0])
+    row = np.concatenate([_titled(panel, title, font) for title, panel in columns], axis=1)[:, : -_GAP or None]
+    if not names:
+        return row
+    present = np.unique(np.concatenate([ids.ravel() for ids in shown]))
+    return np.concatenate([row, legend(present.tolist(), palette, names, width=row.shape[1], font=font)], axis=0)
+
+
+def stack_strips(strips: Sequence[np.ndarray]) -> np.ndarray:
+    """Strips one below the other, left-aligned on white. uint8 `[height, width, 3]`."""
+    width = max(strip.shape[1] for strip in strips)
+    padded = [
+        cv2.copyMakeBorder(strip, 0, 3 * _GAP, 0, width - strip.shape[1], cv2.BORDER_CONSTANT, value=_PAPER)
+        for strip in strips
+    ]
+    return np.concatenate(padded, axis=0)[: -3 * _GAP]
+
+
+def legend(
+    class_ids: Sequence[int],
+    palette: Palette,
+    names: Sequence[str],
+    *,
+    width: int,
+    font: ImageFont.FreeTypeFont | ImageFont.ImageFont | None = None,
+) -> np.ndarray:
+    """A box of its colour before each name, in as many lines as `width` asks for. 255 is called "ignored".
+
+    Returns:
+      uint8 `[height, width, 3]` RGB.
+    """
+    font = font or _font(360)
+    line = _line_height(font)
+    box = line - 6
+    places: list[tuple[int, int, int, str]] = []
+    x, y = _GAP, 0
+    for class_id in class_ids:
+        name = "ignored" if class_id == IGNORE_LABEL else names[class_id]
+        needed = box + 4 + int(font.getlength(name)) + 12
+        if x > _GAP and x + needed > width:
+            x, y = _GAP, y + line
+        places.append((x, y, class_id, name))
+        x += needed
+    canvas = Image.new("RGB", (width, y + line), _PAPER)
+    draw = ImageDraw.Draw(canvas)
+    for x, y, class_id, name in places:
+        swatch = colour_labels(np.full((box, box), class_id), palette)
+        canvas.paste(Image.fromarray(swatch), (x, y + 3))
+        draw.rectangle((x, y + 3, x + box - 1, y + 2 + box), outline=_INK)
+        draw.text((x + box + 4, y + line / 2), name, fill=_INK, font=font, anchor="lm")
+    return np.asarray(canvas)
+
+
+def _panel(image: np.ndarray, ids: np.ndarray, palette: Palette, alpha: float) -> np.ndarray:
+    return colour_labels(ids, palette) if alpha == 1 else overlay(image, ids, palette, alpha=alpha)
+
+
+def _titled(panel: np.ndarray, title: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> np.ndarray:
+    """The panel under its title, with the gap to the next column on its right."""
+    line = _line_height(font)
+    canvas = Image.new("RGB", (panel.shape[1] + _GAP, panel.shape[0] + line), _PAPER)
+    canvas.paste(Image.fromarray(np.ascontiguousarray(panel)), (0, line))
+    ImageDraw.Draw(canvas).text((2, line / 2), title, fill=_INK, font=font, anchor="lm")
+    return np.asarray(canvas)
+
+
+def _font(image_height: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size=max(10, min(28, image_height // 24)))
+
+
+def _line_height(font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> int:
+    _, top, _, bottom = font.getbbox("Agjl|")
+    return int(bottom - top) + 8

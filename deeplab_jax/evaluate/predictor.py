@@ -1,0 +1,102 @@
+"""Prediction of image files: indexed PNGs and overlays."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from deeplab_jax.data.images import read_image, write_image, write_mask
+from deeplab_jax.data.labels import colormap
+from deeplab_jax.data.pairs import Example, list_images
+from deeplab_jax.errors import UserError
+from deeplab_jax.evaluate.inference import pad_images, predict_classes, run_size
+from deeplab_jax.evaluate.pictures import overlay
+from deeplab_jax.models.segmenter import Segmenter, Variables
+
+Palette = Sequence[tuple[int, int, int]]
+
+
+def find_images(paths: Iterable[str | Path]) -> list[Path]:
+    """Return the image files named, and those in the folders named, in order.
+
+    Raises:
+      UserError: a path that does not exist, a folder without images, or two images whose predictions would have one name.
+    """
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            images = list_images(path)
+            if not images:
+                raise UserError(f"{path}: no image in this folder; give one that holds JPEG or PNG files")
+            found += images
+        elif path.exists():
+            found.append(path)
+        else:
+            raise UserError(f"{path}: no such file or folder; check the path")
+    stems: dict[str, Path] = {}
+    for image in found:
+        other = stems.setdefault(image.stem, image)
+        if other != image:
+            raise UserError(f"{image}: its prediction would overwrite that of {other}; predict them into different --out folders")
+    return found
+
+
+def predict_files(
+    model: Segmenter,
+    variables: Variables,
+    paths: Sequence[Path],
+    out_dir: Path,
+    *,
+    palette: Palette | None = None,
+    mode: str = "exact",
+    pad_to: Sequence[tuple[int, int]] = (),
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    window: Sequence[int] = (),
+    progress: Callable[[int, int], None] | None = None,
+) -> Iterator[tuple[Path, UserError | None]]:
+    """Predict image files one by one, writing `NAME.png` (class ids with the palette) and `NAME_overlay.png`.
+
+    An unreadable image does not end the run.
+
+    Yields:
+      Each path, with None or what was wrong with it.
+    """
+    colours = tuple(palette) if palette else colormap(model.num_classes)
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{out_dir}: cannot be made ({error.strerror}); give another --out") from None
+    for done, path in enumerate(paths, start=1):
+        try:
+            image = read_image(path)
+        except UserError as error:
+            yield path, error
+            continue
+        size = image.shape[0], image.shape[1]
+        images, sizes = pad_images([image], run_size(size, mode=mode, pad_to=pad_to))
+        classes = predict_classes(
+            model,
+            variables,
+            images,
+            sizes,
+            scales=tuple(scales),
+            flip=flip,
+            window=(int(window[0]), int(window[1])) if window else None,
+        )
+        write_prediction(out_dir, path.stem, image, np.asarray(classes[0, : size[0], : size[1]]), colours)
+        if progress is not None:
+            progress(done, len(paths))
+        yield path, None
+
+
+def write_prediction(out_dir: Path, stem: str, image: np.ndarray, classes: np.ndarray, palette: Palette) -> None:
+    """Write `STEM.png` and `STEM_overlay.png`."""
+    ids = classes.astype(np.uint8)
+    write_mask(out_dir / f"{stem}.png", ids, tuple(palette))
+    write_image(out_dir / f"{stem}_overlay.png", overlay(image, ids, tuple(palette)))
+
+
+def prediction_writer(out_dir: Path, palette: Palette) -> Callable[[Example, np.ndarray], None]:
+    """Return what `evaluate` calls with each example and its class ids to have them written."""
+    return lambda example, classes: write_prediction(out_dir, Path(example["name"]).stem, example["image"], classes, palette)

@@ -1,0 +1,42 @@
+"""What people see on a terminal: per-class tables and progress bars."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+from rich.table import Table
+
+
+def class_table(results: Sequence[dict[str, Any]], titles: Sequence[str]) -> Table:
+    """Return IoU in percent per class and its mean, with one column for each of several results on the same classes."""
+    table = Table(title="IoU in %", title_justify="left")
+    table.add_column("class")
+    table.add_column("share of pixels", justify="right")
+    for title in titles:
+        table.add_column(title, justify="right")
+    total = max(1, sum(row["support"] for row in results[0]["per_class"]))
+    for index, row in enumerate(results[0]["per_class"]):
+        cells = [percent(result["per_class"][index]["iou"]) for result in results]
+        table.add_row(row["name"], percent(row["support"] / total), *cells)
+    table.add_section()
+    table.add_row("mean IoU", "", *(percent(result["miou"]) for result in results))
+    table.add_row("pixel accuracy", "", *(percent(result["pixel_accuracy"]) for result in results))
+    return table
+
+
+def percent(value: float | None) -> str:
+    """Write a ratio 0 to 1 in percent with two decimals; "-" for None."""
+    return "-" if value is None else f"{100 * value:.2f}"
+
+
+@contextmanager
+def progress_bar(console: Console) -> Iterator[Callable[[int, int], None]]:
+    """Yield a function of (done, total) that moves a bar on a terminal and does nothing elsewhere."""
+    if not console.is_terminal:
+        yield lambda done, total: None
+        return
+    with Progress(BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console, transient=True) as progress:
+        task = progress.add_task("")
+        yield lambda done, total: progress.update(task, completed=done, total=total)

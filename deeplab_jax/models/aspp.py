@@ -1,0 +1,64 @@
+"""Atrous spatial pyramid pooling (DeepLabv3, sec. 3.3, Fig. 5; its separable form: DeepLabv3+, sec. 3.2)."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from deeplab_jax.models.layers import ConvNorm, LayerSettings, spatial_conv
+from deeplab_jax.ops.pooling import global_average_pool
+from deeplab_jax.ops.resize import resize_bilinear
+
+RATES_OUTPUT_STRIDE = 16
+
+
+def rates_at(rates: tuple[int, ...], output_stride: int) -> tuple[int, ...]:
+    """Scale rates stated at output stride 16 to another one: doubled at 8, halved at 32.
+
+    Raises:
+      ValueError: beyond 32, where the paper has no pyramid, or where a rate is no whole number of samples.
+    """
+    if output_stride > 2 * RATES_OUTPUT_STRIDE:
+        raise ValueError(f"output_stride={output_stride}: ASPP is defined up to 32; use a cascade beyond it")
+    if any(rate * RATES_OUTPUT_STRIDE % output_stride for rate in rates):
+        raise ValueError(f"aspp_rates={rates} (stated at output stride 16) are no whole rates at output stride {output_stride}")
+    return tuple(rate * RATES_OUTPUT_STRIDE // output_stride for rate in rates)
+
+
+class ASPP(nn.Module):
+    """Parallel branches over one map: a 1x1 convolution, one 3x3 for each rate, and image-level features; concatenated and projected by a 1x1.
+
+    Attributes:
+      channels: of every branch and of the result.
+      rates: stated at output stride 16; empty leaves the 1x1 branch and the image pooling.
+      image_pooling: add the branch of image-level features (global average, 1x1, resized to the map).
+      separable: depthwise separable 3x3 branches.
+      head_convs: (kernel size, channels) of convolutions after the projection; torchvision has one more 3x3 of 256 there.
+      dropout: rate in training after the projection; the papers state none, the authors' code has 0.1, torchvision 0.5.
+    """
+
+    channels: int = 256
+    rates: tuple[int, ...] = (6, 12, 18)
+    image_pooling: bool = True
+    separable: bool = False
+    head_convs: tuple[tuple[int, int], ...] = ()
+    dropout: float = 0.0
+    settings: LayerSettings = LayerSettings()
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, output_stride: int, train: bool) -> jax.Array:
+        """Map features `[N, h, w, C]` at `output_stride` to `[N, h, w, channels]`."""
+        s = self.settings
+        branches = [ConvNorm(self.channels, settings=s, name="branch_1x1")(x, train=train)]
+        for index, rate in enumerate(rates_at(self.rates, output_stride)):
+            branch = spatial_conv(
+                self.channels, 3, rate=rate, separable=self.separable, settings=s, name=f"branch_atrous{index + 1}"
+            )
+            branches.append(branch(x, train=train))
+        if self.image_pooling:
+            pooled = ConvNorm(self.channels, settings=s, name="image_pooling")(global_average_pool(x), train=train)
+            branches.append(resize_bilinear(pooled, x.shape[1:3], align_corners=s.align_corners))
+        y = ConvNorm(self.channels, settings=s, name="projection")(jnp.concatenate(branches, axis=-1), train=train)
+        y = nn.Dropout(self.dropout, deterministic=not train)(y)
+        for index, (kernel_size, channels) in enumerate(self.head_convs):
+            y = spatial_conv(channels, kernel_size, separable=self.separable, settings=s, name=f"head{index + 1}")(y, train=train)
+        return y

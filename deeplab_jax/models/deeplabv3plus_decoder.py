@@ -1,0 +1,41 @@
+"""The decoder of DeepLabv3+ (sec. 3.1, Fig. 2; its ablations: Tables 1 and 2)."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from deeplab_jax.models.layers import ConvNorm, LayerSettings, spatial_conv
+from deeplab_jax.models.resnet import Features
+from deeplab_jax.ops.resize import resize_bilinear
+
+
+class DeepLabV3PlusDecoder(nn.Module):
+    """Refine the context's output with low-level features, from the coarsest of them to the finest.
+
+    At each level: reduce the low-level features by a 1x1 convolution, resize the coarser map to them, concatenate, convolve.
+
+    Attributes:
+      low_level: names of the backbone's features to use; ("conv2",) in the paper, ("conv2", "conv3") in its ablation.
+      low_level_channels: channels after the 1x1 reduction.
+      convs: (kernel size, channels) of the convolutions at each level.
+      separable: depthwise separable convolutions.
+    """
+
+    low_level: tuple[str, ...] = ("conv2",)
+    low_level_channels: int = 48
+    convs: tuple[tuple[int, int], ...] = ((3, 256), (3, 256))
+    separable: bool = False
+    settings: LayerSettings = LayerSettings()
+
+    @nn.compact
+    def __call__(self, x: jax.Array, features: Features, *, train: bool) -> jax.Array:
+        """Map the context's output `[N, h, w, C]` and the backbone's features to `[N, h', w', C']` at the finest low-level stride."""
+        s = self.settings
+        for name in sorted(self.low_level, key=lambda name: -features[name][1]):
+            low, _ = features[name]
+            low = ConvNorm(self.low_level_channels, settings=s, name=f"{name}_reduction")(low, train=train)
+            x = jnp.concatenate([resize_bilinear(x, low.shape[1:3], align_corners=s.align_corners), low], axis=-1)
+            for index, (kernel_size, channels) in enumerate(self.convs):
+                conv = spatial_conv(channels, kernel_size, separable=self.separable, settings=s, name=f"{name}_conv{index + 1}")
+                x = conv(x, train=train)
+        return x

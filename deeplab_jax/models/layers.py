@@ -1,0 +1,161 @@
+"""The layers that every network here is made of: convolution, normalisation, activation, and the settings they share."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import gcd
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from deeplab_jax.ops.atrous import Lowering, conv2d
+
+NormKind = Literal["batch", "frozen", "group", "none"]
+Activation = Literal["relu", "relu6", "none"]
+
+ACTIVATIONS: dict[Activation, Callable[[jax.Array], jax.Array]] = {
+    "relu": jax.nn.relu,
+    "relu6": jax.nn.relu6,
+    "none": lambda x: x,
+}
+GROUP_NORM_GROUPS = 32
+
+
+@dataclass(frozen=True)
+class LayerSettings:
+    """What the layers of one part of a network have in common.
+
+    Attributes:
+      norm: "batch" normalises with the statistics of the batch in training and with running ones otherwise; "frozen" always with the running
+        ones (the second stage of the papers' protocol; freeze the scales and offsets too by the optimizer's pattern); "group" is group
+        normalisation; "none" puts a bias into the convolution instead.
+      norm_epsilon: added to the variance.
+      norm_momentum: decay of the running statistics; the papers use 0.9997, which suits tens of thousands of steps.
+      dtype: dtype of the activations, "float32" or "bfloat16"; parameters and statistics stay float32.
+      lowering: how `conv2d` computes.
+      align_corners: corner alignment of every bilinear resize.
+    """
+
+    norm: NormKind = "batch"
+    norm_epsilon: float = 1e-5
+    norm_momentum: float = 0.9997
+    dtype: str = "float32"
+    lowering: Lowering = "auto"
+    align_corners: bool = True
+
+
+class Conv(nn.Module):
+    """A convolution over `[N, H, W, C]`, padded symmetrically so that it keeps the size at stride 1 (odd kernels).
+
+    Parameters: `kernel` (HWIO, He-normal by fan-in) and, with `use_bias`, `bias`.
+    """
+
+    features: int
+    kernel_size: int = 1
+    stride: int = 1
+    rate: int = 1
+    depthwise: bool = False
+    use_bias: bool = False
+    settings: LayerSettings = LayerSettings()
+    kernel_init: Callable[..., Any] = nn.initializers.he_normal()
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        dtype = jnp.dtype(self.settings.dtype)
+        inputs = 1 if self.depthwise else x.shape[-1]
+        kernel = self.param("kernel", self.kernel_init, (self.kernel_size, self.kernel_size, inputs, self.features), jnp.float32)
+        x = conv2d(
+            x.astype(dtype),
+            kernel.astype(dtype),
+            rate=self.rate,
+            stride=self.stride,
+            feature_group_count=x.shape[-1] if self.depthwise else 1,
+            lowering=self.settings.lowering,
+        )
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+            x = x + bias.astype(dtype)[None, None, None]
+        return x
+
+
+class Norm(nn.Module):
+    """The normalisation that the settings ask for; batch statistics live in the collection `batch_stats`."""
+
+    settings: LayerSettings
+    scale_init: Callable[..., Any] = nn.initializers.ones
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        s = self.settings
+        dtype = jnp.dtype(s.dtype)
+        if s.norm == "group":
+            groups = gcd(GROUP_NORM_GROUPS, x.shape[-1])
+            return nn.GroupNorm(groups, epsilon=s.norm_epsilon, dtype=dtype, scale_init=self.scale_init, name="group")(x)
+        batch_statistics = train and s.norm == "batch"
+        if batch_statistics and x.size == x.shape[-1] and not self.is_initializing():
+            raise ValueError(
+                f"batch normalisation of {self.scope.path_text if self.scope else 'a layer'} would see one value per channel, whose variance is 0: "
+                "train with at least 2 images per batch, or with norm='group' or norm='frozen'"
+            )
+        return nn.BatchNorm(
+            use_running_average=not batch_statistics,
+            momentum=s.norm_momentum,
+            epsilon=s.norm_epsilon,
+            dtype=dtype,
+            scale_init=self.scale_init,
+            name="batch",
+        )(x)
+
+
+class ConvNorm(nn.Module):
+    """Convolution, normalisation, activation: submodules `conv` and `norm`. Without normalisation the convolution has a bias."""
+
+    features: int
+    kernel_size: int = 1
+    stride: int = 1
+    rate: int = 1
+    depthwise: bool = False
+    activation: Activation = "relu"
+    settings: LayerSettings = LayerSettings()
+    scale_init: Callable[..., Any] = nn.initializers.ones
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        bare = self.settings.norm == "none"
+        x = Conv(
+            self.features,
+            self.kernel_size,
+            stride=self.stride,
+            rate=self.rate,
+            depthwise=self.depthwise,
+            use_bias=bare,
+            settings=self.settings,
+            name="conv",
+        )(x)
+        if not bare:
+            x = Norm(self.settings, scale_init=self.scale_init, name="norm")(x, train=train)
+        return ACTIVATIONS[self.activation](x)
+
+
+class SeparableConvNorm(nn.Module):
+    """Depthwise convolution, then a pointwise one, each with its normalisation and ReLU (DeepLabv3+, sec. 3.2, as in the authors' code)."""
+
+    features: int
+    kernel_size: int = 3
+    rate: int = 1
+    settings: LayerSettings = LayerSettings()
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        x = ConvNorm(
+            x.shape[-1], self.kernel_size, rate=self.rate, depthwise=True, settings=self.settings, name="depthwise"
+        )(x, train=train)
+        return ConvNorm(self.features, settings=self.settings, name="pointwise")(x, train=train)
+
+
+def spatial_conv(features: int, kernel_size: int, *, rate: int = 1, separable: bool, settings: LayerSettings, name: str) -> nn.Module:
+    """Return a `ConvNorm`, or its separable form where that is asked for and the kernel is larger than 1x1."""
+    if separable and kernel_size > 1:
+        return SeparableConvNorm(features, kernel_size, rate=rate, settings=settings, name=name)
+    return ConvNorm(features, kernel_size, rate=rate, settings=settings, name=name)

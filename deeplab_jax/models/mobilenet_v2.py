@@ -1,0 +1,89 @@
+"""MobileNetV2 (Sandler et al., arXiv 1801.04381) with atrous stages, without the classifier's last 1x1 convolution, as DeepLab uses it."""
+
+import flax.linen as nn
+import jax
+
+from deeplab_jax.models.dilation import FirstUnitRate, dilate_stages
+from deeplab_jax.models.layers import ConvNorm, LayerSettings
+from deeplab_jax.models.resnet import Features
+
+# Table 2 of the paper: expansion, channels, units, stride of the first unit, and the name of the features that the row completes.
+ROWS = (
+    (1, 16, 1, 1, "conv1"),
+    (6, 24, 2, 2, "conv2"),
+    (6, 32, 3, 2, "conv3"),
+    (6, 64, 4, 2, ""),
+    (6, 96, 3, 1, "conv4"),
+    (6, 160, 3, 2, ""),
+    (6, 320, 1, 1, "conv5"),
+)
+STEM_CHANNELS = 32
+STEM_STRIDE = 2
+
+
+def scale_channels(channels: int, width: float, *, divisor: int = 8) -> int:
+    """Scale a channel count to the nearest multiple of `divisor` that loses no more than a tenth."""
+    scaled = max(divisor, int(channels * width + divisor / 2) // divisor * divisor)
+    return scaled + divisor if scaled < 0.9 * channels * width else scaled
+
+
+class InvertedResidual(nn.Module):
+    """1x1 expansion, 3x3 depthwise (which carries stride or rate), linear 1x1 projection; identity shortcut where shapes allow it."""
+
+    channels: int
+    expansion: int
+    stride: int
+    rate: int
+    residual: bool
+    settings: LayerSettings
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        s = self.settings
+        y = x
+        if self.expansion > 1:
+            y = ConvNorm(x.shape[-1] * self.expansion, activation="relu6", settings=s, name="expand")(y, train=train)
+        y = ConvNorm(
+            y.shape[-1], 3, stride=self.stride, rate=self.rate, depthwise=True, activation="relu6", settings=s, name="depthwise"
+        )(y, train=train)
+        y = ConvNorm(self.channels, activation="none", settings=s, name="project")(y, train=train)
+        return x + y if self.residual and x.shape == y.shape else y
+
+
+class MobileNetV2(nn.Module):
+    """MobileNetV2 that returns the features of every stage.
+
+    Attributes:
+      width: multiplies all channel counts, rounded to multiples of 8.
+      first_unit_rate: see `dilate_stages`.
+    """
+
+    width: float = 1.0
+    first_unit_rate: FirstUnitRate = "previous"
+    settings: LayerSettings = LayerSettings(norm_epsilon=1e-3)
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, output_stride: int, train: bool) -> Features:
+        """Compute features `{"stem", "conv1", ..., "conv5": (array [N, h, w, C], stride)}` of images `[N, H, W, C]`."""
+        stages = dilate_stages(
+            [row[3] for row in ROWS], start=STEM_STRIDE, output_stride=output_stride, first_unit_rate=self.first_unit_rate
+        )
+        x = ConvNorm(
+            scale_channels(STEM_CHANNELS, self.width), 3, stride=2, activation="relu6", settings=self.settings, name="stem"
+        )(x, train=train)
+        features: Features = {"stem": (x, STEM_STRIDE)}
+        for index, ((expansion, channels, units, _, name), stage) in enumerate(zip(ROWS, stages, strict=True)):
+            for unit in range(units):
+                first = unit == 0
+                x = InvertedResidual(
+                    scale_channels(channels, self.width),
+                    expansion,
+                    stride=stage.stride if first else 1,
+                    rate=stage.first_rate if first else stage.rate,
+                    residual=not first,
+                    settings=self.settings,
+                    name=f"stage{index + 1}_unit{unit + 1}",
+                )(x, train=train)
+            if name:
+                features[name] = (x, stage.output_stride)
+        return features

@@ -1,0 +1,93 @@
+"""ResNet backbones (He et al., arXiv 1512.03385; the form with the stride in the 3x3 convolution) with atrous stages."""
+
+from typing import Literal
+
+import flax.linen as nn
+import jax
+
+from deeplab_jax.models.dilation import FirstUnitRate, dilate_stages
+from deeplab_jax.models.layers import ConvNorm, LayerSettings
+from deeplab_jax.ops.pooling import max_pool
+
+Features = dict[str, tuple[jax.Array, int]]
+
+STEM_STRIDE = 4
+STAGE_WIDTHS = (64, 128, 256, 512)
+
+
+class Unit(nn.Module):
+    """One residual unit: `bottleneck` is 1x1, 3x3, 1x1 with four times the width at its end; `basic` is two 3x3.
+
+    `first_rate` is the rate of the 3x3 convolution that carries the stride; a second 3x3 has `rate`.
+    """
+
+    width: int
+    kind: Literal["basic", "bottleneck"]
+    stride: int
+    rate: int
+    first_rate: int
+    settings: LayerSettings
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        s = self.settings
+        features = self.width * 4 if self.kind == "bottleneck" else self.width
+        if self.kind == "bottleneck":
+            y = ConvNorm(self.width, settings=s, name="conv1")(x, train=train)
+            y = ConvNorm(self.width, 3, stride=self.stride, rate=self.first_rate, settings=s, name="conv2")(y, train=train)
+            y = ConvNorm(features, activation="none", settings=s, name="conv3")(y, train=train)
+        else:
+            y = ConvNorm(features, 3, stride=self.stride, rate=self.first_rate, settings=s, name="conv1")(x, train=train)
+            y = ConvNorm(features, 3, rate=self.rate, activation="none", settings=s, name="conv2")(y, train=train)
+        if x.shape[-1] != features or self.stride > 1:
+            x = ConvNorm(features, stride=self.stride, activation="none", settings=s, name="shortcut")(x, train=train)
+        return jax.nn.relu(x + y)
+
+
+class ResNet(nn.Module):
+    """A ResNet that returns the features of every stage.
+
+    Attributes:
+      units: residual units of blocks 1 to 4 (stages conv2 to conv5).
+      kind: kind of the units.
+      multi_grid: unit rates of the last block, and of its copies; multiplied by the stage's rate (DeepLabv3, sec. 3.2.1).
+      first_unit_rate: see `dilate_stages`.
+      last_block: 4, or up to 7: blocks 5 to 7 are copies of block 4, each with stride 2 (DeepLabv3, sec. 3.2, Fig. 3).
+      width: multiplies all channel counts; 1 is the published network.
+    """
+
+    units: tuple[int, int, int, int]
+    kind: Literal["basic", "bottleneck"]
+    multi_grid: tuple[int, ...] = (1, 1, 1)
+    first_unit_rate: FirstUnitRate = "previous"
+    last_block: int = 4
+    width: float = 1.0
+    settings: LayerSettings = LayerSettings()
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, output_stride: int, train: bool) -> Features:
+        """Compute features `{"stem", "conv2", ..., "conv5"[, ..., "conv8"]: (array [N, h, w, C], stride)}` of images `[N, H, W, C]`."""
+        copies = self.last_block - 4
+        units = (*self.units, *[self.units[3]] * copies)
+        widths = [max(1, round(w * self.width)) for w in (*STAGE_WIDTHS, *[STAGE_WIDTHS[3]] * copies)]
+        stages = dilate_stages(
+            (1, *[2] * (len(units) - 1)), start=STEM_STRIDE, output_stride=output_stride, first_unit_rate=self.first_unit_rate
+        )
+        x = ConvNorm(max(1, round(64 * self.width)), 7, stride=2, settings=self.settings, name="conv1")(x, train=train)
+        features: Features = {"stem": (x, 2)}
+        x = max_pool(x, window=3, stride=2)
+        for index, (count, width, stage) in enumerate(zip(units, widths, stages, strict=True)):
+            grid = self.multi_grid if index >= 3 else (1,) * count
+            for unit in range(count):
+                first = unit == 0
+                x = Unit(
+                    width,
+                    self.kind,
+                    stride=stage.stride if first else 1,
+                    rate=stage.rate * grid[unit],
+                    first_rate=(stage.first_rate if first else stage.rate) * grid[unit],
+                    settings=self.settings,
+                    name=f"conv{index + 2}_unit{unit + 1}",
+                )(x, train=train)
+            features[f"conv{index + 2}"] = (x, stage.output_stride)
+        return features

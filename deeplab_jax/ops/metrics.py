@@ -1,0 +1,68 @@
+"""Segmentation metrics from an integer confusion matrix: counts add up over batches and devices, divisions happen once at the end."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from deeplab_jax.ops.losses import IGNORE_LABEL
+
+
+def confusion_matrix(
+    labels: jax.Array, predictions: jax.Array, *, num_classes: int, ignore_label: int = IGNORE_LABEL
+) -> jax.Array:
+    """Count pixels by (labelled class, predicted class).
+
+    Args:
+      labels: integer `[...]`; values outside 0 to `num_classes - 1`, the ignore label above all, are not counted.
+      predictions: integer `[...]`, class ids 0 to `num_classes - 1`.
+      num_classes: K.
+      ignore_label: not counted even when it is below K.
+
+    Returns:
+      int32 `[K, K]`, rows are labels. Exact up to 2**31 pixels per call; sum over calls in int64 on the host.
+    """
+    labels = labels.astype(jnp.int32).ravel()
+    predictions = predictions.astype(jnp.int32).ravel()
+    valid = (labels >= 0) & (labels < num_classes) & (labels != ignore_label)
+    cells = jnp.where(valid, labels * num_classes + predictions, num_classes**2)
+    counts = jnp.zeros(num_classes**2 + 1, jnp.int32).at[cells].add(1)
+    return counts[:-1].reshape(num_classes, num_classes)
+
+
+def iou_per_class(confusion: np.ndarray) -> np.ndarray:
+    """Return intersection over union of each class, float64 `[K]`; NaN for a class in neither labels nor predictions."""
+    confusion = np.asarray(confusion, np.int64)
+    intersection = np.diag(confusion)
+    union = confusion.sum(0) + confusion.sum(1) - intersection
+    return _ratio(intersection, union)
+
+
+def accuracy_per_class(confusion: np.ndarray) -> np.ndarray:
+    """Return the share of each class's labelled pixels that were predicted right, float64 `[K]`; NaN for a class without labels."""
+    confusion = np.asarray(confusion, np.int64)
+    return _ratio(np.diag(confusion), confusion.sum(1))
+
+
+def mean_iou(confusion: np.ndarray) -> float:
+    """Return the mean IoU over the classes that occur in labels or predictions; NaN if none does."""
+    return _nanmean(iou_per_class(confusion))
+
+
+def mean_accuracy(confusion: np.ndarray) -> float:
+    """Return the mean class accuracy over the classes that occur in the labels; NaN if none does."""
+    return _nanmean(accuracy_per_class(confusion))
+
+
+def pixel_accuracy(confusion: np.ndarray) -> float:
+    """Return the share of labelled pixels predicted right; NaN if there is none."""
+    confusion = np.asarray(confusion, np.int64)
+    total = confusion.sum()
+    return float(np.trace(confusion) / total) if total else float("nan")
+
+
+def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    return np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0)
+
+
+def _nanmean(values: np.ndarray) -> float:
+    return float(np.nanmean(values)) if np.any(~np.isnan(values)) else float("nan")

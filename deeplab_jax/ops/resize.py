@@ -1,0 +1,76 @@
+"""Bilinear resizing with its corner alignment named.
+
+Frameworks disagree on where the samples of a map lie. With `align_corners=True` the centres of the corner pixels coincide, as in the authors'
+TensorFlow code, whose crops of 513 = 512 + 1 pixels are chosen for it: sample `i` of a map at stride s lies exactly on pixel `i * s`. With
+`align_corners=False` the outer edges coincide (half-pixel centres), as torchvision does it. Neither smooths before shrinking.
+"""
+
+from functools import lru_cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def resize_bilinear(x: jax.Array, size: tuple[int, int], *, align_corners: bool) -> jax.Array:
+    """Resize maps bilinearly.
+
+    Two small matrix products, one per axis: sizes are static under `jit`, so the weights are constants.
+
+    Args:
+      x: `[N, H, W, C]` of a floating dtype.
+      size: `(height, width)` of the result in pixels.
+      align_corners: which points of both grids coincide; see the module.
+
+    Returns:
+      `[N, height, width, C]` of the dtype of `x`; `x` itself where the size is the same.
+    """
+    for axis, target in ((1, size[0]), (2, size[1])):
+        source = x.shape[axis]
+        if source == target:
+            continue
+        if source == 1:
+            x = jnp.broadcast_to(x, (*x.shape[:axis], target, *x.shape[axis + 1 :]))
+            continue
+        weights = jnp.asarray(interpolation_matrix(source, target, align_corners), x.dtype)
+        equation = "ph,nhwc->npwc" if axis == 1 else "pw,nhwc->nhpc"
+        x = jnp.einsum(equation, weights, x, precision=jax.lax.Precision.HIGHEST)
+    return x
+
+
+@lru_cache(maxsize=256)
+def interpolation_matrix(source: int, target: int, align_corners: bool) -> np.ndarray:
+    """Return the float32 `[target, source]` matrix of linear interpolation along one axis; every row sums to 1."""
+    if align_corners:
+        positions = np.arange(target) * ((source - 1) / (target - 1)) if target > 1 else np.zeros(1)
+    else:
+        positions = np.clip((np.arange(target) + 0.5) * (source / target) - 0.5, 0, source - 1)
+    lower = np.clip(np.floor(positions).astype(int), 0, max(source - 2, 0))
+    fraction = positions - lower
+    matrix = np.zeros((target, source), np.float32)
+    rows = np.arange(target)
+    matrix[rows, lower] = 1 - fraction
+    matrix[rows, np.minimum(lower + 1, source - 1)] += fraction
+    return matrix
+
+
+def resize_labels(labels: jax.Array, size: tuple[int, int], *, align_corners: bool) -> jax.Array:
+    """Resize class ids to the nearest sample, ties towards the lower index.
+
+    Args:
+      labels: integer `[N, H, W]`.
+      size: `(height, width)` of the result.
+      align_corners: as in `resize_bilinear`.
+
+    Returns:
+      `[N, height, width]` of the dtype of `labels`.
+    """
+    for axis, target in ((1, size[0]), (2, size[1])):
+        source = labels.shape[axis]
+        if align_corners:
+            positions = np.arange(target) * ((source - 1) / max(target - 1, 1))
+        else:
+            positions = (np.arange(target) + 0.5) * (source / target) - 0.5
+        nearest = np.clip(np.ceil(positions - 0.5).astype(int), 0, source - 1)
+        labels = jnp.take(labels, nearest, axis=axis)
+    return labels

@@ -1,0 +1,55 @@
+"""What training carries from step to step."""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from deeplab_jax.models.segmenter import Segmenter, Variables
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """Step, parameters, batch statistics, optimizer state, and the running average of the parameters (None without one)."""
+
+    step: jax.Array
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+    ema_params: Any
+
+    def variables(self) -> Variables:
+        """Return what to predict with: the averaged parameters where there are any."""
+        params = self.params if self.ema_params is None else self.ema_params
+        return {"params": params, **({"batch_stats": self.batch_stats} if self.batch_stats else {})}
+
+    def extra(self) -> dict[str, Any]:
+        """Return the rest of the state, which a checkpoint keeps apart."""
+        raw = {} if self.ema_params is None else {"params": self.params}
+        return {"step": self.step, "opt_state": self.opt_state, **raw}
+
+    def with_restored(self, variables: Variables, extra: dict[str, Any]) -> "TrainState":
+        """Return the state that `variables()` and `extra()` were taken from."""
+        return self.replace(
+            step=extra["step"],
+            params=extra.get("params", variables["params"]),
+            batch_stats=variables.get("batch_stats", {}),
+            opt_state=extra["opt_state"],
+            ema_params=None if self.ema_params is None else variables["params"],
+        )
+
+
+def create_state(
+    key: jax.Array, *, model: Segmenter, optimizer: optax.GradientTransformation, size: tuple[int, int], ema: bool
+) -> TrainState:
+    """Initialise the state of a model for images of `size`; run it under `jit` (or `eval_shape`)."""
+    variables = model.init({"params": key}, jnp.zeros((1, *size, 3), jnp.float32), train=False)
+    params = variables["params"]
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        batch_stats=variables.get("batch_stats", {}),
+        opt_state=optimizer.init(params),
+        ema_params=jax.tree.map(jnp.copy, params) if ema else None,
+    )

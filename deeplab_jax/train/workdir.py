@@ -1,0 +1,75 @@
+"""A run directory: what it records before step 0, and when a second start may go on in it."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from deeplab_jax.config import differences, to_plain
+from deeplab_jax.errors import UserError
+from deeplab_jax.evaluate.evaluator import versions
+
+CONFIG_FILE = "config.json"
+RUN_FILE = "run.json"
+
+# What may differ between two starts of one run: it moves no number.
+FREE = ("config.data.dir", "config.data.threads", "config.data.workers", "config.train.log_every", "config.train.pictures", "config.train.keep")
+
+
+def open_workdir(workdir: Path, config: Any, *, allow_config_change: bool) -> None:
+    """Make a run directory, or check that an existing one holds a run of the same configuration.
+
+    Raises:
+      UserError: it cannot be made, holds something else, or holds a run of another configuration.
+    """
+    file = workdir / CONFIG_FILE
+    plain = to_plain(config)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        if file.exists():
+            _check_same(file, plain, allow_config_change)
+        elif any(workdir.iterdir()):
+            raise UserError(f"{workdir}: is not empty and holds no {CONFIG_FILE}, so it is no run to resume; give an empty --workdir")
+        file.write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
+        _append_start(workdir / RUN_FILE)
+    except OSError as error:
+        raise UserError(f"{workdir}: cannot be used as run directory ({error.strerror or error}); give another --workdir") from None
+
+
+def _check_same(file: Path, plain: dict[str, Any], allow_config_change: bool) -> None:
+    try:
+        stored = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{file}: is damaged ({error}); give an empty --workdir, or delete the file to go on with this configuration") from None
+    changed = [line for line in differences(stored, plain) if line.split(":")[0] not in FREE]
+    if changed and not allow_config_change:
+        more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
+        raise UserError(
+            f"{file.parent}: holds a run of another configuration ({'; '.join(changed[:4])}{more}); "
+            "give another --workdir, or --allow_config_change to go on with the new one"
+        )
+
+
+def _append_start(file: Path) -> None:
+    """Record this start: command, git commit, versions, device."""
+    starts = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+    starts.append({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "command": sys.argv, "commit": git_commit(), "versions": versions()})
+    file.write_text(json.dumps(starts, indent=1) + "\n", encoding="utf-8")
+
+
+def git_commit() -> str:
+    """Return the commit of this checkout, marked where the tree differs from it; "unknown" outside one."""
+    try:
+        result = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude", "*"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return result.stdout.strip()

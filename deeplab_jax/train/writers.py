@@ -1,0 +1,79 @@
+"""Where the numbers of a run go: a JSONL file, TensorBoard, and the terminal."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from tensorboardX import SummaryWriter
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class Writers:
+    """Write scalars of a step everywhere; on a terminal a progress bar, in a log file plain lines.
+
+    Records after `start` are dropped first: a run that was killed after its last checkpoint writes those steps again.
+    """
+
+    def __init__(self, workdir: Path, *, start: int, steps: int, console: Console) -> None:
+        self._console = console
+        self._file = workdir / METRICS_FILE
+        self._truncate(start)
+        self._jsonl = self._file.open("a", encoding="utf-8")
+        self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=start or None, flush_secs=30)
+        self._progress = Progress(
+            TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.fields[text]}"), TimeRemainingColumn(), console=console
+        )
+        self._live = console.is_terminal
+        self._task = self._progress.add_task("train", total=steps, completed=start, text="")
+
+    def __enter__(self) -> Self:
+        if self._live:
+            self._progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._progress.stop() if self._live else None
+        self._jsonl.close()
+        self._tensorboard.close()
+
+    def step(self, step: int) -> None:
+        """Move the progress bar."""
+        self._progress.update(self._task, completed=step)
+
+    def scalars(self, step: int, values: Mapping[str, float], *, prefix: str) -> None:
+        """Write scalars under `prefix/`."""
+        self._jsonl.write(json.dumps({"step": step, **{f"{prefix}/{name}": value for name, value in values.items()}}) + "\n")
+        self._jsonl.flush()
+        for name, value in values.items():
+            self._tensorboard.add_scalar(f"{prefix}/{name}", value, step)
+
+    def line(self, step: int, text: str) -> None:
+        """Show a step's numbers: beside the bar on a terminal, as a line otherwise."""
+        if self._live:
+            self._progress.update(self._task, completed=step, text=text)
+        else:
+            self.say(f"step {step}: {text}")
+
+    def say(self, text: str) -> None:
+        """Print a line of its own."""
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def _truncate(self, start: int) -> None:
+        if not self._file.exists():
+            return
+        kept = []
+        for line in self._file.read_text(encoding="utf-8").splitlines():
+            try:
+                if json.loads(line)["step"] <= start:
+                    kept.append(line + "\n")
+            except (ValueError, KeyError):  # A line that a killed run left half-written.
+                continue
+        temporary = self._file.with_suffix(".tmp")
+        temporary.write_text("".join(kept), encoding="utf-8")
+        os.replace(temporary, self._file)

@@ -1,0 +1,140 @@
+"""A model folder: `model.json` says how to build the network, `weights.safetensors` holds its variables by path."""
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from deeplab_jax.checkpoint import Checkpoints
+from deeplab_jax.errors import UserError
+from deeplab_jax.models.catalog import describe, from_description
+from deeplab_jax.models.segmenter import Segmenter, Variables
+
+MODEL_FILE = "model.json"
+WEIGHTS_FILE = "weights.safetensors"
+CHECKPOINTS = "checkpoints"
+FORMAT = 1
+
+
+def save(path: str | Path, model: Segmenter, variables: Mapping[str, Any], info: Mapping[str, Any]) -> Path:
+    """Write a model folder.
+
+    Args:
+      path: the folder; made where missing, its two files replaced at once when all is written.
+      model: from `create_model`, or a clone of it at another class count or output stride.
+      variables: `params` and, with batch norm, `batch_stats`.
+      info: what JSON can hold: class names, palette, provenance, metrics.
+
+    Returns:
+      The folder's path.
+
+    Raises:
+      UserError: the folder cannot be written.
+    """
+    folder = Path(path)
+    tensors = {key: np.asarray(value) for key, value in flatten_variables(variables).items()}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as work:
+            save_file(tensors, str(Path(work, WEIGHTS_FILE)), metadata={"format": "flax"})
+            write_description(Path(work), model, info)
+            for name in (WEIGHTS_FILE, MODEL_FILE):
+                os.replace(Path(work, name), folder / name)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot write the model folder ({error.strerror or error}); free space or choose another") from None
+    return folder
+
+
+def load(path: str | Path, *, checkpoint: str = "best") -> tuple[Segmenter, Variables, dict[str, Any]]:
+    """Load a model folder, or the weights of a training run.
+
+    Args:
+      path: a model folder, or a run directory.
+      checkpoint: of a run directory: "best" by validation mIoU where there was one, otherwise the newest; "newest"; or a step.
+
+    Returns:
+      `(model, variables, info)`.
+
+    Raises:
+      UserError: nothing to load there, or weights that do not fit the described model (listing what does not).
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; give a model folder or a run directory")
+    if not (folder / MODEL_FILE).is_file():
+        raise UserError(f"{folder}: neither a model folder nor a run directory, there is no {MODEL_FILE} in it")
+    model, info = read_description(folder)
+    if (folder / WEIGHTS_FILE).is_file():
+        return model, _read_weights(folder / WEIGHTS_FILE, model), info
+    if (folder / CHECKPOINTS).is_dir():
+        with Checkpoints(folder / CHECKPOINTS) as checkpoints:
+            step = checkpoints.find(checkpoint)
+            variables = checkpoints.restore_variables(step, abstract_variables(model))
+            return model, variables, {**info, "step": step, "metrics": checkpoints.metrics(step)}
+    raise UserError(f"{folder}: has {MODEL_FILE} but neither {WEIGHTS_FILE} nor {CHECKPOINTS}/; the run has saved nothing yet")
+
+
+def write_description(folder: Path, model: Segmenter, info: Mapping[str, Any]) -> None:
+    """Write `model.json`: the recipe of the network, its preprocessing for readers that do not build it, and `info`."""
+    preprocessing = vars(model.preprocessing)
+    text = json.dumps({"format": FORMAT, "model": describe(model), "preprocessing": preprocessing, "info": dict(info)}, indent=1)
+    (folder / MODEL_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def read_description(folder: Path) -> tuple[Segmenter, dict[str, Any]]:
+    """Read `model.json`, returning the model and `info`."""
+    file = folder / MODEL_FILE
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if content["format"] != FORMAT:
+            raise UserError(f"{file}: format {content['format']}, this version reads {FORMAT}; convert it with the version that wrote it")
+        return from_description(content["model"]), dict(content["info"])
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file}: not a readable model description ({type(error).__name__}: {error}); write it again") from None
+
+
+def abstract_variables(model: Segmenter) -> Variables:
+    """Return the shapes and dtypes of the model's variables without computing any."""
+    images = jax.ShapeDtypeStruct((1, 65, 65, 3), jnp.float32)
+    variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
+    return {name: tree for name, tree in variables.items() if name in ("params", "batch_stats")}
+
+
+def flatten_variables(variables: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `{"params/backbone/.../kernel": array}`."""
+    return flatten_dict(flax.core.unfreeze(variables), sep="/")
+
+
+def compare(expected: Mapping[str, Any], found: Mapping[str, Any], *, source: str) -> None:
+    """Raise a UserError naming the first tensors that are missing, unexpected or of another shape; both are flat."""
+    problems = [f"missing {name}" for name in expected if name not in found]
+    problems += [f"unexpected {name}" for name in found if name not in expected]
+    problems += [
+        f"{name} is {tuple(found[name].shape)}, the model has {tuple(expected[name].shape)}"
+        for name in expected
+        if name in found and tuple(found[name].shape) != tuple(expected[name].shape)
+    ]
+    if problems:
+        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise UserError(f"{source}: does not fit the model: {'; '.join(problems[:5])}{more}; give weights of the same architecture and class count")
+
+
+def _read_weights(file: Path, model: Segmenter) -> Variables:
+    try:
+        tensors = load_file(str(file))
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{file}: not a readable safetensors file ({error}); write it again") from None
+    compare(flatten_variables(abstract_variables(model)), tensors, source=str(file))
+    return unflatten_dict({key: jnp.asarray(value) for key, value in tensors.items()}, sep="/")

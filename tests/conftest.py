@@ -1,0 +1,66 @@
+"""Settings and data shared by all tests.
+
+JAX reads its platform and the number of CPU devices once, at its first use, so they are set here, before anything
+imports it. Tests run on the CPU with eight devices unless `JAX_PLATFORMS` says otherwise; processes that a test starts
+inherit these settings.
+"""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
+os.environ.setdefault("MPLBACKEND", "agg")
+
+import jax
+import pytest
+from hypothesis import HealthCheck, settings
+
+# Broadcasting arrays of different rank hides a missing axis; where it is meant, the code says so with a new axis.
+# Strict promotion of dtypes is not possible: optax's schedules divide an int32 step by a Python float, and flax's
+# norms mix bfloat16 inputs with float32 statistics.
+jax.config.update("jax_numpy_rank_promotion", "raise")
+# JAX's persistent compilation cache stays off: it writes its entries in place and without a lock, so that two test
+# processes that share a folder can read each other's half-written programs.
+
+# The first call of a property test compiles, so a deadline for each example would fail at random; fixed examples keep
+# a failure repeatable.
+settings.register_profile(
+    "deeplab_jax", deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("deeplab_jax")
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def _data_dir(variable: str, name: str) -> Path:
+    path = Path(os.environ.get(variable) or ROOT.parent / "shared" / "data" / name)
+    if not path.is_dir():
+        pytest.skip(f"{path} is not a folder; set {variable} to the folder of the data to run this test")
+    return path
+
+
+@pytest.fixture(scope="session")
+def repo_root() -> Path:
+    """Return the folder that holds configs/ and experiments/."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def camvid_dir() -> Path:
+    """Return the folder of CamVid (train/, trainannot/, val/, valannot/); skip where it is absent."""
+    return _data_dir("CAMVID_DIR", "camvid")
+
+
+@pytest.fixture(scope="session")
+def voc_samples_dir() -> Path:
+    """Return the folder of VOC images with colour labels (N_image.png, N_target.png); skip where it is absent."""
+    return _data_dir("VOC_SAMPLES_DIR", "voc_samples")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip the tests that need what this machine lacks."""
+    if item.get_closest_marker("gpu") and jax.default_backend() != "gpu":
+        pytest.skip("needs a GPU: run with JAX_PLATFORMS=cuda")
+    if item.get_closest_marker("torch"):
+        pytest.importorskip("torch", exc_type=ImportError)

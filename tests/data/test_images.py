@@ -1,0 +1,176 @@
+"""Reading and writing images and masks: every mode that data sets hold, and every kind of damage."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deeplab_jax.data import images
+from deeplab_jax.data.labels import (
+    ADE20K,
+    CAMVID,
+    CITYSCAPES,
+    IGNORE_LABEL,
+    PET,
+    VOC,
+    LabelSet,
+    colormap,
+    to_class_ids,
+)
+from deeplab_jax.errors import UserError
+
+
+@pytest.fixture
+def rgb():
+    """Smooth, so that JPEG hardly changes it."""
+    rows, columns = np.mgrid[0:23, 0:31]
+    return np.stack([rows * 8, columns * 7, rows + columns], -1).astype(np.uint8)
+
+
+def save(path, array, *, mode=None, **options):
+    image = Image.fromarray(array)
+    (image.convert(mode) if mode else image).save(path, **options)
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "tif", "webp"])
+def test_read_image_keeps_lossless_rgb(tmp_path, rgb, suffix):
+    options = {"lossless": True} if suffix == "webp" else {}
+    np.testing.assert_array_equal(images.read_image(save(tmp_path / f"a.{suffix}", rgb, **options)), rgb)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "mode"), [("png", "RGBA"), ("png", "P"), ("jpg", "CMYK"), ("jpg", "RGB"), ("gif", "P")]
+)
+def test_read_image_turns_colour_modes_into_rgb(tmp_path, rgb, suffix, mode):
+    read = images.read_image(save(tmp_path / f"a.{suffix}", rgb, mode=mode))
+    assert read.dtype == np.uint8 and read.shape == rgb.shape
+    assert (
+        np.abs(read.astype(int) - rgb).mean() < 25
+    )  # palettes and JPEG are coarse; swapped channels differ by far more
+
+
+@pytest.mark.parametrize(("suffix", "mode"), [("png", "L"), ("jpg", "L"), ("png", "LA")])
+def test_read_image_repeats_grey(tmp_path, rgb, suffix, mode):
+    read = images.read_image(save(tmp_path / f"a.{suffix}", rgb[..., 0], mode=mode))
+    assert read.shape == rgb.shape
+    assert np.abs(read.astype(int) - rgb[..., :1]).max() <= 3
+
+
+def test_read_image_expands_one_bit(tmp_path):
+    bits = np.array([[True, False]])
+    np.testing.assert_array_equal(images.read_image(save(tmp_path / "a.png", bits))[0], [[255] * 3, [0] * 3])
+
+
+def test_read_image_scales_16_bits_to_8(tmp_path):
+    samples = np.array([[0, 257, 32896, 65535]], np.uint16)
+    np.testing.assert_array_equal(images.read_image(save(tmp_path / "a.png", samples))[0, :, 0], [0, 1, 128, 255])
+
+
+def test_read_image_ignores_the_orientation_tag(tmp_path, rgb):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # rotated by 90 degrees
+    Image.fromarray(rgb).save(tmp_path / "a.jpg", exif=exif, quality=95)
+    assert images.read_image(tmp_path / "a.jpg").shape == rgb.shape
+
+
+def test_read_image_goes_by_content_not_by_suffix(tmp_path, rgb):
+    """Some photographs of the Pet data set are GIF or PNG files called .jpg."""
+    Image.fromarray(rgb).save(tmp_path / "a.jpg", format="PNG")
+    np.testing.assert_array_equal(images.read_image(tmp_path / "a.jpg"), rgb)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif"])
+@pytest.mark.parametrize("share", [0.05, 0.5, 0.97])
+def test_truncated_images_are_user_errors(tmp_path, suffix, share):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    path = save(tmp_path / f"cut.{suffix}", noise)
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+    with pytest.raises(UserError, match=rf"cut\.{suffix}: .*replace the file"):
+        images.read_image(path)
+
+
+@pytest.mark.parametrize("read", [images.read_image, images.read_mask])
+def test_unreadable_files_are_user_errors(tmp_path, read):
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "text.png").write_text("not an image at all")
+    with pytest.raises(UserError, match=r"empty\.png: empty file"):
+        read(tmp_path / "empty.png")
+    with pytest.raises(UserError, match=r"text\.png: not an image"):
+        read(tmp_path / "text.png")
+    with pytest.raises(UserError, match=r"gone\.png: no such"):
+        read(tmp_path / "gone.png")
+    with pytest.raises(UserError, match="cannot read"):
+        read(tmp_path)
+
+
+def test_read_mask_keeps_stored_values(tmp_path):
+    values = np.array([[0, 1, 2, 255]], np.uint8)
+    np.testing.assert_array_equal(images.read_mask(save(tmp_path / "l.png", values)), values)
+    palette = Image.fromarray(values)
+    palette.putpalette([9] * 768)  # all colours equal: only the indices tell the classes apart
+    palette.save(tmp_path / "p.png")
+    np.testing.assert_array_equal(images.read_mask(tmp_path / "p.png"), values)
+    bits = images.read_mask(save(tmp_path / "1.png", values > 1))
+    np.testing.assert_array_equal(bits, [[0, 0, 1, 1]])
+    assert bits.dtype == np.uint8
+    deep = images.read_mask(save(tmp_path / "16.png", np.array([[300, 65535]], np.uint16)))
+    np.testing.assert_array_equal(deep, [[300, 65535]])
+    assert deep.dtype == np.uint16
+    wide = images.read_mask(save(tmp_path / "32.tif", np.array([[-1, 70000]], np.int32)))
+    np.testing.assert_array_equal(wide, [[-1, 70000]])
+
+
+def test_read_mask_refuses_jpeg_and_colours(tmp_path, rgb):
+    with pytest.raises(UserError, match=r"m\.jpg: a JPEG mask"):
+        images.read_mask(save(tmp_path / "m.jpg", rgb[..., 0]))
+    with pytest.raises(UserError, match=r"m\.png: mask of mode RGB holds colours"):
+        images.read_mask(save(tmp_path / "m.png", rgb))
+
+
+def test_write_mask_keeps_ids_and_colours(tmp_path):
+    ids = np.array([[0, 1, 2, 255]], np.int32)
+    images.write_mask(tmp_path / "m.png", ids, CAMVID.palette)
+    np.testing.assert_array_equal(images.read_mask(tmp_path / "m.png"), ids)
+    np.testing.assert_array_equal(images.read_image(tmp_path / "m.png")[0], [*CAMVID.palette[:3], images.VOID_COLOUR])
+    assert [path.name for path in tmp_path.iterdir()] == ["m.png"]
+    with pytest.raises(ValueError, match="0 to 255"):
+        images.write_mask(tmp_path / "n.png", np.array([[256]]), CAMVID.palette)
+
+
+def test_write_image(tmp_path, rgb):
+    images.write_image(tmp_path / "a.png", rgb)
+    np.testing.assert_array_equal(images.read_image(tmp_path / "a.png"), rgb)
+    images.write_image(tmp_path / "a.jpg", rgb)
+    assert np.abs(images.read_image(tmp_path / "a.jpg").astype(int) - rgb).mean() < 5
+    with pytest.raises(UserError, match="no image format"):
+        images.write_image(tmp_path / "a.xyz", rgb)
+    with pytest.raises(UserError, match="cannot write"):
+        images.write_image(tmp_path / "gone" / "a.png", rgb)
+
+
+def test_to_class_ids_maps_and_reports_unknown_values():
+    labels = LabelSet(("a", "b"), colormap(2), ((0, 0), (128, 1), (400, 1), (7, IGNORE_LABEL)))
+    stored = np.array([[0, 128, 7, 5, 200]], np.uint8)
+    ids, unknown = to_class_ids(stored, labels)
+    np.testing.assert_array_equal(ids, [[0, 1, 255, 255, 255]])
+    assert ids.dtype == np.uint8 and unknown == [5, 200]
+    ids, unknown = to_class_ids(np.array([[400, -1, 70000]], np.int32), labels)
+    np.testing.assert_array_equal(ids, [[1, 255, 255]])
+    assert unknown == [-1, 70000]
+
+
+def test_published_label_sets():
+    assert [len(set(labels.names)) for labels in (CAMVID, VOC, CITYSCAPES, ADE20K, PET)] == [11, 21, 19, 150, 2]
+    assert VOC.palette[15] == (192, 128, 128)  # person, in the colours of the development kit
+    ids, unknown = to_class_ids(np.array([[0, 1, 150]], np.uint8), ADE20K)
+    assert ids.tolist() == [[255, 0, 149]] and unknown == []
+    ids, unknown = to_class_ids(np.array([[7, 33, 6, 34]], np.uint8), CITYSCAPES)
+    assert ids.tolist() == [[0, 18, 255, 255]] and unknown == [34]
+    assert to_class_ids(np.array([[1, 2, 3]], np.uint8), PET)[0].tolist() == [[1, 0, 255]]
+    assert to_class_ids(np.array([[10, 11]], np.uint8), CAMVID)[0].tolist() == [[10, 255]]
+
+
+@pytest.mark.parametrize("options", [{"names": ()}, {"palette": ()}, {"value_map": ((0, 2),)}])
+def test_label_sets_must_be_consistent(options):
+    with pytest.raises(ValueError):
+        LabelSet(**{"names": ("a", "b"), "palette": colormap(2), **options})

@@ -1,0 +1,76 @@
+"""Pictures: colours by hand, sizes, and what marks the ignored pixels."""
+
+import numpy as np
+import pytest
+
+from deeplab_jax.evaluate import pictures
+
+PALETTE = ((0, 0, 0), (200, 100, 50), (10, 20, 250))
+NAMES = ("ground", "road", "a class with quite a long name")
+
+
+def test_colour_labels_by_hand() -> None:
+    painted = pictures.colour_labels(np.array([[0, 1], [2, 1]]), PALETTE)
+    assert painted.dtype == np.uint8
+    assert painted.tolist() == [[[0, 0, 0], [200, 100, 50]], [[10, 20, 250], [200, 100, 50]]]
+
+
+def test_ignored_pixels_are_dark_with_diagonals() -> None:
+    painted = pictures.colour_labels(np.full((16, 16), 255, np.uint8), PALETTE)
+    assert (painted[0, 0] > painted[0, 1]).all()
+    np.testing.assert_array_equal(painted[0, 0], painted[3, 5])
+    assert painted.max() < 128
+
+
+@pytest.mark.parametrize("bad", [3, -1, 254])
+def test_ids_outside_of_the_palette_are_refused(bad: int) -> None:
+    with pytest.raises(ValueError, match="palette"):
+        pictures.colour_labels(np.array([[0, bad]]), PALETTE)
+
+
+def test_boundaries_by_hand() -> None:
+    ids = np.array([[0, 0, 1], [0, 0, 1], [2, 2, 2]])
+    assert pictures.boundaries(ids).astype(int).tolist() == [[0, 1, 0], [1, 1, 1], [0, 0, 0]]
+
+
+def test_overlay_mixes_and_leaves_its_arguments_alone() -> None:
+    image = np.full((6, 6, 3), 100, np.uint8)
+    ids = np.ones((6, 6), np.uint8)
+    ids[:, 4:] = 255
+    mixed = pictures.overlay(image, ids, PALETTE, alpha=0.5)
+    assert mixed[0, 0].tolist() == [150, 100, 75]
+    assert (mixed[:, 3] > mixed[:, 2]).all(), "the line between classes is light"
+    assert (mixed[:, 4:] < 100).all(), "ignored pixels are darkened"
+    assert (image == 100).all()
+    np.testing.assert_array_equal(pictures.overlay(image, ids, PALETTE, alpha=0), image)
+    with pytest.raises(ValueError, match="size"):
+        pictures.overlay(image, ids[:5], PALETTE)
+
+
+@pytest.mark.parametrize("size", [(33, 40), (129, 129), (300, 500)])
+def test_prediction_strip(size: tuple[int, int]) -> None:
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (*size, 3), np.uint8)
+    truth = rng.integers(0, 3, size).astype(np.uint8)
+    truth[:5] = 255
+    prediction = np.ones(size, np.int32)
+    strip = pictures.prediction_strip(image, truth, prediction, PALETTE, names=NAMES)
+    assert strip.dtype == np.uint8 and strip.shape[1] == 3 * size[1] + 8
+    below = strip.shape[0] - size[0]
+    top = next(top for top in range(below) if (strip[top : top + size[0], : size[1]] == image).all())
+    np.testing.assert_array_equal(
+        strip[top : top + size[0], size[1] + 4 : 2 * size[1] + 4], pictures.colour_labels(truth, PALETTE)
+    )
+    assert (strip[top : top + size[0], 2 * size[1] + 8 :] == PALETTE[1]).all()
+    without = pictures.prediction_strip(image, None, prediction, PALETTE)
+    assert without.shape == (size[0] + top, 2 * size[1] + 4, 3)
+    assert pictures.stack_strips([strip, without]).shape[1] == strip.shape[1]
+
+
+def test_legend_breaks_lines() -> None:
+    wide = pictures.legend([0, 1, 2, 255], PALETTE, NAMES, width=1000)
+    narrow = pictures.legend([0, 1, 2, 255], PALETTE, NAMES, width=120)
+    assert wide.shape[1] == 1000 and narrow.shape[1] == 120
+    assert narrow.shape[0] >= 3 * wide.shape[0]
+    assert (wide == np.array(PALETTE[1])).all(axis=-1).any()
+    assert not (wide == np.array((48, 48, 48))).all()
