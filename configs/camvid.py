@@ -16,7 +16,7 @@ SQRT_MEDIAN_FREQUENCY = (0.529, 0.449, 2.188, 0.386, 1.000, 0.651, 1.961, 1.407,
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    args = parse_arg(arg, architecture="deeplabv3plus", backbone="resnet18", steps=3600)
+    args = parse_arg(arg, architecture="deeplabv3plus", backbone="resnet18", steps=3000)
     config = base()
     config.model.name = f"{args.architecture}_{args.backbone}"
     config.model.options = ConfigDict(

@@ -20,4 +20,4 @@ def open_ade20k(dir: str | Path, *, split: str) -> PairSource:
     root = nested if nested.is_dir() else Path(dir)
     images = require_folder(root / "images" / _FOLDERS[split], source="ade20k", layout=LAYOUT)
     masks = require_folder(root / "annotations" / _FOLDERS[split], source="ade20k", layout=LAYOUT)
-    return PairSource("ade20k", ADE20K, pair_by_stem(list_images(images), list_images(masks), where=str(images)))
+    return PairSource("ade20k", ADE20K, *pair_by_stem(list_images(images), list_images(masks), where=str(images)))

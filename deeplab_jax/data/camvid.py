@@ -19,4 +19,4 @@ def open_camvid(dir: str | Path, *, split: str) -> PairSource:
     choose_split(split, ("train", "val"), source="camvid")
     folder = require_folder(Path(dir) / split, source="camvid", layout=LAYOUT)
     masks = require_folder(Path(dir) / f"{split}annot", source="camvid", layout=LAYOUT)
-    return PairSource("camvid", CAMVID, pair_by_stem(list_images(folder), list_images(masks), where=str(folder)))
+    return PairSource("camvid", CAMVID, *pair_by_stem(list_images(folder), list_images(masks), where=str(folder)))

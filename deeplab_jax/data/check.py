@@ -43,12 +43,14 @@ def check_source(source: Source, *, limit: int | None = None, progress: Progress
     """
     total = len(source)
     chosen = _spread(total, limit)
+    unpaired: list[Finding] = []
     if isinstance(source, PairSource):
+        unpaired = _unpaired(dict(source.images_without_mask), dict(source.masks_without_image))
         pairs = [source.describe(i) for i in chosen]
         seen = _run(lambda pair: inspect_files(*pair, source.labels), pairs, progress)
     else:
         seen = _run(lambda i: inspect_example(source, i), chosen, progress)
-    return _report(source.name, source.labels, seen, [], total)
+    return _report(source.name, source.labels, seen, unpaired, total)
 
 
 def check_files(

@@ -24,7 +24,7 @@ def open_cityscapes(dir: str | Path, *, split: str) -> PairSource:
     annotations = require_folder(Path(dir) / "gtFine" / split, source="cityscapes", layout=LAYOUT)
     images = _by_frame(folder, _IMAGE_END)
     masks = _by_frame(annotations, _MASK_END)
-    return PairSource("cityscapes", CITYSCAPES, pair_by_name(images, masks, where=str(folder)))
+    return PairSource("cityscapes", CITYSCAPES, *pair_by_name(images, masks, where=str(folder)))
 
 
 def _by_frame(folder: Path, end: str) -> dict[str, Path]:

@@ -6,6 +6,7 @@ from pathlib import Path, PurePosixPath
 from deeplab_jax.data.labels import IGNORE_LABEL, MAX_CLASSES, LabelSet, colormap
 from deeplab_jax.data.pairs import (
     IMAGE_SUFFIXES,
+    Listing,
     Pair,
     PairSource,
     held_out,
@@ -61,14 +62,15 @@ def open_folder(
     root = Path(dir)
     if split_lists is None and val_fraction is None:
         images, masks = _locate_split(root, images, masks, split)
-    pairs = _pairs(root, images, masks)
+    listing = _list(root, images, masks)
+    pairs = listing.pairs
     if split_lists is not None:
         pairs = _listed(pairs, root, split, split_lists)
     elif val_fraction is not None:
         pairs = _held_out(pairs, split, val_fraction)
-    if not pairs:
+    if not pairs and not listing.images_without_mask:
         raise UserError(f"{root}: split '{split}' has no example; add some, or change val_fraction or the list")
-    return PairSource("folder", labels, pairs)
+    return PairSource("folder", labels, pairs, listing.images_without_mask, listing.masks_without_image)
 
 
 def _labels(
@@ -129,7 +131,7 @@ def _locate_split(root: Path, images: str, masks: str, split: str) -> tuple[str,
     )
 
 
-def _pairs(root: Path, images: str, masks: str) -> tuple[Pair, ...]:
+def _list(root: Path, images: str, masks: str) -> Listing:
     if "*" in images or "*" in masks:
         where = f"{root}: images='{images}'"
         return pair_by_name(_glob(root, images), _glob(root, masks), where=where)

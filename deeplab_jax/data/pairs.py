@@ -5,7 +5,7 @@ import hashlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol, TypedDict
+from typing import NamedTuple, Protocol, TypedDict
 
 import numpy as np
 
@@ -55,6 +55,18 @@ class Pair:
     name: str
 
 
+Unpaired = tuple[tuple[str, str], ...]
+"""(name, file) of files without a partner."""
+
+
+class Listing(NamedTuple):
+    """What a folder holds: pairs, and the files that have no partner."""
+
+    pairs: tuple[Pair, ...]
+    images_without_mask: Unpaired
+    masks_without_image: Unpaired
+
+
 @dataclasses.dataclass(frozen=True)
 class PairSource:
     """Examples read from pairs of files.
@@ -65,6 +77,17 @@ class PairSource:
     name: str
     labels: LabelSet
     pairs: tuple[Pair, ...]
+    images_without_mask: Unpaired = ()
+    masks_without_image: Unpaired = ()
+
+    def require_pairs(self) -> None:
+        """Raise a UserError that names the files without a partner, if there are any."""
+        if self.images_without_mask:
+            files = spell([file for _, file in self.images_without_mask])
+            raise UserError(f"{files}: no mask of that name; add the masks or remove these images")
+        if self.masks_without_image:
+            files = spell([file for _, file in self.masks_without_image])
+            raise UserError(f"{files}: no image of that name; add the images or remove these masks")
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -147,26 +170,25 @@ def list_images(folder: Path, *, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> li
     return [folder / name for name in names]
 
 
-def pair_by_stem(images_found: Sequence[Path], masks_found: Sequence[Path], *, where: str) -> tuple[Pair, ...]:
+def pair_by_stem(images_found: Sequence[Path], masks_found: Sequence[Path], *, where: str) -> Listing:
     """Pair images and masks whose names are equal up to the suffix, sorted by name.
 
     Raises:
-      UserError: nothing was found, two files claim one name, or a file has no partner; the message names them.
+      UserError: nothing was found, or two files claim one name; the message names them.
     """
     return pair_by_name(_by_stem(images_found), _by_stem(masks_found), where=where)
 
 
-def pair_by_name(images_found: Mapping[str, Path], masks_found: Mapping[str, Path], *, where: str) -> tuple[Pair, ...]:
+def pair_by_name(images_found: Mapping[str, Path], masks_found: Mapping[str, Path], *, where: str) -> Listing:
     """`pair_by_stem` for files that have their names already (name -> path)."""
     if not images_found:
         raise UserError(f"{where}: no image found; check data.dir (files ending in {', '.join(IMAGE_SUFFIXES)} count)")
-    unpaired_images = [str(images_found[name]) for name in sorted(images_found.keys() - masks_found.keys())]
-    if unpaired_images:
-        raise UserError(f"{spell(unpaired_images)}: no mask of that name; add the masks or remove these images")
-    unpaired_masks = [str(masks_found[name]) for name in sorted(masks_found.keys() - images_found.keys())]
-    if unpaired_masks:
-        raise UserError(f"{spell(unpaired_masks)}: no image of that name; add the images or remove these masks")
-    return tuple(Pair(str(images_found[name]), str(masks_found[name]), name) for name in sorted(images_found))
+    paired = sorted(images_found.keys() & masks_found.keys())
+    return Listing(
+        tuple(Pair(str(images_found[name]), str(masks_found[name]), name) for name in paired),
+        tuple((name, str(images_found[name])) for name in sorted(images_found.keys() - masks_found.keys())),
+        tuple((name, str(masks_found[name])) for name in sorted(masks_found.keys() - images_found.keys())),
+    )
 
 
 def pair_named(

@@ -10,7 +10,7 @@ from deeplab_jax.data.camvid import open_camvid
 from deeplab_jax.data.cityscapes import open_cityscapes
 from deeplab_jax.data.coco import open_coco
 from deeplab_jax.data.folder import open_folder
-from deeplab_jax.data.pairs import Example, Source
+from deeplab_jax.data.pairs import Example, PairSource, Source
 from deeplab_jax.data.pet import open_pet
 from deeplab_jax.data.voc import open_voc
 from deeplab_jax.errors import UserError, did_you_mean
@@ -52,7 +52,9 @@ def source_names() -> tuple[str, ...]:
     return ("scenes", *OPENERS)
 
 
-def open_source(name: str, *, split: str, dir: str | Path | None = None, **options: Any) -> Source:
+def open_source(
+    name: str, *, split: str, dir: str | Path | None = None, strict: bool = True, **options: Any
+) -> Source:
     """Open one split of a data set.
 
     Folders are listed here, once; reading an example afterwards opens only its own files.
@@ -61,6 +63,7 @@ def open_source(name: str, *, split: str, dir: str | Path | None = None, **optio
       name: one of `source_names()`.
       split: the part to open, usually `train` or `val`; each data set says which it has.
       dir: the folder of the data set. `scenes` is generated, so it ignores `dir`.
+      strict: refuse images without a mask and masks without an image; `check-data` opens them to report them all.
       **options: what the data set takes besides, as the keyword arguments of its `open_...` function.
 
     Raises:
@@ -80,4 +83,7 @@ def open_source(name: str, *, split: str, dir: str | Path | None = None, **optio
         raise UserError(f"data set '{name}' reads files; set data.dir to the folder that holds them")
     if not Path(dir).is_dir():
         raise UserError(f"{dir}: no such folder; set data.dir to the folder of data set '{name}'")
-    return opener(Path(dir), split=split, **options)
+    source = opener(Path(dir), split=split, **options)
+    if strict and isinstance(source, PairSource):
+        source.require_pairs()
+    return source
