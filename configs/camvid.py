@@ -2,28 +2,29 @@
 
     python -m deeplab_jax train --config configs/camvid.py --config.data.dir=DIR --workdir runs/camvid
 
-`DIR` holds `train/`, `trainannot/`, `val/` and `valannot/` as in SegNet's tutorial copy of the data. Argument: `debug` shrinks it to seconds;
-`steps=` sets the length; `backbone=` and `architecture=` choose another network.
-Class weights are the square roots of median-frequency weights, as `check-data` prints them. Protocol: whole images, padded with the mean to 369x481,
-labels at their own resolution, class 11 (unlabelled) ignored; the results are in the README.
+`DIR` holds `train/`, `trainannot/`, `val/` and `valannot/` as in SegNet's tutorial copy of the data. Argument: `debug`
+shrinks it to seconds; `steps=` sets the length; `backbone=` and `architecture=` choose another network.
+Class weights are the square roots of median-frequency weights, as `check-data` prints them. Protocol: whole images,
+padded with the mean to 369x481, labels at their own resolution, class 11 (unlabelled) ignored; the results are in the
+README.
 """
 
 from ml_collections import ConfigDict
 
-from deeplab_jax.config import base, parse_arg
+from deeplab_jax.config import base, parse_arg, shrink
 
 SQRT_MEDIAN_FREQUENCY = (0.529, 0.449, 2.188, 0.386, 1.000, 0.651, 1.961, 1.407, 0.888, 2.527, 2.970)
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    args = parse_arg(arg, architecture="deeplabv3plus", backbone="resnet18", steps=3000)
+    args = parse_arg(arg, architecture="deeplabv3plus", backbone="resnet18", steps=2400)
     config = base()
     config.model.name = f"{args.architecture}_{args.backbone}"
     config.model.options = ConfigDict(
         {
             "width": 0.5,
-            "aspp_channels": 96,
-            "low_level_channels": 32,
+            "aspp_channels": 64,
+            "low_level_channels": 24,
             "decoder_convs": ((3, 64),),
             "dropout": 0.1,
             "norm_momentum": 0.98,
@@ -49,7 +50,5 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.evaluate.pad_to = ((369, 481),)
     config.evaluate.batch_size = 4
     if args.debug:
-        config.model.options.update({"width": 0.125, "aspp_channels": 8, "decoder_convs": ((3, 8),)})
-        config.data.crop_size = (65, 65)
-        config.train.update({"steps": 2, "batch_size": 2, "log_every": 1, "pictures": 1})
+        shrink(config)
     return config

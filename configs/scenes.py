@@ -8,14 +8,16 @@ Protocol: 129x129 images, whole, validation on 200 images that training never se
 
 from ml_collections import ConfigDict
 
-from deeplab_jax.config import base, parse_arg
+from deeplab_jax.config import base, parse_arg, shrink
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
     args = parse_arg(arg, architecture="deeplabv3plus", backbone="resnet18")
     config = base()
     config.model.name = f"{args.architecture}_{args.backbone}"
-    config.model.options = ConfigDict({"width": 0.5, "norm_momentum": 0.95, "aspp_channels": 64, "separable": False, "decoder_convs": ((3, 64),)})
+    config.model.options = ConfigDict(
+        {"width": 0.5, "norm_momentum": 0.95, "aspp_channels": 64, "separable": False, "decoder_convs": ((3, 64),)}
+    )
     config.data.name = "scenes"
     config.data.options = ConfigDict({})
     config.data.crop_size = (129, 129)
@@ -33,12 +35,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.evaluate.pad_to = ((129, 129),)
     config.evaluate.batch_size = 10
     if args.debug:
-        config.model.options.width = 0.125
-        config.model.options.aspp_channels = 8
-        config.model.options.decoder_convs = ((3, 8),)
-        config.data.crop_size = (65, 65)
+        shrink(config)
         config.data.options = ConfigDict({"size": (65, 65), "count": 4})
-        config.train.update({"steps": 2, "batch_size": 2, "log_every": 1, "pictures": 1})
         config.evaluate.pad_to = ((65, 65),)
         config.evaluate.batch_size = 2
     return config

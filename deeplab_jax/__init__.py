@@ -1,8 +1,11 @@
 """DeepLabv3 and DeepLabv3+ semantic segmentation in JAX and Flax."""
 
+from deeplab_jax import ops
 from deeplab_jax.errors import UserError
+from deeplab_jax.evaluate.inference import segment
 from deeplab_jax.models.catalog import create_model, model_names
+from deeplab_jax.weights.folder import load, save
 
 __version__ = "0.1.0"
 
-__all__ = ["UserError", "create_model", "model_names"]
+__all__ = ["UserError", "create_model", "load", "model_names", "ops", "save", "segment"]

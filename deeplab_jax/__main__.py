@@ -15,7 +15,9 @@ INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb and return the exit code: 0 on success, 2 with one line on stderr for what the user can mend, 130 after Ctrl-C."""
+    """Run one verb and return the exit code:
+    0 on success, 2 with one line on stderr for what the user can mend, 130 after Ctrl-C.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = make_parser()
     args, rest = parser.parse_known_args(arguments)
@@ -57,10 +59,14 @@ class Parser(argparse.ArgumentParser):
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of all verbs."""
-    parser = Parser(prog="deeplab-jax", description="DeepLabv3 and DeepLabv3+ semantic segmentation.", allow_abbrev=False)
+    parser = Parser(
+        prog="deeplab-jax", description="DeepLabv3 and DeepLabv3+ semantic segmentation.", allow_abbrev=False
+    )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=Parser)
 
-    def verb(name: str, run: Callable[[argparse.Namespace], int | None], text: str, *, config: str = "") -> argparse.ArgumentParser:
+    def verb(
+        name: str, run: Callable[[argparse.Namespace], int | None], text: str, *, config: str = ""
+    ) -> argparse.ArgumentParser:
         epilog = "--config FILE.py[:args] and --config.section.key=value set the configuration" if config else None
         sub = verbs.add_parser(name, help=text, description=text, epilog=epilog, allow_abbrev=False)
         sub.set_defaults(run=run, parser=sub, takes_config=bool(config))
@@ -68,17 +74,25 @@ def make_parser() -> argparse.ArgumentParser:
 
     train = verb("train", run_train, "Train a model, or go on with a run.", config="required")
     train.add_argument("--workdir", required=True, help="run directory; a second start in it resumes")
-    train.add_argument("--allow_config_change", action="store_true", help="go on in a run directory whose configuration differs")
+    train.add_argument(
+        "--allow_config_change", action="store_true", help="go on in a run directory whose configuration differs"
+    )
 
-    evaluate = verb("evaluate", run_evaluate, "Evaluate a model on labelled images; writes metrics.json.", config="optional")
+    evaluate = verb(
+        "evaluate", run_evaluate, "Evaluate a model on labelled images; writes metrics.json.", config="optional"
+    )
     evaluate.add_argument("--model", required=True, help="model folder or run directory")
     evaluate.add_argument("--out", required=True, help="folder for metrics.json")
     evaluate.add_argument("--split", help="split to evaluate on; by default the configuration's validation split")
-    evaluate.add_argument("--save_predictions", action="store_true", help="write NAME.png and NAME_overlay.png of every image too")
+    evaluate.add_argument(
+        "--save_predictions", action="store_true", help="write NAME.png and NAME_overlay.png of every image too"
+    )
     evaluate.add_argument("--limit", type=int, help="evaluate only the first images")
     add_inference_flags(evaluate)
 
-    predict = verb("predict", run_predict, "Segment images; writes NAME.png (class ids with a palette) and NAME_overlay.png.")
+    predict = verb(
+        "predict", run_predict, "Segment images; writes NAME.png (class ids with a palette) and NAME_overlay.png."
+    )
     predict.add_argument("images", nargs="+", metavar="IMAGE_OR_FOLDER")
     predict.add_argument("--model", required=True, help="model folder or run directory")
     predict.add_argument("--out", required=True, help="folder for the pictures")
@@ -89,7 +103,12 @@ def make_parser() -> argparse.ArgumentParser:
     check.add_argument("--limit", type=int, help="check only so many images, evenly spread")
     check.add_argument("--json", help="write the report to this file as well")
 
-    prepare = verb("prepare", run_prepare, "Write a data set as a TFDS folder (array_record), readable as data.name='tfds'.", config="required")
+    prepare = verb(
+        "prepare",
+        run_prepare,
+        "Write a data set as a TFDS folder (array_record), readable as data.name='tfds'.",
+        config="required",
+    )
     prepare.add_argument("--out", required=True, help="folder to write")
     return parser
 
@@ -186,7 +205,9 @@ def run_evaluate(args: argparse.Namespace) -> None:
     elif Path(args.model, CONFIG_FILE).is_file():
         config = read_json(Path(args.model, CONFIG_FILE))
     else:
-        raise UserError(f"{args.model}: a model folder does not say which data to evaluate on; give --config configs/NAME.py")
+        raise UserError(
+            f"{args.model}: a model folder does not say which data to evaluate on; give --config configs/NAME.py"
+        )
     split = args.split or config.data.val_split
     source = open_source(config.data.name, split=split, **source_options(config.data))
     options = {**config.evaluate.to_dict(), **given_inference_options(args)}
@@ -205,7 +226,11 @@ def run_evaluate(args: argparse.Namespace) -> None:
     results["checkpoint"] = info.get("step")
     file = write_results(results, Path(args.out))
     console.print(class_table([results], [f"{split}, output stride {results['protocol']['output_stride']}"]))
-    console.print(f"{results['protocol']['images']} images in {results['seconds']} s; written to {file}", highlight=False, soft_wrap=True)
+    console.print(
+        f"{results['protocol']['images']} images in {results['seconds']} s; written to {file}",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def run_predict(args: argparse.Namespace) -> int:
@@ -226,7 +251,9 @@ def run_predict(args: argparse.Namespace) -> int:
     palette = [tuple(colour) for colour in info["palette"]] if "palette" in info else None
     failed = 0
     with progress_bar(Console(stderr=True)) as progress:
-        for _, error in predict_files(model, variables, paths, Path(args.out), palette=palette, progress=progress, **options):
+        for _, error in predict_files(
+            model, variables, paths, Path(args.out), palette=palette, progress=progress, **options
+        ):
             if error is not None:
                 failed += 1
                 fail(str(error))
@@ -254,7 +281,9 @@ def run_check_data(args: argparse.Namespace) -> int:
         print(f"{split}: {format_report(reports[split])}\n")
     if args.json:
         try:
-            Path(args.json).write_text(json.dumps({split: r.to_json() for split, r in reports.items()}, indent=1) + "\n")
+            Path(args.json).write_text(
+                json.dumps({split: r.to_json() for split, r in reports.items()}, indent=1) + "\n"
+            )
         except OSError as error:
             raise UserError(f"{args.json}: cannot be written ({error.strerror}); give another --json") from None
     return 0 if all(report.ok for report in reports.values()) else USER_ERROR

@@ -1,7 +1,7 @@
 """Checkpoints of a training run: the only file that knows Orbax.
 
-Saving is synchronous: a checkpoint of these networks takes under a second, a full disk is noticed at the step that met it, and buffers that the
-next step donates cannot change under a background copy.
+Saving is synchronous: a checkpoint of these networks takes under a second, a full disk is noticed at the step that met
+it, and buffers that the next step donates cannot change under a background copy.
 """
 
 import contextlib
@@ -29,14 +29,18 @@ logging.getLogger("absl").setLevel(logging.ERROR)
 class Checkpoints:
     """The checkpoints in one folder: the newest ones and the best by validation mIoU are kept.
 
-    A checkpoint has two parts: the variables with which to predict, and the rest of the training state. A save is written under a temporary name
+    A checkpoint has two parts: the variables with which to predict, and the rest of the training state. A save is
+      written under a temporary name
     and renamed when complete, so what carries a step's number is whole.
     """
 
     def __init__(self, directory: str | Path, *, keep: int = 2) -> None:
         self.directory = Path(directory).resolve()
         policy = AnyPreservationPolicy(
-            [LatestN(keep), BestN(get_metric_fn=lambda metrics: metrics[METRIC], n=1, keep_checkpoints_without_metrics=False)]
+            [
+                LatestN(keep),
+                BestN(get_metric_fn=lambda metrics: metrics[METRIC], n=1, keep_checkpoints_without_metrics=False),
+            ]
         )
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policy, enable_async_checkpointing=False, create=True, cleanup_tmp_directories=True
@@ -46,7 +50,9 @@ class Checkpoints:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._manager.close()
 
     def steps(self) -> list[int]:
@@ -65,13 +71,17 @@ class Checkpoints:
         """
         steps = self.steps()
         if not steps:
-            raise UserError(f"{self.directory}: holds no complete checkpoint; train for longer, or give another run directory")
+            raise UserError(
+                f"{self.directory}: holds no complete checkpoint; train for longer, or give another run directory"
+            )
         if which == "best":
             return max(steps, key=lambda step: (self.metrics(step).get(METRIC, -1.0), step))
         if which == "newest":
             return steps[-1]
         if not which.isdigit() or int(which) not in steps:
-            raise UserError(f"checkpoint {which!r}: choose from best, newest, {', '.join(map(str, steps))} in {self.directory}")
+            raise UserError(
+                f"checkpoint {which!r}: choose from best, newest, {', '.join(map(str, steps))} in {self.directory}"
+            )
         return int(which)
 
     def metrics(self, step: int) -> dict[str, float]:
@@ -86,7 +96,9 @@ class Checkpoints:
         """
         if step in self._manager.all_steps():
             return
-        items = ocp.args.Composite(**{_VARIABLES: ocp.args.StandardSave(variables), _EXTRA: ocp.args.StandardSave(extra)})
+        items = ocp.args.Composite(
+            **{_VARIABLES: ocp.args.StandardSave(variables), _EXTRA: ocp.args.StandardSave(extra)}
+        )
         try:
             self._manager.save(step, args=items, metrics=None if metrics is None else dict(metrics), force=True)
             self._manager.wait_until_finished()
@@ -95,7 +107,8 @@ class Checkpoints:
             kept = f"step {max(steps)} is intact" if steps else "none was saved before"
             reason = " ".join(str(error).split())[:200]
             raise UserError(
-                f"{self.directory}: the checkpoint of step {step} could not be saved ({reason}); {kept}; free space and start again"
+                f"{self.directory}: the checkpoint of step {step} could not be saved ({reason}); {kept}; free space "
+                "and start again"
             ) from error
 
     def restore_variables(self, step: int, abstract: Any) -> Any:
@@ -113,27 +126,38 @@ class Checkpoints:
     def _restore(self, step: int, item: str, abstract: Any) -> Any:
         self._compare(step, item, abstract)
         try:
-            restored = self._manager.restore(step, args=ocp.args.Composite(**{item: ocp.args.StandardRestore(_placed(abstract))}))
+            restored = self._manager.restore(
+                step, args=ocp.args.Composite(**{item: ocp.args.StandardRestore(_placed(abstract))})
+            )
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
-            raise UserError(f"{self.directory / str(step)}: cannot be restored ({reason}); remove it to use the one before") from error
+            raise UserError(
+                f"{self.directory / str(step)}: cannot be restored ({reason}); remove it to use the one before"
+            ) from error
         return restored[item]
 
     def _compare(self, step: int, item: str, abstract: Any) -> None:
         try:
             metadata = self._manager.item_metadata(step)[item]
-            stored = {_path(path): tuple(leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(metadata.tree)}
+            stored = {
+                _path(path): tuple(leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(metadata.tree)
+            }
         except Exception as error:
-            raise UserError(f"{self.directory / str(step)}: is damaged ({error!r:.200}); remove it to use the one before") from error
+            raise UserError(
+                f"{self.directory / str(step)}: is damaged ({error!r:.200}); remove it to use the one before"
+            ) from error
         wanted = {_path(path): tuple(leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(abstract)}
         problems = [f"missing {name}" for name in sorted(wanted.keys() - stored.keys())]
         problems += [f"unexpected {name}" for name in sorted(stored.keys() - wanted.keys())]
         both = sorted(wanted.keys() & stored.keys())
-        problems += [f"{name} is {stored[name]}, the model has {wanted[name]}" for name in both if stored[name] != wanted[name]]
+        problems += [
+            f"{name} is {stored[name]}, the model has {wanted[name]}" for name in both if stored[name] != wanted[name]
+        ]
         if problems:
             more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
             raise UserError(
-                f"{self.directory / str(step)}: a checkpoint of another model or optimizer: {'; '.join(problems[:5])}{more}; "
+                f"{self.directory / str(step)}: a checkpoint of another model or optimizer: "
+                f"{'; '.join(problems[:5])}{more}; "
                 "use the configuration it was trained with, or another --workdir"
             )
 
@@ -149,7 +173,9 @@ def _path(path: tuple[Any, ...]) -> str:
 
 
 def _placed(abstract: Any) -> Any:
-    """Give every leaf a sharding, by default the first local device's, so that a checkpoint of other devices restores."""
+    """Give every leaf a sharding, by default the first local device's,
+    so that a checkpoint of other devices restores.
+    """
     default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
     def place(leaf: Any) -> Any:

@@ -1,6 +1,7 @@
 """The configuration that every experiment starts from; a file in `configs/` is the difference from it.
 
-A section is splatted into the function of the same purpose, so a key that no function takes is an error and not a silent no-op.
+A section is splatted into the function of the same purpose, so a key that no function takes is an error and not a
+silent no-op.
 """
 
 import json
@@ -9,18 +10,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from absl import flags, logging as absl_logging
+from absl import flags
+from absl import logging as absl_logging
 from ml_collections import ConfigDict, config_flags
 
 from deeplab_jax.errors import UserError, did_you_mean
 
 
 def base() -> ConfigDict:
-    """Return the defaults: the protocol of DeepLabv3 (sec. 4.1) and of its authors' code, where it does not depend on the data set."""
+    """Return the defaults: the protocol of DeepLabv3 (sec. 4.1) and of its authors' code,
+    where it does not depend on the data set.
+    """
     config = ConfigDict()
     config.model = ConfigDict(
         {
-            "name": "deeplabv3plus_resnet50",  # one of model_names(); further options of create_model go under `options`
+            "name": "deeplabv3plus_resnet50",  # one of model_names(); its options go under `options`
             "output_stride": 16,
             "options": ConfigDict({}),
         }
@@ -79,7 +83,7 @@ def base() -> ConfigDict:
     config.evaluate = ConfigDict(
         {
             "mode": "padded",  # or "exact"
-            "pad_to": (),  # (height, width) of the sizes to pad to; empty: from the image size, see evaluate/inference.py
+            "pad_to": (),  # (height, width) of the sizes to pad to; empty: see `padded_size`
             "output_stride": 0,  # 0: the model's own
             "scales": (1.0,),
             "flip": False,
@@ -88,6 +92,20 @@ def base() -> ConfigDict:
         }
     )
     return config
+
+
+def shrink(config: ConfigDict) -> None:
+    """Turn a config into one that runs in seconds on a CPU:
+    what the argument `debug` does. The data stay what they are.
+    """
+    config.model.name = f"{config.model.name.split('_')[0]}_resnet18"
+    config.model.options = ConfigDict({"width": 0.125, "aspp_channels": 8, "norm_momentum": 0.9})
+    config.data.crop_size = (65, 65)
+    config.optimizer.freeze = ()
+    config.train.update(
+        {"steps": 2, "batch_size": 2, "accumulate": 1, "log_every": 1, "pictures": 1, "class_weights": (), "init": ""}
+    )
+    config.evaluate.pad_to = ()
 
 
 def parse_arg(arg: str | None, *, flags: Sequence[str] = ("debug",), **defaults: Any) -> ConfigDict:
@@ -115,7 +133,9 @@ def parse_arg(arg: str | None, *, flags: Sequence[str] = ("debug",), **defaults:
         try:
             values[name] = type(values[name])(value)
         except ValueError:
-            raise UserError(f"config argument {word!r}: give {name}= a value of type {type(values[name]).__name__}") from None
+            raise UserError(
+                f"config argument {word!r}: give {name}= a value of type {type(values[name]).__name__}"
+            ) from None
     return ConfigDict(values)
 
 
@@ -130,7 +150,9 @@ def load_config(argv: Sequence[str]) -> ConfigDict:
     path = next((a.split("=", 1)[1] for a in argv if a.startswith("--config=")), "")
     file = path.split(":")[0]
     if not Path(file).is_file():
-        raise UserError(f"config file {file!r} does not exist: give --config the path of a file such as configs/scenes.py")
+        raise UserError(
+            f"config file {file!r} does not exist: give --config the path of a file such as configs/scenes.py"
+        )
     absl_logging.use_absl_handler()
     logging.getLogger("absl").setLevel(logging.ERROR)
     try:
@@ -177,4 +199,4 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], *, prefix: str =
     return lines
 
 
-__all__ = ["base", "differences", "load_config", "parse_arg", "read_json", "to_plain"]
+__all__ = ["base", "differences", "load_config", "parse_arg", "read_json", "shrink", "to_plain"]

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 class UserError(ValueError):
     """Something that the user got wrong.
 
-    The message is one line: it names the file or option, the offending value, and what to do about it. The command line prints it to stderr and
+    The message is one line: it names the file or option, the offending value, and what to do about it. The command line
+      prints it to stderr and
     exits with code 2; every other exception is a fault of the program and keeps its traceback.
     """
 

@@ -58,7 +58,7 @@ def open_folder(
     Raises:
       UserError: no class names, a map to something that is no class, missing or unpaired files, an unknown split.
     """
-    labels = _labels(class_names, palette, ignore_label, value_map)
+    labels = _labels(class_names, palette, ignore_label, value_map or None)
     root = Path(dir)
     if split_lists is None and val_fraction is None:
         images, masks = _locate_split(root, images, masks, split)

@@ -35,7 +35,8 @@ def training_batches(
 ) -> Iterator[Batch]:
     """Iterate over the batches of steps `start` to `steps - 1`.
 
-    What step k sees depends on the seed and k alone: order and augmentation are drawn per position of one endless, reshuffled sequence. So a run
+    What step k sees depends on the seed and k alone: order and augmentation are drawn per position of one endless,
+      reshuffled sequence. So a run
     that resumes at k sees what it would have seen.
 
     Args:
@@ -46,8 +47,8 @@ def training_batches(
       seed: of order and augmentation.
       crop_size, scale_range, scale_step, flip, color_jitter, fill: see `transforms.augment`.
       threads: that read ahead.
-      workers: processes that read ahead; 0 uses threads of this one. OpenCV and Pillow work without the interpreter lock, so threads suffice
-        until augmentation outruns one core's worth of Python.
+      workers: processes that read ahead; 0 uses threads of this one. OpenCV and Pillow work without the interpreter
+        lock, so threads suffice until augmentation outruns one core's worth of Python.
     """
 
     def transform(example: Example, rng: np.random.Generator) -> Batch:
@@ -64,7 +65,7 @@ def training_batches(
         )
         return {"image": image, "label": label}
 
-    examples = grain.MapDataset.source(source).seed(seed).shuffle().repeat().random_map(transform)  # type: ignore[arg-type]
+    examples = grain.MapDataset.source(source).seed(seed).shuffle().repeat().random_map(transform)
     examples = examples.slice(slice(start * batch_size, steps * batch_size))
     batches = examples.batch(batch_size, drop_remainder=True)
     options = grain.ReadOptions(num_threads=max(1, threads), prefetch_buffer_size=max(1, 2 * threads))
@@ -76,7 +77,7 @@ def training_batches(
 
 def examples_in_order(source: Source, *, threads: int = 2, limit: int | None = None) -> Iterator[Example]:
     """Iterate over a source once, in order, reading a few examples ahead."""
-    dataset = grain.MapDataset.source(source)  # type: ignore[arg-type]
+    dataset = grain.MapDataset.source(source)
     if limit is not None:
         dataset = dataset.slice(slice(0, limit))
     return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)))

@@ -52,9 +52,7 @@ def source_names() -> tuple[str, ...]:
     return ("scenes", *OPENERS)
 
 
-def open_source(
-    name: str, *, split: str, dir: str | Path | None = None, strict: bool = True, **options: Any
-) -> Source:
+def open_source(name: str, *, split: str, dir: str | Path | None = None, strict: bool = True, **options: Any) -> Source:
     """Open one split of a data set.
 
     Folders are listed here, once; reading an example afterwards opens only its own files.

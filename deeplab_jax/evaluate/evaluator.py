@@ -21,7 +21,17 @@ from deeplab_jax.models.segmenter import Segmenter, Variables
 from deeplab_jax.ops import metrics as ops_metrics
 
 MODES = ("padded", "exact")
-VERSIONED = ("deeplab_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "opencv-python-headless")
+VERSIONED = (
+    "deeplab_jax",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "grain",
+    "numpy",
+    "opencv-python-headless",
+)
 
 Size = tuple[int, int]
 Results = dict[str, Any]
@@ -59,7 +69,8 @@ def evaluate(
       output_stride: 0 is the model's own.
       scales, flip: views whose probabilities are averaged.
       window: sides of a sliding window; empty sees images whole.
-      batch_size: images of one padded size that run together; the last batch is filled up with empty images, which count for nothing.
+      batch_size: images of one padded size that run together; the last batch is filled up with empty images, which
+        count for nothing.
       threads: that read ahead.
       limit: evaluate only so many images.
       on_prediction: called with each example and its class ids `[H, W]`.
@@ -75,7 +86,8 @@ def evaluate(
         raise UserError(f"config.evaluate.mode={mode!r}: {did_you_mean(mode, MODES)}")
     if model.num_classes != source.labels.num_classes:
         raise UserError(
-            f"the model has {model.num_classes} classes, {source.name} has {source.labels.num_classes}; evaluate on the data it was trained for"
+            f"the model has {model.num_classes} classes, {source.name} has {source.labels.num_classes}; evaluate on "
+            "the data it was trained for"
         )
     if not scales or min(scales) <= 0:
         raise UserError(f"scales={tuple(scales)}: give one or more positive factors")
@@ -83,7 +95,8 @@ def evaluate(
         model = model.clone(output_stride=output_stride)
         check_output_stride(model)
     total = len(source) if limit is None else min(limit, len(source))
-    views = {"scales": tuple(float(s) for s in scales), "flip": flip, "window": (int(window[0]), int(window[1])) if window else None}
+    factors = tuple(float(scale) for scale in scales)
+    view = (int(window[0]), int(window[1])) if window else None
     confusion = np.zeros((model.num_classes, model.num_classes), np.int64)
     sizes_run: set[Size] = set()
     start, done = time.perf_counter(), 0
@@ -94,7 +107,9 @@ def evaluate(
         for index, example in enumerate(batch):
             height, width = example["label"].shape
             labels[index, :height, :width] = example["label"]
-        classes, counts = evaluate_batch(model, variables, images, labels, sizes, **views)  # type: ignore[arg-type]
+        classes, counts = evaluate_batch(
+            model, variables, images, labels, sizes, scales=factors, flip=flip, window=view
+        )
         confusion += counts
         done += len(batch)
         if on_prediction is not None:
@@ -107,7 +122,9 @@ def evaluate(
         "split": split,
         "images": done,
         "output_stride": model.output_stride,
-        **{"scales": list(views["scales"]), "flip": flip, "window": list(window)},  # type: ignore[arg-type]
+        "scales": list(factors),
+        "flip": flip,
+        "window": list(window),
         "mode": mode,
         "view": "sliding window" if window else "whole image",
         "sizes_run": sorted(list(size) for size in sizes_run),
@@ -124,7 +141,9 @@ def evaluate(
     }
 
 
-def _batches(examples: Iterator[Example], batch_size: int, mode: str, pad_to: Sequence[Size]) -> Iterator[tuple[Size, list[Example]]]:
+def _batches(
+    examples: Iterator[Example], batch_size: int, mode: str, pad_to: Sequence[Size]
+) -> Iterator[tuple[Size, list[Example]]]:
     """Group examples that run at one size; a group leaves when it is full, and the partly filled ones at the end."""
     waiting: dict[Size, list[Example]] = {}
     for example in examples:
@@ -138,7 +157,9 @@ def _batches(examples: Iterator[Example], batch_size: int, mode: str, pad_to: Se
 
 
 def summarize_confusion(confusion: np.ndarray, labels: LabelSet) -> Results:
-    """Return the metrics of a confusion matrix `[K, K]` (rows are labels); ratios 0 to 1, None where a class does not occur."""
+    """Return the metrics of a confusion matrix `[K, K]` (rows are labels);
+    ratios 0 to 1, None where a class does not occur.
+    """
     ious, accuracies = ops_metrics.iou_per_class(confusion), ops_metrics.accuracy_per_class(confusion)
     support = confusion.sum(axis=1)
     return {

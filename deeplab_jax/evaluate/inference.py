@@ -3,13 +3,15 @@
 Two modes, recorded in every protocol:
 
 - `exact` runs the model on the image alone. Every image size is one compilation.
-- `padded` is the authors' own: preprocessed images are padded with zeros (the mean pixel) at the bottom and right to one of a few sizes, and the
-  logits are cut back. Padding changes the borders and image-level features a little; compilations are as few as the sizes. Sizes of k * 16 + 1
-  pixels put the corners of every feature map on pixels, which `align_corners=True` assumes.
+- `padded` is the authors' own: preprocessed images are padded with zeros (the mean pixel) at the bottom and right to
+  one of a few sizes, and the logits are cut back. Padding changes the borders and image-level features a little;
+  compilations are as few as the sizes. Sizes of k * 16 + 1 pixels put the corners of every feature map on pixels, which
+  `align_corners=True` assumes.
 """
 
 from collections.abc import Iterable, Sequence
-from functools import partial
+from functools import partial, reduce
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -54,7 +56,13 @@ def segment(
     size = image.shape[:2]
     images, sizes = pad_images([image], (max(size[0], SMALLEST_SIDE), max(size[1], SMALLEST_SIDE)))
     classes = predict_classes(
-        model, variables, images, sizes, scales=tuple(scales), flip=flip, window=None if window is None else tuple(window)
+        model,
+        variables,
+        images,
+        sizes,
+        scales=tuple(scales),
+        flip=flip,
+        window=None if window is None else (window[0], window[1]),
     )
     return np.asarray(classes[0, : size[0], : size[1]], np.int32)
 
@@ -79,11 +87,15 @@ def predict_classes(
 def _classes(
     model: Segmenter, variables: Variables, images: jax.Array, sizes: jax.Array, scales: tuple[float, ...], flip: bool
 ) -> jax.Array:
-    return jnp.argmax(class_scores(model, variables, preprocess(model, images, sizes), scales=scales, flip=flip), axis=-1)
+    return jnp.argmax(
+        class_scores(model, variables, preprocess(model, images, sizes), scales=scales, flip=flip), axis=-1
+    )
 
 
 def preprocess(model: Segmenter, images: jax.Array, sizes: jax.Array) -> jax.Array:
-    """Preprocess padded uint8 images `[N, H, W, 3]`; pixels outside their true sizes `[N, 2]` become exactly zero, the mean."""
+    """Preprocess padded uint8 images `[N, H, W, 3]`;
+    pixels outside their true sizes `[N, 2]` become exactly zero, the mean.
+    """
     rows = jnp.arange(images.shape[1])[None, :, None] < sizes[:, 0, None, None]
     columns = jnp.arange(images.shape[2])[None, None, :] < sizes[:, 1, None, None]
     return jnp.where((rows & columns)[..., None], model.preprocessing(images), 0.0)
@@ -92,7 +104,8 @@ def preprocess(model: Segmenter, images: jax.Array, sizes: jax.Array) -> jax.Arr
 def class_scores(
     model: Segmenter, variables: Variables, images: jax.Array, *, scales: tuple[float, ...], flip: bool
 ) -> jax.Array:
-    """Score classes `[N, H, W, K]` of preprocessed images: logits for one view, else the mean of the views' class probabilities.
+    """Score classes `[N, H, W, K]` of preprocessed images: logits for one view, else the mean of the views' class
+    probabilities.
 
     A side of n pixels becomes `(n - 1) * scale + 1`, as in the papers' counts of multiply-adds.
     """
@@ -102,12 +115,12 @@ def class_scores(
         size = tuple(max(SMALLEST_SIDE, round((side - 1) * scale) + 1) for side in images.shape[1:3])
         view = resize_bilinear(images, (size[0], size[1]), align_corners=True)
         view = view[:, :, ::-1] if mirrored else view
-        scores = model.apply(variables, view, train=False, method="scores")
+        scores: Any = model.apply(variables, view, train=False, method="scores")
         return model.resize(scores[:, :, ::-1] if mirrored else scores, images)
 
     if len(views) == 1:
         return logits(*views[0])
-    return sum(jax.nn.softmax(logits(*view)) for view in views) / len(views)
+    return reduce(jnp.add, (jax.nn.softmax(logits(*view)) for view in views)) / len(views)
 
 
 @partial(jax.jit, static_argnums=(0, 5, 6, 7), donate_argnums=(2,))
@@ -137,7 +150,9 @@ def _sliding_classes(
     flip: bool,
     window: Size,
 ) -> jax.Array:
-    """Sum the probabilities of overlapping windows; the sum needs no division, since each pixel's classes share their count."""
+    """Sum the probabilities of overlapping windows;
+    the sum needs no division, since each pixel's classes share their count.
+    """
     height, width = images.shape[1:3]
     window = (min(window[0], height), min(window[1], width))
     whole = jax.jit(preprocess, static_argnums=0)(model, images, sizes)
@@ -210,7 +225,9 @@ def pad_images(images: Iterable[np.ndarray], size: Size, *, count: int | None = 
 
 
 def padded_size(size: Size, pad_to: Sequence[Size]) -> Size:
-    """Return the smallest of the sizes `pad_to` that holds an image; where none does, the next multiple of 128, plus 1, of each side."""
+    """Return the smallest of the sizes `pad_to` that holds an image;
+    where none does, the next multiple of 128, plus 1, of each side.
+    """
     fitting = [(height, width) for height, width in pad_to if height >= size[0] and width >= size[1]]
     if fitting:
         return min(fitting, key=lambda s: s[0] * s[1])
@@ -223,4 +240,3 @@ def run_size(size: Size, *, mode: str, pad_to: Sequence[Size]) -> Size:
     if mode == "exact":
         return max(size[0], SMALLEST_SIDE), max(size[1], SMALLEST_SIDE)
     return padded_size(size, pad_to)
-

@@ -20,7 +20,8 @@ def find_images(paths: Iterable[str | Path]) -> list[Path]:
     """Return the image files named, and those in the folders named, in order.
 
     Raises:
-      UserError: a path that does not exist, a folder without images, or two images whose predictions would have one name.
+      UserError: a path that does not exist, a folder without images, or two images whose predictions would have one
+        name.
     """
     found: list[Path] = []
     for path in map(Path, paths):
@@ -37,7 +38,9 @@ def find_images(paths: Iterable[str | Path]) -> list[Path]:
     for image in found:
         other = stems.setdefault(image.stem, image)
         if other != image:
-            raise UserError(f"{image}: its prediction would overwrite that of {other}; predict them into different --out folders")
+            raise UserError(
+                f"{image}: its prediction would overwrite that of {other}; predict them into different --out folders"
+            )
     return found
 
 
@@ -99,4 +102,6 @@ def write_prediction(out_dir: Path, stem: str, image: np.ndarray, classes: np.nd
 
 def prediction_writer(out_dir: Path, palette: Palette) -> Callable[[Example, np.ndarray], None]:
     """Return what `evaluate` calls with each example and its class ids to have them written."""
-    return lambda example, classes: write_prediction(out_dir, Path(example["name"]).stem, example["image"], classes, palette)
+    return lambda example, classes: write_prediction(
+        out_dir, Path(example["name"]).stem, example["image"], classes, palette
+    )

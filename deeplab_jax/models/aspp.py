@@ -20,19 +20,23 @@ def rates_at(rates: tuple[int, ...], output_stride: int) -> tuple[int, ...]:
     if output_stride > 2 * RATES_OUTPUT_STRIDE:
         raise ValueError(f"output_stride={output_stride}: ASPP is defined up to 32; use a cascade beyond it")
     if any(rate * RATES_OUTPUT_STRIDE % output_stride for rate in rates):
-        raise ValueError(f"aspp_rates={rates} (stated at output stride 16) are no whole rates at output stride {output_stride}")
+        raise ValueError(
+            f"aspp_rates={rates} (stated at output stride 16) are no whole rates at output stride {output_stride}"
+        )
     return tuple(rate * RATES_OUTPUT_STRIDE // output_stride for rate in rates)
 
 
 class ASPP(nn.Module):
-    """Parallel branches over one map: a 1x1 convolution, one 3x3 for each rate, and image-level features; concatenated and projected by a 1x1.
+    """Parallel branches over one map: a 1x1 convolution, one 3x3 for each rate, and image-level features; concatenated
+    and projected by a 1x1.
 
     Attributes:
       channels: of every branch and of the result.
       rates: stated at output stride 16; empty leaves the 1x1 branch and the image pooling.
       image_pooling: add the branch of image-level features (global average, 1x1, resized to the map).
       separable: depthwise separable 3x3 branches.
-      head_convs: (kernel size, channels) of convolutions after the projection; torchvision has one more 3x3 of 256 there.
+      head_convs: (kernel size, channels) of convolutions after the projection; torchvision has one more 3x3 of 256
+        there.
       dropout: rate in training after the projection; the papers state none, the authors' code has 0.1, torchvision 0.5.
     """
 
@@ -60,5 +64,7 @@ class ASPP(nn.Module):
         y = ConvNorm(self.channels, settings=s, name="projection")(jnp.concatenate(branches, axis=-1), train=train)
         y = nn.Dropout(self.dropout, deterministic=not train)(y)
         for index, (kernel_size, channels) in enumerate(self.head_convs):
-            y = spatial_conv(channels, kernel_size, separable=self.separable, settings=s, name=f"head{index + 1}")(y, train=train)
+            y = spatial_conv(channels, kernel_size, separable=self.separable, settings=s, name=f"head{index + 1}")(
+                y, train=train
+            )
         return y

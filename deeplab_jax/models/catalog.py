@@ -1,6 +1,7 @@
 """Names to networks: one table of architectures, one of backbones, and `create_model`, which puts the two together.
 
-The keyword arguments of the functions here are the options of `create_model`, and their defaults are those of the paper in question.
+The keyword arguments of the functions here are the options of `create_model`, and their defaults are those of the paper
+in question.
 """
 
 import inspect
@@ -56,13 +57,17 @@ def _resnet(kind: str, units: tuple[int, int, int, int]) -> Callable[..., nn.Mod
     ) -> nn.Module:
         grid = (1,) * units[3] if multi_grid is None else tuple(multi_grid)
         if len(grid) != units[3] or min(grid) < 1:
-            raise UserError(f"multi_grid={grid}: this backbone's last block has {units[3]} units; give as many rates of at least 1")
+            raise UserError(
+                f"multi_grid={grid}: this backbone's last block has {units[3]} units; give as many rates of at least 1"
+            )
         return ResNet(units, kind, grid, first_unit_rate, last_block, width, settings)  # type: ignore[arg-type]
 
     return build
 
 
-def _mobilenet_v2(settings: LayerSettings, *, first_unit_rate: FirstUnitRate = "previous", width: float = 1.0) -> nn.Module:
+def _mobilenet_v2(
+    settings: LayerSettings, *, first_unit_rate: FirstUnitRate = "previous", width: float = 1.0
+) -> nn.Module:
     return MobileNetV2(width, first_unit_rate, settings)
 
 
@@ -122,7 +127,9 @@ ARCHITECTURES: dict[str, Architecture] = {
 
 def model_names() -> list[str]:
     """List the `<architecture>_<backbone>` names that `create_model` takes."""
-    return [f"{architecture}_{backbone}" for architecture, entry in ARCHITECTURES.items() for backbone in entry.backbones]
+    return [
+        f"{architecture}_{backbone}" for architecture, entry in ARCHITECTURES.items() for backbone in entry.backbones
+    ]
 
 
 def create_model(name: str, *, num_classes: int = 21, output_stride: int | None = None, **options: Any) -> Segmenter:
@@ -132,11 +139,12 @@ def create_model(name: str, *, num_classes: int = 21, output_stride: int | None 
       name: `<architecture>_<backbone>`, one of `model_names()`.
       num_classes: classes of the logits, at least 1.
       output_stride: input pixels per sample of the context's map; None is the architecture's own.
-      **options: `multi_grid`, `first_unit_rate`, `width` and, for the cascade, `last_block` shape the backbone; `aspp_rates` (stated at output
-        stride 16), `aspp_channels`, `image_pooling`, `head_convs`, `separable`, `dropout`, `low_level`, `low_level_channels` and `decoder_convs`
-        the head; `norm`, `backbone_norm`, `norm_epsilon`, `norm_momentum`, `dtype`, `lowering` and `align_corners` the layers (see
-        `LayerSettings`); `aux_head` adds torchvision's auxiliary FCN head on conv4; `value_range`, `mean` and `std` replace the backbone's
-        preprocessing. Each is refused where it has no meaning.
+      **options: `multi_grid`, `first_unit_rate`, `width` and, for the cascade, `last_block` shape the backbone;
+        `aspp_rates` (stated at output stride 16), `aspp_channels`, `image_pooling`, `head_convs`, `separable`,
+        `dropout`, `low_level`, `low_level_channels` and `decoder_convs` the head; `norm`, `backbone_norm`,
+        `norm_epsilon`, `norm_momentum`, `dtype`, `lowering` and `align_corners` the layers (see `LayerSettings`);
+        `aux_head` adds torchvision's auxiliary FCN head on conv4; `value_range`, `mean` and `std` replace the
+        backbone's preprocessing. Each is refused where it has no meaning.
 
     Returns:
       The module; `model.init(key, images, train=False)` makes its variables.
@@ -156,13 +164,21 @@ def create_model(name: str, *, num_classes: int = 21, output_stride: int | None 
 
     context_options = _option_names(architecture.build)
     backbone_options = _option_names(backbone.build) - ({"last_block"} if architecture_name != "cascade" else set())
-    known = context_options | backbone_options | _option_names(_settings) | _option_names(_preprocessing) | {"backbone_norm", "aux_head"}
+    known = (
+        context_options
+        | backbone_options
+        | _option_names(_settings)
+        | _option_names(_preprocessing)
+        | {"backbone_norm", "aux_head"}
+    )
     for option in given:
         if option not in known:
             raise UserError(f"option {option!r} has no meaning for {name}: {did_you_mean(option, sorted(known))}")
 
     settings = _settings(**_pick(given, {"norm_epsilon": backbone.norm_epsilon}, _option_names(_settings)))
-    backbone_settings = replace(settings, norm=_choice("backbone_norm", given.get("backbone_norm", settings.norm), get_args(NormKind)))
+    backbone_settings = replace(
+        settings, norm=_choice("backbone_norm", given.get("backbone_norm", settings.norm), get_args(NormKind))
+    )
     if architecture.multi_grid and "multi_grid" in backbone_options and given.get("multi_grid") is None:
         given["multi_grid"] = backbone.multi_grid
     model_backbone = backbone.build(backbone_settings, **_pick(given, {}, backbone_options))

@@ -12,7 +12,8 @@ from deeplab_jax.ops.resize import resize_bilinear
 class DeepLabV3PlusDecoder(nn.Module):
     """Refine the context's output with low-level features, from the coarsest of them to the finest.
 
-    At each level: reduce the low-level features by a 1x1 convolution, resize the coarser map to them, concatenate, convolve.
+    At each level: reduce the low-level features by a 1x1 convolution, resize the coarser map to them, concatenate,
+      convolve.
 
     Attributes:
       low_level: names of the backbone's features to use; ("conv2",) in the paper, ("conv2", "conv3") in its ablation.
@@ -29,13 +30,17 @@ class DeepLabV3PlusDecoder(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, features: Features, *, train: bool) -> jax.Array:
-        """Map the context's output `[N, h, w, C]` and the backbone's features to `[N, h', w', C']` at the finest low-level stride."""
+        """Map the context's output `[N, h, w, C]` and the backbone's features to `[N, h', w',
+        C']` at the finest low-level stride.
+        """
         s = self.settings
         for name in sorted(self.low_level, key=lambda name: -features[name][1]):
             low, _ = features[name]
             low = ConvNorm(self.low_level_channels, settings=s, name=f"{name}_reduction")(low, train=train)
             x = jnp.concatenate([resize_bilinear(x, low.shape[1:3], align_corners=s.align_corners), low], axis=-1)
             for index, (kernel_size, channels) in enumerate(self.convs):
-                conv = spatial_conv(channels, kernel_size, separable=self.separable, settings=s, name=f"{name}_conv{index + 1}")
+                conv = spatial_conv(
+                    channels, kernel_size, separable=self.separable, settings=s, name=f"{name}_conv{index + 1}"
+                )
                 x = conv(x, train=train)
         return x

@@ -24,12 +24,15 @@ class Stage:
     output_stride: int
 
 
-def dilate_stages(strides: Sequence[int], *, start: int, output_stride: int, first_unit_rate: FirstUnitRate) -> list[Stage]:
+def dilate_stages(
+    strides: Sequence[int], *, start: int, output_stride: int, first_unit_rate: FirstUnitRate
+) -> list[Stage]:
     """Keep the strides until the output stride is reached; from there on, multiply the rates instead.
 
-    With `first_unit_rate="previous"` the convolution whose own stride is removed keeps the rate of the stage before, since it samples the map
-    that stage left. Then the features at output stride 16 are exactly every second sample of those at 8, with the same weights. With "stage" it
-    already takes the new rate, as in some peers, and that equality is lost.
+    With `first_unit_rate="previous"` the convolution whose own stride is removed keeps the rate of the stage before,
+    since it samples the map that stage left. Then the features at output stride 16 are exactly every second sample of
+    those at 8, with the same weights. With "stage" it already takes the new rate, as in some peers, and that equality
+    is lost.
 
     Args:
       strides: nominal stride of each stage.
@@ -47,7 +50,9 @@ def dilate_stages(strides: Sequence[int], *, start: int, output_stride: int, fir
     for stride in strides:
         nominal.append(nominal[-1] * stride)
     if output_stride not in nominal:
-        raise ValueError(f"output_stride={output_stride}: this backbone offers {', '.join(str(n) for n in sorted(set(nominal)))}")
+        raise ValueError(
+            f"output_stride={output_stride}: this backbone offers {', '.join(str(n) for n in sorted(set(nominal)))}"
+        )
     stages, reached, rate = [], start, 1
     for stride in strides:
         if reached * stride <= output_stride:

@@ -1,4 +1,6 @@
-"""The layers that every network here is made of: convolution, normalisation, activation, and the settings they share."""
+"""The layers that every network here is made of:
+convolution, normalisation, activation, and the settings they share.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,9 +29,9 @@ class LayerSettings:
     """What the layers of one part of a network have in common.
 
     Attributes:
-      norm: "batch" normalises with the statistics of the batch in training and with running ones otherwise; "frozen" always with the running
-        ones (the second stage of the papers' protocol; freeze the scales and offsets too by the optimizer's pattern); "group" is group
-        normalisation; "none" puts a bias into the convolution instead.
+      norm: "batch" normalises with the statistics of the batch in training and with running ones otherwise; "frozen"
+        always with the running ones (the second stage of the papers' protocol; freeze the scales and offsets too by the
+        optimizer's pattern); "group" is group normalisation; "none" puts a bias into the convolution instead.
       norm_epsilon: added to the variance.
       norm_momentum: decay of the running statistics; the papers use 0.9997, which suits tens of thousands of steps.
       dtype: dtype of the activations, "float32" or "bfloat16"; parameters and statistics stay float32.
@@ -64,7 +66,9 @@ class Conv(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         dtype = jnp.dtype(self.settings.dtype)
         inputs = 1 if self.depthwise else x.shape[-1]
-        kernel = self.param("kernel", self.kernel_init, (self.kernel_size, self.kernel_size, inputs, self.features), jnp.float32)
+        kernel = self.param(
+            "kernel", self.kernel_init, (self.kernel_size, self.kernel_size, inputs, self.features), jnp.float32
+        )
         x = conv2d(
             x.astype(dtype),
             kernel.astype(dtype),
@@ -91,11 +95,14 @@ class Norm(nn.Module):
         dtype = jnp.dtype(s.dtype)
         if s.norm == "group":
             groups = gcd(GROUP_NORM_GROUPS, x.shape[-1])
-            return nn.GroupNorm(groups, epsilon=s.norm_epsilon, dtype=dtype, scale_init=self.scale_init, name="group")(x)
+            return nn.GroupNorm(groups, epsilon=s.norm_epsilon, dtype=dtype, scale_init=self.scale_init, name="group")(
+                x
+            )
         batch_statistics = train and s.norm == "batch"
         if batch_statistics and x.size == x.shape[-1] and not self.is_initializing():
             raise ValueError(
-                f"batch normalisation of {self.scope.path_text if self.scope else 'a layer'} would see one value per channel, whose variance is 0: "
+                f"batch normalisation of {self.scope.path_text if self.scope else 'a layer'} would see one value per "
+                "channel, whose variance is 0: "
                 "train with at least 2 images per batch, or with norm='group' or norm='frozen'"
             )
         return nn.BatchNorm(
@@ -109,7 +116,9 @@ class Norm(nn.Module):
 
 
 class ConvNorm(nn.Module):
-    """Convolution, normalisation, activation: submodules `conv` and `norm`. Without normalisation the convolution has a bias."""
+    """Convolution, normalisation, activation:
+    submodules `conv` and `norm`. Without normalisation the convolution has a bias.
+    """
 
     features: int
     kernel_size: int = 1
@@ -139,7 +148,9 @@ class ConvNorm(nn.Module):
 
 
 class SeparableConvNorm(nn.Module):
-    """Depthwise convolution, then a pointwise one, each with its normalisation and ReLU (DeepLabv3+, sec. 3.2, as in the authors' code)."""
+    """Depthwise convolution, then a pointwise one, each with its normalisation and ReLU (DeepLabv3+, sec. 3.2,
+    as in the authors' code).
+    """
 
     features: int
     kernel_size: int = 3
@@ -154,7 +165,9 @@ class SeparableConvNorm(nn.Module):
         return ConvNorm(self.features, settings=self.settings, name="pointwise")(x, train=train)
 
 
-def spatial_conv(features: int, kernel_size: int, *, rate: int = 1, separable: bool, settings: LayerSettings, name: str) -> nn.Module:
+def spatial_conv(
+    features: int, kernel_size: int, *, rate: int = 1, separable: bool, settings: LayerSettings, name: str
+) -> nn.Module:
     """Return a `ConvNorm`, or its separable form where that is asked for and the kernel is larger than 1x1."""
     if separable and kernel_size > 1:
         return SeparableConvNorm(features, kernel_size, rate=rate, settings=settings, name=name)

@@ -1,4 +1,6 @@
-"""MobileNetV2 (Sandler et al., arXiv 1801.04381) with atrous stages, without the classifier's last 1x1 convolution, as DeepLab uses it."""
+"""MobileNetV2 (Sandler et al., arXiv 1801.04381) with atrous stages, without the classifier's last 1x1 convolution,
+as DeepLab uses it.
+"""
 
 import flax.linen as nn
 import jax
@@ -7,7 +9,8 @@ from deeplab_jax.models.dilation import FirstUnitRate, dilate_stages
 from deeplab_jax.models.layers import ConvNorm, LayerSettings
 from deeplab_jax.models.resnet import Features
 
-# Table 2 of the paper: expansion, channels, units, stride of the first unit, and the name of the features that the row completes.
+# Table 2 of the paper: expansion, channels, units, stride of the first unit, and the name of the features that the row
+# completes.
 ROWS = (
     (1, 16, 1, 1, "conv1"),
     (6, 24, 2, 2, "conv2"),
@@ -28,7 +31,9 @@ def scale_channels(channels: int, width: float, *, divisor: int = 8) -> int:
 
 
 class InvertedResidual(nn.Module):
-    """1x1 expansion, 3x3 depthwise (which carries stride or rate), linear 1x1 projection; identity shortcut where shapes allow it."""
+    """1x1 expansion, 3x3 depthwise (which carries stride or rate), linear 1x1 projection;
+    identity shortcut where shapes allow it.
+    """
 
     channels: int
     expansion: int
@@ -44,7 +49,14 @@ class InvertedResidual(nn.Module):
         if self.expansion > 1:
             y = ConvNorm(x.shape[-1] * self.expansion, activation="relu6", settings=s, name="expand")(y, train=train)
         y = ConvNorm(
-            y.shape[-1], 3, stride=self.stride, rate=self.rate, depthwise=True, activation="relu6", settings=s, name="depthwise"
+            y.shape[-1],
+            3,
+            stride=self.stride,
+            rate=self.rate,
+            depthwise=True,
+            activation="relu6",
+            settings=s,
+            name="depthwise",
         )(y, train=train)
         y = ConvNorm(self.channels, activation="none", settings=s, name="project")(y, train=train)
         return x + y if self.residual and x.shape == y.shape else y
@@ -66,10 +78,18 @@ class MobileNetV2(nn.Module):
     def __call__(self, x: jax.Array, *, output_stride: int, train: bool) -> Features:
         """Compute features `{"stem", "conv1", ..., "conv5": (array [N, h, w, C], stride)}` of images `[N, H, W, C]`."""
         stages = dilate_stages(
-            [row[3] for row in ROWS], start=STEM_STRIDE, output_stride=output_stride, first_unit_rate=self.first_unit_rate
+            [row[3] for row in ROWS],
+            start=STEM_STRIDE,
+            output_stride=output_stride,
+            first_unit_rate=self.first_unit_rate,
         )
         x = ConvNorm(
-            scale_channels(STEM_CHANNELS, self.width), 3, stride=2, activation="relu6", settings=self.settings, name="stem"
+            scale_channels(STEM_CHANNELS, self.width),
+            3,
+            stride=2,
+            activation="relu6",
+            settings=self.settings,
+            name="stem",
         )(x, train=train)
         features: Features = {"stem": (x, STEM_STRIDE)}
         for index, ((expansion, channels, units, _, name), stage) in enumerate(zip(ROWS, stages, strict=True)):

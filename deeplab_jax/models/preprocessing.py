@@ -12,7 +12,8 @@ class Preprocessing:
 
     Attributes:
       value_range: what 0 and 255 become.
-      mean: per channel (RGB), in units of that range; subtracted. A preprocessed zero therefore is the mean pixel, with which images are padded.
+      mean: per channel (RGB), in units of that range; subtracted. A preprocessed zero therefore is the mean pixel, with
+        which images are padded.
       std: per channel, in the same units; divided by.
     """
 

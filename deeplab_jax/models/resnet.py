@@ -1,4 +1,6 @@
-"""ResNet backbones (He et al., arXiv 1512.03385; the form with the stride in the 3x3 convolution) with atrous stages."""
+"""ResNet backbones (He et al., arXiv 1512.03385;
+the form with the stride in the 3x3 convolution) with atrous stages.
+"""
 
 from typing import Literal
 
@@ -34,10 +36,14 @@ class Unit(nn.Module):
         features = self.width * 4 if self.kind == "bottleneck" else self.width
         if self.kind == "bottleneck":
             y = ConvNorm(self.width, settings=s, name="conv1")(x, train=train)
-            y = ConvNorm(self.width, 3, stride=self.stride, rate=self.first_rate, settings=s, name="conv2")(y, train=train)
+            y = ConvNorm(self.width, 3, stride=self.stride, rate=self.first_rate, settings=s, name="conv2")(
+                y, train=train
+            )
             y = ConvNorm(features, activation="none", settings=s, name="conv3")(y, train=train)
         else:
-            y = ConvNorm(features, 3, stride=self.stride, rate=self.first_rate, settings=s, name="conv1")(x, train=train)
+            y = ConvNorm(features, 3, stride=self.stride, rate=self.first_rate, settings=s, name="conv1")(
+                x, train=train
+            )
             y = ConvNorm(features, 3, rate=self.rate, activation="none", settings=s, name="conv2")(y, train=train)
         if x.shape[-1] != features or self.stride > 1:
             x = ConvNorm(features, stride=self.stride, activation="none", settings=s, name="shortcut")(x, train=train)
@@ -50,7 +56,8 @@ class ResNet(nn.Module):
     Attributes:
       units: residual units of blocks 1 to 4 (stages conv2 to conv5).
       kind: kind of the units.
-      multi_grid: unit rates of the last block, and of its copies; multiplied by the stage's rate (DeepLabv3, sec. 3.2.1).
+      multi_grid: unit rates of the last block, and of its copies; multiplied by the stage's rate (DeepLabv3, sec.
+        3.2.1).
       first_unit_rate: see `dilate_stages`.
       last_block: 4, or up to 7: blocks 5 to 7 are copies of block 4, each with stride 2 (DeepLabv3, sec. 3.2, Fig. 3).
       width: multiplies all channel counts; 1 is the published network.
@@ -66,12 +73,17 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, output_stride: int, train: bool) -> Features:
-        """Compute features `{"stem", "conv2", ..., "conv5"[, ..., "conv8"]: (array [N, h, w, C], stride)}` of images `[N, H, W, C]`."""
+        """Compute features `{"stem", "conv2", ..., "conv5"[, ..., "conv8"]:
+        (array [N, h, w, C], stride)}` of images `[N, H, W, C]`.
+        """
         copies = self.last_block - 4
         units = (*self.units, *[self.units[3]] * copies)
         widths = [max(1, round(w * self.width)) for w in (*STAGE_WIDTHS, *[STAGE_WIDTHS[3]] * copies)]
         stages = dilate_stages(
-            (1, *[2] * (len(units) - 1)), start=STEM_STRIDE, output_stride=output_stride, first_unit_rate=self.first_unit_rate
+            (1, *[2] * (len(units) - 1)),
+            start=STEM_STRIDE,
+            output_stride=output_stride,
+            first_unit_rate=self.first_unit_rate,
         )
         x = ConvNorm(max(1, round(64 * self.width)), 7, stride=2, settings=self.settings, name="conv1")(x, train=train)
         features: Features = {"stem": (x, 2)}

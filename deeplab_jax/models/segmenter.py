@@ -15,7 +15,9 @@ SMALLEST_SIDE = 33
 
 
 class FCNHead(nn.Module):
-    """torchvision's FCN head: 3x3 to a quarter of the channels, dropout, 1x1 to the classes; here the auxiliary head."""
+    """torchvision's FCN head: 3x3 to a quarter of the channels, dropout, 1x1 to the classes;
+    here the auxiliary head.
+    """
 
     num_classes: int
     dropout: float = 0.1
@@ -59,7 +61,11 @@ class Segmenter(nn.Module):
 
     def setup(self) -> None:
         self.classifier = Conv(
-            self.num_classes, use_bias=True, settings=self.settings, kernel_init=nn.initializers.normal(0.01), name="classifier"
+            self.num_classes,
+            use_bias=True,
+            settings=self.settings,
+            kernel_init=nn.initializers.normal(0.01),
+            name="classifier",
         )
         if self.aux_features is not None:
             self.aux_head = FCNHead(self.num_classes, settings=self.settings, name="aux_head")
@@ -72,7 +78,8 @@ class Segmenter(nn.Module):
           train: batch statistics and dropout as in training.
 
         Returns:
-          float32 `[N, H, W, num_classes]`. With an auxiliary head its logits, of the same shape, are sown under `intermediates/aux`.
+          float32 `[N, H, W, num_classes]`. With an auxiliary head its logits, of the same shape, are sown under
+          `intermediates/aux`.
 
         Raises:
           ValueError: images below 33 pixels, or of another rank.
@@ -83,7 +90,9 @@ class Segmenter(nn.Module):
     def scores(self, images: jax.Array, *, train: bool = False) -> jax.Array:
         """Compute the classifier's float32 output `[N, h, w, num_classes]` before it is resized to the image."""
         if images.ndim != 4 or min(images.shape[1:3]) < SMALLEST_SIDE:
-            raise ValueError(f"images of shape {images.shape}: expected [N, H, W, C] with H and W of at least {SMALLEST_SIDE}")
+            raise ValueError(
+                f"images of shape {images.shape}: expected [N, H, W, C] with H and W of at least {SMALLEST_SIDE}"
+            )
         features = self.features(images, train=train)
         x, _ = features["context"]
         if self.aux_features is not None:
@@ -103,9 +112,7 @@ class Segmenter(nn.Module):
 
     def resize(self, scores: jax.Array, images: jax.Array) -> jax.Array:
         """Resize scores bilinearly to the images' height and width, in float32."""
-        return resize_bilinear(
-            scores.astype(jnp.float32), images.shape[1:3], align_corners=self.settings.align_corners
-        )
+        return resize_bilinear(scores.astype(jnp.float32), images.shape[1:3], align_corners=self.settings.align_corners)
 
 
 Variables = dict[str, Any]

@@ -1,8 +1,9 @@
 """Atrous convolution and the ways to lower it.
 
-`direct` hands the dilation to `lax.conv_general_dilated`. `taps` adds one product per kernel tap: a matrix product over the valid overlap for dense
-kernels, a shifted product for depthwise ones. `space_to_batch` deinterleaves the map into rate x rate smaller ones, as TensorFlow's atrous
-convolution does. All three compute the same sums; only speed and rounding differ.
+`direct` hands the dilation to `lax.conv_general_dilated`. `taps` adds one product per kernel tap: a matrix product over
+the valid overlap for dense kernels, a shifted product for depthwise ones. `space_to_batch` deinterleaves the map into
+rate x rate smaller ones, as TensorFlow's atrous convolution does. All three compute the same sums; only speed and
+rounding differ.
 """
 
 from collections.abc import Sequence
@@ -39,12 +40,12 @@ def conv2d(
       kernel: `[kh, kw, C / feature_group_count, D]` (HWIO), of the dtype of `x`.
       rate: atrous rate, 1 and up.
       stride: distance of output samples, 1 and up.
-      padding: None pads `rate * (k - 1) / 2` zeros on each side (odd kernels), so that the samples of a strided convolution sit at 0, s, 2s, ...
-        and subsampling commutes with it; "SAME" is TensorFlow's, which pads less on the left for even sizes; "VALID" pads nothing; or explicit
-        `((top, bottom), (left, right))`.
+      padding: None pads `rate * (k - 1) / 2` zeros on each side (odd kernels), so that the samples of a strided
+        convolution sit at 0, s, 2s, ... and subsampling commutes with it; "SAME" is TensorFlow's, which pads less on
+        the left for even sizes; "VALID" pads nothing; or explicit `((top, bottom), (left, right))`.
       feature_group_count: 1 for a dense convolution, C for a depthwise one.
-      lowering: how to compute it; "auto" is `choose_lowering`. A lowering that does not cover the case (grouped kernels that are not depthwise,
-        space-to-batch with a stride) falls back to "direct", which covers all.
+      lowering: how to compute it; "auto" is `choose_lowering`. A lowering that does not cover the case (grouped kernels
+        that are not depthwise, space-to-batch with a stride) falls back to "direct", which covers all.
 
     Returns:
       `[N, H', W', D]` with `H' = conv_output_size(H, kh, ...)`.
@@ -73,9 +74,9 @@ def conv2d(
 def choose_lowering(kernel_shape: Sequence[int], *, rate: int, stride: int, depthwise: bool) -> Lowering:
     """Decide what "auto" means for one convolution on the default backend.
 
-    On a CPU, XLA computes a depthwise convolution 20 to 40 times slower than nine shifted products, and the padding that a dense kernel of large
-    rate mostly sees is arithmetic that `taps` leaves out; below rate 4 the direct form wins once the gradient is counted. Elsewhere the vendor's
-    kernels win.
+    On a CPU, XLA computes a depthwise convolution 20 to 40 times slower than nine shifted products, and the padding
+    that a dense kernel of large rate mostly sees is arithmetic that `taps` leaves out; below rate 4 the direct form
+    wins once the gradient is counted. Elsewhere the vendor's kernels win.
     """
     spatial = kernel_shape[0] * kernel_shape[1] > 1
     if jax.default_backend() == "cpu" and spatial and (depthwise or (rate >= 4 and stride == 1)):
@@ -98,10 +99,9 @@ def explicit_padding(
     if padding == "VALID":
         return (0, 0), (0, 0)
     if padding == "SAME":
-        pairs = lax.padtype_to_pads(size, [effective_kernel_size(k, rate) for k in kernel_size], (stride, stride), "SAME")
-    else:
-        pairs = padding
-    (top, bottom), (left, right) = pairs
+        extent = [effective_kernel_size(k, rate) for k in kernel_size]
+        padding = lax.padtype_to_pads(size, extent, (stride, stride), "SAME")
+    (top, bottom), (left, right) = padding
     return (int(top), int(bottom)), (int(left), int(right))
 
 
@@ -142,10 +142,13 @@ def _overlap(offset: int, size: int, output: int) -> tuple[slice, slice]:
 def _depthwise_taps(x: jax.Array, kernel: jax.Array, rate: int, stride: int, pads: Pairs) -> jax.Array:
     """Sum over the taps of the shifted map times a row of the kernel `[kh, kw, C]`; XLA fuses it into one pass."""
     shifts = _shifted(x, kernel.shape[:2], rate, stride, pads)
-    return sum((shift * kernel[row, column] for row, column, shift in shifts[1:]), shifts[0][2] * kernel[0, 0])
+    products = [shift * kernel[row, column][None, None, None] for row, column, shift in shifts]
+    return sum(products[1:], products[0])
 
 
-def _shifted(x: jax.Array, kernel_size: Sequence[int], rate: int, stride: int, pads: Pairs) -> list[tuple[int, int, jax.Array]]:
+def _shifted(
+    x: jax.Array, kernel_size: Sequence[int], rate: int, stride: int, pads: Pairs
+) -> list[tuple[int, int, jax.Array]]:
     """Return (row, column, what that tap sees of the padded map at every output position) for every tap."""
     n, height, width, channels = x.shape
     out_h = _output_size(height, kernel_size[0], rate, stride, pads[0])
@@ -169,7 +172,8 @@ def _depthwise_taps_forward(
 def _depthwise_taps_backward(
     rate: int, stride: int, pads: Pairs, residuals: tuple[jax.Array, jax.Array], gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """The gradient of the map is again a depthwise convolution (of the strided-out gradient with the turned kernel), so it gets the same form.
+    """The gradient of the map is again a depthwise convolution (of the strided-out gradient with the turned kernel), so
+    it gets the same form.
 
     Differentiating the forward form instead would add nine padded maps, which XLA does not fuse as well.
     """
@@ -197,11 +201,14 @@ def _space_to_batch(x: jax.Array, kernel: jax.Array, rate: int, pads: Pairs, gro
     """Deinterleave the padded map into rate x rate maps, convolve them at rate 1, and interleave the results."""
     n, _, _, channels = x.shape
     outputs = [_output_size(x.shape[axis + 1], kernel.shape[axis], rate, 1, pads[axis]) for axis in (0, 1)]
-    # TensorFlow's op, too, grows the map to a multiple of the rate; the papers' multiply-add counts include those zeros.
+    # TensorFlow's op, too, grows the map to a multiple of the rate; the papers' multiply-add counts include those
+    # zeros.
     blocks = [-(-size // rate) for size in outputs]
     grown = [(block + kernel.shape[axis] - 1) * rate for axis, block in enumerate(blocks)]
     tail = [grown[axis] - x.shape[axis + 1] - pads[axis][0] for axis in (0, 1)]
-    padded = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), (pads[0][0], tail[0], 0), (pads[1][0], tail[1], 0), (0, 0, 0)))
+    padded = lax.pad(
+        x, jnp.zeros((), x.dtype), ((0, 0, 0), (pads[0][0], tail[0], 0), (pads[1][0], tail[1], 0), (0, 0, 0))
+    )
     maps = padded.reshape(n, grown[0] // rate, rate, grown[1] // rate, rate, channels)
     maps = maps.transpose(2, 4, 0, 1, 3, 5).reshape(rate * rate * n, grown[0] // rate, grown[1] // rate, channels)
     result = _direct(maps, kernel, 1, 1, ((0, 0), (0, 0)), groups)

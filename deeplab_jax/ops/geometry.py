@@ -1,4 +1,6 @@
-"""The arithmetic of atrous convolution: effective kernels, output sizes, valid weights (DeepLabv3, sec. 3.1 and 3.3; Fig. 4)."""
+"""The arithmetic of atrous convolution: effective kernels, output sizes, valid weights (DeepLabv3, sec. 3.1 and 3.3;
+Fig. 4).
+"""
 
 from collections.abc import Sequence
 
@@ -6,7 +8,9 @@ import numpy as np
 
 
 def effective_kernel_size(kernel_size: int, rate: int) -> int:
-    """Return the extent of a kernel with `rate - 1` zeros between its taps: `k + (k - 1)(r - 1)` (DeepLabv2, sec. 3.1)."""
+    """Return the extent of a kernel with `rate - 1` zeros between its taps:
+    `k + (k - 1)(r - 1)` (DeepLabv2, sec. 3.1).
+    """
     if kernel_size < 1 or rate < 1:
         raise ValueError(f"kernel_size and rate are at least 1, got {kernel_size} and {rate}")
     return kernel_size + (kernel_size - 1) * (rate - 1)
@@ -41,7 +45,8 @@ def conv_output_size(size: int, kernel_size: int, *, stride: int = 1, padding: i
 
 
 def valid_tap_counts(size: int, kernel_size: int, rate: int) -> np.ndarray:
-    """Return, for each position along one side, how many taps of a centred 1-D kernel fall on the map rather than on its zero padding.
+    """Return, for each position along one side, how many taps of a centred 1-D kernel fall on the map rather than on
+    its zero padding.
 
     Returns:
       int64 array `[size]`, values 1 to `kernel_size`.
@@ -54,8 +59,8 @@ def valid_tap_counts(size: int, kernel_size: int, rate: int) -> np.ndarray:
 def valid_weight_counts(size: int, kernel_size: int, rate: int) -> np.ndarray:
     """Count the positions of a `size x size` map that see 1, 2, ..., k*k valid weights (DeepLabv3, Fig. 4).
 
-    As the rate approaches the map's size, ever more of a 3x3 kernel falls on padding; from `rate >= size` only its centre is left and it acts as a
-    1x1 kernel. That is why DeepLabv3 adds image-level features to the pyramid.
+    As the rate approaches the map's size, ever more of a 3x3 kernel falls on padding; from `rate >= size` only its
+    centre is left and it acts as a 1x1 kernel. That is why DeepLabv3 adds image-level features to the pyramid.
 
     Args:
       size: side of the feature map.
@@ -63,7 +68,8 @@ def valid_weight_counts(size: int, kernel_size: int, rate: int) -> np.ndarray:
       rate: atrous rate.
 
     Returns:
-      int64 array `[k * k]`; element `i` is the number of positions with `i + 1` valid weights. The sum is `size * size`.
+      int64 array `[k * k]`; element `i` is the number of positions with `i + 1` valid weights. The sum is `size *
+      size`.
     """
     per_axis = valid_tap_counts(size, kernel_size, rate)
     counts = np.bincount(np.outer(per_axis, per_axis).ravel(), minlength=kernel_size**2 + 1)
@@ -71,7 +77,9 @@ def valid_weight_counts(size: int, kernel_size: int, rate: int) -> np.ndarray:
 
 
 def valid_weight_fraction(height: int, width: int, kernel_size: Sequence[int], rate: int) -> float:
-    """Return the share (0 to 1) of a stride-1, size-keeping convolution's multiply-adds that touch a pixel and not padding."""
+    """Return the share (0 to 1) of a stride-1,
+    size-keeping convolution's multiply-adds that touch a pixel and not padding.
+    """
     rows = valid_tap_counts(height, kernel_size[0], rate).sum() / (height * kernel_size[0])
     columns = valid_tap_counts(width, kernel_size[1], rate).sum() / (width * kernel_size[1])
     return float(rows * columns)

@@ -1,4 +1,6 @@
-"""Losses over labelled pixels, as (sum, count) so that they add up over shards, micro-batches and devices before the one division."""
+"""Losses over labelled pixels, as (sum, count) so that they add up over shards,
+micro-batches and devices before the one division.
+"""
 
 import chex
 import jax
@@ -24,13 +26,13 @@ def cross_entropy(
 
     Args:
       logits: `[..., K]`, any floating dtype; the sum is taken in float32.
-      labels: integer `[...]`, class ids 0 to K - 1 or `ignore_label`. Other values are the caller's fault and are not noticed here (an
-        accelerator cannot raise); training checks its first batches on the host.
+      labels: integer `[...]`, class ids 0 to K - 1 or `ignore_label`. Other values are the caller's fault and are not
+        noticed here (an accelerator cannot raise); training checks its first batches on the host.
       ignore_label: pixels with this value count for nothing.
-      class_weights: float `[K]`, the factor of each class's pixels, or None for 1. The count stays the number of pixels, as in the authors'
-        TensorFlow code; PyTorch divides by the sum of the weights instead.
-      top_k: share (0 to 1] of the labelled pixels to keep, those with the largest loss (hard-pixel mining). Over all pixels given, which under
-        `jit` with a sharded batch is the global batch.
+      class_weights: float `[K]`, the factor of each class's pixels, or None for 1. The count stays the number of
+        pixels, as in the authors' TensorFlow code; PyTorch divides by the sum of the weights instead.
+      top_k: share (0 to 1] of the labelled pixels to keep, those with the largest loss (hard-pixel mining). Over all
+        pixels given, which under `jit` with a sharded batch is the global batch.
 
     Returns:
       `(sum of losses, number of pixels summed)`, float32 scalars; both 0 if no pixel is labelled.

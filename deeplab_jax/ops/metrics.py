@@ -1,4 +1,6 @@
-"""Segmentation metrics from an integer confusion matrix: counts add up over batches and devices, divisions happen once at the end."""
+"""Segmentation metrics from an integer confusion matrix:
+counts add up over batches and devices, divisions happen once at the end.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +32,9 @@ def confusion_matrix(
 
 
 def iou_per_class(confusion: np.ndarray) -> np.ndarray:
-    """Return intersection over union of each class, float64 `[K]`; NaN for a class in neither labels nor predictions."""
+    """Return intersection over union of each class, float64 `[K]`;
+    NaN for a class in neither labels nor predictions.
+    """
     confusion = np.asarray(confusion, np.int64)
     intersection = np.diag(confusion)
     union = confusion.sum(0) + confusion.sum(1) - intersection
@@ -38,7 +42,9 @@ def iou_per_class(confusion: np.ndarray) -> np.ndarray:
 
 
 def accuracy_per_class(confusion: np.ndarray) -> np.ndarray:
-    """Return the share of each class's labelled pixels that were predicted right, float64 `[K]`; NaN for a class without labels."""
+    """Return the share of each class's labelled pixels that were predicted right, float64 `[K]`;
+    NaN for a class without labels.
+    """
     confusion = np.asarray(confusion, np.int64)
     return _ratio(np.diag(confusion), confusion.sum(1))
 

@@ -1,10 +1,12 @@
 """Bilinear resizing with its corner alignment named.
 
-Frameworks disagree on where the samples of a map lie. With `align_corners=True` the centres of the corner pixels coincide, as in the authors'
-TensorFlow code, whose crops of 513 = 512 + 1 pixels are chosen for it: sample `i` of a map at stride s lies exactly on pixel `i * s`. With
-`align_corners=False` the outer edges coincide (half-pixel centres), as torchvision does it. Neither smooths before shrinking.
+Frameworks disagree on where the samples of a map lie. With `align_corners=True` the centres of the corner pixels
+coincide, as in the authors' TensorFlow code, whose crops of 513 = 512 + 1 pixels are chosen for it: sample `i` of a map
+at stride s lies exactly on pixel `i * s`. With `align_corners=False` the outer edges coincide (half-pixel centres), as
+torchvision does it. Neither smooths before shrinking.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import jax
@@ -12,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def resize_bilinear(x: jax.Array, size: tuple[int, int], *, align_corners: bool) -> jax.Array:
+def resize_bilinear(x: jax.Array, size: Sequence[int], *, align_corners: bool) -> jax.Array:
     """Resize maps bilinearly.
 
     Two small matrix products, one per axis: sizes are static under `jit`, so the weights are constants.
@@ -54,7 +56,7 @@ def interpolation_matrix(source: int, target: int, align_corners: bool) -> np.nd
     return matrix
 
 
-def resize_labels(labels: jax.Array, size: tuple[int, int], *, align_corners: bool) -> jax.Array:
+def resize_labels(labels: jax.Array, size: Sequence[int], *, align_corners: bool) -> jax.Array:
     """Resize class ids to the nearest sample, ties towards the lower index.
 
     Args:

@@ -23,7 +23,8 @@ def initial_variables(state: TrainState, path: str, *, scope: str, say: Callable
     Args:
       state: fresh.
       path: model folder or run directory.
-      scope: "all", "all_but_classifier" (for other classes) or "backbone". Within it, every tensor must be there and fit.
+      scope: "all", "all_but_classifier" (for other classes) or "backbone". Within it, every tensor must be there and
+        fit.
       say: gets a line about what was done.
 
     Raises:

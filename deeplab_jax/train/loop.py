@@ -18,13 +18,13 @@ from rich.console import Console
 
 from deeplab_jax.checkpoint import METRIC, Checkpoints
 from deeplab_jax.data.check import check_labels
+from deeplab_jax.data.images import write_image
 from deeplab_jax.data.loader import Batch, training_batches
 from deeplab_jax.data.pairs import Example, Source
 from deeplab_jax.data.sources import open_source
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate.evaluator import Results, evaluate
 from deeplab_jax.evaluate.pictures import prediction_strip, stack_strips
-from deeplab_jax.data.images import write_image
 from deeplab_jax.models.catalog import create_model
 from deeplab_jax.models.segmenter import Segmenter
 from deeplab_jax.train.initialise import initial_variables
@@ -44,12 +44,15 @@ class Interrupted(Exception):
     """The run was asked to stop; its state is saved."""
 
 
-def train(config: ConfigDict, workdir: str | Path, *, allow_config_change: bool = False, console: Console | None = None) -> Results | None:
+def train(
+    config: ConfigDict, workdir: str | Path, *, allow_config_change: bool = False, console: Console | None = None
+) -> Results | None:
     """Train a model, or go on where this run directory left off.
 
     Args:
       config: as from `config.load_config`.
-      workdir: gets `config.json`, `run.json`, `model.json`, `checkpoints/`, `metrics.jsonl`, `tensorboard/` and `pictures/`.
+      workdir: gets `config.json`, `run.json`, `model.json`, `checkpoints/`, `metrics.jsonl`, `tensorboard/` and
+        `pictures/`.
       allow_config_change: go on in a directory whose configuration differs.
       console: where to print; standard output by default.
 
@@ -62,7 +65,9 @@ def train(config: ConfigDict, workdir: str | Path, *, allow_config_change: bool 
     """
     workdir, console = Path(workdir), console or Console()
     t, data = config.train, config.data
-    train_source, val_source = (open_source(data.name, split=split, **source_options(data)) for split in (data.train_split, data.val_split))
+    train_source, val_source = (
+        open_source(data.name, split=split, **source_options(data)) for split in (data.train_split, data.val_split)
+    )
     model = build_model(config.model, num_classes=train_source.labels.num_classes)
     mesh = make_mesh()
     check_batch_size(t.batch_size, t.accumulate, mesh)
@@ -94,11 +99,19 @@ def train(config: ConfigDict, workdir: str | Path, *, allow_config_change: bool 
             out_shardings=replicated(mesh),
         )
         batches = training_batches(
-            train_source, batch_size=t.batch_size, steps=t.steps, start=start, seed=t.seed, fill=model.preprocessing.mean_pixel, **loader_options(data)
+            train_source,
+            batch_size=t.batch_size,
+            steps=t.steps,
+            start=start,
+            seed=t.seed,
+            fill=model.preprocessing.mean_pixel,
+            **loader_options(data),
         )
         with Writers(workdir, start=start, steps=t.steps, console=console) as writers, stop_on_sigint() as stopping:
             announce(config, model, train_source, val_source, writers)
-            evaluation = partial(evaluate_and_draw, model=model, source=val_source, config=config, workdir=workdir, writers=writers)
+            evaluation = partial(
+                evaluate_and_draw, model=model, source=val_source, config=config, workdir=workdir, writers=writers
+            )
             return run(
                 state,
                 start,
@@ -137,7 +150,7 @@ def run(
         if number < settings.steps:
             began = time.perf_counter()
             batch = place(next(batches))  # While the devices work.
-            clock.fetched(time.perf_counter() - began, lambda metrics=metrics: jax.block_until_ready(metrics))
+            clock.fetched(time.perf_counter() - began, metrics)
         last, stop = number == settings.steps, stopping()
         writers.step(number)
         if number % settings.log_every == 0 or last or number == start + 1:
@@ -149,7 +162,9 @@ def run(
             checkpoints.save(number, state.variables(), state.extra(), metrics=scores)
             clock.restart()
         if stop:
-            raise Interrupted(f"stopped at step {number} of {settings.steps}, which is saved; the same command goes on from there")
+            raise Interrupted(
+                f"stopped at step {number} of {settings.steps}, which is saved; the same command goes on from there"
+            )
     return results
 
 
@@ -164,13 +179,13 @@ class Clock:
         """Start counting anew: after an evaluation or a save."""
         self._began, self._steps, self._waited = time.perf_counter(), 0, 0.0
 
-    def fetched(self, seconds: float, block: Callable[[], Any]) -> None:
-        """Count a step whose next batch took `seconds` to fetch while it ran.
+    def fetched(self, seconds: float, metrics: Any) -> None:
+        """Wait for a step, `metrics` being of it, and count it; its next batch took `seconds` to fetch while it ran.
 
         Where the devices were done by then, all of that time counts as waiting: an upper bound.
         """
         began = time.perf_counter()
-        block()
+        jax.block_until_ready(metrics)
         if time.perf_counter() - began < 1e-3:
             self._waited += seconds
         self._steps += 1
@@ -187,40 +202,66 @@ def report(number: int, metrics: dict[str, jax.Array], schedule: Schedule, clock
     values["learning_rate"] = float(schedule(number - 1))
     if not math.isfinite(values["loss"]) or not math.isfinite(values["gradient_norm"]):
         raise UserError(
-            f"step {number}: loss {values['loss']}, gradient norm {values['gradient_norm']}; lower config.optimizer.learning_rate or set "
+            f"step {number}: loss {values['loss']}, gradient norm {values['gradient_norm']}; lower "
+            "config.optimizer.learning_rate or set "
             "config.optimizer.clip_norm, and start again from the last checkpoint"
         )
     speed = clock.read()
     writers.scalars(number, {**values, **speed}, prefix="train")
     writers.line(
         number,
-        f"loss {values['loss']:.4f}, pixel accuracy {values['pixel_accuracy']:.3f}, learning rate {values['learning_rate']:.2e}, "
+        f"loss {values['loss']:.4f}, pixel accuracy {values['pixel_accuracy']:.3f}, learning rate "
+        f"{values['learning_rate']:.2e}, "
         f"{speed['images_per_second']:.1f} images/s, waiting for data {speed['data_wait']:.1%}",
     )
 
 
 def evaluate_and_draw(
-    state: TrainState, number: int, *, model: Segmenter, source: Source, config: ConfigDict, workdir: Path, writers: Writers
+    state: TrainState,
+    number: int,
+    *,
+    model: Segmenter,
+    source: Source,
+    config: ConfigDict,
+    workdir: Path,
+    writers: Writers,
 ) -> Results:
     """Evaluate on the validation split, and draw its first images."""
     strips: list[np.ndarray] = []
 
     def draw(example: Example, classes: np.ndarray) -> None:
         if len(strips) < config.train.pictures:
-            strips.append(prediction_strip(example["image"], example["label"], classes, source.labels.palette, names=source.labels.names))
+            strips.append(
+                prediction_strip(
+                    example["image"], example["label"], classes, source.labels.palette, names=source.labels.names
+                )
+            )
 
-    results = evaluate(model, state.variables(), source, split=config.data.val_split, on_prediction=draw, **config.evaluate)
+    results = evaluate(
+        model, state.variables(), source, split=config.data.val_split, on_prediction=draw, **config.evaluate
+    )
     if strips:
         (workdir / "pictures").mkdir(exist_ok=True)
         write_image(workdir / "pictures" / f"step_{number:07d}.png", stack_strips(strips))
-    scalars = {name: results[name] for name in ("miou", "pixel_accuracy", "mean_accuracy", "seconds") if results[name] is not None}
+    scalars = {
+        name: results[name]
+        for name in ("miou", "pixel_accuracy", "mean_accuracy", "seconds")
+        if results[name] is not None
+    }
     writers.scalars(number, scalars, prefix="val")
-    writers.say(f"step {number}: validation mIoU {results['miou'] or 0:.4f} on {results['protocol']['images']} images in {results['seconds']:.1f} s")
+    writers.say(
+        f"step {number}: validation mIoU {results['miou'] or 0:.4f} on {results['protocol']['images']} images in "
+        f"{results['seconds']:.1f} s"
+    )
     return {**results, "step": number}
 
 
 def start_state(
-    checkpoints: Checkpoints, initial: Callable[[jax.Array], TrainState], config: ConfigDict, mesh: jax.sharding.Mesh, console: Console
+    checkpoints: Checkpoints,
+    initial: Callable[[jax.Array], TrainState],
+    config: ConfigDict,
+    mesh: jax.sharding.Mesh,
+    console: Console,
 ) -> tuple[TrainState, int]:
     """Return the newest checkpoint's state, or a fresh one, on the devices."""
     key = jax.random.key(config.train.seed)
@@ -230,10 +271,14 @@ def start_state(
         hurry = {"xla_backend_optimization_level": 0}
         state = jax.jit(initial, out_shardings=replicated(mesh), compiler_options=hurry)(key)
         if config.train.init:
-            state = initial_variables(state, config.train.init, scope=config.train.init_scope, say=partial(console.print, soft_wrap=True))
+            state = initial_variables(
+                state, config.train.init, scope=config.train.init_scope, say=partial(console.print, soft_wrap=True)
+            )
         return state, 0
     abstract = jax.eval_shape(initial, key)
-    abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated(mesh)), abstract)
+    abstract = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated(mesh)), abstract
+    )
     state = abstract.with_restored(
         checkpoints.restore_variables(latest, abstract.variables()), checkpoints.restore_extra(latest, abstract.extra())
     )
@@ -254,13 +299,16 @@ def announce(config: ConfigDict, model: Segmenter, train_source: Source, val_sou
     parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_variables(model)["params"]))
     t = config.train
     writers.say(
-        f"{config.model.name} at output stride {model.output_stride}, {parameters:,} parameters, on {train_source.name}: {len(train_source)} "
-        f"training and {len(val_source)} validation images; {t.steps} steps of {t.batch_size} on {jax.device_count()} {jax.default_backend()} device(s)"
+        f"{config.model.name} at output stride {model.output_stride}, {parameters:,} parameters, on "
+        f"{train_source.name}: {len(train_source)} "
+        f"training and {len(val_source)} validation images; {t.steps} steps of {t.batch_size} on "
+        f"{jax.device_count()} {jax.default_backend()} device(s)"
     )
     images = t.batch_size // t.accumulate
-    if model.backbone.settings.norm == "batch" and images < BATCH_NORM_IMAGES:  # type: ignore[attr-defined]
+    if model.backbone.settings.norm == "batch" and images < BATCH_NORM_IMAGES:
         writers.say(
-            f"note: batch norm sees {images} images at a time; the authors advise more than {BATCH_NORM_IMAGES}. Accumulation does not help; "
+            f"note: batch norm sees {images} images at a time; the authors advise more than {BATCH_NORM_IMAGES}. "
+            "Accumulation does not help; "
             "norm='group' does not depend on it"
         )
 
@@ -283,13 +331,20 @@ def loader_options(data: ConfigDict) -> dict[str, Any]:
 
 def model_info(source: Source) -> dict[str, Any]:
     """Return the `info` of a model trained on a source."""
-    return {"class_names": list(source.labels.names), "palette": [list(colour) for colour in source.labels.palette], "data": source.name}
+    return {
+        "class_names": list(source.labels.names),
+        "palette": [list(colour) for colour in source.labels.palette],
+        "data": source.name,
+    }
 
 
 def check_class_weights(weights: Any, model: Segmenter) -> None:
     """Raise a UserError where the class weights are not one for each class."""
     if len(weights) not in (0, model.num_classes):
-        raise UserError(f"config.train.class_weights has {len(weights)} values, the data has {model.num_classes} classes; give one for each")
+        raise UserError(
+            f"config.train.class_weights has {len(weights)} values, the data has {model.num_classes} classes; give "
+            "one for each"
+        )
 
 
 @contextmanager

@@ -43,7 +43,8 @@ def make_optimizer(
 ) -> tuple[optax.GradientTransformation, Schedule]:
     """Build the gradient transformation and its schedule.
 
-    Patterns are regular expressions searched for in a parameter's path, such as `backbone/conv2_unit1/conv1/conv/kernel`.
+    Patterns are regular expressions searched for in a parameter's path, such as
+    `backbone/conv2_unit1/conv1/conv/kernel`.
 
     Args:
       params: the parameters or their shapes; only their paths matter.
@@ -63,7 +64,10 @@ def make_optimizer(
     paths = list(flatten_dict(flax.core.unfreeze(params), sep="/"))
     for pattern in (*freeze, *(pattern for pattern, _ in multipliers)):
         if not any(_search(pattern, path) for path in paths):
-            raise UserError(f"pattern {pattern!r} of the optimizer matches no parameter; a parameter is called {paths[0]!r}, for instance")
+            raise UserError(
+                f"pattern {pattern!r} of the optimizer matches no parameter; a parameter is called {paths[0]!r}, for "
+                "instance"
+            )
 
     def by_path(function: Callable[[str], Any]) -> Any:
         return unflatten_dict({path: function(path) for path in paths}, sep="/")

@@ -1,6 +1,7 @@
 """Where arrays live: a mesh over the devices, batches split along it, parameters on all of them.
 
-`jit` over arrays with a NamedSharding computes on the global batch, so that batch normalisation and the loss see all of it, on one device or many.
+`jit` over arrays with a NamedSharding computes on the global batch, so that batch normalisation and the loss see all of
+it, on one device or many.
 """
 
 from typing import Any
@@ -39,5 +40,6 @@ def check_batch_size(batch_size: int, accumulate: int, mesh: Mesh) -> None:
     if batch_size < 1 or batch_size % parts:
         nearest = max(parts, round(batch_size / parts) * parts)
         raise UserError(
-            f"config.train.batch_size={batch_size} does not split over {accumulate} micro-batches on {mesh.size} devices; use {nearest}"
+            f"config.train.batch_size={batch_size} does not split over {accumulate} micro-batches on {mesh.size} "
+            f"devices; use {nearest}"
         )

@@ -11,7 +11,9 @@ from deeplab_jax.models.segmenter import Segmenter, Variables
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """Step, parameters, batch statistics, optimizer state, and the running average of the parameters (None without one)."""
+    """Step, parameters, batch statistics, optimizer state,
+    and the running average of the parameters (None without one).
+    """
 
     step: jax.Array
     params: Any

@@ -31,7 +31,8 @@ def train_step(
 ) -> tuple[TrainState, Metrics]:
     """Update the state with one batch.
 
-    The gradient is that of the summed loss divided by the count of labelled pixels in the whole batch: micro-batches and devices with few labelled
+    The gradient is that of the summed loss divided by the count of labelled pixels in the whole batch: micro-batches
+      and devices with few labelled
     pixels do not weigh more.
 
     Args:
@@ -57,24 +58,39 @@ def train_step(
         images, labels = model.preprocessing(micro["image"]), micro["label"]
         variables = {"params": params, **({"batch_stats": batch_stats} if batch_stats else {})}
         scores, updates = model.apply(
-            variables, images, train=True, method="scores", mutable=["batch_stats", "intermediates"], rngs={"dropout": key}
+            variables,
+            images,
+            train=True,
+            method="scores",
+            mutable=["batch_stats", "intermediates"],
+            rngs={"dropout": key},
         )
         if upsample_logits:
             logits = model.resize(scores, images)
         else:
-            logits, labels = scores, resize_labels(labels, scores.shape[1:3], align_corners=model.settings.align_corners)
+            logits, labels = (
+                scores,
+                resize_labels(labels, scores.shape[1:3], align_corners=model.settings.align_corners),
+            )
         total, count = cross_entropy(logits, labels, class_weights=weights, top_k=top_k)
         for aux in updates.get("intermediates", {}).get("aux", ()):
             aux_total, aux_count = cross_entropy(aux, micro["label"], class_weights=weights)
             total += aux_weight * mean_loss(aux_total, aux_count) * count
         right = jnp.sum((jnp.argmax(logits, -1) == labels) & valid_pixels(labels), dtype=jnp.float32)
         labelled = jnp.sum(valid_pixels(labels), dtype=jnp.float32)
-        return total, (updates.get("batch_stats", {}), {"total": total, "count": count, "right": right, "labelled": labelled})
+        return total, (
+            updates.get("batch_stats", {}),
+            {"total": total, "count": count, "right": right, "labelled": labelled},
+        )
 
-    def add_micro_batch(carry: tuple[Any, Any, Metrics], inputs: tuple[dict[str, jax.Array], jax.Array]) -> tuple[Any, None]:
+    def add_micro_batch(
+        carry: tuple[Any, Any, Metrics], inputs: tuple[dict[str, jax.Array], jax.Array]
+    ) -> tuple[Any, None]:
         gradient, batch_stats, sums = carry
         micro, micro_key = inputs
-        new_gradient, (batch_stats, new_sums) = jax.grad(summed_loss, has_aux=True)(state.params, batch_stats, micro, micro_key)
+        new_gradient, (batch_stats, new_sums) = jax.grad(summed_loss, has_aux=True)(
+            state.params, batch_stats, micro, micro_key
+        )
         return (jax.tree.map(jnp.add, gradient, new_gradient), batch_stats, jax.tree.map(jnp.add, sums, new_sums)), None
 
     zeros = {name: jnp.zeros((), jnp.float32) for name in ("total", "count", "right", "labelled")}

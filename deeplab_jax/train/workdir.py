@@ -15,7 +15,14 @@ CONFIG_FILE = "config.json"
 RUN_FILE = "run.json"
 
 # What may differ between two starts of one run: it moves no number.
-FREE = ("config.data.dir", "config.data.threads", "config.data.workers", "config.train.log_every", "config.train.pictures", "config.train.keep")
+FREE = (
+    "config.data.dir",
+    "config.data.threads",
+    "config.data.workers",
+    "config.train.log_every",
+    "config.train.pictures",
+    "config.train.keep",
+)
 
 
 def open_workdir(workdir: Path, config: Any, *, allow_config_change: bool) -> None:
@@ -31,18 +38,26 @@ def open_workdir(workdir: Path, config: Any, *, allow_config_change: bool) -> No
         if file.exists():
             _check_same(file, plain, allow_config_change)
         elif any(workdir.iterdir()):
-            raise UserError(f"{workdir}: is not empty and holds no {CONFIG_FILE}, so it is no run to resume; give an empty --workdir")
+            raise UserError(
+                f"{workdir}: is not empty and holds no {CONFIG_FILE}, so it is no run to resume; give an empty "
+                "--workdir"
+            )
         file.write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
         _append_start(workdir / RUN_FILE)
     except OSError as error:
-        raise UserError(f"{workdir}: cannot be used as run directory ({error.strerror or error}); give another --workdir") from None
+        raise UserError(
+            f"{workdir}: cannot be used as run directory ({error.strerror or error}); give another --workdir"
+        ) from None
 
 
 def _check_same(file: Path, plain: dict[str, Any], allow_config_change: bool) -> None:
     try:
         stored = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"{file}: is damaged ({error}); give an empty --workdir, or delete the file to go on with this configuration") from None
+        raise UserError(
+            f"{file}: is damaged ({error}); give an empty --workdir, or delete the file to go on with this "
+            "configuration"
+        ) from None
     changed = [line for line in differences(stored, plain) if line.split(":")[0] not in FREE]
     if changed and not allow_config_change:
         more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
@@ -55,7 +70,14 @@ def _check_same(file: Path, plain: dict[str, Any], allow_config_change: bool) ->
 def _append_start(file: Path) -> None:
     """Record this start: command, git commit, versions, device."""
     starts = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
-    starts.append({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "command": sys.argv, "commit": git_commit(), "versions": versions()})
+    starts.append(
+        {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "command": sys.argv,
+            "commit": git_commit(),
+            "versions": versions(),
+        }
+    )
     file.write_text(json.dumps(starts, indent=1) + "\n", encoding="utf-8")
 
 

@@ -27,7 +27,12 @@ class Writers:
         self._jsonl = self._file.open("a", encoding="utf-8")
         self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=start or None, flush_secs=30)
         self._progress = Progress(
-            TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.fields[text]}"), TimeRemainingColumn(), console=console
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(),
+            TextColumn("{task.fields[text]}"),
+            TimeRemainingColumn(),
+            console=console,
         )
         self._live = console.is_terminal
         self._task = self._progress.add_task("train", total=steps, completed=start, text="")
@@ -37,7 +42,9 @@ class Writers:
             self._progress.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._progress.stop() if self._live else None
         self._jsonl.close()
         self._tensorboard.close()
@@ -48,7 +55,9 @@ class Writers:
 
     def scalars(self, step: int, values: Mapping[str, float], *, prefix: str) -> None:
         """Write scalars under `prefix/`."""
-        self._jsonl.write(json.dumps({"step": step, **{f"{prefix}/{name}": value for name, value in values.items()}}) + "\n")
+        self._jsonl.write(
+            json.dumps({"step": step, **{f"{prefix}/{name}": value for name, value in values.items()}}) + "\n"
+        )
         self._jsonl.flush()
         for name, value in values.items():
             self._tensorboard.add_scalar(f"{prefix}/{name}", value, step)

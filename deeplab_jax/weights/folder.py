@@ -51,7 +51,9 @@ def save(path: str | Path, model: Segmenter, variables: Mapping[str, Any], info:
             for name in (WEIGHTS_FILE, MODEL_FILE):
                 os.replace(Path(work, name), folder / name)
     except OSError as error:
-        raise UserError(f"{folder}: cannot write the model folder ({error.strerror or error}); free space or choose another") from None
+        raise UserError(
+            f"{folder}: cannot write the model folder ({error.strerror or error}); free space or choose another"
+        ) from None
     return folder
 
 
@@ -60,7 +62,8 @@ def load(path: str | Path, *, checkpoint: str = "best") -> tuple[Segmenter, Vari
 
     Args:
       path: a model folder, or a run directory.
-      checkpoint: of a run directory: "best" by validation mIoU where there was one, otherwise the newest; "newest"; or a step.
+      checkpoint: of a run directory: "best" by validation mIoU where there was one, otherwise the newest; "newest"; or
+        a step.
 
     Returns:
       `(model, variables, info)`.
@@ -81,13 +84,17 @@ def load(path: str | Path, *, checkpoint: str = "best") -> tuple[Segmenter, Vari
             step = checkpoints.find(checkpoint)
             variables = checkpoints.restore_variables(step, abstract_variables(model))
             return model, variables, {**info, "step": step, "metrics": checkpoints.metrics(step)}
-    raise UserError(f"{folder}: has {MODEL_FILE} but neither {WEIGHTS_FILE} nor {CHECKPOINTS}/; the run has saved nothing yet")
+    raise UserError(
+        f"{folder}: has {MODEL_FILE} but neither {WEIGHTS_FILE} nor {CHECKPOINTS}/; the run has saved nothing yet"
+    )
 
 
 def write_description(folder: Path, model: Segmenter, info: Mapping[str, Any]) -> None:
     """Write `model.json`: the recipe of the network, its preprocessing for readers that do not build it, and `info`."""
     preprocessing = vars(model.preprocessing)
-    text = json.dumps({"format": FORMAT, "model": describe(model), "preprocessing": preprocessing, "info": dict(info)}, indent=1)
+    text = json.dumps(
+        {"format": FORMAT, "model": describe(model), "preprocessing": preprocessing, "info": dict(info)}, indent=1
+    )
     (folder / MODEL_FILE).write_text(text + "\n", encoding="utf-8")
 
 
@@ -97,12 +104,17 @@ def read_description(folder: Path) -> tuple[Segmenter, dict[str, Any]]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         if content["format"] != FORMAT:
-            raise UserError(f"{file}: format {content['format']}, this version reads {FORMAT}; convert it with the version that wrote it")
+            raise UserError(
+                f"{file}: format {content['format']}, this version reads {FORMAT}; convert it with the version that "
+                "wrote it"
+            )
         return from_description(content["model"]), dict(content["info"])
     except UserError as error:
         raise UserError(f"{file}: {error}") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file}: not a readable model description ({type(error).__name__}: {error}); write it again") from None
+        raise UserError(
+            f"{file}: not a readable model description ({type(error).__name__}: {error}); write it again"
+        ) from None
 
 
 def abstract_variables(model: Segmenter) -> Variables:
@@ -114,7 +126,7 @@ def abstract_variables(model: Segmenter) -> Variables:
 
 def flatten_variables(variables: Mapping[str, Any]) -> dict[str, Any]:
     """Return `{"params/backbone/.../kernel": array}`."""
-    return flatten_dict(flax.core.unfreeze(variables), sep="/")
+    return flatten_dict(flax.core.unfreeze(dict(variables)), sep="/")
 
 
 def compare(expected: Mapping[str, Any], found: Mapping[str, Any], *, source: str) -> None:
@@ -128,7 +140,10 @@ def compare(expected: Mapping[str, Any], found: Mapping[str, Any], *, source: st
     ]
     if problems:
         more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise UserError(f"{source}: does not fit the model: {'; '.join(problems[:5])}{more}; give weights of the same architecture and class count")
+        raise UserError(
+            f"{source}: does not fit the model: {'; '.join(problems[:5])}{more}; give weights of the same "
+            "architecture and class count"
+        )
 
 
 def _read_weights(file: Path, model: Segmenter) -> Variables:

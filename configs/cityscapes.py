@@ -1,0 +1,26 @@
+"""Cityscapes (2975 training and 500 validation images of 2048x1024, 19 classes), by the papers' protocol.
+
+    python -m deeplab_jax train --config configs/cityscapes.py --config.data.dir=cityscapes \\
+        --config.train.init=IMAGENET_MODEL --config.train.init_scope=backbone --workdir runs/cityscapes
+
+90000 steps of 16 crops of 769; evaluation on whole images (DeepLabv3, sec. 4.3 of the Cityscapes experiments).
+Arguments: `architecture=`, `backbone=`, `debug`. Made for accelerators; not measured yet.
+"""
+
+from ml_collections import ConfigDict
+
+from deeplab_jax.config import base, parse_arg, shrink
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    args = parse_arg(arg, architecture="deeplabv3plus", backbone="resnet101")
+    config = base()
+    config.model.name = f"{args.architecture}_{args.backbone}"
+    config.data.name = "cityscapes"
+    config.data.crop_size = (769, 769)
+    config.optimizer.weight_decay = 1e-4
+    config.train.steps = 90_000
+    config.evaluate.pad_to = ((1025, 2049),)
+    if args.debug:
+        shrink(config)
+    return config

@@ -1,0 +1,41 @@
+"""Your own images and masks: any folder with `images/` and `masks/`, or two globs.
+
+    python -m deeplab_jax check-data --config configs/folder.py --config.data.dir=DIR
+    --config.data.options.class_names="('background','crack')" python -m deeplab_jax train --config configs/folder.py
+    --config.data.dir=DIR --config.data.options.class_names="('background','crack')" --workdir runs/mine
+
+An image and its mask have one name up to the suffix; masks hold class ids, or other values that `value_map` translates,
+such as `--config.data.options.value_map="((0,0),(255,1))"` for black and white masks. A fifth of the images is held out
+for validation, chosen by name. Arguments: `architecture=`, `backbone=`, `debug`. Edit a copy of this file for anything
+beyond that.
+"""
+
+from ml_collections import ConfigDict
+
+from deeplab_jax.config import base, parse_arg, shrink
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    args = parse_arg(arg, architecture="deeplabv3plus", backbone="resnet18")
+    config = base()
+    config.model.name = f"{args.architecture}_{args.backbone}"
+    config.model.options = ConfigDict({"width": 0.5, "norm_momentum": 0.99})
+    config.data.name = "folder"
+    config.data.options = ConfigDict(
+        {
+            "class_names": (),
+            "images": "images",
+            "masks": "masks",
+            "ignore_label": 255,
+            "value_map": (),
+            "val_fraction": 0.2,
+        }
+    )
+    config.data.crop_size = (257, 257)
+    config.optimizer.name = "adam"
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.warmup_steps = 100
+    config.train.steps = 4_000
+    if args.debug:
+        shrink(config)
+    return config

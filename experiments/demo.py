@@ -1,0 +1,99 @@
+"""The demo: train a small DeepLabv3+, evaluate it at output stride 16 and 8 with the same weights, draw what it sees.
+
+    python -m experiments.demo --dataset scenes --workdir runs/demo-scenes
+    python -m experiments.demo --dataset camvid --data_dir DIR --workdir runs/demo-camvid
+
+Ends with the per-class table and the paths of the pictures. A second start goes on where the first one stopped.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from deeplab_jax.__main__ import fail
+from deeplab_jax.__main__ import main as command_line
+from deeplab_jax.config import read_json
+from deeplab_jax.data.images import write_image
+from deeplab_jax.data.sources import open_source
+from deeplab_jax.errors import UserError
+from deeplab_jax.evaluate.evaluator import evaluate, write_results
+from deeplab_jax.evaluate.pictures import overlay, prediction_strip, stack_strips
+from deeplab_jax.evaluate.tables import class_table
+from deeplab_jax.train.loop import source_options
+from deeplab_jax.weights.folder import load
+
+CONFIGS = {"scenes": "configs/scenes.py", "camvid": "configs/camvid.py:steps=300"}
+OUTPUT_STRIDES = (16, 8)
+PICTURES = 4
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the demo and return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--dataset", choices=tuple(CONFIGS), default="scenes")
+    parser.add_argument("--data_dir", default="", help="folder of the data; scenes are generated")
+    parser.add_argument("--workdir", default="", help="run directory; by default runs/demo-DATASET")
+    parser.add_argument("--config", default="", help="another configuration than the demo's")
+    args = parser.parse_args(argv)
+    workdir = Path(args.workdir or f"runs/demo-{args.dataset}")
+    started = time.perf_counter()
+    if args.dataset != "scenes" and not args.data_dir:
+        return fail(
+            f"the {args.dataset} demo reads real images: name their folder, make demo DATASET={args.dataset} "
+            "DATA_DIR=..."
+        )
+    overrides = [f"--config.data.dir={Path(args.data_dir).resolve()}"] if args.data_dir else []
+    config = args.config or CONFIGS[args.dataset]
+    code = command_line(["train", f"--config={config}", *overrides, "--workdir", str(workdir)])
+    if code:
+        return code
+    try:
+        show(workdir, Console(), started)
+    except UserError as error:
+        return fail(str(error))
+    return 0
+
+
+def show(workdir: Path, console: Console, started: float) -> None:
+    """Evaluate the run's last weights at both output strides, print the table, and write the pictures."""
+    config = read_json(workdir / "config.json")
+    model, variables, _ = load(workdir, checkpoint="newest")
+    source = open_source(config.data.name, split=config.data.val_split, **source_options(config.data))
+    strips, overlays = [], []
+
+    def draw(example, classes):  # type: ignore[no-untyped-def]
+        if len(strips) < PICTURES:
+            strips.append(
+                prediction_strip(
+                    example["image"], example["label"], classes, source.labels.palette, names=source.labels.names
+                )
+            )
+            overlays.append((example["name"], overlay(example["image"], classes, source.labels.palette)))
+
+    results = []
+    for output_stride in OUTPUT_STRIDES:
+        options = {**config.evaluate.to_dict(), "output_stride": output_stride}
+        on_prediction = draw if not results else None
+        result = evaluate(model, variables, source, split=config.data.val_split, on_prediction=on_prediction, **options)
+        write_results(result, workdir / f"output_stride_{output_stride}")
+        results.append(result)
+    write_image(workdir / "demo.png", stack_strips(strips))
+    (workdir / "overlays").mkdir(exist_ok=True)
+    for name, picture in overlays:
+        write_image(workdir / "overlays" / f"{Path(name).stem}_overlay.png", picture)
+    console.print(class_table(results, [f"output stride {stride}" for stride in OUTPUT_STRIDES]))
+    console.print(
+        f"mean IoU {results[0]['miou']:.4f} at output stride 16 and {results[1]['miou']:.4f} at 8, same weights, "
+        f"{results[0]['protocol']['images']} images of {source.name}; {time.perf_counter() - started:.0f} s in all\n"
+        f"pictures: {workdir / 'demo.png'} and {workdir / 'overlays'}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
