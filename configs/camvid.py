@@ -20,16 +20,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     args = parse_arg(arg, architecture="deeplabv3plus", backbone="resnet18", steps=2400)
     config = base()
     config.model.name = f"{args.architecture}_{args.backbone}"
-    config.model.options = ConfigDict(
-        {
-            "width": 0.5,
-            "aspp_channels": 64,
-            "low_level_channels": 24,
-            "decoder_convs": ((3, 64),),
-            "dropout": 0.1,
-            "norm_momentum": 0.98,
-        }
-    )
+    config.model.options = ConfigDict({"width": 0.5, "aspp_channels": 64, "dropout": 0.1, "norm_momentum": 0.98})
+    if args.architecture == "deeplabv3plus":
+        config.model.options.update({"low_level_channels": 24, "decoder_convs": ((3, 64),)})
     config.data.name = "camvid"
     config.data.crop_size = (257, 257)
     config.data.scale_range = (0.6, 1.6)

@@ -15,9 +15,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     args = parse_arg(arg, architecture="deeplabv3plus", backbone="resnet18")
     config = base()
     config.model.name = f"{args.architecture}_{args.backbone}"
-    config.model.options = ConfigDict(
-        {"width": 0.5, "norm_momentum": 0.95, "aspp_channels": 64, "separable": False, "decoder_convs": ((3, 64),)}
-    )
+    config.model.options = ConfigDict({"width": 0.5, "norm_momentum": 0.95, "aspp_channels": 64})
+    if args.architecture == "deeplabv3plus":
+        config.model.options.decoder_convs = ((3, 64),)
     config.data.name = "scenes"
     config.data.options = ConfigDict({})
     config.data.crop_size = (129, 129)

@@ -5,6 +5,7 @@ it, and buffers that the next step donates cannot change under a background copy
 """
 
 import contextlib
+import errno
 import logging
 import os
 from collections.abc import Mapping
@@ -22,19 +23,23 @@ from deeplab_jax.errors import UserError
 METRIC = "miou"
 _VARIABLES, _EXTRA = "variables", "optimizer"
 
-# Orbax reports every phase of every save at warning level through absl.
-logging.getLogger("absl").setLevel(logging.ERROR)
+# Orbax reports every phase of every save through absl, and what it raises as well, once for each of its threads.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 class Checkpoints:
     """The checkpoints in one folder: the newest ones and the best by validation mIoU are kept.
 
     A checkpoint has two parts: the variables with which to predict, and the rest of the training state. A save is
-      written under a temporary name
-    and renamed when complete, so what carries a step's number is whole.
+    written under a temporary name and renamed when complete, so what carries a step's number is whole.
+
+    Args:
+      directory: made where missing.
+      keep: so many of the newest are kept, and the best one.
+      read_only: change nothing there, as beside a process that trains.
     """
 
-    def __init__(self, directory: str | Path, *, keep: int = 2) -> None:
+    def __init__(self, directory: str | Path, *, keep: int = 2, read_only: bool = False) -> None:
         self.directory = Path(directory).resolve()
         policy = AnyPreservationPolicy(
             [
@@ -43,9 +48,15 @@ class Checkpoints:
             ]
         )
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=policy, enable_async_checkpointing=False, create=True, cleanup_tmp_directories=True
+            best_fn=lambda metrics: metrics[METRIC],  # Without it no metrics are written.
+            preservation_policy=policy,
+            enable_async_checkpointing=False,
+            # What looks like the remains of a killed save may be another process's save in progress.
+            read_only=read_only,
+            create=not read_only,
+            cleanup_tmp_directories=not read_only,
         )
-        self._manager = ocp.CheckpointManager(self.directory, options=options, item_names=(_VARIABLES, _EXTRA))
+        self._manager = ocp.CheckpointManager(self.directory, options=options, handler_registry=_handlers())
 
     def __enter__(self) -> Self:
         return self
@@ -105,7 +116,7 @@ class Checkpoints:
         except Exception as error:  # Orbax and TensorStore raise many kinds for a full or vanished disk.
             steps = [s for s in self._complete_steps() if s != step]
             kept = f"step {max(steps)} is intact" if steps else "none was saved before"
-            reason = " ".join(str(error).split())[:200]
+            reason = _reason(error)
             raise UserError(
                 f"{self.directory}: the checkpoint of step {step} could not be saved ({reason}); {kept}; free space "
                 "and start again"
@@ -130,7 +141,7 @@ class Checkpoints:
                 step, args=ocp.args.Composite(**{item: ocp.args.StandardRestore(_placed(abstract))})
             )
         except Exception as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = _reason(error)
             raise UserError(
                 f"{self.directory / str(step)}: cannot be restored ({reason}); remove it to use the one before"
             ) from error
@@ -165,6 +176,23 @@ class Checkpoints:
         with contextlib.suppress(OSError):
             return [int(name) for name in os.listdir(self.directory) if name.isdigit()]
         return []
+
+
+def _handlers() -> ocp.handlers.DefaultCheckpointHandlerRegistry:
+    """Say what the two parts are: a manager that has saved nothing yet cannot tell, and reads no shapes then."""
+    registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
+    for item in (_VARIABLES, _EXTRA):
+        handler = ocp.StandardCheckpointHandler()
+        registry.add(item, ocp.args.StandardSave, handler)
+        registry.add(item, ocp.args.StandardRestore, handler)
+    return registry
+
+
+def _reason(error: Exception) -> str:
+    """Say in a few words why Orbax failed; of a full disk TensorStore tells at the end of a long sentence."""
+    text = " ".join(str(error).split())
+    full = os.strerror(errno.ENOSPC)
+    return full if full in text else text[:200]
 
 
 def _path(path: tuple[Any, ...]) -> str:

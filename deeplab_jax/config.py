@@ -64,6 +64,7 @@ def base() -> ConfigDict:
         {
             "steps": 30_000,
             "batch_size": 16,  # images of one update, over all devices
+            "devices": 0,  # to train on; 0: all
             "accumulate": 1,  # micro-batches of one update; batch norm sees one of them at a time
             "seed": 0,
             "upsample_logits": True,  # loss at the labels' size; False: labels are shrunk to the logits instead
@@ -95,15 +96,24 @@ def base() -> ConfigDict:
 
 
 def shrink(config: ConfigDict) -> None:
-    """Turn a config into one that runs in seconds on a CPU:
-    what the argument `debug` does. The data stay what they are.
-    """
+    """Do what the argument `debug` means: a config that runs in seconds on a CPU. The data stay what they are."""
     config.model.name = f"{config.model.name.split('_')[0]}_resnet18"
     config.model.options = ConfigDict({"width": 0.125, "aspp_channels": 8, "norm_momentum": 0.9})
+    if config.model.name.startswith("deeplabv3plus"):
+        config.model.options.decoder_convs = ((3, 8),)
     config.data.crop_size = (65, 65)
     config.optimizer.freeze = ()
     config.train.update(
-        {"steps": 2, "batch_size": 2, "accumulate": 1, "log_every": 1, "pictures": 1, "class_weights": (), "init": ""}
+        {
+            "steps": 2,
+            "batch_size": 2,
+            "devices": 1,
+            "accumulate": 1,
+            "log_every": 1,
+            "pictures": 1,
+            "class_weights": (),
+            "init": "",
+        }
     )
     config.evaluate.pad_to = ()
 

@@ -8,6 +8,7 @@ of the picture as a whole.
 
 import argparse
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -104,7 +105,12 @@ def pixel_network(*, steps: int, batch: int, val_images: int, seed: int, learnin
         params, statistics, state = step(params, statistics, state, preprocess(images), labels)
 
     confusion = np.zeros((SCENES.num_classes, SCENES.num_classes), np.int64)
-    predict = jax.jit(lambda x: model.apply({"params": params, "batch_stats": statistics}, x, train=False).argmax(-1))
+
+    @jax.jit
+    def predict(images: jax.Array) -> jax.Array:
+        logits: Any = model.apply({"params": params, "batch_stats": statistics}, images, train=False)
+        return logits.argmax(-1)
+
     held_out = Scenes("val", count=val_images)
     for i in range(val_images):
         example = held_out[i]

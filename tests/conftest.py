@@ -11,17 +11,22 @@ from pathlib import Path
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 os.environ.setdefault("MPLBACKEND", "agg")
+# Tests compile much and compute little: without LLVM's optimisations the programs are ready in half the time.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# Set to nothing, it keeps the command line from the user's own cache; `compilation_cache` has another.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = ""
 
 import jax
 import pytest
 from hypothesis import HealthCheck, settings
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 # Broadcasting arrays of different rank hides a missing axis; where it is meant, the code says so with a new axis.
 # Strict promotion of dtypes is not possible: optax's schedules divide an int32 step by a Python float, and flax's
 # norms mix bfloat16 inputs with float32 statistics.
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# JAX's persistent compilation cache stays off: it writes its entries in place and without a lock, so that two test
-# processes that share a folder can read each other's half-written programs.
+# JAX's persistent compilation cache writes its entries in place and without a lock, so that two test processes that
+# share a folder can read each other's half-written programs: it is off, or in a folder of the process's own.
 
 # The first call of a property test compiles, so a deadline for each example would fail at random; fixed examples keep
 # a failure repeatable.
@@ -38,6 +43,29 @@ def _data_dir(variable: str, name: str) -> Path:
     if not path.is_dir():
         pytest.skip(f"{path} is not a folder; set {variable} to the folder of the data to run this test")
     return path
+
+
+@pytest.fixture(scope="session")
+def compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Compile each large program once for this process and those that its tests start; from now on for all tests."""
+    folder = tmp_path_factory.mktemp("xla")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    reset_cache()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def scenes_run(tmp_path_factory: pytest.TempPathFactory, compilation_cache: Path) -> Path:
+    """Train `configs/scenes.py:debug` through the command line, on one device, and return the run directory."""
+    from deeplab_jax.__main__ import main
+    from tests.tiny import one_device
+
+    workdir = tmp_path_factory.mktemp("runs") / "scenes"
+    with one_device():
+        assert main(["train", "--config", f"{ROOT}/configs/scenes.py:debug", "--workdir", str(workdir)]) == 0
+    return workdir
 
 
 @pytest.fixture(scope="session")

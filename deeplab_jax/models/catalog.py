@@ -20,7 +20,7 @@ from deeplab_jax.models.layers import LayerSettings, NormKind
 from deeplab_jax.models.mobilenet_v2 import MobileNetV2
 from deeplab_jax.models.preprocessing import IMAGENET, SYMMETRIC, Preprocessing
 from deeplab_jax.models.resnet import ResNet
-from deeplab_jax.models.segmenter import Segmenter
+from deeplab_jax.models.segmenter import Segmenter, abstract_variables
 from deeplab_jax.ops.atrous import Lowering
 
 Convs = tuple[tuple[int, int], ...]
@@ -159,7 +159,9 @@ def create_model(name: str, *, num_classes: int = 21, output_stride: int | None 
     if num_classes < 1:
         raise UserError(f"num_classes={num_classes}: at least 1")
     stride = architecture.output_stride if output_stride is None else output_stride
-    recipe = json.dumps({"name": name, "num_classes": num_classes, "output_stride": stride, "options": options})
+    recipe = json.dumps(
+        {"name": name, "num_classes": num_classes, "output_stride": stride, "options": options}, sort_keys=True
+    )
     given = {key: _frozen(value) for key, value in options.items()}
 
     context_options = _option_names(architecture.build)
@@ -219,12 +221,8 @@ def from_description(description: Mapping[str, Any]) -> Segmenter:
 
 def check_output_stride(model: Segmenter) -> None:
     """Raise a UserError where the model cannot run at its output stride, before anything is traced."""
-    import jax
-    import jax.numpy as jnp
-
-    images = jax.ShapeDtypeStruct((1, 65, 65, 3), jnp.float32)
     try:
-        jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
+        abstract_variables(model)
     except ValueError as error:
         raise UserError(str(error)) from None
 

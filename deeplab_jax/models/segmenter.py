@@ -11,6 +11,8 @@ from deeplab_jax.models.preprocessing import Preprocessing
 from deeplab_jax.models.resnet import Features
 from deeplab_jax.ops.resize import resize_bilinear
 
+Variables = dict[str, Any]
+
 SMALLEST_SIDE = 33
 
 
@@ -115,4 +117,8 @@ class Segmenter(nn.Module):
         return resize_bilinear(scores.astype(jnp.float32), images.shape[1:3], align_corners=self.settings.align_corners)
 
 
-Variables = dict[str, Any]
+def abstract_variables(model: Segmenter) -> Variables:
+    """Return the shapes and dtypes of the model's variables without computing any."""
+    images = jax.ShapeDtypeStruct((1, 65, 65, 3), jnp.float32)
+    variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
+    return {name: tree for name, tree in variables.items() if name in ("params", "batch_stats")}

@@ -26,7 +26,7 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate.evaluator import Results, evaluate
 from deeplab_jax.evaluate.pictures import prediction_strip, stack_strips
 from deeplab_jax.models.catalog import create_model
-from deeplab_jax.models.segmenter import Segmenter
+from deeplab_jax.models.segmenter import Segmenter, abstract_variables
 from deeplab_jax.train.initialise import initial_variables
 from deeplab_jax.train.optimizer import Schedule, make_optimizer
 from deeplab_jax.train.sharding import check_batch_size, make_mesh, place_batch, replicated
@@ -34,7 +34,7 @@ from deeplab_jax.train.state import TrainState, create_state
 from deeplab_jax.train.step import train_step
 from deeplab_jax.train.workdir import open_workdir
 from deeplab_jax.train.writers import Writers
-from deeplab_jax.weights.folder import CHECKPOINTS, abstract_variables, write_description
+from deeplab_jax.weights.folder import CHECKPOINTS, write_description
 
 CHECKED_BATCHES = 2
 BATCH_NORM_IMAGES = 12  # The authors' advice: more than 12 images per batch to train batch norm, better 16.
@@ -69,7 +69,7 @@ def train(
         open_source(data.name, split=split, **source_options(data)) for split in (data.train_split, data.val_split)
     )
     model = build_model(config.model, num_classes=train_source.labels.num_classes)
-    mesh = make_mesh()
+    mesh = make_mesh(t.devices)
     check_batch_size(t.batch_size, t.accumulate, mesh)
     check_class_weights(t.class_weights, model)
     optimizer, schedule = make_optimizer(abstract_variables(model)["params"], steps=t.steps, **config.optimizer)
@@ -155,12 +155,13 @@ def run(
         writers.step(number)
         if number % settings.log_every == 0 or last or number == start + 1:
             report(number, metrics, schedule, clock, writers)
+            clock.restart()
         if number % settings.evaluate_every == 0 or last:
             results = evaluation(state, number)
         if number % settings.checkpoint_every == 0 or number % settings.evaluate_every == 0 or last or stop:
             scores = {METRIC: results["miou"] or 0.0} if results is not None and results["step"] == number else None
             checkpoints.save(number, state.variables(), state.extra(), metrics=scores)
-            clock.restart()
+            clock.restart()  # What was neither a step nor waiting for data does not count.
         if stop:
             raise Interrupted(
                 f"stopped at step {number} of {settings.steps}, which is saved; the same command goes on from there"
@@ -176,7 +177,7 @@ class Clock:
         self.restart()
 
     def restart(self) -> None:
-        """Start counting anew: after an evaluation or a save."""
+        """Start counting anew."""
         self._began, self._steps, self._waited = time.perf_counter(), 0, 0.0
 
     def fetched(self, seconds: float, metrics: Any) -> None:
@@ -300,16 +301,14 @@ def announce(config: ConfigDict, model: Segmenter, train_source: Source, val_sou
     t = config.train
     writers.say(
         f"{config.model.name} at output stride {model.output_stride}, {parameters:,} parameters, on "
-        f"{train_source.name}: {len(train_source)} "
-        f"training and {len(val_source)} validation images; {t.steps} steps of {t.batch_size} on "
-        f"{jax.device_count()} {jax.default_backend()} device(s)"
+        f"{train_source.name}: {len(train_source)} training and {len(val_source)} validation images; "
+        f"{t.steps} steps of {t.batch_size} on {t.devices or jax.device_count()} {jax.default_backend()} device(s)"
     )
     images = t.batch_size // t.accumulate
     if model.backbone.settings.norm == "batch" and images < BATCH_NORM_IMAGES:
         writers.say(
             f"note: batch norm sees {images} images at a time; the authors advise more than {BATCH_NORM_IMAGES}. "
-            "Accumulation does not help; "
-            "norm='group' does not depend on it"
+            "Accumulation does not help; norm='group' does not depend on it"
         )
 
 

@@ -13,9 +13,19 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from deeplab_jax.errors import UserError
 
 
-def make_mesh() -> Mesh:
-    """Return a mesh with one axis, `data`, over all devices."""
-    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+def make_mesh(devices: int = 0) -> Mesh:
+    """Return a mesh with one axis, `data`, over the first `devices` devices; 0 takes all.
+
+    Raises:
+      UserError: there are not so many.
+    """
+    found = jax.devices()
+    if not 0 <= devices <= len(found):
+        raise UserError(
+            f"config.train.devices={devices}: there are {len(found)}; choose 1 to {len(found)}, or 0 for all"
+        )
+    count = devices or len(found)
+    return jax.make_mesh((count,), ("data",), axis_types=(AxisType.Auto,), devices=found[:count])
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -112,7 +112,7 @@ def train_step(
     metrics = {
         "loss": mean_loss(sums["total"], sums["count"]),
         "pixel_accuracy": mean_loss(sums["right"], sums["labelled"]),
-        "gradient_norm": optax.global_norm(gradient),
+        "gradient_norm": optax.tree.norm(gradient),
     }
     state = state.replace(
         step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state, ema_params=ema_params

@@ -45,7 +45,8 @@ class Writers:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._progress.stop() if self._live else None
+        if self._live:
+            self._progress.stop()
         self._jsonl.close()
         self._tensorboard.close()
 

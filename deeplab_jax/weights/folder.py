@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import flax
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -18,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 from deeplab_jax.checkpoint import Checkpoints
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.catalog import describe, from_description
-from deeplab_jax.models.segmenter import Segmenter, Variables
+from deeplab_jax.models.segmenter import Segmenter, Variables, abstract_variables
 
 MODEL_FILE = "model.json"
 WEIGHTS_FILE = "weights.safetensors"
@@ -80,7 +79,7 @@ def load(path: str | Path, *, checkpoint: str = "best") -> tuple[Segmenter, Vari
     if (folder / WEIGHTS_FILE).is_file():
         return model, _read_weights(folder / WEIGHTS_FILE, model), info
     if (folder / CHECKPOINTS).is_dir():
-        with Checkpoints(folder / CHECKPOINTS) as checkpoints:
+        with Checkpoints(folder / CHECKPOINTS, read_only=True) as checkpoints:
             step = checkpoints.find(checkpoint)
             variables = checkpoints.restore_variables(step, abstract_variables(model))
             return model, variables, {**info, "step": step, "metrics": checkpoints.metrics(step)}
@@ -115,13 +114,6 @@ def read_description(folder: Path) -> tuple[Segmenter, dict[str, Any]]:
         raise UserError(
             f"{file}: not a readable model description ({type(error).__name__}: {error}); write it again"
         ) from None
-
-
-def abstract_variables(model: Segmenter) -> Variables:
-    """Return the shapes and dtypes of the model's variables without computing any."""
-    images = jax.ShapeDtypeStruct((1, 65, 65, 3), jnp.float32)
-    variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
-    return {name: tree for name, tree in variables.items() if name in ("params", "batch_stats")}
 
 
 def flatten_variables(variables: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,283 @@
+"""Atrous convolution: values by hand, and every lowering against XLA's own convolution, values and gradients."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax import lax
+from jax.test_util import check_grads
+
+from deeplab_jax.ops import geometry
+from deeplab_jax.ops.atrous import choose_lowering, conv2d, explicit_padding
+
+LOWERINGS = ("auto", "direct", "taps", "space_to_batch")
+
+
+def line(*values: float) -> jax.Array:
+    """A map of height 1."""
+    return jnp.asarray(values, jnp.float32).reshape(1, 1, -1, 1)
+
+
+def line_kernel(*values: float) -> jax.Array:
+    return jnp.asarray(values, jnp.float32).reshape(1, -1, 1, 1)
+
+
+def primitives(function: Any, *args: Any) -> set[str]:
+    """Names of the primitives in the trace of a function, at whatever depth."""
+
+    def walk(jaxpr: Any) -> set[str]:
+        found = set()
+        for equation in jaxpr.eqns:
+            found.add(equation.primitive.name)
+            for value in equation.params.values():
+                inner = getattr(value, "jaxpr", value)
+                if hasattr(inner, "eqns"):
+                    found |= walk(inner)
+        return found
+
+    return walk(jax.make_jaxpr(function)(*args).jaxpr)
+
+
+@pytest.mark.parametrize("lowering", LOWERINGS)
+@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        # 1 x[i - 2] + 2 x[i] + 3 x[i + 2] on 1, 2, 3, 4, 5
+        ({"rate": 2}, [11, 16, 22, 10, 13]),
+        ({"rate": 2, "stride": 2}, [11, 22, 13]),
+        ({"rate": 2, "padding": "VALID"}, [22]),
+        ({"rate": 2, "padding": ((0, 0), (1, 0))}, [16, 22]),
+        ({"rate": 2, "padding": "SAME"}, [11, 16, 22, 10, 13]),
+        ({"rate": 4}, [17, 4, 6, 8, 11]),
+        ({"rate": 5}, [2, 4, 6, 8, 10]),
+    ],
+)
+def test_by_hand(lowering: Any, jit: bool, options: dict[str, Any], expected: list[float]) -> None:
+    def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return conv2d(x, kernel, lowering=lowering, **options)
+
+    convolve = jax.jit(convolve) if jit else convolve
+    assert convolve(line(1, 2, 3, 4, 5), line_kernel(1, 2, 3)).ravel().tolist() == expected
+
+
+@pytest.mark.parametrize("lowering", LOWERINGS)
+def test_depthwise_by_hand(lowering: Any) -> None:
+    x = jnp.concatenate([line(1, 2, 3, 4, 5), line(1, 1, 1, 1, 1)], axis=-1)
+    kernel = jnp.concatenate([line_kernel(1, 2, 3), line_kernel(10, 20, 30)], axis=-1)
+    y = conv2d(x, kernel, rate=2, stride=2, feature_group_count=2, lowering=lowering)
+    assert y[0, 0].T.tolist() == [[11, 22, 13], [50, 60, 30]]
+
+
+def test_padding_none_is_centred_and_same_is_not() -> None:
+    x, kernel = line(1, 2, 3, 4), line_kernel(1, 2, 3)
+    assert conv2d(x, kernel, stride=2).ravel().tolist() == [8, 20]  # samples at 0 and 2
+    assert conv2d(x, kernel, stride=2, padding="SAME").ravel().tolist() == [14, 11]  # TensorFlow's, at 1 and 3
+
+
+def test_the_kernel_is_not_turned() -> None:
+    """A single 1 in the map shows the kernel mirrored about that pixel, `rate` pixels apart."""
+    kernel = jnp.arange(1.0, 10).reshape(3, 3, 1, 1)
+    x = jnp.zeros((1, 7, 7, 1)).at[0, 3, 3, 0].set(1)
+    y = conv2d(x, kernel, rate=2)[0, :, :, 0]
+    np.testing.assert_array_equal(y[1::2, 1::2], [[9, 8, 7], [6, 5, 4], [3, 2, 1]])
+    assert float(jnp.sum(y)) == 45
+
+
+@pytest.mark.parametrize("lowering", ["taps", "direct"])
+def test_rate_65_on_65x65_is_a_1x1_convolution(lowering: Any) -> None:
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.integers(-4, 5, (1, 65, 65, 2)), jnp.float32)
+    kernel = jnp.asarray(rng.integers(-4, 5, (3, 3, 2, 3)), jnp.float32)
+    expected = jnp.einsum("nhwc,cd->nhwd", x, kernel[1, 1])
+    np.testing.assert_array_equal(conv2d(x, kernel, rate=65, lowering=lowering), expected)
+
+
+@pytest.mark.parametrize("rate", [1, 24, 36, 65])
+def test_a_map_of_ones_counts_the_valid_weights(rate: int) -> None:
+    y = conv2d(jnp.ones((1, 65, 65, 1)), jnp.ones((3, 3, 1, 1)), rate=rate, lowering="taps")
+    counts = np.bincount(np.asarray(y, int).ravel(), minlength=10)[1:]
+    np.testing.assert_array_equal(counts, geometry.valid_weight_counts(65, 3, rate))
+
+
+# Small integers make every sum exact, so that equal means equal whatever the order of the terms.
+CASES = st.fixed_dictionaries(
+    {
+        "batch": st.integers(1, 2),
+        "height": st.integers(1, 11),
+        "width": st.integers(1, 11),
+        "kernel": st.tuples(st.integers(1, 3), st.sampled_from([1, 3, 5])),
+        "rate": st.integers(1, 6),
+        "stride": st.integers(1, 3),
+        "padding": st.sampled_from([None, "SAME", "VALID", ((0, 3), (2, 1)), ((7, 7), (13, 13))]),
+        # (channels, groups, channels out): dense, depthwise, depthwise with two outputs each, grouped
+        "channels": st.sampled_from([(3, 1, 2), (3, 3, 3), (2, 2, 4), (4, 2, 2)]),
+        "lowering": st.sampled_from(["taps", "taps", "space_to_batch", "auto"]),
+        "seed": st.integers(0, 99),
+    }
+)
+
+
+def reference_padding(case: dict[str, Any]) -> Any:
+    if case["padding"] is None:
+        return [(case["rate"] * (k - 1) // 2,) * 2 for k in case["kernel"]]
+    return case["padding"]
+
+
+def fits(case: dict[str, Any]) -> bool:
+    """Whether the convolution has a symmetric padding where it needs one, and at least one output."""
+    if case["padding"] is None and any(k % 2 == 0 for k in case["kernel"]):
+        return False
+    pads = explicit_padding(
+        (case["height"], case["width"]),
+        case["kernel"],
+        rate=case["rate"],
+        stride=case["stride"],
+        padding=case["padding"],
+    )
+    sizes = zip((case["height"], case["width"]), case["kernel"], pads, strict=True)
+    return all(size + sum(pad) >= (k - 1) * case["rate"] + 1 for size, k, pad in sizes)
+
+
+def compare_with_xla(case: dict[str, Any], dtype: Any, draw: Any) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Return (ours, XLA's in float32, sum of magnitudes) for the values and both gradients."""
+    inputs, groups, outputs = case["channels"]
+    x = draw((case["batch"], case["height"], case["width"], inputs))
+    kernel = draw((*case["kernel"], inputs // groups, outputs))
+
+    def ours(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return conv2d(
+            x,
+            kernel,
+            rate=case["rate"],
+            stride=case["stride"],
+            padding=case["padding"],
+            feature_group_count=groups,
+            lowering=case["lowering"],
+        )
+
+    def xla(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return lax.conv_general_dilated(
+            x,
+            kernel,
+            (case["stride"],) * 2,
+            reference_padding(case),
+            rhs_dilation=(case["rate"],) * 2,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=groups,
+        )
+
+    def value_and_gradients(function: Any, *args: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        *operands, cotangent = args
+        y, pull = jax.vjp(function, *operands)
+        return y, *pull(cotangent.astype(y.dtype))
+
+    @jax.jit
+    def both(x: jax.Array, kernel: jax.Array, cotangent: jax.Array) -> Any:
+        low = (x.astype(dtype), kernel.astype(dtype), cotangent.astype(dtype))
+        high = [a.astype(jnp.float32) for a in low]
+        magnitudes = [jnp.abs(a) for a in high]
+        return (
+            value_and_gradients(ours, *low),
+            value_and_gradients(xla, *high),
+            value_and_gradients(xla, *magnitudes),
+        )
+
+    shape = jax.eval_shape(xla, jnp.asarray(x), jnp.asarray(kernel)).shape
+    found, expected, magnitude = both(x, kernel, draw(shape))
+    assert {a.dtype for a in found} == {jnp.dtype(dtype)}
+    return [tuple(np.asarray(a, np.float32) for a in row) for row in zip(found, expected, magnitude, strict=True)]
+
+
+@settings(max_examples=20)
+@given(CASES.filter(fits))
+def test_every_lowering_equals_xla_exactly(case: dict[str, Any]) -> None:
+    rng = np.random.default_rng(case["seed"])
+    for found, expected, _ in compare_with_xla(case, jnp.float32, lambda s: rng.integers(-3, 4, s).astype(np.float32)):
+        np.testing.assert_array_equal(found, expected)
+
+
+@settings(max_examples=8)
+@given(CASES.filter(fits))
+def test_every_lowering_is_near_xla_in_bfloat16(case: dict[str, Any]) -> None:
+    """Eight bits of mantissa: each of up to 15 additions of taps rounds by at most 2**-8 of what has been added up."""
+    rng = np.random.default_rng(case["seed"])
+    normal = compare_with_xla(case, jnp.bfloat16, lambda s: rng.normal(size=s).astype(np.float32))
+    for found, expected, magnitude in normal:
+        assert np.all(np.abs(found - expected) <= 16 * 2.0**-8 * magnitude + 1e-6)
+
+
+@pytest.mark.parametrize("size", [8, 9])
+@pytest.mark.parametrize("depthwise", [False, True])
+def test_subsampling_commutes_with_the_stride(size: int, depthwise: bool) -> None:
+    """With padding=None, what atrous consistency rests on."""
+    rng = np.random.default_rng(size)
+    x = jnp.asarray(rng.integers(-3, 4, (1, size, size + 3, 2)), jnp.float32)
+    kernel = jnp.asarray(rng.integers(-3, 4, (3, 3, 1 if depthwise else 2, 2)), jnp.float32)
+    groups = 2 if depthwise else 1
+    full = conv2d(x, kernel, rate=2, feature_group_count=groups)
+    np.testing.assert_array_equal(conv2d(x, kernel, rate=2, stride=2, feature_group_count=groups), full[:, ::2, ::2])
+    # The next layer then sees at rate 1 on the coarse map what it sees at rate 2 on the fine one.
+    coarse = conv2d(full[:, ::2, ::2], kernel, feature_group_count=groups)
+    fine = conv2d(full, kernel, rate=2, feature_group_count=groups)
+    np.testing.assert_array_equal(coarse, fine[:, ::2, ::2])
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_the_depthwise_gradient_equals_finite_differences(stride: int) -> None:
+    rng = np.random.default_rng(0)
+    x, kernel = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((1, 5, 4, 2), (3, 3, 1, 2)))
+
+    def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return conv2d(x, kernel, rate=2, stride=stride, feature_group_count=2, lowering="taps")
+
+    check_grads(convolve, (x, kernel), order=1, modes=["rev"], atol=1e-2, rtol=1e-2)
+
+
+def test_choose_lowering_on_a_cpu() -> None:
+    if jax.default_backend() != "cpu":
+        pytest.skip("other backends use the vendor's kernels throughout")
+    dense, pointwise, depthwise = (3, 3, 8, 8), (1, 1, 8, 8), (3, 3, 1, 8)
+    assert choose_lowering(dense, rate=1, stride=1, depthwise=False) == "direct"
+    assert choose_lowering(dense, rate=2, stride=1, depthwise=False) == "direct"
+    assert choose_lowering(dense, rate=4, stride=1, depthwise=False) == "taps"
+    assert choose_lowering(dense, rate=4, stride=2, depthwise=False) == "direct"
+    assert choose_lowering(pointwise, rate=4, stride=1, depthwise=False) == "direct"
+    assert choose_lowering(depthwise, rate=1, stride=2, depthwise=True) == "taps"
+
+
+def test_lowerings_are_what_they_say() -> None:
+    x = jax.ShapeDtypeStruct((1, 9, 9, 4), jnp.float32)
+    dense = jax.ShapeDtypeStruct((3, 3, 4, 4), jnp.float32)
+    depthwise = jax.ShapeDtypeStruct((3, 3, 1, 4), jnp.float32)
+    convolution = "conv_general_dilated"
+
+    def traced(kernel: Any, **options: Any) -> set[str]:
+        return primitives(lambda x, k: conv2d(x, k, rate=2, **options), x, kernel)
+
+    assert convolution in traced(dense, lowering="direct")
+    assert convolution not in traced(dense, lowering="taps")
+    assert {"transpose", "reshape", convolution} <= traced(dense, lowering="space_to_batch")
+    assert convolution in traced(dense, lowering="taps", stride=2)  # not covered, so it falls back
+    assert "transpose" not in traced(dense, lowering="space_to_batch", stride=2)
+    assert convolution in traced(depthwise, feature_group_count=4, lowering="direct")
+    assert convolution not in traced(depthwise, feature_group_count=4, lowering="taps", stride=2)
+    if jax.default_backend() == "cpu":
+        gradient = jax.grad(lambda x, k: jnp.sum(conv2d(x, k, feature_group_count=4)), argnums=(0, 1))
+        assert convolution not in primitives(gradient, x, depthwise)
+
+
+def test_bad_arguments_raise() -> None:
+    x, kernel = jnp.ones((1, 5, 5, 2)), jnp.ones((3, 3, 2, 2))
+    with pytest.raises(ValueError, match="lowering='fast': choose from auto, direct"):
+        conv2d(x, kernel, lowering="fast")
+    with pytest.raises(ValueError, match="even size 2"):
+        conv2d(x, kernel[:2])
+    with pytest.raises(AssertionError):
+        conv2d(x[0], kernel)
+    with pytest.raises(AssertionError):
+        conv2d(x, kernel[:, :, :1])

@@ -1,0 +1,181 @@
+"""Cross-entropy over labelled pixels: hand values, what ignored pixels must not do, weights, hard-pixel mining, gradients."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.test_util import check_grads
+
+from deeplab_jax.ops.losses import cross_entropy, mean_loss, valid_pixels
+
+LN2, LN3, LN4 = np.log(2), np.log(3), np.log(4)
+# Softmax (1/4, 3/4) at every pixel: label 0 costs ln 4, label 1 costs ln 4/3.
+LOGITS = jnp.broadcast_to(jnp.asarray([0.0, LN3], jnp.float32), (4, 2))
+LABELS = jnp.asarray([0, 1, 255, 0])
+
+
+def random_batch(size: tuple[int, ...] = (2, 6, 5), classes: int = 4, seed: int = 0) -> tuple[jax.Array, jax.Array]:
+    rng = np.random.default_rng(seed)
+    logits = jnp.asarray(rng.normal(size=(*size, classes)) * 2, jnp.float32)
+    return logits, jnp.asarray(rng.integers(0, classes, size), jnp.int32)
+
+
+def with_border(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Surround a batch by ignored pixels whose logits are wild."""
+    pads = ((0, 0), (3, 2), (1, 4))
+    return (
+        jnp.pad(logits, (*pads, (0, 0)), constant_values=50.0).at[..., 0].add(7.0),
+        jnp.pad(labels, pads, constant_values=255),
+    )
+
+
+@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize(
+    ("options", "total", "count"),
+    [
+        ({}, 2 * LN4 + (LN4 - LN3), 3),
+        ({"class_weights": jnp.asarray([2.0, 0.5])}, 4 * LN4 + 0.5 * (LN4 - LN3), 3),
+        ({"top_k": 1 / 3}, LN4, 1),
+        ({"top_k": 0.5}, 2 * LN4, 2),  # half of 3 labelled pixels, rounded up
+        ({"top_k": 1.0}, 2 * LN4 + (LN4 - LN3), 3),
+        # The weighted losses are ranked: ln 4 / 10 < ln 4/3.
+        ({"top_k": 0.3, "class_weights": jnp.asarray([0.1, 1.0])}, LN4 - LN3, 1),
+        ({"ignore_label": 0}, LN4 - LN3, 1),
+    ],
+)
+def test_by_hand(jit: bool, options: dict[str, Any], total: float, count: int) -> None:
+    labels = jnp.asarray([0, 1, 0, 0]) if options.get("ignore_label") == 0 else LABELS
+
+    def loss(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return cross_entropy(logits, labels, **options)
+
+    found, pixels = (jax.jit(loss) if jit else loss)(LOGITS, labels)
+    assert found.dtype == pixels.dtype == jnp.float32
+    assert float(found) == pytest.approx(total, rel=1e-6)
+    assert float(pixels) == count
+
+
+def test_valid_pixels() -> None:
+    assert valid_pixels(LABELS).tolist() == [True, True, False, True]
+    assert valid_pixels(LABELS, ignore_label=0).tolist() == [False, True, True, False]
+
+
+@pytest.mark.parametrize("dtype", [jnp.uint8, jnp.int32])
+def test_the_dtype_of_the_labels_does_not_matter(dtype: Any) -> None:
+    total, count = cross_entropy(LOGITS, LABELS.astype(dtype))
+    assert float(total) == pytest.approx(2 * LN4 + LN4 - LN3, rel=1e-6)
+    assert float(count) == 3
+
+
+@pytest.mark.parametrize("top_k", [1.0, 0.25])
+def test_an_ignored_border_equals_the_crop(top_k: float) -> None:
+    logits, labels = random_batch()
+    weights = jnp.asarray([1.0, 2.0, 0.0, 0.5])
+    total, count = cross_entropy(logits, labels, class_weights=weights, top_k=top_k)
+    padded_total, padded_count = cross_entropy(*with_border(logits, labels), class_weights=weights, top_k=top_k)
+    assert float(padded_count) == float(count) == np.ceil(top_k * labels.size)
+    assert float(padded_total) == pytest.approx(float(total), rel=1e-6)
+
+
+@pytest.mark.parametrize("top_k", [1.0, 0.25])
+def test_ignored_pixels_get_no_gradient(top_k: float) -> None:
+    logits, labels = random_batch()
+    padded_logits, padded_labels = with_border(logits, labels)
+
+    def loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
+        return mean_loss(*cross_entropy(logits, labels, top_k=top_k))
+
+    inner = jax.grad(loss)(logits, labels)
+    outer = jax.grad(loss)(padded_logits, padded_labels)
+    np.testing.assert_allclose(outer[:, 3:-2, 1:-4], inner, atol=1e-7)
+    assert not np.any(np.asarray(outer)[np.asarray(padded_labels) == 255])
+
+
+@pytest.mark.parametrize("top_k", [1.0, 0.25])
+def test_a_batch_without_labels_gives_zero_and_a_finite_gradient(top_k: float) -> None:
+    logits, labels = random_batch()
+
+    def loss(logits: jax.Array) -> jax.Array:
+        return mean_loss(*cross_entropy(logits, jnp.full_like(labels, 255), top_k=top_k))
+
+    value, gradient = jax.jit(jax.value_and_grad(loss))(logits)
+    assert float(value) == 0
+    assert not np.any(np.asarray(gradient))  # NaN counts as true
+
+
+def test_the_gradient_by_hand() -> None:
+    """Softmax minus one-hot, times the class weight, at labelled pixels."""
+    weights = jnp.asarray([2.0, 0.5])
+    gradient = jax.grad(lambda x: cross_entropy(x, LABELS, class_weights=weights)[0])(LOGITS)
+    np.testing.assert_allclose(gradient, [[-1.5, 1.5], [0.125, -0.125], [0, 0], [-1.5, 1.5]], atol=1e-6)
+
+
+def test_mined_pixels_alone_get_a_gradient() -> None:
+    logits = jnp.asarray([[0, 0], [0, 5], [5, 0], [0, 1]], jnp.float32)  # losses ln 2, about 5, about 0.007, about 1.3
+    gradient = jax.grad(lambda x: cross_entropy(x, jnp.zeros(4, int), top_k=0.5)[0])(logits)
+    assert np.any(np.asarray(gradient) != 0, axis=1).tolist() == [False, True, False, True]
+
+
+def test_the_gradient_equals_finite_differences() -> None:
+    logits, labels = random_batch((2, 3))
+    labels = labels.at[0, 1].set(255)
+    weights = jnp.asarray([1.0, 2.0, 0.5, 3.0])
+
+    def loss(logits: jax.Array) -> jax.Array:
+        return mean_loss(*cross_entropy(logits, labels, class_weights=weights, top_k=0.7))
+
+    check_grads(loss, (logits,), order=1, modes=["rev"], atol=1e-2, rtol=1e-2)
+
+
+def test_large_logits_do_not_overflow() -> None:
+    logits = jnp.asarray([[1e4, -1e4], [-1e4, 1e4]], jnp.float32)
+    assert float(cross_entropy(logits, jnp.asarray([0, 1]))[0]) == 0
+    assert float(cross_entropy(logits, jnp.asarray([1, 1]))[0]) == 2e4
+
+
+def test_bfloat16_logits_are_added_in_float32() -> None:
+    """A sum in bfloat16 would stop growing at 256 ln 2."""
+    total, count = cross_entropy(jnp.zeros((40, 50, 2), jnp.bfloat16), jnp.zeros((40, 50), jnp.uint8))
+    assert total.dtype == jnp.float32
+    assert float(total) == pytest.approx(2000 * LN2, rel=1e-5)
+    assert float(count) == 2000
+
+
+def test_sums_and_counts_add_up_over_parts() -> None:
+    logits, labels = random_batch()
+    labels = labels.at[0, :, 2].set(255)
+    whole = cross_entropy(logits, labels)
+    parts = [cross_entropy(logits[i], labels[i]) for i in (0, 1)]
+    assert float(whole[0]) == pytest.approx(sum(float(p[0]) for p in parts), rel=1e-6)
+    assert float(whole[1]) == sum(float(p[1]) for p in parts)
+
+
+@pytest.mark.parametrize("top_k", [1.0, 0.25])
+def test_a_sharded_batch_gives_the_loss_of_the_whole(top_k: float) -> None:
+    """The hardest pixels are those of the global batch, not of each device's share."""
+    devices = len(jax.devices())
+    logits, labels = random_batch((devices, 4, 3))
+    labels = labels.at[0].set(255)
+    mesh = jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,))
+    batch = NamedSharding(mesh, PartitionSpec("data"))
+
+    def loss(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return cross_entropy(logits, labels, top_k=top_k)
+
+    total, count = jax.jit(loss)(*jax.device_put((logits, labels), batch))
+    expected, pixels = loss(logits, labels)
+    assert float(total) == pytest.approx(float(expected), rel=1e-6)
+    assert float(count) == float(pixels)
+
+
+def test_mean_loss_by_hand() -> None:
+    assert float(mean_loss(jnp.asarray(6.0), jnp.asarray(4.0))) == 1.5
+    assert float(mean_loss(jnp.asarray(0.0), jnp.asarray(0.0))) == 0
+
+
+def test_shapes_that_do_not_fit_raise() -> None:
+    with pytest.raises(AssertionError):
+        cross_entropy(jnp.zeros((2, 3, 4)), jnp.zeros((3, 2), int))

@@ -1,0 +1,171 @@
+"""Checkpoints: what is kept, what is refused, and what survives a full disk."""
+
+import errno
+import os
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from deeplab_jax.checkpoint import METRIC, Checkpoints
+from deeplab_jax.errors import UserError
+
+EXTRA = {"step": jnp.zeros((), jnp.int32)}
+
+
+def variables(value=0.0, size=3):
+    return {"params": {"layer": {"kernel": jnp.arange(size, dtype=jnp.float32) + value}}}
+
+
+def abstract(tree):
+    return jax.eval_shape(lambda: tree)
+
+
+def fill(folder, scores, *, keep=2):
+    """Save steps 1, 2, ... with these scores."""
+    with Checkpoints(folder, keep=keep) as checkpoints:
+        for step, score in enumerate(scores, start=1):
+            checkpoints.save(step, variables(step), EXTRA, metrics=None if score is None else {METRIC: score})
+        return checkpoints.steps()
+
+
+@pytest.mark.parametrize(
+    ("scores", "kept", "best"),
+    [
+        ([None, None, None, None], [3, 4], 4),
+        ([0.1, 0.5, 0.2, None, 0.3, None], [2, 5, 6], 2),
+        ([0.1, 0.5, 0.2, 0.6, None], [4, 5], 4),
+        ([0.0, 0.0, 0.0], [2, 3], 3),  # the later one of equals
+    ],
+)
+def test_the_best_and_the_newest_are_kept(tmp_path: Path, scores, kept, best) -> None:
+    assert set(kept) <= set(fill(tmp_path, scores))
+    # A new process knows as much.
+    with Checkpoints(tmp_path) as checkpoints:
+        assert set(kept) <= set(checkpoints.steps()) and len(checkpoints.steps()) <= 3
+        assert checkpoints.find("best") == best
+        assert checkpoints.find("newest") == checkpoints.latest() == len(scores)
+        assert checkpoints.metrics(best) == ({} if scores[best - 1] is None else {METRIC: scores[best - 1]})
+
+
+def test_the_best_of_an_earlier_process_is_kept(tmp_path: Path) -> None:
+    fill(tmp_path, [0.1, 0.5, 0.2])
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        for step in (4, 5, 6):
+            checkpoints.save(step, variables(step), EXTRA)
+        assert checkpoints.steps() == [2, 6]
+
+
+def test_what_is_saved_is_restored_by_a_process_that_saved_nothing(tmp_path: Path) -> None:
+    fill(tmp_path, [None, None])
+    with Checkpoints(tmp_path) as checkpoints:
+        restored = checkpoints.restore_variables(2, abstract(variables()))
+        extra = checkpoints.restore_extra(2, abstract(EXTRA))
+    np.testing.assert_array_equal(restored["params"]["layer"]["kernel"], [2, 3, 4])
+    assert extra["step"].dtype == jnp.int32
+
+
+def test_a_step_that_is_there_is_left_alone(tmp_path: Path) -> None:
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, variables(1), EXTRA)
+        checkpoints.save(1, variables(9), EXTRA)
+        restored = checkpoints.restore_variables(1, abstract(variables()))
+    np.testing.assert_array_equal(restored["params"]["layer"]["kernel"], [1, 2, 3])
+
+
+def test_unknown_steps_and_empty_folders_are_user_errors(tmp_path: Path) -> None:
+    with Checkpoints(tmp_path / "new") as checkpoints:
+        assert checkpoints.latest() is None
+        with pytest.raises(UserError, match="holds no complete checkpoint"):
+            checkpoints.find()
+    fill(tmp_path / "run", [None, None])
+    with Checkpoints(tmp_path / "run") as checkpoints:
+        assert checkpoints.find("1") == 1
+        for which in ("7", "bset", "-1"):
+            with pytest.raises(UserError, match=f"checkpoint '{which}': choose from best, newest, 1, 2"):
+                checkpoints.find(which)
+
+
+def test_a_checkpoint_of_another_network_lists_what_does_not_fit(tmp_path: Path) -> None:
+    fill(tmp_path, [None])
+    other = {"params": {"layer": {"kernel": jnp.zeros(5)}, "new": {"bias": jnp.zeros(1)}}}
+    with Checkpoints(tmp_path) as checkpoints:
+        with pytest.raises(UserError) as caught:
+            checkpoints.restore_variables(1, abstract(other))
+        with pytest.raises(UserError, match="unexpected step"):
+            checkpoints.restore_extra(1, {})
+    message = str(caught.value)
+    assert "missing params/new/bias" in message
+    assert "params/layer/kernel is (3,), the model has (5,)" in message
+
+
+def test_many_differences_are_counted(tmp_path: Path) -> None:
+    fill(tmp_path, [None])
+    other = {"params": {f"layer{i}": jnp.zeros(1) for i in range(9)}}
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(UserError, match="and 5 more"):
+        checkpoints.restore_variables(1, abstract(other))
+
+
+def test_a_damaged_checkpoint_is_a_user_error(tmp_path: Path) -> None:
+    fill(tmp_path, [None, None])
+    for file in (tmp_path / "2" / "variables").rglob("*"):
+        if file.is_file():
+            os.truncate(file, 0)
+    with Checkpoints(tmp_path) as checkpoints:
+        with pytest.raises(UserError, match=r"2: .*remove it to use the one before"):
+            checkpoints.restore_variables(2, abstract(variables()))
+        checkpoints.restore_variables(1, abstract(variables()))
+
+
+def test_a_full_disk_leaves_the_older_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fill_disk(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with Checkpoints(tmp_path) as checkpoints:
+        with monkeypatch.context() as patch:
+            patch.setattr(ocp.CheckpointManager, "save", fill_disk)
+            with pytest.raises(UserError, match="No space left on device.*none was saved before; free space"):
+                checkpoints.save(1, variables(1), EXTRA)
+        checkpoints.save(1, variables(1), EXTRA)
+        with monkeypatch.context() as patch:
+            patch.setattr(ocp.CheckpointManager, "save", fill_disk)
+            with pytest.raises(UserError, match="step 2 could not be saved .*No space left on device.*step 1 is intact"):
+                checkpoints.save(2, variables(2), EXTRA)
+    with Checkpoints(tmp_path) as checkpoints:
+        restored = checkpoints.restore_variables(checkpoints.latest(), abstract(variables()))
+    np.testing.assert_array_equal(restored["params"]["layer"]["kernel"], [1, 2, 3])
+
+
+def test_a_disk_that_fills_up_while_arrays_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The half-written folder is not taken for a checkpoint, and saving goes on when there is room again."""
+
+    async def fill_disk(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, variables(1), EXTRA)
+        with monkeypatch.context() as patch:
+            patch.setattr(ocp.StandardCheckpointHandler, "async_save", fill_disk)
+            with pytest.raises(UserError, match="step 1 is intact"):
+                checkpoints.save(2, variables(2), EXTRA)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.steps() == [1]
+        checkpoints.save(2, variables(2), EXTRA)
+        assert checkpoints.steps() == [1, 2]
+        restored = checkpoints.restore_variables(2, abstract(variables()))
+    np.testing.assert_array_equal(restored["params"]["layer"]["kernel"], [2, 3, 4])
+
+
+def test_readers_change_nothing(tmp_path: Path) -> None:
+    """Another process may evaluate a run that is being trained: a save in progress is left alone."""
+    fill(tmp_path, [0.5, None, None])
+    unfinished = tmp_path / "4.orbax-checkpoint-tmp"
+    unfinished.mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        assert checkpoints.find("best") == 1
+        checkpoints.restore_variables(1, abstract(variables()))
+    assert sorted(tmp_path.rglob("*")) == before
