@@ -92,6 +92,10 @@ def base() -> ConfigDict:
             "batch_size": 1,
         }
     )
+    # A key that is misspelt in a config file is an error from here on; what a model or a data set takes is theirs.
+    config.lock()
+    config.model.options.unlock()
+    config.data.options.unlock()
     return config
 
 
@@ -164,7 +168,7 @@ def load_config(argv: Sequence[str]) -> ConfigDict:
             f"config file {file!r} does not exist: give --config the path of a file such as configs/scenes.py"
         )
     absl_logging.use_absl_handler()
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
         values(["deeplab_jax", *argv], known_only=False)
         config: ConfigDict = values["config"].value
