@@ -1,6 +1,7 @@
 """The command line: flags and dispatch, nothing else."""
 
 import argparse
+import errno
 import json
 import os
 import sys
@@ -8,10 +9,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from deeplab_jax.errors import UserError
+from deeplab_jax.errors import UserError, did_you_mean
 
 USER_ERROR = 2
 INTERRUPTED = 130
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,8 +27,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     config_args, unknown = split_config_arguments(rest)
     if unknown or (config_args and not args.takes_config):
         flags = [option for action in args.parser._actions for option in action.option_strings]
-        from deeplab_jax.errors import did_you_mean
-
         word = (unknown or config_args)[0].split("=")[0]
         return fail(f"{args.verb}: {word} is not an option of this verb: {did_you_mean(word, flags)}")
     args.config = config_args
@@ -42,6 +42,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # The reader of a pipe, `head` say, has seen enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        return fail(
+            f"{error.filename or 'a file'}: {error.strerror}; free space or choose another folder, then start again"
+        )
 
 
 def fail(message: str) -> int:

@@ -6,6 +6,8 @@ silent no-op.
 
 import json
 import logging
+import re
+import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -157,7 +159,7 @@ def load_config(argv: Sequence[str]) -> ConfigDict:
     """Load `--config FILE[:arg]` and apply `--config.section.key=value` to it.
 
     Raises:
-      UserError: a missing file, an error in it, an unknown key, or a value of another type.
+      UserError: a missing file, an error in it (with its line), an unknown key, or a value of another type.
     """
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", lock_config=True, flag_values=values, sys_argv=["deeplab_jax", *argv])
@@ -172,16 +174,36 @@ def load_config(argv: Sequence[str]) -> ConfigDict:
     try:
         values(["deeplab_jax", *argv], known_only=False)
         config: ConfigDict = values["config"].value
-    except UserError:
-        raise
-    except flags.UnrecognizedFlagError as error:
-        raise UserError(f"{error}".splitlines()[0]) from None
-    except (KeyError, AttributeError) as error:
-        message = str(error).strip("\"'").splitlines()[0]
-        raise UserError(f"config {path}: {message.strip()}") from None
-    except (flags.IllegalFlagValueError, TypeError, ValueError, SyntaxError) as error:
-        raise UserError(f"config {path}: {' '.join(str(error).split())}") from None
+    except Exception as error:  # Whatever the file raises, and whatever the parsers of its keys complain of.
+        raise UserError(f"config {path}: {_complaint(error, file)}") from None
     return config
+
+
+def _complaint(error: BaseException, file: str) -> str:
+    """Say in one line what is wrong with a config file, and in which line of it, or with a `--config.key=value`."""
+    chain = [error]
+    # The parsers wrap what the file raises, with its whole traceback as text.
+    while (inner := chain[-1].__cause__ or chain[-1].__context__) and not chain[-1].__suppress_context__:
+        chain.append(inner)
+    if isinstance(chain[-1], UserError):
+        return str(chain[-1])
+    for cause in reversed(chain):
+        lines = [frame.lineno for frame in traceback.extract_tb(cause.__traceback__) if frame.filename == file]
+        if isinstance(cause, SyntaxError):
+            lines.append(cause.lineno)
+        if lines:
+            return f"line {lines[-1]}: {_one_line(cause)}"
+    text = _one_line(error)
+    unknown_key = isinstance(error, KeyError | AttributeError) and "has no attribute" not in text
+    return f"there is no key {text}" if unknown_key else text
+
+
+def _one_line(error: BaseException) -> str:
+    """Return an error's text without line breaks and without the list of all keys that ml_collections adds."""
+    text = str(error.args[0]) if error.args else type(error).__name__
+    text = re.sub(r'Other fields present: "\{.*\}"', "", text.replace("\\n", " ").replace("\\'", "'"), flags=re.DOTALL)
+    text = " ".join(text.split())
+    return text[1:-1] if text[0] == text[-1] == "'" else text
 
 
 def to_plain(config: Any) -> Any:

@@ -21,7 +21,7 @@ from deeplab_jax.data.images import write_image
 from deeplab_jax.data.sources import open_source
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate.evaluator import evaluate, write_results
-from deeplab_jax.evaluate.pictures import overlay, prediction_strip, stack_strips
+from deeplab_jax.evaluate.pictures import StripCollector, overlay, stack_strips
 from deeplab_jax.evaluate.tables import class_table
 from deeplab_jax.train.loop import source_options
 from deeplab_jax.weights.folder import load
@@ -63,28 +63,19 @@ def show(workdir: Path, console: Console, started: float) -> None:
     config = read_json(workdir / "config.json")
     model, variables, _ = load(workdir, checkpoint="newest")
     source = open_source(config.data.name, split=config.data.val_split, **source_options(config.data))
-    strips, overlays = [], []
-
-    def draw(example, classes):  # type: ignore[no-untyped-def]
-        if len(strips) < PICTURES:
-            strips.append(
-                prediction_strip(
-                    example["image"], example["label"], classes, source.labels.palette, names=source.labels.names
-                )
-            )
-            overlays.append((example["name"], overlay(example["image"], classes, source.labels.palette)))
-
+    collector = StripCollector(source.labels, total=len(source), count=PICTURES)
     results = []
     for output_stride in OUTPUT_STRIDES:
         options = {**config.evaluate.to_dict(), "output_stride": output_stride}
-        on_prediction = draw if not results else None
+        on_prediction = collector if not results else None
         result = evaluate(model, variables, source, split=config.data.val_split, on_prediction=on_prediction, **options)
         write_results(result, workdir / f"output_stride_{output_stride}")
         results.append(result)
-    write_image(workdir / "demo.png", stack_strips(strips))
+    write_image(workdir / "demo.png", stack_strips(collector.strips))
     (workdir / "overlays").mkdir(exist_ok=True)
-    for name, picture in overlays:
-        write_image(workdir / "overlays" / f"{Path(name).stem}_overlay.png", picture)
+    for example, classes in collector.drawn:
+        picture = overlay(example["image"], classes, source.labels.palette)
+        write_image(workdir / "overlays" / f"{Path(example['name']).stem}_overlay.png", picture)
     console.print(class_table(results, [f"output stride {stride}" for stride in OUTPUT_STRIDES]))
     console.print(
         f"mean IoU {results[0]['miou']:.4f} at output stride 16 and {results[1]['miou']:.4f} at 8, same weights, "

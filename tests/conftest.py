@@ -58,13 +58,11 @@ def compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def scenes_run(tmp_path_factory: pytest.TempPathFactory, compilation_cache: Path) -> Path:
-    """Train `configs/scenes.py:debug` through the command line, on one device, and return the run directory."""
+    """Train `configs/scenes.py:debug` through the command line and return the run directory."""
     from deeplab_jax.__main__ import main
-    from tests.tiny import one_device
 
     workdir = tmp_path_factory.mktemp("runs") / "scenes"
-    with one_device():
-        assert main(["train", "--config", f"{ROOT}/configs/scenes.py:debug", "--workdir", str(workdir)]) == 0
+    assert main(["train", "--config", f"{ROOT}/configs/scenes.py:debug", "--workdir", str(workdir)]) == 0
     return workdir
 
 

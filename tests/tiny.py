@@ -68,7 +68,7 @@ def tiny_config(**changes: Any) -> ConfigDict:
     config.data.options = ConfigDict({"size": (33, 33), "count": 5})
     config.data.update({"crop_size": (33, 33), "threads": 2})
     config.optimizer.learning_rate = 0.1
-    config.train.update({"steps": 6, "batch_size": 2, "log_every": 1, "evaluate_every": 3, "checkpoint_every": 3})
+    config.train.update({"steps": 6, "batch_size": 2, "devices": 1, "log_every": 1, "evaluate_every": 3, "checkpoint_every": 3})
     config.train.pictures = 1
     config.evaluate.update({"pad_to": ((33, 33),), "batch_size": 2})
     for key, value in changes.items():
@@ -88,15 +88,6 @@ def quiet() -> Console:
 def run_training(workdir: Path, config: ConfigDict, **options: Any) -> Any:
     """`train` without output."""
     return train(config, workdir, console=quiet(), **options)
-
-
-@contextmanager
-def one_device() -> Iterator[None]:
-    """Let training see one device, as on a plain CPU, where the tests have eight."""
-    mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:1])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("deeplab_jax.train.loop.make_mesh", lambda: mesh)
-        yield
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:

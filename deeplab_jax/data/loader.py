@@ -5,6 +5,7 @@ from typing import TypedDict
 
 import grain
 import numpy as np
+from absl import flags
 
 from deeplab_jax.data.pairs import Example, Source
 from deeplab_jax.data.transforms import augment
@@ -71,6 +72,8 @@ def training_batches(
     options = grain.ReadOptions(num_threads=max(1, threads), prefetch_buffer_size=max(1, 2 * threads))
     iterable = batches.to_iter_dataset(options)
     if workers:
+        if not flags.FLAGS.is_parsed():  # Grain's processes read absl's flags, which only an absl program parses.
+            flags.FLAGS.mark_as_parsed()
         iterable = iterable.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
     return iter(iterable)
 

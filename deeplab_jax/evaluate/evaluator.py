@@ -15,7 +15,7 @@ from deeplab_jax.data.labels import IGNORE_LABEL, LabelSet
 from deeplab_jax.data.loader import examples_in_order
 from deeplab_jax.data.pairs import Example, Source
 from deeplab_jax.errors import UserError, did_you_mean
-from deeplab_jax.evaluate.inference import evaluate_batch, pad_images, run_size
+from deeplab_jax.evaluate.inference import check_views, evaluate_batch, pad_images, run_size
 from deeplab_jax.models.catalog import check_output_stride, describe
 from deeplab_jax.models.segmenter import Segmenter, Variables
 from deeplab_jax.ops import metrics as ops_metrics
@@ -89,8 +89,9 @@ def evaluate(
             f"the model has {model.num_classes} classes, {source.name} has {source.labels.num_classes}; evaluate on "
             "the data it was trained for"
         )
-    if not scales or min(scales) <= 0:
-        raise UserError(f"scales={tuple(scales)}: give one or more positive factors")
+    check_views(scales, window)
+    if limit is not None and limit < 1:
+        raise UserError(f"limit={limit}: give the number of images to evaluate, at least 1")
     if output_stride:
         model = model.clone(output_stride=output_stride)
         check_output_stride(model)

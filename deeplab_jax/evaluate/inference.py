@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from deeplab_jax.errors import UserError
 from deeplab_jax.models.segmenter import SMALLEST_SIDE, Segmenter, Variables
 from deeplab_jax.ops.metrics import confusion_matrix
 from deeplab_jax.ops.resize import resize_bilinear
@@ -233,6 +234,14 @@ def padded_size(size: Size, pad_to: Sequence[Size]) -> Size:
         return min(fitting, key=lambda s: s[0] * s[1])
     height, width = (-(-(side - 1) // PAD_STEP) * PAD_STEP + 1 for side in size)
     return max(height, PAD_STEP + 1), max(width, PAD_STEP + 1)
+
+
+def check_views(scales: Sequence[float], window: Sequence[int]) -> None:
+    """Raise a UserError where scales or the sides of a sliding window (empty: none) make no sense."""
+    if not scales or min(scales) <= 0:
+        raise UserError(f"scales={tuple(scales)}: give one or more positive factors")
+    if len(window) not in (0, 2) or (window and min(window) < 1):
+        raise UserError(f"window={tuple(window)}: give a height and a width in pixels, such as 513,513")
 
 
 def run_size(size: Size, *, mode: str, pad_to: Sequence[Size]) -> Size:

@@ -6,7 +6,8 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from deeplab_jax.data.labels import IGNORE_LABEL
+from deeplab_jax.data.labels import IGNORE_LABEL, LabelSet
+from deeplab_jax.data.pairs import Example
 
 Palette = Sequence[tuple[int, int, int]]
 
@@ -15,6 +16,7 @@ _HATCH = (96, 96, 96)
 _PAPER = (255, 255, 255)
 _INK = (32, 32, 32)
 _GAP = 4
+_LEGIBLE_HEIGHT = 256
 
 
 def colour_labels(ids: np.ndarray, palette: Palette) -> np.ndarray:
@@ -81,6 +83,7 @@ def prediction_strip(
     names: Sequence[str] = (),
     alpha: float = 1.0,
     titles: Sequence[str] = ("image", "truth", "prediction"),
+    enlarge: int = 1,
 ) -> np.ndarray:
     """Image, truth and prediction side by side, titled, over a legend of the classes that appear in either.
 
@@ -92,10 +95,13 @@ def prediction_strip(
       names: class names for the legend; without them there is none.
       alpha: strength of the class colours over the image; 1 paints plain colours.
       titles: what stands over the three columns.
+      enlarge: pixels of the picture along each side of a pixel, for small images.
 
     Returns:
       uint8 `[height, width, 3]` RGB.
     """
+    image, prediction = _enlarged(image, enlarge), _enlarged(prediction, enlarge)
+    truth = None if truth is None else _enlarged(truth, enlarge)
     columns = [(titles[0], image), (titles[2], _panel(image, prediction, palette, alpha))]
     shown = [prediction]
     if truth is not None:
@@ -107,6 +113,32 @@ def prediction_strip(
         return row
     present = np.unique(np.concatenate([ids.ravel() for ids in shown]))
     return np.concatenate([row, legend(present.tolist(), palette, names, width=row.shape[1], font=font)], axis=0)
+
+
+class StripCollector:
+    """Draws a few examples, evenly spread, of those that `evaluate` reports; hand it over as `on_prediction`.
+
+    Attributes:
+      strips: what was drawn, as of `prediction_strip`, small images enlarged.
+      drawn: the examples and their class ids.
+    """
+
+    def __init__(self, labels: LabelSet, *, total: int, count: int) -> None:
+        self._labels = labels
+        self._chosen = {i * total // count for i in range(min(count, total))}
+        self._seen = 0
+        self.strips: list[np.ndarray] = []
+        self.drawn: list[tuple[Example, np.ndarray]] = []
+
+    def __call__(self, example: Example, classes: np.ndarray) -> None:
+        """Take the next example and its class ids `[H, W]`."""
+        if self._seen in self._chosen:
+            enlarge = max(1, _LEGIBLE_HEIGHT // classes.shape[0])
+            names, palette = self._labels.names, self._labels.palette
+            strip = prediction_strip(example["image"], example["label"], classes, palette, names=names, enlarge=enlarge)
+            self.strips.append(strip)
+            self.drawn.append((example, classes))
+        self._seen += 1
 
 
 def stack_strips(strips: Sequence[np.ndarray]) -> np.ndarray:
@@ -152,6 +184,10 @@ def legend(
         draw.rectangle((x, y + 3, x + box - 1, y + 2 + box), outline=_INK)
         draw.text((x + box + 4, y + line / 2), name, fill=_INK, font=font, anchor="lm")
     return np.asarray(canvas)
+
+
+def _enlarged(array: np.ndarray, factor: int) -> np.ndarray:
+    return array.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
 def _panel(image: np.ndarray, ids: np.ndarray, palette: Palette, alpha: float) -> np.ndarray:

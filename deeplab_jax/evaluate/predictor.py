@@ -9,7 +9,7 @@ from deeplab_jax.data.images import read_image, write_image, write_mask
 from deeplab_jax.data.labels import colormap
 from deeplab_jax.data.pairs import Example, list_images
 from deeplab_jax.errors import UserError
-from deeplab_jax.evaluate.inference import pad_images, predict_classes, run_size
+from deeplab_jax.evaluate.inference import check_views, pad_images, predict_classes, run_size
 from deeplab_jax.evaluate.pictures import overlay
 from deeplab_jax.models.segmenter import Segmenter, Variables
 
@@ -65,6 +65,8 @@ def predict_files(
     Yields:
       Each path, with None or what was wrong with it.
     """
+    check_views(scales, window)
+    check_outputs(paths, out_dir)
     colours = tuple(palette) if palette else colormap(model.num_classes)
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
@@ -93,6 +95,15 @@ def predict_files(
         yield path, None
 
 
+def check_outputs(paths: Iterable[Path], out_dir: Path) -> None:
+    """Raise a UserError where a prediction would overwrite one of the images."""
+    images = {path.resolve() for path in paths}
+    for image in paths:
+        for name in (f"{image.stem}.png", f"{image.stem}_overlay.png"):
+            if (out_dir / name).resolve() in images:
+                raise UserError(f"{out_dir / name}: an image that a prediction would overwrite; give another --out")
+
+
 def write_prediction(out_dir: Path, stem: str, image: np.ndarray, classes: np.ndarray, palette: Palette) -> None:
     """Write `STEM.png` and `STEM_overlay.png`."""
     ids = classes.astype(np.uint8)
@@ -102,6 +113,9 @@ def write_prediction(out_dir: Path, stem: str, image: np.ndarray, classes: np.nd
 
 def prediction_writer(out_dir: Path, palette: Palette) -> Callable[[Example, np.ndarray], None]:
     """Return what `evaluate` calls with each example and its class ids to have them written."""
-    return lambda example, classes: write_prediction(
-        out_dir, Path(example["name"]).stem, example["image"], classes, palette
-    )
+
+    def write(example: Example, classes: np.ndarray) -> None:
+        out_dir.mkdir(parents=True, exist_ok=True)
+        write_prediction(out_dir, example["name"].replace("/", "_"), example["image"], classes, palette)
+
+    return write

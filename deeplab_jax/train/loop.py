@@ -4,7 +4,7 @@ import itertools
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,6 @@ from types import FrameType
 from typing import Any
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 from rich.console import Console
 
@@ -20,19 +19,19 @@ from deeplab_jax.checkpoint import METRIC, Checkpoints
 from deeplab_jax.data.check import check_labels
 from deeplab_jax.data.images import write_image
 from deeplab_jax.data.loader import Batch, training_batches
-from deeplab_jax.data.pairs import Example, Source
+from deeplab_jax.data.pairs import Source
 from deeplab_jax.data.sources import open_source
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate.evaluator import Results, evaluate
-from deeplab_jax.evaluate.pictures import prediction_strip, stack_strips
+from deeplab_jax.evaluate.pictures import StripCollector, stack_strips
 from deeplab_jax.models.catalog import create_model
-from deeplab_jax.models.segmenter import Segmenter, abstract_variables
+from deeplab_jax.models.segmenter import SMALLEST_SIDE, Segmenter, abstract_variables
 from deeplab_jax.train.initialise import initial_variables
 from deeplab_jax.train.optimizer import Schedule, make_optimizer
 from deeplab_jax.train.sharding import check_batch_size, make_mesh, place_batch, replicated
 from deeplab_jax.train.state import TrainState, create_state
 from deeplab_jax.train.step import train_step
-from deeplab_jax.train.workdir import open_workdir
+from deeplab_jax.train.workdir import open_workdir, record_start
 from deeplab_jax.train.writers import Writers
 from deeplab_jax.weights.folder import CHECKPOINTS, write_description
 
@@ -69,16 +68,18 @@ def train(
         open_source(data.name, split=split, **source_options(data)) for split in (data.train_split, data.val_split)
     )
     model = build_model(config.model, num_classes=train_source.labels.num_classes)
+    check_settings(t, data.crop_size)
     mesh = make_mesh(t.devices)
     check_batch_size(t.batch_size, t.accumulate, mesh)
     check_class_weights(t.class_weights, model)
     optimizer, schedule = make_optimizer(abstract_variables(model)["params"], steps=t.steps, **config.optimizer)
     open_workdir(workdir, config, allow_config_change=allow_config_change)
-    write_description(workdir, model, model_info(train_source))
 
     initial = partial(create_state, model=model, optimizer=optimizer, size=tuple(data.crop_size), ema=t.ema_decay > 0)
     with Checkpoints(workdir / CHECKPOINTS, keep=t.keep) as checkpoints:
         state, start = start_state(checkpoints, initial, config, mesh, console)
+        record_start(workdir, config)
+        write_description(workdir, model, model_info(train_source))
         if start >= t.steps:
             console.print(f"{workdir}: already trained for {start} of {t.steps} steps; nothing to do", soft_wrap=True)
             return None
@@ -227,23 +228,14 @@ def evaluate_and_draw(
     workdir: Path,
     writers: Writers,
 ) -> Results:
-    """Evaluate on the validation split, and draw its first images."""
-    strips: list[np.ndarray] = []
-
-    def draw(example: Example, classes: np.ndarray) -> None:
-        if len(strips) < config.train.pictures:
-            strips.append(
-                prediction_strip(
-                    example["image"], example["label"], classes, source.labels.palette, names=source.labels.names
-                )
-            )
-
+    """Evaluate on the validation split, and draw a few of its images."""
+    collector = StripCollector(source.labels, total=len(source), count=config.train.pictures)
     results = evaluate(
-        model, state.variables(), source, split=config.data.val_split, on_prediction=draw, **config.evaluate
+        model, state.variables(), source, split=config.data.val_split, on_prediction=collector, **config.evaluate
     )
-    if strips:
+    if collector.strips:
         (workdir / "pictures").mkdir(exist_ok=True)
-        write_image(workdir / "pictures" / f"step_{number:07d}.png", stack_strips(strips))
+        write_image(workdir / "pictures" / f"step_{number:07d}.png", stack_strips(collector.strips))
     scalars = {
         name: results[name]
         for name in ("miou", "pixel_accuracy", "mean_accuracy", "seconds")
@@ -335,6 +327,24 @@ def model_info(source: Source) -> dict[str, Any]:
         "palette": [list(colour) for colour in source.labels.palette],
         "data": source.name,
     }
+
+
+def check_settings(settings: ConfigDict, crop_size: Sequence[int]) -> None:
+    """Raise a UserError for numbers of the `train` section, or a crop size, with which no run is possible."""
+    for name in ("steps", "accumulate", "log_every", "evaluate_every", "checkpoint_every", "keep"):
+        if settings[name] < 1:
+            never = "; more than config.train.steps means only at the end" if name.endswith("_every") else ""
+            raise UserError(f"config.train.{name}={settings[name]}: give at least 1{never}")
+    if settings.seed < 0:
+        raise UserError(f"config.train.seed={settings.seed}: give 0 or more")
+    if not 0 < settings.top_k <= 1:
+        raise UserError(f"config.train.top_k={settings.top_k}: give a share of the pixels, above 0 and up to 1")
+    if not 0 <= settings.ema_decay < 1:
+        raise UserError(f"config.train.ema_decay={settings.ema_decay}: give 0 (no average) to below 1, such as 0.999")
+    if len(crop_size) != 2 or min(crop_size) < SMALLEST_SIDE:
+        raise UserError(
+            f"config.data.crop_size={tuple(crop_size)}: give a height and a width of at least {SMALLEST_SIDE} pixels"
+        )
 
 
 def check_class_weights(weights: Any, model: Segmenter) -> None:

@@ -1,9 +1,12 @@
 """A run directory: what it records before step 0, and when a second start may go on in it."""
 
 import json
+import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,18 +35,50 @@ def open_workdir(workdir: Path, config: Any, *, allow_config_change: bool) -> No
       UserError: it cannot be made, holds something else, or holds a run of another configuration.
     """
     file = workdir / CONFIG_FILE
-    plain = to_plain(config)
-    try:
+    with _as_user_errors(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
         if file.exists():
-            _check_same(file, plain, allow_config_change)
+            _check_same(file, to_plain(config), allow_config_change)
         elif any(workdir.iterdir()):
             raise UserError(
-                f"{workdir}: is not empty and holds no {CONFIG_FILE}, so it is no run to resume; give an empty "
-                "--workdir"
+                f"{workdir}: is not empty and holds no {CONFIG_FILE}, so it is no run to resume; "
+                "give an empty --workdir"
             )
-        file.write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
-        _append_start(workdir / RUN_FILE)
+        else:
+            write_json(file, to_plain(config))
+
+
+def record_start(workdir: Path, config: Any) -> None:
+    """Record the configuration that the run goes on with, and this start: command, git commit, versions, device.
+
+    Called once the state is there: a configuration that does not fit the checkpoints takes no run's place.
+
+    Raises:
+      UserError: the directory cannot be written.
+    """
+    file = workdir / RUN_FILE
+    with _as_user_errors(workdir):
+        write_json(workdir / CONFIG_FILE, to_plain(config))
+        try:
+            starts = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+        except ValueError:  # A record only: nothing depends on it.
+            starts = []
+        now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        starts.append({"time": now, "command": sys.argv, "commit": git_commit(), "versions": versions()})
+        write_json(file, starts)
+
+
+def write_json(file: Path, content: Any) -> None:
+    """Write a file so that it is either the old one or the new one, never half of it."""
+    temporary = file.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    os.replace(temporary, file)
+
+
+@contextmanager
+def _as_user_errors(workdir: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise UserError(
             f"{workdir}: cannot be used as run directory ({error.strerror or error}); give another --workdir"
@@ -65,20 +100,6 @@ def _check_same(file: Path, plain: dict[str, Any], allow_config_change: bool) ->
             f"{file.parent}: holds a run of another configuration ({'; '.join(changed[:4])}{more}); "
             "give another --workdir, or --allow_config_change to go on with the new one"
         )
-
-
-def _append_start(file: Path) -> None:
-    """Record this start: command, git commit, versions, device."""
-    starts = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
-    starts.append(
-        {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "command": sys.argv,
-            "commit": git_commit(),
-            "versions": versions(),
-        }
-    )
-    file.write_text(json.dumps(starts, indent=1) + "\n", encoding="utf-8")
 
 
 def git_commit() -> str:

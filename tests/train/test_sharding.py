@@ -1,0 +1,75 @@
+"""Devices: a step over eight is the step over one, and batches that do not split are refused."""
+
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+
+from deeplab_jax.errors import UserError
+from deeplab_jax.train.optimizer import make_optimizer
+from deeplab_jax.train.sharding import batch_sharding, check_batch_size, make_mesh, place_batch, replicated
+from deeplab_jax.train.state import create_state
+from deeplab_jax.train.step import train_step
+from tests.tiny import tiny_model, tiny_models
+
+needs_devices = pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices: JAX_NUM_CPU_DEVICES=8")
+
+
+def test_make_mesh_takes_all_devices_or_the_first() -> None:
+    assert make_mesh().size == make_mesh(0).size == jax.device_count()
+    assert make_mesh(1).devices.ravel().tolist() == jax.devices()[:1]
+    for wrong in (-1, jax.device_count() + 1):
+        with pytest.raises(UserError, match=f"config.train.devices={wrong}: there are {jax.device_count()}"):
+            make_mesh(wrong)
+
+
+@needs_devices
+def test_place_batch_splits_the_first_axis() -> None:
+    mesh = make_mesh(8)
+    batch = place_batch({"image": np.arange(16).reshape(16, 1)}, mesh)
+    assert batch["image"].sharding.is_equivalent_to(batch_sharding(mesh), 2)
+    np.testing.assert_array_equal(batch["image"].addressable_shards[3].data, [[6], [7]])
+
+
+@needs_devices
+@pytest.mark.parametrize(
+    ("batch_size", "accumulate", "nearest"), [(12, 1, 16), (20, 1, 16), (3, 1, 8), (0, 1, 8), (24, 2, 32), (8, 2, 16)]
+)
+def test_batches_that_do_not_split_are_refused_with_the_nearest_that_does(batch_size, accumulate, nearest) -> None:
+    message = f"batch_size={batch_size} does not split over {accumulate} micro-batches on 8 devices; use {nearest}$"
+    with pytest.raises(UserError, match=message):
+        check_batch_size(batch_size, accumulate, make_mesh(8))
+    check_batch_size(nearest, accumulate, make_mesh(8))
+
+
+@needs_devices
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_step_on_eight_devices_equals_the_step_on_one(accumulate) -> None:
+    """Batch norm sees the global batch: the images differ in brightness, so that each device's own mean would be off."""
+    with tiny_models():
+        model, variables = tiny_model("deeplabv3plus_tiny", num_classes=3)
+    optimizer, _ = make_optimizer(variables["params"], steps=10, learning_rate=0.1)
+    rng = np.random.default_rng(0)
+    count = 8 * accumulate
+    image = rng.integers(0, 100, (count, 33, 33, 3)) + 10 * np.arange(count)[:, None, None, None]
+    label = rng.integers(0, 4, (count, 33, 33))
+    label[label == 3] = 255
+    label[1] = 255  # One device without a labelled pixel.
+    batch = {"image": image.clip(0, 255).astype(np.uint8), "label": label.astype(np.uint8)}
+
+    results = []
+    for devices in (1, 8):
+        mesh = make_mesh(devices)
+        initial = partial(create_state, model=model, optimizer=optimizer, size=(33, 33), ema=True)
+        state = jax.jit(initial, out_shardings=replicated(mesh))(jax.random.key(0))
+        options = {"key": jax.random.key(1), "accumulate": accumulate, "ema_decay": 0.9}
+        step = partial(train_step, model=model, optimizer=optimizer, **options)
+        step = jax.jit(step, donate_argnums=0, out_shardings=replicated(mesh))
+        for _ in range(2):
+            state, metrics = step(state, place_batch(batch, mesh))
+        results.append(jax.tree.map(np.asarray, (state, metrics)))
+    one, eight = results
+    assert float(one[1]["loss"]) == pytest.approx(float(eight[1]["loss"]), rel=1e-5)
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(eight), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)

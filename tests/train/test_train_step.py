@@ -1,0 +1,232 @@
+"""One training step against its definition: loss, gradient, update, and every option that changes them."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from deeplab_jax.ops.losses import cross_entropy
+from deeplab_jax.ops.resize import resize_labels
+from deeplab_jax.train.optimizer import make_optimizer
+from deeplab_jax.train.state import create_state
+from deeplab_jax.train.step import train_step
+from tests.tiny import tiny_model, tiny_models
+
+CLASSES = 4
+RATE, DECAY = 0.1, 0.01
+
+
+@pytest.fixture(autouse=True)
+def models():
+    with tiny_models():
+        yield
+
+
+def make_batch(count=4, *, size=33, seed=0):
+    rng = np.random.default_rng(seed)
+    label = rng.integers(0, CLASSES + 1, (count, size, size)).astype(np.uint8)
+    label[label == CLASSES] = 255
+    # Images with few labelled pixels must not weigh more.
+    label[0, 4:] = 255
+    return {"image": rng.integers(0, 256, (count, size, size, 3)).astype(np.uint8), "label": label}
+
+
+def set_up(name="cascade_tiny", *, ema=False, optimizer=None, **options):
+    """A model, its state, and a step function of (state, batch) that takes the options of `train_step`."""
+    model, variables = tiny_model(name, num_classes=CLASSES, **options)
+    settings = {"steps": 10, "learning_rate": RATE, "power": 0.0, "momentum": 0.0, "weight_decay": DECAY}
+    transform, _ = make_optimizer(variables["params"], **{**settings, **(optimizer or {})})
+    state = create_state(jax.random.key(0), model=model, optimizer=transform, size=(33, 33), ema=ema)
+    params = variables["params"]
+    state = state.replace(params=params, opt_state=transform.init(params), ema_params=params if ema else None)
+
+    def step(state, batch, **step_options):
+        key = step_options.pop("key", jax.random.key(7))
+        function = partial(train_step, model=model, optimizer=transform, key=key, **step_options)
+        return jax.jit(function)(state, batch)
+
+    return model, state, step
+
+
+def mean_loss_of(model, state, batch, params=None, *, train=True, aux_weight=0.0):
+    """The mean cross-entropy over all labelled pixels of a batch, written down anew."""
+    variables = {"params": state.params if params is None else params, "batch_stats": state.batch_stats}
+    variables = {name: tree for name, tree in variables.items() if tree}
+    images = model.preprocessing(jnp.asarray(batch["image"]))
+    logits, updates = model.apply(variables, images, train=train, mutable=["batch_stats", "intermediates"])
+    labels = jnp.asarray(batch["label"])
+    total, count = cross_entropy(logits, labels)
+    for aux in updates.get("intermediates", {}).get("aux", ()):
+        total += aux_weight * cross_entropy(aux, labels)[0]
+    return total / count
+
+
+def leaves(tree):
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
+
+
+def assert_close(left, right, **tolerance):
+    for a, b in zip(leaves(left), leaves(right), strict=True):
+        np.testing.assert_allclose(a, b, **{"rtol": 1e-5, "atol": 1e-6, **tolerance})
+
+
+def test_a_step_is_its_definition() -> None:
+    model, state, step = set_up()
+    batch = make_batch()
+    loss, gradient = jax.value_and_grad(lambda params: mean_loss_of(model, state, batch, params))(state.params)
+    new, metrics = step(state, batch)
+    assert float(metrics["loss"]) == pytest.approx(float(loss), rel=1e-5)
+    squares = sum(float((g**2).sum()) for g in leaves(gradient))
+    assert float(metrics["gradient_norm"]) == pytest.approx(squares**0.5, rel=1e-4)
+    decayed = jax.tree_util.tree_map_with_path(
+        lambda path, g, w: g + DECAY * w * (path[-1].key == "kernel"), gradient, state.params
+    )
+    assert_close(new.params, jax.tree.map(lambda w, g: w - RATE * g, state.params, decayed))
+    assert int(new.step) == 1
+    assert any((a != b).any() for a, b in zip(leaves(new.batch_stats), leaves(state.batch_stats), strict=True))
+
+
+def test_pixel_accuracy_counts_labelled_pixels() -> None:
+    model, state, step = set_up()
+    batch = make_batch()
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    images = model.preprocessing(jnp.asarray(batch["image"]))
+    logits, _ = model.apply(variables, images, train=True, mutable=["batch_stats"])
+    valid = batch["label"] != 255
+    right = (np.argmax(logits, -1) == batch["label"])[valid].mean()
+    assert float(step(state, batch)[1]["pixel_accuracy"]) == pytest.approx(right, abs=1e-4)
+
+
+def test_ignored_pixels_do_not_matter() -> None:
+    _, state, step = set_up(norm="group")
+    batch = make_batch()
+    first = step(state, batch)
+    other = {**batch, "image": batch["image"].copy()}
+    nothing = {"image": batch["image"], "label": np.full_like(batch["label"], 255)}
+    new, metrics = step(state, nothing)
+    assert float(metrics["loss"]) == 0.0 and float(metrics["gradient_norm"]) == 0.0
+    # Only the decay is left.
+    np.testing.assert_allclose(
+        new.params["classifier"]["kernel"], (1 - RATE * DECAY) * state.params["classifier"]["kernel"], rtol=1e-5
+    )
+    again = step(state, other)
+    assert float(first[1]["loss"]) == float(again[1]["loss"])
+
+
+def test_accumulation_equals_the_whole_batch_without_batch_norm() -> None:
+    _, state, step = set_up(norm="group")
+    batch = make_batch(4)
+    whole, split = step(state, batch), step(state, batch, accumulate=2)
+    for name in whole[1]:
+        assert float(split[1][name]) == pytest.approx(float(whole[1][name]), rel=1e-5), name
+    assert_close(split[0].params, whole[0].params)
+
+
+def test_accumulation_updates_batch_statistics_once_for_each_micro_batch() -> None:
+    model, state, step = set_up()
+    batch = make_batch(4)
+    expected = state.batch_stats
+    for part in (slice(0, None, 2), slice(1, None, 2)):
+        images = model.preprocessing(jnp.asarray(batch["image"][part]))
+        variables = {"params": state.params, "batch_stats": expected}
+        expected = model.apply(variables, images, train=True, mutable=["batch_stats"])[1]["batch_stats"]
+    assert_close(step(state, batch, accumulate=2)[0].batch_stats, expected)
+
+
+def test_the_loss_on_labels_shrunk_to_the_logits() -> None:
+    model, state, step = set_up()
+    batch = make_batch()
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    images = model.preprocessing(jnp.asarray(batch["image"]))
+    scores, _ = model.apply(variables, images, train=True, method="scores", mutable=["batch_stats"])
+    labels = resize_labels(jnp.asarray(batch["label"]), scores.shape[1:3], align_corners=True)
+    total, count = cross_entropy(scores, labels)
+    new, metrics = step(state, batch, upsample_logits=False)
+    assert labels.shape == (4, 3, 3)
+    assert float(metrics["loss"]) == pytest.approx(float(total / count), rel=1e-5)
+    assert float(metrics["loss"]) != pytest.approx(float(step(state, batch)[1]["loss"]), rel=1e-4)
+    assert all(np.isfinite(leaf).all() for leaf in leaves(new.params))
+
+
+def test_the_auxiliary_head_adds_its_weighted_loss() -> None:
+    _, state, step = set_up(aux_head=True)
+    batch = make_batch()
+    plain, half, whole = (step(state, batch, aux_weight=weight) for weight in (0.0, 0.5, 1.0))
+    added = [float(metrics["loss"]) - float(plain[1]["loss"]) for _, metrics in (half, whole)]
+    assert added[0] > 0.1
+    assert added[1] == pytest.approx(2 * added[0], rel=1e-4)
+    moved = lambda result: np.abs(result[0].params["aux_head"]["classifier"]["bias"]).max()  # noqa: E731
+    assert moved(plain) == 0.0 < moved(half)
+
+
+def test_class_weights_scale_the_pixels_of_a_class() -> None:
+    model, state, step = set_up()
+    batch = make_batch()
+    weights = (0.0, 1.0, 2.0, 0.5)
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    images = model.preprocessing(jnp.asarray(batch["image"]))
+    logits, _ = model.apply(variables, images, train=True, mutable=["batch_stats"])
+    total, count = cross_entropy(logits, jnp.asarray(batch["label"]), class_weights=jnp.asarray(weights))
+    metrics = step(state, batch, class_weights=weights)[1]
+    assert float(metrics["loss"]) == pytest.approx(float(total / count), rel=1e-5)
+
+
+def test_hard_pixels_have_the_larger_loss() -> None:
+    _, state, step = set_up()
+    batch = make_batch()
+    losses = [float(step(state, batch, top_k=share)[1]["loss"]) for share in (1.0, 0.5, 0.1)]
+    assert losses[0] < losses[1] < losses[2]
+
+
+def test_the_average_of_the_weights_by_hand() -> None:
+    _, state, step = set_up(ema=True)
+    new, _ = step(state, make_batch(), ema_decay=0.75)
+    expected = jax.tree.map(lambda old, weight: 0.75 * old + 0.25 * weight, state.params, new.params)
+    assert_close(new.ema_params, expected)
+    assert new.variables()["params"] is new.ema_params
+    without, _ = step(state.replace(ema_params=None), make_batch())
+    assert_close(without.params, new.params)
+    assert without.variables()["params"] is without.params
+
+
+def test_dropout_differs_from_step_to_step_and_not_from_run_to_run() -> None:
+    _, state, step = set_up(aux_head=True)
+    batch = make_batch()
+    loss = lambda number, **options: float(step(state.replace(step=jnp.asarray(number)), batch, **options)[1]["loss"])  # noqa: E731
+    assert loss(0) == loss(0)
+    assert loss(0) != loss(1)
+    assert loss(0) != loss(0, key=jax.random.key(8))
+
+
+def test_frozen_parameters_stay_through_a_step() -> None:
+    _, state, step = set_up(optimizer={"freeze": ("^backbone/stem", r"norm/batch/(scale|bias)$"), "momentum": 0.9})
+    new, _ = step(state, make_batch())
+    new, _ = step(new, make_batch(seed=1))
+    np.testing.assert_array_equal(
+        new.params["backbone"]["stem"]["conv"]["kernel"], state.params["backbone"]["stem"]["conv"]["kernel"]
+    )
+    deep, old = new.params["backbone"]["deep"], state.params["backbone"]["deep"]
+    np.testing.assert_array_equal(deep["norm"]["batch"]["scale"], old["norm"]["batch"]["scale"])
+    assert (np.asarray(deep["conv"]["kernel"]) != np.asarray(old["conv"]["kernel"])).any()
+
+
+def test_frozen_norm_keeps_its_statistics() -> None:
+    _, state, step = set_up(norm="frozen")
+    new, _ = step(state, make_batch())
+    for a, b in zip(leaves(new.batch_stats), leaves(state.batch_stats), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_the_loss_falls_on_one_batch() -> None:
+    """Every part of DeepLabv3+, fifteen steps on two images: the loss goes down by more than a third."""
+    _, state, step = set_up("deeplabv3plus_tiny", optimizer={"name": "adam", "learning_rate": 0.01})
+    batch = make_batch(2)
+    batch["label"] = np.repeat(np.repeat(batch["label"][:, ::11, ::11], 11, 1), 11, 2)
+    batch["label"][0] = np.where(batch["label"][0] == 255, 1, batch["label"][0])
+    losses = []
+    for _ in range(15):
+        state, metrics = step(state, batch)
+        losses.append(float(metrics["loss"]))
+    assert losses[-1] < 2 / 3 * losses[0]
