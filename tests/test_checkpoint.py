@@ -132,7 +132,9 @@ def test_a_full_disk_leaves_the_older_checkpoint(tmp_path: Path, monkeypatch: py
         checkpoints.save(1, variables(1), EXTRA)
         with monkeypatch.context() as patch:
             patch.setattr(ocp.CheckpointManager, "save", fill_disk)
-            with pytest.raises(UserError, match="step 2 could not be saved .*No space left on device.*step 1 is intact"):
+            with pytest.raises(
+                UserError, match="step 2 could not be saved .*No space left on device.*step 1 is intact"
+            ):
                 checkpoints.save(2, variables(2), EXTRA)
     with Checkpoints(tmp_path) as checkpoints:
         restored = checkpoints.restore_variables(checkpoints.latest(), abstract(variables()))

@@ -68,7 +68,9 @@ def tiny_config(**changes: Any) -> ConfigDict:
     config.data.options = ConfigDict({"size": (33, 33), "count": 5})
     config.data.update({"crop_size": (33, 33), "threads": 2})
     config.optimizer.learning_rate = 0.1
-    config.train.update({"steps": 6, "batch_size": 2, "devices": 1, "log_every": 1, "evaluate_every": 3, "checkpoint_every": 3})
+    config.train.update(
+        {"steps": 6, "batch_size": 2, "devices": 1, "log_every": 1, "evaluate_every": 3, "checkpoint_every": 3}
+    )
     config.train.pictures = 1
     config.evaluate.update({"pad_to": ((33, 33),), "batch_size": 2})
     for key, value in changes.items():
@@ -101,7 +103,9 @@ def read_checkpoint(workdir: Path, step: int) -> dict[str, np.ndarray]:
     with Checkpoints(workdir / CHECKPOINTS) as checkpoints:
         items = checkpoints._manager.restore(step)
     trees = {name: items[name] for name in ("variables", "optimizer")}
-    return {"/".join(map(str, path)): np.asarray(leaf) for path, leaf in flatten_dict(trees).items() if leaf is not None}
+    return {
+        "/".join(map(str, path)): np.asarray(leaf) for path, leaf in flatten_dict(trees).items() if leaf is not None
+    }
 
 
 def assert_same_arrays(left: dict[str, np.ndarray], right: dict[str, np.ndarray]) -> None:
@@ -121,7 +125,9 @@ def make_variables(model: Segmenter, *, seed: int = 0) -> Variables:
     return variables
 
 
-def tiny_model(name: str = "deeplabv3plus_tiny", *, num_classes: int = 4, **options: Any) -> tuple[Segmenter, Variables]:
+def tiny_model(
+    name: str = "deeplabv3plus_tiny", *, num_classes: int = 4, **options: Any
+) -> tuple[Segmenter, Variables]:
     """A model and variables; within `tiny_models`."""
     if name.startswith("deeplabv3plus"):
         options = {"aspp_channels": 4, "low_level_channels": 4, "decoder_convs": ((3, 4),), **options}

@@ -60,6 +60,9 @@ def _resnet(kind: str, units: tuple[int, int, int, int]) -> Callable[..., nn.Mod
             raise UserError(
                 f"multi_grid={grid}: this backbone's last block has {units[3]} units; give as many rates of at least 1"
             )
+        if last_block not in (4, 5, 6, 7):
+            raise UserError(f"last_block={last_block!r}: choose from 4, 5, 6, 7")
+        _choice("first_unit_rate", first_unit_rate, get_args(FirstUnitRate))
         return ResNet(units, kind, grid, first_unit_rate, last_block, width, settings)  # type: ignore[arg-type]
 
     return build
@@ -68,6 +71,7 @@ def _resnet(kind: str, units: tuple[int, int, int, int]) -> Callable[..., nn.Mod
 def _mobilenet_v2(
     settings: LayerSettings, *, first_unit_rate: FirstUnitRate = "previous", width: float = 1.0
 ) -> nn.Module:
+    _choice("first_unit_rate", first_unit_rate, get_args(FirstUnitRate))
     return MobileNetV2(width, first_unit_rate, settings)
 
 
@@ -159,9 +163,6 @@ def create_model(name: str, *, num_classes: int = 21, output_stride: int | None 
     if num_classes < 1:
         raise UserError(f"num_classes={num_classes}: at least 1")
     stride = architecture.output_stride if output_stride is None else output_stride
-    recipe = json.dumps(
-        {"name": name, "num_classes": num_classes, "output_stride": stride, "options": options}, sort_keys=True
-    )
     given = {key: _frozen(value) for key, value in options.items()}
 
     context_options = _option_names(architecture.build)
@@ -185,6 +186,9 @@ def create_model(name: str, *, num_classes: int = 21, output_stride: int | None 
         given["multi_grid"] = backbone.multi_grid
     model_backbone = backbone.build(backbone_settings, **_pick(given, {}, backbone_options))
     context, decoder = architecture.build(settings, **_pick(given, {}, context_options))
+    recipe = json.dumps(
+        {"name": name, "num_classes": num_classes, "output_stride": stride, "options": options}, sort_keys=True
+    )
     model = Segmenter(
         backbone=model_backbone,
         context=context,

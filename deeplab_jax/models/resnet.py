@@ -45,8 +45,11 @@ class Unit(nn.Module):
                 x, train=train
             )
             y = ConvNorm(features, 3, rate=self.rate, activation="none", settings=s, name="conv2")(y, train=train)
-        if x.shape[-1] != features or self.stride > 1:
+        if x.shape[-1] != features:
             x = ConvNorm(features, stride=self.stride, activation="none", settings=s, name="shortcut")(x, train=train)
+        else:
+            # As in the authors' code; projected, the copies of block 4 would have parameters only where they stride.
+            x = x[:, :: self.stride, :: self.stride]
         return jax.nn.relu(x + y)
 
 

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from deeplab_jax.ops import geometry
 
-# DeepLabv3, Fig. 4: the shares of the positions of a 65x65 map at which a 3x3 kernel of that rate has 9, 6, 4, 3, 2 and 1 valid
-# weights. The paper plots them; the numbers follow from its definition.
+# DeepLabv3, Fig. 4: the shares of the positions of a 65x65 map at which a 3x3 kernel of that rate has 9, 6, 4, 3, 2
+# and 1 valid weights. The paper plots them; the numbers follow from its definition.
 FIGURE_4 = {
     1: (0.939408, 0.059645, 0.000947, 0, 0, 0),
     6: (0.664852, 0.301065, 0.034083, 0, 0, 0),

@@ -1,4 +1,4 @@
-"""Cross-entropy over labelled pixels: hand values, what ignored pixels must not do, weights, hard-pixel mining, gradients."""
+"""Cross-entropy over labelled pixels: hand values, ignored pixels, weights, hard-pixel mining, gradients."""
 
 from typing import Any
 
@@ -11,6 +11,8 @@ from jax.test_util import check_grads
 
 from deeplab_jax.ops.losses import cross_entropy, mean_loss, valid_pixels
 
+# One program for each shape compiles faster than its operations one by one.
+jit_cross_entropy = jax.jit(cross_entropy, static_argnames=("ignore_label", "top_k"))
 LN2, LN3, LN4 = np.log(2), np.log(3), np.log(4)
 # Softmax (1/4, 3/4) at every pixel: label 0 costs ln 4, label 1 costs ln 4/3.
 LOGITS = jnp.broadcast_to(jnp.asarray([0.0, LN3], jnp.float32), (4, 2))
@@ -74,8 +76,9 @@ def test_the_dtype_of_the_labels_does_not_matter(dtype: Any) -> None:
 def test_an_ignored_border_equals_the_crop(top_k: float) -> None:
     logits, labels = random_batch()
     weights = jnp.asarray([1.0, 2.0, 0.0, 0.5])
-    total, count = cross_entropy(logits, labels, class_weights=weights, top_k=top_k)
-    padded_total, padded_count = cross_entropy(*with_border(logits, labels), class_weights=weights, top_k=top_k)
+    total, count = jit_cross_entropy(logits, labels, class_weights=weights, top_k=top_k)
+    padded = with_border(logits, labels)
+    padded_total, padded_count = jit_cross_entropy(*padded, class_weights=weights, top_k=top_k)
     assert float(padded_count) == float(count) == np.ceil(top_k * labels.size)
     assert float(padded_total) == pytest.approx(float(total), rel=1e-6)
 
@@ -85,11 +88,12 @@ def test_ignored_pixels_get_no_gradient(top_k: float) -> None:
     logits, labels = random_batch()
     padded_logits, padded_labels = with_border(logits, labels)
 
-    def loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    @jax.jit
+    @jax.grad
+    def gradient(logits: jax.Array, labels: jax.Array) -> jax.Array:
         return mean_loss(*cross_entropy(logits, labels, top_k=top_k))
 
-    inner = jax.grad(loss)(logits, labels)
-    outer = jax.grad(loss)(padded_logits, padded_labels)
+    inner, outer = gradient(logits, labels), gradient(padded_logits, padded_labels)
     np.testing.assert_allclose(outer[:, 3:-2, 1:-4], inner, atol=1e-7)
     assert not np.any(np.asarray(outer)[np.asarray(padded_labels) == 255])
 
@@ -109,13 +113,13 @@ def test_a_batch_without_labels_gives_zero_and_a_finite_gradient(top_k: float) -
 def test_the_gradient_by_hand() -> None:
     """Softmax minus one-hot, times the class weight, at labelled pixels."""
     weights = jnp.asarray([2.0, 0.5])
-    gradient = jax.grad(lambda x: cross_entropy(x, LABELS, class_weights=weights)[0])(LOGITS)
+    gradient = jax.jit(jax.grad(lambda x: cross_entropy(x, LABELS, class_weights=weights)[0]))(LOGITS)
     np.testing.assert_allclose(gradient, [[-1.5, 1.5], [0.125, -0.125], [0, 0], [-1.5, 1.5]], atol=1e-6)
 
 
 def test_mined_pixels_alone_get_a_gradient() -> None:
     logits = jnp.asarray([[0, 0], [0, 5], [5, 0], [0, 1]], jnp.float32)  # losses ln 2, about 5, about 0.007, about 1.3
-    gradient = jax.grad(lambda x: cross_entropy(x, jnp.zeros(4, int), top_k=0.5)[0])(logits)
+    gradient = jax.jit(jax.grad(lambda x: cross_entropy(x, jnp.zeros(4, int), top_k=0.5)[0]))(logits)
     assert np.any(np.asarray(gradient) != 0, axis=1).tolist() == [False, True, False, True]
 
 
@@ -124,6 +128,7 @@ def test_the_gradient_equals_finite_differences() -> None:
     labels = labels.at[0, 1].set(255)
     weights = jnp.asarray([1.0, 2.0, 0.5, 3.0])
 
+    @jax.jit
     def loss(logits: jax.Array) -> jax.Array:
         return mean_loss(*cross_entropy(logits, labels, class_weights=weights, top_k=0.7))
 
@@ -138,7 +143,7 @@ def test_large_logits_do_not_overflow() -> None:
 
 def test_bfloat16_logits_are_added_in_float32() -> None:
     """A sum in bfloat16 would stop growing at 256 ln 2."""
-    total, count = cross_entropy(jnp.zeros((40, 50, 2), jnp.bfloat16), jnp.zeros((40, 50), jnp.uint8))
+    total, count = jit_cross_entropy(jnp.zeros((40, 50, 2), jnp.bfloat16), jnp.zeros((40, 50), jnp.uint8))
     assert total.dtype == jnp.float32
     assert float(total) == pytest.approx(2000 * LN2, rel=1e-5)
     assert float(count) == 2000
@@ -147,8 +152,8 @@ def test_bfloat16_logits_are_added_in_float32() -> None:
 def test_sums_and_counts_add_up_over_parts() -> None:
     logits, labels = random_batch()
     labels = labels.at[0, :, 2].set(255)
-    whole = cross_entropy(logits, labels)
-    parts = [cross_entropy(logits[i], labels[i]) for i in (0, 1)]
+    whole = jit_cross_entropy(logits, labels)
+    parts = [jit_cross_entropy(logits[i], labels[i]) for i in (0, 1)]
     assert float(whole[0]) == pytest.approx(sum(float(p[0]) for p in parts), rel=1e-6)
     assert float(whole[1]) == sum(float(p[1]) for p in parts)
 
@@ -162,11 +167,8 @@ def test_a_sharded_batch_gives_the_loss_of_the_whole(top_k: float) -> None:
     mesh = jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,))
     batch = NamedSharding(mesh, PartitionSpec("data"))
 
-    def loss(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return cross_entropy(logits, labels, top_k=top_k)
-
-    total, count = jax.jit(loss)(*jax.device_put((logits, labels), batch))
-    expected, pixels = loss(logits, labels)
+    total, count = jit_cross_entropy(*jax.device_put((logits, labels), batch), top_k=top_k)
+    expected, pixels = jit_cross_entropy(logits, labels, top_k=top_k)
     assert float(total) == pytest.approx(float(expected), rel=1e-6)
     assert float(count) == float(pixels)
 

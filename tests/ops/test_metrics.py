@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from deeplab_jax.ops import metrics
 
+confusion_matrix = jax.jit(metrics.confusion_matrix, static_argnames=("num_classes", "ignore_label"))
 CONFUSION = np.asarray([[3, 1], [2, 4]])
 
 
@@ -17,8 +18,7 @@ def test_confusion_matrix_by_hand() -> None:
     predictions = jnp.asarray([[0, 2, 1], [0, 1, 2]])
     expected = [[1, 0, 1], [1, 1, 0], [0, 0, 1]]  # rows are labels
     assert metrics.confusion_matrix(labels, predictions, num_classes=3).tolist() == expected
-    jitted = jax.jit(metrics.confusion_matrix, static_argnames="num_classes")
-    assert jitted(labels, predictions, num_classes=3).tolist() == expected
+    assert confusion_matrix(labels, predictions, num_classes=3).tolist() == expected
 
 
 def test_scores_by_hand() -> None:
@@ -40,20 +40,20 @@ def test_a_class_in_neither_labels_nor_predictions_is_nan_and_left_out() -> None
 
 def test_without_a_labelled_pixel_everything_is_nan_and_nothing_warns() -> None:
     labels = jnp.full((2, 3), 255, jnp.uint8)
-    confusion = np.asarray(metrics.confusion_matrix(labels, jnp.zeros_like(labels), num_classes=3))
+    confusion = np.asarray(confusion_matrix(labels, jnp.zeros_like(labels), num_classes=3))
     assert not confusion.any()
     assert np.isnan(metrics.iou_per_class(confusion)).all()
     for score in (metrics.mean_iou, metrics.mean_accuracy, metrics.pixel_accuracy):
         assert np.isnan(score(confusion))
 
 
-@settings(max_examples=25)
+@settings(max_examples=20)
 @given(st.integers(1, 5), st.sampled_from([np.uint8, np.int32]), st.integers(0, 999))
 def test_equals_a_second_implementation(num_classes: int, dtype: type, seed: int) -> None:
     rng = np.random.default_rng(seed)
     labels = rng.choice([*range(num_classes), num_classes, 200, 255], (3, 4)).astype(dtype)
     predictions = rng.integers(0, num_classes, (3, 4)).astype(dtype)
-    found = metrics.confusion_matrix(jnp.asarray(labels), jnp.asarray(predictions), num_classes=num_classes)
+    found = confusion_matrix(jnp.asarray(labels), jnp.asarray(predictions), num_classes=num_classes)
     assert found.dtype == jnp.int32
     expected = [
         [sum((labels == a) & (predictions == b), start=np.zeros(4, int)).sum() for b in range(num_classes)]
@@ -73,26 +73,27 @@ def test_equals_a_second_implementation(num_classes: int, dtype: type, seed: int
 
 
 def test_an_ignore_label_among_the_classes_is_not_counted() -> None:
-    found = metrics.confusion_matrix(jnp.asarray([0, 1, 2]), jnp.asarray([1, 1, 2]), num_classes=3, ignore_label=0)
+    found = confusion_matrix(jnp.asarray([0, 1, 2]), jnp.asarray([1, 1, 2]), num_classes=3, ignore_label=0)
     assert found.tolist() == [[0, 0, 0], [0, 1, 0], [0, 0, 1]]
 
 
 def test_negative_labels_are_not_counted() -> None:
-    found = metrics.confusion_matrix(jnp.asarray([-1, -2, 1]), jnp.asarray([0, 1, 1]), num_classes=2)
+    found = confusion_matrix(jnp.asarray([-1, -2, 1]), jnp.asarray([0, 1, 1]), num_classes=2)
     assert found.tolist() == [[0, 0], [0, 1]]
 
 
 def test_all_of_255_classes_are_counted() -> None:
     ids = jnp.arange(256).astype(jnp.uint8)
-    found = metrics.confusion_matrix(ids, ids, num_classes=255)
+    found = confusion_matrix(ids, ids, num_classes=255)
     np.testing.assert_array_equal(found, np.eye(255))
 
 
 def test_counts_are_exact_where_float32_is_not() -> None:
     """float32 counters stop at 2**24."""
     pixels = 2**24 + 3
-    labels = jnp.zeros(pixels, jnp.uint8).at[-1].set(1)
-    found = metrics.confusion_matrix(labels, jnp.zeros(pixels, jnp.uint8), num_classes=2)
+    labels = np.zeros(pixels, np.uint8)
+    labels[-1] = 1
+    found = confusion_matrix(labels, np.zeros(pixels, np.uint8), num_classes=2)
     assert found.tolist() == [[2**24 + 2, 0], [1, 0]]
 
 
@@ -105,6 +106,6 @@ def test_int32_counts_are_added_in_int64() -> None:
 def test_matrices_add_up_over_batches() -> None:
     rng = np.random.default_rng(0)
     labels, predictions = (jnp.asarray(rng.integers(0, 3, (4, 5))) for _ in range(2))
-    whole = metrics.confusion_matrix(labels, predictions, num_classes=3)
-    parts = [metrics.confusion_matrix(labels[i], predictions[i], num_classes=3) for i in range(4)]
+    whole = confusion_matrix(labels, predictions, num_classes=3)
+    parts = [confusion_matrix(labels[i], predictions[i], num_classes=3) for i in range(4)]
     np.testing.assert_array_equal(whole, sum(parts))

@@ -57,14 +57,13 @@ def test_two_axes_by_hand() -> None:
     assert resize_bilinear(x, (1, 1), align_corners=False).tolist() == [[[[3]]]]
 
 
-@settings(max_examples=12)
+@settings(max_examples=10)
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 17), st.integers(1, 17), st.booleans())
 def test_equals_numpy(height: int, width: int, new_height: int, new_width: int, align_corners: bool) -> None:
     x = np.random.default_rng(height).normal(size=(height, width))
     expected = interpolate(x, (new_height, new_width), align_corners)
-    found = resize_bilinear(
-        jnp.asarray(x, jnp.float32)[None, :, :, None], (new_height, new_width), align_corners=align_corners
-    )
+    maps = jnp.asarray(x[None, :, :, None], jnp.float32)
+    found = resize_bilinear(maps, (new_height, new_width), align_corners=align_corners)
     assert found.shape == (1, new_height, new_width, 1)
     np.testing.assert_allclose(found[0, :, :, 0], expected, atol=1e-6)
 
@@ -142,13 +141,12 @@ def test_labels_by_hand(align_corners: bool, target: int, aligned: list[int], ce
 
 @pytest.mark.parametrize("align_corners", [False, True])
 def test_labels_take_the_nearest_sample_and_the_lower_of_two(align_corners: bool) -> None:
-    """Every pair of sizes up to 24 in exact arithmetic, ties included."""
-    for source in range(1, 25):
+    """Against exact arithmetic; half of these pairs of sizes have ties."""
+    for source, target in [(4, 2), (10, 19), (21, 11), (24, 47), (33, 513)]:
         labels = jnp.arange(source, dtype=jnp.int32).reshape(1, source, 1)
-        for target in range(1, 25):
-            found = np.asarray(resize_labels(labels, (target, 1), align_corners=align_corners)).ravel()
-            expected = [nearest_sample(i, source, target, align_corners) for i in range(target)]
-            assert found.tolist() == expected, (source, target)
+        found = np.asarray(resize_labels(labels, (target, 1), align_corners=align_corners)).ravel()
+        expected = [nearest_sample(i, source, target, align_corners) for i in range(target)]
+        assert found.tolist() == expected, (source, target)
 
 
 def test_labels_are_never_mixed() -> None:

@@ -1,0 +1,258 @@
+"""Backbones: strides that become rates, atrous consistency, and the networks that their names promise."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from deeplab_jax.errors import UserError
+from deeplab_jax.models.catalog import BACKBONES, create_model
+from deeplab_jax.models.dilation import Stage, dilate_stages
+from deeplab_jax.models.layers import LayerSettings
+from deeplab_jax.models.mobilenet_v2 import scale_channels
+from deeplab_jax.models.resnet import Unit
+
+DIRECT = LayerSettings(lowering="direct")
+# Thin enough to be quick; the structure is that of the full network.
+THIN = {"resnet18": 1 / 16, "resnet34": 1 / 16, "resnet50": 1 / 16, "resnet101": 1 / 16, "mobilenet_v2": 0.25}
+
+
+def backbone(name: str, settings: LayerSettings = DIRECT, **options: Any) -> nn.Module:
+    return BACKBONES[name].build(settings, **options)
+
+
+def parameter_count(tree: Any) -> int:
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
+
+
+def spatial_convolutions(network: nn.Module, output_stride: int, find: Any, shapes_of: Any) -> list[Any]:
+    """The convolutions of a network that are larger than 1x1, in order."""
+    x = jax.ShapeDtypeStruct((1, 65, 65, 3), jnp.float32)
+    variables = shapes_of(network, *x.shape, output_stride=output_stride)
+
+    def apply(variables: Any, x: jax.Array) -> Any:
+        return network.apply(variables, x, output_stride=output_stride, train=False)["conv5"][0]
+
+    return [c for c in find(apply, variables, x) if c.kernel[0] > 1]
+
+
+def test_dilate_stages_by_hand() -> None:
+    resnet = {"strides": (1, 2, 2, 2), "start": 4, "first_unit_rate": "previous"}
+    assert dilate_stages(**resnet, output_stride=32) == [
+        Stage(1, 1, 1, 4), Stage(2, 1, 1, 8), Stage(2, 1, 1, 16), Stage(2, 1, 1, 32)
+    ]  # fmt: skip
+    assert dilate_stages(**resnet, output_stride=8) == [
+        Stage(1, 1, 1, 4), Stage(2, 1, 1, 8), Stage(1, 2, 1, 8), Stage(1, 4, 2, 8)
+    ]  # fmt: skip
+    assert dilate_stages(**{**resnet, "first_unit_rate": "stage"}, output_stride=8) == [
+        Stage(1, 1, 1, 4), Stage(2, 1, 1, 8), Stage(1, 2, 2, 8), Stage(1, 4, 4, 8)
+    ]  # fmt: skip
+    assert [s.rate for s in dilate_stages(**resnet, output_stride=4)] == [1, 2, 4, 8]
+
+
+@pytest.mark.parametrize("output_stride", [1, 2, 12, 64])
+def test_an_output_stride_that_the_stages_do_not_have_raises(output_stride: int) -> None:
+    with pytest.raises(ValueError, match=f"output_stride={output_stride}: this backbone offers 4, 8, 16, 32"):
+        dilate_stages((1, 2, 2, 2), start=4, output_stride=output_stride, first_unit_rate="previous")
+
+
+# The property that the papers rest on: what was trained at one output stride runs at another.
+@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50", "resnet101", "mobilenet_v2"])
+def test_features_at_stride_4_subsampled_are_those_at_8_and_16(name: str, fill_variables: Any) -> None:
+    """The map is neither square nor a multiple of a stride; multi-grid is on where the paper has it."""
+    grid = {} if name == "mobilenet_v2" else {"multi_grid": BACKBONES[name].multi_grid}
+    network = backbone(name, width=THIN[name], **grid)
+    variables = fill_variables(network, 1, 50, 37, 3, output_stride=16)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 50, 37, 3)), jnp.float32)
+    dense = network.apply(variables, x, output_stride=4, train=False)
+    assert dense["conv5"][1] == 4
+    for output_stride in (8, 16):
+        features = network.apply(variables, x, output_stride=output_stride, train=False)
+        for stage in ("conv2", "conv3", "conv4", "conv5"):
+            fine, fine_stride = dense[stage]
+            coarse, stride = features[stage]
+            step = stride // fine_stride
+            scale = float(jnp.max(jnp.abs(coarse)))
+            assert scale > 0.01
+            np.testing.assert_allclose(
+                fine[:, ::step, ::step], coarse, atol=1e-5 * scale, err_msg=f"{stage} at {stride}"
+            )
+
+
+def test_the_rate_of_the_stage_in_its_first_unit_loses_that_property(fill_variables: Any) -> None:
+    """The convention of some peers, for their weights: the same numbers at one stride, others at another."""
+    network = backbone("resnet18", width=1 / 16, first_unit_rate="stage")
+    variables = fill_variables(network, 1, 50, 37, 3, output_stride=16)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 50, 37, 3)), jnp.float32)
+    fine = network.apply(variables, x, output_stride=8, train=False)["conv5"][0][:, ::2, ::2]
+    coarse = network.apply(variables, x, output_stride=16, train=False)["conv5"][0]
+    assert float(jnp.max(jnp.abs(fine - coarse))) > 0.05 * float(jnp.max(jnp.abs(coarse)))
+
+
+@pytest.mark.parametrize("output_stride", [8, 16, 32])
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "mobilenet_v2"])
+def test_strides_that_are_reported_are_those_of_the_arrays(name: str, output_stride: int, shapes_of: Any) -> None:
+    network = backbone(name)
+    height, width = 97, 66
+    images = jax.ShapeDtypeStruct((2, height, width, 3), jnp.float32)
+
+    def init(x: jax.Array) -> Any:
+        features = network.init_with_output(jax.random.key(0), x, output_stride=output_stride, train=False)[0]
+        strides.update({stage: stride for stage, (_, stride) in features.items()})
+        return {stage: array for stage, (array, _) in features.items()}
+
+    strides: dict[str, int] = {}
+    arrays = jax.eval_shape(init, images)
+    nominal = {"stem": 2, "conv1": 2, "conv2": 4, "conv3": 8, "conv4": 16, "conv5": 32}
+    for stage, stride in strides.items():
+        assert stride == min(nominal[stage], output_stride)
+        assert arrays[stage].shape[:3] == (2, -(-height // stride), -(-width // stride))
+    assert list(strides) == [s for s in nominal if s in strides]
+    assert {"stem", "conv2", "conv3", "conv4", "conv5"} <= set(strides)
+
+
+@pytest.mark.parametrize(("output_stride", "expected"), [(32, [1, 2, 4]), (16, [1, 4, 8]), (8, [2, 8, 16])])
+def test_multi_grid_multiplies_the_rates_of_the_last_block(
+    output_stride: int, expected: list[int], convolutions: Any, shapes_of: Any
+) -> None:
+    """At output stride 16 the stage's rate is 2; its first unit, whose stride was removed, has the rate before it."""
+    network = backbone("resnet50", width=1 / 16, multi_grid=(1, 2, 4))
+    found = spatial_convolutions(network, output_stride, convolutions, shapes_of)
+    assert len(found) == 1 + 16
+    assert [c.rate for c in found[-3:]] == expected
+    assert {c.rate for c in found[:8]} == {1}  # the stem, conv2 and conv3
+
+
+def test_multi_grid_with_the_rate_of_the_stage(convolutions: Any, shapes_of: Any) -> None:
+    network = backbone("resnet50", width=1 / 16, multi_grid=(1, 2, 4), first_unit_rate="stage")
+    found = spatial_convolutions(network, 16, convolutions, shapes_of)
+    assert [c.rate for c in found[-3:]] == [2, 4, 8]
+
+
+def test_rates_and_strides_of_a_basic_block(convolutions: Any, shapes_of: Any) -> None:
+    """Of two 3x3 convolutions the first carries the removed stride, so only it has the rate of the stage before."""
+    found = spatial_convolutions(backbone("resnet18", width=1 / 16), 8, convolutions, shapes_of)
+    assert [c.stride for c in found] == [2, *[1] * 4, 2, *[1] * 11]
+    assert [c.rate for c in found[-8:]] == [1, 2, 2, 2, 2, 4, 4, 4]
+
+
+def test_rates_of_mobilenet_at_8(convolutions: Any, shapes_of: Any) -> None:
+    found = spatial_convolutions(backbone("mobilenet_v2", width=0.25), 8, convolutions, shapes_of)
+    rates = [c.rate for c in found]
+    # The stem; then units of 1, 2, 3 (stride 8 reached), 4 of which the first lost its stride, 3, 3 likewise, 1.
+    assert rates == [1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 4, 4, 4]
+    assert [c.stride for c in found] == [2, 1, 2, 1, 2, *[1] * 13]
+    assert all(c.groups == c.kernel[-1] for c in found[1:])
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        # torchvision's published counts without the classifier (512 or 2048 to 1000 classes, with bias).
+        ("resnet18", 11_689_512 - 513_000),
+        ("resnet34", 21_797_672 - 513_000),
+        ("resnet50", 25_557_032 - 2_049_000),
+        ("resnet101", 44_549_160 - 2_049_000),
+        # Without the classifier (1280 to 1000, with bias) and the last 1x1 (320 to 1280, with its norm).
+        ("mobilenet_v2", 3_504_872 - 1_281_000 - 412_160),
+    ],
+)
+def test_parameter_counts_of_the_published_networks(name: str, count: int, shapes_of: Any) -> None:
+    assert parameter_count(shapes_of(backbone(name), 1, 33, 33, 3, output_stride=32)["params"]) == count
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "mobilenet_v2"])
+def test_parameters_do_not_depend_on_the_output_stride(name: str, shapes_of: Any) -> None:
+    trees = [shapes_of(backbone(name), 1, 33, 33, 3, output_stride=stride) for stride in (4, 8, 16, 32)]
+    assert all(tree == trees[0] for tree in trees)
+
+
+def test_parameters_of_a_cascade_do_not_depend_on_the_output_stride(shapes_of: Any) -> None:
+    network = backbone("resnet50", width=1 / 16, last_block=7)
+    trees = [shapes_of(network, 1, 65, 65, 3, output_stride=stride) for stride in (16, 32, 64, 256)]
+    assert all(tree == trees[0] for tree in trees)
+
+
+@pytest.mark.parametrize("output_stride", [16, 64, 256])
+def test_a_cascade_goes_to_output_stride_256(output_stride: int, shapes_of: Any) -> None:
+    """DeepLabv3, Table 1: block 7 ends at stride 256; every block copies block 4."""
+    network = backbone("resnet50", width=1 / 16, last_block=7)
+    found: dict[str, int] = {}
+
+    def init(x: jax.Array) -> Any:
+        features = network.init_with_output(jax.random.key(0), x, output_stride=output_stride, train=False)[0]
+        found.update({stage: stride for stage, (_, stride) in features.items()})
+        return {stage: array for stage, (array, _) in features.items()}
+
+    arrays = jax.eval_shape(init, jax.ShapeDtypeStruct((1, 513, 513, 3), jnp.float32))
+    assert found["conv8"] == output_stride
+    assert list(found) == ["stem", *[f"conv{i}" for i in range(2, 9)]]
+    assert arrays["conv8"].shape == (1, 512 // output_stride + 1, 512 // output_stride + 1, 128)
+    assert [found[f"conv{i}"] for i in range(5, 9)] == [min(output_stride, s) for s in (32, 64, 128, 256)]
+
+
+def test_a_cascade_is_consistent_over_output_strides(fill_variables: Any) -> None:
+    network = backbone("resnet50", width=1 / 16, last_block=6, multi_grid=(1, 2, 1))
+    variables = fill_variables(network, 1, 70, 65, 3, output_stride=64)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 70, 65, 3)), jnp.float32)
+    fine = network.apply(variables, x, output_stride=16, train=False)["conv7"][0]
+    coarse = network.apply(variables, x, output_stride=64, train=False)["conv7"][0]
+    np.testing.assert_allclose(fine[:, ::4, ::4], coarse, atol=1e-5 * float(jnp.max(jnp.abs(coarse))))
+
+
+def test_a_residual_unit_by_hand() -> None:
+    """The identity plus twice itself through two centred kernels, then the ReLU."""
+    settings = LayerSettings(norm="none")
+    unit = Unit(1, "basic", stride=1, rate=1, first_rate=1, settings=settings)
+    centre = jnp.zeros((3, 3, 1, 1)).at[1, 1].set(1.0)
+    variables = {
+        "params": {
+            "conv1": {"conv": {"kernel": centre, "bias": jnp.zeros(1)}},
+            "conv2": {"conv": {"kernel": 2 * centre, "bias": jnp.asarray([-1.0])}},
+        }
+    }
+    x = jnp.asarray([-2, 1, 3], jnp.float32).reshape(1, 1, 3, 1)
+    # x + (2 relu(x) - 1), then relu
+    assert unit.apply(variables, x, train=False).ravel().tolist() == [0, 2, 8]
+
+
+@pytest.mark.parametrize(
+    ("channels", "width", "expected"),
+    [
+        (32, 1.0, 32),
+        (32, 0.5, 16),
+        (16, 0.5, 8),
+        (24, 0.35, 8),
+        (24, 0.5, 16),
+        (24, 0.75, 24),
+        (96, 1.4, 136),
+        (320, 0.25, 80),
+    ],
+)
+def test_widths_round_to_multiples_of_8(channels: int, width: float, expected: int) -> None:
+    """24 * 0.5 = 12 rounds to 16; 24 * 0.75 = 18 would round to 16, which loses more than a tenth."""
+    assert scale_channels(channels, width) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        (
+            "deeplabv3_resnet18",
+            {"multi_grid": (1, 2, 4)},
+            "multi_grid=(1, 2, 4): this backbone's last block has 2 units",
+        ),
+        ("deeplabv3_resnet50", {"multi_grid": (1, 0, 4)}, "rates of at least 1"),
+        ("deeplabv3_mobilenet_v2", {"multi_grid": (1, 2, 4)}, "option 'multi_grid' has no meaning"),
+        ("deeplabv3_resnet18", {"first_unit_rate": "stge"}, "first_unit_rate='stge': did you mean stage?"),
+        ("cascade_resnet50", {"last_block": 8}, "last_block=8"),
+        ("cascade_resnet50", {"last_block": 3}, "last_block=3"),
+    ],
+)
+def test_bad_options_of_a_backbone_raise(name: str, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError) as error:
+        create_model(name, **options)
+    assert words in str(error.value)

@@ -1,0 +1,218 @@
+"""`create_model`: names, options and what it refuses; descriptions that build the same model again; published sizes."""
+
+import json
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import deeplab_jax
+from deeplab_jax.errors import UserError
+from deeplab_jax.models.aspp import ASPP
+from deeplab_jax.models.catalog import ARCHITECTURES, BACKBONES, create_model, describe, from_description, model_names
+from deeplab_jax.models.preprocessing import IMAGENET, SYMMETRIC, Preprocessing
+
+SMALL = {"width": 0.25, "aspp_channels": 8}
+
+
+def parameter_count(model: Any, shapes_of: Any) -> int:
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes_of(model, 1, 65, 65, 3)["params"]))
+
+
+def test_names() -> None:
+    names = model_names()
+    assert {
+        "deeplabv3_resnet18", "deeplabv3_resnet34", "deeplabv3_resnet50", "deeplabv3_resnet101",
+        "deeplabv3_mobilenet_v2",
+        "deeplabv3plus_resnet18", "deeplabv3plus_resnet101", "deeplabv3plus_mobilenet_v2",
+        "cascade_resnet50", "cascade_resnet101",
+    } <= set(names)  # fmt: skip
+    assert len(set(names)) == len(names)
+    assert deeplab_jax.create_model is create_model
+    assert deeplab_jax.model_names is model_names
+
+
+@pytest.mark.parametrize("name", model_names())
+def test_every_name_builds(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its parts and defaults; what it computes is tested elsewhere."""
+    monkeypatch.setattr("deeplab_jax.models.catalog.check_output_stride", lambda model: None)
+    model = create_model(name)
+    architecture, backbone = name.split("_", 1)
+    assert model.num_classes == 21
+    assert model.output_stride == ARCHITECTURES[architecture].output_stride == 16
+    assert model.preprocessing == (SYMMETRIC if backbone == "mobilenet_v2" else IMAGENET)
+    assert (model.context is None) == (architecture == "cascade")
+    assert (model.decoder is None) == (architecture != "deeplabv3plus")
+    epsilon = 1e-3 if backbone == "mobilenet_v2" else 1e-5
+    assert model.settings.norm_epsilon == model.backbone.settings.norm_epsilon == epsilon
+    if backbone.startswith("resnet"):
+        expected = BACKBONES[backbone].multi_grid if architecture != "cascade" else (1, 1, 1)
+        assert model.backbone.multi_grid == expected
+
+
+def test_the_papers_multi_grid() -> None:
+    grids = {name: backbone.multi_grid for name, backbone in BACKBONES.items()}
+    assert grids["resnet50"] == grids["resnet101"] == (1, 2, 4)
+    assert grids["mobilenet_v2"] is None
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("deeplabv3_resnet5", {}, "model 'deeplabv3_resnet5' is not known: did you mean deeplabv3_resnet50"),
+        ("deeplabv4", {}, "did you mean deeplabv3_"),
+        ("???", {}, "choose from deeplabv3_resnet18"),
+        ("cascade_mobilenet_v2", {}, "is not known"),
+        (
+            "deeplabv3_resnet18",
+            {"asp_rates": (1, 2, 3)},
+            "has no meaning for deeplabv3_resnet18: did you mean aspp_rates",
+        ),
+        ("deeplabv3_resnet18", {"low_level": ("conv2",)}, "option 'low_level' has no meaning for deeplabv3_resnet18"),
+        ("cascade_resnet50", {"aspp_rates": (6,)}, "option 'aspp_rates' has no meaning for cascade_resnet50"),
+        ("deeplabv3_resnet18", {"last_block": 5}, "option 'last_block' has no meaning"),
+        ("deeplabv3_resnet18", {"norm": "btach"}, "norm='btach': did you mean batch?"),
+        (
+            "deeplabv3_resnet18",
+            {"backbone_norm": "instance"},
+            "backbone_norm='instance': choose from batch, frozen, group, none",
+        ),
+        ("deeplabv3_resnet18", {"dtype": "float16"}, "dtype='float16': did you mean bfloat16, float32?"),
+        ("deeplabv3_resnet18", {"dtype": jnp.bfloat16}, "choose from float32, bfloat16"),
+        (
+            "deeplabv3_resnet18",
+            {"wdith": jnp.bfloat16},
+            "option 'wdith' has no meaning for deeplabv3_resnet18: did you mean width",
+        ),
+        ("deeplabv3_resnet18", {"lowering": "tap"}, "lowering='tap': did you mean taps"),
+        ("deeplabv3_resnet18", {"num_classes": 0}, "num_classes=0"),
+        ("deeplabv3plus_resnet18", {"low_level": ("conv1",)}, "low_level=('conv1',): choose from 'conv2' and 'conv3'"),
+        ("deeplabv3plus_resnet18", {"low_level": ()}, "low_level=()"),
+        ("deeplabv3_resnet18", {"output_stride": 12}, "output_stride=12: this backbone offers 4, 8, 16, 32"),
+        ("deeplabv3_resnet18", {"output_stride": 64}, "output_stride=64: this backbone offers 4, 8, 16, 32"),
+        ("deeplabv3_mobilenet_v2", {"output_stride": 1}, "output_stride=1: this backbone offers 2, 4, 8, 16, 32"),
+        (
+            "deeplabv3_resnet18",
+            {"output_stride": 32, "aspp_rates": (5,)},
+            "aspp_rates=(5,) (stated at output stride 16)",
+        ),
+    ],
+)
+def test_what_cannot_be_built_is_refused_with_the_nearest_that_can(
+    name: str, options: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(UserError) as error:
+        create_model(name, **options)
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_aspp_beyond_32_is_refused_and_a_cascade_is_not() -> None:
+    cascade = create_model("cascade_resnet50", width=1 / 16, last_block=7, output_stride=256)
+    assert cascade.backbone_output == "conv8"
+    with pytest.raises(ValueError, match="ASPP is defined up to 32"):
+        jax.eval_shape(lambda x: cascade.clone(context=ASPP(4)).init(jax.random.key(0), x), np.zeros((1, 65, 65, 3)))
+
+
+@pytest.mark.parametrize(
+    ("name", "num_classes", "options"),
+    [
+        (
+            "deeplabv3plus_mobilenet_v2",
+            11,
+            {**SMALL, "low_level": ["conv2", "conv3"], "decoder_convs": [[3, 8]], "separable": True},
+        ),
+        (
+            "deeplabv3_resnet18",
+            2,
+            {"multi_grid": (1, 4), "norm": "group", "dtype": "bfloat16", "mean": (0.0, 0.0, 0.0)},
+        ),
+        ("cascade_resnet50", 21, {"width": 1 / 16, "last_block": 6, "output_stride": 64}),
+    ],
+)
+def test_a_description_builds_the_same_model(name: str, num_classes: int, options: dict[str, Any]) -> None:
+    model = create_model(name, num_classes=num_classes, **options)
+    description = json.loads(json.dumps(describe(model)))  # as a file holds it: tuples have become lists
+    again = from_description(description)
+    assert again == model
+    assert hash(again) == hash(model)
+    assert describe(again) == describe(model)
+
+
+def test_the_description_of_a_clone_holds_its_own_stride_and_classes() -> None:
+    model = create_model("deeplabv3_resnet18", num_classes=5, width=1 / 16)
+    clone = model.clone(output_stride=8, num_classes=7)
+    built = from_description(describe(clone))
+    assert (built.output_stride, built.num_classes) == (8, 7)
+    assert built.backbone == clone.backbone
+    assert describe(model)["output_stride"] == 16
+
+
+def test_models_are_compared_and_hashed_by_value() -> None:
+    options = {"width": 1 / 16, "multi_grid": [1, 2], "aspp_rates": [2, 4]}
+    first = create_model("deeplabv3_resnet18", **options)
+    second = create_model("deeplabv3_resnet18", output_stride=16, **options)
+    assert first == second
+    assert hash(first) == hash(second)
+    assert first != first.clone(output_stride=8)
+    assert len({first, second, first.clone(output_stride=8)}) == 2
+    assert first.context.rates == (2, 4)
+
+
+def test_options_reach_their_parts() -> None:
+    model = create_model(
+        "deeplabv3plus_mobilenet_v2", **SMALL, norm="group", backbone_norm="frozen", norm_epsilon=0.5,
+        norm_momentum=0.9, lowering="direct", align_corners=False, dropout=0.1, image_pooling=False,
+        aspp_rates=(2, 4), head_convs=((3, 4),), low_level_channels=6, decoder_convs=((3, 10),), separable=True, first_unit_rate="stage", aux_head=True,
+        value_range=(0.0, 255.0), mean=(1.0, 2.0, 3.0), std=(4.0, 5.0, 6.0),
+    )  # fmt: skip
+    assert (model.settings.norm, model.backbone.settings.norm) == ("group", "frozen")
+    assert model.settings.norm_epsilon == model.backbone.settings.norm_epsilon == 0.5
+    assert model.settings.norm_momentum == 0.9
+    assert (model.settings.lowering, model.settings.align_corners) == ("direct", False)
+    assert (model.backbone.width, model.backbone.first_unit_rate) == (0.25, "stage")
+    aspp, decoder = model.context, model.decoder
+    assert (aspp.channels, aspp.rates, aspp.image_pooling, aspp.separable) == (8, (2, 4), False, True)
+    assert (aspp.head_convs, aspp.dropout) == (((3, 4),), 0.1)
+    assert (decoder.low_level_channels, decoder.convs, decoder.separable) == (6, ((3, 10),), True)
+    assert model.aux_features == "conv4"
+    assert model.preprocessing == Preprocessing((0.0, 255.0), (1.0, 2.0, 3.0), (4.0, 5.0, 6.0))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "count"),
+    [
+        # torchvision's published numbers for deeplabv3_resnet50 and _resnet101, both with the auxiliary head, which is
+        # 1024 * 256 * 9 + 2 * 256 + 256 * 21 + 21 = 2,365,205 of them.
+        ("deeplabv3_resnet50", {"head_convs": ((3, 256),), "aux_head": True}, 42_004_074),
+        ("deeplabv3_resnet50", {"head_convs": ((3, 256),)}, 42_004_074 - 2_365_205),
+        ("deeplabv3_resnet101", {"head_convs": ((3, 256),), "aux_head": True, "output_stride": 8}, 60_996_202),
+        # The paper's has no 3x3 after the pyramid: 9 * 256 * 256 + 2 * 256 = 590,336 less.
+        ("deeplabv3_resnet50", {}, 42_004_074 - 2_365_205 - 590_336),
+        # The decoder adds 256 * 48 + 2 * 48, 9 * 304 * 256 + 2 * 256 and 9 * 256 * 256 + 2 * 256.
+        ("deeplabv3plus_resnet50", {}, 42_004_074 - 2_365_205 - 590_336 + 12_384 + 700_928 + 590_336),
+        # The backbone and a classifier of 2048 * 21 + 21; each copy of block 4 has a first unit without a projection:
+        # 3 * (2048 * 512 * 2 + 9 * 512 * 512 + 2 * (512 + 512 + 2048)).
+        ("cascade_resnet50", {}, 23_508_032 + 43_029),
+        ("cascade_resnet50", {"last_block": 5}, 23_508_032 + 43_029 + 3 * 4_462_592),
+    ],
+)  # fmt: skip
+def test_published_parameter_counts(name: str, options: dict[str, Any], count: int, shapes_of: Any) -> None:
+    assert parameter_count(create_model(name, **options), shapes_of) == count
+
+
+@pytest.mark.parametrize("name", ["deeplabv3plus_resnet18", "deeplabv3plus_mobilenet_v2"])
+def test_variables_do_not_depend_on_the_output_stride(name: str, shapes_of: Any) -> None:
+    model = create_model(name, **SMALL, aux_head=True)
+    trees = [shapes_of(model.clone(output_stride=stride), 1, 65, 65, 3) for stride in (8, 32)]
+    assert trees[0] == trees[1]
+    assert trees[0] == shapes_of(model, 2, 40, 33, 3)  # nor on the images
+
+
+def test_separable_is_smaller(shapes_of: Any) -> None:
+    dense = parameter_count(create_model("deeplabv3plus_resnet18"), shapes_of)
+    separable = parameter_count(create_model("deeplabv3plus_resnet18", separable=True), shapes_of)
+    # Each 3x3 from C to 256 becomes 9 C + 2 C (a second norm) + 256 C: three at C = 512, one at 304, one at 256.
+    assert dense - separable == sum(c * (9 * 256 - 9 - 2 - 256) for c in (512, 512, 512, 304, 256))

@@ -1,0 +1,171 @@
+"""Configs: arguments, overrides, and what is refused with a word about the mend."""
+
+import json
+from pathlib import Path
+
+import pytest
+from ml_collections import ConfigDict
+
+from deeplab_jax.config import base, differences, load_config, parse_arg, read_json, shrink, to_plain
+from deeplab_jax.errors import UserError
+
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
+SCENES = f"--config={CONFIGS[0].parent}/scenes.py"
+
+
+def file_of(tmp_path, body, name="mine.py"):
+    """A config file whose `get_config` has this body after `config = base()`."""
+    lines = ["from deeplab_jax.config import base", "def get_config(arg=None):", "    config = base()"]
+    file = tmp_path / name
+    file.write_text("\n".join([*lines, *(f"    {line}" for line in body), "    return config"]) + "\n")
+    return f"--config={file}"
+
+
+# Arguments after the colon.
+
+
+def test_parse_arg_reads_flags_and_values_of_the_type_of_their_default() -> None:
+    args = parse_arg("backbone=resnet101,debug,steps=7,rate=1e-3", backbone="resnet50", steps=3, rate=0.5)
+    assert (args.backbone, args.debug, args.steps, args.rate) == ("resnet101", True, 7, 1e-3)
+    for nothing in (None, "", ","):
+        assert parse_arg(nothing, steps=3).to_dict() == {"debug": False, "steps": 3}
+
+
+@pytest.mark.parametrize(
+    ("arg", "message"),
+    [
+        ("dbug", "config argument 'dbug' is not known: did you mean debug"),
+        ("step=3", "config argument 'step=3' is not known: did you mean steps"),
+        ("steps=many", "config argument 'steps=many': give steps= a value of type int"),
+    ],
+)
+def test_parse_arg_refuses_other_words(arg, message) -> None:
+    with pytest.raises(UserError, match=message):
+        parse_arg(arg, steps=3)
+
+
+# Loading.
+
+
+def test_overrides_apply_and_keep_the_types() -> None:
+    words = ["--config.train.steps=9", "--config.data.crop_size=(65,97)", "--config.optimizer.learning_rate=1"]
+    words += ["--config.optimizer.multipliers=(('classifier',10.0),)", "--config.data.flip=false"]
+    config = load_config([f"{SCENES}:debug", *words, "--config.model.options.width=1.5"])
+    assert config.train.steps == 9 and config.data.crop_size == (65, 97) and config.data.flip is False
+    assert config.optimizer.learning_rate == 1.0 and isinstance(config.optimizer.learning_rate, float)
+    assert config.optimizer.multipliers == (("classifier", 10.0),)
+    assert config.model.options.width == 1.5
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--config.train.stepz=3"], """there is no key 'stepz' Did you mean "steps" instead of "stepz"\\?"""),
+        (["--config.trian.steps=3"], """there is no key 'trian' Did you mean "train" instead of "trian"\\?"""),
+        (["--config.model.options.widht=1"], """there is no key 'widht' Did you mean "width" instead of "widht"\\?"""),
+        (["--config.train.steps=many"], "flag --config.train.steps=many: invalid literal for int"),
+        (["--config.train.steps=1.5"], "flag --config.train.steps=1.5: invalid literal for int"),
+        (["--config.data.flip=maybe"], "flag --config.data.flip=maybe"),
+        (["--config.train=3"], "flag --config.train=3"),
+        (["--config.train.steps"], "Missing value for flag --config.train.steps"),
+    ],
+)
+def test_overrides_that_do_not_fit_are_user_errors(words, message) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        load_config([f"{SCENES}:debug", *words])
+    assert str(caught.value).startswith("config ") and "\n" not in str(caught.value)
+    assert "Traceback" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (["config.train.stepz = 3"], 'line 4: Key "stepz" does not exist .* Did you mean "steps"'),
+        (["config.trian = 3"], 'line 4: Key "trian" does not exist .* Did you mean "train"'),
+        (["", "config.train.steps = 'many'"], "line 5: "),
+        (["unknown_name()"], "line 4: name 'unknown_name' is not defined"),
+        (["import no_such_module"], "line 4: No module named 'no_such_module'"),
+        (["x = 1 / 0"], "line 4: division by zero"),
+        (["x ="], "line 4: invalid syntax"),
+    ],
+)
+def test_errors_in_a_config_file_name_its_line(tmp_path, body, message) -> None:
+    argument = file_of(tmp_path, body)
+    with pytest.raises(UserError, match=message) as caught:
+        load_config([argument])
+    assert str(tmp_path / "mine.py") in str(caught.value)
+    assert "\n" not in str(caught.value) and "Traceback" not in str(caught.value)
+
+
+def test_what_a_config_file_raises_for_its_argument_stays_one_line() -> None:
+    with pytest.raises(UserError, match=r"scenes\.py:dbug: config argument 'dbug' is not known: did you mean debug\?$"):
+        load_config([f"{SCENES}:dbug"])
+    with pytest.raises(UserError, match="config argument 'steps=x': give steps= a value of type int$"):
+        load_config([f"--config={CONFIGS[0].parent}/camvid.py:steps=x"])
+
+
+@pytest.mark.parametrize(
+    "argument", ["--config=gone.py", "--config=gone.py:debug", "--config", "--config=", "--config=."]
+)
+def test_missing_config_files_are_user_errors(argument) -> None:
+    with pytest.raises(UserError, match=r"does not exist: give --config the path of a file such as configs/scenes\.py"):
+        load_config([argument])
+
+
+# The configs themselves.
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("arg", ["", ":debug"])
+def test_every_config_has_the_base_keys_and_no_others(path, arg) -> None:
+    config, defaults = load_config([f"--config={path}{arg}"]), base()
+    assert set(config) == set(defaults)
+    for section in defaults:
+        assert set(config[section]) == set(defaults[section]), section
+    json.dumps(to_plain(config))
+    assert f"configs/{path.name}" in path.read_text().split('"""')[1]  # The docstring has the command.
+    if arg:
+        assert config.train.steps == 2 and config.train.devices == 1
+
+
+def test_shrink_makes_any_config_small() -> None:
+    config = base()
+    config.optimizer.freeze = ("norm",)
+    shrink(config)
+    assert config.model.name == "deeplabv3plus_resnet18" and config.model.options.width == 0.125
+    assert config.train.steps == config.train.batch_size == 2
+    assert config.data.crop_size == (65, 65) and config.optimizer.freeze == ()
+
+
+def test_options_take_any_key() -> None:
+    """What a model or a data set takes is theirs to say."""
+    config = base()
+    config.model.options.width = 0.5
+    config.data.options = ConfigDict({"anything": 1})
+    with pytest.raises((AttributeError, KeyError)):
+        config.train.anything = 1
+
+
+# On disk.
+
+
+def test_a_config_survives_json(tmp_path) -> None:
+    config = load_config([f"{SCENES}:debug"])
+    (tmp_path / "config.json").write_text(json.dumps(to_plain(config)))
+    assert differences(to_plain(read_json(tmp_path / "config.json")), to_plain(config)) == []
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UserError, match=r"config\.json: not a readable configuration"):
+        read_json(tmp_path / "config.json")
+
+
+def test_differences_are_listed_by_key() -> None:
+    old, new = to_plain(base()), to_plain(base())
+    new["train"]["steps"] = 7
+    new["data"]["crop_size"] = [65, 65]
+    new["model"]["options"] = {"width": 2}
+    assert differences(old, new) == [
+        "config.data.crop_size: [513, 513] -> [65, 65]",
+        "config.model.options.width: None -> 2",
+        "config.train.steps: 30000 -> 7",
+    ]
+    assert differences(old, old) == []

@@ -1,0 +1,105 @@
+"""Starting from weights that exist: what each scope takes, and what has to fit."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from deeplab_jax.errors import UserError
+from deeplab_jax.train.initialise import initial_variables
+from deeplab_jax.train.state import TrainState
+from deeplab_jax.weights.folder import flatten_variables, save
+from tests.tiny import make_variables, run_training, tiny_config, tiny_model, tiny_models
+
+
+@pytest.fixture(autouse=True)
+def models():
+    with tiny_models():
+        yield
+
+
+def make_state(variables, *, ema=False):
+    params = jax.tree.map(jnp.zeros_like, variables["params"])
+    batch_stats = jax.tree.map(jnp.zeros_like, variables["batch_stats"])
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        batch_stats=batch_stats,
+        opt_state=(),
+        ema_params=jax.tree.map(jnp.copy, params) if ema else None,
+    )
+
+
+def taken(state, source):
+    """The names of the tensors that are the source's."""
+    flat = flatten_variables({"params": state.params, "batch_stats": state.batch_stats})
+    source = flatten_variables(source)
+    return {name for name in flat if name in source and np.array_equal(flat[name], source[name])}
+
+
+@pytest.mark.parametrize("ema", [False, True])
+def test_scopes(tmp_path, ema) -> None:
+    model, variables = tiny_model("cascade_tiny", aux_head=True)
+    # No tensor is all zeros, as fresh biases and means are.
+    variables = jax.tree.map(lambda x: x + 1.5, variables)
+    save(tmp_path, model, variables, {})
+    names = set(flatten_variables(variables))
+    said = []
+    expected = {
+        "all": names,
+        "all_but_classifier": {name for name in names if "classifier" not in name and "aux_head" not in name},
+        "backbone": {name for name in names if "/backbone/" in name},
+    }
+    for scope, wanted in expected.items():
+        state = initial_variables(make_state(variables, ema=ema), str(tmp_path), scope=scope, say=said.append)
+        assert taken(state, variables) == wanted, scope
+        assert f"initialised {len(wanted)} of {len(names)} tensors from {tmp_path} (scope {scope})" == said[-1]
+        if ema:
+            jax.tree.map(np.testing.assert_array_equal, state.ema_params, state.params)
+            # Both are donated to the step, so they may not share memory.
+            assert state.ema_params["backbone"] is not state.params["backbone"]
+    assert expected["backbone"] < names
+
+
+def test_other_classes_fit_all_but_the_classifier(tmp_path) -> None:
+    model, variables = tiny_model("cascade_tiny", num_classes=7)
+    save(tmp_path, model, variables, {})
+    _, other = tiny_model("cascade_tiny", num_classes=3)
+    state = make_state(other)
+    with pytest.raises(UserError, match=r"params/classifier/bias is \(7,\), the model has \(3,\).*same architecture"):
+        initial_variables(state, str(tmp_path), scope="all", say=print)
+    initial_variables(state, str(tmp_path), scope="all_but_classifier", say=lambda text: None)
+
+
+def test_missing_tensors_unknown_scopes_and_missing_folders_are_user_errors(tmp_path) -> None:
+    model, variables = tiny_model("cascade_tiny", norm="none")
+    save(tmp_path, model, variables, {})
+    _, batch = tiny_model("cascade_tiny")
+    with pytest.raises(UserError, match="missing params/backbone/.*norm"):
+        initial_variables(make_state(batch), str(tmp_path), scope="backbone", say=print)
+    with pytest.raises(UserError, match="config.train.init_scope='bakbone': did you mean backbone"):
+        initial_variables(make_state(batch), str(tmp_path), scope="bakbone", say=print)
+    with pytest.raises(UserError, match="gone: no such folder"):
+        initial_variables(make_state(batch), str(tmp_path / "gone"), scope="all", say=print)
+
+
+def test_the_second_stage_starts_from_the_first(tmp_path) -> None:
+    """The papers' protocol: batch norm trained at output stride 16, then frozen at 8, from the run of the first stage."""
+    run_training(tmp_path / "one", tiny_config(**{"train.steps": 1}))
+    second = {
+        "train.steps": 1,
+        "train.init": str(tmp_path / "one"),
+        "model.output_stride": 8,
+        "model.options": {"norm": "frozen"},
+        "optimizer.freeze": (r"norm/batch/(scale|bias)$",),
+        "optimizer.learning_rate": 0.0,
+    }
+    run_training(tmp_path / "two", tiny_config(**second))
+    from deeplab_jax.weights.folder import load
+
+    first, second = (flatten_variables(load(tmp_path / name)[1]) for name in ("one", "two"))
+    assert first.keys() == second.keys()
+    for name in first:
+        np.testing.assert_array_equal(first[name], second[name], err_msg=name)
+    assert load(tmp_path / "two")[0].output_stride == 8
+    assert make_variables(load(tmp_path / "two")[0]).keys() == {"params", "batch_stats"}

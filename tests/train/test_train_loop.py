@@ -1,0 +1,304 @@
+"""The training loop: a run that stops and goes on is the run that never stopped, and what a run directory promises."""
+
+import itertools
+import json
+import logging
+import math
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from deeplab_jax.config import to_plain
+from deeplab_jax.errors import UserError
+from deeplab_jax.train import loop
+from deeplab_jax.train import workdir as workdir_module
+from deeplab_jax.train.loop import Interrupted, checked
+from deeplab_jax.train.workdir import CONFIG_FILE, FREE, RUN_FILE, open_workdir
+from deeplab_jax.train.writers import METRICS_FILE, Writers
+from deeplab_jax.weights.folder import MODEL_FILE, load
+from tests.tiny import (
+    assert_same_arrays,
+    quiet,
+    read_checkpoint,
+    read_metrics,
+    run_training,
+    tiny_config,
+    tiny_models,
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def models(compilation_cache):
+    with tiny_models():
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of six steps. Tests that start in it again leave what they look at as it is."""
+    workdir = tmp_path_factory.mktemp("finished") / "run"
+    results = run_training(workdir, tiny_config())
+    return workdir, results
+
+
+def kill_at(step):
+    """Return a stand-in for `report` that ends the process's work at a step, after its line is written."""
+    report = loop.report
+
+    def killed(number, *args):
+        report(number, *args)
+        if number == step:
+            raise RuntimeError("killed")
+
+    return killed
+
+
+# Resuming.
+
+VARIANTS = {
+    "sgd": {},
+    "adam, average, dropout, accumulation, augmentation": {
+        "optimizer.name": "adam",
+        "optimizer.learning_rate": 0.01,
+        "train.ema_decay": 0.9,
+        "train.accumulate": 2,
+        "train.batch_size": 4,
+        "model.options": {"norm_momentum": 0.9, "aux_head": True},
+        "data.scale_range": (0.5, 2.0),
+        "data.color_jitter": 0.2,
+    },
+    "eight devices": {"train.devices": 8, "train.batch_size": 8},
+}
+
+
+@pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS.keys())
+def test_a_killed_run_that_goes_on_is_the_run_that_was_never_killed(tmp_path, monkeypatch, changes) -> None:
+    if tiny_config(**changes).train.devices > jax.device_count():
+        pytest.skip("needs 8 devices: JAX_NUM_CPU_DEVICES=8")
+    seen = {"whole": [], "parts": []}
+    place = loop.place_batch
+
+    def recording(into):
+        def record(batch, **options):
+            into.append((batch["image"].tobytes(), batch["label"].tobytes()))
+            return place(batch, **options)
+
+        return record
+
+    monkeypatch.setattr(loop, "place_batch", recording(seen["whole"]))
+    whole = run_training(tmp_path / "whole", tiny_config(**changes))
+    monkeypatch.setattr(loop, "place_batch", recording(seen["parts"]))
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "report", kill_at(5))
+        with pytest.raises(RuntimeError, match="killed"):
+            run_training(tmp_path / "parts", tiny_config(**changes))
+    # Steps 4 and 5 ran and are in the record; the checkpoint is of step 3.
+    assert read_metrics(tmp_path / "parts")[-1]["step"] == 5
+    resumed = run_training(tmp_path / "parts", tiny_config(**changes))
+
+    assert seen["parts"][:6] == seen["whole"]
+    assert seen["parts"][6:] == seen["whole"][3:]
+    lines = read_metrics(tmp_path / "whole")
+    assert [(line["step"], "val/miou" in line) for line in lines] == [
+        *((step, False) for step in (1, 2, 3)),
+        (3, True),
+        *((step, False) for step in (4, 5, 6)),
+        (6, True),
+    ]
+    assert read_metrics(tmp_path / "parts") == lines  # Bit for bit: the text of a float is exact.
+    for step in (3, 6):
+        arrays = [read_checkpoint(tmp_path / name, step) for name in ("whole", "parts")]
+        assert_same_arrays(*arrays)
+    assert whole["confusion_matrix"] == resumed["confusion_matrix"]
+
+
+def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path, monkeypatch, finished) -> None:
+    report = loop.report
+
+    def press(number, *args):
+        report(number, *args)
+        if number == 1:
+            signal.raise_signal(signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "report", press)
+        with pytest.raises(Interrupted, match="stopped at step 2 of 6, which is saved; the same command goes on"):
+            run_training(tmp_path, tiny_config())
+    assert signal.getsignal(signal.SIGINT) is before
+    run_training(tmp_path, tiny_config())
+    assert read_metrics(tmp_path) == read_metrics(finished[0])
+    assert_same_arrays(read_checkpoint(tmp_path, 6), read_checkpoint(finished[0], 6))
+
+
+def test_a_second_ctrl_c_does_not_wait() -> None:
+    with loop.stop_on_sigint() as stopping:
+        assert not stopping()
+        signal.raise_signal(signal.SIGINT)
+        assert stopping()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_a_finished_run_stays_as_it_is(finished) -> None:
+    workdir, results = finished
+    before = (workdir / METRICS_FILE).read_bytes()
+    assert results["step"] == 6 and 0 <= results["miou"] <= 1
+    assert run_training(workdir, tiny_config()) is None
+    assert (workdir / METRICS_FILE).read_bytes() == before
+
+
+def test_the_step_is_compiled_once(tmp_path, caplog) -> None:
+    with jax.log_compiles(), caplog.at_level(logging.WARNING, logger="jax"):
+        run_training(tmp_path, tiny_config(**{"train.evaluate_every": 2, "train.checkpoint_every": 1}))
+        run_training(tmp_path, tiny_config(**{"train.evaluate_every": 2, "train.checkpoint_every": 1}))
+    compiled = [record.getMessage() for record in caplog.records if record.getMessage().startswith("Compiling")]
+    assert sum("train_step" in message for message in compiled) == 1, compiled
+    assert sum("_classes_and_counts" in message for message in compiled) <= 1, compiled
+
+
+# The record.
+
+
+def test_metrics_have_each_step_once_with_its_numbers(finished) -> None:
+    lines = [json.loads(line) for line in (finished[0] / METRICS_FILE).read_text().splitlines()]
+    train = [line for line in lines if "train/loss" in line]
+    assert [line["step"] for line in train] == [1, 2, 3, 4, 5, 6]
+    for line in train:
+        assert line["train/learning_rate"] == pytest.approx(0.1 * (1 - (line["step"] - 1) / 6) ** 0.9, rel=1e-5)
+        assert math.isfinite(line["train/loss"]) and 0 <= line["train/pixel_accuracy"] <= 1
+        assert line["train/images_per_second"] >= 0 and 0 <= line["train/data_wait"] <= 1
+    validation = [line for line in lines if "val/miou" in line]
+    assert [line["step"] for line in validation] == [3, 6]
+    assert set(validation[0]) >= {"val/miou", "val/pixel_accuracy", "val/mean_accuracy", "val/seconds"}
+
+
+def test_a_run_directory_records_how_it_came_about(finished) -> None:
+    workdir = finished[0]
+    assert json.loads((workdir / CONFIG_FILE).read_text()) == json.loads(json.dumps(to_plain(tiny_config())))
+    first = json.loads((workdir / RUN_FILE).read_text())[0]
+    assert set(first) == {"time", "command", "commit", "versions"}
+    assert {"python", "jax", "flax", "device"} <= set(first["versions"])
+    assert list((workdir / "tensorboard").glob("events.*"))
+    assert [path.name for path in sorted((workdir / "pictures").iterdir())] == ["step_0000003.png", "step_0000006.png"]
+    model, _, info = load(workdir)
+    assert model.num_classes == 9 and info["class_names"][0] == "meadow" and info["step"] in (3, 6)
+
+
+def test_writers_drop_what_a_killed_run_wrote_past_its_checkpoint(tmp_path) -> None:
+    lines = ['{"step": 1, "a": 1}', '{"step": 2, "a": 2}', '{"step": 2, "b": 2}', '{"step": 3, "a": 3}', '{"step": 4, "a']
+    (tmp_path / METRICS_FILE).write_text("\n".join(lines))
+    with Writers(tmp_path, start=2, steps=9, console=quiet()) as writers:
+        writers.scalars(3, {"a": 0.5}, prefix="train")
+    assert (tmp_path / METRICS_FILE).read_text().splitlines() == [*lines[:3], '{"step": 3, "train/a": 0.5}']
+
+
+# What a directory refuses.
+
+
+def test_a_directory_of_another_configuration_is_refused_with_the_keys(finished, tmp_path) -> None:
+    workdir = finished[0]
+    before = {name: (workdir / name).read_bytes() for name in (CONFIG_FILE, RUN_FILE, MODEL_FILE)}
+    other = tiny_config(**{"train.seed": 1, "optimizer.learning_rate": 0.2})
+    message = r"config.optimizer.learning_rate: 0.1 -> 0.2; config.train.seed: 0 -> 1\); give another --workdir, or --allow"
+    with pytest.raises(UserError, match=message):
+        run_training(workdir, other)
+    # Allowed, but the checkpoint does not fit the new network: nothing of the old run may be lost.
+    group = tiny_config(**{"model.options": {"norm": "group"}})
+    with pytest.raises(UserError, match=r"a checkpoint of another model.*missing .*unexpected batch_stats/"):
+        run_training(workdir, group, allow_config_change=True)
+    assert before == {name: (workdir / name).read_bytes() for name in before}
+
+
+def test_an_allowed_change_is_recorded(finished, tmp_path) -> None:
+    run_training(tmp_path, tiny_config(**{"train.steps": 1}))
+    results = run_training(tmp_path, tiny_config(**{"train.steps": 2}), allow_config_change=True)
+    assert results["step"] == 2
+    assert json.loads((tmp_path / CONFIG_FILE).read_text())["train"]["steps"] == 2
+    assert len(json.loads((tmp_path / RUN_FILE).read_text())) == 2
+
+
+@pytest.mark.parametrize("key", FREE)
+def test_what_moves_no_number_may_differ(tmp_path, key) -> None:
+    config = tiny_config()
+    open_workdir(tmp_path, config, allow_config_change=False)
+    _, section, name = key.split(".")
+    other = to_plain(tiny_config())
+    other[section][name] = "elsewhere" if name == "dir" else 7
+    open_workdir(tmp_path, other, allow_config_change=False)
+    other["train"]["steps"] += 1
+    with pytest.raises(UserError, match=r"\(config.train.steps: 6 -> 7\)"):
+        open_workdir(tmp_path, other, allow_config_change=False)
+    open_workdir(tmp_path, other, allow_config_change=True)
+
+
+def test_many_changes_are_counted(tmp_path) -> None:
+    open_workdir(tmp_path, tiny_config(), allow_config_change=False)
+    other = tiny_config(**{f"train.{name}": 9 for name in ("steps", "seed", "batch_size", "aux_weight", "evaluate_every")})
+    with pytest.raises(UserError, match=" and 1 more"):
+        open_workdir(tmp_path, other, allow_config_change=False)
+
+
+def test_a_directory_that_holds_something_else_is_refused(tmp_path) -> None:
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(UserError, match=r"is not empty and holds no config\.json.*give an empty --workdir"):
+        run_training(tmp_path, tiny_config())
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+    with pytest.raises(UserError, match=r"thesis\.tex: cannot be used as run directory"):
+        run_training(tmp_path / "thesis.tex", tiny_config())
+
+
+def test_a_damaged_record_is_named(tmp_path) -> None:
+    (tmp_path / CONFIG_FILE).write_text('{"train": ')
+    with pytest.raises(UserError, match=r"config\.json: is damaged"):
+        open_workdir(tmp_path, tiny_config(), allow_config_change=False)
+    (tmp_path / RUN_FILE).write_text("[")
+    workdir_module.record_start(tmp_path, tiny_config())
+    assert len(json.loads((tmp_path / RUN_FILE).read_text())) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train.steps": 0}, r"config\.train\.steps=0: give at least 1"),
+        ({"train.accumulate": 0}, r"config\.train\.accumulate=0"),
+        ({"train.log_every": 0}, r"config\.train\.log_every=0: .*; more than config\.train\.steps means only at the end"),
+        ({"train.evaluate_every": 0}, r"config\.train\.evaluate_every=0"),
+        ({"train.checkpoint_every": -1}, r"config\.train\.checkpoint_every=-1"),
+        ({"train.keep": 0}, r"config\.train\.keep=0"),
+        ({"train.seed": -1}, r"config\.train\.seed=-1: give 0 or more"),
+        ({"train.top_k": 0.0}, r"config\.train\.top_k=0\.0"),
+        ({"train.ema_decay": 1.0}, r"config\.train\.ema_decay=1\.0"),
+        ({"train.batch_size": 3, "train.accumulate": 2}, "batch_size=3 does not split over 2 .* on 1 devices; use 4"),
+        ({"train.class_weights": (1.0, 2.0)}, "class_weights has 2 values, the data has 9 classes; give one for each"),
+        ({"data.crop_size": (65, 20)}, r"config\.data\.crop_size=\(65, 20\): .* at least 33 pixels"),
+        ({"data.crop_size": (65,)}, r"config\.data\.crop_size=\(65,\)"),
+        ({"data.name": "scnes"}, "no data set is called 'scnes'; did you mean scenes"),
+        ({"data.train_split": "trian"}, "there is no split 'trian'; did you mean train"),
+        ({"data.options": {"sise": (33, 33)}}, "no option 'sise'; did you mean size"),
+        ({"model.name": "cascade_tinny"}, "model 'cascade_tinny' is not known: did you mean cascade_tiny"),
+        ({"model.options": {"nrom": "batch"}}, "option 'nrom' has no meaning for cascade_tiny: did you mean norm"),
+        ({"optimizer.name": "sdg"}, "did you mean sgd"),
+        ({"optimizer.freeze": ("resnet",)}, "pattern 'resnet' of the optimizer matches no parameter"),
+    ],
+    ids=lambda value: ",".join(value) if isinstance(value, dict) else "",
+)
+def test_settings_that_make_no_sense_are_refused_before_anything_is_written(tmp_path, changes, message) -> None:
+    with pytest.raises(UserError, match=message):
+        run_training(tmp_path / "run", tiny_config(**changes))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path) -> None:
+    with pytest.raises(UserError, match=r"step \d: loss .*; lower config.optimizer.learning_rate or set"):
+        run_training(tmp_path, tiny_config(**{"optimizer.learning_rate": 1e30, "train.steps": 4}))
+
+
+def test_the_first_batches_are_looked_at() -> None:
+    good, bad = (np.full((1, 2, 2), value, np.uint8) for value in (8, 9))
+    with pytest.raises(UserError, match="training batch 2 of street: label values 9 in 4 pixels are outside of classes"):
+        list(checked(iter([{"label": good}, {"label": bad}]), 9, "street"))
+    late = [{"label": good}, {"label": good}, {"label": bad}]
+    assert list(itertools.islice(checked(iter(late), 9, "street"), 3)) == late

@@ -1,0 +1,189 @@
+"""Model folders: what is saved is loaded bit for bit, and what does not fit is listed."""
+
+import json
+import os
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from deeplab_jax.checkpoint import METRIC, Checkpoints
+from deeplab_jax.errors import UserError
+from deeplab_jax.weights.folder import (
+    CHECKPOINTS,
+    MODEL_FILE,
+    WEIGHTS_FILE,
+    flatten_variables,
+    load,
+    save,
+    write_description,
+)
+from tests.tiny import tiny_model, tiny_models
+
+INFO = {"class_names": ["a", "b", "c", "d"], "palette": [[0, 0, 0]] * 4, "metrics": {"miou": 0.5}}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def models():
+    with tiny_models():
+        yield
+
+
+@pytest.fixture(scope="module")
+def made():
+    return tiny_model("cascade_tiny", aux_head=True)
+
+
+@pytest.fixture
+def folder(tmp_path, made):
+    return save(tmp_path / "model", *made, INFO)
+
+
+def change(folder, function):
+    """Rewrite the weights through a function of the dictionary of tensors."""
+    tensors = {name: np.array(array) for name, array in load_file(folder / WEIGHTS_FILE).items()}
+    function(tensors)
+    save_file(tensors, str(folder / WEIGHTS_FILE))
+
+
+def test_a_round_trip_gives_the_same_logits_bit_for_bit(folder, made) -> None:
+    model, variables = made
+    loaded, read, info = load(folder)
+    assert info == INFO
+    assert loaded == model
+    assert flatten_variables(read).keys() == flatten_variables(variables).keys()
+    images = np.random.default_rng(0).normal(size=(1, 33, 41, 3)).astype(np.float32)
+    apply = jax.jit(lambda variables: model.apply(variables, images, train=False))
+    np.testing.assert_array_equal(apply(variables), apply(read))
+    assert sorted(os.listdir(folder)) == [MODEL_FILE, WEIGHTS_FILE]
+
+
+def test_a_clone_keeps_its_output_stride(tmp_path, made) -> None:
+    model, variables = made
+    save(tmp_path, model.clone(output_stride=8), variables, {})
+    assert load(tmp_path)[0].output_stride == 8
+
+
+def test_saving_again_replaces_both_files(folder, made) -> None:
+    model, variables = made
+    save(folder, model, jax.tree.map(lambda x: x + 1, variables), {"note": "second"})
+    _, read, info = load(folder)
+    assert info == {"note": "second"}
+    np.testing.assert_array_equal(
+        read["params"]["classifier"]["bias"], np.asarray(variables["params"]["classifier"]["bias"]) + 1
+    )
+
+
+def test_what_json_cannot_hold_leaves_the_old_folder(folder, made) -> None:
+    before = (folder / MODEL_FILE).read_bytes()
+    with pytest.raises(TypeError):
+        save(folder, *made, {"array": np.zeros(2)})
+    assert (folder / MODEL_FILE).read_bytes() == before
+    assert sorted(os.listdir(folder)) == [MODEL_FILE, WEIGHTS_FILE]
+
+
+def test_tensors_that_do_not_fit_are_listed(folder) -> None:
+    def spoil(tensors):
+        del tensors["params/classifier/bias"]
+        tensors["params/extra/kernel"] = np.zeros(3, np.float32)
+        tensors["params/classifier/kernel"] = np.zeros((1, 1, 16, 9), np.float32)
+
+    change(folder, spoil)
+    with pytest.raises(UserError) as caught:
+        load(folder)
+    message = str(caught.value)
+    assert message.startswith(f"{folder / WEIGHTS_FILE}: does not fit the model: ")
+    for part in (
+        "missing params/classifier/bias",
+        "unexpected params/extra/kernel",
+        "params/classifier/kernel is (1, 1, 16, 9), the model has (1, 1, 16, 4)",
+    ):
+        assert part in message
+    assert "\n" not in message
+
+
+def test_many_differences_are_counted(folder) -> None:
+    change(folder, lambda tensors: tensors.update({f"params/x{i}": np.zeros(1) for i in range(8)}))
+    with pytest.raises(UserError, match="; unexpected params/x4 and 3 more; give weights of the same architecture"):
+        load(folder)
+
+
+@pytest.mark.parametrize("size", [0, 7, 300, -1])
+def test_truncated_weights_are_a_user_error(folder, size) -> None:
+    file = folder / WEIGHTS_FILE
+    os.truncate(file, size if size >= 0 else file.stat().st_size - 1)
+    with pytest.raises(UserError, match=r"weights\.safetensors: not a readable safetensors file"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "not a readable model description"),
+        ("{", "not a readable model description"),
+        ("[]", "not a readable model description"),
+        ("{}", "not a readable model description"),
+        ("\xff\x00", "not a readable model description"),
+        ('{"format": 99}', "format 99, this version reads 1"),
+        ('{"format": 1, "model": {}, "info": {}}', "not a readable model description"),
+        (
+            '{"format": 1, "model": {"name": "deeplab", "num_classes": 2, "output_stride": 16, "options": {}}, "info": {}}',
+            "model 'deeplab' is not known",
+        ),
+        (
+            '{"format": 1, "model": {"name": "cascade_tiny", "num_classes": 2, "output_stride": 16, "options": {"a": 1}}, '
+            '"info": {}}',
+            "option 'a' has no meaning",
+        ),
+    ],
+)
+def test_broken_descriptions_are_user_errors(folder, text, message) -> None:
+    (folder / MODEL_FILE).write_bytes(text.encode("latin-1"))
+    with pytest.raises(UserError, match=rf"model\.json: {message}"):
+        load(folder)
+
+
+def test_folders_that_hold_no_model_are_user_errors(tmp_path, made) -> None:
+    with pytest.raises(UserError, match="gone: no such folder"):
+        load(tmp_path / "gone")
+    with pytest.raises(UserError, match=r"neither a model folder nor a run directory, there is no model\.json"):
+        load(tmp_path)
+    write_description(tmp_path, made[0], {})
+    with pytest.raises(UserError, match="the run has saved nothing yet"):
+        load(tmp_path)
+    (tmp_path / CHECKPOINTS).mkdir()
+    with pytest.raises(UserError, match="holds no complete checkpoint"):
+        load(tmp_path)
+
+
+def test_a_path_that_cannot_be_written_is_a_user_error(tmp_path, made) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file: cannot write the model folder"):
+        save(tmp_path / "file", *made, {})
+
+
+def test_a_run_directory_gives_its_best_checkpoint_or_else_the_newest(tmp_path, made) -> None:
+    model, variables = made
+    write_description(tmp_path, model, INFO)
+    with Checkpoints(tmp_path / CHECKPOINTS, keep=3) as checkpoints:
+        for step, score in enumerate((None, 0.7, 0.6, None), start=1):
+            shifted = jax.tree.map(lambda x, step=step: x + step, variables)
+            checkpoints.save(step, shifted, {}, metrics=None if score is None else {METRIC: score})
+
+    def first(**options):
+        _, read, info = load(tmp_path, **options)
+        bias = np.asarray(read["params"]["classifier"]["bias"]) - variables["params"]["classifier"]["bias"]
+        return int(np.rint(bias[0])), info["step"], info["metrics"]
+
+    assert first() == first(checkpoint="best") == (2, 2, {METRIC: 0.7})
+    assert first(checkpoint="newest") == (4, 4, {})
+    assert first(checkpoint="3") == (3, 3, {METRIC: 0.6})
+    with pytest.raises(UserError, match="checkpoint '9': choose from best, newest, 2, 3, 4"):
+        load(tmp_path, checkpoint="9")
+    # Another class count is told from the weights, whichever way it came about.
+    content = json.loads((tmp_path / MODEL_FILE).read_text())
+    content["model"]["num_classes"] = 5
+    (tmp_path / MODEL_FILE).write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"classifier/kernel is \(1, 1, 16, 4\), the model has \(1, 1, 16, 5\)"):
+        load(tmp_path)
