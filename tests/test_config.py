@@ -100,7 +100,7 @@ def test_errors_in_a_config_file_name_its_line(tmp_path, body, message) -> None:
 def test_what_a_config_file_raises_for_its_argument_stays_one_line() -> None:
     with pytest.raises(UserError, match=r"scenes\.py:dbug: config argument 'dbug' is not known: did you mean debug\?$"):
         load_config([f"{SCENES}:dbug"])
-    with pytest.raises(UserError, match="config argument 'steps=x': give steps= a value of type int$"):
+    with pytest.raises(UserError, match=r"config argument 'steps=x': give steps= a value of type int$"):
         load_config([f"--config={CONFIGS[0].parent}/camvid.py:steps=x"])
 
 

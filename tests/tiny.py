@@ -15,7 +15,6 @@ import flax.linen as nn
 import jax
 import numpy as np
 import pytest
-from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 from rich.console import Console
 
@@ -103,9 +102,8 @@ def read_checkpoint(workdir: Path, step: int) -> dict[str, np.ndarray]:
     with Checkpoints(workdir / CHECKPOINTS) as checkpoints:
         items = checkpoints._manager.restore(step)
     trees = {name: items[name] for name in ("variables", "optimizer")}
-    return {
-        "/".join(map(str, path)): np.asarray(leaf) for path, leaf in flatten_dict(trees).items() if leaf is not None
-    }
+    leaves = jax.tree_util.tree_leaves_with_path(trees)
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
 
 
 def assert_same_arrays(left: dict[str, np.ndarray], right: dict[str, np.ndarray]) -> None:

@@ -130,11 +130,13 @@ def test_flips_happen_half_of_the_time_or_never() -> None:
 
 def test_what_an_example_raises_arrives_as_it_is() -> None:
     source = Encoded(3, bad=1)
-    with pytest.raises(UserError, match="^example 1: is bad$"):
+    with pytest.raises(UserError) as caught:
         list(training_batches(source, batch_size=1, steps=6, **OPTIONS))
-    with pytest.raises(UserError, match="^example 1: is bad$"):
+    assert str(caught.value) == "example 1: is bad"
+    with pytest.raises(UserError) as caught:
         list(examples_in_order(source))
-    with pytest.raises(UserError, match="^crop_size"):
+    assert str(caught.value) == "example 1: is bad"
+    with pytest.raises(UserError, match="crop_size"):
         list(training_batches(Encoded(3), batch_size=1, steps=6, **{**OPTIONS, "crop_size": (0, 5)}))
 
 

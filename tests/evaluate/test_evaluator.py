@@ -1,120 +1,188 @@
-"""Evaluation: what `metrics.json` holds, and what must not change it."""
+"""Evaluation: batches and padding change no result, and metrics.json keeps its contract."""
 
+import dataclasses
 import json
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from deeplab_jax.errors import UserError
+from deeplab_jax.evaluate import inference
 from deeplab_jax.evaluate.evaluator import evaluate, summarize_confusion, write_results
 from deeplab_jax.evaluate.inference import segment
 from tests.tiny import MadeUp, tiny_model, tiny_models
 
-SOURCE = MadeUp(((33, 47), (50, 50), (65, 40), (33, 47), (20, 25)))
-PAD = {"pad_to": ((65, 65),)}
+SOURCE = MadeUp(((49, 65), (33, 47), (65, 50), (60, 60), (20, 25), (49, 65), (64, 33)))
+BOX = {"pad_to": ((65, 65),)}
 
 
 @pytest.fixture(scope="module")
-def model() -> Iterator[Any]:
+def made():
     with tiny_models():
-        yield tiny_model()
+        return tiny_model()
 
 
-@pytest.fixture(scope="module")
-def results(model: Any) -> Any:
-    return evaluate(*model, SOURCE, split="val", **PAD)
+def confusion_of(results):
+    return np.array(results["confusion_matrix"])
 
 
-def test_metrics_file_holds_the_contract(results: Any, tmp_path: Path) -> None:
-    content = json.loads(write_results(results, tmp_path / "new" / "folder").read_text())
-    keys = {"miou", "pixel_accuracy", "mean_accuracy", "per_class", "confusion_matrix", "protocol", "model", "versions"}
-    assert keys | {"seconds"} <= content.keys()
-    assert content["protocol"]["split"] == "val"
-    assert content["protocol"]["images"] == 5
-    assert content["protocol"]["output_stride"] == 16
-    assert content["protocol"]["scales"] == [1.0]
-    assert content["protocol"]["flip"] is False
-    assert content["protocol"]["mode"] == "padded"
-    assert content["protocol"]["sizes_run"] == [[65, 65]]
-    assert content["model"]["name"] == "deeplabv3plus_tiny"
-    assert {"jax", "flax", "device"} <= content["versions"].keys()
-    assert {"name", "iou", "accuracy", "support"} == content["per_class"][0].keys()
+def by_hand(source, predicted):
+    """The confusion matrix of predictions by name."""
+    confusion = np.zeros((source.classes, source.classes), np.int64)
+    for index in range(len(source)):
+        example = source[index]
+        valid = example["label"] != 255
+        np.add.at(confusion, (example["label"][valid], predicted[example["name"]][valid]), 1)
+    return confusion
 
 
-def test_every_labelled_pixel_counts_once(results: Any) -> None:
-    labels = [SOURCE[i]["label"] for i in range(len(SOURCE))]
-    support = [sum(int(np.sum(label == k)) for label in labels) for k in range(4)]
-    assert np.sum(results["confusion_matrix"], axis=1).tolist() == support
-    assert [row["support"] for row in results["per_class"]] == support
+@pytest.mark.parametrize("batch_size", [2, 3, 4])
+def test_the_batch_size_changes_nothing(made, batch_size) -> None:
+    """Seven images: the last batch is never full."""
+    one = evaluate(*made, SOURCE, split="val", **BOX)
+    many = evaluate(*made, SOURCE, split="val", batch_size=batch_size, **BOX)
+    assert one["confusion_matrix"] == many["confusion_matrix"]
+    assert confusion_of(one).sum() == sum((SOURCE[i]["label"] != 255).sum() for i in range(len(SOURCE)))
 
 
-def test_summary_by_hand() -> None:
-    confusion = np.array([[3, 1, 0], [0, 4, 0], [0, 0, 0]])
-    summary = summarize_confusion(confusion, MadeUp(((33, 33),), classes=3).labels)
-    assert [row["iou"] for row in summary["per_class"]] == [3 / 4, 4 / 5, None]
-    assert [row["accuracy"] for row in summary["per_class"]] == [3 / 4, 1.0, None]
-    assert summary["miou"] == pytest.approx((3 / 4 + 4 / 5) / 2)
-    assert summary["pixel_accuracy"] == 7 / 8
-    assert summary["mean_accuracy"] == pytest.approx((3 / 4 + 1) / 2)
-
-
-@pytest.mark.parametrize("batch_size", [2, 3, 7])
-def test_batches_never_change_a_result(model: Any, results: Any, batch_size: int) -> None:
-    other = evaluate(*model, SOURCE, split="val", batch_size=batch_size, **PAD)
-    assert other["confusion_matrix"] == results["confusion_matrix"]
-
-
-def test_exact_mode_is_the_model_on_each_image_alone(model: Any) -> None:
-    results = evaluate(*model, SOURCE, split="val", mode="exact", batch_size=2)
-    expected = np.zeros((4, 4), int)
-    for index in range(len(SOURCE)):
-        label, classes = SOURCE[index]["label"], segment(*model, SOURCE[index]["image"])
-        np.add.at(expected, (label[label < 4], classes[label < 4]), 1)
-    assert results["confusion_matrix"] == expected.tolist()
-    assert results["protocol"]["sizes_run"] == [[33, 33], [33, 47], [50, 50], [65, 40]]
-
-
-def test_predictions_are_handed_over_at_the_size_of_the_labels(model: Any) -> None:
-    seen: dict[str, Any] = {}
-    evaluate(
-        *model,
+def test_exact_is_the_model_on_each_image_alone(made) -> None:
+    predicted = {}
+    results = evaluate(
+        *made,
         SOURCE,
         split="val",
-        batch_size=2,
-        on_prediction=lambda e, c: seen.__setitem__(e["name"], c.shape),
-        **PAD,
+        mode="exact",
+        on_prediction=lambda example, classes: predicted.update({example["name"]: np.asarray(classes)}),
     )
-    assert seen == {SOURCE[i]["name"]: SOURCE[i]["label"].shape for i in range(len(SOURCE))}
+    for index in range(len(SOURCE)):
+        example = SOURCE[index]
+        assert predicted[example["name"]].shape == example["label"].shape
+        np.testing.assert_array_equal(predicted[example["name"]], segment(*made, example["image"]))
+    np.testing.assert_array_equal(confusion_of(results), by_hand(SOURCE, predicted))
+    assert results["protocol"]["mode"] == "exact"
+    # Images of one size share their program and their batch.
+    assert results["protocol"]["sizes_run"] == [[33, 33], [33, 47], [49, 65], [60, 60], [64, 33], [65, 50]]
 
 
-def test_output_stride_and_views_are_free_and_recorded(model: Any, results: Any) -> None:
-    other = evaluate(*model, SOURCE, split="val", output_stride=8, scales=(0.75, 1.0), flip=True, limit=2, **PAD)
-    assert other["protocol"]["output_stride"] == 8
-    assert other["protocol"]["scales"] == [0.75, 1.0]
-    assert other["protocol"]["flip"] is True
-    assert other["protocol"]["images"] == 2
-    assert other["model"]["output_stride"] == 8
+def test_exact_in_batches_is_exact(made) -> None:
+    options = {"split": "val", "mode": "exact"}
+    one, two = (evaluate(*made, SOURCE, batch_size=size, **options) for size in (1, 2))
+    assert one["confusion_matrix"] == two["confusion_matrix"]
 
 
-def test_a_window_is_recorded(model: Any) -> None:
-    results = evaluate(*model, SOURCE, split="val", window=(33, 33), limit=1, **PAD)
-    assert results["protocol"]["view"] == "sliding window"
-    assert results["protocol"]["window"] == [33, 33]
+def test_padded_predictions_are_cut_back(made) -> None:
+    predicted = {}
+    results = evaluate(
+        *made,
+        SOURCE,
+        split="val",
+        batch_size=3,
+        on_prediction=lambda example, classes: predicted.update({example["name"]: classes}),
+        **BOX,
+    )
+    assert {name: classes.shape for name, classes in predicted.items()} == {
+        SOURCE.describe(i): size for i, size in enumerate(SOURCE.sizes)
+    }
+    np.testing.assert_array_equal(confusion_of(results), by_hand(SOURCE, predicted))
 
 
-def test_what_does_not_fit_is_refused(model: Any) -> None:
-    with pytest.raises(UserError, match="4 classes, made up has 6"):
-        evaluate(*model, MadeUp(((33, 33),), classes=6), split="val")
-    with pytest.raises(UserError, match="did you mean padded"):
-        evaluate(*model, SOURCE, split="val", mode="paded")
-    with pytest.raises(UserError, match="positive"):
-        evaluate(*model, SOURCE, split="val", scales=(0.0,))
+def test_padded_compiles_for_few_sizes(made) -> None:
+    sizes = (*((34 + 3 * i, 120 - 5 * i) for i in range(14)), (200, 40))
+    before = inference._classes_and_counts._cache_size()
+    results = evaluate(*made, MadeUp(sizes), split="val", batch_size=2)
+    assert results["protocol"]["sizes_run"] == [[129, 129], [257, 129]]
+    assert inference._classes_and_counts._cache_size() - before == 2
+    assert results["protocol"]["images"] == 15
 
 
-def test_results_that_cannot_be_written_are_a_user_error(results: Any, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="--out"):
-        write_results(results, tmp_path / "file")
+def test_windows_and_views_run_in_batches(made) -> None:
+    source = MadeUp(((60, 90), (50, 70), (60, 90)))
+    options = {"split": "val", "mode": "exact", "window": (40, 48), "flip": True, "scales": (0.75, 1.0)}
+    one = evaluate(*made, source, **options)
+    two = evaluate(*made, source, batch_size=2, **options)
+    assert one["confusion_matrix"] == two["confusion_matrix"]
+    assert one["protocol"]["view"] == "sliding window" and one["protocol"]["window"] == [40, 48]
+
+
+def test_metrics_keep_their_contract(made, tmp_path) -> None:
+    seen = []
+    results = evaluate(
+        *made, SOURCE, split="val", output_stride=8, limit=3, progress=lambda *call: seen.append(call), flip=True, **BOX
+    )
+    file = write_results(results, tmp_path / "new" / "folder")
+    assert file.name == "metrics.json"
+    read = json.loads(file.read_text())
+    assert read == json.loads(json.dumps(results))
+    assert set(read) == {
+        *("miou", "pixel_accuracy", "mean_accuracy", "per_class", "confusion_matrix"),
+        *("protocol", "model", "versions", "seconds"),
+    }
+    assert read["protocol"] == {
+        "split": "val",
+        "images": 3,
+        "output_stride": 8,
+        "scales": [1.0],
+        "flip": True,
+        "window": [],
+        "mode": "padded",
+        "view": "whole image",
+        "sizes_run": [[65, 65]],
+        "label_resolution": "original",
+        "ignore_label": 255,
+        "data": "made up",
+    }
+    assert read["model"]["name"] == "deeplabv3plus_tiny" and read["model"]["output_stride"] == 8
+    assert {"jax", "flax", "python", "device"} <= set(read["versions"])
+    assert [set(row) for row in read["per_class"]] == [{"name", "iou", "accuracy", "support"}] * 4
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_numbers_follow_from_the_confusion_matrix() -> None:
+    labels = MadeUp((), classes=3).labels
+    results = summarize_confusion(np.array([[6, 2, 0], [1, 3, 0], [0, 0, 0]]), labels)
+    rows = results["per_class"]
+    assert [row["iou"] for row in rows] == [pytest.approx(6 / 9), pytest.approx(3 / 6), None]
+    assert [row["accuracy"] for row in rows] == [6 / 8, 3 / 4, None]
+    assert [row["support"] for row in rows] == [8, 4, 0]
+    assert [row["name"] for row in rows] == ["class 0", "class 1", "class 2"]
+    assert results["miou"] == pytest.approx((6 / 9 + 3 / 6) / 2)
+    assert results["mean_accuracy"] == pytest.approx(0.75)
+    assert results["pixel_accuracy"] == pytest.approx(9 / 12)
+    nothing = summarize_confusion(np.zeros((3, 3), int), labels)
+    assert nothing["miou"] is nothing["pixel_accuracy"] is nothing["mean_accuracy"] is None
+    json.dumps(nothing, allow_nan=False)
+
+
+def test_the_output_stride_defaults_to_the_models_own(made) -> None:
+    options = {"split": "val", "limit": 1, **BOX}
+    own, sixteen, eight = (evaluate(*made, SOURCE, output_stride=stride, **options) for stride in (0, 16, 8))
+    assert own["protocol"]["output_stride"] == 16
+    assert own["confusion_matrix"] == sixteen["confusion_matrix"] != eight["confusion_matrix"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mode": "paded"}, "config.evaluate.mode='paded': did you mean padded"),
+        ({"scales": ()}, r"scales=\(\)"),
+        ({"scales": (-1.0,)}, r"scales=\(-1\.0,\)"),
+        ({"window": (65,)}, r"window=\(65,\)"),
+        ({"limit": 0}, "limit=0"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"output_stride": 7}, "7"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(made, options, message) -> None:
+    with pytest.raises(UserError, match=message):
+        evaluate(*made, SOURCE, split="val", **options)
+
+
+def test_other_classes_are_refused(made) -> None:
+    with pytest.raises(UserError, match="the model has 4 classes, made up has 3; evaluate on the data it was"):
+        evaluate(*made, dataclasses.replace(SOURCE, classes=3), split="val")
+
+
+def test_results_that_cannot_be_written_are_a_user_error(tmp_path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"metrics\.json: cannot be written .*give another --out"):
+        write_results({}, tmp_path / "file")

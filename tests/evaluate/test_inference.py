@@ -1,19 +1,16 @@
-"""Inference: any size, padded and exact, views, windows."""
-
-from collections.abc import Iterator
-from typing import Any
+"""Inference on any image: equal to the model on the image alone, mirrored, at several scales, and by windows."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate import inference
 from deeplab_jax.evaluate.inference import (
-    check_views,
     class_scores,
-    evaluate_batch,
     pad_images,
     padded_size,
     preprocess,
@@ -25,132 +22,165 @@ from tests.tiny import MadeUp, tiny_model, tiny_models
 
 
 @pytest.fixture(scope="module")
-def model() -> Iterator[Any]:
+def made():
     with tiny_models():
-        yield tiny_model()
+        return tiny_model()
 
 
-def photo(height: int, width: int, index: int = 0) -> np.ndarray:
-    return MadeUp(((height, width),) * (index + 1))[index]["image"]
+def image_of(height, width):
+    return MadeUp(((height, width),))[0]["image"]
 
 
-@pytest.mark.parametrize("size", [(33, 47), (100, 333), (65, 65), (20, 40), (1, 1)])
-def test_segment_takes_any_size(model: Any, size: tuple[int, int]) -> None:
-    classes = segment(*model, photo(*size))
-    assert classes.shape == size
-    assert classes.dtype == np.int32
-    assert classes.min() >= 0
-    assert classes.max() < 4
+def scores_of(made, image, **options):
+    """The scores of one image at its own size."""
+    model, variables = made
+    images, sizes = pad_images([image], (max(image.shape[0], 33), max(image.shape[1], 33)))
+    options = {"scales": (1.0,), "flip": False, **options}
+    run = jax.jit(lambda v, x, s: class_scores(model, v, preprocess(model, x, s), **options))
+    return np.asarray(run(variables, images, sizes))[0, : image.shape[0], : image.shape[1]]
 
 
-def test_segment_is_the_model_on_the_image_alone(model: Any) -> None:
-    image = photo(50, 71)
-    network, variables = model
-    logits = network.apply(variables, network.preprocessing(jnp.asarray(image[None])), train=False)
-    np.testing.assert_array_equal(segment(*model, image), np.argmax(logits[0], -1))
-    assert len(np.unique(segment(*model, image))) > 1
+# The image alone.
+
+
+@pytest.mark.parametrize("size", [(33, 47), (100, 333), (65, 65)])
+def test_segment_is_the_model_on_the_image_alone(made, size) -> None:
+    model, variables = made
+    image = image_of(*size)
+    run = jax.jit(lambda v, x: model.apply(v, model.preprocessing(x), train=False))
+    logits = run(variables, jnp.asarray(image[None]))
+    classes = segment(model, variables, image)
+    assert classes.shape == size and classes.dtype == np.int32
+    np.testing.assert_allclose(scores_of(made, image), np.asarray(logits[0]), rtol=1e-6, atol=1e-6)
+    np.testing.assert_array_equal(classes, np.argmax(logits[0], -1))
+    assert len(np.unique(classes)) > 1
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 200), (32, 33)])
+def test_images_below_33_pixels_are_padded_to_them(made, size) -> None:
+    classes = segment(*made, image_of(*size))
+    assert classes.shape == size and classes.dtype == np.int32
+
+
+def test_segment_refuses_what_is_no_rgb_image(made) -> None:
+    image = image_of(40, 40)
+    for wrong in (image.astype(np.float32), image[..., 0], image[..., :2], image[None], image.astype(np.int32)):
+        with pytest.raises(ValueError, match=r"expected uint8 \[H, W, 3\]"):
+            segment(*made, wrong)
+    np.testing.assert_array_equal(segment(*made, image), segment(*made, np.asfortranarray(image)))
+
+
+def test_padding_becomes_the_mean(made) -> None:
+    model, _ = made
+    images, sizes = pad_images([image_of(20, 30), image_of(40, 10)], (40, 48), count=3)
+    assert images.shape == (3, 40, 48, 3) and sizes.tolist() == [[20, 30], [40, 10], [0, 0]]
+    padded = np.asarray(preprocess(model, jnp.asarray(images), jnp.asarray(sizes)))
+    np.testing.assert_array_equal(padded[0, 20:], 0)
+    np.testing.assert_array_equal(padded[0, :, 30:], 0)
+    np.testing.assert_array_equal(padded[2], 0)
+    np.testing.assert_array_equal(padded[1, :, :10], model.preprocessing(jnp.asarray(image_of(40, 10))))
+
+
+# Views.
+
+
+def test_a_mirrored_image_gives_the_mirrored_prediction(made) -> None:
+    image = image_of(49, 71)
+    straight = scores_of(made, image, flip=True)
+    mirrored = scores_of(made, image[:, ::-1], flip=True)
+    np.testing.assert_allclose(mirrored, straight[:, ::-1], rtol=1e-5, atol=1e-6)
+    # Without the flip it does not: the network itself is not symmetric.
+    assert np.abs(scores_of(made, image[:, ::-1]) - scores_of(made, image)[:, ::-1]).max() > 1e-2
+
+
+def test_several_views_average_probabilities(made) -> None:
+    """By hand, from the views one at a time; the order of the scales does not matter."""
+    image = image_of(49, 71)
+    both = scores_of(made, image, scales=(0.75, 1.5))
+    np.testing.assert_allclose(both.sum(-1), 1, rtol=1e-5)
+    single = [np.asarray(jax.nn.softmax(scores_of(made, image, scales=(scale,)))) for scale in (0.75, 1.5)]
+    np.testing.assert_allclose(both, (single[0] + single[1]) / 2, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(scores_of(made, image, scales=(1.5, 0.75)), both, rtol=1e-4, atol=1e-6)
+
+
+def test_scales_below_33_pixels_stop_there(made) -> None:
+    assert segment(*made, image_of(40, 50), scales=(0.1, 1.0), flip=True).shape == (40, 50)
+
+
+@pytest.mark.parametrize("output_stride", [8, 32])
+def test_the_output_stride_is_free(made, output_stride) -> None:
+    model, variables = made
+    image = image_of(49, 71)
+    other = segment(model.clone(output_stride=output_stride), variables, image)
+    assert other.shape == (49, 71)
+    assert (other != segment(model, variables, image)).any()
+
+
+# Windows.
+
+
+def test_a_window_that_holds_the_image_is_the_whole_image(made) -> None:
+    image = image_of(49, 71)
+    whole = segment(*made, image)
+    for window in ((49, 71), (513, 513)):
+        np.testing.assert_array_equal(segment(*made, image, window=window), whole)
+
+
+def test_windows_sum_the_probabilities_of_each_pixel(made) -> None:
+    model, variables = made
+    image = image_of(60, 90)
+    preprocessed = model.preprocessing(jnp.asarray(image[None]))
+    total = np.zeros((60, 90, 4))
+    run = jax.jit(lambda v, x: jax.nn.softmax(class_scores(model, v, x, scales=(1.0,), flip=False)))
+    for top in window_starts(60, 40):
+        for left in window_starts(90, 50):
+            view = (slice(top, top + 40), slice(left, left + 50))
+            total[view] += np.asarray(run(variables, preprocessed[:, view[0], view[1]]))[0]
+    np.testing.assert_array_equal(segment(model, variables, image, window=(40, 50)), total.argmax(-1))
+
+
+@pytest.mark.parametrize("window", [(33, 500), (500, 40), (10, 10)])
+def test_windows_of_any_shape(made, window) -> None:
+    assert segment(*made, image_of(60, 90), window=window).shape == (60, 90)
+
+
+@given(size=st.integers(1, 3000), window=st.integers(1, 1000))
+def test_windows_cover_every_pixel_and_overlap(size, window) -> None:
+    starts = window_starts(size, window)
+    assert starts[0] == 0 and starts == sorted(set(starts))
+    if size <= window:
+        assert starts == [0]
+        return
+    assert starts[-1] == size - window
+    steps = np.diff(starts)
+    # A third of a window, up to the rounding of positions.
+    assert (steps <= max(1, window * 2 // 3) + 1).all() and (steps <= window).all()
+
+
+# Sizes.
+
+
+def test_the_smallest_size_that_holds_the_image_is_taken() -> None:
+    sizes = ((513, 513), (65, 129), (129, 65))
+    assert padded_size((60, 100), sizes) == (65, 129)
+    assert padded_size((100, 60), sizes) == (129, 65)
+    assert padded_size((66, 66), sizes) == (513, 513)
+    assert padded_size((600, 100), sizes) == (641, 129)
+
+
+@given(height=st.integers(1, 2000), width=st.integers(1, 2000))
+def test_sizes_are_few_and_hold_the_image(height, width) -> None:
+    padded = padded_size((height, width), ())
+    for side, result in zip((height, width), padded, strict=True):
+        assert (result >= side and (result - 1) % 128 == 0 and result - side <= 128) or result == 129
+    assert run_size((height, width), mode="padded", pad_to=()) == padded
+    assert run_size((height, width), mode="exact", pad_to=()) == (max(33, height), max(33, width))
 
 
 @pytest.mark.parametrize(
-    "image", [np.zeros((40, 40, 3), np.float32), np.zeros((40, 40), np.uint8), np.zeros((40, 40, 4), np.uint8)]
+    ("scales", "window"),
+    [((), ()), ((0.0,), ()), ((1.0, -1.0), ()), ((1.0,), (65,)), ((1.0,), (65, 0)), ((1.0,), (1, 2, 3))],
 )
-def test_segment_refuses_what_is_no_uint8_rgb_image(model: Any, image: np.ndarray) -> None:
-    with pytest.raises(ValueError, match="expected uint8"):
-        segment(*model, image)
-
-
-def test_padding_is_the_mean_exactly(model: Any) -> None:
-    images, sizes = pad_images([photo(33, 40)], (65, 65))
-    ready = np.asarray(preprocess(model[0], jnp.asarray(images), jnp.asarray(sizes)))
-    assert np.all(ready[0, 33:] == 0)
-    assert np.all(ready[0, :, 40:] == 0)
-    np.testing.assert_allclose(ready[0, :33, :40], model[0].preprocessing(jnp.asarray(photo(33, 40))), atol=1e-6)
-
-
-def test_one_view_gives_logits_and_several_give_probabilities(model: Any) -> None:
-    network, variables = model
-    x = network.preprocessing(jnp.asarray(photo(65, 65)[None]))
-    logits = class_scores(network, variables, x, scales=(1.0,), flip=False)
-    np.testing.assert_allclose(logits, network.apply(variables, x, train=False), atol=1e-5)
-    both = class_scores(network, variables, x, scales=(1.0,), flip=True)
-    np.testing.assert_allclose(jnp.sum(both, -1), 1.0, atol=1e-5)
-    mirrored = network.apply(variables, x[:, :, ::-1], train=False)[:, :, ::-1]
-    by_hand = (jax.nn.softmax(logits) + jax.nn.softmax(mirrored)) / 2
-    np.testing.assert_allclose(both, by_hand, atol=1e-5)
-
-
-def test_with_flip_a_mirrored_image_gives_the_mirrored_prediction(model: Any) -> None:
-    # Of a width of k * 16 + 1, since others put the samples of a stride elsewhere in the mirror.
-    image = photo(49, 65)
-    straight = segment(*model, image, scales=(0.75, 1.0), flip=True)
-    np.testing.assert_array_equal(
-        segment(*model, np.ascontiguousarray(image[:, ::-1]), scales=(0.75, 1.0), flip=True), straight[:, ::-1]
-    )
-
-
-@pytest.mark.parametrize(("size", "window"), [(100, 33), (65, 65), (64, 65), (66, 65), (1000, 129), (34, 1)])
-def test_windows_cover_everything_and_overlap(size: int, window: int) -> None:
-    starts = window_starts(size, window)
-    covered = np.zeros(size, int)
-    for start in starts:
-        assert 0 <= start <= max(0, size - window)
-        covered[start : start + window] += 1
-    assert covered.min() >= 1
-    if window > 2:
-        steps = np.diff(starts)
-        assert np.all(steps <= -(-window * 2 // 3))
-
-
-def test_a_window_as_large_as_the_image_is_the_whole_image(model: Any) -> None:
-    image = photo(65, 80)
-    np.testing.assert_array_equal(segment(*model, image, window=(65, 80)), segment(*model, image))
-    np.testing.assert_array_equal(segment(*model, image, window=(513, 513)), segment(*model, image))
-
-
-def test_a_sliding_window_averages_the_windows(model: Any) -> None:
-    """By hand for two windows side by side."""
-    network, variables = model
-    image = photo(33, 50)
-    total = np.zeros((33, 50, 4))
-    assert window_starts(50, 33) == [0, 17]
-    for left in (0, 17):
-        x = network.preprocessing(jnp.asarray(image[None, :, left : left + 33]))
-        total[:, left : left + 33] += np.asarray(jax.nn.softmax(network.apply(variables, x, train=False)))[0]
-    found = segment(network, variables, image, window=(33, 33))
-    assert np.mean(found == np.argmax(total, -1)) == 1.0
-
-
-def test_evaluate_batch_counts_what_it_predicts(model: Any) -> None:
-    source = MadeUp(((40, 40), (33, 50)))
-    images, sizes = pad_images([source[0]["image"], source[1]["image"]], (65, 65), count=3)
-    labels = np.full((3, 65, 65), 255, np.uint8)
-    labels[0, :40, :40], labels[1, :33, :50] = source[0]["label"], source[1]["label"]
-    classes, counts = evaluate_batch(*model, images, labels, sizes)
-    expected = np.zeros((4, 4), int)
-    valid = labels < 4
-    np.add.at(expected, (labels[valid], classes[valid]), 1)
-    np.testing.assert_array_equal(counts, expected)
-
-
-def test_padded_sizes() -> None:
-    assert padded_size((375, 500), ((513, 513),)) == (513, 513)
-    assert padded_size((375, 500), ((513, 513), (385, 513))) == (385, 513)
-    assert padded_size((600, 400), ((513, 513),)) == (641, 513)
-    assert padded_size((20, 129), ()) == (129, 129)
-    assert run_size((375, 500), mode="exact", pad_to=((513, 513),)) == (375, 500)
-    assert run_size((3, 500), mode="exact", pad_to=()) == (33, 500)
-
-
-def test_padded_mode_compiles_once_for_many_sizes(model: Any) -> None:
-    before = inference._classes._cache_size()
-    for height, width in [(33, 40), (50, 61), (64, 64), (70, 71), (97, 97)]:
-        images, sizes = pad_images([photo(height, width)], run_size((height, width), mode="padded", pad_to=((97, 97),)))
-        inference.predict_classes(*model, images, sizes, scales=(1.0,), flip=False, window=None)
-    assert inference._classes._cache_size() - before == 1
-
-
-def test_scales_and_windows_that_make_no_sense_are_refused() -> None:
-    for scales, window in [((), ()), ((0.0,), ()), ((-1.0, 1.0), ()), ((1.0,), (513,)), ((1.0,), (0, 5))]:
-        with pytest.raises(UserError):
-            check_views(scales, window)
-    check_views((0.5, 1.0), (513, 513))
+def test_views_that_make_no_sense_are_refused(scales, window) -> None:
+    with pytest.raises(UserError, match=r"scales=|window="):
+        inference.check_views(scales, window)

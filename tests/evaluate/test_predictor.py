@@ -1,82 +1,99 @@
-"""Prediction of files: what is written, and that a bad image costs only itself."""
-
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+"""Prediction of files: names, what is written, and images that cannot be read."""
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from deeplab_jax.data.images import read_image, read_mask, write_image
+from deeplab_jax.data.labels import colormap
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate.inference import segment
-from deeplab_jax.evaluate.predictor import find_images, predict_files
+from deeplab_jax.evaluate.predictor import find_images, predict_files, prediction_writer
 from tests.tiny import MadeUp, tiny_model, tiny_models
+
+SOURCE = MadeUp(((40, 50), (33, 60), (20, 20)))
 
 
 @pytest.fixture(scope="module")
-def model() -> Iterator[Any]:
+def made():
     with tiny_models():
-        yield tiny_model()
+        return tiny_model("cascade_tiny")
 
 
-def photo() -> Image.Image:
-    return Image.fromarray(MadeUp(((40, 52),))[0]["image"])
+@pytest.fixture
+def images(tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for index, name in enumerate(("a.png", "b.c.png", "d.png")):
+        write_image(folder / name, SOURCE[index]["image"])
+    return folder
 
 
-def test_class_ids_and_palette_are_written(model: Any, tmp_path: Path) -> None:
-    photo().save(tmp_path / "a.png")
-    palette = [(1, 2, 3), (4, 5, 6), (7, 8, 9), (10, 11, 12)]
-    [(path, error)] = predict_files(*model, [tmp_path / "a.png"], tmp_path / "out", palette=palette)
-    assert (path, error) == (tmp_path / "a.png", None)
-    with Image.open(tmp_path / "out" / "a.png") as written:
-        assert written.mode == "P"
-        np.testing.assert_array_equal(np.asarray(written), segment(*model, np.asarray(photo())))
-        assert written.getpalette()[:12] == list(range(1, 13))
-    with Image.open(tmp_path / "out" / "a_overlay.png") as drawn:
-        assert (drawn.mode, drawn.size) == ("RGB", (52, 40))
+def test_predictions_are_indexed_and_overlays_have_the_size_of_the_image(made, images, tmp_path) -> None:
+    out = tmp_path / "new" / "out"
+    progress = []
+    done = list(predict_files(*made, find_images([images]), out, progress=lambda *call: progress.append(call)))
+    assert [(path.name, error) for path, error in done] == [("a.png", None), ("b.c.png", None), ("d.png", None)]
+    assert progress[-1] == (3, 3)
+    assert sorted(path.name for path in out.iterdir()) == sorted(
+        f"{stem}{kind}.png" for stem in ("a", "b.c", "d") for kind in ("", "_overlay")
+    )
+    for path, _ in done:
+        classes = read_mask(out / f"{path.stem}.png")
+        np.testing.assert_array_equal(classes, segment(*made, read_image(path)))
+        assert Image.open(out / f"{path.stem}.png").mode == "P"
+        palette = np.array(Image.open(out / f"{path.stem}.png").getpalette()).reshape(-1, 3)[:4]
+        np.testing.assert_array_equal(palette, colormap(4))
+        assert read_image(out / f"{path.stem}_overlay.png").shape == read_image(path).shape
 
 
-def test_every_kind_of_image_is_read(model: Any, tmp_path: Path) -> None:
-    image = photo()
-    image.convert("L").save(tmp_path / "grey.png")
-    image.convert("RGBA").save(tmp_path / "alpha.png")
-    image.convert("CMYK").save(tmp_path / "cmyk.jpg")
-    image.quantize(16).save(tmp_path / "palette.png")
-    Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257).save(tmp_path / "deep.png")
-    paths = find_images([tmp_path])
-    assert len(paths) == 5
-    assert [error for _, error in predict_files(*model, paths, tmp_path / "out")] == [None] * 5
-    assert len(list((tmp_path / "out").glob("*_overlay.png"))) == 5
+def test_a_bad_image_does_not_end_the_run(made, images, tmp_path) -> None:
+    (images / "a.png").write_bytes(b"")
+    done = list(predict_files(*made, find_images([images]), tmp_path / "out"))
+    assert "a.png: empty file" in str(done[0][1])
+    assert [error for _, error in done[1:]] == [None, None]
 
 
-def test_a_bad_image_is_named_and_the_others_are_done(model: Any, tmp_path: Path) -> None:
-    photo().save(tmp_path / "good.png")
-    (tmp_path / "empty.png").write_bytes(b"")
-    (tmp_path / "cut.png").write_bytes((tmp_path / "good.png").read_bytes()[:200])
-    found = dict(predict_files(*model, find_images([tmp_path]), tmp_path / "out"))
-    assert found[tmp_path / "good.png"] is None
-    for name in ("empty.png", "cut.png"):
-        assert name in str(found[tmp_path / name])
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["good.png", "good_overlay.png"]
+def test_modes_and_views(made, images, tmp_path) -> None:
+    paths = find_images([images / "a.png"])
+    padded, views = {"mode": "padded", "pad_to": ((65, 65),)}, {"scales": (0.75, 1.0), "flip": True}
+    for options in (padded, views, {"window": (33, 40)}):
+        list(predict_files(*made, paths, tmp_path / "out", **options))
+        assert read_mask(tmp_path / "out" / "a.png").shape == (40, 50)
+    with pytest.raises(UserError, match="window="):
+        list(predict_files(*made, paths, tmp_path / "out", window=(33,)))
 
 
-def test_paths_that_hold_no_image_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no such file"):
-        find_images([tmp_path / "missing"])
-    (tmp_path / "none").mkdir()
-    with pytest.raises(UserError, match="no image"):
-        find_images([tmp_path / "none"])
-    for folder in ("one", "two"):
-        (tmp_path / folder).mkdir()
-        photo().save(tmp_path / folder / "a.png")
-    with pytest.raises(UserError, match="overwrite"):
-        find_images([tmp_path / "one", tmp_path / "two"])
+def test_find_images_takes_files_and_folders(images) -> None:
+    (images / "notes.txt").touch()
+    assert [path.name for path in find_images([images])] == ["a.png", "b.c.png", "d.png"]
+    assert find_images([images / "d.png", images / "d.png"]) == [images / "d.png"] * 2
+    (images / "empty").mkdir()
+    with pytest.raises(UserError, match="empty: no image in this folder"):
+        find_images([images / "empty"])
+    with pytest.raises(UserError, match="gone: no such file or folder"):
+        find_images([images, images / "gone"])
+    write_image(images / "a.jpg", SOURCE[0]["image"])
+    with pytest.raises(UserError, match=r"a\.png: its prediction would overwrite that of .*a\.jpg"):
+        find_images([images])
 
 
-def test_predictions_never_overwrite_the_images(model: Any, tmp_path: Path) -> None:
-    photo().save(tmp_path / "a.png")
-    before = (tmp_path / "a.png").read_bytes()
-    with pytest.raises(UserError, match="another --out"):
-        list(predict_files(*model, [tmp_path / "a.png"], tmp_path))
-    assert (tmp_path / "a.png").read_bytes() == before
+def test_images_are_not_overwritten(made, images) -> None:
+    before = {path: path.read_bytes() for path in images.iterdir()}
+    with pytest.raises(UserError, match=r"a\.png: an image that a prediction would overwrite; give another --out"):
+        list(predict_files(*made, find_images([images]), images))
+    assert before == {path: path.read_bytes() for path in images.iterdir()}
+
+
+def test_a_folder_that_cannot_be_made_is_a_user_error(made, images) -> None:
+    with pytest.raises(UserError, match="give another --out"):
+        list(predict_files(*made, find_images([images]), images / "a.png" / "out"))
+
+
+def test_names_with_dots_and_folders_keep_apart(tmp_path) -> None:
+    write = prediction_writer(tmp_path / "out", colormap(4))
+    for name in ("scene.1", "scene.2", "ulm/3"):
+        write({**SOURCE[0], "name": name}, SOURCE[0]["label"] % 4)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        f"{name}{kind}.png" for name in ("scene.1", "scene.2", "ulm_3") for kind in ("", "_overlay")
+    }

@@ -165,7 +165,8 @@ def test_options_reach_their_parts() -> None:
     model = create_model(
         "deeplabv3plus_mobilenet_v2", **SMALL, norm="group", backbone_norm="frozen", norm_epsilon=0.5,
         norm_momentum=0.9, lowering="direct", align_corners=False, dropout=0.1, image_pooling=False,
-        aspp_rates=(2, 4), head_convs=((3, 4),), low_level_channels=6, decoder_convs=((3, 10),), separable=True, first_unit_rate="stage", aux_head=True,
+        aspp_rates=(2, 4), head_convs=((3, 4),), low_level_channels=6,
+        decoder_convs=((3, 10),), separable=True, first_unit_rate="stage", aux_head=True,
         value_range=(0.0, 255.0), mean=(1.0, 2.0, 3.0), std=(4.0, 5.0, 6.0),
     )  # fmt: skip
     assert (model.settings.norm, model.backbone.settings.norm) == ("group", "frozen")

@@ -75,16 +75,16 @@ def test_missing_tensors_unknown_scopes_and_missing_folders_are_user_errors(tmp_
     model, variables = tiny_model("cascade_tiny", norm="none")
     save(tmp_path, model, variables, {})
     _, batch = tiny_model("cascade_tiny")
-    with pytest.raises(UserError, match="missing params/backbone/.*norm"):
+    with pytest.raises(UserError, match=r"missing params/backbone/.*norm"):
         initial_variables(make_state(batch), str(tmp_path), scope="backbone", say=print)
-    with pytest.raises(UserError, match="config.train.init_scope='bakbone': did you mean backbone"):
+    with pytest.raises(UserError, match=r"config\.train\.init_scope='bakbone': did you mean backbone"):
         initial_variables(make_state(batch), str(tmp_path), scope="bakbone", say=print)
     with pytest.raises(UserError, match="gone: no such folder"):
         initial_variables(make_state(batch), str(tmp_path / "gone"), scope="all", say=print)
 
 
 def test_the_second_stage_starts_from_the_first(tmp_path) -> None:
-    """The papers' protocol: batch norm trained at output stride 16, then frozen at 8, from the run of the first stage."""
+    """The papers' protocol: batch norm trained at output stride 16, then frozen at 8."""
     run_training(tmp_path / "one", tiny_config(**{"train.steps": 1}))
     second = {
         "train.steps": 1,

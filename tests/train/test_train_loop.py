@@ -188,7 +188,8 @@ def test_a_run_directory_records_how_it_came_about(finished) -> None:
 
 
 def test_writers_drop_what_a_killed_run_wrote_past_its_checkpoint(tmp_path) -> None:
-    lines = ['{"step": 1, "a": 1}', '{"step": 2, "a": 2}', '{"step": 2, "b": 2}', '{"step": 3, "a": 3}', '{"step": 4, "a']
+    lines = [json.dumps({"step": step, name: 1}) for step, name in ((1, "a"), (2, "a"), (2, "b"), (3, "a"), (4, "a"))]
+    lines[-1] = lines[-1][:12]
     (tmp_path / METRICS_FILE).write_text("\n".join(lines))
     with Writers(tmp_path, start=2, steps=9, console=quiet()) as writers:
         writers.scalars(3, {"a": 0.5}, prefix="train")
@@ -202,7 +203,9 @@ def test_a_directory_of_another_configuration_is_refused_with_the_keys(finished,
     workdir = finished[0]
     before = {name: (workdir / name).read_bytes() for name in (CONFIG_FILE, RUN_FILE, MODEL_FILE)}
     other = tiny_config(**{"train.seed": 1, "optimizer.learning_rate": 0.2})
-    message = r"config.optimizer.learning_rate: 0.1 -> 0.2; config.train.seed: 0 -> 1\); give another --workdir, or --allow"
+    message = (
+        r"config\.optimizer\.learning_rate: 0\.1 -> 0\.2; config\.train\.seed: 0 -> 1\); .* or --allow_config_change"
+    )
     with pytest.raises(UserError, match=message):
         run_training(workdir, other)
     # Allowed, but the checkpoint does not fit the new network: nothing of the old run may be lost.
@@ -236,7 +239,8 @@ def test_what_moves_no_number_may_differ(tmp_path, key) -> None:
 
 def test_many_changes_are_counted(tmp_path) -> None:
     open_workdir(tmp_path, tiny_config(), allow_config_change=False)
-    other = tiny_config(**{f"train.{name}": 9 for name in ("steps", "seed", "batch_size", "aux_weight", "evaluate_every")})
+    names = ("steps", "seed", "batch_size", "checkpoint_every", "evaluate_every")
+    other = tiny_config(**{f"train.{name}": 9 for name in names})
     with pytest.raises(UserError, match=" and 1 more"):
         open_workdir(tmp_path, other, allow_config_change=False)
 
@@ -264,7 +268,7 @@ def test_a_damaged_record_is_named(tmp_path) -> None:
     [
         ({"train.steps": 0}, r"config\.train\.steps=0: give at least 1"),
         ({"train.accumulate": 0}, r"config\.train\.accumulate=0"),
-        ({"train.log_every": 0}, r"config\.train\.log_every=0: .*; more than config\.train\.steps means only at the end"),
+        ({"train.log_every": 0}, r"log_every=0: give at least 1; more than config\.train\.steps means only at the end"),
         ({"train.evaluate_every": 0}, r"config\.train\.evaluate_every=0"),
         ({"train.checkpoint_every": -1}, r"config\.train\.checkpoint_every=-1"),
         ({"train.keep": 0}, r"config\.train\.keep=0"),
@@ -298,7 +302,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path) -> None:
 
 def test_the_first_batches_are_looked_at() -> None:
     good, bad = (np.full((1, 2, 2), value, np.uint8) for value in (8, 9))
-    with pytest.raises(UserError, match="training batch 2 of street: label values 9 in 4 pixels are outside of classes"):
+    with pytest.raises(UserError, match="training batch 2 of street: label values 9 in 4 pixels are outside"):
         list(checked(iter([{"label": good}, {"label": bad}]), 9, "street"))
     late = [{"label": good}, {"label": good}, {"label": bad}]
     assert list(itertools.islice(checked(iter(late), 9, "street"), 3)) == late

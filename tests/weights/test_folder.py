@@ -40,6 +40,12 @@ def folder(tmp_path, made):
     return save(tmp_path / "model", *made, INFO)
 
 
+def described(name, **options):
+    """The text of a description."""
+    model = {"name": name, "num_classes": 2, "output_stride": 16, "options": options}
+    return json.dumps({"format": 1, "model": model, "info": {}})
+
+
 def change(folder, function):
     """Rewrite the weights through a function of the dictionary of tensors."""
     tensors = {name: np.array(array) for name, array in load_file(folder / WEIGHTS_FILE).items()}
@@ -127,15 +133,9 @@ def test_truncated_weights_are_a_user_error(folder, size) -> None:
         ("\xff\x00", "not a readable model description"),
         ('{"format": 99}', "format 99, this version reads 1"),
         ('{"format": 1, "model": {}, "info": {}}', "not a readable model description"),
-        (
-            '{"format": 1, "model": {"name": "deeplab", "num_classes": 2, "output_stride": 16, "options": {}}, "info": {}}',
-            "model 'deeplab' is not known",
-        ),
-        (
-            '{"format": 1, "model": {"name": "cascade_tiny", "num_classes": 2, "output_stride": 16, "options": {"a": 1}}, '
-            '"info": {}}',
-            "option 'a' has no meaning",
-        ),
+        (described("deeplab"), "model 'deeplab' is not known"),
+        (described("cascade_tiny", option=1), "option 'option' has no meaning"),
+        (described("cascade_tiny", norm="bach"), "norm='bach': did you mean batch"),
     ],
 )
 def test_broken_descriptions_are_user_errors(folder, text, message) -> None:
@@ -169,7 +169,9 @@ def test_a_run_directory_gives_its_best_checkpoint_or_else_the_newest(tmp_path, 
     with Checkpoints(tmp_path / CHECKPOINTS, keep=3) as checkpoints:
         for step, score in enumerate((None, 0.7, 0.6, None), start=1):
             shifted = jax.tree.map(lambda x, step=step: x + step, variables)
-            checkpoints.save(step, shifted, {}, metrics=None if score is None else {METRIC: score})
+            checkpoints.save(
+                step, shifted, {"step": np.int32(step)}, metrics=None if score is None else {METRIC: score}
+            )
 
     def first(**options):
         _, read, info = load(tmp_path, **options)
