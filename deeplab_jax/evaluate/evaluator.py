@@ -90,6 +90,8 @@ def evaluate(
             "the data it was trained for"
         )
     check_views(scales, window)
+    if batch_size < 1:
+        raise UserError(f"config.evaluate.batch_size={batch_size}: give at least 1")
     if limit is not None and limit < 1:
         raise UserError(f"limit={limit}: give the number of images to evaluate, at least 1")
     if output_stride:

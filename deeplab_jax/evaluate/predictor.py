@@ -51,7 +51,7 @@ def predict_files(
     out_dir: Path,
     *,
     palette: Palette | None = None,
-    mode: str = "exact",
+    mode: str = "padded",
     pad_to: Sequence[tuple[int, int]] = (),
     scales: Sequence[float] = (1.0,),
     flip: bool = False,

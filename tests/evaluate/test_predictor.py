@@ -41,9 +41,9 @@ def test_predictions_are_indexed_and_overlays_have_the_size_of_the_image(made, i
     for path, _ in done:
         classes = read_mask(out / f"{path.stem}.png")
         np.testing.assert_array_equal(classes, segment(*made, read_image(path)))
-        assert Image.open(out / f"{path.stem}.png").mode == "P"
-        palette = np.array(Image.open(out / f"{path.stem}.png").getpalette()).reshape(-1, 3)[:4]
-        np.testing.assert_array_equal(palette, colormap(4))
+        with Image.open(out / f"{path.stem}.png") as written:
+            assert written.mode == "P"
+            np.testing.assert_array_equal(np.reshape(written.getpalette(), (-1, 3))[:4], colormap(4))
         assert read_image(out / f"{path.stem}_overlay.png").shape == read_image(path).shape
 
 
