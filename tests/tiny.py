@@ -41,6 +41,8 @@ class TinyBackbone(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, *, output_stride: int, train: bool) -> dict[str, tuple[jax.Array, int]]:
+        if output_stride not in (4, 8, 16, 32):
+            raise ValueError(f"output_stride={output_stride}: choose 4, 8, 16 or 32")
         stem = ConvNorm(8, 3, stride=4, settings=self.settings, name="stem")(images, train=train)
         deep = ConvNorm(16, 3, stride=output_stride // 4, settings=self.settings, name="deep")(stem, train=train)
         return {"conv2": (stem, 4), "conv4": (deep, output_stride), "conv5": (deep, output_stride)}

@@ -133,7 +133,7 @@ class StripCollector:
     def __call__(self, example: Example, classes: np.ndarray) -> None:
         """Take the next example and its class ids `[H, W]`."""
         if self._seen in self._chosen:
-            enlarge = max(1, _LEGIBLE_HEIGHT // classes.shape[0])
+            enlarge = -(-_LEGIBLE_HEIGHT // classes.shape[0])
             names, palette = self._labels.names, self._labels.palette
             strip = prediction_strip(example["image"], example["label"], classes, palette, names=names, enlarge=enlarge)
             self.strips.append(strip)

@@ -68,10 +68,7 @@ def predict_files(
     check_views(scales, window)
     check_outputs(paths, out_dir)
     colours = tuple(palette) if palette else colormap(model.num_classes)
-    try:
-        out_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{out_dir}: cannot be made ({error.strerror}); give another --out") from None
+    make_folder(out_dir)
     for done, path in enumerate(paths, start=1):
         try:
             image = read_image(path)
@@ -104,6 +101,14 @@ def check_outputs(paths: Iterable[Path], out_dir: Path) -> None:
                 raise UserError(f"{out_dir / name}: an image that a prediction would overwrite; give another --out")
 
 
+def make_folder(folder: Path) -> None:
+    """Make the folder of predictions, or raise a UserError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be made ({error.strerror}); give another --out") from None
+
+
 def write_prediction(out_dir: Path, stem: str, image: np.ndarray, classes: np.ndarray, palette: Palette) -> None:
     """Write `STEM.png` and `STEM_overlay.png`."""
     ids = classes.astype(np.uint8)
@@ -115,7 +120,7 @@ def prediction_writer(out_dir: Path, palette: Palette) -> Callable[[Example, np.
     """Return what `evaluate` calls with each example and its class ids to have them written."""
 
     def write(example: Example, classes: np.ndarray) -> None:
-        out_dir.mkdir(parents=True, exist_ok=True)
+        make_folder(out_dir)
         write_prediction(out_dir, example["name"].replace("/", "_"), example["image"], classes, palette)
 
     return write

@@ -1,0 +1,265 @@
+"""The command line as its users meet it: train, evaluate, predict, check-data, prepare, and every config."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deeplab_jax.__main__ import main
+from deeplab_jax.config import load_config
+from deeplab_jax.data.images import read_image, read_mask
+from deeplab_jax.data.scenes import Scenes
+from tests.layouts import LAYOUTS, data_arguments
+from tests.tiny import assert_same_arrays, read_checkpoint, read_metrics, tiny_models
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIGS = sorted((ROOT / "configs").glob("*.py"))
+SCENES = f"{ROOT}/configs/scenes.py:debug"
+TINY = "from tests.tiny import tiny_config\n\n\ndef get_config(arg=None):\n    return tiny_config()\n"
+KEYS = {
+    *("miou", "pixel_accuracy", "mean_accuracy", "per_class", "confusion_matrix"),
+    *("protocol", "model", "versions", "seconds"),
+}
+
+
+def run(*words):
+    """The exit code of the command line in this process."""
+    return main([str(word) for word in words])
+
+
+def start(*words):
+    """A process of the command line of its own, as a user starts it."""
+    command = [sys.executable, "-m", "deeplab_jax", *map(str, words)]
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "1", "PYTHONUNBUFFERED": "1"}
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+# One round.
+
+
+def test_train_leaves_a_run_directory(scenes_run) -> None:
+    names = {path.name for path in scenes_run.iterdir()}
+    assert names == {
+        *("config.json", "run.json", "model.json", "checkpoints", "metrics.jsonl", "tensorboard", "pictures")
+    }
+    assert [line["step"] for line in read_metrics(scenes_run)] == [1, 2, 2]
+
+
+def test_evaluate_writes_the_metrics(scenes_run, tmp_path, capsys) -> None:
+    assert run("evaluate", "--model", scenes_run, "--out", tmp_path, "--save_predictions") == 0
+    printed = capsys.readouterr()
+    assert "mean IoU" in printed.out and "meadow" in printed.out and str(tmp_path / "metrics.json") in printed.out
+    assert printed.err == ""
+    results = json.loads((tmp_path / "metrics.json").read_text())
+    assert set(results) >= KEYS
+    assert results["protocol"]["split"] == "val" and results["protocol"]["images"] == 4
+    assert results["protocol"]["output_stride"] == 16 and results["checkpoint"] == 2
+    # Evaluation in training came to the same numbers.
+    (trained,) = [line for line in read_metrics(scenes_run) if "val/miou" in line]
+    assert trained["val/miou"] == results["miou"]
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == sorted(
+        f"scenes_val_0_{index:06}{kind}.png" for index in range(4) for kind in ("", "_overlay")
+    )
+    # And so do the pictures that were written.
+    counts = np.zeros((9, 9), int)
+    for index in range(4):
+        predicted = read_mask(tmp_path / f"scenes_val_0_{index:06}.png")
+        np.add.at(counts, (Scenes("val", size=(65, 65))[index]["label"], predicted), 1)
+    np.testing.assert_array_equal(counts, results["confusion_matrix"])
+
+
+@pytest.mark.slow
+def test_evaluate_takes_its_options(scenes_run, tmp_path) -> None:
+    flags = ["--output_stride", 8, "--scales", "0.75,1", "--flip", "--mode", "exact", "--limit", 2]
+    assert run("evaluate", "--model", scenes_run, "--out", tmp_path, *flags, "--split", "train") == 0
+    protocol = json.loads((tmp_path / "metrics.json").read_text())["protocol"]
+    assert protocol["output_stride"] == 8 and protocol["scales"] == [0.75, 1.0] and protocol["flip"] is True
+    assert protocol["images"] == 2 and protocol["split"] == "train" and protocol["mode"] == "exact"
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """A folder of images as people have them, all of one size, and one that is empty."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    colour = Image.fromarray(Scenes("val", size=(65, 65))[0]["image"])
+    grey = colour.convert("L")
+    colour.save(folder / "colour.png")
+    colour.save(folder / "photo.jpg")
+    grey.save(folder / "grey.png")
+    colour.convert("RGBA").save(folder / "alpha.png")
+    colour.convert("CMYK").save(folder / "print.jpg")
+    colour.convert("P", palette=Image.Palette.ADAPTIVE).save(folder / "palette.png")
+    Image.fromarray(np.asarray(grey).astype(np.uint16) * 257).save(folder / "deep.png")
+    (folder / "empty.png").touch()
+    return folder
+
+
+def test_predict_goes_on_past_an_image_that_cannot_be_read(scenes_run, pictures, tmp_path, capsys) -> None:
+    assert run("predict", "--model", scenes_run, "--out", tmp_path / "out", pictures) == 2
+    printed = capsys.readouterr()
+    (line,) = printed.err.strip().splitlines()
+    assert re.search(r"empty\.png: empty file \(zero bytes\)", line)
+    assert "7 of 8 images segmented" in printed.out
+    stems = ["alpha", "colour", "deep", "grey", "palette", "photo", "print"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(
+        f"{stem}{kind}.png" for stem in stems for kind in ("", "_overlay")
+    )
+    for stem in stems:
+        with Image.open(tmp_path / "out" / f"{stem}.png") as written:
+            assert written.mode == "P"
+        assert read_mask(tmp_path / "out" / f"{stem}.png").max() < 9
+        assert read_image(tmp_path / "out" / f"{stem}_overlay.png").shape == (65, 65, 3)
+    same = [read_mask(tmp_path / "out" / f"{stem}.png") for stem in ("colour", "alpha", "grey", "deep")]
+    np.testing.assert_array_equal(same[0], same[1])
+    np.testing.assert_array_equal(same[2], same[3])
+    # A file by its name; the palette is that of the data.
+    assert run("predict", "--model", scenes_run, "--out", tmp_path / "one", pictures / "colour.png") == 0
+    assert capsys.readouterr().err == ""
+    np.testing.assert_array_equal(read_mask(tmp_path / "one" / "colour.png"), same[0])
+    with Image.open(tmp_path / "one" / "colour.png") as written:
+        np.testing.assert_array_equal(np.reshape(written.getpalette(), (-1, 3))[:9], Scenes.labels.palette)
+
+
+def test_check_data_then_prepare_then_train_from_the_prepared_folder(tmp_path, capsys, compilation_cache) -> None:
+    """What training sees in the prepared folder is what it sees in the source: the same losses, the same weights."""
+    file = tmp_path / "tiny.py"
+    file.write_text(TINY)
+    config = f"--config={file}"
+    assert run("check-data", config, "--json", tmp_path / "report.json") == 0
+    printed = capsys.readouterr()
+    assert "train: " in printed.out and "val: " in printed.out and printed.err == ""
+    assert set(json.loads((tmp_path / "report.json").read_text())) == {"train", "val"}
+    assert run("prepare", config, "--out", tmp_path / "prepared") == 0
+    assert "wrote 5 of train, 5 of val" in capsys.readouterr().out
+    prepared = ["--config.data.name=tfds", f"--config.data.dir={tmp_path / 'prepared'}", "--config.data.options={}"]
+    with tiny_models():
+        assert run("train", config, "--workdir", tmp_path / "source") == 0
+        assert run("train", config, *prepared, "--workdir", tmp_path / "read") == 0
+        assert run("evaluate", "--model", tmp_path / "read", "--out", tmp_path / "metrics") == 0
+    assert read_metrics(tmp_path / "read") == read_metrics(tmp_path / "source")
+    assert_same_arrays(read_checkpoint(tmp_path / "read", 6), read_checkpoint(tmp_path / "source", 6))
+
+
+# Resuming, with a real network and real processes.
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_resumes_exactly(tmp_path, compilation_cache) -> None:
+    """Six steps in one go, and in two processes of which the first is killed without warning after step 3."""
+    words = ["train", "--config", SCENES, "--config.train.steps=6", "--config.train.checkpoint_every=3"]
+    assert run(*words, "--workdir", tmp_path / "whole") == 0
+    process = start(*words, "--workdir", tmp_path / "parts")
+    deadline = time.monotonic() + 280
+    while not (tmp_path / "parts" / "checkpoints" / "3").is_dir():
+        if process.poll() is not None or time.monotonic() > deadline:
+            process.kill()
+            pytest.fail(str(process.communicate()))
+        time.sleep(0.02)
+    process.kill()
+    process.communicate()
+    assert run(*words, "--workdir", tmp_path / "parts") == 0
+    assert read_metrics(tmp_path / "parts") == read_metrics(tmp_path / "whole")
+    assert_same_arrays(read_checkpoint(tmp_path / "parts", 6), read_checkpoint(tmp_path / "whole", 6))
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_and_exits_with_130(tmp_path, compilation_cache) -> None:
+    words = ["train", "--config", SCENES, "--workdir", tmp_path, "--config.train.steps=100000"]
+
+    def interrupt_after(pattern):
+        """Start, press Ctrl-C when a line of the output matches, and return the step that was saved and the output."""
+        process, printed = start(*words), []
+        try:
+            for line in process.stdout:
+                printed.append(line)
+                if re.match(pattern, line):
+                    break
+            process.send_signal(signal.SIGINT)
+            more, errors = process.communicate(timeout=120)
+        finally:
+            process.kill()
+        assert process.returncode == 130, errors
+        (line,) = errors.strip().splitlines()
+        message = r"deeplab-jax: stopped at step (\d+) of 100000, which is saved; the same command goes on from there"
+        return int(re.fullmatch(message, line)[1]), "".join(printed) + more
+
+    first, _ = interrupt_after("step 1:")
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [str(first)]
+    second, printed = interrupt_after(f"step {first + 1}:")
+    assert printed.startswith(f"resuming from step {first} in ") and second > first
+    steps = [line["step"] for line in read_metrics(tmp_path)]
+    assert steps == list(range(1, second + 1))
+
+
+# The process itself.
+
+
+def test_a_process_says_what_went_wrong_in_one_line() -> None:
+    process = start("train", "--config", "gone.py", "--workdir", "nowhere")
+    output, errors = process.communicate(timeout=250)
+    assert process.returncode == 2 and output == ""
+    (line,) = errors.splitlines()
+    assert line.startswith("deeplab-jax: config file 'gone.py' does not exist: give --config the path of a file")
+
+
+def test_help_needs_no_jax() -> None:
+    program = "import sys; from deeplab_jax.__main__ import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+    program += "assert 'jax' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for verb in ("train", "evaluate", "predict", "check-data", "prepare"):
+        assert verb in done.stdout
+
+
+def test_compiled_programs_are_kept_where_the_environment_says(tmp_path, monkeypatch) -> None:
+    import jax
+
+    from deeplab_jax.__main__ import enable_compilation_cache
+
+    before = jax.config.jax_compilation_cache_dir
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    enable_compilation_cache()  # The environment of the tests names a folder, or none.
+    assert jax.config.jax_compilation_cache_dir == before and list(tmp_path.iterdir()) == []
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    updates = {}
+    monkeypatch.setattr(jax.config, "update", updates.__setitem__)
+    enable_compilation_cache()
+    assert updates["jax_compilation_cache_dir"] == str(tmp_path / "deeplab_jax" / "xla")
+    assert (tmp_path / "deeplab_jax" / "xla").is_dir()
+
+
+# Every config.
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_reads_its_data(path, tmp_path, capsys) -> None:
+    name = load_config([f"--config={path}"]).data.name
+    assert name in (*LAYOUTS, "scenes"), f"tests/layouts.py has no layout of {name}"
+    words = data_arguments(name, tmp_path / "data")
+    code = run("check-data", "--config", f"{path}:debug", *words, "--limit", 2)
+    printed = capsys.readouterr()
+    assert code == 0, printed.out + printed.err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_trains_two_steps_and_evaluates(path, tmp_path, capsys, compilation_cache) -> None:
+    words = data_arguments(load_config([f"--config={path}"]).data.name, tmp_path / "data")
+    code = run("train", "--config", f"{path}:debug", *words, "--workdir", tmp_path / "run")
+    assert code == 0, capsys.readouterr().err
+    lines = read_metrics(tmp_path / "run")
+    assert [line["step"] for line in lines] == [1, 2, 2]
+    assert all(np.isfinite(line["train/loss"]) for line in lines if "train/loss" in line)
+    assert run("evaluate", "--model", tmp_path / "run", "--out", tmp_path / "out") == 0
+    assert set(json.loads((tmp_path / "out" / "metrics.json").read_text())) >= KEYS
