@@ -86,7 +86,7 @@ def pet(root: Path) -> None:
 
 def folder(root: Path) -> None:
     for index in range(12):
-        write_pair(root / f"images/{index}.png", root / f"masks/{index}.png", values=(index % 2, 255), seed=index)
+        write_pair(root / f"images/{index}.png", root / f"masks/{index}.png", values=(0, 1), seed=index)
 
 
 LAYOUTS: dict[str, Callable[[Path], None]] = {

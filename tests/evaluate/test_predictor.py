@@ -32,7 +32,8 @@ def images(tmp_path):
 def test_predictions_are_indexed_and_overlays_have_the_size_of_the_image(made, images, tmp_path) -> None:
     out = tmp_path / "new" / "out"
     progress = []
-    done = list(predict_files(*made, find_images([images]), out, progress=lambda *call: progress.append(call)))
+    options = {"mode": "exact", "progress": lambda *call: progress.append(call)}
+    done = list(predict_files(*made, find_images([images]), out, **options))
     assert [(path.name, error) for path, error in done] == [("a.png", None), ("b.c.png", None), ("d.png", None)]
     assert progress[-1] == (3, 3)
     assert sorted(path.name for path in out.iterdir()) == sorted(
