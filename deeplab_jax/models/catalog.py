@@ -184,8 +184,13 @@ def create_model(name: str, *, num_classes: int = 21, output_stride: int | None 
     )
     if architecture.multi_grid and "multi_grid" in backbone_options and given.get("multi_grid") is None:
         given["multi_grid"] = backbone.multi_grid
-    model_backbone = backbone.build(backbone_settings, **_pick(given, {}, backbone_options))
-    context, decoder = architecture.build(settings, **_pick(given, {}, context_options))
+    try:
+        model_backbone = backbone.build(backbone_settings, **_pick(given, {}, backbone_options))
+        context, decoder = architecture.build(settings, **_pick(given, {}, context_options))
+    except TypeError as error:
+        raise UserError(
+            f"{name}: an option has a value of another kind than it needs ({error}); see create_model"
+        ) from None
     recipe = json.dumps(
         {"name": name, "num_classes": num_classes, "output_stride": stride, "options": options}, sort_keys=True
     )
@@ -229,6 +234,12 @@ def check_output_stride(model: Segmenter) -> None:
         abstract_variables(model)
     except ValueError as error:
         raise UserError(str(error)) from None
+    except TypeError as error:
+        raise _wrong_kind(error) from None
+
+
+def _wrong_kind(error: TypeError) -> UserError:
+    return UserError(f"an option of the model has a value of another kind than it needs ({error}); see create_model")
 
 
 def _settings(

@@ -49,7 +49,8 @@ def cross_entropy(
     count = jnp.sum(valid, dtype=jnp.float32)
     if top_k >= 1.0:
         return jnp.sum(losses), count
-    kept = jnp.ceil(top_k * count)
+    # Rounding must not turn a product that is whole into the next number: 0.3 of 50 pixels are 15.
+    kept = jnp.ceil(top_k * count * (1 - 1e-6))
     # Ignored pixels are pushed behind the labelled ones, even behind those of zero loss.
     ranked = jnp.sort(jnp.where(valid, losses, -1.0).ravel(), descending=True)
     rank = jnp.arange(ranked.size, dtype=jnp.float32)
