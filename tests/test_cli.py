@@ -38,7 +38,8 @@ def run(*words):
 def start(*words):
     """A process of the command line of its own, as a user starts it."""
     command = [sys.executable, "-m", "deeplab_jax", *map(str, words)]
-    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "1", "PYTHONUNBUFFERED": "1"}
+    # With as many devices as this process has: XLA splits its work by their number, and so rounds otherwise.
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     return subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
