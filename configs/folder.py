@@ -1,8 +1,9 @@
 """Your own images and masks: any folder with `images/` and `masks/`, or two globs.
 
-    python -m deeplab_jax check-data --config configs/folder.py --config.data.dir=DIR
-    --config.data.options.class_names="('background','crack')" python -m deeplab_jax train --config configs/folder.py
-    --config.data.dir=DIR --config.data.options.class_names="('background','crack')" --workdir runs/mine
+    python -m deeplab_jax check-data --config configs/folder.py --config.data.dir=DIR \\
+        --config.data.options.class_names="('background','crack')"
+    python -m deeplab_jax train --config configs/folder.py --config.data.dir=DIR \\
+        --config.data.options.class_names="('background','crack')" --workdir runs/mine
 
 An image and its mask have one name up to the suffix; masks hold class ids, or other values that `value_map` translates,
 such as `--config.data.options.value_map="((0,0),(255,1))"` for black and white masks. A fifth of the images is held out
