@@ -6,7 +6,10 @@ rate x rate smaller ones, as TensorFlow's atrous convolution does. All three com
 rounding differ.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal, get_args
 
@@ -21,6 +24,57 @@ Lowering = Literal["auto", "direct", "taps", "space_to_batch"]
 Pairs = tuple[tuple[int, int], tuple[int, int]]
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """One call of `conv2d` or `conv_transpose2d`, as an observer sees it.
+
+    Attributes:
+      inputs, kernel, outputs: shapes, `[N, H, W, C]`, HWIO and `[N, H', W', D]`.
+      rate, stride: as given.
+      padding: zeros `((top, bottom), (left, right))`.
+      groups: 1, or the channels of a depthwise convolution.
+      transposed: a transposed convolution, whose stride spreads the inputs.
+    """
+
+    inputs: tuple[int, ...]
+    kernel: tuple[int, ...]
+    outputs: tuple[int, ...]
+    rate: int
+    stride: int
+    padding: Pairs
+    groups: int
+    transposed: bool = False
+
+
+_observer: ContextVar[Callable[[Convolution], None] | None] = ContextVar("observer", default=None)
+
+
+@contextmanager
+def observe_convolutions(observer: Callable[[Convolution], None]) -> Iterator[None]:
+    """Call `observer` with every convolution that this thread computes or traces meanwhile, whatever its lowering."""
+    token = _observer.set(observer)
+    try:
+        yield
+    finally:
+        _observer.reset(token)
+
+
+def _observed(
+    x: jax.Array,
+    kernel: jax.Array,
+    result: jax.Array,
+    rate: int,
+    stride: int,
+    pads: Pairs,
+    groups: int,
+    transposed: bool = False,
+) -> jax.Array:
+    observer = _observer.get()
+    if observer is not None:
+        observer(Convolution(x.shape, kernel.shape, result.shape, rate, stride, pads, groups, transposed))
+    return result
 
 
 def conv2d(
@@ -63,12 +117,41 @@ def conv2d(
     if lowering == "auto":
         lowering = choose_lowering(kernel.shape, rate=rate, stride=stride, depthwise=depthwise)
     if lowering == "taps" and depthwise:
-        return _depthwise_taps(x, kernel[:, :, 0, :], rate, stride, pads)
-    if lowering == "taps" and feature_group_count == 1 and stride == 1:
-        return _dense_taps(x, kernel, rate, pads)
-    if lowering == "space_to_batch" and stride == 1 and rate > 1:
-        return _space_to_batch(x, kernel, rate, pads, feature_group_count)
-    return _direct(x, kernel, rate, stride, pads, feature_group_count)
+        result = _depthwise_taps(x, kernel[:, :, 0, :], rate, stride, pads)
+    elif lowering == "taps" and feature_group_count == 1 and stride == 1:
+        result = _dense_taps(x, kernel, rate, pads)
+    elif lowering == "space_to_batch" and stride == 1 and rate > 1:
+        result = _space_to_batch(x, kernel, rate, pads, feature_group_count)
+    else:
+        result = _direct(x, kernel, rate, stride, pads, feature_group_count)
+    return _observed(x, kernel, result, rate, stride, pads, feature_group_count)
+
+
+def conv_transpose2d(x: jax.Array, kernel: jax.Array, *, stride: int) -> jax.Array:
+    """Add, for every sample of a map, the kernel weighted by it, at `stride` pixels' distance (FCN, sec. 3.3).
+
+    The gradient of a "VALID" convolution of that stride, so bilinear upsampling by s is a kernel of 2s - s % 2 taps.
+
+    Args:
+      x: `[N, H, W, C]`.
+      kernel: `[kh, kw, C, D]`, not turned: sample (0, 0) alone puts `kernel[i, j]` at pixel (i, j).
+      stride: 1 and up.
+
+    Returns:
+      `[N, (H - 1) * stride + kh, (W - 1) * stride + kw, D]`, which the caller crops.
+    """
+    chex.assert_rank([x, kernel], 4)
+    chex.assert_axis_dimension(kernel, 2, x.shape[-1])
+    height, width = kernel.shape[:2]
+    result = lax.conv_general_dilated(
+        x,
+        kernel[::-1, ::-1],
+        window_strides=(1, 1),
+        padding=((height - 1, height - 1), (width - 1, width - 1)),
+        lhs_dilation=(stride, stride),
+        dimension_numbers=_LAYOUT,
+    )
+    return _observed(x, kernel, result, 1, stride, ((0, 0), (0, 0)), 1, transposed=True)
 
 
 def choose_lowering(kernel_shape: Sequence[int], *, rate: int, stride: int, depthwise: bool) -> Lowering:
