@@ -53,10 +53,10 @@ def tiny_models() -> Iterator[None]:
     """Add the backbone `tiny` to the cascade and to DeepLabv3+."""
     with pytest.MonkeyPatch.context() as patch:
         build = lambda settings: TinyBackbone(settings)  # noqa: E731
-        patch.setitem(catalog.BACKBONES, "tiny", catalog.Backbone(build, IMAGENET, 1e-5, None))
+        patch.setitem(catalog.BACKBONES, "tiny", catalog.Backbone(build, IMAGENET))
         for name in ("cascade", "deeplabv3plus"):
             entry = catalog.ARCHITECTURES[name]
-            more = dataclasses.replace(entry, backbones=(*entry.backbones, "tiny"))
+            more = dataclasses.replace(entry, backbones={**entry.backbones, "tiny": {}})
             patch.setitem(catalog.ARCHITECTURES, name, more)
         yield
 

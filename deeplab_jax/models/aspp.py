@@ -9,21 +9,23 @@ from deeplab_jax.ops.pooling import global_average_pool
 from deeplab_jax.ops.resize import resize_bilinear
 
 RATES_OUTPUT_STRIDE = 16
+LARGEST_OUTPUT_STRIDE = 32
 
 
-def rates_at(rates: tuple[int, ...], output_stride: int) -> tuple[int, ...]:
-    """Scale rates stated at output stride 16 to another one: doubled at 8, halved at 32.
+def rates_at(rates: tuple[int, ...], output_stride: int, *, stated_at: int = RATES_OUTPUT_STRIDE) -> tuple[int, ...]:
+    """Scale rates stated at one output stride (DeepLabv3: 16) to another one: doubled at half of it, and so on.
 
     Raises:
       ValueError: beyond 32, where the paper has no pyramid, or where a rate is no whole number of samples.
     """
-    if output_stride > 2 * RATES_OUTPUT_STRIDE:
+    if output_stride > LARGEST_OUTPUT_STRIDE:
         raise ValueError(f"output_stride={output_stride}: ASPP is defined up to 32; use a cascade beyond it")
-    if any(rate * RATES_OUTPUT_STRIDE % output_stride for rate in rates):
+    if any(rate * stated_at % output_stride for rate in rates):
         raise ValueError(
-            f"aspp_rates={rates} (stated at output stride 16) are no whole rates at output stride {output_stride}"
+            f"aspp_rates={rates} (stated at output stride {stated_at}) are no whole rates at output stride "
+            f"{output_stride}"
         )
-    return tuple(rate * RATES_OUTPUT_STRIDE // output_stride for rate in rates)
+    return tuple(rate * stated_at // output_stride for rate in rates)
 
 
 class ASPP(nn.Module):

@@ -1,139 +1,172 @@
-"""Names to networks: one table of architectures, one of backbones, and `create_model`, which puts the two together.
-
-The keyword arguments of the functions here are the options of `create_model`, and their defaults are those of the paper
-in question.
-"""
+"""Names to networks: one table of backbones, one of architectures, and `create_model`, which puts the two together."""
 
 import inspect
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, get_args
 
 import flax.linen as nn
 
 from deeplab_jax.errors import UserError, did_you_mean
-from deeplab_jax.models.aspp import ASPP
-from deeplab_jax.models.deeplabv3plus_decoder import DeepLabV3PlusDecoder
-from deeplab_jax.models.dilation import FirstUnitRate
-from deeplab_jax.models.layers import LayerSettings, NormKind
-from deeplab_jax.models.mobilenet_v2 import MobileNetV2
-from deeplab_jax.models.preprocessing import IMAGENET, SYMMETRIC, Preprocessing
-from deeplab_jax.models.resnet import ResNet
+from deeplab_jax.models import parts
+from deeplab_jax.models.layers import SMALL_NORMAL, Conv, LayerSettings, NormKind
+from deeplab_jax.models.parts import choice
+from deeplab_jax.models.preprocessing import CAFFE, IMAGENET, SYMMETRIC, Preprocessing
 from deeplab_jax.models.segmenter import Segmenter, abstract_variables
 from deeplab_jax.ops.atrous import Lowering
 
-Convs = tuple[tuple[int, int], ...]
+Options = Mapping[str, Any]
+HEAD_NORM_EPSILON = 1e-5
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """A backbone's builder, the input it expects, and the defaults that its authors gave."""
+    """A backbone's builder, the input it expects, and what its authors chose.
+
+    Attributes:
+      build: see `parts`.
+      preprocessing: of images.
+      norm_epsilon: of its own batch norms; heads have 1e-5, as in the authors' code and torchvision.
+      multi_grid: what DeepLabv3 uses on it; None where it has no meaning.
+      output: name of the features that a head sees.
+      aux: name of the features under an auxiliary head.
+      norm: normalisation of it, and of the heads on it.
+    """
 
     build: Callable[..., nn.Module]
     preprocessing: Preprocessing
-    norm_epsilon: float
-    multi_grid: tuple[int, ...] | None  # what DeepLabv3 uses on it; None where it has no meaning
+    norm_epsilon: float = 1e-5
+    multi_grid: tuple[int, ...] | None = None
+    output: str = "conv5"
+    aux: str = "conv4"
+    norm: NormKind = "batch"
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """An architecture's parts, default output stride, and backbones."""
+    """An architecture's head, its backbones, and its place in the literature.
 
-    build: Callable[..., tuple[nn.Module | None, nn.Module | None]]
+    Attributes:
+      build: see `parts`.
+      output_stride: the paper's.
+      backbones: names, each with the options whose defaults differ there.
+      paper: where it is from.
+      note: what sets it apart.
+      defaults: options whose defaults differ from those of the backbone's and of the layers.
+      multi_grid: whether it uses the backbone's multi-grid.
+    """
+
+    build: Callable[..., parts.Head]
     output_stride: int
-    backbones: tuple[str, ...]
-    multi_grid: bool  # whether the paper uses the backbone's multi-grid
+    backbones: Mapping[str, Options]
+    paper: str
+    note: str
+    defaults: Options = field(default_factory=dict)
+    multi_grid: bool = False
 
 
-def _resnet(kind: str, units: tuple[int, int, int, int]) -> Callable[..., nn.Module]:
-    def build(
-        settings: LayerSettings,
-        *,
-        multi_grid: tuple[int, ...] | None = None,
-        first_unit_rate: FirstUnitRate = "previous",
-        width: float = 1.0,
-        last_block: int = 4,
-    ) -> nn.Module:
-        grid = (1,) * units[3] if multi_grid is None else tuple(multi_grid)
-        if len(grid) != units[3] or min(grid) < 1:
-            raise UserError(
-                f"multi_grid={grid}: this backbone's last block has {units[3]} units; give as many rates of at least 1"
-            )
-        if last_block not in (4, 5, 6, 7):
-            raise UserError(f"last_block={last_block!r}: choose from 4, 5, 6, 7")
-        _choice("first_unit_rate", first_unit_rate, get_args(FirstUnitRate))
-        return ResNet(units, kind, grid, first_unit_rate, last_block, width, settings)  # type: ignore[arg-type]
+def _on(*backbones: str, **defaults: Any) -> dict[str, Options]:
+    return dict.fromkeys(backbones, defaults)
 
-    return build
-
-
-def _mobilenet_v2(
-    settings: LayerSettings, *, first_unit_rate: FirstUnitRate = "previous", width: float = 1.0
-) -> nn.Module:
-    _choice("first_unit_rate", first_unit_rate, get_args(FirstUnitRate))
-    return MobileNetV2(width, first_unit_rate, settings)
-
-
-def _deeplabv3(
-    settings: LayerSettings,
-    *,
-    aspp_rates: tuple[int, ...] = (6, 12, 18),
-    aspp_channels: int = 256,
-    image_pooling: bool = True,
-    head_convs: Convs = (),
-    separable: bool = False,
-    dropout: float = 0.0,
-) -> tuple[nn.Module, None]:
-    return ASPP(aspp_channels, aspp_rates, image_pooling, separable, head_convs, dropout, settings), None
-
-
-def _deeplabv3plus(
-    settings: LayerSettings,
-    *,
-    aspp_rates: tuple[int, ...] = (6, 12, 18),
-    aspp_channels: int = 256,
-    image_pooling: bool = True,
-    head_convs: Convs = (),
-    separable: bool = False,
-    dropout: float = 0.0,
-    low_level: tuple[str, ...] = ("conv2",),
-    low_level_channels: int = 48,
-    decoder_convs: Convs = ((3, 256), (3, 256)),
-) -> tuple[nn.Module, nn.Module]:
-    context = ASPP(aspp_channels, aspp_rates, image_pooling, separable, head_convs, dropout, settings)
-    unknown = set(low_level) - {"conv2", "conv3"}
-    if unknown or not low_level:
-        raise UserError(f"low_level={low_level}: choose from 'conv2' and 'conv3'")
-    return context, DeepLabV3PlusDecoder(low_level, low_level_channels, decoder_convs, separable, settings)
-
-
-def _cascade(settings: LayerSettings) -> tuple[None, None]:
-    return None, None
-
-
-RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101")
 
 BACKBONES: dict[str, Backbone] = {
-    "resnet18": Backbone(_resnet("basic", (2, 2, 2, 2)), IMAGENET, 1e-5, (1, 2)),
-    "resnet34": Backbone(_resnet("basic", (3, 4, 6, 3)), IMAGENET, 1e-5, (1, 2, 4)),
-    "resnet50": Backbone(_resnet("bottleneck", (3, 4, 6, 3)), IMAGENET, 1e-5, (1, 2, 4)),
-    "resnet101": Backbone(_resnet("bottleneck", (3, 4, 23, 3)), IMAGENET, 1e-5, (1, 2, 4)),
-    "mobilenet_v2": Backbone(_mobilenet_v2, SYMMETRIC, 1e-3, None),
+    "resnet18": Backbone(parts.resnet("basic", (2, 2, 2, 2)), IMAGENET, multi_grid=(1, 2)),
+    "resnet34": Backbone(parts.resnet("basic", (3, 4, 6, 3)), IMAGENET, multi_grid=(1, 2, 4)),
+    "resnet50": Backbone(parts.resnet("bottleneck", (3, 4, 6, 3)), IMAGENET, multi_grid=(1, 2, 4)),
+    "resnet101": Backbone(parts.resnet("bottleneck", (3, 4, 23, 3)), IMAGENET, multi_grid=(1, 2, 4)),
+    "resnet50_beta": Backbone(
+        parts.resnet("bottleneck", (3, 4, 6, 3), stem="beta", default_first_unit_rate="last_unit"),
+        CAFFE,
+        multi_grid=(1, 2, 4),
+    ),
+    "resnet101_beta": Backbone(
+        parts.resnet("bottleneck", (3, 4, 23, 3), stem="beta", default_first_unit_rate="last_unit"),
+        CAFFE,
+        multi_grid=(1, 2, 4),
+    ),
+    "mobilenet_v2": Backbone(parts.mobilenet_v2, SYMMETRIC, norm_epsilon=1e-3),
+    "mobilenet_v3_large": Backbone(parts.mobilenet_v3_large, IMAGENET, norm_epsilon=1e-3, aux="conv3"),
+    "xception41": Backbone(parts.xception(41), SYMMETRIC, norm_epsilon=1e-3),
+    "xception65": Backbone(parts.xception(65), SYMMETRIC, norm_epsilon=1e-3),
+    "xception71": Backbone(parts.xception(71), SYMMETRIC, norm_epsilon=1e-3),
+    "vgg16": Backbone(parts.vgg16, IMAGENET, output="pool5", norm="none"),
+    "unet": Backbone(parts.unet_path, SYMMETRIC, norm="none"),
+}
+
+_ENCODERS = ("resnet18", "resnet34", "resnet50", "resnet101")
+_DEEPLAB = _on(*(name for name in BACKBONES if name not in ("vgg16", "unet")))
+_UNET_ON_ENCODER: Options = {
+    "skips": ("conv4", "conv3", "conv2", "stem", ""),
+    "decoder_channels": (256, 128, 64, 32, 16),
+    "upsampling": "nearest",
+    "dropout": 0.0,
 }
 
 ARCHITECTURES: dict[str, Architecture] = {
-    "deeplabv3": Architecture(_deeplabv3, 16, (*RESNETS, "mobilenet_v2"), True),
-    "deeplabv3plus": Architecture(_deeplabv3plus, 16, (*RESNETS, "mobilenet_v2"), True),
-    "cascade": Architecture(_cascade, 16, ("resnet50", "resnet101"), False),
-}
+    "deeplabv3": Architecture(
+        parts.deeplabv3, 16, _DEEPLAB, "1706.05587", "atrous spatial pyramid pooling, image-level features",
+        multi_grid=True,
+    ),
+    "deeplabv3plus": Architecture(
+        parts.deeplabv3plus, 16, _DEEPLAB, "1802.02611", "DeepLabv3 and a decoder at stride 4", multi_grid=True
+    ),
+    "cascade": Architecture(
+        parts.cascade, 16, _on("resnet50", "resnet101"), "1706.05587",
+        "DeepLabv3's other form: block 4 up to three times again (`last_block=7`), no pyramid",
+    ),
+    "deeplabv2": Architecture(
+        parts.deeplabv2, 8,
+        {"vgg16": {"fc_channels": 1024, "pool_window": 3}, "resnet101": {"first_unit_rate": "stage"}},
+        "1606.00915", "scores at rates 6, 12, 18, 24, summed; DenseCRF after it by `--crf`",
+    ),
+    "largefov": Architecture(
+        parts.largefov, 8, _on("vgg16", pool_window=3), "1412.7062", "DeepLabv1: fc6 as 3x3 at rate 12"
+    ),
+    "fcn32s": Architecture(parts.fcn_skips(()), 32, _on("vgg16"), "1411.4038", "upsampling learned, in one step"),
+    "fcn16s": Architecture(parts.fcn_skips(("pool4",)), 32, _on("vgg16"), "1411.4038", "adds the scores of pool4"),
+    "fcn8s": Architecture(
+        parts.fcn_skips(("pool4", "pool3")), 32, _on("vgg16"), "1411.4038", "adds the scores of pool4 and pool3"
+    ),
+    "fcn": Architecture(
+        parts.fcn, 8, _on("resnet50", "resnet101"), "torchvision", "torchvision's FCN: one 3x3 on dilated features",
+        defaults={"align_corners": False},
+    ),
+    "unet": Architecture(
+        parts.unet,
+        16,
+        {"unet": {}, **_on(*_ENCODERS, "mobilenet_v2", **_UNET_ON_ENCODER)},
+        "1505.04597",
+        "every skip concatenated; `padding=\"valid\"` is the published form",
+    ),
+    "segnet": Architecture(
+        parts.segnet, 32, _on("vgg16"), "1511.00561", "unpools by the encoder's maxima", defaults={"norm": "batch"}
+    ),
+    "refinenet": Architecture(
+        parts.refinenet, 32, _on("resnet50", "resnet101"), "1611.06612", "refines from coarse to fine, chained pooling"
+    ),
+    "pspnet": Architecture(
+        parts.pspnet, 8, _on("resnet50", "resnet101", first_unit_rate="stage"), "1612.01105",
+        "averages over 1, 4, 9 and 36 regions",
+    ),
+    "parsenet": Architecture(
+        parts.parsenet, 8, _on("vgg16", pool_window=3), "1506.04579", "L2-normalised global average beside LargeFOV"
+    ),
+    "spp": Architecture(
+        parts.spp, 16, _on("vgg16"), "1406.4729", "the vector of spatial pyramid pooling beside every pixel"
+    ),
+}  # fmt: skip
+
+
+def _names() -> dict[str, tuple[str, str]]:
+    """Map every name to its architecture and backbone; U-Net's own path adds nothing to the name."""
+    pairs = [(architecture, backbone) for architecture, entry in ARCHITECTURES.items() for backbone in entry.backbones]
+    return {a if a == b else f"{a}_{b}": (a, b) for a, b in pairs}
 
 
 def model_names() -> list[str]:
-    """List the `<architecture>_<backbone>` names that `create_model` takes."""
-    return [
-        f"{architecture}_{backbone}" for architecture, entry in ARCHITECTURES.items() for backbone in entry.backbones
-    ]
+    """List the names that `create_model` takes: `<architecture>_<backbone>`, and `unet`."""
+    return list(_names())
 
 
 def create_model(name: str, *, num_classes: int = 21, output_stride: int | None = None, **options: Any) -> Segmenter:
@@ -143,12 +176,12 @@ def create_model(name: str, *, num_classes: int = 21, output_stride: int | None 
       name: `<architecture>_<backbone>`, one of `model_names()`.
       num_classes: classes of the logits, at least 1.
       output_stride: input pixels per sample of the context's map; None is the architecture's own.
-      **options: `multi_grid`, `first_unit_rate`, `width` and, for the cascade, `last_block` shape the backbone;
-        `aspp_rates` (stated at output stride 16), `aspp_channels`, `image_pooling`, `head_convs`, `separable`,
-        `dropout`, `low_level`, `low_level_channels` and `decoder_convs` the head; `norm`, `backbone_norm`,
-        `norm_epsilon`, `norm_momentum`, `dtype`, `lowering` and `align_corners` the layers (see `LayerSettings`);
-        `aux_head` adds torchvision's auxiliary FCN head on conv4; `value_range`, `mean` and `std` replace the
-        backbone's preprocessing. Each is refused where it has no meaning.
+      **options: those of the backbone and the head are the keyword arguments of their functions in `parts`, such as
+        `multi_grid`, `first_unit_rate`, `width`, `aspp_rates`, `separable`, `low_level` or `padding`; `norm`,
+        `backbone_norm`, `norm_epsilon`, `norm_momentum`, `dtype`, `lowering` and `align_corners` concern the layers
+        (see `LayerSettings`); `image_pyramid`, `fusion` ("average", "max", "attention") and `pyramid` ("resized",
+        "laplacian") put an image pyramid around the network; `aux_head` adds torchvision's auxiliary FCN head;
+        `value_range`, `mean` and `std` replace the backbone's preprocessing. Each is refused where it has no meaning.
 
     Returns:
       The module; `model.init(key, images, train=False)` makes its variables.
@@ -156,55 +189,64 @@ def create_model(name: str, *, num_classes: int = 21, output_stride: int | None 
     Raises:
       UserError: an unknown name, option or value, naming what would be valid.
     """
-    if name not in model_names():
-        raise UserError(f"model {name!r} is not known: {did_you_mean(name, model_names())}")
-    architecture_name, backbone_name = name.split("_", 1)
+    names = _names()
+    if name not in names:
+        raise UserError(f"model {name!r} is not known: {did_you_mean(name, list(names))}")
+    architecture_name, backbone_name = names[name]
     architecture, backbone = ARCHITECTURES[architecture_name], BACKBONES[backbone_name]
     if num_classes < 1:
         raise UserError(f"num_classes={num_classes}: at least 1")
-    stride = architecture.output_stride if output_stride is None else output_stride
-    given = {key: _frozen(value) for key, value in options.items()}
+    stride = _default_stride(architecture_name, backbone_name) if output_stride is None else output_stride
 
-    context_options = _option_names(architecture.build)
+    head_options = _option_names(architecture.build)
     backbone_options = _option_names(backbone.build) - ({"last_block"} if architecture_name != "cascade" else set())
-    known = (
-        context_options
-        | backbone_options
-        | _option_names(_settings)
-        | _option_names(_preprocessing)
-        | {"backbone_norm", "aux_head"}
-    )
-    for option in given:
+    layer_options = _option_names(_settings)
+    known = head_options | backbone_options | layer_options | _option_names(_preprocessing)
+    known |= _option_names(parts.image_pyramid) | {"backbone_norm", "aux_head"}
+    for option in options:
         if option not in known:
             raise UserError(f"option {option!r} has no meaning for {name}: {did_you_mean(option, sorted(known))}")
 
-    settings = _settings(**_pick(given, {"norm_epsilon": backbone.norm_epsilon}, _option_names(_settings)))
-    backbone_settings = replace(
-        settings, norm=_choice("backbone_norm", given.get("backbone_norm", settings.norm), get_args(NormKind))
-    )
-    if architecture.multi_grid and "multi_grid" in backbone_options and given.get("multi_grid") is None:
+    defaults = {"norm": backbone.norm, **architecture.defaults, **architecture.backbones[backbone_name]}
+    given = {key: _frozen(value) for key, value in {**defaults, **options}.items()}
+    if architecture.multi_grid and given.get("multi_grid") is None:
         given["multi_grid"] = backbone.multi_grid
+    settings = _settings(**_pick(given, layer_options))
+    backbone_settings = replace(
+        settings,
+        norm=choice("backbone_norm", given.get("backbone_norm", settings.norm), get_args(NormKind)),
+        norm_epsilon=given.get("norm_epsilon", backbone.norm_epsilon),
+    )
     try:
-        model_backbone = backbone.build(backbone_settings, **_pick(given, {}, backbone_options))
-        context, decoder = architecture.build(settings, **_pick(given, {}, context_options))
+        model_backbone = backbone.build(backbone_settings, **_pick(given, backbone_options))
+        head = architecture.build(settings, num_classes, **_pick(given, head_options))
+        pyramid = parts.image_pyramid(settings, **_pick(given, _option_names(parts.image_pyramid)))
     except TypeError as error:
         raise UserError(
             f"{name}: an option has a value of another kind than it needs ({error}); see create_model"
         ) from None
-    recipe = json.dumps(
-        {"name": name, "num_classes": num_classes, "output_stride": stride, "options": options}, sort_keys=True
+    classifier = Conv(
+        num_classes,
+        head.classifier_kernel,
+        use_bias=True,
+        settings=settings,
+        kernel_init=SMALL_NORMAL,
     )
+    recipe = {"name": name, "num_classes": num_classes, "output_stride": stride, "options": options}
     model = Segmenter(
         backbone=model_backbone,
-        context=context,
-        decoder=decoder,
-        backbone_output=f"conv{given.get('last_block', 4) + 1}",
+        context=head.context,
+        decoder=head.decoder,
+        classifier=classifier if head.classifier_kernel else None,
+        pyramid=pyramid,
+        backbone_output=f"conv{given['last_block'] + 1}" if "last_block" in given else backbone.output,
         num_classes=num_classes,
         output_stride=stride,
-        preprocessing=_preprocessing(backbone.preprocessing, **_pick(given, {}, _option_names(_preprocessing))),
+        preprocessing=_preprocessing(backbone.preprocessing, **_pick(given, _option_names(_preprocessing))),
         settings=settings,
-        aux_features="conv4" if given.get("aux_head", False) else None,
-        recipe=recipe,
+        aux_features=backbone.aux if given.get("aux_head", False) else None,
+        valid=given.get("padding") == "valid",
+        recipe=json.dumps(recipe, sort_keys=True),
     )
     check_output_stride(model)
     return model
@@ -213,9 +255,9 @@ def create_model(name: str, *, num_classes: int = 21, output_stride: int | None 
 def describe(model: Segmenter) -> dict[str, Any]:
     """Return the name, class count, output stride and options from which `create_model` builds this model again.
 
-    Of a clone, the class count and output stride are its own; other fields cannot be described once cloned.
+    Of a clone, the output stride is its own; other fields cannot be described once cloned.
     """
-    return {**json.loads(model.recipe), "num_classes": model.num_classes, "output_stride": model.output_stride}
+    return {**json.loads(model.recipe), "output_stride": model.output_stride}
 
 
 def from_description(description: Mapping[str, Any]) -> Segmenter:
@@ -235,25 +277,28 @@ def check_output_stride(model: Segmenter) -> None:
     except ValueError as error:
         raise UserError(str(error)) from None
     except TypeError as error:
-        raise _wrong_kind(error) from None
+        raise UserError(
+            f"an option of the model has a value of another kind than it needs ({error}); see create_model"
+        ) from None
 
 
-def _wrong_kind(error: TypeError) -> UserError:
-    return UserError(f"an option of the model has a value of another kind than it needs ({error}); see create_model")
+def _default_stride(architecture: str, backbone: str) -> int:
+    # U-Net's own path halves four times, an ImageNet encoder five times.
+    return 32 if architecture == "unet" and backbone != "unet" else ARCHITECTURES[architecture].output_stride
 
 
 def _settings(
     *,
     norm: NormKind = "batch",
-    norm_epsilon: float = 1e-5,
+    norm_epsilon: float = HEAD_NORM_EPSILON,
     norm_momentum: float = 0.9997,
     dtype: str = "float32",
     lowering: Lowering = "auto",
     align_corners: bool = True,
 ) -> LayerSettings:
-    _choice("norm", norm, get_args(NormKind))
-    _choice("dtype", dtype, ("float32", "bfloat16"))
-    _choice("lowering", lowering, get_args(Lowering))
+    choice("norm", norm, get_args(NormKind))
+    choice("dtype", dtype, ("float32", "bfloat16"))
+    choice("lowering", lowering, get_args(Lowering))
     return LayerSettings(norm, norm_epsilon, norm_momentum, dtype, lowering, align_corners)
 
 
@@ -275,14 +320,8 @@ def _option_names(function: Callable[..., Any]) -> set[str]:
     return {name for name, p in inspect.signature(function).parameters.items() if p.kind is p.KEYWORD_ONLY}
 
 
-def _pick(given: Mapping[str, Any], defaults: Mapping[str, Any], names: set[str]) -> dict[str, Any]:
-    return {key: value for key, value in {**defaults, **given}.items() if key in names}
-
-
-def _choice(option: str, value: Any, choices: tuple[str, ...]) -> Any:
-    if value not in choices:
-        raise UserError(f"{option}={value!r}: {did_you_mean(str(value), choices)}")
-    return value
+def _pick(given: Options, names: set[str]) -> dict[str, Any]:
+    return {key: value for key, value in given.items() if key in names}
 
 
 def _frozen(value: Any) -> Any:

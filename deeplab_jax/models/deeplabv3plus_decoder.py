@@ -4,8 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from deeplab_jax.models.layers import ConvNorm, LayerSettings, spatial_conv
-from deeplab_jax.models.resnet import Features
+from deeplab_jax.models.layers import ConvNorm, Features, LayerSettings, spatial_conv
 from deeplab_jax.ops.resize import resize_bilinear
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-FirstUnitRate = Literal["previous", "stage"]
+FirstUnitRate = Literal["previous", "stage", "last_unit"]
 
 
 @dataclass(frozen=True)
@@ -12,9 +12,9 @@ class Stage:
     """How one stage runs at the chosen output stride.
 
     Attributes:
-      stride: stride of its first unit, 1 where it was turned into a rate.
-      rate: atrous rate of the stage's convolutions after that unit's stride.
-      first_rate: rate of the convolution whose stride was removed.
+      stride: stride on the way into the stage, 1 where it was turned into a rate.
+      rate: atrous rate of the stage's convolutions after that stride.
+      first_rate: rate of the first unit's spatial convolution, which may have lost its stride.
       output_stride: input pixels per sample after the stage.
     """
 
@@ -29,10 +29,15 @@ def dilate_stages(
 ) -> list[Stage]:
     """Keep the strides until the output stride is reached; from there on, multiply the rates instead.
 
-    With `first_unit_rate="previous"` the convolution whose own stride is removed keeps the rate of the stage before,
-    since it samples the map that stage left. Then the features at output stride 16 are exactly every second sample of
-    those at 8, with the same weights. With "stage" it already takes the new rate, as in some peers, and that equality
-    is lost.
+    Three conventions for the first unit of a stage whose stride was removed:
+
+    - "previous": the convolution that lost its stride keeps the rate of the stage before, since it samples the map that
+      stage left (torchvision's ResNets). Then the features at output stride 16 are exactly every second sample of those
+      at 8, with the same weights.
+    - "last_unit": the stride sits in the last unit of the stage before (the papers, the authors' "beta" ResNets), whose
+      rate that convolution keeps; so every unit of the stage takes the new rate. The same equality holds.
+    - "stage": the stride sits in the first unit, yet every convolution of the stage takes the new rate
+      (segmentation_models_pytorch, torchvision's MobileNetV3). That equality is lost.
 
     Args:
       strides: nominal stride of each stage.

@@ -14,14 +14,19 @@ import jax.numpy as jnp
 from deeplab_jax.ops.atrous import Lowering, conv2d
 
 NormKind = Literal["batch", "frozen", "group", "none"]
-Activation = Literal["relu", "relu6", "none"]
+Activation = Literal["relu", "relu6", "hard_swish", "none"]
+# What a backbone returns: the map [N, h, w, C] and stride of each of its stages, by name, in order.
+Features = dict[str, tuple[jax.Array, int]]
 
 ACTIVATIONS: dict[Activation, Callable[[jax.Array], jax.Array]] = {
     "relu": jax.nn.relu,
     "relu6": jax.nn.relu6,
+    "hard_swish": jax.nn.hard_swish,
     "none": lambda x: x,
 }
 GROUP_NORM_GROUPS = 32
+# Of layers that end in scores: logits near zero, so that the first loss is that of a uniform guess.
+SMALL_NORMAL = nn.initializers.normal(0.01)
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,7 @@ class LayerSettings:
 
 
 class Conv(nn.Module):
-    """A convolution over `[N, H, W, C]`, padded symmetrically so that it keeps the size at stride 1 (odd kernels).
+    """A convolution over `[N, H, W, C]`; `padding=None` is symmetric and keeps the size at stride 1.
 
     Parameters: `kernel` (HWIO, He-normal by fan-in) and, with `use_bias`, `bias`.
     """
@@ -59,6 +64,7 @@ class Conv(nn.Module):
     rate: int = 1
     depthwise: bool = False
     use_bias: bool = False
+    padding: Literal["VALID"] | None = None
     settings: LayerSettings = LayerSettings()
     kernel_init: Callable[..., Any] = nn.initializers.he_normal()
 
@@ -74,6 +80,7 @@ class Conv(nn.Module):
             kernel.astype(dtype),
             rate=self.rate,
             stride=self.stride,
+            padding=self.padding,
             feature_group_count=x.shape[-1] if self.depthwise else 1,
             lowering=self.settings.lowering,
         )
@@ -126,6 +133,7 @@ class ConvNorm(nn.Module):
     rate: int = 1
     depthwise: bool = False
     activation: Activation = "relu"
+    padding: Literal["VALID"] | None = None
     settings: LayerSettings = LayerSettings()
     scale_init: Callable[..., Any] = nn.initializers.ones
 
@@ -139,6 +147,7 @@ class ConvNorm(nn.Module):
             rate=self.rate,
             depthwise=self.depthwise,
             use_bias=bare,
+            padding=self.padding,
             settings=self.settings,
             name="conv",
         )(x)

@@ -6,18 +6,17 @@ import flax.linen as nn
 import jax
 
 from deeplab_jax.models.dilation import FirstUnitRate, dilate_stages
-from deeplab_jax.models.layers import ConvNorm, LayerSettings
-from deeplab_jax.models.resnet import Features
+from deeplab_jax.models.layers import ConvNorm, Features, LayerSettings
 
 # Table 2 of the paper: expansion, channels, units, stride of the first unit, and the name of the features that the row
-# completes.
+# leads to; the last row of each name completes them.
 ROWS = (
     (1, 16, 1, 1, "conv1"),
     (6, 24, 2, 2, "conv2"),
     (6, 32, 3, 2, "conv3"),
-    (6, 64, 4, 2, ""),
+    (6, 64, 4, 2, "conv4"),
     (6, 96, 3, 1, "conv4"),
-    (6, 160, 3, 2, ""),
+    (6, 160, 3, 2, "conv5"),
     (6, 320, 1, 1, "conv5"),
 )
 STEM_CHANNELS = 32
@@ -92,9 +91,11 @@ class MobileNetV2(nn.Module):
             name="stem",
         )(x, train=train)
         features: Features = {"stem": (x, STEM_STRIDE)}
-        for index, ((expansion, channels, units, _, name), stage) in enumerate(zip(ROWS, stages, strict=True)):
+        count: dict[str, int] = {}
+        for (expansion, channels, units, _, name), stage in zip(ROWS, stages, strict=True):
             for unit in range(units):
                 first = unit == 0
+                count[name] = count.get(name, 0) + 1
                 x = InvertedResidual(
                     scale_channels(channels, self.width),
                     expansion,
@@ -102,8 +103,7 @@ class MobileNetV2(nn.Module):
                     rate=stage.first_rate if first else stage.rate,
                     residual=not first,
                     settings=self.settings,
-                    name=f"stage{index + 1}_unit{unit + 1}",
+                    name=f"{name}_unit{count[name]}",
                 )(x, train=train)
-            if name:
-                features[name] = (x, stage.output_stride)
+            features[name] = (x, stage.output_stride)
         return features

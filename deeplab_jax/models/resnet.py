@@ -1,5 +1,5 @@
-"""ResNet backbones (He et al., arXiv 1512.03385;
-the form with the stride in the 3x3 convolution) with atrous stages.
+"""ResNet backbones (He et al., arXiv 1512.03385) with atrous stages: the plain form, whose stride is in a unit's 3x3
+convolution, and the "beta" form of DeepLab's authors.
 """
 
 from typing import Literal
@@ -8,19 +8,20 @@ import flax.linen as nn
 import jax
 
 from deeplab_jax.models.dilation import FirstUnitRate, dilate_stages
-from deeplab_jax.models.layers import ConvNorm, LayerSettings
+from deeplab_jax.models.layers import ConvNorm, Features, LayerSettings
 from deeplab_jax.ops.pooling import max_pool
-
-Features = dict[str, tuple[jax.Array, int]]
 
 STEM_STRIDE = 4
 STAGE_WIDTHS = (64, 128, 256, 512)
+# Kernel size and channels of the convolutions before the max pooling; the first has stride 2.
+STEMS: dict[str, tuple[tuple[int, int], ...]] = {"plain": ((7, 64),), "beta": ((3, 64), (3, 64), (3, 128))}
 
 
 class Unit(nn.Module):
     """One residual unit: `bottleneck` is 1x1, 3x3, 1x1 with four times the width at its end; `basic` is two 3x3.
 
-    `first_rate` is the rate of the 3x3 convolution that carries the stride; a second 3x3 has `rate`.
+    `first_rate` is the rate of the 3x3 convolution that carries the stride; a second 3x3 has `rate`. Returns the unit's
+    output, and its residual branch before the addition.
     """
 
     width: int
@@ -31,7 +32,7 @@ class Unit(nn.Module):
     settings: LayerSettings
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
         s = self.settings
         features = self.width * 4 if self.kind == "bottleneck" else self.width
         if self.kind == "bottleneck":
@@ -50,7 +51,7 @@ class Unit(nn.Module):
         else:
             # As in the authors' code; projected, the copies of block 4 would have parameters only where they stride.
             x = x[:, :: self.stride, :: self.stride]
-        return jax.nn.relu(x + y)
+        return jax.nn.relu(x + y), y
 
 
 class ResNet(nn.Module):
@@ -59,15 +60,19 @@ class ResNet(nn.Module):
     Attributes:
       units: residual units of blocks 1 to 4 (stages conv2 to conv5).
       kind: kind of the units.
+      stem: "plain" is one 7x7 convolution, "beta" three 3x3.
       multi_grid: unit rates of the last block, and of its copies; multiplied by the stage's rate (DeepLabv3, sec.
         3.2.1).
-      first_unit_rate: see `dilate_stages`.
+      first_unit_rate: see `dilate_stages`. With "last_unit", whose stages stride before they end, the features of a
+        stage are what the authors' decoder takes there: the residual branch, before its addition, of the last unit at
+        the stage's own resolution. (Of the last stage: its output, as otherwise.)
       last_block: 4, or up to 7: blocks 5 to 7 are copies of block 4, each with stride 2 (DeepLabv3, sec. 3.2, Fig. 3).
       width: multiplies all channel counts; 1 is the published network.
     """
 
     units: tuple[int, int, int, int]
     kind: Literal["basic", "bottleneck"]
+    stem: Literal["plain", "beta"] = "plain"
     multi_grid: tuple[int, ...] = (1, 1, 1)
     first_unit_rate: FirstUnitRate = "previous"
     last_block: int = 4
@@ -88,21 +93,35 @@ class ResNet(nn.Module):
             output_stride=output_stride,
             first_unit_rate=self.first_unit_rate,
         )
-        x = ConvNorm(max(1, round(64 * self.width)), 7, stride=2, settings=self.settings, name="conv1")(x, train=train)
+        for index, (kernel_size, channels) in enumerate(STEMS[self.stem]):
+            x = ConvNorm(
+                max(1, round(channels * self.width)),
+                kernel_size,
+                stride=1 if index else 2,
+                settings=self.settings,
+                name=f"stem_conv{index + 1}",
+            )(x, train=train)
         features: Features = {"stem": (x, 2)}
         x = max_pool(x, window=3, stride=2)
         for index, (count, width, stage) in enumerate(zip(units, widths, stages, strict=True)):
             grid = self.multi_grid if index >= 3 else (1,) * count
+            strides = [1] * count
+            if self.first_unit_rate != "last_unit":
+                strides[0] = stage.stride
+            elif index + 1 < len(stages):
+                strides[-1] = stages[index + 1].stride
+            branches = []
             for unit in range(count):
-                first = unit == 0
-                x = Unit(
+                x, branch = Unit(
                     width,
                     self.kind,
-                    stride=stage.stride if first else 1,
+                    stride=strides[unit],
                     rate=stage.rate * grid[unit],
-                    first_rate=(stage.first_rate if first else stage.rate) * grid[unit],
+                    first_rate=(stage.rate if unit else stage.first_rate) * grid[unit],
                     settings=self.settings,
                     name=f"conv{index + 2}_unit{unit + 1}",
                 )(x, train=train)
-            features[f"conv{index + 2}"] = (x, stage.output_stride)
+                branches.append(branch)
+            early = self.first_unit_rate == "last_unit" and index + 1 < len(stages)
+            features[f"conv{index + 2}"] = (branches[-2] if early else x, stage.output_stride)
         return features

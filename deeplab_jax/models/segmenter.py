@@ -6,9 +6,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from deeplab_jax.models.layers import Conv, ConvNorm, LayerSettings
+from deeplab_jax.models.image_pyramid import ImagePyramid
+from deeplab_jax.models.layers import Conv, ConvNorm, Features, LayerSettings
 from deeplab_jax.models.preprocessing import Preprocessing
-from deeplab_jax.models.resnet import Features
+from deeplab_jax.models.unet import VALID_SMALLEST, extend_by_mirroring
 from deeplab_jax.ops.resize import resize_bilinear
 
 Variables = dict[str, Any]
@@ -17,9 +18,7 @@ SMALLEST_SIDE = 33
 
 
 class FCNHead(nn.Module):
-    """torchvision's FCN head: 3x3 to a quarter of the channels, dropout, 1x1 to the classes;
-    here the auxiliary head.
-    """
+    """torchvision's FCN head, here the auxiliary one: 3x3 to a quarter of the channels, dropout, 1x1 to the classes."""
 
     num_classes: int
     dropout: float = 0.1
@@ -40,35 +39,35 @@ class Segmenter(nn.Module):
     Attributes:
       backbone: module `(images, output_stride=, train=) -> Features`.
       context: module `(map, output_stride=, train=) -> map`, or None.
-      decoder: module `(map, features, train=) -> map`, or None.
+      decoder: module `(map, features, train=) -> map`, or None. The features are those of the method `features`, and
+        the images themselves as "image".
+      classifier: module `map -> scores`, or None where the decoder's output are the scores.
+      pyramid: an `ImagePyramid` around all of these, or None.
       backbone_output: name of the features that the context sees.
       num_classes: classes of the logits.
       output_stride: input pixels per sample of the context's map.
       preprocessing: how stored pixels become the images that `__call__` takes.
       settings: of the classifier and the resizes.
       aux_features: name of the features under an auxiliary FCN head, or None.
+      valid: the logits cover the centre of the images only (U-Net as published).
       recipe: the name and options that `create_model` was given, as JSON text; `save` writes it.
     """
 
     backbone: nn.Module
     context: nn.Module | None
     decoder: nn.Module | None
+    classifier: nn.Module | None
+    pyramid: ImagePyramid | None
     backbone_output: str
     num_classes: int
     output_stride: int
     preprocessing: Preprocessing
     settings: LayerSettings
     aux_features: str | None
+    valid: bool
     recipe: str
 
     def setup(self) -> None:
-        self.classifier = Conv(
-            self.num_classes,
-            use_bias=True,
-            settings=self.settings,
-            kernel_init=nn.initializers.normal(0.01),
-            name="classifier",
-        )
         if self.aux_features is not None:
             self.aux_head = FCNHead(self.num_classes, settings=self.settings, name="aux_head")
 
@@ -76,49 +75,81 @@ class Segmenter(nn.Module):
         """Compute logits at the size of the images.
 
         Args:
-          images: preprocessed floats `[N, H, W, 3]`, H and W from 33 up.
+          images: preprocessed floats `[N, H, W, 3]`, H and W from 33 up (from 188 up where `valid`).
           train: batch statistics and dropout as in training.
 
         Returns:
-          float32 `[N, H, W, num_classes]`. With an auxiliary head its logits, of the same shape, are sown under
-          `intermediates/aux`.
+          float32 `[N, H, W, num_classes]`; where `valid`, 184 pixels less per side. With an auxiliary head its logits,
+          of the same shape, are sown under `intermediates/aux`.
 
         Raises:
-          ValueError: images below 33 pixels, or of another rank.
+          ValueError: images of too few pixels, or of another rank.
         """
         scores = self.scores(images, train=train)
         return self.resize(scores, images)
 
     def scores(self, images: jax.Array, *, train: bool = False) -> jax.Array:
         """Compute the classifier's float32 output `[N, h, w, num_classes]` before it is resized to the image."""
-        if images.ndim != 4 or min(images.shape[1:3]) < SMALLEST_SIDE:
+        if images.ndim != 4 or min(images.shape[1:3]) < self.smallest_side:
             raise ValueError(
-                f"images of shape {images.shape}: expected [N, H, W, C] with H and W of at least {SMALLEST_SIDE}"
+                f"images of shape {images.shape}: expected [N, H, W, C] with H and W of at least {self.smallest_side}"
             )
-        features = self.features(images, train=train)
-        x, _ = features["context"]
-        if self.aux_features is not None:
-            aux = self.aux_head(features[self.aux_features][0], train=train)
-            self.sow("intermediates", "aux", self.resize(aux, images))
-        if self.decoder is not None:
-            x = self.decoder(x, features, train=train)
-        return self.classifier(x).astype(jnp.float32)
+        if self.pyramid is None:
+            return self._scores(images, images, train=train)[0]
+        views = self.pyramid.views(images, smallest=self.smallest_side)
+        scores, seen = zip(*[self._scores(view, images, train=train) for view in views], strict=True)
+        return self.pyramid(list(scores), list(seen))
+
+    def scores_of_whole(self, images: jax.Array) -> jax.Array:
+        """Compute scores that cover the images to their borders, mirroring them there where the network is `valid`."""
+        if not self.valid:
+            return self.scores(images)
+        scores = self.scores(extend_by_mirroring(images))
+        return scores[:, : images.shape[1], : images.shape[2]]
 
     def features(self, images: jax.Array, *, train: bool = False) -> Features:
-        """Compute `{name: (array [N, h, w, C], stride)}` from the stem to the context's output."""
+        """Compute `{name: (array [N, h, w, C], stride)}` from the stem to the context's output; of an image pyramid, at
+        its first scale.
+        """
+        if self.pyramid is not None:
+            images = self.pyramid.views(images, smallest=self.smallest_side)[0]
+        return self._features(images, train=train)
+
+    def resize(self, scores: jax.Array, images: jax.Array) -> jax.Array:
+        """Resize scores bilinearly to the images' height and width, in float32; not where `valid`."""
+        scores = scores.astype(jnp.float32)
+        if self.valid:
+            return scores
+        return resize_bilinear(scores, images.shape[1:3], align_corners=self.settings.align_corners)
+
+    @property
+    def smallest_side(self) -> int:
+        """Pixels that each side of an image has at least."""
+        return VALID_SMALLEST if self.valid else SMALLEST_SIDE
+
+    def _features(self, images: jax.Array, *, train: bool) -> Features:
         features = dict(self.backbone(images, output_stride=self.output_stride, train=train))
         x, stride = features[self.backbone_output]
         if self.context is not None:
             x = self.context(x, output_stride=stride, train=train)
         return {**features, "context": (x, stride)}
 
-    def resize(self, scores: jax.Array, images: jax.Array) -> jax.Array:
-        """Resize scores bilinearly to the images' height and width, in float32."""
-        return resize_bilinear(scores.astype(jnp.float32), images.shape[1:3], align_corners=self.settings.align_corners)
+    def _scores(self, view: jax.Array, images: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
+        """Return the float32 scores of one view of the images, and the map before the classifier."""
+        features = self._features(view, train=train)
+        x, _ = features["context"]
+        if self.aux_features is not None:
+            aux = self.aux_head(features[self.aux_features][0], train=train)
+            self.sow("intermediates", "aux", self.resize(aux, images))
+        if self.decoder is not None:
+            x = self.decoder(x, {**features, "image": (view, 1)}, train=train)
+        scores = x if self.classifier is None else self.classifier(x)
+        return scores.astype(jnp.float32), x
 
 
 def abstract_variables(model: Segmenter) -> Variables:
     """Return the shapes and dtypes of the model's variables without computing any."""
-    images = jax.ShapeDtypeStruct((1, 65, 65, 3), jnp.float32)
+    side = max(65, model.smallest_side)
+    images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
     variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
     return {name: tree for name, tree in variables.items() if name in ("params", "batch_stats")}

@@ -1,9 +1,11 @@
 """Pooling with symmetric padding."""
 
+from collections.abc import Sequence
 from functools import reduce
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 
@@ -42,3 +44,71 @@ def max_pool(x: jax.Array, *, window: int, stride: int, rate: int = 1) -> jax.Ar
 def global_average_pool(x: jax.Array) -> jax.Array:
     """Average over height and width, in float32: `[N, H, W, C] -> [N, 1, 1, C]` of the dtype of `x`."""
     return jnp.mean(x, axis=(1, 2), keepdims=True, dtype=jnp.float32).astype(x.dtype)
+
+
+def max_unpool(x: jax.Array, pooled: jax.Array) -> jax.Array:
+    """Undo a 2x2 max pooling of stride 2: put each value where the pooled map had its maximum, zeros elsewhere.
+
+    Of equal maxima the first in reading order counts, as in PyTorch and Caffe.
+
+    Args:
+      x: `[N, ceil(H / 2), ceil(W / 2), C]`.
+      pooled: `[N, H, W, C]`, the map that was pooled.
+
+    Returns:
+      `[N, H, W, C]`.
+    """
+    height, width = pooled.shape[1:3]
+    size = (2 * x.shape[1], 2 * x.shape[2])
+    lowest = jnp.array(-jnp.inf, pooled.dtype)
+    whole = lax.pad(pooled, lowest, ((0, 0, 0), (0, size[0] - height, 0), (0, size[1] - width, 0), (0, 0, 0)))
+    corners = [(row, column) for row in (0, 1) for column in (0, 1)]
+    views = [whole[:, row::2, column::2] for row, column in corners]
+    highest = reduce(jnp.maximum, views)
+    taken = jnp.zeros(x.shape, bool)
+    result = jnp.zeros((x.shape[0], *size, x.shape[3]), x.dtype)
+    for (row, column), view in zip(corners, views, strict=True):
+        here = (view == highest) & ~taken
+        taken |= here
+        spread = ((0, 0, 0), (row, 1 - row, 1), (column, 1 - column, 1), (0, 0, 0))
+        result += lax.pad(jnp.where(here, x, 0), jnp.zeros((), x.dtype), spread)
+    return result[:, :height, :width]
+
+
+def adaptive_average_pool(x: jax.Array, bins: int) -> jax.Array:
+    """Average over `bins x bins` regions that cover a map of any size: `[N, H, W, C] -> [N, bins, bins, C]`.
+
+    Region i reaches from `floor(i H / bins)` to `ceil((i + 1) H / bins)`, as in PyTorch, so regions may share a row.
+    """
+    rows, columns = (jnp.asarray(_averaging_matrix(size, bins), x.dtype) for size in x.shape[1:3])
+    return jnp.einsum("qw,npwc->npqc", columns, jnp.einsum("ph,nhwc->npwc", rows, x))
+
+
+def _averaging_matrix(size: int, bins: int) -> np.ndarray:
+    matrix = np.zeros((bins, size), np.float32)
+    for index, (start, stop) in enumerate(_regions(size, bins)):
+        matrix[index, start:stop] = 1 / (stop - start)
+    return matrix
+
+
+def _regions(size: int, bins: int) -> list[tuple[int, int]]:
+    return [(index * size // bins, -(-(index + 1) * size // bins)) for index in range(bins)]
+
+
+def spatial_pyramid(x: jax.Array, bins: Sequence[int]) -> jax.Array:
+    """Reduce a map of any size to a vector of fixed length: the maxima over `b x b` regions for each of `bins`.
+
+    SPP-net (arXiv 1406.4729, sec. 2.2) derives window and stride from the size, which for some sizes gives more than b
+    windows; regions as in `adaptive_average_pool` always are b.
+
+    Returns:
+      `[N, C * sum(b * b)]`, from the first level to the last, within one by region in reading order: 5376 numbers for
+      256 channels and bins 4, 2, 1.
+    """
+    maxima = []
+    for count in bins:
+        rows, columns = (_regions(size, count) for size in x.shape[1:3])
+        maxima += [
+            jnp.max(x[:, top:bottom, left:right], axis=(1, 2)) for top, bottom in rows for left, right in columns
+        ]
+    return jnp.concatenate(maxima, axis=-1)

@@ -12,7 +12,8 @@ from deeplab_jax.weights.folder import compare, flatten_variables, load
 
 SCOPES: dict[str, Callable[[str], bool]] = {
     "all": lambda name: True,
-    "all_but_classifier": lambda name: "/classifier/" not in name and "/aux_head/" not in name,
+    # Parts whose output are the scores name their own classifiers "classifier_...".
+    "all_but_classifier": lambda name: "/classifier" not in name and "/aux_head/" not in name,
     "backbone": lambda name: name.split("/")[1] == "backbone",
 }
 

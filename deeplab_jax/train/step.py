@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from deeplab_jax.models.segmenter import Segmenter
+from deeplab_jax.models.unet import centre_crop
 from deeplab_jax.ops.losses import cross_entropy, mean_loss, valid_pixels
 from deeplab_jax.ops.resize import resize_labels
 from deeplab_jax.train.state import TrainState
@@ -67,6 +68,7 @@ def train_step(
         )
         if upsample_logits:
             logits = model.resize(scores, images)
+            labels = centre_crop(labels, logits.shape[1:3])  # All of them, but for U-Net without padding.
         else:
             logits, labels = (
                 scores,

@@ -216,7 +216,9 @@ def test_a_residual_unit_by_hand() -> None:
     }
     x = jnp.asarray([-2, 1, 3], jnp.float32).reshape(1, 1, 3, 1)
     # x + (2 relu(x) - 1), then relu
-    assert unit.apply(variables, x, train=False).ravel().tolist() == [0, 2, 8]
+    output, branch = unit.apply(variables, x, train=False)
+    assert output.ravel().tolist() == [0, 2, 8]
+    assert branch.ravel().tolist() == [-1, 1, 5]
 
 
 @pytest.mark.parametrize(

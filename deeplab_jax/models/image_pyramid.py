@@ -1,0 +1,71 @@
+"""Image pyramids: one network with shared weights over several scales of the image, their scores fused."""
+
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from deeplab_jax.models.layers import SMALL_NORMAL, Conv, LayerSettings
+from deeplab_jax.ops.resize import resize_bilinear
+
+Fusion = Literal["average", "max", "attention"]
+PyramidKind = Literal["resized", "laplacian"]
+
+ATTENTION_CHANNELS = 512
+
+
+class ImagePyramid(nn.Module):
+    """What a network sees of an image at several scales, and how their scores become one.
+
+    Scores are fused at the size of the first scale's. "max" is DeepLabv2's (sec. 4.1.2); "attention" (Chen et al.,
+    arXiv 1511.03339, sec. 3) weighs the scales at every pixel by a softmax over two convolutions that read the features
+    of all of them. The "laplacian" pyramid (Farabet et al., PAMI 2013, sec. 3.1) shows at each scale only the band that
+    the next coarser one lacks; the coarsest shows all that is left. Farabet's local normalisation of the bands is left
+    out: where a band is empty, as in a clear sky, it would blow up noise.
+
+    Attributes:
+      scales: from fine to coarse; a side of n pixels is seen as `(n - 1) * scale + 1`.
+      fusion: of the scores.
+      kind: "resized" images or the bands of a Laplacian pyramid.
+    """
+
+    scales: tuple[float, ...] = (1.0, 0.75, 0.5)
+    fusion: Fusion = "average"
+    kind: PyramidKind = "resized"
+    settings: LayerSettings = LayerSettings()
+
+    def views(self, images: jax.Array, *, smallest: int) -> list[jax.Array]:
+        """Return the images `[N, H, W, C]` as seen at each scale, no side below `smallest`."""
+        sizes = [[max(smallest, round((side - 1) * scale) + 1) for side in images.shape[1:3]] for scale in self.scales]
+        levels = [resize_bilinear(images, size, align_corners=True) for size in sizes]
+        if self.kind == "resized":
+            return levels
+        coarser = [
+            resize_bilinear(level, size, align_corners=True) for level, size in zip(levels[1:], sizes, strict=False)
+        ]
+        return [level - above for level, above in zip(levels, coarser, strict=False)] + levels[-1:]
+
+    @nn.compact
+    def __call__(self, scores: list[jax.Array], features: list[jax.Array]) -> jax.Array:
+        """Fuse scores `[N, h_s, w_s, K]` of each scale to `[N, h_0, w_0, K]`; attention reads the maps behind them."""
+        size = scores[0].shape[1:3]
+        resized = [resize_bilinear(x, size, align_corners=self.settings.align_corners) for x in scores]
+        if self.fusion == "average":
+            return sum(resized[1:], resized[0]) / len(resized)
+        if self.fusion == "max":
+            return jnp.max(jnp.stack(resized), axis=0)
+        seen = [resize_bilinear(x, size, align_corners=self.settings.align_corners) for x in features]
+        x = Conv(ATTENTION_CHANNELS, 3, use_bias=True, settings=self.settings, name="attention1")(
+            jnp.concatenate(seen, axis=-1)
+        )
+        # Small at first, so that the scales start with nearly equal weights.
+        x = Conv(
+            len(resized),
+            use_bias=True,
+            settings=self.settings,
+            kernel_init=SMALL_NORMAL,
+            name="attention2",
+        )(jax.nn.relu(x))
+        weights = jax.nn.softmax(x.astype(jnp.float32))
+        return jnp.sum(jnp.stack(resized) * jnp.moveaxis(weights, -1, 0)[..., None], axis=0)

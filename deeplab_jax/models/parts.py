@@ -1,0 +1,304 @@
+"""Options to modules: one function per backbone and per architecture's head.
+
+Their keyword-only arguments are the options of `create_model`, and the defaults are those of the paper in question;
+where backbones differ in one, the catalog says so.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, get_args
+
+import flax.linen as nn
+
+from deeplab_jax.errors import UserError, did_you_mean
+from deeplab_jax.models.aspp import ASPP
+from deeplab_jax.models.deeplabv2 import SummedPyramid
+from deeplab_jax.models.deeplabv3plus_decoder import DeepLabV3PlusDecoder
+from deeplab_jax.models.dilation import FirstUnitRate
+from deeplab_jax.models.fcn import FCNReduction, FCNSkips
+from deeplab_jax.models.fully_connected import FullyConnected
+from deeplab_jax.models.image_pyramid import Fusion, ImagePyramid, PyramidKind
+from deeplab_jax.models.layers import LayerSettings
+from deeplab_jax.models.mobilenet_v2 import MobileNetV2
+from deeplab_jax.models.mobilenet_v3 import MobileNetV3Large
+from deeplab_jax.models.pyramid_pooling import GlobalContext, PyramidPooling, SpatialPyramidContext
+from deeplab_jax.models.refinenet import RefineNetDecoder
+from deeplab_jax.models.resnet import ResNet
+from deeplab_jax.models.segnet import SegNetDecoder
+from deeplab_jax.models.unet import UNetDecoder
+from deeplab_jax.models.vgg import VGG
+from deeplab_jax.models.xception import SIZES, Xception
+
+Convs = tuple[tuple[int, int], ...]
+
+
+class Head(NamedTuple):
+    """What follows a backbone. `classifier_kernel=0` means that the decoder's output are the scores."""
+
+    context: nn.Module | None = None
+    decoder: nn.Module | None = None
+    classifier_kernel: int = 1
+
+
+def resnet(
+    kind: str,
+    units: tuple[int, int, int, int],
+    *,
+    stem: str = "plain",
+    default_first_unit_rate: FirstUnitRate = "previous",
+) -> Callable[..., nn.Module]:
+    """Return the builder of a ResNet."""
+
+    def build(
+        settings: LayerSettings,
+        *,
+        multi_grid: tuple[int, ...] | None = None,
+        first_unit_rate: FirstUnitRate = default_first_unit_rate,
+        width: float = 1.0,
+        last_block: int = 4,
+    ) -> nn.Module:
+        grid = (1,) * units[3] if multi_grid is None else tuple(multi_grid)
+        if len(grid) != units[3] or min(grid) < 1:
+            raise UserError(
+                f"multi_grid={grid}: this backbone's last block has {units[3]} units; give as many rates of at least 1"
+            )
+        if last_block not in (4, 5, 6, 7):
+            raise UserError(f"last_block={last_block!r}: choose from 4, 5, 6, 7")
+        choice("first_unit_rate", first_unit_rate, get_args(FirstUnitRate))
+        return ResNet(units, kind, stem, grid, first_unit_rate, last_block, width, settings)  # type: ignore[arg-type]
+
+    return build
+
+
+def mobilenet_v2(
+    settings: LayerSettings, *, first_unit_rate: FirstUnitRate = "previous", width: float = 1.0
+) -> nn.Module:
+    """Build MobileNetV2."""
+    choice("first_unit_rate", first_unit_rate, ("previous", "stage"))
+    return MobileNetV2(width, first_unit_rate, settings)
+
+
+def mobilenet_v3_large(
+    settings: LayerSettings, *, first_unit_rate: FirstUnitRate = "stage", width: float = 1.0
+) -> nn.Module:
+    """Build MobileNetV3-Large."""
+    choice("first_unit_rate", first_unit_rate, ("previous", "stage"))
+    return MobileNetV3Large(width, first_unit_rate, settings)  # type: ignore[arg-type]
+
+
+def xception(size: int) -> Callable[..., nn.Module]:
+    """Return the builder of a modified aligned Xception: 41, 65 or 71."""
+
+    def build(
+        settings: LayerSettings,
+        *,
+        multi_grid: tuple[int, int, int] | None = None,
+        first_unit_rate: FirstUnitRate = "previous",
+        depthwise_activation: bool = True,
+        width: float = 1.0,
+    ) -> nn.Module:
+        grid = (1, 1, 1) if multi_grid is None else multi_grid
+        if len(grid) != 3 or min(grid) < 1:
+            raise UserError(f"multi_grid={grid}: three rates of at least 1, for the last unit's convolutions")
+        choice("first_unit_rate", first_unit_rate, ("previous", "stage"))
+        return Xception(*SIZES[size], grid, first_unit_rate, depthwise_activation, width, settings)  # type: ignore[arg-type]
+
+    return build
+
+
+def vgg16(settings: LayerSettings, *, pool_window: int = 2, width: float = 1.0) -> nn.Module:
+    """Build VGG-16 without its classifier."""
+    if pool_window not in (2, 3):
+        raise UserError(f"pool_window={pool_window!r}: choose from 2, 3")
+    return VGG(pool_window=pool_window, width=width, settings=settings)
+
+
+def unet_path(settings: LayerSettings, *, padding: str = "same", width: float = 1.0) -> nn.Module:
+    """Build U-Net's contracting path."""
+    return VGG((2,) * 5, (64, 128, 256, 512, 1024), False, padding=_padding(padding), width=width, settings=settings)
+
+
+def deeplabv3(
+    settings: LayerSettings,
+    num_classes: int,
+    *,
+    aspp_rates: tuple[int, ...] = (6, 12, 18),
+    aspp_channels: int = 256,
+    image_pooling: bool = True,
+    head_convs: Convs = (),
+    separable: bool = False,
+    dropout: float = 0.0,
+) -> Head:
+    """Build the head of DeepLabv3."""
+    return Head(ASPP(aspp_channels, aspp_rates, image_pooling, separable, head_convs, dropout, settings))
+
+
+def deeplabv3plus(
+    settings: LayerSettings,
+    num_classes: int,
+    *,
+    aspp_rates: tuple[int, ...] = (6, 12, 18),
+    aspp_channels: int = 256,
+    image_pooling: bool = True,
+    head_convs: Convs = (),
+    separable: bool = False,
+    dropout: float = 0.0,
+    low_level: tuple[str, ...] = ("conv2",),
+    low_level_channels: int = 48,
+    decoder_convs: Convs = ((3, 256), (3, 256)),
+) -> Head:
+    """Build the head of DeepLabv3+."""
+    context = ASPP(aspp_channels, aspp_rates, image_pooling, separable, head_convs, dropout, settings)
+    unknown = set(low_level) - {"conv2", "conv3"}
+    if unknown or not low_level:
+        raise UserError(f"low_level={low_level}: choose from 'conv2' and 'conv3'")
+    return Head(context, DeepLabV3PlusDecoder(low_level, low_level_channels, decoder_convs, separable, settings))
+
+
+def cascade(settings: LayerSettings, num_classes: int) -> Head:
+    """Build the head of DeepLabv3's cascade: its context is in the backbone."""
+    return Head()
+
+
+def deeplabv2(
+    settings: LayerSettings,
+    num_classes: int,
+    *,
+    aspp_rates: tuple[int, ...] = (6, 12, 18, 24),
+    fc_channels: int = 0,
+    dropout: float = 0.5,
+) -> Head:
+    """Build the head of DeepLabv2."""
+    decoder = SummedPyramid(num_classes, aspp_rates, fc_channels, dropout, settings)
+    return Head(decoder=decoder, classifier_kernel=0)
+
+
+def largefov(
+    settings: LayerSettings,
+    num_classes: int,
+    *,
+    fc_kernel: int = 3,
+    fc_rate: int = 12,
+    fc_channels: int = 1024,
+    dropout: float = 0.5,
+) -> Head:
+    """Build the head of DeepLabv1's LargeFOV."""
+    return Head(FullyConnected(fc_kernel, fc_channels, fc_rate, dropout, settings))
+
+
+def fcn_skips(skips: tuple[str, ...]) -> Callable[..., Head]:
+    """Return the builder of FCN-32s, 16s or 8s."""
+
+    def build(settings: LayerSettings, num_classes: int, *, fc_channels: int = 4096, dropout: float = 0.5) -> Head:
+        context = FullyConnected(channels=fc_channels, dropout=dropout, settings=settings)
+        return Head(context, FCNSkips(num_classes, skips, settings), 0)
+
+    return build
+
+
+def fcn(settings: LayerSettings, num_classes: int, *, dropout: float = 0.1) -> Head:
+    """Build torchvision's FCN head."""
+    return Head(FCNReduction(dropout, settings))
+
+
+def unet(
+    settings: LayerSettings,
+    num_classes: int,
+    *,
+    padding: str = "same",
+    skips: tuple[str, ...] = ("conv4", "conv3", "conv2", "conv1"),
+    decoder_channels: tuple[int, ...] = (512, 256, 128, 64),
+    upsampling: str = "transposed",
+    dropout: float = 0.5,
+) -> Head:
+    """Build U-Net's expanding path."""
+    choice("upsampling", upsampling, ("transposed", "nearest"))
+    if len(skips) != len(decoder_channels):
+        raise UserError(f"decoder_channels={decoder_channels}: one number for each of the {len(skips)} skips {skips}")
+    if _padding(padding) and upsampling != "transposed":
+        raise UserError(f"padding={padding!r}: only U-Net's own contracting path has it, under the name 'unet'")
+    decoder = UNetDecoder(skips, decoder_channels, upsampling, _padding(padding), dropout, settings)  # type: ignore[arg-type]
+    return Head(decoder=decoder, classifier_kernel=1 if upsampling == "transposed" else 3)
+
+
+def segnet(settings: LayerSettings, num_classes: int) -> Head:
+    """Build SegNet's decoder."""
+    return Head(decoder=SegNetDecoder(settings=settings), classifier_kernel=3)
+
+
+def refinenet(
+    settings: LayerSettings,
+    num_classes: int,
+    *,
+    decoder_channels: tuple[int, int, int, int] = (512, 256, 256, 256),
+    dropout: float = 0.5,
+) -> Head:
+    """Build RefineNet's four blocks."""
+    if len(decoder_channels) != 4:
+        raise UserError(f"decoder_channels={decoder_channels}: four numbers, of the blocks of conv5 to conv2")
+    return Head(decoder=RefineNetDecoder(decoder_channels, dropout, settings), classifier_kernel=3)
+
+
+def pspnet(
+    settings: LayerSettings,
+    num_classes: int,
+    *,
+    bins: tuple[int, ...] = (1, 2, 3, 6),
+    context_channels: int = 512,
+    dropout: float = 0.1,
+) -> Head:
+    """Build PSPNet's context."""
+    return Head(PyramidPooling(bins, context_channels, dropout, settings))
+
+
+def parsenet(
+    settings: LayerSettings,
+    num_classes: int,
+    *,
+    fc_kernel: int = 3,
+    fc_rate: int = 12,
+    fc_channels: int = 1024,
+    dropout: float = 0.5,
+) -> Head:
+    """Build ParseNet's context, on LargeFOV."""
+    return Head(GlobalContext(FullyConnected(fc_kernel, fc_channels, fc_rate, dropout, settings)))
+
+
+def spp(
+    settings: LayerSettings, num_classes: int, *, bins: tuple[int, ...] = (4, 2, 1), context_channels: int = 512
+) -> Head:
+    """Build the context of the original spatial pyramid pooling."""
+    return Head(SpatialPyramidContext(bins, context_channels, settings))
+
+
+def image_pyramid(
+    settings: LayerSettings,
+    *,
+    image_pyramid: tuple[float, ...] = (),
+    fusion: Fusion = "average",
+    pyramid: PyramidKind = "resized",
+) -> ImagePyramid | None:
+    """Build the image pyramid around a network; None where no scales are given."""
+    choice("fusion", fusion, get_args(Fusion))
+    choice("pyramid", pyramid, get_args(PyramidKind))
+    if not image_pyramid:
+        if (fusion, pyramid) != ("average", "resized"):
+            raise UserError(
+                f"fusion={fusion!r}, pyramid={pyramid!r}: without scales; give image_pyramid=(1.0, 0.75, 0.5)"
+            )
+        return None
+    if min(image_pyramid) <= 0 or max(image_pyramid) > 4:
+        raise UserError(f"image_pyramid={image_pyramid}: give factors above 0 and up to 4")
+    if list(image_pyramid) != sorted(set(image_pyramid), reverse=True):
+        raise UserError(f"image_pyramid={image_pyramid}: give different scales from fine to coarse")
+    return ImagePyramid(image_pyramid, fusion, pyramid, settings)
+
+
+def choice(option: str, value: Any, choices: tuple[str, ...]) -> Any:
+    """Return the value of an option, or raise a UserError that names the choices."""
+    if value not in choices:
+        raise UserError(f"{option}={value!r}: {did_you_mean(str(value), choices)}")
+    return value
+
+
+def _padding(padding: str) -> Any:
+    return "VALID" if choice("padding", padding, ("same", "valid")) == "valid" else None

@@ -1,0 +1,179 @@
+"""Modified aligned Xception (DeepLabv3+, arXiv 1802.02611, sec. 3.2 and Fig. 4; Xception: arXiv 1610.02357):
+deeper than the original, every max pooling a strided separable convolution, so that any stride can become a rate.
+"""
+
+from typing import Literal
+
+import flax.linen as nn
+import jax
+
+from deeplab_jax.models.dilation import dilate_stages
+from deeplab_jax.models.layers import Activation, ConvNorm, Features, LayerSettings
+
+Shortcut = Literal["projection", "identity", "none"]
+Row = tuple[tuple[int, int, int], int, Shortcut]  # channels, stride and shortcut of a unit
+
+# (channels, stride) of the entry flow's units after the two convolutions of the stem.
+ENTRY_41 = ((128, 2), (256, 2), (728, 2))
+ENTRY_71 = ((128, 2), (256, 1), (256, 2), (728, 1), (728, 2))
+# (entry flow, units of the middle flow) of the authors' three sizes.
+SIZES = {41: (ENTRY_41, 8), 65: (ENTRY_41, 16), 71: (ENTRY_71, 16)}
+MIDDLE_CHANNELS = 728
+EXIT_1 = (728, 1024, 1024)
+EXIT_2 = (1536, 1536, 2048)
+STEM_STRIDE = 2
+
+
+class SeparableConv(nn.Module):
+    """3x3 depthwise convolution, which carries stride and rate, then a pointwise one, each with its normalisation and
+    an activation of its own.
+    """
+
+    features: int
+    stride: int
+    rate: int
+    depthwise_activation: Activation
+    pointwise_activation: Activation
+    settings: LayerSettings
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        s = self.settings
+        x = ConvNorm(
+            x.shape[-1],
+            3,
+            stride=self.stride,
+            rate=self.rate,
+            depthwise=True,
+            activation=self.depthwise_activation,
+            settings=s,
+            name="depthwise",
+        )(x, train=train)
+        return ConvNorm(self.features, activation=self.pointwise_activation, settings=s, name="pointwise")(
+            x, train=train
+        )
+
+
+class Unit(nn.Module):
+    """Three separable convolutions, the stride on the last, and a shortcut: a 1x1 convolution of that stride, the input
+    itself, or none.
+
+    With a shortcut, a ReLU comes before each separable convolution and none after it, so the sum is not rectified.
+    Without one, none comes before, and one after each depthwise and each pointwise convolution.
+
+    Attributes:
+      channels: of the three separable convolutions.
+      shortcut: see above.
+      stride: of the third depthwise convolution and the 1x1 shortcut.
+      rates: of the three depthwise convolutions.
+      depthwise_activation: a ReLU after the depthwise convolutions also where there is a shortcut.
+    """
+
+    channels: tuple[int, int, int]
+    shortcut: Shortcut
+    stride: int
+    rates: tuple[int, int, int]
+    depthwise_activation: bool
+    settings: LayerSettings
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
+        """Map `[N, h, w, C]` to the output, and to that of the second separable convolution, at the input's size."""
+        residual = self.shortcut != "none"
+        outputs = []
+        y = x
+        for index, (channels, rate) in enumerate(zip(self.channels, self.rates, strict=True)):
+            y = SeparableConv(
+                channels,
+                stride=self.stride if index == 2 else 1,
+                rate=rate,
+                depthwise_activation="none" if residual and not self.depthwise_activation else "relu",
+                pointwise_activation="none" if residual else "relu",
+                settings=self.settings,
+                name=f"separable{index + 1}",
+            )(jax.nn.relu(y) if residual else y, train=train)
+            outputs.append(y)
+        if self.shortcut == "projection":
+            x = ConvNorm(
+                self.channels[2], stride=self.stride, activation="none", settings=self.settings, name="shortcut"
+            )(x, train=train)
+        return x + y if residual else y, outputs[1]
+
+
+class Xception(nn.Module):
+    """A modified aligned Xception that returns the features of every stage, for output strides 2, 4, 8, 16 and 32.
+
+    The features, with their strides at output stride 32 (below it, capped by it):
+
+    - "stem" (2): after the two 3x3 convolutions.
+    - "conv2" (4) and "conv3" (8), where the authors attach the decoder: the second separable convolution of the unit
+      that strides to 8 and 16, after its normalisation and before any ReLU. So "conv2" lies within the submodule
+      `conv3_unit1`, and "conv3" within `conv4_unit1`: a unit is named after the stride at which it ends.
+    - "conv4" (16): the middle flow's output, a sum that no ReLU follows.
+    - "conv5" (32): the exit flow's output, rectified.
+
+    Where activations stand: the paper adds to Xception, whose units have a ReLU before each separable convolution,
+    batch normalisation and a ReLU after each 3x3 depthwise convolution (its sec. 3.2), and leaves open whether the
+    former ReLU stays; here it does. The authors' released code and weights have the normalisation but not the ReLU in
+    the units with a shortcut: `depthwise_activation=False`. The last unit is the same in both: no ReLU before, one
+    after each depthwise and each pointwise convolution.
+
+    Attributes:
+      entry: (channels, stride) of the entry flow's units; see `SIZES`.
+      middle_units: units of the middle flow.
+      multi_grid: rates of the last unit's three separable convolutions, multiplied by the stage's; the paper found no
+        gain in them.
+      first_unit_rate: "previous" as the authors: of a unit whose stride, on its last convolution, was removed, all
+        three convolutions keep the rate before it. "stage": all three already take the new one; see `dilate_stages`.
+      depthwise_activation: see above.
+      width: multiplies all channel counts; 1 is the published network.
+    """
+
+    entry: tuple[tuple[int, int], ...] = ENTRY_41
+    middle_units: int = 16
+    multi_grid: tuple[int, int, int] = (1, 1, 1)
+    first_unit_rate: Literal["previous", "stage"] = "previous"
+    depthwise_activation: bool = True
+    width: float = 1.0
+    settings: LayerSettings = LayerSettings(norm_epsilon=1e-3)
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, output_stride: int, train: bool) -> Features:
+        """Compute features `{"stem", "conv2", ..., "conv5": (array [N, h, w, C], stride)}` of images `[N, H, W, C]`."""
+        entry: list[Row] = [((channels,) * 3, stride, "projection") for channels, stride in self.entry]
+        middle: list[Row] = [((MIDDLE_CHANNELS,) * 3, 1, "identity")] * self.middle_units
+        rows: list[Row] = [*entry, *middle, (EXIT_1, 2, "projection"), (EXIT_2, 1, "none")]
+        stages = dilate_stages(
+            [stride for _, stride, _ in rows],
+            start=STEM_STRIDE,
+            output_stride=output_stride,
+            first_unit_rate=self.first_unit_rate,
+        )
+        s = self.settings
+        x = ConvNorm(self._scaled(32), 3, stride=2, settings=s, name="stem_conv1")(x, train=train)
+        x = ConvNorm(self._scaled(64), 3, settings=s, name="stem_conv2")(x, train=train)
+        features: Features = {"stem": (x, STEM_STRIDE)}
+        nominal, reached, unit = STEM_STRIDE, STEM_STRIDE, 0
+        for (channels, stride, shortcut), stage in zip(rows, stages, strict=True):
+            nominal, unit = nominal * stride, 1 if stride > 1 else unit + 1
+            number = nominal.bit_length() - 1  # conv2 ends at stride 4, conv5 at 32
+            grid = self.multi_grid if shortcut == "none" else (1, 1, 1)
+            first, second, third = (self._scaled(c) for c in channels)
+            x, second_output = Unit(
+                (first, second, third),
+                shortcut,
+                stride=stage.stride,
+                rates=(stage.first_rate * grid[0], stage.first_rate * grid[1], stage.first_rate * grid[2]),
+                depthwise_activation=self.depthwise_activation,
+                settings=s,
+                name=f"conv{number}_unit{unit}",
+            )(x, train=train)
+            if stride > 1 and number in (3, 4):
+                features[f"conv{number - 1}"] = (second_output, reached)
+            if number >= 4:
+                features[f"conv{number}"] = (x, stage.output_stride)
+            reached = stage.output_stride
+        return features
+
+    def _scaled(self, channels: int) -> int:
+        return max(1, round(channels * self.width))
