@@ -4,18 +4,18 @@
         --config.train.init=IMAGENET_MODEL --config.train.init_scope=backbone --workdir runs/ade20k
 
 The papers do not use this data set; crop, rate and schedule follow their VOC protocol with a longer schedule.
-Arguments: `architecture=`, `backbone=`, `debug`. Made for accelerators; not measured yet.
+Arguments: `model=` (a name), `debug`. Made for accelerators; not measured yet.
 """
 
 from ml_collections import ConfigDict
 
-from deeplab_jax.config import base, parse_arg, shrink
+from deeplab_jax.config import base, choose_model, parse_arg, shrink
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    args = parse_arg(arg, architecture="deeplabv3plus", backbone="resnet101")
+    args = parse_arg(arg, model="deeplabv3plus_resnet101")
     config = base()
-    config.model.name = f"{args.architecture}_{args.backbone}"
+    choose_model(config, args.model)
     config.data.name = "ade20k"
     config.optimizer.weight_decay = 1e-4
     config.train.steps = 150_000

@@ -3,7 +3,7 @@
     python -m deeplab_jax train --config configs/camvid.py --config.data.dir=DIR --workdir runs/camvid
 
 `DIR` holds `train/`, `trainannot/`, `val/` and `valannot/` as in SegNet's tutorial copy of the data. Argument: `debug`
-shrinks it to seconds; `steps=` sets the length; `backbone=` and `architecture=` choose another network.
+shrinks it to seconds; `steps=` sets the length; `model=` names another network.
 Class weights are the square roots of median-frequency weights, as `check-data` prints them. Protocol: whole images,
 padded with the mean to 369x481, labels at their own resolution, class 11 (unlabelled) ignored; the results are in the
 README.
@@ -11,18 +11,25 @@ README.
 
 from ml_collections import ConfigDict
 
-from deeplab_jax.config import base, parse_arg, shrink
+from deeplab_jax.config import base, choose_model, parse_arg, shrink
 
 SQRT_MEDIAN_FREQUENCY = (0.529, 0.449, 2.188, 0.386, 1.000, 0.651, 1.961, 1.407, 0.888, 2.527, 2.970)
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    args = parse_arg(arg, architecture="deeplabv3plus", backbone="resnet18", steps=2400)
+    args = parse_arg(arg, model="deeplabv3plus_resnet18", steps=2400)
     config = base()
-    config.model.name = f"{args.architecture}_{args.backbone}"
-    config.model.options = ConfigDict({"width": 0.5, "aspp_channels": 64, "dropout": 0.1, "norm_momentum": 0.98})
-    if args.architecture == "deeplabv3plus":
-        config.model.options.update({"low_level_channels": 24, "decoder_convs": ((3, 64),)})
+    deeplab = {"aspp_channels": 64, "dropout": 0.1}
+    choose_model(
+        config,
+        args.model,
+        heads={
+            "deeplabv3": deeplab,
+            "deeplabv3plus": {**deeplab, "low_level_channels": 24, "decoder_convs": ((3, 64),)},
+        },
+        width=0.5,
+        norm_momentum=0.98,
+    )
     config.data.name = "camvid"
     config.data.crop_size = (257, 257)
     config.data.scale_range = (0.6, 1.6)

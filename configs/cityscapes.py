@@ -4,18 +4,18 @@
         --config.train.init=IMAGENET_MODEL --config.train.init_scope=backbone --workdir runs/cityscapes
 
 90000 steps of 16 crops of 769; evaluation on whole images (DeepLabv3, sec. 4.3 of the Cityscapes experiments).
-Arguments: `architecture=`, `backbone=`, `debug`. Made for accelerators; not measured yet.
+Arguments: `model=` (a name), `debug`. Made for accelerators; not measured yet.
 """
 
 from ml_collections import ConfigDict
 
-from deeplab_jax.config import base, parse_arg, shrink
+from deeplab_jax.config import base, choose_model, parse_arg, shrink
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    args = parse_arg(arg, architecture="deeplabv3plus", backbone="resnet101")
+    args = parse_arg(arg, model="deeplabv3plus_resnet101")
     config = base()
-    config.model.name = f"{args.architecture}_{args.backbone}"
+    choose_model(config, args.model)
     config.data.name = "cityscapes"
     config.data.crop_size = (769, 769)
     config.optimizer.weight_decay = 1e-4

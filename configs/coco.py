@@ -3,20 +3,20 @@
     python -m deeplab_jax train --config configs/coco.py --config.data.dir=coco \\
         --config.train.init=IMAGENET_MODEL --config.train.init_scope=backbone --workdir runs/coco
 
-Arguments: `architecture=`, `backbone=`, `debug`. Fine-tune on VOC from its run directory with a rate of 0.0001
+Arguments: `model=` (a name), `debug`. Fine-tune on VOC from its run directory with a rate of 0.0001
 (configs/voc.py). The papers do not state the number of steps. Not measured yet. `prepare` writes the selection once,
 which opens faster than the annotations' JSON.
 """
 
 from ml_collections import ConfigDict
 
-from deeplab_jax.config import base, parse_arg, shrink
+from deeplab_jax.config import base, choose_model, parse_arg, shrink
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    args = parse_arg(arg, architecture="deeplabv3plus", backbone="resnet101")
+    args = parse_arg(arg, model="deeplabv3plus_resnet101")
     config = base()
-    config.model.name = f"{args.architecture}_{args.backbone}"
+    choose_model(config, args.model)
     config.data.name = "coco"
     config.optimizer.weight_decay = 1e-4
     config.train.steps = 90_000

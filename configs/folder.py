@@ -7,20 +7,19 @@
 
 An image and its mask have one name up to the suffix; masks hold class ids, or other values that `value_map` translates,
 such as `--config.data.options.value_map="((0,0),(255,1))"` for black and white masks. A fifth of the images is held out
-for validation, chosen by name. Arguments: `architecture=`, `backbone=`, `debug`. Edit a copy of this file for anything
+for validation, chosen by name. Arguments: `model=` (a name), `debug`. Edit a copy of this file for anything
 beyond that.
 """
 
 from ml_collections import ConfigDict
 
-from deeplab_jax.config import base, parse_arg, shrink
+from deeplab_jax.config import base, choose_model, parse_arg, shrink
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    args = parse_arg(arg, architecture="deeplabv3plus", backbone="resnet18")
+    args = parse_arg(arg, model="deeplabv3plus_resnet18")
     config = base()
-    config.model.name = f"{args.architecture}_{args.backbone}"
-    config.model.options = ConfigDict({"width": 0.5, "norm_momentum": 0.99})
+    choose_model(config, args.model, width=0.5, norm_momentum=0.99)
     config.data.name = "folder"
     config.data.options = ConfigDict(
         {

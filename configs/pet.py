@@ -2,20 +2,19 @@
 
     python -m deeplab_jax train --config configs/pet.py --config.data.dir=oxford_pets --workdir runs/pet
 
-`oxford_pets` holds the two published archives, unpacked: `images/` and `annotations/`. Arguments: `architecture=`,
-`backbone=`, `debug`. A small data set for a first try on real images; not measured yet.
+`oxford_pets` holds the two published archives, unpacked: `images/` and `annotations/`. Arguments: `model=` (a name),
+`debug`. A small data set for a first try on real images; not measured yet.
 """
 
 from ml_collections import ConfigDict
 
-from deeplab_jax.config import base, parse_arg, shrink
+from deeplab_jax.config import base, choose_model, parse_arg, shrink
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    args = parse_arg(arg, architecture="deeplabv3plus", backbone="resnet18")
+    args = parse_arg(arg, model="deeplabv3plus_resnet18")
     config = base()
-    config.model.name = f"{args.architecture}_{args.backbone}"
-    config.model.options = ConfigDict({"width": 0.5, "norm_momentum": 0.99})
+    choose_model(config, args.model, width=0.5, norm_momentum=0.99)
     config.data.name = "pet"
     config.data.crop_size = (257, 257)
     config.optimizer.name = "adam"

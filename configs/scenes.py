@@ -2,22 +2,20 @@
 
     python -m deeplab_jax train --config configs/scenes.py --workdir runs/scenes
 
-Argument: `debug` shrinks it to seconds; `backbone=` and `architecture=` choose another network.
+Argument: `debug` shrinks it to seconds; `model=` names another network.
 Protocol: 129x129 images, whole, validation on 256 images that training never sees.
 """
 
 from ml_collections import ConfigDict
 
-from deeplab_jax.config import base, parse_arg, shrink
+from deeplab_jax.config import base, choose_model, parse_arg, shrink
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    args = parse_arg(arg, architecture="deeplabv3plus", backbone="resnet18")
+    args = parse_arg(arg, model="deeplabv3plus_resnet18")
     config = base()
-    config.model.name = f"{args.architecture}_{args.backbone}"
-    config.model.options = ConfigDict({"width": 0.5, "norm_momentum": 0.95, "aspp_channels": 64})
-    if args.architecture == "deeplabv3plus":
-        config.model.options.decoder_convs = ((3, 64),)
+    heads = {"deeplabv3": {"aspp_channels": 64}, "deeplabv3plus": {"aspp_channels": 64, "decoder_convs": ((3, 64),)}}
+    choose_model(config, args.model, heads=heads, width=0.5, norm_momentum=0.95)
     config.data.name = "scenes"
     config.data.options = ConfigDict({})
     config.data.crop_size = (129, 129)

@@ -5,22 +5,21 @@
 
 Stage 1: batch norm trained at output stride 16, 30000 steps of 16 crops of 513, rate 0.007 (DeepLabv3, sec. 4.1).
 `stage=2`: frozen batch norm (statistics, scales and offsets) at output stride 8 on trainval, rate 0.001, from the run
-of stage 1 given as `--config.train.init`. Arguments: `architecture=`, `backbone=`, `stage=`, `debug`. Made for
-accelerators; not measured yet. Protocol: whole images padded with the mean to 513x513, labels at their own resolution,
-single scale; the papers report 77.21 (DeepLabv3, ResNet-101, output stride 16, Table 6) and 78.85 (DeepLabv3+ decoder,
-Table 2) on val.
+of stage 1 given as `--config.train.init`. Arguments: `model=` (a name), `stage=`, `debug`. Made for accelerators;
+not measured yet. Protocol: whole images padded with the mean to 513x513, labels at their own resolution, single scale;
+the papers report 77.21 (DeepLabv3, ResNet-101, output stride 16, Table 6) and 78.85 (DeepLabv3+ decoder, Table 2) on
+val.
 """
 
 from ml_collections import ConfigDict
 
-from deeplab_jax.config import base, parse_arg, shrink
+from deeplab_jax.config import base, choose_model, parse_arg, shrink
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    args = parse_arg(arg, architecture="deeplabv3plus", backbone="resnet101", stage=1)
+    args = parse_arg(arg, model="deeplabv3plus_resnet101", stage=1)
     config = base()
-    config.model.name = f"{args.architecture}_{args.backbone}"
-    config.model.options = ConfigDict({"separable": False})
+    choose_model(config, args.model, heads={name: {"separable": False} for name in ("deeplabv3", "deeplabv3plus")})
     config.data.name = "voc"
     config.data.train_split = "trainaug"
     config.optimizer.weight_decay = 1e-4

@@ -101,12 +101,29 @@ def base() -> ConfigDict:
     return config
 
 
+# Options that make a head small, for `shrink`.
+SMALL_HEADS: dict[str, dict[str, Any]] = {
+    "deeplabv3": {"aspp_channels": 8},
+    "deeplabv3plus": {"aspp_channels": 8, "decoder_convs": ((3, 8),)},
+    **{name: {"fc_channels": 8} for name in ("largefov", "parsenet", "fcn32s", "fcn16s", "fcn8s")},
+    "refinenet": {"decoder_channels": (8, 8, 8, 8)},
+    "pspnet": {"context_channels": 8},
+    "spp": {"context_channels": 8},
+}
+
+
+def choose_model(config: ConfigDict, name: str, *, heads: Mapping[str, Any] | None = None, **common: Any) -> None:
+    """Set the name of the model, and its options: the common ones and those in `heads` for its architecture."""
+    config.model.name = name
+    config.model.options = ConfigDict({**common, **(heads or {}).get(name.split("_")[0], {})})
+
+
 def shrink(config: ConfigDict) -> None:
     """Do what the argument `debug` means: a config that runs in seconds on a CPU. The data stay what they are."""
-    config.model.name = f"{config.model.name.split('_')[0]}_resnet18"
-    config.model.options = ConfigDict({"width": 0.125, "aspp_channels": 8, "norm_momentum": 0.9})
-    if config.model.name.startswith("deeplabv3plus"):
-        config.model.options.decoder_convs = ((3, 8),)
+    architecture = config.model.name.split("_")[0]
+    name = f"{architecture}_resnet18" if architecture.startswith("deeplabv3") else config.model.name
+    normalised = {"norm_momentum": 0.9} if "norm_momentum" in config.model.options else {}
+    choose_model(config, name, heads=SMALL_HEADS, width=0.125, **normalised)
     config.data.crop_size = (65, 65)
     config.optimizer.freeze = ()
     config.train.update(
@@ -235,4 +252,4 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], *, prefix: str =
     return lines
 
 
-__all__ = ["base", "differences", "load_config", "parse_arg", "read_json", "shrink", "to_plain"]
+__all__ = ["base", "choose_model", "differences", "load_config", "parse_arg", "read_json", "shrink", "to_plain"]

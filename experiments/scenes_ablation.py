@@ -25,15 +25,15 @@ from deeplab_jax.train.workdir import git_commit
 ROWS: dict[str, dict[str, Any]] = {
     "DeepLabv3+, output stride 16": {},
     "without the ASPP (1x1 only)": {"options": {"aspp_rates": (), "image_pooling": False}},
-    "without the decoder (DeepLabv3)": {"architecture": "deeplabv3"},
+    "without the decoder (DeepLabv3)": {"model": "deeplabv3_resnet18"},
     "output stride 32": {"output_stride": 32},
 }
 
 
 def row_config(row: Mapping[str, Any], seed: int, overrides: Sequence[str]) -> Any:
     """Return the demo's configuration with a row's change."""
-    architecture = row.get("architecture", "deeplabv3plus")
-    config = load_config([f"--config=configs/scenes.py:architecture={architecture}", *overrides])
+    model = row.get("model", "deeplabv3plus_resnet18")
+    config = load_config([f"--config=configs/scenes.py:model={model}", *overrides])
     config.train.seed = seed
     config.model.output_stride = row.get("output_stride", config.model.output_stride)
     with config.model.options.unlocked():

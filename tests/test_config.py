@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from deeplab_jax.config import base, differences, load_config, parse_arg, read_json, shrink, to_plain
 from deeplab_jax.errors import UserError
+from deeplab_jax.models.catalog import create_model, model_names
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
 SCENES = f"--config={CONFIGS[0].parent}/scenes.py"
@@ -135,6 +136,17 @@ def test_shrink_makes_any_config_small() -> None:
     assert config.model.name == "deeplabv3plus_resnet18" and config.model.options.width == 0.125
     assert config.train.steps == config.train.batch_size == 2
     assert config.data.crop_size == (65, 65) and config.optimizer.freeze == ()
+
+
+@pytest.mark.parametrize("name", model_names())
+def test_debug_shrinks_any_model_to_options_that_it_has(name, monkeypatch) -> None:
+    monkeypatch.setattr("deeplab_jax.models.catalog.check_output_stride", lambda model: None)
+    config = load_config([f"{SCENES}:model={name},debug"])
+    assert config.model.name.split("_")[0] == name.split("_")[0]
+    assert create_model(config.model.name, **config.model.options)
+    config = load_config([f"{SCENES}:model={name}"])
+    assert config.model.name == name
+    assert create_model(name, **config.model.options)
 
 
 def test_options_take_any_key() -> None:

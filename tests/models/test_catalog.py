@@ -11,8 +11,8 @@ import pytest
 import deeplab_jax
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.aspp import ASPP
-from deeplab_jax.models.catalog import ARCHITECTURES, BACKBONES, create_model, describe, from_description, model_names
-from deeplab_jax.models.preprocessing import IMAGENET, SYMMETRIC, Preprocessing
+from deeplab_jax.models.catalog import BACKBONES, create_model, describe, from_description, model_names
+from deeplab_jax.models.preprocessing import CAFFE, IMAGENET, SYMMETRIC, Preprocessing
 
 SMALL = {"width": 0.25, "aspp_channels": 8}
 
@@ -34,22 +34,72 @@ def test_names() -> None:
     assert deeplab_jax.model_names is model_names
 
 
-@pytest.mark.parametrize("name", model_names())
-def test_every_name_builds(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_names_of_the_literature() -> None:
+    names = set(model_names())
+    for architecture in ("deeplabv3", "deeplabv3plus"):
+        backbones = (
+            "resnet18", "resnet34", "resnet50", "resnet101", "resnet50_beta", "resnet101_beta",
+            "mobilenet_v2", "mobilenet_v3_large", "xception41", "xception65", "xception71",
+        )  # fmt: skip
+        assert {f"{architecture}_{backbone}" for backbone in backbones} <= names
+    assert {
+        "deeplabv2_vgg16", "deeplabv2_resnet101", "largefov_vgg16", "fcn32s_vgg16", "fcn16s_vgg16", "fcn8s_vgg16",
+        "fcn_resnet50", "fcn_resnet101", "unet", "unet_resnet18", "segnet_vgg16", "refinenet_resnet101",
+        "pspnet_resnet50", "pspnet_resnet101", "parsenet_vgg16", "spp_vgg16",
+    } <= names  # fmt: skip
+
+
+OUTPUT_STRIDES = {
+    "deeplabv3": 16, "deeplabv3plus": 16, "cascade": 16, "deeplabv2": 8, "largefov": 8, "fcn32s": 32, "fcn16s": 32,
+    "fcn8s": 32, "fcn": 8, "segnet": 32, "refinenet": 32, "pspnet": 8, "parsenet": 8, "spp": 16,
+}  # fmt: skip
+PREPROCESSING = {"mobilenet_v2": SYMMETRIC, "xception": SYMMETRIC, "resnet50_beta": CAFFE, "resnet101_beta": CAFFE}
+NORM_EPSILON = {"mobilenet": 1e-3, "xception": 1e-3}
+
+
+def by_prefix(table: dict[str, Any], backbone: str, default: Any) -> Any:
+    return next((value for prefix, value in table.items() if backbone.startswith(prefix)), default)
+
+
+@pytest.mark.parametrize("name", [name for name in model_names() if not name.startswith("unet")])
+def test_defaults_of_every_name(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its parts and defaults; what it computes is tested elsewhere."""
     monkeypatch.setattr("deeplab_jax.models.catalog.check_output_stride", lambda model: None)
     model = create_model(name)
     architecture, backbone = name.split("_", 1)
     assert model.num_classes == 21
-    assert model.output_stride == ARCHITECTURES[architecture].output_stride == 16
-    assert model.preprocessing == (SYMMETRIC if backbone == "mobilenet_v2" else IMAGENET)
-    assert (model.context is None) == (architecture == "cascade")
-    assert (model.decoder is None) == (architecture != "deeplabv3plus")
-    epsilon = 1e-3 if backbone == "mobilenet_v2" else 1e-5
-    assert model.settings.norm_epsilon == model.backbone.settings.norm_epsilon == epsilon
+    assert model.output_stride == OUTPUT_STRIDES[architecture]
+    assert model.preprocessing == by_prefix(PREPROCESSING, backbone, IMAGENET)
+    assert model.settings.norm_epsilon == 1e-5
+    assert model.backbone.settings.norm_epsilon == by_prefix(NORM_EPSILON, backbone, 1e-5)
+    normalised = backbone != "vgg16" or architecture == "segnet"
+    assert model.settings.norm == model.backbone.settings.norm == ("batch" if normalised else "none")
+    assert model.settings.align_corners == (architecture != "fcn")
+    assert model.pyramid is None
+    assert not model.valid
+    assert (model.classifier is None) == (architecture in ("deeplabv2", "fcn32s", "fcn16s", "fcn8s"))
     if backbone.startswith("resnet"):
-        expected = BACKBONES[backbone].multi_grid if architecture != "cascade" else (1, 1, 1)
-        assert model.backbone.multi_grid == expected
+        expected = BACKBONES[backbone].multi_grid if architecture.startswith("deeplabv3") else None
+        assert model.backbone.multi_grid == (expected or (1,) * model.backbone.units[3])
+        convention = "last_unit" if backbone.endswith("beta") else "previous"
+        assert model.backbone.first_unit_rate == ("stage" if architecture in ("deeplabv2", "pspnet") else convention)
+    if backbone == "vgg16":
+        assert model.backbone.pool_window == (3 if OUTPUT_STRIDES[architecture] == 8 else 2)
+
+
+def test_defaults_of_unet() -> None:
+    published, on_encoder = create_model("unet"), create_model("unet_resnet18")
+    assert (published.output_stride, on_encoder.output_stride) == (16, 32)
+    assert (published.settings.norm, on_encoder.settings.norm) == ("none", "batch")
+    assert (published.classifier.kernel_size, on_encoder.classifier.kernel_size) == (1, 3)
+    valid = create_model("unet", padding="valid")
+    assert valid.valid
+    assert (published.smallest_side, valid.smallest_side) == (33, 188)
+
+
+def test_an_epsilon_that_is_given_is_that_of_all_norms() -> None:
+    model = create_model("deeplabv3_mobilenet_v2", norm_epsilon=0.5)
+    assert model.settings.norm_epsilon == model.backbone.settings.norm_epsilon == 0.5
 
 
 def test_the_papers_multi_grid() -> None:
@@ -90,6 +140,18 @@ def test_the_papers_multi_grid() -> None:
         ("deeplabv3_resnet18", {"num_classes": 0}, "num_classes=0"),
         ("deeplabv3plus_resnet18", {"low_level": ("conv1",)}, "low_level=('conv1',): choose from 'conv2' and 'conv3'"),
         ("deeplabv3plus_resnet18", {"low_level": ()}, "low_level=()"),
+        ("fcn32s_vgg16", {"output_stride": 16}, "output_stride=16: FCN's upsampling is learned for 32 only"),
+        ("segnet_vgg16", {"output_stride": 16}, "output_stride=16: SegNet unpools every pooling"),
+        ("unet", {"output_stride": 8}, "output_stride=8: U-Net doubles the resolution at every step"),
+        ("unet_resnet18", {"padding": "valid"}, "only U-Net's own contracting path has it, under the name 'unet'"),
+        ("unet", {"padding": "vlaid"}, "padding='vlaid': did you mean valid?"),
+        ("unet", {"decoder_channels": (4, 4)}, "one number for each of the 4 skips"),
+        ("largefov_vgg16", {"fc_rate": 3, "output_stride": 16}, "(stated at output stride 8) are no whole rates"),
+        ("deeplabv3_resnet18", {"fusion": "max"}, "without scales; give image_pyramid"),
+        ("deeplabv3_resnet18", {"image_pyramid": (0.5, 1.0)}, "give different scales from fine to coarse"),
+        ("deeplabv3_resnet18", {"image_pyramid": (1.0, -0.5)}, "give factors above 0"),
+        ("deeplabv3_mobilenet_v2", {"first_unit_rate": "last_unit"}, "choose from previous, stage"),
+        ("deeplabv3_xception41", {"multi_grid": (1, 2)}, "three rates of at least 1"),
         ("deeplabv3_resnet18", {"output_stride": 12}, "output_stride=12: this backbone offers 4, 8, 16, 32"),
         ("deeplabv3_resnet18", {"output_stride": 64}, "output_stride=64: this backbone offers 4, 8, 16, 32"),
         ("deeplabv3_mobilenet_v2", {"output_stride": 1}, "output_stride=1: this backbone offers 2, 4, 8, 16, 32"),
@@ -141,12 +203,11 @@ def test_a_description_builds_the_same_model(name: str, num_classes: int, option
     assert describe(again) == describe(model)
 
 
-def test_the_description_of_a_clone_holds_its_own_stride_and_classes() -> None:
+def test_the_description_of_a_clone_holds_its_own_stride() -> None:
     model = create_model("deeplabv3_resnet18", num_classes=5, width=1 / 16)
-    clone = model.clone(output_stride=8, num_classes=7)
-    built = from_description(describe(clone))
-    assert (built.output_stride, built.num_classes) == (8, 7)
-    assert built.backbone == clone.backbone
+    clone = model.clone(output_stride=8)
+    assert describe(clone)["output_stride"] == 8
+    assert from_description(describe(clone)) == clone.clone(recipe=from_description(describe(clone)).recipe)
     assert describe(model)["output_stride"] == 16
 
 
@@ -190,6 +251,10 @@ def test_options_reach_their_parts() -> None:
         ("deeplabv3_resnet50", {"head_convs": ((3, 256),), "aux_head": True}, 42_004_074),
         ("deeplabv3_resnet50", {"head_convs": ((3, 256),)}, 42_004_074 - 2_365_205),
         ("deeplabv3_resnet101", {"head_convs": ((3, 256),), "aux_head": True, "output_stride": 8}, 60_996_202),
+        # torchvision's other published numbers, all with the auxiliary head.
+        ("deeplabv3_mobilenet_v3_large", {"head_convs": ((3, 256),), "aux_head": True}, 11_029_328),
+        ("fcn_resnet50", {"aux_head": True}, 35_322_218),
+        ("fcn_resnet101", {"aux_head": True}, 54_314_346),
         # The paper's has no 3x3 after the pyramid: 9 * 256 * 256 + 2 * 256 = 590,336 less.
         ("deeplabv3_resnet50", {}, 42_004_074 - 2_365_205 - 590_336),
         # The decoder adds 256 * 48 + 2 * 48, 9 * 304 * 256 + 2 * 256 and 9 * 256 * 256 + 2 * 256.

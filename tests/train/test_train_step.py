@@ -5,12 +5,14 @@ from functools import cache, partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+from deeplab_jax.models.catalog import create_model
 from deeplab_jax.ops.losses import cross_entropy, mean_loss
 from deeplab_jax.ops.resize import resize_labels
 from deeplab_jax.train.optimizer import make_optimizer
-from deeplab_jax.train.state import TrainState
+from deeplab_jax.train.state import TrainState, create_state
 from deeplab_jax.train.step import train_step
 from tests.tiny import tiny_model, tiny_models
 
@@ -228,3 +230,24 @@ def test_the_loss_falls_on_one_batch() -> None:
         state, metrics = step(state, batch)
         losses.append(float(metrics["loss"]))
     assert losses[-1] < 2 / 3 * losses[0]
+
+
+def test_a_network_that_sees_only_the_centre_learns_from_the_centre() -> None:
+    """U-Net without padding: 188 pixels give 4; the labels around them do not count."""
+    model = create_model("unet", num_classes=CLASSES, padding="valid", width=1 / 64, decoder_channels=(4, 4, 4, 4))
+    optimizer = optax.sgd(RATE)
+    make = partial(create_state, model=model, optimizer=optimizer, size=(188, 188), ema=False)
+    state = jax.jit(make)(jax.random.key(0))
+    batch = make_batch(2, size=188)
+    batch["label"][:] = 3
+    batch["label"][:, 92:96, 92:96] = 1
+    batch["label"][0, 92] = 255
+    step = jax.jit(partial(train_step, model=model, optimizer=optimizer, key=jax.random.key(0)))
+    images = model.preprocessing(batch["image"])
+    rng = {"dropout": jax.random.fold_in(jax.random.key(0), 0)}
+    logits = jax.jit(lambda params: model.apply({"params": params}, images, train=True, rngs=rng))(state.params)
+    assert logits.shape == (2, 4, 4, CLASSES)
+    loss = -jax.nn.log_softmax(logits)[..., 1]
+    expected = (loss[0, 1:].sum() + loss[1].sum()) / (12 + 16)
+    _, metrics = step(state, batch)
+    assert float(metrics["loss"]) == pytest.approx(float(expected), rel=1e-5)

@@ -1,0 +1,95 @@
+"""Every name: what it promises is checked on shapes for the networks as published, and in numbers for thin ones."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from deeplab_jax.models.catalog import create_model, model_names
+from deeplab_jax.models.segmenter import abstract_variables
+
+HEIGHT, WIDTH = 97, 66
+THIN: dict[str, dict[str, Any]] = {
+    "deeplabv3": {"width": 0.125, "aspp_channels": 8},
+    "deeplabv3plus": {
+        "width": 0.125, "aspp_channels": 8, "low_level": ("conv2", "conv3"), "low_level_channels": 4,
+        "decoder_convs": ((3, 8),),
+    },
+    "cascade": {"width": 0.0625, "last_block": 7},
+    "deeplabv2": {"width": 0.125},
+    "largefov": {"width": 0.125, "fc_channels": 16},
+    "fcn32s": {"width": 0.125, "fc_channels": 16},
+    "fcn16s": {"width": 0.125, "fc_channels": 16},
+    "fcn8s": {"width": 0.125, "fc_channels": 16},
+    "fcn": {"width": 0.0625},
+    "unet": {"width": 0.125},
+    "segnet": {"width": 0.125},
+    "refinenet": {"width": 0.0625, "decoder_channels": (16, 8, 8, 8)},
+    "pspnet": {"width": 0.0625, "context_channels": 16},
+    "parsenet": {"width": 0.125, "fc_channels": 16},
+    "spp": {"width": 0.125, "context_channels": 16},
+}  # fmt: skip
+
+
+def thin(name: str) -> dict[str, Any]:
+    options = dict(THIN[name.split("_", 1)[0]])
+    if name.startswith("unet"):
+        options["decoder_channels"] = (16, 8, 8, 8) if name == "unet" else (16, 8, 8, 8, 8)
+    return options
+
+
+@pytest.mark.parametrize("name", model_names())
+def test_logits_and_features_have_the_promised_sizes(name: str) -> None:
+    """At full width, on an odd size; nothing is computed."""
+    model = create_model(name, num_classes=7, lowering="direct")  # traced faster
+    strides: dict[str, int] = {}
+
+    def run(variables: Any, images: jax.Array) -> Any:
+        logits, captured = model.apply(variables, images, capture_intermediates=lambda _, method: method == "_features")
+        (features,) = captured["intermediates"]["_features"]
+        strides.update({stage: stride for stage, (_, stride) in features.items()})
+        return logits, {stage: array for stage, (array, _) in features.items()}
+
+    images = jax.ShapeDtypeStruct((2, HEIGHT, WIDTH, 3), jnp.float32)
+    logits, arrays = jax.eval_shape(run, abstract_variables(model), images)
+    assert (logits.shape, logits.dtype) == ((2, HEIGHT, WIDTH, 7), jnp.float32)
+    for stage, array in arrays.items():
+        assert array.shape[:3] == (2, -(-HEIGHT // strides[stage]), -(-WIDTH // strides[stage])), stage
+    assert list(strides)[-1] == "context"
+    assert strides["context"] == model.output_stride
+    assert list(strides.values()) == sorted(strides.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", model_names())
+def test_one_gradient_step_moves_every_parameter(name: str, fill_variables: Any) -> None:
+    model = create_model(name, num_classes=3, **thin(name))
+    rng = np.random.default_rng(0)
+    images = jnp.asarray(rng.normal(size=(2, HEIGHT, WIDTH, 3)), jnp.float32)
+    labels = jnp.asarray(rng.integers(0, 3, (2, HEIGHT, WIDTH)))
+    variables = fill_variables(model, 1, 65, 65, 3)
+
+    @partial(jax.jit, static_argnums=1)
+    def step(variables: Any, train: bool) -> Any:
+        def loss(params: Any) -> jax.Array:
+            logits, _ = model.apply(
+                {**variables, "params": params},
+                images,
+                train=train,
+                mutable=["batch_stats"],
+                rngs={"dropout": jax.random.key(1)},
+            )
+            return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits), labels[..., None], -1))
+
+        value, gradient = jax.value_and_grad(loss)(variables["params"])
+        return value, jax.tree.map(lambda p, g: p - 0.1 * g, variables["params"], gradient)
+
+    value, moved = step(variables, True)
+    assert np.isfinite(value)
+    before = dict(jax.tree_util.tree_leaves_with_path(variables["params"]))
+    for path, leaf in jax.tree_util.tree_leaves_with_path(moved):
+        assert np.all(np.isfinite(leaf)), jax.tree_util.keystr(path)
+        assert np.any(np.asarray(leaf) != np.asarray(before[path])), jax.tree_util.keystr(path)
