@@ -27,7 +27,7 @@ def base() -> ConfigDict:
     config.model = ConfigDict(
         {
             "name": "deeplabv3plus_resnet50",  # one of model_names(); its options go under `options`
-            "output_stride": 16,
+            "output_stride": 0,  # in training; 0: the architecture's own
             "options": ConfigDict({}),
         }
     )

@@ -62,9 +62,9 @@ CASES: list[tuple[str, dict[str, Any], int]] = [
 
 
 def four_scenes(enlarge: int) -> dict[str, np.ndarray]:
-    """Four scenes of `SIDE` pixels, or a corner of them, enlarged."""
+    """Four scenes of `SIDE` pixels, or a corner of them, enlarged to 65 to 257 pixels."""
     source = Scenes(split="train", size=(SIDE, SIDE), count=4)
-    cut = max(33, (SIDE - 1) // enlarge + 1)
+    cut = {1: SIDE, 16: 17}.get(enlarge, 33)
     side = (cut - 1) * enlarge + 1
     at = np.round(np.arange(side) / enlarge).astype(int)
     images = [cv2.resize(source[i]["image"][:cut, :cut], (side, side)) for i in range(4)]

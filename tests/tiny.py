@@ -53,7 +53,7 @@ def tiny_models() -> Iterator[None]:
     """Add the backbone `tiny` to the cascade and to DeepLabv3+."""
     with pytest.MonkeyPatch.context() as patch:
         build = lambda settings: TinyBackbone(settings)  # noqa: E731
-        patch.setitem(catalog.BACKBONES, "tiny", catalog.Backbone(build, IMAGENET))
+        patch.setitem(catalog.BACKBONES, "tiny", catalog.Backbone(build, IMAGENET, "two convolutions"))
         for name in ("cascade", "deeplabv3plus"):
             entry = catalog.ARCHITECTURES[name]
             more = dataclasses.replace(entry, backbones={**entry.backbones, "tiny": {}})

@@ -32,10 +32,12 @@ class Backbone:
       output: name of the features that a head sees.
       aux: name of the features under an auxiliary head.
       norm: normalisation of it, and of the heads on it.
+      note: what sets it apart.
     """
 
     build: Callable[..., nn.Module]
     preprocessing: Preprocessing
+    note: str
     norm_epsilon: float = 1e-5
     multi_grid: tuple[int, ...] | None = None
     output: str = "conv5"
@@ -71,28 +73,41 @@ def _on(*backbones: str, **defaults: Any) -> dict[str, Options]:
 
 
 BACKBONES: dict[str, Backbone] = {
-    "resnet18": Backbone(parts.resnet("basic", (2, 2, 2, 2)), IMAGENET, multi_grid=(1, 2)),
-    "resnet34": Backbone(parts.resnet("basic", (3, 4, 6, 3)), IMAGENET, multi_grid=(1, 2, 4)),
-    "resnet50": Backbone(parts.resnet("bottleneck", (3, 4, 6, 3)), IMAGENET, multi_grid=(1, 2, 4)),
-    "resnet101": Backbone(parts.resnet("bottleneck", (3, 4, 23, 3)), IMAGENET, multi_grid=(1, 2, 4)),
+    "resnet18": Backbone(
+        parts.resnet("basic", (2, 2, 2, 2)), IMAGENET, "units of two 3x3 convolutions", multi_grid=(1, 2)
+    ),
+    "resnet34": Backbone(
+        parts.resnet("basic", (3, 4, 6, 3)), IMAGENET, "units of two 3x3 convolutions", multi_grid=(1, 2, 4)
+    ),
+    "resnet50": Backbone(
+        parts.resnet("bottleneck", (3, 4, 6, 3)), IMAGENET, "the stride in a unit's 3x3", multi_grid=(1, 2, 4)
+    ),
+    "resnet101": Backbone(
+        parts.resnet("bottleneck", (3, 4, 23, 3)), IMAGENET, "the stride in a unit's 3x3", multi_grid=(1, 2, 4)
+    ),
     "resnet50_beta": Backbone(
         parts.resnet("bottleneck", (3, 4, 6, 3), stem="beta", default_first_unit_rate="last_unit"),
-        CAFFE,
-        multi_grid=(1, 2, 4),
+        CAFFE, "the authors' form: three 3x3 in the stem, the stride at the end of a stage", multi_grid=(1, 2, 4),
     ),
     "resnet101_beta": Backbone(
         parts.resnet("bottleneck", (3, 4, 23, 3), stem="beta", default_first_unit_rate="last_unit"),
-        CAFFE,
-        multi_grid=(1, 2, 4),
+        CAFFE, "the authors' form, whose multiply-adds the paper counts", multi_grid=(1, 2, 4),
     ),
-    "mobilenet_v2": Backbone(parts.mobilenet_v2, SYMMETRIC, norm_epsilon=1e-3),
-    "mobilenet_v3_large": Backbone(parts.mobilenet_v3_large, IMAGENET, norm_epsilon=1e-3, aux="conv3"),
-    "xception41": Backbone(parts.xception(41), SYMMETRIC, norm_epsilon=1e-3),
-    "xception65": Backbone(parts.xception(65), SYMMETRIC, norm_epsilon=1e-3),
-    "xception71": Backbone(parts.xception(71), SYMMETRIC, norm_epsilon=1e-3),
-    "vgg16": Backbone(parts.vgg16, IMAGENET, output="pool5", norm="none"),
-    "unet": Backbone(parts.unet_path, SYMMETRIC, norm="none"),
-}
+    "mobilenet_v2": Backbone(parts.mobilenet_v2, SYMMETRIC, "inverted residuals; `width` scales it", norm_epsilon=1e-3),
+    "mobilenet_v3_large": Backbone(
+        parts.mobilenet_v3_large, IMAGENET, "squeeze-and-excitation, dilated as torchvision does",
+        norm_epsilon=1e-3, aux="conv3",
+    ),
+    "xception41": Backbone(
+        parts.xception(41), SYMMETRIC, "modified aligned Xception, 8 units in the middle", norm_epsilon=1e-3
+    ),
+    "xception65": Backbone(
+        parts.xception(65), SYMMETRIC, "16 units in the middle: the paper's best", norm_epsilon=1e-3
+    ),
+    "xception71": Backbone(parts.xception(71), SYMMETRIC, "two more units at the entry", norm_epsilon=1e-3),
+    "vgg16": Backbone(parts.vgg16, IMAGENET, "plain, no normalisation", output="pool5", norm="none"),
+    "unet": Backbone(parts.unet_path, SYMMETRIC, "its own contracting path", norm="none"),
+}  # fmt: skip
 
 _ENCODERS = ("resnet18", "resnet34", "resnet50", "resnet101")
 _DEEPLAB = _on(*(name for name in BACKBONES if name not in ("vgg16", "unet")))

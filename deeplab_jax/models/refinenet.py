@@ -3,7 +3,7 @@
 import flax.linen as nn
 import jax
 
-from deeplab_jax.models.layers import Conv, Features, LayerSettings
+from deeplab_jax.models.layers import SMALL_NORMAL, Conv, Features, LayerSettings
 from deeplab_jax.ops.pooling import max_pool
 from deeplab_jax.ops.resize import resize_bilinear
 
@@ -11,7 +11,10 @@ POOLINGS = 4
 
 
 class ResidualConvUnit(nn.Module):
-    """Two 3x3 convolutions, each after a ReLU, added to the input (sec. 3.2)."""
+    """Two 3x3 convolutions, each after a ReLU, added to the input (sec. 3.2).
+
+    The second starts small: without normalisation, twenty units of full size would multiply what they are given.
+    """
 
     settings: LayerSettings = LayerSettings()
 
@@ -19,11 +22,13 @@ class ResidualConvUnit(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         s, channels = self.settings, x.shape[-1]
         y = Conv(channels, 3, use_bias=True, settings=s, name="conv1")(jax.nn.relu(x))
-        return x + Conv(channels, 3, settings=s, name="conv2")(jax.nn.relu(y))
+        return x + Conv(channels, 3, settings=s, kernel_init=SMALL_NORMAL, name="conv2")(jax.nn.relu(y))
 
 
 class ChainedResidualPooling(nn.Module):
-    """A chain of 5x5 max pooling of stride 1 and a 3x3 convolution; the sum of all its links and the input."""
+    """A chain of 5x5 max pooling of stride 1 and a 3x3 convolution, which starts small; the sum of all its links and
+    the rectified input.
+    """
 
     settings: LayerSettings = LayerSettings()
 
@@ -33,7 +38,7 @@ class ChainedResidualPooling(nn.Module):
         link = x
         for index in range(POOLINGS):
             link = max_pool(link, window=5, stride=1)
-            link = Conv(x.shape[-1], 3, settings=self.settings, name=f"conv{index + 1}")(link)
+            link = Conv(x.shape[-1], 3, settings=self.settings, kernel_init=SMALL_NORMAL, name=f"conv{index + 1}")(link)
             x = x + link
         return x
 

@@ -306,7 +306,8 @@ def announce(config: ConfigDict, model: Segmenter, train_source: Source, val_sou
 
 def build_model(section: ConfigDict, *, num_classes: int) -> Segmenter:
     """Build the model that a config's `model` section describes."""
-    return create_model(section.name, num_classes=num_classes, output_stride=section.output_stride, **section.options)
+    stride = section.output_stride or None
+    return create_model(section.name, num_classes=num_classes, output_stride=stride, **section.options)
 
 
 def source_options(data: ConfigDict) -> dict[str, Any]:
