@@ -214,7 +214,14 @@ def create_model(name: str, *, num_classes: int = 21, output_stride: int | None 
     stride = _default_stride(architecture_name, backbone_name) if output_stride is None else output_stride
 
     head_options = _option_names(architecture.build)
-    backbone_options = _option_names(backbone.build) - ({"last_block"} if architecture_name != "cascade" else set())
+    backbone_options = _option_names(backbone.build)
+    # The copies of block 4 are the cascade; 3x3 pooling is DeepLab's, other heads on VGG-16 rely on 2x2.
+    if architecture_name != "cascade":
+        backbone_options -= {"last_block"}
+    if "pool_window" not in architecture.backbones[backbone_name]:
+        backbone_options -= {"pool_window"}
+    if "padding" not in backbone_options:
+        head_options -= {"padding"}
     layer_options = _option_names(_settings)
     known = head_options | backbone_options | layer_options | _option_names(_preprocessing)
     known |= _option_names(parts.image_pyramid) | {"backbone_norm", "aux_head"}
@@ -240,6 +247,9 @@ def create_model(name: str, *, num_classes: int = 21, output_stride: int | None 
         raise UserError(
             f"{name}: an option has a value of another kind than it needs ({error}); see create_model"
         ) from None
+    valid = given.get("padding") == "valid"
+    if valid and (pyramid or given.get("aux_head")):
+        raise UserError("padding='valid': its scores cover the centre only; leave out image_pyramid and aux_head")
     classifier = Conv(
         num_classes,
         head.classifier_kernel,
@@ -260,7 +270,7 @@ def create_model(name: str, *, num_classes: int = 21, output_stride: int | None 
         preprocessing=_preprocessing(backbone.preprocessing, **_pick(given, _option_names(_preprocessing))),
         settings=settings,
         aux_features=backbone.aux if given.get("aux_head", False) else None,
-        valid=given.get("padding") == "valid",
+        valid=valid,
         recipe=json.dumps(recipe, sort_keys=True),
     )
     check_output_stride(model)

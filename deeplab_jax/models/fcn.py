@@ -39,7 +39,9 @@ class FCNSkips(nn.Module):
 
     Sample i of a map at stride s covers pixels `s i` to `s i + s - 1`, since 2x2 poolings tile the image; a transposed
     convolution of stride t and 2t taps, cropped by t / 2, keeps that. So the scores end at the image's own size with no
-    other resize. All skips train together ("at once"); the paper's stages are runs with `init_from`.
+    other resize. Within half a stride of the border, where the next sample is missing, each axis weakens them to as
+    little as half; the original's padded image has that outside. All skips train together ("at once"); the paper's
+    stages are runs with `init_from`.
 
     Attributes:
       num_classes: of the scores.

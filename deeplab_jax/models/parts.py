@@ -168,6 +168,7 @@ def deeplabv2(
     dropout: float = 0.5,
 ) -> Head:
     """Build the head of DeepLabv2."""
+    positive("aspp_rates", aspp_rates)
     decoder = SummedPyramid(num_classes, aspp_rates, fc_channels, dropout, settings)
     return Head(decoder=decoder, classifier_kernel=0)
 
@@ -182,6 +183,7 @@ def largefov(
     dropout: float = 0.5,
 ) -> Head:
     """Build the head of DeepLabv1's LargeFOV."""
+    positive("fc_channels", (fc_channels,))
     return Head(FullyConnected(fc_kernel, fc_channels, fc_rate, dropout, settings))
 
 
@@ -189,6 +191,7 @@ def fcn_skips(skips: tuple[str, ...]) -> Callable[..., Head]:
     """Return the builder of FCN-32s, 16s or 8s."""
 
     def build(settings: LayerSettings, num_classes: int, *, fc_channels: int = 4096, dropout: float = 0.5) -> Head:
+        positive("fc_channels", (fc_channels,))
         context = FullyConnected(channels=fc_channels, dropout=dropout, settings=settings)
         return Head(context, FCNSkips(num_classes, skips, settings), 0)
 
@@ -214,8 +217,6 @@ def unet(
     choice("upsampling", upsampling, ("transposed", "nearest"))
     if len(skips) != len(decoder_channels):
         raise UserError(f"decoder_channels={decoder_channels}: one number for each of the {len(skips)} skips {skips}")
-    if _padding(padding) and upsampling != "transposed":
-        raise UserError(f"padding={padding!r}: only U-Net's own contracting path has it, under the name 'unet'")
     decoder = UNetDecoder(skips, decoder_channels, upsampling, _padding(padding), dropout, settings)  # type: ignore[arg-type]
     return Head(decoder=decoder, classifier_kernel=1 if upsampling == "transposed" else 3)
 
@@ -247,6 +248,7 @@ def pspnet(
     dropout: float = 0.1,
 ) -> Head:
     """Build PSPNet's context."""
+    positive("bins", bins)
     return Head(PyramidPooling(bins, context_channels, dropout, settings))
 
 
@@ -260,6 +262,7 @@ def parsenet(
     dropout: float = 0.5,
 ) -> Head:
     """Build ParseNet's context, on LargeFOV."""
+    positive("fc_channels", (fc_channels,))
     return Head(GlobalContext(FullyConnected(fc_kernel, fc_channels, fc_rate, dropout, settings)))
 
 
@@ -267,6 +270,7 @@ def spp(
     settings: LayerSettings, num_classes: int, *, bins: tuple[int, ...] = (4, 2, 1), context_channels: int = 512
 ) -> Head:
     """Build the context of the original spatial pyramid pooling."""
+    positive("bins", bins)
     return Head(SpatialPyramidContext(bins, context_channels, settings))
 
 
@@ -286,7 +290,7 @@ def image_pyramid(
                 f"fusion={fusion!r}, pyramid={pyramid!r}: without scales; give image_pyramid=(1.0, 0.75, 0.5)"
             )
         return None
-    if min(image_pyramid) <= 0 or max(image_pyramid) > 4:
+    if not all(0 < scale <= 4 for scale in image_pyramid):
         raise UserError(f"image_pyramid={image_pyramid}: give factors above 0 and up to 4")
     if list(image_pyramid) != sorted(set(image_pyramid), reverse=True):
         raise UserError(f"image_pyramid={image_pyramid}: give different scales from fine to coarse")
@@ -298,6 +302,12 @@ def choice(option: str, value: Any, choices: tuple[str, ...]) -> Any:
     if value not in choices:
         raise UserError(f"{option}={value!r}: {did_you_mean(str(value), choices)}")
     return value
+
+
+def positive(option: str, values: tuple[int, ...]) -> None:
+    """Raise a UserError unless an option holds different whole numbers of at least 1."""
+    if not values or min(values) < 1 or len(set(values)) < len(values):
+        raise UserError(f"{option}={values}: give whole numbers of at least 1, each once")
 
 
 def _padding(padding: str) -> Any:

@@ -105,18 +105,19 @@ class ResNet(nn.Module):
         x = max_pool(x, window=3, stride=2)
         for index, (count, width, stage) in enumerate(zip(units, widths, stages, strict=True)):
             grid = self.multi_grid if index >= 3 else (1,) * count
-            strides = [1] * count
+            strides, rates = [1] * count, [stage.rate] * count
             if self.first_unit_rate != "last_unit":
                 strides[0] = stage.stride
             elif index + 1 < len(stages):
-                strides[-1] = stages[index + 1].stride
+                # What follows that stride within the unit already runs at the next stage's rate.
+                strides[-1], rates[-1] = stages[index + 1].stride, stages[index + 1].rate
             branches = []
             for unit in range(count):
                 x, branch = Unit(
                     width,
                     self.kind,
                     stride=strides[unit],
-                    rate=stage.rate * grid[unit],
+                    rate=rates[unit] * grid[unit],
                     first_rate=(stage.rate if unit else stage.first_rate) * grid[unit],
                     settings=self.settings,
                     name=f"conv{index + 2}_unit{unit + 1}",

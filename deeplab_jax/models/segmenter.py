@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from deeplab_jax.models.image_pyramid import ImagePyramid
 from deeplab_jax.models.layers import Conv, ConvNorm, Features, LayerSettings
 from deeplab_jax.models.preprocessing import Preprocessing
-from deeplab_jax.models.unet import VALID_SMALLEST, extend_by_mirroring
+from deeplab_jax.models.unet import extend_by_mirroring, next_valid_side
 from deeplab_jax.ops.resize import resize_bilinear
 
 Variables = dict[str, Any]
@@ -75,7 +75,7 @@ class Segmenter(nn.Module):
         """Compute logits at the size of the images.
 
         Args:
-          images: preprocessed floats `[N, H, W, 3]`, H and W from 33 up (from 188 up where `valid`).
+          images: preprocessed floats `[N, H, W, 3]`, H and W from 33 up; where `valid`, 188, 204, 220, ...
           train: batch statistics and dropout as in training.
 
         Returns:
@@ -90,13 +90,19 @@ class Segmenter(nn.Module):
 
     def scores(self, images: jax.Array, *, train: bool = False) -> jax.Array:
         """Compute the classifier's float32 output `[N, h, w, num_classes]` before it is resized to the image."""
-        if images.ndim != 4 or min(images.shape[1:3]) < self.smallest_side:
+        if images.ndim != 4 or min(images.shape[1:3]) < SMALLEST_SIDE:
             raise ValueError(
-                f"images of shape {images.shape}: expected [N, H, W, C] with H and W of at least {self.smallest_side}"
+                f"images of shape {images.shape}: expected [N, H, W, C] with H and W of at least {SMALLEST_SIDE}"
+            )
+        fitting = tuple(self.fitting_side(side) for side in images.shape[1:3])
+        if fitting != images.shape[1:3]:
+            raise ValueError(
+                f"images of {images.shape[1]}x{images.shape[2]}: without padding this network takes 188, 204, ... "
+                f"pixels on each side; {fitting[0]}x{fitting[1]} would fit"
             )
         if self.pyramid is None:
             return self._scores(images, images, train=train)[0]
-        views = self.pyramid.views(images, smallest=self.smallest_side)
+        views = self.pyramid.views(images, smallest=SMALLEST_SIDE)
         scores, seen = zip(*[self._scores(view, images, train=train) for view in views], strict=True)
         return self.pyramid(list(scores), list(seen))
 
@@ -112,7 +118,7 @@ class Segmenter(nn.Module):
         its first scale.
         """
         if self.pyramid is not None:
-            images = self.pyramid.views(images, smallest=self.smallest_side)[0]
+            images = self.pyramid.views(images, smallest=SMALLEST_SIDE)[0]
         return self._features(images, train=train)
 
     def resize(self, scores: jax.Array, images: jax.Array) -> jax.Array:
@@ -122,10 +128,9 @@ class Segmenter(nn.Module):
             return scores
         return resize_bilinear(scores, images.shape[1:3], align_corners=self.settings.align_corners)
 
-    @property
-    def smallest_side(self) -> int:
-        """Pixels that each side of an image has at least."""
-        return VALID_SMALLEST if self.valid else SMALLEST_SIDE
+    def fitting_side(self, side: int) -> int:
+        """Return the smallest number of pixels, of at least `side`, that a side of an image may have."""
+        return next_valid_side(side) if self.valid else max(SMALLEST_SIDE, side)
 
     def _features(self, images: jax.Array, *, train: bool) -> Features:
         features = dict(self.backbone(images, output_stride=self.output_stride, train=train))
@@ -149,7 +154,7 @@ class Segmenter(nn.Module):
 
 def abstract_variables(model: Segmenter) -> Variables:
     """Return the shapes and dtypes of the model's variables without computing any."""
-    side = max(65, model.smallest_side)
+    side = model.fitting_side(65)
     images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
     variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
     return {name: tree for name, tree in variables.items() if name in ("params", "batch_stats")}

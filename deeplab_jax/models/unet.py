@@ -15,6 +15,13 @@ VALID_STEP = 16
 VALID_SMALLEST = 188
 
 
+def next_valid_side(side: int) -> int:
+    """Return the smallest side of at least so many pixels that halves without a remainder at every pooling; at others
+    the skips would be shifted against the deeper maps.
+    """
+    return VALID_SMALLEST + max(0, -(-(side - VALID_SMALLEST) // VALID_STEP)) * VALID_STEP
+
+
 class UpConvolution(nn.Module):
     """A transposed 2x2 convolution of stride 2, which doubles the size of a map; submodule parameters as `Conv`."""
 
@@ -57,6 +64,8 @@ class UNetDecoder(nn.Module):
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         stride = features["context"][1]
         for index, (name, channels) in enumerate(zip(self.skips, self.channels, strict=True)):
+            if name and name not in features:
+                raise ValueError(f"skips={self.skips}: the backbone has no {name!r}; choose from {', '.join(features)}")
             skip, finer_stride = features[name or "image"]
             if stride != 2 * finer_stride:
                 raise ValueError(
@@ -93,6 +102,5 @@ def extend_by_mirroring(images: jax.Array) -> jax.Array:
     """
     pads = []
     for side in images.shape[1:3]:
-        bottom = -(-(side + 60) // VALID_STEP)
-        pads.append((VALID_BORDER, VALID_STEP * bottom + 124 - side - VALID_BORDER))
+        pads.append((VALID_BORDER, next_valid_side(side + 2 * VALID_BORDER) - side - VALID_BORDER))
     return jnp.pad(images, ((0, 0), *pads, (0, 0)), mode="symmetric")

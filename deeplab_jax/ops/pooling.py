@@ -79,9 +79,11 @@ def adaptive_average_pool(x: jax.Array, bins: int) -> jax.Array:
     """Average over `bins x bins` regions that cover a map of any size: `[N, H, W, C] -> [N, bins, bins, C]`.
 
     Region i reaches from `floor(i H / bins)` to `ceil((i + 1) H / bins)`, as in PyTorch, so regions may share a row.
+    In float32, whatever the dtype of `x`.
     """
-    rows, columns = (jnp.asarray(_averaging_matrix(size, bins), x.dtype) for size in x.shape[1:3])
-    return jnp.einsum("qw,npwc->npqc", columns, jnp.einsum("ph,nhwc->npwc", rows, x))
+    rows, columns = (jnp.asarray(_averaging_matrix(size, bins)) for size in x.shape[1:3])
+    averages = jnp.einsum("ph,qw,nhwc->npqc", rows, columns, x.astype(jnp.float32), precision=lax.Precision.HIGHEST)
+    return averages.astype(x.dtype)
 
 
 def _averaging_matrix(size: int, bins: int) -> np.ndarray:

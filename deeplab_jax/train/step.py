@@ -75,9 +75,10 @@ def train_step(
                 resize_labels(labels, scores.shape[1:3], align_corners=model.settings.align_corners),
             )
         total, count = cross_entropy(logits, labels, class_weights=weights, top_k=top_k)
-        for aux in updates.get("intermediates", {}).get("aux", ()):
+        auxiliary = updates.get("intermediates", {}).get("aux", ())  # one for each scale of an image pyramid
+        for aux in auxiliary:
             aux_total, aux_count = cross_entropy(aux, micro["label"], class_weights=weights)
-            total += aux_weight * mean_loss(aux_total, aux_count) * count
+            total += aux_weight / len(auxiliary) * mean_loss(aux_total, aux_count) * count
         right = jnp.sum((jnp.argmax(logits, -1) == labels) & valid_pixels(labels), dtype=jnp.float32)
         labelled = jnp.sum(valid_pixels(labels), dtype=jnp.float32)
         return total, (

@@ -50,6 +50,9 @@ def test_dilate_stages_by_hand() -> None:
     assert dilate_stages(**{**resnet, "first_unit_rate": "stage"}, output_stride=8) == [
         Stage(1, 1, 1, 4), Stage(2, 1, 1, 8), Stage(1, 2, 2, 8), Stage(1, 4, 4, 8)
     ]  # fmt: skip
+    assert dilate_stages(**{**resnet, "first_unit_rate": "last_unit"}, output_stride=8) == [
+        Stage(1, 1, 1, 4), Stage(2, 1, 1, 8), Stage(1, 2, 2, 8), Stage(1, 4, 4, 8)
+    ]  # fmt: skip
     assert [s.rate for s in dilate_stages(**resnet, output_stride=4)] == [1, 2, 4, 8]
 
 
@@ -130,6 +133,105 @@ def test_multi_grid_with_the_rate_of_the_stage(convolutions: Any, shapes_of: Any
     network = backbone("resnet50", width=1 / 16, multi_grid=(1, 2, 4), first_unit_rate="stage")
     found = spatial_convolutions(network, 16, convolutions, shapes_of)
     assert [c.rate for c in found[-3:]] == [2, 4, 8]
+
+
+def test_the_beta_form_has_the_rates_of_the_paper(convolutions: Any, shapes_of: Any) -> None:
+    """Its stages stride in their last unit, so that every unit of block 4 comes after the stride that it lost."""
+    network = backbone("resnet50_beta", width=1 / 16, multi_grid=(1, 2, 4))
+    found = spatial_convolutions(network, 16, convolutions, shapes_of)
+    assert len(found) == 3 + 16
+    assert [c.rate for c in found[-3:]] == [2, 4, 8]
+    assert {c.rate for c in found[:-3]} == {1}
+    # Blocks of 3, 4, 6 and 3 units.
+    assert [c.stride for c in found] == [2, 1, 1, *[1, 1, 2], *[1, 1, 1, 2], *[1] * 6, *[1] * 3]
+    assert [c.rate for c in spatial_convolutions(network, 8, convolutions, shapes_of)[-9:]] == [2] * 6 + [4, 8, 16]
+    found = spatial_convolutions(network, 32, convolutions, shapes_of)
+    assert [c.rate for c in found[-3:]] == [1, 2, 4]
+    assert [c.stride for c in found[-9:]] == [1, 1, 1, 1, 1, 2, 1, 1, 1]
+
+
+@pytest.mark.parametrize(("name", "multi_grid"), [("resnet18", (1, 2)), ("resnet50_beta", (1, 2, 4))])
+def test_features_are_consistent_with_the_stride_in_the_last_unit(
+    name: str, multi_grid: tuple[int, ...], fill_variables: Any
+) -> None:
+    network = backbone(name, width=1 / 16, multi_grid=multi_grid, first_unit_rate="last_unit")
+    variables = fill_variables(network, 1, 50, 37, 3, output_stride=16)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 50, 37, 3)), jnp.float32)
+
+    def run(output_stride: int) -> Any:
+        strides: dict[str, int] = {}
+
+        @jax.jit
+        def apply(variables: Any, x: jax.Array) -> Any:
+            features = network.apply(variables, x, output_stride=output_stride, train=False)
+            strides.update({stage: stride for stage, (_, stride) in features.items()})
+            return {stage: array for stage, (array, _) in features.items()}
+
+        return apply(variables, x), strides
+
+    dense, dense_strides = run(4)
+    assert dense_strides["conv5"] == 4
+    for output_stride in (8, 16, 32):
+        features, strides = run(output_stride)
+        assert strides["conv5"] == output_stride
+        for stage, coarse in features.items():
+            step = strides[stage] // dense_strides[stage]
+            fine = dense[stage][:, ::step, ::step]
+            scale = float(jnp.max(jnp.abs(coarse)))
+            assert scale > 0.01
+            np.testing.assert_allclose(fine, coarse, atol=1e-5 * scale, err_msg=f"{stage} at {output_stride}")
+
+
+def test_the_beta_form_differs_from_the_plain_one_in_its_stem_only(shapes_of: Any) -> None:
+    """Three 3x3 convolutions instead of the 7x7, of which the first unit sees twice the channels."""
+    plain, beta = (
+        shapes_of(backbone(n), 1, 33, 33, 3, output_stride=32)["params"] for n in ("resnet50", "resnet50_beta")
+    )
+    stem = {name: beta[name]["conv"]["kernel"].shape for name in beta if name.startswith("stem")}
+    assert stem == {"stem_conv1": (3, 3, 3, 64), "stem_conv2": (3, 3, 64, 64), "stem_conv3": (3, 3, 64, 128)}
+    assert {name for name in plain if name not in stem} == {name for name in beta if name not in stem}
+    different = {name for name in plain if name not in stem and plain[name] != beta[name]}
+    assert different == {"conv2_unit1"}
+    for layer, inputs in (("conv1", 128), ("shortcut", 128), ("conv2", 64)):
+        assert beta["conv2_unit1"][layer]["conv"]["kernel"].shape[2] == inputs
+    # The stem of 9536 parameters, norms included, becomes one of 112,832; 64 more channels go into 64 + 256.
+    stem_plain, stem_beta = 7 * 7 * 3 * 64 + 2 * 64, 9 * (3 * 64 + 64 * 64 + 64 * 128) + 2 * (64 + 64 + 128)
+    assert parameter_count(beta) - parameter_count(plain) == stem_beta - stem_plain + 64 * (64 + 256)
+
+
+@pytest.mark.parametrize("first_unit_rate", ["previous", "stage", "last_unit"])
+def test_the_conventions_share_their_parameters(first_unit_rate: Any, shapes_of: Any) -> None:
+    trees = [
+        shapes_of(backbone("resnet50", width=1 / 16, first_unit_rate=convention), 1, 33, 33, 3, output_stride=stride)
+        for convention, stride in (("previous", 32), (first_unit_rate, 32), (first_unit_rate, 8))
+    ]
+    assert trees[0] == trees[1] == trees[2]
+
+
+def test_the_beta_forms_features_are_residual_branches_before_the_stride(fill_variables: Any) -> None:
+    """What the authors' decoder takes: of the last unit at the stage's own resolution, before its addition."""
+    network = backbone("resnet50_beta", width=1 / 16)
+    variables = fill_variables(network, 1, 33, 33, 3, output_stride=32)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 33, 33, 3)), jnp.float32)
+
+    @jax.jit
+    def run(variables: Any, x: jax.Array) -> Any:
+        features, captured = network.apply(
+            variables,
+            x,
+            output_stride=32,
+            train=False,
+            capture_intermediates=lambda module, _: isinstance(module, Unit),
+        )
+        units = {name: value["__call__"][0] for name, value in captured["intermediates"].items()}
+        return {stage: array for stage, (array, _) in features.items()}, units
+
+    features, units = run(variables, x)
+    for stage, unit in (("conv2", 2), ("conv3", 3), ("conv4", 5)):
+        np.testing.assert_array_equal(features[stage], units[f"{stage}_unit{unit}"][1])
+        assert float(jnp.min(features[stage])) < 0
+    np.testing.assert_array_equal(features["conv5"], units["conv5_unit3"][0])
+    assert [features[f"conv{i}"].shape[1] for i in (2, 3, 4, 5)] == [9, 5, 3, 2]
 
 
 def test_rates_and_strides_of_a_basic_block(convolutions: Any, shapes_of: Any) -> None:

@@ -94,7 +94,8 @@ def test_defaults_of_unet() -> None:
     assert (published.classifier.kernel_size, on_encoder.classifier.kernel_size) == (1, 3)
     valid = create_model("unet", padding="valid")
     assert valid.valid
-    assert (published.smallest_side, valid.smallest_side) == (33, 188)
+    assert [published.fitting_side(side) for side in (1, 33, 200)] == [33, 33, 200]
+    assert [valid.fitting_side(side) for side in (1, 188, 189, 572)] == [188, 188, 204, 572]
 
 
 def test_an_epsilon_that_is_given_is_that_of_all_norms() -> None:
@@ -143,7 +144,16 @@ def test_the_papers_multi_grid() -> None:
         ("fcn32s_vgg16", {"output_stride": 16}, "output_stride=16: FCN's upsampling is learned for 32 only"),
         ("segnet_vgg16", {"output_stride": 16}, "output_stride=16: SegNet unpools every pooling"),
         ("unet", {"output_stride": 8}, "output_stride=8: U-Net doubles the resolution at every step"),
-        ("unet_resnet18", {"padding": "valid"}, "only U-Net's own contracting path has it, under the name 'unet'"),
+        ("unet_resnet18", {"padding": "valid"}, "option 'padding' has no meaning for unet_resnet18"),
+        ("unet", {"padding": "valid", "image_pyramid": (1.0, 0.5)}, "leave out image_pyramid and aux_head"),
+        ("unet", {"padding": "valid", "aux_head": True}, "leave out image_pyramid and aux_head"),
+        ("unet", {"skips": ("conv4", "conv3", "conv2", "conv9")}, "the backbone has no 'conv9'; choose from conv1"),
+        ("segnet_vgg16", {"pool_window": 3}, "option 'pool_window' has no meaning for segnet_vgg16"),
+        ("pspnet_resnet50", {"bins": (0,)}, "bins=(0,): give whole numbers of at least 1"),
+        ("pspnet_resnet50", {"bins": (2, 2)}, "bins=(2, 2): give whole numbers of at least 1, each once"),
+        ("deeplabv2_vgg16", {"aspp_rates": ()}, "aspp_rates=(): give whole numbers"),
+        ("fcn8s_vgg16", {"fc_channels": 0}, "fc_channels=(0,): give whole numbers"),
+        ("deeplabv3_resnet18", {"image_pyramid": (float("nan"),)}, "give factors above 0"),
         ("unet", {"padding": "vlaid"}, "padding='vlaid': did you mean valid?"),
         ("unet", {"decoder_channels": (4, 4)}, "one number for each of the 4 skips"),
         ("largefov_vgg16", {"fc_rate": 3, "output_stride": 16}, "(stated at output stride 8) are no whole rates"),

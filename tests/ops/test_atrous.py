@@ -12,7 +12,14 @@ from jax import lax
 from jax.test_util import check_grads
 
 from deeplab_jax.ops import geometry
-from deeplab_jax.ops.atrous import choose_lowering, conv2d, explicit_padding
+from deeplab_jax.ops.atrous import (
+    Convolution,
+    choose_lowering,
+    conv2d,
+    conv_transpose2d,
+    explicit_padding,
+    observe_convolutions,
+)
 
 LOWERINGS = ("auto", "direct", "taps", "space_to_batch")
 
@@ -281,3 +288,93 @@ def test_bad_arguments_raise() -> None:
         conv2d(x[0], kernel)
     with pytest.raises(AssertionError):
         conv2d(x, kernel[:, :, :1])
+
+
+def test_a_transposed_convolution_by_hand() -> None:
+    """Samples 1, 10 and 100, two pixels apart: 1 2 3 + (10 20 30 shifted by 2) + (100 200 300 shifted by 4)."""
+    y = conv_transpose2d(line(1, 10, 100), line_kernel(1, 2, 3), stride=2)
+    assert y.ravel().tolist() == [1, 2, 13, 20, 130, 200, 300]
+    assert conv_transpose2d(line(1, 10), line_kernel(1), stride=3).ravel().tolist() == [1, 0, 0, 10]
+
+
+TRANSPOSED = st.fixed_dictionaries(
+    {
+        "size": st.tuples(st.integers(1, 2), st.integers(1, 5), st.integers(1, 5)),
+        "kernel": st.tuples(st.integers(1, 5), st.integers(1, 5)),
+        "channels": st.tuples(st.integers(1, 3), st.integers(1, 3)),
+        "stride": st.integers(1, 4),
+        "seed": st.integers(0, 99),
+    }
+)
+
+
+@settings(max_examples=15)
+@given(TRANSPOSED)
+def test_a_transposed_convolution_adds_kernels(case: dict[str, Any]) -> None:
+    """Against loops, and against the gradient of the convolution that it transposes; exact in small integers."""
+    rng = np.random.default_rng(case["seed"])
+    (n, height, width), (kh, kw), (inputs, outputs), s = (case[k] for k in ("size", "kernel", "channels", "stride"))
+    x = rng.integers(-3, 4, (n, height, width, inputs)).astype(np.float32)
+    kernel = rng.integers(-3, 4, (kh, kw, inputs, outputs)).astype(np.float32)
+    expected = np.zeros((n, (height - 1) * s + kh, (width - 1) * s + kw, outputs), np.float32)
+    for row in range(height):
+        for column in range(width):
+            patch = np.einsum("nc,ijcd->nijd", x[:, row, column], kernel)
+            expected[:, row * s : row * s + kh, column * s : column * s + kw] += patch
+
+    @jax.jit
+    def both(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def convolve(y: jax.Array) -> jax.Array:
+            return conv2d(y, jnp.swapaxes(kernel, 2, 3), stride=s, padding="VALID", lowering="direct")
+
+        (gradient,) = jax.vjp(convolve, jnp.zeros(expected.shape))[1](x)
+        return conv_transpose2d(x, kernel, stride=s), gradient
+
+    found, gradient = both(x, kernel)
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(gradient, expected)
+
+
+@pytest.mark.parametrize(
+    ("how", "lowering"), [*(("abstract", lowering) for lowering in LOWERINGS), ("jitted", "taps"), ("computed", "taps")]
+)
+def test_an_observer_sees_every_convolution_once(how: str, lowering: Any) -> None:
+    """Whatever a lowering makes of it, the call as it was made, in order."""
+
+    def network(x: jax.Array) -> jax.Array:
+        x = conv2d(x, jnp.ones((3, 3, 2, 4)), rate=2, lowering=lowering)
+        x = conv2d(x, jnp.ones((3, 3, 1, 4)), stride=2, feature_group_count=4, lowering=lowering)
+        x = conv2d(x, jnp.ones((2, 2, 4, 1)), padding=((0, 1), (2, 0)), lowering=lowering)
+        return conv_transpose2d(x, jnp.ones((4, 4, 1, 3)), stride=2)
+
+    x = jnp.ones((1, 9, 6, 2))
+    seen: list[Convolution] = []
+    with observe_convolutions(seen.append):
+        if how == "computed":
+            network(x)
+        elif how == "abstract":
+            jax.eval_shape(network, x)
+        else:
+            jax.jit(network)(x)
+    assert seen == [
+        Convolution((1, 9, 6, 2), (3, 3, 2, 4), (1, 9, 6, 4), 2, 1, ((2, 2), (2, 2)), 1),
+        Convolution((1, 9, 6, 4), (3, 3, 1, 4), (1, 5, 3, 4), 1, 2, ((1, 1), (1, 1)), 4),
+        Convolution((1, 5, 3, 4), (2, 2, 4, 1), (1, 5, 4, 1), 1, 1, ((0, 1), (2, 0)), 1),
+        Convolution((1, 5, 4, 1), (4, 4, 1, 3), (1, 12, 10, 3), 1, 2, ((0, 0), (0, 0)), 1, transposed=True),
+    ]
+    # Nothing once the context is closed.
+    jax.eval_shape(network, x)
+    assert len(seen) == 4
+
+
+def test_observers_nest_and_are_removed_after_an_error() -> None:
+    x, kernel = jnp.ones((1, 3, 3, 1)), jnp.ones((1, 1, 1, 1))
+    outer: list[Convolution] = []
+    inner: list[Convolution] = []
+    with observe_convolutions(outer.append):
+        with pytest.raises(RuntimeError), observe_convolutions(inner.append):
+            conv2d(x, kernel)
+            raise RuntimeError
+        conv2d(x, kernel)
+        conv2d(x, kernel)
+    assert (len(outer), len(inner)) == (2, 1)
