@@ -4,8 +4,9 @@ from deeplab_jax import ops
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate.inference import segment
 from deeplab_jax.models.catalog import create_model, model_names
+from deeplab_jax.models.cost import multiply_adds
 from deeplab_jax.weights.folder import load, save
 
 __version__ = "0.1.0"
 
-__all__ = ["UserError", "create_model", "load", "model_names", "ops", "save", "segment"]
+__all__ = ["UserError", "create_model", "load", "model_names", "multiply_adds", "ops", "save", "segment"]

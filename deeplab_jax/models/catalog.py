@@ -209,8 +209,8 @@ def create_model(name: str, *, num_classes: int = 21, output_stride: int | None 
         raise UserError(f"model {name!r} is not known: {did_you_mean(name, list(names))}")
     architecture_name, backbone_name = names[name]
     architecture, backbone = ARCHITECTURES[architecture_name], BACKBONES[backbone_name]
-    if num_classes < 1:
-        raise UserError(f"num_classes={num_classes}: at least 1")
+    if not isinstance(num_classes, int) or num_classes < 1:
+        raise UserError(f"num_classes={num_classes!r}: give a whole number of at least 1")
     stride = _default_stride(architecture_name, backbone_name) if output_stride is None else output_stride
 
     head_options = _option_names(architecture.build)

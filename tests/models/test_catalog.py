@@ -139,6 +139,7 @@ def test_the_papers_multi_grid() -> None:
         ),
         ("deeplabv3_resnet18", {"lowering": "tap"}, "lowering='tap': did you mean taps"),
         ("deeplabv3_resnet18", {"num_classes": 0}, "num_classes=0"),
+        ("deeplabv3_resnet18", {"num_classes": "x"}, "num_classes='x': give a whole number"),
         ("deeplabv3plus_resnet18", {"low_level": ("conv1",)}, "low_level=('conv1',): choose from 'conv2' and 'conv3'"),
         ("deeplabv3plus_resnet18", {"low_level": ()}, "low_level=()"),
         ("fcn32s_vgg16", {"output_stride": 16}, "output_stride=16: FCN's upsampling is learned for 32 only"),
