@@ -159,7 +159,8 @@ def stage_of(path: Sequence[str]) -> str:
     otherwise the part ("context", "decoder", "classifier", "aux_head", "pyramid").
     """
     if path[0] == "backbone" and len(path) > 1:
-        return path[1].split("_")[0]
+        # A plain ResNet's only convolution before its stages has the name that the paper gives it.
+        return "stem" if path[1] == "conv1" else path[1].split("_")[0]
     return path[0]
 
 

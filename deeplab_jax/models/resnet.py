@@ -99,7 +99,7 @@ class ResNet(nn.Module):
                 kernel_size,
                 stride=1 if index else 2,
                 settings=self.settings,
-                name=f"stem_conv{index + 1}",
+                name="conv1" if self.stem == "plain" else f"stem_conv{index + 1}",
             )(x, train=train)
         features: Features = {"stem": (x, 2)}
         x = max_pool(x, window=3, stride=2)

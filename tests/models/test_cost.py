@@ -124,8 +124,8 @@ def test_names_and_counts_of_the_layers() -> None:
     layers = dict(result.layers)
     assert len(layers) == len(result.layers)
     assert sum(layers.values()) == result.total
-    assert next(iter(layers)) == "backbone/stem_conv1"
-    assert layers["backbone/stem_conv1"] == 33 * 33 * 49 * 3 * 64
+    assert next(iter(layers)) == "backbone/conv1"
+    assert layers["backbone/conv1"] == 33 * 33 * 49 * 3 * 64
     assert layers["backbone/conv4_unit3/conv2"] == 5 * 5 * 9 * 256 * 256
     assert layers["context/image_pooling"] == 2048 * 256
     assert layers["context/branch_atrous3"] == 5 * 5 * 9 * 2048 * 256

@@ -87,7 +87,9 @@ def test_one_gradient_step_moves_every_parameter(name: str, fill_variables: Any)
         value, gradient = jax.value_and_grad(loss)(variables["params"])
         return value, jax.tree.map(lambda p, g: p - 0.1 * g, variables["params"], gradient)
 
-    value, moved = step(variables, True)
+    # MobileNet's linear projections run into the batch norm of the next expansion, which takes their shift away: their
+    # own offsets matter only once the statistics are fixed.
+    value, moved = step(variables, "mobilenet" not in name)
     assert np.isfinite(value)
     before = dict(jax.tree_util.tree_leaves_with_path(variables["params"]))
     for path, leaf in jax.tree_util.tree_leaves_with_path(moved):
