@@ -1,6 +1,7 @@
 """The command line: flags and dispatch, nothing else."""
 
 import argparse
+import ast
 import errno
 import json
 import os
@@ -116,6 +117,28 @@ def make_parser() -> argparse.ArgumentParser:
         config="required",
     )
     prepare.add_argument("--out", required=True, help="folder to write")
+
+    summarize = verb(
+        "summarize", run_summarize, "Count what each stage of a network costs; needs no weights and computes nothing."
+    )
+    summarize.add_argument("model", metavar="NAME_OR_PATH", help="name of a model, model folder or run directory")
+    summarize.add_argument("--size", type=image_size, default=(513, 513), help="HEIGHTxWIDTH of the image (513x513)")
+    summarize.add_argument("--output_stride", type=int, help="8, 16, 32, ...; by default the model's own")
+    summarize.add_argument(
+        "--option",
+        type=option,
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="option of the model, such as num_classes=19, separable=True or 'aspp_rates=(6, 12)'; again for more",
+    )
+    summarize.add_argument(
+        "--json",
+        metavar="FILE",
+        nargs="?",
+        const="-",
+        help="write the summary to this file as well; alone, print it instead",
+    )
     return parser
 
 
@@ -127,6 +150,7 @@ def add_inference_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scales", type=numbers(float), help="such as 0.5,0.75,1: average over these sizes")
     parser.add_argument("--flip", action="store_true", default=None, help="average with the mirrored image")
     parser.add_argument("--window", type=numbers(int), help="height,width of a sliding window for large images")
+    parser.add_argument("--crf", action="store_true", default=None, help="refine labels by a fully connected CRF")
 
 
 def numbers(kind: type) -> Callable[[str], tuple[Any, ...]]:
@@ -139,6 +163,25 @@ def numbers(kind: type) -> Callable[[str], tuple[Any, ...]]:
             raise argparse.ArgumentTypeError(f"{text!r}: give numbers separated by commas") from None
 
     return parse
+
+
+def image_size(text: str) -> tuple[int, int]:
+    """Parse `HEIGHTxWIDTH`, or one number for both."""
+    sides = text.lower().split("x")
+    if len(sides) > 2 or not all(side.isdecimal() for side in sides):
+        raise argparse.ArgumentTypeError(f"{text!r}: give HEIGHTxWIDTH in pixels, such as 513x513")
+    return int(sides[0]), int(sides[-1])
+
+
+def option(text: str) -> tuple[str, Any]:
+    """Parse `key=value`, where the value is a Python literal or a word."""
+    key, equals, value = text.partition("=")
+    if not (key.isidentifier() and equals):
+        raise argparse.ArgumentTypeError(f"{text!r}: give KEY=VALUE")
+    try:
+        return key, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return key, value
 
 
 def split_config_arguments(words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -313,9 +356,47 @@ def run_prepare(args: argparse.Namespace) -> None:
     print(f"wrote {counts} to {folder}; read them with --config.data.name=tfds --config.data.dir={args.out}")
 
 
+def run_summarize(args: argparse.Namespace) -> None:
+    """`summarize`."""
+    from rich.console import Console
+
+    from deeplab_jax.evaluate.summary_table import summary_table, table_width
+    from deeplab_jax.models.catalog import describe, from_description, model_names
+    from deeplab_jax.models.summary import summarize
+    from deeplab_jax.weights.folder import MODEL_FILE, read_description
+
+    if args.model in model_names():
+        description = {"name": args.model, "num_classes": 21, "output_stride": None, "options": {}}
+    elif Path(args.model, MODEL_FILE).is_file():
+        description = describe(read_description(Path(args.model))[0])
+    else:
+        raise UserError(
+            f"{args.model}: neither a model's name nor a folder with {MODEL_FILE}: "
+            f"{did_you_mean(args.model, model_names())}"
+        )
+    options = {**description["options"], **dict(args.option)}
+    for key in ("num_classes", "output_stride"):
+        description[key] = options.pop(key, description[key])
+        if not isinstance(description[key], int | None):
+            raise UserError(f"{key}={description[key]!r}: give a whole number")
+    if args.output_stride is not None:
+        description["output_stride"] = args.output_stride
+    summary = summarize(from_description({**description, "options": options}), *args.size)
+    text = json.dumps(summary.to_json(), indent=1)
+    if args.json == "-":
+        print(text)
+        return
+    Console(width=table_width(Console().width)).print(summary_table(summary))
+    if args.json:
+        try:
+            Path(args.json).write_text(text + "\n")
+        except OSError as error:
+            raise UserError(f"{args.json}: cannot be written ({error.strerror}); give another --json") from None
+
+
 def given_inference_options(args: argparse.Namespace) -> dict[str, Any]:
     """Return the inference flags that were given."""
-    names = ("mode", "output_stride", "scales", "flip", "window")
+    names = ("mode", "output_stride", "scales", "flip", "window", "crf")
     return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
 
 

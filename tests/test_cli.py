@@ -88,6 +88,17 @@ def test_evaluate_takes_its_options(scenes_run, tmp_path) -> None:
     assert protocol["images"] == 2 and protocol["split"] == "train" and protocol["mode"] == "exact"
 
 
+def test_evaluate_and_predict_take_a_crf(scenes_run, tmp_path) -> None:
+    flags = ["--model", scenes_run, "--mode", "exact", "--crf"]
+    assert run("evaluate", *flags, "--out", tmp_path / "val", "--limit", 1, "--save_predictions") == 0
+    protocol = json.loads((tmp_path / "val" / "metrics.json").read_text())["protocol"]
+    assert protocol["crf"]["iterations"] == 10 and protocol["crf"]["colour_bandwidth"] == 3.0
+    Image.fromarray(Scenes("val", size=(65, 65))[0]["image"]).save(tmp_path / "picture.png")
+    assert run("predict", *flags, "--out", tmp_path / "out", tmp_path / "picture.png") == 0
+    evaluated = read_mask(tmp_path / "val" / "scenes_val_0_000000.png")
+    np.testing.assert_array_equal(read_mask(tmp_path / "out" / "picture.png"), evaluated)
+
+
 @pytest.fixture
 def pictures(tmp_path):
     """A folder of images as people have them, all of one size, and one that is empty."""

@@ -1,5 +1,6 @@
 """Evaluation of a model on a labelled source: one confusion matrix over all images, metrics once at the end."""
 
+import dataclasses
 import json
 import platform
 import time
@@ -15,10 +16,11 @@ from deeplab_jax.data.labels import IGNORE_LABEL, LabelSet
 from deeplab_jax.data.loader import examples_in_order
 from deeplab_jax.data.pairs import Example, Source
 from deeplab_jax.errors import UserError, did_you_mean
-from deeplab_jax.evaluate.inference import check_views, evaluate_batch, pad_images, run_size
+from deeplab_jax.evaluate.inference import check_views, crf_parameters, evaluate_batch, pad_images, run_size
 from deeplab_jax.models.catalog import check_output_stride, describe
 from deeplab_jax.models.segmenter import Segmenter, Variables
 from deeplab_jax.ops import metrics as ops_metrics
+from deeplab_jax.ops.crf import DenseCRF
 
 MODES = ("padded", "exact")
 VERSIONED = (
@@ -50,6 +52,7 @@ def evaluate(
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
     window: Sequence[int] = (),
+    crf: DenseCRF | bool = False,
     batch_size: int = 1,
     threads: int = 2,
     limit: int | None = None,
@@ -69,6 +72,7 @@ def evaluate(
       output_stride: 0 is the model's own.
       scales, flip: views whose probabilities are averaged.
       window: sides of a sliding window; empty sees images whole.
+      crf: refine the probabilities of each image by a fully connected CRF; True takes the default parameters.
       batch_size: images of one padded size that run together; the last batch is filled up with empty images, which
         count for nothing.
       threads: that read ahead.
@@ -111,7 +115,7 @@ def evaluate(
             height, width = example["label"].shape
             labels[index, :height, :width] = example["label"]
         classes, counts = evaluate_batch(
-            model, variables, images, labels, sizes, scales=factors, flip=flip, window=view
+            model, variables, images, labels, sizes, scales=factors, flip=flip, window=view, crf=crf
         )
         confusion += counts
         done += len(batch)
@@ -121,6 +125,7 @@ def evaluate(
                 on_prediction(example, predicted[:height, :width])
         if progress is not None:
             progress(done, total)
+    parameters = crf_parameters(crf)
     protocol = {
         "split": split,
         "images": done,
@@ -128,6 +133,7 @@ def evaluate(
         "scales": list(factors),
         "flip": flip,
         "window": list(window),
+        "crf": None if parameters is None else dataclasses.asdict(parameters),
         "mode": mode,
         "view": "sliding window" if window else "whole image",
         "sizes_run": sorted(list(size) for size in sizes_run),

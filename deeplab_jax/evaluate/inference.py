@@ -19,6 +19,8 @@ import numpy as np
 
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.segmenter import SMALLEST_SIDE, Segmenter, Variables
+from deeplab_jax.ops import crf as ops_crf
+from deeplab_jax.ops.crf import DenseCRF
 from deeplab_jax.ops.metrics import confusion_matrix
 from deeplab_jax.ops.resize import resize_bilinear
 
@@ -35,6 +37,7 @@ def segment(
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
     window: Size | None = None,
+    crf: DenseCRF | bool = False,
 ) -> np.ndarray:
     """Segment one image, in `exact` mode.
 
@@ -44,6 +47,7 @@ def segment(
       scales: factors at which the image is seen; the class probabilities are averaged.
       flip: see the mirrored image as well.
       window: height and width of a sliding window for large images; None sees the image whole.
+      crf: refine the class probabilities by a fully connected CRF on the image; True takes the default parameters.
 
     Returns:
       int32 `[H, W]` class ids.
@@ -64,6 +68,7 @@ def segment(
         scales=tuple(scales),
         flip=flip,
         window=None if window is None else (window[0], window[1]),
+        crf=crf,
     )
     return np.asarray(classes[0, : size[0], : size[1]], np.int32)
 
@@ -77,11 +82,57 @@ def predict_classes(
     scales: tuple[float, ...],
     flip: bool,
     window: Size | None,
+    crf: DenseCRF | bool = False,
 ) -> jax.Array:
     """Predict class ids `[N, H, W]` for padded uint8 images `[N, H, W, 3]` whose true sizes are `[N, 2]`."""
-    if window is None or (images.shape[1] <= window[0] and images.shape[2] <= window[1]):
+    parameters = crf_parameters(crf)
+    if parameters is not None:
+        probabilities = predict_probabilities(model, variables, images, sizes, scales=scales, flip=flip, window=window)
+        return _crf_classes(probabilities, images, sizes, parameters)
+    if window is None or _holds(window, images):
         return _classes(model, variables, images, sizes, scales, flip)
-    return _sliding_classes(model, variables, images, sizes, scales, flip, window)
+    return jnp.argmax(_sliding_sums(model, variables, images, sizes, scales, flip, window), axis=-1)
+
+
+def predict_probabilities(
+    model: Segmenter,
+    variables: Variables,
+    images: np.ndarray,
+    sizes: np.ndarray,
+    *,
+    scales: tuple[float, ...],
+    flip: bool,
+    window: Size | None,
+) -> jax.Array:
+    """Predict class probabilities `[N, H, W, K]`, averaged over all views and windows; see `predict_classes`."""
+    if window is None or _holds(window, images):
+        return _probabilities(model, variables, images, sizes, scales, flip)
+    sums = _sliding_sums(model, variables, images, sizes, scales, flip, window)
+    return sums / jnp.sum(sums, axis=-1, keepdims=True)
+
+
+def crf_parameters(crf: DenseCRF | bool) -> DenseCRF | None:
+    """Return the parameters that an option `crf` means: None for False, the defaults for True."""
+    if isinstance(crf, DenseCRF):
+        return crf
+    return ops_crf.DEFAULT if crf else None
+
+
+def _crf_classes(probabilities: jax.Array, images: np.ndarray, sizes: np.ndarray, crf: DenseCRF) -> jax.Array:
+    """Refine probabilities image by image, each at its true size; images of size 0 fill a batch up and are left."""
+    classes = []
+    for index, (height, width) in enumerate(np.asarray(sizes)):
+        refined = probabilities[index]
+        if height and width:
+            mask = np.zeros(refined.shape[:2], bool)
+            mask[:height, :width] = True
+            refined = ops_crf.mean_field(refined, jnp.asarray(images[index]), jnp.asarray(mask), crf=crf)
+        classes.append(jnp.argmax(refined, axis=-1))
+    return jnp.stack(classes)
+
+
+def _holds(window: Size, images: np.ndarray) -> bool:
+    return images.shape[1] <= window[0] and images.shape[2] <= window[1]
 
 
 @partial(jax.jit, static_argnums=(0, 4, 5))
@@ -91,6 +142,14 @@ def _classes(
     return jnp.argmax(
         class_scores(model, variables, preprocess(model, images, sizes), scales=scales, flip=flip), axis=-1
     )
+
+
+@partial(jax.jit, static_argnums=(0, 4, 5))
+def _probabilities(
+    model: Segmenter, variables: Variables, images: jax.Array, sizes: jax.Array, scales: tuple[float, ...], flip: bool
+) -> jax.Array:
+    scores = class_scores(model, variables, preprocess(model, images, sizes), scales=scales, flip=flip)
+    return scores if len(scales) * (1 + flip) > 1 else jax.nn.softmax(scores)
 
 
 def preprocess(model: Segmenter, images: jax.Array, sizes: jax.Array) -> jax.Array:
@@ -116,8 +175,9 @@ def class_scores(
         size = tuple(max(SMALLEST_SIDE, round((side - 1) * scale) + 1) for side in images.shape[1:3])
         view = resize_bilinear(images, (size[0], size[1]), align_corners=True)
         view = view[:, :, ::-1] if mirrored else view
-        scores: Any = model.apply(variables, view, train=False, method="scores")
-        return model.resize(scores[:, :, ::-1] if mirrored else scores, images)
+        scores: Any = model.apply(variables, view, method="scores_of_whole")
+        scores = scores[:, :, ::-1] if mirrored else scores
+        return resize_bilinear(scores, images.shape[1:3], align_corners=model.settings.align_corners)
 
     if len(views) == 1:
         return logits(*views[0])
@@ -142,7 +202,7 @@ def _add_window(
     return jax.lax.dynamic_update_slice(total, old + probabilities, start)
 
 
-def _sliding_classes(
+def _sliding_sums(
     model: Segmenter,
     variables: Variables,
     images: np.ndarray,
@@ -151,8 +211,9 @@ def _sliding_classes(
     flip: bool,
     window: Size,
 ) -> jax.Array:
-    """Sum the probabilities of overlapping windows;
-    the sum needs no division, since each pixel's classes share their count.
+    """Sum the probabilities of overlapping windows, `[N, H, W, K]`.
+
+    Class ids need no division, since each pixel's classes share their count.
     """
     height, width = images.shape[1:3]
     window = (min(window[0], height), min(window[1], width))
@@ -161,7 +222,7 @@ def _sliding_classes(
     for top in window_starts(height, window[0]):
         for left in window_starts(width, window[1]):
             total = _add_window(model, variables, total, whole, np.asarray([top, left], np.int32), scales, flip, window)
-    return jnp.argmax(total, axis=-1)
+    return total
 
 
 def window_starts(size: int, window: int) -> list[int]:
@@ -196,16 +257,17 @@ def evaluate_batch(
     scales: tuple[float, ...] = (1.0,),
     flip: bool = False,
     window: Size | None = None,
+    crf: DenseCRF | bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Predict a padded batch and count it against its labels.
 
     Returns:
       Class ids `[N, H, W]` and an int32 confusion matrix `[K, K]`; only these leave the device.
     """
-    if window is None:
+    if window is None and not crf:
         classes, counts = _classes_and_counts(model, variables, images, labels, sizes, scales, flip)
     else:
-        classes = predict_classes(model, variables, images, sizes, scales=scales, flip=flip, window=window)
+        classes = predict_classes(model, variables, images, sizes, scales=scales, flip=flip, window=window, crf=crf)
         counts = confusion_matrix(jnp.asarray(labels), classes, num_classes=model.num_classes)
     return np.asarray(classes), np.asarray(counts)
 

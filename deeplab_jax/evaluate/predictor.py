@@ -12,6 +12,7 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate.inference import check_views, pad_images, predict_classes, run_size
 from deeplab_jax.evaluate.pictures import overlay
 from deeplab_jax.models.segmenter import Segmenter, Variables
+from deeplab_jax.ops.crf import DenseCRF
 
 Palette = Sequence[tuple[int, int, int]]
 
@@ -56,6 +57,7 @@ def predict_files(
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
     window: Sequence[int] = (),
+    crf: DenseCRF | bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[tuple[Path, UserError | None]]:
     """Predict image files one by one, writing `NAME.png` (class ids with the palette) and `NAME_overlay.png`.
@@ -85,6 +87,7 @@ def predict_files(
             scales=tuple(scales),
             flip=flip,
             window=(int(window[0]), int(window[1])) if window else None,
+            crf=crf,
         )
         write_prediction(out_dir, path.stem, image, np.asarray(classes[0, : size[0], : size[1]]), colours)
         if progress is not None:

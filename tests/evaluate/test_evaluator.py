@@ -124,6 +124,7 @@ def test_metrics_keep_their_contract(made, tmp_path) -> None:
         "scales": [1.0],
         "flip": True,
         "window": [],
+        "crf": None,
         "mode": "padded",
         "view": "whole image",
         "sizes_run": [[65, 65]],

@@ -1,5 +1,8 @@
 """Inference on any image: equal to the model on the image alone, mirrored, at several scales, and by windows."""
 
+import dataclasses
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,18 +10,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from deeplab_jax.data.images import read_mask, write_image
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate import inference
+from deeplab_jax.evaluate.evaluator import evaluate
 from deeplab_jax.evaluate.inference import (
     class_scores,
     pad_images,
     padded_size,
+    predict_classes,
+    predict_probabilities,
     preprocess,
     run_size,
     segment,
     window_starts,
 )
-from tests.tiny import MadeUp, tiny_model, tiny_models
+from deeplab_jax.evaluate.predictor import predict_files
+from deeplab_jax.models.catalog import create_model
+from deeplab_jax.ops.crf import DenseCRF, mean_field
+from tests.tiny import MadeUp, make_variables, tiny_model, tiny_models
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +167,89 @@ def test_windows_cover_every_pixel_and_overlap(size, window) -> None:
     assert (steps <= max(1, window * 2 // 3) + 1).all() and (steps <= window).all()
 
 
+# The fully connected CRF.
+
+# Strong enough to change many labels of the tiny network.
+CRF = DenseCRF(iterations=2, appearance_weight=6.0, smoothness_bandwidth=2.0)
+VIEWS = [{}, {"flip": True}, {"scales": (0.75, 1.5)}, {"window": (40, 50), "flip": True}]
+
+
+def options_of(view):
+    return {"scales": (1.0,), "flip": False, "window": None, **view}
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_probabilities_lead_to_the_predicted_classes(made, view) -> None:
+    images, sizes = pad_images([image_of(60, 90), image_of(65, 71)], (65, 97))
+    probabilities = np.asarray(predict_probabilities(*made, images, sizes, **options_of(view)))
+    assert probabilities.shape == (2, 65, 97, 4)
+    np.testing.assert_allclose(probabilities.sum(-1), 1, rtol=1e-5)
+    np.testing.assert_array_equal(
+        probabilities.argmax(-1), np.asarray(predict_classes(*made, images, sizes, **options_of(view)))
+    )
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_the_crf_sees_each_image_at_its_true_size(made, view) -> None:
+    """By hand from the padded probabilities: cut to the image and refined alone; an empty image costs nothing."""
+    pictures = [image_of(60, 90), image_of(65, 71)]
+    images, sizes = pad_images(pictures, (65, 97), count=3)
+    probabilities = np.asarray(predict_probabilities(*made, images, sizes, **options_of(view)))
+    classes = np.asarray(predict_classes(*made, images, sizes, **options_of(view), crf=CRF))
+    assert classes.shape == (3, 65, 97)
+    for index, picture in enumerate(pictures):
+        inside = (slice(picture.shape[0]), slice(picture.shape[1]))
+        alone = mean_field(jnp.asarray(probabilities[index][inside]), jnp.asarray(picture), crf=CRF)
+        # Sums of other lengths round otherwise.
+        assert (classes[index][inside] == np.argmax(alone, -1)).mean() > 0.999
+        assert (classes[index][inside] != probabilities[index][inside].argmax(-1)).mean() > 0.01
+
+
+def test_segment_takes_a_crf(made) -> None:
+    """True takes the published parameters."""
+    picture = image_of(40, 50)
+    probabilities = jax.nn.softmax(jnp.asarray(scores_of(made, picture)))
+    for crf, parameters in ((CRF, CRF), (True, DenseCRF())):
+        refined = segment(*made, picture, crf=crf)
+        assert refined.shape == (40, 50) and refined.dtype == np.int32
+        expected = np.argmax(mean_field(probabilities, jnp.asarray(picture), crf=parameters), -1)
+        assert (refined == expected).mean() > 0.999
+    np.testing.assert_array_equal(segment(*made, picture, crf=DenseCRF(iterations=0)), segment(*made, picture))
+
+
+@pytest.mark.parametrize("mode", ["padded", "exact"])
+def test_evaluate_counts_what_the_crf_predicts(made, mode) -> None:
+    source = MadeUp(((60, 60), (49, 65), (60, 60)))
+    predicted = {}
+    options = {"split": "val", "mode": mode, "pad_to": ((65, 65),), "batch_size": 2}
+    results = evaluate(
+        *made, source, **options, crf=CRF, on_prediction=lambda e, classes: predicted.update({e["name"]: classes})
+    )
+    assert results["protocol"]["crf"] == dataclasses.asdict(CRF)
+    assert results["protocol"]["crf"]["method"] == "fast"
+    counts = np.zeros((4, 4), int)
+    for index in range(3):
+        example = source[index]
+        valid = example["label"] != 255
+        np.add.at(counts, (example["label"][valid], predicted[example["name"]][valid]), 1)
+    np.testing.assert_array_equal(results["confusion_matrix"], counts)
+    without = evaluate(*made, source, **options)
+    assert without["protocol"]["crf"] is None and without["confusion_matrix"] != results["confusion_matrix"]
+    if mode == "exact":
+        for index in range(3):
+            example = source[index]
+            assert (predicted[example["name"]] == segment(*made, example["image"], crf=CRF)).mean() > 0.999
+
+
+def test_predict_files_takes_a_crf(made, tmp_path) -> None:
+    picture = image_of(49, 71)
+    write_image(tmp_path / "one.png", picture)
+    assert [
+        error for _, error in predict_files(*made, [tmp_path / "one.png"], tmp_path / "out", mode="exact", crf=CRF)
+    ] == [None]
+    np.testing.assert_array_equal(read_mask(tmp_path / "out" / "one.png"), segment(*made, picture, crf=CRF))
+
+
 # Sizes.
 
 
@@ -184,3 +277,16 @@ def test_sizes_are_few_and_hold_the_image(height, width) -> None:
 def test_views_that_make_no_sense_are_refused(scales, window) -> None:
     with pytest.raises(UserError, match=r"scales=|window="):
         inference.check_views(scales, window)
+
+
+def test_a_network_that_sees_only_the_centre_segments_whole_images() -> None:
+    """U-Net without padding continues the image by mirroring; scales and flips work as for any other."""
+    model = create_model("unet", num_classes=3, padding="valid", width=1 / 64, decoder_channels=(4, 4, 4, 4))
+    variables = make_variables(model)
+    image = np.random.default_rng(0).integers(0, 256, (41, 52, 3)).astype(np.uint8)
+    assert segment(model, variables, image).shape == (41, 52)
+    assert segment(model, variables, image, scales=(1.0, 1.5), flip=True).shape == (41, 52)
+    pads = ((0, 0), (92, 188 + 48 - 41 - 92), (92, 188 + 48 - 52 - 92), (0, 0))
+    mirrored = np.pad(np.asarray(model.preprocessing(image[None])), pads, mode="symmetric")
+    logits = jax.jit(partial(model.apply, train=False))(variables, mirrored)
+    np.testing.assert_array_equal(segment(model, variables, image), np.argmax(logits, -1)[0, :41, :52])
