@@ -26,6 +26,8 @@ V3PLUS = {**V3, "low_level_channels": 12, "decoder_convs": ((3, 32),)}
 VGG = {"width": 0.25, "dropout": 0.0}
 # Hundreds of steps repay what the other tests save by compiling without optimisation.
 OPTIMISED = {"xla_backend_optimization_level": 3}
+# Of the four scenes from this one on every class that occurs fills 3% of the pixels or more.
+FIRST = 24
 SIDE, STEPS, EVERY, TARGET = 65, 600, 50, 0.9
 
 # name, options, factor by which the scenes are enlarged
@@ -63,12 +65,13 @@ CASES: list[tuple[str, dict[str, Any], int]] = [
 
 def four_scenes(enlarge: int) -> dict[str, np.ndarray]:
     """Four scenes of `SIDE` pixels, or a corner of them, enlarged to 65 to 257 pixels."""
-    source = Scenes(split="train", size=(SIDE, SIDE), count=4)
+    source = Scenes(split="train", size=(SIDE, SIDE), count=FIRST + 4)
+    chosen = [source[FIRST + i] for i in range(4)]
     cut = {1: SIDE, 16: 17}.get(enlarge, 33)
     side = (cut - 1) * enlarge + 1
     at = np.round(np.arange(side) / enlarge).astype(int)
-    images = [cv2.resize(source[i]["image"][:cut, :cut], (side, side)) for i in range(4)]
-    return {"image": np.stack(images), "label": np.stack([source[i]["label"][at][:, at] for i in range(4)])}
+    images = [cv2.resize(example["image"][:cut, :cut], (side, side)) for example in chosen]
+    return {"image": np.stack(images), "label": np.stack([example["label"][at][:, at] for example in chosen])}
 
 
 @pytest.mark.slow
@@ -77,8 +80,8 @@ def four_scenes(enlarge: int) -> dict[str, np.ndarray]:
 def test_it_learns_four_scenes_by_heart(name: str, options: dict[str, Any], enlarge: int, tmp_path: Path) -> None:
     batch = four_scenes(enlarge)
     model = create_model(name, num_classes=9, norm_momentum=0.9, **options)
-    # Plain VGG and U-Net, without normalisation, take smaller steps.
-    rate = 5e-3 if model.backbone.settings.norm == "batch" else 1e-3
+    # What has no normalisation takes smaller steps.
+    rate = 5e-3 if model.settings.norm == "batch" and not name.startswith("refinenet") else 1e-3
     optimizer = optax.adam(optax.cosine_decay_schedule(rate, STEPS))
     make = partial(create_state, model=model, optimizer=optimizer, size=batch["image"].shape[1:3], ema=False)
     state = jax.jit(make)(jax.random.key(0))

@@ -1,0 +1,30 @@
+"""The README's table of models says what the code counts."""
+
+from pathlib import Path
+
+import pytest
+
+from deeplab_jax.errors import UserError
+from deeplab_jax.models.catalog import model_names
+from experiments.model_table import END, START, replace_section, row
+
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+LINES = README.split(START)[1].split(END)[0].strip().splitlines()
+
+
+def test_the_readme_names_every_model_once() -> None:
+    assert [line.split("`")[1] for line in LINES[2:]] == model_names()
+
+
+QUICK = ("deeplabv3plus_resnet18", "fcn8s_vgg16", "unet", "unet_resnet18")
+
+
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in model_names()])
+def test_every_row_is_what_the_command_prints(name: str) -> None:
+    assert row(name) in LINES
+
+
+def test_a_section_is_replaced_between_its_marks() -> None:
+    assert replace_section(f"a\n{START}\nold\n{END}\nb", "new") == f"a\n{START}\nnew\n{END}\nb"
+    with pytest.raises(UserError, match="add the two lines"):
+        replace_section("a", "new")
