@@ -127,9 +127,7 @@ def test_training_updates_the_running_statistics_and_inference_does_not(tiny: An
     # The first norm by hand: half of the running mean, half of the mean of the first convolution's output.
     stem = variables["params"]["backbone"]["conv1"]["conv"]["kernel"]
     y = jax.lax.conv_general_dilated(x, stem, (2, 2), ((3, 3), (3, 3)), dimension_numbers=("NHWC", "HWIO", "NHWC"))
-    before, after = (
-        tree["batch_stats"]["backbone"]["conv1"]["norm"]["batch"]["mean"] for tree in (variables, updates)
-    )
+    before, after = (tree["batch_stats"]["backbone"]["conv1"]["norm"]["batch"]["mean"] for tree in (variables, updates))
     np.testing.assert_allclose(after, 0.5 * before + 0.5 * np.mean(y, axis=(0, 1, 2)), atol=1e-6)
     # Inference asks for no collection to be writable: it would raise if it wrote one.
     assert output(model, variables, x, train=False).shape == (2, 33, 35, 5)
