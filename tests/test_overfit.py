@@ -26,8 +26,9 @@ V3PLUS = {**V3, "low_level_channels": 12, "decoder_convs": ((3, 32),)}
 VGG = {"width": 0.25, "dropout": 0.0}
 # Hundreds of steps repay what the other tests save by compiling without optimisation.
 OPTIMISED = {"xla_backend_optimization_level": 3}
-# Of the four scenes from this one on every class that occurs fills 3% of the pixels or more.
-FIRST = 24
+# The first four scenes hold two classes as slivers of 40 pixels, which some networks draw at best in part; for these,
+# four of which every class that occurs fills 3% of the pixels or more.
+FIRST = {"segnet_vgg16": 24, "unet_resnet18": 24, "pyramid": 24}
 SIDE, STEPS, EVERY, TARGET = 65, 600, 50, 0.9
 
 # name, options, factor by which the scenes are enlarged
@@ -63,10 +64,10 @@ CASES: list[tuple[str, dict[str, Any], int]] = [
 ]
 
 
-def four_scenes(enlarge: int) -> dict[str, np.ndarray]:
+def four_scenes(enlarge: int, first: int) -> dict[str, np.ndarray]:
     """Four scenes of `SIDE` pixels, or a corner of them, enlarged to 65 to 257 pixels."""
-    source = Scenes(split="train", size=(SIDE, SIDE), count=FIRST + 4)
-    chosen = [source[FIRST + i] for i in range(4)]
+    source = Scenes(split="train", size=(SIDE, SIDE), count=first + 4)
+    chosen = [source[first + i] for i in range(4)]
     cut = {1: SIDE, 16: 17}.get(enlarge, 33)
     side = (cut - 1) * enlarge + 1
     at = np.round(np.arange(side) / enlarge).astype(int)
@@ -78,7 +79,7 @@ def four_scenes(enlarge: int) -> dict[str, np.ndarray]:
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize(("name", "options", "enlarge"), CASES, ids=[f"{c[0]}-{i}" for i, c in enumerate(CASES)])
 def test_it_learns_four_scenes_by_heart(name: str, options: dict[str, Any], enlarge: int, tmp_path: Path) -> None:
-    batch = four_scenes(enlarge)
+    batch = four_scenes(enlarge, FIRST.get("pyramid" if "image_pyramid" in options else name, 0))
     model = create_model(name, num_classes=9, norm_momentum=0.9, **options)
     # What has no normalisation takes smaller steps.
     rate = 5e-3 if model.settings.norm == "batch" and not name.startswith("refinenet") else 1e-3
