@@ -48,7 +48,7 @@ LEAST_EXPONENT = -40.0
 
 @dataclasses.dataclass(frozen=True)
 class DenseCRF:
-    """Parameters of the CRF; the defaults are those of DeepLabv2's released ResNet-101.
+    """Parameters of the CRF; the defaults are those that reimplementations quote for DeepLabv2's ResNet-101.
 
     Its VGG-16 has (w1, w2, alpha, beta, gamma) = (4, 2, 65, 3, 2); DeepLab-LargeFOV's scripts have (4, 3, 49, 5, 3).
 
