@@ -22,6 +22,7 @@ from rich.table import Table
 from deeplab_jax.models.catalog import create_model
 from deeplab_jax.models.cost import Call, Counting, count, record
 from deeplab_jax.models.segmenter import Segmenter
+from deeplab_jax.ops.geometry import scaled_side
 
 SIDE = 513
 SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
@@ -126,7 +127,7 @@ def calls(name: str, separable: bool, output_stride: int, side: int) -> tuple[Ca
 def counted(row: Row, counting: Counting) -> int:
     """Return the multiply-adds of a row, over all its scales and the mirrored image."""
     scales = SCALES if row.multi_scale else (1.0,)
-    sides = [round((SIDE - 1) * scale) + 1 for scale in scales]
+    sides = [scaled_side(SIDE, scale) for scale in scales]
     totals = [
         count(calls(row.network, row.separable, row.eval_stride, side), counting=counting).total for side in sides
     ]

@@ -20,8 +20,8 @@ from rich.console import Console
 
 from deeplab_jax.checkpoint import Checkpoints
 from deeplab_jax.config import base
-from deeplab_jax.data.labels import LabelSet, colormap
 from deeplab_jax.data.pairs import Example
+from deeplab_jax.labels import LabelSet, colormap
 from deeplab_jax.models import catalog
 from deeplab_jax.models.catalog import create_model
 from deeplab_jax.models.layers import ConvNorm, LayerSettings

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from deeplab_jax.data.labels import ADE20K
 from deeplab_jax.data.pairs import PairSource, choose_split, list_images, pair_by_stem, require_folder
+from deeplab_jax.labels import ADE20K
 
 LAYOUT = "ADEChallengeData2016 with images/{training,validation}/*.jpg and annotations/{training,validation}/*.png"
 _FOLDERS = {"train": "training", "val": "validation"}

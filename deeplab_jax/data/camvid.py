@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from deeplab_jax.data.labels import CAMVID
 from deeplab_jax.data.pairs import PairSource, choose_split, list_images, pair_by_stem, require_folder
+from deeplab_jax.labels import CAMVID
 
 LAYOUT = "train/*.jpg or *.png with trainannot/*.png, and val/ with valannot/"
 

@@ -17,10 +17,10 @@ from typing import TypeVar
 import numpy as np
 
 from deeplab_jax.data.inspection import Seen, inspect_example, inspect_files, meaning
-from deeplab_jax.data.labels import IGNORE_LABEL, LabelSet
 from deeplab_jax.data.pairs import PairSource, Source, spell
 from deeplab_jax.data.report import MAX_PER_KIND, Finding, Report, format_report, median_frequency_weights
 from deeplab_jax.errors import UserError
+from deeplab_jax.labels import IGNORE_LABEL, LabelSet
 
 __all__ = ["Finding", "Report", "check_files", "check_labels", "check_source", "format_report"]
 

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from deeplab_jax.data.labels import CITYSCAPES
 from deeplab_jax.data.pairs import PairSource, choose_split, list_images, pair_by_name, require_folder
+from deeplab_jax.labels import CITYSCAPES
 
 LAYOUT = "leftImg8bit/{train,val}/CITY/*_leftImg8bit.png with gtFine/{train,val}/CITY/*_gtFine_labelIds.png"
 _IMAGE_END = "_leftImg8bit.png"

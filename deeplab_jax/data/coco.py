@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from deeplab_jax.data.images import read_image
-from deeplab_jax.data.labels import IGNORE_LABEL, VOC, LabelSet
 from deeplab_jax.data.pairs import Example, check_sizes, choose_split, list_images, require_folder, spell
 from deeplab_jax.errors import UserError
+from deeplab_jax.labels import IGNORE_LABEL, VOC, LabelSet
 
 LAYOUT = "train2017/, val2017/ and annotations/instances_{train,val}2017.json"
 MIN_PIXELS = 1000

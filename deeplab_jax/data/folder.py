@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-from deeplab_jax.data.labels import IGNORE_LABEL, MAX_CLASSES, LabelSet, colormap
 from deeplab_jax.data.pairs import (
     IMAGE_SUFFIXES,
     Listing,
@@ -17,6 +16,7 @@ from deeplab_jax.data.pairs import (
     spell,
 )
 from deeplab_jax.errors import UserError, did_you_mean
+from deeplab_jax.labels import IGNORE_LABEL, MAX_CLASSES, LabelSet, colormap
 
 ValueMap = Mapping[int, int] | Mapping[str, int] | Sequence[tuple[int, int]]
 

@@ -15,8 +15,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from deeplab_jax.data.labels import IGNORE_LABEL
 from deeplab_jax.errors import UserError
+from deeplab_jax.labels import IGNORE_LABEL
 
 # Parallelism is the loader's; OpenCV's own threads would fight it (and do not survive a fork).
 cv2.setNumThreads(0)

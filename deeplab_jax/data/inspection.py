@@ -7,10 +7,10 @@ import numpy as np
 from PIL import Image
 
 from deeplab_jax.data import images
-from deeplab_jax.data.labels import IGNORE_LABEL, LabelSet, to_class_ids
 from deeplab_jax.data.pairs import Source, spell, spell_ranges
 from deeplab_jax.data.report import Finding
 from deeplab_jax.errors import UserError
+from deeplab_jax.labels import IGNORE_LABEL, LabelSet, to_class_ids
 
 Colour = tuple[int, int, int]
 

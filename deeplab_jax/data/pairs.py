@@ -10,8 +10,8 @@ from typing import NamedTuple, Protocol, TypedDict
 import numpy as np
 
 from deeplab_jax.data import images
-from deeplab_jax.data.labels import LabelSet, to_class_ids
 from deeplab_jax.errors import UserError, did_you_mean
+from deeplab_jax.labels import LabelSet, to_class_ids
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 

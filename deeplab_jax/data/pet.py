@@ -3,7 +3,6 @@
 import dataclasses
 from pathlib import Path
 
-from deeplab_jax.data.labels import IGNORE_LABEL, PET, LabelSet
 from deeplab_jax.data.pairs import (
     PairSource,
     choose_split,
@@ -14,6 +13,7 @@ from deeplab_jax.data.pairs import (
     require_folder,
 )
 from deeplab_jax.errors import UserError, did_you_mean
+from deeplab_jax.labels import IGNORE_LABEL, PET, LabelSet
 
 LAYOUT = "images/*.jpg, annotations/trimaps/*.png and annotations/{trainval,test}.txt"
 _LISTS = {"trainval": "trainval.txt", "test": "test.txt", "train": "trainval.txt", "val": "trainval.txt"}

@@ -9,9 +9,9 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from deeplab_jax.data.images import decode_image, decode_mask
-from deeplab_jax.data.labels import LabelSet
 from deeplab_jax.data.pairs import Example, check_sizes, choose_split, decode_label
 from deeplab_jax.errors import UserError
+from deeplab_jax.labels import LabelSet
 
 SIDE_FILE = "classes.json"
 """Beside the TFDS files: the class names and colours, and the name of the data set that was written."""

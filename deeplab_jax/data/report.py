@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from deeplab_jax.data.labels import IGNORE_LABEL
+from deeplab_jax.labels import IGNORE_LABEL
 
 MAX_PER_KIND = 10
 """Findings of one kind that a report lists one by one; the rest are counted."""

@@ -27,9 +27,9 @@ import zlib
 import cv2
 import numpy as np
 
-from deeplab_jax.data.labels import LabelSet
 from deeplab_jax.data.pairs import Example
 from deeplab_jax.errors import UserError, did_you_mean
+from deeplab_jax.labels import LabelSet
 
 MEADOW, WHEAT, MAIZE, WATER, ROAD, BOAT, CAR, PADDOCK, WIRE = range(9)
 

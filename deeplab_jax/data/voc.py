@@ -7,9 +7,9 @@ a list trainaug.txt beside the challenge's files.
 
 from pathlib import Path
 
-from deeplab_jax.data.labels import VOC
 from deeplab_jax.data.pairs import Pair, PairSource, choose_split, list_images, pair_named, read_names, require_folder
 from deeplab_jax.errors import UserError
+from deeplab_jax.labels import VOC
 
 LAYOUT = "VOCdevkit/VOC2012 with JPEGImages/, SegmentationClass/ and ImageSets/Segmentation/*.txt"
 SPLITS = ("train", "val", "trainval", "trainaug")

@@ -12,11 +12,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from deeplab_jax.data.labels import IGNORE_LABEL, LabelSet
 from deeplab_jax.data.loader import examples_in_order
 from deeplab_jax.data.pairs import Example, Source
 from deeplab_jax.errors import UserError, did_you_mean
 from deeplab_jax.evaluate.inference import check_views, crf_parameters, evaluate_batch, pad_images, run_size
+from deeplab_jax.labels import IGNORE_LABEL, LabelSet
 from deeplab_jax.models.catalog import check_output_stride, describe
 from deeplab_jax.models.segmenter import Segmenter, Variables
 from deeplab_jax.ops import metrics as ops_metrics

@@ -21,6 +21,7 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.models.segmenter import SMALLEST_SIDE, Segmenter, Variables
 from deeplab_jax.ops import crf as ops_crf
 from deeplab_jax.ops.crf import DenseCRF
+from deeplab_jax.ops.geometry import scaled_side
 from deeplab_jax.ops.metrics import confusion_matrix
 from deeplab_jax.ops.resize import resize_bilinear
 
@@ -172,7 +173,7 @@ def class_scores(
     views = [(scale, mirrored) for scale in scales for mirrored in ((False, True) if flip else (False,))]
 
     def logits(scale: float, mirrored: bool) -> jax.Array:
-        size = tuple(max(SMALLEST_SIDE, round((side - 1) * scale) + 1) for side in images.shape[1:3])
+        size = tuple(max(SMALLEST_SIDE, scaled_side(side, scale)) for side in images.shape[1:3])
         view = resize_bilinear(images, (size[0], size[1]), align_corners=True)
         view = view[:, :, ::-1] if mirrored else view
         scores: Any = model.apply(variables, view, method="scores_of_whole")

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 
 from deeplab_jax.data.images import read_image, write_image, write_mask
-from deeplab_jax.data.labels import colormap
 from deeplab_jax.data.pairs import Example, list_images
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate.inference import check_views, pad_images, predict_classes, run_size
 from deeplab_jax.evaluate.pictures import overlay
+from deeplab_jax.labels import colormap
 from deeplab_jax.models.segmenter import Segmenter, Variables
 from deeplab_jax.ops.crf import DenseCRF
 

@@ -13,6 +13,7 @@ from deeplab_jax.models import parts
 from deeplab_jax.models.layers import SMALL_NORMAL, Conv, LayerSettings, NormKind
 from deeplab_jax.models.parts import choice
 from deeplab_jax.models.preprocessing import CAFFE, IMAGENET, SYMMETRIC, Preprocessing
+from deeplab_jax.models.pyramid_pooling import GlobalContext
 from deeplab_jax.models.segmenter import Segmenter, abstract_variables
 from deeplab_jax.ops.atrous import Lowering
 
@@ -136,7 +137,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         "1606.00915", "scores at rates 6, 12, 18, 24, summed; DenseCRF after it by `--crf`",
     ),
     "largefov": Architecture(
-        parts.largefov, 8, _on("vgg16", pool_window=3), "1412.7062", "DeepLabv1: fc6 as 3x3 at rate 12"
+        parts.largefov(), 8, _on("vgg16", pool_window=3), "1412.7062", "DeepLabv1: fc6 as 3x3 at rate 12"
     ),
     "fcn32s": Architecture(parts.fcn_skips(()), 32, _on("vgg16"), "1411.4038", "upsampling learned, in one step"),
     "fcn16s": Architecture(parts.fcn_skips(("pool4",)), 32, _on("vgg16"), "1411.4038", "adds the scores of pool4"),
@@ -165,7 +166,8 @@ ARCHITECTURES: dict[str, Architecture] = {
         "averages over 1, 4, 9 and 36 regions",
     ),
     "parsenet": Architecture(
-        parts.parsenet, 8, _on("vgg16", pool_window=3), "1506.04579", "L2-normalised global average beside LargeFOV"
+        parts.largefov(GlobalContext), 8, _on("vgg16", pool_window=3), "1506.04579",
+        "L2-normalised global average beside LargeFOV"
     ),
     "spp": Architecture(
         parts.spp, 16, _on("vgg16"), "1406.4729", "the vector of spatial pyramid pooling beside every pixel"

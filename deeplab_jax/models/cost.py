@@ -20,6 +20,7 @@ import numpy as np
 from deeplab_jax.errors import UserError, did_you_mean
 from deeplab_jax.models.segmenter import Segmenter, Variables
 from deeplab_jax.ops.atrous import Convolution, observe_convolutions
+from deeplab_jax.ops.geometry import scaled_side
 
 Counting = Literal["exact", "valid", "space_to_batch"]
 
@@ -75,7 +76,7 @@ def multi_view_multiply_adds(
 
     A side of n pixels has `(n - 1) * scale + 1` at a scale, as in the authors' evaluation (513 -> 257 at 0.5).
     """
-    sizes = [[round((side - 1) * scale) + 1 for side in (height, width)] for scale in scales]
+    sizes = [[scaled_side(side, scale) for side in (height, width)] for scale in scales]
     return (2 if flip else 1) * sum(multiply_adds(model, *size, counting=counting).total for size in sizes)
 
 

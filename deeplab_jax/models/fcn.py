@@ -11,6 +11,12 @@ from deeplab_jax.models.layers import SMALL_NORMAL, Conv, ConvNorm, Features, La
 from deeplab_jax.ops.atrous import conv_transpose2d
 
 
+def reduce_channels(x: jax.Array, *, dropout: float, settings: LayerSettings, train: bool) -> jax.Array:
+    """Apply a 3x3 convolution to a quarter of the channels (submodule `conv`) and dropout, within a compact method."""
+    x = ConvNorm(x.shape[-1] // 4, 3, settings=settings, name="conv")(x, train=train)
+    return nn.Dropout(dropout, deterministic=not train)(x)
+
+
 class FCNReduction(nn.Module):
     """torchvision's FCN before its classifier: 3x3 to a quarter of the channels, dropout."""
 
@@ -20,8 +26,7 @@ class FCNReduction(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, output_stride: int, train: bool) -> jax.Array:
         """Map `[N, h, w, C]` to `[N, h, w, C / 4]`."""
-        x = ConvNorm(x.shape[-1] // 4, 3, settings=self.settings, name="conv")(x, train=train)
-        return nn.Dropout(self.dropout, deterministic=not train)(x)
+        return reduce_channels(x, dropout=self.dropout, settings=self.settings, train=train)
 
 
 def bilinear_kernel(key: Any, shape: tuple[int, int, int, int], dtype: Any = jnp.float32) -> jax.Array:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from deeplab_jax.models.layers import SMALL_NORMAL, Conv, LayerSettings
+from deeplab_jax.ops.geometry import scaled_side
 from deeplab_jax.ops.resize import resize_bilinear
 
 Fusion = Literal["average", "max", "attention"]
@@ -37,7 +38,7 @@ class ImagePyramid(nn.Module):
 
     def views(self, images: jax.Array, *, smallest: int) -> list[jax.Array]:
         """Return the images `[N, H, W, C]` as seen at each scale, no side below `smallest`."""
-        sizes = [[max(smallest, round((side - 1) * scale) + 1) for side in images.shape[1:3]] for scale in self.scales]
+        sizes = [[max(smallest, scaled_side(side, scale)) for side in images.shape[1:3]] for scale in self.scales]
         levels = [resize_bilinear(images, size, align_corners=True) for size in sizes]
         if self.kind == "resized":
             return levels

@@ -157,21 +157,33 @@ class ConvNorm(nn.Module):
 
 
 class SeparableConvNorm(nn.Module):
-    """Depthwise convolution, then a pointwise one, each with its normalisation and ReLU (DeepLabv3+, sec. 3.2,
-    as in the authors' code).
+    """Depthwise convolution, which carries stride and rate, then a pointwise one, each with its normalisation and
+    activation (DeepLabv3+, sec. 3.2, as in the authors' code).
     """
 
     features: int
     kernel_size: int = 3
+    stride: int = 1
     rate: int = 1
+    depthwise_activation: Activation = "relu"
+    pointwise_activation: Activation = "relu"
     settings: LayerSettings = LayerSettings()
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         x = ConvNorm(
-            x.shape[-1], self.kernel_size, rate=self.rate, depthwise=True, settings=self.settings, name="depthwise"
+            x.shape[-1],
+            self.kernel_size,
+            stride=self.stride,
+            rate=self.rate,
+            depthwise=True,
+            activation=self.depthwise_activation,
+            settings=self.settings,
+            name="depthwise",
         )(x, train=train)
-        return ConvNorm(self.features, settings=self.settings, name="pointwise")(x, train=train)
+        return ConvNorm(self.features, activation=self.pointwise_activation, settings=self.settings, name="pointwise")(
+            x, train=train
+        )
 
 
 def spatial_conv(

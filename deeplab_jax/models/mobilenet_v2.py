@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 
 from deeplab_jax.models.dilation import FirstUnitRate, dilate_stages
+from deeplab_jax.models.inverted_residual import InvertedResidual, scale_channels
 from deeplab_jax.models.layers import ConvNorm, Features, LayerSettings
 
 # Table 2 of the paper: expansion, channels, units, stride of the first unit, and the name of the features that the row
@@ -21,44 +22,6 @@ ROWS = (
 )
 STEM_CHANNELS = 32
 STEM_STRIDE = 2
-
-
-def scale_channels(channels: int, width: float, *, divisor: int = 8) -> int:
-    """Scale a channel count to the nearest multiple of `divisor` that loses no more than a tenth."""
-    scaled = max(divisor, int(channels * width + divisor / 2) // divisor * divisor)
-    return scaled + divisor if scaled < 0.9 * channels * width else scaled
-
-
-class InvertedResidual(nn.Module):
-    """1x1 expansion, 3x3 depthwise (which carries stride or rate), linear 1x1 projection;
-    identity shortcut where shapes allow it.
-    """
-
-    channels: int
-    expansion: int
-    stride: int
-    rate: int
-    residual: bool
-    settings: LayerSettings
-
-    @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        s = self.settings
-        y = x
-        if self.expansion > 1:
-            y = ConvNorm(x.shape[-1] * self.expansion, activation="relu6", settings=s, name="expand")(y, train=train)
-        y = ConvNorm(
-            y.shape[-1],
-            3,
-            stride=self.stride,
-            rate=self.rate,
-            depthwise=True,
-            activation="relu6",
-            settings=s,
-            name="depthwise",
-        )(y, train=train)
-        y = ConvNorm(self.channels, activation="none", settings=s, name="project")(y, train=train)
-        return x + y if self.residual and x.shape == y.shape else y
 
 
 class MobileNetV2(nn.Module):
@@ -97,8 +60,11 @@ class MobileNetV2(nn.Module):
                 first = unit == 0
                 count[name] = count.get(name, 0) + 1
                 x = InvertedResidual(
+                    3,
+                    x.shape[-1] * expansion,
                     scale_channels(channels, self.width),
-                    expansion,
+                    squeeze=False,
+                    activation="relu6",
                     stride=stage.stride if first else 1,
                     rate=stage.first_rate if first else stage.rate,
                     residual=not first,

@@ -8,9 +8,8 @@ import flax.linen as nn
 import jax
 
 from deeplab_jax.models.dilation import dilate_stages
-from deeplab_jax.models.layers import Activation, Conv, ConvNorm, Features, LayerSettings
-from deeplab_jax.models.mobilenet_v2 import scale_channels
-from deeplab_jax.ops.pooling import global_average_pool
+from deeplab_jax.models.inverted_residual import InvertedResidual, scale_channels
+from deeplab_jax.models.layers import Activation, ConvNorm, Features, LayerSettings
 
 # Table 1 of the paper: kernel size, expanded channels, channels, squeeze-and-excitation, activation, stride, and the
 # name of the features that the unit leads to.
@@ -34,62 +33,6 @@ ROWS: tuple[tuple[int, int, int, bool, Activation, int, str], ...] = (
 STEM_CHANNELS = 16
 STEM_STRIDE = 2
 LAST_EXPANSION = 6
-
-
-class SqueezeExcitation(nn.Module):
-    """Weigh the channels by a gate computed from their averages (MobileNetV3, sec. 5.3; arXiv 1709.01507).
-
-    1x1 convolution to a quarter of the channels (a multiple of 8), ReLU, 1x1 back, hard sigmoid. The average makes the
-    gate depend on the map's extent and, slightly, on its stride.
-    """
-
-    settings: LayerSettings = LayerSettings()
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        s = self.settings
-        y = Conv(scale_channels(x.shape[-1] // 4, 1.0), use_bias=True, settings=s, name="reduce")(
-            global_average_pool(x)
-        )
-        y = Conv(x.shape[-1], use_bias=True, settings=s, name="expand")(jax.nn.relu(y))
-        return x * jax.nn.hard_sigmoid(y)
-
-
-class InvertedResidual(nn.Module):
-    """1x1 expansion where it widens, depthwise convolution (which carries stride or rate), squeeze-and-excitation after
-    its activation, linear 1x1 projection; identity shortcut where `residual` and the channels allow it.
-    """
-
-    kernel_size: int
-    expanded: int
-    channels: int
-    squeeze: bool
-    activation: Activation
-    stride: int
-    rate: int
-    residual: bool
-    settings: LayerSettings
-
-    @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        s = self.settings
-        y = x
-        if self.expanded != x.shape[-1]:
-            y = ConvNorm(self.expanded, activation=self.activation, settings=s, name="expand")(y, train=train)
-        y = ConvNorm(
-            self.expanded,
-            self.kernel_size,
-            stride=self.stride,
-            rate=self.rate,
-            depthwise=True,
-            activation=self.activation,
-            settings=s,
-            name="depthwise",
-        )(y, train=train)
-        if self.squeeze:
-            y = SqueezeExcitation(s, name="squeeze")(y)
-        y = ConvNorm(self.channels, activation="none", settings=s, name="project")(y, train=train)
-        return x + y if self.residual and x.shape[-1] == self.channels else y
 
 
 class MobileNetV3Large(nn.Module):

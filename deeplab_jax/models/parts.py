@@ -20,7 +20,7 @@ from deeplab_jax.models.image_pyramid import Fusion, ImagePyramid, PyramidKind
 from deeplab_jax.models.layers import LayerSettings
 from deeplab_jax.models.mobilenet_v2 import MobileNetV2
 from deeplab_jax.models.mobilenet_v3 import MobileNetV3Large
-from deeplab_jax.models.pyramid_pooling import GlobalContext, PyramidPooling, SpatialPyramidContext
+from deeplab_jax.models.pyramid_pooling import PyramidPooling, SpatialPyramidContext
 from deeplab_jax.models.refinenet import RefineNetDecoder
 from deeplab_jax.models.resnet import ResNet
 from deeplab_jax.models.segnet import SegNetDecoder
@@ -173,18 +173,23 @@ def deeplabv2(
     return Head(decoder=decoder, classifier_kernel=0)
 
 
-def largefov(
-    settings: LayerSettings,
-    num_classes: int,
-    *,
-    fc_kernel: int = 3,
-    fc_rate: int = 12,
-    fc_channels: int = 1024,
-    dropout: float = 0.5,
-) -> Head:
-    """Build the head of DeepLabv1's LargeFOV."""
-    positive("fc_channels", (fc_channels,))
-    return Head(FullyConnected(fc_kernel, fc_channels, fc_rate, dropout, settings))
+def largefov(around: Callable[[FullyConnected], nn.Module] | None = None) -> Callable[..., Head]:
+    """Return the builder of DeepLabv1's LargeFOV, or of a context around it (ParseNet)."""
+
+    def build(
+        settings: LayerSettings,
+        num_classes: int,
+        *,
+        fc_kernel: int = 3,
+        fc_rate: int = 12,
+        fc_channels: int = 1024,
+        dropout: float = 0.5,
+    ) -> Head:
+        positive("fc_channels", (fc_channels,))
+        local = FullyConnected(fc_kernel, fc_channels, fc_rate, dropout, settings)
+        return Head(local if around is None else around(local))
+
+    return build
 
 
 def fcn_skips(skips: tuple[str, ...]) -> Callable[..., Head]:
@@ -250,20 +255,6 @@ def pspnet(
     """Build PSPNet's context."""
     positive("bins", bins)
     return Head(PyramidPooling(bins, context_channels, dropout, settings))
-
-
-def parsenet(
-    settings: LayerSettings,
-    num_classes: int,
-    *,
-    fc_kernel: int = 3,
-    fc_rate: int = 12,
-    fc_channels: int = 1024,
-    dropout: float = 0.5,
-) -> Head:
-    """Build ParseNet's context, on LargeFOV."""
-    positive("fc_channels", (fc_channels,))
-    return Head(GlobalContext(FullyConnected(fc_kernel, fc_channels, fc_rate, dropout, settings)))
 
 
 def spp(

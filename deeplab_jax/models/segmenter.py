@@ -6,8 +6,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from deeplab_jax.models.fcn import reduce_channels
 from deeplab_jax.models.image_pyramid import ImagePyramid
-from deeplab_jax.models.layers import Conv, ConvNorm, Features, LayerSettings
+from deeplab_jax.models.layers import Conv, Features, LayerSettings
 from deeplab_jax.models.preprocessing import Preprocessing
 from deeplab_jax.models.unet import extend_by_mirroring, next_valid_side
 from deeplab_jax.ops.resize import resize_bilinear
@@ -26,8 +27,7 @@ class FCNHead(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        x = ConvNorm(x.shape[-1] // 4, 3, settings=self.settings, name="conv")(x, train=train)
-        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        x = reduce_channels(x, dropout=self.dropout, settings=self.settings, train=train)
         return Conv(self.num_classes, use_bias=True, settings=self.settings, name="classifier")(x)
 
 

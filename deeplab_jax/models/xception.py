@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 
 from deeplab_jax.models.dilation import dilate_stages
-from deeplab_jax.models.layers import Activation, ConvNorm, Features, LayerSettings
+from deeplab_jax.models.layers import ConvNorm, Features, LayerSettings, SeparableConvNorm
 
 Shortcut = Literal["projection", "identity", "none"]
 Row = tuple[tuple[int, int, int], int, Shortcut]  # channels, stride and shortcut of a unit
@@ -22,36 +22,6 @@ MIDDLE_CHANNELS = 728
 EXIT_1 = (728, 1024, 1024)
 EXIT_2 = (1536, 1536, 2048)
 STEM_STRIDE = 2
-
-
-class SeparableConv(nn.Module):
-    """3x3 depthwise convolution, which carries stride and rate, then a pointwise one, each with its normalisation and
-    an activation of its own.
-    """
-
-    features: int
-    stride: int
-    rate: int
-    depthwise_activation: Activation
-    pointwise_activation: Activation
-    settings: LayerSettings
-
-    @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        s = self.settings
-        x = ConvNorm(
-            x.shape[-1],
-            3,
-            stride=self.stride,
-            rate=self.rate,
-            depthwise=True,
-            activation=self.depthwise_activation,
-            settings=s,
-            name="depthwise",
-        )(x, train=train)
-        return ConvNorm(self.features, activation=self.pointwise_activation, settings=s, name="pointwise")(
-            x, train=train
-        )
 
 
 class Unit(nn.Module):
@@ -83,7 +53,7 @@ class Unit(nn.Module):
         outputs = []
         y = x
         for index, (channels, rate) in enumerate(zip(self.channels, self.rates, strict=True)):
-            y = SeparableConv(
+            y = SeparableConvNorm(
                 channels,
                 stride=self.stride if index == 2 else 1,
                 rate=rate,

@@ -44,6 +44,11 @@ def conv_output_size(size: int, kernel_size: int, *, stride: int = 1, padding: i
     return max(0, (size + 2 * pad - effective_kernel_size(kernel_size, rate)) // stride + 1)
 
 
+def scaled_side(side: int, scale: float) -> int:
+    """Return the pixels of a side of an image seen at a scale: `(n - 1) * scale + 1`, as in the papers' evaluation."""
+    return round((side - 1) * scale) + 1
+
+
 def valid_tap_counts(size: int, kernel_size: int, rate: int) -> np.ndarray:
     """Return, for each position along one side, how many taps of a centred 1-D kernel fall on the map rather than on
     its zero padding.

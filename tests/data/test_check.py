@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from deeplab_jax.data import check, report
-from deeplab_jax.data.labels import LabelSet
 from deeplab_jax.data.pairs import Pair, PairSource
 from deeplab_jax.errors import UserError
+from deeplab_jax.labels import LabelSet
 
 LABELS = LabelSet(names=("ground", "road", "car"), palette=((0, 0, 0), (128, 64, 128), (0, 0, 142)))
 HEIGHT, WIDTH = 20, 30

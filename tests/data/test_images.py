@@ -5,7 +5,8 @@ import pytest
 from PIL import Image
 
 from deeplab_jax.data import images
-from deeplab_jax.data.labels import (
+from deeplab_jax.errors import UserError
+from deeplab_jax.labels import (
     ADE20K,
     CAMVID,
     CITYSCAPES,
@@ -16,7 +17,6 @@ from deeplab_jax.data.labels import (
     colormap,
     to_class_ids,
 )
-from deeplab_jax.errors import UserError
 
 
 @pytest.fixture

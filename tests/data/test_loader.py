@@ -6,9 +6,9 @@ import itertools
 import numpy as np
 import pytest
 
-from deeplab_jax.data.labels import LabelSet, colormap
 from deeplab_jax.data.loader import examples_in_order, training_batches
 from deeplab_jax.errors import UserError
+from deeplab_jax.labels import LabelSet, colormap
 
 SIZE = (33, 40)
 OPTIONS = {"crop_size": SIZE, "scale_range": (1.0, 1.0), "fill": (0, 0, 0), "threads": 2}

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from deeplab_jax.data import images
-from deeplab_jax.data.labels import colormap
 from deeplab_jax.data.prepare import prepare
 from deeplab_jax.data.sources import open_source
 from deeplab_jax.errors import UserError
+from deeplab_jax.labels import colormap
 
 
 @pytest.fixture

@@ -5,10 +5,10 @@ import pytest
 from PIL import Image
 
 from deeplab_jax.data.images import read_image, read_mask, write_image
-from deeplab_jax.data.labels import colormap
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate.inference import segment
 from deeplab_jax.evaluate.predictor import find_images, predict_files, prediction_writer
+from deeplab_jax.labels import colormap
 from tests.tiny import MadeUp, tiny_model, tiny_models
 
 SOURCE = MadeUp(((40, 50), (33, 60), (20, 20)))

@@ -11,8 +11,8 @@ import pytest
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.catalog import BACKBONES, create_model
 from deeplab_jax.models.dilation import Stage, dilate_stages
+from deeplab_jax.models.inverted_residual import scale_channels
 from deeplab_jax.models.layers import LayerSettings
-from deeplab_jax.models.mobilenet_v2 import scale_channels
 from deeplab_jax.models.resnet import Unit
 
 DIRECT = LayerSettings(lowering="direct")

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from deeplab_jax.models.catalog import create_model
+from deeplab_jax.models.inverted_residual import InvertedResidual, SqueezeExcitation
 from deeplab_jax.models.layers import LayerSettings
-from deeplab_jax.models.mobilenet_v3 import InvertedResidual, MobileNetV3Large, SqueezeExcitation
+from deeplab_jax.models.mobilenet_v3 import MobileNetV3Large
 from deeplab_jax.models.segmenter import abstract_variables
 from deeplab_jax.ops.atrous import Convolution, observe_convolutions
 

@@ -1,0 +1,69 @@
+"""The unit of MobileNetV2 and V3 (arXiv 1801.04381, sec. 3.3; arXiv 1905.02244, sec. 5.3), and their channel counts."""
+
+import flax.linen as nn
+import jax
+
+from deeplab_jax.models.layers import Activation, Conv, ConvNorm, LayerSettings
+from deeplab_jax.ops.pooling import global_average_pool
+
+
+def scale_channels(channels: int, width: float, *, divisor: int = 8) -> int:
+    """Scale a channel count to the nearest multiple of `divisor` that loses no more than a tenth."""
+    scaled = max(divisor, int(channels * width + divisor / 2) // divisor * divisor)
+    return scaled + divisor if scaled < 0.9 * channels * width else scaled
+
+
+class SqueezeExcitation(nn.Module):
+    """Weigh the channels by a gate computed from their averages (MobileNetV3, sec. 5.3; arXiv 1709.01507).
+
+    1x1 convolution to a quarter of the channels (a multiple of 8), ReLU, 1x1 back, hard sigmoid. The average makes the
+    gate depend on the map's extent and, slightly, on its stride.
+    """
+
+    settings: LayerSettings = LayerSettings()
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        s = self.settings
+        y = Conv(scale_channels(x.shape[-1] // 4, 1.0), use_bias=True, settings=s, name="reduce")(
+            global_average_pool(x)
+        )
+        y = Conv(x.shape[-1], use_bias=True, settings=s, name="expand")(jax.nn.relu(y))
+        return x * jax.nn.hard_sigmoid(y)
+
+
+class InvertedResidual(nn.Module):
+    """1x1 expansion where it widens, depthwise convolution (which carries stride or rate), squeeze-and-excitation after
+    its activation, linear 1x1 projection; identity shortcut where `residual` and the channels allow it.
+    """
+
+    kernel_size: int
+    expanded: int
+    channels: int
+    squeeze: bool
+    activation: Activation
+    stride: int
+    rate: int
+    residual: bool
+    settings: LayerSettings
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        s = self.settings
+        y = x
+        if self.expanded != x.shape[-1]:
+            y = ConvNorm(self.expanded, activation=self.activation, settings=s, name="expand")(y, train=train)
+        y = ConvNorm(
+            self.expanded,
+            self.kernel_size,
+            stride=self.stride,
+            rate=self.rate,
+            depthwise=True,
+            activation=self.activation,
+            settings=s,
+            name="depthwise",
+        )(y, train=train)
+        if self.squeeze:
+            y = SqueezeExcitation(s, name="squeeze")(y)
+        y = ConvNorm(self.channels, activation="none", settings=s, name="project")(y, train=train)
+        return x + y if self.residual and x.shape[-1] == self.channels else y
