@@ -1,0 +1,106 @@
+"""From a foreign file, or an in-memory state dict, to a model of ours."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deeplab_jax.errors import UserError, did_you_mean
+from deeplab_jax.models.catalog import describe
+from deeplab_jax.models.segmenter import Segmenter, Variables
+from deeplab_jax.weights import folder, jfzhang95, slim, smp, torchvision, vainf
+from deeplab_jax.weights.read import read_tensors
+from deeplab_jax.weights.recipe import Recipe, assemble
+
+# In the order in which they are asked; the name is what `kind=` takes.
+IMPORTERS: dict[str, Callable[..., Recipe | None]] = {
+    "torchvision": torchvision.recognise,
+    "smp": smp.recognise,
+    "vainf": vainf.recognise,
+    "jfzhang95": jfzhang95.recognise,
+    "tensorflow": slim.recognise,
+}
+RUN = "run"
+
+
+def convert(
+    source: str | Path | Mapping[str, Any],
+    *,
+    kind: str = "auto",
+    output_stride: int | None = None,
+    num_classes: int | None = None,
+    reinit: str = "",
+    strict: bool = True,
+) -> tuple[Segmenter, Variables, dict[str, Any]]:
+    """Turn somebody else's weights into a model of this package whose logits are the same.
+
+    Args:
+      source: a file, a folder, or a mapping of names to arrays.
+      kind: who wrote it, one of `IMPORTERS` or "run" (a run directory or model folder of ours); "auto" tells by the
+        content.
+      output_stride: a state dict does not say it: None is the peer's default, a number what the peer does at that
+        stride.
+      num_classes: of the model; another than the source's needs `reinit`.
+      reinit: "head" starts the classifiers at random.
+      strict: refuse missing, unexpected and mis-shaped tensors; otherwise they are listed in `info`.
+
+    Returns:
+      `(model, variables, info)`, as `load` does; `info["source"]` says where it came from, how the network differs from
+      the paper's, which tensors were left out, and which variables start at random.
+
+    Raises:
+      UserError: a source that cannot be read, is not recognised, or does not fit.
+    """
+    kinds = ("auto", *IMPORTERS, RUN)
+    if kind not in kinds:
+        raise UserError(f"kind={kind!r}: {did_you_mean(kind, kinds)}")
+    name = "state dict" if isinstance(source, Mapping) else str(source)
+    if not isinstance(source, Mapping) and (Path(source) / folder.MODEL_FILE).is_file():
+        return _ours(Path(source), output_stride=output_stride, num_classes=num_classes, reinit=reinit)
+    tensors = read_tensors(source)
+    recipe = _recognise(tensors, kind=kind, output_stride=output_stride, source=name)
+    model, variables, report = assemble(
+        recipe, tensors, source=name, num_classes=num_classes, reinit=reinit, strict=strict
+    )
+    classes = dict(recipe.info) if model.num_classes == recipe.num_classes else {}
+    origin = {"kind": recipe.kind, "file": Path(name).name, "notes": list(recipe.notes), **report}
+    return model, variables, {**classes, "source": origin}
+
+
+def _recognise(tensors: Mapping[str, np.ndarray], *, kind: str, output_stride: int | None, source: str) -> Recipe:
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    asked = IMPORTERS if kind == "auto" else {kind: IMPORTERS[kind]}
+    for recognise in asked.values():
+        recipe = recognise(shapes, output_stride=output_stride)
+        if recipe is not None:
+            return recipe
+    examples = ", ".join(list(shapes)[:3])
+    raise UserError(
+        f"{source}: its {len(shapes)} tensors ({examples}, ...) are of no network that "
+        f"{'this package converts' if kind == 'auto' else f'kind={kind!r} knows'}; it knows {', '.join(IMPORTERS)}"
+    )
+
+
+def _ours(
+    path: Path, *, output_stride: int | None, num_classes: int | None, reinit: str
+) -> tuple[Segmenter, Variables, dict[str, Any]]:
+    """Take a model folder or a run directory of ours as a source like any other."""
+    model, variables, info = folder.load(path)
+    described = describe(model)
+    recipe = Recipe(
+        kind=RUN,
+        name=described["name"],
+        num_classes=model.num_classes,
+        output_stride=output_stride or model.output_stride,
+        options=described["options"],
+    )
+    tensors = {name: np.asarray(value) for name, value in folder.flatten_variables(variables).items()}
+    model, variables, report = assemble(recipe, tensors, source=str(path), num_classes=num_classes, reinit=reinit)
+    if model.num_classes != recipe.num_classes:
+        info = {key: value for key, value in info.items() if key not in ("class_names", "palette", "metrics")}
+    return (
+        model,
+        variables,
+        {**info, "source": {"kind": RUN, "file": path.name, **report, "before": info.get("source")}},
+    )
