@@ -9,7 +9,12 @@ ARGS ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 
-.PHONY: help demo test test-all check format lock clean
+# What tests/peers compares with. The networks of torchvision and its like are plain Python, so they come without what they ask for, which on a
+# machine without a GPU would be another PyTorch.
+PEERS := torch==2.13.0 ai-edge-litert==2.3.0 huggingface_hub==2.4.0 pyyaml==6.0.3 regex==2026.11.15 tokenizers==0.23.3
+PEERS_ALONE := torchvision==0.29.2 segmentation_models_pytorch==0.6.0 timm==1.0.31 transformers==5.23.0
+
+.PHONY: help demo test test-all peers check format lock clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -24,6 +29,8 @@ test: .venv/.ready ## run the tests on two processes, without the slow ones; ARG
 
 test-all: .venv/.ready ## run every test
 	@$(BIN)/python -m pytest tests -n 2 $(ARGS)
+
+peers: .venv/.peers ## install the PyTorch peers, which the tests then compare with
 
 check: .venv/.ready ## check format, lint and types
 	@$(BIN)/ruff format --check --output-format concise . || { echo 'Not formatted: run `make format`.' >&2; exit 1; }
@@ -58,4 +65,11 @@ clean: ## remove the virtual environment, caches and runs of the demo
 
 .venv/.ready: .venv/.packages pyproject.toml
 	@$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+.venv/.peers: .venv/.packages Makefile
+	@echo "Installing the peers: $(PEERS) $(PEERS_ALONE)"
+	@$(PIP) freeze --exclude-editable > .venv/constraints.txt
+	@$(PIP) install --quiet --constraint .venv/constraints.txt $(PEERS)
+	@$(PIP) install --quiet --no-deps $(PEERS_ALONE)
 	@touch $@

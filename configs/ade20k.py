@@ -1,7 +1,7 @@
 """ADE20K (20210 training and 2000 validation images, 150 classes).
 
     python -m deeplab_jax train --config configs/ade20k.py --config.data.dir=ADEChallengeData2016 \\
-        --config.train.init=IMAGENET_MODEL --config.train.init_scope=backbone --workdir runs/ade20k
+        --config.init=IMAGENET_MODEL --config.init_scope=backbone --workdir runs/ade20k
 
 The papers do not use this data set; crop, rate and schedule follow their VOC protocol with a longer schedule.
 Arguments: `model=` (a name), `debug`. Made for accelerators; not measured yet.

@@ -1,8 +1,13 @@
-"""CamVid (367 training and 101 validation street scenes of 480x360, 11 classes), from random weights on two CPU cores.
+"""CamVid (367 training and 101 validation street scenes of 480x360, 11 classes) on two CPU cores.
 
     python -m deeplab_jax train --config configs/camvid.py --config.data.dir=DIR --workdir runs/camvid
+    python -m deeplab_jax train --config configs/camvid.py:finetune --config.init=MODEL_FOLDER --config.data.dir=DIR \\
+        --workdir runs/camvid_finetune
 
-`DIR` holds `train/`, `trainannot/`, `val/` and `valannot/` as in SegNet's tutorial copy of the data. Argument: `debug`
+The first starts from random weights. `finetune` starts from the backbone of the official MobileNetV2 of width 0.5
+(MODEL_FOLDER: what `convert` makes of deeplabv3_257_mv_gpu.tflite), whose batch norms were folded away: new ones start
+as the identity, or `--config.model.options.backbone_norm=none` trains it as it is.
+`DIR` holds `train/`, `trainannot/`, `val/` and `valannot/` as in SegNet's tutorial copy of the data. Arguments: `debug`
 shrinks it to seconds; `steps=` sets the length; `model=` names another network.
 Class weights are the square roots of median-frequency weights, as `check-data` prints them. Protocol: whole images,
 padded with the mean to 369x481, labels at their own resolution, class 11 (unlabelled) ignored; the results are in the
@@ -16,8 +21,19 @@ from deeplab_jax.config import base, choose_model, parse_arg, shrink
 SQRT_MEDIAN_FREQUENCY = (0.529, 0.449, 2.188, 0.386, 1.000, 0.651, 1.961, 1.407, 0.888, 2.527, 2.970)
 
 
+# The official MobileNetV2 of width 0.5, as `convert` describes it, under a small decoder.
+OFFICIAL_BACKBONE = {"width": 0.5, "channel_divisor": 1, "strided_padding": "same", "backbone_norm": "batch"}
+FINETUNE_HEAD = {
+    "aspp_channels": 128,
+    "dropout": 0.1,
+    "separable": True,
+    "low_level_channels": 24,
+    "decoder_convs": ((3, 128), (3, 128)),
+}
+
+
 def get_config(arg: str | None = None) -> ConfigDict:
-    args = parse_arg(arg, model="deeplabv3plus_resnet18", steps=2400)
+    args = parse_arg(arg, flags=("debug", "finetune"), model="deeplabv3plus_resnet18", steps=2400)
     config = base()
     deeplab = {"aspp_channels": 64, "dropout": 0.1}
     choose_model(
@@ -50,6 +66,16 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.train.checkpoint_every = 200
     config.evaluate.pad_to = ((369, 481),)
     config.evaluate.batch_size = 4
+    if args.finetune:
+        config.init_scope = "backbone"
+        choose_model(
+            config,
+            "deeplabv3plus_mobilenet_v2",
+            heads={"deeplabv3plus": FINETUNE_HEAD},
+            **OFFICIAL_BACKBONE,
+            norm_momentum=0.98,
+        )
+        config.optimizer.multipliers = ((r"^backbone/", 0.5),)
     if args.debug:
         shrink(config)
     return config

@@ -1,11 +1,11 @@
 """PASCAL VOC 2012 with the SBD annotations (trainaug, 10582 images), by the papers' protocol.
 
     python -m deeplab_jax train --config configs/voc.py --config.data.dir=VOCdevkit/VOC2012 \\
-        --config.train.init=IMAGENET_MODEL --config.train.init_scope=backbone --workdir runs/voc
+        --config.init=IMAGENET_MODEL --config.init_scope=backbone --workdir runs/voc
 
 Stage 1: batch norm trained at output stride 16, 30000 steps of 16 crops of 513, rate 0.007 (DeepLabv3, sec. 4.1).
 `stage=2`: frozen batch norm (statistics, scales and offsets) at output stride 8 on trainval, rate 0.001, from the run
-of stage 1 given as `--config.train.init`. Arguments: `model=` (a name), `stage=`, `debug`. Made for accelerators;
+of stage 1 given as `--config.init`. Arguments: `model=` (a name), `stage=`, `debug`. Made for accelerators;
 not measured yet. Protocol: whole images padded with the mean to 513x513, labels at their own resolution, single scale;
 the papers report 77.21 (DeepLabv3, ResNet-101, output stride 16, Table 6) and 78.85 (DeepLabv3+ decoder, Table 2) on
 val.

@@ -5,8 +5,21 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate.inference import segment
 from deeplab_jax.models.catalog import create_model, model_names
 from deeplab_jax.models.cost import multiply_adds
+from deeplab_jax.models.fold import fold_norm
+from deeplab_jax.weights.convert import convert
 from deeplab_jax.weights.folder import load, save
 
 __version__ = "0.1.0"
 
-__all__ = ["UserError", "create_model", "load", "model_names", "multiply_adds", "ops", "save", "segment"]
+__all__ = [
+    "UserError",
+    "convert",
+    "create_model",
+    "fold_norm",
+    "load",
+    "model_names",
+    "multiply_adds",
+    "ops",
+    "save",
+    "segment",
+]

@@ -3,17 +3,16 @@
 import argparse
 import ast
 import errno
-import json
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from deeplab_jax import verbs
 from deeplab_jax.errors import UserError, did_you_mean
+from deeplab_jax.verbs import INTERRUPTED, fail
 
-USER_ERROR = 2
-INTERRUPTED = 130
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 
@@ -51,12 +50,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
 
 
-def fail(message: str) -> int:
-    """Print one line to stderr and return the exit code for it."""
-    print("deeplab-jax: " + " ".join(message.split()), file=sys.stderr)
-    return USER_ERROR
-
-
 class Parser(argparse.ArgumentParser):
     """A parser whose complaints are one line, like every other."""
 
@@ -69,24 +62,24 @@ def make_parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="deeplab-jax", description="DeepLabv3 and DeepLabv3+ semantic segmentation.", allow_abbrev=False
     )
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=Parser)
+    subparsers = parser.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=Parser)
 
     def verb(
         name: str, run: Callable[[argparse.Namespace], int | None], text: str, *, config: str = ""
     ) -> argparse.ArgumentParser:
         epilog = "--config FILE.py[:args] and --config.section.key=value set the configuration" if config else None
-        sub = verbs.add_parser(name, help=text, description=text, epilog=epilog, allow_abbrev=False)
+        sub = subparsers.add_parser(name, help=text, description=text, epilog=epilog, allow_abbrev=False)
         sub.set_defaults(run=run, parser=sub, takes_config=bool(config))
         return sub
 
-    train = verb("train", run_train, "Train a model, or go on with a run.", config="required")
+    train = verb("train", verbs.train, "Train a model, or go on with a run.", config="required")
     train.add_argument("--workdir", required=True, help="run directory; a second start in it resumes")
     train.add_argument(
         "--allow_config_change", action="store_true", help="go on in a run directory whose configuration differs"
     )
 
     evaluate = verb(
-        "evaluate", run_evaluate, "Evaluate a model on labelled images; writes metrics.json.", config="optional"
+        "evaluate", verbs.evaluate, "Evaluate a model on labelled images; writes metrics.json.", config="optional"
     )
     evaluate.add_argument("--model", required=True, help="model folder or run directory")
     evaluate.add_argument("--out", required=True, help="folder for metrics.json")
@@ -98,28 +91,55 @@ def make_parser() -> argparse.ArgumentParser:
     add_inference_flags(evaluate)
 
     predict = verb(
-        "predict", run_predict, "Segment images; writes NAME.png (class ids with a palette) and NAME_overlay.png."
+        "predict", verbs.predict, "Segment images; writes NAME.png (class ids with a palette) and NAME_overlay.png."
     )
     predict.add_argument("images", nargs="+", metavar="IMAGE_OR_FOLDER")
     predict.add_argument("--model", required=True, help="model folder or run directory")
     predict.add_argument("--out", required=True, help="folder for the pictures")
     add_inference_flags(predict)
 
-    check = verb("check-data", run_check_data, "Look for what is wrong with a data set.", config="required")
+    check = verb("check-data", verbs.check_data, "Look for what is wrong with a data set.", config="required")
     check.add_argument("--split", help="split to check; by default the training and the validation split")
     check.add_argument("--limit", type=int, help="check only so many images, evenly spread")
     check.add_argument("--json", help="write the report to this file as well")
 
     prepare = verb(
         "prepare",
-        run_prepare,
+        verbs.prepare,
         "Write a data set as a TFDS folder (array_record), readable as data.name='tfds'.",
         config="required",
     )
     prepare.add_argument("--out", required=True, help="folder to write")
 
+    convert = verb(
+        "convert", verbs.convert, "Turn weights of other code bases, or a training run, into a model folder."
+    )
+    convert.add_argument(
+        "source", metavar="SOURCE", help="PyTorch, safetensors or .tflite file, TensorFlow checkpoint, folder or run"
+    )
+    convert.add_argument("--out", required=True, help="model folder to write")
+    convert.add_argument("--kind", default="auto", help="whose weights they are; by default told by the tensors' names")
+    convert.add_argument("--output_stride", type=int, help="at which the source is meant to run; by default its own")
+    convert.add_argument("--num_classes", type=int, help="of the model; another than the source's needs --reinit head")
+    convert.add_argument("--reinit", default="", choices=("head",), help="start the classifiers at random")
+    convert.add_argument(
+        "--not_strict", action="store_true", help="go on where tensors are missing, unexpected or of another shape"
+    )
+
+    export = verb("export", verbs.export, "Write a model for programs that have JAX or PyTorch, but not this package.")
+    export.add_argument("--model", required=True, help="model folder or run directory")
+    export.add_argument("--checkpoint", default="best", help="of a run directory: best (default), newest, or a step")
+    export.add_argument("--format", required=True, choices=("stablehlo", "torchvision"), help="what to write")
+    export.add_argument("--out", required=True, help="file to write: .zip for stablehlo, .pth or .safetensors else")
+    export.add_argument("--output_stride", type=int, help="8, 16, 32, ...; by default the model's own")
+    stablehlo = export.add_argument_group("stablehlo")
+    stablehlo.add_argument("--size", type=image_size, help="HEIGHTxWIDTH of the images; by default any")
+    stablehlo.add_argument("--batch", type=int, help="images per call; by default any number")
+    stablehlo.add_argument("--preprocess", action="store_true", help="take uint8 images as they are stored")
+    stablehlo.add_argument("--argmax", action="store_true", help="return class ids instead of logits")
+
     summarize = verb(
-        "summarize", run_summarize, "Count what each stage of a network costs; needs no weights and computes nothing."
+        "summarize", verbs.summarize, "Count what each stage of a network costs; needs no weights and computes nothing."
     )
     summarize.add_argument("model", metavar="NAME_OR_PATH", help="name of a model, model folder or run directory")
     summarize.add_argument("--size", type=image_size, default=(513, 513), help="HEIGHTxWIDTH of the image (513x513)")
@@ -212,192 +232,6 @@ def enable_compilation_cache() -> None:
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
-
-
-def required_config(args: argparse.Namespace) -> Any:
-    """Load the configuration that a verb cannot do without."""
-    from deeplab_jax.config import load_config
-
-    if not args.config:
-        raise UserError(f"{args.verb}: --config is missing; name a file such as configs/scenes.py")
-    return load_config(args.config)
-
-
-def run_train(args: argparse.Namespace) -> int:
-    """`train`."""
-    from deeplab_jax.train.loop import Interrupted, train
-
-    try:
-        train(required_config(args), args.workdir, allow_config_change=args.allow_config_change)
-    except Interrupted as stop:
-        print(f"deeplab-jax: {stop}", file=sys.stderr)
-        return INTERRUPTED
-    return 0
-
-
-def run_evaluate(args: argparse.Namespace) -> None:
-    """`evaluate`."""
-    from rich.console import Console
-
-    from deeplab_jax.config import load_config, read_json
-    from deeplab_jax.data.sources import open_source
-    from deeplab_jax.evaluate.evaluator import evaluate, write_results
-    from deeplab_jax.evaluate.predictor import prediction_writer
-    from deeplab_jax.evaluate.tables import class_table, progress_bar
-    from deeplab_jax.train.loop import source_options
-    from deeplab_jax.train.workdir import CONFIG_FILE
-    from deeplab_jax.weights.folder import load
-
-    model, variables, info = load(args.model, checkpoint=args.checkpoint)
-    if args.config:
-        config = load_config(args.config)
-    elif Path(args.model, CONFIG_FILE).is_file():
-        config = read_json(Path(args.model, CONFIG_FILE))
-    else:
-        raise UserError(
-            f"{args.model}: a model folder does not say which data to evaluate on; give --config configs/NAME.py"
-        )
-    split = args.split or config.data.val_split
-    source = open_source(config.data.name, split=split, **source_options(config.data))
-    options = {**config.evaluate.to_dict(), **given_inference_options(args)}
-    console = Console()
-    with progress_bar(console) as progress:
-        results = evaluate(
-            model,
-            variables,
-            source,
-            split=split,
-            limit=args.limit,
-            on_prediction=prediction_writer(Path(args.out), source.labels.palette) if args.save_predictions else None,
-            progress=progress,
-            **options,
-        )
-    results["checkpoint"] = info.get("step")
-    file = write_results(results, Path(args.out))
-    console.print(class_table([results], [f"{split}, output stride {results['protocol']['output_stride']}"]))
-    console.print(
-        f"{results['protocol']['images']} images in {results['seconds']} s; written to {file}",
-        highlight=False,
-        soft_wrap=True,
-    )
-
-
-def run_predict(args: argparse.Namespace) -> int:
-    """`predict`."""
-    from rich.console import Console
-
-    from deeplab_jax.evaluate.predictor import find_images, predict_files
-    from deeplab_jax.evaluate.tables import progress_bar
-    from deeplab_jax.models.catalog import check_output_stride
-    from deeplab_jax.weights.folder import load
-
-    paths = find_images(args.images)
-    model, variables, info = load(args.model, checkpoint=args.checkpoint)
-    options = given_inference_options(args)
-    if "output_stride" in options:
-        model = model.clone(output_stride=options.pop("output_stride"))
-        check_output_stride(model)
-    palette = [tuple(colour) for colour in info["palette"]] if "palette" in info else None
-    failed = 0
-    with progress_bar(Console(stderr=True)) as progress:
-        for _, error in predict_files(
-            model, variables, paths, Path(args.out), palette=palette, progress=progress, **options
-        ):
-            if error is not None:
-                failed += 1
-                fail(str(error))
-    print(f"{len(paths) - failed} of {len(paths)} images segmented into {args.out}")
-    return USER_ERROR if failed else 0
-
-
-def run_check_data(args: argparse.Namespace) -> int:
-    """`check-data`."""
-    from rich.console import Console
-
-    from deeplab_jax.data.check import check_source
-    from deeplab_jax.data.report import format_report
-    from deeplab_jax.data.sources import open_source
-    from deeplab_jax.evaluate.tables import progress_bar
-    from deeplab_jax.train.loop import source_options
-
-    config = required_config(args)
-    splits = [args.split] if args.split else [config.data.train_split, config.data.val_split]
-    reports = {}
-    for split in dict.fromkeys(splits):
-        source = open_source(config.data.name, split=split, strict=False, **source_options(config.data))
-        with progress_bar(Console(stderr=True)) as progress:
-            reports[split] = check_source(source, limit=args.limit, progress=progress)
-        print(f"{split}: {format_report(reports[split])}\n")
-    if args.json:
-        try:
-            Path(args.json).write_text(
-                json.dumps({split: r.to_json() for split, r in reports.items()}, indent=1) + "\n"
-            )
-        except OSError as error:
-            raise UserError(f"{args.json}: cannot be written ({error.strerror}); give another --json") from None
-    return 0 if all(report.ok for report in reports.values()) else USER_ERROR
-
-
-def run_prepare(args: argparse.Namespace) -> None:
-    """`prepare`."""
-    from rich.console import Console
-
-    from deeplab_jax.data.prepare import prepare
-    from deeplab_jax.data.sources import open_source
-    from deeplab_jax.evaluate.tables import progress_bar
-    from deeplab_jax.train.loop import source_options
-
-    config = required_config(args)
-    splits = dict.fromkeys([config.data.train_split, config.data.val_split])
-    sources = {split: open_source(config.data.name, split=split, **source_options(config.data)) for split in splits}
-    with progress_bar(Console(stderr=True)) as progress:
-        folder = prepare(sources, args.out, progress=lambda split, done, total: progress(done, total))
-    counts = ", ".join(f"{len(source)} of {split}" for split, source in sources.items())
-    print(f"wrote {counts} to {folder}; read them with --config.data.name=tfds --config.data.dir={args.out}")
-
-
-def run_summarize(args: argparse.Namespace) -> None:
-    """`summarize`."""
-    from rich.console import Console
-
-    from deeplab_jax.evaluate.summary_table import summary_table, table_width
-    from deeplab_jax.models.catalog import describe, from_description, model_names
-    from deeplab_jax.models.summary import summarize
-    from deeplab_jax.weights.folder import MODEL_FILE, read_description
-
-    if args.model in model_names():
-        description = {"name": args.model, "num_classes": 21, "output_stride": None, "options": {}}
-    elif Path(args.model, MODEL_FILE).is_file():
-        description = describe(read_description(Path(args.model))[0])
-    else:
-        raise UserError(
-            f"{args.model}: neither a model's name nor a folder with {MODEL_FILE}: "
-            f"{did_you_mean(args.model, model_names())}"
-        )
-    options = {**description["options"], **dict(args.option)}
-    for key in ("num_classes", "output_stride"):
-        description[key] = options.pop(key, description[key])
-        if not isinstance(description[key], int | None):
-            raise UserError(f"{key}={description[key]!r}: give a whole number")
-    if args.output_stride is not None:
-        description["output_stride"] = args.output_stride
-    summary = summarize(from_description({**description, "options": options}), *args.size)
-    text = json.dumps(summary.to_json(), indent=1)
-    if args.json == "-":
-        print(text)
-        return
-    Console(width=table_width(Console().width)).print(summary_table(summary))
-    if args.json:
-        try:
-            Path(args.json).write_text(text + "\n")
-        except OSError as error:
-            raise UserError(f"{args.json}: cannot be written ({error.strerror}); give another --json") from None
-
-
-def given_inference_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the inference flags that were given."""
-    names = ("mode", "output_stride", "scales", "flip", "window", "crf")
-    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
 
 
 if __name__ == "__main__":

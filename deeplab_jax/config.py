@@ -74,8 +74,6 @@ def base() -> ConfigDict:
             "top_k": 1.0,  # share of the hardest pixels in the loss
             "aux_weight": 0.5,  # of the auxiliary head's loss, where the model has one
             "ema_decay": 0.0,  # of an average of the weights that is evaluated and saved beside them; 0: none
-            "init": "",  # model folder or run directory to start from
-            "init_scope": "all",  # of what is taken from there; or "all_but_classifier", "backbone"
             "log_every": 20,
             "evaluate_every": 2_000,
             "checkpoint_every": 1_000,
@@ -83,6 +81,8 @@ def base() -> ConfigDict:
             "pictures": 4,  # validation images drawn at each evaluation
         }
     )
+    config.init = ""  # model folder or run directory whose weights training starts from
+    config.init_scope = "all"  # what is taken from there: or "all_but_classifier", "backbone"
     config.evaluate = ConfigDict(
         {
             "mode": "padded",  # or "exact"
@@ -135,9 +135,9 @@ def shrink(config: ConfigDict) -> None:
             "log_every": 1,
             "pictures": 1,
             "class_weights": (),
-            "init": "",
         }
     )
+    config.init = ""
     config.evaluate.pad_to = ()
 
 

@@ -225,7 +225,7 @@ def test_checkpoints_of_other_networks_list_what_does_not_fit(complain, data, tm
     line = complain(*words, "--allow_config_change")
     assert re.search(r"classifier/kernel is \(1, 1, 16, 2\), the model has \(1, 1, 16, 3\)", line)
     # From a run directory, as a start for other classes.
-    line = complain(*words[:-1], tmp_path / "other", f"--config.train.init={tmp_path / 'run'}")
+    line = complain(*words[:-1], tmp_path / "other", f"--config.init={tmp_path / 'run'}")
     assert re.search(r"does not fit the model: .*classifier/bias is \(2,\), the model has \(3,\)", line)
     # The run itself is as it was.
     assert main(["evaluate", "--model", str(tmp_path / "run"), "--out", str(tmp_path / "out")]) == 0

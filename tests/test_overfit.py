@@ -43,6 +43,7 @@ CASES: list[tuple[str, dict[str, Any], int]] = [
     ("fcn16s_vgg16", {**VGG, "fc_channels": 128}, 8),
     ("fcn8s_vgg16", {**VGG, "fc_channels": 128}, 4),
     ("fcn_resnet50", {"width": 0.125}, 4),
+    ("lraspp_mobilenet_v3_large", {"width": 0.25, "context_channels": 32}, 4),
     ("unet", VGG, 1),
     ("unet_resnet18", {"width": 0.25, "decoder_channels": (64, 32, 32, 32, 16)}, 1),
     ("segnet_vgg16", {"width": 0.25}, 1),

@@ -77,7 +77,7 @@ def tiny_config(**changes: Any) -> ConfigDict:
     for key, value in changes.items():
         section, _, name = key.rpartition(".")
         part = config
-        for word in section.split("."):
+        for word in filter(None, section.split(".")):
             part = part[word]
         part[name] = ConfigDict(value) if isinstance(value, dict) else value
     return config

@@ -18,6 +18,7 @@ from deeplab_jax.errors import UserError, did_you_mean
 from deeplab_jax.evaluate.inference import check_views, crf_parameters, evaluate_batch, pad_images, run_size
 from deeplab_jax.labels import IGNORE_LABEL, LabelSet
 from deeplab_jax.models.catalog import check_output_stride, describe
+from deeplab_jax.models.fold import fold_norm
 from deeplab_jax.models.segmenter import Segmenter, Variables
 from deeplab_jax.ops import metrics as ops_metrics
 from deeplab_jax.ops.crf import DenseCRF
@@ -101,6 +102,7 @@ def evaluate(
     if output_stride:
         model = model.clone(output_stride=output_stride)
         check_output_stride(model)
+    folded, variables = fold_norm(model, variables)
     total = len(source) if limit is None else min(limit, len(source))
     factors = tuple(float(scale) for scale in scales)
     view = (int(window[0]), int(window[1])) if window else None
@@ -115,7 +117,7 @@ def evaluate(
             height, width = example["label"].shape
             labels[index, :height, :width] = example["label"]
         classes, counts = evaluate_batch(
-            model, variables, images, labels, sizes, scales=factors, flip=flip, window=view, crf=crf
+            folded, variables, images, labels, sizes, scales=factors, flip=flip, window=view, crf=crf
         )
         confusion += counts
         done += len(batch)

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from deeplab_jax.errors import UserError
+from deeplab_jax.models.fold import fold_norm
 from deeplab_jax.models.segmenter import SMALLEST_SIDE, Segmenter, Variables
 from deeplab_jax.ops import crf as ops_crf
 from deeplab_jax.ops.crf import DenseCRF
@@ -42,6 +43,8 @@ def segment(
 ) -> np.ndarray:
     """Segment one image, in `exact` mode.
 
+    Batch norm is folded on every call; for many images, fold once before with `fold_norm`, whose second call is free.
+
     Args:
       model, variables: as from `load`.
       image: uint8 `[H, W, 3]`, RGB, of any size.
@@ -61,6 +64,7 @@ def segment(
         raise ValueError(f"image of shape {image.shape} and dtype {image.dtype}: expected uint8 [H, W, 3]")
     size = image.shape[:2]
     images, sizes = pad_images([image], (max(size[0], SMALLEST_SIDE), max(size[1], SMALLEST_SIDE)))
+    model, variables = fold_norm(model, variables)
     classes = predict_classes(
         model,
         variables,

@@ -11,6 +11,7 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate.inference import check_views, pad_images, predict_classes, run_size
 from deeplab_jax.evaluate.pictures import overlay
 from deeplab_jax.labels import colormap
+from deeplab_jax.models.fold import fold_norm
 from deeplab_jax.models.segmenter import Segmenter, Variables
 from deeplab_jax.ops.crf import DenseCRF
 
@@ -71,6 +72,7 @@ def predict_files(
     check_outputs(paths, out_dir)
     colours = tuple(palette) if palette else colormap(model.num_classes)
     make_folder(out_dir)
+    model, variables = fold_norm(model, variables)
     for done, path in enumerate(paths, start=1):
         try:
             image = read_image(path)

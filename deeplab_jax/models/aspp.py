@@ -36,10 +36,12 @@ class ASPP(nn.Module):
       channels: of every branch and of the result.
       rates: stated at output stride 16; empty leaves the 1x1 branch and the image pooling.
       image_pooling: add the branch of image-level features (global average, 1x1, resized to the map).
-      separable: depthwise separable 3x3 branches.
+      separable: depthwise separable 3x3 convolutions.
       head_convs: (kernel size, channels) of convolutions after the projection; torchvision has one more 3x3 of 256
         there.
       dropout: rate in training after the projection; the papers state none, the authors' code has 0.1, torchvision 0.5.
+      aspp_separable: the same as `separable`, of the branches alone; None follows it.
+      depthwise_norm: see `SeparableConvNorm`.
     """
 
     channels: int = 256
@@ -48,6 +50,8 @@ class ASPP(nn.Module):
     separable: bool = False
     head_convs: tuple[tuple[int, int], ...] = ()
     dropout: float = 0.0
+    aspp_separable: bool | None = None
+    depthwise_norm: bool = True
     settings: LayerSettings = LayerSettings()
 
     @nn.compact
@@ -57,7 +61,13 @@ class ASPP(nn.Module):
         branches = [ConvNorm(self.channels, settings=s, name="branch_1x1")(x, train=train)]
         for index, rate in enumerate(rates_at(self.rates, output_stride)):
             branch = spatial_conv(
-                self.channels, 3, rate=rate, separable=self.separable, settings=s, name=f"branch_atrous{index + 1}"
+                self.channels,
+                3,
+                rate=rate,
+                separable=self.separable if self.aspp_separable is None else self.aspp_separable,
+                depthwise_norm=self.depthwise_norm,
+                settings=s,
+                name=f"branch_atrous{index + 1}",
             )
             branches.append(branch(x, train=train))
         if self.image_pooling:
@@ -66,7 +76,13 @@ class ASPP(nn.Module):
         y = ConvNorm(self.channels, settings=s, name="projection")(jnp.concatenate(branches, axis=-1), train=train)
         y = nn.Dropout(self.dropout, deterministic=not train)(y)
         for index, (kernel_size, channels) in enumerate(self.head_convs):
-            y = spatial_conv(channels, kernel_size, separable=self.separable, settings=s, name=f"head{index + 1}")(
-                y, train=train
+            conv = spatial_conv(
+                channels,
+                kernel_size,
+                separable=self.separable,
+                depthwise_norm=self.depthwise_norm,
+                settings=s,
+                name=f"head{index + 1}",
             )
+            y = conv(y, train=train)
         return y

@@ -110,6 +110,8 @@ BACKBONES: dict[str, Backbone] = {
     "unet": Backbone(parts.unet_path, SYMMETRIC, "its own contracting path", norm="none"),
 }  # fmt: skip
 
+# Architectures that may run on a backbone cut short by `last_stage`.
+_ON_EARLIER_STAGES = ("deeplabv3", "deeplabv3plus", "pspnet", "unet")
 _ENCODERS = ("resnet18", "resnet34", "resnet50", "resnet101")
 _DEEPLAB = _on(*(name for name in BACKBONES if name not in ("vgg16", "unet")))
 _UNET_ON_ENCODER: Options = {
@@ -148,6 +150,11 @@ ARCHITECTURES: dict[str, Architecture] = {
         parts.fcn, 8, _on("resnet50", "resnet101"), "torchvision", "torchvision's FCN: one 3x3 on dilated features",
         defaults={"align_corners": False},
     ),
+    "lraspp": Architecture(
+        parts.lraspp, 16, _on("mobilenet_v3_large"), "1905.02244",
+        "Lite R-ASPP: a gate of image-level features, scores at stride 8, as torchvision builds it",
+        defaults={"align_corners": False},
+    ),
     "unet": Architecture(
         parts.unet,
         16,
@@ -162,7 +169,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         parts.refinenet, 32, _on("resnet50", "resnet101"), "1611.06612", "refines from coarse to fine, chained pooling"
     ),
     "pspnet": Architecture(
-        parts.pspnet, 8, _on("resnet50", "resnet101", first_unit_rate="stage"), "1612.01105",
+        parts.pspnet, 8, _on(*_ENCODERS, "mobilenet_v2", first_unit_rate="stage"), "1612.01105",
         "averages over 1, 4, 9 and 36 regions",
     ),
     "parsenet": Architecture(
@@ -220,6 +227,8 @@ def create_model(name: str, *, num_classes: int = 21, output_stride: int | None 
     # The copies of block 4 are the cascade; 3x3 pooling is DeepLab's, other heads on VGG-16 rely on 2x2.
     if architecture_name != "cascade":
         backbone_options -= {"last_block"}
+    if architecture_name not in _ON_EARLIER_STAGES:
+        backbone_options -= {"last_stage"}
     if "pool_window" not in architecture.backbones[backbone_name]:
         backbone_options -= {"pool_window"}
     if "padding" not in backbone_options:
@@ -252,6 +261,9 @@ def create_model(name: str, *, num_classes: int = 21, output_stride: int | None 
     valid = given.get("padding") == "valid"
     if valid and (pyramid or given.get("aux_head")):
         raise UserError("padding='valid': its scores cover the centre only; leave out image_pyramid and aux_head")
+    if given.get("aux_head") and given.get("last_stage", backbone.aux) < backbone.aux:
+        raise UserError(f"aux_head: it needs {backbone.aux}; leave out last_stage={given['last_stage']!r}")
+    output = f"conv{given['last_block'] + 1}" if "last_block" in given else given.get("last_stage", backbone.output)
     classifier = Conv(
         num_classes,
         head.classifier_kernel,
@@ -266,7 +278,7 @@ def create_model(name: str, *, num_classes: int = 21, output_stride: int | None 
         decoder=head.decoder,
         classifier=classifier if head.classifier_kernel else None,
         pyramid=pyramid,
-        backbone_output=f"conv{given['last_block'] + 1}" if "last_block" in given else backbone.output,
+        backbone_output=output,
         num_classes=num_classes,
         output_stride=stride,
         preprocessing=_preprocessing(backbone.preprocessing, **_pick(given, _option_names(_preprocessing))),

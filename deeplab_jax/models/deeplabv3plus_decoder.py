@@ -19,12 +19,14 @@ class DeepLabV3PlusDecoder(nn.Module):
       low_level_channels: channels after the 1x1 reduction.
       convs: (kernel size, channels) of the convolutions at each level.
       separable: depthwise separable convolutions.
+      depthwise_norm: see `SeparableConvNorm`.
     """
 
     low_level: tuple[str, ...] = ("conv2",)
     low_level_channels: int = 48
     convs: tuple[tuple[int, int], ...] = ((3, 256), (3, 256))
     separable: bool = False
+    depthwise_norm: bool = True
     settings: LayerSettings = LayerSettings()
 
     @nn.compact
@@ -39,7 +41,12 @@ class DeepLabV3PlusDecoder(nn.Module):
             x = jnp.concatenate([resize_bilinear(x, low.shape[1:3], align_corners=s.align_corners), low], axis=-1)
             for index, (kernel_size, channels) in enumerate(self.convs):
                 conv = spatial_conv(
-                    channels, kernel_size, separable=self.separable, settings=s, name=f"{name}_conv{index + 1}"
+                    channels,
+                    kernel_size,
+                    separable=self.separable,
+                    depthwise_norm=self.depthwise_norm,
+                    settings=s,
+                    name=f"{name}_conv{index + 1}",
                 )
                 x = conv(x, train=train)
         return x

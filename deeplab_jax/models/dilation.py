@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-FirstUnitRate = Literal["previous", "stage", "last_unit"]
+FirstUnitRate = Literal["previous", "stage", "last_unit", "next_stage"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ def dilate_stages(
 ) -> list[Stage]:
     """Keep the strides until the output stride is reached; from there on, multiply the rates instead.
 
-    Three conventions for the first unit of a stage whose stride was removed:
+    Four conventions for the first unit of a stage whose stride was removed:
 
     - "previous": the convolution that lost its stride keeps the rate of the stage before, since it samples the map that
       stage left (torchvision's ResNets). Then the features at output stride 16 are exactly every second sample of those
@@ -38,6 +38,8 @@ def dilate_stages(
       rate that convolution keeps; so every unit of the stage takes the new rate. The same equality holds.
     - "stage": the stride sits in the first unit, yet every convolution of the stage takes the new rate
       (segmentation_models_pytorch, torchvision's MobileNetV3). That equality is lost.
+    - "next_stage": the stride sits in the first unit, yet the whole stage keeps the rate before it, and the new one
+      begins with the next stage (jfzhang95's MobileNetV2). That equality is lost, too.
 
     Args:
       strides: nominal stride of each stage.
@@ -65,5 +67,6 @@ def dilate_stages(
             stages.append(Stage(stride, rate, rate, reached))
         else:
             previous, rate = rate, rate * stride
-            stages.append(Stage(1, rate, previous if first_unit_rate == "previous" else rate, reached))
+            first_rate = rate if first_unit_rate in ("stage", "last_unit") else previous
+            stages.append(Stage(1, previous if first_unit_rate == "next_stage" else rate, first_rate, reached))
     return stages

@@ -2,8 +2,9 @@
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
-from deeplab_jax.models.layers import Activation, Conv, ConvNorm, LayerSettings
+from deeplab_jax.models.layers import Activation, Conv, ConvNorm, LayerSettings, Padding
 from deeplab_jax.ops.pooling import global_average_pool
 
 
@@ -35,6 +36,9 @@ class SqueezeExcitation(nn.Module):
 class InvertedResidual(nn.Module):
     """1x1 expansion where it widens, depthwise convolution (which carries stride or rate), squeeze-and-excitation after
     its activation, linear 1x1 projection; identity shortcut where `residual` and the channels allow it.
+
+    With `pad_input` the zeros around the map are put there before the expansion, which makes other values of them
+    (VainF's and jfzhang95's code).
     """
 
     kernel_size: int
@@ -46,11 +50,16 @@ class InvertedResidual(nn.Module):
     rate: int
     residual: bool
     settings: LayerSettings
+    padding: Padding = None
+    pad_input: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        s = self.settings
-        y = x
+        s, y, padding = self.settings, x, self.padding
+        if self.pad_input:
+            border = (self.kernel_size - 1) // 2 * self.rate
+            y = jnp.pad(x, ((0, 0), (border, border), (border, border), (0, 0)))
+            padding = "VALID"
         if self.expanded != x.shape[-1]:
             y = ConvNorm(self.expanded, activation=self.activation, settings=s, name="expand")(y, train=train)
         y = ConvNorm(
@@ -60,6 +69,7 @@ class InvertedResidual(nn.Module):
             rate=self.rate,
             depthwise=True,
             activation=self.activation,
+            padding=padding,
             settings=s,
             name="depthwise",
         )(y, train=train)

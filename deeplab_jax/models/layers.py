@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from deeplab_jax.ops.atrous import Lowering, conv2d
 
 NormKind = Literal["batch", "frozen", "group", "none"]
+Padding = Literal["VALID", "SAME"] | None
 Activation = Literal["relu", "relu6", "hard_swish", "none"]
 # What a backbone returns: the map [N, h, w, C] and stride of each of its stages, by name, in order.
 Features = dict[str, tuple[jax.Array, int]]
@@ -53,7 +54,8 @@ class LayerSettings:
 
 
 class Conv(nn.Module):
-    """A convolution over `[N, H, W, C]`; `padding=None` is symmetric and keeps the size at stride 1.
+    """A convolution over `[N, H, W, C]`; `padding=None` is symmetric and keeps the size at stride 1, "SAME" is
+    TensorFlow's, which differs from it where a stride meets an even side.
 
     Parameters: `kernel` (HWIO, He-normal by fan-in) and, with `use_bias`, `bias`.
     """
@@ -64,7 +66,7 @@ class Conv(nn.Module):
     rate: int = 1
     depthwise: bool = False
     use_bias: bool = False
-    padding: Literal["VALID"] | None = None
+    padding: Padding = None
     settings: LayerSettings = LayerSettings()
     kernel_init: Callable[..., Any] = nn.initializers.he_normal()
 
@@ -133,7 +135,7 @@ class ConvNorm(nn.Module):
     rate: int = 1
     depthwise: bool = False
     activation: Activation = "relu"
-    padding: Literal["VALID"] | None = None
+    padding: Padding = None
     settings: LayerSettings = LayerSettings()
     scale_init: Callable[..., Any] = nn.initializers.ones
 
@@ -158,7 +160,8 @@ class ConvNorm(nn.Module):
 
 class SeparableConvNorm(nn.Module):
     """Depthwise convolution, which carries stride and rate, then a pointwise one, each with its normalisation and
-    activation (DeepLabv3+, sec. 3.2, as in the authors' code).
+    activation (DeepLabv3+, sec. 3.2, as in the authors' code). Without `depthwise_norm` nothing stands between the two:
+    no normalisation, bias or activation (segmentation_models_pytorch).
     """
 
     features: int
@@ -167,29 +170,50 @@ class SeparableConvNorm(nn.Module):
     rate: int = 1
     depthwise_activation: Activation = "relu"
     pointwise_activation: Activation = "relu"
+    depthwise_norm: bool = True
     settings: LayerSettings = LayerSettings()
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        x = ConvNorm(
-            x.shape[-1],
-            self.kernel_size,
-            stride=self.stride,
-            rate=self.rate,
-            depthwise=True,
-            activation=self.depthwise_activation,
-            settings=self.settings,
-            name="depthwise",
-        )(x, train=train)
+        if self.depthwise_norm:
+            x = ConvNorm(
+                x.shape[-1],
+                self.kernel_size,
+                stride=self.stride,
+                rate=self.rate,
+                depthwise=True,
+                activation=self.depthwise_activation,
+                settings=self.settings,
+                name="depthwise",
+            )(x, train=train)
+        else:
+            x = Conv(
+                x.shape[-1],
+                self.kernel_size,
+                stride=self.stride,
+                rate=self.rate,
+                depthwise=True,
+                settings=self.settings,
+                name="depthwise",
+            )(x)
         return ConvNorm(self.features, activation=self.pointwise_activation, settings=self.settings, name="pointwise")(
             x, train=train
         )
 
 
 def spatial_conv(
-    features: int, kernel_size: int, *, rate: int = 1, separable: bool, settings: LayerSettings, name: str
+    features: int,
+    kernel_size: int,
+    *,
+    rate: int = 1,
+    separable: bool,
+    depthwise_norm: bool = True,
+    settings: LayerSettings,
+    name: str,
 ) -> nn.Module:
     """Return a `ConvNorm`, or its separable form where that is asked for and the kernel is larger than 1x1."""
     if separable and kernel_size > 1:
-        return SeparableConvNorm(features, kernel_size, rate=rate, settings=settings, name=name)
+        return SeparableConvNorm(
+            features, kernel_size, rate=rate, depthwise_norm=depthwise_norm, settings=settings, name=name
+        )
     return ConvNorm(features, kernel_size, rate=rate, settings=settings, name=name)

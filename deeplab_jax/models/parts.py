@@ -18,6 +18,7 @@ from deeplab_jax.models.fcn import FCNReduction, FCNSkips
 from deeplab_jax.models.fully_connected import FullyConnected
 from deeplab_jax.models.image_pyramid import Fusion, ImagePyramid, PyramidKind
 from deeplab_jax.models.layers import LayerSettings
+from deeplab_jax.models.lraspp import LiteRASPP
 from deeplab_jax.models.mobilenet_v2 import MobileNetV2
 from deeplab_jax.models.mobilenet_v3 import MobileNetV3Large
 from deeplab_jax.models.pyramid_pooling import PyramidPooling, SpatialPyramidContext
@@ -27,8 +28,10 @@ from deeplab_jax.models.segnet import SegNetDecoder
 from deeplab_jax.models.unet import UNetDecoder
 from deeplab_jax.models.vgg import VGG
 from deeplab_jax.models.xception import SIZES, Xception
+from deeplab_jax.models.xception import Form as XceptionForm
 
 Convs = tuple[tuple[int, int], ...]
+LAST_STAGES = ("conv3", "conv4", "conv5")
 
 
 class Head(NamedTuple):
@@ -55,6 +58,8 @@ def resnet(
         first_unit_rate: FirstUnitRate = default_first_unit_rate,
         width: float = 1.0,
         last_block: int = 4,
+        last_stage: str = "conv5",
+        pool_padding: str = "symmetric",
     ) -> nn.Module:
         grid = (1,) * units[3] if multi_grid is None else tuple(multi_grid)
         if len(grid) != units[3] or min(grid) < 1:
@@ -64,17 +69,43 @@ def resnet(
         if last_block not in (4, 5, 6, 7):
             raise UserError(f"last_block={last_block!r}: choose from 4, 5, 6, 7")
         choice("first_unit_rate", first_unit_rate, get_args(FirstUnitRate))
-        return ResNet(units, kind, stem, grid, first_unit_rate, last_block, width, settings)  # type: ignore[arg-type]
+        choice("pool_padding", pool_padding, ("symmetric", "same"))
+        if choice("last_stage", last_stage, LAST_STAGES) != "conv5":
+            last_block = LAST_STAGES.index(last_stage) + 2
+        return ResNet(units, kind, stem, grid, first_unit_rate, last_block, width, settings, pool_padding)  # type: ignore[arg-type]
 
     return build
 
 
 def mobilenet_v2(
-    settings: LayerSettings, *, first_unit_rate: FirstUnitRate = "previous", width: float = 1.0
+    settings: LayerSettings,
+    *,
+    first_unit_rate: FirstUnitRate = "previous",
+    strided_padding: str = "symmetric",
+    last_stage: str = "conv5",
+    last_channels: int = 0,
+    channel_divisor: int = 8,
+    stem_padding: str = "same",
+    pad_input: bool = False,
+    width: float = 1.0,
 ) -> nn.Module:
     """Build MobileNetV2."""
-    choice("first_unit_rate", first_unit_rate, ("previous", "stage"))
-    return MobileNetV2(width, first_unit_rate, settings)
+    choice("first_unit_rate", first_unit_rate, ("previous", "stage", "next_stage"))
+    choice("stem_padding", stem_padding, ("same", "valid"))
+    choice("strided_padding", strided_padding, ("symmetric", "same"))
+    choice("last_stage", last_stage, LAST_STAGES)
+    positive("channel_divisor", (channel_divisor,))
+    return MobileNetV2(
+        width=width,
+        channel_divisor=channel_divisor,
+        first_unit_rate=first_unit_rate,
+        strided_padding=strided_padding,  # type: ignore[arg-type]
+        last_stage=last_stage,
+        last_channels=last_channels,
+        stem_padding=stem_padding,  # type: ignore[arg-type]
+        pad_input=pad_input,
+        settings=settings,
+    )
 
 
 def mobilenet_v3_large(
@@ -93,14 +124,18 @@ def xception(size: int) -> Callable[..., nn.Module]:
         *,
         multi_grid: tuple[int, int, int] | None = None,
         first_unit_rate: FirstUnitRate = "previous",
-        depthwise_activation: bool = True,
+        depthwise_activation: bool | None = None,
+        form: str = "aligned",
         width: float = 1.0,
     ) -> nn.Module:
         grid = (1, 1, 1) if multi_grid is None else multi_grid
         if len(grid) != 3 or min(grid) < 1:
             raise UserError(f"multi_grid={grid}: three rates of at least 1, for the last unit's convolutions")
         choice("first_unit_rate", first_unit_rate, ("previous", "stage"))
-        return Xception(*SIZES[size], grid, first_unit_rate, depthwise_activation, width, settings)  # type: ignore[arg-type]
+        choice("form", form, get_args(XceptionForm))
+        if form == "original" and (grid != (1, 1, 1) or depthwise_activation):
+            raise UserError("form='original': without multi_grid and depthwise_activation; leave them out")
+        return Xception(*SIZES[size], grid, first_unit_rate, depthwise_activation, form, width, settings)  # type: ignore[arg-type]
 
     return build
 
@@ -127,9 +162,12 @@ def deeplabv3(
     head_convs: Convs = (),
     separable: bool = False,
     dropout: float = 0.0,
+    aspp_separable: bool | None = None,
+    depthwise_norm: bool = True,
 ) -> Head:
     """Build the head of DeepLabv3."""
-    return Head(ASPP(aspp_channels, aspp_rates, image_pooling, separable, head_convs, dropout, settings))
+    convs = (separable, head_convs, dropout, aspp_separable, depthwise_norm)
+    return Head(ASPP(aspp_channels, aspp_rates, image_pooling, *convs, settings))
 
 
 def deeplabv3plus(
@@ -142,16 +180,22 @@ def deeplabv3plus(
     head_convs: Convs = (),
     separable: bool = False,
     dropout: float = 0.0,
+    aspp_separable: bool | None = None,
+    depthwise_norm: bool = True,
     low_level: tuple[str, ...] = ("conv2",),
     low_level_channels: int = 48,
     decoder_convs: Convs = ((3, 256), (3, 256)),
 ) -> Head:
     """Build the head of DeepLabv3+."""
-    context = ASPP(aspp_channels, aspp_rates, image_pooling, separable, head_convs, dropout, settings)
+    convs = (separable, head_convs, dropout, aspp_separable, depthwise_norm)
+    context = ASPP(aspp_channels, aspp_rates, image_pooling, *convs, settings)
     unknown = set(low_level) - {"conv2", "conv3"}
     if unknown or not low_level:
         raise UserError(f"low_level={low_level}: choose from 'conv2' and 'conv3'")
-    return Head(context, DeepLabV3PlusDecoder(low_level, low_level_channels, decoder_convs, separable, settings))
+    decoder = DeepLabV3PlusDecoder(
+        low_level, low_level_channels, decoder_convs, separable, depthwise_norm, settings=settings
+    )
+    return Head(context, decoder)
 
 
 def cascade(settings: LayerSettings, num_classes: int) -> Head:
@@ -208,6 +252,12 @@ def fcn(settings: LayerSettings, num_classes: int, *, dropout: float = 0.1) -> H
     return Head(FCNReduction(dropout, settings))
 
 
+def lraspp(settings: LayerSettings, num_classes: int, *, context_channels: int = 128) -> Head:
+    """Build Lite R-ASPP."""
+    positive("context_channels", (context_channels,))
+    return Head(decoder=LiteRASPP(num_classes, context_channels, settings=settings), classifier_kernel=0)
+
+
 def unet(
     settings: LayerSettings,
     num_classes: int,
@@ -250,11 +300,18 @@ def pspnet(
     *,
     bins: tuple[int, ...] = (1, 2, 3, 6),
     context_channels: int = 512,
+    context_kernel: int = 3,
+    classifier_kernel: int = 1,
+    norm_single: bool = True,
     dropout: float = 0.1,
 ) -> Head:
     """Build PSPNet's context."""
     positive("bins", bins)
-    return Head(PyramidPooling(bins, context_channels, dropout, settings))
+    for option, size in (("context_kernel", context_kernel), ("classifier_kernel", classifier_kernel)):
+        if size not in (1, 3):
+            raise UserError(f"{option}={size!r}: choose from 1, 3")
+    context = PyramidPooling(bins, context_channels, dropout, context_kernel, norm_single, settings)
+    return Head(context, classifier_kernel=classifier_kernel)
 
 
 def spp(

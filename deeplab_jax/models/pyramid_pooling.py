@@ -1,5 +1,7 @@
 """Context from pooled regions: PSPNet's pyramid pooling, ParseNet's global context, the original spatial pyramid."""
 
+from dataclasses import replace
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -16,27 +18,35 @@ class PyramidPooling(nn.Module):
 
     Attributes:
       bins: regions along a side at each level.
-      channels: after the 3x3 convolution.
+      channels: after the last convolution.
       dropout: after it in training.
+      kernel_size: of the last convolution; segmentation_models_pytorch's is 1x1.
+      norm_single: normalise the level of one region too; otherwise its convolution has a bias, as
+        segmentation_models_pytorch does it, since a batch of one image gives its batch norm one value.
     """
 
     bins: tuple[int, ...] = (1, 2, 3, 6)
     channels: int = 512
     dropout: float = 0.1
+    kernel_size: int = 3
+    norm_single: bool = True
     settings: LayerSettings = LayerSettings()
 
     @nn.compact
     def __call__(self, x: jax.Array, *, output_stride: int, train: bool) -> jax.Array:
         """Map `[N, h, w, C]` to `[N, h, w, channels]`."""
         s = self.settings
+        reduced_channels = max(1, x.shape[-1] // len(self.bins))
         levels = [x]
         for count in self.bins:
             pooled = adaptive_average_pool(x, count)
-            reduced = ConvNorm(max(1, x.shape[-1] // len(self.bins)), settings=s, name=f"bins{count}")(
+            bare = count == 1 and not self.norm_single
+            reduced = ConvNorm(reduced_channels, settings=replace(s, norm="none") if bare else s, name=f"bins{count}")(
                 pooled, train=train
             )
             levels.append(resize_bilinear(reduced, x.shape[1:3], align_corners=s.align_corners))
-        y = ConvNorm(self.channels, 3, settings=s, name="projection")(jnp.concatenate(levels, axis=-1), train=train)
+        y = jnp.concatenate(levels, axis=-1)
+        y = ConvNorm(self.channels, self.kernel_size, settings=s, name="projection")(y, train=train)
         return nn.Dropout(self.dropout, deterministic=not train)(y)
 
 

@@ -66,8 +66,11 @@ class ResNet(nn.Module):
       first_unit_rate: see `dilate_stages`. With "last_unit", whose stages stride before they end, the features of a
         stage are what the authors' decoder takes there: the residual branch, before its addition, of the last unit at
         the stage's own resolution. (Of the last stage: its output, as otherwise.)
-      last_block: 4, or up to 7: blocks 5 to 7 are copies of block 4, each with stride 2 (DeepLabv3, sec. 3.2, Fig. 3).
+      last_block: 4, or up to 7: blocks 5 to 7 are copies of block 4, each with stride 2 (DeepLabv3, sec. 3.2, Fig. 3);
+        2 or 3 end early.
       width: multiplies all channel counts; 1 is the published network.
+      pool_padding: of the max pooling; "symmetric" centres its windows at every size, "same" is TensorFlow's, of the
+        authors' code, which differs where the pooled map has an even side.
     """
 
     units: tuple[int, int, int, int]
@@ -78,15 +81,17 @@ class ResNet(nn.Module):
     last_block: int = 4
     width: float = 1.0
     settings: LayerSettings = LayerSettings()
+    pool_padding: Literal["symmetric", "same"] = "symmetric"
 
     @nn.compact
     def __call__(self, x: jax.Array, *, output_stride: int, train: bool) -> Features:
         """Compute features `{"stem", "conv2", ..., "conv5"[, ..., "conv8"]:
         (array [N, h, w, C], stride)}` of images `[N, H, W, C]`.
         """
-        copies = self.last_block - 4
-        units = (*self.units, *[self.units[3]] * copies)
-        widths = [max(1, round(w * self.width)) for w in (*STAGE_WIDTHS, *[STAGE_WIDTHS[3]] * copies)]
+        copies = self.last_block - 4  # Below 0, none.
+        units = (*self.units, *[self.units[3]] * copies)[: self.last_block]
+        full_widths = (*STAGE_WIDTHS, *[STAGE_WIDTHS[3]] * copies)[: self.last_block]
+        widths = [max(1, round(width * self.width)) for width in full_widths]
         stages = dilate_stages(
             (1, *[2] * (len(units) - 1)),
             start=STEM_STRIDE,
@@ -102,7 +107,7 @@ class ResNet(nn.Module):
                 name="conv1" if self.stem == "plain" else f"stem_conv{index + 1}",
             )(x, train=train)
         features: Features = {"stem": (x, 2)}
-        x = max_pool(x, window=3, stride=2)
+        x = max_pool(x, window=3, stride=2, padding="SAME" if self.pool_padding == "same" else None)
         for index, (count, width, stage) in enumerate(zip(units, widths, stages, strict=True)):
             grid = self.multi_grid if index >= 3 else (1,) * count
             strides, rates = [1] * count, [stage.rate] * count

@@ -90,7 +90,7 @@ class Segmenter(nn.Module):
 
     def scores(self, images: jax.Array, *, train: bool = False) -> jax.Array:
         """Compute the classifier's float32 output `[N, h, w, num_classes]` before it is resized to the image."""
-        if images.ndim != 4 or min(images.shape[1:3]) < SMALLEST_SIDE:
+        if images.ndim != 4 or any(side < SMALLEST_SIDE for side in images.shape[1:3]):
             raise ValueError(
                 f"images of shape {images.shape}: expected [N, H, W, C] with H and W of at least {SMALLEST_SIDE}"
             )
@@ -130,7 +130,7 @@ class Segmenter(nn.Module):
 
     def fitting_side(self, side: int) -> int:
         """Return the smallest number of pixels, of at least `side`, that a side of an image may have."""
-        return next_valid_side(side) if self.valid else max(SMALLEST_SIDE, side)
+        return next_valid_side(side) if self.valid else side if side >= SMALLEST_SIDE else SMALLEST_SIDE
 
     def _features(self, images: jax.Array, *, train: bool) -> Features:
         features = dict(self.backbone(images, output_stride=self.output_stride, train=train))

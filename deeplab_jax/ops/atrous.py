@@ -49,6 +49,19 @@ class Convolution:
 
 
 _observer: ContextVar[Callable[[Convolution], None] | None] = ContextVar("observer", default=None)
+_backend: ContextVar[str | None] = ContextVar("backend", default=None)
+
+
+@contextmanager
+def lowering_for(backend: str) -> Iterator[None]:
+    """Let the lowering "auto" choose for a backend ("cpu", "gpu", "tpu") that is not the default one, in what this
+    thread traces meanwhile.
+    """
+    token = _backend.set(backend)
+    try:
+        yield
+    finally:
+        _backend.reset(token)
 
 
 @contextmanager
@@ -99,7 +112,8 @@ def conv2d(
         the left for even sizes; "VALID" pads nothing; or explicit `((top, bottom), (left, right))`.
       feature_group_count: 1 for a dense convolution, C for a depthwise one.
       lowering: how to compute it; "auto" is `choose_lowering`. A lowering that does not cover the case (grouped kernels
-        that are not depthwise, space-to-batch with a stride) falls back to "direct", which covers all.
+        that are not depthwise, space-to-batch with a stride, sizes that are symbolic) falls back to "direct", which
+        covers all.
 
     Returns:
       `[N, H', W', D]` with `H' = conv_output_size(H, kh, ...)`.
@@ -116,11 +130,12 @@ def conv2d(
     depthwise = feature_group_count == x.shape[-1] == kernel.shape[3] and kernel.shape[2] == 1 and x.shape[-1] > 1
     if lowering == "auto":
         lowering = choose_lowering(kernel.shape, rate=rate, stride=stride, depthwise=depthwise)
+    static = all(isinstance(side, int) for side in x.shape[1:3])
     if lowering == "taps" and depthwise:
         result = _depthwise_taps(x, kernel[:, :, 0, :], rate, stride, pads)
-    elif lowering == "taps" and feature_group_count == 1 and stride == 1:
+    elif lowering == "taps" and feature_group_count == 1 and stride == 1 and static:
         result = _dense_taps(x, kernel, rate, pads)
-    elif lowering == "space_to_batch" and stride == 1 and rate > 1:
+    elif lowering == "space_to_batch" and stride == 1 and rate > 1 and static:
         result = _space_to_batch(x, kernel, rate, pads, feature_group_count)
     else:
         result = _direct(x, kernel, rate, stride, pads, feature_group_count)
@@ -155,14 +170,14 @@ def conv_transpose2d(x: jax.Array, kernel: jax.Array, *, stride: int) -> jax.Arr
 
 
 def choose_lowering(kernel_shape: Sequence[int], *, rate: int, stride: int, depthwise: bool) -> Lowering:
-    """Decide what "auto" means for one convolution on the default backend.
+    """Decide what "auto" means for one convolution on the default backend, or on that of `lowering_for`.
 
     On a CPU, XLA computes a depthwise convolution 20 to 40 times slower than nine shifted products, and the padding
     that a dense kernel of large rate mostly sees is arithmetic that `taps` leaves out; below rate 4 the direct form
     wins once the gradient is counted. Elsewhere the vendor's kernels win.
     """
     spatial = kernel_shape[0] * kernel_shape[1] > 1
-    if jax.default_backend() == "cpu" and spatial and (depthwise or (rate >= 4 and stride == 1)):
+    if (_backend.get() or jax.default_backend()) == "cpu" and spatial and (depthwise or (rate >= 4 and stride == 1)):
         return "taps"
     return "direct"
 

@@ -1,7 +1,8 @@
-"""Pooling with symmetric padding."""
+"""Pooling, with symmetric padding unless otherwise said."""
 
 from collections.abc import Sequence
 from functools import reduce
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,9 @@ import numpy as np
 from jax import lax
 
 
-def max_pool(x: jax.Array, *, window: int, stride: int, rate: int = 1) -> jax.Array:
+def max_pool(
+    x: jax.Array, *, window: int, stride: int, rate: int = 1, padding: Literal["SAME"] | None = None
+) -> jax.Array:
     """Take the maximum over windows around every `stride`-th pixel: `[N, H, W, C] -> [N, ceil(H / s), ceil(W / s), C]`.
 
     Odd windows are centred; even ones reach further down and right, so that a 2x2 window of stride 2 tiles the map.
@@ -24,15 +27,19 @@ def max_pool(x: jax.Array, *, window: int, stride: int, rate: int = 1) -> jax.Ar
       window: pixels that a window sees along each side.
       stride: distance of windows.
       rate: distance of the pixels within a window, for maps whose stride was turned into a rate.
+      padding: None is symmetric; "SAME" is TensorFlow's, whose windows are not centred where a stride meets an even
+        side.
     """
-    before = (window - 1) // 2 * rate
-    after = (window - 1) * rate - before
+    extent = (window - 1) * rate
     lowest = jnp.array(-jnp.inf, x.dtype)
     for axis in (1, 2):
         outputs = (x.shape[axis] - 1) // stride + 1
-        padding = [(0, 0, 0)] * x.ndim
-        padding[axis] = (before, after, 0)
-        padded = lax.pad(x, lowest, padding)
+        before = (window - 1) // 2 * rate
+        if padding == "SAME":
+            before = max((outputs - 1) * stride + extent + 1 - x.shape[axis], 0) // 2
+        border = [(0, 0, 0)] * x.ndim
+        border[axis] = (before, extent - before, 0)
+        padded = lax.pad(x, lowest, border)
         starts = [tap * rate for tap in range(window)]
         x = reduce(
             jnp.maximum,

@@ -8,6 +8,7 @@ torchvision does it. Neither smooths before shrinking.
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,8 @@ import numpy as np
 def resize_bilinear(x: jax.Array, size: Sequence[int], *, align_corners: bool) -> jax.Array:
     """Resize maps bilinearly.
 
-    Two small matrix products, one per axis: sizes are static under `jit`, so the weights are constants.
+    Two small matrix products, one per axis: sizes are static under `jit`, so the weights are constants; only for the
+    symbolic sizes of an export are they computed.
 
     Args:
       x: `[N, H, W, C]` of a floating dtype.
@@ -34,7 +36,9 @@ def resize_bilinear(x: jax.Array, size: Sequence[int], *, align_corners: bool) -
         if source == 1:
             x = jnp.broadcast_to(x, (*x.shape[:axis], target, *x.shape[axis + 1 :]))
             continue
-        weights = jnp.asarray(interpolation_matrix(source, target, align_corners), x.dtype)
+        static = isinstance(source, int) and isinstance(target, int)
+        matrix = interpolation_matrix if static else computed_interpolation_matrix
+        weights = jnp.asarray(matrix(source, target, align_corners), x.dtype)
         equation = "ph,nhwc->npwc" if axis == 1 else "pw,nhwc->nhpc"
         x = jnp.einsum(equation, weights, x, precision=jax.lax.Precision.HIGHEST)
     return x
@@ -54,6 +58,23 @@ def interpolation_matrix(source: int, target: int, align_corners: bool) -> np.nd
     matrix[rows, lower] = 1 - fraction
     matrix[rows, np.minimum(lower + 1, source - 1)] += fraction
     return matrix
+
+
+def computed_interpolation_matrix(source: Any, target: Any, align_corners: bool) -> jax.Array:
+    """Compute `interpolation_matrix` for sizes that are known only when the program runs."""
+    rows = jnp.arange(target)
+    # Whole numbers, so that positions far along an axis lose no digits: a position is numerator / denominator.
+    if align_corners:
+        denominator = jnp.maximum(jnp.asarray(target) - 1, 1)
+        numerator = rows * (source - 1)
+    else:
+        denominator = 2 * jnp.asarray(target)
+        numerator = jnp.clip((2 * rows + 1) * source - target, 0, 2 * target * (source - 1))
+    lower = numerator // denominator
+    fraction = ((numerator % denominator) / denominator).astype(jnp.float32)
+    columns = jnp.arange(source)[None]
+    at_lower, at_upper = columns == lower[:, None], columns == lower[:, None] + 1
+    return at_lower * (1 - fraction)[:, None] + at_upper * fraction[:, None]
 
 
 def resize_labels(labels: jax.Array, size: Sequence[int], *, align_corners: bool) -> jax.Array:

@@ -12,6 +12,8 @@ from types import FrameType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 from rich.console import Console
 
@@ -36,6 +38,7 @@ from deeplab_jax.train.writers import Writers
 from deeplab_jax.weights.folder import CHECKPOINTS, write_description
 
 CHECKED_BATCHES = 2
+SAMPLED_BATCHES = 3
 BATCH_NORM_IMAGES = 12  # The authors' advice: more than 12 images per batch to train batch norm, better 16.
 
 
@@ -75,9 +78,20 @@ def train(
     optimizer, schedule = make_optimizer(abstract_variables(model)["params"], steps=t.steps, **config.optimizer)
     open_workdir(workdir, config, allow_config_change=allow_config_change)
 
+    batches = partial(
+        training_batches,
+        train_source,
+        batch_size=t.batch_size,
+        steps=t.steps,
+        seed=t.seed,
+        fill=model.preprocessing.mean_pixel,
+        **loader_options(data),
+    )
     initial = partial(create_state, model=model, optimizer=optimizer, size=tuple(data.crop_size), ema=t.ema_decay > 0)
     with Checkpoints(workdir / CHECKPOINTS, keep=t.keep) as checkpoints:
-        state, start = start_state(checkpoints, initial, config, mesh, console)
+        state, start = start_state(
+            checkpoints, initial, config, mesh, console, model=model, images=partial(sample, batches, model)
+        )
         record_start(workdir, config)
         write_description(workdir, model, model_info(train_source))
         if start >= t.steps:
@@ -99,15 +113,6 @@ def train(
             donate_argnums=0,
             out_shardings=replicated(mesh),
         )
-        batches = training_batches(
-            train_source,
-            batch_size=t.batch_size,
-            steps=t.steps,
-            start=start,
-            seed=t.seed,
-            fill=model.preprocessing.mean_pixel,
-            **loader_options(data),
-        )
         with Writers(workdir, start=start, steps=t.steps, console=console) as writers, stop_on_sigint() as stopping:
             announce(config, model, train_source, val_source, writers)
             evaluation = partial(
@@ -118,7 +123,7 @@ def train(
                 start,
                 step=step,
                 place=partial(place_batch, mesh=mesh),
-                batches=checked(batches, model.num_classes, train_source.name),
+                batches=checked(batches(start=start), model.num_classes, train_source.name),
                 schedule=schedule,
                 settings=t,
                 evaluation=evaluation,
@@ -255,17 +260,28 @@ def start_state(
     config: ConfigDict,
     mesh: jax.sharding.Mesh,
     console: Console,
+    *,
+    model: Segmenter,
+    images: Callable[[], jax.Array],
 ) -> tuple[TrainState, int]:
-    """Return the newest checkpoint's state, or a fresh one, on the devices."""
+    """Return the newest checkpoint's state, or a fresh one, on the devices.
+
+    `model` and `images` are those of `initial_variables`.
+    """
     key = jax.random.key(config.train.seed)
     latest = checkpoints.latest()
     if latest is None:
         # Run once, so compiled in a hurry: a third of the time, the same numbers.
         hurry = {"xla_backend_optimization_level": 0}
         state = jax.jit(initial, out_shardings=replicated(mesh), compiler_options=hurry)(key)
-        if config.train.init:
+        if config.init:
             state = initial_variables(
-                state, config.train.init, scope=config.train.init_scope, say=partial(console.print, soft_wrap=True)
+                state,
+                config.init,
+                scope=config.init_scope,
+                model=model,
+                images=images,
+                say=partial(console.print, soft_wrap=True),
             )
         return state, 0
     abstract = jax.eval_shape(initial, key)
@@ -277,6 +293,12 @@ def start_state(
     )
     console.print(f"resuming from step {latest} in {checkpoints.directory}", soft_wrap=True, highlight=False)
     return state, latest
+
+
+def sample(batches: Callable[..., Iterator[Batch]], model: Segmenter) -> jax.Array:
+    """Return the first training images, preprocessed: enough of them for the statistics of a norm."""
+    few = itertools.islice(batches(start=0), SAMPLED_BATCHES)
+    return model.preprocessing(jnp.asarray(np.concatenate([batch["image"] for batch in few])))
 
 
 def checked(batches: Iterator[Batch], num_classes: int, name: str) -> Iterator[Batch]:

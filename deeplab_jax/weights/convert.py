@@ -9,19 +9,24 @@ import numpy as np
 from deeplab_jax.errors import UserError, did_you_mean
 from deeplab_jax.models.catalog import describe
 from deeplab_jax.models.segmenter import Segmenter, Variables
-from deeplab_jax.weights import folder, jfzhang95, slim, smp, torchvision, vainf
+from deeplab_jax.weights import folder, imagenet, jfzhang95, slim, smp, torchvision, transformers, vainf
 from deeplab_jax.weights.read import read_tensors
 from deeplab_jax.weights.recipe import Recipe, assemble
+from deeplab_jax.weights.tflite import is_tflite, read_tflite
 
 # In the order in which they are asked; the name is what `kind=` takes.
 IMPORTERS: dict[str, Callable[..., Recipe | None]] = {
     "torchvision": torchvision.recognise,
+    "imagenet": imagenet.recognise,
     "smp": smp.recognise,
     "vainf": vainf.recognise,
     "jfzhang95": jfzhang95.recognise,
+    "transformers": transformers.recognise,
     "tensorflow": slim.recognise,
 }
 RUN = "run"
+# Of `info`, what other classes make void.
+OF_CLASSES = ("class_names", "palette", "metrics")
 
 
 def convert(
@@ -56,23 +61,36 @@ def convert(
     if kind not in kinds:
         raise UserError(f"kind={kind!r}: {did_you_mean(kind, kinds)}")
     name = "state dict" if isinstance(source, Mapping) else str(source)
-    if not isinstance(source, Mapping) and (Path(source) / folder.MODEL_FILE).is_file():
-        return _ours(Path(source), output_stride=output_stride, num_classes=num_classes, reinit=reinit)
-    tensors = read_tensors(source)
-    recipe = _recognise(tensors, kind=kind, output_stride=output_stride, source=name)
+    path = None if isinstance(source, Mapping) else Path(source)
+    if path is not None and (path / folder.MODEL_FILE).is_file():
+        recipe, tensors, info = _ours(path, output_stride=output_stride)
+    elif kind == RUN:
+        raise UserError(f"{name}: neither a run directory nor a model folder of ours, there is no {folder.MODEL_FILE}")
+    else:
+        if output_stride is None and path is not None and is_tflite(path):
+            output_stride = read_tflite(path).output_stride  # The one format that holds the graph.
+        tensors = read_tensors(source)
+        recipe = _recognise(tensors, kind=kind, output_stride=output_stride, source=name)
+        info = dict(recipe.info)
     model, variables, report = assemble(
         recipe, tensors, source=name, num_classes=num_classes, reinit=reinit, strict=strict
     )
-    classes = dict(recipe.info) if model.num_classes == recipe.num_classes else {}
+    if model.num_classes != recipe.num_classes:
+        info = {key: value for key, value in info.items() if key not in OF_CLASSES}
     origin = {"kind": recipe.kind, "file": Path(name).name, "notes": list(recipe.notes), **report}
-    return model, variables, {**classes, "source": origin}
+    if "source" in info:
+        origin["before"] = info["source"]
+    return model, variables, {**info, "source": origin}
 
 
 def _recognise(tensors: Mapping[str, np.ndarray], *, kind: str, output_stride: int | None, source: str) -> Recipe:
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     asked = IMPORTERS if kind == "auto" else {kind: IMPORTERS[kind]}
     for recognise in asked.values():
-        recipe = recognise(shapes, output_stride=output_stride)
+        try:
+            recipe = recognise(shapes, output_stride=output_stride)
+        except UserError as error:
+            raise UserError(f"{source}: {error}") from None
         if recipe is not None:
             return recipe
     examples = ", ".join(list(shapes)[:3])
@@ -82,9 +100,7 @@ def _recognise(tensors: Mapping[str, np.ndarray], *, kind: str, output_stride: i
     )
 
 
-def _ours(
-    path: Path, *, output_stride: int | None, num_classes: int | None, reinit: str
-) -> tuple[Segmenter, Variables, dict[str, Any]]:
+def _ours(path: Path, *, output_stride: int | None) -> tuple[Recipe, dict[str, np.ndarray], dict[str, Any]]:
     """Take a model folder or a run directory of ours as a source like any other."""
     model, variables, info = folder.load(path)
     described = describe(model)
@@ -92,15 +108,8 @@ def _ours(
         kind=RUN,
         name=described["name"],
         num_classes=model.num_classes,
-        output_stride=output_stride or model.output_stride,
+        output_stride=model.output_stride if output_stride is None else output_stride,
         options=described["options"],
     )
     tensors = {name: np.asarray(value) for name, value in folder.flatten_variables(variables).items()}
-    model, variables, report = assemble(recipe, tensors, source=str(path), num_classes=num_classes, reinit=reinit)
-    if model.num_classes != recipe.num_classes:
-        info = {key: value for key, value in info.items() if key not in ("class_names", "palette", "metrics")}
-    return (
-        model,
-        variables,
-        {**info, "source": {"kind": RUN, "file": path.name, **report, "before": info.get("source")}},
-    )
+    return recipe, tensors, info

@@ -10,15 +10,18 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from deeplab_jax.errors import UserError
+from deeplab_jax.weights.inert_pickle import Placeholder
 from deeplab_jax.weights.tf_checkpoint import find_checkpoint, read_checkpoint
-from deeplab_jax.weights.tflite import read_tflite
-from deeplab_jax.weights.torch_file import read_torch
+from deeplab_jax.weights.tflite import is_tflite, read_tflite
+from deeplab_jax.weights.torch_file import not_a_state_dict, read_torch
 
 # Keys under which training scripts keep the state dict in what they save, the first that is there counts.
 NESTED = ("state_dict", "model_state", "model_state_dict", "model", "net")
 PARALLEL = "module."
 # Files of a Hugging Face folder, in the order of preference.
 FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
+DEEPEST = 4  # So often a state dict is looked for within another mapping; a hostile file's may hold itself.
+LONGEST_NAME = 500
 
 
 def read_tensors(source: str | Path | Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -37,27 +40,37 @@ def read_tensors(source: str | Path | Mapping[str, Any]) -> dict[str, np.ndarray
     if isinstance(source, Mapping):
         return state_dict(source, name="state dict")
     path = Path(source)
+    try:
+        return state_dict(_read(path), name=str(path))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error}); check the path") from None
+
+
+def _read(path: Path) -> Mapping[str, Any]:
     if path.is_dir():
-        for file in FOLDER_FILES:
-            if (path / file).is_file():
-                return read_tensors(path / file)
+        for name in FOLDER_FILES:
+            if (path / name).is_file():
+                return _read(path / name)
     if checkpoint := find_checkpoint(path):
         return read_checkpoint(checkpoint)
     if path.is_dir():
         raise UserError(
             f"{path}: no weights in this folder; it should hold {', '.join(FOLDER_FILES)} or a *.index file"
         )
-    try:
-        with path.open("rb") as stream:
-            head = stream.read(16)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error}); check the path") from None
-    if head[4:8] == b"TFL3":
-        return read_tflite(path)
+    if not path.is_file():  # A pipe would wait for ever, and a device has no end.
+        raise UserError(f"{path}: no such file; check the path")
+    with path.open("rb") as stream:
+        head = stream.read(512)
+    if is_tflite(path):
+        return read_tflite(path).tensors
     if head[8:9] == b"{":
         return _read_safetensors(path)
     if head[:2] == b"PK" or head[:1] == b"\x80":
-        return state_dict(read_torch(path), name=str(path))
+        return read_torch(path)
+    if head[257:262] == b"ustar":
+        raise UserError(
+            f"{path}: a tar archive; unpack it first, or, if PyTorch 0.1 wrote it, save it again with a newer one"
+        )
     raise UserError(
         f"{path}: neither a PyTorch, safetensors or .tflite file nor a TensorFlow checkpoint (it begins with "
         f"{head[:4]!r}); unpack archives first"
@@ -71,21 +84,52 @@ def state_dict(tree: Mapping[str, Any], *, name: str) -> dict[str, np.ndarray]:
       tree: nested mappings with arrays, or anything that numpy turns into arrays, among the leaves.
       name: for messages.
     """
-    for key in NESTED:
-        if isinstance(tree.get(key), Mapping):
-            return state_dict(tree[key], name=name)
-    tensors = {str(key): np.asarray(value) for key, value in tree.items() if hasattr(value, "shape")}
+    for _ in range(DEEPEST):
+        inner = [tree[key] for key in NESTED if isinstance(tree.get(key), Mapping)]
+        tree = inner[0] if inner else tree
+    tensors = {_checked(key, name): _array(value, key, name) for key, value in tree.items() if hasattr(value, "shape")}
     if not tensors:
+        for key in NESTED:
+            if isinstance(tree.get(key), Placeholder):
+                raise not_a_state_dict(name, tree[key])
         raise UserError(
-            f"{name}: holds no tensors ({json.dumps([str(key) for key in list(tree)[:5]])}); save a state dict"
+            f"{name}: holds no tensors ({json.dumps([str(key)[:50] for key in list(tree)[:5]])}); save a state dict"
         )
     if all(key.startswith(PARALLEL) for key in tensors):
         tensors = {key.removeprefix(PARALLEL): value for key, value in tensors.items()}
     return tensors
 
 
+def _checked(key: object, name: str) -> str:
+    """Return a tensor's name, which later messages repeat on their one line."""
+    text = str(key)
+    if len(text) > LONGEST_NAME or not text.isprintable():
+        raise UserError(f"{name}: a tensor's name is {text[:50]!a}, no name that a framework writes; fetch it again")
+    return text
+
+
+def _array(value: Any, key: object, name: str) -> np.ndarray:
+    try:
+        return np.asarray(value)
+    except UserError:
+        raise
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"{name}: {key} does not become an array ({_line(error)}); save plain float32 tensors of the CPU"
+        ) from None
+
+
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    """Read a safetensors file; the library holds declared sizes against the file before it makes an array."""
     try:
         return load_file(str(path))
-    except (SafetensorError, OSError, TypeError) as error:
-        raise UserError(f"{path}: not a readable safetensors file ({error}); fetch it again") from None
+    except AttributeError as error:
+        raise UserError(f"{path}: holds tensors of {error.name}, which are not read; save them as float32") from None
+    except (SafetensorError, TypeError, ValueError, OverflowError) as error:
+        raise UserError(f"{path}: not a readable safetensors file ({_line(error)}); fetch it again") from None
+
+
+def _line(error: Exception) -> str:
+    """Return what another library says, on one line."""
+    text = " ".join(str(error).split())[:200]
+    return "".join(letter if letter.isprintable() else "?" for letter in text)

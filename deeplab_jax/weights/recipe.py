@@ -95,9 +95,12 @@ class Recipe:
         its `ConvNorm` or `Conv`, such as "backbone/conv2_unit1/conv1". Without rules the names are ours.
       layout: of the tensors.
       unused: patterns of tensors that the network has no use for (counters, an ImageNet classifier).
+      inputs: of a layer of ours whose inputs are concatenated in another order there, by its path: for each input
+        channel of ours, which one it is there.
       absent: patterns of our variables' paths that the source does not have, and that start at random.
       notes: how the network differs from the paper's, a sentence each.
       info: what else is known: class names, palette.
+      prepare: rewrites the tensors first where one of ours is not one of theirs; None leaves them as they are.
     """
 
     kind: str
@@ -107,10 +110,12 @@ class Recipe:
     rules: Sequence[Rule] = ()
     layout: Layout = TORCH
     options: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Mapping[str, Sequence[int]] = field(default_factory=dict)
     unused: tuple[str, ...] = ()
     absent: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     info: Mapping[str, Any] = field(default_factory=dict)
+    prepare: Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]] | None = None
 
     def model(self, *, num_classes: int | None = None) -> Segmenter:
         """Build the network."""
@@ -136,13 +141,21 @@ def their_name(variable: str, shape: tuple[int, ...], *, rules: Sequence[Rule], 
     """
     if not rules:
         return variable, Leaf("")
-    _, *path, leaf = variable.split("/")
-    if path[-2:] == ["norm", "batch"]:
-        return _names("/".join(path[:-2]), rules)[1] + layout.norm[leaf].suffix, layout.norm[leaf]
-    layer = "/".join(path[:-1] if path[-1] == "conv" and len(path) > 1 else path)
+    leaf = variable.rsplit("/", 1)[1]
+    layer = _layer(variable)
+    if "/norm/batch/" in variable:
+        return _names(layer, rules)[1] + layout.norm[leaf].suffix, layout.norm[leaf]
     kernel = layout.depthwise if leaf == "kernel" and shape[2] == 1 < shape[3] else layout.kernel
     kind = layout.bias if leaf == "bias" else kernel
     return _names(layer, rules)[0] + kind.suffix, kind
+
+
+def _layer(variable: str) -> str:
+    """Return the path of the `ConvNorm`, or else the `Conv`, that a variable belongs to."""
+    *path, _ = _path(variable).split("/")
+    if path[-2:] == ["norm", "batch"]:
+        return "/".join(path[:-2])
+    return "/".join(path[:-1] if path[-1] == "conv" and len(path) > 1 else path)
 
 
 def _names(layer: str, rules: Sequence[Rule]) -> Names:
@@ -184,6 +197,7 @@ def assemble(
     """
     if reinit not in ("", "head"):
         raise UserError(f"reinit={reinit!r}: only 'head' can start anew")
+    tensors = recipe.prepare(tensors) if recipe.prepare else tensors
     classes = recipe.num_classes if num_classes is None else num_classes
     model = recipe.model(num_classes=classes)
     expected = {name: leaf.shape for name, leaf in flatten_variables(abstract_variables(model)).items()}
@@ -196,23 +210,31 @@ def assemble(
         )
     anew = absent | (heads if reinit == "head" else set())
     found: dict[str, np.ndarray] = {}
-    problems, known = [], set()
+    problems: list[tuple[str, str]] = []
+    known: set[str] = set()
+    used: set[str] = set()
     for name, shape in expected.items():
         if name in absent:
             continue
         theirs, leaf = their_name(name, shape, rules=recipe.rules, layout=recipe.layout)
+        if theirs in known:
+            raise KeyError(f"two of our tensors are called {theirs!r} there; the rules of {recipe.kind} are wrong")
         known.add(theirs)
         if name in anew:
             continue
         value = tensors.get(theirs)
         if value is None:
             problems.append((name, f"missing {theirs}"))
-        elif value.ndim != len(shape) or _to_ours(value, leaf).shape != shape:
+        elif value.ndim != len(shape) or (ours := _to_ours(value, leaf)).shape != shape:
             problems.append((name, f"{theirs} has shape {value.shape}, {name} needs {shape}"))
         else:
-            found[name] = np.asarray(_to_ours(value, leaf), np.float32)
-    unused = [name for name in tensors if name not in known]
-    unexpected = [name for name in unused if not any(re.search(pattern, name) for pattern in recipe.unused)]
+            order = recipe.inputs.get(_layer(name)) if name.endswith("/kernel") else None
+            used.add(theirs)
+            found[name] = np.asarray(ours if order is None else _reordered(ours, order), np.float32)
+    unused = [name for name in tensors if name not in used]
+    unexpected = [
+        name for name in unused if name not in known and not any(re.search(pattern, name) for pattern in recipe.unused)
+    ]
     texts = [text for _, text in problems] + [f"unexpected {name}" for name in unexpected]
     if texts and strict:
         more = f" and {len(texts) - LISTED} more" if len(texts) > LISTED else ""
@@ -238,6 +260,11 @@ def _path(variable: str) -> str:
 
 def _to_ours(value: np.ndarray, leaf: Leaf) -> np.ndarray:
     return value if leaf.axes is None else value.transpose(leaf.axes)
+
+
+def _reordered(kernel: np.ndarray, order: Sequence[int]) -> np.ndarray:
+    """Put the inputs of a kernel into another order; a depthwise one has them on its last axis."""
+    return np.take(kernel, np.asarray(order), axis=3 if kernel.shape[2] == 1 else 2)
 
 
 def is_classifier(path: str) -> bool:

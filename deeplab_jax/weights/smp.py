@@ -1,8 +1,295 @@
-"""smp."""
+"""segmentation_models_pytorch: its DeepLabV3, DeepLabV3Plus, PSPNet and Unet on ResNets and MobileNetV2.
 
-from deeplab_jax.weights.recipe import Recipe, Shapes
+Those of version 0.6, as `smp.DeepLabV3("resnet50")` makes them. Channels, depth and separable convolutions are told by
+the shapes. A state dict holds neither the rates nor the output stride, the interpolation of Unet or an activation of
+the scores: these are the defaults there.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from deeplab_jax.errors import UserError
+from deeplab_jax.models.preprocessing import IMAGENET
+from deeplab_jax.weights.recipe import TORCH, Names, Recipe, Rule, Shapes
+from deeplab_jax.weights.torch_names import COUNTERS, RESNETS, mobilenet_v2_rules, resnet_rules, which_resnet
+
+RATES = (12, 24, 36)
+RATES_NOTE = "rates 12, 24, 36 at any output stride, unless it was trained with others"
+DILATION_NOTE = "every convolution of a stage that lost its stride is dilated, and no multi-grid"
+DEEPLAB_STRIDES = (8, 16)
+DEPTHS = (3, 4, 5)
+# Channels after each halving of the image's size.
+CHANNELS = {
+    "resnet18": (64, 64, 128, 256, 512),
+    "resnet34": (64, 64, 128, 256, 512),
+    "resnet50": (64, 256, 512, 1024, 2048),
+    "resnet101": (64, 256, 512, 1024, 2048),
+    "mobilenet_v2": (16, 24, 32, 96, 1280),
+}
+HEAD = "segmentation_head.0"
+
+
+@dataclass(frozen=True)
+class _Decoder:
+    """What is known of a decoder before the encoder's depth is.
+
+    Attributes:
+      architecture: our name.
+      inputs: channels that it takes from the encoder's last features.
+      options: for `create_model`.
+      rules: names of its layers.
+      notes: how it differs from the paper's.
+    """
+
+    architecture: str
+    inputs: int
+    options: Mapping[str, Any]
+    rules: tuple[Rule, ...]
+    notes: tuple[str, ...]
 
 
 def recognise(shapes: Shapes, *, output_stride: int | None) -> Recipe | None:
-    """Describe a state dict; None where it is of something else."""
-    return None
+    """Describe a state dict of one of smp's networks; None where it is of something else.
+
+    Raises:
+      UserError: one of smp's, yet with an encoder, a decoder or an output stride that cannot be had.
+    """
+    if f"{HEAD}.weight" not in shapes or not any(name.startswith("encoder.") for name in shapes):
+        return None
+    encoder = _encoder(shapes)
+    decoder = _decoder(shapes, encoder)
+    depth = 1 + CHANNELS[encoder].index(decoder.inputs) if decoder.inputs in CHANNELS[encoder] else 0
+    if depth not in DEPTHS:
+        raise UserError(f"smp's {decoder.architecture}_{encoder}: only encoder_depth 3, 4 and 5 can be converted")
+    stride = _stride(decoder.architecture, depth, output_stride)
+    options = {**decoder.options, **_encoder_options(encoder, depth), **_norms(shapes, decoder.architecture)}
+    if decoder.architecture.startswith("deeplab"):
+        # The rates are the same at any output stride; ours are stated at 16.
+        options["aspp_rates"] = tuple(rate * stride // 16 for rate in RATES)
+        if encoder != "mobilenet_v2":
+            options["multi_grid"] = (1,) * RESNETS[encoder][0][3]
+    if decoder.architecture == "unet":
+        finest = "conv1" if encoder == "mobilenet_v2" else "stem"
+        options["skips"] = ("conv4", "conv3", "conv2", finest, "")[5 - depth :]
+    names = mobilenet_v2_rules if encoder == "mobilenet_v2" else resnet_rules
+    return Recipe(
+        kind="smp",
+        name=f"{decoder.architecture}_{encoder}",
+        num_classes=_kernel(shapes, HEAD)[0],
+        output_stride=stride,
+        options=options,
+        rules=(*names("encoder."), *decoder.rules, (r"classifier", (HEAD, ""))),
+        layout=TORCH,
+        inputs=_inputs(decoder),
+        # An auxiliary classifier of whole images, and what an encoder that is cut short does not run.
+        unused=(COUNTERS, r"^classification_head\.", *_unused(encoder, depth)),
+        notes=decoder.notes,
+    )
+
+
+def _encoder(shapes: Shapes) -> str:
+    encoder, stem = which_resnet(shapes, "encoder."), "encoder.conv1"
+    if shapes.get("encoder.features.18.0.weight", ())[:1] == (CHANNELS["mobilenet_v2"][-1],):
+        encoder, stem = "mobilenet_v2", "encoder.features.0.0"
+    # ResNeXt networks have the units of ResNets, but wider; others have the units, but another stem.
+    elif shapes.get("encoder.layer1.0.conv1.weight", ())[:1] != (64,):
+        encoder = None
+    if encoder is None or f"{stem}.weight" not in shapes:
+        raise UserError(f"smp: the encoder is none of {', '.join(CHANNELS)}; only models on these can be converted")
+    inputs = _kernel(shapes, stem)[1]
+    if inputs != 3:
+        raise UserError(f"smp's {encoder}: it was made for in_channels={inputs}; only 3 (RGB) can be converted")
+    return encoder
+
+
+def _kernel(shapes: Shapes, layer: str) -> tuple[int, ...]:
+    """Return the shape of a convolution's kernel: outputs, inputs, height, width."""
+    shape = shapes[f"{layer}.weight"]
+    if len(shape) != 4 or min(shape) < 1:
+        raise UserError(f"smp: {layer}.weight has the shape {shape}, no convolution's; the file is damaged")
+    return shape
+
+
+def _decoder(shapes: Shapes, encoder: str) -> _Decoder:
+    if "decoder.aspp.0.convs.0.0.weight" in shapes:
+        return _deeplabv3plus(shapes)
+    # "decoder.0" is how older versions called "decoder.aspp".
+    for names in (("decoder.aspp", "decoder.conv", "decoder.bn"), ("decoder.0", "decoder.1", "decoder.2")):
+        if f"{names[0]}.convs.0.0.weight" in shapes and f"{names[1]}.weight" in shapes:
+            return _deeplabv3(shapes, *names)
+    if "decoder.psp.blocks.0.pool.1.0.weight" in shapes and "decoder.conv.0.weight" in shapes:
+        return _pspnet(shapes)
+    if all(re.match(r"decoder\.blocks\.\d\.conv", name) for name in shapes if name.startswith("decoder.")):
+        return _unet(shapes, encoder)
+    raise UserError(
+        "smp: the decoder is none of DeepLabV3, DeepLabV3Plus, PSPNet and Unet (without attention); only these can be "
+        "converted"
+    )
+
+
+def _pair(block: str) -> Names:
+    """Return the names of a block's convolution and of the norm that follows it."""
+    return f"{block}.0", f"{block}.1"
+
+
+def _aspp_rules(aspp: str, *, separable: bool) -> tuple[Rule, ...]:
+    """Return the names of an ASPP; those of separable branches have a layer more."""
+    last = ".0.1" if separable else ".0"
+    return (
+        (r"context/branch_1x1", _pair(f"{aspp}.convs.0")),
+        (r"context/branch_atrous(\d)/depthwise", lambda i: (f"{aspp}.convs.{i}.0.0", "")),
+        (r"context/branch_atrous(\d)(?:/pointwise)?", lambda i: (f"{aspp}.convs.{i}{last}", f"{aspp}.convs.{i}.1")),
+        (r"context/image_pooling", (f"{aspp}.convs.4.1", f"{aspp}.convs.4.2")),
+        (r"context/projection", _pair(f"{aspp}.project")),
+    )
+
+
+def _deeplabv3(shapes: Shapes, aspp: str, conv: str, norm: str) -> _Decoder:
+    channels, inputs = _kernel(shapes, f"{aspp}.convs.0.0")[:2]
+    separable = f"{aspp}.convs.1.0.0.weight" in shapes
+    return _Decoder(
+        "deeplabv3",
+        inputs,
+        {
+            "aspp_channels": channels,
+            "head_convs": ((3, channels),),
+            "aspp_separable": separable,
+            "depthwise_norm": False,
+            "dropout": 0.5,
+        },
+        (*_aspp_rules(aspp, separable=separable), (r"context/head1", (conv, norm))),
+        (RATES_NOTE, "one more 3x3 convolution after the pyramid", DILATION_NOTE),
+    )
+
+
+def _deeplabv3plus(shapes: Shapes) -> _Decoder:
+    channels, inputs = _kernel(shapes, "decoder.aspp.0.convs.0.0")[:2]
+    separable = "decoder.aspp.0.convs.1.0.0.weight" in shapes
+    return _Decoder(
+        "deeplabv3plus",
+        inputs,
+        {
+            "aspp_channels": channels,
+            "head_convs": ((3, channels),),
+            "decoder_convs": ((3, channels),),
+            "separable": True,
+            "aspp_separable": separable,
+            "depthwise_norm": False,
+            "dropout": 0.5,
+        },
+        (
+            *_aspp_rules("decoder.aspp.0", separable=separable),
+            (r"context/head1/depthwise", ("decoder.aspp.1.0", "")),
+            (r"context/head1/pointwise", ("decoder.aspp.1.1", "decoder.aspp.2")),
+            (r"decoder/conv2_reduction", _pair("decoder.block1")),
+            (r"decoder/conv2_conv1/depthwise", ("decoder.block2.0.0", "")),
+            (r"decoder/conv2_conv1/pointwise", ("decoder.block2.0.1", "decoder.block2.1")),
+        ),
+        (
+            RATES_NOTE,
+            "one more separable 3x3 convolution after the pyramid, and one instead of two in the decoder",
+            "nothing between the depthwise and the pointwise convolution of a separable one",
+            DILATION_NOTE,
+        ),
+    )
+
+
+def _pspnet(shapes: Shapes) -> _Decoder:
+    channels, both = _kernel(shapes, "decoder.conv.0")[:2]
+    return _Decoder(
+        "pspnet",
+        both // 2,
+        {
+            "context_channels": channels,
+            "context_kernel": 1,
+            "classifier_kernel": 3,
+            "norm_single": False,
+            "dropout": 0.2,
+        },
+        (
+            *((rf"context/bins{bins}", _pair(f"decoder.psp.blocks.{i}.pool.1")) for i, bins in enumerate((1, 2, 3, 6))),
+            (r"context/projection", _pair("decoder.conv")),
+        ),
+        (
+            "an encoder that ends early instead of dilated stages",
+            "1x1 after the pyramid and 3x3 before the scores, where the paper has 3x3 and 1x1",
+            "no norm at the level of one region",
+            "its dropout takes whole channels, this one single values",
+        ),
+    )
+
+
+def _unet(shapes: Shapes, encoder: str) -> _Decoder:
+    blocks = [f"decoder.blocks.{index}.conv2.0" for index in range(max(DEPTHS))]
+    channels = tuple(_kernel(shapes, block)[0] for block in blocks if f"{block}.weight" in shapes)
+    return _Decoder(
+        "unet",
+        # One block for every halving; the inputs of the first one's kernel count a skip, too.
+        CHANNELS[encoder][len(channels) - 1] if channels else 0,
+        {"decoder_channels": channels, "upsampling": "nearest", "dropout": 0.0},
+        ((r"decoder/step(\d)_conv(\d)", lambda step, conv: _pair(f"decoder.blocks.{step - 1}.conv{conv}")),),
+        ("the skips are those of an ImageNet encoder", "upsampling repeats pixels, unless it was trained otherwise"),
+    )
+
+
+def _inputs(decoder: _Decoder) -> dict[str, tuple[int, ...]]:
+    if decoder.architecture != "pspnet":
+        return {}
+    # There the pooled regions come first and the map last.
+    return {"context/projection": (*range(decoder.inputs, 2 * decoder.inputs), *range(decoder.inputs))}
+
+
+def _stride(architecture: str, depth: int, asked: int | None) -> int:
+    """Return the output stride that smp's network runs at."""
+    deepest = 2**depth
+    if not architecture.startswith("deeplab"):
+        if asked not in (None, deepest):
+            raise UserError(f"output_stride={asked}: smp's {architecture} with this encoder runs at {deepest} only")
+        return deepest
+    stride = asked or (8 if architecture == "deeplabv3" else 16)
+    if stride not in DEEPLAB_STRIDES:
+        raise UserError(f"output_stride={asked}: smp's {architecture} runs at 8 or 16")
+    return min(stride, deepest)
+
+
+def _encoder_options(encoder: str, depth: int) -> dict[str, Any]:
+    options: dict[str, Any] = {
+        "first_unit_rate": "stage",
+        "norm_epsilon": 1e-5,
+        "norm_momentum": 0.9,
+        "align_corners": True,
+        "value_range": IMAGENET.value_range,
+        "mean": IMAGENET.mean,
+        "std": IMAGENET.std,
+    }
+    if depth < 5:
+        options["last_stage"] = f"conv{depth}"
+    elif encoder == "mobilenet_v2":
+        options["last_channels"] = CHANNELS[encoder][-1]
+    return options
+
+
+def _unused(encoder: str, depth: int) -> tuple[str, ...]:
+    """Return patterns of the encoder's tensors beyond its depth, which smp keeps but does not run."""
+    if encoder == "mobilenet_v2":
+        first = {3: 7, 4: 14}.get(depth, 19)
+        return tuple(rf"^encoder\.features\.{index}\." for index in range(first, 19))
+    return tuple(rf"^encoder\.layer{stage}\." for stage in range(depth, 5))
+
+
+def _norms(shapes: Shapes, architecture: str) -> dict[str, Any]:
+    """Return the options of a decoder without norms (decoder_use_norm=False).
+
+    Raises:
+      UserError: another norm than batch norm, which names its tensors otherwise.
+    """
+    conv = {"pspnet": "decoder.conv", "unet": "decoder.blocks.0.conv1"}.get(architecture)
+    if conv is None or f"{conv}.1.running_mean" in shapes:
+        return {}
+    if f"{conv}.0.bias" in shapes and f"{conv}.1.weight" not in shapes:
+        return {"norm": "none", "backbone_norm": "batch"}
+    raise UserError(
+        f"smp's {architecture}: decoder_use_norm is neither batch norm nor none; only these can be converted"
+    )

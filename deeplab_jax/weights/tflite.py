@@ -1,10 +1,156 @@
-"""`.tflite` files of DeepLab, read with the schema's own accessors."""
+"""`.tflite` files of DeepLab: their convolutions' weights under the names that the checkpoint of the same network has.
 
+Batch norms are folded in such a file, so every convolution has a bias. What names do not say, how the graph pads,
+resizes and strides, is checked against what the importer builds.
+"""
+
+import struct
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
+import tflite
+
+from deeplab_jax.errors import UserError
+
+IDENTIFIER = b"TFL3"
+CONV, DEPTHWISE, RESIZE = (
+    tflite.BuiltinOperator.CONV_2D,
+    tflite.BuiltinOperator.DEPTHWISE_CONV_2D,
+    tflite.BuiltinOperator.RESIZE_BILINEAR,
+)
+OPTIONS = {CONV: tflite.Conv2DOptions, DEPTHWISE: tflite.DepthwiseConv2DOptions, RESIZE: tflite.ResizeBilinearOptions}
+# What the accessors raise where offsets lead out of the file.
+DAMAGE = (
+    struct.error,
+    IndexError,
+    ValueError,
+    TypeError,
+    OverflowError,
+    AttributeError,
+    UnicodeDecodeError,
+    MemoryError,
+)
+# Operators that a float DeepLab consists of; anything else means another network or a quantised one.
+KNOWN = {
+    "CONV_2D", "DEPTHWISE_CONV_2D", "RESIZE_BILINEAR", "ADD", "AVERAGE_POOL_2D", "MEAN", "CONCATENATION", "RESHAPE",
+    "SOFTMAX", "ARG_MAX",
+}  # fmt: skip
+NAMES = {value: name for name, value in vars(tflite.BuiltinOperator).items() if isinstance(value, int)}
 
 
-def read_tflite(path: Path) -> dict[str, np.ndarray]:
-    """Read the constant tensors of the convolutions, named and laid out as in the checkpoint of the same network."""
-    raise NotImplementedError
+class Operator(NamedTuple):
+    """One operator of the graph that matters here: its code, its options and its constant inputs' indices."""
+
+    code: int
+    options: Any
+    inputs: tuple[int, ...]
+
+
+class Graph(NamedTuple):
+    """What a file holds.
+
+    Attributes:
+      tensors: name to float32 array, laid out as TensorFlow lays them out in a checkpoint.
+      output_stride: input pixels per sample of the map that the scores are computed on.
+    """
+
+    tensors: dict[str, np.ndarray]
+    output_stride: int
+
+
+def is_tflite(path: Path) -> bool:
+    """Tell by its identifier whether a path is of a `.tflite` file."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as stream:
+        return stream.read(8)[4:] == IDENTIFIER
+
+
+def read_tflite(path: Path) -> Graph:
+    """Read a float `.tflite` file.
+
+    Raises:
+      UserError: a damaged file, a quantised network, or a graph that pads or resizes in another way than DeepLab's.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error}); check the path") from None
+    try:
+        return _read(content, path)
+    except UserError:
+        raise
+    except DAMAGE as error:
+        raise UserError(f"{path}: a damaged .tflite file ({type(error).__name__}: {error}); fetch it again") from None
+
+
+def _read(content: bytes, path: Path) -> Graph:
+    if content[4:8] != IDENTIFIER:
+        raise UserError(f"{path}: not a .tflite file (its identifier is {content[4:8]!r}); check the path")
+    model = tflite.Model.GetRootAs(content, 0)
+    graph = model.Subgraphs(0)
+    tensors: dict[str, np.ndarray] = {}
+    stride = 1
+    for operator in _operators(model, graph, path):
+        options = operator.options
+        if operator.code == RESIZE:
+            if not options.AlignCorners() or options.HalfPixelCenters():
+                raise UserError(
+                    f"{path}: resizes without aligned corners, which DeepLab's files never do; not converted"
+                )
+            continue
+        if options.Padding() != tflite.Padding.SAME:
+            raise UserError(
+                f"{path}: a convolution without SAME padding, which DeepLab's files never have; not converted"
+            )
+        stride *= options.StrideH()
+        weights = _constant(model, graph, operator.inputs[1], path)
+        name = _name(graph, operator.inputs[1])
+        # [out, h, w, in] here; a depthwise one [1, h, w, channels], which a checkpoint has as [h, w, channels, 1].
+        _put(tensors, name, weights.transpose(1, 2, 3, 0), path)
+        _put(tensors, name.rsplit("/", 1)[0] + "/biases", _constant(model, graph, operator.inputs[2], path), path)
+    if not tensors:
+        raise UserError(f"{path}: holds no convolutions; it is no segmentation network")
+    return Graph(tensors, stride)
+
+
+def _operators(model: Any, graph: Any, path: Path) -> Iterator[Operator]:
+    for index in range(graph.OperatorsLength()):
+        operator = graph.Operators(index)
+        opcode = model.OperatorCodes(operator.OpcodeIndex())
+        # Older writers fill one field, newer ones both.
+        code = max(opcode.BuiltinCode(), opcode.DeprecatedBuiltinCode())
+        if NAMES.get(code) not in KNOWN:
+            raise UserError(
+                f"{path}: has the operator {NAMES.get(code, code)}, which float DeepLab networks lack; a quantised "
+                "file cannot be converted, take the float one"
+            )
+        if code in OPTIONS:
+            table = operator.BuiltinOptions()
+            options = OPTIONS[code]()
+            options.Init(table.Bytes, table.Pos)
+            yield Operator(code, options, tuple(operator.Inputs(j) for j in range(operator.InputsLength())))
+
+
+def _name(graph: Any, index: int) -> str:
+    return str(graph.Tensors(index).Name().decode("utf-8"))
+
+
+def _constant(model: Any, graph: Any, index: int, path: Path) -> np.ndarray:
+    tensor = graph.Tensors(index)
+    if tensor.Type() != tflite.TensorType.FLOAT32:
+        raise UserError(
+            f"{path}: {_name(graph, index)} is not float32; a quantised file cannot be converted, take the float one"
+        )
+    shape = tuple(int(side) for side in tensor.ShapeAsNumpy())
+    data = model.Buffers(tensor.Buffer()).DataAsNumpy()
+    # The file's own bytes, which a declared shape cannot make more of.
+    return np.frombuffer(data.tobytes(), "<f4").reshape(shape)
+
+
+def _put(tensors: dict[str, np.ndarray], name: str, value: np.ndarray, path: Path) -> None:
+    if name in tensors:
+        raise UserError(f"{path}: two convolutions are called {name}; it is no DeepLab network")
+    tensors[name] = value

@@ -1,9 +1,147 @@
-"""PyTorch's files, read without PyTorch and without running anything in them."""
+"""PyTorch's files, read without PyTorch and without running anything in them.
 
+Since PyTorch 1.6 the pickle and the storages are entries of an uncompressed zip archive (`NAME/data.pkl`,
+`NAME/data/KEY`). Before, and with `_use_new_zipfile_serialization=False`, five pickles follow each other (magic number,
+protocol, machine, object, keys of the storages), then the storages in the order of the keys, each after its number of
+items. Both layouts are those of torch/serialization.py.
+"""
+
+import io
+import os
+import struct
+import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from deeplab_jax.errors import UserError
+from deeplab_jax.weights.inert_pickle import Global, PickleError, Placeholder
+from deeplab_jax.weights.torch_pickle import Block, Damaged, TorchPickle, item_size
 
-def read_torch(path: Path) -> dict[str, Any]:
-    """Read what `torch.save` wrote."""
-    raise NotImplementedError
+MAGIC = 0x1950A86A20F9469CFC6C  # The first pickle of a legacy file.
+PROTOCOL = 1001
+PICKLE = "data.pkl"
+# Bytes of a pickle, or of an archive's directory; those of a thousand tensors and their optimizer's state take 500,000.
+MAX_READ = 16 * 2**20
+LOCAL_HEADER = struct.Struct("<26xHH")  # Of an entry: the lengths of its name and of its extra field come last.
+
+
+def read_torch(path: str | Path) -> dict[str, Any]:
+    """Read what `torch.save` wrote.
+
+    Args:
+      path: the file, an archive or of a legacy layout.
+
+    Returns:
+      The dict that was saved, usually nested: None, bool, int, float, str, bytes, list, tuple and dict, and a `Tensor`
+      for each tensor and parameter, which `numpy.asarray` reads. Objects of all other classes (a scheduler, an
+      argparse.Namespace, a numpy number) are `Placeholder`s without content.
+
+    Raises:
+      UserError: a damaged or hostile file, one that `torch.save` did not write, or one that holds no dict. Later, when
+        a tensor is read, a storage whose checksum is wrong.
+    """
+    path = Path(path)
+    try:
+        with _BoundedReader(io.FileIO(path)) as file:
+            size = os.fstat(file.fileno()).st_size
+            read = _read_archive if file.read(2) == b"PK" else _read_legacy
+            saved = read(path, file, size)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error}); check the path") from None
+    except (Damaged, PickleError) as error:
+        raise UserError(f"{path}: not a whole file of torch.save ({error}); fetch it again") from None
+    if isinstance(saved, dict):
+        return saved
+    raise not_a_state_dict(path, saved)
+
+
+def not_a_state_dict(path: str | Path, saved: Any) -> UserError:
+    """Return the error for a file that holds something else, such as a whole module."""
+    what = saved.name if isinstance(saved, Placeholder | Global) else type(saved).__name__
+    what = "".join(letter if letter.isprintable() else "?" for letter in what[:100])
+    return UserError(
+        f"{path}: holds a pickled {what}, not a state dict; in the program that wrote it, "
+        "torch.save(model.state_dict(), ...)"
+    )
+
+
+class _BoundedReader(io.BufferedReader):
+    """A file that never allocates what a length in it announces."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        return super().read(MAX_READ if size is None or not 0 <= size <= MAX_READ else size)
+
+
+def _read_archive(path: Path, file: _BoundedReader, size: int) -> Any:
+    try:
+        with zipfile.ZipFile(file) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, struct.error, IndexError) as error:
+        raise Damaged(_line(error)) from None
+    names = [entry.filename for entry in entries]
+    prefix = min((name[: -len(PICKLE)] for name in names if name.endswith(f"/{PICKLE}")), key=len, default=None)
+    if prefix is None:
+        raise UserError(f"{path}: a zip archive, but not of torch.save; unpack it first")
+    used = (f"{prefix}{PICKLE}", f"{prefix}byteorder", f"{prefix}data/")
+    blocks = {entry.filename: _stored(path, file, entry, size) for entry in entries if entry.filename.startswith(used)}
+    if sum(entry.file_size for entry in entries if entry.filename.startswith(used)) > size:
+        raise Damaged("its entries overlap")
+    order = blocks[f"{prefix}byteorder"].bytes(limit=16) if f"{prefix}byteorder" in blocks else b"little"
+    if order not in (b"little", b"big"):
+        raise Damaged("an unknown byte order")
+    pickle = TorchPickle(io.BytesIO(blocks[f"{prefix}{PICKLE}"].bytes(limit=MAX_READ)))
+    saved = pickle.load()
+    storages = {
+        name.removeprefix(f"{prefix}data/"): replace(block, big_endian=order == b"big")
+        for name, block in blocks.items()
+        if name.startswith(f"{prefix}data/")
+    }
+    pickle.place(storages, file_size=size)
+    return saved
+
+
+def _stored(path: Path, file: _BoundedReader, entry: zipfile.ZipInfo, size: int) -> Block:
+    """Return where the bytes of an entry stand."""
+    if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size or entry.flag_bits & 1:
+        raise Damaged("a compressed or encrypted archive, which torch.save never writes")
+    file.seek(entry.header_offset)
+    header = file.read(LOCAL_HEADER.size)
+    if len(header) != LOCAL_HEADER.size or header[:4] != b"PK\3\4":
+        raise Damaged("an entry of the archive is not where it should be")
+    start = entry.header_offset + LOCAL_HEADER.size + sum(LOCAL_HEADER.unpack(header))
+    if start + entry.file_size > size:
+        raise Damaged("an entry of the archive ends beyond the file")
+    return Block(path, start, entry.file_size, checksum=entry.CRC)
+
+
+def _read_legacy(path: Path, file: _BoundedReader, size: int) -> Any:
+    file.seek(0)
+    stream = io.BytesIO(file.read())
+    head = TorchPickle(stream)
+    if head.load() != MAGIC:
+        raise UserError(
+            f"{path}: a pickle that torch.save did not write; load it where it was written, and torch.save its weights"
+        )
+    if head.load() != PROTOCOL:
+        raise Damaged("an unknown protocol")
+    head.load()  # About the machine; the storages are little-endian whatever it says.
+    pickle = TorchPickle(stream)
+    saved, keys = pickle.load(), head.load()
+    item_sizes = {storage.key: item_size(storage.dtype) for storage in pickle.storages}
+    blocks, start = {}, stream.tell()
+    for key in keys if type(keys) is list else [None]:
+        file.seek(start)
+        count = int.from_bytes(file.read(8), "little", signed=True)
+        if type(key) is not str or key not in item_sizes or count < 0:
+            raise Damaged("its storages do not match its tensors")
+        blocks[key] = Block(path, start + 8, count * item_sizes[key])
+        start += 8 + blocks[key].size
+        if start > size:
+            raise Damaged("it ends within a storage")
+    pickle.place(blocks, file_size=size)
+    return saved
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,5 +1,7 @@
 """Names that PyTorch code bases share: those of torchvision's backbones."""
 
+from deeplab_jax.labels import CITYSCAPES, VOC
+from deeplab_jax.models.mobilenet_v3 import ROWS, STEM_CHANNELS
 from deeplab_jax.weights.recipe import Rule, Shapes
 
 COUNTERS = r"num_batches_tracked$"
@@ -42,3 +44,101 @@ def which_resnet(shapes: Shapes, prefix: str = "") -> str | None:
         ):
             return name
     return None
+
+
+# Number in `features` of the unit before the first one of each of our stages.
+MOBILENET_V2_STAGES = {1: 0, 2: 1, 3: 3, 4: 6, 5: 13}
+MOBILENET_V2_LAST = 18
+
+
+def mobilenet_v2_rules(prefix: str = "") -> tuple[Rule, ...]:
+    """Return the names of torchvision's MobileNetV2 under a prefix such as "encoder.", which "features." follows."""
+    root = f"{prefix}features."
+
+    def unit(stage: int, number: int) -> str:
+        return f"{root}{MOBILENET_V2_STAGES[stage] + number}.conv"
+
+    # The first unit does not expand, so its other layers come one earlier.
+    return (
+        (r"backbone/stem", (f"{root}0.0", f"{root}0.1")),
+        (r"backbone/conv(\d)_unit(\d+)/expand", lambda s, u: (f"{unit(s, u)}.0.0", f"{unit(s, u)}.0.1")),
+        (r"backbone/conv1_unit1/depthwise", (f"{unit(1, 1)}.0.0", f"{unit(1, 1)}.0.1")),
+        (r"backbone/conv(\d)_unit(\d+)/depthwise", lambda s, u: (f"{unit(s, u)}.1.0", f"{unit(s, u)}.1.1")),
+        (r"backbone/conv1_unit1/project", (f"{unit(1, 1)}.1", f"{unit(1, 1)}.2")),
+        (r"backbone/conv(\d)_unit(\d+)/project", lambda s, u: (f"{unit(s, u)}.2", f"{unit(s, u)}.3")),
+        (r"backbone/last", (f"{root}{MOBILENET_V2_LAST}.0", f"{root}{MOBILENET_V2_LAST}.1")),
+    )
+
+
+def mobilenet_v3_rules(prefix: str = "") -> tuple[Rule, ...]:
+    """Return the names of torchvision's MobileNetV3-Large under a prefix such as "backbone."."""
+    rules: list[Rule] = [(r"backbone/stem", (f"{prefix}0.0", f"{prefix}0.1"))]
+    count: dict[str, int] = {}
+    channels = STEM_CHANNELS
+    for index, (_, expanded, narrow, squeeze, _, _, stage) in enumerate(ROWS, 1):
+        count[stage] = count.get(stage, 0) + 1
+        ours = f"backbone/{stage}_unit{count[stage]}"
+        layers = ["expand"] * (expanded != channels) + ["depthwise"] + ["squeeze"] * squeeze + ["project"]
+        for place, layer in enumerate(layers):
+            theirs = f"{prefix}{index}.block.{place}"
+            if layer == "squeeze":
+                rules += [
+                    (f"{ours}/squeeze/reduce", (f"{theirs}.fc1", "")),
+                    (f"{ours}/squeeze/expand", (f"{theirs}.fc2", "")),
+                ]
+            else:
+                rules.append((f"{ours}/{layer}", (f"{theirs}.0", f"{theirs}.1")))
+        channels = narrow
+    last = f"{prefix}{len(ROWS) + 1}"
+    return (*rules, (r"backbone/conv5_last", (f"{last}.0", f"{last}.1")))
+
+
+def is_mobilenet_v3(shapes: Shapes, prefix: str = "") -> bool:
+    """Tell whether torchvision's MobileNetV3-Large, of width 1, is there under a prefix."""
+    last = shapes.get(f"{prefix}{len(ROWS) + 1}.0.weight")
+    return f"{prefix}1.block.0.0.weight" in shapes and last is not None and tuple(last[:2]) == (960, 160)
+
+
+def xception_rules(prefix: str, *, units: int, bare: int) -> tuple[Rule, ...]:
+    """Return the names that PyTorch code bases give Xception, but for its last, shortcut-free unit.
+
+    Args:
+      prefix: of the names, such as "backbone.".
+      units: how many there are with a shortcut.
+      bare: how many of them, the first ones, do not begin with a ReLU.
+    """
+
+    def block(stage: int, unit: int) -> int:
+        # Stages 2, 3 and 4 begin at units 1, 2 and 3; the middle flow belongs to stage 4, the last unit to stage 5.
+        return units if stage == 5 else stage - 2 + unit
+
+    def layer(stage: int, unit: int, conv: int) -> tuple[str, str]:
+        number = block(stage, unit)
+        position = 3 * conv - (3 if number <= bare else 2)
+        root = f"{prefix}block{number}.rep."
+        return f"{root}{position}", f"{root}{position + 1}"
+
+    path = r"backbone/conv(\d)_unit(\d+)"
+    return (
+        (r"backbone/stem_conv(\d)", lambda i: (f"{prefix}conv{i}", f"{prefix}bn{i}")),
+        (
+            f"{path}/shortcut",
+            lambda s, u: (f"{prefix}block{block(s, u)}.skip", f"{prefix}block{block(s, u)}.skipbn"),
+        ),
+        (
+            rf"{path}/separable(\d)/depthwise",
+            lambda s, u, c: (f"{layer(s, u, c)[0]}.conv1", f"{layer(s, u, c)[0]}.bn"),
+        ),
+        (
+            rf"{path}/separable(\d)/pointwise",
+            lambda s, u, c: (f"{layer(s, u, c)[0]}.pointwise", layer(s, u, c)[1]),
+        ),
+    )
+
+
+def label_info(num_classes: int) -> dict[str, object]:
+    """Return the class names and colours of PASCAL VOC or Cityscapes where the number of classes is theirs."""
+    for labels in (VOC, CITYSCAPES):
+        if labels.num_classes == num_classes:
+            return {"class_names": list(labels.names), "palette": [list(colour) for colour in labels.palette]}
+    return {}

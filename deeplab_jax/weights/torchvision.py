@@ -1,10 +1,29 @@
-"""torchvision's segmentation models, and its ImageNet classifiers as backbones (timm's ResNets have the same names)."""
+"""torchvision's segmentation models (its ImageNet classifiers: `imagenet`)."""
 
+from deeplab_jax.errors import UserError
 from deeplab_jax.labels import VOC
 from deeplab_jax.weights.recipe import TORCH, Recipe, Rule, Shapes
-from deeplab_jax.weights.torch_names import COUNTERS, resnet_rules, which_resnet
+from deeplab_jax.weights.torch_names import (
+    COUNTERS,
+    is_mobilenet_v3,
+    mobilenet_v3_rules,
+    resnet_rules,
+    which_resnet,
+)
 
+KIND = "torchvision"
+PREFIX = "backbone."
 VOC_INFO = {"class_names": list(VOC.names), "palette": [list(colour) for colour in VOC.palette]}
+# Name to the output stride at which torchvision runs it.
+NETWORKS = {
+    "deeplabv3_resnet50": 8,
+    "deeplabv3_resnet101": 8,
+    "deeplabv3_mobilenet_v3_large": 16,
+    "fcn_resnet50": 8,
+    "fcn_resnet101": 8,
+    "lraspp_mobilenet_v3_large": 16,
+}
+RATES = (12, 24, 36)  # At any output stride; ours are stated at 16.
 
 HEADS: dict[str, tuple[Rule, ...]] = {
     "deeplabv3": (
@@ -19,6 +38,11 @@ HEADS: dict[str, tuple[Rule, ...]] = {
         (r"context/conv", ("classifier.0", "classifier.1")),
         (r"classifier", ("classifier.4", "")),
     ),
+    "lraspp": (
+        (r"decoder/reduction", ("classifier.cbr.0", "classifier.cbr.1")),
+        (r"decoder/gate", ("classifier.scale.1", "")),
+        (r"decoder/classifier_(\w+)", lambda level: (f"classifier.{level}_classifier", "")),
+    ),
 }
 AUX: tuple[Rule, ...] = (
     (r"aux_head/conv", ("aux_classifier.0", "aux_classifier.1")),
@@ -27,29 +51,70 @@ AUX: tuple[Rule, ...] = (
 
 
 def recognise(shapes: Shapes, *, output_stride: int | None) -> Recipe | None:
-    """Describe a state dict of deeplabv3_resnet50/101 or fcn_resnet50/101; None where it is of something else."""
-    backbone = which_resnet(shapes, "backbone.")
-    classifier = shapes.get("classifier.4.weight")
-    if backbone is None or classifier is None:
+    """Describe a state dict of one of `NETWORKS`; None where it is of something else."""
+    backbone = which_resnet(shapes, PREFIX)
+    if backbone is None and is_mobilenet_v3(shapes, PREFIX):
+        backbone = "mobilenet_v3_large"
+    if "classifier.0.project.0.weight" in shapes:
+        architecture = "deeplabv3"
+    else:
+        architecture = "lraspp" if "classifier.cbr.0.weight" in shapes else "fcn"
+    name = f"{architecture}_{backbone}"
+    scores = shapes.get("classifier.low_classifier.weight" if architecture == "lraspp" else "classifier.4.weight")
+    if name not in NETWORKS or not scores:
         return None
-    stride = 8 if output_stride is None else output_stride
-    architecture = "deeplabv3" if "classifier.0.project.0.weight" in shapes else "fcn"
+    return network(
+        name, num_classes=scores[0], output_stride=output_stride, aux_head="aux_classifier.4.weight" in shapes
+    )
+
+
+def network(name: str, *, num_classes: int, output_stride: int | None = None, aux_head: bool = False) -> Recipe:
+    """Describe one of torchvision's networks.
+
+    Args:
+      name: one of `NETWORKS`.
+      num_classes: of the network.
+      output_stride: None is torchvision's; at others, what `replace_stride_with_dilation` and the like do.
+      aux_head: whether it has the auxiliary head.
+
+    Raises:
+      UserError: an output stride at which its rates are none of ours.
+    """
+    stride = NETWORKS[name] if output_stride is None else output_stride
+    architecture, backbone = name.split("_", 1)
     options: dict[str, object] = {"align_corners": False}
     notes = ["bilinear resizes do not align corners"]
     if architecture == "deeplabv3":
-        # The rates are 12, 24, 36 at any output stride; ours are stated at 16.
-        rates = tuple(rate * stride // 16 for rate in (12, 24, 36))
-        options |= {"multi_grid": (1, 1, 1), "aspp_rates": rates, "head_convs": ((3, 256),), "dropout": 0.5}
-        notes += ["rates 12, 24, 36", "one more 3x3 convolution after the pyramid", "no multi-grid"]
+        if any(rate * stride % 16 for rate in RATES):
+            raise UserError(f"output_stride={stride}: torchvision's rates {RATES} fit 4, 8, 16 and 32 only")
+        rates = tuple(rate * stride // 16 for rate in RATES)
+        options |= {"aspp_rates": rates, "head_convs": ((3, 256),), "dropout": 0.5}
+        notes += [f"rates {RATES[0]}, {RATES[1]}, {RATES[2]}", "one more 3x3 convolution after the pyramid"]
+        if backbone.startswith("resnet"):
+            options["multi_grid"] = (1, 1, 1)
+            notes += ["no multi-grid"]
+    if architecture == "lraspp":
+        notes += ["the gate averages the whole map"]
+    else:
+        options["aux_head"] = aux_head
+    if backbone == "mobilenet_v3_large":
+        notes += [
+            "every convolution of the dilated stage dilated",
+            "running statistics decay by 0.99 in the heads too, torchvision's there by 0.9",
+        ]
     return Recipe(
-        kind="torchvision",
-        name=f"{architecture}_{backbone}",
-        num_classes=classifier[0],
+        kind=KIND,
+        name=name,
+        num_classes=num_classes,
         output_stride=stride,
-        options=options | {"aux_head": "aux_classifier.4.weight" in shapes, "norm_momentum": 0.9},
-        rules=(*resnet_rules("backbone."), *HEADS[architecture], *AUX),
+        options=options | {"norm_momentum": 0.99 if backbone == "mobilenet_v3_large" else 0.9},
+        rules=(
+            *(mobilenet_v3_rules(PREFIX) if backbone == "mobilenet_v3_large" else resnet_rules(PREFIX)),
+            *HEADS[architecture],
+            *AUX,
+        ),
         layout=TORCH,
         unused=(COUNTERS,),
         notes=tuple(notes),
-        info=VOC_INFO if classifier[0] == 21 else {},
+        info=VOC_INFO if num_classes == 21 else {},
     )

@@ -1,8 +1,159 @@
-"""vainf."""
+"""The networks of the repository VainF/DeepLabV3Plus-Pytorch: DeepLabv3 and v3+ on ResNet, MobileNetV2, Xception."""
 
-from deeplab_jax.weights.recipe import Recipe, Shapes
+import re
+from typing import Any
+
+from deeplab_jax.errors import UserError
+from deeplab_jax.models.preprocessing import IMAGENET
+from deeplab_jax.weights.recipe import TORCH, Names, Recipe, Rule, Shapes
+from deeplab_jax.weights.torch_names import (
+    COUNTERS,
+    label_info,
+    mobilenet_v2_rules,
+    resnet_rules,
+    which_resnet,
+    xception_rules,
+)
+
+KIND = "vainf"
+DEFAULT_OUTPUT_STRIDE = 16  # Of its command line; the functions that build the networks have 8.
+OUTPUT_STRIDES = (8, 16)
+BACKBONE, HEAD = "backbone.", "classifier."
+ASPP_CHANNELS, LOW_LEVEL_CHANNELS = 256, 48
+# So many first entries of MobileNetV2's `features` are called `low_level_features`, the rest `high_level_features`.
+LOW_LEVEL_UNITS = 4
 
 
 def recognise(shapes: Shapes, *, output_stride: int | None) -> Recipe | None:
-    """Describe a state dict; None where it is of something else."""
+    """Describe a state dict of deeplabv3 or deeplabv3plus; None where it is of something else.
+
+    Raises:
+      UserError: an HRNetV2 backbone, or an output stride that the repository does not have.
+    """
+    plus = f"{HEAD}project.0.weight" in shapes
+    aspp = f"{HEAD}aspp" if plus else f"{HEAD}classifier.0"
+    scores = shapes.get(f"{HEAD}classifier.{3 if plus else 4}.weight")
+    if scores is None or f"{aspp}.convs.0.0.weight" not in shapes:
+        return None
+    if f"{BACKBONE}transition1.0.0.weight" in shapes:
+        raise UserError("VainF's HRNetV2 is not converted; its networks on ResNet, MobileNetV2 and Xception are")
+    backbone = _backbone(shapes)
+    if backbone is None:
+        return None
+    stride = DEFAULT_OUTPUT_STRIDE if output_stride is None else output_stride
+    if stride not in OUTPUT_STRIDES:
+        raise UserError(f"output_stride={stride}: VainF's networks have 8 and 16")
+    name, backbone_options, backbone_rules, backbone_notes = backbone
+    separable = f"{aspp}.convs.1.0.body.0.weight" in shapes
+    options: dict[str, Any] = {
+        "align_corners": False,
+        "aspp_rates": (6, 12, 18),
+        "dropout": 0.1,
+        "separable": separable,
+        "norm_epsilon": 1e-5,
+        "norm_momentum": 0.99,
+        "value_range": IMAGENET.value_range,
+        "mean": IMAGENET.mean,
+        "std": IMAGENET.std,
+        **backbone_options,
+    }
+    notes = [
+        "bilinear resizes do not align corners",
+        *backbone_notes,
+        "running statistics decay by 0.99 in the head too, VainF's there by 0.9",
+    ]
+    if separable:
+        options["depthwise_norm"] = False
+        notes.append("nothing between the depthwise and the pointwise convolutions of the head")
+    if plus:
+        options["decoder_convs"] = ((3, ASPP_CHANNELS),)
+        notes.append("one 3x3 convolution in the decoder")
+    else:
+        options["head_convs"] = ((3, ASPP_CHANNELS),)
+        notes.append("one more 3x3 convolution after the pyramid")
+    return Recipe(
+        kind=KIND,
+        name=f"{'deeplabv3plus' if plus else 'deeplabv3'}_{name}",
+        num_classes=scores[0],
+        output_stride=stride,
+        options=options,
+        rules=(*backbone_rules, *_head_rules(aspp, plus=plus)),
+        layout=TORCH,
+        # There the low-level features come first.
+        inputs=dict.fromkeys(
+            [f"decoder/conv2_conv1{part}" for part in ("", "/depthwise", "/pointwise")],
+            (*range(LOW_LEVEL_CHANNELS, LOW_LEVEL_CHANNELS + ASPP_CHANNELS), *range(LOW_LEVEL_CHANNELS)),
+        ),
+        unused=(COUNTERS,),
+        notes=tuple(notes),
+        info=label_info(scores[0]),
+    )
+
+
+def _backbone(shapes: Shapes) -> tuple[str, dict[str, Any], tuple[Rule, ...], tuple[str, ...]] | None:
+    """Return our backbone's name, options and rules, and its notes."""
+    if resnet := which_resnet(shapes, BACKBONE):
+        options: dict[str, Any] = {"multi_grid": (1, 1, 1), "first_unit_rate": "previous"}
+        return resnet, options, resnet_rules(BACKBONE), ("no multi-grid",)
+    if f"{BACKBONE}high_level_features.17.conv.2.weight" in shapes:
+        options = {"first_unit_rate": "previous", "stem_padding": "valid", "pad_input": True}
+        notes = ("the first convolution is not padded", "inverted residuals are padded before their expansion")
+        return "mobilenet_v2", options, tuple(_halved(rule) for rule in mobilenet_v2_rules(BACKBONE)), notes
+    if f"{BACKBONE}block12.skip.weight" in shapes:
+        options = {"first_unit_rate": "stage", "form": "original"}
+        notes = (
+            "the original Xception with max pooling, its first two convolutions not padded",
+            "the last two separable convolutions crop the map, and no batch norm or ReLU follows the second",
+        )
+        return "xception41", options, (*_exit_rules(), *xception_rules(BACKBONE, units=12, bare=1)), notes
     return None
+
+
+def _halved(rule: Rule) -> Rule:
+    pattern, names = rule
+
+    def rename(name: str) -> str:
+        return re.sub(
+            r"features\.(\d+)",
+            lambda match: f"{'low' if int(match[1]) < LOW_LEVEL_UNITS else 'high'}_level_features.{match[1]}",
+            name,
+        )
+
+    def renamed(*numbers: int) -> Names:
+        conv, norm = names(*numbers) if callable(names) else names
+        return rename(conv), rename(norm)
+
+    return pattern, renamed
+
+
+def _exit_rules() -> tuple[Rule, ...]:
+    exit_flow = r"backbone/conv5_unit2/separable"
+    return (
+        (rf"{exit_flow}1/depthwise", (f"{BACKBONE}conv3.conv1", "")),
+        (rf"{exit_flow}1/pointwise", (f"{BACKBONE}conv3.pointwise", f"{BACKBONE}bn3")),
+        (rf"{exit_flow}2_depthwise", (f"{BACKBONE}conv4.conv1", "")),
+        (rf"{exit_flow}2_pointwise", (f"{BACKBONE}conv4.pointwise", "")),
+    )
+
+
+def _head_rules(aspp: str, *, plus: bool) -> tuple[Rule, ...]:
+    classifier = f"{HEAD}classifier."
+    # Of the one 3x3 after the pyramid, or in the decoder.
+    layer, number = ("decoder/conv2_conv1", 0) if plus else ("context/head1", 1)
+    names = f"{classifier}{number}", f"{classifier}{number + 1}"
+    return (
+        (r"context/branch_1x1", (f"{aspp}.convs.0.0", f"{aspp}.convs.0.1")),
+        (r"context/branch_atrous(\d)", lambda i: (f"{aspp}.convs.{i}.0", f"{aspp}.convs.{i}.1")),
+        (r"context/branch_atrous(\d)/depthwise", lambda i: (f"{aspp}.convs.{i}.0.body.0", "")),
+        (
+            r"context/branch_atrous(\d)/pointwise",
+            lambda i: (f"{aspp}.convs.{i}.0.body.1", f"{aspp}.convs.{i}.1"),
+        ),
+        (r"context/image_pooling", (f"{aspp}.convs.4.1", f"{aspp}.convs.4.2")),
+        (r"context/projection", (f"{aspp}.project.0", f"{aspp}.project.1")),
+        (r"decoder/conv2_reduction", (f"{HEAD}project.0", f"{HEAD}project.1")),
+        (layer, names),
+        (f"{layer}/depthwise", (f"{names[0]}.body.0", "")),
+        (f"{layer}/pointwise", (f"{names[0]}.body.1", names[1])),
+        (r"classifier", (f"{classifier}{number + 3}", "")),
+    )

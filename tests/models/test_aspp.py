@@ -142,3 +142,13 @@ def test_a_single_image_in_training_is_refused_where_it_is_pooled(shapes_of: Any
     assert train(ASPP(4, image_pooling=False), 1)
     assert train(ASPP(4, settings=LayerSettings(norm="frozen")), 1)
     assert train(ASPP(4, settings=LayerSettings(norm="group")), 1)
+
+
+@pytest.mark.parametrize("branches", [False, True])
+def test_branches_and_head_may_differ_in_being_separable(branches: bool, shapes_of: Any) -> None:
+    aspp = ASPP(4, head_convs=((3, 5),), separable=not branches, aspp_separable=branches, depthwise_norm=False)
+    params = shapes_of(aspp, 1, 9, 9, 3, output_stride=16)["params"]
+    bare = {"depthwise", "pointwise"}
+    assert set(params["branch_atrous1"]) == (bare if branches else {"conv", "norm"})
+    assert set(params["head1"]) == ({"conv", "norm"} if branches else bare)
+    assert set(params["branch_atrous1" if branches else "head1"]["depthwise"]) == {"kernel"}

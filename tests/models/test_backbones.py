@@ -305,6 +305,29 @@ def test_a_cascade_is_consistent_over_output_strides(fill_variables: Any) -> Non
     np.testing.assert_allclose(fine[:, ::4, ::4], coarse, atol=1e-5 * float(jnp.max(jnp.abs(coarse))))
 
 
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
+@pytest.mark.parametrize(("last_stage", "deepest"), [("conv3", 8), ("conv4", 16)])
+def test_a_backbone_may_end_early(name: str, last_stage: str, deepest: int, shapes_of: Any) -> None:
+    """What it keeps has the parameters and the strides of the whole one."""
+    whole, cut = backbone(name, width=THIN[name]), backbone(name, width=THIN[name], last_stage=last_stage)
+    trees = [shapes_of(network, 1, 65, 65, 3, output_stride=8)["params"] for network in (whole, cut)]
+    kept = {layer: tree for layer, tree in trees[0].items() if layer.split("_")[0] <= last_stage or layer == "stem"}
+    assert trees[1] == kept
+    assert kept != trees[0]
+    with pytest.raises(ValueError, match=rf"output_stride={2 * deepest}: this backbone offers .*{deepest}(\n|$)"):
+        shapes_of(cut, 1, 65, 65, 3, output_stride=2 * deepest)
+
+
+def test_mobilenet_v2_may_have_its_last_convolution(shapes_of: Any) -> None:
+    """1x1 from 320 to 1280 (Table 2), whatever the width; its output are the last features."""
+    network = backbone("mobilenet_v2", last_channels=1280)
+    shapes = shapes_of(network, 1, 65, 65, 3, output_stride=32)
+    assert shapes["params"]["last"]["conv"]["kernel"].shape == (1, 1, 320, 1280)
+    x = jax.ShapeDtypeStruct((1, 65, 65, 3), jnp.float32)
+    apply = lambda v, x: network.apply(v, x, output_stride=32, train=False)["conv5"][0]  # noqa: E731
+    assert jax.eval_shape(apply, shapes, x).shape == (1, 3, 3, 1280)
+
+
 def test_a_residual_unit_by_hand() -> None:
     """The identity plus twice itself through two centred kernels, then the ReLU."""
     settings = LayerSettings(norm="none")

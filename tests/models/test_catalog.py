@@ -44,14 +44,14 @@ def test_the_names_of_the_literature() -> None:
         assert {f"{architecture}_{backbone}" for backbone in backbones} <= names
     assert {
         "deeplabv2_vgg16", "deeplabv2_resnet101", "largefov_vgg16", "fcn32s_vgg16", "fcn16s_vgg16", "fcn8s_vgg16",
-        "fcn_resnet50", "fcn_resnet101", "unet", "unet_resnet18", "segnet_vgg16", "refinenet_resnet101",
-        "pspnet_resnet50", "pspnet_resnet101", "parsenet_vgg16", "spp_vgg16",
+        "fcn_resnet50", "fcn_resnet101", "lraspp_mobilenet_v3_large", "unet", "unet_resnet18", "segnet_vgg16",
+        "refinenet_resnet101", "pspnet_resnet50", "pspnet_resnet101", "parsenet_vgg16", "spp_vgg16",
     } <= names  # fmt: skip
 
 
 OUTPUT_STRIDES = {
     "deeplabv3": 16, "deeplabv3plus": 16, "cascade": 16, "deeplabv2": 8, "largefov": 8, "fcn32s": 32, "fcn16s": 32,
-    "fcn8s": 32, "fcn": 8, "segnet": 32, "refinenet": 32, "pspnet": 8, "parsenet": 8, "spp": 16,
+    "fcn8s": 32, "fcn": 8, "lraspp": 16, "segnet": 32, "refinenet": 32, "pspnet": 8, "parsenet": 8, "spp": 16,
 }  # fmt: skip
 PREPROCESSING = {"mobilenet_v2": SYMMETRIC, "xception": SYMMETRIC, "resnet50_beta": CAFFE, "resnet101_beta": CAFFE}
 NORM_EPSILON = {"mobilenet": 1e-3, "xception": 1e-3}
@@ -74,10 +74,10 @@ def test_defaults_of_every_name(name: str, monkeypatch: pytest.MonkeyPatch) -> N
     assert model.backbone.settings.norm_epsilon == by_prefix(NORM_EPSILON, backbone, 1e-5)
     normalised = backbone != "vgg16" or architecture == "segnet"
     assert model.settings.norm == model.backbone.settings.norm == ("batch" if normalised else "none")
-    assert model.settings.align_corners == (architecture != "fcn")
+    assert model.settings.align_corners == (architecture not in ("fcn", "lraspp"))
     assert model.pyramid is None
     assert not model.valid
-    assert (model.classifier is None) == (architecture in ("deeplabv2", "fcn32s", "fcn16s", "fcn8s"))
+    assert (model.classifier is None) == (architecture in ("deeplabv2", "fcn32s", "fcn16s", "fcn8s", "lraspp"))
     if backbone.startswith("resnet"):
         expected = BACKBONES[backbone].multi_grid if architecture.startswith("deeplabv3") else None
         assert model.backbone.multi_grid == (expected or (1,) * model.backbone.units[3])
@@ -124,6 +124,13 @@ def test_the_papers_multi_grid() -> None:
         ("deeplabv3_resnet18", {"low_level": ("conv2",)}, "option 'low_level' has no meaning for deeplabv3_resnet18"),
         ("cascade_resnet50", {"aspp_rates": (6,)}, "option 'aspp_rates' has no meaning for cascade_resnet50"),
         ("deeplabv3_resnet18", {"last_block": 5}, "option 'last_block' has no meaning"),
+        ("cascade_resnet50", {"last_stage": "conv4"}, "option 'last_stage' has no meaning for cascade_resnet50"),
+        ("deeplabv3_resnet18", {"last_stage": "conv2"}, "last_stage='conv2': did you mean"),
+        (
+            "deeplabv3_resnet18",
+            {"last_stage": "conv3", "aux_head": True, "output_stride": 8},
+            "aux_head: it needs conv4; leave out last_stage='conv3'",
+        ),
         ("deeplabv3_resnet18", {"norm": "btach"}, "norm='btach': did you mean batch?"),
         (
             "deeplabv3_resnet18",

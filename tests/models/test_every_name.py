@@ -24,6 +24,7 @@ THIN: dict[str, dict[str, Any]] = {
     "fcn16s": {"width": 0.125, "fc_channels": 16},
     "fcn8s": {"width": 0.125, "fc_channels": 16},
     "fcn": {"width": 0.0625},
+    "lraspp": {"width": 0.125, "context_channels": 8},
     "unet": {"width": 0.125},
     "segnet": {"width": 0.125},
     "refinenet": {"width": 0.0625, "decoder_channels": (16, 8, 8, 8)},

@@ -173,6 +173,22 @@ def test_separable_has_a_norm_after_each_part(shapes_of: Any) -> None:
     assert params["pointwise"]["norm"]["batch"]["scale"].shape == (6,)
 
 
+def test_nothing_between_depthwise_and_pointwise(shapes_of: Any) -> None:
+    """Neither norm nor ReLU: the negative channel reaches the pointwise convolution."""
+    layer = SeparableConvNorm(1, 1, depthwise_norm=False, settings=LayerSettings(norm="none"))
+    variables = {
+        "params": {
+            "depthwise": {"kernel": jnp.asarray([1.0, -1.0]).reshape(1, 1, 1, 2)},
+            "pointwise": {"conv": {"kernel": jnp.asarray([10.0, -1.0]).reshape(1, 1, 2, 1), "bias": jnp.zeros(1)}},
+        }
+    }
+    x = jnp.asarray([[1, 5], [-2, 21]], jnp.float32).reshape(1, 1, 2, 2)
+    assert layer.apply(variables, x, train=False).ravel().tolist() == [15, 1]
+    params = shapes_of(SeparableConvNorm(6, 3, depthwise_norm=False), 1, 9, 9, 4)["params"]
+    assert set(params["depthwise"]) == {"kernel"}
+    assert params["pointwise"]["norm"]["batch"]["scale"].shape == (6,)
+
+
 def test_a_1x1_convolution_is_never_separable() -> None:
     settings = LayerSettings()
     assert isinstance(spatial_conv(4, 1, separable=True, settings=settings, name="a"), ConvNorm)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from deeplab_jax.errors import UserError
 from deeplab_jax.models.catalog import create_model
 from deeplab_jax.models.fully_connected import FullyConnected
 from deeplab_jax.models.layers import LayerSettings
@@ -58,6 +59,24 @@ def test_parameters_of_pspnet(shapes_of: Any) -> None:
     params = shapes_of(create_model("pspnet_resnet50", lowering="direct"), 1, 33, 33, 3)["params"]
     assert parameter_count(params["context"]) == 4 * (2048 * 512 + 2 * 512) + 9 * 4096 * 512 + 2 * 512
     assert parameter_count(params["classifier"]) == 512 * 21 + 21
+
+
+def test_the_level_of_one_region_may_have_no_norm(shapes_of: Any) -> None:
+    context = PyramidPooling((1, 2), 5, kernel_size=1, norm_single=False)
+    params = shapes_of(context, 1, 9, 9, 4, output_stride=8)["params"]
+    assert (set(params["bins1"]), set(params["bins1"]["conv"])) == ({"conv"}, {"kernel", "bias"})
+    assert set(params["bins2"]) == {"conv", "norm"}
+    assert params["projection"]["conv"]["kernel"].shape == (1, 1, 8, 5)
+
+
+@pytest.mark.parametrize("option", ["context_kernel", "classifier_kernel"])
+def test_kernels_of_pspnet(option: str, shapes_of: Any) -> None:
+    model = create_model("pspnet_resnet18", width=1 / 16, context_channels=8, **{option: 3})
+    params = shapes_of(model, 1, 33, 33, 3)["params"]
+    layer = params["context"]["projection"]["conv"] if option == "context_kernel" else params["classifier"]
+    assert layer["kernel"].shape[:2] == (3, 3)
+    with pytest.raises(UserError, match=f"{option}=5: choose from 1, 3"):
+        create_model("pspnet_resnet18", **{option: 5})
 
 
 def test_unit_length_times_scale_by_hand() -> None:

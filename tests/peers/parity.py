@@ -76,7 +76,11 @@ def run_ours(tensors: Mapping[str, Any], images: np.ndarray, **options: Any) -> 
 
 def assert_same_logits(ours: Any, theirs: Any) -> None:
     """Compare logits `[N, H, W, C]` with the peer's tensor `[N, C, H, W]`."""
-    expected = theirs.numpy().transpose(0, 2, 3, 1)
+    assert_same_map(ours, theirs.numpy().transpose(0, 2, 3, 1))
+
+
+def assert_same_map(ours: Any, expected: np.ndarray) -> None:
+    """Compare logits with the peer's, both `[N, H, W, C]`."""
     ours = np.asarray(ours)
     assert ours.shape == expected.shape
     error = np.abs(ours - expected).max() / np.abs(expected).max()

@@ -30,6 +30,11 @@ def make_state(variables, *, ema=False):
     )
 
 
+def start(state, path, *, scope, say=lambda text: None, model=None, images=None):
+    """`initial_variables`, of which most tests need neither model nor images."""
+    return initial_variables(state, str(path), scope=scope, say=say, model=model, images=images)
+
+
 def taken(state, source):
     """The names of the tensors that are the source's."""
     flat = flatten_variables({"params": state.params, "batch_stats": state.batch_stats})
@@ -51,7 +56,7 @@ def test_scopes(tmp_path, ema) -> None:
         "backbone": {name for name in names if "/backbone/" in name},
     }
     for scope, wanted in expected.items():
-        state = initial_variables(make_state(variables, ema=ema), str(tmp_path), scope=scope, say=said.append)
+        state = start(make_state(variables, ema=ema), tmp_path, scope=scope, say=said.append)
         assert taken(state, variables) == wanted, scope
         assert f"initialised {len(wanted)} of {len(names)} tensors from {tmp_path} (scope {scope})" == said[-1]
         if ema:
@@ -67,20 +72,39 @@ def test_other_classes_fit_all_but_the_classifier(tmp_path) -> None:
     _, other = tiny_model("cascade_tiny", num_classes=3)
     state = make_state(other)
     with pytest.raises(UserError, match=r"params/classifier/bias is \(7,\), the model has \(3,\).*same architecture"):
-        initial_variables(state, str(tmp_path), scope="all", say=print)
-    initial_variables(state, str(tmp_path), scope="all_but_classifier", say=lambda text: None)
+        start(state, tmp_path, scope="all")
+    start(state, tmp_path, scope="all_but_classifier")
 
 
 def test_missing_tensors_unknown_scopes_and_missing_folders_are_user_errors(tmp_path) -> None:
-    model, variables = tiny_model("cascade_tiny", norm="none")
+    model, variables = tiny_model("cascade_tiny", norm="group")
     save(tmp_path, model, variables, {})
     _, batch = tiny_model("cascade_tiny")
     with pytest.raises(UserError, match=r"missing params/backbone/.*norm"):
-        initial_variables(make_state(batch), str(tmp_path), scope="backbone", say=print)
-    with pytest.raises(UserError, match=r"config\.train\.init_scope='bakbone': did you mean backbone"):
-        initial_variables(make_state(batch), str(tmp_path), scope="bakbone", say=print)
+        start(make_state(batch), tmp_path, scope="backbone")
+    with pytest.raises(UserError, match=r"config\.init_scope='bakbone': did you mean backbone"):
+        start(make_state(batch), tmp_path, scope="bakbone")
     with pytest.raises(UserError, match="gone: no such folder"):
-        initial_variables(make_state(batch), str(tmp_path / "gone"), scope="all", say=print)
+        start(make_state(batch), tmp_path / "gone", scope="all")
+
+
+def test_folded_norms_come_back_as_the_identity(tmp_path) -> None:
+    """With the statistics of the very images, in training as well, the new norms change nothing."""
+    folded, variables = tiny_model("cascade_tiny", norm="none")
+    save(tmp_path, folded, variables, {})
+    model, fresh = tiny_model("cascade_tiny")
+    images = jnp.asarray(np.random.default_rng(0).normal(size=(3, 33, 33, 3)), jnp.float32)
+    said = []
+    state = start(make_state(fresh), tmp_path, scope="all", model=model, images=lambda: images, say=said.append)
+    expected = folded.apply(variables, images, train=False)
+    for train in (False, True):
+        ours, _ = model.apply(state.variables(), images, train=train, mutable=["batch_stats"])
+        np.testing.assert_allclose(ours, expected, atol=2e-5 * np.abs(expected).max())
+    count = len([name for name in flatten_variables(fresh) if name.endswith("norm/batch/scale")])
+    assert said[-1] == f"its batch norms were folded away: {count} new ones start as the identity"
+    # Elsewhere they are norms like any other: their statistics are not 0 and 1.
+    other, _ = model.apply(state.variables(), 2 * images, train=True, mutable=["batch_stats"])
+    assert np.abs(other - folded.apply(variables, 2 * images, train=False)).max() > 1e-2 * np.abs(expected).max()
 
 
 def test_the_second_stage_starts_from_the_first(tmp_path) -> None:
@@ -88,7 +112,7 @@ def test_the_second_stage_starts_from_the_first(tmp_path) -> None:
     run_training(tmp_path / "one", tiny_config(**{"train.steps": 1}))
     second = {
         "train.steps": 1,
-        "train.init": str(tmp_path / "one"),
+        "init": str(tmp_path / "one"),
         "model.output_stride": 8,
         "model.options": {"norm": "frozen"},
         "optimizer.freeze": (r"norm/batch/(scale|bias)$",),

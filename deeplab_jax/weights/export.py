@@ -1,0 +1,207 @@
+"""Export for programs that have JAX, or only a StableHLO compiler, but not this package.
+
+An exported model is a zip file of two entries:
+
+- `model.stablehlo`: the function with its weights, as `jax.export` serialises it;
+- `metadata.json`: what it expects and returns.
+
+Whoever has JAX reads it with
+
+    archive = zipfile.ZipFile("model.zip")
+    metadata = json.loads(archive.read("metadata.json"))
+    exported = jax.export.deserialize(bytearray(archive.read("model.stablehlo")))
+    result = exported.call(images)  # within jax.jit, to compile it once for each size
+
+For other compilers `exported.mlir_module()` is the StableHLO text; export for one platform then, as for several the
+function takes a platform's number first. JAX promises to read such files for at least six
+months after the version in the metadata wrote them; keep the model folder.
+"""
+
+import io
+import json
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import jax
+import jax.export
+import jax.numpy as jnp
+
+from deeplab_jax.errors import UserError
+from deeplab_jax.models.catalog import describe
+from deeplab_jax.models.fold import fold_norm
+from deeplab_jax.models.pyramid_pooling import PyramidPooling, SpatialPyramidContext
+from deeplab_jax.models.segmenter import SMALLEST_SIDE, Segmenter, Variables
+from deeplab_jax.ops.atrous import lowering_for
+
+STABLEHLO_FILE = "model.stablehlo"
+METADATA_FILE = "metadata.json"
+FORMAT = 1
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+# The same model gives the same bytes: zip's first date, whenever it was written.
+_DATE = (1980, 1, 1, 0, 0, 0)
+
+Run = Callable[[Variables, jax.Array], jax.Array]
+
+
+def export_stablehlo(
+    model: Segmenter,
+    variables: Mapping[str, Any],
+    *,
+    size: tuple[int, int] | None,
+    batch: int | None = None,
+    preprocess: bool = False,
+    argmax: bool = False,
+    platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
+    info: Mapping[str, Any] | None = None,
+) -> bytes:
+    """Export a network for inference; see the module for the file and how to read it.
+
+    Batch norm is folded and an auxiliary head left out. Where the model's `lowering` is "auto", each platform gets the
+    one that suits it, in one file.
+
+    Args:
+      model, variables: as from `load`.
+      size: height and width of the images; None leaves both free, from 33 pixels up, for all architectures but PSPNet,
+        SPP and U-Net without padding, and without an image pyramid. A fixed size runs faster: on a CPU, convolutions of
+        large rates then leave out their padding.
+      batch: images per call; None leaves it free.
+      preprocess: take uint8 images as stored, values 0 to 255, instead of floats as `model.preprocessing` makes them.
+      argmax: return class ids `[N, H, W]`, uint8 up to 256 classes and int32 beyond, instead of float32 logits `[N, H,
+        W, num_classes]`.
+      platforms: on which it will run: "cpu", "cuda", "rocm", "tpu".
+      info: as from `load`; its class names and palette go into the metadata.
+
+    Returns:
+      The zip file's content.
+
+    Raises:
+      UserError: a size, batch or platform that cannot be, or an architecture that needs a fixed size.
+    """
+    if batch is not None and batch < 1:
+        raise UserError(f"batch={batch}: give at least 1, or leave it out for any number of images")
+    unknown = [platform for platform in platforms if platform not in PLATFORMS]
+    if unknown or not platforms:
+        raise UserError(f"platforms={tuple(platforms)}: give one or more of {', '.join(PLATFORMS)}")
+    _check_size(model, size)
+    inference_model, variables = _for_inference(model, variables)
+    dtype = jnp.uint8 if preprocess else jnp.float32
+    images = jax.ShapeDtypeStruct(_input_shape(size, batch), dtype)
+    function = jax.jit(_function(inference_model, variables, preprocess=preprocess, argmax=argmax, platforms=platforms))
+    exported = jax.export.export(function, platforms=tuple(platforms))(images)
+    metadata = _metadata(model, exported, preprocess=preprocess, argmax=argmax, info=info or {})
+    return _zip({STABLEHLO_FILE: bytes(exported.serialize()), METADATA_FILE: json.dumps(metadata, indent=1).encode()})
+
+
+def _check_size(model: Segmenter, size: tuple[int, int] | None) -> None:
+    if size is None:
+        # These choose regions, views or sizes by arithmetic that needs numbers.
+        if (
+            model.valid
+            or model.pyramid is not None
+            or isinstance(model.context, PyramidPooling | SpatialPyramidContext)
+        ):
+            name = describe(model)["name"]
+            raise UserError(f"{name}: cannot be exported for images of any size; give one, such as --size 513x513")
+        return
+    fitting = tuple(model.fitting_side(side) for side in size)
+    if fitting != tuple(size):
+        raise UserError(f"size={size[0]}x{size[1]}: does not fit this network; {fitting[0]}x{fitting[1]} would")
+
+
+def _for_inference(model: Segmenter, variables: Mapping[str, Any]) -> tuple[Segmenter, Variables]:
+    """Fold batch norm, and drop the auxiliary head, whose weights the file would hold for nothing."""
+    model, variables = fold_norm(model, variables)
+    params = {name: tree for name, tree in variables["params"].items() if name != "aux_head"}
+    return model.clone(aux_features=None), {**variables, "params": params}
+
+
+def _input_shape(size: tuple[int, int] | None, batch: int | None) -> tuple[Any, ...]:
+    height, width = ("h", "w") if size is None else size
+    constraints = [f"{side} >= {SMALLEST_SIDE}" for side in ("h", "w")] if size is None else []
+    return tuple(jax.export.symbolic_shape(f"{batch or 'b'}, {height}, {width}, 3", constraints=constraints))
+
+
+def _function(
+    model: Segmenter, variables: Variables, *, preprocess: bool, argmax: bool, platforms: Sequence[str]
+) -> Callable[[jax.Array], jax.Array]:
+    def run(variables: Variables, images: jax.Array) -> jax.Array:
+        logits: Any = model.apply(variables, model.preprocessing(images) if preprocess else images)
+        return jnp.argmax(logits, axis=-1).astype(_ids_dtype(model)) if argmax else logits
+
+    on_cpu, elsewhere = _lowered_for("cpu", run), _lowered_for("gpu", run)
+    others = set(platforms) - {"cpu"}
+    if model.settings.lowering == "auto" and others and "cpu" in platforms:
+        return lambda images: jax.lax.platform_dependent(variables, images, cpu=on_cpu, default=elsewhere)
+    return lambda images: (elsewhere if others else on_cpu)(variables, images)
+
+
+def _lowered_for(backend: str, run: Run) -> Run:
+    """Trace a function as on a backend, whatever this machine has."""
+
+    def lowered(variables: Variables, images: jax.Array) -> jax.Array:
+        with lowering_for(backend):
+            return run(variables, images)
+
+    return lowered
+
+
+def _ids_dtype(model: Segmenter) -> Any:
+    return jnp.uint8 if model.num_classes <= 256 else jnp.int32
+
+
+def _metadata(
+    model: Segmenter, exported: jax.export.Exported, *, preprocess: bool, argmax: bool, info: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Say what the function expects and returns; free sizes stand there as the names b, h and w."""
+    normalisation = vars(model.preprocessing)
+    low, high = (0, 255) if preprocess else normalisation["value_range"]
+    (images,), (result,) = exported.in_avals, exported.out_avals
+    described = {
+        "name": "images",
+        **_array(images),
+        "colours": "RGB",
+        "value_range": [low, high],
+        "normalised": "within the function" if preprocess else "by the caller: (image - mean) / std in value_range",
+        "smallest_side": model.fitting_side(1),
+    }
+    returned = {
+        "name": "classes" if argmax else "logits",
+        **_array(result),
+        "meaning": "class ids" if argmax else "unnormalised scores; softmax over the last axis gives probabilities",
+        "covers": "the centre of the images" if model.valid else "the images",
+    }
+    return {
+        "format": FORMAT,
+        "input": described,
+        "preprocessing": normalisation,
+        "output": returned,
+        "num_classes": model.num_classes,
+        **{key: info[key] for key in ("class_names", "palette") if key in info},
+        "output_stride": model.output_stride,
+        "model": describe(model),
+        "platforms": list(exported.platforms),
+        "calling_convention_version": exported.calling_convention_version,
+        "versions": {"deeplab_jax": _package_version(), "jax": jax.__version__},
+    }
+
+
+def _array(aval: Any) -> dict[str, Any]:
+    return {"shape": [side if isinstance(side, int) else str(side) for side in aval.shape], "dtype": str(aval.dtype)}
+
+
+def _package_version() -> str:
+    try:
+        return version("deeplab_jax")
+    except PackageNotFoundError:
+        return "not installed as a package"
+
+
+def _zip(entries: Mapping[str, bytes]) -> bytes:
+    """Pack files uncompressed, as weights do not shrink."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, content in entries.items():
+            archive.writestr(zipfile.ZipInfo(name, _DATE), content)
+    return file.getvalue()

@@ -1,0 +1,136 @@
+"""ImageNet classifiers, torchvision's and timm's ResNets of the same names, as backbones of our own networks.
+
+Only the backbone (of VGG-16 fc6 and fc7 too) is theirs: the rest starts at random, and the options are our defaults.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from deeplab_jax.models.catalog import ARCHITECTURES
+from deeplab_jax.models.preprocessing import IMAGENET
+from deeplab_jax.weights.recipe import Names, Recipe, Rule, Shapes
+from deeplab_jax.weights.torch_names import (
+    COUNTERS,
+    is_mobilenet_v3,
+    mobilenet_v2_rules,
+    mobilenet_v3_rules,
+    resnet_rules,
+    which_resnet,
+)
+
+Tensors = Mapping[str, np.ndarray]
+
+KIND = "imagenet"
+FEATURES = "features."
+VGG_UNITS = (2, 2, 3, 3, 3)
+# The linear layers that FCN turns into convolutions, and the side of the map that each sees.
+VGG_MATRICES = {"classifier.0": 7, "classifier.3": 1}
+ALL_BUT_BACKBONE = r"(?!backbone/)"
+ONLY_BACKBONE = "only the backbone is from the file, the rest starts at random"
+# MobileNetV2's default here is its authors' training; torchvision's was another.
+MOBILENET_V2 = {"norm_epsilon": 1e-5, **vars(IMAGENET)}
+
+
+def recognise(shapes: Shapes, *, output_stride: int | None) -> Recipe | None:
+    """Describe a state dict of resnet18/34/50/101, mobilenet_v2, mobilenet_v3_large, vgg16 or vgg16_bn; None where it
+    is of something else.
+    """
+    recipe = _recognise(shapes)
+    return recipe if recipe is None or output_stride is None else replace(recipe, output_stride=output_stride)
+
+
+def _recognise(shapes: Shapes) -> Recipe | None:
+    resnet = which_resnet(shapes)
+    # Wider ones and ResNeXt have the same names.
+    if resnet and shapes.get("conv1.weight") and shapes.get("layer1.0.conv2.weight") == (64, 64, 3, 3):
+        return _recipe(f"deeplabv3plus_{resnet}", resnet_rules(), unused=(r"^fc\.",))
+    if is_mobilenet_v3(shapes, FEATURES):
+        rules = mobilenet_v3_rules(FEATURES)
+        return _recipe("deeplabv3plus_mobilenet_v3_large", rules, unused=(r"^classifier\.",))
+    if shapes.get("features.18.0.weight") == (1280, 320, 1, 1):
+        unused = (r"^features\.18\.", r"^classifier\.")
+        return _recipe("deeplabv3plus_mobilenet_v2", mobilenet_v2_rules(), unused=unused, options=MOBILENET_V2)
+    kernels = {name for name, shape in shapes.items() if name.startswith(FEATURES) and len(shape) == 4}
+    for normalised in (False, True):
+        names = vgg16_names(normalised=normalised)
+        if kernels == {f"{conv}.weight" for conv, _ in names.values()}:
+            return _vgg16(shapes, tuple(names.items()), normalised=normalised)
+    return None
+
+
+def _vgg16(shapes: Shapes, rules: tuple[Rule, ...], *, normalised: bool) -> Recipe:
+    """VGG-16 with batch norm is SegNet's encoder; without, FCN-32s, with fc6 and fc7 where the classifier is there."""
+    if normalised:
+        return _recipe("segnet_vgg16", rules, unused=(r"^classifier\.",), prepare=move_biases_into_means)
+    matrix = shapes.get("classifier.0.weight")
+    if not matrix:
+        return _recipe("fcn32s_vgg16", rules)
+    return _recipe(
+        "fcn32s_vgg16",
+        (*rules, (r"context/fc6", ("classifier.0", "")), (r"context/fc7", ("classifier.3", ""))),
+        unused=(r"^classifier\.6\.",),
+        absent=r"decoder/",
+        options={"fc_channels": matrix[0]},
+        prepare=shape_as_kernels,
+        note="backbone, fc6 and fc7 are from the file, the scores start at random",
+    )
+
+
+def vgg16_names(*, normalised: bool) -> dict[str, Names]:
+    """Return the places of VGG-16's convolutions, by our paths, and of their norms in torchvision's list of layers."""
+    names: dict[str, Names] = {}
+    place = 0
+    for stage, units in enumerate(VGG_UNITS, 1):
+        for unit in range(1, units + 1):
+            norm = f"{FEATURES}{place + 1}" if normalised else ""
+            names[f"backbone/conv{stage}_{unit}"] = (f"{FEATURES}{place}", norm)
+            place += 3 if normalised else 2  # and the ReLU
+        place += 1  # the pooling
+    return names
+
+
+def move_biases_into_means(tensors: Tensors) -> dict[str, np.ndarray]:
+    """Take the biases that vgg16_bn's convolutions have before their norms off the running means, which is the same."""
+    prepared = dict(tensors)
+    for conv, norm in vgg16_names(normalised=True).values():
+        bias, mean = tensors.get(f"{conv}.bias"), tensors.get(f"{norm}.running_mean")
+        if bias is not None and mean is not None and bias.shape == mean.shape:
+            prepared[f"{norm}.running_mean"] = mean - prepared.pop(f"{conv}.bias")
+    return prepared
+
+
+def shape_as_kernels(tensors: Tensors) -> dict[str, np.ndarray]:
+    """Give the classifier's matrices `[out, in]` the shape of kernels over the maps that they see (FCN, sec. 3.1)."""
+    prepared = dict(tensors)
+    for name, side in VGG_MATRICES.items():
+        matrix = tensors.get(f"{name}.weight")
+        if matrix is not None and matrix.ndim == 2 and matrix.shape[1] % side**2 == 0:
+            prepared[f"{name}.weight"] = matrix.reshape(matrix.shape[0], matrix.shape[1] // side**2, side, side)
+    return prepared
+
+
+def _recipe(
+    name: str,
+    rules: tuple[Rule, ...],
+    *,
+    unused: tuple[str, ...] = (),
+    absent: str = ALL_BUT_BACKBONE,
+    options: Mapping[str, Any] | None = None,
+    prepare: Callable[[Tensors], Tensors] | None = None,
+    note: str = ONLY_BACKBONE,
+) -> Recipe:
+    return Recipe(
+        kind=KIND,
+        name=name,
+        num_classes=21,
+        output_stride=ARCHITECTURES[name.split("_", 1)[0]].output_stride,
+        rules=rules,
+        options=options or {},
+        unused=(COUNTERS, *unused),
+        absent=(absent,),
+        notes=(note,),
+        prepare=prepare,
+    )

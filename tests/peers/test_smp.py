@@ -1,0 +1,136 @@
+"""Logits of segmentation_models_pytorch's networks, with random weights and statistics, against those converted."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from deeplab_jax.errors import UserError
+from deeplab_jax.weights.convert import convert
+from tests.peers.parity import (
+    assert_same_logits,
+    import_peer,
+    random_images,
+    randomise,
+    run_ours,
+    run_peer,
+    state_dict,
+)
+
+smp = import_peer("segmentation_models_pytorch")
+
+CLASSIFICATION = {"classes": 3}
+
+
+def network(architecture: str, encoder: str, **options: Any) -> Any:
+    return randomise(getattr(smp, architecture)(encoder, encoder_weights=None, classes=5, **options))
+
+
+def compare(
+    architecture: str, encoder: str, size: tuple[int, int], *, stride: int | None = None, **options: Any
+) -> None:
+    if stride is not None:
+        options["encoder_output_stride"] = stride
+    peer = network(architecture, encoder, **options)
+    images = random_images(*size)
+    expected = run_peer(peer, images)
+    if "aux_params" in options:
+        expected, _ = expected
+    assert_same_logits(run_ours(state_dict(peer), images, output_stride=stride), expected)
+
+
+# At output stride 8, 256x320 pixels are 32x40 samples, on which a rate of 36 still reaches others.
+@pytest.mark.parametrize(
+    ("architecture", "encoder", "size"),
+    [
+        ("DeepLabV3", "resnet18", (256, 320)),
+        ("DeepLabV3Plus", "mobilenet_v2", (64, 96)),
+        ("PSPNet", "resnet50", (96, 128)),
+        ("Unet", "mobilenet_v2", (64, 96)),
+    ],
+)
+def test_as_made_by_default(architecture: str, encoder: str, size: tuple[int, int]) -> None:
+    compare(architecture, encoder, size)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "encoder", "stride", "options"),
+    [
+        ("DeepLabV3", "resnet18", 16, {"decoder_aspp_separable": True, "decoder_channels": 64}),
+        ("DeepLabV3Plus", "resnet18", 8, {"decoder_aspp_separable": False, "decoder_channels": 64}),
+        ("DeepLabV3", "mobilenet_v2", 8, {"encoder_depth": 4, "decoder_channels": 32, "aux_params": CLASSIFICATION}),
+        ("DeepLabV3Plus", "resnet18", 16, {"encoder_depth": 3, "decoder_channels": 32}),
+        ("PSPNet", "resnet18", None, {"encoder_depth": 4, "upsampling": 16, "psp_out_channels": 32}),
+        ("PSPNet", "mobilenet_v2", None, {"decoder_use_norm": False, "psp_out_channels": 32}),
+        ("Unet", "resnet18", None, {"decoder_use_norm": False, "decoder_channels": (32, 16, 16, 8, 8)}),
+        ("Unet", "mobilenet_v2", None, {"encoder_depth": 4, "decoder_channels": (32, 16, 8, 8)}),
+    ],
+)
+def test_as_made_otherwise(architecture: str, encoder: str, stride: int | None, options: dict[str, Any]) -> None:
+    """Whatever the shapes tell: channels, separable convolutions, depth, norms, another classifier beside it."""
+    compare(architecture, encoder, (96, 128), stride=stride, **options)
+
+
+def test_unet_takes_any_size() -> None:
+    compare("Unet", "resnet34", (65, 97))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [(512, 512), (256, 320)])
+@pytest.mark.parametrize("encoder", ["resnet18", "resnet50", "resnet101", "mobilenet_v2"])
+@pytest.mark.parametrize(
+    ("architecture", "stride"),
+    [
+        ("DeepLabV3", 8),
+        ("DeepLabV3", 16),
+        ("DeepLabV3Plus", 8),
+        ("DeepLabV3Plus", 16),
+        ("PSPNet", None),
+        ("Unet", None),
+    ],
+)
+def test_every_encoder_and_stride(architecture: str, stride: int | None, encoder: str, size: tuple[int, int]) -> None:
+    compare(architecture, encoder, size, stride=stride)
+
+
+def test_every_tensor_is_used_or_named() -> None:
+    """PSPNet's encoder ends at stride 8, yet its state dict holds the rest."""
+    tensors = state_dict(network("PSPNet", "mobilenet_v2", aux_params=CLASSIFICATION))
+    _, _, info = convert(tensors)
+    unused = [name for name in info["source"]["unused"] if not name.endswith("num_batches_tracked")]
+    assert len(unused) + info["source"]["tensors"] + sum(n.endswith("num_batches_tracked") for n in tensors) == len(
+        tensors
+    )
+    beyond = [f"encoder.features.{index}." for index in range(7, 19)]
+    assert all(name.startswith(("classification_head.", *beyond)) for name in unused)
+    assert info["source"]["random"] == info["source"]["mismatched"] == []
+
+
+def test_a_folder_that_smp_saved(tmp_path: Any) -> None:
+    peer = network("Unet", "resnet18")
+    peer.save_pretrained(tmp_path)
+    model, variables, info = convert(tmp_path)
+    assert (info["source"]["kind"], model.num_classes) == ("smp", 5)
+    kernel = variables["params"]["classifier"]["kernel"]
+    np.testing.assert_array_equal(kernel, state_dict(peer)["segmentation_head.0.weight"].transpose(2, 3, 1, 0))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "encoder", "options", "words"),
+    [
+        ("Unet", "resnet18", {"in_channels": 4}, "in_channels=4; only 3"),
+        ("Unet", "mobilenet_v2", {"in_channels": 1}, "in_channels=1; only 3"),
+        ("Unet", "resnext50_32x4d", {}, "the encoder is none of resnet18"),
+        ("Unet", "resnet18", {"decoder_attention_type": "scse"}, "the decoder is none of DeepLabV3"),
+        ("Unet", "resnet18", {"decoder_use_norm": "layernorm"}, "decoder_use_norm is neither batch norm nor none"),
+        ("MAnet", "resnet18", {}, "the decoder is none of DeepLabV3"),
+        ("FPN", "resnet18", {}, "the decoder is none of DeepLabV3"),
+        ("Unet", "resnet18", {"encoder_depth": 2, "decoder_channels": (8, 8)}, "only encoder_depth 3, 4 and 5"),
+    ],
+)
+def test_what_cannot_be_converted_says_so(architecture: str, encoder: str, options: dict[str, Any], words: str) -> None:
+    tensors = state_dict(getattr(smp, architecture)(encoder, encoder_weights=None, **options))
+    with pytest.raises(UserError) as error:
+        convert(tensors)
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)

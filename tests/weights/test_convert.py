@@ -1,0 +1,169 @@
+"""The accounting of tensors, on state dicts that a tiny recipe knows, and runs and folders of our own as sources."""
+
+import jax
+import numpy as np
+import pytest
+
+from deeplab_jax.errors import UserError
+from deeplab_jax.weights import convert as module
+from deeplab_jax.weights.convert import convert
+from deeplab_jax.weights.folder import flatten_variables, load, save
+from deeplab_jax.weights.recipe import TORCH, Recipe
+from tests.tiny import run_training, tiny_config, tiny_model, tiny_models
+
+SHAPES = {
+    "net.a.weight": (8, 3, 3, 3),
+    "net.a_bn.weight": (8,),
+    "net.a_bn.bias": (8,),
+    "net.a_bn.running_mean": (8,),
+    "net.a_bn.running_var": (8,),
+    "net.b.weight": (16, 8, 3, 3),
+    "net.b_bn.weight": (16,),
+    "net.b_bn.bias": (16,),
+    "net.b_bn.running_mean": (16,),
+    "net.b_bn.running_var": (16,),
+    "score.weight": (5, 16, 1, 1),
+    "score.bias": (5,),
+}
+RULES = (
+    (r"backbone/stem", ("net.a", "net.a_bn")),
+    (r"backbone/deep", ("net.b", "net.b_bn")),
+    (r"classifier", ("score", "")),
+)
+
+
+def recognise(shapes, *, output_stride):
+    if "net.a.weight" not in shapes:
+        return None
+    return Recipe(
+        "tiny",
+        "cascade_tiny",
+        5,
+        output_stride or 16,
+        RULES,
+        TORCH,
+        unused=(r"num_batches_tracked$",),
+        notes=("small",),
+        info={"class_names": list("abcde")},
+    )
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch):
+    monkeypatch.setitem(module.IMPORTERS, "tiny", recognise)
+    with tiny_models():
+        yield
+
+
+def make_tensors(**changes):
+    rng = np.random.default_rng(0)
+    tensors = {name: np.abs(rng.normal(size=shape)).astype(np.float32) for name, shape in SHAPES.items()}
+    return {name: value for name, value in {**tensors, **changes}.items() if value is not None}
+
+
+def test_every_tensor_is_used_once_and_transposed() -> None:
+    tensors = make_tensors(**{"net.a_bn.num_batches_tracked": np.asarray(7)})
+    model, variables, info = convert(tensors)
+    assert (model.num_classes, model.output_stride) == (5, 16)
+    ours = flatten_variables(variables)
+    np.testing.assert_array_equal(
+        ours["params/backbone/deep/conv/kernel"], tensors["net.b.weight"].transpose(2, 3, 1, 0)
+    )
+    np.testing.assert_array_equal(ours["batch_stats/backbone/stem/norm/batch/var"], tensors["net.a_bn.running_var"])
+    np.testing.assert_array_equal(ours["params/classifier/bias"], tensors["score.bias"])
+    assert info["class_names"] == list("abcde")
+    assert info["source"] == {
+        "kind": "tiny",
+        "file": "state dict",
+        "notes": ["small"],
+        "tensors": len(SHAPES),
+        "unused": ["net.a_bn.num_batches_tracked"],
+        "random": [],
+        "mismatched": [],
+    }
+
+
+def test_half_precision_becomes_float32_without_loss() -> None:
+    tensors = {name: value.astype(np.float16) for name, value in make_tensors().items()}
+    ours = flatten_variables(convert(tensors)[1])
+    assert {value.dtype for value in ours.values()} == {np.dtype("float32")}
+    np.testing.assert_array_equal(ours["params/classifier/bias"], tensors["score.bias"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"net.b.weight": None}, "missing net.b.weight"),
+        ({"net.c.weight": np.zeros(3)}, "unexpected net.c.weight"),
+        ({"net.b.weight": np.zeros((16, 8, 1, 1))}, r"net.b.weight has shape \(16, 8, 1, 1\), params/backbone/deep/"),
+        ({"score.bias": np.zeros((5, 1))}, r"score.bias has shape \(5, 1\)"),
+        ({"net.b_bn.bias": np.full(16, np.nan)}, "values that are not finite"),
+    ],
+)
+def test_what_does_not_fit_is_named(changes, message) -> None:
+    with pytest.raises(UserError, match=f"state dict: .*{message}"):
+        convert(make_tensors(**changes))
+
+
+def test_not_strict_starts_the_rest_at_random_and_lists_it() -> None:
+    tensors = make_tensors(**{"net.b.weight": None, "net.c.weight": np.zeros(3)})
+    _, variables, info = convert(tensors, strict=False)
+    kernel = np.asarray(variables["params"]["backbone"]["deep"]["conv"]["kernel"])
+    assert kernel.shape == (3, 3, 8, 16)
+    assert 0.05 < kernel.std() < 0.5  # He-normal: sqrt(2 / 72) = 0.17.
+    assert info["source"]["random"] == ["params/backbone/deep/conv/kernel"]
+    assert info["source"]["mismatched"] == ["missing net.b.weight", "unexpected net.c.weight"]
+    assert info["source"]["unused"] == ["net.c.weight"]
+
+
+def test_other_classes_only_on_request() -> None:
+    with pytest.raises(UserError, match=r"has 5 classes, num_classes=3 was asked for; add reinit='head'"):
+        convert(make_tensors(), num_classes=3)
+    model, variables, info = convert(make_tensors(), num_classes=3, reinit="head")
+    assert model.num_classes == 3
+    assert variables["params"]["classifier"]["kernel"].shape == (1, 1, 16, 3)
+    assert info["source"]["random"] == ["params/classifier/bias", "params/classifier/kernel"]
+    assert info["source"]["unused"] == ["score.weight", "score.bias"]
+    assert "class_names" not in info
+    same, again, _ = convert(make_tensors(), num_classes=3, reinit="head")
+    assert same == model
+    jax.tree.map(np.testing.assert_array_equal, again, variables)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kind": "torchvison"}, "kind='torchvison': did you mean torchvision"),
+        ({"kind": "smp"}, r"its 12 tensors \(net.a.weight, .*\) are of no network that kind='smp' knows"),
+        ({"reinit": "all"}, "reinit='all': only 'head'"),
+        ({"output_stride": 3}, "output_stride=3"),
+    ],
+)
+def test_wrong_options_are_user_errors(options, message) -> None:
+    with pytest.raises(UserError, match=message):
+        convert(make_tensors(), **options)
+
+
+def test_nothing_known_is_a_user_error() -> None:
+    with pytest.raises(UserError, match="state dict: its 1 tensors .* that this package converts; it knows .*smp"):
+        convert({"weight": np.zeros(3)})
+
+
+def test_a_run_becomes_a_model_folder(tmp_path) -> None:
+    run_training(tmp_path / "run", tiny_config(**{"train.steps": 2}))
+    model, variables, info = convert(tmp_path / "run", output_stride=8)
+    expected_model, expected, _ = load(tmp_path / "run")
+    assert model == expected_model.clone(output_stride=8, recipe=model.recipe)
+    jax.tree.map(np.testing.assert_array_equal, variables, expected)
+    assert (info["source"]["kind"], info["step"]) == ("run", 2)
+    saved = save(tmp_path / "folder", model, variables, info)
+    jax.tree.map(np.testing.assert_array_equal, load(saved)[1], expected)
+
+
+def test_a_model_folder_takes_other_classes(tmp_path) -> None:
+    model, variables = tiny_model("cascade_tiny", num_classes=5)
+    save(tmp_path, model, variables, {"class_names": list("abcde")})
+    other, changed, info = convert(tmp_path, num_classes=2, reinit="head")
+    assert other.num_classes == 2
+    assert "class_names" not in info
+    jax.tree.map(np.testing.assert_array_equal, changed["params"]["backbone"], variables["params"]["backbone"])

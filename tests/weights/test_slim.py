@@ -1,0 +1,218 @@
+"""TensorFlow's DeepLab (tensorflow/models, research/deeplab), which cannot be installed: its networks' outputs are kept
+in `golden`.
+
+They are of the last version of that code, run with TensorFlow 2.20 and tf_slim 1.1.0: `model.multi_scale_logits` and
+the resize of `model.predict_labels`, with the options of the released checkpoints' READMEs, on weights of
+`golden.generate` made smaller by `SCALES`; `golden.images` go in behind the preprocessing.
+"""
+
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from deeplab_jax.errors import UserError
+from deeplab_jax.labels import CITYSCAPES, VOC
+from deeplab_jax.models.preprocessing import CAFFE, SYMMETRIC
+from deeplab_jax.models.segmenter import abstract_variables
+from deeplab_jax.weights import slim
+from deeplab_jax.weights.convert import convert
+from deeplab_jax.weights.folder import flatten_variables
+from deeplab_jax.weights.recipe import Recipe, Shapes, their_name
+from tests.weights import golden
+
+# The last norms of residual branches, so that their sums stay small and every offset matters.
+SCALES = (
+    (r"bottleneck_v1/conv3/BatchNorm/gamma$", 0.25),
+    (r"separable_conv3_pointwise/BatchNorm/gamma$", 0.25),
+    (r"xception_module/separable_conv._depthwise/depthwise_weights$", 0.7),
+)
+# Golden file, our name, the decoder's levels.
+NETWORKS = [
+    ("mobilenet_v2", "deeplabv3_mobilenet_v2", ()),
+    ("mobilenet_v2_035", "deeplabv3_mobilenet_v2", ()),
+    ("mobilenet_v2_050", "deeplabv3_mobilenet_v2", ()),
+    ("mobilenet_v2_140", "deeplabv3_mobilenet_v2", ()),
+    ("resnet50_beta", "deeplabv3plus_resnet50_beta", ("conv2",)),
+    ("resnet50_beta_two", "deeplabv3plus_resnet50_beta", ("conv2", "conv3")),
+    ("resnet50_plain", "deeplabv3plus_resnet50", ("conv2",)),
+    ("resnet101_beta", "deeplabv3_resnet101_beta", ()),
+    ("xception41", "deeplabv3plus_xception41", ("conv2",)),
+    ("xception65", "deeplabv3plus_xception65", ("conv2",)),
+    ("xception71", "deeplabv3plus_xception71", ("conv2",)),
+]
+# Also even sizes, where TensorFlow's padding is not symmetric.
+FAST = [("mobilenet_v2_035", 8, (102, 130)), ("resnet50_beta", 8, (128, 160))]
+SLOW = [
+    ("mobilenet_v2", 16, (128, 160)),
+    ("mobilenet_v2", 16, (97, 131)),
+    ("mobilenet_v2", 8, (97, 131)),
+    ("mobilenet_v2", 8, (128, 160)),
+    ("mobilenet_v2", 16, (321, 241)),
+    ("mobilenet_v2", 8, (321, 241)),
+    ("mobilenet_v2_035", 16, (97, 131)),
+    ("mobilenet_v2_050", 16, (97, 131)),
+    ("mobilenet_v2_140", 16, (97, 131)),
+    ("resnet50_beta", 16, (97, 131)),
+    ("resnet50_beta_two", 16, (97, 131)),
+    ("resnet50_plain", 16, (128, 160)),
+    ("resnet101_beta", 16, (97, 131)),
+    ("xception41", 16, (97, 131)),
+    ("xception65", 16, (97, 131)),
+    ("xception65", 8, (98, 131)),
+    ("xception71", 8, (98, 130)),
+]
+
+
+def tensors_of(name: str) -> dict[str, np.ndarray]:
+    tensors = golden.generate(golden.read_shapes(f"slim_{name}"))
+    for pattern, factor in SCALES:
+        tensors = {
+            key: np.asarray(value * factor, np.float32) if re.search(pattern, key) else value
+            for key, value in tensors.items()
+        }
+    return tensors
+
+
+def recipe_of(shapes: Shapes, output_stride: int | None = None) -> Recipe:
+    recipe = slim.recognise(shapes, output_stride=output_stride)
+    assert recipe is not None
+    return recipe
+
+
+def assert_same(name: str, output_stride: int, size: tuple[int, int]) -> None:
+    model, variables, info = convert(tensors_of(name), output_stride=output_stride)
+    assert info["source"]["kind"] == "tensorflow"
+    logits = jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, golden.images(*size))
+    golden.assert_golden(np.asarray(logits), f"slim_{name}", f"os{output_stride}_{size[0]}x{size[1]}")
+
+
+@pytest.mark.parametrize(("name", "output_stride", "size"), FAST)
+def test_logits(name: str, output_stride: int, size: tuple[int, int]) -> None:
+    assert_same(name, output_stride, size)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "output_stride", "size"), SLOW)
+def test_logits_of_every_network(name: str, output_stride: int, size: tuple[int, int]) -> None:
+    assert_same(name, output_stride, size)
+
+
+@pytest.mark.parametrize(("name", "ours", "low_level"), NETWORKS)
+def test_recognised(name: str, ours: str, low_level: tuple[str, ...]) -> None:
+    shapes = golden.read_shapes(f"slim_{name}")
+
+    recipe = recipe_of(shapes)
+
+    assert recipe.name == ours
+    assert recipe.num_classes == shapes["logits/semantic/weights"][-1]
+    assert recipe.output_stride == 16
+    assert recipe.options.get("low_level", ()) == low_level
+    preprocessing = CAFFE if name == "resnet50_plain" else SYMMETRIC
+    assert recipe.model().preprocessing == preprocessing
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "divisor"), [("", 1.0, 8), ("_035", 0.35, 1), ("_050", 0.5, 1), ("_140", 1.4, 1)]
+)
+def test_depth_multipliers(name: str, width: float, divisor: int) -> None:
+    options = recipe_of(golden.read_shapes(f"slim_mobilenet_v2{name}")).options
+
+    assert (options["width"], options["channel_divisor"]) == (width, divisor)
+
+
+def test_what_training_adds_is_left_out() -> None:
+    tensors = tensors_of("mobilenet_v2_035")
+    extra = ["aspp0/weights/Momentum", "MobilenetV2/Conv/weights/ExponentialMovingAverage", "global_step"]
+
+    _, _, info = convert(tensors | {name: np.zeros(1) for name in extra})
+
+    assert sorted(info["source"]["unused"]) == sorted(extra)
+    with pytest.raises(UserError, match="unexpected aspp0/surprise"):
+        convert(tensors | {"aspp0/surprise": np.zeros(1)})
+
+
+def test_missing_tensors_are_named() -> None:
+    tensors = tensors_of("mobilenet_v2_035")
+    del tensors["concat_projection/BatchNorm/beta"]
+
+    with pytest.raises(UserError, match="missing concat_projection/BatchNorm/beta"):
+        convert(tensors)
+
+
+def test_folded_norms() -> None:
+    """As the `.tflite` of the same network has them."""
+    shapes = golden.read_shapes("slim_mobilenet_v2_050")
+    folded = {name: shape for name, shape in shapes.items() if "BatchNorm" not in name}
+    for name in list(folded):
+        if name.endswith("weights"):
+            channels = shapes[name][2] if name.endswith("depthwise_weights") else shapes[name][3]
+            folded[f"{name.rsplit('/', 1)[0]}/biases"] = (channels,)
+
+    model, variables, info = convert(golden.generate(folded), output_stride=8)
+
+    assert (model.settings.norm, model.output_stride, info["class_names"]) == ("none", 8, list(VOC.names))
+    assert "batch_stats" not in variables
+    assert info["source"]["unused"] == info["source"]["random"] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "ours", "classifier"),
+    [
+        ("mobilenet_v2", "mobilenet_v2", ("MobilenetV2/Conv_1/weights", "MobilenetV2/Logits/Conv2d_1c_1x1/weights")),
+        ("resnet50_beta", "resnet50_beta", ("resnet_v1_50/logits/weights",)),
+        ("xception65", "xception65", ("xception_65/logits/weights", "xception_65/logits/biases")),
+    ],
+)
+def test_imagenet_checkpoints_are_backbones(name: str, ours: str, classifier: tuple[str, ...]) -> None:
+    shapes = golden.read_shapes(f"slim_{name}")
+    backbone = {key: shape for key, shape in shapes.items() if key.startswith(("Mobilenet", "resnet", "xception"))}
+
+    recipe = recipe_of(backbone | dict.fromkeys(classifier, (1,)))
+
+    assert recipe.name == f"deeplabv3plus_{ours}"
+    assert recipe.absent and "only the backbone is from the file, the rest starts at random" in recipe.notes
+    assert all(any(re.search(pattern, key) for pattern in recipe.unused) for key in classifier)
+    assert not any(re.search(pattern, key) for pattern in recipe.unused for key in backbone)
+
+
+def test_an_imagenet_checkpoint_gives_the_whole_backbone_and_nothing_else() -> None:
+    shapes = golden.read_shapes("slim_mobilenet_v2_035")
+    recipe = recipe_of({key: shape for key, shape in shapes.items() if key.startswith("MobilenetV2")})
+
+    variables = flatten_variables(abstract_variables(recipe.model(num_classes=5)))
+
+    for name, leaf in variables.items():
+        path = name.split("/", 1)[1]
+        absent = any(re.match(pattern, path) for pattern in recipe.absent)
+        assert absent != path.startswith("backbone/")
+        if not absent:
+            theirs, _ = their_name(name, leaf.shape, rules=recipe.rules, layout=recipe.layout)
+            assert theirs in shapes
+
+
+def test_class_names_of_the_released_data_sets() -> None:
+    assert recipe_of(golden.read_shapes("slim_xception71")).info["class_names"] == list(CITYSCAPES.names)
+    assert recipe_of(golden.read_shapes("slim_xception65")).info["class_names"] == list(VOC.names)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"decoder/feature_projection0/weights": (1, 1, 96, 48)}, "within its units"),
+        ({"aspp1/weights": (3, 3, 320, 256)}, "a pyramid with 1 atrous branches"),
+        ({"concat_projection/weights": None}, "no pyramid"),
+        ({"MobilenetV2/Conv/weights": (3, 3, 3, 31)}, "no depth multiplier"),
+    ],
+)
+def test_networks_that_are_not_ours_are_refused(change: dict[str, tuple[int, ...] | None], message: str) -> None:
+    shapes = {**golden.read_shapes("slim_mobilenet_v2"), **change}
+
+    with pytest.raises(UserError, match=message):
+        slim.recognise({name: shape for name, shape in shapes.items() if shape}, output_stride=None)
+
+
+def test_other_networks_are_not_claimed() -> None:
+    assert slim.recognise({"backbone.conv1.weight": (64, 3, 7, 7)}, output_stride=None) is None
+    assert slim.recognise({"MobilenetV1/Conv2d_0/weights": (3, 3, 3, 32)}, output_stride=None) is None

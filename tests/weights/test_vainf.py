@@ -1,0 +1,100 @@
+"""VainF/DeepLabV3Plus-Pytorch, which cannot be installed: its networks' outputs are kept in `golden`.
+
+They are of its commit 4e1087de98bc49d55b9239ae92810ef7368660db: the network that
+`network.modeling.__dict__[NAME](num_classes=21, output_stride=..., pretrained_backbone=False)` returns (separable:
+after `network.convert_to_separable_conv(model.classifier)`), loaded with `golden.generate` of its tensors' names and
+shapes, in `eval()`, applied to `golden.images`. At output stride 8 its Xception cannot take 97x131, hence 121x155.
+"""
+
+import jax
+import numpy as np
+import pytest
+
+from deeplab_jax.errors import UserError
+from deeplab_jax.labels import CITYSCAPES, VOC
+from deeplab_jax.weights import jfzhang95, vainf
+from deeplab_jax.weights.convert import convert
+from tests.weights import golden
+
+# Golden file, our name.
+NETWORKS = [
+    ("vainf_deeplabv3_resnet50", "deeplabv3_resnet50"),
+    ("vainf_deeplabv3_resnet101", "deeplabv3_resnet101"),
+    ("vainf_deeplabv3_mobilenet", "deeplabv3_mobilenet_v2"),
+    ("vainf_deeplabv3_xception", "deeplabv3_xception41"),
+    ("vainf_deeplabv3plus_resnet50", "deeplabv3plus_resnet50"),
+    ("vainf_deeplabv3plus_resnet101", "deeplabv3plus_resnet101"),
+    ("vainf_deeplabv3plus_mobilenet", "deeplabv3plus_mobilenet_v2"),
+    ("vainf_deeplabv3plus_mobilenet_separable", "deeplabv3plus_mobilenet_v2"),
+    ("vainf_deeplabv3plus_xception", "deeplabv3plus_xception41"),
+]
+FAST = [
+    ("vainf_deeplabv3plus_mobilenet", 16, (97, 131)),
+    ("vainf_deeplabv3plus_mobilenet_separable", 8, (97, 131)),
+    ("vainf_deeplabv3_xception", 16, (97, 131)),
+]
+ALL = [
+    (name, stride, size)
+    for name, _ in NETWORKS
+    for stride in (16, 8)
+    for size in ((121, 155) if "xception" in name and stride == 8 else (97, 131), (321, 241))
+]
+
+
+def assert_same(name: str, output_stride: int, size: tuple[int, int]) -> None:
+    tensors = golden.generate(golden.read_shapes(name))
+    model, variables, info = convert(tensors, output_stride=output_stride)
+    assert info["source"]["kind"] == "vainf"
+    logits = jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, golden.images(*size))
+    golden.assert_golden(np.asarray(logits), name, f"os{output_stride}_{size[0]}x{size[1]}")
+
+
+@pytest.mark.parametrize(("name", "output_stride", "size"), FAST)
+def test_logits(name: str, output_stride: int, size: tuple[int, int]) -> None:
+    assert_same(name, output_stride, size)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "output_stride", "size"), [case for case in ALL if case not in FAST])
+def test_logits_of_every_network(name: str, output_stride: int, size: tuple[int, int]) -> None:
+    assert_same(name, output_stride, size)
+
+
+@pytest.mark.parametrize(("name", "ours"), NETWORKS)
+def test_networks_are_told_by_their_tensors(name: str, ours: str) -> None:
+    shapes = golden.read_shapes(name)
+    recipe = vainf.recognise(shapes, output_stride=None)
+    assert recipe is not None
+    assert (recipe.name, recipe.num_classes, recipe.output_stride) == (ours, 21, 16)
+    assert recipe.options["separable"] == name.endswith("separable")
+    assert recipe.info["class_names"] == list(VOC.names)
+    preprocessing = recipe.model().preprocessing
+    assert preprocessing.value_range == (0.0, 1.0)
+    assert preprocessing.std == (0.229, 0.224, 0.225)
+    assert jfzhang95.recognise(shapes, output_stride=None) is None
+
+
+def test_nineteen_classes_are_those_of_cityscapes() -> None:
+    shapes = golden.read_shapes("vainf_deeplabv3_resnet50")
+    shapes |= {"classifier.classifier.4.weight": (19, 256, 1, 1), "classifier.classifier.4.bias": (19,)}
+    recipe = vainf.recognise(shapes, output_stride=None)
+    assert recipe is not None
+    assert recipe.info["class_names"] == list(CITYSCAPES.names)
+
+
+def test_hrnet_is_refused_by_name() -> None:
+    shapes = golden.read_shapes("vainf_deeplabv3plus_resnet50")
+    with pytest.raises(UserError, match="HRNetV2"):
+        vainf.recognise({**shapes, "backbone.transition1.0.0.weight": (48, 256, 3, 3)}, output_stride=None)
+
+
+def test_output_strides_that_it_does_not_have_are_refused() -> None:
+    shapes = golden.read_shapes("vainf_deeplabv3plus_resnet50")
+    with pytest.raises(UserError, match="8 and 16"):
+        vainf.recognise(shapes, output_stride=32)
+
+
+def test_an_unknown_backbone_is_not_claimed() -> None:
+    shapes = golden.read_shapes("vainf_deeplabv3plus_resnet50")
+    head = {name: shape for name, shape in shapes.items() if name.startswith("classifier.")}
+    assert vainf.recognise(head, output_stride=None) is None
