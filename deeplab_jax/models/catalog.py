@@ -12,7 +12,7 @@ from deeplab_jax.errors import UserError, did_you_mean
 from deeplab_jax.models import parts
 from deeplab_jax.models.layers import SMALL_NORMAL, Conv, LayerSettings, NormKind
 from deeplab_jax.models.parts import choice
-from deeplab_jax.models.preprocessing import CAFFE, IMAGENET, SYMMETRIC, Preprocessing
+from deeplab_jax.models.preprocessing import IMAGENET, SYMMETRIC, Preprocessing
 from deeplab_jax.models.pyramid_pooling import GlobalContext
 from deeplab_jax.models.segmenter import Segmenter, abstract_variables
 from deeplab_jax.ops.atrous import Lowering
@@ -88,11 +88,11 @@ BACKBONES: dict[str, Backbone] = {
     ),
     "resnet50_beta": Backbone(
         parts.resnet("bottleneck", (3, 4, 6, 3), stem="beta", default_first_unit_rate="last_unit"),
-        CAFFE, "the authors' form: three 3x3 in the stem, the stride at the end of a stage", multi_grid=(1, 2, 4),
+        SYMMETRIC, "the authors' form: three 3x3 in the stem, the stride at the end of a stage", multi_grid=(1, 2, 4),
     ),
     "resnet101_beta": Backbone(
         parts.resnet("bottleneck", (3, 4, 23, 3), stem="beta", default_first_unit_rate="last_unit"),
-        CAFFE, "the authors' form, whose multiply-adds the paper counts", multi_grid=(1, 2, 4),
+        SYMMETRIC, "the authors' form, whose multiply-adds the paper counts", multi_grid=(1, 2, 4),
     ),
     "mobilenet_v2": Backbone(parts.mobilenet_v2, SYMMETRIC, "inverted residuals; `width` scales it", norm_epsilon=1e-3),
     "mobilenet_v3_large": Backbone(

@@ -38,5 +38,5 @@ class Preprocessing:
 
 IMAGENET = Preprocessing((0.0, 1.0), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 SYMMETRIC = Preprocessing((-1.0, 1.0), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-# The authors' ResNets take stored values less ImageNet's mean.
+# The authors' ResNets of the plain form take stored values less ImageNet's mean; their beta forms take [-1, 1].
 CAFFE = Preprocessing((0.0, 255.0), (123.15, 115.9, 103.06), (1.0, 1.0, 1.0))

@@ -13,8 +13,8 @@ Whoever has JAX reads it with
     result = exported.call(images)  # within jax.jit, to compile it once for each size
 
 For other compilers `exported.mlir_module()` is the StableHLO text; export for one platform then, as for several the
-function takes a platform's number first. JAX promises to read such files for at least six
-months after the version in the metadata wrote them; keep the model folder.
+function takes a platform's number first. JAX promises to read such files for six months after the version in the
+metadata; keep the model folder beside them.
 """
 
 import io

@@ -12,7 +12,7 @@ import deeplab_jax
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.aspp import ASPP
 from deeplab_jax.models.catalog import BACKBONES, create_model, describe, from_description, model_names
-from deeplab_jax.models.preprocessing import CAFFE, IMAGENET, SYMMETRIC, Preprocessing
+from deeplab_jax.models.preprocessing import IMAGENET, SYMMETRIC, Preprocessing
 
 SMALL = {"width": 0.25, "aspp_channels": 8}
 
@@ -53,7 +53,7 @@ OUTPUT_STRIDES = {
     "deeplabv3": 16, "deeplabv3plus": 16, "cascade": 16, "deeplabv2": 8, "largefov": 8, "fcn32s": 32, "fcn16s": 32,
     "fcn8s": 32, "fcn": 8, "lraspp": 16, "segnet": 32, "refinenet": 32, "pspnet": 8, "parsenet": 8, "spp": 16,
 }  # fmt: skip
-PREPROCESSING = {"mobilenet_v2": SYMMETRIC, "xception": SYMMETRIC, "resnet50_beta": CAFFE, "resnet101_beta": CAFFE}
+PREPROCESSING = {"mobilenet_v2": SYMMETRIC, "xception": SYMMETRIC, "resnet50_beta": SYMMETRIC, "resnet101_beta": SYMMETRIC}
 NORM_EPSILON = {"mobilenet": 1e-3, "xception": 1e-3}
 
 

@@ -16,9 +16,9 @@ from deeplab_jax.weights.folder import load, save
 from tests.models.test_every_name import thin
 
 FAST = (
-    "deeplabv3_resnet18", "deeplabv3_mobilenet_v3_large", "deeplabv3plus_mobilenet_v2", "deeplabv3plus_xception41",
-    "fcn_resnet50", "unet_resnet18", "pspnet_resnet50", "segnet_vgg16",
+    "deeplabv3_resnet18", "deeplabv3_mobilenet_v3_large", "deeplabv3plus_mobilenet_v2", "unet_resnet18", "segnet_vgg16",
 )  # fmt: skip
+EVERY_NAME = [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in model_names()]
 BOUND = 1e-5
 
 
@@ -63,14 +63,14 @@ def assert_folds(model: Segmenter, variables: Any, *, bound: float = BOUND) -> t
     return folded, folded_variables
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in FAST else pytest.mark.slow) for n in model_names()])
+@pytest.mark.parametrize("name", EVERY_NAME)
 def test_the_logits_stay(name: str, fill_variables: Any) -> None:
     model = make(name)
     images = images_of(model)
     assert_folds(model, fill_variables(model, *images.shape))
 
 
-@pytest.mark.parametrize("name", model_names())
+@pytest.mark.parametrize("name", EVERY_NAME)
 def test_a_folded_network_is_described_and_fits_its_variables(name: str) -> None:
     """At full width, on shapes alone."""
     model = create_model(name, num_classes=3, lowering="direct")

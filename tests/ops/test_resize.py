@@ -9,7 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deeplab_jax.ops.resize import interpolation_matrix, resize_bilinear, resize_labels
+from deeplab_jax.ops.resize import (
+    computed_interpolation_matrix,
+    interpolation_matrix,
+    resize_bilinear,
+    resize_labels,
+)
 
 
 def interpolate(x: np.ndarray, size: tuple[int, int], align_corners: bool) -> np.ndarray:
@@ -154,3 +159,12 @@ def test_labels_are_never_mixed() -> None:
     labels = jnp.asarray([[[0, 255], [255, 3]]], jnp.uint8)
     found = resize_labels(labels, (7, 5), align_corners=True)
     assert set(np.unique(found).tolist()) == {0, 3, 255}
+
+
+@pytest.mark.parametrize("align_corners", [True, False])
+@pytest.mark.parametrize(("source", "target"), [(1, 5), (33, 513), (17, 4), (2, 3), (7, 1), (129, 1025), (9, 9)])
+def test_weights_computed_at_run_time_are_the_constants(source: int, target: int, align_corners: bool) -> None:
+    computed = np.asarray(computed_interpolation_matrix(source, target, align_corners))
+    constant = interpolation_matrix(source, target, align_corners)
+    assert computed.shape == constant.shape and computed.dtype == constant.dtype
+    np.testing.assert_allclose(computed, constant, atol=1e-6)

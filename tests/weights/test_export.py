@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 
 from deeplab_jax.errors import UserError
-from deeplab_jax.models.catalog import create_model, describe
+from deeplab_jax.models.catalog import create_model, describe, model_names
 from deeplab_jax.ops.atrous import choose_lowering, lowering_for
 from deeplab_jax.weights.export import METADATA_FILE, STABLEHLO_FILE, export_stablehlo
 from tests.models.conftest import make_variables
+from tests.models.test_every_name import thin
 from tests.tiny import tiny_models
 
 # Atrous and depthwise convolutions, image pooling, resizes, an auxiliary head: what differs between lowerings.
@@ -227,3 +228,13 @@ def test_networks_that_need_a_size_say_so(name: str, options: Any) -> None:
     expected = logits_of(made, images)
     assert_same(exported.call(images), expected)
     assert metadata["output"]["shape"] == ["b", *expected.shape[1:]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [n for n in model_names() if n.split("_")[0] not in ("pspnet", "spp")])
+def test_every_other_network_is_exported_for_any_size(name: str) -> None:
+    model = create_model(name, num_classes=3, lowering="direct", **thin(name))
+    made = (model, make_variables(model, 1, 65, 65, 3))
+    exported, _ = open_export(export_stablehlo(*made, size=None, platforms=("cpu",)))
+    images = jnp.asarray(np.random.default_rng(0).normal(size=(2, 97, 66, 3)), jnp.float32)
+    assert_same(exported.call(images), logits_of(made, images))

@@ -109,8 +109,8 @@ def test_recognised(name: str, ours: str, low_level: tuple[str, ...]) -> None:
     assert recipe.num_classes == shapes["logits/semantic/weights"][-1]
     assert recipe.output_stride == 16
     assert recipe.options.get("low_level", ()) == low_level
-    preprocessing = CAFFE if name == "resnet50_plain" else SYMMETRIC
-    assert recipe.model().preprocessing == preprocessing
+    preprocessing = vars(CAFFE if name == "resnet50_plain" else SYMMETRIC)
+    assert {option: recipe.options[option] for option in preprocessing} == preprocessing
 
 
 @pytest.mark.parametrize(
