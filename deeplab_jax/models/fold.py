@@ -27,7 +27,8 @@ Norms = tuple[tuple[tuple[str, ...], float], ...]
 def fold_norm(model: Segmenter, variables: Mapping[str, Any]) -> tuple[Segmenter, Variables]:
     """Fold the batch norms of a network into its convolutions.
 
-    The result computes the same logits up to rounding, faster, and is for inference only: a network whose `norm` and
+    The result computes the same logits up to rounding with fewer operations, which XLA on a CPU mostly fuses anyway (0
+    to 7% less time there; compiling takes 10 to 20% less). It is for inference only: a network whose `norm` and
     `backbone_norm` are "none" where they were "batch" or "frozen", which `describe` and `save` know as such. The rest
     stays as it is: group norm, output stride, preprocessing, and an auxiliary head (folded as well). The new parameters
     are float32 whatever the dtype of the activations. The cost is one pass over the parameters, and for the first call

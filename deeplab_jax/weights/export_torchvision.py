@@ -1,7 +1,5 @@
 """Our variables as a state dict of torchvision's segmentation models, by the importer's tables read backwards."""
 
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,9 +11,10 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.models.catalog import create_model, describe
 from deeplab_jax.models.segmenter import Segmenter, abstract_variables
 from deeplab_jax.weights.folder import compare, flatten_variables
+from deeplab_jax.weights.formats.write_torch import write_torch
+from deeplab_jax.weights.importers.torchvision import NETWORKS, network
 from deeplab_jax.weights.recipe import TORCH, their_name
-from deeplab_jax.weights.torchvision import NETWORKS, network
-from deeplab_jax.weights.write_torch import write_torch
+from deeplab_jax.weights.whole_file import write_whole
 
 # They change neither the variables nor the logits of inference.
 FREE = ("dropout", "dtype", "lowering", "norm_momentum")
@@ -67,22 +66,9 @@ def write_state_dict(path: str | Path, tensors: Mapping[str, np.ndarray]) -> Pat
     file = Path(path)
     if file.suffix not in SUFFIXES:
         raise UserError(f"{file}: a state dict is written as {', '.join(SUFFIXES)}; choose one of these suffixes")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=file.parent) as work:
-            written = Path(work, file.name)
-            if file.suffix == ".safetensors":
-                # It writes the memory of an array as it lies, whatever its strides say.
-                contiguous = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
-                save_file(contiguous, str(written), metadata={"format": "pt"})
-            else:
-                write_torch(written, tensors)
-            os.replace(written, file)
-    except OSError as error:
-        raise UserError(
-            f"{file}: cannot write the state dict ({error.strerror or error}); free space or choose another"
-        ) from None
-    return file
+    if file.suffix == ".safetensors":
+        return write_whole(file, lambda fresh: save_file(dict(tensors), str(fresh), metadata={"format": "pt"}))
+    return write_whole(file, lambda fresh: write_torch(fresh, tensors))
 
 
 def _check_theirs(described: Mapping[str, Any]) -> None:

@@ -53,7 +53,12 @@ OUTPUT_STRIDES = {
     "deeplabv3": 16, "deeplabv3plus": 16, "cascade": 16, "deeplabv2": 8, "largefov": 8, "fcn32s": 32, "fcn16s": 32,
     "fcn8s": 32, "fcn": 8, "lraspp": 16, "segnet": 32, "refinenet": 32, "pspnet": 8, "parsenet": 8, "spp": 16,
 }  # fmt: skip
-PREPROCESSING = {"mobilenet_v2": SYMMETRIC, "xception": SYMMETRIC, "resnet50_beta": SYMMETRIC, "resnet101_beta": SYMMETRIC}
+PREPROCESSING = {
+    "mobilenet_v2": SYMMETRIC,
+    "xception": SYMMETRIC,
+    "resnet50_beta": SYMMETRIC,
+    "resnet101_beta": SYMMETRIC,
+}
 NORM_EPSILON = {"mobilenet": 1e-3, "xception": 1e-3}
 
 

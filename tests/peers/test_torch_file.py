@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from deeplab_jax.errors import UserError
-from deeplab_jax.weights.read import read_tensors
-from deeplab_jax.weights.torch_file import read_torch
+from deeplab_jax.weights.formats.read import read_tensors
+from deeplab_jax.weights.formats.torch_file import read_torch
 from tests.peers.parity import import_peer
 
 torch = import_peer("torch")

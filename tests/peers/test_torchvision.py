@@ -14,7 +14,7 @@ from deeplab_jax.models.segmenter import Segmenter, Variables, abstract_variable
 from deeplab_jax.weights.convert import convert
 from deeplab_jax.weights.export_torchvision import export_torchvision, write_state_dict
 from deeplab_jax.weights.folder import flatten_variables
-from deeplab_jax.weights.torchvision import NETWORKS, network
+from deeplab_jax.weights.importers.torchvision import NETWORKS, network
 from tests.peers.parity import (
     LOGITS,
     assert_same_logits,
@@ -155,7 +155,7 @@ def test_the_same_logits_of_mobilenets(name: str, size: tuple[int, int]) -> None
 
 def fresh(name: str, **options: Any) -> tuple[Segmenter, Variables]:
     """A model of ours and variables as training starts with, but for a classifier that is not close to zero."""
-    model = create_model(name, num_classes=4, **options)
+    model = create_model(name, num_classes=4, output_stride=NETWORKS[name], **options)
     rng = np.random.default_rng(0)
 
     def initial(path: Any, leaf: Any) -> np.ndarray:

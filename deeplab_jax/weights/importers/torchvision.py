@@ -2,14 +2,14 @@
 
 from deeplab_jax.errors import UserError
 from deeplab_jax.labels import VOC
-from deeplab_jax.weights.recipe import TORCH, Recipe, Rule, Shapes
-from deeplab_jax.weights.torch_names import (
+from deeplab_jax.weights.importers.torch_names import (
     COUNTERS,
     is_mobilenet_v3,
     mobilenet_v3_rules,
     resnet_rules,
     which_resnet,
 )
+from deeplab_jax.weights.recipe import TORCH, Recipe, Rule, Shapes
 
 KIND = "torchvision"
 PREFIX = "backbone."

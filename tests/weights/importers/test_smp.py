@@ -9,8 +9,8 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.models.preprocessing import IMAGENET
 from deeplab_jax.models.segmenter import abstract_variables
 from deeplab_jax.weights.folder import flatten_variables
+from deeplab_jax.weights.importers.smp import recognise
 from deeplab_jax.weights.recipe import Recipe, Shapes, their_name
-from deeplab_jax.weights.smp import recognise
 
 HEAD = {"segmentation_head.0.weight": (5, 256, 1, 1), "segmentation_head.0.bias": (5,)}
 RESNET18 = {

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from deeplab_jax.errors import UserError
-from deeplab_jax.weights.inert_pickle import Global, PickleError, Placeholder
-from deeplab_jax.weights.torch_pickle import Block, Damaged, TorchPickle, item_size
+from deeplab_jax.weights.formats.inert_pickle import Global, PickleError, Placeholder
+from deeplab_jax.weights.formats.torch_pickle import Block, Damaged, TorchPickle, item_size
 
 MAGIC = 0x1950A86A20F9469CFC6C  # The first pickle of a legacy file.
 PROTOCOL = 1001

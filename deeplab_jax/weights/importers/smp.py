@@ -12,8 +12,8 @@ from typing import Any
 
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.preprocessing import IMAGENET
+from deeplab_jax.weights.importers.torch_names import COUNTERS, RESNETS, mobilenet_v2_rules, resnet_rules, which_resnet
 from deeplab_jax.weights.recipe import TORCH, Names, Recipe, Rule, Shapes
-from deeplab_jax.weights.torch_names import COUNTERS, RESNETS, mobilenet_v2_rules, resnet_rules, which_resnet
 
 RATES = (12, 24, 36)
 RATES_NOTE = "rates 12, 24, 36 at any output stride, unless it was trained with others"

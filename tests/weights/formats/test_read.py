@@ -13,9 +13,9 @@ import pytest
 from safetensors.numpy import save
 
 from deeplab_jax.errors import UserError
-from deeplab_jax.weights.read import read_tensors
-from tests.weights.mutations import mutated
-from tests.weights.torch_writer import archive, legacy
+from deeplab_jax.weights.formats.read import read_tensors
+from tests.weights.formats.mutations import mutated
+from tests.weights.formats.torch_writer import archive, legacy
 
 WEIGHT = np.arange(6, dtype=np.float32).reshape(2, 3)
 FILES = 1000

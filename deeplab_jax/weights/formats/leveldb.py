@@ -4,7 +4,7 @@ import struct
 from collections.abc import Iterator
 
 from deeplab_jax.errors import UserError
-from deeplab_jax.weights.crc32c import masked_crc32c
+from deeplab_jax.weights.formats.crc32c import masked_crc32c
 
 MAGIC = struct.pack("<Q", 0xDB4775248B80FB57)
 FOOTER = 48

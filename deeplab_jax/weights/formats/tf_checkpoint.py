@@ -15,8 +15,8 @@ import ml_dtypes
 import numpy as np
 
 from deeplab_jax.errors import UserError
-from deeplab_jax.weights.crc32c import masked_crc32c
-from deeplab_jax.weights.leveldb import MAGIC, read_table, varint
+from deeplab_jax.weights.formats.crc32c import masked_crc32c
+from deeplab_jax.weights.formats.leveldb import MAGIC, read_table, varint
 
 INDEX = ".index"
 STATE = "checkpoint"

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from deeplab_jax.errors import UserError
-from deeplab_jax.weights import jfzhang95, vainf
 from deeplab_jax.weights.convert import convert
-from tests.weights import golden
+from deeplab_jax.weights.importers import jfzhang95, vainf
+from tests.weights.importers import golden
 
 # Golden file, our name.
 NETWORKS = [

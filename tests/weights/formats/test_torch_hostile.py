@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deeplab_jax.weights import inert_pickle
-from deeplab_jax.weights.read import read_tensors
-from deeplab_jax.weights.torch_file import MAX_READ
-from tests.weights.mutations import mutated
-from tests.weights.reading import is_read_or_refused, refusal, saved
-from tests.weights.torch_writer import Opcodes, archive, legacy, opcodes, tensor
+from deeplab_jax.weights.formats import inert_pickle
+from deeplab_jax.weights.formats.read import read_tensors
+from deeplab_jax.weights.formats.torch_file import MAX_READ
+from tests.weights.formats.mutations import mutated
+from tests.weights.formats.reading import is_read_or_refused, refusal, saved
+from tests.weights.formats.torch_writer import Opcodes, archive, legacy, opcodes, tensor
 
 DATA = Path(__file__).parent / "data"
 WRITERS = {"archive": archive, "legacy": legacy}

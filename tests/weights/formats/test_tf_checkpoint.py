@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from deeplab_jax.errors import UserError
-from deeplab_jax.weights import leveldb, tf_checkpoint
-from deeplab_jax.weights.crc32c import crc32c
-from deeplab_jax.weights.read import read_tensors
-from deeplab_jax.weights.tf_checkpoint import find_checkpoint, read_checkpoint
-from tests.weights.mutations import mutated
+from deeplab_jax.weights.formats import leveldb, tf_checkpoint
+from deeplab_jax.weights.formats.crc32c import crc32c
+from deeplab_jax.weights.formats.read import read_tensors
+from deeplab_jax.weights.formats.tf_checkpoint import find_checkpoint, read_checkpoint
+from tests.weights.formats.mutations import mutated
 
 FOLDER = Path(__file__).parent / "data" / "tf_checkpoint"
 DATA = ".data-00000-of-00001"

@@ -7,11 +7,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from deeplab_jax.weights.inert_pickle import Placeholder
-from deeplab_jax.weights.read import read_tensors
-from deeplab_jax.weights.torch_file import read_torch
-from tests.weights.reading import refusal, saved
-from tests.weights.torch_writer import STORAGES, Opcodes, archive, legacy, tensor
+from deeplab_jax.weights.formats.inert_pickle import Placeholder
+from deeplab_jax.weights.formats.read import read_tensors
+from deeplab_jax.weights.formats.torch_file import read_torch
+from tests.weights.formats.reading import refusal, saved
+from tests.weights.formats.torch_writer import STORAGES, Opcodes, archive, legacy, tensor
 
 DATA = Path(__file__).parent / "data"
 WRITERS = {"archive": archive, "legacy": legacy}

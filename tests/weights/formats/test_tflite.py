@@ -9,10 +9,10 @@ import tflite
 
 from deeplab_jax.errors import UserError
 from deeplab_jax.weights.convert import convert
-from deeplab_jax.weights.tflite import is_tflite, read_tflite
-from tests.weights.mutations import mutated
+from deeplab_jax.weights.formats.tflite import is_tflite, read_tflite
+from tests.weights.formats.mutations import mutated
 
-OFFICIAL = Path(__file__).parents[3] / "shared" / "weights" / "deeplabv3_257_mv_gpu.tflite"
+OFFICIAL = Path(__file__).parents[4] / "shared" / "weights" / "deeplabv3_257_mv_gpu.tflite"
 needs_official = pytest.mark.skipif(not OFFICIAL.is_file(), reason=f"{OFFICIAL.name} is not here")
 
 

@@ -2,8 +2,8 @@
 
 from deeplab_jax.models.inverted_residual import scale_channels
 from deeplab_jax.models.mobilenet_v2 import ROWS, STEM_CHANNELS
+from deeplab_jax.weights.importers.torch_names import COUNTERS, MOBILENET_V2_STAGES, label_info
 from deeplab_jax.weights.recipe import TORCH, Recipe, Rule, Shapes
-from deeplab_jax.weights.torch_names import COUNTERS, MOBILENET_V2_STAGES, label_info
 
 ROOT, HEAD = "mobilenet_v2.", "segmentation_head."
 OUTPUT_STRIDE = 8  # Of the published model's configuration; a state dict does not say it.

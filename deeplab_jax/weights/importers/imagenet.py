@@ -11,8 +11,7 @@ import numpy as np
 
 from deeplab_jax.models.catalog import ARCHITECTURES
 from deeplab_jax.models.preprocessing import IMAGENET
-from deeplab_jax.weights.recipe import Names, Recipe, Rule, Shapes
-from deeplab_jax.weights.torch_names import (
+from deeplab_jax.weights.importers.torch_names import (
     COUNTERS,
     is_mobilenet_v3,
     mobilenet_v2_rules,
@@ -20,6 +19,7 @@ from deeplab_jax.weights.torch_names import (
     resnet_rules,
     which_resnet,
 )
+from deeplab_jax.weights.recipe import Names, Recipe, Rule, Shapes
 
 Tensors = Mapping[str, np.ndarray]
 

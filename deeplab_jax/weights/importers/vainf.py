@@ -5,8 +5,7 @@ from typing import Any
 
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.preprocessing import IMAGENET
-from deeplab_jax.weights.recipe import TORCH, Names, Recipe, Rule, Shapes
-from deeplab_jax.weights.torch_names import (
+from deeplab_jax.weights.importers.torch_names import (
     COUNTERS,
     label_info,
     mobilenet_v2_rules,
@@ -14,6 +13,7 @@ from deeplab_jax.weights.torch_names import (
     which_resnet,
     xception_rules,
 )
+from deeplab_jax.weights.recipe import TORCH, Names, Recipe, Rule, Shapes
 
 KIND = "vainf"
 DEFAULT_OUTPUT_STRIDE = 16  # Of its command line; the functions that build the networks have 8.

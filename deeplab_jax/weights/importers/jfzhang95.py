@@ -4,8 +4,7 @@ from typing import Any
 
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.preprocessing import IMAGENET
-from deeplab_jax.weights.recipe import TORCH, Names, Recipe, Rule, Shapes
-from deeplab_jax.weights.torch_names import (
+from deeplab_jax.weights.importers.torch_names import (
     COUNTERS,
     MOBILENET_V2_STAGES,
     label_info,
@@ -13,6 +12,7 @@ from deeplab_jax.weights.torch_names import (
     which_resnet,
     xception_rules,
 )
+from deeplab_jax.weights.recipe import TORCH, Names, Recipe, Rule, Shapes
 
 KIND = "jfzhang95"
 DEFAULT_OUTPUT_STRIDE = 16  # Of its command line, whose help says 8.

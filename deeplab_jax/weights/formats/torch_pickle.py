@@ -16,7 +16,7 @@ import ml_dtypes
 import numpy as np
 
 from deeplab_jax.errors import UserError
-from deeplab_jax.weights.inert_pickle import Global, PickleError, is_key, loads
+from deeplab_jax.weights.formats.inert_pickle import Global, PickleError, is_key, loads
 
 MAX_DIMENSIONS = 32
 # Tensors may share a storage or repeat one value by a stride of 0; all of them together take at most so many times the

@@ -16,11 +16,11 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.labels import CITYSCAPES, VOC
 from deeplab_jax.models.preprocessing import CAFFE, SYMMETRIC
 from deeplab_jax.models.segmenter import abstract_variables
-from deeplab_jax.weights import slim
 from deeplab_jax.weights.convert import convert
 from deeplab_jax.weights.folder import flatten_variables
+from deeplab_jax.weights.importers import slim
 from deeplab_jax.weights.recipe import Recipe, Shapes, their_name
-from tests.weights import golden
+from tests.weights.importers import golden
 
 # The last norms of residual branches, so that their sums stay small and every offset matters.
 SCALES = (

@@ -6,8 +6,8 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.models.inverted_residual import scale_channels
 from deeplab_jax.models.mobilenet_v2 import ROWS, STEM_CHANNELS
 from deeplab_jax.models.preprocessing import CAFFE, SYMMETRIC
+from deeplab_jax.weights.importers.torch_names import MOBILENET_V2_STAGES, label_info
 from deeplab_jax.weights.recipe import SLIM, Names, Recipe, Rule, Shapes
-from deeplab_jax.weights.torch_names import MOBILENET_V2_STAGES, label_info
 
 KIND = "tensorflow"
 OUTPUT_STRIDE = 16  # Of their training; a checkpoint does not say one.

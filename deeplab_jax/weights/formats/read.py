@@ -10,10 +10,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from deeplab_jax.errors import UserError
-from deeplab_jax.weights.inert_pickle import Placeholder
-from deeplab_jax.weights.tf_checkpoint import find_checkpoint, read_checkpoint
-from deeplab_jax.weights.tflite import is_tflite, read_tflite
-from deeplab_jax.weights.torch_file import not_a_state_dict, read_torch
+from deeplab_jax.weights.formats.inert_pickle import Placeholder
+from deeplab_jax.weights.formats.tf_checkpoint import find_checkpoint, read_checkpoint
+from deeplab_jax.weights.formats.tflite import is_tflite, read_tflite
+from deeplab_jax.weights.formats.torch_file import not_a_state_dict, read_torch
 
 # Keys under which training scripts keep the state dict in what they save, the first that is there counts.
 NESTED = ("state_dict", "model_state", "model_state_dict", "model", "net")

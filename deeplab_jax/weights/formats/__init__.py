@@ -1,0 +1,1 @@
+"""Files of other frameworks, read and written without these frameworks."""
