@@ -67,7 +67,9 @@ def write_state_dict(path: str | Path, tensors: Mapping[str, np.ndarray]) -> Pat
     if file.suffix not in SUFFIXES:
         raise UserError(f"{file}: a state dict is written as {', '.join(SUFFIXES)}; choose one of these suffixes")
     if file.suffix == ".safetensors":
-        return write_whole(file, lambda fresh: save_file(dict(tensors), str(fresh), metadata={"format": "pt"}))
+        # It writes the memory of an array as it lies, whatever its strides say.
+        contiguous = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
+        return write_whole(file, lambda fresh: save_file(contiguous, str(fresh), metadata={"format": "pt"}))
     return write_whole(file, lambda fresh: write_torch(fresh, tensors))
 
 

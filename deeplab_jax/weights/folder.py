@@ -41,7 +41,8 @@ def save(path: str | Path, model: Segmenter, variables: Mapping[str, Any], info:
       UserError: the folder cannot be written.
     """
     folder = Path(path)
-    tensors = {key: np.asarray(value) for key, value in flatten_variables(variables).items()}
+    # In row-major order: `save_file` writes the memory of an array as it lies, whatever its strides say.
+    tensors = {key: np.asarray(value, order="C") for key, value in flatten_variables(variables).items()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as work:

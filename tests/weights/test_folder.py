@@ -189,3 +189,12 @@ def test_a_run_directory_gives_its_best_checkpoint_or_else_the_newest(tmp_path, 
     (tmp_path / MODEL_FILE).write_text(json.dumps(content))
     with pytest.raises(UserError, match=r"classifier/kernel is \(1, 1, 16, 4\), the model has \(1, 1, 16, 5\)"):
         load(tmp_path)
+
+
+def test_transposed_arrays_are_written_as_they_read(tmp_path) -> None:
+    """The safetensors library itself writes the memory of such an array, in the wrong order."""
+    model, variables = tiny_model("cascade_tiny")
+    turned = jax.tree.map(lambda x: np.asarray(x).T.copy().T, variables)
+    assert not turned["params"]["backbone"]["deep"]["conv"]["kernel"].flags.c_contiguous
+    save(tmp_path, model, turned, {})
+    jax.tree.map(np.testing.assert_array_equal, load(tmp_path)[1], variables)
