@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from deeplab_jax.models.layers import ConvNorm, LayerSettings, spatial_conv
+from deeplab_jax.models.layers import ConvNorm, LayerSettings, spatial_conv, spatial_convs
 from deeplab_jax.ops.pooling import global_average_pool
 from deeplab_jax.ops.resize import resize_bilinear
 
@@ -75,14 +75,12 @@ class ASPP(nn.Module):
             branches.append(resize_bilinear(pooled, x.shape[1:3], align_corners=s.align_corners))
         y = ConvNorm(self.channels, settings=s, name="projection")(jnp.concatenate(branches, axis=-1), train=train)
         y = nn.Dropout(self.dropout, deterministic=not train)(y)
-        for index, (kernel_size, channels) in enumerate(self.head_convs):
-            conv = spatial_conv(
-                channels,
-                kernel_size,
-                separable=self.separable,
-                depthwise_norm=self.depthwise_norm,
-                settings=s,
-                name=f"head{index + 1}",
-            )
-            y = conv(y, train=train)
-        return y
+        return spatial_convs(
+            y,
+            self.head_convs,
+            separable=self.separable,
+            depthwise_norm=self.depthwise_norm,
+            settings=s,
+            name="head",
+            train=train,
+        )

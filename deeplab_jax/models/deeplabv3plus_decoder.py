@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from deeplab_jax.models.layers import ConvNorm, Features, LayerSettings, spatial_conv
+from deeplab_jax.models.layers import ConvNorm, Features, LayerSettings, spatial_convs
 from deeplab_jax.ops.resize import resize_bilinear
 
 
@@ -39,14 +39,13 @@ class DeepLabV3PlusDecoder(nn.Module):
             low, _ = features[name]
             low = ConvNorm(self.low_level_channels, settings=s, name=f"{name}_reduction")(low, train=train)
             x = jnp.concatenate([resize_bilinear(x, low.shape[1:3], align_corners=s.align_corners), low], axis=-1)
-            for index, (kernel_size, channels) in enumerate(self.convs):
-                conv = spatial_conv(
-                    channels,
-                    kernel_size,
-                    separable=self.separable,
-                    depthwise_norm=self.depthwise_norm,
-                    settings=s,
-                    name=f"{name}_conv{index + 1}",
-                )
-                x = conv(x, train=train)
+            x = spatial_convs(
+                x,
+                self.convs,
+                separable=self.separable,
+                depthwise_norm=self.depthwise_norm,
+                settings=s,
+                name=f"{name}_conv",
+                train=train,
+            )
         return x

@@ -217,3 +217,28 @@ def spatial_conv(
             features, kernel_size, rate=rate, depthwise_norm=depthwise_norm, settings=settings, name=name
         )
     return ConvNorm(features, kernel_size, rate=rate, settings=settings, name=name)
+
+
+def spatial_convs(
+    x: jax.Array,
+    convs: tuple[tuple[int, int], ...],
+    *,
+    separable: bool,
+    depthwise_norm: bool,
+    settings: LayerSettings,
+    name: str,
+    train: bool,
+) -> jax.Array:
+    """Apply one `spatial_conv` after the other, given as (kernel size, channels) and named NAME1, NAME2, ...; within a
+    compact method.
+    """
+    for index, (kernel_size, channels) in enumerate(convs):
+        x = spatial_conv(
+            channels,
+            kernel_size,
+            separable=separable,
+            depthwise_norm=depthwise_norm,
+            settings=settings,
+            name=f"{name}{index + 1}",
+        )(x, train=train)
+    return x

@@ -12,8 +12,10 @@ import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
+import jax
 import numpy as np
 
+from deeplab_jax.weights.convert import convert
 from tests.peers.parity import AGREEMENT, LOGITS
 
 FOLDER = Path(__file__).parent / "golden"
@@ -107,3 +109,14 @@ def assert_golden(logits: np.ndarray, name: str, call: str) -> None:
     agreement = np.mean(logits.argmax(-1) == classes)
     assert error <= LOGITS, f"logits differ by {error:.1e} of the largest"
     assert agreement >= AGREEMENT, f"{agreement:.4%} of the pixels have the same class"
+
+
+def assert_converted(
+    tensors: Mapping[str, np.ndarray], name: str, *, kind: str, output_stride: int, size: tuple[int, int]
+) -> None:
+    """Convert a network's generated tensors, run it, and compare its logits with the golden ones."""
+    model, variables, info = convert(tensors, output_stride=output_stride)
+    assert info["source"]["kind"] == kind
+    assert info["source"]["random"] == []
+    logits = jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, images(*size))
+    assert_golden(np.asarray(logits), name, f"os{output_stride}_{size[0]}x{size[1]}")

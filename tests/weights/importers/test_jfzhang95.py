@@ -7,12 +7,9 @@ and shapes, in `eval()`, applied to `golden.images`. Its MobileNetV2 holds every
 they got different values, of which the last loaded counts.
 """
 
-import jax
-import numpy as np
 import pytest
 
 from deeplab_jax.errors import UserError
-from deeplab_jax.weights.convert import convert
 from deeplab_jax.weights.importers import jfzhang95, vainf
 from tests.weights.importers import golden
 
@@ -26,23 +23,13 @@ FAST = [("jfzhang95_mobilenet", 8, (97, 131))]
 ALL = [(name, stride, size) for name, _ in NETWORKS for stride in (16, 8) for size in ((97, 131), (321, 241))]
 
 
-def assert_same(name: str, output_stride: int, size: tuple[int, int]) -> None:
-    tensors = golden.generate(golden.read_shapes(name))
-    model, variables, info = convert(tensors, output_stride=output_stride)
-    assert info["source"]["kind"] == "jfzhang95"
-    logits = jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, golden.images(*size))
-    golden.assert_golden(np.asarray(logits), name, f"os{output_stride}_{size[0]}x{size[1]}")
-
-
-@pytest.mark.parametrize(("name", "output_stride", "size"), FAST)
+@pytest.mark.parametrize(
+    ("name", "output_stride", "size"),
+    [pytest.param(*case, marks=() if case in FAST else pytest.mark.slow) for case in ALL],
+)
 def test_logits(name: str, output_stride: int, size: tuple[int, int]) -> None:
-    assert_same(name, output_stride, size)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("name", "output_stride", "size"), [case for case in ALL if case not in FAST])
-def test_logits_of_every_network(name: str, output_stride: int, size: tuple[int, int]) -> None:
-    assert_same(name, output_stride, size)
+    tensors = golden.generate(golden.read_shapes(name))
+    golden.assert_converted(tensors, name, kind="jfzhang95", output_stride=output_stride, size=size)
 
 
 @pytest.mark.parametrize(("name", "ours"), NETWORKS)

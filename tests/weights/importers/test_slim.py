@@ -8,7 +8,6 @@ the resize of `model.predict_labels`, with the options of the released checkpoin
 
 import re
 
-import jax
 import numpy as np
 import pytest
 
@@ -81,22 +80,11 @@ def recipe_of(shapes: Shapes, output_stride: int | None = None) -> Recipe:
     return recipe
 
 
-def assert_same(name: str, output_stride: int, size: tuple[int, int]) -> None:
-    model, variables, info = convert(tensors_of(name), output_stride=output_stride)
-    assert info["source"]["kind"] == "tensorflow"
-    logits = jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, golden.images(*size))
-    golden.assert_golden(np.asarray(logits), f"slim_{name}", f"os{output_stride}_{size[0]}x{size[1]}")
-
-
-@pytest.mark.parametrize(("name", "output_stride", "size"), FAST)
+@pytest.mark.parametrize(
+    ("name", "output_stride", "size"), [*FAST, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)]
+)
 def test_logits(name: str, output_stride: int, size: tuple[int, int]) -> None:
-    assert_same(name, output_stride, size)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("name", "output_stride", "size"), SLOW)
-def test_logits_of_every_network(name: str, output_stride: int, size: tuple[int, int]) -> None:
-    assert_same(name, output_stride, size)
+    golden.assert_converted(tensors_of(name), f"slim_{name}", kind="tensorflow", output_stride=output_stride, size=size)
 
 
 @pytest.mark.parametrize(("name", "ours", "low_level"), NETWORKS)

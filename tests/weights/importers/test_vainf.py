@@ -6,13 +6,10 @@ after `network.convert_to_separable_conv(model.classifier)`), loaded with `golde
 shapes, in `eval()`, applied to `golden.images`. At output stride 8 its Xception cannot take 97x131, hence 121x155.
 """
 
-import jax
-import numpy as np
 import pytest
 
 from deeplab_jax.errors import UserError
 from deeplab_jax.labels import CITYSCAPES, VOC
-from deeplab_jax.weights.convert import convert
 from deeplab_jax.weights.importers import jfzhang95, vainf
 from tests.weights.importers import golden
 
@@ -41,23 +38,13 @@ ALL = [
 ]
 
 
-def assert_same(name: str, output_stride: int, size: tuple[int, int]) -> None:
-    tensors = golden.generate(golden.read_shapes(name))
-    model, variables, info = convert(tensors, output_stride=output_stride)
-    assert info["source"]["kind"] == "vainf"
-    logits = jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, golden.images(*size))
-    golden.assert_golden(np.asarray(logits), name, f"os{output_stride}_{size[0]}x{size[1]}")
-
-
-@pytest.mark.parametrize(("name", "output_stride", "size"), FAST)
+@pytest.mark.parametrize(
+    ("name", "output_stride", "size"),
+    [pytest.param(*case, marks=() if case in FAST else pytest.mark.slow) for case in ALL],
+)
 def test_logits(name: str, output_stride: int, size: tuple[int, int]) -> None:
-    assert_same(name, output_stride, size)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("name", "output_stride", "size"), [case for case in ALL if case not in FAST])
-def test_logits_of_every_network(name: str, output_stride: int, size: tuple[int, int]) -> None:
-    assert_same(name, output_stride, size)
+    tensors = golden.generate(golden.read_shapes(name))
+    golden.assert_converted(tensors, name, kind="vainf", output_stride=output_stride, size=size)
 
 
 @pytest.mark.parametrize(("name", "ours"), NETWORKS)
