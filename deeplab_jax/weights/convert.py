@@ -10,10 +10,11 @@ from deeplab_jax.errors import UserError, did_you_mean
 from deeplab_jax.models.catalog import describe
 from deeplab_jax.models.segmenter import Segmenter, Variables
 from deeplab_jax.weights import folder
+from deeplab_jax.weights.assemble import assemble
 from deeplab_jax.weights.formats.read import read_tensors
 from deeplab_jax.weights.formats.tflite import is_tflite, read_tflite
 from deeplab_jax.weights.importers import imagenet, jfzhang95, slim, smp, torchvision, transformers, vainf
-from deeplab_jax.weights.recipe import Recipe, assemble
+from deeplab_jax.weights.recipe import Recipe
 
 # In the order in which they are asked; the name is what `kind=` takes.
 IMPORTERS: dict[str, Callable[..., Recipe | None]] = {

@@ -14,10 +14,11 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.models.catalog import create_model
 from deeplab_jax.models.segmenter import Segmenter, Variables, abstract_variables
 from deeplab_jax.weights import export_torchvision as export
+from deeplab_jax.weights.assemble import assemble
 from deeplab_jax.weights.export_torchvision import export_torchvision, write_state_dict
 from deeplab_jax.weights.formats.torch_file import read_torch
 from deeplab_jax.weights.importers import imagenet, torchvision
-from deeplab_jax.weights.recipe import TORCH, assemble, their_name
+from deeplab_jax.weights.recipe import TORCH, their_name
 
 LRASPP = "lraspp_mobilenet_v3_large"
 # Tensors of torchvision's networks (0.28, 21 classes, auxiliary head), and the digest of their names and shapes.
