@@ -52,7 +52,7 @@ def interpolation_matrix(source: int, target: int, align_corners: bool) -> np.nd
     else:
         positions = np.clip((np.arange(target) + 0.5) * (source / target) - 0.5, 0, source - 1)
     lower = np.clip(np.floor(positions).astype(int), 0, max(source - 2, 0))
-    fraction = positions - lower
+    fraction = np.clip(positions - lower, 0, 1)  # Rounding leaves the last position a hair outside.
     matrix = np.zeros((target, source), np.float32)
     rows = np.arange(target)
     matrix[rows, lower] = 1 - fraction

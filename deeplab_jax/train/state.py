@@ -2,12 +2,14 @@
 
 from typing import Any
 
+import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
 
 from deeplab_jax.models.segmenter import Segmenter, Variables
+from deeplab_jax.models.unreached_taps import TapWatcher, zero_unreached
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -45,9 +47,14 @@ class TrainState(flax.struct.PyTreeNode):
 def create_state(
     key: jax.Array, *, model: Segmenter, optimizer: optax.GradientTransformation, size: tuple[int, int], ema: bool
 ) -> TrainState:
-    """Initialise the state of a model for images of `size`; run it under `jit` (or `eval_shape`)."""
-    variables = model.init({"params": key}, jnp.zeros((1, *size, 3), jnp.float32), train=False)
-    params = variables["params"]
+    """Initialise the state of a model for images of `size`; run it under `jit` (or `eval_shape`).
+
+    Taps of atrous kernels that see only padding at that size start at zero; see `models.unreached_taps`.
+    """
+    watcher = TapWatcher()
+    with nn.intercept_methods(watcher):
+        variables = model.init({"params": key}, jnp.zeros((1, *size, 3), jnp.float32), train=False)
+    params = zero_unreached(variables["params"], watcher.reached)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,

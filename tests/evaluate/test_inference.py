@@ -189,7 +189,7 @@ def test_probabilities_lead_to_the_predicted_classes(made, view) -> None:
     )
 
 
-@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("view", [VIEWS[0], *(pytest.param(view, marks=pytest.mark.slow) for view in VIEWS[1:])])
 def test_the_crf_sees_each_image_at_its_true_size(made, view) -> None:
     """By hand from the padded probabilities: cut to the image and refined alone; an empty image costs nothing."""
     pictures = [image_of(60, 90), image_of(65, 71)]

@@ -63,7 +63,13 @@ def test_an_output_stride_that_the_stages_do_not_have_raises(output_stride: int)
 
 
 # The property that the papers rest on: what was trained at one output stride runs at another.
-@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50", "resnet101", "mobilenet_v2"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "resnet18", "resnet50", "mobilenet_v2",
+        pytest.param("resnet34", marks=pytest.mark.slow), pytest.param("resnet101", marks=pytest.mark.slow),
+    ],
+)  # fmt: skip
 def test_features_at_stride_4_subsampled_are_those_at_8_and_16(name: str, fill_variables: Any) -> None:
     """The map is neither square nor a multiple of a stride; multi-grid is on where the paper has it."""
     grid = {} if name == "mobilenet_v2" else {"multi_grid": BACKBONES[name].multi_grid}
@@ -150,7 +156,10 @@ def test_the_beta_form_has_the_rates_of_the_paper(convolutions: Any, shapes_of: 
     assert [c.stride for c in found[-9:]] == [1, 1, 1, 1, 1, 2, 1, 1, 1]
 
 
-@pytest.mark.parametrize(("name", "multi_grid"), [("resnet18", (1, 2)), ("resnet50_beta", (1, 2, 4))])
+@pytest.mark.parametrize(
+    ("name", "multi_grid"),
+    [("resnet18", (1, 2)), pytest.param("resnet50_beta", (1, 2, 4), marks=pytest.mark.slow)],
+)
 def test_features_are_consistent_with_the_stride_in_the_last_unit(
     name: str, multi_grid: tuple[int, ...], fill_variables: Any
 ) -> None:

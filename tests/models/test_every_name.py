@@ -41,7 +41,15 @@ def thin(name: str) -> dict[str, Any]:
     return options
 
 
-@pytest.mark.parametrize("name", model_names())
+def _is_fast(name: str) -> bool:
+    """Every backbone once, under DeepLabv3, and every architecture once, on the first of its backbones."""
+    architecture = name.split("_", 1)[0]
+    return architecture == "deeplabv3" or next(n for n in model_names() if n.split("_", 1)[0] == architecture) == name
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if _is_fast(name) else pytest.mark.slow) for name in model_names()]
+)
 def test_logits_and_features_have_the_promised_sizes(name: str) -> None:
     """At full width, on an odd size; nothing is computed."""
     model = create_model(name, num_classes=7, lowering="direct")  # traced faster

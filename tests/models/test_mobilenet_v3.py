@@ -187,6 +187,7 @@ def with_constant_gates(variables: Any) -> Any:
     return jax.tree_util.tree_map_with_path(still, variables)
 
 
+@pytest.mark.slow
 def test_features_at_stride_4_subsampled_are_those_at_16_but_for_the_averages(fill_variables: Any) -> None:
     """Exactly where the gates are constant and the rates are the previous ones; the averages move it; torchvision's
     rates move it even without them.

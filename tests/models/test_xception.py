@@ -162,7 +162,7 @@ def test_only_convolutions_stride(depth: int, striding: list[int]) -> None:
     assert {c.stride for c in found} == {1, 2}
 
 
-@pytest.mark.parametrize("depth", [41, 65, 71])
+@pytest.mark.parametrize("depth", [41, *(pytest.param(d, marks=pytest.mark.slow) for d in (65, 71))])
 def test_features_at_stride_4_subsampled_are_those_at_8_16_and_32(depth: int, fill_variables: Any) -> None:
     network = thin(depth)
     variables = louder(fill_variables(network, 1, 50, 37, 3, output_stride=16))
