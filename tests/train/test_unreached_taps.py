@@ -40,8 +40,8 @@ def test_by_hand(side, rate, stride, expected) -> None:
 def make(size):
     # Output stride 16 of 65x49 pixels is a map of 5x4: rates 2, 4 and 6.
     model, _ = tiny_model("deeplabv3plus_tiny", num_classes=3, aspp_rates=(2, 4, 6), aspp_channels=8)
-    state = create_state(jax.random.key(0), model=model, optimizer=optax.sgd(0.1), size=size, ema=True)
-    return model, state
+    create = partial(create_state, model=model, optimizer=optax.sgd(0.1), size=size, ema=True)
+    return model, jax.jit(create)(jax.random.key(0))
 
 
 def outer_taps(state, branch):
@@ -62,7 +62,8 @@ def test_they_start_at_zero() -> None:
 def test_training_is_the_same_and_larger_images_see_less_noise() -> None:
     """The gradient of such taps is exactly zero, so a step changes neither them nor anything through them."""
     model, state = make((65, 49))
-    initial = model.init({"params": jax.random.key(0)}, jnp.zeros((1, 65, 49, 3)), train=False)["params"]
+    initialise = jax.jit(lambda key: model.init({"params": key}, jnp.zeros((1, 65, 49, 3)), train=False))
+    initial = initialise(jax.random.key(0))["params"]
     random_taps = state.replace(params=initial, ema_params=jax.tree.map(jnp.copy, initial))
     rng = np.random.default_rng(0)
     batch = {
