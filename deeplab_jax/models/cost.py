@@ -20,7 +20,7 @@ import numpy as np
 from deeplab_jax.errors import UserError, did_you_mean
 from deeplab_jax.models.segmenter import Segmenter, Variables
 from deeplab_jax.ops.atrous import Convolution, observe_convolutions
-from deeplab_jax.ops.geometry import scaled_side
+from deeplab_jax.ops.geometry import scaled_side, taps_on_map
 
 Counting = Literal["exact", "valid", "space_to_batch"]
 
@@ -108,9 +108,8 @@ def _output_taps(c: Convolution, axis: int, counting: Counting) -> int:
     """Count the pairs of an output sample and a tap along one axis."""
     size, taps, outputs = c.inputs[axis + 1], c.kernel[axis], c.outputs[axis + 1]
     if counting == "valid":
-        starts = np.arange(outputs)[:, None] * c.stride - c.padding[axis][0]
-        seen = starts + np.arange(taps)[None] * c.rate
-        return int(np.sum((seen >= 0) & (seen < size)))
+        on_map = taps_on_map(size, outputs, taps, stride=c.stride, rate=c.rate, before=c.padding[axis][0])
+        return int(np.sum(on_map))
     if counting == "space_to_batch" and c.rate > 1 and c.stride == 1:
         outputs = c.rate * -(-outputs // c.rate)
     return outputs * taps

@@ -5,57 +5,44 @@ taps then, so after training they still hold their random start; on larger image
 and add noise. They start at zero instead, which leaves training as it is and gives larger images the same 1x1 filter.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-import flax.linen as nn
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from deeplab_jax.models.layers import Conv
-
-# Path of a convolution to a bool array `[k, k]`: whether a tap meets a sample of the map anywhere.
-Reached = dict[str, np.ndarray]
-
-
-class TapWatcher:
-    """Note which taps of symmetrically padded convolutions are reached, while a network is initialised or applied.
-
-    Use as `with nn.intercept_methods(watcher): ...`. Of a convolution that is called more than once, a tap counts as
-    reached where any call reaches it.
-    """
-
-    def __init__(self) -> None:
-        self.reached: Reached = {}
-
-    def __call__(self, next_function: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
-        output = next_function(*args, **kwargs)
-        conv = context.module
-        if isinstance(conv, Conv) and conv.padding is None and context.method_name == "__call__":
-            rows, columns = (
-                taps_reached(
-                    args[0].shape[axis], output.shape[axis], conv.kernel_size, stride=conv.stride, rate=conv.rate
-                )
-                for axis in (1, 2)
-            )
-            path = "/".join(conv.path)
-            mask = rows[:, None] & columns[None]
-            self.reached[path] = self.reached.get(path, np.zeros_like(mask)) | mask
-        return output
+from deeplab_jax.models.cost import Call
+from deeplab_jax.ops.atrous import Convolution
+from deeplab_jax.ops.geometry import taps_on_map
 
 
-def taps_reached(side: int, outputs: int, kernel_size: int, *, stride: int, rate: int) -> np.ndarray:
-    """Return for each tap along an axis, bool `[kernel_size]`, whether it meets a sample of a map of `side` samples."""
-    offsets = rate * (np.arange(kernel_size) - (kernel_size - 1) // 2)
-    positions = stride * np.arange(outputs)[:, None] + offsets[None]
-    return np.asarray(((positions >= 0) & (positions < side)).any(axis=0))
+def reached_taps(convolution: Convolution) -> np.ndarray:
+    """Return for each tap of a kernel, bool `[kh, kw]`, whether it meets a sample of the map anywhere."""
+    c = convolution
+
+    def along(axis: int) -> np.ndarray:
+        size, outputs, taps = c.inputs[axis + 1], c.outputs[axis + 1], c.kernel[axis]
+        on_map = taps_on_map(size, outputs, taps, stride=c.stride, rate=c.rate, before=c.padding[axis][0])
+        return np.asarray(on_map.any(axis=0))
+
+    return along(0)[:, None] & along(1)[None]
 
 
-def zero_unreached(params: Mapping[str, Any], reached: Reached) -> dict[str, Any]:
-    """Return the parameters with zeros in the taps that were not reached."""
+def reached_by_layer(calls: Iterable[Call]) -> dict[str, np.ndarray]:
+    """Return the reached taps of every layer; of one that is called more than once, those that any call reaches."""
+    reached: dict[str, np.ndarray] = {}
+    for call in calls:
+        if not call.convolution.transposed:
+            mask = reached_taps(call.convolution)
+            reached[call.layer] = reached.get(call.layer, np.zeros_like(mask)) | mask
+    return reached
+
+
+def zero_unreached(params: Mapping[str, Any], calls: Iterable[Call]) -> dict[str, Any]:
+    """Return the parameters with zeros in the taps that none of a run's convolutions reaches."""
     flat = flatten_dict(dict(params), sep="/")
-    for path, mask in reached.items():
+    for layer, mask in reached_by_layer(calls).items():
         if not mask.all():
-            kernel = flat[f"{path}/kernel"]
-            flat[f"{path}/kernel"] = kernel * mask[:, :, None, None].astype(np.float32)
+            name = f"{layer}/conv/kernel" if f"{layer}/conv/kernel" in flat else f"{layer}/kernel"
+            flat[name] = flat[name] * mask[:, :, None, None].astype(np.float32)
     return unflatten_dict(flat, sep="/")

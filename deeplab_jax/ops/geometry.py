@@ -49,6 +49,24 @@ def scaled_side(side: int, scale: float) -> int:
     return round((side - 1) * scale) + 1
 
 
+def taps_on_map(size: int, outputs: int, kernel_size: int, *, stride: int, rate: int, before: int) -> np.ndarray:
+    """Return which taps of a 1-D kernel fall on the map rather than on its zero padding.
+
+    Args:
+      size: side of the map in samples.
+      outputs: positions of the kernel along it.
+      kernel_size: taps along the side.
+      stride: distance of the positions.
+      rate: distance of the taps.
+      before: zeros before the map's first sample, where the first position begins.
+
+    Returns:
+      bool array `[outputs, kernel_size]`.
+    """
+    seen = np.arange(outputs)[:, None] * stride - before + np.arange(kernel_size)[None] * rate
+    return (seen >= 0) & (seen < size)
+
+
 def valid_tap_counts(size: int, kernel_size: int, rate: int) -> np.ndarray:
     """Return, for each position along one side, how many taps of a centred 1-D kernel fall on the map rather than on
     its zero padding.
@@ -56,9 +74,8 @@ def valid_tap_counts(size: int, kernel_size: int, rate: int) -> np.ndarray:
     Returns:
       int64 array `[size]`, values 1 to `kernel_size`.
     """
-    positions = np.arange(size)[:, None]
-    taps = (np.arange(kernel_size) - (kernel_size - 1) // 2) * rate
-    return np.sum((positions + taps >= 0) & (positions + taps < size), axis=1)
+    before = (kernel_size - 1) // 2 * rate
+    return np.sum(taps_on_map(size, size, kernel_size, stride=1, rate=rate, before=before), axis=1)
 
 
 def valid_weight_counts(size: int, kernel_size: int, rate: int) -> np.ndarray:

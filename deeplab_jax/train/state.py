@@ -2,14 +2,14 @@
 
 from typing import Any
 
-import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
 
+from deeplab_jax.models.cost import Watcher
 from deeplab_jax.models.segmenter import Segmenter, Variables
-from deeplab_jax.models.unreached_taps import TapWatcher, zero_unreached
+from deeplab_jax.models.unreached_taps import zero_unreached
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -51,10 +51,10 @@ def create_state(
 
     Taps of atrous kernels that see only padding at that size start at zero; see `models.unreached_taps`.
     """
-    watcher = TapWatcher()
-    with nn.intercept_methods(watcher):
+    watcher = Watcher()
+    with watcher.watch():
         variables = model.init({"params": key}, jnp.zeros((1, *size, 3), jnp.float32), train=False)
-    params = zero_unreached(variables["params"], watcher.reached)
+    params = zero_unreached(variables["params"], watcher.calls)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,

@@ -54,9 +54,7 @@ def recognise(shapes: Shapes, *, output_stride: int | None) -> Recipe | None:
         "dropout": 0.5,
         "norm_epsilon": 1e-5,
         "norm_momentum": 0.9,
-        "value_range": IMAGENET.value_range,
-        "mean": IMAGENET.mean,
-        "std": IMAGENET.std,
+        **vars(IMAGENET),
         **backbone_options,
     }
     return Recipe(

@@ -260,9 +260,7 @@ def _encoder_options(encoder: str, depth: int) -> dict[str, Any]:
         "norm_epsilon": 1e-5,
         "norm_momentum": 0.9,
         "align_corners": True,
-        "value_range": IMAGENET.value_range,
-        "mean": IMAGENET.mean,
-        "std": IMAGENET.std,
+        **vars(IMAGENET),
     }
     if depth < 5:
         options["last_stage"] = f"conv{depth}"

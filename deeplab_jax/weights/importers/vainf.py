@@ -52,9 +52,7 @@ def recognise(shapes: Shapes, *, output_stride: int | None) -> Recipe | None:
         "separable": separable,
         "norm_epsilon": 1e-5,
         "norm_momentum": 0.99,
-        "value_range": IMAGENET.value_range,
-        "mean": IMAGENET.mean,
-        "std": IMAGENET.std,
+        **vars(IMAGENET),
         **backbone_options,
     }
     notes = [
