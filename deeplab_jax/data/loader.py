@@ -37,8 +37,7 @@ def training_batches(
     """Iterate over the batches of steps `start` to `steps - 1`.
 
     What step k sees depends on the seed and k alone: order and augmentation are drawn per position of one endless,
-      reshuffled sequence. So a run
-    that resumes at k sees what it would have seen.
+    reshuffled sequence. So a run that resumes at k sees what it would have seen.
 
     Args:
       source: training examples.

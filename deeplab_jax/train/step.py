@@ -33,8 +33,7 @@ def train_step(
     """Update the state with one batch.
 
     The gradient is that of the summed loss divided by the count of labelled pixels in the whole batch: micro-batches
-      and devices with few labelled
-    pixels do not weigh more.
+    and devices with few labelled pixels do not weigh more.
 
     Args:
       state: the state before.

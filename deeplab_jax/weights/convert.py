@@ -11,8 +11,7 @@ from deeplab_jax.models.catalog import describe
 from deeplab_jax.models.segmenter import Segmenter, Variables
 from deeplab_jax.weights import folder
 from deeplab_jax.weights.assemble import assemble
-from deeplab_jax.weights.formats.read import read_tensors
-from deeplab_jax.weights.formats.tflite import is_tflite, read_tflite
+from deeplab_jax.weights.formats.read import read_network
 from deeplab_jax.weights.importers import imagenet, jfzhang95, slim, smp, torchvision, transformers, vainf
 from deeplab_jax.weights.recipe import Recipe
 
@@ -69,10 +68,10 @@ def convert(
     elif kind == RUN:
         raise UserError(f"{name}: neither a run directory nor a model folder of ours, there is no {folder.MODEL_FILE}")
     else:
-        if output_stride is None and path is not None and is_tflite(path):
-            output_stride = read_tflite(path).output_stride  # The one format that holds the graph.
-        tensors = read_tensors(source)
-        recipe = _recognise(tensors, kind=kind, output_stride=output_stride, source=name)
+        tensors, own_stride = read_network(source)
+        recipe = _recognise(
+            tensors, kind=kind, output_stride=own_stride if output_stride is None else output_stride, source=name
+        )
         info = dict(recipe.info)
     model, variables, report = assemble(
         recipe, tensors, source=name, num_classes=num_classes, reinit=reinit, strict=strict

@@ -33,7 +33,6 @@ from deeplab_jax.models.catalog import describe
 from deeplab_jax.models.fold import fold_norm
 from deeplab_jax.models.pyramid_pooling import PyramidPooling, SpatialPyramidContext
 from deeplab_jax.models.segmenter import SMALLEST_SIDE, Segmenter, Variables
-from deeplab_jax.ops.atrous import lowering_for
 
 STABLEHLO_FILE = "model.stablehlo"
 METADATA_FILE = "metadata.json"
@@ -88,7 +87,7 @@ def export_stablehlo(
     inference_model, variables = _for_inference(model, variables)
     dtype = jnp.uint8 if preprocess else jnp.float32
     images = jax.ShapeDtypeStruct(_input_shape(size, batch), dtype)
-    function = jax.jit(_function(inference_model, variables, preprocess=preprocess, argmax=argmax, platforms=platforms))
+    function = jax.jit(_function(inference_model, variables, preprocess=preprocess, argmax=argmax))
     exported = jax.export.export(function, platforms=tuple(platforms))(images)
     metadata = _metadata(model, exported, preprocess=preprocess, argmax=argmax, info=info or {})
     return _zip({STABLEHLO_FILE: bytes(exported.serialize()), METADATA_FILE: json.dumps(metadata, indent=1).encode()})
@@ -124,27 +123,13 @@ def _input_shape(size: tuple[int, int] | None, batch: int | None) -> tuple[Any, 
 
 
 def _function(
-    model: Segmenter, variables: Variables, *, preprocess: bool, argmax: bool, platforms: Sequence[str]
+    model: Segmenter, variables: Variables, *, preprocess: bool, argmax: bool
 ) -> Callable[[jax.Array], jax.Array]:
-    def run(variables: Variables, images: jax.Array) -> jax.Array:
+    def run(images: jax.Array) -> jax.Array:
         logits: Any = model.apply(variables, model.preprocessing(images) if preprocess else images)
         return jnp.argmax(logits, axis=-1).astype(_ids_dtype(model)) if argmax else logits
 
-    on_cpu, elsewhere = _lowered_for("cpu", run), _lowered_for("gpu", run)
-    others = set(platforms) - {"cpu"}
-    if model.settings.lowering == "auto" and others and "cpu" in platforms:
-        return lambda images: jax.lax.platform_dependent(variables, images, cpu=on_cpu, default=elsewhere)
-    return lambda images: (elsewhere if others else on_cpu)(variables, images)
-
-
-def _lowered_for(backend: str, run: Run) -> Run:
-    """Trace a function as on a backend, whatever this machine has."""
-
-    def lowered(variables: Variables, images: jax.Array) -> jax.Array:
-        with lowering_for(backend):
-            return run(variables, images)
-
-    return lowered
+    return run
 
 
 def _ids_dtype(model: Segmenter) -> Any:

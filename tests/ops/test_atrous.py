@@ -14,12 +14,12 @@ from jax.test_util import check_grads
 from deeplab_jax.ops import geometry
 from deeplab_jax.ops.atrous import (
     Convolution,
-    choose_lowering,
     conv2d,
     conv_transpose2d,
     explicit_padding,
     observe_convolutions,
 )
+from deeplab_jax.ops.lowerings import Window, choose_on_cpu
 
 LOWERINGS = ("auto", "direct", "taps", "space_to_batch")
 
@@ -245,16 +245,25 @@ def test_the_depthwise_gradient_equals_finite_differences(stride: int) -> None:
     check_grads(convolve, (x, kernel), order=1, modes=["rev"], atol=1e-2, rtol=1e-2)
 
 
-def test_choose_lowering_on_a_cpu() -> None:
-    if jax.default_backend() != "cpu":
-        pytest.skip("other backends use the vendor's kernels throughout")
-    dense, pointwise, depthwise = (3, 3, 8, 8), (1, 1, 8, 8), (3, 3, 1, 8)
-    assert choose_lowering(dense, rate=1, stride=1, depthwise=False) == "direct"
-    assert choose_lowering(dense, rate=2, stride=1, depthwise=False) == "direct"
-    assert choose_lowering(dense, rate=4, stride=1, depthwise=False) == "taps"
-    assert choose_lowering(dense, rate=4, stride=2, depthwise=False) == "direct"
-    assert choose_lowering(pointwise, rate=4, stride=1, depthwise=False) == "direct"
-    assert choose_lowering(depthwise, rate=1, stride=2, depthwise=True) == "taps"
+@pytest.mark.parametrize(
+    ("shape", "kernel", "options", "expected"),
+    [
+        ((1, 65, 65, 64), (1, 1, 64, 256), {}, "taps"),  # a matrix product
+        ((1, 65, 65, 64), (1, 1, 64, 256), {"stride": 2}, "taps"),
+        ((1, 65, 65, 256), (3, 3, 1, 256), {"groups": 256}, "taps"),
+        ((1, 65, 65, 256), (3, 3, 256, 256), {}, "direct"),  # sums of 4.3 MB
+        ((1, 33, 33, 256), (3, 3, 256, 256), {}, "taps"),  # of 1.1 MB
+        ((4, 33, 33, 256), (3, 3, 256, 256), {}, "direct"),
+        ((4, 33, 33, 256), (3, 3, 256, 256), {"rate": 4}, "taps"),  # (1 - 8 / 99)^2 = 84.5% of it on the map
+        ((4, 33, 33, 256), (3, 3, 256, 256), {"rate": 3}, "direct"),  # 88.2%
+        ((1, 513, 513, 3), (7, 7, 3, 64), {"stride": 2}, "direct"),  # thin products
+    ],
+)
+def test_the_choice_on_a_cpu(shape: Any, kernel: Any, options: dict[str, int], expected: str) -> None:
+    rate, groups = options.get("rate", 1), options.get("groups", 1)
+    pads = explicit_padding(shape[1:3], kernel[:2], rate=rate, stride=options.get("stride", 1), padding=None)
+    window = Window(rate, options.get("stride", 1), pads, groups)
+    assert choose_on_cpu(shape, kernel, window) == expected
 
 
 def test_lowerings_are_what_they_say() -> None:
@@ -268,14 +277,28 @@ def test_lowerings_are_what_they_say() -> None:
 
     assert convolution in traced(dense, lowering="direct")
     assert convolution not in traced(dense, lowering="taps")
+    assert convolution not in traced(dense, lowering="taps", stride=2)
     assert {"transpose", "reshape", convolution} <= traced(dense, lowering="space_to_batch")
-    assert convolution in traced(dense, lowering="taps", stride=2)  # not covered, so it falls back
-    assert "transpose" not in traced(dense, lowering="space_to_batch", stride=2)
+    assert "transpose" not in traced(dense, lowering="space_to_batch", stride=2)  # not covered, so it falls back
     assert convolution in traced(depthwise, feature_group_count=4, lowering="direct")
     assert convolution not in traced(depthwise, feature_group_count=4, lowering="taps", stride=2)
-    if jax.default_backend() == "cpu":
-        gradient = jax.grad(lambda x, k: jnp.sum(conv2d(x, k, feature_group_count=4)), argnums=(0, 1))
-        assert convolution not in primitives(gradient, x, depthwise)
+
+
+@pytest.mark.parametrize("gradient", [False, True])
+def test_auto_is_chosen_by_the_platform_that_runs_it(gradient: bool) -> None:
+    """One traced program: a CPU gets no depthwise convolution, a GPU gets nothing else."""
+
+    def function(x: jax.Array, kernel: jax.Array) -> Any:
+        return conv2d(x, kernel, feature_group_count=4)
+
+    if gradient:
+        function = jax.grad(lambda x, k: jnp.sum(conv2d(x, k, feature_group_count=4) ** 2), argnums=(0, 1))
+    traced = jax.jit(function).trace(
+        jax.ShapeDtypeStruct((1, 9, 9, 4), jnp.float32), jax.ShapeDtypeStruct((3, 3, 1, 4), jnp.float32)
+    )
+    here, there = (traced.lower(lowering_platforms=(platform,)).as_text() for platform in ("cpu", "cuda"))
+    assert "stablehlo.convolution" not in here
+    assert there.count("stablehlo.convolution") == (3 if gradient else 1)
 
 
 def test_bad_arguments_raise() -> None:

@@ -15,7 +15,6 @@ import pytest
 
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.catalog import create_model, describe, model_names
-from deeplab_jax.ops.atrous import choose_lowering, lowering_for
 from deeplab_jax.weights.export import METADATA_FILE, STABLEHLO_FILE, export_stablehlo
 from tests.models.conftest import make_variables
 from tests.models.test_every_name import thin
@@ -153,17 +152,6 @@ def test_each_platform_has_its_lowering(made: Any) -> None:
     assert depthwise.search(both.mlir_module())
     run_here = jax.jit(both.call).lower(images).compile().as_text()
     assert bool(depthwise.search(run_here)) == (jax.default_backend() != "cpu")
-
-
-def test_lowering_for_holds_within_its_block_only() -> None:
-    case: dict[str, Any] = {"kernel_shape": (3, 3, 1, 4), "rate": 1, "stride": 1, "depthwise": True}
-    before = choose_lowering(**case)
-    with lowering_for("cpu"):
-        assert choose_lowering(**case) == "taps"
-        with lowering_for("gpu"):
-            assert choose_lowering(**case) == "direct"
-        assert choose_lowering(**case) == "taps"
-    assert choose_lowering(**case) == before
 
 
 READER = """

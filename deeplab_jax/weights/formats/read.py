@@ -37,22 +37,28 @@ def read_tensors(source: str | Path | Mapping[str, Any]) -> dict[str, np.ndarray
     Raises:
       UserError: nothing to read there, or a damaged file.
     """
+    return read_network(source)[0]
+
+
+def read_network(source: str | Path | Mapping[str, Any]) -> tuple[dict[str, np.ndarray], int | None]:
+    """Read a state dict as `read_tensors` does, and the output stride where the format holds it (`.tflite`)."""
     if isinstance(source, Mapping):
-        return state_dict(source, name="state dict")
+        return state_dict(source, name="state dict"), None
     path = Path(source)
     try:
-        return state_dict(_read(path), name=str(path))
+        tree, output_stride = _read(path)
+        return state_dict(tree, name=str(path)), output_stride
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error}); check the path") from None
 
 
-def _read(path: Path) -> Mapping[str, Any]:
+def _read(path: Path) -> tuple[Mapping[str, Any], int | None]:
     if path.is_dir():
         for name in FOLDER_FILES:
             if (path / name).is_file():
                 return _read(path / name)
     if checkpoint := find_checkpoint(path):
-        return read_checkpoint(checkpoint)
+        return read_checkpoint(checkpoint), None
     if path.is_dir():
         raise UserError(
             f"{path}: no weights in this folder; it should hold {', '.join(FOLDER_FILES)} or a *.index file"
@@ -62,11 +68,12 @@ def _read(path: Path) -> Mapping[str, Any]:
     with path.open("rb") as stream:
         head = stream.read(512)
     if is_tflite(path):
-        return read_tflite(path).tensors
+        graph = read_tflite(path)
+        return graph.tensors, graph.output_stride
     if head[8:9] == b"{":
-        return _read_safetensors(path)
+        return _read_safetensors(path), None
     if head[:2] == b"PK" or head[:1] == b"\x80":
-        return read_torch(path)
+        return read_torch(path), None
     if head[257:262] == b"ustar":
         raise UserError(
             f"{path}: a tar archive; unpack it first, or, if PyTorch 0.1 wrote it, save it again with a newer one"

@@ -1,10 +1,10 @@
 """torchvision's segmentation models (its ImageNet classifiers: `imagenet`)."""
 
 from deeplab_jax.errors import UserError
-from deeplab_jax.labels import VOC
 from deeplab_jax.weights.importers.torch_names import (
     COUNTERS,
     is_mobilenet_v3,
+    label_info,
     mobilenet_v3_rules,
     resnet_rules,
     which_resnet,
@@ -13,7 +13,6 @@ from deeplab_jax.weights.recipe import TORCH, Recipe, Rule, Shapes
 
 KIND = "torchvision"
 PREFIX = "backbone."
-VOC_INFO = {"class_names": list(VOC.names), "palette": [list(colour) for colour in VOC.palette]}
 # Name to the output stride at which torchvision runs it.
 NETWORKS = {
     "deeplabv3_resnet50": 8,
@@ -116,5 +115,5 @@ def network(name: str, *, num_classes: int, output_stride: int | None = None, au
         layout=TORCH,
         unused=(COUNTERS,),
         notes=tuple(notes),
-        info=VOC_INFO if num_classes == 21 else {},
+        info=label_info(num_classes),
     )

@@ -1,0 +1,126 @@
+"""Measure this package beside the PyTorch peers, and write the README's section.
+
+    python -m experiments.benchmarks [--parts inference,training] [--out FILE] [--write README.md]
+
+Every row is written as soon as it is measured, and kept by the next run with the same settings.
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from deeplab_jax.errors import UserError, did_you_mean
+from experiments.benchmarks import (
+    compilation,
+    evaluation,
+    growth,
+    inference,
+    limits,
+    lowerings,
+    machine,
+    memory,
+    pipeline,
+    report,
+    training,
+)
+from experiments.benchmarks.children import print_result
+from experiments.benchmarks.session import Session, read_results
+
+PARTS: dict[str, Callable[[Session], dict[str, Any]]] = {
+    "limits": limits.measure,
+    "inference": inference.measure,
+    "training": training.measure,
+    "lowerings": lowerings.measure,
+    "pipeline": pipeline.measure,
+    "evaluation": evaluation.measure,
+    "compile": compilation.measure,
+    "memory": memory.measure,
+    "growth": growth.measure,
+}
+CHILDREN: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "compile": compilation.child,
+    "memory": memory.child,
+    "pipeline": pipeline.child,
+}
+RESULTS = Path(__file__).resolve().parents[1] / "results" / "benchmarks"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure the parts in turn. Returns 1 where a row failed, 2 for faults that the user can mend."""
+    # Memory is shared with PyTorch on a GPU, and a peak must be that of the program.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    args = parser().parse_args(argv)
+    if args.child:
+        arguments = json.loads(args.child)
+        print_result(CHILDREN[arguments.pop("part")](arguments))
+        return 0
+    try:
+        failures = run(args)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    for failure in failures:
+        print(f"failed: {failure}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def run(args: argparse.Namespace) -> list[str]:
+    """Do what the flags ask for, and return the names of rows that failed."""
+    parts = chosen(args.parts)
+    if args.repeats is not None and args.repeats < 1:
+        raise UserError(f"--repeats {args.repeats}: give at least 1")
+    file = Path(args.out) if args.out else default_file(quick=args.quick)
+    failures: list[str] = []
+    if parts:
+        repeats = args.repeats or (2 if args.quick else 10)
+        session = Session(file, repeats=repeats, quick=args.quick, again=args.again)
+        for part in parts:
+            PARTS[part](session)
+        failures = session.failures
+    summary = report.summarize(read_results(file))
+    print(f"\n{summary}")
+    if args.write:
+        report.write_section(Path(args.write), summary)
+    return failures
+
+
+def chosen(parts: str) -> list[str]:
+    """Return the named parts in the order of the table.
+
+    Raises:
+      UserError: an unknown name.
+    """
+    names = [name.strip() for name in parts.split(",") if name.strip()]
+    for name in names:
+        if name not in PARTS:
+            raise UserError(f"--parts {name!r}: {did_you_mean(name, list(PARTS))}")
+    return [name for name in PARTS if name in names]
+
+
+def default_file(*, quick: bool) -> Path:
+    """Return the file of the platform's results; quick ones are nobody's results and go to the temporary folder."""
+    if quick:
+        return Path(tempfile.gettempdir()) / "deeplab_jax_benchmarks" / f"{machine.platform()}.json"
+    return RESULTS / f"{machine.platform()}.json"
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the flags."""
+    flags = argparse.ArgumentParser(prog="python -m experiments.benchmarks", description=(__doc__ or "").split("\n")[0])
+    flags.add_argument("--parts", default=",".join(PARTS), help='some of the parts, or "" for the report alone')
+    flags.add_argument("--out", help="file of the results; default experiments/results/benchmarks/PLATFORM.json")
+    flags.add_argument("--repeats", type=int, help="rounds of each race; default 10, with --quick 2")
+    flags.add_argument("--quick", action="store_true", help="tiny sizes and networks, to see that everything works")
+    flags.add_argument("--again", action="store_true", help="measure rows anew that the file already holds")
+    flags.add_argument("--write", metavar="FILE", help="file whose section to replace, such as README.md")
+    flags.add_argument("--child", help=argparse.SUPPRESS)
+    return flags
+
+
+if __name__ == "__main__":
+    sys.exit(main())

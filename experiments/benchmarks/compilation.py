@@ -1,0 +1,82 @@
+"""Seconds from a function to its program: trace, lower, compile; anew, and from the persistent cache."""
+
+import tempfile
+import time
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from deeplab_jax.models.fold import fold_norm
+from deeplab_jax.models.segmenter import abstract_variables
+from experiments.benchmarks import networks
+from experiments.benchmarks.children import run_child
+from experiments.benchmarks.session import Session
+
+STAGES = ("trace", "lower", "compile")
+
+
+def measure(session: Session) -> dict[str, Any]:
+    """Time the inference of each network, and the training steps of the deepest; return the rows by name."""
+    rows = {}
+    for network in networks.networks(session):
+        trained = session.quick or "resnet101" in network.model
+        for task in ("inference", "training") if trained else ("inference",):
+            sizes = networks.training_batch(session, network), (1, networks.inference_sides(session)[0])
+            batch, side = sizes[0] if task == "training" else sizes[1]
+            settings = {"network": network.name, "task": task, "batch": batch, "side": side}
+            name = f"{network.name}, {task} {batch}x{side}x{side}"
+            rows[name] = session.row("compile", name, settings, partial(cold_and_warm, settings), describe)
+    return rows
+
+
+def cold_and_warm(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the seconds of the stages without a cache (`cold`) and with a filled one (`warm`), in fresh processes."""
+    cold = run_child("compile", {**settings, "cache": ""})
+    with tempfile.TemporaryDirectory() as folder:
+        run_child("compile", {**settings, "cache": folder})
+        warm = run_child("compile", {**settings, "cache": folder})
+    return {"cold": cold, "warm": warm}
+
+
+def child(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Trace, lower and compile in this process; return the seconds of each and their sum."""
+    use_cache(arguments["cache"])
+    network, batch, side = networks.BY_NAME[arguments["network"]], arguments["batch"], arguments["side"]
+    model = networks.create(network)
+    images = jax.ShapeDtypeStruct((batch, side, side, 3), jnp.float32)
+    if arguments["task"] == "inference":
+        folded, variables = fold_norm(model, networks.random_variables(model))
+        return stages(jax.jit(partial(folded.apply, train=False)), (variables, images))
+    abstract = abstract_variables(model)
+    step, start = networks.training_step(model, abstract["params"])
+    labels = jax.ShapeDtypeStruct(images.shape[:3], jnp.uint8)
+    examples = {"image": jax.ShapeDtypeStruct(images.shape, jnp.uint8), "label": labels}
+    return stages(step, (jax.eval_shape(start, abstract), examples))
+
+
+def use_cache(folder: str) -> None:
+    """Keep every program in a folder, or none at all where it is ""."""
+    jax.config.update("jax_enable_compilation_cache", bool(folder))
+    jax.config.update("jax_compilation_cache_dir", folder or None)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def stages(function: Any, inputs: tuple[Any, ...]) -> dict[str, float]:
+    """Return the seconds of `trace`, `lower` and `compile` of a jitted function, and their `total`."""
+    clock = [time.perf_counter()]
+    traced = function.trace(*inputs)
+    clock.append(time.perf_counter())
+    lowered = traced.lower()
+    clock.append(time.perf_counter())
+    lowered.compile()
+    clock.append(time.perf_counter())
+    seconds = {stage: round(clock[i + 1] - clock[i], 3) for i, stage in enumerate(STAGES)}
+    return {**seconds, "total": round(clock[-1] - clock[0], 3)}
+
+
+def describe(result: dict[str, Any]) -> str:
+    """Say the seconds in one line."""
+    cold = ", ".join(f"{stage} {result['cold'][stage]:.2f} s" for stage in STAGES)
+    return f"{cold}, in all {result['cold']['total']:.2f} s; from the cache {result['warm']['total']:.2f} s"

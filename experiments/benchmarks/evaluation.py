@@ -1,0 +1,235 @@
+"""Evaluation of whole images, ours against a peer's by hand, and the compilations over many image sizes."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.monitoring
+import numpy as np
+
+from deeplab_jax.data.pairs import Example
+from deeplab_jax.evaluate.evaluator import evaluate
+from deeplab_jax.labels import LabelSet, colormap
+from deeplab_jax.models.fold import fold_norm
+from deeplab_jax.models.segmenter import Segmenter, Variables
+from deeplab_jax.ops.geometry import scaled_side
+from experiments.benchmarks import contest, networks, pairs, peers
+from experiments.benchmarks.pairs import Pair
+from experiments.benchmarks.session import Session
+from experiments.benchmarks.timing import race, significant, summarize
+
+SIDE, QUICK_SIDE = 513, 65
+PROTOCOLS: dict[str, tuple[tuple[float, ...], bool, int]] = {
+    # name: scales, flip, images of one sample
+    "single scale": ((1.0,), False, 4),
+    "6 scales and flip": ((0.5, 0.75, 1.0, 1.25, 1.5, 1.75), True, 1),
+}
+QUICK_PROTOCOLS: dict[str, tuple[tuple[float, ...], bool, int]] = {
+    "single scale": ((1.0,), False, 1),
+    "2 scales and flip": ((1.0, 1.5), True, 1),
+}
+# Sizes (height, width) that are frequent in PASCAL VOC 2012: the longer side has 500 pixels.
+VOC_SIZES = (
+    *((375, 500), (500, 375), (333, 500), (500, 333), (334, 500), (332, 500), (500, 334), (500, 335), (374, 500)),
+    *((335, 500), (400, 500), (500, 442), (500, 366), (331, 500), (281, 500), (500, 332), (357, 500), (338, 500)),
+    *((500, 400), (486, 500)),
+)
+COMPILED = "/jax/core/compile/backend_compile_duration"
+
+
+@dataclass(frozen=True)
+class RandomPictures:
+    """A source of random images of given sizes (height, width)."""
+
+    sizes: tuple[tuple[int, int], ...]
+    name: str = "random pictures"
+
+    @property
+    def labels(self) -> LabelSet:
+        return LabelSet(tuple(f"class {k}" for k in range(networks.CLASSES)), colormap(networks.CLASSES))
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def __getitem__(self, index: int) -> Example:
+        rng, size = np.random.default_rng(index), self.sizes[index]
+        label = rng.integers(0, networks.CLASSES, size, np.uint8)
+        return {"image": rng.integers(0, 256, (*size, 3), np.uint8), "label": label, "name": self.describe(index)}
+
+    def describe(self, index: int) -> str:
+        return f"picture {index}"
+
+
+def measure(session: Session) -> dict[str, Any]:
+    """Race both protocols, and count compilations; return the rows by name."""
+    rows = {}
+    network = networks.RESNET18 if session.quick else networks.MOBILENET
+    pair = pairs.lazily(network)
+    side = QUICK_SIDE if session.quick else SIDE
+    alone = pairs.why_alone(network)
+    for protocol, (scales, flip, images) in (QUICK_PROTOCOLS if session.quick else PROTOCOLS).items():
+        name = f"{network.name}, {protocol}, {side}x{side}"
+        settings = {"network": network.name, "scales": scales, "flip": flip, "side": side, "images": images}
+        run = partial(contest_of, session, pair, scales=scales, flip=flip, images=images, side=side, alone=alone)
+        rows[name] = session.row("evaluation", name, {**settings, "alone": alone}, run, describe)
+    sizes = VOC_SIZES[:2] if session.quick else VOC_SIZES
+    counted = networks.TINY if session.quick else network
+    settings = {"network": counted.name, "sizes": sizes, "mode": "padded"}
+    run = partial(count_compilations, counted, sizes)
+    name = f"compilations for {len(sizes)} sizes of VOC, padded"
+    rows[name] = session.row("evaluation", name, settings, run, describe_count)
+    return rows
+
+
+def contest_of(
+    session: Session,
+    pair: Callable[[], Pair],
+    *,
+    scales: tuple[float, ...],
+    flip: bool,
+    images: int,
+    side: int,
+    alone: str | None,
+) -> dict[str, Any]:
+    """Race the evaluation of a few images in memory."""
+    source = RandomPictures(((side, side),) * images)
+    model = networks.create(pair().network)
+    folded, variables = fold_norm(model, pair().variables)
+    variables = jax.device_put(variables)
+    predicted: list[np.ndarray] = []
+
+    def ours() -> Any:
+        predicted.clear()
+        return evaluate(
+            folded,
+            variables,
+            source,
+            split="val",
+            scales=scales,
+            flip=flip,
+            on_prediction=lambda _, classes: predicted.append(np.asarray(classes)),
+        )["confusion_matrix"]
+
+    contestants: dict[str, Callable[[], Any]] = {"ours": ours}
+    if not alone:
+        contestants |= {
+            f"eager {memory}": PeerEvaluation(pair().peer, model, source, scales, flip, memory)
+            for memory in peers.FORMATS
+        }
+    result = summarize(race(contestants, rounds=session.repeats))
+    contest.forget()
+    rates = {name: significant(images / times["median"]) for name, times in result["times"].items()}
+    return {
+        **result,
+        "images_per_second": rates,
+        # The peer pads each view to a multiple of its output stride, so the two cannot agree everywhere.
+        "same_classes": None if alone else _same(predicted, contestants["eager nchw"]),
+    }
+
+
+class PeerEvaluation:
+    """The same protocol written by hand for a PyTorch network: probabilities averaged over views, confusion matrix.
+
+    Views are padded with zeros below and to the right to what the network takes.
+    """
+
+    def __init__(
+        self,
+        peer: Any,
+        model: Segmenter,
+        source: RandomPictures,
+        scales: tuple[float, ...],
+        flip: bool,
+        memory: str,
+    ) -> None:
+        self._network, self._source, self._memory = peers.on_device(peer, memory), source, memory
+        self._stride = model.output_stride
+        self._mean, self._std = (
+            peers.torch().tensor(values, device=peers.device()).view(1, 3, 1, 1)
+            for values in (model.preprocessing.mean, model.preprocessing.std)
+        )
+        self._views = [(scale, mirrored) for scale in scales for mirrored in ((False, True) if flip else (False,))]
+        self.predicted: list[np.ndarray] = []
+
+    def __call__(self) -> np.ndarray:
+        """Return the confusion matrix `[K, K]`."""
+        t, classes = peers.torch(), networks.CLASSES
+        confusion = t.zeros(classes * classes, dtype=t.int64, device=peers.device())
+        self.predicted.clear()
+        with t.inference_mode():
+            for index in range(len(self._source)):
+                example = self._source[index]
+                predicted = self._probabilities(example["image"]).argmax(1)[0]
+                label = t.from_numpy(example["label"].astype(np.int64)).to(peers.device())
+                counted = label < classes
+                pairs_of_classes = label[counted] * classes + predicted[counted]
+                confusion += t.bincount(pairs_of_classes, minlength=classes * classes)
+                self.predicted.append(predicted.cpu().numpy())
+        return confusion.cpu().numpy().reshape(classes, classes)
+
+    def _probabilities(self, image: np.ndarray) -> Any:
+        """Return the mean of the views' probabilities `[1, K, H, W]`."""
+        functional = peers.torch().nn.functional
+        x = (peers.images_for(image[None], self._memory) / 255 - self._mean) / self._std
+        size = x.shape[2:]
+        total: Any = 0
+        for scale, mirrored in self._views:
+            height, width = (scaled_side(side, scale) for side in size)
+            view = functional.interpolate(x, (height, width), mode="bilinear", align_corners=True)
+            view = view.flip(-1) if mirrored else view
+            padding = (0, -width % self._stride, 0, -height % self._stride)
+            logits = self._network(functional.pad(view, padding))[:, :, :height, :width]
+            logits = logits.flip(-1) if mirrored else logits
+            logits = functional.interpolate(logits, size, mode="bilinear", align_corners=True)
+            total = total + logits.softmax(1)
+        return total / len(self._views)
+
+
+def count_compilations(network: networks.Network, sizes: tuple[tuple[int, int], ...]) -> dict[str, Any]:
+    """Evaluate one image of each size; count the compilations, of whatever program."""
+    model = networks.create(network)
+    variables: Variables = networks.random_variables(model)
+    model, variables = fold_norm(model, variables)
+    contest.forget()
+    with compilations() as programs:
+        results = evaluate(model, variables, RandomPictures(sizes), split="val", mode="padded")
+    return {
+        "compilations": len(programs),
+        "programs": dict(Counter(programs)),
+        "sizes_run": results["protocol"]["sizes_run"],
+    }
+
+
+@contextmanager
+def compilations() -> Iterator[list[str]]:
+    """Note the names of the programs that the back end compiles meanwhile."""
+    programs: list[str] = []
+
+    def note(event: str, duration_secs: float, **kwargs: str | int) -> None:
+        if event == COMPILED:
+            programs.append(str(kwargs.get("fun_name", "unknown")))
+
+    jax.monitoring.register_event_duration_secs_listener(note)
+    try:
+        yield programs
+    finally:
+        jax.monitoring.unregister_event_duration_listener(note)
+
+
+def describe(result: dict[str, Any]) -> str:
+    """Say the rates and ratios in one line."""
+    rates = ", ".join(f"{name} {rate:.4g} images/s" for name, rate in result["images_per_second"].items())
+    return "; ".join([rates, *(f"{name} / ours {ratio['of_rounds']:.2f}" for name, ratio in result["ratios"].items())])
+
+
+def describe_count(result: dict[str, Any]) -> str:
+    """Say the count in one line."""
+    return f"{result['compilations']} compilations, {len(result['sizes_run'])} padded sizes"
+
+
+def _same(ours: list[np.ndarray], theirs: Any) -> float:
+    return float(np.mean([np.mean(a == b) for a, b in zip(ours, theirs.predicted, strict=True)]))

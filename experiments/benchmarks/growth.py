@@ -1,0 +1,91 @@
+"""Time of inference against pixels and against images of a batch, with fitted exponents and a plot."""
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments.benchmarks import contest, networks
+from experiments.benchmarks.networks import Network
+from experiments.benchmarks.session import Session
+from experiments.benchmarks.timing import race, summarize
+
+SIDES, QUICK_SIDES = (129, 193, 257, 385, 513, 641, 769), (65, 97, 129)
+BATCHES, QUICK_BATCHES = (1, 2, 4, 8), (1, 2)
+BATCH_SIDE = 257
+
+
+def measure(session: Session) -> dict[str, Any]:
+    """Time each network at each side and batch, and fit exponents; return the rows by name."""
+    rows: dict[str, Any] = {}
+    sides, batches = (QUICK_SIDES, QUICK_BATCHES) if session.quick else (SIDES, BATCHES)
+    batch_side = QUICK_SIDES[0] if session.quick else BATCH_SIDE
+    chosen = (networks.TINY,) if session.quick else (networks.MOBILENET, networks.RESNET50)
+    series: dict[str, dict[str, dict[float, float]]] = {}
+    for network in chosen:
+        axes: dict[str, dict[float, float]] = {"pixels": {}, "batch": {}}
+        for batch, side in dict.fromkeys([*((1, side) for side in sides), *((b, batch_side) for b in batches)]):
+            name = f"{network.name}, {batch}x{side}x{side}"
+            settings = {"network": network.name, "batch": batch, "side": side, "dtype": "float32"}
+            row = session.row("growth", name, settings, partial(time_of, session, network, batch, side), describe)
+            rows[name] = row
+            if row is not None and batch == 1:
+                axes["pixels"][float(side * side)] = row["median"]
+            if row is not None and side == batch_side:
+                axes["batch"][float(batch)] = row["median"]
+        series[network.name] = axes
+    rows["exponents"] = {name: {axis: exponent(s) for axis, s in axes.items()} for name, axes in series.items()}
+    session.put("growth", "exponents", {"settings": {}, "result": rows["exponents"]})
+    for name, exponents in rows["exponents"].items():
+        print(f"growth     {name}: exponents {exponents}", flush=True)
+    plot(series, rows["exponents"], session.file.with_name(f"{session.file.stem}_growth.png"))
+    return rows
+
+
+def time_of(session: Session, network: Network, batch: int, side: int) -> dict[str, Any]:
+    """Time our inference of one batch."""
+    model = networks.create(network)
+    apply, variables = networks.inference(model, networks.random_variables(model))
+    images = jax.device_put(networks.random_images(batch, side))
+    result = race({"ours": lambda: jax.block_until_ready(apply(variables, images))}, rounds=session.repeats)
+    contest.forget()
+    return summarize(result)["times"]["ours"]
+
+
+def exponent(times: Mapping[float, float]) -> float | None:
+    """Fit seconds = a * x ** b to {x: seconds} by least squares of the logarithms; return b, None for less than two."""
+    if len(times) < 2:
+        return None
+    x, seconds = np.asarray(list(times.items())).T
+    return round(float(np.polyfit(np.log(x), np.log(seconds), 1)[0]), 4)
+
+
+def plot(
+    series: Mapping[str, Mapping[str, Mapping[float, float]]],
+    exponents: Mapping[str, Mapping[str, float | None]],
+    file: Path,
+) -> None:
+    """Draw the times over both axes as a PNG; a dotted line is linear growth from the first point."""
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    panels = figure.subplots(1, 2)
+    for panel, axis in zip(panels, ("pixels", "batch"), strict=True):
+        for name, axes in series.items():
+            if not axes[axis]:
+                continue
+            x, seconds = np.asarray(sorted(axes[axis].items())).T
+            (line,) = panel.loglog(x, seconds, "o-", label=f"{name}: exponent {exponents[name][axis]}")
+            panel.loglog(x, seconds[0] * x / x[0], ":", color=line.get_color())
+        panel.set_xlabel("pixels of one image" if axis == "pixels" else "images of a batch")
+        panel.set_ylabel("seconds")
+        panel.legend(fontsize="small")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=120)
+
+
+def describe(result: dict[str, Any]) -> str:
+    """Say the time in one line."""
+    return f"{1e3 * result['median']:.4g} ms (+-{result['spread']:.0%})"

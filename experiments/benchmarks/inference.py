@@ -1,0 +1,66 @@
+"""Inference of one image, ours against the peers."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+
+from deeplab_jax.models.cost import multiply_adds
+from experiments.benchmarks import contest, networks, pairs, peers
+from experiments.benchmarks.pairs import Pair
+from experiments.benchmarks.session import Session
+from experiments.benchmarks.timing import Contestant
+
+LOGITS = 1e-4  # Largest difference of float32 logits, as a share of the largest.
+
+
+def measure(session: Session) -> dict[str, Any]:
+    """Race every network at every size and dtype; return the rows by name."""
+    rows = {}
+    for network in networks.networks(session):
+        pair = pairs.lazily(network)
+        for side in networks.inference_sides(session):
+            for dtype in networks.dtypes(session):
+                alone = pairs.why_alone(network, side)
+                name = f"{network.name}, {side}x{side}, {dtype}"
+                settings = {"network": network.name, "side": side, "batch": 1, "dtype": dtype, "alone": alone}
+                run = partial(contest_of, session, pair, side=side, dtype=dtype, alone=alone)
+                rows[name] = session.row("inference", name, settings, run, contest.describe)
+    return rows
+
+
+def contest_of(
+    session: Session, pair: Callable[[], Pair], *, side: int, dtype: str, alone: str | None
+) -> dict[str, Any]:
+    """Compare the logits, then the times, of one image."""
+    network, peer, variables = pair().network, pair().peer, pair().variables
+    images = networks.random_images(1, side)
+    model = networks.create(network, dtype=dtype)
+    apply, variables = networks.inference(model, variables)
+    inputs = jax.device_put(images)
+    ours: Contestant = lambda: jax.block_until_ready(apply(variables, inputs))  # noqa: E731
+    agreement = None if alone else check_logits(ours, peer, images, dtype)
+
+    def theirs(memory: str, compiled: bool) -> Contestant:
+        return peers.inference(peer, images, memory=memory, precision=dtype, compiled=compiled)
+
+    result = contest.against_peer(session, ours, None if alone else theirs)
+    contest.forget()
+    counts = {kind: multiply_adds(model, side, side, counting=kind).total for kind in ("exact", "valid")}
+    return {**result, "logits_differ": agreement, "multiply_adds": counts}
+
+
+def check_logits(ours: Contestant, peer: Any, images: np.ndarray, dtype: str) -> float:
+    """Return the largest difference of the logits, as a share of the largest.
+
+    Raises:
+      AssertionError: float32 logits differ by more than `LOGITS`; those of shorter dtypes only show their own rounding.
+    """
+    with peers.exact_products():  # Ours is traced anew within, where that makes a difference.
+        logits = np.asarray(ours(), np.float32)
+        theirs = peers.inference(peer, images, memory="nchw", precision=dtype)()
+    error = pairs.relative_error(logits, theirs.float().cpu().numpy().transpose(0, 2, 3, 1))
+    assert dtype != "float32" or error <= LOGITS, f"logits differ by {error:.1e} of the largest"
+    return error

@@ -1,0 +1,74 @@
+"""What the machine can do at best: the rate of matrix products, and that of copying memory."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.benchmarks import contest, networks, peers
+from experiments.benchmarks.session import Session
+from experiments.benchmarks.timing import Contestant, race, significant, summarize
+
+SIDES = {"cpu": (1024, 2048, 4096), "gpu": (4096, 8192, 16384)}
+MEBIBYTES = {"cpu": (64, 256), "gpu": (256, 1024)}
+QUICK_SIDES, QUICK_MEBIBYTES = (256,), (4,)
+
+
+def measure(session: Session) -> dict[str, Any]:
+    """Measure products and copies of each dtype at each size; return the rows by name."""
+    sides = QUICK_SIDES if session.quick else SIDES.get(session.platform, SIDES["gpu"])
+    sizes = QUICK_MEBIBYTES if session.quick else MEBIBYTES.get(session.platform, MEBIBYTES["gpu"])
+    alone = peers.missing("torch")
+    rows = {}
+    for dtype in networks.dtypes(session):
+        for part, runs in (
+            ("product", {f"{n}x{n}": (partial(products, n, dtype, alone), 2.0 * n**3) for n in sides}),
+            ("copy", {f"{m} MiB": (partial(copies, m, dtype, alone), 2.0 * m * 2**20) for m in sizes}),
+        ):
+            for size, (contestants, work) in runs.items():
+                name = f"{part} {size}, {dtype}"
+                settings = {"kind": part, "size": size, "dtype": dtype, "alone": alone}
+                run = partial(rates, session, contestants, work)
+                rows[name] = session.row("limits", name, settings, run, describe)
+    return rows
+
+
+def rates(session: Session, contestants: Callable[[], dict[str, Contestant]], work: float) -> dict[str, Any]:
+    """Race JAX and PyTorch; return times, and the rates in 10^9 operations (products) or bytes (copies) a second."""
+    result = summarize(race(contestants(), rounds=session.repeats), ours="jax")
+    contest.forget()
+    rates = {name: significant(work / times["median"] / 1e9) for name, times in result["times"].items()}
+    return {**result, "rates": rates}
+
+
+def products(side: int, dtype: str, alone: str | None) -> dict[str, Contestant]:
+    """Return contestants that multiply two square matrices."""
+    left, right = np.random.default_rng(0).standard_normal((2, side, side), np.float32)
+    a, b = jnp.asarray(left, dtype), jnp.asarray(right, dtype)
+    multiply = jax.jit(jnp.matmul)
+    ours = {"jax": lambda: jax.block_until_ready(multiply(a, b))}
+    if alone:
+        return ours
+    x, y = (peers.torch().from_numpy(m).to(peers.device(), peers.dtype(dtype)) for m in (left, right))
+    return {**ours, "torch": peers.blocking(lambda: x @ y)}
+
+
+def copies(mebibytes: int, dtype: str, alone: str | None) -> dict[str, Contestant]:
+    """Return contestants that read so much memory and write as much; XLA drops a mere copy, so it negates."""
+    count = mebibytes * 2**20 // jnp.dtype(dtype).itemsize
+    a = jnp.ones(count, dtype)
+    negate = jax.jit(jnp.negative)
+    ours = {"jax": lambda: jax.block_until_ready(negate(a))}
+    if alone:
+        return ours
+    x = peers.torch().ones(count, dtype=peers.dtype(dtype), device=peers.device())
+    y = peers.torch().empty_like(x)
+    return {**ours, "torch": peers.blocking(lambda: y.copy_(x))}
+
+
+def describe(result: dict[str, Any]) -> str:
+    """Say the rates in one line."""
+    return ", ".join(f"{name} {rate:.4g} G/s" for name, rate in result["rates"].items())

@@ -1,0 +1,191 @@
+"""Every lowering of every spatial convolution that the networks use, forward and with its gradient."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from functools import partial
+from itertools import islice
+from typing import Any, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from deeplab_jax.models.segmenter import abstract_variables
+from deeplab_jax.ops.atrous import Convolution, Lowering, conv2d, observe_convolutions
+from experiments.benchmarks import contest, networks, peers
+from experiments.benchmarks.networks import Network
+from experiments.benchmarks.session import Session
+from experiments.benchmarks.timing import Contestant, Race, race, statistics, summarize
+
+TOO_SLOW = 10.0
+CLOSE = 0.15  # "auto" may take so much longer than the best lowering, or as much as the measured spread.
+DIRECTIONS = ("forward", "gradient")
+QUICK_SHAPES = 3
+
+
+def measure(session: Session) -> dict[str, Any]:
+    """Race the lowerings of every shape; return the rows by name."""
+    rows = {}
+    alone = peers.missing("torch")
+    for task, shapes in shapes_in_use(session).items():
+        for convolution, count in shapes.items():
+            for dtype in networks.dtypes(session):
+                for direction in DIRECTIONS:
+                    name = f"{task} {direction}: {spell(convolution)}, {dtype}"
+                    settings = {"task": task, "direction": direction, "dtype": dtype, "alone": alone}
+                    run = partial(compare, session, convolution, direction, dtype, alone)
+                    row = partial(_with_count, run, count)
+                    rows[name] = session.row("lowerings", name, settings, row, describe)
+    return rows
+
+
+def shapes_in_use(session: Session) -> dict[str, Counter[Convolution]]:
+    """Collect the spatial convolutions of all networks, by task ("inference", "training")."""
+    shapes: dict[str, Counter[Convolution]] = {"inference": Counter(), "training": Counter()}
+    for network in networks.networks(session):
+        for side in networks.inference_sides(session):
+            shapes["inference"].update(collect(network, 1, side, train=False))
+        shapes["training"].update(collect(network, *networks.training_batch(session, network), train=True))
+    most = QUICK_SHAPES if session.quick else None
+    return {task: Counter(dict(islice(found.items(), most))) for task, found in shapes.items()}
+
+
+def collect(network: Network, batch: int, side: int, *, train: bool) -> Counter[Convolution]:
+    """Count the convolutions of 3x3 taps and more that a network calls on a batch, by shape; nothing is computed."""
+    model = networks.create(network, lowering="direct")  # The shapes are the same, and this is traced fastest.
+    variables, found = abstract_variables(model), list[Convolution]()
+    images = jax.ShapeDtypeStruct((batch, side, side, 3), jnp.float32)
+    apply = partial(
+        model.apply, train=train, mutable=["batch_stats"] if train else False, rngs={"dropout": jax.random.key(0)}
+    )
+    with observe_convolutions(found.append):
+        jax.eval_shape(apply, variables, images)
+    return Counter(c for c in found if min(c.kernel[:2]) >= 3 and not c.transposed)
+
+
+def compare(session: Session, c: Convolution, direction: str, dtype: str, alone: str | None) -> dict[str, Any]:
+    """Race the lowerings, and PyTorch beside them; say which is best and how close "auto" comes."""
+    inputs = arrays(c, dtype)
+    programs = {name: jax.jit(partial(compute, c, name, direction)) for name in get_args(Lowering)}
+    texts = {name: program.lower(*inputs).as_text() for name, program in programs.items()}
+    contestants: dict[str, Contestant] = {
+        # A lowering that does not cover the shape is "direct" again, and need not run twice.
+        name: partial(_run, program, inputs)
+        for name, program in programs.items()
+        if name in ("auto", "direct") or texts[name] != texts["direct"]
+    }
+    if not alone:
+        contestants |= {f"torch {memory}": torch_convolution(c, direction, dtype, memory) for memory in peers.FORMATS}
+    result = race(contestants, rounds=session.repeats, too_slow=TOO_SLOW, keep=("auto",))
+    contest.forget()
+    same = [name for name in texts if name != "auto" and texts[name] == texts["auto"]]
+    return {**summarize(result, ours="auto"), "same_program": same, **verdict(result, same)}
+
+
+def verdict(result: Race, same: Iterable[str]) -> dict[str, Any]:
+    """Say how "auto" did in a race.
+
+    Args:
+      result: of the lowerings, and of others that do not count (PyTorch).
+      same: lowerings whose program is that of "auto".
+
+    Returns:
+      `best`: the fastest lowering; `auto_over_best`: ratio of the medians; `spread`: the larger one of the two;
+      `close`: whether the ratio is within `CLOSE` or that spread, or both are one program.
+    """
+    lowerings = [name for name in get_args(Lowering) if name != "auto" and name in result.seconds]
+    times = {name: statistics(result.seconds[name]) for name in ("auto", *lowerings)}
+    # Where all others were left out for being slow, "auto" is none of them and best.
+    best = min(lowerings or ["auto"], key=lambda name: times[name]["median"])
+    over = times["auto"]["median"] / times[best]["median"]
+    spread = max(times["auto"]["spread"], times[best]["spread"])
+    close = best in same or over <= 1 + max(CLOSE, spread)
+    return {"best": best, "auto_over_best": round(over, 4), "spread": spread, "close": close}
+
+
+def arrays(c: Convolution, dtype: str) -> tuple[jax.Array, ...]:
+    """Return a random map, kernel and cotangent."""
+    rng = np.random.default_rng(0)
+    shapes = (c.inputs, c.kernel, c.outputs)
+    return tuple(jnp.asarray(rng.standard_normal(shape, np.float32), dtype) for shape in shapes)
+
+
+def compute(
+    c: Convolution, lowering: Lowering, direction: str, x: jax.Array, kernel: jax.Array, cotangent: jax.Array
+) -> Any:
+    """Compute the convolution, and with "gradient" also the gradients of the map and the kernel."""
+
+    def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return conv2d(
+            x,
+            kernel,
+            rate=c.rate,
+            stride=c.stride,
+            padding=c.padding,
+            feature_group_count=c.groups,
+            lowering=lowering,
+        )
+
+    if direction == "forward":
+        return convolve(x, kernel)
+    y, backward = jax.vjp(convolve, x, kernel)
+    return y, *backward(cotangent)
+
+
+def torch_convolution(c: Convolution, direction: str, dtype: str, memory: str) -> Contestant:
+    """Return PyTorch's convolution of the same shape in a memory format."""
+    t, functional = peers.torch(), peers.torch().nn.functional
+    x, kernel, cotangent = (
+        peers.images_for(np.asarray(array, np.float32), memory, dtype)
+        for array in (*arrays(c, dtype)[:1], _kernel_as_images(c, dtype), arrays(c, dtype)[2])
+    )
+    (top, bottom), (left, right) = c.padding
+    symmetric = top == bottom and left == right
+
+    def convolve() -> Any:
+        padded = x if symmetric else functional.pad(x, (left, right, top, bottom))
+        padding = (top, left) if symmetric else (0, 0)
+        return functional.conv2d(padded, kernel, stride=c.stride, padding=padding, dilation=c.rate, groups=c.groups)
+
+    def forward() -> Any:
+        with t.inference_mode():
+            return convolve()
+
+    def gradient() -> Any:
+        y = convolve()
+        return y, *t.autograd.grad(y, (x, kernel), cotangent)
+
+    if direction == "gradient":
+        x.requires_grad_(True)
+        kernel.requires_grad_(True)
+    return peers.blocking({"forward": forward, "gradient": gradient}[direction])
+
+
+def spell(c: Convolution) -> str:
+    """Say a shape in one line; strides and paddings only where they are not the usual ones."""
+    kind = "depthwise " if c.groups > 1 else ""
+    sides = "x".join(map(str, c.inputs))
+    stride = f", stride {c.stride}" if c.stride > 1 else ""
+    usual = tuple((side, side) for side in (c.rate * (taps - 1) // 2 for taps in c.kernel[:2]))
+    padding = "" if c.padding == usual else f", padding {c.padding}"
+    return f"{sides} {kind}{c.kernel[0]}x{c.kernel[1]} -> {c.kernel[3]}, rate {c.rate}{stride}{padding}"
+
+
+def describe(result: dict[str, Any]) -> str:
+    """Say the times and the verdict in one line."""
+    times = ", ".join(f"{name} {1e3 * times['median']:.4g} ms" for name, times in result["times"].items())
+    close = "close" if result["close"] else "NOT CLOSE"
+    return f"{times}; best {result['best']}, auto / best {result['auto_over_best']:.2f}, {close}"
+
+
+def _with_count(run: Callable[[], dict[str, Any]], count: int) -> dict[str, Any]:
+    return {"count": count, **run()}
+
+
+def _run(program: Callable[..., Any], inputs: tuple[jax.Array, ...]) -> Any:
+    return jax.block_until_ready(program(*inputs))
+
+
+def _kernel_as_images(c: Convolution, dtype: str) -> np.ndarray:
+    # HWIO, seen as [N, H, W, C] with N the outputs and C the inputs, so that its tensor is PyTorch's OIHW.
+    return np.asarray(arrays(c, dtype)[1], np.float32).transpose(3, 0, 1, 2)

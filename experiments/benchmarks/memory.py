@@ -1,0 +1,166 @@
+"""Peak memory of inference and training, each in a process of its own."""
+
+import ctypes
+import gc
+import resource
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from deeplab_jax.evaluate.inference import evaluate_batch
+from deeplab_jax.models.fold import fold_norm
+from experiments.benchmarks import machine, networks, pairs, peers, training
+from experiments.benchmarks.children import run_child
+from experiments.benchmarks.session import Session
+
+TASKS = ("inference", "training")
+# Evaluation of one image as large as those of Cityscapes.
+LARGE = (1024, 2048)
+LARGE_STRIDE = 8
+
+
+def measure(session: Session) -> dict[str, Any]:
+    """Measure ours and each peer's formats for every network and task; return the rows by name."""
+    rows = {}
+    for network in networks.networks(session):
+        for task in TASKS:
+            batch, side = networks.training_batch(session, network) if task == "training" else (1, _side(session))
+            for dtype in networks.dtypes(session):
+                alone = pairs.why_alone(network, side)
+                for who in ("ours", *(() if alone else peers.FORMATS)):
+                    name = f"{network.name}, {task} {batch}x{side}x{side}, {dtype}, {who}"
+                    settings = {
+                        "network": network.name,
+                        "task": task,
+                        "batch": batch,
+                        "side": side,
+                        "dtype": dtype,
+                        "who": who,
+                    }
+                    rows[name] = session.row("memory", name, settings, partial(run_child, "memory", settings), describe)
+    return {**rows, **large_evaluation(session)}
+
+
+def large_evaluation(session: Session) -> dict[str, Any]:
+    """Measure the evaluation of one large image at output stride 8."""
+    network = networks.TINY if session.quick else networks.RESNET101_PLUS
+    size = (65, 129) if session.quick else LARGE
+    settings = {"network": network.name, "task": "evaluation", "size": size, "dtype": "float32", "who": "ours"}
+    name = f"{network.model}, evaluation of {size[0]}x{size[1]} at output stride {LARGE_STRIDE}, ours"
+    return {name: session.row("memory", name, settings, partial(run_child, "memory", settings), describe)}
+
+
+def child(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Run a task in this process.
+
+    Returns:
+      In MiB above the process after its imports: `peak` of the process, and `peak_running`, without what building and
+      compiling took at their peaks (None where the system does not tell); on a GPU `device_peak`. `xla` is what XLA
+      planned for our program: arguments, results and temporaries.
+    """
+    network, who = networks.BY_NAME[arguments["network"]], arguments["who"]
+    if who != "ours":
+        peers.torch()
+    jax.devices()
+    before = resident_peak()
+    if who != "ours":
+        call, planned = peer_task(arguments, peers.build(network)), None
+    elif arguments["task"] == "evaluation":
+        call, planned = evaluation(network, tuple(arguments["size"])), None
+    else:
+        call, planned = our_task(arguments)
+    call()
+    reset = reset_peak()
+    call()
+    running = resident_peak_since_reset() - before if reset else None
+    return {
+        "peak": round(resident_peak() - before, 1),
+        "peak_running": None if running is None else round(running, 1),
+        "device_peak": device_peak(who),
+        "xla": planned,
+    }
+
+
+def our_task(arguments: dict[str, Any]) -> tuple[Callable[[], Any], float]:
+    """Return our task, and the MiB that XLA planned for it."""
+    network, batch, side = networks.BY_NAME[arguments["network"]], arguments["batch"], arguments["side"]
+    model = networks.create(network, dtype=arguments["dtype"])
+    variables = networks.random_variables(model)
+    if arguments["task"] == "training":
+        examples = networks.random_examples(batch, side)
+        step, state = networks.training(model, variables)
+        program = step.lower(state, examples).compile()
+        return training.stepper(program, state, examples), planned_mib(program)
+    apply, folded = networks.inference(model, variables)
+    images = networks.random_images(batch, side)
+    program = apply.lower(folded, images).compile()
+    return lambda: jax.block_until_ready(program(folded, images)), planned_mib(program)
+
+
+def peer_task(arguments: dict[str, Any], peer: Any) -> Callable[[], Any]:
+    """Return a peer's task; the peer itself is not kept."""
+    batch, side, memory, dtype = (arguments[name] for name in ("batch", "side", "who", "dtype"))
+    images = networks.random_images(batch, side)
+    if arguments["task"] == "inference":
+        return peers.inference(peer, images, memory=memory, precision=dtype)
+    labels = networks.random_examples(batch, side)["label"]
+    return peers.training(peer, images, labels, memory=memory, precision=dtype)
+
+
+def evaluation(network: networks.Network, size: tuple[int, int]) -> Callable[[], Any]:
+    """Return the evaluation of one image: class ids and confusion matrix."""
+    model = networks.create(network).clone(output_stride=LARGE_STRIDE)
+    model, variables = fold_norm(model, networks.random_variables(model))
+    images, labels = np.zeros((1, *size, 3), np.uint8), np.zeros((1, *size), np.uint8)
+    return lambda: evaluate_batch(model, variables, images, labels, np.asarray([size], np.int32))
+
+
+def planned_mib(compiled: Any) -> float:
+    """Return what XLA planned for a program: arguments, results (unless they take an argument's place), temporaries."""
+    m = compiled.memory_analysis()
+    total = m.argument_size_in_bytes + m.output_size_in_bytes + m.temp_size_in_bytes - m.alias_size_in_bytes
+    return round(total / 2**20, 1)
+
+
+def resident_peak() -> float:
+    """Return the most memory that this process has held so far, in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def reset_peak() -> bool:
+    """Give back memory that is free, and let the kernel forget the peak of the process; whether it did."""
+    gc.collect()
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def resident_peak_since_reset() -> float:
+    """Return the most memory that this process has held since `reset_peak`, in MiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024
+
+
+def device_peak(who: str) -> float | None:
+    """Return the peak of the accelerator's memory in MiB, None on a CPU."""
+    if machine.platform() == "cpu":
+        return None
+    if who != "ours":
+        return round(peers.torch().cuda.max_memory_allocated() / 2**20, 1)
+    return round(jax.devices()[0].memory_stats()["peak_bytes_in_use"] / 2**20, 1)
+
+
+def describe(result: dict[str, Any]) -> str:
+    """Say the peaks in one line."""
+    return ", ".join(f"{name} {value:,.0f} MiB" for name, value in result.items() if value is not None)
+
+
+def _side(session: Session) -> int:
+    return networks.inference_sides(session)[0]

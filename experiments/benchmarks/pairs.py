@@ -1,0 +1,56 @@
+"""One network on both sides, with the same weights."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from deeplab_jax.models.segmenter import Variables
+from experiments.benchmarks import networks, peers
+from experiments.benchmarks.networks import Network
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A peer, and the variables of ours that were converted from its weights.
+
+    Attributes:
+      network: of the table.
+      peer: on the CPU, in evaluation mode; None where there is none.
+      variables: of ours, as arrays of the host.
+    """
+
+    network: Network
+    peer: Any
+    variables: Variables
+
+
+def make_pair(network: Network) -> Pair:
+    """Build both sides; without a peer ours has random weights."""
+    if why_alone(network):
+        return Pair(network, None, networks.random_variables(networks.create(network)))
+    peer = peers.build(network)
+    _, variables = peers.converted(network, peer)
+    return Pair(network, peer, jax.device_get(variables))
+
+
+def lazily(network: Network) -> Callable[[], Pair]:
+    """Return `make_pair`, which runs at the first call if there is one."""
+    return functools.cache(lambda: make_pair(network))
+
+
+def why_alone(network: Network, side: int | None = None) -> str | None:
+    """Say why ours is measured without a peer, for square images of a side; None where there is one."""
+    if network.peer is None:
+        return "no peer has this network"
+    reason = peers.missing(network.peer[0])
+    if reason is None and side is not None and side % network.output_stride and not network.any_size:
+        return f"the peer takes no side of {side} pixels, only what {network.output_stride} divides"
+    return reason
+
+
+def relative_error(ours: Any, theirs: Any) -> float:
+    """Return the largest difference as a share of the largest absolute value of theirs."""
+    return float(abs(ours - theirs).max() / abs(theirs).max())

@@ -1,0 +1,258 @@
+"""The results as Markdown, and the README's section that holds them."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from deeplab_jax.errors import UserError
+
+START, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
+Rows = Mapping[str, dict[str, Any]]
+# Forward, gradient of the maps and gradient of the kernels: one product each.
+TRAINING_PASSES = 3
+NONE = "–"  # noqa: RUF001
+
+
+def summarize(content: Mapping[str, Any]) -> str:
+    """Return the tables of a file of results in Markdown; of what was not measured, nothing."""
+    m, versions = content["machine"], content["versions"]
+    where = m["accelerator"] or f"{m['cores']} cores of {m['processor']}"
+    peers = ", ".join(f"{name} {versions[name]}" for name in ("torch", "torchvision", "segmentation_models_pytorch"))
+    head = f"Measured on {where}, {content.get('date', '')[:10]}, jax {versions['jax']}, {peers}."
+    if content.get("quick"):
+        head = f"Quick run, no measurement: tiny sizes and networks. {head}"
+    warnings = caveats(content["parts"])
+    parts = {name: results(rows) for name, rows in content["parts"].items()}
+    limits = matrix_limits(parts.get("limits", {}))
+    tables = [
+        ratio_table(f"{title}", parts[part], limits, passes=passes)
+        for part, title, passes in (("inference", "Inference", 1), ("training", "Training step", TRAINING_PASSES))
+        if parts.get(part)
+    ]
+    return "\n\n".join([head, *warnings, *tables, *rest(parts)])
+
+
+def results(rows: Rows) -> dict[str, Any]:
+    """Return the results of the rows that have one."""
+    return {name: row["result"] for name, row in rows.items() if "result" in row}
+
+
+def caveats(parts: Mapping[str, Rows]) -> list[str]:
+    """Say which rows failed, and whether rows were measured with different code."""
+    failed = [
+        f"{part}: {name} ({row['error']})"
+        for part, rows in parts.items()
+        for name, row in rows.items()
+        if "error" in row
+    ]
+    codes = {row["code"] for rows in parts.values() for row in rows.values() if "code" in row}
+    mixed = f"The rows were measured with {len(codes)} states of the code." if len(codes) > 1 else ""
+    return [text for text in (f"Not measured: {'; '.join(failed)}." if failed else "", mixed) if text]
+
+
+def ratio_table(title: str, rows: Mapping[str, Any], limits: Mapping[str, float], *, passes: int) -> str:
+    """Return the table of times and ratios, and the geometric means of the ratios.
+
+    A ratio is a peer's time divided by ours, in the median over the rounds: above 1 ours is faster.
+    """
+    lines = [
+        f"| {title} | ours, ms | PyTorch eager, ms | ratio | torch.compile, ms | ratio | of the matrix rate |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, row in rows.items():
+        times, eager = row["times"], row.get("eager")
+        achieved = share_of_limit(row, limits.get(name.rsplit(", ", 1)[-1]), passes=passes)
+        columns = [name, _milliseconds(times["ours"])]
+        columns += (
+            [f"{_milliseconds(times[eager])} ({eager.split()[1]})", _ratio(row, eager)] if eager else [NONE, NONE]
+        )
+        columns += [_milliseconds(times["compile"]), _ratio(row, "compile")] if "compile" in times else [NONE, NONE]
+        lines.append(f"| {' | '.join([*columns, NONE if achieved is None else f'{achieved:.0%}'])} |")
+    table = "\n".join(lines)
+    texts = [mean_text(rows, lambda row: row.get("eager"), "eager"), mean_text(rows, lambda row: "compile", "compiled")]
+    found = [text for text in texts if text]
+    return f"{table}\n\n{title}: {'; '.join(found)}." if found else table
+
+
+def mean_text(rows: Mapping[str, Any], who: Callable[[Any], str | None], label: str) -> str:
+    """Say the geometric mean and the smallest of the ratios against a contestant, "" where there is none.
+
+    Of a network with several rows of one dtype their geometric mean counts, so that each network weighs the same.
+    """
+    by_dtype: dict[str, dict[str, list[float]]] = {}
+    for name, row in rows.items():
+        if (contestant := who(row)) in row["ratios"]:
+            network, dtype = name.rsplit(", ", 2)[0], name.rsplit(", ", 1)[1]
+            by_dtype.setdefault(dtype, {}).setdefault(network, []).append(row["ratios"][contestant]["of_rounds"])
+    return "; ".join(
+        f"geometric mean against {label} PyTorch in {dtype} "
+        f"{geometric_mean(map(geometric_mean, ratios.values())):.2f}, smallest {min(map(min, ratios.values())):.2f}"
+        for dtype, ratios in by_dtype.items()
+    )
+
+
+def geometric_mean(values: Iterable[float]) -> float:
+    """Return the geometric mean of positive numbers."""
+    logarithms = [math.log(value) for value in values]
+    return math.exp(sum(logarithms) / len(logarithms))
+
+
+def matrix_limits(rows: Mapping[str, Any]) -> dict[str, float]:
+    """Return the best measured rate of matrix products by dtype, in 10^9 operations a second."""
+    best: dict[str, float] = {}
+    for name, row in rows.items():
+        dtype = name.rsplit(", ", 1)[1]
+        if name.startswith("product"):
+            best[dtype] = max(best.get(dtype, 0.0), *row["rates"].values())
+    return best
+
+
+def share_of_limit(row: Mapping[str, Any], limit: float | None, *, passes: int) -> float | None:
+    """Return achieved / possible rate; None where the limit was not measured.
+
+    Only multiply-adds on the map count: a tap that falls on padding is no work that has to be done.
+    """
+    if limit is None:
+        return None
+    return passes * 2 * row["multiply_adds"]["valid"] / row["times"]["ours"]["median"] / (limit * 1e9)
+
+
+def rest(parts: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return the table of everything but the ratios, as a list of none or one."""
+    rows = [
+        (what, text)
+        for part, describe in DESCRIPTIONS.items()
+        for what, text in (describe(parts[part]) if parts.get(part) else [])
+    ]
+    if not rows:
+        return []
+    return ["\n".join(["| what | measured |", "|---|---|", *(f"| {what} | {text} |" for what, text in rows)])]
+
+
+Lines = list[tuple[str, str]]
+
+
+def _limits(rows: Mapping[str, Any]) -> Lines:
+    copies: dict[str, float] = {}
+    for name, row in rows.items():
+        if name.startswith("copy"):
+            dtype = name.rsplit(", ", 1)[1]
+            copies[dtype] = max(copies.get(dtype, 0.0), *row["rates"].values())
+    products = [(f"matrix products, {dtype}", f"{rate:,.0f} GFLOP/s") for dtype, rate in matrix_limits(rows).items()]
+    return products + [(f"copies, {dtype}", f"{rate:,.1f} GB/s read and written") for dtype, rate in copies.items()]
+
+
+def _lowerings(rows: Mapping[str, Any]) -> Lines:
+    far = [row for row in rows.values() if not row["close"]]
+    worst = max(rows.items(), key=lambda item: item[1]["auto_over_best"])
+    return [
+        (
+            '`lowering="auto"` within 15% (or the spread) of the best',
+            f"{len(rows) - len(far)} of {len(rows)} measurements; largest auto / best "
+            f"{worst[1]['auto_over_best']:.2f} ({worst[0]}, best {worst[1]['best']})",
+        )
+    ]
+
+
+def _pipeline(rows: Mapping[str, Any]) -> Lines:
+    lines = []
+    for name, row in rows.items():
+        if "milliseconds" in row:
+            stages = ", ".join(f"{stage} {value:.2f}" for stage, value in row["milliseconds"].items())
+            lines.append(("input, milliseconds for an image", stages))
+        elif "data_wait" in row:
+            lines.append(("training waits for data", f"{row['data_wait']:.1%} of the time"))
+        else:
+            lines.append((f"input, {name}", f"{row['images_per_second']:.1f} crops/s"))
+    return lines
+
+
+def _evaluation(rows: Mapping[str, Any]) -> Lines:
+    lines = []
+    for name, row in rows.items():
+        if "compilations" in row:
+            lines.append((name, str(row["compilations"])))
+            continue
+        rates, ratios = row["images_per_second"], row["ratios"]
+        text = f"{rates['ours']:.2f} images/s"
+        if ratios:
+            better = min(ratios, key=lambda contestant: ratios[contestant]["of_rounds"])
+            text += f"; PyTorch {better} {rates[better]:.2f}, ratio {ratios[better]['of_rounds']:.2f}"
+        lines.append((f"evaluation, {name}", text))
+    return lines
+
+
+def _compile(rows: Mapping[str, Any]) -> Lines:
+    lines = []
+    for name, row in rows.items():
+        cold = row["cold"]
+        stages = ", ".join(f"{stage} {cold[stage]:.1f}" for stage in ("trace", "lower", "compile"))
+        text = f"{cold['total']:.1f} s ({stages}); from the cache {row['warm']['total']:.1f} s"
+        lines.append((f"compilation, {name}", text))
+    return lines
+
+
+def _memory(rows: Mapping[str, Any]) -> Lines:
+    gathered: dict[str, list[str]] = {}
+    for name, row in rows.items():
+        what, _, who = name.rpartition(", ")
+        peak = next(row[kind] for kind in ("device_peak", "peak_running", "peak") if row[kind] is not None)
+        gathered.setdefault(what, []).append(f"{who} {peak:,.0f} MiB")
+    return [(f"peak memory, {what}", ", ".join(texts)) for what, texts in gathered.items()]
+
+
+def _growth(rows: Mapping[str, Any]) -> Lines:
+    return [
+        (
+            f"time grows as a power, {name}",
+            ", ".join(f"{axis} {NONE if value is None else f'{value:.2f}'}" for axis, value in exponents.items()),
+        )
+        for name, exponents in rows.get("exponents", {}).items()
+    ]
+
+
+DESCRIPTIONS: dict[str, Callable[[Mapping[str, Any]], Lines]] = {
+    "limits": _limits,
+    "lowerings": _lowerings,
+    "pipeline": _pipeline,
+    "evaluation": _evaluation,
+    "compile": _compile,
+    "memory": _memory,
+    "growth": _growth,
+}
+
+
+def replace_section(text: str, content: str) -> str:
+    """Return a text with what stands between the two marks replaced.
+
+    Raises:
+      UserError: a mark is missing.
+    """
+    if START not in text or END not in text:
+        raise UserError(f"the file has no section between {START!r} and {END!r}; add the two lines")
+    before, after = text.split(START)[0], text.split(END)[1]
+    return f"{before}{START}\n{content}\n{END}{after}"
+
+
+def write_section(file: Path, content: str) -> None:
+    """Replace a file's section.
+
+    Raises:
+      UserError: the file cannot be read or written, or has no such section.
+    """
+    try:
+        file.write_text(replace_section(file.read_text(encoding="utf-8"), content), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{file}: {error.strerror}; give --write a file that can be written") from None
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from None
+
+
+def _milliseconds(times: Mapping[str, Any]) -> str:
+    return f"{1e3 * times['median']:.1f} ± {times['spread']:.0%}"
+
+
+def _ratio(row: Mapping[str, Any], name: str) -> str:
+    value = f"{row['ratios'][name]['of_rounds']:.2f}"
+    return f"**{value}**" if float(value) < 1 else value

@@ -1,0 +1,137 @@
+"""Times of contestants that take turns, so that whatever else the machine does meets all of them alike."""
+
+import math
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+Contestant = Callable[[], Any]
+
+# A sample of a short function covers several calls, up to this many.
+MOST_CALLS = 1000
+
+
+@dataclass(frozen=True)
+class Race:
+    """What a race found.
+
+    Attributes:
+      seconds: of one call, by contestant, one number for each round.
+      errors: first line of the error of each contestant that failed to warm up, which did not run.
+      slow: seconds of the one call of each contestant that was left out for being slow.
+    """
+
+    seconds: dict[str, list[float]]
+    errors: dict[str, str] = field(default_factory=dict)
+    slow: dict[str, float] = field(default_factory=dict)
+
+
+def race(
+    contestants: Mapping[str, Contestant],
+    *,
+    rounds: int,
+    least: float = 0.005,
+    pause: float = 0.01,
+    too_slow: float = math.inf,
+    keep: Collection[str] = (),
+    clock: Callable[[], float] = time.perf_counter,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Race:
+    """Time contestants in turns: A B C A B C ...
+
+    Args:
+      contestants: functions that return when their work is done (on an accelerator, too).
+      rounds: samples of each, at least 1.
+      least: seconds that a sample should last; a shorter function is called several times for one sample.
+      pause: seconds of rest before a sample, in which the threads of the one before go to sleep.
+      too_slow: after warming up, whoever takes longer than this many times the fastest, and than `least`, is left out.
+      keep: contestants that are never left out for that.
+      clock, sleep: for tests.
+
+    Raises:
+      ValueError: less than one round.
+      Exception: whatever a contestant raises after it has warmed up.
+    """
+    if rounds < 1:
+        raise ValueError(f"rounds={rounds}: give at least 1")
+    once: dict[str, float] = {}
+    errors: dict[str, str] = {}
+    for name, call in contestants.items():
+        try:
+            call()
+            once[name] = min(_seconds(call, 1, clock) for _ in range(2))
+        except Exception as error:
+            errors[name] = first_line(error)
+    limit = max(least, too_slow * min(once.values(), default=0.0))
+    slow = {name: seconds for name, seconds in once.items() if seconds > limit and name not in keep}
+    calls = {
+        name: min(MOST_CALLS, max(1, math.ceil(least / max(seconds, 1e-9))))
+        for name, seconds in once.items()
+        if name not in slow
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, count in calls.items():
+            sleep(pause)
+            seconds[name].append(_seconds(contestants[name], count, clock))
+    return Race(seconds, errors, slow)
+
+
+def _seconds(call: Contestant, count: int, clock: Callable[[], float]) -> float:
+    start = clock()
+    for _ in range(count):
+        call()
+    return (clock() - start) / count
+
+
+def summarize(result: Race, *, ours: str = "ours") -> dict[str, Any]:
+    """Return a race as JSON: times of each, and the others' times divided by ours (above 1: ours is faster).
+
+    A ratio `of_rounds` is the median over the rounds of the ratio within one round; `of_medians` divides the medians.
+
+    Raises:
+      RuntimeError: ours failed to warm up.
+    """
+    if ours in result.errors:
+        raise RuntimeError(result.errors[ours])
+    others = [name for name in result.seconds if name != ours]
+    return {
+        "times": {name: statistics(samples) for name, samples in result.seconds.items()},
+        "ratios": {name: ratio(result.seconds[name], result.seconds[ours]) for name in others},
+        **({"errors": result.errors} if result.errors else {}),
+        **({"slow": {name: significant(value) for name, value in result.slow.items()}} if result.slow else {}),
+    }
+
+
+def statistics(samples: Sequence[float]) -> dict[str, Any]:
+    """Return the median, the spread (interquartile range divided by the median) and the samples themselves."""
+    low, middle, high = np.percentile(np.asarray(samples), (25, 50, 75))
+    return {
+        "median": significant(middle),
+        "spread": significant((high - low) / middle) if middle else 0.0,
+        "seconds": [significant(value) for value in samples],
+    }
+
+
+def ratio(theirs: Sequence[float], ours: Sequence[float]) -> dict[str, float]:
+    """Return both ratios of two contestants of one race; see `summarize`."""
+    in_rounds = np.asarray(theirs) / np.asarray(ours)
+    return {
+        "of_rounds": significant(np.median(in_rounds)),
+        "of_medians": significant(np.median(np.asarray(theirs)) / np.median(np.asarray(ours))),
+    }
+
+
+def significant(value: float, digits: int = 5) -> float:
+    """Round to so many significant digits."""
+    return float(f"{float(value):.{digits}g}")
+
+
+def first_line(error: BaseException) -> str:
+    """Return an error's kind and the first line of its text, with the folders of any path in it left out."""
+    lines = str(error).strip().splitlines() or [""]
+    words = (word.rsplit("/", 1)[-1] if word.count("/") > 1 else word for word in lines[0].split())
+    return f"{type(error).__name__}: {' '.join(words)}"[:300]

@@ -1,0 +1,82 @@
+"""Training steps (forward, backward, update), ours against the peers."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from deeplab_jax.models.cost import multiply_adds
+from deeplab_jax.train.state import TrainState
+from experiments.benchmarks import contest, networks, pairs, peers
+from experiments.benchmarks.pairs import Pair
+from experiments.benchmarks.session import Session
+
+LOSS = 1e-3  # Largest relative difference of the first float32 losses.
+
+
+def measure(session: Session) -> dict[str, Any]:
+    """Race every network in every dtype; return the rows by name."""
+    rows = {}
+    for network in networks.networks(session):
+        pair = pairs.lazily(network)
+        batch, side = networks.training_batch(session, network)
+        for dtype in networks.dtypes(session):
+            alone = pairs.why_alone(network, side)
+            name = f"{network.name}, {batch}x{side}x{side}, {dtype}"
+            settings = {"network": network.name, "side": side, "batch": batch, "dtype": dtype, "alone": alone}
+            run = partial(contest_of, session, pair, batch=batch, side=side, dtype=dtype, alone=alone)
+            rows[name] = session.row("training", name, settings, run, contest.describe)
+    return rows
+
+
+def contest_of(
+    session: Session, pair: Callable[[], Pair], *, batch: int, side: int, dtype: str, alone: str | None
+) -> dict[str, Any]:
+    """Compare the first losses, then the times, of a step on one batch."""
+    network, peer, variables = pair().network, pair().peer, pair().variables
+    examples = networks.random_examples(batch, side)
+    losses = None if alone else check_loss(pair(), examples, dtype)
+    model = networks.create(network, dtype=dtype)
+    images = np.asarray(model.preprocessing(jnp.asarray(examples["image"])))
+
+    def theirs(memory: str, compiled: bool) -> Callable[[], Any]:
+        return peers.training(peer, images, examples["label"], memory=memory, precision=dtype, compiled=compiled)
+
+    ours = stepper(*networks.training(model, variables), examples)
+    result = contest.against_peer(session, ours, None if alone else theirs)
+    contest.forget()
+    counts = {kind: batch * multiply_adds(model, side, side, counting=kind).total for kind in ("exact", "valid")}
+    return {**result, "first_losses": losses, "multiply_adds": counts}
+
+
+def stepper(step: Callable[..., Any], state: TrainState, examples: dict[str, np.ndarray]) -> Callable[[], Any]:
+    """Return a function that does one more step on the same batch, and returns its metrics."""
+    batch = jax.device_put(examples)
+
+    def run() -> Any:
+        nonlocal state
+        state, metrics = step(state, batch)
+        return jax.block_until_ready(metrics)
+
+    return run
+
+
+def check_loss(pair: Pair, examples: dict[str, np.ndarray], dtype: str) -> dict[str, float]:
+    """Return both first losses, without dropout.
+
+    Raises:
+      AssertionError: in float32 they differ by more than `LOSS`.
+    """
+    model = networks.create(pair.network, dtype=dtype, dropout=0.0)
+    images = np.asarray(model.preprocessing(jnp.asarray(examples["image"])))
+    with peers.exact_products():
+        step, state = networks.training(model, pair.variables)
+        # Nothing but the loss is asked for, so neither backward pass nor update are compiled.
+        ours = float(jax.jit(lambda state, batch: step(state, batch)[1]["loss"])(state, examples))
+        bare = peers.without_dropout(pair.peer)
+        theirs = float(peers.training(bare, images, examples["label"], memory="nchw", precision=dtype)())
+    assert dtype != "float32" or abs(ours - theirs) <= LOSS * abs(theirs), f"first losses {ours:.6g} and {theirs:.6g}"
+    return {"ours": ours, "peer": theirs}

@@ -1,0 +1,318 @@
+"""The benchmarks' harness: statistics, resumption, shapes, report; and one quick run of all parts."""
+
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flax.traverse_util import flatten_dict
+
+from deeplab_jax.errors import UserError
+from deeplab_jax.models.segmenter import abstract_variables
+from experiments.benchmarks import __main__ as benchmarks
+from experiments.benchmarks import growth, lowerings, networks, report
+from experiments.benchmarks.children import run_child
+from experiments.benchmarks.session import Session, read_results
+from experiments.benchmarks.timing import Race, first_line, race, ratio, statistics, summarize
+
+
+class FakeTime:
+    """A clock that advances when a contestant says so."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.calls: list[str] = []
+
+    def __call__(self) -> float:
+        return self.now
+
+    def contestant(self, name: str, seconds: Iterator[float]) -> Callable[[], None]:
+        def call() -> None:
+            self.calls.append(name)
+            self.now += next(seconds)
+
+        return call
+
+
+def sequence(*seconds: float) -> Iterator[float]:
+    """These, of which the last goes on forever."""
+    yield from seconds
+    while True:
+        yield seconds[-1]
+
+
+def run_race(clock: FakeTime, contestants: dict[str, Any], **options: Any) -> Race:
+    return race(contestants, clock=clock, sleep=lambda seconds: None, **options)
+
+
+def test_contestants_take_turns_after_warming_up() -> None:
+    clock = FakeTime()
+    # Three calls warm up: the first compiles, two tell how long one takes.
+    ours, theirs = sequence(9, 1, 1, 1, 2, 4), sequence(9, 2, 2, 3, 4, 4)
+    found = run_race(clock, {"ours": clock.contestant("A", ours), "b": clock.contestant("B", theirs)}, rounds=3)
+    assert "".join(clock.calls) == "AAABBB" + "ABABAB"
+    assert found == Race({"ours": [1, 2, 4], "b": [3, 4, 4]})
+    result = summarize(found)
+    assert result["times"]["ours"] == {"median": 2.0, "spread": 0.75, "seconds": [1.0, 2.0, 4.0]}
+    # In the rounds 3, 2 and 1; of the medians 4 / 2.
+    assert result["ratios"] == {"b": {"of_rounds": 2.0, "of_medians": 2.0}}
+
+
+def test_the_ratio_of_rounds_is_not_that_of_the_medians() -> None:
+    assert ratio([2.0, 20.0, 9.0], [1.0, 10.0, 3.0]) == {"of_rounds": 2.0, "of_medians": 3.0}
+
+
+def test_the_spread_is_the_interquartile_range_over_the_median() -> None:
+    assert statistics([1.0, 2.0, 3.0, 4.0, 5.0])["spread"] == pytest.approx(2 / 3, rel=1e-4)
+
+
+def test_a_short_function_is_called_several_times_for_a_sample() -> None:
+    clock = FakeTime()
+    found = run_race(clock, {"ours": clock.contestant("A", sequence(0.002))}, rounds=2, least=0.005)
+    assert len(clock.calls) == 3 + 2 * 3
+    assert found.seconds["ours"] == pytest.approx([0.002, 0.002])
+
+
+def test_whoever_fails_to_warm_up_is_recorded_and_left_out() -> None:
+    clock = FakeTime()
+
+    def broken() -> None:
+        raise RuntimeError("no compiler in /usr/local/bin/g++\nand more")
+
+    found = run_race(clock, {"ours": clock.contestant("A", sequence(1)), "b": broken}, rounds=1)
+    assert found.errors == {"b": "RuntimeError: no compiler in g++"}
+    assert list(summarize(found)["times"]) == ["ours"]
+    with pytest.raises(RuntimeError, match="no compiler"):
+        summarize(run_race(clock, {"ours": broken}, rounds=1))
+
+
+def test_whoever_is_much_slower_is_left_out_unless_kept() -> None:
+    clock = FakeTime()
+    contestants = {name: clock.contestant(name, sequence(s)) for name, s in {"a": 1, "b": 11, "auto": 12}.items()}
+    found = run_race(clock, contestants, rounds=1, too_slow=10, keep=("auto",))
+    assert found.slow == {"b": 11}
+    assert list(found.seconds) == ["a", "auto"]
+    # What takes less than a sample costs nothing, and a single call of it says nothing.
+    contestants = {name: clock.contestant(name, sequence(s)) for name, s in {"a": 1e-4, "b": 4e-3}.items()}
+    assert list(run_race(clock, contestants, rounds=1, too_slow=10).seconds) == ["a", "b"]
+
+
+def test_an_error_names_no_folder() -> None:
+    assert (
+        first_line(OSError("cannot open /home/somebody/x.py for writing\n")) == "OSError: cannot open x.py for writing"
+    )
+
+
+def session(tmp_path: Path, **options: Any) -> Session:
+    return Session(tmp_path / "results" / "cpu.json", repeats=2, quick=True, **options)
+
+
+def test_a_row_of_the_file_is_not_measured_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    measured: list[str] = []
+
+    def row(of: Session, name: str, **settings: Any) -> Any:
+        def measure() -> dict[str, Any]:
+            measured.append(name)
+            return {"value": len(measured)}
+
+        return of.row("limits", name, {"size": (1, 2), **settings}, measure, lambda result: f"value {result['value']}")
+
+    first = session(tmp_path)
+    assert row(first, "a") == {"value": 1}
+    assert read_results(first.file)["parts"]["limits"]["a"]["result"] == {"value": 1}  # Before the next row.
+    second = session(tmp_path)
+    assert row(second, "a") == {"value": 1}
+    assert row(second, "b") == {"value": 2}
+    assert row(second, "a", dtype="bfloat16") == {"value": 3}  # Other settings are another measurement.
+    assert measured == ["a", "b", "a"]
+    assert row(session(tmp_path, again=True), "b") == {"value": 4}
+    assert "limits     b: value 4" in capsys.readouterr().out
+    assert not list(first.file.parent.glob(".*"))
+
+
+def test_a_row_that_fails_stops_nothing_and_is_tried_again(tmp_path: Path) -> None:
+    def fail() -> dict[str, Any]:
+        raise AssertionError("logits differ by 1e-2 of the largest")
+
+    first = session(tmp_path)
+    assert first.row("inference", "a", {}, fail, str) is None
+    assert first.failures == ["inference: a"]
+    assert "logits differ" in read_results(first.file)["parts"]["inference"]["a"]["error"]
+    assert session(tmp_path).row("inference", "a", {}, lambda: {"value": 1}, str) == {"value": 1}
+
+
+def test_results_of_another_machine_are_refused(tmp_path: Path) -> None:
+    first = session(tmp_path)
+    first.put("limits", "a", {})
+    content = read_results(first.file)
+    content["versions"]["torch"] = "not installed"  # A peer that came later changes nothing.
+    first.file.write_text(json.dumps(content))
+    session(tmp_path)
+    content["machine"]["cores"] += 1
+    first.file.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="another machine: cores"):
+        session(tmp_path)
+
+
+ROW = {
+    "times": {
+        "ours": {"median": 0.1, "spread": 0.01},
+        "eager nchw": {"median": 0.3, "spread": 0.01},
+        "eager channels_last": {"median": 0.2, "spread": 0.02},
+        "compile": {"median": 0.08, "spread": 0.01},
+    },
+    "ratios": {
+        "eager nchw": {"of_rounds": 3.0},
+        "eager channels_last": {"of_rounds": 2.0},
+        "compile": {"of_rounds": 0.8},
+    },
+    "eager": "eager channels_last",
+    "multiply_adds": {"exact": 20_000_000_000, "valid": 10_000_000_000},
+}
+ALONE = {"times": {"ours": ROW["times"]["ours"]}, "ratios": {}, "multiply_adds": ROW["multiply_adds"]}
+LOSING = {**ROW, "ratios": {**ROW["ratios"], "eager channels_last": {"of_rounds": 0.5}}}
+
+
+def content() -> dict[str, Any]:
+    def row(result: Any, code: str = "c") -> dict[str, Any]:
+        return {"settings": {}, "date": "2026-01-02", "load": [0.0], "code": code, "result": result}
+
+    peers = dict.fromkeys(("torch", "torchvision", "segmentation_models_pytorch"), "1")
+    return {
+        "machine": {"processor": "X", "cores": 2, "memory_gib": 8, "accelerator": None},
+        "versions": {"jax": "1", **peers},
+        "quick": False,
+        "date": "2026-01-02T03:04:05",
+        "parts": {
+            "limits": {
+                "product 8x8, float32": row({"rates": {"jax": 300.0, "torch": 400.0}}),
+                "copy 1 MiB, float32": row({"rates": {"jax": 20.0}}),
+            },
+            "inference": {
+                "a, OS 8, 512x512, float32": row(ROW),
+                "a, OS 8, 513x513, float32": row(LOSING),
+                "b, OS 16, 512x512, float32": row(LOSING, code="d"),
+                "c, OS 16, 512x512, float32": row(ALONE),
+                "c, OS 16, 513x513, float32": {"error": "AssertionError: logits differ", "code": "c"},
+            },
+        },
+    }
+
+
+def test_the_report_holds_every_row() -> None:
+    text = report.summarize(content())
+    # Half of 400 GFLOP/s: only the multiply-adds on the map count, two operations each.
+    line = "| a, OS 8, 512x512, float32 | 100.0 ± 1% | 200.0 ± 2% (channels_last) | 2.00 | 80.0 ± 1% | **0.80** | 50% |"
+    assert line in text.splitlines()
+    assert "| c, OS 16, 512x512, float32 | 100.0 ± 1% | – | – | – | – | 50% |" in text.splitlines()  # noqa: RUF001
+    # Network a has 2 and 0.5, so 1; b has 0.5.
+    assert f"eager PyTorch in float32 {math.sqrt(0.5):.2f}, smallest 0.50" in text
+    assert "compiled PyTorch in float32 0.80, smallest 0.80" in text
+    assert "Not measured: inference: c, OS 16, 513x513, float32 (AssertionError: logits differ)." in text
+    assert "2 states of the code" in text
+    assert "| matrix products, float32 | 400 GFLOP/s |" in text
+
+
+def test_the_report_goes_between_the_marks(tmp_path: Path) -> None:
+    file = tmp_path / "README.md"
+    file.write_text(f"a\n{report.START}\nold\n{report.END}\nb\n")
+    report.write_section(file, "new")
+    assert file.read_text() == f"a\n{report.START}\nnew\n{report.END}\nb\n"
+    file.write_text("a")
+    with pytest.raises(UserError, match="add the two lines"):
+        report.write_section(file, "new")
+
+
+def test_shapes_of_the_convolutions_are_collected_with_their_counts() -> None:
+    """Two 3x3 convolutions in a unit, two units in each of 4 stages; a stem of 7x7, 3 atrous branches, one decoder."""
+    found = lowerings.collect(networks.TINY, 2, 64, train=True)
+    assert sum(found.values()) == 1 + 16 + 3 + 1
+    assert all(c.inputs[0] == 2 and min(c.kernel[:2]) >= 3 for c in found)
+    assert sorted(c.rate for c in found if c.kernel[3] == 8 and c.kernel[2] == 64) == [6, 12, 18]
+    (stem,) = (c for c in found if c.kernel[0] == 7)
+    assert lowerings.spell(stem) == "2x64x64x3 7x7 -> 8, rate 1, stride 2"
+    (repeated,) = (c for c in found if c.inputs == (2, 16, 16, 8) and c.stride == 1 and c.kernel[3] == 8)
+    assert found[repeated] == 4
+
+
+def test_auto_is_held_against_the_best_lowering() -> None:
+    close = lowerings.verdict(Race({"auto": [1.1], "direct": [1.0], "taps": [2.0], "torch nchw": [0.1]}), [])
+    assert close == {"best": "direct", "auto_over_best": 1.1, "spread": 0.0, "close": True}
+    far = Race({"auto": [1.3], "direct": [1.0]})
+    assert not lowerings.verdict(far, [])["close"]
+    assert lowerings.verdict(far, ["direct"])["close"]  # One program, whatever the clock says.
+    noisy = Race({"auto": [1.3, 1.3, 1.3], "direct": [0.5, 1.0, 1.5]})
+    assert lowerings.verdict(noisy, [])["close"]
+
+
+@pytest.mark.parametrize(
+    "network", [n if n is networks.TINY else pytest.param(n, marks=pytest.mark.slow) for n in networks.BY_NAME.values()]
+)
+def test_every_network_of_the_table_is_one_of_ours(network: networks.Network) -> None:
+    model = networks.create(network)
+    assert model.num_classes == networks.CLASSES
+    assert model.output_stride == network.output_stride
+
+
+def test_random_variables_have_the_shapes_of_the_model() -> None:
+    model = networks.create(networks.TINY)
+    variables = networks.random_variables(model)
+    flat, shapes = flatten_dict(variables), flatten_dict(abstract_variables(model))
+    assert {path: leaf.shape for path, leaf in flat.items()} == {path: leaf.shape for path, leaf in shapes.items()}
+    assert all((leaf > 0).all() for path, leaf in flat.items() if path[-1] == "var")
+
+
+def test_exponents_are_fitted() -> None:
+    assert growth.exponent({10.0: 3e-2, 100.0: 3e-1, 1000.0: 3.0}) == pytest.approx(1.0)
+    assert growth.exponent({1.0: 2.0, 4.0: 4.0}) == pytest.approx(0.5)
+    assert growth.exponent({1.0: 2.0}) is None
+
+
+def test_wrong_flags_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for flags, words in (
+        (["--parts", "inferense"], "inference"),
+        (["--repeats", "0"], "at least 1"),
+        (["--parts", "", "--out", str(tmp_path / "none.json")], "measure first"),
+    ):
+        assert benchmarks.main(flags) == 2
+        error = capsys.readouterr().err
+        assert words in error
+        assert error.count("\n") == 1
+
+
+def test_the_report_alone_measures_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    results, readme = tmp_path / "cpu.json", tmp_path / "README.md"
+    results.write_text(json.dumps(content()))
+    readme.write_text(f"{report.START}\n{report.END}\n")
+    assert benchmarks.main(["--parts", "", "--out", str(results), "--write", str(readme)]) == 0
+    assert readme.read_text() == f"{report.START}\n{report.summarize(content())}\n{report.END}\n"
+    assert json.loads(results.read_text()) == content()
+    assert "Inference" in capsys.readouterr().out
+
+
+def test_a_child_that_fails_says_why() -> None:
+    with pytest.raises(RuntimeError, match="KeyError: 'nothing'"):
+        run_child("nothing", {})
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_quick_run_of_all_parts(tmp_path: Path, repo_root: Path) -> None:
+    pytest.importorskip("segmentation_models_pytorch", reason="`make peers` installs it")
+    out = tmp_path / "cpu.json"
+    command = [sys.executable, "-m", "experiments.benchmarks", "--quick", "--repeats", "1", "--out", str(out)]
+    done = subprocess.run(command, cwd=repo_root, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    parts = read_results(out)["parts"]
+    assert set(parts) == set(benchmarks.PARTS)
+    assert not [name for rows in parts.values() for name, row in rows.items() if "error" in row]
+    raced = [row["result"] for row in parts["inference"].values() if row["result"].get("eager")]
+    assert raced and all(row["logits_differ"] <= 1e-4 for row in raced)
+    assert str(tmp_path) not in out.read_text()
+    again = subprocess.run(command, cwd=repo_root, capture_output=True, text=True, check=False)
+    kept = again.stdout.count(": kept from ")
+    assert kept == sum(len(rows) for rows in parts.values()) - 1  # All but the exponents, which are fitted anew.
