@@ -9,14 +9,13 @@ from deeplab_jax.weights.importers.torch_names import (
     MOBILENET_V2_STAGES,
     label_info,
     resnet_rules,
+    stride_of_16_or_8,
     which_resnet,
     xception_rules,
 )
 from deeplab_jax.weights.recipe import TORCH, Names, Recipe, Rule, Shapes
 
 KIND = "jfzhang95"
-DEFAULT_OUTPUT_STRIDE = 16  # Of its command line, whose help says 8.
-OUTPUT_STRIDES = (8, 16)
 BACKBONE = "backbone."
 HEAD: tuple[Rule, ...] = (
     (r"context/branch_1x1", ("aspp.aspp1.atrous_conv", "aspp.aspp1.bn")),
@@ -44,9 +43,7 @@ def recognise(shapes: Shapes, *, output_stride: int | None) -> Recipe | None:
     backbone = _backbone(shapes)
     if backbone is None:
         return None
-    stride = DEFAULT_OUTPUT_STRIDE if output_stride is None else output_stride
-    if stride not in OUTPUT_STRIDES:
-        raise UserError(f"output_stride={stride}: jfzhang95's networks have 8 and 16")
+    stride = stride_of_16_or_8(output_stride, whose="jfzhang95's")
     name, backbone_options, backbone_rules, notes = backbone
     options: dict[str, Any] = {
         "align_corners": True,

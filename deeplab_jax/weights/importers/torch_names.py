@@ -1,5 +1,6 @@
 """Names that PyTorch code bases share: those of torchvision's backbones."""
 
+from deeplab_jax.errors import UserError
 from deeplab_jax.labels import CITYSCAPES, VOC
 from deeplab_jax.models.mobilenet_v3 import ROWS, STEM_CHANNELS
 from deeplab_jax.weights.recipe import Rule, Shapes
@@ -142,3 +143,15 @@ def label_info(num_classes: int) -> dict[str, object]:
         if labels.num_classes == num_classes:
             return {"class_names": list(labels.names), "palette": [list(colour) for colour in labels.palette]}
     return {}
+
+
+def stride_of_16_or_8(asked: int | None, *, whose: str) -> int:
+    """Return the output stride at which a repository with these two runs a network: what was asked for, or 16, its
+    command line's default.
+
+    Raises:
+      UserError: another number.
+    """
+    if asked not in (None, 8, 16):
+        raise UserError(f"output_stride={asked}: {whose} networks have 8 and 16")
+    return asked or 16

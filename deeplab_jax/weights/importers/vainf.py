@@ -10,14 +10,13 @@ from deeplab_jax.weights.importers.torch_names import (
     label_info,
     mobilenet_v2_rules,
     resnet_rules,
+    stride_of_16_or_8,
     which_resnet,
     xception_rules,
 )
 from deeplab_jax.weights.recipe import TORCH, Names, Recipe, Rule, Shapes
 
 KIND = "vainf"
-DEFAULT_OUTPUT_STRIDE = 16  # Of its command line; the functions that build the networks have 8.
-OUTPUT_STRIDES = (8, 16)
 BACKBONE, HEAD = "backbone.", "classifier."
 ASPP_CHANNELS, LOW_LEVEL_CHANNELS = 256, 48
 # So many first entries of MobileNetV2's `features` are called `low_level_features`, the rest `high_level_features`.
@@ -40,9 +39,7 @@ def recognise(shapes: Shapes, *, output_stride: int | None) -> Recipe | None:
     backbone = _backbone(shapes)
     if backbone is None:
         return None
-    stride = DEFAULT_OUTPUT_STRIDE if output_stride is None else output_stride
-    if stride not in OUTPUT_STRIDES:
-        raise UserError(f"output_stride={stride}: VainF's networks have 8 and 16")
+    stride = stride_of_16_or_8(output_stride, whose="VainF's")
     name, backbone_options, backbone_rules, backbone_notes = backbone
     separable = f"{aspp}.convs.1.0.body.0.weight" in shapes
     options: dict[str, Any] = {
