@@ -29,6 +29,7 @@ Tap = tuple[int, int]
 FEW_CHANNELS = 16
 TAPS_SHARE = 0.85
 SMALL_MAP = 750_000  # Numbers in the result, 3 MB: sums of that size stay in the cache.
+FEW_MULTIPLY_ADDS = 100_000_000  # A millisecond or two: one operation for XLA to compile is worth more than speed.
 
 NO_PADS: Pairs = ((0, 0), (0, 0))
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
@@ -132,16 +133,30 @@ def choose_on_cpu(shape: Sequence[int], kernel_shape: Sequence[int], window: Win
     XLA computes a depthwise convolution there 20 to 40 times slower than nine shifted products, and a 1x1 convolution
     half as fast as the matrix product that it is. Of larger dense kernels `taps` leaves out what falls on padding,
     which is most at large rates, and pays with a sum of as many maps as there are taps; while these stay in the cache,
-    that is little. Kernels with few inputs, such as a network's first, make thin products.
+    that is little. Kernels with few inputs, such as a network's first, make thin products; and small convolutions are
+    not worth the time that many operations take to compile.
     """
-    height, width, channels, features = kernel_shape
-    if window.groups > 1 or height * width == 1:
+    if _is_one_operation(kernel_shape, window):
         return "taps"
-    if channels < FEW_CHANNELS or not all(isinstance(side, int) for side in shape[1:3]):
+    if not _is_worth_taps(shape, kernel_shape, window):
         return "direct"
     outputs = window.output_size(shape[1:3], kernel_shape)
-    small = isinstance(shape[0], int) and math.prod((shape[0], *outputs, features)) <= SMALL_MAP
+    small = isinstance(shape[0], int) and math.prod((shape[0], *outputs, kernel_shape[3])) <= SMALL_MAP
     return "taps" if small or window.share_on_map(shape[1:3], kernel_shape) <= TAPS_SHARE else "direct"
+
+
+def _is_one_operation(kernel_shape: Sequence[int], window: Window) -> bool:
+    """Whether `taps` is a single product or a single pass over the map."""
+    return window.groups > 1 or math.prod(kernel_shape[:2]) == 1
+
+
+def _is_worth_taps(shape: Sequence[int], kernel_shape: Sequence[int], window: Window) -> bool:
+    """Whether the products of the taps of a dense kernel are neither thin nor few; a free batch counts as one image."""
+    if kernel_shape[2] < FEW_CHANNELS or not all(isinstance(side, int) for side in shape[1:3]):
+        return False
+    images = shape[0] if isinstance(shape[0], int) else 1
+    outputs = window.output_size(shape[1:3], kernel_shape)
+    return math.prod((images, *outputs, *kernel_shape)) >= FEW_MULTIPLY_ADDS
 
 
 def _on_cpu(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
@@ -195,7 +210,10 @@ def _auto_backward(
     window: Window, residuals: tuple[jax.Array, jax.Array], gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     def on_cpu(x: jax.Array, kernel: jax.Array, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return _input_gradient(_on_cpu, x, kernel, gradient, window), _kernel_gradient(x, kernel, gradient, window)
+        of_kernel = _kernel_gradient
+        if not (_is_one_operation(kernel.shape, window) or _is_worth_taps(x.shape, kernel.shape, window)):
+            of_kernel = _direct_kernel_gradient
+        return _input_gradient(_on_cpu, x, kernel, gradient, window), of_kernel(x, kernel, gradient, window)
 
     def elsewhere(x: jax.Array, kernel: jax.Array, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
         gradients: tuple[jax.Array, jax.Array] = jax.vjp(partial(direct, window=window), x, kernel)[1](gradient)
@@ -237,21 +255,20 @@ def _input_gradient(form: Form, x: jax.Array, kernel: jax.Array, gradient: jax.A
 
 
 def _kernel_gradient(x: jax.Array, kernel: jax.Array, gradient: jax.Array, window: Window) -> jax.Array:
-    """Return the gradient of the kernel: for each tap the sum, over the positions, of what it saw times the gradient.
-
-    For kernels with few inputs XLA's own form is faster than that many thin products.
-    """
+    """Return the gradient of the kernel: for each tap the sum over the positions of what it saw times the gradient."""
     if window.groups > 1:
         return _depthwise_kernel_gradient(x, kernel, gradient, window)
-    if kernel.shape[2] < FEW_CHANNELS:
-        (result,) = jax.linear_transpose(lambda kernel: direct(x, kernel, window), kernel)(gradient)
-        return result
     channels, features = kernel.shape[2:]
     result = jnp.zeros(kernel.shape, jnp.float32)
     for tap, seen, (vertical, horizontal) in _samples(x, kernel.shape, window):
         there = gradient[:, vertical, horizontal].reshape(-1, features)
         result = result.at[tap].set(jnp.matmul(seen.reshape(-1, channels).T, there, preferred_element_type=jnp.float32))
     return result.astype(kernel.dtype)
+
+
+def _direct_kernel_gradient(x: jax.Array, kernel: jax.Array, gradient: jax.Array, window: Window) -> jax.Array:
+    (result,) = jax.linear_transpose(lambda kernel: direct(x, kernel, window), kernel)(gradient)
+    return result
 
 
 def _depthwise_kernel_gradient(x: jax.Array, kernel: jax.Array, gradient: jax.Array, window: Window) -> jax.Array:

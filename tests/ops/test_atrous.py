@@ -253,6 +253,7 @@ def test_the_depthwise_gradient_equals_finite_differences(stride: int) -> None:
         ((1, 65, 65, 256), (3, 3, 1, 256), {"groups": 256}, "taps"),
         ((1, 65, 65, 256), (3, 3, 256, 256), {}, "direct"),  # sums of 4.3 MB
         ((1, 33, 33, 256), (3, 3, 256, 256), {}, "taps"),  # of 1.1 MB
+        ((1, 9, 9, 256), (3, 3, 256, 256), {}, "direct"),  # 48 million multiply-adds
         ((4, 33, 33, 256), (3, 3, 256, 256), {}, "direct"),
         ((4, 33, 33, 256), (3, 3, 256, 256), {"rate": 4}, "taps"),  # (1 - 8 / 99)^2 = 84.5% of it on the map
         ((4, 33, 33, 256), (3, 3, 256, 256), {"rate": 3}, "direct"),  # 88.2%
