@@ -15,9 +15,10 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.models.catalog import ARCHITECTURES, BACKBONES, create_model, model_names
 from deeplab_jax.models.cost import multiply_adds
 from deeplab_jax.models.segmenter import abstract_variables
+from experiments.sections import Section
 
 SIDE = 513
-START, END = "<!-- models: python -m experiments.model_table --write README.md -->", "<!-- /models -->"
+SECTION = Section("<!-- models: python -m experiments.model_table --write README.md -->", "<!-- /models -->")
 
 
 def row(name: str) -> str:
@@ -47,18 +48,6 @@ def table(names: Sequence[str]) -> str:
     return "\n".join([head, "|---|---|---|---|---|---|", *(row(name) for name in names)])
 
 
-def replace_section(text: str, content: str) -> str:
-    """Return a text with what stands between the two marks replaced.
-
-    Raises:
-      UserError: a mark is missing.
-    """
-    if START not in text or END not in text:
-        raise UserError(f"the file has no section between {START!r} and {END!r}; add the two lines")
-    before, after = text.split(START)[0], text.split(END)[1]
-    return f"{before}{START}\n{content}\n{END}{after}"
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table, and write it into a file's section."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -68,10 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(content)
     try:
         if args.write:
-            path = Path(args.write)
-            path.write_text(replace_section(path.read_text(encoding="utf-8"), content), encoding="utf-8")
-    except (UserError, OSError) as error:
-        print(f"{args.write}: {error}", file=sys.stderr)
+            SECTION.write(Path(args.write), content)
+    except UserError as error:
+        print(error, file=sys.stderr)
         return 2
     return 0
 

@@ -219,12 +219,12 @@ def test_the_report_holds_every_row() -> None:
 
 def test_the_report_goes_between_the_marks(tmp_path: Path) -> None:
     file = tmp_path / "README.md"
-    file.write_text(f"a\n{report.START}\nold\n{report.END}\nb\n")
-    report.write_section(file, "new")
-    assert file.read_text() == f"a\n{report.START}\nnew\n{report.END}\nb\n"
+    file.write_text(f"a\n{report.SECTION.start}\nold\n{report.SECTION.end}\nb\n")
+    report.SECTION.write(file, "new")
+    assert file.read_text() == f"a\n{report.SECTION.start}\nnew\n{report.SECTION.end}\nb\n"
     file.write_text("a")
     with pytest.raises(UserError, match="add the two lines"):
-        report.write_section(file, "new")
+        report.SECTION.write(file, "new")
 
 
 def test_shapes_of_the_convolutions_are_collected_with_their_counts() -> None:
@@ -287,9 +287,9 @@ def test_wrong_flags_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_the_report_alone_measures_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     results, readme = tmp_path / "cpu.json", tmp_path / "README.md"
     results.write_text(json.dumps(content()))
-    readme.write_text(f"{report.START}\n{report.END}\n")
+    readme.write_text(f"{report.SECTION.start}\n{report.SECTION.end}\n")
     assert benchmarks.main(["--parts", "", "--out", str(results), "--write", str(readme)]) == 0
-    assert readme.read_text() == f"{report.START}\n{report.summarize(content())}\n{report.END}\n"
+    assert readme.read_text() == f"{report.SECTION.start}\n{report.summarize(content())}\n{report.SECTION.end}\n"
     assert json.loads(results.read_text()) == content()
     assert "Inference" in capsys.readouterr().out
 

@@ -12,11 +12,9 @@ from jax import lax
 
 from deeplab_jax.ops import lowerings
 from deeplab_jax.ops.geometry import effective_kernel_size, same_padding
-from deeplab_jax.ops.lowerings import Form, Pairs, Window
+from deeplab_jax.ops.lowerings import LAYOUT, NO_PADS, Form, Pairs, Window
 
 Lowering = Literal["auto", "direct", "taps", "space_to_batch"]
-
-_LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
 @dataclass(frozen=True)
@@ -55,18 +53,12 @@ def observe_convolutions(observer: Callable[[Convolution], None]) -> Iterator[No
 
 
 def _observed(
-    x: jax.Array,
-    kernel: jax.Array,
-    result: jax.Array,
-    rate: int,
-    stride: int,
-    pads: Pairs,
-    groups: int,
-    transposed: bool = False,
+    x: jax.Array, kernel: jax.Array, result: jax.Array, window: Window, *, transposed: bool = False
 ) -> jax.Array:
     observer = _observer.get()
     if observer is not None:
-        observer(Convolution(x.shape, kernel.shape, result.shape, rate, stride, pads, groups, transposed))
+        shapes = (x.shape, kernel.shape, result.shape)
+        observer(Convolution(*shapes, window.rate, window.stride, window.pads, window.groups, transposed))
     return result
 
 
@@ -109,7 +101,7 @@ def conv2d(
     pads = explicit_padding(x.shape[1:3], kernel.shape[:2], rate=rate, stride=stride, padding=padding)
     window = Window(rate, stride, pads, feature_group_count)
     result = _form(lowering, x, kernel, window)(x, kernel, window)
-    return _observed(x, kernel, result, rate, stride, pads, feature_group_count)
+    return _observed(x, kernel, result, window)
 
 
 def _form(lowering: Lowering, x: jax.Array, kernel: jax.Array, window: Window) -> Form:
@@ -148,9 +140,9 @@ def conv_transpose2d(x: jax.Array, kernel: jax.Array, *, stride: int) -> jax.Arr
         window_strides=(1, 1),
         padding=((height - 1, height - 1), (width - 1, width - 1)),
         lhs_dilation=(stride, stride),
-        dimension_numbers=_LAYOUT,
+        dimension_numbers=LAYOUT,
     )
-    return _observed(x, kernel, result, 1, stride, ((0, 0), (0, 0)), 1, transposed=True)
+    return _observed(x, kernel, result, Window(1, stride, NO_PADS, 1), transposed=True)
 
 
 def explicit_padding(

@@ -6,7 +6,7 @@ positions whose sample lies on the map: a matrix product for dense kernels, a sh
 takes `direct` everywhere but on a CPU, and there what `choose_on_cpu` says. All compute the same sums; only speed and
 rounding differ.
 
-A matrix product here is always of two matrices: XLA's CPU backend takes two to eight times as long for the gradient of
+A matrix product here is always of two matrices: XLA's CPU backend takes up to five times as long for the gradient of
 one whose operand has the rank of a map.
 """
 
@@ -32,7 +32,7 @@ SMALL_MAP = 750_000  # Numbers in the result, 3 MB: sums of that size stay in th
 FEW_MULTIPLY_ADDS = 100_000_000  # A millisecond or two: one operation for XLA to compile is worth more than speed.
 
 NO_PADS: Pairs = ((0, 0), (0, 0))
-_LAYOUT = ("NHWC", "HWIO", "NHWC")
+LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def direct(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
         window_strides=(window.stride, window.stride),
         padding=window.pads,
         rhs_dilation=(window.rate, window.rate),
-        dimension_numbers=_LAYOUT,
+        dimension_numbers=LAYOUT,
         feature_group_count=window.groups,
     )
 
@@ -93,9 +93,7 @@ def space_to_batch(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array
     blocks = [-(-size // rate) for size in outputs]
     grown = [(block + kernel.shape[axis] - 1) * rate for axis, block in enumerate(blocks)]
     tail = [grown[axis] - x.shape[axis + 1] - pads[axis][0] for axis in (0, 1)]
-    padded = lax.pad(
-        x, jnp.zeros((), x.dtype), ((0, 0, 0), (pads[0][0], tail[0], 0), (pads[1][0], tail[1], 0), (0, 0, 0))
-    )
+    padded = _pad(x, ((pads[0][0], tail[0]), (pads[1][0], tail[1])))
     maps = padded.reshape(n, grown[0] // rate, rate, grown[1] // rate, rate, channels)
     maps = maps.transpose(2, 4, 0, 1, 3, 5).reshape(rate * rate * n, grown[0] // rate, grown[1] // rate, channels)
     result = direct(maps, kernel, Window(1, 1, NO_PADS, window.groups))
@@ -136,10 +134,10 @@ def choose_on_cpu(shape: Sequence[int], kernel_shape: Sequence[int], window: Win
     that is little. Kernels with few inputs, such as a network's first, make thin products; and small convolutions are
     not worth the time that many operations take to compile.
     """
+    if not _are_taps_worth_it(shape, kernel_shape, window):
+        return "direct"
     if _is_one_operation(kernel_shape, window):
         return "taps"
-    if not _is_worth_taps(shape, kernel_shape, window):
-        return "direct"
     outputs = window.output_size(shape[1:3], kernel_shape)
     small = isinstance(shape[0], int) and math.prod((shape[0], *outputs, kernel_shape[3])) <= SMALL_MAP
     return "taps" if small or window.share_on_map(shape[1:3], kernel_shape) <= TAPS_SHARE else "direct"
@@ -150,8 +148,10 @@ def _is_one_operation(kernel_shape: Sequence[int], window: Window) -> bool:
     return window.groups > 1 or math.prod(kernel_shape[:2]) == 1
 
 
-def _is_worth_taps(shape: Sequence[int], kernel_shape: Sequence[int], window: Window) -> bool:
-    """Whether the products of the taps of a dense kernel are neither thin nor few; a free batch counts as one image."""
+def _are_taps_worth_it(shape: Sequence[int], kernel_shape: Sequence[int], window: Window) -> bool:
+    """Whether the products of the taps are neither thin nor small; a free batch counts as one image."""
+    if _is_one_operation(kernel_shape, window):
+        return True
     if kernel_shape[2] < FEW_CHANNELS or not all(isinstance(side, int) for side in shape[1:3]):
         return False
     images = shape[0] if isinstance(shape[0], int) else 1
@@ -210,9 +210,8 @@ def _auto_backward(
     window: Window, residuals: tuple[jax.Array, jax.Array], gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     def on_cpu(x: jax.Array, kernel: jax.Array, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
-        of_kernel = _kernel_gradient
-        if not (_is_one_operation(kernel.shape, window) or _is_worth_taps(x.shape, kernel.shape, window)):
-            of_kernel = _direct_kernel_gradient
+        by_taps = _are_taps_worth_it(x.shape, kernel.shape, window)
+        of_kernel = _kernel_gradient if by_taps else _direct_kernel_gradient
         return _input_gradient(_on_cpu, x, kernel, gradient, window), of_kernel(x, kernel, gradient, window)
 
     def elsewhere(x: jax.Array, kernel: jax.Array, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -243,13 +242,11 @@ def _input_gradient(form: Form, x: jax.Array, kernel: jax.Array, gradient: jax.A
     # How far the gradient's samples, spread by the stride, stay from the borders of the map.
     low = (-vertical[0], -horizontal[0])
     high = [x.shape[a + 1] - low[a] - (gradient.shape[a + 1] - 1) * stride - 1 for a in (0, 1)]
-    spread = ((0, 0, 0), (low[0], high[0], stride - 1), (low[1], high[1], stride - 1), (0, 0, 0))
-    zero = jnp.zeros((), gradient.dtype)
     if height * width == 1:
-        return lax.pad(form(gradient, turned, Window(1, 1, NO_PADS, window.groups)), zero, spread)
+        product = form(gradient, turned, Window(1, 1, NO_PADS, window.groups))
+        return _pad(product, ((low[0], high[0]), (low[1], high[1])), between=stride - 1)
     reach = [window.rate * (side - 1) for side in (height, width)]
-    if stride > 1:
-        gradient = lax.pad(gradient, zero, ((0, 0, 0), (0, 0, stride - 1), (0, 0, stride - 1), (0, 0, 0)))
+    gradient = _pad(gradient, NO_PADS, between=stride - 1)
     pads = ((low[0] + reach[0], high[0]), (low[1] + reach[1], high[1]))
     return form(gradient, turned, Window(window.rate, 1, pads, window.groups))
 
@@ -278,8 +275,7 @@ def _depthwise_kernel_gradient(x: jax.Array, kernel: jax.Array, gradient: jax.Ar
     computes channel by channel, takes up to fourteen times as long.
     """
     height, width = kernel.shape[:2]
-    vertical, horizontal = window.pads
-    padded = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), (*vertical, 0), (*horizontal, 0), (0, 0, 0)))
+    padded = _pad(x, window.pads)
     reach = (gradient.shape[2] - 1) * window.stride + 1
 
     def add_row(index: jax.Array, sums: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
@@ -321,12 +317,18 @@ def _samples(
                 yield (row, column), x[:, seen_y, seen_x], (y, x_)
 
 
+def _pad(x: jax.Array, pads: Pairs, *, between: int = 0) -> jax.Array:
+    """Put zeros around a map, and between its samples; negative numbers take rows and columns away."""
+    (top, bottom), (left, right) = pads
+    border = ((0, 0, 0), (top, bottom, between), (left, right, between), (0, 0, 0))
+    return lax.pad(x, jnp.zeros((), x.dtype), border)
+
+
 def _shifted(x: jax.Array, kernel_shape: Sequence[int], window: Window) -> list[tuple[Tap, jax.Array]]:
     """Return every tap with what it sees of the padded map at all positions."""
     n, height, width, channels = x.shape
     rows, columns = window.output_size((height, width), kernel_shape)
-    stride, (vertical, horizontal) = window.stride, window.pads
-    padded = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), (*vertical, 0), (*horizontal, 0), (0, 0, 0)))
+    stride, padded = window.stride, _pad(x, window.pads)
 
     def view(row: int, column: int) -> jax.Array:
         y, z = row * window.rate, column * window.rate

@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> list[str]:
     summary = report.summarize(read_results(file))
     print(f"\n{summary}")
     if args.write:
-        report.write_section(Path(args.write), summary)
+        report.SECTION.write(Path(args.write), summary)
     return failures
 
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from deeplab_jax.models.catalog import create_model
 from deeplab_jax.models.fold import fold_norm
+from deeplab_jax.models.preprocessing import IMAGENET
 from deeplab_jax.models.segmenter import Segmenter, Variables, abstract_variables
 from deeplab_jax.train.optimizer import make_optimizer
 from deeplab_jax.train.state import TrainState
@@ -56,40 +57,29 @@ _SMP = {
     "dropout": 0.5,
     "first_unit_rate": "stage",
     "head_convs": ((3, 256),),
-    "mean": (0.485, 0.456, 0.406),
     "norm_epsilon": 1e-5,
     "norm_momentum": 0.9,
-    "std": (0.229, 0.224, 0.225),
-    "value_range": (0.0, 1.0),
+    **vars(IMAGENET),
 }
 _SMP_PLUS = {**_SMP, "aspp_separable": True, "separable": True, "decoder_convs": ((3, 256),)}
 _SMP_ARGUMENTS = {"encoder_weights": None, "classes": CLASSES, "encoder_output_stride": 16}
-_SMP_PACKAGE = "segmentation_models_pytorch"
 
-MOBILENET = Network(
-    "smp DeepLabV3Plus mobilenet_v2, OS 16",
-    "deeplabv3plus_mobilenet_v2",
-    16,
-    {**_SMP_PLUS, "last_channels": 1280},
-    (_SMP_PACKAGE, "DeepLabV3Plus", {"encoder_name": "mobilenet_v2", **_SMP_ARGUMENTS}),
-    any_size=False,
-)
-RESNET50 = Network(
-    "smp DeepLabV3 resnet50, OS 16",
-    "deeplabv3_resnet50",
-    16,
-    {**_SMP, "aspp_separable": False, "multi_grid": (1, 1, 1)},
-    (_SMP_PACKAGE, "DeepLabV3", {"encoder_name": "resnet50", **_SMP_ARGUMENTS}),
-    any_size=False,
-)
-RESNET101_PLUS = Network(
-    "smp DeepLabV3Plus resnet101, OS 16",
-    "deeplabv3plus_resnet101",
-    16,
-    {**_SMP_PLUS, "multi_grid": (1, 1, 1)},
-    (_SMP_PACKAGE, "DeepLabV3Plus", {"encoder_name": "resnet101", **_SMP_ARGUMENTS}),
-    any_size=False,
-)
+
+def _smp(head: str, encoder: str, **options: Any) -> Network:
+    """Describe a network of segmentation_models_pytorch; `options` are of ours."""
+    return Network(
+        f"smp {head} {encoder}, OS 16",
+        f"{head.lower()}_{encoder}",
+        16,
+        {**(_SMP_PLUS if head == "DeepLabV3Plus" else _SMP), **options},
+        ("segmentation_models_pytorch", head, {"encoder_name": encoder, **_SMP_ARGUMENTS}),
+        any_size=False,
+    )
+
+
+MOBILENET = _smp("DeepLabV3Plus", "mobilenet_v2", last_channels=1280)
+RESNET50 = _smp("DeepLabV3", "resnet50", aspp_separable=False, multi_grid=(1, 1, 1))
+RESNET101_PLUS = _smp("DeepLabV3Plus", "resnet101", multi_grid=(1, 1, 1))
 NETWORKS = (
     Network(
         "torchvision deeplabv3_resnet101, OS 8",
@@ -115,14 +105,7 @@ NETWORKS = (
     Network("deeplabv3plus_xception65, OS 16", "deeplabv3plus_xception65", 16),
 )
 # For quick runs: one with a peer, and one that compiles in no time.
-RESNET18 = Network(
-    "smp DeepLabV3Plus resnet18, OS 16",
-    "deeplabv3plus_resnet18",
-    16,
-    {**_SMP_PLUS, "multi_grid": (1, 1)},
-    (_SMP_PACKAGE, "DeepLabV3Plus", {"encoder_name": "resnet18", **_SMP_ARGUMENTS}),
-    any_size=False,
-)
+RESNET18 = _smp("DeepLabV3Plus", "resnet18", multi_grid=(1, 1))
 TINY = Network(
     "deeplabv3plus_resnet18 of width 1/8, OS 16",
     "deeplabv3plus_resnet18",

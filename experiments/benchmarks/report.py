@@ -1,13 +1,12 @@
-"""The results as Markdown, and the README's section that holds them."""
+"""The results as Markdown, and the mark of the README's section that holds them."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
-from deeplab_jax.errors import UserError
+from experiments.sections import Section
 
-START, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
+SECTION = Section("<!-- benchmarks:begin -->", "<!-- benchmarks:end -->")
 Rows = Mapping[str, dict[str, Any]]
 # Forward, gradient of the maps and gradient of the kernels: one product each.
 TRAINING_PASSES = 3
@@ -221,32 +220,6 @@ DESCRIPTIONS: dict[str, Callable[[Mapping[str, Any]], Lines]] = {
     "memory": _memory,
     "growth": _growth,
 }
-
-
-def replace_section(text: str, content: str) -> str:
-    """Return a text with what stands between the two marks replaced.
-
-    Raises:
-      UserError: a mark is missing.
-    """
-    if START not in text or END not in text:
-        raise UserError(f"the file has no section between {START!r} and {END!r}; add the two lines")
-    before, after = text.split(START)[0], text.split(END)[1]
-    return f"{before}{START}\n{content}\n{END}{after}"
-
-
-def write_section(file: Path, content: str) -> None:
-    """Replace a file's section.
-
-    Raises:
-      UserError: the file cannot be read or written, or has no such section.
-    """
-    try:
-        file.write_text(replace_section(file.read_text(encoding="utf-8"), content), encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{file}: {error.strerror}; give --write a file that can be written") from None
-    except UserError as error:
-        raise UserError(f"{file}: {error}") from None
 
 
 def _milliseconds(times: Mapping[str, Any]) -> str:

@@ -6,10 +6,10 @@ import pytest
 
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.catalog import model_names
-from experiments.model_table import END, START, replace_section, row
+from experiments.model_table import SECTION, row
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-LINES = README.split(START)[1].split(END)[0].strip().splitlines()
+LINES = README.split(SECTION.start)[1].split(SECTION.end)[0].strip().splitlines()
 
 
 def test_the_readme_names_every_model_once() -> None:
@@ -25,6 +25,8 @@ def test_every_row_is_what_the_command_prints(name: str) -> None:
 
 
 def test_a_section_is_replaced_between_its_marks() -> None:
-    assert replace_section(f"a\n{START}\nold\n{END}\nb", "new") == f"a\n{START}\nnew\n{END}\nb"
+    assert SECTION.replace(f"a\n{SECTION.start}\nold\n{SECTION.end}\nb", "new") == (
+        f"a\n{SECTION.start}\nnew\n{SECTION.end}\nb"
+    )
     with pytest.raises(UserError, match="add the two lines"):
-        replace_section("a", "new")
+        SECTION.replace("a", "new")
