@@ -28,6 +28,7 @@ Tap = tuple[int, int]
 # What `choose_on_cpu` goes by; `python -m experiments.benchmarks --parts lowerings` measures it.
 FEW_CHANNELS = 16
 TAPS_SHARE = 0.85
+WHOLE_ROWS_SHARE = 0.7
 SMALL_MAP = 750_000  # Numbers in the result, 3 MB: sums of that size stay in the cache.
 FEW_MULTIPLY_ADDS = 100_000_000  # A millisecond or two: one operation for XLA to compile is worth more than speed.
 
@@ -54,8 +55,10 @@ class Window:
         )
         return rows, columns
 
-    def share_on_map(self, size: Sequence[int], kernel_size: Sequence[int]) -> float:
-        """Return the share (0 to 1) of the multiply-adds that touch the map and not its padding."""
+    def shares_on_map(self, size: Sequence[int], kernel_size: Sequence[int]) -> tuple[float, float]:
+        """Return the shares (0 to 1) of the kernel's rows and columns that lie on the map and not on its padding, over
+        all positions; their product is the share of the multiply-adds.
+        """
         outputs = self.output_size(size, kernel_size)
         rows, columns = (
             taps_on_map(
@@ -63,7 +66,7 @@ class Window:
             ).mean()
             for a in (0, 1)
         )
-        return float(rows * columns)
+        return float(rows), float(columns)
 
 
 Form = Callable[[jax.Array, jax.Array, Window], jax.Array]
@@ -140,7 +143,7 @@ def choose_on_cpu(shape: Sequence[int], kernel_shape: Sequence[int], window: Win
         return "taps"
     outputs = window.output_size(shape[1:3], kernel_shape)
     small = isinstance(shape[0], int) and math.prod((shape[0], *outputs, kernel_shape[3])) <= SMALL_MAP
-    return "taps" if small or window.share_on_map(shape[1:3], kernel_shape) <= TAPS_SHARE else "direct"
+    return "taps" if small or math.prod(window.shares_on_map(shape[1:3], kernel_shape)) <= TAPS_SHARE else "direct"
 
 
 def _is_one_operation(kernel_shape: Sequence[int], window: Window) -> bool:
@@ -178,10 +181,20 @@ def _product(samples: jax.Array, matrix: jax.Array) -> jax.Array:
 
 
 def _dense_taps(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
-    """Sum over the taps of a matrix product restricted to the positions whose sample lies on the map, in float32."""
-    total = jnp.zeros((x.shape[0], *window.output_size(x.shape[1:3], kernel.shape), kernel.shape[3]), jnp.float32)
-    for tap, seen, (rows, columns) in _samples(x, kernel.shape, window):
-        total = total.at[:, rows, columns].add(_product(seen, kernel[tap]))
+    """Sum over the taps of a matrix product restricted to the positions whose sample lies on the map, in float32.
+
+    Rows of samples are one block of memory, a part of each row is a copy of the map. So where most columns lie on the
+    map, whole rows are multiplied, and the result is cut.
+    """
+    size = x.shape[1:3]
+    total = jnp.zeros((x.shape[0], *window.output_size(size, kernel.shape), kernel.shape[3]), jnp.float32)
+    whole_rows = window.stride == 1 and window.shares_on_map(size, kernel.shape)[1] >= WHOLE_ROWS_SHARE
+    for tap, (seen_rows, seen_columns), (rows, columns) in _positions(size, kernel.shape, window):
+        if whole_rows:
+            product = _product(x[:, seen_rows], kernel[tap])[:, :, seen_columns]
+        else:
+            product = _product(x[:, seen_rows, seen_columns], kernel[tap])
+        total = total.at[:, rows, columns].add(product)
     return total.astype(x.dtype)
 
 
@@ -257,9 +270,9 @@ def _kernel_gradient(x: jax.Array, kernel: jax.Array, gradient: jax.Array, windo
         return _depthwise_kernel_gradient(x, kernel, gradient, window)
     channels, features = kernel.shape[2:]
     result = jnp.zeros(kernel.shape, jnp.float32)
-    for tap, seen, (vertical, horizontal) in _samples(x, kernel.shape, window):
-        there = gradient[:, vertical, horizontal].reshape(-1, features)
-        result = result.at[tap].set(jnp.matmul(seen.reshape(-1, channels).T, there, preferred_element_type=jnp.float32))
+    for tap, seen, there in _positions(x.shape[1:3], kernel.shape, window):
+        samples, gradients = x[:, *seen].reshape(-1, channels), gradient[:, *there].reshape(-1, features)
+        result = result.at[tap].set(jnp.matmul(samples.T, gradients, preferred_element_type=jnp.float32))
     return result.astype(kernel.dtype)
 
 
@@ -295,13 +308,12 @@ def _depthwise_kernel_gradient(x: jax.Array, kernel: jax.Array, gradient: jax.Ar
     return jnp.stack([jnp.sum(each, axis=(0, 1)) for each in sums]).reshape(kernel.shape).astype(kernel.dtype)
 
 
-def _samples(
-    x: jax.Array, kernel_shape: Sequence[int], window: Window
-) -> Iterator[tuple[Tap, jax.Array, tuple[slice, slice]]]:
-    """Yield each tap that touches the map, the samples that it sees, and the rows and columns of the positions that
+def _positions(
+    size: Sequence[int], kernel_shape: Sequence[int], window: Window
+) -> Iterator[tuple[Tap, tuple[slice, slice], tuple[slice, slice]]]:
+    """Yield each tap that touches the map, the rows and columns of the map that it sees, and those of the result that
     see them.
     """
-    size = x.shape[1:3]
     outputs = window.output_size(size, kernel_shape)
 
     def along(axis: int, tap: int) -> tuple[slice, slice]:
@@ -312,9 +324,9 @@ def _samples(
 
     for row in range(kernel_shape[0]):
         for column in range(kernel_shape[1]):
-            (seen_y, y), (seen_x, x_) = along(0, row), along(1, column)
-            if y.start < y.stop and x_.start < x_.stop:
-                yield (row, column), x[:, seen_y, seen_x], (y, x_)
+            (seen_y, y), (seen_x, x) = along(0, row), along(1, column)
+            if y.start < y.stop and x.start < x.stop:
+                yield (row, column), (seen_y, seen_x), (y, x)
 
 
 def _pad(x: jax.Array, pads: Pairs, *, between: int = 0) -> jax.Array:
