@@ -85,11 +85,15 @@ class Segmenter(nn.Module):
         Raises:
           ValueError: images of too few pixels, or of another rank.
         """
-        scores = self.scores(images, train=train)
-        return self.resize(scores, images)
+        return self.resize(self._all_scores(images, train=train, resize_aux=True), images)
 
     def scores(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        """Compute the classifier's float32 output `[N, h, w, num_classes]` before it is resized to the image."""
+        """Compute the classifier's float32 output `[N, h, w, num_classes]` before it is resized to the image; an
+        auxiliary head's is sown so, too.
+        """
+        return self._all_scores(images, train=train, resize_aux=False)
+
+    def _all_scores(self, images: jax.Array, *, train: bool, resize_aux: bool) -> jax.Array:
         if images.ndim != 4 or any(side < SMALLEST_SIDE for side in images.shape[1:3]):
             raise ValueError(
                 f"images of shape {images.shape}: expected [N, H, W, C] with H and W of at least {SMALLEST_SIDE}"
@@ -101,9 +105,11 @@ class Segmenter(nn.Module):
                 f"pixels on each side; {fitting[0]}x{fitting[1]} would fit"
             )
         if self.pyramid is None:
-            return self._scores(images, images, train=train)[0]
+            return self._scores(images, images, train=train, resize_aux=resize_aux)[0]
         views = self.pyramid.views(images, smallest=SMALLEST_SIDE)
-        scores, seen = zip(*[self._scores(view, images, train=train) for view in views], strict=True)
+        scores, seen = zip(
+            *[self._scores(view, images, train=train, resize_aux=resize_aux) for view in views], strict=True
+        )
         return self.pyramid(list(scores), list(seen))
 
     def scores_of_whole(self, images: jax.Array) -> jax.Array:
@@ -139,13 +145,15 @@ class Segmenter(nn.Module):
             x = self.context(x, output_stride=stride, train=train)
         return {**features, "context": (x, stride)}
 
-    def _scores(self, view: jax.Array, images: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
+    def _scores(
+        self, view: jax.Array, images: jax.Array, *, train: bool, resize_aux: bool
+    ) -> tuple[jax.Array, jax.Array]:
         """Return the float32 scores of one view of the images, and the map before the classifier."""
         features = self._features(view, train=train)
         x, _ = features["context"]
         if self.aux_features is not None:
             aux = self.aux_head(features[self.aux_features][0], train=train)
-            self.sow("intermediates", "aux", self.resize(aux, images))
+            self.sow("intermediates", "aux", self.resize(aux, images) if resize_aux else aux.astype(jnp.float32))
         if self.decoder is not None:
             x = self.decoder(x, {**features, "image": (view, 1)}, train=train)
         scores = x if self.classifier is None else self.classifier(x)

@@ -18,8 +18,9 @@ import numpy as np
 def resize_bilinear(x: jax.Array, size: Sequence[int], *, align_corners: bool) -> jax.Array:
     """Resize maps bilinearly.
 
-    Two small matrix products, one per axis: sizes are static under `jit`, so the weights are constants; only for the
-    symbolic sizes of an export are they computed.
+    Two small matrix products, columns before rows: sizes are static under `jit`, so the weights are constants; only for
+    the symbolic sizes of an export are they computed. The second product comes out in the order of the result, image
+    by image: one over all images at once would be transposed at full resolution.
 
     Args:
       x: `[N, H, W, C]` of a floating dtype.
@@ -29,7 +30,7 @@ def resize_bilinear(x: jax.Array, size: Sequence[int], *, align_corners: bool) -
     Returns:
       `[N, height, width, C]` of the dtype of `x`; `x` itself where the size is the same.
     """
-    for axis, target in ((1, size[0]), (2, size[1])):
+    for axis, target in ((2, size[1]), (1, size[0])):
         source = x.shape[axis]
         if source == target:
             continue
@@ -39,9 +40,19 @@ def resize_bilinear(x: jax.Array, size: Sequence[int], *, align_corners: bool) -
         static = isinstance(source, int) and isinstance(target, int)
         matrix = interpolation_matrix if static else computed_interpolation_matrix
         weights = jnp.asarray(matrix(source, target, align_corners), x.dtype)
-        equation = "ph,nhwc->npwc" if axis == 1 else "pw,nhwc->nhpc"
-        x = jnp.einsum(equation, weights, x, precision=jax.lax.Precision.HIGHEST)
+        if axis == 2:
+            x = jnp.einsum("pw,nhwc->nhpc", weights, x, precision=jax.lax.Precision.HIGHEST)
+        else:
+            x = interpolate_rows(x, weights)
     return x
+
+
+def interpolate_rows(x: jax.Array, weights: jax.Array) -> jax.Array:
+    """Multiply maps `[N, H, W, C]` by weights `[height, H]` of their rows; returns `[N, height, W, C]`."""
+    n, rows, columns, channels = x.shape
+    weights = jnp.broadcast_to(weights, (n, *weights.shape))
+    result = jnp.matmul(weights, x.reshape(n, rows, columns * channels), precision=jax.lax.Precision.HIGHEST)
+    return result.reshape(n, weights.shape[1], columns, channels)
 
 
 @lru_cache(maxsize=256)

@@ -1,6 +1,7 @@
 """One training step, as a pure function; the loop wraps it in `jit`."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -9,7 +10,7 @@ import optax
 
 from deeplab_jax.models.segmenter import Segmenter
 from deeplab_jax.models.unet import centre_crop
-from deeplab_jax.ops.losses import cross_entropy, mean_loss, valid_pixels
+from deeplab_jax.ops.losses import mean_loss, sum_hardest, upsampled_losses, valid_pixels
 from deeplab_jax.ops.resize import resize_labels
 from deeplab_jax.train.state import TrainState
 
@@ -41,7 +42,8 @@ def train_step(
       model, optimizer: static.
       key: of the run; the step is folded in, so that a resumed run draws the same dropout masks.
       accumulate: micro-batches, one after another.
-      upsample_logits: resize logits to the labels (DeepLabv3, sec. 4.1), or labels to the logits.
+      upsample_logits: resize logits to the labels (DeepLabv3, sec. 4.1), or labels to the logits; an auxiliary head's,
+        too.
       class_weights, top_k: see `cross_entropy`; top_k ranks the pixels of a micro-batch.
       aux_weight: of the auxiliary head's loss.
       ema_decay: the average of the parameters becomes `d * average + (1 - d) * params`.
@@ -65,21 +67,19 @@ def train_step(
             mutable=["batch_stats", "intermediates"],
             rngs={"dropout": key},
         )
-        if upsample_logits:
-            logits = model.resize(scores, images)
-            labels = centre_crop(labels, logits.shape[1:3])  # All of them, but for U-Net without padding.
-        else:
-            logits, labels = (
-                scores,
-                resize_labels(labels, scores.shape[1:3], align_corners=model.settings.align_corners),
-            )
-        total, count = cross_entropy(logits, labels, class_weights=weights, top_k=top_k)
+        if model.valid:
+            labels = centre_crop(labels, scores.shape[1:3])
+        elif not upsample_logits:
+            labels = resize_labels(labels, scores.shape[1:3], align_corners=model.settings.align_corners)
+        valid = valid_pixels(labels)
+        compare = partial(upsampled_losses, align_corners=model.settings.align_corners, class_weights=weights)
+        losses, right = compare(scores, labels)
+        total, count = sum_hardest(losses, valid, top_k=top_k)
         auxiliary = updates.get("intermediates", {}).get("aux", ())  # one for each scale of an image pyramid
         for aux in auxiliary:
-            aux_total, aux_count = cross_entropy(aux, micro["label"], class_weights=weights)
-            total += aux_weight / len(auxiliary) * mean_loss(aux_total, aux_count) * count
-        right = jnp.sum((jnp.argmax(logits, -1) == labels) & valid_pixels(labels), dtype=jnp.float32)
-        labelled = jnp.sum(valid_pixels(labels), dtype=jnp.float32)
+            aux_losses, _ = compare(aux, labels)
+            total += aux_weight / len(auxiliary) * mean_loss(*sum_hardest(aux_losses, valid)) * count
+        right, labelled = (jnp.sum(which, dtype=jnp.float32) for which in (right & valid, valid))
         return total, (
             updates.get("batch_stats", {}),
             {"total": total, "count": count, "right": right, "labelled": labelled},

@@ -9,7 +9,8 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jax.test_util import check_grads
 
-from deeplab_jax.ops.losses import cross_entropy, mean_loss, valid_pixels
+from deeplab_jax.ops.losses import cross_entropy, mean_loss, sum_hardest, upsampled_losses, valid_pixels
+from deeplab_jax.ops.resize import resize_bilinear
 
 # One program for each shape compiles faster than its operations one by one.
 jit_cross_entropy = jax.jit(cross_entropy, static_argnames=("ignore_label", "top_k"))
@@ -181,3 +182,43 @@ def test_mean_loss_by_hand() -> None:
 def test_shapes_that_do_not_fit_raise() -> None:
     with pytest.raises(AssertionError):
         cross_entropy(jnp.zeros((2, 3, 4)), jnp.zeros((3, 2), int))
+
+
+@pytest.mark.parametrize("size", [(6, 5), (17, 17), (65, 33), (129, 65), (200, 9)])
+@pytest.mark.parametrize("align_corners", [True, False])
+@pytest.mark.parametrize("options", [{}, {"top_k": 0.3}, {"class_weights": jnp.asarray([2.0, 0.5, 1.0, 3.0])}])
+def test_losses_in_bands_are_those_of_the_resized_scores(
+    size: tuple[int, int], align_corners: bool, options: dict[str, Any]
+) -> None:
+    scores, _ = random_batch((2, 6, 5))
+    _, labels = random_batch((2, *size), seed=1)
+    labels = labels.at[:, :2].set(255)
+    top_k, weights = options.get("top_k", 1.0), options.get("class_weights")
+
+    def at_once(scores: jax.Array) -> tuple[jax.Array, jax.Array]:
+        logits = resize_bilinear(scores, size, align_corners=align_corners)
+        return cross_entropy(logits, labels, **options)[0], jnp.argmax(logits, -1) == labels
+
+    def in_bands(scores: jax.Array) -> tuple[jax.Array, jax.Array]:
+        losses, right = upsampled_losses(scores, labels, align_corners=align_corners, class_weights=weights)
+        return sum_hardest(losses, valid_pixels(labels), top_k=top_k)[0], right
+
+    (expected, right), gradient = jax.jit(jax.value_and_grad(at_once, has_aux=True))(scores)
+    (found, found_right), found_gradient = jax.jit(jax.value_and_grad(in_bands, has_aux=True))(scores)
+    assert float(found) == pytest.approx(float(expected), rel=1e-5)
+    # A pixel on which two classes score alike to the last digit may fall either way.
+    assert np.mean(np.asarray(right != found_right)) < 1e-3
+    np.testing.assert_allclose(found_gradient, gradient, rtol=1e-4, atol=1e-4)
+
+
+def test_the_loss_of_resized_scores_holds_less_than_one_full_resolution_tensor() -> None:
+    classes, size = 21, (513, 513)
+    scores = jax.ShapeDtypeStruct((2, 33, 33, classes), jnp.float32)
+    labels = jax.ShapeDtypeStruct((2, *size), jnp.uint8)
+
+    def loss(scores: jax.Array, labels: jax.Array) -> jax.Array:
+        losses, _ = upsampled_losses(scores, labels, align_corners=True)
+        return sum_hardest(losses, valid_pixels(labels))[0]
+
+    program = jax.jit(jax.grad(loss)).lower(scores, labels).compile()
+    assert program.memory_analysis().temp_size_in_bytes < 2 * size[0] * size[1] * classes * 4
