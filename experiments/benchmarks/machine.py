@@ -26,7 +26,7 @@ def platform() -> str:
 
 
 def describe_machine() -> dict[str, Any]:
-    """Return processor, number of cores in use, memory in GiB, and the accelerator or None."""
+    """Return processor, number of cores in use, memory in GiB, the accelerator or None, and glibc's tunables."""
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -35,6 +35,7 @@ def describe_machine() -> dict[str, Any]:
         "cores": cores(),
         "memory_gib": round(memory / 2**30),
         "accelerator": None if platform() == "cpu" else jax.devices()[0].device_kind,
+        "glibc_tunables": os.environ.get("GLIBC_TUNABLES", ""),
     }
 
 

@@ -18,7 +18,10 @@ def summarize(content: Mapping[str, Any]) -> str:
     m, versions = content["machine"], content["versions"]
     where = m["accelerator"] or f"{m['cores']} cores of {m['processor']}"
     peers = ", ".join(f"{name} {versions[name]}" for name in ("torch", "torchvision", "segmentation_models_pytorch"))
-    head = f"Measured on {where}, {content.get('date', '')[:10]}, jax {versions['jax']}, {peers}."
+    memory = "kept" if m.get("glibc_tunables") else "given back to the system, as glibc does by itself"
+    head = (
+        f"Measured on {where}, {content.get('date', '')[:10]}, jax {versions['jax']}, {peers}; freed memory {memory}."
+    )
     if content.get("quick"):
         head = f"Quick run, no measurement: tiny sizes and networks. {head}"
     warnings = caveats(content["parts"])
