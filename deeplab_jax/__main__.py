@@ -18,7 +18,8 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit code:
-    0 on success, 2 with one line on stderr for what the user can mend, 130 after Ctrl-C.
+    0 on success, 2 with one line on stderr for what the user can mend, 130 after Ctrl-C, 75 where SIGTERM stopped
+    a training run.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = make_parser()
@@ -77,6 +78,9 @@ def make_parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--allow_config_change", action="store_true", help="go on in a run directory whose configuration differs"
     )
+
+    replay = verb("replay", verbs.replay, "Run the step again at which training stopped, and show every tensor's size.")
+    replay.add_argument("folder", metavar="FOLDER", help="postmortem/ of a run directory")
 
     evaluate = verb(
         "evaluate", verbs.evaluate, "Evaluate a model on labelled images; writes metrics.json.", config="optional"

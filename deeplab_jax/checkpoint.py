@@ -21,7 +21,7 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 from deeplab_jax.errors import UserError
 
 METRIC = "miou"
-_VARIABLES, _EXTRA = "variables", "optimizer"
+_VARIABLES, _EXTRA, _METRICS = "variables", "optimizer", "metrics"  # The last is Orbax's own name.
 
 # Orbax reports every phase of every save through absl, and what it raises as well, once for each of its threads.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
@@ -120,6 +120,22 @@ class Checkpoints:
             raise UserError(
                 f"{self.directory}: the checkpoint of step {step} could not be saved ({reason}); {kept}; free space "
                 "and start again"
+            ) from error
+
+    def add_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Add metrics to a checkpoint that was saved without any.
+
+        Raises:
+          UserError: they could not be written.
+        """
+        try:
+            with ocp.Checkpointer(ocp.JsonCheckpointHandler(filename=_METRICS)) as writer:
+                writer.save(self.directory / str(step) / _METRICS, args=ocp.args.JsonSave(dict(metrics)), force=True)
+            self._manager.reload()
+        except Exception as error:
+            raise UserError(
+                f"{self.directory / str(step)}: the metrics could not be saved ({_reason(error)}); free space and "
+                "start again"
             ) from error
 
     def restore_variables(self, step: int, abstract: Any) -> Any:

@@ -79,6 +79,7 @@ def base() -> ConfigDict:
             "checkpoint_every": 1_000,
             "keep": 2,  # newest checkpoints; the best one is kept as well
             "pictures": 4,  # validation images drawn at each evaluation
+            "skip_nonfinite": 0,  # updates of a run that may be skipped where loss or gradient are not finite
         }
     )
     config.init = ""  # model folder or run directory whose weights training starts from

@@ -17,7 +17,7 @@ from deeplab_jax.evaluate.evaluator import versions
 CONFIG_FILE = "config.json"
 RUN_FILE = "run.json"
 
-# What may differ between two starts of one run: it moves no number.
+# What may differ between two starts of one run: it moves no number, or only says what happens after a fault.
 FREE = (
     "config.data.dir",
     "config.data.threads",
@@ -25,6 +25,7 @@ FREE = (
     "config.train.log_every",
     "config.train.pictures",
     "config.train.keep",
+    "config.train.skip_nonfinite",
 )
 
 
@@ -35,7 +36,7 @@ def open_workdir(workdir: Path, config: Any, *, allow_config_change: bool) -> No
       UserError: it cannot be made, holds something else, or holds a run of another configuration.
     """
     file = workdir / CONFIG_FILE
-    with _as_user_errors(workdir):
+    with as_user_errors(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
         if file.exists():
             _check_same(file, to_plain(config), allow_config_change)
@@ -57,7 +58,7 @@ def record_start(workdir: Path, config: Any) -> None:
       UserError: the directory cannot be written.
     """
     file = workdir / RUN_FILE
-    with _as_user_errors(workdir):
+    with as_user_errors(workdir):
         write_json(workdir / CONFIG_FILE, to_plain(config))
         try:
             starts = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
@@ -76,7 +77,8 @@ def write_json(file: Path, content: Any) -> None:
 
 
 @contextmanager
-def _as_user_errors(workdir: Path) -> Iterator[None]:
+def as_user_errors(workdir: Path) -> Iterator[None]:
+    """Turn the complaints of the file system about a run directory into a UserError."""
     try:
         yield
     except OSError as error:

@@ -21,7 +21,7 @@ class Writers:
     """
 
     def __init__(self, workdir: Path, *, start: int, steps: int, console: Console) -> None:
-        self._console = console
+        self.workdir, self._console = workdir, console
         self._file = workdir / METRICS_FILE
         self._truncate(start)
         self._jsonl = self._file.open("a", encoding="utf-8")
