@@ -38,7 +38,7 @@ from deeplab_jax.train.signals import Stop, stop_on_signals
 from deeplab_jax.train.start import sample, start_state
 from deeplab_jax.train.state import TrainState, create_state
 from deeplab_jax.train.step import train_step
-from deeplab_jax.train.workdir import open_workdir, record_start
+from deeplab_jax.train.workdir import lock_workdir, open_workdir, record_start, recording
 from deeplab_jax.train.writers import Writers
 from deeplab_jax.weights.folder import CHECKPOINTS, write_description
 
@@ -94,7 +94,10 @@ def _train(
         **loader_options(data),
     )
     initial = partial(create_state, model=model, optimizer=optimizer, size=tuple(data.crop_size), ema=t.ema_decay > 0)
-    with Checkpoints(workdir / CHECKPOINTS, keep=t.keep) as checkpoints:
+    with (
+        lock_workdir(workdir, partial(console.print, soft_wrap=True)),
+        Checkpoints(workdir / CHECKPOINTS, keep=t.keep) as checkpoints,
+    ):
         state, start = start_state(
             checkpoints, initial, config, mesh, console, model=model, images=partial(sample, batches, model)
         )
@@ -233,7 +236,8 @@ def evaluate_and_draw(
         **config.evaluate,
     )
     if collector.strips:
-        (workdir / "pictures").mkdir(exist_ok=True)
+        with recording(workdir):
+            (workdir / "pictures").mkdir(exist_ok=True)
         write_image(workdir / "pictures" / f"step_{number:07d}.png", stack_strips(collector.strips))
     scalars = {
         name: results[name]

@@ -225,8 +225,9 @@ def test_a_directory_that_holds_something_else_is_refused(tmp_path) -> None:
         run_training(tmp_path / "thesis.tex", tiny_config())
 
 
-def test_a_damaged_record_is_named(tmp_path) -> None:
-    (tmp_path / CONFIG_FILE).write_text('{"train": ')
+@pytest.mark.parametrize("content", ['{"train": ', "[1]", "7"])
+def test_a_damaged_record_is_named(tmp_path, content) -> None:
+    (tmp_path / CONFIG_FILE).write_text(content)
     with pytest.raises(UserError, match=r"config\.json: is damaged"):
         open_workdir(tmp_path, tiny_config(), allow_config_change=False)
     (tmp_path / RUN_FILE).write_text("[")
