@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from deeplab_jax import verbs
-from deeplab_jax.errors import UserError, did_you_mean
+from deeplab_jax.errors import StuckError, UserError, did_you_mean
 from deeplab_jax.verbs import INTERRUPTED, fail
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
@@ -36,7 +36,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = args.run(args)
         return 0 if code is None else code
     except UserError as error:
-        return fail(str(error))
+        code = fail(str(error))
+        if isinstance(error, StuckError) and argv is None:
+            sys.stdout.flush()
+            os._exit(code)  # The interpreter would wait for the thread that hangs.
+        return code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED

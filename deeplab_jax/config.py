@@ -45,6 +45,9 @@ def base() -> ConfigDict:
             "color_jitter": 0.0,  # 0 to 1; 0 as in the papers
             "threads": 4,  # that read and augment
             "workers": 0,  # processes that do so instead of threads; 0: none
+            "timeout": 600.0,  # seconds to wait for a batch before the reader counts as hanging
+            "on_error": "stop",  # at a training image that cannot be read; or "skip": the next one replaces it
+            "max_skipped": 0.01,  # share of the training images that may be skipped so
         }
     )
     config.optimizer = ConfigDict(

@@ -15,8 +15,9 @@ from rich.console import Console
 from deeplab_jax.checkpoint import METRIC, Checkpoints
 from deeplab_jax.data.check import check_labels
 from deeplab_jax.data.images import write_image
-from deeplab_jax.data.loader import Batch, training_batches
+from deeplab_jax.data.loader import Batch, skipped_examples, training_batches
 from deeplab_jax.data.pairs import Source
+from deeplab_jax.data.reading import Skipped
 from deeplab_jax.data.sources import open_source
 from deeplab_jax.evaluate.evaluator import Results, evaluate
 from deeplab_jax.evaluate.pictures import StripCollector, stack_strips
@@ -82,6 +83,7 @@ def _train(
     check_batch_size(t.batch_size, t.accumulate, mesh)
     check_class_weights(t.class_weights, model)
     optimizer, schedule = make_optimizer(abstract_variables(model)["params"], steps=t.steps, **config.optimizer)
+    skipped = skipped_examples(train_source, on_error=data.on_error, max_skipped=data.max_skipped)
     open_workdir(workdir, config, allow_config_change=allow_config_change)
 
     batches = partial(
@@ -91,6 +93,8 @@ def _train(
         steps=t.steps,
         seed=t.seed,
         fill=model.preprocessing.mean_pixel,
+        timeout=data.timeout,
+        skipped=skipped,
         **loader_options(data),
     )
     initial = partial(create_state, model=model, optimizer=optimizer, size=tuple(data.crop_size), ema=t.ema_decay > 0)
@@ -121,7 +125,7 @@ def _train(
                 writers=writers,
                 stop=stop,
             )
-            return run(
+            results = run(
                 state,
                 start,
                 step=jax.jit(keep_finite(step), donate_argnums=0, out_shardings=replicated(mesh)),
@@ -135,6 +139,9 @@ def _train(
                 postmortem=postmortem,
                 stop=stop,
             )
+            if skipped is not None:
+                say_skipped(skipped, train_source, writers)
+            return results
 
 
 def run(
@@ -203,6 +210,14 @@ def run(
     return results
 
 
+def say_skipped(skipped: Skipped, source: Source, writers: Writers) -> None:
+    """List the training images that could not be read since this start."""
+    lines = skipped.lines()
+    writers.say(f"{len(lines)} of {len(source)} training images were skipped since this start")
+    for line in lines:
+        writers.say(f"  {line}")
+
+
 def is_due(number: int, settings: ConfigDict) -> bool:
     """Whether there is an evaluation after step `number`."""
     return number % settings.evaluate_every == 0 or number >= settings.steps
@@ -231,6 +246,7 @@ def evaluate_and_draw(
         state.variables(),
         source,
         split=config.data.val_split,
+        timeout=config.data.timeout,
         on_prediction=collector,
         progress=lambda done, total: stop.check(number, config.train.steps),
         **config.evaluate,

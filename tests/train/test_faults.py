@@ -99,7 +99,10 @@ ACCUMULATED = {
 }
 
 
-@pytest.mark.parametrize("changes", [{}, ACCUMULATED], ids=["plain", "accumulated"])
+SLOW = pytest.param(ACCUMULATED, marks=pytest.mark.slow, id="accumulated")
+
+
+@pytest.mark.parametrize("changes", [pytest.param({}, id="plain"), SLOW])
 def test_a_replay_computes_what_training_computed(tmp_path, monkeypatch, changes) -> None:
     poison(monkeypatch, 3)
     with pytest.raises(UserError, match="step 3: loss .*gradient norm inf"):
@@ -190,5 +193,28 @@ def test_a_failure_beside_the_step_costs_no_step(tmp_path, monkeypatch, where) -
     assert step in [int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir()]
     run_training(tmp_path / "run", config)
     run_training(tmp_path / "whole", config)
+    assert read_metrics(tmp_path / "run") == read_metrics(tmp_path / "whole")
+    assert_same_arrays(read_checkpoint(tmp_path / "run", 6), read_checkpoint(tmp_path / "whole", 6))
+
+
+def test_training_images_that_cannot_be_read_are_skipped_and_listed(tmp_path, monkeypatch, capsys) -> None:
+    from deeplab_jax.data.scenes import Scenes
+    from deeplab_jax.train.loop import train
+
+    read = Scenes.__getitem__
+
+    def damaged(self, index):
+        if self.split == "train" and index == 2:
+            raise UserError("2.png: truncated")
+        return read(self, index)
+
+    monkeypatch.setattr(Scenes, "__getitem__", damaged)
+    with pytest.raises(UserError, match="2.png: truncated"):
+        run_training(tmp_path / "run", tiny_config())
+    skip = tiny_config(**{"data.on_error": "skip", "data.max_skipped": 0.2})
+    assert train(skip, tmp_path / "run")["step"] == 6  # What happens after a fault is no other configuration.
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-2:] == ["1 of 5 training images were skipped since this start", "  2.png: truncated"]
+    run_training(tmp_path / "whole", skip)
     assert read_metrics(tmp_path / "run") == read_metrics(tmp_path / "whole")
     assert_same_arrays(read_checkpoint(tmp_path / "run", 6), read_checkpoint(tmp_path / "whole", 6))

@@ -149,7 +149,7 @@ def test_a_run_directory_that_vanishes_is_a_line(tmp_path, monkeypatch, part) ->
 def test_a_disk_that_fills_up_under_the_record_is_a_line(tmp_path) -> None:
     with Writers(tmp_path, start=0, steps=1, console=quiet()) as writers:
         writers._jsonl.close()
-        writers._jsonl = Path("/dev/full").open("w", encoding="utf-8")
+        writers._jsonl = Path("/dev/full").open("w", encoding="utf-8")  # noqa: SIM115
         with pytest.raises(UserError, match=f"record of the run .*{os.strerror(errno.ENOSPC)}"):
             writers.scalars(1, {"loss": 1.0}, prefix="train")
         with contextlib.suppress(OSError):
