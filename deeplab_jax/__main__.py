@@ -233,10 +233,10 @@ def enable_compilation_cache() -> None:
 
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "deeplab_jax", "xla")
     try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "deeplab_jax", "xla")
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError:  # A home that cannot be written costs compile time and nothing else.
+    except (OSError, RuntimeError):  # A home that cannot be written, or is not known, costs compile time only.
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)

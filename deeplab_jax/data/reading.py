@@ -136,8 +136,8 @@ def within(
                 if not workers or isinstance(error, UserError) or "terminated unexpectedly" not in str(error):
                     raise error
                 raise UserError(
-                    f"{reader(number)} died ({error.args[0].split('.')[0]}), reading ahead from {what(number)}; if memory is "
-                    "short use fewer config.data.workers, then start again"
+                    f"{reader(number)} died ({error.args[0].split('.')[0]}), reading ahead from {what(number)}; if "
+                    "memory is short use fewer config.data.workers, then start again"
                 ) from None
             yield item
             number += 1

@@ -41,6 +41,12 @@ def open_workdir(workdir: Path, config: Any, *, allow_config_change: bool) -> No
       UserError: it cannot be made, holds something else, or holds a run of another configuration.
     """
     file = workdir / CONFIG_FILE
+    try:
+        str(workdir.resolve()).encode("utf-8")
+    except UnicodeEncodeError:  # Orbax and TensorBoard take text, and in this locale the name is none.
+        raise UserError(
+            f"{str(workdir)!a}: a name that the locale cannot spell; set LC_ALL=C.UTF-8, or give another --workdir"
+        ) from None
     with as_user_errors(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
         if file.exists():
