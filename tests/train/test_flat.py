@@ -29,5 +29,6 @@ def test_memory_files_and_threads_stay(tmp_path, compilation_cache, what, count)
     warm = len(samples) // 2
     print(f"{what}: {memory[warm]} -> {max(memory[warm:])} KiB, {files[warm]} files, {threads[warm]} threads")
     assert max(memory[warm:]) <= 1.02 * memory[warm]
-    # Batches in flight open their files at any moment; nothing adds up.
-    assert max(files[warm:]) <= max(files[:warm]) and max(threads[warm:]) <= max(threads[:warm])
+    # Pools of threads still fill up to their size, and a reader ends a moment after its evaluation; but the second half
+    # holds five evaluations and saves and half of all steps, and none of them may leave something behind.
+    assert max(files[warm:]) < max(files[:warm]) + 5 and max(threads[warm:]) < max(threads[:warm]) + 5
