@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from deeplab_jax import verbs
-from deeplab_jax.errors import UserError, did_you_mean
+from deeplab_jax.errors import StuckError, UserError, did_you_mean
 from deeplab_jax.verbs import INTERRUPTED, fail
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
@@ -18,7 +18,8 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit code:
-    0 on success, 2 with one line on stderr for what the user can mend, 130 after Ctrl-C.
+    0 on success, 2 with one line on stderr for what the user can mend, 130 after Ctrl-C, 75 where SIGTERM stopped
+    a training run.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = make_parser()
@@ -35,7 +36,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = args.run(args)
         return 0 if code is None else code
     except UserError as error:
-        return fail(str(error))
+        code = fail(str(error))
+        if isinstance(error, StuckError) and argv is None:
+            sys.stdout.flush()
+            os._exit(code)  # The interpreter would wait for the thread that hangs.
+        return code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -77,6 +82,9 @@ def make_parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--allow_config_change", action="store_true", help="go on in a run directory whose configuration differs"
     )
+
+    replay = verb("replay", verbs.replay, "Run the step again at which training stopped, and show every tensor's size.")
+    replay.add_argument("folder", metavar="FOLDER", help="postmortem/ of a run directory")
 
     evaluate = verb(
         "evaluate", verbs.evaluate, "Evaluate a model on labelled images; writes metrics.json.", config="optional"
@@ -225,10 +233,10 @@ def enable_compilation_cache() -> None:
 
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "deeplab_jax", "xla")
     try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "deeplab_jax", "xla")
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError:  # A home that cannot be written costs compile time and nothing else.
+    except (OSError, RuntimeError):  # A home that cannot be written, or is not known, costs compile time only.
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)

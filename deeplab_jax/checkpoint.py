@@ -6,8 +6,10 @@ it, and buffers that the next step donates cannot change under a background copy
 
 import contextlib
 import errno
+import json
 import logging
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -21,10 +23,18 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 from deeplab_jax.errors import UserError
 
 METRIC = "miou"
-_VARIABLES, _EXTRA = "variables", "optimizer"
+_VARIABLES, _EXTRA, _METRICS = "variables", "optimizer", "metrics"  # The last is Orbax's own name.
 
 # Orbax reports every phase of every save through absl, and what it raises as well, once for each of its threads.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
+
+
+class DamagedCheckpoint(UserError):
+    """A checkpoint that cannot be read; the ones before it may be whole. `reason` says what is wrong in a few words."""
+
+    def __init__(self, folder: Path, reason: str) -> None:
+        super().__init__(f"{folder}: is damaged ({reason}); remove it to use the one before")
+        self.reason = reason
 
 
 class Checkpoints:
@@ -37,10 +47,15 @@ class Checkpoints:
       directory: made where missing.
       keep: so many of the newest are kept, and the best one.
       read_only: change nothing there, as beside a process that trains.
+
+    Raises:
+      UserError: the metrics of a checkpoint are damaged. Without `read_only` they are removed instead: what lacks them
+        counts as not evaluated.
     """
 
     def __init__(self, directory: str | Path, *, keep: int = 2, read_only: bool = False) -> None:
         self.directory = Path(directory).resolve()
+        _check_metrics(self.directory, mend=not read_only)
         policy = AnyPreservationPolicy(
             [
                 LatestN(keep),
@@ -111,6 +126,8 @@ class Checkpoints:
             **{_VARIABLES: ocp.args.StandardSave(variables), _EXTRA: ocp.args.StandardSave(extra)}
         )
         try:
+            if not self.directory.is_dir():  # Orbax would make it again, and start a second run beside the lost one.
+                raise FileNotFoundError(errno.ENOENT, "the folder has vanished")
             self._manager.save(step, args=items, metrics=None if metrics is None else dict(metrics), force=True)
             self._manager.wait_until_finished()
         except Exception as error:  # Orbax and TensorStore raise many kinds for a full or vanished disk.
@@ -122,17 +139,51 @@ class Checkpoints:
                 "and start again"
             ) from error
 
+    def add_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Add metrics to a checkpoint that was saved without any.
+
+        Raises:
+          UserError: they could not be written.
+        """
+        try:
+            with ocp.Checkpointer(ocp.JsonCheckpointHandler(filename=_METRICS)) as writer:
+                writer.save(self.directory / str(step) / _METRICS, args=ocp.args.JsonSave(dict(metrics)), force=True)
+            self._manager.reload()
+        except Exception as error:
+            raise UserError(
+                f"{self.directory / str(step)}: the metrics could not be saved ({_reason(error)}); free space and "
+                "start again"
+            ) from error
+
     def restore_variables(self, step: int, abstract: Any) -> Any:
         """Restore the variables of a step into the shapes of `abstract`.
 
         Raises:
-          UserError: the checkpoint holds another network (naming what does not fit) or cannot be read.
+          UserError: the checkpoint holds another network (naming what does not fit).
+          DamagedCheckpoint: it cannot be read.
         """
         return self._restore(step, _VARIABLES, abstract)
 
     def restore_extra(self, step: int, abstract: Any) -> Any:
         """Restore the rest of the training state; see `restore_variables`."""
         return self._restore(step, _EXTRA, abstract)
+
+    def set_aside(self, step: int) -> Path:
+        """Rename a damaged checkpoint, so that its step can be saved again; return what it is called now.
+
+        Raises:
+          UserError: it cannot be renamed.
+        """
+        folder = self.directory / str(step)
+        aside = folder.with_name(f"{step}.damaged")
+        try:
+            if aside.exists():
+                shutil.rmtree(aside)
+            folder.rename(aside)
+        except OSError as error:
+            raise UserError(f"{folder}: is damaged and cannot be renamed ({error.strerror}); remove it") from None
+        self._manager.reload()
+        return aside
 
     def _restore(self, step: int, item: str, abstract: Any) -> Any:
         self._compare(step, item, abstract)
@@ -141,10 +192,7 @@ class Checkpoints:
                 step, args=ocp.args.Composite(**{item: ocp.args.StandardRestore(_placed(abstract))})
             )
         except Exception as error:
-            reason = _reason(error)
-            raise UserError(
-                f"{self.directory / str(step)}: cannot be restored ({reason}); remove it to use the one before"
-            ) from error
+            raise DamagedCheckpoint(self.directory / str(step), _reason(error)) from error
         return restored[item]
 
     def _compare(self, step: int, item: str, abstract: Any) -> None:
@@ -154,9 +202,7 @@ class Checkpoints:
                 _path(path): tuple(leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(metadata.tree)
             }
         except Exception as error:
-            raise UserError(
-                f"{self.directory / str(step)}: is damaged ({error!r:.200}); remove it to use the one before"
-            ) from error
+            raise DamagedCheckpoint(self.directory / str(step), f"{error!r:.200}") from error
         wanted = {_path(path): tuple(leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(abstract)}
         problems = [f"missing {name}" for name in sorted(wanted.keys() - stored.keys())]
         problems += [f"unexpected {name}" for name in sorted(stored.keys() - wanted.keys())]
@@ -176,6 +222,17 @@ class Checkpoints:
         with contextlib.suppress(OSError):
             return [int(name) for name in os.listdir(self.directory) if name.isdigit()]
         return []
+
+
+def _check_metrics(directory: Path, *, mend: bool) -> None:
+    """Look at the metrics of every checkpoint: Orbax reads all of them at once, and fails on a single bad one."""
+    for file in directory.glob(f"[0-9]*/{_METRICS}/{_METRICS}"):
+        try:
+            float(json.loads(file.read_text(encoding="utf-8"))[METRIC])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            if not mend:
+                raise UserError(f"{file}: is damaged ({error}); remove the folder {file.parent}") from None
+            shutil.rmtree(file.parent)
 
 
 def _handlers() -> ocp.handlers.DefaultCheckpointHandlerRegistry:

@@ -45,6 +45,9 @@ def base() -> ConfigDict:
             "color_jitter": 0.0,  # 0 to 1; 0 as in the papers
             "threads": 4,  # that read and augment
             "workers": 0,  # processes that do so instead of threads; 0: none
+            "timeout": 600.0,  # seconds to wait for a batch before the reader counts as hanging
+            "on_error": "stop",  # at a training image that cannot be read; or "skip": the next one replaces it
+            "max_skipped": 0.01,  # share of the training images that may be skipped so
         }
     )
     config.optimizer = ConfigDict(
@@ -79,6 +82,7 @@ def base() -> ConfigDict:
             "checkpoint_every": 1_000,
             "keep": 2,  # newest checkpoints; the best one is kept as well
             "pictures": 4,  # validation images drawn at each evaluation
+            "skip_nonfinite": 0,  # updates of a run that may be skipped where loss or gradient are not finite
         }
     )
     config.init = ""  # model folder or run directory whose weights training starts from

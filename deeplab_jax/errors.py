@@ -13,6 +13,10 @@ class UserError(ValueError):
     """
 
 
+class StuckError(UserError):
+    """A thread hangs in a call that does not return: it cannot be ended, so the process has to be."""
+
+
 def did_you_mean(word: str, choices: Iterable[object], *, limit: int = 3) -> str:
     """Return a phrase that names the choices nearest to `word`, or all of them when none is near.
 

@@ -10,6 +10,7 @@ from deeplab_jax.errors import UserError, did_you_mean
 
 USER_ERROR = 2
 INTERRUPTED = 130
+PREEMPTED = 75  # EX_TEMPFAIL: after SIGTERM; a scheduler that starts the same command again loses nothing.
 
 
 def fail(message: str) -> int:
@@ -29,14 +30,27 @@ def required_config(args: argparse.Namespace) -> Any:
 
 def train(args: argparse.Namespace) -> int:
     """`train`."""
-    from deeplab_jax.train.loop import Interrupted, train
+    from deeplab_jax.train.loop import train
+    from deeplab_jax.train.signals import Interrupted
 
     try:
         train(required_config(args), args.workdir, allow_config_change=args.allow_config_change)
     except Interrupted as stop:
         print(f"deeplab-jax: {stop}", file=sys.stderr)
-        return INTERRUPTED
+        return PREEMPTED if stop.preempted else INTERRUPTED
     return 0
+
+
+def replay(args: argparse.Namespace) -> None:
+    """`replay`."""
+    from deeplab_jax.train.replay import replay
+
+    found = replay(args.folder)
+    for tensor in found.tensors:
+        print(tensor)
+    print(found.summary)
+    first = found.first_not_finite
+    print("every tensor is finite this time" if first is None else f"the first that is not finite: {first}")
 
 
 def evaluate(args: argparse.Namespace) -> None:
@@ -48,7 +62,7 @@ def evaluate(args: argparse.Namespace) -> None:
     from deeplab_jax.evaluate.evaluator import evaluate, write_results
     from deeplab_jax.evaluate.predictor import prediction_writer
     from deeplab_jax.evaluate.tables import class_table, progress_bar
-    from deeplab_jax.train.loop import source_options
+    from deeplab_jax.train.settings import source_options
     from deeplab_jax.train.workdir import CONFIG_FILE
     from deeplab_jax.weights.folder import load
 
@@ -122,7 +136,7 @@ def check_data(args: argparse.Namespace) -> int:
     from deeplab_jax.data.report import format_report
     from deeplab_jax.data.sources import open_source
     from deeplab_jax.evaluate.tables import progress_bar
-    from deeplab_jax.train.loop import source_options
+    from deeplab_jax.train.settings import source_options
 
     config = required_config(args)
     splits = [args.split] if args.split else [config.data.train_split, config.data.val_split]
@@ -149,7 +163,7 @@ def prepare(args: argparse.Namespace) -> None:
     from deeplab_jax.data.prepare import prepare
     from deeplab_jax.data.sources import open_source
     from deeplab_jax.evaluate.tables import progress_bar
-    from deeplab_jax.train.loop import source_options
+    from deeplab_jax.train.settings import source_options
 
     config = required_config(args)
     splits = dict.fromkeys([config.data.train_split, config.data.val_split])

@@ -7,8 +7,13 @@ import grain
 import numpy as np
 from absl import flags
 
-from deeplab_jax.data.pairs import Example, Source
+from deeplab_jax.data.pairs import Example, Source, spell
+from deeplab_jax.data.reading import NOT_REPLACED, Read, Replacing, Skipped, start_worker, within
 from deeplab_jax.data.transforms import augment
+from deeplab_jax.errors import UserError, did_you_mean
+
+ON_ERROR = ("stop", "skip")
+TIMEOUT = 600.0  # seconds; the default of `config.data.timeout`
 
 
 class Batch(TypedDict):
@@ -33,6 +38,8 @@ def training_batches(
     fill: tuple[int, int, int],
     threads: int = 4,
     workers: int = 0,
+    timeout: float = TIMEOUT,
+    skipped: Skipped | None = None,
 ) -> Iterator[Batch]:
     """Iterate over the batches of steps `start` to `steps - 1`.
 
@@ -49,9 +56,16 @@ def training_batches(
       threads: that read ahead.
       workers: processes that read ahead; 0 uses threads of this one. OpenCV and Pillow work without the interpreter
         lock, so threads suffice until augmentation outruns one core's worth of Python.
+      timeout: seconds within which a batch must arrive.
+      skipped: gets the examples that cannot be read, which the next ones replace; None stops at the first.
+
+    Raises:
+      UserError: an example cannot be read, too many cannot, or a worker process died.
+      StuckError: no batch within the time.
     """
 
-    def transform(example: Example, rng: np.random.Generator) -> Batch:
+    def transform(read: Example | Read, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        example, replaced = read if isinstance(read, Read) else (read, NOT_REPLACED)
         image, label = augment(
             example["image"],
             example["label"],
@@ -63,23 +77,58 @@ def training_batches(
             color_jitter=color_jitter,
             fill=fill,
         )
-        return {"image": image, "label": label}
+        return {"image": image, "label": label, "replaced": np.asarray(replaced)}
 
-    examples = grain.MapDataset.source(source).seed(seed).shuffle().repeat().random_map(transform)
-    examples = examples.slice(slice(start * batch_size, steps * batch_size))
+    def ordered(source: object) -> grain.MapDataset:
+        return grain.MapDataset.source(source).seed(seed).shuffle().repeat()
+
+    part = slice(start * batch_size, steps * batch_size)
+    order = ordered(range(len(source)))[part]
+    examples = ordered(source if skipped is None else Replacing(source)).random_map(transform)[part]
     batches = examples.batch(batch_size, drop_remainder=True)
     options = grain.ReadOptions(num_threads=max(1, threads), prefetch_buffer_size=max(1, 2 * threads))
     iterable = batches.to_iter_dataset(options)
     if workers:
         if not flags.FLAGS.is_parsed():  # Grain's processes read absl's flags, which only an absl program parses.
             flags.FLAGS.mark_as_parsed()
-        iterable = iterable.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
-    return iter(iterable)
+        iterable = iterable.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers), start_worker)
+
+    def files(number: int) -> str:
+        indices = [order[i] for i in range(number * batch_size, (number + 1) * batch_size)]
+        return f"{spell([describe(source, index) for index in indices])} (step {start + number + 1})"
+
+    for batch in within(lambda: iter(iterable), timeout, what=files, workers=workers):
+        for index in batch["replaced"][batch["replaced"] != NOT_REPLACED].tolist():
+            assert skipped is not None
+            skipped.add(index)
+        yield {"image": batch["image"], "label": batch["label"]}
 
 
-def examples_in_order(source: Source, *, threads: int = 2, limit: int | None = None) -> Iterator[Example]:
-    """Iterate over a source once, in order, reading a few examples ahead."""
+def examples_in_order(
+    source: Source, *, threads: int = 2, limit: int | None = None, timeout: float = TIMEOUT
+) -> Iterator[Example]:
+    """Iterate over a source once, in order, reading a few examples ahead; each must arrive within `timeout` seconds."""
     dataset = grain.MapDataset.source(source)
     if limit is not None:
         dataset = dataset.slice(slice(0, limit))
-    return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)))
+    iterable = dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads))
+    return within(lambda: iter(iterable), timeout, what=lambda number: describe(source, number))
+
+
+def describe(source: Source, index: int) -> str:
+    """Return what an example is called: its image's path, or its name."""
+    found = source.describe(index)
+    return found if isinstance(found, str) else found[0]
+
+
+def skipped_examples(source: Source, *, on_error: str, max_skipped: float) -> Skipped | None:
+    """Return what takes the examples that cannot be read, or None where the first one is to stop the run.
+
+    Raises:
+      UserError: `on_error` is neither "stop" nor "skip", or `max_skipped` no share.
+    """
+    if on_error not in ON_ERROR:
+        raise UserError(f"config.data.on_error={on_error!r}: {did_you_mean(on_error, ON_ERROR)}")
+    if not 0 <= max_skipped <= 1:
+        raise UserError(f"config.data.max_skipped={max_skipped}: give a share of the examples, 0 to 1")
+    return Skipped(source, max_skipped) if on_error == "skip" else None

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from deeplab_jax.data.loader import examples_in_order
+from deeplab_jax.data.loader import TIMEOUT, examples_in_order
 from deeplab_jax.data.pairs import Example, Source
 from deeplab_jax.errors import UserError, did_you_mean
 from deeplab_jax.evaluate.inference import check_views, crf_parameters, evaluate_batch, pad_images, run_size
@@ -56,6 +56,7 @@ def evaluate(
     crf: DenseCRF | bool = False,
     batch_size: int = 1,
     threads: int = 2,
+    timeout: float = TIMEOUT,
     limit: int | None = None,
     on_prediction: OnPrediction | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -77,6 +78,7 @@ def evaluate(
       batch_size: images of one padded size that run together; the last batch is filled up with empty images, which
         count for nothing.
       threads: that read ahead.
+      timeout: seconds within which an image must be read.
       limit: evaluate only so many images.
       on_prediction: called with each example and its class ids `[H, W]`.
       progress: called with the images done and in all.
@@ -109,7 +111,9 @@ def evaluate(
     confusion = np.zeros((model.num_classes, model.num_classes), np.int64)
     sizes_run: set[Size] = set()
     start, done = time.perf_counter(), 0
-    for size, batch in _batches(examples_in_order(source, threads=threads, limit=limit), batch_size, mode, pad_to):
+    for size, batch in _batches(
+        examples_in_order(source, threads=threads, limit=limit, timeout=timeout), batch_size, mode, pad_to
+    ):
         sizes_run.add(size)
         images, sizes = pad_images([e["image"] for e in batch], size, count=batch_size)
         labels = np.full((batch_size, *size), IGNORE_LABEL, np.uint8)

@@ -1,11 +1,12 @@
-"""A run directory: what it records before step 0, and when a second start may go on in it."""
+"""A run directory: what it records before step 0, when a second start may go on in it, and who may write to it."""
 
+import fcntl
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,20 @@ from deeplab_jax.evaluate.evaluator import versions
 
 CONFIG_FILE = "config.json"
 RUN_FILE = "run.json"
+LOCK_FILE = ".lock"
 
-# What may differ between two starts of one run: it moves no number.
+# What may differ between two starts of one run: it moves no number, or only says what happens after a fault.
 FREE = (
     "config.data.dir",
     "config.data.threads",
     "config.data.workers",
+    "config.data.timeout",
+    "config.data.on_error",
+    "config.data.max_skipped",
     "config.train.log_every",
     "config.train.pictures",
     "config.train.keep",
+    "config.train.skip_nonfinite",
 )
 
 
@@ -35,7 +41,13 @@ def open_workdir(workdir: Path, config: Any, *, allow_config_change: bool) -> No
       UserError: it cannot be made, holds something else, or holds a run of another configuration.
     """
     file = workdir / CONFIG_FILE
-    with _as_user_errors(workdir):
+    try:
+        str(workdir.resolve()).encode("utf-8")
+    except UnicodeEncodeError:  # Orbax and TensorBoard take text, and in this locale the name is none.
+        raise UserError(
+            f"{str(workdir)!a}: a name that the locale cannot spell; set LC_ALL=C.UTF-8, or give another --workdir"
+        ) from None
+    with as_user_errors(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
         if file.exists():
             _check_same(file, to_plain(config), allow_config_change)
@@ -57,7 +69,7 @@ def record_start(workdir: Path, config: Any) -> None:
       UserError: the directory cannot be written.
     """
     file = workdir / RUN_FILE
-    with _as_user_errors(workdir):
+    with as_user_errors(workdir):
         write_json(workdir / CONFIG_FILE, to_plain(config))
         try:
             starts = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
@@ -68,6 +80,46 @@ def record_start(workdir: Path, config: Any) -> None:
         write_json(file, starts)
 
 
+@contextmanager
+def lock_workdir(workdir: Path, say: Callable[[str], Any]) -> Iterator[None]:
+    """Keep other trainers out of a run directory for as long as this process lives, however it ends.
+
+    Args:
+      workdir: exists.
+      say: gets a line where the file system has no locks; the run goes on without one.
+
+    Raises:
+      UserError: another process trains there.
+    """
+    with as_user_errors(workdir):
+        file = (workdir / LOCK_FILE).open("a")
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{workdir}: another process trains in this directory; wait for it, or give another --workdir"
+            ) from None
+        except OSError as error:  # Some network file systems have none.
+            say(
+                f"note: {workdir} cannot be locked ({error.strerror}), so nothing keeps a second trainer out of it; "
+                "see to it that there is none"
+            )
+        yield
+
+
+@contextmanager
+def recording(workdir: Path) -> Iterator[None]:
+    """Turn what stops a run from writing its record, such as a full disk, into a UserError."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{workdir}: the record of the run cannot be written ({error.strerror or error}); free space, or see that "
+            "the folder is there, then start again"
+        ) from None
+
+
 def write_json(file: Path, content: Any) -> None:
     """Write a file so that it is either the old one or the new one, never half of it."""
     temporary = file.with_suffix(".tmp")
@@ -76,7 +128,8 @@ def write_json(file: Path, content: Any) -> None:
 
 
 @contextmanager
-def _as_user_errors(workdir: Path) -> Iterator[None]:
+def as_user_errors(workdir: Path) -> Iterator[None]:
+    """Turn the complaints of the file system about a run directory into a UserError."""
     try:
         yield
     except OSError as error:
@@ -87,8 +140,8 @@ def _as_user_errors(workdir: Path) -> Iterator[None]:
 
 def _check_same(file: Path, plain: dict[str, Any], allow_config_change: bool) -> None:
     try:
-        stored = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+        stored = dict(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
         raise UserError(
             f"{file}: is damaged ({error}); give an empty --workdir, or delete the file to go on with this "
             "configuration"

@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tensorboardX import SummaryWriter
 
+from deeplab_jax.train.workdir import recording
+
 METRICS_FILE = "metrics.jsonl"
 
 
@@ -21,7 +23,7 @@ class Writers:
     """
 
     def __init__(self, workdir: Path, *, start: int, steps: int, console: Console) -> None:
-        self._console = console
+        self.workdir, self._console = workdir, console
         self._file = workdir / METRICS_FILE
         self._truncate(start)
         self._jsonl = self._file.open("a", encoding="utf-8")
@@ -56,12 +58,13 @@ class Writers:
 
     def scalars(self, step: int, values: Mapping[str, float], *, prefix: str) -> None:
         """Write scalars under `prefix/`."""
-        self._jsonl.write(
-            json.dumps({"step": step, **{f"{prefix}/{name}": value for name, value in values.items()}}) + "\n"
-        )
-        self._jsonl.flush()
-        for name, value in values.items():
-            self._tensorboard.add_scalar(f"{prefix}/{name}", value, step)
+        record = {"step": step, **{f"{prefix}/{name}": value for name, value in values.items()}}
+        with recording(self.workdir):
+            self._jsonl.write(json.dumps(record) + "\n")
+            self._jsonl.flush()
+            for name, value in record.items():
+                if name != "step":
+                    self._tensorboard.add_scalar(name, value, step)
 
     def line(self, step: int, text: str) -> None:
         """Show a step's numbers: beside the bar on a terminal, as a line otherwise."""

@@ -4,7 +4,6 @@ import itertools
 import json
 import logging
 import math
-import signal
 
 import jax
 import numpy as np
@@ -14,7 +13,7 @@ from deeplab_jax.config import to_plain
 from deeplab_jax.errors import UserError
 from deeplab_jax.train import loop
 from deeplab_jax.train import workdir as workdir_module
-from deeplab_jax.train.loop import Interrupted, checked
+from deeplab_jax.train.loop import checked
 from deeplab_jax.train.workdir import CONFIG_FILE, FREE, RUN_FILE, open_workdir
 from deeplab_jax.train.writers import METRICS_FILE, Writers
 from deeplab_jax.weights.folder import MODEL_FILE, load
@@ -112,34 +111,6 @@ def test_a_killed_run_that_goes_on_is_the_run_that_was_never_killed(tmp_path, mo
         arrays = [read_checkpoint(tmp_path / name, step) for name in ("whole", "parts")]
         assert_same_arrays(*arrays)
     assert whole["confusion_matrix"] == resumed["confusion_matrix"]
-
-
-def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path, monkeypatch, finished) -> None:
-    report = loop.report
-
-    def press(number, *args):
-        report(number, *args)
-        if number == 1:
-            signal.raise_signal(signal.SIGINT)
-
-    before = signal.getsignal(signal.SIGINT)
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "report", press)
-        with pytest.raises(Interrupted, match="stopped at step 2 of 6, which is saved; the same command goes on"):
-            run_training(tmp_path, tiny_config())
-    assert signal.getsignal(signal.SIGINT) is before
-    run_training(tmp_path, tiny_config())
-    assert read_metrics(tmp_path) == read_metrics(finished[0])
-    assert_same_arrays(read_checkpoint(tmp_path, 6), read_checkpoint(finished[0], 6))
-
-
-def test_a_second_ctrl_c_does_not_wait() -> None:
-    with loop.stop_on_sigint() as stopping:
-        assert not stopping()
-        signal.raise_signal(signal.SIGINT)
-        assert stopping()
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
 
 
 def test_a_finished_run_stays_as_it_is(finished) -> None:
@@ -254,8 +225,9 @@ def test_a_directory_that_holds_something_else_is_refused(tmp_path) -> None:
         run_training(tmp_path / "thesis.tex", tiny_config())
 
 
-def test_a_damaged_record_is_named(tmp_path) -> None:
-    (tmp_path / CONFIG_FILE).write_text('{"train": ')
+@pytest.mark.parametrize("content", ['{"train": ', "[1]", "7"])
+def test_a_damaged_record_is_named(tmp_path, content) -> None:
+    (tmp_path / CONFIG_FILE).write_text(content)
     with pytest.raises(UserError, match=r"config\.json: is damaged"):
         open_workdir(tmp_path, tiny_config(), allow_config_change=False)
     (tmp_path / RUN_FILE).write_text("[")
@@ -273,6 +245,7 @@ def test_a_damaged_record_is_named(tmp_path) -> None:
         ({"train.checkpoint_every": -1}, r"config\.train\.checkpoint_every=-1"),
         ({"train.keep": 0}, r"config\.train\.keep=0"),
         ({"train.seed": -1}, r"config\.train\.seed=-1: give 0 or more"),
+        ({"train.skip_nonfinite": -1}, r"config\.train\.skip_nonfinite=-1: give 0 or more"),
         ({"train.top_k": 0.0}, r"config\.train\.top_k=0\.0"),
         ({"train.ema_decay": 1.0}, r"config\.train\.ema_decay=1\.0"),
         ({"train.batch_size": 3, "train.accumulate": 2}, "batch_size=3 does not split over 2 .* on 1 devices; use 4"),
@@ -293,11 +266,6 @@ def test_settings_that_make_no_sense_are_refused_before_anything_is_written(tmp_
     with pytest.raises(UserError, match=message):
         run_training(tmp_path / "run", tiny_config(**changes))
     assert not (tmp_path / "run").exists()
-
-
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path) -> None:
-    with pytest.raises(UserError, match=r"step \d: loss .*; lower config.optimizer.learning_rate or set"):
-        run_training(tmp_path, tiny_config(**{"optimizer.learning_rate": 1e30, "train.steps": 4}))
 
 
 def test_the_first_batches_are_looked_at() -> None:

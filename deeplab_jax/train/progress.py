@@ -1,0 +1,53 @@
+"""How fast a run goes, and the numbers of a step."""
+
+import math
+import time
+from typing import Any
+
+import jax
+
+from deeplab_jax.train.optimizer import Schedule
+from deeplab_jax.train.writers import Writers
+
+
+class Clock:
+    """Throughput, and the share of time in which the devices waited for data, since the last restart."""
+
+    def __init__(self, batch_size: int) -> None:
+        self._batch_size = batch_size
+        self.restart()
+
+    def restart(self) -> None:
+        """Start counting anew."""
+        self._began, self._steps, self._waited = time.perf_counter(), 0, 0.0
+
+    def fetched(self, seconds: float, metrics: Any) -> None:
+        """Wait for a step, `metrics` being of it, and count it; its next batch took `seconds` to fetch while it ran.
+
+        Where the devices were done by then, all of that time counts as waiting: an upper bound.
+        """
+        began = time.perf_counter()
+        jax.block_until_ready(metrics)
+        if time.perf_counter() - began < 1e-3:
+            self._waited += seconds
+        self._steps += 1
+
+    def read(self) -> dict[str, float]:
+        """Return images per second and the share of waiting, 0 to 1."""
+        elapsed = max(time.perf_counter() - self._began, 1e-9)
+        return {"images_per_second": self._steps * self._batch_size / elapsed, "data_wait": self._waited / elapsed}
+
+
+def report(number: int, metrics: dict[str, jax.Array], schedule: Schedule, clock: Clock, writers: Writers) -> None:
+    """Write a step's numbers; those of a skipped update that are not finite are left out of the record."""
+    values = {name: float(value) for name, value in metrics.items()}
+    values["learning_rate"] = float(schedule(number - 1))
+    speed = clock.read()
+    finite = {name: value for name, value in values.items() if math.isfinite(value)}
+    writers.scalars(number, {**finite, **speed}, prefix="train")
+    writers.line(
+        number,
+        f"loss {values['loss']:.4f}, pixel accuracy {values['pixel_accuracy']:.3f}, learning rate "
+        f"{values['learning_rate']:.2e}, "
+        f"{speed['images_per_second']:.1f} images/s, waiting for data {speed['data_wait']:.1%}",
+    )

@@ -1,0 +1,138 @@
+"""Running a step again that went wrong, and looking at every tensor on its way."""
+
+import dataclasses
+import itertools
+import zipfile
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax.traverse_util import flatten_dict
+
+from deeplab_jax.checkpoint import Checkpoints
+from deeplab_jax.config import read_json
+from deeplab_jax.errors import UserError
+from deeplab_jax.train.faults import BATCH_FILE, describe_failure
+from deeplab_jax.train.optimizer import make_optimizer
+from deeplab_jax.train.settings import step_options
+from deeplab_jax.train.sharding import make_mesh, place_batch
+from deeplab_jax.train.start import restore
+from deeplab_jax.train.state import create_state
+from deeplab_jax.train.step import train_step
+from deeplab_jax.train.workdir import CONFIG_FILE
+from deeplab_jax.weights.folder import CHECKPOINTS, read_description
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """A tensor of a step: its root mean square, its largest absolute value, and how many values are not finite."""
+
+    kind: str  # "before" (parameters and statistics), "output" (of a layer), "gradient"
+    name: str
+    rms: float
+    largest: float
+    not_finite: int
+
+    def __str__(self) -> str:
+        note = f"  {self.not_finite} not finite" if self.not_finite else ""
+        return f"{self.kind:8}  rms {self.rms:10.3e}  largest {self.largest:10.3e}  {self.name}{note}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Replay:
+    """What a replayed step was: a line about it, and its tensors in the order of computation."""
+
+    summary: str
+    tensors: tuple[Tensor, ...]
+
+    @property
+    def first_not_finite(self) -> Tensor | None:
+        """The tensor in which the trouble starts, or None where the step is finite this time."""
+        return next((tensor for tensor in self.tensors if tensor.not_finite), None)
+
+
+def replay(folder: str | Path) -> Replay:
+    """Run the step of a post-mortem again, from the same state on the same batch.
+
+    Raises:
+      UserError: the folder is no post-mortem.
+    """
+    folder = Path(folder)
+    batch = _read_batch(folder / BATCH_FILE)
+    config, (model, _) = read_json(folder / CONFIG_FILE), read_description(folder)
+    mesh = make_mesh(config.train.devices)
+    size, t = tuple(config.data.crop_size), config.train
+
+    def initial(key: jax.Array) -> Any:
+        shapes = jax.eval_shape(partial(model.init, train=False), key, jnp.zeros((1, *size, 3)))
+        optimizer, _ = make_optimizer(shapes["params"], steps=t.steps, **config.optimizer)
+        return create_state(key, model=model, optimizer=optimizer, size=size, ema=t.ema_decay > 0)
+
+    with Checkpoints(folder / CHECKPOINTS, read_only=True) as checkpoints:
+        before = checkpoints.find("newest")
+        state = restore(checkpoints, before, initial, mesh)
+    rows: dict[int, tuple[str, np.ndarray]] = {}
+    # An optimizer whose state becomes the gradient: what the step computes until then is what training computed.
+    keep_gradient = optax.GradientTransformation(
+        lambda params: (), lambda gradient, state, params=None: (params, gradient)
+    )
+    step = partial(train_step, model=model, optimizer=keep_gradient, key=jax.random.key(t.seed), **step_options(t))
+    with nn.intercept_methods(partial(_tap, rows, itertools.count())):
+        after, metrics = jax.jit(step)(state, place_batch(batch, mesh))
+        jax.block_until_ready(metrics)
+        jax.effects_barrier()
+    tensors = [
+        *_leaves("before", {"params": state.params, "batch_stats": state.batch_stats}),
+        *(_tensor("output", name, values) for _, (name, values) in sorted(rows.items())),
+        *_leaves("gradient", after.opt_state),
+    ]
+    return Replay(describe_failure(before + 1, metrics), tuple(tensors))
+
+
+def _tap(
+    rows: dict[int, tuple[str, np.ndarray]], order: Iterator[int], call: Any, args: Any, kwargs: Any, context: Any
+) -> Any:
+    """Have the output of a layer measured wherever the program runs it; `order` counts layers as they are traced."""
+    output = call(*args, **kwargs)
+    if context.method_name == "__call__" and isinstance(output, jax.Array):
+        index, name = next(order), "/".join(context.module.path)
+
+        def store(values: np.ndarray) -> None:
+            seen = rows.get(index, (name, values))[1]  # Of several micro-batches the worst.
+            rows[index] = name, np.maximum(seen, values)
+
+        jax.debug.callback(store, _measure(output))
+    return output
+
+
+def _measure(x: jax.Array) -> jax.Array:
+    """Return root mean square, largest absolute value and the count of values that are not finite, float32 `[3]`."""
+    x = x.astype(jnp.float32)
+    bad = jnp.sum(~jnp.isfinite(x), dtype=jnp.float32)
+    return jnp.stack([jnp.sqrt(jnp.mean(x * x)), jnp.max(jnp.abs(x)), bad])
+
+
+def _tensor(kind: str, name: str, values: Any) -> Tensor:
+    rms, largest, bad = np.asarray(values).tolist()
+    return Tensor(kind, name, rms, largest, int(bad))
+
+
+def _leaves(kind: str, tree: Any) -> list[Tensor]:
+    measured = jax.jit(lambda tree: jax.tree.map(_measure, tree))(tree)
+    return [_tensor(kind, name, values) for name, values in flatten_dict(measured, sep="/").items()]
+
+
+def _read_batch(file: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in ("image", "label")}
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"{file}: no batch to replay ({type(error).__name__}); give the postmortem/ folder of a run directory"
+        ) from None

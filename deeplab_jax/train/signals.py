@@ -1,0 +1,68 @@
+"""Being asked to stop: Ctrl-C, and SIGTERM, with which schedulers announce that a machine is about to be taken away."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class Interrupted(BaseException):
+    """The run was asked to stop, and nothing is lost.
+
+    Like KeyboardInterrupt no Exception, so that what handles failures does not take it for one. `preempted` says that
+    SIGTERM asked.
+    """
+
+    def __init__(self, message: str, *, preempted: bool) -> None:
+        super().__init__(message)
+        self.preempted = preempted
+
+
+class Stop:
+    """Whether a signal has asked the run to stop.
+
+    Until `wait_for_step` there is nothing to save, so a signal ends the run at once; from then on the loop looks at
+    `asked` after every step, and the evaluation after every batch.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._preempted = False
+        self._waits = False
+
+    def wait_for_step(self) -> None:
+        """Leave it to the loop, from now on, to end the run."""
+        self._waits = True
+
+    def check(self, number: int, steps: int) -> None:
+        """Raise Interrupted if a signal has asked for it; the state of step `number` of `steps` must get saved."""
+        if self.asked:
+            raise Interrupted(
+                f"stopped at step {number} of {steps}, which is saved; the same command goes on from there",
+                preempted=self._preempted,
+            )
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """Take a signal; a second Ctrl-C does not wait for the step."""
+        if number == signal.SIGINT and (self.asked or not self._waits):
+            raise KeyboardInterrupt
+        self.asked, self._preempted = True, self._preempted or number == signal.SIGTERM
+        if not self._waits:
+            raise Interrupted("stopped before the first step; the same command starts again", preempted=self._preempted)
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[Stop]:
+    """Turn SIGINT and SIGTERM into requests to stop."""
+    stop = Stop()
+    previous = {}
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            previous[number] = signal.signal(number, stop.handle)
+    except ValueError:  # Not in the main thread, as in a notebook's worker: signals stay what they are there.
+        pass
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,220 @@
+"""Updates that are not finite: noticed at their step, kept for a look at them, or skipped and counted."""
+
+import json
+import math
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from deeplab_jax.__main__ import main
+from deeplab_jax.errors import UserError
+from deeplab_jax.train import faults, loop
+from deeplab_jax.train.faults import POSTMORTEM, keep_finite, saving_first
+from deeplab_jax.train.replay import replay
+from deeplab_jax.train.signals import Interrupted
+from deeplab_jax.train.state import TrainState
+from deeplab_jax.weights.folder import load
+from tests.tiny import (
+    assert_same_arrays,
+    read_checkpoint,
+    read_metrics,
+    run_training,
+    tiny_config,
+    tiny_models,
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def models(compilation_cache):
+    with tiny_models():
+        yield
+
+
+def poison(monkeypatch, *numbers):
+    """Make the gradient, and with it the update, of these steps infinite."""
+    step = loop.train_step
+
+    def poisoned(state, batch, **options):
+        new, metrics = step(state, batch, **options)
+        bad = jnp.isin(state.step, jnp.asarray([number - 1 for number in numbers]))
+        factor = jnp.where(bad, jnp.inf, 1.0)
+        params = {name: {**part} for name, part in new.params.items()}
+        params["classifier"]["bias"] = params["classifier"]["bias"] * factor
+        return new.replace(params=params), {**metrics, "gradient_norm": metrics["gradient_norm"] * factor}
+
+    monkeypatch.setattr(loop, "train_step", poisoned)
+
+
+def state_of(value):
+    return TrainState(jnp.asarray(3), {"w": jnp.asarray([value])}, {}, (), None)
+
+
+@pytest.mark.parametrize(
+    ("loss", "norm", "made"), [(1.0, 2.0, True), (math.nan, 2.0, False), (1.0, math.inf, False), (-math.inf, 0, False)]
+)
+def test_the_state_stays_where_loss_or_gradient_is_not_finite(loss, norm, made) -> None:
+    metrics = {"loss": jnp.asarray(loss), "gradient_norm": jnp.asarray(norm)}
+    step = keep_finite(lambda state, batch: (state_of(9.0).replace(step=state.step + 1), metrics))
+    after, _ = step(state_of(5.0), None)
+    assert (int(after.step), float(after.params["w"][0])) == ((4, 9.0) if made else (3, 5.0))
+    assert faults.is_finite(metrics) is made
+
+
+def test_a_step_that_is_not_finite_stops_at_once_and_can_be_replayed(tmp_path, capsys) -> None:
+    """Nothing is reported between steps 1 and 6, but the fault is noticed where it happens."""
+    config = tiny_config(**{"optimizer.learning_rate": 1e30, "train.log_every": 6})
+    with pytest.raises(UserError, match=r"step 2: loss .*, gradient norm .*; see python -m deeplab_jax replay .*lower"):
+        run_training(tmp_path, config)
+    folder = tmp_path / POSTMORTEM
+    # It holds the state before the step, which was finite still.
+    model, variables, info = load(folder)
+    assert model.num_classes == 9 and info["step"] == 1
+    found = replay(folder)
+    assert found.summary.startswith("step 2: loss ")
+    kinds = [tensor.kind for tensor in found.tensors]
+    assert kinds == sorted(kinds, key=["before", "output", "gradient"].index)
+    before = {tensor.name: tensor for tensor in found.tensors if tensor.kind == "before"}
+    kernel = np.asarray(variables["params"]["classifier"]["kernel"], np.float64)
+    assert before["params/classifier/kernel"].largest == pytest.approx(np.abs(kernel).max()) and kernel.max() > 1e20
+    assert not any(tensor.not_finite for tensor in before.values())
+    outputs = [tensor for tensor in found.tensors if tensor.kind == "output"]
+    assert [tensor.name for tensor in outputs][:2] == ["backbone/stem/conv", "backbone/stem/norm/batch"]
+    assert found.first_not_finite in outputs
+    assert any(tensor.not_finite for tensor in found.tensors if tensor.kind == "gradient")
+
+    assert main(["replay", str(folder)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(found.tensors) + 2 and lines[-2] == found.summary
+    assert lines[-1] == f"the first that is not finite: {found.first_not_finite}"
+
+
+ACCUMULATED = {
+    "model.name": "deeplabv3plus_tiny",
+    "model.options": {"dropout": 0.5, "aspp_channels": 4, "decoder_convs": ((3, 4),), "norm_momentum": 0.9},
+    "train.batch_size": 4,
+    "train.accumulate": 2,
+    "train.ema_decay": 0.9,
+    "optimizer.name": "adam",
+}
+
+
+SLOW = pytest.param(ACCUMULATED, marks=pytest.mark.slow, id="accumulated")
+
+
+@pytest.mark.parametrize("changes", [pytest.param({}, id="plain"), SLOW])
+def test_a_replay_computes_what_training_computed(tmp_path, monkeypatch, changes) -> None:
+    poison(monkeypatch, 3)
+    with pytest.raises(UserError, match="step 3: loss .*gradient norm inf"):
+        run_training(tmp_path / "bad", tiny_config(**changes))
+    found = replay(tmp_path / "bad" / POSTMORTEM)  # The poison is the loop's: the replayed step is healthy.
+    assert found.first_not_finite is None
+    monkeypatch.undo()
+    run_training(tmp_path / "good", tiny_config(**changes))
+    line = next(line for line in read_metrics(tmp_path / "good") if line["step"] == 3)
+    _, loss, _, norm = (word for part in found.summary.split(", ") for word in part.rsplit(" ", 1))
+    assert float(loss) == pytest.approx(line["train/loss"], rel=1e-6)
+    assert float(norm) == pytest.approx(line["train/gradient_norm"], rel=1e-5)
+
+
+def test_updates_may_be_skipped_and_are_counted(tmp_path, monkeypatch, capsys) -> None:
+    """Also over a restart; a step that was skipped changes nothing."""
+    allowed = {"train.skip_nonfinite": 2, "train.checkpoint_every": 1, "train.keep": 9}
+    poison(monkeypatch, 3)  # `state.step` stays 2, so that every update from the third on is poisoned.
+    with pytest.raises(UserError, match="step 5: loss"):
+        run_training(tmp_path, tiny_config(**allowed))
+    second, fourth = read_checkpoint(tmp_path, 2), read_checkpoint(tmp_path, 4)
+    assert_same_arrays(second, fourth)
+    lines = [line for line in read_metrics(tmp_path) if "train/skipped_updates" in line]
+    assert [(line["step"], line["train/skipped_updates"]) for line in lines] == [(3, 1), (4, 2)]
+    text = (tmp_path / "metrics.jsonl").read_text()
+    json.loads(text.splitlines()[-1], parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    # The rest is healthy, and more updates may be skipped: no other configuration for that.
+    monkeypatch.undo()
+    from deeplab_jax.train.loop import train
+
+    train(tiny_config(**{**allowed, "train.skip_nonfinite": 3}), tmp_path)
+    assert "2 of 6 updates were skipped: their loss or gradient was not finite" in capsys.readouterr().out
+    with pytest.raises(AssertionError):
+        assert_same_arrays(fourth, read_checkpoint(tmp_path, 6))
+
+
+def test_a_post_mortem_that_cannot_be_written_hides_nothing(tmp_path, monkeypatch) -> None:
+    poison(monkeypatch, 2)
+    (tmp_path / "run").mkdir()
+    monkeypatch.setattr(loop, "POSTMORTEM", "gone/postmortem")
+    with pytest.raises(UserError, match=r"step 2: .*; no post-mortem \(.*gone/postmortem: cannot be used.*\); lower"):
+        run_training(tmp_path / "run", tiny_config())
+
+
+@pytest.mark.parametrize("content", [None, b"", b"PK\x05\x06" + bytes(18), b"\x80\x04K\x01."])
+def test_what_is_no_post_mortem_is_a_user_error(tmp_path, content) -> None:
+    if content is not None:
+        (tmp_path / "batch.npz").write_bytes(content)
+    with pytest.raises(UserError, match=r"batch\.npz: no batch to replay .*give the postmortem/ folder"):
+        replay(tmp_path)
+
+
+def test_what_fails_is_raised_after_saving() -> None:
+    saved = []
+
+    def save():
+        saved.append(1)
+        raise UserError("disk full")
+
+    with pytest.raises(ZeroDivisionError), saving_first(save):
+        _ = 1 // 0
+    # Who asked to stop is told that it is saved, so that it must be.
+    with pytest.raises(UserError, match="disk full"), saving_first(save):
+        raise Interrupted("stopped", preempted=True)
+    assert len(saved) == 2
+    with saving_first(save):
+        pass
+    assert len(saved) == 2
+
+
+@pytest.mark.parametrize("where", ["evaluation", "data"])
+def test_a_failure_beside_the_step_costs_no_step(tmp_path, monkeypatch, where) -> None:
+    config = tiny_config(**{"train.checkpoint_every": 100})
+    with monkeypatch.context() as patch:
+        if where == "evaluation":
+            patch.setattr(loop, "evaluate", lambda *_, **__: (_ for _ in ()).throw(MemoryError("out of memory")))
+            expected, step = MemoryError, 3
+        else:
+
+            def failing(*args, start, **options):
+                yield from list(original(*args, start=start, **options))[:5]
+                raise UserError("0005.png: truncated")
+
+            original, expected, step = loop.training_batches, UserError, 5
+            patch.setattr(loop, "training_batches", failing)
+        with pytest.raises(expected):
+            run_training(tmp_path / "run", config)
+    assert step in [int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir()]
+    run_training(tmp_path / "run", config)
+    run_training(tmp_path / "whole", config)
+    assert read_metrics(tmp_path / "run") == read_metrics(tmp_path / "whole")
+    assert_same_arrays(read_checkpoint(tmp_path / "run", 6), read_checkpoint(tmp_path / "whole", 6))
+
+
+def test_training_images_that_cannot_be_read_are_skipped_and_listed(tmp_path, monkeypatch, capsys) -> None:
+    from deeplab_jax.data.scenes import Scenes
+    from deeplab_jax.train.loop import train
+
+    read = Scenes.__getitem__
+
+    def damaged(self, index):
+        if self.split == "train" and index == 2:
+            raise UserError("2.png: truncated")
+        return read(self, index)
+
+    monkeypatch.setattr(Scenes, "__getitem__", damaged)
+    with pytest.raises(UserError, match="2.png: truncated"):
+        run_training(tmp_path / "run", tiny_config())
+    skip = tiny_config(**{"data.on_error": "skip", "data.max_skipped": 0.2})
+    assert train(skip, tmp_path / "run")["step"] == 6  # What happens after a fault is no other configuration.
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-2:] == ["1 of 5 training images were skipped since this start", "  2.png: truncated"]
+    run_training(tmp_path / "whole", skip)
+    assert read_metrics(tmp_path / "run") == read_metrics(tmp_path / "whole")
+    assert_same_arrays(read_checkpoint(tmp_path / "run", 6), read_checkpoint(tmp_path / "whole", 6))

@@ -1,0 +1,195 @@
+"""What happens to run directories: damaged checkpoints, a full disk, a folder that goes away, two trainers."""
+
+import contextlib
+import errno
+import fcntl
+import multiprocessing
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from deeplab_jax.checkpoint import Checkpoints
+from deeplab_jax.errors import UserError
+from deeplab_jax.train import loop
+from deeplab_jax.train.loop import train
+from deeplab_jax.train.workdir import LOCK_FILE, lock_workdir
+from deeplab_jax.train.writers import Writers
+from deeplab_jax.weights.folder import CHECKPOINTS, load
+from tests.tiny import assert_same_arrays, quiet, read_checkpoint, read_metrics, run_training, tiny_config, tiny_models
+
+THREE = {"train.keep": 3, "train.checkpoint_every": 2, "train.evaluate_every": 6}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def models(compilation_cache):
+    with tiny_models():
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of six steps with the checkpoints 2, 4 and 6; to be copied."""
+    workdir = tmp_path_factory.mktemp("finished") / "run"
+    run_training(workdir, tiny_config(**THREE))
+    assert steps_in(workdir) == [2, 4, 6]
+    return workdir
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    return shutil.copytree(finished, tmp_path / "run")
+
+
+def steps_in(workdir):
+    with Checkpoints(workdir / CHECKPOINTS, read_only=True) as checkpoints:
+        return checkpoints.steps()
+
+
+def truncate_data(folder):
+    largest = max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    os.truncate(largest, largest.stat().st_size // 2)
+
+
+def remove_metadata(folder):
+    (folder / "optimizer" / "_METADATA").unlink()
+
+
+def empty(folder):
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+def flip_bits(folder):
+    for file in folder.rglob("manifest.ocdbt"):
+        file.write_bytes(bytes(255 - byte for byte in file.read_bytes()))
+
+
+# Checkpoints.
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax drops a coroutine.
+@pytest.mark.parametrize("damage", [truncate_data, remove_metadata, empty, flip_bits])
+def test_a_damaged_newest_checkpoint_is_said_and_the_one_before_goes_on(copy, finished, capsys, damage) -> None:
+    damage(copy / CHECKPOINTS / "6")
+    results = train(tiny_config(**THREE), copy)
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].startswith("the checkpoint of step 6 is damaged (") and "now called 6.damaged" in printed[0]
+    assert printed[1].startswith("resuming from step 4 in ")
+    assert results["step"] == 6 and steps_in(copy) == [2, 4, 6]
+    assert read_metrics(copy) == read_metrics(finished)
+    assert_same_arrays(read_checkpoint(copy, 6), read_checkpoint(finished, 6))
+
+
+def test_several_damaged_checkpoints_are_passed_over_and_none_left_is_a_user_error(copy, capsys) -> None:
+    for step in (4, 6):
+        remove_metadata(copy / CHECKPOINTS / str(step))
+    assert train(tiny_config(**THREE), copy)["step"] == 6
+    assert "resuming from step 2 in " in capsys.readouterr().out
+    for step in (2, 4, 6):
+        empty(copy / CHECKPOINTS / str(step))
+    before = sorted(os.listdir(copy / CHECKPOINTS))
+    with pytest.raises(UserError, match=r"checkpoints: every checkpoint is damaged \(step 6: .*step 2: .*backup"):
+        run_training(copy, tiny_config(**THREE))
+    assert sorted(os.listdir(copy / CHECKPOINTS)) == before  # Nothing is set aside that nothing replaces.
+
+
+@pytest.mark.parametrize("content", ["", '{"mi', "[]", '{"miou": "high"}'])
+def test_damaged_metrics_are_computed_again(copy, finished, content) -> None:
+    (copy / CHECKPOINTS / "6" / "metrics" / "metrics").write_text(content)
+    with pytest.raises(UserError, match=r"6/metrics/metrics: is damaged .*; remove the folder"):
+        load(copy)
+    assert run_training(copy, tiny_config(**THREE))["step"] == 6
+    with Checkpoints(copy / CHECKPOINTS) as mended, Checkpoints(finished / CHECKPOINTS) as whole:
+        assert mended.metrics(6) == whole.metrics(6) != {}
+    assert load(copy)[2]["step"] == 6
+
+
+# The disk.
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EROFS])
+def test_a_disk_that_takes_no_more_is_a_line_and_keeps_what_is_there(tmp_path, monkeypatch, error) -> None:
+    import orbax.checkpoint as ocp
+
+    save = ocp.CheckpointManager.save
+
+    def failing(self, step, *args, **options):
+        if step == 6:
+            raise OSError(error, os.strerror(error))
+        return save(self, step, *args, **options)
+
+    monkeypatch.setattr(ocp.CheckpointManager, "save", failing)
+    with pytest.raises(UserError, match=rf"step 6 could not be saved .*{os.strerror(error)}.*step 3 is intact"):
+        run_training(tmp_path, tiny_config())
+    assert steps_in(tmp_path) == [3]
+    monkeypatch.undo()
+    assert run_training(tmp_path, tiny_config())["step"] == 6
+
+
+@pytest.mark.parametrize("part", ["", "checkpoints", "pictures"])
+def test_a_run_directory_that_vanishes_is_a_line(tmp_path, monkeypatch, part) -> None:
+    report, workdir = loop.report, tmp_path / "run"
+
+    def vanish(number, *args):
+        report(number, *args)
+        if number == 5:
+            shutil.rmtree(workdir / part)
+
+    monkeypatch.setattr(loop, "report", vanish)
+    if part == "pictures":  # These are made again.
+        assert run_training(workdir, tiny_config())["step"] == 6
+        return
+    with pytest.raises(UserError, match=r"run(/pictures|/checkpoints)?: .*(cannot|could not|vanished)"):
+        run_training(workdir, tiny_config())
+    assert not (workdir / part / CHECKPOINTS).exists() and not (workdir / CHECKPOINTS).exists()
+
+
+def test_a_disk_that_fills_up_under_the_record_is_a_line(tmp_path) -> None:
+    with Writers(tmp_path, start=0, steps=1, console=quiet()) as writers:
+        writers._jsonl.close()
+        writers._jsonl = Path("/dev/full").open("w", encoding="utf-8")  # noqa: SIM115
+        with pytest.raises(UserError, match=f"record of the run .*{os.strerror(errno.ENOSPC)}"):
+            writers.scalars(1, {"loss": 1.0}, prefix="train")
+        with contextlib.suppress(OSError):
+            writers._jsonl.close()
+
+
+# Two trainers.
+
+
+def hold_lock(workdir, ready, done):
+    with lock_workdir(workdir, print):
+        ready.set()
+        done.wait(60)
+
+
+def test_a_second_trainer_is_refused_until_the_first_one_is_dead(copy) -> None:
+    context = multiprocessing.get_context("spawn")
+    ready, done = context.Event(), context.Event()
+    first = context.Process(target=hold_lock, args=(copy, ready, done))
+    first.start()
+    try:
+        assert ready.wait(60)
+        before = sorted((path, path.stat().st_mtime_ns) for path in copy.rglob("*"))
+        with pytest.raises(UserError, match=r"run: another process trains in this directory; wait for it"):
+            run_training(copy, tiny_config(**THREE))
+        assert sorted((path, path.stat().st_mtime_ns) for path in copy.rglob("*")) == before
+        load(copy)  # Readers are welcome.
+    finally:
+        first.kill()  # The lock dies with the process, whatever way it ends.
+        first.join()
+    assert run_training(copy, tiny_config(**THREE)) is None
+
+
+def test_a_file_system_without_locks_is_said_and_does_not_stop(tmp_path, monkeypatch) -> None:
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    said, entered = [], []
+    with lock_workdir(tmp_path, said.append):
+        entered.append(True)
+    assert entered and len(said) == 1 and os.strerror(errno.ENOLCK) in said[0]
+    assert (tmp_path / LOCK_FILE).exists()
