@@ -85,12 +85,16 @@ def base() -> ConfigDict:
     config.init_scope = "all"  # what is taken from there: or "all_but_classifier", "backbone"
     config.evaluate = ConfigDict(
         {
-            "mode": "padded",  # or "exact"
+            "mode": "padded",  # with the mean pixel, or "exact": not at all
             "pad_to": (),  # (height, width) of the sizes to pad to; empty: see `padded_size`
             "output_stride": 0,  # 0: the model's own
             "scales": (1.0,),
             "flip": False,
             "window": (),  # (height, width) of a sliding window; empty: whole image
+            "resize": 0,  # pixels of the shorter side, labels too; 0: the labels' own resolution
+            "crop": (),  # (height, width) of the centre that is evaluated; empty: all
+            "trimap": (),  # widths in pixels of bands around boundaries, evaluated as well
+            "trimap_around": "labels",  # a boundary is any change of label; "void": VOC's strips of void pixels
             "batch_size": 1,
         }
     )

@@ -11,7 +11,6 @@ are one JSON file per row, in OUT/SCALE/TABLE.
 import argparse
 import ast
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,23 +18,22 @@ from typing import Any
 from rich.console import Console
 
 from deeplab_jax.__main__ import Parser, enable_compilation_cache, split_config_arguments
-from deeplab_jax.data.sources import open_source
 from deeplab_jax.errors import UserError, did_you_mean
-from deeplab_jax.train.loop import Interrupted, source_options
+from deeplab_jax.train.loop import Interrupted
 from deeplab_jax.train.workdir import git_commit
 from deeplab_jax.verbs import INTERRUPTED, fail
 from experiments.runner import overview
 from experiments.runner.estimate import Rates, hours, rates
 from experiments.runner.files import locked
 from experiments.runner.jobs import Asked, Job, ask, job_name, make_jobs
-from experiments.runner.launchers import Launcher, Local, Running, Slurm, as_shell, interrupted
+from experiments.runner.launchers import Launcher, Local, Slurm, as_shell
+from experiments.runner.loop import check_data, run_jobs
 from experiments.runner.resolve import Resolved, Settings, check_pretrained
 from experiments.runner.results import Store, refuse_strange
 from experiments.runner.worker import end_with_parent, work
 from experiments.scales import SCALES
 from experiments.tables import TABLES, Table
 
-POLL = 0.5  # seconds
 PROGRAM = ("python", "-m", "experiments.run")
 
 
@@ -49,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if unknown:
             flags = [option for action in parser._actions for option in action.option_strings]
             raise UserError(f"{unknown[0]} is not an option: {did_you_mean(unknown[0].split('=')[0], flags)}")
+        if any(word.startswith("--config=") for word in overrides):
+            raise UserError("--config: the scale chooses the configuration file; give --config.section.key=value")
         return run(args, tuple(overrides), words)
     except UserError as error:
         return fail(str(error))
@@ -116,9 +116,8 @@ def run(args: argparse.Namespace, overrides: tuple[str, ...], words: Sequence[st
     for line in store.remarks:
         say(line)
     if store.kept:
-        say(
-            f"{len(store.kept)} rows have results of other commits than {store.commit[:12]}: kept; --again runs them anew"
-        )
+        count, now = len(store.kept), store.commit[:12]
+        say(f"{count} rows have results of other commits than {now}: kept; --again runs them anew")
     measured = rates(content for one in asked if isinstance(one.resolved, Resolved) and (content := store.read(one)))
     waiting = [job for job in jobs if pending[job.name]]
     if args.plan:
@@ -192,21 +191,6 @@ def one_job(args: argparse.Namespace, jobs: Sequence[Job], runs: Path) -> int:
     return 0
 
 
-def check_data(jobs: Sequence[Job]) -> None:
-    """Raise a UserError where a job's data cannot be opened, before the first one starts."""
-    seen = set()
-    for job in jobs:
-        data = job.config.data
-        for split in (data.train_split, data.val_split):
-            key = (data.name, split, str(source_options(data)))
-            if key not in seen:
-                seen.add(key)
-                try:
-                    open_source(data.name, split=split, **source_options(data))
-                except UserError as error:
-                    raise UserError(f"{error} (here: --data_dir)") from None
-
-
 def make_launcher(args: argparse.Namespace, runs: Path) -> Launcher:
     """Return what starts the jobs."""
     return Local() if args.launcher == "local" else Slurm(runs / "slurm", dict(map(parameter, args.slurm)))
@@ -221,63 +205,6 @@ def parameter(text: str) -> tuple[str, Any]:
         return key, ast.literal_eval(value)
     except (ValueError, SyntaxError):
         return key, value
-
-
-def run_jobs(
-    jobs: Sequence[Job],
-    launcher: Launcher,
-    command: Sequence[str],
-    runs: Path,
-    measured: Rates,
-    console: Console,
-    asked: Sequence[Asked],
-    store: Store,
-) -> list[str]:
-    """Run jobs, write the rows of each as it ends, and return a line for every one that failed."""
-    waiting, failed = list(jobs), []
-    running: dict[str, tuple[Job, Running]] = {}
-    with overview.View(console, jobs, runs, measured) as view:
-        try:
-            while waiting or running:
-                while waiting and (not launcher.limit or len(running) < launcher.limit):
-                    job = waiting.pop(0)
-                    started = launcher.start(job.name, [*command, "--job", job.name], log_of(runs, job))
-                    running[job.name] = (job, started)
-                    view.change(job, "running")
-                time.sleep(POLL)
-                for job, process in list(running.values()):
-                    code = process.code()
-                    if code is None:
-                        continue
-                    del running[job.name]
-                    if interrupted(code):
-                        raise KeyboardInterrupt
-                    if code:
-                        failed.append(f"{job.name}: {last_line(log_of(runs, job))}")
-                    view.change(job, "failed" if code else "done", why=f": {failed[-1]}" if code else "")
-                    for one in asked:
-                        if one.name in job.serves:
-                            store.collect(one)
-                view.refresh()
-        except KeyboardInterrupt:
-            for _, process in running.values():
-                process.stop()
-            raise
-    return failed
-
-
-def log_of(runs: Path, job: Job) -> Path:
-    """Return the file that gets what a job prints."""
-    return runs / f"{job.name}.log"
-
-
-def last_line(log: Path) -> str:
-    """Return why a job failed: the last line of its log."""
-    try:
-        lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
-    except OSError:
-        lines = []
-    return next((line.strip() for line in reversed(lines) if line.strip()), f"it said nothing; see {log.parent}")
 
 
 def show(console: Console, tables: Sequence[Table], asked: Sequence[Asked], store: Store) -> None:

@@ -25,6 +25,8 @@ FREE = (
     "config.train.log_every",
     "config.train.pictures",
     "config.train.keep",
+    "config.evaluate.trimap",
+    "config.evaluate.trimap_around",
 )
 
 

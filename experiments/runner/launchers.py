@@ -48,11 +48,15 @@ class LocalJob:
             )
 
     def code(self) -> int | None:
-        return self._process.poll()
+        code = self._process.poll()
+        if code is not None and self._process.stdin is not None:
+            self._process.stdin.close()
+        return code
 
     def stop(self) -> None:
         # Ctrl-C on a terminal has reached it too.
         self._process.wait()
+        self.code()
 
 
 class Local:
