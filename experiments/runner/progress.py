@@ -25,9 +25,11 @@ def training_seconds(file: Path, batch_size: int) -> float:
     """Return how long the steps took, from the throughput that was logged with them: the same however often the run was
     interrupted, compilation included, evaluation and checkpoints left out.
     """
-    seconds, before = 0.0, 0
+    seconds, before, rate = 0.0, 0, 0.0
     for record in training_records(file):
-        seconds += (record["step"] - before) * batch_size / record["train/images_per_second"]
+        # The last step is not in the throughput that is logged with it, which is 0 where it is logged alone.
+        rate = record["train/images_per_second"] or rate
+        seconds += (record["step"] - before) * batch_size / rate if rate else 0.0
         before = record["step"]
     return round(seconds, 1)
 

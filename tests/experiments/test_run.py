@@ -1,6 +1,7 @@
 """The runner: what it runs, what it keeps, and what it refuses."""
 
 import fcntl
+import io
 import json
 import os
 import re
@@ -12,15 +13,18 @@ import time
 import types
 
 import pytest
+from rich.console import Console
 
 from deeplab_jax.errors import UserError
 from deeplab_jax.train import workdir
 from experiments import run
 from experiments.runner import launchers, results
+from experiments.runner.estimate import rates
 from experiments.runner.files import locked, write_json
 from experiments.runner.jobs import Job, evaluation_file
 from experiments.runner.launchers import LocalJob, Slurm
-from experiments.runner.progress import training_seconds
+from experiments.runner.overview import View
+from experiments.runner.progress import state_of, training_seconds
 from experiments.runner.worker import work
 from tests.tiny import read_metrics, tiny_config, tiny_models
 
@@ -176,6 +180,39 @@ def test_jobs_that_fail_cost_nothing_else(here, tmp_path, monkeypatch, capsys) -
     monkeypatch.setattr(run, "work", pretend)
     assert call(tmp_path, *words) == 0
     assert len(here.names) == 3
+
+
+def test_ctrl_c_stops_the_runner_once_its_job_has_saved(here, tmp_path, monkeypatch, capsys) -> None:
+    stopped = []
+    started = types.SimpleNamespace(code=lambda: 130, stop=lambda: stopped.append(True))
+    monkeypatch.setattr(here, "start", lambda name, command, log: started)
+    assert call(tmp_path, "v3_table1") == 130
+    assert "the same command goes on from there" in capsys.readouterr().err
+    monkeypatch.setattr(started, "code", lambda: interrupt())
+    assert call(tmp_path, "v3_table1") == 130
+    assert stopped == [True]
+
+
+def interrupt():
+    raise KeyboardInterrupt
+
+
+def test_a_terminal_shows_how_far_the_jobs_are(tmp_path) -> None:
+    jobs = [Job(key, 0, tiny_config(), {"e": {}}, ["t/r"]) for key in ("first", "second")]
+    (tmp_path / "first_seed0").mkdir()
+    line = {"step": 3, "train/loss": 0.25, "train/images_per_second": 1.0}
+    (tmp_path / "first_seed0/metrics.jsonl").write_text(json.dumps(line) + "\n")
+    content = {"config": {"model": {"name": "cascade_tiny"}, "train": {"steps": 6}}}
+    seconds = {"training": 3600.0, "evaluation": 1800.0}
+    measured = rates([{**content, "seeds": [{"seconds": seconds}]}])
+    console = Console(file=io.StringIO(), force_terminal=True, width=120)
+    with View(console, jobs, tmp_path, measured) as view:
+        view.change(jobs[0], "running")
+        view.refresh()
+    shown = console.file.getvalue()
+    assert "step 3 of 6, loss 0.2500" in shown and "0 done, 1 running, 1 waiting, 0 failed" in shown
+    # Half a training of an hour and a whole one, and two evaluations of half an hour.
+    assert "time left: 2.5 h" in shown
 
 
 # The plan, and commands for elsewhere.
@@ -340,6 +377,18 @@ def test_again_sets_the_run_of_another_commit_aside(job, tmp_path) -> None:
 def test_one_job_is_done_by_one_process(job, tmp_path) -> None:
     with locked(tmp_path / "k_seed0.lock", ""), pytest.raises(UserError, match="another process is at work on it"):
         work(job, tmp_path, again=False)
+
+
+def test_seconds_follow_from_the_throughput(tmp_path) -> None:
+    """Step 1 of 4 images took 4 s; steps 2 to 5 took 2 s; step 6 is logged alone, and taken to be as fast."""
+    file = tmp_path / "metrics.jsonl"
+    logged = ((1, 1.0), (5, 8.0), (6, 0.0))
+    lines = [{"step": step, "train/loss": 1.0, "train/images_per_second": rate} for step, rate in logged]
+    text = "".join(json.dumps(line) + "\n" for line in [*lines, {"step": 6, "val/miou": 0.5}])
+    file.write_text(text + '{"step": 7, "tra')
+    assert training_seconds(file, 4) == 4.0 + 2.0 + 0.5
+    assert state_of(file) == (6, 1.0)
+    assert training_seconds(tmp_path / "none", 4) == 0.0 and state_of(tmp_path / "none") == (0, None)
 
 
 # Launchers.
