@@ -103,8 +103,8 @@ def run(args: argparse.Namespace, overrides: tuple[str, ...], words: Sequence[st
     scale, tables = SCALES[args.scale], chosen_tables(args.tables)
     check_rows(args.row, tables)
     settings = Settings(overrides, args.data_dir, args.init, args.steps)
-    check_pretrained(((table, row) for table in tables for row in table.rows if not row.compute), scale, args.init)
     asked = ask(tables, args.row, scale, settings, args.seeds)
+    check_pretrained(((one.table, one.row) for one in asked if one.resolved), scale, args.init)
     jobs = make_jobs(asked)
     runs, out = Path(args.runs, args.scale), Path(args.out, args.scale)
     if args.job:
@@ -118,12 +118,11 @@ def run(args: argparse.Namespace, overrides: tuple[str, ...], words: Sequence[st
     if store.kept:
         count, now = len(store.kept), store.commit[:12]
         say(f"{count} rows have results of other commits than {now}: kept; --again runs them anew")
-    measured = rates(content for one in asked if isinstance(one.resolved, Resolved) and (content := store.read(one)))
     waiting = [job for job in jobs if pending[job.name]]
     if args.plan:
         for line in store.strange:
             say(f"{line}; refused without --again")
-        plan(console, jobs, pending, runs, measured)
+        plan(console, jobs, pending, runs, rates(store.all_rows()))
         return 0
     refuse_strange(store)
     if args.commands:
@@ -138,7 +137,7 @@ def run(args: argparse.Namespace, overrides: tuple[str, ...], words: Sequence[st
         if waiting:
             check_data(waiting)
             launcher = make_launcher(args, runs)
-            failed = run_jobs(waiting, launcher, [*PROGRAM, *words], runs, measured, console, asked, store)
+            failed = run_jobs(waiting, launcher, [*PROGRAM, *words], runs, console, asked, store)
         show(console, tables, asked, store)
     if failed:
         raise UserError(f"{len(failed)} of {len(waiting)} jobs failed; {failed[0]}; the same command tries them again")

@@ -39,7 +39,7 @@ class LocalJob:
 
     def __init__(self, command: Command, log: Path) -> None:
         log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("w", encoding="utf-8") as output:
+        with log.open("a", encoding="utf-8") as output:
             self._process = subprocess.Popen(
                 [sys.executable, *command[1:], "--tethered"],
                 stdin=subprocess.PIPE,

@@ -9,7 +9,7 @@ from rich.console import Console
 from deeplab_jax.data.sources import open_source
 from deeplab_jax.errors import UserError
 from deeplab_jax.train.loop import source_options
-from experiments.runner.estimate import Rates
+from experiments.runner.estimate import rates
 from experiments.runner.jobs import Asked, Job
 from experiments.runner.launchers import Launcher, Running, interrupted
 from experiments.runner.overview import View
@@ -38,7 +38,6 @@ def run_jobs(
     launcher: Launcher,
     command: Sequence[str],
     runs: Path,
-    measured: Rates,
     console: Console,
     asked: Sequence[Asked],
     store: Store,
@@ -46,7 +45,7 @@ def run_jobs(
     """Run jobs, write the rows of each as it ends, and return a line for every one that failed."""
     waiting, failed = list(jobs), []
     running: dict[str, tuple[Job, Running]] = {}
-    with View(console, jobs, runs, measured) as view:
+    with View(console, jobs, runs, rates(store.all_rows())) as view:
         try:
             while waiting or running:
                 while waiting and (not launcher.limit or len(running) < launcher.limit):
@@ -68,6 +67,7 @@ def run_jobs(
                     for one in asked:
                         if one.name in job.serves:
                             store.collect(one)
+                    view.rates = rates(store.all_rows())
                 view.refresh()
         except KeyboardInterrupt:
             for _, process in running.values():

@@ -76,7 +76,7 @@ class View:
     """The jobs as they run: a live table on a terminal, plain lines elsewhere."""
 
     def __init__(self, console: Console, jobs: Sequence[Job], runs: Path, rates: Rates) -> None:
-        self._console, self._jobs, self._runs, self._rates = console, jobs, runs, rates
+        self._console, self._jobs, self._runs, self.rates = console, jobs, runs, rates
         self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
         self._said: dict[str, float] = {}
         self.states = {job.name: "waiting" for job in jobs}
@@ -122,7 +122,7 @@ class View:
         pending = {
             job.name: len(job.evaluations) * (self.states[job.name] in ("waiting", "running")) for job in self._jobs
         }
-        left = hours(time_left(self._jobs, pending, self._runs, self._rates))
+        left = hours(time_left(self._jobs, pending, self._runs, self.rates))
         table = grid(
             f"{', '.join(f'{n} {state}' for state, n in count.items())}; time left: {left}", ("job", "network", "state")
         )

@@ -7,7 +7,7 @@ run directory is gone.
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -84,6 +84,16 @@ class Store:
             self.kept.add(one.name)
         return counting
 
+    def all_rows(self) -> Iterator[Content]:
+        """Yield what the files of all tables hold, asked for or not."""
+        for file in sorted(self.out.glob("*/*.json")):
+            try:
+                content = read_json(file, needs=("seeds", "config"))
+            except Unreadable:
+                continue
+            if content is not None:
+                yield content
+
     def missing(self, one: Asked) -> list[int]:
         """Return the seeds that a row still needs."""
         if not isinstance(one.resolved, Resolved):
@@ -94,7 +104,7 @@ class Store:
     def collect(self, one: Asked) -> Content | None:
         """Write a row's file where there is something new, and return its content; None where there is nothing yet.
 
-        A file is replaced only by results that are complete for the seeds that it had.
+        Old results are replaced only when all seeds that were asked for, and that the file had, are there anew.
         """
         if one.row.compute is not None:
             content = {**_about(one), "computed": dict(one.row.compute())}
@@ -102,10 +112,11 @@ class Store:
             return {**_about(one), "not_run": one.resolved.reason}
         else:
             assert isinstance(one.resolved, Resolved)
-            entries = self.entries(one)
-            old = self._old_seeds(one)
-            if not entries or (self.again and not old <= set(entries)):
-                return self.read(one)
+            own, entries = self.read(one), self.entries(one)
+            if not entries or not self._seeds_in_file(one) & set(one.seeds) <= set(entries):
+                return own
+            if own is not None:
+                entries = {entry["seed"]: entry for entry in own["seeds"]} | entries
             first = next(iter(entries.values()))
             content = {
                 **_about(one),
@@ -115,7 +126,7 @@ class Store:
                 **({"multiply_adds": _multiply_adds(first)} if "multiply_adds" in one.table.measures else {}),
                 "protocol": first["protocol"],
                 "config": to_plain(one.resolved.config),
-                "seeds": list(entries.values()),
+                "seeds": [entries[seed] for seed in sorted(entries)],
             }
             self._copy_metrics(one.resolved.training_key, entries)
         if self._different(one, content):
@@ -128,9 +139,13 @@ class Store:
         except Unreadable:
             return True
 
-    def _old_seeds(self, one: Asked) -> set[int]:
-        content = self.read(one)
-        return {entry["seed"] for entry in content["seeds"]} & set(one.seeds) if content else set()
+    def _seeds_in_file(self, one: Asked) -> set[int]:
+        """Return the seeds of a row's file, of whatever configuration."""
+        try:
+            content = read_json(self.file(one), needs=("seeds",))
+        except Unreadable:
+            return set()
+        return {entry["seed"] for entry in content["seeds"]} if content else set()
 
     def _counts(self, entry: Content) -> bool:
         return not (self.again and set(entry["commits"]) != {self.commit})

@@ -318,6 +318,36 @@ def test_a_result_of_another_configuration_is_not_overwritten(here, tmp_path, ca
     assert result(tmp_path, "v3_table6/eval_os_8")["config"]["train"]["steps"] == 9
 
 
+def test_again_leaves_what_was_not_asked_for(here, tmp_path, monkeypatch) -> None:
+    call(tmp_path, "v3_table6", "--row", "eval_os_16", "--seeds", "3")
+    old = result(tmp_path, "v3_table6/eval_os_16")["seeds"]
+    monkeypatch.setattr(run, "git_commit", lambda: "another")
+    monkeypatch.setattr(workdir, "git_commit", lambda: "another")
+    assert call(tmp_path, "v3_table6", "--row", "eval_os_16", "--seeds", "1", "--again") == 0
+    new = result(tmp_path, "v3_table6/eval_os_16")["seeds"]
+    assert [entry["commits"] for entry in new] == [["another"], old[1]["commits"], old[2]["commits"]]
+
+
+def test_again_replaces_no_seeds_before_all_are_there(here, tmp_path, monkeypatch) -> None:
+    words = ("v3_table6", "--row", "eval_os_16", "--seeds", "2")
+    call(tmp_path, *words)
+    before = result(tmp_path, "v3_table6/eval_os_16")
+    pretend = run.work
+
+    def first_only(job, runs, *, again):
+        if job.seed:
+            raise UserError("no luck")
+        pretend(job, runs, again=again)
+
+    monkeypatch.setattr(run, "work", first_only)
+    assert call(tmp_path, *words, "--steps", "9", "--again") == 2
+    assert result(tmp_path, "v3_table6/eval_os_16") == before
+    monkeypatch.setattr(run, "work", pretend)
+    assert call(tmp_path, *words, "--steps", "9", "--again") == 0
+    assert result(tmp_path, "v3_table6/eval_os_16")["config"]["train"]["steps"] == 9
+    assert [name[-1] for name in here.names] == ["0", "1", "0", "1", "1"]
+
+
 def test_two_runners_on_one_folder(here, tmp_path, capsys) -> None:
     (tmp_path / "runs").mkdir()
     with (tmp_path / "runs/runner.lock").open("w") as other:
