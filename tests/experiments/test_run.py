@@ -429,7 +429,7 @@ def test_a_job_ends_with_its_runner(tmp_path) -> None:
     started = LocalJob(["python", "-c", code], tmp_path / "a.log")
     assert started.code() is None
     started._process.stdin.close()
-    assert started._process.wait(timeout=30) == 1
+    assert started._process.wait(timeout=120) == 1
 
 
 def test_a_job_that_ends_by_itself_tells_its_code(tmp_path) -> None:
