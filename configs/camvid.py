@@ -23,22 +23,21 @@ SQRT_MEDIAN_FREQUENCY = (0.529, 0.449, 2.188, 0.386, 1.000, 0.651, 1.961, 1.407,
 
 # The official MobileNetV2 of width 0.5, as `convert` describes it, under a small decoder.
 OFFICIAL_BACKBONE = {"width": 0.5, "channel_divisor": 1, "strided_padding": "same", "backbone_norm": "batch"}
-FINETUNE_HEAD = {
-    "aspp_channels": 128,
-    "dropout": 0.1,
-    "separable": True,
-    "low_level_channels": 24,
-    "decoder_convs": ((3, 128), (3, 128)),
+FINETUNE_ASPP = {"aspp_channels": 128, "dropout": 0.1, "separable": True}
+FINETUNE_HEADS = {
+    "deeplabv3": FINETUNE_ASPP,
+    "deeplabv3plus": {**FINETUNE_ASPP, "low_level_channels": 24, "decoder_convs": ((3, 128), (3, 128))},
 }
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    args = parse_arg(arg, flags=("debug", "finetune"), model="deeplabv3plus_resnet18", steps=2400)
+    args = parse_arg(arg, flags=("debug", "finetune"), model="", steps=2400)
+    model = args.model or ("deeplabv3plus_mobilenet_v2" if args.finetune else "deeplabv3plus_resnet18")
     config = base()
     deeplab = {"aspp_channels": 64, "dropout": 0.1}
     choose_model(
         config,
-        args.model,
+        model,
         heads={
             "deeplabv3": deeplab,
             "deeplabv3plus": {**deeplab, "low_level_channels": 24, "decoder_convs": ((3, 64),)},
@@ -68,13 +67,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.evaluate.batch_size = 4
     if args.finetune:
         config.init_scope = "backbone"
-        choose_model(
-            config,
-            "deeplabv3plus_mobilenet_v2",
-            heads={"deeplabv3plus": FINETUNE_HEAD},
-            **OFFICIAL_BACKBONE,
-            norm_momentum=0.98,
-        )
+        choose_model(config, model, heads=FINETUNE_HEADS, **OFFICIAL_BACKBONE, norm_momentum=0.98)
         config.optimizer.multipliers = ((r"^backbone/", 0.5),)
     if args.debug:
         shrink(config)

@@ -2,8 +2,8 @@
 
     python -m deeplab_jax train --config configs/scenes.py --workdir runs/scenes
 
-Argument: `debug` shrinks it to seconds; `model=` names another network.
-Protocol: 129x129 images, whole, validation on 256 images that training never sees.
+Arguments: `debug` shrinks it to seconds; `model=` names another network; `size=` sets the pictures' side (129 pixels).
+Protocol: images whole, validation on 256 images that training never sees.
 """
 
 from ml_collections import ConfigDict
@@ -12,13 +12,13 @@ from deeplab_jax.config import base, choose_model, parse_arg, shrink
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    args = parse_arg(arg, model="deeplabv3plus_resnet18")
+    args = parse_arg(arg, model="deeplabv3plus_resnet18", size=129)
     config = base()
     heads = {"deeplabv3": {"aspp_channels": 64}, "deeplabv3plus": {"aspp_channels": 64, "decoder_convs": ((3, 64),)}}
     choose_model(config, args.model, heads=heads, width=0.5, norm_momentum=0.95)
     config.data.name = "scenes"
-    config.data.options = ConfigDict({})
-    config.data.crop_size = (129, 129)
+    config.data.options = ConfigDict({"size": (args.size, args.size)})
+    config.data.crop_size = (args.size, args.size)
     config.data.scale_range = (1.0, 1.0)
     config.data.threads = 2
     config.optimizer.name = "adam"
@@ -30,7 +30,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.train.log_every = 25
     config.train.evaluate_every = 10_000
     config.train.checkpoint_every = 100
-    config.evaluate.pad_to = ((129, 129),)
+    config.evaluate.pad_to = ((args.size, args.size),)
     config.evaluate.batch_size = 16
     if args.debug:
         shrink(config)

@@ -24,6 +24,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.data.train_split = "trainaug"
     config.optimizer.weight_decay = 1e-4
     config.evaluate.pad_to = ((513, 513),)
+    config.evaluate.trimap_around = "void"
     if args.stage == 2:
         config.data.train_split = "trainval"
         config.model.output_stride = 8

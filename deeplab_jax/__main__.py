@@ -96,6 +96,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--save_predictions", action="store_true", help="write NAME.png and NAME_overlay.png of every image too"
     )
     evaluate.add_argument("--limit", type=int, help="evaluate only the first images")
+    evaluate.add_argument("--trimap", type=numbers(int), help="such as 1,2,4: mIoU within so many pixels of boundaries")
     add_inference_flags(evaluate)
 
     predict = verb(

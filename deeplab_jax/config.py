@@ -89,12 +89,16 @@ def base() -> ConfigDict:
     config.init_scope = "all"  # what is taken from there: or "all_but_classifier", "backbone"
     config.evaluate = ConfigDict(
         {
-            "mode": "padded",  # or "exact"
+            "mode": "padded",  # with the mean pixel, or "exact": not at all
             "pad_to": (),  # (height, width) of the sizes to pad to; empty: see `padded_size`
             "output_stride": 0,  # 0: the model's own
             "scales": (1.0,),
             "flip": False,
             "window": (),  # (height, width) of a sliding window; empty: whole image
+            "resize": 0,  # pixels of the shorter side, labels too; 0: the labels' own resolution
+            "crop": (),  # (height, width) of the centre that is evaluated; empty: all
+            "trimap": (),  # widths in pixels of bands around boundaries, evaluated as well
+            "trimap_around": "labels",  # a boundary is any change of label; "void": VOC's strips of void pixels
             "batch_size": 1,
         }
     )
@@ -244,6 +248,19 @@ def read_json(path: Path) -> ConfigDict:
         raise UserError(f"{path}: not a readable configuration ({error}); start in an empty --workdir") from None
 
 
+def with_defaults(plain: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a plain config with the keys that it lacks, at every level, taken from the defaults."""
+    return {
+        **defaults,
+        **{
+            key: with_defaults(value, defaults[key])
+            if isinstance(value, Mapping) and isinstance(defaults.get(key), Mapping)
+            else value
+            for key, value in plain.items()
+        },
+    }
+
+
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], *, prefix: str = "config") -> list[str]:
     """List what changed between two plain configs, as `config.train.steps: 100 -> 200`."""
     lines = []
@@ -256,4 +273,4 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], *, prefix: str =
     return lines
 
 
-__all__ = ["base", "choose_model", "differences", "load_config", "parse_arg", "read_json", "shrink", "to_plain"]
+__all__ = ["base", "choose_model", "differences", "load_config", "parse_arg", "read_json", "shrink", "to_plain", "with_defaults"]

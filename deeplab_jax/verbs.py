@@ -78,6 +78,8 @@ def evaluate(args: argparse.Namespace) -> None:
     split = args.split or config.data.val_split
     source = open_source(config.data.name, split=split, **source_options(config.data))
     options = {**config.evaluate.to_dict(), **given_inference_options(args)}
+    if args.trimap is not None:
+        options["trimap"] = args.trimap
     console = Console()
     with progress_bar(console) as progress:
         results = evaluate(

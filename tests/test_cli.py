@@ -56,6 +56,12 @@ def test_train_leaves_a_run_directory(scenes_run) -> None:
     assert [line["step"] for line in read_metrics(scenes_run)] == [1, 2, 2]
 
 
+def test_evaluate_looks_at_boundaries(scenes_run, tmp_path) -> None:
+    assert run("evaluate", "--model", scenes_run, "--out", tmp_path, "--trimap", "4,1") == 0
+    trimap = json.loads((tmp_path / "metrics.json").read_text())["trimap"]
+    assert trimap["around"] == "labels" and [band["width"] for band in trimap["bands"]] == [1, 4]
+
+
 def test_evaluate_writes_the_metrics(scenes_run, tmp_path, capsys) -> None:
     assert run("evaluate", "--model", scenes_run, "--out", tmp_path, "--save_predictions") == 0
     printed = capsys.readouterr()

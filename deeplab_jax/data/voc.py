@@ -5,14 +5,19 @@ the Semantic Boundaries Data Set (Hariharan et al., 2011), which are handed arou
 a list trainaug.txt beside the challenge's files.
 """
 
+import dataclasses
 from pathlib import Path
 
 from deeplab_jax.data.pairs import Pair, PairSource, choose_split, list_images, pair_named, read_names, require_folder
-from deeplab_jax.errors import UserError
-from deeplab_jax.labels import VOC
+from deeplab_jax.errors import UserError, did_you_mean
+from deeplab_jax.labels import IGNORE_LABEL, VOC
 
 LAYOUT = "VOCdevkit/VOC2012 with JPEGImages/, SegmentationClass/ and ImageSets/Segmentation/*.txt"
 SPLITS = ("train", "val", "trainval", "trainaug")
+BORDERS = {
+    "ignore": VOC,
+    "background": dataclasses.replace(VOC, value_map=(*enumerate(range(VOC.num_classes)), (IGNORE_LABEL, 0))),
+}
 _AUGMENTED_LISTS = (
     "Segmentation/trainaug.txt",
     "SegmentationAug/trainaug.txt",
@@ -21,15 +26,19 @@ _AUGMENTED_LISTS = (
 )
 
 
-def open_voc(dir: str | Path, *, split: str) -> PairSource:
+def open_voc(dir: str | Path, *, split: str, border: str = "ignore") -> PairSource:
     """Open PASCAL VOC 2012: `dir` is the VOC2012 folder, or a folder that holds `VOC2012` or `VOCdevkit/VOC2012`.
 
     The masks of `trainaug` are all taken from SegmentationClassAug, those of the other splits from SegmentationClass.
+    `border="background"` counts the void strips around objects as background; by default they are ignored.
 
     Raises:
-      UserError: an unknown split, a folder or list that is missing, or a list that names files that are not there.
+      UserError: an unknown split or `border`, a folder or list that is missing, or a list that names files that are not
+        there.
     """
     choose_split(split, SPLITS, source="voc")
+    if border not in BORDERS:
+        raise UserError(f"config.data.options.border={border!r}: {did_you_mean(border, BORDERS)}")
     root = _find_root(Path(dir))
     names_file = root / "ImageSets" / "Segmentation" / f"{split}.txt"
     masks = root / "SegmentationClass"
@@ -44,7 +53,7 @@ def open_voc(dir: str | Path, *, split: str) -> PairSource:
     pairs: tuple[Pair, ...] = pair_named(
         read_names(names_file), list_images(images), list_images(masks), names_file=names_file
     )
-    return PairSource("voc", VOC, pairs)
+    return PairSource("voc", BORDERS[border], pairs)
 
 
 def _find_root(dir: Path) -> Path:

@@ -15,7 +15,9 @@ import numpy as np
 from deeplab_jax.data.loader import TIMEOUT, examples_in_order
 from deeplab_jax.data.pairs import Example, Source
 from deeplab_jax.errors import UserError, did_you_mean
+from deeplab_jax.evaluate.boundary import Trimap
 from deeplab_jax.evaluate.inference import check_views, crf_parameters, evaluate_batch, pad_images, run_size
+from deeplab_jax.evaluate.views import check_seen, seen
 from deeplab_jax.labels import IGNORE_LABEL, LabelSet
 from deeplab_jax.models.catalog import check_output_stride, describe
 from deeplab_jax.models.fold import fold_norm
@@ -54,6 +56,10 @@ def evaluate(
     flip: bool = False,
     window: Sequence[int] = (),
     crf: DenseCRF | bool = False,
+    resize: int = 0,
+    crop: Sequence[int] = (),
+    trimap: Sequence[int] = (),
+    trimap_around: str = "labels",
     batch_size: int = 1,
     threads: int = 2,
     timeout: float = TIMEOUT,
@@ -75,6 +81,9 @@ def evaluate(
       scales, flip: views whose probabilities are averaged.
       window: sides of a sliding window; empty sees images whole.
       crf: refine the probabilities of each image by a fully connected CRF; True takes the default parameters.
+      resize, crop: what of each example is evaluated; see `views.seen`. By default all, at the labels' own resolution.
+      trimap: widths in pixels of bands around boundaries in which mIoU is computed as well; see `boundary`.
+      trimap_around: what a boundary is there: "labels" (any change of label) or "void" (VOC's strips of void pixels).
       batch_size: images of one padded size that run together; the last batch is filled up with empty images, which
         count for nothing.
       threads: that read ahead.
@@ -97,6 +106,7 @@ def evaluate(
             "the data it was trained for"
         )
     check_views(scales, window)
+    check_seen(resize, crop)
     if batch_size < 1:
         raise UserError(f"config.evaluate.batch_size={batch_size}: give at least 1")
     if limit is not None and limit < 1:
@@ -109,11 +119,12 @@ def evaluate(
     factors = tuple(float(scale) for scale in scales)
     view = (int(window[0]), int(window[1])) if window else None
     confusion = np.zeros((model.num_classes, model.num_classes), np.int64)
+    bands = Trimap(trimap, num_classes=model.num_classes, around=trimap_around) if trimap else None
     sizes_run: set[Size] = set()
     start, done = time.perf_counter(), 0
-    for size, batch in _batches(
-        examples_in_order(source, threads=threads, limit=limit, timeout=timeout), batch_size, mode, pad_to
-    ):
+    read = examples_in_order(source, threads=threads, limit=limit, timeout=timeout)
+    examples = (seen(example, resize=resize, crop=crop) for example in read)
+    for size, batch in _batches(examples, batch_size, mode, pad_to):
         sizes_run.add(size)
         images, sizes = pad_images([e["image"] for e in batch], size, count=batch_size)
         labels = np.full((batch_size, *size), IGNORE_LABEL, np.uint8)
@@ -125,9 +136,11 @@ def evaluate(
         )
         confusion += counts
         done += len(batch)
-        if on_prediction is not None:
-            for example, predicted in zip(batch, classes, strict=False):
-                height, width = example["label"].shape
+        for example, predicted in zip(batch, classes, strict=False):
+            height, width = example["label"].shape
+            if bands is not None:
+                bands.add(example["label"], predicted[:height, :width])
+            if on_prediction is not None:
                 on_prediction(example, predicted[:height, :width])
         if progress is not None:
             progress(done, total)
@@ -141,19 +154,26 @@ def evaluate(
         "window": list(window),
         "crf": None if parameters is None else dataclasses.asdict(parameters),
         "mode": mode,
-        "view": "sliding window" if window else "whole image",
+        "view": _view(window, crop),
         "sizes_run": sorted(list(size) for size in sizes_run),
-        "label_resolution": "original",
+        "label_resolution": f"shorter side {resize}" if resize else "original",
         "ignore_label": IGNORE_LABEL,
         "data": source.name,
     }
     return {
         **summarize_confusion(confusion, source.labels),
+        **({"trimap": bands.results()} if bands is not None else {}),
         "protocol": protocol,
         "model": describe(model),
         "versions": versions(),
         "seconds": round(time.perf_counter() - start, 3),
     }
+
+
+def _view(window: Sequence[int], crop: Sequence[int]) -> str:
+    words = [f"centre crop {crop[0]}x{crop[1]}"] if crop else []
+    words += ["sliding window"] if window else []
+    return ", ".join(words) or "whole image"
 
 
 def _batches(

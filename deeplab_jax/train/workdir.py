@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from deeplab_jax.config import differences, to_plain
+from deeplab_jax.config import base, differences, to_plain, with_defaults
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate.evaluator import versions
 
@@ -31,6 +31,8 @@ FREE = (
     "config.train.pictures",
     "config.train.keep",
     "config.train.skip_nonfinite",
+    "config.evaluate.trimap",
+    "config.evaluate.trimap_around",
 )
 
 
@@ -146,6 +148,8 @@ def _check_same(file: Path, plain: dict[str, Any], allow_config_change: bool) ->
             f"{file}: is damaged ({error}); give an empty --workdir, or delete the file to go on with this "
             "configuration"
         ) from None
+    # What came into the configuration since that run started had its default then.
+    stored = with_defaults(stored, to_plain(base()))
     changed = [line for line in differences(stored, plain) if line.split(":")[0] not in FREE]
     if changed and not allow_config_change:
         more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""

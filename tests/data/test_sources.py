@@ -167,6 +167,9 @@ def test_voc(tmp_path, nested):
     )
     assert values(open_source("voc", split="train", dir=tmp_path)) == {"2007_000001": 0, "2007_000002": 20}
     assert values(open_source("voc", split="val", dir=tmp_path)) == {"2008_000003": 255}
+    assert values(open_source("voc", split="val", dir=tmp_path, border="background")) == {"2008_000003": 0}
+    with pytest.raises(UserError, match="border='backgroud': did you mean background"):
+        open_source("voc", split="val", dir=tmp_path, border="backgroud")
     assert len(open_source("voc", split="trainval", dir=tmp_path)) == 3
     assert values(open_source("voc", split="trainaug", dir=tmp_path)) == {"2009_000004": 5, "2007_000001": 6}
     write(lists / "val.txt", "2008_000003\nlost\n")

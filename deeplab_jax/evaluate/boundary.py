@@ -1,0 +1,89 @@
+"""Trimaps: how well a segmentation does within w pixels of an object's boundary (Kohli et al., IJCV 2009; DeepLabv3+,
+Fig. 5).
+
+The band of width w holds the labelled pixels from which a boundary is at most w steps away, diagonal steps included:
+the evaluation script of DeepLab's authors (MyVOCevalsegBoundary.m) dilates the void pixels of the label map by a square
+of side 2w + 1 and takes those away again. In VOC's annotation a strip of void pixels follows every object's outline. In
+other data void pixels lie elsewhere, so there a boundary is where two neighbouring pixels, of eight, differ in label.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
+
+import cv2
+import numpy as np
+
+from deeplab_jax.errors import UserError, did_you_mean
+from deeplab_jax.labels import IGNORE_LABEL
+from deeplab_jax.ops import metrics
+
+Around = Literal["labels", "void"]
+FAR = np.iinfo(np.int32).max
+
+
+def boundary_distance(label: np.ndarray, *, around: Around = "labels", ignore_label: int = IGNORE_LABEL) -> np.ndarray:
+    """Return how many steps, diagonal ones included, each pixel is from a boundary.
+
+    Args:
+      label: integer `[H, W]`.
+      around: "void": from the nearest pixel of the ignore label, which itself has 0; "labels": from the nearest pixel
+        of another label, so at least 1. The ignore label counts as a label then.
+      ignore_label: of void pixels.
+
+    Returns:
+      int32 `[H, W]`; `FAR` where the map has no boundary.
+    """
+    if around == "void":
+        return _steps_to(label == ignore_label)
+    smallest, largest = (
+        morph(label.astype(np.uint16), np.ones((3, 3), np.uint8), borderType=cv2.BORDER_REPLICATE)
+        for morph in (cv2.erode, cv2.dilate)
+    )
+    # The nearest pixel of another label is one step beyond the nearest pixel that has one beside it.
+    steps = _steps_to(smallest != largest)
+    return np.where(steps == FAR, FAR, steps + 1)
+
+
+def _steps_to(marked: np.ndarray) -> np.ndarray:
+    if not marked.any():
+        return np.full(marked.shape, FAR, np.int32)
+    return cv2.distanceTransform((~marked).astype(np.uint8), cv2.DIST_C, 3).astype(np.int32)
+
+
+class Trimap:
+    """Confusion matrices of the bands of some widths, summed over images.
+
+    Args:
+      widths: in pixels, from 1.
+      num_classes: K.
+      around: see `boundary_distance`.
+
+    Raises:
+      UserError: widths or `around` that make no sense.
+    """
+
+    def __init__(self, widths: Sequence[int], *, num_classes: int, around: str = "labels") -> None:
+        if min(widths) < 1 or len(set(widths)) < len(widths):
+            raise UserError(f"config.evaluate.trimap={tuple(widths)}: give widths of at least 1 pixel, each once")
+        if around not in get_args(Around):
+            raise UserError(f"config.evaluate.trimap_around={around!r}: {did_you_mean(around, get_args(Around))}")
+        self._widths = sorted(widths)
+        self._around: Any = around
+        # Of the pixels that a band has and the next narrower one has not.
+        self._rings = np.zeros((len(widths), num_classes, num_classes), np.int64)
+
+    def add(self, label: np.ndarray, predicted: np.ndarray) -> None:
+        """Count an image: labels and predicted class ids, integer `[H, W]`."""
+        distance = boundary_distance(label, around=self._around)
+        ring = np.searchsorted(self._widths, distance)
+        counted = (ring < len(self._widths)) & (label != IGNORE_LABEL)
+        cells = np.ravel_multi_index((ring[counted], label[counted], predicted[counted]), self._rings.shape)
+        self._rings += np.bincount(cells, minlength=self._rings.size).reshape(self._rings.shape)
+
+    def results(self) -> dict[str, Any]:
+        """Return what `metrics.json` holds: for each width the mean IoU (None of an empty band) and the pixels."""
+        bands = []
+        for width, confusion in zip(self._widths, np.cumsum(self._rings, axis=0), strict=True):
+            miou = metrics.mean_iou(confusion)
+            bands.append({"width": width, "miou": None if np.isnan(miou) else miou, "pixels": int(confusion.sum())})
+        return {"around": self._around, "bands": bands}

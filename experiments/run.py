@@ -1,0 +1,232 @@
+"""Reproduce tables of the papers by name: train what is missing, evaluate, and print the paper's numbers beside ours.
+
+    python -m experiments.run v3_table5
+    python -m experiments.run v3_table5 v3_table6 --scale camvid --data_dir DIR --init MODEL_FOLDER --seeds 3
+    python -m experiments.run v3plus_table3 --scale paper --plan
+
+Rows that mean the same training share it. What is finished is not run again, and what was cut off goes on. Results
+are one JSON file per row, in OUT/SCALE/TABLE.
+"""
+
+import argparse
+import ast
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from deeplab_jax.__main__ import Parser, enable_compilation_cache, split_config_arguments
+from deeplab_jax.errors import UserError, did_you_mean
+from deeplab_jax.train.loop import Interrupted
+from deeplab_jax.train.workdir import git_commit
+from deeplab_jax.verbs import INTERRUPTED, fail
+from experiments.runner import overview
+from experiments.runner.estimate import Rates, hours, rates
+from experiments.runner.files import locked
+from experiments.runner.jobs import Asked, Job, ask, job_name, make_jobs
+from experiments.runner.launchers import Launcher, Local, Slurm, as_shell
+from experiments.runner.loop import check_data, run_jobs
+from experiments.runner.resolve import Resolved, Settings, check_pretrained
+from experiments.runner.results import Store, refuse_strange
+from experiments.runner.worker import end_with_parent, work
+from experiments.scales import SCALES
+from experiments.tables import TABLES, Table
+
+PROGRAM = ("python", "-m", "experiments.run")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run tables and return the exit code: 0 on success, 2 for what the user can mend, 130 after Ctrl-C."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    parser = make_parser()
+    args, rest = parser.parse_known_args(words)
+    overrides, unknown = split_config_arguments(rest)
+    try:
+        if unknown:
+            flags = [option for action in parser._actions for option in action.option_strings]
+            raise UserError(f"{unknown[0]} is not an option: {did_you_mean(unknown[0].split('=')[0], flags)}")
+        if any(word.startswith("--config=") for word in overrides):
+            raise UserError("--config: the scale chooses the configuration file; give --config.section.key=value")
+        return run(args, tuple(overrides), words)
+    except UserError as error:
+        return fail(str(error))
+    except (Interrupted, KeyboardInterrupt) as stop:
+        print(f"interrupted; the same command goes on from there. {stop}", file=sys.stderr)
+        return INTERRUPTED
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser."""
+    parser = Parser(
+        prog="python -m experiments.run",
+        description=(__doc__ or "").splitlines()[0],
+        epilog="--config.section.key=value changes every training, but for what a row itself changes",
+        allow_abbrev=False,
+    )
+    parser.add_argument("tables", nargs="+", metavar="TABLE", help=", ".join(TABLES))
+    parser.add_argument("--scale", default="scenes", help="scenes, camvid or paper; see experiments/scales.py")
+    parser.add_argument("--row", action="append", default=[], metavar="NAME", help="only this row; again for more")
+    parser.add_argument("--seeds", type=int, default=0, help="trainings of each row; by default the scale's own number")
+    parser.add_argument("--steps", type=int, default=0, help="of each training; by default the scale's own number")
+    parser.add_argument("--runs", default="runs/tables", help="folder of the run directories")
+    parser.add_argument("--out", default="experiments/results/tables", help="folder of the results")
+    parser.add_argument("--data_dir", default="", help="folder of the data; scenes are generated")
+    parser.add_argument(
+        "--init", default="", help="model folder of pre-trained weights, or a folder of such by backbone"
+    )
+    parser.add_argument("--plan", action="store_true", help="say what would run, and for how long, and run nothing")
+    parser.add_argument("--commands", action="store_true", help="print a command for each job, and run nothing")
+    parser.add_argument("--launcher", default="local", choices=("local", "slurm"), help="where the jobs run")
+    parser.add_argument(
+        "--slurm",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="parameter of submitit, such as timeout_min=600",
+    )
+    parser.add_argument(
+        "--again", action="store_true", help="run anew what another commit or another configuration has left"
+    )
+    parser.add_argument("--job", default="", help=argparse.SUPPRESS)  # As in the lines of --commands.
+    parser.add_argument("--tethered", action="store_true", help=argparse.SUPPRESS)
+    return parser
+
+
+def run(args: argparse.Namespace, overrides: tuple[str, ...], words: Sequence[str]) -> int:
+    """Do what the arguments say."""
+    if args.scale not in SCALES:
+        raise UserError(f"scale {args.scale!r}: {did_you_mean(args.scale, SCALES)}")
+    if args.seeds < 0 or args.steps < 0:
+        raise UserError(f"--seeds {args.seeds} --steps {args.steps}: give at least 1")
+    scale, tables = SCALES[args.scale], chosen_tables(args.tables)
+    check_rows(args.row, tables)
+    settings = Settings(overrides, args.data_dir, args.init, args.steps)
+    asked = ask(tables, args.row, scale, settings, args.seeds)
+    check_pretrained(((one.table, one.row) for one in asked if one.resolved), scale, args.init)
+    jobs = make_jobs(asked)
+    runs, out = Path(args.runs, args.scale), Path(args.out, args.scale)
+    if args.job:
+        return one_job(args, jobs, runs)
+    store = Store(out, runs, git_commit(), args.again)
+    pending = count_pending(asked, jobs, store)
+    console = overview.wide(Console())
+    say = lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True)  # noqa: E731
+    for line in store.remarks:
+        say(line)
+    if store.kept:
+        count, now = len(store.kept), store.commit[:12]
+        say(f"{count} rows have results of other commits than {now}: kept; --again runs them anew")
+    waiting = [job for job in jobs if pending[job.name]]
+    if args.plan:
+        for line in store.strange:
+            say(f"{line}; refused without --again")
+        plan(console, jobs, pending, runs, rates(store.all_rows()))
+        return 0
+    refuse_strange(store)
+    if args.commands:
+        for job in waiting:
+            print(as_shell([*PROGRAM, *without(words, "--commands"), "--job", job.name]))
+        return 0
+    failed: list[str] = []
+    with locked(
+        Path(args.runs, "runner.lock"),
+        f"{args.runs}: another runner is at work there; wait for it, or give another --runs",
+    ):
+        if waiting:
+            check_data(waiting)
+            launcher = make_launcher(args, runs)
+            failed = run_jobs(waiting, launcher, [*PROGRAM, *words], runs, console, asked, store)
+        show(console, tables, asked, store)
+    if failed:
+        raise UserError(f"{len(failed)} of {len(waiting)} jobs failed; {failed[0]}; the same command tries them again")
+    return 0
+
+
+def chosen_tables(names: Sequence[str]) -> list[Table]:
+    """Return tables by name, each once."""
+    for name in names:
+        if name not in TABLES:
+            raise UserError(f"table {name!r} is not known: {did_you_mean(name, TABLES)}")
+    return [TABLES[name] for name in dict.fromkeys(names)]
+
+
+def check_rows(names: Sequence[str], tables: Sequence[Table]) -> None:
+    """Raise a UserError for a row that none of the tables has."""
+    known = [name for table in tables for name in table.named_rows()]
+    for name in names:
+        if name not in known:
+            raise UserError(f"--row {name!r} is not known: {did_you_mean(name, known)}")
+
+
+def count_pending(asked: Sequence[Asked], jobs: Sequence[Job], store: Store) -> dict[str, int]:
+    """Return how many evaluations each job lacks."""
+    lacking: dict[str, set[str]] = {job.name: set() for job in jobs}
+    for one in asked:
+        if isinstance(one.resolved, Resolved):
+            for seed in store.missing(one):
+                lacking[job_name(one.resolved.training_key, seed)].add(one.resolved.evaluation_key)
+    return {name: len(keys) for name, keys in lacking.items()}
+
+
+def plan(console: Console, jobs: Sequence[Job], pending: overview.Pending, runs: Path, measured: Rates) -> None:
+    """Print what would run."""
+    console.print(overview.plan_table(jobs, pending, runs, measured))
+    count = sum(bool(pending[job.name]) for job in jobs)
+    left = hours(overview.time_left(jobs, pending, runs, measured))
+    console.print(f"{count} of {len(jobs)} jobs to run, estimated time: {left}", highlight=False)
+
+
+def one_job(args: argparse.Namespace, jobs: Sequence[Job], runs: Path) -> int:
+    """Do one job in this process."""
+    if args.tethered:
+        end_with_parent()
+    by_name = {job.name: job for job in jobs}
+    if args.job not in by_name:
+        raise UserError(f"--job {args.job}: none of these tables, with these settings; print the commands again")
+    enable_compilation_cache()
+    work(by_name[args.job], runs, again=args.again)
+    return 0
+
+
+def make_launcher(args: argparse.Namespace, runs: Path) -> Launcher:
+    """Return what starts the jobs."""
+    return Local() if args.launcher == "local" else Slurm(runs / "slurm", dict(map(parameter, args.slurm)))
+
+
+def parameter(text: str) -> tuple[str, Any]:
+    """Parse `KEY=VALUE`, where the value is a Python literal or a word."""
+    key, equals, value = text.partition("=")
+    if not (key.isidentifier() and equals):
+        raise UserError(f"--slurm {text}: give KEY=VALUE, such as timeout_min=600")
+    try:
+        return key, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return key, value
+
+
+def show(console: Console, tables: Sequence[Table], asked: Sequence[Asked], store: Store) -> None:
+    """Write what is there of every row, and print the tables."""
+    for table in tables:
+        contents = [
+            store.collect(one)
+            or {"cells": dict(zip(table.columns, one.row.cells, strict=True)), "paper": one.row.paper, "missing": True}
+            for one in asked
+            if one.table is table
+        ]
+        console.print(f"\n{table.name}: {table.title}\n{table.source}", highlight=False, markup=False, soft_wrap=True)
+        console.print(overview.results_table(table, contents))
+        notes = dict.fromkeys(note for content in contents if "notes" in content for note in content["notes"])
+        for note in [*notes, *(f"the paper: {fact} {value}" for fact, value in table.facts.items())]:
+            console.print(note, highlight=False)
+    console.print(f"results: {store.out}", highlight=False, soft_wrap=True)
+
+
+def without(words: Sequence[str], word: str) -> list[str]:
+    """Return words without one of them."""
+    return [other for other in words if other != word]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""How the tables are run: jobs, their launchers, and what they leave behind."""

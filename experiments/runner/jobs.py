@@ -1,0 +1,108 @@
+"""Which trainings the asked rows take: a job is one training with one seed, and all evaluations asked of it."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from experiments.runner.resolve import NotRun, Resolved, Settings, resolve
+from experiments.scales import Scale
+from experiments.tables import Row, Table
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A row that was asked for.
+
+    Attributes:
+      resolved: what it means at the scale; None where it is computed without a network.
+      seeds: of its trainings.
+    """
+
+    table: Table
+    row: Row
+    resolved: Resolved | NotRun | None
+    seeds: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """`TABLE/ROW`."""
+        return f"{self.table.name}/{self.table.row_name(self.row)}"
+
+
+@dataclass
+class Job:
+    """One training and its evaluations.
+
+    Attributes:
+      key: hash of the training, see `Resolved.training_key`.
+      seed: of the training.
+      config: its configuration.
+      evaluations: the sections `evaluate` by their key.
+      serves: names of rows.
+    """
+
+    key: str
+    seed: int
+    config: ConfigDict
+    evaluations: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    serves: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """The name of its run directory."""
+        return job_name(self.key, self.seed)
+
+    @property
+    def network(self) -> str:
+        """The model and what it is trained at, for a reader."""
+        return f"{self.config.model.name}, output stride {self.config.model.output_stride}"
+
+
+def job_name(key: str, seed: int) -> str:
+    """Return the name of a training: that of its run directory, too."""
+    return f"{key}_seed{seed}"
+
+
+def evaluation_file(workdir: Path, key: str) -> Path:
+    """Return where a run directory keeps an evaluation."""
+    return workdir / "evaluations" / f"{key}.json"
+
+
+def ask(tables: Sequence[Table], names: Iterable[str], scale: Scale, settings: Settings, seeds: int) -> list[Asked]:
+    """Resolve the rows of tables.
+
+    Args:
+      tables: those asked for.
+      names: of the rows asked for; none means all.
+      scale: where they run.
+      settings: what the user gave.
+      seeds: trainings of each row; 0: the scale's own number.
+    """
+    asked = []
+    chosen = set(names)
+    for table in tables:
+        count = seeds or scale.seeds.get(table.name, 1)
+        for name, row in table.named_rows().items():
+            if not chosen or name in chosen:
+                resolved = None if row.compute else resolve(row, table, scale, settings)
+                asked.append(Asked(table, row, resolved, tuple(range(count))))
+    return asked
+
+
+def make_jobs(asked: Iterable[Asked]) -> list[Job]:
+    """Gather rows into jobs. The first seed of every training comes before the second, so that whole tables come
+    early.
+    """
+    jobs: dict[str, Job] = {}
+    for one in asked:
+        if not isinstance(one.resolved, Resolved):
+            continue
+        for seed in one.seeds:
+            key = one.resolved.training_key
+            job = jobs.setdefault(job_name(key, seed), Job(key, seed, one.resolved.seeded(seed)))
+            job.evaluations[one.resolved.evaluation_key] = one.resolved.evaluation
+            job.serves.append(one.name)
+    return sorted(jobs.values(), key=lambda job: job.seed)

@@ -1,0 +1,123 @@
+"""Where jobs run: on this machine one after another, on Slurm, or wherever the user takes their commands."""
+
+import importlib
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from deeplab_jax.errors import UserError
+from deeplab_jax.verbs import INTERRUPTED, USER_ERROR
+
+Command = Sequence[str]
+
+
+class Running(Protocol):
+    """A job that was started."""
+
+    def code(self) -> int | None:
+        """Return its exit code, None while it runs."""
+        ...
+
+    def stop(self) -> None:
+        """Wait for it to save and end, where it was interrupted with this process."""
+        ...
+
+
+class Launcher(Protocol):
+    """Starts jobs. `limit` is how many run at once, 0 for all."""
+
+    limit: int
+
+    def start(self, name: str, command: Command, log: Path) -> Running: ...
+
+
+class LocalJob:
+    """A process that ends with this one: its standard input is a pipe that only this one holds."""
+
+    def __init__(self, command: Command, log: Path) -> None:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("a", encoding="utf-8") as output:
+            self._process = subprocess.Popen(
+                [sys.executable, *command[1:], "--tethered"],
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+
+    def code(self) -> int | None:
+        code = self._process.poll()
+        if code is not None and self._process.stdin is not None:
+            self._process.stdin.close()
+        return code
+
+    def stop(self) -> None:
+        # Ctrl-C on a terminal has reached it too.
+        self._process.wait()
+        self.code()
+
+
+class Local:
+    """One job after another, on this machine."""
+
+    limit = 1
+
+    def start(self, name: str, command: Command, log: Path) -> LocalJob:
+        return LocalJob(command, log)
+
+
+def run_command(command: Command) -> int:
+    """Run a command on the machine that Slurm chose, and return its exit code."""
+    return subprocess.run([sys.executable, *command[1:]], check=False).returncode
+
+
+class SlurmJob:
+    """A job that submitit knows."""
+
+    def __init__(self, job: Any) -> None:
+        self._job = job
+
+    def code(self) -> int | None:
+        if not self._job.done():
+            return None
+        if self._job.exception() is not None:
+            print(f"Slurm's job {self._job.job_id} did not end as it should: {self._job.exception()}", file=sys.stderr)
+            return USER_ERROR
+        return int(self._job.result())
+
+    def stop(self) -> None:
+        """Leave it in Slurm's hands."""
+
+
+class Slurm:
+    """All jobs at once, as Slurm has room for them. The folder of the runs has to be one that its nodes see.
+
+    Raises:
+      UserError: submitit is not installed.
+    """
+
+    limit = 0
+
+    def __init__(self, logs: Path, parameters: Mapping[str, Any]) -> None:
+        try:
+            submitit = importlib.import_module("submitit")
+        except ImportError:
+            raise UserError("--launcher slurm needs submitit: python -m pip install submitit") from None
+        self._executor = submitit.AutoExecutor(folder=str(logs), cluster="slurm")
+        self._executor.update_parameters(**parameters)
+
+    def start(self, name: str, command: Command, log: Path) -> SlurmJob:
+        self._executor.update_parameters(name=name)
+        return SlurmJob(self._executor.submit(run_command, list(command)))
+
+
+def as_shell(command: Command) -> str:
+    """Return a command as a line for a shell."""
+    return shlex.join(command)
+
+
+def interrupted(code: int) -> bool:
+    """Whether a job was stopped by Ctrl-C, its state saved."""
+    return code == INTERRUPTED

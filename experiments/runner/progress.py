@@ -1,0 +1,42 @@
+"""How far trainings are, and how long they took, from the `metrics.jsonl` of their run directories."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+def training_records(file: Path) -> Iterator[dict[str, Any]]:
+    """Yield the records of training steps; half a line, of a run that writes or was killed, is passed over."""
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return
+    for line in lines:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if "train/loss" in record:
+            yield record
+
+
+def training_seconds(file: Path, batch_size: int) -> float:
+    """Return how long the steps took, from the throughput that was logged with them: the same however often the run was
+    interrupted, compilation included, evaluation and checkpoints left out.
+    """
+    seconds, before, rate = 0.0, 0, 0.0
+    for record in training_records(file):
+        # The last step is not in the throughput that is logged with it, which is 0 where it is logged alone.
+        rate = record["train/images_per_second"] or rate
+        seconds += (record["step"] - before) * batch_size / rate if rate else 0.0
+        before = record["step"]
+    return round(seconds, 1)
+
+
+def state_of(file: Path) -> tuple[int, float | None]:
+    """Return the last step that was logged and its loss; (0, None) before the first."""
+    step, loss = 0, None
+    for record in training_records(file):
+        step, loss = record["step"], record["train/loss"]
+    return step, loss

@@ -1,0 +1,197 @@
+"""From a row of a table to what runs at a scale: the whole training configuration, and that of the evaluation."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from deeplab_jax.config import load_config, to_plain
+from deeplab_jax.errors import UserError
+from deeplab_jax.train.workdir import FREE
+from deeplab_jax.weights.folder import WEIGHTS_FILE
+from experiments.scales import WEIGHTS_NOT_COUNTED, Network, Scale
+from experiments.tables import Row, Table
+
+ROOT = Path(__file__).resolve().parents[2]
+PAPER_CROP = 513
+MULTI_GRID = "model.options.multi_grid"
+# What moves no weight, so no part of a training's key; the seed stands beside it.
+OUTSIDE_KEY = (*FREE, "config.train.seed", "config.train.evaluate_every", "config.train.checkpoint_every")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the user gave besides tables and scale.
+
+    Attributes:
+      overrides: words `--config.key=value`; a row's own changes come after them.
+      data_dir: folder of the data; "" for those that are generated.
+      init: model folder of pre-trained weights, or a folder of such, named after the backbones.
+      steps: of every training; 0: the scale's.
+    """
+
+    overrides: tuple[str, ...] = ()
+    data_dir: str = ""
+    init: str = ""
+    steps: int = 0
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A row that can be run.
+
+    Attributes:
+      config: of the training, but for its seed.
+      evaluation: the section `evaluate` for this row.
+      notes: what the scale leaves out of the row.
+    """
+
+    config: ConfigDict
+    evaluation: Mapping[str, Any]
+    notes: tuple[str, ...]
+
+    @property
+    def training_key(self) -> str:
+        """Hash of all that the weights depend on, but for the seed."""
+        plain = to_plain(self.config)
+        for name in OUTSIDE_KEY:
+            section, key = name.split(".")[1:]
+            del plain[section][key]
+        del plain["evaluate"]
+        plain["init"] = fingerprint(plain["init"]) if plain["init"] else ""
+        return _hash(plain)
+
+    @property
+    def evaluation_key(self) -> str:
+        """Hash of all that the metrics depend on besides the weights."""
+        own = {key: value for key, value in to_plain(self.evaluation).items() if key != "batch_size"}
+        return _hash({**own, "split": self.config.data.val_split})
+
+    def seeded(self, seed: int) -> ConfigDict:
+        """Return the configuration of one training."""
+        config = self.config.copy_and_resolve_references()
+        config.train.seed = seed
+        return config
+
+
+@dataclass(frozen=True)
+class NotRun:
+    """A row that a scale cannot run, and why."""
+
+    reason: str
+
+
+def resolve(row: Row, table: Table, scale: Scale, settings: Settings) -> Resolved | NotRun:
+    """Return what a row means at a scale.
+
+    The order is: the scale's configuration file, the user's `--config...`, the row's changes.
+
+    Raises:
+      UserError: an override that does not fit, or pre-trained weights that are not there.
+    """
+    name = row.train["model.name"]
+    network = scale.network(name)
+    reason = why_not(row, scale, network)
+    if reason:
+        return NotRun(reason)
+    architecture = name.split("_", 1)[0]
+    steps = settings.steps or scale.steps
+    file = network.config.format(model=f"{architecture}_{network.backbone}", data=table.data, steps=steps)
+    more = f",{scale.arguments[table.name]}" if table.name in scale.arguments else ""
+    words = [f"--config={ROOT / file}{more}"]
+    words += [f"--config.train.steps={steps}"] if steps else []
+    words += [f"--config.data.dir={settings.data_dir}"] if settings.data_dir else []
+    words += [f"--config.model.options.{key}={value!r}" for key, value in network.options.items()]
+    config = load_config([*words, *settings.overrides]).copy_and_resolve_references()
+    notes = [network.note] if network.note else []
+    for key, value in row.train.items():
+        if key == MULTI_GRID and not network.units:
+            continue
+        if key != "model.name":
+            _set(config, key, translated(key, value, scale, network, config))
+    if network.pretrained and settings.init:
+        config.init, config.init_scope = initial_weights(settings.init, network.backbone), "backbone"
+    evaluation = {**config.evaluate.to_dict(), **row.evaluate}
+    if evaluation["output_stride"] == config.model.output_stride:
+        evaluation["output_stride"] = 0  # As the training's own evaluation says it.
+    return Resolved(config, evaluation, tuple(notes))
+
+
+def why_not(row: Row, scale: Scale, network: Network) -> str:
+    """Return why a scale cannot run a row, "" where it can."""
+    if row.needs:
+        return f"needs {row.needs}"
+    if "balanced" in row.train.values() and not scale.class_weights:
+        return WEIGHTS_NOT_COUNTED
+    return next((network.limits[change] for change in row.train.items() if change in network.limits), "")
+
+
+def translated(key: str, value: Any, scale: Scale, network: Network, config: ConfigDict) -> Any:
+    """Return a value of the papers as it is at a scale, where it is stated in channels, samples, pixels or images."""
+    if key == MULTI_GRID:
+        return value[: network.units]
+    if key == "model.options.low_level_channels":
+        return max(1, round(value * network.channels))
+    if key == "model.options.decoder_convs":
+        return tuple((kernel, round(channels * network.channels)) for kernel, channels in value)
+    if key == "model.options.aspp_rates":
+        return tuple(rate // scale.rates for rate in value)
+    if key == "data.crop_size":
+        # In samples of the map at output stride 16, of which both ends count.
+        sides = zip(value, config.data.crop_size, strict=True)
+        return tuple(round((side - 1) * (own - 1) / (PAPER_CROP - 1)) + 1 for side, own in sides)
+    if key == "train.batch_size":
+        return round(value * scale.batch)
+    if key == "train.class_weights":
+        return scale.class_weights if value == "balanced" else ()
+    return value
+
+
+def initial_weights(folder: str, backbone: str) -> str:
+    """Return the model folder of a backbone: a folder of that name in `folder`, or else `folder` itself.
+
+    Raises:
+      UserError: there are no weights in it.
+    """
+    own = Path(folder, backbone)
+    chosen = own if own.is_dir() else Path(folder)
+    if not (chosen / WEIGHTS_FILE).is_file():
+        raise UserError(
+            f"--init {folder}: no {WEIGHTS_FILE} in it or in {own}; give a model folder as `convert` writes it, or a "
+            f"folder of such called {backbone} and so on"
+        )
+    return str(chosen)
+
+
+@cache
+def fingerprint(folder: str) -> str:
+    """Return a short hash of a model folder's weights: where they lie does not matter."""
+    return hashlib.sha256(Path(folder, WEIGHTS_FILE).read_bytes()).hexdigest()[:12]
+
+
+def check_pretrained(rows: Iterable[tuple[Table, Row]], scale: Scale, init: str) -> None:
+    """Raise a UserError where a row starts from pre-trained weights and none are given."""
+    for table, row in rows:
+        network = scale.network(row.train["model.name"])
+        if network.pretrained and not init and not why_not(row, scale, network):
+            raise UserError(
+                f"{table.name} at scale {scale.name} starts from pre-trained weights: give --init FOLDER, a model "
+                f"folder of {network.backbone} as `python -m deeplab_jax convert` writes it"
+            )
+
+
+def _set(config: ConfigDict, key: str, value: Any) -> None:
+    *sections, name = key.split(".")
+    part: Any = config
+    for section in sections:
+        part = part[section]
+    part[name] = value
+
+
+def _hash(plain: Any) -> str:
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]

@@ -1,0 +1,107 @@
+"""Does one job: trains what is not trained, evaluates what is not evaluated. After a kill the next start goes on."""
+
+import json
+import os
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from deeplab_jax.data.sources import open_source
+from deeplab_jax.evaluate.evaluator import Results, evaluate
+from deeplab_jax.train.loop import source_options, train
+from deeplab_jax.train.workdir import RUN_FILE, git_commit
+from deeplab_jax.weights.folder import load
+from experiments.runner.files import Unreadable, locked, read_json, write_json
+from experiments.runner.jobs import Job, evaluation_file
+
+# What an evaluation keeps of the metrics: all but the confusion matrix.
+KEPT = ("miou", "pixel_accuracy", "mean_accuracy", "per_class", "protocol", "model", "versions", "seconds")
+NEEDED = ("miou", "commits")
+
+
+def work(job: Job, runs: Path, *, again: bool) -> None:
+    """Train and evaluate, in `runs/NAME`.
+
+    Args:
+      job: what to do.
+      runs: folder of the run directories of the scale.
+      again: what another commit trained or evaluated is set aside, and done anew.
+
+    Raises:
+      UserError: another process does this job already, or what `train` and `evaluate` raise.
+      Interrupted: after Ctrl-C, once the state is saved.
+    """
+    workdir = runs / job.name
+    with locked(runs / f"{job.name}.lock", f"{workdir}: another process is at work on it; wait for it to end"):
+        commit = git_commit()
+        if again and workdir.exists() and trained_commit(workdir) != commit:
+            workdir.rename(_free_name(workdir))
+        missing = {key: options for key, options in job.evaluations.items() if not _evaluated(workdir, key, again)}
+        if not missing:
+            return
+        # The key of a job says that nothing differs which moves a weight.
+        last = train(job.config, workdir, allow_config_change=True)
+        own = _key_of(job.config, job)
+        if last is not None and own in missing:
+            _write(workdir, own, last)
+            del missing[own]
+        for key, options in missing.items():
+            _write(workdir, key, _evaluate(workdir, job.config, options))
+
+
+def trained_commit(workdir: Path) -> str:
+    """Return the commit under which a run was started, "unknown" where it does not say."""
+    try:
+        return str(json.loads((workdir / RUN_FILE).read_text(encoding="utf-8"))[0]["commit"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return "unknown"
+
+
+def end_with_parent() -> None:
+    """End this process, and what it computes, when standard input ends: with the runner that started it."""
+
+    def watch() -> None:
+        while os.read(sys.stdin.fileno(), 1):  # Not by the buffer, whose lock a process that ends would wait for.
+            pass
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _evaluate(workdir: Path, config: ConfigDict, options: Any) -> Results:
+    """Evaluate the last weights."""
+    model, variables, _ = load(workdir, checkpoint="newest")
+    source = open_source(config.data.name, split=config.data.val_split, **source_options(config.data))
+    return evaluate(model, variables, source, split=config.data.val_split, **options)
+
+
+def _evaluated(workdir: Path, key: str, again: bool) -> bool:
+    file = evaluation_file(workdir, key)
+    try:
+        content = read_json(file, needs=NEEDED)
+    except Unreadable as error:
+        print(f"{file}: cannot be read ({error}); evaluated again", flush=True)
+        return False
+    return content is not None and not (again and set(content["commits"]) != {git_commit()})
+
+
+def _key_of(config: ConfigDict, job: Job) -> str:
+    """Return the key of the evaluation that the training itself ends with, "" where it is not asked for."""
+    plain = config.evaluate.to_dict()
+    return next((key for key, options in job.evaluations.items() if dict(options) == plain), "")
+
+
+def _write(workdir: Path, key: str, results: Results) -> None:
+    commits = sorted({trained_commit(workdir), git_commit()})
+    kept = {name: results[name] for name in (*KEPT, *(["trimap"] if "trimap" in results else []))}
+    write_json(evaluation_file(workdir, key), {"commits": commits, **kept})
+
+
+def _free_name(workdir: Path) -> Path:
+    number = 1
+    while (name := workdir.with_name(f"{workdir.name}.old{number}")).exists():
+        number += 1
+    return name

@@ -1,0 +1,162 @@
+"""Where the papers' tables are run: at which data, with which networks in place of the papers', for how long.
+
+- `scenes`: generated pictures of 129x129, ResNets and a thin Xception from random weights; for anyone.
+- `camvid`: 257x257 crops of street scenes. ASPP and decoder on the authors' MobileNetV2 (`--init`: what `convert` makes
+  of deeplabv3_257_mv_gpu.tflite), the cascade and Xception from random weights.
+- `paper`: the published protocol. PASCAL VOC 2012 (trainaug) at 513, 30000 steps of 16 images, rate 0.007, poly;
+  Cityscapes at 769, 90000 steps; batch-norm decay 0.9997; backbones from ImageNet (`--init`). All tables here are of
+  the validation split, so of stage 1: stage 2 (output stride 8, frozen batch norm, trained on trainval) is for the test
+  set, and `configs/voc.py:stage=2`. ASPP and decoder run on the authors' own form of ResNet-101 ("beta"), the one whose
+  multiply-adds DeepLabv3+ states; the cascade on the plain form.
+
+What is stated in the papers' terms is scaled with the network and the crop; see `experiments.runner.resolve`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from configs.camvid import SQRT_MEDIAN_FREQUENCY
+
+Limits = Mapping[tuple[str, Any], str]
+
+WEIGHTS_NOT_COUNTED = "the class frequencies of this data are not known here"
+NO_STATISTICS = "from random weights there are no statistics of batch norm to freeze"
+BATCH_NORM_WEIGHTS = "the released weights have batch norm"
+NO_MULTI_GRID = "MobileNetV2 has no multi-grid"
+FROM_RANDOM: Limits = {("model.options.norm", "frozen"): NO_STATISTICS}
+FROM_WEIGHTS: Limits = {("model.options.norm", "group"): BATCH_NORM_WEIGHTS}
+# Its rows of the papers' final multi-grid, (1, 2, 4), run without one.
+ON_MOBILENET: Limits = {
+    **FROM_WEIGHTS,
+    **{("model.options.multi_grid", grid): NO_MULTI_GRID for grid in ((1, 1, 1), (1, 2, 1))},
+}
+
+
+@dataclass(frozen=True)
+class Network:
+    """What stands for a backbone of the papers.
+
+    Attributes:
+      backbone: its name.
+      config: the configuration file and its arguments, with `{model}`, `{data}` and `{steps}` to be filled in.
+      channels: factor of the numbers of channels that a row states.
+      units: of the last block, so many rates has a multi-grid; 0: it has none, and rows run without theirs.
+      options: of the model, in place of the configuration's.
+      pretrained: starts from weights, given by `--init`.
+      limits: (key, value) of a row's change -> why such a row cannot be run.
+      note: what sets its rows apart from the papers', for the reader of the results.
+    """
+
+    backbone: str
+    config: str
+    channels: float = 1.0
+    units: int = 3
+    options: Mapping[str, Any] = field(default_factory=dict)
+    pretrained: bool = False
+    limits: Limits = field(default_factory=dict)
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A place to run tables at.
+
+    Attributes:
+      name: by which `experiments.run` knows it.
+      networks: by the papers' backbone, or by architecture and backbone where that differs.
+      steps: of a training; 0 leaves them to the configuration.
+      crop: its side in pixels where the papers have 513.
+      batch: factor of the papers' batch sizes.
+      rates: by which the papers' atrous rates are divided, so that they fit the smaller maps.
+      seeds: of a table's rows, where it is not one.
+      arguments: further arguments of the configuration for a table.
+      class_weights: what "balanced" means for its data; empty: not known.
+    """
+
+    name: str
+    networks: Mapping[str, Network]
+    steps: int
+    crop: int
+    batch: float
+    rates: int
+    seeds: Mapping[str, int] = field(default_factory=dict)
+    arguments: Mapping[str, str] = field(default_factory=dict)
+    class_weights: tuple[float, ...] = ()
+
+    def network(self, model: str) -> Network:
+        """Return what stands for a model of the papers, given as `<architecture>_<backbone>`."""
+        return self.networks[model] if model in self.networks else self.networks[model.split("_", 1)[1]]
+
+
+_SCENES = "configs/scenes.py:model={model}"
+_CAMVID = "configs/camvid.py:model={model},steps={steps}"
+_PAPER = "configs/{data}.py:model={model}"
+# Thin: of width 0.25, whose middle flow has 182 channels.
+_THIN: Mapping[str, Any] = {"width": 0.25}
+
+SCALES: dict[str, Scale] = {
+    "scenes": Scale(
+        name="scenes",
+        networks={
+            "resnet50": Network("resnet18", _SCENES, channels=0.25, units=2, limits=FROM_RANDOM),
+            "resnet101": Network("resnet34", _SCENES, channels=0.25, limits=FROM_RANDOM),
+            "xception65": Network("xception41", _SCENES, channels=0.25, options=_THIN, limits=FROM_RANDOM),
+            "xception71": Network("xception65", _SCENES, channels=0.25, options=_THIN, limits=FROM_RANDOM),
+        },
+        steps=450,
+        crop=129,
+        batch=0.5,
+        rates=3,
+        seeds={"v3_table5": 3, "v3plus_table1": 3, "v3plus_table2": 3, "extra_seeds": 5},
+        # A sample of ResNet-34's last block sees all of 129 pixels, so the pyramid would have no context to add there;
+        # pictures of 193 give it maps of 13x13.
+        arguments={"v3_table5": "size=193"},
+        # Of `check-data --config configs/scenes.py --split train --limit 400`.
+        class_weights=(0.506, 1.023, 1.000, 0.773, 0.650, 1.676, 1.731, 0.676, 1.199),
+    ),
+    "camvid": Scale(
+        name="camvid",
+        networks={
+            "resnet101": Network(
+                "mobilenet_v2",
+                _CAMVID + ",finetune",
+                channels=0.5,
+                units=0,
+                pretrained=True,
+                limits=ON_MOBILENET,
+                note="MobileNetV2: no multi-grid; separable convolutions in ASPP and decoder",
+            ),
+            "cascade_resnet50": Network("resnet18", _CAMVID, units=2, limits=FROM_RANDOM),
+            "cascade_resnet101": Network("resnet34", _CAMVID, limits=FROM_RANDOM),
+            "xception65": Network("xception41", _CAMVID, channels=0.25, options=_THIN, limits=FROM_RANDOM),
+            "xception71": Network("xception65", _CAMVID, channels=0.25, options=_THIN, limits=FROM_RANDOM),
+        },
+        steps=600,
+        crop=257,
+        batch=0.5,
+        rates=1,
+        # Three where the papers' rows differ by less than 2 points.
+        seeds={
+            **dict.fromkeys(("v3_table5", "v3_table6", "v3_table10"), 3),
+            **dict.fromkeys(("v3plus_table1", "v3plus_table2", "v3plus_table3"), 3),
+            "extra_seeds": 5,
+        },
+        class_weights=SQRT_MEDIAN_FREQUENCY,
+    ),
+    "paper": Scale(
+        name="paper",
+        networks={
+            "resnet101": Network("resnet101_beta", _PAPER, pretrained=True, limits=FROM_WEIGHTS),
+            "cascade_resnet50": Network("resnet50", _PAPER, pretrained=True, limits=FROM_WEIGHTS),
+            "cascade_resnet101": Network("resnet101", _PAPER, pretrained=True, limits=FROM_WEIGHTS),
+            "xception65": Network("xception65", _PAPER, pretrained=True, limits=FROM_WEIGHTS),
+            "xception71": Network("xception71", _PAPER, pretrained=True, limits=FROM_WEIGHTS),
+        },
+        steps=0,
+        crop=513,
+        batch=1.0,
+        rates=1,
+        seeds={"extra_seeds": 5},
+    ),
+}

@@ -1,0 +1,80 @@
+"""The networks of the papers' tables as changes to a training configuration.
+
+Every option that some table varies is given each time, so that two rows which mean the same network are the same
+changes, and share one training.
+"""
+
+from typing import Any
+
+# The scales of the papers' multi-scale inference (DeepLabv3, sec. 4.1, and its Cityscapes experiments).
+MULTI_SCALE = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+CITYSCAPES_SCALES = (0.75, 1.0, 1.25)
+
+ASPP_RATES = (6, 12, 18)
+DECODER = ((3, 256), (3, 256))
+
+Convs = tuple[tuple[int, int], ...]
+
+
+def cascade(
+    backbone: str, *, last_block: int = 7, multi_grid: tuple[int, ...] = (1, 1, 1), output_stride: int = 16
+) -> dict[str, Any]:
+    """DeepLabv3's cascade (sec. 3.2): blocks 5 to `last_block` are copies of block 4."""
+    return {
+        **_common(f"cascade_{backbone}", output_stride),
+        "model.options.last_block": last_block,
+        "model.options.multi_grid": multi_grid,
+    }
+
+
+def deeplabv3(
+    backbone: str = "resnet101",
+    *,
+    multi_grid: tuple[int, ...] = (1, 2, 4),
+    rates: tuple[int, ...] = ASPP_RATES,
+    image_pooling: bool = True,
+    output_stride: int = 16,
+) -> dict[str, Any]:
+    """DeepLabv3 (sec. 3.3); its final form by default. Xception has no multi-grid (DeepLabv3+, sec. 4)."""
+    xception = backbone.startswith("xception")
+    own = {"model.options.separable": False} if xception else {"model.options.multi_grid": multi_grid}
+    return {
+        **_common(f"deeplabv3_{backbone}", output_stride),
+        **own,
+        "model.options.aspp_rates": rates,
+        "model.options.image_pooling": image_pooling,
+    }
+
+
+def deeplabv3plus(
+    backbone: str = "resnet101",
+    *,
+    low_level: tuple[str, ...] = ("conv2",),
+    low_level_channels: int = 48,
+    convs: Convs = DECODER,
+    image_pooling: bool = True,
+    separable: bool = False,
+    output_stride: int = 16,
+) -> dict[str, Any]:
+    """DeepLabv3+ (sec. 3.1); its final form by default. `separable`: the ASPP's and the decoder's convolutions, which
+    vary on Xception alone.
+    """
+    return {
+        **deeplabv3(backbone, image_pooling=image_pooling, output_stride=output_stride),
+        "model.name": f"deeplabv3plus_{backbone}",
+        "model.options.low_level": low_level,
+        "model.options.low_level_channels": low_level_channels,
+        "model.options.decoder_convs": convs,
+        **({"model.options.separable": True} if separable else {}),
+    }
+
+
+def _common(name: str, output_stride: int) -> dict[str, Any]:
+    return {"model.name": name, "model.output_stride": output_stride}
+
+
+def inference(
+    output_stride: int, *, multi_scale: bool = False, flip: bool = False, scales: tuple[float, ...] = MULTI_SCALE
+) -> dict[str, Any]:
+    """The papers' three switches of inference, as changes to the section `evaluate`."""
+    return {"output_stride": output_stride, "scales": scales if multi_scale else (1.0,), "flip": flip}

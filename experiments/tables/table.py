@@ -1,0 +1,87 @@
+"""A table of a paper as data: what each row changes, and what the paper found.
+
+A row speaks the paper's terms (its backbones, channels, crops and batches); `experiments.scales` says what stands for
+them where it is run.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+Cell = str | int | float | bool
+Changes = Mapping[str, Any]
+
+# What a row may be measured by, with the heading of its column. Values are in percent, multiply-adds in 10^9.
+MEASURES: dict[str, str] = {
+    "miou": "mIoU",
+    "multiply_adds": "multiply-adds, 10⁹",
+    **{f"trimap_{width}": f"mIoU within {width} px" for width in (1, 2, 4, 8, 16, 32)},
+    **{f"valid_{taps}": f"{taps} valid" for taps in (9, 6, 4, 3, 2, 1)},
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row.
+
+    Attributes:
+      cells: what the paper's columns say of it, in the order of `Table.columns`.
+      paper: the paper's values by measure; empty where it gives none.
+      train: changes to the training configuration, by dotted key.
+      evaluate: changes to the configuration's section `evaluate`.
+      needs: what cannot be had here, such as "COCO"; the row is then printed and not run.
+      compute: gives the measures of a row that takes no network, in place of `train` and `evaluate`.
+    """
+
+    cells: tuple[Cell, ...]
+    paper: Mapping[str, float] = field(default_factory=dict)
+    train: Changes = field(default_factory=dict)
+    evaluate: Changes = field(default_factory=dict)
+    needs: str = ""
+    compute: Callable[[], Mapping[str, float]] | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table or figure of a paper, or one that the papers lack.
+
+    Attributes:
+      name: by which `experiments.run` knows it.
+      title: the paper's, in short.
+      source: where it is from.
+      columns: headings of the rows' cells.
+      rows: in the paper's order.
+      measures: keys of `MEASURES`.
+      data: at the papers' own scale, "voc" or "cityscapes".
+      facts: numbers of the paper that belong to no single row.
+    """
+
+    name: str
+    title: str
+    source: str
+    columns: tuple[str, ...]
+    rows: tuple[Row, ...]
+    measures: tuple[str, ...] = ("miou",)
+    data: str = "voc"
+    facts: Mapping[str, float] = field(default_factory=dict)
+
+    def row_name(self, row: Row) -> str:
+        """Return a row's name, from its cells: a column's name where its cell is ticked, else with the value behind
+        it. It names a file, too.
+        """
+        words = []
+        for column, cell in zip(self.columns, row.cells, strict=True):
+            if cell is True:
+                words.append(_slug(column))
+            elif cell is not False:
+                words.append(_slug(f"{column} {cell}" if isinstance(cell, int | float) else cell))
+        return "-".join(words) or "plain"
+
+    def named_rows(self) -> dict[str, Row]:
+        """Return the rows by name."""
+        return {self.row_name(row): row for row in self.rows}
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", text.lower().replace("+", " plus")).strip("_")

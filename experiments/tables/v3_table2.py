@@ -1,0 +1,22 @@
+"""DeepLabv3, Table 2: how many blocks the cascade has."""
+
+from experiments.tables.networks import cascade
+from experiments.tables.table import Row, Table
+
+PAPER = {
+    "ResNet-50": {4: 64.81, 5: 72.14, 6: 74.29, 7: 73.88},
+    "ResNet-101": {4: 68.39, 5: 73.21, 6: 75.34, 7: 75.76},
+}
+BACKBONES = {"ResNet-50": "resnet50", "ResNet-101": "resnet101"}
+
+TABLE = Table(
+    name="v3_table2",
+    title="Going deeper with atrous convolution, output stride 16",
+    source="arXiv 1706.05587, Table 2 (VOC 2012 val)",
+    columns=("network", "last_block"),
+    rows=tuple(
+        Row((network, block), {"miou": miou}, train=cascade(BACKBONES[network], last_block=block))
+        for network, blocks in PAPER.items()
+        for block, miou in blocks.items()
+    ),
+)

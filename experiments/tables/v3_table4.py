@@ -1,0 +1,28 @@
+"""DeepLabv3, Table 4: inference of the best cascade of Table 3."""
+
+from experiments.tables.networks import cascade, inference
+from experiments.tables.table import Row, Table
+
+# (evaluation's output stride, multi-scale, flip) -> mIoU
+PAPER = {
+    (16, False, False): 76.66,
+    (8, False, False): 78.05,
+    (8, True, False): 78.93,
+    (8, True, True): 79.35,
+}
+
+TABLE = Table(
+    name="v3_table4",
+    title="Inference of the cascade with block7 and multi-grid (1, 2, 1)",
+    source="arXiv 1706.05587, Table 4 (VOC 2012 val)",
+    columns=("eval_os", "ms", "flip"),
+    rows=tuple(
+        Row(
+            (stride, multi_scale, flip),
+            {"miou": miou},
+            train=cascade("resnet101", multi_grid=(1, 2, 1)),
+            evaluate=inference(stride, multi_scale=multi_scale, flip=flip),
+        )
+        for (stride, multi_scale, flip), miou in PAPER.items()
+    ),
+)

@@ -1,0 +1,36 @@
+"""DeepLabv3+, Table 2: the decoder's structure, 48 channels of low-level features."""
+
+from experiments.tables.networks import deeplabv3plus
+from experiments.tables.table import Row, Table
+
+# (features of Conv3 too, structure) -> mIoU
+PAPER = {
+    (False, "[3x3, 256]"): 78.21,
+    (False, "[3x3, 256] x 2"): 78.85,
+    (False, "[3x3, 256] x 3"): 78.02,
+    (False, "[3x3, 128]"): 77.25,
+    (False, "[1x1, 256]"): 78.07,
+    (True, "[3x3, 256]"): 78.61,
+}
+STRUCTURES = {
+    "[3x3, 256]": ((3, 256),),
+    "[3x3, 256] x 2": ((3, 256),) * 2,
+    "[3x3, 256] x 3": ((3, 256),) * 3,
+    "[3x3, 128]": ((3, 128),),
+    "[1x1, 256]": ((1, 256),),
+}
+
+TABLE = Table(
+    name="v3plus_table2",
+    title="Decoder: structure of its convolutions, with Conv2 and with Conv3 as well, ResNet-101",
+    source="arXiv 1802.02611, Table 2 (VOC 2012 val)",
+    columns=("conv3", "structure"),
+    rows=tuple(
+        Row(
+            (conv3, structure),
+            {"miou": miou},
+            train=deeplabv3plus(low_level=("conv2", "conv3") if conv3 else ("conv2",), convs=STRUCTURES[structure]),
+        )
+        for (conv3, structure), miou in PAPER.items()
+    ),
+)

@@ -1,0 +1,532 @@
+"""The runner: what it runs, what it keeps, and what it refuses."""
+
+import fcntl
+import io
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+import types
+
+import pytest
+from rich.console import Console
+
+from deeplab_jax.errors import UserError
+from deeplab_jax.train import workdir
+from experiments import run
+from experiments.runner import launchers, results
+from experiments.runner.estimate import rates
+from experiments.runner.files import locked, write_json
+from experiments.runner.jobs import Job, evaluation_file
+from experiments.runner.launchers import LocalJob, Slurm
+from experiments.runner.overview import View
+from experiments.runner.progress import state_of, training_seconds
+from experiments.runner.worker import work
+from tests.tiny import read_metrics, tiny_config, tiny_models
+
+THIN = (
+    "--config.model.options.width=0.125",
+    "--config.model.options.aspp_channels=8",
+    "--config.data.options.size=(65,65)",
+    "--config.data.crop_size=(65,65)",
+    "--config.evaluate.pad_to=((65,65),)",
+    "--config.train.batch_size=4",
+    "--config.train.pictures=0",
+    "--config.train.devices=1",
+)
+
+
+def metrics(miou: float, **more):
+    """What an evaluation keeps."""
+    model = {"name": "deeplabv3_resnet18", "num_classes": 9, "output_stride": 16, "options": {"width": 0.125}}
+    protocol = {"sizes_run": [[65, 65]], "scales": [1.0], "flip": False, "output_stride": 16}
+    kept = {"miou": miou, "pixel_accuracy": 0.5, "mean_accuracy": 0.5, "per_class": [], "protocol": protocol}
+    bands = [{"width": width, "miou": miou / 2, "pixels": 9} for width in (1, 2, 4, 8, 16, 32)]
+    trimap = {"around": "labels", "bands": bands}
+    return {**kept, "model": model, "versions": {"jax": "0"}, "seconds": 2.0, "trimap": trimap, **more}
+
+
+class Here:
+    """A launcher whose jobs are calls of the command line in this process."""
+
+    limit = 1
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def start(self, name, command, log):
+        self.names.append(name)
+        assert list(command[:3]) == ["python", "-m", "experiments.run"]
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text("deeplab-jax: no luck\n")
+        code = run.main(list(command[3:]))
+        return types.SimpleNamespace(code=lambda: code, stop=lambda: None)
+
+
+@pytest.fixture
+def here(monkeypatch, tmp_path):
+    """Run everything but the training itself: each job leaves metrics that depend on its seed."""
+    launcher = Here()
+
+    def pretend(job, runs, *, again):
+        for key in job.evaluations:
+            record = {"step": job.config.train.steps, "train/loss": 1.0, "train/images_per_second": 8.0}
+            file = evaluation_file(runs / job.name, key)
+            write_json(file, {"commits": [workdir.git_commit()], **metrics(0.5 + 0.01 * job.seed)})
+            (runs / job.name / "metrics.jsonl").write_text(json.dumps(record) + "\n")
+
+    monkeypatch.setattr(run, "work", pretend)
+    monkeypatch.setattr(run, "make_launcher", lambda args, runs: launcher)
+    monkeypatch.setattr(run, "enable_compilation_cache", lambda: None)
+    monkeypatch.setattr("experiments.runner.loop.POLL", 0.0)
+    return launcher
+
+
+def call(tmp_path, *words):
+    return run.main([*words, "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")])
+
+
+def result(tmp_path, name, scale="scenes"):
+    return json.loads((tmp_path / "out" / scale / f"{name}.json").read_text())
+
+
+# What is run, and what it leaves.
+
+
+def test_a_table_is_run_written_and_printed(here, tmp_path, capsys) -> None:
+    assert call(tmp_path, "v3_table6", "v3_table10", "--seeds", "2") == 0
+    # Table 10 takes two networks more than Table 6's; both seeds of each.
+    assert len(here.names) == len(set(here.names)) == 6
+    assert [name[-1] for name in here.names] == ["0"] * 3 + ["1"] * 3
+    printed = capsys.readouterr().out
+    assert re.search(r"16 +77\.21 +50\.50 \(50\.00 to 51\.00, 2 seeds\)", printed)
+    assert "not run here: needs COCO" in printed
+    found = result(tmp_path, "v3_table6/eval_os_8-ms")
+    assert found["cells"] == {"eval_os": 8, "ms": True, "flip": False, "coco": False}
+    assert found["paper"] == {"miou": 79.45} and found["config"]["train"]["steps"] == 450
+    first, second = found["seeds"]
+    assert (first["seed"], second["seed"], second["miou"]) == (0, 1, 0.51)
+    # 450 steps of 8 images at 8 images a second.
+    assert first["seconds"] == {"training": 450.0, "evaluation": 2.0}
+    assert {"commits", "versions", "per_class", "protocol"} <= set(first)
+    copies = sorted(path.name for path in (tmp_path / "out/scenes/trainings").iterdir())
+    assert copies == sorted(f"{name}.jsonl" for name in here.names)
+    assert not (tmp_path / "out/scenes/v3_table6/eval_os_8-ms-flip-coco.json").exists()
+
+
+def test_what_is_finished_is_not_run_again(here, tmp_path) -> None:
+    assert call(tmp_path, "v3_table6") == 0
+    assert call(tmp_path, "v3_table6") == 0
+    assert len(here.names) == 1
+    # More seeds, more evaluations of the same training: only what is missing.
+    assert call(tmp_path, "v3_table6", "--seeds", "2") == 0
+    assert call(tmp_path, "v3_cityscapes", "--row", "eval_os_8-ms") == 0
+    assert [name[-1] for name in here.names] == ["0", "1", "0"]
+    assert [entry["seed"] for entry in result(tmp_path, "v3_table6/eval_os_16")["seeds"]] == [0, 1]
+
+
+def test_results_do_not_need_their_runs(here, tmp_path, capsys) -> None:
+    call(tmp_path, "v3_table1", "--row", "output_stride_8")
+    before = result(tmp_path, "v3_table1/output_stride_8")
+    (tmp_path / "runs").rename(tmp_path / "gone")
+    assert call(tmp_path, "v3_table1", "--row", "output_stride_8") == 0
+    assert len(here.names) == 1 and result(tmp_path, "v3_table1/output_stride_8") == before
+    assert "75.18" in capsys.readouterr().out
+
+
+def test_a_runner_killed_before_it_wrote_a_row_writes_it_then(here, tmp_path) -> None:
+    call(tmp_path, "v3_table6", "--row", "eval_os_16")
+    (tmp_path / "out/scenes/v3_table6/eval_os_16.json").unlink()
+    assert call(tmp_path, "v3_table6", "--row", "eval_os_16") == 0
+    assert len(here.names) == 1 and result(tmp_path, "v3_table6/eval_os_16")["seeds"][0]["miou"] == 0.5
+
+
+def test_multiply_adds_and_trimaps_have_their_columns(here, tmp_path, capsys) -> None:
+    row = ("--row", "train_os_16-eval_os_16")
+    assert call(tmp_path, "v3plus_table3", *row) == 0
+    counts = result(tmp_path, "v3plus_table3/train_os_16-eval_os_16")["multiply_adds"]
+    assert 0 < counts["exact"] <= counts["space_to_batch"]
+    assert "81.02" in capsys.readouterr().out
+    assert call(tmp_path, "v3plus_figure5", "--row", "resnet_101") == 0
+    printed = capsys.readouterr().out
+    assert "mIoU within 32 px" in printed and "25.00" in printed and "5.4" in printed
+
+
+def test_figure_4_takes_no_job(here, tmp_path, capsys) -> None:
+    assert call(tmp_path, "v3_figure4") == 0
+    assert here.names == []
+    assert result(tmp_path, "v3_figure4/rate_1")["computed"]["valid_9"] == pytest.approx(100 * 63**2 / 65**2)
+    assert "93.94" in capsys.readouterr().out
+
+
+def test_jobs_that_fail_cost_nothing_else(here, tmp_path, monkeypatch, capsys) -> None:
+    pretend = run.work
+
+    def sometimes(job, runs, *, again):
+        if job.config.model.output_stride == 8:
+            raise UserError("no luck")
+        pretend(job, runs, again=again)
+
+    monkeypatch.setattr(run, "work", sometimes)
+    words = ("v3_table1", "--row", "output_stride_8", "--row", "output_stride_16")
+    assert call(tmp_path, *words) == 2
+    captured = capsys.readouterr()
+    assert re.search(r"1 of 2 jobs failed; \w+_seed0: deeplab-jax: no luck; the same", captured.err.splitlines()[-1])
+    assert "not yet" in captured.out and result(tmp_path, "v3_table1/output_stride_16")["seeds"]
+    monkeypatch.setattr(run, "work", pretend)
+    assert call(tmp_path, *words) == 0
+    assert len(here.names) == 3
+
+
+def test_ctrl_c_stops_the_runner_once_its_job_has_saved(here, tmp_path, monkeypatch, capsys) -> None:
+    stopped = []
+    started = types.SimpleNamespace(code=lambda: 130, stop=lambda: stopped.append(True))
+    monkeypatch.setattr(here, "start", lambda name, command, log: started)
+    assert call(tmp_path, "v3_table1") == 130
+    assert "the same command goes on from there" in capsys.readouterr().err
+    monkeypatch.setattr(started, "code", lambda: interrupt())
+    assert call(tmp_path, "v3_table1") == 130
+    assert stopped == [True]
+
+
+def interrupt():
+    raise KeyboardInterrupt
+
+
+def test_a_terminal_shows_how_far_the_jobs_are(tmp_path) -> None:
+    jobs = [Job(key, 0, tiny_config(), {"e": {}}, ["t/r"]) for key in ("first", "second")]
+    (tmp_path / "first_seed0").mkdir()
+    line = {"step": 3, "train/loss": 0.25, "train/images_per_second": 1.0}
+    (tmp_path / "first_seed0/metrics.jsonl").write_text(json.dumps(line) + "\n")
+    content = {"config": {"model": {"name": "cascade_tiny"}, "train": {"steps": 6}}}
+    seconds = {"training": 3600.0, "evaluation": 1800.0}
+    measured = rates([{**content, "seeds": [{"seconds": seconds}]}])
+    console = Console(file=io.StringIO(), force_terminal=True, width=120)
+    with View(console, jobs, tmp_path, measured) as view:
+        view.change(jobs[0], "running")
+        view.refresh()
+    shown = console.file.getvalue()
+    assert "step 3 of 6, loss 0.2500" in shown and "0 done, 1 running, 1 waiting, 0 failed" in shown
+    # Half a training of an hour and a whole one, and two evaluations of half an hour.
+    assert "time left: 2.5 h" in shown
+
+
+# The plan, and commands for elsewhere.
+
+
+def test_the_plan_invents_no_times(here, tmp_path, capsys) -> None:
+    assert call(tmp_path, "v3_table6", "v3_table10", "--plan") == 0
+    printed = capsys.readouterr().out
+    assert "3 of 3 jobs to run, estimated time: unknown" in printed
+    assert "v3_table6, v3_table10 (6 rows)" in printed and "waiting" in printed
+    assert here.names == [] and not (tmp_path / "out").exists()
+
+
+def test_the_plan_estimates_from_what_was_measured(here, tmp_path, capsys) -> None:
+    call(tmp_path, "v3_table6")
+    capsys.readouterr()
+    assert call(tmp_path, "v3_table6", "v3_table10", "--plan") == 0
+    printed = capsys.readouterr().out
+    # Two trainings of 450 steps at a second each, with two evaluations of 2 s; and one such evaluation more or less.
+    assert "2 of 3 jobs to run, estimated time: 15 min" in printed and "finished" in printed
+
+
+def test_commands_are_jobs(here, tmp_path, capsys) -> None:
+    assert call(tmp_path, "v3_table1", "--commands", "--steps", "7") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 6 and all(line.startswith("python -m experiments.run v3_table1 --steps 7") for line in lines)
+    assert all("--job" in line and "--commands" not in line for line in lines)
+    assert run.main(shlex.split(lines[2])[3:]) == 0
+    assert call(tmp_path, "v3_table1", "--row", "output_stride_32", "--steps", "7") == 0
+    assert here.names == [] and result(tmp_path, "v3_table1/output_stride_32")["config"]["train"]["steps"] == 7
+
+
+# What is refused, and what is said.
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["v3_tabel5"], "table 'v3_tabel5' is not known: did you mean v3_table5"),
+        (["v3_table5", "--scale", "scene"], "scale 'scene': did you mean scenes"),
+        (["v3_table6", "--row", "eval_os_9"], "--row 'eval_os_9' is not known: did you mean eval_os_8"),
+        (["v3_table6", "--sedes", "2"], "--sedes is not an option: did you mean --seeds"),
+        (["v3_table6", "--seeds", "-1"], "--seeds -1"),
+        (["v3_table6", "--config.train.stepps=3"], "stepps"),
+        (["v3_table6", "--config=configs/voc.py"], "the scale chooses the configuration file"),
+        (["v3_table6", "--scale", "camvid"], "starts from pre-trained weights: give --init FOLDER"),
+        (["v3_table1", "--scale", "camvid"], "data set 'camvid' reads files"),
+        (["v3_table6", "--job", "abc_seed0"], "--job abc_seed0: none of these tables"),
+        (["v3_table6", "--launcher", "slrum"], "invalid choice"),
+    ],
+)
+def test_mistakes_get_one_line(here, tmp_path, capsys, words, message) -> None:
+    try:
+        assert call(tmp_path, *words) == 2
+    except SystemExit as stop:
+        assert stop.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line and here.names == []
+
+
+def test_a_half_written_result_is_named_and_run_again(here, tmp_path, capsys) -> None:
+    call(tmp_path, "v3_table6", "--row", "eval_os_16")
+    file = tmp_path / "out/scenes/v3_table6/eval_os_16.json"
+    whole = file.read_text()
+    (tmp_path / "runs").rename(tmp_path / "gone")
+    for number, half in enumerate((whole[: len(whole) // 2], "", "[]", "{}")):
+        file.write_text(half)
+        capsys.readouterr()
+        assert call(tmp_path, "v3_table6", "--row", "eval_os_16") == 0
+        assert f"{file}: cannot be read as a result" in capsys.readouterr().out.replace("\n", " ")
+        assert json.loads(file.read_text()) == json.loads(whole)
+        (tmp_path / "runs").rename(tmp_path / f"gone{number}")
+    assert len(here.names) == 5
+
+
+def test_a_result_of_another_commit_is_kept_unless_again(here, tmp_path, capsys, monkeypatch) -> None:
+    call(tmp_path, "v3_table6")
+    for module in (run, workdir, results):
+        if hasattr(module, "git_commit"):
+            monkeypatch.setattr(module, "git_commit", lambda: "another")
+    capsys.readouterr()
+    assert call(tmp_path, "v3_table6") == 0
+    assert "4 rows have results of other commits than another: kept; --again runs them anew" in capsys.readouterr().out
+    assert len(here.names) == 1
+    assert call(tmp_path, "v3_table6", "--again") == 0
+    assert len(here.names) == 2
+    assert result(tmp_path, "v3_table6/eval_os_16")["seeds"][0]["commits"] == ["another"]
+    assert call(tmp_path, "v3_table6", "--again") == 0
+    assert len(here.names) == 2, "what this commit has done is not done again, so that a killed --again goes on"
+
+
+def test_a_result_of_another_configuration_is_not_overwritten(here, tmp_path, capsys) -> None:
+    call(tmp_path, "v3_table6")
+    before = result(tmp_path, "v3_table6/eval_os_8")
+    capsys.readouterr()
+    assert call(tmp_path, "v3_table6", "--steps", "9") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "eval_os_16.json holds a result of another configuration" in line and "3 files more" in line
+    assert len(here.names) == 1 and result(tmp_path, "v3_table6/eval_os_8") == before
+    assert call(tmp_path, "v3_table6", "--steps", "9", "--plan") == 0
+    assert "refused without --again" in capsys.readouterr().out
+    assert call(tmp_path, "v3_table6", "--steps", "9", "--again") == 0
+    assert result(tmp_path, "v3_table6/eval_os_8")["config"]["train"]["steps"] == 9
+
+
+def test_again_leaves_what_was_not_asked_for(here, tmp_path, monkeypatch) -> None:
+    call(tmp_path, "v3_table6", "--row", "eval_os_16", "--seeds", "3")
+    old = result(tmp_path, "v3_table6/eval_os_16")["seeds"]
+    monkeypatch.setattr(run, "git_commit", lambda: "another")
+    monkeypatch.setattr(workdir, "git_commit", lambda: "another")
+    assert call(tmp_path, "v3_table6", "--row", "eval_os_16", "--seeds", "1", "--again") == 0
+    new = result(tmp_path, "v3_table6/eval_os_16")["seeds"]
+    assert [entry["commits"] for entry in new] == [["another"], old[1]["commits"], old[2]["commits"]]
+
+
+def test_again_replaces_no_seeds_before_all_are_there(here, tmp_path, monkeypatch) -> None:
+    words = ("v3_table6", "--row", "eval_os_16", "--seeds", "2")
+    call(tmp_path, *words)
+    before = result(tmp_path, "v3_table6/eval_os_16")
+    pretend = run.work
+
+    def first_only(job, runs, *, again):
+        if job.seed:
+            raise UserError("no luck")
+        pretend(job, runs, again=again)
+
+    monkeypatch.setattr(run, "work", first_only)
+    assert call(tmp_path, *words, "--steps", "9", "--again") == 2
+    assert result(tmp_path, "v3_table6/eval_os_16") == before
+    monkeypatch.setattr(run, "work", pretend)
+    assert call(tmp_path, *words, "--steps", "9", "--again") == 0
+    assert result(tmp_path, "v3_table6/eval_os_16")["config"]["train"]["steps"] == 9
+    assert [name[-1] for name in here.names] == ["0", "1", "0", "1", "1"]
+
+
+def test_two_runners_on_one_folder(here, tmp_path, capsys) -> None:
+    (tmp_path / "runs").mkdir()
+    with (tmp_path / "runs/runner.lock").open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        assert call(tmp_path, "v3_table6") == 2
+        assert "another runner is at work there" in capsys.readouterr().err
+        assert call(tmp_path, "v3_table6", "--plan") == 0
+    assert call(tmp_path, "v3_table6") == 0
+
+
+# The worker, with a network that trains in a second.
+
+
+@pytest.fixture
+def job():
+    with tiny_models():
+        config = tiny_config()
+        own = config.evaluate.to_dict()
+        yield Job("k", 0, config, {"own": own, "flip": {**own, "flip": True, "trimap": (1,)}}, ["t/r"])
+
+
+def times(runs):
+    return {path.name: path.stat().st_mtime_ns for path in (runs / "k_seed0/evaluations").iterdir()}
+
+
+def test_a_job_trains_once_and_evaluates_what_is_missing(job, tmp_path, capsys) -> None:
+    work(job, tmp_path, again=False)
+    own, flip = (json.loads(evaluation_file(tmp_path / "k_seed0", key).read_text()) for key in ("own", "flip"))
+    assert own["protocol"]["flip"] is False and flip["protocol"]["flip"] is True
+    assert "trimap" in flip and "trimap" not in own and "confusion_matrix" not in own
+    logged = [line["val/miou"] for line in read_metrics(tmp_path / "k_seed0") if "val/miou" in line]
+    assert own["miou"] == logged[-1]
+    before = times(tmp_path)
+    work(job, tmp_path, again=False)
+    assert times(tmp_path) == before
+    evaluation_file(tmp_path / "k_seed0", "own").write_text('{"miou": 0.')
+    work(job, tmp_path, again=False)
+    assert "own.json: cannot be read" in capsys.readouterr().out
+    assert json.loads(evaluation_file(tmp_path / "k_seed0", "own").read_text())["miou"] == own["miou"]
+    assert times(tmp_path)["flip.json"] == before["flip.json"]
+    assert training_seconds(tmp_path / "k_seed0/metrics.jsonl", 2) > 0
+
+
+def test_again_sets_the_run_of_another_commit_aside(job, tmp_path) -> None:
+    work(job, tmp_path, again=True)
+    before = times(tmp_path)
+    work(job, tmp_path, again=True)
+    assert times(tmp_path) == before and not (tmp_path / "k_seed0.old1").exists()
+    starts = json.loads((tmp_path / "k_seed0/run.json").read_text())
+    starts[0]["commit"] = "another"
+    (tmp_path / "k_seed0/run.json").write_text(json.dumps(starts))
+    work(job, tmp_path, again=True)
+    assert times(tmp_path) != before
+    assert (tmp_path / "k_seed0.old1/evaluations/own.json").exists()
+
+
+def test_one_job_is_done_by_one_process(job, tmp_path) -> None:
+    with locked(tmp_path / "k_seed0.lock", ""), pytest.raises(UserError, match="another process is at work on it"):
+        work(job, tmp_path, again=False)
+
+
+def test_seconds_follow_from_the_throughput(tmp_path) -> None:
+    """Step 1 of 4 images took 4 s; steps 2 to 5 took 2 s; step 6 is logged alone, and taken to be as fast."""
+    file = tmp_path / "metrics.jsonl"
+    logged = ((1, 1.0), (5, 8.0), (6, 0.0))
+    lines = [{"step": step, "train/loss": 1.0, "train/images_per_second": rate} for step, rate in logged]
+    text = "".join(json.dumps(line) + "\n" for line in [*lines, {"step": 6, "val/miou": 0.5}])
+    file.write_text(text + '{"step": 7, "tra')
+    assert training_seconds(file, 4) == 4.0 + 2.0 + 0.5
+    assert state_of(file) == (6, 1.0)
+    assert training_seconds(tmp_path / "none", 4) == 0.0 and state_of(tmp_path / "none") == (0, None)
+
+
+# Launchers.
+
+
+def test_a_job_ends_with_its_runner(tmp_path) -> None:
+    code = "import time; from experiments.runner.worker import end_with_parent as e; e(); time.sleep(60)"
+    started = LocalJob(["python", "-c", code], tmp_path / "a.log")
+    assert started.code() is None
+    started._process.stdin.close()
+    assert started._process.wait(timeout=120) == 1
+
+
+def test_a_job_that_ends_by_itself_tells_its_code(tmp_path) -> None:
+    code = "from experiments.runner.worker import end_with_parent as e; e(); print('said'); raise SystemExit(3)"
+    started = LocalJob(["python", "-c", code], tmp_path / "a.log")
+    started.stop()
+    assert started.code() == 3 and (tmp_path / "a.log").read_text() == "said\n"
+
+
+class FakeExecutor:
+    """What submitit's is used for; a job is done at the second look."""
+
+    made: list["FakeExecutor"] = []  # noqa: RUF012
+
+    def __init__(self, folder, cluster):
+        self.folder, self.cluster, self.parameters, self.names = folder, cluster, {}, []
+        self.made.append(self)
+
+    def update_parameters(self, **parameters):
+        self.parameters.update(parameters)
+
+    def submit(self, function, command):
+        self.names.append(self.parameters["name"])
+        looks = iter([False, True, True, True])
+        return types.SimpleNamespace(
+            job_id="7",
+            done=lambda: next(looks),
+            exception=lambda: None,
+            result=lambda: launchers_call(function, command),
+        )
+
+
+def launchers_call(function, command):
+    assert function is launchers.run_command
+    return run.main(list(command[3:]))
+
+
+def test_slurm_gets_all_jobs(here, tmp_path, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "submitit", types.SimpleNamespace(AutoExecutor=FakeExecutor))
+    monkeypatch.setattr(run, "make_launcher", MAKE_LAUNCHER)
+    words = ("--launcher", "slurm", "--slurm", "timeout_min=60", "--slurm", "slurm_partition=gpu")
+    assert call(tmp_path, "v3_table1", "--row", "output_stride_8", "--row", "output_stride_16", *words) == 0
+    (executor,) = FakeExecutor.made
+    assert executor.cluster == "slurm" and len(executor.names) == 2
+    assert executor.parameters["timeout_min"] == 60 and executor.parameters["slurm_partition"] == "gpu"
+    assert result(tmp_path, "v3_table1/output_stride_8")["seeds"][0]["miou"] == 0.5
+
+
+MAKE_LAUNCHER = run.make_launcher
+
+
+def test_slurm_needs_submitit(tmp_path, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    with pytest.raises(UserError, match="needs submitit: python -m pip install submitit"):
+        Slurm(tmp_path, {})
+    with pytest.raises(UserError, match="--slurm timeout: give KEY=VALUE"):
+        run.parameter("timeout")
+
+
+# All of it.
+
+
+def start(tmp_path, repo_root):
+    words = [
+        "v3_table6",
+        "--row",
+        "eval_os_16",
+        "--row",
+        "eval_os_8",
+        "--steps",
+        "40",
+        "--runs",
+        str(tmp_path / "runs"),
+    ]
+    words += ["--out", str(tmp_path / "out"), "--config.train.checkpoint_every=2", "--config.train.log_every=1", *THIN]
+    command = [sys.executable, "-m", "experiments.run", *words]
+    return subprocess.Popen(command, cwd=repo_root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_real_table_survives_kill_9(tmp_path, repo_root) -> None:
+    first = start(tmp_path, repo_root)
+    deadline = time.monotonic() + 400
+    while not list((tmp_path / "runs").glob("scenes/*/checkpoints/2")):
+        assert first.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    os.kill(first.pid, signal.SIGKILL)
+    first.communicate()
+    second = start(tmp_path, repo_root)
+    printed, complaints = second.communicate()
+    assert second.returncode == 0, complaints + printed
+    (log,) = (tmp_path / "runs/scenes").glob("*.log")
+    assert "resuming from step" in log.read_text()
+    found = result(tmp_path, "v3_table6/eval_os_8")
+    assert found["protocol"]["output_stride"] == 8 and found["seeds"][0]["protocol"]["images"] == 256
+    assert re.search(r"8 +78\.51 +\d", printed)
+    third = start(tmp_path, repo_root)
+    printed, _ = third.communicate()
+    assert third.returncode == 0 and "running" not in printed

@@ -1,0 +1,262 @@
+"""The papers' tables: their numbers, and what their rows mean at each scale."""
+
+import math
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from deeplab_jax.config import to_plain
+from deeplab_jax.errors import UserError
+from deeplab_jax.models.segmenter import abstract_variables
+from deeplab_jax.train.loop import build_model
+from experiments.runner.resolve import NotRun, Resolved, Settings, check_pretrained, resolve
+from experiments.scales import SCALES
+from experiments.tables import TABLES
+from experiments.tables.table import MEASURES
+
+NOTHING = Settings()
+CLASSES = {"scenes": 9, "camvid": 11, "voc": 21, "cityscapes": 19}
+TRAINED = {name: table for name, table in TABLES.items() if not table.rows[0].compute}
+
+
+def row(table, name):
+    return TABLES[table].named_rows()[name]
+
+
+def resolved(table, name, scale="scenes", settings=NOTHING):
+    found = resolve(row(table, name), TABLES[table], SCALES[scale], settings)
+    assert isinstance(found, Resolved), found
+    return found
+
+
+# The papers' numbers.
+
+
+@pytest.mark.parametrize(
+    ("table", "name", "paper"),
+    [
+        ("v3_table1", "output_stride_256", {"miou": 20.29}),
+        ("v3_table2", "resnet_50-last_block_7", {"miou": 73.88}),
+        ("v3_table3", "1_2_1-last_block_7", {"miou": 76.66}),
+        ("v3_table4", "eval_os_8-ms-flip", {"miou": 79.35}),
+        ("v3_table5", "1_2_4-6_12_18_24", {"miou": 76.46}),
+        ("v3_table6", "eval_os_8-ms-flip-coco", {"miou": 82.7}),
+        ("v3_table8", "crop_size_513-fine_tuned_bn", {"miou": 76.01}),
+        ("v3_table8", "crop_size_513-upsampled_logits", {"miou": 75.95}),
+        ("v3_table9", "batch_size_4", {"miou": 64.43}),
+        ("v3_table10", "train_os_8-eval_os_8", {"miou": 75.62}),
+        ("v3_cityscapes", "eval_os_8-ms", {"miou": 79.06}),
+        ("v3plus_table1", "channels_48", {"miou": 78.21}),
+        ("v3plus_table2", "conv3-3x3_256", {"miou": 78.61}),
+        ("v3plus_table3", "train_os_32-eval_os_8-decoder", {"miou": 77.92, "multiply_adds": 297.92}),
+        ("v3plus_table5", "eval_os_8-decoder-ms-flip-sc-coco-jft", {"miou": 84.56, "multiply_adds": 3055.35}),
+        ("v3plus_table7", "x_71-decoder", {"miou": 79.55}),
+    ],
+)
+def test_the_papers_numbers(table, name, paper) -> None:
+    assert row(table, name).paper == paper
+
+
+def test_the_numbers_of_rows() -> None:
+    counts = {name: len(table.rows) for name, table in TABLES.items()}
+    assert counts["v3_table3"] == 20 and counts["v3plus_table3"] == 14 and counts["v3plus_table5"] == 24
+    assert counts["v3_table5"] == counts["v3_table6"] == 5
+
+
+def test_equal_networks_have_equal_numbers() -> None:
+    """The papers say a number again wherever a network returns; so does the data here."""
+    found: dict[tuple[str, str], set[float]] = {}
+    for table in TRAINED.values():
+        for one in table.rows:
+            # DeepLabv3+'s own training at output stride 32 is another than DeepLabv3's (75.43 against 75.75).
+            if one.paper and not one.needs and "train.batch_size" not in one.train:
+                evaluation = {"output_stride": one.train["model.output_stride"], "scales": (1.0,), "flip": False}
+                key = (table.data + str(sorted(one.train.items())), str({**evaluation, **one.evaluate}))
+                found.setdefault(key, set()).add(one.paper["miou"])
+    assert max(len(values) for values in found.values()) == 1
+    shared = {str(one.train) for one in TABLES["v3_table2"].rows} & {str(one.train) for one in TABLES["v3_table3"].rows}
+    assert len(shared) == 4
+
+
+def test_names_of_rows_differ_and_are_file_names() -> None:
+    for table in TABLES.values():
+        names = [table.row_name(one) for one in table.rows]
+        assert len(set(names)) == len(names)
+        assert all(name.replace("_", "").replace("-", "").isalnum() for name in names), names
+
+
+def test_measures_are_known() -> None:
+    for table in TABLES.values():
+        assert set(table.measures) <= set(MEASURES)
+        assert all(set(one.paper) <= set(table.measures) for one in table.rows)
+
+
+def test_figure_4_counts_valid_weights() -> None:
+    """At rate 64 of a map of 65 samples, 63 of 65 positions along a side see one tap, the two at its ends two."""
+    found = row("v3_figure4", "rate_64").compute()
+    assert found["valid_1"] == pytest.approx(100 * 63**2 / 65**2)
+    assert found["valid_4"] == pytest.approx(100 * 4 / 65**2)
+    assert sum(found.values()) == pytest.approx(100)
+
+
+# Rows at the scales.
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_every_row_is_a_configuration(scale) -> None:
+    reasons = []
+    for table in TRAINED.values():
+        for one in table.rows:
+            found = resolve(one, table, SCALES[scale], NOTHING)
+            if isinstance(found, NotRun):
+                reasons.append(found.reason)
+                continue
+            assert set(found.evaluation) == set(found.config.evaluate)
+            assert found.config.model.output_stride == one.train["model.output_stride"]
+    assert {"needs COCO", "needs COCO and JFT"} <= set(reasons)
+
+
+QUICK = {("scenes", table) for table in ("v3_table1", "v3_table5", "v3_table10", "v3plus_table1", "v3plus_table5")}
+
+
+@pytest.mark.parametrize(
+    ("scale", "table"),
+    [
+        pytest.param(scale, table, marks=[] if (scale, table) in QUICK else pytest.mark.slow)
+        for scale in SCALES
+        for table in TRAINED
+    ],
+)
+def test_every_row_is_a_network(scale, table) -> None:
+    built = set()
+    for one in TABLES[table].rows:
+        found = resolve(one, TABLES[table], SCALES[scale], NOTHING)
+        if isinstance(found, Resolved) and str(found.config.model) not in built:
+            built.add(str(found.config.model))
+            model = build_model(found.config.model, num_classes=CLASSES[found.config.data.name])
+            assert model.output_stride == one.train["model.output_stride"]
+            if found.evaluation["output_stride"]:
+                abstract_variables(model.clone(output_stride=found.evaluation["output_stride"]))
+
+
+def test_the_papers_protocol_at_their_scale() -> None:
+    config = resolved("v3_table6", "eval_os_16", "paper").config
+    assert (config.data.name, config.data.train_split, config.data.crop_size) == ("voc", "trainaug", (513, 513))
+    assert (config.train.steps, config.train.batch_size) == (30_000, 16)
+    assert (config.optimizer.name, config.optimizer.learning_rate, config.optimizer.power) == ("sgd", 0.007, 0.9)
+    assert (config.data.scale_range, config.train.upsample_logits) == ((0.5, 2.0), True)
+    model = build_model(config.model, num_classes=21)
+    assert model.settings.norm_momentum == 0.9997
+    cityscapes = resolved("v3_cityscapes", "eval_os_16", "paper").config
+    assert (cityscapes.data.crop_size, cityscapes.train.steps) == ((769, 769), 90_000)
+    frozen = resolved("v3_table8", "crop_size_513-upsampled_logits", "paper").config
+    assert frozen.model.options.norm == "frozen"
+    assert resolved("v3_table10", "train_os_8-eval_os_8", "paper").config.train.batch_size == 6
+
+
+def test_logits_have_the_size_of_the_crop_at_the_papers_scale() -> None:
+    model = build_model(
+        resolved("v3plus_table3", "train_os_16-eval_os_16-decoder", "paper").config.model, num_classes=21
+    )
+    images = jax.ShapeDtypeStruct((1, 513, 513, 3), np.float32)
+    variables = abstract_variables(model)
+    features, logits = (
+        jax.eval_shape(lambda v, x, method=method: model.apply(v, x, train=False, method=method), variables, images)
+        for method in ("features", "__call__")
+    )
+    assert logits.shape == (1, 513, 513, 21)
+    assert features["context"][0].shape == (1, 33, 33, 256)
+    parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables["params"]))
+    assert 55e6 < parameters < 65e6
+
+
+def test_what_is_stated_in_the_papers_terms_is_scaled() -> None:
+    rates = resolved("v3_table5", "1_2_4-6_12_18_24").config
+    assert rates.model.options.aspp_rates == (2, 4, 6, 8)
+    assert rates.data.crop_size == (193, 193) and rates.data.options["size"] == (193, 193)
+    decoder = resolved("v3plus_table2", "conv3-3x3_256").config.model.options
+    assert decoder.low_level_channels == 12 and decoder.decoder_convs == ((3, 64),)
+    assert resolved("v3_table9", "batch_size_12").config.train.batch_size == 6
+    # 321 of 513 pixels are 21 of 33 samples at output stride 16; here 6 of 9.
+    assert resolved("v3_table8", "crop_size_321-upsampled_logits-fine_tuned_bn").config.data.crop_size == (81, 81)
+    assert resolved("v3_table2", "resnet_50-last_block_7").config.model.options.multi_grid == (1, 1)
+    loss = resolved("extra_loss", "balanced-top_k_0_25").config.train
+    assert len(loss.class_weights) == 9 and loss.top_k == 0.25
+
+
+def test_what_a_scale_cannot_run_it_says_in_words() -> None:
+    for table, name, scale, reason in (
+        ("v3_table8", "crop_size_513-upsampled_logits", "scenes", "no statistics of batch norm"),
+        ("v3_table5", "1_2_1-6_12_18", "camvid", "MobileNetV2 has no multi-grid"),
+        ("extra_norm", "group-batch_size_4", "camvid", "the released weights have batch norm"),
+        ("extra_loss", "balanced-top_k_1_0", "paper", "class frequencies"),
+    ):
+        found = resolve(row(table, name), TABLES[table], SCALES[scale], NOTHING)
+        assert isinstance(found, NotRun) and reason in found.reason
+
+
+# Keys.
+
+
+def test_rows_that_mean_the_same_training_share_it() -> None:
+    best = resolved("v3_table6", "eval_os_16").training_key
+    for table, name in (
+        ("v3_table8", "crop_size_513-upsampled_logits-fine_tuned_bn"),
+        ("v3_table9", "batch_size_16"),
+        ("v3_table10", "train_os_16-eval_os_8"),
+        ("v3plus_table3", "train_os_16-eval_os_8-ms"),
+        ("extra_norm", "batch-batch_size_16"),
+        ("v3_cityscapes", "eval_os_16"),
+    ):
+        assert resolved(table, name).training_key == best, table
+    assert resolved("v3_table5", "1_2_4-6_12_18-image_pooling", "camvid").training_key == (
+        resolved("v3_table6", "eval_os_8", "camvid").training_key
+    )
+    assert resolved("v3plus_table1", "channels_48").training_key == resolved("v3plus_table2", "3x3_256").training_key
+    # At the papers' scale Cityscapes is another training.
+    paper = [resolved(name, "eval_os_16", "paper").training_key for name in ("v3_table6", "v3_cityscapes")]
+    assert paper[0] != paper[1]
+
+
+def test_keys_follow_what_moves_the_weights_and_nothing_else() -> None:
+    def key(*words, **settings):
+        return resolved("v3_table6", "eval_os_16", settings=Settings(words, **settings)).training_key
+
+    same = ("train.log_every=7", "data.threads=1", "evaluate.batch_size=1", "train.checkpoint_every=3")
+    assert {key(f"--config.{word}") for word in same} == {key()}
+    assert key(data_dir="/elsewhere") == key()
+    other = ("train.batch_size=4", "optimizer.learning_rate=0.1", "model.options.width=0.25", "data.flip=false")
+    keys = {key(), key(steps=7), *(key(f"--config.{word}") for word in other)}
+    assert len(keys) == 6
+    seeds = [to_plain(resolved("v3_table6", "eval_os_16").seeded(seed)) for seed in (0, 3)]
+    assert seeds[1]["train"].pop("seed") == 3 and seeds[0]["train"].pop("seed") == 0 and seeds[0] == seeds[1]
+
+
+def test_evaluations_are_told_apart() -> None:
+    keys = {resolved("v3_table6", name).evaluation_key for name in ("eval_os_16", "eval_os_8", "eval_os_8-ms")}
+    assert len(keys) == 3
+    assert resolved("v3_table10", "train_os_16-eval_os_8").evaluation_key in keys
+
+
+# Pre-trained weights.
+
+
+def test_weights_count_by_what_they_are_and_not_where(tmp_path) -> None:
+    keys = []
+    for folder, value in (("a", 0.0), ("b", 0.0), ("c/mobilenet_v2", 1.0)):
+        (tmp_path / folder).mkdir(parents=True)
+        save_file({"x": np.full(2, value, np.float32)}, tmp_path / folder / "weights.safetensors")
+        found = resolved("v3_table6", "eval_os_16", "camvid", Settings(init=str(tmp_path / folder.split("/")[0])))
+        assert found.config.init == str(tmp_path / folder) and found.config.init_scope == "backbone"
+        keys.append(found.training_key)
+    assert keys[0] == keys[1] != keys[2]
+
+
+def test_missing_weights_are_asked_for(tmp_path) -> None:
+    with pytest.raises(UserError, match=r"no weights\.safetensors in it"):
+        resolved("v3_table6", "eval_os_16", "camvid", Settings(init=str(tmp_path)))
+    with pytest.raises(UserError, match="v3_table6 at scale camvid starts from pre-trained weights: give --init"):
+        check_pretrained([(TABLES["v3_table6"], one) for one in TABLES["v3_table6"].rows], SCALES["camvid"], "")
+    check_pretrained([(TABLES["v3_table1"], one) for one in TABLES["v3_table1"].rows], SCALES["camvid"], "")
