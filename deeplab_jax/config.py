@@ -273,4 +273,14 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], *, prefix: str =
     return lines
 
 
-__all__ = ["base", "choose_model", "differences", "load_config", "parse_arg", "read_json", "shrink", "to_plain", "with_defaults"]
+__all__ = [
+    "base",
+    "choose_model",
+    "differences",
+    "load_config",
+    "parse_arg",
+    "read_json",
+    "shrink",
+    "to_plain",
+    "with_defaults",
+]

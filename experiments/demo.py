@@ -23,7 +23,7 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate.evaluator import evaluate, write_results
 from deeplab_jax.evaluate.pictures import StripCollector, overlay, stack_strips
 from deeplab_jax.evaluate.tables import class_table
-from deeplab_jax.train.loop import source_options
+from deeplab_jax.train.settings import source_options
 from deeplab_jax.weights.folder import load
 
 CONFIGS = {"scenes": "configs/scenes.py", "camvid": "configs/camvid.py:steps=300"}

@@ -19,9 +19,9 @@ from rich.console import Console
 
 from deeplab_jax.__main__ import Parser, enable_compilation_cache, split_config_arguments
 from deeplab_jax.errors import UserError, did_you_mean
-from deeplab_jax.train.loop import Interrupted
+from deeplab_jax.train.signals import Interrupted
 from deeplab_jax.train.workdir import git_commit
-from deeplab_jax.verbs import INTERRUPTED, fail
+from deeplab_jax.verbs import INTERRUPTED, PREEMPTED, fail
 from experiments.runner import overview
 from experiments.runner.estimate import Rates, hours, rates
 from experiments.runner.files import locked
@@ -38,7 +38,9 @@ PROGRAM = ("python", "-m", "experiments.run")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run tables and return the exit code: 0 on success, 2 for what the user can mend, 130 after Ctrl-C."""
+    """Run tables and return the exit code: 0 on success, 2 for what the user can mend, 130 after Ctrl-C, 75 after
+    SIGTERM.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     parser = make_parser()
     args, rest = parser.parse_known_args(words)
@@ -54,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return fail(str(error))
     except (Interrupted, KeyboardInterrupt) as stop:
         print(f"interrupted; the same command goes on from there. {stop}", file=sys.stderr)
-        return INTERRUPTED
+        return PREEMPTED if isinstance(stop, Interrupted) and stop.preempted else INTERRUPTED
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -22,7 +22,8 @@ from deeplab_jax.data.pairs import PairSource
 from deeplab_jax.data.sources import open_source
 from deeplab_jax.data.transforms import MEAN_COLOR, augment
 from deeplab_jax.labels import colormap, to_class_ids
-from deeplab_jax.train.loop import loader_options, train
+from deeplab_jax.train.loop import train
+from deeplab_jax.train.settings import loader_options
 from deeplab_jax.train.writers import METRICS_FILE
 from experiments.benchmarks import machine, networks
 from experiments.benchmarks.children import run_child

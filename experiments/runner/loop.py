@@ -8,7 +8,7 @@ from rich.console import Console
 
 from deeplab_jax.data.sources import open_source
 from deeplab_jax.errors import UserError
-from deeplab_jax.train.loop import source_options
+from deeplab_jax.train.settings import source_options
 from experiments.runner.estimate import rates
 from experiments.runner.jobs import Asked, Job
 from experiments.runner.launchers import Launcher, Running, interrupted

@@ -11,7 +11,8 @@ from ml_collections import ConfigDict
 
 from deeplab_jax.data.sources import open_source
 from deeplab_jax.evaluate.evaluator import Results, evaluate
-from deeplab_jax.train.loop import source_options, train
+from deeplab_jax.train.loop import train
+from deeplab_jax.train.settings import source_options
 from deeplab_jax.train.workdir import RUN_FILE, git_commit
 from deeplab_jax.weights.folder import load
 from experiments.runner.files import Unreadable, locked, read_json, write_json

@@ -33,7 +33,7 @@ def test_ablation_rows_are_models(name, repo_root, monkeypatch):
     demo_config = scenes_ablation.row_config({}, 0, [])
     assert config.train.seed == 1
     assert config.train.steps == demo_config.train.steps
-    from deeplab_jax.train.loop import build_model
+    from deeplab_jax.train.settings import build_model
 
     model = build_model(config.model, num_classes=9)
     assert (model.output_stride == 32) == ("32" in name)

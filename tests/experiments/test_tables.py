@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 from deeplab_jax.config import to_plain
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.segmenter import abstract_variables
-from deeplab_jax.train.loop import build_model
+from deeplab_jax.train.settings import build_model
 from experiments.runner.resolve import NotRun, Resolved, Settings, check_pretrained, resolve
 from experiments.scales import SCALES
 from experiments.tables import TABLES
