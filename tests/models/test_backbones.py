@@ -66,8 +66,8 @@ def test_an_output_stride_that_the_stages_do_not_have_raises(output_stride: int)
 @pytest.mark.parametrize(
     "name",
     [
-        "resnet18", "resnet50", "mobilenet_v2",
-        pytest.param("resnet34", marks=pytest.mark.slow), pytest.param("resnet101", marks=pytest.mark.slow),
+        "resnet18",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("mobilenet_v2", "resnet34", "resnet50", "resnet101")),
     ],
 )  # fmt: skip
 def test_features_at_stride_4_subsampled_are_those_at_8_and_16(name: str, fill_variables: Any) -> None:

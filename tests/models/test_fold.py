@@ -96,8 +96,10 @@ def test_a_folded_network_is_described_and_fits_its_variables(name: str) -> None
         ("deeplabv3_resnet18", {"backbone_norm": "none"}),
         ("largefov_vgg16", {"norm": "batch", "pool_window": 2}),
         ("deeplabv3_resnet18", {"aux_head": True}),
-        ("deeplabv3_resnet18", {"image_pyramid": (1.0, 0.5), "fusion": "attention"}),
-        ("unet", {"padding": "valid", "norm": "batch"}),
+        pytest.param(
+            "deeplabv3_resnet18", {"image_pyramid": (1.0, 0.5), "fusion": "attention"}, marks=pytest.mark.slow
+        ),
+        pytest.param("unet", {"padding": "valid", "norm": "batch"}, marks=pytest.mark.slow),
     ],
 )
 def test_parts_and_surroundings(name: str, options: Any, fill_variables: Any) -> None:

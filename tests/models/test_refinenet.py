@@ -84,6 +84,7 @@ def test_scores_have_stride_4_at_any_output_stride(output_stride: int, shapes_of
     assert variables == shapes_of(model.clone(output_stride=32), 1, 33, 33, 3)
 
 
+@pytest.mark.slow
 def test_at_output_stride_16_conv5_has_the_size_of_conv4(fill_variables: Any) -> None:
     """The same weights, another map below: other scores, of the same size."""
     model = create_model("refinenet_resnet50", num_classes=2, **TINY)

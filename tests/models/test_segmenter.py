@@ -42,7 +42,10 @@ def tiny(fill_variables: Any) -> Any:
     return model, variables, infer, train
 
 
-@pytest.mark.parametrize("name", ["deeplabv3_resnet18", "deeplabv3plus_mobilenet_v2", "cascade_resnet50"])
+@pytest.mark.parametrize(
+    "name",
+    ["deeplabv3_resnet18", "deeplabv3plus_mobilenet_v2", pytest.param("cascade_resnet50", marks=pytest.mark.slow)],
+)
 def test_logits_have_the_size_of_any_image(name: str, shapes_of: Any) -> None:
     model = create_model(name, num_classes=5, width=0.25)
     variables = shapes_of(model, 1, 65, 65, 3)
@@ -76,6 +79,7 @@ def test_bfloat16_gives_float32_logits_and_keeps_float32_variables(name: str, sh
     assert {a.dtype for a in features.values()} == {jnp.dtype("bfloat16")}
 
 
+@pytest.mark.slow
 def test_bfloat16_is_near_float32(tiny: Any) -> None:
     _, variables, infer, _ = tiny
     rough = create_model("deeplabv3plus_resnet18", num_classes=5, **TINY, aux_head=True, dtype="bfloat16")

@@ -150,6 +150,7 @@ def test_mirroring_repeats_the_border() -> None:
     np.testing.assert_array_equal(extended[:, 92 : 92 + 40, 92 : 92 + 37], ramp(40, 37, 1))
 
 
+@pytest.mark.slow
 def test_scores_of_whole_images_of_the_published_form(fill_variables: Any) -> None:
     """They cover an image of odd size; where no mirrored pixel is seen they are those of the plain network.
 

@@ -162,7 +162,8 @@ def test_only_convolutions_stride(depth: int, striding: list[int]) -> None:
     assert {c.stride for c in found} == {1, 2}
 
 
-@pytest.mark.parametrize("depth", [41, *(pytest.param(d, marks=pytest.mark.slow) for d in (65, 71))])
+@pytest.mark.slow
+@pytest.mark.parametrize("depth", [41, 65, 71])
 def test_features_at_stride_4_subsampled_are_those_at_8_16_and_32(depth: int, fill_variables: Any) -> None:
     network = thin(depth)
     variables = louder(fill_variables(network, 1, 50, 37, 3, output_stride=16))
@@ -236,8 +237,10 @@ def test_units_are_named_after_the_stride_at_which_they_end(shapes_of: Any) -> N
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("depth", [41, 71])
-@pytest.mark.parametrize(("stage", "unit"), [("conv2", "conv3_unit1"), ("conv3", "conv4_unit1")])
+@pytest.mark.parametrize("depth", [pytest.param(41, marks=pytest.mark.slow), 71])
+@pytest.mark.parametrize(
+    ("stage", "unit"), [pytest.param("conv2", "conv3_unit1", marks=pytest.mark.slow), ("conv3", "conv4_unit1")]
+)
 def test_the_decoder_attaches_before_the_relu_of_the_striding_convolution(
     depth: int, stage: str, unit: str, fill_variables: Any
 ) -> None:

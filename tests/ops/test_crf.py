@@ -132,6 +132,7 @@ def picture():
     return area, probabilities.astype(np.float32), np.clip(image, 0, 255).astype(np.uint8)
 
 
+@pytest.mark.slow
 def test_the_fast_form_is_near_the_exact_one(monkeypatch) -> None:
     """128 cells of 61 pixels, of which each sees 32 exactly; with all of them it is the exact form."""
     _, probabilities, image = picture()

@@ -43,9 +43,9 @@ def compare(
 @pytest.mark.parametrize(
     ("architecture", "encoder", "size"),
     [
-        ("DeepLabV3", "resnet18", (256, 320)),
+        pytest.param("DeepLabV3", "resnet18", (256, 320), marks=pytest.mark.slow),
         ("DeepLabV3Plus", "mobilenet_v2", (64, 96)),
-        ("PSPNet", "resnet50", (96, 128)),
+        pytest.param("PSPNet", "resnet50", (96, 128), marks=pytest.mark.slow),
         ("Unet", "mobilenet_v2", (64, 96)),
     ],
 )
@@ -56,13 +56,31 @@ def test_as_made_by_default(architecture: str, encoder: str, size: tuple[int, in
 @pytest.mark.parametrize(
     ("architecture", "encoder", "stride", "options"),
     [
-        ("DeepLabV3", "resnet18", 16, {"decoder_aspp_separable": True, "decoder_channels": 64}),
-        ("DeepLabV3Plus", "resnet18", 8, {"decoder_aspp_separable": False, "decoder_channels": 64}),
+        pytest.param(
+            "DeepLabV3",
+            "resnet18",
+            16,
+            {"decoder_aspp_separable": True, "decoder_channels": 64},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "DeepLabV3Plus",
+            "resnet18",
+            8,
+            {"decoder_aspp_separable": False, "decoder_channels": 64},
+            marks=pytest.mark.slow,
+        ),
         ("DeepLabV3", "mobilenet_v2", 8, {"encoder_depth": 4, "decoder_channels": 32, "aux_params": CLASSIFICATION}),
         ("DeepLabV3Plus", "resnet18", 16, {"encoder_depth": 3, "decoder_channels": 32}),
         ("PSPNet", "resnet18", None, {"encoder_depth": 4, "upsampling": 16, "psp_out_channels": 32}),
         ("PSPNet", "mobilenet_v2", None, {"decoder_use_norm": False, "psp_out_channels": 32}),
-        ("Unet", "resnet18", None, {"decoder_use_norm": False, "decoder_channels": (32, 16, 16, 8, 8)}),
+        pytest.param(
+            "Unet",
+            "resnet18",
+            None,
+            {"decoder_use_norm": False, "decoder_channels": (32, 16, 16, 8, 8)},
+            marks=pytest.mark.slow,
+        ),
         ("Unet", "mobilenet_v2", None, {"encoder_depth": 4, "decoder_channels": (32, 16, 8, 8)}),
     ],
 )
@@ -71,6 +89,7 @@ def test_as_made_otherwise(architecture: str, encoder: str, stride: int | None, 
     compare(architecture, encoder, (96, 128), stride=stride, **options)
 
 
+@pytest.mark.slow
 def test_unet_takes_any_size() -> None:
     compare("Unet", "resnet34", (65, 97))
 

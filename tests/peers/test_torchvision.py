@@ -112,7 +112,7 @@ def assert_comes_back(tensors: dict[str, np.ndarray], model: Segmenter, variable
         np.testing.assert_array_equal(exported[key], tensor, err_msg=key)
 
 
-@pytest.mark.parametrize("name", slow_if(NETWORKS, "deeplabv3_resnet101", "fcn_resnet101"))
+@pytest.mark.parametrize("name", slow_if(NETWORKS, "deeplabv3_resnet101", "fcn_resnet101", "fcn_resnet50"))
 def test_the_same_logits_at_its_own_output_stride_and_every_tensor_comes_back(name: str) -> None:
     """Without asking for the kind or the output stride."""
     peer = build(name, num_classes=5)
@@ -266,7 +266,8 @@ def assert_same_map(ours: Any, theirs: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", slow_if(STAGES, "resnet34", "resnet50", "resnet101", "mobilenet_v2", "mobilenet_v3_large", "vgg16_bn")
+    "name",
+    slow_if(STAGES, "resnet34", "resnet50", "resnet101", "mobilenet_v2", "mobilenet_v3_large", "vgg16", "vgg16_bn"),
 )
 def test_an_imagenet_classifier_gives_its_features(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """At output stride 32 and without multi-grid; odd sizes but for VGG-16, whose poolings round down."""
