@@ -51,7 +51,7 @@ def start(*words):
 def test_train_leaves_a_run_directory(scenes_run) -> None:
     names = {path.name for path in scenes_run.iterdir()}
     assert names == {
-        *("config.json", "run.json", "model.json", "checkpoints", "metrics.jsonl", "tensorboard", "pictures")
+        *(".lock", "config.json", "run.json", "model.json", "checkpoints", "metrics.jsonl", "tensorboard", "pictures")
     }
     assert [line["step"] for line in read_metrics(scenes_run)] == [1, 2, 2]
 

@@ -238,9 +238,10 @@ def _product(equation: JaxprEqn, operands: list[Any]) -> Rows:
         rows = rows.transpose(0, *(axis + 1 for axis in (*batched[side], *free[side], *contracted[side])))
         kept = rows.shape[: 1 + len(batched[side]) + len(free[side])]
         other = operands[1 - side]
-        if isinstance(other, _Known) and ranks[1 - side] == 2 and not batched[side] and len(contracted[side]) == 1:
-            matrix = np.asarray(other.value)
-            rows = _through(matrix if contracted[1 - side][0] == 1 else matrix.T, rows)
+        if isinstance(other, _Known) and len(free[1 - side]) == len(contracted[side]) == 1:
+            # [..., targets, sources]; what any of the batch's matrices sees.
+            matrices = np.asarray(other.value).transpose(*batched[1 - side], *free[1 - side], *contracted[1 - side])
+            rows = _through((matrices != 0).any(axis=tuple(range(len(batched[side])))), rows)
         else:
             rows = rows.reshape(*kept, -1).min(axis=-1).reshape(*kept, *[1] * len(free[1 - side]))
         if side == 1:
@@ -272,7 +273,7 @@ is_finite le log log1p logistic lt max min mul ne neg nextafter not or pow reduc
 select_n sign sin sqrt square stop_gradient sub tanh xor
 """
 ELEMENTWISE = frozenset(_ELEMENTWISE.split())
-OF_CONSTANTS = frozenset({"convert_element_type", "transpose", "reshape", "squeeze"})
+OF_CONSTANTS = frozenset({"broadcast_in_dim", "convert_element_type", "transpose", "reshape", "squeeze"})
 RULES: dict[str, Callable[[JaxprEqn, list[Any]], Rows | list[Rows]]] = {
     "conv_general_dilated": _convolution,
     "pad": _pad,
