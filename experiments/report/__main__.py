@@ -37,10 +37,14 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--results", default="experiments/results/tables", help="folder of the results")
     parser.add_argument("--runs", default="runs/tables", help="folder of the run directories")
-    parser.add_argument("--scale", nargs="+", default=[], metavar="NAME", help="only these; by default all with results")
+    parser.add_argument(
+        "--scale", nargs="+", default=[], metavar="NAME", help="only these; by default all with results"
+    )
     parser.add_argument("--out", default="runs/report", help="folder of the report")
     parser.add_argument("--write", metavar="FILE", help="file whose section to replace, such as README.md")
-    parser.add_argument("--images", type=int, default=3, help="validation images that each network is shown on; 0: none")
+    parser.add_argument(
+        "--images", type=int, default=3, help="validation images that each network is shown on; 0: none"
+    )
     return parser
 
 

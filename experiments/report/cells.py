@@ -1,4 +1,4 @@
-"""The cells of a table, the same for Markdown and HTML: the paper's columns, then paper, ours, difference and spread."""
+"""The cells of a table, for Markdown and HTML alike: the paper's columns, then paper, ours, difference and spread."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

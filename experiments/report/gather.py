@@ -114,7 +114,9 @@ def read_tables(results: Path, scales: Sequence[str]) -> tuple[list[TableResult]
         remarks += _strange_files(results / name)
         tables += of_scale
     if not tables:
-        raise UserError(f"{results}: no results there; python -m experiments.run TABLE makes some, --results names them")
+        raise UserError(
+            f"{results}: no results there; python -m experiments.run TABLE makes some, --results names them"
+        )
     return tables, remarks
 
 

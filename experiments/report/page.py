@@ -81,9 +81,9 @@ def _table(result: TableResult) -> str:
     lines = []
     for row in result.rows:
         first, *others = cells(result, row)
-        kind = ' class="missing"' if row.missing else ""
-        tags = _cell("th", first, ' scope="row"') + "".join(_cell("td", cell) for cell in others)
-        lines.append(f"<tr{kind}>{tags}</tr>")
+        tags = _cell("th", first, ' scope="row"')
+        tags += "".join(_cell("td", cell, ' class="why"' * (cell.text == row.missing != "")) for cell in others)
+        lines.append(f"<tr>{tags}</tr>")
     label = escape(f"{result.table.name} at {result.scale}")
     return (
         f'<div class="scroll" tabindex="0" role="region" aria-label="{label}"><table class="sortable">'
@@ -113,37 +113,44 @@ def _predictions(result: TableResult, pictured: Pictured) -> str:
     groups: dict[tuple[str, tuple[str, ...]], list[tuple[RowResult, Pictures]]] = {}
     for row, pictures in pictured:
         groups.setdefault((pictures.data, pictures.names), []).append((row, pictures))
-    return "".join(f"<h3>Predictions</h3>{_group(group)}" for group in groups.values())
+    title = '<h3>Predictions</h3><p class="name">Of the first seed whose run is at hand.</p>'
+    return "".join(title + _group(group) for group in groups.values())
 
 
 def _group(group: Pictured) -> str:
     (_, first), rows = group[0], [row.label for row, _ in group]
     strips = []
     for number, name in enumerate(first.names):
-        shown = [
-            _figure(first.files("image")[number], "image", f"{name}: image"),
-            _figure(first.files("truth")[number], "truth", f"{name}: truth"),
-        ]
-        for index, (row, pictures) in enumerate(group):
-            place = f' data-row="{index}" data-image="{number}"'
-            file = pictures.files("prediction")[number]
-            shown.append(_figure(file, row.label, f"{name}: prediction of {row.label}", place))
-        strips.append(f'<div class="strip">{"".join(shown)}</div>')
-    key = f'<img class="legend" src="{_source(first.legend)}" alt="Colours of the classes">'
+        columns = [("image", "image", first.files("image")), ("truth", "truth", first.files("truth"))]
+        columns += [(str(index), row.label, own.files("prediction")) for index, (row, own) in enumerate(group)]
+        figures = "".join(
+            f'<figure><img src="{_source(files[number])}" alt="{escape(name)}: {escape(caption)}" '
+            f'data-column="{column}" data-image="{number}"><figcaption>{escape(caption)}</figcaption></figure>'
+            for column, caption, files in columns
+        )
+        strips.append(f'<div class="strip">{figures}</div>')
+    present = dict.fromkeys(one for _, own in group for one in own.classes)
+    key = "".join(
+        f'<li><span style="background:{escape(colour)}"></span>{escape(name)}</li>' for name, colour in present
+    )
     slider = _slider(rows, first.names) if len(rows) > 1 else ""
-    return f'<div class="predictions">{slider}{"".join(strips)}{key}</div>'
+    return f'<div class="predictions">{slider}{"".join(strips)}<ul class="classes">{key}</ul></div>'
 
 
 def _slider(rows: Sequence[str], images: Sequence[str]) -> str:
-    """Two rows on one image, with a range that moves the border between them; `report.js` fills in the pictures."""
+    """Two rows on one image, and a range that moves the border between them; `report.js` fills in the pictures."""
     return f"""<div class="compare">
 <div class="choices">
-<label>left <select data-side="left">{_options(rows, 0)}</select></label>
-<label>right <select data-side="right">{_options(rows, len(rows) - 1)}</select></label>
-<label>image <select data-side="image">{_options(images, 0)}</select></label>
+<label>Left <select data-choice="left">{_options(rows, 0)}</select></label>
+<label>Right <select data-choice="right">{_options(rows, len(rows) - 1)}</select></label>
+<label>Image <select data-choice="image">{_options(images, 0)}</select></label>
 </div>
 <div class="stage"><img data-show="left" alt=""><img data-show="right" alt=""></div>
-<label class="border">left to right <input type="range" min="0" max="100" value="50"></label>
+<label class="border">Border <input type="range" min="0" max="100" value="50"></label>
+<div class="beside">
+<figure><img data-show="image" alt=""><figcaption>image</figcaption></figure>
+<figure><img data-show="truth" alt=""><figcaption>truth</figcaption></figure>
+</div>
 </div>"""
 
 
@@ -152,11 +159,6 @@ def _options(texts: Iterable[str], chosen: int) -> str:
         f'<option value="{index}"{" selected" if index == chosen else ""}>{escape(text)}</option>'
         for index, text in enumerate(texts)
     )
-
-
-def _figure(file: Path, caption: str, alt: str, attributes: str = "") -> str:
-    picture = f'<img src="{_source(file)}" alt="{escape(alt)}"{attributes}>'
-    return f"<figure>{picture}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
 def _source(file: Path) -> str:

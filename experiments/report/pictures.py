@@ -1,6 +1,6 @@
 """What the rows' networks make of a few validation images, cached beside their runs."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,15 @@ from deeplab_jax.data.pairs import Example, Source
 from deeplab_jax.data.sources import open_source
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate.evaluator import evaluate
-from deeplab_jax.evaluate.pictures import colour_labels, legend
-from deeplab_jax.labels import LabelSet
+from deeplab_jax.evaluate.pictures import colour_labels
+from deeplab_jax.evaluate.predictor import make_folder
+from deeplab_jax.labels import IGNORE_LABEL, LabelSet
 from deeplab_jax.train.settings import source_options
 from deeplab_jax.weights.folder import load
 from experiments.report.gather import RowResult, TableResult
 from experiments.runner.files import Unreadable, read_json, write_json
 
 INDEX = "index.json"  # Written last: what it names is there.
-LEGEND_WIDTH = 560
 
 
 @dataclass(frozen=True)
@@ -32,21 +32,18 @@ class Pictures:
       folder: where they lie.
       names: of the images; number i has the files `image_i.jpg`, `truth_i.png` and `prediction_i.png`.
       data: name of the data; rows of the same data show the same images.
+      classes: that are to be seen, with their colours.
     """
 
     folder: Path
     names: tuple[str, ...]
     data: str
+    classes: tuple[tuple[str, str], ...]
 
     def files(self, kind: str) -> list[Path]:
         """Return the files of "image", "truth" or "prediction"."""
         suffix = "jpg" if kind == "image" else "png"
         return [self.folder / f"{kind}_{number}.{suffix}" for number in range(len(self.names))]
-
-    @property
-    def legend(self) -> Path:
-        """The names of the classes and their colours."""
-        return self.folder / "legend.png"
 
 
 @dataclass(frozen=True)
@@ -77,7 +74,9 @@ class Few:
         return index * len(self.source) // len(self)
 
 
-def table_pictures(result: TableResult, runs: Path, *, count: int) -> tuple[list[tuple[RowResult, Pictures]], list[str]]:
+def table_pictures(
+    result: TableResult, runs: Path, *, count: int
+) -> tuple[list[tuple[RowResult, Pictures]], list[str]]:
     """Return the pictures of all rows whose run directory is at hand, and a line for every one that gives none.
 
     Args:
@@ -106,15 +105,17 @@ def row_pictures(row: RowResult, workdir: Path, *, count: int) -> Pictures:
     """
     folder = workdir / "report" / row.evaluation
     try:
-        index = read_json(folder / INDEX, needs=("asked", "names", "data"))
+        index = read_json(folder / INDEX, needs=("asked", "names", "data", "classes"))
     except Unreadable:
         index = None
     if index is None or index["asked"] != count:
         index = _draw(row, workdir, folder, count)
-    return Pictures(folder, tuple(index["names"]), index["data"])
+    classes = tuple((name, colour) for name, colour in index["classes"])
+    return Pictures(folder, tuple(index["names"]), index["data"], classes)
 
 
 def _draw(row: RowResult, workdir: Path, folder: Path, count: int) -> dict[str, Any]:
+    """Predict, and write pictures and their index."""
     config = read_config(workdir / "config.json")
     data = config.data
     source = Few(open_source(data.name, split=data.val_split, **source_options(data)), count)
@@ -129,19 +130,23 @@ def _draw(row: RowResult, workdir: Path, folder: Path, count: int) -> dict[str, 
         on_prediction=lambda example, classes: drawn.append((example, classes)),
         **options,
     )
-    pictures = Pictures(folder, tuple(str(example["name"]) for example, _ in drawn), source.name)
-    folder.mkdir(parents=True, exist_ok=True)
-    labels = source.labels
+    make_folder(folder)
     for number, (example, classes) in enumerate(drawn):
-        write_image(pictures.files("image")[number], example["image"])
-        write_image(pictures.files("truth")[number], colour_labels(example["label"], labels.palette))
-        write_image(pictures.files("prediction")[number], colour_labels(classes, labels.palette))
-    present = _present([ids for example, classes in drawn for ids in (example["label"], classes)])
-    write_image(pictures.legend, legend(present, labels.palette, labels.names, width=LEGEND_WIDTH))
-    index = {"asked": count, "names": list(pictures.names), "data": source.name}
+        write_image(folder / f"image_{number}.jpg", example["image"])
+        for kind, ids in (("truth", example["label"]), ("prediction", classes)):
+            write_image(folder / f"{kind}_{number}.png", colour_labels(ids, source.labels.palette))
+    index = {
+        "asked": count,
+        "names": [str(example["name"]) for example, _ in drawn],
+        "data": source.name,
+        "classes": _classes(drawn, source.labels),
+    }
     write_json(folder / INDEX, index)
     return index
 
 
-def _present(labels: Sequence[np.ndarray]) -> list[int]:
-    return sorted({int(value) for ids in labels for value in np.unique(ids)})
+def _classes(drawn: Iterable[tuple[Example, np.ndarray]], labels: LabelSet) -> list[tuple[str, str]]:
+    """Return the names and colours of the classes in the truth or the predictions."""
+    present = {int(value) for example, ids in drawn for value in np.union1d(example["label"], ids)}
+    colours = ["#" + bytes(colour).hex() for colour in labels.palette]
+    return [(labels.names[value], colours[value]) for value in sorted(present - {IGNORE_LABEL})]

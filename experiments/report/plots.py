@@ -11,15 +11,16 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.rcsetup import cycler
 
 from experiments.report.gather import RowResult, TableResult
 from experiments.tables.table import MEASURES
 
 WIDTH = 8.0  # inches, at DPI
 DPI = 110
-# Of Okabe and Ito, told apart by colour-blind readers; black and yellow are left out, which vanish on one of the themes.
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#888888")
-PAPER, OURS = "#888888", "#0072B2"
+# After Okabe and Ito, told apart by colour-blind readers, without black and yellow, which vanish on one of the themes.
+COLOURS = ("#2f86c8", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#77c3ef", "#888888")
+PAPER, OURS = "#888888", "#2f86c8"
 
 
 @dataclass(frozen=True)
@@ -30,15 +31,15 @@ class Theme:
     ground: str
     grid: str
 
-    def settings(self) -> dict[str, Any]:
-        """Return what matplotlib calls them."""
+    def settings(self) -> Any:
+        """Return what matplotlib calls them (its stubs spell out all possible keys, hence Any)."""
         inked = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
         return {
             **dict.fromkeys(inked, self.ink),
             **dict.fromkeys(("figure.facecolor", "axes.facecolor", "legend.facecolor"), self.ground),
             **{"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": self.grid},
             **{"legend.frameon": False, "font.size": 10, "axes.axisbelow": True},
-            "axes.prop_cycle": matplotlib.cycler(color=COLOURS),
+            "axes.prop_cycle": cycler(color=COLOURS),
         }
 
 
@@ -72,9 +73,7 @@ def curves_plot(result: TableResult, theme: Theme) -> bytes | None:
         panels.append(("val/miou", "validation mIoU", 100.0))
     with matplotlib.rc_context(theme.settings()):
         figure = Figure(figsize=(WIDTH, 3.6 + 0.22 * len(_names(result))), layout="constrained")
-        for panel, (key, title, factor) in zip(
-            figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
-        ):
+        for panel, (key, title, factor) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
             _curves(panel, result, series, key, factor)
             panel.set(xlabel="step", title=title)
         handles, texts = figure.axes[0].get_legend_handles_labels()

@@ -1,31 +1,36 @@
 "use strict";
 
-// Tables: a click on a heading sorts by it, a second one turns the order round.
+// Tables: a click on a heading sorts by it, a second one turns the order round, a third one brings the paper's back.
+
+const NEXT = { none: "ascending", ascending: "descending", descending: "none" };
 
 function keyOf(row, column) {
   const cell = row.cells[column];
   return "value" in cell.dataset ? Number(cell.dataset.value) : cell.textContent;
 }
 
-function sortBy(table, column) {
-  const headings = [...table.tHead.rows[0].cells];
-  const order = headings[column].getAttribute("aria-sort") === "ascending" ? "descending" : "ascending";
-  headings.forEach((heading) => heading.removeAttribute("aria-sort"));
-  headings[column].setAttribute("aria-sort", order);
+function sorted(rows, column, order) {
   const sign = order === "ascending" ? 1 : -1;
-  const rows = [...table.tBodies[0].rows].map((row) => [keyOf(row, column), row]);
-  const numeric = rows.some(([key]) => typeof key === "number");
-  rows.sort(([a], [b]) => {
+  const keyed = rows.map((row) => [keyOf(row, column), row]);
+  const numeric = keyed.some(([key]) => typeof key === "number");
+  keyed.sort(([a], [b]) => {
     if (!numeric) return sign * a.localeCompare(b);
     if (typeof a === typeof b) return typeof a === "number" ? sign * (a - b) : 0;
     return typeof a === "number" ? -1 : 1; // What has no number stays below, whichever way.
   });
-  table.tBodies[0].append(...rows.map(([, row]) => row));
+  return keyed.map(([, row]) => row);
 }
 
 for (const table of document.querySelectorAll("table.sortable")) {
-  [...table.tHead.rows[0].cells].forEach((heading, column) => {
-    heading.querySelector("button").addEventListener("click", () => sortBy(table, column));
+  const headings = [...table.tHead.rows[0].cells];
+  const rows = [...table.tBodies[0].rows];
+  headings.forEach((heading, column) => {
+    heading.querySelector("button").addEventListener("click", () => {
+      const order = NEXT[heading.getAttribute("aria-sort") ?? "none"];
+      headings.forEach((other) => other.removeAttribute("aria-sort"));
+      if (order !== "none") heading.setAttribute("aria-sort", order);
+      table.tBodies[0].append(...(order === "none" ? rows : sorted(rows, column, order)));
+    });
   });
 }
 
@@ -34,15 +39,16 @@ for (const table of document.querySelectorAll("table.sortable")) {
 for (const compare of document.querySelectorAll(".compare")) {
   const stage = compare.querySelector(".stage");
   const range = compare.querySelector("input");
-  const chosen = (side) => compare.querySelector(`select[data-side="${side}"]`).value;
+  const chosen = (name) => compare.querySelector(`select[data-choice="${name}"]`).value;
 
   const show = () => {
-    for (const side of ["left", "right"]) {
-      const place = `img[data-row="${chosen(side)}"][data-image="${chosen("image")}"]`;
-      const from = compare.parentElement.querySelector(place);
-      const to = stage.querySelector(`[data-show="${side}"]`);
+    const columns = { left: chosen("left"), right: chosen("right"), image: "image", truth: "truth" };
+    for (const [name, column] of Object.entries(columns)) {
+      const place = `img[data-column="${column}"][data-image="${chosen("image")}"]`;
+      const from = compare.parentElement.querySelector(`.strip ${place}`);
+      const to = compare.querySelector(`img[data-show="${name}"]`);
       to.src = from.src;
-      to.alt = `${side}: ${from.alt}`;
+      to.alt = from.alt;
     }
   };
   const move = () => stage.style.setProperty("--border", `${range.value}%`);
