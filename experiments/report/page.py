@@ -82,7 +82,8 @@ def _table(result: TableResult) -> str:
     for row in result.rows:
         first, *others = cells(result, row)
         tags = _cell("th", first, ' scope="row"')
-        tags += "".join(_cell("td", cell, ' class="why"' * (cell.text == row.missing != "")) for cell in others)
+        for cell in others:
+            tags += _cell("td", cell, ' class="why"' if cell.text and cell.text == row.missing else "")
         lines.append(f"<tr>{tags}</tr>")
     label = escape(f"{result.table.name} at {result.scale}")
     return (
