@@ -1,0 +1,97 @@
+"""Report on the papers' tables: Markdown, plots, and one HTML page that needs no network.
+
+    python -m experiments.report
+    python -m experiments.report --scale scenes camvid --write README.md
+
+Reads what `experiments.run` left in RESULTS, and for the pictures the run directories in RUNS, where they are at hand.
+Writes `tables.md`, `SCALE-TABLE.png`, `SCALE-TABLE-curves.png` and `report.html` into OUT.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from deeplab_jax.__main__ import Parser, enable_compilation_cache
+from deeplab_jax.errors import UserError
+from deeplab_jax.verbs import fail
+from deeplab_jax.weights.whole_file import write_whole
+from experiments.report import markdown, page
+from experiments.report.gather import TableResult, read_tables
+from experiments.report.pictures import table_pictures
+from experiments.report.plots import DARK, LIGHT, curves_plot, values_plot
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write the report and return the exit code: 0 on success, 2 for what the user can mend."""
+    try:
+        return run(make_parser().parse_args(argv))
+    except UserError as error:
+        return fail(str(error))
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser."""
+    parser = Parser(
+        prog="python -m experiments.report", description=(__doc__ or "").splitlines()[0], allow_abbrev=False
+    )
+    parser.add_argument("--results", default="experiments/results/tables", help="folder of the results")
+    parser.add_argument("--runs", default="runs/tables", help="folder of the run directories")
+    parser.add_argument(
+        "--scale", nargs="+", default=[], metavar="NAME", help="only these; by default all with results"
+    )
+    parser.add_argument("--out", default="runs/report", help="folder of the report")
+    parser.add_argument("--write", metavar="FILE", help="file whose section to replace, such as README.md")
+    parser.add_argument(
+        "--images", type=int, default=3, help="validation images that each network is shown on; 0: none"
+    )
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do what the arguments say."""
+    if args.images < 0:
+        raise UserError(f"--images {args.images}: give 0 or more")
+    results, remarks = read_tables(Path(args.results), tuple(dict.fromkeys(args.scale)))
+    say(remarks)
+    out = Path(args.out)
+    text = markdown.tables(results)
+    write(out / "tables.md", (text + "\n").encode())
+    if args.write:
+        markdown.SECTION.write(Path(args.write), text)
+    enable_compilation_cache()
+    sections = [section(result, Path(args.runs), out, images=args.images) for result in results]
+    file = write(out / "report.html", page.page(sections).encode())
+    count = sum(not row.missing for result in results for row in result.rows)
+    print(f"{len(results)} tables with {count} results: {file}")
+    return 0
+
+
+def section(result: TableResult, runs: Path, out: Path, *, images: int) -> page.Section:
+    """Write a table's plots, and return its part of the page."""
+    found, remarks = table_pictures(result, runs, count=images)
+    say(remarks)
+    values, curves = ((draw(result, LIGHT), draw(result, DARK)) for draw in (values_plot, curves_plot))
+    for name, plot in ((f"{result.name}.png", values[0]), (f"{result.name}-curves.png", curves[0])):
+        if plot is not None:
+            write(out / name, plot)
+    return page.Section(result, found, values, curves)
+
+
+def write(file: Path, data: bytes) -> Path:
+    """Write a file at once.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    return write_whole(file, lambda path: path.write_bytes(data))
+
+
+def say(lines: Sequence[str]) -> None:
+    """Print lines about what was left out."""
+    for line in lines:
+        print(line, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,99 @@
+"""The cells of a table, for Markdown and HTML alike: the paper's columns, then paper, ours, difference and spread."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import mean
+
+from experiments.report.gather import RowResult, TableResult
+from experiments.runner.estimate import hours
+from experiments.tables.table import MEASURES, Cell
+
+SHORT = 12  # characters of a commit
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A cell: its text, and the number that it is sorted by, None where it is sorted by the text."""
+
+    text: str
+    number: float | None = None
+
+
+EMPTY = Shown("")
+
+
+def headings(result: TableResult) -> list[str]:
+    """Return the headings of all columns."""
+    found = [column.replace("_", " ") for column in result.table.columns]
+    for name in result.table.measures:
+        title = MEASURES[name]
+        found += [f"{title}: paper", "ours", "difference"] if name in result.printed else [title]
+        found += ["spread"] if _has_spread(result, name) else []
+    return found
+
+
+def cells(result: TableResult, one: RowResult) -> list[Shown]:
+    """Return a row's cells, in the order of `headings`. Why a row has no result stands where its first number would."""
+    found = [_cell(cell) for cell in one.row.cells]
+    said = False
+    for name in result.table.measures:
+        paper, values = one.row.paper.get(name), one.values.get(name, ())
+        ours = _number(mean(values)) if values else EMPTY if said else Shown(one.missing or "none")
+        said = True
+        if name in result.printed:
+            difference = mean(values) - paper if values and paper is not None else None
+            found += [_number(paper), ours, _number(difference, sign="+")]
+        else:
+            found.append(ours)
+        if _has_spread(result, name):
+            found.append(_spread(values))
+    return found
+
+
+def provenance(result: TableResult) -> list[str]:
+    """Return sentences on what was trained, what sets the rows apart from the paper's, and what else the paper says."""
+    lines = []
+    trainings = list(result.trainings().values())
+    if trainings:
+        commits = dict.fromkeys(commit[:SHORT] for training in trainings for commit in training.commits)
+        total, longest = sum(one.seconds for one in trainings), max(one.seconds for one in trainings)
+        lines.append(
+            f"{_count(len(trainings), 'training')} of {_range([one.steps for one in trainings])} steps of "
+            f"{_range([one.batch for one in trainings])} images: {hours(total)} in all, the longest {longest:.0f} s; "
+            f"commit {', '.join(commits)}."
+        )
+    lines += dict.fromkeys(f"{note}." for row in result.rows for note in row.notes)
+    return lines + [f"The paper: {fact} {value}." for fact, value in result.table.facts.items()]
+
+
+def _has_spread(result: TableResult, name: str) -> bool:
+    """Whether seeds can change a measure, and there is a reader for it: the paper's number, or several seeds."""
+    if name == "multiply_adds" or not any(row.trainings for row in result.rows):
+        return False
+    return name in result.printed or any(len(row.values.get(name, ())) > 1 for row in result.rows)
+
+
+def _cell(cell: Cell) -> Shown:
+    if isinstance(cell, bool):
+        return Shown("yes" if cell else "", float(cell))
+    return Shown(str(cell), None if isinstance(cell, str) else float(cell))
+
+
+def _number(value: float | None, *, sign: str = "") -> Shown:
+    return EMPTY if value is None else Shown(f"{value:{sign}.2f}", value)
+
+
+def _spread(values: Sequence[float]) -> Shown:
+    if len(values) < 2:
+        return Shown("one seed" if values else "")
+    low, high = min(values), max(values)
+    return Shown(f"{low:.2f} to {high:.2f}, {len(values)} seeds", high - low)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
+
+
+def _range(values: Sequence[int]) -> str:
+    low, high = min(values), max(values)
+    return str(low) if low == high else f"{low} to {high}"

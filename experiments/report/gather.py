@@ -1,0 +1,181 @@
+"""What the report is made of, read from the files that `experiments.run` leaves."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from deeplab_jax.errors import UserError, did_you_mean
+from experiments.runner.files import Unreadable, read_json
+from experiments.runner.jobs import job_name
+from experiments.runner.resolve import why_not
+from experiments.runner.results import measure
+from experiments.scales import SCALES, Scale
+from experiments.tables import TABLES, Row, Table
+
+NOT_YET = "not yet"
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training of a row.
+
+    Attributes:
+      name: of its run directory, and of the copy of its metrics.
+      steps, batch: how long it was, and how many images a step saw.
+      seconds: of the steps.
+      commits: of the code that trained and evaluated.
+    """
+
+    name: str
+    steps: int
+    batch: int
+    seconds: float
+    commits: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class RowResult:
+    """A row and what came of it.
+
+    Attributes:
+      row: as the table has it.
+      label: what it is, for a reader.
+      values: by measure, one number per seed, in the units of `MEASURES`; empty where there is no result.
+      missing: why there is no result, "" where there is one.
+      trainings: by seed; none where the row is computed.
+      evaluation: key of the evaluation, "" where there is none.
+      notes: what sets the row apart from the paper's.
+    """
+
+    row: Row
+    label: str
+    values: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    missing: str = ""
+    trainings: tuple[Training, ...] = ()
+    evaluation: str = ""
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class TableResult:
+    """A table at a scale.
+
+    Attributes:
+      table: as data.
+      scale: name of the scale.
+      folder: where the scale keeps its results.
+      rows: all of the table's, in its order.
+    """
+
+    table: Table
+    scale: str
+    folder: Path
+    rows: tuple[RowResult, ...]
+
+    @property
+    def name(self) -> str:
+        """`SCALE-TABLE`: names files and places of the page."""
+        return f"{self.scale}-{self.table.name}"
+
+    @property
+    def printed(self) -> tuple[str, ...]:
+        """The measures that the paper gives numbers for."""
+        return tuple(name for name in self.table.measures if any(name in one.row.paper for one in self.rows))
+
+    def trainings(self) -> dict[str, Training]:
+        """Return the trainings of all rows by name; rows share them."""
+        return {training.name: training for row in self.rows for training in row.trainings}
+
+
+def read_tables(results: Path, scales: Sequence[str]) -> tuple[list[TableResult], list[str]]:
+    """Read every table that has results.
+
+    Args:
+      results: folder of the results, as `experiments.run --out` has it.
+      scales: names of scales; none means all that have results.
+
+    Returns:
+      The tables, and a line for every file that was left out.
+
+    Raises:
+      UserError: an unknown scale, or no results.
+    """
+    for name in scales:
+        if name not in SCALES:
+            raise UserError(f"--scale {name!r}: {did_you_mean(name, SCALES)}")
+    tables: list[TableResult] = []
+    remarks: list[str] = []
+    for name in scales or SCALES:
+        found = [_read_table(table, SCALES[name], results / name, remarks) for table in TABLES.values()]
+        of_scale = [one for one in found if any(not row.missing for row in one.rows)]
+        if scales and not of_scale:
+            raise UserError(f"{results / name}: no results there; python -m experiments.run TABLE --scale {name} first")
+        remarks += _strange_files(results / name)
+        tables += of_scale
+    if not tables:
+        raise UserError(
+            f"{results}: no results there; python -m experiments.run TABLE makes some, --results names them"
+        )
+    return tables, remarks
+
+
+def label(table: Table, row: Row) -> str:
+    """Return what a row is, for a reader: a column's name where its cell is ticked, else with its value."""
+    words = []
+    for column, cell in zip(table.columns, row.cells, strict=True):
+        name = column.replace("_", " ")
+        if cell is True:
+            words.append(name)
+        elif cell is not False:
+            words.append(cell if isinstance(cell, str) else f"{name} {cell}")
+    return ", ".join(words) or "plain"
+
+
+def _read_table(table: Table, scale: Scale, folder: Path, remarks: list[str]) -> TableResult:
+    rows = []
+    for name, row in table.named_rows().items():
+        file = folder / table.name / f"{name}.json"
+        try:
+            rows.append(_read_row(file, table, row, scale))
+        except Unreadable as error:
+            remarks.append(f"{file}: cannot be read as a result ({error}); left out")
+            rows.append(RowResult(row, label(table, row), missing=NOT_YET))
+    return TableResult(table, scale.name, folder, tuple(rows))
+
+
+def _read_row(file: Path, table: Table, row: Row, scale: Scale) -> RowResult:
+    about = label(table, row)
+    reason = "" if row.compute else why_not(row, scale, scale.network(row.train["model.name"]))
+    if reason:
+        return RowResult(row, about, missing=f"not run here: {reason}")
+    content = read_json(file, needs=("computed",) if row.compute else ("seeds", "training", "evaluation", "config"))
+    if content is None:
+        return RowResult(row, about, missing=NOT_YET)
+    try:
+        values = {name: measure(content, name) for name in table.measures}
+        if row.compute:
+            return RowResult(row, about, values)
+        trainings = tuple(_training(content, entry) for entry in content["seeds"])
+        return RowResult(row, about, values, "", trainings, str(content["evaluation"]), tuple(content["notes"]))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise Unreadable(f"{type(error).__name__} {error}") from None
+
+
+def _training(content: Mapping[str, Any], entry: Mapping[str, Any]) -> Training:
+    settings = content["config"]["train"]
+    return Training(
+        name=job_name(content["training"], entry["seed"]),
+        steps=int(settings["steps"]),
+        batch=int(settings["batch_size"]),
+        seconds=float(entry["seconds"]["training"]),
+        commits=tuple(entry["commits"]),
+    )
+
+
+def _strange_files(folder: Path) -> list[str]:
+    """Return a line for every file that belongs to no row of a table."""
+    known = {folder / name / f"{row}.json" for name, table in TABLES.items() for row in table.named_rows()}
+    return [
+        f"{file}: no table has such a row; left out" for file in sorted(folder.glob("*/*.json")) if file not in known
+    ]

@@ -1,0 +1,34 @@
+"""The tables in Markdown, and the mark of the README's section that holds them."""
+
+from collections.abc import Sequence
+
+from experiments.report.cells import cells, headings, provenance
+from experiments.report.gather import TableResult
+from experiments.sections import Section
+
+SECTION = Section("<!-- tables:begin -->", "<!-- tables:end -->")
+
+
+def tables(results: Sequence[TableResult]) -> str:
+    """Return all tables."""
+    return "\n\n".join(table(result) for result in results)
+
+
+def table(result: TableResult) -> str:
+    """Return one table under its heading, and what is to be said of it."""
+    columns = len(result.table.columns)
+    head = headings(result)
+    lines = [_line(head), "|" + "---|" * columns + "---:|" * (len(head) - columns)]
+    lines += [_line([cell.text for cell in cells(result, row)]) for row in result.rows]
+    about = [f"{escape(result.table.source)}.", *map(escape, provenance(result))]
+    title = f"#### `{result.table.name}` at `{result.scale}`: {escape(result.table.title)}"
+    return "\n\n".join([title, " ".join(about), "\n".join(lines)])
+
+
+def escape(text: str) -> str:
+    """Return a text that stays in its cell and is no mark-up."""
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+
+
+def _line(texts: Sequence[str]) -> str:
+    return f"| {' | '.join(map(escape, texts))} |"

@@ -1,0 +1,152 @@
+"""What the rows' networks make of a few validation images, cached beside their runs."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deeplab_jax.config import read_json as read_config
+from deeplab_jax.data.images import write_image
+from deeplab_jax.data.pairs import Example, Source
+from deeplab_jax.data.sources import open_source
+from deeplab_jax.errors import UserError
+from deeplab_jax.evaluate.evaluator import evaluate
+from deeplab_jax.evaluate.pictures import colour_labels
+from deeplab_jax.evaluate.predictor import make_folder
+from deeplab_jax.labels import IGNORE_LABEL, LabelSet
+from deeplab_jax.train.settings import source_options
+from deeplab_jax.weights.folder import load
+from experiments.report.gather import RowResult, TableResult
+from experiments.runner.files import Unreadable, read_json, write_json
+
+INDEX = "index.json"  # Written last: what it names is there.
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """A row's pictures.
+
+    Attributes:
+      folder: where they lie.
+      names: of the images; number i has the files `image_i.jpg`, `truth_i.png` and `prediction_i.png`.
+      data: name of the data; rows of the same data show the same images.
+      classes: that are to be seen, with their colours.
+    """
+
+    folder: Path
+    names: tuple[str, ...]
+    data: str
+    classes: tuple[tuple[str, str], ...]
+
+    def files(self, kind: str) -> list[Path]:
+        """Return the files of "image", "truth" or "prediction"."""
+        suffix = "jpg" if kind == "image" else "png"
+        return [self.folder / f"{kind}_{number}.{suffix}" for number in range(len(self.names))]
+
+
+@dataclass(frozen=True)
+class Few:
+    """Some examples of a source, evenly spread, as a source."""
+
+    source: Source
+    count: int
+
+    @property
+    def name(self) -> str:
+        return self.source.name
+
+    @property
+    def labels(self) -> LabelSet:
+        return self.source.labels
+
+    def __len__(self) -> int:
+        return min(self.count, len(self.source))
+
+    def __getitem__(self, index: int, /) -> Example:
+        return self.source[self._place(index)]
+
+    def describe(self, index: int, /) -> tuple[str, str] | str:
+        return self.source.describe(self._place(index))
+
+    def _place(self, index: int) -> int:
+        return index * len(self.source) // len(self)
+
+
+def table_pictures(
+    result: TableResult, runs: Path, *, count: int
+) -> tuple[list[tuple[RowResult, Pictures]], list[str]]:
+    """Return the pictures of all rows whose run directory is at hand, and a line for every one that gives none.
+
+    Args:
+      result: the table.
+      runs: folder of the run directories, as `experiments.run --runs` has it.
+      count: images of each row; 0: none.
+    """
+    found: list[tuple[RowResult, Pictures]] = []
+    remarks = []
+    for row in result.rows if count else ():
+        workdirs = [runs / result.scale / training.name for training in row.trainings]
+        workdir = next((folder for folder in workdirs if (folder / "config.json").is_file()), None)
+        if workdir is not None:
+            try:
+                found.append((row, row_pictures(row, workdir, count=count)))
+            except UserError as error:
+                remarks.append(f"{workdir}: no pictures of {result.table.name}, {row.label} ({error})")
+    return found, remarks
+
+
+def row_pictures(row: RowResult, workdir: Path, *, count: int) -> Pictures:
+    """Return a row's pictures, drawn where they are not there yet.
+
+    Raises:
+      UserError: the weights or the data cannot be read, or the pictures not be written.
+    """
+    folder = workdir / "report" / row.evaluation
+    try:
+        index = read_json(folder / INDEX, needs=("asked", "names", "data", "classes"))
+    except Unreadable:
+        index = None
+    if index is None or index["asked"] != count:
+        index = _draw(row, workdir, folder, count)
+    classes = tuple((name, colour) for name, colour in index["classes"])
+    return Pictures(folder, tuple(index["names"]), index["data"], classes)
+
+
+def _draw(row: RowResult, workdir: Path, folder: Path, count: int) -> dict[str, Any]:
+    """Predict, and write pictures and their index."""
+    config = read_config(workdir / "config.json")
+    data = config.data
+    source = Few(open_source(data.name, split=data.val_split, **source_options(data)), count)
+    model, variables, _ = load(workdir, checkpoint="newest")
+    drawn: list[tuple[Example, np.ndarray]] = []
+    options = {**config.evaluate.to_dict(), **row.row.evaluate, "batch_size": 1, "trimap": ()}
+    evaluate(
+        model,
+        variables,
+        source,
+        split=data.val_split,
+        on_prediction=lambda example, classes: drawn.append((example, classes)),
+        **options,
+    )
+    make_folder(folder)
+    for number, (example, classes) in enumerate(drawn):
+        write_image(folder / f"image_{number}.jpg", example["image"])
+        for kind, ids in (("truth", example["label"]), ("prediction", classes)):
+            write_image(folder / f"{kind}_{number}.png", colour_labels(ids, source.labels.palette))
+    index = {
+        "asked": count,
+        "names": [str(example["name"]) for example, _ in drawn],
+        "data": source.name,
+        "classes": _classes(drawn, source.labels),
+    }
+    write_json(folder / INDEX, index)
+    return index
+
+
+def _classes(drawn: Iterable[tuple[Example, np.ndarray]], labels: LabelSet) -> list[tuple[str, str]]:
+    """Return the names and colours of the classes in the truth or the predictions."""
+    present = {int(value) for example, ids in drawn for value in np.union1d(example["label"], ids)}
+    colours = ["#" + bytes(colour).hex() for colour in labels.palette]
+    return [(labels.names[value], colours[value]) for value in sorted(present - {IGNORE_LABEL})]

@@ -1,0 +1,159 @@
+"""The plots, as PNG: paper beside ours for each table, and learning curves."""
+
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.rcsetup import cycler
+
+from experiments.report.gather import RowResult, TableResult
+from experiments.tables.table import MEASURES
+
+WIDTH = 8.0  # inches, at DPI
+DPI = 110
+# After Okabe and Ito, told apart by colour-blind readers, without black and yellow, which vanish on one of the themes.
+COLOURS = ("#2f86c8", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#77c3ef", "#888888")
+PAPER, OURS = "#888888", "#2f86c8"
+
+
+@dataclass(frozen=True)
+class Theme:
+    """Ink and ground of a plot."""
+
+    ink: str
+    ground: str
+    grid: str
+
+    def settings(self) -> Any:
+        """Return what matplotlib calls them (its stubs spell out all possible keys, hence Any)."""
+        inked = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
+        return {
+            **dict.fromkeys(inked, self.ink),
+            **dict.fromkeys(("figure.facecolor", "axes.facecolor", "legend.facecolor"), self.ground),
+            **{"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": self.grid},
+            **{"legend.frameon": False, "font.size": 10, "axes.axisbelow": True},
+            "axes.prop_cycle": cycler(color=COLOURS),
+        }
+
+
+LIGHT = Theme(ink="#22262b", ground="#ffffff", grid="#e4e6ea")
+DARK = Theme(ink="#e2e5ea", ground="#1d2127", grid="#363c45")
+
+
+def values_plot(result: TableResult, theme: Theme) -> bytes:
+    """Return a table's numbers as a picture: curves where its rows are curves of the paper, else a point for each row,
+    the paper's and ours on axes of their own, since they are of different data.
+    """
+    with matplotlib.rc_context(theme.settings()):
+        if len(result.table.measures) > 1 and not result.printed:
+            figure = Figure(figsize=(WIDTH, 4.2), layout="constrained")
+            _lines(figure.subplots(), result)
+        else:
+            figure = Figure(figsize=(WIDTH, 1.1 + 0.3 * len(result.rows)), layout="constrained")
+            _points(figure, result, result.table.measures[0])
+        return _png(figure)
+
+
+def curves_plot(result: TableResult, theme: Theme) -> bytes | None:
+    """Return the losses and validation mIoUs of a table's trainings over the steps, one colour for what is trained in
+    the same way; None where there is no record of them.
+    """
+    series = {name: list(_records(result.folder / "trainings" / f"{name}.jsonl")) for name in result.trainings()}
+    if not any(series.values()):
+        return None
+    panels = [("train/loss", "training loss", 1.0)]
+    if any(sum("val/miou" in record for record in records) > 1 for records in series.values()):
+        panels.append(("val/miou", "validation mIoU", 100.0))
+    with matplotlib.rc_context(theme.settings()):
+        figure = Figure(figsize=(WIDTH, 3.6 + 0.22 * len(_names(result))), layout="constrained")
+        for panel, (key, title, factor) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+            _curves(panel, result, series, key, factor)
+            panel.set(xlabel="step", title=title)
+        handles, texts = figure.axes[0].get_legend_handles_labels()
+        figure.legend(handles, texts, loc="outside lower left", fontsize="small")
+        return _png(figure)
+
+
+def _points(figure: Figure, result: TableResult, name: str) -> None:
+    rows = [row for row in result.rows if row.values.get(name) or name in row.row.paper]
+    places = [-index for index in range(len(rows))]
+    sides = (["paper"] if name in result.printed else []) + ["ours"]
+    panels = figure.subplots(1, len(sides), sharey=True, squeeze=False)[0]
+    for panel, side in zip(panels, sides, strict=True):
+        panel.set(title=side, xlabel=MEASURES[name])
+        panel.margins(x=0.12)
+        panel.grid(axis="y", visible=False)
+        if side == "paper":
+            drawn = [(one.row.paper[name], at) for one, at in zip(rows, places, strict=True) if name in one.row.paper]
+            panel.plot(*zip(*drawn, strict=True), "D", color=PAPER, markersize=6)
+            continue
+        for one, at in zip(rows, places, strict=True):
+            if values := one.values.get(name):
+                panel.plot([min(values), max(values)], [at, at], "-", color=OURS, linewidth=2, solid_capstyle="round")
+                panel.plot(mean(values), at, "o", color=OURS, markersize=7)
+    panels[0].set_yticks(places, [row.label for row in rows])
+    panels[0].set_ylim(places[-1] - 0.6, 0.6)
+
+
+def _lines(panel: Axes, result: TableResult) -> None:
+    """A curve for each measure over the rows' only cell, a number; else one for each row over the measures."""
+    rows = [row for row in result.rows if row.values]
+    if all(len(row.row.cells) == 1 and isinstance(row.row.cells[0], int | float) for row in rows):
+        for name in result.table.measures:
+            x, y = zip(*((row.row.cells[0], mean(row.values[name])) for row in rows), strict=True)
+            panel.plot(x, y, "o-", markersize=3, label=MEASURES[name])
+        panel.set_xlabel(result.table.columns[0])
+    else:
+        for row in rows:
+            drawn = [(MEASURES[name], mean(values)) for name, values in row.values.items() if values]
+            panel.plot(*zip(*drawn, strict=True), "o-", label=row.label)
+    panel.legend(fontsize="small")
+
+
+def _curves(
+    panel: Axes, result: TableResult, series: Mapping[str, Sequence[Mapping[str, Any]]], key: str, factor: float
+) -> None:
+    for (text, names), colour in zip(_names(result).items(), COLOURS * len(series), strict=False):
+        for number, name in enumerate(names):
+            drawn = [(record["step"], factor * record[key]) for record in series[name] if key in record]
+            if drawn:
+                own = None if number else text
+                panel.plot(*zip(*drawn, strict=True), "-", color=colour, linewidth=1.3, alpha=0.9, label=own)
+
+
+def _names(result: TableResult) -> dict[str, list[str]]:
+    """Return the names of the trainings under what is said of them: rows that share a training share a curve."""
+    shared: dict[tuple[str, ...], list[RowResult]] = {}
+    for row in result.rows:
+        if row.trainings:
+            shared.setdefault(tuple(training.name for training in row.trainings), []).append(row)
+    texts = {}
+    for names, rows in shared.items():
+        more = f" and {len(rows) - 1} more" if len(rows) > 1 else ""
+        texts[rows[0].label + more] = list(names)
+    return texts
+
+
+def _records(file: Path) -> Iterator[Mapping[str, Any]]:
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return
+    for line in lines:
+        try:
+            yield json.loads(line)
+        except ValueError:  # Half a line, of a run that was killed.
+            continue
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI)
+    return buffer.getvalue()

@@ -1,0 +1,417 @@
+"""The report: its Markdown, its plots and its page, the page in a headless browser as well."""
+
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deeplab_jax.data.images import read_image, write_image
+from deeplab_jax.evaluate.pictures import colour_labels
+from experiments.report import pictures as report_pictures
+from experiments.report.__main__ import main
+from experiments.report.cells import cells, headings
+from experiments.report.gather import RowResult, read_tables
+from experiments.report.markdown import escape
+from experiments.report.page import Section, data_uri, page
+from experiments.report.pictures import Few, Pictures, row_pictures, table_pictures
+from experiments.report.plots import LIGHT, curves_plot, values_plot
+from experiments.runner.files import write_json
+from experiments.runner.jobs import Job
+from experiments.runner.worker import work
+from experiments.tables import TABLES, Row
+from tests.tiny import tiny_config, tiny_models
+
+CHROMIUM = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""
+)
+RED, GREEN, BLUE, GREY = (200, 0, 0), (0, 160, 0), (0, 0, 220), (128, 128, 128)
+HOSTILE = "<script>alert(1)</script> | \"'>"
+
+
+def put(folder: Path, name: str, *mious: float, key: str = "k", **more) -> Path:
+    """Write a row's result as the runner does: 450 steps of 8 images, and 60 s for each seed."""
+    entries = [
+        {"seed": seed, "miou": miou, "seconds": {"training": 60.0, "evaluation": 2.0}, "commits": ["0123456789abcdef"]}
+        for seed, miou in enumerate(mious)
+    ]
+    config = {"train": {"steps": 450, "batch_size": 8}}
+    file = folder / "scenes" / f"{name}.json"
+    write_json(file, {"seeds": entries, "training": key, "evaluation": "e", "config": config, "notes": [], **more})
+    return file
+
+
+@pytest.fixture
+def store(tmp_path) -> Path:
+    """Two tables: three seeds in one, a row that cannot be run in the other; a record of one training."""
+    folder = tmp_path / "results"
+    put(folder, "v3plus_table1/channels_8", 0.70, 0.72, 0.713, key="a")
+    put(folder, "v3plus_table1/channels_48", 0.80, 0.78, 0.79, key="b")
+    put(folder, "v3_table6/eval_os_16", 0.75, key="c")
+    put(folder, "v3_table6/eval_os_8", 0.8, key="c", notes=[HOSTILE])
+    lines = [{"step": step, "train/loss": 2.0 - step / 10} for step in range(1, 6)]
+    lines += [{"step": 3, "val/miou": 0.4}, {"step": 5, "val/miou": 0.7}]
+    trainings = folder / "scenes/trainings"
+    trainings.mkdir()
+    (trainings / "a_seed0.jsonl").write_text("\n".join(map(json.dumps, lines)) + '\n{"step": 6, "tra')
+    return folder
+
+
+def report(tmp_path, *words: str) -> int:
+    paths = ("--results", str(tmp_path / "results"), "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out"))
+    return main([*paths, *words])
+
+
+def tables_by_name(store):
+    return {result.table.name: result for result in read_tables(store, ())[0]}
+
+
+# Markdown.
+
+
+def test_tables_in_markdown(store, tmp_path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- tables:begin -->\nold\n<!-- tables:end -->\nafter\n")
+    assert report(tmp_path, "--write", str(readme)) == 0
+    text = (tmp_path / "out/tables.md").read_text()
+    # 71.1 - 77.61, 79 - 78.21.
+    assert text.endswith(
+        """#### `v3plus_table1` at `scenes`: Decoder: 1x1 channels on Conv2, ResNet-101
+
+arXiv 1802.02611, Table 1 (VOC 2012 val). 6 trainings of 450 steps of 8 images: 6 min in all, the longest 60 s; \
+commit 0123456789ab.
+
+| channels | mIoU: paper | ours | difference | spread |
+|---|---:|---:|---:|---:|
+| 8 | 77.61 | 71.10 | -6.51 | 70.00 to 72.00, 3 seeds |
+| 16 | 77.92 | not yet |  |  |
+| 32 | 78.16 | not yet |  |  |
+| 48 | 78.21 | 79.00 | +0.79 | 78.00 to 80.00, 3 seeds |
+| 64 | 77.94 | not yet |  |  |
+"""
+    )
+    assert "| 8 | yes | yes | yes | 82.70 | not run here: needs COCO |  |  |" in text
+    assert "| 16 |  |  |  | 77.21 | 75.00 | -2.21 | one seed |" in text
+    assert "1 training of 450 steps of 8 images: 1 min in all" in text, "rows that share a training count it once"
+    assert readme.read_text() == f"before\n<!-- tables:begin -->\n{text}<!-- tables:end -->\nafter\n"
+
+
+def test_measures_without_the_papers_numbers_have_one_column(tmp_path) -> None:
+    bands = [{"width": width, "miou": width / 100} for width in (1, 2, 4, 8, 16, 32)]
+    file = put(tmp_path, "v3plus_figure5/resnet_101", 0.5)
+    content = json.loads(file.read_text())
+    content["seeds"][0]["trimap"] = {"bands": bands}
+    write_json(file, content)
+    shares = {f"valid_{taps}": float(taps) for taps in (9, 6, 4, 3, 2, 1)}
+    write_json(tmp_path / "scenes/v3_figure4/rate_1.json", {"computed": shares})
+    results = tables_by_name(tmp_path)
+    figure5, figure4 = results["v3plus_figure5"], results["v3_figure4"]
+    assert headings(figure5)[:4] == ["backbone", "decoder", "mIoU within 1 px", "mIoU within 2 px"]
+    shown = [cell.text for cell in cells(figure5, figure5.rows[0])]
+    assert shown == ["ResNet-101", "", "1.00", "2.00", "4.00", "8.00", "16.00", "32.00"]
+    assert [cell.text for cell in cells(figure4, figure4.rows[0])] == ["1", *(f"{n}.00" for n in (9, 6, 4, 3, 2, 1))]
+    assert all(values_plot(result, LIGHT).startswith(b"\x89PNG") for result in (figure4, figure5))
+    assert curves_plot(figure4, LIGHT) is None
+
+
+def test_what_would_break_a_line_of_markdown_is_escaped() -> None:
+    assert escape("a|b\nc <b>") == "a\\|b c &lt;b>"
+
+
+# The page and the plots.
+
+
+class Tags(HTMLParser):
+    """Every start tag with its attributes, and all text but that of scripts and styles."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict]] = []
+        self.text: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        if self.tags and self.tags[-1][0] not in ("script", "style"):
+            self.text.append(data)
+
+
+def test_the_page_holds_numbers_and_plots_and_needs_no_network(store, tmp_path, capsys) -> None:
+    assert report(tmp_path) == 0
+    assert "2 tables with 4 results" in capsys.readouterr().out
+    source = (tmp_path / "out/report.html").read_text()
+    found = Tags(source)
+    assert {"77.61", "71.10", "-6.51", "70.00 to 72.00, 3 seeds", "not run here: needs COCO"} <= set(found.text)
+    assert not re.search(r"https?://|@import|url\(", source)
+    addresses = [value for _, given in found.tags for name in ("src", "href", "srcset") if (value := given.get(name))]
+    assert addresses and all(value.startswith(("data:image/png;base64,", "#")) for value in addresses)
+    places = {given["id"] for tag, given in found.tags if tag == "section"}
+    assert (
+        places == {value[1:] for value in addresses if value[0] == "#"} == {"scenes-v3_table6", "scenes-v3plus_table1"}
+    )
+    assert all(given.get("alt") for tag, given in found.tags if tag == "img")
+    assert ("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}) in found.tags
+    # A plot of each table, curves of the one training whose record is there, for the page and as files.
+    files = {path.name for path in (tmp_path / "out").glob("*.png")}
+    assert files == {"scenes-v3_table6.png", "scenes-v3plus_table1.png", "scenes-v3plus_table1-curves.png"}
+    assert sum(tag == "picture" for tag, _ in found.tags) == 3
+    assert data_uri((tmp_path / "out/scenes-v3_table6.png").read_bytes(), ".png") in addresses
+
+
+def test_text_from_files_stays_text(store, tmp_path) -> None:
+    assert report(tmp_path) == 0
+    found = Tags((tmp_path / "out/report.html").read_text())
+    assert sum(tag == "script" for tag, _ in found.tags) == 1
+    assert f"{HOSTILE}." in found.text
+    assert "&lt;script>alert(1)&lt;/script> \\| " in (tmp_path / "out/tables.md").read_text()
+
+
+def test_hostile_names_of_images_and_classes_stay_text(store, tmp_path) -> None:
+    found = Tags(pictured_page(store, tmp_path, names=(HOSTILE, "second"), classes=((HOSTILE, HOSTILE),)))
+    assert sum(tag == "script" for tag, _ in found.tags) == 1
+    assert {f"{HOSTILE}: truth", f"{HOSTILE}: channels 48"} <= {given.get("alt") for _, given in found.tags}
+    assert {tag: given for tag, given in found.tags if tag == "span"} == {"span": {"style": f"background:{HOSTILE}"}}
+
+
+# What is refused, and what is left out.
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--scale", "scene"], "--scale 'scene': did you mean scenes?"),
+        (
+            ["--scale", "camvid"],
+            "results/camvid: no results there; python -m experiments.run TABLE --scale camvid first",
+        ),
+        (["--results", "nowhere"], "nowhere: no results there"),
+        (["--out", "/proc/report"], "/proc/report/tables.md: cannot be written"),
+        (["--write", "/proc/none.md"], "/proc/none.md: "),
+        (["--write", "pyproject.toml"], "pyproject.toml: the file has no section between '<!-- tables:begin -->'"),
+        (["--images", "-1"], "--images -1: give 0 or more"),
+        (["--ouput", "x"], "--ouput"),
+    ],
+)
+def test_mistakes_get_one_line(store, tmp_path, capsys, monkeypatch, repo_root, words, message) -> None:
+    monkeypatch.chdir(repo_root)
+    try:
+        assert report(tmp_path, *words) == 2
+    except SystemExit as stop:
+        assert stop.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+
+
+def test_an_out_that_is_a_file_is_refused(store, tmp_path, capsys) -> None:
+    (tmp_path / "out").write_text("mine")
+    assert report(tmp_path) == 2
+    assert "cannot be written" in capsys.readouterr().err and (tmp_path / "out").read_text() == "mine"
+
+
+@pytest.mark.parametrize("damage", ['{"seeds": [', "[]", '{"seeds": [], "training": 1}'])
+def test_a_result_that_cannot_be_read_is_named_and_left_out(store, tmp_path, capsys, damage) -> None:
+    file = store / "scenes/v3_table6/eval_os_16.json"
+    file.write_text(damage)
+    assert report(tmp_path) == 0
+    assert f"{file}: cannot be read as a result" in capsys.readouterr().err
+    assert "| 16 |  |  |  | 77.21 | not yet |  |  |" in (tmp_path / "out/tables.md").read_text()
+
+
+def test_a_result_that_lacks_its_measure_is_left_out(store, tmp_path, capsys) -> None:
+    file = store / "scenes/v3_table6/eval_os_16.json"
+    content = json.loads(file.read_text())
+    del content["seeds"][0]["miou"]
+    write_json(file, content)
+    assert report(tmp_path) == 0
+    assert f"{file}: cannot be read as a result (KeyError 'miou'); left out" in capsys.readouterr().err
+
+
+def test_a_file_of_no_row_is_named(store, tmp_path, capsys) -> None:
+    put(store, "v3_table6/eval_os_4", 0.9)
+    assert report(tmp_path) == 0
+    assert "eval_os_4.json: no table has such a row; left out" in capsys.readouterr().err
+
+
+# Pictures of a run.
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    """The runs of scale `scenes`: one that a tiny network left."""
+    folder = tmp_path_factory.mktemp("runs")
+    with tiny_models():
+        config = tiny_config()
+        work(Job("k", 0, config, {"e": config.evaluate.to_dict()}), folder / "scenes", again=False)
+    return folder
+
+
+def test_pictures_are_predicted_once(runs, tmp_path, monkeypatch) -> None:
+    workdir = tmp_path / "run"
+    shutil.copytree(runs / "scenes/k_seed0", workdir)
+    row = RowResult(Row(("x",)), "x", evaluation="e")
+    seen = []
+    with tiny_models():
+        evaluate = report_pictures.evaluate
+        monkeypatch.setattr(
+            report_pictures,
+            "evaluate",
+            lambda *given, on_prediction, **options: evaluate(
+                *given, on_prediction=lambda *one: (seen.append(one), on_prediction(*one)), **options
+            ),
+        )
+        found = row_pictures(row, workdir, count=2)
+        assert [path.name for path in found.files("prediction")] == ["prediction_0.png", "prediction_1.png"]
+        palette = report_pictures.open_source("scenes", split="val", size=(33, 33), count=5).labels.palette
+        for number, (example, classes) in enumerate(seen):
+            for kind, ids in (("truth", example["label"]), ("prediction", classes)):
+                np.testing.assert_array_equal(read_image(found.files(kind)[number]), colour_labels(ids, palette))
+        assert {"meadow", "road"} & {name for name, _ in found.classes}
+        assert row_pictures(row, workdir, count=2) == found and len(seen) == 2
+        assert len(row_pictures(row, workdir, count=3).names) == 3 and len(seen) == 5
+        (workdir / "report/e/index.json").write_text("{")
+        assert row_pictures(row, workdir, count=2) == found and len(seen) == 7
+
+
+def test_a_few_examples_are_evenly_spread() -> None:
+    source = report_pictures.open_source("scenes", split="val", size=(33, 33), count=5)
+    few = Few(source, 2)
+    assert [few[index]["name"] for index in range(len(few))] == [source[0]["name"], source[2]["name"]]
+    assert len(Few(source, 9)) == 5
+
+
+def test_a_run_that_gives_no_pictures_costs_a_line_only(store, tmp_path, capsys) -> None:
+    workdir = tmp_path / "runs/scenes/c_seed0"
+    workdir.mkdir(parents=True)
+    (workdir / "config.json").write_text("{")
+    assert report(tmp_path) == 0
+    assert f"{workdir}: no pictures of v3_table6, eval os 16 (" in capsys.readouterr().err
+    assert report(tmp_path, "--images", "0") == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_a_table_takes_its_pictures_from_its_runs(store, runs) -> None:
+    put(store, "v3_table6/eval_os_16", 0.75, key="k")
+    with tiny_models():
+        found, remarks = table_pictures(tables_by_name(store)["v3_table6"], runs, count=1)
+    assert [row.label for row, _ in found] == ["eval os 16"] and remarks == []
+    assert found[0][1].folder == runs / "scenes/k_seed0/report/e"
+
+
+# The page in a browser.
+
+
+def pictured_page(store, tmp_path, *, names=("first", "second"), classes=(("sky", "#0000dc"),)) -> str:
+    """The page with pictures of one colour: rows are red and green on the first image, and both blue on the second."""
+    result = tables_by_name(store)["v3plus_table1"]
+    rows = [row for row in result.rows if not row.missing]
+    found = []
+    for row, colour in zip(rows, (RED, GREEN), strict=True):
+        one = Pictures(tmp_path / row.label, names, "scenes", classes)
+        one.folder.mkdir()
+        for kind in ("image", "truth", "prediction"):
+            for file, shade in zip(one.files(kind), (colour if kind == "prediction" else GREY, BLUE), strict=True):
+                write_image(file, np.full((20, 30, 3), shade, np.uint8))
+        found.append((row, one))
+    return page([Section(result, found, (None, None), (None, None))])
+
+
+def in_browser(source: str, script: str, tmp_path: Path) -> dict:
+    """Return what a function's body returns in the page."""
+    if not CHROMIUM:
+        pytest.skip("no chromium on this machine")
+    file = tmp_path / "driven.html"
+    wrapped = f"<script>document.body.textContent = JSON.stringify((() => {{{script}}})())</script></body>"
+    file.write_text(source.replace("</body>", wrapped))
+    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+    flags += " --disable-component-update --disable-sync --window-size=1000,2000 --virtual-time-budget=2000"
+    command = [CHROMIUM, *flags.split(), f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", file.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    body = re.search(r"<body>(.*)</body>", done.stdout, re.DOTALL)
+    assert body, done.stdout
+    return json.loads(body[1])
+
+
+def test_headings_sort(store, tmp_path) -> None:
+    script = """
+      const table = document.querySelector("table");
+      const column = (index) => [...table.tBodies[0].rows].map((row) => row.cells[index].textContent);
+      const click = (index) => table.tHead.rows[0].cells[index].querySelector("button").click();
+      const found = {};
+      click(1); found.paper = column(0); found.said = table.tHead.rows[0].cells[1].getAttribute("aria-sort");
+      click(2); found.up = column(0); click(2); found.down = column(0); click(2); found.back = column(0);
+      return found;"""
+    found = in_browser(pictured_page(store, tmp_path), script, tmp_path)
+    assert found["paper"] == ["8", "16", "64", "32", "48"] and found["said"] == "ascending"
+    assert found["up"][:2] == ["8", "48"] and found["down"][:2] == ["48", "8"], "what has no number stays below"
+    assert found["back"] == ["8", "16", "32", "48", "64"]
+
+
+def test_the_slider_compares_two_rows_on_one_image(store, tmp_path) -> None:
+    script = """
+      const shown = (name) => document.querySelector(`img[data-show="${name}"]`);
+      const stage = document.querySelector(".stage"), range = document.querySelector("input[type=range]");
+      const box = stage.getBoundingClientRect();
+      const at = (share) => document.elementFromPoint(box.left + share * box.width, box.top + 5).dataset.show;
+      const choose = (name, value) => {
+        const select = document.querySelector(`select[data-choice="${name}"]`);
+        select.value = value; select.dispatchEvent(new Event("change"));
+      };
+      const found = { alts: [shown("left").alt, shown("right").alt, shown("truth").alt], start: [at(0.4), at(0.6)] };
+      range.value = 70; range.dispatchEvent(new Event("input")); found.moved = [at(0.6), at(0.8)];
+      stage.setPointerCapture = () => {}; stage.hasPointerCapture = () => true;
+      for (const [kind, share] of [["pointerdown", 0.9], ["pointermove", 0.2]])
+        stage.dispatchEvent(new PointerEvent(kind, { clientX: box.left + share * box.width }));
+      found.dragged = [range.value, at(0.1), at(0.3)];
+      found.before = [shown("left").src, shown("right").src];
+      choose("left", "1"); choose("image", "1");
+      found.after = [shown("left").alt, shown("image").alt, shown("left").src, shown("right").src];
+      return found;"""
+    found = in_browser(pictured_page(store, tmp_path), script, tmp_path)
+    assert found["alts"] == ["first: channels 8", "first: channels 48", "first: truth"]
+    assert found["start"] == ["left", "right"] and found["moved"] == ["left", "right"]
+    assert found["dragged"] == ["20", "left", "right"]
+    red, green = (data_uri((tmp_path / f"channels {n}/prediction_0.png").read_bytes(), ".png") for n in (8, 48))
+    blue = data_uri((tmp_path / "channels 48/prediction_1.png").read_bytes(), ".png")
+    assert found["before"] == [red, green]
+    assert found["after"] == ["second: channels 48", "second: image", blue, blue]
+
+
+def test_a_phone_scrolls_tables_and_not_the_page(store, tmp_path) -> None:
+    """The page in a frame of 390 pixels, which is narrower than a browser's window gets."""
+    script = """
+      const frame = document.createElement("iframe");
+      const source = "<!doctype html>" + document.documentElement.outerHTML.replace(/<script>[^]*?<.script>/g, "");
+      document.body.replaceChildren(frame);
+      frame.style.cssText = "width: 390px; height: 800px; border: 0";
+      const inner = frame.contentDocument;
+      inner.open(); inner.write(source); inner.close();
+      const scroll = inner.querySelector(".scroll");
+      return { page: inner.documentElement.scrollWidth, table: scroll.scrollWidth, shown: scroll.clientWidth,
+               text: inner.defaultView.getComputedStyle(inner.querySelector("td")).fontSize };"""
+    found = in_browser(pictured_page(store, tmp_path), script, tmp_path)
+    assert found["page"] <= 390 and found["table"] > found["shown"] and found["text"] == "16px"
+
+
+def test_every_table_of_the_papers_can_be_shown(tmp_path) -> None:
+    """With one row each, as soon as the runner has it."""
+    for name, table in TABLES.items():
+        if name == "v3_figure4":
+            continue
+        row = next(iter(table.named_rows()))
+        bands = [{"width": width, "miou": 0.5} for width in (1, 2, 4, 8, 16, 32)]
+        file = put(tmp_path / "results", f"{name}/{row}", 0.5, multiply_adds={"space_to_batch": 1e9})
+        content = json.loads(file.read_text())
+        content["seeds"][0]["trimap"] = {"bands": bands}
+        write_json(file, content)
+    results, remarks = read_tables(tmp_path / "results", ("scenes",))
+    assert [result.table.name for result in results] == [name for name in TABLES if name != "v3_figure4"]
+    assert remarks == []
+    for result in results:
+        assert all(len(cells(result, row)) == len(headings(result)) for row in result.rows)
+        assert any(row.values for row in result.rows)
