@@ -6,8 +6,8 @@ DATASET ?= scenes
 DATA_DIR ?=
 ARGS ?=
 
-# XLA asks for all temporaries of a program in one piece, which glibc by itself takes from the system and gives back on every call: on a CPU up
-# to a quarter of a training step. With these it keeps what was freed.
+# XLA asks for all temporaries of a program in one piece, which glibc by itself takes from the system and gives back on every call, which a
+# CPU spends much of a step on. With these it keeps what was freed.
 export GLIBC_TUNABLES ?= glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0:glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=4294967296
 
 BIN := .venv/bin

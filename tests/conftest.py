@@ -6,6 +6,7 @@ inherit these settings.
 """
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -54,6 +55,15 @@ def compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     reset_cache()
     return folder
+
+
+@pytest.fixture(scope="module")
+def tiny_networks(compilation_cache: Path) -> Iterator[None]:
+    """The networks of `tests.tiny` in the catalog, for a file whose tests compile the same programs again and again."""
+    from tests.tiny import tiny_models
+
+    with tiny_models():
+        yield
 
 
 @pytest.fixture(scope="session")

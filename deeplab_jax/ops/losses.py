@@ -66,8 +66,7 @@ def upsampled_losses(
     """Return the losses of scores that are resized bilinearly to the labels, and which pixels they get right.
 
     The logits are computed a band of rows at a time, and again for the gradient, so that they never exist at full
-    resolution as a whole: for 16 crops of 513x513 and 21 classes they take 354 MB, and what their losses' gradient
-    needs another 540 MB.
+    resolution as a whole: for 16 crops of 513x513 and 21 classes they would take 354 MB, and their gradient as much.
 
     Args:
       scores: `[N, h, w, K]`.

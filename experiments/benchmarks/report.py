@@ -1,7 +1,7 @@
 """The results as Markdown, and the mark of the README's section that holds them."""
 
-import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
+from statistics import geometric_mean
 from typing import Any
 
 from experiments.sections import Section
@@ -92,12 +92,6 @@ def mean_text(rows: Mapping[str, Any], who: Callable[[Any], str | None], label: 
         f"{geometric_mean(map(geometric_mean, ratios.values())):.2f}, smallest {min(map(min, ratios.values())):.2f}"
         for dtype, ratios in by_dtype.items()
     )
-
-
-def geometric_mean(values: Iterable[float]) -> float:
-    """Return the geometric mean of positive numbers."""
-    logarithms = [math.log(value) for value in values]
-    return math.exp(sum(logarithms) / len(logarithms))
 
 
 def matrix_limits(rows: Mapping[str, Any]) -> dict[str, float]:

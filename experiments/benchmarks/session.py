@@ -1,7 +1,6 @@
 """One invocation: its settings, and the file of results, which is written after every row."""
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 from deeplab_jax.errors import UserError
 from experiments.benchmarks import machine
 from experiments.benchmarks.timing import first_line
+from experiments.runner.files import write_json
 
 Result = dict[str, Any]
 # PyTorch's threads wait for each other, so a busy processor slows it down more than XLA, and no ratio is right.
@@ -95,7 +95,7 @@ class Session:
         """Write a row that follows from others, or is finished."""
         self._content["parts"].setdefault(part, {})[name] = dict(row)
         self._content["date"] = _now()
-        write_results(self.file, self._content)
+        write_json(self.file, self._content)
 
 
 def read_results(file: Path) -> dict[str, Any]:
@@ -111,21 +111,6 @@ def read_results(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or "parts" not in content:
         raise UserError(f"{file}: holds no results of benchmarks; give another --out")
     return content
-
-
-def write_results(file: Path, content: Mapping[str, Any]) -> None:
-    """Write a file whole or not at all; its folder is made.
-
-    Raises:
-      UserError: it cannot be written.
-    """
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        os.replace(temporary, file)
-    except OSError as error:
-        raise UserError(f"{file}: cannot be written ({error.strerror}); give another --out") from None
 
 
 def _difference(old: Any, new: Any) -> str:

@@ -1,10 +1,8 @@
 """The plots, as PNG: paper beside ours for each table, and learning curves."""
 
 import io
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import mean
 from typing import Any
 
@@ -14,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.rcsetup import cycler
 
 from experiments.report.gather import RowResult, TableResult
+from experiments.runner.progress import read_records
 from experiments.tables.table import MEASURES
 
 WIDTH = 8.0  # inches, at DPI
@@ -65,7 +64,7 @@ def curves_plot(result: TableResult, theme: Theme) -> bytes | None:
     """Return the losses and validation mIoUs of a table's trainings over the steps, one colour for what is trained in
     the same way; None where there is no record of them.
     """
-    series = {name: list(_records(result.folder / "trainings" / f"{name}.jsonl")) for name in result.trainings()}
+    series = {name: list(read_records(result.folder / "trainings" / f"{name}.jsonl")) for name in result.trainings()}
     if not any(series.values()):
         return None
     panels = [("train/loss", "training loss", 1.0)]
@@ -139,18 +138,6 @@ def _names(result: TableResult) -> dict[str, list[str]]:
         more = f" and {len(rows) - 1} more" if len(rows) > 1 else ""
         texts[rows[0].label + more] = list(names)
     return texts
-
-
-def _records(file: Path) -> Iterator[Mapping[str, Any]]:
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return
-    for line in lines:
-        try:
-            yield json.loads(line)
-        except ValueError:  # Half a line, of a run that was killed.
-            continue
 
 
 def _png(figure: Figure) -> bytes:

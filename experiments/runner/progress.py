@@ -6,19 +6,24 @@ from pathlib import Path
 from typing import Any
 
 
-def training_records(file: Path) -> Iterator[dict[str, Any]]:
-    """Yield the records of training steps; half a line, of a run that writes or was killed, is passed over."""
+def read_records(file: Path) -> Iterator[dict[str, Any]]:
+    """Yield the records of a run, none where there is no file; half a line, of a run that writes or was killed, is
+    passed over.
+    """
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except OSError:
         return
     for line in lines:
         try:
-            record = json.loads(line)
+            yield json.loads(line)
         except ValueError:
             continue
-        if "train/loss" in record:
-            yield record
+
+
+def training_records(file: Path) -> Iterator[dict[str, Any]]:
+    """Yield the records of training steps."""
+    return (record for record in read_records(file) if "train/loss" in record)
 
 
 def training_seconds(file: Path, batch_size: int) -> float:

@@ -21,14 +21,9 @@ from tests.tiny import (
     read_metrics,
     run_training,
     tiny_config,
-    tiny_models,
 )
 
-
-@pytest.fixture(scope="module", autouse=True)
-def models(compilation_cache):
-    with tiny_models():
-        yield
+pytestmark = pytest.mark.usefixtures("tiny_networks")
 
 
 def poison(monkeypatch, *numbers):

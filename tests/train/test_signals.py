@@ -17,16 +17,11 @@ from tests.tiny import (
     read_metrics,
     run_training,
     tiny_config,
-    tiny_models,
 )
 
+pytestmark = pytest.mark.usefixtures("tiny_networks")
+
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def models(compilation_cache):
-    with tiny_models():
-        yield
 
 
 @pytest.fixture(scope="module")

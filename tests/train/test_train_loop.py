@@ -24,14 +24,9 @@ from tests.tiny import (
     read_metrics,
     run_training,
     tiny_config,
-    tiny_models,
 )
 
-
-@pytest.fixture(scope="module", autouse=True)
-def models(compilation_cache):
-    with tiny_models():
-        yield
+pytestmark = pytest.mark.usefixtures("tiny_networks")
 
 
 @pytest.fixture(scope="module")
@@ -206,6 +201,16 @@ def test_what_moves_no_number_may_differ(tmp_path, key) -> None:
     with pytest.raises(UserError, match=r"\(config.train.steps: 6 -> 7\)"):
         open_workdir(tmp_path, other, allow_config_change=False)
     open_workdir(tmp_path, other, allow_config_change=True)
+
+
+def test_a_run_from_before_a_key_was_there_had_its_default(tmp_path) -> None:
+    open_workdir(tmp_path, tiny_config(), allow_config_change=False)
+    stored = json.loads((tmp_path / CONFIG_FILE).read_text())
+    del stored["evaluate"]["crop"], stored["train"]["skip_nonfinite"]
+    (tmp_path / CONFIG_FILE).write_text(json.dumps(stored))
+    open_workdir(tmp_path, tiny_config(), allow_config_change=False)
+    with pytest.raises(UserError, match=r"config\.evaluate\.crop: .* -> \[33, 33\]"):
+        open_workdir(tmp_path, tiny_config(**{"evaluate.crop": (33, 33)}), allow_config_change=False)
 
 
 def test_many_changes_are_counted(tmp_path) -> None:

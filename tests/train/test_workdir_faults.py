@@ -18,17 +18,14 @@ from deeplab_jax.train.loop import train
 from deeplab_jax.train.workdir import LOCK_FILE, lock_workdir
 from deeplab_jax.train.writers import Writers
 from deeplab_jax.weights.folder import CHECKPOINTS, load
-from tests.tiny import assert_same_arrays, quiet, read_checkpoint, read_metrics, run_training, tiny_config, tiny_models
+from tests.tiny import assert_same_arrays, quiet, read_checkpoint, read_metrics, run_training, tiny_config
 
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # As `collect_garbage` says.
+pytestmark = [
+    pytest.mark.usefixtures("tiny_networks"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),  # As `collect_garbage` says.
+]
 
 THREE = {"train.keep": 3, "train.checkpoint_every": 2, "train.evaluate_every": 6}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def models(compilation_cache):
-    with tiny_models():
-        yield
 
 
 @pytest.fixture(scope="module")
