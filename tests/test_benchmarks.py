@@ -7,15 +7,17 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.segmenter import abstract_variables
 from experiments.benchmarks import __main__ as benchmarks
-from experiments.benchmarks import growth, lowerings, networks, report
+from experiments.benchmarks import growth, lowerings, networks, paper, report
 from experiments.benchmarks.children import run_child
 from experiments.benchmarks.session import Session, read_results
 from experiments.benchmarks.timing import Race, first_line, race, ratio, statistics, summarize
@@ -216,6 +218,44 @@ def test_the_report_holds_every_row() -> None:
     assert "Not measured: inference: c, OS 16, 513x513, float32 (AssertionError: logits differ)." in text
     assert "2 states of the code" in text
     assert "| matrix products, float32 | 400 GFLOP/s |" in text
+
+
+def test_the_report_tells_of_the_papers_scale() -> None:
+    full = content()
+    result = {
+        "network": "deeplabv3_resnet101_beta",
+        "output_stride": 16,
+        "batch": 16,
+        "crop": [513, 513],
+        "steps": 30000,
+        "parameters": 58_000_000,
+        "multiply_adds": 81_020_000_000,
+        "planned_mib": 20480.0,
+        "micro_batches": 4,
+        "seconds": 36.0,
+        "hours": 300.0,
+    }
+    full["parts"]["paper"] = {"v3_table6/eval_os_16": {"code": "c", "result": result}}
+    line = "| 16 x 513x513 | 16 | 58.0 M | 81.0 G | 20.0 GiB | 36 s, 4 micro-batches | 30000 | 300 |"
+    assert f"| deeplabv3_resnet101_beta (v3_table6) {line}" in report.summarize(full).splitlines()
+
+
+class Program:
+    """What a compiled step tells of its memory: as much as its micro-batch, and a rest."""
+
+    def __init__(self, parts: int, state: Any, batch: Any) -> None:
+        self.mib = 3200 // parts + 100
+
+    def memory_analysis(self) -> SimpleNamespace:
+        sizes = dict.fromkeys(("argument_size_in_bytes", "output_size_in_bytes", "alias_size_in_bytes"), 0)
+        return SimpleNamespace(**sizes, temp_size_in_bytes=self.mib << 20)
+
+
+@pytest.mark.parametrize(("available", "parts"), [(10_000, 1), (1000, 8), (375, 16), (100, 16)])
+def test_a_batch_is_split_until_it_fits(available: float, parts: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paper, "available_mib", lambda: available)
+    program, planned, found = paper.fitting(Program, None, {"image": np.zeros(16)})
+    assert (found, planned, program.mib) == (parts, 3300, 3200 // parts + 100)
 
 
 def test_the_report_goes_between_the_marks(tmp_path: Path) -> None:

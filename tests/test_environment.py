@@ -55,6 +55,7 @@ def test_a_locale_that_is_ascii_and_nothing_else(usual, tmp_path) -> None:
     assert not (tmp_path / "données").exists()
 
 
+@pytest.mark.slow
 def test_a_home_that_cannot_be_written(usual, tmp_path) -> None:
     (tmp_path / "file").touch()
     unwritable = str(tmp_path / "file" / "home")

@@ -24,6 +24,7 @@ from experiments.benchmarks import (
     lowerings,
     machine,
     memory,
+    paper,
     pipeline,
     report,
     training,
@@ -41,10 +42,12 @@ PARTS: dict[str, Callable[[Session], dict[str, Any]]] = {
     "compile": compilation.measure,
     "memory": memory.measure,
     "growth": growth.measure,
+    "paper": paper.measure,
 }
 CHILDREN: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "compile": compilation.child,
     "memory": memory.child,
+    "paper": paper.child,
     "pipeline": pipeline.child,
 }
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "benchmarks"

@@ -32,7 +32,7 @@ def summarize(content: Mapping[str, Any]) -> str:
         for part, title, passes in (("inference", "Inference", 1), ("training", "Training step", TRAINING_PASSES))
         if parts.get(part)
     ]
-    return "\n\n".join([head, *warnings, *tables, *rest(parts)])
+    return "\n\n".join([head, *warnings, *tables, *rest(parts), *paper_table(parts.get("paper", {}))])
 
 
 def results(rows: Rows) -> dict[str, Any]:
@@ -124,6 +124,32 @@ def rest(parts: Mapping[str, Mapping[str, Any]]) -> list[str]:
     if not rows:
         return []
     return ["\n".join(["| what | measured |", "|---|---|", *(f"| {what} | {text} |" for what, text in rows)])]
+
+
+def paper_table(rows: Mapping[str, Any]) -> list[str]:
+    """Return the table of the trainings at the papers' scale, as a list of none or one."""
+    if not rows:
+        return []
+    lines = [
+        "| At the papers' scale | crops | output stride | parameters | multiply-adds a crop | planned memory | "
+        "one step | steps | hours at that pace |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, row in rows.items():
+        parts = f", {row['micro_batches']} micro-batches" if row["micro_batches"] > 1 else ""
+        cells = [
+            f"{row['network']} ({name.split('/')[0]})",
+            f"{row['batch']} x {row['crop'][0]}x{row['crop'][1]}",
+            str(row["output_stride"]),
+            f"{row['parameters'] / 1e6:.1f} M",
+            f"{row['multiply_adds'] / 1e9:.1f} G",
+            f"{row['planned_mib'] / 1024:.1f} GiB",
+            f"{row['seconds']:.0f} s{parts}",
+            str(row["steps"]),
+            f"{row['hours']:,.0f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return ["\n".join(lines)]
 
 
 Lines = list[tuple[str, str]]

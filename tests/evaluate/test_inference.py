@@ -205,6 +205,7 @@ def test_the_crf_sees_each_image_at_its_true_size(made, view) -> None:
         assert (classes[index][inside] != probabilities[index][inside].argmax(-1)).mean() > 0.01
 
 
+@pytest.mark.slow
 def test_segment_takes_a_crf(made) -> None:
     """True takes the published parameters."""
     picture = image_of(40, 50)
@@ -217,7 +218,7 @@ def test_segment_takes_a_crf(made) -> None:
     np.testing.assert_array_equal(segment(*made, picture, crf=DenseCRF(iterations=0)), segment(*made, picture))
 
 
-@pytest.mark.parametrize("mode", ["padded", "exact"])
+@pytest.mark.parametrize("mode", ["padded", pytest.param("exact", marks=pytest.mark.slow)])
 def test_evaluate_counts_what_the_crf_predicts(made, mode) -> None:
     source = MadeUp(((60, 60), (49, 65), (60, 60)))
     predicted = {}
@@ -279,6 +280,7 @@ def test_views_that_make_no_sense_are_refused(scales, window) -> None:
         inference.check_views(scales, window)
 
 
+@pytest.mark.slow
 def test_a_network_that_sees_only_the_centre_segments_whole_images() -> None:
     """U-Net without padding continues the image by mirroring; scales and flips work as for any other."""
     model = create_model("unet", num_classes=3, padding="valid", width=1 / 64, decoder_channels=(4, 4, 4, 4))

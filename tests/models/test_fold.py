@@ -110,6 +110,7 @@ def test_parts_and_surroundings(name: str, options: Any, fill_variables: Any) ->
     assert folded.valid == model.valid
 
 
+@pytest.mark.slow
 def test_the_auxiliary_head_is_folded_too(fill_variables: Any) -> None:
     model = make("deeplabv3_resnet18", aux_head=True)
     images = images_of(model)
@@ -124,7 +125,11 @@ def test_the_auxiliary_head_is_folded_too(fill_variables: Any) -> None:
     ("norms", "folded_norms"),
     [
         ({"norm": "batch", "backbone_norm": "group"}, {"norm": "none", "backbone_norm": "group"}),
-        ({"norm": "group", "backbone_norm": "batch"}, {"norm": "group", "backbone_norm": "none"}),
+        pytest.param(
+            {"norm": "group", "backbone_norm": "batch"},
+            {"norm": "group", "backbone_norm": "none"},
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_group_norm_stays(norms: Any, folded_norms: Any, fill_variables: Any) -> None:
@@ -169,6 +174,7 @@ def test_the_variables_given_are_not_changed(fill_variables: Any) -> None:
     jax.tree.map(np.testing.assert_array_equal, variables, before)
 
 
+@pytest.mark.slow
 def test_bfloat16_is_folded_in_float32(fill_variables: Any) -> None:
     """Both round their activations; folded, the network is as close to float32 as it was."""
     exact, coarse = make("deeplabv3_resnet18"), make("deeplabv3_resnet18", dtype="bfloat16")

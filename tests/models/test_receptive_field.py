@@ -165,6 +165,7 @@ def features(name: str, **options) -> dict[str, Field]:
     return receptive_fields(apply, abstract_variables(model))
 
 
+@pytest.mark.slow
 def test_published_fields_of_resnets() -> None:
     """Araujo et al., "Computing Receptive Fields of Convolutional Neural Networks" (Distill, 2019): 483 for ResNet-50
     in the form whose strides sit in the last units. torchvision's strides in first units see less.

@@ -237,6 +237,7 @@ def test_units_are_named_after_the_stride_at_which_they_end(shapes_of: Any) -> N
     }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", [pytest.param(41, marks=pytest.mark.slow), 71])
 @pytest.mark.parametrize(
     ("stage", "unit"), [pytest.param("conv2", "conv3_unit1", marks=pytest.mark.slow), ("conv3", "conv4_unit1")]

@@ -208,6 +208,7 @@ def test_every_lowering_equals_xla_exactly(case: dict[str, Any]) -> None:
         np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.slow
 @settings(max_examples=8)
 @given(CASES.filter(fits))
 def test_every_lowering_is_near_xla_in_bfloat16(case: dict[str, Any]) -> None:

@@ -46,7 +46,7 @@ def compare(
         pytest.param("DeepLabV3", "resnet18", (256, 320), marks=pytest.mark.slow),
         ("DeepLabV3Plus", "mobilenet_v2", (64, 96)),
         pytest.param("PSPNet", "resnet50", (96, 128), marks=pytest.mark.slow),
-        ("Unet", "mobilenet_v2", (64, 96)),
+        pytest.param("Unet", "mobilenet_v2", (64, 96), marks=pytest.mark.slow),
     ],
 )
 def test_as_made_by_default(architecture: str, encoder: str, size: tuple[int, int]) -> None:

@@ -112,7 +112,9 @@ def assert_comes_back(tensors: dict[str, np.ndarray], model: Segmenter, variable
         np.testing.assert_array_equal(exported[key], tensor, err_msg=key)
 
 
-@pytest.mark.parametrize("name", slow_if(NETWORKS, "deeplabv3_resnet101", "fcn_resnet101", "fcn_resnet50"))
+@pytest.mark.parametrize(
+    "name", slow_if(NETWORKS, "deeplabv3_resnet101", "fcn_resnet101", "fcn_resnet50", "deeplabv3_mobilenet_v3_large")
+)
 def test_the_same_logits_at_its_own_output_stride_and_every_tensor_comes_back(name: str) -> None:
     """Without asking for the kind or the output stride."""
     peer = build(name, num_classes=5)
@@ -167,6 +169,7 @@ def fresh(name: str, **options: Any) -> tuple[Segmenter, Variables]:
     return model, jax.tree_util.tree_map_with_path(initial, abstract_variables(model))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [

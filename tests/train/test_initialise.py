@@ -107,6 +107,7 @@ def test_folded_norms_come_back_as_the_identity(tmp_path) -> None:
     assert np.abs(other - folded.apply(variables, 2 * images, train=False)).max() > 1e-2 * np.abs(expected).max()
 
 
+@pytest.mark.slow
 def test_the_second_stage_starts_from_the_first(tmp_path) -> None:
     """The papers' protocol: batch norm trained at output stride 16, then frozen at 8."""
     run_training(tmp_path / "one", tiny_config(**{"train.steps": 1}))

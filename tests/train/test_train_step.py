@@ -219,6 +219,7 @@ def test_frozen_norm_keeps_its_statistics() -> None:
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_the_loss_falls_on_one_batch() -> None:
     """Every part of DeepLabv3+, fifteen steps on two images: the loss goes down by more than a third."""
     _, state, step = set_up("deeplabv3plus_tiny", optimizer={"name": "adam", "learning_rate": 0.01})
@@ -232,6 +233,7 @@ def test_the_loss_falls_on_one_batch() -> None:
     assert losses[-1] < 2 / 3 * losses[0]
 
 
+@pytest.mark.slow
 def test_a_network_that_sees_only_the_centre_learns_from_the_centre() -> None:
     """U-Net without padding: 188 pixels give 4; the labels around them do not count."""
     model = create_model("unet", num_classes=CLASSES, padding="valid", width=1 / 64, decoder_channels=(4, 4, 4, 4))

@@ -60,6 +60,7 @@ def test_they_start_at_zero() -> None:
     assert all(outer_taps(large, 3).values())
 
 
+@pytest.mark.slow
 def test_training_is_the_same_and_larger_images_see_less_noise() -> None:
     """The gradient of such taps is exactly zero, so a step changes neither them nor anything through them."""
     model, state = make((65, 49))

@@ -196,10 +196,12 @@ def test_what_cannot_be_exported_is_refused(made: Any, options: Any, message: st
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("pspnet_resnet50", {"width": 0.0625, "context_channels": 8}),
-        ("spp_vgg16", {"width": 0.0625, "context_channels": 8}),
+        pytest.param("pspnet_resnet50", {"width": 0.0625, "context_channels": 8}, marks=pytest.mark.slow),
+        pytest.param("spp_vgg16", {"width": 0.0625, "context_channels": 8}, marks=pytest.mark.slow),
         ("unet", {"width": 0.0625, "decoder_channels": (8, 4, 4, 4), "padding": "valid"}),
-        ("largefov_vgg16", {"width": 0.0625, "fc_channels": 8, "image_pyramid": (1.0, 0.5)}),
+        pytest.param(
+            "largefov_vgg16", {"width": 0.0625, "fc_channels": 8, "image_pyramid": (1.0, 0.5)}, marks=pytest.mark.slow
+        ),
     ],
 )
 def test_networks_that_need_a_size_say_so(name: str, options: Any) -> None:

@@ -26,7 +26,6 @@ NETWORKS = [
     ("vainf_deeplabv3plus_xception", "deeplabv3plus_xception41"),
 ]
 FAST = [
-    ("vainf_deeplabv3plus_mobilenet", 16, (97, 131)),
     ("vainf_deeplabv3plus_mobilenet_separable", 8, (97, 131)),
     ("vainf_deeplabv3_xception", 16, (97, 131)),
 ]
