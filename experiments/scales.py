@@ -1,6 +1,7 @@
 """Where the papers' tables are run: at which data, with which networks in place of the papers', for how long.
 
-- `scenes`: generated pictures of 129x129, ResNets and a thin Xception from random weights; for anyone.
+- `scenes`: generated pictures of 129x129, thin ResNets and a thin Xception from random weights; for anyone. A sample of
+  the last block sees a whole picture, so that pyramid and image pooling have little context to add.
 - `camvid`: 257x257 crops of street scenes. ASPP and decoder on the authors' MobileNetV2 (`--init`: what `convert` makes
   of deeplabv3_257_mv_gpu.tflite), the cascade and Xception from random weights.
 - `paper`: the published protocol. PASCAL VOC 2012 (trainaug) at 513, 30000 steps of 16 images, rate 0.007, poly;
@@ -70,7 +71,6 @@ class Scale:
       batch: factor of the papers' batch sizes.
       rates: by which the papers' atrous rates are divided, so that they fit the smaller maps.
       seeds: of a table's rows, where it is not one.
-      arguments: further arguments of the configuration for a table.
       class_weights: what "balanced" means for its data; empty: not known.
     """
 
@@ -81,7 +81,6 @@ class Scale:
     batch: float
     rates: int
     seeds: Mapping[str, int] = field(default_factory=dict)
-    arguments: Mapping[str, str] = field(default_factory=dict)
     class_weights: tuple[float, ...] = ()
 
     def network(self, model: str) -> Network:
@@ -92,26 +91,23 @@ class Scale:
 _SCENES = "configs/scenes.py:model={model}"
 _CAMVID = "configs/camvid.py:model={model},steps={steps}"
 _PAPER = "configs/{data}.py:model={model}"
-# Thin: of width 0.25, whose middle flow has 182 channels.
+# Of a quarter of the channels: ResNets end in 128 of them, Xception's middle flow has 182.
 _THIN: Mapping[str, Any] = {"width": 0.25}
 
 SCALES: dict[str, Scale] = {
     "scenes": Scale(
         name="scenes",
         networks={
-            "resnet50": Network("resnet18", _SCENES, channels=0.25, units=2, limits=FROM_RANDOM),
-            "resnet101": Network("resnet34", _SCENES, channels=0.25, limits=FROM_RANDOM),
+            "resnet50": Network("resnet18", _SCENES, channels=0.25, units=2, options=_THIN, limits=FROM_RANDOM),
+            "resnet101": Network("resnet34", _SCENES, channels=0.25, options=_THIN, limits=FROM_RANDOM),
             "xception65": Network("xception41", _SCENES, channels=0.25, options=_THIN, limits=FROM_RANDOM),
             "xception71": Network("xception65", _SCENES, channels=0.25, options=_THIN, limits=FROM_RANDOM),
         },
-        steps=450,
+        steps=300,
         crop=129,
         batch=0.5,
         rates=3,
         seeds={"v3_table5": 3, "v3plus_table1": 3, "v3plus_table2": 3, "extra_seeds": 5},
-        # A sample of ResNet-34's last block sees all of 129 pixels, so the pyramid would have no context to add there;
-        # pictures of 193 give it maps of 13x13.
-        arguments={"v3_table5": "size=193"},
         # Of `check-data --config configs/scenes.py --split train --limit 400`.
         class_weights=(0.506, 1.023, 1.000, 0.773, 0.650, 1.676, 1.731, 0.676, 1.199),
     ),
@@ -132,7 +128,7 @@ SCALES: dict[str, Scale] = {
             "xception65": Network("xception41", _CAMVID, channels=0.25, options=_THIN, limits=FROM_RANDOM),
             "xception71": Network("xception65", _CAMVID, channels=0.25, options=_THIN, limits=FROM_RANDOM),
         },
-        steps=600,
+        steps=300,
         crop=257,
         batch=0.5,
         rates=1,

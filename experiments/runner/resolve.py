@@ -102,8 +102,7 @@ def resolve(row: Row, table: Table, scale: Scale, settings: Settings) -> Resolve
     architecture = name.split("_", 1)[0]
     steps = settings.steps or scale.steps
     file = network.config.format(model=f"{architecture}_{network.backbone}", data=table.data, steps=steps)
-    more = f",{scale.arguments[table.name]}" if table.name in scale.arguments else ""
-    words = [f"--config={ROOT / file}{more}"]
+    words = [f"--config={ROOT / file}"]
     words += [f"--config.train.steps={steps}"] if steps else []
     words += [f"--config.data.dir={settings.data_dir}"] if settings.data_dir else []
     words += [f"--config.model.options.{key}={value!r}" for key, value in network.options.items()]

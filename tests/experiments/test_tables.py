@@ -174,8 +174,7 @@ def test_logits_have_the_size_of_the_crop_at_the_papers_scale() -> None:
 
 def test_what_is_stated_in_the_papers_terms_is_scaled() -> None:
     rates = resolved("v3_table5", "1_2_4-6_12_18_24").config
-    assert rates.model.options.aspp_rates == (2, 4, 6, 8)
-    assert rates.data.crop_size == (193, 193) and rates.data.options["size"] == (193, 193)
+    assert rates.model.options.aspp_rates == (2, 4, 6, 8) and rates.data.crop_size == (129, 129)
     decoder = resolved("v3plus_table2", "conv3-3x3_256").config.model.options
     assert decoder.low_level_channels == 12 and decoder.decoder_convs == ((3, 64),)
     assert resolved("v3_table9", "batch_size_12").config.train.batch_size == 6
@@ -203,6 +202,7 @@ def test_what_a_scale_cannot_run_it_says_in_words() -> None:
 def test_rows_that_mean_the_same_training_share_it() -> None:
     best = resolved("v3_table6", "eval_os_16").training_key
     for table, name in (
+        ("v3_table5", "1_2_4-6_12_18-image_pooling"),
         ("v3_table8", "crop_size_513-upsampled_logits-fine_tuned_bn"),
         ("v3_table9", "batch_size_16"),
         ("v3_table10", "train_os_16-eval_os_8"),
@@ -227,7 +227,7 @@ def test_keys_follow_what_moves_the_weights_and_nothing_else() -> None:
     same = ("train.log_every=7", "data.threads=1", "evaluate.batch_size=1", "train.checkpoint_every=3")
     assert {key(f"--config.{word}") for word in same} == {key()}
     assert key(data_dir="/elsewhere") == key()
-    other = ("train.batch_size=4", "optimizer.learning_rate=0.1", "model.options.width=0.25", "data.flip=false")
+    other = ("train.batch_size=4", "optimizer.learning_rate=0.1", "model.options.width=0.5", "data.flip=false")
     keys = {key(), key(steps=7), *(key(f"--config.{word}") for word in other)}
     assert len(keys) == 6
     seeds = [to_plain(resolved("v3_table6", "eval_os_16").seeded(seed)) for seed in (0, 3)]
