@@ -10,7 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from deeplab_jax.config import load_config, to_plain
+from deeplab_jax.config import base, load_config, to_plain
 from deeplab_jax.errors import UserError
 from deeplab_jax.train.workdir import FREE
 from deeplab_jax.weights.folder import WEIGHTS_FILE
@@ -57,19 +57,23 @@ class Resolved:
 
     @property
     def training_key(self) -> str:
-        """Hash of all that the weights depend on, but for the seed."""
+        """Hash of all that the weights depend on, but for the seed.
+
+        Defaults are left out, so that a key which comes into the configuration one day makes no result another one.
+        """
         plain = to_plain(self.config)
         for name in OUTSIDE_KEY:
             section, key = name.split(".")[1:]
             del plain[section][key]
         del plain["evaluate"]
         plain["init"] = fingerprint(plain["init"]) if plain["init"] else ""
-        return _hash(plain)
+        return _hash(beyond(to_plain(base()), plain))
 
     @property
     def evaluation_key(self) -> str:
         """Hash of all that the metrics depend on besides the weights."""
-        own = {key: value for key, value in to_plain(self.evaluation).items() if key != "batch_size"}
+        own = beyond(to_plain(base().evaluate), to_plain(self.evaluation))
+        own.pop("batch_size", None)
         return _hash({**own, "split": self.config.data.val_split})
 
     def seeded(self, seed: int) -> ConfigDict:
@@ -182,6 +186,18 @@ def check_pretrained(rows: Iterable[tuple[Table, Row]], scale: Scale, init: str)
                 f"{table.name} at scale {scale.name} starts from pre-trained weights: give --init FOLDER, a model "
                 f"folder of {network.backbone} as `python -m deeplab_jax convert` writes it"
             )
+
+
+def beyond(defaults: Mapping[str, Any], plain: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what of a plain configuration differs from the defaults."""
+    own = {}
+    for key, value in plain.items():
+        default = defaults.get(key)
+        if isinstance(value, Mapping) and isinstance(default, Mapping):
+            value, default = beyond(default, value), {}
+        if value != default:
+            own[key] = value
+    return own
 
 
 def _set(config: ConfigDict, key: str, value: Any) -> None:

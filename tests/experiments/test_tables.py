@@ -11,7 +11,7 @@ from deeplab_jax.config import to_plain
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.segmenter import abstract_variables
 from deeplab_jax.train.settings import build_model
-from experiments.runner.resolve import NotRun, Resolved, Settings, check_pretrained, resolve
+from experiments.runner.resolve import NotRun, Resolved, Settings, beyond, check_pretrained, resolve
 from experiments.scales import SCALES
 from experiments.tables import TABLES
 from experiments.tables.table import MEASURES
@@ -230,6 +230,9 @@ def test_keys_follow_what_moves_the_weights_and_nothing_else() -> None:
     other = ("train.batch_size=4", "optimizer.learning_rate=0.1", "model.options.width=0.5", "data.flip=false")
     keys = {key(), key(steps=7), *(key(f"--config.{word}") for word in other)}
     assert len(keys) == 6
+    assert beyond({"a": {"b": 1, "c": (1, 2)}, "d": 3}, {"a": {"b": 1, "c": (1,)}, "d": 3, "e": 0}) == (
+        {"a": {"c": (1,)}, "e": 0}
+    )
     seeds = [to_plain(resolved("v3_table6", "eval_os_16").seeded(seed)) for seed in (0, 3)]
     assert seeds[1]["train"].pop("seed") == 3 and seeds[0]["train"].pop("seed") == 0 and seeds[0] == seeds[1]
 
