@@ -70,18 +70,27 @@ def plot(
     file: Path,
 ) -> None:
     """Draw the times over both axes as a PNG; a dotted line is linear growth from the first point."""
-    figure = Figure(figsize=(9, 4), layout="constrained")
+    figure = Figure(figsize=(10, 4.6), layout="constrained")
     panels = figure.subplots(1, 2)
     for panel, axis in zip(panels, ("pixels", "batch"), strict=True):
+        measured: set[float] = set()
         for name, axes in series.items():
             if not axes[axis]:
                 continue
             x, seconds = np.asarray(sorted(axes[axis].items())).T
-            (line,) = panel.loglog(x, seconds, "o-", label=f"{name}: exponent {exponents[name][axis]}")
+            power = exponents[name][axis]
+            fit = "" if power is None else f": grows as a power of {power:.2f}"
+            (line,) = panel.loglog(x, seconds, "o-", label=f"{name}{fit}")
             panel.loglog(x, seconds[0] * x / x[0], ":", color=line.get_color())
-        panel.set_xlabel("pixels of one image" if axis == "pixels" else "images of a batch")
+            measured |= set(x)
+        panel.loglog([], [], ":", color="grey", label="linear in the pixels, or in the images")
+        panel.set_xlabel("side of one image in pixels" if axis == "pixels" else f"images of {BATCH_SIDE}x{BATCH_SIDE}")
+        ticks = sorted(measured)
+        panel.set_xticks(ticks, [f"{round(x**0.5 if axis == 'pixels' else x)}" for x in ticks])
+        panel.set_xticks([], minor=True)
         panel.set_ylabel("seconds")
-        panel.legend(fontsize="small")
+        panel.grid(alpha=0.3)
+        panel.legend(fontsize="small", loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=120)
 
