@@ -69,7 +69,7 @@ class Resolved:
     @property
     def evaluation_key(self) -> str:
         """Hash of all that the metrics depend on besides the weights."""
-        own = {key: value for key, value in to_plain(self.evaluation).items() if key != "batch_size"}
+        own = {key: value for key, value in to_plain(self.evaluation).items() if key not in ("batch_size", "devices")}
         return _hash({**own, "split": self.config.data.val_split})
 
     def seeded(self, seed: int) -> ConfigDict:
