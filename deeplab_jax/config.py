@@ -83,6 +83,7 @@ def base() -> ConfigDict:
             "checkpoint_every": 1_000,
             "keep": 2,  # newest checkpoints; the best one is kept as well
             "pictures": 4,  # validation images drawn at each evaluation
+            "shard_state": False,  # True: parameters and optimizer state are split over devices, not copied to each
             "timeout": 900.0,  # seconds without a sign of the other processes, if any, before they count as lost
             "skip_nonfinite": 0,  # updates of a run that may be skipped where loss or gradient are not finite
         }

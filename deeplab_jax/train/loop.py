@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from rich.console import Console
 
@@ -43,6 +44,7 @@ from deeplab_jax.train.sharding import (
     own_rows,
     place_batch,
     replicated,
+    state_shardings,
 )
 from deeplab_jax.train.signals import Stop, stop_on_signals
 from deeplab_jax.train.start import sample, start_state
@@ -114,12 +116,13 @@ def _train(
         **loader_options(data),
     )
     initial = partial(create_state, model=model, optimizer=optimizer, size=tuple(data.crop_size), ema=t.ema_decay > 0)
+    shardings = state_shardings(jax.eval_shape(initial, jax.random.key(0)), mesh, split=t.shard_state)
     with Checkpoints(workdir / CHECKPOINTS, keep=t.keep) as checkpoints:
         state, start = start_state(
             checkpoints,
             initial,
             config,
-            mesh,
+            shardings,
             console,
             model=model,
             images=partial(sample, partial(batches, rows=None), model),
@@ -144,6 +147,7 @@ def _train(
             model=model,
             source=val_source,
             config=config,
+            mesh=mesh,
             workdir=workdir,
             writers=writers,
             stop=stop,
@@ -151,7 +155,7 @@ def _train(
         results = run(
             state,
             start,
-            step=jax.jit(keep_finite(step), donate_argnums=0, out_shardings=replicated(mesh)),
+            step=jax.jit(keep_finite(step), donate_argnums=0, out_shardings=(shardings, replicated(mesh))),
             place=partial(place_batch, mesh=mesh),
             batches=checked(batches(start=start), model.num_classes, train_source.name),
             schedule=schedule,
@@ -251,6 +255,7 @@ def evaluate_and_draw(
     model: Segmenter,
     source: Source,
     config: ConfigDict,
+    mesh: Mesh,
     workdir: Path,
     writers: Writers,
     stop: Stop,
@@ -261,7 +266,7 @@ def evaluate_and_draw(
     )
     results = evaluate(
         model,
-        state.variables(),
+        jax.device_put(state.variables(), replicated(mesh)),
         source,
         split=config.data.val_split,
         timeout=config.data.timeout,

@@ -52,6 +52,28 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def state_shardings(state: Any, mesh: Mesh, *, split: bool) -> Any:
+    """Return where each array of a training state lives, as a tree like it.
+
+    Args:
+      state: arrays or their shapes.
+      mesh: of the run.
+      split: each array is split over `data` along its largest axis that divides, so that optimizer state and parameters
+        take a share of the memory on every device, and XLA gathers parameters where a layer needs them; otherwise
+        every device holds all of them.
+    """
+
+    def of(leaf: Any) -> NamedSharding:
+        parts = mesh.shape[DATA]
+        fitting = [axis for axis, size in enumerate(leaf.shape) if size and size % parts == 0]
+        if not split or not fitting:
+            return replicated(mesh)
+        largest = max(fitting, key=lambda axis: leaf.shape[axis])
+        return NamedSharding(mesh, PartitionSpec(*[None] * largest, DATA))
+
+    return jax.tree.map(of, state)
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Sharding of a batch: images over `data`, their rows over `space`."""
     return NamedSharding(mesh, PartitionSpec(DATA, SPACE))

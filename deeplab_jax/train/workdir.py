@@ -29,6 +29,7 @@ FREE = (
     "config.data.on_error",
     "config.data.max_skipped",
     "config.train.space",
+    "config.train.shard_state",
     "config.train.timeout",
     "config.train.log_every",
     "config.train.pictures",
