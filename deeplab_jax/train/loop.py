@@ -101,7 +101,6 @@ def _train(
         if first:
             open_workdir(workdir, config, allow_config_change=allow_config_change)
             held.enter_context(lock_workdir(workdir, partial(console.print, soft_wrap=True)))
-    distributed.watch(t.timeout)
 
     batches = partial(
         training_batches,
@@ -222,6 +221,7 @@ def run(
                 state, number, used, metrics, allowed=settings.skip_nonfinite, postmortem=postmortem, writers=writers
             )
         writers.step(number)
+        distributed.watch(settings.timeout)  # From now on: the first step compiles.
         log()
         due = is_due(number, settings)
         if due and not stop.asked():
