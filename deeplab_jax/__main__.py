@@ -6,12 +6,13 @@ import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from deeplab_jax import verbs
-from deeplab_jax.errors import StuckError, UserError, did_you_mean
-from deeplab_jax.verbs import INTERRUPTED, fail
+from deeplab_jax.errors import StuckError, ToldElsewhere, UserError, did_you_mean
+from deeplab_jax.verbs import INTERRUPTED, USER_ERROR, fail
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
@@ -31,13 +32,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         word = (unknown or config_args)[0].split("=")[0]
         return fail(f"{args.verb}: {word} is not an option of this verb: {did_you_mean(word, flags)}")
     args.config = config_args
+    own_process = argv is None
+    try:
+        if args.distributed == "none":
+            return run_verb(args, own_process=own_process)
+        from deeplab_jax.distributed import run_as_one
+
+        return run_as_one(args.distributed, partial(run_verb, args, own_process=own_process))
+    except UserError as error:
+        return fail(str(error))
+
+
+def run_verb(args: argparse.Namespace, *, own_process: bool) -> int:
+    """Run the verb and return the exit code; in a process of its own, one that hangs ends at once."""
     try:
         enable_compilation_cache()
         code = args.run(args)
         return 0 if code is None else code
+    except ToldElsewhere:
+        return USER_ERROR
     except UserError as error:
         code = fail(str(error))
-        if isinstance(error, StuckError) and argv is None:
+        if isinstance(error, StuckError) and own_process and args.distributed == "none":
             sys.stdout.flush()
             os._exit(code)  # The interpreter would wait for the thread that hangs.
         return code
@@ -74,7 +90,7 @@ def make_parser() -> argparse.ArgumentParser:
     ) -> argparse.ArgumentParser:
         epilog = "--config FILE.py[:args] and --config.section.key=value set the configuration" if config else None
         sub = subparsers.add_parser(name, help=text, description=text, epilog=epilog, allow_abbrev=False)
-        sub.set_defaults(run=run, parser=sub, takes_config=bool(config))
+        sub.set_defaults(run=run, parser=sub, takes_config=bool(config), distributed="none")
         return sub
 
     train = verb("train", verbs.train, "Train a model, or go on with a run.", config="required")
@@ -82,6 +98,7 @@ def make_parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--allow_config_change", action="store_true", help="go on in a run directory whose configuration differs"
     )
+    add_distributed_flag(train)
 
     replay = verb("replay", verbs.replay, "Run the step again at which training stopped, and show every tensor's size.")
     replay.add_argument("folder", metavar="FOLDER", help="postmortem/ of a run directory")
@@ -98,6 +115,7 @@ def make_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--limit", type=int, help="evaluate only the first images")
     evaluate.add_argument("--trimap", type=numbers(int), help="such as 1,2,4: mIoU within so many pixels of boundaries")
     add_inference_flags(evaluate)
+    add_distributed_flag(evaluate)
 
     predict = verb(
         "predict", verbs.predict, "Segment images; writes NAME.png (class ids with a palette) and NAME_overlay.png."
@@ -169,6 +187,17 @@ def make_parser() -> argparse.ArgumentParser:
         help="write the summary to this file as well; alone, print it instead",
     )
     return parser
+
+
+def add_distributed_flag(parser: argparse.ArgumentParser) -> None:
+    """Add the flag that makes several processes work as one."""
+    parser.add_argument(
+        "--distributed",
+        default="none",
+        metavar="WHERE",
+        help="start this on several machines at once: auto (Slurm, Kubernetes, Open MPI, TPU pods), or "
+        "HOST:PORT,COUNT,INDEX with an address of process 0; by default none",
+    )
 
 
 def add_inference_flags(parser: argparse.ArgumentParser) -> None:

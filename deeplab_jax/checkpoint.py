@@ -1,5 +1,8 @@
 """Checkpoints of a training run: the only file that knows Orbax.
 
+All processes of a run take part in every call; what they hold is put together, so a checkpoint does not say how the
+state was spread, and is restored onto any devices. The folder has to be one that all of them see.
+
 Saving is synchronous: a checkpoint of these networks takes under a second, a full disk is noticed at the step that met
 it, and buffers that the next step donates cannot change under a background copy.
 """
@@ -20,6 +23,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
+from deeplab_jax.distributed import is_first, together
 from deeplab_jax.errors import UserError
 
 METRIC = "miou"
@@ -55,7 +59,9 @@ class Checkpoints:
 
     def __init__(self, directory: str | Path, *, keep: int = 2, read_only: bool = False) -> None:
         self.directory = Path(directory).resolve()
-        _check_metrics(self.directory, mend=not read_only)
+        with together():
+            if read_only or is_first():
+                _check_metrics(self.directory, mend=not read_only)
         policy = AnyPreservationPolicy(
             [
                 LatestN(keep),
@@ -176,12 +182,13 @@ class Checkpoints:
         """
         folder = self.directory / str(step)
         aside = folder.with_name(f"{step}.damaged")
-        try:
-            if aside.exists():
-                shutil.rmtree(aside)
-            folder.rename(aside)
-        except OSError as error:
-            raise UserError(f"{folder}: is damaged and cannot be renamed ({error.strerror}); remove it") from None
+        with together():
+            try:
+                if is_first():
+                    shutil.rmtree(aside, ignore_errors=True)
+                    folder.rename(aside)
+            except OSError as error:
+                raise UserError(f"{folder}: is damaged and cannot be renamed ({error.strerror}); remove it") from None
         self._manager.reload()
         return aside
 

@@ -70,6 +70,7 @@ def base() -> ConfigDict:
             "steps": 30_000,
             "batch_size": 16,  # images of one update, over all devices
             "devices": 0,  # to train on; 0: all
+            "space": 1,  # devices that share the rows of an image; the others have images of their own
             "accumulate": 1,  # micro-batches of one update; batch norm sees one of them at a time
             "seed": 0,
             "upsample_logits": True,  # loss at the labels' size; False: labels are shrunk to the logits instead
@@ -82,6 +83,8 @@ def base() -> ConfigDict:
             "checkpoint_every": 1_000,
             "keep": 2,  # newest checkpoints; the best one is kept as well
             "pictures": 4,  # validation images drawn at each evaluation
+            "shard_state": False,  # True: parameters and optimizer state are split over devices, not copied to each
+            "timeout": 900.0,  # seconds without a sign of the other processes, if any, before they count as lost
             "skip_nonfinite": 0,  # updates of a run that may be skipped where loss or gradient are not finite
         }
     )
@@ -99,7 +102,8 @@ def base() -> ConfigDict:
             "crop": (),  # (height, width) of the centre that is evaluated; empty: all
             "trimap": (),  # widths in pixels of bands around boundaries, evaluated as well
             "trimap_around": "labels",  # a boundary is any change of label; "void": VOC's strips of void pixels
-            "batch_size": 1,
+            "batch_size": 1,  # images on each device
+            "devices": 0,  # of each process; 0: as many as train
         }
     )
     # A key that is misspelt in a config file is an error from here on; what a model or a data set takes is theirs.
@@ -139,6 +143,7 @@ def shrink(config: ConfigDict) -> None:
             "steps": 2,
             "batch_size": 2,
             "devices": 1,
+            "space": 1,
             "accumulate": 1,
             "log_every": 1,
             "pictures": 1,

@@ -8,13 +8,16 @@ class UserError(ValueError):
     """Something that the user got wrong.
 
     The message is one line: it names the file or option, the offending value, and what to do about it. The command line
-      prints it to stderr and
-    exits with code 2; every other exception is a fault of the program and keeps its traceback.
+    prints it to stderr and exits with code 2; every other exception is a fault of the program and keeps its traceback.
     """
 
 
 class StuckError(UserError):
     """A thread hangs in a call that does not return: it cannot be ended, so the process has to be."""
+
+
+class ToldElsewhere(UserError):
+    """Another process of a job has failed and tells the user why; this one ends in silence."""
 
 
 def did_you_mean(word: str, choices: Iterable[object], *, limit: int = 3) -> str:

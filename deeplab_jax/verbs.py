@@ -30,13 +30,17 @@ def required_config(args: argparse.Namespace) -> Any:
 
 def train(args: argparse.Namespace) -> int:
     """`train`."""
+    from deeplab_jax.distributed import is_first, together
     from deeplab_jax.train.loop import train
     from deeplab_jax.train.signals import Interrupted
 
+    with together():
+        config = required_config(args)
     try:
-        train(required_config(args), args.workdir, allow_config_change=args.allow_config_change)
+        train(config, args.workdir, allow_config_change=args.allow_config_change)
     except Interrupted as stop:
-        print(f"deeplab-jax: {stop}", file=sys.stderr)
+        if is_first():
+            print(f"deeplab-jax: {stop}", file=sys.stderr)
         return PREEMPTED if stop.preempted else INTERRUPTED
     return 0
 
@@ -59,28 +63,29 @@ def evaluate(args: argparse.Namespace) -> None:
 
     from deeplab_jax.config import load_config, read_json
     from deeplab_jax.data.sources import open_source
-    from deeplab_jax.evaluate.evaluator import evaluate, write_results
+    from deeplab_jax.distributed import is_first, together
+    from deeplab_jax.evaluate.evaluator import METRICS_FILE, evaluate, write_results
     from deeplab_jax.evaluate.predictor import prediction_writer
     from deeplab_jax.evaluate.tables import class_table, progress_bar
-    from deeplab_jax.train.settings import source_options
+    from deeplab_jax.train.settings import evaluate_options, source_options
     from deeplab_jax.train.workdir import CONFIG_FILE
     from deeplab_jax.weights.folder import load
 
-    model, variables, info = load(args.model, checkpoint=args.checkpoint)
-    if args.config:
-        config = load_config(args.config)
-    elif Path(args.model, CONFIG_FILE).is_file():
-        config = read_json(Path(args.model, CONFIG_FILE))
-    else:
-        raise UserError(
-            f"{args.model}: a model folder does not say which data to evaluate on; give --config configs/NAME.py"
-        )
-    split = args.split or config.data.val_split
-    source = open_source(config.data.name, split=split, **source_options(config.data))
-    options = {**config.evaluate.to_dict(), **given_inference_options(args)}
-    if args.trimap is not None:
-        options["trimap"] = args.trimap
-    console = Console()
+    with together():
+        config = load_config(args.config) if args.config else None
+        model, variables, info = load(args.model, checkpoint=args.checkpoint)
+        if config is None and Path(args.model, CONFIG_FILE).is_file():
+            config = read_json(Path(args.model, CONFIG_FILE))
+        if config is None:
+            raise UserError(
+                f"{args.model}: a model folder does not say which data to evaluate on; give --config configs/NAME.py"
+            )
+        split = args.split or config.data.val_split
+        source = open_source(config.data.name, split=split, **source_options(config.data))
+        options = {**evaluate_options(config), **given_inference_options(args)}
+        if args.trimap is not None:
+            options["trimap"] = args.trimap
+    console = Console(quiet=not is_first())
     with progress_bar(console) as progress:
         results = evaluate(
             model,
@@ -93,7 +98,10 @@ def evaluate(args: argparse.Namespace) -> None:
             **options,
         )
     results["checkpoint"] = info.get("step")
-    file = write_results(results, Path(args.out))
+    file = Path(args.out) / METRICS_FILE
+    with together():
+        if is_first():
+            write_results(results, file.parent)
     console.print(class_table([results], [f"{split}, output stride {results['protocol']['output_stride']}"]))
     console.print(
         f"{results['protocol']['images']} images in {results['seconds']} s; written to {file}",

@@ -17,15 +17,16 @@ _TO_WEIGHTS = {"errors", "labels", "ops", "models", "checkpoint", "weights"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "labels": set(),
+    "distributed": {"errors"},
     "ops": {"errors"},
     "models": {"errors", "ops"},
-    "checkpoint": {"errors", "ops", "models"},
+    "checkpoint": {"errors", "distributed", "ops", "models"},
     "weights": {"errors", "labels", "ops", "models", "checkpoint"},
     "data": {"errors", "labels"},
     # Only the loop, the evaluator and the command line see a config; everything below takes keyword arguments.
     "config": {"errors"},
-    "evaluate": _TO_WEIGHTS | {"config", "data"},
-    "train": _TO_WEIGHTS | {"config", "data", "evaluate"},
+    "evaluate": _TO_WEIGHTS | {"config", "data", "distributed"},
+    "train": _TO_WEIGHTS | {"config", "data", "distributed", "evaluate"},
 }
 # The package's front page gathers the public names from below; nothing else may import it.
 ALLOWED["__init__"] = set(ALLOWED)

@@ -1,7 +1,7 @@
 """Input pipelines on Grain: augmented training batches, and validation examples in order."""
 
-from collections.abc import Iterator
-from typing import TypedDict
+from collections.abc import Iterator, Sequence
+from typing import Any, TypedDict
 
 import grain
 import numpy as np
@@ -16,6 +16,26 @@ ON_ERROR = ("stop", "skip")
 TIMEOUT = 600.0  # seconds; the default of `config.data.timeout`
 
 
+class Rows:
+    """The examples that one process reads of each batch, as a sequence of their own.
+
+    Args:
+      examples: of all processes, batch after batch.
+      rows: positions within a batch, from 0.
+      batch_size: over all processes.
+    """
+
+    def __init__(self, examples: Any, rows: Sequence[int], batch_size: int) -> None:
+        self._examples, self._rows, self._batch_size = examples, rows, batch_size
+
+    def __len__(self) -> int:
+        return len(self._examples) // self._batch_size * len(self._rows)
+
+    def __getitem__(self, index: int) -> Any:
+        batch, row = divmod(index, len(self._rows))
+        return self._examples[batch * self._batch_size + self._rows[row]]
+
+
 class Batch(TypedDict):
     """Images uint8 `[N, H, W, 3]` and labels uint8 `[N, H, W]`, 255 ignored."""
 
@@ -27,6 +47,7 @@ def training_batches(
     source: Source,
     *,
     batch_size: int,
+    rows: Sequence[int] | None = None,
     steps: int,
     start: int = 0,
     seed: int = 0,
@@ -48,7 +69,9 @@ def training_batches(
 
     Args:
       source: training examples.
-      batch_size: images of one step on this process.
+      batch_size: images of one step, over all processes.
+      rows: which of these this process reads, positions from 0; None: all. What a position holds is the same whoever
+        reads it.
       steps: end of training.
       start: first step to yield.
       seed: of order and augmentation.
@@ -83,9 +106,11 @@ def training_batches(
         return grain.MapDataset.source(source).seed(seed).shuffle().repeat()
 
     part = slice(start * batch_size, steps * batch_size)
-    order = ordered(range(len(source)))[part]
+    rows = range(batch_size) if rows is None else rows
+    order = Rows(ordered(range(len(source)))[part], rows, batch_size)
     examples = ordered(source if skipped is None else Replacing(source)).random_map(transform)[part]
-    batches = examples.batch(batch_size, drop_remainder=True)
+    own = grain.MapDataset.source(Rows(examples, rows, batch_size))
+    batches = own.batch(len(rows), drop_remainder=True)
     options = grain.ReadOptions(num_threads=max(1, threads), prefetch_buffer_size=max(1, 2 * threads))
     iterable = batches.to_iter_dataset(options)
     if workers:
@@ -94,7 +119,7 @@ def training_batches(
         iterable = iterable.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers), start_worker)
 
     def files(number: int) -> str:
-        indices = [order[i] for i in range(number * batch_size, (number + 1) * batch_size)]
+        indices = [order[i] for i in range(number * len(rows), (number + 1) * len(rows))]
         return f"{spell([describe(source, index) for index in indices])} (step {start + number + 1})"
 
     for batch in within(lambda: iter(iterable), timeout, what=files, workers=workers):
@@ -105,14 +130,13 @@ def training_batches(
 
 
 def examples_in_order(
-    source: Source, *, threads: int = 2, limit: int | None = None, timeout: float = TIMEOUT
+    source: Source, indices: range | None = None, *, threads: int = 2, timeout: float = TIMEOUT
 ) -> Iterator[Example]:
-    """Iterate over a source once, in order, reading a few examples ahead; each must arrive within `timeout` seconds."""
-    dataset = grain.MapDataset.source(source)
-    if limit is not None:
-        dataset = dataset.slice(slice(0, limit))
+    """Iterate over examples of a source (None: all), reading a few ahead; each must arrive within `timeout` seconds."""
+    indices = range(len(source)) if indices is None else indices
+    dataset = grain.MapDataset.source(source).slice(slice(indices.start, indices.stop, indices.step))
     iterable = dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads))
-    return within(lambda: iter(iterable), timeout, what=lambda number: describe(source, number))
+    return within(lambda: iter(iterable), timeout, what=lambda number: describe(source, indices[number]))
 
 
 def describe(source: Source, index: int) -> str:

@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 import cv2
 import numpy as np
 
+from deeplab_jax.distributed import summed
 from deeplab_jax.errors import UserError, did_you_mean
 from deeplab_jax.labels import IGNORE_LABEL
 from deeplab_jax.ops import metrics
@@ -81,9 +82,11 @@ class Trimap:
         self._rings += np.bincount(cells, minlength=self._rings.size).reshape(self._rings.shape)
 
     def results(self) -> dict[str, Any]:
-        """Return what `metrics.json` holds: for each width the mean IoU (None of an empty band) and the pixels."""
+        """Return what `metrics.json` holds: for each width the mean IoU (None of an empty band) and the pixels, over
+        the images of all processes.
+        """
         bands = []
-        for width, confusion in zip(self._widths, np.cumsum(self._rings, axis=0), strict=True):
+        for width, confusion in zip(self._widths, np.cumsum(summed(self._rings), axis=0), strict=True):
             miou = metrics.mean_iou(confusion)
             bands.append({"width": width, "miou": None if np.isnan(miou) else miou, "pixels": int(confusion.sum())})
         return {"around": self._around, "bands": bands}

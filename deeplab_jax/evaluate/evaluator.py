@@ -4,7 +4,7 @@ import dataclasses
 import json
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,12 @@ import numpy as np
 
 from deeplab_jax.data.loader import TIMEOUT, examples_in_order
 from deeplab_jax.data.pairs import Example, Source
+from deeplab_jax.distributed import in_step, listed, own_share, summed
 from deeplab_jax.errors import UserError, did_you_mean
+from deeplab_jax.evaluate.batches import grouped, padded
 from deeplab_jax.evaluate.boundary import Trimap
-from deeplab_jax.evaluate.inference import check_views, crf_parameters, evaluate_batch, pad_images, run_size
+from deeplab_jax.evaluate.devices import copy_to, local_devices, split_over
+from deeplab_jax.evaluate.inference import check_views, crf_parameters, evaluate_batch
 from deeplab_jax.evaluate.views import check_seen, seen
 from deeplab_jax.labels import IGNORE_LABEL, LabelSet
 from deeplab_jax.models.catalog import check_output_stride, describe
@@ -25,6 +28,7 @@ from deeplab_jax.models.segmenter import Segmenter, Variables
 from deeplab_jax.ops import metrics as ops_metrics
 from deeplab_jax.ops.crf import DenseCRF
 
+METRICS_FILE = "metrics.json"
 MODES = ("padded", "exact")
 VERSIONED = (
     "deeplab_jax",
@@ -61,6 +65,7 @@ def evaluate(
     trimap: Sequence[int] = (),
     trimap_around: str = "labels",
     batch_size: int = 1,
+    devices: int = 1,
     threads: int = 2,
     timeout: float = TIMEOUT,
     limit: int | None = None,
@@ -69,7 +74,8 @@ def evaluate(
 ) -> Results:
     """Evaluate a model on every image of a source, at the labels' own resolution.
 
-    Memory does not grow with the number of images: what remains of each is its share of the confusion matrix.
+    Memory does not grow with the number of images: what remains of each is its share of the confusion matrix. Several
+    processes divide the images, and all return the results of all.
 
     Args:
       model, variables: as from `load`.
@@ -84,13 +90,14 @@ def evaluate(
       resize, crop: what of each example is evaluated; see `views.seen`. By default all, at the labels' own resolution.
       trimap: widths in pixels of bands around boundaries in which mIoU is computed as well; see `boundary`.
       trimap_around: what a boundary is there: "labels" (any change of label) or "void" (VOC's strips of void pixels).
-      batch_size: images of one padded size that run together; the last batch is filled up with empty images, which
-        count for nothing.
+      batch_size: images of one padded size that run together on a device; the last batch is filled up with empty
+        images, which count for nothing.
+      devices: of this process, which run a batch each; 0: all of them.
       threads: that read ahead.
       timeout: seconds within which an image must be read.
       limit: evaluate only so many images.
-      on_prediction: called with each example and its class ids `[H, W]`.
-      progress: called with the images done and in all.
+      on_prediction: called with each example of this process and its class ids `[H, W]`.
+      progress: called with the images done and in all, those of this process; on all processes equally often.
 
     Returns:
       What `metrics.json` holds; see the README.
@@ -114,36 +121,37 @@ def evaluate(
     if output_stride:
         model = model.clone(output_stride=output_stride)
         check_output_stride(model)
-    folded, variables = fold_norm(model, variables)
-    total = len(source) if limit is None else min(limit, len(source))
+    chosen = local_devices(devices)
+    folded, variables = fold_norm(model, copy_to(chosen, variables))
+    together = batch_size * len(chosen)
+    mine = own_share(len(source) if limit is None else min(limit, len(source)))
     factors = tuple(float(scale) for scale in scales)
     view = (int(window[0]), int(window[1])) if window else None
     confusion = np.zeros((model.num_classes, model.num_classes), np.int64)
     bands = Trimap(trimap, num_classes=model.num_classes, around=trimap_around) if trimap else None
     sizes_run: set[Size] = set()
     start, done = time.perf_counter(), 0
-    read = examples_in_order(source, threads=threads, limit=limit, timeout=timeout)
+    read = examples_in_order(source, mine, threads=threads, timeout=timeout)
     examples = (seen(example, resize=resize, crop=crop) for example in read)
-    for size, batch in _batches(examples, batch_size, mode, pad_to):
-        sizes_run.add(size)
-        images, sizes = pad_images([e["image"] for e in batch], size, count=batch_size)
-        labels = np.full((batch_size, *size), IGNORE_LABEL, np.uint8)
-        for index, example in enumerate(batch):
-            height, width = example["label"].shape
-            labels[index, :height, :width] = example["label"]
-        classes, counts = evaluate_batch(
-            folded, variables, images, labels, sizes, scales=factors, flip=flip, window=view, crf=crf
-        )
-        confusion += counts
-        done += len(batch)
-        for example, predicted in zip(batch, classes, strict=False):
-            height, width = example["label"].shape
-            if bands is not None:
-                bands.add(example["label"], predicted[:height, :width])
-            if on_prediction is not None:
-                on_prediction(example, predicted[:height, :width])
+    for group in in_step(grouped(examples, together, mode=mode, pad_to=pad_to)):
+        for size, batch in group:
+            sizes_run.add(size)
+            arrays = split_over(chosen, *padded(batch, size, count=together))
+            classes, counts = evaluate_batch(
+                folded, variables, *arrays, scales=factors, flip=flip, window=view, crf=crf
+            )
+            confusion += counts
+            done += len(batch)
+            for example, predicted in zip(batch, classes, strict=False):
+                height, width = example["label"].shape
+                if bands is not None:
+                    bands.add(example["label"], predicted[:height, :width])
+                if on_prediction is not None:
+                    on_prediction(example, predicted[:height, :width])
         if progress is not None:
-            progress(done, total)
+            progress(done, len(mine))
+    confusion, done = summed(confusion), int(summed(np.asarray(done)))
+    every_size = sorted({tuple(map(int, line.split("x"))) for line in listed([f"{h}x{w}" for h, w in sizes_run])})
     parameters = crf_parameters(crf)
     protocol = {
         "split": split,
@@ -155,7 +163,7 @@ def evaluate(
         "crf": None if parameters is None else dataclasses.asdict(parameters),
         "mode": mode,
         "view": _view(window, crop),
-        "sizes_run": sorted(list(size) for size in sizes_run),
+        "sizes_run": [list(size) for size in every_size],
         "label_resolution": f"shorter side {resize}" if resize else "original",
         "ignore_label": IGNORE_LABEL,
         "data": source.name,
@@ -174,21 +182,6 @@ def _view(window: Sequence[int], crop: Sequence[int]) -> str:
     words = [f"centre crop {crop[0]}x{crop[1]}"] if crop else []
     words += ["sliding window"] if window else []
     return ", ".join(words) or "whole image"
-
-
-def _batches(
-    examples: Iterator[Example], batch_size: int, mode: str, pad_to: Sequence[Size]
-) -> Iterator[tuple[Size, list[Example]]]:
-    """Group examples that run at one size; a group leaves when it is full, and the partly filled ones at the end."""
-    waiting: dict[Size, list[Example]] = {}
-    for example in examples:
-        height, width = example["label"].shape
-        size = run_size((height, width), mode=mode, pad_to=pad_to)
-        group = waiting.setdefault(size, [])
-        group.append(example)
-        if len(group) == batch_size:
-            yield size, waiting.pop(size)
-    yield from waiting.items()
 
 
 def summarize_confusion(confusion: np.ndarray, labels: LabelSet) -> Results:
@@ -224,7 +217,7 @@ def versions() -> dict[str, str]:
 
 def write_results(results: Results, folder: Path) -> Path:
     """Write `metrics.json` and return its path."""
-    file = folder / "metrics.json"
+    file = folder / METRICS_FILE
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")

@@ -27,6 +27,7 @@ from deeplab_jax.ops.metrics import confusion_matrix
 from deeplab_jax.ops.resize import resize_bilinear
 
 Size = tuple[int, int]
+Array = np.ndarray | jax.Array
 
 PAD_STEP = 128
 
@@ -81,8 +82,8 @@ def segment(
 def predict_classes(
     model: Segmenter,
     variables: Variables,
-    images: np.ndarray,
-    sizes: np.ndarray,
+    images: Array,
+    sizes: Array,
     *,
     scales: tuple[float, ...],
     flip: bool,
@@ -102,8 +103,8 @@ def predict_classes(
 def predict_probabilities(
     model: Segmenter,
     variables: Variables,
-    images: np.ndarray,
-    sizes: np.ndarray,
+    images: Array,
+    sizes: Array,
     *,
     scales: tuple[float, ...],
     flip: bool,
@@ -123,7 +124,7 @@ def crf_parameters(crf: DenseCRF | bool) -> DenseCRF | None:
     return ops_crf.DEFAULT if crf else None
 
 
-def _crf_classes(probabilities: jax.Array, images: np.ndarray, sizes: np.ndarray, crf: DenseCRF) -> jax.Array:
+def _crf_classes(probabilities: jax.Array, images: Array, sizes: Array, crf: DenseCRF) -> jax.Array:
     """Refine probabilities image by image, each at its true size; images of size 0 fill a batch up and are left."""
     classes = []
     for index, (height, width) in enumerate(np.asarray(sizes)):
@@ -136,7 +137,7 @@ def _crf_classes(probabilities: jax.Array, images: np.ndarray, sizes: np.ndarray
     return jnp.stack(classes)
 
 
-def _holds(window: Size, images: np.ndarray) -> bool:
+def _holds(window: Size, images: Array) -> bool:
     return images.shape[1] <= window[0] and images.shape[2] <= window[1]
 
 
@@ -210,8 +211,8 @@ def _add_window(
 def _sliding_sums(
     model: Segmenter,
     variables: Variables,
-    images: np.ndarray,
-    sizes: np.ndarray,
+    images: Array,
+    sizes: Array,
     scales: tuple[float, ...],
     flip: bool,
     window: Size,
@@ -255,9 +256,9 @@ def _classes_and_counts(
 def evaluate_batch(
     model: Segmenter,
     variables: Variables,
-    images: np.ndarray,
-    labels: np.ndarray,
-    sizes: np.ndarray,
+    images: Array,
+    labels: Array,
+    sizes: Array,
     *,
     scales: tuple[float, ...] = (1.0,),
     flip: bool = False,

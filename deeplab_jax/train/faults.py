@@ -12,6 +12,7 @@ import numpy as np
 
 from deeplab_jax.checkpoint import Checkpoints
 from deeplab_jax.config import to_plain
+from deeplab_jax.distributed import is_first, is_lost, together, whole
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.segmenter import Segmenter
 from deeplab_jax.train.signals import Interrupted
@@ -34,7 +35,9 @@ def saving_first(save: Callable[[], None]) -> Iterator[None]:
     except Interrupted:
         save()
         raise
-    except Exception:
+    except Exception as error:
+        if is_lost(error):  # A save needs all processes.
+            raise
         with suppress(UserError):  # What failed first is what there is to tell.
             save()
         raise
@@ -82,13 +85,15 @@ def write_postmortem(
     Raises:
       UserError: it cannot be written.
     """
-    with as_user_errors(folder):
-        if folder.exists():
-            shutil.rmtree(folder)
-        folder.mkdir()
-        write_json(folder / CONFIG_FILE, to_plain(config))
-        write_description(folder, model, info)
-        np.savez_compressed(folder / BATCH_FILE, image=np.asarray(batch["image"]), label=np.asarray(batch["label"]))
+    batch = whole(batch)
+    with together(), as_user_errors(folder):
+        if is_first():
+            if folder.exists():
+                shutil.rmtree(folder)
+            folder.mkdir()
+            write_json(folder / CONFIG_FILE, to_plain(config))
+            write_description(folder, model, info)
+            np.savez_compressed(folder / BATCH_FILE, image=batch["image"], label=batch["label"])
     with Checkpoints(folder / CHECKPOINTS) as checkpoints:
         checkpoints.save(number - 1, state.variables(), state.extra())
 

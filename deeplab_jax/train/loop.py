@@ -1,50 +1,60 @@
 """The training loop: everything between a configuration and a run directory."""
 
 import itertools
-import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from rich.console import Console
 
+from deeplab_jax import distributed
 from deeplab_jax.checkpoint import METRIC, Checkpoints
 from deeplab_jax.data.check import check_labels
 from deeplab_jax.data.images import write_image
 from deeplab_jax.data.loader import Batch, skipped_examples, training_batches
 from deeplab_jax.data.pairs import Source
-from deeplab_jax.data.reading import Skipped
 from deeplab_jax.data.sources import open_source
+from deeplab_jax.distributed import together
 from deeplab_jax.evaluate.evaluator import Results, evaluate
 from deeplab_jax.evaluate.pictures import StripCollector, stack_strips
 from deeplab_jax.models.segmenter import Segmenter, abstract_variables
 from deeplab_jax.train.faults import POSTMORTEM, is_finite, keep_finite, saving_first, stop_or_skip, write_postmortem
 from deeplab_jax.train.optimizer import Schedule, make_optimizer
-from deeplab_jax.train.progress import Clock, report
+from deeplab_jax.train.progress import Clock, announce, report, say_skipped
 from deeplab_jax.train.settings import (
     build_model,
     check_class_weights,
     check_settings,
+    evaluate_options,
     loader_options,
     model_info,
     source_options,
     step_options,
 )
-from deeplab_jax.train.sharding import check_batch_size, make_mesh, place_batch, replicated
+from deeplab_jax.train.sharding import (
+    check_batch_size,
+    check_height,
+    make_mesh,
+    own_rows,
+    place_batch,
+    replicated,
+    state_shardings,
+)
 from deeplab_jax.train.signals import Stop, stop_on_signals
 from deeplab_jax.train.start import sample, start_state
 from deeplab_jax.train.state import TrainState, create_state
 from deeplab_jax.train.step import train_step
 from deeplab_jax.train.workdir import lock_workdir, open_workdir, record_start, recording
-from deeplab_jax.train.writers import Writers
+from deeplab_jax.train.writers import NoWriters, Writers
 from deeplab_jax.weights.folder import CHECKPOINTS, write_description
 
 CHECKED_BATCHES = 2
-BATCH_NORM_IMAGES = 12  # The authors' advice: more than 12 images per batch to train batch norm, better 16.
 
 
 def train(
@@ -66,30 +76,37 @@ def train(
       UserError: anything in the configuration, data or directory that the user can mend.
       Interrupted: after Ctrl-C or SIGTERM, once the state is saved.
     """
-    with stop_on_signals() as stop:
-        return _train(config, Path(workdir), allow_config_change, console or Console(), stop)
+    with stop_on_signals() as stop, ExitStack() as held:
+        return _train(config, Path(workdir), allow_config_change, console or Console(), stop, held)
 
 
 def _train(
-    config: ConfigDict, workdir: Path, allow_config_change: bool, console: Console, stop: Stop
+    config: ConfigDict, workdir: Path, allow_config_change: bool, console: Console, stop: Stop, held: ExitStack
 ) -> Results | None:
     t, data = config.train, config.data
-    train_source, val_source = (
-        open_source(data.name, split=split, **source_options(data)) for split in (data.train_split, data.val_split)
-    )
-    model = build_model(config.model, num_classes=train_source.labels.num_classes)
-    check_settings(t, data.crop_size)
-    mesh = make_mesh(t.devices)
-    check_batch_size(t.batch_size, t.accumulate, mesh)
-    check_class_weights(t.class_weights, model)
-    optimizer, schedule = make_optimizer(abstract_variables(model)["params"], steps=t.steps, **config.optimizer)
-    skipped = skipped_examples(train_source, on_error=data.on_error, max_skipped=data.max_skipped)
-    open_workdir(workdir, config, allow_config_change=allow_config_change)
+    first = distributed.is_first()
+    console = console if first else Console(quiet=True)
+    with together():
+        train_source, val_source = (
+            open_source(data.name, split=split, **source_options(data)) for split in (data.train_split, data.val_split)
+        )
+        model = build_model(config.model, num_classes=train_source.labels.num_classes)
+        check_settings(t, data.crop_size)
+        mesh = make_mesh(t.devices, t.space)
+        check_batch_size(t.batch_size, t.accumulate, mesh)
+        check_height(data.crop_size, model.output_stride, mesh)
+        check_class_weights(t.class_weights, model)
+        optimizer, schedule = make_optimizer(abstract_variables(model)["params"], steps=t.steps, **config.optimizer)
+        skipped = skipped_examples(train_source, on_error=data.on_error, max_skipped=data.max_skipped)
+        if first:
+            open_workdir(workdir, config, allow_config_change=allow_config_change)
+            held.enter_context(lock_workdir(workdir, partial(console.print, soft_wrap=True)))
 
     batches = partial(
         training_batches,
         train_source,
         batch_size=t.batch_size,
+        rows=own_rows(mesh, t.batch_size),
         steps=t.steps,
         seed=t.seed,
         fill=model.preprocessing.mean_pixel,
@@ -98,15 +115,21 @@ def _train(
         **loader_options(data),
     )
     initial = partial(create_state, model=model, optimizer=optimizer, size=tuple(data.crop_size), ema=t.ema_decay > 0)
-    with (
-        lock_workdir(workdir, partial(console.print, soft_wrap=True)),
-        Checkpoints(workdir / CHECKPOINTS, keep=t.keep) as checkpoints,
-    ):
+    shardings = state_shardings(jax.eval_shape(initial, jax.random.key(0)), mesh, split=t.shard_state)
+    with Checkpoints(workdir / CHECKPOINTS, keep=t.keep) as checkpoints:
         state, start = start_state(
-            checkpoints, initial, config, mesh, console, model=model, images=partial(sample, batches, model)
+            checkpoints,
+            initial,
+            config,
+            shardings,
+            console,
+            model=model,
+            images=partial(sample, partial(batches, rows=None), model),
         )
-        record_start(workdir, config)
-        write_description(workdir, model, model_info(train_source))
+        with together():
+            if first:
+                record_start(workdir, config)
+                write_description(workdir, model, model_info(train_source))
         if start >= t.steps and checkpoints.metrics(start):
             console.print(f"{workdir}: already trained for {start} of {t.steps} steps; nothing to do", soft_wrap=True)
             return None
@@ -114,34 +137,37 @@ def _train(
         postmortem = partial(
             write_postmortem, workdir / POSTMORTEM, config=config, model=model, info=model_info(train_source)
         )
-        with Writers(workdir, start=start, steps=t.steps, console=console) as writers:
-            announce(config, model, train_source, val_source, writers)
-            evaluation = partial(
-                evaluate_and_draw,
-                model=model,
-                source=val_source,
-                config=config,
-                workdir=workdir,
-                writers=writers,
-                stop=stop,
-            )
-            results = run(
-                state,
-                start,
-                step=jax.jit(keep_finite(step), donate_argnums=0, out_shardings=replicated(mesh)),
-                place=partial(place_batch, mesh=mesh),
-                batches=checked(batches(start=start), model.num_classes, train_source.name),
-                schedule=schedule,
-                settings=t,
-                evaluation=evaluation,
-                checkpoints=checkpoints,
-                writers=writers,
-                postmortem=postmortem,
-                stop=stop,
-            )
-            if skipped is not None:
-                say_skipped(skipped, train_source, writers)
-            return results
+        writers = held.enter_context(
+            Writers(workdir, start=start, steps=t.steps, console=console) if first else NoWriters(workdir)
+        )
+        announce(config, model, train_source, val_source, mesh, writers)
+        evaluation = partial(
+            evaluate_and_draw,
+            model=model,
+            source=val_source,
+            config=config,
+            mesh=mesh,
+            workdir=workdir,
+            writers=writers,
+            stop=stop,
+        )
+        results = run(
+            state,
+            start,
+            step=jax.jit(keep_finite(step), donate_argnums=0, out_shardings=(shardings, replicated(mesh))),
+            place=partial(place_batch, mesh=mesh),
+            batches=checked(batches(start=start), model.num_classes, train_source.name),
+            schedule=schedule,
+            settings=t,
+            evaluation=evaluation,
+            checkpoints=checkpoints,
+            writers=writers,
+            postmortem=postmortem,
+            stop=stop,
+        )
+        if skipped is not None:
+            say_skipped(skipped, train_source, writers)
+        return results
 
 
 def run(
@@ -168,7 +194,8 @@ def run(
 
     def log() -> None:
         if number % settings.log_every == 0 or number == steps or number == start + 1:
-            report(number, metrics, schedule, clock, writers)
+            with together():
+                report(number, metrics, schedule, clock, writers)
             clock.restart()
 
     def log_and_save() -> None:
@@ -185,7 +212,7 @@ def run(
         state, metrics = step(state, batch)
         used = batch
         if number < steps:
-            with saving_first(log_and_save):
+            with saving_first(log_and_save), together():
                 began = time.perf_counter()
                 batch = place(next(batches))  # While the devices work.
                 clock.fetched(time.perf_counter() - began, metrics)
@@ -194,12 +221,13 @@ def run(
                 state, number, used, metrics, allowed=settings.skip_nonfinite, postmortem=postmortem, writers=writers
             )
         writers.step(number)
+        distributed.watch(settings.timeout)  # From now on: the first step compiles.
         log()
         due = is_due(number, settings)
-        if due and not stop.asked:
+        if due and not stop.asked():
             with saving_first(save):
                 results = evaluation(state, number)
-        asked = stop.asked
+        asked = stop.asked()
         if due or number % settings.checkpoint_every == 0 or asked:
             save()
             clock.restart()  # What was neither a step nor waiting for data does not count.
@@ -208,14 +236,6 @@ def run(
     if skipped := steps - int(state.step):
         writers.say(f"{skipped} of {steps} updates were skipped: their loss or gradient was not finite")
     return results
-
-
-def say_skipped(skipped: Skipped, source: Source, writers: Writers) -> None:
-    """List the training images that could not be read since this start."""
-    lines = skipped.lines()
-    writers.say(f"{len(lines)} of {len(source)} training images were skipped since this start")
-    for line in lines:
-        writers.say(f"  {line}")
 
 
 def is_due(number: int, settings: ConfigDict) -> bool:
@@ -235,26 +255,30 @@ def evaluate_and_draw(
     model: Segmenter,
     source: Source,
     config: ConfigDict,
+    mesh: Mesh,
     workdir: Path,
     writers: Writers,
     stop: Stop,
 ) -> Results:
     """Evaluate on the validation split, and draw a few of its images."""
-    collector = StripCollector(source.labels, total=len(source), count=config.train.pictures)
+    collector = StripCollector(
+        source.labels, total=len(distributed.own_share(len(source))), count=config.train.pictures
+    )
     results = evaluate(
         model,
-        state.variables(),
+        jax.device_put(state.variables(), replicated(mesh)),
         source,
         split=config.data.val_split,
         timeout=config.data.timeout,
         on_prediction=collector,
         progress=lambda done, total: stop.check(number, config.train.steps),
-        **config.evaluate,
+        **evaluate_options(config),
     )
-    if collector.strips:
-        with recording(workdir):
-            (workdir / "pictures").mkdir(exist_ok=True)
-        write_image(workdir / "pictures" / f"step_{number:07d}.png", stack_strips(collector.strips))
+    with together():
+        if collector.strips and distributed.is_first():
+            with recording(workdir):
+                (workdir / "pictures").mkdir(exist_ok=True)
+            write_image(workdir / "pictures" / f"step_{number:07d}.png", stack_strips(collector.strips))
     scalars = {
         name: results[name]
         for name in ("miou", "pixel_accuracy", "mean_accuracy", "seconds")
@@ -274,20 +298,3 @@ def checked(batches: Iterator[Batch], num_classes: int, name: str) -> Iterator[B
         check_labels(batch["label"], num_classes, name=f"training batch {index + 1} of {name}")
         yield batch
     yield from batches
-
-
-def announce(config: ConfigDict, model: Segmenter, train_source: Source, val_source: Source, writers: Writers) -> None:
-    """Say what is about to be trained, and warn of what is known to go wrong."""
-    parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_variables(model)["params"]))
-    t = config.train
-    writers.say(
-        f"{config.model.name} at output stride {model.output_stride}, {parameters:,} parameters, on "
-        f"{train_source.name}: {len(train_source)} training and {len(val_source)} validation images; "
-        f"{t.steps} steps of {t.batch_size} on {t.devices or jax.device_count()} {jax.default_backend()} device(s)"
-    )
-    images = t.batch_size // t.accumulate
-    if model.backbone.settings.norm == "batch" and images < BATCH_NORM_IMAGES:
-        writers.say(
-            f"note: batch norm sees {images} images at a time; the authors advise more than {BATCH_NORM_IMAGES}. "
-            "Accumulation does not help; norm='group' does not depend on it"
-        )

@@ -1,13 +1,21 @@
-"""How fast a run goes, and the numbers of a step."""
+"""What a run says of itself: at the start, at a step and how fast it goes, at the end."""
 
 import math
 import time
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
+from deeplab_jax import distributed
+from deeplab_jax.data.pairs import Source
+from deeplab_jax.data.reading import Skipped
+from deeplab_jax.models.segmenter import Segmenter, abstract_variables
 from deeplab_jax.train.optimizer import Schedule
 from deeplab_jax.train.writers import Writers
+
+BATCH_NORM_IMAGES = 12  # The authors' advice: more than 12 images per batch to train batch norm, better 16.
 
 
 class Clock:
@@ -51,3 +59,30 @@ def report(number: int, metrics: dict[str, jax.Array], schedule: Schedule, clock
         f"{values['learning_rate']:.2e}, "
         f"{speed['images_per_second']:.1f} images/s, waiting for data {speed['data_wait']:.1%}",
     )
+
+
+def announce(
+    config: ConfigDict, model: Segmenter, train_source: Source, val_source: Source, mesh: Mesh, writers: Writers
+) -> None:
+    """Say what is about to be trained, and warn of what is known to go wrong."""
+    parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_variables(model)["params"]))
+    t = config.train
+    writers.say(
+        f"{config.model.name} at output stride {model.output_stride}, {parameters:,} parameters, on "
+        f"{train_source.name}: {len(train_source)} training and {len(val_source)} validation images; "
+        f"{t.steps} steps of {t.batch_size} on {mesh.size} {jax.default_backend()} device(s)"
+    )
+    images = t.batch_size // t.accumulate
+    if model.backbone.settings.norm == "batch" and images < BATCH_NORM_IMAGES:
+        writers.say(
+            f"note: batch norm sees {images} images at a time; the authors advise more than {BATCH_NORM_IMAGES}. "
+            "Accumulation does not help; norm='group' does not depend on it"
+        )
+
+
+def say_skipped(skipped: Skipped, source: Source, writers: Writers) -> None:
+    """List the training images that could not be read since this start, on any process."""
+    lines = distributed.listed(skipped.lines())
+    writers.say(f"{len(lines)} of {len(source)} training images were skipped since this start")
+    for line in lines:
+        writers.say(f"  {line}")

@@ -21,7 +21,7 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.train.faults import BATCH_FILE, describe_failure
 from deeplab_jax.train.optimizer import make_optimizer
 from deeplab_jax.train.settings import step_options
-from deeplab_jax.train.sharding import make_mesh, place_batch
+from deeplab_jax.train.sharding import make_mesh, place_batch, state_shardings
 from deeplab_jax.train.start import restore
 from deeplab_jax.train.state import create_state
 from deeplab_jax.train.step import train_step
@@ -76,7 +76,8 @@ def replay(folder: str | Path) -> Replay:
 
     with Checkpoints(folder / CHECKPOINTS, read_only=True) as checkpoints:
         before = checkpoints.find("newest")
-        state = restore(checkpoints, before, initial, mesh)
+        shardings = state_shardings(jax.eval_shape(initial, jax.random.key(0)), mesh, split=False)
+        state = restore(checkpoints, before, initial, shardings)
     rows: dict[int, tuple[str, np.ndarray]] = {}
     # An optimizer whose state becomes the gradient: what the step computes until then is what training computed.
     keep_gradient = optax.GradientTransformation(

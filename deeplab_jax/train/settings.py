@@ -28,6 +28,12 @@ def loader_options(data: ConfigDict) -> dict[str, Any]:
     return {name: data[name] for name in names}
 
 
+def evaluate_options(config: ConfigDict) -> dict[str, Any]:
+    """Return what `evaluate` takes from a config: its `evaluate` section, on as many devices as train."""
+    options = {"devices": 0, **config.evaluate.to_dict()}
+    return {**options, "devices": options["devices"] or config.train.devices}
+
+
 def step_options(settings: ConfigDict) -> dict[str, Any]:
     """Return what `train_step` takes from a config's `train` section."""
     names = ("accumulate", "upsample_logits", "top_k", "aux_weight", "ema_decay")
@@ -52,6 +58,8 @@ def check_settings(settings: ConfigDict, crop_size: Sequence[int]) -> None:
     for name in ("seed", "skip_nonfinite"):
         if settings[name] < 0:
             raise UserError(f"config.train.{name}={settings[name]}: give 0 or more")
+    if settings.timeout <= 0:
+        raise UserError(f"config.train.timeout={settings.timeout}: give seconds, more than config.data.timeout has")
     if not 0 < settings.top_k <= 1:
         raise UserError(f"config.train.top_k={settings.top_k}: give a share of the pixels, above 0 and up to 1")
     if not 0 <= settings.ema_decay < 1:

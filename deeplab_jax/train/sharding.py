@@ -1,9 +1,11 @@
-"""Where arrays live: a mesh over the devices, batches split along it, parameters on all of them.
+"""Where arrays live: a mesh over the devices of all processes, and what each device holds of batches and state.
 
 `jit` over arrays with a NamedSharding computes on the global batch, so that batch normalisation and the loss see all of
-it, on one device or many.
+it, on one device or many. Along the axis `data` devices hold different images, along `space` different rows of the same
+images; what a convolution sees of its neighbours' rows XLA exchanges.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -11,13 +13,20 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from deeplab_jax.errors import UserError
+from deeplab_jax.models.segmenter import SMALLEST_SIDE
+
+DATA, SPACE = "data", "space"
 
 
-def make_mesh(devices: int = 0) -> Mesh:
-    """Return a mesh with one axis, `data`, over the first `devices` devices; 0 takes all.
+def make_mesh(devices: int = 0, space: int = 1) -> Mesh:
+    """Return a mesh of `devices` / `space` by `space` devices, with the axes `data` and `space`.
+
+    Args:
+      devices: the first so many; 0 takes all.
+      space: devices that share the rows of an image.
 
     Raises:
-      UserError: there are not so many.
+      UserError: there are not so many devices, they do not divide, or several processes leave some of them out.
     """
     found = jax.devices()
     if not 0 <= devices <= len(found):
@@ -25,7 +34,17 @@ def make_mesh(devices: int = 0) -> Mesh:
             f"config.train.devices={devices}: there are {len(found)}; choose 1 to {len(found)}, or 0 for all"
         )
     count = devices or len(found)
-    return jax.make_mesh((count,), ("data",), axis_types=(AxisType.Auto,), devices=found[:count])
+    if jax.process_count() > 1 and count < len(found):
+        raise UserError(f"config.train.devices={devices}: several processes use all of their devices; give 0")
+    here = count // jax.process_count()
+    if space < 1 or here % space:
+        fitting = [n for n in range(1, here + 1) if here % n == 0]
+        raise UserError(
+            f"config.train.space={space}: an image is split over devices of one process; choose from "
+            f"{', '.join(map(str, fitting))}"
+        )
+    shape, axes = (count // space, space), (DATA, SPACE)
+    return jax.make_mesh(shape, axes, axis_types=(AxisType.Auto, AxisType.Auto), devices=found[:count])
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -33,23 +52,70 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def state_shardings(state: Any, mesh: Mesh, *, split: bool) -> Any:
+    """Return where each array of a training state lives, as a tree like it.
+
+    Args:
+      state: arrays or their shapes.
+      mesh: of the run.
+      split: each array is split over `data` along its largest axis that divides, so that optimizer state and parameters
+        take a share of the memory on every device, and XLA gathers parameters where a layer needs them; otherwise
+        every device holds all of them.
+    """
+
+    def of(leaf: Any) -> NamedSharding:
+        parts = mesh.shape[DATA]
+        fitting = [axis for axis, size in enumerate(leaf.shape) if size and size % parts == 0]
+        if not split or not fitting:
+            return replicated(mesh)
+        largest = max(fitting, key=lambda axis: leaf.shape[axis])
+        return NamedSharding(mesh, PartitionSpec(*[None] * largest, DATA))
+
+    return jax.tree.map(of, state)
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Sharding of a batch along its first axis."""
-    return NamedSharding(mesh, PartitionSpec("data"))
+    """Sharding of a batch: images over `data`, their rows over `space`."""
+    return NamedSharding(mesh, PartitionSpec(DATA, SPACE))
+
+
+def own_rows(mesh: Mesh, batch_size: int) -> list[int]:
+    """Return which images of a batch the devices of this process hold, ascending."""
+    held = NamedSharding(mesh, PartitionSpec(DATA)).addressable_devices_indices_map((batch_size,))
+    return sorted({row for part in held.values() if part is not None for row in range(*part[0].indices(batch_size))})
 
 
 def place_batch(batch: Any, mesh: Mesh) -> Any:
-    """Move this process's part of a batch (numpy leaves `[N, ...]`) to the devices as global arrays."""
+    """Move this process's part of a batch (numpy leaves `[N, H, ...]`) to the devices as global arrays."""
     sharding = batch_sharding(mesh)
-    return jax.tree.map(lambda array: jax.make_array_from_process_local_data(sharding, np.asarray(array)), batch)
+
+    def place(part: Any) -> jax.Array:
+        part = np.asarray(part)
+        shape = (len(part) * jax.process_count(), *part.shape[1:])
+        return jax.make_array_from_process_local_data(sharding, part, shape)
+
+    return jax.tree.map(place, batch)
 
 
 def check_batch_size(batch_size: int, accumulate: int, mesh: Mesh) -> None:
     """Raise a UserError where a batch cannot be split evenly over micro-batches and devices."""
-    parts = accumulate * mesh.size
+    devices = mesh.shape[DATA]
+    parts = accumulate * devices
     if batch_size < 1 or batch_size % parts:
         nearest = max(parts, round(batch_size / parts) * parts)
         raise UserError(
-            f"config.train.batch_size={batch_size} does not split over {accumulate} micro-batches on {mesh.size} "
+            f"config.train.batch_size={batch_size} does not split over {accumulate} micro-batches on {devices} "
             f"devices; use {nearest}"
+        )
+
+
+def check_height(crop_size: Sequence[int], output_stride: int, mesh: Mesh) -> None:
+    """Raise a UserError where crops cannot be split by rows so that every map of the network splits too."""
+    space, (height, width) = mesh.shape[SPACE], crop_size
+    parts = space * output_stride
+    if space > 1 and height % parts:
+        nearest = max(-(-SMALLEST_SIDE // parts), round(height / parts)) * parts
+        raise UserError(
+            f"config.data.crop_size={tuple(crop_size)}: {height} rows do not split over {space} devices at output "
+            f"stride {output_stride}; use {(nearest, width)}"
         )

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from deeplab_jax.distributed import largest
+
 
 class Interrupted(BaseException):
     """The run was asked to stop, and nothing is lost.
@@ -18,6 +20,9 @@ class Interrupted(BaseException):
         self.preempted = preempted
 
 
+NOTHING, CTRL_C, SIGTERM = range(3)  # The largest is what the processes of a run agree on.
+
+
 class Stop:
     """Whether a signal has asked the run to stop.
 
@@ -26,9 +31,13 @@ class Stop:
     """
 
     def __init__(self) -> None:
-        self.asked = False
-        self._preempted = False
+        self._heard = self._agreed = NOTHING
         self._waits = False
+
+    def asked(self) -> bool:
+        """Whether any process of the run was asked; each has to call this at the same points."""
+        self._agreed = largest(self._heard)
+        return self._agreed != NOTHING
 
     def wait_for_step(self) -> None:
         """Leave it to the loop, from now on, to end the run."""
@@ -36,19 +45,21 @@ class Stop:
 
     def check(self, number: int, steps: int) -> None:
         """Raise Interrupted if a signal has asked for it; the state of step `number` of `steps` must get saved."""
-        if self.asked:
+        if self.asked():
             raise Interrupted(
                 f"stopped at step {number} of {steps}, which is saved; the same command goes on from there",
-                preempted=self._preempted,
+                preempted=self._agreed == SIGTERM,
             )
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         """Take a signal; a second Ctrl-C does not wait for the step."""
-        if number == signal.SIGINT and (self.asked or not self._waits):
+        if number == signal.SIGINT and (self._heard != NOTHING or not self._waits):
             raise KeyboardInterrupt
-        self.asked, self._preempted = True, self._preempted or number == signal.SIGTERM
+        self._heard = max(self._heard, SIGTERM if number == signal.SIGTERM else CTRL_C)
         if not self._waits:
-            raise Interrupted("stopped before the first step; the same command starts again", preempted=self._preempted)
+            raise Interrupted(
+                "stopped before the first step; the same command starts again", preempted=self._heard == SIGTERM
+            )
 
 
 @contextmanager

@@ -16,7 +16,6 @@ from deeplab_jax.data.loader import Batch
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.segmenter import Segmenter
 from deeplab_jax.train.initialise import initial_variables
-from deeplab_jax.train.sharding import replicated
 from deeplab_jax.train.state import TrainState
 
 SAMPLED_BATCHES = 3
@@ -26,25 +25,25 @@ def start_state(
     checkpoints: Checkpoints,
     initial: Callable[[jax.Array], TrainState],
     config: ConfigDict,
-    mesh: jax.sharding.Mesh,
+    shardings: TrainState,
     console: Console,
     *,
     model: Segmenter,
     images: Callable[[], jax.Array],
 ) -> tuple[TrainState, int]:
-    """Return the newest checkpoint's state, or a fresh one, on the devices.
+    """Return the newest checkpoint's state, or a fresh one, on the devices that `shardings` (a tree like it) names.
 
     `model` and `images` are those of `initial_variables`.
     """
     key = jax.random.key(config.train.seed)
     say = partial(console.print, soft_wrap=True, highlight=False, markup=False)
     if checkpoints.latest() is not None:
-        state, step = restore_newest(checkpoints, initial, mesh, say)
+        state, step = restore_newest(checkpoints, initial, shardings, say)
         say(f"resuming from step {step} in {checkpoints.directory}")
         return state, step
     # Run once, so compiled in a hurry: a third of the time, the same numbers.
     hurry = {"xla_backend_optimization_level": 0}
-    state = jax.jit(initial, out_shardings=replicated(mesh), compiler_options=hurry)(key)
+    state = jax.jit(initial, out_shardings=shardings, compiler_options=hurry)(key)
     if config.init:
         state = initial_variables(state, config.init, scope=config.init_scope, model=model, images=images, say=say)
     return state, 0
@@ -53,7 +52,7 @@ def start_state(
 def restore_newest(
     checkpoints: Checkpoints,
     initial: Callable[[jax.Array], TrainState],
-    mesh: jax.sharding.Mesh,
+    shardings: TrainState,
     say: Callable[[str], Any],
 ) -> tuple[TrainState, int]:
     """Return the newest state that can be read, and its step; what is damaged above it is said and set aside.
@@ -64,7 +63,7 @@ def restore_newest(
     damaged: dict[int, str] = {}
     for step in reversed(checkpoints.steps()):
         try:
-            state = restore(checkpoints, step, initial, mesh)
+            state = restore(checkpoints, step, initial, shardings)
         except DamagedCheckpoint as error:
             damaged[step] = error.reason
             continue
@@ -80,12 +79,15 @@ def restore_newest(
 
 
 def restore(
-    checkpoints: Checkpoints, step: int, initial: Callable[[jax.Array], TrainState], mesh: jax.sharding.Mesh
+    checkpoints: Checkpoints, step: int, initial: Callable[[jax.Array], TrainState], shardings: TrainState
 ) -> TrainState:
-    """Return the state of a step, whole on every device; `initial` makes a state of the same kind from a key."""
-    abstract = jax.eval_shape(initial, jax.random.key(0))
+    """Return the state of a step, however it was spread over devices when it was saved; `initial` makes a state of the
+    same kind from a key.
+    """
     abstract = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated(mesh)), abstract
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        jax.eval_shape(initial, jax.random.key(0)),
+        shardings,
     )
     return abstract.with_restored(
         checkpoints.restore_variables(step, abstract.variables()), checkpoints.restore_extra(step, abstract.extra())

@@ -19,7 +19,8 @@ CONFIG_FILE = "config.json"
 RUN_FILE = "run.json"
 LOCK_FILE = ".lock"
 
-# What may differ between two starts of one run: it moves no number, or only says what happens after a fault.
+# What may differ between two starts of one run: it moves no number but by rounding, or only says what happens after a
+# fault.
 FREE = (
     "config.data.dir",
     "config.data.threads",
@@ -27,10 +28,14 @@ FREE = (
     "config.data.timeout",
     "config.data.on_error",
     "config.data.max_skipped",
+    "config.train.space",
+    "config.train.shard_state",
+    "config.train.timeout",
     "config.train.log_every",
     "config.train.pictures",
     "config.train.keep",
     "config.train.skip_nonfinite",
+    "config.evaluate.devices",
     "config.evaluate.trimap",
     "config.evaluate.trimap_around",
 )

@@ -90,3 +90,30 @@ class Writers:
         temporary = self._file.with_suffix(".tmp")
         temporary.write_text("".join(kept), encoding="utf-8")
         os.replace(temporary, self._file)
+
+
+class NoWriters(Writers):
+    """Of the processes beside the first: nothing is written or printed."""
+
+    def __init__(self, workdir: Path) -> None:
+        self.workdir = workdir
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+    def step(self, step: int) -> None:
+        pass
+
+    def scalars(self, step: int, values: Mapping[str, float], *, prefix: str) -> None:
+        pass
+
+    def line(self, step: int, text: str) -> None:
+        pass
+
+    def say(self, text: str) -> None:
+        pass

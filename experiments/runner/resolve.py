@@ -73,7 +73,7 @@ class Resolved:
     def evaluation_key(self) -> str:
         """Hash of all that the metrics depend on besides the weights."""
         own = beyond(to_plain(base().evaluate), to_plain(self.evaluation))
-        own.pop("batch_size", None)
+        own = {key: value for key, value in own.items() if key not in ("batch_size", "devices")}
         return _hash({**own, "split": self.config.data.val_split})
 
     def seeded(self, seed: int) -> ConfigDict:

@@ -143,5 +143,5 @@ def test_what_an_example_raises_arrives_as_it_is() -> None:
 def test_examples_in_order_are_read_once() -> None:
     names = [example["name"] for example in examples_in_order(Encoded(7))]
     assert names == [str(index) for index in range(7)]
-    assert [example["name"] for example in examples_in_order(Encoded(7), limit=3)] == ["0", "1", "2"]
-    assert len(list(examples_in_order(Encoded(2), limit=9))) == 2
+    assert [example["name"] for example in examples_in_order(Encoded(7), range(3))] == ["0", "1", "2"]
+    assert [example["name"] for example in examples_in_order(Encoded(7), range(1, 7, 2))] == ["1", "3", "5"]

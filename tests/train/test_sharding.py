@@ -1,5 +1,6 @@
 """Devices: a step over eight is the step over one, and batches that do not split are refused."""
 
+import re
 from functools import partial
 
 import jax
@@ -7,10 +8,22 @@ import numpy as np
 import pytest
 
 from deeplab_jax.errors import UserError
+from deeplab_jax.models.catalog import create_model
+from deeplab_jax.models.segmenter import abstract_variables
 from deeplab_jax.train.optimizer import make_optimizer
-from deeplab_jax.train.sharding import batch_sharding, check_batch_size, make_mesh, place_batch, replicated
+from deeplab_jax.train.sharding import (
+    batch_sharding,
+    check_batch_size,
+    check_height,
+    make_mesh,
+    own_rows,
+    place_batch,
+    replicated,
+    state_shardings,
+)
 from deeplab_jax.train.state import create_state
 from deeplab_jax.train.step import train_step
+from experiments.launch.traffic import all_reduced_bytes, summed_bytes
 from tests.tiny import tiny_model, tiny_models
 
 needs_devices = pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices: JAX_NUM_CPU_DEVICES=8")
@@ -74,3 +87,73 @@ def test_a_step_on_eight_devices_equals_the_step_on_one(accumulate) -> None:
     assert float(one[1]["loss"]) == pytest.approx(float(eight[1]["loss"]), rel=1e-5)
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(eight), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+@needs_devices
+def test_space_divides_the_devices_and_the_rows_of_the_crops() -> None:
+    mesh = make_mesh(8, 2)
+    assert dict(mesh.shape) == {"data": 4, "space": 2}
+    with pytest.raises(UserError, match="config.train.space=3: .*; choose from 1, 2, 4, 8$"):
+        make_mesh(8, 3)
+    check_batch_size(4, 1, mesh)
+    check_height((64, 33), 16, mesh)
+    check_height((513, 513), 16, make_mesh(8))
+    for height, nearest in ((513, 512), (33, 64), (1000, 992)):
+        message = re.escape(f"{height} rows do not split over 2 devices at output stride 16; use {(nearest, 33)}")
+        with pytest.raises(UserError, match=message):
+            check_height((height, 33), 16, mesh)
+
+
+@needs_devices
+def test_images_are_split_by_rows_and_every_image_is_read_by_its_process() -> None:
+    mesh = make_mesh(8, 2)
+    assert own_rows(mesh, 8) == list(range(8))
+    batch = place_batch({"label": np.arange(4 * 6).reshape(4, 6)}, mesh)
+    np.testing.assert_array_equal(batch["label"].addressable_shards[3].data, [[9, 10, 11]])
+
+
+@needs_devices
+def test_a_split_state_takes_a_share_of_the_memory() -> None:
+    """Each array goes along its largest axis that divides; what does not divide stays whole."""
+    mesh, shapes = make_mesh(8), {"kernel": (3, 3, 16, 32), "bias": (5,), "step": (), "long": (64, 24)}
+    state = {name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in shapes.items()}
+    split = {name: tuple(each.spec) for name, each in state_shardings(state, mesh, split=True).items()}
+    assert split == {"kernel": (None, None, None, "data"), "bias": (), "step": (), "long": ("data",)}
+    assert all(each.is_fully_replicated for each in state_shardings(state, mesh, split=False).values())
+
+
+def compile_step(mesh, *, size, split=False, **options):
+    """The program of a training step, and the variables' shapes."""
+    model = create_model(num_classes=3, norm_momentum=0.9, **options)
+    variables = abstract_variables(model)
+    optimizer, _ = make_optimizer(variables["params"], steps=10)
+    initial = partial(create_state, model=model, optimizer=optimizer, size=size, ema=False)
+    state = jax.eval_shape(initial, jax.random.key(0))
+    shardings = state_shardings(state, mesh, split=split)
+    placed = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings)
+    shapes = {"image": (8, *size, 3), "label": (8, *size)}
+    batch = {
+        name: jax.ShapeDtypeStruct(shape, np.uint8, sharding=batch_sharding(mesh)) for name, shape in shapes.items()
+    }
+    step = partial(train_step, model=model, optimizer=optimizer, key=jax.random.key(1))
+    step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
+    return step.lower(placed, batch).compile(), variables
+
+
+@needs_devices
+def test_splitting_by_rows_exchanges_borders_and_splits_the_memory() -> None:
+    with tiny_models():
+        tiny = {"name": "cascade_tiny", "size": (256, 64), "lowering": "direct"}
+        (whole, _), (rows, _) = (compile_step(make_mesh(n, n), **tiny) for n in (1, 4))
+    assert "collective-permute" in rows.as_text() and "collective-permute" not in whole.as_text()
+    assert rows.memory_analysis().temp_size_in_bytes < 0.45 * whole.memory_analysis().temp_size_in_bytes
+
+
+@needs_devices
+def test_all_reduced_bytes_are_those_of_the_gradient_and_of_batch_norm() -> None:
+    """The program may reduce a statistic twice, forwards and backwards, and the scalars of the metrics."""
+    with tiny_models():
+        program, variables = compile_step(make_mesh(8), name="cascade_tiny", size=(33, 33))
+    statistics = summed_bytes(variables["batch_stats"])
+    found = all_reduced_bytes(program.as_text())
+    assert summed_bytes(variables) <= found <= summed_bytes(variables) + statistics + 64

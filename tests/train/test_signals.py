@@ -114,7 +114,7 @@ def test_a_second_ctrl_c_does_not_wait_and_a_second_sigterm_does() -> None:
         stop.check(1, 6)
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGTERM)
-        assert stop.asked
+        assert stop.asked()
         with pytest.raises(Interrupted, match="stopped at step 1 of 6"):
             stop.check(1, 6)
         with pytest.raises(KeyboardInterrupt):

@@ -1,0 +1,252 @@
+"""Several processes that work as one: how they find each other, fail together, and notice that one of them is gone.
+
+All of it rests on small collectives, so every process has to come by the same calls in the same order. A process on its
+own agrees with itself at once.
+"""
+
+import itertools
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NoReturn, TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from deeplab_jax.errors import ToldElsewhere, UserError
+
+Item = TypeVar("Item")
+
+ALONE, DETECTED = "none", "auto"
+LOST = 75  # Exit code where another process is gone: EX_TEMPFAIL, as after SIGTERM.
+TIMEOUT = 900.0  # seconds; the default of `config.train.timeout`
+JOINING = 300  # seconds for all processes to start
+GOODBYE = 10.0  # seconds to wait for the others at the end
+# JAX ends a process that misses its heartbeats by an abort with a stack trace; `_Watchdog` is there long before.
+HEARTBEAT = 24 * 3600
+# What JAX's errors say where a collective has lost a process. Only the first has been seen in tests.
+SIGNS_OF_LOSS = ("Gloo", "NCCL", "UNAVAILABLE", "coordination service")
+
+
+def run_as_one(where: str, run: Callable[[], int]) -> int:
+    """Run what returns an exit code, as one of several processes unless `where` is "none".
+
+    Args:
+      where: "none"; "auto", where JAX finds the others by itself (Slurm, Kubernetes, Open MPI, TPU pods); or
+        "HOST:PORT,COUNT,INDEX": an address of the first process that the others reach, how many there are, and which
+        one this is, from 0.
+      run: called once the others are there.
+
+    Returns:
+      The exit code, where this process is alone. Otherwise it ends here: an interpreter that winds down waits for
+      threads that may hang, and a first process that ends early aborts the others.
+
+    Raises:
+      UserError: `where` is none of these, or there are no others to be found.
+    """
+    if where == ALONE:
+        return run()
+    join(where)
+    try:
+        code = run()
+    except BaseException as error:
+        if is_lost(error):
+            give_up(f"a collective failed ({_first_line(error)})")
+        traceback.print_exc()
+        code = 1
+    leave(code)
+
+
+def join(where: str) -> None:
+    """Wait until all processes are there; see `run_as_one`."""
+    arguments: dict[str, Any] = (
+        {} if where == DETECTED else {**explicit(where), "cluster_detection_method": "deactivate"}
+    )
+    try:
+        jax.distributed.initialize(
+            **arguments,
+            initialization_timeout=JOINING,
+            heartbeat_timeout_seconds=HEARTBEAT,
+            shutdown_timeout_seconds=int(6 * GOODBYE),
+        )
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"--distributed {where}: the other processes were not found ({_first_line(error)}); give "
+            "HOST:PORT,COUNT,INDEX, the same HOST:PORT on all of them"
+        ) from None
+    _watchdog.start()
+
+
+def explicit(where: str) -> dict[str, Any]:
+    """Read "HOST:PORT,COUNT,INDEX" as the arguments of `jax.distributed.initialize`."""
+    address, *numbers = where.split(",")
+    try:
+        count, index = map(int, numbers)
+        fits = 0 <= index < count and address.rpartition(":")[2].isdecimal() and ":" in address[1:]
+    except ValueError:
+        fits = False
+    if not fits:
+        raise UserError(
+            f"--distributed {where}: give none, auto, or HOST:PORT,COUNT,INDEX with INDEX from 0 to COUNT - 1, such as "
+            "node1:12345,2,0"
+        )
+    return {"coordinator_address": address, "num_processes": count, "process_id": index}
+
+
+def leave(code: int) -> NoReturn:
+    """End this process, once all are about to or after a few seconds."""
+    thread = threading.Thread(target=jax.distributed.shutdown, daemon=True)
+    thread.start()
+    thread.join(GOODBYE)
+    _end(code)
+
+
+def is_first() -> bool:
+    """Whether this is the one process that writes and prints."""
+    return jax.process_index() == 0
+
+
+def largest(value: int) -> int:
+    """Return the largest of the processes' numbers, int32."""
+    return int(_gather(value).max())
+
+
+def summed(counts: np.ndarray) -> np.ndarray:
+    """Return the sum of the processes' int64 counts `[...]`, exactly."""
+    if jax.process_count() == 1:
+        return counts
+    halves = counts.astype(np.int64).ravel().view(np.uint32)  # JAX would cut the numbers to 32 bits.
+    rows = np.ascontiguousarray(multihost_utils.process_allgather(halves)).view(np.int64)
+    return np.asarray(rows.sum(axis=0).reshape(counts.shape))
+
+
+def listed(lines: Sequence[str]) -> list[str]:
+    """Return the lines of all processes, one process after another."""
+    if jax.process_count() == 1:
+        return list(lines)
+    text = np.frombuffer("\n".join(lines).encode(), np.uint8)
+    padded = np.zeros(largest(text.size) + 1, np.uint8)
+    padded[: text.size] = text
+    rows = multihost_utils.process_allgather(padded)
+    return [line for row in rows for line in row.tobytes().rstrip(b"\0").decode().split("\n") if line]
+
+
+def own_share(total: int) -> range:
+    """Return which of `total` things, divided evenly, fall to this process."""
+    return range(jax.process_index(), total, jax.process_count())
+
+
+def in_step(items: Iterator[Item]) -> Iterator[list[Item]]:
+    """Pass on items one by one, empty lists once this process has no more but another has."""
+    while True:
+        with together():
+            item = list(itertools.islice(items, 1))
+        if not largest(len(item)):
+            return
+        yield item
+
+
+def whole(tree: Any) -> Any:
+    """Return arrays that are spread over all processes as numpy arrays on each of them."""
+    return multihost_utils.process_allgather(tree, tiled=True)
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Fail on every process where a block fails on one. In the block no process may wait for another.
+
+    Raises:
+      ToldElsewhere: it failed on another process; there its own exception goes on.
+    """
+    if jax.process_count() == 1:
+        yield
+        return
+    failure = None
+    try:
+        yield
+    except Exception as error:
+        if is_lost(error):
+            raise
+        failure = error
+    failed = np.flatnonzero(_gather(int(failure is not None)))
+    if failed.size and failure is not None and failed[0] == jax.process_index():
+        raise failure
+    if failed.size:
+        raise ToldElsewhere(f"process {failed[0]} of {jax.process_count()} failed, and says why") from failure
+
+
+def is_lost(error: BaseException) -> bool:
+    """Whether an exception comes from another process being gone."""
+    if not jax.distributed.is_initialized():
+        return False
+    chain: list[BaseException] = [error]
+    while cause := chain[-1].__cause__:
+        chain.append(cause)
+    # Gloo's errors come as ValueError, others as RuntimeError.
+    return any(
+        isinstance(each, ValueError | RuntimeError)
+        and not isinstance(each, UserError)
+        and any(sign in str(each) for sign in SIGNS_OF_LOSS)
+        for each in chain
+    )
+
+
+def give_up(why: str) -> NoReturn:
+    """Say in a line that another process is gone, and end this one: nothing that it waits for can come."""
+    print(
+        f"deeplab-jax: process {jax.process_index()} of {jax.process_count()}: another process died or hangs: {why}; "
+        "start all of them again to go on from the newest checkpoint",
+        file=sys.stderr,
+    )
+    _end(LOST)
+
+
+def watch(seconds: float) -> None:
+    """Set after how many seconds without a sign of the others this process gives them up (`config.train.timeout`)."""
+    _watchdog.limit = seconds
+
+
+class _Watchdog(threading.Thread):
+    """Ends the process where the others show no sign of life: a collective with a lost process never returns."""
+
+    def __init__(self) -> None:
+        super().__init__(name="watchdog", daemon=True)
+        self.limit, self._silent = TIMEOUT, 0.0
+
+    def heard(self) -> None:
+        """Note that all processes were there just now."""
+        self._silent = 0.0
+
+    def run(self) -> None:
+        # Counted in naps, not by a clock: time in which the machine or this process was suspended counts for nothing.
+        while self._silent < self.limit:
+            time.sleep(nap := min(1.0, self.limit / 4))
+            self._silent += nap
+        give_up(f"no sign of it for {self.limit:g} s (config.train.timeout)")
+
+
+_watchdog = _Watchdog()
+
+
+def _gather(value: int) -> np.ndarray:
+    """Return the number of every process, int32 `[processes]`."""
+    if jax.process_count() == 1:
+        return np.asarray([value], np.int32)
+    values = multihost_utils.process_allgather(np.asarray([value], np.int32), tiled=True)
+    _watchdog.heard()
+    return np.asarray(values)
+
+
+def _end(code: int) -> NoReturn:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

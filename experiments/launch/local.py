@@ -1,0 +1,140 @@
+"""Start several processes of one job on this machine: to try out what a cluster runs, or one process for each GPU.
+
+    python -m experiments.launch.local --processes 2 --devices 2 -- train --config configs/scenes.py --workdir runs/two
+
+Every line of output gets the number of its process. When one process ends badly, the others get a few seconds to
+notice it, and are then killed. Ctrl-C and SIGTERM go on to all of them. The exit code is that of the first process that
+failed; 75, upon which the same command goes on from the newest checkpoint, also where that one was killed.
+"""
+
+import argparse
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from types import FrameType
+from typing import IO
+
+from deeplab_jax.verbs import PREEMPTED
+
+GRACE = 20.0  # seconds for the others to notice that one is gone; longer than they wait for each other at the end
+
+
+class Job:
+    """The processes of one start of the command."""
+
+    def __init__(self, words: Sequence[str], *, processes: int, devices: int) -> None:
+        address = f"127.0.0.1:{free_port()}"
+        environment = dict(os.environ)
+        if devices:
+            environment["JAX_NUM_CPU_DEVICES"] = str(devices)
+        self._readers: list[threading.Thread] = []
+        self.processes: list[subprocess.Popen[str]] = []
+        for index in range(processes):
+            process = subprocess.Popen(
+                command(words, address=address, processes=processes, index=index),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                errors="replace",
+                env=environment,
+                start_new_session=True,  # Ctrl-C reaches them once, through this process.
+            )
+            self.processes.append(process)
+            for source, target in ((process.stdout, sys.stdout), (process.stderr, sys.stderr)):
+                assert source is not None
+                reader = threading.Thread(target=pass_on, args=(source, target, f"[{index}] "), daemon=True)
+                reader.start()
+                self._readers.append(reader)
+
+    def send(self, number: int) -> None:
+        """Send a signal to the processes that still run."""
+        for process in self.processes:
+            if process.poll() is None:
+                process.send_signal(number)
+
+    def wait(self) -> int:
+        """Wait for all, or for one that fails and then the rest; return the exit code, negative for a signal."""
+        code, deadline = 0, float("inf")
+        while any(process.poll() is None for process in self.processes):
+            time.sleep(0.05)
+            failed = [process.returncode for process in self.processes if process.returncode]
+            if failed and not code:
+                code, deadline = failed[0], time.monotonic() + GRACE
+            if time.monotonic() > deadline:
+                self.send(signal.SIGKILL)
+        for reader in self._readers:
+            reader.join()
+        return code or next((process.returncode for process in self.processes if process.returncode), 0)
+
+
+def command(words: Sequence[str], *, address: str, processes: int, index: int) -> list[str]:
+    """Return the command line of a process; one on its own needs no address."""
+    several = [] if processes == 1 else ["--distributed", f"{address},{processes},{index}"]
+    return [sys.executable, "-u", "-m", "deeplab_jax", *words, *several]
+
+
+def free_port() -> int:
+    """Return a port of this machine that nothing listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def pass_on(source: IO[str], target: IO[str], prefix: str) -> None:
+    """Copy lines, each behind a prefix."""
+    for line in source:
+        target.write(prefix + line)
+        target.flush()
+
+
+def can_go_on(code: int) -> bool:
+    """Whether a start that ended with this code is to be repeated: preempted, lost a process, or was killed."""
+    return code == PREEMPTED or code < 0
+
+
+def run(words: Sequence[str], *, processes: int, devices: int, restarts: int) -> int:
+    """Start the command, again up to `restarts` times where it can go on; return the exit code."""
+    jobs: list[Job] = []
+    signals: list[int] = []
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        signals.append(number)
+        jobs[-1].send(number)
+
+    for start in range(restarts + 1):
+        jobs.append(Job(words, processes=processes, devices=devices))
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, forward)
+        code = jobs[-1].wait()
+        if not can_go_on(code) or signals or start == restarts:
+            break
+        print(f"ended with {code}; start {start + 2} of at most {restarts + 1}", file=sys.stderr, flush=True)
+    return PREEMPTED if code < 0 else code
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.launch.local", description=__doc__.splitlines()[0])
+    parser.add_argument("--processes", type=int, default=2, help="how many")
+    parser.add_argument("--devices", type=int, default=0, help="CPU devices of each; 0: as JAX finds them")
+    parser.add_argument("--restarts", type=int, default=0, help="start again so often after a loss or SIGTERM")
+    parser.add_argument("words", nargs="+", metavar="-- VERB ...", help="verb and flags of python -m deeplab_jax")
+    args = parser.parse_args(argv)
+    if args.processes < 1 or args.devices < 0 or args.restarts < 0:
+        parser.error("--processes has to be at least 1, --devices and --restarts at least 0")
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the launcher; see the module."""
+    args = parse(argv)
+    return run(args.words, processes=args.processes, devices=args.devices, restarts=args.restarts)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,130 @@
+"""The launchers: what they run is what the command line takes, and a failure of one process is the failure of all."""
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+
+from deeplab_jax.__main__ import make_parser, split_config_arguments
+from deeplab_jax.distributed import explicit
+from experiments.launch import local
+
+FOLDER = "experiments/launch"
+
+
+def check_words(words):
+    """Parse the words of a command as the command line would; nothing may be left over."""
+    args, rest = make_parser().parse_known_args(words)
+    config, unknown = split_config_arguments(rest)
+    assert not unknown and any(word.startswith("--config=configs/") for word in config)
+    return args
+
+
+@pytest.mark.parametrize("script", ["slurm.sbatch", "tpu_pod.sh"])
+def test_scripts_are_bash_and_run_what_the_command_line_takes(repo_root, script) -> None:
+    file = repo_root / FOLDER / script
+    assert subprocess.run(["bash", "-n", file], check=False).returncode == 0
+    text = file.read_text()
+    (flags,) = re.findall(r"deeplab_jax (train --distributed \S+) ", text)
+    usage = next(line for line in text.splitlines() if line.startswith("#") and "--config configs/" in line)
+    words = shlex.split(flags) + shlex.split(usage[usage.index("--config") :])
+    assert check_words(words).distributed == "auto"
+
+
+@pytest.mark.parametrize(("code", "requeued"), [(0, False), (2, False), (75, True), (134, True), (137, True)])
+def test_the_sbatch_script_requeues_what_can_go_on(repo_root, tmp_path, code, requeued) -> None:
+    for name, body in (("srun", f"exit {code}"), ("scontrol", f"echo $@ > {tmp_path}/asked")):
+        (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_JOB_ID": "7"}
+    done = subprocess.run(["bash", repo_root / FOLDER / "slurm.sbatch"], env=environment, check=False)
+    assert done.returncode == code
+    assert (tmp_path / "asked").exists() == requeued
+
+
+def test_the_manifest_gives_every_pod_its_place(repo_root) -> None:
+    service, job = yaml.safe_load_all((repo_root / FOLDER / "gke.yaml").read_text())
+    spec = job["spec"]
+    (container,) = spec["template"]["spec"]["containers"]
+    command = container["command"][-1].replace("$JOB_COMPLETION_INDEX", "1")
+    words = shlex.split(command)
+    args = check_words(words[words.index("train") :])
+    place = explicit(args.distributed)
+    assert place["num_processes"] == spec["completions"] == spec["parallelism"] and place["process_id"] == 1
+    # Pod 0 of an indexed Job is called so within its service.
+    name = job["metadata"]["name"]
+    assert place["coordinator_address"].split(":")[0] == f"{name}-0.{spec['template']['spec']['subdomain']}"
+    assert service["metadata"]["name"] == spec["template"]["spec"]["subdomain"]
+    assert service["spec"]["selector"] == {"job-name": name} and spec["completionMode"] == "Indexed"
+    (exits,) = [rule["onExitCodes"] for rule in spec["podFailurePolicy"]["rules"] if "onExitCodes" in rule]
+    assert exits["containerName"] == container["name"] and 75 not in exits["values"] and 2 in exits["values"]
+
+
+def test_every_process_gets_its_place() -> None:
+    words = local.command(["train"], address="127.0.0.1:5", processes=3, index=2)
+    assert words[2:] == ["-m", "deeplab_jax", "train", "--distributed", "127.0.0.1:5,3,2"]
+    assert "--distributed" not in local.command(["train"], address="127.0.0.1:5", processes=1, index=0)
+
+
+@pytest.fixture
+def run_script(monkeypatch, tmp_path):
+    """Run a Python script as the processes, with the index in `sys.argv[1]` and how often it ran in `start`."""
+
+    def run(script, **options):
+        file = tmp_path / "script.py"
+        file.write_text(
+            "import os, pathlib, signal, sys, time\n"
+            "index = sys.argv[1]\n"
+            f"count = pathlib.Path({str(tmp_path)!r}, 'count' + index)\n"
+            "start = len(count.read_text()) if count.exists() else 0\n"
+            "count.write_text('x' * (start + 1))\n" + script
+        )
+        monkeypatch.setattr(
+            local, "command", lambda words, *, address, processes, index: [sys.executable, str(file), str(index)]
+        )
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            return local.run([], **{"processes": 2, "devices": 0, "restarts": 0, **options})
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    return run
+
+
+def test_output_has_the_number_of_its_process(run_script, capfd) -> None:
+    assert run_script("print('hello')\nprint('oh', file=sys.stderr)") == 0
+    output, errors = capfd.readouterr()
+    assert sorted(output.splitlines()) == ["[0] hello", "[1] hello"]
+    assert sorted(errors.splitlines()) == ["[0] oh", "[1] oh"]
+
+
+def test_one_failure_ends_all_with_its_code(run_script, monkeypatch) -> None:
+    monkeypatch.setattr(local, "GRACE", 0.5)
+    began = time.monotonic()
+    assert run_script("sys.exit(2) if index == '1' else time.sleep(600)") == 2
+    assert time.monotonic() - began < 60
+
+
+@pytest.mark.parametrize(("restarts", "code"), [(0, 75), (1, 75), (2, 3)])
+def test_starts_again_after_a_loss_and_not_after_a_failure(run_script, restarts, code) -> None:
+    script = "os.kill(os.getpid(), signal.SIGKILL) if start == 0 else sys.exit(75 if start == 1 else 3)"
+    assert run_script(script, processes=1, restarts=restarts) == code
+
+
+@pytest.mark.parametrize("words", [["--processes", "0", "--", "train"], ["--restarts", "-1", "--", "train"], []])
+def test_flags_that_make_no_sense_are_refused(words) -> None:
+    with pytest.raises(SystemExit) as stop:
+        local.parse(words)
+    assert stop.value.code == 2
+
+
+def test_flags_of_the_verb_stay_its_own() -> None:
+    args = local.parse(["--processes", "3", "--", "train", "--config", "c.py", "--devices"])
+    assert args.processes == 3 and args.words == ["train", "--config", "c.py", "--devices"]

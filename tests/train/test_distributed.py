@@ -1,0 +1,257 @@
+"""One, several or split devices and several processes: the same numbers; and what happens when a process fails."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from deeplab_jax import distributed
+from deeplab_jax.__main__ import main
+from deeplab_jax.checkpoint import Checkpoints
+from deeplab_jax.errors import UserError
+from deeplab_jax.weights.folder import CHECKPOINTS
+from tests.processes import environment, finish, write_config
+from tests.tiny import read_metrics, run_training, tiny_config
+
+pytestmark = pytest.mark.usefixtures("tiny_networks")
+needs_devices = pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices: JAX_NUM_CPU_DEVICES=8")
+
+# Batch norm, height for four parts at output stride 16, images for eight devices, an evaluation that does not divide.
+RUN = {
+    "train.steps": 4,
+    "train.batch_size": 8,
+    "train.evaluate_every": 2,
+    "train.checkpoint_every": 2,
+    "train.devices": 0,
+    "data.crop_size": (64, 48),
+    "data.options": {"size": (64, 48), "count": 11},
+    "evaluate.pad_to": ((64, 48),),
+}
+LONG = {
+    **RUN,
+    "train.steps": 20,
+    "train.evaluate_every": 20,
+    "train.checkpoint_every": 20,
+    "model.name": "deeplabv3plus_tiny",
+    "model.options": {
+        "norm_momentum": 0.9,
+        "aspp_channels": 4,
+        "low_level_channels": 4,
+        "decoder_convs": ((3, 4),),
+    },
+}
+LAYOUTS = {
+    "8 data": {"train.devices": 8},
+    "4 data x 2 space": {"train.devices": 8, "train.space": 2},
+    "8 data, split state": {"train.devices": 8, "train.shard_state": True},
+    "2 data x 4 space, split state": {"train.devices": 8, "train.space": 4, "train.shard_state": True},
+}
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """Run directories and results of the runs on one device, by number of steps."""
+    runs = {}
+    for changes in (RUN, LONG):
+
+        def run(changes=changes):
+            workdir = tmp_path_factory.mktemp("alone")
+            return workdir, run_training(workdir, tiny_config(**{**changes, "train.devices": 1}))
+
+        runs[changes["train.steps"]] = run
+    made = {}
+
+    def of(steps):
+        if steps not in made:
+            made[steps] = runs[steps]()
+        return made[steps]
+
+    return of
+
+
+def losses(workdir):
+    return [line["train/loss"] for line in read_metrics(workdir) if "train/loss" in line]
+
+
+def scores(workdir):
+    """What the evaluations of a run gave: exact ratios of whole numbers."""
+    return [{k: v for k, v in line.items() if k.startswith("val/")} for line in read_metrics(workdir)]
+
+
+def assert_same_numbers(workdir, reference) -> None:
+    np.testing.assert_allclose(losses(workdir), losses(reference), rtol=1e-5)
+    assert scores(workdir) == scores(reference)
+
+
+@needs_devices
+@pytest.mark.parametrize(
+    ("layout", "changes"),
+    [
+        ("2 data x 4 space, split state", RUN),
+        *(pytest.param(layout, LONG, marks=pytest.mark.slow) for layout in LAYOUTS),
+    ],
+)
+def test_any_layout_of_devices_gives_the_numbers_of_one(tmp_path, alone, layout, changes) -> None:
+    reference, results = alone(changes["train.steps"])
+    found = run_training(tmp_path, tiny_config(**{**changes, **LAYOUTS[layout]}))
+    assert_same_numbers(tmp_path, reference)
+    assert found["confusion_matrix"] == results["confusion_matrix"]
+
+
+def launch(config, *words, processes=2, devices=2, options=(), verb="train"):
+    """Start processes that work as one, through the launcher."""
+    own = [sys.executable, "-m", "experiments.launch.local", "--processes", processes, "--devices", devices, *options]
+    return subprocess.Popen(
+        [str(word) for word in (*own, "--", verb, "--config", config, *words)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Processes that fill one cache at the same time could read each other's half-written programs.
+        env=environment({"JAX_COMPILATION_CACHE_DIR": ""}),
+    )
+
+
+def says(text, errors):
+    """How many lines of the package, not of JAX, hold a text."""
+    return len([line for line in errors.splitlines() if "deeplab-jax:" in line and re.search(text, line)])
+
+
+@needs_devices
+def test_two_processes_give_the_numbers_of_one_and_any_layout_goes_on_from_them(tmp_path) -> None:
+    half = write_config(tmp_path / "half.py", **{**RUN, "train.steps": 2, "optimizer.power": 0.0})
+    code, output, errors = finish(launch(half, "--workdir", tmp_path / "run"))
+    assert code == 0, errors
+    assert output.count("4 cpu device(s)") == 1  # Said once.
+    # On from there on other devices, the state split, by rows as well.
+    changes = {**RUN, **LAYOUTS["4 data x 2 space"], "train.shard_state": True, "optimizer.power": 0.0}
+    found = run_training(tmp_path / "run", tiny_config(**changes), allow_config_change=True)
+    straight = tmp_path / "straight"
+    wanted = run_training(straight, tiny_config(**{**RUN, "train.devices": 1, "optimizer.power": 0.0}))
+    assert_same_numbers(tmp_path / "run", straight)
+    assert found["confusion_matrix"] == wanted["confusion_matrix"]
+    assert found["protocol"]["images"] == 11
+
+
+@pytest.mark.slow
+def test_two_processes_with_two_devices_each_for_twenty_steps(tmp_path, alone) -> None:
+    reference, results = alone(LONG["train.steps"])
+    config = write_config(tmp_path / "tiny.py", **LONG)
+    words = ("--workdir", tmp_path / "run")
+    code, _, errors = finish(launch(config, *words))
+    assert code == 0, errors
+    assert_same_numbers(tmp_path / "run", reference)
+    out = tmp_path / "out"
+    code, output, errors = finish(
+        launch(config, "--model", reference, "--out", out, "--trimap", "1,3", verb="evaluate")
+    )
+    assert code == 0, errors
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["confusion_matrix"] == results["confusion_matrix"]
+    assert metrics["protocol"]["images"] == 11 and output.count("written to") == 1
+    single = tmp_path / "single"
+    words = ["--model", str(reference), "--out", str(single), "--config", str(config), "--trimap", "1,3"]
+    assert main(["evaluate", *words]) == 0
+    assert metrics["trimap"] == json.loads((single / "metrics.json").read_text())["trimap"]
+
+
+def wait_for_step(process, step):
+    """Read the launcher's output until a step was reported; return the process ids of what it started."""
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if f"step {step}:" in line:
+            children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True)
+            found = {}
+            for pid in map(int, children.stdout.split()):
+                words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+                found[int(words[words.index("--distributed") + 1].rsplit(",", 1)[1])] = pid
+            return found
+    raise AssertionError(f"no step {step}: {lines} {process.stderr.read()}")
+
+
+FAULT = {**RUN, "train.steps": 4000, "train.evaluate_every": 4000, "train.checkpoint_every": 5, "train.log_every": 1}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM])
+def test_a_process_that_dies_hangs_or_is_preempted_ends_all_with_75(tmp_path, which, number) -> None:
+    """SIGKILL: the machine is gone; SIGSTOP: it hangs; SIGTERM: preempted, so the state is saved by all."""
+    config = write_config(tmp_path / "tiny.py", **FAULT, **{"train.timeout": 10.0})
+    process = launch(config, "--workdir", tmp_path / "run", devices=1)
+    pids = wait_for_step(process, 8)
+    os.kill(pids[which], number)
+    began = time.monotonic()
+    code, output, errors = finish(process, seconds=120)
+    assert code == 75, errors
+    assert time.monotonic() - began < 60
+    steps = [int(step) for step in re.findall(r"step (\d+):", output)] or [8]
+    with Checkpoints(tmp_path / "run" / CHECKPOINTS, read_only=True) as checkpoints:
+        newest = checkpoints.latest()
+    if number == signal.SIGTERM:
+        assert says(rf"stopped at step {newest} of 4000, which is saved", errors) == 1 and newest == max(steps)
+    elif number == signal.SIGSTOP or which == 1:
+        assert says("another process died or hangs: .*; start all of them again", errors) == 1
+        assert newest >= 5
+    else:  # JAX itself ends those whose first process is gone.
+        assert "JAX distributed service detected fatal errors" in errors or says("another process died", errors) == 1
+
+
+@pytest.mark.slow
+def test_the_launcher_starts_again_and_the_run_goes_on(tmp_path) -> None:
+    config = write_config(tmp_path / "tiny.py", **{**FAULT, "train.steps": 60})
+    process = launch(config, "--workdir", tmp_path / "run", devices=1, options=("--restarts", 1))
+    os.kill(wait_for_step(process, 8)[1], signal.SIGKILL)
+    code, output, errors = finish(process)
+    assert code == 0, errors
+    assert "start 2 of at most 2" in errors and "resuming from step" in output
+    straight = tmp_path / "straight"
+    run_training(straight, tiny_config(**{**FAULT, "train.steps": 60, "train.devices": 1}))
+    np.testing.assert_allclose(losses(tmp_path / "run"), losses(straight), rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_what_the_user_can_mend_is_said_once_and_ends_all_with_2(tmp_path) -> None:
+    config = write_config(tmp_path / "tiny.py", **RUN)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").write_text("")
+    code, _, errors = finish(launch(config, "--workdir", tmp_path / "other", devices=1))
+    assert code == 2 and says("is not empty and holds no config.json", errors) == 1
+    assert errors.count("deeplab-jax:") == 1
+
+
+@pytest.mark.parametrize(
+    "where", ["here", "host,2,0", "host:port,2,0", "host:1,2", "host:1,2,2", "host:1,2,-1", ":1,1,0"]
+)
+def test_places_that_make_no_sense_are_refused(where) -> None:
+    with pytest.raises(UserError, match=f"--distributed {where}: give none, auto, or HOST:PORT,COUNT,INDEX"):
+        distributed.explicit(where)
+
+
+def test_explicit_places_are_read() -> None:
+    assert distributed.explicit("node1:123,4,3") == {
+        "coordinator_address": "node1:123",
+        "num_processes": 4,
+        "process_id": 3,
+    }
+
+
+def test_a_process_on_its_own_agrees_with_itself() -> None:
+    counts = np.asarray([[2**40, 1]])
+    assert distributed.is_first() and distributed.largest(3) == 3
+    assert distributed.summed(counts).tolist() == [[2**40, 1]]
+    assert distributed.listed(["a", "b"]) == ["a", "b"]
+    assert list(distributed.own_share(3)) == [0, 1, 2]
+    assert list(distributed.in_step(iter("ab"))) == [["a"], ["b"]]
+    with pytest.raises(ZeroDivisionError), distributed.together():
+        _ = 1 / 0
+    assert not distributed.is_lost(ValueError("Gloo"))
+    assert distributed.run_as_one("none", lambda: 3) == 3
