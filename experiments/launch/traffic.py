@@ -16,7 +16,11 @@ def summed_bytes(variables: Any) -> int:
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(variables))
 
 
-def all_reduced_bytes(program: str) -> int:
-    """Return the bytes that the all-reduces of a compiled program (`compiled.as_text()`) put out on each device."""
-    arrays = [array for result in _ALL_REDUCE.findall(program) for array in _ARRAY.findall(result)]
-    return sum(BYTES[kind] * math.prod(int(side) for side in sides.split(",") if side) for kind, sides in arrays)
+def all_reduced(program: str) -> tuple[int, int]:
+    """Return how many all-reduces a compiled program (`compiled.as_text()`) has, and the bytes that they put out on
+    each device.
+    """
+    results = _ALL_REDUCE.findall(program)
+    arrays = [array for result in results for array in _ARRAY.findall(result)]
+    sizes = (BYTES[kind] * math.prod(int(side) for side in sides.split(",") if side) for kind, sides in arrays)
+    return len(results), sum(sizes)

@@ -23,7 +23,7 @@ from deeplab_jax.train.sharding import (
 )
 from deeplab_jax.train.state import create_state
 from deeplab_jax.train.step import train_step
-from experiments.launch.traffic import all_reduced_bytes, summed_bytes
+from experiments.launch.traffic import all_reduced, summed_bytes
 from tests.tiny import tiny_model, tiny_models
 
 needs_devices = pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices: JAX_NUM_CPU_DEVICES=8")
@@ -155,5 +155,5 @@ def test_all_reduced_bytes_are_those_of_the_gradient_and_of_batch_norm() -> None
     with tiny_models():
         program, variables = compile_step(make_mesh(8), name="cascade_tiny", size=(33, 33))
     statistics = summed_bytes(variables["batch_stats"])
-    found = all_reduced_bytes(program.as_text())
+    _, found = all_reduced(program.as_text())
     assert summed_bytes(variables) <= found <= summed_bytes(variables) + statistics + 64

@@ -1,0 +1,267 @@
+"""How data-parallel training scales: a model of a step over several devices, and its check on this machine.
+
+    python -m experiments.launch.scaling --out experiments/results/scaling.json --write experiments/launch/SCALING.md
+
+The check starts one and then two processes with a core each, which train the demo's network, and holds their step times
+against what the model makes of one process alone and of the measured rate of an all-reduce. Run it on an idle machine.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from deeplab_jax.errors import UserError
+from experiments.launch.local import free_port
+from experiments.sections import Section
+
+SECTION = Section("<!-- scaling:begin -->", "<!-- scaling:end -->")
+CONFIG = "configs/scenes.py"
+STEPS = 12  # timed, after one that compiles
+SUMS = 20  # timed all-reduces
+# (processes, images of a step over all of them): alone with what a process has in the two others, then these.
+RUNS = ((1, 2), (1, 4), (2, 4), (2, 8))
+# What the page tells of: networks of the papers' scale, and devices and links as their makers describe them.
+NETWORKS = ("deeplabv3_mobilenet_v2", "deeplabv3_resnet101_beta", "deeplabv3plus_xception65")
+RATES = {"10 Gbit Ethernet": 1.25e9, "100 Gbit InfiniBand": 12.5e9, "NVLink, 300 GB/s": 300e9}
+DEVICE = 50e12  # operations a second that a device is taken to achieve; an assumption, not a measurement
+PASSES = 3  # forward, gradient of the maps, gradient of the kernels
+BATCH, SIDE = 16, 513
+LEAST = 0.5  # Efficiency below which another device is not worth it.
+
+
+@dataclass(frozen=True)
+class Link:
+    """What an all-reduce costs: bytes a second that a device puts out, and seconds for each that is started."""
+
+    rate: float
+    latency: float = 0.0
+
+
+def step_seconds(devices: int, *, compute: float, summed: float, sums: int, link: Link) -> float:
+    """Return the seconds of a step, without overlap of computing and sending: an upper bound where they overlap.
+
+    Args:
+      devices: over which images are split.
+      compute: seconds of one device for its own images.
+      summed: bytes that are all-reduced.
+      sums: all-reduces.
+      link: between the devices; a ring moves `2 (n - 1) / n` of the bytes over each.
+    """
+    if devices == 1:
+        return compute
+    return compute + 2 * (devices - 1) / devices * summed / link.rate + sums * link.latency
+
+
+def most_devices(*, image: float, batch: int, summed: float, sums: int, link: Link) -> int:
+    """Return the most devices, powers of two up to one for each image, that still work at `LEAST` of what one does.
+
+    `image` is the seconds of one image on one device; see `step_seconds` for the others.
+    """
+    best = devices = 1
+    while (devices := devices * 2) <= batch:
+        seconds = step_seconds(devices, compute=image * batch / devices, summed=summed, sums=sums, link=link)
+        if image * batch / devices / seconds >= LEAST:
+            best = devices
+    return best
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, and write the page."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--out", default="experiments/results/scaling.json", help="file of the measurements")
+    parser.add_argument("--write", default="", help="page whose section is written")
+    parser.add_argument("--child", default="", help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    if args.child:
+        print(json.dumps(child(**json.loads(args.child))), flush=True)
+        return 0
+    file = Path(args.out)
+    try:
+        if not file.exists():
+            if len(os.sched_getaffinity(0)) < 2:
+                raise UserError("the check needs two processor cores; this process may use one")
+            content = measure()
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        text = summarize(json.loads(file.read_text(encoding="utf-8")))
+        print(text)
+        if args.write:
+            SECTION.write(Path(args.write), text)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+def measure() -> dict[str, Any]:
+    """Return what each of `RUNS` found, with the load and the versions."""
+    from deeplab_jax.evaluate.evaluator import versions
+
+    load = os.getloadavg()[0]
+    runs = []
+    for processes, batch in RUNS:
+        runs.append({"processes": processes, "batch": batch, **run(processes, batch)})
+        print(runs[-1], flush=True)
+    return {"config": CONFIG, "runs": runs, "load": round(load, 2), "versions": versions()}
+
+
+def run(processes: int, batch: int) -> dict[str, Any]:
+    """Start the processes, a core each, and return what the first one found."""
+    address = f"127.0.0.1:{free_port()}"
+    started = []
+    for index, core in zip(range(processes), sorted(os.sched_getaffinity(0)), strict=False):
+        words = {"address": address, "processes": processes, "index": index, "core": core, "batch": batch}
+        command = [sys.executable, "-m", "experiments.launch.scaling", "--child", json.dumps(words)]
+        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
+        started.append(subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True))
+    outputs = [process.communicate()[0] for process in started]
+    if any(process.returncode for process in started):
+        raise UserError(f"a process of {processes} ended with {[process.returncode for process in started]}")
+    return json.loads(outputs[0].splitlines()[-1])
+
+
+def child(address: str, processes: int, index: int, core: int, batch: int) -> dict[str, Any]:
+    """Train some steps as one of several processes; return the medians of a step and of an all-reduce.
+
+    `gradient` are the bytes of the gradient and of the statistics of batch norm, `program` those that the compiled step
+    all-reduces, in `sums` all-reduces.
+    """
+    os.sched_setaffinity(0, {core})  # Before JAX counts the cores.
+    import jax
+    import numpy as np
+
+    from deeplab_jax import distributed
+    from deeplab_jax.config import load_config
+    from deeplab_jax.models.segmenter import abstract_variables
+    from deeplab_jax.train.optimizer import make_optimizer
+    from deeplab_jax.train.settings import build_model, step_options
+    from deeplab_jax.train.sharding import make_mesh, own_rows, place_batch, replicated
+    from deeplab_jax.train.state import create_state
+    from deeplab_jax.train.step import train_step
+    from experiments.launch.traffic import all_reduced, summed_bytes
+
+    if processes > 1:
+        distributed.join(f"{address},{processes},{index}")
+    config = load_config([f"--config={CONFIG}"])
+    model = build_model(config.model, num_classes=9)
+    variables = abstract_variables(model)
+    optimizer, _ = make_optimizer(variables["params"], steps=100, **config.optimizer)
+    mesh, size = make_mesh(), tuple(config.data.crop_size)
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (batch, *size, 3), np.uint8)
+    labels = rng.integers(0, 9, (batch, *size), np.uint8)
+    own = own_rows(mesh, batch)
+    placed = place_batch({"image": images[own], "label": labels[own]}, mesh)
+    initial = partial(create_state, model=model, optimizer=optimizer, size=size, ema=False)
+    state = jax.jit(initial, out_shardings=replicated(mesh))(jax.random.key(0))
+    step = partial(train_step, model=model, optimizer=optimizer, key=jax.random.key(0), **step_options(config.train))
+    program = jax.jit(step, donate_argnums=0, out_shardings=replicated(mesh)).lower(state, placed).compile()
+    times = []
+    for _ in range(STEPS + 1):
+        start = time.perf_counter()
+        state, metrics = program(state, placed)
+        jax.block_until_ready(metrics)
+        times.append(time.perf_counter() - start)
+    sums, summed = all_reduced(program.as_text() or "")
+    gradient = summed_bytes(variables)
+    return {
+        "step": statistics.median(times[1:]),
+        "gradient": gradient,
+        "program": summed,
+        "sums": sums,
+        "all_reduce": {str(count): all_reduce_seconds(mesh, count) for count in (1, gradient // 4)},
+    }
+
+
+def all_reduce_seconds(mesh: Any, count: int) -> float:
+    """Return the median seconds in which `count` float32 numbers of each device are summed."""
+    import jax
+    import jax.numpy as jnp
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    rows = jax.jit(lambda: jnp.ones((mesh.size, count)), out_shardings=NamedSharding(mesh, PartitionSpec("data")))()
+    total = jax.jit(lambda x: x.sum(0), out_shardings=NamedSharding(mesh, PartitionSpec()))
+    times = []
+    for _ in range(SUMS + 1):
+        start = time.perf_counter()
+        jax.block_until_ready(total(rows))
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[1:])
+
+
+def fitted_link(found: Mapping[str, Any], processes: int) -> Link:
+    """Return the link that explains the all-reduce of one number and that of a gradient."""
+    (_, small), (count, large) = sorted(((int(count), t) for count, t in found["all_reduce"].items()))
+    moved = 2 * (processes - 1) / processes * 4 * count
+    return Link(rate=moved / max(large - small, 1e-9), latency=small)
+
+
+def summarize(content: Mapping[str, Any]) -> str:
+    """Return the page's tables in Markdown: the check, then what the model says of larger networks and machines."""
+    return "\n".join([*check(content), "", *beyond()])
+
+
+def check(content: Mapping[str, Any]) -> list[str]:
+    """Return the table of the measured steps beside the model's, and where its numbers are from."""
+    runs = {(found["processes"], found["batch"]): found for found in content["runs"]}
+    lines = [
+        "| processes | images a step | step, ms | the model, ms | model / step | images/s of one process alone |",
+        "|---|---|---|---|---|---|",
+    ]
+    for (processes, batch), found in runs.items():
+        alone = runs[1, batch // processes]
+        model = step_seconds(
+            processes,
+            compute=alone["step"],
+            summed=found["program"],
+            sums=found["sums"],
+            link=fitted_link(found, processes) if processes > 1 else Link(1.0),
+        )
+        gain = batch / found["step"] / (alone["batch"] / alone["step"])
+        lines.append(
+            f"| {processes} | {batch} | {1e3 * found['step']:.0f} | {1e3 * model:.0f} | {model / found['step']:.2f} "
+            f"| x {gain:.2f} |"
+        )
+    several = next(found for found in content["runs"] if found["processes"] > 1)
+    link = fitted_link(several, several["processes"])
+    lines += [
+        "",
+        f"The demo's network, one core a process, load {content['load']} before. A step sums "
+        f"{several['program'] / 1e6:.2f} MB in {several['sums']} all-reduces; its gradient and batch statistics are "
+        f"{several['gradient'] / 1e6:.2f} MB. An all-reduce between the two processes moves "
+        f"{link.rate / 1e9:.2f} GB/s and takes {1e3 * link.latency:.2f} ms to start.",
+    ]
+    return lines
+
+
+def beyond() -> list[str]:
+    """Return the table of what the model says of `NETWORKS` over `RATES`."""
+    from deeplab_jax.models.catalog import create_model
+    from deeplab_jax.models.cost import multiply_adds
+    from deeplab_jax.models.segmenter import abstract_variables
+    from experiments.launch.traffic import summed_bytes
+
+    lines = [
+        f"| {BATCH} crops of {SIDE}x{SIDE} | summed in a step | {' | '.join(RATES)} |",
+        f"|---|---|{'---|' * len(RATES)}",
+    ]
+    for name in NETWORKS:
+        model = create_model(name, lowering="direct")
+        image = PASSES * 2 * multiply_adds(model, SIDE, SIDE, counting="exact").total / DEVICE
+        summed = summed_bytes(abstract_variables(model))
+        most = [most_devices(image=image, batch=BATCH, summed=summed, sums=0, link=Link(r)) for r in RATES.values()]
+        lines.append(f"| {name} | {summed / 1e6:.0f} MB | {' | '.join(f'{count} devices' for count in most)} |")
+    return lines
+
+
+if __name__ == "__main__":
+    sys.exit(main())
