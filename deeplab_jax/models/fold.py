@@ -17,7 +17,7 @@ import jax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from deeplab_jax.models.layers import ConvNorm, LayerSettings, NormKind
-from deeplab_jax.models.segmenter import Segmenter, Variables, abstract_variables
+from deeplab_jax.models.segmenter import Segmenter, Variables, trace
 
 FOLDABLE: tuple[NormKind, ...] = ("batch", "frozen")
 # Where each foldable layer is (path of a `ConvNorm`), with the epsilon of its batch norm.
@@ -60,7 +60,7 @@ def _find_norms(model: Segmenter) -> Norms:
         return call(*args, **kwargs)
 
     with nn.intercept_methods(note):
-        abstract_variables(model)
+        trace(model)
     return tuple(found.items())
 
 

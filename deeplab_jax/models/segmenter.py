@@ -1,5 +1,6 @@
 """The one composition: image -> backbone -> context -> decoder -> classifier -> resize to the image."""
 
+from functools import lru_cache
 from typing import Any
 
 import flax.linen as nn
@@ -162,7 +163,17 @@ class Segmenter(nn.Module):
 
 def abstract_variables(model: Segmenter) -> Variables:
     """Return the shapes and dtypes of the model's variables without computing any."""
+    # A copy: what a caller does to the tree stays its own.
+    return jax.tree.map(lambda leaf: leaf, _traced_once(model))
+
+
+def trace(model: Segmenter) -> Variables:
+    """Trace the model's initialisation, for what it calls on the way; return what `abstract_variables` does."""
     side = model.fitting_side(65)
     images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
     variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
     return {name: tree for name, tree in variables.items() if name in ("params", "batch_stats")}
+
+
+# A deep network takes seconds to trace, and building, loading, folding and training it each ask for its shapes.
+_traced_once = lru_cache(maxsize=32)(trace)

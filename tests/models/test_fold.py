@@ -11,7 +11,7 @@ import pytest
 
 from deeplab_jax.models.catalog import create_model, describe, from_description, model_names
 from deeplab_jax.models.fold import fold_norm
-from deeplab_jax.models.segmenter import Segmenter, abstract_variables
+from deeplab_jax.models.segmenter import Segmenter, abstract_variables, trace
 from deeplab_jax.weights.folder import load, save
 from tests.models.test_every_name import thin
 
@@ -47,7 +47,7 @@ def batch_norms(model: Segmenter) -> int:
         return call(*args, **kwargs)
 
     with nn.intercept_methods(note):
-        abstract_variables(model)
+        trace(model)
     return sum(seen)
 
 
