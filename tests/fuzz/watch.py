@@ -1,0 +1,121 @@
+"""Runs the worker, watches it from outside, and starts it again after a case that killed it or hung."""
+
+import json
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tests.fuzz.worker import MAX_PIXELS
+
+ROOT = Path(__file__).resolve().parents[2]
+SECONDS = 10  # That a case may take.
+START_SECONDS = 120  # That a worker may take to import everything and make its seeds.
+TICK = 0.25
+ENVIRONMENT = {
+    "PYTHONPATH": str(ROOT),
+    "JAX_PLATFORMS": "cpu",
+    "JAX_NUM_CPU_DEVICES": "1",
+    "JAX_COMPILATION_CACHE_DIR": "",
+    "MPLBACKEND": "agg",
+    "XLA_FLAGS": "--xla_backend_optimization_level=0",
+    "DEEPLAB_JAX_MAX_PIXELS": str(MAX_PIXELS),
+    "COLUMNS": "120",
+}
+
+
+class Outcome(NamedTuple):
+    """How one case ended; `fault` is "" where it ended well, `saved` is where its files lie otherwise."""
+
+    family: str
+    index: int
+    inputs: int
+    code: int
+    fault: str
+    words: list[str]
+    saved: Path | None = None
+
+
+def outcomes(family: str, seed: int, first: int, last: int, keep: Path) -> Iterator[Outcome]:
+    """Run the cases `first` to `last` of a family.
+
+    Args:
+      family: name.
+      seed: of all cases.
+      first, last: the cases.
+      keep: folder to which the files of failing cases go.
+
+    Yields:
+      Every case's outcome.
+    """
+    while first < last:
+        with tempfile.TemporaryDirectory() as folder:
+            for outcome in _one_worker(family, seed, first, last, Path(folder)):
+                first = outcome.index + 1
+                if outcome.fault:
+                    target = keep / f"{family}_{seed}_{outcome.index}"
+                    shutil.rmtree(target, ignore_errors=True)
+                    shutil.move(Path(folder, str(outcome.index)), target)
+                    (target / "fault.txt").write_text(f"{outcome.words}\n{outcome.fault}\n", "utf-8", "replace")
+                    outcome = outcome._replace(saved=target)
+                yield outcome
+
+
+def _one_worker(family: str, seed: int, first: int, last: int, folder: Path) -> Iterator[Outcome]:
+    """Run cases until all are done, or one kills the worker."""
+    reading, writing = os.pipe()
+    command = [sys.executable, "-m", "tests.fuzz.worker", family, seed, first, last, folder, writing]
+    worker = subprocess.Popen(
+        list(map(str, command)),
+        pass_fds=[writing],
+        env={**os.environ, **ENVIRONMENT, "HOME": str(folder)},
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=(folder / "start").open("w"),
+    )
+    os.close(writing)
+    begun = None
+    try:
+        with os.fdopen(reading, encoding="utf-8") as channel:
+            while line := _next_line(channel, worker, SECONDS if begun is not None else START_SECONDS):
+                content: dict[str, Any] = json.loads(line)
+                if "begin" in content:
+                    begun = content["begin"]
+                    continue
+                yield Outcome(
+                    family, content["end"], content["inputs"], content["code"], content["fault"], content["words"]
+                )
+                begun = None
+        code = worker.wait(SECONDS)
+    finally:
+        worker.kill()
+        worker.wait()
+    if begun is None and code:
+        text = "".join((folder / name).read_text("utf-8", "replace")[-3000:] for name in ("start", "stderr"))
+        raise RuntimeError(f"the worker of {family} ended with {code} between cases: {text}")
+    if begun is not None:
+        trace = (folder / "stderr").read_text("utf-8", "replace")[-5000:]
+        yield Outcome(family, begun, 1, code, f"the process ended with {code}, or hung: {trace}", [])
+
+
+def _next_line(channel: Any, worker: subprocess.Popen[bytes], seconds: float) -> str:
+    """Return the worker's next line, "" where it died or hung; time in which it was stopped does not count."""
+    left = seconds
+    while left > 0:
+        ready, _, _ = select.select([channel], [], [], TICK)
+        if ready:
+            return channel.readline()
+        if Path(f"/proc/{worker.pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("T", "t"):
+            left -= TICK
+    worker.send_signal(signal.SIGABRT)  # faulthandler then says where it is.
+    time.sleep(1)
+    worker.kill()
+    return ""

@@ -1,0 +1,120 @@
+"""The process in which cases run: it says what it begins and how each ended, and may die at any of them."""
+
+import faulthandler
+import importlib
+import json
+import os
+import re
+import resource
+import shutil
+import sys
+import traceback
+from pathlib import Path
+from typing import Any, TextIO
+
+from tests.fuzz.cases import PROGRAMS, Case, families, generator
+
+MAX_GROWTH = 512 * 2**20  # Bytes that one case may take beyond what the process has.
+MAX_PIXELS = 2**22  # Of an image, so that the growth says something.
+ADDRESS_SPACE = 12 * 2**30  # Beyond that, allocation fails instead of taking the machine down.
+REMARK = re.compile(
+    r"Corrupt JPEG data|Premature end of JPEG|Invalid JPEG|Unsupported|Bogus|"
+    r"(TIFF\w*|\w*Decode\w*|\w*PreDecode|JPEG\w*|Fax\w*|LZW\w*|ZIP\w*|LZMA\w*|ZSTD\w*|PackBits\w*|tempfile\.tif|\w+Extract\w*|_TIFF\w+): "
+)
+
+
+def main(family: str, seed: int, first: int, last: int, folder: str, report: int) -> None:
+    """Run the cases `first` to `last` of a family, and report each as a line of JSON to a file descriptor."""
+    with os.fdopen(report, "w", encoding="utf-8") as channel:
+        made = families()[family]
+        work = Path(folder)
+        printed = (work / "stdout").open("w+b"), (work / "stderr").open("w+b")
+        os.dup2(printed[0].fileno(), 1)
+        os.dup2(printed[1].fileno(), 2)
+        faulthandler.enable(printed[1])
+        from tests.tiny import tiny_models
+
+        with tiny_models():
+            (work / "seeds").mkdir(exist_ok=True)
+            seeds = made.seeds(work / "seeds")
+            limit_memory()
+            for index in range(first, last):
+                say(channel, begin=index)
+                case, fault = run(made.make, seeds, work / str(index), generator(family, seed, index), printed)
+                if not fault[0]:  # Otherwise the files are kept.
+                    shutil.rmtree(work / str(index), ignore_errors=True)
+                say(channel, end=index, inputs=case.inputs, code=fault[1], words=case.words, fault=fault[0])
+
+
+def say(channel: TextIO, **content: Any) -> None:
+    """Write a line at once."""
+    channel.write(json.dumps(content) + "\n")
+    channel.flush()
+
+
+def limit_memory() -> None:
+    """Let allocations fail that are far beyond what any case needs."""
+    used = int(status("VmSize"))
+    resource.setrlimit(resource.RLIMIT_AS, (used + ADDRESS_SPACE, resource.RLIM_INFINITY))
+
+
+def run(make: Any, seeds: Any, folder: Path, rng: Any, printed: Any) -> tuple[Case, tuple[str, int]]:
+    """Run one case, and return it with what is wrong with its outcome ("" for nothing) and its exit code."""
+    folder.mkdir()
+    case = make(seeds, folder, rng)
+    program = importlib.import_module(PROGRAMS[case.program]).main
+    for file in printed:
+        file.seek(0)
+        file.truncate()
+    Path("/proc/self/clear_refs").write_text("5")  # Resets the peak.
+    before = status("VmRSS")
+    code, trace = -1, ""
+    try:
+        code = program(case.words)
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else 1
+    except BaseException:
+        trace = traceback.format_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    growth = status("VmHWM") - before
+    texts = [Path(file.name).read_text("utf-8", errors="replace") for file in printed]
+    return case, (judge(code, trace, texts[0], texts[1], growth), code)
+
+
+def judge(code: int, trace: str, stdout: str, stderr: str, growth: int) -> str:
+    """Say what a case did that it must not do."""
+    if trace:
+        return trace
+    if code not in (0, 2):
+        return f"exit code {code}: {stderr[-2000:]}"
+    if "Traceback" in stdout + stderr:
+        return f"a traceback was printed: {stdout[-2000:]} {stderr[-2000:]}"
+    if growth > MAX_GROWTH:
+        return f"took {growth / 2**20:.0f} MiB"
+    if code == 2 and not (stdout + stderr).strip():
+        return "exit code 2 without a word"
+    strange = [line for line in stderr.splitlines() if line.strip() and not is_complaint(line)]
+    return f"printed to stderr: {strange[:5]}" if strange else ""
+
+
+def is_complaint(line: str) -> bool:
+    """Whether a line is one of the command line's own: it says whose it is, or names a file that was left out.
+
+    libjpeg and libtiff print what they think of damaged files; no interface of OpenCV or Pillow keeps them from it.
+    """
+    return line.startswith("deeplab-jax: ") or "; left out" in line or REMARK.match(line) is not None
+
+
+def status(field: str) -> int:
+    """Return a figure of this process's memory, in bytes."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024
+    raise KeyError(field)
+
+
+if __name__ == "__main__":
+    family, *numbers, folder, report = sys.argv[1:]
+    seed, first, last = map(int, numbers)
+    main(family, seed, first, last, folder, int(report))
