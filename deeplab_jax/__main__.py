@@ -47,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # The reader of a pipe, `head` say, has seen enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except MemoryError as error:
+        return fail(f"{args.verb}: out of memory ({error or 'no more'}); give it smaller images, batches or windows")
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise

@@ -6,7 +6,6 @@ it, and buffers that the next step donates cannot change under a background copy
 
 import contextlib
 import errno
-import json
 import logging
 import os
 import shutil
@@ -21,6 +20,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from deeplab_jax.errors import UserError
+from deeplab_jax.jsonfile import read_json
 
 METRIC = "miou"
 _VARIABLES, _EXTRA, _METRICS = "variables", "optimizer", "metrics"  # The last is Orbax's own name.
@@ -228,7 +228,7 @@ def _check_metrics(directory: Path, *, mend: bool) -> None:
     """Look at the metrics of every checkpoint: Orbax reads all of them at once, and fails on a single bad one."""
     for file in directory.glob(f"[0-9]*/{_METRICS}/{_METRICS}"):
         try:
-            float(json.loads(file.read_text(encoding="utf-8"))[METRIC])
+            float(read_json(file)[METRIC])
         except (OSError, ValueError, KeyError, TypeError) as error:
             if not mend:
                 raise UserError(f"{file}: is damaged ({error}); remove the folder {file.parent}") from None

@@ -57,7 +57,7 @@ def evaluate(args: argparse.Namespace) -> None:
     """`evaluate`."""
     from rich.console import Console
 
-    from deeplab_jax.config import load_config, read_json
+    from deeplab_jax.config import load_config, read_config
     from deeplab_jax.data.sources import open_source
     from deeplab_jax.evaluate.evaluator import evaluate, write_results
     from deeplab_jax.evaluate.predictor import prediction_writer
@@ -70,7 +70,7 @@ def evaluate(args: argparse.Namespace) -> None:
     if args.config:
         config = load_config(args.config)
     elif Path(args.model, CONFIG_FILE).is_file():
-        config = read_json(Path(args.model, CONFIG_FILE))
+        config = read_config(Path(args.model, CONFIG_FILE))
     else:
         raise UserError(
             f"{args.model}: a model folder does not say which data to evaluate on; give --config configs/NAME.py"

@@ -1,7 +1,6 @@
 """Reads a folder that `prepare` wrote, through TFDS and without TensorFlow."""
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import tensorflow_datasets as tfds
 from deeplab_jax.data.images import decode_image, decode_mask
 from deeplab_jax.data.pairs import Example, check_sizes, choose_split, decode_label
 from deeplab_jax.errors import UserError
+from deeplab_jax.jsonfile import read_json
 from deeplab_jax.labels import LabelSet
 
 SIDE_FILE = "classes.json"
@@ -51,14 +51,14 @@ def open_prepared(dir: str | Path, *, split: str) -> PreparedSource:
     """
     folder = Path(dir)
     try:
-        content = json.loads((folder / SIDE_FILE).read_text("utf-8"))
+        content = read_json(folder / SIDE_FILE)
         labels = LabelSet(tuple(content["names"]), tuple((r, g, b) for r, g, b in content["palette"]))
         name = str(content["source"])
     except FileNotFoundError as error:
         raise UserError(
             f"{folder}: no {SIDE_FILE}, so 'prepare' did not write it; set data.dir to what 'prepare --out' was given"
         ) from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder / SIDE_FILE}: damaged ({error}); write the folder again with 'prepare'") from error
     try:
         builder = tfds.builder_from_directory(str(folder))

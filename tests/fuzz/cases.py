@@ -49,9 +49,10 @@ PROGRAMS = {
 
 def families() -> dict[str, Family]:
     """Return all families by name."""
-    from tests.fuzz import images
+    from tests.fuzz import configs, datasets, images, records, runs, weights
 
-    return {name: family for module in (images,) for name, family in module.FAMILIES.items()}
+    modules = (images, weights, configs, datasets, records, runs)
+    return {name: family for module in modules for name, family in module.FAMILIES.items()}
 
 
 def generator(family: str, seed: int, index: int) -> random.Random:

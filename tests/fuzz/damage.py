@@ -11,7 +11,7 @@ from typing import Any
 from tests.weights.formats.mutations import mutated
 
 PNG = b"\x89PNG\r\n\x1a\n"
-SIDES = (0, 1, 2, 255, 2**14, 2**15, 2**16 - 1, 60_000, 2**31 - 1, 2**31, 2**32 - 1)
+SIDES = (0, 1, 2, 255, 5000, 2**15, 2**16 - 1, 60_000, 2**31 - 1, 2**31, 2**32 - 1)
 TEXTS = ("", "\x00", "a\nb", "\u202e", "\ud800", "../../x", "/", "%s{0}{", "é" * 300, "NaN", "1e999", "-", "None")
 NUMBERS = (0, -1, 1, 2, 7, 255, 256, 2**31, 2**53 + 1, 2**63, 2**64, -(2**63), 10**30, 0.5, 1e308, -0.0, 1e-320)
 LEAVES: tuple[Any, ...] = (None, True, False, math.nan, math.inf, -math.inf, [], {}, [[]], {"": None})

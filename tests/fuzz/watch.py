@@ -17,7 +17,7 @@ from tests.fuzz.worker import MAX_PIXELS
 
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 10  # That a case may take.
-START_SECONDS = 120  # That a worker may take to import everything and make its seeds.
+START_SECONDS = 300  # That a worker may take to import everything and make its seeds.
 TICK = 0.25
 ENVIRONMENT = {
     "PYTHONPATH": str(ROOT),
@@ -75,23 +75,23 @@ def _one_worker(family: str, seed: int, first: int, last: int, folder: Path) -> 
     worker = subprocess.Popen(
         list(map(str, command)),
         pass_fds=[writing],
-        env={**os.environ, **ENVIRONMENT, "HOME": str(folder)},
+        env={**os.environ, **ENVIRONMENT},
         cwd=folder,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=(folder / "start").open("w"),
     )
     os.close(writing)
-    begun = None
+    begun: dict[str, Any] | None = None
     try:
         with os.fdopen(reading, encoding="utf-8") as channel:
             while line := _next_line(channel, worker, SECONDS if begun is not None else START_SECONDS):
                 content: dict[str, Any] = json.loads(line)
                 if "begin" in content:
-                    begun = content["begin"]
+                    begun = content
                     continue
                 yield Outcome(
-                    family, content["end"], content["inputs"], content["code"], content["fault"], content["words"]
+                    family, content["end"], begun["inputs"], content["code"], content["fault"], begun["words"]
                 )
                 begun = None
         code = worker.wait(SECONDS)
@@ -99,11 +99,13 @@ def _one_worker(family: str, seed: int, first: int, last: int, folder: Path) -> 
         worker.kill()
         worker.wait()
     if begun is None and code:
-        text = "".join((folder / name).read_text("utf-8", "replace")[-3000:] for name in ("start", "stderr"))
+        files = [file for file in (folder / "start", folder / "stderr") if file.exists()]
+        text = "".join(file.read_text("utf-8", "replace")[-3000:] for file in files)
         raise RuntimeError(f"the worker of {family} ended with {code} between cases: {text}")
     if begun is not None:
         trace = (folder / "stderr").read_text("utf-8", "replace")[-5000:]
-        yield Outcome(family, begun, 1, code, f"the process ended with {code}, or hung: {trace}", [])
+        fault = f"the process ended with {code}, or hung: {trace}"
+        yield Outcome(family, begun["begin"], begun["inputs"], code, fault, begun["words"])
 
 
 def _next_line(channel: Any, worker: subprocess.Popen[bytes], seconds: float) -> str:
