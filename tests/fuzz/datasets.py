@@ -44,7 +44,7 @@ def make_layout(seeds: Seeds, folder: Path, rng: random.Random) -> Case:
     hurt = 0
     for _ in range(rng.randint(1, 3)):
         file = rng.choice(lists if lists and rng.random() < 0.7 else files)
-        if not file.exists():
+        if not file.is_file():
             continue
         hurt += 1
         match rng.randrange(7):

@@ -17,8 +17,9 @@ from tests.fuzz.worker import MAX_PIXELS
 
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 10  # That a case may take.
-START_SECONDS = 300  # That a worker may take to import everything and make its seeds.
+START_SECONDS = 300  # That a worker may take to import everything, make its seeds and run its first case.
 TICK = 0.25
+CLOCK = os.sysconf("SC_CLK_TCK")
 ENVIRONMENT = {
     "PYTHONPATH": str(ROOT),
     "JAX_PLATFORMS": "cpu",
@@ -83,9 +84,10 @@ def _one_worker(family: str, seed: int, first: int, last: int, folder: Path) -> 
     )
     os.close(writing)
     begun: dict[str, Any] | None = None
+    limit = START_SECONDS
     try:
         with os.fdopen(reading, encoding="utf-8") as channel:
-            while line := _next_line(channel, worker, SECONDS if begun is not None else START_SECONDS):
+            while line := _next_line(channel, worker, limit):
                 content: dict[str, Any] = json.loads(line)
                 if "begin" in content:
                     begun = content
@@ -93,7 +95,7 @@ def _one_worker(family: str, seed: int, first: int, last: int, folder: Path) -> 
                 yield Outcome(
                     family, content["end"], begun["inputs"], content["code"], content["fault"], begun["words"]
                 )
-                begun = None
+                begun, limit = None, SECONDS
         code = worker.wait(SECONDS)
     finally:
         worker.kill()
@@ -109,14 +111,24 @@ def _one_worker(family: str, seed: int, first: int, last: int, folder: Path) -> 
 
 
 def _next_line(channel: Any, worker: subprocess.Popen[bytes], seconds: float) -> str:
-    """Return the worker's next line, "" where it died or hung; time in which it was stopped does not count."""
-    left = seconds
+    """Return the worker's next line, "" where it died or hung.
+
+    Time in which it waited for something counts, time in which it was stopped or waited for a processor does not.
+    """
+    left, before = seconds, 0.0
     while left > 0:
         ready, _, _ = select.select([channel], [], [], TICK)
         if ready:
             return channel.readline()
-        if Path(f"/proc/{worker.pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("T", "t"):
+        state, *numbers = Path(f"/proc/{worker.pid}/stat").read_text().rpartition(")")[2].split()
+        used = (int(numbers[10]) + int(numbers[11])) / CLOCK
+        if state in ("S", "D"):
             left -= TICK
+        elif state == "R":
+            left -= min(TICK, used - before)
+        elif state == "Z":
+            return channel.readline()
+        before = used
     worker.send_signal(signal.SIGABRT)  # faulthandler then says where it is.
     time.sleep(1)
     worker.kill()
