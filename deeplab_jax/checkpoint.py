@@ -9,7 +9,8 @@ import errno
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -27,6 +28,15 @@ _VARIABLES, _EXTRA, _METRICS = "variables", "optimizer", "metrics"  # The last i
 
 # Orbax reports every phase of every save through absl, and what it raises as well, once for each of its threads.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
+
+
+def _report_unraisable(report: Any, *, otherwise: Callable[[Any], Any] = sys.unraisablehook) -> None:
+    """Pass on what cannot be raised, but for what TensorStore's other reads say once one of them has failed."""
+    if str(report.exc_value) != "Event loop is closed":
+        otherwise(report)
+
+
+sys.unraisablehook = _report_unraisable
 
 
 class DamagedCheckpoint(UserError):

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 from tests.fuzz.cases import families
@@ -54,11 +55,12 @@ def chosen(name: str, args: argparse.Namespace, keep: Path) -> Iterator[Outcome]
     everything = families()
     whole = sum(everything[family].share for family in args.family or everything)
     left = args.count * everything[name].share / whole
-    for outcome in outcomes(name, args.seed, 0, args.count, keep):
-        yield outcome
-        left -= outcome.inputs
-        if left <= 0:
-            return
+    with closing(outcomes(name, args.seed, 0, args.count, keep)) as found:
+        for outcome in found:
+            yield outcome
+            left -= outcome.inputs
+            if left <= 0:
+                return
 
 
 def parser() -> argparse.ArgumentParser:

@@ -16,11 +16,11 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class Seeds(NamedTuple):
-    """A data set, a network, and a config of them."""
+    """A data set, a config of it, and a model folder where one is needed."""
 
     data: Path
-    model: Path
     config: str
+    model: Path | None = None
 
 
 def seeds(folder: Path) -> Seeds:
@@ -34,7 +34,12 @@ def seeds(folder: Path) -> Seeds:
     config.data.options = {"class_names": CLASSES, "value_map": None, "val_fraction": 0.5, "ignore_label": 255}
     config.train.update({"steps": 1, "evaluate_every": 1, "checkpoint_every": 1, "pictures": 0})
     config.evaluate.pad_to = ((65, 65),)
-    return Seeds(folder, model_folder(folder), json.dumps(to_plain(config)))
+    return Seeds(folder, json.dumps(to_plain(config)))
+
+
+def seeds_and_network(folder: Path) -> Seeds:
+    """Make a network besides."""
+    return seeds(folder)._replace(model=model_folder(folder))
 
 
 def make_json(seeds: Seeds, folder: Path, rng: random.Random) -> Case:
@@ -79,7 +84,7 @@ def _written(seeds: Seeds, folder: Path, rng: random.Random, *sections: str) -> 
 
 FAMILIES = {
     "configs": Family(seeds, make_json, 4),
-    "evaluations": Family(seeds, make_evaluation, 1, alone=False),
+    "evaluations": Family(seeds_and_network, make_evaluation, 1, alone=False),
     "trainings": Family(seeds, make_training, 0.5, alone=False),
     "python": Family(seeds, make_python, 1),
 }

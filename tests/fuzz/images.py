@@ -43,7 +43,12 @@ class Seeds(NamedTuple):
     model: Path
 
 
-def seeds(folder: Path) -> Seeds:
+def seeds_and_network(folder: Path) -> Seeds:
+    """Make what `make_pictures` damages and runs."""
+    return Seeds(seeds(folder), model_folder(folder))
+
+
+def seeds(folder: Path) -> list[bytes]:
     """Make a file of every format and mode that can be written here."""
     rng = np.random.default_rng(0)
     colours = rng.integers(0, 256, (*SIZE, 3), np.uint8)
@@ -74,7 +79,7 @@ def seeds(folder: Path) -> Seeds:
             except cv2.error:
                 continue
             files += [encoded.tobytes()] if found else []
-    return Seeds([file for file in files if file], model_folder(folder))
+    return [file for file in files if file]
 
 
 def _written(picture: Image.Image, name: str, **options: object) -> list[bytes]:
@@ -88,12 +93,12 @@ def _written(picture: Image.Image, name: str, **options: object) -> list[bytes]:
     return [buffer.getvalue()]
 
 
-def make_pairs(seeds: Seeds, folder: Path, rng: random.Random) -> Case:
+def make_pairs(seeds: list[bytes], folder: Path, rng: random.Random) -> Case:
     """Damage the images and masks of a data set."""
     for kind in ("images", "masks"):
         (folder / kind).mkdir()
         for index in range(PAIRS):
-            (folder / kind / f"{index}.png").write_bytes(damaged(rng.choice(seeds.files), rng))
+            (folder / kind / f"{index}.png").write_bytes(damaged(rng.choice(seeds), rng))
     words = ["check-data", f"--config={ROOT}/configs/folder.py", f"--config.data.dir={folder}", "--split=all"]
     return Case([*words, "--config.data.options.class_names=('a','b')"], 2 * PAIRS)
 
@@ -107,5 +112,5 @@ def make_pictures(seeds: Seeds, folder: Path, rng: random.Random) -> Case:
 
 FAMILIES = {
     "pairs": Family(seeds, make_pairs, 60),
-    "pictures": Family(seeds, make_pictures, 3, alone=False),
+    "pictures": Family(seeds_and_network, make_pictures, 3, alone=False),
 }

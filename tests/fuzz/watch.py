@@ -10,15 +10,18 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tests.fuzz.cases import PROGRAMS, Case
 from tests.fuzz.worker import MAX_PIXELS
 
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 10  # That a case may take.
 START_SECONDS = 300  # That a worker may take to import everything, make its seeds and run its first case.
 TICK = 0.25
+WORKER = "tests.fuzz.worker"
 CLOCK = os.sysconf("SC_CLK_TCK")
 ENVIRONMENT = {
     "PYTHONPATH": str(ROOT),
@@ -57,36 +60,60 @@ def outcomes(family: str, seed: int, first: int, last: int, keep: Path) -> Itera
       Every case's outcome.
     """
     while first < last:
-        with tempfile.TemporaryDirectory() as folder:
-            for outcome in _one_worker(family, seed, first, last, Path(folder)):
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            closing(_one_worker(family, seed, first, last, Path(folder))) as found,
+        ):
+            for outcome in found:
                 first = outcome.index + 1
-                if outcome.fault:
-                    target = keep / f"{family}_{seed}_{outcome.index}"
-                    shutil.rmtree(target, ignore_errors=True)
-                    shutil.move(Path(folder, str(outcome.index)), target)
-                    (target / "fault.txt").write_text(f"{outcome.words}\n{outcome.fault}\n", "utf-8", "replace")
-                    outcome = outcome._replace(saved=target)
-                yield outcome
+                yield _kept(outcome, Path(folder), keep / f"{family}_{seed}_{outcome.index}")
+
+
+def _kept(outcome: Outcome, folder: Path, target: Path) -> Outcome:
+    """Keep the files of a case that failed."""
+    if not outcome.fault:
+        return outcome
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.move(folder / str(outcome.index), target)
+    (target / "fault.txt").write_text(f"{outcome.words}\n{outcome.fault}\n", "utf-8", "replace")
+    return outcome._replace(saved=target)
+
+
+def alone(case: Case) -> tuple[int, str, str]:
+    """Run a case as a process of its own; return its exit code and what it prints to stdout and stderr."""
+    done = subprocess.run(
+        [sys.executable, "-m", PROGRAMS[case.program].removesuffix(".__main__"), *case.words],
+        env={**os.environ, **ENVIRONMENT},
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=600,
+        check=False,
+    )
+    return done.returncode, done.stdout, done.stderr
 
 
 def _one_worker(family: str, seed: int, first: int, last: int, folder: Path) -> Iterator[Outcome]:
     """Run cases until all are done, or one kills the worker."""
     reading, writing = os.pipe()
-    command = [sys.executable, "-m", "tests.fuzz.worker", family, seed, first, last, folder, writing]
-    worker = subprocess.Popen(
-        list(map(str, command)),
-        pass_fds=[writing],
-        env={**os.environ, **ENVIRONMENT},
-        cwd=folder,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=(folder / "start").open("w"),
-    )
+    command = [sys.executable, "-m", WORKER, family, seed, first, last, folder, writing]
+    with (folder / "start").open("w") as start:
+        worker = subprocess.Popen(
+            list(map(str, command)),
+            pass_fds=[writing],
+            env={**os.environ, **ENVIRONMENT},
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=start,
+        )
     os.close(writing)
     begun: dict[str, Any] | None = None
     limit = START_SECONDS
     try:
-        with os.fdopen(reading, encoding="utf-8") as channel:
+        with os.fdopen(reading, "rb", buffering=0) as channel:  # A buffer would hide lines from `select`.
             while line := _next_line(channel, worker, limit):
                 content: dict[str, Any] = json.loads(line)
                 if "begin" in content:
@@ -96,7 +123,7 @@ def _one_worker(family: str, seed: int, first: int, last: int, folder: Path) -> 
                     family, content["end"], begun["inputs"], content["code"], content["fault"], begun["words"]
                 )
                 begun, limit = None, SECONDS
-        code = worker.wait(SECONDS)
+        code = worker.wait(START_SECONDS)
     finally:
         worker.kill()
         worker.wait()
@@ -110,8 +137,8 @@ def _one_worker(family: str, seed: int, first: int, last: int, folder: Path) -> 
         yield Outcome(family, begun["begin"], begun["inputs"], code, fault, begun["words"])
 
 
-def _next_line(channel: Any, worker: subprocess.Popen[bytes], seconds: float) -> str:
-    """Return the worker's next line, "" where it died or hung.
+def _next_line(channel: Any, worker: subprocess.Popen[bytes], seconds: float) -> bytes:
+    """Return the worker's next line, none where it died or hung.
 
     Time in which it waited for something counts, time in which it was stopped or waited for a processor does not.
     """
@@ -132,4 +159,4 @@ def _next_line(channel: Any, worker: subprocess.Popen[bytes], seconds: float) ->
     worker.send_signal(signal.SIGABRT)  # faulthandler then says where it is.
     time.sleep(1)
     worker.kill()
-    return ""
+    return b""

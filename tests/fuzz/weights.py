@@ -24,13 +24,17 @@ CHECKPOINT = "model.ckpt"
 
 
 class Seeds(NamedTuple):
-    """Foreign files, a TensorFlow checkpoint's files, a model folder and an image for it, and a network's tensors."""
+    """Foreign files, and the files of TensorFlow checkpoints."""
 
     files: list[bytes]
     checkpoints: list[dict[str, bytes]]
+
+
+class Network(NamedTuple):
+    """A model folder, and an image for it."""
+
     model: Path
     image: Path
-    shapes: dict[str, tuple[int, ...]]
 
 
 def seeds(folder: Path) -> Seeds:
@@ -45,10 +49,15 @@ def seeds(folder: Path) -> Seeds:
         {f"{CHECKPOINT}{file.suffix}": file.read_bytes() for file in (DATA / "tf_checkpoint").glob(f"{name}.*")}
         for name in ("saver", "object", "partitioned")
     ]
-    return Seeds(files, checkpoints, model_folder(folder), image_file(folder), _mobilenet_shapes())
+    return Seeds(files, checkpoints)
 
 
-def _mobilenet_shapes() -> dict[str, tuple[int, ...]]:
+def network(folder: Path) -> Network:
+    """Make a model folder."""
+    return Network(model_folder(folder), image_file(folder))
+
+
+def mobilenet_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """Return the tensors of torchvision's MobileNetV2."""
     shapes: dict[str, tuple[int, ...]] = {"features.18.0.weight": (1280, 320, 1, 1)}
     variables = flatten_variables(abstract_variables(create_model("deeplabv3plus_mobilenet_v2")))
@@ -74,9 +83,9 @@ def make_foreign(seeds: Seeds, folder: Path, rng: random.Random) -> Case:
     return Case(["convert", str(source), f"--out={folder / 'out'}"])
 
 
-def make_known(seeds: Seeds, folder: Path, rng: random.Random) -> Case:
+def make_known(seeds: dict[str, tuple[int, ...]], folder: Path, rng: random.Random) -> Case:
     """Damage names, shapes and types of a network that is known; every tensor repeats one number."""
-    shapes = dict(seeds.shapes)
+    shapes = dict(seeds)
     kinds = dict.fromkeys(shapes, "FloatStorage")
     for _ in range(rng.randrange(3)):
         name = rng.choice(list(shapes))
@@ -102,7 +111,7 @@ def make_known(seeds: Seeds, folder: Path, rng: random.Random) -> Case:
     return Case(words)
 
 
-def make_folder(seeds: Seeds, folder: Path, rng: random.Random) -> Case:
+def make_folder(seeds: Network, folder: Path, rng: random.Random) -> Case:
     """Damage a model folder."""
     model = folder / "model"
     shutil.copytree(seeds.model, model)
@@ -123,6 +132,6 @@ def make_folder(seeds: Seeds, folder: Path, rng: random.Random) -> Case:
 
 FAMILIES = {
     "foreign": Family(seeds, make_foreign, 20),
-    "known": Family(seeds, make_known, 0.2),
-    "folders": Family(seeds, make_folder, 3, alone=False),
+    "known": Family(mobilenet_shapes, make_known, 0.2),
+    "folders": Family(network, make_folder, 3, alone=False),
 }

@@ -9,6 +9,8 @@ import resource
 import shutil
 import sys
 import traceback
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -30,9 +32,7 @@ def main(family: str, seed: int, first: int, last: int, folder: str, report: int
         os.dup2(printed[0].fileno(), 1)
         os.dup2(printed[1].fileno(), 2)
         faulthandler.enable(printed[1])
-        from tests.tiny import tiny_models
-
-        with tiny_models():
+        with nullcontext() if made.alone else tiny_networks():
             (work / "seeds").mkdir(exist_ok=True)
             seeds = made.seeds(work / "seeds")
             limit_memory()
@@ -45,6 +45,13 @@ def main(family: str, seed: int, first: int, last: int, folder: str, report: int
                 if not fault:  # Otherwise the files are kept.
                     shutil.rmtree(work / str(index), ignore_errors=True)
                 say(channel, end=index, code=code, fault=fault)
+
+
+def tiny_networks() -> AbstractContextManager[None]:
+    """Return the context in which the networks of `tests.tiny` are known; importing it brings JAX."""
+    from tests.tiny import tiny_models
+
+    return tiny_models()
 
 
 def say(channel: TextIO, **content: Any) -> None:
@@ -109,7 +116,11 @@ def status(field: str) -> int:
     raise KeyError(field)
 
 
+def run_arguments(words: Sequence[str]) -> None:
+    """Run what the watcher asks for."""
+    family, seed, first, last, folder, report = words
+    main(family, int(seed), int(first), int(last), folder, int(report))
+
+
 if __name__ == "__main__":
-    family, *numbers, folder, report = sys.argv[1:]
-    seed, first, last = map(int, numbers)
-    main(family, seed, first, last, folder, int(report))
+    run_arguments(sys.argv[1:])
