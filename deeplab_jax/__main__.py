@@ -3,6 +3,7 @@
 import argparse
 import ast
 import errno
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -21,6 +22,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     0 on success, 2 with one line on stderr for what the user can mend, 130 after Ctrl-C, 75 where SIGTERM stopped
     a training run.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # Names of files and classes may hold what no encoding does.
+        sys.stdout.reconfigure(errors="backslashreplace")
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = make_parser()
     args, rest = parser.parse_known_args(arguments)

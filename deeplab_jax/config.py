@@ -261,7 +261,12 @@ def read_config(path: Path) -> ConfigDict:
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: not a readable configuration ({error}); give another --config") from None
     config = base()
-    fill(config, plain, name=str(path))
+    try:
+        fill(config, plain, name=str(path))
+    except UserError:
+        raise
+    except (ValueError, TypeError) as error:  # What no ConfigDict holds, such as a key with a dot in it.
+        raise UserError(f"{path}: {_one_line(error)}") from None
     check(config, name=str(path))
     return config
 

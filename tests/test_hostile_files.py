@@ -139,6 +139,11 @@ def test_a_json_config_is_a_config(written) -> None:
     assert main(["check-data", f"--config={file}", "--config.data.crop_size=(65,65)", "--config.data.flip=false"]) == 0
 
 
+def test_names_that_no_encoding_holds_are_printed_all_the_same(written, capsys) -> None:
+    assert main(["check-data", "--config", str(written(data__options={"class_names": ["a", "\ud800"]}))]) == 0
+    assert "\\ud800" in capsys.readouterr().out
+
+
 def test_a_json_config_runs_nothing(tmp_path: Path, complain) -> None:
     file = tmp_path / "config.json"
     file.write_text(f"__import__('os').mkdir({str(tmp_path / 'done')!r})")
@@ -161,6 +166,7 @@ def test_a_json_config_runs_nothing(tmp_path: Path, complain) -> None:
         ({"data__options": {"class_names": [1, 2]}}, "class_names is (1, 2); give 1 to"),
         ({"data__options": {"class_names": ["a"], "images": 3}}, "an option has a value of another kind"),
         ({"data__dir": "\x00"}, "folder"),
+        ({"data__options": {"a.b": 1}}, "does not accept dots"),
     ],
 )
 def test_values_of_a_json_config_are_checked(written, complain, changes, message) -> None:

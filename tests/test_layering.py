@@ -24,8 +24,8 @@ ALLOWED: dict[str, set[str]] = {
     "weights": {"errors", "jsonfile", "labels", "ops", "models", "checkpoint"},
     "data": {"errors", "jsonfile", "labels"},
     # Only the loop, the evaluator and the command line see a config; everything below takes keyword arguments.
-    "config_values": {"errors", "jsonfile"},
-    "config": {"errors", "config_values"},
+    "config_values": {"errors"},
+    "config": {"errors", "jsonfile", "config_values"},
     "evaluate": _TO_WEIGHTS | {"config", "data"},
     "train": _TO_WEIGHTS | {"config", "data", "evaluate"},
 }

@@ -65,8 +65,8 @@ def _is_config(value: Any) -> bool:
     )
 
 
-def _model_name(config: Any) -> Any:
-    model = config.get("model", {"name": ""})
+def _model_name(plain: dict[str, Any]) -> Any:
+    model = plain.get("model", {"name": ""})
     return model.get("name") if isinstance(model, dict) else None
 
 

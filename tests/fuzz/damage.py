@@ -103,7 +103,7 @@ def damaged_value(content: Any, rng: random.Random) -> Any:
         case 2:
             other_owner, other_key = rng.choice(places)
             owner[key] = json.loads(json.dumps(other_owner[other_key]))
-        case 3 if isinstance(owner, list):
+        case 3 if isinstance(owner, list) and len(owner) < 100:
             owner *= rng.choice((0, 2, 1000))
         case _:
             owner[key] = _odd(owner[key], rng)
