@@ -18,7 +18,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 PEERS := torch==2.13.0 ai-edge-litert==2.3.0 huggingface_hub==2.4.0 pyyaml==6.0.3 regex==2026.11.15 tokenizers==0.23.3
 PEERS_ALONE := torchvision==0.29.2 segmentation_models_pytorch==0.6.0 timm==1.0.31 transformers==5.23.0
 
-.PHONY: help demo benchmarks test test-all peers check format lock clean
+.PHONY: help demo benchmarks test test-all peers check format lock audit clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -52,6 +52,13 @@ lock: .venv/.ready ## resolve requirements.txt anew from pyproject.toml, with ha
 	@$(PIP) install --quiet 'uv>=0.5'
 	@$(BIN)/uv pip compile --no-config --universal --python-version 3.11 --generate-hashes --no-emit-index-url --upgrade --quiet \
 		--extra dev --custom-compile-command 'make lock' --output-file requirements.txt pyproject.toml
+
+audit: .venv/.ready ## list the packages' licences, and look the packages up among known vulnerabilities
+	@$(BIN)/python .ci/licences.py requirements.txt
+	@test -x .venv/audit/bin/pip-audit || { $(PYTHON) -m venv .venv/audit && \
+		.venv/audit/bin/python -m pip --disable-pip-version-check install --quiet pip-audit==2.10.1; } || { \
+		echo 'audit: pip-audit cannot be installed, PyPI cannot be reached; only the licences were looked at' >&2; exit 2; }
+	@$(BIN)/python .ci/vulnerabilities.py .venv/audit/bin/pip-audit requirements.txt
 
 clean: ## remove the virtual environment, caches and runs of the demo
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist runs/demo-*

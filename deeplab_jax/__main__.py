@@ -3,6 +3,7 @@
 import argparse
 import ast
 import errno
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -22,6 +23,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     0 on success, 2 with one line on stderr for what the user can mend, 130 after Ctrl-C, 75 where SIGTERM stopped
     a training run.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # Names of files and classes may hold what no encoding does.
+        sys.stdout.reconfigure(errors="backslashreplace")
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = make_parser()
     args, rest = parser.parse_known_args(arguments)
@@ -63,6 +66,8 @@ def run_verb(args: argparse.Namespace, *, own_process: bool) -> int:
     except BrokenPipeError:  # The reader of a pipe, `head` say, has seen enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except MemoryError as error:
+        return fail(f"{args.verb}: out of memory ({error or 'no more'}); give it smaller images, batches or windows")
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise

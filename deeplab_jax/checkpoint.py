@@ -9,11 +9,11 @@ it, and buffers that the next step donates cannot change under a background copy
 
 import contextlib
 import errno
-import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -25,12 +25,22 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 
 from deeplab_jax.distributed import is_first, together
 from deeplab_jax.errors import UserError
+from deeplab_jax.jsonfile import read_json
 
 METRIC = "miou"
 _VARIABLES, _EXTRA, _METRICS = "variables", "optimizer", "metrics"  # The last is Orbax's own name.
 
 # Orbax reports every phase of every save through absl, and what it raises as well, once for each of its threads.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
+
+
+def _report_unraisable(report: Any, *, otherwise: Callable[[Any], Any] = sys.unraisablehook) -> None:
+    """Pass on what cannot be raised, but for what TensorStore's other reads say once one of them has failed."""
+    if str(report.exc_value) != "Event loop is closed":
+        otherwise(report)
+
+
+sys.unraisablehook = _report_unraisable
 
 
 class DamagedCheckpoint(UserError):
@@ -235,7 +245,7 @@ def _check_metrics(directory: Path, *, mend: bool) -> None:
     """Look at the metrics of every checkpoint: Orbax reads all of them at once, and fails on a single bad one."""
     for file in directory.glob(f"[0-9]*/{_METRICS}/{_METRICS}"):
         try:
-            float(json.loads(file.read_text(encoding="utf-8"))[METRIC])
+            float(read_json(file)[METRIC])
         except (OSError, ValueError, KeyError, TypeError) as error:
             if not mend:
                 raise UserError(f"{file}: is damaged ({error}); remove the folder {file.parent}") from None

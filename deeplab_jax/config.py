@@ -4,11 +4,11 @@ A section is splatted into the function of the same purpose, so a key that no fu
 silent no-op.
 """
 
-import json
 import logging
 import re
 import traceback
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,9 @@ from absl import flags
 from absl import logging as absl_logging
 from ml_collections import ConfigDict, config_flags
 
+from deeplab_jax.config_values import check, fill
 from deeplab_jax.errors import UserError, did_you_mean
+from deeplab_jax.jsonfile import read_json
 
 
 def base() -> ConfigDict:
@@ -188,17 +190,24 @@ def parse_arg(arg: str | None, *, flags: Sequence[str] = ("debug",), **defaults:
 def load_config(argv: Sequence[str]) -> ConfigDict:
     """Load `--config FILE[:arg]` and apply `--config.section.key=value` to it.
 
+    A Python file is run. A `.json` file, such as the `config.json` of a run directory, only changes values of `base`.
+
     Raises:
       UserError: a missing file, an error in it (with its line), an unknown key, or a value of another type.
     """
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", lock_config=True, flag_values=values, sys_argv=["deeplab_jax", *argv])
     path = next((a.split("=", 1)[1] for a in argv if a.startswith("--config=")), "")
     file = path.split(":")[0]
     if not Path(file).is_file():
         raise UserError(
             f"config file {file!r} does not exist: give --config the path of a file such as configs/scenes.py"
         )
+    if path.endswith(".json"):
+        argv = [word for word in argv if not word.startswith("--config=")]
+        define = partial(config_flags.DEFINE_config_dict, config=read_config(Path(path)))
+    else:
+        define = config_flags.DEFINE_config_file
+    define("config", lock_config=True, flag_values=values, sys_argv=["deeplab_jax", *argv])
     absl_logging.use_absl_handler()
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
@@ -206,6 +215,7 @@ def load_config(argv: Sequence[str]) -> ConfigDict:
         config: ConfigDict = values["config"].value
     except Exception as error:  # Whatever the file raises, and whatever the parsers of its keys complain of.
         raise UserError(f"config {path}: {_complaint(error, file)}") from None
+    check(config, name=path)
     return config
 
 
@@ -245,12 +255,25 @@ def to_plain(config: Any) -> Any:
     return config
 
 
-def read_json(path: Path) -> ConfigDict:
-    """Read a config that a run directory keeps."""
+def read_config(path: Path) -> ConfigDict:
+    """Read a config from JSON, as run directories keep it; keys that it lacks have their defaults.
+
+    Raises:
+      UserError: it cannot be read, an unknown key, or a value of another type.
+    """
     try:
-        return ConfigDict(json.loads(path.read_text()))
+        plain = read_json(path)
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not a readable configuration ({error}); start in an empty --workdir") from None
+        raise UserError(f"{path}: not a readable configuration ({error}); give another --config") from None
+    config = base()
+    try:
+        fill(config, plain, name=str(path))
+    except UserError:
+        raise
+    except (ValueError, TypeError) as error:  # What no ConfigDict holds, such as a key with a dot in it.
+        raise UserError(f"{path}: {_one_line(error)}") from None
+    check(config, name=str(path))
+    return config
 
 
 def with_defaults(plain: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
@@ -284,7 +307,7 @@ __all__ = [
     "differences",
     "load_config",
     "parse_arg",
-    "read_json",
+    "read_config",
     "shrink",
     "to_plain",
     "with_defaults",

@@ -61,7 +61,7 @@ def evaluate(args: argparse.Namespace) -> None:
     """`evaluate`."""
     from rich.console import Console
 
-    from deeplab_jax.config import load_config, read_json
+    from deeplab_jax.config import load_config, read_config
     from deeplab_jax.data.sources import open_source
     from deeplab_jax.distributed import is_first, together
     from deeplab_jax.evaluate.evaluator import METRICS_FILE, evaluate, write_results
@@ -75,7 +75,7 @@ def evaluate(args: argparse.Namespace) -> None:
         config = load_config(args.config) if args.config else None
         model, variables, info = load(args.model, checkpoint=args.checkpoint)
         if config is None and Path(args.model, CONFIG_FILE).is_file():
-            config = read_json(Path(args.model, CONFIG_FILE))
+            config = read_config(Path(args.model, CONFIG_FILE))
         if config is None:
             raise UserError(
                 f"{args.model}: a model folder does not say which data to evaluate on; give --config configs/NAME.py"

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from deeplab_jax.__main__ import fail
 from deeplab_jax.__main__ import main as command_line
-from deeplab_jax.config import read_json
+from deeplab_jax.config import read_config
 from deeplab_jax.data.images import write_image
 from deeplab_jax.data.sources import open_source
 from deeplab_jax.errors import UserError
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def show(workdir: Path, console: Console, started: float) -> None:
     """Evaluate the run's last weights at both output strides, print the table, and write the pictures."""
-    config = read_json(workdir / "config.json")
+    config = read_config(workdir / "config.json")
     model, variables, _ = load(workdir, checkpoint="newest")
     source = open_source(config.data.name, split=config.data.val_split, **source_options(config.data))
     collector = StripCollector(source.labels, total=len(source), count=PICTURES)

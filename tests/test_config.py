@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from deeplab_jax.config import base, differences, load_config, parse_arg, read_json, shrink, to_plain
+from deeplab_jax.config import base, differences, load_config, parse_arg, read_config, shrink, to_plain
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.catalog import create_model, model_names
 
@@ -164,10 +164,10 @@ def test_options_take_any_key() -> None:
 def test_a_config_survives_json(tmp_path) -> None:
     config = load_config([f"{SCENES}:debug"])
     (tmp_path / "config.json").write_text(json.dumps(to_plain(config)))
-    assert differences(to_plain(read_json(tmp_path / "config.json")), to_plain(config)) == []
+    assert differences(to_plain(read_config(tmp_path / "config.json")), to_plain(config)) == []
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UserError, match=r"config\.json: not a readable configuration"):
-        read_json(tmp_path / "config.json")
+        read_config(tmp_path / "config.json")
 
 
 def test_differences_are_listed_by_key() -> None:

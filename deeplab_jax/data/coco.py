@@ -1,7 +1,6 @@
 """COCO 2017 with the 21 classes of PASCAL VOC, as DeepLabv3 pre-trains on it."""
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,12 @@ import numpy as np
 from deeplab_jax.data.images import read_image
 from deeplab_jax.data.pairs import Example, check_sizes, choose_split, list_images, require_folder, spell
 from deeplab_jax.errors import UserError
+from deeplab_jax.jsonfile import read_json
 from deeplab_jax.labels import IGNORE_LABEL, VOC, LabelSet
 
 LAYOUT = "train2017/, val2017/ and annotations/instances_{train,val}2017.json"
 MIN_PIXELS = 1000
+MAX_BYTES = 2**31  # Of the annotations; those of `train` have 450 million.
 
 # COCO's category id for each VOC class from 1 (aeroplane) to 20 (tvmonitor).
 _CATEGORIES = (5, 2, 16, 9, 44, 6, 3, 17, 62, 21, 67, 18, 19, 4, 1, 64, 20, 63, 7, 72)
@@ -77,10 +78,10 @@ def open_coco(dir: str | Path, *, split: str) -> CocoSource:
     images = require_folder(Path(dir) / f"{split}2017", source="coco", layout=LAYOUT)
     annotations = Path(dir) / "annotations" / f"instances_{split}2017.json"
     try:
-        content = json.loads(annotations.read_bytes())
+        content = read_json(annotations, limit=MAX_BYTES)
     except FileNotFoundError as error:
         raise UserError(f"{annotations}: no such file; data set 'coco' is laid out as {LAYOUT}") from error
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{annotations}: not JSON ({error}); download the annotations again") from error
     try:
         entries = _entries(content, images)

@@ -79,9 +79,14 @@ def _labels(
     ignore_label: int | None,
     value_map: ValueMap | None,
 ) -> LabelSet:
-    if isinstance(class_names, str) or not 1 <= len(class_names) <= MAX_CLASSES:
+    if (
+        not isinstance(class_names, list | tuple)
+        or not 1 <= len(class_names) <= MAX_CLASSES
+        or not all(isinstance(name, str) for name in class_names)
+    ):
         raise UserError(
-            f"class_names is {class_names!r}; give 1 to {MAX_CLASSES} names, one per class id: ('background', 'road')"
+            f"class_names is {class_names!r:.100}; give 1 to {MAX_CLASSES} names, one per class id: "
+            "('background', 'road')"
         )
     count = len(class_names)
     if palette is not None and (

@@ -5,6 +5,7 @@ read as stored, and whatever would change those numbers (JPEG compression, a col
 The EXIF orientation is applied to neither.
 """
 
+import contextlib
 import io
 import os
 import tempfile
@@ -15,6 +16,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from deeplab_jax.data.encoded import damage, open_encoded, read_bytes
 from deeplab_jax.errors import UserError
 from deeplab_jax.labels import IGNORE_LABEL
 
@@ -24,6 +26,7 @@ cv2.setNumThreads(0)
 VOID_COLOUR = (224, 224, 192)
 """Colour of the ignore label in written masks, as in PASCAL VOC."""
 
+_JPEG_END = b"\xff\xd9"
 _PNG_END = b"IEND\xaeB`\x82"
 _READ_FLAGS = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 
@@ -38,26 +41,27 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
       uint8 `[H, W, 3]`, RGB.
 
     Raises:
-      UserError: the file is missing, empty, truncated or not an image.
+      UserError: the file is missing, empty, truncated, larger than `MAX_PIXELS`, or not an image.
     """
-    return decode_image(_read_bytes(path, "image"), name=os.fspath(path))
+    return decode_image(read_bytes(path, "image"), name=os.fspath(path))
 
 
 def decode_image(data: bytes, *, name: str) -> np.ndarray:
     """`read_image` for the bytes of a file; `name` is what errors call it."""
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            # OpenCV is faster, but fills what a truncated file lacks with grey: it gets only files of plain modes that
-            # are complete.
-            if _is_plain(image, data):
-                decoded = cv2.imdecode(np.frombuffer(data, np.uint8), _READ_FLAGS)
-                if decoded is not None:
-                    return np.asarray(decoded, np.uint8)
+        with open_encoded(data) as image:
+            # OpenCV reads JPEG three times as fast, but fills what a truncated file lacks with grey: it gets only files
+            # of plain modes that are complete.
+            if _is_plain_jpeg(image, data):
+                with contextlib.suppress(cv2.error):  # It has a limit of its own.
+                    decoded = cv2.imdecode(np.frombuffer(data, np.uint8), _READ_FLAGS)
+                    if decoded is not None:
+                        return np.asarray(decoded, np.uint8)
             return _to_rgb(image, name)
     except UserError:
         raise
     except Exception as error:  # Pillow's format readers raise nearly every built-in type on damaged files.
-        raise UserError(f"{name}: {_damage(data, error)}; replace the file or remove it from the data set") from error
+        raise UserError(f"{name}: {damage(data, error)}") from error
 
 
 def read_mask(path: str | os.PathLike[str]) -> np.ndarray:
@@ -69,15 +73,16 @@ def read_mask(path: str | os.PathLike[str]) -> np.ndarray:
       uint8, uint16 or int32 `[H, W]`: stored values, not yet class ids (`labels.to_class_ids`).
 
     Raises:
-      UserError: the file is missing, empty, truncated or not an image; it is a JPEG; or it holds colours.
+      UserError: the file is missing, empty, truncated, larger than `MAX_PIXELS`, or not an image; it is a JPEG; or it
+        holds colours.
     """
-    return decode_mask(_read_bytes(path, "mask"), name=os.fspath(path))
+    return decode_mask(read_bytes(path, "mask"), name=os.fspath(path))
 
 
 def decode_mask(data: bytes, *, name: str) -> np.ndarray:
     """`read_mask` for the bytes of a file; `name` is what errors call it."""
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with open_encoded(data) as image:
             if image.format in ("JPEG", "MPO"):
                 raise UserError(
                     f"{name}: a JPEG mask, whose compression changes label values; export the masks again as PNG"
@@ -91,7 +96,7 @@ def decode_mask(data: bytes, *, name: str) -> np.ndarray:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{name}: {_damage(data, error)}; replace the file or remove it from the data set") from error
+        raise UserError(f"{name}: {damage(data, error)}") from error
     if values.dtype == np.int32:
         return values
     return values.astype(np.uint8 if values.dtype in (np.bool_, np.uint8) else np.uint16)
@@ -147,8 +152,9 @@ def encode_image(rgb: np.ndarray) -> bytes:
 
 def is_plain_rgb(data: bytes) -> bool:
     """Whether the bytes are a complete JPEG or PNG of mode RGB, which any reader decodes to three channels."""
-    with Image.open(io.BytesIO(data)) as image:
-        return image.mode == "RGB" and _is_plain(image, data)
+    with open_encoded(data) as image:
+        ends = {"JPEG": _JPEG_END, "PNG": _PNG_END}
+        return image.mode == "RGB" and image.format in ends and data.endswith(ends[image.format])
 
 
 def _image(rgb: np.ndarray) -> Image.Image:
@@ -163,10 +169,8 @@ def _encode(image: Image.Image, image_format: str) -> bytes:
     return buffer.getvalue()
 
 
-def _is_plain(image: Image.Image, data: bytes) -> bool:
-    if image.format == "JPEG":
-        return image.mode in ("RGB", "L") and data.endswith(b"\xff\xd9")
-    return image.format == "PNG" and image.mode == "RGB" and data.endswith(_PNG_END)
+def _is_plain_jpeg(image: Image.Image, data: bytes) -> bool:
+    return image.format == "JPEG" and image.mode in ("RGB", "L") and data.endswith(_JPEG_END)
 
 
 def _to_rgb(image: Image.Image, name: str) -> np.ndarray:
@@ -181,27 +185,6 @@ def _to_rgb(image: Image.Image, name: str) -> np.ndarray:
     is_16_bit = image.mode.startswith("I;16") or samples.max(initial=0) > 255
     grey = np.rint(samples / 257.0) if is_16_bit else samples
     return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=-1)
-
-
-def _damage(data: bytes, error: Exception) -> str:
-    if not data:
-        return "empty file (zero bytes)"
-    if isinstance(error, Image.UnidentifiedImageError):
-        return "not an image that can be read"
-    if isinstance(error, Image.DecompressionBombError):
-        return f"image larger than {Image.MAX_IMAGE_PIXELS or 0:,} x 2 pixels, refused"
-    return f"truncated or damaged image ({error})"
-
-
-def _read_bytes(path: str | os.PathLike[str], kind: str) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except FileNotFoundError as error:
-        raise UserError(f"{os.fspath(path)}: no such {kind}; check the path, or the list that names it") from error
-    except OSError as error:
-        raise UserError(
-            f"{os.fspath(path)}: cannot read the {kind} ({error.strerror}); check that it is a readable file"
-        ) from error
 
 
 def _write_bytes(path: str | os.PathLike[str], data: bytes) -> None:

@@ -4,9 +4,9 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image
 
 from deeplab_jax.data import images
+from deeplab_jax.data.encoded import open_encoded, read_bytes
 from deeplab_jax.data.pairs import Source, spell, spell_ranges
 from deeplab_jax.data.report import Finding
 from deeplab_jax.errors import UserError
@@ -129,7 +129,7 @@ def meaning(labels: LabelSet, stored: int) -> int | None:
 
 def _file_palette(file: str) -> dict[int, Colour]:
     """Index -> colour of a palette image, empty for other modes."""
-    with Image.open(file) as image:
+    with open_encoded(read_bytes(file, "mask")) as image:
         flat = image.getpalette() if image.mode == "P" else None
     return {} if flat is None else {i: (flat[3 * i], flat[3 * i + 1], flat[3 * i + 2]) for i in range(len(flat) // 3)}
 
@@ -160,7 +160,7 @@ def _shuffled_index(values: Sequence[int], palette: dict[int, Colour], labels: L
 def _mask_error(file: str, labels: LabelSet, error: UserError) -> Finding:
     """A mask that could not be read as numbers: say which of the usual reasons it is."""
     try:
-        with Image.open(file) as image:
+        with open_encoded(read_bytes(file, "mask")) as image:
             mode, is_jpeg = image.mode, image.format in ("JPEG", "MPO")
             pixels = np.asarray(image.convert("RGB")).astype(np.uint32)
     except Exception:  # Damaged: the first error said how.

@@ -221,6 +221,8 @@ def read_names(path: Path) -> list[str]:
       UserError: the list is missing, empty, or not text.
     """
     try:
+        if not path.is_file():  # Nobody may ever write to a pipe.
+            raise FileNotFoundError(path)
         lines = path.read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(

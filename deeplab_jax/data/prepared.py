@@ -1,20 +1,28 @@
 """Reads a folder that `prepare` wrote, through TFDS and without TensorFlow."""
 
 import dataclasses
-import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import tensorflow_datasets as tfds
 
 from deeplab_jax.data.images import decode_image, decode_mask
-from deeplab_jax.data.pairs import Example, check_sizes, choose_split, decode_label
+from deeplab_jax.data.pairs import Example, check_sizes, choose_split, decode_label, spell
 from deeplab_jax.errors import UserError
+from deeplab_jax.jsonfile import read_json
 from deeplab_jax.labels import LabelSet
 
 SIDE_FILE = "classes.json"
 """Beside the TFDS files: the class names and colours, and the name of the data set that was written."""
+
+
+FEATURES_FILE = "features.json"
+FEATURES = {
+    f"tensorflow_datasets.core.features.{name}"
+    for name in ("features_dict.FeaturesDict", "image_feature.Image", "text_feature.Text")
+}
+"""What `prepare` writes. TFDS imports whatever module the file names, so no other name may reach it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,8 +39,8 @@ class PreparedSource:
         return len(self.records)
 
     def __getitem__(self, index: int) -> Example:
-        record = self.records[index]
-        name = record["name"].decode("utf-8")
+        record = self._record(index)
+        name = record["name"]
         where = f"{self.dir}: example '{name}'"
         image = decode_image(record["image"], name=where)
         label = decode_label(decode_mask(record["label"], name=where), self.labels, name=where)
@@ -40,7 +48,17 @@ class PreparedSource:
         return {"image": image, "label": label, "name": name}
 
     def describe(self, index: int) -> str:
-        return self.records[index]["name"].decode("utf-8")
+        try:
+            return str(self._record(index)["name"])
+        except UserError:
+            return f"{self.dir}: example {index}"
+
+    def _record(self, index: int) -> dict[str, Any]:
+        try:
+            record = self.records[index]
+            return {**record, "name": record["name"].decode("utf-8")}
+        except Exception as error:  # array_record raises RuntimeErrors, and TFDS whatever its decoders do.
+            raise _damaged(f"{self.dir}: example {index}", error) from error
 
 
 def open_prepared(dir: str | Path, *, split: str) -> PreparedSource:
@@ -51,20 +69,57 @@ def open_prepared(dir: str | Path, *, split: str) -> PreparedSource:
     """
     folder = Path(dir)
     try:
-        content = json.loads((folder / SIDE_FILE).read_text("utf-8"))
-        labels = LabelSet(tuple(content["names"]), tuple((r, g, b) for r, g, b in content["palette"]))
+        content = read_json(folder / SIDE_FILE)
+        names = tuple(content["names"])
+        labels = LabelSet(names, tuple((int(r), int(g), int(b)) for r, g, b in content["palette"]))
+        if not all(isinstance(name, str) for name in names):
+            raise TypeError(f"class names {names!r:.100}")
         name = str(content["source"])
     except FileNotFoundError as error:
         raise UserError(
             f"{folder}: no {SIDE_FILE}, so 'prepare' did not write it; set data.dir to what 'prepare --out' was given"
         ) from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder / SIDE_FILE}: damaged ({error}); write the folder again with 'prepare'") from error
+    _check_features(folder)
     try:
         builder = tfds.builder_from_directory(str(folder))
     except Exception as error:  # TFDS lets through whatever its parsers raise.
-        raise UserError(f"{folder}: TFDS cannot open it ({error}); write the folder again with 'prepare'") from error
+        raise _damaged(str(folder), error) from error
     choose_split(split, builder.info.splits, source=f"{name} in {folder}")
     # Left encoded here: the images then go through the same decoder as files do.
     skip = {"image": tfds.decode.SkipDecoding(), "label": tfds.decode.SkipDecoding()}
-    return PreparedSource(name, labels, str(folder), split, builder.as_data_source(split=split, decoders=skip))
+    try:
+        records = builder.as_data_source(split=split, decoders=skip)
+        len(records)  # Reads the ends of the files.
+    except Exception as error:
+        raise _damaged(str(folder), error) from error
+    return PreparedSource(name, labels, str(folder), split, records)
+
+
+def _damaged(where: str, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())[:200]
+    return UserError(f"{where}: TFDS cannot read it ({reason}); write the folder again with 'prepare'")
+
+
+def _check_features(folder: Path) -> None:
+    """Raise a UserError where the folder's features are of other classes than those that `prepare` writes."""
+    for file in folder.rglob(FEATURES_FILE):
+        try:
+            names = set(_class_names(read_json(file)))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{file}: damaged ({error}); write the folder again with 'prepare'") from error
+        if not names <= FEATURES:
+            strange = spell(sorted(names - FEATURES))
+            raise UserError(
+                f"{file}: names {strange!r}, which 'prepare' does not write; write the folder again with 'prepare'"
+            )
+
+
+def _class_names(content: Any) -> Iterator[Any]:
+    """Yield the values of TFDS's key for a class, in both spellings of protocol buffers."""
+    items = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
+    for key, value in items:
+        if key in ("pythonClassName", "python_class_name"):
+            yield value if isinstance(value, str) else repr(value)
+        yield from _class_names(value)

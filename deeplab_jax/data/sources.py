@@ -75,6 +75,22 @@ def open_source(name: str, *, split: str, dir: str | Path | None = None, strict:
         if option not in known:
             hint = did_you_mean(option, known) if known else "it takes none"
             raise UserError(f"data set '{name}' has no option '{option}'; {hint}")
+    try:
+        return _opened(opener, name, split, dir, strict, options)
+    except (TypeError, AttributeError, KeyError) as error:
+        raise UserError(
+            f"data set '{name}': an option has a value of another kind than it needs ({error}); see data.options"
+        ) from None
+
+
+def _opened(
+    opener: Callable[..., Source],
+    name: str,
+    split: str,
+    dir: str | Path | None,
+    strict: bool,
+    options: dict[str, Any],
+) -> Source:
     if name == "scenes":
         return opener(split=split, **options)
     if not dir:

@@ -30,6 +30,9 @@ Size = tuple[int, int]
 Array = np.ndarray | jax.Array
 
 PAD_STEP = 128
+LONGEST_WHOLE = 2**14
+"""Side of an image, in pixels, that `predict` runs whole: the matrix that resizes scores along it has
+side² / output stride entries."""
 
 
 def segment(
@@ -310,6 +313,15 @@ def check_views(scales: Sequence[float], window: Sequence[int]) -> None:
         raise UserError(f"scales={tuple(scales)}: give one or more positive factors")
     if len(window) not in (0, 2) or (window and min(window) < 1):
         raise UserError(f"window={tuple(window)}: give a height and a width in pixels, such as 513,513")
+
+
+def check_whole(size: Size, window: Sequence[int], *, name: str) -> None:
+    """Raise a UserError where an image has a side too long to run whole."""
+    if max(size) > LONGEST_WHOLE and not window:
+        raise UserError(
+            f"{name}: an image of {size[1]}x{size[0]} pixels; a side of more than {LONGEST_WHOLE} does not run whole, "
+            "give --window 513,513"
+        )
 
 
 def run_size(size: Size, *, mode: str, pad_to: Sequence[Size]) -> Size:

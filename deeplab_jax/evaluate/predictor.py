@@ -8,7 +8,7 @@ import numpy as np
 from deeplab_jax.data.images import read_image, write_image, write_mask
 from deeplab_jax.data.pairs import Example, list_images
 from deeplab_jax.errors import UserError
-from deeplab_jax.evaluate.inference import check_views, pad_images, predict_classes, run_size
+from deeplab_jax.evaluate.inference import check_views, check_whole, pad_images, predict_classes, run_size
 from deeplab_jax.evaluate.pictures import overlay
 from deeplab_jax.labels import colormap
 from deeplab_jax.models.fold import fold_norm
@@ -76,10 +76,11 @@ def predict_files(
     for done, path in enumerate(paths, start=1):
         try:
             image = read_image(path)
+            size = image.shape[0], image.shape[1]
+            check_whole(size, window, name=str(path))
         except UserError as error:
             yield path, error
             continue
-        size = image.shape[0], image.shape[1]
         images, sizes = pad_images([image], run_size(size, mode=mode, pad_to=pad_to))
         classes = predict_classes(
             model,

@@ -16,7 +16,7 @@ import optax
 from flax.traverse_util import flatten_dict
 
 from deeplab_jax.checkpoint import Checkpoints
-from deeplab_jax.config import read_json
+from deeplab_jax.config import read_config
 from deeplab_jax.errors import UserError
 from deeplab_jax.train.faults import BATCH_FILE, describe_failure
 from deeplab_jax.train.optimizer import make_optimizer
@@ -65,7 +65,7 @@ def replay(folder: str | Path) -> Replay:
     """
     folder = Path(folder)
     batch = _read_batch(folder / BATCH_FILE)
-    config, (model, _) = read_json(folder / CONFIG_FILE), read_description(folder)
+    config, (model, _) = read_config(folder / CONFIG_FILE), read_description(folder)
     mesh = make_mesh(config.train.devices)
     size, t = tuple(config.data.crop_size), config.train
 

@@ -14,6 +14,7 @@ from typing import Any
 from deeplab_jax.config import base, differences, to_plain, with_defaults
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate.evaluator import versions
+from deeplab_jax.jsonfile import read_json
 
 CONFIG_FILE = "config.json"
 RUN_FILE = "run.json"
@@ -79,10 +80,11 @@ def record_start(workdir: Path, config: Any) -> None:
     with as_user_errors(workdir):
         write_json(workdir / CONFIG_FILE, to_plain(config))
         try:
-            starts = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+            starts = read_json(file) if file.exists() else []
         except ValueError:  # A record only: nothing depends on it.
             starts = []
         now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        starts = starts if isinstance(starts, list) else []
         starts.append({"time": now, "command": sys.argv, "commit": git_commit(), "versions": versions()})
         write_json(file, starts)
 
@@ -147,7 +149,7 @@ def as_user_errors(workdir: Path) -> Iterator[None]:
 
 def _check_same(file: Path, plain: dict[str, Any], allow_config_change: bool) -> None:
     try:
-        stored = dict(json.loads(file.read_text(encoding="utf-8")))
+        stored = dict(read_json(file))
     except (ValueError, TypeError) as error:
         raise UserError(
             f"{file}: is damaged ({error}); give an empty --workdir, or delete the file to go on with this "

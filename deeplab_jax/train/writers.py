@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tensorboardX import SummaryWriter
 
+from deeplab_jax.jsonfile import parse_json
 from deeplab_jax.train.workdir import recording
 
 METRICS_FILE = "metrics.jsonl"
@@ -81,11 +82,11 @@ class Writers:
         if not self._file.exists():
             return
         kept = []
-        for line in self._file.read_text(encoding="utf-8").splitlines():
+        for line in self._file.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                if json.loads(line)["step"] <= start:
+                if parse_json(line)["step"] <= start:
                     kept.append(line + "\n")
-            except (ValueError, KeyError):  # A line that a killed run left half-written.
+            except (ValueError, KeyError, TypeError):  # A line that a killed run left half-written.
                 continue
         temporary = self._file.with_suffix(".tmp")
         temporary.write_text("".join(kept), encoding="utf-8")

@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from deeplab_jax.checkpoint import Checkpoints
 from deeplab_jax.errors import UserError
+from deeplab_jax.jsonfile import read_json
 from deeplab_jax.models.catalog import describe, from_description
 from deeplab_jax.models.segmenter import Segmenter, Variables, abstract_variables
 
@@ -102,19 +103,43 @@ def read_description(folder: Path) -> tuple[Segmenter, dict[str, Any]]:
     """Read `model.json`, returning the model and `info`."""
     file = folder / MODEL_FILE
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = read_json(file)
         if content["format"] != FORMAT:
             raise UserError(
                 f"{file}: format {content['format']}, this version reads {FORMAT}; convert it with the version that "
                 "wrote it"
             )
-        return from_description(content["model"]), dict(content["info"])
+        model, info = from_description(content["model"]), dict(content["info"])
+        _check_info(info, model.num_classes)
+        return model, info
     except UserError as error:
         raise UserError(f"{file}: {error}") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{file}: not a readable model description ({type(error).__name__}: {error}); write it again"
         ) from None
+
+
+def _check_info(info: Mapping[str, Any], num_classes: int) -> None:
+    """Raise a UserError for class names or colours that are not one for each class."""
+    names, colours = info.get("class_names"), info.get("palette")
+    if names is not None and not (_is_list(names, num_classes) and all(isinstance(name, str) for name in names)):
+        raise UserError(f"class_names is {_short(names)}; give {num_classes} names, or leave it out")
+    if colours is not None and not (
+        _is_list(colours, num_classes)
+        and all(_is_list(colour, 3) and all(type(v) is int and 0 <= v <= 255 for v in colour) for colour in colours)
+    ):
+        raise UserError(
+            f"palette is {_short(colours)}; give {num_classes} triples (red, green, blue) of 0 to 255, or leave it out"
+        )
+
+
+def _is_list(value: Any, length: int) -> bool:
+    return isinstance(value, list) and len(value) == length
+
+
+def _short(value: Any) -> str:
+    return f"{value!r:.100}"
 
 
 def flatten_variables(variables: Mapping[str, Any]) -> dict[str, Any]:

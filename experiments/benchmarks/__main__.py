@@ -14,7 +14,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from deeplab_jax.__main__ import Parser
 from deeplab_jax.errors import UserError, did_you_mean
+from deeplab_jax.verbs import fail
 from experiments.benchmarks import (
     compilation,
     evaluation,
@@ -65,8 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         failures = run(args)
     except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
+        return fail(str(error))
     for failure in failures:
         print(f"failed: {failure}", file=sys.stderr)
     return 1 if failures else 0
@@ -85,7 +86,15 @@ def run(args: argparse.Namespace) -> list[str]:
         for part in parts:
             PARTS[part](session)
         failures = session.failures
-    summary = report.summarize(read_results(file))
+    try:
+        summary = report.summarize(read_results(file))
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(
+            f"{file}: holds other results than benchmarks write ({type(error).__name__}: {error}); remove it, or give "
+            "another --out"
+        ) from None
     print(f"\n{summary}")
     if args.write:
         report.SECTION.write(Path(args.write), summary)
@@ -114,7 +123,7 @@ def default_file(*, quick: bool) -> Path:
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the flags."""
-    flags = argparse.ArgumentParser(prog="python -m experiments.benchmarks", description=(__doc__ or "").split("\n")[0])
+    flags = Parser(prog="python -m experiments.benchmarks", description=(__doc__ or "").split("\n")[0])
     flags.add_argument("--parts", default=",".join(PARTS), help='some of the parts, or "" for the report alone')
     flags.add_argument("--out", help="file of the results; default experiments/results/benchmarks/PLATFORM.json")
     flags.add_argument("--repeats", type=int, help="rounds of each race; default 10, with --quick 2")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from deeplab_jax.errors import UserError
+from deeplab_jax.jsonfile import read_json
 from experiments.benchmarks import machine
 from experiments.benchmarks.timing import first_line
 from experiments.runner.files import write_json
@@ -105,7 +106,7 @@ def read_results(file: Path) -> dict[str, Any]:
       UserError: there is none, or it holds something else.
     """
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = read_json(file)
     except (OSError, ValueError) as error:
         raise UserError(f"{file}: cannot be read as results ({error}); measure first, or give another --out") from None
     if not isinstance(content, dict) or "parts" not in content:

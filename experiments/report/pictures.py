@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from deeplab_jax.config import read_json as read_config
+from deeplab_jax.config import read_config
 from deeplab_jax.data.images import write_image
 from deeplab_jax.data.pairs import Example, Source
 from deeplab_jax.data.sources import open_source

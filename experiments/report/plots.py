@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.rcsetup import cycler
 
 from experiments.report.gather import RowResult, TableResult
+from experiments.runner.files import is_number
 from experiments.runner.progress import read_records
 from experiments.tables.table import MEASURES
 
@@ -121,7 +122,8 @@ def _curves(
 ) -> None:
     for (text, names), colour in zip(_names(result).items(), COLOURS * len(series), strict=False):
         for number, name in enumerate(names):
-            drawn = [(record["step"], factor * record[key]) for record in series[name] if key in record]
+            records = [r for r in series[name] if is_number(r.get("step")) and is_number(r.get(key))]
+            drawn = [(record["step"], factor * record[key]) for record in records]
             if drawn:
                 own = None if number else text
                 panel.plot(*zip(*drawn, strict=True), "-", color=colour, linewidth=1.3, alpha=0.9, label=own)

@@ -1,9 +1,11 @@
 """How far trainings are, and how long they took, from the `metrics.jsonl` of their run directories."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from deeplab_jax.jsonfile import parse_json
+from experiments.runner.files import is_number
 
 
 def read_records(file: Path) -> Iterator[dict[str, Any]]:
@@ -11,19 +13,22 @@ def read_records(file: Path) -> Iterator[dict[str, Any]]:
     passed over.
     """
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return
     for line in lines:
         try:
-            yield json.loads(line)
+            record = parse_json(line)
         except ValueError:
             continue
+        if isinstance(record, dict):
+            yield record
 
 
 def training_records(file: Path) -> Iterator[dict[str, Any]]:
     """Yield the records of training steps."""
-    return (record for record in read_records(file) if "train/loss" in record)
+    logged = ("step", "train/loss", "train/images_per_second")
+    return (record for record in read_records(file) if all(is_number(record.get(name)) for name in logged))
 
 
 def training_seconds(file: Path, batch_size: int) -> float:

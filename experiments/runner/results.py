@@ -6,6 +6,7 @@ run directory is gone.
 """
 
 import json
+import math
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -202,7 +203,7 @@ def measure(content: Mapping[str, Any], name: str) -> list[float]:
     if "not_run" in content:
         return []
     if name == "multiply_adds":
-        return [content["multiply_adds"]["space_to_batch"] / BILLION]
+        return [_finite(content["multiply_adds"]["space_to_batch"] / BILLION)]
     if name.startswith("trimap_"):
         width = int(name.removeprefix("trimap_"))
         found = [
@@ -210,7 +211,13 @@ def measure(content: Mapping[str, Any], name: str) -> list[float]:
         ]
     else:
         found = [entry[name] for entry in content["seeds"]]
-    return [100 * value for value in found if value is not None]
+    return [_finite(100 * value) for value in found if value is not None]
+
+
+def _finite(value: float) -> float:
+    if not math.isfinite(value):
+        raise ValueError(f"{value} where a number should be")
+    return value
 
 
 def _about(one: Asked) -> Content:

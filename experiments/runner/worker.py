@@ -1,6 +1,5 @@
 """Does one job: trains what is not trained, evaluates what is not evaluated. After a kill the next start goes on."""
 
-import json
 import os
 import sys
 import threading
@@ -9,6 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from deeplab_jax import jsonfile
 from deeplab_jax.data.sources import open_source
 from deeplab_jax.evaluate.evaluator import Results, evaluate
 from deeplab_jax.train.loop import train
@@ -20,7 +20,7 @@ from experiments.runner.jobs import Job, evaluation_file
 
 # What an evaluation keeps of the metrics: all but the confusion matrix.
 KEPT = ("miou", "pixel_accuracy", "mean_accuracy", "per_class", "protocol", "model", "versions", "seconds")
-NEEDED = ("miou", "commits")
+NEEDED = ("miou", "commits", "seconds")
 
 
 def work(job: Job, runs: Path, *, again: bool) -> None:
@@ -56,7 +56,7 @@ def work(job: Job, runs: Path, *, again: bool) -> None:
 def trained_commit(workdir: Path) -> str:
     """Return the commit under which a run was started, "unknown" where it does not say."""
     try:
-        return str(json.loads((workdir / RUN_FILE).read_text(encoding="utf-8"))[0]["commit"])
+        return str(jsonfile.read_json(workdir / RUN_FILE)[0]["commit"])
     except (OSError, ValueError, LookupError, TypeError):
         return "unknown"
 

@@ -185,7 +185,7 @@ def test_a_run_directory_gives_its_best_checkpoint_or_else_the_newest(tmp_path, 
         load(tmp_path, checkpoint="9")
     # Another class count is told from the weights, whichever way it came about.
     content = json.loads((tmp_path / MODEL_FILE).read_text())
-    content["model"]["num_classes"] = 5
+    content["model"]["num_classes"], content["info"] = 5, {}
     (tmp_path / MODEL_FILE).write_text(json.dumps(content))
     with pytest.raises(UserError, match=r"classifier/kernel is \(1, 1, 16, 4\), the model has \(1, 1, 16, 5\)"):
         load(tmp_path)

@@ -105,6 +105,8 @@ def _stored(path: Path, file: _BoundedReader, entry: zipfile.ZipInfo, size: int)
     """Return where the bytes of an entry stand."""
     if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size or entry.flag_bits & 1:
         raise Damaged("a compressed or encrypted archive, which torch.save never writes")
+    if not 0 <= entry.header_offset < size:
+        raise Damaged("an entry of the archive begins outside the file")
     file.seek(entry.header_offset)
     header = file.read(LOCAL_HEADER.size)
     if len(header) != LOCAL_HEADER.size or header[:4] != b"PK\3\4":

@@ -1,0 +1,106 @@
+"""What the values of a config may be: checks for configs of every origin, and for JSON, which says nothing of types."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from deeplab_jax.errors import UserError, did_you_mean
+
+# What the sequences hold: any number of values of one type, or of tuples of several.
+SEQUENCES: dict[str, tuple[type, ...]] = {
+    "data.crop_size": (int,),
+    "data.scale_range": (float,),
+    "optimizer.no_decay": (str,),
+    "optimizer.multipliers": (str, float),
+    "optimizer.freeze": (str,),
+    "train.class_weights": (float,),
+    "evaluate.pad_to": (int, int),
+    "evaluate.scales": (float,),
+    "evaluate.window": (int,),
+    "evaluate.crop": (int,),
+    "evaluate.trimap": (int,),
+}
+WORDS = {int: "whole number", float: "number", str: "text", bool: "true or false", tuple: "list"}
+LARGEST = 2**31 - 1
+
+
+def fill(config: ConfigDict, plain: Any, *, name: str, prefix: str = "") -> None:
+    """Put what JSON holds into a config of defaults.
+
+    Args:
+      config: locked, but for the sections that take any key.
+      plain: from JSON.
+      name: of the file, for messages.
+      prefix: of the section, "" for the whole config.
+
+    Raises:
+      UserError: an unknown key, or a value of another type than the default's.
+    """
+    if not isinstance(plain, Mapping):
+        raise UserError(f"{name}: {prefix.rstrip('.') or 'it'} is {plain!r:.100}; give an object of keys and values")
+    for key, value in plain.items():
+        if key not in config:
+            if config.is_locked:
+                raise UserError(f"{name}: there is no key {prefix + key!r:.100}: {did_you_mean(key, list(config))}")
+            config[key] = _frozen(value)
+        elif isinstance(config[key], ConfigDict):
+            fill(config[key], value, name=name, prefix=f"{prefix}{key}.")
+        else:
+            config[key] = _like(config[key], value, key=prefix + key, name=name)
+
+
+def check(config: ConfigDict, *, name: str) -> None:
+    """Raise a UserError for a value that is no finite number, or a sequence that holds something else than it should.
+
+    Args:
+      config: complete.
+      name: of the file, for messages.
+    """
+    if not isinstance(config, ConfigDict) or any(key.split(".")[0] not in config for key in SEQUENCES):
+        raise UserError(f"{name}: get_config returns no configuration; let it start from deeplab_jax.config.base()")
+    _check_numbers(config.to_dict(), name, "")
+    for key, kinds in SEQUENCES.items():
+        section, _, last = key.partition(".")
+        value = config[section][last]
+        if not all(_holds(item, kinds) for item in value):
+            words = " and ".join(f"a {WORDS[kind]}" for kind in kinds)
+            raise UserError(f"{name}: config.{key}={value!r:.100}: give a list of which each item is {words}")
+
+
+def _check_numbers(plain: Any, name: str, prefix: str) -> None:
+    items = plain.items() if isinstance(plain, Mapping) else enumerate(plain) if isinstance(plain, list | tuple) else ()
+    for key, value in items:
+        where = f"{prefix}.{key}"
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{name}: config{where}={value}: give a finite number")
+        if isinstance(value, int) and abs(value) > LARGEST:
+            raise UserError(f"{name}: config{where} is a number out of range; give one of at most {LARGEST}")
+        _check_numbers(value, name, where)
+
+
+def _like(default: Any, value: Any, *, key: str, name: str) -> Any:
+    """Return a value as what the default is."""
+    kind = type(default)
+    if kind is tuple and isinstance(value, list):
+        return _frozen(value)
+    if _is(value, kind):
+        return float(value) if kind is float and abs(value) <= LARGEST else value
+    raise UserError(f"{name}: {key} is {value!r:.100}; give a {WORDS[kind]}")
+
+
+def _holds(item: Any, kinds: tuple[type, ...]) -> bool:
+    items = (item,) if len(kinds) == 1 else item
+    return isinstance(items, tuple) and len(items) == len(kinds) and all(map(_is, items, kinds))
+
+
+def _is(value: Any, kind: type) -> bool:
+    return type(value) is kind or (kind is float and type(value) is int)
+
+
+def _frozen(value: Any) -> Any:
+    """Turn lists into tuples, which a config file would have, and objects into sections."""
+    if isinstance(value, list):
+        return tuple(_frozen(item) for item in value)
+    return ConfigDict({key: _frozen(item) for key, item in value.items()}) if isinstance(value, dict) else value

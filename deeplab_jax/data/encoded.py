@@ -1,0 +1,99 @@
+"""What may be opened as an image: its formats, and how large it may be.
+
+A small file may claim any size. What claims more than `MAX_PIXELS` is refused before memory is taken for it; the
+environment variable `DEEPLAB_JAX_MAX_PIXELS` sets another limit.
+"""
+
+import io
+import logging
+import os
+import re
+import stat
+import warnings
+from pathlib import Path
+
+from PIL import Image
+
+from deeplab_jax.errors import UserError
+
+LIMIT = "DEEPLAB_JAX_MAX_PIXELS"
+FORMATS = (
+    "AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "QOI", "SGI", "SUN", "TGA", "TIFF",
+    "WEBP",
+)  # fmt: skip
+"""What Pillow may take a file for. Among the others is EPS, for which it would start Ghostscript."""
+
+
+def _max_pixels(text: str | None) -> int:
+    """Return the limit that the environment sets, or 178,956,970: that above which Pillow by itself refuses images."""
+    if text is None:
+        return 178_956_970
+    if not (text.isascii() and text.isdigit() and 0 < int(text) < 2**31):
+        raise UserError(f"{LIMIT}={text!r}: give a number of pixels from 1 to {2**31 - 1}, or unset it")
+    return int(text)
+
+
+MAX_PIXELS = _max_pixels(os.environ.get(LIMIT))
+"""Images and masks of more pixels are refused."""
+MAX_BYTES = 16 * MAX_PIXELS
+"""So are files that are larger than four channels of 32 bits need."""
+
+REPLACE = "replace the file or remove it from the data set"
+
+# Pillow warns of more pixels than this and goes on, unless warnings are errors, as its documentation advises. What else
+# it says (of damaged metadata, say) changes no pixel.
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+warnings.filterwarnings("ignore", module=r"PIL\.")
+logging.getLogger("PIL").setLevel(logging.CRITICAL)
+warnings.simplefilter("error", Image.DecompressionBombWarning)
+
+
+def open_encoded(data: bytes) -> Image.Image:
+    """Open the bytes of a file with Pillow: one of `FORMATS` of at most `MAX_PIXELS`. Nothing is decoded yet.
+
+    Raises:
+      Exception: nearly every built-in type on damaged data, besides Pillow's own.
+    """
+    return Image.open(io.BytesIO(data), formats=FORMATS)
+
+
+def read_bytes(path: str | os.PathLike[str], kind: str) -> bytes:
+    """Read the file of an image or a mask, which `kind` is the word for.
+
+    Raises:
+      UserError: it is missing, cannot be read, is no regular file (which may have no end), or larger than `MAX_BYTES`.
+    """
+    name = os.fspath(path)
+    try:
+        status = os.stat(path)
+        is_regular, size = stat.S_ISREG(status.st_mode), status.st_size
+        data = Path(path).read_bytes() if is_regular and size <= MAX_BYTES else b""
+    except FileNotFoundError as error:
+        raise UserError(f"{name}: no such {kind}; check the path, or the list that names it") from error
+    except (OSError, ValueError) as error:  # A name with a zero byte is a ValueError.
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise UserError(f"{name}: cannot read the {kind} ({reason}); check that it is a readable file") from error
+    if not is_regular:
+        raise UserError(f"{name}: cannot read the {kind} (no regular file); give an image file")
+    if size > MAX_BYTES:
+        raise UserError(
+            f"{name}: a file of {size} bytes, and {MAX_BYTES} are the limit; if it is sound, set {LIMIT} to "
+            f"{size // 16 + 1} or more, otherwise remove it"
+        )
+    return data
+
+
+def damage(data: bytes, error: Exception) -> str:
+    """Say what is wrong with a file, and the mend, after Pillow has failed on it."""
+    if not data:
+        return f"empty file (zero bytes); {REPLACE}"
+    if isinstance(error, Image.UnidentifiedImageError):
+        return f"not an image that can be read ({', '.join(FORMATS)} are); {REPLACE}"
+    if isinstance(error, Image.DecompressionBombWarning | Image.DecompressionBombError):
+        claimed = re.search(r"\d+", str(error))
+        return (
+            f"image of {claimed[0] if claimed else 'too many'} pixels, and {MAX_PIXELS} are the limit; if the file is "
+            f"sound, set {LIMIT} to more, otherwise remove it"
+        )
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return f"truncated or damaged image ({reason[:200]}); {REPLACE}"

@@ -1,0 +1,217 @@
+"""Files that are meant to do harm: none of them runs code, writes outside its place, or passes for another."""
+
+import json
+import os
+import resource
+import struct
+import tarfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deeplab_jax.__main__ import main
+from deeplab_jax.config import base, to_plain
+from deeplab_jax.weights.folder import save
+from experiments.runner import files as results
+from tests.layouts import camvid, write_pair
+from tests.tiny import tiny_model, tiny_models
+
+ROOT = Path(__file__).resolve().parent.parent
+MEMORY = 256 * 2**20
+
+
+@pytest.fixture
+def complain(capsys):
+    """Run the command line and return its one line of complaint."""
+
+    def run(*words) -> str:
+        assert main([str(word) for word in words]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        return line
+
+    return run
+
+
+# Code.
+
+
+class Harm:
+    """What a pickle of would make the file."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.file),)
+
+
+def test_pickles_do_not_run(tmp_path: Path, complain) -> None:
+    """As foreign weights in each layout, and inside the batch of a post-mortem."""
+    import pickle
+
+    harm, sign = pickle.dumps(Harm(tmp_path / "done"), protocol=2), tmp_path / "done"
+    (tmp_path / "a.pth").write_bytes(harm)
+    with zipfile.ZipFile(tmp_path / "b.pth", "w") as archive:
+        archive.writestr("x/data.pkl", harm)
+    for name in ("a.pth", "b.pth"):
+        assert name in complain("convert", tmp_path / name, "--out", tmp_path / "out")
+    np.savez(tmp_path / "batch.npz", image=np.array([Harm(sign)], object), label=np.zeros(1))
+    assert "no batch to replay" in complain("replay", tmp_path)
+    assert not sign.exists()
+    pickle.loads(harm)
+    assert sign.exists(), "the check of the check"
+
+
+def test_archives_write_nothing(tmp_path: Path, complain) -> None:
+    """Names that lead outside, and links: no archive is ever unpacked."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    with zipfile.ZipFile(folder / "a.pth", "w") as archive:
+        for name in ("../x/data.pkl", "../../outside", "/tmp/outside_of_everything"):
+            archive.writestr(name, b"\x80\x02}.")
+    with tarfile.open(folder / "b.pth", "w", format=tarfile.USTAR_FORMAT) as archive:
+        link = tarfile.TarInfo("link")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc"
+        archive.addfile(link)
+        archive.addfile(tarfile.TarInfo("../outside"))
+    for name in ("a.pth", "b.pth"):
+        assert name in complain("convert", folder / name, "--out", folder / "out")
+    assert {file.name for file in tmp_path.rglob("*")} == {"in", "a.pth", "b.pth"}
+    assert not Path("/tmp/outside_of_everything").exists()
+
+
+def test_a_safetensors_file_whose_header_is_huge(tmp_path: Path, complain) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for size in (2**63, 2**40, 10**8):
+        (tmp_path / "a.safetensors").write_bytes(struct.pack("<Q", size) + b'{"a":{"dtype":"F32"}}')
+        assert "not a readable safetensors file" in complain(
+            "convert", tmp_path / "a.safetensors", "--out", tmp_path / "o"
+        )
+    assert 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) < MEMORY
+
+
+def test_a_data_set_cannot_have_modules_imported(tmp_path: Path, complain, monkeypatch) -> None:
+    """TFDS imports what the features of a prepared folder name."""
+    camvid(tmp_path / "data")
+    words = ["--config", f"{ROOT}/configs/camvid.py"]
+    assert main(["prepare", *words, f"--config.data.dir={tmp_path / 'data'}", f"--out={tmp_path / 'out'}"]) == 0
+    (tmp_path / "harm.py").write_text(f"open({str(tmp_path / 'done')!r}, 'w')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    file = tmp_path / "out" / "features.json"
+    text = file.read_text()
+    for key in ("pythonClassName", "python_class_name"):
+        bad = text.replace("tensorflow_datasets.core.features.text_feature.Text", "harm.Text")
+        file.write_text(bad.replace("pythonClassName", key))
+        words = ["check-data", "--config", f"{ROOT}/configs/camvid.py", "--config.data.name=tfds"]
+        line = complain(*words, f"--config.data.dir={tmp_path / 'out'}")
+        assert "names 'harm.Text', which 'prepare' does not write" in line
+    assert not (tmp_path / "done").exists()
+
+
+# Configs as JSON.
+
+
+@pytest.fixture
+def written(tmp_path: Path):
+    """Write a JSON config on three pairs of files, with changes."""
+    for index in range(3):
+        write_pair(tmp_path / f"images/{index}.png", tmp_path / f"masks/{index}.png", values=(0, 1))
+
+    def write(**changes) -> Path:
+        content = to_plain(base())
+        content["data"] |= {"name": "folder", "dir": str(tmp_path), "train_split": "all", "val_split": "all"}
+        content["data"]["options"] = {"class_names": ["a", "b"]}
+        for key, value in changes.items():
+            section, _, name = key.partition("__")
+            content[section] = {**content[section], name: value} if name else value
+        file = tmp_path / "config.json"
+        file.write_text(json.dumps(content))
+        return file
+
+    return write
+
+
+def test_a_json_config_is_a_config(written) -> None:
+    file = written()
+    assert main(["check-data", "--config", str(file)]) == 0
+    assert main(["check-data", f"--config={file}", "--config.data.crop_size=(65,65)", "--config.data.flip=false"]) == 0
+
+
+def test_names_that_no_encoding_holds_are_printed_all_the_same(written, capsys) -> None:
+    assert main(["check-data", "--config", str(written(data__options={"class_names": ["a", "\ud800"]}))]) == 0
+    assert "\\ud800" in capsys.readouterr().out
+
+
+def test_a_json_config_runs_nothing(tmp_path: Path, complain) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(f"__import__('os').mkdir({str(tmp_path / 'done')!r})")
+    assert "not a readable configuration" in complain("check-data", "--config", file)
+    assert not (tmp_path / "done").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train__stepz": 3}, "there is no key 'train.stepz': did you mean steps"),
+        ({"train__steps": "3"}, "train.steps is '3'; give a whole number"),
+        ({"train__steps": True}, "train.steps is True; give a whole number"),
+        ({"train__steps": 2**40}, "config.train.steps is a number out of range"),
+        ({"train": 3}, "train is 3; give an object"),
+        ({"data__flip": 1}, "data.flip is 1; give a true or false"),
+        ({"data__crop_size": [65, "x"]}, "config.data.crop_size=(65, 'x'): give a list of which each item is"),
+        ({"optimizer__multipliers": [["a"]]}, "each item is a text and a number"),
+        ({"optimizer__learning_rate": float("nan")}, "config.optimizer.learning_rate=nan: give a finite number"),
+        ({"data__options": {"class_names": [1, 2]}}, "class_names is (1, 2); give 1 to"),
+        ({"data__options": {"class_names": ["a"], "images": 3}}, "an option has a value of another kind"),
+        ({"data__dir": "\x00"}, "folder"),
+        ({"data__options": {"a.b": 1}}, "does not accept dots"),
+    ],
+)
+def test_values_of_a_json_config_are_checked(written, complain, changes, message) -> None:
+    assert message in complain("check-data", "--config", written(**changes))
+
+
+# Model folders and results.
+
+
+@pytest.mark.parametrize(
+    ("info", "message"),
+    [
+        ({"palette": [[0, 0, 0], 0.5]}, "palette is"),
+        ({"palette": [[0, 0, 0]]}, "give 2 triples"),
+        ({"palette": [[0, 0, 0], [0, 0, 256]]}, "palette is"),
+        ({"class_names": ["a", 2]}, "give 2 names"),
+    ],
+)
+def test_what_a_model_folder_says_of_its_classes_is_checked(tmp_path: Path, complain, info, message) -> None:
+    with tiny_models():
+        model = save(tmp_path / "model", *tiny_model("cascade_tiny", num_classes=2), info)
+        line = complain("summarize", model)
+    assert f"{model}/model.json: " in line and message in line
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"training": "../../outside"}, "'training'"),
+        ({"evaluation": "/tmp"}, "'evaluation'"),
+        ({"seeds": [{"seed": "0"}]}, "'seeds'"),
+        ({"config": {"train": {"steps": 0, "batch_size": 1}}}, "'config'"),
+    ],
+)
+def test_results_name_no_files_outside_and_hold_numbers(tmp_path: Path, changes, word) -> None:
+
+    good = {
+        "seeds": [{"seed": 0, "commits": ["c"], "seconds": {"training": 1.0, "evaluation": 1.0}}],
+        "training": "0123456789ab",
+        "evaluation": "0123456789ab",
+        "config": {"train": {"steps": 1, "batch_size": 1}},
+    }
+    file = tmp_path / "row.json"
+    file.write_text(json.dumps(good))
+    assert results.read_json(file, needs=tuple(good)) == good
+    file.write_text(json.dumps({**good, **changes}))
+    with pytest.raises(results.Unreadable, match=f"its {word} is"):
+        results.read_json(file, needs=tuple(good))
