@@ -14,9 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax.traverse_util import flatten_dict
+from ml_collections import ConfigDict
 
 from deeplab_jax.checkpoint import Checkpoints
-from deeplab_jax.config import read_json
+from deeplab_jax.config import base, read_json, to_plain, with_defaults
 from deeplab_jax.errors import UserError
 from deeplab_jax.train.faults import BATCH_FILE, describe_failure
 from deeplab_jax.train.optimizer import make_optimizer
@@ -65,7 +66,9 @@ def replay(folder: str | Path) -> Replay:
     """
     folder = Path(folder)
     batch = _read_batch(folder / BATCH_FILE)
-    config, (model, _) = read_json(folder / CONFIG_FILE), read_description(folder)
+    # What came into the configuration since had its default then.
+    config = ConfigDict(with_defaults(read_json(folder / CONFIG_FILE).to_dict(), to_plain(base())))
+    model, _ = read_description(folder)
     mesh = make_mesh(config.train.devices)
     size, t = tuple(config.data.crop_size), config.train
 
