@@ -23,7 +23,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from deeplab_jax.distributed import is_first, together
+from deeplab_jax.distributed import is_first, is_lost, together
 from deeplab_jax.errors import UserError
 from deeplab_jax.jsonfile import read_json
 
@@ -147,6 +147,8 @@ class Checkpoints:
             self._manager.save(step, args=items, metrics=None if metrics is None else dict(metrics), force=True)
             self._manager.wait_until_finished()
         except Exception as error:  # Orbax and TensorStore raise many kinds for a full or vanished disk.
+            if is_lost(error):  # Another process is gone, which is no fault of the disk.
+                raise
             steps = [s for s in self._complete_steps() if s != step]
             kept = f"step {max(steps)} is intact" if steps else "none was saved before"
             reason = _reason(error)
@@ -166,6 +168,8 @@ class Checkpoints:
                 writer.save(self.directory / str(step) / _METRICS, args=ocp.args.JsonSave(dict(metrics)), force=True)
             self._manager.reload()
         except Exception as error:
+            if is_lost(error):
+                raise
             raise UserError(
                 f"{self.directory / str(step)}: the metrics could not be saved ({_reason(error)}); free space and "
                 "start again"
@@ -209,6 +213,8 @@ class Checkpoints:
                 step, args=ocp.args.Composite(**{item: ocp.args.StandardRestore(_placed(abstract))})
             )
         except Exception as error:
+            if is_lost(error):
+                raise
             raise DamagedCheckpoint(self.directory / str(step), _reason(error)) from error
         return restored[item]
 

@@ -61,7 +61,7 @@ def pixel_losses(
 
 
 def upsampled_losses(
-    scores: jax.Array, labels: jax.Array, *, align_corners: bool, class_weights: jax.Array | None = None
+    scores: jax.Array, labels: jax.Array, *, align_corners: bool, class_weights: jax.Array | None = None, parts: int = 1
 ) -> tuple[jax.Array, jax.Array]:
     """Return the losses of scores that are resized bilinearly to the labels, and which pixels they get right.
 
@@ -73,6 +73,7 @@ def upsampled_losses(
       labels: `[N, H, W]`, see `cross_entropy`.
       align_corners: see `ops.resize`.
       class_weights: see `cross_entropy`.
+      parts: equal parts of the rows that lie on different devices; a band takes rows of each, so that all of them work.
 
     Returns:
       float32 `[N, H, W]`, 0 where ignored, and booleans `[N, H, W]`.
@@ -86,29 +87,35 @@ def upsampled_losses(
         return compare(scores, labels)
     height, width, rows = *labels.shape[1:], scores.shape[1]
     bands = -(-height // BAND_ROWS)
-    band_rows = -(-height // bands)
-    missing = bands * band_rows - height
-    weights = np.pad(interpolation_matrix(rows, height, align_corners), ((0, missing), (0, 0)))
-    labels = jnp.pad(labels, ((0, 0), (0, missing), (0, 0)), constant_values=IGNORE_LABEL)
+    missing = -(height // parts) % bands
+    weights = interpolation_matrix(rows, height, align_corners).reshape(parts, -1, rows)
+    weights = np.pad(weights, ((0, 0), (0, missing), (0, 0)))
+    labels = labels.reshape(labels.shape[0], parts, -1, width)
+    labels = jnp.pad(labels, ((0, 0), (0, 0), (0, missing), (0, 0)), constant_values=IGNORE_LABEL)
     wide = resize_bilinear(scores, (rows, width), align_corners=align_corners)
 
     @jax.checkpoint
     def band(wide: jax.Array, weights: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
         return compare(interpolate_rows(wide, weights), labels)
 
-    of_bands = jnp.asarray(weights.reshape(bands, band_rows, rows)), split_rows(labels, bands)
+    of_bands = split_rows(jnp.asarray(weights[None]), bands)[:, 0], split_rows(labels, bands)
     losses, right = jax.lax.map(lambda inputs: band(wide, *inputs), of_bands)
-    return join_rows(losses)[:, :height], join_rows(right)[:, :height]
+    return join_rows(losses, parts, height), join_rows(right, parts, height)
 
 
 def split_rows(x: jax.Array, bands: int) -> jax.Array:
-    """Split `[N, H, W]` into bands of rows, `[bands, N, H / bands, W]`."""
-    return jnp.swapaxes(x.reshape(x.shape[0], bands, -1, x.shape[2]), 0, 1)
+    """Split the rows of parts `[N, parts, R, W]` into bands with rows of each, `[bands, N, parts * R / bands, W]`."""
+    n, parts, rows, width = x.shape
+    split = jnp.moveaxis(x.reshape(n, parts, bands, rows // bands, width), 2, 0)
+    return split.reshape(bands, n, parts * rows // bands, width)
 
 
-def join_rows(bands: jax.Array) -> jax.Array:
-    """Join what `split_rows` split."""
-    return jnp.swapaxes(bands, 0, 1).reshape(bands.shape[1], -1, bands.shape[3])
+def join_rows(x: jax.Array, parts: int, height: int) -> jax.Array:
+    """Join what `split_rows` split to `[N, height, W]`, without the rows added at the end of each part."""
+    bands, n, rows, width = x.shape
+    joined = jnp.moveaxis(x.reshape(bands, n, parts, rows // parts, width), 0, 2)
+    joined = joined.reshape(n, parts, bands * rows // parts, width)[:, :, : height // parts]
+    return joined.reshape(n, height, width)
 
 
 def sum_hardest(losses: jax.Array, valid: jax.Array, *, top_k: float = 1.0) -> tuple[jax.Array, jax.Array]:

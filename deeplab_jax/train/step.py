@@ -30,6 +30,7 @@ def train_step(
     top_k: float = 1.0,
     aux_weight: float = 0.5,
     ema_decay: float = 0.0,
+    space: int = 1,
 ) -> tuple[TrainState, Metrics]:
     """Update the state with one batch.
 
@@ -46,6 +47,7 @@ def train_step(
         too.
       class_weights, top_k: see `cross_entropy`; top_k ranks the pixels of a micro-batch.
       aux_weight: of the auxiliary head's loss.
+      space: devices that share the rows of an image.
       ema_decay: the average of the parameters becomes `d * average + (1 - d) * params`.
 
     Returns:
@@ -72,7 +74,9 @@ def train_step(
         elif not upsample_logits:
             labels = resize_labels(labels, scores.shape[1:3], align_corners=model.settings.align_corners)
         valid = valid_pixels(labels)
-        compare = partial(upsampled_losses, align_corners=model.settings.align_corners, class_weights=weights)
+        compare = partial(
+            upsampled_losses, align_corners=model.settings.align_corners, class_weights=weights, parts=space
+        )
         losses, right = compare(scores, labels)
         total, count = sum_hardest(losses, valid, top_k=top_k)
         auxiliary = updates.get("intermediates", {}).get("aux", ())  # one for each scale of an image pyramid

@@ -57,6 +57,12 @@ class Job:
             if process.poll() is None:
                 process.send_signal(number)
 
+    def kill(self) -> None:
+        """End what still runs."""
+        for process in self.processes:
+            process.kill()
+            process.wait()
+
     def wait(self) -> int:
         """Wait for all, or for one that fails and then the rest; return the exit code, negative for a signal."""
         code, deadline = 0, float("inf")
@@ -87,9 +93,10 @@ def free_port() -> int:
 
 def pass_on(source: IO[str], target: IO[str], prefix: str) -> None:
     """Copy lines, each behind a prefix."""
-    for line in source:
-        target.write(prefix + line)
-        target.flush()
+    with source:
+        for line in source:
+            target.write(prefix + line)
+            target.flush()
 
 
 def can_go_on(code: int) -> bool:
@@ -110,7 +117,10 @@ def run(words: Sequence[str], *, processes: int, devices: int, restarts: int) ->
         jobs.append(Job(words, processes=processes, devices=devices))
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, forward)
-        code = jobs[-1].wait()
+        try:
+            code = jobs[-1].wait()
+        finally:
+            jobs[-1].kill()
         if not can_go_on(code) or signals or start == restarts:
             break
         print(f"ended with {code}; start {start + 2} of at most {restarts + 1}", file=sys.stderr, flush=True)

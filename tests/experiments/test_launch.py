@@ -6,7 +6,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import yaml
@@ -107,9 +106,7 @@ def test_output_has_the_number_of_its_process(run_script, capfd) -> None:
 
 def test_one_failure_ends_all_with_its_code(run_script, monkeypatch) -> None:
     monkeypatch.setattr(local, "GRACE", 0.5)
-    began = time.monotonic()
-    assert run_script("sys.exit(2) if index == '1' else time.sleep(600)") == 2
-    assert time.monotonic() - began < 60
+    assert run_script("sys.exit(2) if index == '1' else time.sleep(3600)") == 2  # Within the test's own time limit.
 
 
 @pytest.mark.parametrize(("restarts", "code"), [(0, 75), (1, 75), (2, 3)])

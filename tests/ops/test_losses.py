@@ -222,3 +222,16 @@ def test_the_loss_of_resized_scores_holds_less_than_one_full_resolution_tensor()
 
     program = jax.jit(jax.grad(loss)).lower(scores, labels).compile()
     assert program.memory_analysis().temp_size_in_bytes < 2 * size[0] * size[1] * classes * 4
+
+
+@pytest.mark.parametrize(("height", "parts"), [(64, 2), (132, 4), (200, 2), (96, 3)])
+def test_bands_of_parts_give_what_bands_of_the_whole_give(height, parts) -> None:
+    """A pixel's loss does not depend on the band that it is in."""
+    rng = np.random.default_rng(0)
+    scores = jnp.asarray(rng.normal(size=(2, 9, 5, 3)), jnp.float32)
+    labels = jnp.asarray(rng.integers(0, 4, (2, height, 17)), jnp.uint8)
+    labels = jnp.where(labels == 3, 255, labels)
+    whole = upsampled_losses(scores, labels, align_corners=True)
+    for one, other in zip(whole, upsampled_losses(scores, labels, align_corners=True, parts=parts), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-7)
+        assert one.shape == labels.shape

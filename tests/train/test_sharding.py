@@ -135,7 +135,7 @@ def compile_step(mesh, *, size, split=False, **options):
     batch = {
         name: jax.ShapeDtypeStruct(shape, np.uint8, sharding=batch_sharding(mesh)) for name, shape in shapes.items()
     }
-    step = partial(train_step, model=model, optimizer=optimizer, key=jax.random.key(1))
+    step = partial(train_step, model=model, optimizer=optimizer, key=jax.random.key(1), space=mesh.shape["space"])
     step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
     return step.lower(placed, batch).compile(), variables
 
