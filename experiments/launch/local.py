@@ -65,17 +65,19 @@ class Job:
 
     def wait(self) -> int:
         """Wait for all, or for one that fails and then the rest; return the exit code, negative for a signal."""
-        code, deadline = 0, float("inf")
-        while any(process.poll() is None for process in self.processes):
-            time.sleep(0.05)
-            failed = [process.returncode for process in self.processes if process.returncode]
-            if failed and not code:
-                code, deadline = failed[0], time.monotonic() + GRACE
+        failure, deadline = 0, float("inf")
+        while True:
+            codes = [process.poll() for process in self.processes]
+            if not failure and any(codes):
+                failure, deadline = next(filter(None, codes)), time.monotonic() + GRACE
+            if None not in codes:
+                break
             if time.monotonic() > deadline:
                 self.send(signal.SIGKILL)
+            time.sleep(0.05)
         for reader in self._readers:
             reader.join()
-        return code or next((process.returncode for process in self.processes if process.returncode), 0)
+        return failure
 
 
 def command(words: Sequence[str], *, address: str, processes: int, index: int) -> list[str]:
