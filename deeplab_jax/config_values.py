@@ -22,8 +22,27 @@ SEQUENCES: dict[str, tuple[type, ...]] = {
     "evaluate.crop": (int,),
     "evaluate.trimap": (int,),
 }
+SIDE = (1, 2**15)
+# Between what a number may lie, both included, each of a sequence by itself: beyond, work or memory has no bound.
+LIMITS: dict[str, tuple[float, float]] = {
+    "data.crop_size": SIDE,
+    "data.scale_range": (0.01, 100),
+    "data.scale_step": (0, 100),
+    "data.color_jitter": (0, 1),
+    "data.threads": (1, 1024),
+    "data.workers": (0, 1024),
+    "data.timeout": (0.001, 10**9),
+    "data.max_skipped": (0, 1),
+    "evaluate.pad_to": SIDE,
+    "evaluate.scales": (0.01, 16),
+    "evaluate.resize": (0, 2**15),
+    "evaluate.batch_size": (1, 2**16),
+}
+# So many values at most; `data.scale_range` is a pair.
+LENGTHS = {"data.scale_range": 2, "evaluate.scales": 32, "evaluate.trimap": 32}
 WORDS = {int: "whole number", float: "number", str: "text", bool: "true or false", tuple: "list"}
 LARGEST = 2**31 - 1
+SMALLEST = 1e-12  # Of what is not 0.
 
 
 def fill(config: ConfigDict, plain: Any, *, name: str, prefix: str = "") -> None:
@@ -67,6 +86,18 @@ def check(config: ConfigDict, *, name: str) -> None:
         if not all(_holds(item, kinds) for item in value):
             words = " and ".join(f"a {WORDS[kind]}" for kind in kinds)
             raise UserError(f"{name}: config.{key}={value!r:.100}: give a list of which each item is {words}")
+        if len(value) > LENGTHS.get(key, LARGEST) or (key == "data.scale_range" and len(value) != LENGTHS[key]):
+            raise UserError(f"{name}: config.{key} has {len(value)} values; give {LENGTHS[key]}")
+    for key, (low, high) in LIMITS.items():
+        section, _, last = key.partition(".")
+        value = config[section][last]
+        if not all(low <= number <= high for number in _numbers(value)):
+            raise UserError(f"{name}: config.{key}={value!r:.100}: give {low} to {high}")
+
+
+def _numbers(value: Any) -> list[float]:
+    """Return a number, or those of a sequence, as a list."""
+    return [number for item in value for number in _numbers(item)] if isinstance(value, tuple) else [value]
 
 
 def _check_numbers(plain: Any, name: str, prefix: str) -> None:
@@ -75,8 +106,8 @@ def _check_numbers(plain: Any, name: str, prefix: str) -> None:
         where = f"{prefix}.{key}"
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"{name}: config{where}={value}: give a finite number")
-        if isinstance(value, int) and abs(value) > LARGEST:
-            raise UserError(f"{name}: config{where} is a number out of range; give one of at most {LARGEST}")
+        if isinstance(value, int | float) and (abs(value) > LARGEST or 0 < abs(value) < SMALLEST):
+            raise UserError(f"{name}: config{where} is out of range; give {SMALLEST} to {LARGEST}, or 0")
         _check_numbers(value, name, where)
 
 

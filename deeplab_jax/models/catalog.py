@@ -338,6 +338,9 @@ def _settings(
     choice("norm", norm, get_args(NormKind))
     choice("dtype", dtype, ("float32", "bfloat16"))
     choice("lowering", lowering, get_args(Lowering))
+    for option, value in (("norm_epsilon", norm_epsilon), ("norm_momentum", norm_momentum)):
+        if not isinstance(value, int | float) or not 0 <= value <= 1:
+            raise UserError(f"{option}={value!r:.100}: give a number from 0 to 1")
     return LayerSettings(norm, norm_epsilon, norm_momentum, dtype, lowering, align_corners)
 
 
