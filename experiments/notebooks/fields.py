@@ -1,12 +1,15 @@
 """What a position of a network sees of the image: effective receptive fields, and features as colours."""
 
 from collections.abc import Callable, Sequence
-from functools import partial, reduce
+from functools import reduce
+from typing import cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from deeplab_jax.models.aspp import ASPP
+from deeplab_jax.models.layers import Features
 from deeplab_jax.models.segmenter import Segmenter, Variables
 
 
@@ -49,24 +52,25 @@ def logit_influence(model: Segmenter, variables: Variables, images: np.ndarray) 
     """
 
     def largest(x: jax.Array) -> jax.Array:
-        return jnp.max(model.apply(variables, x, train=False), axis=-1, keepdims=True)
+        return jnp.max(jnp.asarray(model.apply(variables, x, train=False)), axis=-1, keepdims=True)
 
     return influence(largest, model.preprocessing(jnp.asarray(images)))
 
 
 def pyramid_influence(model: Segmenter, variables: Variables, image: np.ndarray) -> np.ndarray:
     """Return the `influence`, `[h, w]`, of the backbone's features of one uint8 image `[H, W, 3]` on the middle sample
-    of the pyramid's output.
+    of the pyramid's output, of a DeepLabv3.
     """
     x, stride = features(model, variables, image)[model.backbone_output]
     weights = {name: tree["context"] for name, tree in variables.items()}
-    return influence(partial(model.context.apply, weights, output_stride=stride, train=False), x)
+    pyramid = cast(ASPP, model.context)
+    return influence(lambda x: jnp.asarray(pyramid.apply(weights, x, output_stride=stride, train=False)), x)
 
 
-def features(model: Segmenter, variables: Variables, image: np.ndarray) -> dict[str, tuple[jax.Array, int]]:
+def features(model: Segmenter, variables: Variables, image: np.ndarray) -> Features:
     """Return the features `{name: ([1, h, w, C], stride)}` of one uint8 image `[H, W, 3]`."""
     images = model.preprocessing(jnp.asarray(image)[None])
-    return model.apply(variables, images, train=False, method="features")
+    return cast(Features, model.apply(variables, images, train=False, method="features"))
 
 
 def side_of(seen: np.ndarray, share: float) -> int:

@@ -4,6 +4,10 @@ from collections.abc import Callable
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from deeplab_jax.labels import LabelSet
 
 # Light enough for a code host: a notebook with its pictures stays below half a megabyte.
 STYLE: dict[str, Any] = {
@@ -26,6 +30,15 @@ def show_picture(axes: Axes, picture: Any, title: str, **options: Any) -> Any:
     axes.set_title(title)
     axes.axis("off")
     return axes.imshow(picture, **options)
+
+
+def class_legend(figure: Figure, labels: LabelSet) -> None:
+    """Name the colours of the classes under a figure."""
+    boxes = [
+        Patch(facecolor=(red / 255, green / 255, blue / 255), edgecolor="#888888", label=name)
+        for (red, green, blue), name in zip(labels.palette, labels.names, strict=True)
+    ]
+    figure.legend(handles=boxes, loc="outside lower center", ncols=len(boxes), handlelength=1, columnspacing=1)
 
 
 def explore(draw: Callable[..., None], **ranges: tuple[int, int, int]) -> None:
