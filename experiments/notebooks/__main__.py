@@ -70,9 +70,8 @@ def execute(notebook: Any, environment: dict[str, str]) -> Any:
     Raises:
       CellExecutionError: of a cell, with its source.
     """
-    client = NotebookClient(
-        notebook, timeout=CELL_SECONDS, kernel_name=KERNEL["name"], record_timing=False, config=ENCRYPTED
-    )
+    options = {"kernel_name": KERNEL["name"], "record_timing": False, "coalesce_streams": True}
+    client = NotebookClient(notebook, timeout=CELL_SECONDS, config=ENCRYPTED, **options)
     return stripped(client.execute(cwd=str(FOLDER), env=environment))
 
 
