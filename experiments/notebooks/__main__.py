@@ -70,8 +70,14 @@ def execute(notebook: Any, environment: dict[str, str]) -> Any:
     Raises:
       CellExecutionError: of a cell, with its source.
     """
-    options = {"kernel_name": KERNEL["name"], "record_timing": False, "coalesce_streams": True}
-    client = NotebookClient(notebook, timeout=CELL_SECONDS, config=ENCRYPTED, **options)
+    client = NotebookClient(
+        notebook,
+        timeout=CELL_SECONDS,
+        kernel_name=KERNEL["name"],
+        record_timing=False,
+        coalesce_streams=True,
+        config=ENCRYPTED,
+    )
     return stripped(client.execute(cwd=str(FOLDER), env=environment))
 
 
