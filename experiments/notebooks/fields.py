@@ -2,15 +2,32 @@
 
 from collections.abc import Callable, Sequence
 from functools import reduce
-from typing import cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from deeplab_jax.models.aspp import ASPP
+from deeplab_jax.models.catalog import create_model
 from deeplab_jax.models.layers import Features
-from deeplab_jax.models.segmenter import Segmenter, Variables
+from deeplab_jax.models.receptive_field import Field, receptive_fields
+from deeplab_jax.models.segmenter import Segmenter, Variables, abstract_variables
+
+
+def stage_fields(name: str, *, output_stride: int, **options: Any) -> dict[str, Field]:
+    """Return the theoretical receptive fields of a DeepLabv3's stages and of its pyramid without image pooling, which
+    would see everything; `options` are those of `create_model`.
+    """
+    # With this lowering one convolution is one operation of the program.
+    options = {"image_pooling": False, "lowering": "direct", **options}
+    model = create_model(name, output_stride=output_stride, **options)
+
+    def maps(variables: Variables, images: jax.Array) -> dict[str, jax.Array]:
+        found = cast(Features, model.apply(variables, images, train=False, method="features"))
+        return {stage: array for stage, (array, _) in found.items()}
+
+    return receptive_fields(maps, abstract_variables(model))
 
 
 def paths(rates: Sequence[int]) -> np.ndarray:

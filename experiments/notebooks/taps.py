@@ -3,14 +3,16 @@ and a trained pyramid without some of them.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from deeplab_jax.models.aspp import ASPP
-from deeplab_jax.models.segmenter import Variables
+from deeplab_jax.models.segmenter import Segmenter, Variables
 from deeplab_jax.ops.geometry import taps_on_map, valid_tap_counts
 
 PROJECTION = ("params", "context", "projection", "conv", "kernel")
@@ -80,3 +82,17 @@ def without_branch(variables: Variables, context: ASPP, name: str) -> Variables:
     kernel = np.array(flat[PROJECTION])
     kernel[:, :, index * context.channels : (index + 1) * context.channels] = 0
     return unflatten_dict({**flat, PROJECTION: kernel})
+
+
+def logit_change(model: Segmenter, variables: Variables, changed: Variables, images: np.ndarray) -> float:
+    """Return how much other variables change the logits of uint8 images `[N, H, W, 3]`: the root of the mean squared
+    change, relative to that of the logits' deviations from their means.
+    """
+    before, after = (_logits(model, each, jnp.asarray(images)) for each in (variables, changed))
+    deviations = before - before.mean(axis=(0, 1, 2), keepdims=True)
+    return float(jnp.sqrt(jnp.sum((after - before) ** 2) / jnp.sum(deviations**2)))
+
+
+@partial(jax.jit, static_argnums=0)
+def _logits(model: Segmenter, variables: Variables, images: jax.Array) -> jax.Array:
+    return jnp.asarray(model.apply(variables, model.preprocessing(images), train=False))

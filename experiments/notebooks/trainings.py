@@ -21,8 +21,8 @@ from deeplab_jax.weights.folder import load
 from experiments.notebooks.extent import Extent, extent
 from experiments.runner.progress import training_records
 
-# A backbone that ends with conv3 sees too little of a picture to do without the pyramid, whose rates at output stride 8
-# are 4, 8, 12 and 18, on maps of 17x17 samples: from mostly on the map to beyond it.
+# A backbone that ends with conv3 has a field of 99 pixels, smaller than the pictures. The pyramid's rates at output
+# stride 8 are 4, 8, 12 and 18, on maps of 17x17 samples: from mostly on the map to beyond it.
 _PYRAMID: Mapping[str, Any] = {"last_stage": "conv3", "aspp_rates": (2, 4, 6, 9)}
 _BEYOND_THE_MAP: Mapping[str, Any] = {"last_stage": "conv3", "aspp_rates": (9,)}
 # The papers' rates 6, 12 and 18 are for maps of 33x33 samples; at output stride 16 these pictures give 9x9.

@@ -3,7 +3,6 @@
 import json
 import re
 import sys
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -55,15 +54,6 @@ def image():
     return Scenes("val", size=(65, 65))[0]["image"]
 
 
-@partial(jax.jit, static_argnums=0)
-def compiled_logits(model, variables, images):
-    return model.apply(variables, model.preprocessing(images), train=False)
-
-
-def logits(model, variables, image):
-    return np.asarray(compiled_logits(model, variables, jnp.asarray(image)[None]))
-
-
 # Taps
 
 
@@ -88,12 +78,22 @@ def test_regions_map_counts_and_closed_form_agree(size):
 
 def test_outer_taps_beyond_the_map_count_for_nothing_and_others_do(pyramid, image):
     model, variables = pyramid
-    before = logits(model, variables, image)
     assert taps.outer_tap_share(variables, 2) > 0.5
     beyond = taps.with_outer_taps(variables, 2)
     assert taps.outer_tap_share(beyond, 2) == 0
-    np.testing.assert_array_equal(logits(model, beyond, image), before)
-    assert np.abs(logits(model, taps.with_outer_taps(variables, 1), image) - before).max() > 1e-3
+    assert taps.logit_change(model, variables, beyond, image[None]) == 0
+    assert taps.logit_change(model, variables, taps.with_outer_taps(variables, 1), image[None]) > 1e-3
+
+
+def test_a_change_is_relative_to_the_spread_of_the_logits(pyramid, image):
+    """Twice the classifier's kernel, beside a bias of zero, adds the logits to themselves."""
+    model, variables = pyramid
+    twice = {**variables, "params": {**variables["params"], "classifier": dict(variables["params"]["classifier"])}}
+    twice["params"]["classifier"]["kernel"] = 2 * twice["params"]["classifier"]["kernel"]
+    scores = model.apply(variables, model.preprocessing(jnp.asarray(image)[None]), train=False)
+    mean_square, variance = jnp.sum(scores**2), jnp.sum((scores - scores.mean(axis=(0, 1, 2), keepdims=True)) ** 2)
+    change = taps.logit_change(model, variables, twice, image[None])
+    assert change == pytest.approx(float(jnp.sqrt(mean_square / variance)), rel=1e-4)
 
 
 def test_outer_taps_can_be_random_around_the_same_centre(pyramid):
@@ -119,6 +119,13 @@ def test_without_its_pooling_a_pyramid_sees_its_taps_alone(pyramid, image):
 
 
 # Fields
+
+
+def test_theoretical_fields_by_hand():
+    """ResNet-18: 7 of the stem, 11 with the pooling, 4 convolutions at stride 4, one more and 3 at stride 8."""
+    found = fields.stage_fields("deeplabv3_resnet18", output_stride=8, last_stage="conv3", aspp_rates=(2,), width=0.125)
+    assert found["conv2"].pixels == 11 + 4 * 2 * 4 and found["conv3"].pixels == 43 + 2 * 4 + 3 * 2 * 8
+    assert found["context"].pixels == 99 + 2 * 4 * 8 and found["context"].stride == 8
 
 
 def test_paths_by_hand():
