@@ -18,12 +18,12 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 PEERS := torch==2.13.0 ai-edge-litert==2.3.0 huggingface_hub==2.4.0 pyyaml==6.0.3 regex==2026.11.15 tokenizers==0.23.3
 PEERS_ALONE := torchvision==0.29.2 segmentation_models_pytorch==0.6.0 timm==1.0.31 transformers==5.23.0
 
-.PHONY: help demo benchmarks test test-all peers check format lock audit clean
+.PHONY: help demo benchmarks notebooks test test-all peers check format lock audit clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
 	@echo 'make TARGET [PYTHON=python3.12]'
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: .venv/.ready ## train, evaluate and draw a small DeepLabv3+; DATASET=scenes or camvid (then DATA_DIR=folder), ARGS=more flags
 	@$(BIN)/python -m experiments.demo --dataset "$(DATASET)" --data_dir "$(DATA_DIR)" --workdir "runs/demo-$(DATASET)" $(ARGS)
@@ -33,6 +33,9 @@ test: .venv/.ready ## run the tests on two processes, without the slow ones; ARG
 
 benchmarks: .venv/.peers ## measure against the PyTorch peers; ARGS="--parts inference" narrows it
 	@$(BIN)/python -m experiments.benchmarks $(ARGS)
+
+notebooks: .venv/.ready ## execute the notebooks in place, trainings included; ARGS=boundaries for one
+	@$(BIN)/python -m experiments.notebooks $(ARGS)
 
 test-all: .venv/.ready ## run every test
 	@$(BIN)/python -m pytest tests -n 2 $(ARGS)

@@ -1,0 +1,40 @@
+"""The low-level channels of a trained DeepLabv3+ decoder, and what is measured of their number."""
+
+from pathlib import Path
+
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from deeplab_jax.errors import UserError
+from deeplab_jax.models.segmenter import Variables
+from experiments.report.gather import TableResult, read_tables
+
+RESULTS = Path(__file__).resolve().parents[1] / "results"
+FIRST_CONV = ("params", "decoder", "conv2_conv1", "conv", "kernel")
+
+
+def with_strongest_channels(variables: Variables, *, channels: int, keep: int) -> Variables:
+    """Return the variables of a DeepLabv3+ whose decoder reads only some of the reduced low-level channels.
+
+    Args:
+      variables: of a model with `low_level=("conv2",)` and dense decoder convolutions.
+      channels: that the 1x1 convolution leaves (`low_level_channels`).
+      keep: how many of them stay: those that the decoder's first 3x3 convolution weighs most, by the root of the
+        squared weights. It reads zero from the others.
+    """
+    flat = flatten_dict(dict(variables))
+    kernel = np.array(flat[FIRST_CONV])
+    # The low-level features follow those of the context.
+    low = kernel[:, :, -channels:]
+    order = np.argsort(-np.sqrt(np.sum(low**2, axis=(0, 1, 3))), kind="stable")
+    low[:, :, order[keep:]] = 0
+    return unflatten_dict({**flat, FIRST_CONV: kernel})
+
+
+def committed_results(table: str) -> list[TableResult]:
+    """Return what `python -m experiments.run` has measured of a table: one result for each scale that has any."""
+    try:
+        tables, _ = read_tables(RESULTS, ())
+    except UserError:
+        return []
+    return [result for result in tables if result.table.name == table]

@@ -1,0 +1,99 @@
+"""The networks that the notebooks look at, trained on the generated scenes: two or three minutes each on two CPU cores.
+
+A run directory keeps what is trained: a second execution reads it, and a training that was cut off goes on.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from ml_collections import ConfigDict
+from rich.console import Console
+
+from deeplab_jax.config import load_config
+from deeplab_jax.data.scenes import Scenes
+from deeplab_jax.evaluate.evaluator import Results, evaluate
+from deeplab_jax.models.segmenter import Segmenter, Variables
+from deeplab_jax.train.loop import train
+from deeplab_jax.train.writers import METRICS_FILE
+from deeplab_jax.weights.folder import load
+from experiments.notebooks.extent import Extent, extent
+from experiments.runner.progress import training_records
+
+# A backbone that ends with conv3 has a field of 99 pixels, smaller than the pictures. The pyramid's rates at output
+# stride 8 are 4, 8, 12 and 18, on maps of 17x17 samples: from mostly on the map to beyond it.
+_PYRAMID: Mapping[str, Any] = {"last_stage": "conv3", "aspp_rates": (2, 4, 6, 9)}
+_BEYOND_THE_MAP: Mapping[str, Any] = {"last_stage": "conv3", "aspp_rates": (9,)}
+# The papers' rates 6, 12 and 18 are for maps of 33x33 samples; at output stride 16 these pictures give 9x9.
+_RATES: Mapping[str, Any] = {"aspp_rates": (2, 4, 6)}
+
+
+@dataclass(frozen=True)
+class Training:
+    """A network as the difference from `configs/scenes.py`: the model's name, its options, and its output stride
+    (0: its own).
+    """
+
+    model: str
+    options: Mapping[str, Any]
+    output_stride: int = 0
+
+
+TRAININGS: dict[str, Training] = {
+    "pyramid": Training("deeplabv3_resnet18", _PYRAMID, 8),
+    "pyramid_without_pooling": Training("deeplabv3_resnet18", {**_PYRAMID, "image_pooling": False}, 8),
+    "beyond_the_map": Training("deeplabv3_resnet18", _BEYOND_THE_MAP, 8),
+    "beyond_the_map_without_pooling": Training("deeplabv3_resnet18", {**_BEYOND_THE_MAP, "image_pooling": False}, 8),
+    "deeplabv3": Training("deeplabv3_resnet18", _RATES),
+    "deeplabv3plus": Training("deeplabv3plus_resnet18", _RATES),
+}
+
+
+def config_of(name: str, size: Extent) -> ConfigDict:
+    """Return the configuration of a training."""
+    training = TRAININGS[name]
+    config = load_config([f"--config=configs/scenes.py:model={training.model},size={size.side}"])
+    config.model.output_stride = training.output_stride
+    with config.model.options.unlocked():
+        config.model.options.update({**training.options, "width": size.width})
+    config.data.options.count = size.pictures
+    config.train.update({"devices": 1, "steps": size.steps})
+    return config
+
+
+def trained(name: str) -> tuple[Segmenter, Variables]:
+    """Return a network of `TRAININGS` and its weights, trained first where it is not yet, and say how that went."""
+    size = extent()
+    config, workdir = config_of(name, size), size.runs / name
+    train(config, workdir, console=Console(quiet=True))
+    model, variables, info = load(workdir, checkpoint="newest")
+    batch = config.train.batch_size
+    # The median, since a training may have shared the machine for a while; 0 is logged where nothing was measured.
+    speeds = (record["train/images_per_second"] for record in training_records(workdir / METRICS_FILE))
+    speed = median(speed for speed in speeds if speed)
+    print(
+        f"{name}: {config.model.name} at output stride {model.output_stride}, {info['step']} steps of {batch} pictures "
+        f"of {size.side}x{size.side}, {info['step'] * batch / speed:.0f} s at {speed:.0f} pictures/s; "
+        f"validation mIoU {100 * info['metrics']['miou']:.1f}%"
+    )
+    return model, variables
+
+
+def evaluated(
+    model: Segmenter, variables: Variables, *, large: bool = False, output_stride: int = 0, **options: Any
+) -> Results:
+    """Evaluate on validation scenes of the training's side, or on the `large` ones; `options` are `evaluate`'s."""
+    size = extent()
+    side, count = (size.large_side, size.evaluated // 4) if large else (size.side, size.evaluated)
+    source = Scenes("val", size=(side, side), count=count)
+    return evaluate(
+        model,
+        variables,
+        source,
+        split="val",
+        pad_to=((side, side),),
+        batch_size=min(8, count),
+        output_stride=output_stride,
+        **options,
+    )
