@@ -15,7 +15,7 @@ from deeplab_jax.__main__ import main
 from deeplab_jax.config import base, to_plain
 from deeplab_jax.weights.folder import save
 from experiments.runner import files as results
-from tests.layouts import camvid, write_pair
+from tests.layouts import camvid, coco, write_pair
 from tests.tiny import tiny_model, tiny_models
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -220,3 +220,22 @@ def test_results_name_no_files_outside_and_hold_numbers(tmp_path: Path, changes,
     file.write_text(json.dumps({**good, **changes}))
     with pytest.raises(results.Unreadable, match=f"its {word} is"):
         results.read_json(file, needs=tuple(good))
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "message"),
+    [
+        ("images", {"height": 2**31}, "pixels; DEEPLAB_JAX_MAX_PIXELS sets more"),
+        ("images", {"height": 40.0}, "has no size in pixels"),
+        ("annotations", {"segmentation": [[0, 0, float("inf"), 0, 9, 9]]}, "an outline far from any image"),
+        ("annotations", {"segmentation": {"counts": "o" * 30 + "0"}}, "not COCO instance annotations"),
+    ],
+)
+def test_annotations_of_coco_are_checked(tmp_path: Path, complain, part, change, message) -> None:
+    coco(tmp_path)
+    file = tmp_path / "annotations/instances_val2017.json"
+    content = json.loads(file.read_text())
+    content[part][0] |= change
+    file.write_text(json.dumps(content))
+    words = ["check-data", "--config", f"{ROOT}/configs/coco.py", f"--config.data.dir={tmp_path}", "--split=val"]
+    assert message in complain(*words)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from deeplab_jax.data.encoded import LIMIT, MAX_PIXELS
 from deeplab_jax.data.images import read_image
 from deeplab_jax.data.pairs import Example, check_sizes, choose_split, list_images, require_folder, spell
 from deeplab_jax.errors import UserError
@@ -15,6 +16,7 @@ from deeplab_jax.labels import IGNORE_LABEL, VOC, LabelSet
 
 LAYOUT = "train2017/, val2017/ and annotations/instances_{train,val}2017.json"
 MIN_PIXELS = 1000
+FARTHEST = 1e6  # Pixels of an outline from the corner of its image.
 MAX_BYTES = 2**31  # Of the annotations; those of `train` have 450 million.
 
 # COCO's category id for each VOC class from 1 (aeroplane) to 20 (tvmonitor).
@@ -85,7 +87,7 @@ def open_coco(dir: str | Path, *, split: str) -> CocoSource:
         raise UserError(f"{annotations}: not JSON ({error}); download the annotations again") from error
     try:
         entries = _entries(content, images)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise UserError(
             f"{annotations}: not COCO instance annotations ({error!r}); use instances_{split}2017.json as published"
         ) from error
@@ -121,6 +123,11 @@ def _entries(content: dict[str, Any], folder: Path) -> tuple[_Entry, ...]:
         for image in content["images"]
         if areas.get(image["id"], 0.0) > MIN_PIXELS
     ]
+    for entry in entries:
+        if type(entry.height) is not int or type(entry.width) is not int or min(entry.height, entry.width) < 1:
+            raise ValueError(f"image {entry.image_id!r:.50} has no size in pixels")
+        if entry.height * entry.width > MAX_PIXELS:
+            raise ValueError(f"image {entry.image_id!r:.50} has {entry.height * entry.width} pixels; {LIMIT} sets more")
     return tuple(sorted(entries, key=lambda entry: entry.image))
 
 
@@ -129,6 +136,8 @@ def _region(class_id: int, is_crowd: bool, segmentation: Any) -> _Region:
         polygons = tuple(
             np.asarray(outline, np.float64).reshape(-1, 2) for outline in segmentation if len(outline) >= 6
         )
+        if any((abs(points) > FARTHEST).any() or np.isnan(points).any() for points in polygons):
+            raise ValueError("an outline far from any image")
         return _Region(class_id, is_crowd, polygons, None)
     counts = segmentation["counts"]
     runs = decode_counts(counts) if isinstance(counts, str) else np.asarray(counts, np.int64)
@@ -186,7 +195,8 @@ def fill_runs(runs: np.ndarray, height: int, width: int) -> np.ndarray:
     Raises:
       UserError: the runs do not add up to the size.
     """
-    if runs.sum() != height * width or runs.min(initial=0) < 0:
+    size = height * width
+    if runs.min(initial=0) < 0 or runs.max(initial=0) > size or runs.sum() != size:
         raise UserError(
             f"a run-length code of {runs.sum()} pixels for an image of {width}x{height}; download the annotations again"
         )

@@ -79,7 +79,7 @@ def open_prepared(dir: str | Path, *, split: str) -> PreparedSource:
         raise UserError(
             f"{folder}: no {SIDE_FILE}, so 'prepare' did not write it; set data.dir to what 'prepare --out' was given"
         ) from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise UserError(f"{folder / SIDE_FILE}: damaged ({error}); write the folder again with 'prepare'") from error
     _check_features(folder)
     try:

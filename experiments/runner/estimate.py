@@ -36,8 +36,9 @@ def rates(contents: Iterable[Mapping[str, Any]]) -> Rates:
     evaluations = []
     for content in contents:
         for entry in content["seeds"]:
-            per_step = entry["seconds"]["training"] / content["config"]["train"]["steps"]
-            steps.setdefault(content["config"]["model"]["name"], []).append(per_step)
+            plain = content["config"]
+            name = plain["model"]["name"] if "model" in plain else ""
+            steps.setdefault(name, []).append(entry["seconds"]["training"] / plain["train"]["steps"])
             evaluations.append(entry["seconds"]["evaluation"])
     everything = [value for values in steps.values() for value in values]
     return Rates(
