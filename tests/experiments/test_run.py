@@ -107,11 +107,11 @@ def test_a_table_is_run_written_and_printed(here, tmp_path, capsys) -> None:
     assert "not run here: needs COCO" in printed
     found = result(tmp_path, "v3_table6/eval_os_8-ms")
     assert found["cells"] == {"eval_os": 8, "ms": True, "flip": False, "coco": False}
-    assert found["paper"] == {"miou": 79.45} and found["config"]["train"]["steps"] == 450
+    assert found["paper"] == {"miou": 79.45} and found["config"]["train"]["steps"] == 300
     first, second = found["seeds"]
     assert (first["seed"], second["seed"], second["miou"]) == (0, 1, 0.51)
-    # 450 steps of 8 images at 8 images a second.
-    assert first["seconds"] == {"training": 450.0, "evaluation": 2.0}
+    # 300 steps of 8 images at 8 images a second.
+    assert first["seconds"] == {"training": 300.0, "evaluation": 2.0}
     assert {"commits", "versions", "per_class", "protocol"} <= set(first)
     copies = sorted(path.name for path in (tmp_path / "out/scenes/trainings").iterdir())
     assert copies == sorted(f"{name}.jsonl" for name in here.names)
@@ -231,8 +231,8 @@ def test_the_plan_estimates_from_what_was_measured(here, tmp_path, capsys) -> No
     capsys.readouterr()
     assert call(tmp_path, "v3_table6", "v3_table10", "--plan") == 0
     printed = capsys.readouterr().out
-    # Two trainings of 450 steps at a second each, with two evaluations of 2 s; and one such evaluation more or less.
-    assert "2 of 3 jobs to run, estimated time: 15 min" in printed and "finished" in printed
+    # Two trainings of 300 steps at a second each, with two evaluations of 2 s; and one such evaluation more or less.
+    assert "2 of 3 jobs to run, estimated time: 10 min" in printed and "finished" in printed
 
 
 def test_commands_are_jobs(here, tmp_path, capsys) -> None:
