@@ -58,20 +58,20 @@ def test_the_state_stays_where_loss_or_gradient_is_not_finite(loss, norm, made) 
 
 def test_a_step_that_is_not_finite_stops_at_once_and_can_be_replayed(tmp_path, capsys) -> None:
     """Nothing is reported between steps 1 and 6, but the fault is noticed where it happens."""
-    config = tiny_config(**{"optimizer.learning_rate": 1e30, "train.log_every": 6})
-    with pytest.raises(UserError, match=r"step 2: loss .*, gradient norm .*; see python -m deeplab_jax replay .*lower"):
+    config = tiny_config(**{"optimizer.learning_rate": 2e9, "train.log_every": 6})
+    with pytest.raises(UserError, match=r"step 3: loss .*, gradient norm .*; see python -m deeplab_jax replay .*lower"):
         run_training(tmp_path, config)
     folder = tmp_path / POSTMORTEM
     # It holds the state before the step, which was finite still.
     model, variables, info = load(folder)
-    assert model.num_classes == 9 and info["step"] == 1
+    assert model.num_classes == 9 and info["step"] == 2
     found = replay(folder)
-    assert found.summary.startswith("step 2: loss ")
+    assert found.summary.startswith("step 3: loss ")
     kinds = [tensor.kind for tensor in found.tensors]
     assert kinds == sorted(kinds, key=["before", "output", "gradient"].index)
     before = {tensor.name: tensor for tensor in found.tensors if tensor.kind == "before"}
     kernel = np.asarray(variables["params"]["classifier"]["kernel"], np.float64)
-    assert before["params/classifier/kernel"].largest == pytest.approx(np.abs(kernel).max()) and kernel.max() > 1e20
+    assert before["params/classifier/kernel"].largest == pytest.approx(np.abs(kernel).max()) and kernel.max() > 1e6
     assert not any(tensor.not_finite for tensor in before.values())
     outputs = [tensor for tensor in found.tensors if tensor.kind == "output"]
     assert [tensor.name for tensor in outputs][:2] == ["backbone/stem/conv", "backbone/stem/norm/batch"]
