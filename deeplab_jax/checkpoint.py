@@ -26,8 +26,8 @@ from deeplab_jax.jsonfile import read_json
 METRIC = "miou"
 _VARIABLES, _EXTRA, _METRICS = "variables", "optimizer", "metrics"  # The last is Orbax's own name.
 
-# Orbax reports every phase of every save through absl, and what it raises as well, once for each of its threads; asyncio
-# reports the reads that Orbax no longer waited for.
+# Orbax reports every phase of every save through absl, and what it raises as well, once for each of its threads; and
+# asyncio the reads that Orbax no longer waited for.
 for _logger in ("absl", "asyncio"):
     logging.getLogger(_logger).setLevel(logging.CRITICAL)
 
