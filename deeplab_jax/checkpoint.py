@@ -30,8 +30,10 @@ from deeplab_jax.jsonfile import read_json
 METRIC = "miou"
 _VARIABLES, _EXTRA, _METRICS = "variables", "optimizer", "metrics"  # The last is Orbax's own name.
 
-# Orbax reports every phase of every save through absl, and what it raises as well, once for each of its threads.
-logging.getLogger("absl").setLevel(logging.CRITICAL)
+# Orbax reports every phase of every save through absl, and what it raises as well, once for each of its threads; and
+# asyncio the reads that Orbax no longer waited for.
+for _logger in ("absl", "asyncio"):
+    logging.getLogger(_logger).setLevel(logging.CRITICAL)
 
 
 def _report_unraisable(report: Any, *, otherwise: Callable[[Any], Any] = sys.unraisablehook) -> None:

@@ -40,6 +40,8 @@ LIMITS: dict[str, tuple[float, float]] = {
 }
 # So many values at most; `data.scale_range` is a pair.
 LENGTHS = {"data.scale_range": 2, "evaluate.scales": 32, "evaluate.trimap": 32}
+# Keys that no options may have: they have a place of their own.
+RESERVED = {"data": ("name", "dir", "split", "strict"), "model": ("name", "num_classes", "output_stride")}
 WORDS = {int: "whole number", float: "number", str: "text", bool: "true or false", tuple: "list"}
 LARGEST = 2**31 - 1
 SMALLEST = 1e-12  # Of what is not 0.
@@ -77,7 +79,7 @@ def check(config: ConfigDict, *, name: str) -> None:
       config: complete.
       name: of the file, for messages.
     """
-    if not isinstance(config, ConfigDict) or any(key.split(".")[0] not in config for key in SEQUENCES):
+    if not isinstance(config, ConfigDict) or not {key.split(".")[0] for key in SEQUENCES} | {*RESERVED} <= {*config}:
         raise UserError(f"{name}: get_config returns no configuration; let it start from deeplab_jax.config.base()")
     _check_numbers(config.to_dict(), name, "")
     for key, kinds in SEQUENCES.items():
@@ -88,6 +90,10 @@ def check(config: ConfigDict, *, name: str) -> None:
             raise UserError(f"{name}: config.{key}={value!r:.100}: give a list of which each item is {words}")
         if len(value) > LENGTHS.get(key, LARGEST) or (key == "data.scale_range" and len(value) != LENGTHS[key]):
             raise UserError(f"{name}: config.{key} has {len(value)} values; give {LENGTHS[key]}")
+    for section, keys in RESERVED.items():
+        for key in keys:
+            if key in config[section].options:
+                raise UserError(f"{name}: config.{section}.options.{key}: {key!r} is no option; leave it out")
     for key, (low, high) in LIMITS.items():
         section, _, last = key.partition(".")
         value = config[section][last]

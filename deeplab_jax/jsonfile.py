@@ -36,7 +36,7 @@ def parse_json(text: str) -> Any:
     """Parse a text.
 
     Raises:
-      ValueError: it is not JSON, or nested more than `DEEPEST` levels deep.
+      ValueError: it is not JSON, nested more than `DEEPEST` levels deep, or holds half a surrogate pair.
     """
     try:
         content = json.loads(text)
@@ -48,4 +48,6 @@ def parse_json(text: str) -> Any:
         level = [item for item in inner if isinstance(item, dict | list)]
     if level:
         raise ValueError("nested too deeply")
+    if "\\ud" in text.lower():  # Half a pair of these makes a text that cannot be written anywhere.
+        json.dumps(content, ensure_ascii=False).encode("utf-8")
     return content

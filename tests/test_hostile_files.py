@@ -140,8 +140,10 @@ def test_a_json_config_is_a_config(written) -> None:
 
 
 def test_names_that_no_encoding_holds_are_printed_all_the_same(written, capsys) -> None:
-    assert main(["check-data", "--config", str(written(data__options={"class_names": ["a", "\ud800"]}))]) == 0
-    assert "\\ud800" in capsys.readouterr().out
+    file = written()
+    (file.parent / "images/0.png").rename(file.parent / "images/\udcff.png")
+    assert main(["check-data", "--config", str(file)]) == 2
+    assert "no mask is called '\\udcff'" in capsys.readouterr().out
 
 
 def test_a_json_config_runs_nothing(tmp_path: Path, complain) -> None:
@@ -159,6 +161,8 @@ def test_a_json_config_runs_nothing(tmp_path: Path, complain) -> None:
         ({"train__steps": True}, "train.steps is True; give a whole number"),
         ({"train__steps": 2**40}, "config.train.steps is out of range"),
         ({"train": 3}, "train is 3; give an object"),
+        ({"data__options": {"split": "val"}}, "'split' is no option"),
+        ({"model__options": {"num_classes": 2}}, "'num_classes' is no option"),
         ({"data__scale_range": [1.0]}, "config.data.scale_range has 1 values; give 2"),
         ({"data__scale_step": 1e-320}, "config.data.scale_step is out of range"),
         ({"evaluate__scales": [255]}, "config.evaluate.scales=(255,): give 0.01 to 16"),
@@ -171,6 +175,8 @@ def test_a_json_config_runs_nothing(tmp_path: Path, complain) -> None:
         ({"data__options": {"class_names": [1, 2]}}, "class_names is (1, 2); give 1 to"),
         ({"data__options": {"class_names": ["a"], "images": 3}}, "an option has a value of another kind"),
         ({"data__dir": "\x00"}, "folder"),
+        ({"data__dir": "\ud800"}, "surrogates not allowed"),
+        ({"data__options": {"class_names": ["a"], "ignore_label": -1}}, "value_map sends -1"),
         ({"data__options": {"a.b": 1}}, "does not accept dots"),
     ],
 )

@@ -97,7 +97,7 @@ def _labels(
     if value_map is None and ignore_label == IGNORE_LABEL:
         return LabelSet(tuple(class_names), colours)
     if value_map is None:
-        if ignore_label is not None and ignore_label < count:
+        if ignore_label is not None and 0 <= ignore_label < count:
             raise UserError(
                 f"ignore_label {ignore_label} is the id of class '{class_names[ignore_label]}' too; "
                 "say with value_map what is stored"

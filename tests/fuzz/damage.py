@@ -1,5 +1,6 @@
 """Damage to formats whose checksums and syntax would stop plain damage at the door: PNG chunks, JSON, names."""
 
+import copy
 import json
 import math
 import random
@@ -130,4 +131,4 @@ def _odd(value: Any, rng: random.Random) -> Any:
             return rng.choice((*TEXTS, value * 2, value[:-1], value.upper()))
         if isinstance(value, list):
             return rng.choice(([], value * 2, value[:1], [value], value[::-1]))
-    return rng.choice((*LEAVES, rng.choice(TEXTS), rng.choice(NUMBERS)))
+    return copy.deepcopy(rng.choice((*LEAVES, rng.choice(TEXTS), rng.choice(NUMBERS))))

@@ -41,12 +41,12 @@ def make_layout(seeds: Seeds, folder: Path, rng: random.Random) -> Case:
     shutil.copytree(seeds.layouts[name], data)
     files = sorted(file for file in data.rglob("*") if file.is_file())
     lists = [file for file in files if file.suffix in (".txt", ".json")]
-    hurt = 0
+    hurt: set[Path] = set()
     for _ in range(rng.randint(1, 3)):
         file = rng.choice(lists if lists and rng.random() < 0.7 else files)
-        if not file.is_file():
+        if file in hurt or not file.is_file():
             continue
-        hurt += 1
+        hurt.add(file)
         match rng.randrange(7):
             case 0:
                 file.unlink()
@@ -62,7 +62,7 @@ def make_layout(seeds: Seeds, folder: Path, rng: random.Random) -> Case:
             case _:
                 file.write_bytes(damaged(file.read_bytes(), rng))
     words = ["check-data", f"--config={ROOT}/configs/{name}.py", f"--config.data.dir={data}"]
-    return Case([*words, *ARGUMENTS.get(name, [])], max(hurt, 1))
+    return Case([*words, *ARGUMENTS.get(name, [])], len(hurt))
 
 
 def make_prepared(seeds: Seeds, folder: Path, rng: random.Random) -> Case:

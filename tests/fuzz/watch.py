@@ -149,10 +149,10 @@ def _next_line(channel: Any, worker: subprocess.Popen[bytes], seconds: float) ->
             return channel.readline()
         state, *numbers = Path(f"/proc/{worker.pid}/stat").read_text().rpartition(")")[2].split()
         used = (int(numbers[10]) + int(numbers[11])) / CLOCK
-        if state in ("S", "D"):
-            left -= TICK
-        elif state == "R":
+        if used > before:
             left -= min(TICK, used - before)
+        elif state in ("S", "D"):
+            left -= TICK
         elif state == "Z":
             return channel.readline()
         before = used
