@@ -26,7 +26,7 @@ from experiments.runner import overview
 from experiments.runner.estimate import Rates, hours, rates
 from experiments.runner.files import locked
 from experiments.runner.jobs import Asked, Job, ask, job_name, make_jobs
-from experiments.runner.launchers import Launcher, Local, Slurm, as_shell
+from experiments.runner.launchers import Launcher, Local, Slurm, as_shell, keep_to_cores
 from experiments.runner.loop import check_data, run_jobs
 from experiments.runner.resolve import Resolved, Settings, check_pretrained
 from experiments.runner.results import Store, refuse_strange
@@ -91,8 +91,12 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--again", action="store_true", help="run anew what another commit or another configuration has left"
     )
+    parser.add_argument(
+        "--parallel", type=int, default=1, metavar="N", help="local jobs at once, each on a share of the cores (1)"
+    )
     parser.add_argument("--job", default="", help=argparse.SUPPRESS)  # As in the lines of --commands.
     parser.add_argument("--tethered", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--cores", default="", help=argparse.SUPPRESS)
     return parser
 
 
@@ -102,6 +106,8 @@ def run(args: argparse.Namespace, overrides: tuple[str, ...], words: Sequence[st
         raise UserError(f"scale {args.scale!r}: {did_you_mean(args.scale, SCALES)}")
     if args.seeds < 0 or args.steps < 0:
         raise UserError(f"--seeds {args.seeds} --steps {args.steps}: give at least 1")
+    if args.parallel < 1 or (args.parallel > 1 and args.launcher != "local"):
+        raise UserError(f"--parallel {args.parallel}: give at least 1, and only where the jobs run on this machine")
     scale, tables = SCALES[args.scale], chosen_tables(args.tables)
     check_rows(args.row, tables)
     settings = Settings(overrides, args.data_dir, args.init, args.steps)
@@ -124,7 +130,7 @@ def run(args: argparse.Namespace, overrides: tuple[str, ...], words: Sequence[st
     if args.plan:
         for line in store.strange:
             say(f"{line}; refused without --again")
-        plan(console, jobs, pending, runs, rates(store.all_rows()))
+        plan(console, jobs, pending, runs, rates(store.all_rows()), args.parallel)
         return 0
     refuse_strange(store)
     if args.commands:
@@ -172,11 +178,13 @@ def count_pending(asked: Sequence[Asked], jobs: Sequence[Job], store: Store) -> 
     return {name: len(keys) for name, keys in lacking.items()}
 
 
-def plan(console: Console, jobs: Sequence[Job], pending: overview.Pending, runs: Path, measured: Rates) -> None:
+def plan(
+    console: Console, jobs: Sequence[Job], pending: overview.Pending, runs: Path, measured: Rates, at_once: int
+) -> None:
     """Print what would run."""
     console.print(overview.plan_table(jobs, pending, runs, measured))
     count = sum(bool(pending[job.name]) for job in jobs)
-    left = hours(overview.time_left(jobs, pending, runs, measured))
+    left = hours(overview.time_left(jobs, pending, runs, measured, at_once))
     console.print(f"{count} of {len(jobs)} jobs to run, estimated time: {left}", highlight=False)
 
 
@@ -187,6 +195,7 @@ def one_job(args: argparse.Namespace, jobs: Sequence[Job], runs: Path) -> int:
     by_name = {job.name: job for job in jobs}
     if args.job not in by_name:
         raise UserError(f"--job {args.job}: none of these tables, with these settings; print the commands again")
+    keep_to_cores(args.cores)
     enable_compilation_cache()
     work(by_name[args.job], runs, again=args.again)
     return 0
@@ -194,7 +203,7 @@ def one_job(args: argparse.Namespace, jobs: Sequence[Job], runs: Path) -> int:
 
 def make_launcher(args: argparse.Namespace, runs: Path) -> Launcher:
     """Return what starts the jobs."""
-    return Local() if args.launcher == "local" else Slurm(runs / "slurm", dict(map(parameter, args.slurm)))
+    return Local(args.parallel) if args.launcher == "local" else Slurm(runs / "slurm", dict(map(parameter, args.slurm)))
 
 
 def parameter(text: str) -> tuple[str, Any]:

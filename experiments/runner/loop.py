@@ -45,7 +45,7 @@ def run_jobs(
     """Run jobs, write the rows of each as it ends, and return a line for every one that failed."""
     waiting, failed = list(jobs), []
     running: dict[str, tuple[Job, Running]] = {}
-    with View(console, jobs, runs, rates(store.all_rows())) as view:
+    with View(console, jobs, runs, rates(store.all_rows()), max(launcher.limit, 1)) as view:
         try:
             while waiting or running:
                 while waiting and (not launcher.limit or len(running) < launcher.limit):

@@ -58,8 +58,16 @@ def plan_table(jobs: Sequence[Job], pending: Pending, runs: Path, rates: Rates) 
     return table
 
 
-def time_left(jobs: Sequence[Job], pending: Pending, runs: Path, rates: Rates) -> float | None:
-    """Return the estimated seconds of all that is not finished, None where that is not known."""
+def time_left(jobs: Sequence[Job], pending: Pending, runs: Path, rates: Rates, at_once: int) -> float | None:
+    """Return the estimated seconds of all that is not finished, None where that is not known.
+
+    Args:
+      jobs: all of them.
+      pending: what each lacks.
+      runs: folder of their run directories.
+      rates: what was measured.
+      at_once: how many jobs run at the same time.
+    """
     total = 0.0
     for job in jobs:
         if pending[job.name]:
@@ -69,14 +77,14 @@ def time_left(jobs: Sequence[Job], pending: Pending, runs: Path, rates: Rates) -
             if seconds is None:
                 return None
             total += seconds
-    return total
+    return total / at_once
 
 
 class View:
     """The jobs as they run: a live table on a terminal, plain lines elsewhere."""
 
-    def __init__(self, console: Console, jobs: Sequence[Job], runs: Path, rates: Rates) -> None:
-        self._console, self._jobs, self._runs, self.rates = console, jobs, runs, rates
+    def __init__(self, console: Console, jobs: Sequence[Job], runs: Path, rates: Rates, at_once: int) -> None:
+        self._console, self._jobs, self._runs, self.rates, self._at_once = console, jobs, runs, rates, at_once
         self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
         self._said: dict[str, float] = {}
         self.states = {job.name: "waiting" for job in jobs}
@@ -122,7 +130,7 @@ class View:
         pending = {
             job.name: len(job.evaluations) * (self.states[job.name] in ("waiting", "running")) for job in self._jobs
         }
-        left = hours(time_left(self._jobs, pending, self._runs, self.rates))
+        left = hours(time_left(self._jobs, pending, self._runs, self.rates, self._at_once))
         table = grid(
             f"{', '.join(f'{n} {state}' for state, n in count.items())}; time left: {left}", ("job", "network", "state")
         )

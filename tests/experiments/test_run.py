@@ -206,7 +206,7 @@ def test_a_terminal_shows_how_far_the_jobs_are(tmp_path) -> None:
     seconds = {"training": 3600.0, "evaluation": 1800.0}
     measured = rates([{**content, "seeds": [{"seconds": seconds}]}])
     console = Console(file=io.StringIO(), force_terminal=True, width=120)
-    with View(console, jobs, tmp_path, measured) as view:
+    with View(console, jobs, tmp_path, measured, 1) as view:
         view.change(jobs[0], "running")
         view.refresh()
     shown = console.file.getvalue()
