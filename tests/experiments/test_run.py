@@ -22,7 +22,7 @@ from experiments.runner import launchers, results
 from experiments.runner.estimate import rates
 from experiments.runner.files import locked, write_json
 from experiments.runner.jobs import Job, evaluation_file
-from experiments.runner.launchers import LocalJob, Slurm
+from experiments.runner.launchers import Local, LocalJob, Slurm
 from experiments.runner.overview import View
 from experiments.runner.progress import state_of, training_seconds
 from experiments.runner.worker import work
@@ -262,6 +262,8 @@ def test_commands_are_jobs(here, tmp_path, capsys) -> None:
         (["v3_table1", "--scale", "camvid"], "data set 'camvid' reads files"),
         (["v3_table6", "--job", "abc_seed0"], "--job abc_seed0: none of these tables"),
         (["v3_table6", "--launcher", "slrum"], "invalid choice"),
+        (["v3_table6", "--parallel", "0"], "--parallel 0: give at least 1"),
+        (["v3_table6", "--parallel", "2", "--launcher", "slurm"], "only where the jobs run on this machine"),
     ],
 )
 def test_mistakes_get_one_line(here, tmp_path, capsys, words, message) -> None:
@@ -437,6 +439,38 @@ def test_a_job_that_ends_by_itself_tells_its_code(tmp_path) -> None:
     started = LocalJob(["python", "-c", code], tmp_path / "a.log")
     started.stop()
     assert started.code() == 3 and (tmp_path / "a.log").read_text() == "said\n"
+
+
+def test_local_jobs_at_once_share_the_cores(tmp_path) -> None:
+    launcher, lasting = Local(2), ["python", "-c", "import sys; sys.stdin.read()"]
+    first, second = (launcher.start(name, lasting, tmp_path / name) for name in "ab")
+    shares = [job._process.args[-2:] for job in (first, second)]
+    assert shares == [["0/2", "--tethered"], ["1/2", "--tethered"]]
+    first._process.stdin.close()
+    first._process.wait(timeout=60)
+    third = launcher.start("c", lasting, tmp_path / "c")
+    assert third._process.args[-2] == "0/2"  # The one that is free.
+    for job in (second, third):
+        job._process.communicate(timeout=60)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="threads are not kept to cores here")
+def test_a_job_keeps_to_its_share_of_the_cores() -> None:
+    cores = os.sched_getaffinity(0)
+    code = (
+        "import os, sys; from experiments.runner.launchers import keep_to_cores;"
+        "keep_to_cores(sys.argv[1]); print(sorted(os.sched_getaffinity(0)))"
+    )
+
+    def kept(share: str) -> set[int]:
+        command = [sys.executable, "-c", code, share]
+        return set(json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
+
+    assert kept("") == cores
+    several = kept("0/2"), kept("1/2")
+    assert several[0] | several[1] == cores
+    assert len(cores) == 1 or not several[0] & several[1]
+    assert len(kept(f"{len(cores)}/{len(cores) + 1}")) == 1  # More jobs than cores.
 
 
 class FakeExecutor:
