@@ -37,8 +37,12 @@ for _logger in ("absl", "asyncio"):
 
 
 def _report_unraisable(report: Any, *, otherwise: Callable[[Any], Any] = sys.unraisablehook) -> None:
-    """Pass on what cannot be raised, but for what TensorStore's other reads say once one of them has failed."""
-    if str(report.exc_value) != "Event loop is closed":
+    """Pass on what cannot be raised, but for what the other reads of a checkpoint say once one of them has failed.
+
+    TensorStore wants to tell a loop that is closed, and Orbax answers the end of its coroutine with an error.
+    """
+    ended = isinstance(getattr(report.exc_value, "__cause__", None), GeneratorExit)
+    if not ended and str(report.exc_value) != "Event loop is closed":
         otherwise(report)
 
 

@@ -1,7 +1,11 @@
 """Checkpoints: what is kept, what is refused, and what survives a full disk."""
 
+import asyncio
 import errno
+import gc
 import os
+import sys
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -10,7 +14,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from deeplab_jax.checkpoint import METRIC, Checkpoints
+from deeplab_jax.checkpoint import METRIC, Checkpoints, _report_unraisable
 from deeplab_jax.errors import UserError
 
 EXTRA = {"step": jnp.zeros((), jnp.int32)}
@@ -118,6 +122,33 @@ def test_a_damaged_checkpoint_is_a_user_error(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"2: .*remove it to use the one before"):
             checkpoints.restore_variables(2, abstract(variables()))
         checkpoints.restore_variables(1, abstract(variables()))
+
+
+def test_the_other_reads_of_a_damaged_checkpoint_say_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    heard = []
+    monkeypatch.setattr(sys, "unraisablehook", partial(_report_unraisable, otherwise=heard.append))
+
+    async def read() -> None:  # As Orbax does.
+        try:
+            await asyncio.Future(loop=loop)
+        except BaseException as error:
+            raise Exception("cannot read") from error
+
+    class Fault:
+        def __del__(self) -> None:
+            raise OSError("of another kind")
+
+    loop = asyncio.new_event_loop()
+    reading = read()
+    reading.send(None)
+    loop.close()
+    del reading
+    gc.collect()
+    assert heard == []
+    fault = Fault()
+    del fault
+    gc.collect()
+    assert [str(report.exc_value) for report in heard] == ["of another kind"]
 
 
 def test_a_full_disk_leaves_the_older_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
