@@ -46,6 +46,7 @@ def test_names_with_spaces_and_other_scripts(usual, tmp_path) -> None:
     assert_trains(usual, tmp_path / "mes données 数据", LC_ALL="C")
 
 
+@pytest.mark.slow
 def test_a_locale_that_is_ascii_and_nothing_else(usual, tmp_path) -> None:
     assert_trains(usual, tmp_path / "with spaces", **ASCII)
     words = ["train", "--config", tmp_path / "with spaces" / "tiny.py", "--workdir", tmp_path / "données"]

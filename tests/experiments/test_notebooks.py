@@ -285,11 +285,10 @@ def quick(tmp_path_factory, compilation_cache):
     return tmp_path_factory.mktemp("notebooks")
 
 
-# The lightest in every run of the tests; on two idle cores they take 20 to 60 seconds each.
+# On two idle cores they take 20 to 60 seconds each.
+@pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize(
-    "name", ["boundaries", *(pytest.param(name, marks=pytest.mark.slow) for name in NAMES if name != "boundaries")]
-)
+@pytest.mark.parametrize("name", NAMES)
 def test_every_cell_runs(name, runner, quick, monkeypatch, tmp_path, capfd):
     monkeypatch.chdir(tmp_path)
     assert runner.main([name, "--quick", str(quick)]) == 0

@@ -14,8 +14,8 @@ SLOW = [pytest.mark.slow, pytest.mark.timeout(900)]
 @pytest.mark.parametrize(
     ("what", "count"),
     [
-        ("evaluate", 300),
-        *(pytest.param(*case, marks=SLOW) for case in (("train", 300), ("train", 10_000), ("evaluate", 10_000))),
+        pytest.param(*case, marks=SLOW)
+        for case in (("train", 300), ("evaluate", 300), ("train", 10_000), ("evaluate", 10_000))
     ],
 )
 def test_memory_files_and_threads_stay(tmp_path, compilation_cache, what, count) -> None:

@@ -67,7 +67,12 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS.keys())
+SLOW = {"eight devices": pytest.mark.slow}
+
+
+@pytest.mark.parametrize(
+    "changes", [pytest.param(changes, id=name, marks=SLOW.get(name, ())) for name, changes in VARIANTS.items()]
+)
 def test_a_killed_run_that_goes_on_is_the_run_that_was_never_killed(tmp_path, monkeypatch, changes) -> None:
     if tiny_config(**changes).train.devices > jax.device_count():
         pytest.skip("needs 8 devices: JAX_NUM_CPU_DEVICES=8")
