@@ -20,11 +20,10 @@ from rich.console import Console
 from deeplab_jax.__main__ import Parser, enable_compilation_cache, split_config_arguments
 from deeplab_jax.errors import UserError, did_you_mean
 from deeplab_jax.train.signals import Interrupted
-from deeplab_jax.train.workdir import git_commit
+from deeplab_jax.train.workdir import git_commit, locked
 from deeplab_jax.verbs import INTERRUPTED, PREEMPTED, fail
 from experiments.runner import overview
 from experiments.runner.estimate import Rates, hours, rates
-from experiments.runner.files import locked
 from experiments.runner.jobs import Asked, Job, ask, job_name, make_jobs
 from experiments.runner.launchers import Launcher, Local, Slurm, as_shell, keep_to_cores
 from experiments.runner.loop import check_data, run_jobs
@@ -141,6 +140,7 @@ def run(args: argparse.Namespace, overrides: tuple[str, ...], words: Sequence[st
     with locked(
         Path(args.runs, "runner.lock"),
         f"{args.runs}: another runner is at work there; wait for it, or give another --runs",
+        option="--runs",
     ):
         if waiting:
             check_data(waiting)

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -89,29 +89,38 @@ def record_start(workdir: Path, config: Any) -> None:
         write_json(file, starts)
 
 
+def lock_workdir(workdir: Path, say: Callable[[str], Any]) -> AbstractContextManager[None]:
+    """Keep other trainers out of a run directory, which exists; otherwise as `locked`."""
+    busy = f"{workdir}: another process trains in this directory; wait for it, or give another --workdir"
+    return locked(workdir / LOCK_FILE, busy, option="--workdir", say=say)
+
+
 @contextmanager
-def lock_workdir(workdir: Path, say: Callable[[str], Any]) -> Iterator[None]:
-    """Keep other trainers out of a run directory for as long as this process lives, however it ends.
+def locked(file: Path, busy: str, *, option: str, say: Callable[[str], Any] = print) -> Iterator[None]:
+    """Hold a lock that the system lets go of when this process ends, however it ends.
 
     Args:
-      workdir: exists.
-      say: gets a line where the file system has no locks; the run goes on without one.
+      file: made where it is not there, with its folder.
+      busy: the message where another process holds it.
+      option: of the command line, by which another folder is given.
+      say: gets a line where the file system has no locks; what is locked goes on without one.
 
     Raises:
-      UserError: another process trains there.
+      UserError: another process holds it, or the file cannot be made.
     """
-    with as_user_errors(workdir):
-        file = (workdir / LOCK_FILE).open("a")
-    with file:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handle = file.open("a")
+    except OSError as error:
+        raise UserError(f"{file}: cannot be written ({error.strerror}); give another {option}") from None
+    with handle:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(
-                f"{workdir}: another process trains in this directory; wait for it, or give another --workdir"
-            ) from None
+            raise UserError(busy) from None
         except OSError as error:  # Some network file systems have none.
             say(
-                f"note: {workdir} cannot be locked ({error.strerror}), so nothing keeps a second trainer out of it; "
+                f"note: {file.parent} cannot be locked ({error.strerror}), so nothing keeps a second process out; "
                 "see to it that there is none"
             )
         yield

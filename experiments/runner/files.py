@@ -1,15 +1,12 @@
-"""JSON files that are whole or not there, and locks that die with their process."""
+"""JSON files that are whole or not there."""
 
-import fcntl
 import json
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from deeplab_jax import jsonfile
-from deeplab_jax.errors import UserError
 from deeplab_jax.weights.whole_file import write_whole
 
 LARGEST = 1e18  # Of any number in results: multiply-adds of a network over all views.
@@ -106,23 +103,3 @@ def read_json(file: Path, *, needs: tuple[str, ...]) -> dict[str, Any] | None:
     if strange:
         raise Unreadable(f"its {strange[0]!r} is {content[strange[0]]!r:.100}")
     return dict(content)
-
-
-@contextmanager
-def locked(file: Path, busy: str) -> Iterator[None]:
-    """Hold a lock that the system lets go of when this process ends, however it ends.
-
-    Raises:
-      UserError: another process holds it (`busy` is the message), or it cannot be made.
-    """
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        handle = file.open("w")
-    except OSError as error:
-        raise UserError(f"{file}: cannot be written ({error.strerror}); give another --runs") from None
-    with handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(busy) from None
-        yield

@@ -13,9 +13,9 @@ from deeplab_jax.data.sources import open_source
 from deeplab_jax.evaluate.evaluator import Results, evaluate
 from deeplab_jax.train.loop import train
 from deeplab_jax.train.settings import source_options
-from deeplab_jax.train.workdir import RUN_FILE, git_commit
+from deeplab_jax.train.workdir import RUN_FILE, git_commit, locked
 from deeplab_jax.weights.folder import load
-from experiments.runner.files import Unreadable, locked, read_json, write_json
+from experiments.runner.files import Unreadable, read_json, write_json
 from experiments.runner.jobs import Job, evaluation_file
 
 # What an evaluation keeps of the metrics: all but the confusion matrix.
@@ -36,7 +36,8 @@ def work(job: Job, runs: Path, *, again: bool) -> None:
       Interrupted: after Ctrl-C, once the state is saved.
     """
     workdir = runs / job.name
-    with locked(runs / f"{job.name}.lock", f"{workdir}: another process is at work on it; wait for it to end"):
+    busy = f"{workdir}: another process is at work on it; wait for it to end"
+    with locked(runs / f"{job.name}.lock", busy, option="--runs"):
         commit = git_commit()
         if again and workdir.exists() and trained_commit(workdir) != commit:
             workdir.rename(_free_name(workdir))

@@ -17,10 +17,11 @@ from rich.console import Console
 
 from deeplab_jax.errors import UserError
 from deeplab_jax.train import workdir
+from deeplab_jax.train.workdir import locked
 from experiments import run
 from experiments.runner import launchers, results
 from experiments.runner.estimate import rates
-from experiments.runner.files import locked, write_json
+from experiments.runner.files import write_json
 from experiments.runner.jobs import Job, evaluation_file
 from experiments.runner.launchers import Local, LocalJob, Slurm
 from experiments.runner.overview import View
@@ -407,7 +408,8 @@ def test_again_sets_the_run_of_another_commit_aside(job, tmp_path) -> None:
 
 
 def test_one_job_is_done_by_one_process(job, tmp_path) -> None:
-    with locked(tmp_path / "k_seed0.lock", ""), pytest.raises(UserError, match="another process is at work on it"):
+    held = locked(tmp_path / "k_seed0.lock", "", option="")
+    with held, pytest.raises(UserError, match="another process is at work on it"):
         work(job, tmp_path, again=False)
 
 
