@@ -110,7 +110,7 @@ def resolve(row: Row, table: Table, scale: Scale, settings: Settings) -> Resolve
     words += [f"--config.train.steps={steps}"] if steps else []
     words += [f"--config.data.dir={settings.data_dir}"] if settings.data_dir else []
     words += [f"--config.model.options.{key}={value!r}" for key, value in network.options.items()]
-    config = load_config([*words, *settings.overrides]).copy_and_resolve_references()
+    config = load_config([*words, *scale.overrides, *settings.overrides]).copy_and_resolve_references()
     notes = [network.note] if network.note else []
     for key, value in row.train.items():
         if key == MULTI_GRID and not network.units:
