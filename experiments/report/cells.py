@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from statistics import mean
 
 from experiments.report.gather import RowResult, TableResult
+from experiments.report.trend import trend
 from experiments.runner.estimate import hours
 from experiments.tables.table import MEASURES, Cell
 
@@ -51,8 +52,10 @@ def cells(result: TableResult, one: RowResult) -> list[Shown]:
 
 
 def provenance(result: TableResult) -> list[str]:
-    """Return sentences on what was trained, what sets the rows apart from the paper's, and what else the paper says."""
-    lines = []
+    """Return sentences on the order of the rows beside the paper's, on what was trained, what sets the rows apart from
+    the paper's, and what else the paper says.
+    """
+    lines = [trend(result)] if trend(result) else []
     trainings = list(result.trainings().values())
     if trainings:
         commits = dict.fromkeys(commit[:SHORT] for training in trainings for commit in training.commits)

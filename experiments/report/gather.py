@@ -1,7 +1,7 @@
 """What the report is made of, read from the files that `experiments.run` leaves."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,12 +66,15 @@ class TableResult:
       scale: name of the scale.
       folder: where the scale keeps its results.
       rows: all of the table's, in its order.
+      seed_distance: the widest range over seeds of any row at this scale, in points of mIoU; None where no row has
+        several seeds.
     """
 
     table: Table
     scale: str
     folder: Path
     rows: tuple[RowResult, ...]
+    seed_distance: float | None = None
 
     @property
     def name(self) -> str:
@@ -112,7 +115,8 @@ def read_tables(results: Path, scales: Sequence[str]) -> tuple[list[TableResult]
         if scales and not of_scale:
             raise UserError(f"{results / name}: no results there; python -m experiments.run TABLE --scale {name} first")
         remarks += _strange_files(results / name)
-        tables += of_scale
+        distance = _seed_distance(row for one in of_scale for row in one.rows)
+        tables += [replace(one, seed_distance=distance) for one in of_scale]
     if not tables:
         raise UserError(
             f"{results}: no results there; python -m experiments.run TABLE makes some, --results names them"
@@ -171,6 +175,11 @@ def _training(content: Mapping[str, Any], entry: Mapping[str, Any]) -> Training:
         seconds=float(entry["seconds"]["training"]),
         commits=tuple(entry["commits"]),
     )
+
+
+def _seed_distance(rows: Iterable[RowResult]) -> float | None:
+    several = (values for row in rows if len(values := row.values.get("miou", ())) > 1)
+    return max((max(values) - min(values) for values in several), default=None)
 
 
 def _strange_files(folder: Path) -> list[str]:

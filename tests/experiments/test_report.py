@@ -20,6 +20,7 @@ from experiments.report.markdown import escape
 from experiments.report.page import Section, data_uri, page
 from experiments.report.pictures import Few, Pictures, row_pictures, table_pictures
 from experiments.report.plots import LIGHT, curves_plot, values_plot
+from experiments.report.trend import trend
 from experiments.runner.files import write_json
 from experiments.runner.jobs import Job
 from experiments.runner.worker import work
@@ -82,7 +83,9 @@ def test_tables_in_markdown(store, tmp_path) -> None:
     assert text.endswith(
         """#### `v3plus_table1` at `scenes`: Decoder: 1x1 channels on Conv2, ResNet-101
 
-arXiv 1802.02611, Table 1 (VOC 2012 val). 6 trainings of 450 steps of 8 images: 6 min in all, the longest 60 s; \
+arXiv 1802.02611, Table 1 (VOC 2012 val). Pairs of rows that the paper orders: 1; in the same order here: 1; \
+in the opposite one: 0; no further apart than seeds of one row at this scale (2.00): 0. \
+6 trainings of 450 steps of 8 images: 6 min in all, the longest 60 s; \
 commit 0123456789ab.
 
 | channels | mIoU: paper | ours | difference | spread |
@@ -98,6 +101,22 @@ commit 0123456789ab.
     assert "| 16 |  |  |  | 77.21 | 75.00 | -2.21 | one seed |" in text
     assert "1 training of 450 steps of 8 images: 1 min in all" in text, "rows that share a training count it once"
     assert readme.read_text() == f"before\n<!-- tables:begin -->\n{text}<!-- tables:end -->\nafter\n"
+
+
+def test_pairs_of_rows_are_counted_by_their_order(tmp_path) -> None:
+    # The paper has 8 < 16 < 64 < 32 < 48 channels.
+    for channels, miou in {8: 0.70, 16: 0.705, 32: 0.6, 48: 0.8}.items():
+        put(tmp_path, f"v3plus_table1/channels_{channels}", miou, key=str(channels))
+    expected = "Pairs of rows that the paper orders: 6; in the same order here: {}; in the opposite one: {}"
+    most = "(by most, 10.50: channels 16 above channels 32)"
+    one_seed = trend(tables_by_name(tmp_path)["v3plus_table1"])
+    assert one_seed == f"{expected.format(4, 2)} {most}; how far seeds lie apart was not measured."
+    put(tmp_path, "v3_table6/eval_os_16", 0.70, 0.71, key="c")
+    result = tables_by_name(tmp_path)["v3plus_table1"]
+    assert trend(result) == (
+        f"{expected.format(3, 2)} {most}; no further apart than seeds of one row at this scale (1.00): 1."
+    )
+    assert trend(tables_by_name(tmp_path)["v3_table6"]) == ""
 
 
 def test_measures_without_the_papers_numbers_have_one_column(tmp_path) -> None:
