@@ -1,5 +1,6 @@
 """Starting from weights that exist: a model folder, or an earlier run (the second stage of the papers' protocol)."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,8 @@ SCOPES: dict[str, Callable[[str], bool]] = {
     "all_but_classifier": lambda name: "/classifier" not in name and "/aux_head/" not in name,
     "backbone": lambda name: name.split("/")[1] == "backbone",
 }
+# The copies of block 4 in DeepLabv3's cascade, which no classifier has.
+COPY = re.compile(r"[^/]+/backbone/conv[678]_")
 
 
 def initial_variables(
@@ -38,7 +41,7 @@ def initial_variables(
       state: fresh.
       path: model folder or run directory.
       scope: "all", "all_but_classifier" (for other classes) or "backbone". Within it, every tensor must be there and
-        fit.
+        fit, but for the cascade's copies of block 4, which start afresh where the weights have none.
       model: to be trained.
       images: gives preprocessed training images `[N, H, W, 3]`; called only where statistics are needed.
       say: gets a line about what was done.
@@ -53,6 +56,8 @@ def initial_variables(
     wanted = {name: value for name, value in flat.items() if SCOPES[scope](name)}
     source, variables, _ = load(path)
     found = {name: value for name, value in flatten_variables(variables).items() if SCOPES[scope](name)}
+    copies = [name for name in wanted if COPY.match(name) and name not in found] if scope == "backbone" else []
+    wanted = {name: value for name, value in wanted.items() if name not in copies}
     without_norm = [name for name in wanted if name not in found and "/norm/batch/" in name]
     norms: dict[str, jax.Array] = {}
     if without_norm and source.backbone.settings.norm == "none":
@@ -63,8 +68,10 @@ def initial_variables(
     placed = {name: jax.device_put(found[name], value.sharding) for name, value in wanted.items()}
     merged = unflatten_dict({**flat, **placed}, sep="/")
     say(f"initialised {len(placed)} of {len(flat)} tensors from {path} (scope {scope})")
+    if copies:
+        say(f"it has no copies of block 4: {len(copies)} tensors of those start afresh")
     if norms:
         count = len({name.split("/", 1)[1].rsplit("/", 1)[0] for name in norms})
         say(f"its batch norms were folded away: {count} new ones start as the identity")
-    copies = None if state.ema_params is None else jax.tree.map(lambda x: x.copy(), merged["params"])
-    return state.replace(params=merged["params"], batch_stats=merged.get("batch_stats", {}), ema_params=copies)
+    average = None if state.ema_params is None else jax.tree.map(lambda x: x.copy(), merged["params"])
+    return state.replace(params=merged["params"], batch_stats=merged.get("batch_stats", {}), ema_params=average)

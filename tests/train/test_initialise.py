@@ -88,6 +88,20 @@ def test_missing_tensors_unknown_scopes_and_missing_folders_are_user_errors(tmp_
         start(make_state(batch), tmp_path / "gone", scope="all")
 
 
+def test_a_cascade_starts_from_a_plain_network(tmp_path) -> None:
+    model, variables = tiny_model("cascade_resnet18", width=0.125)
+    variables = jax.tree.map(lambda x: x + 1.5, variables)
+    save(tmp_path, model, variables, {})
+    _, longer = tiny_model("cascade_resnet18", width=0.125, last_block=6)
+    said = []
+    state = start(make_state(longer), tmp_path, scope="backbone", say=said.append)
+    assert taken(state, variables) == {name for name in flatten_variables(variables) if "/backbone/" in name}
+    copies = [name for name in flatten_variables(longer) if "/backbone/conv6_" in name or "/backbone/conv7_" in name]
+    assert said[-1] == f"it has no copies of block 4: {len(copies)} tensors of those start afresh"
+    with pytest.raises(UserError, match="missing params/backbone/conv6_unit1"):
+        start(make_state(longer), tmp_path, scope="all_but_classifier")
+
+
 def test_folded_norms_come_back_as_the_identity(tmp_path) -> None:
     """With the statistics of the very images, in training as well, the new norms change nothing."""
     folded, variables = tiny_model("cascade_tiny", norm="none")
