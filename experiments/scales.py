@@ -1,7 +1,8 @@
 """Where the papers' tables are run: at which data, with which networks in place of the papers', for how long.
 
-- `scenes`: generated pictures of 129x129, thin ResNets and a thin Xception from random weights; for anyone. A sample of
-  the last block sees a whole picture, so that pyramid and image pooling have little context to add.
+- `scenes`: generated pictures of 129x129, thin ResNets and a thin Xception; for anyone. Backbones are first trained in
+  plain networks on the same pictures. A sample of the last block sees a whole picture, so that pyramid and image
+  pooling have little context to add.
 - `camvid`: 257x257 crops of street scenes. ASPP and decoder on the authors' MobileNetV2 (`--init`: what `convert` makes
   of deeplabv3_257_mv_gpu.tflite), the cascade and Xception from random weights.
 - `paper`: the published protocol. PASCAL VOC 2012 (trainaug) at 513, 30000 steps of 16 images, rate 0.007, poly;
@@ -22,10 +23,8 @@ from configs.camvid import SQRT_MEDIAN_FREQUENCY
 Limits = Mapping[tuple[str, Any], str]
 
 WEIGHTS_NOT_COUNTED = "the class frequencies of this data are not known here"
-NO_STATISTICS = "from random weights there are no statistics of batch norm to freeze"
 BATCH_NORM_WEIGHTS = "the released weights have batch norm"
 NO_MULTI_GRID = "MobileNetV2 has no multi-grid"
-FROM_RANDOM: Limits = {("model.options.norm", "frozen"): NO_STATISTICS}
 FROM_WEIGHTS: Limits = {("model.options.norm", "group"): BATCH_NORM_WEIGHTS}
 # Its rows of the papers' final multi-grid, (1, 2, 4), run without one.
 ON_MOBILENET: Limits = {
@@ -73,6 +72,8 @@ class Scale:
       seeds: of a table's rows, where it is not one.
       class_weights: what "balanced" means for its data; empty: not known.
       overrides: of the configuration files, as on a command line.
+      pretraining: steps of a plain network on the scale's own data, trained first, from whose backbone rows start that
+        no weights are given for; the papers start from ImageNet. 0: such rows start from random weights.
     """
 
     name: str
@@ -84,6 +85,7 @@ class Scale:
     seeds: Mapping[str, int] = field(default_factory=dict)
     class_weights: tuple[float, ...] = ()
     overrides: tuple[str, ...] = ()
+    pretraining: int = 0
 
     def network(self, model: str) -> Network:
         """Return what stands for a model of the papers, given as `<architecture>_<backbone>`."""
@@ -100,20 +102,20 @@ SCALES: dict[str, Scale] = {
     "scenes": Scale(
         name="scenes",
         networks={
-            "resnet50": Network("resnet18", _SCENES, channels=0.25, units=2, options=_THIN, limits=FROM_RANDOM),
-            "resnet101": Network("resnet34", _SCENES, channels=0.25, options=_THIN, limits=FROM_RANDOM),
-            "xception65": Network("xception41", _SCENES, channels=0.25, options=_THIN, limits=FROM_RANDOM),
-            "xception71": Network("xception65", _SCENES, channels=0.25, options=_THIN, limits=FROM_RANDOM),
+            "resnet50": Network("resnet18", _SCENES, channels=0.25, units=2, options=_THIN),
+            "resnet101": Network("resnet34", _SCENES, channels=0.25, options=_THIN),
+            "xception65": Network("xception41", _SCENES, channels=0.25, options=_THIN),
+            "xception71": Network("xception65", _SCENES, channels=0.25, options=_THIN),
         },
-        steps=300,
+        steps=150,
         crop=129,
         batch=0.5,
         rates=3,
         seeds={"v3_table5": 3, "v3plus_table1": 3, "v3plus_table2": 3, "extra_seeds": 5},
         # Of `check-data --config configs/scenes.py --split train --limit 400`.
         class_weights=(0.506, 1.023, 1.000, 0.773, 0.650, 1.676, 1.731, 0.676, 1.199),
-        # Of 0.003, 0.01 and 0.02 the best for so few steps of the pyramid with multi-grid (1, 2, 1).
         overrides=("--config.optimizer.learning_rate=0.01",),
+        pretraining=1500,
     ),
     "camvid": Scale(
         name="camvid",
@@ -127,10 +129,10 @@ SCALES: dict[str, Scale] = {
                 limits=ON_MOBILENET,
                 note="MobileNetV2: no multi-grid; separable convolutions in ASPP and decoder",
             ),
-            "cascade_resnet50": Network("resnet18", _CAMVID, units=2, limits=FROM_RANDOM),
-            "cascade_resnet101": Network("resnet34", _CAMVID, limits=FROM_RANDOM),
-            "xception65": Network("xception41", _CAMVID, channels=0.25, options=_THIN, limits=FROM_RANDOM),
-            "xception71": Network("xception65", _CAMVID, channels=0.25, options=_THIN, limits=FROM_RANDOM),
+            "cascade_resnet50": Network("resnet18", _CAMVID, units=2),
+            "cascade_resnet101": Network("resnet34", _CAMVID),
+            "xception65": Network("xception41", _CAMVID, channels=0.25, options=_THIN),
+            "xception71": Network("xception65", _CAMVID, channels=0.25, options=_THIN),
         },
         steps=300,
         crop=257,

@@ -101,7 +101,7 @@ def locked(file: Path, busy: str, *, option: str, say: Callable[[str], Any] = pr
 
     Args:
       file: made where it is not there, with its folder.
-      busy: the message where another process holds it.
+      busy: the message where another process holds it; "" to wait until it lets go.
       option: of the command line, by which another folder is given.
       say: gets a line where the file system has no locks; what is locked goes on without one.
 
@@ -115,7 +115,7 @@ def locked(file: Path, busy: str, *, option: str, say: Callable[[str], Any] = pr
         raise UserError(f"{file}: cannot be written ({error.strerror}); give another {option}") from None
     with handle:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
         except BlockingIOError:
             raise UserError(busy) from None
         except OSError as error:  # Some network file systems have none.

@@ -42,6 +42,7 @@ class Job:
       config: its configuration.
       evaluations: the sections `evaluate` by their key.
       serves: names of rows.
+      pretraining: of the training whose backbone it starts from; None: of none.
     """
 
     key: str
@@ -49,6 +50,7 @@ class Job:
     config: ConfigDict
     evaluations: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     serves: list[str] = field(default_factory=list)
+    pretraining: ConfigDict | None = None
 
     @property
     def name(self) -> str:
@@ -102,7 +104,9 @@ def make_jobs(asked: Iterable[Asked]) -> list[Job]:
             continue
         for seed in one.seeds:
             key = one.resolved.training_key
-            job = jobs.setdefault(job_name(key, seed), Job(key, seed, one.resolved.seeded(seed)))
+            job = jobs.setdefault(
+                job_name(key, seed), Job(key, seed, one.resolved.seeded(seed), pretraining=one.resolved.pretraining)
+            )
             job.evaluations[one.resolved.evaluation_key] = one.resolved.evaluation
             job.serves.append(one.name)
     return sorted(jobs.values(), key=lambda job: job.seed)

@@ -20,6 +20,8 @@ from experiments.tables import Row, Table
 ROOT = Path(__file__).resolve().parents[2]
 PAPER_CROP = 513
 MULTI_GRID = "model.options.multi_grid"
+NORM = "model.options.norm"
+PLAIN = {"model.output_stride": 32, "model.options.aspp_rates": (), "model.options.image_pooling": False}
 # What moves no weight, so no part of a training's key; the seed stands beside it.
 OUTSIDE_KEY = (*FREE, "config.train.seed", "config.train.evaluate_every", "config.train.checkpoint_every")
 
@@ -49,25 +51,18 @@ class Resolved:
       config: of the training, but for its seed.
       evaluation: the section `evaluate` for this row.
       notes: what the scale leaves out of the row.
+      pretraining: of the training whose backbone this one starts from; None: from given or random weights.
     """
 
     config: ConfigDict
     evaluation: Mapping[str, Any]
     notes: tuple[str, ...]
+    pretraining: ConfigDict | None = None
 
     @property
     def training_key(self) -> str:
-        """Hash of all that the weights depend on, but for the seed.
-
-        Defaults are left out, so that a key which comes into the configuration one day makes no result another one.
-        """
-        plain = to_plain(self.config)
-        for name in OUTSIDE_KEY:
-            section, key = name.split(".")[1:]
-            del plain[section][key]
-        del plain["evaluate"]
-        plain["init"] = fingerprint(plain["init"]) if plain["init"] else ""
-        return _hash(beyond(to_plain(base()), plain))
+        """Hash of all that the weights depend on, but for the seed."""
+        return key_of(self.config, start="" if self.pretraining is None else key_of(self.pretraining))
 
     @property
     def evaluation_key(self) -> str:
@@ -112,6 +107,12 @@ def resolve(row: Row, table: Table, scale: Scale, settings: Settings) -> Resolve
     words += [f"--config.model.options.{key}={value!r}" for key, value in network.options.items()]
     config = load_config([*words, *scale.overrides, *settings.overrides]).copy_and_resolve_references()
     notes = [network.note] if network.note else []
+    pretraining = None
+    if scale.pretraining and not network.pretrained:
+        pretraining = plain_network(config, network, table, settings.steps or scale.pretraining)
+        if row.train.get(NORM) == "group":
+            _set(pretraining, NORM, "group")
+        notes.append(f"starts from the backbone of a plain network, {pretraining.train.steps} steps on the same data")
     for key, value in row.train.items():
         if key == MULTI_GRID and not network.units:
             continue
@@ -122,7 +123,50 @@ def resolve(row: Row, table: Table, scale: Scale, settings: Settings) -> Resolve
     evaluation = {**config.evaluate.to_dict(), **row.evaluate}
     if evaluation["output_stride"] == config.model.output_stride:
         evaluation["output_stride"] = 0  # As the training's own evaluation says it.
-    return Resolved(config, evaluation, tuple(notes))
+    return Resolved(config, evaluation, tuple(notes), pretraining)
+
+
+def plain_network(config: ConfigDict, network: Network, table: Table, steps: int) -> ConfigDict:
+    """Return the training of a backbone by itself: DeepLabv3 without its pyramid, at output stride 32, without
+    multi-grid.
+
+    Args:
+      config: of a scale, with the user's changes; data, optimizer and the layers' options are taken from it.
+      network: whose backbone it is.
+      table: whose data it is.
+      steps: of the training.
+    """
+    file = network.config.format(model=f"deeplabv3_{network.backbone}", data=table.data, steps=steps)
+    words = [f"--config.model.options.{key}={value!r}" for key, value in network.options.items()]
+    found = load_config([f"--config={ROOT / file}", *words]).copy_and_resolve_references()
+    for key in found.model.options:
+        if key in config.model.options:
+            found.model.options[key] = config.model.options[key]
+    for section in ("data", "optimizer", "train"):
+        found[section] = config[section].copy_and_resolve_references()
+    found.train.steps = steps
+    changes = {**PLAIN, **({MULTI_GRID: (1,) * network.units} if network.units else {})}
+    for key, value in changes.items():
+        _set(found, key, value)
+    return found
+
+
+def key_of(config: ConfigDict, start: str = "") -> str:
+    """Return a hash of all that a training's weights depend on, but for the seed.
+
+    Defaults are left out, so that a key which comes into the configuration one day makes no result another one.
+
+    Args:
+      config: of the training.
+      start: key of the training that it starts from.
+    """
+    plain = to_plain(config)
+    for name in OUTSIDE_KEY:
+        section, key = name.split(".")[1:]
+        del plain[section][key]
+    del plain["evaluate"]
+    plain["init"] = fingerprint(plain["init"]) if plain["init"] else start
+    return _hash(beyond(to_plain(base()), plain))
 
 
 def why_not(row: Row, scale: Scale, network: Network) -> str:

@@ -127,6 +127,7 @@ class Store:
                 **({"multiply_adds": _multiply_adds(first)} if "multiply_adds" in one.table.measures else {}),
                 "protocol": first["protocol"],
                 "config": to_plain(one.resolved.config),
+                **({"pretraining": to_plain(plain)} if (plain := one.resolved.pretraining) is not None else {}),
                 "seeds": [entries[seed] for seed in sorted(entries)],
             }
             self._copy_metrics(one.resolved.training_key, entries)

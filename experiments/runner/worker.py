@@ -9,14 +9,16 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from deeplab_jax import jsonfile
+from deeplab_jax.checkpoint import Checkpoints
 from deeplab_jax.data.sources import open_source
 from deeplab_jax.evaluate.evaluator import Results, evaluate
 from deeplab_jax.train.loop import train
 from deeplab_jax.train.settings import source_options
 from deeplab_jax.train.workdir import RUN_FILE, git_commit, locked
-from deeplab_jax.weights.folder import load
+from deeplab_jax.weights.folder import CHECKPOINTS, load
 from experiments.runner.files import Unreadable, read_json, write_json
 from experiments.runner.jobs import Job, evaluation_file
+from experiments.runner.resolve import key_of
 
 # What an evaluation keeps of the metrics: all but the confusion matrix.
 KEPT = ("miou", "pixel_accuracy", "mean_accuracy", "per_class", "protocol", "model", "versions", "seconds")
@@ -39,19 +41,44 @@ def work(job: Job, runs: Path, *, again: bool) -> None:
     busy = f"{workdir}: another process is at work on it; wait for it to end"
     with locked(runs / f"{job.name}.lock", busy, option="--runs"):
         commit = git_commit()
-        if again and workdir.exists() and trained_commit(workdir) != commit:
-            workdir.rename(_free_name(workdir))
+        if again:
+            _set_aside(workdir, commit)
         missing = {key: options for key, options in job.evaluations.items() if not _evaluated(workdir, key, again)}
         if not missing:
             return
+        config = job.config.copy_and_resolve_references()
+        if job.pretraining is not None and not _newest_step(workdir):
+            config.init, config.init_scope = str(pretrained(job.pretraining, runs, again=again)), "backbone"
         # The key of a job says that nothing differs which moves a weight.
-        last = train(job.config, workdir, allow_config_change=True)
+        last = train(config, workdir, allow_config_change=True)
         own = _key_of(job.config, job)
         if last is not None and own in missing:
             _write(workdir, own, last)
             del missing[own]
         for key, options in missing.items():
             _write(workdir, key, _evaluate(workdir, job.config, options))
+
+
+def pretrained(config: ConfigDict, runs: Path, *, again: bool) -> Path:
+    """Return the run directory of the training that jobs start from; the first one that needs it trains it, and the
+    others wait. The arguments are those of `work`.
+    """
+    workdir = runs / f"{key_of(config)}_weights"
+    with locked(workdir.with_suffix(".lock"), "", option="--runs"):
+        if again:
+            _set_aside(workdir, git_commit())
+        if _newest_step(workdir) < config.train.steps:
+            print(f"first the backbone, in {workdir}", flush=True)
+            train(config, workdir, allow_config_change=True)
+    return workdir
+
+
+def _newest_step(workdir: Path) -> int:
+    """Return the step of the newest checkpoint, 0 where there is none."""
+    if not (workdir / CHECKPOINTS).is_dir():
+        return 0
+    with Checkpoints(workdir / CHECKPOINTS, read_only=True) as checkpoints:
+        return checkpoints.latest() or 0
 
 
 def trained_commit(workdir: Path) -> str:
@@ -102,8 +129,10 @@ def _write(workdir: Path, key: str, results: Results) -> None:
     write_json(evaluation_file(workdir, key), {"commits": commits, **kept})
 
 
-def _free_name(workdir: Path) -> Path:
-    number = 1
-    while (name := workdir.with_name(f"{workdir.name}.old{number}")).exists():
-        number += 1
-    return name
+def _set_aside(workdir: Path, commit: str) -> None:
+    """Rename a run of another commit."""
+    if workdir.exists() and trained_commit(workdir) != commit:
+        number = 1
+        while (name := workdir.with_name(f"{workdir.name}.old{number}")).exists():
+            number += 1
+        workdir.rename(name)

@@ -6,11 +6,14 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import types
+from functools import partial
 
 import pytest
 from rich.console import Console
@@ -19,14 +22,14 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.train import workdir
 from deeplab_jax.train.workdir import locked
 from experiments import run
-from experiments.runner import launchers, results
+from experiments.runner import launchers, results, worker
 from experiments.runner.estimate import rates
 from experiments.runner.files import write_json
 from experiments.runner.jobs import Job, evaluation_file
 from experiments.runner.launchers import Local, LocalJob, Slurm
 from experiments.runner.overview import View
 from experiments.runner.progress import state_of, training_seconds
-from experiments.runner.worker import work
+from experiments.runner.worker import pretrained, work
 from tests.tiny import read_metrics, tiny_config, tiny_models
 
 THIN = (
@@ -108,11 +111,11 @@ def test_a_table_is_run_written_and_printed(here, tmp_path, capsys) -> None:
     assert "not run here: needs COCO" in printed
     found = result(tmp_path, "v3_table6/eval_os_8-ms")
     assert found["cells"] == {"eval_os": 8, "ms": True, "flip": False, "coco": False}
-    assert found["paper"] == {"miou": 79.45} and found["config"]["train"]["steps"] == 300
+    assert found["paper"] == {"miou": 79.45} and found["config"]["train"]["steps"] == 150
     first, second = found["seeds"]
     assert (first["seed"], second["seed"], second["miou"]) == (0, 1, 0.51)
     # 300 steps of 8 images at 8 images a second.
-    assert first["seconds"] == {"training": 300.0, "evaluation": 2.0}
+    assert first["seconds"] == {"training": 150.0, "evaluation": 2.0}
     assert {"commits", "versions", "per_class", "protocol"} <= set(first)
     copies = sorted(path.name for path in (tmp_path / "out/scenes/trainings").iterdir())
     assert copies == sorted(f"{name}.jsonl" for name in here.names)
@@ -233,7 +236,7 @@ def test_the_plan_estimates_from_what_was_measured(here, tmp_path, capsys) -> No
     assert call(tmp_path, "v3_table6", "v3_table10", "--plan") == 0
     printed = capsys.readouterr().out
     # Two trainings of 300 steps at a second each, with two evaluations of 2 s; and one such evaluation more or less.
-    assert "2 of 3 jobs to run, estimated time: 10 min" in printed and "finished" in printed
+    assert "2 of 3 jobs to run, estimated time: 5 min" in printed and "finished" in printed
 
 
 def test_commands_are_jobs(here, tmp_path, capsys) -> None:
@@ -405,6 +408,41 @@ def test_again_sets_the_run_of_another_commit_aside(job, tmp_path) -> None:
     work(job, tmp_path, again=True)
     assert times(tmp_path) != before
     assert (tmp_path / "k_seed0.old1/evaluations/own.json").exists()
+
+
+def test_jobs_start_from_one_backbone_that_is_trained_once(job, tmp_path, capsys) -> None:
+    job.pretraining = job.config.copy_and_resolve_references()
+    job.pretraining.train.steps = 2
+    (weights,) = {pretrained(job.pretraining, tmp_path, again=False) for _ in range(2)}
+    assert capsys.readouterr().out.count("first the backbone") == 1
+    work(job, tmp_path, again=False)
+    assert f"tensors from {weights} (scope backbone)" in capsys.readouterr().out
+    shutil.rmtree(weights)  # A training that goes on needs it no more.
+    (tmp_path / "k_seed0/evaluations/flip.json").unlink()
+    work(job, tmp_path, again=False)
+    assert not weights.exists()
+
+
+def test_others_wait_for_the_backbone(job, tmp_path, monkeypatch) -> None:
+    began, go_on, order = threading.Event(), threading.Event(), []
+
+    def slow(config, workdir, **_):
+        began.set()
+        order.append("train")
+        assert go_on.wait(60)
+
+    monkeypatch.setattr(worker, "train", slow)
+    monkeypatch.setattr(worker, "_newest_step", lambda workdir: len(order) and 10**6)
+    first, second = (threading.Thread(target=partial(pretrained, job.config, tmp_path, again=False)) for _ in range(2))
+    first.start()
+    assert began.wait(60)
+    second.start()
+    second.join(0.3)
+    assert second.is_alive()
+    go_on.set()
+    first.join(60)
+    second.join(60)
+    assert order == ["train"] and not second.is_alive()
 
 
 def test_one_job_is_done_by_one_process(job, tmp_path) -> None:

@@ -11,7 +11,7 @@ from deeplab_jax.config import to_plain
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.segmenter import abstract_variables
 from deeplab_jax.train.settings import build_model
-from experiments.runner.resolve import NotRun, Resolved, Settings, beyond, check_pretrained, resolve
+from experiments.runner.resolve import NotRun, Resolved, Settings, beyond, check_pretrained, key_of, resolve
 from experiments.scales import SCALES
 from experiments.tables import TABLES
 from experiments.tables.table import MEASURES
@@ -187,7 +187,6 @@ def test_what_is_stated_in_the_papers_terms_is_scaled() -> None:
 
 def test_what_a_scale_cannot_run_it_says_in_words() -> None:
     for table, name, scale, reason in (
-        ("v3_table8", "crop_size_513-upsampled_logits", "scenes", "no statistics of batch norm"),
         ("v3_table5", "1_2_1-6_12_18", "camvid", "MobileNetV2 has no multi-grid"),
         ("extra_norm", "group-batch_size_4", "camvid", "the released weights have batch norm"),
         ("extra_loss", "balanced-top_k_1_0", "paper", "class frequencies"),
@@ -255,6 +254,39 @@ def test_weights_count_by_what_they_are_and_not_where(tmp_path) -> None:
         assert found.config.init == str(tmp_path / folder) and found.config.init_scope == "backbone"
         keys.append(found.training_key)
     assert keys[0] == keys[1] != keys[2]
+
+
+def test_rows_without_weights_start_from_a_plain_network() -> None:
+    def start(table, name, *words, **settings):
+        return resolved(table, name, settings=Settings(words, **settings)).pretraining
+
+    plain = start("v3_table5", "1_2_4-6_12_18")
+    options = plain.model.options
+    assert (plain.model.name, plain.model.output_stride, plain.train.steps) == ("deeplabv3_resnet34", 32, 1500)
+    assert options.aspp_rates == () and options.image_pooling is False and options.multi_grid == (1, 1, 1)
+    # One for a backbone and a kind of norm, whatever else the row changes; the user's changes count.
+    same = [
+        start(*row)
+        for row in (
+            ("v3_table2", "resnet_101-last_block_7"),
+            ("v3_table9", "batch_size_4"),
+            ("v3_table8", "crop_size_321-upsampled_logits-fine_tuned_bn"),
+            ("v3_table8", "crop_size_513-upsampled_logits"),
+            ("v3plus_table2", "3x3_256_x_2"),
+        )
+    ]
+    assert {key_of(one) for one in same} == {key_of(plain)}
+    others = [
+        start("v3_table1", "output_stride_8"),
+        start("extra_norm", "group-batch_size_4"),
+        start("v3plus_table5", "eval_os_16-decoder"),
+        start("v3_table5", "1_2_4-6_12_18", "--config.model.options.width=0.5"),
+        start("v3_table5", "1_2_4-6_12_18", steps=7),
+    ]
+    assert len({key_of(one) for one in (plain, *others)}) == 6
+    keys = [resolved("v3_table5", "1_2_4-6_12_18", settings=Settings(steps=steps)).training_key for steps in (0, 150)]
+    assert keys[0] != keys[1], "the same steps after another start are another training"
+    assert resolved("v3_table1", "output_stride_8", "camvid").pretraining is None
 
 
 def test_missing_weights_are_asked_for(tmp_path) -> None:
