@@ -8,8 +8,8 @@
 - `paper`: the published protocol. PASCAL VOC 2012 (trainaug) at 513, 30000 steps of 16 images, rate 0.007, poly;
   Cityscapes at 769, 90000 steps; batch-norm decay 0.9997; backbones from ImageNet (`--init`). All tables here are of
   the validation split, so of stage 1: stage 2 (output stride 8, frozen batch norm, trained on trainval) is for the test
-  set, and `configs/voc.py:stage=2`. ASPP and decoder run on the authors' own form of ResNet-101 ("beta"), the one whose
-  multiply-adds DeepLabv3+ states; the cascade on the plain form.
+  set, and `configs/voc.py:stage=2`. ResNets are of the authors' own form ("beta"), whose strides end a block and whose
+  multiply-adds DeepLabv3+ states.
 
 What is stated in the papers' terms is scaled with the network and the crop; see `experiments.runner.resolve`.
 """
@@ -97,13 +97,16 @@ _CAMVID = "configs/camvid.py:model={model},steps={steps}"
 _PAPER = "configs/{data}.py:model={model}"
 # Of a quarter of the channels: ResNets end in 128 of them, Xception's middle flow has 182.
 _THIN: Mapping[str, Any] = {"width": 0.25}
+# With the papers' rates: at output stride 16 and multi-grid (1, 2, 4), block 4 has 2, 4, 8.
+_THIN_RESNET: Mapping[str, Any] = {**_THIN, "first_unit_rate": "last_unit"}
+_AT_RANDOM = "starts from random weights"
 
 SCALES: dict[str, Scale] = {
     "scenes": Scale(
         name="scenes",
         networks={
-            "resnet50": Network("resnet18", _SCENES, channels=0.25, units=2, options=_THIN),
-            "resnet101": Network("resnet34", _SCENES, channels=0.25, options=_THIN),
+            "resnet50": Network("resnet18", _SCENES, channels=0.25, units=2, options=_THIN_RESNET),
+            "resnet101": Network("resnet34", _SCENES, channels=0.25, options=_THIN_RESNET),
             "xception65": Network("xception41", _SCENES, channels=0.25, options=_THIN),
             "xception71": Network("xception65", _SCENES, channels=0.25, options=_THIN),
         },
@@ -129,10 +132,10 @@ SCALES: dict[str, Scale] = {
                 limits=ON_MOBILENET,
                 note="MobileNetV2: no multi-grid; separable convolutions in ASPP and decoder",
             ),
-            "cascade_resnet50": Network("resnet18", _CAMVID, units=2),
-            "cascade_resnet101": Network("resnet34", _CAMVID),
-            "xception65": Network("xception41", _CAMVID, channels=0.25, options=_THIN),
-            "xception71": Network("xception65", _CAMVID, channels=0.25, options=_THIN),
+            "cascade_resnet50": Network("resnet18", _CAMVID, units=2, note=_AT_RANDOM),
+            "cascade_resnet101": Network("resnet34", _CAMVID, note=_AT_RANDOM),
+            "xception65": Network("xception41", _CAMVID, channels=0.25, options=_THIN, note=_AT_RANDOM),
+            "xception71": Network("xception65", _CAMVID, channels=0.25, options=_THIN, note=_AT_RANDOM),
         },
         steps=300,
         crop=257,
@@ -149,9 +152,8 @@ SCALES: dict[str, Scale] = {
     "paper": Scale(
         name="paper",
         networks={
+            "resnet50": Network("resnet50_beta", _PAPER, pretrained=True, limits=FROM_WEIGHTS),
             "resnet101": Network("resnet101_beta", _PAPER, pretrained=True, limits=FROM_WEIGHTS),
-            "cascade_resnet50": Network("resnet50", _PAPER, pretrained=True, limits=FROM_WEIGHTS),
-            "cascade_resnet101": Network("resnet101", _PAPER, pretrained=True, limits=FROM_WEIGHTS),
             "xception65": Network("xception65", _PAPER, pretrained=True, limits=FROM_WEIGHTS),
             "xception71": Network("xception71", _PAPER, pretrained=True, limits=FROM_WEIGHTS),
         },

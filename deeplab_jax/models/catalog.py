@@ -130,7 +130,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         parts.deeplabv3plus, 16, _DEEPLAB, "1802.02611", "DeepLabv3 and a decoder at stride 4", multi_grid=True
     ),
     "cascade": Architecture(
-        parts.cascade, 16, _on(*_ENCODERS), "1706.05587",
+        parts.cascade, 16, _on(*_ENCODERS, "resnet50_beta", "resnet101_beta", first_unit_rate="last_unit"), "1706.05587",
         "DeepLabv3's other form: block 4 up to three times again (`last_block=7`), no pyramid",
     ),
     "deeplabv2": Architecture(

@@ -88,7 +88,7 @@ class NotRun:
 def resolve(row: Row, table: Table, scale: Scale, settings: Settings) -> Resolved | NotRun:
     """Return what a row means at a scale.
 
-    The order is: the scale's configuration file, the user's `--config...`, the row's changes.
+    The order is: the scale's configuration file and network, the user's `--config...`, the row's changes.
 
     Raises:
       UserError: an override that does not fit, or pre-trained weights that are not there.
@@ -104,15 +104,17 @@ def resolve(row: Row, table: Table, scale: Scale, settings: Settings) -> Resolve
     words = [f"--config={ROOT / file}"]
     words += [f"--config.train.steps={steps}"] if steps else []
     words += [f"--config.data.dir={settings.data_dir}"] if settings.data_dir else []
-    words += [f"--config.model.options.{key}={value!r}" for key, value in network.options.items()]
     config = load_config([*words, *scale.overrides, *settings.overrides]).copy_and_resolve_references()
+    _set_options(config, network, besides=settings.overrides)
     notes = [network.note] if network.note else []
     pretraining = None
     if scale.pretraining and not network.pretrained:
         pretraining = plain_network(config, network, table, settings.steps or scale.pretraining)
         if row.train.get(NORM) == "group":
             _set(pretraining, NORM, "group")
-        notes.append(f"starts from the backbone of a plain network, {pretraining.train.steps} steps on the same data")
+        notes.append(
+            f"starts from the backbone of a plain network, {pretraining.train.steps} steps on the same data, one for all seeds"
+        )
     for key, value in row.train.items():
         if key == MULTI_GRID and not network.units:
             continue
@@ -137,8 +139,8 @@ def plain_network(config: ConfigDict, network: Network, table: Table, steps: int
       steps: of the training.
     """
     file = network.config.format(model=f"deeplabv3_{network.backbone}", data=table.data, steps=steps)
-    words = [f"--config.model.options.{key}={value!r}" for key, value in network.options.items()]
-    found = load_config([f"--config={ROOT / file}", *words]).copy_and_resolve_references()
+    found = load_config([f"--config={ROOT / file}"]).copy_and_resolve_references()
+    _set_options(found, network)
     for key in found.model.options:
         if key in config.model.options:
             found.model.options[key] = config.model.options[key]
@@ -242,6 +244,14 @@ def beyond(defaults: Mapping[str, Any], plain: Mapping[str, Any]) -> dict[str, A
         if value != default:
             own[key] = value
     return own
+
+
+def _set_options(config: ConfigDict, network: Network, *, besides: Iterable[str] = ()) -> None:
+    """Set a network's options, but for those that words `--config.key=value` name."""
+    named = {word.split("=", 1)[0].removeprefix("--config.") for word in besides}
+    for option, value in network.options.items():
+        if (key := f"model.options.{option}") not in named:
+            _set(config, key, value)
 
 
 def _set(config: ConfigDict, key: str, value: Any) -> None:

@@ -33,11 +33,14 @@ def deeplabv3(
     multi_grid: tuple[int, ...] = (1, 2, 4),
     rates: tuple[int, ...] = ASPP_RATES,
     image_pooling: bool = True,
+    separable: bool = False,
     output_stride: int = 16,
 ) -> dict[str, Any]:
-    """DeepLabv3 (sec. 3.3); its final form by default. Xception has no multi-grid (DeepLabv3+, sec. 4)."""
+    """DeepLabv3 (sec. 3.3); its final form by default. Xception has no multi-grid (DeepLabv3+, sec. 4); `separable`,
+    the ASPP's convolutions, varies on it alone.
+    """
     xception = backbone.startswith("xception")
-    own = {"model.options.separable": False} if xception else {"model.options.multi_grid": multi_grid}
+    own = {"model.options.separable": separable} if xception else {"model.options.multi_grid": multi_grid}
     return {
         **_common(f"deeplabv3_{backbone}", output_stride),
         **own,
@@ -56,16 +59,13 @@ def deeplabv3plus(
     separable: bool = False,
     output_stride: int = 16,
 ) -> dict[str, Any]:
-    """DeepLabv3+ (sec. 3.1); its final form by default. `separable`: the ASPP's and the decoder's convolutions, which
-    vary on Xception alone.
-    """
+    """DeepLabv3+ (sec. 3.1); its final form by default. `separable`: the ASPP's and the decoder's convolutions."""
     return {
-        **deeplabv3(backbone, image_pooling=image_pooling, output_stride=output_stride),
+        **deeplabv3(backbone, image_pooling=image_pooling, separable=separable, output_stride=output_stride),
         "model.name": f"deeplabv3plus_{backbone}",
         "model.options.low_level": low_level,
         "model.options.low_level_channels": low_level_channels,
         "model.options.decoder_convs": convs,
-        **({"model.options.separable": True} if separable else {}),
     }
 
 

@@ -1,4 +1,8 @@
-"""DeepLabv3+, Table 7(a): Cityscapes, trained on the fine annotations only."""
+"""DeepLabv3+, Table 7(a): Cityscapes, trained on the fine annotations only.
+
+The table does not say whether the convolutions of ASPP and decoder are separable. Here they are: the model that the
+authors released for the second row has their multiply-adds (418.64 * 10^9 at 1025x2049 and output stride 16).
+"""
 
 from experiments.tables.networks import deeplabv3, deeplabv3plus
 from experiments.tables.table import Row, Table
@@ -15,7 +19,7 @@ BACKBONES = {"X-65": "xception65", "X-71": "xception71"}
 
 def _train(backbone: str, decoder: bool, image_level: bool) -> dict[str, object]:
     network = deeplabv3plus if decoder else deeplabv3
-    return network(BACKBONES[backbone], image_pooling=image_level)
+    return network(BACKBONES[backbone], image_pooling=image_level, separable=True)
 
 
 TABLE = Table(
