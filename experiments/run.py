@@ -12,6 +12,7 @@ import argparse
 import ast
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from rich.console import Console
 
 from deeplab_jax.__main__ import Parser, enable_compilation_cache, split_config_arguments
 from deeplab_jax.errors import UserError, did_you_mean
-from deeplab_jax.train.signals import Interrupted
+from deeplab_jax.train.signals import Interrupted, stop_on_signals
 from deeplab_jax.train.workdir import git_commit, locked
 from deeplab_jax.verbs import INTERRUPTED, PREEMPTED, fail
 from experiments.runner import overview
@@ -27,8 +28,8 @@ from experiments.runner.estimate import Rates, hours, rates
 from experiments.runner.jobs import Asked, Job, ask, job_name, make_jobs
 from experiments.runner.launchers import Launcher, Local, Slurm, as_shell, keep_to_cores
 from experiments.runner.loop import check_data, run_jobs
-from experiments.runner.resolve import Resolved, Settings, check_pretrained
-from experiments.runner.results import Store, refuse_strange
+from experiments.runner.resolve import Resolved, Settings, check_init
+from experiments.runner.results import RESULTS, Store, refuse_strange
 from experiments.runner.worker import end_with_parent, work
 from experiments.scales import SCALES
 from experiments.tables import TABLES, Table
@@ -50,11 +51,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError(f"{unknown[0]} is not an option: {did_you_mean(unknown[0].split('=')[0], flags)}")
         if any(word.startswith("--config=") for word in overrides):
             raise UserError("--config: the scale chooses the configuration file; give --config.section.key=value")
-        return run(args, tuple(overrides), words)
+        with stop_on_signals():
+            return run(args, tuple(overrides), words)
     except UserError as error:
         return fail(str(error))
     except (Interrupted, KeyboardInterrupt) as stop:
-        print(f"interrupted; the same command goes on from there. {stop}", file=sys.stderr)
+        print(f"interrupted; the same command goes on from there. {stop}".rstrip(), file=sys.stderr)
         return PREEMPTED if isinstance(stop, Interrupted) and stop.preempted else INTERRUPTED
 
 
@@ -72,13 +74,17 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=int, default=0, help="trainings of each row; by default the scale's own number")
     parser.add_argument("--steps", type=int, default=0, help="of each training; by default the scale's own number")
     parser.add_argument("--runs", default="runs/tables", help="folder of the run directories")
-    parser.add_argument("--out", default="experiments/results/tables", help="folder of the results")
+    parser.add_argument("--out", default=RESULTS, help="folder of the results")
     parser.add_argument("--data_dir", default="", help="folder of the data; scenes are generated")
     parser.add_argument(
         "--init", default="", help="model folder of pre-trained weights, or a folder of such by backbone"
     )
     parser.add_argument("--plan", action="store_true", help="say what would run, and for how long, and run nothing")
-    parser.add_argument("--commands", action="store_true", help="print a command for each job, and run nothing")
+    parser.add_argument(
+        "--commands",
+        action="store_true",
+        help="print a command for each job, and run nothing; afterwards the command without this gathers their results",
+    )
     parser.add_argument("--launcher", default="local", choices=("local", "slurm"), help="where the jobs run")
     parser.add_argument(
         "--slurm",
@@ -111,7 +117,7 @@ def run(args: argparse.Namespace, overrides: tuple[str, ...], words: Sequence[st
     check_rows(args.row, tables)
     settings = Settings(overrides, args.data_dir, args.init, args.steps)
     asked = ask(tables, args.row, scale, settings, args.seeds)
-    check_pretrained(((one.table, one.row) for one in asked if one.resolved), scale, args.init)
+    check_init(((one.table, one.row) for one in asked if one.resolved), scale, args.init, needed=not args.plan)
     jobs = make_jobs(asked)
     runs, out = Path(args.runs, args.scale), Path(args.out, args.scale)
     if args.job:
@@ -119,7 +125,11 @@ def run(args: argparse.Namespace, overrides: tuple[str, ...], words: Sequence[st
     store = Store(out, runs, git_commit(), args.again)
     pending = count_pending(asked, jobs, store)
     console = overview.wide(Console())
-    say = lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True)  # noqa: E731
+
+    def say(text: str) -> None:
+        where = overview.wide(Console(stderr=True)) if args.commands else console  # Whose output a shell reads.
+        where.print(text, highlight=False, markup=False, soft_wrap=True)
+
     for line in store.remarks:
         say(line)
     if store.kept:
@@ -137,11 +147,7 @@ def run(args: argparse.Namespace, overrides: tuple[str, ...], words: Sequence[st
             print(as_shell([*PROGRAM, *without(words, "--commands"), "--job", job.name]))
         return 0
     failed: list[str] = []
-    with locked(
-        Path(args.runs, "runner.lock"),
-        f"{args.runs}: another runner is at work there; wait for it, or give another --runs",
-        option="--runs",
-    ):
+    with alone(args.runs, "--runs"), alone(args.out, "--out"):
         if waiting:
             check_data(waiting)
             launcher = make_launcher(args, runs)
@@ -149,7 +155,18 @@ def run(args: argparse.Namespace, overrides: tuple[str, ...], words: Sequence[st
         show(console, tables, asked, store)
     if failed:
         raise UserError(f"{len(failed)} of {len(waiting)} jobs failed; {failed[0]}; the same command tries them again")
+    if lost := [one.name for one in asked if store.missing(one)]:
+        raise UserError(
+            f"{lost[0]}: its job ended, yet left no result of commit {store.commit[:12]}; where the code has changed "
+            "meanwhile, the same command runs it again"
+        )
     return 0
+
+
+def alone(folder: str, option: str) -> AbstractContextManager[None]:
+    """Keep other runners out of a folder."""
+    busy = f"{folder}: another runner is at work there; wait for it, or give another {option}"
+    return locked(Path(folder, "runner.lock"), busy, option=option)
 
 
 def chosen_tables(names: Sequence[str]) -> list[Table]:

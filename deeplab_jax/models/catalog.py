@@ -113,6 +113,7 @@ BACKBONES: dict[str, Backbone] = {
 # Architectures that may run on a backbone cut short by `last_stage`.
 _ON_EARLIER_STAGES = ("deeplabv3", "deeplabv3plus", "pspnet", "unet")
 _ENCODERS = ("resnet18", "resnet34", "resnet50", "resnet101")
+_BETA = ("resnet50_beta", "resnet101_beta")
 _DEEPLAB = _on(*(name for name in BACKBONES if name not in ("vgg16", "unet")))
 _UNET_ON_ENCODER: Options = {
     "skips": ("conv4", "conv3", "conv2", "stem", ""),
@@ -130,7 +131,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         parts.deeplabv3plus, 16, _DEEPLAB, "1802.02611", "DeepLabv3 and a decoder at stride 4", multi_grid=True
     ),
     "cascade": Architecture(
-        parts.cascade, 16, _on(*_ENCODERS, "resnet50_beta", "resnet101_beta", first_unit_rate="last_unit"), "1706.05587",
+        parts.cascade, 16, _on(*_ENCODERS, *_BETA, first_unit_rate="last_unit"), "1706.05587",
         "DeepLabv3's other form: block 4 up to three times again (`last_block=7`), no pyramid",
     ),
     "deeplabv2": Architecture(

@@ -176,16 +176,21 @@ def _check_same(file: Path, plain: dict[str, Any], allow_config_change: bool) ->
 
 
 def git_commit() -> str:
-    """Return the commit of this checkout, marked where the tree differs from it; "unknown" outside one."""
+    """Return the commit of this checkout, marked where the code differs from it, not where results or documents do;
+    "unknown" outside one.
+    """
+    root = Path(__file__).resolve().parents[2]
+    code = ("--", "deeplab_jax", "configs", "experiments", ":(exclude)experiments/results")
     try:
-        result = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude", "*"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
+        commit = _git(root, "rev-parse", "HEAD").stdout.strip()
+        changed = _git(root, "diff", "--quiet", "HEAD", *code, codes=(0, 1)).returncode
     except (OSError, subprocess.SubprocessError):
         return "unknown"
-    return result.stdout.strip()
+    return f"{commit}-dirty" if changed else commit
+
+
+def _git(folder: Path, *words: str, codes: tuple[int, ...] = (0,)) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, timeout=10)
+    if done.returncode not in codes:
+        raise subprocess.CalledProcessError(done.returncode, words)
+    return done

@@ -20,6 +20,7 @@ from experiments.report import markdown, page
 from experiments.report.gather import TableResult, read_tables
 from experiments.report.pictures import table_pictures
 from experiments.report.plots import DARK, LIGHT, curves_plot, values_plot
+from experiments.runner.results import RESULTS
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,7 +36,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="python -m experiments.report", description=(__doc__ or "").splitlines()[0], allow_abbrev=False
     )
-    parser.add_argument("--results", default="experiments/results/tables", help="folder of the results")
+    parser.add_argument("--results", default=RESULTS, help="folder of the results")
     parser.add_argument("--runs", default="runs/tables", help="folder of the run directories")
     parser.add_argument(
         "--scale", nargs="+", default=[], metavar="NAME", help="only these; by default all with results"

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean
 
-from experiments.report.gather import RowResult, TableResult
+from experiments.report.gather import RowResult, TableResult, Training
 from experiments.report.trend import trend
 from experiments.runner.estimate import hours
 from experiments.tables.table import MEASURES, Cell
@@ -56,15 +56,13 @@ def provenance(result: TableResult) -> list[str]:
     the paper's, and what else the paper says.
     """
     lines = [trend(result)] if trend(result) else []
-    trainings = list(result.trainings().values())
+    trainings, pretrainings = list(result.trainings().values()), list(result.pretrainings().values())
     if trainings:
         commits = dict.fromkeys(commit[:SHORT] for training in trainings for commit in training.commits)
-        total, longest = sum(one.seconds for one in trainings), max(one.seconds for one in trainings)
-        lines.append(
-            f"{_count(len(trainings), 'training')} of {_range([one.steps for one in trainings])} steps of "
-            f"{_range([one.batch for one in trainings])} images: {hours(total)} in all, the longest {longest:.0f} s; "
-            f"commit {', '.join(commits)}."
-        )
+        longest = max(one.seconds for one in trainings)
+        lines.append(f"{_effort(trainings, 'training')}, the longest {longest:.0f} s; commit {', '.join(commits)}.")
+    if pretrainings:
+        lines.append(f"Before them {_effort(pretrainings, 'training')} for the backbones.")
     lines += dict.fromkeys(f"{note}." for row in result.rows for note in row.notes)
     return lines + [f"The paper: {fact} {value}." for fact, value in result.table.facts.items()]
 
@@ -91,6 +89,12 @@ def _spread(values: Sequence[float]) -> Shown:
         return Shown("one seed" if values else "")
     low, high = min(values), max(values)
     return Shown(f"{low:.2f} to {high:.2f}, {len(values)} seeds", high - low)
+
+
+def _effort(trainings: Sequence[Training], what: str) -> str:
+    steps, images = _range([one.steps for one in trainings]), _range([one.batch for one in trainings])
+    total = hours(sum(one.seconds for one in trainings))
+    return f"{_count(len(trainings), what)} of {steps} steps of {images} images: {total} in all"
 
 
 def _count(number: int, what: str) -> str:

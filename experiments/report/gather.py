@@ -44,6 +44,7 @@ class RowResult:
       values: by measure, one number per seed, in the units of `MEASURES`; empty where there is no result.
       missing: why there is no result, "" where there is one.
       trainings: by seed; none where the row is computed.
+      pretraining: the training whose backbone they start from; None where there is none.
       evaluation: key of the evaluation, "" where there is none.
       notes: what sets the row apart from the paper's.
     """
@@ -53,6 +54,7 @@ class RowResult:
     values: Mapping[str, Sequence[float]] = field(default_factory=dict)
     missing: str = ""
     trainings: tuple[Training, ...] = ()
+    pretraining: Training | None = None
     evaluation: str = ""
     notes: tuple[str, ...] = ()
 
@@ -89,6 +91,10 @@ class TableResult:
     def trainings(self) -> dict[str, Training]:
         """Return the trainings of all rows by name; rows share them."""
         return {training.name: training for row in self.rows for training in row.trainings}
+
+    def pretrainings(self) -> dict[str, Training]:
+        """Return the trainings whose backbones they start from, by name."""
+        return {row.pretraining.name: row.pretraining for row in self.rows if row.pretraining}
 
 
 def read_tables(results: Path, scales: Sequence[str]) -> tuple[list[TableResult], list[str]]:
@@ -160,10 +166,25 @@ def _read_row(file: Path, table: Table, row: Row, scale: Scale) -> RowResult:
         values = {name: measure(content, name) for name in table.measures}
         if row.compute:
             return RowResult(row, about, values)
-        trainings = tuple(_training(content, entry) for entry in content["seeds"])
-        return RowResult(row, about, values, "", trainings, str(content["evaluation"]), tuple(content["notes"]))
+        return RowResult(
+            row,
+            about,
+            values,
+            trainings=tuple(_training(content, entry) for entry in content["seeds"]),
+            pretraining=_pretraining(content.get("pretraining")),
+            evaluation=str(content["evaluation"]),
+            notes=tuple(content["notes"]),
+        )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise Unreadable(f"{type(error).__name__} {error}") from None
+
+
+def _pretraining(about: Mapping[str, Any] | None) -> Training | None:
+    if about is None:
+        return None
+    settings = about["config"]["train"]
+    steps, batch = int(settings["steps"]), int(settings["batch_size"])
+    return Training(str(about["name"]), steps, batch, float(about["seconds"]), commits=())
 
 
 def _training(content: Mapping[str, Any], entry: Mapping[str, Any]) -> Training:

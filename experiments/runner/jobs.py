@@ -7,7 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments.runner.resolve import NotRun, Resolved, Settings, resolve
+from experiments.runner.resolve import NotRun, Resolved, Settings, key_of, resolve
 from experiments.scales import Scale
 from experiments.tables import Row, Table
 
@@ -66,6 +66,11 @@ class Job:
 def job_name(key: str, seed: int) -> str:
     """Return the name of a training: that of its run directory, too."""
     return f"{key}_seed{seed}"
+
+
+def weights_name(pretraining: ConfigDict) -> str:
+    """Return the name of the run directory of a training whose backbone others start from."""
+    return f"{key_of(pretraining)}_weights"
 
 
 def evaluation_file(workdir: Path, key: str) -> Path:

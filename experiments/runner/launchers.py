@@ -3,6 +3,7 @@
 import importlib
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from deeplab_jax.errors import UserError
-from deeplab_jax.verbs import INTERRUPTED, USER_ERROR
+from deeplab_jax.verbs import USER_ERROR
 
 Command = Sequence[str]
 
@@ -23,7 +24,7 @@ class Running(Protocol):
         ...
 
     def stop(self) -> None:
-        """Wait for it to save and end, where it was interrupted with this process."""
+        """Have it save and end, where it runs on this machine."""
         ...
 
 
@@ -55,7 +56,7 @@ class LocalJob:
         return code
 
     def stop(self) -> None:
-        # Ctrl-C on a terminal has reached it too.
+        self._process.terminate()
         self._process.wait()
         self.code()
 
@@ -93,9 +94,32 @@ def keep_to_cores(share: str) -> None:
         os.sched_setaffinity(0, cores[index::count] or [cores[index % len(cores)]])
 
 
-def run_command(command: Command) -> int:
-    """Run a command on the machine that Slurm chose, and return its exit code."""
-    return subprocess.run([sys.executable, *command[1:]], check=False).returncode
+class OnNode:
+    """A command on the machine that Slurm chose; called, it returns the command's exit code.
+
+    submitit asks for SIGUSR2 before a job's time ends or it is preempted, takes that signal itself, calls `checkpoint`
+    and has Slurm start the job again. The signal reaches the command as well, which it would end.
+    """
+
+    def __init__(self, command: Command) -> None:
+        self._command = [sys.executable, *command[1:]]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __call__(self) -> int:
+        handler = signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # What is ignored stays so in a new process.
+        try:
+            self._process = subprocess.Popen(self._command)
+        finally:
+            signal.signal(signal.SIGUSR2, handler)
+        return self._process.wait()
+
+    def checkpoint(self) -> Any:
+        """Have the command save and end, and ask for another start."""
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait()
+        again = OnNode(self._command)
+        return importlib.import_module("submitit").helpers.DelayedSubmission(again)
 
 
 class SlurmJob:
@@ -135,14 +159,9 @@ class Slurm:
 
     def start(self, name: str, command: Command, log: Path) -> SlurmJob:
         self._executor.update_parameters(name=name)
-        return SlurmJob(self._executor.submit(run_command, list(command)))
+        return SlurmJob(self._executor.submit(OnNode(command)))
 
 
 def as_shell(command: Command) -> str:
     """Return a command as a line for a shell."""
     return shlex.join(command)
-
-
-def interrupted(code: int) -> bool:
-    """Whether a job was stopped by Ctrl-C, its state saved."""
-    return code == INTERRUPTED

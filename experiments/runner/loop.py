@@ -1,6 +1,7 @@
 """The loop that runs jobs: starts them, watches them, and has the results of each written as it ends."""
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,13 +10,16 @@ from rich.console import Console
 from deeplab_jax.data.sources import open_source
 from deeplab_jax.errors import UserError
 from deeplab_jax.train.settings import source_options
+from deeplab_jax.train.signals import Interrupted
+from deeplab_jax.verbs import INTERRUPTED, PREEMPTED
 from experiments.runner.estimate import rates
 from experiments.runner.jobs import Asked, Job
-from experiments.runner.launchers import Launcher, Running, interrupted
+from experiments.runner.launchers import Launcher, Running
 from experiments.runner.overview import View
 from experiments.runner.results import Store
 
 POLL = 0.5  # seconds
+RESTARTS = 100  # of one job that a scheduler takes its machine from
 
 
 def check_data(jobs: Sequence[Job]) -> None:
@@ -45,6 +49,7 @@ def run_jobs(
     """Run jobs, write the rows of each as it ends, and return a line for every one that failed."""
     waiting, failed = list(jobs), []
     running: dict[str, tuple[Job, Running]] = {}
+    tries: Counter[str] = Counter()
     with View(console, jobs, runs, rates(store.all_rows()), max(launcher.limit, 1)) as view:
         try:
             while waiting or running:
@@ -59,8 +64,13 @@ def run_jobs(
                     if code is None:
                         continue
                     del running[job.name]
-                    if interrupted(code):
+                    if code == INTERRUPTED:
                         raise KeyboardInterrupt
+                    if code == PREEMPTED and tries[job.name] < RESTARTS:
+                        tries[job.name] += 1
+                        waiting.insert(0, job)
+                        view.change(job, "waiting", why=": stopped by a signal, goes on")
+                        continue
                     if code:
                         failed.append(f"{job.name}: {last_line(log_of(runs, job))}")
                     view.change(job, "failed" if code else "done", why=f": {failed[-1]}" if code else "")
@@ -69,10 +79,11 @@ def run_jobs(
                             store.collect(one)
                     view.rates = rates(store.all_rows())
                 view.refresh()
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, Interrupted) as stop:
             for _, process in running.values():
                 process.stop()
-            raise
+            preempted = isinstance(stop, Interrupted) and stop.preempted
+            raise Interrupted("What ran has saved its state.", preempted=preempted) from None
     return failed
 
 

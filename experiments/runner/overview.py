@@ -13,7 +13,7 @@ from rich.table import Table as Grid
 
 from deeplab_jax.train.writers import METRICS_FILE
 from experiments.runner.estimate import Rates, hours
-from experiments.runner.jobs import Job
+from experiments.runner.jobs import Job, weights_name
 from experiments.runner.progress import state_of
 from experiments.runner.results import measure
 from experiments.tables import Table
@@ -77,7 +77,19 @@ def time_left(jobs: Sequence[Job], pending: Pending, runs: Path, rates: Rates, a
             if seconds is None:
                 return None
             total += seconds
+    for steps in _pretrainings_left([job for job in jobs if pending[job.name]], runs).values():
+        total += steps * (rates.any_step or 0.0)
     return total / at_once
+
+
+def _pretrainings_left(jobs: Sequence[Job], runs: Path) -> dict[str, int]:
+    """Return the steps that are left of the trainings whose backbones jobs are going to start from."""
+    left = {}
+    for job in jobs:
+        if job.pretraining is not None and not state_of(runs / job.name / METRICS_FILE)[0]:
+            name = weights_name(job.pretraining)
+            left[name] = job.pretraining.train.steps - state_of(runs / name / METRICS_FILE)[0]
+    return left
 
 
 class View:

@@ -112,9 +112,8 @@ def resolve(row: Row, table: Table, scale: Scale, settings: Settings) -> Resolve
         pretraining = plain_network(config, network, table, settings.steps or scale.pretraining)
         if row.train.get(NORM) == "group":
             _set(pretraining, NORM, "group")
-        notes.append(
-            f"starts from the backbone of a plain network, {pretraining.train.steps} steps on the same data, one for all seeds"
-        )
+        about = f"starts from the backbone of a plain network, {pretraining.train.steps} steps on the same data"
+        notes.append(f"{about}, one for all seeds")
     for key, value in row.train.items():
         if key == MULTI_GRID and not network.units:
             continue
@@ -223,15 +222,24 @@ def fingerprint(folder: str) -> str:
     return hashlib.sha256(Path(folder, WEIGHTS_FILE).read_bytes()).hexdigest()[:12]
 
 
-def check_pretrained(rows: Iterable[tuple[Table, Row]], scale: Scale, init: str) -> None:
-    """Raise a UserError where a row starts from pre-trained weights and none are given."""
+def check_init(rows: Iterable[tuple[Table, Row]], scale: Scale, init: str, *, needed: bool) -> None:
+    """Raise a UserError where a row starts from pre-trained weights and none are given, though they are `needed`; and
+    where weights are given that no row starts from.
+    """
+    used = False
     for table, row in rows:
         network = scale.network(row.train["model.name"])
-        if network.pretrained and not init and not why_not(row, scale, network):
-            raise UserError(
-                f"{table.name} at scale {scale.name} starts from pre-trained weights: give --init FOLDER, a model "
-                f"folder of {network.backbone} as `python -m deeplab_jax convert` writes it"
-            )
+        if network.pretrained and not why_not(row, scale, network):
+            used = True
+            if needed and not init:
+                raise UserError(
+                    f"{table.name} at scale {scale.name} starts from pre-trained weights: give --init FOLDER, a model "
+                    f"folder of {network.backbone} as `python -m deeplab_jax convert` writes it"
+                )
+    if init and not used:
+        raise UserError(
+            f"--init {init}: none of these rows starts from given weights at scale {scale.name}; leave it out"
+        )
 
 
 def beyond(defaults: Mapping[str, Any], plain: Mapping[str, Any]) -> dict[str, Any]:

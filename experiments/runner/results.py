@@ -14,6 +14,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from deeplab_jax.config import to_plain
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.catalog import from_description
@@ -21,10 +23,12 @@ from deeplab_jax.models.cost import Counting, multi_view_multiply_adds
 from deeplab_jax.train.writers import METRICS_FILE
 from deeplab_jax.weights.whole_file import write_whole
 from experiments.runner.files import Unreadable, read_json, write_json
-from experiments.runner.jobs import Asked, evaluation_file, job_name
+from experiments.runner.jobs import Asked, evaluation_file, job_name, weights_name
 from experiments.runner.progress import training_seconds
 from experiments.runner.resolve import NotRun, Resolved
 from experiments.runner.worker import NEEDED
+
+RESULTS = "experiments/results/tables"  # unless the user names another folder
 
 Content = dict[str, Any]
 BILLION = 1e9
@@ -127,10 +131,11 @@ class Store:
                 **({"multiply_adds": _multiply_adds(first)} if "multiply_adds" in one.table.measures else {}),
                 "protocol": first["protocol"],
                 "config": to_plain(one.resolved.config),
-                **({"pretraining": to_plain(plain)} if (plain := one.resolved.pretraining) is not None else {}),
+                **self._pretraining(one.resolved.pretraining),
                 "seeds": [entries[seed] for seed in sorted(entries)],
             }
-            self._copy_metrics(one.resolved.training_key, entries)
+            for seed in entries:
+                self._copy_metrics(job_name(one.resolved.training_key, seed))
         if self._different(one, content):
             write_json(self.file(one), content)
         return content
@@ -167,12 +172,20 @@ class Store:
         }
         return {"seed": seed, **{key: value for key, value in found.items() if key != "seconds"}, "seconds": seconds}
 
-    def _copy_metrics(self, key: str, entries: Mapping[int, Content]) -> None:
-        for seed in entries:
-            source = self.runs / job_name(key, seed) / METRICS_FILE
-            target = self.out / "trainings" / f"{job_name(key, seed)}.jsonl"
-            if source.is_file() and not (target.is_file() and target.read_bytes() == source.read_bytes()):
-                write_whole(target, lambda path, source=source: shutil.copyfile(source, path))  # type: ignore[misc]
+    def _pretraining(self, config: ConfigDict | None) -> Content:
+        """Return what a row says of the training whose backbone it starts from."""
+        if config is None:
+            return {}
+        name = weights_name(config)
+        seconds = training_seconds(self._copy_metrics(name), config.train.batch_size)
+        return {"pretraining": {"name": name, "seconds": seconds, "config": to_plain(config)}}
+
+    def _copy_metrics(self, name: str) -> Path:
+        """Keep what a run directory has logged, and return where; what is kept outlives the directory."""
+        source, target = self.runs / name / METRICS_FILE, self.out / "trainings" / f"{name}.jsonl"
+        if source.is_file() and not (target.is_file() and target.read_bytes() == source.read_bytes()):
+            write_whole(target, lambda path: shutil.copyfile(source, path))
+        return target
 
     def _note_strange(self, file: Path, content: Content, resolved: Resolved) -> None:
         wanted = f"{resolved.training_key}/{resolved.evaluation_key}"

@@ -17,8 +17,7 @@ from deeplab_jax.train.settings import source_options
 from deeplab_jax.train.workdir import RUN_FILE, git_commit, locked
 from deeplab_jax.weights.folder import CHECKPOINTS, load
 from experiments.runner.files import Unreadable, read_json, write_json
-from experiments.runner.jobs import Job, evaluation_file
-from experiments.runner.resolve import key_of
+from experiments.runner.jobs import Job, evaluation_file, weights_name
 
 # What an evaluation keeps of the metrics: all but the confusion matrix.
 KEPT = ("miou", "pixel_accuracy", "mean_accuracy", "per_class", "protocol", "model", "versions", "seconds")
@@ -63,7 +62,7 @@ def pretrained(config: ConfigDict, runs: Path, *, again: bool) -> Path:
     """Return the run directory of the training that jobs start from; the first one that needs it trains it, and the
     others wait. The arguments are those of `work`.
     """
-    workdir = runs / f"{key_of(config)}_weights"
+    workdir = runs / weights_name(config)
     with locked(workdir.with_suffix(".lock"), "", option="--runs"):
         if again:
             _set_aside(workdir, git_commit())
@@ -81,12 +80,12 @@ def _newest_step(workdir: Path) -> int:
         return checkpoints.latest() or 0
 
 
-def trained_commit(workdir: Path) -> str:
-    """Return the commit under which a run was started, "unknown" where it does not say."""
+def trained_commits(workdir: Path) -> set[str]:
+    """Return the commits under which a run was started and went on, "unknown" where it does not say."""
     try:
-        return str(jsonfile.read_json(workdir / RUN_FILE)[0]["commit"])
+        return {str(start["commit"]) for start in jsonfile.read_json(workdir / RUN_FILE)} or {"unknown"}
     except (OSError, ValueError, LookupError, TypeError):
-        return "unknown"
+        return {"unknown"}
 
 
 def end_with_parent() -> None:
@@ -124,14 +123,14 @@ def _key_of(config: ConfigDict, job: Job) -> str:
 
 
 def _write(workdir: Path, key: str, results: Results) -> None:
-    commits = sorted({trained_commit(workdir), git_commit()})
+    commits = sorted({*trained_commits(workdir), git_commit()})
     kept = {name: results[name] for name in (*KEPT, *(["trimap"] if "trimap" in results else []))}
     write_json(evaluation_file(workdir, key), {"commits": commits, **kept})
 
 
 def _set_aside(workdir: Path, commit: str) -> None:
     """Rename a run of another commit."""
-    if workdir.exists() and trained_commit(workdir) != commit:
+    if workdir.exists() and trained_commits(workdir) != {commit}:
         number = 1
         while (name := workdir.with_name(f"{workdir.name}.old{number}")).exists():
             number += 1

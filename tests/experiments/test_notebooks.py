@@ -15,9 +15,11 @@ from deeplab_jax.data.images import read_mask
 from deeplab_jax.data.scenes import BOAT, WATER, Scenes
 from deeplab_jax.models.catalog import create_model
 from deeplab_jax.ops.geometry import valid_weight_counts
+from experiments import run
 from experiments.notebooks import decoder, fields, figures, own_folder, taps
 from experiments.notebooks.extent import QUICK, extent
 from experiments.notebooks.trainings import TRAININGS, config_of
+from experiments.runner.results import RESULTS
 from tests.tiny import make_variables
 
 FOLDER = Path(figures.__file__).parent
@@ -185,9 +187,13 @@ def test_the_strongest_channels_stay():
         assert used.tolist() == {0: [], 1: [strongest], 48: list(range(48))}[keep]
 
 
-def test_no_committed_results_are_none(monkeypatch, tmp_path):
-    monkeypatch.setattr(decoder, "RESULTS", tmp_path)
-    assert decoder.committed_results("v3plus_table1") == []
+def test_committed_results_are_those_of_the_runner(monkeypatch, tmp_path):
+    monkeypatch.setattr(decoder, "ROOT", tmp_path)
+    assert decoder.committed_results("v3_figure4") == []
+    words = ["v3_figure4", "--row", "rate_64", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / RESULTS)]
+    assert run.main(words) == 0
+    (found,) = decoder.committed_results("v3_figure4")
+    assert [row.label for row in found.rows if not row.missing] == ["rate 64"]
 
 
 # Own folder, figures, extent

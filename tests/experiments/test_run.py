@@ -22,11 +22,11 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.train import workdir
 from deeplab_jax.train.workdir import locked
 from experiments import run
-from experiments.runner import launchers, results, worker
+from experiments.runner import results, worker
 from experiments.runner.estimate import rates
 from experiments.runner.files import write_json
 from experiments.runner.jobs import Job, evaluation_file
-from experiments.runner.launchers import Local, LocalJob, Slurm
+from experiments.runner.launchers import Local, LocalJob, OnNode, Slurm
 from experiments.runner.overview import View
 from experiments.runner.progress import state_of, training_seconds
 from experiments.runner.worker import pretrained, work
@@ -235,8 +235,24 @@ def test_the_plan_estimates_from_what_was_measured(here, tmp_path, capsys) -> No
     capsys.readouterr()
     assert call(tmp_path, "v3_table6", "v3_table10", "--plan") == 0
     printed = capsys.readouterr().out
-    # Two trainings of 300 steps at a second each, with two evaluations of 2 s; and one such evaluation more or less.
-    assert "2 of 3 jobs to run, estimated time: 5 min" in printed and "finished" in printed
+    # Two trainings of 150 steps at a second each, with two evaluations of 2 s; and the 1500 steps of their backbone.
+    assert "2 of 3 jobs to run, estimated time: 30 min" in printed and "finished" in printed
+
+
+def test_a_plan_needs_no_weights(tmp_path, capsys) -> None:
+    assert call(tmp_path, "v3plus_table1", "--scale", "paper", "--plan") == 0
+    assert "5 of 5 jobs to run" in capsys.readouterr().out
+    assert call(tmp_path, "v3plus_table1", "--scale", "paper") == 2
+
+
+def test_commands_are_all_that_a_shell_gets(here, tmp_path, capsys, monkeypatch) -> None:
+    call(tmp_path, "v3_table6")
+    monkeypatch.setattr(run, "git_commit", lambda: "another")
+    capsys.readouterr()
+    assert call(tmp_path, "v3_table6", "v3_table10", "--commands") == 0
+    printed = capsys.readouterr()
+    assert all(line.startswith("python -m experiments.run") for line in printed.out.splitlines())
+    assert "rows have results of other commits" in printed.err
 
 
 def test_commands_are_jobs(here, tmp_path, capsys) -> None:
@@ -354,12 +370,52 @@ def test_again_replaces_no_seeds_before_all_are_there(here, tmp_path, monkeypatc
     assert [name[-1] for name in here.names] == ["0", "1", "0", "1", "1"]
 
 
-def test_two_runners_on_one_folder(here, tmp_path, capsys) -> None:
-    (tmp_path / "runs").mkdir()
-    with (tmp_path / "runs/runner.lock").open("w") as other:
+@pytest.mark.parametrize("folder", ["runs", "out"])
+def test_two_runners_on_one_folder(here, tmp_path, capsys, folder) -> None:
+    (tmp_path / folder).mkdir()
+    with (tmp_path / folder / "runner.lock").open("w") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
         assert call(tmp_path, "v3_table6") == 2
-        assert "another runner is at work there" in capsys.readouterr().err
+        assert f"{tmp_path / folder}: another runner is at work there" in capsys.readouterr().err
+
+
+def test_results_do_not_make_the_code_another_one(tmp_path, monkeypatch) -> None:
+    """A runner that writes results which the repository keeps goes on under the same commit."""
+    files = ("deeplab_jax/train/workdir.py", "experiments/results/a.json", "README.md")
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("1")
+    git = partial(subprocess.run, cwd=tmp_path, check=True, capture_output=True)
+    git(["git", "init", "-q"])
+    git(["git", "add", "."])
+    git(["git", "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "a"])
+    monkeypatch.setattr(workdir, "__file__", str(tmp_path / files[0]))
+    clean = workdir.git_commit()
+    assert re.fullmatch("[0-9a-f]{40}", clean)
+    for name, expected in zip(reversed(files), (clean, clean, f"{clean}-dirty"), strict=True):
+        (tmp_path / name).write_text("2")
+        assert workdir.git_commit() == expected, name
+
+
+def test_a_job_that_leaves_nothing_is_no_success(here, tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(run, "work", lambda job, runs, *, again: None)
+    assert call(tmp_path, "v3_table6", "--row", "eval_os_16") == 2
+    assert "v3_table6/eval_os_16: its job ended, yet left no result of commit" in capsys.readouterr().err
+
+
+def test_a_row_says_what_its_backbone_took(here, tmp_path) -> None:
+    """Its training is kept as the rows' own are, and outlives the run directories."""
+    call(tmp_path, "v3_table6", "--row", "eval_os_16")
+    first = result(tmp_path, "v3_table6/eval_os_16")["pretraining"]
+    assert first["config"]["model"]["output_stride"] == 32 and first["seconds"] == 0.0
+    weights = tmp_path / "runs/scenes" / first["name"]
+    weights.mkdir()
+    record = {"step": 1500, "train/loss": 1.0, "train/images_per_second": 8.0}
+    (weights / "metrics.jsonl").write_text(json.dumps(record) + "\n")
+    for _ in range(2):
+        call(tmp_path, "v3_table6", "--row", "eval_os_16")
+        assert result(tmp_path, "v3_table6/eval_os_16")["pretraining"]["seconds"] == 1500.0
+        shutil.rmtree(weights, ignore_errors=True)
         assert call(tmp_path, "v3_table6", "--plan") == 0
     assert call(tmp_path, "v3_table6") == 0
 
@@ -477,8 +533,20 @@ def test_a_job_ends_with_its_runner(tmp_path) -> None:
 def test_a_job_that_ends_by_itself_tells_its_code(tmp_path) -> None:
     code = "from experiments.runner.worker import end_with_parent as e; e(); print('said'); raise SystemExit(3)"
     started = LocalJob(["python", "-c", code], tmp_path / "a.log")
-    started.stop()
+    started._process.wait(timeout=120)
     assert started.code() == 3 and (tmp_path / "a.log").read_text() == "said\n"
+
+
+def test_a_job_that_is_stopped_saves_first(tmp_path) -> None:
+    code = (
+        "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(print('saved') or 75)); "
+        "print('up', flush=True); time.sleep(60)"
+    )
+    started = LocalJob(["python", "-c", code], tmp_path / "a.log")
+    while (tmp_path / "a.log").read_text() != "up\n":
+        time.sleep(0.05)
+    started.stop()
+    assert started.code() == 75 and (tmp_path / "a.log").read_text() == "up\nsaved\n"
 
 
 def test_local_jobs_at_once_share_the_cores(tmp_path) -> None:
@@ -525,20 +593,15 @@ class FakeExecutor:
     def update_parameters(self, **parameters):
         self.parameters.update(parameters)
 
-    def submit(self, function, command):
+    def submit(self, function):
         self.names.append(self.parameters["name"])
         looks = iter([False, True, True, True])
         return types.SimpleNamespace(
             job_id="7",
             done=lambda: next(looks),
             exception=lambda: None,
-            result=lambda: launchers_call(function, command),
+            result=lambda: run.main(function._command[3:]),
         )
-
-
-def launchers_call(function, command):
-    assert function is launchers.run_command
-    return run.main(list(command[3:]))
 
 
 def test_slurm_gets_all_jobs(here, tmp_path, monkeypatch) -> None:
@@ -553,6 +616,31 @@ def test_slurm_gets_all_jobs(here, tmp_path, monkeypatch) -> None:
 
 
 MAKE_LAUNCHER = run.make_launcher
+
+
+def test_a_job_on_slurm_saves_before_it_is_taken_away_and_asks_for_another_start(tmp_path, monkeypatch) -> None:
+    """submitit's signal reaches the command too, which must outlive it until it is asked to save."""
+    helpers = types.SimpleNamespace(DelayedSubmission=lambda function: ("again", function))
+    monkeypatch.setitem(sys.modules, "submitit", types.SimpleNamespace(helpers=helpers))
+    code = (
+        "import os, signal, sys, time; os.kill(os.getpid(), signal.SIGUSR2); "
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(75)); "
+        f"open({str(tmp_path / 'up')!r}, 'w').close(); time.sleep(60)"
+    )
+    job, asked = OnNode(["python", "-c", code]), []
+
+    def take_away() -> None:
+        while not (tmp_path / "up").exists():
+            time.sleep(0.05)
+        asked.append(job.checkpoint())
+
+    threading.Thread(target=take_away).start()
+    before = signal.getsignal(signal.SIGUSR2)
+    assert job() == 75 and signal.getsignal(signal.SIGUSR2) == before
+    while not asked:
+        time.sleep(0.05)
+    (again, function), *_ = asked
+    assert again == "again" and function._command == job._command
 
 
 def test_slurm_needs_submitit(tmp_path, monkeypatch) -> None:
@@ -604,3 +692,18 @@ def test_a_real_table_survives_kill_9(tmp_path, repo_root) -> None:
     third = start(tmp_path, repo_root)
     printed, _ = third.communicate()
     assert third.returncode == 0 and "running" not in printed
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_runner_that_is_taken_away_has_its_jobs_save(tmp_path, repo_root) -> None:
+    first = start(tmp_path, repo_root)
+    deadline = time.monotonic() + 400
+    while not list((tmp_path / "runs").glob("scenes/*_seed0/checkpoints/2")):
+        assert first.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    first.terminate()
+    _, complaints = first.communicate(timeout=60)
+    assert first.returncode == 75 and "interrupted; the same command goes on from there. What ran" in complaints
+    (log,) = (tmp_path / "runs/scenes").glob("*.log")
+    assert "which is saved" in log.read_text()

@@ -1,6 +1,8 @@
 """The papers' tables: their numbers, and what their rows mean at each scale."""
 
+import json
 import math
+from functools import partial
 
 import jax
 import numpy as np
@@ -10,8 +12,9 @@ from safetensors.numpy import save_file
 from deeplab_jax.config import to_plain
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.segmenter import abstract_variables
+from deeplab_jax.ops.atrous import observe_convolutions
 from deeplab_jax.train.settings import build_model
-from experiments.runner.resolve import NotRun, Resolved, Settings, beyond, check_pretrained, key_of, resolve
+from experiments.runner.resolve import NotRun, Resolved, Settings, beyond, check_init, key_of, resolve
 from experiments.scales import SCALES
 from experiments.tables import TABLES
 from experiments.tables.table import MEASURES
@@ -59,6 +62,32 @@ def test_the_papers_numbers(table, name, paper) -> None:
     assert row(table, name).paper == paper
 
 
+# Where the file of all the papers' numbers has a table, and which columns of it a row's numbers are, in turn.
+BLOCKS = tuple(f"block{number}" for number in range(4, 8))
+COST = ("mIOU", "multiply_adds_B")
+IN_THE_PAPERS = {
+    **{f"v3_table{number}": ("deeplabv3", f"table_{number}", ("mIOU",)) for number in (1, 4, 5, 6, 8, 9, 10)},
+    **{f"v3_table{number}": ("deeplabv3", f"table_{number}", BLOCKS) for number in (2, 3)},
+    "v3_cityscapes": ("deeplabv3", "table_12", ("mIOU",)),
+    **{f"v3plus_table{number}": ("deeplabv3plus", f"table_{number}", ("mIOU",)) for number in (1, 2)},
+    **{f"v3plus_table{number}": ("deeplabv3plus", f"table_{number}", COST) for number in (3, 5)},
+    "v3plus_table7": ("deeplabv3plus", "table_7a", ("mIOU",)),
+}
+
+
+@pytest.mark.parametrize("name", IN_THE_PAPERS)
+def test_all_of_the_papers_numbers(name, repo_root) -> None:
+    file = repo_root.parent / "shared" / "reference" / "paper_tables.json"
+    if not file.is_file():
+        pytest.skip(f"{file} is not there")
+    paper, number, columns = IN_THE_PAPERS[name]
+    table = json.loads(file.read_text())[paper][number]
+    assert table["verified"] is True
+    places = [table["columns"].index(column) for column in columns]
+    expected = [cells[place] for cells in table["rows"] for place in places if cells[place] is not None]
+    assert [value for one in TABLES[name].rows for value in one.paper.values()] == expected
+
+
 def test_the_numbers_of_rows() -> None:
     counts = {name: len(table.rows) for name, table in TABLES.items()}
     assert counts["v3_table3"] == 20 and counts["v3plus_table3"] == 14 and counts["v3plus_table5"] == 24
@@ -102,6 +131,23 @@ def test_figure_4_counts_valid_weights() -> None:
 
 
 # Rows at the scales.
+
+
+@pytest.mark.parametrize(
+    ("table", "name", "rates"),
+    [
+        ("v3_table2", "resnet_50-last_block_7", (2, 2, 2, 4, 4, 4, 8, 8, 8, 16, 16, 16)),
+        ("v3_table3", "1_2_4-last_block_4", (2, 4, 8)),
+        ("v3_table3", "2_2_2-last_block_5", (4, 4, 4, 8, 8, 8)),
+    ],
+)
+def test_the_cascade_has_the_papers_rates(table, name, rates) -> None:
+    """DeepLabv3, Fig. 3 (b) and sec. 3.2.1: 2, 4, 8, 16 for blocks 4 to 7, times the multi-grid."""
+    model, found = build_model(resolved(table, name, "paper").config.model, num_classes=21), []
+    images = jax.ShapeDtypeStruct((1, 129, 129, 3), np.float32)
+    with observe_convolutions(found.append):
+        jax.eval_shape(partial(model.apply, train=False), abstract_variables(model), images)
+    assert tuple(one.rate for one in found if one.kernel[:2] == (3, 3))[-len(rates) :] == rates
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -289,9 +335,16 @@ def test_rows_without_weights_start_from_a_plain_network() -> None:
     assert resolved("v3_table1", "output_stride_8", "camvid").pretraining is None
 
 
+def check(table, scale, init, *, needed=True):
+    check_init([(TABLES[table], one) for one in TABLES[table].rows], SCALES[scale], init, needed=needed)
+
+
 def test_missing_weights_are_asked_for(tmp_path) -> None:
     with pytest.raises(UserError, match=r"no weights\.safetensors in it"):
         resolved("v3_table6", "eval_os_16", "camvid", Settings(init=str(tmp_path)))
     with pytest.raises(UserError, match="v3_table6 at scale camvid starts from pre-trained weights: give --init"):
-        check_pretrained([(TABLES["v3_table6"], one) for one in TABLES["v3_table6"].rows], SCALES["camvid"], "")
-    check_pretrained([(TABLES["v3_table1"], one) for one in TABLES["v3_table1"].rows], SCALES["camvid"], "")
+        check("v3_table6", "camvid", "")
+    check("v3_table6", "camvid", "", needed=False)
+    check("v3_table1", "camvid", "")
+    with pytest.raises(UserError, match="--init DIR: none of these rows starts from given weights at scale camvid"):
+        check("v3_table1", "camvid", "DIR")
