@@ -117,7 +117,8 @@ class OnNode:
         """Have the command save and end, and ask for another start."""
         if self._process is not None:
             self._process.terminate()
-            self._process.wait()
+            # `__call__`, which this interrupts, is waiting for the process already, and holds what `wait` would take.
+            os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
         again = OnNode(self._command)
         return importlib.import_module("submitit").helpers.DelayedSubmission(again)
 

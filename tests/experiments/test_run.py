@@ -628,18 +628,19 @@ def test_a_job_on_slurm_saves_before_it_is_taken_away_and_asks_for_another_start
         f"open({str(tmp_path / 'up')!r}, 'w').close(); time.sleep(60)"
     )
     job, asked = OnNode(["python", "-c", code]), []
+    before = signal.signal(signal.SIGUSR2, lambda *_: asked.append(job.checkpoint()))
 
     def take_away() -> None:
         while not (tmp_path / "up").exists():
             time.sleep(0.05)
-        asked.append(job.checkpoint())
+        os.kill(os.getpid(), signal.SIGUSR2)
 
     threading.Thread(target=take_away).start()
-    before = signal.getsignal(signal.SIGUSR2)
-    assert job() == 75 and signal.getsignal(signal.SIGUSR2) == before
-    while not asked:
-        time.sleep(0.05)
-    (again, function), *_ = asked
+    try:
+        assert job() == 75
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    ((again, function),) = asked
     assert again == "again" and function._command == job._command
 
 
