@@ -17,7 +17,7 @@ from flax.traverse_util import flatten_dict
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.segmenter import abstract_variables
 from experiments.benchmarks import __main__ as benchmarks
-from experiments.benchmarks import growth, lowerings, networks, paper, report
+from experiments.benchmarks import growth, lowerings, machine, networks, paper, report
 from experiments.benchmarks.children import run_child
 from experiments.benchmarks.session import Session, read_results
 from experiments.benchmarks.timing import Race, first_line, race, ratio, statistics, summarize
@@ -333,6 +333,18 @@ def test_the_report_alone_measures_nothing(tmp_path: Path, capsys: pytest.Captur
     assert readme.read_text() == f"{report.SECTION.start}\n{report.summarize(content())}\n{report.SECTION.end}\n"
     assert json.loads(results.read_text()) == content()
     assert "Inference" in capsys.readouterr().out
+
+
+def test_each_machine_has_a_file_of_its_own(tmp_path, monkeypatch, capsys) -> None:
+    epyc, xeon = ({"processor": name, "accelerator": None} for name in ("AMD EPYC", "Intel(R) Xeon(R) Processor"))
+    assert [machine.file_name(one) for one in (epyc, xeon)] == ["cpu_amd_epyc", "cpu_intel_xeon"]
+    assert machine.file_name({**xeon, "accelerator": "NVIDIA H100 80GB HBM3"}) == "gpu_nvidia_h100_80gb_hbm3"
+    monkeypatch.setattr(benchmarks, "RESULTS", tmp_path)
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.json").write_text(json.dumps({**content(), "date": name}))
+    assert benchmarks.main(["--parts", ""]) == 0
+    printed = capsys.readouterr().out
+    assert printed.index(", a, jax") < printed.index(", b, jax")
 
 
 def test_a_child_that_fails_says_why() -> None:

@@ -86,8 +86,21 @@ def run(args: argparse.Namespace) -> list[str]:
         for part in parts:
             PARTS[part](session)
         failures = session.failures
+    summary = "\n\n".join(summarize(found) for found in files_to_report(args, file))
+    print(f"\n{summary}")
+    if args.write:
+        report.SECTION.write(Path(args.write), summary)
+    return failures
+
+
+def summarize(file: Path) -> str:
+    """Return the summary of a file of results.
+
+    Raises:
+      UserError: it holds something else.
+    """
     try:
-        summary = report.summarize(read_results(file))
+        return report.summarize(read_results(file))
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         if isinstance(error, UserError):
             raise
@@ -95,10 +108,6 @@ def run(args: argparse.Namespace) -> list[str]:
             f"{file}: holds other results than benchmarks write ({type(error).__name__}: {error}); remove it, or give "
             "another --out"
         ) from None
-    print(f"\n{summary}")
-    if args.write:
-        report.SECTION.write(Path(args.write), summary)
-    return failures
 
 
 def chosen(parts: str) -> list[str]:
@@ -115,17 +124,22 @@ def chosen(parts: str) -> list[str]:
 
 
 def default_file(*, quick: bool) -> Path:
-    """Return the file of the platform's results; quick ones are nobody's results and go to the temporary folder."""
-    if quick:
-        return Path(tempfile.gettempdir()) / "deeplab_jax_benchmarks" / f"{machine.platform()}.json"
-    return RESULTS / f"{machine.platform()}.json"
+    """Return the file of this machine's results; quick ones are nobody's results and go to the temporary folder."""
+    folder = Path(tempfile.gettempdir()) / "deeplab_jax_benchmarks" if quick else RESULTS
+    return folder / f"{machine.file_name(machine.describe_machine())}.json"
+
+
+def files_to_report(args: argparse.Namespace, file: Path) -> list[Path]:
+    """Return the files of results to summarize: every machine's, unless one was named."""
+    found = [] if args.out or args.quick else sorted(RESULTS.glob("*.json"))
+    return found or [file]
 
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the flags."""
     flags = Parser(prog="python -m experiments.benchmarks", description=(__doc__ or "").split("\n")[0])
     flags.add_argument("--parts", default=",".join(PARTS), help='some of the parts, or "" for the report alone')
-    flags.add_argument("--out", help="file of the results; default experiments/results/benchmarks/PLATFORM.json")
+    flags.add_argument("--out", help="file of the results; default experiments/results/benchmarks/MACHINE.json")
     flags.add_argument("--repeats", type=int, help="rounds of each race; default 10, with --quick 2")
     flags.add_argument("--quick", action="store_true", help="tiny sizes and networks, to see that everything works")
     flags.add_argument("--again", action="store_true", help="measure rows anew that the file already holds")

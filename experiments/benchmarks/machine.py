@@ -2,6 +2,8 @@
 
 import hashlib
 import os
+import re
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,12 @@ def describe_machine() -> dict[str, Any]:
         "accelerator": None if platform() == "cpu" else jax.devices()[0].device_kind,
         "glibc_tunables": os.environ.get("GLIBC_TUNABLES", ""),
     }
+
+
+def file_name(about: Mapping[str, Any]) -> str:
+    """Return what a machine's file of results is called, from its description: by its processor or accelerator."""
+    kind, name = ("gpu", about["accelerator"]) if about["accelerator"] else ("cpu", about["processor"])
+    return "_".join([kind, *re.findall("[a-z0-9]+", name.lower().replace("(r)", "").replace("processor", ""))])
 
 
 def versions() -> dict[str, str]:
