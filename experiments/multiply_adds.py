@@ -11,24 +11,30 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 from rich import box
 from rich.console import Console
-from rich.table import Table
+from rich.table import Table as Grid
 
-from deeplab_jax.models.catalog import create_model
+from deeplab_jax.labels import VOC
 from deeplab_jax.models.cost import Call, Counting, count, record
 from deeplab_jax.models.segmenter import Segmenter
 from deeplab_jax.ops.geometry import scaled_side
+from deeplab_jax.train.settings import build_model
+from experiments.runner.resolve import Resolved, Settings, resolve
+from experiments.scales import SCALES
+from experiments.tables import TABLES, Table
+from experiments.tables.networks import MULTI_SCALE
 
 SIDE = 513
-SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 # The paper's own odd one out, in both rows of Table 3 that have it; see `odd_one_out`.
 ODD = 101.28
 BOUND = 0.5  # percent
+TABLE_3, TABLE_5 = (TABLES[f"v3plus_table{number}"] for number in (3, 5))
 
 
 class Row(NamedTuple):
@@ -50,12 +56,6 @@ class Row(NamedTuple):
         return "ResNet-101" if self.table == 3 else "Xception"
 
     @property
-    def network(self) -> str:
-        """Name of the model."""
-        architecture = "deeplabv3plus" if self.decoder else "deeplabv3"
-        return f"{architecture}_{'resnet101_beta' if self.table == 3 else 'xception65'}"
-
-    @property
     def label(self) -> str:
         """What the paper calls the row."""
         words = [self.backbone, f"OS {self.eval_stride}"]
@@ -68,69 +68,51 @@ class Row(NamedTuple):
         return f"Table {self.table}: {', '.join(words)}"
 
 
-# fmt: off
-ROWS = (
-    Row(3, 16, 16, False, False, False, False, "", 81.02),
-    Row(3, 16, 8, False, False, False, False, "", 276.18),
-    Row(3, 16, 8, False, True, False, False, "", 2435.37),
-    Row(3, 16, 8, False, True, True, False, "", 4870.59),
-    Row(3, 16, 16, True, False, False, False, "", ODD),
-    Row(3, 16, 16, True, True, False, False, "", 898.69),
-    Row(3, 16, 16, True, True, True, False, "", 1797.23),
-    Row(3, 16, 8, True, False, False, False, "", 297.92),
-    Row(3, 16, 8, True, True, False, False, "", 2623.61),
-    Row(3, 16, 8, True, True, True, False, "", 5247.07),
-    Row(3, 32, 32, False, False, False, False, "", 52.43),
-    Row(3, 32, 32, True, False, False, False, "", 74.20),
-    Row(3, 32, 16, True, False, False, False, "", ODD),
-    Row(3, 32, 8, True, False, False, False, "", 297.92),
-    Row(5, 16, 16, False, False, False, False, "", 68.00),
-    Row(5, 16, 16, False, True, False, False, "", 601.74),
-    Row(5, 16, 16, False, True, True, False, "", 1203.34),
-    Row(5, 16, 8, False, False, False, False, "", 240.85),
-    Row(5, 16, 8, False, True, False, False, "", 2149.91),
-    Row(5, 16, 8, False, True, True, False, "", 4299.68),
-    Row(5, 16, 16, True, False, False, False, "", 89.76),
-    Row(5, 16, 16, True, True, False, False, "", 790.12),
-    Row(5, 16, 16, True, True, True, False, "", 1580.10),
-    Row(5, 16, 8, True, False, False, False, "", 262.59),
-    Row(5, 16, 8, True, True, False, False, "", 2338.15),
-    Row(5, 16, 8, True, True, True, False, "", 4676.16),
-    Row(5, 16, 16, True, False, False, True, "", 54.17),
-    Row(5, 16, 16, True, True, True, True, "", 928.81),
-    Row(5, 16, 8, True, False, False, True, "", 177.10),
-    Row(5, 16, 8, True, True, True, True, "", 3055.35),
-    Row(5, 16, 16, True, False, False, True, "COCO", 54.17),
-    Row(5, 16, 16, True, True, True, True, "COCO", 928.81),
-    Row(5, 16, 8, True, False, False, True, "COCO", 177.10),
-    Row(5, 16, 8, True, True, True, True, "COCO", 3055.35),
-    Row(5, 16, 16, True, False, False, True, "COCO, JFT", 54.17),
-    Row(5, 16, 16, True, True, True, True, "COCO, JFT", 928.81),
-    Row(5, 16, 8, True, False, False, True, "COCO, JFT", 177.10),
-    Row(5, 16, 8, True, True, True, True, "COCO, JFT", 3055.35),
-)
-# fmt: on
+def rows_of(number: int, table: Table) -> list[Row]:
+    """Return the rows of a table as they are counted."""
+    found = []
+    for row in table.rows:
+        cells = dict(zip(table.columns, row.cells, strict=True))
+        train_stride, eval_stride = int(cells.get("train_os", 16)), int(cells["eval_os"])
+        decoder, multi_scale, flip, separable = (bool(cells.get(name)) for name in ("decoder", "ms", "flip", "sc"))
+        pretraining = ", ".join(name for name in ("COCO", "JFT") if cells.get(name.lower()))
+        paper = row.paper["multiply_adds"]
+        found.append(Row(number, train_stride, eval_stride, decoder, multi_scale, flip, separable, pretraining, paper))
+    return found
+
+
+ROWS = (*rows_of(3, TABLE_3), *rows_of(5, TABLE_5))
 
 
 @cache
-def network(name: str, separable: bool) -> Segmenter:
-    """Build a network of the tables; this lowering is traced fastest, and none changes a count."""
-    return create_model(name, separable=separable, lowering="direct")
+def network(table: int, decoder: bool, separable: bool) -> Segmenter:
+    """Build the network that such rows are trained with at the papers' scale; this lowering is traced fastest, and none
+    changes a count.
+    """
+    data = TABLE_3 if table == 3 else TABLE_5
+    same = (
+        row
+        for row, of in zip(data.rows, rows_of(table, data), strict=True)
+        if (of.decoder, of.separable) == (decoder, separable)
+    )
+    found = resolve(replace(next(same), needs=""), data, SCALES["paper"], Settings())
+    assert isinstance(found, Resolved), found
+    found.config.model.options.lowering = "direct"
+    return build_model(found.config.model, num_classes=VOC.num_classes)
 
 
 @cache
-def calls(name: str, separable: bool, output_stride: int, side: int) -> tuple[Call, ...]:
+def calls(table: int, decoder: bool, separable: bool, output_stride: int, side: int) -> tuple[Call, ...]:
     """Return a network's convolutions for one image of `side x side`."""
-    return record(network(name, separable).clone(output_stride=output_stride), side, side).calls
+    return record(network(table, decoder, separable).clone(output_stride=output_stride), side, side).calls
 
 
 def counted(row: Row, counting: Counting) -> int:
     """Return the multiply-adds of a row, over all its scales and the mirrored image."""
-    scales = SCALES if row.multi_scale else (1.0,)
+    scales = MULTI_SCALE if row.multi_scale else (1.0,)
     sides = [scaled_side(SIDE, scale) for scale in scales]
-    totals = [
-        count(calls(row.network, row.separable, row.eval_stride, side), counting=counting).total for side in sides
-    ]
+    kind = row.table, row.decoder, row.separable
+    totals = [count(calls(*kind, row.eval_stride, side), counting=counting).total for side in sides]
     return (2 if row.flip else 1) * sum(totals)
 
 
@@ -172,7 +154,7 @@ def markdown(results: Sequence[dict[str, Any]]) -> str:
     lines = [
         "# Multiply-adds of DeepLabv3+, Tables 3 and 5",
         "",
-        f"In 10⁹, for {SIDE}x{SIDE}; MS adds up the scales {', '.join(map(str, SCALES))} (a side of n pixels has "
+        f"In 10⁹, for {SIDE}x{SIDE}; MS adds up the scales {', '.join(map(str, MULTI_SCALE))} (a side of n pixels has "
         "(n - 1) s + 1), flip doubles. Written by `python -m experiments.multiply_adds`.",
         "",
         "| row | paper | counted the paper's way | difference % | counted exactly | valid taps only |",
@@ -195,7 +177,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     console = Console()
     console = Console(width=max(console.width, 100))  # Each row on a line of its own.
-    table = Table(title="Multiply-adds in 10⁹", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Grid(title="Multiply-adds in 10⁹", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for number, heading in enumerate(("row", "paper", "paper's way", "difference %", "exactly", "valid taps")):
         table.add_column(heading, justify="right" if number else "left", no_wrap=True)
     results = []
@@ -212,7 +194,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     content = {
         "command": "python -m experiments.multiply_adds",
         "size": [SIDE, SIDE],
-        "scales": SCALES,
+        "scales": MULTI_SCALE,
         "rows": results,
     }
     (folder / "multiply_adds.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
