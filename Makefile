@@ -45,7 +45,7 @@ peers: .venv/.peers ## install the PyTorch peers, which the tests then compare w
 check: .venv/.ready ## check format, lint and types
 	@$(BIN)/ruff format --check --output-format concise . || { echo 'Not formatted: run `make format`.' >&2; exit 1; }
 	@$(BIN)/ruff check --output-format concise .
-	@$(BIN)/mypy deeplab_jax
+	@$(BIN)/mypy
 
 format: .venv/.ready ## format the code and mend what the linter can
 	@$(BIN)/ruff format --quiet .

@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ from deeplab_jax.ops import metrics
 from deeplab_jax.ops.crf import DenseCRF, mean_field
 
 RESULTS = Path(__file__).parent / "results" / "crf.json"
-METHODS = ("fast", "exact")
+METHODS: tuple[Literal["fast", "exact"], ...] = ("fast", "exact")
 # The classes of the time limit, 10 s for 480x360 and 5 iterations; a class more than the scores have gets nothing.
 TIMED_CLASSES = 12
 
@@ -95,7 +95,9 @@ def study(*, model: str, checkpoint: str, data_dir: str, images: int, exact_imag
                 timed[method] = Timed(refine(method, iterations), *arguments)
             labels[method] = timed[method](*arguments).argmax(-1)
         for name, counts in confusions.items():
-            counts += np.asarray(metrics.confusion_matrix(label, labels[name], num_classes=network.num_classes))
+            counts += np.asarray(
+                metrics.confusion_matrix(jnp.asarray(label), jnp.asarray(labels[name]), num_classes=network.num_classes)
+            )
         row = {"name": example["name"], "changed": float((labels["fast"] != labels["none"]).mean())}
         if "exact" in labels:
             row["changed_by_exact"] = float((labels["exact"] != labels["none"]).mean())

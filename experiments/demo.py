@@ -20,7 +20,7 @@ from deeplab_jax.config import read_config
 from deeplab_jax.data.images import write_image
 from deeplab_jax.data.sources import open_source
 from deeplab_jax.errors import UserError
-from deeplab_jax.evaluate.evaluator import evaluate, write_results
+from deeplab_jax.evaluate.evaluator import Results, evaluate, write_results
 from deeplab_jax.evaluate.pictures import StripCollector, overlay, stack_strips
 from deeplab_jax.evaluate.tables import class_table
 from deeplab_jax.train.settings import source_options
@@ -64,7 +64,7 @@ def show(workdir: Path, console: Console, started: float) -> None:
     model, variables, _ = load(workdir, checkpoint="newest")
     source = open_source(config.data.name, split=config.data.val_split, **source_options(config.data))
     collector = StripCollector(source.labels, total=len(source), count=PICTURES)
-    results = []
+    results: list[Results] = []
     for output_stride in OUTPUT_STRIDES:
         options = {**config.evaluate.to_dict(), "output_stride": output_stride}
         on_prediction = collector if not results else None
