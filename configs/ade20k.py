@@ -9,7 +9,7 @@ Arguments: `model=` (a name), `debug`. Made for accelerators; not measured yet.
 
 from ml_collections import ConfigDict
 
-from deeplab_jax.config import base, choose_model, parse_arg, shrink
+from deeplab_jax.config import authors_weight_decay, base, choose_model, parse_arg, shrink
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -17,7 +17,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config = base()
     choose_model(config, args.model)
     config.data.name = "ade20k"
-    config.optimizer.weight_decay = 1e-4
+    config.optimizer.weight_decay = authors_weight_decay(args.model)
     config.train.steps = 150_000
     if args.debug:
         shrink(config)

@@ -9,7 +9,7 @@ Arguments: `model=` (a name), `debug`. Made for accelerators; not measured yet.
 
 from ml_collections import ConfigDict
 
-from deeplab_jax.config import base, choose_model, parse_arg, shrink
+from deeplab_jax.config import authors_weight_decay, base, choose_model, parse_arg, shrink
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -18,7 +18,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     choose_model(config, args.model)
     config.data.name = "cityscapes"
     config.data.crop_size = (769, 769)
-    config.optimizer.weight_decay = 1e-4
+    config.optimizer.weight_decay = authors_weight_decay(args.model)
     config.train.steps = 90_000
     config.evaluate.pad_to = ((1025, 2049),)
     if args.debug:

@@ -10,7 +10,7 @@ which opens faster than the annotations' JSON.
 
 from ml_collections import ConfigDict
 
-from deeplab_jax.config import base, choose_model, parse_arg, shrink
+from deeplab_jax.config import authors_weight_decay, base, choose_model, parse_arg, shrink
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -18,7 +18,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config = base()
     choose_model(config, args.model)
     config.data.name = "coco"
-    config.optimizer.weight_decay = 1e-4
+    config.optimizer.weight_decay = authors_weight_decay(args.model)
     config.train.steps = 90_000
     config.evaluate.pad_to = ((513, 513), (641, 641))
     if args.debug:

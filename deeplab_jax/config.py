@@ -132,6 +132,11 @@ def choose_model(config: ConfigDict, name: str, *, heads: Mapping[str, Any] | No
     config.model.options = ConfigDict({**common, **(heads or {}).get(name.split("_")[0], {})})
 
 
+def authors_weight_decay(model: str) -> float:
+    """Return the weight decay that the authors' train.py names for a model's backbone; the papers name none."""
+    return 1e-4 if "resnet" in model else 4e-5
+
+
 def shrink(config: ConfigDict) -> None:
     """Do what the argument `debug` means: a config that runs in seconds on a CPU. The data stay what they are."""
     architecture = config.model.name.split("_")[0]
@@ -302,6 +307,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], *, prefix: str =
 
 
 __all__ = [
+    "authors_weight_decay",
     "base",
     "choose_model",
     "differences",
