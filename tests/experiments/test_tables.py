@@ -7,12 +7,14 @@ from functools import partial
 import jax
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 from safetensors.numpy import save_file
 
-from deeplab_jax.config import to_plain
+from deeplab_jax.config import load_config, to_plain
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.segmenter import abstract_variables
 from deeplab_jax.ops.atrous import observe_convolutions
+from deeplab_jax.train.optimizer import make_optimizer
 from deeplab_jax.train.settings import build_model
 from experiments.runner.resolve import NotRun, Resolved, Settings, beyond, check_init, key_of, resolve
 from experiments.scales import SCALES
@@ -191,15 +193,35 @@ def test_the_papers_protocol_at_their_scale() -> None:
     config = resolved("v3_table6", "eval_os_16", "paper").config
     assert (config.data.name, config.data.train_split, config.data.crop_size) == ("voc", "trainaug", (513, 513))
     assert (config.train.steps, config.train.batch_size) == (30_000, 16)
-    assert (config.optimizer.name, config.optimizer.learning_rate, config.optimizer.power) == ("sgd", 0.007, 0.9)
+    assert (config.optimizer.name, config.optimizer.momentum, config.optimizer.weight_decay) == ("sgd", 0.9, 1e-4)
+    _, schedule = make_optimizer({}, steps=config.train.steps, **config.optimizer)
+    np.testing.assert_allclose(
+        [schedule(step) for step in (0, 15_000, 30_000)], [0.007, 0.007 * 0.5**0.9, 0], rtol=1e-6
+    )
+    assert (config.evaluate.pad_to, config.evaluate.scales, config.evaluate.flip) == (((513, 513),), (1.0,), False)
     assert (config.data.scale_range, config.train.upsample_logits) == ((0.5, 2.0), True)
     model = build_model(config.model, num_classes=21)
     assert model.settings.norm_momentum == 0.9997
     cityscapes = resolved("v3_cityscapes", "eval_os_16", "paper").config
     assert (cityscapes.data.crop_size, cityscapes.train.steps) == ((769, 769), 90_000)
+    assert cityscapes.evaluate.pad_to == ((1025, 2049),)
     frozen = resolved("v3_table8", "crop_size_513-upsampled_logits", "paper").config
     assert frozen.model.options.norm == "frozen"
     assert resolved("v3_table10", "train_os_8-eval_os_8", "paper").config.train.batch_size == 6
+
+
+def test_stage_2_is_the_papers(repo_root) -> None:
+    """DeepLabv3, sec. 4.1: frozen batch norm, output stride 8, the official trainval, a seventh of the rate."""
+    config = load_config([f"--config={repo_root / 'configs/voc.py'}:stage=2,model=deeplabv3_resnet101_beta"])
+    assert (config.data.train_split, config.train.steps, config.optimizer.learning_rate) == ("trainval", 30_000, 0.001)
+    model = build_model(config.model, num_classes=21)
+    assert (model.output_stride, model.settings.norm) == (8, "frozen")
+    params = abstract_variables(model)["params"]
+    optimizer, _ = make_optimizer(params, steps=config.train.steps, **config.optimizer)
+    ones = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), params)
+    updates, _ = optimizer.update(ones, optimizer.init(ones), ones)
+    moved = {path[-2:]: bool(np.any(update)) for path, update in flatten_dict(updates).items()}
+    assert moved == {key: key[-2] != "batch" for key in moved} and ("batch", "scale") in moved
 
 
 def test_logits_have_the_size_of_the_crop_at_the_papers_scale() -> None:
@@ -215,7 +237,12 @@ def test_logits_have_the_size_of_the_crop_at_the_papers_scale() -> None:
     assert logits.shape == (1, 513, 513, 21)
     assert features["context"][0].shape == (1, 33, 33, 256)
     parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables["params"]))
-    assert 55e6 < parameters < 65e6
+    # torchvision's ResNet-101 without its classifier has 42,500,160; the rest is what the authors' stem, the ASPP, the
+    # decoder and the scores have more.
+    stem = 3 * 3 * (3 * 64 + 64 * 64 + 64 * 128) - 7 * 7 * 3 * 64 + 2 * (64 + 128) + (128 - 64) * (64 + 256)
+    aspp = 2048 * 256 * 2 + 3 * 9 * 2048 * 256 + 5 * 256 * 256 + 6 * 512
+    decoder = 256 * 48 + 96 + 9 * 304 * 256 + 512 + 9 * 256 * 256 + 512
+    assert parameters == 42_500_160 + stem + aspp + decoder + 256 * 21 + 21
 
 
 def test_what_is_stated_in_the_papers_terms_is_scaled() -> None:
