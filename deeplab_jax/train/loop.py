@@ -137,9 +137,10 @@ def _train(
         postmortem = partial(
             write_postmortem, workdir / POSTMORTEM, config=config, model=model, info=model_info(train_source)
         )
-        writers = held.enter_context(
-            Writers(workdir, start=start, steps=t.steps, console=console) if first else NoWriters(workdir)
-        )
+        with together():
+            writers = held.enter_context(
+                Writers(workdir, start=start, steps=t.steps, console=console) if first else NoWriters(workdir)
+            )
         announce(config, model, train_source, val_source, mesh, writers)
         evaluation = partial(
             evaluate_and_draw,
@@ -274,17 +275,17 @@ def evaluate_and_draw(
         progress=lambda done, total: stop.check(number, config.train.steps),
         **evaluate_options(config),
     )
-    with together():
-        if collector.strips and distributed.is_first():
-            with recording(workdir):
-                (workdir / "pictures").mkdir(exist_ok=True)
-            write_image(workdir / "pictures" / f"step_{number:07d}.png", stack_strips(collector.strips))
     scalars = {
         name: results[name]
         for name in ("miou", "pixel_accuracy", "mean_accuracy", "seconds")
         if results[name] is not None
     }
-    writers.scalars(number, scalars, prefix="val")
+    with together():
+        if collector.strips and distributed.is_first():
+            with recording(workdir):
+                (workdir / "pictures").mkdir(exist_ok=True)
+            write_image(workdir / "pictures" / f"step_{number:07d}.png", stack_strips(collector.strips))
+        writers.scalars(number, scalars, prefix="val")
     writers.say(
         f"step {number}: validation mIoU {results['miou'] or 0:.4f} on {results['protocol']['images']} images in "
         f"{results['seconds']:.1f} s"

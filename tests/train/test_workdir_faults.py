@@ -1,15 +1,18 @@
 """What happens to run directories: damaged checkpoints, a full disk, a folder that goes away, two trainers."""
 
-import contextlib
 import errno
 import fcntl
 import gc
 import multiprocessing
+import operator
 import os
 import shutil
+import struct
 from pathlib import Path
 
 import pytest
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.record_writer import masked_crc32c
 
 from deeplab_jax.checkpoint import Checkpoints
 from deeplab_jax.errors import UserError
@@ -152,14 +155,48 @@ def test_a_run_directory_that_vanishes_is_a_line(tmp_path, monkeypatch, part) ->
     assert not (workdir / part / CHECKPOINTS).exists() and not (workdir / CHECKPOINTS).exists()
 
 
-def test_a_disk_that_fills_up_under_the_record_is_a_line(tmp_path) -> None:
-    with Writers(tmp_path, start=0, steps=1, console=quiet()) as writers:
-        writers._jsonl.close()
-        writers._jsonl = Path("/dev/full").open("w", encoding="utf-8")  # noqa: SIM115
-        with pytest.raises(UserError, match=f"record of the run .*{os.strerror(errno.ENOSPC)}"):
-            writers.scalars(1, {"loss": 1.0}, prefix="train")
-        with contextlib.suppress(OSError):
-            writers._jsonl.close()
+@pytest.mark.parametrize("part", ["_jsonl", "_events._file"])
+def test_a_disk_that_fills_up_under_the_record_is_a_line(tmp_path, part) -> None:
+    """So it is in the step that meets it; both files are closed, and closing them, which writes again, adds nothing."""
+    writers = Writers(tmp_path, start=0, steps=1, console=quiet())
+    *path, name = part.split(".")
+    owner = operator.attrgetter(*path)(writers) if path else writers
+    getattr(owner, name).close()
+    setattr(owner, name, Path("/dev/full").open("w" if part == "_jsonl" else "wb"))  # noqa: SIM115
+    with pytest.raises(UserError, match=f"record of the run .*{os.strerror(errno.ENOSPC)}"), writers:
+        writers.scalars(1, {"loss": 1.0}, prefix="train")
+    assert writers._jsonl.closed and writers._events._file.closed
+
+
+def test_a_record_that_cannot_be_begun_or_ended_is_a_line(tmp_path) -> None:
+    (tmp_path / "tensorboard").write_text("no folder")
+    with pytest.raises(UserError, match="record of the run cannot be written"):
+        Writers(tmp_path, start=0, steps=1, console=quiet())
+    (tmp_path / "tensorboard").unlink()
+    writers = Writers(tmp_path, start=0, steps=1, console=quiet())
+    writers._jsonl.close()
+    writers._jsonl = Path("/dev/full").open("w", encoding="utf-8")  # noqa: SIM115
+    with pytest.raises(UserError, match=f"record of the run .*{os.strerror(errno.ENOSPC)}"), writers:
+        writers._jsonl.write("left for the end")
+    assert writers._events._file.closed
+
+
+def test_events_are_the_records_that_tensorboard_reads(tmp_path) -> None:
+    with Writers(tmp_path, start=3, steps=9, console=quiet()) as writers:
+        writers.scalars(4, {"loss": 0.5, "speed": 2.0}, prefix="train")
+    (file,) = (tmp_path / "tensorboard").glob("events.out.tfevents.*")
+    events = []
+    with file.open("rb") as stream:
+        while head := stream.read(8):
+            check, content = stream.read(4), stream.read(*struct.unpack("<Q", head))
+            assert (check, stream.read(4)) == tuple(struct.pack("<I", masked_crc32c(part)) for part in (head, content))
+            events.append(Event.FromString(content))
+    assert events[0].file_version == "brain.Event:2"
+    assert (events[1].step, events[1].session_log.status) == (3, SessionLog.START)
+    assert [(event.step, event.summary.value[0].tag, event.summary.value[0].simple_value) for event in events[2:]] == [
+        (4, "train/loss", 0.5),
+        (4, "train/speed", 2.0),
+    ]
 
 
 # Two trainers.
