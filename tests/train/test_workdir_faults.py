@@ -15,6 +15,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.record_writer import masked_crc32c
 
 from deeplab_jax.checkpoint import Checkpoints
+from deeplab_jax.checksums import CHECKSUMS, damage
 from deeplab_jax.errors import UserError
 from deeplab_jax.train import loop
 from deeplab_jax.train.loop import train
@@ -69,6 +70,17 @@ def flip_bits(folder):
         file.write_bytes(bytes(255 - byte for byte in file.read_bytes()))
 
 
+def flip_a_bit_of_the_weights(folder):
+    """Such a one no format notices: the arrays are stored as they are."""
+    flip_a_bit(max((folder / "variables").rglob("d/*"), key=lambda path: path.stat().st_size))
+
+
+def flip_a_bit(file):
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
 # Checkpoints.
 
 
@@ -79,7 +91,7 @@ def collect_garbage():
     gc.collect()
 
 
-@pytest.mark.parametrize("damage", [truncate_data, remove_metadata, empty, flip_bits])
+@pytest.mark.parametrize("damage", [truncate_data, remove_metadata, empty, flip_bits, flip_a_bit_of_the_weights])
 def test_a_damaged_newest_checkpoint_is_said_and_the_one_before_goes_on(copy, finished, capsys, damage) -> None:
     damage(copy / CHECKPOINTS / "6")
     results = train(tiny_config(**THREE), copy)
@@ -104,7 +116,35 @@ def test_several_damaged_checkpoints_are_passed_over_and_none_left_is_a_user_err
     assert sorted(os.listdir(copy / CHECKPOINTS)) == before  # Nothing is set aside that nothing replaces.
 
 
-@pytest.mark.parametrize("content", ["", '{"mi', "[]", '{"miou": "high"}'])
+def test_every_flipped_bit_of_a_checkpoint_is_noticed_and_none_where_no_sums_are(copy) -> None:
+    folder = copy / CHECKPOINTS / "6"
+    files = [path for part in ("variables", "optimizer") for path in (folder / part).rglob("*") if path.is_file()]
+    assert len(files) > 10 and not any(damage(folder, part) for part in ("variables", "optimizer"))
+    for file in files:
+        whole = file.read_bytes()
+        if whole:
+            flip_a_bit(file)
+            name = file.relative_to(folder)
+            assert damage(folder, name.parts[0]).startswith(f"not what was written: {name}, 1 of ")
+            file.write_bytes(whole)
+    flip_a_bit(folder / CHECKSUMS)
+    assert damage(folder, "variables") or damage(folder, "optimizer")
+    (folder / CHECKSUMS).write_text("[]")
+    assert damage(folder, "variables").startswith(CHECKSUMS)
+    (folder / CHECKSUMS).unlink()
+    assert damage(folder, "variables") == ""
+    assert run_training(copy, tiny_config(**THREE)) is None  # A run from before there were any goes on.
+
+
+def test_metrics_of_what_was_set_aside_are_nobodys(copy) -> None:
+    aside = (copy / CHECKPOINTS / "6").rename(copy / CHECKPOINTS / "6.damaged")
+    (aside / "metrics" / "metrics").write_text("[]")
+    assert load(copy)[2]["step"] == 4
+    assert run_training(copy, tiny_config(**THREE))["step"] == 6
+    assert (aside / "metrics" / "metrics").exists()
+
+
+@pytest.mark.parametrize("content", ["", '{"mi', "[]", '{"miou": "high"}', f'{{"miou": {10**400}}}', '{"miou": NaN}'])
 def test_damaged_metrics_are_computed_again(copy, finished, content) -> None:
     (copy / CHECKPOINTS / "6" / "metrics" / "metrics").write_text(content)
     with pytest.raises(UserError, match=r"6/metrics/metrics: is damaged .*; remove the folder"):
