@@ -1,19 +1,27 @@
 """Updates that are not finite: noticed at their step, kept for a look at them, or skipped and counted."""
 
+import io
 import json
 import math
+import os
+import tempfile
+import zipfile
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from deeplab_jax.__main__ import main
 from deeplab_jax.errors import UserError
 from deeplab_jax.train import faults, loop
-from deeplab_jax.train.faults import POSTMORTEM, keep_finite, saving_first
-from deeplab_jax.train.replay import replay
+from deeplab_jax.train.faults import BATCH_FILE, POSTMORTEM, keep_finite, saving_first
+from deeplab_jax.train.replay import read_batch, replay
 from deeplab_jax.train.signals import Interrupted
 from deeplab_jax.train.state import TrainState
+from deeplab_jax.train.workdir import CONFIG_FILE
 from deeplab_jax.weights.folder import load
 from tests.tiny import (
     assert_same_arrays,
@@ -148,6 +156,83 @@ def test_what_is_no_post_mortem_is_a_user_error(tmp_path, content) -> None:
         (tmp_path / "batch.npz").write_bytes(content)
     with pytest.raises(UserError, match=r"batch\.npz: no batch to replay .*give the postmortem/ folder"):
         replay(tmp_path)
+
+
+def npz(**arrays):
+    file = io.BytesIO()
+    np.savez_compressed(file, **arrays)
+    return file.getvalue()
+
+
+BATCH = {"image": np.zeros((2, 33, 33, 3), np.uint8), "label": np.zeros((2, 33, 33), np.uint8)}
+
+
+@settings(max_examples=300)
+@given(st.lists(st.tuples(st.integers(-300, 299), st.integers(0, 255)), min_size=1, max_size=4))
+def test_a_damaged_batch_is_a_user_error_or_the_batch(changes) -> None:
+    """Most of what a zip file says stands at its two ends."""
+    content = bytearray(npz(**BATCH))
+    for position, value in changes:
+        content[position] = value
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, BATCH_FILE)
+        file.write_bytes(content)
+        try:
+            assert read_batch(file)["label"].shape == (2, 33, 33)
+        except UserError as error:
+            assert "no batch to replay" in str(error) and "\n" not in str(error)
+
+
+def claiming(shape):
+    """A batch whose label claims a shape that it has not."""
+    content = io.BytesIO(npz(image=BATCH["image"]))
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    with zipfile.ZipFile(content, "a") as archive:
+        archive.writestr("label.npy", header.getvalue() + bytes(100))
+    return content.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (npz(**{**BATCH, "image": np.zeros((2, 33, 33, 3))}), "image is float64, not uint8"),
+        (npz(**{**BATCH, "image": np.zeros((2, 33, 33, 4), np.uint8)}), r"image is \(2, 33, 33, 4\)"),
+        (npz(**{**BATCH, "label": np.zeros((2, 33, 32), np.uint8)}), r"label \(2, 33, 32\)"),
+        (npz(**{**BATCH, "label": np.zeros((0, 33, 33), np.uint8)}), r"label is \(0, 33, 33\)"),
+        (claiming((10**5, 10**5, 10**5)), "pixels are the limit; DEEPLAB_JAX_MAX_PIXELS sets another"),
+        (claiming((-2, 33, 33)), r"label is \(-2, 33, 33\)"),
+        (claiming((2, 33, 33)), "cannot reshape array of size 100"),
+    ],
+)
+def test_a_batch_of_other_shapes_is_refused_before_it_takes_memory(tmp_path, content, message) -> None:
+    (tmp_path / BATCH_FILE).write_bytes(content)
+    with pytest.raises(UserError, match=rf"batch\.npz: no batch to replay \(ValueError: .*{message}"):
+        read_batch(tmp_path / BATCH_FILE)
+
+
+def test_a_pipe_is_no_batch(tmp_path) -> None:
+    os.mkfifo(tmp_path / BATCH_FILE)
+    with pytest.raises(UserError, match=r"no batch to replay \(OSError: no regular file"):
+        replay(tmp_path)
+
+
+@pytest.mark.parametrize("devices", [0, 99])
+def test_a_replay_takes_the_devices_that_are_here_and_divide_the_batch(tmp_path, monkeypatch, devices) -> None:
+    poison(monkeypatch, 2)
+    with pytest.raises(UserError, match="step 2: loss"):
+        run_training(tmp_path, tiny_config(**{"train.batch_size": 6}))
+    folder = tmp_path / POSTMORTEM
+    config = json.loads((folder / CONFIG_FILE).read_text())
+    config["train"]["devices"] = devices  # Of a machine with another number of them.
+    (folder / CONFIG_FILE).write_text(json.dumps(config))
+    assert replay(folder).summary.startswith("step 2: loss ")
+    config["train"]["batch_size"] = 4
+    (folder / CONFIG_FILE).write_text(json.dumps(config))
+    with pytest.raises(
+        UserError, match=r"batch\.npz: labels \(6, 33, 33\), and config\.json beside it says \(4, 33, 33\)"
+    ):
+        replay(folder)
 
 
 def test_what_fails_is_raised_after_saving() -> None:
