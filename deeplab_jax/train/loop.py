@@ -50,7 +50,7 @@ from deeplab_jax.train.signals import Stop, stop_on_signals
 from deeplab_jax.train.start import sample, start_state
 from deeplab_jax.train.state import TrainState, create_state
 from deeplab_jax.train.step import train_step
-from deeplab_jax.train.workdir import lock_workdir, open_workdir, record_start, recording
+from deeplab_jax.train.workdir import lock_workdir, make_workdir, open_workdir, record_start, recording
 from deeplab_jax.train.writers import NoWriters, Writers
 from deeplab_jax.weights.folder import CHECKPOINTS, write_description
 
@@ -99,8 +99,9 @@ def _train(
         optimizer, schedule = make_optimizer(abstract_variables(model)["params"], steps=t.steps, **config.optimizer)
         skipped = skipped_examples(train_source, on_error=data.on_error, max_skipped=data.max_skipped)
         if first:
-            open_workdir(workdir, config, allow_config_change=allow_config_change)
+            make_workdir(workdir)
             held.enter_context(lock_workdir(workdir, partial(console.print, soft_wrap=True)))
+            open_workdir(workdir, config, allow_config_change=allow_config_change)
 
     batches = partial(
         training_batches,

@@ -19,7 +19,7 @@ from deeplab_jax.checksums import CHECKSUMS, damage
 from deeplab_jax.errors import UserError
 from deeplab_jax.train import loop
 from deeplab_jax.train.loop import train
-from deeplab_jax.train.workdir import LOCK_FILE, lock_workdir
+from deeplab_jax.train.workdir import CONFIG_FILE, LOCK_FILE, lock_workdir
 from deeplab_jax.train.writers import Writers
 from deeplab_jax.weights.folder import CHECKPOINTS, load
 from tests.tiny import assert_same_arrays, quiet, read_checkpoint, read_metrics, run_training, tiny_config
@@ -239,6 +239,23 @@ def test_events_are_the_records_that_tensorboard_reads(tmp_path) -> None:
     ]
 
 
+def test_a_first_write_that_fails_leaves_a_directory_that_the_next_start_takes(tmp_path, monkeypatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))))
+        with pytest.raises(UserError, match=f"run directory .*{os.strerror(errno.ENOSPC)}"):
+            run_training(tmp_path, tiny_config())
+    assert sorted(os.listdir(tmp_path)) == [LOCK_FILE, "config.tmp"]
+    assert run_training(tmp_path, tiny_config())["step"] == 6
+
+
+def test_a_run_without_its_config_goes_on_as_its_error_message_says(copy) -> None:
+    (copy / CONFIG_FILE).write_text("{")
+    with pytest.raises(UserError, match=r"config\.json: is damaged .*or delete the file to go on with this config"):
+        run_training(copy, tiny_config(**THREE))
+    (copy / CONFIG_FILE).unlink()
+    assert run_training(copy, tiny_config(**THREE)) is None
+
+
 # Two trainers.
 
 
@@ -264,6 +281,17 @@ def test_a_second_trainer_is_refused_until_the_first_one_is_dead(copy) -> None:
         first.kill()  # The lock dies with the process, whatever way it ends.
         first.join()
     assert run_training(copy, tiny_config(**THREE)) is None
+
+
+def test_of_two_that_start_at_once_one_is_refused(tmp_path) -> None:
+    """The other has made its lock, and not yet written anything else."""
+    with (
+        lock_workdir(tmp_path, print),
+        pytest.raises(UserError, match="another process trains in this directory"),
+    ):
+        run_training(tmp_path, tiny_config())
+    assert os.listdir(tmp_path) == [LOCK_FILE]
+    assert run_training(tmp_path, tiny_config())["step"] == 6
 
 
 def test_a_file_system_without_locks_is_said_and_does_not_stop(tmp_path, monkeypatch) -> None:
