@@ -29,6 +29,7 @@ FREE = (
     "config.data.timeout",
     "config.data.on_error",
     "config.data.max_skipped",
+    "config.train.devices",
     "config.train.space",
     "config.train.shard_state",
     "config.train.timeout",
