@@ -26,7 +26,7 @@ from deeplab_jax.evaluate.pictures import StripCollector, stack_strips
 from deeplab_jax.models.segmenter import Segmenter, abstract_variables
 from deeplab_jax.train.faults import POSTMORTEM, is_finite, keep_finite, saving_first, stop_or_skip, write_postmortem
 from deeplab_jax.train.optimizer import Schedule, make_optimizer
-from deeplab_jax.train.progress import Clock, announce, report, say_skipped
+from deeplab_jax.train.progress import Clock, announce, report, saying_skipped
 from deeplab_jax.train.settings import (
     build_model,
     check_class_weights,
@@ -153,23 +153,21 @@ def _train(
             writers=writers,
             stop=stop,
         )
-        results = run(
-            state,
-            start,
-            step=jax.jit(keep_finite(step), donate_argnums=0, out_shardings=(shardings, replicated(mesh))),
-            place=partial(place_batch, mesh=mesh),
-            batches=checked(batches(start=start), model.num_classes, train_source.name),
-            schedule=schedule,
-            settings=t,
-            evaluation=evaluation,
-            checkpoints=checkpoints,
-            writers=writers,
-            postmortem=postmortem,
-            stop=stop,
-        )
-        if skipped is not None:
-            say_skipped(skipped, train_source, writers)
-        return results
+        with saying_skipped(skipped, train_source, writers):
+            return run(
+                state,
+                start,
+                step=jax.jit(keep_finite(step), donate_argnums=0, out_shardings=(shardings, replicated(mesh))),
+                place=partial(place_batch, mesh=mesh),
+                batches=checked(batches(start=start), model.num_classes, train_source.name),
+                schedule=schedule,
+                settings=t,
+                evaluation=evaluation,
+                checkpoints=checkpoints,
+                writers=writers,
+                postmortem=postmortem,
+                stop=stop,
+            )
 
 
 def run(

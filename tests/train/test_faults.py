@@ -15,9 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deeplab_jax.__main__ import main
+from deeplab_jax.data.scenes import Scenes
 from deeplab_jax.errors import UserError
 from deeplab_jax.train import faults, loop
 from deeplab_jax.train.faults import BATCH_FILE, POSTMORTEM, keep_finite, saving_first
+from deeplab_jax.train.loop import train
 from deeplab_jax.train.replay import read_batch, replay
 from deeplab_jax.train.signals import Interrupted
 from deeplab_jax.train.state import TrainState
@@ -134,8 +136,6 @@ def test_updates_may_be_skipped_and_are_counted(tmp_path, monkeypatch, capsys) -
     json.loads(text.splitlines()[-1], parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     # The rest is healthy, and more updates may be skipped: no other configuration for that.
     monkeypatch.undo()
-    from deeplab_jax.train.loop import train
-
     train(tiny_config(**{**allowed, "train.skip_nonfinite": 3}), tmp_path)
     assert "2 of 6 updates were skipped: their loss or gradient was not finite" in capsys.readouterr().out
     with pytest.raises(AssertionError):
@@ -277,10 +277,11 @@ def test_a_failure_beside_the_step_costs_no_step(tmp_path, monkeypatch, where) -
     assert_same_arrays(read_checkpoint(tmp_path / "run", 6), read_checkpoint(tmp_path / "whole", 6))
 
 
-def test_training_images_that_cannot_be_read_are_skipped_and_listed(tmp_path, monkeypatch, capsys) -> None:
-    from deeplab_jax.data.scenes import Scenes
-    from deeplab_jax.train.loop import train
+SKIP = {"data.on_error": "skip", "data.max_skipped": 0.2}
+SKIPPED = ["1 of 5 training images were skipped since this start", "  2.png: truncated"]
 
+
+def damage_an_image(monkeypatch):
     read = Scenes.__getitem__
 
     def damaged(self, index):
@@ -289,12 +290,31 @@ def test_training_images_that_cannot_be_read_are_skipped_and_listed(tmp_path, mo
         return read(self, index)
 
     monkeypatch.setattr(Scenes, "__getitem__", damaged)
+
+
+def test_training_images_that_cannot_be_read_are_skipped_and_listed(tmp_path, monkeypatch, capsys) -> None:
+    damage_an_image(monkeypatch)
     with pytest.raises(UserError, match="2.png: truncated"):
         run_training(tmp_path / "run", tiny_config())
-    skip = tiny_config(**{"data.on_error": "skip", "data.max_skipped": 0.2})
+    skip = tiny_config(**SKIP)
     assert train(skip, tmp_path / "run")["step"] == 6  # What happens after a fault is no other configuration.
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[-2:] == ["1 of 5 training images were skipped since this start", "  2.png: truncated"]
+    assert capsys.readouterr().out.splitlines()[-2:] == SKIPPED
     run_training(tmp_path / "whole", skip)
     assert read_metrics(tmp_path / "run") == read_metrics(tmp_path / "whole")
     assert_same_arrays(read_checkpoint(tmp_path / "run", 6), read_checkpoint(tmp_path / "whole", 6))
+
+
+@pytest.mark.parametrize("end", [Interrupted("asked to", preempted=True), MemoryError()])
+def test_skipped_images_are_listed_however_the_run_ends(tmp_path, monkeypatch, capsys, end) -> None:
+    damage_an_image(monkeypatch)
+    report = loop.report
+
+    def ending(number, *args):
+        report(number, *args)
+        if number == 4:
+            raise end
+
+    monkeypatch.setattr(loop, "report", ending)
+    with pytest.raises(type(end)):
+        train(tiny_config(**SKIP), tmp_path)
+    assert capsys.readouterr().out.splitlines()[-2:] == SKIPPED
