@@ -13,7 +13,7 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -23,6 +23,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
+from deeplab_jax.checksums import damage, write_checksums
 from deeplab_jax.distributed import is_first, is_lost, together
 from deeplab_jax.errors import UserError
 from deeplab_jax.jsonfile import read_json
@@ -61,7 +62,8 @@ class Checkpoints:
     """The checkpoints in one folder: the newest ones and the best by validation mIoU are kept.
 
     A checkpoint has two parts: the variables with which to predict, and the rest of the training state. A save is
-    written under a temporary name and renamed when complete, so what carries a step's number is whole.
+    written under a temporary name and renamed when complete, so what carries a step's number is whole. Checksums of its
+    files follow, and are compared on restoring; what lacks them, as after a kill in between, is taken as it is.
 
     Args:
       directory: made where missing.
@@ -147,11 +149,19 @@ class Checkpoints:
         items = ocp.args.Composite(
             **{_VARIABLES: ocp.args.StandardSave(variables), _EXTRA: ocp.args.StandardSave(extra)}
         )
-        try:
+        with self._saving(step):
             if not self.directory.is_dir():  # Orbax would make it again, and start a second run beside the lost one.
                 raise FileNotFoundError(errno.ENOENT, "the folder has vanished")
             self._manager.save(step, args=items, metrics=None if metrics is None else dict(metrics), force=True)
             self._manager.wait_until_finished()
+        with together(), self._saving(step):
+            if is_first():
+                write_checksums(self.directory / str(step), (_VARIABLES, _EXTRA))
+
+    @contextlib.contextmanager
+    def _saving(self, step: int) -> Iterator[None]:
+        try:
+            yield
         except Exception as error:  # Orbax and TensorStore raise many kinds for a full or vanished disk.
             if is_lost(error):  # Another process is gone, which is no fault of the disk.
                 raise
@@ -213,6 +223,8 @@ class Checkpoints:
         return aside
 
     def _restore(self, step: int, item: str, abstract: Any) -> Any:
+        if reason := damage(self.directory / str(step), item):
+            raise DamagedCheckpoint(self.directory / str(step), reason)
         self._compare(step, item, abstract)
         try:
             restored = self._manager.restore(
@@ -256,8 +268,11 @@ class Checkpoints:
 def _check_metrics(directory: Path, *, mend: bool) -> None:
     """Look at the metrics of every checkpoint: Orbax reads all of them at once, and fails on a single bad one."""
     for file in directory.glob(f"[0-9]*/{_METRICS}/{_METRICS}"):
+        if not file.parts[-3].isdigit():  # A checkpoint that was set aside, or is being written.
+            continue
         try:
-            float(read_json(file)[METRIC])
+            if not 0 <= read_json(file)[METRIC] <= 1:
+                raise ValueError(f"{METRIC} is not between 0 and 1")
         except (OSError, ValueError, KeyError, TypeError) as error:
             if not mend:
                 raise UserError(f"{file}: is damaged ({error}); remove the folder {file.parent}") from None

@@ -17,11 +17,12 @@ _TO_WEIGHTS = {"errors", "labels", "ops", "models", "checkpoint", "weights", "js
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "jsonfile": set(),
+    "checksums": {"jsonfile"},
     "labels": set(),
     "distributed": {"errors"},
     "ops": {"errors"},
     "models": {"errors", "ops"},
-    "checkpoint": {"errors", "distributed", "jsonfile", "ops", "models"},
+    "checkpoint": {"errors", "checksums", "distributed", "jsonfile", "ops", "models"},
     "weights": {"errors", "jsonfile", "labels", "ops", "models", "checkpoint"},
     "data": {"errors", "jsonfile", "labels"},
     # Only the loop, the evaluator and the command line see a config; everything below takes keyword arguments.

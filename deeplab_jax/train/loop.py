@@ -26,7 +26,7 @@ from deeplab_jax.evaluate.pictures import StripCollector, stack_strips
 from deeplab_jax.models.segmenter import Segmenter, abstract_variables
 from deeplab_jax.train.faults import POSTMORTEM, is_finite, keep_finite, saving_first, stop_or_skip, write_postmortem
 from deeplab_jax.train.optimizer import Schedule, make_optimizer
-from deeplab_jax.train.progress import Clock, announce, report, say_skipped
+from deeplab_jax.train.progress import Clock, announce, report, saying_skipped
 from deeplab_jax.train.settings import (
     build_model,
     check_class_weights,
@@ -50,7 +50,7 @@ from deeplab_jax.train.signals import Stop, stop_on_signals
 from deeplab_jax.train.start import sample, start_state
 from deeplab_jax.train.state import TrainState, create_state
 from deeplab_jax.train.step import train_step
-from deeplab_jax.train.workdir import lock_workdir, open_workdir, record_start, recording
+from deeplab_jax.train.workdir import lock_workdir, make_workdir, open_workdir, record_start, recording
 from deeplab_jax.train.writers import NoWriters, Writers
 from deeplab_jax.weights.folder import CHECKPOINTS, write_description
 
@@ -99,8 +99,9 @@ def _train(
         optimizer, schedule = make_optimizer(abstract_variables(model)["params"], steps=t.steps, **config.optimizer)
         skipped = skipped_examples(train_source, on_error=data.on_error, max_skipped=data.max_skipped)
         if first:
-            open_workdir(workdir, config, allow_config_change=allow_config_change)
+            make_workdir(workdir)
             held.enter_context(lock_workdir(workdir, partial(console.print, soft_wrap=True)))
+            open_workdir(workdir, config, allow_config_change=allow_config_change)
 
     batches = partial(
         training_batches,
@@ -137,9 +138,10 @@ def _train(
         postmortem = partial(
             write_postmortem, workdir / POSTMORTEM, config=config, model=model, info=model_info(train_source)
         )
-        writers = held.enter_context(
-            Writers(workdir, start=start, steps=t.steps, console=console) if first else NoWriters(workdir)
-        )
+        with together():
+            writers = held.enter_context(
+                Writers(workdir, start=start, steps=t.steps, console=console) if first else NoWriters(workdir)
+            )
         announce(config, model, train_source, val_source, mesh, writers)
         evaluation = partial(
             evaluate_and_draw,
@@ -151,23 +153,21 @@ def _train(
             writers=writers,
             stop=stop,
         )
-        results = run(
-            state,
-            start,
-            step=jax.jit(keep_finite(step), donate_argnums=0, out_shardings=(shardings, replicated(mesh))),
-            place=partial(place_batch, mesh=mesh),
-            batches=checked(batches(start=start), model.num_classes, train_source.name),
-            schedule=schedule,
-            settings=t,
-            evaluation=evaluation,
-            checkpoints=checkpoints,
-            writers=writers,
-            postmortem=postmortem,
-            stop=stop,
-        )
-        if skipped is not None:
-            say_skipped(skipped, train_source, writers)
-        return results
+        with saying_skipped(skipped, train_source, writers):
+            return run(
+                state,
+                start,
+                step=jax.jit(keep_finite(step), donate_argnums=0, out_shardings=(shardings, replicated(mesh))),
+                place=partial(place_batch, mesh=mesh),
+                batches=checked(batches(start=start), model.num_classes, train_source.name),
+                schedule=schedule,
+                settings=t,
+                evaluation=evaluation,
+                checkpoints=checkpoints,
+                writers=writers,
+                postmortem=postmortem,
+                stop=stop,
+            )
 
 
 def run(
@@ -274,17 +274,17 @@ def evaluate_and_draw(
         progress=lambda done, total: stop.check(number, config.train.steps),
         **evaluate_options(config),
     )
-    with together():
-        if collector.strips and distributed.is_first():
-            with recording(workdir):
-                (workdir / "pictures").mkdir(exist_ok=True)
-            write_image(workdir / "pictures" / f"step_{number:07d}.png", stack_strips(collector.strips))
     scalars = {
         name: results[name]
         for name in ("miou", "pixel_accuracy", "mean_accuracy", "seconds")
         if results[name] is not None
     }
-    writers.scalars(number, scalars, prefix="val")
+    with together():
+        if collector.strips and distributed.is_first():
+            with recording(workdir):
+                (workdir / "pictures").mkdir(exist_ok=True)
+            write_image(workdir / "pictures" / f"step_{number:07d}.png", stack_strips(collector.strips))
+        writers.scalars(number, scalars, prefix="val")
     writers.say(
         f"step {number}: validation mIoU {results['miou'] or 0:.4f} on {results['protocol']['images']} images in "
         f"{results['seconds']:.1f} s"

@@ -2,6 +2,8 @@
 
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -13,6 +15,7 @@ from deeplab_jax.data.pairs import Source
 from deeplab_jax.data.reading import Skipped
 from deeplab_jax.models.segmenter import Segmenter, abstract_variables
 from deeplab_jax.train.optimizer import Schedule
+from deeplab_jax.train.signals import Interrupted
 from deeplab_jax.train.writers import Writers
 
 BATCH_NORM_IMAGES = 12  # The authors' advice: more than 12 images per batch to train batch norm, better 16.
@@ -80,9 +83,22 @@ def announce(
         )
 
 
-def say_skipped(skipped: Skipped, source: Source, writers: Writers) -> None:
-    """List the training images that could not be read since this start, on any process."""
-    lines = distributed.listed(skipped.lines())
-    writers.say(f"{len(lines)} of {len(source)} training images were skipped since this start")
-    for line in lines:
-        writers.say(f"  {line}")
+@contextmanager
+def saying_skipped(skipped: Skipped | None, source: Source, writers: Writers) -> Iterator[None]:
+    """However a run ends, list the training images that could not be read since this start.
+
+    Those of all processes where these end alike; after a failure this one's, as others may wait for something else.
+    """
+    alike = False
+    try:
+        yield
+        alike = True
+    except Interrupted:
+        alike = True
+        raise
+    finally:
+        if skipped is not None:
+            lines = distributed.listed(skipped.lines()) if alike else skipped.lines()
+            writers.say(f"{len(lines)} of {len(source)} training images were skipped since this start")
+            for line in lines:
+                writers.say(f"  {line}")

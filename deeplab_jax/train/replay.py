@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 import zipfile
 from collections.abc import Iterator
 from functools import partial
@@ -17,11 +18,12 @@ from flax.traverse_util import flatten_dict
 
 from deeplab_jax.checkpoint import Checkpoints
 from deeplab_jax.config import read_config
+from deeplab_jax.data.encoded import LIMIT, MAX_PIXELS
 from deeplab_jax.errors import UserError
 from deeplab_jax.train.faults import BATCH_FILE, describe_failure
 from deeplab_jax.train.optimizer import make_optimizer
-from deeplab_jax.train.settings import step_options
-from deeplab_jax.train.sharding import make_mesh, place_batch, state_shardings
+from deeplab_jax.train.settings import check_class_weights, check_settings, step_options
+from deeplab_jax.train.sharding import check_batch_size, make_mesh, place_batch, state_shardings
 from deeplab_jax.train.start import restore
 from deeplab_jax.train.state import create_state
 from deeplab_jax.train.step import train_step
@@ -58,16 +60,25 @@ class Replay:
 
 
 def replay(folder: str | Path) -> Replay:
-    """Run the step of a post-mortem again, from the same state on the same batch.
+    """Run the step of a post-mortem again, from the same state on the same batch, on as many of the devices that are
+    here as training would use and the batch splits over.
 
     Raises:
       UserError: the folder is no post-mortem.
     """
     folder = Path(folder)
-    batch = _read_batch(folder / BATCH_FILE)
+    batch = read_batch(folder / BATCH_FILE)
     config, (model, _) = read_config(folder / CONFIG_FILE), read_description(folder)
-    mesh = make_mesh(config.train.devices)
     size, t = tuple(config.data.crop_size), config.train
+    if (found := batch["label"].shape) != (t.batch_size, *size):
+        raise UserError(
+            f"{folder / BATCH_FILE}: labels {found}, and {CONFIG_FILE} beside it says {(t.batch_size, *size)}; give a "
+            "postmortem/ folder as it was written"
+        )
+    check_settings(t, size)
+    check_class_weights(t.class_weights, model)
+    mesh = make_mesh(_fitting_devices(t.devices, t.batch_size // t.accumulate))
+    check_batch_size(t.batch_size, t.accumulate, mesh)
 
     def initial(key: jax.Array) -> Any:
         shapes = jax.eval_shape(partial(model.init, train=False), key, jnp.zeros((1, *size, 3)))
@@ -129,11 +140,42 @@ def _leaves(kind: str, tree: Any) -> list[Tensor]:
     return [_tensor(kind, name, values) for name, values in flatten_dict(measured, sep="/").items()]
 
 
-def _read_batch(file: Path) -> dict[str, np.ndarray]:
+def _fitting_devices(wanted: int, images: int) -> int:
+    """Return the largest number of devices, at most `wanted` (0: any) and those here, that divides `images`."""
+    here = jax.device_count()
+    return max(n for n in range(1, min(wanted or here, here) + 1) if images % n == 0)
+
+
+def read_batch(file: Path) -> dict[str, np.ndarray]:
+    """Read the batch of a post-mortem: `image` uint8 `[N, H, W, 3]`, `label` uint8 `[N, H, W]`.
+
+    Raises:
+      UserError: it cannot be read, or holds something else.
+    """
     try:
-        with np.load(file, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in ("image", "label")}
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        if file.exists() and not file.is_file():
+            raise OSError("no regular file")
+        with zipfile.ZipFile(file) as archive:
+            image, label = _read_array(archive, "image", (3,)), _read_array(archive, "label", ())
+        if label.ndim != 3 or image.shape != (*label.shape, 3):
+            raise ValueError(f"image {image.shape}, label {label.shape}")
+        return {"image": image, "label": label}
+    except Exception as error:  # `zipfile` raises nearly every built-in type on damaged files.
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise UserError(
-            f"{file}: no batch to replay ({type(error).__name__}); give the postmortem/ folder of a run directory"
+            f"{file}: no batch to replay ({reason}); give the postmortem/ folder of a run directory"
         ) from None
+
+
+def _read_array(archive: zipfile.ZipFile, name: str, channels: tuple[int, ...]) -> np.ndarray:
+    """Read uint8 `[N, H, W, *channels]` from an `.npz` file; its shape is looked at before memory is taken for it."""
+    with archive.open(f"{name}.npy") as stream:
+        version = np.lib.format.read_magic(stream)
+        shape, transposed, dtype = np.lib.format.read_array_header_1_0(stream)
+        if version != (1, 0) or transposed or dtype != np.uint8:
+            raise ValueError(f"{name} is {dtype}, not uint8 as numpy.savez writes it")
+        if shape[3:] != channels or min(shape, default=0) < 1:
+            raise ValueError(f"{name} is {shape}")
+        if math.prod(shape[:3]) > MAX_PIXELS:
+            raise ValueError(f"{name} is {shape}, and {MAX_PIXELS} pixels are the limit; {LIMIT} sets another")
+        return np.frombuffer(stream.read(math.prod(shape)), np.uint8).reshape(shape)

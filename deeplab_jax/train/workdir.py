@@ -29,6 +29,7 @@ FREE = (
     "config.data.timeout",
     "config.data.on_error",
     "config.data.max_skipped",
+    "config.train.devices",
     "config.train.space",
     "config.train.shard_state",
     "config.train.timeout",
@@ -42,13 +43,12 @@ FREE = (
 )
 
 
-def open_workdir(workdir: Path, config: Any, *, allow_config_change: bool) -> None:
-    """Make a run directory, or check that an existing one holds a run of the same configuration.
+def make_workdir(workdir: Path) -> None:
+    """Make a run directory, or check that what is there may be one: empty, a run's, or left by one that wrote nothing.
 
     Raises:
-      UserError: it cannot be made, holds something else, or holds a run of another configuration.
+      UserError: it cannot be made, or holds something else.
     """
-    file = workdir / CONFIG_FILE
     try:
         str(workdir.resolve()).encode("utf-8")
     except UnicodeEncodeError:  # Orbax and TensorBoard take text, and in this locale the name is none.
@@ -57,13 +57,25 @@ def open_workdir(workdir: Path, config: Any, *, allow_config_change: bool) -> No
         ) from None
     with as_user_errors(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
-        if file.exists():
-            _check_same(file, to_plain(config), allow_config_change)
-        elif any(workdir.iterdir()):
+        found = {path.name for path in workdir.iterdir()}
+        if found - {LOCK_FILE, _temporary(Path(CONFIG_FILE)).name} and not found & {CONFIG_FILE, RUN_FILE}:
             raise UserError(
                 f"{workdir}: is not empty and holds no {CONFIG_FILE}, so it is no run to resume; "
                 "give an empty --workdir"
             )
+
+
+def open_workdir(workdir: Path, config: Any, *, allow_config_change: bool) -> None:
+    """Record the configuration of a new run, or check that an older one's is the same; the directory is there, and
+    locked.
+
+    Raises:
+      UserError: it cannot be written, or holds a run of another configuration.
+    """
+    file = workdir / CONFIG_FILE
+    with as_user_errors(workdir):
+        if file.exists():
+            _check_same(file, to_plain(config), allow_config_change)
         else:
             write_json(file, to_plain(config))
 
@@ -140,9 +152,13 @@ def recording(workdir: Path) -> Iterator[None]:
 
 def write_json(file: Path, content: Any) -> None:
     """Write a file so that it is either the old one or the new one, never half of it."""
-    temporary = file.with_suffix(".tmp")
+    temporary = _temporary(file)
     temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     os.replace(temporary, file)
+
+
+def _temporary(file: Path) -> Path:
+    return file.with_suffix(".tmp")
 
 
 @contextmanager

@@ -3,15 +3,16 @@
 import json
 import os
 from collections.abc import Mapping
+from contextlib import closing, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from tensorboardX import SummaryWriter
 
 from deeplab_jax.jsonfile import parse_json
+from deeplab_jax.train.events import EventFile
 from deeplab_jax.train.workdir import recording
 
 METRICS_FILE = "metrics.jsonl"
@@ -26,9 +27,10 @@ class Writers:
     def __init__(self, workdir: Path, *, start: int, steps: int, console: Console) -> None:
         self.workdir, self._console = workdir, console
         self._file = workdir / METRICS_FILE
-        self._truncate(start)
-        self._jsonl = self._file.open("a", encoding="utf-8")
-        self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=start or None, flush_secs=30)
+        with recording(workdir):
+            self._truncate(start)
+            self._jsonl = self._file.open("a", encoding="utf-8")
+            self._events = EventFile(workdir / "tensorboard", start=start)
         self._progress = Progress(
             TextColumn("step"),
             MofNCompleteColumn(),
@@ -50,8 +52,9 @@ class Writers:
     ) -> None:
         if self._live:
             self._progress.stop()
-        self._jsonl.close()
-        self._tensorboard.close()
+        # Closing a file whose disk was full writes, and fails, again: what failed first is what there is to tell.
+        with suppress(OSError) if error else recording(self.workdir), closing(self._events), closing(self._jsonl):
+            pass
 
     def step(self, step: int) -> None:
         """Move the progress bar."""
@@ -59,13 +62,11 @@ class Writers:
 
     def scalars(self, step: int, values: Mapping[str, float], *, prefix: str) -> None:
         """Write scalars under `prefix/`."""
-        record = {"step": step, **{f"{prefix}/{name}": value for name, value in values.items()}}
+        named = {f"{prefix}/{name}": value for name, value in values.items()}
         with recording(self.workdir):
-            self._jsonl.write(json.dumps(record) + "\n")
+            self._jsonl.write(json.dumps({"step": step, **named}) + "\n")
             self._jsonl.flush()
-            for name, value in record.items():
-                if name != "step":
-                    self._tensorboard.add_scalar(name, value, step)
+            self._events.scalars(step, named)
 
     def line(self, step: int, text: str) -> None:
         """Show a step's numbers: beside the bar on a terminal, as a line otherwise."""

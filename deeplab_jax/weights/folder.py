@@ -19,6 +19,7 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.jsonfile import read_json
 from deeplab_jax.models.catalog import describe, from_description
 from deeplab_jax.models.segmenter import Segmenter, Variables, abstract_variables
+from deeplab_jax.weights.whole_file import write_whole
 
 MODEL_FILE = "model.json"
 WEIGHTS_FILE = "weights.safetensors"
@@ -48,7 +49,7 @@ def save(path: str | Path, model: Segmenter, variables: Mapping[str, Any], info:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as work:
             save_file(tensors, str(Path(work, WEIGHTS_FILE)), metadata={"format": "flax"})
-            write_description(Path(work), model, info)
+            Path(work, MODEL_FILE).write_text(_description(model, info), encoding="utf-8")
             for name in (WEIGHTS_FILE, MODEL_FILE):
                 os.replace(Path(work, name), folder / name)
     except OSError as error:
@@ -91,12 +92,20 @@ def load(path: str | Path, *, checkpoint: str = "best") -> tuple[Segmenter, Vari
 
 
 def write_description(folder: Path, model: Segmenter, info: Mapping[str, Any]) -> None:
-    """Write `model.json`: the recipe of the network, its preprocessing for readers that do not build it, and `info`."""
+    """Write `model.json`, whole or not at all: a run that is started again replaces the one that others read.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    text = _description(model, info)
+    write_whole(folder / MODEL_FILE, lambda file: file.write_text(text, encoding="utf-8"))
+
+
+def _description(model: Segmenter, info: Mapping[str, Any]) -> str:
+    """Return the recipe of the network, its preprocessing for readers that do not build it, and `info` as JSON."""
     preprocessing = vars(model.preprocessing)
-    text = json.dumps(
-        {"format": FORMAT, "model": describe(model), "preprocessing": preprocessing, "info": dict(info)}, indent=1
-    )
-    (folder / MODEL_FILE).write_text(text + "\n", encoding="utf-8")
+    content = {"format": FORMAT, "model": describe(model), "preprocessing": preprocessing, "info": dict(info)}
+    return json.dumps(content, indent=1) + "\n"
 
 
 def read_description(folder: Path) -> tuple[Segmenter, dict[str, Any]]:

@@ -1,19 +1,29 @@
 """Updates that are not finite: noticed at their step, kept for a look at them, or skipped and counted."""
 
+import io
 import json
 import math
+import os
+import tempfile
+import zipfile
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from deeplab_jax.__main__ import main
+from deeplab_jax.data.scenes import Scenes
 from deeplab_jax.errors import UserError
 from deeplab_jax.train import faults, loop
-from deeplab_jax.train.faults import POSTMORTEM, keep_finite, saving_first
-from deeplab_jax.train.replay import replay
+from deeplab_jax.train.faults import BATCH_FILE, POSTMORTEM, keep_finite, saving_first
+from deeplab_jax.train.loop import train
+from deeplab_jax.train.replay import read_batch, replay
 from deeplab_jax.train.signals import Interrupted
 from deeplab_jax.train.state import TrainState
+from deeplab_jax.train.workdir import CONFIG_FILE
 from deeplab_jax.weights.folder import load
 from tests.tiny import (
     assert_same_arrays,
@@ -126,8 +136,6 @@ def test_updates_may_be_skipped_and_are_counted(tmp_path, monkeypatch, capsys) -
     json.loads(text.splitlines()[-1], parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     # The rest is healthy, and more updates may be skipped: no other configuration for that.
     monkeypatch.undo()
-    from deeplab_jax.train.loop import train
-
     train(tiny_config(**{**allowed, "train.skip_nonfinite": 3}), tmp_path)
     assert "2 of 6 updates were skipped: their loss or gradient was not finite" in capsys.readouterr().out
     with pytest.raises(AssertionError):
@@ -148,6 +156,83 @@ def test_what_is_no_post_mortem_is_a_user_error(tmp_path, content) -> None:
         (tmp_path / "batch.npz").write_bytes(content)
     with pytest.raises(UserError, match=r"batch\.npz: no batch to replay .*give the postmortem/ folder"):
         replay(tmp_path)
+
+
+def npz(**arrays):
+    file = io.BytesIO()
+    np.savez_compressed(file, **arrays)
+    return file.getvalue()
+
+
+BATCH = {"image": np.zeros((2, 33, 33, 3), np.uint8), "label": np.zeros((2, 33, 33), np.uint8)}
+
+
+@settings(max_examples=300)
+@given(st.lists(st.tuples(st.integers(-300, 299), st.integers(0, 255)), min_size=1, max_size=4))
+def test_a_damaged_batch_is_a_user_error_or_the_batch(changes) -> None:
+    """Most of what a zip file says stands at its two ends."""
+    content = bytearray(npz(**BATCH))
+    for position, value in changes:
+        content[position] = value
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, BATCH_FILE)
+        file.write_bytes(content)
+        try:
+            assert read_batch(file)["label"].shape == (2, 33, 33)
+        except UserError as error:
+            assert "no batch to replay" in str(error) and "\n" not in str(error)
+
+
+def claiming(shape):
+    """A batch whose label claims a shape that it has not."""
+    content = io.BytesIO(npz(image=BATCH["image"]))
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    with zipfile.ZipFile(content, "a") as archive:
+        archive.writestr("label.npy", header.getvalue() + bytes(100))
+    return content.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (npz(**{**BATCH, "image": np.zeros((2, 33, 33, 3))}), "image is float64, not uint8"),
+        (npz(**{**BATCH, "image": np.zeros((2, 33, 33, 4), np.uint8)}), r"image is \(2, 33, 33, 4\)"),
+        (npz(**{**BATCH, "label": np.zeros((2, 33, 32), np.uint8)}), r"label \(2, 33, 32\)"),
+        (npz(**{**BATCH, "label": np.zeros((0, 33, 33), np.uint8)}), r"label is \(0, 33, 33\)"),
+        (claiming((10**5, 10**5, 10**5)), "pixels are the limit; DEEPLAB_JAX_MAX_PIXELS sets another"),
+        (claiming((-2, 33, 33)), r"label is \(-2, 33, 33\)"),
+        (claiming((2, 33, 33)), "cannot reshape array of size 100"),
+    ],
+)
+def test_a_batch_of_other_shapes_is_refused_before_it_takes_memory(tmp_path, content, message) -> None:
+    (tmp_path / BATCH_FILE).write_bytes(content)
+    with pytest.raises(UserError, match=rf"batch\.npz: no batch to replay \(ValueError: .*{message}"):
+        read_batch(tmp_path / BATCH_FILE)
+
+
+def test_a_pipe_is_no_batch(tmp_path) -> None:
+    os.mkfifo(tmp_path / BATCH_FILE)
+    with pytest.raises(UserError, match=r"no batch to replay \(OSError: no regular file"):
+        replay(tmp_path)
+
+
+@pytest.mark.parametrize("devices", [0, 99])
+def test_a_replay_takes_the_devices_that_are_here_and_divide_the_batch(tmp_path, monkeypatch, devices) -> None:
+    poison(monkeypatch, 2)
+    with pytest.raises(UserError, match="step 2: loss"):
+        run_training(tmp_path, tiny_config(**{"train.batch_size": 6}))
+    folder = tmp_path / POSTMORTEM
+    config = json.loads((folder / CONFIG_FILE).read_text())
+    config["train"]["devices"] = devices  # Of a machine with another number of them.
+    (folder / CONFIG_FILE).write_text(json.dumps(config))
+    assert replay(folder).summary.startswith("step 2: loss ")
+    config["train"]["batch_size"] = 4
+    (folder / CONFIG_FILE).write_text(json.dumps(config))
+    with pytest.raises(
+        UserError, match=r"batch\.npz: labels \(6, 33, 33\), and config\.json beside it says \(4, 33, 33\)"
+    ):
+        replay(folder)
 
 
 def test_what_fails_is_raised_after_saving() -> None:
@@ -192,10 +277,11 @@ def test_a_failure_beside_the_step_costs_no_step(tmp_path, monkeypatch, where) -
     assert_same_arrays(read_checkpoint(tmp_path / "run", 6), read_checkpoint(tmp_path / "whole", 6))
 
 
-def test_training_images_that_cannot_be_read_are_skipped_and_listed(tmp_path, monkeypatch, capsys) -> None:
-    from deeplab_jax.data.scenes import Scenes
-    from deeplab_jax.train.loop import train
+SKIP = {"data.on_error": "skip", "data.max_skipped": 0.2}
+SKIPPED = ["1 of 5 training images were skipped since this start", "  2.png: truncated"]
 
+
+def damage_an_image(monkeypatch):
     read = Scenes.__getitem__
 
     def damaged(self, index):
@@ -204,12 +290,31 @@ def test_training_images_that_cannot_be_read_are_skipped_and_listed(tmp_path, mo
         return read(self, index)
 
     monkeypatch.setattr(Scenes, "__getitem__", damaged)
+
+
+def test_training_images_that_cannot_be_read_are_skipped_and_listed(tmp_path, monkeypatch, capsys) -> None:
+    damage_an_image(monkeypatch)
     with pytest.raises(UserError, match="2.png: truncated"):
         run_training(tmp_path / "run", tiny_config())
-    skip = tiny_config(**{"data.on_error": "skip", "data.max_skipped": 0.2})
+    skip = tiny_config(**SKIP)
     assert train(skip, tmp_path / "run")["step"] == 6  # What happens after a fault is no other configuration.
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[-2:] == ["1 of 5 training images were skipped since this start", "  2.png: truncated"]
+    assert capsys.readouterr().out.splitlines()[-2:] == SKIPPED
     run_training(tmp_path / "whole", skip)
     assert read_metrics(tmp_path / "run") == read_metrics(tmp_path / "whole")
     assert_same_arrays(read_checkpoint(tmp_path / "run", 6), read_checkpoint(tmp_path / "whole", 6))
+
+
+@pytest.mark.parametrize("end", [Interrupted("asked to", preempted=True), MemoryError()])
+def test_skipped_images_are_listed_however_the_run_ends(tmp_path, monkeypatch, capsys, end) -> None:
+    damage_an_image(monkeypatch)
+    report = loop.report
+
+    def ending(number, *args):
+        report(number, *args)
+        if number == 4:
+            raise end
+
+    monkeypatch.setattr(loop, "report", ending)
+    with pytest.raises(type(end)):
+        train(tiny_config(**SKIP), tmp_path)
+    assert capsys.readouterr().out.splitlines()[-2:] == SKIPPED

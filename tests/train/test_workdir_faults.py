@@ -1,21 +1,25 @@
 """What happens to run directories: damaged checkpoints, a full disk, a folder that goes away, two trainers."""
 
-import contextlib
 import errno
 import fcntl
 import gc
 import multiprocessing
+import operator
 import os
 import shutil
+import struct
 from pathlib import Path
 
 import pytest
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.record_writer import masked_crc32c
 
 from deeplab_jax.checkpoint import Checkpoints
+from deeplab_jax.checksums import CHECKSUMS, damage
 from deeplab_jax.errors import UserError
 from deeplab_jax.train import loop
 from deeplab_jax.train.loop import train
-from deeplab_jax.train.workdir import LOCK_FILE, lock_workdir
+from deeplab_jax.train.workdir import CONFIG_FILE, LOCK_FILE, lock_workdir
 from deeplab_jax.train.writers import Writers
 from deeplab_jax.weights.folder import CHECKPOINTS, load
 from tests.tiny import assert_same_arrays, quiet, read_checkpoint, read_metrics, run_training, tiny_config
@@ -66,6 +70,17 @@ def flip_bits(folder):
         file.write_bytes(bytes(255 - byte for byte in file.read_bytes()))
 
 
+def flip_a_bit_of_the_weights(folder):
+    """Such a one no format notices: the arrays are stored as they are."""
+    flip_a_bit(max((folder / "variables").rglob("d/*"), key=lambda path: path.stat().st_size))
+
+
+def flip_a_bit(file):
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
 # Checkpoints.
 
 
@@ -76,7 +91,7 @@ def collect_garbage():
     gc.collect()
 
 
-@pytest.mark.parametrize("damage", [truncate_data, remove_metadata, empty, flip_bits])
+@pytest.mark.parametrize("damage", [truncate_data, remove_metadata, empty, flip_bits, flip_a_bit_of_the_weights])
 def test_a_damaged_newest_checkpoint_is_said_and_the_one_before_goes_on(copy, finished, capsys, damage) -> None:
     damage(copy / CHECKPOINTS / "6")
     results = train(tiny_config(**THREE), copy)
@@ -101,7 +116,35 @@ def test_several_damaged_checkpoints_are_passed_over_and_none_left_is_a_user_err
     assert sorted(os.listdir(copy / CHECKPOINTS)) == before  # Nothing is set aside that nothing replaces.
 
 
-@pytest.mark.parametrize("content", ["", '{"mi', "[]", '{"miou": "high"}'])
+def test_every_flipped_bit_of_a_checkpoint_is_noticed_and_none_where_no_sums_are(copy) -> None:
+    folder = copy / CHECKPOINTS / "6"
+    files = [path for part in ("variables", "optimizer") for path in (folder / part).rglob("*") if path.is_file()]
+    assert len(files) > 10 and not any(damage(folder, part) for part in ("variables", "optimizer"))
+    for file in files:
+        whole = file.read_bytes()
+        if whole:
+            flip_a_bit(file)
+            name = file.relative_to(folder)
+            assert damage(folder, name.parts[0]).startswith(f"not what was written: {name}, 1 of ")
+            file.write_bytes(whole)
+    flip_a_bit(folder / CHECKSUMS)
+    assert damage(folder, "variables") or damage(folder, "optimizer")
+    (folder / CHECKSUMS).write_text("[]")
+    assert damage(folder, "variables").startswith(CHECKSUMS)
+    (folder / CHECKSUMS).unlink()
+    assert damage(folder, "variables") == ""
+    assert run_training(copy, tiny_config(**THREE)) is None  # A run from before there were any goes on.
+
+
+def test_metrics_of_what_was_set_aside_are_nobodys(copy) -> None:
+    aside = (copy / CHECKPOINTS / "6").rename(copy / CHECKPOINTS / "6.damaged")
+    (aside / "metrics" / "metrics").write_text("[]")
+    assert load(copy)[2]["step"] == 4
+    assert run_training(copy, tiny_config(**THREE))["step"] == 6
+    assert (aside / "metrics" / "metrics").exists()
+
+
+@pytest.mark.parametrize("content", ["", '{"mi', "[]", '{"miou": "high"}', f'{{"miou": {10**400}}}', '{"miou": NaN}'])
 def test_damaged_metrics_are_computed_again(copy, finished, content) -> None:
     (copy / CHECKPOINTS / "6" / "metrics" / "metrics").write_text(content)
     with pytest.raises(UserError, match=r"6/metrics/metrics: is damaged .*; remove the folder"):
@@ -152,14 +195,65 @@ def test_a_run_directory_that_vanishes_is_a_line(tmp_path, monkeypatch, part) ->
     assert not (workdir / part / CHECKPOINTS).exists() and not (workdir / CHECKPOINTS).exists()
 
 
-def test_a_disk_that_fills_up_under_the_record_is_a_line(tmp_path) -> None:
-    with Writers(tmp_path, start=0, steps=1, console=quiet()) as writers:
-        writers._jsonl.close()
-        writers._jsonl = Path("/dev/full").open("w", encoding="utf-8")  # noqa: SIM115
-        with pytest.raises(UserError, match=f"record of the run .*{os.strerror(errno.ENOSPC)}"):
-            writers.scalars(1, {"loss": 1.0}, prefix="train")
-        with contextlib.suppress(OSError):
-            writers._jsonl.close()
+@pytest.mark.parametrize("part", ["_jsonl", "_events._file"])
+def test_a_disk_that_fills_up_under_the_record_is_a_line(tmp_path, part) -> None:
+    """So it is in the step that meets it; both files are closed, and closing them, which writes again, adds nothing."""
+    writers = Writers(tmp_path, start=0, steps=1, console=quiet())
+    *path, name = part.split(".")
+    owner = operator.attrgetter(*path)(writers) if path else writers
+    getattr(owner, name).close()
+    setattr(owner, name, Path("/dev/full").open("w" if part == "_jsonl" else "wb"))  # noqa: SIM115
+    with pytest.raises(UserError, match=f"record of the run .*{os.strerror(errno.ENOSPC)}"), writers:
+        writers.scalars(1, {"loss": 1.0}, prefix="train")
+    assert writers._jsonl.closed and writers._events._file.closed
+
+
+def test_a_record_that_cannot_be_begun_or_ended_is_a_line(tmp_path) -> None:
+    (tmp_path / "tensorboard").write_text("no folder")
+    with pytest.raises(UserError, match="record of the run cannot be written"):
+        Writers(tmp_path, start=0, steps=1, console=quiet())
+    (tmp_path / "tensorboard").unlink()
+    writers = Writers(tmp_path, start=0, steps=1, console=quiet())
+    writers._jsonl.close()
+    writers._jsonl = Path("/dev/full").open("w", encoding="utf-8")  # noqa: SIM115
+    with pytest.raises(UserError, match=f"record of the run .*{os.strerror(errno.ENOSPC)}"), writers:
+        writers._jsonl.write("left for the end")
+    assert writers._events._file.closed
+
+
+def test_events_are_the_records_that_tensorboard_reads(tmp_path) -> None:
+    with Writers(tmp_path, start=3, steps=9, console=quiet()) as writers:
+        writers.scalars(4, {"loss": 0.5, "speed": 2.0}, prefix="train")
+    (file,) = (tmp_path / "tensorboard").glob("events.out.tfevents.*")
+    events = []
+    with file.open("rb") as stream:
+        while head := stream.read(8):
+            check, content = stream.read(4), stream.read(*struct.unpack("<Q", head))
+            assert (check, stream.read(4)) == tuple(struct.pack("<I", masked_crc32c(part)) for part in (head, content))
+            events.append(Event.FromString(content))
+    assert events[0].file_version == "brain.Event:2"
+    assert (events[1].step, events[1].session_log.status) == (3, SessionLog.START)
+    assert [(event.step, event.summary.value[0].tag, event.summary.value[0].simple_value) for event in events[2:]] == [
+        (4, "train/loss", 0.5),
+        (4, "train/speed", 2.0),
+    ]
+
+
+def test_a_first_write_that_fails_leaves_a_directory_that_the_next_start_takes(tmp_path, monkeypatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))))
+        with pytest.raises(UserError, match=f"run directory .*{os.strerror(errno.ENOSPC)}"):
+            run_training(tmp_path, tiny_config())
+    assert sorted(os.listdir(tmp_path)) == [LOCK_FILE, "config.tmp"]
+    assert run_training(tmp_path, tiny_config())["step"] == 6
+
+
+def test_a_run_without_its_config_goes_on_as_its_error_message_says(copy) -> None:
+    (copy / CONFIG_FILE).write_text("{")
+    with pytest.raises(UserError, match=r"config\.json: is damaged .*or delete the file to go on with this config"):
+        run_training(copy, tiny_config(**THREE))
+    (copy / CONFIG_FILE).unlink()
+    assert run_training(copy, tiny_config(**THREE)) is None
 
 
 # Two trainers.
@@ -187,6 +281,17 @@ def test_a_second_trainer_is_refused_until_the_first_one_is_dead(copy) -> None:
         first.kill()  # The lock dies with the process, whatever way it ends.
         first.join()
     assert run_training(copy, tiny_config(**THREE)) is None
+
+
+def test_of_two_that_start_at_once_one_is_refused(tmp_path) -> None:
+    """The other has made its lock, and not yet written anything else."""
+    with (
+        lock_workdir(tmp_path, print),
+        pytest.raises(UserError, match="another process trains in this directory"),
+    ):
+        run_training(tmp_path, tiny_config())
+    assert os.listdir(tmp_path) == [LOCK_FILE]
+    assert run_training(tmp_path, tiny_config())["step"] == 6
 
 
 def test_a_file_system_without_locks_is_said_and_does_not_stop(tmp_path, monkeypatch) -> None:

@@ -1,7 +1,9 @@
 """Model folders: what is saved is loaded bit for bit, and what does not fit is listed."""
 
+import errno
 import json
 import os
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -16,6 +18,7 @@ from deeplab_jax.weights.folder import (
     WEIGHTS_FILE,
     flatten_variables,
     load,
+    read_description,
     save,
     write_description,
 )
@@ -161,6 +164,20 @@ def test_a_path_that_cannot_be_written_is_a_user_error(tmp_path, made) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="file: cannot write the model folder"):
         save(tmp_path / "file", *made, {})
+
+
+def test_a_description_that_cannot_be_written_leaves_the_one_before(tmp_path, made, monkeypatch) -> None:
+    write_description(tmp_path, made[0], INFO)
+    write = Path.write_text
+
+    def fill_disk(self, text, **options):
+        write(self, text[: len(text) // 2], **options)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_text", fill_disk)
+    with pytest.raises(UserError, match=rf"model\.json: cannot be written \({os.strerror(errno.ENOSPC)}\)"):
+        write_description(tmp_path, made[0], {})
+    assert read_description(tmp_path)[1] == INFO and os.listdir(tmp_path) == [MODEL_FILE]
 
 
 def test_a_run_directory_gives_its_best_checkpoint_or_else_the_newest(tmp_path, made) -> None:

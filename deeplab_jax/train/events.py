@@ -1,0 +1,52 @@
+"""The event file that TensorBoard reads.
+
+tensorboardX writes one in a thread, which a full disk ends unheard; the queue to it fills up, and training waits for it
+for ever. So its messages are written here, by who has them, and what goes wrong is raised.
+"""
+
+import socket
+import struct
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.record_writer import masked_crc32c
+from tensorboardX.summary import scalar
+
+
+class EventFile:
+    """A new event file.
+
+    Args:
+      folder: made where missing.
+      start: step that the run goes on from; TensorBoard hides what older files say of this step and later ones.
+
+    Raises:
+      OSError: it cannot be written; so do the methods.
+    """
+
+    def __init__(self, folder: Path, *, start: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = (folder / f"events.out.tfevents.{time.time():.3f}.{socket.gethostname()}").open("wb")
+        self._write(file_version="brain.Event:2")
+        if start:
+            self._write(step=start, session_log=SessionLog(status=SessionLog.START))
+        self._file.flush()
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Write the values of a step by name."""
+        for name, value in values.items():
+            self._write(step=step, summary=scalar(name, value))
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def _write(self, **fields: Any) -> None:
+        content = Event(wall_time=time.time(), **fields).SerializeToString()
+        length = struct.pack("<Q", len(content))
+        for part in (length, content):  # TFRecord: each is followed by its checksum.
+            self._file.write(part + struct.pack("<I", masked_crc32c(part)))
