@@ -18,6 +18,7 @@ from deeplab_jax.__main__ import main
 from deeplab_jax.checkpoint import Checkpoints
 from deeplab_jax.errors import UserError
 from deeplab_jax.weights.folder import CHECKPOINTS
+from experiments.launch.local import free_port
 from tests.processes import environment, finish, write_config
 from tests.tiny import read_metrics, run_training, tiny_config
 
@@ -234,6 +235,32 @@ def test_what_the_user_can_mend_is_said_once_and_ends_all_with_2(tmp_path) -> No
 def test_places_that_make_no_sense_are_refused(where) -> None:
     with pytest.raises(UserError, match=f"--distributed {where}: give none, auto, or HOST:PORT,COUNT,INDEX"):
         distributed.explicit(where)
+
+
+def run_alone(program):
+    """Run a program that begins with the imports it needs; return its exit code and stderr."""
+    lines = ("import os, signal, sys, time", "from deeplab_jax import distributed", *program)
+    command = [sys.executable, "-c", "\n".join(lines)]
+    done = subprocess.run(command, env=environment({}), capture_output=True, text=True, check=False, timeout=120)
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_others_that_do_not_come_end_in_one_line(index) -> None:
+    program = ["distributed.JOINING = 1.5", f"distributed.join('127.0.0.1:{free_port()},2,{index}')"]
+    code, errors = run_alone(program)
+    assert code == 75 and says(r"--distributed 127.0.0.1:\d+,2,\d: not all processes were there within 1.5 s", errors)
+    assert "Check failed" not in errors and "*** " not in errors  # JAX's own end, with a stack trace.
+
+
+def test_sigterm_stays_what_it_is_once_the_processes_have_joined() -> None:
+    program = [
+        f"distributed.join('127.0.0.1:{free_port()},1,0')",
+        "signal.raise_signal(signal.SIGTERM)",
+        "time.sleep(5)",
+        "os._exit(0)",
+    ]
+    assert run_alone(program)[0] == -signal.SIGTERM
 
 
 def test_explicit_places_are_read() -> None:
