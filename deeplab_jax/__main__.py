@@ -13,7 +13,8 @@ from typing import Any
 
 from deeplab_jax import verbs
 from deeplab_jax.errors import StuckError, ToldElsewhere, UserError, did_you_mean
-from deeplab_jax.verbs import INTERRUPTED, USER_ERROR, fail
+from deeplab_jax.train.signals import end_on_sigterm
+from deeplab_jax.verbs import INTERRUPTED, PREEMPTED, USER_ERROR, fail
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
@@ -36,6 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return fail(f"{args.verb}: {word} is not an option of this verb: {did_you_mean(word, flags)}")
     args.config = config_args
     own_process = argv is None
+    if own_process and args.verb == "train":  # From here on, as imports and the wait for other processes take long.
+        end_on_sigterm(PREEMPTED)
     try:
         if args.distributed == "none":
             return run_verb(args, own_process=own_process)
