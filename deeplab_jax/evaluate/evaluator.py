@@ -15,7 +15,7 @@ import numpy as np
 from deeplab_jax.data.loader import TIMEOUT, examples_in_order
 from deeplab_jax.data.pairs import Example, Source
 from deeplab_jax.data.reading import never
-from deeplab_jax.distributed import in_step, listed, own_share, summed
+from deeplab_jax.distributed import in_step, listed, own_share, summed, together
 from deeplab_jax.errors import UserError, did_you_mean
 from deeplab_jax.evaluate.batches import grouped, padded
 from deeplab_jax.evaluate.boundary import Trimap
@@ -126,7 +126,7 @@ def evaluate(
         check_output_stride(model)
     chosen = local_devices(devices)
     folded, variables = fold_norm(model, copy_to(chosen, variables))
-    together = batch_size * len(chosen)
+    at_once = batch_size * len(chosen)
     mine = own_share(len(source) if limit is None else min(limit, len(source)))
     factors = tuple(float(scale) for scale in scales)
     view = (int(window[0]), int(window[1])) if window else None
@@ -136,21 +136,22 @@ def evaluate(
     start, done = time.perf_counter(), 0
     read = examples_in_order(source, mine, threads=threads, timeout=timeout, stopped=stopped)
     examples = (seen(example, resize=resize, crop=crop) for example in read)
-    for group in in_step(grouped(examples, together, mode=mode, pad_to=pad_to)):
-        for size, batch in group:
-            sizes_run.add(size)
-            arrays = split_over(chosen, *padded(batch, size, count=together))
-            classes, counts = evaluate_batch(
-                folded, variables, *arrays, scales=factors, flip=flip, window=view, crf=crf
-            )
-            confusion += counts
-            done += len(batch)
-            for example, predicted in zip(batch, classes, strict=False):
-                height, width = example["label"].shape
-                if bands is not None:
-                    bands.add(example["label"], predicted[:height, :width])
-                if on_prediction is not None:
-                    on_prediction(example, predicted[:height, :width])
+    for group in in_step(grouped(examples, at_once, mode=mode, pad_to=pad_to)):
+        with together():
+            for size, batch in group:
+                sizes_run.add(size)
+                arrays = split_over(chosen, *padded(batch, size, count=at_once))
+                classes, counts = evaluate_batch(
+                    folded, variables, *arrays, scales=factors, flip=flip, window=view, crf=crf
+                )
+                confusion += counts
+                done += len(batch)
+                for example, predicted in zip(batch, classes, strict=False):
+                    height, width = example["label"].shape
+                    if bands is not None:
+                        bands.add(example["label"], predicted[:height, :width])
+                    if on_prediction is not None:
+                        on_prediction(example, predicted[:height, :width])
         if progress is not None:
             progress(done, len(mine))
     confusion, done = summed(confusion), int(summed(np.asarray(done)))

@@ -138,9 +138,10 @@ def _train(
         postmortem = partial(
             write_postmortem, workdir / POSTMORTEM, config=config, model=model, info=model_info(train_source)
         )
-        writers = held.enter_context(
-            Writers(workdir, start=start, steps=t.steps, console=console) if first else NoWriters(workdir)
-        )
+        with together():
+            writers = held.enter_context(
+                Writers(workdir, start=start, steps=t.steps, console=console) if first else NoWriters(workdir)
+            )
         announce(config, model, train_source, val_source, mesh, writers)
         evaluation = partial(
             evaluate_and_draw,
@@ -210,7 +211,8 @@ def run(
     if start and is_due(start, settings) and not checkpoints.metrics(start):  # The evaluation was cut short.
         results = evaluation(state, start)
         checkpoints.add_metrics(start, scores_of(results))
-    batch = fetch() if start < steps else None
+    with together():
+        batch = fetch() if start < steps else None
     clock.restart()
     for number in range(start + 1, steps + 1):
         state, metrics = step(state, batch)
@@ -291,7 +293,8 @@ def evaluate_and_draw(
         for name in ("miou", "pixel_accuracy", "mean_accuracy", "seconds")
         if results[name] is not None
     }
-    writers.scalars(number, scalars, prefix="val")
+    with together():
+        writers.scalars(number, scalars, prefix="val")
     writers.say(
         f"step {number}: validation mIoU {results['miou'] or 0:.4f} on {results['protocol']['images']} images in "
         f"{results['seconds']:.1f} s"

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -235,6 +236,79 @@ def test_what_the_user_can_mend_is_said_once_and_ends_all_with_2(tmp_path) -> No
 def test_places_that_make_no_sense_are_refused(where) -> None:
     with pytest.raises(UserError, match=f"--distributed {where}: give none, auto, or HOST:PORT,COUNT,INDEX"):
         distributed.explicit(where)
+
+
+def write_faulty_config(file, which, fault, **changes):
+    """Write a config file with which one of two processes, `which`, meets a fault: statements that patch something."""
+    write_config(file, **changes)
+    patches = (f"if any(word.endswith(',2,{which}') for word in sys.argv):", *(f"    {line}" for line in fault))
+    head = (
+        "import sys",
+        "from deeplab_jax.checkpoint import DamagedCheckpoint",
+        "from deeplab_jax.data import scenes",
+        "from deeplab_jax.errors import UserError",
+        "from deeplab_jax.evaluate import predictor",
+        "from deeplab_jax.train import loop, start",
+        "def fail(*args, when=lambda *args, **options: True, otherwise=None, **options):",
+        "    if when(*args, **options):",
+        "        raise UserError('made up')",
+        "    return otherwise(*args, **options)",
+    )
+    file.write_text("\n".join((*head, *patches, file.read_text())))
+    return file
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("which", "fault", "saved"),
+    [
+        pytest.param(1, "scenes.Scenes.__getitem__ = fail", None, id="first image"),
+        pytest.param(0, "loop.Writers.__init__ = fail", None, id="writers"),
+        pytest.param(
+            0,
+            "from functools import partialmethod; loop.Writers.scalars = partialmethod("
+            "fail, when=lambda *_, prefix: prefix == 'val', otherwise=loop.Writers.scalars)",
+            2,
+            id="record of an evaluation",
+        ),
+    ],
+)
+def test_what_fails_on_one_process_ends_all_with_2(tmp_path, which, fault, saved) -> None:
+    config = write_faulty_config(tmp_path / "tiny.py", which, [fault], **RUN)
+    code, _, errors = finish(launch(config, "--workdir", tmp_path / "run", devices=1))
+    assert code == 2 and errors.count("deeplab-jax:") == says("made up", errors) == 1, errors
+    with Checkpoints(tmp_path / "run" / CHECKPOINTS, read_only=True) as checkpoints:
+        assert checkpoints.latest() == saved
+
+
+@pytest.mark.slow
+def test_a_prediction_that_one_process_cannot_write_ends_all_with_2(tmp_path, alone) -> None:
+    reference, _ = alone(RUN["train.steps"])
+    config = write_faulty_config(tmp_path / "tiny.py", 1, ["predictor.write_prediction = fail"], **RUN)
+    words = ("--model", reference, "--out", tmp_path / "out", "--save_predictions")
+    code, _, errors = finish(launch(config, *words, devices=1, verb="evaluate"))
+    assert code == 2 and errors.count("deeplab-jax:") == says("made up", errors) == 1, errors
+    assert not (tmp_path / "out" / "metrics.json").exists()
+
+
+@pytest.mark.slow
+def test_a_checkpoint_that_one_process_cannot_read_is_damaged_for_all(tmp_path, alone) -> None:
+    reference, _ = alone(RUN["train.steps"])
+    shutil.copytree(reference, tmp_path / "run")
+    fault = [
+        "def restore(checkpoints, step, *args, wrapped=start.restore):",
+        "    state = wrapped(checkpoints, step, *args)",
+        "    if step == 4:",
+        "        raise DamagedCheckpoint(checkpoints.directory, 'made up')",
+        "    return state",
+        "start.restore = restore",
+    ]
+    config = write_faulty_config(tmp_path / "tiny.py", 1, fault, **RUN)
+    words = ("--workdir", tmp_path / "run", "--allow_config_change")
+    code, output, errors = finish(launch(config, *words, devices=1))
+    assert code == 0, errors
+    assert "the checkpoint of step 4 is damaged (made up)" in output and "resuming from step 2" in output
+    assert_same_numbers(tmp_path / "run", reference)
 
 
 def run_alone(program):
