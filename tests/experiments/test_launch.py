@@ -36,15 +36,118 @@ def test_scripts_are_bash_and_run_what_the_command_line_takes(repo_root, script)
     assert check_words(words).distributed == "auto"
 
 
-@pytest.mark.parametrize(("code", "requeued"), [(0, False), (2, False), (75, True), (134, True), (137, True)])
-def test_the_sbatch_script_requeues_what_can_go_on(repo_root, tmp_path, code, requeued) -> None:
-    for name, body in (("srun", f"exit {code}"), ("scontrol", f"echo $@ > {tmp_path}/asked")):
-        (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
-        (tmp_path / name).chmod(0o755)
-    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_JOB_ID": "7"}
+def write_program(file, body):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(f"#!/bin/bash\n{body}\n")
+    file.chmod(0o755)
+
+
+# Runs a task for each of the codes, which the tasks end with, at once; ends, like Slurm's, with the highest.
+SRUN = """
+echo "$@" > srun.words
+while [[ $1 == --* ]]; do shift; done
+tasks=()
+for code in $CODES; do CODE=$code "$@" & tasks+=($!); done
+[[ -z ${SIGNAL:-} ]] || { until [[ -e ready ]]; do sleep 0.1; done; pkill -TERM -P "$tasks"; kill -TERM "$tasks"; }
+highest=0
+for task in "${tasks[@]}"; do wait "$task"; code=$?; ((code > highest)) && highest=$code; done
+exit $highest
+"""
+
+
+@pytest.mark.parametrize(
+    ("codes", "code", "requeued"),
+    [
+        ("0 0", 0, False),
+        ("2 2", 2, False),
+        ("75 75", 75, True),
+        ("134 137", 137, True),
+        ("143 75", 143, True),
+        ("137 2 75", 2, False),
+        ("134 134 1", 1, False),
+    ],
+)
+@pytest.mark.parametrize("restarts", [0, 30])
+def test_the_sbatch_script_requeues_what_can_go_on(repo_root, tmp_path, codes, code, requeued, restarts) -> None:
+    write_program(tmp_path / "bin" / "srun", SRUN)
+    write_program(tmp_path / "bin" / "scontrol", f"echo $@ > {tmp_path}/asked")
+    write_program(tmp_path / ".venv" / "bin" / "python", "exit $CODE")
+    environment = {
+        "PATH": f"{tmp_path}/bin:{os.environ['PATH']}",
+        "SLURM_SUBMIT_DIR": str(tmp_path),
+        "SLURM_JOB_ID": "7",
+        "SLURM_CPUS_PER_TASK": "8",
+        "SLURM_RESTART_COUNT": str(restarts),
+        "CODES": codes,
+    }
     done = subprocess.run(["bash", repo_root / FOLDER / "slurm.sbatch"], env=environment, check=False)
     assert done.returncode == code
-    assert (tmp_path / "asked").exists() == requeued
+    assert (tmp_path / "asked").exists() == (requeued and restarts < 30)
+    assert "--cpus-per-task=8" in (tmp_path / "srun.words").read_text()
+
+
+def test_the_shell_around_a_task_of_slurm_leaves_it_time_to_save(repo_root, tmp_path) -> None:
+    write_program(tmp_path / "bin" / "srun", SRUN)
+    write_program(tmp_path / "bin" / "scontrol", f"echo $@ > {tmp_path}/asked")
+    program = (
+        "import signal, sys, time; signal.signal(15, lambda *_: (time.sleep(1), sys.exit(75))); "
+        'open("ready", "w").close(); time.sleep(30)'
+    )
+    write_program(tmp_path / ".venv" / "bin" / "python", f"exec {sys.executable} -c '{program}'")
+    environment = {
+        "PATH": f"{tmp_path}/bin:{os.environ['PATH']}",
+        "SLURM_SUBMIT_DIR": str(tmp_path),
+        "SLURM_JOB_ID": "7",
+        "CODES": "0",
+        "SIGNAL": "yes",
+    }
+    assert subprocess.run(["bash", repo_root / FOLDER / "slurm.sbatch"], env=environment, check=False).returncode == 75
+    assert (tmp_path / "asked").exists()
+
+
+# A TPU whose state is a file; each training takes the next of $CODES, "gone" for a preemption in the middle of it.
+GCLOUD = """
+verb=$4
+echo "$verb" >> verbs
+case $verb in
+    describe) cat state 2> nothing ;;
+    delete) rm state ;;
+    create) [[ "$*" == *--spot* ]] && echo READY > state ;;
+    ssh)
+        [[ "$*" == *train* ]] || exit 0
+        read -r code rest < codes
+        echo "$rest" > codes
+        [[ $code == gone ]] && echo PREEMPTED > state && exit 1
+        exit "$code" ;;
+esac
+"""
+
+
+@pytest.mark.parametrize(
+    ("state", "codes", "code", "verbs"),
+    [
+        ("READY", "0", 0, "describe ssh"),
+        ("READY", "2", 2, "describe ssh describe"),
+        ("READY", "75 255 0", 0, "describe ssh describe ssh describe ssh"),
+        ("READY", "143 134 137 0", 137, "describe ssh describe ssh describe ssh"),
+        ("READY", "gone 0", 0, "describe ssh describe describe delete create ssh ssh"),
+        ("PREEMPTED", "0", 0, "describe delete create ssh ssh"),
+        ("", "0", 0, "describe create ssh ssh"),
+    ],
+)
+def test_the_script_of_tpus_brings_them_back_and_ends(repo_root, tmp_path, state, codes, code, verbs) -> None:
+    write_program(tmp_path / "gcloud", GCLOUD)
+    (tmp_path / "codes").write_text(codes + "\n")
+    if state:
+        (tmp_path / "state").write_text(state + "\n")
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "MAX_STARTS": "3", "PAUSE": "0"}
+    more = {"TPU_CREATE": "--version=v --spot", "TPU_SETUP": "true"}
+    command = ["bash", repo_root / FOLDER / "tpu_pod.sh", "name", "zone", "--config", "c.py"]
+    done = subprocess.run(command, cwd=tmp_path, env={**environment, **more}, check=False)
+    assert (done.returncode, (tmp_path / "verbs").read_text().split()) == (code, verbs.split())
+    if "create" in verbs:  # Which nobody has said how to.
+        (tmp_path / "state").write_text("PREEMPTED")
+        assert subprocess.run(command, cwd=tmp_path, env=environment, check=False).returncode == 75
 
 
 def test_the_manifest_gives_every_pod_its_place(repo_root) -> None:
@@ -62,6 +165,7 @@ def test_the_manifest_gives_every_pod_its_place(repo_root) -> None:
     assert service["metadata"]["name"] == spec["template"]["spec"]["subdomain"]
     assert service["spec"]["selector"] == {"job-name": name} and spec["completionMode"] == "Indexed"
     (exits,) = [rule["onExitCodes"] for rule in spec["podFailurePolicy"]["rules"] if "onExitCodes" in rule]
+    assert spec["backoffLimitPerIndex"] and spec["maxFailedIndexes"] == 0 and spec["activeDeadlineSeconds"]
     assert exits["containerName"] == container["name"] and 75 not in exits["values"] and 2 in exits["values"]
 
 
