@@ -6,6 +6,8 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 import yaml
@@ -13,6 +15,7 @@ import yaml
 from deeplab_jax.__main__ import make_parser, split_config_arguments
 from deeplab_jax.distributed import explicit
 from experiments.launch import local
+from tests.processes import environment
 
 FOLDER = "experiments/launch"
 
@@ -217,6 +220,52 @@ def test_one_failure_ends_all_with_its_code(run_script, monkeypatch) -> None:
 def test_starts_again_after_a_loss_and_not_after_a_failure(run_script, restarts, code) -> None:
     script = "os.kill(os.getpid(), signal.SIGKILL) if start == 0 else sys.exit(75 if start == 1 else 3)"
     assert run_script(script, processes=1, restarts=restarts) == code
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_signal_between_two_starts_ends_the_launcher(run_script, monkeypatch, tmp_path, number, code) -> None:
+    # The launcher prints between two starts only.
+    monkeypatch.setattr(local, "print", lambda *_, **__: signal.raise_signal(number), raising=False)
+    assert run_script("sys.exit(75)", processes=1, restarts=2) == code
+    assert (tmp_path / "count0").read_text() == "x"
+
+
+def test_a_signal_while_processes_are_started_reaches_all(run_script, monkeypatch) -> None:
+    script = "signal.signal(signal.SIGTERM, lambda *_: sys.exit(5)); print('ready', flush=True); time.sleep(100)"
+    pass_on, ready = local.pass_on, []
+
+    def passing(source, target, prefix):
+        if target is sys.stdout:
+            ready.append(source.readline())
+            if len(ready) == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+        pass_on(source, target, prefix)
+
+    monkeypatch.setattr(local, "pass_on", passing)
+    assert run_script(script) == 5
+
+
+@pytest.mark.skipif(not local.TETHER, reason="needs setpriv")
+def test_a_killed_launcher_leaves_nothing_behind(tmp_path) -> None:
+    child = "import signal, time; print('ready', flush=True); time.sleep(100)"
+    launcher = (
+        "import sys; from experiments.launch import local; "
+        f"local.command = lambda *_, **__: [sys.executable, '-c', {child!r}]; local.run([], processes=1, devices=0, "
+        "restarts=0)"
+    )
+    with subprocess.Popen([sys.executable, "-c", launcher], stdout=subprocess.PIPE, env=environment({})) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"[0] ready\n"
+        children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True).stdout
+        process.kill()
+    deadline = time.monotonic() + 20
+    while any(alive(int(pid)) for pid in children.split()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert children.split() and not any(alive(int(pid)) for pid in children.split())
+
+
+def alive(pid):
+    status = Path(f"/proc/{pid}/stat")
+    return status.exists() and status.read_text().rsplit(")", 1)[1].split()[0] != "Z"
 
 
 @pytest.mark.parametrize("words", [["--processes", "0", "--", "train"], ["--restarts", "-1", "--", "train"], []])
