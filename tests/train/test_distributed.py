@@ -142,6 +142,14 @@ def test_two_processes_give_the_numbers_of_one_and_any_layout_goes_on_from_them(
     assert found["protocol"]["images"] == 11
 
 
+def test_an_evaluation_waits_for_the_others_as_long_as_the_configuration_says(tmp_path, monkeypatch, alone) -> None:
+    monkeypatch.setattr(distributed._watchdog, "limit", distributed.TIMEOUT)
+    config = write_config(tmp_path / "tiny.py", **RUN, **{"train.timeout": 123.0})
+    reference = str(alone(RUN["train.steps"])[0])
+    assert main(["evaluate", "--model", reference, "--out", str(tmp_path / "out"), "--config", str(config)]) == 0
+    assert distributed._watchdog.limit == 123.0
+
+
 @pytest.mark.slow
 def test_two_processes_with_two_devices_each_for_twenty_steps(tmp_path, alone) -> None:
     reference, results = alone(LONG["train.steps"])
@@ -198,26 +206,46 @@ def test_a_process_that_dies_hangs_or_is_preempted_ends_all_with_75(tmp_path, wh
     steps = [int(step) for step in re.findall(r"step (\d+):", output)] or [8]
     with Checkpoints(tmp_path / "run" / CHECKPOINTS, read_only=True) as checkpoints:
         newest = checkpoints.latest()
+    assert newest >= 5
     if number == signal.SIGTERM:
         assert says(rf"stopped at step {newest} of 4000, which is saved", errors) == 1 and newest == max(steps)
     elif number == signal.SIGSTOP or which == 1:
         assert says("another process died or hangs: .*; start all of them again", errors) == 1
-        assert newest >= 5
     else:  # JAX itself ends those whose first process is gone.
         assert "JAX distributed service detected fatal errors" in errors or says("another process died", errors) == 1
 
 
 @pytest.mark.slow
-def test_the_launcher_starts_again_and_the_run_goes_on(tmp_path) -> None:
+@pytest.mark.parametrize("which", [0, 1])
+def test_the_launcher_starts_again_and_the_run_goes_on(tmp_path, which) -> None:
     config = write_config(tmp_path / "tiny.py", **{**FAULT, "train.steps": 60})
     process = launch(config, "--workdir", tmp_path / "run", devices=1, options=("--restarts", 1))
-    os.kill(wait_for_step(process, 8)[1], signal.SIGKILL)
+    os.kill(wait_for_step(process, 8)[which], signal.SIGKILL)
     code, output, errors = finish(process)
     assert code == 0, errors
     assert "start 2 of at most 2" in errors and "resuming from step" in output
     straight = tmp_path / "straight"
     run_training(straight, tiny_config(**{**FAULT, "train.steps": 60, "train.devices": 1}))
     np.testing.assert_allclose(losses(tmp_path / "run"), losses(straight), rtol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shard", [False, True], ids=["copied", "split"])
+@pytest.mark.parametrize("first", [1, 2])
+def test_a_checkpoint_is_restored_by_another_number_of_processes(tmp_path, alone, first, shard) -> None:
+    """From one process to two, and from two to one; the state of the two may be split over both."""
+    reference, _ = alone(RUN["train.steps"])
+    settings = {**RUN, "train.shard_state": shard}
+    half = write_config(tmp_path / "half.py", **settings)
+    # Stopped after two steps of four, so that the schedule of the learning rate is the same.
+    half.write_text(half.read_text() + STOP_AFTER_TWO)
+    whole = write_config(tmp_path / "whole.py", **settings)
+    words = ("--workdir", tmp_path / "run")
+    code, _, errors = finish(launch(half, *words, processes=first))
+    assert code == 75 and says("stopped at step 2 of 4, which is saved", errors) == 1, errors
+    code, output, errors = finish(launch(whole, *words, processes=3 - first))
+    assert code == 0 and "resuming from step 2" in output, errors
+    assert_same_numbers(tmp_path / "run", reference)
 
 
 @pytest.mark.slow
@@ -309,6 +337,21 @@ def test_a_checkpoint_that_one_process_cannot_read_is_damaged_for_all(tmp_path, 
     assert code == 0, errors
     assert "the checkpoint of step 4 is damaged (made up)" in output and "resuming from step 2" in output
     assert_same_numbers(tmp_path / "run", reference)
+
+
+STOP_AFTER_TWO = """
+import signal
+from deeplab_jax.train import loop
+
+
+def reporting(number, *args, wrapped=loop.report):
+    wrapped(number, *args)
+    if number == 2:
+        signal.raise_signal(signal.SIGTERM)
+
+
+loop.report = reporting
+"""
 
 
 def run_alone(program):
