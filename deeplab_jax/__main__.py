@@ -9,11 +9,12 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from deeplab_jax import verbs
-from deeplab_jax.errors import StuckError, ToldElsewhere, UserError, did_you_mean
-from deeplab_jax.verbs import INTERRUPTED, USER_ERROR, fail
+from deeplab_jax.errors import ToldElsewhere, UserError, did_you_mean, end_process
+from deeplab_jax.train.signals import end_on_sigterm
+from deeplab_jax.verbs import INTERRUPTED, PREEMPTED, USER_ERROR, fail
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
@@ -35,19 +36,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         word = (unknown or config_args)[0].split("=")[0]
         return fail(f"{args.verb}: {word} is not an option of this verb: {did_you_mean(word, flags)}")
     args.config = config_args
-    own_process = argv is None
+    if argv is None and args.verb == "train":  # From here on, as imports and the wait for other processes take long.
+        end_on_sigterm(PREEMPTED)
     try:
         if args.distributed == "none":
-            return run_verb(args, own_process=own_process)
+            return run_verb(args)
         from deeplab_jax.distributed import run_as_one
 
-        return run_as_one(args.distributed, partial(run_verb, args, own_process=own_process))
+        return run_as_one(args.distributed, partial(run_verb, args))
     except UserError as error:
         return fail(str(error))
 
 
-def run_verb(args: argparse.Namespace, *, own_process: bool) -> int:
-    """Run the verb and return the exit code; in a process of its own, one that hangs ends at once."""
+def run_verb(args: argparse.Namespace) -> int:
+    """Run the verb and return the exit code."""
     try:
         enable_compilation_cache()
         code = args.run(args)
@@ -55,11 +57,7 @@ def run_verb(args: argparse.Namespace, *, own_process: bool) -> int:
     except ToldElsewhere:
         return USER_ERROR
     except UserError as error:
-        code = fail(str(error))
-        if isinstance(error, StuckError) and own_process and args.distributed == "none":
-            sys.stdout.flush()
-            os._exit(code)  # The interpreter would wait for the thread that hangs.
-        return code
+        return fail(str(error))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -277,5 +275,10 @@ def enable_compilation_cache() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 
+def command() -> NoReturn:
+    """Run the verb as a process of its own."""
+    end_process(main())
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    command()

@@ -25,7 +25,7 @@ Item = TypeVar("Item")
 ALONE, DETECTED = "none", "auto"
 LOST = 75  # Exit code where another process is gone: EX_TEMPFAIL, as after SIGTERM.
 TIMEOUT = 900.0  # seconds; the default of `config.train.timeout`
-JOINING = 300  # seconds for all processes to start
+JOINING = 300.0  # seconds for all processes to start
 GOODBYE = 10.0  # seconds to wait for the others at the end
 # JAX ends a process that misses its heartbeats by an abort with a stack trace; `_Watchdog` is there long before.
 HEARTBEAT = 24 * 3600
@@ -63,18 +63,38 @@ def run_as_one(where: str, run: Callable[[], int]) -> int:
 
 
 def join(where: str) -> None:
-    """Wait until all processes are there; see `run_as_one`."""
+    """Wait until all processes are there; end this one with `LOST` where they are not in time. See `run_as_one`."""
     arguments: dict[str, Any] = (
         {} if where == DETECTED else {**explicit(where), "cluster_detection_method": "deactivate"}
     )
-    try:
-        jax.distributed.initialize(
-            **arguments,
-            initialization_timeout=JOINING,
-            heartbeat_timeout_seconds=HEARTBEAT,
-            shutdown_timeout_seconds=int(6 * GOODBYE),
+    jax.config.update("jax_enable_preemption_service", False)  # It would keep SIGTERM to itself.
+    failures: list[BaseException] = []
+
+    def initialize() -> None:
+        try:
+            jax.distributed.initialize(
+                **arguments,
+                initialization_timeout=int(2 * JOINING) + 60,
+                heartbeat_timeout_seconds=HEARTBEAT,
+                shutdown_timeout_seconds=int(6 * GOODBYE),
+            )
+        except BaseException as error:
+            failures.append(error)
+
+    # In a thread: signals would have to wait for it, and once its own time is up JAX aborts the process.
+    thread = threading.Thread(target=initialize, name="joining", daemon=True)
+    thread.start()
+    thread.join(JOINING)
+    if thread.is_alive():
+        print(
+            f"deeplab-jax: --distributed {where}: not all processes were there within {JOINING:g} s; see that each "
+            "was started and that HOST:PORT is an address of process 0, then start all of them again",
+            file=sys.stderr,
         )
-    except (RuntimeError, ValueError) as error:
+        _end(LOST)  # The thread hangs.
+    for error in failures:
+        if not isinstance(error, RuntimeError | ValueError):
+            raise error
         raise UserError(
             f"--distributed {where}: the other processes were not found ({_first_line(error)}); give "
             "HOST:PORT,COUNT,INDEX, the same HOST:PORT on all of them"

@@ -1,7 +1,10 @@
 """The one exception for anything that the user can mend."""
 
 import difflib
+import os
+import sys
 from collections.abc import Iterable
+from typing import NoReturn
 
 
 class UserError(ValueError):
@@ -13,11 +16,26 @@ class UserError(ValueError):
 
 
 class StuckError(UserError):
-    """A thread hangs in a call that does not return: it cannot be ended, so the process has to be."""
+    """A thread hangs in a call that does not return: it cannot be ended, so the process has to be, by `end_process`."""
+
+    raised = False  # In this process, ever.
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        StuckError.raised = True
 
 
 class ToldElsewhere(UserError):
     """Another process of a job has failed and tells the user why; this one ends in silence."""
+
+
+def end_process(code: int) -> NoReturn:
+    """End this process with an exit code: at once where a thread hangs, which the interpreter would wait for."""
+    if StuckError.raised:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def did_you_mean(word: str, choices: Iterable[object], *, limit: int = 3) -> str:

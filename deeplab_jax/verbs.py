@@ -63,7 +63,7 @@ def evaluate(args: argparse.Namespace) -> None:
 
     from deeplab_jax.config import load_config, read_config
     from deeplab_jax.data.sources import open_source
-    from deeplab_jax.distributed import is_first, together
+    from deeplab_jax.distributed import is_first, together, watch
     from deeplab_jax.evaluate.evaluator import METRICS_FILE, evaluate, write_results
     from deeplab_jax.evaluate.predictor import prediction_writer
     from deeplab_jax.evaluate.tables import class_table, progress_bar
@@ -85,6 +85,7 @@ def evaluate(args: argparse.Namespace) -> None:
         options = {**evaluate_options(config), **given_inference_options(args)}
         if args.trimap is not None:
             options["trimap"] = args.trimap
+    watch(config.train.timeout)
     console = Console(quiet=not is_first())
     with progress_bar(console) as progress:
         results = evaluate(

@@ -7,7 +7,6 @@ Ends with the per-class table and the paths of the pictures. A second start goes
 """
 
 import argparse
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from deeplab_jax.__main__ import main as command_line
 from deeplab_jax.config import read_config
 from deeplab_jax.data.images import write_image
 from deeplab_jax.data.sources import open_source
-from deeplab_jax.errors import UserError
+from deeplab_jax.errors import UserError, end_process
 from deeplab_jax.evaluate.evaluator import Results, evaluate, write_results
 from deeplab_jax.evaluate.pictures import StripCollector, overlay, stack_strips
 from deeplab_jax.evaluate.tables import class_table
@@ -87,4 +86,4 @@ def show(workdir: Path, console: Console, started: float) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main())

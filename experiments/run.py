@@ -19,7 +19,7 @@ from typing import Any
 from rich.console import Console
 
 from deeplab_jax.__main__ import Parser, enable_compilation_cache, split_config_arguments
-from deeplab_jax.errors import UserError, did_you_mean
+from deeplab_jax.errors import UserError, did_you_mean, end_process
 from deeplab_jax.train.signals import Interrupted, stop_on_signals
 from deeplab_jax.train.workdir import git_commit, locked
 from deeplab_jax.verbs import INTERRUPTED, PREEMPTED, fail
@@ -257,4 +257,4 @@ def without(words: Sequence[str], word: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main())

@@ -9,7 +9,6 @@ validation split. A row that is finished is not run again, and one that was cut 
 import argparse
 import json
 import statistics
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from rich.console import Console
 
 from deeplab_jax.__main__ import fail
 from deeplab_jax.config import load_config
-from deeplab_jax.errors import UserError
+from deeplab_jax.errors import UserError, end_process
 from deeplab_jax.train.loop import train
 from deeplab_jax.train.workdir import git_commit
 
@@ -89,4 +88,4 @@ def write(file: Path, results: Sequence[Any]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main())

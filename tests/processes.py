@@ -41,10 +41,12 @@ def environment(changes: Mapping[str, str | None]) -> dict[str, str]:
     return {name: value for name, value in wanted.items() if value is not None}
 
 
-def start(*words: Any, python: str = sys.executable, **changes: str | None) -> subprocess.Popen[str]:
-    """Start the command line; keywords change its environment."""
+def start(
+    *words: Any, python: str = sys.executable, module: str = "deeplab_jax", **changes: str | None
+) -> subprocess.Popen[str]:
+    """Start the command line, or another module; keywords change its environment."""
     return subprocess.Popen(
-        [python, "-m", "deeplab_jax", *map(str, words)],
+        [python, "-m", module, *map(str, words)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -3,6 +3,8 @@
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -121,8 +123,20 @@ def test_a_process_that_sigterm_stops_ends_with_75_and_goes_on(usual, tmp_path) 
     finish(second)
 
 
+def test_a_process_with_a_thread_that_hangs_ends_with_its_code() -> None:
+    program = (
+        "import threading, time; from deeplab_jax.errors import StuckError, end_process; "
+        "threading.Thread(target=time.sleep, args=(100,)).start(); StuckError('hangs'); print('whole'); end_process(2)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout) == (2, "whole\n")
+
+
 @pytest.mark.slow
-def test_a_process_whose_reader_hangs_ends(tmp_path, compilation_cache) -> None:
+@pytest.mark.parametrize(
+    ("module", "words"), [("deeplab_jax", ("train",)), ("experiments.demo", ())], ids=["train", "demo"]
+)
+def test_a_process_whose_reader_hangs_ends(tmp_path, compilation_cache, module, words) -> None:
     """The thread that hangs does not keep it alive: 2 and a line, and the step before is saved."""
     config = write_config(tmp_path / "tiny.py", **{"data.timeout": 10.0, "train.checkpoint_every": 100})
     hanging = (
@@ -131,7 +145,7 @@ def test_a_process_whose_reader_hangs_ends(tmp_path, compilation_cache) -> None:
         "    return read(self, index)\n\n\nScenes.__getitem__ = hang\n"
     )
     config.write_text(config.read_text() + hanging)
-    code, _, errors = finish(start("train", "--config", config, "--workdir", tmp_path / "run"))
+    code, _, errors = finish(start(*words, "--config", config, "--workdir", tmp_path / "run", module=module))
     (line,) = errors.splitlines()
     assert code == 2 and "no data for 10 s: a thread hangs in reading" in line
     with Checkpoints(tmp_path / "run" / CHECKPOINTS, read_only=True) as checkpoints:

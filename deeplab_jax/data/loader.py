@@ -1,6 +1,6 @@
 """Input pipelines on Grain: augmented training batches, and validation examples in order."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypedDict
 
 import grain
@@ -8,7 +8,7 @@ import numpy as np
 from absl import flags
 
 from deeplab_jax.data.pairs import Example, Source, spell
-from deeplab_jax.data.reading import NOT_REPLACED, Read, Replacing, Skipped, start_worker, within
+from deeplab_jax.data.reading import NOT_REPLACED, Read, Replacing, Skipped, never, start_worker, within
 from deeplab_jax.data.transforms import augment
 from deeplab_jax.errors import UserError, did_you_mean
 
@@ -60,6 +60,7 @@ def training_batches(
     threads: int = 4,
     workers: int = 0,
     timeout: float = TIMEOUT,
+    stopped: Callable[[], bool] = never,
     skipped: Skipped | None = None,
 ) -> Iterator[Batch]:
     """Iterate over the batches of steps `start` to `steps - 1`.
@@ -80,6 +81,7 @@ def training_batches(
       workers: processes that read ahead; 0 uses threads of this one. OpenCV and Pillow work without the interpreter
         lock, so threads suffice until augmentation outruns one core's worth of Python.
       timeout: seconds within which a batch must arrive.
+      stopped: ends the batches before one arrives where it says so.
       skipped: gets the examples that cannot be read, which the next ones replace; None stops at the first.
 
     Raises:
@@ -122,7 +124,7 @@ def training_batches(
         indices = [order[i] for i in range(number * len(rows), (number + 1) * len(rows))]
         return f"{spell([describe(source, index) for index in indices])} (step {start + number + 1})"
 
-    for batch in within(lambda: iter(iterable), timeout, what=files, workers=workers):
+    for batch in within(lambda: iter(iterable), timeout, what=files, workers=workers, stopped=stopped):
         for index in batch["replaced"][batch["replaced"] != NOT_REPLACED].tolist():
             assert skipped is not None
             skipped.add(index)
@@ -130,13 +132,21 @@ def training_batches(
 
 
 def examples_in_order(
-    source: Source, indices: range | None = None, *, threads: int = 2, timeout: float = TIMEOUT
+    source: Source,
+    indices: range | None = None,
+    *,
+    threads: int = 2,
+    timeout: float = TIMEOUT,
+    stopped: Callable[[], bool] = never,
 ) -> Iterator[Example]:
-    """Iterate over examples of a source (None: all), reading a few ahead; each must arrive within `timeout` seconds."""
+    """Iterate over examples of a source (None: all), reading a few ahead; each must arrive within `timeout` seconds,
+    or the examples end early where `stopped` says so.
+    """
     indices = range(len(source)) if indices is None else indices
     dataset = grain.MapDataset.source(source).slice(slice(indices.start, indices.stop, indices.step))
     iterable = dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads))
-    return within(lambda: iter(iterable), timeout, what=lambda number: describe(source, indices[number]))
+    what = lambda number: describe(source, indices[number])  # noqa: E731
+    return within(lambda: iter(iterable), timeout, what=what, stopped=stopped)
 
 
 def describe(source: Source, index: int) -> str:

@@ -6,6 +6,7 @@ import os
 import queue
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeVar
 
@@ -15,6 +16,7 @@ from deeplab_jax.errors import StuckError, UserError
 Item = TypeVar("Item")
 
 NOT_REPLACED = -1
+GLANCE = 1.0  # seconds between looks at whether to go on waiting
 
 
 class Read(NamedTuple):
@@ -78,8 +80,18 @@ class Skipped:
         return [self._reasons[index] for index in sorted(self._reasons)]
 
 
+def never() -> bool:
+    """Nobody asks to stop."""
+    return False
+
+
 def within(
-    items: Callable[[], Iterator[Item]], seconds: float, *, what: Callable[[int], str], workers: int = 0
+    items: Callable[[], Iterator[Item]],
+    seconds: float,
+    *,
+    what: Callable[[int], str],
+    workers: int = 0,
+    stopped: Callable[[], bool] = never,
 ) -> Iterator[Item]:
     """Pass on the items of an iterator, of which each must arrive within a time.
 
@@ -88,6 +100,7 @@ def within(
       seconds: to wait for an item.
       what: says in a phrase what the item of a number, from 0, is read from.
       workers: processes that the items come from, in turn; 0: threads.
+      stopped: says whether no more items are wanted, looked at while one is waited for; ends the iterator.
 
     Raises:
       StuckError: an item did not arrive; the reader hangs.
@@ -114,6 +127,16 @@ def within(
         except BaseException as error:
             offer((None, error))
 
+    def receive() -> tuple[Any, BaseException | None]:
+        deadline = time.monotonic() + seconds
+        while not stopped():
+            try:
+                return channel.get(timeout=max(0.0, min(GLANCE, deadline - time.monotonic())))
+            except queue.Empty:
+                if time.monotonic() >= deadline:
+                    raise
+        return done, None
+
     def reader(number: int) -> str:
         return f"worker process {number % workers + 1} of {workers}" if workers else "a thread"
 
@@ -123,7 +146,7 @@ def within(
     try:
         while True:
             try:
-                item, error = channel.get(timeout=seconds)
+                item, error = receive()
             except queue.Empty:
                 kill_workers()
                 raise StuckError(

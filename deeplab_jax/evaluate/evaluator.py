@@ -14,7 +14,8 @@ import numpy as np
 
 from deeplab_jax.data.loader import TIMEOUT, examples_in_order
 from deeplab_jax.data.pairs import Example, Source
-from deeplab_jax.distributed import in_step, listed, own_share, summed
+from deeplab_jax.data.reading import never
+from deeplab_jax.distributed import in_step, listed, own_share, summed, together
 from deeplab_jax.errors import UserError, did_you_mean
 from deeplab_jax.evaluate.batches import grouped, padded
 from deeplab_jax.evaluate.boundary import Trimap
@@ -68,6 +69,7 @@ def evaluate(
     devices: int = 1,
     threads: int = 2,
     timeout: float = TIMEOUT,
+    stopped: Callable[[], bool] = never,
     limit: int | None = None,
     on_prediction: OnPrediction | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -95,6 +97,7 @@ def evaluate(
       devices: of this process, which run a batch each; 0: all of them.
       threads: that read ahead.
       timeout: seconds within which an image must be read.
+      stopped: ends the evaluation before another image arrives where it says so; the results are then of those so far.
       limit: evaluate only so many images.
       on_prediction: called with each example of this process and its class ids `[H, W]`.
       progress: called with the images done and in all, those of this process; on all processes equally often.
@@ -123,7 +126,7 @@ def evaluate(
         check_output_stride(model)
     chosen = local_devices(devices)
     folded, variables = fold_norm(model, copy_to(chosen, variables))
-    together = batch_size * len(chosen)
+    at_once = batch_size * len(chosen)
     mine = own_share(len(source) if limit is None else min(limit, len(source)))
     factors = tuple(float(scale) for scale in scales)
     view = (int(window[0]), int(window[1])) if window else None
@@ -131,23 +134,24 @@ def evaluate(
     bands = Trimap(trimap, num_classes=model.num_classes, around=trimap_around) if trimap else None
     sizes_run: set[Size] = set()
     start, done = time.perf_counter(), 0
-    read = examples_in_order(source, mine, threads=threads, timeout=timeout)
+    read = examples_in_order(source, mine, threads=threads, timeout=timeout, stopped=stopped)
     examples = (seen(example, resize=resize, crop=crop) for example in read)
-    for group in in_step(grouped(examples, together, mode=mode, pad_to=pad_to)):
-        for size, batch in group:
-            sizes_run.add(size)
-            arrays = split_over(chosen, *padded(batch, size, count=together))
-            classes, counts = evaluate_batch(
-                folded, variables, *arrays, scales=factors, flip=flip, window=view, crf=crf
-            )
-            confusion += counts
-            done += len(batch)
-            for example, predicted in zip(batch, classes, strict=False):
-                height, width = example["label"].shape
-                if bands is not None:
-                    bands.add(example["label"], predicted[:height, :width])
-                if on_prediction is not None:
-                    on_prediction(example, predicted[:height, :width])
+    for group in in_step(grouped(examples, at_once, mode=mode, pad_to=pad_to)):
+        with together():
+            for size, batch in group:
+                sizes_run.add(size)
+                arrays = split_over(chosen, *padded(batch, size, count=at_once))
+                classes, counts = evaluate_batch(
+                    folded, variables, *arrays, scales=factors, flip=flip, window=view, crf=crf
+                )
+                confusion += counts
+                done += len(batch)
+                for example, predicted in zip(batch, classes, strict=False):
+                    height, width = example["label"].shape
+                    if bands is not None:
+                        bands.add(example["label"], predicted[:height, :width])
+                    if on_prediction is not None:
+                        on_prediction(example, predicted[:height, :width])
         if progress is not None:
             progress(done, len(mine))
     confusion, done = summed(confusion), int(summed(np.asarray(done)))

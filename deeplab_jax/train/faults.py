@@ -117,7 +117,8 @@ def stop_or_skip(
     """
     skipped, what = number - int(state.step), describe_failure(number, metrics)
     if skipped <= allowed:
-        writers.scalars(number, {"skipped_updates": skipped}, prefix="train")
+        with together():
+            writers.scalars(number, {"skipped_updates": skipped}, prefix="train")
         writers.say(f"{what}: update skipped, {skipped} of at most {allowed}")
         return
     try:

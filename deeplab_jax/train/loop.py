@@ -112,6 +112,7 @@ def _train(
         seed=t.seed,
         fill=model.preprocessing.mean_pixel,
         timeout=data.timeout,
+        stopped=stop.heard,
         skipped=skipped,
         **loader_options(data),
     )
@@ -192,6 +193,10 @@ def run(
         scores = scores_of(results) if results is not None and results["step"] == number else None
         checkpoints.save(number, state.variables(), state.extra(), metrics=scores)
 
+    def fetch() -> Any:
+        batch = next(batches, None)
+        return None if batch is None else place(batch)  # None where a signal came first: this step is the last.
+
     def log() -> None:
         if number % settings.log_every == 0 or number == steps or number == start + 1:
             with together():
@@ -202,19 +207,20 @@ def run(
         log()
         save()
 
-    stop.wait_for_step()
     if start and is_due(start, settings) and not checkpoints.metrics(start):  # The evaluation was cut short.
         results = evaluation(state, start)
         checkpoints.add_metrics(start, scores_of(results))
-    batch = place(next(batches)) if start < steps else None
+    with together():
+        batch = fetch() if start < steps else None
     clock.restart()
     for number in range(start + 1, steps + 1):
         state, metrics = step(state, batch)
+        stop.wait_for_step()  # Not before the first one is compiled, which takes long.
         used = batch
         if number < steps:
             with saving_first(log_and_save), together():
                 began = time.perf_counter()
-                batch = place(next(batches))  # While the devices work.
+                batch = fetch()  # While the devices work.
                 clock.fetched(time.perf_counter() - began, metrics)
         if not is_finite(metrics):
             stop_or_skip(
@@ -270,10 +276,12 @@ def evaluate_and_draw(
         source,
         split=config.data.val_split,
         timeout=config.data.timeout,
+        stopped=stop.heard,
         on_prediction=collector,
         progress=lambda done, total: stop.check(number, config.train.steps),
         **evaluate_options(config),
     )
+    stop.check(number, config.train.steps)  # It may have ended early, without another batch.
     scalars = {
         name: results[name]
         for name in ("miou", "pixel_accuracy", "mean_accuracy", "seconds")

@@ -1,6 +1,8 @@
 """Being asked to stop: Ctrl-C, and SIGTERM, with which schedulers announce that a machine is about to be taken away."""
 
+import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -27,12 +29,16 @@ class Stop:
     """Whether a signal has asked the run to stop.
 
     Until `wait_for_step` there is nothing to save, so a signal ends the run at once; from then on the loop looks at
-    `asked` after every step, and the evaluation after every batch.
+    `asked` after every step, and the evaluation after every batch; what waits for data, at `heard`.
     """
 
     def __init__(self) -> None:
         self._heard = self._agreed = NOTHING
         self._waits = False
+
+    def heard(self) -> bool:
+        """Whether this process was asked; from then on `asked` says so on all."""
+        return self._heard != NOTHING
 
     def asked(self) -> bool:
         """Whether any process of the run was asked; each has to call this at the same points."""
@@ -60,6 +66,17 @@ class Stop:
             raise Interrupted(
                 "stopped before the first step; the same command starts again", preempted=self._heard == SIGTERM
             )
+
+
+def end_on_sigterm(code: int) -> None:
+    """Let SIGTERM end this process with a code, before and after `stop_on_signals`: there is nothing to save then."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        print("deeplab-jax: stopped by SIGTERM, nothing was to be saved; the same command goes on", file=sys.stderr)
+        sys.stderr.flush()
+        os._exit(code)
+
+    signal.signal(signal.SIGTERM, end)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from deeplab_jax.checkpoint import Checkpoints, DamagedCheckpoint
 from deeplab_jax.data.loader import Batch
+from deeplab_jax.distributed import listed, together
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.segmenter import Segmenter
 from deeplab_jax.train.initialise import initial_variables
@@ -57,15 +58,20 @@ def restore_newest(
 ) -> tuple[TrainState, int]:
     """Return the newest state that can be read, and its step; what is damaged above it is said and set aside.
 
+    What one process cannot read counts as damaged on all of them.
+
     Raises:
       UserError: all are damaged, and stay where they are; or the newest that can be read is of another network.
     """
     damaged: dict[int, str] = {}
     for step in reversed(checkpoints.steps()):
+        own: list[str] = []
         try:
             state = restore(checkpoints, step, initial, shardings)
         except DamagedCheckpoint as error:
-            damaged[step] = error.reason
+            own = [error.reason or "cannot be read"]
+        if found := listed(own):
+            damaged[step] = found[0]
             continue
         for bad, reason in damaged.items():
             aside = checkpoints.set_aside(bad)
@@ -96,5 +102,6 @@ def restore(
 
 def sample(batches: Callable[..., Iterator[Batch]], model: Segmenter) -> jax.Array:
     """Return the first training images, preprocessed: enough of them for the statistics of a norm."""
-    few = itertools.islice(batches(start=0), SAMPLED_BATCHES)
-    return model.preprocessing(jnp.asarray(np.concatenate([batch["image"] for batch in few])))
+    with together():
+        images = np.concatenate([batch["image"] for batch in itertools.islice(batches(start=0), SAMPLED_BATCHES)])
+    return model.preprocessing(jnp.asarray(images))

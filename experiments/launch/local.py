@@ -3,12 +3,14 @@
     python -m experiments.launch.local --processes 2 --devices 2 -- train --config configs/scenes.py --workdir runs/two
 
 Every line of output gets the number of its process. When one process ends badly, the others get a few seconds to
-notice it, and are then killed. Ctrl-C and SIGTERM go on to all of them. The exit code is that of the first process that
-failed; 75, upon which the same command goes on from the newest checkpoint, also where that one was killed.
+notice it, and are then killed. Ctrl-C and SIGTERM go on to all of them, SIGTERM also where this launcher is killed and
+the system has setpriv. The exit code is that of the first process that failed; 75, upon which the same command goes on
+from the newest checkpoint, also where that one was killed.
 """
 
 import argparse
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,8 +21,9 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import IO
 
-from deeplab_jax.verbs import PREEMPTED
+from deeplab_jax.verbs import INTERRUPTED, PREEMPTED
 
+TETHER = ("setpriv", "--pdeathsig", "TERM", "--") if shutil.which("setpriv") else ()
 GRACE = 20.0  # seconds for the others to notice that one is gone; longer than they wait for each other at the end
 
 
@@ -36,7 +39,7 @@ class Job:
         self.processes: list[subprocess.Popen[str]] = []
         for index in range(processes):
             process = subprocess.Popen(
-                command(words, address=address, processes=processes, index=index),
+                [*TETHER, *command(words, address=address, processes=processes, index=index)],
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
@@ -63,10 +66,16 @@ class Job:
             process.kill()
             process.wait()
 
-    def wait(self) -> int:
-        """Wait for all, or for one that fails and then the rest; return the exit code, negative for a signal."""
-        failure, deadline = 0, float("inf")
+    def wait(self, signals: Sequence[int]) -> int:
+        """Wait for all, or for one that fails and then the rest; return the exit code, negative for a signal.
+
+        `signals` may grow meanwhile: each is sent once to those that still run.
+        """
+        failure, deadline, sent = 0, float("inf"), 0
         while True:
+            for number in signals[sent:]:
+                self.send(number)
+                sent += 1
             codes = [process.poll() for process in self.processes]
             if not failure and any(codes):
                 failure, deadline = next(filter(None, codes)), time.monotonic() + GRACE
@@ -108,21 +117,21 @@ def can_go_on(code: int) -> bool:
 
 def run(words: Sequence[str], *, processes: int, devices: int, restarts: int) -> int:
     """Start the command, again up to `restarts` times where it can go on; return the exit code."""
-    jobs: list[Job] = []
-    signals: list[int] = []
+    signals: list[int] = []  # Only noted when they come, so that none is lost between two starts or within one.
 
-    def forward(number: int, frame: FrameType | None) -> None:
+    def note(number: int, frame: FrameType | None) -> None:
         signals.append(number)
-        jobs[-1].send(number)
 
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, note)
     for start in range(restarts + 1):
-        jobs.append(Job(words, processes=processes, devices=devices))
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, forward)
+        if signals:
+            return PREEMPTED if signal.SIGTERM in signals else INTERRUPTED
+        job = Job(words, processes=processes, devices=devices)
         try:
-            code = jobs[-1].wait()
+            code = job.wait(signals)
         finally:
-            jobs[-1].kill()
+            job.kill()
         if not can_go_on(code) or signals or start == restarts:
             break
         print(f"ended with {code}; start {start + 2} of at most {restarts + 1}", file=sys.stderr, flush=True)

@@ -6,18 +6,58 @@
 # Before, once: the repository with its .venv (`pip install .[tpu]`) in ~/deeplab_jax on every host, for instance by
 #   gcloud compute tpus tpu-vm ssh NAME --zone=ZONE --worker=all --command='git clone URL deeplab_jax && ...'
 # The hosts find each other by the TPU's metadata (--distributed auto).
+#
+# A spot TPU that was preempted never comes back: it has to be deleted and created, for which the environment says how:
+#   TPU_CREATE='--accelerator-type=v5litepod-16 --version=v2-alpha-tpuv5-lite --spot'   flags of `tpu-vm create`
+#   TPU_SETUP='git clone URL deeplab_jax && ...'                                         what prepares every host
+# MAX_STARTS=30 bounds the starts, PAUSE=30 are the seconds between them.
 set -uo pipefail
 name=${1:?NAME ZONE FLAGS...}
 zone=${2:?NAME ZONE FLAGS...}
 shift 2
 
-while true; do
-    gcloud compute tpus tpu-vm ssh "$name" --zone="$zone" --worker=all \
-        --command="cd deeplab_jax && .venv/bin/python -u -m deeplab_jax train --distributed auto $(printf '%q ' "$@")"
+tpu() { # VERB FLAGS...
+    gcloud compute tpus tpu-vm "$1" "$name" --zone="$zone" "${@:2}"
+}
+
+on_all_hosts() { # COMMAND
+    tpu ssh --worker=all --command="$1"
+}
+
+is_gone() {
+    state=$(tpu describe --format='value(state)') || state=MISSING
+    [[ $state =~ ^(PREEMPTED|TERMINATED|MISSING)$ ]]
+}
+
+create() {
+    if [[ -z ${TPU_CREATE:-} || -z ${TPU_SETUP:-} ]]; then
+        echo "tpu_pod.sh: $name in $zone is $state; create it, or set TPU_CREATE and TPU_SETUP, then start again" >&2
+        exit 75
+    fi
+    [[ $state == MISSING ]] || tpu delete --quiet
+    # shellcheck disable=SC2086 # Several flags.
+    tpu create $TPU_CREATE
+}
+
+code=75
+unprepared=
+for ((start = 1; start <= ${MAX_STARTS:-30}; start++)); do
+    ((start == 1)) || sleep "${PAUSE:-30}"
+    if is_gone; then
+        create || continue
+        unprepared=yes
+    fi
+    [[ -z $unprepared ]] || on_all_hosts "$TPU_SETUP" || continue
+    unprepared=
+    on_all_hosts "cd deeplab_jax && .venv/bin/python -u -m deeplab_jax train --distributed auto $(printf '%q ' "$@")"
     code=$?
-    # 75: saved after SIGTERM, or a host was lost; 134, 137, 255: a host or the connection to it went away.
+    # 75: saved after SIGTERM, or a host was lost; 134, 137, 143, 255: a host or the connection to it went away. From a
+    # TPU that is gone any code may come.
     case $code in
-        75 | 134 | 137 | 255) sleep 30 ;;
-        *) exit "$code" ;;
+        0) exit 0 ;;
+        75 | 134 | 137 | 143 | 255) ;;
+        *) is_gone || exit "$code" ;;
     esac
 done
+echo "tpu_pod.sh: ended with $code after ${MAX_STARTS:-30} starts; see why, or set MAX_STARTS" >&2
+exit "$code"

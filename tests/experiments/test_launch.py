@@ -6,6 +6,8 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 import yaml
@@ -13,6 +15,7 @@ import yaml
 from deeplab_jax.__main__ import make_parser, split_config_arguments
 from deeplab_jax.distributed import explicit
 from experiments.launch import local
+from tests.processes import environment
 
 FOLDER = "experiments/launch"
 
@@ -36,15 +39,118 @@ def test_scripts_are_bash_and_run_what_the_command_line_takes(repo_root, script)
     assert check_words(words).distributed == "auto"
 
 
-@pytest.mark.parametrize(("code", "requeued"), [(0, False), (2, False), (75, True), (134, True), (137, True)])
-def test_the_sbatch_script_requeues_what_can_go_on(repo_root, tmp_path, code, requeued) -> None:
-    for name, body in (("srun", f"exit {code}"), ("scontrol", f"echo $@ > {tmp_path}/asked")):
-        (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
-        (tmp_path / name).chmod(0o755)
-    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_JOB_ID": "7"}
+def write_program(file, body):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(f"#!/bin/bash\n{body}\n")
+    file.chmod(0o755)
+
+
+# Runs a task for each of the codes, which the tasks end with, at once; ends, like Slurm's, with the highest.
+SRUN = """
+echo "$@" > srun.words
+while [[ $1 == --* ]]; do shift; done
+tasks=()
+for code in $CODES; do CODE=$code "$@" & tasks+=($!); done
+[[ -z ${SIGNAL:-} ]] || { until [[ -e ready ]]; do sleep 0.1; done; pkill -TERM -P "$tasks"; kill -TERM "$tasks"; }
+highest=0
+for task in "${tasks[@]}"; do wait "$task"; code=$?; ((code > highest)) && highest=$code; done
+exit $highest
+"""
+
+
+@pytest.mark.parametrize(
+    ("codes", "code", "requeued"),
+    [
+        ("0 0", 0, False),
+        ("2 2", 2, False),
+        ("75 75", 75, True),
+        ("134 137", 137, True),
+        ("143 75", 143, True),
+        ("137 2 75", 2, False),
+        ("134 134 1", 1, False),
+    ],
+)
+@pytest.mark.parametrize("restarts", [0, 30])
+def test_the_sbatch_script_requeues_what_can_go_on(repo_root, tmp_path, codes, code, requeued, restarts) -> None:
+    write_program(tmp_path / "bin" / "srun", SRUN)
+    write_program(tmp_path / "bin" / "scontrol", f"echo $@ > {tmp_path}/asked")
+    write_program(tmp_path / ".venv" / "bin" / "python", "exit $CODE")
+    environment = {
+        "PATH": f"{tmp_path}/bin:{os.environ['PATH']}",
+        "SLURM_SUBMIT_DIR": str(tmp_path),
+        "SLURM_JOB_ID": "7",
+        "SLURM_CPUS_PER_TASK": "8",
+        "SLURM_RESTART_COUNT": str(restarts),
+        "CODES": codes,
+    }
     done = subprocess.run(["bash", repo_root / FOLDER / "slurm.sbatch"], env=environment, check=False)
     assert done.returncode == code
-    assert (tmp_path / "asked").exists() == requeued
+    assert (tmp_path / "asked").exists() == (requeued and restarts < 30)
+    assert "--cpus-per-task=8" in (tmp_path / "srun.words").read_text()
+
+
+def test_the_shell_around_a_task_of_slurm_leaves_it_time_to_save(repo_root, tmp_path) -> None:
+    write_program(tmp_path / "bin" / "srun", SRUN)
+    write_program(tmp_path / "bin" / "scontrol", f"echo $@ > {tmp_path}/asked")
+    program = (
+        "import signal, sys, time; signal.signal(15, lambda *_: (time.sleep(1), sys.exit(75))); "
+        'open("ready", "w").close(); time.sleep(30)'
+    )
+    write_program(tmp_path / ".venv" / "bin" / "python", f"exec {sys.executable} -c '{program}'")
+    environment = {
+        "PATH": f"{tmp_path}/bin:{os.environ['PATH']}",
+        "SLURM_SUBMIT_DIR": str(tmp_path),
+        "SLURM_JOB_ID": "7",
+        "CODES": "0",
+        "SIGNAL": "yes",
+    }
+    assert subprocess.run(["bash", repo_root / FOLDER / "slurm.sbatch"], env=environment, check=False).returncode == 75
+    assert (tmp_path / "asked").exists()
+
+
+# A TPU whose state is a file; each training takes the next of $CODES, "gone" for a preemption in the middle of it.
+GCLOUD = """
+verb=$4
+echo "$verb" >> verbs
+case $verb in
+    describe) cat state 2> nothing ;;
+    delete) rm state ;;
+    create) [[ "$*" == *--spot* ]] && echo READY > state ;;
+    ssh)
+        [[ "$*" == *train* ]] || exit 0
+        read -r code rest < codes
+        echo "$rest" > codes
+        [[ $code == gone ]] && echo PREEMPTED > state && exit 1
+        exit "$code" ;;
+esac
+"""
+
+
+@pytest.mark.parametrize(
+    ("state", "codes", "code", "verbs"),
+    [
+        ("READY", "0", 0, "describe ssh"),
+        ("READY", "2", 2, "describe ssh describe"),
+        ("READY", "75 255 0", 0, "describe ssh describe ssh describe ssh"),
+        ("READY", "143 134 137 0", 137, "describe ssh describe ssh describe ssh"),
+        ("READY", "gone 0", 0, "describe ssh describe describe delete create ssh ssh"),
+        ("PREEMPTED", "0", 0, "describe delete create ssh ssh"),
+        ("", "0", 0, "describe create ssh ssh"),
+    ],
+)
+def test_the_script_of_tpus_brings_them_back_and_ends(repo_root, tmp_path, state, codes, code, verbs) -> None:
+    write_program(tmp_path / "gcloud", GCLOUD)
+    (tmp_path / "codes").write_text(codes + "\n")
+    if state:
+        (tmp_path / "state").write_text(state + "\n")
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "MAX_STARTS": "3", "PAUSE": "0"}
+    more = {"TPU_CREATE": "--version=v --spot", "TPU_SETUP": "true"}
+    command = ["bash", repo_root / FOLDER / "tpu_pod.sh", "name", "zone", "--config", "c.py"]
+    done = subprocess.run(command, cwd=tmp_path, env={**environment, **more}, check=False)
+    assert (done.returncode, (tmp_path / "verbs").read_text().split()) == (code, verbs.split())
+    if "create" in verbs:  # Which nobody has said how to.
+        (tmp_path / "state").write_text("PREEMPTED")
+        assert subprocess.run(command, cwd=tmp_path, env=environment, check=False).returncode == 75
 
 
 def test_the_manifest_gives_every_pod_its_place(repo_root) -> None:
@@ -62,6 +168,7 @@ def test_the_manifest_gives_every_pod_its_place(repo_root) -> None:
     assert service["metadata"]["name"] == spec["template"]["spec"]["subdomain"]
     assert service["spec"]["selector"] == {"job-name": name} and spec["completionMode"] == "Indexed"
     (exits,) = [rule["onExitCodes"] for rule in spec["podFailurePolicy"]["rules"] if "onExitCodes" in rule]
+    assert spec["backoffLimitPerIndex"] and spec["maxFailedIndexes"] == 0 and spec["activeDeadlineSeconds"]
     assert exits["containerName"] == container["name"] and 75 not in exits["values"] and 2 in exits["values"]
 
 
@@ -113,6 +220,52 @@ def test_one_failure_ends_all_with_its_code(run_script, monkeypatch) -> None:
 def test_starts_again_after_a_loss_and_not_after_a_failure(run_script, restarts, code) -> None:
     script = "os.kill(os.getpid(), signal.SIGKILL) if start == 0 else sys.exit(75 if start == 1 else 3)"
     assert run_script(script, processes=1, restarts=restarts) == code
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_signal_between_two_starts_ends_the_launcher(run_script, monkeypatch, tmp_path, number, code) -> None:
+    # The launcher prints between two starts only.
+    monkeypatch.setattr(local, "print", lambda *_, **__: signal.raise_signal(number), raising=False)
+    assert run_script("sys.exit(75)", processes=1, restarts=2) == code
+    assert (tmp_path / "count0").read_text() == "x"
+
+
+def test_a_signal_while_processes_are_started_reaches_all(run_script, monkeypatch) -> None:
+    script = "signal.signal(signal.SIGTERM, lambda *_: sys.exit(5)); print('ready', flush=True); time.sleep(100)"
+    pass_on, ready = local.pass_on, []
+
+    def passing(source, target, prefix):
+        if target is sys.stdout:
+            ready.append(source.readline())
+            if len(ready) == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+        pass_on(source, target, prefix)
+
+    monkeypatch.setattr(local, "pass_on", passing)
+    assert run_script(script) == 5
+
+
+@pytest.mark.skipif(not local.TETHER, reason="needs setpriv")
+def test_a_killed_launcher_leaves_nothing_behind(tmp_path) -> None:
+    child = "import signal, time; print('ready', flush=True); time.sleep(100)"
+    launcher = (
+        "import sys; from experiments.launch import local; "
+        f"local.command = lambda *_, **__: [sys.executable, '-c', {child!r}]; local.run([], processes=1, devices=0, "
+        "restarts=0)"
+    )
+    with subprocess.Popen([sys.executable, "-c", launcher], stdout=subprocess.PIPE, env=environment({})) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"[0] ready\n"
+        children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True).stdout
+        process.kill()
+    deadline = time.monotonic() + 20
+    while any(alive(int(pid)) for pid in children.split()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert children.split() and not any(alive(int(pid)) for pid in children.split())
+
+
+def alive(pid):
+    status = Path(f"/proc/{pid}/stat")
+    return status.exists() and status.read_text().rsplit(")", 1)[1].split()[0] != "Z"
 
 
 @pytest.mark.parametrize("words", [["--processes", "0", "--", "train"], ["--restarts", "-1", "--", "train"], []])

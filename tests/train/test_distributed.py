@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from deeplab_jax.__main__ import main
 from deeplab_jax.checkpoint import Checkpoints
 from deeplab_jax.errors import UserError
 from deeplab_jax.weights.folder import CHECKPOINTS
+from experiments.launch.local import free_port
 from tests.processes import environment, finish, write_config
 from tests.tiny import read_metrics, run_training, tiny_config
 
@@ -140,6 +142,14 @@ def test_two_processes_give_the_numbers_of_one_and_any_layout_goes_on_from_them(
     assert found["protocol"]["images"] == 11
 
 
+def test_an_evaluation_waits_for_the_others_as_long_as_the_configuration_says(tmp_path, monkeypatch, alone) -> None:
+    monkeypatch.setattr(distributed._watchdog, "limit", distributed.TIMEOUT)
+    config = write_config(tmp_path / "tiny.py", **RUN, **{"train.timeout": 123.0})
+    reference = str(alone(RUN["train.steps"])[0])
+    assert main(["evaluate", "--model", reference, "--out", str(tmp_path / "out"), "--config", str(config)]) == 0
+    assert distributed._watchdog.limit == 123.0
+
+
 @pytest.mark.slow
 def test_two_processes_with_two_devices_each_for_twenty_steps(tmp_path, alone) -> None:
     reference, results = alone(LONG["train.steps"])
@@ -196,26 +206,46 @@ def test_a_process_that_dies_hangs_or_is_preempted_ends_all_with_75(tmp_path, wh
     steps = [int(step) for step in re.findall(r"step (\d+):", output)] or [8]
     with Checkpoints(tmp_path / "run" / CHECKPOINTS, read_only=True) as checkpoints:
         newest = checkpoints.latest()
+    assert newest >= 5
     if number == signal.SIGTERM:
         assert says(rf"stopped at step {newest} of 4000, which is saved", errors) == 1 and newest == max(steps)
     elif number == signal.SIGSTOP or which == 1:
         assert says("another process died or hangs: .*; start all of them again", errors) == 1
-        assert newest >= 5
     else:  # JAX itself ends those whose first process is gone.
         assert "JAX distributed service detected fatal errors" in errors or says("another process died", errors) == 1
 
 
 @pytest.mark.slow
-def test_the_launcher_starts_again_and_the_run_goes_on(tmp_path) -> None:
+@pytest.mark.parametrize("which", [0, 1])
+def test_the_launcher_starts_again_and_the_run_goes_on(tmp_path, which) -> None:
     config = write_config(tmp_path / "tiny.py", **{**FAULT, "train.steps": 60})
     process = launch(config, "--workdir", tmp_path / "run", devices=1, options=("--restarts", 1))
-    os.kill(wait_for_step(process, 8)[1], signal.SIGKILL)
+    os.kill(wait_for_step(process, 8)[which], signal.SIGKILL)
     code, output, errors = finish(process)
     assert code == 0, errors
     assert "start 2 of at most 2" in errors and "resuming from step" in output
     straight = tmp_path / "straight"
     run_training(straight, tiny_config(**{**FAULT, "train.steps": 60, "train.devices": 1}))
     np.testing.assert_allclose(losses(tmp_path / "run"), losses(straight), rtol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shard", [False, True], ids=["copied", "split"])
+@pytest.mark.parametrize("first", [1, 2])
+def test_a_checkpoint_is_restored_by_another_number_of_processes(tmp_path, alone, first, shard) -> None:
+    """From one process to two, and from two to one; the state of the two may be split over both."""
+    reference, _ = alone(RUN["train.steps"])
+    settings = {**RUN, "train.shard_state": shard}
+    half = write_config(tmp_path / "half.py", **settings)
+    # Stopped after two steps of four, so that the schedule of the learning rate is the same.
+    half.write_text(half.read_text() + STOP_AFTER_TWO)
+    whole = write_config(tmp_path / "whole.py", **settings)
+    words = ("--workdir", tmp_path / "run")
+    code, _, errors = finish(launch(half, *words, processes=first))
+    assert code == 75 and says("stopped at step 2 of 4, which is saved", errors) == 1, errors
+    code, output, errors = finish(launch(whole, *words, processes=3 - first))
+    assert code == 0 and "resuming from step 2" in output, errors
+    assert_same_numbers(tmp_path / "run", reference)
 
 
 @pytest.mark.slow
@@ -234,6 +264,120 @@ def test_what_the_user_can_mend_is_said_once_and_ends_all_with_2(tmp_path) -> No
 def test_places_that_make_no_sense_are_refused(where) -> None:
     with pytest.raises(UserError, match=f"--distributed {where}: give none, auto, or HOST:PORT,COUNT,INDEX"):
         distributed.explicit(where)
+
+
+def write_faulty_config(file, which, fault, **changes):
+    """Write a config file with which one of two processes, `which`, meets a fault: statements that patch something."""
+    write_config(file, **changes)
+    patches = (f"if any(word.endswith(',2,{which}') for word in sys.argv):", *(f"    {line}" for line in fault))
+    head = (
+        "import sys",
+        "from deeplab_jax.checkpoint import DamagedCheckpoint",
+        "from deeplab_jax.data import scenes",
+        "from deeplab_jax.errors import UserError",
+        "from deeplab_jax.evaluate import predictor",
+        "from deeplab_jax.train import loop, start",
+        "def fail(*args, when=lambda *args, **options: True, otherwise=None, **options):",
+        "    if when(*args, **options):",
+        "        raise UserError('made up')",
+        "    return otherwise(*args, **options)",
+    )
+    file.write_text("\n".join((*head, *patches, file.read_text())))
+    return file
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("which", "fault", "saved"),
+    [
+        pytest.param(1, "scenes.Scenes.__getitem__ = fail", None, id="first image"),
+        pytest.param(0, "loop.Writers.__init__ = fail", None, id="writers"),
+        pytest.param(
+            0,
+            "from functools import partialmethod; loop.Writers.scalars = partialmethod("
+            "fail, when=lambda *_, prefix: prefix == 'val', otherwise=loop.Writers.scalars)",
+            2,
+            id="record of an evaluation",
+        ),
+    ],
+)
+def test_what_fails_on_one_process_ends_all_with_2(tmp_path, which, fault, saved) -> None:
+    config = write_faulty_config(tmp_path / "tiny.py", which, [fault], **RUN)
+    code, _, errors = finish(launch(config, "--workdir", tmp_path / "run", devices=1))
+    assert code == 2 and errors.count("deeplab-jax:") == says("made up", errors) == 1, errors
+    with Checkpoints(tmp_path / "run" / CHECKPOINTS, read_only=True) as checkpoints:
+        assert checkpoints.latest() == saved
+
+
+@pytest.mark.slow
+def test_a_prediction_that_one_process_cannot_write_ends_all_with_2(tmp_path, alone) -> None:
+    reference, _ = alone(RUN["train.steps"])
+    config = write_faulty_config(tmp_path / "tiny.py", 1, ["predictor.write_prediction = fail"], **RUN)
+    words = ("--model", reference, "--out", tmp_path / "out", "--save_predictions")
+    code, _, errors = finish(launch(config, *words, devices=1, verb="evaluate"))
+    assert code == 2 and errors.count("deeplab-jax:") == says("made up", errors) == 1, errors
+    assert not (tmp_path / "out" / "metrics.json").exists()
+
+
+@pytest.mark.slow
+def test_a_checkpoint_that_one_process_cannot_read_is_damaged_for_all(tmp_path, alone) -> None:
+    reference, _ = alone(RUN["train.steps"])
+    shutil.copytree(reference, tmp_path / "run")
+    fault = [
+        "def restore(checkpoints, step, *args, wrapped=start.restore):",
+        "    state = wrapped(checkpoints, step, *args)",
+        "    if step == 4:",
+        "        raise DamagedCheckpoint(checkpoints.directory, 'made up')",
+        "    return state",
+        "start.restore = restore",
+    ]
+    config = write_faulty_config(tmp_path / "tiny.py", 1, fault, **RUN)
+    words = ("--workdir", tmp_path / "run", "--allow_config_change")
+    code, output, errors = finish(launch(config, *words, devices=1))
+    assert code == 0, errors
+    assert "the checkpoint of step 4 is damaged (made up)" in output and "resuming from step 2" in output
+    assert_same_numbers(tmp_path / "run", reference)
+
+
+STOP_AFTER_TWO = """
+import signal
+from deeplab_jax.train import loop
+
+
+def reporting(number, *args, wrapped=loop.report):
+    wrapped(number, *args)
+    if number == 2:
+        signal.raise_signal(signal.SIGTERM)
+
+
+loop.report = reporting
+"""
+
+
+def run_alone(program):
+    """Run a program that begins with the imports it needs; return its exit code and stderr."""
+    lines = ("import os, signal, sys, time", "from deeplab_jax import distributed", *program)
+    command = [sys.executable, "-c", "\n".join(lines)]
+    done = subprocess.run(command, env=environment({}), capture_output=True, text=True, check=False, timeout=120)
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_others_that_do_not_come_end_in_one_line(index) -> None:
+    program = ["distributed.JOINING = 1.5", f"distributed.join('127.0.0.1:{free_port()},2,{index}')"]
+    code, errors = run_alone(program)
+    assert code == 75 and says(r"--distributed 127.0.0.1:\d+,2,\d: not all processes were there within 1.5 s", errors)
+    assert "Check failed" not in errors and "*** " not in errors  # JAX's own end, with a stack trace.
+
+
+def test_sigterm_stays_what_it_is_once_the_processes_have_joined() -> None:
+    program = [
+        f"distributed.join('127.0.0.1:{free_port()},1,0')",
+        "signal.raise_signal(signal.SIGTERM)",
+        "time.sleep(5)",
+        "os._exit(0)",
+    ]
+    assert run_alone(program)[0] == -signal.SIGTERM
 
 
 def test_explicit_places_are_read() -> None:

@@ -1,16 +1,21 @@
 """Asked to stop, by Ctrl-C or SIGTERM: the state is saved, and the run that goes on is the one that never stopped."""
 
+import dataclasses
 import signal
+import threading
+import time
 
 import pytest
 
 from deeplab_jax import verbs
 from deeplab_jax.__main__ import main
 from deeplab_jax.checkpoint import Checkpoints
+from deeplab_jax.data.scenes import Scenes
 from deeplab_jax.evaluate import evaluator
 from deeplab_jax.train import loop
 from deeplab_jax.train.signals import Interrupted, stop_on_signals
 from deeplab_jax.weights.folder import CHECKPOINTS
+from tests.processes import finish, start
 from tests.tiny import (
     assert_same_arrays,
     read_checkpoint,
@@ -98,12 +103,57 @@ def test_a_signal_in_an_evaluation_does_not_wait_for_its_end(tmp_path, monkeypat
     assert run_training(tmp_path, tiny_config()) is None
 
 
+@dataclasses.dataclass(frozen=True)
+class Hanging(Scenes):
+    """Scenes that hang once `reads` are read."""
+
+    reads: int = 0
+    seen: list[int] = dataclasses.field(default_factory=list)
+    released: threading.Event = dataclasses.field(default_factory=threading.Event)
+
+    def __getitem__(self, index):
+        self.seen.append(index)
+        if len(self.seen) > self.reads:
+            self.released.wait(60)
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize(("split", "reads", "step"), [("train", 4, 2), ("val", 0, 3), ("val", 3, 3)])
+def test_a_signal_does_not_wait_for_data(tmp_path, monkeypatch, undisturbed, split, reads, step) -> None:
+    hanging = Hanging(split, size=(33, 33), count=5, reads=reads)
+    open_source, report = loop.open_source, loop.report
+
+    def reporting(number, *args):
+        report(number, *args)
+        if number == (step - 1 if split == "train" else step):
+            threading.Timer(1, signal.raise_signal, [signal.SIGTERM]).start()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "report", reporting)
+        patch.setattr(loop, "open_source", lambda name, **o: hanging if o["split"] == split else open_source(name, **o))
+        began = time.monotonic()
+        try:
+            with pytest.raises(Interrupted, match=f"stopped at step {step} of 6, which is saved"):
+                run_training(tmp_path, tiny_config(**{"data.threads": 1}))
+        finally:
+            hanging.released.set()
+        assert time.monotonic() - began < 30
+    with Checkpoints(tmp_path / CHECKPOINTS, read_only=True) as checkpoints:
+        assert checkpoints.latest() == step
+    run_training(tmp_path, tiny_config())
+    assert_same_run(tmp_path, undisturbed)
+
+
 def test_a_signal_before_the_first_step_ends_at_once(tmp_path, monkeypatch, undisturbed) -> None:
     for number, error in ((signal.SIGTERM, Interrupted), (signal.SIGINT, KeyboardInterrupt)):
         with monkeypatch.context() as patch:
             patch.setattr(loop, "start_state", raising(number, loop.start_state))
             with pytest.raises(error):
                 run_training(tmp_path, tiny_config())
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "keep_finite", lambda step: raising(signal.SIGTERM, step))  # While the step is traced.
+        with pytest.raises(Interrupted, match="stopped before the first step"):
+            run_training(tmp_path, tiny_config())
     run_training(tmp_path, tiny_config())
     assert_same_run(tmp_path, undisturbed)
 
@@ -119,6 +169,13 @@ def test_a_second_ctrl_c_does_not_wait_and_a_second_sigterm_does() -> None:
             stop.check(1, 6)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
+
+
+def test_sigterm_while_the_program_starts_ends_with_75(tmp_path) -> None:
+    config = tmp_path / "config.py"
+    config.write_text("import signal; signal.raise_signal(signal.SIGTERM)")
+    code, _, errors = finish(start("train", "--config", config, "--workdir", tmp_path / "run"))
+    assert code == verbs.PREEMPTED and errors.startswith("deeplab-jax: stopped by SIGTERM") and errors.count("\n") == 1
 
 
 @pytest.mark.parametrize(("preempted", "code"), [(False, 130), (True, 75)])
