@@ -4,6 +4,7 @@ import json
 import os
 import resource
 import struct
+import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -101,12 +102,23 @@ def test_a_data_set_cannot_have_modules_imported(tmp_path: Path, complain, monke
     monkeypatch.syspath_prepend(tmp_path)
     file = tmp_path / "out" / "features.json"
     text = file.read_text()
-    for key in ("pythonClassName", "python_class_name"):
-        bad = text.replace("tensorflow_datasets.core.features.text_feature.Text", "harm.Text")
-        file.write_text(bad.replace("pythonClassName", key))
-        words = ["check-data", "--config", f"{ROOT}/configs/camvid.py", "--config.data.name=tfds"]
+    harm = {"type": "harm.Text", "content": {}}
+    inner = json.dumps({"name": harm})
+    whole = "tensorflow_datasets.core.features.features_dict.FeaturesDict"
+    hostile = (
+        named := text.replace("tensorflow_datasets.core.features.text_feature.Text", "harm.Text"),
+        named.replace("pythonClassName", "python_class_name"),
+        json.dumps(harm),
+        json.dumps(json.loads(text) | harm),
+        json.dumps({"type": whole, "content": {"name": harm}}),
+        json.dumps({"pythonClassName": whole, "jsonFeature": {"json": inner}}),
+    )
+    words = ["check-data", "--config", f"{ROOT}/configs/camvid.py", "--config.data.name=tfds"]
+    for bad in hostile:
+        file.write_text(bad)
         line = complain(*words, f"--config.data.dir={tmp_path / 'out'}")
-        assert "names 'harm.Text', which 'prepare' does not write" in line
+        assert f"{file}: other features than 'prepare' writes" in line
+    assert "harm" not in sys.modules
     assert not (tmp_path / "done").exists()
 
 
