@@ -158,11 +158,31 @@ def test_names_that_no_encoding_holds_are_printed_all_the_same(written, capsys) 
     assert "no mask is called '\\udcff'" in capsys.readouterr().out
 
 
-def test_a_json_config_runs_nothing(tmp_path: Path, complain) -> None:
-    file = tmp_path / "config.json"
-    file.write_text(f"__import__('os').mkdir({str(tmp_path / 'done')!r})")
-    assert "not a readable configuration" in complain("check-data", "--config", file)
-    assert not (tmp_path / "done").exists()
+@pytest.mark.parametrize(
+    ("name", "arg", "message"),
+    [
+        ("config.json", "", "not a readable configuration"),
+        ("config.JSON", "", "not a readable configuration"),
+        ("a:config.json", "", "not a readable configuration"),
+        ("config.json", ":debug", "is JSON, which takes no argument ':debug'"),
+        ("config.Json", ":", "is JSON, which takes no argument ':'"),
+        ("config.json", ":x.py", "is JSON, which takes no argument ':x.py'"),
+        ("config.json", ":x.json", "is JSON, which takes no argument ':x.json'"),
+        ("config.json.old", "", "neither Python nor JSON"),
+    ],
+)
+def test_a_json_config_runs_nothing(tmp_path: Path, complain, name, arg, message) -> None:
+    """Whatever its name is written like, and what follows it; the file is sound Python."""
+    file, done = tmp_path / name, tmp_path / "done"
+    file.write_text(f"__import__('os').mkdir({str(done)!r})")
+    assert message in complain("check-data", "--config", f"{file}{arg}")
+    (tmp_path / "sound.py").write_text("def get_config(arg):\n    return 3\n")
+    words = [f"--config={tmp_path}/sound.py", f"--config={file}{arg}"]
+    for both in (words, words[::-1]):
+        assert "--config is given 2 times" in complain("check-data", *both)
+    assert not done.exists()
+    exec(compile(file.read_text(), name, "exec"))
+    assert done.exists(), "the check of the check"
 
 
 @pytest.mark.parametrize(
