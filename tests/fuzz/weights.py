@@ -126,6 +126,14 @@ def make_folder(seeds: Network, folder: Path, rng: random.Random) -> Case:
         ["summarize", str(model), "--size=65"],
         ["convert", str(model), out],
         ["predict", f"--model={model}", out, str(seeds.image)],
+        [
+            "export",
+            f"--model={model}",
+            f"{out}.zip",
+            "--format=stablehlo",
+            *rng.choice(([], ["--argmax", "--size=33x35"])),
+        ],
+        ["export", f"--model={model}", f"{out}.pth", "--format=torchvision"],
     )
     return Case(rng.choice(verbs))
 
