@@ -13,8 +13,13 @@ export GLIBC_TUNABLES ?= glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0:glibc
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 
-# What tests/peers compares with. The networks of torchvision and its like are plain Python, so they come without what they ask for, which on a
-# machine without a GPU would be another PyTorch.
+# uv and pip-audit, in an environment of their own.
+TOOLS := .venv/tools/bin
+LOCK := $(TOOLS)/uv pip compile --no-config --universal --python-version 3.11 --generate-hashes --no-emit-index-url --upgrade --quiet \
+	--custom-compile-command 'make lock'
+
+# What tests/peers compares with, at exact versions without hashes: which files PyTorch consists of depends on the machine. The networks of
+# torchvision and its like are plain Python, so they come without what they ask for, which on a machine without a GPU would be another PyTorch.
 PEERS := torch==2.13.0 ai-edge-litert==2.3.0 huggingface_hub==2.4.0 pyyaml==6.0.3 regex==2026.11.15 tokenizers==0.23.3
 PEERS_ALONE := torchvision==0.29.2 segmentation_models_pytorch==0.6.0 timm==1.0.31 transformers==5.23.0
 
@@ -51,17 +56,15 @@ format: .venv/.ready ## format the code and mend what the linter can
 	@$(BIN)/ruff format --quiet .
 	@$(BIN)/ruff check --quiet --fix .
 
-lock: .venv/.ready ## resolve requirements.txt anew from pyproject.toml, with hashes, for Python 3.11 and later
-	@$(PIP) install --quiet 'uv>=0.5'
-	@$(BIN)/uv pip compile --no-config --universal --python-version 3.11 --generate-hashes --no-emit-index-url --upgrade --quiet \
-		--extra dev --custom-compile-command 'make lock' --output-file requirements.txt pyproject.toml
+lock: .venv/tools/.ready ## resolve requirements.txt and .ci/tools.txt anew, with hashes, for Python 3.11 and later
+	@$(LOCK) --extra dev --output-file requirements.txt pyproject.toml
+	@$(LOCK) --output-file .ci/tools.txt .ci/tools.in
 
 audit: .venv/.ready ## list the packages' licences, and look the packages up among known vulnerabilities
 	@$(BIN)/python .ci/licences.py requirements.txt
-	@test -x .venv/audit/bin/pip-audit || { $(PYTHON) -m venv .venv/audit && \
-		.venv/audit/bin/python -m pip --disable-pip-version-check install --quiet pip-audit==2.10.1; } || { \
+	@$(MAKE) --no-print-directory .venv/tools/.ready || { \
 		echo 'audit: pip-audit cannot be installed, PyPI cannot be reached; only the licences were looked at' >&2; exit 2; }
-	@$(BIN)/python .ci/vulnerabilities.py .venv/audit/bin/pip-audit requirements.txt
+	@$(BIN)/python .ci/vulnerabilities.py $(TOOLS)/pip-audit requirements.txt
 
 clean: ## remove the virtual environment, caches and runs of the demo
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist runs/demo-*
@@ -82,6 +85,11 @@ clean: ## remove the virtual environment, caches and runs of the demo
 
 .venv/.ready: .venv/.packages pyproject.toml
 	@$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+.venv/tools/.ready: .ci/tools.txt .venv/.packages
+	@$(PYTHON) -m venv --clear .venv/tools
+	@$(TOOLS)/python -m pip --disable-pip-version-check --no-input install --quiet --require-hashes --requirement $<
 	@touch $@
 
 .venv/.peers: .venv/.packages Makefile

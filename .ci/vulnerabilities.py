@@ -2,8 +2,8 @@
 
     python .ci/vulnerabilities.py PIP_AUDIT requirements.txt
 
-Returns 1 where a package has one, and 2 where the database could not be asked about every package: pip-audit by itself
-calls it a success when it has found none of them.
+Returns 1 where a package has one, and 2 where the database could not be asked about every package, or about any:
+pip-audit by itself calls it a success when it has found none of them.
 """
 
 import json
@@ -24,6 +24,8 @@ def main(argv: Sequence[str]) -> int:
     except (ValueError, LookupError, TypeError):
         reason = (result.stderr.strip().splitlines() or ["no answer"])[-1]
         return unreachable(f"the database of vulnerabilities cannot be reached ({reason[:200]})")
+    if not packages:
+        return unreachable(f"pip-audit found no package in {requirements}")
     skipped = [package["name"] for package in packages if "skip_reason" in package]
     found = [
         f"{package['name']} {package['version']}: {flaw['id']}, mended in {', '.join(flaw['fix_versions']) or 'none'}"

@@ -201,15 +201,23 @@ def load_config(argv: Sequence[str]) -> ConfigDict:
       UserError: a missing file, an error in it (with its line), an unknown key, or a value of another type.
     """
     values = flags.FlagValues()
-    path = next((a.split("=", 1)[1] for a in argv if a.startswith("--config=")), "")
-    file = path.split(":")[0]
+    given = [word.split("=", 1)[1] for word in argv if word.startswith("--config=")]
+    if len(given) > 1:
+        raise UserError(f"--config is given {len(given)} times ({', '.join(given)}); give it once")
+    path = "".join(given)
+    file, arg = _split(path)
+    kind = Path(file).suffix.lower()
     if not Path(file).is_file():
         raise UserError(
             f"config file {file!r} does not exist: give --config the path of a file such as configs/scenes.py"
         )
-    if path.endswith(".json"):
+    if kind not in (".py", ".json"):  # Nothing is run by mistake, such as a config.json.old.
+        raise UserError(f"config file {file!r} is neither Python nor JSON by its name; give a .py or a .json file")
+    if kind == ".json":
+        if arg is not None:
+            raise UserError(f"config file {file!r} is JSON, which takes no argument ':{arg}'; leave it out")
         argv = [word for word in argv if not word.startswith("--config=")]
-        define = partial(config_flags.DEFINE_config_dict, config=read_config(Path(path)))
+        define = partial(config_flags.DEFINE_config_dict, config=read_config(Path(file)))
     else:
         define = config_flags.DEFINE_config_file
     define("config", lock_config=True, flag_values=values, sys_argv=["deeplab_jax", *argv])
@@ -222,6 +230,14 @@ def load_config(argv: Sequence[str]) -> ConfigDict:
         raise UserError(f"config {path}: {_complaint(error, file)}") from None
     check(config, name=path)
     return config
+
+
+def _split(path: str) -> tuple[str, str | None]:
+    """Split `FILE[:arg]` at the first colon, as ml_collections does with what it runs; a name of JSON may hold one."""
+    if path.lower().endswith(".json") and Path(path).is_file():
+        return path, None
+    file, colon, arg = path.partition(":")
+    return file, arg if colon else None
 
 
 def _complaint(error: BaseException, file: str) -> str:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import sys
 from email.message import Message
 from pathlib import Path
@@ -56,6 +57,25 @@ def test_the_pinned_packages_have_licences_of_the_list(capsys) -> None:
     assert "\nnumpy " in capsys.readouterr().out
 
 
+def test_what_make_installs_is_pinned() -> None:
+    """With hashes, or as this checkout is; but for the peers, whose versions are exact."""
+    makefile = (ROOT / "Makefile").read_text()
+    installs = re.findall(r"^\t.* install .*$", makefile, re.MULTILINE)
+    free = [
+        line for line in installs if "--require-hashes" not in line and "--no-deps --no-build-isolation" not in line
+    ]
+    assert len(installs) > len(free) and all("$(PEERS" in line for line in free)
+    peers = re.findall(r"^PEERS\w* := (.*)$", makefile, re.MULTILINE)
+    assert peers and all("==" in peer for peer in " ".join(peers).split())
+
+    for lock in ("requirements.txt", ".ci/tools.txt"):
+        entries = re.findall(r"^[^\s#].*(?:\n    --hash.*)*", (ROOT / lock).read_text(), re.MULTILINE)
+        assert entries and all(re.match(r"[\w.-]+==.*\n    --hash=sha256:", entry) for entry in entries), lock
+    tools = (ROOT / ".ci/tools.in").read_text().splitlines()
+    pinned = script("licences").pinned((ROOT / ".ci/tools.txt").read_text())
+    assert {re.split("[<>=]", tool)[0] for tool in tools} <= set(pinned)
+
+
 FLAW = {"id": "GHSA-1", "fix_versions": ["2.0"]}
 
 
@@ -65,6 +85,7 @@ FLAW = {"id": "GHSA-1", "fix_versions": ["2.0"]}
         ([{"name": "a", "version": "1", "vulns": []}], 0, "1 packages, no known vulnerability"),
         ([{"name": "a", "version": "1", "vulns": [FLAW]}], 1, "a 1: GHSA-1, mended in 2.0"),
         ([{"name": "a", "skip_reason": "not found"}], 2, "cannot be reached for 1 of 1 packages"),
+        ([], 2, "found no package in requirements.txt"),
         (None, 2, "cannot be reached (ConnectionError: no name)"),
     ],
 )

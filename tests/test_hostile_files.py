@@ -4,6 +4,7 @@ import json
 import os
 import resource
 import struct
+import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -101,12 +102,23 @@ def test_a_data_set_cannot_have_modules_imported(tmp_path: Path, complain, monke
     monkeypatch.syspath_prepend(tmp_path)
     file = tmp_path / "out" / "features.json"
     text = file.read_text()
-    for key in ("pythonClassName", "python_class_name"):
-        bad = text.replace("tensorflow_datasets.core.features.text_feature.Text", "harm.Text")
-        file.write_text(bad.replace("pythonClassName", key))
-        words = ["check-data", "--config", f"{ROOT}/configs/camvid.py", "--config.data.name=tfds"]
+    harm = {"type": "harm.Text", "content": {}}
+    inner = json.dumps({"name": harm})
+    whole = "tensorflow_datasets.core.features.features_dict.FeaturesDict"
+    hostile = (
+        named := text.replace("tensorflow_datasets.core.features.text_feature.Text", "harm.Text"),
+        named.replace("pythonClassName", "python_class_name"),
+        json.dumps(harm),
+        json.dumps(json.loads(text) | harm),
+        json.dumps({"type": whole, "content": {"name": harm}}),
+        json.dumps({"pythonClassName": whole, "jsonFeature": {"json": inner}}),
+    )
+    words = ["check-data", "--config", f"{ROOT}/configs/camvid.py", "--config.data.name=tfds"]
+    for bad in hostile:
+        file.write_text(bad)
         line = complain(*words, f"--config.data.dir={tmp_path / 'out'}")
-        assert "names 'harm.Text', which 'prepare' does not write" in line
+        assert f"{file}: other features than 'prepare' writes" in line
+    assert "harm" not in sys.modules
     assert not (tmp_path / "done").exists()
 
 
@@ -146,11 +158,31 @@ def test_names_that_no_encoding_holds_are_printed_all_the_same(written, capsys) 
     assert "no mask is called '\\udcff'" in capsys.readouterr().out
 
 
-def test_a_json_config_runs_nothing(tmp_path: Path, complain) -> None:
-    file = tmp_path / "config.json"
-    file.write_text(f"__import__('os').mkdir({str(tmp_path / 'done')!r})")
-    assert "not a readable configuration" in complain("check-data", "--config", file)
-    assert not (tmp_path / "done").exists()
+@pytest.mark.parametrize(
+    ("name", "arg", "message"),
+    [
+        ("config.json", "", "not a readable configuration"),
+        ("config.JSON", "", "not a readable configuration"),
+        ("a:config.json", "", "not a readable configuration"),
+        ("config.json", ":debug", "is JSON, which takes no argument ':debug'"),
+        ("config.Json", ":", "is JSON, which takes no argument ':'"),
+        ("config.json", ":x.py", "is JSON, which takes no argument ':x.py'"),
+        ("config.json", ":x.json", "is JSON, which takes no argument ':x.json'"),
+        ("config.json.old", "", "neither Python nor JSON"),
+    ],
+)
+def test_a_json_config_runs_nothing(tmp_path: Path, complain, name, arg, message) -> None:
+    """Whatever its name is written like, and what follows it; the file is sound Python."""
+    file, done = tmp_path / name, tmp_path / "done"
+    file.write_text(f"__import__('os').mkdir({str(done)!r})")
+    assert message in complain("check-data", "--config", f"{file}{arg}")
+    (tmp_path / "sound.py").write_text("def get_config(arg):\n    return 3\n")
+    words = [f"--config={tmp_path}/sound.py", f"--config={file}{arg}"]
+    for both in (words, words[::-1]):
+        assert "--config is given 2 times" in complain("check-data", *both)
+    assert not done.exists()
+    exec(compile(file.read_text(), name, "exec"))
+    assert done.exists(), "the check of the check"
 
 
 @pytest.mark.parametrize(

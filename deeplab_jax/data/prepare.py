@@ -15,12 +15,11 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import tensorflow_datasets as tfds
 
 from deeplab_jax.data import images
 from deeplab_jax.data.pairs import Source
-from deeplab_jax.data.prepared import SIDE_FILE
+from deeplab_jax.data.prepared import FEATURES, SIDE_FILE
 from deeplab_jax.errors import UserError
 
 Progress = Callable[[str, int, int], None]
@@ -97,17 +96,10 @@ def _write(sources: Mapping[str, Source], work: Path, name: str, progress: Progr
             if progress is not None:
                 progress(split, index + 1, len(source))
 
-    features = tfds.features.FeaturesDict(
-        {
-            "image": tfds.features.Image(shape=(None, None, 3)),
-            "label": tfds.features.Image(shape=(None, None, 1), dtype=np.uint8, encoding_format="png"),
-            "name": tfds.features.Text(),
-        }
-    )
     builder = _Builder(
         name=name,
         version="1.0.0",
-        features=features,
+        features=FEATURES,
         split_datasets={split: generate(split, source) for split, source in sources.items()},
         data_dir=str(work),
         description="Written by deeplab_jax.data.prepare; class names and colours are in " + SIDE_FILE + ".",

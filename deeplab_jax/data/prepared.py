@@ -1,14 +1,15 @@
 """Reads a folder that `prepare` wrote, through TFDS and without TensorFlow."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tensorflow_datasets as tfds
 
 from deeplab_jax.data.images import decode_image, decode_mask
-from deeplab_jax.data.pairs import Example, check_sizes, choose_split, decode_label, spell
+from deeplab_jax.data.pairs import Example, check_sizes, choose_split, decode_label
 from deeplab_jax.errors import UserError
 from deeplab_jax.jsonfile import read_json
 from deeplab_jax.labels import LabelSet
@@ -16,13 +17,15 @@ from deeplab_jax.labels import LabelSet
 SIDE_FILE = "classes.json"
 """Beside the TFDS files: the class names and colours, and the name of the data set that was written."""
 
-
 FEATURES_FILE = "features.json"
-FEATURES = {
-    f"tensorflow_datasets.core.features.{name}"
-    for name in ("features_dict.FeaturesDict", "image_feature.Image", "text_feature.Text")
-}
-"""What `prepare` writes. TFDS imports whatever module the file names, so no other name may reach it."""
+FEATURES = tfds.features.FeaturesDict(
+    {
+        "image": tfds.features.Image(shape=(None, None, 3)),
+        "label": tfds.features.Image(shape=(None, None, 1), dtype=np.uint8, encoding_format="png"),
+        "name": tfds.features.Text(),
+    }
+)
+"""Of every prepared folder."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,23 +106,16 @@ def _damaged(where: str, error: Exception) -> UserError:
 
 
 def _check_features(folder: Path) -> None:
-    """Raise a UserError where the folder's features are of other classes than those that `prepare` writes."""
-    for file in folder.rglob(FEATURES_FILE):
-        try:
-            names = set(_class_names(read_json(file)))
-        except (OSError, ValueError) as error:
-            raise UserError(f"{file}: damaged ({error}); write the folder again with 'prepare'") from error
-        if not names <= FEATURES:
-            strange = spell(sorted(names - FEATURES))
-            raise UserError(
-                f"{file}: names {strange!r}, which 'prepare' does not write; write the folder again with 'prepare'"
-            )
+    """Raise a UserError where the folder's features are others than those that `prepare` writes.
 
-
-def _class_names(content: Any) -> Iterator[Any]:
-    """Yield the values of TFDS's key for a class, in both spellings of protocol buffers."""
-    items = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
-    for key, value in items:
-        if key in ("pythonClassName", "python_class_name"):
-            yield value if isinstance(value, str) else repr(value)
-        yield from _class_names(value)
+    TFDS imports whatever modules the file names, in several spellings and in JSON inside of JSON, so nothing else may
+    reach it.
+    """
+    file = folder / FEATURES_FILE
+    try:
+        content = read_json(file)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: damaged ({error}); write the folder again with 'prepare'") from error
+    about = FEATURES.to_json()
+    if content != {"pythonClassName": about["type"], "featuresDict": about["content"]}:
+        raise UserError(f"{file}: other features than 'prepare' writes; write the folder again with 'prepare'")

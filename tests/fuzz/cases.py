@@ -1,7 +1,7 @@
 """What a fuzzing case is, and the families that make them."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +21,11 @@ class Case(NamedTuple):
     inputs: int = 1
     program: str = "deeplab_jax"
 
+    @property
+    def call(self) -> str:
+        """The program and its verb."""
+        return " ".join([self.program, *(word for word in self.words[:1] if not word.startswith("-"))])
+
 
 class Family(NamedTuple):
     """Cases of one kind.
@@ -29,7 +34,7 @@ class Family(NamedTuple):
       seeds: makes, once for each process, what the cases damage; returns what `make` takes first.
       make: `make(seeds, folder, rng)` writes damaged files into an empty folder. The same generator gives the same.
       share: of all damaged files, in percent.
-      alone: whether a process of its own can run it: it needs no network of `tests.tiny`.
+      alone: whether the program itself can run it: it needs no network of `tests.tiny`.
     """
 
     seeds: Callable[[Path], object]
@@ -58,3 +63,19 @@ def families() -> dict[str, Family]:
 def generator(family: str, seed: int, index: int) -> random.Random:
     """Return the random numbers of one case."""
     return random.Random(f"{family} {seed} {index}")
+
+
+class Sound(random.Random):
+    """Choices of a case in which nothing gets damaged."""
+
+
+def sound_cases(family: Family, seeds: object, folder: Path) -> Iterator[Case]:
+    """Make a case of every verb that a family calls, on files that are whole: what the damaged ones compare with."""
+    calls = set()
+    for index in range(30):
+        place = folder / f"sound{index}"
+        place.mkdir(parents=True)
+        case = family.make(seeds, place, Sound(index))
+        if case.call not in calls:
+            calls.add(case.call)
+            yield case

@@ -1,4 +1,6 @@
-"""Folders of data sets in their published layouts: lists, annotations, names, missing files; read by `check-data`."""
+"""Folders of data sets in their published layouts: lists, annotations, names, missing files; read by `check-data` and
+`prepare`.
+"""
 
 import os
 import random
@@ -6,7 +8,7 @@ import shutil
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.fuzz.cases import Case, Family
+from tests.fuzz.cases import Case, Family, Sound
 from tests.fuzz.damage import damaged, damaged_json
 from tests.layouts import ARGUMENTS, LAYOUTS
 
@@ -35,14 +37,26 @@ def seeds(folder: Path) -> Seeds:
 
 
 def make_layout(seeds: Seeds, folder: Path, rng: random.Random) -> Case:
-    """Damage lists and annotations, and rename, remove, swap or add files."""
+    """Damage a data set, and look for what is wrong with it."""
+    words, hurt = _damaged_layout(seeds, folder, rng)
+    return Case(["check-data", *words], hurt)
+
+
+def make_preparation(seeds: Seeds, folder: Path, rng: random.Random) -> Case:
+    """Damage a data set, and write it as a prepared folder."""
+    words, hurt = _damaged_layout(seeds, folder, rng)
+    return Case(["prepare", *words, f"--out={folder / 'out'}"], hurt)
+
+
+def _damaged_layout(seeds: Seeds, folder: Path, rng: random.Random) -> tuple[list[str], int]:
+    """Damage lists and annotations, and rename, remove, swap or add files; return the config's words, and how many."""
     name = rng.choice(list(seeds.layouts))
     data = folder / "data"
     shutil.copytree(seeds.layouts[name], data)
     files = sorted(file for file in data.rglob("*") if file.is_file())
     lists = [file for file in files if file.suffix in (".txt", ".json")]
     hurt: set[Path] = set()
-    for _ in range(rng.randint(1, 3)):
+    for _ in range(0 if isinstance(rng, Sound) else rng.randint(1, 3)):
         file = rng.choice(lists if lists and rng.random() < 0.7 else files)
         if file in hurt or not file.is_file():
             continue
@@ -61,8 +75,7 @@ def make_layout(seeds: Seeds, folder: Path, rng: random.Random) -> Case:
                 file.write_bytes(damaged_json(file.read_text("utf-8", "replace") or "{}", rng))
             case _:
                 file.write_bytes(damaged(file.read_bytes(), rng))
-    words = ["check-data", f"--config={ROOT}/configs/{name}.py", f"--config.data.dir={data}"]
-    return Case([*words, *ARGUMENTS.get(name, [])], len(hurt))
+    return [f"--config={ROOT}/configs/{name}.py", f"--config.data.dir={data}", *ARGUMENTS.get(name, [])], len(hurt)
 
 
 def make_prepared(seeds: Seeds, folder: Path, rng: random.Random) -> Case:
@@ -80,5 +93,6 @@ def make_prepared(seeds: Seeds, folder: Path, rng: random.Random) -> Case:
 
 FAMILIES = {
     "layouts": Family(seeds, make_layout, 4),
+    "preparations": Family(seeds, make_preparation, 1),
     "prepared": Family(seeds, make_prepared, 1),
 }

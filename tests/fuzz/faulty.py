@@ -1,4 +1,4 @@
-"""A worker whose second case hangs, dies or raises, for the test of the watcher."""
+"""A worker whose cases 0 and 2 hang, die or raise, for the test of the watcher."""
 
 import importlib
 import os
@@ -11,9 +11,9 @@ from tests.fuzz import cases, worker
 
 
 def program(words: list[str]) -> int:
-    """Do what the second case is to do."""
+    """Do what the faulty cases are to do."""
     kind, content = words[0], Path(words[1]).read_bytes()
-    if content == b"1":
+    if content in (b"0", b"2"):
         if kind == "hang":
             time.sleep(600)
         if kind == "abort":

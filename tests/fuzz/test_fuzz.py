@@ -1,13 +1,15 @@
 """The fuzzer, a few hundred damaged files of every family; and what it must notice."""
 
+import itertools
+import time
 from pathlib import Path
 
 import pytest
 
 from tests.fuzz import watch
 from tests.fuzz.__main__ import main
-from tests.fuzz.cases import families, generator
-from tests.fuzz.worker import MAX_GROWTH, judge
+from tests.fuzz.cases import PROGRAMS, Case, families, generator, sound_cases
+from tests.fuzz.worker import MAX_GROWTH, judge, tiny_networks
 
 
 @pytest.mark.parametrize("family", ("pairs", "foreign"))
@@ -24,19 +26,31 @@ def test_twenty_thousand_damaged_files(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_fifty_processes_of_their_own(tmp_path: Path) -> None:
-    """Nothing shared with the fuzzer: the exit code and what is printed are the operating system's."""
-    names = [name for name, family in families().items() if family.alone]
-    made: dict[str, object] = {}
-    for index in range(50):
-        name = names[index % len(names)]
-        if name not in made:
-            (tmp_path / name).mkdir()
-            made[name] = families()[name].seeds(tmp_path / name)
-        folder = tmp_path / f"case{index}"
-        folder.mkdir()
-        case = families()[name].make(made[name], folder, generator(name, 9, index))
-        code, stdout, stderr = watch.alone(case)
-        assert not judge(code, "", stdout, stderr, 0), (case, stderr)
+    """Nothing shared with the fuzzer: the exit code, the time and what is printed are the operating system's.
+
+    A process imports and compiles before it reads, so the bounds are on top of what the same verb takes on files that
+    are whole.
+    """
+    with tiny_networks():
+        made = {name: family.seeds(make_folder(tmp_path / name)) for name, family in families().items()}
+        usual: dict[tuple[str, str], watch.Ended] = {}
+        for index, name in zip(range(50), itertools.cycle(families()), strict=False):
+            family = families()[name]
+            case = family.make(made[name], make_folder(tmp_path / f"case{index}"), generator(name, 9, index))
+            if (name, case.call) not in usual:
+                sound = sound_cases(family, made[name], tmp_path / f"sound{index}")
+                whole = next(one for one in sound if one.call == case.call)
+                usual[name, case.call] = watch.alone(whole, tiny=not family.alone)
+            before = usual[name, case.call]
+            found = watch.alone(case, tiny=not family.alone, seconds=before.seconds + watch.SECONDS)
+            growth = found.memory - before.memory
+            assert not judge(found.code, "", found.stdout, found.stderr, growth), (case, found, before)
+
+
+def make_folder(folder: Path) -> Path:
+    """Make a folder, and return it."""
+    folder.mkdir()
+    return folder
 
 
 @pytest.mark.parametrize(
@@ -62,10 +76,22 @@ def test_a_case_that_hangs_dies_or_raises_is_found_and_the_next_one_runs(tmp_pat
     monkeypatch.setattr(watch, "SECONDS", 1)
     monkeypatch.setattr(watch, "START_SECONDS", 60)
     monkeypatch.setattr(watch, "WORKER", "tests.fuzz.faulty")
+    began = time.monotonic()
     found = list(watch.outcomes(what, 1, 0, 3, tmp_path))
+    assert time.monotonic() - began < watch.START_SECONDS, "the first case has no more time than the others"
     assert [one.index for one in found] == [0, 1, 2]
-    assert [bool(one.fault) for one in found] == [False, True, False]
-    assert sign in found[1].fault and (tmp_path / f"{what}_1_1" / "input").read_bytes() == b"1"
+    assert [bool(one.fault) for one in found] == [True, False, True]
+    assert sign in found[2].fault and (tmp_path / f"{what}_1_2" / "input").read_bytes() == b"2"
+
+
+def test_a_process_of_its_own_is_measured_and_ends_in_time(monkeypatch) -> None:
+    """Python's `timeit` stands in for the command line."""
+    monkeypatch.setitem(PROGRAMS, "timeit", "timeit")
+    memory, patience = "b = b'1' * 2**28", "__import__('time').sleep(60)"
+    found = watch.alone(Case(["-n1", "-s", memory, "__import__('time').sleep(0.1)"], program="timeit"), tiny=False)
+    assert found.code == 0 and "1 loop" in found.stdout and 2**28 < found.memory < 2**29
+    found = watch.alone(Case(["-n1", patience], program="timeit"), tiny=False, seconds=1)
+    assert found.code == -9 and 1 <= found.seconds < 2
 
 
 def test_the_same_seed_makes_the_same_files(tmp_path: Path) -> None:

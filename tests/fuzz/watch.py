@@ -10,16 +10,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tests.fuzz.cases import PROGRAMS, Case
-from tests.fuzz.worker import MAX_PIXELS
+from tests.fuzz.worker import MAX_PIXELS, status
 
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 10  # That a case may take.
-START_SECONDS = 300  # That a worker may take to import everything, make its seeds and run its first case.
+START_SECONDS = 300  # That a worker may take to import and compile everything and to make its seeds.
 TICK = 0.25
 WORKER = "tests.fuzz.worker"
 CLOCK = os.sysconf("SC_CLK_TCK")
@@ -79,20 +79,48 @@ def _kept(outcome: Outcome, folder: Path, target: Path) -> Outcome:
     return outcome._replace(saved=target)
 
 
-def alone(case: Case) -> tuple[int, str, str]:
-    """Run a case as a process of its own; return its exit code and what it prints to stdout and stderr."""
-    done = subprocess.run(
-        [sys.executable, "-m", PROGRAMS[case.program].removesuffix(".__main__"), *case.words],
-        env={**os.environ, **ENVIRONMENT},
-        cwd=ROOT,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        timeout=600,
-        check=False,
-    )
-    return done.returncode, done.stdout, done.stderr
+class Ended(NamedTuple):
+    """How a process of its own ended: its exit code, what it printed, the seconds and bytes that it took."""
+
+    code: int
+    stdout: str
+    stderr: str
+    seconds: float
+    memory: int
+
+
+def alone(case: Case, *, tiny: bool, seconds: float = START_SECONDS) -> Ended:
+    """Run a case as a process of its own, which is killed when it takes too long.
+
+    Args:
+      case: what to run.
+      tiny: whether it needs the networks of `tests.tiny`.
+      seconds: that it may take.
+    """
+    module = PROGRAMS[case.program]
+    start = ["tests.fuzz.own", module] if tiny else [module.removesuffix(".__main__")]
+    with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
+        process = subprocess.Popen(
+            [sys.executable, "-m", *start, *case.words],
+            env={**os.environ, **ENVIRONMENT},
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=stderr,
+        )
+        clock, memory = Clock(process.pid), 0
+        while process.poll() is None and clock.seconds < seconds:
+            time.sleep(TICK / 5)
+            clock.tick(TICK / 5)
+            with suppress(KeyError):  # One that has just ended has none.
+                memory = max(memory, status("VmHWM", process.pid))
+        process.kill()
+        code = process.wait()
+        texts = []
+        for file in (stdout, stderr):
+            file.seek(0)
+            texts.append(file.read().decode("utf-8", "replace"))
+    return Ended(code, *texts, clock.seconds, memory)
 
 
 def _one_worker(family: str, seed: int, first: int, last: int, folder: Path) -> Iterator[Outcome]:
@@ -116,13 +144,16 @@ def _one_worker(family: str, seed: int, first: int, last: int, folder: Path) -> 
         with os.fdopen(reading, "rb", buffering=0) as channel:  # A buffer would hide lines from `select`.
             while line := _next_line(channel, worker, limit):
                 content: dict[str, Any] = json.loads(line)
+                if "ready" in content:
+                    limit = SECONDS
+                    continue
                 if "begin" in content:
                     begun = content
                     continue
                 yield Outcome(
                     family, content["end"], begun["inputs"], content["code"], content["fault"], begun["words"]
                 )
-                begun, limit = None, SECONDS
+                begun = None
         code = worker.wait(START_SECONDS)
     finally:
         worker.kill()
@@ -137,25 +168,35 @@ def _one_worker(family: str, seed: int, first: int, last: int, folder: Path) -> 
         yield Outcome(family, begun["begin"], begun["inputs"], code, fault, begun["words"])
 
 
-def _next_line(channel: Any, worker: subprocess.Popen[bytes], seconds: float) -> bytes:
-    """Return the worker's next line, none where it died or hung.
+class Clock:
+    """The time of a process: that in which it computes or waits for something.
 
-    Time in which it waited for something counts, time in which it was stopped or waited for a processor does not.
+    Not that in which it is stopped or waits for a processor, so that limits hold on a busy machine as well.
     """
-    left, before = seconds, 0.0
-    while left > 0:
-        ready, _, _ = select.select([channel], [], [], TICK)
-        if ready:
-            return channel.readline()
-        state, *numbers = Path(f"/proc/{worker.pid}/stat").read_text().rpartition(")")[2].split()
+
+    def __init__(self, pid: int) -> None:
+        self.seconds = self._used = 0.0
+        self._pid = pid
+
+    def tick(self, seconds: float) -> str:
+        """Look again after so many seconds; return the state of the process, "Z" where it has ended."""
+        state, *numbers = Path(f"/proc/{self._pid}/stat").read_text().rpartition(")")[2].split()
         used = (int(numbers[10]) + int(numbers[11])) / CLOCK
-        if used > before:
-            left -= min(TICK, used - before)
+        if used > self._used:
+            self.seconds += min(seconds, used - self._used)
         elif state in ("S", "D"):
-            left -= TICK
-        elif state == "Z":
+            self.seconds += seconds
+        self._used = used
+        return state
+
+
+def _next_line(channel: Any, worker: subprocess.Popen[bytes], seconds: float) -> bytes:
+    """Return the worker's next line, none where it died or hung."""
+    clock = Clock(worker.pid)
+    while clock.seconds < seconds:
+        ready, _, _ = select.select([channel], [], [], TICK)
+        if ready or clock.tick(TICK) == "Z":
             return channel.readline()
-        before = used
     worker.send_signal(signal.SIGABRT)  # faulthandler then says where it is.
     time.sleep(1)
     worker.kill()

@@ -9,12 +9,12 @@ import resource
 import shutil
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, TextIO
 
-from tests.fuzz.cases import PROGRAMS, Case, families, generator
+from tests.fuzz.cases import PROGRAMS, Case, families, generator, sound_cases
 
 MAX_GROWTH = 512 * 2**20  # Bytes that one case may take beyond what the process has.
 MAX_PIXELS = 2**22  # Of an image, so that the growth says something.
@@ -35,16 +35,25 @@ def main(family: str, seed: int, first: int, last: int, folder: str, report: int
         with nullcontext() if made.alone else tiny_networks():
             (work / "seeds").mkdir(exist_ok=True)
             seeds = made.seeds(work / "seeds")
+            warm_up(sound_cases(made, seeds, work / "sound"), printed)
             limit_memory()
+            say(channel, ready=True)
             for index in range(first, last):
                 (work / str(index)).mkdir()
                 case = made.make(seeds, work / str(index), generator(family, seed, index))
-                program = importlib.import_module(PROGRAMS[case.program]).main
                 say(channel, begin=index, inputs=case.inputs, words=case.words)
-                code, fault = run(program, case, printed)
+                code, fault = run(case, printed)
                 if not fault:  # Otherwise the files are kept.
                     shutil.rmtree(work / str(index), ignore_errors=True)
                 say(channel, end=index, code=code, fault=fault)
+
+
+def warm_up(cases: Iterable[Case], printed: Any) -> None:
+    """Import and compile what the cases need, so that none of them has to be given more time than the others."""
+    for case in cases:
+        code, fault = run(case, printed)
+        if code not in (0, 2):
+            raise RuntimeError(f"{case.words} on files that are whole: {fault}")
 
 
 def tiny_networks() -> AbstractContextManager[None]:
@@ -66,8 +75,9 @@ def limit_memory() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (used + ADDRESS_SPACE, resource.RLIM_INFINITY))
 
 
-def run(program: Any, case: Case, printed: Any) -> tuple[int, str]:
+def run(case: Case, printed: Any) -> tuple[int, str]:
     """Run one case, and return its exit code and what is wrong with its outcome, "" for nothing."""
+    program = importlib.import_module(PROGRAMS[case.program]).main
     for file in printed:
         file.seek(0)
         file.truncate()
@@ -108,9 +118,9 @@ def is_complaint(line: str) -> bool:
     return line.startswith("deeplab-jax: ") or "; left out" in line or REMARK.match(line) is not None
 
 
-def status(field: str) -> int:
-    """Return a figure of this process's memory, in bytes."""
-    for line in Path("/proc/self/status").read_text().splitlines():
+def status(field: str, process: int | str = "self") -> int:
+    """Return a figure of a process's memory, in bytes."""
+    for line in Path(f"/proc/{process}/status").read_text().splitlines():
         if line.startswith(field + ":"):
             return int(line.split()[1]) * 1024
     raise KeyError(field)
