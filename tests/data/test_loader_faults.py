@@ -127,19 +127,23 @@ def test_a_loader_that_is_left_ends_its_threads() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("fault", "message"),
+    ("fault", "place", "seconds", "message"),
     [
         (
-            {"dies": 7},
-            r"worker process [12] of 2 died .*exit code -9\), reading ahead from .*\.png.*\(step \d\); if memory",
+            "dies",
+            1,
+            100.0,
+            r"worker process 2 of 2 died .*exit code -9\), reading ahead from .*\.png.*\(step \d\); if memory",
         ),
-        ({"hangs": 7}, r"no data for 15 s: worker process [12] of 2 hangs in reading .*\b7\.png.*\(step \d\)"),
+        ("hangs", 2, 30.0, r"no data for 30 s: worker process 1 of 2 hangs in reading .*\b{index}\.png.*\(step 3\)"),
     ],
 )
-def test_a_worker_process_that_dies_or_hangs_is_named_in_time(fault, message) -> None:
+def test_a_worker_process_that_dies_or_hangs_is_named_in_time(fault, place, seconds, message) -> None:
+    """They take batches in turn: the one that reads the batch of that place, from 0, is faulty."""
+    index = seen(training_batches(Faulty(), steps=5, **OPTIONS))[place * OPTIONS["batch_size"]]
     began = time.monotonic()
-    with pytest.raises(UserError, match=message):
-        list(training_batches(Faulty(**fault), steps=5, workers=2, timeout=15.0, **OPTIONS))
+    with pytest.raises(UserError, match=message.replace("{index}", str(index))):
+        list(training_batches(Faulty(**{fault: index}), steps=5, workers=2, timeout=seconds, **OPTIONS))
     assert time.monotonic() - began < 100
 
 
