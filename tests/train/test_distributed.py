@@ -310,6 +310,29 @@ def test_what_fails_on_one_process_ends_all_with_2(tmp_path, which, fault, saved
 
 
 @pytest.mark.slow
+def test_a_signal_to_a_process_that_waits_for_data_has_all_save(tmp_path) -> None:
+    fault = [
+        "import os, signal, threading, time",
+        "hangs = threading.Event()",
+        "def read(self, index, wrapped=scenes.Scenes.__getitem__):",
+        "    time.sleep(1000 * hangs.is_set())",
+        "    return wrapped(self, index)",
+        "def report(number, *args, wrapped=loop.report):",
+        "    wrapped(number, *args)",
+        "    if number == 2:",
+        "        hangs.set()",
+        "        threading.Timer(5, os.kill, [os.getpid(), signal.SIGTERM]).start()",
+        "scenes.Scenes.__getitem__, loop.report = read, report",
+    ]
+    config = write_faulty_config(tmp_path / "tiny.py", 1, fault, **{**FAULT, "train.checkpoint_every": 4000})
+    code, _, errors = finish(launch(config, "--workdir", tmp_path / "run", devices=1))
+    with Checkpoints(tmp_path / "run" / CHECKPOINTS, read_only=True) as checkpoints:
+        newest = checkpoints.latest()
+    assert code == 75 and says(f"stopped at step {newest} of 4000, which is saved", errors) == 1, errors
+    assert errors.count("deeplab-jax:") == 1
+
+
+@pytest.mark.slow
 def test_a_prediction_that_one_process_cannot_write_ends_all_with_2(tmp_path, alone) -> None:
     reference, _ = alone(RUN["train.steps"])
     config = write_faulty_config(tmp_path / "tiny.py", 1, ["predictor.write_prediction = fail"], **RUN)
