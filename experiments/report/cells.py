@@ -63,7 +63,9 @@ def provenance(result: TableResult) -> list[str]:
         lines.append(f"{_effort(trainings, 'training')}, the longest {longest:.0f} s; commit {', '.join(commits)}.")
     if pretrainings:
         lines.append(f"Before them {_effort(pretrainings, 'training')} for the backbones.")
-    lines += dict.fromkeys(f"{note}." for row in result.rows for note in row.notes)
+    if networks := dict.fromkeys(row.network for row in result.rows if row.network):
+        lines.append(f"Networks here: {', '.join(networks)}.")
+    lines += dict.fromkeys(f"{note[:1].upper()}{note[1:]}." for row in result.rows for note in row.notes)
     return lines + [f"The paper: {fact} {value}." for fact, value in result.table.facts.items()]
 
 

@@ -46,6 +46,7 @@ class RowResult:
       trainings: by seed; none where the row is computed.
       pretraining: the training whose backbone they start from; None where there is none.
       evaluation: key of the evaluation, "" where there is none.
+      network: that was trained, in place of the paper's.
       notes: what sets the row apart from the paper's.
     """
 
@@ -56,6 +57,7 @@ class RowResult:
     trainings: tuple[Training, ...] = ()
     pretraining: Training | None = None
     evaluation: str = ""
+    network: str = ""
     notes: tuple[str, ...] = ()
 
 
@@ -126,6 +128,7 @@ def read_tables(results: Path, scales: Sequence[str]) -> tuple[list[TableResult]
     if not tables:
         raise UserError(
             f"{results}: no results there; python -m experiments.run TABLE makes some, --results names them"
+            + "".join(f" ({remark})" for remark in remarks[:1])
         )
     return tables, remarks
 
@@ -173,10 +176,16 @@ def _read_row(file: Path, table: Table, row: Row, scale: Scale) -> RowResult:
             trainings=tuple(_training(content, entry) for entry in content["seeds"]),
             pretraining=_pretraining(content.get("pretraining")),
             evaluation=str(content["evaluation"]),
+            network=_network(content["config"]["model"]),
             notes=tuple(content["notes"]),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise Unreadable(f"{type(error).__name__} {error}") from None
+
+
+def _network(model: Mapping[str, Any]) -> str:
+    width = model["options"].get("width", 1)
+    return f"{model['name']}{'' if width == 1 else f' of width {width:g}'}"
 
 
 def _pretraining(about: Mapping[str, Any] | None) -> Training | None:

@@ -38,7 +38,10 @@ def seeds(folder: Path) -> Seeds:
             "training": "a",
             "evaluation": row,
             "notes": ["a note"],
-            "config": {"train": {"steps": 450, "batch_size": 8}, "model": {"name": "deeplabv3_resnet18"}},
+            "config": {
+                "train": {"steps": 450, "batch_size": 8},
+                "model": {"name": "deeplabv3_resnet18", "options": {}},
+            },
         }
         rows[row] = json.dumps(content)
     record = [{"step": step, "train/loss": 2.0 - step / 10, "train/images_per_second": 3.0} for step in range(1, 6)]
