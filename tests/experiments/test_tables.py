@@ -212,7 +212,7 @@ def test_the_papers_protocol_at_their_scale() -> None:
 
 def test_stage_2_is_the_papers(repo_root) -> None:
     """DeepLabv3, sec. 4.1: frozen batch norm, output stride 8, the official trainval, a seventh of the rate."""
-    config = load_config([f"--config={repo_root / 'configs/voc.py'}:stage=2,model=deeplabv3_resnet101_beta"])
+    config = load_config([f"--config={repo_root / 'configs/voc.py'}:stage=2,model=deeplabv3_resnet18"])
     assert (config.data.train_split, config.train.steps, config.optimizer.learning_rate) == ("trainval", 30_000, 0.001)
     model = build_model(config.model, num_classes=21)
     assert (model.output_stride, model.settings.norm) == (8, "frozen")

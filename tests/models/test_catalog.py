@@ -86,7 +86,7 @@ def test_defaults_of_every_name(name: str, monkeypatch: pytest.MonkeyPatch) -> N
     if backbone.startswith("resnet"):
         expected = BACKBONES[backbone].multi_grid if architecture.startswith("deeplabv3") else None
         assert model.backbone.multi_grid == (expected or (1,) * model.backbone.units[3])
-        convention = "last_unit" if backbone.endswith("beta") else "previous"
+        convention = "last_unit" if backbone.endswith("beta") or architecture == "cascade" else "previous"
         assert model.backbone.first_unit_rate == ("stage" if architecture in ("deeplabv2", "pspnet") else convention)
     if backbone == "vgg16":
         assert model.backbone.pool_window == (3 if OUTPUT_STRIDES[architecture] == 8 else 2)
