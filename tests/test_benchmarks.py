@@ -325,6 +325,15 @@ def test_wrong_flags_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[
         assert error.count("\n") == 1
 
 
+def test_only_some_rows_are_measured(tmp_path: Path) -> None:
+    made = []
+    for only, expected in (("b", ["b"]), ("", ["b", "a"])):
+        part = session(tmp_path, only=only)
+        results = [part.row("p", name, {}, lambda name=name: made.append(name) or {"n": name}, str) for name in "ab"]
+        assert made == expected
+    assert results == [{"n": "a"}, {"n": "b"}]
+
+
 def test_the_report_alone_measures_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     results, readme = tmp_path / "cpu.json", tmp_path / "README.md"
     results.write_text(json.dumps(content()))

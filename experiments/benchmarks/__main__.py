@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> list[str]:
     failures: list[str] = []
     if parts:
         repeats = args.repeats or (2 if args.quick else 10)
-        session = Session(file, repeats=repeats, quick=args.quick, again=args.again)
+        session = Session(file, repeats=repeats, quick=args.quick, again=args.again, only=args.rows)
         for part in parts:
             PARTS[part](session)
         failures = session.failures
@@ -139,6 +139,7 @@ def parser() -> argparse.ArgumentParser:
     """Return the parser of the flags."""
     flags = Parser(prog="python -m experiments.benchmarks", description=(__doc__ or "").split("\n")[0])
     flags.add_argument("--parts", default=",".join(PARTS), help='some of the parts, or "" for the report alone')
+    flags.add_argument("--rows", default="", metavar="TEXT", help="only rows whose name has this in it")
     flags.add_argument("--out", help="file of the results; default experiments/results/benchmarks/MACHINE.json")
     flags.add_argument("--repeats", type=int, help="rounds of each race; default 10, with --quick 2")
     flags.add_argument("--quick", action="store_true", help="tiny sizes and networks, to see that everything works")

@@ -26,14 +26,15 @@ class Session:
       file: of the results, JSON.
       repeats: rounds of each race.
       quick: tiny sizes and networks, to see that everything works.
+      only: part of the names of the rows to measure; others stay as the file has them.
       failures: "part: row" of rows that failed in this session.
 
     Raises:
       UserError: a file that cannot be read, or that holds results of another machine, other versions or another size.
     """
 
-    def __init__(self, file: Path, *, repeats: int, quick: bool, again: bool = False) -> None:
-        self.file, self.repeats, self.quick, self._again = file, repeats, quick, again
+    def __init__(self, file: Path, *, repeats: int, quick: bool, again: bool = False, only: str = "") -> None:
+        self.file, self.repeats, self.quick, self.only, self._again = file, repeats, quick, only, again
         self.failures: list[str] = []
         self.platform = machine.platform()
         self._code = machine.code_fingerprint()
@@ -71,10 +72,12 @@ class Session:
           line: says the result in one line, which is printed.
 
         Returns:
-          The result, or None where it failed.
+          The result, or None where it failed or is not there.
         """
         wanted = json.loads(json.dumps({**settings, "repeats": self.repeats}))
         old = self._content["parts"].get(part, {}).get(name)
+        if self.only not in name:
+            return old.get("result") if old else None
         if old and "result" in old and old["settings"] == wanted and not self._again:
             note = "" if old["code"] == self._code else ", with other code than today's (--again measures it anew)"
             print(f"{part:10} {name}: kept from {old['date']}{note}", flush=True)
