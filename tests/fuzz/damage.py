@@ -37,6 +37,13 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
         at += 12 + size
 
 
+def _pixels(content: bytes) -> bytes:
+    try:
+        return zlib.decompressobj().decompress(content, 2**20)
+    except zlib.error:  # Damaged a moment ago.
+        return content
+
+
 def _png(data: bytes, rng: random.Random) -> bytes:
     chunks = list(_chunks(data))
     for _ in range(rng.choice((1, 1, 2))):
@@ -56,8 +63,7 @@ def _png(data: bytes, rng: random.Random) -> bytes:
             case 3 if len(chunks) > 1:
                 del chunks[at]
             case 4 if name == b"IDAT":  # Other pixels, more or fewer of them than the header says.
-                pixels = zlib.decompressobj().decompress(content, 2**20)
-                chunks[at] = (name, zlib.compress((pixels + b"\1") * rng.choice((1, 2, 64))))
+                chunks[at] = (name, zlib.compress((_pixels(content) + b"\1") * rng.choice((1, 2, 64))))
             case 5:
                 chunks.insert(
                     rng.randrange(len(chunks) + 1),
