@@ -177,7 +177,7 @@ def _read_row(file: Path, table: Table, row: Row, scale: Scale) -> RowResult:
             pretraining=_pretraining(content.get("pretraining")),
             evaluation=str(content["evaluation"]),
             network=_network(content["config"]["model"]),
-            notes=tuple(content["notes"]),
+            notes=tuple(map(str, content["notes"])),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise Unreadable(f"{type(error).__name__} {error}") from None
