@@ -124,11 +124,10 @@ def run(args: argparse.Namespace, overrides: tuple[str, ...], words: Sequence[st
         return one_job(args, jobs, runs)
     store = Store(out, runs, git_commit(), args.again)
     pending = count_pending(asked, jobs, store)
-    console = overview.wide(Console())
+    console = overview.wide(Console(stderr=args.commands))  # A shell reads the commands, and nothing else.
 
     def say(text: str) -> None:
-        where = overview.wide(Console(stderr=True)) if args.commands else console  # Whose output a shell reads.
-        where.print(text, highlight=False, markup=False, soft_wrap=True)
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     for line in store.remarks:
         say(line)

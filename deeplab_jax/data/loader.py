@@ -145,8 +145,9 @@ def examples_in_order(
     indices = range(len(source)) if indices is None else indices
     dataset = grain.MapDataset.source(source).slice(slice(indices.start, indices.stop, indices.step))
     iterable = dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads))
-    what = lambda number: describe(source, indices[number])  # noqa: E731
-    return within(lambda: iter(iterable), timeout, what=what, stopped=stopped)
+    return within(
+        lambda: iter(iterable), timeout, what=lambda number: describe(source, indices[number]), stopped=stopped
+    )
 
 
 def describe(source: Source, index: int) -> str:

@@ -195,18 +195,15 @@ def git_commit() -> str:
     """Return the commit of this checkout, marked where the code differs from it, not where results or documents do;
     "unknown" outside one.
     """
-    root = Path(__file__).resolve().parents[2]
     code = ("--", "deeplab_jax", "configs", "experiments", ":(exclude)experiments/results")
     try:
-        commit = _git(root, "rev-parse", "HEAD").stdout.strip()
-        changed = _git(root, "diff", "--quiet", "HEAD", *code, codes=(0, 1)).returncode
+        commit, changed = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--untracked-files=no", *code)
     except (OSError, subprocess.SubprocessError):
         return "unknown"
     return f"{commit}-dirty" if changed else commit
 
 
-def _git(folder: Path, *words: str, codes: tuple[int, ...] = (0,)) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, timeout=10)
-    if done.returncode not in codes:
-        raise subprocess.CalledProcessError(done.returncode, words)
-    return done
+def _git(*words: str) -> str:
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, timeout=10, check=True)
+    return done.stdout.strip()

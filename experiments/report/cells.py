@@ -60,9 +60,9 @@ def provenance(result: TableResult) -> list[str]:
     if trainings:
         commits = dict.fromkeys(commit[:SHORT] for training in trainings for commit in training.commits)
         longest = max(one.seconds for one in trainings)
-        lines.append(f"{_effort(trainings, 'training')}, the longest {longest:.0f} s; commit {', '.join(commits)}.")
+        lines.append(f"{_effort(trainings)}, the longest {longest:.0f} s; commit {', '.join(commits)}.")
     if pretrainings:
-        lines.append(f"Before them {_effort(pretrainings, 'training')} for the backbones.")
+        lines.append(f"Before them {_effort(pretrainings)} for the backbones.")
     if networks := dict.fromkeys(row.network for row in result.rows if row.network):
         lines.append(f"Networks here: {', '.join(networks)}.")
     lines += dict.fromkeys(f"{note[:1].upper()}{note[1:]}." for row in result.rows for note in row.notes)
@@ -93,14 +93,11 @@ def _spread(values: Sequence[float]) -> Shown:
     return Shown(f"{low:.2f} to {high:.2f}, {len(values)} seeds", high - low)
 
 
-def _effort(trainings: Sequence[Training], what: str) -> str:
+def _effort(trainings: Sequence[Training]) -> str:
+    count = f"{len(trainings)} training{'s' * (len(trainings) != 1)}"
     steps, images = _range([one.steps for one in trainings]), _range([one.batch for one in trainings])
     total = hours(sum(one.seconds for one in trainings))
-    return f"{_count(len(trainings), what)} of {steps} steps of {images} images: {total} in all"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'s' * (number != 1)}"
+    return f"{count} of {steps} steps of {images} images: {total} in all"
 
 
 def _range(values: Sequence[int]) -> str:

@@ -173,7 +173,15 @@ def _read_row(file: Path, table: Table, row: Row, scale: Scale) -> RowResult:
             row,
             about,
             values,
-            trainings=tuple(_training(content, entry) for entry in content["seeds"]),
+            trainings=tuple(
+                _training(
+                    content["config"],
+                    job_name(content["training"], entry["seed"]),
+                    entry["seconds"]["training"],
+                    entry["commits"],
+                )
+                for entry in content["seeds"]
+            ),
             pretraining=_pretraining(content.get("pretraining")),
             evaluation=str(content["evaluation"]),
             network=_network(content["config"]["model"]),
@@ -191,20 +199,12 @@ def _network(model: Mapping[str, Any]) -> str:
 def _pretraining(about: Mapping[str, Any] | None) -> Training | None:
     if about is None:
         return None
-    settings = about["config"]["train"]
-    steps, batch = int(settings["steps"]), int(settings["batch_size"])
-    return Training(str(about["name"]), steps, batch, float(about["seconds"]), commits=())
+    return _training(about["config"], str(about["name"]), about["seconds"], ())
 
 
-def _training(content: Mapping[str, Any], entry: Mapping[str, Any]) -> Training:
-    settings = content["config"]["train"]
-    return Training(
-        name=job_name(content["training"], entry["seed"]),
-        steps=int(settings["steps"]),
-        batch=int(settings["batch_size"]),
-        seconds=float(entry["seconds"]["training"]),
-        commits=tuple(entry["commits"]),
-    )
+def _training(config: Mapping[str, Any], name: str, seconds: Any, commits: Iterable[str]) -> Training:
+    settings = config["train"]
+    return Training(name, int(settings["steps"]), int(settings["batch_size"]), float(seconds), tuple(commits))
 
 
 def _seed_distance(rows: Iterable[RowResult]) -> float | None:

@@ -397,6 +397,19 @@ def test_results_do_not_make_the_code_another_one(tmp_path, monkeypatch) -> None
         assert workdir.git_commit() == expected, name
 
 
+def test_a_job_that_a_signal_stopped_goes_on(here, tmp_path, monkeypatch) -> None:
+    codes, started = [75, 75, 0], here.start
+
+    def start(name, command, log):
+        code = codes.pop(0)
+        done = started(name, command, log)
+        return types.SimpleNamespace(code=lambda: code or done.code(), stop=done.stop)
+
+    monkeypatch.setattr(here, "start", start)
+    assert call(tmp_path, "v3_table6", "--row", "eval_os_16") == 0
+    assert len(here.names) == 3 and not codes
+
+
 def test_a_job_that_leaves_nothing_is_no_success(here, tmp_path, capsys, monkeypatch) -> None:
     monkeypatch.setattr(run, "work", lambda job, runs, *, again: None)
     assert call(tmp_path, "v3_table6", "--row", "eval_os_16") == 2
@@ -672,14 +685,19 @@ def start(tmp_path, repo_root):
     return subprocess.Popen(command, cwd=repo_root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+def start_and_save(tmp_path, repo_root):
+    """Start, and return the runner once its job has saved."""
+    runner, deadline = start(tmp_path, repo_root), time.monotonic() + 400
+    while not list((tmp_path / "runs").glob("scenes/*_seed0/checkpoints/2")):
+        assert runner.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    return runner
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_real_table_survives_kill_9(tmp_path, repo_root) -> None:
-    first = start(tmp_path, repo_root)
-    deadline = time.monotonic() + 400
-    while not list((tmp_path / "runs").glob("scenes/*/checkpoints/2")):
-        assert first.poll() is None and time.monotonic() < deadline
-        time.sleep(0.1)
+    first = start_and_save(tmp_path, repo_root)
     os.kill(first.pid, signal.SIGKILL)
     first.communicate()
     second = start(tmp_path, repo_root)
@@ -698,11 +716,7 @@ def test_a_real_table_survives_kill_9(tmp_path, repo_root) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_runner_that_is_taken_away_has_its_jobs_save(tmp_path, repo_root) -> None:
-    first = start(tmp_path, repo_root)
-    deadline = time.monotonic() + 400
-    while not list((tmp_path / "runs").glob("scenes/*_seed0/checkpoints/2")):
-        assert first.poll() is None and time.monotonic() < deadline
-        time.sleep(0.1)
+    first = start_and_save(tmp_path, repo_root)
     first.terminate()
     _, complaints = first.communicate(timeout=60)
     assert first.returncode == 75 and "interrupted; the same command goes on from there. What ran" in complaints
