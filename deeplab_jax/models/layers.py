@@ -53,6 +53,18 @@ class LayerSettings:
     align_corners: bool = True
 
 
+def parameter(module: nn.Module, name: str, init: Callable[..., Any], shape: tuple[int, ...]) -> jax.Array:
+    """Return a float32 parameter of a module, as `module.param` does.
+
+    That traces the initialiser at every use, to compare shapes, which for a network's kernels is a third of the time to
+    trace it. So it is asked only for what is missing or has another shape.
+    """
+    found: jax.Array | None = module.get_variable("params", name)
+    if found is not None and found.shape == shape:
+        return found
+    return module.param(name, init, shape, jnp.float32)
+
+
 class Conv(nn.Module):
     """A convolution over `[N, H, W, C]`; `padding=None` is symmetric and keeps the size at stride 1, "SAME" is
     TensorFlow's, which differs from it where a stride meets an even side.
@@ -74,8 +86,8 @@ class Conv(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         dtype = jnp.dtype(self.settings.dtype)
         inputs = 1 if self.depthwise else x.shape[-1]
-        kernel = self.param(
-            "kernel", self.kernel_init, (self.kernel_size, self.kernel_size, inputs, self.features), jnp.float32
+        kernel = parameter(
+            self, "kernel", self.kernel_init, (self.kernel_size, self.kernel_size, inputs, self.features)
         )
         x = conv2d(
             x.astype(dtype),
@@ -87,7 +99,7 @@ class Conv(nn.Module):
             lowering=self.settings.lowering,
         )
         if self.use_bias:
-            bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+            bias = parameter(self, "bias", nn.initializers.zeros, (self.features,))
             x = x + bias.astype(dtype)[None, None, None]
         return x
 

@@ -6,14 +6,30 @@ for ever. So its messages are written here, by who has them, and what goes wrong
 
 import socket
 import struct
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.record_writer import masked_crc32c
-from tensorboardX.summary import scalar
+
+@contextmanager
+def _without_torch() -> Iterator[None]:
+    """Tell who asks that PyTorch is not installed, unless it is imported already."""
+    absent: Any = None  # Which makes an import fail.
+    sys.modules.setdefault("torch", absent)
+    try:
+        yield
+    finally:
+        if sys.modules["torch"] is None:
+            del sys.modules["torch"]
+
+
+with _without_torch():  # tensorboardX imports it, which takes seconds, and for nothing that is used here.
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+    from tensorboardX.record_writer import masked_crc32c
+    from tensorboardX.summary import scalar
 
 
 class EventFile:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.errors import ScopeCollectionNotFound, ScopeParamShapeError
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from deeplab_jax.models.layers import Conv, ConvNorm, LayerSettings, Norm, SeparableConvNorm, spatial_conv
@@ -45,6 +46,24 @@ def test_conv_shapes(conv: Conv, kernel: tuple[int, ...], output: tuple[int, ...
     y, variables = jax.eval_shape(lambda x: conv.init_with_output(jax.random.key(0), x), x)
     assert y.shape == output
     assert jax.tree.map(lambda a: a.shape, variables) == {"params": {"kernel": kernel}}
+
+
+def test_a_kernel_that_is_there_is_used_without_its_initialiser() -> None:
+    calls = []
+
+    def initialiser(*arguments: Any) -> jax.Array:
+        calls.append(arguments[1])
+        return jnp.zeros(*arguments[1:])
+
+    conv, x = Conv(3, 3, kernel_init=initialiser), jnp.ones((1, 5, 5, 2))
+    variables = conv.init(jax.random.key(0), x)
+    assert calls == [(3, 3, 2, 3)]
+    conv.apply(variables, x)
+    assert len(calls) == 1
+    with pytest.raises(ScopeParamShapeError, match=r"expected .*\(3, 3, 4, 3\)"):
+        conv.apply(variables, jnp.ones((1, 5, 5, 4)))
+    with pytest.raises(ScopeCollectionNotFound):
+        conv.apply({}, x)
 
 
 def test_kernels_start_he_normal_by_fan_in() -> None:
