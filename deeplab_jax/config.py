@@ -204,6 +204,10 @@ def load_config(argv: Sequence[str]) -> ConfigDict:
     given = [word.split("=", 1)[1] for word in argv if word.startswith("--config=")]
     if len(given) > 1:
         raise UserError(f"--config is given {len(given)} times ({', '.join(given)}); give it once")
+    if not given:
+        raise UserError(
+            f"{' '.join(argv)}: no configuration is named; give --config the path of a file such as configs/scenes.py"
+        )
     path = "".join(given)
     file, arg = _split(path)
     kind = Path(file).suffix.lower()
@@ -220,10 +224,10 @@ def load_config(argv: Sequence[str]) -> ConfigDict:
         define = partial(config_flags.DEFINE_config_dict, config=read_config(Path(file)))
     else:
         define = config_flags.DEFINE_config_file
-    define("config", lock_config=True, flag_values=values, sys_argv=["deeplab_jax", *argv])
     absl_logging.use_absl_handler()
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
+        define("config", lock_config=True, flag_values=values, sys_argv=["deeplab_jax", *argv])
         values(["deeplab_jax", *argv], known_only=False)
         config: ConfigDict = values["config"].value
     except Exception as error:  # Whatever the file raises, and whatever the parsers of its keys complain of.
@@ -264,7 +268,11 @@ def _one_line(error: BaseException) -> str:
     text = str(error.args[0]) if error.args else type(error).__name__
     text = re.sub(r'Other fields present: "\{.*\}"', "", text.replace("\\n", " ").replace("\\'", "'"), flags=re.DOTALL)
     text = " ".join(text.split())
-    return text[1:-1] if text[0] == text[-1] == "'" else text
+    while (
+        len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
+    ):  # A KeyError's text is its key as Python spells it.
+        text = text[1:-1]
+    return text
 
 
 def to_plain(config: Any) -> Any:

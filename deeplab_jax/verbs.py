@@ -28,6 +28,19 @@ def required_config(args: argparse.Namespace) -> Any:
     return load_config(args.config)
 
 
+def config_of_run(words: list[str], model: str) -> Any:
+    """Load the configuration that the words name, or else that of a run directory, with the words' changes; None where
+    there is neither.
+    """
+    from deeplab_jax.config import load_config
+    from deeplab_jax.train.workdir import CONFIG_FILE
+
+    own = Path(model, CONFIG_FILE)
+    if own.is_file() and not any(word.startswith("--config=") for word in words):
+        words = [f"--config={own}", *words]
+    return load_config(words) if words else None
+
+
 def train(args: argparse.Namespace) -> int:
     """`train`."""
     from deeplab_jax.distributed import is_first, together
@@ -61,21 +74,17 @@ def evaluate(args: argparse.Namespace) -> None:
     """`evaluate`."""
     from rich.console import Console
 
-    from deeplab_jax.config import load_config, read_config
     from deeplab_jax.data.sources import open_source
     from deeplab_jax.distributed import is_first, together, watch
     from deeplab_jax.evaluate.evaluator import METRICS_FILE, evaluate, write_results
     from deeplab_jax.evaluate.predictor import prediction_writer
     from deeplab_jax.evaluate.tables import class_table, progress_bar
     from deeplab_jax.train.settings import evaluate_options, source_options
-    from deeplab_jax.train.workdir import CONFIG_FILE
     from deeplab_jax.weights.folder import load
 
     with together():
-        config = load_config(args.config) if args.config else None
+        config = config_of_run(args.config, args.model)
         model, variables, info = load(args.model, checkpoint=args.checkpoint)
-        if config is None and Path(args.model, CONFIG_FILE).is_file():
-            config = read_config(Path(args.model, CONFIG_FILE))
         if config is None:
             raise UserError(
                 f"{args.model}: a model folder does not say which data to evaluate on; give --config configs/NAME.py"

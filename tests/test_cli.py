@@ -62,6 +62,15 @@ def test_evaluate_looks_at_boundaries(scenes_run, tmp_path) -> None:
     assert trimap["around"] == "labels" and [band["width"] for band in trimap["bands"]] == [1, 4]
 
 
+def test_evaluate_changes_the_configuration_of_a_run(scenes_run, tmp_path, capsys) -> None:
+    words = ("evaluate", "--model", scenes_run, "--limit", 1, "--out", tmp_path)
+    assert run(*words, "--config.evaluate.output_stride=8") == 0
+    assert json.loads((tmp_path / "metrics.json").read_text())["protocol"]["output_stride"] == 8
+    capsys.readouterr()
+    assert run(*words, "--config.evaluate.strid=8") == 2
+    assert re.search(r"config\.json: there is no key strid\b", capsys.readouterr().err)
+
+
 def test_evaluate_writes_the_metrics(scenes_run, tmp_path, capsys) -> None:
     assert run("evaluate", "--model", scenes_run, "--out", tmp_path, "--save_predictions") == 0
     printed = capsys.readouterr()

@@ -60,6 +60,10 @@ def tiny_training(*words):
         ([], "required: VERB"),
         (["trian"], "'trian'.*train"),
         (["train", "--workdir", "x"], "train: --config is missing"),
+        (
+            ["train", "--config.train.steps=3", "--workdir", "x"],
+            r"steps=3: no configuration is named; give --c",
+        ),
         (["train", "--config", SCENES], "required: --workdir"),
         (["train", "--config", SCENES, "--workdir", "x", "--alow_config_change"], "did you mean --allow_config_change"),
         (["train", "--config", "gone.py", "--workdir", "x"], r"config file 'gone\.py' does not exist"),

@@ -128,7 +128,7 @@ class Store:
                 "training": one.resolved.training_key,
                 "evaluation": one.resolved.evaluation_key,
                 "notes": list(one.resolved.notes),
-                **({"multiply_adds": _multiply_adds(first)} if "multiply_adds" in one.table.measures else {}),
+                **({"multiply_adds": self._multiply_adds(own, first)} if "multiply_adds" in one.table.measures else {}),
                 "protocol": first["protocol"],
                 "config": to_plain(one.resolved.config),
                 **self._pretraining(one.resolved.pretraining),
@@ -171,6 +171,13 @@ class Store:
             "evaluation": found["seconds"],
         }
         return {"seed": seed, **{key: value for key, value in found.items() if key != "seconds"}, "seconds": seconds}
+
+    def _multiply_adds(self, own: Content | None, first: Content) -> dict[str, int]:
+        """Count, or take what the row's file says of the same protocol: counting takes seconds for each row."""
+        if own is not None and not self.again and own["protocol"] == first["protocol"]:
+            found: dict[str, int] = own["multiply_adds"]
+            return found
+        return _multiply_adds(first)
 
     def _pretraining(self, config: ConfigDict | None) -> Content:
         """Return what a row says of the training whose backbone it starts from."""

@@ -149,11 +149,15 @@ def test_a_runner_killed_before_it_wrote_a_row_writes_it_then(here, tmp_path) ->
     assert len(here.names) == 1 and result(tmp_path, "v3_table6/eval_os_16")["seeds"][0]["miou"] == 0.5
 
 
-def test_multiply_adds_and_trimaps_have_their_columns(here, tmp_path, capsys) -> None:
+def test_multiply_adds_and_trimaps_have_their_columns(here, tmp_path, capsys, monkeypatch) -> None:
     row = ("--row", "train_os_16-eval_os_16")
     assert call(tmp_path, "v3plus_table3", *row) == 0
     counts = result(tmp_path, "v3plus_table3/train_os_16-eval_os_16")["multiply_adds"]
     assert 0 < counts["exact"] <= counts["space_to_batch"]
+    with monkeypatch.context() as patch:  # What is counted is kept with the row, another seed or none.
+        patch.setattr(results, "_multiply_adds", None)
+        assert call(tmp_path, "v3plus_table3", *row, "--seeds", "2") == 0
+    assert result(tmp_path, "v3plus_table3/train_os_16-eval_os_16")["multiply_adds"] == counts
     assert "81.02" in capsys.readouterr().out
     assert call(tmp_path, "v3plus_figure5", "--row", "resnet_101") == 0
     printed = capsys.readouterr().out
