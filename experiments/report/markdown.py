@@ -1,6 +1,7 @@
 """The tables in Markdown, and the mark of the README's section that holds them."""
 
 from collections.abc import Sequence
+from itertools import groupby
 
 from experiments.report.cells import cells, headings, provenance
 from experiments.report.gather import TableResult
@@ -10,8 +11,13 @@ SECTION = Section("<!-- tables:begin -->", "<!-- tables:end -->")
 
 
 def tables(results: Sequence[TableResult]) -> str:
-    """Return all tables."""
-    return "\n\n".join(table(result) for result in results)
+    """Return all tables, those of a scale folded away: many rows stand between a reader and what follows."""
+    parts = []
+    for scale, group in groupby(results, key=lambda result: result.scale):
+        found = [table(result) for result in group]
+        summary = f"<details>\n<summary>Tables at {scale}: {len(found)}</summary>"
+        parts += [summary, *found, "</details>"]
+    return "\n\n".join(parts)
 
 
 def table(result: TableResult) -> str:

@@ -96,8 +96,11 @@ commit 0123456789ab. Networks here: deeplabv3_resnet18 of width 0.5.
 | 32 | 78.16 | not yet |  |  |
 | 48 | 78.21 | 79.00 | +0.79 | 78.00 to 80.00, 3 seeds |
 | 64 | 77.94 | not yet |  |  |
+
+</details>
 """
     )
+    assert re.match(r"<details>\n<summary>Tables at scenes: \d</summary>\n\n#### `v3_table", text)
     assert "| 8 | yes | yes | yes | 82.70 | not run here: needs COCO |  |  |" in text
     assert "| 16 |  |  |  | 77.21 | 75.00 | -2.21 | one seed |" in text
     assert "1 training of 450 steps of 8 images: 1 min in all" in text, "rows that share a training count it once"
