@@ -5,19 +5,23 @@ import json
 import math
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.segmenter import abstract_variables
+from deeplab_jax.ops.atrous import conv2d
 from experiments.benchmarks import __main__ as benchmarks
-from experiments.benchmarks import growth, lowerings, machine, networks, paper, report
+from experiments.benchmarks import growth, lowerings, machine, memory, networks, paper, report
 from experiments.benchmarks.children import run_child
 from experiments.benchmarks.session import Session, read_results
 from experiments.benchmarks.timing import Race, first_line, race, ratio, statistics, summarize
@@ -182,14 +186,13 @@ LOSING = {**ROW, "ratios": {**ROW["ratios"], "eager channels_last": {"of_rounds"
 
 def content() -> dict[str, Any]:
     def row(result: Any, code: str = "c") -> dict[str, Any]:
-        return {"settings": {}, "date": "2026-01-02", "load": [0.0], "code": code, "result": result}
+        return {"settings": {}, "date": "2026-01-02T03:04:05", "others": 0.1, "code": code, "result": result}
 
     peers = dict.fromkeys(("torch", "torchvision", "segmentation_models_pytorch"), "1")
     return {
         "machine": {"processor": "X", "cores": 2, "memory_gib": 8, "accelerator": None},
         "versions": {"jax": "1", **peers},
         "quick": False,
-        "date": "2026-01-02T03:04:05",
         "parts": {
             "limits": {
                 "product 8x8, float32": row({"rates": {"jax": 300.0, "torch": 400.0}}),
@@ -217,7 +220,65 @@ def test_the_report_holds_every_row() -> None:
     assert "compiled PyTorch in float32 0.80, smallest 0.80" in text
     assert "Not measured: inference: c, OS 16, 513x513, float32 (AssertionError: logits differ)." in text
     assert "2 states of the code" in text
+    assert "other work" not in text
     assert "| matrix products, float32 | 400 GFLOP/s |" in text
+
+
+def test_the_report_tells_of_a_busy_machine_and_of_several_days() -> None:
+    full = content()
+    first, second, third, *_ = full["parts"]["inference"].values()
+    first["others"], second["date"] = 0.6, "2026-02-03T00:00:00"
+    del third["others"]
+    third["load"] = [3.5, 1.0, 1.0]  # As rows had it once.
+    text = report.summarize(full)
+    assert "2 of 6 rows were measured while the machine did other work as well." in text
+    assert "2 cores of X, 2026-01-02 to 2026-02-03, jax 1" in text
+
+
+def test_what_others_do_is_told_from_our_own_work() -> None:
+    def burn() -> None:
+        until = time.process_time() + 0.5
+        while time.process_time() < until:
+            pass
+
+    watch = machine.Others()
+    before = watch._seconds()
+    burn()
+    wall, _, own = (b - a for a, b in zip(before, watch._seconds(), strict=True))
+    assert own >= 0.5 and wall >= 0.5
+    burning = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        watch, idle = machine.Others(), time.process_time()
+        time.sleep(1.5)
+        assert watch.processors() > 0.3 and time.process_time() - idle < 0.5
+    finally:
+        burning.kill()
+        burning.wait()
+
+
+def test_the_peak_of_a_process_is_its_own() -> None:
+    held = np.ones(2**25)  # 256 MiB, which a child does not start with.
+    code = "from experiments.benchmarks.memory import resident_peak; print(resident_peak())"
+    own, child = memory.resident_peak(), subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    assert own > 256 + held[0]
+    del held
+    assert memory.reset_peak()
+    assert memory.resident_peak() < own - 128
+    fresh = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    assert float(child.stdout) == pytest.approx(float(fresh.stdout), rel=0.2)
+
+
+def test_programs_are_compared_by_what_they_do() -> None:
+    x, kernel = jnp.ones((1, 9, 9, 4)), jnp.ones((3, 3, 4, 4))
+
+    def text(lowering: Any, rate: int) -> str:
+        def convolve(x: jax.Array) -> jax.Array:
+            return conv2d(x, kernel, rate=rate, lowering=lowering)
+
+        return lowerings.instructions(jax.jit(convolve).lower(x).compile().as_text())
+
+    assert text("auto", 2) == text("direct", 2)
+    assert len({text("direct", 2), text("direct", 3), text("taps", 2)}) == 3
 
 
 def test_the_report_tells_of_the_papers_scale() -> None:
@@ -270,9 +331,12 @@ def test_the_report_goes_between_the_marks(tmp_path: Path) -> None:
 
 def test_shapes_of_the_convolutions_are_collected_with_their_counts() -> None:
     """Two 3x3 convolutions in a unit, two units in each of 4 stages; a stem of 7x7, 3 atrous branches, one decoder."""
-    found = lowerings.collect(networks.TINY, 2, 64, train=True)
+    every = lowerings.collect(networks.TINY, 2, 64, train=True)
+    found = {c: count for c, count in every.items() if c.kernel[0] >= 3}
     assert sum(found.values()) == 1 + 16 + 3 + 1
-    assert all(c.inputs[0] == 2 and min(c.kernel[:2]) >= 3 for c in found)
+    # Shortcuts of three stages; in the pyramid one branch, the image's and the projection; low-level, scores.
+    assert sum(every.values()) - sum(found.values()) == 3 + 3 + 2
+    assert all(c.inputs[0] == 2 for c in every)
     assert sorted(c.rate for c in found if c.kernel[3] == 8 and c.kernel[2] == 64) == [6, 12, 18]
     (stem,) = (c for c in found if c.kernel[0] == 7)
     assert lowerings.spell(stem) == "2x64x64x3 7x7 -> 8, rate 1, stride 2"
@@ -350,10 +414,12 @@ def test_each_machine_has_a_file_of_its_own(tmp_path, monkeypatch, capsys) -> No
     assert machine.file_name({**xeon, "accelerator": "NVIDIA H100 80GB HBM3"}) == "gpu_nvidia_h100_80gb_hbm3"
     monkeypatch.setattr(benchmarks, "RESULTS", tmp_path)
     for name in ("a", "b"):
-        (tmp_path / f"{name}.json").write_text(json.dumps({**content(), "date": name}))
+        (tmp_path / f"{name}.json").write_text(
+            json.dumps({**content(), "machine": {**content()["machine"], "processor": name}})
+        )
     assert benchmarks.main(["--parts", ""]) == 0
     printed = capsys.readouterr().out
-    assert printed.index(", a, jax") < printed.index(", b, jax")
+    assert printed.index("2 cores of a, 2026-01-02, jax") < printed.index("2 cores of b, 2026-01-02, jax")
 
 
 def test_a_child_that_fails_says_why() -> None:

@@ -52,6 +52,7 @@ CHILDREN: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "paper": paper.child,
     "pipeline": pipeline.child,
 }
+ROUNDS = 7
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "benchmarks"
 
 
@@ -81,7 +82,7 @@ def run(args: argparse.Namespace) -> list[str]:
     file = Path(args.out) if args.out else default_file(quick=args.quick)
     failures: list[str] = []
     if parts:
-        repeats = args.repeats or (2 if args.quick else 10)
+        repeats = args.repeats or (2 if args.quick else ROUNDS)
         session = Session(file, repeats=repeats, quick=args.quick, again=args.again, only=args.rows)
         for part in parts:
             PARTS[part](session)
@@ -141,7 +142,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--parts", default=",".join(PARTS), help='some of the parts, or "" for the report alone')
     flags.add_argument("--rows", default="", metavar="TEXT", help="only rows whose name has this in it")
     flags.add_argument("--out", help="file of the results; default experiments/results/benchmarks/MACHINE.json")
-    flags.add_argument("--repeats", type=int, help="rounds of each race; default 10, with --quick 2")
+    flags.add_argument("--repeats", type=int, help="rounds of each race; default 7, with --quick 2")
     flags.add_argument("--quick", action="store_true", help="tiny sizes and networks, to see that everything works")
     flags.add_argument("--again", action="store_true", help="measure rows anew that the file already holds")
     flags.add_argument("--write", metavar="FILE", help="file whose section to replace, such as README.md")

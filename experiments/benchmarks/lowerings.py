@@ -1,5 +1,6 @@
-"""Every lowering of every spatial convolution that the networks use, forward and with its gradient."""
+"""Every lowering of every convolution that the networks use, forward and with its gradient."""
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -41,7 +42,7 @@ def measure(session: Session) -> dict[str, Any]:
 
 
 def shapes_in_use(session: Session) -> dict[str, Counter[Convolution]]:
-    """Collect the spatial convolutions of all networks, by task ("inference", "training")."""
+    """Collect the convolutions of all networks, by task ("inference", "training")."""
     shapes: dict[str, Counter[Convolution]] = {"inference": Counter(), "training": Counter()}
     for network in networks.networks(session):
         for side in networks.inference_sides(session):
@@ -52,7 +53,7 @@ def shapes_in_use(session: Session) -> dict[str, Counter[Convolution]]:
 
 
 def collect(network: Network, batch: int, side: int, *, train: bool) -> Counter[Convolution]:
-    """Count the convolutions of 3x3 taps and more that a network calls on a batch, by shape; nothing is computed."""
+    """Count the convolutions that a network calls on a batch, by shape; nothing is computed."""
     model = networks.create(network, lowering="direct")  # The shapes are the same, and this is traced fastest.
     variables, found = abstract_variables(model), list[Convolution]()
     images = jax.ShapeDtypeStruct((batch, side, side, 3), jnp.float32)
@@ -61,14 +62,16 @@ def collect(network: Network, batch: int, side: int, *, train: bool) -> Counter[
     )
     with observe_convolutions(found.append):
         jax.eval_shape(apply, variables, images)
-    return Counter(c for c in found if min(c.kernel[:2]) >= 3 and not c.transposed)
+    return Counter(c for c in found if not c.transposed)
 
 
 def compare(session: Session, c: Convolution, direction: str, dtype: str, alone: str | None) -> dict[str, Any]:
     """Race the lowerings, and PyTorch beside them; say which is best and how close "auto" comes."""
     inputs = arrays(c, dtype)
-    programs = {name: jax.jit(partial(compute, c, name, direction)) for name in get_args(Lowering)}
-    texts = {name: program.lower(*inputs).as_text() for name, program in programs.items()}
+    programs = {
+        name: jax.jit(partial(compute, c, name, direction)).lower(*inputs).compile() for name in get_args(Lowering)
+    }
+    texts = {name: instructions(program.as_text()) for name, program in programs.items()}
     contestants: dict[str, Contestant] = {
         # A lowering that does not cover the shape is "direct" again, and need not run twice.
         name: partial(_run, program, inputs)
@@ -81,6 +84,15 @@ def compare(session: Session, c: Convolution, direction: str, dtype: str, alone:
     contest.forget()
     same = [name for name in texts if name != "auto" and texts[name] == texts["auto"]]
     return {**summarize(result, ours="auto"), "same_program": same, **verdict(result, same)}
+
+
+def instructions(program: str) -> str:
+    """Return what a compiled program does, from its text: without the names and the origins of its values."""
+    lines = [line for line in program.splitlines() if line.startswith(("  ", "%", "ENTRY"))]
+    body = "\n".join(line if line.startswith("  ") else line.split(" (")[0] for line in lines)
+    body = re.sub(r", metadata=\{[^}]*\}", "", body)
+    numbers: dict[str, int] = {}
+    return re.sub(r"%[\w.-]+", lambda name: f"%{numbers.setdefault(name[0], len(numbers))}", body)
 
 
 def verdict(result: Race, same: Iterable[str]) -> dict[str, Any]:

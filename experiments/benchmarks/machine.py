@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+import time
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -58,9 +59,29 @@ def versions() -> dict[str, str]:
     return found
 
 
-def load() -> list[float]:
-    """Return the load averages of the last 1, 5 and 15 minutes."""
-    return [round(value, 2) for value in os.getloadavg()]
+def load() -> float:
+    """Return the load average of the last minute."""
+    return round(os.getloadavg()[0], 2)
+
+
+class Others:
+    """How busy other programs keep the machine from now on."""
+
+    def __init__(self) -> None:
+        self._start = self._seconds()
+
+    def processors(self) -> float:
+        """Return how many processors' worth of work they did; what this process and its children do is not theirs."""
+        wall, busy, own = (now - start for now, start in zip(self._seconds(), self._start, strict=True))
+        return round(max(0.0, busy - own) / max(wall, 1e-9), 2)
+
+    @staticmethod
+    def _seconds() -> tuple[float, float, float]:
+        """Return the clock, what all processors have worked, and what this process and its ended children have."""
+        ticks = Path("/proc/stat").read_text().splitlines()[0].split()[1:9]
+        user, nice, system, _idle, _waiting, interrupts, soft_interrupts, _stolen = map(int, ticks)
+        busy = (user + nice + system + interrupts + soft_interrupts) / os.sysconf("SC_CLK_TCK")
+        return time.perf_counter(), busy, sum(os.times()[:4])
 
 
 def code_fingerprint() -> str:

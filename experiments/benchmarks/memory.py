@@ -2,7 +2,6 @@
 
 import ctypes
 import gc
-import resource
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -74,12 +73,13 @@ def child(arguments: dict[str, Any]) -> dict[str, Any]:
     else:
         call, planned = our_task(arguments)
     call()
-    reset = reset_peak()
-    call()
-    running = resident_peak_since_reset() - before if reset else None
+    peak, running = resident_peak() - before, None
+    if reset_peak():
+        call()
+        running = round(resident_peak() - before, 1)
     return {
-        "peak": round(resident_peak() - before, 1),
-        "peak_running": None if running is None else round(running, 1),
+        "peak": round(peak, 1),
+        "peak_running": running,
         "device_peak": device_peak(who),
         "xla": planned,
     }
@@ -127,8 +127,12 @@ def planned_mib(compiled: Any) -> float:
 
 
 def resident_peak() -> float:
-    """Return the most memory that this process has held so far, in MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """Return the most memory that this process has held so far, or since `reset_peak`, in MiB.
+
+    `getrusage` would not do: it starts a process with the peak of the one that it was started by.
+    """
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024
 
 
 def reset_peak() -> bool:
@@ -140,12 +144,6 @@ def reset_peak() -> bool:
     except OSError:
         return False
     return True
-
-
-def resident_peak_since_reset() -> float:
-    """Return the most memory that this process has held since `reset_peak`, in MiB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024
 
 
 def device_peak(who: str) -> float | None:

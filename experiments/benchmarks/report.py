@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from statistics import geometric_mean
 from typing import Any
 
+from experiments.benchmarks.session import BUSY
 from experiments.sections import Section
 
 SECTION = Section("<!-- benchmarks:begin -->", "<!-- benchmarks:end -->")
@@ -19,12 +20,10 @@ def summarize(content: Mapping[str, Any]) -> str:
     where = m["accelerator"] or f"{m['cores']} cores of {m['processor']}"
     peers = ", ".join(f"{name} {versions[name]}" for name in ("torch", "torchvision", "segmentation_models_pytorch"))
     memory = "kept" if m.get("glibc_tunables") else "given back to the system, as glibc does by itself"
-    head = (
-        f"Measured on {where}, {content.get('date', '')[:10]}, jax {versions['jax']}, {peers}; freed memory {memory}."
-    )
+    head = f"Measured on {where}, {days(content['parts'])}, jax {versions['jax']}, {peers}; freed memory {memory}."
     if content.get("quick"):
         head = f"Quick run, no measurement: tiny sizes and networks. {head}"
-    warnings = caveats(content["parts"])
+    warnings = caveats(content["parts"], m["cores"])
     parts = {name: results(rows) for name, rows in content["parts"].items()}
     limits = matrix_limits(parts.get("limits", {}))
     tables = [
@@ -40,17 +39,33 @@ def results(rows: Rows) -> dict[str, Any]:
     return {name: row["result"] for name, row in rows.items() if "result" in row}
 
 
-def caveats(parts: Mapping[str, Rows]) -> list[str]:
-    """Say which rows failed, and whether rows were measured with different code."""
+def days(parts: Mapping[str, Rows]) -> str:
+    """Return the day on which the rows were measured, or the first and the last one."""
+    found = sorted({row["date"][:10] for rows in parts.values() for row in rows.values() if "date" in row})
+    return " to ".join(dict.fromkeys((found[0], found[-1]))) if found else "never"
+
+
+def caveats(parts: Mapping[str, Rows], cores: int) -> list[str]:
+    """Say which rows failed, which were measured beside other work, and whether all were with the same code."""
     failed = [
         f"{part}: {name} ({row['error']})"
         for part, rows in parts.items()
         for name, row in rows.items()
         if "error" in row
     ]
+    found = [row for rows in parts.values() for row in rows.values() if "result" in row]
+    busy = sum(is_busy(row, cores) for row in found)
+    beside = f"{busy} of {len(found)} rows were measured while the machine did other work as well." if busy else ""
     codes = {row["code"] for rows in parts.values() for row in rows.values() if "code" in row}
     mixed = f"The rows were measured with {len(codes)} states of the code." if len(codes) > 1 else ""
-    return [text for text in (f"Not measured: {'; '.join(failed)}." if failed else "", mixed) if text]
+    return [text for text in (f"Not measured: {'; '.join(failed)}." if failed else "", beside, mixed) if text]
+
+
+def is_busy(row: Mapping[str, Any], cores: int) -> bool:
+    """Whether others worked beside a row; of older rows only the load average is known, which their own work is in."""
+    if "others" in row:
+        return row["others"] > BUSY * cores
+    return row.get("load", [0.0])[0] > 1.5 * cores
 
 
 def ratio_table(title: str, rows: Mapping[str, Any], limits: Mapping[str, float], *, passes: int) -> str:

@@ -14,7 +14,7 @@ from experiments.runner.files import write_json
 
 Result = dict[str, Any]
 # PyTorch's threads wait for each other, so a busy processor slows it down more than XLA, and no ratio is right.
-BUSY = 0.25  # Load for each processor.
+BUSY = 0.25  # Share of each processor that others use.
 
 
 class Session:
@@ -47,8 +47,8 @@ class Session:
                     f"{file} holds results of another {name}: {difference}; give another --out, or remove the file"
                 )
         self._content.update(here)  # A peer may have been installed since.
-        if machine.load()[0] > BUSY * machine.cores():
-            print(f"note: the machine is busy (load {machine.load()[0]}); times and ratios mean little", flush=True)
+        if (load := machine.load()) > BUSY * machine.cores():
+            print(f"note: the machine is busy (load {load}); times and ratios mean little", flush=True)
 
     @property
     def content(self) -> dict[str, Any]:
@@ -82,8 +82,9 @@ class Session:
             note = "" if old["code"] == self._code else ", with other code than today's (--again measures it anew)"
             print(f"{part:10} {name}: kept from {old['date']}{note}", flush=True)
             return old["result"]
-        row: dict[str, Any] = {"settings": wanted, "date": _now(), "load": machine.load(), "code": self._code}
+        row: dict[str, Any] = {"settings": wanted, "date": _now(), "code": self._code}
         result: Result | None = None
+        others = machine.Others()
         try:
             result = row["result"] = measure()
             text = line(result)
@@ -91,6 +92,7 @@ class Session:
             row["error"] = text = first_line(error)
             text = f"FAILED, {text}"
             self.failures.append(f"{part}: {name}")
+        row["others"] = others.processors()
         print(f"{part:10} {name}: {text}", flush=True)
         self.put(part, name, row)
         return result
@@ -98,7 +100,6 @@ class Session:
     def put(self, part: str, name: str, row: Mapping[str, Any]) -> None:
         """Write a row that follows from others, or is finished."""
         self._content["parts"].setdefault(part, {})[name] = dict(row)
-        self._content["date"] = _now()
         write_json(self.file, self._content)
 
 
