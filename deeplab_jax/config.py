@@ -80,6 +80,7 @@ def base() -> ConfigDict:
             "top_k": 1.0,  # share of the hardest pixels in the loss
             "aux_weight": 0.5,  # of the auxiliary head's loss, where the model has one
             "ema_decay": 0.0,  # of an average of the weights that is evaluated and saved beside them; 0: none
+            "remat": False,  # True: less memory for more time; see `train_step`
             "log_every": 20,
             "evaluate_every": 2_000,
             "checkpoint_every": 1_000,

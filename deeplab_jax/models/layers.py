@@ -10,6 +10,7 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from deeplab_jax.ops.atrous import Lowering, conv2d
 
@@ -26,6 +27,8 @@ ACTIVATIONS: dict[Activation, Callable[[jax.Array], jax.Array]] = {
     "none": lambda x: x,
 }
 GROUP_NORM_GROUPS = 32
+# What rematerialisation keeps: the name of a convolution's result.
+CONVOLUTION = "convolution"
 # Of layers that end in scores: logits near zero, so that the first loss is that of a uniform guess.
 SMALL_NORMAL = nn.initializers.normal(0.01)
 
@@ -98,6 +101,7 @@ class Conv(nn.Module):
             feature_group_count=x.shape[-1] if self.depthwise else 1,
             lowering=self.settings.lowering,
         )
+        x = checkpoint_name(x, CONVOLUTION)
         if self.use_bias:
             bias = parameter(self, "bias", nn.initializers.zeros, (self.features,))
             x = x + bias.astype(dtype)[None, None, None]

@@ -36,7 +36,7 @@ def evaluate_options(config: ConfigDict) -> dict[str, Any]:
 
 def step_options(settings: ConfigDict) -> dict[str, Any]:
     """Return what `train_step` takes from a config's `train` section."""
-    names = ("accumulate", "upsample_logits", "top_k", "aux_weight", "ema_decay", "space")
+    names = ("accumulate", "upsample_logits", "top_k", "aux_weight", "ema_decay", "space", "remat")
     return {"class_weights": tuple(settings.class_weights), **{name: settings[name] for name in names}}
 
 

@@ -1,6 +1,6 @@
 """One training step, as a pure function; the loop wraps it in `jit`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from deeplab_jax.models.layers import CONVOLUTION
 from deeplab_jax.models.segmenter import Segmenter
 from deeplab_jax.models.unet import centre_crop
 from deeplab_jax.ops.losses import mean_loss, sum_hardest, upsampled_losses, valid_pixels
@@ -15,6 +16,13 @@ from deeplab_jax.ops.resize import resize_labels
 from deeplab_jax.train.state import TrainState
 
 Metrics = dict[str, jax.Array]
+
+
+def keep_convolutions(apply: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a network's function whose gradient keeps the convolutions' results alone, and computes again what follows
+    from them: normalisation, activations, sums and resizing, which cost little beside the convolutions.
+    """
+    return jax.checkpoint(apply, policy=jax.checkpoint_policies.save_only_these_names(CONVOLUTION))
 
 
 def train_step(
@@ -31,6 +39,7 @@ def train_step(
     aux_weight: float = 0.5,
     ema_decay: float = 0.0,
     space: int = 1,
+    remat: bool = False,
 ) -> tuple[TrainState, Metrics]:
     """Update the state with one batch.
 
@@ -49,11 +58,15 @@ def train_step(
       aux_weight: of the auxiliary head's loss.
       space: devices that share the rows of an image.
       ema_decay: the average of the parameters becomes `d * average + (1 - d) * params`.
+      remat: of the activations keep the convolutions' results alone, and compute the others again for the gradient.
 
     Returns:
       The state after, and float32 scalars: `loss` (over the labelled pixels), `pixel_accuracy`, `gradient_norm`.
     """
     key = jax.random.fold_in(key, state.step)
+    apply = partial(model.apply, train=True, method="scores", mutable=["batch_stats", "intermediates"])
+    if remat:
+        apply = keep_convolutions(apply)
     weights = jnp.asarray(class_weights, jnp.float32) if len(class_weights) else None
 
     def summed_loss(
@@ -61,14 +74,7 @@ def train_step(
     ) -> tuple[jax.Array, tuple[Any, Metrics]]:
         images, labels = model.preprocessing(micro["image"]), micro["label"]
         variables = {"params": params, **({"batch_stats": batch_stats} if batch_stats else {})}
-        scores, updates = model.apply(
-            variables,
-            images,
-            train=True,
-            method="scores",
-            mutable=["batch_stats", "intermediates"],
-            rngs={"dropout": key},
-        )
+        scores, updates = apply(variables, images, rngs={"dropout": key})
         if model.valid:
             labels = centre_crop(labels, scores.shape[1:3])
         elif not upsample_logits:

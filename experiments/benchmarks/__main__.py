@@ -28,6 +28,7 @@ from experiments.benchmarks import (
     memory,
     paper,
     pipeline,
+    remat,
     report,
     training,
 )
@@ -43,6 +44,7 @@ PARTS: dict[str, Callable[[Session], dict[str, Any]]] = {
     "evaluation": evaluation.measure,
     "compile": compilation.measure,
     "memory": memory.measure,
+    "remat": remat.measure,
     "growth": growth.measure,
     "paper": paper.measure,
 }

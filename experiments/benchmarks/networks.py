@@ -80,6 +80,7 @@ def _smp(head: str, encoder: str, **options: Any) -> Network:
 MOBILENET = _smp("DeepLabV3Plus", "mobilenet_v2", last_channels=1280)
 RESNET50 = _smp("DeepLabV3", "resnet50", aspp_separable=False, multi_grid=(1, 1, 1))
 RESNET101_PLUS = _smp("DeepLabV3Plus", "resnet101", multi_grid=(1, 1, 1))
+XCEPTION65 = Network("deeplabv3plus_xception65, OS 16", "deeplabv3plus_xception65", 16)
 NETWORKS = (
     Network(
         "torchvision deeplabv3_resnet101, OS 8",
@@ -102,7 +103,7 @@ NETWORKS = (
     RESNET50,
     RESNET101_PLUS,
     MOBILENET,
-    Network("deeplabv3plus_xception65, OS 16", "deeplabv3plus_xception65", 16),
+    XCEPTION65,
 )
 # For quick runs: one with a peer, and one that compiles in no time.
 RESNET18 = _smp("DeepLabV3Plus", "resnet18", multi_grid=(1, 1))
@@ -183,7 +184,9 @@ def inference(model: Segmenter, variables: Variables) -> tuple[Any, Variables]:
     return jax.jit(partial(folded.apply, train=False)), jax.device_put(variables)
 
 
-def training_step(model: Segmenter, params: Any) -> tuple[Any, Callable[[Variables], TrainState]]:
+def training_step(
+    model: Segmenter, params: Any, *, remat: bool = False
+) -> tuple[Any, Callable[[Variables], TrainState]]:
     """Return the jitted training step of (state, batch), as the loop makes it, and what makes its first state.
 
     SGD with momentum, and weight decay on every parameter as `torch.optim.SGD` has it.
@@ -191,6 +194,7 @@ def training_step(model: Segmenter, params: Any) -> tuple[Any, Callable[[Variabl
     Args:
       model: ours.
       params: its parameters, or their shapes.
+      remat: as of `train_step`.
     """
     optimizer, _ = make_optimizer(
         params,
@@ -211,11 +215,11 @@ def training_step(model: Segmenter, params: Any) -> tuple[Any, Callable[[Variabl
             ema_params=None,
         )
 
-    step = partial(train_step, model=model, optimizer=optimizer, key=jax.random.key(0))
+    step = partial(train_step, model=model, optimizer=optimizer, key=jax.random.key(0), remat=remat)
     return jax.jit(step, donate_argnums=0), start
 
 
-def training(model: Segmenter, variables: Variables) -> tuple[Any, TrainState]:
+def training(model: Segmenter, variables: Variables, *, remat: bool = False) -> tuple[Any, TrainState]:
     """Return the jitted training step of (state, batch), and the first state."""
-    step, start = training_step(model, variables["params"])
+    step, start = training_step(model, variables["params"], remat=remat)
     return step, jax.jit(start)(variables)

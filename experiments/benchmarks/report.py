@@ -239,6 +239,19 @@ def _memory(rows: Mapping[str, Any]) -> Lines:
     return [(f"peak memory, {what}", ", ".join(texts)) for what, texts in gathered.items()]
 
 
+def _remat(rows: Mapping[str, Any]) -> Lines:
+    lines = []
+    for name, row in rows.items():
+        kept, planned, (batch, side, dtype) = row["kept_mib"], row["planned_mib"], row["counted"]
+        text = (
+            f"a step takes {row['ratios']['remat']['of_rounds']:.2f} of the time, planned {planned['ours']:,.0f} MiB "
+            f"become {planned['remat']:,.0f}; maps kept for the gradient of {batch}x{side}x{side}, {dtype}: "
+            f"{kept['ours']:,.0f} MiB become {kept['remat']:,.0f}"
+        )
+        lines.append((f"rematerialisation, {name}", text))
+    return lines
+
+
 def _growth(rows: Mapping[str, Any]) -> Lines:
     return [
         (
@@ -256,6 +269,7 @@ DESCRIPTIONS: dict[str, Callable[[Mapping[str, Any]], Lines]] = {
     "evaluation": _evaluation,
     "compile": _compile,
     "memory": _memory,
+    "remat": _remat,
     "growth": _growth,
 }
 

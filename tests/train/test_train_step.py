@@ -14,6 +14,7 @@ from deeplab_jax.ops.resize import resize_labels
 from deeplab_jax.train.optimizer import make_optimizer
 from deeplab_jax.train.state import TrainState, create_state
 from deeplab_jax.train.step import train_step
+from experiments.benchmarks.remat import kept_mib
 from tests.tiny import tiny_model, tiny_models
 
 CLASSES = 4
@@ -189,6 +190,16 @@ def test_the_average_of_the_weights_by_hand() -> None:
     without, _ = step(state.replace(ema_params=None), make_batch())
     assert_close(without.params, new.params)
     assert without.variables()["params"] is without.params
+
+
+def test_rematerialisation_changes_memory_alone() -> None:
+    _, state, step = set_up(aux_head=True)
+    batch = make_batch()
+    plain, again = (step(state, batch, remat=remat) for remat in (False, True))
+    assert_close(plain, again, rtol=1e-5, atol=1e-6)
+    # What the gradient is computed from: the convolutions' results, and not what follows them.
+    model = create_model("deeplabv3_resnet18", num_classes=CLASSES, width=0.125, aspp_channels=8)
+    assert kept_mib(model, 4, 65, remat=True) < 0.4 * kept_mib(model, 4, 65, remat=False)
 
 
 def test_dropout_differs_from_step_to_step_and_not_from_run_to_run() -> None:

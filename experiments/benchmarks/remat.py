@@ -1,0 +1,86 @@
+"""Rematerialisation: what a training step keeps for its gradient with and without it, and what it costs."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from deeplab_jax.models.segmenter import Segmenter, abstract_variables
+from deeplab_jax.train.step import keep_convolutions
+from experiments.benchmarks import contest, memory, networks, training
+from experiments.benchmarks.networks import Network
+from experiments.benchmarks.session import Session
+from experiments.benchmarks.timing import race, summarize
+
+# The papers' batch, whose activations are counted; nothing of that size is computed.
+COUNTED = (16, 513, "bfloat16")
+QUICK_COUNTED = (2, 65, "bfloat16")
+WAYS = {"ours": False, "remat": True}
+
+
+def measure(session: Session) -> dict[str, Any]:
+    """Count and race each network; return the rows by name."""
+    rows = {}
+    chosen = (networks.TINY,) if session.quick else (networks.RESNET101_PLUS, networks.MOBILENET, networks.XCEPTION65)
+    for network in chosen:
+        batch, side = networks.training_batch(session, network)
+        for dtype in networks.dtypes(session):
+            name = f"{network.name}, {batch}x{side}x{side}, {dtype}"
+            counted = QUICK_COUNTED if session.quick else COUNTED
+            settings = {"network": network.name, "side": side, "batch": batch, "dtype": dtype, "counted": counted}
+            run = partial(contest_of, session, network, batch=batch, side=side, dtype=dtype, counted=counted)
+            rows[name] = session.row("remat", name, settings, run, describe)
+    return rows
+
+
+def contest_of(
+    session: Session, network: Network, *, batch: int, side: int, dtype: str, counted: tuple[int, int, str]
+) -> dict[str, Any]:
+    """Race the steps with and without.
+
+    Returns:
+      What `timing.summarize` does; by contestant `planned_mib`, of XLA for the raced step, and `kept_mib`, the
+      activations that the gradient of a batch of `counted` (images, side, dtype) is computed from.
+    """
+    model = networks.create(network, dtype=dtype)
+    variables = networks.random_variables(model)
+    examples = networks.random_examples(batch, side)
+    planned, contestants = {}, {}
+    for name, remat in WAYS.items():
+        step, state = networks.training(model, variables, remat=remat)
+        program = step.lower(state, examples).compile()
+        planned[name] = memory.planned_mib(program)
+        contestants[name] = training.stepper(program, state, examples)
+    result = summarize(race(contestants, rounds=session.repeats))
+    contest.forget()
+    images, counted_side, counted_dtype = counted
+    large = networks.create(network, dtype=counted_dtype)
+    kept = {name: kept_mib(large, images, counted_side, remat=remat) for name, remat in WAYS.items()}
+    return {**result, "planned_mib": planned, "kept_mib": kept, "counted": counted}
+
+
+def kept_mib(model: Segmenter, batch: int, side: int, *, remat: bool) -> float:
+    """Return the MiB of maps `[N, h, w, C]` that the gradient of the scores is computed from; nothing is computed.
+
+    XLA may hold fewer, where it computes one from another.
+    """
+
+    def scores(variables: Any, images: jax.Array) -> jax.Array:
+        apply = partial(model.apply, train=True, method="scores", mutable=["batch_stats"])
+        found: jax.Array = (keep_convolutions(apply) if remat else apply)(
+            variables, images, rngs={"dropout": jax.random.key(0)}
+        )[0]
+        return found
+
+    images = jax.ShapeDtypeStruct((batch, side, side, 3), jnp.float32)
+    residuals = jax.eval_shape(lambda *inputs: jax.vjp(scores, *inputs)[1], abstract_variables(model), images)
+    maps = (leaf for leaf in jax.tree.leaves(residuals) if leaf.ndim == 4 and leaf.shape[0] == batch)
+    return round(sum(leaf.size * leaf.dtype.itemsize for leaf in maps) / 2**20, 1)
+
+
+def describe(result: dict[str, Any]) -> str:
+    """Say times and memory in one line."""
+    kept = ", ".join(f"{name} keeps {value:,.0f} MiB" for name, value in result["kept_mib"].items())
+    planned = ", ".join(f"{name} {value:,.0f} MiB planned" for name, value in result["planned_mib"].items())
+    return f"{contest.describe(result)}; {planned}; of {'x'.join(map(str, result['counted'][:2]))} {kept}"
