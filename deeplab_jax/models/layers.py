@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from deeplab_jax.ops.atrous import Lowering, conv2d
+from deeplab_jax.ops.batch_norm import batch_norm, normalise
 
 NormKind = Literal["batch", "frozen", "group", "none"]
 Padding = Literal["VALID", "SAME"] | None
@@ -108,6 +109,37 @@ class Conv(nn.Module):
         return x
 
 
+class BatchNorm(nn.Module):
+    """Normalise `[N, H, W, C]` by the statistics of the batch, which the running ones then follow, or by the running
+    ones (arXiv 1502.03167).
+
+    Parameters: `scale`, `bias`; in `batch_stats`: `mean` and the biased variance `var`, as flax's own layer has them.
+    """
+
+    settings: LayerSettings
+    batch_statistics: bool
+    scale_init: Callable[..., Any] = nn.initializers.ones
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        s, channels = self.settings, x.shape[-1:]
+        scale = parameter(self, "scale", self.scale_init, channels)
+        bias = parameter(self, "bias", nn.initializers.zeros, channels)
+        running = [
+            self.variable("batch_stats", name, start, channels, jnp.float32)
+            for name, start in (("mean", jnp.zeros), ("var", jnp.ones))
+        ]
+        x = x.astype(s.dtype)
+        if not self.batch_statistics:
+            mean, var = (statistic.value for statistic in running)
+            return normalise(x, mean, var, scale, bias, s.norm_epsilon)
+        y, batch = batch_norm(x, scale, bias, s.norm_epsilon)
+        if not self.is_initializing():
+            for statistic, new in zip(running, batch, strict=True):
+                statistic.value = s.norm_momentum * statistic.value + (1 - s.norm_momentum) * new
+        return y
+
+
 class Norm(nn.Module):
     """The normalisation that the settings ask for; batch statistics live in the collection `batch_stats`."""
 
@@ -130,14 +162,7 @@ class Norm(nn.Module):
                 "channel, whose variance is 0: "
                 "train with at least 2 images per batch, or with norm='group' or norm='frozen'"
             )
-        return nn.BatchNorm(
-            use_running_average=not batch_statistics,
-            momentum=s.norm_momentum,
-            epsilon=s.norm_epsilon,
-            dtype=dtype,
-            scale_init=self.scale_init,
-            name="batch",
-        )(x)
+        return BatchNorm(s, batch_statistics=batch_statistics, scale_init=self.scale_init, name="batch")(x)
 
 
 class ConvNorm(nn.Module):

@@ -1,5 +1,5 @@
 """Pure functions on arrays; nothing here knows of modules, data or configs."""
 
-from deeplab_jax.ops import atrous, crf, geometry, losses, metrics, pooling, resize
+from deeplab_jax.ops import atrous, batch_norm, crf, geometry, losses, metrics, pooling, resize
 
-__all__ = ["atrous", "crf", "geometry", "losses", "metrics", "pooling", "resize"]
+__all__ = ["atrous", "batch_norm", "crf", "geometry", "losses", "metrics", "pooling", "resize"]

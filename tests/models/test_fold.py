@@ -11,6 +11,7 @@ import pytest
 
 from deeplab_jax.models.catalog import create_model, describe, from_description, model_names
 from deeplab_jax.models.fold import fold_norm
+from deeplab_jax.models.layers import BatchNorm
 from deeplab_jax.models.segmenter import Segmenter, abstract_variables, trace
 from deeplab_jax.weights.folder import load, save
 from tests.models.test_every_name import thin
@@ -43,7 +44,7 @@ def batch_norms(model: Segmenter) -> int:
     seen = []
 
     def note(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
-        seen.append(isinstance(context.module, nn.BatchNorm))
+        seen.append(isinstance(context.module, BatchNorm))
         return call(*args, **kwargs)
 
     with nn.intercept_methods(note):
