@@ -64,9 +64,8 @@ def train_step(
       The state after, and float32 scalars: `loss` (over the labelled pixels), `pixel_accuracy`, `gradient_norm`.
     """
     key = jax.random.fold_in(key, state.step)
-    apply = partial(model.apply, train=True, method="scores", mutable=["batch_stats", "intermediates"])
-    if remat:
-        apply = keep_convolutions(apply)
+    plain = partial(model.apply, train=True, method="scores", mutable=["batch_stats", "intermediates"])
+    apply = keep_convolutions(plain) if remat else plain
     weights = jnp.asarray(class_weights, jnp.float32) if len(class_weights) else None
 
     def summed_loss(

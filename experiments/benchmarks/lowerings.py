@@ -71,7 +71,7 @@ def compare(session: Session, c: Convolution, direction: str, dtype: str, alone:
     programs = {
         name: jax.jit(partial(compute, c, name, direction)).lower(*inputs).compile() for name in get_args(Lowering)
     }
-    texts = {name: instructions(program.as_text()) for name, program in programs.items()}
+    texts = {name: instructions(program.as_text() or "") for name, program in programs.items()}
     contestants: dict[str, Contestant] = {
         # A lowering that does not cover the shape is "direct" again, and need not run twice.
         name: partial(_run, program, inputs)
