@@ -269,7 +269,7 @@ CALLS = frozenset(
 )
 _ELEMENTWISE = """
 abs add add_any and ceil clamp convert_element_type copy cos div eq erf exp exp2 expm1 floor ge gt integer_pow
-is_finite le log log1p logistic lt max min mul ne neg nextafter not or pow reduce_precision rem round rsqrt
+is_finite le log log1p logistic lt max min mul name ne neg nextafter not or pow reduce_precision rem round rsqrt
 select_n sign sin sqrt square stop_gradient sub tanh xor
 """
 ELEMENTWISE = frozenset(_ELEMENTWISE.split())
