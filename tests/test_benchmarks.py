@@ -257,15 +257,14 @@ def test_what_others_do_is_told_from_our_own_work() -> None:
 
 
 def test_the_peak_of_a_process_is_its_own() -> None:
-    held = np.ones(2**25)  # 256 MiB, which a child does not start with.
+    held = np.ones(2**27)  # 1 GiB, which a child does not start with.
     code = "from experiments.benchmarks.memory import resident_peak; print(resident_peak())"
-    own, child = memory.resident_peak(), subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
-    assert own > 256 + held[0]
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    own = memory.resident_peak()
+    assert own > 1024 * held[0] > float(child.stdout) > 50
     del held
     assert memory.reset_peak()
-    assert memory.resident_peak() < own - 128
-    fresh = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
-    assert float(child.stdout) == pytest.approx(float(fresh.stdout), rel=0.2)
+    assert memory.resident_peak() < own - 512
 
 
 def test_programs_are_compared_by_what_they_do() -> None:
