@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deeplab_jax.models.layers import SMALL_NORMAL, Conv, ConvNorm, Features, LayerSettings
+from deeplab_jax.models.layers import SMALL_NORMAL, Conv, ConvNorm, Features, LayerSettings, parameter
 from deeplab_jax.ops.atrous import conv_transpose2d
 
 
@@ -78,7 +78,7 @@ class FCNSkips(nn.Module):
 
     def _upsample(self, scores: jax.Array, factor: int, target: jax.Array, name: str) -> jax.Array:
         shape = (2 * factor, 2 * factor, self.num_classes, self.num_classes)
-        kernel = self.param(f"classifier_to_{name}", bilinear_kernel, shape)
+        kernel = parameter(self, f"classifier_to_{name}", bilinear_kernel, shape)
         grown = conv_transpose2d(scores, kernel.astype(scores.dtype), stride=factor)
         start, (height, width) = factor // 2, target.shape[1:3]
         return grown[:, start : start + height, start : start + width]

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from deeplab_jax.models.fully_connected import FullyConnected
-from deeplab_jax.models.layers import ConvNorm, LayerSettings
+from deeplab_jax.models.layers import ConvNorm, LayerSettings, parameter
 from deeplab_jax.ops.pooling import adaptive_average_pool, global_average_pool, spatial_pyramid
 from deeplab_jax.ops.resize import resize_bilinear
 
@@ -57,7 +57,7 @@ class L2Normalisation(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        scale = self.param("scale", nn.initializers.constant(self.initial_scale), (x.shape[-1],), jnp.float32)
+        scale = parameter(self, "scale", nn.initializers.constant(self.initial_scale), x.shape[-1:])
         squares = jnp.sum(jnp.square(x.astype(jnp.float32)), axis=-1, keepdims=True)
         return (x * jax.lax.rsqrt(squares + 1e-10) * scale[None, None, None]).astype(x.dtype)
 

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from deeplab_jax.models.layers import ConvNorm, Features, LayerSettings
+from deeplab_jax.models.layers import ConvNorm, Features, LayerSettings, parameter
 from deeplab_jax.ops.atrous import conv_transpose2d
 
 # As published, 572 pixels become 388: 16 b + 124 become 16 b - 60, for b samples at the bottom before its convolutions.
@@ -31,8 +31,8 @@ class UpConvolution(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         dtype = jnp.dtype(self.settings.dtype)
-        kernel = self.param("kernel", nn.initializers.he_normal(), (2, 2, x.shape[-1], self.features), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+        kernel = parameter(self, "kernel", nn.initializers.he_normal(), (2, 2, x.shape[-1], self.features))
+        bias = parameter(self, "bias", nn.initializers.zeros, (self.features,))
         x = conv_transpose2d(x.astype(dtype), kernel.astype(dtype), stride=2)
         return x + bias.astype(dtype)[None, None, None]
 
