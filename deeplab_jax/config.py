@@ -269,9 +269,8 @@ def _one_line(error: BaseException) -> str:
     text = str(error.args[0]) if error.args else type(error).__name__
     text = re.sub(r'Other fields present: "\{.*\}"', "", text.replace("\\n", " ").replace("\\'", "'"), flags=re.DOTALL)
     text = " ".join(text.split())
-    while (
-        len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
-    ):  # A KeyError's text is its key as Python spells it.
+    # A KeyError's text is its key as Python spells it, and an AttributeError may hold one.
+    while len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
         text = text[1:-1]
     return text
 

@@ -105,11 +105,16 @@ def test_what_a_config_file_raises_for_its_argument_stays_one_line() -> None:
         load_config([f"--config={CONFIGS[0].parent}/camvid.py:steps=x"])
 
 
-@pytest.mark.parametrize(
-    "argument", ["--config=gone.py", "--config=gone.py:debug", "--config", "--config=", "--config=."]
-)
+@pytest.mark.parametrize("argument", ["--config=gone.py", "--config=gone.py:debug", "--config=", "--config=."])
 def test_missing_config_files_are_user_errors(argument) -> None:
-    with pytest.raises(UserError, match=r"give --config the path of a file such as configs/scenes\.py"):
+    with pytest.raises(UserError, match=r"does not exist: give --config the path of a file such as configs/scenes\.py"):
+        load_config([argument])
+
+
+@pytest.mark.parametrize("argument", ["--config", "--config.train.steps=3"])
+def test_words_that_name_no_config_file_are_user_errors(argument) -> None:
+    message = rf"^{argument}: no configuration is named; give --config the path of a file such as configs/scenes\.py$"
+    with pytest.raises(UserError, match=message):
         load_config([argument])
 
 
