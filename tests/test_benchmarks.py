@@ -235,6 +235,33 @@ def test_the_report_tells_of_a_busy_machine_and_of_several_days() -> None:
     assert "2 cores of X, 2026-01-02 to 2026-02-03, jax 1" in text
 
 
+def test_the_report_sums_up_convolutions_by_kind() -> None:
+    def row(direct: float, torch: float | None, *, slow: bool = False) -> dict[str, Any]:
+        times = {"auto": {"median": 2.0}, **({} if slow else {"direct": {"median": direct}})}
+        ratios = (
+            {} if torch is None else {"torch nchw": {"of_rounds": torch}, "torch channels_last": {"of_rounds": 9.0}}
+        )
+        verdict = {
+            "close": True,
+            "auto_over_best": 1.0,
+            "best": "taps",
+            **({"slow": {"direct": direct}} if slow else {}),
+        }
+        return {"result": {"times": times, "ratios": ratios, **verdict}}
+
+    full = content()
+    full["parts"]["lowerings"] = {
+        "inference forward: 1x8x8x4 3x3 -> 4, rate 1, float32": row(2.0, 0.5),
+        "inference forward: 1x8x8x4 3x3 -> 4, rate 5, stride 2, float32": row(6.0, 1.5),
+        "training gradient: 1x8x8x4 depthwise 3x3 -> 4, rate 6, float32": row(60.0, None, slow=True),
+    }
+    text = report.summarize(full)
+    direct, torch = "1.00 to 3.00 (median 2.00)", "0.50 to 1.50 (median 1.00)"
+    line = f'`"direct"` takes {direct} of the time of `"auto"`, PyTorch {torch}'
+    assert f"| inference forward, dense, rates below 6: 2 shapes | {line} |" in text
+    assert '6 on: 1 shapes | `"direct"` takes 30.00 to 30.00 (median 30.00) of the time of `"auto"` |' in text
+
+
 def test_what_others_do_is_told_from_our_own_work() -> None:
     def burn() -> None:
         until = time.process_time() + 0.5

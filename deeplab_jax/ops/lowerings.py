@@ -131,7 +131,7 @@ auto: Form = jax.jit(_auto_with_gradient, static_argnums=2)
 def choose_on_cpu(shape: Sequence[int], kernel_shape: Sequence[int], window: Window) -> Literal["direct", "taps"]:
     """Decide how a convolution of a map of some shape is computed on a CPU.
 
-    XLA computes a depthwise convolution there 11 to 66 times slower (median 23) than nine shifted products, and a 1x1
+    XLA computes a depthwise convolution there 11 to 66 times slower than nine shifted products, and a 1x1
     convolution half as fast as the matrix product that it is. Of larger dense kernels `taps` leaves out what falls on
     padding, which is most at large rates, and pays with a sum of as many maps as there are taps; while these stay in
     the cache, that is little. Kernels with few inputs, such as a network's first, make thin products; and small

@@ -144,7 +144,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--parts", default=",".join(PARTS), help='some of the parts, or "" for the report alone')
     flags.add_argument("--rows", default="", metavar="TEXT", help="only rows whose name has this in it")
     flags.add_argument("--out", help="file of the results; default experiments/results/benchmarks/MACHINE.json")
-    flags.add_argument("--repeats", type=int, help="rounds of each race; default 7, with --quick 2")
+    flags.add_argument("--repeats", type=int, help=f"rounds of each race; default {ROUNDS}, with --quick 2")
     flags.add_argument("--quick", action="store_true", help="tiny sizes and networks, to see that everything works")
     flags.add_argument("--again", action="store_true", help="measure rows anew that the file already holds")
     flags.add_argument("--write", metavar="FILE", help="file whose section to replace, such as README.md")

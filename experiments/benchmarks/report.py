@@ -1,7 +1,8 @@
 """The results as Markdown, and the mark of the README's section that holds them."""
 
-from collections.abc import Callable, Mapping
-from statistics import geometric_mean
+import re
+from collections.abc import Callable, Mapping, Sequence
+from statistics import geometric_mean, median
 from typing import Any
 
 from experiments.benchmarks.session import BUSY
@@ -188,8 +189,34 @@ def _lowerings(rows: Mapping[str, Any]) -> Lines:
             '`lowering="auto"` within 15% (or the spread) of the best',
             f"{len(rows) - len(far)} of {len(rows)} measurements; largest auto / best "
             f"{worst[1]['auto_over_best']:.2f} ({worst[0]}, best {worst[1]['best']})",
-        )
+        ),
+        *_by_kind(rows),
     ]
+
+
+def _by_kind(rows: Mapping[str, Any]) -> Lines:
+    """Return for each kind of convolution how long others take beside "auto": PyTorch in its better memory format, and
+    the form that covers everything.
+    """
+    kinds: dict[str, list[tuple[float | None, float]]] = {}
+    for name, row in rows.items():
+        rates = "below 6" if int(re.findall(r", rate (\d+)", name)[0]) < 6 else "from 6 on"
+        kind = f"{name.split(':')[0]}, {'depthwise' if 'depthwise' in name else 'dense'}, rates {rates}"
+        peers = [ratio["of_rounds"] for who, ratio in row["ratios"].items() if who.startswith("torch")]
+        direct = row["times"]["direct"]["median"] if "direct" in row["times"] else row["slow"]["direct"]
+        kinds.setdefault(kind, []).append((min(peers, default=None), direct / row["times"]["auto"]["median"]))
+    lines = []
+    for kind, found in kinds.items():
+        peers = [peer for peer, _ in found if peer is not None]
+        directs = [direct for _, direct in found]
+        text = f'`"direct"` takes {_range(directs)} of the time of `"auto"`'
+        text += f", PyTorch {_range(peers)}" if peers else ""
+        lines.append((f"{kind}: {len(found)} shapes", text))
+    return lines
+
+
+def _range(values: Sequence[float]) -> str:
+    return f"{min(values):.2f} to {max(values):.2f} (median {median(values):.2f})"
 
 
 def _pipeline(rows: Mapping[str, Any]) -> Lines:
