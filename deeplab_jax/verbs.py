@@ -83,8 +83,8 @@ def evaluate(args: argparse.Namespace) -> None:
     from deeplab_jax.weights.folder import load
 
     with together():
-        config = config_of_run(args.config, args.model)
         model, variables, info = load(args.model, checkpoint=args.checkpoint)
+        config = config_of_run(args.config, args.model)
         if config is None:
             raise UserError(
                 f"{args.model}: a model folder does not say which data to evaluate on; give --config configs/NAME.py"

@@ -74,6 +74,7 @@ def tiny_training(*words):
         ),
         (["train", "--config", f"{SCENES},dbug", "--workdir", "x"], "'dbug' is not known: did you mean debug"),
         (["evaluate", "--model", "gone", "--out", "x"], "gone: no such folder"),
+        (["evaluate", "--model", "gone", "--out", "x", "--config.data.dir=y"], "gone: no such folder"),
         (["evaluate", "--model", "gone", "--out", "x", "--scales", "1,two"], "--scales: '1,two': give numbers"),
         (["evaluate", "--model", "gone", "--out", "x", "--mode", "paded"], "--mode: invalid choice: 'paded'.*padded"),
         (
