@@ -11,7 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
+import jax
+
 from deeplab_jax import verbs
+from deeplab_jax.distributed import run_as_one
 from deeplab_jax.errors import ToldElsewhere, UserError, did_you_mean, end_process
 from deeplab_jax.train.signals import end_on_sigterm
 from deeplab_jax.verbs import INTERRUPTED, PREEMPTED, USER_ERROR, fail
@@ -41,8 +44,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if args.distributed == "none":
             return run_verb(args)
-        from deeplab_jax.distributed import run_as_one
-
         return run_as_one(args.distributed, partial(run_verb, args))
     except UserError as error:
         return fail(str(error))
@@ -262,8 +263,6 @@ def split_config_arguments(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def enable_compilation_cache() -> None:
     """Keep compiled programs between runs, unless the environment says where or that they are not to be kept."""
-    import jax
-
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
     try:

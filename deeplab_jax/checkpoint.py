@@ -14,6 +14,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache, partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -25,19 +26,26 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 
 from deeplab_jax.checksums import damage, write_checksums
 from deeplab_jax.distributed import is_first, is_lost, together
-from deeplab_jax.errors import UserError
+from deeplab_jax.errors import UserError, spell
 from deeplab_jax.jsonfile import read_json
 
 METRIC = "miou"
 _VARIABLES, _EXTRA, _METRICS = "variables", "optimizer", "metrics"  # The last is Orbax's own name.
 
-# Orbax reports every phase of every save through absl, and what it raises as well, once for each of its threads; and
-# asyncio the reads that Orbax no longer waited for.
-for _logger in ("absl", "asyncio"):
-    logging.getLogger(_logger).setLevel(logging.CRITICAL)
+
+@cache
+def _quieten() -> None:
+    """Keep from the user what Orbax says of its own, for the rest of the process: some of it comes late.
+
+    Orbax reports every phase of every save through absl, and what it raises as well, once for each of its threads; and
+    asyncio the reads that Orbax no longer waited for.
+    """
+    for logger in ("absl", "asyncio"):
+        logging.getLogger(logger).setLevel(logging.CRITICAL)
+    sys.unraisablehook = partial(_report_unraisable, otherwise=sys.unraisablehook)
 
 
-def _report_unraisable(report: Any, *, otherwise: Callable[[Any], Any] = sys.unraisablehook) -> None:
+def _report_unraisable(report: Any, *, otherwise: Callable[[Any], Any]) -> None:
     """Pass on what cannot be raised, but for what the other reads of a checkpoint say once one of them has failed.
 
     TensorStore wants to tell a loop that is closed, and Orbax answers the end of its coroutine with an error.
@@ -45,9 +53,6 @@ def _report_unraisable(report: Any, *, otherwise: Callable[[Any], Any] = sys.unr
     ended = isinstance(getattr(report.exc_value, "__cause__", None), GeneratorExit)
     if not ended and str(report.exc_value) != "Event loop is closed":
         otherwise(report)
-
-
-sys.unraisablehook = _report_unraisable
 
 
 class DamagedCheckpoint(UserError):
@@ -76,6 +81,7 @@ class Checkpoints:
     """
 
     def __init__(self, directory: str | Path, *, keep: int = 2, read_only: bool = False) -> None:
+        _quieten()
         self.directory = Path(directory).resolve()
         with together():
             if read_only or is_first():
@@ -239,23 +245,13 @@ class Checkpoints:
     def _compare(self, step: int, item: str, abstract: Any) -> None:
         try:
             metadata = self._manager.item_metadata(step)[item]
-            stored = {
-                _path(path): tuple(leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(metadata.tree)
-            }
+            stored = _shapes(metadata.tree)
         except Exception as error:
             raise DamagedCheckpoint(self.directory / str(step), f"{error!r:.200}") from error
-        wanted = {_path(path): tuple(leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(abstract)}
-        problems = [f"missing {name}" for name in sorted(wanted.keys() - stored.keys())]
-        problems += [f"unexpected {name}" for name in sorted(stored.keys() - wanted.keys())]
-        both = sorted(wanted.keys() & stored.keys())
-        problems += [
-            f"{name} is {stored[name]}, the model has {wanted[name]}" for name in both if stored[name] != wanted[name]
-        ]
-        if problems:
-            more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+        if problems := misfits(_shapes(abstract), stored):
             raise UserError(
                 f"{self.directory / str(step)}: a checkpoint of another model or optimizer: "
-                f"{'; '.join(problems[:5])}{more}; "
+                f"{spell(problems, separator='; ')}; "
                 "use the configuration it was trained with, or another --workdir"
             )
 
@@ -263,6 +259,21 @@ class Checkpoints:
         with contextlib.suppress(OSError):
             return [int(name) for name in os.listdir(self.directory) if name.isdigit()]
         return []
+
+
+def misfits(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """Return what is missing, unexpected or of another shape among tensors, given as name -> shape."""
+    problems = [f"missing {name}" for name in sorted(expected.keys() - found.keys())]
+    problems += [f"unexpected {name}" for name in sorted(found.keys() - expected.keys())]
+    return problems + [
+        f"{name} is {found[name]}, the model has {shape}"
+        for name, shape in sorted(expected.items())
+        if name in found and found[name] != shape
+    ]
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    return {_path(path): tuple(leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def _check_metrics(directory: Path, *, mend: bool) -> None:

@@ -3,7 +3,7 @@
 import difflib
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NoReturn
 
 
@@ -52,3 +52,9 @@ def did_you_mean(word: str, choices: Iterable[object], *, limit: int = 3) -> str
     names = [str(choice) for choice in choices]
     near = difflib.get_close_matches(word, names, n=limit, cutoff=0.6)
     return f"did you mean {', '.join(near)}?" if near else f"choose from {', '.join(names)}"
+
+
+def spell(values: Sequence[object], *, limit: int = 5, separator: str = ", ") -> str:
+    """Return `1, 2, 3 and 7 more`: at most `limit` values of a list, for a message."""
+    shown = separator.join(str(value) for value in values[:limit])
+    return shown if len(values) <= limit else f"{shown} and {len(values) - limit} more"

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from deeplab_jax.errors import UserError, did_you_mean
+from deeplab_jax.errors import UserError, did_you_mean, spell
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -217,7 +217,7 @@ def convert(args: argparse.Namespace) -> None:
         print(f"  {note}")
     for text, names in (("left out", source["unused"]), ("start at random", source["random"])):
         if names:
-            print(f"  {text}: {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}")
+            print(f"  {text}: {spell(names, limit=3)}")
     for problem in source["mismatched"]:
         print(f"  not strict: {problem}")
     print(f"written to {save(out, model, variables, info)}")

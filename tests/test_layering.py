@@ -20,7 +20,7 @@ ALLOWED: dict[str, set[str]] = {
     "checksums": {"jsonfile"},
     "labels": set(),
     "distributed": {"errors"},
-    "ops": {"errors"},
+    "ops": {"errors", "labels"},
     "models": {"errors", "ops"},
     "checkpoint": {"errors", "checksums", "distributed", "jsonfile", "ops", "models"},
     "weights": {"errors", "jsonfile", "labels", "ops", "models", "checkpoint"},

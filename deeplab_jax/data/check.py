@@ -9,7 +9,7 @@ import bisect
 import collections
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -17,12 +17,12 @@ from typing import TypeVar
 import numpy as np
 
 from deeplab_jax.data.inspection import Seen, inspect_example, inspect_files, meaning
-from deeplab_jax.data.pairs import PairSource, Source, spell
+from deeplab_jax.data.pairs import PairSource, Source, check_limit
 from deeplab_jax.data.report import MAX_PER_KIND, Finding, Report, format_report, median_frequency_weights
-from deeplab_jax.errors import UserError
+from deeplab_jax.errors import UserError, spell
 from deeplab_jax.labels import IGNORE_LABEL, LabelSet
 
-__all__ = ["Finding", "Report", "check_files", "check_labels", "check_source", "format_report"]
+__all__ = ["Finding", "Report", "check_labels", "check_source", "format_report"]
 
 # A class this many times rarer than the most frequent one gets a warning.
 _RARE = 100
@@ -40,7 +40,11 @@ def check_source(source: Source, *, limit: int | None = None, progress: Progress
       source: any source; of a `PairSource` the files themselves are looked at, of another one what it returns.
       limit: look at so many examples only, evenly spread over the source.
       progress: called with (examples done, examples to do).
+
+    Raises:
+      UserError: a limit below 1.
     """
+    check_limit(limit)
     total = len(source)
     chosen = _spread(total, limit)
     unpaired: list[Finding] = []
@@ -51,37 +55,6 @@ def check_source(source: Source, *, limit: int | None = None, progress: Progress
     else:
         seen = _run(lambda i: inspect_example(source, i), chosen, progress)
     return _report(source.name, source.labels, seen, unpaired, total)
-
-
-def check_files(
-    image_files: Iterable[str | Path] | Mapping[str, str | Path],
-    mask_files: Iterable[str | Path] | Mapping[str, str | Path],
-    *,
-    labels: LabelSet,
-    name: str = "folder",
-    limit: int | None = None,
-    progress: Progress | None = None,
-) -> Report:
-    """Pair image and mask files by name, report those without a partner, and check the pairs.
-
-    This is the check for files that no source can be opened on yet, because the listing itself is at fault.
-
-    Args:
-      image_files, mask_files: what was found: paths, whose names up to the suffix must agree, or example name -> path.
-      labels: the classes, and what the stored values mean.
-      name: what the report calls the data set.
-      limit, progress: as of `check_source`.
-    """
-    by_name, findings = _by_name(image_files)
-    masks_by_name, twin_masks = _by_name(mask_files)
-    findings += twin_masks + _unpaired(by_name, masks_by_name)
-    if not by_name:
-        message = "no image file; check the folder or the pattern"
-        findings.append(Finding("error", "no images", name, "0 images", message))
-    names = sorted(by_name.keys() & masks_by_name.keys())
-    pairs = [(by_name[names[i]], masks_by_name[names[i]]) for i in _spread(len(names), limit)]
-    seen = _run(lambda pair: inspect_files(*pair, labels), pairs, progress)
-    return _report(name, labels, seen, findings, len(names))
 
 
 def check_labels(label: np.ndarray, num_classes: int, *, name: str) -> None:
@@ -121,19 +94,6 @@ def _run(inspect: Callable[[Item], Seen], items: Sequence[Item], progress: Progr
 def _spread(total: int, limit: int | None) -> Sequence[int]:
     """All indices, or `limit` of them at even distances."""
     return range(total) if limit is None or limit >= total else [i * total // limit for i in range(limit)]
-
-
-def _by_name(files: Iterable[str | Path] | Mapping[str, str | Path]) -> tuple[dict[str, str], list[Finding]]:
-    if isinstance(files, Mapping):
-        return {name: os.fspath(file) for name, file in files.items()}, []
-    by_name: dict[str, str] = {}
-    findings = []
-    for file in sorted(os.fspath(file) for file in files):
-        other = by_name.setdefault(Path(file).stem, file)
-        if other != file:
-            message = f"{Path(other).name} has the same name up to its suffix; rename or remove one of them"
-            findings.append(Finding("error", "two files of one name", file, Path(file).stem, message))
-    return by_name, findings
 
 
 def _unpaired(by_name: dict[str, str], masks_by_name: dict[str, str]) -> list[Finding]:

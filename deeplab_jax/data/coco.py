@@ -9,8 +9,8 @@ import numpy as np
 
 from deeplab_jax.data.encoded import LIMIT, MAX_PIXELS
 from deeplab_jax.data.images import read_image
-from deeplab_jax.data.pairs import Example, check_sizes, choose_split, list_images, require_folder, spell
-from deeplab_jax.errors import UserError
+from deeplab_jax.data.pairs import Example, check_sizes, choose_split, list_images, require_folder
+from deeplab_jax.errors import UserError, spell
 from deeplab_jax.jsonfile import read_json
 from deeplab_jax.labels import IGNORE_LABEL, VOC, LabelSet
 

@@ -13,9 +13,8 @@ from deeplab_jax.data.pairs import (
     pair_by_name,
     pair_by_stem,
     read_names,
-    spell,
 )
-from deeplab_jax.errors import UserError, did_you_mean
+from deeplab_jax.errors import UserError, did_you_mean, spell
 from deeplab_jax.labels import IGNORE_LABEL, MAX_CLASSES, LabelSet, colormap
 
 ValueMap = Mapping[int, int] | Mapping[str, int] | Sequence[tuple[int, int]]

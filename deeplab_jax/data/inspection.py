@@ -7,9 +7,9 @@ import numpy as np
 
 from deeplab_jax.data import images
 from deeplab_jax.data.encoded import open_encoded, read_bytes
-from deeplab_jax.data.pairs import Source, spell, spell_ranges
+from deeplab_jax.data.pairs import Source, spell_ranges
 from deeplab_jax.data.report import Finding
-from deeplab_jax.errors import UserError
+from deeplab_jax.errors import UserError, spell
 from deeplab_jax.labels import IGNORE_LABEL, LabelSet, to_class_ids
 
 Colour = tuple[int, int, int]

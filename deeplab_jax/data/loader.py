@@ -7,10 +7,10 @@ import grain
 import numpy as np
 from absl import flags
 
-from deeplab_jax.data.pairs import Example, Source, spell
+from deeplab_jax.data.pairs import Example, Source
 from deeplab_jax.data.reading import NOT_REPLACED, Read, Replacing, Skipped, never, start_worker, within
 from deeplab_jax.data.transforms import augment
-from deeplab_jax.errors import UserError, did_you_mean
+from deeplab_jax.errors import UserError, did_you_mean, spell
 
 ON_ERROR = ("stop", "skip")
 TIMEOUT = 600.0  # seconds; the default of `config.data.timeout`

@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol, TypedDict
 import numpy as np
 
 from deeplab_jax.data import images
-from deeplab_jax.errors import UserError, did_you_mean
+from deeplab_jax.errors import UserError, did_you_mean, spell
 from deeplab_jax.labels import LabelSet, to_class_ids
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
@@ -104,6 +104,12 @@ class PairSource:
         return pair.image, pair.mask
 
 
+def check_limit(limit: int | None) -> None:
+    """Raise a UserError for a number of images to look at (None: all) that is none."""
+    if limit is not None and limit < 1:
+        raise UserError(f"limit={limit}: give the number of images to look at, at least 1")
+
+
 def decode_label(stored: np.ndarray, labels: LabelSet, *, name: str) -> np.ndarray:
     """Stored values `[H, W]` as class ids, uint8 `[H, W]`.
 
@@ -127,12 +133,6 @@ def check_sizes(image: np.ndarray, label: np.ndarray, *, image_name: str, mask_n
             f"{image.shape[1]}x{image.shape[0]} ({image_name}); "
             "give both the same size (resize masks with nearest neighbour only)"
         )
-
-
-def spell(values: Sequence[object], *, limit: int = 5) -> str:
-    """`1, 2, 3 and 7 more`: at most `limit` values of a list, for a message."""
-    shown = ", ".join(str(value) for value in values[:limit])
-    return shown if len(values) <= limit else f"{shown} and {len(values) - limit} more"
 
 
 def spell_ranges(values: Sequence[int]) -> str:

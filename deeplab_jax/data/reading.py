@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeVar
 
-from deeplab_jax.data.pairs import Example, Source, spell
-from deeplab_jax.errors import StuckError, UserError
+from deeplab_jax.data.pairs import Example, Source
+from deeplab_jax.errors import StuckError, UserError, spell
 
 Item = TypeVar("Item")
 

@@ -13,18 +13,11 @@ from deeplab_jax.data.coco import open_coco
 from deeplab_jax.data.folder import open_folder
 from deeplab_jax.data.pairs import Example, PairSource, Source
 from deeplab_jax.data.pet import open_pet
+from deeplab_jax.data.scenes import Scenes
 from deeplab_jax.data.voc import open_voc
 from deeplab_jax.errors import UserError, did_you_mean
 
 __all__ = ["OPENERS", "Example", "Source", "open_source", "source_names"]
-
-
-def _scenes() -> Callable[..., Source]:
-    # Imported when asked for: the generator needs nothing of this module, and this module must not need it to read
-    # files.
-    from deeplab_jax.data.scenes import Scenes
-
-    return Scenes
 
 
 def open_prepared(dir: str | Path, *, split: str) -> Source:
@@ -36,6 +29,7 @@ def open_prepared(dir: str | Path, *, split: str) -> Source:
 
 
 OPENERS: dict[str, Callable[..., Source]] = {
+    "scenes": Scenes,
     "camvid": open_camvid,
     "voc": open_voc,
     "cityscapes": open_cityscapes,
@@ -45,12 +39,12 @@ OPENERS: dict[str, Callable[..., Source]] = {
     "folder": open_folder,
     "tfds": open_prepared,
 }
-"""Data sets that read a folder: name -> `open(dir, *, split, ...)`. `open_source` adds `scenes`, which reads none."""
+"""Name -> `open(dir, *, split, ...)`; what is generated takes no `dir`."""
 
 
 def source_names() -> tuple[str, ...]:
     """The names that `open_source` knows."""
-    return ("scenes", *OPENERS)
+    return tuple(OPENERS)
 
 
 def open_source(name: str, *, split: str, dir: str | Path | None = None, strict: bool = True, **options: Any) -> Source:
@@ -61,7 +55,7 @@ def open_source(name: str, *, split: str, dir: str | Path | None = None, strict:
     Args:
       name: one of `source_names()`.
       split: the part to open, usually `train` or `val`; each data set says which it has.
-      dir: the folder of the data set. `scenes` is generated, so it ignores `dir`.
+      dir: the folder of the data set. `scenes` is generated, and ignores it.
       strict: refuse images without a mask and masks without an image; `check-data` opens them to report them all.
       **options: what the data set takes besides, as the keyword arguments of its `open_...` function.
 
@@ -70,7 +64,7 @@ def open_source(name: str, *, split: str, dir: str | Path | None = None, strict:
     """
     if name not in source_names():
         raise UserError(f"no data set is called '{name}'; {did_you_mean(name, source_names())}")
-    opener = _scenes() if name == "scenes" else OPENERS[name]
+    opener = OPENERS[name]
     known = [parameter for parameter in inspect.signature(opener).parameters if parameter not in ("dir", "split")]
     for option in options:
         if option not in known:
@@ -81,7 +75,7 @@ def open_source(name: str, *, split: str, dir: str | Path | None = None, strict:
     except (TypeError, AttributeError, KeyError) as error:
         raise UserError(
             f"data set '{name}': an option has a value of another kind than it needs ({error}); see data.options"
-        ) from None
+        ) from error
 
 
 def _opened(
@@ -92,7 +86,7 @@ def _opened(
     strict: bool,
     options: dict[str, Any],
 ) -> Source:
-    if name == "scenes":
+    if "dir" not in inspect.signature(opener).parameters:
         return opener(split=split, **options)
     if not dir:
         raise UserError(f"data set '{name}' reads files; set data.dir to the folder that holds them")

@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 
 from deeplab_jax.errors import UserError
+from deeplab_jax.labels import IGNORE_LABEL
 
 Size = tuple[int, int]
 Pair = tuple[np.ndarray, np.ndarray]
@@ -39,7 +40,7 @@ def augment(
     flip: bool = True,
     color_jitter: float = 0.0,
     fill: tuple[int, int, int] = MEAN_COLOR,
-    ignore_label: int = 255,
+    ignore_label: int = IGNORE_LABEL,
 ) -> Pair:
     """Scale, jitter, pad, crop and mirror one example.
 
@@ -154,7 +155,7 @@ def pad_to(
     size: Size,
     *,
     fill: tuple[int, int, int] = MEAN_COLOR,
-    ignore_label: int = 255,
+    ignore_label: int = IGNORE_LABEL,
 ) -> Pair:
     """Pad below and to the right up to at least `size`, the image with `fill` and the label with `ignore_label`."""
     _check_pair(image, label)

@@ -10,11 +10,17 @@ from deeplab_jax.labels import IGNORE_LABEL
 
 Size = tuple[int, int]
 
+WAITING = 8  # Batches' worth of images that wait for others of their size: in `exact` mode every size may be different.
+
 
 def grouped(
     examples: Iterable[Example], batch_size: int, *, mode: str, pad_to: Sequence[Size]
 ) -> Iterator[tuple[Size, list[Example]]]:
-    """Group examples that run at one size; a group leaves when it is full, and the partly filled ones at the end."""
+    """Group examples that run at one size.
+
+    A group leaves when it is full, or when `WAITING` batches of examples wait and no group has more; what is left
+    leaves at the end.
+    """
     waiting: dict[Size, list[Example]] = {}
     for example in examples:
         height, width = example["label"].shape
@@ -23,6 +29,9 @@ def grouped(
         group.append(example)
         if len(group) == batch_size:
             yield size, waiting.pop(size)
+        elif sum(map(len, waiting.values())) >= WAITING * batch_size:
+            fullest = max(waiting, key=lambda size: len(waiting[size]))
+            yield fullest, waiting.pop(fullest)
     yield from waiting.items()
 
 

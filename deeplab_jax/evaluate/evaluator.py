@@ -13,12 +13,12 @@ import jax
 import numpy as np
 
 from deeplab_jax.data.loader import TIMEOUT, examples_in_order
-from deeplab_jax.data.pairs import Example, Source
+from deeplab_jax.data.pairs import Example, Source, check_limit
 from deeplab_jax.data.reading import never
 from deeplab_jax.distributed import in_step, listed, own_share, summed, together
 from deeplab_jax.errors import UserError, did_you_mean
 from deeplab_jax.evaluate.batches import grouped, padded
-from deeplab_jax.evaluate.boundary import Trimap
+from deeplab_jax.evaluate.boundary import Trimap, check_trimap
 from deeplab_jax.evaluate.devices import copy_to, local_devices, split_over
 from deeplab_jax.evaluate.inference import check_views, crf_parameters, evaluate_batch
 from deeplab_jax.evaluate.views import check_seen, seen
@@ -108,22 +108,24 @@ def evaluate(
     Raises:
       UserError: classes or options that do not fit.
     """
-    if mode not in MODES:
-        raise UserError(f"config.evaluate.mode={mode!r}: {did_you_mean(mode, MODES)}")
     if model.num_classes != source.labels.num_classes:
         raise UserError(
             f"the model has {model.num_classes} classes, {source.name} has {source.labels.num_classes}; evaluate on "
             "the data it was trained for"
         )
-    check_views(scales, window)
-    check_seen(resize, crop)
-    if batch_size < 1:
-        raise UserError(f"config.evaluate.batch_size={batch_size}: give at least 1")
-    if limit is not None and limit < 1:
-        raise UserError(f"limit={limit}: give the number of images to evaluate, at least 1")
-    if output_stride:
-        model = model.clone(output_stride=output_stride)
-        check_output_stride(model)
+    model = at_options(
+        model,
+        mode=mode,
+        output_stride=output_stride,
+        scales=scales,
+        window=window,
+        resize=resize,
+        crop=crop,
+        trimap=trimap,
+        trimap_around=trimap_around,
+        batch_size=batch_size,
+    )
+    check_limit(limit)
     chosen = local_devices(devices)
     folded, variables = fold_norm(model, copy_to(chosen, variables))
     at_once = batch_size * len(chosen)
@@ -180,6 +182,39 @@ def evaluate(
         "versions": versions(),
         "seconds": round(time.perf_counter() - start, 3),
     }
+
+
+def at_options(
+    model: Segmenter,
+    *,
+    mode: str,
+    output_stride: int,
+    scales: Sequence[float],
+    window: Sequence[int],
+    resize: int,
+    crop: Sequence[int],
+    trimap: Sequence[int],
+    trimap_around: str,
+    batch_size: int,
+    **_others: Any,
+) -> Segmenter:
+    """Return the model at the output stride that it is to be evaluated at; for the options see `evaluate`.
+
+    Raises:
+      UserError: options that make no sense, those that no check here is about left aside. Training asks before its
+        first step, so that its first evaluation, which may be hours away, does not fail for them.
+    """
+    if mode not in MODES:
+        raise UserError(f"config.evaluate.mode={mode!r}: {did_you_mean(mode, MODES)}")
+    check_views(scales, window)
+    check_seen(resize, crop)
+    check_trimap(trimap, trimap_around)
+    if batch_size < 1:
+        raise UserError(f"config.evaluate.batch_size={batch_size}: give at least 1")
+    if output_stride:
+        model = model.clone(output_stride=output_stride)
+        check_output_stride(model)
+    return model
 
 
 def _view(window: Sequence[int], crop: Sequence[int]) -> str:

@@ -62,7 +62,9 @@ def segment(
 
     Raises:
       ValueError: the image is not uint8 `[H, W, 3]`.
+      UserError: scales or a window that make no sense.
     """
+    check_views(scales, window or ())
     image = np.asarray(image)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
         raise ValueError(f"image of shape {image.shape} and dtype {image.dtype}: expected uint8 [H, W, 3]")

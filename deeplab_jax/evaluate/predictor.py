@@ -10,7 +10,7 @@ from deeplab_jax.data.pairs import Example, list_images
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate.inference import check_views, check_whole, pad_images, predict_classes, run_size
 from deeplab_jax.evaluate.pictures import overlay
-from deeplab_jax.labels import colormap
+from deeplab_jax.labels import MAX_CLASSES, colormap
 from deeplab_jax.models.fold import fold_norm
 from deeplab_jax.models.segmenter import Segmenter, Variables
 from deeplab_jax.ops.crf import DenseCRF
@@ -36,14 +36,21 @@ def find_images(paths: Iterable[str | Path]) -> list[Path]:
             found.append(path)
         else:
             raise UserError(f"{path}: no such file or folder; check the path")
-    stems: dict[str, Path] = {}
+    claimed: dict[str, Path] = {}
     for image in found:
-        other = stems.setdefault(image.stem, image)
-        if other != image:
-            raise UserError(
-                f"{image}: its prediction would overwrite that of {other}; predict them into different --out folders"
-            )
+        for name in output_names(image.stem):
+            other = claimed.setdefault(name, image)
+            if other != image:
+                raise UserError(
+                    f"{image}: its prediction would overwrite that of {other} ({name}); predict them into different "
+                    "--out folders"
+                )
     return found
+
+
+def output_names(stem: str) -> tuple[str, str]:
+    """Return the names of the two files that a prediction is written to: class ids, and the overlay."""
+    return f"{stem}.png", f"{stem}_overlay.png"
 
 
 def predict_files(
@@ -67,7 +74,16 @@ def predict_files(
 
     Yields:
       Each path, with None or what was wrong with it.
+
+    Raises:
+      UserError: options that make no sense, more classes than an 8-bit image holds, or a prediction that would
+        overwrite an image.
     """
+    if model.num_classes > MAX_CLASSES:
+        raise UserError(
+            f"the model has {model.num_classes} classes; predictions are written as 8-bit images, which hold "
+            f"{MAX_CLASSES}: use deeplab_jax.segment"
+        )
     check_views(scales, window)
     check_outputs(paths, out_dir)
     colours = tuple(palette) if palette else colormap(model.num_classes)
@@ -102,7 +118,7 @@ def check_outputs(paths: Iterable[Path], out_dir: Path) -> None:
     """Raise a UserError where a prediction would overwrite one of the images."""
     images = {path.resolve() for path in paths}
     for image in paths:
-        for name in (f"{image.stem}.png", f"{image.stem}_overlay.png"):
+        for name in output_names(image.stem):
             if (out_dir / name).resolve() in images:
                 raise UserError(f"{out_dir / name}: an image that a prediction would overwrite; give another --out")
 
@@ -117,9 +133,10 @@ def make_folder(folder: Path) -> None:
 
 def write_prediction(out_dir: Path, stem: str, image: np.ndarray, classes: np.ndarray, palette: Palette) -> None:
     """Write `STEM.png` and `STEM_overlay.png`."""
-    ids = classes.astype(np.uint8)
-    write_mask(out_dir / f"{stem}.png", ids, tuple(palette))
-    write_image(out_dir / f"{stem}_overlay.png", overlay(image, ids, tuple(palette)))
+    ids, shown = (out_dir / name for name in output_names(stem))
+    as_bytes = classes.astype(np.uint8)
+    write_mask(ids, as_bytes, tuple(palette))
+    write_image(shown, overlay(image, as_bytes, tuple(palette)))
 
 
 def prediction_writer(out_dir: Path, palette: Palette) -> Callable[[Example, np.ndarray], None]:

@@ -258,7 +258,7 @@ def create_model(name: str, *, num_classes: int = 21, output_stride: int | None 
     except TypeError as error:
         raise UserError(
             f"{name}: an option has a value of another kind than it needs ({error}); see create_model"
-        ) from None
+        ) from error
     valid = given.get("padding") == "valid"
     if valid and (pyramid or given.get("aux_head")):
         raise UserError("padding='valid': its scores cover the centre only; leave out image_pyramid and aux_head")
@@ -319,7 +319,7 @@ def check_output_stride(model: Segmenter) -> None:
     except TypeError as error:
         raise UserError(
             f"an option of the model has a value of another kind than it needs ({error}); see create_model"
-        ) from None
+        ) from error
 
 
 def _default_stride(architecture: str, backbone: str) -> int:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from deeplab_jax.errors import UserError
 from deeplab_jax.ops.atrous import Lowering, conv2d
 from deeplab_jax.ops.batch_norm import batch_norm, normalise
 
@@ -118,12 +119,11 @@ class BatchNorm(nn.Module):
 
     settings: LayerSettings
     batch_statistics: bool
-    scale_init: Callable[..., Any] = nn.initializers.ones
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         s, channels = self.settings, x.shape[-1:]
-        scale = parameter(self, "scale", self.scale_init, channels)
+        scale = parameter(self, "scale", nn.initializers.ones, channels)
         bias = parameter(self, "bias", nn.initializers.zeros, channels)
         running = [
             self.variable("batch_stats", name, start, channels, jnp.float32)
@@ -144,7 +144,6 @@ class Norm(nn.Module):
     """The normalisation that the settings ask for; batch statistics live in the collection `batch_stats`."""
 
     settings: LayerSettings
-    scale_init: Callable[..., Any] = nn.initializers.ones
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -152,17 +151,15 @@ class Norm(nn.Module):
         dtype = jnp.dtype(s.dtype)
         if s.norm == "group":
             groups = gcd(GROUP_NORM_GROUPS, x.shape[-1])
-            return nn.GroupNorm(groups, epsilon=s.norm_epsilon, dtype=dtype, scale_init=self.scale_init, name="group")(
-                x
-            )
+            return nn.GroupNorm(groups, epsilon=s.norm_epsilon, dtype=dtype, name="group")(x)
         batch_statistics = train and s.norm == "batch"
         if batch_statistics and x.size == x.shape[-1] and not self.is_initializing():
-            raise ValueError(
+            raise UserError(
                 f"batch normalisation of {self.scope.path_text if self.scope else 'a layer'} would see one value per "
                 "channel, whose variance is 0: "
                 "train with at least 2 images per batch, or with norm='group' or norm='frozen'"
             )
-        return BatchNorm(s, batch_statistics=batch_statistics, scale_init=self.scale_init, name="batch")(x)
+        return BatchNorm(s, batch_statistics=batch_statistics, name="batch")(x)
 
 
 class ConvNorm(nn.Module):
@@ -178,7 +175,6 @@ class ConvNorm(nn.Module):
     activation: Activation = "relu"
     padding: Padding = None
     settings: LayerSettings = LayerSettings()
-    scale_init: Callable[..., Any] = nn.initializers.ones
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -195,7 +191,7 @@ class ConvNorm(nn.Module):
             name="conv",
         )(x)
         if not bare:
-            x = Norm(self.settings, scale_init=self.scale_init, name="norm")(x, train=train)
+            x = Norm(self.settings, name="norm")(x, train=train)
         return ACTIVATIONS[self.activation](x)
 
 

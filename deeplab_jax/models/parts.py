@@ -5,7 +5,7 @@ where backbones differ in one, the catalog says so.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import flax.linen as nn
 
@@ -43,10 +43,10 @@ class Head(NamedTuple):
 
 
 def resnet(
-    kind: str,
+    kind: Literal["basic", "bottleneck"],
     units: tuple[int, int, int, int],
     *,
-    stem: str = "plain",
+    stem: Literal["plain", "beta"] = "plain",
     default_first_unit_rate: FirstUnitRate = "previous",
 ) -> Callable[..., nn.Module]:
     """Return the builder of a ResNet."""
@@ -72,7 +72,17 @@ def resnet(
         choice("pool_padding", pool_padding, ("symmetric", "same"))
         if choice("last_stage", last_stage, LAST_STAGES) != "conv5":
             last_block = LAST_STAGES.index(last_stage) + 2
-        return ResNet(units, kind, stem, grid, first_unit_rate, last_block, width, settings, pool_padding)  # type: ignore[arg-type]
+        return ResNet(
+            units=units,
+            kind=kind,
+            stem=stem,
+            multi_grid=grid,
+            first_unit_rate=first_unit_rate,
+            last_block=last_block,
+            width=width,
+            settings=settings,
+            pool_padding=pool_padding,  # type: ignore[arg-type]
+        )
 
     return build
 
@@ -113,7 +123,7 @@ def mobilenet_v3_large(
 ) -> nn.Module:
     """Build MobileNetV3-Large."""
     choice("first_unit_rate", first_unit_rate, ("previous", "stage"))
-    return MobileNetV3Large(width, first_unit_rate, settings)  # type: ignore[arg-type]
+    return MobileNetV3Large(width=width, first_unit_rate=first_unit_rate, settings=settings)  # type: ignore[arg-type]
 
 
 def xception(size: int) -> Callable[..., nn.Module]:
@@ -135,7 +145,17 @@ def xception(size: int) -> Callable[..., nn.Module]:
         choice("form", form, get_args(XceptionForm))
         if form == "original" and (grid != (1, 1, 1) or depthwise_activation):
             raise UserError("form='original': without multi_grid and depthwise_activation; leave them out")
-        return Xception(*SIZES[size], grid, first_unit_rate, depthwise_activation, form, width, settings)  # type: ignore[arg-type]
+        entry, middle_units = SIZES[size]
+        return Xception(
+            entry=entry,
+            middle_units=middle_units,
+            multi_grid=grid,
+            first_unit_rate=first_unit_rate,  # type: ignore[arg-type]
+            depthwise_activation=depthwise_activation,
+            form=form,  # type: ignore[arg-type]
+            width=width,
+            settings=settings,
+        )
 
     return build
 
@@ -149,7 +169,14 @@ def vgg16(settings: LayerSettings, *, pool_window: int = 2, width: float = 1.0) 
 
 def unet_path(settings: LayerSettings, *, padding: str = "same", width: float = 1.0) -> nn.Module:
     """Build U-Net's contracting path."""
-    return VGG((2,) * 5, (64, 128, 256, 512, 1024), False, padding=_padding(padding), width=width, settings=settings)
+    return VGG(
+        units=(2,) * 5,
+        channels=(64, 128, 256, 512, 1024),
+        last_pool=False,
+        padding=_padding(padding),
+        width=width,
+        settings=settings,
+    )
 
 
 def deeplabv3(
@@ -166,8 +193,19 @@ def deeplabv3(
     depthwise_norm: bool = True,
 ) -> Head:
     """Build the head of DeepLabv3."""
-    convs = (separable, head_convs, dropout, aspp_separable, depthwise_norm)
-    return Head(ASPP(aspp_channels, aspp_rates, image_pooling, *convs, settings))
+    return Head(
+        ASPP(
+            channels=aspp_channels,
+            rates=aspp_rates,
+            image_pooling=image_pooling,
+            separable=separable,
+            head_convs=head_convs,
+            dropout=dropout,
+            aspp_separable=aspp_separable,
+            depthwise_norm=depthwise_norm,
+            settings=settings,
+        )
+    )
 
 
 def deeplabv3plus(
@@ -187,15 +225,30 @@ def deeplabv3plus(
     decoder_convs: Convs = ((3, 256), (3, 256)),
 ) -> Head:
     """Build the head of DeepLabv3+."""
-    convs = (separable, head_convs, dropout, aspp_separable, depthwise_norm)
-    context = ASPP(aspp_channels, aspp_rates, image_pooling, *convs, settings)
+    head = deeplabv3(
+        settings,
+        num_classes,
+        aspp_rates=aspp_rates,
+        aspp_channels=aspp_channels,
+        image_pooling=image_pooling,
+        head_convs=head_convs,
+        separable=separable,
+        dropout=dropout,
+        aspp_separable=aspp_separable,
+        depthwise_norm=depthwise_norm,
+    )
     unknown = set(low_level) - {"conv2", "conv3"}
     if unknown or not low_level:
         raise UserError(f"low_level={low_level}: choose from 'conv2' and 'conv3'")
     decoder = DeepLabV3PlusDecoder(
-        low_level, low_level_channels, decoder_convs, separable, depthwise_norm, settings=settings
+        low_level=low_level,
+        low_level_channels=low_level_channels,
+        convs=decoder_convs,
+        separable=separable,
+        depthwise_norm=depthwise_norm,
+        settings=settings,
     )
-    return Head(context, decoder)
+    return head._replace(decoder=decoder)
 
 
 def cascade(settings: LayerSettings, num_classes: int) -> Head:
@@ -272,7 +325,14 @@ def unet(
     choice("upsampling", upsampling, ("transposed", "nearest"))
     if len(skips) != len(decoder_channels):
         raise UserError(f"decoder_channels={decoder_channels}: one number for each of the {len(skips)} skips {skips}")
-    decoder = UNetDecoder(skips, decoder_channels, upsampling, _padding(padding), dropout, settings)  # type: ignore[arg-type]
+    decoder = UNetDecoder(
+        skips=skips,
+        channels=decoder_channels,
+        upsampling=upsampling,  # type: ignore[arg-type]
+        padding=_padding(padding),
+        dropout=dropout,
+        settings=settings,
+    )
     return Head(decoder=decoder, classifier_kernel=1 if upsampling == "transposed" else 3)
 
 
@@ -310,7 +370,14 @@ def pspnet(
     for option, size in (("context_kernel", context_kernel), ("classifier_kernel", classifier_kernel)):
         if size not in (1, 3):
             raise UserError(f"{option}={size!r}: choose from 1, 3")
-    context = PyramidPooling(bins, context_channels, dropout, context_kernel, norm_single, settings)
+    context = PyramidPooling(
+        bins=bins,
+        channels=context_channels,
+        dropout=dropout,
+        kernel_size=context_kernel,
+        norm_single=norm_single,
+        settings=settings,
+    )
     return Head(context, classifier_kernel=classifier_kernel)
 
 

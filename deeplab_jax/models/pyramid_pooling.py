@@ -51,13 +51,13 @@ class PyramidPooling(nn.Module):
 
 
 class L2Normalisation(nn.Module):
-    """Scale the channels of every pixel to unit length, then each channel by a learned factor (ParseNet, sec. 3.2)."""
-
-    initial_scale: float = 10.0
+    """Scale the channels of every pixel to unit length, then each channel by a learned factor, 10 at first (ParseNet,
+    sec. 3.2).
+    """
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        scale = parameter(self, "scale", nn.initializers.constant(self.initial_scale), x.shape[-1:])
+        scale = parameter(self, "scale", nn.initializers.constant(10.0), x.shape[-1:])
         squares = jnp.sum(jnp.square(x.astype(jnp.float32)), axis=-1, keepdims=True)
         return (x * jax.lax.rsqrt(squares + 1e-10) * scale[None, None, None]).astype(x.dtype)
 

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from deeplab_jax.errors import UserError
 from deeplab_jax.models.fcn import reduce_channels
 from deeplab_jax.models.image_pyramid import ImagePyramid
 from deeplab_jax.models.layers import Conv, Features, LayerSettings
@@ -84,7 +85,7 @@ class Segmenter(nn.Module):
           of the same shape, are sown under `intermediates/aux`.
 
         Raises:
-          ValueError: images of too few pixels, or of another rank.
+          UserError: images of too few pixels, of another rank, or, where `valid`, of a side that does not fit.
         """
         return self.resize(self._all_scores(images, train=train, resize_aux=True), images)
 
@@ -96,12 +97,12 @@ class Segmenter(nn.Module):
 
     def _all_scores(self, images: jax.Array, *, train: bool, resize_aux: bool) -> jax.Array:
         if images.ndim != 4 or any(side < SMALLEST_SIDE for side in images.shape[1:3]):
-            raise ValueError(
+            raise UserError(
                 f"images of shape {images.shape}: expected [N, H, W, C] with H and W of at least {SMALLEST_SIDE}"
             )
         fitting = tuple(self.fitting_side(side) for side in images.shape[1:3])
         if fitting != images.shape[1:3]:
-            raise ValueError(
+            raise UserError(
                 f"images of {images.shape[1]}x{images.shape[2]}: without padding this network takes 188, 204, ... "
                 f"pixels on each side; {fitting[0]}x{fitting[1]} would fit"
             )

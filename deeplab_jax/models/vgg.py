@@ -7,7 +7,7 @@ from typing import Literal
 import flax.linen as nn
 import jax
 
-from deeplab_jax.models.dilation import FirstUnitRate, dilate_stages
+from deeplab_jax.models.dilation import dilate_stages
 from deeplab_jax.models.layers import ConvNorm, Features, LayerSettings
 from deeplab_jax.ops.pooling import max_pool
 
@@ -25,7 +25,6 @@ class VGG(nn.Module):
       last_pool: pool after the last stage too (VGG), or not (U-Net).
       pool_window: 2 as published; 3, centred, in DeepLab's and ParseNet's nets.
       padding: None keeps the size of a map; "VALID" loses two pixels with every convolution (U-Net).
-      first_unit_rate: see `dilate_stages`.
       width: multiplies all channel counts.
     """
 
@@ -34,7 +33,6 @@ class VGG(nn.Module):
     last_pool: bool = True
     pool_window: int = 2
     padding: Literal["VALID"] | None = None
-    first_unit_rate: FirstUnitRate = "previous"
     width: float = 1.0
     settings: LayerSettings = LayerSettings()
 
@@ -45,9 +43,8 @@ class VGG(nn.Module):
         conv1 has the images' own resolution; a pooling rounds the size up.
         """
         pools = len(self.units) - (not self.last_pool)
-        stages = dilate_stages(
-            (1, *[2] * pools), start=1, output_stride=output_stride, first_unit_rate=self.first_unit_rate
-        )
+        # The pooling before a stage carries its stride, so all of its convolutions come after it.
+        stages = dilate_stages((1, *[2] * pools), start=1, output_stride=output_stride, first_unit_rate="previous")
         features: Features = {}
         for index, (count, channels) in enumerate(zip(self.units, self.channels, strict=True)):
             stage = stages[index]
@@ -55,7 +52,6 @@ class VGG(nn.Module):
                 x = ConvNorm(
                     max(1, round(channels * self.width)),
                     3,
-                    # The pooling before carried the stride, so every convolution comes after it.
                     rate=stage.rate,
                     padding=self.padding,
                     settings=self.settings,

@@ -45,8 +45,10 @@ def conv_output_size(size: int, kernel_size: int, *, stride: int = 1, padding: i
 
 
 def scaled_side(side: int, scale: float) -> int:
-    """Return the pixels of a side of an image seen at a scale: `(n - 1) * scale + 1`, as in the papers' evaluation."""
-    return round((side - 1) * scale) + 1
+    """Return the pixels of a side of an image seen at a scale: `(n - 1) * scale + 1`, the fraction cut off as in the
+    authors' code (`scale_dimension` of tensorflow/models' deeplab/core/utils.py).
+    """
+    return int((side - 1) * scale + 1)
 
 
 def taps_on_map(size: int, outputs: int, kernel_size: int, *, stride: int, rate: int, before: int) -> np.ndarray:

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from deeplab_jax.labels import IGNORE_LABEL
 from deeplab_jax.ops.resize import interpolate_rows, interpolation_matrix, resize_bilinear
 
-IGNORE_LABEL = 255
 BAND_ROWS = 64
 
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deeplab_jax.ops.losses import IGNORE_LABEL
+from deeplab_jax.labels import IGNORE_LABEL
 
 
 def confusion_matrix(

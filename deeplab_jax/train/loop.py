@@ -21,7 +21,7 @@ from deeplab_jax.data.loader import Batch, skipped_examples, training_batches
 from deeplab_jax.data.pairs import Source
 from deeplab_jax.data.sources import open_source
 from deeplab_jax.distributed import together
-from deeplab_jax.evaluate.evaluator import Results, evaluate
+from deeplab_jax.evaluate.evaluator import Results, at_options, evaluate
 from deeplab_jax.evaluate.pictures import StripCollector, stack_strips
 from deeplab_jax.models.segmenter import Segmenter, abstract_variables
 from deeplab_jax.train.faults import POSTMORTEM, is_finite, keep_finite, saving_first, stop_or_skip, write_postmortem
@@ -96,6 +96,7 @@ def _train(
         check_batch_size(t.batch_size, t.accumulate, mesh)
         check_height(data.crop_size, model.output_stride, mesh)
         check_class_weights(t.class_weights, model)
+        at_options(model, **evaluate_options(config))
         optimizer, schedule = make_optimizer(abstract_variables(model)["params"], steps=t.steps, **config.optimizer)
         skipped = skipped_examples(train_source, on_error=data.on_error, max_skipped=data.max_skipped)
         if first:
@@ -200,7 +201,7 @@ def run(
     def log() -> None:
         if number % settings.log_every == 0 or number == steps or number == start + 1:
             with together():
-                report(number, metrics, schedule, clock, writers)
+                report(number, int(state.step), metrics, schedule, clock, writers)
             clock.restart()
 
     def log_and_save() -> None:
@@ -217,11 +218,10 @@ def run(
         state, metrics = step(state, batch)
         stop.wait_for_step()  # Not before the first one is compiled, which takes long.
         used = batch
-        if number < steps:
-            with saving_first(log_and_save), together():
-                began = time.perf_counter()
-                batch = fetch()  # While the devices work.
-                clock.fetched(time.perf_counter() - began, metrics)
+        with saving_first(log_and_save), together():
+            began = time.perf_counter()
+            batch = fetch() if number < steps else None  # While the devices work.
+            clock.stepped(metrics, fetching=time.perf_counter() - began)
         if not is_finite(metrics):
             stop_or_skip(
                 state, number, used, metrics, allowed=settings.skip_nonfinite, postmortem=postmortem, writers=writers
@@ -239,8 +239,9 @@ def run(
             clock.restart()  # What was neither a step nor waiting for data does not count.
         if asked:
             stop.check(number, steps)
-    if skipped := steps - int(state.step):
-        writers.say(f"{skipped} of {steps} updates were skipped: their loss or gradient was not finite")
+    done = max(start, steps)
+    if skipped := done - int(state.step):
+        writers.say(f"{skipped} of {done} updates were skipped: their loss or gradient was not finite")
     return results
 
 

@@ -53,13 +53,14 @@ def make_optimizer(
       learning_rate, power, warmup_steps: see `poly_schedule`.
       momentum, nesterov: of SGD.
       weight_decay: per step; 0 is none.
-      no_decay: parameters that do not decay.
+      no_decay: parameters that do not decay; those of layers that this network lacks may be among them.
       clip_norm: largest global norm of the gradient over what is trained; 0 does not clip.
       multipliers: factors of the learning rate; the first pattern that matches counts.
       freeze: parameters that get no update at all.
 
     Raises:
-      UserError: an unknown optimizer, a pattern that is no regular expression or matches nothing.
+      UserError: an unknown optimizer, a pattern that is no regular expression, or one of `multipliers` or `freeze` that
+        matches nothing.
     """
     paths = list(flatten_dict(flax.core.unfreeze(params), sep="/"))
     for pattern in (*freeze, *(pattern for pattern, _ in multipliers)):

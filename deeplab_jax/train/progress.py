@@ -32,15 +32,15 @@ class Clock:
         """Start counting anew."""
         self._began, self._steps, self._waited = time.perf_counter(), 0, 0.0
 
-    def fetched(self, seconds: float, metrics: Any) -> None:
-        """Wait for a step, `metrics` being of it, and count it; its next batch took `seconds` to fetch while it ran.
+    def stepped(self, metrics: Any, *, fetching: float) -> None:
+        """Wait for a step, `metrics` being of it, and count it; the next batch took `fetching` seconds while it ran.
 
         Where the devices were done by then, all of that time counts as waiting: an upper bound.
         """
         began = time.perf_counter()
         jax.block_until_ready(metrics)
         if time.perf_counter() - began < 1e-3:
-            self._waited += seconds
+            self._waited += fetching
         self._steps += 1
 
     def read(self) -> dict[str, float]:
@@ -49,10 +49,15 @@ class Clock:
         return {"images_per_second": self._steps * self._batch_size / elapsed, "data_wait": self._waited / elapsed}
 
 
-def report(number: int, metrics: dict[str, jax.Array], schedule: Schedule, clock: Clock, writers: Writers) -> None:
-    """Write a step's numbers; those of a skipped update that are not finite are left out of the record."""
+def report(
+    number: int, updates: int, metrics: dict[str, jax.Array], schedule: Schedule, clock: Clock, writers: Writers
+) -> None:
+    """Write a step's numbers; those of a skipped update that are not finite are left out of the record.
+
+    The learning rate is that of the last of `updates`, which skipped ones do not count among.
+    """
     values = {name: float(value) for name, value in metrics.items()}
-    values["learning_rate"] = float(schedule(number - 1))
+    values["learning_rate"] = float(schedule(max(updates - 1, 0)))
     speed = clock.read()
     finite = {name: value for name, value in values.items() if math.isfinite(value)}
     writers.scalars(number, {**finite, **speed}, prefix="train")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from deeplab_jax.config import base, differences, to_plain, with_defaults
-from deeplab_jax.errors import UserError
+from deeplab_jax.errors import UserError, spell
 from deeplab_jax.evaluate.evaluator import versions
 from deeplab_jax.jsonfile import read_json
 
@@ -37,7 +37,9 @@ FREE = (
     "config.train.pictures",
     "config.train.keep",
     "config.train.skip_nonfinite",
+    "config.train.remat",
     "config.evaluate.devices",
+    "config.evaluate.batch_size",
     "config.evaluate.trimap",
     "config.evaluate.trimap_around",
 )
@@ -184,9 +186,8 @@ def _check_same(file: Path, plain: dict[str, Any], allow_config_change: bool) ->
     stored = with_defaults(stored, to_plain(base()))
     changed = [line for line in differences(stored, plain) if line.split(":")[0] not in FREE]
     if changed and not allow_config_change:
-        more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
         raise UserError(
-            f"{file.parent}: holds a run of another configuration ({'; '.join(changed[:4])}{more}); "
+            f"{file.parent}: holds a run of another configuration ({spell(changed, limit=4, separator='; ')}); "
             "give another --workdir, or --allow_config_change to go on with the new one"
         )
 
@@ -201,6 +202,11 @@ def git_commit() -> str:
     except (OSError, subprocess.SubprocessError):
         return "unknown"
     return f"{commit}-dirty" if changed else commit
+
+
+def short(commit: str) -> str:
+    """Return a commit for a reader: its first 12 characters, and whether the code differed from it."""
+    return commit[:12] + ("-dirty" if commit.endswith("-dirty") else "")
 
 
 def _git(*words: str) -> str:

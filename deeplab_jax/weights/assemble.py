@@ -9,12 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
-from deeplab_jax.errors import UserError
+from deeplab_jax.errors import UserError, spell
 from deeplab_jax.models.segmenter import Segmenter, Variables, abstract_variables
 from deeplab_jax.weights.folder import flatten_variables
 from deeplab_jax.weights.recipe import Leaf, Recipe, layer_of, path_of, their_name
-
-LISTED = 5
 
 
 def assemble(
@@ -76,10 +74,9 @@ def assemble(
     ]
     texts = [text for _, text in problems] + [f"unexpected {name}" for name in unexpected]
     if texts and strict:
-        more = f" and {len(texts) - LISTED} more" if len(texts) > LISTED else ""
         raise UserError(
-            f"{source}: read as {recipe.kind}'s {recipe.name}, but {'; '.join(texts[:LISTED])}{more}; give another "
-            "kind=, or strict=False (--not_strict) to go on without them"
+            f"{source}: read as {recipe.kind}'s {recipe.name}, but {spell(texts, separator='; ')}; give another kind=, "
+            "or strict=False (--not_strict) to go on without them"
         )
     _check_finite(taken, source)
     at_random = sorted(anew | {name for name, _ in problems})

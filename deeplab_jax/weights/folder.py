@@ -14,8 +14,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from deeplab_jax.checkpoint import Checkpoints
-from deeplab_jax.errors import UserError
+from deeplab_jax.checkpoint import Checkpoints, misfits
+from deeplab_jax.errors import UserError, spell
 from deeplab_jax.jsonfile import read_json
 from deeplab_jax.models.catalog import describe, from_description
 from deeplab_jax.models.segmenter import Segmenter, Variables, abstract_variables
@@ -32,7 +32,7 @@ def save(path: str | Path, model: Segmenter, variables: Mapping[str, Any], info:
 
     Args:
       path: the folder; made where missing, its two files replaced at once when all is written.
-      model: from `create_model`, or a clone of it at another class count or output stride.
+      model: from `create_model`, or a clone of it at another output stride.
       variables: `params` and, with batch norm, `batch_stats`.
       info: what JSON can hold: class names, palette, provenance, metrics.
 
@@ -158,17 +158,10 @@ def flatten_variables(variables: Mapping[str, Any]) -> dict[str, Any]:
 
 def compare(expected: Mapping[str, Any], found: Mapping[str, Any], *, source: str) -> None:
     """Raise a UserError naming the first tensors that are missing, unexpected or of another shape; both are flat."""
-    problems = [f"missing {name}" for name in expected if name not in found]
-    problems += [f"unexpected {name}" for name in found if name not in expected]
-    problems += [
-        f"{name} is {tuple(found[name].shape)}, the model has {tuple(expected[name].shape)}"
-        for name in expected
-        if name in found and tuple(found[name].shape) != tuple(expected[name].shape)
-    ]
+    problems = misfits(*({name: tuple(array.shape) for name, array in flat.items()} for flat in (expected, found)))
     if problems:
-        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise UserError(
-            f"{source}: does not fit the model: {'; '.join(problems[:5])}{more}; give weights of the same "
+            f"{source}: does not fit the model: {spell(problems, separator='; ')}; give weights of the same "
             "architecture and class count"
         )
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from deeplab_jax.data import check, report
-from deeplab_jax.data.pairs import Pair, PairSource
+from deeplab_jax.data.pairs import Pair, PairSource, pair_by_stem
 from deeplab_jax.errors import UserError
 from deeplab_jax.labels import LabelSet
 
@@ -43,9 +43,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 def run(folder: Path, labels: LabelSet = LABELS, **options: int) -> check.Report:
-    return check.check_files(
-        sorted((folder / "images").iterdir()), sorted((folder / "masks").iterdir()), labels=labels, **options
-    )
+    found = pair_by_stem(list((folder / "images").iterdir()), list((folder / "masks").iterdir()), where=str(folder))
+    return check.check_source(PairSource("folder", labels, *found), **options)
 
 
 def only(found: check.Report, kind: str) -> check.Finding:
@@ -140,9 +139,8 @@ def test_one_bad_image_and_what_its_mask_says_still_counts(folder: Path) -> None
 def test_unpaired_files(folder: Path) -> None:
     (folder / "masks" / "3.png").rename(folder / "masks" / "3_mask.png")
     (folder / "masks" / "6.png").unlink()
-    (folder / "images" / "2.png").write_bytes((folder / "images" / "2.jpg").read_bytes())
     found = run(folder)
-    assert found.counts == {"two files of one name": 1, "image without mask": 2, "mask without image": 1}
+    assert found.counts == {"image without mask": 2, "mask without image": 1}
     by_file = {os.path.basename(finding.file): finding.message for finding in found.findings}
     assert "3_mask.png" in by_file["3.jpg"] and "globs" in by_file["3.jpg"]
     assert "add the mask" in by_file["6.jpg"]
@@ -150,8 +148,10 @@ def test_unpaired_files(folder: Path) -> None:
     assert found.checked == 6
 
 
-def test_no_images() -> None:
-    assert only(check.check_files([], [], labels=LABELS), "no images").severity == "error"
+@pytest.mark.parametrize("limit", [0, -1])
+def test_a_limit_that_checks_nothing(folder: Path, limit: int) -> None:
+    with pytest.raises(UserError, match=f"limit={limit}: .* at least 1"):
+        run(folder, limit=limit)
 
 
 def test_binary_masks_get_a_value_map(folder: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate import inference
+from deeplab_jax.evaluate.batches import WAITING, grouped
 from deeplab_jax.evaluate.evaluator import evaluate, summarize_confusion, write_results
 from deeplab_jax.evaluate.inference import segment
 from tests.tiny import MadeUp, tiny_model, tiny_models
@@ -68,6 +69,19 @@ def test_exact_in_batches_is_exact(made) -> None:
     options = {"split": "val", "mode": "exact"}
     one, two = (evaluate(*made, SOURCE, batch_size=size, **options) for size in (1, 2))
     assert one["confusion_matrix"] == two["confusion_matrix"]
+
+
+def test_few_images_wait_for_others_of_their_size() -> None:
+    source = MadeUp(tuple((33 + side % 40, 33) for side in range(80)))
+    read = []
+    examples = (read.append(i) or source[i] for i in range(len(source)))
+    done, names = 0, []
+    for size, group in grouped(examples, 2, mode="exact", pad_to=()):
+        assert {example["label"].shape for example in group} == {size} and 1 <= len(group) <= 2
+        assert len(read) - done <= 2 * WAITING, "memory does not grow with the number of images"
+        done += len(group)
+        names += [example["name"] for example in group]
+    assert sorted(names) == sorted(source.describe(i) for i in range(len(source)))
 
 
 def test_padded_predictions_are_cut_back(made) -> None:

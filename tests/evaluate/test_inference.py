@@ -80,6 +80,12 @@ def test_segment_refuses_what_is_no_rgb_image(made) -> None:
     np.testing.assert_array_equal(segment(*made, image), segment(*made, np.asfortranarray(image)))
 
 
+@pytest.mark.parametrize("options", [{"scales": ()}, {"scales": (0.0,)}, {"window": (0, 33)}], ids=str)
+def test_segment_refuses_views_that_make_no_sense(made, options) -> None:
+    with pytest.raises(UserError, match=f"{next(iter(options))}="):
+        segment(*made, image_of(40, 40), **options)
+
+
 def test_padding_becomes_the_mean(made) -> None:
     model, _ = made
     images, sizes = pad_images([image_of(20, 30), image_of(40, 10)], (40, 48), count=3)

@@ -77,6 +77,15 @@ def test_find_images_takes_files_and_folders(images) -> None:
     write_image(images / "a.jpg", SOURCE[0]["image"])
     with pytest.raises(UserError, match=r"a\.png: its prediction would overwrite that of .*a\.jpg"):
         find_images([images])
+    (images / "a.jpg").rename(images / "d_overlay.png")
+    with pytest.raises(UserError, match=r"d_overlay\.png: its prediction would overwrite that of .*d\.png"):
+        find_images([images])
+
+
+def test_more_classes_than_a_byte_holds_are_refused(made, images, tmp_path) -> None:
+    model, variables = made
+    with pytest.raises(UserError, match="the model has 300 classes; predictions are written as 8-bit images"):
+        list(predict_files(model.clone(num_classes=300), variables, find_images([images]), tmp_path / "out"))
 
 
 def test_images_are_not_overwritten(made, images) -> None:

@@ -43,7 +43,8 @@ def put(folder: Path, name: str, *mious: float, key: str = "k", **more) -> Path:
     model = {"name": "deeplabv3_resnet18", "options": {"width": 0.5}}
     config = {"train": {"steps": 450, "batch_size": 8}, "model": model}
     file = folder / "scenes" / f"{name}.json"
-    write_json(file, {"seeds": entries, "training": key, "evaluation": "e", "config": config, "notes": [], **more})
+    content = {"seeds": entries, "training": key, "evaluation": "e", "config": config, "notes": []}
+    write_json(file, {**content, **more})
     return file
 
 
@@ -105,6 +106,30 @@ commit 0123456789ab. Networks here: deeplabv3_resnet18 of width 0.5.
     assert "| 16 |  |  |  | 77.21 | 75.00 | -2.21 | one seed |" in text
     assert "1 training of 450 steps of 8 images: 1 min in all" in text, "rows that share a training count it once"
     assert readme.read_text() == f"before\n<!-- tables:begin -->\n{text}<!-- tables:end -->\nafter\n"
+
+
+def test_a_network_has_the_seeds_of_all_tables_that_it_stands_in(tmp_path) -> None:
+    put(tmp_path, "v3_table6/eval_os_16", 0.50, key="c")
+    put(tmp_path, "extra_seeds/deeplabv3", 0.50, 0.52, 0.57, key="c")
+    put(tmp_path, "v3_table10/train_os_16-eval_os_16", 0.50, key="c", evaluation="another")
+    found = tables_by_name(tmp_path)
+    for name in ("v3_table6", "extra_seeds"):
+        row = next(row for row in found[name].rows if row.trainings)
+        assert row.values["miou"] == pytest.approx([50, 52, 57]) and len(row.trainings) == 3
+    assert [len(row.trainings) for row in found["v3_table10"].rows if row.trainings] == [1]
+    assert found["v3_table6"].seed_distance == pytest.approx(7)
+
+
+def test_rows_of_the_same_weights_are_compared_seed_by_seed(tmp_path) -> None:
+    """Seed 0 alone has both evaluations: there output stride 8 is better, though the mean over seeds at 16 is above."""
+    put(tmp_path, "v3_table6/eval_os_16", 0.50, 0.60, 0.61, key="c", evaluation="e16")
+    put(tmp_path, "v3_table6/eval_os_8", 0.53, key="c", evaluation="e8")
+    result = tables_by_name(tmp_path)["v3_table6"]
+    assert [row.values["miou"] for row in result.rows if row.trainings] == [[50.0], [53.0]]
+    assert trend(result) == (
+        "Pairs of rows that the paper orders: 1; in the same order here: 1; in the opposite one: 0; "
+        "of the same weights, so that no seed sets them apart: 1."
+    )
 
 
 def test_pairs_of_rows_are_counted_by_their_order(tmp_path) -> None:

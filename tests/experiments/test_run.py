@@ -2,6 +2,7 @@
 
 import fcntl
 import io
+import itertools
 import json
 import os
 import re
@@ -58,6 +59,7 @@ class Here:
     """A launcher whose jobs are calls of the command line in this process."""
 
     limit = 1
+    left = "Said by the launcher."
 
     def __init__(self) -> None:
         self.names: list[str] = []
@@ -210,7 +212,8 @@ def test_a_terminal_shows_how_far_the_jobs_are(tmp_path) -> None:
     (tmp_path / "first_seed0").mkdir()
     line = {"step": 3, "train/loss": 0.25, "train/images_per_second": 1.0}
     (tmp_path / "first_seed0/metrics.jsonl").write_text(json.dumps(line) + "\n")
-    content = {"config": {"model": {"name": "cascade_tiny"}, "train": {"steps": 6}}}
+    model = {"name": "cascade_tiny", "output_stride": 16}
+    content = {"config": {"model": model, "train": {"steps": 6}}, "evaluation": "e"}
     seconds = {"training": 3600.0, "evaluation": 1800.0}
     measured = rates([{**content, "seeds": [{"seconds": seconds}]}])
     console = Console(file=io.StringIO(), force_terminal=True, width=120)
@@ -224,6 +227,26 @@ def test_a_terminal_shows_how_far_the_jobs_are(tmp_path) -> None:
 
 
 # The plan, and commands for elsewhere.
+
+
+def test_times_are_those_of_what_is_most_alike() -> None:
+    def content(name, stride, evaluation, training, evaluating) -> dict:
+        config = {"model": {"name": name, "output_stride": stride}, "train": {"steps": 10}}
+        seconds = {"training": training, "evaluation": evaluating}
+        return {"config": config, "evaluation": evaluation, "seeds": [{"seconds": seconds}]}
+
+    found = rates([content("a", 16, "plain", 10, 1), content("a", 8, "plain", 30, 4), content("b", 16, "flip", 50, 7)])
+
+    def seconds(name, stride, *evaluations) -> float | None:
+        config = tiny_config(**{"model.name": name, "model.output_stride": stride})
+        return found.seconds(Job("k", 0, config), steps=2, evaluations=evaluations)
+
+    assert seconds("a", 16, "plain") == 2 * 1 + 1
+    assert seconds("a", 8, "plain", "flip") == 2 * 3 + 4 + 7
+    assert seconds("a", 32, "plain") == 2 * 2 + 2.5, "no such output stride: the mean over the model's"
+    assert seconds("c", 16) == 2 * 3, "no such model: the mean over all"
+    assert seconds("c", 16, "scales") == 2 * 3 + 4
+    assert rates([]).seconds(Job("k", 0, tiny_config()), steps=2, evaluations=()) is None
 
 
 def test_the_plan_invents_no_times(here, tmp_path, capsys) -> None:
@@ -310,6 +333,8 @@ def test_a_half_written_result_is_named_and_run_again(here, tmp_path, capsys) ->
         assert call(tmp_path, "v3_table6", "--row", "eval_os_16") == 0
         assert f"{file}: cannot be read as a result" in capsys.readouterr().out.replace("\n", " ")
         assert json.loads(file.read_text()) == json.loads(whole)
+        if number < 2:  # No JSON at all: what it held is kept.
+            assert file.with_suffix(".damaged").read_text() == half
         (tmp_path / "runs").rename(tmp_path / f"gone{number}")
     assert len(here.names) == 5
 
@@ -601,6 +626,8 @@ def test_a_job_keeps_to_its_share_of_the_cores() -> None:
 class FakeExecutor:
     """What submitit's is used for; a job is done at the second look."""
 
+    count = itertools.count(7)
+
     made: list["FakeExecutor"] = []  # noqa: RUF012
 
     def __init__(self, folder, cluster):
@@ -614,15 +641,20 @@ class FakeExecutor:
         self.names.append(self.parameters["name"])
         looks = iter([False, True, True, True])
         return types.SimpleNamespace(
-            job_id="7",
+            job_id=str(next(self.count)),
             done=lambda: next(looks),
             exception=lambda: None,
             result=lambda: run.main(function._command[3:]),
         )
 
 
+def fake_submitit(**more) -> types.SimpleNamespace:
+    return types.SimpleNamespace(**{"AutoExecutor": FakeExecutor, "SlurmJob": None, **more})
+
+
 def test_slurm_gets_all_jobs(here, tmp_path, monkeypatch) -> None:
-    monkeypatch.setitem(sys.modules, "submitit", types.SimpleNamespace(AutoExecutor=FakeExecutor))
+    monkeypatch.setattr(FakeExecutor, "made", [])
+    monkeypatch.setitem(sys.modules, "submitit", fake_submitit())
     monkeypatch.setattr(run, "make_launcher", MAKE_LAUNCHER)
     words = ("--launcher", "slurm", "--slurm", "timeout_min=60", "--slurm", "slurm_partition=gpu")
     assert call(tmp_path, "v3_table1", "--row", "output_stride_8", "--row", "output_stride_16", *words) == 0
@@ -633,6 +665,25 @@ def test_slurm_gets_all_jobs(here, tmp_path, monkeypatch) -> None:
 
 
 MAKE_LAUNCHER = run.make_launcher
+
+
+@pytest.mark.parametrize(
+    ("done", "state", "again"), [(False, "RUNNING", False), (True, "FAILED", True), (False, "UNKNOWN", True)]
+)
+def test_a_job_that_slurm_still_has_is_not_submitted_again(tmp_path, monkeypatch, done, state, again) -> None:
+    asked = []
+
+    def known(folder, job_id) -> types.SimpleNamespace:
+        asked.append((folder, job_id))
+        return types.SimpleNamespace(done=lambda force_check=False: done, state=state)
+
+    monkeypatch.setattr(FakeExecutor, "made", [])
+    monkeypatch.setitem(sys.modules, "submitit", fake_submitit(SlurmJob=known))
+    for _ in range(2):  # Two runners, one after the other.
+        Slurm(tmp_path, {}).start("job", ["python", "-m", "experiments.run"], tmp_path / "log")
+    first, second = FakeExecutor.made
+    assert first.names == ["job"] and second.names == ["job"] * again
+    assert len(asked) == 1 and asked[0][0] == str(tmp_path) and asked[0][1].isdigit()
 
 
 def test_a_job_on_slurm_saves_before_it_is_taken_away_and_asks_for_another_start(tmp_path, monkeypatch) -> None:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from deeplab_jax.errors import UserError
 from deeplab_jax.models.catalog import create_model
 from deeplab_jax.models.layers import LayerSettings
 from deeplab_jax.models.segmenter import FCNHead
@@ -221,7 +222,7 @@ def test_one_image_in_training_is_refused_with_batch_norm(shapes_of: Any) -> Non
     model = create_model("deeplabv3_resnet18", **TINY_V3)
     variables = shapes_of(model, 1, 65, 65, 3)
     one, two = (jax.ShapeDtypeStruct((n, 65, 65, 3), jnp.float32) for n in (1, 2))
-    with pytest.raises(ValueError, match=r"image_pooling.*train with at least 2 images per batch"):
+    with pytest.raises(UserError, match=r"image_pooling.*train with at least 2 images per batch"):
         output(model, variables, one, train=True, mutable=["batch_stats"])
     assert output(model, variables, two, train=True, mutable=["batch_stats"])
     assert output(model, variables, one, train=False)

@@ -45,6 +45,15 @@ def test_same_padding(kernel_size: int, rate: int, expected: int) -> None:
     assert geometry.conv_output_size(40, kernel_size, rate=rate) == 40
 
 
+@pytest.mark.parametrize(
+    ("side", "scale", "expected"),
+    # 512 * 1.75 + 1 = 897; 499 * 1.25 + 1 = 624.75 and 359 * 0.75 + 1 = 270.25 lose their fraction.
+    [(513, 0.5, 257), (513, 1.75, 897), (513, 1.0, 513), (500, 1.25, 624), (360, 0.75, 270), (1, 2.0, 1)],
+)
+def test_a_side_seen_at_a_scale(side: int, scale: float, expected: int) -> None:
+    assert geometry.scaled_side(side, scale) == expected
+
+
 def test_an_even_kernel_has_no_same_padding() -> None:
     with pytest.raises(ValueError, match="even size 4"):
         geometry.same_padding(4, 1)

@@ -132,6 +132,9 @@ def test_updates_may_be_skipped_and_are_counted(tmp_path, monkeypatch, capsys) -
     assert_same_arrays(second, fourth)
     lines = [line for line in read_metrics(tmp_path) if "train/skipped_updates" in line]
     assert [(line["step"], line["train/skipped_updates"]) for line in lines] == [(3, 1), (4, 2)]
+    # An update that was skipped does not move the schedule on.
+    rates = {line["step"]: line["train/learning_rate"] for line in read_metrics(tmp_path) if "train/loss" in line}
+    assert rates[2] == pytest.approx(0.1 * (1 - 1 / 6) ** 0.9) == rates[3] == rates[4]
     text = (tmp_path / "metrics.jsonl").read_text()
     json.loads(text.splitlines()[-1], parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     # The rest is healthy, and more updates may be skipped: no other configuration for that.
