@@ -21,7 +21,7 @@ from rich.console import Console
 from deeplab_jax.__main__ import Parser, enable_compilation_cache, split_config_arguments
 from deeplab_jax.errors import UserError, did_you_mean, end_process
 from deeplab_jax.train.signals import Interrupted, stop_on_signals
-from deeplab_jax.train.workdir import git_commit, locked
+from deeplab_jax.train.workdir import git_commit, locked, short
 from deeplab_jax.verbs import INTERRUPTED, PREEMPTED, fail
 from experiments.runner import overview
 from experiments.runner.estimate import Rates, hours, rates
@@ -123,7 +123,7 @@ def run(args: argparse.Namespace, overrides: tuple[str, ...], words: Sequence[st
     if args.job:
         return one_job(args, jobs, runs)
     store = Store(out, runs, git_commit(), args.again)
-    pending = count_pending(asked, jobs, store)
+    pending = find_pending(asked, jobs, store)
     console = overview.wide(Console(stderr=args.commands))  # A shell reads the commands, and nothing else.
 
     def say(text: str) -> None:
@@ -132,7 +132,7 @@ def run(args: argparse.Namespace, overrides: tuple[str, ...], words: Sequence[st
     for line in store.remarks:
         say(line)
     if store.kept:
-        count, now = len(store.kept), store.commit[:12]
+        count, now = len(store.kept), short(store.commit)
         say(f"{count} rows have results of other commits than {now}: kept; --again runs them anew")
     waiting = [job for job in jobs if pending[job.name]]
     if args.plan:
@@ -156,7 +156,7 @@ def run(args: argparse.Namespace, overrides: tuple[str, ...], words: Sequence[st
         raise UserError(f"{len(failed)} of {len(waiting)} jobs failed; {failed[0]}; the same command tries them again")
     if lost := [one.name for one in asked if store.missing(one)]:
         raise UserError(
-            f"{lost[0]}: its job ended, yet left no result of commit {store.commit[:12]}; where the code has changed "
+            f"{lost[0]}: its job ended, yet left no result of commit {short(store.commit)}; where the code has changed "
             "meanwhile, the same command runs it again"
         )
     return 0
@@ -184,14 +184,14 @@ def check_rows(names: Sequence[str], tables: Sequence[Table]) -> None:
             raise UserError(f"--row {name!r} is not known: {did_you_mean(name, known)}")
 
 
-def count_pending(asked: Sequence[Asked], jobs: Sequence[Job], store: Store) -> dict[str, int]:
-    """Return how many evaluations each job lacks."""
+def find_pending(asked: Sequence[Asked], jobs: Sequence[Job], store: Store) -> overview.Pending:
+    """Return which evaluations each job lacks."""
     lacking: dict[str, set[str]] = {job.name: set() for job in jobs}
     for one in asked:
         if isinstance(one.resolved, Resolved):
             for seed in store.missing(one):
                 lacking[job_name(one.resolved.training_key, seed)].add(one.resolved.evaluation_key)
-    return {name: len(keys) for name, keys in lacking.items()}
+    return lacking
 
 
 def plan(

@@ -4,12 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean
 
+from deeplab_jax.train.workdir import short
 from experiments.report.gather import RowResult, TableResult, Training
 from experiments.report.trend import trend
 from experiments.runner.estimate import hours
 from experiments.tables.table import MEASURES, Cell
-
-SHORT = 12  # characters of a commit
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ def provenance(result: TableResult) -> list[str]:
     lines = [trend(result)] if trend(result) else []
     trainings, pretrainings = list(result.trainings().values()), list(result.pretrainings().values())
     if trainings:
-        commits = dict.fromkeys(commit[:SHORT] for training in trainings for commit in training.commits)
+        commits = dict.fromkeys(short(commit) for training in trainings for commit in training.commits)
         longest = max(one.seconds for one in trainings)
         lines.append(f"{_effort(trainings)}, the longest {longest:.0f} s; commit {', '.join(commits)}.")
     if pretrainings:

@@ -43,6 +43,7 @@ class RowResult:
       label: what it is, for a reader.
       values: by measure, one number per seed, in the units of `MEASURES`; empty where there is no result.
       missing: why there is no result, "" where there is one.
+      training: key of the training that rows may share, whatever the seed; "" where there is none.
       trainings: by seed; none where the row is computed.
       pretraining: the training whose backbone they start from; None where there is none.
       evaluation: key of the evaluation, "" where there is none.
@@ -54,6 +55,7 @@ class RowResult:
     label: str
     values: Mapping[str, Sequence[float]] = field(default_factory=dict)
     missing: str = ""
+    training: str = ""
     trainings: tuple[Training, ...] = ()
     pretraining: Training | None = None
     evaluation: str = ""
@@ -119,6 +121,7 @@ def read_tables(results: Path, scales: Sequence[str]) -> tuple[list[TableResult]
     remarks: list[str] = []
     for name in scales or SCALES:
         found = [_read_table(table, SCALES[name], results / name, remarks) for table in TABLES.values()]
+        found = [_pair_seeds(table) for table in _pool_seeds(found)]
         of_scale = [one for one in found if any(not row.missing for row in one.rows)]
         if scales and not of_scale:
             raise UserError(f"{results / name}: no results there; python -m experiments.run TABLE --scale {name} first")
@@ -173,6 +176,7 @@ def _read_row(file: Path, table: Table, row: Row, scale: Scale) -> RowResult:
             row,
             about,
             values,
+            training=str(content["training"]),
             trainings=tuple(
                 _training(
                     content["config"],
@@ -189,6 +193,49 @@ def _read_row(file: Path, table: Table, row: Row, scale: Scale) -> RowResult:
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise Unreadable(f"{type(error).__name__} {error}") from None
+
+
+def _pool_seeds(tables: Sequence[TableResult]) -> list[TableResult]:
+    """Give each row the seeds of all rows that mean the same training and evaluation, in whichever table they stand."""
+    found: dict[tuple[str, str, str], dict[str, tuple[Training, float]]] = {}
+    for row in (row for table in tables for row in table.rows):
+        for name, numbers in row.values.items():
+            if len(numbers) == len(row.trainings):
+                by_training = found.setdefault((row.training, row.evaluation, name), {})
+                by_training |= {one.name: (one, number) for one, number in zip(row.trainings, numbers, strict=True)}
+
+    def pooled(row: RowResult) -> RowResult:
+        values, trainings = dict(row.values), row.trainings
+        for name in row.values:
+            by_training = found.get((row.training, row.evaluation, name), {})
+            if len(by_training) > len(row.values[name]):
+                in_order = [by_training[seed] for seed in sorted(by_training, key=lambda seed: (len(seed), seed))]
+                values[name] = [number for _, number in in_order]
+                trainings = tuple(one for one, _ in in_order)
+        return replace(row, values=values, trainings=trainings)
+
+    return [replace(table, rows=tuple(map(pooled, table.rows))) for table in tables]
+
+
+def _pair_seeds(table: TableResult) -> TableResult:
+    """Keep of rows that share a training the seeds that all of them have, so that they differ by no seed."""
+    common: dict[str, set[str]] = {}
+    for row in table.rows:
+        names = {one.name for one in row.trainings}
+        if names:
+            common[row.training] = common.get(row.training, names) & names
+
+    def paired(row: RowResult) -> RowResult:
+        places = [place for place, one in enumerate(row.trainings) if one.name in common[row.training]]
+        if not places:
+            return row
+        values = {
+            name: [numbers[place] for place in places] if len(numbers) == len(row.trainings) else numbers
+            for name, numbers in row.values.items()
+        }
+        return replace(row, values=values, trainings=tuple(row.trainings[place] for place in places))
+
+    return replace(table, rows=tuple(map(paired, table.rows)))
 
 
 def _network(model: Mapping[str, Any]) -> str:

@@ -1,51 +1,76 @@
 """How long jobs are going to take, from those that were measured at the same scale; never from anything else."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from statistics import mean
 from typing import Any
 
 from experiments.runner.jobs import Job
 
+Key = tuple[Any, ...]
+
 
 @dataclass(frozen=True)
 class Rates:
-    """Means over what is finished.
+    """Means over what is finished, each also under the shorter keys that its own begins with.
 
     Attributes:
-      step: seconds of a training step, by the model's name.
-      any_step: the same over all models; None where no training is finished.
-      evaluation: seconds of an evaluation; None where none is finished.
+      steps: seconds of a training step, by model and output stride.
+      evaluations: seconds of an evaluation, by its key and by the same.
     """
 
-    step: Mapping[str, float]
-    any_step: float | None
-    evaluation: float | None
+    steps: Mapping[Key, float]
+    evaluations: Mapping[Key, float]
 
-    def seconds(self, job: Job, *, steps: int, evaluations: int) -> float | None:
-        """Return the seconds that so many steps and evaluations of a job take, None where nothing was measured."""
-        step = self.step.get(job.config.model.name, self.any_step)
-        if step is None or self.evaluation is None:
+    def step(self, config: Mapping[str, Any]) -> float | None:
+        """Return the seconds of a step of a training, None where nothing was measured."""
+        return _nearest(self.steps, _network(config))
+
+    def seconds(self, job: Job, *, steps: int, evaluations: Collection[str]) -> float | None:
+        """Return the seconds that so many steps and these evaluations of a job take, None where none was measured."""
+        network = _network(job.config)
+        found = [_nearest(self.evaluations, (key, *network)) for key in evaluations]
+        step = self.step(job.config)
+        if step is None or None in found:
             return None
-        return steps * step + evaluations * self.evaluation
+        return steps * step + sum(seconds for seconds in found if seconds is not None)
 
 
 def rates(contents: Iterable[Mapping[str, Any]]) -> Rates:
     """Return the means over the rows of results."""
-    steps: dict[str, list[float]] = {}
-    evaluations = []
+    steps: list[tuple[Key, float]] = []
+    evaluations: list[tuple[Key, float]] = []
     for content in contents:
+        network = _network(content["config"])
         for entry in content["seeds"]:
-            plain = content["config"]
-            name = plain["model"]["name"] if "model" in plain else ""
-            steps.setdefault(name, []).append(entry["seconds"]["training"] / plain["train"]["steps"])
-            evaluations.append(entry["seconds"]["evaluation"])
-    everything = [value for values in steps.values() for value in values]
-    return Rates(
-        {name: mean(values) for name, values in steps.items()},
-        mean(everything) if everything else None,
-        mean(evaluations) if evaluations else None,
-    )
+            steps.append((network, entry["seconds"]["training"] / content["config"]["train"]["steps"]))
+            evaluations.append(((content["evaluation"], *network), entry["seconds"]["evaluation"]))
+        before = content.get("pretraining")
+        if before and before["seconds"]:  # 0 where its log is lost.
+            steps.append((_network(before["config"]), before["seconds"] / before["config"]["train"]["steps"]))
+    return Rates(_means(steps), _means(evaluations))
+
+
+def _network(config: Mapping[str, Any]) -> Key:
+    model = config.get("model", {"name": "", "output_stride": 0})
+    return model["name"], model["output_stride"]
+
+
+def _means(found: Iterable[tuple[Key, float]]) -> dict[Key, float]:
+    values: dict[Key, list[float]] = {}
+    for key, value in found:
+        for beginning in _beginnings(key):
+            values.setdefault(beginning, []).append(value)
+    return {key: mean(several) for key, several in values.items()}
+
+
+def _nearest(means: Mapping[Key, float], key: Key) -> float | None:
+    return next((means[beginning] for beginning in _beginnings(key) if beginning in means), None)
+
+
+def _beginnings(key: Key) -> Iterator[Key]:
+    """Yield the key, and ever less of it, down to the empty one."""
+    return (key[:length] for length in range(len(key), -1, -1))
 
 
 def hours(seconds: float | None) -> str:

@@ -91,9 +91,9 @@ def ask(tables: Sequence[Table], names: Iterable[str], scale: Scale, settings: S
     asked = []
     chosen = set(names)
     for table in tables:
-        count = seeds or scale.seeds.get(table.name, 1)
         for name, row in table.named_rows().items():
             if not chosen or name in chosen:
+                count = seeds or scale.seeds.get(table.name, scale.close_seeds if table.close(row) else 1)
                 resolved = None if row.compute else resolve(row, table, scale, settings)
                 asked.append(Asked(table, row, resolved, tuple(range(count))))
     return asked

@@ -1,5 +1,6 @@
 """Where jobs run: on this machine one after another, on Slurm, or wherever the user takes their commands."""
 
+import contextlib
 import importlib
 import os
 import shlex
@@ -12,6 +13,7 @@ from typing import Any, Protocol
 
 from deeplab_jax.errors import UserError
 from deeplab_jax.verbs import USER_ERROR
+from deeplab_jax.weights.whole_file import write_whole
 
 Command = Sequence[str]
 
@@ -29,9 +31,10 @@ class Running(Protocol):
 
 
 class Launcher(Protocol):
-    """Starts jobs. `limit` is how many run at once, 0 for all."""
+    """Starts jobs: `limit` at once, 0 for all; `left` says what becomes of them when the runner ends."""
 
     limit: int
+    left: str
 
     def start(self, name: str, command: Command, log: Path) -> Running: ...
 
@@ -66,6 +69,8 @@ class Local:
 
     Small networks gain little by a second core: two jobs on a core each end sooner than one after the other on both.
     """
+
+    left = "What ran has saved its state."
 
     def __init__(self, limit: int = 1) -> None:
         self.limit = limit
@@ -144,23 +149,37 @@ class SlurmJob:
 class Slurm:
     """All jobs at once, as Slurm has room for them. The folder of the runs has to be one that its nodes see.
 
+    The number of each is kept beside submitit's own files, so that a later runner waits for a job that Slurm still has
+    instead of submitting it again.
+
     Raises:
       UserError: submitit is not installed.
     """
 
     limit = 0
+    left = "What was submitted stays with Slurm (scancel ends it)."
 
     def __init__(self, logs: Path, parameters: Mapping[str, Any]) -> None:
         try:
             submitit = importlib.import_module("submitit")
         except ImportError:
             raise UserError("--launcher slurm needs submitit: python -m pip install submitit") from None
+        self._logs = logs
+        self._known = submitit.SlurmJob
         self._executor = submitit.AutoExecutor(folder=str(logs), cluster="slurm")
         self._executor.update_parameters(**parameters)
 
     def start(self, name: str, command: Command, log: Path) -> SlurmJob:
+        number = self._logs / f"{name}.id"
+        with contextlib.suppress(OSError):
+            job = self._known(folder=str(self._logs), job_id=number.read_text(encoding="utf-8").strip())
+            # Of a job from long ago Slurm knows nothing any more.
+            if not job.done(force_check=True) and job.state.upper() != "UNKNOWN":
+                return SlurmJob(job)
         self._executor.update_parameters(name=name)
-        return SlurmJob(self._executor.submit(OnNode(command)))
+        job = self._executor.submit(OnNode(command))
+        write_whole(number, lambda file: file.write_text(job.job_id, encoding="utf-8"))
+        return SlurmJob(job)
 
 
 def as_shell(command: Command) -> str:

@@ -83,7 +83,7 @@ def run_jobs(
             for _, process in running.values():
                 process.stop()
             preempted = isinstance(stop, Interrupted) and stop.preempted
-            raise Interrupted("What ran has saved its state.", preempted=preempted) from None
+            raise Interrupted(launcher.left, preempted=preempted) from None
     return failed
 
 

@@ -1,11 +1,12 @@
 """What the user sees: the plan, the jobs as they run, and the paper's table with our numbers beside it."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any, Self
 
+from ml_collections import ConfigDict
 from rich import box
 from rich.console import Console
 from rich.live import Live
@@ -22,7 +23,7 @@ from experiments.tables.table import MEASURES
 LINE_EVERY = 60.0  # seconds between two plain lines about one job
 SHOWN = 12  # jobs of the live overview
 
-Pending = Mapping[str, int]  # a job's name -> evaluations that it lacks
+Pending = Mapping[str, Collection[str]]  # a job's name -> keys of the evaluations that it lacks
 
 
 def grid(title: str, columns: Sequence[str]) -> Grid:
@@ -77,19 +78,19 @@ def time_left(jobs: Sequence[Job], pending: Pending, runs: Path, rates: Rates, a
             if seconds is None:
                 return None
             total += seconds
-    for steps in _pretrainings_left([job for job in jobs if pending[job.name]], runs).values():
-        total += steps * (rates.any_step or 0.0)
+    for config, steps in _pretrainings_left([job for job in jobs if pending[job.name]], runs):
+        total += steps * (rates.step(config) or 0.0)
     return total / at_once
 
 
-def _pretrainings_left(jobs: Sequence[Job], runs: Path) -> dict[str, int]:
-    """Return the steps that are left of the trainings whose backbones jobs are going to start from."""
-    left = {}
-    for job in jobs:
-        if job.pretraining is not None and not state_of(runs / job.name / METRICS_FILE)[0]:
-            name = weights_name(job.pretraining)
-            left[name] = job.pretraining.train.steps - state_of(runs / name / METRICS_FILE)[0]
-    return left
+def _pretrainings_left(jobs: Sequence[Job], runs: Path) -> list[tuple[ConfigDict, int]]:
+    """Return the trainings whose backbones jobs are going to start from, and the steps that are left of each."""
+    waiting = {
+        weights_name(job.pretraining): job.pretraining
+        for job in jobs
+        if job.pretraining is not None and not state_of(runs / job.name / METRICS_FILE)[0]
+    }
+    return [(config, config.train.steps - state_of(runs / name / METRICS_FILE)[0]) for name, config in waiting.items()]
 
 
 class View:
@@ -140,7 +141,8 @@ class View:
     def _table(self) -> Grid:
         count = {state: list(self.states.values()).count(state) for state in ("done", "running", "waiting", "failed")}
         pending = {
-            job.name: len(job.evaluations) * (self.states[job.name] in ("waiting", "running")) for job in self._jobs
+            job.name: list(job.evaluations) if self.states[job.name] in ("waiting", "running") else []
+            for job in self._jobs
         }
         left = hours(time_left(self._jobs, pending, self._runs, self.rates, self._at_once))
         table = grid(

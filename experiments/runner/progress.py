@@ -37,8 +37,7 @@ def training_seconds(file: Path, batch_size: int) -> float:
     """
     seconds, before, rate = 0.0, 0, 0.0
     for record in training_records(file):
-        # The last step is not in the throughput that is logged with it, which is 0 where it is logged alone.
-        rate = record["train/images_per_second"] or rate
+        rate = record["train/images_per_second"] or rate  # Logs of older runs have 0 at a last step logged alone.
         seconds += (record["step"] - before) * batch_size / rate if rate else 0.0
         before = record["step"]
     return round(seconds, 1)

@@ -7,6 +7,7 @@ run directory is gone.
 
 import json
 import math
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -141,9 +142,11 @@ class Store:
         return content
 
     def _different(self, one: Asked, content: Content) -> bool:
+        file = self.file(one)
         try:
-            return read_json(self.file(one), needs=()) != content
-        except Unreadable:
+            return read_json(file, needs=()) != content
+        except Unreadable:  # Half of it, or two versions of it: somebody may still want what it holds.
+            os.replace(file, file.with_suffix(".damaged"))
             return True
 
     def _seeds_in_file(self, one: Asked) -> set[int]:

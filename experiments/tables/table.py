@@ -12,6 +12,8 @@ from typing import Any
 Cell = str | int | float | bool
 Changes = Mapping[str, Any]
 
+CLOSE = 2.0  # points of mIoU; a difference that one training each says little of
+
 # What a row may be measured by, with the heading of its column. Values are in percent, multiply-adds in 10^9.
 MEASURES: dict[str, str] = {
     "miou": "mIoU",
@@ -81,6 +83,12 @@ class Table:
     def named_rows(self) -> dict[str, Row]:
         """Return the rows by name."""
         return {self.row_name(row): row for row in self.rows}
+
+    def close(self, row: Row) -> bool:
+        """Whether another row's mIoU lies within `CLOSE` points of this one's in the paper."""
+        own = row.paper.get("miou")
+        others = (other.paper.get("miou") for other in self.rows if other is not row)
+        return own is not None and any(other is not None and abs(other - own) < CLOSE for other in others)
 
 
 def _slug(text: str) -> str:
