@@ -27,7 +27,8 @@ def headings(result: TableResult) -> list[str]:
     found = [column.replace("_", " ") for column in result.table.columns]
     for name in result.table.measures:
         title = MEASURES[name]
-        found += [f"{title}: paper", "ours", "difference"] if name in result.printed else [title]
+        found += [f"{title}: paper", "ours"] if name in result.printed else [title]
+        found += ["difference"] if _compares(result, name) else []
         found += ["spread"] if _has_spread(result, name) else []
     return found
 
@@ -40,11 +41,9 @@ def cells(result: TableResult, one: RowResult) -> list[Shown]:
         paper, values = one.row.paper.get(name), one.values.get(name, ())
         ours = _number(mean(values)) if values else EMPTY if said else Shown(one.missing or "none")
         said = True
-        if name in result.printed:
-            difference = mean(values) - paper if values and paper is not None else None
-            found += [_number(paper), ours, _number(difference, sign="+")]
-        else:
-            found.append(ours)
+        found += [_number(paper), ours] if name in result.printed else [ours]
+        if _compares(result, name):
+            found.append(_number(mean(values) - paper if values and paper is not None else None, sign="+"))
         if _has_spread(result, name):
             found.append(_spread(values))
     return found
@@ -66,6 +65,21 @@ def provenance(result: TableResult) -> list[str]:
         lines.append(f"Networks here: {', '.join(networks)}.")
     lines += dict.fromkeys(f"{note[:1].upper()}{note[1:]}." for row in result.rows for note in row.notes)
     return lines + [f"The paper: {fact} {value}." for fact, value in result.table.facts.items()]
+
+
+def _compares(result: TableResult, name: str) -> bool:
+    """Whether a difference to the paper's number says something: what smaller networks multiply is another matter."""
+    return name in result.printed and (name != "multiply_adds" or result.scale == "paper")
+
+
+def cost(results: Sequence[TableResult]) -> str:
+    """Return what all tables of a scale took: trainings, those of backbones among them, and evaluations, each once."""
+    trainings, evaluations = {}, {}
+    for result in results:
+        trainings |= result.trainings() | result.pretrainings()
+        evaluations |= {(one.name, row.evaluation): one.evaluating for row in result.rows for one in row.trainings}
+    training = hours(sum(one.seconds for one in trainings.values()))
+    return f"{len(trainings)} trainings, {training}; {len(evaluations)} evaluations, {hours(sum(evaluations.values()))}"
 
 
 def _has_spread(result: TableResult, name: str) -> bool:

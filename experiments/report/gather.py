@@ -25,6 +25,7 @@ class Training:
       steps, batch: how long it was, and how many images a step saw.
       seconds: of the steps.
       commits: of the code that trained and evaluated.
+      evaluating: seconds that the row's evaluation took.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Training:
     batch: int
     seconds: float
     commits: tuple[str, ...]
+    evaluating: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -183,6 +185,7 @@ def _read_row(file: Path, table: Table, row: Row, scale: Scale) -> RowResult:
                     job_name(content["training"], entry["seed"]),
                     entry["seconds"]["training"],
                     entry["commits"],
+                    entry["seconds"]["evaluation"],
                 )
                 for entry in content["seeds"]
             ),
@@ -249,9 +252,11 @@ def _pretraining(about: Mapping[str, Any] | None) -> Training | None:
     return _training(about["config"], str(about["name"]), about["seconds"], ())
 
 
-def _training(config: Mapping[str, Any], name: str, seconds: Any, commits: Iterable[str]) -> Training:
-    settings = config["train"]
-    return Training(name, int(settings["steps"]), int(settings["batch_size"]), float(seconds), tuple(commits))
+def _training(
+    config: Mapping[str, Any], name: str, seconds: Any, commits: Iterable[str], evaluating: Any = 0.0
+) -> Training:
+    steps, batch = (int(config["train"][key]) for key in ("steps", "batch_size"))
+    return Training(name, steps, batch, float(seconds), tuple(commits), float(evaluating))
 
 
 def _seed_distance(rows: Iterable[RowResult]) -> float | None:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from itertools import groupby
 
-from experiments.report.cells import cells, headings, provenance
+from experiments.report.cells import cells, cost, headings, provenance
 from experiments.report.gather import TableResult
 from experiments.sections import Section
 
@@ -14,9 +14,9 @@ def tables(results: Sequence[TableResult]) -> str:
     """Return all tables, those of a scale folded away: many rows stand between a reader and what follows."""
     parts = []
     for scale, group in groupby(results, key=lambda result: result.scale):
-        found = [table(result) for result in group]
-        summary = f"<details>\n<summary>Tables at {scale}: {len(found)}</summary>"
-        parts += [summary, *found, "</details>"]
+        of_scale = list(group)
+        summary = f"<details>\n<summary>Tables at {scale}: {len(of_scale)} ({cost(of_scale)})</summary>"
+        parts += [summary, *map(table, of_scale), "</details>"]
     return "\n\n".join(parts)
 
 

@@ -1,5 +1,6 @@
 """The report: its Markdown, its plots and its page, the page in a headless browser as well."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -101,7 +102,8 @@ commit 0123456789ab. Networks here: deeplabv3_resnet18 of width 0.5.
 </details>
 """
     )
-    assert re.match(r"<details>\n<summary>Tables at scenes: \d</summary>\n\n#### `v3_table", text)
+    summary = r"Tables at scenes: \d \(7 trainings, 7 min; 7 evaluations, 0 min\)"
+    assert re.match(rf"<details>\n<summary>{summary}</summary>\n\n#### `v3_table", text)
     assert "| 8 | yes | yes | yes | 82.70 | not run here: needs COCO |  |  |" in text
     assert "| 16 |  |  |  | 77.21 | 75.00 | -2.21 | one seed |" in text
     assert "1 training of 450 steps of 8 images: 1 min in all" in text, "rows that share a training count it once"
@@ -463,3 +465,7 @@ def test_every_table_of_the_papers_can_be_shown(tmp_path) -> None:
     for result in results:
         assert all(len(cells(result, row)) == len(headings(result)) for row in result.rows)
         assert any(row.values for row in result.rows)
+    table3 = next(result for result in results if result.table.name == "v3plus_table3")
+    assert headings(table3).count("difference") == 1, "what a smaller network multiplies is no result to compare"
+    at_paper = headings(dataclasses.replace(table3, scale="paper"))
+    assert at_paper.count("difference") == 2 and at_paper[-1] == "difference"
