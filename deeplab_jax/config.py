@@ -20,6 +20,13 @@ from deeplab_jax.config_values import check, fill
 from deeplab_jax.errors import UserError, did_you_mean
 from deeplab_jax.jsonfile import read_json
 
+# What absl says of a flag's value that is of another type, and what to do about it.
+FLAG_FIXES = {
+    "Non-boolean argument": "give true or false",
+    "invalid literal for int()": "give a whole number",
+    "could not convert string to float": "give a number",
+}
+
 
 def base() -> ConfigDict:
     """Return the defaults: the protocol of DeepLabv3 (sec. 4.1) and of its authors' code,
@@ -260,6 +267,9 @@ def _complaint(error: BaseException, file: str) -> str:
         if lines:
             return f"line {lines[-1]}: {_one_line(cause)}"
     text = _one_line(error)
+    if isinstance(error, flags.IllegalFlagValueError):
+        flag, _, reason = text.partition(": ")
+        text = f"{flag}: {next((fix for part, fix in FLAG_FIXES.items() if part in reason), reason)}"
     unknown_key = isinstance(error, KeyError | AttributeError) and "has no attribute" not in text
     return f"there is no key {text}" if unknown_key else text
 

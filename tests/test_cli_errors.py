@@ -70,7 +70,7 @@ def tiny_training(*words):
         (["train", "--config", SCENES, "--workdir", "x", "--config.train.stepz=3"], 'Did you mean "steps"'),
         (
             ["train", "--config", SCENES, "--workdir", "x", "--config.train.steps", "many"],
-            "steps=many: invalid literal",
+            "steps=many: give a whole number",
         ),
         (["train", "--config", f"{SCENES},dbug", "--workdir", "x"], "'dbug' is not known: did you mean debug"),
         (["evaluate", "--model", "gone", "--out", "x"], "gone: no such folder"),
