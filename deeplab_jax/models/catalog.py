@@ -34,6 +34,7 @@ class Backbone:
       aux: name of the features under an auxiliary head.
       norm: normalisation of it, and of the heads on it.
       note: what sets it apart.
+      output_stride: its own, where the architectures on it have no say in it.
     """
 
     build: Callable[..., nn.Module]
@@ -44,6 +45,7 @@ class Backbone:
     output: str = "conv5"
     aux: str = "conv4"
     norm: NormKind = "batch"
+    output_stride: int | None = None
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ class Architecture:
       note: what sets it apart.
       defaults: options whose defaults differ from those of the backbone's and of the layers.
       multi_grid: whether it uses the backbone's multi-grid.
+      backbone_options: which of `FOR_SOME` have a meaning under it.
     """
 
     build: Callable[..., parts.Head]
@@ -67,6 +70,12 @@ class Architecture:
     note: str
     defaults: Options = field(default_factory=dict)
     multi_grid: bool = False
+    backbone_options: tuple[str, ...] = ()
+
+
+# Options of backbones that only some architectures understand: a last block or stage other than the usual, and the
+# window of VGG-16's pooling, which heads that pool or unpool with it rely on.
+FOR_SOME = {"last_block", "last_stage", "pool_window"}
 
 
 def _on(*backbones: str, **defaults: Any) -> dict[str, Options]:
@@ -107,11 +116,9 @@ BACKBONES: dict[str, Backbone] = {
     ),
     "xception71": Backbone(parts.xception(71), SYMMETRIC, "two more units at the entry", norm_epsilon=1e-3),
     "vgg16": Backbone(parts.vgg16, IMAGENET, "plain, no normalisation", output="pool5", norm="none"),
-    "unet": Backbone(parts.unet_path, SYMMETRIC, "its own contracting path", norm="none"),
+    "unet": Backbone(parts.unet_path, SYMMETRIC, "its own contracting path", norm="none", output_stride=16),
 }  # fmt: skip
 
-# Architectures that may run on a backbone cut short by `last_stage`.
-_ON_EARLIER_STAGES = ("deeplabv3", "deeplabv3plus", "pspnet", "unet")
 _ENCODERS = ("resnet18", "resnet34", "resnet50", "resnet101")
 _BETA = ("resnet50_beta", "resnet101_beta")
 _DEEPLAB = _on(*(name for name in BACKBONES if name not in ("vgg16", "unet")))
@@ -125,22 +132,26 @@ _UNET_ON_ENCODER: Options = {
 ARCHITECTURES: dict[str, Architecture] = {
     "deeplabv3": Architecture(
         parts.deeplabv3, 16, _DEEPLAB, "1706.05587", "atrous spatial pyramid pooling, image-level features",
-        multi_grid=True,
+        multi_grid=True, backbone_options=("last_stage",),
     ),
     "deeplabv3plus": Architecture(
-        parts.deeplabv3plus, 16, _DEEPLAB, "1802.02611", "DeepLabv3 and a decoder at stride 4", multi_grid=True
+        parts.deeplabv3plus, 16, _DEEPLAB, "1802.02611", "DeepLabv3 and a decoder at stride 4",
+        multi_grid=True, backbone_options=("last_stage",),
     ),
     "cascade": Architecture(
         parts.cascade, 16, _on(*_ENCODERS, *_BETA, first_unit_rate="last_unit"), "1706.05587",
         "DeepLabv3's other form: block 4 up to three times again (`last_block=7`), no pyramid",
+        backbone_options=("last_block",),
     ),
     "deeplabv2": Architecture(
         parts.deeplabv2, 8,
         {"vgg16": {"fc_channels": 1024, "pool_window": 3}, "resnet101": {"first_unit_rate": "stage"}},
         "1606.00915", "scores at rates 6, 12, 18, 24, summed; DenseCRF after it by `--crf`",
+        backbone_options=("pool_window",),
     ),
     "largefov": Architecture(
-        parts.largefov(), 8, _on("vgg16", pool_window=3), "1412.7062", "DeepLabv1: fc6 as 3x3 at rate 12"
+        parts.largefov(), 8, _on("vgg16", pool_window=3), "1412.7062", "DeepLabv1: fc6 as 3x3 at rate 12",
+        backbone_options=("pool_window",),
     ),
     "fcn32s": Architecture(parts.fcn_skips(()), 32, _on("vgg16"), "1411.4038", "upsampling learned, in one step"),
     "fcn16s": Architecture(parts.fcn_skips(("pool4",)), 32, _on("vgg16"), "1411.4038", "adds the scores of pool4"),
@@ -158,10 +169,11 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
     "unet": Architecture(
         parts.unet,
-        16,
+        32,
         {"unet": {}, **_on(*_ENCODERS, "mobilenet_v2", **_UNET_ON_ENCODER)},
         "1505.04597",
         "every skip concatenated; `padding=\"valid\"` is the published form",
+        backbone_options=("last_stage",),
     ),
     "segnet": Architecture(
         parts.segnet, 32, _on("vgg16"), "1511.00561", "unpools by the encoder's maxima", defaults={"norm": "batch"}
@@ -171,11 +183,11 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
     "pspnet": Architecture(
         parts.pspnet, 8, _on(*_ENCODERS, "mobilenet_v2", first_unit_rate="stage"), "1612.01105",
-        "averages over 1, 4, 9 and 36 regions",
+        "averages over 1, 4, 9 and 36 regions", backbone_options=("last_stage",),
     ),
     "parsenet": Architecture(
         parts.largefov(GlobalContext), 8, _on("vgg16", pool_window=3), "1506.04579",
-        "L2-normalised global average beside LargeFOV"
+        "L2-normalised global average beside LargeFOV", backbone_options=("pool_window",),
     ),
     "spp": Architecture(
         parts.spp, 16, _on("vgg16"), "1406.4729", "the vector of spatial pyramid pooling beside every pixel"
@@ -192,6 +204,21 @@ def _names() -> dict[str, tuple[str, str]]:
 def model_names() -> list[str]:
     """List the names that `create_model` takes: `<architecture>_<backbone>`, and `unet`."""
     return list(_names())
+
+
+def _parts(name: str) -> tuple[Architecture, Backbone, Options]:
+    """Return a name's architecture and backbone, and the options whose defaults differ for the two together."""
+    names = _names()
+    if name not in names:
+        raise UserError(f"model {name!r} is not known: {did_you_mean(name, list(names))}")
+    architecture, backbone = ARCHITECTURES[names[name][0]], names[name][1]
+    return architecture, BACKBONES[backbone], architecture.backbones[backbone]
+
+
+def default_output_stride(name: str) -> int:
+    """Return the output stride that a model has where none is asked for."""
+    architecture, backbone, _ = _parts(name)
+    return backbone.output_stride or architecture.output_stride
 
 
 def create_model(name: str, *, num_classes: int = 21, output_stride: int | None = None, **options: Any) -> Segmenter:
@@ -214,24 +241,13 @@ def create_model(name: str, *, num_classes: int = 21, output_stride: int | None 
     Raises:
       UserError: an unknown name, option or value, naming what would be valid.
     """
-    names = _names()
-    if name not in names:
-        raise UserError(f"model {name!r} is not known: {did_you_mean(name, list(names))}")
-    architecture_name, backbone_name = names[name]
-    architecture, backbone = ARCHITECTURES[architecture_name], BACKBONES[backbone_name]
+    architecture, backbone, own = _parts(name)
     if not isinstance(num_classes, int) or num_classes < 1:
         raise UserError(f"num_classes={num_classes!r}: give a whole number of at least 1")
-    stride = _default_stride(architecture_name, backbone_name) if output_stride is None else output_stride
+    stride = default_output_stride(name) if output_stride is None else output_stride
 
     head_options = _option_names(architecture.build)
-    backbone_options = _option_names(backbone.build)
-    # The copies of block 4 are the cascade; 3x3 pooling is DeepLab's, other heads on VGG-16 rely on 2x2.
-    if architecture_name != "cascade":
-        backbone_options -= {"last_block"}
-    if architecture_name not in _ON_EARLIER_STAGES:
-        backbone_options -= {"last_stage"}
-    if "pool_window" not in architecture.backbones[backbone_name]:
-        backbone_options -= {"pool_window"}
+    backbone_options = _option_names(backbone.build) - (FOR_SOME - set(architecture.backbone_options))
     if "padding" not in backbone_options:
         head_options -= {"padding"}
     layer_options = _option_names(_settings)
@@ -241,7 +257,7 @@ def create_model(name: str, *, num_classes: int = 21, output_stride: int | None 
         if option not in known:
             raise UserError(f"option {option!r} has no meaning for {name}: {did_you_mean(option, sorted(known))}")
 
-    defaults = {"norm": backbone.norm, **architecture.defaults, **architecture.backbones[backbone_name]}
+    defaults = {"norm": backbone.norm, **architecture.defaults, **own}
     given = {key: _frozen(value) for key, value in {**defaults, **options}.items()}
     if architecture.multi_grid and given.get("multi_grid") is None:
         given["multi_grid"] = backbone.multi_grid
@@ -320,11 +336,6 @@ def check_output_stride(model: Segmenter) -> None:
         raise UserError(
             f"an option of the model has a value of another kind than it needs ({error}); see create_model"
         ) from error
-
-
-def _default_stride(architecture: str, backbone: str) -> int:
-    # U-Net's own path halves four times, an ImageNet encoder five times.
-    return 32 if architecture == "unet" and backbone != "unet" else ARCHITECTURES[architecture].output_stride
 
 
 def _settings(

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from deeplab_jax.models.catalog import ARCHITECTURES
+from deeplab_jax.models.catalog import default_output_stride
 from deeplab_jax.models.preprocessing import IMAGENET
 from deeplab_jax.weights.importers.torch_names import (
     COUNTERS,
@@ -126,7 +126,7 @@ def _recipe(
         kind=KIND,
         name=name,
         num_classes=21,
-        output_stride=ARCHITECTURES[name.split("_", 1)[0]].output_stride,
+        output_stride=default_output_stride(name),
         rules=rules,
         options=options or {},
         unused=(COUNTERS, *unused),
