@@ -74,7 +74,8 @@ def _compares(result: TableResult, name: str) -> bool:
 
 def cost(results: Sequence[TableResult]) -> str:
     """Return what all tables of a scale took: trainings, those of backbones among them, and evaluations, each once."""
-    trainings, evaluations = {}, {}
+    trainings: dict[str, Training] = {}
+    evaluations: dict[tuple[str, str], float] = {}
     for result in results:
         trainings |= result.trainings() | result.pretrainings()
         evaluations |= {(one.name, row.evaluation): one.evaluating for row in result.rows for one in row.trainings}
