@@ -110,10 +110,14 @@ def _plot(plots: Plots, alt: str, title: str) -> str:
 
 
 def _predictions(result: TableResult, pictured: Pictured) -> str:
-    """The images, their truth and what every row makes of them; rows on the same images stand together."""
+    """The images, their truth and what every row makes of them, or why there are none; rows on the same images stand
+    together.
+    """
     groups: dict[tuple[str, tuple[str, ...]], list[tuple[RowResult, Pictures]]] = {}
     for row, pictures in pictured:
         groups.setdefault((pictures.data, pictures.names), []).append((row, pictures))
+    if not groups and any(row.trainings for row in result.rows):
+        return '<p class="name">No predictions: no run directory of these rows was at hand.</p>'
     title = '<h3>Predictions</h3><p class="name">Of the first seed whose run is at hand.</p>'
     return "".join(title + _group(group) for group in groups.values())
 
