@@ -1,12 +1,10 @@
 """What the files of a folder held when they were written, so that one that a disk has changed since is found out."""
 
 import hashlib
-import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from deeplab_jax.jsonfile import read_json
+from deeplab_jax.jsonfile import read_json, write_json
 
 CHECKSUMS = "checksums.json"
 
@@ -18,13 +16,7 @@ def write_checksums(folder: Path, parts: Iterable[str]) -> None:
       OSError: a file cannot be read, or this one not be written.
     """
     sums = {name: digest for part in parts for name, digest in _sums(folder, part).items()}
-    file = folder / CHECKSUMS
-    temporary = file.with_suffix(".tmp")
-    with temporary.open("w", encoding="utf-8") as stream:
-        stream.write(json.dumps(sums, indent=1) + "\n")
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, file)
+    write_json(folder / CHECKSUMS, sums)
 
 
 def damage(folder: Path, part: str) -> str:

@@ -1,4 +1,6 @@
-"""JSON from files that anybody may have written: what is wrong with one is an OSError or a ValueError."""
+"""JSON from files that anybody may have written: what is wrong with one is an OSError or a ValueError; and to files,
+whole or not at all.
+"""
 
 import errno
 import json
@@ -30,6 +32,25 @@ def read_json(file: Path, *, limit: int = MAX_BYTES) -> Any:
     if status.st_size > limit:
         raise ValueError(f"{status.st_size} bytes, and {limit} are the limit")
     return parse_json(file.read_text(encoding="utf-8"))
+
+
+def write_json(file: Path, content: Any) -> None:
+    """Write a file so that it is either the old one or the new one, never half of it.
+
+    Raises:
+      OSError: it cannot be written.
+    """
+    temporary = temporary_of(file)
+    with temporary.open("w", encoding="utf-8") as stream:
+        stream.write(json.dumps(content, indent=1) + "\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(temporary, file)
+
+
+def temporary_of(file: Path) -> Path:
+    """Return where `write_json` writes until all is there; a process that was killed may leave it."""
+    return file.with_suffix(".tmp")
 
 
 def parse_json(text: str) -> Any:

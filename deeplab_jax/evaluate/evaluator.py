@@ -1,7 +1,6 @@
 """Evaluation of a model on a labelled source: one confusion matrix over all images, metrics once at the end."""
 
 import dataclasses
-import json
 import platform
 import time
 from collections.abc import Callable, Sequence
@@ -22,6 +21,7 @@ from deeplab_jax.evaluate.boundary import Trimap, check_trimap
 from deeplab_jax.evaluate.devices import copy_to, local_devices, split_over
 from deeplab_jax.evaluate.inference import check_views, crf_parameters, evaluate_batch
 from deeplab_jax.evaluate.views import check_seen, seen
+from deeplab_jax.jsonfile import write_json
 from deeplab_jax.labels import IGNORE_LABEL, LabelSet
 from deeplab_jax.models.catalog import check_output_stride, describe
 from deeplab_jax.models.fold import fold_norm
@@ -259,7 +259,7 @@ def write_results(results: Results, folder: Path) -> Path:
     file = folder / METRICS_FILE
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        write_json(file, results)
     except OSError as error:
         raise UserError(f"{file}: cannot be written ({error.strerror}); give another --out") from None
     return file

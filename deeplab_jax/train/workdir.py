@@ -1,8 +1,6 @@
 """A run directory: what it records before step 0, when a second start may go on in it, and who may write to it."""
 
 import fcntl
-import json
-import os
 import subprocess
 import sys
 import time
@@ -14,7 +12,7 @@ from typing import Any
 from deeplab_jax.config import base, differences, to_plain, with_defaults
 from deeplab_jax.errors import UserError, spell
 from deeplab_jax.evaluate.evaluator import versions
-from deeplab_jax.jsonfile import read_json
+from deeplab_jax.jsonfile import read_json, temporary_of, write_json
 
 CONFIG_FILE = "config.json"
 RUN_FILE = "run.json"
@@ -60,7 +58,7 @@ def make_workdir(workdir: Path) -> None:
     with as_user_errors(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
         found = {path.name for path in workdir.iterdir()}
-        if found - {LOCK_FILE, _temporary(Path(CONFIG_FILE)).name} and not found & {CONFIG_FILE, RUN_FILE}:
+        if found - {LOCK_FILE, temporary_of(Path(CONFIG_FILE)).name} and not found & {CONFIG_FILE, RUN_FILE}:
             raise UserError(
                 f"{workdir}: is not empty and holds no {CONFIG_FILE}, so it is no run to resume; "
                 "give an empty --workdir"
@@ -150,17 +148,6 @@ def recording(workdir: Path) -> Iterator[None]:
             f"{workdir}: the record of the run cannot be written ({error.strerror or error}); free space, or see that "
             "the folder is there, then start again"
         ) from None
-
-
-def write_json(file: Path, content: Any) -> None:
-    """Write a file so that it is either the old one or the new one, never half of it."""
-    temporary = _temporary(file)
-    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, file)
-
-
-def _temporary(file: Path) -> Path:
-    return file.with_suffix(".tmp")
 
 
 @contextmanager

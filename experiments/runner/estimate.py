@@ -52,8 +52,7 @@ def rates(contents: Iterable[Mapping[str, Any]]) -> Rates:
 
 
 def _network(config: Mapping[str, Any]) -> Key:
-    model = config.get("model", {"name": "", "output_stride": 0})
-    return model["name"], model["output_stride"]
+    return (config["model"]["name"], config["model"]["output_stride"]) if "model" in config else ()
 
 
 def _means(found: Iterable[tuple[Key, float]]) -> dict[Key, float]:
