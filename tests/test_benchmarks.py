@@ -320,10 +320,11 @@ def test_the_report_tells_of_the_papers_scale() -> None:
         "planned_mib": 20480.0,
         "micro_batches": 4,
         "seconds": 36.0,
+        "peak_mib": 12800,
         "hours": 300.0,
     }
     full["parts"]["paper"] = {"v3_table6/eval_os_16": {"code": "c", "result": result}}
-    line = "| 16 x 513x513 | 16 | 58.0 M | 81.0 G | 20.0 GiB | 36 s, 4 micro-batches | 30000 | 300 |"
+    line = "| 16 x 513x513 | 16 | 58.0 M | 81.0 G | 20.0 GiB | 36 s, 4 micro-batches, 12.5 GiB | 30000 | 300 |"
     assert f"| deeplabv3_resnet101_beta (v3_table6) {line}" in report.summarize(full).splitlines()
 
 

@@ -147,8 +147,8 @@ def paper_table(rows: Mapping[str, Any]) -> list[str]:
     if not rows:
         return []
     lines = [
-        "| At the papers' scale | crops | output stride | parameters | multiply-adds a crop | planned memory | "
-        "one step | steps | hours at that pace |",
+        "| At the papers' scale | crops | output stride | parameters | multiply-adds a crop | memory planned | "
+        "one step, its peak of memory | steps | hours at that pace |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, row in rows.items():
@@ -160,7 +160,7 @@ def paper_table(rows: Mapping[str, Any]) -> list[str]:
             f"{row['parameters'] / 1e6:.1f} M",
             f"{row['multiply_adds'] / 1e9:.1f} G",
             f"{row['planned_mib'] / 1024:.1f} GiB",
-            f"{row['seconds']:.0f} s{parts}",
+            f"{row['seconds']:.0f} s{parts}, {row['peak_mib'] / 1024:.1f} GiB",
             str(row["steps"]),
             f"{row['hours']:,.0f}",
         ]
