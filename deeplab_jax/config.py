@@ -16,10 +16,12 @@ from absl import flags
 from absl import logging as absl_logging
 from ml_collections import ConfigDict, config_flags
 
-from deeplab_jax.config_values import check, fill
+from deeplab_jax.config_values import check, fill, set_option
 from deeplab_jax.errors import UserError, did_you_mean
 from deeplab_jax.jsonfile import read_json
 
+# A word of the command line that sets what a model or a data set takes besides: section, key, value.
+OPTION = re.compile(r"--config\.(model|data)\.options\.(\w+)=(.*)", re.DOTALL)
 # What absl says of a flag's value that is of another type, and what to do about it.
 FLAG_FIXES = {
     "Non-boolean argument": "give true or false",
@@ -204,11 +206,15 @@ def load_config(argv: Sequence[str]) -> ConfigDict:
     """Load `--config FILE[:arg]` and apply `--config.section.key=value` to it.
 
     A Python file is run. A `.json` file, such as the `config.json` of a run directory, only changes values of `base`.
+    `--config.model.options.KEY` and `--config.data.options.KEY` need not be in the file: the model or the data set
+    refuses what it does not know.
 
     Raises:
       UserError: a missing file, an error in it (with its line), an unknown key, or a value of another type.
     """
     values = flags.FlagValues()
+    options = [match.groups() for word in argv if (match := OPTION.fullmatch(word))]
+    argv = [word for word in argv if not OPTION.fullmatch(word)]
     given = [word.split("=", 1)[1] for word in argv if word.startswith("--config=")]
     if len(given) > 1:
         raise UserError(f"--config is given {len(given)} times ({', '.join(given)}); give it once")
@@ -238,6 +244,10 @@ def load_config(argv: Sequence[str]) -> ConfigDict:
         define("config", lock_config=True, flag_values=values, sys_argv=["deeplab_jax", *argv])
         values(["deeplab_jax", *argv], known_only=False)
         config: ConfigDict = values["config"].value
+        for section, key, text in options:
+            set_option(config[section].options, key, text, name=f"config {path}", prefix=f"config.{section}.options.")
+    except UserError:
+        raise
     except Exception as error:  # Whatever the file raises, and whatever the parsers of its keys complain of.
         raise UserError(f"config {path}: {_complaint(error, file)}") from None
     check(config, name=path)

@@ -1,5 +1,6 @@
 """What the values of a config may be: checks for configs of every origin, and for JSON, which says nothing of types."""
 
+import ast
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -70,6 +71,33 @@ def fill(config: ConfigDict, plain: Any, *, name: str, prefix: str = "") -> None
             fill(config[key], value, name=name, prefix=f"{prefix}{key}.")
         else:
             config[key] = _like(config[key], value, key=prefix + key, name=name)
+
+
+def set_option(options: ConfigDict, key: str, text: str, *, name: str, prefix: str) -> None:
+    """Set an option from a command line's text: a Python literal, `true`, `false`, or a word.
+
+    Args:
+      options: of a model or a data set, which take any key here.
+      key: of the option.
+      text: its value.
+      name: of the file, for messages.
+      prefix: of the key, for messages.
+
+    Raises:
+      UserError: a value of another type than the one that is there.
+    """
+    default = options.get(key)  # None where there is none, as where it may be anything.
+    value = text if isinstance(default, str) else _literal(text)
+    options[key] = value if default is None else _like(default, value, key=prefix + key, name=name)
+
+
+def _literal(text: str) -> Any:
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return text
 
 
 def check(config: ConfigDict, *, name: str) -> None:

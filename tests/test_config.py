@@ -7,6 +7,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from deeplab_jax.config import base, differences, load_config, parse_arg, read_config, shrink, to_plain
+from deeplab_jax.data.sources import open_source
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.catalog import create_model, model_names
 
@@ -58,12 +59,26 @@ def test_overrides_apply_and_keep_the_types() -> None:
     assert config.model.options.width == 1.5
 
 
+def test_options_need_not_be_in_the_file() -> None:
+    words = ["dtype=bfloat16", "separable=true", "aspp_rates=(2,4)", "dropout=0.5", "norm=none"]
+    config = load_config([SCENES, *(f"--config.model.options.{word}" for word in words)])
+    expected = {"dtype": "bfloat16", "separable": True, "aspp_rates": (2, 4), "dropout": 0.5, "norm": "none"}
+    assert {**config.model.options.to_dict(), **expected} == config.model.options.to_dict()
+    assert create_model(config.model.name, **config.model.options).settings.dtype == "bfloat16"
+    config = load_config([SCENES, "--config.model.options.widht=1", "--config.data.options.cuont=3"])
+    with pytest.raises(UserError, match="option 'widht' has no meaning for .*: did you mean width"):
+        create_model(config.model.name, **config.model.options)
+    with pytest.raises(UserError, match="data set 'scenes' has no option 'cuont'; did you mean count"):
+        open_source("scenes", split="val", **config.data.options)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--config.train.stepz=3"], """there is no key 'stepz' Did you mean "steps" instead of "stepz"\\?"""),
         (["--config.trian.steps=3"], """there is no key 'trian' Did you mean "train" instead of "trian"\\?"""),
-        (["--config.model.options.widht=1"], """there is no key 'widht' Did you mean "width" instead of "widht"\\?"""),
+        (["--config.model.options.width=wide"], r"config\.model\.options\.width is 'wide'; give a number$"),
+        (["--config.model.options.decoder_convs=3"], r"config\.model\.options\.decoder_convs is 3; give a list$"),
         (["--config.train.steps=many"], "flag --config.train.steps=many: give a whole number$"),
         (["--config.train.steps=1.5"], "flag --config.train.steps=1.5: give a whole number$"),
         (["--config.train.remat=maybe"], "flag --config.train.remat=maybe: give true or false$"),
