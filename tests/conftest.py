@@ -96,11 +96,3 @@ def camvid_dir() -> Path:
 def voc_samples_dir() -> Path:
     """Return the folder of VOC images with colour labels (N_image.png, N_target.png); skip where it is absent."""
     return _data_dir("VOC_SAMPLES_DIR", "voc_samples")
-
-
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip the tests that need what this machine lacks."""
-    if item.get_closest_marker("gpu") and jax.default_backend() != "gpu":
-        pytest.skip("needs a GPU: run with JAX_PLATFORMS=cuda")
-    if item.get_closest_marker("torch"):
-        pytest.importorskip("torch", exc_type=ImportError)

@@ -112,7 +112,7 @@ BACKBONES: dict[str, Backbone] = {
         parts.xception(41), SYMMETRIC, "modified aligned Xception, 8 units in the middle", norm_epsilon=1e-3
     ),
     "xception65": Backbone(
-        parts.xception(65), SYMMETRIC, "16 units in the middle: the paper's best", norm_epsilon=1e-3
+        parts.xception(65), SYMMETRIC, "16 units in the middle", norm_epsilon=1e-3
     ),
     "xception71": Backbone(parts.xception(71), SYMMETRIC, "two more units at the entry", norm_epsilon=1e-3),
     "vgg16": Backbone(parts.vgg16, IMAGENET, "plain, no normalisation", output="pool5", norm="none"),
