@@ -88,7 +88,9 @@ def set_option(options: ConfigDict, key: str, text: str, *, name: str, prefix: s
     """
     default = options.get(key)  # None where there is none, as where it may be anything.
     value = text if isinstance(default, str) else _literal(text)
-    options[key] = value if default is None else _like(default, value, key=prefix + key, name=name)
+    if not isinstance(value, bool | int | float | str | tuple | list | dict | None):
+        raise UserError(f"{name}: {prefix}{key} is {text:.100}; give a number, text, true or false, or a list")
+    options[key] = _frozen(value) if default is None else _like(default, value, key=prefix + key, name=name)
 
 
 def _literal(text: str) -> Any:

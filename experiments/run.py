@@ -51,6 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError(f"{unknown[0]} is not an option: {did_you_mean(unknown[0].split('=')[0], flags)}")
         if any(word.startswith("--config=") for word in overrides):
             raise UserError("--config: the scale chooses the configuration file; give --config.section.key=value")
+        for key, option in (("--config.init=", "--init"), ("--config.train.seed=", "--seeds")):
+            if any(word.startswith(key) for word in overrides):
+                raise UserError(f"{key.rstrip('=')}: the runner sets it; give {option}")
         with stop_on_signals():
             return run(args, tuple(overrides), words)
     except UserError as error:

@@ -66,7 +66,6 @@ class Scale:
       name: by which `experiments.run` knows it.
       networks: by the papers' backbone, or by architecture and backbone where that differs.
       steps: of a training; 0 leaves them to the configuration.
-      crop: its side in pixels where the papers have 513.
       batch: factor of the papers' batch sizes.
       rates: by which the papers' atrous rates are divided, so that they fit the smaller maps.
       seeds: of a table's rows, where it is not one.
@@ -80,7 +79,6 @@ class Scale:
     name: str
     networks: Mapping[str, Network]
     steps: int
-    crop: int
     batch: float
     rates: int
     seeds: Mapping[str, int] = field(default_factory=dict)
@@ -113,7 +111,6 @@ SCALES: dict[str, Scale] = {
             "xception71": Network("xception65", _SCENES, channels=0.25, options=_THIN),
         },
         steps=150,
-        crop=129,
         batch=0.5,
         rates=3,
         seeds={"v3_table5": 3, "v3plus_table1": 3, "v3plus_table2": 3, "extra_seeds": 5},
@@ -140,7 +137,6 @@ SCALES: dict[str, Scale] = {
             "xception71": Network("xception65", _CAMVID, channels=0.25, options=_THIN, note=_AT_RANDOM),
         },
         steps=300,
-        crop=257,
         batch=0.5,
         rates=1,
         seeds={"extra_seeds": 5},
@@ -156,7 +152,6 @@ SCALES: dict[str, Scale] = {
             "xception71": Network("xception71", _PAPER, pretrained=True, limits=FROM_WEIGHTS),
         },
         steps=0,
-        crop=513,
         batch=1.0,
         rates=1,
         seeds={"extra_seeds": 5},

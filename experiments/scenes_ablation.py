@@ -7,7 +7,6 @@ validation split. A row that is finished is not run again, and one that was cut 
 """
 
 import argparse
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,8 +17,9 @@ from rich.console import Console
 from deeplab_jax.__main__ import fail
 from deeplab_jax.config import load_config
 from deeplab_jax.errors import UserError, end_process
+from deeplab_jax.jsonfile import read_json, write_json
 from deeplab_jax.train.loop import train
-from deeplab_jax.train.workdir import git_commit
+from deeplab_jax.train.workdir import git_commit, open_workdir
 
 ROWS: dict[str, dict[str, Any]] = {
     "DeepLabv3+, output stride 16": {},
@@ -67,24 +67,25 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run_row(row: Mapping[str, Any], seed: int, workdir: Path, overrides: Sequence[str]) -> dict[str, Any]:
     """Train and evaluate one row with one seed, or read what an earlier call found."""
-    file = workdir / "result.json"
+    file, config = workdir / "result.json", row_config(row, seed, overrides)
     if file.exists():
-        return json.loads(file.read_text())
-    evaluated = train(row_config(row, seed, overrides), workdir)
+        open_workdir(workdir, config, allow_config_change=False)  # It may be of other overrides.
+        return dict(read_json(file))
+    evaluated = train(config, workdir)
     if evaluated is None:
         raise UserError(
             f"{workdir}: trained to the end, but {file.name} is missing; delete the folder to run the row again"
         )
     kept = ("miou", "pixel_accuracy", "per_class", "protocol", "model", "versions")
     result = {"seed": seed, "commit": git_commit(), **{name: evaluated[name] for name in kept}}
-    file.write_text(json.dumps(result, indent=1) + "\n")
+    write_json(file, result)
     return result
 
 
 def write(file: Path, results: Sequence[Any]) -> None:
     """Write the results so far."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps({"command": "python -m experiments.scenes_ablation", "rows": results}, indent=1) + "\n")
+    write_json(file, {"command": "python -m experiments.scenes_ablation", "rows": results})
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deeplab_jax.errors import UserError
+from deeplab_jax.weights.whole_file import write_whole
 
 
 @dataclass(frozen=True)
@@ -17,10 +18,12 @@ class Section:
         """Return a text with the section's content replaced.
 
         Raises:
-          UserError: a mark is missing.
+          UserError: a mark is missing, or there more than once.
         """
-        if self.start not in text or self.end not in text:
-            raise UserError(f"the file has no section between {self.start!r} and {self.end!r}; add the two lines")
+        if text.count(self.start) != 1 or text.count(self.end) != 1 or text.index(self.start) > text.index(self.end):
+            raise UserError(
+                f"the file has no section between {self.start!r} and {self.end!r}; each line has to be there once"
+            )
         before, after = text.split(self.start)[0], text.split(self.end)[1]
         return f"{before}{self.start}\n{content}\n{self.end}{after}"
 
@@ -31,7 +34,8 @@ class Section:
           UserError: the file cannot be read or written, or has no such section.
         """
         try:
-            file.write_text(self.replace(file.read_text(encoding="utf-8"), content), encoding="utf-8")
+            text = self.replace(file.read_text(encoding="utf-8"), content)
+            write_whole(file, lambda fresh: fresh.write_text(text, encoding="utf-8"))
         except OSError as error:
             raise UserError(f"{file}: {error.strerror}; give --write a file that can be written") from None
         except UserError as error:

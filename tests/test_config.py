@@ -78,6 +78,7 @@ def test_options_need_not_be_in_the_file() -> None:
         (["--config.train.stepz=3"], """there is no key 'stepz' Did you mean "steps" instead of "stepz"\\?"""),
         (["--config.trian.steps=3"], """there is no key 'trian' Did you mean "train" instead of "trian"\\?"""),
         (["--config.model.options.width=wide"], r"config\.model\.options\.width is 'wide'; give a number$"),
+        (["--config.model.options.norm={1}"], r"config\.model\.options\.norm is \{1\}; give a number, text"),
         (["--config.model.options.decoder_convs=3"], r"config\.model\.options\.decoder_convs is 3; give a list$"),
         (["--config.train.steps=many"], "flag --config.train.steps=many: give a whole number$"),
         (["--config.train.steps=1.5"], "flag --config.train.steps=1.5: give a whole number$"),

@@ -221,6 +221,22 @@ def default_output_stride(name: str) -> int:
     return backbone.output_stride or architecture.output_stride
 
 
+def known_options(name: str) -> set[str]:
+    """Return the options that `create_model` takes for a name."""
+    architecture, backbone, _ = _parts(name)
+    around: tuple[Callable[..., Any], ...] = (_settings, _preprocessing, parts.image_pyramid)
+    return set().union(
+        *_own_options(architecture, backbone), *map(_option_names, around), {"backbone_norm", "aux_head"}
+    )
+
+
+def _own_options(architecture: Architecture, backbone: Backbone) -> tuple[set[str], set[str]]:
+    """Return the options of the head and those of the backbone."""
+    head = _option_names(architecture.build)
+    own = _option_names(backbone.build) - (FOR_SOME - set(architecture.backbone_options))
+    return head if "padding" in own else head - {"padding"}, own
+
+
 def create_model(name: str, *, num_classes: int = 21, output_stride: int | None = None, **options: Any) -> Segmenter:
     """Build a segmentation network.
 
@@ -246,13 +262,9 @@ def create_model(name: str, *, num_classes: int = 21, output_stride: int | None 
         raise UserError(f"num_classes={num_classes!r}: give a whole number of at least 1")
     stride = default_output_stride(name) if output_stride is None else output_stride
 
-    head_options = _option_names(architecture.build)
-    backbone_options = _option_names(backbone.build) - (FOR_SOME - set(architecture.backbone_options))
-    if "padding" not in backbone_options:
-        head_options -= {"padding"}
+    head_options, backbone_options = _own_options(architecture, backbone)
     layer_options = _option_names(_settings)
-    known = head_options | backbone_options | layer_options | _option_names(_preprocessing)
-    known |= _option_names(parts.image_pyramid) | {"backbone_norm", "aux_head"}
+    known = known_options(name)
     for option in options:
         if option not in known:
             raise UserError(f"option {option!r} has no meaning for {name}: {did_you_mean(option, sorted(known))}")

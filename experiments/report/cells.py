@@ -77,8 +77,11 @@ def cost(results: Sequence[TableResult]) -> str:
     trainings: dict[str, Training] = {}
     evaluations: dict[tuple[str, str], float] = {}
     for result in results:
-        trainings |= result.trainings() | result.pretrainings()
-        evaluations |= {(one.name, row.evaluation): one.evaluating for row in result.rows for one in row.trainings}
+        trainings |= result.pretrainings()
+        for row in result.rows:
+            for one in (*row.trainings, *row.left_out):
+                trainings[one.name] = one
+                evaluations[one.name, row.evaluation] = one.evaluating
     training = hours(sum(one.seconds for one in trainings.values()))
     return f"{len(trainings)} trainings, {training}; {len(evaluations)} evaluations, {hours(sum(evaluations.values()))}"
 

@@ -47,6 +47,7 @@ class RowResult:
       missing: why there is no result, "" where there is one.
       training: key of the training that rows may share, whatever the seed; "" where there is none.
       trainings: by seed; none where the row is computed.
+      left_out: trainings of seeds that other rows of the table, which share the training, lack.
       pretraining: the training whose backbone they start from; None where there is none.
       evaluation: key of the evaluation, "" where there is none.
       network: that was trained, in place of the paper's.
@@ -59,6 +60,7 @@ class RowResult:
     missing: str = ""
     training: str = ""
     trainings: tuple[Training, ...] = ()
+    left_out: tuple[Training, ...] = ()
     pretraining: Training | None = None
     evaluation: str = ""
     network: str = ""
@@ -123,12 +125,13 @@ def read_tables(results: Path, scales: Sequence[str]) -> tuple[list[TableResult]
     remarks: list[str] = []
     for name in scales or SCALES:
         found = [_read_table(table, SCALES[name], results / name, remarks) for table in TABLES.values()]
-        found = [_pair_seeds(table) for table in _pool_seeds(found)]
+        found = _pool_seeds(found)
+        distance = _seed_distance(row for one in found for row in one.rows)
+        found = [_pair_seeds(table) for table in found]
         of_scale = [one for one in found if any(not row.missing for row in one.rows)]
         if scales and not of_scale:
             raise UserError(f"{results / name}: no results there; python -m experiments.run TABLE --scale {name} first")
         remarks += _strange_files(results / name)
-        distance = _seed_distance(row for one in of_scale for row in one.rows)
         tables += [replace(one, seed_distance=distance) for one in of_scale]
     if not tables:
         raise UserError(
@@ -236,7 +239,9 @@ def _pair_seeds(table: TableResult) -> TableResult:
             name: [numbers[place] for place in places] if len(numbers) == len(row.trainings) else numbers
             for name, numbers in row.values.items()
         }
-        return replace(row, values=values, trainings=tuple(row.trainings[place] for place in places))
+        kept = tuple(row.trainings[place] for place in places)
+        left_out = tuple(one for one in row.trainings if one not in kept)
+        return replace(row, values=values, trainings=kept, left_out=left_out)
 
     return replace(table, rows=tuple(map(paired, table.rows)))
 

@@ -15,7 +15,7 @@ class Rates:
     """Means over what is finished, each also under the shorter keys that its own begins with.
 
     Attributes:
-      steps: seconds of a training step, by model and output stride.
+      steps: seconds of a training step, by model, output stride and batch size.
       evaluations: seconds of an evaluation, by its key and by the same.
     """
 
@@ -38,21 +38,27 @@ class Rates:
 
 def rates(contents: Iterable[Mapping[str, Any]]) -> Rates:
     """Return the means over the rows of results."""
-    steps: list[tuple[Key, float]] = []
-    evaluations: list[tuple[Key, float]] = []
+    # By training, and by training and evaluation: rows share them, and each counts once.
+    steps: dict[Any, tuple[Key, float]] = {}
+    evaluations: dict[Any, tuple[Key, float]] = {}
     for content in contents:
-        network = _network(content["config"])
+        network, length = _network(content["config"]), content["config"]["train"]["steps"]
         for entry in content["seeds"]:
-            steps.append((network, entry["seconds"]["training"] / content["config"]["train"]["steps"]))
-            evaluations.append(((content["evaluation"], *network), entry["seconds"]["evaluation"]))
+            training = (content["training"], entry["seed"])
+            steps[training] = (network, entry["seconds"]["training"] / length)
+            evaluations[training, content["evaluation"]] = (
+                (content["evaluation"], *network),
+                entry["seconds"]["evaluation"],
+            )
         before = content.get("pretraining")
         if before and before["seconds"]:  # 0 where its log is lost.
-            steps.append((_network(before["config"]), before["seconds"] / before["config"]["train"]["steps"]))
-    return Rates(_means(steps), _means(evaluations))
+            steps[before["name"]] = (_network(before["config"]), before["seconds"] / before["config"]["train"]["steps"])
+    return Rates(_means(steps.values()), _means(evaluations.values()))
 
 
 def _network(config: Mapping[str, Any]) -> Key:
-    return (config["model"]["name"], config["model"]["output_stride"]) if "model" in config else ()
+    model = (config["model"]["name"], config["model"]["output_stride"]) if "model" in config else ()
+    return (*model, config["train"]["batch_size"])
 
 
 def _means(found: Iterable[tuple[Key, float]]) -> dict[Key, float]:

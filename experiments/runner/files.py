@@ -58,13 +58,12 @@ def _is_config(value: Any) -> bool:
         isinstance(train, dict)
         and _are_numbers(train, "steps", "batch_size")
         and min(train["steps"], train["batch_size"]) >= 1
-        and isinstance(_model_name(value), str)
+        and _is_model(value.get("model", {"name": "", "output_stride": 0}))
     )
 
 
-def _model_name(plain: dict[str, Any]) -> Any:
-    model = plain.get("model", {"name": ""})
-    return model.get("name") if isinstance(model, dict) else None
+def _is_model(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("name"), str) and is_number(value.get("output_stride"))
 
 
 # What the keys of results hold. Some become names of files.
@@ -96,7 +95,9 @@ def read_json(file: Path, *, needs: tuple[str, ...]) -> dict[str, Any] | None:
         return None
     except (OSError, ValueError) as error:
         raise Unreadable(str(error)) from None
-    missing = [key for key in needs if not isinstance(content, dict) or key not in content]
+    if not isinstance(content, dict):
+        raise Unreadable("it holds no object")
+    missing = [key for key in needs if key not in content]
     if missing:
         raise Unreadable(f"it has no {missing[0]!r}")
     strange = [key for key in needs if key in CHECKS and not CHECKS[key](content[key])]

@@ -7,7 +7,8 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,6 +17,7 @@ from deeplab_jax.verbs import USER_ERROR
 from deeplab_jax.weights.whole_file import write_whole
 
 Command = Sequence[str]
+FORGOTTEN = 3600.0  # seconds after which a job that Slurm knows nothing of counts as gone
 
 
 class Running(Protocol):
@@ -102,18 +104,22 @@ def keep_to_cores(share: str) -> None:
 class OnNode:
     """A command on the machine that Slurm chose; called, it returns the command's exit code.
 
+    What it prints goes to `log`, as on this machine.
+
     submitit asks for SIGUSR2 before a job's time ends or it is preempted, takes that signal itself, calls `checkpoint`
     and has Slurm start the job again. The signal reaches the command as well, which it would end.
     """
 
-    def __init__(self, command: Command) -> None:
-        self._command = [sys.executable, *command[1:]]
+    def __init__(self, command: Command, log: Path) -> None:
+        self._command, self._log = [sys.executable, *command[1:]], log
         self._process: subprocess.Popen[bytes] | None = None
 
     def __call__(self) -> int:
         handler = signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # What is ignored stays so in a new process.
         try:
-            self._process = subprocess.Popen(self._command)
+            self._log.parent.mkdir(parents=True, exist_ok=True)
+            with self._log.open("a", encoding="utf-8") as output:
+                self._process = subprocess.Popen(self._command, stdout=output, stderr=subprocess.STDOUT)
         finally:
             signal.signal(signal.SIGUSR2, handler)
         return self._process.wait()
@@ -124,7 +130,7 @@ class OnNode:
             self._process.terminate()
             # `__call__`, which this interrupts, is waiting for the process already, and holds what `wait` would take.
             os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
-        again = OnNode(self._command)
+        again = OnNode(self._command, self._log)
         return importlib.import_module("submitit").helpers.DelayedSubmission(again)
 
 
@@ -166,20 +172,32 @@ class Slurm:
             raise UserError("--launcher slurm needs submitit: python -m pip install submitit") from None
         self._logs = logs
         self._known = submitit.SlurmJob
-        self._executor = submitit.AutoExecutor(folder=str(logs), cluster="slurm")
-        self._executor.update_parameters(**parameters)
+        with _slurm_errors():
+            self._executor = submitit.AutoExecutor(folder=str(logs), cluster="slurm")
+            self._executor.update_parameters(**parameters)
 
     def start(self, name: str, command: Command, log: Path) -> SlurmJob:
         number = self._logs / f"{name}.id"
         with contextlib.suppress(OSError):
             job = self._known(folder=str(self._logs), job_id=number.read_text(encoding="utf-8").strip())
-            # Of a job from long ago Slurm knows nothing any more.
-            if not job.done(force_check=True) and job.state.upper() != "UNKNOWN":
+            # Slurm's records know nothing of a job that has just come, and nothing any more of one from long ago.
+            forgotten = job.state.upper() == "UNKNOWN" and time.time() - number.stat().st_mtime > FORGOTTEN
+            if not job.done(force_check=True) and not forgotten:
                 return SlurmJob(job)
-        self._executor.update_parameters(name=name)
-        job = self._executor.submit(OnNode(command))
+        with _slurm_errors():
+            self._executor.update_parameters(name=name)
+            job = self._executor.submit(OnNode(command, log.resolve()))
         write_whole(number, lambda file: file.write_text(job.job_id, encoding="utf-8"))
         return SlurmJob(job)
+
+
+@contextlib.contextmanager
+def _slurm_errors() -> Iterator[None]:
+    """Turn what submitit says of an unknown parameter, a missing srun or a refused job into a UserError."""
+    try:
+        yield
+    except (NameError, RuntimeError) as error:
+        raise UserError(f"--launcher slurm: {' '.join(str(error).split())}; see --slurm, or use --commands") from error
 
 
 def as_shell(command: Command) -> str:

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from deeplab_jax.config import base, load_config, to_plain
 from deeplab_jax.errors import UserError
+from deeplab_jax.models.catalog import known_options
 from deeplab_jax.train.workdir import FREE
 from deeplab_jax.weights.folder import WEIGHTS_FILE
 from experiments.scales import WEIGHTS_NOT_COUNTED, Network, Scale
@@ -140,9 +141,8 @@ def plain_network(config: ConfigDict, network: Network, table: Table, steps: int
     file = network.config.format(model=f"deeplabv3_{network.backbone}", data=table.data, steps=steps)
     found = load_config([f"--config={ROOT / file}"]).copy_and_resolve_references()
     _set_options(found, network)
-    for key in found.model.options:
-        if key in config.model.options:
-            found.model.options[key] = config.model.options[key]
+    for key in known_options(found.model.name) & set(config.model.options):
+        found.model.options[key] = config.model.options[key]
     for section in ("data", "optimizer", "train"):
         found[section] = config[section].copy_and_resolve_references()
     found.train.steps = steps

@@ -5,6 +5,7 @@ commit, the versions and the seconds. It is enough by itself: a row whose file i
 run directory is gone.
 """
 
+import itertools
 import json
 import math
 import os
@@ -25,7 +26,7 @@ from deeplab_jax.train.writers import METRICS_FILE
 from deeplab_jax.weights.whole_file import write_whole
 from experiments.runner.files import Unreadable, read_json, write_json
 from experiments.runner.jobs import Asked, evaluation_file, job_name, weights_name
-from experiments.runner.progress import training_seconds
+from experiments.runner.progress import state_of, training_seconds
 from experiments.runner.resolve import NotRun, Resolved
 from experiments.runner.worker import NEEDED
 
@@ -56,6 +57,7 @@ class Store:
     remarks: list[str] = field(default_factory=list)
     strange: list[str] = field(default_factory=list)
     kept: set[str] = field(default_factory=set)
+    _unreadable: set[Path] = field(default_factory=set)
 
     def file(self, one: Asked) -> Path:
         """Return where a row is kept."""
@@ -68,6 +70,7 @@ class Store:
             content = read_json(file, needs=("row", "seeds", "training", "evaluation"))
         except Unreadable as error:
             self._remark(f"{file}: cannot be read as a result ({error}); the row runs again")
+            self._unreadable.add(file)
             return None
         if content is None or not isinstance(one.resolved, Resolved):
             return content
@@ -94,7 +97,7 @@ class Store:
         """Yield what the files of all tables hold, asked for or not."""
         for file in sorted(self.out.glob("*/*.json")):
             try:
-                content = read_json(file, needs=("seeds", "config"))
+                content = read_json(file, needs=("seeds", "training", "evaluation", "config"))
             except Unreadable:
                 continue
             if content is not None:
@@ -136,18 +139,19 @@ class Store:
                 "seeds": [entries[seed] for seed in sorted(entries)],
             }
             for seed in entries:
-                self._copy_metrics(job_name(one.resolved.training_key, seed))
-        if self._different(one, content):
-            write_json(self.file(one), content)
+                self._copy_metrics(job_name(one.resolved.training_key, seed), one.resolved.config)
+        file = self.file(one)
+        if file in self._unreadable:
+            self._set_aside(file)
+        if not file.exists() or read_json(file, needs=()) != content:
+            write_json(file, content)
         return content
 
-    def _different(self, one: Asked, content: Content) -> bool:
-        file = self.file(one)
-        try:
-            return read_json(file, needs=()) != content
-        except Unreadable:  # Half of it, or two versions of it: somebody may still want what it holds.
-            os.replace(file, file.with_suffix(".damaged"))
-            return True
+    def _set_aside(self, file: Path) -> None:
+        """Keep half of a result, or two versions of one in a file: somebody may still want what it holds."""
+        names = (file.with_suffix(f".damaged{number or ''}") for number in itertools.count())
+        os.replace(file, next(name for name in names if not name.exists()))
+        self._unreadable.remove(file)
 
     def _seeds_in_file(self, one: Asked) -> set[int]:
         """Return the seeds of a row's file, of whatever configuration."""
@@ -187,13 +191,14 @@ class Store:
         if config is None:
             return {}
         name = weights_name(config)
-        seconds = training_seconds(self._copy_metrics(name), config.train.batch_size)
+        seconds = training_seconds(self._copy_metrics(name, config), config.train.batch_size)
         return {"pretraining": {"name": name, "seconds": seconds, "config": to_plain(config)}}
 
-    def _copy_metrics(self, name: str) -> Path:
-        """Keep what a run directory has logged, and return where; what is kept outlives the directory."""
+    def _copy_metrics(self, name: str, config: ConfigDict) -> Path:
+        """Keep what a finished run has logged, and return where; what is kept outlives the run directory."""
         source, target = self.runs / name / METRICS_FILE, self.out / "trainings" / f"{name}.jsonl"
-        if source.is_file() and not (target.is_file() and target.read_bytes() == source.read_bytes()):
+        finished = state_of(source)[0] >= config.train.steps
+        if finished and not (target.is_file() and target.read_bytes() == source.read_bytes()):
             write_whole(target, lambda path: shutil.copyfile(source, path))
         return target
 
@@ -261,7 +266,7 @@ def _multiply_adds(entry: Content) -> dict[str, int]:
     """Count as the papers do and exactly, over all views of an image of the largest size that was run."""
     protocol = entry["protocol"]
     model = json.dumps(entry["model"], sort_keys=True)
-    return _count(model, *max(protocol["sizes_run"]), tuple(protocol["scales"]), protocol["flip"])
+    return _count(model, *max(protocol["sizes_run"], key=math.prod), tuple(protocol["scales"]), protocol["flip"])
 
 
 @cache

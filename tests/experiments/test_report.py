@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from deeplab_jax.data.images import read_image, write_image
+from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate.pictures import colour_labels
 from experiments.report import pictures as report_pictures
 from experiments.report.__main__ import main
@@ -25,6 +26,7 @@ from experiments.report.trend import trend
 from experiments.runner.files import write_json
 from experiments.runner.jobs import Job
 from experiments.runner.worker import work
+from experiments.sections import Section as Marks
 from experiments.tables import TABLES, Row
 from tests.tiny import tiny_config, tiny_models
 
@@ -41,7 +43,7 @@ def put(folder: Path, name: str, *mious: float, key: str = "k", **more) -> Path:
         {"seed": seed, "miou": miou, "seconds": {"training": 60.0, "evaluation": 2.0}, "commits": ["0123456789abcdef"]}
         for seed, miou in enumerate(mious)
     ]
-    model = {"name": "deeplabv3_resnet18", "options": {"width": 0.5}}
+    model = {"name": "deeplabv3_resnet18", "output_stride": 16, "options": {"width": 0.5}}
     config = {"train": {"steps": 450, "batch_size": 8}, "model": model}
     file = folder / "scenes" / f"{name}.json"
     content = {"seeds": entries, "training": key, "evaluation": "e", "config": config, "notes": []}
@@ -75,6 +77,20 @@ def tables_by_name(store):
 
 
 # Markdown.
+
+
+@pytest.mark.parametrize("text", ["a\nb", "a\nb\nb", "b\na"])
+def test_a_section_has_each_of_its_marks_once(tmp_path, text) -> None:
+    file = tmp_path / "README.md"
+    file.write_text(f"{text}\nthe rest\n")
+    section = Marks("a", "b")
+    if text == "a\nb":
+        section.write(file, "new")
+        assert file.read_text() == "a\nnew\nb\nthe rest\n"
+        return
+    with pytest.raises(UserError, match="the file has no section between 'a' and 'b'"):
+        section.write(file, "new")
+    assert file.read_text() == f"{text}\nthe rest\n"
 
 
 def test_tables_in_markdown(store, tmp_path) -> None:
@@ -131,6 +147,12 @@ def test_rows_of_the_same_weights_are_compared_seed_by_seed(tmp_path) -> None:
     assert trend(result) == (
         "Pairs of rows that the paper orders: 1; in the same order here: 1; in the opposite one: 0; "
         "of the same weights, so that no seed sets them apart: 1."
+    )
+    # Where trainings disagree, the mean over them is no order.
+    put(tmp_path, "v3_table6/eval_os_8", 0.53, 0.59, 0.66, key="c", evaluation="e8")
+    assert trend(tables_by_name(tmp_path)["v3_table6"]) == (
+        "Pairs of rows that the paper orders: 1; in the same order here: 0; in the opposite one: 0; "
+        "of the same weights, so that no seed sets them apart: 1, of which trainings disagree on 1."
     )
 
 

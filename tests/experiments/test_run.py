@@ -27,7 +27,7 @@ from experiments.runner import results, worker
 from experiments.runner.estimate import rates
 from experiments.runner.files import write_json
 from experiments.runner.jobs import Job, evaluation_file
-from experiments.runner.launchers import Local, LocalJob, OnNode, Slurm
+from experiments.runner.launchers import FORGOTTEN, Local, LocalJob, OnNode, Slurm
 from experiments.runner.overview import View
 from experiments.runner.progress import state_of, training_seconds
 from experiments.runner.worker import pretrained, work
@@ -213,9 +213,9 @@ def test_a_terminal_shows_how_far_the_jobs_are(tmp_path) -> None:
     line = {"step": 3, "train/loss": 0.25, "train/images_per_second": 1.0}
     (tmp_path / "first_seed0/metrics.jsonl").write_text(json.dumps(line) + "\n")
     model = {"name": "cascade_tiny", "output_stride": 16}
-    content = {"config": {"model": model, "train": {"steps": 6}}, "evaluation": "e"}
+    content = {"config": {"model": model, "train": {"steps": 6, "batch_size": 2}}, "training": "k", "evaluation": "e"}
     seconds = {"training": 3600.0, "evaluation": 1800.0}
-    measured = rates([{**content, "seeds": [{"seconds": seconds}]}])
+    measured = rates([{**content, "seeds": [{"seed": 0, "seconds": seconds}]}])
     console = Console(file=io.StringIO(), force_terminal=True, width=120)
     with View(console, jobs, tmp_path, measured, 1) as view:
         view.change(jobs[0], "running")
@@ -231,11 +231,13 @@ def test_a_terminal_shows_how_far_the_jobs_are(tmp_path) -> None:
 
 def test_times_are_those_of_what_is_most_alike() -> None:
     def content(name, stride, evaluation, training, evaluating) -> dict:
-        config = {"model": {"name": name, "output_stride": stride}, "train": {"steps": 10}}
-        seconds = {"training": training, "evaluation": evaluating}
-        return {"config": config, "evaluation": evaluation, "seeds": [{"seconds": seconds}]}
+        config = {"model": {"name": name, "output_stride": stride}, "train": {"steps": 10, "batch_size": 2}}
+        entry = {"seed": 0, "seconds": {"training": training, "evaluation": evaluating}}
+        return {"config": config, "training": f"{name}{stride}", "evaluation": evaluation, "seeds": [entry]}
 
-    found = rates([content("a", 16, "plain", 10, 1), content("a", 8, "plain", 30, 4), content("b", 16, "flip", 50, 7)])
+    first = content("a", 16, "plain", 10, 1)
+    # Two rows of one training and evaluation count once.
+    found = rates([first, first, content("a", 8, "plain", 30, 4), content("b", 16, "flip", 50, 7)])
 
     def seconds(name, stride, *evaluations) -> float | None:
         config = tiny_config(**{"model.name": name, "model.output_stride": stride})
@@ -302,6 +304,8 @@ def test_commands_are_jobs(here, tmp_path, capsys) -> None:
         (["v3_table5", "--scale", "scene"], "scale 'scene': did you mean scenes"),
         (["v3_table6", "--row", "eval_os_9"], "--row 'eval_os_9' is not known: did you mean eval_os_8"),
         (["v3_table6", "--sedes", "2"], "--sedes is not an option: did you mean --seeds"),
+        (["v3_table6", "--config.init=models/x"], "--config.init: the runner sets it; give --init"),
+        (["v3_table6", "--config.train.seed=3"], "--config.train.seed: the runner sets it; give --seeds"),
         (["v3_table6", "--seeds", "-1"], "--seeds -1"),
         (["v3_table6", "--config.train.stepps=3"], "stepps"),
         (["v3_table6", "--config=configs/voc.py"], "the scale chooses the configuration file"),
@@ -333,8 +337,7 @@ def test_a_half_written_result_is_named_and_run_again(here, tmp_path, capsys) ->
         assert call(tmp_path, "v3_table6", "--row", "eval_os_16") == 0
         assert f"{file}: cannot be read as a result" in capsys.readouterr().out.replace("\n", " ")
         assert json.loads(file.read_text()) == json.loads(whole)
-        if number < 2:  # No JSON at all: what it held is kept.
-            assert file.with_suffix(".damaged").read_text() == half
+        assert file.with_suffix(f".damaged{number or ''}").read_text() == half, "what it held is kept"
         (tmp_path / "runs").rename(tmp_path / f"gone{number}")
     assert len(here.names) == 5
 
@@ -668,9 +671,15 @@ MAKE_LAUNCHER = run.make_launcher
 
 
 @pytest.mark.parametrize(
-    ("done", "state", "again"), [(False, "RUNNING", False), (True, "FAILED", True), (False, "UNKNOWN", True)]
+    ("done", "state", "age", "again"),
+    [
+        (False, "RUNNING", 0, False),
+        (True, "FAILED", 0, True),
+        (False, "UNKNOWN", 0, False),  # It has just come.
+        (False, "UNKNOWN", 2 * FORGOTTEN, True),
+    ],
 )
-def test_a_job_that_slurm_still_has_is_not_submitted_again(tmp_path, monkeypatch, done, state, again) -> None:
+def test_a_job_that_slurm_still_has_is_not_submitted_again(tmp_path, monkeypatch, done, state, age, again) -> None:
     asked = []
 
     def known(folder, job_id) -> types.SimpleNamespace:
@@ -681,6 +690,8 @@ def test_a_job_that_slurm_still_has_is_not_submitted_again(tmp_path, monkeypatch
     monkeypatch.setitem(sys.modules, "submitit", fake_submitit(SlurmJob=known))
     for _ in range(2):  # Two runners, one after the other.
         Slurm(tmp_path, {}).start("job", ["python", "-m", "experiments.run"], tmp_path / "log")
+        then = time.time() - age
+        os.utime(tmp_path / "job.id", (then, then))
     first, second = FakeExecutor.made
     assert first.names == ["job"] and second.names == ["job"] * again
     assert len(asked) == 1 and asked[0][0] == str(tmp_path) and asked[0][1].isdigit()
@@ -695,7 +706,7 @@ def test_a_job_on_slurm_saves_before_it_is_taken_away_and_asks_for_another_start
         "signal.signal(signal.SIGTERM, lambda *_: sys.exit(75)); "
         f"open({str(tmp_path / 'up')!r}, 'w').close(); time.sleep(60)"
     )
-    job, asked = OnNode(["python", "-c", code]), []
+    job, asked = OnNode(["python", "-c", code], tmp_path / "logs" / "job.log"), []
     before = signal.signal(signal.SIGUSR2, lambda *_: asked.append(job.checkpoint()))
 
     def take_away() -> None:
@@ -712,10 +723,18 @@ def test_a_job_on_slurm_saves_before_it_is_taken_away_and_asks_for_another_start
     assert again == "again" and function._command == job._command
 
 
-def test_slurm_needs_submitit(tmp_path, monkeypatch) -> None:
+def test_slurm_needs_submitit_and_what_it_refuses_is_a_line(tmp_path, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(UserError, match="needs submitit: python -m pip install submitit"):
         Slurm(tmp_path, {})
+
+    def refuse(**given) -> None:
+        raise NameError("Unknown argument 'timeout_mim'")
+
+    monkeypatch.setattr(FakeExecutor, "update_parameters", lambda self, **given: refuse())
+    monkeypatch.setitem(sys.modules, "submitit", fake_submitit())
+    with pytest.raises(UserError, match="--launcher slurm: Unknown argument 'timeout_mim'; see --slurm"):
+        Slurm(tmp_path, {"timeout_mim": 3})
     with pytest.raises(UserError, match="--slurm timeout: give KEY=VALUE"):
         run.parameter("timeout")
 
