@@ -150,6 +150,9 @@ def test_a_row_that_fails_stops_nothing_and_is_tried_again(tmp_path: Path) -> No
     assert first.failures == ["inference: a"]
     assert "logits differ" in read_results(first.file)["parts"]["inference"]["a"]["error"]
     assert session(tmp_path).row("inference", "a", {}, lambda: {"value": 1}, str) == {"value": 1}
+    # What was measured once is not lost to a fault.
+    assert session(tmp_path, again=True).row("inference", "a", {}, fail, str) is None
+    assert read_results(first.file)["parts"]["inference"]["a"]["result"] == {"value": 1}
 
 
 def test_results_of_another_machine_are_refused(tmp_path: Path) -> None:

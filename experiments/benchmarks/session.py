@@ -68,7 +68,8 @@ class Session:
         Args:
           part, name: of the row.
           settings: JSON; what would make it another measurement. The session's own are added.
-          measure: makes the result, JSON. What it raises becomes the row's error, and the session goes on.
+          measure: makes the result, JSON. What it raises becomes the row's error, where it has no older result, and the
+            session goes on.
           line: says the result in one line, which is printed.
 
         Returns:
@@ -93,6 +94,9 @@ class Session:
             text = f"FAILED, {text}"
             self.failures.append(f"{part}: {name}")
         row["others"] = others.processors()
+        if "error" in row and old and "result" in old:
+            print(f"{part:10} {name}: {text}; the result from {old['date']} stays", flush=True)
+            return None
         print(f"{part:10} {name}: {text}", flush=True)
         self.put(part, name, row)
         return result
