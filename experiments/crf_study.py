@@ -7,10 +7,10 @@ The images are spread evenly over CamVid's validation split, at their own size. 
 
 import argparse
 import dataclasses
-import json
 import os
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,10 +20,13 @@ import numpy as np
 
 from deeplab_jax import load
 from deeplab_jax.data.sources import open_source
+from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate.evaluator import versions
 from deeplab_jax.evaluate.inference import predict_probabilities
+from deeplab_jax.jsonfile import write_json
 from deeplab_jax.ops import metrics
 from deeplab_jax.ops.crf import DenseCRF, mean_field
+from deeplab_jax.verbs import fail
 
 RESULTS = Path(__file__).parent / "results" / "crf.json"
 METHODS: tuple[Literal["fast", "exact"], ...] = ("fast", "exact")
@@ -128,8 +131,8 @@ def print_row(row: dict[str, Any], seconds: dict[str, float]) -> None:
     print(f"{row['name']:24} {shares}   {times}", flush=True)
 
 
-def main() -> None:
-    """Print one line per image and a summary, and write both as JSON."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print one line per image and a summary, write both as JSON, and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--model", required=True, help="model folder or run directory")
     parser.add_argument("--checkpoint", default="newest")
@@ -138,9 +141,17 @@ def main() -> None:
     parser.add_argument("--exact_images", type=int, default=3, help="so many of them are run exactly as well")
     parser.add_argument("--iterations", type=int, default=5)
     parser.add_argument("--out", type=Path, default=RESULTS)
-    flags = vars(parser.parse_args())
+    flags = vars(parser.parse_args(argv))
     out = flags.pop("out")
-    results = study(**flags)
+    try:
+        if flags["images"] < 1 or not 0 <= flags["exact_images"] <= flags["images"]:
+            raise UserError(
+                f"--images {flags['images']} --exact_images {flags['exact_images']}: give at least 1, and no more "
+                "of them exactly"
+            )
+        results = study(**flags)
+    except UserError as error:
+        return fail(str(error))
     for method, times in results["times"].items():
         print(
             f"{method:6} median {np.median(times['seconds']):7.1f} s per image (processor time "
@@ -151,9 +162,10 @@ def main() -> None:
     for name in results["miou"]:
         print(f"CRF {name:6} mIoU {results['miou'][name]:.4f}  pixel accuracy {results['pixel_accuracy'][name]:.4f}")
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    write_json(out, results)
     print(f"written to {out}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

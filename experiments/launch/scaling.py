@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from deeplab_jax.errors import UserError
+from deeplab_jax.jsonfile import read_json, write_json
 from experiments.launch.local import free_port
 from experiments.sections import Section
 
@@ -91,8 +92,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise UserError("the check needs two processor cores; this process may use one")
             content = measure()
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        text = summarize(json.loads(file.read_text(encoding="utf-8")))
+            write_json(file, content)
+        try:
+            text = summarize(read_json(file))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{file}: no measurements ({error!r:.100}); remove it to measure anew") from None
         print(text)
         if args.write:
             SECTION.write(Path(args.write), text)
