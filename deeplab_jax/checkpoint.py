@@ -262,12 +262,12 @@ class Checkpoints:
 
 
 def misfits(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> list[str]:
-    """Return what is missing, unexpected or of another shape among tensors, given as name -> shape."""
-    problems = [f"missing {name}" for name in sorted(expected.keys() - found.keys())]
-    problems += [f"unexpected {name}" for name in sorted(found.keys() - expected.keys())]
+    """Return what is missing, unexpected or of another shape among tensors, given as name -> shape, in their order."""
+    problems = [f"missing {name}" for name in expected if name not in found]
+    problems += [f"unexpected {name}" for name in found if name not in expected]
     return problems + [
         f"{name} is {found[name]}, the model has {shape}"
-        for name, shape in sorted(expected.items())
+        for name, shape in expected.items()
         if name in found and found[name] != shape
     ]
 

@@ -154,7 +154,8 @@ def _like(default: Any, value: Any, *, key: str, name: str) -> Any:
         return _frozen(value)
     if _is(value, kind):
         return float(value) if kind is float and abs(value) <= LARGEST else value
-    raise UserError(f"{name}: {key} is {value!r:.100}; give a {WORDS[kind]}")
+    wanted = f"a {WORDS[kind]}" if kind in WORDS else "what the file has there"
+    raise UserError(f"{name}: {key} is {value!r:.100}; give {wanted}")
 
 
 def _holds(item: Any, kinds: tuple[type, ...]) -> bool:
