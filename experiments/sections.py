@@ -22,7 +22,7 @@ class Section:
         """
         if text.count(self.start) != 1 or text.count(self.end) != 1 or text.index(self.start) > text.index(self.end):
             raise UserError(
-                f"the file has no section between {self.start!r} and {self.end!r}; each line has to be there once"
+                f"the file has no section between {self.start!r} and {self.end!r}; add the two lines, each once"
             )
         before, after = text.split(self.start)[0], text.split(self.end)[1]
         return f"{before}{self.start}\n{content}\n{self.end}{after}"
