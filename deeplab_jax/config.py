@@ -213,8 +213,8 @@ def load_config(argv: Sequence[str]) -> ConfigDict:
       UserError: a missing file, an error in it (with its line), an unknown key, or a value of another type.
     """
     values = flags.FlagValues()
-    options = [match.groups() for word in argv if (match := OPTION.fullmatch(word))]
-    argv = [word for word in argv if not OPTION.fullmatch(word)]
+    options = {word: match for word in argv if (match := OPTION.fullmatch(word))}
+    argv = [word for word in argv if word not in options]
     given = [word.split("=", 1)[1] for word in argv if word.startswith("--config=")]
     if len(given) > 1:
         raise UserError(f"--config is given {len(given)} times ({', '.join(given)}); give it once")
@@ -244,7 +244,7 @@ def load_config(argv: Sequence[str]) -> ConfigDict:
         define("config", lock_config=True, flag_values=values, sys_argv=["deeplab_jax", *argv])
         values(["deeplab_jax", *argv], known_only=False)
         config: ConfigDict = values["config"].value
-        for section, key, text in options:
+        for section, key, text in (match.groups() for match in options.values()):
             set_option(config[section].options, key, text, name=f"config {path}", prefix=f"config.{section}.options.")
     except UserError:
         raise

@@ -23,10 +23,10 @@ from deeplab_jax.data.sources import open_source
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate.evaluator import versions
 from deeplab_jax.evaluate.inference import predict_probabilities
-from deeplab_jax.jsonfile import write_json
 from deeplab_jax.ops import metrics
 from deeplab_jax.ops.crf import DenseCRF, mean_field
 from deeplab_jax.verbs import fail
+from experiments.runner.files import write_json
 
 RESULTS = Path(__file__).parent / "results" / "crf.json"
 METHODS: tuple[Literal["fast", "exact"], ...] = ("fast", "exact")
@@ -150,6 +150,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "of them exactly"
             )
         results = study(**flags)
+        write_json(out, results)
     except UserError as error:
         return fail(str(error))
     for method, times in results["times"].items():
@@ -161,8 +162,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("labels equal: {mean:.2%} on average, {worst:.2%} at worst".format(**results["agreement"]))
     for name in results["miou"]:
         print(f"CRF {name:6} mIoU {results['miou'][name]:.4f}  pixel accuracy {results['pixel_accuracy'][name]:.4f}")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_json(out, results)
     print(f"written to {out}")
     return 0
 

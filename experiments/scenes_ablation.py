@@ -17,9 +17,10 @@ from rich.console import Console
 from deeplab_jax.__main__ import fail
 from deeplab_jax.config import load_config
 from deeplab_jax.errors import UserError, end_process
-from deeplab_jax.jsonfile import read_json, write_json
+from deeplab_jax.jsonfile import read_json
 from deeplab_jax.train.loop import train
 from deeplab_jax.train.workdir import git_commit, open_workdir
+from experiments.runner.files import write_json
 
 ROWS: dict[str, dict[str, Any]] = {
     "DeepLabv3+, output stride 16": {},
@@ -59,7 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             spread = f" (min {min(mious):.4f}, max {max(mious):.4f})" if len(mious) > 1 else ""
             console.print(f"{name}: mIoU {statistics.mean(mious):.4f}{spread}", highlight=False)
             # After every row, so that what is finished is never lost.
-            write(Path(args.out) / "scenes_ablation.json", results)
+            content = {"command": "python -m experiments.scenes_ablation", "rows": results}
+            write_json(Path(args.out) / "scenes_ablation.json", content)
     except UserError as error:
         return fail(str(error))
     return 0
@@ -80,12 +82,6 @@ def run_row(row: Mapping[str, Any], seed: int, workdir: Path, overrides: Sequenc
     result = {"seed": seed, "commit": git_commit(), **{name: evaluated[name] for name in kept}}
     write_json(file, result)
     return result
-
-
-def write(file: Path, results: Sequence[Any]) -> None:
-    """Write the results so far."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_json(file, {"command": "python -m experiments.scenes_ablation", "rows": results})
 
 
 if __name__ == "__main__":

@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from deeplab_jax.errors import UserError
-from deeplab_jax.jsonfile import read_json, write_json
+from deeplab_jax.jsonfile import read_json
 from experiments.launch.local import free_port
+from experiments.runner.files import write_json
 from experiments.sections import Section
 
 SECTION = Section("<!-- scaling:begin -->", "<!-- scaling:end -->")
@@ -90,9 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not file.exists():
             if len(os.sched_getaffinity(0)) < 2:
                 raise UserError("the check needs two processor cores; this process may use one")
-            content = measure()
-            file.parent.mkdir(parents=True, exist_ok=True)
-            write_json(file, content)
+            write_json(file, measure())
         try:
             text = summarize(read_json(file))
         except (OSError, ValueError, KeyError, TypeError) as error:

@@ -1,8 +1,8 @@
 """JSON files that are whole or not there."""
 
-import json
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,7 @@ def write_json(file: Path, content: Any) -> None:
     Raises:
       UserError: it cannot be written.
     """
-    text = json.dumps(content, indent=1) + "\n"
-    write_whole(file, lambda path: path.write_text(text, encoding="utf-8"))
+    write_whole(file, partial(jsonfile.write_json, content=content))
 
 
 class Unreadable(ValueError):

@@ -140,18 +140,20 @@ class Store:
             }
             for seed in entries:
                 self._copy_metrics(job_name(one.resolved.training_key, seed), one.resolved.config)
-        file = self.file(one)
-        if file in self._unreadable:
-            self._set_aside(file)
-        if not file.exists() or read_json(file, needs=()) != content:
-            write_json(file, content)
+        self._write(self.file(one), content)
         return content
 
-    def _set_aside(self, file: Path) -> None:
-        """Keep half of a result, or two versions of one in a file: somebody may still want what it holds."""
-        names = (file.with_suffix(f".damaged{number or ''}") for number in itertools.count())
-        os.replace(file, next(name for name in names if not name.exists()))
-        self._unreadable.remove(file)
+    def _write(self, file: Path, content: Content) -> None:
+        try:
+            if file not in self._unreadable and read_json(file, needs=()) == content:
+                return
+        except Unreadable:
+            self._unreadable.add(file)
+        if file in self._unreadable:  # Half of a result, or two versions of one: somebody may still want what it holds.
+            names = (file.with_suffix(f".damaged{number or ''}") for number in itertools.count())
+            os.replace(file, next(name for name in names if not name.exists()))
+            self._unreadable.remove(file)
+        write_json(file, content)
 
     def _seeds_in_file(self, one: Asked) -> set[int]:
         """Return the seeds of a row's file, of whatever configuration."""

@@ -342,6 +342,15 @@ def test_a_half_written_result_is_named_and_run_again(here, tmp_path, capsys) ->
     assert len(here.names) == 5
 
 
+def test_half_of_a_computed_result_is_written_again_and_kept(here, tmp_path) -> None:
+    assert call(tmp_path, "v3_figure4", "--row", "rate_64") == 0
+    file = tmp_path / "out/scenes/v3_figure4/rate_64.json"
+    whole = file.read_text()
+    file.write_text(whole[:40])
+    assert call(tmp_path, "v3_figure4", "--row", "rate_64") == 0
+    assert file.read_text() == whole and file.with_suffix(".damaged").read_text() == whole[:40]
+
+
 def test_a_result_of_another_commit_is_kept_unless_again(here, tmp_path, capsys, monkeypatch) -> None:
     call(tmp_path, "v3_table6")
     for module in (run, workdir, results):
