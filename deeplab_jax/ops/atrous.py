@@ -84,8 +84,9 @@ def conv2d(
         the left for even sizes; "VALID" pads nothing; or explicit `((top, bottom), (left, right))`.
       feature_group_count: 1 for a dense convolution, C for a depthwise one.
       lowering: how to compute it; "auto" is what is fast on the platform that runs the program. One that does not cover
-        the case (grouped kernels that are not depthwise, space-to-batch with a stride, sizes that are symbolic)
-        falls back to "direct", which covers all and is the one with a forward-mode derivative (`jax.jvp`) everywhere.
+        the case (grouped kernels that are not depthwise, space-to-batch with a stride, sizes that are symbolic, a
+        kernel that does not fit on the padded map) falls back to "direct", which covers all and is the one with a
+        forward-mode derivative (`jax.jvp`) everywhere.
 
     Returns:
       `[N, H', W', D]` with `H' = conv_output_size(H, kh, ...)`.
@@ -109,6 +110,8 @@ def _form(lowering: Lowering, x: jax.Array, kernel: jax.Array, window: Window) -
     dense = window.groups == 1
     depthwise = window.groups == x.shape[-1] == kernel.shape[3] and kernel.shape[2] == 1
     static = all(isinstance(side, int) for side in x.shape[1:3])
+    if static and 0 in window.output_size(x.shape[1:3], kernel.shape):
+        return lowerings.direct
     if lowering == "auto" and (dense or depthwise):
         return lowerings.auto
     if lowering == "taps" and (depthwise or (dense and static)):

@@ -27,9 +27,8 @@ Tap = tuple[int, int]
 
 # What `choose_on_cpu` goes by; `python -m experiments.benchmarks --parts lowerings` measures it.
 FEW_CHANNELS = 16
-TAPS_SHARE = 0.85
+TAPS_SHARE = 0.93
 WHOLE_ROWS_SHARE = 0.7
-SMALL_MAP = 750_000  # Numbers in the result, 3 MB: sums of that size stay in the cache.
 FEW_MULTIPLY_ADDS = 100_000_000  # A millisecond or two: one operation for XLA to compile is worth more than speed.
 
 NO_PADS: Pairs = ((0, 0), (0, 0))
@@ -131,19 +130,17 @@ auto: Form = jax.jit(_auto_with_gradient, static_argnums=2)
 def choose_on_cpu(shape: Sequence[int], kernel_shape: Sequence[int], window: Window) -> Literal["direct", "taps"]:
     """Decide how a convolution of a map of some shape is computed on a CPU.
 
-    XLA computes a depthwise convolution there 11 to 66 times slower than nine shifted products, and a 1x1
-    convolution half as fast as the matrix product that it is. Of larger dense kernels `taps` leaves out what falls on
-    padding, which is most at large rates, and pays with a sum of as many maps as there are taps; while these stay in
-    the cache, that is little. Kernels with few inputs, such as a network's first, make thin products; and small
-    convolutions are not worth the time that many operations take to compile.
+    XLA takes more than ten times as long there for a depthwise convolution as for nine shifted products, and for a 1x1
+    convolution 1.4 times as long as for the matrix product that it is (with gradients 1.9 times; medians on an Intel
+    Xeon). Of larger dense kernels `taps` leaves out what falls on padding, which is most at large rates, and pays with
+    a sum of as many maps as there are taps. Kernels with few inputs, such as a network's first, make thin products; and
+    small convolutions are not worth the time that many operations take to compile.
     """
     if not _are_taps_worth_it(shape, kernel_shape, window):
         return "direct"
     if _is_one_operation(kernel_shape, window):
         return "taps"
-    outputs = window.output_size(shape[1:3], kernel_shape)
-    small = isinstance(shape[0], int) and math.prod((shape[0], *outputs, kernel_shape[3])) <= SMALL_MAP
-    return "taps" if small or math.prod(window.shares_on_map(shape[1:3], kernel_shape)) <= TAPS_SHARE else "direct"
+    return "taps" if math.prod(window.shares_on_map(shape[1:3], kernel_shape)) <= TAPS_SHARE else "direct"
 
 
 def _is_one_operation(kernel_shape: Sequence[int], window: Window) -> bool:

@@ -162,7 +162,7 @@ def _train(
                 step=jax.jit(keep_finite(step), donate_argnums=0, out_shardings=(shardings, replicated(mesh))),
                 place=partial(place_batch, mesh=mesh),
                 batches=checked(batches(start=start), model.num_classes, train_source.name),
-                schedule=schedule,
+                schedule=jax.jit(schedule),  # One small program, not one for each of its operations.
                 settings=t,
                 evaluation=evaluation,
                 checkpoints=checkpoints,

@@ -21,7 +21,7 @@ def against_peer(session: Session, ours: Contestant, peer: Callable[[str, bool],
       peer: from (memory format, compiled) to a contestant; None where there is none.
 
     Returns:
-      What `timing.summarize` does, and `eager`: the better format's contestant, by its median.
+      What `timing.summarize` does.
     """
     contestants = {"ours": ours}
     if peer is None:
@@ -29,12 +29,12 @@ def against_peer(session: Session, ours: Contestant, peer: Callable[[str, bool],
     eager = {f"eager {memory}": peer(memory, False) for memory in peers.FORMATS}
     if not session.quick:  # torch.compile takes a minute.
         heat = race(eager, rounds=HEAT_ROUNDS)
-        better = min(heat.seconds, key=lambda name: statistics(heat.seconds[name])["median"])
-        eager["compile"] = peer(better.removeprefix("eager "), True)
+        better = min(heat.seconds, key=lambda name: statistics(heat.seconds[name])["median"], default=None)
+        if better:
+            eager["compile"] = peer(better.removeprefix("eager "), True)
     result = summarize(race({**contestants, **eager}, rounds=session.repeats))
     peers.forget_compiled()
-    formats = [name for name in result["times"] if name.startswith("eager")]
-    return {**result, "eager": min(formats, key=lambda name: result["times"][name]["median"])}
+    return result
 
 
 def describe(result: dict[str, Any]) -> str:

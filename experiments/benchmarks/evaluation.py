@@ -165,7 +165,7 @@ class PeerEvaluation:
         with t.inference_mode():
             for index in range(len(self._source)):
                 example = self._source[index]
-                predicted = self._probabilities(example["image"]).argmax(1)[0]
+                predicted = self._scores(example["image"]).argmax(1)[0]
                 label = t.from_numpy(example["label"].astype(np.int64)).to(peers.device())
                 counted = label < classes
                 pairs_of_classes = label[counted] * classes + predicted[counted]
@@ -173,22 +173,24 @@ class PeerEvaluation:
                 self.predicted.append(predicted.cpu().numpy())
         return confusion.cpu().numpy().reshape(classes, classes)
 
-    def _probabilities(self, image: np.ndarray) -> Any:
-        """Return the mean of the views' probabilities `[1, K, H, W]`."""
+    def _scores(self, image: np.ndarray) -> Any:
+        """Return the sum of the views' probabilities, or of a single view the logits, `[1, K, H, W]`."""
         functional = peers.torch().nn.functional
         x = (peers.images_for(image[None], self._memory) / 255 - self._mean) / self._std
         size = x.shape[2:]
         total: Any = 0
         for scale, mirrored in self._views:
             height, width = (scaled_side(side, scale) for side in size)
-            view = functional.interpolate(x, (height, width), mode="bilinear", align_corners=True)
+            view = x if (height, width) == size else _resized(x, (height, width))
             view = view.flip(-1) if mirrored else view
             padding = (0, -width % self._stride, 0, -height % self._stride)
             logits = self._network(functional.pad(view, padding))[:, :, :height, :width]
             logits = logits.flip(-1) if mirrored else logits
-            logits = functional.interpolate(logits, size, mode="bilinear", align_corners=True)
+            logits = logits if (height, width) == size else _resized(logits, size)
+            if len(self._views) == 1:
+                return logits
             total = total + logits.softmax(1)
-        return total / len(self._views)
+        return total
 
 
 def count_compilations(network: networks.Network, sizes: tuple[tuple[int, int], ...]) -> dict[str, Any]:
@@ -231,6 +233,10 @@ def describe(result: dict[str, Any]) -> str:
 def describe_count(result: dict[str, Any]) -> str:
     """Say the count in one line."""
     return f"{result['compilations']} compilations, {len(result['sizes_run'])} padded sizes"
+
+
+def _resized(images: Any, size: tuple[int, int]) -> Any:
+    return peers.torch().nn.functional.interpolate(images, size, mode="bilinear", align_corners=True)
 
 
 def _same(ours: list[np.ndarray], theirs: Any) -> float:

@@ -71,7 +71,10 @@ class Others:
         self._start = self._seconds()
 
     def processors(self) -> float:
-        """Return how many processors' worth of work they did; what this process and its children do is not theirs."""
+        """Return how many processors' worth of work they did; what this process and its children do is not theirs.
+
+        What a virtual machine had to wait for other machines is.
+        """
         wall, busy, own = (now - start for now, start in zip(self._seconds(), self._start, strict=True))
         return round(max(0.0, busy - own) / max(wall, 1e-9), 2)
 
@@ -79,8 +82,8 @@ class Others:
     def _seconds() -> tuple[float, float, float]:
         """Return the clock, what all processors have worked, and what this process and its ended children have."""
         ticks = Path("/proc/stat").read_text().splitlines()[0].split()[1:9]
-        user, nice, system, _idle, _waiting, interrupts, soft_interrupts, _stolen = map(int, ticks)
-        busy = (user + nice + system + interrupts + soft_interrupts) / os.sysconf("SC_CLK_TCK")
+        user, nice, system, _idle, _waiting, interrupts, soft_interrupts, stolen = map(int, ticks)
+        busy = (user + nice + system + interrupts + soft_interrupts + stolen) / os.sysconf("SC_CLK_TCK")
         return time.perf_counter(), busy, sum(os.times()[:4])
 
 

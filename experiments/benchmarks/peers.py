@@ -43,6 +43,7 @@ def torch() -> Any:
     module.set_num_threads(machine.cores())
     # Products of float32 on tensor cores, as its convolutions and all of JAX have it; without a GPU it changes nothing.
     module.set_float32_matmul_precision("high" if machine.platform() == "gpu" else "highest")
+    module.backends.cudnn.benchmark = True  # Of cuDNN's algorithms the fastest for each shape, as XLA chooses, too.
     return module
 
 

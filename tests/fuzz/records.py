@@ -46,7 +46,7 @@ def seeds(folder: Path) -> Seeds:
         rows[row] = json.dumps(content)
     record = [{"step": step, "train/loss": 2.0 - step / 10, "train/images_per_second": 3.0} for step in range(1, 6)]
     record += [{"step": 3, "val/miou": 0.4}, {"step": 5, "val/miou": 0.7}]
-    benchmarks = (ROOT / "experiments" / "results" / "benchmarks" / "cpu_amd_epyc.json").read_text("utf-8")
+    benchmarks = (ROOT / "experiments" / "results" / "benchmarks" / "cpu_intel_xeon.json").read_text("utf-8")
     return Seeds(rows, record, benchmarks)
 
 
