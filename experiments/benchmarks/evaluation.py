@@ -181,12 +181,12 @@ class PeerEvaluation:
         total: Any = 0
         for scale, mirrored in self._views:
             height, width = (scaled_side(side, scale) for side in size)
-            view = x if (height, width) == size else _resized(x, (height, width))
+            view = _resized(x, (height, width))
             view = view.flip(-1) if mirrored else view
             padding = (0, -width % self._stride, 0, -height % self._stride)
             logits = self._network(functional.pad(view, padding))[:, :, :height, :width]
             logits = logits.flip(-1) if mirrored else logits
-            logits = logits if (height, width) == size else _resized(logits, size)
+            logits = _resized(logits, size)
             if len(self._views) == 1:
                 return logits
             total = total + logits.softmax(1)
@@ -236,6 +236,8 @@ def describe_count(result: dict[str, Any]) -> str:
 
 
 def _resized(images: Any, size: tuple[int, int]) -> Any:
+    if images.shape[2:] == size:  # PyTorch would compute the same map again.
+        return images
     return peers.torch().nn.functional.interpolate(images, size, mode="bilinear", align_corners=True)
 
 
