@@ -1,10 +1,10 @@
 """DeepLabv3 and DeepLabv3+ semantic segmentation in JAX and Flax."""
 
 from deeplab_jax import ops
+from deeplab_jax.analysis.cost import multiply_adds
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate.inference import segment
 from deeplab_jax.models.catalog import create_model, model_names
-from deeplab_jax.models.cost import multiply_adds
 from deeplab_jax.models.fold import fold_norm
 from deeplab_jax.weights.convert import convert
 from deeplab_jax.weights.folder import load, save

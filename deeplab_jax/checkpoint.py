@@ -24,10 +24,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from deeplab_jax.checksums import damage, write_checksums
 from deeplab_jax.distributed import is_first, is_lost, together
 from deeplab_jax.errors import UserError, spell
-from deeplab_jax.jsonfile import read_json
+from deeplab_jax.files import damage, read_json, write_checksums
 
 METRIC = "miou"
 _VARIABLES, _EXTRA, _METRICS = "variables", "optimizer", "metrics"  # The last is Orbax's own name.

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict, config_flags
 
 from deeplab_jax.config_values import check, fill, set_option
 from deeplab_jax.errors import UserError, did_you_mean
-from deeplab_jax.jsonfile import read_json
+from deeplab_jax.files import read_json
 
 # A word of the command line that sets what a model or a data set takes besides: section, key, value.
 OPTION = re.compile(r"--config\.(model|data)\.options\.(\w+)=(.*)", re.DOTALL)

@@ -19,13 +19,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from deeplab_jax import load
-from deeplab_jax.data.sources import open_source
+from deeplab_jax.commands import fail
+from deeplab_jax.data.catalog import open_source
 from deeplab_jax.errors import UserError
-from deeplab_jax.evaluate.evaluator import versions
 from deeplab_jax.evaluate.inference import predict_probabilities
 from deeplab_jax.ops import metrics
 from deeplab_jax.ops.crf import DenseCRF, mean_field
-from deeplab_jax.verbs import fail
+from deeplab_jax.provenance import versions
 from experiments.runner.files import write_json
 
 RESULTS = Path(__file__).parent / "results" / "crf.json"

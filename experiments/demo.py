@@ -13,15 +13,19 @@ from pathlib import Path
 
 from rich.console import Console
 
-from deeplab_jax.__main__ import fail
-from deeplab_jax.__main__ import main as command_line
+from deeplab_jax.cli import fail
+from deeplab_jax.cli import main as command_line
 from deeplab_jax.config import read_config
+from deeplab_jax.data.catalog import open_source
 from deeplab_jax.data.images import write_image
-from deeplab_jax.data.sources import open_source
 from deeplab_jax.errors import UserError, end_process
-from deeplab_jax.evaluate.evaluator import Results, evaluate, write_results
+from deeplab_jax.evaluate.evaluator import (
+    Results,
+    evaluate,
+    write_results,
+)
 from deeplab_jax.evaluate.pictures import StripCollector, overlay, stack_strips
-from deeplab_jax.evaluate.tables import class_table
+from deeplab_jax.terminal import class_table
 from deeplab_jax.train.settings import source_options
 from deeplab_jax.weights.folder import load
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import jax
 
+from deeplab_jax.analysis.cost import multiply_adds
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.catalog import ARCHITECTURES, BACKBONES, create_model, model_names
-from deeplab_jax.models.cost import multiply_adds
 from deeplab_jax.models.segmenter import abstract_variables
 from experiments.sections import Section
 

@@ -20,8 +20,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table as Grid
 
+from deeplab_jax.analysis.cost import Call, Counting, count, record
 from deeplab_jax.labels import VOC
-from deeplab_jax.models.cost import Call, Counting, count, record
 from deeplab_jax.models.segmenter import Segmenter
 from deeplab_jax.ops.geometry import scaled_side
 from deeplab_jax.train.settings import build_model

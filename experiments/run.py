@@ -18,11 +18,12 @@ from typing import Any
 
 from rich.console import Console
 
-from deeplab_jax.__main__ import Parser, enable_compilation_cache, split_config_arguments
+from deeplab_jax.cli import Parser, enable_compilation_cache, split_config_arguments
+from deeplab_jax.commands import INTERRUPTED, PREEMPTED, fail
 from deeplab_jax.errors import UserError, did_you_mean, end_process
+from deeplab_jax.files import locked
+from deeplab_jax.provenance import git_commit, short
 from deeplab_jax.train.signals import Interrupted, stop_on_signals
-from deeplab_jax.train.workdir import git_commit, locked, short
-from deeplab_jax.verbs import INTERRUPTED, PREEMPTED, fail
 from experiments.runner import overview
 from experiments.runner.estimate import Rates, hours, rates
 from experiments.runner.jobs import Asked, Job, ask, job_name, make_jobs

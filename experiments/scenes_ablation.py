@@ -14,12 +14,13 @@ from typing import Any
 
 from rich.console import Console
 
-from deeplab_jax.__main__ import fail
+from deeplab_jax.cli import fail
 from deeplab_jax.config import load_config
 from deeplab_jax.errors import UserError, end_process
-from deeplab_jax.jsonfile import read_json
+from deeplab_jax.files import read_json
+from deeplab_jax.provenance import git_commit
 from deeplab_jax.train.loop import train
-from deeplab_jax.train.workdir import git_commit, open_workdir
+from deeplab_jax.train.workdir import open_workdir
 from experiments.runner.files import write_json
 
 ROWS: dict[str, dict[str, Any]] = {

@@ -16,7 +16,7 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from deeplab_jax.data.scenes import SCENES, Scenes
+from deeplab_jax.data.sets.scenes import SCENES, Scenes
 from deeplab_jax.labels import IGNORE_LABEL
 from deeplab_jax.ops import metrics
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deeplab_jax.errors import UserError
-from deeplab_jax.weights.whole_file import write_whole
+from deeplab_jax.files import write_whole
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,9 @@ inherit these settings.
 
 import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
@@ -63,8 +64,8 @@ def compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def tiny_networks(compilation_cache: Path) -> Iterator[None]:
-    """The networks of `tests.tiny` in the catalog, for a file whose tests compile the same programs again and again."""
-    from tests.tiny import tiny_models
+    """Put the networks of `tests.support.tiny` into the catalog, for tests that share few programs."""
+    from tests.support.tiny import tiny_models
 
     with tiny_models():
         yield
@@ -73,7 +74,7 @@ def tiny_networks(compilation_cache: Path) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def scenes_run(tmp_path_factory: pytest.TempPathFactory, compilation_cache: Path) -> Path:
     """Train `configs/scenes.py:debug` through the command line and return the run directory."""
-    from deeplab_jax.__main__ import main
+    from deeplab_jax.cli import main
 
     workdir = tmp_path_factory.mktemp("runs") / "scenes"
     assert main(["train", "--config", f"{ROOT}/configs/scenes.py:debug", "--workdir", str(workdir)]) == 0
@@ -96,3 +97,27 @@ def camvid_dir() -> Path:
 def voc_samples_dir() -> Path:
     """Return the folder of VOC images with colour labels (N_image.png, N_target.png); skip where it is absent."""
     return _data_dir("VOC_SAMPLES_DIR", "voc_samples")
+
+
+@pytest.fixture(scope="session")
+def fill_variables() -> Callable[..., dict[str, Any]]:
+    """Return `tests.support.traces.make_variables`."""
+    from tests.support.traces import make_variables
+
+    return make_variables
+
+
+@pytest.fixture(scope="session")
+def shapes_of() -> Callable[..., dict[str, Any]]:
+    """Return `tests.support.traces.variable_shapes`."""
+    from tests.support.traces import variable_shapes
+
+    return variable_shapes
+
+
+@pytest.fixture(scope="session")
+def convolutions() -> Callable[..., list[Any]]:
+    """Return `tests.support.traces.find_convolutions`."""
+    from tests.support.traces import find_convolutions
+
+    return find_convolutions

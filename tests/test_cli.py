@@ -13,17 +13,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deeplab_jax.__main__ import main
+from deeplab_jax.cli import main
 from deeplab_jax.config import load_config
 from deeplab_jax.data.images import read_image, read_mask
-from deeplab_jax.data.scenes import Scenes
-from tests.layouts import LAYOUTS, data_arguments
-from tests.tiny import assert_same_arrays, read_checkpoint, read_metrics, tiny_models
+from deeplab_jax.data.sets.scenes import Scenes
+from tests.support.layouts import LAYOUTS, data_arguments
+from tests.support.tiny import assert_same_arrays, read_checkpoint, read_metrics, tiny_models
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 SCENES = f"{ROOT}/configs/scenes.py:debug"
-TINY = "from tests.tiny import tiny_config\n\n\ndef get_config(arg=None):\n    return tiny_config()\n"
+TINY = "from tests.support.tiny import tiny_config\n\n\ndef get_config(arg=None):\n    return tiny_config()\n"
 KEYS = {
     *("miou", "pixel_accuracy", "mean_accuracy", "per_class", "confusion_matrix"),
     *("protocol", "model", "versions", "seconds"),
@@ -252,7 +252,7 @@ def test_help_lists_the_verbs(capsys) -> None:
 def test_compiled_programs_are_kept_where_the_environment_says(tmp_path, monkeypatch) -> None:
     import jax
 
-    from deeplab_jax.__main__ import enable_compilation_cache
+    from deeplab_jax.cli import enable_compilation_cache
 
     before = jax.config.jax_compilation_cache_dir
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -272,7 +272,7 @@ def test_compiled_programs_are_kept_where_the_environment_says(tmp_path, monkeyp
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_reads_its_data(path, tmp_path, capsys) -> None:
     name = load_config([f"--config={path}"]).data.name
-    assert name in (*LAYOUTS, "scenes"), f"tests/layouts.py has no layout of {name}"
+    assert name in (*LAYOUTS, "scenes"), f"tests/support/layouts.py has no layout of {name}"
     words = data_arguments(name, tmp_path / "data")
     code = run("check-data", "--config", f"{path}:debug", *words, "--limit", 2)
     printed = capsys.readouterr()

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from deeplab_jax.__main__ import main
+from deeplab_jax.cli import main
 from deeplab_jax.models.catalog import create_model
 from deeplab_jax.models.segmenter import abstract_variables
 from deeplab_jax.weights import convert as module
 from deeplab_jax.weights.folder import load, save
-from tests.tiny import tiny_model, tiny_models
+from tests.support.tiny import tiny_model, tiny_models
 from tests.weights.test_convert import make_tensors, recognise
 
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deeplab_jax.__main__ import main, split_config_arguments
+from deeplab_jax.cli import main, split_config_arguments
 from deeplab_jax.weights.folder import save
-from tests.layouts import data_arguments, write_pair
-from tests.tiny import tiny_model, tiny_models
+from tests.support.layouts import data_arguments, write_pair
+from tests.support.tiny import tiny_model, tiny_models
 
 ROOT = Path(__file__).resolve().parent.parent
 SCENES = f"{ROOT}/configs/scenes.py:debug"

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from deeplab_jax.__main__ import main
+from deeplab_jax.analysis.summary import summarize
+from deeplab_jax.cli import main
 from deeplab_jax.models.catalog import create_model
-from deeplab_jax.models.summary import summarize
 from deeplab_jax.weights.folder import save, write_description
-from tests.tiny import tiny_model, tiny_models
+from tests.support.tiny import tiny_model, tiny_models
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -7,7 +7,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from deeplab_jax.config import base, differences, load_config, parse_arg, read_config, shrink, to_plain
-from deeplab_jax.data.sources import open_source
+from deeplab_jax.data.catalog import open_source
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.catalog import create_model, model_names
 

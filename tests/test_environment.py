@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from deeplab_jax import __main__ as command_line
+from deeplab_jax import cli as command_line
 from deeplab_jax.checkpoint import Checkpoints
 from deeplab_jax.weights.folder import CHECKPOINTS
-from tests.processes import ROOT, finish, start, write_config
-from tests.tiny import assert_same_arrays, read_checkpoint, read_metrics
+from tests.support.processes import ROOT, finish, start, write_config
+from tests.support.tiny import assert_same_arrays, read_checkpoint, read_metrics
 
 # Without UTF-8 mode and without the coercion of locales, Python takes "C" at its word: ASCII.
 ASCII = {"LC_ALL": "C", "LANG": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": None}
@@ -147,7 +147,7 @@ def test_a_process_whose_reader_hangs_ends(tmp_path, compilation_cache, module, 
     """The thread that hangs does not keep it alive: 2 and a line, and the step before is saved."""
     config = write_config(tmp_path / "tiny.py", **{"data.timeout": 10.0, "train.checkpoint_every": 100})
     hanging = (
-        "\nfrom deeplab_jax.data.scenes import Scenes\nread, calls = Scenes.__getitem__, iter(range(9))\n"
+        "\nfrom deeplab_jax.data.sets.scenes import Scenes\nread, calls = Scenes.__getitem__, iter(range(9))\n"
         "import time\n\n\ndef hang(self, index):\n    if next(calls, None) is None:\n        time.sleep(10_000)\n"
         "    return read(self, index)\n\n\nScenes.__getitem__ = hang\n"
     )

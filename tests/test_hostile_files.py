@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deeplab_jax.__main__ import main
+from deeplab_jax.cli import main
 from deeplab_jax.config import base, to_plain
 from deeplab_jax.weights.folder import save
 from experiments.runner import files as results
-from tests.layouts import camvid, coco, write_pair
-from tests.tiny import tiny_model, tiny_models
+from tests.support.layouts import camvid, coco, write_pair
+from tests.support.tiny import tiny_model, tiny_models
 
 ROOT = Path(__file__).resolve().parent.parent
 MEMORY = 256 * 2**20

@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deeplab_jax.__main__ import main
-from deeplab_jax.data.encoded import FORMATS, MAX_PIXELS
+from deeplab_jax.cli import main
+from deeplab_jax.data.image_files import FORMATS, MAX_PIXELS
 from deeplab_jax.data.images import read_image
 from deeplab_jax.errors import UserError
-from deeplab_jax.jsonfile import DEEPEST, parse_json, read_json
+from deeplab_jax.files import DEEPEST, parse_json, read_json
 from deeplab_jax.weights.folder import save
-from tests.layouts import voc
-from tests.tiny import tiny_model, tiny_models
+from tests.support.layouts import voc
+from tests.support.tiny import tiny_model, tiny_models
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 import pytest
 
-from deeplab_jax.data.scenes import Scenes
+from deeplab_jax.data.sets.scenes import Scenes
 from deeplab_jax.models.catalog import create_model
 from deeplab_jax.ops.metrics import confusion_matrix, mean_iou
 from deeplab_jax.train.state import TrainState, create_state

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from deeplab_jax.data.encoded import damage, open_encoded, read_bytes
+from deeplab_jax.data.image_files import damage, open_encoded, read_bytes
 from deeplab_jax.errors import UserError
 from deeplab_jax.labels import IGNORE_LABEL
 

@@ -7,8 +7,8 @@ import grain
 import numpy as np
 from absl import flags
 
-from deeplab_jax.data.pairs import Example, Source
-from deeplab_jax.data.reading import NOT_REPLACED, Read, Replacing, Skipped, never, start_worker, within
+from deeplab_jax.data.faults import NOT_REPLACED, Read, Replacing, Skipped, never, start_worker, within
+from deeplab_jax.data.source import Example, Source
 from deeplab_jax.data.transforms import augment
 from deeplab_jax.errors import UserError, did_you_mean, spell
 

@@ -18,8 +18,8 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from deeplab_jax.data import images
-from deeplab_jax.data.pairs import Source
-from deeplab_jax.data.prepared import FEATURES, SIDE_FILE
+from deeplab_jax.data.sets.prepared import FEATURES, SIDE_FILE
+from deeplab_jax.data.source import Source
 from deeplab_jax.errors import UserError
 
 Progress = Callable[[str, int, int], None]

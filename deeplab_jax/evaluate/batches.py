@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from deeplab_jax.data.pairs import Example
+from deeplab_jax.data.source import Example
 from deeplab_jax.evaluate.inference import pad_images, run_size
 from deeplab_jax.labels import IGNORE_LABEL
 

@@ -1,19 +1,16 @@
 """Evaluation of a model on a labelled source: one confusion matrix over all images, metrics once at the end."""
 
 import dataclasses
-import platform
 import time
 from collections.abc import Callable, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
+from deeplab_jax.data.faults import never
 from deeplab_jax.data.loader import TIMEOUT, examples_in_order
-from deeplab_jax.data.pairs import Example, Source, check_limit
-from deeplab_jax.data.reading import never
+from deeplab_jax.data.source import Example, Source, check_limit
 from deeplab_jax.distributed import in_step, listed, own_share, summed, together
 from deeplab_jax.errors import UserError, did_you_mean
 from deeplab_jax.evaluate.batches import grouped, padded
@@ -21,28 +18,17 @@ from deeplab_jax.evaluate.boundary import Trimap, check_trimap
 from deeplab_jax.evaluate.devices import copy_to, local_devices, split_over
 from deeplab_jax.evaluate.inference import check_views, crf_parameters, evaluate_batch
 from deeplab_jax.evaluate.views import check_seen, seen
-from deeplab_jax.jsonfile import write_json
+from deeplab_jax.files import write_json
 from deeplab_jax.labels import IGNORE_LABEL, LabelSet
 from deeplab_jax.models.catalog import check_output_stride, describe
 from deeplab_jax.models.fold import fold_norm
 from deeplab_jax.models.segmenter import Segmenter, Variables
 from deeplab_jax.ops import metrics as ops_metrics
 from deeplab_jax.ops.crf import DenseCRF
+from deeplab_jax.provenance import versions
 
 METRICS_FILE = "metrics.json"
 MODES = ("padded", "exact")
-VERSIONED = (
-    "deeplab_jax",
-    "jax",
-    "jaxlib",
-    "flax",
-    "optax",
-    "orbax-checkpoint",
-    "grain",
-    "numpy",
-    "opencv-python-headless",
-)
-
 Size = tuple[int, int]
 Results = dict[str, Any]
 OnPrediction = Callable[[Example, np.ndarray], None]
@@ -239,19 +225,6 @@ def summarize_confusion(confusion: np.ndarray, labels: LabelSet) -> Results:
         ],
         "confusion_matrix": confusion.tolist(),
     }
-
-
-def versions() -> dict[str, str]:
-    """Return the versions and the device that results depend on."""
-    found = {"python": platform.python_version()}
-    for package in VERSIONED:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = "not installed as a package"
-    device = jax.devices()[0]
-    found["device"] = f"{jax.device_count()} x {device.platform} {device.device_kind}"
-    return found
 
 
 def write_results(results: Results, folder: Path) -> Path:

@@ -31,7 +31,7 @@ Array = np.ndarray | jax.Array
 
 PAD_STEP = 128
 LONGEST_WHOLE = 2**14
-"""Side of an image, in pixels, that `predict` runs whole: the matrix that resizes scores along it has
+"""Side of an image, in pixels, that `predict` runs whole: the matrix that resizes logits along it has
 side² / output stride entries."""
 
 
@@ -159,8 +159,8 @@ def _classes(
 def _probabilities(
     model: Segmenter, variables: Variables, images: jax.Array, sizes: jax.Array, scales: tuple[float, ...], flip: bool
 ) -> jax.Array:
-    scores = class_scores(model, variables, preprocess(model, images, sizes), scales=scales, flip=flip)
-    return scores if len(scales) * (1 + flip) > 1 else jax.nn.softmax(scores)
+    logits = class_scores(model, variables, preprocess(model, images, sizes), scales=scales, flip=flip)
+    return logits if len(scales) * (1 + flip) > 1 else jax.nn.softmax(logits)
 
 
 def preprocess(model: Segmenter, images: jax.Array, sizes: jax.Array) -> jax.Array:
@@ -186,9 +186,9 @@ def class_scores(
         size = tuple(max(SMALLEST_SIDE, scaled_side(side, scale)) for side in images.shape[1:3])
         view = resize_bilinear(images, (size[0], size[1]), align_corners=True)
         view = view[:, :, ::-1] if mirrored else view
-        scores: Any = model.apply(variables, view, method="scores_of_whole")
-        scores = scores[:, :, ::-1] if mirrored else scores
-        return resize_bilinear(scores, images.shape[1:3], align_corners=model.settings.align_corners)
+        logits: Any = model.apply(variables, view, method="coarse_logits_of_whole")
+        logits = logits[:, :, ::-1] if mirrored else logits
+        return resize_bilinear(logits, images.shape[1:3], align_corners=model.settings.align_corners)
 
     if len(views) == 1:
         return logits(*views[0])

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from deeplab_jax.data.pairs import Example
+from deeplab_jax.data.source import Example
 from deeplab_jax.labels import IGNORE_LABEL, LabelSet
 
 Palette = Sequence[tuple[int, int, int]]

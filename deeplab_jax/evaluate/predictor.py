@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from deeplab_jax.data.images import read_image, write_image, write_mask
-from deeplab_jax.data.pairs import Example, list_images
+from deeplab_jax.data.source import Example, list_images
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate.inference import check_views, check_whole, pad_images, predict_classes, run_size
 from deeplab_jax.evaluate.pictures import overlay

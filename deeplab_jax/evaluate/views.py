@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from deeplab_jax.data.pairs import Example
+from deeplab_jax.data.source import Example
 from deeplab_jax.data.transforms import resize_pair
 from deeplab_jax.errors import UserError
 

@@ -10,10 +10,10 @@ import flax.linen as nn
 
 from deeplab_jax.errors import UserError, did_you_mean
 from deeplab_jax.models import parts
+from deeplab_jax.models.contexts.pyramid_pooling import GlobalContext
 from deeplab_jax.models.layers import SMALL_NORMAL, Conv, LayerSettings, NormKind
 from deeplab_jax.models.parts import choice
 from deeplab_jax.models.preprocessing import IMAGENET, SYMMETRIC, Preprocessing
-from deeplab_jax.models.pyramid_pooling import GlobalContext
 from deeplab_jax.models.segmenter import Segmenter, abstract_variables
 from deeplab_jax.ops.atrous import Lowering
 
@@ -146,7 +146,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "deeplabv2": Architecture(
         parts.deeplabv2, 8,
         {"vgg16": {"fc_channels": 1024, "pool_window": 3}, "resnet101": {"first_unit_rate": "stage"}},
-        "1606.00915", "scores at rates 6, 12, 18, 24, summed; DenseCRF after it by `--crf`",
+        "1606.00915", "logits at rates 6, 12, 18, 24, summed; DenseCRF after it by `--crf`",
         backbone_options=("pool_window",),
     ),
     "largefov": Architecture(
@@ -154,9 +154,9 @@ ARCHITECTURES: dict[str, Architecture] = {
         backbone_options=("pool_window",),
     ),
     "fcn32s": Architecture(parts.fcn_skips(()), 32, _on("vgg16"), "1411.4038", "upsampling learned, in one step"),
-    "fcn16s": Architecture(parts.fcn_skips(("pool4",)), 32, _on("vgg16"), "1411.4038", "adds the scores of pool4"),
+    "fcn16s": Architecture(parts.fcn_skips(("pool4",)), 32, _on("vgg16"), "1411.4038", "adds the logits of pool4"),
     "fcn8s": Architecture(
-        parts.fcn_skips(("pool4", "pool3")), 32, _on("vgg16"), "1411.4038", "adds the scores of pool4 and pool3"
+        parts.fcn_skips(("pool4", "pool3")), 32, _on("vgg16"), "1411.4038", "adds the logits of pool4 and pool3"
     ),
     "fcn": Architecture(
         parts.fcn, 8, _on("resnet50", "resnet101"), "torchvision", "torchvision's FCN: one 3x3 on dilated features",
@@ -164,7 +164,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
     "lraspp": Architecture(
         parts.lraspp, 16, _on("mobilenet_v3_large"), "1905.02244",
-        "Lite R-ASPP: a gate of image-level features, scores at stride 8, as torchvision builds it",
+        "Lite R-ASPP: a gate of image-level features, logits at stride 8, as torchvision builds it",
         defaults={"align_corners": False},
     ),
     "unet": Architecture(
@@ -289,7 +289,7 @@ def create_model(name: str, *, num_classes: int = 21, output_stride: int | None 
         ) from error
     valid = given.get("padding") == "valid"
     if valid and (pyramid or given.get("aux_head")):
-        raise UserError("padding='valid': its scores cover the centre only; leave out image_pyramid and aux_head")
+        raise UserError("padding='valid': its logits cover the centre only; leave out image_pyramid and aux_head")
     if given.get("aux_head") and given.get("last_stage", backbone.aux) < backbone.aux:
         raise UserError(f"aux_head: it needs {backbone.aux}; leave out last_stage={given['last_stage']!r}")
     output = f"conv{given['last_block'] + 1}" if "last_block" in given else given.get("last_stage", backbone.output)

@@ -1,4 +1,4 @@
-"""Image pyramids: one network with shared weights over several scales of the image, their scores fused."""
+"""Image pyramids: one network with shared weights over several scales of the image, their logits fused."""
 
 from typing import Literal
 
@@ -17,7 +17,7 @@ ATTENTION_CHANNELS = 512
 
 
 class ImagePyramid(nn.Module):
-    """What a network sees of an image at several scales, and how their scores become one.
+    """What a network sees of an image at several scales, and how their logits become one.
 
     Scores are fused at the size of the first scale's. "max" is DeepLabv2's (sec. 4.1.2); "attention" (Chen et al.,
     arXiv 1511.03339, sec. 3) weighs the scales at every pixel by a softmax over two convolutions that read the features
@@ -27,7 +27,7 @@ class ImagePyramid(nn.Module):
 
     Attributes:
       scales: from fine to coarse; a side of n pixels is seen as `(n - 1) * scale + 1`.
-      fusion: of the scores.
+      fusion: of the logits.
       kind: "resized" images or the bands of a Laplacian pyramid.
     """
 
@@ -48,10 +48,10 @@ class ImagePyramid(nn.Module):
         return [level - above for level, above in zip(levels, coarser, strict=False)] + levels[-1:]
 
     @nn.compact
-    def __call__(self, scores: list[jax.Array], features: list[jax.Array]) -> jax.Array:
-        """Fuse scores `[N, h_s, w_s, K]` of each scale to `[N, h_0, w_0, K]`; attention reads the maps behind them."""
-        size = scores[0].shape[1:3]
-        resized = [resize_bilinear(x, size, align_corners=self.settings.align_corners) for x in scores]
+    def __call__(self, logits: list[jax.Array], features: list[jax.Array]) -> jax.Array:
+        """Fuse logits `[N, h_s, w_s, K]` of each scale to `[N, h_0, w_0, K]`; attention reads the maps behind them."""
+        size = logits[0].shape[1:3]
+        resized = [resize_bilinear(x, size, align_corners=self.settings.align_corners) for x in logits]
         if self.fusion == "average":
             return sum(resized[1:], resized[0]) / len(resized)
         if self.fusion == "max":

@@ -31,7 +31,7 @@ ACTIVATIONS: dict[Activation, Callable[[jax.Array], jax.Array]] = {
 GROUP_NORM_GROUPS = 32
 # What rematerialisation keeps: the name of a convolution's result.
 CONVOLUTION = "convolution"
-# Of layers that end in scores: logits near zero, so that the first loss is that of a uniform guess.
+# Of layers that end in logits: logits near zero, so that the first loss is that of a uniform guess.
 SMALL_NORMAL = nn.initializers.normal(0.01)
 
 

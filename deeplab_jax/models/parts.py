@@ -10,32 +10,32 @@ from typing import Any, Literal, NamedTuple, get_args
 import flax.linen as nn
 
 from deeplab_jax.errors import UserError, did_you_mean
-from deeplab_jax.models.aspp import ASPP
-from deeplab_jax.models.deeplabv2 import SummedPyramid
-from deeplab_jax.models.deeplabv3plus_decoder import DeepLabV3PlusDecoder
-from deeplab_jax.models.dilation import FirstUnitRate
-from deeplab_jax.models.fcn import FCNReduction, FCNSkips
-from deeplab_jax.models.fully_connected import FullyConnected
+from deeplab_jax.models.backbones.dilation import FirstUnitRate
+from deeplab_jax.models.backbones.mobilenet_v2 import MobileNetV2
+from deeplab_jax.models.backbones.mobilenet_v3 import MobileNetV3Large
+from deeplab_jax.models.backbones.resnet import ResNet
+from deeplab_jax.models.backbones.vgg import VGG
+from deeplab_jax.models.backbones.xception import SIZES, Xception
+from deeplab_jax.models.backbones.xception import Form as XceptionForm
+from deeplab_jax.models.contexts.aspp import ASPP
+from deeplab_jax.models.contexts.fully_connected import FullyConnected
+from deeplab_jax.models.contexts.pyramid_pooling import PyramidPooling, SpatialPyramidContext
+from deeplab_jax.models.decoders.deeplabv2 import SummedPyramid
+from deeplab_jax.models.decoders.deeplabv3plus import DeepLabV3PlusDecoder
+from deeplab_jax.models.decoders.fcn import FCNReduction, FCNSkips
+from deeplab_jax.models.decoders.lraspp import LiteRASPP
+from deeplab_jax.models.decoders.refinenet import RefineNetDecoder
+from deeplab_jax.models.decoders.segnet import SegNetDecoder
+from deeplab_jax.models.decoders.unet import UNetDecoder
 from deeplab_jax.models.image_pyramid import Fusion, ImagePyramid, PyramidKind
 from deeplab_jax.models.layers import LayerSettings
-from deeplab_jax.models.lraspp import LiteRASPP
-from deeplab_jax.models.mobilenet_v2 import MobileNetV2
-from deeplab_jax.models.mobilenet_v3 import MobileNetV3Large
-from deeplab_jax.models.pyramid_pooling import PyramidPooling, SpatialPyramidContext
-from deeplab_jax.models.refinenet import RefineNetDecoder
-from deeplab_jax.models.resnet import ResNet
-from deeplab_jax.models.segnet import SegNetDecoder
-from deeplab_jax.models.unet import UNetDecoder
-from deeplab_jax.models.vgg import VGG
-from deeplab_jax.models.xception import SIZES, Xception
-from deeplab_jax.models.xception import Form as XceptionForm
 
 Convs = tuple[tuple[int, int], ...]
 LAST_STAGES = ("conv3", "conv4", "conv5")
 
 
 class Head(NamedTuple):
-    """What follows a backbone. `classifier_kernel=0` means that the decoder's output are the scores."""
+    """What follows a backbone. `classifier_kernel=0` means that the decoder's output are the logits."""
 
     context: nn.Module | None = None
     decoder: nn.Module | None = None

@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from deeplab_jax.errors import UserError
-from deeplab_jax.models.fcn import reduce_channels
+from deeplab_jax.models.decoders.fcn import reduce_channels
+from deeplab_jax.models.decoders.unet import extend_by_mirroring, next_valid_side
 from deeplab_jax.models.image_pyramid import ImagePyramid
 from deeplab_jax.models.layers import Conv, Features, LayerSettings
 from deeplab_jax.models.preprocessing import Preprocessing
-from deeplab_jax.models.unet import extend_by_mirroring, next_valid_side
 from deeplab_jax.ops.resize import resize_bilinear
 
 Variables = dict[str, Any]
@@ -43,7 +43,7 @@ class Segmenter(nn.Module):
       context: module `(map, output_stride=, train=) -> map`, or None.
       decoder: module `(map, features, train=) -> map`, or None. The features are those of the method `features`, and
         the images themselves as "image".
-      classifier: module `map -> scores`, or None where the decoder's output are the scores.
+      classifier: module `map -> logits`, or None where the decoder's output are the logits.
       pyramid: an `ImagePyramid` around all of these, or None.
       backbone_output: name of the features that the context sees.
       num_classes: classes of the logits.
@@ -87,15 +87,15 @@ class Segmenter(nn.Module):
         Raises:
           UserError: images of too few pixels, of another rank, or, where `valid`, of a side that does not fit.
         """
-        return self.resize(self._all_scores(images, train=train, resize_aux=True), images)
+        return self.resize(self._all_logits(images, train=train, resize_aux=True), images)
 
-    def scores(self, images: jax.Array, *, train: bool = False) -> jax.Array:
+    def coarse_logits(self, images: jax.Array, *, train: bool = False) -> jax.Array:
         """Compute the classifier's float32 output `[N, h, w, num_classes]` before it is resized to the image; an
         auxiliary head's is sown so, too.
         """
-        return self._all_scores(images, train=train, resize_aux=False)
+        return self._all_logits(images, train=train, resize_aux=False)
 
-    def _all_scores(self, images: jax.Array, *, train: bool, resize_aux: bool) -> jax.Array:
+    def _all_logits(self, images: jax.Array, *, train: bool, resize_aux: bool) -> jax.Array:
         if images.ndim != 4 or any(side < SMALLEST_SIDE for side in images.shape[1:3]):
             raise UserError(
                 f"images of shape {images.shape}: expected [N, H, W, C] with H and W of at least {SMALLEST_SIDE}"
@@ -107,19 +107,19 @@ class Segmenter(nn.Module):
                 f"pixels on each side; {fitting[0]}x{fitting[1]} would fit"
             )
         if self.pyramid is None:
-            return self._scores(images, images, train=train, resize_aux=resize_aux)[0]
+            return self._logits(images, images, train=train, resize_aux=resize_aux)[0]
         views = self.pyramid.views(images, smallest=SMALLEST_SIDE)
-        scores, seen = zip(
-            *[self._scores(view, images, train=train, resize_aux=resize_aux) for view in views], strict=True
+        logits, seen = zip(
+            *[self._logits(view, images, train=train, resize_aux=resize_aux) for view in views], strict=True
         )
-        return self.pyramid(list(scores), list(seen))
+        return self.pyramid(list(logits), list(seen))
 
-    def scores_of_whole(self, images: jax.Array) -> jax.Array:
-        """Compute scores that cover the images to their borders, mirroring them there where the network is `valid`."""
+    def coarse_logits_of_whole(self, images: jax.Array) -> jax.Array:
+        """Compute logits that cover the images to their borders, mirroring them there where the network is `valid`."""
         if not self.valid:
-            return self.scores(images)
-        scores = self.scores(extend_by_mirroring(images))
-        return scores[:, : images.shape[1], : images.shape[2]]
+            return self.coarse_logits(images)
+        logits = self.coarse_logits(extend_by_mirroring(images))
+        return logits[:, : images.shape[1], : images.shape[2]]
 
     def features(self, images: jax.Array, *, train: bool = False) -> Features:
         """Compute `{name: (array [N, h, w, C], stride)}` from the stem to the context's output; of an image pyramid, at
@@ -129,12 +129,12 @@ class Segmenter(nn.Module):
             images = self.pyramid.views(images, smallest=SMALLEST_SIDE)[0]
         return self._features(images, train=train)
 
-    def resize(self, scores: jax.Array, images: jax.Array) -> jax.Array:
-        """Resize scores bilinearly to the images' height and width, in float32; not where `valid`."""
-        scores = scores.astype(jnp.float32)
+    def resize(self, logits: jax.Array, images: jax.Array) -> jax.Array:
+        """Resize logits bilinearly to the images' height and width, in float32; not where `valid`."""
+        logits = logits.astype(jnp.float32)
         if self.valid:
-            return scores
-        return resize_bilinear(scores, images.shape[1:3], align_corners=self.settings.align_corners)
+            return logits
+        return resize_bilinear(logits, images.shape[1:3], align_corners=self.settings.align_corners)
 
     def fitting_side(self, side: int) -> int:
         """Return the smallest number of pixels, of at least `side`, that a side of an image may have."""
@@ -147,10 +147,10 @@ class Segmenter(nn.Module):
             x = self.context(x, output_stride=stride, train=train)
         return {**features, "context": (x, stride)}
 
-    def _scores(
+    def _logits(
         self, view: jax.Array, images: jax.Array, *, train: bool, resize_aux: bool
     ) -> tuple[jax.Array, jax.Array]:
-        """Return the float32 scores of one view of the images, and the map before the classifier."""
+        """Return the float32 logits of one view of the images, and the map before the classifier."""
         features = self._features(view, train=train)
         x, _ = features["context"]
         if self.aux_features is not None:
@@ -158,8 +158,8 @@ class Segmenter(nn.Module):
             self.sow("intermediates", "aux", self.resize(aux, images) if resize_aux else aux.astype(jnp.float32))
         if self.decoder is not None:
             x = self.decoder(x, {**features, "image": (view, 1)}, train=train)
-        scores = x if self.classifier is None else self.classifier(x)
-        return scores.astype(jnp.float32), x
+        logits = x if self.classifier is None else self.classifier(x)
+        return logits.astype(jnp.float32), x
 
 
 def abstract_variables(model: Segmenter) -> Variables:

@@ -61,15 +61,15 @@ def pixel_losses(
 
 
 def upsampled_losses(
-    scores: jax.Array, labels: jax.Array, *, align_corners: bool, class_weights: jax.Array | None = None, parts: int = 1
+    logits: jax.Array, labels: jax.Array, *, align_corners: bool, class_weights: jax.Array | None = None, parts: int = 1
 ) -> tuple[jax.Array, jax.Array]:
-    """Return the losses of scores that are resized bilinearly to the labels, and which pixels they get right.
+    """Return the losses of logits that are resized bilinearly to the labels, and which pixels they get right.
 
     The logits are computed a band of rows at a time, and again for the gradient, so that they never exist at full
     resolution as a whole: for 16 crops of 513x513 and 21 classes they would take 354 MB, and their gradient as much.
 
     Args:
-      scores: `[N, h, w, K]`.
+      logits: `[N, h, w, K]`.
       labels: `[N, H, W]`, see `cross_entropy`.
       align_corners: see `ops.resize`.
       class_weights: see `cross_entropy`.
@@ -82,17 +82,17 @@ def upsampled_losses(
     def compare(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
         return pixel_losses(logits, labels, class_weights=class_weights), jnp.argmax(logits, axis=-1) == labels
 
-    scores = scores.astype(jnp.float32)
-    if scores.shape[1:3] == labels.shape[1:3]:
-        return compare(scores, labels)
-    height, width, rows = *labels.shape[1:], scores.shape[1]
+    logits = logits.astype(jnp.float32)
+    if logits.shape[1:3] == labels.shape[1:3]:
+        return compare(logits, labels)
+    height, width, rows = *labels.shape[1:], logits.shape[1]
     bands = -(-height // BAND_ROWS)
     missing = -(height // parts) % bands
     weights = interpolation_matrix(rows, height, align_corners).reshape(parts, -1, rows)
     weights = np.pad(weights, ((0, 0), (0, missing), (0, 0)))
     labels = labels.reshape(labels.shape[0], parts, -1, width)
     labels = jnp.pad(labels, ((0, 0), (0, 0), (0, missing), (0, 0)), constant_values=IGNORE_LABEL)
-    wide = resize_bilinear(scores, (rows, width), align_corners=align_corners)
+    wide = resize_bilinear(logits, (rows, width), align_corners=align_corners)
 
     @jax.checkpoint
     def band(wide: jax.Array, weights: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:

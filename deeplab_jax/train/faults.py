@@ -14,12 +14,15 @@ from deeplab_jax.checkpoint import Checkpoints
 from deeplab_jax.config import to_plain
 from deeplab_jax.distributed import is_first, is_lost, together, whole
 from deeplab_jax.errors import UserError
-from deeplab_jax.jsonfile import write_json
+from deeplab_jax.files import write_json
 from deeplab_jax.models.segmenter import Segmenter
 from deeplab_jax.train.signals import Interrupted
 from deeplab_jax.train.state import TrainState
 from deeplab_jax.train.step import Metrics
-from deeplab_jax.train.workdir import CONFIG_FILE, as_user_errors
+from deeplab_jax.train.workdir import (
+    CONFIG_FILE,
+    as_user_errors,
+)
 from deeplab_jax.train.writers import Writers
 from deeplab_jax.weights.folder import CHECKPOINTS, write_description
 

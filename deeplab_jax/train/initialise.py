@@ -8,14 +8,14 @@ import jax
 from flax.traverse_util import unflatten_dict
 
 from deeplab_jax.errors import UserError, did_you_mean
-from deeplab_jax.models.identity_norms import put_identity_norms
 from deeplab_jax.models.segmenter import Segmenter
+from deeplab_jax.train.identity_norms import put_identity_norms
 from deeplab_jax.train.state import TrainState
 from deeplab_jax.weights.folder import compare, flatten_variables, load
 
 SCOPES: dict[str, Callable[[str], bool]] = {
     "all": lambda name: True,
-    # Parts whose output are the scores name their own classifiers "classifier_...".
+    # Parts whose output are the logits name their own classifiers "classifier_...".
     "all_but_classifier": lambda name: "/classifier" not in name and "/aux_head/" not in name,
     "backbone": lambda name: name.split("/")[1] == "backbone",
 }

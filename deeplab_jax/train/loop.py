@@ -15,13 +15,17 @@ from rich.console import Console
 
 from deeplab_jax import distributed
 from deeplab_jax.checkpoint import METRIC, Checkpoints
-from deeplab_jax.data.check import check_labels
+from deeplab_jax.data.catalog import open_source
+from deeplab_jax.data.check.dataset import check_labels
 from deeplab_jax.data.images import write_image
 from deeplab_jax.data.loader import Batch, skipped_examples, training_batches
-from deeplab_jax.data.pairs import Source
-from deeplab_jax.data.sources import open_source
+from deeplab_jax.data.source import Source
 from deeplab_jax.distributed import together
-from deeplab_jax.evaluate.evaluator import Results, at_options, evaluate
+from deeplab_jax.evaluate.evaluator import (
+    Results,
+    at_options,
+    evaluate,
+)
 from deeplab_jax.evaluate.pictures import StripCollector, stack_strips
 from deeplab_jax.models.segmenter import Segmenter, abstract_variables
 from deeplab_jax.train.faults import POSTMORTEM, is_finite, keep_finite, saving_first, stop_or_skip, write_postmortem
@@ -50,7 +54,13 @@ from deeplab_jax.train.signals import Stop, stop_on_signals
 from deeplab_jax.train.start import sample, start_state
 from deeplab_jax.train.state import TrainState, create_state
 from deeplab_jax.train.step import train_step
-from deeplab_jax.train.workdir import lock_workdir, make_workdir, open_workdir, record_start, recording
+from deeplab_jax.train.workdir import (
+    lock_workdir,
+    make_workdir,
+    open_workdir,
+    record_start,
+    recording,
+)
 from deeplab_jax.train.writers import NoWriters, Writers
 from deeplab_jax.weights.folder import CHECKPOINTS, write_description
 

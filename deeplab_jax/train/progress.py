@@ -11,8 +11,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from deeplab_jax import distributed
-from deeplab_jax.data.pairs import Source
-from deeplab_jax.data.reading import Skipped
+from deeplab_jax.data.faults import Skipped
+from deeplab_jax.data.source import Source
 from deeplab_jax.models.segmenter import Segmenter, abstract_variables
 from deeplab_jax.train.optimizer import Schedule
 from deeplab_jax.train.signals import Interrupted

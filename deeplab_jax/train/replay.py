@@ -18,7 +18,7 @@ from flax.traverse_util import flatten_dict
 
 from deeplab_jax.checkpoint import Checkpoints
 from deeplab_jax.config import read_config
-from deeplab_jax.data.encoded import LIMIT, MAX_PIXELS
+from deeplab_jax.data.image_files import LIMIT, MAX_PIXELS
 from deeplab_jax.errors import UserError
 from deeplab_jax.train.faults import BATCH_FILE, describe_failure
 from deeplab_jax.train.optimizer import make_optimizer

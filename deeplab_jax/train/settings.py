@@ -5,7 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from deeplab_jax.data.pairs import Source
+from deeplab_jax.data.source import Source
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.catalog import create_model
 from deeplab_jax.models.segmenter import SMALLEST_SIDE, Segmenter

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from deeplab_jax.models.cost import Watcher
+from deeplab_jax.analysis.cost import Watcher
+from deeplab_jax.analysis.padding_taps import zero_unreached
 from deeplab_jax.models.segmenter import Segmenter, Variables
-from deeplab_jax.models.unreached_taps import zero_unreached
 
 
 class TrainState(flax.struct.PyTreeNode):

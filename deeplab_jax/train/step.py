@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from deeplab_jax.models.decoders.unet import centre_crop
 from deeplab_jax.models.layers import CONVOLUTION
 from deeplab_jax.models.segmenter import Segmenter
-from deeplab_jax.models.unet import centre_crop
 from deeplab_jax.ops.losses import mean_loss, sum_hardest, upsampled_losses, valid_pixels
 from deeplab_jax.ops.resize import resize_labels
 from deeplab_jax.train.state import TrainState
@@ -64,7 +64,7 @@ def train_step(
       The state after, and float32 scalars: `loss` (over the labelled pixels), `pixel_accuracy`, `gradient_norm`.
     """
     key = jax.random.fold_in(key, state.step)
-    plain = partial(model.apply, train=True, method="scores", mutable=["batch_stats", "intermediates"])
+    plain = partial(model.apply, train=True, method="coarse_logits", mutable=["batch_stats", "intermediates"])
     apply = keep_convolutions(plain) if remat else plain
     weights = jnp.asarray(class_weights, jnp.float32) if len(class_weights) else None
 
@@ -73,16 +73,16 @@ def train_step(
     ) -> tuple[jax.Array, tuple[Any, Metrics]]:
         images, labels = model.preprocessing(micro["image"]), micro["label"]
         variables = {"params": params, **({"batch_stats": batch_stats} if batch_stats else {})}
-        scores, updates = apply(variables, images, rngs={"dropout": key})
+        logits, updates = apply(variables, images, rngs={"dropout": key})
         if model.valid:
-            labels = centre_crop(labels, scores.shape[1:3])
+            labels = centre_crop(labels, logits.shape[1:3])
         elif not upsample_logits:
-            labels = resize_labels(labels, scores.shape[1:3], align_corners=model.settings.align_corners)
+            labels = resize_labels(labels, logits.shape[1:3], align_corners=model.settings.align_corners)
         valid = valid_pixels(labels)
         compare = partial(
             upsampled_losses, align_corners=model.settings.align_corners, class_weights=weights, parts=space
         )
-        losses, right = compare(scores, labels)
+        losses, right = compare(logits, labels)
         total, count = sum_hardest(losses, valid, top_k=top_k)
         auxiliary = updates.get("intermediates", {}).get("aux", ())  # one for each scale of an image pyramid
         for aux in auxiliary:

@@ -1,7 +1,5 @@
 """A run directory: what it records before step 0, when a second start may go on in it, and who may write to it."""
 
-import fcntl
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -11,8 +9,8 @@ from typing import Any
 
 from deeplab_jax.config import base, differences, to_plain, with_defaults
 from deeplab_jax.errors import UserError, spell
-from deeplab_jax.evaluate.evaluator import versions
-from deeplab_jax.jsonfile import read_json, temporary_of, write_json
+from deeplab_jax.files import locked, read_json, temporary_of, write_json
+from deeplab_jax.provenance import git_commit, versions
 
 CONFIG_FILE = "config.json"
 RUN_FILE = "run.json"
@@ -108,37 +106,6 @@ def lock_workdir(workdir: Path, say: Callable[[str], Any]) -> AbstractContextMan
 
 
 @contextmanager
-def locked(file: Path, busy: str, *, option: str, say: Callable[[str], Any] = print) -> Iterator[None]:
-    """Hold a lock that the system lets go of when this process ends, however it ends.
-
-    Args:
-      file: made where it is not there, with its folder.
-      busy: the message where another process holds it; "" to wait until it lets go.
-      option: of the command line, by which another folder is given.
-      say: gets a line where the file system has no locks; what is locked goes on without one.
-
-    Raises:
-      UserError: another process holds it, or the file cannot be made.
-    """
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        handle = file.open("a")
-    except OSError as error:
-        raise UserError(f"{file}: cannot be written ({error.strerror}); give another {option}") from None
-    with handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
-        except BlockingIOError:
-            raise UserError(busy) from None
-        except OSError as error:  # Some network file systems have none.
-            say(
-                f"note: {file.parent} cannot be locked ({error.strerror}), so nothing keeps a second process out; "
-                "see to it that there is none"
-            )
-        yield
-
-
-@contextmanager
 def recording(workdir: Path) -> Iterator[None]:
     """Turn what stops a run from writing its record, such as a full disk, into a UserError."""
     try:
@@ -177,26 +144,3 @@ def _check_same(file: Path, plain: dict[str, Any], allow_config_change: bool) ->
             f"{file.parent}: holds a run of another configuration ({spell(changed, limit=4, separator='; ')}); "
             "give another --workdir, or --allow_config_change to go on with the new one"
         )
-
-
-def git_commit() -> str:
-    """Return the commit of this checkout, marked where the code differs from it, not where results or documents do;
-    "unknown" outside one.
-    """
-    code = ("--", "deeplab_jax", "configs", "experiments", ":(exclude)experiments/results")
-    try:
-        commit, changed = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--untracked-files=no", *code)
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    return f"{commit}-dirty" if changed else commit
-
-
-def short(commit: str) -> str:
-    """Return a commit for a reader: its first 12 characters, and whether the code differed from it."""
-    return commit[:12] + ("-dirty" if commit.endswith("-dirty") else "")
-
-
-def _git(*words: str) -> str:
-    root = Path(__file__).resolve().parents[2]
-    done = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, timeout=10, check=True)
-    return done.stdout.strip()

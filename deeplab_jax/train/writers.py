@@ -11,7 +11,7 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from deeplab_jax.jsonfile import parse_json
+from deeplab_jax.files import parse_json
 from deeplab_jax.train.events import EventFile
 from deeplab_jax.train.workdir import recording
 

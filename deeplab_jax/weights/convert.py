@@ -10,13 +10,13 @@ from deeplab_jax.errors import UserError, did_you_mean
 from deeplab_jax.models.catalog import describe
 from deeplab_jax.models.segmenter import Segmenter, Variables
 from deeplab_jax.weights import folder
-from deeplab_jax.weights.assemble import assemble
+from deeplab_jax.weights.fill_variables import fill_variables
 from deeplab_jax.weights.formats.read import read_network
 from deeplab_jax.weights.importers import imagenet, jfzhang95, slim, smp, torchvision, transformers, vainf
-from deeplab_jax.weights.recipe import Recipe
+from deeplab_jax.weights.tensor_map import TensorMap
 
 # In the order in which they are asked; the name is what `kind=` takes.
-IMPORTERS: dict[str, Callable[..., Recipe | None]] = {
+IMPORTERS: dict[str, Callable[..., TensorMap | None]] = {
     "torchvision": torchvision.recognise,
     "imagenet": imagenet.recognise,
     "smp": smp.recognise,
@@ -73,7 +73,7 @@ def convert(
             tensors, kind=kind, output_stride=own_stride if output_stride is None else output_stride, source=name
         )
         info = dict(recipe.info)
-    model, variables, report = assemble(
+    model, variables, report = fill_variables(
         recipe, tensors, source=name, num_classes=num_classes, reinit=reinit, strict=strict
     )
     if model.num_classes != recipe.num_classes:
@@ -84,7 +84,7 @@ def convert(
     return model, variables, {**info, "source": origin}
 
 
-def _recognise(tensors: Mapping[str, np.ndarray], *, kind: str, output_stride: int | None, source: str) -> Recipe:
+def _recognise(tensors: Mapping[str, np.ndarray], *, kind: str, output_stride: int | None, source: str) -> TensorMap:
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     asked = IMPORTERS if kind == "auto" else {kind: IMPORTERS[kind]}
     for recognise in asked.values():
@@ -101,11 +101,11 @@ def _recognise(tensors: Mapping[str, np.ndarray], *, kind: str, output_stride: i
     )
 
 
-def _ours(path: Path, *, output_stride: int | None) -> tuple[Recipe, dict[str, np.ndarray], dict[str, Any]]:
+def _ours(path: Path, *, output_stride: int | None) -> tuple[TensorMap, dict[str, np.ndarray], dict[str, Any]]:
     """Take a model folder or a run directory of ours as a source like any other."""
     model, variables, info = folder.load(path)
     described = describe(model)
-    recipe = Recipe(
+    recipe = TensorMap(
         kind=RUN,
         name=described["name"],
         num_classes=model.num_classes,

@@ -30,8 +30,8 @@ import jax.numpy as jnp
 
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.catalog import describe
+from deeplab_jax.models.contexts.pyramid_pooling import PyramidPooling, SpatialPyramidContext
 from deeplab_jax.models.fold import fold_norm
-from deeplab_jax.models.pyramid_pooling import PyramidPooling, SpatialPyramidContext
 from deeplab_jax.models.segmenter import SMALLEST_SIDE, Segmenter, Variables
 
 STABLEHLO_FILE = "model.stablehlo"
@@ -154,7 +154,7 @@ def _metadata(
     returned = {
         "name": "classes" if argmax else "logits",
         **_array(result),
-        "meaning": "class ids" if argmax else "unnormalised scores; softmax over the last axis gives probabilities",
+        "meaning": "class ids" if argmax else "logits; softmax over the last axis gives probabilities",
         "covers": "the centre of the images" if model.valid else "the images",
     }
     return {

@@ -8,13 +8,13 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from deeplab_jax.errors import UserError
+from deeplab_jax.files import write_whole
 from deeplab_jax.models.catalog import create_model, describe
 from deeplab_jax.models.segmenter import Segmenter, abstract_variables
 from deeplab_jax.weights.folder import compare, flatten_variables
 from deeplab_jax.weights.formats.write_torch import write_torch
 from deeplab_jax.weights.importers.torchvision import NETWORKS, network
-from deeplab_jax.weights.recipe import TORCH, their_name
-from deeplab_jax.weights.whole_file import write_whole
+from deeplab_jax.weights.tensor_map import TORCH, their_name
 
 # They change neither the variables nor the logits of inference.
 FREE = ("dropout", "dtype", "lowering", "norm_momentum")

@@ -16,10 +16,9 @@ from safetensors.numpy import load_file, save_file
 
 from deeplab_jax.checkpoint import Checkpoints, misfits
 from deeplab_jax.errors import UserError, spell
-from deeplab_jax.jsonfile import read_json
+from deeplab_jax.files import read_json, write_whole
 from deeplab_jax.models.catalog import describe, from_description
 from deeplab_jax.models.segmenter import Segmenter, Variables, abstract_variables
-from deeplab_jax.weights.whole_file import write_whole
 
 MODEL_FILE = "model.json"
 WEIGHTS_FILE = "weights.safetensors"

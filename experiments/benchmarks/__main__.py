@@ -14,9 +14,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from deeplab_jax.__main__ import Parser
+from deeplab_jax.cli import Parser
+from deeplab_jax.commands import fail
 from deeplab_jax.errors import UserError, did_you_mean
-from deeplab_jax.verbs import fail
 from experiments.benchmarks import (
     compilation,
     evaluation,

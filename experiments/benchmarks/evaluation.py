@@ -11,7 +11,7 @@ import jax
 import jax.monitoring
 import numpy as np
 
-from deeplab_jax.data.pairs import Example
+from deeplab_jax.data.source import Example
 from deeplab_jax.evaluate.evaluator import evaluate
 from deeplab_jax.labels import LabelSet, colormap
 from deeplab_jax.models.fold import fold_norm

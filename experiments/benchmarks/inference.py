@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from deeplab_jax.models.cost import multiply_adds
+from deeplab_jax.analysis.cost import multiply_adds
 from experiments.benchmarks import contest, networks, pairs, peers
 from experiments.benchmarks.pairs import Pair
 from experiments.benchmarks.session import Session

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from deeplab_jax.evaluate.evaluator import versions as own_versions
+from deeplab_jax.provenance import versions as own_versions
 
 ROOT = Path(__file__).resolve().parents[2]
 NOT_INSTALLED = "not installed"

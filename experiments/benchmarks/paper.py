@@ -14,8 +14,8 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from deeplab_jax.analysis.cost import multiply_adds
 from deeplab_jax.labels import CITYSCAPES, VOC
-from deeplab_jax.models.cost import multiply_adds
 from deeplab_jax.models.segmenter import Segmenter, abstract_variables
 from deeplab_jax.train.optimizer import make_optimizer
 from deeplab_jax.train.settings import build_model, step_options

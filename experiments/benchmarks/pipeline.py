@@ -16,10 +16,10 @@ from PIL import Image
 from rich.console import Console
 
 from deeplab_jax.config import base
+from deeplab_jax.data.catalog import open_source
 from deeplab_jax.data.images import read_image, read_mask, write_mask
 from deeplab_jax.data.loader import training_batches
-from deeplab_jax.data.pairs import PairSource
-from deeplab_jax.data.sources import open_source
+from deeplab_jax.data.source import PairSource
 from deeplab_jax.data.transforms import MEAN_COLOR, augment
 from deeplab_jax.labels import colormap, to_class_ids
 from deeplab_jax.train.loop import train
@@ -80,13 +80,13 @@ def write_images(folder: Path, count: int) -> float:
 def photo_like(rng: np.random.Generator) -> np.ndarray:
     """Return noise whose amplitude falls with its frequency as in photographs, uint8 `[H, W, 3]`."""
     height, width = SIZE
-    total = np.zeros((height, width, 3), np.float32)
+    total: np.ndarray = np.zeros((height, width, 3), np.float32)
     for octave in range(8):
         cells = 2**octave + 2
         coarse = rng.standard_normal((cells, cells, 3)).astype(np.float32)
         # Photographs vary less in colour than in brightness.
         coarse = 0.3 * coarse + coarse.mean(axis=-1, keepdims=True)
-        total += cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC) * 48 / 2 ** (0.6 * octave)
+        total = total + cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC) * 48 / 2 ** (0.6 * octave)
     total += 4 * rng.standard_normal((height, width, 1)).astype(np.float32)
     return np.clip(total + 118, 0, 255).astype(np.uint8)
 

@@ -67,7 +67,7 @@ def kept_mib(model: Segmenter, batch: int, side: int, *, remat: bool) -> float:
     """
 
     def scores(variables: Any, images: jax.Array) -> jax.Array:
-        apply = partial(model.apply, train=True, method="scores", mutable=["batch_stats"])
+        apply = partial(model.apply, train=True, method="coarse_logits", mutable=["batch_stats"])
         found: jax.Array = (keep_convolutions(apply) if remat else apply)(
             variables, images, rngs={"dropout": jax.random.key(0)}
         )[0]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from deeplab_jax.errors import UserError
-from deeplab_jax.jsonfile import read_json
+from deeplab_jax.files import read_json
 from experiments.benchmarks import machine
 from experiments.benchmarks.timing import first_line
 from experiments.runner.files import write_json

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deeplab_jax.models.cost import multiply_adds
+from deeplab_jax.analysis.cost import multiply_adds
 from deeplab_jax.train.state import TrainState
 from experiments.benchmarks import contest, networks, pairs, peers
 from experiments.benchmarks.pairs import Pair

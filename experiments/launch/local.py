@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import IO
 
-from deeplab_jax.verbs import INTERRUPTED, PREEMPTED
+from deeplab_jax.commands import INTERRUPTED, PREEMPTED
 
 TETHER = ("setpriv", "--pdeathsig", "TERM", "--") if shutil.which("setpriv") else ()
 GRACE = 20.0  # seconds for the others to notice that one is gone; longer than they wait for each other at the end

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from deeplab_jax.errors import UserError
-from deeplab_jax.jsonfile import read_json
+from deeplab_jax.files import read_json
 from experiments.launch.local import free_port
 from experiments.runner.files import write_json
 from experiments.sections import Section
@@ -107,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def measure() -> dict[str, Any]:
     """Return what each of `RUNS` found, with the load and the versions."""
-    from deeplab_jax.evaluate.evaluator import versions
+    from deeplab_jax.provenance import versions
 
     load = os.getloadavg()[0]
     runs = []
@@ -255,8 +255,8 @@ def check(content: Mapping[str, Any]) -> list[str]:
 
 def beyond() -> list[str]:
     """Return the table of what the model says of `NETWORKS` over `RATES`."""
+    from deeplab_jax.analysis.cost import multiply_adds
     from deeplab_jax.models.catalog import create_model
-    from deeplab_jax.models.cost import multiply_adds
     from deeplab_jax.models.segmenter import abstract_variables
     from experiments.launch.traffic import summed_bytes
 

@@ -17,7 +17,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from traitlets.config import Config
 
-from deeplab_jax.__main__ import fail
+from deeplab_jax.cli import fail
 from deeplab_jax.errors import did_you_mean
 from experiments.notebooks.extent import QUICK
 

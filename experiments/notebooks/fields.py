@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deeplab_jax.models.aspp import ASPP
+from deeplab_jax.analysis.receptive_field import Field, receptive_fields
 from deeplab_jax.models.catalog import create_model
+from deeplab_jax.models.contexts.aspp import ASPP
 from deeplab_jax.models.layers import Features
-from deeplab_jax.models.receptive_field import Field, receptive_fields
 from deeplab_jax.models.segmenter import Segmenter, Variables, abstract_variables
 
 

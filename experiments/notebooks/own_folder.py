@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from deeplab_jax.data.images import encode_mask, write_image
-from deeplab_jax.data.pairs import Source
+from deeplab_jax.data.source import Source
 
 WHITE = 255
 

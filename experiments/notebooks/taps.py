@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from deeplab_jax.models.aspp import ASPP
+from deeplab_jax.models.contexts.aspp import ASPP
 from deeplab_jax.models.segmenter import Segmenter, Variables
 from deeplab_jax.ops.geometry import taps_on_map, valid_tap_counts
 

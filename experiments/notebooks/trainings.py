@@ -12,8 +12,11 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from deeplab_jax.config import load_config
-from deeplab_jax.data.scenes import Scenes
-from deeplab_jax.evaluate.evaluator import Results, evaluate
+from deeplab_jax.data.sets.scenes import Scenes
+from deeplab_jax.evaluate.evaluator import (
+    Results,
+    evaluate,
+)
 from deeplab_jax.models.segmenter import Segmenter, Variables
 from deeplab_jax.train.loop import train
 from deeplab_jax.train.writers import METRICS_FILE

@@ -12,10 +12,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from deeplab_jax.__main__ import Parser, enable_compilation_cache
+from deeplab_jax.cli import Parser, enable_compilation_cache
+from deeplab_jax.commands import fail
 from deeplab_jax.errors import UserError
-from deeplab_jax.verbs import fail
-from deeplab_jax.weights.whole_file import write_whole
+from deeplab_jax.files import write_whole
 from experiments.report import markdown, page
 from experiments.report.gather import TableResult, read_tables
 from experiments.report.pictures import table_pictures

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean
 
-from deeplab_jax.train.workdir import short
+from deeplab_jax.provenance import short
 from experiments.report.gather import RowResult, TableResult, Training
 from experiments.report.trend import trend
 from experiments.runner.estimate import hours

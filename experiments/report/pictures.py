@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from deeplab_jax.config import read_config
+from deeplab_jax.data.catalog import open_source
 from deeplab_jax.data.images import write_image
-from deeplab_jax.data.pairs import Example, Source
-from deeplab_jax.data.sources import open_source
+from deeplab_jax.data.source import Example, Source
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate.evaluator import evaluate
 from deeplab_jax.evaluate.pictures import colour_labels

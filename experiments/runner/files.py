@@ -6,8 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from deeplab_jax import jsonfile
-from deeplab_jax.weights.whole_file import write_whole
+from deeplab_jax import files as whole_files
+from deeplab_jax.files import write_whole
 
 LARGEST = 1e18  # Of any number in results: multiply-adds of a network over all views.
 
@@ -18,7 +18,7 @@ def write_json(file: Path, content: Any) -> None:
     Raises:
       UserError: it cannot be written.
     """
-    write_whole(file, partial(jsonfile.write_json, content=content))
+    write_whole(file, partial(whole_files.write_json, content=content))
 
 
 class Unreadable(ValueError):
@@ -89,7 +89,7 @@ def read_json(file: Path, *, needs: tuple[str, ...]) -> dict[str, Any] | None:
       Unreadable: half a file, or another one.
     """
     try:
-        content = jsonfile.read_json(file)
+        content = whole_files.read_json(file)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:

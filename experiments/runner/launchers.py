@@ -12,9 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from deeplab_jax.commands import USER_ERROR
 from deeplab_jax.errors import UserError
-from deeplab_jax.verbs import USER_ERROR
-from deeplab_jax.weights.whole_file import write_whole
+from deeplab_jax.files import write_whole
 
 Command = Sequence[str]
 FORGOTTEN = 3600.0  # seconds after which a job that Slurm knows nothing of counts as gone

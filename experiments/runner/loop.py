@@ -7,11 +7,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from deeplab_jax.data.sources import open_source
+from deeplab_jax.commands import INTERRUPTED, PREEMPTED
+from deeplab_jax.data.catalog import open_source
 from deeplab_jax.errors import UserError
 from deeplab_jax.train.settings import source_options
 from deeplab_jax.train.signals import Interrupted
-from deeplab_jax.verbs import INTERRUPTED, PREEMPTED
 from experiments.runner.estimate import rates
 from experiments.runner.jobs import Asked, Job
 from experiments.runner.launchers import Launcher, Running

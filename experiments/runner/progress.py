@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from deeplab_jax.jsonfile import parse_json
+from deeplab_jax.files import parse_json
 from experiments.runner.files import is_number
 
 

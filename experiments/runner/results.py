@@ -18,12 +18,12 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from deeplab_jax.analysis.cost import Counting, multi_view_multiply_adds
 from deeplab_jax.config import to_plain
 from deeplab_jax.errors import UserError
+from deeplab_jax.files import write_whole
 from deeplab_jax.models.catalog import from_description
-from deeplab_jax.models.cost import Counting, multi_view_multiply_adds
 from deeplab_jax.train.writers import METRICS_FILE
-from deeplab_jax.weights.whole_file import write_whole
 from experiments.runner.files import Unreadable, read_json, write_json
 from experiments.runner.jobs import Asked, evaluation_file, job_name, weights_name
 from experiments.runner.progress import state_of, training_seconds

@@ -8,13 +8,18 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from deeplab_jax import jsonfile
+from deeplab_jax import files as whole_files
 from deeplab_jax.checkpoint import Checkpoints
-from deeplab_jax.data.sources import open_source
-from deeplab_jax.evaluate.evaluator import Results, evaluate
+from deeplab_jax.data.catalog import open_source
+from deeplab_jax.evaluate.evaluator import (
+    Results,
+    evaluate,
+)
+from deeplab_jax.files import locked
+from deeplab_jax.provenance import git_commit
 from deeplab_jax.train.loop import train
 from deeplab_jax.train.settings import source_options
-from deeplab_jax.train.workdir import RUN_FILE, git_commit, locked
+from deeplab_jax.train.workdir import RUN_FILE
 from deeplab_jax.weights.folder import CHECKPOINTS, load
 from experiments.runner.files import Unreadable, read_json, write_json
 from experiments.runner.jobs import Job, evaluation_file, weights_name
@@ -83,7 +88,7 @@ def _newest_step(workdir: Path) -> int:
 def trained_commits(workdir: Path) -> set[str]:
     """Return the commits under which a run was started and went on, "unknown" where it does not say."""
     try:
-        return {str(start["commit"]) for start in jsonfile.read_json(workdir / RUN_FILE)} or {"unknown"}
+        return {str(start["commit"]) for start in whole_files.read_json(workdir / RUN_FILE)} or {"unknown"}
     except (OSError, ValueError, LookupError, TypeError):
         return {"unknown"}
 

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deeplab_jax.data import check, report
-from deeplab_jax.data.pairs import Pair, PairSource, pair_by_stem
+from deeplab_jax.data.check import dataset as check
+from deeplab_jax.data.check import report
+from deeplab_jax.data.source import Pair, PairSource, pair_by_stem
 from deeplab_jax.errors import UserError
 from deeplab_jax.labels import LabelSet
 

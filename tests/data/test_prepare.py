@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from deeplab_jax.data import images
+from deeplab_jax.data.catalog import open_source
 from deeplab_jax.data.prepare import prepare
-from deeplab_jax.data.sources import open_source
 from deeplab_jax.errors import UserError
 from deeplab_jax.labels import colormap
 
@@ -119,7 +119,7 @@ def test_tensorflow_is_never_imported(tmp_path, sources):
         f"""
         import sys
         from deeplab_jax.data.prepare import prepare
-        from deeplab_jax.data.sources import open_source
+        from deeplab_jax.data.catalog import open_source
 
         options = dict(dir={str(tmp_path / "data")!r}, class_names=("a", "b", "c"), split="all")
         out = prepare({{"train": open_source("folder", **options)}}, {str(tmp_path / "out")!r})

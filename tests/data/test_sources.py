@@ -12,9 +12,9 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from deeplab_jax.data import images
-from deeplab_jax.data.coco import decode_counts, fill_polygons, fill_runs
-from deeplab_jax.data.pairs import held_out
-from deeplab_jax.data.sources import open_source, source_names
+from deeplab_jax.data.catalog import open_source, source_names
+from deeplab_jax.data.sets.coco import decode_counts, fill_polygons, fill_runs
+from deeplab_jax.data.source import held_out
 from deeplab_jax.errors import UserError
 
 CAMVID_DIR = Path(os.environ.get("CAMVID_DIR", Path(__file__).parents[2] / "../shared/data/camvid"))

@@ -9,9 +9,13 @@ import pytest
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate import inference
 from deeplab_jax.evaluate.batches import WAITING, grouped
-from deeplab_jax.evaluate.evaluator import evaluate, summarize_confusion, write_results
+from deeplab_jax.evaluate.evaluator import (
+    evaluate,
+    summarize_confusion,
+    write_results,
+)
 from deeplab_jax.evaluate.inference import segment
-from tests.tiny import MadeUp, tiny_model, tiny_models
+from tests.support.tiny import MadeUp, tiny_model, tiny_models
 
 SOURCE = MadeUp(((49, 65), (33, 47), (65, 50), (60, 60), (20, 25), (49, 65), (64, 33)))
 BOX = {"pad_to": ((65, 65),)}

@@ -28,7 +28,7 @@ from deeplab_jax.evaluate.inference import (
 from deeplab_jax.evaluate.predictor import predict_files
 from deeplab_jax.models.catalog import create_model
 from deeplab_jax.ops.crf import DenseCRF, mean_field
-from tests.tiny import MadeUp, make_variables, tiny_model, tiny_models
+from tests.support.tiny import MadeUp, make_variables, tiny_model, tiny_models
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate.inference import segment
 from deeplab_jax.evaluate.predictor import find_images, predict_files, prediction_writer
 from deeplab_jax.labels import colormap
-from tests.tiny import MadeUp, tiny_model, tiny_models
+from tests.support.tiny import MadeUp, tiny_model, tiny_models
 
 SOURCE = MadeUp(((40, 50), (33, 60), (20, 20)))
 

@@ -6,7 +6,7 @@ import pytest
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate.evaluator import evaluate
 from deeplab_jax.evaluate.views import check_seen, seen
-from tests.tiny import MadeUp, tiny_model, tiny_models
+from tests.support.tiny import MadeUp, tiny_model, tiny_models
 
 
 def example(height: int, width: int):

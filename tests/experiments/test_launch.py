@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from deeplab_jax.__main__ import make_parser, split_config_arguments
+from deeplab_jax.cli import make_parser, split_config_arguments
 from deeplab_jax.distributed import explicit
 from experiments.launch import local
-from tests.processes import environment
+from tests.support.processes import environment
 
 FOLDER = "experiments/launch"
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from deeplab_jax.data.images import read_mask
-from deeplab_jax.data.scenes import BOAT, WATER, Scenes
+from deeplab_jax.data.sets.scenes import BOAT, WATER, Scenes
 from deeplab_jax.models.catalog import create_model
 from deeplab_jax.ops.geometry import valid_weight_counts
 from experiments import run
@@ -20,7 +20,7 @@ from experiments.notebooks import decoder, fields, figures, own_folder, taps
 from experiments.notebooks.extent import QUICK, extent
 from experiments.notebooks.trainings import TRAININGS, config_of
 from experiments.runner.results import RESULTS
-from tests.tiny import make_variables
+from tests.support.tiny import make_variables
 
 FOLDER = Path(figures.__file__).parent
 NAMES = ("effective_kernel", "output_stride", "boundaries", "your_own_folder")

@@ -28,7 +28,7 @@ from experiments.runner.jobs import Job
 from experiments.runner.worker import work
 from experiments.sections import Section as Marks
 from experiments.tables import TABLES, Row
-from tests.tiny import tiny_config, tiny_models
+from tests.support.tiny import tiny_config, tiny_models
 
 CHROMIUM = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""

@@ -20,8 +20,8 @@ import pytest
 from rich.console import Console
 
 from deeplab_jax.errors import UserError
+from deeplab_jax.files import locked
 from deeplab_jax.train import workdir
-from deeplab_jax.train.workdir import locked
 from experiments import run
 from experiments.runner import results, worker
 from experiments.runner.estimate import rates
@@ -31,7 +31,7 @@ from experiments.runner.launchers import FORGOTTEN, Local, LocalJob, OnNode, Slu
 from experiments.runner.overview import View
 from experiments.runner.progress import state_of, training_seconds
 from experiments.runner.worker import pretrained, work
-from tests.tiny import read_metrics, tiny_config, tiny_models
+from tests.support.tiny import read_metrics, tiny_config, tiny_models
 
 THIN = (
     "--config.model.options.width=0.125",

@@ -34,7 +34,7 @@ class Family(NamedTuple):
       seeds: makes, once for each process, what the cases damage; returns what `make` takes first.
       make: `make(seeds, folder, rng)` writes damaged files into an empty folder. The same generator gives the same.
       share: of all damaged files, in percent.
-      alone: whether the program itself can run it: it needs no network of `tests.tiny`.
+      alone: whether the program itself can run it: it needs no network of `tests.support.tiny`.
     """
 
     seeds: Callable[[Path], object]
@@ -45,7 +45,7 @@ class Family(NamedTuple):
 
 # Where `main` of each program stands.
 PROGRAMS = {
-    "deeplab_jax": "deeplab_jax.__main__",
+    "deeplab_jax": "deeplab_jax.cli",
     "report": "experiments.report.__main__",
     "tables": "experiments.run",
     "benchmarks": "experiments.benchmarks.__main__",

@@ -9,8 +9,8 @@ from deeplab_jax.config import choose_model, shrink, to_plain
 from tests.fuzz.cases import Case, Family
 from tests.fuzz.damage import damaged, damaged_json
 from tests.fuzz.networks import CLASSES, model_folder
-from tests.layouts import write_pair
-from tests.tiny import tiny_config
+from tests.support.layouts import write_pair
+from tests.support.tiny import tiny_config
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from tests.fuzz.cases import Case, Family, Sound
 from tests.fuzz.damage import damaged, damaged_json
-from tests.layouts import ARGUMENTS, LAYOUTS
+from tests.support.layouts import ARGUMENTS, LAYOUTS
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = ("a b.png", ".hidden.png", "\udcff.png", "é.PNG", "x" * 200 + ".png", "a\nb.png", "0.PNG", "-x.png")
@@ -25,7 +25,7 @@ class Seeds(NamedTuple):
 
 def seeds(folder: Path) -> Seeds:
     """Write every layout once."""
-    from deeplab_jax.__main__ import main
+    from deeplab_jax.cli import main
 
     for name, write in LAYOUTS.items():
         (folder / name).mkdir()

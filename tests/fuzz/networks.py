@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from deeplab_jax.weights.folder import save
-from tests.tiny import tiny_model
+from tests.support.tiny import tiny_model
 
 CLASSES = ("a", "b")
 

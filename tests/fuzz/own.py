@@ -1,4 +1,4 @@
-"""A program as a process of its own that knows the networks of `tests.tiny`."""
+"""A program as a process of its own that knows the networks of `tests.support.tiny`."""
 
 import importlib
 import sys

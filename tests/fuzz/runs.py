@@ -14,7 +14,7 @@ from deeplab_jax.train.faults import BATCH_FILE
 from tests.fuzz.cases import Case, Family, Sound
 from tests.fuzz.damage import damaged, damaged_json
 from tests.fuzz.networks import image_file
-from tests.tiny import run_training, tiny_config
+from tests.support.tiny import run_training, tiny_config
 
 
 class Seeds(NamedTuple):

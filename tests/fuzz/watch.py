@@ -94,7 +94,7 @@ def alone(case: Case, *, tiny: bool, seconds: float = START_SECONDS) -> Ended:
 
     Args:
       case: what to run.
-      tiny: whether it needs the networks of `tests.tiny`.
+      tiny: whether it needs the networks of `tests.support.tiny`.
       seconds: that it may take.
     """
     module = PROGRAMS[case.program]

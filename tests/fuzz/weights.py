@@ -12,7 +12,7 @@ from deeplab_jax.models.catalog import create_model
 from deeplab_jax.models.segmenter import abstract_variables
 from deeplab_jax.weights.folder import MODEL_FILE, WEIGHTS_FILE, flatten_variables
 from deeplab_jax.weights.importers.imagenet import mobilenet_v2_rules
-from deeplab_jax.weights.recipe import TORCH, path_of, their_name
+from deeplab_jax.weights.tensor_map import TORCH, path_of, their_name
 from tests.fuzz.cases import Case, Family, Sound
 from tests.fuzz.damage import damaged, damaged_json
 from tests.fuzz.networks import image_file, model_folder

@@ -57,8 +57,8 @@ def warm_up(cases: Iterable[Case], printed: Any) -> None:
 
 
 def tiny_networks() -> AbstractContextManager[None]:
-    """Return the context in which the networks of `tests.tiny` are known; importing it brings JAX."""
-    from tests.tiny import tiny_models
+    """Return the context in which the networks of `tests.support.tiny` are known; importing it brings JAX."""
+    from tests.support.tiny import tiny_models
 
     return tiny_models()
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from deeplab_jax.errors import UserError
+from deeplab_jax.models.backbones.dilation import Stage, dilate_stages
+from deeplab_jax.models.backbones.inverted_residual import scale_channels
+from deeplab_jax.models.backbones.resnet import Unit
 from deeplab_jax.models.catalog import BACKBONES, create_model
-from deeplab_jax.models.dilation import Stage, dilate_stages
-from deeplab_jax.models.inverted_residual import scale_channels
 from deeplab_jax.models.layers import LayerSettings
-from deeplab_jax.models.resnet import Unit
 
 DIRECT = LayerSettings(lowering="direct")
 # Thin enough to be quick; the structure is that of the full network.

@@ -10,8 +10,8 @@ import pytest
 
 import deeplab_jax
 from deeplab_jax.errors import UserError
-from deeplab_jax.models.aspp import ASPP
 from deeplab_jax.models.catalog import BACKBONES, create_model, describe, from_description, model_names
+from deeplab_jax.models.contexts.aspp import ASPP
 from deeplab_jax.models.preprocessing import IMAGENET, SYMMETRIC, Preprocessing
 
 SMALL = {"width": 0.25, "aspp_channels": 8}

@@ -12,7 +12,7 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.models.catalog import create_model
 from deeplab_jax.models.image_pyramid import ImagePyramid
 from deeplab_jax.ops.resize import resize_bilinear
-from tests.tiny import tiny_models
+from tests.support.tiny import tiny_models
 
 
 @pytest.fixture(autouse=True)
@@ -130,8 +130,8 @@ def test_scores_are_fused_from_the_network_at_each_scale(fill_variables: Any) ->
 
     @jax.jit
     def both(variables: Any, x: jax.Array, half: jax.Array) -> Any:
-        separate = [bare.apply(variables, view, method="scores") for view in (x, half)]
-        return model.apply(variables, x, method="scores"), separate
+        separate = [bare.apply(variables, view, method="coarse_logits") for view in (x, half)]
+        return model.apply(variables, x, method="coarse_logits"), separate
 
     found, (fine, coarse) = both(variables, x, half)
     expected = (fine + resize_bilinear(coarse, fine.shape[1:3], align_corners=True)) / 2
@@ -158,8 +158,8 @@ def test_the_first_scale_may_be_another_than_1(fill_variables: Any) -> None:
     model = create_model("cascade_tiny", num_classes=3, image_pyramid=(0.5,))
     variables = fill_variables(bare, 1, 65, 65, 3)
     x = noise(1, 81, 97, 3)
-    found = jax.jit(lambda v, x: model.apply(v, x, method="scores"))(variables, x)
-    expected = jax.jit(lambda v, x: bare.apply(v, x, method="scores"))(variables, x[:, ::2, ::2])
+    found = jax.jit(lambda v, x: model.apply(v, x, method="coarse_logits"))(variables, x)
+    expected = jax.jit(lambda v, x: bare.apply(v, x, method="coarse_logits"))(variables, x[:, ::2, ::2])
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert jax.eval_shape(model.apply, variables, x).shape == (1, 81, 97, 3)
 

@@ -6,11 +6,11 @@ import jax.numpy as jnp
 import pytest
 
 from deeplab_jax.errors import UserError
+from deeplab_jax.models.backbones.dilation import Stage, dilate_stages
+from deeplab_jax.models.backbones.inverted_residual import InvertedResidual
+from deeplab_jax.models.backbones.xception import Unit, crop
 from deeplab_jax.models.catalog import create_model
-from deeplab_jax.models.dilation import Stage, dilate_stages
-from deeplab_jax.models.inverted_residual import InvertedResidual
 from deeplab_jax.models.layers import LayerSettings
-from deeplab_jax.models.xception import Unit, crop
 
 BARE = LayerSettings(norm="none")
 

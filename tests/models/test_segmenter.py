@@ -106,7 +106,7 @@ def test_features_are_named_and_carry_their_strides(tiny: Any) -> None:
 
 def test_scores_come_before_the_resize(tiny: Any) -> None:
     model, variables, _, _ = tiny
-    scores = output(model, variables, jax.ShapeDtypeStruct((1, 65, 49, 3), jnp.float32), method="scores")
+    scores = output(model, variables, jax.ShapeDtypeStruct((1, 65, 49, 3), jnp.float32), method="coarse_logits")
     assert (scores.shape, scores.dtype) == ((1, 17, 13, 5), jnp.float32)
 
 
@@ -236,8 +236,8 @@ def test_the_same_weights_run_at_another_output_stride(fill_variables: Any) -> N
     model = create_model("deeplabv3_resnet18", num_classes=3, **TINY_V3, image_pooling=False, aspp_rates=(2, 4))
     variables = fill_variables(model, 1, 65, 49, 3)
     x = images(1, 65, 49)
-    coarse = model.apply(variables, x, train=False, method="scores")
-    fine = model.clone(output_stride=8).apply(variables, x, train=False, method="scores")
+    coarse = model.apply(variables, x, train=False, method="coarse_logits")
+    fine = model.clone(output_stride=8).apply(variables, x, train=False, method="coarse_logits")
     assert coarse.shape == (1, 5, 4, 3)
     assert fine.shape == (1, 9, 7, 3)
     np.testing.assert_allclose(fine[:, ::2, ::2], coarse, atol=1e-5 * float(jnp.max(jnp.abs(coarse))))

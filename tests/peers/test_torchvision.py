@@ -274,7 +274,7 @@ def assert_same_map(ours: Any, theirs: Any) -> None:
 )
 def test_an_imagenet_classifier_gives_its_features(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """At output stride 32 and without multi-grid; odd sizes but for VGG-16, whose poolings round down."""
-    monkeypatch.setattr("deeplab_jax.weights.assemble._random", zeros)
+    monkeypatch.setattr("deeplab_jax.weights.fill_variables._random", zeros)
     peer = classifier(name)
     model, variables, info = convert(state_dict(peer), output_stride=32, num_classes=3)
     source = info["source"]
@@ -305,7 +305,7 @@ def test_an_imagenet_classifier_gives_its_features(name: str, monkeypatch: pytes
 
 
 def test_timms_resnet_has_the_same_names_and_epsilon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deeplab_jax.weights.assemble._random", zeros)
+    monkeypatch.setattr("deeplab_jax.weights.fill_variables._random", zeros)
     timm = import_peer("timm")
     peer = timm.create_model("resnet18")
     model, _, info = convert(state_dict(peer))

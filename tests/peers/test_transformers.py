@@ -33,7 +33,7 @@ def test_logits_before_the_resize(width, output_stride, size) -> None:
     model, variables, info = convert(state_dict(peer), output_stride=output_stride)
     assert info["source"]["kind"] == "transformers"
     assert model.backbone.width == width
-    ours = jax.jit(lambda v, x: model.apply(v, x, train=False, method="scores"))(variables, images)
+    ours = jax.jit(lambda v, x: model.apply(v, x, train=False, method="coarse_logits"))(variables, images)
     assert_same_logits(ours, run_peer(peer, images).logits)
 
 

@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 
 from deeplab_jax import distributed
-from deeplab_jax.__main__ import main
 from deeplab_jax.checkpoint import Checkpoints
+from deeplab_jax.cli import main
 from deeplab_jax.errors import UserError
 from deeplab_jax.weights.folder import CHECKPOINTS
 from experiments.launch.local import free_port
-from tests.processes import environment, finish, write_config
-from tests.tiny import read_metrics, run_training, tiny_config
+from tests.support.processes import environment, finish, write_config
+from tests.support.tiny import read_metrics, run_training, tiny_config
 
 pytestmark = pytest.mark.usefixtures("tiny_networks")
 needs_devices = pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices: JAX_NUM_CPU_DEVICES=8")
@@ -273,7 +273,7 @@ def write_faulty_config(file, which, fault, **changes):
     head = (
         "import sys",
         "from deeplab_jax.checkpoint import DamagedCheckpoint",
-        "from deeplab_jax.data import scenes",
+        "from deeplab_jax.data.sets import scenes",
         "from deeplab_jax.errors import UserError",
         "from deeplab_jax.evaluate import predictor",
         "from deeplab_jax.train import loop, start",

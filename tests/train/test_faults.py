@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deeplab_jax.__main__ import main
-from deeplab_jax.data.scenes import Scenes
+from deeplab_jax.cli import main
+from deeplab_jax.data.sets.scenes import Scenes
 from deeplab_jax.errors import UserError
 from deeplab_jax.train import faults, loop
 from deeplab_jax.train.faults import BATCH_FILE, POSTMORTEM, keep_finite, saving_first
@@ -25,7 +25,7 @@ from deeplab_jax.train.signals import Interrupted
 from deeplab_jax.train.state import TrainState
 from deeplab_jax.train.workdir import CONFIG_FILE
 from deeplab_jax.weights.folder import load
-from tests.tiny import (
+from tests.support.tiny import (
     assert_same_arrays,
     read_checkpoint,
     read_metrics,

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.processes import ROOT, environment
+from tests.support.processes import ROOT, environment
 
 SLOW = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -20,7 +20,7 @@ SLOW = [pytest.mark.slow, pytest.mark.timeout(900)]
 )
 def test_memory_files_and_threads_stay(tmp_path, compilation_cache, what, count) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "tests.flat", what, str(count), str(tmp_path / "run")],
+        [sys.executable, "-m", "tests.support.flat", what, str(count), str(tmp_path / "run")],
         cwd=ROOT,
         env=environment({}),
         capture_output=True,

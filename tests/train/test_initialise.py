@@ -9,7 +9,7 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.train.initialise import initial_variables
 from deeplab_jax.train.state import TrainState
 from deeplab_jax.weights.folder import flatten_variables, save
-from tests.tiny import make_variables, run_training, tiny_config, tiny_model, tiny_models
+from tests.support.tiny import make_variables, run_training, tiny_config, tiny_model, tiny_models
 
 
 @pytest.fixture(autouse=True)

@@ -9,8 +9,8 @@ import pytest
 
 from deeplab_jax.checkpoint import Checkpoints
 from deeplab_jax.weights.folder import CHECKPOINTS
-from tests.processes import finish, start, write_config
-from tests.tiny import assert_same_arrays, read_checkpoint, read_metrics
+from tests.support.processes import finish, start, write_config
+from tests.support.tiny import assert_same_arrays, read_checkpoint, read_metrics
 
 SAVE, EVALUATE = 3, 4  # steps
 EVERY = {

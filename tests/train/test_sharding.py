@@ -24,7 +24,7 @@ from deeplab_jax.train.sharding import (
 from deeplab_jax.train.state import create_state
 from deeplab_jax.train.step import train_step
 from experiments.launch.traffic import all_reduced, summed_bytes
-from tests.tiny import tiny_model, tiny_models
+from tests.support.tiny import tiny_model, tiny_models
 
 needs_devices = pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices: JAX_NUM_CPU_DEVICES=8")
 

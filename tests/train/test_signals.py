@@ -7,16 +7,16 @@ import time
 
 import pytest
 
-from deeplab_jax import verbs
-from deeplab_jax.__main__ import main
+from deeplab_jax import commands
 from deeplab_jax.checkpoint import Checkpoints
-from deeplab_jax.data.scenes import Scenes
+from deeplab_jax.cli import main
+from deeplab_jax.data.sets.scenes import Scenes
 from deeplab_jax.evaluate import evaluator
 from deeplab_jax.train import loop
 from deeplab_jax.train.signals import Interrupted, stop_on_signals
 from deeplab_jax.weights.folder import CHECKPOINTS
-from tests.processes import finish, start
-from tests.tiny import (
+from tests.support.processes import finish, start
+from tests.support.tiny import (
     assert_same_arrays,
     read_checkpoint,
     read_metrics,
@@ -175,7 +175,9 @@ def test_sigterm_while_the_program_starts_ends_with_75(tmp_path) -> None:
     config = tmp_path / "config.py"
     config.write_text("import signal; signal.raise_signal(signal.SIGTERM)")
     code, _, errors = finish(start("train", "--config", config, "--workdir", tmp_path / "run"))
-    assert code == verbs.PREEMPTED and errors.startswith("deeplab-jax: stopped by SIGTERM") and errors.count("\n") == 1
+    assert (
+        code == commands.PREEMPTED and errors.startswith("deeplab-jax: stopped by SIGTERM") and errors.count("\n") == 1
+    )
 
 
 @pytest.mark.parametrize(("preempted", "code"), [(False, 130), (True, 75)])
@@ -185,5 +187,5 @@ def test_exit_codes(monkeypatch, capsys, repo_root, preempted, code) -> None:
 
     monkeypatch.setattr(loop, "train", stopped)
     words = ["train", "--config", f"{repo_root}/configs/scenes.py:debug", "--workdir", "unused"]
-    assert main(words) == code == {False: verbs.INTERRUPTED, True: verbs.PREEMPTED}[preempted]
+    assert main(words) == code == {False: commands.INTERRUPTED, True: commands.PREEMPTED}[preempted]
     assert capsys.readouterr().err == "deeplab-jax: stopped\n"

@@ -14,10 +14,15 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.train import loop
 from deeplab_jax.train import workdir as workdir_module
 from deeplab_jax.train.loop import checked
-from deeplab_jax.train.workdir import CONFIG_FILE, FREE, RUN_FILE, open_workdir
+from deeplab_jax.train.workdir import (
+    CONFIG_FILE,
+    FREE,
+    RUN_FILE,
+    open_workdir,
+)
 from deeplab_jax.train.writers import METRICS_FILE, Writers
 from deeplab_jax.weights.folder import MODEL_FILE, load
-from tests.tiny import (
+from tests.support.tiny import (
     assert_same_arrays,
     quiet,
     read_checkpoint,

@@ -15,7 +15,7 @@ from deeplab_jax.train.optimizer import make_optimizer
 from deeplab_jax.train.state import TrainState, create_state
 from deeplab_jax.train.step import train_step
 from experiments.benchmarks.remat import kept_mib
-from tests.tiny import tiny_model, tiny_models
+from tests.support.tiny import tiny_model, tiny_models
 
 CLASSES = 4
 RATE, DECAY = 0.1, 0.01
@@ -64,7 +64,7 @@ def forward(model, params, batch_stats, batch):
     variables = {"params": params, **({"batch_stats": batch_stats} if batch_stats else {})}
     images = model.preprocessing(batch["image"])
     scores, updates = model.apply(
-        variables, images, train=True, method="scores", mutable=["batch_stats", "intermediates"]
+        variables, images, train=True, method="coarse_logits", mutable=["batch_stats", "intermediates"]
     )
     return scores, model.resize(scores, images), updates.get("batch_stats")
 

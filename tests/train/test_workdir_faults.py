@@ -15,14 +15,18 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.record_writer import masked_crc32c
 
 from deeplab_jax.checkpoint import Checkpoints
-from deeplab_jax.checksums import CHECKSUMS, damage
 from deeplab_jax.errors import UserError
+from deeplab_jax.files import CHECKSUMS, damage
 from deeplab_jax.train import loop
 from deeplab_jax.train.loop import train
-from deeplab_jax.train.workdir import CONFIG_FILE, LOCK_FILE, lock_workdir
+from deeplab_jax.train.workdir import (
+    CONFIG_FILE,
+    LOCK_FILE,
+    lock_workdir,
+)
 from deeplab_jax.train.writers import Writers
 from deeplab_jax.weights.folder import CHECKPOINTS, load
-from tests.tiny import assert_same_arrays, quiet, read_checkpoint, read_metrics, run_training, tiny_config
+from tests.support.tiny import assert_same_arrays, quiet, read_checkpoint, read_metrics, run_training, tiny_config
 
 pytestmark = [
     pytest.mark.usefixtures("tiny_networks"),

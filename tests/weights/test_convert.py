@@ -8,8 +8,8 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.weights import convert as module
 from deeplab_jax.weights.convert import convert
 from deeplab_jax.weights.folder import flatten_variables, load, save
-from deeplab_jax.weights.recipe import TORCH, Recipe
-from tests.tiny import run_training, tiny_config, tiny_model, tiny_models
+from deeplab_jax.weights.tensor_map import TORCH, TensorMap
+from tests.support.tiny import run_training, tiny_config, tiny_model, tiny_models
 
 SHAPES = {
     "net.a.weight": (8, 3, 3, 3),
@@ -35,7 +35,7 @@ RULES = (
 def recognise(shapes, *, output_stride):
     if "net.a.weight" not in shapes:
         return None
-    return Recipe(
+    return TensorMap(
         "tiny",
         "cascade_tiny",
         5,

@@ -16,9 +16,9 @@ import pytest
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.catalog import create_model, describe, model_names
 from deeplab_jax.weights.export import METADATA_FILE, STABLEHLO_FILE, export_stablehlo
-from tests.models.conftest import make_variables
 from tests.models.test_every_name import thin
-from tests.tiny import tiny_models
+from tests.support.tiny import tiny_models
+from tests.support.traces import make_variables
 
 # Atrous and depthwise convolutions, image pooling, resizes, an auxiliary head: what differs between lowerings.
 OPTIONS: dict[str, Any] = {

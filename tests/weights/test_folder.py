@@ -22,7 +22,7 @@ from deeplab_jax.weights.folder import (
     save,
     write_description,
 )
-from tests.tiny import tiny_model, tiny_models
+from tests.support.tiny import tiny_model, tiny_models
 
 INFO = {"class_names": ["a", "b", "c", "d"], "palette": [[0, 0, 0]] * 4, "metrics": {"miou": 0.5}}
 

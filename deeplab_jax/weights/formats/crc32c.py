@@ -61,8 +61,8 @@ def _table(bits: int) -> np.ndarray:
 
 def _apply(matrix: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Multiply uint32 vectors over GF(2) by a matrix, given as the images of the 32 bits."""
-    set_bits = (values[:, None] >> np.arange(32, dtype=np.uint32)) & 1
-    return np.bitwise_xor.reduce(set_bits * matrix, axis=1)
+    set_bits = (values[:, None] >> np.arange(32, dtype=np.uint32)) & np.uint32(1)
+    return np.bitwise_xor.reduce(np.asarray(set_bits * matrix, np.uint32), axis=1)
 
 
 @lru_cache(maxsize=256)

@@ -53,7 +53,7 @@ class Graph(NamedTuple):
 
     Attributes:
       tensors: name to float32 array, laid out as TensorFlow lays them out in a checkpoint.
-      output_stride: input pixels per sample of the map that the scores are computed on.
+      output_stride: input pixels per sample of the map that the logits are computed on.
     """
 
     tensors: dict[str, np.ndarray]

@@ -19,7 +19,7 @@ from deeplab_jax.weights.importers.torch_names import (
     resnet_rules,
     which_resnet,
 )
-from deeplab_jax.weights.recipe import Names, Recipe, Rule, Shapes
+from deeplab_jax.weights.tensor_map import Names, Rule, Shapes, TensorMap
 
 Tensors = Mapping[str, np.ndarray]
 
@@ -34,7 +34,7 @@ ONLY_BACKBONE = "only the backbone is from the file, the rest starts at random"
 MOBILENET_V2 = {"norm_epsilon": 1e-5, **vars(IMAGENET)}
 
 
-def recognise(shapes: Shapes, *, output_stride: int | None) -> Recipe | None:
+def recognise(shapes: Shapes, *, output_stride: int | None) -> TensorMap | None:
     """Describe a state dict of resnet18/34/50/101, mobilenet_v2, mobilenet_v3_large, vgg16 or vgg16_bn; None where it
     is of something else.
     """
@@ -42,7 +42,7 @@ def recognise(shapes: Shapes, *, output_stride: int | None) -> Recipe | None:
     return recipe if recipe is None or output_stride is None else replace(recipe, output_stride=output_stride)
 
 
-def _recognise(shapes: Shapes) -> Recipe | None:
+def _recognise(shapes: Shapes) -> TensorMap | None:
     resnet = which_resnet(shapes)
     # Wider ones and ResNeXt have the same names.
     if resnet and shapes.get("conv1.weight") and shapes.get("layer1.0.conv2.weight") == (64, 64, 3, 3):
@@ -61,7 +61,7 @@ def _recognise(shapes: Shapes) -> Recipe | None:
     return None
 
 
-def _vgg16(shapes: Shapes, rules: tuple[Rule, ...], *, normalised: bool) -> Recipe:
+def _vgg16(shapes: Shapes, rules: tuple[Rule, ...], *, normalised: bool) -> TensorMap:
     """VGG-16 with batch norm is SegNet's encoder; without, FCN-32s, with fc6 and fc7 where the classifier is there."""
     if normalised:
         return _recipe("segnet_vgg16", rules, unused=(r"^classifier\.",), prepare=move_biases_into_means)
@@ -75,7 +75,7 @@ def _vgg16(shapes: Shapes, rules: tuple[Rule, ...], *, normalised: bool) -> Reci
         absent=r"decoder/",
         options={"fc_channels": matrix[0]},
         prepare=shape_as_kernels,
-        note="backbone, fc6 and fc7 are from the file, the scores start at random",
+        note="backbone, fc6 and fc7 are from the file, the logits start at random",
     )
 
 
@@ -121,8 +121,8 @@ def _recipe(
     options: Mapping[str, Any] | None = None,
     prepare: Callable[[Tensors], Tensors] | None = None,
     note: str = ONLY_BACKBONE,
-) -> Recipe:
-    return Recipe(
+) -> TensorMap:
+    return TensorMap(
         kind=KIND,
         name=name,
         num_classes=21,

@@ -13,7 +13,7 @@ from deeplab_jax.weights.importers.torch_names import (
     which_resnet,
     xception_rules,
 )
-from deeplab_jax.weights.recipe import TORCH, Names, Recipe, Rule, Shapes
+from deeplab_jax.weights.tensor_map import TORCH, Names, Rule, Shapes, TensorMap
 
 KIND = "jfzhang95"
 BACKBONE = "backbone."
@@ -29,14 +29,14 @@ HEAD: tuple[Rule, ...] = (
 )
 
 
-def recognise(shapes: Shapes, *, output_stride: int | None) -> Recipe | None:
+def recognise(shapes: Shapes, *, output_stride: int | None) -> TensorMap | None:
     """Describe a state dict of its DeepLabv3+; None where it is of something else.
 
     Raises:
       UserError: a DRN backbone, or an output stride that the repository does not have.
     """
-    scores = shapes.get("decoder.last_conv.8.weight")
-    if scores is None or "aspp.aspp1.atrous_conv.weight" not in shapes:
+    logits = shapes.get("decoder.last_conv.8.weight")
+    if logits is None or "aspp.aspp1.atrous_conv.weight" not in shapes:
         return None
     if f"{BACKBONE}layer0.0.weight" in shapes:
         raise UserError("jfzhang95's DRN is not converted; its networks on ResNet-101, Xception and MobileNetV2 are")
@@ -54,10 +54,10 @@ def recognise(shapes: Shapes, *, output_stride: int | None) -> Recipe | None:
         **vars(IMAGENET),
         **backbone_options,
     }
-    return Recipe(
+    return TensorMap(
         kind=KIND,
         name=f"deeplabv3plus_{name}",
-        num_classes=scores[0],
+        num_classes=logits[0],
         output_stride=stride,
         options=options,
         rules=(*backbone_rules, *HEAD),
@@ -65,7 +65,7 @@ def recognise(shapes: Shapes, *, output_stride: int | None) -> Recipe | None:
         # MobileNetV2's tensors are there a second time.
         unused=(COUNTERS, rf"^{BACKBONE}features\."),
         notes=(*notes, "no dropout in the decoder, where jfzhang95's has 0.5 and 0.1 in training"),
-        info=label_info(scores[0]),
+        info=label_info(logits[0]),
     )
 
 

@@ -3,11 +3,11 @@
 from typing import Any
 
 from deeplab_jax.errors import UserError
-from deeplab_jax.models.inverted_residual import scale_channels
-from deeplab_jax.models.mobilenet_v2 import ROWS, STEM_CHANNELS
+from deeplab_jax.models.backbones.inverted_residual import scale_channels
+from deeplab_jax.models.backbones.mobilenet_v2 import ROWS, STEM_CHANNELS
 from deeplab_jax.models.preprocessing import CAFFE, SYMMETRIC
 from deeplab_jax.weights.importers.torch_names import MOBILENET_V2_STAGES, label_info
-from deeplab_jax.weights.recipe import SLIM, Names, Recipe, Rule, Shapes
+from deeplab_jax.weights.tensor_map import SLIM, Names, Rule, Shapes, TensorMap
 
 KIND = "tensorflow"
 OUTPUT_STRIDE = 16  # Of their training; a checkpoint does not say one.
@@ -30,7 +30,7 @@ WIDTHS = (1.0, 0.5, 0.35, 0.75, 1.3, 1.4, *(hundredths / 100 for hundredths in r
 LOW_LEVEL = {256: "conv2", 512: "conv3", 728: "conv3"}
 
 
-def recognise(shapes: Shapes, *, output_stride: int | None) -> Recipe | None:
+def recognise(shapes: Shapes, *, output_stride: int | None) -> TensorMap | None:
     """Describe a checkpoint of DeepLabv3 or v3+ on ResNet-50/101, Xception-41/65/71 or MobileNetV2, or of one of these
     trained on ImageNet; None where it is of something else.
 
@@ -53,27 +53,27 @@ def recognise(shapes: Shapes, *, output_stride: int | None) -> Recipe | None:
         options["norm"] = "none"
     architecture = "deeplabv3plus"
     inputs: dict[str, tuple[int, ...]] = {}
-    scores = shapes.get(f"{SCORES}/weights")
-    if scores is None:
+    logits = shapes.get(f"{SCORES}/weights")
+    if logits is None:
         notes.append("only the backbone is from the file, the rest starts at random")
     else:
         head = _head(shapes)
         rules, options, notes = (*rules, *_head_rules(shapes)), options | head, notes + _head_notes(head)
         architecture = "deeplabv3plus" if "low_level" in head else "deeplabv3"
         inputs = _pooling_first(shapes)
-    return Recipe(
+    return TensorMap(
         kind=KIND,
         name=f"{architecture}_{backbone}",
-        num_classes=scores[-1] if scores else CLASSES,
+        num_classes=logits[-1] if logits else CLASSES,
         output_stride=OUTPUT_STRIDE if output_stride is None else output_stride,
         options=options,
         rules=rules,
         layout=SLIM,
         inputs=inputs,
         unused=(*SLOTS, rf"^{scope}/(logits|Logits|Conv_1)/"),
-        absent=() if scores else (r"(?!backbone/)",),
+        absent=() if logits else (r"(?!backbone/)",),
         notes=tuple(notes),
-        info=label_info(scores[-1]) if scores else {},
+        info=label_info(logits[-1]) if logits else {},
     )
 
 

@@ -2,7 +2,7 @@
 
 Those of version 0.6, as `smp.DeepLabV3("resnet50")` makes them. Channels, depth and separable convolutions are told by
 the shapes. A state dict holds neither the rates nor the output stride, the interpolation of Unet or an activation of
-the scores: these are the defaults there.
+the logits: these are the defaults there.
 """
 
 import re
@@ -13,7 +13,7 @@ from typing import Any
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.preprocessing import IMAGENET
 from deeplab_jax.weights.importers.torch_names import COUNTERS, RESNETS, mobilenet_v2_rules, resnet_rules, which_resnet
-from deeplab_jax.weights.recipe import TORCH, Names, Recipe, Rule, Shapes
+from deeplab_jax.weights.tensor_map import TORCH, Names, Rule, Shapes, TensorMap
 
 RATES = (12, 24, 36)
 RATES_NOTE = "rates 12, 24, 36 at any output stride, unless it was trained with others"
@@ -50,7 +50,7 @@ class _Decoder:
     notes: tuple[str, ...]
 
 
-def recognise(shapes: Shapes, *, output_stride: int | None) -> Recipe | None:
+def recognise(shapes: Shapes, *, output_stride: int | None) -> TensorMap | None:
     """Describe a state dict of one of smp's networks; None where it is of something else.
 
     Raises:
@@ -74,7 +74,7 @@ def recognise(shapes: Shapes, *, output_stride: int | None) -> Recipe | None:
         finest = "conv1" if encoder == "mobilenet_v2" else "stem"
         options["skips"] = ("conv4", "conv3", "conv2", finest, "")[5 - depth :]
     names = mobilenet_v2_rules if encoder == "mobilenet_v2" else resnet_rules
-    return Recipe(
+    return TensorMap(
         kind="smp",
         name=f"{decoder.architecture}_{encoder}",
         num_classes=_kernel(shapes, HEAD)[0],
@@ -214,7 +214,7 @@ def _pspnet(shapes: Shapes) -> _Decoder:
         ),
         (
             "an encoder that ends early instead of dilated stages",
-            "1x1 after the pyramid and 3x3 before the scores, where the paper has 3x3 and 1x1",
+            "1x1 after the pyramid and 3x3 before the logits, where the paper has 3x3 and 1x1",
             "no norm at the level of one region",
             "its dropout takes whole channels, this one single values",
         ),

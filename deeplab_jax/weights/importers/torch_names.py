@@ -2,8 +2,8 @@
 
 from deeplab_jax.errors import UserError
 from deeplab_jax.labels import CITYSCAPES, VOC
-from deeplab_jax.models.mobilenet_v3 import ROWS, STEM_CHANNELS
-from deeplab_jax.weights.recipe import Rule, Shapes
+from deeplab_jax.models.backbones.mobilenet_v3 import ROWS, STEM_CHANNELS
+from deeplab_jax.weights.tensor_map import Rule, Shapes
 
 COUNTERS = r"num_batches_tracked$"
 # Units of blocks 1 to 4, and whether they are bottlenecks.

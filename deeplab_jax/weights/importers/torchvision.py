@@ -9,7 +9,7 @@ from deeplab_jax.weights.importers.torch_names import (
     resnet_rules,
     which_resnet,
 )
-from deeplab_jax.weights.recipe import TORCH, Recipe, Rule, Shapes
+from deeplab_jax.weights.tensor_map import TORCH, Rule, Shapes, TensorMap
 
 KIND = "torchvision"
 PREFIX = "backbone."
@@ -49,7 +49,7 @@ AUX: tuple[Rule, ...] = (
 )
 
 
-def recognise(shapes: Shapes, *, output_stride: int | None) -> Recipe | None:
+def recognise(shapes: Shapes, *, output_stride: int | None) -> TensorMap | None:
     """Describe a state dict of one of `NETWORKS`; None where it is of something else."""
     backbone = which_resnet(shapes, PREFIX)
     if backbone is None and is_mobilenet_v3(shapes, PREFIX):
@@ -59,15 +59,15 @@ def recognise(shapes: Shapes, *, output_stride: int | None) -> Recipe | None:
     else:
         architecture = "lraspp" if "classifier.cbr.0.weight" in shapes else "fcn"
     name = f"{architecture}_{backbone}"
-    scores = shapes.get("classifier.low_classifier.weight" if architecture == "lraspp" else "classifier.4.weight")
-    if name not in NETWORKS or not scores:
+    logits = shapes.get("classifier.low_classifier.weight" if architecture == "lraspp" else "classifier.4.weight")
+    if name not in NETWORKS or not logits:
         return None
     return network(
-        name, num_classes=scores[0], output_stride=output_stride, aux_head="aux_classifier.4.weight" in shapes
+        name, num_classes=logits[0], output_stride=output_stride, aux_head="aux_classifier.4.weight" in shapes
     )
 
 
-def network(name: str, *, num_classes: int, output_stride: int | None = None, aux_head: bool = False) -> Recipe:
+def network(name: str, *, num_classes: int, output_stride: int | None = None, aux_head: bool = False) -> TensorMap:
     """Describe one of torchvision's networks.
 
     Args:
@@ -101,7 +101,7 @@ def network(name: str, *, num_classes: int, output_stride: int | None = None, au
             "every convolution of the dilated stage dilated",
             "running statistics decay by 0.99 in the heads too, torchvision's there by 0.9",
         ]
-    return Recipe(
+    return TensorMap(
         kind=KIND,
         name=name,
         num_classes=num_classes,

@@ -1,9 +1,9 @@
 """Hugging Face transformers' MobileNetV2 for semantic segmentation (`google/deeplabv3_mobilenet_v2_1.0_513`)."""
 
-from deeplab_jax.models.inverted_residual import scale_channels
-from deeplab_jax.models.mobilenet_v2 import ROWS, STEM_CHANNELS
+from deeplab_jax.models.backbones.inverted_residual import scale_channels
+from deeplab_jax.models.backbones.mobilenet_v2 import ROWS, STEM_CHANNELS
 from deeplab_jax.weights.importers.torch_names import COUNTERS, MOBILENET_V2_STAGES, label_info
-from deeplab_jax.weights.recipe import TORCH, Recipe, Rule, Shapes
+from deeplab_jax.weights.tensor_map import TORCH, Rule, Shapes, TensorMap
 
 ROOT, HEAD = "mobilenet_v2.", "segmentation_head."
 OUTPUT_STRIDE = 8  # Of the published model's configuration; a state dict does not say it.
@@ -33,7 +33,7 @@ RULES: tuple[Rule, ...] = (
 )
 
 
-def recognise(shapes: Shapes, *, output_stride: int | None) -> Recipe | None:
+def recognise(shapes: Shapes, *, output_stride: int | None) -> TensorMap | None:
     """Describe a state dict of `MobileNetV2ForSemanticSegmentation`; None where it is of something else."""
     classifier = shapes.get(f"{HEAD}classifier.convolution.weight")
     projection = shapes.get(f"{HEAD}conv_projection.convolution.weight")
@@ -41,7 +41,7 @@ def recognise(shapes: Shapes, *, output_stride: int | None) -> Recipe | None:
     if not classifier or not projection or width is None:
         return None
     half = projection[1] // 2
-    return Recipe(
+    return TensorMap(
         kind="transformers",
         name="deeplabv3_mobilenet_v2",
         num_classes=classifier[0],

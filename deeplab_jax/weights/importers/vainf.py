@@ -14,7 +14,7 @@ from deeplab_jax.weights.importers.torch_names import (
     which_resnet,
     xception_rules,
 )
-from deeplab_jax.weights.recipe import TORCH, Names, Recipe, Rule, Shapes
+from deeplab_jax.weights.tensor_map import TORCH, Names, Rule, Shapes, TensorMap
 
 KIND = "vainf"
 BACKBONE, HEAD = "backbone.", "classifier."
@@ -23,7 +23,7 @@ ASPP_CHANNELS, LOW_LEVEL_CHANNELS = 256, 48
 LOW_LEVEL_UNITS = 4
 
 
-def recognise(shapes: Shapes, *, output_stride: int | None) -> Recipe | None:
+def recognise(shapes: Shapes, *, output_stride: int | None) -> TensorMap | None:
     """Describe a state dict of deeplabv3 or deeplabv3plus; None where it is of something else.
 
     Raises:
@@ -31,8 +31,8 @@ def recognise(shapes: Shapes, *, output_stride: int | None) -> Recipe | None:
     """
     plus = f"{HEAD}project.0.weight" in shapes
     aspp = f"{HEAD}aspp" if plus else f"{HEAD}classifier.0"
-    scores = shapes.get(f"{HEAD}classifier.{3 if plus else 4}.weight")
-    if scores is None or f"{aspp}.convs.0.0.weight" not in shapes:
+    logits = shapes.get(f"{HEAD}classifier.{3 if plus else 4}.weight")
+    if logits is None or f"{aspp}.convs.0.0.weight" not in shapes:
         return None
     if f"{BACKBONE}transition1.0.0.weight" in shapes:
         raise UserError("VainF's HRNetV2 is not converted; its networks on ResNet, MobileNetV2 and Xception are")
@@ -66,10 +66,10 @@ def recognise(shapes: Shapes, *, output_stride: int | None) -> Recipe | None:
     else:
         options["head_convs"] = ((3, ASPP_CHANNELS),)
         notes.append("one more 3x3 convolution after the pyramid")
-    return Recipe(
+    return TensorMap(
         kind=KIND,
         name=f"{'deeplabv3plus' if plus else 'deeplabv3'}_{name}",
-        num_classes=scores[0],
+        num_classes=logits[0],
         output_stride=stride,
         options=options,
         rules=(*backbone_rules, *_head_rules(aspp, plus=plus)),
@@ -81,7 +81,7 @@ def recognise(shapes: Shapes, *, output_stride: int | None) -> Recipe | None:
         ),
         unused=(COUNTERS,),
         notes=tuple(notes),
-        info=label_info(scores[0]),
+        info=label_info(logits[0]),
     )
 
 

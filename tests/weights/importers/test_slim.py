@@ -18,7 +18,7 @@ from deeplab_jax.models.segmenter import abstract_variables
 from deeplab_jax.weights.convert import convert
 from deeplab_jax.weights.folder import flatten_variables
 from deeplab_jax.weights.importers import slim
-from deeplab_jax.weights.recipe import Recipe, Shapes, their_name
+from deeplab_jax.weights.tensor_map import Shapes, TensorMap, their_name
 from tests.weights.importers import golden
 
 # The last norms of residual branches, so that their sums stay small and every offset matters.
@@ -74,7 +74,7 @@ def tensors_of(name: str) -> dict[str, np.ndarray]:
     return tensors
 
 
-def recipe_of(shapes: Shapes, output_stride: int | None = None) -> Recipe:
+def recipe_of(shapes: Shapes, output_stride: int | None = None) -> TensorMap:
     recipe = slim.recognise(shapes, output_stride=output_stride)
     assert recipe is not None
     return recipe

@@ -10,7 +10,7 @@ from deeplab_jax.models.preprocessing import IMAGENET
 from deeplab_jax.models.segmenter import abstract_variables
 from deeplab_jax.weights.folder import flatten_variables
 from deeplab_jax.weights.importers.smp import recognise
-from deeplab_jax.weights.recipe import Recipe, Shapes, their_name
+from deeplab_jax.weights.tensor_map import Shapes, TensorMap, their_name
 
 HEAD = {"segmentation_head.0.weight": (5, 256, 1, 1), "segmentation_head.0.bias": (5,)}
 RESNET18 = {
@@ -58,7 +58,7 @@ def pspnet(inputs: int = 128, *, channels: int = 512) -> Shapes:
     }
 
 
-def recipe_of(*parts: Shapes, output_stride: int | None = None) -> Recipe:
+def recipe_of(*parts: Shapes, output_stride: int | None = None) -> TensorMap:
     recipe = recognise(
         {name: shape for part in (*parts, HEAD) for name, shape in part.items()}, output_stride=output_stride
     )
@@ -66,7 +66,7 @@ def recipe_of(*parts: Shapes, output_stride: int | None = None) -> Recipe:
     return recipe
 
 
-def names_of(recipe: Recipe) -> dict[str, str]:
+def names_of(recipe: TensorMap) -> dict[str, str]:
     """Return our variables' paths and their names."""
     shapes = {name: leaf.shape for name, leaf in flatten_variables(abstract_variables(recipe.model())).items()}
     return {

@@ -14,11 +14,11 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.models.catalog import create_model
 from deeplab_jax.models.segmenter import Segmenter, Variables, abstract_variables
 from deeplab_jax.weights import export_torchvision as export
-from deeplab_jax.weights.assemble import assemble
 from deeplab_jax.weights.export_torchvision import export_torchvision, write_state_dict
+from deeplab_jax.weights.fill_variables import fill_variables
 from deeplab_jax.weights.formats.torch_file import read_torch
 from deeplab_jax.weights.importers import imagenet, torchvision
-from deeplab_jax.weights.recipe import TORCH, their_name
+from deeplab_jax.weights.tensor_map import TORCH, their_name
 
 LRASPP = "lraspp_mobilenet_v3_large"
 # Tensors of torchvision's networks (0.28, 21 classes, auxiliary head), and the digest of their names and shapes.
@@ -220,7 +220,7 @@ def test_vgg16_becomes_fcn32s_with_fc6_and_fc7() -> None:
     tensors = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
     recipe = imagenet.recognise(shapes, output_stride=None)
     assert recipe is not None
-    model, variables, report = assemble(recipe, tensors, source="x", num_classes=2)
+    model, variables, report = fill_variables(recipe, tensors, source="x", num_classes=2)
     assert model.num_classes == 2
     assert report["unused"] == ["classifier.6.weight", "classifier.6.bias"]
     assert {path.split("/")[2] for path in report["random"]} == {"classifier_fc7", "classifier_to_image"}

@@ -1,0 +1,1 @@
+"""What reads a network and is part of none: its cost, its receptive field."""

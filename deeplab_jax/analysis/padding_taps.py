@@ -1,0 +1,48 @@
+"""Taps of atrous kernels that see nothing but padding on images of the training size.
+
+At rates near the map's side a 3x3 kernel degenerates to its centre (DeepLabv3, sec. 3.3). No gradient reaches the outer
+taps then, so after training they still hold their random start; on larger images they meet samples for the first time
+and add noise. They start at zero instead, which leaves training as it is and gives larger images the same 1x1 filter.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from deeplab_jax.analysis.cost import Call
+from deeplab_jax.ops.atrous import Convolution
+from deeplab_jax.ops.geometry import taps_on_map
+
+
+def reached_taps(convolution: Convolution) -> np.ndarray:
+    """Return for each tap of a kernel, bool `[kh, kw]`, whether it meets a sample of the map anywhere."""
+    c = convolution
+
+    def along(axis: int) -> np.ndarray:
+        size, outputs, taps = c.inputs[axis + 1], c.outputs[axis + 1], c.kernel[axis]
+        on_map = taps_on_map(size, outputs, taps, stride=c.stride, rate=c.rate, before=c.padding[axis][0])
+        return np.asarray(on_map.any(axis=0))
+
+    return along(0)[:, None] & along(1)[None]
+
+
+def reached_by_layer(calls: Iterable[Call]) -> dict[str, np.ndarray]:
+    """Return the reached taps of every layer; of one that is called more than once, those that any call reaches."""
+    reached: dict[str, np.ndarray] = {}
+    for call in calls:
+        if not call.convolution.transposed:
+            mask = reached_taps(call.convolution)
+            reached[call.layer] = reached.get(call.layer, np.zeros_like(mask)) | mask
+    return reached
+
+
+def zero_unreached(params: Mapping[str, Any], calls: Iterable[Call]) -> dict[str, Any]:
+    """Return the parameters with zeros in the taps that none of a run's convolutions reaches."""
+    flat = flatten_dict(dict(params), sep="/")
+    for layer, mask in reached_by_layer(calls).items():
+        if not mask.all():
+            name = f"{layer}/conv/kernel" if f"{layer}/conv/kernel" in flat else f"{layer}/kernel"
+            flat[name] = flat[name] * mask[:, :, None, None].astype(np.float32)
+    return unflatten_dict(flat, sep="/")

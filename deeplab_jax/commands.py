@@ -1,0 +1,309 @@
+"""What each verb of the command line does with its arguments; each imports what it needs."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from deeplab_jax.errors import UserError, did_you_mean, spell
+
+USER_ERROR = 2
+INTERRUPTED = 130
+PREEMPTED = 75  # EX_TEMPFAIL: after SIGTERM; a scheduler that starts the same command again loses nothing.
+
+
+def fail(message: str) -> int:
+    """Print one line to stderr and return the exit code for it."""
+    print("deeplab-jax: " + " ".join(message.split()), file=sys.stderr)
+    return USER_ERROR
+
+
+def required_config(args: argparse.Namespace) -> Any:
+    """Load the configuration that a verb cannot do without."""
+    from deeplab_jax.config import load_config
+
+    if not args.config:
+        raise UserError(f"{args.verb}: --config is missing; name a file such as configs/scenes.py")
+    return load_config(args.config)
+
+
+def config_of_run(words: list[str], model: str) -> Any:
+    """Load the configuration that the words name, or else that of a run directory, with the words' changes; None where
+    there is neither.
+    """
+    from deeplab_jax.config import load_config
+    from deeplab_jax.train.workdir import CONFIG_FILE
+
+    own = Path(model, CONFIG_FILE)
+    if own.is_file() and not any(word.startswith("--config=") for word in words):
+        words = [f"--config={own}", *words]
+    return load_config(words) if words else None
+
+
+def train(args: argparse.Namespace) -> int:
+    """`train`."""
+    from deeplab_jax.distributed import is_first, together
+    from deeplab_jax.train.loop import train
+    from deeplab_jax.train.signals import Interrupted
+
+    with together():
+        config = required_config(args)
+    try:
+        train(config, args.workdir, allow_config_change=args.allow_config_change)
+    except Interrupted as stop:
+        if is_first():
+            print(f"deeplab-jax: {stop}", file=sys.stderr)
+        return PREEMPTED if stop.preempted else INTERRUPTED
+    return 0
+
+
+def replay(args: argparse.Namespace) -> None:
+    """`replay`."""
+    from deeplab_jax.train.replay import replay
+
+    found = replay(args.folder)
+    for tensor in found.tensors:
+        print(tensor)
+    print(found.summary)
+    first = found.first_not_finite
+    print("every tensor is finite this time" if first is None else f"the first that is not finite: {first}")
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    """`evaluate`."""
+    from rich.console import Console
+
+    from deeplab_jax.data.catalog import open_source
+    from deeplab_jax.distributed import is_first, together, watch
+    from deeplab_jax.evaluate.evaluator import (
+        METRICS_FILE,
+        evaluate,
+        write_results,
+    )
+    from deeplab_jax.evaluate.predictor import prediction_writer
+    from deeplab_jax.terminal import class_table, progress_bar
+    from deeplab_jax.train.settings import evaluate_options, source_options
+    from deeplab_jax.weights.folder import load
+
+    with together():
+        model, variables, info = load(args.model, checkpoint=args.checkpoint)
+        config = config_of_run(args.config, args.model)
+        if config is None:
+            raise UserError(
+                f"{args.model}: a model folder does not say which data to evaluate on; give --config configs/NAME.py"
+            )
+        split = args.split or config.data.val_split
+        source = open_source(config.data.name, split=split, **source_options(config.data))
+        options = {**evaluate_options(config), **given_inference_options(args)}
+        if args.trimap is not None:
+            options["trimap"] = args.trimap
+    watch(config.train.timeout)
+    console = Console(quiet=not is_first())
+    with progress_bar(console) as progress:
+        results = evaluate(
+            model,
+            variables,
+            source,
+            split=split,
+            limit=args.limit,
+            on_prediction=prediction_writer(Path(args.out), source.labels.palette) if args.save_predictions else None,
+            progress=progress,
+            **options,
+        )
+    results["checkpoint"] = info.get("step")
+    file = Path(args.out) / METRICS_FILE
+    with together():
+        if is_first():
+            write_results(results, file.parent)
+    console.print(class_table([results], [f"{split}, output stride {results['protocol']['output_stride']}"]))
+    console.print(
+        f"{results['protocol']['images']} images in {results['seconds']} s; written to {file}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def predict(args: argparse.Namespace) -> int:
+    """`predict`."""
+    from rich.console import Console
+
+    from deeplab_jax.evaluate.predictor import find_images, predict_files
+    from deeplab_jax.models.catalog import check_output_stride
+    from deeplab_jax.terminal import progress_bar
+    from deeplab_jax.weights.folder import load
+
+    paths = find_images(args.images)
+    model, variables, info = load(args.model, checkpoint=args.checkpoint)
+    options = given_inference_options(args)
+    if "output_stride" in options:
+        model = model.clone(output_stride=options.pop("output_stride"))
+        check_output_stride(model)
+    palette = [tuple(colour) for colour in info["palette"]] if "palette" in info else None
+    failed = 0
+    with progress_bar(Console(stderr=True)) as progress:
+        for _, error in predict_files(
+            model, variables, paths, Path(args.out), palette=palette, progress=progress, **options
+        ):
+            if error is not None:
+                failed += 1
+                fail(str(error))
+    print(f"{len(paths) - failed} of {len(paths)} images segmented into {args.out}")
+    return USER_ERROR if failed else 0
+
+
+def check_data(args: argparse.Namespace) -> int:
+    """`check-data`."""
+    from rich.console import Console
+
+    from deeplab_jax.data.catalog import open_source
+    from deeplab_jax.data.check.dataset import check_source
+    from deeplab_jax.data.check.report import format_report
+    from deeplab_jax.terminal import progress_bar
+    from deeplab_jax.train.settings import source_options
+
+    config = required_config(args)
+    splits = [args.split] if args.split else [config.data.train_split, config.data.val_split]
+    reports = {}
+    for split in dict.fromkeys(splits):
+        source = open_source(config.data.name, split=split, strict=False, **source_options(config.data))
+        with progress_bar(Console(stderr=True)) as progress:
+            reports[split] = check_source(source, limit=args.limit, progress=progress)
+        print(f"{split}: {format_report(reports[split])}\n")
+    if args.json:
+        try:
+            Path(args.json).write_text(
+                json.dumps({split: r.to_json() for split, r in reports.items()}, indent=1) + "\n"
+            )
+        except OSError as error:
+            raise UserError(f"{args.json}: cannot be written ({error.strerror}); give another --json") from None
+    return 0 if all(report.ok for report in reports.values()) else USER_ERROR
+
+
+def prepare(args: argparse.Namespace) -> None:
+    """`prepare`."""
+    from rich.console import Console
+
+    from deeplab_jax.data.catalog import open_source
+    from deeplab_jax.data.prepare import prepare
+    from deeplab_jax.terminal import progress_bar
+    from deeplab_jax.train.settings import source_options
+
+    config = required_config(args)
+    splits = dict.fromkeys([config.data.train_split, config.data.val_split])
+    sources = {split: open_source(config.data.name, split=split, **source_options(config.data)) for split in splits}
+    with progress_bar(Console(stderr=True)) as progress:
+        folder = prepare(sources, args.out, progress=lambda split, done, total: progress(done, total))
+    counts = ", ".join(f"{len(source)} of {split}" for split, source in sources.items())
+    print(f"wrote {counts} to {folder}; read them with --config.data.name=tfds --config.data.dir={args.out}")
+
+
+def convert(args: argparse.Namespace) -> None:
+    """`convert`."""
+    from deeplab_jax.weights.convert import convert
+    from deeplab_jax.weights.folder import CHECKPOINTS, save
+
+    out = Path(args.out)
+    if (out / CHECKPOINTS).exists():
+        raise UserError(f"{out}: is a run directory; choose another --out")
+    model, variables, info = convert(
+        args.source,
+        kind=args.kind,
+        output_stride=args.output_stride,
+        num_classes=args.num_classes,
+        reinit=args.reinit,
+        strict=not args.not_strict,
+    )
+    source = info["source"]
+    name = describe_short(model)
+    print(f"{args.source}: read as {source['kind']}'s {name}; {source['tensors']} tensors used")
+    for note in source["notes"]:
+        print(f"  {note}")
+    for text, names in (("left out", source["unused"]), ("start at random", source["random"])):
+        if names:
+            print(f"  {text}: {spell(names, limit=3)}")
+    for problem in source["mismatched"]:
+        print(f"  not strict: {problem}")
+    print(f"written to {save(out, model, variables, info)}")
+
+
+def describe_short(model: Any) -> str:
+    """Return a model's name, class count and output stride as a phrase."""
+    from deeplab_jax.models.catalog import describe
+
+    return f"{describe(model)['name']}, {model.num_classes} classes, output stride {model.output_stride}"
+
+
+def export(args: argparse.Namespace) -> None:
+    """`export`."""
+    from deeplab_jax.files import write_whole
+    from deeplab_jax.models.catalog import check_output_stride
+    from deeplab_jax.weights.export import export_stablehlo
+    from deeplab_jax.weights.export_torchvision import export_torchvision, write_state_dict
+    from deeplab_jax.weights.folder import load
+
+    given = [name for name in ("size", "batch", "preprocess", "argmax") if getattr(args, name)]
+    if args.format != "stablehlo" and given:
+        raise UserError(f"--{given[0]}: a state dict has none; leave it out, or use --format stablehlo")
+    model, variables, info = load(args.model, checkpoint=args.checkpoint)
+    if args.output_stride is not None:
+        model = model.clone(output_stride=args.output_stride)
+        check_output_stride(model)
+    if args.format == "torchvision":
+        file = write_state_dict(args.out, export_torchvision(model, variables))
+    else:
+        content = export_stablehlo(
+            model,
+            variables,
+            size=args.size,
+            batch=args.batch,
+            preprocess=args.preprocess,
+            argmax=args.argmax,
+            info=info,
+        )
+        file = write_whole(args.out, lambda file: file.write_bytes(content))
+    print(f"{describe_short(model)}: written to {file} ({file.stat().st_size / 2**20:.1f} MiB)")
+
+
+def summarize(args: argparse.Namespace) -> None:
+    """`summarize`."""
+    from rich.console import Console
+
+    from deeplab_jax.analysis.summary import summarize
+    from deeplab_jax.models.catalog import describe, from_description, model_names
+    from deeplab_jax.terminal import summary_table, table_width
+    from deeplab_jax.weights.folder import MODEL_FILE, read_description
+
+    if args.model in model_names():
+        description = {"name": args.model, "num_classes": 21, "output_stride": None, "options": {}}
+    elif Path(args.model, MODEL_FILE).is_file():
+        description = describe(read_description(Path(args.model))[0])
+    else:
+        raise UserError(
+            f"{args.model}: neither a model's name nor a folder with {MODEL_FILE}: "
+            f"{did_you_mean(args.model, model_names())}"
+        )
+    options = {**description["options"], **dict(args.option)}
+    for key in ("num_classes", "output_stride"):
+        description[key] = options.pop(key, description[key])
+        if not isinstance(description[key], int | None):
+            raise UserError(f"{key}={description[key]!r}: give a whole number")
+    if args.output_stride is not None:
+        description["output_stride"] = args.output_stride
+    summary = summarize(from_description({**description, "options": options}), *args.size)
+    text = json.dumps(summary.to_json(), indent=1)
+    if args.json == "-":
+        print(text)
+        return
+    Console(width=table_width(Console().width)).print(summary_table(summary))
+    if args.json:
+        try:
+            Path(args.json).write_text(text + "\n")
+        except OSError as error:
+            raise UserError(f"{args.json}: cannot be written ({error.strerror}); give another --json") from None
+
+
+def given_inference_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the inference flags that were given."""
+    names = ("mode", "output_stride", "scales", "flip", "window", "crf")
+    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}

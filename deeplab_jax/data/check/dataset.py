@@ -1,0 +1,200 @@
+"""Checks of a data set before any time goes into training on it.
+
+What goes wrong most with data sets of one's own: masks that hold other numbers than class ids (0 and 255, colours, JPEG
+noise), masks of another size, files without a partner, and damaged files. JAX neither stops on a label outside the
+classes nor says so, hence the checks. Every check goes on past bad files and reports all of them; nothing here prints.
+"""
+
+import bisect
+import collections
+import dataclasses
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from deeplab_jax.data.check.example import Seen, inspect_example, inspect_files, meaning
+from deeplab_jax.data.check.report import MAX_PER_KIND, Finding, Report, format_report, median_frequency_weights
+from deeplab_jax.data.source import PairSource, Source, check_limit
+from deeplab_jax.errors import UserError, spell
+from deeplab_jax.labels import IGNORE_LABEL, LabelSet
+
+__all__ = ["Finding", "Report", "check_labels", "check_source", "format_report"]
+
+# A class this many times rarer than the most frequent one gets a warning.
+_RARE = 100
+# More unknown values than this in one data set are noise (interpolation, compression) and not classes.
+_MANY_VALUES = 32
+Item = TypeVar("Item")
+
+Progress = Callable[[int, int], None]
+
+
+def check_source(source: Source, *, limit: int | None = None, progress: Progress | None = None) -> Report:
+    """Read the examples of a source and report what is wrong with them.
+
+    Args:
+      source: any source; of a `PairSource` the files themselves are looked at, of another one what it returns.
+      limit: look at so many examples only, evenly spread over the source.
+      progress: called with (examples done, examples to do).
+
+    Raises:
+      UserError: a limit below 1.
+    """
+    check_limit(limit)
+    total = len(source)
+    chosen = _spread(total, limit)
+    unpaired: list[Finding] = []
+    if isinstance(source, PairSource):
+        unpaired = _unpaired(dict(source.images_without_mask), dict(source.masks_without_image))
+        pairs = [source.describe(i) for i in chosen]
+        seen = _run(lambda pair: inspect_files(*pair, source.labels), pairs, progress)
+    else:
+        seen = _run(lambda i: inspect_example(source, i), chosen, progress)
+    return _report(source.name, source.labels, seen, unpaired, total)
+
+
+def check_labels(label: np.ndarray, num_classes: int, *, name: str) -> None:
+    """Stop on labels that are neither a class nor ignored. Cheap: made for the first batches of a training run.
+
+    Args:
+      label: integers of any shape.
+      num_classes: ids 0 to `num_classes - 1` are valid, and 255.
+      name: what the message calls the array, for example its files.
+
+    Raises:
+      UserError: names the values, how many pixels hold them, and the mend.
+    """
+    bad = label[((label < 0) | (label >= num_classes)) & (label != IGNORE_LABEL)]
+    if bad.size:
+        values = [int(value) for value in np.unique(bad)]
+        raise UserError(
+            f"{name}: label values {spell(values)} in {bad.size} pixels are outside of classes 0 to {num_classes - 1} "
+            f"and not {IGNORE_LABEL} (ignored); correct the number of classes or data.value_map, and run check-data"
+        )
+
+
+def _run(inspect: Callable[[Item], Seen], items: Sequence[Item], progress: Progress | None) -> list[Seen]:
+    """Inspect in threads (decoding releases the interpreter lock), results in order."""
+    seen: list[Seen] = []
+    pool = ThreadPoolExecutor(os.cpu_count())
+    try:
+        for result in pool.map(inspect, items):
+            seen.append(result)
+            if progress is not None:
+                progress(len(seen), len(items))
+    finally:
+        pool.shutdown(cancel_futures=True)  # An interrupt does not wait for the rest.
+    return seen
+
+
+def _spread(total: int, limit: int | None) -> Sequence[int]:
+    """All indices, or `limit` of them at even distances."""
+    return range(total) if limit is None or limit >= total else [i * total // limit for i in range(limit)]
+
+
+def _unpaired(by_name: dict[str, str], masks_by_name: dict[str, str]) -> list[Finding]:
+    findings = []
+    lonely_masks = sorted(masks_by_name.keys() - by_name.keys())
+    for name in sorted(by_name.keys() - masks_by_name.keys()):
+        # The names after `name` in order start with those that it is the beginning of: 7_mask for 7.
+        at = bisect.bisect_left(lonely_masks, name)
+        near = lonely_masks[at] if at < len(lonely_masks) and lonely_masks[at].startswith(name) else None
+        mend = "add the mask or remove the image"
+        if near:
+            mend = (
+                f"if {Path(masks_by_name[near]).name} is it, give both one name or use globs (data.images, data.masks)"
+            )
+        message = f"no mask is called '{name}'; {mend}"
+        findings.append(Finding("error", "image without mask", by_name[name], name, message))
+    for name in lonely_masks:
+        message = f"no image is called '{name}'; add the image or remove the mask"
+        findings.append(Finding("error", "mask without image", masks_by_name[name], name, message))
+    return findings
+
+
+def _report(name: str, labels: LabelSet, seen: Sequence[Seen], findings: list[Finding], total: int) -> Report:
+    count = labels.num_classes
+    pixels, present, where_present = np.zeros(256, np.int64), np.zeros(count, np.int64), np.zeros(count, np.int64)
+    read = [one for one in seen if one.values]
+    for one in read:
+        pixels += one.pixels
+        shown = one.pixels[:count] > 0
+        present += shown
+        where_present += shown * one.pixels[:count].sum()
+    findings = [*findings, *(finding for one in seen for finding in one.findings)]
+    findings = _escalate(findings, len(read))
+    if read:
+        findings += _class_findings(name, labels, pixels[:count], len(read))
+    order = {"error": 0, "warning": 1}
+    findings.sort(key=lambda finding: order[finding.severity])
+    counts = collections.Counter(finding.kind for finding in findings)
+    listed: collections.Counter[str] = collections.Counter()
+    kept = []
+    for finding in findings:
+        listed[finding.kind] += 1
+        if listed[finding.kind] <= MAX_PER_KIND:
+            kept.append(finding)
+    weights = median_frequency_weights(pixels[:count], where_present)
+    sizes = [one.size for one in seen if one.size is not None]
+    return Report(
+        name=name,
+        class_names=labels.names,
+        checked=len(seen),
+        total=total,
+        findings=tuple(kept),
+        counts=dict(counts),
+        class_pixels=tuple(pixels[:count].tolist()),
+        class_images=tuple(present.tolist()),
+        ignored_pixels=int(pixels[IGNORE_LABEL]),
+        smallest=(min(w for w, _ in sizes), min(h for _, h in sizes)) if sizes else None,
+        largest=(max(w for w, _ in sizes), max(h for _, h in sizes)) if sizes else None,
+        class_weights=tuple(weights.tolist()),
+        sqrt_class_weights=tuple(np.sqrt(weights).tolist()),
+        value_map=_suggest_value_map(labels, read),
+    )
+
+
+def _escalate(findings: list[Finding], masks: int) -> list[Finding]:
+    """What may be meant in one mask is a fault when most masks (0 and 255) or all of them (one class) show it."""
+    counts = collections.Counter(finding.kind for finding in findings)
+    faults = {kind for kind in ("single class", "all ignored") if masks > 1 and counts[kind] == masks}
+    if 2 * counts["0/255 mask"] >= masks:
+        faults.add("0/255 mask")
+    return [dataclasses.replace(f, severity="error") if f.kind in faults else f for f in findings]
+
+
+def _class_findings(name: str, labels: LabelSet, pixels: np.ndarray, masks: int) -> list[Finding]:
+    findings = []
+    for i, class_name in enumerate(labels.names):
+        if pixels[i] == 0:
+            message = (
+                f"class {i} ({class_name}) is in none of the {masks} masks checked; it cannot be learned from them: "
+                "add examples, or drop the class"
+            )
+            findings.append(Finding("warning", "absent class", name, class_name, message))
+        elif pixels[i] * _RARE < pixels.max():
+            share = pixels[i] / pixels.sum()
+            message = (
+                f"class {i} ({class_name}) has {share:.3%} of the pixels, {pixels.max() / pixels[i]:.0f} times "
+                "fewer than the most frequent class; consider the class weights below"
+            )
+            findings.append(Finding("warning", "rare class", name, class_name, message))
+    return findings
+
+
+def _suggest_value_map(labels: LabelSet, read: Sequence[Seen]) -> dict[int, int] | None:
+    values = frozenset[int]().union(*(one.values for one in read))
+    unknown = sorted({value for one in read for value in one.unknown})
+    if values == {0, IGNORE_LABEL} and labels.num_classes == 2 and meaning(labels, 255) in (None, IGNORE_LABEL):
+        return {0: 0, IGNORE_LABEL: 1}
+    if not unknown or len(unknown) > _MANY_VALUES:
+        return None
+    if unknown == [labels.num_classes] and 0 not in values and labels.value_map is None:
+        # Values 1 to C and no 0: the masks count from one.
+        return {**{i + 1: i for i in range(labels.num_classes)}, IGNORE_LABEL: IGNORE_LABEL}
+    known = labels.value_map or tuple((value, value) for value in labels.stored_values)
+    return {**dict(known), **dict.fromkeys(unknown, IGNORE_LABEL)}

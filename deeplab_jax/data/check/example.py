@@ -1,0 +1,199 @@
+"""A look at one example: is its image whole, and is its mask what a mask has to be?"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from deeplab_jax.data import images
+from deeplab_jax.data.check.report import Finding
+from deeplab_jax.data.image_files import open_encoded, read_bytes
+from deeplab_jax.data.source import Source, spell_ranges
+from deeplab_jax.errors import UserError, spell
+from deeplab_jax.labels import IGNORE_LABEL, LabelSet, to_class_ids
+
+Colour = tuple[int, int, int]
+
+
+@dataclasses.dataclass
+class Seen:
+    """What one example showed.
+
+    Attributes:
+      findings: what is wrong with it.
+      size: (width, height) of the image; None when it could not be read.
+      values: the stored values of the mask; empty when it could not be read.
+      unknown: those of them that mean nothing.
+      pixels: `[256]` pixels of each class id, the ignore label included.
+    """
+
+    findings: list[Finding] = dataclasses.field(default_factory=list)
+    size: tuple[int, int] | None = None
+    values: frozenset[int] = frozenset()
+    unknown: tuple[int, ...] = ()
+    pixels: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(256, np.int64))
+
+
+def inspect_example(source: Source, index: int) -> Seen:
+    """Look at what a source returns for one index."""
+    described = source.describe(index)
+    name = described if isinstance(described, str) else described[1]
+    try:
+        example = source[index]
+    except UserError as error:
+        return Seen([_from_error("unreadable example", name, error)])
+    # A source gives class ids, whatever its files hold.
+    seen = _inspect_values(example["label"], source.labels.decoded(), name, {})
+    seen.size = _size(example["image"])
+    _compare_sizes(seen, example["label"], name)
+    return seen
+
+
+def inspect_files(image_file: str, mask_file: str, labels: LabelSet) -> Seen:
+    """Look at an image file and its mask file, whose stored values `labels` explains."""
+    findings: list[Finding] = []
+    size = None
+    try:
+        size = _size(images.read_image(image_file))
+    except UserError as error:
+        findings.append(_from_error("unreadable image", image_file, error))
+    try:
+        stored = images.read_mask(mask_file)
+    except UserError as error:
+        return Seen([*findings, _mask_error(mask_file, labels, error)], size)
+    seen = _inspect_values(stored, labels, mask_file, _file_palette(mask_file))
+    seen.findings[:0] = findings
+    seen.size = size
+    _compare_sizes(seen, stored, mask_file)
+    return seen
+
+
+def _compare_sizes(seen: Seen, mask: np.ndarray, name: str) -> None:
+    size = _size(mask)
+    if seen.size is None or seen.size == size:
+        return
+    spelled = "mask of {}x{} pixels for an image of {}x{}".format(*size, *seen.size)
+    mend = "give both the same size (masks are resized with nearest neighbour)"
+    if size == seen.size[::-1]:
+        mend = "turn one of them by 90 degrees (a camera's rotation flag was probably applied to one only)"
+    seen.findings.append(Finding("error", "sizes differ", name, f"{size[0]}x{size[1]}", f"{spelled}; {mend}"))
+
+
+def _inspect_values(stored: np.ndarray, labels: LabelSet, name: str, palette: dict[int, Colour]) -> Seen:
+    ids, unknown = to_class_ids(stored, labels)
+    values, counts = np.unique(stored, return_counts=True)
+    amount = dict(zip(values.tolist(), counts.tolist(), strict=True))
+    seen = Seen(values=frozenset(amount), pixels=np.bincount(ids.ravel(), minlength=256)[:256], unknown=tuple(unknown))
+    add = seen.findings.append
+    object_is = meaning(labels, IGNORE_LABEL)
+    if set(amount) == {0, IGNORE_LABEL} and object_is in (None, IGNORE_LABEL):
+        harm = "stops training" if object_is is None else "is never learned nor scored"
+        message = (
+            f"0/255 mask: 255 is the ignore label and no class, so what covers {amount[IGNORE_LABEL]} pixels {harm}; "
+            "if 255 is your object, set data.value_map to {0: 0, 255: 1}"
+        )
+        add(Finding("error" if object_is is None else "warning", "0/255 mask", name, "255", message))
+    elif unknown:
+        spelled = spell(
+            [f"{value} ({amount[value]} pixels{_colour_hint(value, palette, labels)})" for value in unknown]
+        )
+        expected = spell_ranges(labels.stored_values)
+        mend = "correct the mask, or say in data.value_map what they are (255: ignore)"
+        message = f"holds {spelled}, where {expected} are expected; {mend}"
+        add(Finding("error", "unknown values", name, spell(unknown), message))
+    elif (ids == IGNORE_LABEL).all():
+        message = f"all pixels are ignored (stored values {spell(sorted(amount))}); label the image or remove the pair"
+        add(Finding("warning", "all ignored", name, spell(sorted(amount)), message))
+    elif len(amount) == 1:
+        class_id = int(ids.flat[0])
+        message = (
+            f"every pixel is class {class_id} ({labels.names[class_id]}); if that is not so, export the mask again"
+        )
+        add(Finding("warning", "single class", name, str(values[0]), message))
+    shuffled = _shuffled_index(values.tolist(), palette, labels)
+    if shuffled is not None:
+        index, other = shuffled
+        message = (
+            f"palette index {index} is drawn in the colour of class {other} ({labels.names[other]}): the indices are "
+            f"probably not class ids; turn colours into ids, here {palette[index]} into {other}"
+        )
+        add(Finding("warning", "palette order", name, str(index), message))
+    return seen
+
+
+def meaning(labels: LabelSet, stored: int) -> int | None:
+    """The class id that a stored value means, or None for an unknown one."""
+    ids, unknown = to_class_ids(np.array([stored]), labels)
+    return None if unknown else int(ids[0])
+
+
+def _file_palette(file: str) -> dict[int, Colour]:
+    """Index -> colour of a palette image, empty for other modes."""
+    with open_encoded(read_bytes(file, "mask")) as image:
+        flat = image.getpalette() if image.mode == "P" else None
+    return {} if flat is None else {i: (flat[3 * i], flat[3 * i + 1], flat[3 * i + 2]) for i in range(len(flat) // 3)}
+
+
+def _colour_hint(value: int, palette: dict[int, Colour], labels: LabelSet) -> str:
+    colour = palette.get(value)
+    if colour is None:
+        return ""
+    if colour in labels.palette:
+        class_id = labels.palette.index(colour)
+        return f", drawn in the colour of class {class_id} {labels.names[class_id]}"
+    return f", drawn {colour}"
+
+
+def _shuffled_index(values: Sequence[int], palette: dict[int, Colour], labels: LabelSet) -> tuple[int, int] | None:
+    """An index whose colour is another class's, where all used colours are colours of classes: (index, that class)."""
+    classes = [
+        (value, class_id) for value in values if (class_id := meaning(labels, value)) not in (None, IGNORE_LABEL)
+    ]
+    if not palette or any(palette.get(value) not in labels.palette for value, _ in classes):
+        return None
+    for value, class_id in classes:
+        if class_id is not None and palette[value] != labels.palette[class_id]:
+            return value, labels.palette.index(palette[value])
+    return None
+
+
+def _mask_error(file: str, labels: LabelSet, error: UserError) -> Finding:
+    """A mask that could not be read as numbers: say which of the usual reasons it is."""
+    try:
+        with open_encoded(read_bytes(file, "mask")) as image:
+            mode, is_jpeg = image.mode, image.format in ("JPEG", "MPO")
+            pixels = np.asarray(image.convert("RGB")).astype(np.uint32)
+    except Exception:  # Damaged: the first error said how.
+        return _from_error("unreadable mask", file, error)
+    if is_jpeg:
+        return _from_error("JPEG mask", file, error)
+    if mode not in ("RGB", "RGBA", "LA", "PA", "CMYK"):
+        return _from_error("unreadable mask", file, error)
+    packed, counts = np.unique(pixels[..., 0] << 16 | pixels[..., 1] << 8 | pixels[..., 2], return_counts=True)
+    codes = packed[np.argsort(-counts, kind="stable")].tolist()
+    found: list[Colour] = [(code >> 16, code >> 8 & 255, code & 255) for code in codes]
+    if len(found) > 256:
+        mend = (
+            "is it a photograph, or resized with interpolation? Export the original mask, resize with nearest neighbour"
+        )
+    elif all(r == g == b for r, g, b in found):
+        mend = f"its channels are equal: save one of them (values {spell(sorted(colour[0] for colour in found))})"
+    else:
+        hints = [
+            f"{colour} is {labels.palette.index(colour)} {labels.names[labels.palette.index(colour)]}"
+            if colour in labels.palette
+            else f"{colour} is no class's colour"
+            for colour in found
+        ]
+        mend = f"save class ids as grey or palette PNG instead: {spell(hints)}"
+    message = f"{mode} mask with {len(found)} colours, where class ids are needed; {mend}"
+    return Finding("error", "colour mask", file, mode, message)
+
+
+def _from_error(kind: str, file: str, error: UserError) -> Finding:
+    message = str(error).removeprefix(f"{file}: ")
+    return Finding("error", kind, file, message.partition(";")[0], message)
+
+
+def _size(array: np.ndarray) -> tuple[int, int]:
+    return array.shape[1], array.shape[0]

@@ -1,0 +1,189 @@
+"""Reading in the face of faults: examples that cannot be read, and readers that die or hang."""
+
+import dataclasses
+import multiprocessing
+import os
+import queue
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, TypeVar
+
+from deeplab_jax.data.source import Example, Source
+from deeplab_jax.errors import StuckError, UserError, spell
+
+Item = TypeVar("Item")
+
+NOT_REPLACED = -1
+GLANCE = 1.0  # seconds between looks at whether to go on waiting
+
+
+class Read(NamedTuple):
+    """An example, and the index of the one that it stands in for, `NOT_REPLACED` where it stands for itself."""
+
+    example: Example
+    replaced: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Replacing:
+    """A source whose examples that cannot be read are replaced by the next one, by index, that can.
+
+    So what is read depends on the files alone, not on when or where it is read.
+    """
+
+    source: Source
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Read:
+        for offset in range(len(self)):
+            try:
+                example = self.source[(index + offset) % len(self)]
+            except UserError:
+                continue
+            return Read(example, index if offset else NOT_REPLACED)
+        raise UserError(f"{self.source.name}: not one of {len(self)} examples can be read; see check-data")
+
+
+class Skipped:
+    """The examples of a source that could not be read so far; a UserError once they are too many.
+
+    Args:
+      source: that they are of.
+      share: how many of it may be skipped, 0 to 1.
+    """
+
+    def __init__(self, source: Source, share: float) -> None:
+        self._source, self._share = source, share
+        self._reasons: dict[int, str] = {}
+
+    def add(self, index: int) -> None:
+        """Count an example."""
+        if index in self._reasons:
+            return
+        try:
+            self._source[index]
+            self._reasons[index] = f"{self._source.describe(index)}: could not be read before, and now can"
+        except UserError as error:
+            self._reasons[index] = str(error)
+        if len(self._reasons) > self._share * len(self._source):
+            raise UserError(
+                f"{len(self._reasons)} of {len(self._source)} examples of {self._source.name} cannot be read, more "
+                f"than config.data.max_skipped={self._share} allows: {spell(list(self._reasons.values()))}"
+            )
+
+    def lines(self) -> list[str]:
+        """Return what was wrong with each, in the order of their indices."""
+        return [self._reasons[index] for index in sorted(self._reasons)]
+
+
+def never() -> bool:
+    """Nobody asks to stop."""
+    return False
+
+
+def within(
+    items: Callable[[], Iterator[Item]],
+    seconds: float,
+    *,
+    what: Callable[[int], str],
+    workers: int = 0,
+    stopped: Callable[[], bool] = never,
+) -> Iterator[Item]:
+    """Pass on the items of an iterator, of which each must arrive within a time.
+
+    Args:
+      items: makes the iterator; called, like it, in a thread of its own.
+      seconds: to wait for an item.
+      what: says in a phrase what the item of a number, from 0, is read from.
+      workers: processes that the items come from, in turn; 0: threads.
+      stopped: says whether no more items are wanted, looked at while one is waited for; ends the iterator.
+
+    Raises:
+      StuckError: an item did not arrive; the reader hangs.
+      UserError: a worker process died.
+    """
+    done = object()
+    channel: queue.Queue[Any] = queue.Queue(maxsize=1)
+    closed = threading.Event()
+
+    def offer(message: tuple[Any, BaseException | None]) -> None:
+        while not closed.is_set():
+            try:
+                return channel.put(message, timeout=1)
+            except queue.Full:
+                continue
+
+    def pump() -> None:
+        try:
+            for item in items():
+                offer((item, None))
+                if closed.is_set():
+                    return
+            offer((done, None))
+        except BaseException as error:
+            offer((None, error))
+
+    def receive() -> tuple[Any, BaseException | None]:
+        deadline = time.monotonic() + seconds
+        while not stopped():
+            try:
+                return channel.get(timeout=max(0.0, min(GLANCE, deadline - time.monotonic())))
+            except queue.Empty:
+                if time.monotonic() >= deadline:
+                    raise
+        return done, None
+
+    def reader(number: int) -> str:
+        return f"worker process {number % workers + 1} of {workers}" if workers else "a thread"
+
+    # A daemon: the interpreter would wait for it, and it may hang. Grain's threads are started by it and are alike.
+    threading.Thread(target=pump, name="reading", daemon=True).start()
+    number = 0
+    try:
+        while True:
+            try:
+                item, error = receive()
+            except queue.Empty:
+                kill_workers()
+                raise StuckError(
+                    f"no data for {seconds:g} s: {reader(number)} hangs in reading {what(number)}; see whether these "
+                    "files can be read, or give config.data.timeout more seconds"
+                ) from None
+            if item is done:
+                return
+            if error is not None:
+                if not workers or isinstance(error, UserError) or "terminated unexpectedly" not in str(error):
+                    raise error
+                raise UserError(
+                    f"{reader(number)} died ({error.args[0].split('.')[0]}), reading ahead from {what(number)}; if "
+                    "memory is short use fewer config.data.workers, then start again"
+                ) from None
+            yield item
+            number += 1
+    finally:
+        closed.set()
+
+
+def kill_workers() -> None:
+    """End the worker processes of this one at once: they share its order of batches, so that none is of use alone."""
+    for process in multiprocessing.active_children():
+        if process.name.startswith("grain-"):
+            process.kill()
+
+
+def start_worker(index: int, count: int) -> None:
+    """Prepare a worker process: it leaves signals to the trainer, and ends when that has died."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_follow, args=(parent,), name="parent", daemon=True).start()
+
+
+def _follow(parent: Any) -> None:
+    parent.join()
+    os._exit(1)

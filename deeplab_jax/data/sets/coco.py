@@ -1,0 +1,225 @@
+"""COCO 2017 with the 21 classes of PASCAL VOC, as DeepLabv3 pre-trains on it."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deeplab_jax.data.image_files import LIMIT, MAX_PIXELS
+from deeplab_jax.data.images import read_image
+from deeplab_jax.data.source import Example, check_sizes, choose_split, list_images, require_folder
+from deeplab_jax.errors import UserError, spell
+from deeplab_jax.files import read_json
+from deeplab_jax.labels import IGNORE_LABEL, VOC, LabelSet
+
+LAYOUT = "train2017/, val2017/ and annotations/instances_{train,val}2017.json"
+MIN_PIXELS = 1000
+FARTHEST = 1e6  # Pixels of an outline from the corner of its image.
+MAX_BYTES = 2**31  # Of the annotations; those of `train` have 450 million.
+
+# COCO's category id for each VOC class from 1 (aeroplane) to 20 (tvmonitor).
+_CATEGORIES = (5, 2, 16, 9, 44, 6, 3, 17, 62, 21, 67, 18, 19, 4, 1, 64, 20, 63, 7, 72)
+VOC_CLASS_OF_CATEGORY = {category: class_id for class_id, category in enumerate(_CATEGORIES, start=1)}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Region:
+    class_id: int
+    is_crowd: bool
+    polygons: tuple[np.ndarray, ...]  # float64 [points, 2] (x, y)
+    runs: np.ndarray | None  # the run lengths of a run-length code; then there are no polygons
+
+
+@dataclasses.dataclass(frozen=True)
+class _Entry:
+    image: str
+    height: int
+    width: int
+    image_id: int
+    regions: tuple[_Region, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class CocoSource:
+    """Images of COCO; their masks are drawn from the instances' outlines when an example is read."""
+
+    entries: tuple[_Entry, ...]
+    annotations: str
+    name: str = "coco"
+    labels: LabelSet = VOC
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, index: int) -> Example:
+        entry = self.entries[index]
+        image = read_image(entry.image)
+        label = _draw(entry)
+        check_sizes(image, label, image_name=entry.image, mask_name=self.describe(index)[1])
+        return {"image": image, "label": label, "name": Path(entry.image).stem}
+
+    def describe(self, index: int) -> tuple[str, str]:
+        entry = self.entries[index]
+        return entry.image, f"{self.annotations}#image_id={entry.image_id}"
+
+
+def open_coco(dir: str | Path, *, split: str) -> CocoSource:
+    """Open COCO 2017 (`train` or `val`): the images whose instances of VOC classes cover over 1000 pixels, by name.
+
+    The rule is that of DeepLabv3, section 4.3 ("Pretrained on COCO"); the area is the sum of the areas that the
+    annotations state. Instances of other categories are background, crowd regions are 255, and so are pixels that
+    instances of two classes claim. Reading the annotations of `train` takes a while and much memory; `prepare` writes
+    the data set once for all.
+
+    Raises:
+      UserError: an unknown split, a missing folder or annotation file, or annotations of another format.
+    """
+    choose_split(split, ("train", "val"), source="coco")
+    images = require_folder(Path(dir) / f"{split}2017", source="coco", layout=LAYOUT)
+    annotations = Path(dir) / "annotations" / f"instances_{split}2017.json"
+    try:
+        content = read_json(annotations, limit=MAX_BYTES)
+    except FileNotFoundError as error:
+        raise UserError(f"{annotations}: no such file; data set 'coco' is laid out as {LAYOUT}") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{annotations}: not JSON ({error}); download the annotations again") from error
+    try:
+        entries = _entries(content, images)
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
+        raise UserError(
+            f"{annotations}: not COCO instance annotations ({error!r}); use instances_{split}2017.json as published"
+        ) from error
+    if not entries:
+        raise UserError(
+            f"{annotations}: no image has over {MIN_PIXELS} pixels of a PASCAL VOC class; "
+            f"use instances_{split}2017.json as published"
+        )
+    present = {path.name for path in list_images(images)}
+    missing = [entry.image for entry in entries if Path(entry.image).name not in present]
+    if missing:
+        raise UserError(
+            f"{spell(missing)}: no such image, but {annotations.name} lists it; unpack {split}2017.zip again"
+        )
+    return CocoSource(entries, str(annotations))
+
+
+def _entries(content: dict[str, Any], folder: Path) -> tuple[_Entry, ...]:
+    regions: dict[int, list[_Region]] = {}
+    areas: dict[int, float] = {}
+    for annotation in content["annotations"]:
+        class_id = VOC_CLASS_OF_CATEGORY.get(annotation["category_id"])
+        if class_id is None:
+            continue
+        image_id = annotation["image_id"]
+        is_crowd = bool(annotation.get("iscrowd", 0))
+        regions.setdefault(image_id, []).append(_region(class_id, is_crowd, annotation["segmentation"]))
+        areas[image_id] = areas.get(image_id, 0.0) + (0.0 if is_crowd else annotation["area"])
+    entries = [
+        _Entry(
+            str(folder / image["file_name"]), image["height"], image["width"], image["id"], tuple(regions[image["id"]])
+        )
+        for image in content["images"]
+        if areas.get(image["id"], 0.0) > MIN_PIXELS
+    ]
+    for entry in entries:
+        if type(entry.height) is not int or type(entry.width) is not int or min(entry.height, entry.width) < 1:
+            raise ValueError(f"image {entry.image_id!r:.50} has no size in pixels")
+        if entry.height * entry.width > MAX_PIXELS:
+            raise ValueError(f"image {entry.image_id!r:.50} has {entry.height * entry.width} pixels; {LIMIT} sets more")
+    return tuple(sorted(entries, key=lambda entry: entry.image))
+
+
+def _region(class_id: int, is_crowd: bool, segmentation: Any) -> _Region:
+    if isinstance(segmentation, list):
+        polygons = tuple(
+            np.asarray(outline, np.float64).reshape(-1, 2) for outline in segmentation if len(outline) >= 6
+        )
+        if any((abs(points) > FARTHEST).any() or np.isnan(points).any() for points in polygons):
+            raise ValueError("an outline far from any image")
+        return _Region(class_id, is_crowd, polygons, None)
+    counts = segmentation["counts"]
+    runs = decode_counts(counts) if isinstance(counts, str) else np.asarray(counts, np.int64)
+    return _Region(class_id, is_crowd, (), runs)
+
+
+def _draw(entry: _Entry) -> np.ndarray:
+    size = (entry.height, entry.width)
+    label = np.zeros(size, np.uint8)
+    crowd = np.zeros(size, bool)
+    for region in entry.regions:
+        inside = fill_polygons(region.polygons, *size) if region.runs is None else fill_runs(region.runs, *size)
+        if region.is_crowd:
+            crowd |= inside
+            continue
+        is_free = (label == 0) | (label == region.class_id)
+        label[inside & is_free] = region.class_id
+        label[inside & ~is_free] = IGNORE_LABEL
+    label[crowd & (label == 0)] = IGNORE_LABEL
+    return label
+
+
+def fill_polygons(polygons: Sequence[np.ndarray], height: int, width: int) -> np.ndarray:
+    """The union of filled outlines: a pixel is inside where its centre is, by the even-odd rule within each outline.
+
+    Args:
+      polygons: float `[points, 2]` each, (x, y) in pixels; pixel (0, 0) covers 0 to 1.
+      height: of the map.
+      width: of the map.
+
+    Returns:
+      bool `[height, width]`.
+    """
+    inside = np.zeros((height, width), bool)
+    for points in polygons:
+        x0, y0 = points.T
+        x1, y1 = np.roll(points, -1, axis=0).T
+        # Each column's centre line crosses the outline an even number of times; every crossing turns the pixels below
+        # it over.
+        centres = np.arange(width) + 0.5
+        edge, column = np.nonzero((x0[:, None] <= centres) != (x1[:, None] <= centres))
+        y = y0[edge] + (centres[column] - x0[edge]) * (y1 - y0)[edge] / (x1 - x0)[edge]
+        row = np.clip(np.ceil(y - 0.5), 0, height).astype(np.int64)
+        turns = np.zeros((height + 1, width), np.int32)
+        np.add.at(turns, (row, column), 1)
+        inside |= np.cumsum(turns[:height], axis=0) % 2 == 1
+    return inside
+
+
+def fill_runs(runs: np.ndarray, height: int, width: int) -> np.ndarray:
+    """A run-length code as bool `[height, width]`.
+
+    The runs are of outside and inside pixels in turn, down the columns one after the other, starting with outside.
+
+    Raises:
+      UserError: the runs do not add up to the size.
+    """
+    size = height * width
+    if runs.min(initial=0) < 0 or runs.max(initial=0) > size or runs.sum() != size:
+        raise UserError(
+            f"a run-length code of {runs.sum()} pixels for an image of {width}x{height}; download the annotations again"
+        )
+    values = np.arange(len(runs)) % 2 == 1
+    return np.repeat(values, runs).reshape(width, height).T
+
+
+def decode_counts(counts: str) -> np.ndarray:
+    """The run lengths behind the string that COCO compresses them to.
+
+    Each character from `0` on holds five bits, low bits first; from the fourth run on, what is stored is the difference
+    to the run two places before.
+    """
+    runs: list[int] = []
+    value = shift = 0
+    for character in counts:
+        bits = ord(character) - 48
+        value |= (bits & 0x1F) << shift
+        shift += 5
+        if bits & 0x20:  # more characters follow
+            continue
+        if bits & 0x10:  # the sign bit
+            value -= 1 << shift
+        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+        value = shift = 0
+    return np.asarray(runs, np.int64)

@@ -1,0 +1,121 @@
+"""Reads a folder that `prepare` wrote, through TFDS and without TensorFlow."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from deeplab_jax.data.images import decode_image, decode_mask
+from deeplab_jax.data.source import Example, check_sizes, choose_split, decode_label
+from deeplab_jax.errors import UserError
+from deeplab_jax.files import read_json
+from deeplab_jax.labels import LabelSet
+
+SIDE_FILE = "classes.json"
+"""Beside the TFDS files: the class names and colours, and the name of the data set that was written."""
+
+FEATURES_FILE = "features.json"
+FEATURES = tfds.features.FeaturesDict(
+    {
+        "image": tfds.features.Image(shape=(None, None, 3)),
+        "label": tfds.features.Image(shape=(None, None, 1), dtype=np.uint8, encoding_format="png"),
+        "name": tfds.features.Text(),
+    }
+)
+"""Of every prepared folder."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparedSource:
+    """Examples of one split of a prepared folder, in the order in which they were written."""
+
+    name: str
+    labels: LabelSet
+    dir: str
+    split: str
+    records: Sequence[Any]
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Example:
+        record = self._record(index)
+        name = record["name"]
+        where = f"{self.dir}: example '{name}'"
+        image = decode_image(record["image"], name=where)
+        label = decode_label(decode_mask(record["label"], name=where), self.labels, name=where)
+        check_sizes(image, label, image_name=where, mask_name=where)
+        return {"image": image, "label": label, "name": name}
+
+    def describe(self, index: int) -> str:
+        try:
+            return str(self._record(index)["name"])
+        except UserError:
+            return f"{self.dir}: example {index}"
+
+    def _record(self, index: int) -> dict[str, Any]:
+        try:
+            record = self.records[index]
+            return {**record, "name": record["name"].decode("utf-8")}
+        except Exception as error:  # array_record raises RuntimeErrors, and TFDS whatever its decoders do.
+            raise _damaged(f"{self.dir}: example {index}", error) from error
+
+
+def open_prepared(dir: str | Path, *, split: str) -> PreparedSource:
+    """Open one split of a folder written by `prepare`. The folder says by itself which classes it has.
+
+    Raises:
+      UserError: the folder was not written by `prepare`, or has no such split.
+    """
+    folder = Path(dir)
+    try:
+        content = read_json(folder / SIDE_FILE)
+        names = tuple(content["names"])
+        labels = LabelSet(names, tuple((int(r), int(g), int(b)) for r, g, b in content["palette"]))
+        if not all(isinstance(name, str) for name in names):
+            raise TypeError(f"class names {names!r:.100}")
+        name = str(content["source"])
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{folder}: no {SIDE_FILE}, so 'prepare' did not write it; set data.dir to what 'prepare --out' was given"
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
+        raise UserError(f"{folder / SIDE_FILE}: damaged ({error}); write the folder again with 'prepare'") from error
+    _check_features(folder)
+    try:
+        builder = tfds.builder_from_directory(str(folder))
+    except Exception as error:  # TFDS lets through whatever its parsers raise.
+        raise _damaged(str(folder), error) from error
+    choose_split(split, builder.info.splits, source=f"{name} in {folder}")
+    # Left encoded here: the images then go through the same decoder as files do.
+    skip = {"image": tfds.decode.SkipDecoding(), "label": tfds.decode.SkipDecoding()}
+    try:
+        records = builder.as_data_source(split=split, decoders=skip)
+        len(records)  # Reads the ends of the files.
+    except Exception as error:
+        raise _damaged(str(folder), error) from error
+    return PreparedSource(name, labels, str(folder), split, records)
+
+
+def _damaged(where: str, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())[:200]
+    return UserError(f"{where}: TFDS cannot read it ({reason}); write the folder again with 'prepare'")
+
+
+def _check_features(folder: Path) -> None:
+    """Raise a UserError where the folder's features are others than those that `prepare` writes.
+
+    TFDS imports whatever modules the file names, in several spellings and in JSON inside of JSON, so nothing else may
+    reach it.
+    """
+    file = folder / FEATURES_FILE
+    try:
+        content = read_json(file)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: damaged ({error}); write the folder again with 'prepare'") from error
+    about = FEATURES.to_json()
+    if content != {"pythonClassName": about["type"], "featuresDict": about["content"]}:
+        raise UserError(f"{file}: other features than 'prepare' writes; write the folder again with 'prepare'")

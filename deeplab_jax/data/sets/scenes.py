@@ -1,0 +1,299 @@
+"""`scenes`: a generated data set of little landscapes seen from above, made so that it takes the papers' ideas.
+
+Nothing is stored: example `i` is drawn from a random stream that depends only on (seed, split, i). All random numbers
+are integers, and drawing and shading are integer arithmetic, so a picture depends on no platform's floating point.
+
+Each class is there for a reason:
+
+    class     what it looks like                                    what it takes to tell
+    meadow    mottled green                                         surroundings: no hedge goes round it
+    wheat     stripes that run across                               texture: the colours are those of maize
+    maize     stripes that run down                                 texture: the colours are those of wheat
+    water     bright by day, dark by night, in lakes and rivers     light: road has the same two colours, swapped
+    road      dark by day, bright by night, in bands                light: day or night is not seen in the road itself
+    boat      a vehicle 17 to 25 pixels long, on water              surroundings: it looks like a car
+    car       a vehicle 17 to 25 pixels long, on road               surroundings: it looks like a boat
+    paddock   meadow inside a round hedge, radius 5 to 45 pixels    scale: the middle is a meadow like any other
+    wire      lines 3 pixels wide between masts                     fine resolution
+
+Noise, mottling and uneven light keep colour from giving anything away. The classes survive what augmentation does: a
+flip from left to right, scaling and cropping leave every label true.
+"""
+
+import dataclasses
+import math
+import zlib
+
+import cv2
+import numpy as np
+
+from deeplab_jax.data.source import Example
+from deeplab_jax.errors import UserError, did_you_mean
+from deeplab_jax.labels import LabelSet
+
+MEADOW, WHEAT, MAIZE, WATER, ROAD, BOAT, CAR, PADDOCK, WIRE = range(9)
+
+SCENES = LabelSet(
+    names=("meadow", "wheat", "maize", "water", "road", "boat", "car", "paddock", "wire"),
+    palette=(
+        (150, 200, 120),
+        (240, 200, 60),
+        (200, 110, 30),
+        (60, 130, 220),
+        (120, 120, 120),
+        (255, 255, 255),
+        (220, 40, 60),
+        (30, 110, 60),
+        (150, 50, 200),
+    ),
+)
+
+SPLITS = {"train": 4096, "val": 256}  # name -> number of examples unless told otherwise
+
+_GRASS = (104, 138, 74)
+_HEDGE = (40, 70, 44)
+_PATH = (196, 180, 136)
+_CROP = ((186, 164, 92), (122, 124, 62))  # ridge and furrow, of wheat and maize alike
+_BRIGHT, _DARK = (124, 148, 170), (58, 66, 84)  # water and road by day, road and water by night
+_BODIES = ((208, 70, 60), (226, 222, 214), (222, 186, 70), (240, 150, 60))
+_WINDOW = (40, 46, 58)
+_WIRE = (28, 26, 34)
+_NIGHT = (96, 112, 168)  # of 256: what is left of each channel of unlit ground
+_RADII = (5, 6, 8, 10, 12, 14, 16, 18, 20, 22, 25, 28, 31, 35, 39, 45)  # in equal proportions, pixels
+_DIRECTIONS = ((8, 0), (7, 3), (6, 6), (3, 7), (0, 8), (-3, 7), (-6, 6), (-7, 3))  # eighths of a pixel, half a turn
+
+
+@dataclasses.dataclass
+class _Canvas:
+    """A picture in the making, and the random stream that it is drawn from."""
+
+    rng: np.random.Generator
+    image: np.ndarray  # uint8 [H, W, 3]
+    label: np.ndarray  # uint8 [H, W]
+    night: bool
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.label.shape[0], self.label.shape[1]
+
+    def integer(self, low: int, high: int) -> int:
+        """A random integer, both ends included."""
+        return int(self.rng.integers(low, high + 1))
+
+    def point(self) -> tuple[int, int]:
+        """A random (x, y)."""
+        height, width = self.size
+        return self.integer(0, width - 1), self.integer(0, height - 1)
+
+    def count(self, low: int, high: int, *, lines: bool = False) -> int:
+        """A random number of things, stated for 129x129 pixels; it grows with the area, or for lines with the side."""
+        height, width = self.size
+        area = height * width * 64 // (129 * 129)
+        return max(self.integer(low, high) * (8 * math.isqrt(area) if lines else area) + 32 >> 6, 1)
+
+    def ground(self, colour: tuple[int, int, int]) -> tuple[int, int, int]:
+        """A colour of unlit ground under this picture's light."""
+        if not self.night:
+            return colour
+        return colour[0] * _NIGHT[0] >> 8, colour[1] * _NIGHT[1] >> 8, colour[2] * _NIGHT[2] >> 8
+
+
+def _blob(canvas: _Canvas, centre: tuple[int, int], radius: int) -> np.ndarray:
+    """Corners, int32 [8, 1, 2], of a lump around `centre`."""
+    corners = []
+    for turn in range(8):
+        dx, dy = _DIRECTIONS[turn % 4 * 2]
+        sign = 1 if turn < 4 else -1
+        reach = canvas.integer(radius * 5 // 8, radius)
+        corners.append((centre[0] + sign * dx * reach // 8, centre[1] + sign * dy * reach // 8))
+    return np.array(corners, np.int32)[:, None]
+
+
+def _course(canvas: _Canvas) -> np.ndarray:
+    """Corners, int32 [3, 1, 2], of a line that bends once on its way through the picture."""
+    height, width = canvas.size
+    if canvas.integer(0, 1):
+        xs = [-40, canvas.integer(width // 4, width * 3 // 4), width + 40]
+        ys = [canvas.integer(0, height - 1) for _ in xs]
+    else:
+        ys = [-40, canvas.integer(height // 4, height * 3 // 4), height + 40]
+        xs = [canvas.integer(0, width - 1) for _ in ys]
+    return np.stack([xs, ys], axis=-1).astype(np.int32)[:, None]
+
+
+def _stripes(canvas: _Canvas, kind: int) -> np.ndarray:
+    """A field's surface, uint8 [H, W, 3]: stripes across (wheat) or down (maize), up to one in six aslant."""
+    height, width = canvas.size
+    slant, band = canvas.integer(-1, 1), canvas.integer(15, 21)  # sixths of a pixel
+    rows, columns = np.arange(height)[:, None], np.arange(width)[None]
+    along = 6 * rows + slant * columns if kind == WHEAT else 6 * columns + slant * rows
+    return np.array([canvas.ground(colour) for colour in _CROP], np.uint8)[(along + 6 * band) // band & 1]
+
+
+def _draw_field(canvas: _Canvas, surfaces: dict[int, np.ndarray]) -> None:
+    """A lump of wheat or maize."""
+    kind = (WHEAT, MAIZE)[canvas.integer(0, 1)]
+    field = [_blob(canvas, canvas.point(), canvas.integer(20, 44))]
+    mask = cv2.fillPoly(np.zeros(canvas.size, np.uint8), field, 1)
+    cv2.copyTo(surfaces[kind], mask, canvas.image)
+    cv2.fillPoly(canvas.label, field, kind)
+
+
+def _draw_water(canvas: _Canvas) -> None:
+    """A river, or a lake."""
+    colour = _DARK if canvas.night else _BRIGHT
+    if canvas.integer(0, 1):
+        course, width = [_course(canvas)], canvas.integer(24, 42)
+        cv2.polylines(canvas.label, course, False, WATER, width)
+        cv2.polylines(canvas.image, course, False, colour, width)
+    else:
+        shore = [_blob(canvas, canvas.point(), canvas.integer(42, 64))]
+        cv2.fillPoly(canvas.label, shore, WATER)
+        cv2.fillPoly(canvas.image, shore, colour)
+
+
+def _draw_road(canvas: _Canvas) -> None:
+    colour = _BRIGHT if canvas.night else _DARK
+    course, width = [_course(canvas)], canvas.integer(19, 29)
+    cv2.polylines(canvas.label, course, False, ROAD, width)
+    cv2.polylines(canvas.image, course, False, colour, width)
+
+
+def _draw_paddock(canvas: _Canvas, grass: np.ndarray) -> None:
+    """A disc of the meadow's own `grass` inside a hedge and a path, of any size, clear of other paddocks."""
+    radius = _RADII[canvas.integer(0, len(_RADII) - 1)]
+    for _ in range(6):
+        centre = canvas.point()
+        mask = cv2.circle(np.zeros(canvas.size, np.uint8), centre, radius, 1, -1)
+        if not (mask & (canvas.label == PADDOCK)).any():
+            cv2.copyTo(grass, mask, canvas.image)
+            cv2.circle(canvas.image, centre, radius - 4, canvas.ground(_PATH), 3)
+            cv2.circle(canvas.image, centre, radius - 1, canvas.ground(_HEDGE), 3)
+            cv2.circle(canvas.label, centre, radius, PADDOCK, -1)
+            return
+
+
+def _draw_vehicles(canvas: _Canvas, kind: int, count: int) -> None:
+    """Up to `count` boats or cars, which look alike, each where its four corners find room."""
+    height, width = canvas.size
+    room = (canvas.label == (WATER if kind == BOAT else ROAD)).astype(np.uint8)
+    places = np.flatnonzero(room)
+    if not places.size:
+        return
+    for _ in range(4 * count):
+        y, x = divmod(int(places[canvas.integer(0, places.size - 1)]), width)
+        dx, dy = _DIRECTIONS[canvas.integer(0, len(_DIRECTIONS) - 1)]
+        long, wide = canvas.integer(8, 12), canvas.integer(5, 7)
+        corners = [
+            (x + (a * dx * long - b * dy * wide) // 8, y + (a * dy * long + b * dx * wide) // 8)
+            for a, b in ((1, 1), (1, -1), (-1, -1), (-1, 1))
+        ]
+        if all(0 <= u < width and 0 <= v < height and room[v, u] for u, v in corners):
+            hull = np.array(corners, np.int32)[:, None]
+            cv2.fillConvexPoly(canvas.label, hull, kind)
+            cv2.fillConvexPoly(canvas.image, hull, _BODIES[canvas.integer(0, len(_BODIES) - 1)])
+            cv2.fillConvexPoly(canvas.image, (hull + np.array((x, y), np.int32)) // 2, _WINDOW)
+            cv2.circle(room, (x, y), long + 5, 0, -1)
+            count -= 1
+            if not count:
+                return
+
+
+def _draw_wire(canvas: _Canvas) -> None:
+    """A line across everything, with two masts before its bend and two after."""
+    course = _course(canvas)
+    start, bend, end = course[:, 0]
+    for target, value in ((canvas.label, WIRE), (canvas.image, _WIRE)):
+        cv2.polylines(target, [course], False, value, 2)  # which OpenCV draws 3 pixels wide
+        for far, near in ((start, bend), (end, bend)):
+            for at in (3, 6):
+                x, y = ((far * (8 - at) + near * at) // 8).tolist()
+                cv2.rectangle(target, (x - 4, y - 4), (x + 4, y + 4), value, -1)
+
+
+def _mottle(canvas: _Canvas, cell: int, strength: int) -> np.ndarray:
+    """Smooth noise, int16 [H, W], between -strength and +strength, that changes over about `cell` pixels."""
+    height, width = canvas.size
+    coarse = canvas.rng.integers(0, 2 * strength + 1, (height // cell + 2, width // cell + 2), dtype=np.uint8)
+    return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR_EXACT).astype(np.int16) - strength
+
+
+def _shade(canvas: _Canvas) -> np.ndarray:
+    """The picture, uint8 [H, W, 3], under a light that falls off to one side, with mottling and noise."""
+    height, width = canvas.size
+    corners = canvas.rng.integers(88, 129, (2, 2), dtype=np.uint8)  # of 128
+    light = cv2.resize(corners, (width, height), interpolation=cv2.INTER_LINEAR_EXACT).astype(np.int16)
+    surface = canvas.image + (_mottle(canvas, 5, 14) + _mottle(canvas, 24, 10))[..., None]
+    noise = canvas.rng.integers(-9, 10, (height, width, 3), dtype=np.int16)
+    tint = canvas.rng.integers(-8, 9, 3, dtype=np.int16)
+    return np.clip((np.clip(surface, 0, 255) * light[..., None] >> 7) + noise + tint, 0, 255).astype(np.uint8)
+
+
+def _draw(rng: np.random.Generator, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """One scene: image uint8 [H, W, 3] and label uint8 [H, W]."""
+    canvas = _Canvas(
+        rng, np.empty((height, width, 3), np.uint8), np.full((height, width), MEADOW, np.uint8), bool(rng.integers(2))
+    )
+    canvas.image[:] = canvas.ground(_GRASS)
+    grass = canvas.image.copy()
+    surfaces = {kind: _stripes(canvas, kind) for kind in (WHEAT, MAIZE)}
+    for _ in range(canvas.count(3, 4)):
+        _draw_field(canvas, surfaces)
+    for _ in range(canvas.count(1, 1, lines=True)):
+        _draw_water(canvas)
+    for _ in range(canvas.count(2, 4)):
+        _draw_paddock(canvas, grass)
+    for _ in range(canvas.count(1, 1, lines=True)):
+        _draw_road(canvas)
+    _draw_vehicles(canvas, BOAT, canvas.count(6, 9))
+    _draw_vehicles(canvas, CAR, canvas.count(3, 5))
+    for _ in range(canvas.count(1, 2, lines=True)):
+        _draw_wire(canvas)
+    return _shade(canvas), canvas.label
+
+
+@dataclasses.dataclass(frozen=True)
+class Scenes:
+    """Generated scenes, as a source: `Scenes("val")[3]` is always the same picture.
+
+    Args:
+      split: "train" or "val"; the two draw from different random streams.
+      size: height and width in pixels, from 33 up. Things keep their size; a larger picture has more of them.
+      count: number of examples; by default 4096 to train on and 256 to validate on.
+      seed: another seed is another data set of the same kind.
+
+    Raises:
+      UserError: on an unknown split, a size below 33, a count below 1, or a negative seed.
+    """
+
+    split: str = "train"
+    size: tuple[int, int] = (129, 129)
+    count: int | None = None
+    seed: int = 0
+
+    labels = SCENES
+    name = "scenes"
+
+    def __post_init__(self) -> None:
+        if self.split not in SPLITS:
+            raise UserError(f"scenes: there is no split {self.split!r}; {did_you_mean(self.split, SPLITS)}")
+        if len(self.size) != 2 or min(self.size) < 33:
+            raise UserError(f"scenes: size {self.size!r} has to be a height and a width of at least 33 pixels")
+        if self.count is not None and self.count < 1:
+            raise UserError(f"scenes: count {self.count!r} has to be at least 1")
+        if self.seed < 0:
+            raise UserError(f"scenes: seed {self.seed!r} has to be 0 or more")
+
+    def __len__(self) -> int:
+        return SPLITS[self.split] if self.count is None else self.count
+
+    def __getitem__(self, i: int) -> Example:
+        if not 0 <= i < len(self):
+            raise IndexError(f"scenes: no example {i} among {len(self)}")
+        stream = np.random.SeedSequence((self.seed, zlib.crc32(self.split.encode()), int(i)))
+        image, label = _draw(np.random.Generator(np.random.PCG64(stream)), *self.size)
+        return {"image": image, "label": label, "name": self.describe(i)}
+
+    def describe(self, i: int) -> str:
+        """The example's name."""
+        return f"scenes_{self.split}_{self.seed}_{i:06d}"

@@ -1,0 +1,133 @@
+"""ResNet backbones (He et al., arXiv 1512.03385) with atrous stages: the plain form, whose stride is in a unit's 3x3
+convolution, and the "beta" form of DeepLab's authors.
+"""
+
+from typing import Literal
+
+import flax.linen as nn
+import jax
+
+from deeplab_jax.models.backbones.dilation import FirstUnitRate, dilate_stages
+from deeplab_jax.models.layers import ConvNorm, Features, LayerSettings
+from deeplab_jax.ops.pooling import max_pool
+
+STEM_STRIDE = 4
+STAGE_WIDTHS = (64, 128, 256, 512)
+# Kernel size and channels of the convolutions before the max pooling; the first has stride 2.
+STEMS: dict[str, tuple[tuple[int, int], ...]] = {"plain": ((7, 64),), "beta": ((3, 64), (3, 64), (3, 128))}
+
+
+class Unit(nn.Module):
+    """One residual unit: `bottleneck` is 1x1, 3x3, 1x1 with four times the width at its end; `basic` is two 3x3.
+
+    `first_rate` is the rate of the 3x3 convolution that carries the stride; a second 3x3 has `rate`. Returns the unit's
+    output, and its residual branch before the addition.
+    """
+
+    width: int
+    kind: Literal["basic", "bottleneck"]
+    stride: int
+    rate: int
+    first_rate: int
+    settings: LayerSettings
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
+        s = self.settings
+        features = self.width * 4 if self.kind == "bottleneck" else self.width
+        if self.kind == "bottleneck":
+            y = ConvNorm(self.width, settings=s, name="conv1")(x, train=train)
+            y = ConvNorm(self.width, 3, stride=self.stride, rate=self.first_rate, settings=s, name="conv2")(
+                y, train=train
+            )
+            y = ConvNorm(features, activation="none", settings=s, name="conv3")(y, train=train)
+        else:
+            y = ConvNorm(features, 3, stride=self.stride, rate=self.first_rate, settings=s, name="conv1")(
+                x, train=train
+            )
+            y = ConvNorm(features, 3, rate=self.rate, activation="none", settings=s, name="conv2")(y, train=train)
+        if x.shape[-1] != features:
+            x = ConvNorm(features, stride=self.stride, activation="none", settings=s, name="shortcut")(x, train=train)
+        else:
+            # As in the authors' code; projected, the copies of block 4 would have parameters only where they stride.
+            x = x[:, :: self.stride, :: self.stride]
+        return jax.nn.relu(x + y), y
+
+
+class ResNet(nn.Module):
+    """A ResNet that returns the features of every stage.
+
+    Attributes:
+      units: residual units of blocks 1 to 4 (stages conv2 to conv5).
+      kind: kind of the units.
+      stem: "plain" is one 7x7 convolution, "beta" three 3x3.
+      multi_grid: unit rates of the last block, and of its copies; multiplied by the stage's rate (DeepLabv3, sec.
+        3.2.1).
+      first_unit_rate: see `dilate_stages`. With "last_unit", whose stages stride before they end, the features of a
+        stage are what the authors' decoder takes there: the residual branch, before its addition, of the last unit at
+        the stage's own resolution. (Of the last stage: its output, as otherwise.)
+      last_block: 4, or up to 7: blocks 5 to 7 are copies of block 4, each with stride 2 (DeepLabv3, sec. 3.2, Fig. 3);
+        2 or 3 end early.
+      width: multiplies all channel counts; 1 is the published network.
+      pool_padding: of the max pooling; "symmetric" centres its windows at every size, "same" is TensorFlow's, of the
+        authors' code, which differs where the pooled map has an even side.
+    """
+
+    units: tuple[int, int, int, int]
+    kind: Literal["basic", "bottleneck"]
+    stem: Literal["plain", "beta"] = "plain"
+    multi_grid: tuple[int, ...] = (1, 1, 1)
+    first_unit_rate: FirstUnitRate = "previous"
+    last_block: int = 4
+    width: float = 1.0
+    settings: LayerSettings = LayerSettings()
+    pool_padding: Literal["symmetric", "same"] = "symmetric"
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, output_stride: int, train: bool) -> Features:
+        """Compute features `{"stem", "conv2", ..., "conv5"[, ..., "conv8"]:
+        (array [N, h, w, C], stride)}` of images `[N, H, W, C]`.
+        """
+        copies = self.last_block - 4  # Below 0, none.
+        units = (*self.units, *[self.units[3]] * copies)[: self.last_block]
+        full_widths = (*STAGE_WIDTHS, *[STAGE_WIDTHS[3]] * copies)[: self.last_block]
+        widths = [max(1, round(width * self.width)) for width in full_widths]
+        stages = dilate_stages(
+            (1, *[2] * (len(units) - 1)),
+            start=STEM_STRIDE,
+            output_stride=output_stride,
+            first_unit_rate=self.first_unit_rate,
+        )
+        for index, (kernel_size, channels) in enumerate(STEMS[self.stem]):
+            x = ConvNorm(
+                max(1, round(channels * self.width)),
+                kernel_size,
+                stride=1 if index else 2,
+                settings=self.settings,
+                name="conv1" if self.stem == "plain" else f"stem_conv{index + 1}",
+            )(x, train=train)
+        features: Features = {"stem": (x, 2)}
+        x = max_pool(x, window=3, stride=2, padding="SAME" if self.pool_padding == "same" else None)
+        for index, (count, width, stage) in enumerate(zip(units, widths, stages, strict=True)):
+            grid = self.multi_grid if index >= 3 else (1,) * count
+            strides, rates = [1] * count, [stage.rate] * count
+            if self.first_unit_rate != "last_unit":
+                strides[0] = stage.stride
+            elif index + 1 < len(stages):
+                # What follows that stride within the unit already runs at the next stage's rate.
+                strides[-1], rates[-1] = stages[index + 1].stride, stages[index + 1].rate
+            branches = []
+            for unit in range(count):
+                x, branch = Unit(
+                    width,
+                    self.kind,
+                    stride=strides[unit],
+                    rate=rates[unit] * grid[unit],
+                    first_rate=(stage.rate if unit else stage.first_rate) * grid[unit],
+                    settings=self.settings,
+                    name=f"conv{index + 2}_unit{unit + 1}",
+                )(x, train=train)
+                branches.append(branch)
+            early = self.first_unit_rate == "last_unit" and index + 1 < len(stages)
+            features[f"conv{index + 2}"] = (branches[-2] if early else x, stage.output_stride)
+        return features

@@ -1,0 +1,1 @@
+"""Contexts: what sees the backbone's last map as a whole."""

@@ -1,0 +1,1 @@
+"""Decoders: maps to logits, or to what the classifier sees."""

@@ -1,0 +1,51 @@
+"""The pyramid of DeepLabv2 (Chen et al., arXiv 1606.00915, sec. 3.2 and 4.1): one score map per rate, summed."""
+
+import flax.linen as nn
+import jax
+
+from deeplab_jax.models.contexts.aspp import rates_at
+from deeplab_jax.models.contexts.fully_connected import RATES_OUTPUT_STRIDE, FullyConnected
+from deeplab_jax.models.layers import SMALL_NORMAL, Conv, Features, LayerSettings
+
+
+class SummedPyramid(nn.Module):
+    """Parallel atrous branches that each end in class logits; the logits are added. No normalisation.
+
+    Attributes:
+      num_classes: of the logits.
+      rates: stated at output stride 8: (6, 12, 18, 24) is the paper's ASPP-L, (2, 4, 8, 12) ASPP-S.
+      fc_channels: of each branch's own fc6 (3x3 at the rate) and fc7 on VGG-16; 0 for none, as on ResNet-101, where a
+        branch is a single 3x3 convolution to the logits.
+      dropout: after fc6 and fc7 in training.
+    """
+
+    num_classes: int
+    rates: tuple[int, ...] = (6, 12, 18, 24)
+    fc_channels: int = 0
+    dropout: float = 0.5
+    settings: LayerSettings = LayerSettings()
+
+    @nn.compact
+    def __call__(self, x: jax.Array, features: Features, *, train: bool) -> jax.Array:
+        """Map `[N, h, w, C]` to logits `[N, h, w, num_classes]`."""
+        output_stride = features["context"][1]
+        logits = []
+        for index, rate in enumerate(self.rates):
+            branch, kernel_size, here = x, 3, rates_at((rate,), output_stride, stated_at=RATES_OUTPUT_STRIDE)[0]
+            if self.fc_channels:
+                fully_connected = FullyConnected(
+                    3, self.fc_channels, rate, self.dropout, self.settings, name=f"branch{index + 1}"
+                )
+                branch, kernel_size, here = fully_connected(x, output_stride=output_stride, train=train), 1, 1
+            logits.append(
+                Conv(
+                    self.num_classes,
+                    kernel_size,
+                    rate=here,
+                    use_bias=True,
+                    settings=self.settings,
+                    kernel_init=SMALL_NORMAL,
+                    name=f"classifier_branch{index + 1}",
+                )(branch)
+            )
+        return sum(logits[1:], logits[0])

@@ -1,0 +1,84 @@
+"""Fully convolutional networks (Long et al., arXiv 1411.4038) and torchvision's head of that name."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from deeplab_jax.models.layers import SMALL_NORMAL, Conv, ConvNorm, Features, LayerSettings, parameter
+from deeplab_jax.ops.atrous import conv_transpose2d
+
+
+def reduce_channels(x: jax.Array, *, dropout: float, settings: LayerSettings, train: bool) -> jax.Array:
+    """Apply a 3x3 convolution to a quarter of the channels (submodule `conv`) and dropout, within a compact method."""
+    x = ConvNorm(x.shape[-1] // 4, 3, settings=settings, name="conv")(x, train=train)
+    return nn.Dropout(dropout, deterministic=not train)(x)
+
+
+class FCNReduction(nn.Module):
+    """torchvision's FCN before its classifier: 3x3 to a quarter of the channels, dropout."""
+
+    dropout: float = 0.1
+    settings: LayerSettings = LayerSettings()
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, output_stride: int, train: bool) -> jax.Array:
+        """Map `[N, h, w, C]` to `[N, h, w, C / 4]`."""
+        return reduce_channels(x, dropout=self.dropout, settings=self.settings, train=train)
+
+
+def bilinear_kernel(key: Any, shape: tuple[int, int, int, int], dtype: Any = jnp.float32) -> jax.Array:
+    """Return the kernel `[2s, 2s, C, C]` by which a transposed convolution of stride s upsamples each channel
+    bilinearly (an initializer; `key` is not used).
+    """
+    stride = shape[0] // 2
+    taps = 1 - np.abs(np.arange(2 * stride) + 0.5 - stride) / stride
+    return jnp.asarray(taps[:, None, None, None] * taps[None, :, None, None] * np.eye(shape[2])[None, None], dtype)
+
+
+class FCNSkips(nn.Module):
+    """Score the deepest map and those of finer stages, and sum the logits from coarse to fine, each upsampled by a
+    learned transposed convolution that starts as bilinear interpolation (sec. 3.3 and 4.2).
+
+    Sample i of a map at stride s covers pixels `s i` to `s i + s - 1`, since 2x2 poolings tile the image; a transposed
+    convolution of stride t and 2t taps, cropped by t / 2, keeps that. So the logits end at the image's own size with no
+    other resize. Within half a stride of the border, where the next sample is missing, each axis weakens them to as
+    little as half; the original's padded image has that outside. All skips train together ("at once"); the paper's
+    stages are runs with `init_from`.
+
+    Attributes:
+      num_classes: of the logits.
+      skips: features to add, from coarse to fine: () for FCN-32s, ("pool4",) for 16s, ("pool4", "pool3") for 8s.
+    """
+
+    num_classes: int
+    skips: tuple[str, ...] = ()
+    settings: LayerSettings = LayerSettings()
+
+    @nn.compact
+    def __call__(self, x: jax.Array, features: Features, *, train: bool) -> jax.Array:
+        """Map fc7 `[N, h, w, C]` and the features to logits `[N, H, W, num_classes]` of the images."""
+        stride = features["context"][1]
+        if stride != 32:
+            raise ValueError(f"output_stride={stride}: FCN's upsampling is learned for 32 only; leave it out")
+        logits = self._score("fc7", x)
+        for name in self.skips:
+            finer, finer_stride = features[name]
+            logits = self._upsample(logits, stride // finer_stride, finer, name) + self._score(name, finer)
+            stride = finer_stride
+        return self._upsample(logits, stride, features["image"][0], "image")
+
+    def _score(self, name: str, x: jax.Array) -> jax.Array:
+        # The original starts from zero; then no gradient would reach what lies before in the first step.
+        return Conv(
+            self.num_classes, use_bias=True, settings=self.settings, kernel_init=SMALL_NORMAL, name=f"classifier_{name}"
+        )(x)
+
+    def _upsample(self, logits: jax.Array, factor: int, target: jax.Array, name: str) -> jax.Array:
+        shape = (2 * factor, 2 * factor, self.num_classes, self.num_classes)
+        kernel = parameter(self, f"classifier_to_{name}", bilinear_kernel, shape)
+        grown = conv_transpose2d(logits, kernel.astype(logits.dtype), stride=factor)
+        start, (height, width) = factor // 2, target.shape[1:3]
+        return grown[:, start : start + height, start : start + width]

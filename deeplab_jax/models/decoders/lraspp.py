@@ -1,0 +1,40 @@
+"""Lite R-ASPP (MobileNetV3, arXiv 1905.02244, sec. 6.4 and Fig. 10), as torchvision builds it."""
+
+import flax.linen as nn
+import jax
+
+from deeplab_jax.models.layers import SMALL_NORMAL, Conv, ConvNorm, Features, LayerSettings
+from deeplab_jax.ops.pooling import global_average_pool
+from deeplab_jax.ops.resize import resize_bilinear
+
+
+class LiteRASPP(nn.Module):
+    """A reduced map weighed by a gate of image-level features, and the sum of its logits and those of finer features.
+
+    The gate averages the whole map, as in torchvision; the paper's averages windows of 49x49 samples.
+
+    Attributes:
+      num_classes: of the logits.
+      channels: of the reduced map and its gate.
+      low_level: name of the finer features.
+    """
+
+    num_classes: int
+    channels: int = 128
+    low_level: str = "conv3"
+    settings: LayerSettings = LayerSettings()
+
+    @nn.compact
+    def __call__(self, x: jax.Array, features: Features, *, train: bool) -> jax.Array:
+        """Map `[N, h, w, C]` and the features to logits `[N, h', w', num_classes]` at the finer features' stride."""
+        s = self.settings
+        low, _ = features[self.low_level]
+        gate = jax.nn.sigmoid(Conv(self.channels, settings=s, name="gate")(global_average_pool(x)))
+        reduced = gate * ConvNorm(self.channels, settings=s, name="reduction")(x, train=train)
+        high = resize_bilinear(reduced, low.shape[1:3], align_corners=s.align_corners)
+        return self._score("low", low) + self._score("high", high)
+
+    def _score(self, name: str, x: jax.Array) -> jax.Array:
+        return Conv(
+            self.num_classes, use_bias=True, settings=self.settings, kernel_init=SMALL_NORMAL, name=f"classifier_{name}"
+        )(x)

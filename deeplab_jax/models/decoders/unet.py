@@ -1,0 +1,106 @@
+"""The expanding path of U-Net (Ronneberger et al., arXiv 1505.04597, Fig. 1), for any backbone's features."""
+
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from deeplab_jax.models.layers import ConvNorm, Features, LayerSettings, parameter
+from deeplab_jax.ops.atrous import conv_transpose2d
+
+# As published, 572 pixels become 388: 16 b + 124 become 16 b - 60, for b samples at the bottom before its convolutions.
+VALID_BORDER = 92
+VALID_STEP = 16
+VALID_SMALLEST = 188
+
+
+def next_valid_side(side: int) -> int:
+    """Return the smallest side of at least so many pixels that halves without a remainder at every pooling; at others
+    the skips would be shifted against the deeper maps.
+    """
+    return VALID_SMALLEST + max(0, -(-(side - VALID_SMALLEST) // VALID_STEP)) * VALID_STEP
+
+
+class UpConvolution(nn.Module):
+    """A transposed 2x2 convolution of stride 2, which doubles the size of a map; submodule parameters as `Conv`."""
+
+    features: int
+    settings: LayerSettings = LayerSettings()
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        dtype = jnp.dtype(self.settings.dtype)
+        kernel = parameter(self, "kernel", nn.initializers.he_normal(), (2, 2, x.shape[-1], self.features))
+        bias = parameter(self, "bias", nn.initializers.zeros, (self.features,))
+        x = conv_transpose2d(x.astype(dtype), kernel.astype(dtype), stride=2)
+        return x + bias.astype(dtype)[None, None, None]
+
+
+class UNetDecoder(nn.Module):
+    """From the deepest features to the finest: double the size, concatenate the skip, convolve twice.
+
+    Attributes:
+      skips: names of the features to concatenate, from coarse to fine; "" for a step without one.
+      channels: of each step's convolutions.
+      upsampling: "transposed" is the published 2x2 convolution to half of the channels; "nearest" repeats pixels and
+        keeps them, as segmentation_models_pytorch does.
+      padding: None keeps the size; "VALID" loses pixels with every convolution, and skips are cropped to the centre.
+      dropout: of the deepest features in training (sec. 3.1 puts it at the end of the contracting path).
+    """
+
+    skips: tuple[str, ...]
+    channels: tuple[int, ...]
+    upsampling: Literal["transposed", "nearest"] = "transposed"
+    padding: Literal["VALID"] | None = None
+    dropout: float = 0.0
+    settings: LayerSettings = LayerSettings()
+
+    @nn.compact
+    def __call__(self, x: jax.Array, features: Features, *, train: bool) -> jax.Array:
+        """Map the deepest features `[N, h, w, C]` to `[N, h', w', channels[-1]]` at the resolution of the last skip; of
+        the images, where the last step has none.
+        """
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        stride = features["context"][1]
+        for index, (name, channels) in enumerate(zip(self.skips, self.channels, strict=True)):
+            if name and name not in features:
+                raise ValueError(f"skips={self.skips}: the backbone has no {name!r}; choose from {', '.join(features)}")
+            skip, finer_stride = features[name or "image"]
+            if stride != 2 * finer_stride:
+                raise ValueError(
+                    f"output_stride={features['context'][1]}: U-Net doubles the resolution at every step, which this "
+                    "backbone's own output stride needs; leave it out"
+                )
+            stride = finer_stride
+            if self.upsampling == "transposed":
+                x = UpConvolution(channels, settings=self.settings, name=f"step{index + 1}_up")(x)
+            else:
+                x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
+            if self.padding is None:
+                # Poolings round up, so twice the size may be a pixel too many.
+                x = x[:, : skip.shape[1], : skip.shape[2]]
+            if name:
+                x = jnp.concatenate([x, centre_crop(skip, x.shape[1:3])], axis=-1)
+            for unit in (1, 2):
+                x = ConvNorm(
+                    channels, 3, padding=self.padding, settings=self.settings, name=f"step{index + 1}_conv{unit}"
+                )(x, train=train)
+        return x
+
+
+def centre_crop(x: jax.Array, size: tuple[int, ...]) -> jax.Array:
+    """Cut the centre of `size` (height, width) out of `[N, H, W, ...]`."""
+    top, left = ((have - want) // 2 for have, want in zip(x.shape[1:3], size, strict=True))
+    return x[:, top : top + size[0], left : left + size[1]]
+
+
+def extend_by_mirroring(images: jax.Array) -> jax.Array:
+    """Continue images `[N, H, W, C]` beyond their borders by mirroring, so that the published U-Net's logits cover
+    them: 92 pixels before, and as many after as make a size that halves without a remainder at every pooling (sec. 2,
+    Fig. 2).
+    """
+    pads = []
+    for side in images.shape[1:3]:
+        pads.append((VALID_BORDER, next_valid_side(side + 2 * VALID_BORDER) - side - VALID_BORDER))
+    return jnp.pad(images, ((0, 0), *pads, (0, 0)), mode="symmetric")

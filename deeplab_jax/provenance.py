@@ -1,0 +1,56 @@
+"""Where results come from: the commit of this checkout, the versions of the packages, the device."""
+
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+import jax
+
+VERSIONED = (
+    "deeplab_jax",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "grain",
+    "numpy",
+    "opencv-python-headless",
+)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions and the device that results depend on."""
+    found = {"python": platform.python_version()}
+    for package in VERSIONED:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed as a package"
+    device = jax.devices()[0]
+    found["device"] = f"{jax.device_count()} x {device.platform} {device.device_kind}"
+    return found
+
+
+def git_commit() -> str:
+    """Return the commit of this checkout, marked where the code differs from it, not where results or documents do;
+    "unknown" outside one.
+    """
+    code = ("--", "deeplab_jax", "configs", "experiments", ":(exclude)experiments/results")
+    try:
+        commit, changed = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--untracked-files=no", *code)
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return f"{commit}-dirty" if changed else commit
+
+
+def short(commit: str) -> str:
+    """Return a commit for a reader: its first 12 characters, and whether the code differed from it."""
+    return commit[:12] + ("-dirty" if commit.endswith("-dirty") else "")
+
+
+def _git(*words: str) -> str:
+    root = Path(__file__).resolve().parents[1]
+    done = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, timeout=10, check=True)
+    return done.stdout.strip()

@@ -1,0 +1,145 @@
+"""From a recipe and a state dict to variables: every tensor is used exactly once, or named."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import unflatten_dict
+
+from deeplab_jax.errors import UserError, spell
+from deeplab_jax.models.segmenter import Segmenter, Variables, abstract_variables
+from deeplab_jax.weights.folder import flatten_variables
+from deeplab_jax.weights.tensor_map import Leaf, TensorMap, layer_of, path_of, their_name
+
+
+def fill_variables(
+    recipe: TensorMap,
+    tensors: Mapping[str, np.ndarray],
+    *,
+    source: str,
+    num_classes: int | None = None,
+    reinit: str = "",
+    strict: bool = True,
+    seed: int = 0,
+) -> tuple[Segmenter, Variables, dict[str, Any]]:
+    """Build the network of a recipe and give each of its variables the tensor that belongs there.
+
+    Args:
+      recipe: from an importer.
+      tensors: name to array, all that the source holds.
+      source: for messages.
+      num_classes: of the model; None is the source's.
+      reinit: "head" starts the classifiers anew, as another number of classes needs; "" is not asked for.
+      strict: refuse missing, unexpected and mis-shaped tensors. Otherwise the variables concerned start at random, and
+        `report` lists them.
+      seed: of what starts at random.
+
+    Returns:
+      `(model, variables, report)`; the report says how many tensors were used, and names those left out and the
+      variables that start at random.
+
+    Raises:
+      UserError: tensors that do not fit, listed; another class count without `reinit`; a value that is not finite.
+    """
+    if reinit not in ("", "head"):
+        raise UserError(f"reinit={reinit!r}: only 'head' can start anew")
+    tensors = recipe.prepare(tensors) if recipe.prepare else tensors
+    classes = recipe.num_classes if num_classes is None else num_classes
+    model = recipe.model(num_classes=classes)
+    expected = {name: leaf.shape for name, leaf in flatten_variables(abstract_variables(model)).items()}
+    absent = {name for name in expected if any(re.match(pattern, path_of(name)) for pattern in recipe.absent)}
+    heads = {name for name in expected if is_classifier(name)}
+    if classes != recipe.num_classes and reinit != "head" and not heads <= absent:
+        raise UserError(
+            f"{source}: its classifier has {recipe.num_classes} classes, num_classes={classes} was asked for; "
+            "add reinit='head' (--reinit head) to start the classifier at random"
+        )
+    anew = absent | (heads if reinit == "head" else set())
+    places = {
+        name: their_name(name, shape, rules=recipe.rules, layout=recipe.layout)
+        for name, shape in expected.items()
+        if name not in absent
+    }
+    taken, problems = _take(recipe, tensors, {name: p for name, p in places.items() if name not in anew}, expected)
+    used = {places[name][0] for name in taken}
+    known = {theirs for theirs, _ in places.values()}
+    if len(known) < len(places):
+        raise KeyError(f"two of our tensors have one name there; the rules of {recipe.kind} are wrong")
+    unused = [name for name in tensors if name not in used]
+    unexpected = [
+        name for name in unused if name not in known and not any(re.search(pattern, name) for pattern in recipe.unused)
+    ]
+    texts = [text for _, text in problems] + [f"unexpected {name}" for name in unexpected]
+    if texts and strict:
+        raise UserError(
+            f"{source}: read as {recipe.kind}'s {recipe.name}, but {spell(texts, separator='; ')}; give another kind=, "
+            "or strict=False (--not_strict) to go on without them"
+        )
+    _check_finite(taken, source)
+    at_random = sorted(anew | {name for name, _ in problems})
+    found = {**taken, **_random(model, at_random, seed)}
+    report = {
+        "tensors": len(expected) - len(at_random),
+        "unused": unused,
+        "random": at_random,
+        "mismatched": texts,
+    }
+    return model, unflatten_dict({name: jnp.asarray(found[name]) for name in expected}, sep="/"), report
+
+
+def _take(
+    recipe: TensorMap,
+    tensors: Mapping[str, np.ndarray],
+    places: Mapping[str, tuple[str, Leaf]],
+    expected: Mapping[str, tuple[int, ...]],
+) -> tuple[dict[str, np.ndarray], list[tuple[str, str]]]:
+    """Return our variables, in our layout, and what is wrong with the others, by their names."""
+    taken: dict[str, np.ndarray] = {}
+    problems: list[tuple[str, str]] = []
+    for name, (theirs, leaf) in places.items():
+        shape, value = expected[name], tensors.get(theirs)
+        if value is None:
+            problems.append((name, f"missing {theirs}"))
+        elif value.ndim != len(shape) or (ours := _to_ours(value, leaf)).shape != shape:
+            problems.append((name, f"{theirs} has shape {value.shape}, {name} needs {shape}"))
+        else:
+            order = recipe.inputs.get(layer_of(name)) if name.endswith("/kernel") else None
+            taken[name] = np.asarray(ours if order is None else _reordered(ours, order), np.float32)
+    return taken, problems
+
+
+def _to_ours(value: np.ndarray, leaf: Leaf) -> np.ndarray:
+    return value if leaf.axes is None else value.transpose(leaf.axes)
+
+
+def _reordered(kernel: np.ndarray, order: Sequence[int]) -> np.ndarray:
+    """Put the inputs of a kernel into another order; a depthwise one has them on its last axis."""
+    return np.take(kernel, np.asarray(order), axis=3 if kernel.shape[2] == 1 else 2)
+
+
+def is_classifier(path: str) -> bool:
+    """Tell whether a variable is of a layer whose output are logits of classes."""
+    return any(part.startswith("classifier") for part in path.split("/"))
+
+
+def _random(model: Segmenter, names: Sequence[str], seed: int) -> dict[str, np.ndarray]:
+    if not names:
+        return {}
+    side = model.fitting_side(65)
+
+    def initial(key: jax.Array) -> dict[str, jax.Array]:
+        variables = flatten_variables(model.init(key, jnp.zeros((1, side, side, 3)), train=False))
+        return {name: variables[name] for name in names}
+
+    # Run once, so compiled in a hurry.
+    values = jax.jit(initial, compiler_options={"xla_backend_optimization_level": 0})(jax.random.key(seed))
+    return {name: np.asarray(value) for name, value in values.items()}
+
+
+def _check_finite(variables: Mapping[str, np.ndarray], source: str) -> None:
+    for name, value in variables.items():
+        if not np.isfinite(value).all():
+            raise UserError(f"{source}: the tensor for {name} holds values that are not finite; the file is damaged")

@@ -1,0 +1,164 @@
+"""What an importer says of a foreign state dict: its network, and which of its tensors is which of ours.
+
+An importer is a module with a function `recognise(shapes, *, output_stride) -> TensorMap | None` and tables of names. The
+tables lead from our layers to theirs, so that they serve export as well.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from deeplab_jax.models.catalog import create_model
+from deeplab_jax.models.segmenter import Segmenter
+
+Shapes = Mapping[str, tuple[int, ...]]
+Names = tuple[str, str]  # Of a layer's convolution and of its norm; "" where it has none.
+# A pattern for the path of one of our layers, and its names there: as they are, or made from the pattern's numbers.
+Rule = tuple[str, Names | Callable[..., Names]]
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One kind of tensor of a layer.
+
+    Attributes:
+      suffix: what follows the layer's name there.
+      axes: `theirs.transpose(axes)` is ours; None leaves them as they are.
+    """
+
+    suffix: str
+    axes: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a framework calls and lays out what we call kernel, bias, scale, mean and var.
+
+    Attributes:
+      kernel: of convolutions.
+      depthwise: of depthwise convolutions.
+      bias: of convolutions.
+      norm: ours to theirs, of a batch norm.
+    """
+
+    kernel: Leaf
+    depthwise: Leaf
+    bias: Leaf
+    norm: Mapping[str, Leaf]
+
+
+TORCH = Layout(
+    kernel=Leaf(".weight", (2, 3, 1, 0)),
+    depthwise=Leaf(".weight", (2, 3, 1, 0)),
+    bias=Leaf(".bias"),
+    norm={
+        "scale": Leaf(".weight"),
+        "bias": Leaf(".bias"),
+        "mean": Leaf(".running_mean"),
+        "var": Leaf(".running_var"),
+    },
+)
+SLIM = Layout(
+    kernel=Leaf("/weights"),
+    depthwise=Leaf("/depthwise_weights", (0, 1, 3, 2)),
+    bias=Leaf("/biases"),
+    norm={
+        "scale": Leaf("/gamma"),
+        "bias": Leaf("/beta"),
+        "mean": Leaf("/moving_mean"),
+        "var": Leaf("/moving_variance"),
+    },
+)
+
+
+@dataclass(frozen=True)
+class TensorMap:
+    """How to make a model folder of a foreign state dict.
+
+    Attributes:
+      kind: name of the importer.
+      name: for `create_model`, as are the next three.
+      num_classes: of the source.
+      output_stride: at which the peer runs.
+      options: whatever differs from our defaults.
+      rules: our layers' names there; the first pattern that matches the whole path counts. A layer's path is that of
+        its `ConvNorm` or `Conv`, such as "backbone/conv2_unit1/conv1". Without rules the names are ours.
+      layout: of the tensors.
+      unused: patterns of tensors that the network has no use for (counters, an ImageNet classifier).
+      inputs: of a layer of ours whose inputs are concatenated in another order there, by its path: for each input
+        channel of ours, which one it is there.
+      absent: patterns of our variables' paths that the source does not have, and that start at random.
+      notes: how the network differs from the paper's, a sentence each.
+      info: what else is known: class names, palette.
+      prepare: rewrites the tensors first where one of ours is not one of theirs; None leaves them as they are.
+    """
+
+    kind: str
+    name: str
+    num_classes: int
+    output_stride: int
+    rules: Sequence[Rule] = ()
+    layout: Layout = TORCH
+    options: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    unused: tuple[str, ...] = ()
+    absent: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    info: Mapping[str, Any] = field(default_factory=dict)
+    prepare: Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]] | None = None
+
+    def model(self, *, num_classes: int | None = None) -> Segmenter:
+        """Build the network."""
+        return create_model(
+            self.name,
+            num_classes=self.num_classes if num_classes is None else num_classes,
+            output_stride=self.output_stride,
+            **self.options,
+        )
+
+
+def their_name(variable: str, shape: tuple[int, ...], *, rules: Sequence[Rule], layout: Layout) -> tuple[str, Leaf]:
+    """Return the name there of one of our variables, and its kind.
+
+    Args:
+      variable: path such as "params/backbone/conv1/norm/batch/scale".
+      shape: of it; tells a depthwise kernel.
+      rules: see `TensorMap`.
+      layout: see `Layout`.
+
+    Raises:
+      KeyError: no rule for its layer.
+    """
+    if not rules:
+        return variable, Leaf("")
+    leaf = variable.rsplit("/", 1)[1]
+    layer = layer_of(variable)
+    if "/norm/batch/" in variable:
+        return _names(layer, rules)[1] + layout.norm[leaf].suffix, layout.norm[leaf]
+    kernel = layout.depthwise if leaf == "kernel" and shape[2] == 1 < shape[3] else layout.kernel
+    kind = layout.bias if leaf == "bias" else kernel
+    return _names(layer, rules)[0] + kind.suffix, kind
+
+
+def path_of(variable: str) -> str:
+    """Return the path of a variable within its collection."""
+    return variable.split("/", 1)[1]
+
+
+def layer_of(variable: str) -> str:
+    """Return the path of the `ConvNorm`, or else the `Conv`, that a variable belongs to."""
+    *path, _ = path_of(variable).split("/")
+    if path[-2:] == ["norm", "batch"]:
+        return "/".join(path[:-2])
+    return "/".join(path[:-1] if path[-1] == "conv" and len(path) > 1 else path)
+
+
+def _names(layer: str, rules: Sequence[Rule]) -> Names:
+    for pattern, names in rules:
+        match = re.fullmatch(pattern, layer)
+        if match:
+            return names(*[int(g) if g.isdigit() else g for g in match.groups()]) if callable(names) else names
+    raise KeyError(f"no rule for the layer {layer!r}")
