@@ -1,7 +1,7 @@
 """What an importer says of a foreign state dict: its network, and which of its tensors is which of ours.
 
-An importer is a module with a function `recognise(shapes, *, output_stride) -> TensorMap | None` and tables of names. The
-tables lead from our layers to theirs, so that they serve export as well.
+An importer is a module with a function `recognise(shapes, *, output_stride) -> TensorMap | None` and tables of names.
+The tables lead from our layers to theirs, so that they serve export as well.
 """
 
 import re

@@ -4,7 +4,7 @@ A CRC is linear over GF(2): a long input is cut into strips whose remainders are
 together by shifting the earlier of two over the length of the later.
 """
 
-from functools import lru_cache
+from functools import lru_cache, reduce
 
 import numpy as np
 
@@ -62,7 +62,7 @@ def _table(bits: int) -> np.ndarray:
 def _apply(matrix: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Multiply uint32 vectors over GF(2) by a matrix, given as the images of the 32 bits."""
     set_bits = (values[:, None] >> np.arange(32, dtype=np.uint32)) & np.uint32(1)
-    return np.bitwise_xor.reduce(np.asarray(set_bits * matrix, np.uint32), axis=1)
+    return reduce(np.bitwise_xor, (set_bits * matrix).T)
 
 
 @lru_cache(maxsize=256)
