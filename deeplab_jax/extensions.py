@@ -1,0 +1,62 @@
+"""Parts of a user's own: a Python file whose tables stand beside the package's.
+
+A configuration names the file as `config.module`. The file holds one or more of the tables `BACKBONES`,
+`ARCHITECTURES`, `LOSSES` and `SOURCES`, each in the form of the package's own. To read a table is to run the file, so
+that happens only where the user has named it in this process: a model folder or a `config.json` may ask for a file, and
+cannot have it run.
+"""
+
+import importlib.util
+import sys
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from deeplab_jax.errors import UserError
+
+_allowed: set[Path] = set()
+
+
+def allow(module: str) -> None:
+    """Let the tables of a file be read in this process: its user named it. "" allows nothing."""
+    if module:
+        _allowed.add(Path(module).resolve())
+
+
+def own_table(module: str, name: str) -> Mapping[str, Any]:
+    """Return a table of a user's own file; empty where it has none, or where `module` is "".
+
+    Args:
+      module: path of the file.
+      name: of the table: "BACKBONES", "ARCHITECTURES", "LOSSES" or "SOURCES".
+
+    Raises:
+      UserError: the file is missing, fails, or was not named by the user in this process.
+    """
+    if not module:
+        return {}
+    path = Path(module).resolve()
+    if path not in _allowed:
+        raise UserError(
+            f"{module}: the model or data set needs the code of this file; to run it, give --module {module}"
+        )
+    return getattr(_load(path), name, {})
+
+
+@lru_cache
+def _load(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise UserError(f"{path}: no Python file is there; give --module the path of one")
+    module = importlib.util.module_from_spec(spec)
+    # Worker processes find the classes of the file by the module's name.
+    sys.modules.setdefault(path.stem, module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise UserError(
+            f"{path}: it cannot be run ({type(error).__name__}: {error}); fix it, or leave out --module"
+        ) from None
+    return module
