@@ -1,20 +1,25 @@
 # Every target prepares what it needs: the virtual environment .venv holds the pinned packages of requirements.txt and this checkout.
 # It is made again when requirements.txt changes; `make clean` removes it.
 
-PYTHON ?= python3
+# The newest Python that runs. A name may be found and still refuse, as pyenv's names do for a version that is not chosen.
+VERSIONS ?= 3.13 3.12 3.11
+PYTHON ?= $(or $(shell for v in $(VERSIONS); do for p in "python$$v" "env PYENV_VERSION=$$v python$$v"; do \
+	$$p -c 'import ensurepip, venv' 2>/dev/null && echo "$$p" && exit; done; done),python3)
+VENV ?= .venv
 DATASET ?= scenes
 DATA_DIR ?=
+TESTS ?= tests
 ARGS ?=
 
 # XLA asks for all temporaries of a program in one piece, which glibc by itself takes from the system and gives back on every call, which a
 # CPU spends much of a step on. With these it keeps what was freed.
 export GLIBC_TUNABLES ?= glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0:glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=4294967296
 
-BIN := .venv/bin
+BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 
 # uv and pip-audit, in an environment of their own.
-TOOLS := .venv/tools/bin
+TOOLS := $(VENV)/tools/bin
 LOCK := $(TOOLS)/uv pip compile --no-config --universal --python-version 3.11 --generate-hashes --no-emit-index-url --upgrade --quiet \
 	--custom-compile-command 'make lock'
 
@@ -30,52 +35,52 @@ help: ## list the targets
 	@echo 'make TARGET [PYTHON=python3.12]'
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
-demo: .venv/.ready ## train, evaluate and draw a small DeepLabv3+; DATASET=scenes or camvid (then DATA_DIR=folder), ARGS=more flags
+demo: $(VENV)/.ready ## train, evaluate and draw a small DeepLabv3+; DATASET=scenes or camvid (then DATA_DIR=folder), ARGS=more flags
 	@$(BIN)/python -m experiments.demo --dataset "$(DATASET)" --data_dir "$(DATA_DIR)" --workdir "runs/demo-$(DATASET)" $(ARGS)
 
-test: .venv/.ready ## run the tests on two processes, without the slow ones; ARGS="-k atrous" narrows them
-	@$(BIN)/python -m pytest tests -m "not slow" -n 2 $(ARGS)
+test: $(VENV)/.ready ## run the tests on two processes, without the slow ones; ARGS="-k atrous" narrows them
+	@$(BIN)/python -m pytest $(TESTS) -m "not slow" -n 2 $(ARGS)
 
-benchmarks: .venv/.peers ## measure against the PyTorch peers; ARGS="--parts inference" narrows it
+benchmarks: $(VENV)/.peers ## measure against the PyTorch peers; ARGS="--parts inference" narrows it
 	@$(BIN)/python -m experiments.benchmarks $(ARGS)
 
-notebooks: .venv/.ready ## execute the notebooks in place, trainings included; ARGS=boundaries for one
+notebooks: $(VENV)/.ready ## execute the notebooks in place, trainings included; ARGS=boundaries for one
 	@$(BIN)/python -m experiments.notebooks $(ARGS)
 
-test-all: .venv/.ready ## run every test
-	@$(BIN)/python -m pytest tests -n 2 $(ARGS)
+test-all: $(VENV)/.ready ## run every test
+	@$(BIN)/python -m pytest $(TESTS) -n 2 $(ARGS)
 
-peers: .venv/.peers ## install the PyTorch peers, which the tests then compare with
+peers: $(VENV)/.peers ## install the PyTorch peers, which the tests then compare with
 
-check: .venv/.ready ## check format, lint and types
+check: $(VENV)/.ready ## check format, lint and types
 	@$(BIN)/ruff format --check --output-format concise . || { echo 'Not formatted: run `make format`.' >&2; exit 1; }
 	@$(BIN)/ruff check --output-format concise .
 	@$(BIN)/mypy
 
-format: .venv/.ready ## format the code and mend what the linter can
+format: $(VENV)/.ready ## format the code and mend what the linter can
 	@$(BIN)/ruff format --quiet .
 	@$(BIN)/ruff check --quiet --fix .
 
-lock: .venv/tools/.ready ## resolve requirements.txt and .ci/tools.txt anew, with hashes, for Python 3.11 and later
+lock: $(VENV)/tools/.ready ## resolve requirements.txt and .ci/tools.txt anew, with hashes, for Python 3.11 and later
 	@$(LOCK) --extra dev --output-file requirements.txt pyproject.toml
 	@$(LOCK) --output-file .ci/tools.txt .ci/tools.in
 
-audit: .venv/.ready ## list the packages' licences, and look the packages up among known vulnerabilities
+audit: $(VENV)/.ready ## list the packages' licences, and look the packages up among known vulnerabilities
 	@$(BIN)/python .ci/licences.py requirements.txt
-	@$(MAKE) --no-print-directory .venv/tools/.ready || { \
+	@$(MAKE) --no-print-directory $(VENV)/tools/.ready || { \
 		echo 'audit: pip-audit cannot be installed, PyPI cannot be reached; only the licences were looked at' >&2; exit 2; }
 	@$(BIN)/python .ci/vulnerabilities.py $(TOOLS)/pip-audit requirements.txt
 
 clean: ## remove the virtual environment, caches and runs of the demo
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist runs/demo-*
+	rm -rf .venv .venv-* .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist runs/demo-*
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
 
-.venv/.packages: requirements.txt
+$(VENV)/.packages: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 		echo "deeplab_jax needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>/dev/null || echo missing)." \
 			"Name another: make PYTHON=python3.12 TARGET" >&2; exit 1; }
-	@echo "Making .venv with $$($(PYTHON) --version) and the packages of requirements.txt (once; one or two minutes)"
-	@$(PYTHON) -m venv --clear .venv
+	@echo "Making $(VENV) with $$($(PYTHON) --version) and the packages of requirements.txt (once; one or two minutes)"
+	@$(PYTHON) -m venv --clear $(VENV)
 	@# A counter on a terminal, nothing in a log; pip's own warnings and errors go to stderr.
 	@total=$$(grep -c '==' requirements.txt); live=$$(test -t 2 && echo 1); \
 	{ $(PIP) install --progress-bar off --require-hashes --requirement requirements.txt && touch $@; } | awk -v total="$$total" -v live="$$live" \
@@ -83,18 +88,18 @@ clean: ## remove the virtual environment, caches and runs of the demo
 		/^Installing/ && live { printf "\r  unpacking %-60s", ""; fflush() } END { if (live) print "" }'
 	@test -f $@
 
-.venv/.ready: .venv/.packages pyproject.toml
+$(VENV)/.ready: $(VENV)/.packages pyproject.toml
 	@$(PIP) install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
-.venv/tools/.ready: .ci/tools.txt .venv/.packages
-	@$(PYTHON) -m venv --clear .venv/tools
+$(VENV)/tools/.ready: .ci/tools.txt $(VENV)/.packages
+	@$(PYTHON) -m venv --clear $(VENV)/tools
 	@$(TOOLS)/python -m pip --disable-pip-version-check --no-input install --quiet --require-hashes --requirement $<
 	@touch $@
 
-.venv/.peers: .venv/.packages Makefile
+$(VENV)/.peers: $(VENV)/.packages Makefile
 	@echo "Installing the peers: $(PEERS) $(PEERS_ALONE)"
-	@$(PIP) freeze --exclude-editable > .venv/constraints.txt
-	@$(PIP) install --quiet --constraint .venv/constraints.txt $(PEERS)
+	@$(PIP) freeze --exclude-editable > $(VENV)/constraints.txt
+	@$(PIP) install --quiet --constraint $(VENV)/constraints.txt $(PEERS)
 	@$(PIP) install --quiet --no-deps $(PEERS_ALONE)
 	@touch $@
