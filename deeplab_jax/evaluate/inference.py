@@ -2,13 +2,12 @@
 
 from collections.abc import Iterable, Sequence
 from functools import partial, reduce
-from typing import Any, Literal, overload
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate.protocol import Protocol, Size, View
 from deeplab_jax.models.fold import fold_norm
 from deeplab_jax.models.segmenter import SMALLEST_SIDE, Segmenter, Variables
@@ -21,38 +20,6 @@ from deeplab_jax.ops.resize import resize_bilinear
 Array = np.ndarray | jax.Array
 Views = tuple[View, ...]
 
-LONGEST_WHOLE = 2**14
-"""Side of an image, in pixels, that `predict` runs whole: the matrix that resizes logits along it has
-side² / output stride entries."""
-
-
-@overload
-def segment(
-    model: Segmenter,
-    variables: Variables,
-    image: np.ndarray,
-    *,
-    scales: Sequence[float] = ...,
-    flip: bool = ...,
-    window: Size | None = ...,
-    crf: DenseCRF | bool = ...,
-    return_probabilities: Literal[False] = ...,
-) -> np.ndarray: ...
-
-
-@overload
-def segment(
-    model: Segmenter,
-    variables: Variables,
-    image: np.ndarray,
-    *,
-    scales: Sequence[float] = ...,
-    flip: bool = ...,
-    window: Size | None = ...,
-    crf: DenseCRF | bool = ...,
-    return_probabilities: Literal[True],
-) -> tuple[np.ndarray, np.ndarray]: ...
-
 
 def segment(
     model: Segmenter,
@@ -64,7 +31,7 @@ def segment(
     window: Size | None = None,
     crf: DenseCRF | bool = False,
     return_probabilities: bool = False,
-) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
+) -> Any:
     """Return the class of each pixel of one image, run at its own size.
 
     Batch norm is folded on every call; for many images, fold once before with `fold_norm`, whose second call is free.
@@ -280,12 +247,3 @@ def pad_images(images: Iterable[np.ndarray], size: Size, *, count: int | None = 
         stacked[index, : image.shape[0], : image.shape[1]] = image
         sizes[index] = image.shape[:2]
     return stacked, sizes
-
-
-def check_whole(size: Size, protocol: Protocol, *, name: str) -> None:
-    """Raise a UserError where an image has a side too long to run whole."""
-    if max(size) > LONGEST_WHOLE and not protocol.window:
-        raise UserError(
-            f"{name}: an image of {size[1]}x{size[0]} pixels; a side of more than {LONGEST_WHOLE} does not run whole, "
-            "give --window 513,513"
-        )

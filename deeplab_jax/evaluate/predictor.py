@@ -8,14 +8,18 @@ import numpy as np
 from deeplab_jax.data.images import read_image, write_image, write_mask
 from deeplab_jax.data.source import Example, list_images
 from deeplab_jax.errors import UserError
-from deeplab_jax.evaluate.inference import check_whole, pad_images, predict_classes
+from deeplab_jax.evaluate.inference import pad_images, predict_classes
 from deeplab_jax.evaluate.pictures import overlay
-from deeplab_jax.evaluate.protocol import DEFAULT, Protocol
+from deeplab_jax.evaluate.protocol import DEFAULT, Protocol, Size
 from deeplab_jax.labels import MAX_CLASSES, colormap
 from deeplab_jax.models.fold import fold_norm
 from deeplab_jax.models.segmenter import Segmenter, Variables
 
 Palette = Sequence[tuple[int, int, int]]
+
+LONGEST_WHOLE = 2**14
+"""Side of an image, in pixels, that runs whole: the matrix that resizes logits along it has side² / output stride
+entries."""
 
 
 def find_images(paths: Iterable[str | Path]) -> list[Path]:
@@ -98,6 +102,15 @@ def predict_files(
         if progress is not None:
             progress(done, len(paths))
         yield path, None
+
+
+def check_whole(size: Size, protocol: Protocol, *, name: str) -> None:
+    """Raise a UserError where an image has a side too long to run whole."""
+    if max(size) > LONGEST_WHOLE and not protocol.window:
+        raise UserError(
+            f"{name}: an image of {size[1]}x{size[0]} pixels; a side of more than {LONGEST_WHOLE} does not run whole, "
+            "give --window 513,513"
+        )
 
 
 def check_outputs(paths: Iterable[Path], out_dir: Path) -> None:

@@ -27,6 +27,7 @@ from deeplab_jax.evaluate.predictor import predict_files
 from deeplab_jax.evaluate.protocol import Protocol, View
 from deeplab_jax.models.catalog import create_model
 from deeplab_jax.ops.crf import DenseCRF, mean_field
+from deeplab_jax.ops.resize import resize_bilinear
 from tests.support.tiny import MadeUp, make_variables, tiny_model, tiny_models
 
 
@@ -141,6 +142,51 @@ def test_the_output_stride_is_free(made, output_stride) -> None:
     assert (other != segment(model, variables, image)).any()
 
 
+# Probabilities.
+
+
+def softmax(logits):
+    exponentials = np.exp(np.asarray(logits, np.float64) - np.max(logits, -1, keepdims=True))
+    return exponentials / exponentials.sum(-1, keepdims=True)
+
+
+def test_segment_returns_the_mean_of_the_views_softmaxes(made) -> None:
+    """By hand: the network on each resized and mirrored image, and its logits turned back and resized."""
+    model, variables = made
+    image, total = image_of(49, 71), np.zeros((49, 71, 4))
+    whole = model.preprocessing(jnp.asarray(image[None]))
+    coarse = jax.jit(partial(model.apply, method="coarse_logits"))
+    for scale, size in ((0.75, (37, 53)), (1.0, (49, 71))):
+        assert size == (int(48 * scale) + 1, int(70 * scale) + 1)
+        view = resize_bilinear(whole, size, align_corners=True)
+        for turn in (1, -1):
+            logits = coarse(variables, view[:, :, ::turn])[:, :, ::turn]
+            total += softmax(resize_bilinear(logits, (49, 71), align_corners=True))[0]
+    options = {"scales": (0.75, 1.0), "flip": True}
+    classes, probabilities = segment(model, variables, image, **options, return_probabilities=True)
+    assert (probabilities.shape, probabilities.dtype, classes.dtype) == ((49, 71, 4), np.float32, np.int32)
+    np.testing.assert_allclose(probabilities, total / 4, rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(classes, probabilities.argmax(-1))
+    np.testing.assert_array_equal(classes, segment(model, variables, image, **options))
+
+
+@pytest.mark.parametrize("size", [(49, 71), (20, 40)])
+def test_the_probabilities_of_one_view_are_the_softmax_of_its_logits(made, size) -> None:
+    image = image_of(*size)
+    classes, probabilities = segment(*made, image, return_probabilities=True)
+    np.testing.assert_allclose(probabilities, softmax(logits_of(made, image)), rtol=1e-5, atol=1e-7)
+    np.testing.assert_array_equal(classes, segment(*made, image))
+
+
+def test_a_crf_refines_the_probabilities_that_segment_returns(made) -> None:
+    image = image_of(49, 71)
+    _, plain = segment(*made, image, return_probabilities=True)
+    classes, refined = segment(*made, image, crf=CRF, return_probabilities=True)
+    np.testing.assert_allclose(refined, mean_field(jnp.asarray(plain), jnp.asarray(image), crf=CRF), atol=1e-4)
+    np.testing.assert_array_equal(classes, segment(*made, image, crf=CRF))
+    assert np.abs(refined - plain).max() > 0.1
+
+
 # Windows.
 
 
@@ -162,6 +208,8 @@ def test_windows_sum_the_probabilities_of_each_pixel(made) -> None:
             view = (slice(top, top + 40), slice(left, left + 50))
             total[view] += np.asarray(run(variables, preprocessed[:, view[0], view[1]]))[0]
     np.testing.assert_array_equal(segment(model, variables, image, window=(40, 50)), total.argmax(-1))
+    _, probabilities = segment(model, variables, image, window=(40, 50), return_probabilities=True)
+    np.testing.assert_allclose(probabilities, total / total.sum(-1, keepdims=True), rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("window", [(33, 500), (500, 40), (10, 10)])

@@ -42,6 +42,7 @@ def test_values_are_settled_so_that_equal_protocols_are_equal() -> None:
         ({"scales": ()}, "scales=(): give 1 to 32 positive factors"),
         ({"scales": (-1.0,)}, "scales=(-1.0,)"),
         ({"scales": (0.0,)}, "scales=(0.0,)"),
+        ({"scales": (1.0, -1.0)}, "scales=(1.0, -1.0)"),
         ({"scales": (float("nan"),)}, "scales=(nan,)"),
         ({"scales": (17.0,)}, "from 0.01 to 16"),
         ({"scales": (1.0,) * 33}, "1 to 32"),

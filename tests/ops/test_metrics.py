@@ -47,8 +47,8 @@ def test_without_a_labelled_pixel_everything_is_nan_and_nothing_warns() -> None:
     confusion = np.asarray(confusion_matrix(labels, jnp.zeros_like(labels), num_classes=3))
     assert not confusion.any()
     assert np.isnan(metrics.iou_per_class(confusion)).all()
-    for score in (metrics.mean_iou, metrics.mean_accuracy, metrics.pixel_accuracy):
-        assert np.isnan(score(confusion))
+    for mean in (metrics.mean_iou, metrics.mean_accuracy, metrics.pixel_accuracy):
+        assert np.isnan(mean(confusion))
 
 
 @settings(max_examples=20)
