@@ -263,8 +263,8 @@ def summarize(args: argparse.Namespace) -> None:
     from rich.console import Console
 
     from deeplab_jax.analysis.summary import summarize
+    from deeplab_jax.analysis.summary_table import summary_table, table_width
     from deeplab_jax.models.catalog import describe, from_description, model_names
-    from deeplab_jax.terminal import summary_table, table_width
     from deeplab_jax.weights.folder import MODEL_FILE, read_description
 
     if args.model in model_names():

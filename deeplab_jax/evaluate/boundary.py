@@ -8,16 +8,16 @@ other data void pixels lie elsewhere, so there a boundary is where two neighbour
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import cv2
 import numpy as np
 
 from deeplab_jax.distributed import summed
+from deeplab_jax.evaluate.protocol import Around
 from deeplab_jax.labels import IGNORE_LABEL
 from deeplab_jax.ops import metrics
 
-Around = Literal["labels", "void"]
 FAR = np.iinfo(np.int32).max
 
 

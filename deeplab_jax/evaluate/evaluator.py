@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from deeplab_jax.data.faults import never
 from deeplab_jax.data.loader import TIMEOUT, examples_in_order
 from deeplab_jax.data.source import Example, Source, check_limit
+from deeplab_jax.data.transforms import resize_pair
 from deeplab_jax.distributed import in_step, listed, own_share, summed, together
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate.boundary import Trimap
@@ -82,7 +83,7 @@ def evaluate(
     mine = own_share(len(source) if limit is None else min(limit, len(source)))
     tally, start = Tally(protocol, model.num_classes), time.perf_counter()
     read = examples_in_order(source, mine, threads=threads, timeout=timeout, stopped=stopped)
-    for group in in_step(grouped(map(protocol.part_of, read), at_once, protocol)):
+    for group in in_step(grouped((part_of(example, protocol) for example in read), at_once, protocol)):
         with together():
             for size, batch in group:
                 images, labels, sizes = split_over(chosen, *padded(batch, size, count=at_once))
@@ -194,6 +195,24 @@ def check_batch_size(batch_size: int) -> None:
     """Raise a UserError where no batch has such a size."""
     if not 1 <= batch_size <= LARGEST_BATCH:
         raise UserError(f"config.evaluate.batch_size={batch_size}: give at least 1, and at most {LARGEST_BATCH}")
+
+
+def part_of(example: Example, protocol: Protocol) -> Example:
+    """Return what of an example is evaluated: resized (image bilinear, label nearest), then its centre.
+
+    A crop keeps the whole of a side that is shorter than it.
+    """
+    image, label = example["image"], example["label"]
+    if protocol.resize:
+        shorter = min(label.shape)
+        height, width = ((2 * side * protocol.resize + shorter) // (2 * shorter) for side in label.shape)
+        image, label = resize_pair(image, label, (height, width))
+    if protocol.crop:
+        (top, height), (left, width) = (
+            (max(side - kept, 0) // 2, kept) for side, kept in zip(label.shape, protocol.crop, strict=True)
+        )
+        image, label = (array[top : top + height, left : left + width] for array in (image, label))
+    return {"image": image, "label": label, "name": example["name"]}
 
 
 def grouped(examples: Iterable[Example], batch_size: int, protocol: Protocol) -> Iterator[tuple[Size, list[Example]]]:

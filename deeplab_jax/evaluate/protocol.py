@@ -12,18 +12,16 @@ Two modes:
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from operator import index
-from typing import Any, NamedTuple, TypeVar, get_args
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
-from deeplab_jax.data.source import Example
-from deeplab_jax.data.transforms import resize_pair
 from deeplab_jax.errors import UserError, did_you_mean
-from deeplab_jax.evaluate.boundary import Around
 from deeplab_jax.labels import IGNORE_LABEL
 from deeplab_jax.models.catalog import check_output_stride
 from deeplab_jax.models.segmenter import SMALLEST_SIDE, Segmenter
 from deeplab_jax.ops.crf import DenseCRF
 
 Size = tuple[int, int]
+Around = Literal["labels", "void"]
 Value = TypeVar("Value")
 
 MODES = ("padded", "exact")
@@ -110,23 +108,6 @@ class Protocol:
         if self.mode == "exact":
             return max(size[0], SMALLEST_SIDE), max(size[1], SMALLEST_SIDE)
         return padded_size(size, self.pad_to)
-
-    def part_of(self, example: Example) -> Example:
-        """Return what of an example is evaluated: resized (image bilinear, label nearest), then its centre.
-
-        A crop keeps the whole of a side that is shorter than it.
-        """
-        image, label = example["image"], example["label"]
-        if self.resize:
-            shorter = min(label.shape)
-            height, width = ((2 * side * self.resize + shorter) // (2 * shorter) for side in label.shape)
-            image, label = resize_pair(image, label, (height, width))
-        if self.crop:
-            (top, height), (left, width) = (
-                (max(side - kept, 0) // 2, kept) for side, kept in zip(label.shape, self.crop, strict=True)
-            )
-            image, label = (array[top : top + height, left : left + width] for array in (image, label))
-        return {"image": image, "label": label, "name": example["name"]}
 
     def to_json(self) -> dict[str, Any]:
         """Return what `metrics.json` says of the protocol itself; `evaluate` adds what it found."""

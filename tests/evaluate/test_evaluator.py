@@ -8,7 +8,7 @@ import pytest
 
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate import inference
-from deeplab_jax.evaluate.evaluator import WAITING, evaluate, grouped, summarize_confusion, write_results
+from deeplab_jax.evaluate.evaluator import WAITING, evaluate, grouped, part_of, summarize_confusion, write_results
 from deeplab_jax.evaluate.inference import segment
 from deeplab_jax.evaluate.protocol import Protocol
 from tests.support.tiny import MadeUp, tiny_model, tiny_models
@@ -178,6 +178,36 @@ def test_the_output_stride_defaults_to_the_models_own(made) -> None:
     )
     assert own["protocol"]["output_stride"] == 16
     assert own["confusion_matrix"] == sixteen["confusion_matrix"] != eight["confusion_matrix"]
+
+
+# What of an example is evaluated.
+
+
+def example(height: int, width: int):
+    label = np.arange(height * width, dtype=np.uint8).reshape(height, width)
+    return {"image": np.stack([label] * 3, -1), "label": label, "name": "a"}
+
+
+def test_by_default_nothing_changes() -> None:
+    given = example(3, 5)
+    np.testing.assert_array_equal(part_of(given, Protocol())["label"], given["label"])
+
+
+def test_the_centre_is_cut_from_image_and_label_alike() -> None:
+    cut = part_of(example(4, 6), Protocol(crop=(2, 2)))
+    np.testing.assert_array_equal(cut["label"], [[8, 9], [14, 15]])
+    np.testing.assert_array_equal(cut["image"][..., 0], cut["label"])
+    assert part_of(example(4, 6), Protocol(crop=(10, 2)))["label"].shape == (4, 2)
+
+
+def test_the_shorter_side_is_resized_and_labels_are_not_mixed() -> None:
+    resized = part_of(example(4, 6), Protocol(resize=2))
+    # Every second pixel: the nearest to the centre of two is the right or lower one.
+    np.testing.assert_array_equal(resized["label"], [[7, 9, 11], [19, 21, 23]])
+    assert resized["image"].shape == (2, 3, 3)
+
+
+# What is refused.
 
 
 @pytest.mark.parametrize(

@@ -117,33 +117,6 @@ def test_sizes_are_few_and_hold_the_image(height, width) -> None:
     assert Protocol(mode="exact").run_size((height, width)) == (max(33, height), max(33, width))
 
 
-# What of an example is evaluated.
-
-
-def example(height: int, width: int):
-    label = np.arange(height * width, dtype=np.uint8).reshape(height, width)
-    return {"image": np.stack([label] * 3, -1), "label": label, "name": "a"}
-
-
-def test_by_default_nothing_changes() -> None:
-    given = example(3, 5)
-    np.testing.assert_array_equal(Protocol().part_of(given)["label"], given["label"])
-
-
-def test_the_centre_is_cut_from_image_and_label_alike() -> None:
-    cut = Protocol(crop=(2, 2)).part_of(example(4, 6))
-    np.testing.assert_array_equal(cut["label"], [[8, 9], [14, 15]])
-    np.testing.assert_array_equal(cut["image"][..., 0], cut["label"])
-    assert Protocol(crop=(10, 2)).part_of(example(4, 6))["label"].shape == (4, 2)
-
-
-def test_the_shorter_side_is_resized_and_labels_are_not_mixed() -> None:
-    resized = Protocol(resize=2).part_of(example(4, 6))
-    # Every second pixel: the nearest to the centre of two is the right or lower one.
-    np.testing.assert_array_equal(resized["label"], [[7, 9, 11], [19, 21, 23]])
-    assert resized["image"].shape == (2, 3, 3)
-
-
 def test_the_protocol_says_what_was_seen() -> None:
     source = MadeUp(((49, 65), (60, 60)))
     with tiny_models():
