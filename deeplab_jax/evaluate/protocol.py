@@ -82,7 +82,7 @@ class Protocol:
             value = getattr(self, key)
             try:
                 object.__setattr__(self, key, settle(value))
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, OverflowError):
                 name = key if key in _FLAGS else f"config.evaluate.{key}"
                 raise UserError(f"{name}={value!r:.100}: give {fix}") from None
 
@@ -143,7 +143,8 @@ def padded_size(size: Size, pad_to: Sequence[Size]) -> Size:
     return max(height, PAD_STEP + 1), max(width, PAD_STEP + 1)
 
 
-# What follows returns a value in its own type, and raises a ValueError or TypeError where it makes no sense.
+# Each of these returns a value in its own type. Where the value makes no sense, it raises a ValueError, TypeError or
+# OverflowError.
 
 
 def _pair(values: Any) -> tuple[int, ...]:
@@ -171,6 +172,10 @@ def _side(value: Any) -> int:
     return _checked(index(value), 0 <= value <= LONGEST_SIDE)
 
 
+def _flag(value: Any) -> bool:
+    return _checked(bool(value), value in (True, False))
+
+
 def _crf(value: Any) -> DenseCRF | bool:
     value = DenseCRF() if value is True else value or False
     return _checked(value, value is False or isinstance(value, DenseCRF))
@@ -187,7 +192,7 @@ _RULES: dict[str, tuple[Callable[[Any], Any], str]] = {
     "pad_to": (_sizes, f"heights and widths from 1 to {LONGEST_SIDE} pixels, such as ((513, 513),)"),
     "output_stride": (index, "a whole number such as 8 or 16, or 0 for the model's own"),
     "scales": (_scales, f"1 to {MOST_VALUES} positive factors, each from {SMALLEST_SCALE} to {LARGEST_SCALE:g}"),
-    "flip": (bool, "true or false"),
+    "flip": (_flag, "true or false"),
     "window": (_pair, "a height and a width in pixels, such as 513,513"),
     "crf": (_crf, "true, false or a DenseCRF"),
     "resize": (_side, f"the pixels of the shorter side, up to {LONGEST_SIDE}, or 0 for none"),

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 
+import deeplab_jax
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate import inference
 from deeplab_jax.evaluate.evaluator import WAITING, evaluate, grouped, part_of, summarize_confusion, write_results
@@ -119,8 +120,8 @@ def test_windows_and_views_run_in_batches(made) -> None:
 
 def test_metrics_keep_their_contract(made, tmp_path) -> None:
     seen = []
-    protocol = Protocol(pad_to=((65, 65),), output_stride=8, flip=True)
-    results = evaluate(*made, SOURCE, protocol, limit=3, progress=lambda *call: seen.append(call))
+    protocol = deeplab_jax.Protocol(pad_to=((65, 65),), output_stride=8, flip=True)
+    results = deeplab_jax.evaluate(*made, SOURCE, protocol, limit=3, progress=lambda *call: seen.append(call))
     file = write_results(results, tmp_path / "new" / "folder")
     assert file.name == "metrics.json"
     read = json.loads(file.read_text())

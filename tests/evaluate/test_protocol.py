@@ -47,6 +47,8 @@ def test_values_are_settled_so_that_equal_protocols_are_equal() -> None:
         ({"scales": (17.0,)}, "from 0.01 to 16"),
         ({"scales": (1.0,) * 33}, "1 to 32"),
         ({"scales": "all"}, "scales='all'"),
+        ({"scales": (10**400,)}, "scales=(1000000"),
+        ({"flip": "false"}, "config.evaluate.flip='false': give true or false"),
         ({"scales": 1.0}, "scales=1.0"),
         ({"window": (65,)}, "window=(65,): give a height and a width in pixels, such as 513,513"),
         ({"window": (65, 0)}, "window=(65, 0)"),
