@@ -10,8 +10,8 @@ from deeplab_jax.errors import UserError, did_you_mean, spell
 
 USER_ERROR = 2
 INTERRUPTED = 130
-INFERENCE_FLAGS = ("mode", "output_stride", "scales", "flip", "window", "crf")
 PREEMPTED = 75  # EX_TEMPFAIL: after SIGTERM; a scheduler that starts the same command again loses nothing.
+INFERENCE_FLAGS = ("mode", "output_stride", "scales", "flip", "window", "crf")
 
 
 def fail(message: str) -> int:

@@ -84,10 +84,11 @@ def predict_files(
             f"the model has {model.num_classes} classes; predictions are written as 8-bit images, which hold "
             f"{MAX_CLASSES}: use deeplab_jax.segment"
         )
+    model = protocol.at_stride(model)
     check_outputs(paths, out_dir)
     colours = tuple(palette) if palette else colormap(model.num_classes)
     make_folder(out_dir)
-    model, variables = fold_norm(protocol.at_stride(model), variables)
+    model, variables = fold_norm(model, variables)
     for done, path in enumerate(paths, start=1):
         try:
             image = read_image(path)
