@@ -191,7 +191,10 @@ _FLAGS = ("scales", "window")  # Arguments of `predict` and `segment`, too, whic
 _RULES: dict[str, tuple[Callable[[Any], Any], str]] = {
     "pad_to": (_sizes, f"heights and widths from 1 to {LONGEST_SIDE} pixels, such as ((513, 513),)"),
     "output_stride": (index, "a whole number such as 8 or 16, or 0 for the model's own"),
-    "scales": (_scales, f"one or more positive factors from {SMALLEST_SCALE} to {LARGEST_SCALE:g}, at most {MOST_VALUES}"),
+    "scales": (
+        _scales,
+        f"one or more positive factors, at most {MOST_VALUES}, from {SMALLEST_SCALE} to {LARGEST_SCALE:g}",
+    ),
     "flip": (_flag, "true or false"),
     "window": (_pair, "a height and a width in pixels, such as 513,513"),
     "crf": (_crf, "true, false or a DenseCRF"),
