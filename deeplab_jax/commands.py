@@ -11,6 +11,7 @@ from deeplab_jax.errors import UserError, did_you_mean, spell
 USER_ERROR = 2
 INTERRUPTED = 130
 PREEMPTED = 75  # EX_TEMPFAIL: after SIGTERM; a scheduler that starts the same command again loses nothing.
+INFERENCE_FLAGS = ("mode", "output_stride", "scales", "flip", "window", "crf")
 
 
 def fail(message: str) -> int:
@@ -76,11 +77,7 @@ def evaluate(args: argparse.Namespace) -> None:
 
     from deeplab_jax.data.catalog import open_source
     from deeplab_jax.distributed import is_first, together, watch
-    from deeplab_jax.evaluate.evaluator import (
-        METRICS_FILE,
-        evaluate,
-        write_results,
-    )
+    from deeplab_jax.evaluate.evaluator import METRICS_FILE, evaluate, write_results
     from deeplab_jax.evaluate.predictor import prediction_writer
     from deeplab_jax.terminal import class_table, progress_bar
     from deeplab_jax.train.settings import evaluate_options, source_options
@@ -95,9 +92,7 @@ def evaluate(args: argparse.Namespace) -> None:
             )
         split = args.split or config.data.val_split
         source = open_source(config.data.name, split=split, **source_options(config.data))
-        options = {**evaluate_options(config), **given_inference_options(args)}
-        if args.trimap is not None:
-            options["trimap"] = args.trimap
+        protocol, how = evaluate_options(config, **given(args, *INFERENCE_FLAGS, "trimap"))
     watch(config.train.timeout)
     console = Console(quiet=not is_first())
     with progress_bar(console) as progress:
@@ -105,11 +100,12 @@ def evaluate(args: argparse.Namespace) -> None:
             model,
             variables,
             source,
+            protocol,
             split=split,
             limit=args.limit,
             on_prediction=prediction_writer(Path(args.out), source.labels.palette) if args.save_predictions else None,
             progress=progress,
-            **options,
+            **how,
         )
     results["checkpoint"] = info.get("step")
     file = Path(args.out) / METRICS_FILE
@@ -129,21 +125,18 @@ def predict(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from deeplab_jax.evaluate.predictor import find_images, predict_files
-    from deeplab_jax.models.catalog import check_output_stride
+    from deeplab_jax.evaluate.protocol import Protocol
     from deeplab_jax.terminal import progress_bar
     from deeplab_jax.weights.folder import load
 
     paths = find_images(args.images)
+    protocol = Protocol(**given(args, *INFERENCE_FLAGS))
     model, variables, info = load(args.model, checkpoint=args.checkpoint)
-    options = given_inference_options(args)
-    if "output_stride" in options:
-        model = model.clone(output_stride=options.pop("output_stride"))
-        check_output_stride(model)
     palette = [tuple(colour) for colour in info["palette"]] if "palette" in info else None
     failed = 0
     with progress_bar(Console(stderr=True)) as progress:
         for _, error in predict_files(
-            model, variables, paths, Path(args.out), palette=palette, progress=progress, **options
+            model, variables, paths, Path(args.out), protocol, palette=palette, progress=progress
         ):
             if error is not None:
                 failed += 1
@@ -270,8 +263,8 @@ def summarize(args: argparse.Namespace) -> None:
     from rich.console import Console
 
     from deeplab_jax.analysis.summary import summarize
+    from deeplab_jax.analysis.summary_table import summary_table, table_width
     from deeplab_jax.models.catalog import describe, from_description, model_names
-    from deeplab_jax.terminal import summary_table, table_width
     from deeplab_jax.weights.folder import MODEL_FILE, read_description
 
     if args.model in model_names():
@@ -303,7 +296,6 @@ def summarize(args: argparse.Namespace) -> None:
             raise UserError(f"{args.json}: cannot be written ({error.strerror}); give another --json") from None
 
 
-def given_inference_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the inference flags that were given."""
-    names = ("mode", "output_stride", "scales", "flip", "window", "crf")
+def given(args: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """Return the flags, of those named, that were given."""
     return {name: getattr(args, name) for name in names if getattr(args, name) is not None}

@@ -1,4 +1,4 @@
-"""DenseCRF on the scores of a trained model: time of both forms, their agreement, and what it does to mean IoU.
+"""DenseCRF on the logits of a trained model: time of both forms, their agreement, and what it does to mean IoU.
 
     python -m experiments.crf_study --model runs/camvid --data_dir DIR --images 20 --exact_images 3
 
@@ -22,7 +22,8 @@ from deeplab_jax import load
 from deeplab_jax.commands import fail
 from deeplab_jax.data.catalog import open_source
 from deeplab_jax.errors import UserError
-from deeplab_jax.evaluate.inference import predict_probabilities
+from deeplab_jax.evaluate.inference import predict
+from deeplab_jax.evaluate.protocol import Protocol
 from deeplab_jax.ops import metrics
 from deeplab_jax.ops.crf import DenseCRF, mean_field
 from deeplab_jax.provenance import versions
@@ -30,7 +31,7 @@ from experiments.runner.files import write_json
 
 RESULTS = Path(__file__).parent / "results" / "crf.json"
 METHODS: tuple[Literal["fast", "exact"], ...] = ("fast", "exact")
-# The classes of the time limit, 10 s for 480x360 and 5 iterations; a class more than the scores have gets nothing.
+# The classes of the time limit, 10 s for 480x360 and 5 iterations; a class more than the network has gets nothing.
 TIMED_CLASSES = 12
 
 
@@ -90,8 +91,8 @@ def study(*, model: str, checkpoint: str, data_dir: str, images: int, exact_imag
         example = source[int(index)]
         image, label = example["image"], example["label"]
         size = np.asarray([label.shape], np.int32)
-        scores = predict_probabilities(network, variables, image[None], size, scales=(1.0,), flip=False, window=None)
-        arguments = (with_classes(scores[0], TIMED_CLASSES), jnp.asarray(image), jnp.ones(label.shape, bool))
+        _, probabilities = predict(network, variables, image[None], size, Protocol())
+        arguments = (with_classes(probabilities[0], TIMED_CLASSES), jnp.asarray(image), jnp.ones(label.shape, bool))
         labels = {"none": np.asarray(arguments[0]).argmax(-1)}
         for method in METHODS if number in exact else METHODS[:1]:
             if method not in timed:

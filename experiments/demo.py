@@ -25,6 +25,7 @@ from deeplab_jax.evaluate.evaluator import (
     write_results,
 )
 from deeplab_jax.evaluate.pictures import StripCollector, overlay, stack_strips
+from deeplab_jax.evaluate.protocol import split_section
 from deeplab_jax.terminal import class_table
 from deeplab_jax.train.settings import source_options
 from deeplab_jax.weights.folder import load
@@ -69,9 +70,10 @@ def show(workdir: Path, console: Console, started: float) -> None:
     collector = StripCollector(source.labels, total=len(source), count=PICTURES)
     results: list[Results] = []
     for output_stride in OUTPUT_STRIDES:
-        options = {**config.evaluate.to_dict(), "output_stride": output_stride}
+        protocol, how = split_section({**config.evaluate.to_dict(), "output_stride": output_stride})
         on_prediction = collector if not results else None
-        result = evaluate(model, variables, source, split=config.data.val_split, on_prediction=on_prediction, **options)
+        split = config.data.val_split
+        result = evaluate(model, variables, source, protocol, split=split, on_prediction=on_prediction, **how)
         write_results(result, workdir / f"output_stride_{output_stride}")
         results.append(result)
     write_image(workdir / "demo.png", stack_strips(collector.strips))

@@ -52,9 +52,9 @@ def colour_table(*, train_images: int, val_images: int, bits: int = 5, balanced:
     classes = SCENES.num_classes
     colours, labels = _pixels(Scenes("train"), train_images)
     counts = np.bincount(cell(colours) * classes + labels, minlength=classes << 3 * bits).reshape(-1, classes)
-    scores = counts / counts.sum(axis=0) if balanced else counts
+    shares = counts / counts.sum(axis=0) if balanced else counts
     colours, labels = _pixels(Scenes("val"), val_images)
-    return _confusion(labels, scores.argmax(axis=1)[cell(colours)])
+    return _confusion(labels, shares.argmax(axis=1)[cell(colours)])
 
 
 class PixelNetwork(nn.Module):

@@ -100,8 +100,8 @@ def test_it_learns_four_scenes_by_heart(name: str, options: dict[str, Any], enla
     for done in range(1, STEPS + 1):
         state, _ = step(state, batch)
         if done % EVERY == 0:
-            scores = logits(state.variables(), batch["image"])
-            counts = confusion_matrix(jnp.asarray(batch["label"]), jnp.argmax(scores, -1), num_classes=9)
+            found = logits(state.variables(), batch["image"])
+            counts = confusion_matrix(jnp.asarray(batch["label"]), jnp.argmax(found, -1), num_classes=9)
             miou = mean_iou(np.asarray(counts))
             if miou > TARGET:
                 break
@@ -111,4 +111,4 @@ def test_it_learns_four_scenes_by_heart(name: str, options: dict[str, Any], enla
     again, restored, info = load(tmp_path)
     assert again == model
     assert info == {"miou": miou}
-    np.testing.assert_array_equal(logits(restored, batch["image"]), scores)
+    np.testing.assert_array_equal(logits(restored, batch["image"]), found)

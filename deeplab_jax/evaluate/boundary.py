@@ -8,17 +8,16 @@ other data void pixels lie elsewhere, so there a boundary is where two neighbour
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any
 
 import cv2
 import numpy as np
 
 from deeplab_jax.distributed import summed
-from deeplab_jax.errors import UserError, did_you_mean
+from deeplab_jax.evaluate.protocol import Around
 from deeplab_jax.labels import IGNORE_LABEL
 from deeplab_jax.ops import metrics
 
-Around = Literal["labels", "void"]
 FAR = np.iinfo(np.int32).max
 
 
@@ -51,28 +50,16 @@ def _steps_to(marked: np.ndarray) -> np.ndarray:
     return cv2.distanceTransform((~marked).astype(np.uint8), cv2.DIST_C, 3).astype(np.int32)
 
 
-def check_trimap(widths: Sequence[int], around: str) -> None:
-    """Raise a UserError where widths (none: no trimap) or what a boundary is make no sense."""
-    if min(widths, default=1) < 1 or len(set(widths)) < len(widths):
-        raise UserError(f"config.evaluate.trimap={tuple(widths)}: give widths of at least 1 pixel, each once")
-    if around not in get_args(Around):
-        raise UserError(f"config.evaluate.trimap_around={around!r}: {did_you_mean(around, get_args(Around))}")
-
-
 class Trimap:
     """Confusion matrices of the bands of some widths, summed over images.
 
     Args:
-      widths: in pixels, from 1.
+      widths: in pixels, from 1, each once.
       num_classes: K.
       around: see `boundary_distance`.
-
-    Raises:
-      UserError: widths or `around` that make no sense.
     """
 
     def __init__(self, widths: Sequence[int], *, num_classes: int, around: str = "labels") -> None:
-        check_trimap(widths, around)
         self._widths = sorted(widths)
         self._around: Any = around
         # Of the pixels that a band has and the next narrower one has not.

@@ -1,36 +1,36 @@
 """Evaluation of a model on a labelled source: one confusion matrix over all images, metrics once at the end."""
 
-import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from deeplab_jax.data.faults import never
 from deeplab_jax.data.loader import TIMEOUT, examples_in_order
 from deeplab_jax.data.source import Example, Source, check_limit
+from deeplab_jax.data.transforms import resize_pair
 from deeplab_jax.distributed import in_step, listed, own_share, summed, together
-from deeplab_jax.errors import UserError, did_you_mean
-from deeplab_jax.evaluate.batches import grouped, padded
-from deeplab_jax.evaluate.boundary import Trimap, check_trimap
-from deeplab_jax.evaluate.devices import copy_to, local_devices, split_over
-from deeplab_jax.evaluate.inference import check_views, crf_parameters, evaluate_batch
-from deeplab_jax.evaluate.views import check_seen, seen
+from deeplab_jax.errors import UserError
+from deeplab_jax.evaluate.boundary import Trimap
+from deeplab_jax.evaluate.inference import evaluate_batch, pad_images
+from deeplab_jax.evaluate.protocol import DEFAULT, Protocol, Size
 from deeplab_jax.files import write_json
 from deeplab_jax.labels import IGNORE_LABEL, LabelSet
-from deeplab_jax.models.catalog import check_output_stride, describe
+from deeplab_jax.models.catalog import describe
 from deeplab_jax.models.fold import fold_norm
 from deeplab_jax.models.segmenter import Segmenter, Variables
 from deeplab_jax.ops import metrics as ops_metrics
-from deeplab_jax.ops.crf import DenseCRF
 from deeplab_jax.provenance import versions
 
 METRICS_FILE = "metrics.json"
-MODES = ("padded", "exact")
-Size = tuple[int, int]
+WAITING = 8  # Batches' worth of images that wait for others of their size: in `exact` mode every size may be different.
+LARGEST_BATCH = 2**16
 Results = dict[str, Any]
+Devices = Sequence[jax.Device]
 OnPrediction = Callable[[Example, np.ndarray], None]
 
 
@@ -38,19 +38,9 @@ def evaluate(
     model: Segmenter,
     variables: Variables,
     source: Source,
+    protocol: Protocol = DEFAULT,
     *,
-    split: str,
-    mode: str = "padded",
-    pad_to: Sequence[Size] = (),
-    output_stride: int = 0,
-    scales: Sequence[float] = (1.0,),
-    flip: bool = False,
-    window: Sequence[int] = (),
-    crf: DenseCRF | bool = False,
-    resize: int = 0,
-    crop: Sequence[int] = (),
-    trimap: Sequence[int] = (),
-    trimap_around: str = "labels",
+    split: str = "val",
     batch_size: int = 1,
     devices: int = 1,
     threads: int = 2,
@@ -60,7 +50,7 @@ def evaluate(
     on_prediction: OnPrediction | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Results:
-    """Evaluate a model on every image of a source, at the labels' own resolution.
+    """Return what `metrics.json` holds of a model on every image of a source; see the README.
 
     Memory does not grow with the number of images: what remains of each is its share of the confusion matrix. Several
     processes divide the images, and all return the results of all.
@@ -68,18 +58,10 @@ def evaluate(
     Args:
       model, variables: as from `load`.
       source: labelled examples; its classes must be the model's.
-      split: its name, for the protocol.
-      mode: "padded" or "exact"; see `inference`.
-      pad_to: sizes to pad to.
-      output_stride: 0 is the model's own.
-      scales, flip: views whose probabilities are averaged.
-      window: sides of a sliding window; empty sees images whole.
-      crf: refine the probabilities of each image by a fully connected CRF; True takes the default parameters.
-      resize, crop: what of each example is evaluated; see `views.seen`. By default all, at the labels' own resolution.
-      trimap: widths in pixels of bands around boundaries in which mIoU is computed as well; see `boundary`.
-      trimap_around: what a boundary is there: "labels" (any change of label) or "void" (VOC's strips of void pixels).
-      batch_size: images of one padded size that run together on a device; the last batch is filled up with empty
-        images, which count for nothing.
+      protocol: everything that changes the numbers. What follows does not.
+      split: the source's name, for the record.
+      batch_size: images of one size that run together on a device; the last batch is filled up with empty images,
+        which count for nothing.
       devices: of this process, which run a batch each; 0: all of them.
       threads: that read ahead.
       timeout: seconds within which an image must be read.
@@ -88,139 +70,97 @@ def evaluate(
       on_prediction: called with each example of this process and its class ids `[H, W]`.
       progress: called with the images done and in all, those of this process; on all processes equally often.
 
-    Returns:
-      What `metrics.json` holds; see the README.
-
     Raises:
-      UserError: classes or options that do not fit.
+      UserError: classes or arguments that do not fit.
     """
-    if model.num_classes != source.labels.num_classes:
-        raise UserError(
-            f"the model has {model.num_classes} classes, {source.name} has {source.labels.num_classes}; evaluate on "
-            "the data it was trained for"
-        )
-    model = at_options(
-        model,
-        mode=mode,
-        output_stride=output_stride,
-        scales=scales,
-        window=window,
-        resize=resize,
-        crop=crop,
-        trimap=trimap,
-        trimap_around=trimap_around,
-        batch_size=batch_size,
-    )
+    check_classes(model, source)
+    check_batch_size(batch_size)
     check_limit(limit)
     chosen = local_devices(devices)
-    folded, variables = fold_norm(model, copy_to(chosen, variables))
     at_once = batch_size * len(chosen)
+    model = protocol.at_stride(model)
+    folded, variables = fold_norm(model, copy_to(chosen, variables))
     mine = own_share(len(source) if limit is None else min(limit, len(source)))
-    factors = tuple(float(scale) for scale in scales)
-    view = (int(window[0]), int(window[1])) if window else None
-    confusion = np.zeros((model.num_classes, model.num_classes), np.int64)
-    bands = Trimap(trimap, num_classes=model.num_classes, around=trimap_around) if trimap else None
-    sizes_run: set[Size] = set()
-    start, done = time.perf_counter(), 0
+    tally, start = Tally(protocol, model.num_classes), time.perf_counter()
     read = examples_in_order(source, mine, threads=threads, timeout=timeout, stopped=stopped)
-    examples = (seen(example, resize=resize, crop=crop) for example in read)
-    for group in in_step(grouped(examples, at_once, mode=mode, pad_to=pad_to)):
+    for group in in_step(grouped((part_of(example, protocol) for example in read), at_once, protocol)):
         with together():
             for size, batch in group:
-                sizes_run.add(size)
-                arrays = split_over(chosen, *padded(batch, size, count=at_once))
-                classes, counts = evaluate_batch(
-                    folded, variables, *arrays, scales=factors, flip=flip, window=view, crf=crf
-                )
-                confusion += counts
-                done += len(batch)
-                for example, predicted in zip(batch, classes, strict=False):
-                    height, width = example["label"].shape
-                    if bands is not None:
-                        bands.add(example["label"], predicted[:height, :width])
-                    if on_prediction is not None:
-                        on_prediction(example, predicted[:height, :width])
+                images, labels, sizes = split_over(chosen, *padded(batch, size, count=at_once))
+                classes, counts = evaluate_batch(folded, variables, images, labels, sizes, protocol)
+                predicted = cut_back(classes, batch)
+                tally.add(size, batch, predicted, counts)
+                if on_prediction is not None:
+                    for example, ids in zip(batch, predicted, strict=True):
+                        on_prediction(example, ids)
         if progress is not None:
-            progress(done, len(mine))
-    confusion, done = summed(confusion), int(summed(np.asarray(done)))
-    every_size = sorted({tuple(map(int, line.split("x"))) for line in listed([f"{h}x{w}" for h, w in sizes_run])})
-    parameters = crf_parameters(crf)
-    protocol = {
-        "split": split,
-        "images": done,
-        "output_stride": model.output_stride,
-        "scales": list(factors),
-        "flip": flip,
-        "window": list(window),
-        "crf": None if parameters is None else dataclasses.asdict(parameters),
-        "mode": mode,
-        "view": _view(window, crop),
-        "sizes_run": [list(size) for size in every_size],
-        "label_resolution": f"shorter side {resize}" if resize else "original",
-        "ignore_label": IGNORE_LABEL,
-        "data": source.name,
-    }
+            progress(tally.images, len(mine))
+    found = {"split": split, "data": source.name, "output_stride": model.output_stride, **tally.found()}
     return {
-        **summarize_confusion(confusion, source.labels),
-        **({"trimap": bands.results()} if bands is not None else {}),
-        "protocol": protocol,
+        **tally.metrics(source.labels),
+        "protocol": {**protocol.to_json(), **found},
         "model": describe(model),
         "versions": versions(),
         "seconds": round(time.perf_counter() - start, 3),
     }
 
 
-def at_options(
-    model: Segmenter,
-    *,
-    mode: str,
-    output_stride: int,
-    scales: Sequence[float],
-    window: Sequence[int],
-    resize: int,
-    crop: Sequence[int],
-    trimap: Sequence[int],
-    trimap_around: str,
-    batch_size: int,
-    **_others: Any,
-) -> Segmenter:
-    """Return the model at the output stride that it is to be evaluated at; for the options see `evaluate`.
+class Tally:
+    """What an evaluation has counted so far: a share of the images on each process, and the sum of all in the end.
 
-    Raises:
-      UserError: options that make no sense, those that no check here is about left aside. Training asks before its
-        first step, so that its first evaluation, which may be hours away, does not fail for them.
+    Attributes:
+      images: counted on this process.
     """
-    if mode not in MODES:
-        raise UserError(f"config.evaluate.mode={mode!r}: {did_you_mean(mode, MODES)}")
-    check_views(scales, window)
-    check_seen(resize, crop)
-    check_trimap(trimap, trimap_around)
-    if batch_size < 1:
-        raise UserError(f"config.evaluate.batch_size={batch_size}: give at least 1")
-    if output_stride:
-        model = model.clone(output_stride=output_stride)
-        check_output_stride(model)
-    return model
 
+    def __init__(self, protocol: Protocol, num_classes: int) -> None:
+        self.images = 0
+        self._confusion = np.zeros((num_classes, num_classes), np.int64)
+        self._sizes: set[Size] = set()
+        self._bands: Trimap | None = None
+        if protocol.trimap:
+            self._bands = Trimap(protocol.trimap, num_classes=num_classes, around=protocol.trimap_around)
 
-def _view(window: Sequence[int], crop: Sequence[int]) -> str:
-    words = [f"centre crop {crop[0]}x{crop[1]}"] if crop else []
-    words += ["sliding window"] if window else []
-    return ", ".join(words) or "whole image"
+    def add(self, size: Size, batch: Sequence[Example], predicted: Sequence[np.ndarray], counts: np.ndarray) -> None:
+        """Add a batch that ran at one size: its examples, their class ids `[H, W]`, and its confusion matrix."""
+        self.images += len(batch)
+        self._confusion += counts
+        self._sizes.add(size)
+        if self._bands is not None:
+            for example, ids in zip(batch, predicted, strict=True):
+                self._bands.add(example["label"], ids)
+
+    def metrics(self, labels: LabelSet) -> Results:
+        """Return the metrics over the images of all processes, on which this is called together."""
+        bands = {} if self._bands is None else {"trimap": self._bands.results()}
+        return {**summarize_confusion(summed(self._confusion), labels), **bands}
+
+    def found(self) -> Results:
+        """Return the number of images of all processes, and the sizes at which they ran; called as `metrics` is."""
+        sizes = {tuple(map(int, line.split("x"))) for line in listed([f"{h}x{w}" for h, w in self._sizes])}
+        return {
+            "images": int(summed(np.asarray(self.images))),
+            "sizes_run": [list(size) for size in sorted(sizes)],
+        }
 
 
 def summarize_confusion(confusion: np.ndarray, labels: LabelSet) -> Results:
     """Return the metrics of a confusion matrix `[K, K]` (rows are labels);
     ratios 0 to 1, None where a class does not occur.
     """
-    ious, accuracies = ops_metrics.iou_per_class(confusion), ops_metrics.accuracy_per_class(confusion)
+    columns = {
+        "iou": ops_metrics.iou_per_class(confusion),
+        "accuracy": ops_metrics.accuracy_per_class(confusion),
+        "precision": ops_metrics.precision_per_class(confusion),
+        "recall": ops_metrics.accuracy_per_class(confusion),
+        "dice": ops_metrics.dice_per_class(confusion),
+    }
     support = confusion.sum(axis=1)
     return {
         "miou": _number(ops_metrics.mean_iou(confusion)),
         "pixel_accuracy": _number(ops_metrics.pixel_accuracy(confusion)),
         "mean_accuracy": _number(ops_metrics.mean_accuracy(confusion)),
         "per_class": [
-            {"name": name, "iou": _number(ious[k]), "accuracy": _number(accuracies[k]), "support": int(support[k])}
+            {"name": name, **{key: _number(column[k]) for key, column in columns.items()}, "support": int(support[k])}
             for k, name in enumerate(labels.names)
         ],
         "confusion_matrix": confusion.tolist(),
@@ -240,3 +180,111 @@ def write_results(results: Results, folder: Path) -> Path:
 
 def _number(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
+
+
+def check_classes(model: Segmenter, source: Source) -> None:
+    """Raise a UserError where a model and a source differ in the number of classes."""
+    if model.num_classes != source.labels.num_classes:
+        raise UserError(
+            f"the model has {model.num_classes} classes, {source.name} has {source.labels.num_classes}; evaluate on "
+            "the data it was trained for"
+        )
+
+
+def check_batch_size(batch_size: int) -> None:
+    """Raise a UserError where no batch has such a size."""
+    if not 1 <= batch_size <= LARGEST_BATCH:
+        raise UserError(f"config.evaluate.batch_size={batch_size}: give at least 1, and at most {LARGEST_BATCH}")
+
+
+def part_of(example: Example, protocol: Protocol) -> Example:
+    """Return what of an example is evaluated: resized (image bilinear, label nearest), then its centre.
+
+    A crop keeps the whole of a side that is shorter than it.
+    """
+    image, label = example["image"], example["label"]
+    if protocol.resize:
+        shorter = min(label.shape)
+        height, width = ((2 * side * protocol.resize + shorter) // (2 * shorter) for side in label.shape)
+        image, label = resize_pair(image, label, (height, width))
+    if protocol.crop:
+        (top, height), (left, width) = (
+            (max(side - kept, 0) // 2, kept) for side, kept in zip(label.shape, protocol.crop, strict=True)
+        )
+        image, label = (array[top : top + height, left : left + width] for array in (image, label))
+    return {"image": image, "label": label, "name": example["name"]}
+
+
+def grouped(examples: Iterable[Example], batch_size: int, protocol: Protocol) -> Iterator[tuple[Size, list[Example]]]:
+    """Yield examples in groups that run at one size, with that size.
+
+    A group leaves when it is full, or when `WAITING` batches of examples wait and no group has more; what is left
+    leaves at the end.
+    """
+    waiting: dict[Size, list[Example]] = {}
+    for example in examples:
+        height, width = example["label"].shape
+        size = protocol.run_size((height, width))
+        group = waiting.setdefault(size, [])
+        group.append(example)
+        if len(group) == batch_size:
+            yield size, waiting.pop(size)
+        elif sum(map(len, waiting.values())) >= WAITING * batch_size:
+            fullest = max(waiting, key=lambda size: len(waiting[size]))
+            yield fullest, waiting.pop(fullest)
+    yield from waiting.items()
+
+
+def padded(batch: Sequence[Example], size: Size, *, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return examples stacked at the top left of `size`, filled up with empty ones to `count`.
+
+    Returns:
+      Images uint8 `[count, H, W, 3]`, labels uint8 `[count, H, W]` with 255 around them, true sizes int32 `[count, 2]`.
+    """
+    images, sizes = pad_images([example["image"] for example in batch], size, count=count)
+    labels = np.full((count, *size), IGNORE_LABEL, np.uint8)
+    for index, example in enumerate(batch):
+        height, width = example["label"].shape
+        labels[index, :height, :width] = example["label"]
+    return images, labels, sizes
+
+
+def cut_back(classes: np.ndarray, batch: Sequence[Example]) -> list[np.ndarray]:
+    """Return the class ids `[H, W]` of each example of a padded batch, without what pads it."""
+    shapes = (example["label"].shape for example in batch)
+    return [ids[:height, :width] for ids, (height, width) in zip(classes, shapes, strict=False)]
+
+
+# Each device of a process runs images of its own, so that no number depends on how many devices there are.
+
+
+def local_devices(count: int) -> Devices:
+    """Return the first `count` devices of this process; 0: all.
+
+    Raises:
+      UserError: there are not so many.
+    """
+    found = jax.local_devices()
+    if not 0 <= count <= len(found):
+        raise UserError(
+            f"config.evaluate.devices={count}: there are {len(found)}; choose 1 to {len(found)}, or 0 for all"
+        )
+    return found[: count or len(found)]
+
+
+def copy_to(devices: Devices, variables: Any) -> Any:
+    """Return copies of arrays, each whole on some device of this process, on every one of the devices."""
+    return jax.device_put(jax.tree.map(_own, variables), _sharding(devices, PartitionSpec()))
+
+
+def split_over(devices: Devices, *arrays: np.ndarray) -> tuple[jax.Array, ...]:
+    """Return arrays split along their first axis over the devices."""
+    return jax.device_put(arrays, _sharding(devices, PartitionSpec("data")))
+
+
+def _own(array: Any) -> Any:
+    return array.addressable_data(0) if isinstance(array, jax.Array) else array
+
+
+def _sharding(devices: Devices, spec: PartitionSpec) -> NamedSharding:
+    return NamedSharding(Mesh(np.asarray(devices), ("data",)), spec)

@@ -1,13 +1,4 @@
-"""Inference on images of any size: whole or by sliding window, at several scales, mirrored, padded or exact.
-
-Two modes, recorded in every protocol:
-
-- `exact` runs the model on the image alone. Every image size is one compilation.
-- `padded` is the authors' own: preprocessed images are padded with zeros (the mean pixel) at the bottom and right to
-  one of a few sizes, and the logits are cut back. Padding changes the borders and image-level features a little;
-  compilations are as few as the sizes. Sizes of k * 16 + 1 pixels put the corners of every feature map on pixels, which
-  `align_corners=True` assumes.
-"""
+"""Inference on images of any size, by a protocol: whole or by sliding window, at several scales, mirrored, refined."""
 
 from collections.abc import Iterable, Sequence
 from functools import partial, reduce
@@ -17,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deeplab_jax.errors import UserError
+from deeplab_jax.evaluate.protocol import Protocol, Size, View
 from deeplab_jax.models.fold import fold_norm
 from deeplab_jax.models.segmenter import SMALLEST_SIDE, Segmenter, Variables
 from deeplab_jax.ops import crf as ops_crf
@@ -26,13 +17,8 @@ from deeplab_jax.ops.geometry import scaled_side
 from deeplab_jax.ops.metrics import confusion_matrix
 from deeplab_jax.ops.resize import resize_bilinear
 
-Size = tuple[int, int]
 Array = np.ndarray | jax.Array
-
-PAD_STEP = 128
-LONGEST_WHOLE = 2**14
-"""Side of an image, in pixels, that `predict` runs whole: the matrix that resizes logits along it has
-side² / output stride entries."""
+Views = tuple[View, ...]
 
 
 def segment(
@@ -44,127 +30,143 @@ def segment(
     flip: bool = False,
     window: Size | None = None,
     crf: DenseCRF | bool = False,
-) -> np.ndarray:
-    """Segment one image, in `exact` mode.
+    return_probabilities: bool = False,
+) -> Any:
+    """Return the class of each pixel of one image, run at its own size.
 
     Batch norm is folded on every call; for many images, fold once before with `fold_norm`, whose second call is free.
 
     Args:
       model, variables: as from `load`.
-      image: uint8 `[H, W, 3]`, RGB, of any size.
+      image: uint8 `[H, W, C]` of any size, RGB for most models.
       scales: factors at which the image is seen; the class probabilities are averaged.
       flip: see the mirrored image as well.
       window: height and width of a sliding window for large images; None sees the image whole.
       crf: refine the class probabilities by a fully connected CRF on the image; True takes the default parameters.
+      return_probabilities: return the class probabilities as well.
 
     Returns:
-      int32 `[H, W]` class ids.
+      int32 `[H, W]` class ids; with `return_probabilities` also float32 `[H, W, num_classes]`, 0 to 1, which sum to 1
+      at each pixel.
 
     Raises:
-      ValueError: the image is not uint8 `[H, W, 3]`.
+      ValueError: the image is not uint8 `[H, W, C]`, with the channels of the model.
       UserError: scales or a window that make no sense.
     """
-    check_views(scales, window or ())
-    image = np.asarray(image)
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
-        raise ValueError(f"image of shape {image.shape} and dtype {image.dtype}: expected uint8 [H, W, 3]")
-    size = image.shape[:2]
-    images, sizes = pad_images([image], (max(size[0], SMALLEST_SIDE), max(size[1], SMALLEST_SIDE)))
+    protocol = Protocol(mode="exact", scales=tuple(scales), flip=flip, window=window or (), crf=crf)
+    image, channels = np.asarray(image), len(model.preprocessing.mean)
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != channels:
+        raise ValueError(f"image of shape {image.shape} and dtype {image.dtype}: expected uint8 [H, W, {channels}]")
+    height, width = image.shape[:2]
+    images, sizes = pad_images([image], protocol.run_size((height, width)))
     model, variables = fold_norm(model, variables)
-    classes = predict_classes(
-        model,
-        variables,
-        images,
-        sizes,
-        scales=tuple(scales),
-        flip=flip,
-        window=None if window is None else (window[0], window[1]),
-        crf=crf,
-    )
-    return np.asarray(classes[0, : size[0], : size[1]], np.int32)
+    if not return_probabilities:
+        classes = predict_classes(model, variables, images, sizes, protocol)
+        return np.asarray(classes[0, :height, :width], np.int32)
+    classes, probabilities = predict(model, variables, images, sizes, protocol)
+    inside = (0, slice(height), slice(width))
+    return np.asarray(classes[inside], np.int32), np.asarray(probabilities[inside], np.float32)
+
+
+def predict(
+    model: Segmenter, variables: Variables, images: Array, sizes: Array, protocol: Protocol
+) -> tuple[jax.Array, jax.Array]:
+    """Return class ids `[N, H, W]` and class probabilities `[N, H, W, K]`, averaged over all views and windows, and
+    refined by the protocol's CRF.
+
+    Args:
+      model, variables: with batch norm folded, for speed.
+      images: uint8 `[N, H, W, C]`, padded.
+      sizes: their true sizes `[N, 2]`.
+      protocol: its scales, flip, window and CRF.
+    """
+    if _sees_whole(protocol, images):
+        classes, probabilities = _predict(model, variables, images, sizes, protocol.views)
+    else:
+        sums = _sliding_sums(model, variables, images, sizes, protocol)
+        classes, probabilities = jnp.argmax(sums, axis=-1), sums / jnp.sum(sums, axis=-1, keepdims=True)
+    if isinstance(protocol.crf, DenseCRF):
+        probabilities = _refined(probabilities, images, sizes, protocol.crf)
+        classes = jnp.argmax(probabilities, axis=-1)
+    return classes, probabilities
 
 
 def predict_classes(
-    model: Segmenter,
-    variables: Variables,
-    images: Array,
-    sizes: Array,
-    *,
-    scales: tuple[float, ...],
-    flip: bool,
-    window: Size | None,
-    crf: DenseCRF | bool = False,
+    model: Segmenter, variables: Variables, images: Array, sizes: Array, protocol: Protocol
 ) -> jax.Array:
-    """Predict class ids `[N, H, W]` for padded uint8 images `[N, H, W, 3]` whose true sizes are `[N, 2]`."""
-    parameters = crf_parameters(crf)
-    if parameters is not None:
-        probabilities = predict_probabilities(model, variables, images, sizes, scales=scales, flip=flip, window=window)
-        return _crf_classes(probabilities, images, sizes, parameters)
-    if window is None or _holds(window, images):
-        return _classes(model, variables, images, sizes, scales, flip)
-    return jnp.argmax(_sliding_sums(model, variables, images, sizes, scales, flip, window), axis=-1)
+    """Return the class ids of `predict`, in less memory where no CRF needs the probabilities."""
+    if protocol.crf:
+        return predict(model, variables, images, sizes, protocol)[0]
+    if _sees_whole(protocol, images):
+        return _classes(model, variables, images, sizes, protocol.views)
+    return jnp.argmax(_sliding_sums(model, variables, images, sizes, protocol), axis=-1)
 
 
-def predict_probabilities(
-    model: Segmenter,
-    variables: Variables,
-    images: Array,
-    sizes: Array,
-    *,
-    scales: tuple[float, ...],
-    flip: bool,
-    window: Size | None,
-) -> jax.Array:
-    """Predict class probabilities `[N, H, W, K]`, averaged over all views and windows; see `predict_classes`."""
-    if window is None or _holds(window, images):
-        return _probabilities(model, variables, images, sizes, scales, flip)
-    sums = _sliding_sums(model, variables, images, sizes, scales, flip, window)
-    return sums / jnp.sum(sums, axis=-1, keepdims=True)
+def evaluate_batch(
+    model: Segmenter, variables: Variables, images: Array, labels: Array, sizes: Array, protocol: Protocol
+) -> tuple[np.ndarray, np.ndarray]:
+    """Predict a padded batch and count it against its labels.
+
+    Returns:
+      Class ids `[N, H, W]` and an int32 confusion matrix `[K, K]`; only these leave the device.
+    """
+    if not protocol.window and not protocol.crf:
+        classes, counts = _classes_and_counts(model, variables, images, labels, sizes, protocol.views)
+    else:
+        classes = predict_classes(model, variables, images, sizes, protocol)
+        counts = confusion_matrix(jnp.asarray(labels), classes, num_classes=model.num_classes)
+    return np.asarray(classes), np.asarray(counts)
 
 
-def crf_parameters(crf: DenseCRF | bool) -> DenseCRF | None:
-    """Return the parameters that an option `crf` means: None for False, the defaults for True."""
-    if isinstance(crf, DenseCRF):
-        return crf
-    return ops_crf.DEFAULT if crf else None
+@partial(jax.jit, static_argnums=(0, 4))
+def _classes(model: Segmenter, variables: Variables, images: jax.Array, sizes: jax.Array, views: Views) -> jax.Array:
+    return _predict(model, variables, images, sizes, views)[0]
 
 
-def _crf_classes(probabilities: jax.Array, images: Array, sizes: Array, crf: DenseCRF) -> jax.Array:
-    """Refine probabilities image by image, each at its true size; images of size 0 fill a batch up and are left."""
-    classes = []
-    for index, (height, width) in enumerate(np.asarray(sizes)):
-        refined = probabilities[index]
-        if height and width:
-            mask = np.zeros(refined.shape[:2], bool)
-            mask[:height, :width] = True
-            refined = ops_crf.mean_field(refined, jnp.asarray(images[index]), jnp.asarray(mask), crf=crf)
-        classes.append(jnp.argmax(refined, axis=-1))
-    return jnp.stack(classes)
+@partial(jax.jit, static_argnums=(0, 5))
+def _classes_and_counts(
+    model: Segmenter, variables: Variables, images: jax.Array, labels: jax.Array, sizes: jax.Array, views: Views
+) -> tuple[jax.Array, jax.Array]:
+    classes = _classes(model, variables, images, sizes, views)
+    return classes, confusion_matrix(labels, classes, num_classes=model.num_classes)
 
 
-def _holds(window: Size, images: Array) -> bool:
-    return images.shape[1] <= window[0] and images.shape[2] <= window[1]
+@partial(jax.jit, static_argnums=(0, 4))
+def _predict(
+    model: Segmenter, variables: Variables, images: jax.Array, sizes: jax.Array, views: Views
+) -> tuple[jax.Array, jax.Array]:
+    return classes_and_probabilities(model, variables, preprocess(model, images, sizes), views)
 
 
-@partial(jax.jit, static_argnums=(0, 4, 5))
-def _classes(
-    model: Segmenter, variables: Variables, images: jax.Array, sizes: jax.Array, scales: tuple[float, ...], flip: bool
-) -> jax.Array:
-    return jnp.argmax(
-        class_scores(model, variables, preprocess(model, images, sizes), scales=scales, flip=flip), axis=-1
-    )
+def classes_and_probabilities(
+    model: Segmenter, variables: Variables, images: jax.Array, views: Views
+) -> tuple[jax.Array, jax.Array]:
+    """Return class ids `[N, H, W]` and the mean of the views' class probabilities `[N, H, W, K]` of preprocessed
+    images. The ids of a single view are those of its logits: under `jit` the ids alone need no softmax.
+    """
+    if len(views) == 1:
+        logits = view_logits(model, variables, images, views[0])
+        return jnp.argmax(logits, axis=-1), jax.nn.softmax(logits)
+    softmaxes = (jax.nn.softmax(view_logits(model, variables, images, view)) for view in views)
+    mean = reduce(jnp.add, softmaxes) / len(views)
+    return jnp.argmax(mean, axis=-1), mean
 
 
-@partial(jax.jit, static_argnums=(0, 4, 5))
-def _probabilities(
-    model: Segmenter, variables: Variables, images: jax.Array, sizes: jax.Array, scales: tuple[float, ...], flip: bool
-) -> jax.Array:
-    logits = class_scores(model, variables, preprocess(model, images, sizes), scales=scales, flip=flip)
-    return logits if len(scales) * (1 + flip) > 1 else jax.nn.softmax(logits)
+def view_logits(model: Segmenter, variables: Variables, images: jax.Array, view: View) -> jax.Array:
+    """Return the logits `[N, H, W, K]` of preprocessed images `[N, H, W, C]` seen in one view, at the images' size.
+
+    A side of n pixels becomes `(n - 1) * scale + 1`, as in the papers' counts of multiply-adds.
+    """
+    height, width = (max(SMALLEST_SIDE, scaled_side(side, view.scale)) for side in images.shape[1:3])
+    seen = resize_bilinear(images, (height, width), align_corners=True)
+    seen = seen[:, :, ::-1] if view.mirrored else seen
+    logits: Any = model.apply(variables, seen, method="coarse_logits_of_whole")
+    logits = logits[:, :, ::-1] if view.mirrored else logits
+    return resize_bilinear(logits, images.shape[1:3], align_corners=model.settings.align_corners)
 
 
 def preprocess(model: Segmenter, images: jax.Array, sizes: jax.Array) -> jax.Array:
-    """Preprocess padded uint8 images `[N, H, W, 3]`;
+    """Return padded uint8 images `[N, H, W, C]` preprocessed;
     pixels outside their true sizes `[N, 2]` become exactly zero, the mean.
     """
     rows = jnp.arange(images.shape[1])[None, :, None] < sizes[:, 0, None, None]
@@ -172,68 +174,56 @@ def preprocess(model: Segmenter, images: jax.Array, sizes: jax.Array) -> jax.Arr
     return jnp.where((rows & columns)[..., None], model.preprocessing(images), 0.0)
 
 
-def class_scores(
-    model: Segmenter, variables: Variables, images: jax.Array, *, scales: tuple[float, ...], flip: bool
-) -> jax.Array:
-    """Score classes `[N, H, W, K]` of preprocessed images: logits for one view, else the mean of the views' class
-    probabilities.
+def _refined(probabilities: jax.Array, images: Array, sizes: Array, crf: DenseCRF) -> jax.Array:
+    """Refine probabilities image by image, each at its true size; images of size 0 fill a batch up and are left."""
+    refined = []
+    for index, (height, width) in enumerate(np.asarray(sizes)):
+        own = probabilities[index]
+        if height and width:
+            mask = np.zeros(own.shape[:2], bool)
+            mask[:height, :width] = True
+            own = ops_crf.mean_field(own, jnp.asarray(images[index]), jnp.asarray(mask), crf=crf)
+        refined.append(own)
+    return jnp.stack(refined)
 
-    A side of n pixels becomes `(n - 1) * scale + 1`, as in the papers' counts of multiply-adds.
+
+def _sees_whole(protocol: Protocol, images: Array) -> bool:
+    return not protocol.window or (images.shape[1] <= protocol.window[0] and images.shape[2] <= protocol.window[1])
+
+
+def _sliding_sums(model: Segmenter, variables: Variables, images: Array, sizes: Array, protocol: Protocol) -> jax.Array:
+    """Sum the probabilities of overlapping windows, `[N, H, W, K]`.
+
+    Class ids need no division, since each pixel's classes share their count.
     """
-    views = [(scale, mirrored) for scale in scales for mirrored in ((False, True) if flip else (False,))]
-
-    def logits(scale: float, mirrored: bool) -> jax.Array:
-        size = tuple(max(SMALLEST_SIDE, scaled_side(side, scale)) for side in images.shape[1:3])
-        view = resize_bilinear(images, (size[0], size[1]), align_corners=True)
-        view = view[:, :, ::-1] if mirrored else view
-        logits: Any = model.apply(variables, view, method="coarse_logits_of_whole")
-        logits = logits[:, :, ::-1] if mirrored else logits
-        return resize_bilinear(logits, images.shape[1:3], align_corners=model.settings.align_corners)
-
-    if len(views) == 1:
-        return logits(*views[0])
-    return reduce(jnp.add, (jax.nn.softmax(logits(*view)) for view in views)) / len(views)
+    height, width = images.shape[1:3]
+    window = (min(protocol.window[0], height), min(protocol.window[1], width))
+    whole = jax.jit(preprocess, static_argnums=0)(model, images, sizes)
+    total = jnp.zeros((images.shape[0], height, width, model.num_classes), jnp.float32)
+    for top in window_starts(height, window[0]):
+        for left in window_starts(width, window[1]):
+            corner = np.asarray([top, left], np.int32)
+            total = _add_window(model, variables, total, whole, corner, protocol.views, window)
+    return total
 
 
-@partial(jax.jit, static_argnums=(0, 5, 6, 7), donate_argnums=(2,))
+@partial(jax.jit, static_argnums=(0, 5, 6), donate_argnums=(2,))
 def _add_window(
     model: Segmenter,
     variables: Variables,
     total: jax.Array,
     images: jax.Array,
     corner: jax.Array,
-    scales: tuple[float, ...],
-    flip: bool,
+    views: Views,
     window: Size,
 ) -> jax.Array:
     start = (0, corner[0], corner[1], 0)
-    view = jax.lax.dynamic_slice(images, start, (images.shape[0], *window, images.shape[3]))
-    probabilities = jax.nn.softmax(class_scores(model, variables, view, scales=scales, flip=flip))
+    seen = jax.lax.dynamic_slice(images, start, (images.shape[0], *window, images.shape[3]))
+    _, probabilities = classes_and_probabilities(model, variables, seen, views)
+    if len(views) > 1:  # Every number of windows with several views so far has this second softmax.
+        probabilities = jax.nn.softmax(probabilities)
     old = jax.lax.dynamic_slice(total, start, probabilities.shape)
     return jax.lax.dynamic_update_slice(total, old + probabilities, start)
-
-
-def _sliding_sums(
-    model: Segmenter,
-    variables: Variables,
-    images: Array,
-    sizes: Array,
-    scales: tuple[float, ...],
-    flip: bool,
-    window: Size,
-) -> jax.Array:
-    """Sum the probabilities of overlapping windows, `[N, H, W, K]`.
-
-    Class ids need no division, since each pixel's classes share their count.
-    """
-    height, width = images.shape[1:3]
-    window = (min(window[0], height), min(window[1], width))
-    whole = jax.jit(preprocess, static_argnums=0)(model, images, sizes)
-    total = jnp.zeros((images.shape[0], height, width, model.num_classes), jnp.float32)
-    for top in window_starts(height, window[0]):
-        for left in window_starts(width, window[1]):
-            total = _add_window(model, variables, total, whole, np.asarray([top, left], np.int32), scales, flip, window)
-    return total
 
 
 def window_starts(size: int, window: int) -> list[int]:
@@ -244,90 +234,16 @@ def window_starts(size: int, window: int) -> list[int]:
     return [round(i * (size - window) / (count - 1)) for i in range(count)]
 
 
-@partial(jax.jit, static_argnums=(0, 5, 6))
-def _classes_and_counts(
-    model: Segmenter,
-    variables: Variables,
-    images: jax.Array,
-    labels: jax.Array,
-    sizes: jax.Array,
-    scales: tuple[float, ...],
-    flip: bool,
-) -> tuple[jax.Array, jax.Array]:
-    classes = _classes(model, variables, images, sizes, scales, flip)
-    return classes, confusion_matrix(labels, classes, num_classes=model.num_classes)
-
-
-def evaluate_batch(
-    model: Segmenter,
-    variables: Variables,
-    images: Array,
-    labels: Array,
-    sizes: Array,
-    *,
-    scales: tuple[float, ...] = (1.0,),
-    flip: bool = False,
-    window: Size | None = None,
-    crf: DenseCRF | bool = False,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Predict a padded batch and count it against its labels.
-
-    Returns:
-      Class ids `[N, H, W]` and an int32 confusion matrix `[K, K]`; only these leave the device.
-    """
-    if window is None and not crf:
-        classes, counts = _classes_and_counts(model, variables, images, labels, sizes, scales, flip)
-    else:
-        classes = predict_classes(model, variables, images, sizes, scales=scales, flip=flip, window=window, crf=crf)
-        counts = confusion_matrix(jnp.asarray(labels), classes, num_classes=model.num_classes)
-    return np.asarray(classes), np.asarray(counts)
-
-
 def pad_images(images: Iterable[np.ndarray], size: Size, *, count: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Stack images at the top left of `size`, and return them with their true sizes int32 `[N, 2]`.
+    """Return uint8 images `[H, W, C]` stacked at the top left of `size`, and their true sizes int32 `[N, 2]`.
 
     With `count`, empty images of size 0 x 0 fill the batch up.
     """
     images = list(images)
     total = len(images) if count is None else count
-    stacked = np.zeros((total, *size, 3), np.uint8)
+    stacked = np.zeros((total, *size, images[0].shape[-1]), np.uint8)
     sizes = np.zeros((total, 2), np.int32)
     for index, image in enumerate(images):
         stacked[index, : image.shape[0], : image.shape[1]] = image
         sizes[index] = image.shape[:2]
     return stacked, sizes
-
-
-def padded_size(size: Size, pad_to: Sequence[Size]) -> Size:
-    """Return the smallest of the sizes `pad_to` that holds an image;
-    where none does, the next multiple of 128, plus 1, of each side.
-    """
-    fitting = [(height, width) for height, width in pad_to if height >= size[0] and width >= size[1]]
-    if fitting:
-        return min(fitting, key=lambda s: s[0] * s[1])
-    height, width = (-(-(side - 1) // PAD_STEP) * PAD_STEP + 1 for side in size)
-    return max(height, PAD_STEP + 1), max(width, PAD_STEP + 1)
-
-
-def check_views(scales: Sequence[float], window: Sequence[int]) -> None:
-    """Raise a UserError where scales or the sides of a sliding window (empty: none) make no sense."""
-    if not scales or min(scales) <= 0:
-        raise UserError(f"scales={tuple(scales)}: give one or more positive factors")
-    if len(window) not in (0, 2) or (window and min(window) < 1):
-        raise UserError(f"window={tuple(window)}: give a height and a width in pixels, such as 513,513")
-
-
-def check_whole(size: Size, window: Sequence[int], *, name: str) -> None:
-    """Raise a UserError where an image has a side too long to run whole."""
-    if max(size) > LONGEST_WHOLE and not window:
-        raise UserError(
-            f"{name}: an image of {size[1]}x{size[0]} pixels; a side of more than {LONGEST_WHOLE} does not run whole, "
-            "give --window 513,513"
-        )
-
-
-def run_size(size: Size, *, mode: str, pad_to: Sequence[Size]) -> Size:
-    """Return the size at which an image runs in a mode."""
-    if mode == "exact":
-        return max(size[0], SMALLEST_SIDE), max(size[1], SMALLEST_SIDE)
-    return padded_size(size, pad_to)

@@ -8,14 +8,18 @@ import numpy as np
 from deeplab_jax.data.images import read_image, write_image, write_mask
 from deeplab_jax.data.source import Example, list_images
 from deeplab_jax.errors import UserError
-from deeplab_jax.evaluate.inference import check_views, check_whole, pad_images, predict_classes, run_size
+from deeplab_jax.evaluate.inference import pad_images, predict_classes
 from deeplab_jax.evaluate.pictures import overlay
+from deeplab_jax.evaluate.protocol import DEFAULT, Protocol, Size
 from deeplab_jax.labels import MAX_CLASSES, colormap
 from deeplab_jax.models.fold import fold_norm
 from deeplab_jax.models.segmenter import Segmenter, Variables
-from deeplab_jax.ops.crf import DenseCRF
 
 Palette = Sequence[tuple[int, int, int]]
+
+LONGEST_WHOLE = 2**14
+"""Side of an image, in pixels, that runs whole: the matrix that resizes logits along it has side² / output stride
+entries."""
 
 
 def find_images(paths: Iterable[str | Path]) -> list[Path]:
@@ -58,33 +62,29 @@ def predict_files(
     variables: Variables,
     paths: Sequence[Path],
     out_dir: Path,
+    protocol: Protocol = DEFAULT,
     *,
     palette: Palette | None = None,
-    mode: str = "padded",
-    pad_to: Sequence[tuple[int, int]] = (),
-    scales: Sequence[float] = (1.0,),
-    flip: bool = False,
-    window: Sequence[int] = (),
-    crf: DenseCRF | bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[tuple[Path, UserError | None]]:
     """Predict image files one by one, writing `NAME.png` (class ids with the palette) and `NAME_overlay.png`.
 
-    An unreadable image does not end the run.
+    An unreadable image does not end the run. Images are predicted whole: the protocol's `resize`, `crop` and `trimap`
+    say what of a labelled example is counted, and play no part here.
 
     Yields:
       Each path, with None or what was wrong with it.
 
     Raises:
-      UserError: options that make no sense, more classes than an 8-bit image holds, or a prediction that would
-        overwrite an image.
+      UserError: an output stride at which the model cannot run, more classes than an 8-bit image holds, or a prediction
+        that would overwrite an image.
     """
     if model.num_classes > MAX_CLASSES:
         raise UserError(
             f"the model has {model.num_classes} classes; predictions are written as 8-bit images, which hold "
             f"{MAX_CLASSES}: use deeplab_jax.segment"
         )
-    check_views(scales, window)
+    model = protocol.at_stride(model)
     check_outputs(paths, out_dir)
     colours = tuple(palette) if palette else colormap(model.num_classes)
     make_folder(out_dir)
@@ -93,25 +93,25 @@ def predict_files(
         try:
             image = read_image(path)
             size = image.shape[0], image.shape[1]
-            check_whole(size, window, name=str(path))
+            check_whole(size, protocol, name=str(path))
         except UserError as error:
             yield path, error
             continue
-        images, sizes = pad_images([image], run_size(size, mode=mode, pad_to=pad_to))
-        classes = predict_classes(
-            model,
-            variables,
-            images,
-            sizes,
-            scales=tuple(scales),
-            flip=flip,
-            window=(int(window[0]), int(window[1])) if window else None,
-            crf=crf,
-        )
+        images, sizes = pad_images([image], protocol.run_size(size))
+        classes = predict_classes(model, variables, images, sizes, protocol)
         write_prediction(out_dir, path.stem, image, np.asarray(classes[0, : size[0], : size[1]]), colours)
         if progress is not None:
             progress(done, len(paths))
         yield path, None
+
+
+def check_whole(size: Size, protocol: Protocol, *, name: str) -> None:
+    """Raise a UserError where an image has a side too long to run whole."""
+    if max(size) > LONGEST_WHOLE and not protocol.window:
+        raise UserError(
+            f"{name}: an image of {size[1]}x{size[0]} pixels; a side of more than {LONGEST_WHOLE} does not run whole, "
+            "give --window 513,513"
+        )
 
 
 def check_outputs(paths: Iterable[Path], out_dir: Path) -> None:

@@ -42,11 +42,27 @@ def iou_per_class(confusion: np.ndarray) -> np.ndarray:
 
 
 def accuracy_per_class(confusion: np.ndarray) -> np.ndarray:
-    """Return the share of each class's labelled pixels that were predicted right, float64 `[K]`;
+    """Return the share of each class's labelled pixels that were predicted right, its recall, float64 `[K]`;
     NaN for a class without labels.
     """
     confusion = np.asarray(confusion, np.int64)
     return _ratio(np.diag(confusion), confusion.sum(1))
+
+
+def precision_per_class(confusion: np.ndarray) -> np.ndarray:
+    """Return the share of each class's predicted pixels whose label it is, float64 `[K]`;
+    NaN for a class that is not predicted.
+    """
+    confusion = np.asarray(confusion, np.int64)
+    return _ratio(np.diag(confusion), confusion.sum(0))
+
+
+def dice_per_class(confusion: np.ndarray) -> np.ndarray:
+    """Return the Dice coefficient of each class, float64 `[K]`: twice the intersection over the sum of both areas,
+    which is the harmonic mean of precision and recall; NaN for a class in neither labels nor predictions.
+    """
+    confusion = np.asarray(confusion, np.int64)
+    return _ratio(2 * np.diag(confusion), confusion.sum(0) + confusion.sum(1))
 
 
 def mean_iou(confusion: np.ndarray) -> float:

@@ -21,11 +21,8 @@ from deeplab_jax.data.images import write_image
 from deeplab_jax.data.loader import Batch, skipped_examples, training_batches
 from deeplab_jax.data.source import Source
 from deeplab_jax.distributed import together
-from deeplab_jax.evaluate.evaluator import (
-    Results,
-    at_options,
-    evaluate,
-)
+from deeplab_jax.evaluate import evaluator
+from deeplab_jax.evaluate.evaluator import Results, evaluate
 from deeplab_jax.evaluate.pictures import StripCollector, stack_strips
 from deeplab_jax.models.segmenter import Segmenter, abstract_variables
 from deeplab_jax.train.faults import POSTMORTEM, is_finite, keep_finite, saving_first, stop_or_skip, write_postmortem
@@ -106,7 +103,9 @@ def _train(
         check_batch_size(t.batch_size, t.accumulate, mesh)
         check_height(data.crop_size, model.output_stride, mesh)
         check_class_weights(t.class_weights, model)
-        at_options(model, **evaluate_options(config))
+        protocol, how = evaluate_options(config)
+        protocol.at_stride(model)
+        evaluator.check_batch_size(how["batch_size"])
         optimizer, schedule = make_optimizer(abstract_variables(model)["params"], steps=t.steps, **config.optimizer)
         skipped = skipped_examples(train_source, on_error=data.on_error, max_skipped=data.max_skipped)
         if first:
@@ -281,16 +280,18 @@ def evaluate_and_draw(
     collector = StripCollector(
         source.labels, total=len(distributed.own_share(len(source))), count=config.train.pictures
     )
+    protocol, how = evaluate_options(config)
     results = evaluate(
         model,
         jax.device_put(state.variables(), replicated(mesh)),
         source,
+        protocol,
         split=config.data.val_split,
         timeout=config.data.timeout,
         stopped=stop.heard,
         on_prediction=collector,
         progress=lambda done, total: stop.check(number, config.train.steps),
-        **evaluate_options(config),
+        **how,
     )
     stop.check(number, config.train.steps)  # It may have ended early, without another batch.
     scalars = {

@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from deeplab_jax.data.source import Source
 from deeplab_jax.errors import UserError
+from deeplab_jax.evaluate.protocol import Protocol, split_section
 from deeplab_jax.models.catalog import create_model
 from deeplab_jax.models.segmenter import SMALLEST_SIDE, Segmenter
 
@@ -28,10 +29,12 @@ def loader_options(data: ConfigDict) -> dict[str, Any]:
     return {name: data[name] for name in names}
 
 
-def evaluate_options(config: ConfigDict) -> dict[str, Any]:
-    """Return what `evaluate` takes from a config: its `evaluate` section, on as many devices as train."""
-    options = {"devices": 0, **config.evaluate.to_dict()}
-    return {**options, "devices": options["devices"] or config.train.devices}
+def evaluate_options(config: ConfigDict, **given: Any) -> tuple[Protocol, dict[str, Any]]:
+    """Return the protocol of a config's `evaluate` section, and how `evaluate` runs it: on as many devices as train.
+    What is given takes the place of the section's values.
+    """
+    section = {"devices": 0, **config.evaluate.to_dict(), **given}
+    return split_section({**section, "devices": section["devices"] or config.train.devices})
 
 
 def step_options(settings: ConfigDict) -> dict[str, Any]:

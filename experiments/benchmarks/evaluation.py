@@ -13,6 +13,7 @@ import numpy as np
 
 from deeplab_jax.data.source import Example
 from deeplab_jax.evaluate.evaluator import evaluate
+from deeplab_jax.evaluate.protocol import Protocol
 from deeplab_jax.labels import LabelSet, colormap
 from deeplab_jax.models.fold import fold_norm
 from deeplab_jax.models.segmenter import Segmenter, Variables
@@ -110,10 +111,7 @@ def contest_of(
             folded,
             variables,
             source,
-            split="val",
-            mode="exact",
-            scales=scales,
-            flip=flip,
+            Protocol(mode="exact", scales=scales, flip=flip),
             on_prediction=lambda _, classes: predicted.append(np.asarray(classes)),
         )["confusion_matrix"]
 
@@ -165,7 +163,7 @@ class PeerEvaluation:
         with t.inference_mode():
             for index in range(len(self._source)):
                 example = self._source[index]
-                predicted = self._scores(example["image"]).argmax(1)[0]
+                predicted = self._outputs(example["image"]).argmax(1)[0]
                 label = t.from_numpy(example["label"].astype(np.int64)).to(peers.device())
                 counted = label < classes
                 pairs_of_classes = label[counted] * classes + predicted[counted]
@@ -173,7 +171,7 @@ class PeerEvaluation:
                 self.predicted.append(predicted.cpu().numpy())
         return confusion.cpu().numpy().reshape(classes, classes)
 
-    def _scores(self, image: np.ndarray) -> Any:
+    def _outputs(self, image: np.ndarray) -> Any:
         """Return the sum of the views' probabilities, or of a single view the logits, `[1, K, H, W]`."""
         functional = peers.torch().nn.functional
         x = (peers.images_for(image[None], self._memory) / 255 - self._mean) / self._std
@@ -200,7 +198,7 @@ def count_compilations(network: networks.Network, sizes: tuple[tuple[int, int], 
     model, variables = fold_norm(model, variables)
     contest.forget()
     with compilations() as programs:
-        results = evaluate(model, variables, RandomPictures(sizes), split="val", mode="padded")
+        results = evaluate(model, variables, RandomPictures(sizes), Protocol(mode="padded"))
     return {
         "compilations": len(programs),
         "programs": dict(Counter(programs)),

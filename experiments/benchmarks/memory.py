@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from deeplab_jax.evaluate.inference import evaluate_batch
+from deeplab_jax.evaluate.protocol import Protocol
 from deeplab_jax.models.fold import fold_norm
 from experiments.benchmarks import machine, networks, pairs, peers, training
 from experiments.benchmarks.children import run_child
@@ -116,7 +117,7 @@ def evaluation(network: networks.Network, size: tuple[int, int]) -> Callable[[],
     model = networks.create(network).clone(output_stride=LARGE_STRIDE)
     model, variables = fold_norm(model, networks.random_variables(model))
     images, labels = np.zeros((1, *size, 3), np.uint8), np.zeros((1, *size), np.uint8)
-    return lambda: evaluate_batch(model, variables, images, labels, np.asarray([size], np.int32))
+    return lambda: evaluate_batch(model, variables, images, labels, np.asarray([size], np.int32), Protocol())
 
 
 def planned_mib(compiled: Any) -> float:

@@ -94,9 +94,9 @@ def photo_like(rng: np.random.Generator) -> np.ndarray:
 def regions(rng: np.random.Generator) -> np.ndarray:
     """Return a few smooth regions of classes with outlines of 255, uint8 `[H, W]`."""
     height, width = SIZE
-    scores = rng.standard_normal((5, 7, networks.CLASSES)).astype(np.float32)
-    scores[..., 0] += 1.5  # Background.
-    ids = np.stack([cv2.resize(scores[..., k], (width, height), interpolation=cv2.INTER_CUBIC) for k in range(21)], -1)
+    logits = rng.standard_normal((5, 7, networks.CLASSES)).astype(np.float32)
+    logits[..., 0] += 1.5  # Background.
+    ids = np.stack([cv2.resize(logits[..., k], (width, height), interpolation=cv2.INTER_CUBIC) for k in range(21)], -1)
     labels = ids.argmax(-1).astype(np.uint8)
     outline = cv2.morphologyEx(labels, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) > 0
     labels[outline] = 255

@@ -61,12 +61,12 @@ def contest_of(
 
 
 def kept_mib(model: Segmenter, batch: int, side: int, *, remat: bool) -> float:
-    """Return the MiB of maps `[N, h, w, C]` that the gradient of the scores is computed from; nothing is computed.
+    """Return the MiB of maps `[N, h, w, C]` that the gradient of the logits is computed from; nothing is computed.
 
     XLA may hold fewer, where it computes one from another.
     """
 
-    def scores(variables: Any, images: jax.Array) -> jax.Array:
+    def logits(variables: Any, images: jax.Array) -> jax.Array:
         apply = partial(model.apply, train=True, method="coarse_logits", mutable=["batch_stats"])
         found: jax.Array = (keep_convolutions(apply) if remat else apply)(
             variables, images, rngs={"dropout": jax.random.key(0)}
@@ -74,7 +74,7 @@ def kept_mib(model: Segmenter, batch: int, side: int, *, remat: bool) -> float:
         return found
 
     images = jax.ShapeDtypeStruct((batch, side, side, 3), jnp.float32)
-    residuals = jax.eval_shape(lambda *inputs: jax.vjp(scores, *inputs)[1], abstract_variables(model), images)
+    residuals = jax.eval_shape(lambda *inputs: jax.vjp(logits, *inputs)[1], abstract_variables(model), images)
     maps = (leaf for leaf in jax.tree.leaves(residuals) if leaf.ndim == 4 and leaf.shape[0] == batch)
     return round(sum(leaf.size * leaf.dtype.itemsize for leaf in maps) / 2**20, 1)
 

@@ -13,10 +13,8 @@ from rich.console import Console
 
 from deeplab_jax.config import load_config
 from deeplab_jax.data.sets.scenes import Scenes
-from deeplab_jax.evaluate.evaluator import (
-    Results,
-    evaluate,
-)
+from deeplab_jax.evaluate.evaluator import Results, evaluate
+from deeplab_jax.evaluate.protocol import Protocol
 from deeplab_jax.models.segmenter import Segmenter, Variables
 from deeplab_jax.train.loop import train
 from deeplab_jax.train.writers import METRICS_FILE
@@ -84,9 +82,9 @@ def trained(name: str) -> tuple[Segmenter, Variables]:
 
 
 def evaluated(
-    model: Segmenter, variables: Variables, *, large: bool = False, output_stride: int = 0, **options: Any
+    model: Segmenter, variables: Variables, *, large: bool = False, output_stride: int = 0, **protocol: Any
 ) -> Results:
-    """Evaluate on validation scenes of the training's side, or on the `large` ones; `options` are `evaluate`'s."""
+    """Evaluate on validation scenes of the training's side, or on the `large` ones; `protocol` are `Protocol`'s."""
     size = extent()
     side, count = (size.large_side, size.evaluated // 4) if large else (size.side, size.evaluated)
     source = Scenes("val", size=(side, side), count=count)
@@ -94,9 +92,6 @@ def evaluated(
         model,
         variables,
         source,
-        split="val",
-        pad_to=((side, side),),
+        Protocol(pad_to=((side, side),), output_stride=output_stride, **protocol),
         batch_size=min(8, count),
-        output_stride=output_stride,
-        **options,
     )

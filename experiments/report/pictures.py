@@ -15,6 +15,7 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate.evaluator import evaluate
 from deeplab_jax.evaluate.pictures import colour_labels
 from deeplab_jax.evaluate.predictor import make_folder
+from deeplab_jax.evaluate.protocol import split_section
 from deeplab_jax.labels import IGNORE_LABEL, LabelSet
 from deeplab_jax.train.settings import source_options
 from deeplab_jax.weights.folder import load
@@ -121,14 +122,15 @@ def _draw(row: RowResult, workdir: Path, folder: Path, count: int) -> dict[str, 
     source = Few(open_source(data.name, split=data.val_split, **source_options(data)), count)
     model, variables, _ = load(workdir, checkpoint="newest")
     drawn: list[tuple[Example, np.ndarray]] = []
-    options = {**config.evaluate.to_dict(), **row.row.evaluate, "batch_size": 1, "trimap": ()}
+    protocol, how = split_section({**config.evaluate.to_dict(), **row.row.evaluate, "batch_size": 1, "trimap": ()})
     evaluate(
         model,
         variables,
         source,
+        protocol,
         split=data.val_split,
         on_prediction=lambda example, classes: drawn.append((example, classes)),
-        **options,
+        **how,
     )
     make_folder(folder)
     for number, (example, classes) in enumerate(drawn):

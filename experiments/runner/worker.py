@@ -11,10 +11,8 @@ from ml_collections import ConfigDict
 from deeplab_jax import files as whole_files
 from deeplab_jax.checkpoint import Checkpoints
 from deeplab_jax.data.catalog import open_source
-from deeplab_jax.evaluate.evaluator import (
-    Results,
-    evaluate,
-)
+from deeplab_jax.evaluate.evaluator import Results, evaluate
+from deeplab_jax.evaluate.protocol import split_section
 from deeplab_jax.files import locked
 from deeplab_jax.provenance import git_commit
 from deeplab_jax.train.loop import train
@@ -108,7 +106,8 @@ def _evaluate(workdir: Path, config: ConfigDict, options: Any) -> Results:
     """Evaluate the last weights."""
     model, variables, _ = load(workdir, checkpoint="newest")
     source = open_source(config.data.name, split=config.data.val_split, **source_options(config.data))
-    return evaluate(model, variables, source, split=config.data.val_split, **options)
+    protocol, how = split_section(options)
+    return evaluate(model, variables, source, protocol, split=config.data.val_split, **how)
 
 
 def _evaluated(workdir: Path, key: str, again: bool) -> bool:

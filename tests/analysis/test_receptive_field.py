@@ -215,15 +215,15 @@ def test_field_of_a_decoder() -> None:
     model = create_model("deeplabv3plus_resnet18", lowering="direct", image_pooling=False)
     apply = lambda v, x: {  # noqa: E731
         "context": model.apply(v, x, method="features")["context"][0],
-        "scores": model.apply(v, x, method="coarse_logits"),
+        "coarse": model.apply(v, x, method="coarse_logits"),
         "logits": model.apply(v, x),
     }
     found = receptive_fields(apply, abstract_variables(model))
     context = found["context"].pixels
     assert context == features("deeplabv3_resnet18")["conv5"].pixels + 2 * 18 * 16
     # Five samples at stride 4 reach over 16 pixels: at most three coarse samples, or two of them exactly.
-    assert found["scores"] == Field(context + 2 * 16, 4)
-    # A pixel between two scores sees six samples.
+    assert found["coarse"] == Field(context + 2 * 16, 4)
+    # A pixel between two coarse logits sees six samples.
     assert found["logits"] == Field(context + 2 * 16, 1)
 
 

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate.boundary import FAR, Trimap, boundary_distance
 
 TWO = np.array([[0, 0, 0, 1, 1]] * 3, np.uint8)
@@ -67,16 +66,3 @@ def test_images_without_a_boundary_count_nowhere() -> None:
     trimap = Trimap((4,), num_classes=2, around="void")
     trimap.add(TWO, TWO)
     assert trimap.results() == {"around": "void", "bands": [{"width": 4, "miou": None, "pixels": 0}]}
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"widths": (0, 1)}, r"config.evaluate.trimap=\(0, 1\)"),
-        ({"widths": (2, 2)}, "each once"),
-        ({"widths": (1,), "around": "voids"}, "trimap_around='voids': did you mean void"),
-    ],
-)
-def test_settings_that_make_no_sense_are_refused(options, message) -> None:
-    with pytest.raises(UserError, match=message):
-        Trimap(num_classes=2, **options)

@@ -6,19 +6,16 @@ import json
 import numpy as np
 import pytest
 
+import deeplab_jax
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate import inference
-from deeplab_jax.evaluate.batches import WAITING, grouped
-from deeplab_jax.evaluate.evaluator import (
-    evaluate,
-    summarize_confusion,
-    write_results,
-)
+from deeplab_jax.evaluate.evaluator import WAITING, evaluate, grouped, part_of, summarize_confusion, write_results
 from deeplab_jax.evaluate.inference import segment
+from deeplab_jax.evaluate.protocol import Protocol
 from tests.support.tiny import MadeUp, tiny_model, tiny_models
 
 SOURCE = MadeUp(((49, 65), (33, 47), (65, 50), (60, 60), (20, 25), (49, 65), (64, 33)))
-BOX = {"pad_to": ((65, 65),)}
+BOX, EXACT = Protocol(pad_to=((65, 65),)), Protocol(mode="exact")
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +41,8 @@ def by_hand(source, predicted):
 @pytest.mark.parametrize("batch_size", [2, 3, 4])
 def test_the_batch_size_changes_nothing(made, batch_size) -> None:
     """Seven images: the last batch is never full."""
-    one = evaluate(*made, SOURCE, split="val", **BOX)
-    many = evaluate(*made, SOURCE, split="val", batch_size=batch_size, **BOX)
+    one = evaluate(*made, SOURCE, BOX, split="val")
+    many = evaluate(*made, SOURCE, BOX, split="val", batch_size=batch_size)
     assert one["confusion_matrix"] == many["confusion_matrix"]
     assert confusion_of(one).sum() == sum((SOURCE[i]["label"] != 255).sum() for i in range(len(SOURCE)))
 
@@ -55,8 +52,8 @@ def test_exact_is_the_model_on_each_image_alone(made) -> None:
     results = evaluate(
         *made,
         SOURCE,
+        EXACT,
         split="val",
-        mode="exact",
         on_prediction=lambda example, classes: predicted.update({example["name"]: np.asarray(classes)}),
     )
     for index in range(len(SOURCE)):
@@ -70,8 +67,7 @@ def test_exact_is_the_model_on_each_image_alone(made) -> None:
 
 
 def test_exact_in_batches_is_exact(made) -> None:
-    options = {"split": "val", "mode": "exact"}
-    one, two = (evaluate(*made, SOURCE, batch_size=size, **options) for size in (1, 2))
+    one, two = (evaluate(*made, SOURCE, EXACT, split="val", batch_size=size) for size in (1, 2))
     assert one["confusion_matrix"] == two["confusion_matrix"]
 
 
@@ -80,7 +76,7 @@ def test_few_images_wait_for_others_of_their_size() -> None:
     read = []
     examples = (read.append(i) or source[i] for i in range(len(source)))
     done, names = 0, []
-    for size, group in grouped(examples, 2, mode="exact", pad_to=()):
+    for size, group in grouped(examples, 2, EXACT):
         assert {example["label"].shape for example in group} == {size} and 1 <= len(group) <= 2
         assert len(read) - done <= 2 * WAITING, "memory does not grow with the number of images"
         done += len(group)
@@ -93,10 +89,10 @@ def test_padded_predictions_are_cut_back(made) -> None:
     results = evaluate(
         *made,
         SOURCE,
+        BOX,
         split="val",
         batch_size=3,
         on_prediction=lambda example, classes: predicted.update({example["name"]: classes}),
-        **BOX,
     )
     assert {name: classes.shape for name, classes in predicted.items()} == {
         SOURCE.describe(i): size for i, size in enumerate(SOURCE.sizes)
@@ -115,18 +111,17 @@ def test_padded_compiles_for_few_sizes(made) -> None:
 
 def test_windows_and_views_run_in_batches(made) -> None:
     source = MadeUp(((60, 90), (50, 70), (60, 90)))
-    options = {"split": "val", "mode": "exact", "window": (40, 48), "flip": True, "scales": (0.75, 1.0)}
-    one = evaluate(*made, source, **options)
-    two = evaluate(*made, source, batch_size=2, **options)
+    protocol = Protocol(mode="exact", window=(40, 48), flip=True, scales=(0.75, 1.0))
+    one = evaluate(*made, source, protocol)
+    two = evaluate(*made, source, protocol, batch_size=2)
     assert one["confusion_matrix"] == two["confusion_matrix"]
     assert one["protocol"]["view"] == "sliding window" and one["protocol"]["window"] == [40, 48]
 
 
 def test_metrics_keep_their_contract(made, tmp_path) -> None:
     seen = []
-    results = evaluate(
-        *made, SOURCE, split="val", output_stride=8, limit=3, progress=lambda *call: seen.append(call), flip=True, **BOX
-    )
+    protocol = deeplab_jax.Protocol(pad_to=((65, 65),), output_stride=8, flip=True)
+    results = deeplab_jax.evaluate(*made, SOURCE, protocol, limit=3, progress=lambda *call: seen.append(call))
     file = write_results(results, tmp_path / "new" / "folder")
     assert file.name == "metrics.json"
     read = json.loads(file.read_text())
@@ -152,7 +147,9 @@ def test_metrics_keep_their_contract(made, tmp_path) -> None:
     }
     assert read["model"]["name"] == "deeplabv3plus_tiny" and read["model"]["output_stride"] == 8
     assert {"jax", "flax", "python", "device"} <= set(read["versions"])
-    assert [set(row) for row in read["per_class"]] == [{"name", "iou", "accuracy", "support"}] * 4
+    assert [set(row) for row in read["per_class"]] == [
+        {"name", "iou", "accuracy", "support", "precision", "recall", "dice"}
+    ] * 4
     assert seen == [(1, 3), (2, 3), (3, 3)]
 
 
@@ -162,6 +159,10 @@ def test_numbers_follow_from_the_confusion_matrix() -> None:
     rows = results["per_class"]
     assert [row["iou"] for row in rows] == [pytest.approx(6 / 9), pytest.approx(3 / 6), None]
     assert [row["accuracy"] for row in rows] == [6 / 8, 3 / 4, None]
+    assert [row["recall"] for row in rows] == [6 / 8, 3 / 4, None]
+    assert [row["precision"] for row in rows] == [6 / 7, 3 / 5, None]
+    # Twice the pixels that are right, over those labelled and those predicted: 8 + 7 of class 0, 4 + 5 of class 1.
+    assert [row["dice"] for row in rows] == [12 / 15, 6 / 9, None]
     assert [row["support"] for row in rows] == [8, 4, 0]
     assert [row["name"] for row in rows] == ["class 0", "class 1", "class 2"]
     assert results["miou"] == pytest.approx((6 / 9 + 3 / 6) / 2)
@@ -173,22 +174,51 @@ def test_numbers_follow_from_the_confusion_matrix() -> None:
 
 
 def test_the_output_stride_defaults_to_the_models_own(made) -> None:
-    options = {"split": "val", "limit": 1, **BOX}
-    own, sixteen, eight = (evaluate(*made, SOURCE, output_stride=stride, **options) for stride in (0, 16, 8))
+    own, sixteen, eight = (
+        evaluate(*made, SOURCE, dataclasses.replace(BOX, output_stride=stride), limit=1) for stride in (0, 16, 8)
+    )
     assert own["protocol"]["output_stride"] == 16
     assert own["confusion_matrix"] == sixteen["confusion_matrix"] != eight["confusion_matrix"]
+
+
+# What of an example is evaluated.
+
+
+def example(height: int, width: int):
+    label = np.arange(height * width, dtype=np.uint8).reshape(height, width)
+    return {"image": np.stack([label] * 3, -1), "label": label, "name": "a"}
+
+
+def test_by_default_nothing_changes() -> None:
+    given = example(3, 5)
+    np.testing.assert_array_equal(part_of(given, Protocol())["label"], given["label"])
+
+
+def test_the_centre_is_cut_from_image_and_label_alike() -> None:
+    cut = part_of(example(4, 6), Protocol(crop=(2, 2)))
+    np.testing.assert_array_equal(cut["label"], [[8, 9], [14, 15]])
+    np.testing.assert_array_equal(cut["image"][..., 0], cut["label"])
+    assert part_of(example(4, 6), Protocol(crop=(10, 2)))["label"].shape == (4, 2)
+
+
+def test_the_shorter_side_is_resized_and_labels_are_not_mixed() -> None:
+    resized = part_of(example(4, 6), Protocol(resize=2))
+    # Every second pixel: the nearest to the centre of two is the right or lower one.
+    np.testing.assert_array_equal(resized["label"], [[7, 9, 11], [19, 21, 23]])
+    assert resized["image"].shape == (2, 3, 3)
+
+
+# What is refused.
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"mode": "paded"}, "config.evaluate.mode='paded': did you mean padded"),
-        ({"scales": ()}, r"scales=\(\)"),
-        ({"scales": (-1.0,)}, r"scales=\(-1\.0,\)"),
-        ({"window": (65,)}, r"window=\(65,\)"),
         ({"limit": 0}, "limit=0"),
-        ({"batch_size": 0}, "batch_size=0"),
-        ({"output_stride": 7}, "7"),
+        ({"batch_size": 0}, "config.evaluate.batch_size=0: give at least 1"),
+        ({"batch_size": 2**16 + 1}, "at most 65536"),
+        ({"devices": 1000}, "config.evaluate.devices=1000"),
+        ({"protocol": Protocol(output_stride=7)}, "7"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(made, options, message) -> None:

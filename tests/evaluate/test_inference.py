@@ -12,22 +12,22 @@ from hypothesis import strategies as st
 
 from deeplab_jax.data.images import read_mask, write_image
 from deeplab_jax.errors import UserError
-from deeplab_jax.evaluate import inference
 from deeplab_jax.evaluate.evaluator import evaluate
 from deeplab_jax.evaluate.inference import (
-    class_scores,
+    classes_and_probabilities,
     pad_images,
-    padded_size,
+    predict,
     predict_classes,
-    predict_probabilities,
     preprocess,
-    run_size,
     segment,
+    view_logits,
     window_starts,
 )
 from deeplab_jax.evaluate.predictor import predict_files
+from deeplab_jax.evaluate.protocol import Protocol, View
 from deeplab_jax.models.catalog import create_model
 from deeplab_jax.ops.crf import DenseCRF, mean_field
+from deeplab_jax.ops.resize import resize_bilinear
 from tests.support.tiny import MadeUp, make_variables, tiny_model, tiny_models
 
 
@@ -41,13 +41,23 @@ def image_of(height, width):
     return MadeUp(((height, width),))[0]["image"]
 
 
-def scores_of(made, image, **options):
-    """The scores of one image at its own size."""
+def alone(made, image, run):
+    """What a function of preprocessed images makes of one image at its own size."""
     model, variables = made
     images, sizes = pad_images([image], (max(image.shape[0], 33), max(image.shape[1], 33)))
-    options = {"scales": (1.0,), "flip": False, **options}
-    run = jax.jit(lambda v, x, s: class_scores(model, v, preprocess(model, x, s), **options))
-    return np.asarray(run(variables, images, sizes))[0, : image.shape[0], : image.shape[1]]
+    found = jax.jit(lambda v, x, s: run(model, v, preprocess(model, x, s)))(variables, images, sizes)
+    return np.asarray(found)[0, : image.shape[0], : image.shape[1]]
+
+
+def logits_of(made, image, *, scale=1.0, mirrored=False):
+    """The logits of one image at its own size."""
+    return alone(made, image, partial(view_logits, view=View(scale, mirrored)))
+
+
+def probabilities_of(made, image, **options):
+    """The class probabilities of one image at its own size."""
+    views = Protocol(**options).views
+    return alone(made, image, lambda *inputs: classes_and_probabilities(*inputs, views)[1])
 
 
 # The image alone.
@@ -61,7 +71,7 @@ def test_segment_is_the_model_on_the_image_alone(made, size) -> None:
     logits = run(variables, jnp.asarray(image[None]))
     classes = segment(model, variables, image)
     assert classes.shape == size and classes.dtype == np.int32
-    np.testing.assert_allclose(scores_of(made, image), np.asarray(logits[0]), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(logits_of(made, image), np.asarray(logits[0]), rtol=1e-6, atol=1e-6)
     np.testing.assert_array_equal(classes, np.argmax(logits[0], -1))
     assert len(np.unique(classes)) > 1
 
@@ -102,21 +112,21 @@ def test_padding_becomes_the_mean(made) -> None:
 
 def test_a_mirrored_image_gives_the_mirrored_prediction(made) -> None:
     image = image_of(49, 71)
-    straight = scores_of(made, image, flip=True)
-    mirrored = scores_of(made, image[:, ::-1], flip=True)
+    straight = probabilities_of(made, image, flip=True)
+    mirrored = probabilities_of(made, image[:, ::-1], flip=True)
     np.testing.assert_allclose(mirrored, straight[:, ::-1], rtol=1e-5, atol=1e-6)
     # Without the flip it does not: the network itself is not symmetric.
-    assert np.abs(scores_of(made, image[:, ::-1]) - scores_of(made, image)[:, ::-1]).max() > 1e-2
+    assert np.abs(logits_of(made, image[:, ::-1]) - logits_of(made, image)[:, ::-1]).max() > 1e-2
 
 
 def test_several_views_average_probabilities(made) -> None:
     """By hand, from the views one at a time; the order of the scales does not matter."""
     image = image_of(49, 71)
-    both = scores_of(made, image, scales=(0.75, 1.5))
+    both = probabilities_of(made, image, scales=(0.75, 1.5))
     np.testing.assert_allclose(both.sum(-1), 1, rtol=1e-5)
-    single = [np.asarray(jax.nn.softmax(scores_of(made, image, scales=(scale,)))) for scale in (0.75, 1.5)]
+    single = [np.asarray(jax.nn.softmax(logits_of(made, image, scale=scale))) for scale in (0.75, 1.5)]
     np.testing.assert_allclose(both, (single[0] + single[1]) / 2, rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(scores_of(made, image, scales=(1.5, 0.75)), both, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(probabilities_of(made, image, scales=(1.5, 0.75)), both, rtol=1e-4, atol=1e-6)
 
 
 def test_scales_below_33_pixels_stop_there(made) -> None:
@@ -130,6 +140,51 @@ def test_the_output_stride_is_free(made, output_stride) -> None:
     other = segment(model.clone(output_stride=output_stride), variables, image)
     assert other.shape == (49, 71)
     assert (other != segment(model, variables, image)).any()
+
+
+# Probabilities.
+
+
+def softmax(logits):
+    exponentials = np.exp(np.asarray(logits, np.float64) - np.max(logits, -1, keepdims=True))
+    return exponentials / exponentials.sum(-1, keepdims=True)
+
+
+def test_segment_returns_the_mean_of_the_views_softmaxes(made) -> None:
+    """By hand: the network on each resized and mirrored image, and its logits turned back and resized."""
+    model, variables = made
+    image, total = image_of(49, 71), np.zeros((49, 71, 4))
+    whole = model.preprocessing(jnp.asarray(image[None]))
+    coarse = jax.jit(partial(model.apply, method="coarse_logits"))
+    for scale, size in ((0.75, (37, 53)), (1.0, (49, 71))):
+        assert size == (int(48 * scale) + 1, int(70 * scale) + 1)
+        view = resize_bilinear(whole, size, align_corners=True)
+        for turn in (1, -1):
+            logits = coarse(variables, view[:, :, ::turn])[:, :, ::turn]
+            total += softmax(resize_bilinear(logits, (49, 71), align_corners=True))[0]
+    options = {"scales": (0.75, 1.0), "flip": True}
+    classes, probabilities = segment(model, variables, image, **options, return_probabilities=True)
+    assert (probabilities.shape, probabilities.dtype, classes.dtype) == ((49, 71, 4), np.float32, np.int32)
+    np.testing.assert_allclose(probabilities, total / 4, rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(classes, probabilities.argmax(-1))
+    np.testing.assert_array_equal(classes, segment(model, variables, image, **options))
+
+
+@pytest.mark.parametrize("size", [(49, 71), (20, 40)])
+def test_the_probabilities_of_one_view_are_the_softmax_of_its_logits(made, size) -> None:
+    image = image_of(*size)
+    classes, probabilities = segment(*made, image, return_probabilities=True)
+    np.testing.assert_allclose(probabilities, softmax(logits_of(made, image)), rtol=1e-5, atol=1e-7)
+    np.testing.assert_array_equal(classes, segment(*made, image))
+
+
+def test_a_crf_refines_the_probabilities_that_segment_returns(made) -> None:
+    image = image_of(49, 71)
+    _, plain = segment(*made, image, return_probabilities=True)
+    classes, refined = segment(*made, image, crf=CRF, return_probabilities=True)
+    np.testing.assert_allclose(refined, mean_field(jnp.asarray(plain), jnp.asarray(image), crf=CRF), atol=1e-4)
+    np.testing.assert_array_equal(classes, segment(*made, image, crf=CRF))
+    assert np.abs(refined - plain).max() > 0.1
 
 
 # Windows.
@@ -147,12 +202,14 @@ def test_windows_sum_the_probabilities_of_each_pixel(made) -> None:
     image = image_of(60, 90)
     preprocessed = model.preprocessing(jnp.asarray(image[None]))
     total = np.zeros((60, 90, 4))
-    run = jax.jit(lambda v, x: jax.nn.softmax(class_scores(model, v, x, scales=(1.0,), flip=False)))
+    run = jax.jit(lambda v, x: jax.nn.softmax(view_logits(model, v, x, View(1.0, False))))
     for top in window_starts(60, 40):
         for left in window_starts(90, 50):
             view = (slice(top, top + 40), slice(left, left + 50))
             total[view] += np.asarray(run(variables, preprocessed[:, view[0], view[1]]))[0]
     np.testing.assert_array_equal(segment(model, variables, image, window=(40, 50)), total.argmax(-1))
+    _, probabilities = segment(model, variables, image, window=(40, 50), return_probabilities=True)
+    np.testing.assert_allclose(probabilities, total / total.sum(-1, keepdims=True), rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("window", [(33, 500), (500, 40), (10, 10)])
@@ -180,19 +237,14 @@ CRF = DenseCRF(iterations=2, appearance_weight=6.0, smoothness_bandwidth=2.0)
 VIEWS = [{}, {"flip": True}, {"scales": (0.75, 1.5)}, {"window": (40, 50), "flip": True}]
 
 
-def options_of(view):
-    return {"scales": (1.0,), "flip": False, "window": None, **view}
-
-
 @pytest.mark.parametrize("view", VIEWS)
 def test_probabilities_lead_to_the_predicted_classes(made, view) -> None:
     images, sizes = pad_images([image_of(60, 90), image_of(65, 71)], (65, 97))
-    probabilities = np.asarray(predict_probabilities(*made, images, sizes, **options_of(view)))
+    classes, probabilities = map(np.asarray, predict(*made, images, sizes, Protocol(**view)))
     assert probabilities.shape == (2, 65, 97, 4)
     np.testing.assert_allclose(probabilities.sum(-1), 1, rtol=1e-5)
-    np.testing.assert_array_equal(
-        probabilities.argmax(-1), np.asarray(predict_classes(*made, images, sizes, **options_of(view)))
-    )
+    np.testing.assert_array_equal(probabilities.argmax(-1), classes)
+    np.testing.assert_array_equal(classes, predict_classes(*made, images, sizes, Protocol(**view)))
 
 
 @pytest.mark.parametrize("view", [VIEWS[0], *(pytest.param(view, marks=pytest.mark.slow) for view in VIEWS[1:])])
@@ -200,8 +252,8 @@ def test_the_crf_sees_each_image_at_its_true_size(made, view) -> None:
     """By hand from the padded probabilities: cut to the image and refined alone; an empty image costs nothing."""
     pictures = [image_of(60, 90), image_of(65, 71)]
     images, sizes = pad_images(pictures, (65, 97), count=3)
-    probabilities = np.asarray(predict_probabilities(*made, images, sizes, **options_of(view)))
-    classes = np.asarray(predict_classes(*made, images, sizes, **options_of(view), crf=CRF))
+    probabilities = np.asarray(predict(*made, images, sizes, Protocol(**view))[1])
+    classes = np.asarray(predict_classes(*made, images, sizes, Protocol(**view, crf=CRF)))
     assert classes.shape == (3, 65, 97)
     for index, picture in enumerate(pictures):
         inside = (slice(picture.shape[0]), slice(picture.shape[1]))
@@ -215,7 +267,7 @@ def test_the_crf_sees_each_image_at_its_true_size(made, view) -> None:
 def test_segment_takes_a_crf(made) -> None:
     """True takes the published parameters."""
     picture = image_of(40, 50)
-    probabilities = jax.nn.softmax(jnp.asarray(scores_of(made, picture)))
+    probabilities = jax.nn.softmax(jnp.asarray(logits_of(made, picture)))
     for crf, parameters in ((CRF, CRF), (True, DenseCRF())):
         refined = segment(*made, picture, crf=crf)
         assert refined.shape == (40, 50) and refined.dtype == np.int32
@@ -228,9 +280,13 @@ def test_segment_takes_a_crf(made) -> None:
 def test_evaluate_counts_what_the_crf_predicts(made, mode) -> None:
     source = MadeUp(((60, 60), (49, 65), (60, 60)))
     predicted = {}
-    options = {"split": "val", "mode": mode, "pad_to": ((65, 65),), "batch_size": 2}
+    protocol = Protocol(mode=mode, pad_to=((65, 65),))
     results = evaluate(
-        *made, source, **options, crf=CRF, on_prediction=lambda e, classes: predicted.update({e["name"]: classes})
+        *made,
+        source,
+        dataclasses.replace(protocol, crf=CRF),
+        batch_size=2,
+        on_prediction=lambda e, classes: predicted.update({e["name"]: classes}),
     )
     assert results["protocol"]["crf"] == dataclasses.asdict(CRF)
     assert results["protocol"]["crf"]["method"] == "fast"
@@ -240,7 +296,7 @@ def test_evaluate_counts_what_the_crf_predicts(made, mode) -> None:
         valid = example["label"] != 255
         np.add.at(counts, (example["label"][valid], predicted[example["name"]][valid]), 1)
     np.testing.assert_array_equal(results["confusion_matrix"], counts)
-    without = evaluate(*made, source, **options)
+    without = evaluate(*made, source, protocol, batch_size=2)
     assert without["protocol"]["crf"] is None and without["confusion_matrix"] != results["confusion_matrix"]
     if mode == "exact":
         for index in range(3):
@@ -251,39 +307,10 @@ def test_evaluate_counts_what_the_crf_predicts(made, mode) -> None:
 def test_predict_files_takes_a_crf(made, tmp_path) -> None:
     picture = image_of(49, 71)
     write_image(tmp_path / "one.png", picture)
-    assert [
-        error for _, error in predict_files(*made, [tmp_path / "one.png"], tmp_path / "out", mode="exact", crf=CRF)
-    ] == [None]
+    protocol = Protocol(mode="exact", crf=CRF)
+    done = list(predict_files(*made, [tmp_path / "one.png"], tmp_path / "out", protocol))
+    assert [error for _, error in done] == [None]
     np.testing.assert_array_equal(read_mask(tmp_path / "out" / "one.png"), segment(*made, picture, crf=CRF))
-
-
-# Sizes.
-
-
-def test_the_smallest_size_that_holds_the_image_is_taken() -> None:
-    sizes = ((513, 513), (65, 129), (129, 65))
-    assert padded_size((60, 100), sizes) == (65, 129)
-    assert padded_size((100, 60), sizes) == (129, 65)
-    assert padded_size((66, 66), sizes) == (513, 513)
-    assert padded_size((600, 100), sizes) == (641, 129)
-
-
-@given(height=st.integers(1, 2000), width=st.integers(1, 2000))
-def test_sizes_are_few_and_hold_the_image(height, width) -> None:
-    padded = padded_size((height, width), ())
-    for side, result in zip((height, width), padded, strict=True):
-        assert (result >= side and (result - 1) % 128 == 0 and result - side <= 128) or result == 129
-    assert run_size((height, width), mode="padded", pad_to=()) == padded
-    assert run_size((height, width), mode="exact", pad_to=()) == (max(33, height), max(33, width))
-
-
-@pytest.mark.parametrize(
-    ("scales", "window"),
-    [((), ()), ((0.0,), ()), ((1.0, -1.0), ()), ((1.0,), (65,)), ((1.0,), (65, 0)), ((1.0,), (1, 2, 3))],
-)
-def test_views_that_make_no_sense_are_refused(scales, window) -> None:
-    with pytest.raises(UserError, match=r"scales=|window="):
-        inference.check_views(scales, window)
 
 
 @pytest.mark.slow

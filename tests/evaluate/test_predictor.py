@@ -8,6 +8,7 @@ from deeplab_jax.data.images import read_image, read_mask, write_image
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate.inference import segment
 from deeplab_jax.evaluate.predictor import find_images, predict_files, prediction_writer
+from deeplab_jax.evaluate.protocol import Protocol
 from deeplab_jax.labels import colormap
 from tests.support.tiny import MadeUp, tiny_model, tiny_models
 
@@ -32,8 +33,8 @@ def images(tmp_path):
 def test_predictions_are_indexed_and_overlays_have_the_size_of_the_image(made, images, tmp_path) -> None:
     out = tmp_path / "new" / "out"
     progress = []
-    options = {"mode": "exact", "progress": lambda *call: progress.append(call)}
-    done = list(predict_files(*made, find_images([images]), out, **options))
+    exact, report = Protocol(mode="exact"), lambda *call: progress.append(call)
+    done = list(predict_files(*made, find_images([images]), out, exact, progress=report))
     assert [(path.name, error) for path, error in done] == [("a.png", None), ("b.c.png", None), ("d.png", None)]
     assert progress[-1] == (3, 3)
     assert sorted(path.name for path in out.iterdir()) == sorted(
@@ -59,10 +60,10 @@ def test_modes_and_views(made, images, tmp_path) -> None:
     paths = find_images([images / "a.png"])
     padded, views = {"mode": "padded", "pad_to": ((65, 65),)}, {"scales": (0.75, 1.0), "flip": True}
     for options in (padded, views, {"window": (33, 40)}):
-        list(predict_files(*made, paths, tmp_path / "out", **options))
+        list(predict_files(*made, paths, tmp_path / "out", Protocol(**options)))
         assert read_mask(tmp_path / "out" / "a.png").shape == (40, 50)
     with pytest.raises(UserError, match="window="):
-        list(predict_files(*made, paths, tmp_path / "out", window=(33,)))
+        Protocol(window=(33,))
 
 
 def test_find_images_takes_files_and_folders(images) -> None:

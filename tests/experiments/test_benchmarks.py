@@ -377,7 +377,7 @@ def test_shapes_of_the_convolutions_are_collected_with_their_counts() -> None:
     every = lowerings.collect(networks.TINY, 2, 64, train=True)
     found = {c: count for c, count in every.items() if c.kernel[0] >= 3}
     assert sum(found.values()) == 1 + 16 + 3 + 1
-    # Shortcuts of three stages; in the pyramid one branch, the image's and the projection; low-level, scores.
+    # Shortcuts of three stages; in the pyramid one branch, the image's and the projection; low-level, logits.
     assert sum(every.values()) - sum(found.values()) == 3 + 3 + 2
     assert all(c.inputs[0] == 2 for c in every)
     assert sorted(c.rate for c in found if c.kernel[3] == 8 and c.kernel[2] == 64) == [6, 12, 18]

@@ -92,8 +92,8 @@ def test_a_change_is_relative_to_the_spread_of_the_logits(pyramid, image):
     model, variables = pyramid
     twice = {**variables, "params": {**variables["params"], "classifier": dict(variables["params"]["classifier"])}}
     twice["params"]["classifier"]["kernel"] = 2 * twice["params"]["classifier"]["kernel"]
-    scores = model.apply(variables, model.preprocessing(jnp.asarray(image)[None]), train=False)
-    mean_square, variance = jnp.sum(scores**2), jnp.sum((scores - scores.mean(axis=(0, 1, 2), keepdims=True)) ** 2)
+    logits = model.apply(variables, model.preprocessing(jnp.asarray(image)[None]), train=False)
+    mean_square, variance = jnp.sum(logits**2), jnp.sum((logits - logits.mean(axis=(0, 1, 2), keepdims=True)) ** 2)
     change = taps.logit_change(model, variables, twice, image[None])
     assert change == pytest.approx(float(jnp.sqrt(mean_square / variance)), rel=1e-4)
 

@@ -250,7 +250,7 @@ def test_logits_have_the_size_of_the_crop_at_the_papers_scale() -> None:
     assert features["context"][0].shape == (1, 33, 33, 256)
     parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables["params"]))
     # torchvision's ResNet-101 without its classifier has 42,500,160; the rest is what the authors' stem, the ASPP, the
-    # decoder and the scores have more.
+    # decoder and the logits have more.
     stem = 3 * 3 * (3 * 64 + 64 * 64 + 64 * 128) - 7 * 7 * 3 * 64 + 2 * (64 + 128) + (128 - 64) * (64 + 256)
     aspp = 2048 * 256 * 2 + 3 * 9 * 2048 * 256 + 5 * 256 * 256 + 6 * 512
     decoder = 256 * 48 + 96 + 9 * 304 * 256 + 512 + 9 * 256 * 256 + 512

@@ -25,7 +25,7 @@ def noise(*shape: int, seed: int = 0) -> jax.Array:
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
 
-def scores(*values: Any) -> list[jax.Array]:
+def logits(*values: Any) -> list[jax.Array]:
     return [jnp.asarray(value, jnp.float32)[None] for value in values]
 
 
@@ -81,16 +81,16 @@ def test_laplacian_bands_of_nested_grids_may_all_be_resized_at_once() -> None:
     [("average", [[[2, 4], [1.5, 5], [1, 6]]]), ("max", [[[3, 8], [2, 8], [1, 8]]])],
 )
 def test_average_and_maximum_by_hand(fusion: Any, expected: Any) -> None:
-    """The coarser scores 3, 1 and 0, 4 become 3, 2, 1 and 0, 2, 4 at the size of the finer ones."""
-    fine, coarse = scores([[[1, 8], [1, 8], [1, 8]]], [[[3, 0], [1, 4]]])
+    """The coarser logits 3, 1 and 0, 4 become 3, 2, 1 and 0, 2, 4 at the size of the finer ones."""
+    fine, coarse = logits([[[1, 8], [1, 8], [1, 8]]], [[[3, 0], [1, 4]]])
     y = ImagePyramid((1.0, 0.5), fusion=fusion).apply({}, [fine, coarse], [fine, coarse])
     np.testing.assert_allclose(y[0], expected, rtol=1e-6)
 
 
 def test_attention_by_hand() -> None:
-    """Two convolutions over the features of both scales; their softmax weighs the scores pixel by pixel."""
-    fine, coarse = scores([[[1, 8], [1, 8], [1, 8]]], [[[3, 0], [1, 4]]])
-    seen = scores([[[1], [0], [2]]], [[[1], [3]]])  # the coarser becomes 1, 2, 3
+    """Two convolutions over the features of both scales; their softmax weighs the logits pixel by pixel."""
+    fine, coarse = logits([[[1, 8], [1, 8], [1, 8]]], [[[3, 0], [1, 4]]])
+    seen = logits([[[1], [0], [2]]], [[[1], [3]]])  # the coarser becomes 1, 2, 3
     first = jnp.zeros((3, 3, 2, 512)).at[1, 1, 0, 0].set(1).at[1, 1, 1, 1].set(1)
     second = jnp.zeros((1, 1, 512, 2)).at[0, 0, 0, 0].set(1).at[0, 0, 1, 1].set(1)
     params = {
@@ -120,8 +120,8 @@ def test_weights_are_shared(fusion: str, shapes_of: Any) -> None:
         assert added is None
 
 
-def test_scores_are_fused_from_the_network_at_each_scale(fill_variables: Any) -> None:
-    """The same network on each resized image, one after the other, and the mean of its scores."""
+def test_logits_are_fused_from_the_network_at_each_scale(fill_variables: Any) -> None:
+    """The same network on each resized image, one after the other, and the mean of its logits."""
     bare = create_model("cascade_tiny", num_classes=3)
     model = create_model("cascade_tiny", num_classes=3, image_pyramid=(1.0, 0.5))
     variables = fill_variables(bare, 1, 65, 65, 3)
@@ -186,7 +186,7 @@ def test_gradients_reach_the_attention(fill_variables: Any) -> None:
 
 def test_attention_starts_with_nearly_equal_weights() -> None:
     pyramid = ImagePyramid((1.0, 0.5), fusion="attention")
-    maps = scores([[[1.0], [0], [2]]], [[[1.0], [3]]])
+    maps = logits([[[1.0], [0], [2]]], [[[1.0], [3]]])
     y, _ = jax.jit(lambda: pyramid.init_with_output(jax.random.key(0), maps, maps))()
     np.testing.assert_allclose(y.ravel(), [1, 1, 2.5], atol=0.1)
 

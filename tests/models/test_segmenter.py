@@ -104,10 +104,10 @@ def test_features_are_named_and_carry_their_strides(tiny: Any) -> None:
     assert arrays["conv2"].shape == (1, 17, 13, 4)
 
 
-def test_scores_come_before_the_resize(tiny: Any) -> None:
+def test_coarse_logits_come_before_the_resize(tiny: Any) -> None:
     model, variables, _, _ = tiny
-    scores = output(model, variables, jax.ShapeDtypeStruct((1, 65, 49, 3), jnp.float32), method="coarse_logits")
-    assert (scores.shape, scores.dtype) == ((1, 17, 13, 5), jnp.float32)
+    coarse = output(model, variables, jax.ShapeDtypeStruct((1, 65, 49, 3), jnp.float32), method="coarse_logits")
+    assert (coarse.shape, coarse.dtype) == ((1, 17, 13, 5), jnp.float32)
 
 
 def test_an_image_in_a_batch_gets_the_logits_that_it_gets_alone(tiny: Any) -> None:
@@ -229,7 +229,7 @@ def test_one_image_in_training_is_refused_with_batch_norm(shapes_of: Any) -> Non
 
 
 def test_the_same_weights_run_at_another_output_stride(fill_variables: Any) -> None:
-    """Without image pooling, whose average sees another number of samples, even the scores agree.
+    """Without image pooling, whose average sees another number of samples, even the logits agree.
 
     The pyramid's rates double as the stride halves, so every tap lands on the same pixel.
     """

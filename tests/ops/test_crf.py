@@ -36,9 +36,9 @@ def brute_force(probabilities, image, crf, mask=None):
     start = np.exp(logs) / np.exp(logs).sum(-1, keepdims=True)
     current = start[inside]
     for _ in range(crf.iterations):
-        scores = logs[inside] + sum(kernel @ current for kernel in kernels)
-        scores = np.exp(scores - scores.max(-1, keepdims=True))
-        current = scores / scores.sum(-1, keepdims=True)
+        logits = logs[inside] + sum(kernel @ current for kernel in kernels)
+        logits = np.exp(logits - logits.max(-1, keepdims=True))
+        current = logits / logits.sum(-1, keepdims=True)
     result = start.copy()
     result[inside] = current
     return result.reshape(height, width, classes)
@@ -51,8 +51,8 @@ def normalised(kernel):
 
 def random_inputs(height, width, classes, *, seed=0):
     rng = np.random.default_rng(seed)
-    scores = 2 * rng.normal(size=(height, width, classes))
-    probabilities = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
+    logits = 2 * rng.normal(size=(height, width, classes))
+    probabilities = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     # Patches of colour with noise on them, so that the appearance kernel has something to join.
     patches = rng.integers(0, 256, (-(-height // 4), -(-width // 4), 3))
     image = np.repeat(np.repeat(patches, 4, 0), 4, 1)[:height, :width] + rng.integers(-4, 5, (height, width, 3))
@@ -122,13 +122,13 @@ def test_padding_changes_nothing(method) -> None:
 
 
 def picture():
-    """60 x 130 pixels of three soft areas with texture, and noisy scores of their classes."""
+    """60 x 130 pixels of three soft areas with texture, and noisy logits of their classes."""
     rng = np.random.default_rng(0)
     rows, columns = np.mgrid[:60, :130]
     area = (columns > 40 + 10 * np.sin(rows / 9)).astype(int) + (rows > 30 + columns / 8)
     image = np.array([[60, 90, 150], [120, 110, 90], [40, 120, 50]])[area] + 6 * rng.normal(size=(60, 130, 3))
-    scores = 2.0 * (area[..., None] == np.arange(3)) + rng.normal(size=(60, 130, 3))
-    probabilities = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
+    logits = 2.0 * (area[..., None] == np.arange(3)) + rng.normal(size=(60, 130, 3))
+    probabilities = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     return area, probabilities.astype(np.float32), np.clip(image, 0, 255).astype(np.uint8)
 
 
@@ -218,14 +218,14 @@ def test_a_constant_image_makes_appearance_a_position_kernel() -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_labels_snap_to_the_edge_of_two_colours(method) -> None:
-    """Scores that change class three pixels left of the edge, with noise, and a slanted edge."""
+    """Probabilities that change class three pixels left of the edge, with noise, and a slanted edge."""
     rng = np.random.default_rng(0)
     rows, columns = np.mgrid[:40, :48]
     edge = columns >= 20 + rows // 8
-    scored = columns >= 17 + rows // 8
+    likeliest = columns >= 17 + rows // 8
     confidence = np.clip(0.75 + 0.15 * rng.normal(size=edge.shape), 0.3, 0.95)
-    confidence[scored != edge] = 0.55
-    second = np.where(scored, confidence, 1 - confidence)
+    confidence[likeliest != edge] = 0.55
+    second = np.where(likeliest, confidence, 1 - confidence)
     probabilities = np.stack([1 - second, second], -1).astype(np.float32)
     image = np.where(edge[..., None], np.uint8([200, 180, 40]), np.uint8([30, 60, 90]))
     assert (probabilities.argmax(-1) != edge).mean() > 0.06

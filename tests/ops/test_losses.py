@@ -187,40 +187,40 @@ def test_shapes_that_do_not_fit_raise() -> None:
 @pytest.mark.parametrize("size", [(6, 5), (17, 17), (65, 33), (129, 65), (200, 9)])
 @pytest.mark.parametrize("align_corners", [True, False])
 @pytest.mark.parametrize("options", [{}, {"top_k": 0.3}, {"class_weights": jnp.asarray([2.0, 0.5, 1.0, 3.0])}])
-def test_losses_in_bands_are_those_of_the_resized_scores(
+def test_losses_in_bands_are_those_of_the_resized_logits(
     size: tuple[int, int], align_corners: bool, options: dict[str, Any]
 ) -> None:
-    scores, _ = random_batch((2, 6, 5))
+    coarse, _ = random_batch((2, 6, 5))
     _, labels = random_batch((2, *size), seed=1)
     labels = labels.at[:, :2].set(255)
     top_k, weights = options.get("top_k", 1.0), options.get("class_weights")
 
-    def at_once(scores: jax.Array) -> tuple[jax.Array, jax.Array]:
-        logits = resize_bilinear(scores, size, align_corners=align_corners)
+    def at_once(coarse: jax.Array) -> tuple[jax.Array, jax.Array]:
+        logits = resize_bilinear(coarse, size, align_corners=align_corners)
         return cross_entropy(logits, labels, **options)[0], jnp.argmax(logits, -1) == labels
 
-    def in_bands(scores: jax.Array) -> tuple[jax.Array, jax.Array]:
-        losses, right = upsampled_losses(scores, labels, align_corners=align_corners, class_weights=weights)
+    def in_bands(coarse: jax.Array) -> tuple[jax.Array, jax.Array]:
+        losses, right = upsampled_losses(coarse, labels, align_corners=align_corners, class_weights=weights)
         return sum_hardest(losses, valid_pixels(labels), top_k=top_k)[0], right
 
-    (expected, right), gradient = jax.jit(jax.value_and_grad(at_once, has_aux=True))(scores)
-    (found, found_right), found_gradient = jax.jit(jax.value_and_grad(in_bands, has_aux=True))(scores)
+    (expected, right), gradient = jax.jit(jax.value_and_grad(at_once, has_aux=True))(coarse)
+    (found, found_right), found_gradient = jax.jit(jax.value_and_grad(in_bands, has_aux=True))(coarse)
     assert float(found) == pytest.approx(float(expected), rel=1e-5)
-    # A pixel on which two classes score alike to the last digit may fall either way.
+    # A pixel whose logits of two classes are alike to the last digit may fall either way.
     assert np.mean(np.asarray(right != found_right)) < 1e-3
     np.testing.assert_allclose(found_gradient, gradient, rtol=1e-4, atol=1e-4)
 
 
-def test_the_loss_of_resized_scores_holds_less_than_one_full_resolution_tensor() -> None:
+def test_the_loss_of_resized_logits_holds_less_than_one_full_resolution_tensor() -> None:
     classes, size = 21, (513, 513)
-    scores = jax.ShapeDtypeStruct((2, 33, 33, classes), jnp.float32)
+    coarse = jax.ShapeDtypeStruct((2, 33, 33, classes), jnp.float32)
     labels = jax.ShapeDtypeStruct((2, *size), jnp.uint8)
 
-    def loss(scores: jax.Array, labels: jax.Array) -> jax.Array:
-        losses, _ = upsampled_losses(scores, labels, align_corners=True)
+    def loss(coarse: jax.Array, labels: jax.Array) -> jax.Array:
+        losses, _ = upsampled_losses(coarse, labels, align_corners=True)
         return sum_hardest(losses, valid_pixels(labels))[0]
 
-    program = jax.jit(jax.grad(loss)).lower(scores, labels).compile()
+    program = jax.jit(jax.grad(loss)).lower(coarse, labels).compile()
     assert program.memory_analysis().temp_size_in_bytes < 2 * size[0] * size[1] * classes * 4
 
 
@@ -228,10 +228,10 @@ def test_the_loss_of_resized_scores_holds_less_than_one_full_resolution_tensor()
 def test_bands_of_parts_give_what_bands_of_the_whole_give(height, parts) -> None:
     """A pixel's loss does not depend on the band that it is in."""
     rng = np.random.default_rng(0)
-    scores = jnp.asarray(rng.normal(size=(2, 9, 5, 3)), jnp.float32)
+    coarse = jnp.asarray(rng.normal(size=(2, 9, 5, 3)), jnp.float32)
     labels = jnp.asarray(rng.integers(0, 4, (2, height, 17)), jnp.uint8)
     labels = jnp.where(labels == 3, 255, labels)
-    whole = upsampled_losses(scores, labels, align_corners=True)
-    for one, other in zip(whole, upsampled_losses(scores, labels, align_corners=True, parts=parts), strict=True):
+    whole = upsampled_losses(coarse, labels, align_corners=True)
+    for one, other in zip(whole, upsampled_losses(coarse, labels, align_corners=True, parts=parts), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-7)
         assert one.shape == labels.shape

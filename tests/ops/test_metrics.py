@@ -21,9 +21,11 @@ def test_confusion_matrix_by_hand() -> None:
     assert confusion_matrix(labels, predictions, num_classes=3).tolist() == expected
 
 
-def test_scores_by_hand() -> None:
+def test_ratios_by_hand() -> None:
     assert metrics.iou_per_class(CONFUSION).tolist() == pytest.approx([3 / 6, 4 / 7])
     assert metrics.accuracy_per_class(CONFUSION).tolist() == pytest.approx([3 / 4, 4 / 6])
+    assert metrics.precision_per_class(CONFUSION).tolist() == pytest.approx([3 / 5, 4 / 5])
+    assert metrics.dice_per_class(CONFUSION).tolist() == pytest.approx([6 / 9, 8 / 11])
     assert metrics.mean_iou(CONFUSION) == pytest.approx((3 / 6 + 4 / 7) / 2)
     assert metrics.mean_accuracy(CONFUSION) == pytest.approx((3 / 4 + 4 / 6) / 2)
     assert metrics.pixel_accuracy(CONFUSION) == pytest.approx(7 / 10)
@@ -34,6 +36,8 @@ def test_a_class_in_neither_labels_nor_predictions_is_nan_and_left_out() -> None
     confusion[0, 0], confusion[0, 2] = 3, 1  # class 2 is predicted but never labelled; 1 and 3 do not occur
     np.testing.assert_array_equal(metrics.iou_per_class(confusion), [0.75, np.nan, 0, np.nan])
     np.testing.assert_array_equal(metrics.accuracy_per_class(confusion), [0.75, np.nan, np.nan, np.nan])
+    np.testing.assert_array_equal(metrics.precision_per_class(confusion), [1, np.nan, 0, np.nan])
+    np.testing.assert_array_equal(metrics.dice_per_class(confusion), [6 / 7, np.nan, 0, np.nan])
     assert metrics.mean_iou(confusion) == 0.375
     assert metrics.mean_accuracy(confusion) == 0.75
 
@@ -43,8 +47,8 @@ def test_without_a_labelled_pixel_everything_is_nan_and_nothing_warns() -> None:
     confusion = np.asarray(confusion_matrix(labels, jnp.zeros_like(labels), num_classes=3))
     assert not confusion.any()
     assert np.isnan(metrics.iou_per_class(confusion)).all()
-    for score in (metrics.mean_iou, metrics.mean_accuracy, metrics.pixel_accuracy):
-        assert np.isnan(score(confusion))
+    for mean in (metrics.mean_iou, metrics.mean_accuracy, metrics.pixel_accuracy):
+        assert np.isnan(mean(confusion))
 
 
 @settings(max_examples=20)

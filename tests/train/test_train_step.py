@@ -60,13 +60,13 @@ def set_up(name="cascade_tiny", *, ema=False, optimizer=None, **options):
 
 @partial(jax.jit, static_argnums=0)
 def forward(model, params, batch_stats, batch):
-    """The scores, logits, auxiliary logits and new statistics of a batch in training."""
+    """The coarse logits, the full logits and the new statistics of a batch in training."""
     variables = {"params": params, **({"batch_stats": batch_stats} if batch_stats else {})}
     images = model.preprocessing(batch["image"])
-    scores, updates = model.apply(
+    coarse, updates = model.apply(
         variables, images, train=True, method="coarse_logits", mutable=["batch_stats", "intermediates"]
     )
-    return scores, model.resize(scores, images), updates.get("batch_stats")
+    return coarse, model.resize(coarse, images), updates.get("batch_stats")
 
 
 def reference(model, state, batch):
@@ -144,9 +144,9 @@ def test_accumulation_updates_batch_statistics_once_for_each_micro_batch() -> No
 def test_the_loss_on_labels_shrunk_to_the_logits() -> None:
     model, state, step = set_up()
     batch = make_batch()
-    scores, logits, _ = reference(model, state, batch)
-    labels = resize_labels(jnp.asarray(batch["label"]), scores.shape[1:3], align_corners=True)
-    shrunk, full = (float(mean_loss(*cross_entropy(x, y))) for x, y in ((scores, labels), (logits, batch["label"])))
+    coarse, logits, _ = reference(model, state, batch)
+    labels = resize_labels(jnp.asarray(batch["label"]), coarse.shape[1:3], align_corners=True)
+    shrunk, full = (float(mean_loss(*cross_entropy(x, y))) for x, y in ((coarse, labels), (logits, batch["label"])))
     new, metrics = step(state, batch, upsample_logits=False)
     assert labels.shape == (4, 3, 3)
     assert float(metrics["loss"]) == pytest.approx(shrunk, rel=1e-5)

@@ -55,8 +55,8 @@ def test_pyramid_pooling_by_hand() -> None:
 def test_pspnet_keeps_the_size_of_the_map(size: tuple[int, int], shapes_of: Any) -> None:
     model = create_model("pspnet_resnet50", width=1 / 16, context_channels=8)
     x = jax.ShapeDtypeStruct((2, *size, 3), jnp.float32)
-    scores = jax.eval_shape(lambda v, x: model.apply(v, x, method="coarse_logits"), shapes_of(model, 1, 33, 33, 3), x)
-    assert scores.shape == (2, *(-(-side // 8) for side in size), 21)
+    logits = jax.eval_shape(lambda v, x: model.apply(v, x, method="coarse_logits"), shapes_of(model, 1, 33, 33, 3), x)
+    assert logits.shape == (2, *(-(-side // 8) for side in size), 21)
 
 
 def test_parameters_of_pspnet(shapes_of: Any) -> None:

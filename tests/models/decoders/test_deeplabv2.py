@@ -24,7 +24,7 @@ def head_convolutions(name: str, output_stride: int, backbone_convolutions: int,
     return seen[backbone_convolutions:]
 
 
-def test_the_scores_are_a_sum_over_rates_by_hand() -> None:
+def test_the_logits_are_a_sum_over_rates_by_hand() -> None:
     """An impulse of 2: each branch repeats it at its rate's distance, with its own weight and bias."""
     module = SummedPyramid(1, rates=(2, 6), settings=LayerSettings())
     variables = {
@@ -44,7 +44,7 @@ def test_the_scores_are_a_sum_over_rates_by_hand() -> None:
 
 @pytest.mark.parametrize(("output_stride", "rates"), [(8, [6, 12, 18, 24]), (16, [3, 6, 9, 12])])
 def test_rates_of_deeplabv2_on_resnet(output_stride: int, rates: list[int]) -> None:
-    """Four 3x3 convolutions from conv5 to the scores, and nothing else; 104 convolutions in a ResNet-101."""
+    """Four 3x3 convolutions from conv5 to the logits, and nothing else; 104 convolutions in a ResNet-101."""
     found = head_convolutions("deeplabv2_resnet101", output_stride, 104)
     assert [(c.kernel, c.rate) for c in found] == [((3, 3, 128, 21), rate) for rate in rates]
 
@@ -66,7 +66,7 @@ def test_the_rate_of_largefov(output_stride: int, rate: int) -> None:
 
 def test_parameters_of_the_heads(shapes_of: Any) -> None:
     """As published: on VGG-16 each branch has fc6 and fc7 of 1024; on ResNet-101 it is one convolution."""
-    fc6, fc7, scores = 3 * 3 * 512 * 1024 + 1024, 1024 * 1024 + 1024, 1024 * 21 + 21
+    fc6, fc7, logits = 3 * 3 * 512 * 1024 + 1024, 1024 * 1024 + 1024, 1024 * 21 + 21
 
     def counts(name: str) -> dict[str, int]:
         variables = shapes_of(create_model(name, lowering="direct"), 1, 33, 33, 3)
@@ -80,22 +80,22 @@ def test_parameters_of_the_heads(shapes_of: Any) -> None:
         assert all(path.endswith(("['bias']", "['kernel']")) for path in paths)
         return {key: sum(int(np.prod(x.shape)) for x in jax.tree.leaves(tree)) for key, tree in heads.items()}
 
-    assert counts("deeplabv2_vgg16") == {"decoder": 4 * (fc6 + fc7 + scores)}
+    assert counts("deeplabv2_vgg16") == {"decoder": 4 * (fc6 + fc7 + logits)}
     assert counts("deeplabv2_resnet101") == {"decoder": 4 * (3 * 3 * 2048 * 21 + 21)}
-    assert counts("largefov_vgg16") == {"context": fc6 + fc7, "classifier": scores}
+    assert counts("largefov_vgg16") == {"context": fc6 + fc7, "classifier": logits}
 
 
-def test_scores_at_stride_8_subsampled_are_those_at_16(fill_variables: Any) -> None:
+def test_logits_at_stride_8_subsampled_are_those_at_16(fill_variables: Any) -> None:
     """Poolings and branches turn their strides into rates alike; no normalisation or image-level feature is between."""
     model = create_model("deeplabv2_vgg16", num_classes=2, width=1 / 64, fc_channels=3, aspp_rates=(2, 4))
     variables = fill_variables(model, 1, 50, 37, 3)
     x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 50, 37, 3)), jnp.float32)
 
-    def scores(output_stride: int) -> jax.Array:
+    def logits(output_stride: int) -> jax.Array:
         network = model.clone(output_stride=output_stride)
         return jax.jit(lambda v, x: network.apply(v, x, method="coarse_logits"))(variables, x)
 
-    fine, coarse = scores(8), scores(16)
+    fine, coarse = logits(8), logits(16)
     assert coarse.shape == (1, 4, 3, 2)
     np.testing.assert_allclose(fine[:, ::2, ::2], coarse, atol=1e-5 * float(jnp.max(jnp.abs(coarse))))
     assert float(jnp.std(coarse)) > 1e-3

@@ -24,7 +24,7 @@ def parameter_count(tree: Any) -> int:
 
 
 def upsample(skips: tuple[str, ...], maps: dict[str, np.ndarray], height: int, width: int) -> np.ndarray:
-    """Scores from the initial upsampling, of maps that are themselves the scores of two classes."""
+    """Logits from the initial upsampling, of maps that are themselves the logits of two classes."""
     decoder = FCNSkips(2, skips, BARE)
     features: Any = {name: (jnp.asarray(x, jnp.float32), POOL_STRIDES[name]) for name, x in maps.items()}
     features["image"] = (jnp.zeros((1, height, width, 3)), 1)
@@ -56,8 +56,8 @@ def test_the_upsampling_kernel_is_the_closed_form(stride: int) -> None:
 
 @pytest.mark.parametrize("name", SKIPS)
 def test_a_linear_ramp_is_reproduced(name: str) -> None:
-    """Sample i at stride s covers pixels s i to s i + s - 1, whose mean position it scores: summed over the maps, every
-    pixel scores its own position as often as there are maps. So no skip is shifted, and constants stay constants.
+    """Sample i at stride s covers pixels s i to s i + s - 1, whose mean position it gives: summed over the maps, every
+    pixel gives its own position as often as there are maps. So no skip is shifted, and constants stay constants.
     """
     height, width = 97, 77
     maps = {}
@@ -65,57 +65,57 @@ def test_a_linear_ramp_is_reproduced(name: str) -> None:
         stride = POOL_STRIDES[feature]
         rows, columns = (stride * np.arange(-(-side // stride)) + (stride - 1) / 2 for side in (height, width))
         maps[feature] = np.stack(np.meshgrid(rows, columns, indexing="ij"), -1)[None]
-    scores = upsample(SKIPS[name], maps, height, width)
-    assert scores.shape == (1, height, width, 2)
+    logits = upsample(SKIPS[name], maps, height, width)
+    assert logits.shape == (1, height, width, 2)
     # At the border the next sample is missing: for half a stride of each map on the way, 16 + 8 + 4 pixels.
     rows, columns = np.meshgrid(np.arange(28, 68), np.arange(28, 68), indexing="ij")
-    np.testing.assert_allclose(scores[0, 28:68, 28:68, 0], len(maps) * rows, rtol=1e-5)
-    np.testing.assert_allclose(scores[0, 28:68, 28:68, 1], len(maps) * columns, rtol=1e-5)
+    np.testing.assert_allclose(logits[0, 28:68, 28:68, 0], len(maps) * rows, rtol=1e-5)
+    np.testing.assert_allclose(logits[0, 28:68, 28:68, 1], len(maps) * columns, rtol=1e-5)
 
 
 def test_a_constant_stays_constant_but_for_the_border() -> None:
-    scores = upsample((), {"context": np.full((1, 3, 2, 2), 5.0)}, 96, 64)
-    np.testing.assert_allclose(scores[0, 16:80, 16:48], 5, rtol=1e-5)
+    logits = upsample((), {"context": np.full((1, 3, 2, 2), 5.0)}, 96, 64)
+    np.testing.assert_allclose(logits[0, 16:80, 16:48], 5, rtol=1e-5)
     # The outermost pixel is half a pixel inside of half a stride: (16.5 / 32) of the weight along each axis.
-    np.testing.assert_allclose(scores[0, 0, 0], 5 * (16.5 / 32) ** 2, rtol=1e-5)
-    np.testing.assert_allclose(scores[0, 40, 63], 5 * (16.5 / 32), rtol=1e-5)
+    np.testing.assert_allclose(logits[0, 0, 0], 5 * (16.5 / 32) ** 2, rtol=1e-5)
+    np.testing.assert_allclose(logits[0, 40, 63], 5 * (16.5 / 32), rtol=1e-5)
 
 
 @pytest.mark.parametrize("feature", ["pool4", "pool3"])
 def test_an_impulse_in_a_skip_is_centred_on_its_pixels(feature: str) -> None:
     maps = {name: np.zeros((1, -(-96 // s), -(-80 // s), 2)) for name, s in POOL_STRIDES.items()}
     maps[feature][0, 3, 2, 1] = 1
-    scores = upsample(SKIPS["fcn8s"], maps, 96, 80)[0]
-    assert not scores[..., 0].any()
+    logits = upsample(SKIPS["fcn8s"], maps, 96, 80)[0]
+    assert not logits[..., 0].any()
     stride = POOL_STRIDES[feature]
     rows, columns = np.mgrid[:96, :80]
-    weights = scores[..., 1] / scores[..., 1].sum()
+    weights = logits[..., 1] / logits[..., 1].sum()
     assert (weights * rows).sum() == pytest.approx(3 * stride + (stride - 1) / 2, abs=1e-3)
     assert (weights * columns).sum() == pytest.approx(2 * stride + (stride - 1) / 2, abs=1e-3)
 
 
 @pytest.mark.parametrize("name", SKIPS)
 @pytest.mark.parametrize(("row", "column"), [(37, 41), (64, 22)])
-def test_a_bright_pixel_scores_highest_where_it_is(name: str, row: int, column: int, shapes_of: Any) -> None:
+def test_a_bright_pixel_has_the_highest_logit_where_it_is(name: str, row: int, column: int, shapes_of: Any) -> None:
     """Through VGG, poolings, fc6 and the skips, all of which hand the first channel on."""
     model = create_model(f"{name}_vgg16", num_classes=1, width=1 / 64, fc_channels=1)
     variables = pass_through(shapes_of(model, 1, 97, 80, 3))
     for key, leaf in variables["params"]["decoder"].items():
         if key.startswith("classifier_to"):
             variables["params"]["decoder"][key] = bilinear_kernel(None, leaf.shape)
-    scores = np.asarray(jax.jit(model.apply)(variables, jnp.zeros((1, 97, 80, 3)).at[0, row, column].set(1.0)))
+    logits = np.asarray(jax.jit(model.apply)(variables, jnp.zeros((1, 97, 80, 3)).at[0, row, column].set(1.0)))
     stride = {"fcn32s": 32, "fcn16s": 16, "fcn8s": 8}[name]
-    best = np.unravel_index(np.argmax(scores[0, :, :, 0]), (97, 80))
+    best = np.unravel_index(np.argmax(logits[0, :, :, 0]), (97, 80))
     assert (best[0] // stride, best[1] // stride) == (row // stride, column // stride)
 
 
 @pytest.mark.parametrize("name", SKIPS)
 @pytest.mark.parametrize("size", [(33, 33), (64, 96), (65, 127)])
-def test_scores_have_the_size_of_any_image_without_a_resize(name: str, size: tuple[int, int], shapes_of: Any) -> None:
+def test_logits_have_the_size_of_any_image_without_a_resize(name: str, size: tuple[int, int], shapes_of: Any) -> None:
     model = create_model(f"{name}_vgg16", num_classes=3, width=1 / 64, fc_channels=2)
     x = jax.ShapeDtypeStruct((2, *size, 3), jnp.float32)
-    scores = jax.eval_shape(lambda v, x: model.apply(v, x, method="coarse_logits"), shapes_of(model, 1, 33, 33, 3), x)
-    assert scores.shape == (2, *size, 3)
+    logits = jax.eval_shape(lambda v, x: model.apply(v, x, method="coarse_logits"), shapes_of(model, 1, 33, 33, 3), x)
+    assert logits.shape == (2, *size, 3)
 
 
 def test_fc6_sees_seven_samples_and_keeps_the_map() -> None:

@@ -64,17 +64,17 @@ def test_by_hand() -> None:
         classifier_high={"kernel": (8.0,), "bias": (1000.0,)},
     )
     module = LiteRASPP(1, 1, settings=BARE)
-    scores = module.apply(variables, coarse, {"conv3": (low, 8)}, train=False)
+    logits = module.apply(variables, coarse, {"conv3": (low, 8)}, train=False)
     # Half of (0, 6) is (0, 3); between samples, without aligned corners: 0, 0.75, 2.25, 3.
-    np.testing.assert_allclose(scores[0, 0, :, 0], 1100 + np.asarray([10, 20 + 6, 30 + 18, 40 + 24]), rtol=1e-6)
+    np.testing.assert_allclose(logits[0, 0, :, 0], 1100 + np.asarray([10, 20 + 6, 30 + 18, 40 + 24]), rtol=1e-6)
 
 
 @pytest.mark.parametrize(("output_stride", "side"), [(4, 25), (8, 13), (16, 13), (32, 13)])
-def test_scores_have_the_stride_of_conv3(output_stride: int, side: int) -> None:
+def test_logits_have_the_stride_of_conv3(output_stride: int, side: int) -> None:
     model = create_model(NAME, num_classes=3, output_stride=output_stride, width=0.25, context_channels=8)
     images = jax.ShapeDtypeStruct((1, 97, 97, 3), jnp.float32)
-    scores = jax.eval_shape(lambda v, x: model.apply(v, x, method="coarse_logits"), abstract_variables(model), images)
-    assert scores.shape == (1, side, side, 3)
+    logits = jax.eval_shape(lambda v, x: model.apply(v, x, method="coarse_logits"), abstract_variables(model), images)
+    assert logits.shape == (1, side, side, 3)
 
 
 @pytest.mark.parametrize("options", [{"context_channels": 0}, {"aspp_channels": 8}, {"multi_grid": (1, 2, 4)}])

@@ -76,7 +76,7 @@ def test_the_parameter_count(shapes_of: Any) -> None:
 
 
 @pytest.mark.parametrize("output_stride", [8, 32])
-def test_scores_have_stride_4_at_any_output_stride(output_stride: int, shapes_of: Any) -> None:
+def test_logits_have_stride_4_at_any_output_stride(output_stride: int, shapes_of: Any) -> None:
     model = create_model("refinenet_resnet50", num_classes=3, output_stride=output_stride, **TINY)
     x = jax.ShapeDtypeStruct((1, 97, 66, 3), jnp.float32)
     variables = shapes_of(model, 1, 33, 33, 3)
@@ -86,10 +86,10 @@ def test_scores_have_stride_4_at_any_output_stride(output_stride: int, shapes_of
 
 @pytest.mark.slow
 def test_at_output_stride_16_conv5_has_the_size_of_conv4(fill_variables: Any) -> None:
-    """The same weights, another map below: other scores, of the same size."""
+    """The same weights, another map below: other logits, of the same size."""
     model = create_model("refinenet_resnet50", num_classes=2, **TINY)
     variables = fill_variables(model, 1, 65, 50, 3)
     x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 65, 50, 3)), jnp.float32)
-    scores = jax.jit(lambda v, x: model.clone(output_stride=16).apply(v, x))(variables, x)
-    assert scores.shape == (1, 65, 50, 2)
-    assert np.all(np.isfinite(scores)) and float(jnp.std(scores)) > 1e-3
+    logits = jax.jit(lambda v, x: model.clone(output_stride=16).apply(v, x))(variables, x)
+    assert logits.shape == (1, 65, 50, 2)
+    assert np.all(np.isfinite(logits)) and float(jnp.std(logits)) > 1e-3

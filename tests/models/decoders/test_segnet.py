@@ -48,11 +48,11 @@ def test_the_parameter_count(shapes_of: Any) -> None:
 
 
 @pytest.mark.parametrize("size", [(33, 33), (65, 98)])
-def test_scores_have_the_size_of_any_image(size: tuple[int, int], shapes_of: Any) -> None:
+def test_logits_have_the_size_of_any_image(size: tuple[int, int], shapes_of: Any) -> None:
     model = create_model("segnet_vgg16", num_classes=5, width=1 / 64)
     x = jax.ShapeDtypeStruct((2, *size, 3), jnp.float32)
-    scores = jax.eval_shape(lambda v, x: model.apply(v, x, method="coarse_logits"), shapes_of(model, 1, 33, 33, 3), x)
-    assert scores.shape == (2, *size, 5)
+    logits = jax.eval_shape(lambda v, x: model.apply(v, x, method="coarse_logits"), shapes_of(model, 1, 33, 33, 3), x)
+    assert logits.shape == (2, *size, 5)
 
 
 @pytest.mark.parametrize("output_stride", [8, 16])

@@ -64,12 +64,12 @@ def test_as_published_572_pixels_become_388(shapes_of: Any) -> None:
 
 @pytest.mark.parametrize("size", [(33, 33), (47, 34), (65, 97)])
 @pytest.mark.parametrize("name", ["unet", "unet_resnet18"])
-def test_padded_scores_have_the_size_of_any_image(name: str, size: tuple[int, int], shapes_of: Any) -> None:
+def test_padded_logits_have_the_size_of_any_image(name: str, size: tuple[int, int], shapes_of: Any) -> None:
     channels = (4,) * (4 if name == "unet" else 5)
     model = create_model(name, num_classes=3, width=1 / 16, decoder_channels=channels)
     x = jax.ShapeDtypeStruct((2, *size, 3), jnp.float32)
-    scores = jax.eval_shape(lambda v, x: model.apply(v, x, method="coarse_logits"), shapes_of(model, 1, 33, 33, 3), x)
-    assert scores.shape == (2, *size, 3)
+    logits = jax.eval_shape(lambda v, x: model.apply(v, x, method="coarse_logits"), shapes_of(model, 1, 33, 33, 3), x)
+    assert logits.shape == (2, *size, 3)
 
 
 @pytest.mark.parametrize("axis", [0, 1])
@@ -83,10 +83,10 @@ def test_positions_survive_the_way_down_and_up(
     model = create_model("unet", padding=padding, **TINY)
     shapes = shapes_of(model, 1, 188, 188, 3)
     x = ramp(*size, axis)
-    scores = jax.jit(model.apply)
+    logits = jax.jit(model.apply)
     inside = slice(border, size[0] - border), slice(border, size[1] - border)
     expected = x[0, *inside, 0]
-    by_skip = scores(follow(1, shapes), x)[0, :, :, 0]
+    by_skip = logits(follow(1, shapes), x)[0, :, :, 0]
     np.testing.assert_array_equal(by_skip, expected)
     position = np.asarray(expected) - 1
     highest = np.minimum(position // 16 * 16 + 16, size[axis])
@@ -94,7 +94,7 @@ def test_positions_survive_the_way_down_and_up(
         # Ahead of the first sample at the bottom: each stage's convolutions lose two of its own samples.
         lost = 2 + 4 + 8 + 16 + 32
         highest = (position - lost) // 16 * 16 + 16 + lost
-    np.testing.assert_array_equal(scores(follow(0, shapes), x)[0, :, :, 0], highest)
+    np.testing.assert_array_equal(logits(follow(0, shapes), x)[0, :, :, 0], highest)
 
 
 def test_up_convolution_by_hand() -> None:
@@ -172,12 +172,12 @@ def test_logits_of_whole_images_of_the_padded_form(shapes_of: Any) -> None:
     model = create_model("unet", **TINY)
     variables = pass_through(shapes_of(model, 1, 33, 33, 3))
     x = ramp(35, 33, 0)
-    whole, scores = (
+    whole, logits = (
         jax.jit(lambda v, x, m=method: model.apply(v, x, method=m))(variables, x)
         for method in ("coarse_logits_of_whole", "coarse_logits")
     )
     assert whole.shape == (1, 35, 33, 1)
-    np.testing.assert_array_equal(whole, scores)
+    np.testing.assert_array_equal(whole, logits)
 
 
 def test_the_published_form_takes_sizes_that_halve_at_every_pooling(shapes_of: Any) -> None:

@@ -1,0 +1,205 @@
+"""The protocol of an evaluation: everything that changes its number, as one record.
+
+Two modes:
+
+- `exact` runs the model on the image alone. Every image size is one compilation.
+- `padded` is the authors' own: preprocessed images are padded with zeros (the mean pixel) at the bottom and right to
+  one of a few sizes, and the logits are cut back. Padding changes the borders and image-level features a little;
+  compilations are as few as the sizes. Sizes of k * 16 + 1 pixels put the corners of every feature map on pixels, which
+  `align_corners=True` assumes.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from operator import index
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
+
+from deeplab_jax.errors import UserError, did_you_mean
+from deeplab_jax.labels import IGNORE_LABEL
+from deeplab_jax.models.catalog import check_output_stride
+from deeplab_jax.models.segmenter import SMALLEST_SIDE, Segmenter
+from deeplab_jax.ops.crf import DenseCRF
+
+Size = tuple[int, int]
+Around = Literal["labels", "void"]
+Value = TypeVar("Value")
+
+MODES = ("padded", "exact")
+PAD_STEP = 128
+LONGEST_SIDE = 2**15
+SMALLEST_SCALE, LARGEST_SCALE = 0.01, 16.0  # Beyond, memory has no bound.
+MOST_VALUES = 32  # Of scales, and of widths of a trimap: each costs a pass.
+
+
+class View(NamedTuple):
+    """One way to see an image: its scale, and whether it is mirrored."""
+
+    scale: float
+    mirrored: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Protocol:
+    """What an evaluation computes. How it is run (batches, devices, threads) changes no number and is no part of it.
+
+    Attributes:
+      mode: "padded" or "exact"; see the module.
+      pad_to: (height, width) of the sizes to pad to; empty: see `padded_size`.
+      output_stride: of the model; 0: its own.
+      scales: factors at which an image is seen; the class probabilities of all views are averaged.
+      flip: see the mirrored image as well.
+      window: (height, width) of a sliding window; empty: images are seen whole.
+      crf: refine the class probabilities by a fully connected CRF on the image. True becomes the default parameters.
+      resize: pixels of the shorter side of what is evaluated, labels too; 0: the labels' own resolution.
+      crop: (height, width) of the centre that is evaluated; empty: all.
+      trimap: widths in pixels of bands around boundaries in which mIoU is computed as well; see `boundary`.
+      trimap_around: what a boundary is there: "labels" (any change of label) or "void" (VOC's strips of void pixels).
+
+    Sequences of any kind become tuples.
+
+    Raises:
+      UserError: a value that makes no sense.
+    """
+
+    mode: str = "padded"
+    pad_to: tuple[Size, ...] = ()
+    output_stride: int = 0
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
+    window: tuple[int, ...] = ()
+    crf: DenseCRF | bool = False
+    resize: int = 0
+    crop: tuple[int, ...] = ()
+    trimap: tuple[int, ...] = ()
+    trimap_around: str = "labels"
+
+    def __post_init__(self) -> None:
+        for key, choices in (("mode", MODES), ("trimap_around", get_args(Around))):
+            value = getattr(self, key)
+            if value not in choices:
+                raise UserError(f"config.evaluate.{key}={value!r}: {did_you_mean(str(value), choices)}")
+        for key, (settle, fix) in _RULES.items():
+            value = getattr(self, key)
+            try:
+                object.__setattr__(self, key, settle(value))
+            except (TypeError, ValueError, OverflowError):
+                name = key if key in _FLAGS else f"config.evaluate.{key}"
+                raise UserError(f"{name}={value!r:.100}: give {fix}") from None
+
+    @property
+    def views(self) -> tuple[View, ...]:
+        """The views of an image whose class probabilities are averaged."""
+        return tuple(View(scale, mirrored) for scale in self.scales for mirrored in (False, True)[: 1 + self.flip])
+
+    def at_stride(self, model: Segmenter) -> Segmenter:
+        """Return the model at the output stride of the protocol.
+
+        Raises:
+          UserError: the model cannot run at it.
+        """
+        if not self.output_stride:
+            return model
+        model = model.clone(output_stride=self.output_stride)
+        check_output_stride(model)
+        return model
+
+    def run_size(self, size: Size) -> Size:
+        """Return the (height, width) at which an image of some size runs."""
+        if self.mode == "exact":
+            return max(size[0], SMALLEST_SIDE), max(size[1], SMALLEST_SIDE)
+        return padded_size(size, self.pad_to)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `metrics.json` says of the protocol itself; `evaluate` adds what it found."""
+        words = [f"centre crop {self.crop[0]}x{self.crop[1]}"] if self.crop else []
+        words += ["sliding window"] if self.window else []
+        return {
+            "scales": list(self.scales),
+            "flip": self.flip,
+            "window": list(self.window),
+            "crf": dataclasses.asdict(self.crf) if isinstance(self.crf, DenseCRF) else None,
+            "mode": self.mode,
+            "view": ", ".join(words) or "whole image",
+            "label_resolution": f"shorter side {self.resize}" if self.resize else "original",
+            "ignore_label": IGNORE_LABEL,
+        }
+
+
+def split_section(section: Mapping[str, Any]) -> tuple[Protocol, dict[str, Any]]:
+    """Return what a config's `evaluate` section says: the protocol, and how it is run, as arguments of `evaluate`."""
+    keys = {field.name for field in dataclasses.fields(Protocol)}
+    protocol = Protocol(**{key: value for key, value in section.items() if key in keys})
+    return protocol, {key: value for key, value in section.items() if key not in keys}
+
+
+def padded_size(size: Size, pad_to: Sequence[Size]) -> Size:
+    """Return the smallest of the sizes `pad_to` that holds an image;
+    where none does, the next multiple of 128, plus 1, of each side.
+    """
+    fitting = [(height, width) for height, width in pad_to if height >= size[0] and width >= size[1]]
+    if fitting:
+        return min(fitting, key=lambda s: s[0] * s[1])
+    height, width = (-(-(side - 1) // PAD_STEP) * PAD_STEP + 1 for side in size)
+    return max(height, PAD_STEP + 1), max(width, PAD_STEP + 1)
+
+
+# Each of these returns a value in its own type. Where the value makes no sense, it raises a ValueError, TypeError or
+# OverflowError.
+
+
+def _pair(values: Any) -> tuple[int, ...]:
+    sides = () if values is None else tuple(map(index, values))
+    return _checked(sides, len(sides) in (0, 2) and min(sides, default=1) >= 1)
+
+
+def _sizes(values: Any) -> tuple[tuple[int, ...], ...]:
+    sizes = tuple(map(_pair, values))
+    return _checked(sizes, all(size and max(size) <= LONGEST_SIDE for size in sizes))
+
+
+def _scales(values: Any) -> tuple[float, ...]:
+    scales = tuple(map(float, values))
+    good = all(SMALLEST_SCALE <= scale <= LARGEST_SCALE for scale in scales)
+    return _checked(scales, good and 1 <= len(scales) <= MOST_VALUES)
+
+
+def _widths(values: Any) -> tuple[int, ...]:
+    widths = tuple(map(index, values))
+    return _checked(widths, min(widths, default=1) >= 1 and len(set(widths)) == len(widths) <= MOST_VALUES)
+
+
+def _side(value: Any) -> int:
+    return _checked(index(value), 0 <= value <= LONGEST_SIDE)
+
+
+def _flag(value: Any) -> bool:
+    return _checked(bool(value), value in (True, False))
+
+
+def _crf(value: Any) -> DenseCRF | bool:
+    value = DenseCRF() if value is True else value or False
+    return _checked(value, value is False or isinstance(value, DenseCRF))
+
+
+def _checked(value: Value, good: bool) -> Value:
+    if not good:
+        raise ValueError
+    return value
+
+
+_FLAGS = ("scales", "window")  # Arguments of `predict` and `segment`, too, which have no config.
+_RULES: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "pad_to": (_sizes, f"heights and widths from 1 to {LONGEST_SIDE} pixels, such as ((513, 513),)"),
+    "output_stride": (index, "a whole number such as 8 or 16, or 0 for the model's own"),
+    "scales": (
+        _scales,
+        f"one or more positive factors, at most {MOST_VALUES}, from {SMALLEST_SCALE} to {LARGEST_SCALE:g}",
+    ),
+    "flip": (_flag, "true or false"),
+    "window": (_pair, "a height and a width in pixels, such as 513,513"),
+    "crf": (_crf, "true, false or a DenseCRF"),
+    "resize": (_side, f"the pixels of the shorter side, up to {LONGEST_SIDE}, or 0 for none"),
+    "crop": (_pair, "a height and a width in pixels, such as (513, 513)"),
+    "trimap": (_widths, f"up to {MOST_VALUES} widths of at least 1 pixel, each once"),
+}
+DEFAULT = Protocol()
