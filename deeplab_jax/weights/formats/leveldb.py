@@ -3,8 +3,9 @@
 import struct
 from collections.abc import Iterator
 
+import google_crc32c
+
 from deeplab_jax.errors import UserError
-from deeplab_jax.weights.formats.crc32c import masked_crc32c
 
 MAGIC = struct.pack("<Q", 0xDB4775248B80FB57)
 FOOTER = 48
@@ -69,6 +70,14 @@ def _read_block(data: bytes, handle: tuple[int, int]) -> Iterator[tuple[bytes, b
         key = key[:shared] + block[at : at + own]
         yield key, block[at + own : at + own + length]
         at += own + length
+
+
+def masked_crc32c(data: bytes) -> int:
+    """Return the checksum of some bytes as tables and checkpoints store it: rotated and offset, since the bytes may hold
+    checksums themselves.
+    """
+    crc = google_crc32c.value(data)
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 def _handle(data: bytes, at: int) -> tuple[tuple[int, int], int]:

@@ -1,4 +1,4 @@
-"""TensorFlow's checkpoints, read without TensorFlow.
+"""TensorFlow's checkpoints, read without TensorFlow, which alone has a reader of them and weighs 500 MB.
 
 A checkpoint PREFIX is an index, PREFIX.index, and the values of its tensors, PREFIX.data-00000-of-0000N. The index is a
 table of LevelDB whose keys are the tensors' names and whose values are protocol buffers: `BundleHeaderProto` under the
@@ -15,8 +15,7 @@ import ml_dtypes
 import numpy as np
 
 from deeplab_jax.errors import UserError
-from deeplab_jax.weights.formats.crc32c import masked_crc32c
-from deeplab_jax.weights.formats.leveldb import MAGIC, read_table, varint
+from deeplab_jax.weights.formats.leveldb import MAGIC, masked_crc32c, read_table, varint
 
 INDEX = ".index"
 STATE = "checkpoint"
