@@ -44,7 +44,8 @@ class EventFile:
 
     def __init__(self, folder: Path, *, start: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._records = RecordWriter(f"{folder.absolute()}/events.out.tfevents.{time.time():.3f}.{socket.gethostname()}")
+        name = f"events.out.tfevents.{time.time():.3f}.{socket.gethostname()}"
+        self._records = RecordWriter(str(folder.absolute() / name))
         self._write(file_version="brain.Event:2")
         if start:
             self._write(step=start, session_log=SessionLog(status=SessionLog.START))
