@@ -1,14 +1,13 @@
 """Reading and writing images and masks.
 
 Photographs come in every mode there is, and all of them become 8-bit RGB. Masks hold numbers, not colours: they are
-read as stored, and whatever would change those numbers (JPEG compression, a colour coding) is refused with the mend.
-The EXIF orientation is applied to neither.
+read as stored. What would change those numbers (JPEG compression, a colour coding) is refused, and the message names
+the fix. The EXIF orientation is applied to neither.
 """
 
 import contextlib
 import io
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from PIL import Image
 
 from deeplab_jax.data.image_files import damage, open_encoded, read_bytes
 from deeplab_jax.errors import UserError
+from deeplab_jax.files import replacing
 from deeplab_jax.labels import IGNORE_LABEL
 
 # Parallelism is the loader's; OpenCV's own threads would fight it (and do not survive a fork).
@@ -189,16 +189,10 @@ def _to_rgb(image: Image.Image, name: str) -> np.ndarray:
 
 def _write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     target = Path(path)
-    temporary = None
     try:
-        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as file:
-            temporary = file.name
-            file.write(data)
-        os.chmod(temporary, 0o644)  # Temporary files start as private to their owner.
-        os.replace(temporary, target)
+        with replacing(target) as fresh:
+            fresh.write_bytes(data)
     except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
         raise UserError(
             f"{target}: cannot write ({error.strerror}); check that the folder exists and the disk has room"
         ) from error

@@ -1,8 +1,6 @@
 """A model folder: `model.json` says how to build the network, `weights.safetensors` holds its variables by path."""
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from deeplab_jax.checkpoint import Checkpoints, misfits
 from deeplab_jax.errors import UserError, spell
-from deeplab_jax.files import read_json, write_whole
+from deeplab_jax.files import read_json, replacing, write_whole
 from deeplab_jax.models.catalog import describe, from_description
 from deeplab_jax.models.segmenter import Segmenter, Variables, abstract_variables
 
@@ -46,11 +44,9 @@ def save(path: str | Path, model: Segmenter, variables: Mapping[str, Any], info:
     tensors = {key: np.asarray(value, order="C") for key, value in flatten_variables(variables).items()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as work:
-            save_file(tensors, str(Path(work, WEIGHTS_FILE)), metadata={"format": "flax"})
-            Path(work, MODEL_FILE).write_text(_description(model, info), encoding="utf-8")
-            for name in (WEIGHTS_FILE, MODEL_FILE):
-                os.replace(Path(work, name), folder / name)
+        with replacing(folder / MODEL_FILE) as description, replacing(folder / WEIGHTS_FILE) as weights:
+            save_file(tensors, str(weights), metadata={"format": "flax"})
+            description.write_text(_description(model, info), encoding="utf-8")
     except OSError as error:
         raise UserError(
             f"{folder}: cannot write the model folder ({error.strerror or error}); free space or choose another"

@@ -73,7 +73,7 @@ def _read_block(data: bytes, handle: tuple[int, int]) -> Iterator[tuple[bytes, b
 
 
 def masked_crc32c(data: bytes) -> int:
-    """Return the checksum that tables and checkpoints store: rotated and offset, as the bytes may hold checksums too."""
+    """Return the checksum that both formats store: rotated and offset, since the bytes may hold checksums too."""
     crc = google_crc32c.value(data)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
