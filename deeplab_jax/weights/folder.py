@@ -97,7 +97,7 @@ def write_description(folder: Path, model: Segmenter, info: Mapping[str, Any]) -
 
 
 def _description(model: Segmenter, info: Mapping[str, Any]) -> str:
-    """Return the recipe of the network, its preprocessing for readers that do not build it, and `info` as JSON."""
+    """Return how to build the network, its preprocessing for readers that do not build it, and `info` as JSON."""
     preprocessing = vars(model.preprocessing)
     content = {"format": FORMAT, "model": describe(model), "preprocessing": preprocessing, "info": dict(info)}
     return json.dumps(content, indent=1) + "\n"
