@@ -23,7 +23,7 @@ MAX_BYTES = 64 * 2**20
 
 
 def read_json(file: Path, *, limit: int = MAX_BYTES) -> Any:
-    """Read a file.
+    """Return what a JSON file holds, which anybody may have written.
 
     Args:
       file: UTF-8.
@@ -42,7 +42,7 @@ def read_json(file: Path, *, limit: int = MAX_BYTES) -> Any:
 
 
 def parse_json(text: str) -> Any:
-    """Parse a text.
+    """Return what a JSON text holds.
 
     Raises:
       ValueError: it is not JSON, nested more than `DEEPEST` levels deep, or holds half a surrogate pair.
@@ -157,8 +157,9 @@ def write_checksums(folder: Path, parts: Iterable[str]) -> None:
 
 
 def damage(folder: Path, part: str) -> str:
-    """Say in a few words which files of a sub-folder are not what was written; "" where all are, or no sums are there:
-    a process may have been killed before it wrote them.
+    """Return in a few words which files of a sub-folder are not what was written, "" where all are.
+
+    It is "" without sums, too: a process may have been killed before it wrote them.
     """
     try:
         wanted = {name: digest for name, digest in read_json(folder / CHECKSUMS).items() if name.startswith(f"{part}/")}

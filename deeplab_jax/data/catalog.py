@@ -20,7 +20,7 @@ from deeplab_jax.extensions import own_table
 
 
 def open_prepared(dir: str | Path, *, split: str) -> Source:
-    """Open a folder written by `prepare` (`prepared.open_prepared`)."""
+    """Return one split of a folder that `prepare` wrote (`prepared.open_prepared`)."""
     # Imported when asked for: TFDS takes a good part of a second to import.
     from deeplab_jax.data.sets import prepared
 

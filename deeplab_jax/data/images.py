@@ -47,7 +47,7 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
 
 
 def decode_image(data: bytes, *, name: str) -> np.ndarray:
-    """`read_image` for the bytes of a file; `name` is what errors call it."""
+    """Return what `read_image` does, from the bytes of a file; `name` is what errors call it."""
     try:
         with open_encoded(data) as image:
             # OpenCV reads JPEG three times as fast, but fills what a truncated file lacks with grey: it gets only files
@@ -80,7 +80,7 @@ def read_mask(path: str | os.PathLike[str]) -> np.ndarray:
 
 
 def decode_mask(data: bytes, *, name: str) -> np.ndarray:
-    """`read_mask` for the bytes of a file; `name` is what errors call it."""
+    """Return what `read_mask` does, from the bytes of a file; `name` is what errors call it."""
     try:
         with open_encoded(data) as image:
             if image.format in ("JPEG", "MPO"):
@@ -133,7 +133,7 @@ def write_image(path: str | os.PathLike[str], rgb: np.ndarray) -> None:
 
 
 def encode_mask(class_ids: np.ndarray, palette: Sequence[tuple[int, int, int]] | None) -> bytes:
-    """The bytes of the PNG that `write_mask` writes; a grey PNG of the same values where `palette` is None."""
+    """Return the bytes of the PNG that `write_mask` writes; a grey PNG of the same values where `palette` is None."""
     if class_ids.ndim != 2 or class_ids.min(initial=0) < 0 or class_ids.max(initial=0) > 255:
         raise ValueError(f"class ids must be [H, W] in 0 to 255, got shape {class_ids.shape}")
     image = Image.fromarray(np.ascontiguousarray(class_ids.astype(np.uint8)))
@@ -146,12 +146,12 @@ def encode_mask(class_ids: np.ndarray, palette: Sequence[tuple[int, int, int]] |
 
 
 def encode_image(rgb: np.ndarray) -> bytes:
-    """uint8 `[H, W, 3]` RGB as the bytes of a PNG."""
+    """Return the bytes of the PNG that holds uint8 `[H, W, 3]` RGB."""
     return _encode(_image(rgb), "PNG")
 
 
 def is_plain_rgb(data: bytes) -> bool:
-    """Whether the bytes are a complete JPEG or PNG of mode RGB, which any reader decodes to three channels."""
+    """Return whether the bytes are a complete JPEG or PNG of mode RGB, which any reader decodes to three channels."""
     with open_encoded(data) as image:
         ends = {"JPEG": _JPEG_END, "PNG": _PNG_END}
         return image.mode == "RGB" and image.format in ends and data.endswith(ends[image.format])

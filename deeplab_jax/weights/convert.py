@@ -39,7 +39,7 @@ def convert(
     reinit: str = "",
     strict: bool = True,
 ) -> tuple[Segmenter, Variables, dict[str, Any]]:
-    """Turn somebody else's weights into a model of this package whose logits are the same.
+    """Return a model of this package, made of somebody else's weights, whose logits are the same.
 
     Args:
       source: a file, a folder, or a mapping of names to arrays.

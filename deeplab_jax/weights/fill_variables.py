@@ -25,7 +25,7 @@ def fill_variables(
     strict: bool = True,
     seed: int = 0,
 ) -> tuple[Segmenter, Variables, dict[str, Any]]:
-    """Build the network of a tensor map, and give each of its variables the tensor that belongs there.
+    """Return the network of a tensor map, each variable filled with the tensor that belongs there.
 
     Args:
       tensor_map: from an importer.
@@ -118,12 +118,12 @@ def _to_ours(value: np.ndarray, leaf: Leaf) -> np.ndarray:
 
 
 def _reordered(kernel: np.ndarray, order: Sequence[int]) -> np.ndarray:
-    """Put the inputs of a kernel into another order; a depthwise one has them on its last axis."""
+    """Return a kernel with its inputs in another order; a depthwise one has them on its last axis."""
     return np.take(kernel, np.asarray(order), axis=3 if kernel.shape[2] == 1 else 2)
 
 
 def is_classifier(path: str) -> bool:
-    """Tell whether a variable is of a layer whose output are logits of classes."""
+    """Return whether a variable is of a layer whose output are logits of classes."""
     return any(part.startswith("classifier") for part in path.split("/"))
 
 

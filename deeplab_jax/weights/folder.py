@@ -55,7 +55,7 @@ def save(path: str | Path, model: Segmenter, variables: Mapping[str, Any], info:
 
 
 def load(path: str | Path, *, checkpoint: str = "best") -> tuple[Segmenter, Variables, dict[str, Any]]:
-    """Load a model folder, or the weights of a training run.
+    """Return a model folder, or the weights of a training run, as a model.
 
     Args:
       path: a model folder, or a run directory.
@@ -104,7 +104,7 @@ def _description(model: Segmenter, info: Mapping[str, Any]) -> str:
 
 
 def read_description(folder: Path) -> tuple[Segmenter, dict[str, Any]]:
-    """Read `model.json`, returning the model and `info`."""
+    """Return the model and the `info` of `model.json`."""
     file = folder / MODEL_FILE
     try:
         content = read_json(file)

@@ -68,7 +68,7 @@ class CocoSource:
 
 
 def open_coco(dir: str | Path, *, split: str) -> CocoSource:
-    """Open COCO 2017 (`train` or `val`): the images whose instances of VOC classes cover over 1000 pixels, by name.
+    """Return COCO 2017 (`train` or `val`): the images whose instances of VOC classes cover over 1000 pixels, by name.
 
     The rule is that of DeepLabv3, section 4.3 ("Pretrained on COCO"); the area is the sum of the areas that the
     annotations state. Instances of other categories are background, crowd regions are 255, and so are pixels that

@@ -168,7 +168,7 @@ class _Unpickler(pickle._Unpickler):
 
 
 def is_key(value: Any) -> bool:
-    """Say whether a key is kept: others, tuples of any depth and integers of one hash, may take for ever to hash."""
+    """Return whether a key is kept: others, tuples of any depth and integers of one hash, may take for ever to hash."""
     if type(value) is int:
         return -LARGEST_KEY <= value < LARGEST_KEY
     return value is None or type(value) in (str, bytes, bool, float)

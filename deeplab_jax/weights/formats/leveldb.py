@@ -79,14 +79,14 @@ def masked_crc32c(data: bytes) -> int:
 
 
 def _handle(data: bytes, at: int) -> tuple[tuple[int, int], int]:
-    """Read where a block is: offset and size; and return where that ends."""
+    """Return where a block is, its offset and size, and where the number after it begins."""
     offset, at = varint(data, at)
     size, at = varint(data, at)
     return (offset, size), at
 
 
 def varint(data: bytes, at: int) -> tuple[int, int]:
-    """Read a number of up to 64 bits in groups of 7, the lowest first; and return where it ends."""
+    """Return a number of up to 64 bits in groups of 7, the lowest first, and where it ends."""
     value = 0
     for shift in range(0, 70, 7):
         byte = data[at]

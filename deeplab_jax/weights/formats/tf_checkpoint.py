@@ -83,7 +83,7 @@ def find_checkpoint(path: Path) -> Path | None:
 
 
 def read_checkpoint(prefix: Path) -> dict[str, np.ndarray]:
-    """Read the tensors of a checkpoint.
+    """Return the tensors of a checkpoint by name.
 
     Nothing is allocated for a tensor before its declared size has been compared with its shape and with the size of the
     file that holds it. All checksums are verified, of the index and of every tensor.
@@ -221,7 +221,7 @@ def _entry(name: str, message: Message, shards: int) -> Entry:
 
 
 def _message(data: bytes) -> Message:
-    """Read a protocol buffer: the values of each field, by its number."""
+    """Return the values of each field of a protocol buffer, by its number."""
     fields: Message = {}
     at = 0
     while at < len(data):
