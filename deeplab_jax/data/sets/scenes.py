@@ -86,7 +86,7 @@ class _Canvas:
         return self.integer(0, width - 1), self.integer(0, height - 1)
 
     def count(self, low: int, high: int, *, lines: bool = False) -> int:
-        """Return a random number of things, stated for 129x129 pixels: it grows with the area, of lines with the side."""
+        """Return a random count of things, stated for 129x129: it grows with the area, of lines with the side."""
         height, width = self.size
         area = height * width * 64 // (129 * 129)
         return max(self.integer(low, high) * (8 * math.isqrt(area) if lines else area) + 32 >> 6, 1)
