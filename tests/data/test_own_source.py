@@ -1,5 +1,6 @@
 """A data set of the user's own: a file outside the package, in which a table names it."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -103,15 +104,17 @@ def test_worker_processes_read_it(mine: str) -> None:
 
 
 @pytest.mark.skipif("module" not in base(), reason="needs config.module")
-def test_it_is_trained_on_through_the_command_line(mine: str, tmp_path: Path) -> None:
-    config = tmp_path / "config.py"
+def test_it_is_trained_on_through_the_command_line(tmp_path: Path, tiny_networks: None) -> None:
+    """Nothing but a Python config names the file."""
+    file, config = tmp_path / "halves_of_yours.py", tmp_path / "config.py"
+    file.write_text(CODE)
     config.write_text(
-        "from configs.scenes import get_config as scenes\n\n\n"
-        "def get_config(_):\n"
-        "    config = scenes('debug')\n"
-        f"    config.module = {mine!r}\n"
-        "    config.data.name, config.data.options, config.train.steps = 'halves', {'count': 4}, 1\n"
+        "from tests.support.tiny import tiny_config\n\n\n"
+        "def get_config():\n"
+        "    config = tiny_config(**{'data.name': 'halves', 'data.options': {'count': 4}, 'train.steps': 1})\n"
+        "    config.evaluate.pad_to = ((40, 40),)\n"
+        f"    config.module = {str(file)!r}\n"
         "    return config\n"
     )
     assert main(["train", "--config", str(config), "--workdir", str(tmp_path / "run")]) == 0
-    assert (tmp_path / "run" / "metrics.jsonl").is_file()
+    assert json.loads((tmp_path / "run" / "model.json").read_text())["info"]["class_names"] == ["left", "right"]
