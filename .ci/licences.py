@@ -20,6 +20,7 @@ SPELLINGS = {
     r"Apache( Software)?( License)?(,? *(Version )?2(\.0)?)?": "Apache-2.0",
     r"(BSD )?3-Clause BSD( License)?|BSD 3-Clause( License)?": "BSD-3-Clause",
     r"BSD( License)?": "BSD",
+    r"FreeBSD": "BSD-2-Clause",
     r"MIT License": "MIT",
     r"Mozilla Public License 2\.0 \(MPL 2\.0\)": "MPL-2.0",
     r"Python Software Foundation License": "PSF-2.0",

@@ -14,6 +14,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import cloudpickle
+
 from deeplab_jax.errors import UserError
 
 _allowed: set[Path] = set()
@@ -51,8 +53,8 @@ def _load(path: Path) -> ModuleType:
     if spec is None or spec.loader is None or not path.is_file():
         raise UserError(f"{path}: no Python file is there; give --module the path of one")
     module = importlib.util.module_from_spec(spec)
-    # Worker processes find the classes of the file by the module's name.
-    sys.modules.setdefault(path.stem, module)
+    sys.modules.setdefault(path.stem, module)  # Dataclasses look their module up there.
+    cloudpickle.register_pickle_by_value(module)  # Worker processes of the loader cannot import it: they get the code.
     try:
         spec.loader.exec_module(module)
     except Exception as error:

@@ -6,15 +6,16 @@ import hashlib
 import json
 import os
 import stat
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from deeplab_jax.errors import UserError
 
 CHECKSUMS = "checksums.json"
+TEMPORARY = ".tmp"
+"""How the names of files end that are not whole yet."""
 DEEPEST = 64
 """Levels of lists and objects; what walks over the content recurs as often."""
 MAX_BYTES = 64 * 2**20
@@ -22,7 +23,7 @@ MAX_BYTES = 64 * 2**20
 
 
 def read_json(file: Path, *, limit: int = MAX_BYTES) -> Any:
-    """Read a file.
+    """Return what a JSON file holds, which anybody may have written.
 
     Args:
       file: UTF-8.
@@ -40,27 +41,8 @@ def read_json(file: Path, *, limit: int = MAX_BYTES) -> Any:
     return parse_json(file.read_text(encoding="utf-8"))
 
 
-def write_json(file: Path, content: Any) -> None:
-    """Write a file so that it is either the old one or the new one, never half of it.
-
-    Raises:
-      OSError: it cannot be written.
-    """
-    temporary = temporary_of(file)
-    with temporary.open("w", encoding="utf-8") as stream:
-        stream.write(json.dumps(content, indent=1) + "\n")
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, file)
-
-
-def temporary_of(file: Path) -> Path:
-    """Return where `write_json` writes until all is there; a process that was killed may leave it."""
-    return file.with_suffix(".tmp")
-
-
 def parse_json(text: str) -> Any:
-    """Parse a text.
+    """Return what a JSON text holds.
 
     Raises:
       ValueError: it is not JSON, nested more than `DEEPEST` levels deep, or holds half a surrogate pair.
@@ -80,8 +62,40 @@ def parse_json(text: str) -> Any:
     return content
 
 
+@contextmanager
+def replacing(file: Path) -> Iterator[Path]:
+    """Give a path beside `file` to write to, and put what was written there in its place at once.
+
+    So `file` is the old one or the new one, never half of it; where the block fails, it is the old one. A process that
+    was killed may leave the other file, whose name ends in `TEMPORARY`.
+
+    Raises:
+      OSError: it cannot be written.
+    """
+    fresh = file.with_name(f"{file.name}.{os.getpid()}{TEMPORARY}")
+    try:
+        yield fresh
+        os.replace(fresh, file)
+    except BaseException:
+        with suppress(OSError):
+            fresh.unlink(missing_ok=True)
+        raise
+
+
+def write_json(file: Path, content: Any) -> None:
+    """Write a file, whole or not at all, and on the disk when this returns.
+
+    Raises:
+      OSError: it cannot be written.
+    """
+    with replacing(file) as fresh, fresh.open("w", encoding="utf-8") as stream:
+        stream.write(json.dumps(content, indent=1) + "\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
 def write_whole(path: str | Path, write: Callable[[Path], object]) -> Path:
-    """Let `write` fill a new file beside `path`, then put it there at once; its folder is made where missing.
+    """Let `write` fill a file, whole or not at all, for a user who named it; its folder is made where missing.
 
     Raises:
       UserError: it cannot be written.
@@ -89,10 +103,8 @@ def write_whole(path: str | Path, write: Callable[[Path], object]) -> Path:
     file = Path(path)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=file.parent) as work:
-            fresh = Path(work, file.name)
+        with replacing(file) as fresh:
             write(fresh)
-            os.replace(fresh, file)
     except OSError as error:
         raise UserError(
             f"{file}: cannot be written ({error.strerror or error}); free space or choose another"
@@ -103,6 +115,9 @@ def write_whole(path: str | Path, write: Callable[[Path], object]) -> Path:
 @contextmanager
 def locked(file: Path, busy: str, *, option: str, say: Callable[[str], Any] = print) -> Iterator[None]:
     """Hold a lock that the system lets go of when this process ends, however it ends.
+
+    It is one call of the system. The package filelock looks again and again where it should wait, and on a file system
+    without locks it leaves a file that keeps the next process out when this one was killed.
 
     Args:
       file: made where it is not there, with its folder.
@@ -142,8 +157,9 @@ def write_checksums(folder: Path, parts: Iterable[str]) -> None:
 
 
 def damage(folder: Path, part: str) -> str:
-    """Say in a few words which files of a sub-folder are not what was written; "" where all are, or no sums are there:
-    a process may have been killed before it wrote them.
+    """Return in a few words which files of a sub-folder are not what was written, "" where all are.
+
+    It is "" without sums, too: a process may have been killed before it wrote them.
     """
     try:
         wanted = {name: digest for name, digest in read_json(folder / CHECKSUMS).items() if name.startswith(f"{part}/")}

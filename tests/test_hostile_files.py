@@ -266,6 +266,7 @@ def test_results_name_no_files_outside_and_hold_numbers(tmp_path: Path, changes,
         ("images", {"height": 2**31}, "pixels; DEEPLAB_JAX_MAX_PIXELS sets more"),
         ("images", {"height": 40.0}, "has no size in pixels"),
         ("annotations", {"segmentation": [[0, 0, float("inf"), 0, 9, 9]]}, "an outline far from any image"),
+        ("annotations", {"segmentation": [[0, 0, 9, 9, 0, 90000, 9, 0, 0, 90000]]}, "an outline of over 100000 pixels"),
         ("annotations", {"segmentation": {"counts": "o" * 30 + "0"}}, "not COCO instance annotations"),
     ],
 )

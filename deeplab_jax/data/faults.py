@@ -81,7 +81,7 @@ class Skipped:
 
 
 def never() -> bool:
-    """Nobody asks to stop."""
+    """Return False: there is no reason to stop."""
     return False
 
 

@@ -49,7 +49,7 @@ warnings.simplefilter("error", Image.DecompressionBombWarning)
 
 
 def open_encoded(data: bytes) -> Image.Image:
-    """Open the bytes of a file with Pillow: one of `FORMATS` of at most `MAX_PIXELS`. Nothing is decoded yet.
+    """Return an image that is opened and not decoded yet: one of `FORMATS`, of at most `MAX_PIXELS`.
 
     Raises:
       Exception: nearly every built-in type on damaged data, besides Pillow's own.
@@ -58,7 +58,7 @@ def open_encoded(data: bytes) -> Image.Image:
 
 
 def read_bytes(path: str | os.PathLike[str], kind: str) -> bytes:
-    """Read the file of an image or a mask, which `kind` is the word for.
+    """Return the bytes of a file; `kind`, "image" or "mask", is what errors call it.
 
     Raises:
       UserError: it is missing, cannot be read, is no regular file (which may have no end), or larger than `MAX_BYTES`.
@@ -84,7 +84,7 @@ def read_bytes(path: str | os.PathLike[str], kind: str) -> bytes:
 
 
 def damage(data: bytes, error: Exception) -> str:
-    """Say what is wrong with a file, and the mend, after Pillow has failed on it."""
+    """Return what is wrong with a file on which Pillow failed, and the fix."""
     if not data:
         return f"empty file (zero bytes); {REPLACE}"
     if isinstance(error, Image.UnidentifiedImageError):

@@ -1,14 +1,13 @@
 """Reading and writing images and masks.
 
 Photographs come in every mode there is, and all of them become 8-bit RGB. Masks hold numbers, not colours: they are
-read as stored, and whatever would change those numbers (JPEG compression, a colour coding) is refused with the mend.
-The EXIF orientation is applied to neither.
+read as stored. What would change those numbers (JPEG compression, a colour coding) is refused, and the message names
+the fix. The EXIF orientation is applied to neither.
 """
 
 import contextlib
 import io
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from PIL import Image
 
 from deeplab_jax.data.image_files import damage, open_encoded, read_bytes
 from deeplab_jax.errors import UserError
+from deeplab_jax.files import replacing
 from deeplab_jax.labels import IGNORE_LABEL
 
 # Parallelism is the loader's; OpenCV's own threads would fight it (and do not survive a fork).
@@ -47,7 +47,7 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
 
 
 def decode_image(data: bytes, *, name: str) -> np.ndarray:
-    """`read_image` for the bytes of a file; `name` is what errors call it."""
+    """Return what `read_image` does, from the bytes of a file; `name` is what errors call it."""
     try:
         with open_encoded(data) as image:
             # OpenCV reads JPEG three times as fast, but fills what a truncated file lacks with grey: it gets only files
@@ -80,7 +80,7 @@ def read_mask(path: str | os.PathLike[str]) -> np.ndarray:
 
 
 def decode_mask(data: bytes, *, name: str) -> np.ndarray:
-    """`read_mask` for the bytes of a file; `name` is what errors call it."""
+    """Return what `read_mask` does, from the bytes of a file; `name` is what errors call it."""
     try:
         with open_encoded(data) as image:
             if image.format in ("JPEG", "MPO"):
@@ -133,7 +133,7 @@ def write_image(path: str | os.PathLike[str], rgb: np.ndarray) -> None:
 
 
 def encode_mask(class_ids: np.ndarray, palette: Sequence[tuple[int, int, int]] | None) -> bytes:
-    """The bytes of the PNG that `write_mask` writes; a grey PNG of the same values where `palette` is None."""
+    """Return the bytes of the PNG that `write_mask` writes; a grey PNG of the same values where `palette` is None."""
     if class_ids.ndim != 2 or class_ids.min(initial=0) < 0 or class_ids.max(initial=0) > 255:
         raise ValueError(f"class ids must be [H, W] in 0 to 255, got shape {class_ids.shape}")
     image = Image.fromarray(np.ascontiguousarray(class_ids.astype(np.uint8)))
@@ -146,12 +146,12 @@ def encode_mask(class_ids: np.ndarray, palette: Sequence[tuple[int, int, int]] |
 
 
 def encode_image(rgb: np.ndarray) -> bytes:
-    """uint8 `[H, W, 3]` RGB as the bytes of a PNG."""
+    """Return the bytes of the PNG that holds uint8 `[H, W, 3]` RGB."""
     return _encode(_image(rgb), "PNG")
 
 
 def is_plain_rgb(data: bytes) -> bool:
-    """Whether the bytes are a complete JPEG or PNG of mode RGB, which any reader decodes to three channels."""
+    """Return whether the bytes are a complete JPEG or PNG of mode RGB, which any reader decodes to three channels."""
     with open_encoded(data) as image:
         ends = {"JPEG": _JPEG_END, "PNG": _PNG_END}
         return image.mode == "RGB" and image.format in ends and data.endswith(ends[image.format])
@@ -189,16 +189,10 @@ def _to_rgb(image: Image.Image, name: str) -> np.ndarray:
 
 def _write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     target = Path(path)
-    temporary = None
     try:
-        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as file:
-            temporary = file.name
-            file.write(data)
-        os.chmod(temporary, 0o644)  # Temporary files start as private to their owner.
-        os.replace(temporary, target)
+        with replacing(target) as fresh:
+            fresh.write_bytes(data)
     except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
         raise UserError(
             f"{target}: cannot write ({error.strerror}); check that the folder exists and the disk has room"
         ) from error

@@ -63,7 +63,7 @@ def training_batches(
     stopped: Callable[[], bool] = never,
     skipped: Skipped | None = None,
 ) -> Iterator[Batch]:
-    """Iterate over the batches of steps `start` to `steps - 1`.
+    """Return an iterator over the batches of steps `start` to `steps - 1`.
 
     What step k sees depends on the seed and k alone: order and augmentation are drawn per position of one endless,
     reshuffled sequence. So a run that resumes at k sees what it would have seen.
@@ -139,8 +139,8 @@ def examples_in_order(
     timeout: float = TIMEOUT,
     stopped: Callable[[], bool] = never,
 ) -> Iterator[Example]:
-    """Iterate over examples of a source (None: all), reading a few ahead; each must arrive within `timeout` seconds,
-    or the examples end early where `stopped` says so.
+    """Return an iterator over examples of a source (None: all), which reads a few ahead. Each must arrive within
+    `timeout` seconds; the examples end early where `stopped` says so.
     """
     indices = range(len(source)) if indices is None else indices
     dataset = grain.MapDataset.source(source).slice(slice(indices.start, indices.stop, indices.step))

@@ -1,4 +1,4 @@
-"""Writes any source as a TFDS data set: array_record files, made and read without TensorFlow.
+"""Any source, written as a TFDS data set: array_record files, made and read without TensorFlow.
 
 TFDS encodes neither arrays nor its default file format without TensorFlow; it stores bytes that are encoded already as
 they are. So a photograph that is plain RGB keeps the bytes of its file, anything else becomes a PNG, and a mask becomes
@@ -128,10 +128,10 @@ class _Builder(tfds.dataset_builders.AdhocBuilder, skip_registration=True):  # t
         return dict(self._split_datasets)
 
     def _log_download_bytes(self) -> None:
-        """Says nothing: TFDS would announce a download."""
+        """Print nothing: TFDS would announce a download."""
 
     def _log_download_done(self) -> None:
-        """Says nothing: TFDS would name the hidden folder."""
+        """Print nothing: TFDS would name the hidden folder."""
 
 
 def _features(source: Source, index: int) -> dict[str, Any]:

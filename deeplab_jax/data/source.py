@@ -42,7 +42,7 @@ class Source(Protocol):
     def __getitem__(self, index: int, /) -> Example: ...
 
     def describe(self, index: int, /) -> tuple[str, str] | str:
-        """The image's and the mask's path, or the name of an example that has no files."""
+        """Return the image's and the mask's path, or the name of an example that has no files."""
         ...
 
 
@@ -111,7 +111,7 @@ def check_limit(limit: int | None) -> None:
 
 
 def decode_label(stored: np.ndarray, labels: LabelSet, *, name: str) -> np.ndarray:
-    """Stored values `[H, W]` as class ids, uint8 `[H, W]`.
+    """Return the class ids, uint8 `[H, W]`, that stored values `[H, W]` mean.
 
     Raises:
       UserError: `stored` holds values that `labels` does not list; `name` is what the message calls the mask.
@@ -136,7 +136,7 @@ def check_sizes(image: np.ndarray, label: np.ndarray, *, image_name: str, mask_n
 
 
 def spell_ranges(values: Sequence[int]) -> str:
-    """`0 to 10, 255`: ascending integers, for a message."""
+    """Return ascending integers as a message names them: "0 to 10, 255"."""
     runs: list[list[int]] = []
     for value in values:
         if runs and value == runs[-1][1] + 1:
@@ -162,7 +162,7 @@ def require_folder(path: Path, *, source: str, layout: str) -> Path:
 
 
 def list_images(folder: Path, *, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> list[Path]:
-    """The image files of a folder, sorted by name; hidden files are passed over."""
+    """Return the image files of a folder, sorted by name, without hidden ones."""
     with os.scandir(folder) as entries:
         names = sorted(
             e.name for e in entries if e.name.lower().endswith(tuple(suffixes)) and not e.name.startswith(".")
@@ -171,7 +171,7 @@ def list_images(folder: Path, *, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> li
 
 
 def pair_by_stem(images_found: Sequence[Path], masks_found: Sequence[Path], *, where: str) -> Listing:
-    """Pair images and masks whose names are equal up to the suffix, sorted by name.
+    """Return the pairs of images and masks whose names are equal up to the suffix, sorted by name.
 
     Raises:
       UserError: nothing was found, or two files claim one name; the message names them.
@@ -180,7 +180,7 @@ def pair_by_stem(images_found: Sequence[Path], masks_found: Sequence[Path], *, w
 
 
 def pair_by_name(images_found: Mapping[str, Path], masks_found: Mapping[str, Path], *, where: str) -> Listing:
-    """`pair_by_stem` for files that have their names already (name -> path)."""
+    """Return what `pair_by_stem` does, for files whose names are known already (name -> path)."""
     if not images_found:
         raise UserError(f"{where}: no image found; check data.dir (files ending in {', '.join(IMAGE_SUFFIXES)} count)")
     paired = sorted(images_found.keys() & masks_found.keys())
@@ -194,7 +194,7 @@ def pair_by_name(images_found: Mapping[str, Path], masks_found: Mapping[str, Pat
 def pair_named(
     names: Sequence[str], images_found: Sequence[Path], masks_found: Sequence[Path], *, names_file: Path
 ) -> tuple[Pair, ...]:
-    """Pair the files that a list names, in its order; files that it does not name are passed over.
+    """Return the pairs of files that a list names, in its order, and no others.
 
     Raises:
       UserError: an image or a mask that the list names is not there.
@@ -213,7 +213,7 @@ def pair_named(
 
 
 def read_names(path: Path) -> list[str]:
-    """The names in a split list: the stem of the first word of each line.
+    """Return the names in a split list: the stem of the first word of each line.
 
     Blank lines and lines that start with `#` are passed over.
 
@@ -235,7 +235,7 @@ def read_names(path: Path) -> list[str]:
 
 
 def held_out(name: str, fraction: float) -> bool:
-    """Whether the example called `name` belongs to the held-out `fraction`.
+    """Return whether the example called `name` belongs to the held-out `fraction`.
 
     It depends on nothing else, so adding files moves no other file.
 

@@ -1,11 +1,10 @@
 """The event file that TensorBoard reads.
 
-tensorboardX writes one in a thread, which a full disk ends unheard; the queue to it fills up, and training waits for it
-for ever. So its messages are written here, by who has them, and what goes wrong is raised.
+tensorboardX's `SummaryWriter` writes one in a thread, which a full disk ends unheard; the queue to it fills up, and
+training waits for it for ever. So its records are written here, by who has them, and what goes wrong is raised.
 """
 
 import socket
-import struct
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -28,7 +27,7 @@ def _without_torch() -> Iterator[None]:
 
 with _without_torch():  # tensorboardX imports it, which takes seconds, and for nothing that is used here.
     from tensorboardX.proto.event_pb2 import Event, SessionLog
-    from tensorboardX.record_writer import masked_crc32c
+    from tensorboardX.record_writer import RecordWriter
     from tensorboardX.summary import scalar
 
 
@@ -45,24 +44,22 @@ class EventFile:
 
     def __init__(self, folder: Path, *, start: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._file = (folder / f"events.out.tfevents.{time.time():.3f}.{socket.gethostname()}").open("wb")
+        name = f"events.out.tfevents.{time.time():.3f}.{socket.gethostname()}"
+        self._records = RecordWriter(str(folder.absolute() / name))
         self._write(file_version="brain.Event:2")
         if start:
             self._write(step=start, session_log=SessionLog(status=SessionLog.START))
-        self._file.flush()
+        self._records.flush()
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Write the values of a step by name."""
         for name, value in values.items():
             self._write(step=step, summary=scalar(name, value))
-        self._file.flush()
+        self._records.flush()
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        self._records.close()
 
     def _write(self, **fields: Any) -> None:
-        content = Event(wall_time=time.time(), **fields).SerializeToString()
-        length = struct.pack("<Q", len(content))
-        for part in (length, content):  # TFRecord: each is followed by its checksum.
-            self._file.write(part + struct.pack("<I", masked_crc32c(part)))
+        self._records.write(Event(wall_time=time.time(), **fields).SerializeToString())

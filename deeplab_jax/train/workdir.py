@@ -9,7 +9,7 @@ from typing import Any
 
 from deeplab_jax.config import base, differences, to_plain, with_defaults
 from deeplab_jax.errors import UserError, spell
-from deeplab_jax.files import locked, read_json, temporary_of, write_json
+from deeplab_jax.files import TEMPORARY, locked, read_json, write_json
 from deeplab_jax.provenance import git_commit, versions
 
 CONFIG_FILE = "config.json"
@@ -55,8 +55,8 @@ def make_workdir(workdir: Path) -> None:
         ) from None
     with as_user_errors(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
-        found = {path.name for path in workdir.iterdir()}
-        if found - {LOCK_FILE, temporary_of(Path(CONFIG_FILE)).name} and not found & {CONFIG_FILE, RUN_FILE}:
+        found = {path.name for path in workdir.iterdir() if path.suffix != TEMPORARY}
+        if found - {LOCK_FILE} and not found & {CONFIG_FILE, RUN_FILE}:
             raise UserError(
                 f"{workdir}: is not empty and holds no {CONFIG_FILE}, so it is no run to resume; "
                 "give an empty --workdir"

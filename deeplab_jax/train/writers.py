@@ -1,7 +1,6 @@
 """Where the numbers of a run go: a JSONL file, TensorBoard, and the terminal."""
 
 import json
-import os
 from collections.abc import Mapping
 from contextlib import closing, suppress
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from deeplab_jax.files import parse_json
+from deeplab_jax.files import parse_json, replacing
 from deeplab_jax.train.events import EventFile
 from deeplab_jax.train.workdir import recording
 
@@ -89,9 +88,8 @@ class Writers:
                     kept.append(line + "\n")
             except (ValueError, KeyError, TypeError):  # A line that a killed run left half-written.
                 continue
-        temporary = self._file.with_suffix(".tmp")
-        temporary.write_text("".join(kept), encoding="utf-8")
-        os.replace(temporary, self._file)
+        with replacing(self._file) as fresh:
+            fresh.write_text("".join(kept), encoding="utf-8")
 
 
 class NoWriters(Writers):

@@ -39,7 +39,7 @@ def convert(
     reinit: str = "",
     strict: bool = True,
 ) -> tuple[Segmenter, Variables, dict[str, Any]]:
-    """Turn somebody else's weights into a model of this package whose logits are the same.
+    """Return a model of this package, made of somebody else's weights, whose logits are the same.
 
     Args:
       source: a file, a folder, or a mapping of names to arrays.
@@ -64,21 +64,21 @@ def convert(
     name = "state dict" if isinstance(source, Mapping) else str(source)
     path = None if isinstance(source, Mapping) else Path(source)
     if path is not None and (path / folder.MODEL_FILE).is_file():
-        recipe, tensors, info = _ours(path, output_stride=output_stride)
+        tensor_map, tensors, info = _ours(path, output_stride=output_stride)
     elif kind == RUN:
         raise UserError(f"{name}: neither a run directory nor a model folder of ours, there is no {folder.MODEL_FILE}")
     else:
         tensors, own_stride = read_network(source)
-        recipe = _recognise(
+        tensor_map = _recognise(
             tensors, kind=kind, output_stride=own_stride if output_stride is None else output_stride, source=name
         )
-        info = dict(recipe.info)
+        info = dict(tensor_map.info)
     model, variables, report = fill_variables(
-        recipe, tensors, source=name, num_classes=num_classes, reinit=reinit, strict=strict
+        tensor_map, tensors, source=name, num_classes=num_classes, reinit=reinit, strict=strict
     )
-    if model.num_classes != recipe.num_classes:
+    if model.num_classes != tensor_map.num_classes:
         info = {key: value for key, value in info.items() if key not in OF_CLASSES}
-    origin = {"kind": recipe.kind, "file": Path(name).name, "notes": list(recipe.notes), **report}
+    origin = {"kind": tensor_map.kind, "file": Path(name).name, "notes": list(tensor_map.notes), **report}
     if "source" in info:
         origin["before"] = info["source"]
     return model, variables, {**info, "source": origin}
@@ -89,11 +89,11 @@ def _recognise(tensors: Mapping[str, np.ndarray], *, kind: str, output_stride: i
     asked = IMPORTERS if kind == "auto" else {kind: IMPORTERS[kind]}
     for recognise in asked.values():
         try:
-            recipe = recognise(shapes, output_stride=output_stride)
+            tensor_map = recognise(shapes, output_stride=output_stride)
         except UserError as error:
             raise UserError(f"{source}: {error}") from None
-        if recipe is not None:
-            return recipe
+        if tensor_map is not None:
+            return tensor_map
     examples = ", ".join(list(shapes)[:3])
     raise UserError(
         f"{source}: its {len(shapes)} tensors ({examples}, ...) are of no network that "
@@ -105,7 +105,7 @@ def _ours(path: Path, *, output_stride: int | None) -> tuple[TensorMap, dict[str
     """Take a model folder or a run directory of ours as a source like any other."""
     model, variables, info = folder.load(path)
     described = describe(model)
-    recipe = TensorMap(
+    tensor_map = TensorMap(
         kind=RUN,
         name=described["name"],
         num_classes=model.num_classes,
@@ -113,4 +113,4 @@ def _ours(path: Path, *, output_stride: int | None) -> tuple[TensorMap, dict[str
         options=described["options"],
     )
     tensors = {name: np.asarray(value) for name, value in folder.flatten_variables(variables).items()}
-    return recipe, tensors, info
+    return tensor_map, tensors, info

@@ -24,7 +24,7 @@ SUFFIXES = (".safetensors", ".pth", ".pt")
 
 
 def export_torchvision(model: Segmenter, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Make the state dict with which torchvision's network of the same name computes the same logits.
+    """Return the state dict with which torchvision's network of the same name computes the same logits.
 
     Args:
       model: one of torchvision's networks, as `convert` or `create_model` with the right options builds it, at the

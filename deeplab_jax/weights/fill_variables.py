@@ -1,4 +1,4 @@
-"""From a recipe and a state dict to variables: every tensor is used exactly once, or named."""
+"""From a tensor map and a state dict to variables: every tensor is used exactly once, or named."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from deeplab_jax.weights.tensor_map import Leaf, TensorMap, layer_of, path_of, t
 
 
 def fill_variables(
-    recipe: TensorMap,
+    tensor_map: TensorMap,
     tensors: Mapping[str, np.ndarray],
     *,
     source: str,
@@ -25,10 +25,10 @@ def fill_variables(
     strict: bool = True,
     seed: int = 0,
 ) -> tuple[Segmenter, Variables, dict[str, Any]]:
-    """Build the network of a recipe and give each of its variables the tensor that belongs there.
+    """Return the network of a tensor map, each variable filled with the tensor that belongs there.
 
     Args:
-      recipe: from an importer.
+      tensor_map: from an importer.
       tensors: name to array, all that the source holds.
       source: for messages.
       num_classes: of the model; None is the source's.
@@ -46,37 +46,39 @@ def fill_variables(
     """
     if reinit not in ("", "head"):
         raise UserError(f"reinit={reinit!r}: only 'head' can start anew")
-    tensors = recipe.prepare(tensors) if recipe.prepare else tensors
-    classes = recipe.num_classes if num_classes is None else num_classes
-    model = recipe.model(num_classes=classes)
+    tensors = tensor_map.prepare(tensors) if tensor_map.prepare else tensors
+    classes = tensor_map.num_classes if num_classes is None else num_classes
+    model = tensor_map.model(num_classes=classes)
     expected = {name: leaf.shape for name, leaf in flatten_variables(abstract_variables(model)).items()}
-    absent = {name for name in expected if any(re.match(pattern, path_of(name)) for pattern in recipe.absent)}
+    absent = {name for name in expected if any(re.match(pattern, path_of(name)) for pattern in tensor_map.absent)}
     heads = {name for name in expected if is_classifier(name)}
-    if classes != recipe.num_classes and reinit != "head" and not heads <= absent:
+    if classes != tensor_map.num_classes and reinit != "head" and not heads <= absent:
         raise UserError(
-            f"{source}: its classifier has {recipe.num_classes} classes, num_classes={classes} was asked for; "
+            f"{source}: its classifier has {tensor_map.num_classes} classes, num_classes={classes} was asked for; "
             "add reinit='head' (--reinit head) to start the classifier at random"
         )
     anew = absent | (heads if reinit == "head" else set())
     places = {
-        name: their_name(name, shape, rules=recipe.rules, layout=recipe.layout)
+        name: their_name(name, shape, rules=tensor_map.rules, layout=tensor_map.layout)
         for name, shape in expected.items()
         if name not in absent
     }
-    taken, problems = _take(recipe, tensors, {name: p for name, p in places.items() if name not in anew}, expected)
+    taken, problems = _take(tensor_map, tensors, {name: p for name, p in places.items() if name not in anew}, expected)
     used = {places[name][0] for name in taken}
     known = {theirs for theirs, _ in places.values()}
     if len(known) < len(places):
-        raise KeyError(f"two of our tensors have one name there; the rules of {recipe.kind} are wrong")
+        raise KeyError(f"two of our tensors have one name there; the rules of {tensor_map.kind} are wrong")
     unused = [name for name in tensors if name not in used]
     unexpected = [
-        name for name in unused if name not in known and not any(re.search(pattern, name) for pattern in recipe.unused)
+        name
+        for name in unused
+        if name not in known and not any(re.search(pattern, name) for pattern in tensor_map.unused)
     ]
     texts = [text for _, text in problems] + [f"unexpected {name}" for name in unexpected]
     if texts and strict:
         raise UserError(
-            f"{source}: read as {recipe.kind}'s {recipe.name}, but {spell(texts, separator='; ')}; give another kind=, "
-            "or strict=False (--not_strict) to go on without them"
+            f"{source}: read as {tensor_map.kind}'s {tensor_map.name}, but {spell(texts, separator='; ')}; "
+            "give another kind=, or strict=False (--not_strict) to go on without them"
         )
     _check_finite(taken, source)
     at_random = sorted(anew | {name for name, _ in problems})
@@ -91,7 +93,7 @@ def fill_variables(
 
 
 def _take(
-    recipe: TensorMap,
+    tensor_map: TensorMap,
     tensors: Mapping[str, np.ndarray],
     places: Mapping[str, tuple[str, Leaf]],
     expected: Mapping[str, tuple[int, ...]],
@@ -106,7 +108,7 @@ def _take(
         elif value.ndim != len(shape) or (ours := _to_ours(value, leaf)).shape != shape:
             problems.append((name, f"{theirs} has shape {value.shape}, {name} needs {shape}"))
         else:
-            order = recipe.inputs.get(layer_of(name)) if name.endswith("/kernel") else None
+            order = tensor_map.inputs.get(layer_of(name)) if name.endswith("/kernel") else None
             taken[name] = np.asarray(ours if order is None else _reordered(ours, order), np.float32)
     return taken, problems
 
@@ -116,12 +118,12 @@ def _to_ours(value: np.ndarray, leaf: Leaf) -> np.ndarray:
 
 
 def _reordered(kernel: np.ndarray, order: Sequence[int]) -> np.ndarray:
-    """Put the inputs of a kernel into another order; a depthwise one has them on its last axis."""
+    """Return a kernel with its inputs in another order; a depthwise one has them on its last axis."""
     return np.take(kernel, np.asarray(order), axis=3 if kernel.shape[2] == 1 else 2)
 
 
 def is_classifier(path: str) -> bool:
-    """Tell whether a variable is of a layer whose output are logits of classes."""
+    """Return whether a variable is of a layer whose output are logits of classes."""
     return any(part.startswith("classifier") for part in path.split("/"))
 
 

@@ -1,8 +1,6 @@
 """A model folder: `model.json` says how to build the network, `weights.safetensors` holds its variables by path."""
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from deeplab_jax.checkpoint import Checkpoints, misfits
 from deeplab_jax.errors import UserError, spell
-from deeplab_jax.files import read_json, write_whole
+from deeplab_jax.files import read_json, replacing, write_whole
 from deeplab_jax.models.catalog import describe, from_description
 from deeplab_jax.models.segmenter import Segmenter, Variables, abstract_variables
 
@@ -46,11 +44,9 @@ def save(path: str | Path, model: Segmenter, variables: Mapping[str, Any], info:
     tensors = {key: np.asarray(value, order="C") for key, value in flatten_variables(variables).items()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as work:
-            save_file(tensors, str(Path(work, WEIGHTS_FILE)), metadata={"format": "flax"})
-            Path(work, MODEL_FILE).write_text(_description(model, info), encoding="utf-8")
-            for name in (WEIGHTS_FILE, MODEL_FILE):
-                os.replace(Path(work, name), folder / name)
+        with replacing(folder / MODEL_FILE) as description, replacing(folder / WEIGHTS_FILE) as weights:
+            save_file(tensors, str(weights), metadata={"format": "flax"})
+            description.write_text(_description(model, info), encoding="utf-8")
     except OSError as error:
         raise UserError(
             f"{folder}: cannot write the model folder ({error.strerror or error}); free space or choose another"
@@ -59,7 +55,7 @@ def save(path: str | Path, model: Segmenter, variables: Mapping[str, Any], info:
 
 
 def load(path: str | Path, *, checkpoint: str = "best") -> tuple[Segmenter, Variables, dict[str, Any]]:
-    """Load a model folder, or the weights of a training run.
+    """Return a model folder, or the weights of a training run, as a model.
 
     Args:
       path: a model folder, or a run directory.
@@ -101,14 +97,14 @@ def write_description(folder: Path, model: Segmenter, info: Mapping[str, Any]) -
 
 
 def _description(model: Segmenter, info: Mapping[str, Any]) -> str:
-    """Return the recipe of the network, its preprocessing for readers that do not build it, and `info` as JSON."""
+    """Return how to build the network, its preprocessing for readers that do not build it, and `info` as JSON."""
     preprocessing = vars(model.preprocessing)
     content = {"format": FORMAT, "model": describe(model), "preprocessing": preprocessing, "info": dict(info)}
     return json.dumps(content, indent=1) + "\n"
 
 
 def read_description(folder: Path) -> tuple[Segmenter, dict[str, Any]]:
-    """Read `model.json`, returning the model and `info`."""
+    """Return the model and the `info` of `model.json`."""
     file = folder / MODEL_FILE
     try:
         content = read_json(file)

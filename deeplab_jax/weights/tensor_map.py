@@ -111,7 +111,7 @@ class TensorMap:
     prepare: Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]] | None = None
 
     def model(self, *, num_classes: int | None = None) -> Segmenter:
-        """Build the network."""
+        """Return the network."""
         return create_model(
             self.name,
             num_classes=self.num_classes if num_classes is None else num_classes,

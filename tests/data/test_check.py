@@ -162,8 +162,8 @@ def test_binary_masks_get_a_value_map(folder: Path) -> None:
     found = run(folder, two)
     assert found.counts["0/255 mask"] == 8 and not found.ok
     assert found.value_map == {0: 0, 255: 1}
-    mended = run(folder, LabelSet(two.names, two.palette, ((0, 0), (255, 1))))
-    assert mended.ok and not mended.findings and mended.class_pixels[1] == 8 * 40
+    fixed = run(folder, LabelSet(two.names, two.palette, ((0, 0), (255, 1))))
+    assert fixed.ok and not fixed.findings and fixed.class_pixels[1] == 8 * 40
 
 
 def test_masks_that_count_from_one(folder: Path) -> None:

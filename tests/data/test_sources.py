@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 from PIL import Image
+from pycocotools import mask
 
 from deeplab_jax.data import images
 from deeplab_jax.data.catalog import open_source, source_names
@@ -287,6 +288,17 @@ def test_polygons_are_filled_by_pixel_centres():
     )
     beyond = fill_polygons([np.array([[-9.0, -9.0], [99.0, -9.0], [99.0, 2.0], [-9.0, 2.0]])], 3, 4)
     np.testing.assert_array_equal(beyond, [[True] * 4, [True] * 4, [False] * 4])
+
+
+@pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")
+def test_outlines_are_filled_as_by_cocos_own_api():
+    """Its decision on pixels whose centre lies within a tenth of the outline is not that of the centre."""
+    first, second = [2.0, 1.3, 7.7, 3.0, 4.1, 8.9, 0.2, 6.6], [9.0, 0.4, 11.6, 0.5, 10.1, 9.7]
+    codes = mask.frPyObjects([first, second], 10, 12)
+    expected = np.maximum.reduce(mask.decode(codes), axis=-1)
+    inside = fill_polygons([np.reshape(first, (-1, 2)), np.reshape(second, (-1, 2))], 10, 12)
+    np.testing.assert_array_equal(inside, expected == 1)
+    assert not fill_polygons([], 3, 4).any()
 
 
 def test_run_lengths_go_down_the_columns():

@@ -99,7 +99,7 @@ def test_checkpoints_with_all_that_training_keeps(tmp_path: Path, layout: str) -
 
 
 @LAYOUTS
-def test_whole_modules_are_refused_with_the_mend(tmp_path: Path, layout: str) -> None:
+def test_whole_modules_are_refused_with_the_fix(tmp_path: Path, layout: str) -> None:
     network = torch.nn.DataParallel(torch.nn.Conv2d(3, 4, 3))
     for value in (network, {"epoch": 1, "model": network}):
         with pytest.raises(

@@ -1,4 +1,4 @@
-"""The accounting of tensors, on state dicts that a tiny recipe knows, and runs and folders of our own as sources."""
+"""The accounting of tensors, on state dicts that a tiny importer knows, and runs and folders of our own as sources."""
 
 import jax
 import numpy as np

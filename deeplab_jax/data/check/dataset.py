@@ -34,7 +34,7 @@ Progress = Callable[[int, int], None]
 
 
 def check_source(source: Source, *, limit: int | None = None, progress: Progress | None = None) -> Report:
-    """Read the examples of a source and report what is wrong with them.
+    """Return a report of what is wrong with the examples of a source, after reading them.
 
     Args:
       source: any source; of a `PairSource` the files themselves are looked at, of another one what it returns.
@@ -58,7 +58,7 @@ def check_source(source: Source, *, limit: int | None = None, progress: Progress
 
 
 def check_labels(label: np.ndarray, num_classes: int, *, name: str) -> None:
-    """Stop on labels that are neither a class nor ignored. Cheap: made for the first batches of a training run.
+    """Raise a UserError for labels that are neither a class nor ignored: cheap enough for the first batches of a run.
 
     Args:
       label: integers of any shape.
@@ -66,7 +66,7 @@ def check_labels(label: np.ndarray, num_classes: int, *, name: str) -> None:
       name: what the message calls the array, for example its files.
 
     Raises:
-      UserError: names the values, how many pixels hold them, and the mend.
+      UserError: names the values, how many pixels hold them, and the fix.
     """
     bad = label[((label < 0) | (label >= num_classes)) & (label != IGNORE_LABEL)]
     if bad.size:
@@ -78,7 +78,7 @@ def check_labels(label: np.ndarray, num_classes: int, *, name: str) -> None:
 
 
 def _run(inspect: Callable[[Item], Seen], items: Sequence[Item], progress: Progress | None) -> list[Seen]:
-    """Inspect in threads (decoding releases the interpreter lock), results in order."""
+    """Return what the examples showed, in order. Threads look at them: decoding releases the interpreter lock."""
     seen: list[Seen] = []
     pool = ThreadPoolExecutor(os.cpu_count())
     try:
@@ -92,7 +92,7 @@ def _run(inspect: Callable[[Item], Seen], items: Sequence[Item], progress: Progr
 
 
 def _spread(total: int, limit: int | None) -> Sequence[int]:
-    """All indices, or `limit` of them at even distances."""
+    """Return all indices, or `limit` of them at even distances."""
     return range(total) if limit is None or limit >= total else [i * total // limit for i in range(limit)]
 
 
@@ -103,12 +103,12 @@ def _unpaired(by_name: dict[str, str], masks_by_name: dict[str, str]) -> list[Fi
         # The names after `name` in order start with those that it is the beginning of: 7_mask for 7.
         at = bisect.bisect_left(lonely_masks, name)
         near = lonely_masks[at] if at < len(lonely_masks) and lonely_masks[at].startswith(name) else None
-        mend = "add the mask or remove the image"
+        fix = "add the mask or remove the image"
         if near:
-            mend = (
+            fix = (
                 f"if {Path(masks_by_name[near]).name} is it, give both one name or use globs (data.images, data.masks)"
             )
-        message = f"no mask is called '{name}'; {mend}"
+        message = f"no mask is called '{name}'; {fix}"
         findings.append(Finding("error", "image without mask", by_name[name], name, message))
     for name in lonely_masks:
         message = f"no image is called '{name}'; add the image or remove the mask"

@@ -35,7 +35,7 @@ class Seen:
 
 
 def inspect_example(source: Source, index: int) -> Seen:
-    """Look at what a source returns for one index."""
+    """Return what a source showed for one index."""
     described = source.describe(index)
     name = described if isinstance(described, str) else described[1]
     try:
@@ -50,7 +50,7 @@ def inspect_example(source: Source, index: int) -> Seen:
 
 
 def inspect_files(image_file: str, mask_file: str, labels: LabelSet) -> Seen:
-    """Look at an image file and its mask file, whose stored values `labels` explains."""
+    """Return what an image file and its mask file showed; `labels` explains the mask's stored values."""
     findings: list[Finding] = []
     size = None
     try:
@@ -73,10 +73,10 @@ def _compare_sizes(seen: Seen, mask: np.ndarray, name: str) -> None:
     if seen.size is None or seen.size == size:
         return
     spelled = "mask of {}x{} pixels for an image of {}x{}".format(*size, *seen.size)
-    mend = "give both the same size (masks are resized with nearest neighbour)"
+    fix = "give both the same size (masks are resized with nearest neighbour)"
     if size == seen.size[::-1]:
-        mend = "turn one of them by 90 degrees (a camera's rotation flag was probably applied to one only)"
-    seen.findings.append(Finding("error", "sizes differ", name, f"{size[0]}x{size[1]}", f"{spelled}; {mend}"))
+        fix = "turn one of them by 90 degrees (a camera's rotation flag was probably applied to one only)"
+    seen.findings.append(Finding("error", "sizes differ", name, f"{size[0]}x{size[1]}", f"{spelled}; {fix}"))
 
 
 def _inspect_values(stored: np.ndarray, labels: LabelSet, name: str, palette: dict[int, Colour]) -> Seen:
@@ -98,8 +98,8 @@ def _inspect_values(stored: np.ndarray, labels: LabelSet, name: str, palette: di
             [f"{value} ({amount[value]} pixels{_colour_hint(value, palette, labels)})" for value in unknown]
         )
         expected = spell_ranges(labels.stored_values)
-        mend = "correct the mask, or say in data.value_map what they are (255: ignore)"
-        message = f"holds {spelled}, where {expected} are expected; {mend}"
+        fix = "correct the mask, or say in data.value_map what they are (255: ignore)"
+        message = f"holds {spelled}, where {expected} are expected; {fix}"
         add(Finding("error", "unknown values", name, spell(unknown), message))
     elif (ids == IGNORE_LABEL).all():
         message = f"all pixels are ignored (stored values {spell(sorted(amount))}); label the image or remove the pair"
@@ -122,13 +122,13 @@ def _inspect_values(stored: np.ndarray, labels: LabelSet, name: str, palette: di
 
 
 def meaning(labels: LabelSet, stored: int) -> int | None:
-    """The class id that a stored value means, or None for an unknown one."""
+    """Return the class id that a stored value means, or None for an unknown one."""
     ids, unknown = to_class_ids(np.array([stored]), labels)
     return None if unknown else int(ids[0])
 
 
 def _file_palette(file: str) -> dict[int, Colour]:
-    """Index -> colour of a palette image, empty for other modes."""
+    """Return index -> colour of a palette image, empty for other modes."""
     with open_encoded(read_bytes(file, "mask")) as image:
         flat = image.getpalette() if image.mode == "P" else None
     return {} if flat is None else {i: (flat[3 * i], flat[3 * i + 1], flat[3 * i + 2]) for i in range(len(flat) // 3)}
@@ -145,7 +145,7 @@ def _colour_hint(value: int, palette: dict[int, Colour], labels: LabelSet) -> st
 
 
 def _shuffled_index(values: Sequence[int], palette: dict[int, Colour], labels: LabelSet) -> tuple[int, int] | None:
-    """An index whose colour is another class's, where all used colours are colours of classes: (index, that class)."""
+    """Return (index, class) of an index in the colour of another class, where all used colours are those of classes."""
     classes = [
         (value, class_id) for value in values if (class_id := meaning(labels, value)) not in (None, IGNORE_LABEL)
     ]
@@ -158,7 +158,7 @@ def _shuffled_index(values: Sequence[int], palette: dict[int, Colour], labels: L
 
 
 def _mask_error(file: str, labels: LabelSet, error: UserError) -> Finding:
-    """A mask that could not be read as numbers: say which of the usual reasons it is."""
+    """Return which of the usual reasons it is that a mask could not be read as numbers."""
     try:
         with open_encoded(read_bytes(file, "mask")) as image:
             mode, is_jpeg = image.mode, image.format in ("JPEG", "MPO")
@@ -173,11 +173,11 @@ def _mask_error(file: str, labels: LabelSet, error: UserError) -> Finding:
     codes = packed[np.argsort(-counts, kind="stable")].tolist()
     found: list[Colour] = [(code >> 16, code >> 8 & 255, code & 255) for code in codes]
     if len(found) > 256:
-        mend = (
+        fix = (
             "is it a photograph, or resized with interpolation? Export the original mask, resize with nearest neighbour"
         )
     elif all(r == g == b for r, g, b in found):
-        mend = f"its channels are equal: save one of them (values {spell(sorted(colour[0] for colour in found))})"
+        fix = f"its channels are equal: save one of them (values {spell(sorted(colour[0] for colour in found))})"
     else:
         hints = [
             f"{colour} is {labels.palette.index(colour)} {labels.names[labels.palette.index(colour)]}"
@@ -185,8 +185,8 @@ def _mask_error(file: str, labels: LabelSet, error: UserError) -> Finding:
             else f"{colour} is no class's colour"
             for colour in found
         ]
-        mend = f"save class ids as grey or palette PNG instead: {spell(hints)}"
-    message = f"{mode} mask with {len(found)} colours, where class ids are needed; {mend}"
+        fix = f"save class ids as grey or palette PNG instead: {spell(hints)}"
+    message = f"{mode} mask with {len(found)} colours, where class ids are needed; {fix}"
     return Finding("error", "colour mask", file, mode, message)
 
 

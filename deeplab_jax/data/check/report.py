@@ -21,7 +21,7 @@ class Finding:
       kind: what findings are grouped and counted by.
       file: the file, or the name of the example or data set.
       value: the offending value, spelled.
-      message: one line that says what was found and how to mend it, without the file.
+      message: one line that says what was found and how to fix it, without the file.
     """
 
     severity: Literal["error", "warning"]
@@ -72,16 +72,16 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether there is no error; warnings do not count."""
+        """Return whether there is no error; warnings do not count."""
         return all(finding.severity != "error" for finding in self.findings)
 
     def to_json(self) -> dict[str, Any]:
-        """All fields, as what `json.dump` takes."""
+        """Return all fields, as what `json.dump` takes."""
         return {**dataclasses.asdict(self), "ok": self.ok}
 
 
 def format_report(report: Report) -> str:
-    """The report as plain text, a few screens at most."""
+    """Return the report as plain text, a few screens at most."""
     lines = [f"{report.name}: {report.checked} of {report.total} examples checked"]
     if report.smallest and report.largest:
         lines[0] += ", images from {}x{} to {}x{}".format(*report.smallest, *report.largest)
@@ -111,7 +111,7 @@ def _plural(count: int, word: str) -> str:
 
 
 def median_frequency_weights(class_pixels: np.ndarray, pixels_where_present: np.ndarray) -> np.ndarray:
-    """Class weights median(f) / f with f = `class_pixels / pixels_where_present`; 1 for an absent class.
+    """Return class weights median(f) / f with f = `class_pixels / pixels_where_present`; 1 for an absent class.
 
     From Eigen and Fergus 2015 ("Predicting depth, surface normals and semantic labels"), as used on CamVid by SegNet.
 

@@ -10,7 +10,7 @@ _FOLDERS = {"train": "training", "val": "validation"}
 
 
 def open_ade20k(dir: str | Path, *, split: str) -> PairSource:
-    """Open ADE20K: `dir` is ADEChallengeData2016 or the folder that holds it.
+    """Return ADE20K: `dir` is ADEChallengeData2016 or the folder that holds it.
 
     Raises:
       UserError: a split other than `train` and `val`, a missing folder, or a file without a partner.

@@ -9,7 +9,7 @@ LAYOUT = "train/*.jpg or *.png with trainannot/*.png, and val/ with valannot/"
 
 
 def open_camvid(dir: str | Path, *, split: str) -> PairSource:
-    """Open CamVid: `dir/train/NAME.jpg` (or `.png`) with `dir/trainannot/NAME.png`, and `val` alike.
+    """Return CamVid: `dir/train/NAME.jpg` (or `.png`) with `dir/trainannot/NAME.png`, and `val` alike.
 
     The test split is not offered: it is for a final score by others, not for training or selection here.
 

@@ -11,7 +11,7 @@ _MASK_END = "_gtFine_labelIds.png"
 
 
 def open_cityscapes(dir: str | Path, *, split: str) -> PairSource:
-    """Open Cityscapes as its two archives unpack.
+    """Return Cityscapes as its two archives unpack.
 
     The published label ids are read, not the train ids that its scripts can write. The annotations of the test split
     are withheld (its published masks are blank), so only `train` and `val` are offered.

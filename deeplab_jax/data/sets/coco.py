@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pycocotools import mask as coco_masks
 
 from deeplab_jax.data.image_files import LIMIT, MAX_PIXELS
 from deeplab_jax.data.images import read_image
@@ -16,7 +17,8 @@ from deeplab_jax.labels import IGNORE_LABEL, VOC, LabelSet
 
 LAYOUT = "train2017/, val2017/ and annotations/instances_{train,val}2017.json"
 MIN_PIXELS = 1000
-FARTHEST = 1e6  # Pixels of an outline from the corner of its image.
+FARTHEST = 1e5  # Pixels of an outline from the corner of its image.
+LONGEST = 1e5  # Pixels along the outlines of an instance: COCO's API takes time and memory for each.
 MAX_BYTES = 2**31  # Of the annotations; those of `train` have 450 million.
 
 # COCO's category id for each VOC class from 1 (aeroplane) to 20 (tvmonitor).
@@ -66,7 +68,7 @@ class CocoSource:
 
 
 def open_coco(dir: str | Path, *, split: str) -> CocoSource:
-    """Open COCO 2017 (`train` or `val`): the images whose instances of VOC classes cover over 1000 pixels, by name.
+    """Return COCO 2017 (`train` or `val`): the images whose instances of VOC classes cover over 1000 pixels, by name.
 
     The rule is that of DeepLabv3, section 4.3 ("Pretrained on COCO"); the area is the sum of the areas that the
     annotations state. Instances of other categories are background, crowd regions are 255, and so are pixels that
@@ -138,6 +140,8 @@ def _region(class_id: int, is_crowd: bool, segmentation: Any) -> _Region:
         )
         if any((abs(points) > FARTHEST).any() or np.isnan(points).any() for points in polygons):
             raise ValueError("an outline far from any image")
+        if sum(np.abs(np.diff(points, axis=0)).sum() for points in polygons) > LONGEST:
+            raise ValueError(f"an outline of over {LONGEST:.0f} pixels")
         return _Region(class_id, is_crowd, polygons, None)
     counts = segmentation["counts"]
     runs = decode_counts(counts) if isinstance(counts, str) else np.asarray(counts, np.int64)
@@ -161,36 +165,25 @@ def _draw(entry: _Entry) -> np.ndarray:
 
 
 def fill_polygons(polygons: Sequence[np.ndarray], height: int, width: int) -> np.ndarray:
-    """The union of filled outlines: a pixel is inside where its centre is, by the even-odd rule within each outline.
+    """Return the union of filled outlines as bool `[height, width]`, pixel by pixel what COCO's own API makes of them.
 
     Args:
       polygons: float `[points, 2]` each, (x, y) in pixels; pixel (0, 0) covers 0 to 1.
       height: of the map.
       width: of the map.
-
-    Returns:
-      bool `[height, width]`.
     """
-    inside = np.zeros((height, width), bool)
-    for points in polygons:
-        x0, y0 = points.T
-        x1, y1 = np.roll(points, -1, axis=0).T
-        # Each column's centre line crosses the outline an even number of times; every crossing turns the pixels below
-        # it over.
-        centres = np.arange(width) + 0.5
-        edge, column = np.nonzero((x0[:, None] <= centres) != (x1[:, None] <= centres))
-        y = y0[edge] + (centres[column] - x0[edge]) * (y1 - y0)[edge] / (x1 - x0)[edge]
-        row = np.clip(np.ceil(y - 0.5), 0, height).astype(np.int64)
-        turns = np.zeros((height + 1, width), np.int32)
-        np.add.at(turns, (row, column), 1)
-        inside |= np.cumsum(turns[:height], axis=0) % 2 == 1
-    return inside
+    if not polygons:
+        return np.zeros((height, width), bool)
+    outlines = [points.ravel().tolist() for points in polygons]
+    code = coco_masks.merge(coco_masks.frPyObjects(outlines, height, width))
+    return fill_runs(decode_counts(code["counts"].decode("ascii")), height, width)
 
 
 def fill_runs(runs: np.ndarray, height: int, width: int) -> np.ndarray:
-    """A run-length code as bool `[height, width]`.
+    """Return a run-length code as bool `[height, width]`.
 
     The runs are of outside and inside pixels in turn, down the columns one after the other, starting with outside.
+    COCO's API reads beyond the end of a code that is damaged, so runs are decoded here.
 
     Raises:
       UserError: the runs do not add up to the size.
@@ -205,7 +198,7 @@ def fill_runs(runs: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def decode_counts(counts: str) -> np.ndarray:
-    """The run lengths behind the string that COCO compresses them to.
+    """Return the run lengths behind the string that COCO compresses them to.
 
     Each character from `0` on holds five bits, low bits first; from the fourth run on, what is stored is the difference
     to the run two places before.

@@ -33,7 +33,7 @@ def open_folder(
     split_lists: Mapping[str, str] | None = None,
     val_fraction: float | None = None,
 ) -> PairSource:
-    """Open a folder of images and masks. An image and its mask have the same name up to the suffix.
+    """Return a folder of images and masks as a source. An image and its mask have the same name up to the suffix.
 
     Which examples belong to `split` is told in one of these ways, tried in this order:
     `split_lists` names a text file per split, one name per line; `val_fraction` holds out that share, chosen by a hash

@@ -21,7 +21,7 @@ _BORDERS = ("ignore", "class")
 
 
 def open_pet(dir: str | Path, *, split: str, border: str = "ignore", val_fraction: float = 0.1) -> PairSource:
-    """Open Oxford-IIIT Pet as its two archives unpack (images.tar.gz, annotations.tar.gz).
+    """Return Oxford-IIIT Pet as its two archives unpack (images.tar.gz, annotations.tar.gz).
 
     Args:
       dir: the folder that holds `images/` and `annotations/`.

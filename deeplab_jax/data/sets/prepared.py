@@ -1,4 +1,4 @@
-"""Reads a folder that `prepare` wrote, through TFDS and without TensorFlow."""
+"""A folder that `prepare` wrote, read through TFDS and without TensorFlow."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -65,7 +65,7 @@ class PreparedSource:
 
 
 def open_prepared(dir: str | Path, *, split: str) -> PreparedSource:
-    """Open one split of a folder written by `prepare`. The folder says by itself which classes it has.
+    """Return one split of a folder that `prepare` wrote. The folder says by itself which classes it has.
 
     Raises:
       UserError: the folder was not written by `prepare`, or has no such split.

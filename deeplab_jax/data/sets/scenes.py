@@ -77,29 +77,29 @@ class _Canvas:
         return self.label.shape[0], self.label.shape[1]
 
     def integer(self, low: int, high: int) -> int:
-        """A random integer, both ends included."""
+        """Return a random integer, both ends included."""
         return int(self.rng.integers(low, high + 1))
 
     def point(self) -> tuple[int, int]:
-        """A random (x, y)."""
+        """Return a random (x, y)."""
         height, width = self.size
         return self.integer(0, width - 1), self.integer(0, height - 1)
 
     def count(self, low: int, high: int, *, lines: bool = False) -> int:
-        """A random number of things, stated for 129x129 pixels; it grows with the area, or for lines with the side."""
+        """Return a random count of things, stated for 129x129: it grows with the area, of lines with the side."""
         height, width = self.size
         area = height * width * 64 // (129 * 129)
         return max(self.integer(low, high) * (8 * math.isqrt(area) if lines else area) + 32 >> 6, 1)
 
     def ground(self, colour: tuple[int, int, int]) -> tuple[int, int, int]:
-        """A colour of unlit ground under this picture's light."""
+        """Return a colour of unlit ground under this picture's light."""
         if not self.night:
             return colour
         return colour[0] * _NIGHT[0] >> 8, colour[1] * _NIGHT[1] >> 8, colour[2] * _NIGHT[2] >> 8
 
 
 def _blob(canvas: _Canvas, centre: tuple[int, int], radius: int) -> np.ndarray:
-    """Corners, int32 [8, 1, 2], of a lump around `centre`."""
+    """Return the corners, int32 [8, 1, 2], of a lump around `centre`."""
     corners = []
     for turn in range(8):
         dx, dy = _DIRECTIONS[turn % 4 * 2]
@@ -110,7 +110,7 @@ def _blob(canvas: _Canvas, centre: tuple[int, int], radius: int) -> np.ndarray:
 
 
 def _course(canvas: _Canvas) -> np.ndarray:
-    """Corners, int32 [3, 1, 2], of a line that bends once on its way through the picture."""
+    """Return the corners, int32 [3, 1, 2], of a line that bends once on its way through the picture."""
     height, width = canvas.size
     if canvas.integer(0, 1):
         xs = [-40, canvas.integer(width // 4, width * 3 // 4), width + 40]
@@ -122,7 +122,7 @@ def _course(canvas: _Canvas) -> np.ndarray:
 
 
 def _stripes(canvas: _Canvas, kind: int) -> np.ndarray:
-    """A field's surface, uint8 [H, W, 3]: stripes across (wheat) or down (maize), up to one in six aslant."""
+    """Return a field's surface, uint8 [H, W, 3]: stripes across (wheat) or down (maize), up to one in six aslant."""
     height, width = canvas.size
     slant, band = canvas.integer(-1, 1), canvas.integer(15, 21)  # sixths of a pixel
     rows, columns = np.arange(height)[:, None], np.arange(width)[None]
@@ -131,7 +131,7 @@ def _stripes(canvas: _Canvas, kind: int) -> np.ndarray:
 
 
 def _draw_field(canvas: _Canvas, surfaces: dict[int, np.ndarray]) -> None:
-    """A lump of wheat or maize."""
+    """Draw a lump of wheat or maize."""
     kind = (WHEAT, MAIZE)[canvas.integer(0, 1)]
     field = [_blob(canvas, canvas.point(), canvas.integer(20, 44))]
     mask = cv2.fillPoly(np.zeros(canvas.size, np.uint8), field, 1)
@@ -140,7 +140,7 @@ def _draw_field(canvas: _Canvas, surfaces: dict[int, np.ndarray]) -> None:
 
 
 def _draw_water(canvas: _Canvas) -> None:
-    """A river, or a lake."""
+    """Draw a river, or a lake."""
     colour = _DARK if canvas.night else _BRIGHT
     if canvas.integer(0, 1):
         course, width = [_course(canvas)], canvas.integer(24, 42)
@@ -160,7 +160,7 @@ def _draw_road(canvas: _Canvas) -> None:
 
 
 def _draw_paddock(canvas: _Canvas, grass: np.ndarray) -> None:
-    """A disc of the meadow's own `grass` inside a hedge and a path, of any size, clear of other paddocks."""
+    """Draw a disc of the meadow's own `grass` inside a hedge and a path, of any size, clear of other paddocks."""
     radius = _RADII[canvas.integer(0, len(_RADII) - 1)]
     for _ in range(6):
         centre = canvas.point()
@@ -174,7 +174,7 @@ def _draw_paddock(canvas: _Canvas, grass: np.ndarray) -> None:
 
 
 def _draw_vehicles(canvas: _Canvas, kind: int, count: int) -> None:
-    """Up to `count` boats or cars, which look alike, each where its four corners find room."""
+    """Draw up to `count` boats or cars, which look alike, each where its four corners find room."""
     height, width = canvas.size
     room = (canvas.label == (WATER if kind == BOAT else ROAD)).astype(np.uint8)
     places = np.flatnonzero(room)
@@ -200,7 +200,7 @@ def _draw_vehicles(canvas: _Canvas, kind: int, count: int) -> None:
 
 
 def _draw_wire(canvas: _Canvas) -> None:
-    """A line across everything, with two masts before its bend and two after."""
+    """Draw a line across everything, with two masts before its bend and two after."""
     course = _course(canvas)
     start, bend, end = course[:, 0]
     for target, value in ((canvas.label, WIRE), (canvas.image, _WIRE)):
@@ -212,14 +212,14 @@ def _draw_wire(canvas: _Canvas) -> None:
 
 
 def _mottle(canvas: _Canvas, cell: int, strength: int) -> np.ndarray:
-    """Smooth noise, int16 [H, W], between -strength and +strength, that changes over about `cell` pixels."""
+    """Return smooth noise, int16 [H, W], between -strength and +strength, that changes over about `cell` pixels."""
     height, width = canvas.size
     coarse = canvas.rng.integers(0, 2 * strength + 1, (height // cell + 2, width // cell + 2), dtype=np.uint8)
     return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR_EXACT).astype(np.int16) - strength
 
 
 def _shade(canvas: _Canvas) -> np.ndarray:
-    """The picture, uint8 [H, W, 3], under a light that falls off to one side, with mottling and noise."""
+    """Return the picture, uint8 [H, W, 3], under a light that falls off to one side, with mottling and noise."""
     height, width = canvas.size
     corners = canvas.rng.integers(88, 129, (2, 2), dtype=np.uint8)  # of 128
     light = cv2.resize(corners, (width, height), interpolation=cv2.INTER_LINEAR_EXACT).astype(np.int16)
@@ -230,7 +230,7 @@ def _shade(canvas: _Canvas) -> np.ndarray:
 
 
 def _draw(rng: np.random.Generator, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """One scene: image uint8 [H, W, 3] and label uint8 [H, W]."""
+    """Return one scene: image uint8 [H, W, 3] and label uint8 [H, W]."""
     canvas = _Canvas(
         rng, np.empty((height, width, 3), np.uint8), np.full((height, width), MEADOW, np.uint8), bool(rng.integers(2))
     )
@@ -295,5 +295,5 @@ class Scenes:
         return {"image": image, "label": label, "name": self.describe(i)}
 
     def describe(self, i: int) -> str:
-        """The example's name."""
+        """Return the example's name."""
         return f"scenes_{self.split}_{self.seed}_{i:06d}"

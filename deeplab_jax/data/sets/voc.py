@@ -27,7 +27,7 @@ _AUGMENTED_LISTS = (
 
 
 def open_voc(dir: str | Path, *, split: str, border: str = "ignore") -> PairSource:
-    """Open PASCAL VOC 2012: `dir` is the VOC2012 folder, or a folder that holds `VOC2012` or `VOCdevkit/VOC2012`.
+    """Return PASCAL VOC 2012: `dir` is the VOC2012 folder, or a folder that holds `VOC2012` or `VOCdevkit/VOC2012`.
 
     The masks of `trainaug` are all taken from SegmentationClassAug, those of the other splits from SegmentationClass.
     `border="background"` counts the void strips around objects as background; by default they are ignored.

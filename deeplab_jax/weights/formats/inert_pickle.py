@@ -1,19 +1,22 @@
-"""Pickles read as data: their opcodes are followed, but nothing is imported, called or looked up on a real object.
+"""Pickles read as data: nothing that they name is imported, and nothing is called but what an allow-list holds.
 
-Python's own unpickler, however restricted, trusts the file's numbers: it allocates what memo indices and lengths
-announce, and hashes tuples of any depth. Here the standard library's `pickletools` only splits the file into opcodes,
-and this module keeps the stack. Every global is just its name. Calling one gives what a table of pure functions
-returns for that name, and otherwise a placeholder that swallows arguments, state and items.
+It is the standard library's unpickler in Python with other handlers for the opcodes that look objects up, call them,
+set their attributes or hash them. The one in C cannot be restricted so: it takes the memory that a memo index
+announces, hashes tuples of any depth, and sets attributes of whatever stands on its stack.
 """
 
 import io
+import pickle
 import pickletools
+import struct
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 MAX_OPCODES = 2_000_000  # A checkpoint of a thousand tensors and their optimizer's state takes about 100,000.
 LARGEST_KEY = 2**63
+# What a damaged pickle makes the unpickler raise.
+DAMAGE = (ValueError, TypeError, LookupError, AttributeError, OverflowError, EOFError, struct.error)
 
 
 class PickleError(ValueError):
@@ -30,165 +33,80 @@ class Global:
 
 
 class Placeholder:
-    """Stands for an object of a class that is not known here; nothing is left of it but the name of the class."""
+    """Stands for an object of a class that is not on the list; nothing is left of it but the name of the class."""
 
     __slots__ = ("name",)
 
     def __init__(self, name: str) -> None:
         self.name = name
 
+    def extend(self, items: list[Any]) -> None:
+        """Drop what the pickle would add to the object."""
+
+    append = extend
+
 
 def loads(stream: io.BytesIO, *, functions: Mapping[str, Callable[..., Any]], persistent: Callable[[Any], Any]) -> Any:
-    """Read one pickle, up to its STOP; the stream is left behind it.
+    """Return what one pickle holds, read up to its STOP; the stream is left behind it.
+
+    That is None, bool, int, float, str, bytes, bytearray, list, tuple, dict, `Global`, `Placeholder`, and what the
+    functions return, nested. Containers may contain themselves.
 
     Args:
       stream: in memory, so that no announced length is allocated.
-      functions: what calling `module.name` with the pickle's arguments gives; they check these and have no effects.
-        TypeError and ValueError are taken as damage.
+      functions: the allow-list: `module.name` -> what is called in its place with the pickle's arguments, which it
+        checks; it has no effects. TypeError and ValueError are taken as damage.
       persistent: what a persistent id gives.
-
-    Returns:
-      None, bool, int, float, str, bytes, bytearray, list, tuple, dict, `Global`, `Placeholder`, and what the functions
-      return, nested. Containers may contain themselves.
 
     Raises:
       PickleError: damage, or more than `MAX_OPCODES`.
     """
-    machine = _Machine(functions, persistent)
+    start = stream.tell()
     try:
         with warnings.catch_warnings(action="ignore"):  # Of unusual escapes in strings.
-            for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
+            for count, _ in enumerate(pickletools.genops(stream)):  # Every announced length is there.
                 if count >= MAX_OPCODES:
                     raise PickleError(f"its pickle has more than {MAX_OPCODES} opcodes")
-                machine.step(opcode.name, argument)
-        return machine.stack.pop()
+            stream.seek(start)
+            return _Unpickler(stream, functions, persistent).load()
     except PickleError:
         raise
-    except (ValueError, TypeError, IndexError, KeyError, OverflowError) as error:
+    except (*DAMAGE, pickle.UnpicklingError) as error:
         raise PickleError(f"its pickle breaks at byte {stream.tell()}, {type(error).__name__}") from None
 
 
-class _Machine:
-    def __init__(self, functions: Mapping[str, Callable[..., Any]], persistent: Callable[[Any], Any]) -> None:
+class _Unpickler(pickle._Unpickler):
+    # Of the standard library's class, whose type stubs lack them.
+    stack: list[Any]
+    append: Callable[[Any], None]
+    pop_mark: Callable[[], list[Any]]
+    read: Callable[[int], bytes]
+
+    def __init__(
+        self, stream: io.BytesIO, functions: Mapping[str, Callable[..., Any]], persistent: Callable[[Any], Any]
+    ) -> None:
+        super().__init__(stream, encoding="latin-1")
         self.functions = functions
         self.persistent = persistent
-        self.stack: list[Any] = []
-        self.marks: list[list[Any]] = []  # The stack beneath each mark.
-        self.memo: dict[int, Any] = {}
 
-    def step(self, name: str, argument: Any) -> None:
-        """Do what one opcode says; the most frequent ones come first."""
-        stack = self.stack
-        match name:
-            case "BINPUT" | "LONG_BINPUT" | "PUT":
-                self.put(argument)
-            case "MEMOIZE":
-                self.put(len(self.memo))
-            case "BINGET" | "LONG_BINGET" | "GET":
-                stack.append(self.memo[argument])
-            case "BINUNICODE" | "SHORT_BINUNICODE" | "BINUNICODE8" | "UNICODE":
-                stack.append(argument)
-            case "BININT" | "BININT1" | "BININT2" | "INT" | "LONG" | "LONG1" | "LONG4" | "BINFLOAT" | "FLOAT":
-                stack.append(argument)
-            case (
-                "STRING" | "BINSTRING" | "SHORT_BINSTRING" | "BINBYTES" | "SHORT_BINBYTES" | "BINBYTES8" | "BYTEARRAY8"
-            ):
-                stack.append(argument)
-            case "NONE":
-                stack.append(None)
-            case "NEWTRUE" | "NEWFALSE":
-                stack.append(name == "NEWTRUE")
-            case "MARK":
-                self.marks.append(stack)
-                self.stack = []
-            case "EMPTY_TUPLE":
-                stack.append(())
-            case "TUPLE1" | "TUPLE2" | "TUPLE3":
-                stack.append(tuple(self.pop(int(name[-1]))))
-            case "TUPLE":
-                items = self.pop_mark()
-                self.stack.append(tuple(items))
-            case "LIST":
-                items = self.pop_mark()
-                self.stack.append(items)
-            case "EMPTY_LIST":
-                stack.append([])
-            case "APPEND":
-                self.extend(self.pop(1))
-            case "APPENDS" | "ADDITEMS":
-                self.extend(self.pop_mark())
-            case "EMPTY_DICT":
-                stack.append({})
-            case "DICT":
-                items = self.pop_mark()
-                self.stack.append({})
-                self.set_items(items)
-            case "SETITEM":
-                self.set_items(self.pop(2))
-            case "SETITEMS":
-                self.set_items(self.pop_mark())
-            case "EMPTY_SET":
-                stack.append(Placeholder("builtins.set"))
-            case "FROZENSET":
-                self.pop_mark()
-                self.stack.append(Placeholder("builtins.frozenset"))
-            case "GLOBAL":
-                stack.append(Global(argument.replace(" ", ".", 1)))
-            case "STACK_GLOBAL":
-                module, member = self.pop(2)
-                stack.append(Global(f"{_text(module)}.{_text(member)}"))
-            case "EXT1" | "EXT2" | "EXT4":
-                stack.append(Global("copyreg.extension"))
-            case "BINPERSID":
-                stack.append(self.persistent(stack.pop()))
-            case "PERSID":
-                stack.append(self.persistent(argument))
-            case "REDUCE" | "NEWOBJ":
-                function, arguments = self.pop(2)
-                stack.append(self.call(function, arguments))
-            case "NEWOBJ_EX":
-                function, arguments, _ = self.pop(3)
-                stack.append(self.call(function, arguments))
-            case "OBJ":
-                function, *items = self.pop_mark()
-                self.stack.append(self.call(function, tuple(items)))
-            case "INST":
-                items = self.pop_mark()
-                self.stack.append(self.call(Global(argument.replace(" ", ".", 1)), tuple(items)))
-            case "BUILD" | "POP":  # A BUILD's state (attributes, a state dict's versions) is of no use here.
-                self.pop(1)
-            case "DUP":
-                stack.append(stack[-1])
-            case "POP_MARK":
-                self.pop_mark()
-            case "PROTO" | "FRAME" | "STOP":
-                pass
-            case _:
-                raise PickleError(f"its pickle has the opcode {name}, which torch.save never writes")
+    def persistent_load(self, pid: Any) -> Any:
+        return self.persistent(pid)
 
-    def pop(self, count: int) -> list[Any]:
-        """Take the top items off the stack, in the order in which they were pushed."""
-        if len(self.stack) < count:
-            raise PickleError("its pickle takes more from the stack than is there")
-        items = self.stack[-count:]
-        del self.stack[-count:]
-        return items
+    def find_class(self, module: str, name: str) -> Any:
+        return Global(f"{module}.{name}")
 
-    def pop_mark(self) -> list[Any]:
-        items, self.stack = self.stack, self.marks.pop()
-        return items
+    def get_extension(self, code: int) -> None:
+        self.append(Global("copyreg.extension"))
 
-    def put(self, index: int) -> None:
-        if not 0 <= index < MAX_OPCODES:
-            raise PickleError("its pickle has a memo index out of range")
-        self.memo[index] = self.stack[-1]
+    def _instantiate(self, klass: Any, args: list[Any]) -> None:
+        self.call(klass, tuple(args))
 
-    def extend(self, items: list[Any]) -> None:
-        target = self.stack[-1]
-        if type(target) is list:
-            target.extend(items)
-        elif not isinstance(target, Placeholder):
+    def call(self, function: Any, arguments: Any) -> None:
+        """Push what the list's function gives for the arguments, or a placeholder where it has none."""
+        if type(arguments) is not tuple or not isinstance(function, Global | Placeholder):
             raise TypeError
+        known = self.functions.get(function.name) if isinstance(function, Global) else None
+        self.append(known(*arguments) if known else Placeholder(function.name))
 
     def set_items(self, items: list[Any]) -> None:
         target = self.stack[-1]
@@ -198,22 +116,59 @@ class _Machine:
         elif not isinstance(target, Placeholder):
             raise TypeError
 
-    def call(self, function: Any, arguments: Any) -> Any:
-        """Return what a global of the table gives for the arguments, and a placeholder for everything else."""
-        if type(arguments) is not tuple or not isinstance(function, Global | Placeholder):
-            raise TypeError
-        known = self.functions.get(function.name) if isinstance(function, Global) else None
-        return known(*arguments) if known else Placeholder(function.name)
+    def load_call(self) -> None:
+        arguments, function = self.stack.pop(), self.stack.pop()
+        self.call(function, arguments)
 
+    def load_call_with_keywords(self) -> None:
+        self.stack.pop()
+        self.load_call()
 
-def _text(value: Any) -> str:
-    if type(value) is not str:
-        raise TypeError
-    return value
+    def load_setitem(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self.set_items([key, value])
+
+    def load_setitems(self) -> None:
+        self.set_items(self.pop_mark())
+
+    def load_dict(self) -> None:
+        items = self.pop_mark()
+        self.append({})
+        self.set_items(items)
+
+    def load_set(self) -> None:
+        self.append(Placeholder("builtins.set"))
+
+    def load_frozenset(self) -> None:
+        self.pop_mark()
+        self.append(Placeholder("builtins.frozenset"))
+
+    def load_state(self) -> None:
+        self.stack.pop()  # Attributes, or a state dict's versions: of no use here.
+
+    def load_frame(self) -> None:
+        self.read(8)  # A length, for readers of streams.
+
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {
+        **pickle._Unpickler.dispatch,
+        pickle.REDUCE[0]: load_call,
+        pickle.NEWOBJ[0]: load_call,
+        pickle.NEWOBJ_EX[0]: load_call_with_keywords,
+        pickle.SETITEM[0]: load_setitem,
+        pickle.SETITEMS[0]: load_setitems,
+        pickle.DICT[0]: load_dict,
+        pickle.EMPTY_SET[0]: load_set,
+        pickle.FROZENSET[0]: load_frozenset,
+        pickle.ADDITEMS[0]: pickle._Unpickler.dispatch[pickle.APPENDS[0]],
+        pickle.BUILD[0]: load_state,
+        pickle.FRAME[0]: load_frame,
+    }
+    for opcode in (pickle.NEXT_BUFFER, pickle.READONLY_BUFFER):  # Buffers beside the pickle: torch.save writes none.
+        del dispatch[opcode[0]]
 
 
 def is_key(value: Any) -> bool:
-    """Say whether a key is kept: others, tuples of any depth and integers of one hash, may take for ever to hash."""
+    """Return whether a key is kept: others, tuples of any depth and integers of one hash, may take for ever to hash."""
     if type(value) is int:
         return -LARGEST_KEY <= value < LARGEST_KEY
     return value is None or type(value) in (str, bytes, bool, float)

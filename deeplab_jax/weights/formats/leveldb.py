@@ -3,8 +3,9 @@
 import struct
 from collections.abc import Iterator
 
+import google_crc32c
+
 from deeplab_jax.errors import UserError
-from deeplab_jax.weights.formats.crc32c import masked_crc32c
 
 MAGIC = struct.pack("<Q", 0xDB4775248B80FB57)
 FOOTER = 48
@@ -71,15 +72,21 @@ def _read_block(data: bytes, handle: tuple[int, int]) -> Iterator[tuple[bytes, b
         at += own + length
 
 
+def masked_crc32c(data: bytes) -> int:
+    """Return the checksum that both formats store: rotated and offset, since the bytes may hold checksums too."""
+    crc = google_crc32c.value(data)
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
 def _handle(data: bytes, at: int) -> tuple[tuple[int, int], int]:
-    """Read where a block is: offset and size; and return where that ends."""
+    """Return where a block is, its offset and size, and where the number after it begins."""
     offset, at = varint(data, at)
     size, at = varint(data, at)
     return (offset, size), at
 
 
 def varint(data: bytes, at: int) -> tuple[int, int]:
-    """Read a number of up to 64 bits in groups of 7, the lowest first; and return where it ends."""
+    """Return a number of up to 64 bits in groups of 7, the lowest first, and where it ends."""
     value = 0
     for shift in range(0, 70, 7):
         byte = data[at]

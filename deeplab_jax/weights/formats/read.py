@@ -25,7 +25,7 @@ LONGEST_NAME = 500
 
 
 def read_tensors(source: str | Path | Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Read a state dict.
+    """Return the tensors of a state dict by name.
 
     Args:
       source: a PyTorch or safetensors file, a TensorFlow checkpoint (its prefix, `.index` file or folder), a `.tflite`
@@ -41,7 +41,7 @@ def read_tensors(source: str | Path | Mapping[str, Any]) -> dict[str, np.ndarray
 
 
 def read_network(source: str | Path | Mapping[str, Any]) -> tuple[dict[str, np.ndarray], int | None]:
-    """Read a state dict as `read_tensors` does, and the output stride where the format holds it (`.tflite`)."""
+    """Return what `read_tensors` does, and the output stride where the format holds it (`.tflite`)."""
     if isinstance(source, Mapping):
         return state_dict(source, name="state dict"), None
     path = Path(source)
@@ -85,7 +85,7 @@ def _read(path: Path) -> tuple[Mapping[str, Any], int | None]:
 
 
 def state_dict(tree: Mapping[str, Any], *, name: str) -> dict[str, np.ndarray]:
-    """Find the state dict in what was saved, and take off the prefix of DataParallel.
+    """Return the state dict in what was saved, without the prefix of DataParallel.
 
     Args:
       tree: nested mappings with arrays, or anything that numpy turns into arrays, among the leaves.
@@ -127,7 +127,7 @@ def _array(value: Any, key: object, name: str) -> np.ndarray:
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    """Read a safetensors file; the library holds declared sizes against the file before it makes an array."""
+    """Return the tensors of a safetensors file; the library holds sizes against the file before it allocates."""
     try:
         return load_file(str(path))
     except AttributeError as error:

@@ -1,4 +1,4 @@
-"""TensorFlow's checkpoints, read without TensorFlow.
+"""TensorFlow's checkpoints, read without TensorFlow, which alone has a reader of them and weighs 500 MB.
 
 A checkpoint PREFIX is an index, PREFIX.index, and the values of its tensors, PREFIX.data-00000-of-0000N. The index is a
 table of LevelDB whose keys are the tensors' names and whose values are protocol buffers: `BundleHeaderProto` under the
@@ -15,8 +15,7 @@ import ml_dtypes
 import numpy as np
 
 from deeplab_jax.errors import UserError
-from deeplab_jax.weights.formats.crc32c import masked_crc32c
-from deeplab_jax.weights.formats.leveldb import MAGIC, read_table, varint
+from deeplab_jax.weights.formats.leveldb import MAGIC, masked_crc32c, read_table, varint
 
 INDEX = ".index"
 STATE = "checkpoint"
@@ -84,7 +83,7 @@ def find_checkpoint(path: Path) -> Path | None:
 
 
 def read_checkpoint(prefix: Path) -> dict[str, np.ndarray]:
-    """Read the tensors of a checkpoint.
+    """Return the tensors of a checkpoint by name.
 
     Nothing is allocated for a tensor before its declared size has been compared with its shape and with the size of the
     file that holds it. All checksums are verified, of the index and of every tensor.
@@ -222,7 +221,7 @@ def _entry(name: str, message: Message, shards: int) -> Entry:
 
 
 def _message(data: bytes) -> Message:
-    """Read a protocol buffer: the values of each field, by its number."""
+    """Return the values of each field of a protocol buffer, by its number."""
     fields: Message = {}
     at = 0
     while at < len(data):

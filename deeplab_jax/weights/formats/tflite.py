@@ -61,7 +61,7 @@ class Graph(NamedTuple):
 
 
 def is_tflite(path: Path) -> bool:
-    """Tell by its identifier whether a path is of a `.tflite` file."""
+    """Return whether a path is of a `.tflite` file, by its identifier."""
     if not path.is_file():
         return False
     with path.open("rb") as stream:
@@ -69,7 +69,7 @@ def is_tflite(path: Path) -> bool:
 
 
 def read_tflite(path: Path) -> Graph:
-    """Read a float `.tflite` file.
+    """Return what a float `.tflite` file holds.
 
     Raises:
       UserError: a damaged file, a quantised network, or a graph that pads or resizes in another way than DeepLab's.

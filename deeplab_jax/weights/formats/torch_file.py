@@ -27,7 +27,7 @@ LOCAL_HEADER = struct.Struct("<26xHH")  # Of an entry: the lengths of its name a
 
 
 def read_torch(path: str | Path) -> dict[str, Any]:
-    """Read what `torch.save` wrote.
+    """Return what `torch.save` wrote.
 
     Args:
       path: the file, an archive or of a legacy layout.

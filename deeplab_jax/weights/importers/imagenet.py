@@ -38,21 +38,23 @@ def recognise(shapes: Shapes, *, output_stride: int | None) -> TensorMap | None:
     """Describe a state dict of resnet18/34/50/101, mobilenet_v2, mobilenet_v3_large, vgg16 or vgg16_bn; None where it
     is of something else.
     """
-    recipe = _recognise(shapes)
-    return recipe if recipe is None or output_stride is None else replace(recipe, output_stride=output_stride)
+    tensor_map = _recognise(shapes)
+    return (
+        tensor_map if tensor_map is None or output_stride is None else replace(tensor_map, output_stride=output_stride)
+    )
 
 
 def _recognise(shapes: Shapes) -> TensorMap | None:
     resnet = which_resnet(shapes)
     # Wider ones and ResNeXt have the same names.
     if resnet and shapes.get("conv1.weight") and shapes.get("layer1.0.conv2.weight") == (64, 64, 3, 3):
-        return _recipe(f"deeplabv3plus_{resnet}", resnet_rules(), unused=(r"^fc\.",))
+        return _tensor_map(f"deeplabv3plus_{resnet}", resnet_rules(), unused=(r"^fc\.",))
     if is_mobilenet_v3(shapes, FEATURES):
         rules = mobilenet_v3_rules(FEATURES)
-        return _recipe("deeplabv3plus_mobilenet_v3_large", rules, unused=(r"^classifier\.",))
+        return _tensor_map("deeplabv3plus_mobilenet_v3_large", rules, unused=(r"^classifier\.",))
     if shapes.get("features.18.0.weight") == (1280, 320, 1, 1):
         unused = (r"^features\.18\.", r"^classifier\.")
-        return _recipe("deeplabv3plus_mobilenet_v2", mobilenet_v2_rules(), unused=unused, options=MOBILENET_V2)
+        return _tensor_map("deeplabv3plus_mobilenet_v2", mobilenet_v2_rules(), unused=unused, options=MOBILENET_V2)
     kernels = {name for name, shape in shapes.items() if name.startswith(FEATURES) and len(shape) == 4}
     for normalised in (False, True):
         names = vgg16_names(normalised=normalised)
@@ -64,11 +66,11 @@ def _recognise(shapes: Shapes) -> TensorMap | None:
 def _vgg16(shapes: Shapes, rules: tuple[Rule, ...], *, normalised: bool) -> TensorMap:
     """VGG-16 with batch norm is SegNet's encoder; without, FCN-32s, with fc6 and fc7 where the classifier is there."""
     if normalised:
-        return _recipe("segnet_vgg16", rules, unused=(r"^classifier\.",), prepare=move_biases_into_means)
+        return _tensor_map("segnet_vgg16", rules, unused=(r"^classifier\.",), prepare=move_biases_into_means)
     matrix = shapes.get("classifier.0.weight")
     if not matrix:
-        return _recipe("fcn32s_vgg16", rules)
-    return _recipe(
+        return _tensor_map("fcn32s_vgg16", rules)
+    return _tensor_map(
         "fcn32s_vgg16",
         (*rules, (r"context/fc6", ("classifier.0", "")), (r"context/fc7", ("classifier.3", ""))),
         unused=(r"^classifier\.6\.",),
@@ -112,7 +114,7 @@ def shape_as_kernels(tensors: Tensors) -> dict[str, np.ndarray]:
     return prepared
 
 
-def _recipe(
+def _tensor_map(
     name: str,
     rules: tuple[Rule, ...],
     *,

@@ -11,7 +11,7 @@ from deeplab_jax.weights.tensor_map import SLIM, Names, Rule, Shapes, TensorMap
 
 KIND = "tensorflow"
 OUTPUT_STRIDE = 16  # Of their training; a checkpoint does not say one.
-SCORES = "logits/semantic"
+LOGITS = "logits/semantic"
 CLASSES = 21  # Of a network whose classifier is not in the file.
 NORM = "/BatchNorm"
 # What training adds: optimizers' slots, averages, counters.
@@ -53,7 +53,7 @@ def recognise(shapes: Shapes, *, output_stride: int | None) -> TensorMap | None:
         options["norm"] = "none"
     architecture = "deeplabv3plus"
     inputs: dict[str, tuple[int, ...]] = {}
-    logits = shapes.get(f"{SCORES}/weights")
+    logits = shapes.get(f"{LOGITS}/weights")
     if logits is None:
         notes.append("only the backbone is from the file, the rest starts at random")
     else:
@@ -247,7 +247,7 @@ def _head_rules(shapes: Shapes) -> tuple[Rule, ...]:
         (r"decoder/(conv\d)_reduction", lambda level: _named(f"decoder/feature_projection0{suffixes[level]}")),
         (r"decoder/(conv\d)_conv(\d)", repeated),
         (r"decoder/(conv\d)_conv(\d)/(depthwise|pointwise)", separated),
-        (r"classifier", (SCORES, "")),
+        (r"classifier", (LOGITS, "")),
     )
 
 

@@ -95,7 +95,7 @@ def mobilenet_v3_rules(prefix: str = "") -> tuple[Rule, ...]:
 
 
 def is_mobilenet_v3(shapes: Shapes, prefix: str = "") -> bool:
-    """Tell whether torchvision's MobileNetV3-Large, of width 1, is there under a prefix."""
+    """Return whether torchvision's MobileNetV3-Large, of width 1, is there under a prefix."""
     last = shapes.get(f"{prefix}{len(ROWS) + 1}.0.weight")
     return f"{prefix}1.block.0.0.weight" in shapes and last is not None and tuple(last[:2]) == (960, 160)
 

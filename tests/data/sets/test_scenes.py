@@ -120,6 +120,6 @@ def test_out_of_range_ends_iteration():
         ({"seed": -1}, "0 or more"),
     ],
 )
-def test_wrong_options_say_the_mend(options, message):
+def test_wrong_options_say_the_fix(options, message):
     with pytest.raises(UserError, match=message):
         Scenes(**options)

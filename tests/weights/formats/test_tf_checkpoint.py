@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from google_crc32c import value as crc32c
 
 from deeplab_jax.errors import UserError
 from deeplab_jax.weights.formats import leveldb, tf_checkpoint
-from deeplab_jax.weights.formats.crc32c import crc32c
 from deeplab_jax.weights.formats.read import read_tensors
 from deeplab_jax.weights.formats.tf_checkpoint import find_checkpoint, read_checkpoint
 from tests.weights.formats.mutations import mutated
@@ -205,3 +205,5 @@ def test_checksum_of_the_standards_example() -> None:
     assert crc32c(b"123456789") == 0xE3069283
     assert crc32c(bytes(32)) == 0x8A9136AA
     assert crc32c(b"\xff" * 32) == 0x62A8AB43
+    # The CRC-32C 0xE3069283, rotated right by 15 bits, plus 0xA282EAD8.
+    assert leveldb.masked_crc32c(b"123456789") == 0xC78AB0E5

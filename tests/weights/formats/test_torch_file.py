@@ -133,11 +133,11 @@ def test_one_odd_entry_does_not_hide_the_tensors(tmp_path: Path, write: Callable
 @both
 def test_a_pickled_module_says_what_to_do(tmp_path: Path, write: Callable[..., bytes]) -> None:
     module = Opcodes(b"ctorch.nn.modules.container\nSequential\n)\x81}b")
-    mend = (
+    fix = (
         "holds a pickled torch.nn.modules.container.Sequential, not a state dict; in the program that wrote it, "
         "torch.save(model.state_dict(), ...)"
     )
     for tree in (module, {"epoch": 1, "model": module}):
         path = saved(tmp_path, write(tree))
-        assert refusal(path) == f"{path}: {mend}"
+        assert refusal(path) == f"{path}: {fix}"
     assert "a pickled list" in refusal(saved(tmp_path, write([1, 2])))

@@ -35,10 +35,10 @@ def test_logits(name: str, output_stride: int, size: tuple[int, int]) -> None:
 @pytest.mark.parametrize(("name", "ours"), NETWORKS)
 def test_networks_are_told_by_their_tensors(name: str, ours: str) -> None:
     shapes = golden.read_shapes(name)
-    recipe = jfzhang95.recognise(shapes, output_stride=None)
-    assert recipe is not None
-    assert (recipe.name, recipe.num_classes, recipe.output_stride) == (ours, 21, 16)
-    preprocessing = recipe.model().preprocessing
+    tensor_map = jfzhang95.recognise(shapes, output_stride=None)
+    assert tensor_map is not None
+    assert (tensor_map.name, tensor_map.num_classes, tensor_map.output_stride) == (ours, 21, 16)
+    preprocessing = tensor_map.model().preprocessing
     assert preprocessing.value_range == (0.0, 1.0)
     assert preprocessing.std == (0.229, 0.224, 0.225)
     assert vainf.recognise(shapes, output_stride=None) is None

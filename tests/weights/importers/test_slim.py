@@ -74,10 +74,10 @@ def tensors_of(name: str) -> dict[str, np.ndarray]:
     return tensors
 
 
-def recipe_of(shapes: Shapes, output_stride: int | None = None) -> TensorMap:
-    recipe = slim.recognise(shapes, output_stride=output_stride)
-    assert recipe is not None
-    return recipe
+def tensor_map_of(shapes: Shapes, output_stride: int | None = None) -> TensorMap:
+    tensor_map = slim.recognise(shapes, output_stride=output_stride)
+    assert tensor_map is not None
+    return tensor_map
 
 
 @pytest.mark.parametrize(
@@ -91,21 +91,21 @@ def test_logits(name: str, output_stride: int, size: tuple[int, int]) -> None:
 def test_recognised(name: str, ours: str, low_level: tuple[str, ...]) -> None:
     shapes = golden.read_shapes(f"slim_{name}")
 
-    recipe = recipe_of(shapes)
+    tensor_map = tensor_map_of(shapes)
 
-    assert recipe.name == ours
-    assert recipe.num_classes == shapes["logits/semantic/weights"][-1]
-    assert recipe.output_stride == 16
-    assert recipe.options.get("low_level", ()) == low_level
+    assert tensor_map.name == ours
+    assert tensor_map.num_classes == shapes["logits/semantic/weights"][-1]
+    assert tensor_map.output_stride == 16
+    assert tensor_map.options.get("low_level", ()) == low_level
     preprocessing = vars(CAFFE if name == "resnet50_plain" else SYMMETRIC)
-    assert {option: recipe.options[option] for option in preprocessing} == preprocessing
+    assert {option: tensor_map.options[option] for option in preprocessing} == preprocessing
 
 
 @pytest.mark.parametrize(
     ("name", "width", "divisor"), [("", 1.0, 8), ("_035", 0.35, 1), ("_050", 0.5, 1), ("_140", 1.4, 1)]
 )
 def test_depth_multipliers(name: str, width: float, divisor: int) -> None:
-    options = recipe_of(golden.read_shapes(f"slim_mobilenet_v2{name}")).options
+    options = tensor_map_of(golden.read_shapes(f"slim_mobilenet_v2{name}")).options
 
     assert (options["width"], options["channel_divisor"]) == (width, divisor)
 
@@ -157,32 +157,32 @@ def test_imagenet_checkpoints_are_backbones(name: str, ours: str, classifier: tu
     shapes = golden.read_shapes(f"slim_{name}")
     backbone = {key: shape for key, shape in shapes.items() if key.startswith(("Mobilenet", "resnet", "xception"))}
 
-    recipe = recipe_of(backbone | dict.fromkeys(classifier, (1,)))
+    tensor_map = tensor_map_of(backbone | dict.fromkeys(classifier, (1,)))
 
-    assert recipe.name == f"deeplabv3plus_{ours}"
-    assert recipe.absent and "only the backbone is from the file, the rest starts at random" in recipe.notes
-    assert all(any(re.search(pattern, key) for pattern in recipe.unused) for key in classifier)
-    assert not any(re.search(pattern, key) for pattern in recipe.unused for key in backbone)
+    assert tensor_map.name == f"deeplabv3plus_{ours}"
+    assert tensor_map.absent and "only the backbone is from the file, the rest starts at random" in tensor_map.notes
+    assert all(any(re.search(pattern, key) for pattern in tensor_map.unused) for key in classifier)
+    assert not any(re.search(pattern, key) for pattern in tensor_map.unused for key in backbone)
 
 
 def test_an_imagenet_checkpoint_gives_the_whole_backbone_and_nothing_else() -> None:
     shapes = golden.read_shapes("slim_mobilenet_v2_035")
-    recipe = recipe_of({key: shape for key, shape in shapes.items() if key.startswith("MobilenetV2")})
+    tensor_map = tensor_map_of({key: shape for key, shape in shapes.items() if key.startswith("MobilenetV2")})
 
-    variables = flatten_variables(abstract_variables(recipe.model(num_classes=5)))
+    variables = flatten_variables(abstract_variables(tensor_map.model(num_classes=5)))
 
     for name, leaf in variables.items():
         path = name.split("/", 1)[1]
-        absent = any(re.match(pattern, path) for pattern in recipe.absent)
+        absent = any(re.match(pattern, path) for pattern in tensor_map.absent)
         assert absent != path.startswith("backbone/")
         if not absent:
-            theirs, _ = their_name(name, leaf.shape, rules=recipe.rules, layout=recipe.layout)
+            theirs, _ = their_name(name, leaf.shape, rules=tensor_map.rules, layout=tensor_map.layout)
             assert theirs in shapes
 
 
 def test_class_names_of_the_released_data_sets() -> None:
-    assert recipe_of(golden.read_shapes("slim_xception71")).info["class_names"] == list(CITYSCAPES.names)
-    assert recipe_of(golden.read_shapes("slim_xception65")).info["class_names"] == list(VOC.names)
+    assert tensor_map_of(golden.read_shapes("slim_xception71")).info["class_names"] == list(CITYSCAPES.names)
+    assert tensor_map_of(golden.read_shapes("slim_xception65")).info["class_names"] == list(VOC.names)
 
 
 @pytest.mark.parametrize(

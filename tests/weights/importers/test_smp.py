@@ -58,19 +58,19 @@ def pspnet(inputs: int = 128, *, channels: int = 512) -> Shapes:
     }
 
 
-def recipe_of(*parts: Shapes, output_stride: int | None = None) -> TensorMap:
-    recipe = recognise(
+def tensor_map_of(*parts: Shapes, output_stride: int | None = None) -> TensorMap:
+    tensor_map = recognise(
         {name: shape for part in (*parts, HEAD) for name, shape in part.items()}, output_stride=output_stride
     )
-    assert recipe is not None
-    return recipe
+    assert tensor_map is not None
+    return tensor_map
 
 
-def names_of(recipe: TensorMap) -> dict[str, str]:
+def names_of(tensor_map: TensorMap) -> dict[str, str]:
     """Return our variables' paths and their names."""
-    shapes = {name: leaf.shape for name, leaf in flatten_variables(abstract_variables(recipe.model())).items()}
+    shapes = {name: leaf.shape for name, leaf in flatten_variables(abstract_variables(tensor_map.model())).items()}
     return {
-        name.split("/", 1)[1]: their_name(name, shape, rules=recipe.rules, layout=recipe.layout)[0]
+        name.split("/", 1)[1]: their_name(name, shape, rules=tensor_map.rules, layout=tensor_map.layout)[0]
         for name, shape in shapes.items()
     }
 
@@ -101,10 +101,10 @@ def test_the_network_and_its_stride(
     parts: tuple[Shapes, ...], asked: int | None, name: str, stride: int, rates: tuple[int, ...] | None
 ) -> None:
     """12, 24 and 36 at any output stride are half of it where they are stated at 16."""
-    recipe = recipe_of(*parts, output_stride=asked)
-    assert (recipe.name, recipe.num_classes, recipe.output_stride) == (name, 5, stride)
-    assert recipe.options.get("aspp_rates") == rates
-    model = recipe.model()
+    tensor_map = tensor_map_of(*parts, output_stride=asked)
+    assert (tensor_map.name, tensor_map.num_classes, tensor_map.output_stride) == (name, 5, stride)
+    assert tensor_map.options.get("aspp_rates") == rates
+    model = tensor_map.model()
     assert model.preprocessing == IMAGENET
     assert model.settings.align_corners
     assert model.backbone.first_unit_rate == "stage"
@@ -113,27 +113,27 @@ def test_the_network_and_its_stride(
 
 
 def test_shapes_tell_the_options() -> None:
-    options = recipe_of(RESNET18, deeplabv3(256, channels=64)).options
+    options = tensor_map_of(RESNET18, deeplabv3(256, channels=64)).options
     assert (options["aspp_channels"], options["head_convs"]) == (64, ((3, 64),))
     assert (options["last_stage"], options["aspp_separable"], options["multi_grid"]) == ("conv4", False, (1, 1))
-    options = recipe_of(MOBILENET_V2, deeplabv3plus(1280)).options
+    options = tensor_map_of(MOBILENET_V2, deeplabv3plus(1280)).options
     assert (options["last_channels"], options["separable"], options["aspp_separable"]) == (1280, True, True)
     assert "last_stage" not in options
     assert "multi_grid" not in options
-    assert recipe_of(RESNET18, pspnet(channels=64)).options["context_channels"] == 64
-    assert recipe_of(RESNET18, UNET).options["decoder_channels"] == (256, 128, 64, 32, 16)
-    assert recipe_of(MOBILENET_V2, UNET).options["skips"] == ("conv4", "conv3", "conv2", "conv1", "")
+    assert tensor_map_of(RESNET18, pspnet(channels=64)).options["context_channels"] == 64
+    assert tensor_map_of(RESNET18, UNET).options["decoder_channels"] == (256, 128, 64, 32, 16)
+    assert tensor_map_of(MOBILENET_V2, UNET).options["skips"] == ("conv4", "conv3", "conv2", "conv1", "")
 
 
 def test_a_decoder_without_norms() -> None:
     bare = {name: shape for name, shape in UNET.items() if not name.endswith("running_mean")}
-    recipe = recipe_of(RESNET18, bare, {"decoder.blocks.0.conv1.0.bias": (256,)})
-    assert (recipe.options["norm"], recipe.options["backbone_norm"]) == ("none", "batch")
-    assert names_of(recipe)["decoder/step2_conv1/conv/bias"] == "decoder.blocks.1.conv1.0.bias"
+    tensor_map = tensor_map_of(RESNET18, bare, {"decoder.blocks.0.conv1.0.bias": (256,)})
+    assert (tensor_map.options["norm"], tensor_map.options["backbone_norm"]) == ("none", "batch")
+    assert names_of(tensor_map)["decoder/step2_conv1/conv/bias"] == "decoder.blocks.1.conv1.0.bias"
 
 
 def test_names_of_mobilenet_v2() -> None:
-    names = names_of(recipe_of(MOBILENET_V2, deeplabv3plus(1280)))
+    names = names_of(tensor_map_of(MOBILENET_V2, deeplabv3plus(1280)))
     features = {
         "stem/conv": "0.0", "stem/norm/batch": "0.1",
         "conv1_unit1/depthwise/conv": "1.conv.0.0", "conv1_unit1/project/conv": "1.conv.1",
@@ -150,20 +150,20 @@ def test_names_of_mobilenet_v2() -> None:
 
 
 def test_names_of_decoders() -> None:
-    names = names_of(recipe_of(RESNET18, deeplabv3plus()))
+    names = names_of(tensor_map_of(RESNET18, deeplabv3plus()))
     assert names["context/branch_atrous2/depthwise/kernel"] == "decoder.aspp.0.convs.2.0.0.weight"
     assert names["context/branch_atrous2/pointwise/norm/batch/scale"] == "decoder.aspp.0.convs.2.1.weight"
     assert names["context/head1/pointwise/conv/kernel"] == "decoder.aspp.1.1.weight"
     assert names["decoder/conv2_conv1/depthwise/kernel"] == "decoder.block2.0.0.weight"
     assert names["classifier/bias"] == "segmentation_head.0.bias"
-    names = names_of(recipe_of(RESNET18, pspnet()))
+    names = names_of(tensor_map_of(RESNET18, pspnet()))
     assert names["context/bins1/conv/bias"] == "decoder.psp.blocks.0.pool.1.0.bias"
     assert names["context/bins6/norm/batch/var"] == "decoder.psp.blocks.3.pool.1.1.running_var"
 
 
 def test_names_of_older_versions() -> None:
     """DeepLabV3's decoder was a plain sequence."""
-    names = names_of(recipe_of(RESNET18, deeplabv3(aspp="decoder.0", conv="decoder.1")))
+    names = names_of(tensor_map_of(RESNET18, deeplabv3(aspp="decoder.0", conv="decoder.1")))
     assert names["context/projection/conv/kernel"] == "decoder.0.project.0.weight"
     assert names["context/head1/conv/kernel"] == "decoder.1.weight"
     assert names["context/head1/norm/batch/bias"] == "decoder.2.bias"
@@ -171,11 +171,11 @@ def test_names_of_older_versions() -> None:
 
 def test_the_order_of_pspnets_concatenation() -> None:
     """There: pooled regions, then the map. `inputs` says which of their channels each of ours is."""
-    order = recipe_of(RESNET18, pspnet()).inputs["context/projection"]
+    order = tensor_map_of(RESNET18, pspnet()).inputs["context/projection"]
     assert order[:2] == (128, 129)
     assert order[128:130] == (0, 1)
     assert sorted(order) == list(range(256))
-    assert recipe_of(RESNET18, UNET).inputs == {}
+    assert tensor_map_of(RESNET18, UNET).inputs == {}
 
 
 @pytest.mark.parametrize(
@@ -187,11 +187,11 @@ def test_the_order_of_pspnets_concatenation() -> None:
 )
 def test_what_lies_beyond_a_shorter_encoder_is_left_out(encoder: Shapes, used: str, unused: str) -> None:
     inputs = 128 if encoder is RESNET18 else 32
-    patterns = recipe_of(encoder, pspnet(inputs)).unused
+    patterns = tensor_map_of(encoder, pspnet(inputs)).unused
     assert any(re.search(pattern, unused) for pattern in patterns)
     assert any(re.search(pattern, "classification_head.3.weight") for pattern in patterns)
     assert not any(re.search(pattern, used) for pattern in patterns)
-    whole = recipe_of(RESNET18, deeplabv3()).unused
+    whole = tensor_map_of(RESNET18, deeplabv3()).unused
     assert not any(re.search(pattern, "encoder.layer4.1.conv1.weight") for pattern in whole)
 
 
@@ -222,6 +222,6 @@ def test_what_lies_beyond_a_shorter_encoder_is_left_out(encoder: Shapes, used: s
 )
 def test_what_cannot_be_converted_says_so(parts: tuple[dict[str, Any], ...], asked: int | None, words: str) -> None:
     with pytest.raises(UserError) as error:
-        recipe_of(*parts, output_stride=asked)
+        tensor_map_of(*parts, output_stride=asked)
     assert words in str(error.value)
     assert "\n" not in str(error.value)

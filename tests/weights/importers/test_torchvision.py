@@ -51,13 +51,13 @@ def zeros(model: Segmenter) -> Variables:
     "name", [name if name == LRASPP else pytest.param(name, marks=pytest.mark.slow) for name in TENSORS]
 )
 def test_names_and_shapes_are_torchvisions(name: str) -> None:
-    recipe = torchvision.network(name, num_classes=21, aux_head=True)
-    model = recipe.model()
+    tensor_map = torchvision.network(name, num_classes=21, aux_head=True)
+    model = tensor_map.model()
     shapes = {key: tensor.shape for key, tensor in export_torchvision(model, zeros(model)).items()}
     assert digest(shapes) == TENSORS[name]
     found = torchvision.recognise(shapes, output_stride=None)
     assert found is not None
-    assert (found.name, found.options, found.num_classes) == (name, recipe.options, 21)
+    assert (found.name, found.options, found.num_classes) == (name, tensor_map.options, 21)
     assert imagenet.recognise(shapes, output_stride=None) is None
 
 
@@ -66,8 +66,8 @@ def test_names_and_shapes_are_torchvisions(name: str) -> None:
 )
 def test_its_rates_are_the_same_at_any_output_stride(output_stride: int | None, rates: tuple[int, ...]) -> None:
     """Ours are stated at 16."""
-    recipe = torchvision.network("deeplabv3_resnet50", num_classes=21, output_stride=output_stride)
-    assert recipe.options["aspp_rates"] == rates
+    tensor_map = torchvision.network("deeplabv3_resnet50", num_classes=21, output_stride=output_stride)
+    assert tensor_map.options["aspp_rates"] == rates
 
 
 def test_an_output_stride_without_whole_rates_is_refused() -> None:
@@ -186,8 +186,8 @@ def vgg_shapes(*, normalised: bool, hidden: int = 8) -> dict[str, tuple[int, ...
 
 
 def name_of(shapes: dict[str, tuple[int, ...]]) -> str | None:
-    recipe = imagenet.recognise(shapes, output_stride=None)
-    return None if recipe is None else recipe.name
+    tensor_map = imagenet.recognise(shapes, output_stride=None)
+    return None if tensor_map is None else tensor_map.name
 
 
 def test_imagenet_classifiers_are_told_by_names_and_shapes() -> None:
@@ -206,9 +206,9 @@ def test_imagenet_classifiers_are_told_by_names_and_shapes() -> None:
 
 def test_the_asked_output_stride_and_what_mobilenet_v2_fixes() -> None:
     assert imagenet.recognise(resnet_shapes(3, 4, 6, 3), output_stride=8).output_stride == 8  # type: ignore[union-attr]
-    recipe = imagenet.recognise({"features.18.0.weight": (1280, 320, 1, 1)}, output_stride=None)
-    assert recipe is not None
-    model = recipe.model()
+    tensor_map = imagenet.recognise({"features.18.0.weight": (1280, 320, 1, 1)}, output_stride=None)
+    assert tensor_map is not None
+    model = tensor_map.model()
     assert (model.output_stride, model.num_classes, model.backbone.settings.norm_epsilon) == (16, 21, 1e-5)
     assert model.preprocessing == create_model("deeplabv3plus_resnet18").preprocessing
 
@@ -218,9 +218,9 @@ def test_vgg16_becomes_fcn32s_with_fc6_and_fc7() -> None:
     rng = np.random.default_rng(0)
     shapes = vgg_shapes(normalised=False)
     tensors = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
-    recipe = imagenet.recognise(shapes, output_stride=None)
-    assert recipe is not None
-    model, variables, report = fill_variables(recipe, tensors, source="x", num_classes=2)
+    tensor_map = imagenet.recognise(shapes, output_stride=None)
+    assert tensor_map is not None
+    model, variables, report = fill_variables(tensor_map, tensors, source="x", num_classes=2)
     assert model.num_classes == 2
     assert report["unused"] == ["classifier.6.weight", "classifier.6.bias"]
     assert {path.split("/")[2] for path in report["random"]} == {"classifier_fc7", "classifier_to_image"}
@@ -252,13 +252,13 @@ def test_matrices_of_another_size_stay_as_they_are() -> None:
 
 def test_every_variable_of_vgg16s_encoder_has_a_tensor() -> None:
     shapes = vgg_shapes(normalised=True)
-    recipe = imagenet.recognise(shapes, output_stride=None)
-    assert recipe is not None
-    variables = abstract_variables(recipe.model())
+    tensor_map = imagenet.recognise(shapes, output_stride=None)
+    assert tensor_map is not None
+    variables = abstract_variables(tensor_map.model())
     names = set()
     for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
         variable = "/".join(key.key for key in path)
         if "/backbone/" in variable:
-            names.add(their_name(variable, leaf.shape, rules=recipe.rules, layout=TORCH)[0])
+            names.add(their_name(variable, leaf.shape, rules=tensor_map.rules, layout=TORCH)[0])
     biases = {f"{conv}.bias" for conv, _ in imagenet.vgg16_names(normalised=True).values()}
     assert names == {name for name in shapes if name.startswith("features")} - biases

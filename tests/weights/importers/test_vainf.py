@@ -49,12 +49,12 @@ def test_logits(name: str, output_stride: int, size: tuple[int, int]) -> None:
 @pytest.mark.parametrize(("name", "ours"), NETWORKS)
 def test_networks_are_told_by_their_tensors(name: str, ours: str) -> None:
     shapes = golden.read_shapes(name)
-    recipe = vainf.recognise(shapes, output_stride=None)
-    assert recipe is not None
-    assert (recipe.name, recipe.num_classes, recipe.output_stride) == (ours, 21, 16)
-    assert recipe.options["separable"] == name.endswith("separable")
-    assert recipe.info["class_names"] == list(VOC.names)
-    preprocessing = recipe.model().preprocessing
+    tensor_map = vainf.recognise(shapes, output_stride=None)
+    assert tensor_map is not None
+    assert (tensor_map.name, tensor_map.num_classes, tensor_map.output_stride) == (ours, 21, 16)
+    assert tensor_map.options["separable"] == name.endswith("separable")
+    assert tensor_map.info["class_names"] == list(VOC.names)
+    preprocessing = tensor_map.model().preprocessing
     assert preprocessing.value_range == (0.0, 1.0)
     assert preprocessing.std == (0.229, 0.224, 0.225)
     assert jfzhang95.recognise(shapes, output_stride=None) is None
@@ -63,9 +63,9 @@ def test_networks_are_told_by_their_tensors(name: str, ours: str) -> None:
 def test_nineteen_classes_are_those_of_cityscapes() -> None:
     shapes = golden.read_shapes("vainf_deeplabv3_resnet50")
     shapes |= {"classifier.classifier.4.weight": (19, 256, 1, 1), "classifier.classifier.4.bias": (19,)}
-    recipe = vainf.recognise(shapes, output_stride=None)
-    assert recipe is not None
-    assert recipe.info["class_names"] == list(CITYSCAPES.names)
+    tensor_map = vainf.recognise(shapes, output_stride=None)
+    assert tensor_map is not None
+    assert tensor_map.info["class_names"] == list(CITYSCAPES.names)
 
 
 def test_hrnet_is_refused_by_name() -> None:

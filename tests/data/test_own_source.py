@@ -1,0 +1,120 @@
+"""A data set of the user's own: a file outside the package, in which a table names it."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deeplab_jax import extensions
+from deeplab_jax.cli import main
+from deeplab_jax.config import base
+from deeplab_jax.data.catalog import open_source, source_names
+from deeplab_jax.data.loader import training_batches
+from deeplab_jax.errors import UserError
+
+CODE = '''
+import dataclasses
+
+import numpy as np
+
+from deeplab_jax.labels import LabelSet
+
+
+@dataclasses.dataclass(frozen=True)
+class Halves:
+    """Black on the left and white on the right."""
+
+    split: str
+    count: int = 4
+    name = "halves"
+    labels = LabelSet(("left", "right"), ((0, 0, 0), (255, 255, 255)))
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        label = np.zeros((40, 40), np.uint8)
+        label[:, 20:] = 1
+        return {"image": np.repeat(label[..., None] * 255, 3, axis=-1), "label": label, "name": self.describe(index)}
+
+    def describe(self, index):
+        return f"{self.split}_{index}"
+
+
+def open_pictures(dir, *, split):
+    return Halves(split, count=len(list(dir.iterdir())))
+
+
+def open_wrongly(*, split):
+    return split + 1
+
+
+SOURCES = {"halves": Halves, "pictures": open_pictures, "wrong": open_wrongly}
+'''
+
+
+@pytest.fixture
+def mine(tmp_path: Path) -> str:
+    file = tmp_path / "halves_of_mine.py"
+    file.write_text(CODE)
+    extensions.allow(str(file))
+    return str(file)
+
+
+def test_it_opens_like_the_packages_own(mine: str, tmp_path: Path) -> None:
+    source = open_source("halves", split="val", module=mine, count=3)
+    assert len(source) == 3 and source.describe(2) == "val_2"
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "a.png").touch()
+    assert len(open_source("pictures", split="val", dir=tmp_path / "pictures", module=mine)) == 1
+    assert len(open_source("scenes", split="val", module=mine)) == 256
+    assert "halves" not in source_names()
+
+
+def test_mistakes_name_the_fix(mine: str) -> None:
+    with pytest.raises(UserError, match="data set 'halves' has no option 'cuont'; did you mean count"):
+        open_source("halves", split="val", module=mine, cuont=3)
+    with pytest.raises(UserError, match="no data set is called 'halvs'; did you mean halves"):
+        open_source("halvs", split="val", module=mine)
+    with pytest.raises(UserError, match=r"'pictures' reads files; set data\.dir"):
+        open_source("pictures", split="val", module=mine)
+    with pytest.raises(TypeError, match="can only concatenate"):  # A mistake in the user's code.
+        open_source("wrong", split="val", module=mine)
+
+
+def test_a_file_that_nobody_named_is_not_run(tmp_path: Path) -> None:
+    file = tmp_path / "not_named.py"
+    file.write_text(f"open({str(tmp_path / 'SENTINEL')!r}, 'w')\nSOURCES = {{}}")
+    with pytest.raises(UserError, match="--module"):
+        open_source("scenes", split="val", module=str(file))
+    assert not (tmp_path / "SENTINEL").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*fork.*")
+def test_worker_processes_read_it(mine: str) -> None:
+    """They cannot import the file, whose folder is on no path of theirs."""
+    options = {"batch_size": 2, "steps": 2, "crop_size": (33, 33), "fill": (0, 0, 0)}
+    source = open_source("halves", split="train", module=mine)
+    for here, there in zip(
+        training_batches(source, **options), training_batches(source, workers=1, **options), strict=True
+    ):
+        np.testing.assert_array_equal(here["image"], there["image"])
+
+
+@pytest.mark.skipif("module" not in base(), reason="needs config.module")
+def test_it_is_trained_on_through_the_command_line(tmp_path: Path, tiny_networks: None) -> None:
+    """Nothing but a Python config names the file."""
+    file, config = tmp_path / "halves_of_yours.py", tmp_path / "config.py"
+    file.write_text(CODE)
+    config.write_text(
+        "from tests.support.tiny import tiny_config\n\n\n"
+        "def get_config():\n"
+        "    config = tiny_config(**{'data.name': 'halves', 'data.options': {'count': 4}, 'train.steps': 1})\n"
+        "    config.evaluate.pad_to = ((40, 40),)\n"
+        f"    config.module = {str(file)!r}\n"
+        "    return config\n"
+    )
+    assert main(["train", "--config", str(config), "--workdir", str(tmp_path / "run")]) == 0
+    assert json.loads((tmp_path / "run" / "model.json").read_text())["info"]["class_names"] == ["left", "right"]
