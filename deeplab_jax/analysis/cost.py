@@ -19,8 +19,8 @@ import numpy as np
 
 from deeplab_jax.errors import UserError, did_you_mean
 from deeplab_jax.models.segmenter import Segmenter, Variables
-from deeplab_jax.ops.atrous import Convolution, observe_convolutions
 from deeplab_jax.ops.geometry import scaled_side, taps_on_map
+from deeplab_jax.ops.observe import Convolution, observe_convolutions
 
 Counting = Literal["exact", "valid", "space_to_batch"]
 

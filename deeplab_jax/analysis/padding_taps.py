@@ -12,8 +12,8 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from deeplab_jax.analysis.cost import Call
-from deeplab_jax.ops.atrous import Convolution
 from deeplab_jax.ops.geometry import taps_on_map
+from deeplab_jax.ops.observe import Convolution
 
 
 def reached_taps(convolution: Convolution) -> np.ndarray:

@@ -1,8 +1,7 @@
-"""Batch normalisation in training (Ioffe and Szegedy, arXiv 1502.03167, algorithm 1), with a gradient written by hand.
+"""Batch normalisation in training (Ioffe and Szegedy, arXiv 1502.03167, algorithm 1), with a derivative by hand.
 
 Differentiated by rule, the mean and the variance each bring their own terms, which read the map again and are kept for
-it; written out, they are one pass over the map and its gradient for two sums, and one for the result, and what is kept
-is the map alone.
+it. Written out, the derivative needs two sums over the map and one pass, forward and backward, and keeps the map alone.
 """
 
 from functools import partial
@@ -12,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 OVER_ALL_BUT_CHANNELS = (0, 1, 2)
-Kept = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
+Statistics = tuple[jax.Array, jax.Array]
 
 
 def moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -32,10 +31,8 @@ def normalise(
     return y.astype(x.dtype)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _batch_norm(
-    x: jax.Array, scale: jax.Array, offset: jax.Array, epsilon: float
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+@partial(jax.custom_jvp, nondiff_argnums=(3,))
+def _batch_norm(x: jax.Array, scale: jax.Array, offset: jax.Array, epsilon: float) -> tuple[jax.Array, Statistics]:
     """Normalise a batch by its own statistics.
 
     Args:
@@ -44,35 +41,48 @@ def _batch_norm(
       epsilon: added to the variance; static.
 
     Returns:
-      The result in the dtype of `x`, and the mean and variance, through which no gradient goes. Has no forward-mode
-      derivative.
+      The result in the dtype of `x`, and the mean and variance, float32 `[C]`, which count as constants in derivatives.
     """
     mean, var = moments(x)
     return normalise(x, mean, var, scale, offset, epsilon), (mean, var)
 
 
-def _forward(
-    x: jax.Array, scale: jax.Array, offset: jax.Array, epsilon: float
-) -> tuple[tuple[jax.Array, tuple[jax.Array, jax.Array]], Kept]:
-    y, (mean, var) = _batch_norm(x, scale, offset, epsilon)
-    return (y, (mean, var)), (x, mean, lax.rsqrt(var + epsilon), scale)
+@_batch_norm.defjvp
+def _derivative(
+    epsilon: float, inputs: tuple[jax.Array, ...], tangents: tuple[jax.Array, ...]
+) -> tuple[tuple[jax.Array, Statistics], tuple[jax.Array, Statistics]]:
+    x, scale, offset = inputs
+    mean, var = moments(x)
+    y = normalise(x, mean, var, scale, offset, epsilon)
+    # The checkpoint makes the gradient keep the map, and not the centred map in float32 as well.
+    tangent = jax.checkpoint(_tangent, prevent_cse=False)(x, mean, lax.rsqrt(var + epsilon), scale, *tangents)
+    return (y, (mean, var)), (tangent, (jnp.zeros_like(mean), jnp.zeros_like(var)))
 
 
-def _backward(
-    epsilon: float, kept: Kept, gradients: tuple[jax.Array, tuple[jax.Array, jax.Array]]
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    x, mean, inverse, scale = kept
-    gradient = gradients[0].astype(jnp.float32)
+def _tangent(
+    x: jax.Array,
+    mean: jax.Array,
+    inverse: jax.Array,
+    scale: jax.Array,
+    x_tangent: jax.Array,
+    scale_tangent: jax.Array,
+    offset_tangent: jax.Array,
+) -> jax.Array:
+    """Return how the result moves with the inputs; `inverse` is one over the standard deviation.
+
+    JAX transposes it, line by line from the last, to the gradient: sums of the result's gradient (for `shift`) and of
+    its product with the centred map (for `factor`), then one pass.
+    """
     centred = x - _row(mean)
     count = x.size // x.shape[-1]
-    of_offset = jnp.sum(gradient, OVER_ALL_BUT_CHANNELS)
-    along = jnp.sum(gradient * centred, OVER_ALL_BUT_CHANNELS)
+    moved = x_tangent.astype(jnp.float32) * _row(scale * inverse)
     # What moves mean and variance of a channel changes nothing after them, so its share is taken out.
-    of_x = gradient - _row(of_offset / count) - centred * _row(along * inverse * inverse / count)
-    return (of_x * _row(scale * inverse)).astype(x.dtype), along * inverse, of_offset
+    of_variance = jnp.sum(moved * centred, OVER_ALL_BUT_CHANNELS) / count * inverse * inverse
+    of_mean = jnp.sum(moved, OVER_ALL_BUT_CHANNELS) / count
+    shift, factor = offset_tangent - of_mean, scale_tangent * inverse - of_variance
+    return (moved + _row(shift) + centred * _row(factor)).astype(x.dtype)
 
 
-_batch_norm.defvjp(_forward, _backward)
 # A compiled function of its own, so that equal layers are traced once.
 batch_norm = jax.jit(_batch_norm, static_argnums=3)
 

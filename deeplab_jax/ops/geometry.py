@@ -3,8 +3,12 @@ Fig. 4).
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
+
+Pads = tuple[tuple[int, int], tuple[int, int]]
+NO_PADS: Pads = ((0, 0), (0, 0))
 
 
 def effective_kernel_size(kernel_size: int, rate: int) -> int:
@@ -107,3 +111,42 @@ def valid_weight_fraction(height: int, width: int, kernel_size: Sequence[int], r
     rows = valid_tap_counts(height, kernel_size[0], rate).sum() / (height * kernel_size[0])
     columns = valid_tap_counts(width, kernel_size[1], rate).sum() / (width * kernel_size[1])
     return float(rows * columns)
+
+
+@dataclass(frozen=True)
+class Window:
+    """How a kernel `[kh, kw, C / groups, D]` lies on a map.
+
+    Attributes:
+      rate: distance of the taps in pixels.
+      stride: distance of the output samples in pixels.
+      pads: zeros `((top, bottom), (left, right))`; negative numbers take rows and columns away.
+      groups: 1, or the channels of a depthwise convolution.
+    """
+
+    rate: int
+    stride: int
+    pads: Pads
+    groups: int
+
+    def output_size(self, size: Sequence[int], kernel_size: Sequence[int]) -> tuple[int, int]:
+        """Return height and width of the result in samples."""
+        rows, columns = (
+            conv_output_size(size[a] + sum(self.pads[a]), kernel_size[a], stride=self.stride, padding=0, rate=self.rate)
+            for a in (0, 1)
+        )
+        return rows, columns
+
+    def shares_on_map(self, size: Sequence[int], kernel_size: Sequence[int]) -> tuple[float, float]:
+        """Return the shares (0 to 1) of the kernel's rows and columns that lie on the map and not on its padding.
+
+        They are means over all positions. Their product is the share of the multiply-adds.
+        """
+        outputs = self.output_size(size, kernel_size)
+        rows, columns = (
+            taps_on_map(
+                size[a], outputs[a], kernel_size[a], stride=self.stride, rate=self.rate, before=self.pads[a][0]
+            ).mean()
+            for a in (0, 1)
+        )
+        return float(rows), float(columns)

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from deeplab_jax.models.segmenter import abstract_variables
-from deeplab_jax.ops.atrous import Convolution, Lowering, conv2d, observe_convolutions
+from deeplab_jax.ops.atrous import Lowering, conv2d
+from deeplab_jax.ops.observe import Convolution, observe_convolutions
 from experiments.benchmarks import contest, networks, peers
 from experiments.benchmarks.networks import Network
 from experiments.benchmarks.session import Session

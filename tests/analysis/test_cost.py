@@ -14,8 +14,10 @@ from deeplab_jax.analysis.summary import WHOLE_IMAGE, summarize
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.catalog import create_model
 from deeplab_jax.models.segmenter import abstract_variables
-from deeplab_jax.ops.atrous import Convolution, Lowering, conv2d, conv_transpose2d, observe_convolutions
+from deeplab_jax.ops.atrous import Lowering, conv2d
 from deeplab_jax.ops.geometry import valid_weight_fraction
+from deeplab_jax.ops.observe import Convolution, observe_convolutions
+from deeplab_jax.ops.transposed import conv_transpose2d
 from tests.support.tiny import tiny_models
 
 COUNTINGS = ("exact", "valid", "space_to_batch")

@@ -12,9 +12,10 @@ from deeplab_jax.models.catalog import create_model
 from deeplab_jax.models.contexts.aspp import ASPP
 from deeplab_jax.models.layers import LayerSettings
 from deeplab_jax.models.segmenter import abstract_variables
-from deeplab_jax.ops.atrous import conv2d, conv_transpose2d
+from deeplab_jax.ops.atrous import conv2d
 from deeplab_jax.ops.pooling import adaptive_average_pool, global_average_pool, max_pool, max_unpool
 from deeplab_jax.ops.resize import resize_bilinear
+from deeplab_jax.ops.transposed import conv_transpose2d
 
 TRIALS = 10
 

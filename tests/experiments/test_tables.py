@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 from deeplab_jax.config import load_config, to_plain
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.segmenter import abstract_variables
-from deeplab_jax.ops.atrous import observe_convolutions
+from deeplab_jax.ops.observe import observe_convolutions
 from deeplab_jax.train.optimizer import make_optimizer
 from deeplab_jax.train.settings import build_model
 from experiments.runner.jobs import ask

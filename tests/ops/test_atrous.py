@@ -12,14 +12,11 @@ from jax import lax
 from jax.test_util import check_grads
 
 from deeplab_jax.ops import geometry
-from deeplab_jax.ops.atrous import (
-    Convolution,
-    conv2d,
-    conv_transpose2d,
-    explicit_padding,
-    observe_convolutions,
-)
-from deeplab_jax.ops.lowerings import Window, choose_on_cpu
+from deeplab_jax.ops.atrous import conv2d, explicit_padding
+from deeplab_jax.ops.geometry import Window
+from deeplab_jax.ops.lowerings import choose_on_cpu
+from deeplab_jax.ops.observe import Convolution, observe_convolutions
+from deeplab_jax.ops.transposed import conv_transpose2d
 
 LOWERINGS = ("auto", "direct", "taps", "space_to_batch")
 

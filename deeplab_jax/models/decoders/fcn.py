@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from deeplab_jax.models.layers import SMALL_NORMAL, Conv, ConvNorm, Features, LayerSettings, parameter
-from deeplab_jax.ops.atrous import conv_transpose2d
+from deeplab_jax.ops.transposed import conv_transpose2d
 
 
 def reduce_channels(x: jax.Array, *, dropout: float, settings: LayerSettings, train: bool) -> jax.Array:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from deeplab_jax.models.layers import ConvNorm, Features, LayerSettings, parameter
-from deeplab_jax.ops.atrous import conv_transpose2d
+from deeplab_jax.ops.transposed import conv_transpose2d
 
 # As published, 572 pixels become 388: 16 b + 124 become 16 b - 60, for b samples at the bottom before its convolutions.
 VALID_BORDER = 92

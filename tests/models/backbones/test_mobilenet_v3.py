@@ -14,7 +14,7 @@ from deeplab_jax.models.backbones.mobilenet_v3 import MobileNetV3Large
 from deeplab_jax.models.catalog import create_model
 from deeplab_jax.models.layers import LayerSettings
 from deeplab_jax.models.segmenter import abstract_variables
-from deeplab_jax.ops.atrous import Convolution, observe_convolutions
+from deeplab_jax.ops.observe import Convolution, observe_convolutions
 
 DIRECT = LayerSettings(norm_epsilon=1e-3, lowering="direct")
 

@@ -13,7 +13,7 @@ import pytest
 from deeplab_jax.models.backbones.xception import SIZES, Unit, Xception
 from deeplab_jax.models.contexts.aspp import ASPP
 from deeplab_jax.models.layers import LayerSettings
-from deeplab_jax.ops.atrous import Convolution, observe_convolutions
+from deeplab_jax.ops.observe import Convolution, observe_convolutions
 
 DIRECT = LayerSettings(norm_epsilon=1e-3, lowering="direct")
 

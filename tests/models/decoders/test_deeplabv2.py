@@ -11,7 +11,7 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.models.catalog import create_model
 from deeplab_jax.models.decoders.deeplabv2 import SummedPyramid
 from deeplab_jax.models.layers import LayerSettings
-from deeplab_jax.ops.atrous import Convolution, observe_convolutions
+from deeplab_jax.ops.observe import Convolution, observe_convolutions
 
 
 def head_convolutions(name: str, output_stride: int, backbone_convolutions: int, **options: Any) -> list[Convolution]:

@@ -1,0 +1,192 @@
+"""A convolution as a sum over the taps of its kernel, and its gradients; for dense and depthwise kernels.
+
+Each tap adds one product, over only those positions whose sample lies on the map: a matrix product for dense kernels, a
+shifted product for depthwise ones.
+
+A matrix product here always has two matrices: XLA's CPU backend takes up to five times as long for the gradient of one
+whose operand has the rank of a map.
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import reduce
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from deeplab_jax.ops.bilinear import Form
+from deeplab_jax.ops.geometry import NO_PADS, Pads, Window
+
+Tap = tuple[int, int]
+WHOLE_ROWS_SHARE = 0.7  # `python -m experiments.benchmarks --parts lowerings` measures it.
+
+
+def sum_of_taps(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
+    """Return the convolution `[N, H', W', D]` of a map `[N, H, W, C]` with an HWIO kernel."""
+    if window.groups > 1:
+        return _depthwise_taps(x, kernel, window)
+    if kernel.shape[:2] == (1, 1) and window.pads == NO_PADS:
+        return _product(x[:, :: window.stride, :: window.stride], kernel[0, 0]).astype(x.dtype)
+    return _dense_taps(x, kernel, window)
+
+
+def _product(samples: jax.Array, matrix: jax.Array) -> jax.Array:
+    """Multiply every sample `[N, H, W, C]` by a matrix `[C, D]`, in float32."""
+    flat = jnp.matmul(samples.reshape(-1, matrix.shape[0]), matrix, preferred_element_type=jnp.float32)
+    return flat.reshape(*samples.shape[:3], matrix.shape[1])
+
+
+def _dense_taps(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
+    """Sum over the taps of a matrix product restricted to the positions whose sample lies on the map, in float32.
+
+    Rows of samples are one block of memory, a part of each row is a copy of the map. So where most columns lie on the
+    map, whole rows are multiplied, and the result is cut.
+    """
+    size = x.shape[1:3]
+    total = jnp.zeros((x.shape[0], *window.output_size(size, kernel.shape), kernel.shape[3]), jnp.float32)
+    whole_rows = window.stride == 1 and window.shares_on_map(size, kernel.shape)[1] >= WHOLE_ROWS_SHARE
+    for tap, (seen_rows, seen_columns), (rows, columns) in _positions(size, kernel.shape, window):
+        if whole_rows:
+            product = _product(x[:, seen_rows], kernel[tap])[:, :, seen_columns]
+        else:
+            product = _product(x[:, seen_rows, seen_columns], kernel[tap])
+        total = total.at[:, rows, columns].add(product)
+    return total.astype(x.dtype)
+
+
+def _depthwise_taps(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
+    """Sum over the taps of the shifted map times a row of the kernel; XLA fuses it into one pass."""
+    products = [view * kernel[tap][None, None] for tap, view in _shifted(x, kernel.shape, window)]
+    return reduce(jnp.add, products)
+
+
+def input_gradient(
+    form: Form, x: jax.ShapeDtypeStruct, kernel: jax.Array, gradient: jax.Array, window: Window
+) -> jax.Array:
+    """Return the gradient of the map, which is again a convolution: of the result's gradient with the turned kernel.
+
+    Where the convolution strides, zeros go between the samples of the result's gradient (depthwise), of the product
+    (1x1), or XLA puts them there (larger dense kernels).
+
+    Args:
+      form: how to convolve.
+      x: shape and dtype of the map.
+      kernel: HWIO.
+      gradient: of the result, `[N, H', W', D]`.
+      window: of the convolution whose gradient this is.
+    """
+    height, width = kernel.shape[:2]
+    stride, (vertical, horizontal) = window.stride, window.pads
+    turned = kernel[::-1, ::-1]
+    # How far the gradient's samples, spread by the stride, stay from the borders of the map.
+    low = (-vertical[0], -horizontal[0])
+    high = [x.shape[a + 1] - low[a] - (gradient.shape[a + 1] - 1) * stride - 1 for a in (0, 1)]
+    reach = [window.rate * (side - 1) for side in (height, width)]
+    pads = ((low[0] + reach[0], high[0]), (low[1] + reach[1], high[1]))
+    if window.groups == 1 and stride > 1 and height * width > 1:
+        return lax.conv_general_dilated(
+            gradient,
+            turned,
+            window_strides=(1, 1),
+            padding=pads,
+            lhs_dilation=(stride, stride),
+            rhs_dilation=(window.rate, window.rate),
+            dimension_numbers=("NHWC", "HWOI", "NHWC"),
+        )
+    if window.groups == 1:
+        turned = turned.swapaxes(2, 3)
+    if height * width == 1:
+        product = form(gradient, turned, Window(1, 1, NO_PADS, window.groups))
+        return pad(product, ((low[0], high[0]), (low[1], high[1])), between=stride - 1)
+    gradient = pad(gradient, NO_PADS, between=stride - 1)
+    return form(gradient, turned, Window(window.rate, 1, pads, window.groups))
+
+
+def kernel_gradient(x: jax.Array, kernel: jax.ShapeDtypeStruct, gradient: jax.Array, window: Window) -> jax.Array:
+    """Return the gradient of the kernel: for each tap the sum over the positions of what it saw times the gradient.
+
+    Args:
+      x: the map, `[N, H, W, C]`.
+      kernel: shape and dtype of the kernel.
+      gradient: of the result, `[N, H', W', D]`.
+      window: of the convolution whose gradient this is.
+    """
+    if window.groups > 1:
+        return _depthwise_kernel_gradient(x, kernel, gradient, window)
+    channels, features = kernel.shape[2:]
+    result = jnp.zeros(kernel.shape, jnp.float32)
+    for tap, seen, there in _positions(x.shape[1:3], kernel.shape, window):
+        samples, gradients = x[:, *seen].reshape(-1, channels), gradient[:, *there].reshape(-1, features)
+        result = result.at[tap].set(jnp.matmul(samples.T, gradients, preferred_element_type=jnp.float32))
+    return result.astype(kernel.dtype)
+
+
+def _depthwise_kernel_gradient(
+    x: jax.Array, kernel: jax.ShapeDtypeStruct, gradient: jax.Array, window: Window
+) -> jax.Array:
+    """Add up, row after row of the gradient, its product with what every tap saw there.
+
+    The loop keeps one sum `[N, W', C]` per tap; a reduction over rows and columns at once, which XLA's CPU backend
+    computes channel by channel, takes up to fourteen times as long.
+    """
+    height, width = kernel.shape[:2]
+    padded = pad(x, window.pads)
+    reach = (gradient.shape[2] - 1) * window.stride + 1
+
+    def add_row(index: jax.Array, sums: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        there = lax.dynamic_index_in_dim(gradient, index, axis=1, keepdims=False).astype(jnp.float32)
+        products = []
+        for row in range(height):
+            seen = lax.dynamic_index_in_dim(padded, index * window.stride + row * window.rate, axis=1, keepdims=False)
+            for column in range(width):
+                start = column * window.rate
+                view = lax.slice_in_dim(seen, start, start + reach, window.stride, axis=1)
+                products.append(view.astype(jnp.float32) * there)
+        return tuple(map(jnp.add, sums, products))
+
+    n, rows, columns, channels = gradient.shape
+    zeros = (jnp.zeros((n, columns, channels), jnp.float32),) * (height * width)
+    sums = lax.fori_loop(0, rows, add_row, zeros)
+    return jnp.stack([jnp.sum(each, axis=(0, 1)) for each in sums]).reshape(kernel.shape).astype(kernel.dtype)
+
+
+def _positions(
+    size: Sequence[int], kernel_shape: Sequence[int], window: Window
+) -> Iterator[tuple[Tap, tuple[slice, slice], tuple[slice, slice]]]:
+    """Yield each tap that touches the map, the rows and columns of the map that it sees, and those of the result that
+    see them.
+    """
+    outputs = window.output_size(size, kernel_shape)
+
+    def along(axis: int, tap: int) -> tuple[slice, slice]:
+        offset, stride = tap * window.rate - window.pads[axis][0], window.stride
+        first, last = max(0, -(offset // stride)), min(outputs[axis] - 1, (size[axis] - 1 - offset) // stride)
+        last = max(last, first - 1)
+        return slice(first * stride + offset, last * stride + offset + 1, stride), slice(first, last + 1)
+
+    for row in range(kernel_shape[0]):
+        for column in range(kernel_shape[1]):
+            (seen_y, y), (seen_x, x) = along(0, row), along(1, column)
+            if y.start < y.stop and x.start < x.stop:
+                yield (row, column), (seen_y, seen_x), (y, x)
+
+
+def pad(x: jax.Array, pads: Pads, *, between: int = 0) -> jax.Array:
+    """Put zeros around a map, and between its samples; negative numbers take rows and columns away."""
+    (top, bottom), (left, right) = pads
+    border = ((0, 0, 0), (top, bottom, between), (left, right, between), (0, 0, 0))
+    return lax.pad(x, jnp.zeros((), x.dtype), border)
+
+
+def _shifted(x: jax.Array, kernel_shape: Sequence[int], window: Window) -> list[tuple[Tap, jax.Array]]:
+    """Return every tap with what it sees of the padded map at all positions."""
+    n, height, width, channels = x.shape
+    rows, columns = window.output_size((height, width), kernel_shape)
+    stride, padded = window.stride, pad(x, window.pads)
+
+    def view(row: int, column: int) -> jax.Array:
+        y, z = row * window.rate, column * window.rate
+        stop = (n, y + (rows - 1) * stride + 1, z + (columns - 1) * stride + 1, channels)
+        return lax.slice(padded, (0, y, z, 0), stop, (1, stride, stride, 1))
+
+    return [((row, column), view(row, column)) for row in range(kernel_shape[0]) for column in range(kernel_shape[1])]
