@@ -7,7 +7,6 @@ a grey PNG of class ids and 255.
 
 import errno
 import io
-import json
 import os
 import shutil
 import tempfile
@@ -21,6 +20,7 @@ from deeplab_jax.data import images
 from deeplab_jax.data.sets.prepared import FEATURES, SIDE_FILE
 from deeplab_jax.data.source import Source
 from deeplab_jax.errors import UserError
+from deeplab_jax.files import write_json
 
 Progress = Callable[[str, int, int], None]
 """Called as `progress(split, done, total)` after each example."""
@@ -159,4 +159,4 @@ def _write_side_file(path: Path, sources: Mapping[str, Source], name: str) -> No
         "palette": labels.palette,
         "examples": {s: len(source) for s, source in sources.items()},
     }
-    path.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+    write_json(path, content)
