@@ -2,12 +2,12 @@
 
     y[i] = sum over k of x[i + r k] w[k]
 
-A kernel of `k` taps at rate `r` spans `effective_kernel_size = k + (k - 1)(r - 1)` pixels and has no more weights than
-at rate 1. With `r (k - 1) / 2` zeros on each side the result is as large as the map.
+The rate `r` widens what a kernel sees and adds no weights: `k` taps span `k + (k - 1)(r - 1)` pixels, the effective
+kernel size. With `r (k - 1) / 2` zeros on each side the result is as large as the map.
 """
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Literal
 
 import chex
 import jax
@@ -51,8 +51,8 @@ def conv2d(
     """
     chex.assert_rank([x, kernel], 4)
     chex.assert_axis_dimension(kernel, 2, x.shape[-1] // feature_group_count)
-    if lowering not in get_args(Lowering):
-        raise ValueError(f"lowering={lowering!r}: choose from {', '.join(get_args(Lowering))}")
+    if lowering not in FORMS:
+        raise ValueError(f"lowering={lowering!r}: choose from {', '.join(FORMS)}")
     pads = explicit_padding(x.shape[1:3], kernel.shape[:2], rate=rate, stride=stride, padding=padding)
     window = Window(rate, stride, pads, feature_group_count)
     form = FORMS[lowering] if lowerings.covers(lowering, x.shape, kernel.shape, window) else direct

@@ -63,7 +63,13 @@ def bilinear(name: str, form: Form, input_gradient: InputGradient, kernel_gradie
     mlir.register_lowering(operation, mlir.lower_fun(compute, multiple_results=False))
     ad.defbilinear(operation, transpose_input, transpose_kernel)
     batching.primitive_batchers[operation] = batched
-    return jax.jit(lambda x, kernel, window: operation.bind(x, kernel, window=window), static_argnums=2)
+
+    @partial(jax.jit, static_argnums=2)
+    def convolve(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
+        result: jax.Array = operation.bind(x, kernel, window=window)
+        return result
+
+    return convolve
 
 
 def gradient_by_jax(

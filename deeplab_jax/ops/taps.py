@@ -9,6 +9,7 @@ whose operand has the rank of a map.
 
 from collections.abc import Iterator, Sequence
 from functools import reduce
+from itertools import product
 
 import jax
 import jax.numpy as jnp
@@ -26,38 +27,46 @@ def sum_of_taps(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
     if window.groups > 1:
         return _depthwise_taps(x, kernel, window)
     if kernel.shape[:2] == (1, 1) and window.pads == NO_PADS:
-        return _product(x[:, :: window.stride, :: window.stride], kernel[0, 0]).astype(x.dtype)
+        return _matrix_product(x[:, :: window.stride, :: window.stride], kernel[0, 0]).astype(x.dtype)
     return _dense_taps(x, kernel, window)
 
 
-def _product(samples: jax.Array, matrix: jax.Array) -> jax.Array:
-    """Multiply every sample `[N, H, W, C]` by a matrix `[C, D]`, in float32."""
+def _matrix_product(samples: jax.Array, matrix: jax.Array) -> jax.Array:
+    """Return every sample `[N, H, W, C]` times a matrix `[C, D]`: float32 `[N, H, W, D]`."""
     flat = jnp.matmul(samples.reshape(-1, matrix.shape[0]), matrix, preferred_element_type=jnp.float32)
     return flat.reshape(*samples.shape[:3], matrix.shape[1])
 
 
 def _dense_taps(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
-    """Sum over the taps of a matrix product restricted to the positions whose sample lies on the map, in float32.
+    """Return the sum over the taps of matrix products, over only those positions whose sample lies on the map.
 
-    Rows of samples are one block of memory, a part of each row is a copy of the map. So where most columns lie on the
-    map, whole rows are multiplied, and the result is cut.
+    It adds up in float32. Whole rows of the map are one block of memory, while a part of each row must be copied first.
+    So where most columns lie on the map, it multiplies whole rows and cuts the product.
     """
     size = x.shape[1:3]
     total = jnp.zeros((x.shape[0], *window.output_size(size, kernel.shape), kernel.shape[3]), jnp.float32)
     whole_rows = window.stride == 1 and window.shares_on_map(size, kernel.shape)[1] >= WHOLE_ROWS_SHARE
     for tap, (seen_rows, seen_columns), (rows, columns) in _positions(size, kernel.shape, window):
         if whole_rows:
-            product = _product(x[:, seen_rows], kernel[tap])[:, :, seen_columns]
+            products = _matrix_product(x[:, seen_rows], kernel[tap])[:, :, seen_columns]
         else:
-            product = _product(x[:, seen_rows, seen_columns], kernel[tap])
-        total = total.at[:, rows, columns].add(product)
+            products = _matrix_product(x[:, seen_rows, seen_columns], kernel[tap])
+        total = total.at[:, rows, columns].add(products)
     return total.astype(x.dtype)
 
 
 def _depthwise_taps(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
-    """Sum over the taps of the shifted map times a row of the kernel; XLA fuses it into one pass."""
-    products = [view * kernel[tap][None, None] for tap, view in _shifted(x, kernel.shape, window)]
-    return reduce(jnp.add, products)
+    """Return the sum over the taps of the shifted map times a row of the kernel; XLA fuses it into one pass."""
+    n, height, width, channels = x.shape
+    rows, columns = window.output_size((height, width), kernel.shape)
+    rate, stride, padded = window.rate, window.stride, pad(x, window.pads)
+
+    def seen_by(row: int, column: int) -> jax.Array:
+        top, left = row * rate, column * rate
+        stop = (n, top + (rows - 1) * stride + 1, left + (columns - 1) * stride + 1, channels)
+        return lax.slice(padded, (0, top, left, 0), stop, (1, stride, stride, 1))
+
+    return reduce(jnp.add, [seen_by(*tap) * kernel[tap][None, None] for tap in _taps_of(kernel.shape)])
 
 
 def input_gradient(
@@ -96,8 +105,8 @@ def input_gradient(
     if window.groups == 1:
         turned = turned.swapaxes(2, 3)
     if height * width == 1:
-        product = form(gradient, turned, Window(1, 1, NO_PADS, window.groups))
-        return pad(product, ((low[0], high[0]), (low[1], high[1])), between=stride - 1)
+        result = form(gradient, turned, Window(1, 1, NO_PADS, window.groups))
+        return pad(result, ((low[0], high[0]), (low[1], high[1])), between=stride - 1)
     gradient = pad(gradient, NO_PADS, between=stride - 1)
     return form(gradient, turned, Window(window.rate, 1, pads, window.groups))
 
@@ -124,10 +133,10 @@ def kernel_gradient(x: jax.Array, kernel: jax.ShapeDtypeStruct, gradient: jax.Ar
 def _depthwise_kernel_gradient(
     x: jax.Array, kernel: jax.ShapeDtypeStruct, gradient: jax.Array, window: Window
 ) -> jax.Array:
-    """Add up, row after row of the gradient, its product with what every tap saw there.
+    """Return the gradient `[kh, kw, 1, C]` of a depthwise kernel, added up row after row of the result's gradient.
 
-    The loop keeps one sum `[N, W', C]` per tap; a reduction over rows and columns at once, which XLA's CPU backend
-    computes channel by channel, takes up to fourteen times as long.
+    The loop keeps one sum `[N, W', C]` per tap. One reduction over rows and columns takes up to fourteen times as long:
+    XLA's CPU backend computes it channel by channel.
     """
     height, width = kernel.shape[:2]
     padded = pad(x, window.pads)
@@ -150,43 +159,34 @@ def _depthwise_kernel_gradient(
     return jnp.stack([jnp.sum(each, axis=(0, 1)) for each in sums]).reshape(kernel.shape).astype(kernel.dtype)
 
 
+def _taps_of(kernel_shape: Sequence[int]) -> Iterator[Tap]:
+    """Return the taps `(row, column)` of a kernel in reading order."""
+    return product(range(kernel_shape[0]), range(kernel_shape[1]))
+
+
 def _positions(
     size: Sequence[int], kernel_shape: Sequence[int], window: Window
 ) -> Iterator[tuple[Tap, tuple[slice, slice], tuple[slice, slice]]]:
-    """Yield each tap that touches the map, the rows and columns of the map that it sees, and those of the result that
-    see them.
+    """Yield each tap that meets the map, with the rows and columns of the map that it sees, and the rows and columns of
+    the result that it adds to.
     """
     outputs = window.output_size(size, kernel_shape)
 
     def along(axis: int, tap: int) -> tuple[slice, slice]:
+        """Return the samples of the map that a tap sees along one axis, and the positions of the kernel there."""
         offset, stride = tap * window.rate - window.pads[axis][0], window.stride
         first, last = max(0, -(offset // stride)), min(outputs[axis] - 1, (size[axis] - 1 - offset) // stride)
         last = max(last, first - 1)
         return slice(first * stride + offset, last * stride + offset + 1, stride), slice(first, last + 1)
 
-    for row in range(kernel_shape[0]):
-        for column in range(kernel_shape[1]):
-            (seen_y, y), (seen_x, x) = along(0, row), along(1, column)
-            if y.start < y.stop and x.start < x.stop:
-                yield (row, column), (seen_y, seen_x), (y, x)
+    for row, column in _taps_of(kernel_shape):
+        (seen_rows, rows), (seen_columns, columns) = along(0, row), along(1, column)
+        if rows.start < rows.stop and columns.start < columns.stop:
+            yield (row, column), (seen_rows, seen_columns), (rows, columns)
 
 
 def pad(x: jax.Array, pads: Pads, *, between: int = 0) -> jax.Array:
-    """Put zeros around a map, and between its samples; negative numbers take rows and columns away."""
+    """Return a map `[N, H, W, C]` with zeros around it and between its samples; negative numbers take rows away."""
     (top, bottom), (left, right) = pads
     border = ((0, 0, 0), (top, bottom, between), (left, right, between), (0, 0, 0))
     return lax.pad(x, jnp.zeros((), x.dtype), border)
-
-
-def _shifted(x: jax.Array, kernel_shape: Sequence[int], window: Window) -> list[tuple[Tap, jax.Array]]:
-    """Return every tap with what it sees of the padded map at all positions."""
-    n, height, width, channels = x.shape
-    rows, columns = window.output_size((height, width), kernel_shape)
-    stride, padded = window.stride, pad(x, window.pads)
-
-    def view(row: int, column: int) -> jax.Array:
-        y, z = row * window.rate, column * window.rate
-        stop = (n, y + (rows - 1) * stride + 1, z + (columns - 1) * stride + 1, channels)
-        return lax.slice(padded, (0, y, z, 0), stop, (1, stride, stride, 1))
-
-    return [((row, column), view(row, column)) for row in range(kernel_shape[0]) for column in range(kernel_shape[1])]

@@ -1,7 +1,9 @@
 """Atrous convolution: values by hand, and every lowering against XLA's own convolution, values and gradients."""
 
+import re
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,20 +32,9 @@ def line_kernel(*values: float) -> jax.Array:
     return jnp.asarray(values, jnp.float32).reshape(1, -1, 1, 1)
 
 
-def primitives(function: Any, *args: Any) -> set[str]:
-    """Names of the primitives in the trace of a function, at whatever depth."""
-
-    def walk(jaxpr: Any) -> set[str]:
-        found = set()
-        for equation in jaxpr.eqns:
-            found.add(equation.primitive.name)
-            for value in equation.params.values():
-                inner = getattr(value, "jaxpr", value)
-                if hasattr(inner, "eqns"):
-                    found |= walk(inner)
-        return found
-
-    return walk(jax.make_jaxpr(function)(*args).jaxpr)
+def operations(function: Any, *args: Any) -> set[str]:
+    """Names of the operations that a function hands to XLA."""
+    return set(re.findall(r"stablehlo\.(\w+)", jax.jit(function).lower(*args).as_text()))
 
 
 @pytest.mark.parametrize("lowering", LOWERINGS)
@@ -233,14 +224,85 @@ def test_subsampling_commutes_with_the_stride(size: int, depthwise: bool) -> Non
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-def test_the_depthwise_gradient_equals_finite_differences(stride: int) -> None:
+def test_the_depthwise_derivatives_equal_finite_differences(stride: int) -> None:
     rng = np.random.default_rng(0)
     x, kernel = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((1, 5, 4, 2), (3, 3, 1, 2)))
 
     def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
         return conv2d(x, kernel, rate=2, stride=stride, feature_group_count=2, lowering="taps")
 
-    check_grads(convolve, (x, kernel), order=1, modes=["rev"], atol=1e-2, rtol=1e-2)
+    check_grads(convolve, (x, kernel), order=1, modes=["fwd", "rev"], atol=1e-2, rtol=1e-2)
+
+
+DERIVED = [  # Kernel and options of a convolution over 4 channels: dense, 1x1, strided, depthwise.
+    ((3, 3, 4, 3), {"rate": 2}),
+    ((1, 1, 4, 3), {"stride": 2}),
+    ((3, 3, 4, 3), {"rate": 2, "stride": 2}),
+    ((3, 3, 1, 4), {"rate": 3, "feature_group_count": 4}),
+]
+
+
+def whole_numbers(*shapes: tuple[int, ...]) -> list[jax.Array]:
+    rng = np.random.default_rng(0)
+    return [jnp.asarray(rng.integers(-3, 4, shape), jnp.float32) for shape in shapes]
+
+
+@pytest.mark.parametrize("lowering", ["auto", "taps"])
+@pytest.mark.parametrize(("kernel", "options"), DERIVED)
+def test_forward_mode_equals_that_of_xla_exactly(kernel: Any, options: dict[str, int], lowering: Any) -> None:
+    """The first derivative (`jvp`), and the product of the second with a vector (`jvp` of `grad`)."""
+    x, w, dx, dw = whole_numbers((2, 9, 7, 4), kernel, (2, 9, 7, 4), kernel)
+
+    def derivatives(lowering: Any) -> Any:
+        def convolve(x: jax.Array, w: jax.Array) -> jax.Array:
+            return conv2d(x, w, lowering=lowering, **options)
+
+        def total(x: jax.Array, w: jax.Array) -> jax.Array:
+            return jnp.sum(convolve(x, w) ** 2)
+
+        @jax.jit
+        def both(*args: jax.Array) -> Any:
+            inputs, tangents = args[:2], args[2:]
+            return jax.jvp(convolve, inputs, tangents), jax.jvp(jax.grad(total, (0, 1)), inputs, tangents)
+
+        return both(x, w, dx, dw)
+
+    chex.assert_trees_all_equal(derivatives(lowering), derivatives("direct"))
+
+
+def test_forward_mode_of_one_operand_costs_one_convolution_more() -> None:
+    x, w, dx = whole_numbers((1, 9, 9, 4), (3, 3, 4, 3), (1, 9, 9, 4))
+    derivative = jax.make_jaxpr(lambda x, dx: jax.jvp(lambda x: conv2d(x, w, rate=2), (x,), (dx,))[1])(x, dx)
+    assert str(derivative).count("convolution_by_platform[") == 2
+
+
+@pytest.mark.parametrize("lowering", ["auto", "taps"])
+@pytest.mark.parametrize("axes", [(0, None), (None, 0), (0, 0), (2, 1)])
+@pytest.mark.parametrize(("kernel", "options"), DERIVED[2:])
+def test_vmap_is_a_loop(kernel: Any, options: dict[str, int], axes: Any, lowering: Any) -> None:
+    """Over maps, over kernels, and both; values, and gradients within and around."""
+    x, w = whole_numbers((3, 2, 9, 7, 4), (3, *kernel))
+
+    def total(x: jax.Array, w: jax.Array) -> jax.Array:
+        return jnp.sum(conv2d(x, w, lowering=lowering, **options) ** 2)
+
+    each = jax.value_and_grad(total, (0, 1))
+    operands = [a if axis is not None else a[0] for a, axis in zip((x, w), axes, strict=True)]
+    loop = [each(*(a[i] if axis is not None else a for a, axis in zip(operands, axes, strict=True))) for i in range(3)]
+    values, gradients = jax.tree.map(lambda *leaves: jnp.stack(leaves), *loop)
+    moved = [a if axis is None else jnp.moveaxis(a, 0, axis) for a, axis in zip(operands, axes, strict=True)]
+    found = jax.jit(jax.vmap(each, axes))(*moved)
+    chex.assert_trees_all_equal(found, (values, gradients))
+    around = jax.jit(jax.grad(lambda *inputs: jnp.sum(jax.vmap(total, axes)(*inputs)), (0, 1)))(*moved)
+    for got, right, axis in zip(around, gradients, axes, strict=True):
+        np.testing.assert_array_equal(got, jnp.sum(right, 0) if axis is None else jnp.moveaxis(right, 0, axis))
+
+
+def test_without_jit_the_values_are_the_same() -> None:
+    x, w = whole_numbers((1, 9, 9, 4), (3, 3, 1, 4))
+    with jax.disable_jit():
+        found = conv2d(x, w, rate=2, feature_group_count=4)
+    np.testing.assert_array_equal(found, conv2d(x, w, rate=2, feature_group_count=4, lowering="direct"))
 
 
 @pytest.mark.parametrize(
@@ -286,18 +348,17 @@ def test_lowerings_are_what_they_say() -> None:
     x = jax.ShapeDtypeStruct((1, 9, 9, 4), jnp.float32)
     dense = jax.ShapeDtypeStruct((3, 3, 4, 4), jnp.float32)
     depthwise = jax.ShapeDtypeStruct((3, 3, 1, 4), jnp.float32)
-    convolution = "conv_general_dilated"
 
-    def traced(kernel: Any, **options: Any) -> set[str]:
-        return primitives(lambda x, k: conv2d(x, k, rate=2, **options), x, kernel)
+    def found(kernel: Any, **options: Any) -> set[str]:
+        return operations(lambda x, k: conv2d(x, k, rate=2, **options), x, kernel)
 
-    assert convolution in traced(dense, lowering="direct")
-    assert convolution not in traced(dense, lowering="taps")
-    assert convolution not in traced(dense, lowering="taps", stride=2)
-    assert {"transpose", "reshape", convolution} <= traced(dense, lowering="space_to_batch")
-    assert "transpose" not in traced(dense, lowering="space_to_batch", stride=2)  # not covered, so it falls back
-    assert convolution in traced(depthwise, feature_group_count=4, lowering="direct")
-    assert convolution not in traced(depthwise, feature_group_count=4, lowering="taps", stride=2)
+    assert "convolution" in found(dense, lowering="direct")
+    assert "convolution" not in found(dense, lowering="taps")
+    assert "convolution" not in found(dense, lowering="taps", stride=2)
+    assert {"transpose", "reshape", "convolution"} <= found(dense, lowering="space_to_batch")
+    assert "transpose" not in found(dense, lowering="space_to_batch", stride=2)  # not covered, so it falls back
+    assert "convolution" in found(depthwise, feature_group_count=4, lowering="direct")
+    assert "convolution" not in found(depthwise, feature_group_count=4, lowering="taps", stride=2)
 
 
 @pytest.mark.parametrize("gradient", [False, True])

@@ -82,3 +82,29 @@ def test_the_gradient_is_computed_from_the_map_alone() -> None:
     x, scale, offset, _ = arrays((2, 9, 8, 5))
     kept = jax.eval_shape(lambda *inputs: jax.vjp(lambda *i: batch_norm(*i, EPSILON)[0], *inputs)[1], x, scale, offset)
     assert sum(leaf.shape == x.shape for leaf in jax.tree.leaves(kept)) == 1
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_forward_mode_is_that_of_the_definition(dtype: str) -> None:
+    """The first derivative (`jvp`), and the product of the second with a vector (`jvp` of `grad`)."""
+    x, scale, offset, gradient = arrays((2, 9, 8, 5), dtype)
+    tangents = arrays((2, 9, 8, 5), dtype, seed=1)[:3]
+    ours = lambda *inputs: batch_norm(*inputs, EPSILON)[0]  # noqa: E731
+
+    def derivatives(function: Any, dtype: Any) -> Any:
+        inputs, moves = ((each[0].astype(dtype), *each[1:]) for each in ((x, scale, offset), tangents))
+        pull = jax.grad(lambda *inputs: jnp.sum(function(*inputs).astype(jnp.float32) * gradient), (0, 1, 2))
+        return jax.jit(lambda *both: (jax.jvp(function, *both), jax.jvp(pull, *both)))(inputs, moves)
+
+    found, wanted = derivatives(ours, dtype), derivatives(by_rule, jnp.float32)
+    for got, right in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        bound = (2e-4 if dtype == "float32" else 3e-2) * float(jnp.abs(right).max())
+        chex.assert_trees_all_close(got.astype(jnp.float32), right, rtol=0, atol=bound + 1e-6)
+
+
+def test_no_derivative_goes_through_the_statistics() -> None:
+    x, scale, offset, _ = arrays((2, 3, 4, 5))
+    statistics = lambda x: batch_norm(x, scale, offset, EPSILON)[1]  # noqa: E731
+    (mean, var), tangents = jax.jvp(statistics, (x,), (x,))
+    assert mean.any() and var.any() and not any(tangent.any() for tangent in tangents)
+    assert not jax.grad(lambda x: sum(map(jnp.sum, statistics(x))))(x).any()
