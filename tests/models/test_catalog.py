@@ -10,7 +10,8 @@ import pytest
 
 import deeplab_jax
 from deeplab_jax.errors import UserError
-from deeplab_jax.models.catalog import BACKBONES, create_model, describe, from_description, model_names
+from deeplab_jax.models.architectures import ARCHITECTURES
+from deeplab_jax.models.catalog import create_model, describe, from_description, model_names
 from deeplab_jax.models.contexts.aspp import ASPP
 from deeplab_jax.models.preprocessing import IMAGENET, SYMMETRIC, Preprocessing
 
@@ -59,6 +60,10 @@ PREPROCESSING = {
     "resnet50_beta": SYMMETRIC,
     "resnet101_beta": SYMMETRIC,
 }
+MULTI_GRIDS = {
+    "resnet18": (1, 2),
+    **dict.fromkeys(("resnet34", "resnet50", "resnet101", "resnet50_beta", "resnet101_beta"), (1, 2, 4)),
+}
 NORM_EPSILON = {"mobilenet": 1e-3, "xception": 1e-3}
 
 
@@ -82,10 +87,10 @@ def test_defaults_of_every_name(name: str, monkeypatch: pytest.MonkeyPatch) -> N
     assert model.settings.align_corners == (architecture not in ("fcn", "lraspp"))
     assert model.pyramid is None
     assert not model.valid
-    assert (model.classifier is None) == (architecture in ("deeplabv2", "fcn32s", "fcn16s", "fcn8s", "lraspp"))
+    assert (model.classifier_kernel == 0) == (architecture in ("deeplabv2", "fcn32s", "fcn16s", "fcn8s", "lraspp"))
     if backbone.startswith("resnet"):
-        expected = BACKBONES[backbone].multi_grid if architecture.startswith("deeplabv3") else None
-        assert model.backbone.multi_grid == (expected or (1,) * model.backbone.units[3])
+        expected = MULTI_GRIDS[backbone] if architecture.startswith("deeplabv3") else None
+        assert model.backbone.multi_grid == expected
         convention = "last_unit" if backbone.endswith("beta") or architecture == "cascade" else "previous"
         assert model.backbone.first_unit_rate == ("stage" if architecture in ("deeplabv2", "pspnet") else convention)
     if backbone == "vgg16":
@@ -96,7 +101,7 @@ def test_defaults_of_unet() -> None:
     published, on_encoder = create_model("unet"), create_model("unet_resnet18")
     assert (published.output_stride, on_encoder.output_stride) == (16, 32)
     assert (published.settings.norm, on_encoder.settings.norm) == ("none", "batch")
-    assert (published.classifier.kernel_size, on_encoder.classifier.kernel_size) == (1, 3)
+    assert (published.classifier_kernel, on_encoder.classifier_kernel) == (1, 3)
     valid = create_model("unet", padding="valid")
     assert valid.valid
     assert [published.fitting_side(side) for side in (1, 33, 200)] == [33, 33, 200]
@@ -109,9 +114,9 @@ def test_an_epsilon_that_is_given_is_that_of_all_norms() -> None:
 
 
 def test_the_papers_multi_grid() -> None:
-    grids = {name: backbone.multi_grid for name, backbone in BACKBONES.items()}
-    assert grids["resnet50"] == grids["resnet101"] == (1, 2, 4)
-    assert grids["mobilenet_v2"] is None
+    for name, grid in MULTI_GRIDS.items():
+        assert ARCHITECTURES["deeplabv3"].backbones[name]["multi_grid"] == grid
+    assert "mobilenet_v2" not in ARCHITECTURES["deeplabv3"].backbones
 
 
 @pytest.mark.parametrize(
@@ -196,7 +201,13 @@ def test_what_cannot_be_built_is_refused_with_the_nearest_that_can(
 
 def test_aspp_beyond_32_is_refused_and_a_cascade_is_not() -> None:
     cascade = create_model("cascade_resnet50", width=1 / 16, last_block=7, output_stride=256)
-    assert cascade.backbone_output == "conv8"
+    images = np.zeros((1, 257, 257, 3))
+    variables = jax.eval_shape(lambda: cascade.init(jax.random.key(0), images))
+    features = jax.eval_shape(
+        lambda v: {name: x for name, (x, _) in cascade.apply(v, images, method="features").items()}, variables
+    )
+    assert {"conv8", "context"} <= {*features}
+    assert features["context"].shape == features["conv8"].shape
     with pytest.raises(ValueError, match="ASPP is defined up to 32"):
         jax.eval_shape(lambda x: cascade.clone(context=ASPP(4)).init(jax.random.key(0), x), np.zeros((1, 65, 65, 3)))
 
@@ -242,7 +253,7 @@ def test_models_are_compared_and_hashed_by_value() -> None:
     assert hash(first) == hash(second)
     assert first != first.clone(output_stride=8)
     assert len({first, second, first.clone(output_stride=8)}) == 2
-    assert first.context.rates == (2, 4)
+    assert first.context.aspp_rates == (2, 4)
 
 
 def test_options_reach_their_parts() -> None:
@@ -259,9 +270,9 @@ def test_options_reach_their_parts() -> None:
     assert (model.settings.lowering, model.settings.align_corners) == ("direct", False)
     assert (model.backbone.width, model.backbone.first_unit_rate) == (0.25, "stage")
     aspp, decoder = model.context, model.decoder
-    assert (aspp.channels, aspp.rates, aspp.image_pooling, aspp.separable) == (8, (2, 4), False, True)
+    assert (aspp.aspp_channels, aspp.aspp_rates, aspp.image_pooling, aspp.separable) == (8, (2, 4), False, True)
     assert (aspp.head_convs, aspp.dropout) == (((3, 4),), 0.1)
-    assert (decoder.low_level_channels, decoder.convs, decoder.separable) == (6, ((3, 10),), True)
+    assert (decoder.low_level_channels, decoder.decoder_convs, decoder.separable) == (6, ((3, 10),), True)
     assert model.aux_features == "conv4"
     assert model.preprocessing == Preprocessing((0.0, 255.0), (1.0, 2.0, 3.0), (4.0, 5.0, 6.0))
 
