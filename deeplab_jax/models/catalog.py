@@ -45,7 +45,9 @@ def _entries(module: str) -> dict[str, _Entry]:
     backbones = {**BACKBONES, **_own(module, "BACKBONES", Backbone)}
     found = {}
     for name, architecture in {**ARCHITECTURES, **_own(module, "ARCHITECTURES", Architecture)}.items():
-        all_atrous = {key: {} for key, entry in backbones.items() if entry.atrous and architecture.on_all_atrous}
+        all_atrous: dict[str, Options] = {
+            key: {} for key, entry in backbones.items() if entry.atrous and architecture.on_all_atrous
+        }
         for key, own in {**all_atrous, **architecture.backbones}.items():
             if key not in backbones:
                 raise UserError(f"{module}: ARCHITECTURES[{name!r}]: backbone {key!r}: {did_you_mean(key, backbones)}")
