@@ -71,8 +71,7 @@ def _without_batch_norm(model: Segmenter) -> Segmenter:
     Made from the model's own parts and not from its description, which a clone may have outgrown.
     """
     recipe = json.loads(model.recipe)
-    backbone: Any = model.backbone
-    kinds = {"norm": model.settings.norm, "backbone_norm": backbone.settings.norm}
+    kinds = {"norm": model.settings.norm, "backbone_norm": model.backbone_settings.norm}
     options = {**recipe["options"], **{name: _kind(kind) for name, kind in kinds.items()}}
     changed = change_settings(model, lambda settings: replace(settings, norm=_kind(settings.norm)))
     return changed.clone(recipe=json.dumps({**recipe, "options": options}, sort_keys=True))

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from deeplab_jax.errors import UserError
-from deeplab_jax.models.decoders.fcn import reduce_channels
+from deeplab_jax.models.decoders.fcn import FCNHead
 from deeplab_jax.models.decoders.unet import extend_by_mirroring, next_valid_side
 from deeplab_jax.models.image_pyramid import ImagePyramid
 from deeplab_jax.models.layers import SMALL_NORMAL, Conv, Features, LayerSettings
@@ -18,19 +18,6 @@ from deeplab_jax.ops.resize import resize_bilinear
 Variables = dict[str, Any]
 
 SMALLEST_SIDE = 33
-
-
-class FCNHead(nn.Module):
-    """torchvision's FCN head, here the auxiliary one: 3x3 to a quarter of the channels, dropout, 1x1 to the classes."""
-
-    num_classes: int
-    dropout: float = 0.1
-    settings: LayerSettings = LayerSettings()
-
-    @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        x = reduce_channels(x, dropout=self.dropout, settings=self.settings, train=train)
-        return Conv(self.num_classes, use_bias=True, settings=self.settings, name="classifier")(x)
 
 
 class Segmenter(nn.Module):
@@ -91,6 +78,11 @@ class Segmenter(nn.Module):
     def classifier_kernel(self) -> int:
         """Kernel size of the classifier; 0 where there is none, since the last part returns the logits."""
         return getattr(self.decoder or self.context, "classifier_kernel", 1)
+
+    @property
+    def backbone_settings(self) -> LayerSettings:
+        """Settings of the backbone's layers; those of the rest where it has none of its own."""
+        return getattr(self.backbone, "settings", self.settings)
 
     @property
     def valid(self) -> bool:

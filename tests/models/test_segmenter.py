@@ -10,8 +10,8 @@ import pytest
 
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.catalog import create_model
+from deeplab_jax.models.decoders.fcn import FCNHead
 from deeplab_jax.models.layers import LayerSettings
-from deeplab_jax.models.segmenter import FCNHead
 
 TINY = {"width": 1 / 16, "aspp_channels": 4, "low_level_channels": 3, "decoder_convs": ((3, 4),)}
 TINY_V3 = {"width": 1 / 16, "aspp_channels": 4}

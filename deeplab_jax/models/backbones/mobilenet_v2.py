@@ -75,7 +75,7 @@ class MobileNetV2(nn.Module):
             features[name] = (x, stage.output_stride)
         return features
 
-    # What `MobileNetV2Variant` does otherwise.
+    # What `MobileNetV2Variant` replaces.
 
     def rows(self) -> tuple[Row, ...]:
         """Return the rows that are built."""

@@ -142,7 +142,7 @@ class ResNet(nn.Module):
             features[f"conv{index + 2}"] = (branches[-2] if early else x, stage.output_stride)
         return features
 
-    # What `ResNetVariant` does otherwise.
+    # What `ResNetVariant` replaces.
 
     def blocks(self) -> int:
         """Return the number of blocks that are built."""

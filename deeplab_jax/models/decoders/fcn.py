@@ -29,6 +29,19 @@ class FCNReduction(nn.Module):
         return reduce_channels(x, dropout=self.dropout, settings=self.settings, train=train)
 
 
+class FCNHead(nn.Module):
+    """torchvision's FCN head, here the auxiliary one: 3x3 to a quarter of the channels, dropout, 1x1 to the classes."""
+
+    num_classes: int
+    dropout: float = 0.1
+    settings: LayerSettings = LayerSettings()
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        x = reduce_channels(x, dropout=self.dropout, settings=self.settings, train=train)
+        return Conv(self.num_classes, use_bias=True, settings=self.settings, name="classifier")(x)
+
+
 def bilinear_kernel(key: Any, shape: tuple[int, int, int, int], dtype: Any = jnp.float32) -> jax.Array:
     """Return the kernel `[2s, 2s, C, C]` by which a transposed convolution of stride s upsamples each channel
     bilinearly (an initializer; `key` is not used).
