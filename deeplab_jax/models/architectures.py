@@ -23,11 +23,13 @@ from deeplab_jax.models.backbones.vgg import VGG
 from deeplab_jax.models.backbones.xception import ENTRY_41, ENTRY_71, Xception
 from deeplab_jax.models.backbones.xception_variants import XceptionVariant
 from deeplab_jax.models.contexts.aspp import ASPP
+from deeplab_jax.models.contexts.aspp_variants import ASPPVariant
 from deeplab_jax.models.contexts.fully_connected import FullyConnected, LargeFOV
 from deeplab_jax.models.contexts.pyramid_pooling import GlobalContext, PyramidPooling, SpatialPyramidContext
 from deeplab_jax.models.contexts.pyramid_pooling_variants import PyramidPoolingVariant
 from deeplab_jax.models.decoders.deeplabv2 import SummedPyramid
 from deeplab_jax.models.decoders.deeplabv3plus import DeepLabV3PlusDecoder
+from deeplab_jax.models.decoders.deeplabv3plus_variants import DeepLabV3PlusDecoderVariant
 from deeplab_jax.models.decoders.fcn import FCNReduction, FCNSkips
 from deeplab_jax.models.decoders.lraspp import LiteRASPP
 from deeplab_jax.models.decoders.refinenet import RefineNetDecoder
@@ -229,6 +231,8 @@ ARCHITECTURES: dict[str, Architecture] = {
 # Beside the paper's network, the one with what only the weights of other code bases need. It is built where one of the
 # options that it adds is given.
 VARIANTS: dict[Any, type[nn.Module]] = {
+    ASPP: ASPPVariant,
+    DeepLabV3PlusDecoder: DeepLabV3PlusDecoderVariant,
     MobileNetV2: MobileNetV2Variant,
     PyramidPooling: PyramidPoolingVariant,
     ResNet: ResNetVariant,

@@ -234,8 +234,7 @@ class ConvNorm(nn.Module):
 
 class SeparableConvNorm(nn.Module):
     """Depthwise convolution, which carries stride and rate, then a pointwise one, each with its normalisation and
-    activation (DeepLabv3+, sec. 3.2, as in the authors' code). Without `depthwise_norm` nothing stands between the two:
-    no normalisation, bias or activation (segmentation_models_pytorch).
+    activation (DeepLabv3+, sec. 3.2, as in the authors' code).
     """
 
     features: int
@@ -244,75 +243,32 @@ class SeparableConvNorm(nn.Module):
     rate: int = 1
     depthwise_activation: Activation = "relu"
     pointwise_activation: Activation = "relu"
-    depthwise_norm: bool = True
     settings: LayerSettings = LayerSettings()
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        if self.depthwise_norm:
-            x = ConvNorm(
-                x.shape[-1],
-                self.kernel_size,
-                stride=self.stride,
-                rate=self.rate,
-                depthwise=True,
-                activation=self.depthwise_activation,
-                settings=self.settings,
-                name="depthwise",
-            )(x, train=train)
-        else:
-            x = Conv(
-                x.shape[-1],
-                self.kernel_size,
-                stride=self.stride,
-                rate=self.rate,
-                depthwise=True,
-                settings=self.settings,
-                name="depthwise",
-            )(x)
+        x = self.depthwise(x, train=train)
         return ConvNorm(self.features, activation=self.pointwise_activation, settings=self.settings, name="pointwise")(
             x, train=train
         )
 
+    def depthwise(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Apply the depthwise convolution and what follows it; within a compact method."""
+        return ConvNorm(
+            x.shape[-1],
+            self.kernel_size,
+            stride=self.stride,
+            rate=self.rate,
+            depthwise=True,
+            activation=self.depthwise_activation,
+            settings=self.settings,
+            name="depthwise",
+        )(x, train=train)
+
 
 def spatial_conv(
-    features: int,
-    kernel_size: int,
-    *,
-    rate: int = 1,
-    separable: bool,
-    depthwise_norm: bool = True,
-    settings: LayerSettings,
-    name: str,
+    features: int, kernel_size: int, *, rate: int = 1, separable: bool, settings: LayerSettings, name: str
 ) -> nn.Module:
     """Return a `ConvNorm`, or its separable form where that is asked for and the kernel is larger than 1x1."""
-    if separable and kernel_size > 1:
-        return SeparableConvNorm(
-            features, kernel_size, rate=rate, depthwise_norm=depthwise_norm, settings=settings, name=name
-        )
-    return ConvNorm(features, kernel_size, rate=rate, settings=settings, name=name)
-
-
-def spatial_convs(
-    x: jax.Array,
-    convs: tuple[tuple[int, int], ...],
-    *,
-    separable: bool,
-    depthwise_norm: bool,
-    settings: LayerSettings,
-    name: str,
-    train: bool,
-) -> jax.Array:
-    """Apply one `spatial_conv` after the other, given as (kernel size, channels) and named NAME1, NAME2, ...; within a
-    compact method.
-    """
-    for index, (kernel_size, channels) in enumerate(convs):
-        x = spatial_conv(
-            channels,
-            kernel_size,
-            separable=separable,
-            depthwise_norm=depthwise_norm,
-            settings=settings,
-            name=f"{name}{index + 1}",
-        )(x, train=train)
-    return x
+    kind = SeparableConvNorm if separable and kernel_size > 1 else ConvNorm
+    return kind(features, kernel_size, rate=rate, settings=settings, name=name)

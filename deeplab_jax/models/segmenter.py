@@ -112,6 +112,8 @@ class Segmenter(nn.Module):
         features = self._features(view, train=train)
         x, _ = features["context"]
         if self.aux_features is not None:
+            if self.aux_features not in features:
+                raise UserError(f"aux_head: it needs {self.aux_features}; this backbone has {', '.join(features)}")
             aux = self.aux_head(features[self.aux_features][0], train=train)
             self.sow("intermediates", "aux", self.resize(aux, images) if resize_aux else aux.astype(jnp.float32))
         if self.decoder is not None:

@@ -1,6 +1,8 @@
 """`create_model`: names, options and what it refuses; descriptions that build the same model again; published sizes."""
 
+import dataclasses
 import json
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,9 +12,20 @@ import pytest
 
 import deeplab_jax
 from deeplab_jax.errors import UserError
-from deeplab_jax.models.architectures import ARCHITECTURES
+from deeplab_jax.models.architectures import ARCHITECTURES, BACKBONES, VARIANTS, Architecture
+from deeplab_jax.models.backbones.mobilenet_v2 import MobileNetV2
+from deeplab_jax.models.backbones.mobilenet_v2_variants import MobileNetV2Variant
+from deeplab_jax.models.backbones.resnet import ResNet
+from deeplab_jax.models.backbones.resnet_variants import ResNetVariant
+from deeplab_jax.models.backbones.xception import Xception
+from deeplab_jax.models.backbones.xception_variants import XceptionVariant
 from deeplab_jax.models.catalog import create_model, describe, from_description, model_names
 from deeplab_jax.models.contexts.aspp import ASPP
+from deeplab_jax.models.contexts.aspp_variants import ASPPVariant
+from deeplab_jax.models.contexts.pyramid_pooling import PyramidPooling
+from deeplab_jax.models.contexts.pyramid_pooling_variants import PyramidPoolingVariant
+from deeplab_jax.models.image_pyramid import ImagePyramid
+from deeplab_jax.models.layers import LayerSettings
 from deeplab_jax.models.preprocessing import IMAGENET, SYMMETRIC, Preprocessing
 
 SMALL = {"width": 0.25, "aspp_channels": 8}
@@ -316,3 +329,37 @@ def test_separable_is_smaller(shapes_of: Any) -> None:
     separable = parameter_count(create_model("deeplabv3plus_resnet18", separable=True), shapes_of)
     # Each 3x3 from C to 256 becomes 9 C + 2 C (a second norm) + 256 C: three at C = 512, one at 304, one at 256.
     assert dense - separable == sum(c * (9 * 256 - 9 - 2 - 256) for c in (512, 512, 512, 304, 256))
+
+
+def classes_of(architecture: Architecture) -> list[Any]:
+    parts = [part for part in (architecture.context, architecture.decoder) if part is not None]
+    parts += [entry.module for entry in BACKBONES.values()]
+    kinds = [part.func if isinstance(part, partial) else part for part in parts]
+    return [*kinds, *(VARIANTS[kind] for kind in kinds if kind in VARIANTS)]
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_an_option_is_said_where_its_field_is(name: str) -> None:
+    for kind in {*classes_of(ARCHITECTURES[name]), LayerSettings, ImagePyramid, Preprocessing}:
+        text = "".join(base.__doc__ or "" for base in kind.__mro__ if base.__module__.startswith("deeplab_jax"))
+        for field in dataclasses.fields(kind):
+            if field.name not in ("parent", "name", "settings"):
+                assert f"  {field.name}: " in text, (kind, field.name)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "part", "paper", "variant"),
+    [
+        ("deeplabv3_mobilenet_v2", {"pad_input": True}, "backbone", MobileNetV2, MobileNetV2Variant),
+        ("deeplabv3_xception41", {"form": "rectified"}, "backbone", Xception, XceptionVariant),
+        ("deeplabv3_resnet18", {"pool_padding": "same"}, "backbone", ResNet, ResNetVariant),
+        ("deeplabv3_resnet18", {"depthwise_norm": False}, "context", ASPP, ASPPVariant),
+        ("pspnet_resnet18", {"norm_single": False}, "context", PyramidPooling, PyramidPoolingVariant),
+    ],
+)
+def test_a_variant_is_built_only_for_an_option_that_it_adds(
+    name: str, options: dict[str, Any], part: str, paper: type, variant: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deeplab_jax.models.catalog.check_output_stride", lambda model: None)
+    assert type(getattr(create_model(name, width=0.5), part)) is paper
+    assert type(getattr(create_model(name, width=0.5, **options), part)) is variant

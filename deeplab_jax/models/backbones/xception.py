@@ -17,8 +17,6 @@ Row = tuple[tuple[int, ...], int, Shortcut]  # channels of its convolutions, str
 # (channels, stride) of the entry flow's units after the two convolutions of the stem.
 ENTRY_41 = ((128, 2), (256, 2), (728, 2))
 ENTRY_71 = ((128, 2), (256, 1), (256, 2), (728, 1), (728, 2))
-# (entry flow, units of the middle flow) of the authors' three sizes.
-SIZES = {41: (ENTRY_41, 8), 65: (ENTRY_41, 16), 71: (ENTRY_71, 16)}
 MIDDLE_CHANNELS = 728
 EXIT_1 = (728, 1024, 1024)
 EXIT_2 = (1536, 1536, 2048)
@@ -96,7 +94,7 @@ class Xception(nn.Module):
     after each depthwise and each pointwise convolution.
 
     Attributes:
-      entry: (channels, stride) of the entry flow's units; see `SIZES`.
+      entry: (channels, stride) of the entry flow's units: `ENTRY_41`, also of Xception-65, or `ENTRY_71`.
       middle_units: units of the middle flow.
       multi_grid: rates of the last unit's three separable convolutions, multiplied by the stage's; the paper found no
         gain in them.

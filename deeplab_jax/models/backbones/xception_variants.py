@@ -18,6 +18,7 @@ from deeplab_jax.models.backbones.xception import (
     unit_names,
 )
 from deeplab_jax.models.layers import Conv, ConvNorm, Features, LayerSettings, Padding, SeparableConvNorm
+from deeplab_jax.models.separable_variants import BareSeparableConvNorm
 from deeplab_jax.ops.pooling import max_pool
 
 
@@ -46,13 +47,12 @@ class VariantUnit(nn.Module):
         y = x
         for index, (channels, rate) in enumerate(zip(self.channels, self.rates, strict=True)):
             last = index + 1 == len(self.channels)
-            y = SeparableConvNorm(
+            y = (BareSeparableConvNorm if pooled else SeparableConvNorm)(
                 channels,
                 stride=self.stride if last and not pooled else 1,
                 rate=rate,
                 depthwise_activation="relu" if self.depthwise_activation else "none",
                 pointwise_activation="none" if residual else "relu",
-                depthwise_norm=not pooled,
                 settings=self.settings,
                 name=f"separable{index + 1}",
             )(jax.nn.relu(y) if residual else y, train=train)
@@ -77,9 +77,7 @@ class OriginalExit(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         first, second = self.channels
         s = self.settings
-        x = SeparableConvNorm(first, rate=self.rate, depthwise_norm=False, settings=s, name="separable1")(
-            x, train=train
-        )
+        x = BareSeparableConvNorm(first, rate=self.rate, settings=s, name="separable1")(x, train=train)
         x = crop(x, self.rate - 1)
         x = Conv(first, 3, rate=self.rate, depthwise=True, settings=s, name="separable2_depthwise")(x)
         return Conv(second, settings=s, name="separable2_pointwise")(crop(x, self.rate - 1))

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from deeplab_jax.errors import UserError
-from deeplab_jax.models.layers import ConvNorm, Features, LayerSettings, spatial_convs
+from deeplab_jax.models.layers import ConvNorm, Features, LayerSettings, spatial_conv
 from deeplab_jax.ops.resize import resize_bilinear
 
 
@@ -20,7 +20,6 @@ class DeepLabV3PlusDecoder(nn.Module):
       low_level_channels: channels after the 1x1 reduction.
       decoder_convs: (kernel size, channels) of the convolutions at each level.
       separable: depthwise separable convolutions.
-      depthwise_norm: see `SeparableConvNorm`.
 
     Raises:
       UserError: other low-level features than these, or none.
@@ -30,7 +29,6 @@ class DeepLabV3PlusDecoder(nn.Module):
     low_level_channels: int = 48
     decoder_convs: tuple[tuple[int, int], ...] = ((3, 256), (3, 256))
     separable: bool = False
-    depthwise_norm: bool = True
     settings: LayerSettings = LayerSettings()
 
     def __post_init__(self) -> None:
@@ -48,13 +46,10 @@ class DeepLabV3PlusDecoder(nn.Module):
             low, _ = features[name]
             low = ConvNorm(self.low_level_channels, settings=s, name=f"{name}_reduction")(low, train=train)
             x = jnp.concatenate([resize_bilinear(x, low.shape[1:3], align_corners=s.align_corners), low], axis=-1)
-            x = spatial_convs(
-                x,
-                self.decoder_convs,
-                separable=self.separable,
-                depthwise_norm=self.depthwise_norm,
-                settings=s,
-                name=f"{name}_conv",
-                train=train,
-            )
+            for index, (kernel_size, channels) in enumerate(self.decoder_convs):
+                x = self.spatial_conv(channels, kernel_size, name=f"{name}_conv{index + 1}")(x, train=train)
         return x
+
+    def spatial_conv(self, features: int, kernel_size: int, *, name: str) -> nn.Module:
+        """Return one of the convolutions at a level; `DeepLabV3PlusDecoderVariant` replaces it."""
+        return spatial_conv(features, kernel_size, separable=self.separable, settings=self.settings, name=name)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from deeplab_jax.models.contexts.aspp import ASPP, rates_at
+from deeplab_jax.models.contexts.aspp_variants import ASPPVariant
 from deeplab_jax.models.layers import LayerSettings
 
 BARE = LayerSettings(norm="none", lowering="direct")
@@ -146,7 +147,7 @@ def test_a_single_image_in_training_is_refused_where_it_is_pooled(shapes_of: Any
 
 @pytest.mark.parametrize("branches", [False, True])
 def test_branches_and_head_may_differ_in_being_separable(branches: bool, shapes_of: Any) -> None:
-    aspp = ASPP(4, head_convs=((3, 5),), separable=not branches, aspp_separable=branches, depthwise_norm=False)
+    aspp = ASPPVariant(4, head_convs=((3, 5),), separable=not branches, aspp_separable=branches, depthwise_norm=False)
     params = shapes_of(aspp, 1, 9, 9, 3, output_stride=16)["params"]
     bare = {"depthwise", "pointwise"}
     assert set(params["branch_atrous1"]) == (bare if branches else {"conv", "norm"})
