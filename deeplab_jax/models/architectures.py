@@ -3,8 +3,16 @@
     image -> backbone -> context -> decoder -> classifier -> resize to the image
 
 A model's name is `<architecture>_<backbone>`. A row names the classes of its parts. The fields of these classes are the
-options of `create_model`: their defaults, values and meaning stand there, and a row says only what differs. To add a
-part, write its module and a row here; a file of your own may hold tables of the same form (see `create_model`).
+options of `create_model`: their defaults, values and meaning stand there, and a row says only what differs.
+
+To add a part, write its module and a row here. Or leave the package as it is, and put both into a file of your own,
+which `config.module`, `--module` or `create_model(name, module=FILE)` names:
+
+    BACKBONES = {"convnext": Backbone(ConvNeXt)}  # deeplabv3_convnext, deeplabv3plus_convnext
+    ARCHITECTURES = {"mine": Architecture(16, {"convnext": {}}, decoder=MyDecoder)}  # mine_convnext
+
+`segmenter.Segmenter` says what the modules take and return. A field `settings: LayerSettings` gets the options of
+layers, a field `num_classes` of a decoder the number of classes; every other field is an option.
 """
 
 from collections.abc import Callable, Mapping

@@ -131,8 +131,8 @@ def create_model(
       name: `<architecture>_<backbone>`, one of `model_names()`.
       num_classes: classes of the logits, at least 1.
       output_stride: input pixels per sample of the context's map; None is the architecture's own.
-      module: path of a Python file of one's own, which is run: its tables `BACKBONES` and `ARCHITECTURES`, in the form
-        of those here, stand beside these.
+      module: path of a Python file of one's own, which is run: its tables `BACKBONES` and `ARCHITECTURES` stand beside
+        those of `architectures`, which says how to write them.
       **options: fields of the backbone, the context and the decoder that the tables name, such as `multi_grid`,
         `first_unit_rate`, `width`, `aspp_rates`, `separable`, `low_level` or `padding`; one that several of them have
         goes to each. Those of `LayerSettings` (`norm`, `dtype`, `lowering`, ...) concern all layers, `backbone_norm`

@@ -18,7 +18,11 @@ def reduce_channels(x: jax.Array, *, dropout: float, settings: LayerSettings, tr
 
 
 class FCNReduction(nn.Module):
-    """torchvision's FCN before its classifier: 3x3 to a quarter of the channels, dropout."""
+    """torchvision's FCN before its classifier: 3x3 to a quarter of the channels, dropout.
+
+    Attributes:
+      dropout: at the end in training.
+    """
 
     dropout: float = 0.1
     settings: LayerSettings = LayerSettings()
