@@ -17,6 +17,7 @@ from deeplab_jax import commands
 from deeplab_jax.commands import INTERRUPTED, PREEMPTED, USER_ERROR, fail
 from deeplab_jax.distributed import run_as_one
 from deeplab_jax.errors import ToldElsewhere, UserError, did_you_mean, end_process
+from deeplab_jax.extensions import allow
 from deeplab_jax.train.signals import end_on_sigterm
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
@@ -53,6 +54,7 @@ def run_verb(args: argparse.Namespace) -> int:
     """Run the verb and return the exit code."""
     try:
         enable_compilation_cache()
+        allow(args.module)
         code = args.run(args)
         return 0 if code is None else code
     except ToldElsewhere:
@@ -95,6 +97,12 @@ def make_parser() -> argparse.ArgumentParser:
         epilog = "--config FILE.py[:args] and --config.section.key=value set the configuration" if config else None
         sub = subparsers.add_parser(name, help=text, description=text, epilog=epilog, allow_abbrev=False)
         sub.set_defaults(run=run, parser=sub, takes_config=bool(config), distributed="none")
+        sub.add_argument(
+            "--module",
+            metavar="FILE.py",
+            default="",
+            help="run this file, which holds parts of your own; see config.module",
+        )
         return sub
 
     train = verb("train", commands.train, "Train a model, or go on with a run.", config="required")

@@ -26,7 +26,9 @@ def required_config(args: argparse.Namespace) -> Any:
 
     if not args.config:
         raise UserError(f"{args.verb}: --config is missing; name a file such as configs/scenes.py")
-    return load_config(args.config)
+    config = load_config(args.config)
+    config.module = args.module or config.module
+    return config
 
 
 def config_of_run(words: list[str], model: str) -> Any:
@@ -84,12 +86,13 @@ def evaluate(args: argparse.Namespace) -> None:
     from deeplab_jax.weights.folder import load
 
     with together():
-        model, variables, info = load(args.model, checkpoint=args.checkpoint)
-        config = config_of_run(args.config, args.model)
+        config = config_of_run(args.config, args.model)  # First: a Python file may name the module of the model.
+        model, variables, info = load(args.model, checkpoint=args.checkpoint, module=args.module)
         if config is None:
             raise UserError(
                 f"{args.model}: a model folder does not say which data to evaluate on; give --config configs/NAME.py"
             )
+        config.module = args.module or config.module
         split = args.split or config.data.val_split
         source = open_source(config.data.name, split=split, **source_options(config.data))
         protocol, how = evaluate_options(config, **given(args, *INFERENCE_FLAGS, "trimap"))
@@ -131,7 +134,7 @@ def predict(args: argparse.Namespace) -> int:
 
     paths = find_images(args.images)
     protocol = Protocol(**given(args, *INFERENCE_FLAGS))
-    model, variables, info = load(args.model, checkpoint=args.checkpoint)
+    model, variables, info = load(args.model, checkpoint=args.checkpoint, module=args.module)
     palette = [tuple(colour) for colour in info["palette"]] if "palette" in info else None
     failed = 0
     with progress_bar(Console(stderr=True)) as progress:
@@ -238,7 +241,7 @@ def export(args: argparse.Namespace) -> None:
     given = [name for name in ("size", "batch", "preprocess", "argmax") if getattr(args, name)]
     if args.format != "stablehlo" and given:
         raise UserError(f"--{given[0]}: a state dict has none; leave it out, or use --format stablehlo")
-    model, variables, info = load(args.model, checkpoint=args.checkpoint)
+    model, variables, info = load(args.model, checkpoint=args.checkpoint, module=args.module)
     if args.output_stride is not None:
         model = model.clone(output_stride=args.output_stride)
         check_output_stride(model)
@@ -267,14 +270,20 @@ def summarize(args: argparse.Namespace) -> None:
     from deeplab_jax.models.catalog import describe, from_description, model_names
     from deeplab_jax.weights.folder import MODEL_FILE, read_description
 
-    if args.model in model_names():
-        description = {"name": args.model, "num_classes": 21, "output_stride": None, "options": {}}
+    names = model_names(module=args.module)
+    if args.model in names:
+        description = {
+            "name": args.model,
+            "num_classes": 21,
+            "output_stride": None,
+            "options": {},
+            "module": args.module,
+        }
     elif Path(args.model, MODEL_FILE).is_file():
-        description = describe(read_description(Path(args.model))[0])
+        description = describe(read_description(Path(args.model), module=args.module)[0])
     else:
         raise UserError(
-            f"{args.model}: neither a model's name nor a folder with {MODEL_FILE}: "
-            f"{did_you_mean(args.model, model_names())}"
+            f"{args.model}: neither a model's name nor a folder with {MODEL_FILE}: {did_you_mean(args.model, names)}"
         )
     options = {**description["options"], **dict(args.option)}
     for key in ("num_classes", "output_stride"):

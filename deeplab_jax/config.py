@@ -18,6 +18,7 @@ from ml_collections import ConfigDict, config_flags
 
 from deeplab_jax.config_values import check, fill, set_option
 from deeplab_jax.errors import UserError, did_you_mean
+from deeplab_jax.extensions import allow
 from deeplab_jax.files import read_json
 
 # A word of the command line that sets what a model or a data set takes besides: section, key, value.
@@ -35,6 +36,7 @@ def base() -> ConfigDict:
     where it does not depend on the data set.
     """
     config = ConfigDict()
+    config.module = ""  # a Python file with tables of one's own: BACKBONES, ARCHITECTURES, SOURCES, LOSSES
     config.model = ConfigDict(
         {
             "name": "deeplabv3plus_resnet50",  # one of model_names(); its options go under `options`
@@ -251,6 +253,8 @@ def load_config(argv: Sequence[str]) -> ConfigDict:
     except Exception as error:  # Whatever the file raises, and whatever the parsers of its keys complain of.
         raise UserError(f"config {path}: {_complaint(error, file)}") from None
     check(config, name=path)
+    if kind == ".py":  # It is code itself; JSON may come from anybody.
+        allow(config.module)
     return config
 
 

@@ -42,7 +42,7 @@ LIMITS: dict[str, tuple[float, float]] = {
 # So many values at most; `data.scale_range` is a pair.
 LENGTHS = {"data.scale_range": 2, "evaluate.scales": 32, "evaluate.trimap": 32}
 # Keys that no options may have: they have a place of their own.
-RESERVED = {"data": ("name", "dir", "split", "strict"), "model": ("name", "num_classes", "output_stride")}
+RESERVED = {"data": ("name", "dir", "split", "strict"), "model": ("name", "num_classes", "output_stride", "module")}
 WORDS = {int: "whole number", float: "number", str: "text", bool: "true or false", tuple: "list"}
 LARGEST = 2**31 - 1
 SMALLEST = 1e-12  # Of what is not 0.

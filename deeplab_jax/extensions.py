@@ -7,6 +7,7 @@ cannot have it run.
 """
 
 import importlib.util
+import os
 import sys
 from collections.abc import Mapping
 from functools import lru_cache
@@ -24,7 +25,7 @@ _allowed: set[Path] = set()
 def allow(module: str) -> None:
     """Let the tables of a file be read in this process: its user named it. "" allows nothing."""
     if module:
-        _allowed.add(Path(module).resolve())
+        _allowed.add(_absolute(module))
 
 
 def own_table(module: str, name: str) -> Mapping[str, Any]:
@@ -39,12 +40,16 @@ def own_table(module: str, name: str) -> Mapping[str, Any]:
     """
     if not module:
         return {}
-    path = Path(module).resolve()
+    path = _absolute(module)
     if path not in _allowed:
         raise UserError(
             f"{module}: the model or data set needs the code of this file; to run it, give --module {module}"
         )
     return getattr(_load(path), name, {})
+
+
+def _absolute(module: str) -> Path:
+    return Path(os.path.realpath(module))  # Unlike `Path.resolve`, it raises nothing where links run in a circle.
 
 
 @lru_cache

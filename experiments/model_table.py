@@ -13,7 +13,8 @@ import jax
 
 from deeplab_jax.analysis.cost import multiply_adds
 from deeplab_jax.errors import UserError
-from deeplab_jax.models.catalog import ARCHITECTURES, BACKBONES, create_model, model_names
+from deeplab_jax.models.architectures import ARCHITECTURES, BACKBONES
+from deeplab_jax.models.catalog import create_model, model_names
 from deeplab_jax.models.segmenter import abstract_variables
 from experiments.sections import Section
 

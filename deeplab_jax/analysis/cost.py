@@ -191,7 +191,8 @@ class Watcher:
             result = method(*args, **kwargs)
         finally:
             self._paths.pop()
-        if context.method_name != "__call__" or not path:
+        # A subclass may call its base's method.
+        if context.method_name != "__call__" or not path or path in self._paths:
             return result
         if path == ("backbone",):
             for name, (features, _) in result.items():

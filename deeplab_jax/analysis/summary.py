@@ -12,7 +12,8 @@ from flax.traverse_util import flatten_dict
 
 from deeplab_jax.analysis.cost import Watcher, count, record, stage_of
 from deeplab_jax.analysis.receptive_field import Field, receptive_fields
-from deeplab_jax.models.catalog import describe, from_description
+from deeplab_jax.models.catalog import describe
+from deeplab_jax.models.layers import change_settings
 from deeplab_jax.models.segmenter import Segmenter, Variables
 
 WHOLE_IMAGE = "whole image"
@@ -84,7 +85,7 @@ def summarize(model: Segmenter, height: int, width: int) -> Summary:
     """
     description = describe(model)
     # With this lowering one convolution is one operation of the program; the counts are those of any.
-    direct = from_description({**description, "options": {**description["options"], "lowering": "direct"}})
+    direct = change_settings(model, lambda settings: replace(settings, lowering="direct"))
     run = record(direct, height, width)
     fields = _fields(direct, run.variables)
     parameters = {path: prod(leaf.shape) for path, leaf in flatten_dict(run.variables["params"]).items()}

@@ -5,9 +5,9 @@ With fixed statistics a batch norm multiplies each channel by `a = scale / sqrt(
 (Jacob et al., arXiv 1712.05877, sec. 3.2).
 """
 
-import dataclasses
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import lru_cache, partial
 from typing import Any
 
@@ -16,7 +16,7 @@ import flax.linen as nn
 import jax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from deeplab_jax.models.layers import ConvNorm, LayerSettings, NormKind
+from deeplab_jax.models.layers import ConvNorm, NormKind, change_settings
 from deeplab_jax.models.segmenter import Segmenter, Variables, trace
 
 FOLDABLE: tuple[NormKind, ...] = ("batch", "frozen")
@@ -71,23 +71,10 @@ def _without_batch_norm(model: Segmenter) -> Segmenter:
     Made from the model's own parts and not from its description, which a clone may have outgrown.
     """
     recipe = json.loads(model.recipe)
-    backbone: Any = model.backbone
-    kinds = {"norm": model.settings.norm, "backbone_norm": backbone.settings.norm}
+    kinds = {"norm": model.settings.norm, "backbone_norm": model.backbone_settings.norm}
     options = {**recipe["options"], **{name: _kind(kind) for name, kind in kinds.items()}}
-    changed: Any = _with_settings(model)
+    changed = change_settings(model, lambda settings: replace(settings, norm=_kind(settings.norm)))
     return changed.clone(recipe=json.dumps({**recipe, "options": options}, sort_keys=True))
-
-
-def _with_settings(module: nn.Module) -> nn.Module:
-    """Return a module whose settings, and those of the modules in it, have no batch norm."""
-    changes: dict[str, Any] = {}
-    for field in dataclasses.fields(module):
-        value = getattr(module, field.name, None)
-        if isinstance(value, LayerSettings):
-            changes[field.name] = dataclasses.replace(value, norm=_kind(value.norm))
-        elif isinstance(value, nn.Module) and field.name != "parent":
-            changes[field.name] = _with_settings(value)
-    return module.clone(**changes)
 
 
 def _kind(norm: NormKind) -> NormKind:

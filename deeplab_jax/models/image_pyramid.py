@@ -6,12 +6,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from deeplab_jax.models.layers import SMALL_NORMAL, Conv, LayerSettings
+from deeplab_jax.errors import UserError
+from deeplab_jax.models.layers import SMALL_NORMAL, Conv, LayerSettings, check_choices
 from deeplab_jax.ops.geometry import scaled_side
 from deeplab_jax.ops.resize import resize_bilinear
-
-Fusion = Literal["average", "max", "attention"]
-PyramidKind = Literal["resized", "laplacian"]
 
 ATTENTION_CHANNELS = 512
 
@@ -19,28 +17,46 @@ ATTENTION_CHANNELS = 512
 class ImagePyramid(nn.Module):
     """What a network sees of an image at several scales, and how their logits become one.
 
-    Scores are fused at the size of the first scale's. "max" is DeepLabv2's (sec. 4.1.2); "attention" (Chen et al.,
+    The logits are fused at the size of the first scale's. "max" is DeepLabv2's (sec. 4.1.2); "attention" (Chen et al.,
     arXiv 1511.03339, sec. 3) weighs the scales at every pixel by a softmax over two convolutions that read the features
     of all of them. The "laplacian" pyramid (Farabet et al., PAMI 2013, sec. 3.1) shows at each scale only the band that
     the next coarser one lacks; the coarsest shows all that is left. Farabet's local normalisation of the bands is left
     out: where a band is empty, as in a clear sky, it would blow up noise.
 
     Attributes:
-      scales: from fine to coarse; a side of n pixels is seen as `(n - 1) * scale + 1`.
+      image_pyramid: scales from fine to coarse; a side of n pixels is seen as `(n - 1) * scale + 1`.
       fusion: of the logits.
-      kind: "resized" images or the bands of a Laplacian pyramid.
+      pyramid: "resized" images or the bands of a Laplacian pyramid.
+
+    Raises:
+      UserError: scales that are not from fine to coarse, or not above 0 and up to 4; another fusion or pyramid.
     """
 
-    scales: tuple[float, ...] = (1.0, 0.75, 0.5)
-    fusion: Fusion = "average"
-    kind: PyramidKind = "resized"
+    image_pyramid: tuple[float, ...] = ()
+    fusion: Literal["average", "max", "attention"] = "average"
+    pyramid: Literal["resized", "laplacian"] = "resized"
     settings: LayerSettings = LayerSettings()
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        scales = self.image_pyramid
+        if not scales and (self.fusion, self.pyramid) != ("average", "resized"):
+            raise UserError(
+                f"fusion={self.fusion!r}, pyramid={self.pyramid!r}: without scales; give image_pyramid=(1.0, 0.75, 0.5)"
+            )
+        if not all(0 < scale <= 4 for scale in scales):
+            raise UserError(f"image_pyramid={scales}: give factors above 0 and up to 4")
+        if list(scales) != sorted(set(scales), reverse=True):
+            raise UserError(f"image_pyramid={scales}: give different scales from fine to coarse")
+        super().__post_init__()
 
     def views(self, images: jax.Array, *, smallest: int) -> list[jax.Array]:
         """Return the images `[N, H, W, C]` as seen at each scale, no side below `smallest`."""
-        sizes = [[max(smallest, scaled_side(side, scale)) for side in images.shape[1:3]] for scale in self.scales]
+        sizes = [
+            [max(smallest, scaled_side(side, scale)) for side in images.shape[1:3]] for scale in self.image_pyramid
+        ]
         levels = [resize_bilinear(images, size, align_corners=True) for size in sizes]
-        if self.kind == "resized":
+        if self.pyramid == "resized":
             return levels
         coarser = [
             resize_bilinear(level, size, align_corners=True) for level, size in zip(levels[1:], sizes, strict=False)

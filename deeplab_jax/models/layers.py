@@ -1,23 +1,24 @@
-"""The layers that every network here is made of:
-convolution, normalisation, activation, and the settings they share.
-"""
+"""The layers of every network: convolution, normalisation, activation, and the settings that they share."""
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import gcd
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from deeplab_jax.errors import UserError
+from deeplab_jax.errors import UserError, did_you_mean
 from deeplab_jax.ops.atrous import Lowering, conv2d
 from deeplab_jax.ops.batch_norm import batch_norm, normalise
 
 NormKind = Literal["batch", "frozen", "group", "none"]
 Padding = Literal["VALID", "SAME"] | None
+# Of networks that can be built with or without padding.
+PADDINGS: dict[str, Padding] = {"same": None, "valid": "VALID"}
 Activation = Literal["relu", "relu6", "hard_swish", "none"]
 # What a backbone returns: the map [N, h, w, C] and stride of each of its stages, by name, in order.
 Features = dict[str, tuple[jax.Array, int]]
@@ -35,6 +36,20 @@ CONVOLUTION = "convolution"
 SMALL_NORMAL = nn.initializers.normal(0.01)
 
 
+def check_choices(part: Any) -> None:
+    """Raise a UserError where a field of a dataclass or module is none of the values of its `Literal` type."""
+    for field in dataclasses.fields(part):
+        choices, value = get_args(field.type), getattr(part, field.name)
+        if get_origin(field.type) is Literal and value not in choices:
+            raise UserError(f"{field.name}={value!r:.100}: {did_you_mean(str(value), choices)}")
+
+
+def check_positive(option: str, values: tuple[int, ...]) -> None:
+    """Raise a UserError unless an option holds different whole numbers of at least 1."""
+    if not values or min(values) < 1 or len(set(values)) < len(values):
+        raise UserError(f"{option}={values}: give whole numbers of at least 1, each once")
+
+
 @dataclass(frozen=True)
 class LayerSettings:
     """What the layers of one part of a network have in common.
@@ -48,14 +63,36 @@ class LayerSettings:
       dtype: dtype of the activations, "float32" or "bfloat16"; parameters and statistics stay float32.
       lowering: how `conv2d` computes.
       align_corners: corner alignment of every bilinear resize.
+
+    Raises:
+      UserError: a value that is none of these.
     """
 
     norm: NormKind = "batch"
     norm_epsilon: float = 1e-5
     norm_momentum: float = 0.9997
-    dtype: str = "float32"
+    dtype: Literal["float32", "bfloat16"] = "float32"
     lowering: Lowering = "auto"
     align_corners: bool = True
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        for option in ("norm_epsilon", "norm_momentum"):
+            value = getattr(self, option)
+            if not isinstance(value, int | float) or not 0 <= value <= 1:
+                raise UserError(f"{option}={value!r:.100}: give a number from 0 to 1")
+
+
+def change_settings(module: nn.Module, change: Callable[[LayerSettings], LayerSettings]) -> Any:
+    """Return a copy of a module in which the settings of all parts are changed."""
+    changes: dict[str, Any] = {}
+    for field in dataclasses.fields(module):
+        value = getattr(module, field.name, None)
+        if isinstance(value, LayerSettings):
+            changes[field.name] = change(value)
+        elif isinstance(value, nn.Module) and field.name != "parent":
+            changes[field.name] = change_settings(value, change)
+    return module.clone(**changes)
 
 
 def parameter(module: nn.Module, name: str, init: Callable[..., Any], shape: tuple[int, ...]) -> jax.Array:
@@ -197,8 +234,7 @@ class ConvNorm(nn.Module):
 
 class SeparableConvNorm(nn.Module):
     """Depthwise convolution, which carries stride and rate, then a pointwise one, each with its normalisation and
-    activation (DeepLabv3+, sec. 3.2, as in the authors' code). Without `depthwise_norm` nothing stands between the two:
-    no normalisation, bias or activation (segmentation_models_pytorch).
+    activation (DeepLabv3+, sec. 3.2, as in the authors' code).
     """
 
     features: int
@@ -207,75 +243,32 @@ class SeparableConvNorm(nn.Module):
     rate: int = 1
     depthwise_activation: Activation = "relu"
     pointwise_activation: Activation = "relu"
-    depthwise_norm: bool = True
     settings: LayerSettings = LayerSettings()
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        if self.depthwise_norm:
-            x = ConvNorm(
-                x.shape[-1],
-                self.kernel_size,
-                stride=self.stride,
-                rate=self.rate,
-                depthwise=True,
-                activation=self.depthwise_activation,
-                settings=self.settings,
-                name="depthwise",
-            )(x, train=train)
-        else:
-            x = Conv(
-                x.shape[-1],
-                self.kernel_size,
-                stride=self.stride,
-                rate=self.rate,
-                depthwise=True,
-                settings=self.settings,
-                name="depthwise",
-            )(x)
+        x = self.depthwise(x, train=train)
         return ConvNorm(self.features, activation=self.pointwise_activation, settings=self.settings, name="pointwise")(
             x, train=train
         )
 
+    def depthwise(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Apply the depthwise convolution and what follows it; within a compact method."""
+        return ConvNorm(
+            x.shape[-1],
+            self.kernel_size,
+            stride=self.stride,
+            rate=self.rate,
+            depthwise=True,
+            activation=self.depthwise_activation,
+            settings=self.settings,
+            name="depthwise",
+        )(x, train=train)
+
 
 def spatial_conv(
-    features: int,
-    kernel_size: int,
-    *,
-    rate: int = 1,
-    separable: bool,
-    depthwise_norm: bool = True,
-    settings: LayerSettings,
-    name: str,
+    features: int, kernel_size: int, *, rate: int = 1, separable: bool, settings: LayerSettings, name: str
 ) -> nn.Module:
     """Return a `ConvNorm`, or its separable form where that is asked for and the kernel is larger than 1x1."""
-    if separable and kernel_size > 1:
-        return SeparableConvNorm(
-            features, kernel_size, rate=rate, depthwise_norm=depthwise_norm, settings=settings, name=name
-        )
-    return ConvNorm(features, kernel_size, rate=rate, settings=settings, name=name)
-
-
-def spatial_convs(
-    x: jax.Array,
-    convs: tuple[tuple[int, int], ...],
-    *,
-    separable: bool,
-    depthwise_norm: bool,
-    settings: LayerSettings,
-    name: str,
-    train: bool,
-) -> jax.Array:
-    """Apply one `spatial_conv` after the other, given as (kernel size, channels) and named NAME1, NAME2, ...; within a
-    compact method.
-    """
-    for index, (kernel_size, channels) in enumerate(convs):
-        x = spatial_conv(
-            channels,
-            kernel_size,
-            separable=separable,
-            depthwise_norm=depthwise_norm,
-            settings=settings,
-            name=f"{name}{index + 1}",
-        )(x, train=train)
-    return x
+    kind = SeparableConvNorm if separable and kernel_size > 1 else ConvNorm
+    return kind(features, kernel_size, rate=rate, settings=settings, name=name)

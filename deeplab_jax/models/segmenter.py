@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from deeplab_jax.errors import UserError
-from deeplab_jax.models.decoders.fcn import reduce_channels
+from deeplab_jax.models.decoders.fcn import FCNHead
 from deeplab_jax.models.decoders.unet import extend_by_mirroring, next_valid_side
 from deeplab_jax.models.image_pyramid import ImagePyramid
-from deeplab_jax.models.layers import Conv, Features, LayerSettings
-from deeplab_jax.models.preprocessing import Preprocessing
+from deeplab_jax.models.layers import SMALL_NORMAL, Conv, Features, LayerSettings
+from deeplab_jax.models.preprocessing import IMAGENET, Preprocessing
 from deeplab_jax.ops.resize import resize_bilinear
 
 Variables = dict[str, Any]
@@ -20,58 +20,74 @@ Variables = dict[str, Any]
 SMALLEST_SIDE = 33
 
 
-class FCNHead(nn.Module):
-    """torchvision's FCN head, here the auxiliary one: 3x3 to a quarter of the channels, dropout, 1x1 to the classes."""
-
-    num_classes: int
-    dropout: float = 0.1
-    settings: LayerSettings = LayerSettings()
-
-    @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        x = reduce_channels(x, dropout=self.dropout, settings=self.settings, train=train)
-        return Conv(self.num_classes, use_bias=True, settings=self.settings, name="classifier")(x)
-
-
 class Segmenter(nn.Module):
-    """A segmentation network made of parts. Build one with `create_model`.
+    """A segmentation network made of parts: by `create_model` from a name, or of modules of your own.
+
+        image -> backbone -> context -> decoder -> classifier -> resize to the image
 
     Parameters do not depend on `output_stride`: `model.clone(output_stride=8)` runs what was trained at 16.
 
     Attributes:
-      backbone: module `(images, output_stride=, train=) -> Features`.
-      context: module `(map, output_stride=, train=) -> map`, or None.
-      decoder: module `(map, features, train=) -> map`, or None. The features are those of the method `features`, and
-        the images themselves as "image".
-      classifier: module `map -> logits`, or None where the decoder's output are the logits.
-      pyramid: an `ImagePyramid` around all of these, or None.
-      backbone_output: name of the features that the context sees.
+      backbone: module `(images, output_stride=, train=) -> Features`, from the finest to the coarsest.
       num_classes: classes of the logits.
-      output_stride: input pixels per sample of the context's map.
+      output_stride: input pixels per sample of the backbone's last features.
+      context: module `(map, output_stride=, train=) -> map` of the backbone's last features, or None.
+      decoder: module `(map, features, train=) -> map`, or None. The features are those of the method `features`, and
+        the images themselves as "image". Where it has an attribute `classifier_kernel`, the classifier has that kernel
+        size instead of 1; where that is 0, what it returns are the logits. (Likewise a context without a decoder.)
+        Where it has an attribute `valid` that is true, these logits cover the centre of the images only.
+      pyramid: an `ImagePyramid` around all of these, or None.
       preprocessing: how stored pixels become the images that `__call__` takes.
       settings: of the classifier and the resizes.
       aux_features: name of the features under an auxiliary FCN head, or None.
-      valid: the logits cover the centre of the images only (U-Net as published).
       recipe: the name and options that `create_model` was given, as JSON text; `save` writes it.
+
+    Raises:
+      UserError: an image pyramid or an auxiliary head around a decoder whose logits cover the centre of images only.
     """
 
     backbone: nn.Module
-    context: nn.Module | None
-    decoder: nn.Module | None
-    classifier: nn.Module | None
-    pyramid: ImagePyramid | None
-    backbone_output: str
-    num_classes: int
-    output_stride: int
-    preprocessing: Preprocessing
-    settings: LayerSettings
-    aux_features: str | None
-    valid: bool
-    recipe: str
+    num_classes: int = 21
+    output_stride: int = 16
+    context: nn.Module | None = None
+    decoder: nn.Module | None = None
+    pyramid: ImagePyramid | None = None
+    preprocessing: Preprocessing = IMAGENET
+    settings: LayerSettings = LayerSettings()
+    aux_features: str | None = None
+    recipe: str = ""
+
+    def __post_init__(self) -> None:
+        if self.valid and (self.pyramid or self.aux_features):
+            raise UserError("padding='valid': its logits cover the centre only; leave out image_pyramid and aux_head")
+        super().__post_init__()
 
     def setup(self) -> None:
         if self.aux_features is not None:
             self.aux_head = FCNHead(self.num_classes, settings=self.settings, name="aux_head")
+        if self.classifier_kernel:
+            self.classifier = Conv(
+                self.num_classes,
+                self.classifier_kernel,
+                use_bias=True,
+                settings=self.settings,
+                kernel_init=SMALL_NORMAL,
+            )
+
+    @property
+    def classifier_kernel(self) -> int:
+        """Kernel size of the classifier; 0 where there is none, since the last part returns the logits."""
+        return getattr(self.decoder or self.context, "classifier_kernel", 1)
+
+    @property
+    def backbone_settings(self) -> LayerSettings:
+        """Settings of the backbone's layers; those of the rest where it has none of its own."""
+        return getattr(self.backbone, "settings", self.settings)
+
+    @property
+    def valid(self) -> bool:
+        """Whether the logits cover the centre of the images only (U-Net as published)."""
+        return getattr(self.decoder, "valid", False)
 
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
         """Compute logits at the size of the images.
@@ -88,6 +104,29 @@ class Segmenter(nn.Module):
           UserError: images of too few pixels, of another rank, or, where `valid`, of a side that does not fit.
         """
         return self.resize(self._all_logits(images, train=train, resize_aux=True), images)
+
+    def _logits(
+        self, view: jax.Array, images: jax.Array, *, train: bool, resize_aux: bool
+    ) -> tuple[jax.Array, jax.Array]:
+        """Return the float32 logits of one view of the images, and the map before the classifier."""
+        features = self._features(view, train=train)
+        x, _ = features["context"]
+        if self.aux_features is not None:
+            if self.aux_features not in features:
+                raise UserError(f"aux_head: it needs {self.aux_features}; this backbone has {', '.join(features)}")
+            aux = self.aux_head(features[self.aux_features][0], train=train)
+            self.sow("intermediates", "aux", self.resize(aux, images) if resize_aux else aux.astype(jnp.float32))
+        if self.decoder is not None:
+            x = self.decoder(x, {**features, "image": (view, 1)}, train=train)
+        logits = self.classifier(x) if self.classifier_kernel else x
+        return logits.astype(jnp.float32), x
+
+    def _features(self, images: jax.Array, *, train: bool) -> Features:
+        features = dict(self.backbone(images, output_stride=self.output_stride, train=train))
+        x, stride = list(features.values())[-1]
+        if self.context is not None:
+            x = self.context(x, output_stride=stride, train=train)
+        return {**features, "context": (x, stride)}
 
     def coarse_logits(self, images: jax.Array, *, train: bool = False) -> jax.Array:
         """Compute the classifier's float32 output `[N, h, w, num_classes]` before it is resized to the image; an
@@ -139,27 +178,6 @@ class Segmenter(nn.Module):
     def fitting_side(self, side: int) -> int:
         """Return the smallest number of pixels, of at least `side`, that a side of an image may have."""
         return next_valid_side(side) if self.valid else side if side >= SMALLEST_SIDE else SMALLEST_SIDE
-
-    def _features(self, images: jax.Array, *, train: bool) -> Features:
-        features = dict(self.backbone(images, output_stride=self.output_stride, train=train))
-        x, stride = features[self.backbone_output]
-        if self.context is not None:
-            x = self.context(x, output_stride=stride, train=train)
-        return {**features, "context": (x, stride)}
-
-    def _logits(
-        self, view: jax.Array, images: jax.Array, *, train: bool, resize_aux: bool
-    ) -> tuple[jax.Array, jax.Array]:
-        """Return the float32 logits of one view of the images, and the map before the classifier."""
-        features = self._features(view, train=train)
-        x, _ = features["context"]
-        if self.aux_features is not None:
-            aux = self.aux_head(features[self.aux_features][0], train=train)
-            self.sow("intermediates", "aux", self.resize(aux, images) if resize_aux else aux.astype(jnp.float32))
-        if self.decoder is not None:
-            x = self.decoder(x, {**features, "image": (view, 1)}, train=train)
-        logits = x if self.classifier is None else self.classifier(x)
-        return logits.astype(jnp.float32), x
 
 
 def abstract_variables(model: Segmenter) -> Variables:

@@ -81,7 +81,7 @@ def put_identity_norms(
             layer = layer.get(part, {})
         conv = "/".join([*path[:-2], "conv"])
         if "bias" in layer and conv in statistics:
-            settings = target.backbone.settings if path[0] == "backbone" else target.settings
+            settings = target.backbone_settings if path[0] == "backbone" else target.settings
             norm = identity_norm(layer["bias"], *statistics[conv], epsilon=settings.norm_epsilon)
             made[name] = norm[f"{collection}/{leaf}"]
     return made

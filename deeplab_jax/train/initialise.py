@@ -60,7 +60,7 @@ def initial_variables(
     wanted = {name: value for name, value in wanted.items() if name not in copies}
     without_norm = [name for name in wanted if name not in found and "/norm/batch/" in name]
     norms: dict[str, jax.Array] = {}
-    if without_norm and source.backbone.settings.norm == "none":
+    if without_norm and source.backbone_settings.norm == "none":
         norms = put_identity_norms(without_norm, source, variables, images(), target=model)
         biases = {name.replace("/norm/batch/", "/conv/") for name in norms if name.startswith("params/")}
         found = {name: value for name, value in found.items() if name not in biases} | norms

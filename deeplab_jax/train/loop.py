@@ -97,7 +97,7 @@ def _train(
         train_source, val_source = (
             open_source(data.name, split=split, **source_options(data)) for split in (data.train_split, data.val_split)
         )
-        model = build_model(config.model, num_classes=train_source.labels.num_classes)
+        model = build_model(config.model, num_classes=train_source.labels.num_classes, module=config.module)
         check_settings(t, data.crop_size)
         mesh = make_mesh(t.devices, t.space)
         check_batch_size(t.batch_size, t.accumulate, mesh)

@@ -81,7 +81,7 @@ def announce(
         f"{t.steps} steps of {t.batch_size} on {mesh.size} {jax.default_backend()} device(s)"
     )
     images = t.batch_size // t.accumulate
-    if model.backbone.settings.norm == "batch" and images < BATCH_NORM_IMAGES:
+    if model.backbone_settings.norm == "batch" and images < BATCH_NORM_IMAGES:
         writers.say(
             f"note: batch norm sees {images} images at a time; the authors advise more than {BATCH_NORM_IMAGES}. "
             "Accumulation does not help; norm='group' does not depend on it"

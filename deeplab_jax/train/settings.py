@@ -8,14 +8,14 @@ from ml_collections import ConfigDict
 from deeplab_jax.data.source import Source
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate.protocol import Protocol, split_section
-from deeplab_jax.models.catalog import create_model
+from deeplab_jax.models.catalog import from_description
 from deeplab_jax.models.segmenter import SMALLEST_SIDE, Segmenter
 
 
-def build_model(section: ConfigDict, *, num_classes: int) -> Segmenter:
-    """Build the model that a config's `model` section describes."""
-    stride = section.output_stride or None
-    return create_model(section.name, num_classes=num_classes, output_stride=stride, **section.options)
+def build_model(section: ConfigDict, *, num_classes: int, module: str = "") -> Segmenter:
+    """Build the model that a config's `model` section describes, of parts in `config.module` too."""
+    description = {"name": section.name, "num_classes": num_classes, "output_stride": section.output_stride or None}
+    return from_description({**description, "options": section.options.to_dict(), "module": module})
 
 
 def source_options(data: ConfigDict) -> dict[str, Any]:

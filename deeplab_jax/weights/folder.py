@@ -54,26 +54,31 @@ def save(path: str | Path, model: Segmenter, variables: Mapping[str, Any], info:
     return folder
 
 
-def load(path: str | Path, *, checkpoint: str = "best") -> tuple[Segmenter, Variables, dict[str, Any]]:
+def load(
+    path: str | Path, *, checkpoint: str = "best", module: str = ""
+) -> tuple[Segmenter, Variables, dict[str, Any]]:
     """Return a model folder, or the weights of a training run, as a model.
 
     Args:
       path: a model folder, or a run directory.
       checkpoint: of a run directory: "best" by validation mIoU where there was one, otherwise the newest; "newest"; or
         a step.
+      module: path of a Python file of one's own whose parts the model is made of; see `create_model`. A folder that
+        asks for one is loaded only where it is given, since to load it is to run that file.
 
     Returns:
       `(model, variables, info)`.
 
     Raises:
-      UserError: nothing to load there, or weights that do not fit the described model (listing what does not).
+      UserError: nothing to load there, a module that is missing or fails, or weights that do not fit the described
+        model (listing what does not).
     """
     folder = Path(path)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give a model folder or a run directory")
     if not (folder / MODEL_FILE).is_file():
         raise UserError(f"{folder}: neither a model folder nor a run directory, there is no {MODEL_FILE} in it")
-    model, info = read_description(folder)
+    model, info = read_description(folder, module=module)
     if (folder / WEIGHTS_FILE).is_file():
         return model, _read_weights(folder / WEIGHTS_FILE, model), info
     if (folder / CHECKPOINTS).is_dir():
@@ -103,8 +108,8 @@ def _description(model: Segmenter, info: Mapping[str, Any]) -> str:
     return json.dumps(content, indent=1) + "\n"
 
 
-def read_description(folder: Path) -> tuple[Segmenter, dict[str, Any]]:
-    """Return the model and the `info` of `model.json`."""
+def read_description(folder: Path, *, module: str = "") -> tuple[Segmenter, dict[str, Any]]:
+    """Return the model and the `info` of `model.json`; for `module` see `load`."""
     file = folder / MODEL_FILE
     try:
         content = read_json(file)
@@ -113,7 +118,7 @@ def read_description(folder: Path) -> tuple[Segmenter, dict[str, Any]]:
                 f"{file}: format {content['format']}, this version reads {FORMAT}; convert it with the version that "
                 "wrote it"
             )
-        model, info = from_description(content["model"]), dict(content["info"])
+        model, info = from_description(content["model"], module=module), dict(content["info"])
         _check_info(info, model.num_classes)
         return model, info
     except UserError as error:

@@ -78,7 +78,7 @@ def pyramid_influence(model: Segmenter, variables: Variables, image: np.ndarray)
     """Return the `influence`, `[h, w]`, of the backbone's features of one uint8 image `[H, W, 3]` on the middle sample
     of the pyramid's output, of a DeepLabv3.
     """
-    x, stride = features(model, variables, image)[model.backbone_output]
+    *_, (x, stride), _ = features(model, variables, image).values()  # The backbone's last, before the context.
     weights = {name: tree["context"] for name, tree in variables.items()}
     pyramid = cast(ASPP, model.context)
     return influence(lambda x: jnp.asarray(pyramid.apply(weights, x, output_stride=stride, train=False)), x)

@@ -71,7 +71,7 @@ def outer_tap_share(variables: Variables, branch: int) -> float:
 
 def branch_names(context: ASPP) -> list[str]:
     """Return the names of a pyramid's branches, in the order in which it concatenates them."""
-    atrous = [f"branch_atrous{index + 1}" for index in range(len(context.rates))]
+    atrous = [f"branch_atrous{index + 1}" for index in range(len(context.aspp_rates))]
     return ["branch_1x1", *atrous, *(["image_pooling"] if context.image_pooling else [])]
 
 
@@ -80,7 +80,7 @@ def without_branch(variables: Variables, context: ASPP, name: str) -> Variables:
     index = branch_names(context).index(name)
     flat: Mapping[Any, Any] = flatten_dict(dict(variables))
     kernel = np.array(flat[PROJECTION])
-    kernel[:, :, index * context.channels : (index + 1) * context.channels] = 0
+    kernel[:, :, index * context.aspp_channels : (index + 1) * context.aspp_channels] = 0
     return unflatten_dict({**flat, PROJECTION: kernel})
 
 

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from deeplab_jax.errors import UserError
+from deeplab_jax.models.architectures import ARCHITECTURES, BACKBONES
 from deeplab_jax.models.backbones.dilation import Stage, dilate_stages
 from deeplab_jax.models.backbones.inverted_residual import scale_channels
 from deeplab_jax.models.backbones.resnet import Unit
-from deeplab_jax.models.catalog import BACKBONES, create_model
+from deeplab_jax.models.catalog import build_part, create_model
 from deeplab_jax.models.layers import LayerSettings
 
 DIRECT = LayerSettings(lowering="direct")
@@ -21,7 +22,8 @@ THIN = {"resnet18": 1 / 16, "resnet34": 1 / 16, "resnet50": 1 / 16, "resnet101":
 
 
 def backbone(name: str, settings: LayerSettings = DIRECT, **options: Any) -> nn.Module:
-    return BACKBONES[name].build(settings, **options)
+    entry = BACKBONES[name]
+    return build_part(entry.module, {**entry.defaults, **options}, settings=settings)
 
 
 def parameter_count(tree: Any) -> int:
@@ -72,7 +74,7 @@ def test_an_output_stride_that_the_stages_do_not_have_raises(output_stride: int)
 )  # fmt: skip
 def test_features_at_stride_4_subsampled_are_those_at_8_and_16(name: str, fill_variables: Any) -> None:
     """The map is neither square nor a multiple of a stride; multi-grid is on where the paper has it."""
-    grid = {} if name == "mobilenet_v2" else {"multi_grid": BACKBONES[name].multi_grid}
+    grid = {} if name == "mobilenet_v2" else {"multi_grid": ARCHITECTURES["deeplabv3"].backbones[name]["multi_grid"]}
     network = backbone(name, width=THIN[name], **grid)
     variables = fill_variables(network, 1, 50, 37, 3, output_stride=16)
     x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 50, 37, 3)), jnp.float32)

@@ -1,6 +1,8 @@
 """`create_model`: names, options and what it refuses; descriptions that build the same model again; published sizes."""
 
+import dataclasses
 import json
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,8 +12,20 @@ import pytest
 
 import deeplab_jax
 from deeplab_jax.errors import UserError
-from deeplab_jax.models.catalog import BACKBONES, create_model, describe, from_description, model_names
+from deeplab_jax.models.architectures import ARCHITECTURES, BACKBONES, VARIANTS, Architecture
+from deeplab_jax.models.backbones.mobilenet_v2 import MobileNetV2
+from deeplab_jax.models.backbones.mobilenet_v2_variants import MobileNetV2Variant
+from deeplab_jax.models.backbones.resnet import ResNet
+from deeplab_jax.models.backbones.resnet_variants import ResNetVariant
+from deeplab_jax.models.backbones.xception import Xception
+from deeplab_jax.models.backbones.xception_variants import XceptionVariant
+from deeplab_jax.models.catalog import create_model, describe, from_description, model_names
 from deeplab_jax.models.contexts.aspp import ASPP
+from deeplab_jax.models.contexts.aspp_variants import ASPPVariant
+from deeplab_jax.models.contexts.pyramid_pooling import PyramidPooling
+from deeplab_jax.models.contexts.pyramid_pooling_variants import PyramidPoolingVariant
+from deeplab_jax.models.image_pyramid import ImagePyramid
+from deeplab_jax.models.layers import LayerSettings
 from deeplab_jax.models.preprocessing import IMAGENET, SYMMETRIC, Preprocessing
 
 SMALL = {"width": 0.25, "aspp_channels": 8}
@@ -59,6 +73,10 @@ PREPROCESSING = {
     "resnet50_beta": SYMMETRIC,
     "resnet101_beta": SYMMETRIC,
 }
+MULTI_GRIDS = {
+    "resnet18": (1, 2),
+    **dict.fromkeys(("resnet34", "resnet50", "resnet101", "resnet50_beta", "resnet101_beta"), (1, 2, 4)),
+}
 NORM_EPSILON = {"mobilenet": 1e-3, "xception": 1e-3}
 
 
@@ -82,10 +100,10 @@ def test_defaults_of_every_name(name: str, monkeypatch: pytest.MonkeyPatch) -> N
     assert model.settings.align_corners == (architecture not in ("fcn", "lraspp"))
     assert model.pyramid is None
     assert not model.valid
-    assert (model.classifier is None) == (architecture in ("deeplabv2", "fcn32s", "fcn16s", "fcn8s", "lraspp"))
+    assert (model.classifier_kernel == 0) == (architecture in ("deeplabv2", "fcn32s", "fcn16s", "fcn8s", "lraspp"))
     if backbone.startswith("resnet"):
-        expected = BACKBONES[backbone].multi_grid if architecture.startswith("deeplabv3") else None
-        assert model.backbone.multi_grid == (expected or (1,) * model.backbone.units[3])
+        expected = MULTI_GRIDS[backbone] if architecture.startswith("deeplabv3") else None
+        assert model.backbone.multi_grid == expected
         convention = "last_unit" if backbone.endswith("beta") or architecture == "cascade" else "previous"
         assert model.backbone.first_unit_rate == ("stage" if architecture in ("deeplabv2", "pspnet") else convention)
     if backbone == "vgg16":
@@ -96,7 +114,7 @@ def test_defaults_of_unet() -> None:
     published, on_encoder = create_model("unet"), create_model("unet_resnet18")
     assert (published.output_stride, on_encoder.output_stride) == (16, 32)
     assert (published.settings.norm, on_encoder.settings.norm) == ("none", "batch")
-    assert (published.classifier.kernel_size, on_encoder.classifier.kernel_size) == (1, 3)
+    assert (published.classifier_kernel, on_encoder.classifier_kernel) == (1, 3)
     valid = create_model("unet", padding="valid")
     assert valid.valid
     assert [published.fitting_side(side) for side in (1, 33, 200)] == [33, 33, 200]
@@ -109,9 +127,9 @@ def test_an_epsilon_that_is_given_is_that_of_all_norms() -> None:
 
 
 def test_the_papers_multi_grid() -> None:
-    grids = {name: backbone.multi_grid for name, backbone in BACKBONES.items()}
-    assert grids["resnet50"] == grids["resnet101"] == (1, 2, 4)
-    assert grids["mobilenet_v2"] is None
+    for name, grid in MULTI_GRIDS.items():
+        assert ARCHITECTURES["deeplabv3"].backbones[name]["multi_grid"] == grid
+    assert "mobilenet_v2" not in ARCHITECTURES["deeplabv3"].backbones
 
 
 @pytest.mark.parametrize(
@@ -196,7 +214,13 @@ def test_what_cannot_be_built_is_refused_with_the_nearest_that_can(
 
 def test_aspp_beyond_32_is_refused_and_a_cascade_is_not() -> None:
     cascade = create_model("cascade_resnet50", width=1 / 16, last_block=7, output_stride=256)
-    assert cascade.backbone_output == "conv8"
+    images = np.zeros((1, 257, 257, 3))
+    variables = jax.eval_shape(lambda: cascade.init(jax.random.key(0), images))
+    features = jax.eval_shape(
+        lambda v: {name: x for name, (x, _) in cascade.apply(v, images, method="features").items()}, variables
+    )
+    assert {"conv8", "context"} <= {*features}
+    assert features["context"].shape == features["conv8"].shape
     with pytest.raises(ValueError, match="ASPP is defined up to 32"):
         jax.eval_shape(lambda x: cascade.clone(context=ASPP(4)).init(jax.random.key(0), x), np.zeros((1, 65, 65, 3)))
 
@@ -242,7 +266,7 @@ def test_models_are_compared_and_hashed_by_value() -> None:
     assert hash(first) == hash(second)
     assert first != first.clone(output_stride=8)
     assert len({first, second, first.clone(output_stride=8)}) == 2
-    assert first.context.rates == (2, 4)
+    assert first.context.aspp_rates == (2, 4)
 
 
 def test_options_reach_their_parts() -> None:
@@ -259,9 +283,9 @@ def test_options_reach_their_parts() -> None:
     assert (model.settings.lowering, model.settings.align_corners) == ("direct", False)
     assert (model.backbone.width, model.backbone.first_unit_rate) == (0.25, "stage")
     aspp, decoder = model.context, model.decoder
-    assert (aspp.channels, aspp.rates, aspp.image_pooling, aspp.separable) == (8, (2, 4), False, True)
+    assert (aspp.aspp_channels, aspp.aspp_rates, aspp.image_pooling, aspp.separable) == (8, (2, 4), False, True)
     assert (aspp.head_convs, aspp.dropout) == (((3, 4),), 0.1)
-    assert (decoder.low_level_channels, decoder.convs, decoder.separable) == (6, ((3, 10),), True)
+    assert (decoder.low_level_channels, decoder.decoder_convs, decoder.separable) == (6, ((3, 10),), True)
     assert model.aux_features == "conv4"
     assert model.preprocessing == Preprocessing((0.0, 255.0), (1.0, 2.0, 3.0), (4.0, 5.0, 6.0))
 
@@ -305,3 +329,37 @@ def test_separable_is_smaller(shapes_of: Any) -> None:
     separable = parameter_count(create_model("deeplabv3plus_resnet18", separable=True), shapes_of)
     # Each 3x3 from C to 256 becomes 9 C + 2 C (a second norm) + 256 C: three at C = 512, one at 304, one at 256.
     assert dense - separable == sum(c * (9 * 256 - 9 - 2 - 256) for c in (512, 512, 512, 304, 256))
+
+
+def classes_of(architecture: Architecture) -> list[Any]:
+    parts = [part for part in (architecture.context, architecture.decoder) if part is not None]
+    parts += [entry.module for entry in BACKBONES.values()]
+    kinds = [part.func if isinstance(part, partial) else part for part in parts]
+    return [*kinds, *(VARIANTS[kind] for kind in kinds if kind in VARIANTS)]
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_an_option_is_said_where_its_field_is(name: str) -> None:
+    for kind in {*classes_of(ARCHITECTURES[name]), LayerSettings, ImagePyramid, Preprocessing}:
+        text = "".join(base.__doc__ or "" for base in kind.__mro__ if base.__module__.startswith("deeplab_jax"))
+        for field in dataclasses.fields(kind):
+            if field.name not in ("parent", "name", "settings"):
+                assert f"  {field.name}: " in text, (kind, field.name)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "part", "paper", "variant"),
+    [
+        ("deeplabv3_mobilenet_v2", {"pad_input": True}, "backbone", MobileNetV2, MobileNetV2Variant),
+        ("deeplabv3_xception41", {"form": "rectified"}, "backbone", Xception, XceptionVariant),
+        ("deeplabv3_resnet18", {"pool_padding": "same"}, "backbone", ResNet, ResNetVariant),
+        ("deeplabv3_resnet18", {"depthwise_norm": False}, "context", ASPP, ASPPVariant),
+        ("pspnet_resnet18", {"norm_single": False}, "context", PyramidPooling, PyramidPoolingVariant),
+    ],
+)
+def test_a_variant_is_built_only_for_an_option_that_it_adds(
+    name: str, options: dict[str, Any], part: str, paper: type, variant: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deeplab_jax.models.catalog.check_output_stride", lambda model: None)
+    assert type(getattr(create_model(name, width=0.5), part)) is paper
+    assert type(getattr(create_model(name, width=0.5, **options), part)) is variant

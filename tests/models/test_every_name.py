@@ -1,16 +1,22 @@
 """Every name: what it promises is checked on shapes for the networks as published, and in numbers for thin ones."""
 
+import hashlib
+import json
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 from deeplab_jax.models.catalog import create_model, model_names
 from deeplab_jax.models.segmenter import abstract_variables
 
 HEIGHT, WIDTH = 97, 66
+# What older model folders and checkpoints hold: `tree_digest` of each name with 7 classes.
+TREES = Path(__file__).with_name("parameter_trees.json")
 THIN: dict[str, dict[str, Any]] = {
     "deeplabv3": {"width": 0.125, "aspp_channels": 8},
     "deeplabv3plus": {
@@ -41,6 +47,12 @@ def thin(name: str) -> dict[str, Any]:
     return options
 
 
+def tree_digest(variables: Any) -> str:
+    """A hash of the paths and shapes of all variables."""
+    lines = sorted(f"{path} {leaf.shape}" for path, leaf in flatten_dict(variables, sep="/").items())
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
 def _is_fast(name: str) -> bool:
     """Every kind of backbone once, under DeepLabv3, and every architecture once, on the first of its backbones."""
     architecture, _, backbone = name.partition("_")
@@ -53,8 +65,11 @@ def _is_fast(name: str) -> bool:
     "name", [pytest.param(name, marks=() if _is_fast(name) else pytest.mark.slow) for name in model_names()]
 )
 def test_logits_and_features_have_the_promised_sizes(name: str) -> None:
-    """At full width, on an odd size; nothing is computed."""
+    """At full width, on an odd size; nothing is computed. The names and shapes of the parameters are those of older
+    model folders and checkpoints.
+    """
     model = create_model(name, num_classes=7, lowering="direct")  # traced faster
+    assert tree_digest(abstract_variables(model)) == json.loads(TREES.read_text())[name]
     strides: dict[str, int] = {}
 
     def run(variables: Any, images: jax.Array) -> Any:

@@ -54,7 +54,7 @@ def test_views_are_the_image_at_each_scale() -> None:
 def test_laplacian_bands_add_up_to_the_image(size: tuple[int, int]) -> None:
     """From coarse to fine: resize what is there and add the next band."""
     x = noise(1, *size, 3)
-    bands = ImagePyramid((1.0, 0.5, 0.25), kind="laplacian").views(x, smallest=1)
+    bands = ImagePyramid((1.0, 0.5, 0.25), pyramid="laplacian").views(x, smallest=1)
     resized = ImagePyramid((1.0, 0.5, 0.25)).views(x, smallest=1)
     assert [b.shape for b in bands] == [r.shape for r in resized]
     np.testing.assert_array_equal(bands[-1], resized[-1])
@@ -63,7 +63,7 @@ def test_laplacian_bands_add_up_to_the_image(size: tuple[int, int]) -> None:
         total = resize_bilinear(total, band.shape[1:3], align_corners=True) + band
     np.testing.assert_allclose(total, x, atol=1e-6)
     # A flat image has nothing but its coarsest level.
-    flat = ImagePyramid((1.0, 0.5), kind="laplacian").views(jnp.full((1, *size, 3), 7.0), smallest=1)
+    flat = ImagePyramid((1.0, 0.5), pyramid="laplacian").views(jnp.full((1, *size, 3), 7.0), smallest=1)
     assert float(jnp.max(jnp.abs(flat[0]))) < 1e-5
     assert float(jnp.min(flat[1])) == pytest.approx(7)
 
@@ -71,7 +71,7 @@ def test_laplacian_bands_add_up_to_the_image(size: tuple[int, int]) -> None:
 def test_laplacian_bands_of_nested_grids_may_all_be_resized_at_once() -> None:
     """For (n - 1) a multiple of 4, resizing in two steps of two is resizing once by four."""
     x = noise(1, 65, 49, 3)
-    bands = ImagePyramid((1.0, 0.5, 0.25), kind="laplacian").views(x, smallest=1)
+    bands = ImagePyramid((1.0, 0.5, 0.25), pyramid="laplacian").views(x, smallest=1)
     total = sum(resize_bilinear(band, (65, 49), align_corners=True) for band in bands)
     np.testing.assert_allclose(total, x, atol=1e-5)
 

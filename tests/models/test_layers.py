@@ -11,6 +11,7 @@ from flax.errors import ScopeCollectionNotFound, ScopeParamShapeError
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from deeplab_jax.models.layers import Conv, ConvNorm, LayerSettings, Norm, SeparableConvNorm, spatial_conv
+from deeplab_jax.models.separable_variants import BareSeparableConvNorm
 
 BATCH = jnp.asarray([[1, 10], [3, 30], [5, 20], [7, 40]], jnp.float32).reshape(2, 2, 1, 2)
 MEAN, VARIANCE = np.asarray([4.0, 25.0]), np.asarray([5.0, 125.0])
@@ -194,7 +195,7 @@ def test_separable_has_a_norm_after_each_part(shapes_of: Any) -> None:
 
 def test_nothing_between_depthwise_and_pointwise(shapes_of: Any) -> None:
     """Neither norm nor ReLU: the negative channel reaches the pointwise convolution."""
-    layer = SeparableConvNorm(1, 1, depthwise_norm=False, settings=LayerSettings(norm="none"))
+    layer = BareSeparableConvNorm(1, 1, settings=LayerSettings(norm="none"))
     variables = {
         "params": {
             "depthwise": {"kernel": jnp.asarray([1.0, -1.0]).reshape(1, 1, 1, 2)},
@@ -203,7 +204,7 @@ def test_nothing_between_depthwise_and_pointwise(shapes_of: Any) -> None:
     }
     x = jnp.asarray([[1, 5], [-2, 21]], jnp.float32).reshape(1, 1, 2, 2)
     assert layer.apply(variables, x, train=False).ravel().tolist() == [15, 1]
-    params = shapes_of(SeparableConvNorm(6, 3, depthwise_norm=False), 1, 9, 9, 4)["params"]
+    params = shapes_of(BareSeparableConvNorm(6, 3), 1, 9, 9, 4)["params"]
     assert set(params["depthwise"]) == {"kernel"}
     assert params["pointwise"]["norm"]["batch"]["scale"].shape == (6,)
 

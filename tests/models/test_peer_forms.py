@@ -7,8 +7,8 @@ import pytest
 
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.backbones.dilation import Stage, dilate_stages
-from deeplab_jax.models.backbones.inverted_residual import InvertedResidual
-from deeplab_jax.models.backbones.xception import Unit, crop
+from deeplab_jax.models.backbones.inverted_residual import InvertedResidual, PaddedFirst
+from deeplab_jax.models.backbones.xception_variants import VariantUnit, crop
 from deeplab_jax.models.catalog import create_model
 from deeplab_jax.models.layers import LayerSettings
 
@@ -28,9 +28,9 @@ def test_activations_of_a_rectified_unit(shortcut: Any, expected: list[float]) -
     """
     centre = jnp.zeros((3, 3, 1, 1)).at[1, 1].set(1.0)
     separable = {"depthwise": conv(-centre, 1.0), "pointwise": conv([[[[-2.0]]]], 1.0)}
-    unit = Unit((1, 1, 1), shortcut, 1, (1, 1, 1), False, BARE, form="rectified")
+    unit = VariantUnit((1, 1, 1), shortcut, 1, (1, 1, 1), False, BARE, form="rectified")
     params = {f"separable{i}": separable for i in (1, 2, 3)}
-    y, _ = unit.apply({"params": params}, jnp.asarray([-3.0, 5.0]).reshape(1, 1, 2, 1), train=False)
+    y = unit.apply({"params": params}, jnp.asarray([-3.0, 5.0]).reshape(1, 1, 2, 1), train=False)
     assert y.ravel().tolist() == expected
 
 
@@ -38,9 +38,9 @@ def test_the_original_form_pools_instead_of_striding() -> None:
     """Identities all the way: a 3x3 maximum at every second of 1, 5, 2, 3, plus every second of them."""
     centre = jnp.zeros((3, 3, 1, 1)).at[1, 1].set(1.0)
     separable = {"depthwise": {"kernel": centre}, "pointwise": conv([[[[1.0]]]], 0.0)}
-    unit = Unit((1, 1), "projection", 2, (1, 1), False, BARE, form="original")
+    unit = VariantUnit((1, 1), "projection", 2, (1, 1), False, BARE, form="original")
     params = {"separable1": separable, "separable2": separable, "shortcut": conv([[[[1.0]]]], 0.0)}
-    y, _ = unit.apply({"params": params}, jnp.asarray([1.0, 5.0, 2.0, 3.0]).reshape(1, 1, 4, 1), train=False)
+    y = unit.apply({"params": params}, jnp.asarray([1.0, 5.0, 2.0, 3.0]).reshape(1, 1, 4, 1), train=False)
     assert y.ravel().tolist() == [5 + 1, 5 + 2]
 
 
@@ -59,9 +59,8 @@ def test_a_rate_that_begins_with_the_next_stage() -> None:
 @pytest.mark.parametrize(("pad_input", "corner"), [(False, 4.0), (True, 4.0 + 5 * 3.0)])
 def test_zeros_padded_before_the_expansion_become_its_bias(pad_input: bool, corner: float) -> None:
     """A 2x2 map of -2, expanded to y + 3 = 1, summed over 3x3: four pixels in the map, five zeros beside it."""
-    unit = InvertedResidual(
-        3, 2, 1, False, "relu6", stride=1, rate=1, residual=False, settings=BARE, pad_input=pad_input
-    )
+    kind = PaddedFirst if pad_input else InvertedResidual
+    unit = kind(3, 2, 1, False, "relu6", stride=1, rate=1, residual=False, settings=BARE)
     params = {
         "expand": {"conv": {"kernel": jnp.ones((1, 1, 1, 2)), "bias": jnp.full(2, 3.0)}},
         "depthwise": {"conv": {"kernel": jnp.full((3, 3, 1, 2), 0.1), "bias": jnp.zeros(2)}},

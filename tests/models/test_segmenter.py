@@ -10,8 +10,8 @@ import pytest
 
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.catalog import create_model
+from deeplab_jax.models.decoders.fcn import FCNHead
 from deeplab_jax.models.layers import LayerSettings
-from deeplab_jax.models.segmenter import FCNHead
 
 TINY = {"width": 1 / 16, "aspp_channels": 4, "low_level_channels": 3, "decoder_convs": ((3, 4),)}
 TINY_V3 = {"width": 1 / 16, "aspp_channels": 4}
@@ -268,8 +268,8 @@ def test_gradients_reach_every_parameter(tiny: Any) -> None:
 
 def test_the_classifier_starts_small() -> None:
     """Logits near zero: the first loss is that of a uniform guess."""
-    model = create_model("deeplabv3_resnet18", num_classes=7, **TINY_V3)
-    classifier = model.bind({"params": {}}).classifier
-    kernel = classifier.init(jax.random.key(0), jnp.zeros((1, 1, 1, 400)))["params"]["kernel"]
+    model = create_model("deeplabv3_resnet18", num_classes=7, **{**TINY_V3, "aspp_channels": 400})
+    initialise = jax.jit(lambda key: model.init(key, jnp.zeros((1, 33, 33, 3))))
+    kernel = initialise(jax.random.key(0))["params"]["classifier"]["kernel"]
     assert kernel.shape == (1, 1, 400, 7)
     assert float(jnp.std(kernel)) == pytest.approx(0.01, rel=0.1)

@@ -22,7 +22,7 @@ from deeplab_jax.checkpoint import Checkpoints
 from deeplab_jax.config import base
 from deeplab_jax.data.source import Example
 from deeplab_jax.labels import LabelSet, colormap
-from deeplab_jax.models import catalog
+from deeplab_jax.models.architectures import ARCHITECTURES, BACKBONES, Backbone
 from deeplab_jax.models.catalog import create_model
 from deeplab_jax.models.layers import ConvNorm, LayerSettings
 from deeplab_jax.models.preprocessing import IMAGENET
@@ -50,14 +50,12 @@ class TinyBackbone(nn.Module):
 
 @contextmanager
 def tiny_models() -> Iterator[None]:
-    """Add the backbone `tiny` to the cascade and to DeepLabv3+."""
+    """Add the backbone `tiny`, on which DeepLabv3 and v3+ run, to the cascade as well."""
     with pytest.MonkeyPatch.context() as patch:
-        build = lambda settings: TinyBackbone(settings)  # noqa: E731
-        patch.setitem(catalog.BACKBONES, "tiny", catalog.Backbone(build, IMAGENET, "two convolutions"))
-        for name in ("cascade", "deeplabv3plus"):
-            entry = catalog.ARCHITECTURES[name]
-            more = dataclasses.replace(entry, backbones={**entry.backbones, "tiny": {}})
-            patch.setitem(catalog.ARCHITECTURES, name, more)
+        patch.setitem(BACKBONES, "tiny", Backbone(TinyBackbone, IMAGENET, "two convolutions"))
+        cascade = ARCHITECTURES["cascade"]
+        more = dataclasses.replace(cascade, backbones={**cascade.backbones, "tiny": {}})
+        patch.setitem(ARCHITECTURES, "cascade", more)
         yield
 
 

@@ -1,1 +1,4 @@
-"""Backbones: images to features by name."""
+"""Backbones: images to the features of every stage, by name, each with its stride. `dilation` turns strides into rates.
+
+A module `x_variants` beside `x` holds what only the weights of other code bases need.
+"""

@@ -36,9 +36,6 @@ class SqueezeExcitation(nn.Module):
 class InvertedResidual(nn.Module):
     """1x1 expansion where it widens, depthwise convolution (which carries stride or rate), squeeze-and-excitation after
     its activation, linear 1x1 projection; identity shortcut where `residual` and the channels allow it.
-
-    With `pad_input` the zeros around the map are put there before the expansion, which makes other values of them
-    (VainF's and jfzhang95's code).
     """
 
     kernel_size: int
@@ -51,15 +48,11 @@ class InvertedResidual(nn.Module):
     residual: bool
     settings: LayerSettings
     padding: Padding = None
-    pad_input: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        s, y, padding = self.settings, x, self.padding
-        if self.pad_input:
-            border = (self.kernel_size - 1) // 2 * self.rate
-            y = jnp.pad(x, ((0, 0), (border, border), (border, border), (0, 0)))
-            padding = "VALID"
+        s = self.settings
+        y, padding = self.padded(x)
         if self.expanded != x.shape[-1]:
             y = ConvNorm(self.expanded, activation=self.activation, settings=s, name="expand")(y, train=train)
         y = ConvNorm(
@@ -77,3 +70,18 @@ class InvertedResidual(nn.Module):
             y = SqueezeExcitation(s, name="squeeze")(y)
         y = ConvNorm(self.channels, activation="none", settings=s, name="project")(y, train=train)
         return x + y if self.residual and x.shape[-1] == self.channels else y
+
+    def padded(self, x: jax.Array) -> tuple[jax.Array, Padding]:
+        """Return the input of the expansion, and the padding of the depthwise convolution."""
+        return x, self.padding
+
+
+class PaddedFirst(InvertedResidual):
+    """An inverted residual that puts the zeros around the map before the expansion, which makes other values of them
+    (VainF's and jfzhang95's code).
+    """
+
+    def padded(self, x: jax.Array) -> tuple[jax.Array, Padding]:
+        """Return the input of the expansion, and the padding of the depthwise convolution."""
+        border = (self.kernel_size - 1) // 2 * self.rate
+        return jnp.pad(x, ((0, 0), (border, border), (border, border), (0, 0))), "VALID"

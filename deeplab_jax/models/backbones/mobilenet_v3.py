@@ -9,7 +9,7 @@ import jax
 
 from deeplab_jax.models.backbones.dilation import dilate_stages
 from deeplab_jax.models.backbones.inverted_residual import InvertedResidual, scale_channels
-from deeplab_jax.models.layers import Activation, ConvNorm, Features, LayerSettings
+from deeplab_jax.models.layers import Activation, ConvNorm, Features, LayerSettings, check_choices
 
 # Table 1 of the paper: kernel size, expanded channels, channels, squeeze-and-excitation, activation, stride, and the
 # name of the features that the unit leads to.
@@ -47,11 +47,18 @@ class MobileNetV3Large(nn.Module):
       first_unit_rate: "stage" as torchvision, where the unit that lost its stride already has the new rate; "previous"
         keeps the rate before it. The squeeze-and-excitation sees the whole map, so even then features at two output
         strides agree only up to the difference of their averages. See `dilate_stages`.
+
+    Raises:
+      UserError: another `first_unit_rate`.
     """
 
     width: float = 1.0
     first_unit_rate: Literal["previous", "stage"] = "stage"
     settings: LayerSettings = LayerSettings(norm_epsilon=1e-3)
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, x: jax.Array, *, output_stride: int, train: bool) -> Features:

@@ -7,8 +7,9 @@ from typing import Literal
 import flax.linen as nn
 import jax
 
+from deeplab_jax.errors import UserError
 from deeplab_jax.models.backbones.dilation import FirstUnitRate, dilate_stages
-from deeplab_jax.models.layers import ConvNorm, Features, LayerSettings
+from deeplab_jax.models.layers import ConvNorm, Features, LayerSettings, check_choices
 from deeplab_jax.ops.pooling import max_pool
 
 STEM_STRIDE = 4
@@ -62,35 +63,44 @@ class ResNet(nn.Module):
       kind: kind of the units.
       stem: "plain" is one 7x7 convolution, "beta" three 3x3.
       multi_grid: unit rates of the last block, and of its copies; multiplied by the stage's rate (DeepLabv3, sec.
-        3.2.1).
+        3.2.1). None is 1 for each unit.
       first_unit_rate: see `dilate_stages`. With "last_unit", whose stages stride before they end, the features of a
         stage are what the authors' decoder takes there: the residual branch, before its addition, of the last unit at
         the stage's own resolution. (Of the last stage: its output, as otherwise.)
-      last_block: 4, or up to 7: blocks 5 to 7 are copies of block 4, each with stride 2 (DeepLabv3, sec. 3.2, Fig. 3);
-        2 or 3 end early.
+      last_block: 4, or up to 7: blocks 5 to 7 are copies of block 4, each with stride 2 (DeepLabv3, sec. 3.2, Fig. 3).
       width: multiplies all channel counts; 1 is the published network.
-      pool_padding: of the max pooling; "symmetric" centres its windows at every size, "same" is TensorFlow's, of the
-        authors' code, which differs where the pooled map has an even side.
+
+    Raises:
+      UserError: a `multi_grid` of another length than block 4 has units, or a value that is none of these.
     """
 
     units: tuple[int, int, int, int]
     kind: Literal["basic", "bottleneck"]
     stem: Literal["plain", "beta"] = "plain"
-    multi_grid: tuple[int, ...] = (1, 1, 1)
+    multi_grid: tuple[int, ...] | None = None
     first_unit_rate: FirstUnitRate = "previous"
-    last_block: int = 4
+    last_block: Literal[4, 5, 6, 7] = 4
     width: float = 1.0
     settings: LayerSettings = LayerSettings()
-    pool_padding: Literal["symmetric", "same"] = "symmetric"
+
+    def __post_init__(self) -> None:
+        grid, count = self.multi_grid, self.units[3]
+        if grid is not None and (len(grid) != count or min(grid) < 1):
+            raise UserError(
+                f"multi_grid={grid}: this backbone's last block has {count} units; give as many rates of at least 1"
+            )
+        check_choices(self)
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, x: jax.Array, *, output_stride: int, train: bool) -> Features:
-        """Compute features `{"stem", "conv2", ..., "conv5"[, ..., "conv8"]:
-        (array [N, h, w, C], stride)}` of images `[N, H, W, C]`.
+        """Compute features `{"stem", "conv2", ..., "conv5"[, ..., "conv8"]: (array [N, h, w, C], stride)}` of images
+        `[N, H, W, C]`.
         """
-        copies = self.last_block - 4  # Below 0, none.
-        units = (*self.units, *[self.units[3]] * copies)[: self.last_block]
-        full_widths = (*STAGE_WIDTHS, *[STAGE_WIDTHS[3]] * copies)[: self.last_block]
+        blocks = self.blocks()
+        copies = blocks - 4  # Below 0, none.
+        units = (*self.units, *[self.units[3]] * copies)[:blocks]
+        full_widths = (*STAGE_WIDTHS, *[STAGE_WIDTHS[3]] * copies)[:blocks]
         widths = [max(1, round(width * self.width)) for width in full_widths]
         stages = dilate_stages(
             (1, *[2] * (len(units) - 1)),
@@ -107,9 +117,9 @@ class ResNet(nn.Module):
                 name="conv1" if self.stem == "plain" else f"stem_conv{index + 1}",
             )(x, train=train)
         features: Features = {"stem": (x, 2)}
-        x = max_pool(x, window=3, stride=2, padding="SAME" if self.pool_padding == "same" else None)
+        x = self.pool(x)
         for index, (count, width, stage) in enumerate(zip(units, widths, stages, strict=True)):
-            grid = self.multi_grid if index >= 3 else (1,) * count
+            grid = self.multi_grid if self.multi_grid and index >= 3 else (1,) * count
             strides, rates = [1] * count, [stage.rate] * count
             if self.first_unit_rate != "last_unit":
                 strides[0] = stage.stride
@@ -131,3 +141,13 @@ class ResNet(nn.Module):
             early = self.first_unit_rate == "last_unit" and index + 1 < len(stages)
             features[f"conv{index + 2}"] = (branches[-2] if early else x, stage.output_stride)
         return features
+
+    # What `ResNetVariant` replaces.
+
+    def blocks(self) -> int:
+        """Return the number of blocks that are built."""
+        return self.last_block
+
+    def pool(self, x: jax.Array) -> jax.Array:
+        """Pool the stem's output; the windows are centred at every size."""
+        return max_pool(x, window=3, stride=2)

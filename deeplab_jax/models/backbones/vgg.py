@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 
 from deeplab_jax.models.backbones.dilation import dilate_stages
-from deeplab_jax.models.layers import ConvNorm, Features, LayerSettings
+from deeplab_jax.models.layers import PADDINGS, ConvNorm, Features, LayerSettings, check_choices
 from deeplab_jax.ops.pooling import max_pool
 
 
@@ -24,17 +24,24 @@ class VGG(nn.Module):
       channels: of each stage.
       last_pool: pool after the last stage too (VGG), or not (U-Net).
       pool_window: 2 as published; 3, centred, in DeepLab's and ParseNet's nets.
-      padding: None keeps the size of a map; "VALID" loses two pixels with every convolution (U-Net).
+      padding: "same" keeps the size of a map; "valid" loses two pixels with every convolution (U-Net as published).
       width: multiplies all channel counts.
+
+    Raises:
+      UserError: another window or padding.
     """
 
     units: tuple[int, ...] = (2, 2, 3, 3, 3)
     channels: tuple[int, ...] = (64, 128, 256, 512, 512)
     last_pool: bool = True
-    pool_window: int = 2
-    padding: Literal["VALID"] | None = None
+    pool_window: Literal[2, 3] = 2
+    padding: Literal["same", "valid"] = "same"
     width: float = 1.0
-    settings: LayerSettings = LayerSettings()
+    settings: LayerSettings = LayerSettings(norm="none")
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, x: jax.Array, *, output_stride: int, train: bool) -> Features:
@@ -53,7 +60,7 @@ class VGG(nn.Module):
                     max(1, round(channels * self.width)),
                     3,
                     rate=stage.rate,
-                    padding=self.padding,
+                    padding=PADDINGS[self.padding],
                     settings=self.settings,
                     name=f"conv{index + 1}_{unit + 1}",
                 )(x, train=train)

@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from deeplab_jax.models.layers import ConvNorm, LayerSettings, spatial_conv, spatial_convs
+from deeplab_jax.models.layers import ConvNorm, LayerSettings, spatial_conv
 from deeplab_jax.ops.pooling import global_average_pool
 from deeplab_jax.ops.resize import resize_bilinear
 
@@ -33,54 +33,42 @@ class ASPP(nn.Module):
     and projected by a 1x1.
 
     Attributes:
-      channels: of every branch and of the result.
-      rates: stated at output stride 16; empty leaves the 1x1 branch and the image pooling.
+      aspp_channels: of every branch and of the result.
+      aspp_rates: stated at output stride 16; empty leaves the 1x1 branch and the image pooling.
       image_pooling: add the branch of image-level features (global average, 1x1, resized to the map).
       separable: depthwise separable 3x3 convolutions.
       head_convs: (kernel size, channels) of convolutions after the projection; torchvision has one more 3x3 of 256
         there.
       dropout: rate in training after the projection; the papers state none, the authors' code has 0.1, torchvision 0.5.
-      aspp_separable: the same as `separable`, of the branches alone; None follows it.
-      depthwise_norm: see `SeparableConvNorm`.
     """
 
-    channels: int = 256
-    rates: tuple[int, ...] = (6, 12, 18)
+    aspp_channels: int = 256
+    aspp_rates: tuple[int, ...] = (6, 12, 18)
     image_pooling: bool = True
     separable: bool = False
     head_convs: tuple[tuple[int, int], ...] = ()
     dropout: float = 0.0
-    aspp_separable: bool | None = None
-    depthwise_norm: bool = True
     settings: LayerSettings = LayerSettings()
 
     @nn.compact
     def __call__(self, x: jax.Array, *, output_stride: int, train: bool) -> jax.Array:
-        """Map features `[N, h, w, C]` at `output_stride` to `[N, h, w, channels]`."""
+        """Map features `[N, h, w, C]` at `output_stride` to `[N, h, w, aspp_channels]`."""
         s = self.settings
-        branches = [ConvNorm(self.channels, settings=s, name="branch_1x1")(x, train=train)]
-        for index, rate in enumerate(rates_at(self.rates, output_stride)):
-            branch = spatial_conv(
-                self.channels,
-                3,
-                rate=rate,
-                separable=self.separable if self.aspp_separable is None else self.aspp_separable,
-                depthwise_norm=self.depthwise_norm,
-                settings=s,
-                name=f"branch_atrous{index + 1}",
-            )
+        branches = [ConvNorm(self.aspp_channels, settings=s, name="branch_1x1")(x, train=train)]
+        for index, rate in enumerate(rates_at(self.aspp_rates, output_stride)):
+            branch = self.spatial_conv(self.aspp_channels, 3, rate=rate, name=f"branch_atrous{index + 1}")
             branches.append(branch(x, train=train))
         if self.image_pooling:
-            pooled = ConvNorm(self.channels, settings=s, name="image_pooling")(global_average_pool(x), train=train)
+            pooled = ConvNorm(self.aspp_channels, settings=s, name="image_pooling")(global_average_pool(x), train=train)
             branches.append(resize_bilinear(pooled, x.shape[1:3], align_corners=s.align_corners))
-        y = ConvNorm(self.channels, settings=s, name="projection")(jnp.concatenate(branches, axis=-1), train=train)
+        y = ConvNorm(self.aspp_channels, settings=s, name="projection")(jnp.concatenate(branches, axis=-1), train=train)
         y = nn.Dropout(self.dropout, deterministic=not train)(y)
-        return spatial_convs(
-            y,
-            self.head_convs,
-            separable=self.separable,
-            depthwise_norm=self.depthwise_norm,
-            settings=s,
-            name="head",
-            train=train,
+        for index, (kernel_size, channels) in enumerate(self.head_convs):
+            y = self.spatial_conv(channels, kernel_size, name=f"head{index + 1}")(y, train=train)
+        return y
+
+    def spatial_conv(self, features: int, kernel_size: int, *, rate: int = 1, name: str) -> nn.Module:
+        """Return a convolution of a branch or of the head; `ASPPVariant` replaces it."""
+        return spatial_conv(
+            features, kernel_size, rate=rate, separable=self.separable, settings=self.settings, name=name
         )

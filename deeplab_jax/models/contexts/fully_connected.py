@@ -4,37 +4,56 @@ import flax.linen as nn
 import jax
 
 from deeplab_jax.models.contexts.aspp import rates_at
-from deeplab_jax.models.layers import ConvNorm, LayerSettings
+from deeplab_jax.models.layers import ConvNorm, LayerSettings, check_positive
 
 RATES_OUTPUT_STRIDE = 8
 
 
 class FullyConnected(nn.Module):
-    """fc6, a spatial convolution, and fc7, a 1x1, each with ReLU and dropout.
+    """fc6, a spatial convolution, and fc7, a 1x1, each with ReLU and dropout (FCN, arXiv 1411.4038, sec. 3.1).
 
-    FCN (arXiv 1411.4038, sec. 3.1) takes 7x7 and 4096 channels, whose kernels are the classifier's matrices. LargeFOV
-    (DeepLabv1, arXiv 1412.7062, sec. 3.1 and 5) subsamples them to 3x3 and 1024 channels and sets rate 12 at output
-    stride 8. fc6 keeps the size of its map: FCN pads the image by 100 pixels instead, since its fc6 does not, and crops
-    the logits by an offset; with the padding in fc6 the map covers the image exactly, whatever its size.
+    The kernels of FCN are the matrices of the classifier: 7x7 and 4096 channels. Here fc6 keeps the size of its map.
+    FCN's own fc6 does not; it pads the image by 100 pixels and crops the logits by an offset. With the padding in fc6
+    the map covers an image of any size exactly.
 
     Attributes:
-      kernel_size: of fc6.
-      channels: of both.
-      rate: of fc6, stated at output stride 8; 0 means 1 at any.
+      fc_kernel: kernel size of fc6.
+      fc_channels: of both.
+      fc_rate: of fc6, stated at output stride 8; 0 means 1 at any.
       dropout: after each in training.
+
+    Raises:
+      UserError: `fc_channels` below 1.
     """
 
-    kernel_size: int = 7
-    channels: int = 4096
-    rate: int = 0
+    fc_kernel: int = 7
+    fc_channels: int = 4096
+    fc_rate: int = 0
     dropout: float = 0.5
     settings: LayerSettings = LayerSettings()
 
+    def __post_init__(self) -> None:
+        check_positive("fc_channels", (self.fc_channels,))
+        super().__post_init__()
+
     @nn.compact
     def __call__(self, x: jax.Array, *, output_stride: int, train: bool) -> jax.Array:
-        """Map `[N, h, w, C]` to `[N, h, w, channels]`."""
-        rate = rates_at((self.rate,), output_stride, stated_at=RATES_OUTPUT_STRIDE)[0] if self.rate else 1
-        x = ConvNorm(self.channels, self.kernel_size, rate=rate, settings=self.settings, name="fc6")(x, train=train)
+        """Map `[N, h, w, C]` to `[N, h, w, fc_channels]`."""
+        s = self.settings
+        rate = rates_at((self.fc_rate,), output_stride, stated_at=RATES_OUTPUT_STRIDE)[0] if self.fc_rate else 1
+        x = ConvNorm(self.fc_channels, self.fc_kernel, rate=rate, settings=s, name="fc6")(x, train=train)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        x = ConvNorm(self.channels, settings=self.settings, name="fc7")(x, train=train)
+        x = ConvNorm(self.fc_channels, settings=s, name="fc7")(x, train=train)
         return nn.Dropout(self.dropout, deterministic=not train)(x)
+
+
+class LargeFOV(FullyConnected):
+    """DeepLabv1's fc6 and fc7 (arXiv 1412.7062, sec. 3.1 and 5): subsampled to 3x3 and 1024 channels, with rate 12 at
+    output stride 8.
+
+    Attributes: those of `FullyConnected`.
+    """
+
+    fc_kernel: int = 3
+    fc_channels: int = 1024
+    fc_rate: int = 12

@@ -1,13 +1,11 @@
 """Context from pooled regions: PSPNet's pyramid pooling, ParseNet's global context, the original spatial pyramid."""
 
-from dataclasses import replace
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from deeplab_jax.models.contexts.fully_connected import FullyConnected
-from deeplab_jax.models.layers import ConvNorm, LayerSettings, parameter
+from deeplab_jax.models.contexts.fully_connected import FullyConnected, LargeFOV
+from deeplab_jax.models.layers import ConvNorm, LayerSettings, check_positive, parameter
 from deeplab_jax.ops.pooling import adaptive_average_pool, global_average_pool, spatial_pyramid
 from deeplab_jax.ops.resize import resize_bilinear
 
@@ -18,36 +16,43 @@ class PyramidPooling(nn.Module):
 
     Attributes:
       bins: regions along a side at each level.
-      channels: after the last convolution.
+      context_channels: after the last convolution.
       dropout: after it in training.
-      kernel_size: of the last convolution; segmentation_models_pytorch's is 1x1.
-      norm_single: normalise the level of one region too; otherwise its convolution has a bias, as
-        segmentation_models_pytorch does it, since a batch of one image gives its batch norm one value.
+
+    Raises:
+      UserError: `bins` that are not different whole numbers of at least 1.
     """
 
     bins: tuple[int, ...] = (1, 2, 3, 6)
-    channels: int = 512
+    context_channels: int = 512
     dropout: float = 0.1
-    kernel_size: int = 3
-    norm_single: bool = True
     settings: LayerSettings = LayerSettings()
+
+    context_kernel = 3  # Of the last convolution.
+
+    def __post_init__(self) -> None:
+        check_positive("bins", self.bins)
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, x: jax.Array, *, output_stride: int, train: bool) -> jax.Array:
-        """Map `[N, h, w, C]` to `[N, h, w, channels]`."""
+        """Map `[N, h, w, C]` to `[N, h, w, context_channels]`."""
         s = self.settings
         reduced_channels = max(1, x.shape[-1] // len(self.bins))
         levels = [x]
         for count in self.bins:
             pooled = adaptive_average_pool(x, count)
-            bare = count == 1 and not self.norm_single
-            reduced = ConvNorm(reduced_channels, settings=replace(s, norm="none") if bare else s, name=f"bins{count}")(
+            reduced = ConvNorm(reduced_channels, settings=self.level_settings(count), name=f"bins{count}")(
                 pooled, train=train
             )
             levels.append(resize_bilinear(reduced, x.shape[1:3], align_corners=s.align_corners))
         y = jnp.concatenate(levels, axis=-1)
-        y = ConvNorm(self.channels, self.kernel_size, settings=s, name="projection")(y, train=train)
+        y = ConvNorm(self.context_channels, self.context_kernel, settings=s, name="projection")(y, train=train)
         return nn.Dropout(self.dropout, deterministic=not train)(y)
+
+    def level_settings(self, count: int) -> LayerSettings:
+        """Return the settings of the level with so many regions along a side."""
+        return self.settings
 
 
 class L2Normalisation(nn.Module):
@@ -62,20 +67,20 @@ class L2Normalisation(nn.Module):
         return (x * jax.lax.rsqrt(squares + 1e-10) * scale[None, None, None]).astype(x.dtype)
 
 
-class GlobalContext(nn.Module):
+class GlobalContext(LargeFOV):
     """ParseNet's context (Liu et al., arXiv 1506.04579, sec. 3): fc7 and its global average, each L2-normalised, the
     average unpooled to every pixel beside the local features ("early fusion").
 
-    Attributes:
-      local: fc6 and fc7.
+    Attributes: those of `FullyConnected`, for fc6 and fc7.
     """
-
-    local: FullyConnected
 
     @nn.compact
     def __call__(self, x: jax.Array, *, output_stride: int, train: bool) -> jax.Array:
-        """Map `[N, h, w, C]` to `[N, h, w, 2 C']` for local features of C' channels."""
-        x = self.local(x, output_stride=output_stride, train=train)
+        """Map `[N, h, w, C]` to `[N, h, w, 2 fc_channels]`."""
+        local = FullyConnected(
+            self.fc_kernel, self.fc_channels, self.fc_rate, self.dropout, self.settings, name="local"
+        )
+        x = local(x, output_stride=output_stride, train=train)
         average = L2Normalisation(name="norm_global")(global_average_pool(x))
         return jnp.concatenate([L2Normalisation(name="norm_local")(x), jnp.broadcast_to(average, x.shape)], axis=-1)
 
@@ -84,25 +89,30 @@ class SpatialPyramidContext(nn.Module):
     """The vector of the original spatial pyramid pooling (He et al., arXiv 1406.4729, sec. 2.2) as context.
 
     SPP-net classifies: maxima over 4x4, 2x2 and 1x1 regions of a map of any size give its fully connected layers a
-    vector of fixed length. Here one fully connected layer reads that vector, and what it finds stands beside the map at
+    vector of fixed length. Here one fully connected layer reads that vector, and its result stands beside the map at
     every pixel, as in ParseNet; that last step is this project's, for segmentation.
 
     Attributes:
       bins: regions along a side at each level.
-      channels: of the fully connected layer and of the result.
+      context_channels: of the fully connected layer and of the result.
+
+    Raises:
+      UserError: `bins` that are not different whole numbers of at least 1.
     """
 
     bins: tuple[int, ...] = (4, 2, 1)
-    channels: int = 512
+    context_channels: int = 512
     settings: LayerSettings = LayerSettings()
+
+    def __post_init__(self) -> None:
+        check_positive("bins", self.bins)
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, x: jax.Array, *, output_stride: int, train: bool) -> jax.Array:
-        """Map `[N, h, w, C]` to `[N, h, w, channels]`."""
-        s = self.settings
+        """Map `[N, h, w, C]` to `[N, h, w, context_channels]`."""
+        s, channels = self.settings, self.context_channels
         vector = spatial_pyramid(x, self.bins)[:, None, None]
-        vector = ConvNorm(self.channels, settings=s, name="vector")(vector, train=train)
-        everywhere = jnp.broadcast_to(vector, (*x.shape[:3], self.channels))
-        return ConvNorm(self.channels, settings=s, name="projection")(
-            jnp.concatenate([x, everywhere], axis=-1), train=train
-        )
+        vector = ConvNorm(channels, settings=s, name="vector")(vector, train=train)
+        everywhere = jnp.broadcast_to(vector, (*x.shape[:3], channels))
+        return ConvNorm(channels, settings=s, name="projection")(jnp.concatenate([x, everywhere], axis=-1), train=train)

@@ -1,11 +1,11 @@
-"""The pyramid of DeepLabv2 (Chen et al., arXiv 1606.00915, sec. 3.2 and 4.1): one score map per rate, summed."""
+"""The pyramid of DeepLabv2 (Chen et al., arXiv 1606.00915, sec. 3.2 and 4.1): logits for each rate, summed."""
 
 import flax.linen as nn
 import jax
 
 from deeplab_jax.models.contexts.aspp import rates_at
 from deeplab_jax.models.contexts.fully_connected import RATES_OUTPUT_STRIDE, FullyConnected
-from deeplab_jax.models.layers import SMALL_NORMAL, Conv, Features, LayerSettings
+from deeplab_jax.models.layers import SMALL_NORMAL, Conv, Features, LayerSettings, check_positive
 
 
 class SummedPyramid(nn.Module):
@@ -13,24 +13,33 @@ class SummedPyramid(nn.Module):
 
     Attributes:
       num_classes: of the logits.
-      rates: stated at output stride 8: (6, 12, 18, 24) is the paper's ASPP-L, (2, 4, 8, 12) ASPP-S.
+      aspp_rates: stated at output stride 8: (6, 12, 18, 24) is the paper's ASPP-L, (2, 4, 8, 12) ASPP-S.
       fc_channels: of each branch's own fc6 (3x3 at the rate) and fc7 on VGG-16; 0 for none, as on ResNet-101, where a
         branch is a single 3x3 convolution to the logits.
       dropout: after fc6 and fc7 in training.
+
+    Raises:
+      UserError: rates that are not different whole numbers of at least 1.
     """
 
     num_classes: int
-    rates: tuple[int, ...] = (6, 12, 18, 24)
+    aspp_rates: tuple[int, ...] = (6, 12, 18, 24)
     fc_channels: int = 0
     dropout: float = 0.5
     settings: LayerSettings = LayerSettings()
+
+    classifier_kernel = 0
+
+    def __post_init__(self) -> None:
+        check_positive("aspp_rates", self.aspp_rates)
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, x: jax.Array, features: Features, *, train: bool) -> jax.Array:
         """Map `[N, h, w, C]` to logits `[N, h, w, num_classes]`."""
         output_stride = features["context"][1]
         logits = []
-        for index, rate in enumerate(self.rates):
+        for index, rate in enumerate(self.aspp_rates):
             branch, kernel_size, here = x, 3, rates_at((rate,), output_stride, stated_at=RATES_OUTPUT_STRIDE)[0]
             if self.fc_channels:
                 fully_connected = FullyConnected(

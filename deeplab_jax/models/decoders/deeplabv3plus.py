@@ -4,7 +4,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from deeplab_jax.models.layers import ConvNorm, Features, LayerSettings, spatial_convs
+from deeplab_jax.errors import UserError
+from deeplab_jax.models.layers import ConvNorm, Features, LayerSettings, spatial_conv
 from deeplab_jax.ops.resize import resize_bilinear
 
 
@@ -12,40 +13,43 @@ class DeepLabV3PlusDecoder(nn.Module):
     """Refine the context's output with low-level features, from the coarsest of them to the finest.
 
     At each level: reduce the low-level features by a 1x1 convolution, resize the coarser map to them, concatenate,
-      convolve.
+    convolve.
 
     Attributes:
       low_level: names of the backbone's features to use; ("conv2",) in the paper, ("conv2", "conv3") in its ablation.
       low_level_channels: channels after the 1x1 reduction.
-      convs: (kernel size, channels) of the convolutions at each level.
+      decoder_convs: (kernel size, channels) of the convolutions at each level.
       separable: depthwise separable convolutions.
-      depthwise_norm: see `SeparableConvNorm`.
+
+    Raises:
+      UserError: other low-level features than these, or none.
     """
 
     low_level: tuple[str, ...] = ("conv2",)
     low_level_channels: int = 48
-    convs: tuple[tuple[int, int], ...] = ((3, 256), (3, 256))
+    decoder_convs: tuple[tuple[int, int], ...] = ((3, 256), (3, 256))
     separable: bool = False
-    depthwise_norm: bool = True
     settings: LayerSettings = LayerSettings()
+
+    def __post_init__(self) -> None:
+        if not self.low_level or not {*self.low_level} <= {"conv2", "conv3"}:
+            raise UserError(f"low_level={self.low_level}: choose from 'conv2' and 'conv3'")
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, x: jax.Array, features: Features, *, train: bool) -> jax.Array:
-        """Map the context's output `[N, h, w, C]` and the backbone's features to `[N, h', w',
-        C']` at the finest low-level stride.
+        """Map the context's output `[N, h, w, C]` and the backbone's features to `[N, h', w', C']` at the stride of the
+        finest low-level features.
         """
         s = self.settings
         for name in sorted(self.low_level, key=lambda name: -features[name][1]):
             low, _ = features[name]
             low = ConvNorm(self.low_level_channels, settings=s, name=f"{name}_reduction")(low, train=train)
             x = jnp.concatenate([resize_bilinear(x, low.shape[1:3], align_corners=s.align_corners), low], axis=-1)
-            x = spatial_convs(
-                x,
-                self.convs,
-                separable=self.separable,
-                depthwise_norm=self.depthwise_norm,
-                settings=s,
-                name=f"{name}_conv",
-                train=train,
-            )
+            for index, (kernel_size, channels) in enumerate(self.decoder_convs):
+                x = self.spatial_conv(channels, kernel_size, name=f"{name}_conv{index + 1}")(x, train=train)
         return x
+
+    def spatial_conv(self, features: int, kernel_size: int, *, name: str) -> nn.Module:
+        """Return one of the convolutions at a level; `DeepLabV3PlusDecoderVariant` replaces it."""
+        return spatial_conv(features, kernel_size, separable=self.separable, settings=self.settings, name=name)

@@ -18,7 +18,11 @@ def reduce_channels(x: jax.Array, *, dropout: float, settings: LayerSettings, tr
 
 
 class FCNReduction(nn.Module):
-    """torchvision's FCN before its classifier: 3x3 to a quarter of the channels, dropout."""
+    """torchvision's FCN before its classifier: 3x3 to a quarter of the channels, dropout.
+
+    Attributes:
+      dropout: at the end in training.
+    """
 
     dropout: float = 0.1
     settings: LayerSettings = LayerSettings()
@@ -27,6 +31,19 @@ class FCNReduction(nn.Module):
     def __call__(self, x: jax.Array, *, output_stride: int, train: bool) -> jax.Array:
         """Map `[N, h, w, C]` to `[N, h, w, C / 4]`."""
         return reduce_channels(x, dropout=self.dropout, settings=self.settings, train=train)
+
+
+class FCNHead(nn.Module):
+    """torchvision's FCN head, here the auxiliary one: 3x3 to a quarter of the channels, dropout, 1x1 to the classes."""
+
+    num_classes: int
+    dropout: float = 0.1
+    settings: LayerSettings = LayerSettings()
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        x = reduce_channels(x, dropout=self.dropout, settings=self.settings, train=train)
+        return Conv(self.num_classes, use_bias=True, settings=self.settings, name="classifier")(x)
 
 
 def bilinear_kernel(key: Any, shape: tuple[int, int, int, int], dtype: Any = jnp.float32) -> jax.Array:
@@ -39,7 +56,7 @@ def bilinear_kernel(key: Any, shape: tuple[int, int, int, int], dtype: Any = jnp
 
 
 class FCNSkips(nn.Module):
-    """Score the deepest map and those of finer stages, and sum the logits from coarse to fine, each upsampled by a
+    """Classify the deepest map and those of finer stages, and sum the logits from coarse to fine, each upsampled by a
     learned transposed convolution that starts as bilinear interpolation (sec. 3.3 and 4.2).
 
     Sample i of a map at stride s covers pixels `s i` to `s i + s - 1`, since 2x2 poolings tile the image; a transposed
@@ -57,20 +74,22 @@ class FCNSkips(nn.Module):
     skips: tuple[str, ...] = ()
     settings: LayerSettings = LayerSettings()
 
+    classifier_kernel = 0
+
     @nn.compact
     def __call__(self, x: jax.Array, features: Features, *, train: bool) -> jax.Array:
         """Map fc7 `[N, h, w, C]` and the features to logits `[N, H, W, num_classes]` of the images."""
         stride = features["context"][1]
         if stride != 32:
             raise ValueError(f"output_stride={stride}: FCN's upsampling is learned for 32 only; leave it out")
-        logits = self._score("fc7", x)
+        logits = self._classify("fc7", x)
         for name in self.skips:
             finer, finer_stride = features[name]
-            logits = self._upsample(logits, stride // finer_stride, finer, name) + self._score(name, finer)
+            logits = self._upsample(logits, stride // finer_stride, finer, name) + self._classify(name, finer)
             stride = finer_stride
         return self._upsample(logits, stride, features["image"][0], "image")
 
-    def _score(self, name: str, x: jax.Array) -> jax.Array:
+    def _classify(self, name: str, x: jax.Array) -> jax.Array:
         # The original starts from zero; then no gradient would reach what lies before in the first step.
         return Conv(
             self.num_classes, use_bias=True, settings=self.settings, kernel_init=SMALL_NORMAL, name=f"classifier_{name}"

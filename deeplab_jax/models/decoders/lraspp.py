@@ -3,9 +3,11 @@
 import flax.linen as nn
 import jax
 
-from deeplab_jax.models.layers import SMALL_NORMAL, Conv, ConvNorm, Features, LayerSettings
+from deeplab_jax.models.layers import SMALL_NORMAL, Conv, ConvNorm, Features, LayerSettings, check_positive
 from deeplab_jax.ops.pooling import global_average_pool
 from deeplab_jax.ops.resize import resize_bilinear
+
+LOW_LEVEL = "conv3"  # Name of the finer features, at stride 8.
 
 
 class LiteRASPP(nn.Module):
@@ -15,26 +17,33 @@ class LiteRASPP(nn.Module):
 
     Attributes:
       num_classes: of the logits.
-      channels: of the reduced map and its gate.
-      low_level: name of the finer features.
+      context_channels: of the reduced map and its gate.
+
+    Raises:
+      UserError: `context_channels` below 1.
     """
 
     num_classes: int
-    channels: int = 128
-    low_level: str = "conv3"
+    context_channels: int = 128
     settings: LayerSettings = LayerSettings()
+
+    classifier_kernel = 0
+
+    def __post_init__(self) -> None:
+        check_positive("context_channels", (self.context_channels,))
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, x: jax.Array, features: Features, *, train: bool) -> jax.Array:
         """Map `[N, h, w, C]` and the features to logits `[N, h', w', num_classes]` at the finer features' stride."""
         s = self.settings
-        low, _ = features[self.low_level]
-        gate = jax.nn.sigmoid(Conv(self.channels, settings=s, name="gate")(global_average_pool(x)))
-        reduced = gate * ConvNorm(self.channels, settings=s, name="reduction")(x, train=train)
+        low, _ = features[LOW_LEVEL]
+        gate = jax.nn.sigmoid(Conv(self.context_channels, settings=s, name="gate")(global_average_pool(x)))
+        reduced = gate * ConvNorm(self.context_channels, settings=s, name="reduction")(x, train=train)
         high = resize_bilinear(reduced, low.shape[1:3], align_corners=s.align_corners)
-        return self._score("low", low) + self._score("high", high)
+        return self._classify("low", low) + self._classify("high", high)
 
-    def _score(self, name: str, x: jax.Array) -> jax.Array:
+    def _classify(self, name: str, x: jax.Array) -> jax.Array:
         return Conv(
             self.num_classes, use_bias=True, settings=self.settings, kernel_init=SMALL_NORMAL, name=f"classifier_{name}"
         )(x)

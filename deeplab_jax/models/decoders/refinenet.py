@@ -3,11 +3,13 @@
 import flax.linen as nn
 import jax
 
+from deeplab_jax.errors import UserError
 from deeplab_jax.models.layers import SMALL_NORMAL, Conv, Features, LayerSettings
 from deeplab_jax.ops.pooling import max_pool
 from deeplab_jax.ops.resize import resize_bilinear
 
 POOLINGS = 4
+STAGES = ("conv5", "conv4", "conv3", "conv2")
 
 
 class ResidualConvUnit(nn.Module):
@@ -51,20 +53,30 @@ class RefineNetDecoder(nn.Module):
     the paper's figure draws two.
 
     Attributes:
-      channels: of the blocks of conv5, conv4, conv3 and conv2.
+      decoder_channels: of the blocks of conv5, conv4, conv3 and conv2.
       dropout: of the two coarsest features in training, and before the classifier.
+
+    Raises:
+      UserError: not four `decoder_channels`.
     """
 
-    channels: tuple[int, int, int, int] = (512, 256, 256, 256)
+    decoder_channels: tuple[int, int, int, int] = (512, 256, 256, 256)
     dropout: float = 0.5
     settings: LayerSettings = LayerSettings()
 
+    classifier_kernel = 3
+
+    def __post_init__(self) -> None:
+        if len(self.decoder_channels) != len(STAGES):
+            raise UserError(f"decoder_channels={self.decoder_channels}: four numbers, of the blocks of conv5 to conv2")
+        super().__post_init__()
+
     @nn.compact
     def __call__(self, x: jax.Array, features: Features, *, train: bool) -> jax.Array:
-        """Map the features conv2 to conv5 to `[N, h, w, channels[-1]]` at conv2's resolution."""
+        """Map the features conv2 to conv5 to `[N, h, w, decoder_channels[-1]]` at conv2's resolution."""
         s = self.settings
         coarser: jax.Array | None = None
-        for index, (name, channels) in enumerate(zip(("conv5", "conv4", "conv3", "conv2"), self.channels, strict=True)):
+        for index, (name, channels) in enumerate(zip(STAGES, self.decoder_channels, strict=True)):
             y, _ = features[name]
             if index < 2:
                 y = nn.Dropout(self.dropout, deterministic=not train)(y)

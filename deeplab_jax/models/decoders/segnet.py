@@ -17,6 +17,8 @@ class SegNetDecoder(nn.Module):
 
     settings: LayerSettings = LayerSettings()
 
+    classifier_kernel = 3
+
     @nn.compact
     def __call__(self, x: jax.Array, features: Features, *, train: bool) -> jax.Array:
         """Map pool5 `[N, h, w, C]` to `[N, H, W, C']` at the resolution of the images."""

@@ -6,7 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from deeplab_jax.models.layers import ConvNorm, Features, LayerSettings, parameter
+from deeplab_jax.errors import UserError
+from deeplab_jax.models.layers import PADDINGS, ConvNorm, Features, LayerSettings, check_choices, parameter
 from deeplab_jax.ops.transposed import conv_transpose2d
 
 # As published, 572 pixels become 388: 16 b + 124 become 16 b - 60, for b samples at the bottom before its convolutions.
@@ -42,28 +43,51 @@ class UNetDecoder(nn.Module):
 
     Attributes:
       skips: names of the features to concatenate, from coarse to fine; "" for a step without one.
-      channels: of each step's convolutions.
+      decoder_channels: of each step's convolutions.
       upsampling: "transposed" is the published 2x2 convolution to half of the channels; "nearest" repeats pixels and
         keeps them, as segmentation_models_pytorch does.
-      padding: None keeps the size; "VALID" loses pixels with every convolution, and skips are cropped to the centre.
+      padding: "same" keeps the size; "valid", as published, loses pixels with every convolution, and skips are cropped
+        to the centre.
       dropout: of the deepest features in training (sec. 3.1 puts it at the end of the contracting path).
+
+    Raises:
+      UserError: another upsampling or padding, or not one of `decoder_channels` for each skip.
     """
 
-    skips: tuple[str, ...]
-    channels: tuple[int, ...]
+    skips: tuple[str, ...] = ("conv4", "conv3", "conv2", "conv1")
+    decoder_channels: tuple[int, ...] = (512, 256, 128, 64)
     upsampling: Literal["transposed", "nearest"] = "transposed"
-    padding: Literal["VALID"] | None = None
-    dropout: float = 0.0
+    padding: Literal["same", "valid"] = "same"
+    dropout: float = 0.5
     settings: LayerSettings = LayerSettings()
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        if len(self.skips) != len(self.decoder_channels):
+            raise UserError(
+                f"decoder_channels={self.decoder_channels}: one number for each of the {len(self.skips)} skips "
+                f"{self.skips}"
+            )
+        super().__post_init__()
+
+    @property
+    def classifier_kernel(self) -> int:
+        """1, as published; 3 after repeated pixels."""
+        return 1 if self.upsampling == "transposed" else 3
+
+    @property
+    def valid(self) -> bool:
+        """Whether the result covers the centre of the images only."""
+        return self.padding == "valid"
 
     @nn.compact
     def __call__(self, x: jax.Array, features: Features, *, train: bool) -> jax.Array:
-        """Map the deepest features `[N, h, w, C]` to `[N, h', w', channels[-1]]` at the resolution of the last skip; of
-        the images, where the last step has none.
+        """Map the deepest features `[N, h, w, C]` to `[N, h', w', decoder_channels[-1]]` at the resolution of the last
+        skip; of the images, where the last step has none.
         """
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         stride = features["context"][1]
-        for index, (name, channels) in enumerate(zip(self.skips, self.channels, strict=True)):
+        for index, (name, channels) in enumerate(zip(self.skips, self.decoder_channels, strict=True)):
             if name and name not in features:
                 raise ValueError(f"skips={self.skips}: the backbone has no {name!r}; choose from {', '.join(features)}")
             skip, finer_stride = features[name or "image"]
@@ -77,14 +101,18 @@ class UNetDecoder(nn.Module):
                 x = UpConvolution(channels, settings=self.settings, name=f"step{index + 1}_up")(x)
             else:
                 x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
-            if self.padding is None:
+            if self.padding == "same":
                 # Poolings round up, so twice the size may be a pixel too many.
                 x = x[:, : skip.shape[1], : skip.shape[2]]
             if name:
                 x = jnp.concatenate([x, centre_crop(skip, x.shape[1:3])], axis=-1)
             for unit in (1, 2):
                 x = ConvNorm(
-                    channels, 3, padding=self.padding, settings=self.settings, name=f"step{index + 1}_conv{unit}"
+                    channels,
+                    3,
+                    padding=PADDINGS[self.padding],
+                    settings=self.settings,
+                    name=f"step{index + 1}_conv{unit}",
                 )(x, train=train)
         return x
 

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deeplab_jax.models.backbones.xception import SIZES, Unit, Xception
+from deeplab_jax.models.architectures import BACKBONES
+from deeplab_jax.models.backbones.xception import Unit, Xception
 from deeplab_jax.models.contexts.aspp import ASPP
 from deeplab_jax.models.layers import LayerSettings
 from deeplab_jax.ops.observe import Convolution, observe_convolutions
@@ -19,8 +20,7 @@ DIRECT = LayerSettings(norm_epsilon=1e-3, lowering="direct")
 
 
 def xception(depth: int, **options: Any) -> Xception:
-    entry, middle_units = SIZES[depth]
-    return Xception(entry, **{"middle_units": middle_units, **options})
+    return BACKBONES[f"xception{depth}"].module(**options)
 
 
 def thin(depth: int, **options: Any) -> Xception:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from deeplab_jax.models.contexts.aspp import ASPP, rates_at
+from deeplab_jax.models.contexts.aspp_variants import ASPPVariant
 from deeplab_jax.models.layers import LayerSettings
 
 BARE = LayerSettings(norm="none", lowering="direct")
@@ -49,7 +50,7 @@ def test_rates_that_do_not_exist_raise() -> None:
 
 def test_image_pooling_by_hand() -> None:
     """Two branches, 2 x and 3 mean(x), projected to 10 a + b."""
-    aspp = ASPP(1, rates=(), settings=BARE)
+    aspp = ASPP(1, aspp_rates=(), settings=BARE)
     variables = params_of(branch_1x1=[[[[2]]]], image_pooling=[[[[3]]]], projection=[[[[10], [1]]]])
     x = jnp.asarray([[1, 2], [3, 4]], jnp.float32).reshape(1, 2, 2, 1)
     y = aspp.apply(variables, x, output_stride=16, train=False)
@@ -58,7 +59,7 @@ def test_image_pooling_by_hand() -> None:
 
 def test_an_atrous_branch_by_hand() -> None:
     """Rate 2 at output stride 16 sums every second pixel; at 8, rate 4 leaves a map of 3 only its centre."""
-    aspp = ASPP(1, rates=(2,), image_pooling=False, settings=BARE)
+    aspp = ASPP(1, aspp_rates=(2,), image_pooling=False, settings=BARE)
     variables = params_of(branch_1x1=[[[[0]]]], branch_atrous1=np.ones((3, 3, 1, 1)), projection=[[[[0], [1]]]])
     x = jnp.arange(1.0, 10).reshape(1, 3, 3, 1)
     y = aspp.apply(variables, x, output_stride=16, train=False)[0, :, :, 0]
@@ -69,7 +70,7 @@ def test_an_atrous_branch_by_hand() -> None:
 
 def test_branches_are_concatenated_in_order() -> None:
     """1x1, the rates as given, image pooling: the order of the projection's inputs, on which stored weights rely."""
-    aspp = ASPP(1, rates=(1, 2), settings=BARE)
+    aspp = ASPP(1, aspp_rates=(1, 2), settings=BARE)
     one = np.zeros((3, 3, 1, 1))
     one[1, 1] = 1
     variables = params_of(
@@ -87,9 +88,9 @@ def test_branches_are_concatenated_in_order() -> None:
     ("options", "names"),
     [
         ({}, {"branch_1x1", "branch_atrous1", "branch_atrous2", "branch_atrous3", "image_pooling", "projection"}),
-        ({"image_pooling": False, "rates": (6,)}, {"branch_1x1", "branch_atrous1", "projection"}),
+        ({"image_pooling": False, "aspp_rates": (6,)}, {"branch_1x1", "branch_atrous1", "projection"}),
         (
-            {"rates": (), "head_convs": ((3, 5), (1, 7))},
+            {"aspp_rates": (), "head_convs": ((3, 5), (1, 7))},
             {"branch_1x1", "image_pooling", "projection", "head1", "head2"},
         ),
     ],
@@ -118,7 +119,7 @@ def test_parameters_do_not_depend_on_the_output_stride(shapes_of: Any) -> None:
 
 
 def test_dropout_acts_in_training_only() -> None:
-    aspp = ASPP(64, rates=(), image_pooling=False, dropout=0.5, settings=BARE)
+    aspp = ASPP(64, aspp_rates=(), image_pooling=False, dropout=0.5, settings=BARE)
     identity = np.eye(64)[None, None]
     variables = params_of(branch_1x1=identity, projection=identity)
     x = jnp.ones((1, 4, 4, 64))
@@ -146,7 +147,7 @@ def test_a_single_image_in_training_is_refused_where_it_is_pooled(shapes_of: Any
 
 @pytest.mark.parametrize("branches", [False, True])
 def test_branches_and_head_may_differ_in_being_separable(branches: bool, shapes_of: Any) -> None:
-    aspp = ASPP(4, head_convs=((3, 5),), separable=not branches, aspp_separable=branches, depthwise_norm=False)
+    aspp = ASPPVariant(4, head_convs=((3, 5),), separable=not branches, aspp_separable=branches, depthwise_norm=False)
     params = shapes_of(aspp, 1, 9, 9, 3, output_stride=16)["params"]
     bare = {"depthwise", "pointwise"}
     assert set(params["branch_atrous1"]) == (bare if branches else {"conv", "norm"})

@@ -9,13 +9,13 @@ import pytest
 
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.catalog import create_model
-from deeplab_jax.models.contexts.fully_connected import FullyConnected
 from deeplab_jax.models.contexts.pyramid_pooling import (
     GlobalContext,
     L2Normalisation,
     PyramidPooling,
     SpatialPyramidContext,
 )
+from deeplab_jax.models.contexts.pyramid_pooling_variants import PyramidPoolingVariant
 from deeplab_jax.models.layers import LayerSettings
 
 BARE = LayerSettings(norm="none")
@@ -67,7 +67,7 @@ def test_parameters_of_pspnet(shapes_of: Any) -> None:
 
 
 def test_the_level_of_one_region_may_have_no_norm(shapes_of: Any) -> None:
-    context = PyramidPooling((1, 2), 5, kernel_size=1, norm_single=False)
+    context = PyramidPoolingVariant((1, 2), 5, context_kernel=1, norm_single=False)
     params = shapes_of(context, 1, 9, 9, 4, output_stride=8)["params"]
     assert (set(params["bins1"]), set(params["bins1"]["conv"])) == ({"conv"}, {"kernel", "bias"})
     assert set(params["bins2"]) == {"conv", "norm"}
@@ -100,7 +100,7 @@ def test_the_gradient_of_a_zero_vector_is_finite() -> None:
 
 def test_the_global_vector_is_at_every_pixel() -> None:
     """fc7 hands the map on: locally 10 x / |x|, globally 10 m / |m| of the mean m = (6, 8)."""
-    module = GlobalContext(FullyConnected(1, 2, settings=BARE))
+    module = GlobalContext(1, 2, settings=BARE)
     identity = layer(np.eye(2).reshape(1, 1, 2, 2))
     scale = {"scale": jnp.full(2, 10.0)}
     params = {"local": {"fc6": identity, "fc7": identity}, "norm_local": scale, "norm_global": scale}
@@ -123,7 +123,7 @@ def test_parsenet_doubles_the_channels_of_fc7(shapes_of: Any) -> None:
 def test_the_vector_of_the_spatial_pyramid_is_at_every_pixel(size: tuple[int, int], shapes_of: Any) -> None:
     """One fully connected layer reads 21 maxima per channel; here it hands the last on, the maximum of the map."""
     x = jnp.asarray(np.random.default_rng(0).uniform(1, 2, (2, *size, 3)), jnp.float32)
-    module = SpatialPyramidContext(channels=2, settings=BARE)
+    module = SpatialPyramidContext(context_channels=2, settings=BARE)
     shapes = shapes_of(module, *x.shape, output_stride=16)["params"]
     assert shapes["vector"]["conv"]["kernel"].shape == (1, 1, 21 * 3, 2)
     params = {

@@ -26,7 +26,7 @@ def head_convolutions(name: str, output_stride: int, backbone_convolutions: int,
 
 def test_the_logits_are_a_sum_over_rates_by_hand() -> None:
     """An impulse of 2: each branch repeats it at its rate's distance, with its own weight and bias."""
-    module = SummedPyramid(1, rates=(2, 6), settings=LayerSettings())
+    module = SummedPyramid(1, aspp_rates=(2, 6), settings=LayerSettings())
     variables = {
         "params": {
             "classifier_branch1": {"kernel": jnp.ones((3, 3, 1, 1)), "bias": jnp.asarray([10.0])},

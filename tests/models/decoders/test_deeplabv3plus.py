@@ -29,7 +29,7 @@ def variables_and_output(decoder: DeepLabV3PlusDecoder) -> tuple[Any, Any]:
 
 def test_by_hand() -> None:
     """The map is resized with aligned corners, put before the reduced features, and mixed by a 1x1."""
-    decoder = DeepLabV3PlusDecoder(low_level_channels=1, convs=((1, 1),), settings=BARE)
+    decoder = DeepLabV3PlusDecoder(low_level_channels=1, decoder_convs=((1, 1),), settings=BARE)
     zero = jnp.zeros(1)
     variables = {
         "params": {
@@ -46,7 +46,7 @@ def test_by_hand() -> None:
 
 def test_the_corner_alignment_is_that_of_the_settings() -> None:
     settings = LayerSettings(norm="none", align_corners=False)
-    decoder = DeepLabV3PlusDecoder(low_level_channels=1, convs=(), settings=settings)
+    decoder = DeepLabV3PlusDecoder(low_level_channels=1, decoder_convs=(), settings=settings)
     kernel = {"conv": {"kernel": jnp.zeros((1, 1, 1, 1)), "bias": jnp.zeros(1)}}
     x = jnp.asarray([0, 4], jnp.float32).reshape(1, 1, 2, 1)
     low = jnp.zeros((1, 1, 4, 1))
@@ -75,7 +75,7 @@ def test_table_1_channels_of_the_reduction(channels: int) -> None:
     "convs", [((3, 256),), ((3, 256), (3, 256), (3, 256)), ((3, 128),), ((1, 256),), ((3, 64), (1, 32)), ()]
 )
 def test_table_2_convolutions(convs: tuple[tuple[int, int], ...]) -> None:
-    params, output = variables_and_output(DeepLabV3PlusDecoder(convs=convs))
+    params, output = variables_and_output(DeepLabV3PlusDecoder(decoder_convs=convs))
     inputs = 16 + 48
     for index, (size, channels) in enumerate(convs):
         assert params[f"conv2_conv{index + 1}"]["conv"]["kernel"] == (size, size, inputs, channels)
@@ -86,7 +86,7 @@ def test_table_2_convolutions(convs: tuple[tuple[int, int], ...]) -> None:
 
 @pytest.mark.parametrize("low_level", [("conv2", "conv3"), ("conv3", "conv2")])
 def test_two_levels_go_from_coarse_to_fine(low_level: tuple[str, ...]) -> None:
-    params, output = variables_and_output(DeepLabV3PlusDecoder(low_level=low_level, convs=((3, 10),)))
+    params, output = variables_and_output(DeepLabV3PlusDecoder(low_level=low_level, decoder_convs=((3, 10),)))
     assert output == (1, 9, 13, 10)
     assert params["conv3_reduction"]["conv"]["kernel"] == (1, 1, 12, 48)
     assert params["conv3_conv1"]["conv"]["kernel"] == (3, 3, 16 + 48, 10)
@@ -108,7 +108,7 @@ def test_separable_convolutions() -> None:
 
 def test_dtype() -> None:
     decoder = DeepLabV3PlusDecoder(
-        low_level_channels=2, convs=((1, 2),), settings=LayerSettings("none", dtype="bfloat16")
+        low_level_channels=2, decoder_convs=((1, 2),), settings=LayerSettings("none", dtype="bfloat16")
     )
     x, low = jnp.zeros((1, 2, 2, 3), jnp.bfloat16), jnp.zeros((1, 3, 3, 2), jnp.bfloat16)
     y, variables = jax.eval_shape(

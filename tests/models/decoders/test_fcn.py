@@ -120,7 +120,7 @@ def test_logits_have_the_size_of_any_image_without_a_resize(name: str, size: tup
 
 def test_fc6_sees_seven_samples_and_keeps_the_map() -> None:
     """The kernel is the classifier's 7x7 matrix, centred; at the border zeros stand for what is missing."""
-    module = FullyConnected(channels=1, settings=BARE)
+    module = FullyConnected(fc_channels=1, settings=BARE)
     kernel = jnp.arange(1.0, 50).reshape(7, 7, 1, 1)
     layers = {
         "fc6": {"conv": {"kernel": kernel, "bias": jnp.zeros(1)}},

@@ -38,7 +38,7 @@ def test_parameter_count_of_torchvision() -> None:
 
 def test_defaults() -> None:
     model = create_model(NAME)
-    assert (model.output_stride, model.settings.align_corners, model.classifier) == (16, False, None)
+    assert (model.output_stride, model.settings.align_corners, model.classifier_kernel) == (16, False, 0)
     assert model.backbone.settings.norm_epsilon == 1e-3
 
 

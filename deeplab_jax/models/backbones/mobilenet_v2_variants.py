@@ -1,0 +1,92 @@
+"""MobileNetV2 as other code bases build it: their paddings, roundings and ends."""
+
+from typing import Literal
+
+import flax.linen as nn
+import jax
+
+from deeplab_jax.models.backbones.inverted_residual import InvertedResidual, PaddedFirst, scale_channels
+from deeplab_jax.models.backbones.mobilenet_v2 import ROWS, STEM_CHANNELS, MobileNetV2, Row
+from deeplab_jax.models.layers import ConvNorm, Features, Padding, check_positive
+
+
+class MobileNetV2Variant(MobileNetV2):
+    """MobileNetV2 with what the weights of other code bases need.
+
+    Attributes: those of `MobileNetV2`, and
+      channel_divisor: of which the channel counts are rounded to multiples; the authors' DeepLab has 1 where the width
+        is not 1.
+      strided_padding: "symmetric" samples the same pixels at every output stride; "same" is TensorFlow's, of the
+        authors' code: equal to it where a strided convolution meets an odd side, shifted by a pixel where it meets an
+        even one.
+      last_stage: name of the last features; what follows them is left out (segmentation_models_pytorch).
+      last_channels: of a 1x1 convolution at the end (1280 in Table 2), whose output then are the last features; 0 has
+        none.
+      stem_padding: "same" pads the first convolution like every other one, "valid" does not (VainF).
+      pad_input: pads before the expansion; see `PaddedFirst`.
+
+    Raises:
+      UserError: a value that is none of these.
+    """
+
+    channel_divisor: int = 8
+    strided_padding: Literal["symmetric", "same"] = "symmetric"
+    last_stage: Literal["conv3", "conv4", "conv5"] = "conv5"
+    last_channels: int = 0
+    stem_padding: Literal["same", "valid"] = "same"
+    pad_input: bool = False
+
+    def __post_init__(self) -> None:
+        check_positive("channel_divisor", (self.channel_divisor,))
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, output_stride: int, train: bool) -> Features:
+        """Compute the features of `MobileNetV2`, up to `last_stage`."""
+        features = super().__call__(x, output_stride=output_stride, train=train)
+        if self.last_channels:
+            x, stride = features[self.last_stage]
+            last = ConvNorm(self.last_channels, activation="relu6", settings=self.settings, name="last")
+            features[self.last_stage] = (last(x, train=train), stride)
+        return features
+
+    @property
+    def _padding(self) -> Padding:
+        return "SAME" if self.strided_padding == "same" else None
+
+    def rows(self) -> tuple[Row, ...]:
+        """Return the rows that are built."""
+        return tuple(row for row in ROWS if row[4] <= self.last_stage)
+
+    def scaled(self, channels: int) -> int:
+        """Return a channel count times the width."""
+        return scale_channels(channels, self.width, divisor=self.channel_divisor)
+
+    def stem(self) -> nn.Module:
+        """Return the first convolution."""
+        return ConvNorm(
+            self.scaled(STEM_CHANNELS),
+            3,
+            stride=2,
+            activation="relu6",
+            padding="VALID" if self.stem_padding == "valid" else self._padding,
+            settings=self.settings,
+            name="stem",
+        )
+
+    def unit(self, expanded: int, channels: int, *, stride: int, rate: int, residual: bool, name: str) -> nn.Module:
+        """Return one inverted residual."""
+        kind = PaddedFirst if self.pad_input else InvertedResidual
+        return kind(
+            3,
+            expanded,
+            channels,
+            False,
+            "relu6",
+            stride,
+            rate,
+            residual,
+            settings=self.settings,
+            padding=self._padding,
+            name=name,
+        )

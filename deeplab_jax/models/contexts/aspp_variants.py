@@ -1,0 +1,31 @@
+"""Atrous spatial pyramid pooling as segmentation_models_pytorch has it."""
+
+import flax.linen as nn
+
+from deeplab_jax.models.contexts.aspp import ASPP
+from deeplab_jax.models.separable_variants import spatial_conv_variant
+
+
+class ASPPVariant(ASPP):
+    """ASPP with the separable convolutions of segmentation_models_pytorch.
+
+    Attributes: those of `ASPP`, and
+      aspp_separable: the same as `separable`, of the branches alone; None follows it.
+      depthwise_norm: whether a norm and an activation follow the depthwise convolutions; theirs have none.
+    """
+
+    aspp_separable: bool | None = None
+    depthwise_norm: bool = True
+
+    def spatial_conv(self, features: int, kernel_size: int, *, rate: int = 1, name: str) -> nn.Module:
+        """Return a convolution of a branch or of the head."""
+        of_branch = name.startswith("branch") and self.aspp_separable is not None
+        return spatial_conv_variant(
+            features,
+            kernel_size,
+            rate=rate,
+            separable=bool(self.aspp_separable) if of_branch else self.separable,
+            depthwise_norm=self.depthwise_norm,
+            settings=self.settings,
+            name=name,
+        )

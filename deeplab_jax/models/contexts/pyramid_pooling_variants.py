@@ -1,0 +1,33 @@
+"""PSPNet's context as other code bases have it."""
+
+from dataclasses import replace
+from typing import Literal
+
+from deeplab_jax.models.contexts.pyramid_pooling import PyramidPooling
+from deeplab_jax.models.layers import LayerSettings, check_choices
+
+
+class PyramidPoolingVariant(PyramidPooling):
+    """PSPNet's context with the choices of segmentation_models_pytorch.
+
+    Attributes: those of `PyramidPooling`, and
+      context_kernel: of the last convolution; theirs is 1x1.
+      classifier_kernel: of the classifier after it; theirs is 3x3.
+      norm_single: normalise the level of one region too; otherwise its convolution has a bias, as theirs, since a batch
+        of one image gives its batch norm one value.
+
+    Raises:
+      UserError: a kernel size other than 1 and 3.
+    """
+
+    context_kernel: Literal[1, 3] = 3
+    classifier_kernel: Literal[1, 3] = 1
+    norm_single: bool = True
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        super().__post_init__()
+
+    def level_settings(self, count: int) -> LayerSettings:
+        """Return the settings of the level with so many regions along a side."""
+        return self.settings if self.norm_single or count > 1 else replace(self.settings, norm="none")
