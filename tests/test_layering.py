@@ -39,8 +39,8 @@ ALLOWED: dict[str, set[str]] = {
     "weights": {"errors", "extensions", "files", "labels", "ops", "models", "checkpoint"},
     "data": {"errors", "extensions", "files", "labels"},
     # Only the loop, the evaluator and the command line see a config; everything below takes keyword arguments.
-    "config_values": {"errors"},
-    "config": {"errors", "extensions", "files", "config_values"},
+    "config_keys": {"errors"},
+    "config": {"errors", "extensions", "files", "config_keys"},
     "evaluate": _TO_WEIGHTS | {"config", "data", "distributed"},
     "train": _TO_WEIGHTS | {"config", "data", "distributed", "evaluate"},
 }
