@@ -6,6 +6,7 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate.inference import segment
 from deeplab_jax.models.catalog import create_model, model_names
 from deeplab_jax.models.fold import fold_norm
+from deeplab_jax.train.loop import train
 from deeplab_jax.weights.convert import convert
 from deeplab_jax.weights.folder import load, save
 
@@ -22,4 +23,5 @@ __all__ = [
     "ops",
     "save",
     "segment",
+    "train",
 ]

@@ -15,7 +15,8 @@ from absl import flags
 from absl import logging as absl_logging
 from ml_collections import ConfigDict, config_flags
 
-from deeplab_jax.config_keys import check, defaults, fill, set_option
+from deeplab_jax.config_keys import defaults
+from deeplab_jax.config_values import check, fill, set_option
 from deeplab_jax.errors import UserError, did_you_mean
 from deeplab_jax.files import read_json
 

@@ -4,22 +4,18 @@ A section holds the keyword arguments of one function. Where it serves several f
 class for each. To add a key, add its line here and the argument in the function that uses it.
 """
 
-import ast
 import math
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
-from typing import Any, get_args, get_origin
+from typing import Any, get_origin
 
 from ml_collections import ConfigDict
-
-from deeplab_jax.errors import UserError, did_you_mean
 
 LARGEST = 2**31 - 1
 SMALLEST = 1e-12  # Of what is not 0.
 BELOW_1 = math.nextafter(1, 0)
 LONGEST_SIDE = 2**15  # pixels
 SOME = 32  # values of a list whose every value costs a run over the images
-WORDS = {int: "whole number", float: "number", str: "text", bool: "true or false", tuple: "list"}
 
 
 def key(
@@ -195,7 +191,7 @@ def defaults(section: Any = Config) -> ConfigDict:
     """Return a section, or all of them, with the default of every key. Options take any key."""
     made = ConfigDict({one.name: _default(one) for one in fields(section)})
     made.lock()
-    for options in (made[one.name] for one in fields(section) if _is_options(one)):
+    for options in (made[one.name] for one in fields(section) if is_options(one)):
         options.unlock()
     return made
 
@@ -205,158 +201,22 @@ def arguments(section: Mapping[str, Any], of: Any) -> dict[str, Any]:
     return {one.name: section[one.name] for one in fields(of)}
 
 
-FREE = tuple(
-    f"config.{section.name}.{one.name}"
-    for section in fields(Config)
-    if section.default is MISSING
-    for one in fields(section.type)  # type: ignore[arg-type]
-    if one.metadata and one.metadata["free"]
-)
+def keys_of_sections() -> dict[str, Field[Any]]:
+    """Return every key that is in a section, by a name such as `data.dir`."""
+    sections = {one.name: one.type for one in fields(Config) if one.default is MISSING}
+    return {f"{name}.{one.name}": one for name, section in sections.items() for one in fields(section)}  # type: ignore
+
+
+FREE = tuple(f"config.{name}" for name, one in keys_of_sections().items() if one.metadata and one.metadata["free"])
 """Keys in which two starts of one run may differ, such as `config.data.dir`."""
 
 
-def fill(config: ConfigDict, plain: Any, *, name: str, prefix: str = "") -> None:
-    """Put what JSON holds into a config of defaults.
-
-    Args:
-      config: locked, but for the sections that take any key.
-      plain: from JSON.
-      name: of the file, for messages.
-      prefix: of the section, "" for the whole config.
-
-    Raises:
-      UserError: an unknown key, or a value of another type than the default's.
-    """
-    if not isinstance(plain, Mapping):
-        raise UserError(f"{name}: {prefix.rstrip('.') or 'it'} is {plain!r:.100}; give an object of keys and values")
-    for last, value in plain.items():
-        if last not in config:
-            if config.is_locked:
-                raise UserError(f"{name}: there is no key {prefix + last!r:.100}: {did_you_mean(last, list(config))}")
-            config[last] = _frozen(value)
-        elif isinstance(config[last], ConfigDict):
-            fill(config[last], value, name=name, prefix=f"{prefix}{last}.")
-        else:
-            config[last] = _like(config[last], value, where=prefix + last, name=name)
-
-
-def set_option(options: ConfigDict, last: str, text: str, *, name: str, prefix: str) -> None:
-    """Set an option from a command line's text: a Python literal, `true`, `false`, or a word.
-
-    Args:
-      options: of a model or a data set, which take any key here.
-      last: the option's own name.
-      text: its value.
-      name: of the file, for messages.
-      prefix: of the key, for messages.
-
-    Raises:
-      UserError: a value of another type than the one that is there.
-    """
-    default = options.get(last)  # None where there is none, as where it may be anything.
-    value = text if isinstance(default, str) else _literal(text)
-    if not isinstance(value, bool | int | float | str | tuple | list | dict | None):
-        raise UserError(f"{name}: {prefix}{last} is {text:.100}; give a number, text, true or false, or a list")
-    options[last] = _frozen(value) if default is None else _like(default, value, where=prefix + last, name=name)
-
-
-def check(config: Any, *, name: str = "") -> None:
-    """Raise a UserError for a number that is not finite or too large, a list that holds other things than it should,
-    or a value outside its limits.
-
-    Args:
-      config: complete.
-      name: of its file, for messages.
-    """
-    start = f"{name}: " if name else ""
-    if not isinstance(config, ConfigDict) or not {one.name for one in fields(Config)} <= {*config}:
-        raise UserError(f"{start}get_config returns no configuration; let it start from deeplab_jax.config.base()")
-    _check_numbers(config.to_dict(), f"{start}config")
-    for section in fields(Config):
-        if section.default is MISSING:
-            for one in fields(section.type):  # type: ignore[arg-type]
-                _check_value(one, config[section.name][one.name], f"{start}config.{section.name}.{one.name}")
-
-
-def _check_value(one: Field[Any], value: Any, where: str) -> None:
-    """Raise a UserError for a value that its key cannot have; `where` is the key's name."""
-    limits = one.metadata or key(None).metadata
-    if _is_options(one):
-        for last in limits["without"]:
-            if last in value:
-                raise UserError(f"{where}.{last}: {last!r} is no option; leave it out")
-        return
-    if get_origin(one.type) is tuple:
-        kinds = get_args(one.type)
-        item, length = (kinds[0], None) if kinds[-1] is Ellipsis else (kinds[0], len(kinds))
-        if not all(_fits(each, item) for each in value):
-            parts = get_args(item) or (item,)
-            words = " and ".join(f"a {WORDS[part]}" for part in parts)
-            raise UserError(f"{where}={value!r:.100}: give a list of which each item is {words}")
-        if len(value) > limits["most"] or length not in (None, len(value)):
-            raise UserError(f"{where} has {len(value)} values; give {length or limits['most']}")
-    low, high = limits["low"], limits["high"]
-    numbers = [number for number in _numbers(value) if isinstance(number, int | float)]
-    if not all((low is None or low <= number) and (high is None or number <= high) for number in numbers):
-        number = f"{low} to {high}" if high is not None else f"{low} or more" if low == 0 else f"at least {low}"
-        raise UserError(f"{where}={value!r:.100}: give {limits['give'] or number}")
-
-
 def _default(one: Field[Any]) -> Any:
-    if _is_options(one):
+    if is_options(one):
         return ConfigDict({})
     return defaults(one.type) if one.default is MISSING else one.default
 
 
-def _is_options(one: Field[Any]) -> bool:
+def is_options(one: Field[Any]) -> bool:
+    """Whether a key holds options, of which a model or a data set says what they are."""
     return get_origin(one.type) is Mapping
-
-
-def _literal(text: str) -> Any:
-    if text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError, RecursionError, MemoryError):
-        return text
-
-
-def _numbers(value: Any) -> list[Any]:
-    """Return a value, or those of a list, at every depth."""
-    return [number for item in value for number in _numbers(item)] if isinstance(value, tuple) else [value]
-
-
-def _check_numbers(plain: Any, where: str) -> None:
-    items = plain.items() if isinstance(plain, Mapping) else enumerate(plain) if isinstance(plain, list | tuple) else ()
-    for last, value in items:
-        name = f"{where}.{last}"
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"{name}={value}: give a finite number")
-        if isinstance(value, int | float) and (abs(value) > LARGEST or 0 < abs(value) < SMALLEST):
-            raise UserError(f"{name} is out of range; give {SMALLEST} to {LARGEST}, or 0")
-        _check_numbers(value, name)
-
-
-def _like(default: Any, value: Any, *, where: str, name: str) -> Any:
-    """Return a value as what the default is."""
-    kind = type(default)
-    if kind is tuple and isinstance(value, list):
-        return _frozen(value)
-    if _fits(value, kind):
-        return float(value) if kind is float and abs(value) <= LARGEST else value
-    wanted = f"a {WORDS[kind]}" if kind in WORDS else "what the file has there"
-    raise UserError(f"{name}: {where} is {value!r:.100}; give {wanted}")
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    """Whether a value is of a type, which may be a tuple of types; a whole number is a number, too."""
-    if parts := get_args(kind):
-        return isinstance(value, tuple) and len(value) == len(parts) and all(map(_fits, value, parts))
-    return type(value) is kind or (kind is float and type(value) is int)
-
-
-def _frozen(value: Any) -> Any:
-    """Turn lists into tuples, which a config file would have, and objects into sections."""
-    if isinstance(value, list):
-        return tuple(_frozen(item) for item in value)
-    return ConfigDict({name: _frozen(item) for name, item in value.items()}) if isinstance(value, dict) else value

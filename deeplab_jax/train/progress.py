@@ -1,21 +1,17 @@
-"""What a run says of itself: at the start, at a step and how fast it goes, at the end."""
+"""What a run says of itself: at the start, and at a step, with how fast it goes."""
 
 import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from deeplab_jax import distributed
-from deeplab_jax.data.faults import Skipped
 from deeplab_jax.data.source import Source
 from deeplab_jax.models.segmenter import Segmenter, abstract_variables
 from deeplab_jax.train.optimizer import Schedule
-from deeplab_jax.train.signals import Interrupted
 from deeplab_jax.train.writers import Writers
 
 BATCH_NORM_IMAGES = 12  # The authors' advice: more than 12 images per batch to train batch norm, better 16.
@@ -32,15 +28,22 @@ class Clock:
         """Start counting anew."""
         self._began, self._steps, self._waited = time.perf_counter(), 0, 0.0
 
-    def stepped(self, metrics: Any, *, fetching: float) -> None:
-        """Wait for a step, `metrics` being of it, and count it; the next batch took `fetching` seconds while it ran.
+    def fetch(self, batches: Iterator[Any]) -> Any:
+        """Return the next batch, or None at the end; the time that it takes is looked at by `wait_for_step`."""
+        began = time.perf_counter()
+        batch = next(batches, None)
+        self._fetching = time.perf_counter() - began
+        return batch
+
+    def wait_for_step(self, metrics: Any) -> None:
+        """Wait for a step, `metrics` being of it, and count it; the last batch was fetched while it ran.
 
         Where the devices were done by then, all of that time counts as waiting: an upper bound.
         """
         began = time.perf_counter()
         jax.block_until_ready(metrics)
         if time.perf_counter() - began < 1e-3:
-            self._waited += fetching
+            self._waited += self._fetching
         self._steps += 1
 
     def read(self) -> dict[str, float]:
@@ -86,24 +89,3 @@ def announce(
             f"note: batch norm sees {images} images at a time; the authors advise more than {BATCH_NORM_IMAGES}. "
             "Accumulation does not help; norm='group' does not depend on it"
         )
-
-
-@contextmanager
-def saying_skipped(skipped: Skipped | None, source: Source, writers: Writers) -> Iterator[None]:
-    """However a run ends, list the training images that could not be read since this start.
-
-    Those of all processes where these end alike; after a failure this one's, as others may wait for something else.
-    """
-    alike = False
-    try:
-        yield
-        alike = True
-    except Interrupted:
-        alike = True
-        raise
-    finally:
-        if skipped is not None:
-            lines = distributed.listed(skipped.lines()) if alike else skipped.lines()
-            writers.say(f"{len(lines)} of {len(source)} training images were skipped since this start")
-            for line in lines:
-                writers.say(f"  {line}")

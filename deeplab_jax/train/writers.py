@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from deeplab_jax.files import parse_json
 from deeplab_jax.train.events import EventFile
-from deeplab_jax.train.workdir import recording
+from deeplab_jax.train.faults import recording
 
 METRICS_FILE = "metrics.jsonl"
 

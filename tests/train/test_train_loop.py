@@ -10,16 +10,12 @@ import numpy as np
 import pytest
 
 from deeplab_jax.config import to_plain
+from deeplab_jax.config_keys import FREE
 from deeplab_jax.errors import UserError
-from deeplab_jax.train import loop
-from deeplab_jax.train import workdir as workdir_module
-from deeplab_jax.train.loop import checked
-from deeplab_jax.train.workdir import (
-    CONFIG_FILE,
-    FREE,
-    RUN_FILE,
-    open_workdir,
-)
+from deeplab_jax.train import batches
+from deeplab_jax.train import run as run_module
+from deeplab_jax.train.batches import checked
+from deeplab_jax.train.run import CONFIG_FILE, RUN_FILE, open_workdir
 from deeplab_jax.train.writers import METRICS_FILE, Writers
 from deeplab_jax.weights.folder import MODEL_FILE, load
 from tests.support.tiny import (
@@ -44,7 +40,7 @@ def finished(tmp_path_factory):
 
 def kill_at(step):
     """Return a stand-in for `report` that ends the process's work at a step, after its line is written."""
-    report = loop.report
+    report = run_module.report
 
     def killed(number, *args):
         report(number, *args)
@@ -82,7 +78,7 @@ def test_a_killed_run_that_goes_on_is_the_run_that_was_never_killed(tmp_path, mo
     if tiny_config(**changes).train.devices > jax.device_count():
         pytest.skip("needs 8 devices: JAX_NUM_CPU_DEVICES=8")
     seen = {"whole": [], "parts": []}
-    place = loop.place_batch
+    place = batches.place_batch
 
     def recording(into):
         def record(batch, **options):
@@ -91,11 +87,11 @@ def test_a_killed_run_that_goes_on_is_the_run_that_was_never_killed(tmp_path, mo
 
         return record
 
-    monkeypatch.setattr(loop, "place_batch", recording(seen["whole"]))
+    monkeypatch.setattr(batches, "place_batch", recording(seen["whole"]))
     whole = run_training(tmp_path / "whole", tiny_config(**changes))
-    monkeypatch.setattr(loop, "place_batch", recording(seen["parts"]))
+    monkeypatch.setattr(batches, "place_batch", recording(seen["parts"]))
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "report", kill_at(5))
+        patch.setattr(run_module, "report", kill_at(5))
         with pytest.raises(RuntimeError, match="killed"):
             run_training(tmp_path / "parts", tiny_config(**changes))
     # Steps 4 and 5 ran and are in the record; the checkpoint is of step 3.
@@ -246,7 +242,7 @@ def test_a_damaged_record_is_named(tmp_path, content) -> None:
     with pytest.raises(UserError, match=r"config\.json: is damaged"):
         open_workdir(tmp_path, tiny_config(), allow_config_change=False)
     (tmp_path / RUN_FILE).write_text("[")
-    workdir_module.record_start(tmp_path, tiny_config())
+    run_module.record_start(tmp_path, tiny_config())
     assert len(json.loads((tmp_path / RUN_FILE).read_text())) == 1
 
 
