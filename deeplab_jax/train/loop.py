@@ -15,11 +15,11 @@ from deeplab_jax.train.batches import Batches
 from deeplab_jax.train.faults import Step, is_finite, keep_finite, saving_first, saying_skipped
 from deeplab_jax.train.from_config import build_mesh, build_model, build_optimizer, build_step, open_splits
 from deeplab_jax.train.initialise import fresh_state
-from deeplab_jax.train.progress import announce
 from deeplab_jax.train.run import Run
 from deeplab_jax.train.sharding import replicated, state_shardings
 from deeplab_jax.train.state import TrainState, create_state
 from deeplab_jax.train.validation import Results, Validation
+from deeplab_jax.train.writers import announce
 
 
 def train(

@@ -25,10 +25,9 @@ from deeplab_jax.models.segmenter import Segmenter
 from deeplab_jax.provenance import git_commit, versions
 from deeplab_jax.train.faults import as_user_errors, describe_failure, restore_newest, stop_on_signals
 from deeplab_jax.train.optimizer import Schedule
-from deeplab_jax.train.progress import Clock, report
 from deeplab_jax.train.state import TrainState
 from deeplab_jax.train.step import Metrics
-from deeplab_jax.train.writers import NoWriters, Writers
+from deeplab_jax.train.writers import Clock, NoWriters, Writers, report
 from deeplab_jax.weights.folder import CHECKPOINTS, write_description
 
 CONFIG_FILE = "config.json"

@@ -9,12 +9,15 @@ import jax
 import numpy as np
 import pytest
 
+import deeplab_jax
 from deeplab_jax.config import to_plain
 from deeplab_jax.config_keys import FREE
 from deeplab_jax.errors import UserError
+from deeplab_jax.extensions import allow
 from deeplab_jax.train import batches
 from deeplab_jax.train import run as run_module
 from deeplab_jax.train.batches import checked
+from deeplab_jax.train.loop import train
 from deeplab_jax.train.run import CONFIG_FILE, RUN_FILE, open_workdir
 from deeplab_jax.train.writers import METRICS_FILE, Writers
 from deeplab_jax.weights.folder import MODEL_FILE, load
@@ -257,6 +260,7 @@ def test_a_damaged_record_is_named(tmp_path, content) -> None:
         ({"train.keep": 0}, r"config\.train\.keep=0"),
         ({"train.seed": -1}, r"config\.train\.seed=-1: give 0 or more"),
         ({"train.skip_nonfinite": -1}, r"config\.train\.skip_nonfinite=-1: give 0 or more"),
+        ({"train.loss": "cros_entropy"}, r"config\.train\.loss='cros_entropy': did you mean cross_entropy"),
         ({"train.top_k": 0.0}, r"config\.train\.top_k=0\.0"),
         ({"train.ema_decay": 1.0}, r"config\.train\.ema_decay=1\.0"),
         ({"train.batch_size": 3, "train.accumulate": 2}, "batch_size=3 does not split over 2 .* on 1 devices; use 4"),
@@ -284,6 +288,41 @@ def test_settings_that_make_no_sense_are_refused_before_anything_is_written(tmp_
     with pytest.raises(UserError, match=message):
         run_training(tmp_path / "run", tiny_config(**changes))
     assert not (tmp_path / "run").exists()
+
+
+OWN_LOSS = """
+import jax.numpy as jnp
+from deeplab_jax.ops.losses import valid_pixels
+from deeplab_jax.ops.resize import resize_bilinear
+
+
+def squared(logits, labels, *, align_corners, **_):
+    logits = resize_bilinear(logits, labels.shape[1:3], align_corners=align_corners)
+    valid = valid_pixels(labels)
+    total = jnp.sum(jnp.where(valid[..., None], logits, 0.0) ** 2)
+    return total, jnp.sum(valid, dtype=jnp.float32), jnp.argmax(logits, -1) == labels
+
+
+LOSSES = {"squared": squared}
+"""
+
+
+def test_a_loss_of_the_users_own_is_trained_with_once_its_file_is_named(tmp_path) -> None:
+    """Logits that are pushed to zero: the loss falls from step to step, as no cross-entropy would."""
+    (tmp_path / "mine.py").write_text(OWN_LOSS)
+    changes = {"module": str(tmp_path / "mine.py"), "train.loss": "squared"}
+    with pytest.raises(UserError, match="needs the code of this file"):
+        run_training(tmp_path / "run", tiny_config(**changes))
+    allow(changes["module"])
+    run_training(tmp_path / "run", tiny_config(**changes))
+    losses = [line["train/loss"] for line in read_metrics(tmp_path / "run") if "train/loss" in line]
+    assert len(losses) == 6 and 0 < losses[-1] < losses[0] < 1
+    with pytest.raises(UserError, match="'sqared': did you mean squared"):
+        run_training(tmp_path / "other", tiny_config(**{**changes, "train.loss": "sqared"}))
+
+
+def test_training_is_public() -> None:
+    assert deeplab_jax.train is train
 
 
 def test_the_first_batches_are_looked_at() -> None:
