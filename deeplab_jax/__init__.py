@@ -8,6 +8,7 @@ from deeplab_jax.evaluate.inference import segment
 from deeplab_jax.evaluate.protocol import Protocol
 from deeplab_jax.models.catalog import create_model, model_names
 from deeplab_jax.models.fold import fold_norm
+from deeplab_jax.train.loop import train
 from deeplab_jax.weights.convert import convert
 from deeplab_jax.weights.folder import load, save
 
@@ -26,4 +27,5 @@ __all__ = [
     "ops",
     "save",
     "segment",
+    "train",
 ]

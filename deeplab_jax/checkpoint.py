@@ -84,7 +84,7 @@ class Checkpoints:
         self.directory = Path(directory).resolve()
         with together():
             if read_only or is_first():
-                _check_metrics(self.directory, mend=not read_only)
+                _check_metrics(self.directory, fix=not read_only)
         policy = AnyPreservationPolicy(
             [
                 LatestN(keep),
@@ -275,7 +275,7 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     return {_path(path): tuple(leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def _check_metrics(directory: Path, *, mend: bool) -> None:
+def _check_metrics(directory: Path, *, fix: bool) -> None:
     """Look at the metrics of every checkpoint: Orbax reads all of them at once, and fails on a single bad one."""
     for file in directory.glob(f"[0-9]*/{_METRICS}/{_METRICS}"):
         if not file.parts[-3].isdigit():  # A checkpoint that was set aside, or is being written.
@@ -284,7 +284,7 @@ def _check_metrics(directory: Path, *, mend: bool) -> None:
             if not 0 <= read_json(file)[METRIC] <= 1:
                 raise ValueError(f"{METRIC} is not between 0 and 1")
         except (OSError, ValueError, KeyError, TypeError) as error:
-            if not mend:
+            if not fix:
                 raise UserError(f"{file}: is damaged ({error}); remove the folder {file.parent}") from None
             shutil.rmtree(file.parent)
 

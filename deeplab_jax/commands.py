@@ -36,7 +36,7 @@ def config_of_run(words: list[str], model: str) -> Any:
     there is neither.
     """
     from deeplab_jax.config import load_config
-    from deeplab_jax.train.workdir import CONFIG_FILE
+    from deeplab_jax.train.run import CONFIG_FILE
 
     own = Path(model, CONFIG_FILE)
     if own.is_file() and not any(word.startswith("--config=") for word in words):
@@ -47,8 +47,8 @@ def config_of_run(words: list[str], model: str) -> Any:
 def train(args: argparse.Namespace) -> int:
     """`train`."""
     from deeplab_jax.distributed import is_first, together
+    from deeplab_jax.train.faults import Interrupted
     from deeplab_jax.train.loop import train
-    from deeplab_jax.train.signals import Interrupted
 
     with together():
         config = required_config(args)
@@ -77,12 +77,11 @@ def evaluate(args: argparse.Namespace) -> None:
     """`evaluate`."""
     from rich.console import Console
 
-    from deeplab_jax.data.catalog import open_source
     from deeplab_jax.distributed import is_first, together, watch
     from deeplab_jax.evaluate.evaluator import METRICS_FILE, evaluate, write_results
     from deeplab_jax.evaluate.predictor import prediction_writer
     from deeplab_jax.terminal import class_table, progress_bar
-    from deeplab_jax.train.settings import evaluate_options, source_options
+    from deeplab_jax.train.from_config import evaluate_options, open_split
     from deeplab_jax.weights.folder import load
 
     with together():
@@ -94,7 +93,7 @@ def evaluate(args: argparse.Namespace) -> None:
             )
         config.module = args.module or config.module
         split = args.split or config.data.val_split
-        source = open_source(config.data.name, split=split, **source_options(config.data))
+        source = open_split(config, split)
         protocol, how = evaluate_options(config, **given(args, *INFERENCE_FLAGS, "trimap"))
     watch(config.train.timeout)
     console = Console(quiet=not is_first())
@@ -152,17 +151,16 @@ def check_data(args: argparse.Namespace) -> int:
     """`check-data`."""
     from rich.console import Console
 
-    from deeplab_jax.data.catalog import open_source
     from deeplab_jax.data.check.dataset import check_source
     from deeplab_jax.data.check.report import format_report
     from deeplab_jax.terminal import progress_bar
-    from deeplab_jax.train.settings import source_options
+    from deeplab_jax.train.from_config import open_split
 
     config = required_config(args)
     splits = [args.split] if args.split else [config.data.train_split, config.data.val_split]
     reports = {}
     for split in dict.fromkeys(splits):
-        source = open_source(config.data.name, split=split, strict=False, **source_options(config.data))
+        source = open_split(config, split, strict=False)
         with progress_bar(Console(stderr=True)) as progress:
             reports[split] = check_source(source, limit=args.limit, progress=progress)
         print(f"{split}: {format_report(reports[split])}\n")
@@ -180,14 +178,13 @@ def prepare(args: argparse.Namespace) -> None:
     """`prepare`."""
     from rich.console import Console
 
-    from deeplab_jax.data.catalog import open_source
     from deeplab_jax.data.prepare import prepare
     from deeplab_jax.terminal import progress_bar
-    from deeplab_jax.train.settings import source_options
+    from deeplab_jax.train.from_config import open_split
 
     config = required_config(args)
     splits = dict.fromkeys([config.data.train_split, config.data.val_split])
-    sources = {split: open_source(config.data.name, split=split, **source_options(config.data)) for split in splits}
+    sources = {split: open_split(config, split) for split in splits}
     with progress_bar(Console(stderr=True)) as progress:
         folder = prepare(sources, args.out, progress=lambda split, done, total: progress(done, total))
     counts = ", ".join(f"{len(source)} of {split}" for split, source in sources.items())

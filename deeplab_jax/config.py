@@ -1,7 +1,6 @@
 """The configuration that every experiment starts from; a file in `configs/` is the difference from it.
 
-A section is splatted into the function of the same purpose, so a key that no function takes is an error and not a
-silent no-op.
+Its keys stand in `config_keys`, each with its default and meaning.
 """
 
 import logging
@@ -16,6 +15,7 @@ from absl import flags
 from absl import logging as absl_logging
 from ml_collections import ConfigDict, config_flags
 
+from deeplab_jax.config_keys import defaults
 from deeplab_jax.config_values import check, fill, set_option
 from deeplab_jax.errors import UserError, did_you_mean
 from deeplab_jax.extensions import allow
@@ -35,96 +35,7 @@ def base() -> ConfigDict:
     """Return the defaults: the protocol of DeepLabv3 (sec. 4.1) and of its authors' code,
     where it does not depend on the data set.
     """
-    config = ConfigDict()
-    config.module = ""  # a Python file with tables of one's own: BACKBONES, ARCHITECTURES, SOURCES, LOSSES
-    config.model = ConfigDict(
-        {
-            "name": "deeplabv3plus_resnet50",  # one of model_names(); its options go under `options`
-            "output_stride": 0,  # in training; 0: the architecture's own
-            "options": ConfigDict({}),
-        }
-    )
-    config.data = ConfigDict(
-        {
-            "name": "scenes",  # one of source_names()
-            "dir": "",  # folder of the data
-            "train_split": "train",
-            "val_split": "val",
-            "options": ConfigDict({}),  # further arguments of the data set's opener
-            "crop_size": (513, 513),  # height, width in pixels
-            "scale_range": (0.5, 2.0),  # factors of random scaling
-            "scale_step": 0.25,  # 0: continuous
-            "flip": True,  # left-right, with probability 1/2
-            "color_jitter": 0.0,  # 0 to 1; 0 as in the papers
-            "threads": 4,  # that read and augment
-            "workers": 0,  # processes that do so instead of threads; 0: none
-            "timeout": 600.0,  # seconds to wait for a batch before the reader counts as hanging
-            "on_error": "stop",  # at a training image that cannot be read; or "skip": the next one replaces it
-            "max_skipped": 0.01,  # share of the training images that may be skipped so
-        }
-    )
-    config.optimizer = ConfigDict(
-        {
-            "name": "sgd",  # or "adam"
-            "learning_rate": 0.007,
-            "power": 0.9,  # of the poly schedule: learning_rate * (1 - step / steps) ** power
-            "warmup_steps": 0,  # linear from 0
-            "momentum": 0.9,  # sgd only
-            "nesterov": False,
-            "weight_decay": 4e-5,
-            "no_decay": (r"(scale|bias)$",),  # patterns of parameters that do not decay
-            "clip_norm": 0.0,  # global norm of the gradient; 0: no clipping
-            "multipliers": (),  # (pattern, factor) of the learning rate
-            "freeze": (),  # patterns of parameters that stay as they are
-        }
-    )
-    config.train = ConfigDict(
-        {
-            "steps": 30_000,
-            "batch_size": 16,  # images of one update, over all devices
-            "devices": 0,  # to train on; 0: all
-            "space": 1,  # devices that share the rows of an image; the others have images of their own
-            "accumulate": 1,  # micro-batches of one update; batch norm sees one of them at a time
-            "seed": 0,
-            "upsample_logits": True,  # loss at the labels' size; False: labels are shrunk to the logits instead
-            "class_weights": (),  # factor of each class in the loss
-            "top_k": 1.0,  # share of the hardest pixels in the loss
-            "aux_weight": 0.5,  # of the auxiliary head's loss, where the model has one
-            "ema_decay": 0.0,  # of an average of the weights that is evaluated and saved beside them; 0: none
-            "remat": False,  # True: less memory for more time; see `train_step`
-            "log_every": 20,
-            "evaluate_every": 2_000,
-            "checkpoint_every": 1_000,
-            "keep": 2,  # newest checkpoints; the best one is kept as well
-            "pictures": 4,  # validation images drawn at each evaluation
-            "shard_state": False,  # True: parameters and optimizer state are split over devices, not copied to each
-            "timeout": 900.0,  # seconds without a sign of the other processes, if any, before they count as lost
-            "skip_nonfinite": 0,  # updates of a run that may be skipped where loss or gradient are not finite
-        }
-    )
-    config.init = ""  # model folder or run directory whose weights training starts from
-    config.init_scope = "all"  # what is taken from there: or "all_but_classifier", "backbone"
-    config.evaluate = ConfigDict(
-        {
-            "mode": "padded",  # with the mean pixel, or "exact": not at all
-            "pad_to": (),  # (height, width) of the sizes to pad to; empty: see `padded_size`
-            "output_stride": 0,  # 0: the model's own
-            "scales": (1.0,),
-            "flip": False,
-            "window": (),  # (height, width) of a sliding window; empty: whole image
-            "resize": 0,  # pixels of the shorter side, labels too; 0: the labels' own resolution
-            "crop": (),  # (height, width) of the centre that is evaluated; empty: all
-            "trimap": (),  # widths in pixels of bands around boundaries, evaluated as well
-            "trimap_around": "labels",  # a boundary is any change of label; "void": VOC's strips of void pixels
-            "batch_size": 1,  # images on each device
-            "devices": 0,  # of each process; 0: as many as train
-        }
-    )
-    # A key that is misspelt in a config file is an error from here on; what a model or a data set takes is theirs.
-    config.lock()
-    config.model.options.unlock()
-    config.data.options.unlock()
-    return config
+    return defaults()
 
 
 # Options that make a head small, for `shrink`.
@@ -329,13 +240,13 @@ def read_config(path: Path) -> ConfigDict:
     return config
 
 
-def with_defaults(plain: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a plain config with the keys that it lacks, at every level, taken from the defaults."""
+def with_defaults(plain: Mapping[str, Any], default: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a plain config with the keys that it lacks, at every level, taken from the default one."""
     return {
-        **defaults,
+        **default,
         **{
-            key: with_defaults(value, defaults[key])
-            if isinstance(value, Mapping) and isinstance(defaults.get(key), Mapping)
+            key: with_defaults(value, default[key])
+            if isinstance(value, Mapping) and isinstance(default.get(key), Mapping)
             else value
             for key, value in plain.items()
         },

@@ -1,51 +1,17 @@
-"""What the values of a config may be: checks for configs of every origin, and for JSON, which says nothing of types."""
+"""The values of a configuration: whether they are what `config_keys` says, and those of JSON, which knows few types."""
 
 import ast
 import math
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import Field
+from typing import Any, get_args, get_origin
 
 from ml_collections import ConfigDict
 
+from deeplab_jax.config_keys import LARGEST, SMALLEST, defaults, is_options, key, keys_of_sections
 from deeplab_jax.errors import UserError, did_you_mean
 
-# What the sequences hold: any number of values of one type, or of tuples of several.
-SEQUENCES: dict[str, tuple[type, ...]] = {
-    "data.crop_size": (int,),
-    "data.scale_range": (float,),
-    "optimizer.no_decay": (str,),
-    "optimizer.multipliers": (str, float),
-    "optimizer.freeze": (str,),
-    "train.class_weights": (float,),
-    "evaluate.pad_to": (int, int),
-    "evaluate.scales": (float,),
-    "evaluate.window": (int,),
-    "evaluate.crop": (int,),
-    "evaluate.trimap": (int,),
-}
-SIDE = (1, 2**15)
-# Between what a number may lie, both included, each of a sequence by itself: beyond, work or memory has no bound.
-LIMITS: dict[str, tuple[float, float]] = {
-    "data.crop_size": SIDE,
-    "data.scale_range": (0.01, 100),
-    "data.scale_step": (0, 100),
-    "data.color_jitter": (0, 1),
-    "data.threads": (1, 1024),
-    "data.workers": (0, 1024),
-    "data.timeout": (0.001, 10**9),
-    "data.max_skipped": (0, 1),
-    "evaluate.pad_to": SIDE,
-    "evaluate.scales": (0.01, 16),
-    "evaluate.resize": (0, 2**15),
-    "evaluate.batch_size": (1, 2**16),
-}
-# So many values at most; `data.scale_range` is a pair.
-LENGTHS = {"data.scale_range": 2, "evaluate.scales": 32, "evaluate.trimap": 32}
-# Keys that no options may have: they have a place of their own.
-RESERVED = {"data": ("name", "dir", "split", "strict"), "model": ("name", "num_classes", "output_stride", "module")}
 WORDS = {int: "whole number", float: "number", str: "text", bool: "true or false", tuple: "list"}
-LARGEST = 2**31 - 1
-SMALLEST = 1e-12  # Of what is not 0.
 
 
 def fill(config: ConfigDict, plain: Any, *, name: str, prefix: str = "") -> None:
@@ -62,23 +28,23 @@ def fill(config: ConfigDict, plain: Any, *, name: str, prefix: str = "") -> None
     """
     if not isinstance(plain, Mapping):
         raise UserError(f"{name}: {prefix.rstrip('.') or 'it'} is {plain!r:.100}; give an object of keys and values")
-    for key, value in plain.items():
-        if key not in config:
+    for last, value in plain.items():
+        if last not in config:
             if config.is_locked:
-                raise UserError(f"{name}: there is no key {prefix + key!r:.100}: {did_you_mean(key, list(config))}")
-            config[key] = _frozen(value)
-        elif isinstance(config[key], ConfigDict):
-            fill(config[key], value, name=name, prefix=f"{prefix}{key}.")
+                raise UserError(f"{name}: there is no key {prefix + last!r:.100}: {did_you_mean(last, list(config))}")
+            config[last] = _frozen(value)
+        elif isinstance(config[last], ConfigDict):
+            fill(config[last], value, name=name, prefix=f"{prefix}{last}.")
         else:
-            config[key] = _like(config[key], value, key=prefix + key, name=name)
+            config[last] = _like(config[last], value, where=prefix + last, name=name)
 
 
-def set_option(options: ConfigDict, key: str, text: str, *, name: str, prefix: str) -> None:
+def set_option(options: ConfigDict, last: str, text: str, *, name: str, prefix: str) -> None:
     """Set an option from a command line's text: a Python literal, `true`, `false`, or a word.
 
     Args:
       options: of a model or a data set, which take any key here.
-      key: of the option.
+      last: the option's own name.
       text: its value.
       name: of the file, for messages.
       prefix: of the key, for messages.
@@ -86,11 +52,52 @@ def set_option(options: ConfigDict, key: str, text: str, *, name: str, prefix: s
     Raises:
       UserError: a value of another type than the one that is there.
     """
-    default = options.get(key)  # None where there is none, as where it may be anything.
+    default = options.get(last)  # None where there is none, as where it may be anything.
     value = text if isinstance(default, str) else _literal(text)
     if not isinstance(value, bool | int | float | str | tuple | list | dict | None):
-        raise UserError(f"{name}: {prefix}{key} is {text:.100}; give a number, text, true or false, or a list")
-    options[key] = _frozen(value) if default is None else _like(default, value, key=prefix + key, name=name)
+        raise UserError(f"{name}: {prefix}{last} is {text:.100}; give a number, text, true or false, or a list")
+    options[last] = _frozen(value) if default is None else _like(default, value, where=prefix + last, name=name)
+
+
+def check(config: Any, *, name: str = "") -> None:
+    """Raise a UserError for a number that is not finite or too large, a list that holds other things than it should,
+    or a value outside its limits.
+
+    Args:
+      config: complete.
+      name: of its file, for messages.
+    """
+    start = f"{name}: " if name else ""
+    if not isinstance(config, ConfigDict) or not {*defaults()} <= {*config}:
+        raise UserError(f"{start}get_config returns no configuration; let it start from deeplab_jax.config.base()")
+    _check_numbers(config.to_dict(), f"{start}config")
+    for last, one in keys_of_sections().items():
+        section, _, own = last.partition(".")
+        _check_value(one, config[section][own], f"{start}config.{last}")
+
+
+def _check_value(one: Field[Any], value: Any, where: str) -> None:
+    """Raise a UserError for a value that its key cannot have; `where` is the key's name."""
+    limits = one.metadata or key(None).metadata
+    if is_options(one):
+        for last in limits["without"]:
+            if last in value:
+                raise UserError(f"{where}.{last}: {last!r} is no option; leave it out")
+        return
+    if get_origin(one.type) is tuple:
+        kinds = get_args(one.type)
+        item, length = (kinds[0], None) if kinds[-1] is Ellipsis else (kinds[0], len(kinds))
+        if not all(_fits(each, item) for each in value):
+            parts = get_args(item) or (item,)
+            words = " and ".join(f"a {WORDS[part]}" for part in parts)
+            raise UserError(f"{where}={value!r:.100}: give a list of which each item is {words}")
+        if len(value) > limits["most"] or length not in (None, len(value)):
+            raise UserError(f"{where} has {len(value)} values; give {length or limits['most']}")
+    low, high = limits["low"], limits["high"]
+    numbers = [number for number in _numbers(value) if isinstance(number, int | float)]
+    if not all((low is None or low <= number) and (high is None or number <= high) for number in numbers):
+        number = f"{low} to {high}" if high is not None else f"{low} or more" if low == 0 else f"at least {low}"
+        raise UserError(f"{where}={value!r:.100}: give {limits['give'] or number}")
 
 
 def _literal(text: str) -> Any:
@@ -102,68 +109,37 @@ def _literal(text: str) -> Any:
         return text
 
 
-def check(config: ConfigDict, *, name: str) -> None:
-    """Raise a UserError for a value that is no finite number, or a sequence that holds something else than it should.
-
-    Args:
-      config: complete.
-      name: of the file, for messages.
-    """
-    if not isinstance(config, ConfigDict) or not {key.split(".")[0] for key in SEQUENCES} | {*RESERVED} <= {*config}:
-        raise UserError(f"{name}: get_config returns no configuration; let it start from deeplab_jax.config.base()")
-    _check_numbers(config.to_dict(), name, "")
-    for key, kinds in SEQUENCES.items():
-        section, _, last = key.partition(".")
-        value = config[section][last]
-        if not all(_holds(item, kinds) for item in value):
-            words = " and ".join(f"a {WORDS[kind]}" for kind in kinds)
-            raise UserError(f"{name}: config.{key}={value!r:.100}: give a list of which each item is {words}")
-        if len(value) > LENGTHS.get(key, LARGEST) or (key == "data.scale_range" and len(value) != LENGTHS[key]):
-            raise UserError(f"{name}: config.{key} has {len(value)} values; give {LENGTHS[key]}")
-    for section, keys in RESERVED.items():
-        for key in keys:
-            if key in config[section].options:
-                raise UserError(f"{name}: config.{section}.options.{key}: {key!r} is no option; leave it out")
-    for key, (low, high) in LIMITS.items():
-        section, _, last = key.partition(".")
-        value = config[section][last]
-        if not all(low <= number <= high for number in _numbers(value)):
-            raise UserError(f"{name}: config.{key}={value!r:.100}: give {low} to {high}")
-
-
-def _numbers(value: Any) -> list[float]:
-    """Return a number, or those of a sequence, as a list."""
+def _numbers(value: Any) -> list[Any]:
+    """Return a value, or those of a list, at every depth."""
     return [number for item in value for number in _numbers(item)] if isinstance(value, tuple) else [value]
 
 
-def _check_numbers(plain: Any, name: str, prefix: str) -> None:
+def _check_numbers(plain: Any, where: str) -> None:
     items = plain.items() if isinstance(plain, Mapping) else enumerate(plain) if isinstance(plain, list | tuple) else ()
-    for key, value in items:
-        where = f"{prefix}.{key}"
+    for last, value in items:
+        name = f"{where}.{last}"
         if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"{name}: config{where}={value}: give a finite number")
+            raise UserError(f"{name}={value}: give a finite number")
         if isinstance(value, int | float) and (abs(value) > LARGEST or 0 < abs(value) < SMALLEST):
-            raise UserError(f"{name}: config{where} is out of range; give {SMALLEST} to {LARGEST}, or 0")
-        _check_numbers(value, name, where)
+            raise UserError(f"{name} is out of range; give {SMALLEST} to {LARGEST}, or 0")
+        _check_numbers(value, name)
 
 
-def _like(default: Any, value: Any, *, key: str, name: str) -> Any:
+def _like(default: Any, value: Any, *, where: str, name: str) -> Any:
     """Return a value as what the default is."""
     kind = type(default)
     if kind is tuple and isinstance(value, list):
         return _frozen(value)
-    if _is(value, kind):
+    if _fits(value, kind):
         return float(value) if kind is float and abs(value) <= LARGEST else value
     wanted = f"a {WORDS[kind]}" if kind in WORDS else "what the file has there"
-    raise UserError(f"{name}: {key} is {value!r:.100}; give {wanted}")
+    raise UserError(f"{name}: {where} is {value!r:.100}; give {wanted}")
 
 
-def _holds(item: Any, kinds: tuple[type, ...]) -> bool:
-    items = (item,) if len(kinds) == 1 else item
-    return isinstance(items, tuple) and len(items) == len(kinds) and all(map(_is, items, kinds))
-
-
-def _is(value: Any, kind: type) -> bool:
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value is of a type, which may be a tuple of types; a whole number is a number, too."""
+    if parts := get_args(kind):
+        return isinstance(value, tuple) and len(value) == len(parts) and all(map(_fits, value, parts))
     return type(value) is kind or (kind is float and type(value) is int)
 
 
@@ -171,4 +147,4 @@ def _frozen(value: Any) -> Any:
     """Turn lists into tuples, which a config file would have, and objects into sections."""
     if isinstance(value, list):
         return tuple(_frozen(item) for item in value)
-    return ConfigDict({key: _frozen(item) for key, item in value.items()}) if isinstance(value, dict) else value
+    return ConfigDict({name: _frozen(item) for name, item in value.items()}) if isinstance(value, dict) else value

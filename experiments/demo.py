@@ -16,7 +16,6 @@ from rich.console import Console
 from deeplab_jax.cli import fail
 from deeplab_jax.cli import main as command_line
 from deeplab_jax.config import read_config
-from deeplab_jax.data.catalog import open_source
 from deeplab_jax.data.images import write_image
 from deeplab_jax.errors import UserError, end_process
 from deeplab_jax.evaluate.evaluator import (
@@ -27,7 +26,7 @@ from deeplab_jax.evaluate.evaluator import (
 from deeplab_jax.evaluate.pictures import StripCollector, overlay, stack_strips
 from deeplab_jax.evaluate.protocol import split_section
 from deeplab_jax.terminal import class_table
-from deeplab_jax.train.settings import source_options
+from deeplab_jax.train.from_config import open_split
 from deeplab_jax.weights.folder import load
 
 CONFIGS = {"scenes": "configs/scenes.py", "camvid": "configs/camvid.py:steps=300"}
@@ -66,7 +65,7 @@ def show(workdir: Path, console: Console, started: float) -> None:
     """Evaluate the run's last weights at both output strides, print the table, and write the pictures."""
     config = read_config(workdir / "config.json")
     model, variables, _ = load(workdir, checkpoint="newest")
-    source = open_source(config.data.name, split=config.data.val_split, **source_options(config.data))
+    source = open_split(config, config.data.val_split)
     collector = StripCollector(source.labels, total=len(source), count=PICTURES)
     results: list[Results] = []
     for output_stride in OUTPUT_STRIDES:

@@ -24,7 +24,7 @@ from deeplab_jax.analysis.cost import Call, Counting, count, record
 from deeplab_jax.labels import VOC
 from deeplab_jax.models.segmenter import Segmenter
 from deeplab_jax.ops.geometry import scaled_side
-from deeplab_jax.train.settings import build_model
+from deeplab_jax.train.from_config import build_model
 from experiments.runner.resolve import Resolved, Settings, resolve
 from experiments.scales import SCALES
 from experiments.tables import TABLES, Table
@@ -98,7 +98,7 @@ def network(table: int, decoder: bool, separable: bool) -> Segmenter:
     found = resolve(replace(next(same), needs=""), data, SCALES["paper"], Settings())
     assert isinstance(found, Resolved), found
     found.config.model.options.lowering = "direct"
-    return build_model(found.config.model, num_classes=VOC.num_classes)
+    return build_model(found.config, num_classes=VOC.num_classes)
 
 
 @cache

@@ -1,15 +1,23 @@
 """Configs: arguments, overrides, and what is refused with a word about the mend."""
 
+import dataclasses
+import inspect
 import json
 from pathlib import Path
 
 import pytest
 from ml_collections import ConfigDict
 
+from deeplab_jax import config_keys as keys
 from deeplab_jax.config import base, differences, load_config, parse_arg, read_config, shrink, to_plain
+from deeplab_jax.config_values import check
 from deeplab_jax.data.catalog import open_source
+from deeplab_jax.data.loader import skipped_examples, training_batches
 from deeplab_jax.errors import UserError
+from deeplab_jax.evaluate.evaluator import evaluate
 from deeplab_jax.models.catalog import create_model, model_names
+from deeplab_jax.train.optimizer import make_optimizer
+from deeplab_jax.train.step import train_step
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
 SCENES = f"--config={CONFIGS[0].parent}/scenes.py"
@@ -179,6 +187,66 @@ def test_options_take_any_key() -> None:
     config.data.options = ConfigDict({"anything": 1})
     with pytest.raises((AttributeError, KeyError)):
         config.train.anything = 1
+
+
+# The keys.
+
+
+@pytest.mark.parametrize(
+    ("section", "function"),
+    [
+        (keys.Loader, training_batches),
+        (keys.Skipping, skipped_examples),
+        (keys.Optimizer, make_optimizer),
+        (keys.Step, train_step),
+        (keys.Protocol, evaluate),
+    ],
+)
+def test_a_section_holds_keyword_arguments_with_the_defaults_of_the_function(section, function) -> None:
+    taken = inspect.signature(function).parameters
+    for one in dataclasses.fields(section):
+        assert one.name in taken
+        if taken[one.name].default is not inspect.Parameter.empty and one.name != "loss":
+            assert taken[one.name].default == one.default, one.name
+
+
+@dataclasses.dataclass(frozen=True)
+class Made:
+    """A key of each kind."""
+
+    count: int = keys.key(3, 1)
+    share: float = keys.key(0.5, 0, 1, give="a share")
+    pairs: tuple[tuple[str, float], ...] = ()
+    two: tuple[int, int] = (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("count", 0, r"^mine: config\.made\.count=0: give at least 1$"),
+        ("share", 2.0, r"^mine: config\.made\.share=2\.0: give a share$"),
+        ("share", float("inf"), r"^mine: config\.made\.share=inf: give a finite number$"),
+        ("pairs", (("a", "b"),), "give a list of which each item is a text and a number$"),
+        ("two", (1, 2, 3), r"^mine: config\.made\.two has 3 values; give 2$"),
+    ],
+)
+def test_a_new_key_is_checked_by_its_line(monkeypatch, name, value, message) -> None:
+    config = ConfigDict({**base(), "made": keys.defaults(Made)})
+    monkeypatch.setattr(
+        "deeplab_jax.config_values.keys_of_sections", lambda: {f"made.{f.name}": f for f in dataclasses.fields(Made)}
+    )
+    check(config, name="mine")
+    config.made[name] = value
+    with pytest.raises(UserError, match=message):
+        check(config, name="mine")
+
+
+def test_a_function_gets_its_part_of_a_section() -> None:
+    section = keys.defaults(keys.Train)
+    section.top_k, section.steps = 0.5, 7
+    taken = keys.arguments(section, keys.Step)
+    assert taken["top_k"] == 0.5 and "steps" not in taken
+    assert {*keys.arguments(base().model, keys.Model)} == {"name", "output_stride", "options"}
 
 
 # On disk.

@@ -39,10 +39,11 @@ ALLOWED: dict[str, set[str]] = {
     "weights": {"errors", "extensions", "files", "labels", "ops", "models", "checkpoint"},
     "data": {"errors", "extensions", "files", "labels"},
     # Only the loop, the evaluator and the command line see a config; everything below takes keyword arguments.
-    "config_values": {"errors"},
-    "config": {"errors", "extensions", "files", "config_values"},
+    "config_keys": set(),
+    "config_values": {"errors", "config_keys"},
+    "config": {"errors", "extensions", "files", "config_keys", "config_values"},
     "evaluate": _TO_WEIGHTS | {"config", "data", "distributed"},
-    "train": _TO_WEIGHTS | {"config", "data", "distributed", "evaluate"},
+    "train": _TO_WEIGHTS | {"config", "config_keys", "config_values", "data", "distributed", "evaluate"},
 }
 # The package's front page gathers the public names from below; nothing else may import it.
 ALLOWED["__init__"] = set(ALLOWED)
@@ -213,3 +214,13 @@ def test_data_needs_no_tensorflow() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[]"
+
+
+def test_the_training_loop_is_read_in_one_go() -> None:
+    """At most a dozen imports of the project, two functions of under 100 lines together, and no closure."""
+    tree = ast.parse((ROOT / "deeplab_jax/train/loop.py").read_text())
+    imports = [name for _, name in imported_modules(tree, "deeplab_jax.train") if name.startswith("deeplab_jax.")]
+    assert len({name.rpartition(".")[0] for name in imports}) <= 12
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.Lambda)]
+    assert [getattr(function, "name", "lambda") for function in functions] == ["train", "run_steps"]
+    assert sum((function.end_lineno or 0) - function.lineno + 1 for function in functions) < 100

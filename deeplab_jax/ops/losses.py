@@ -2,6 +2,9 @@
 micro-batches and devices before the one division.
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -61,7 +64,13 @@ def pixel_losses(
 
 
 def upsampled_losses(
-    logits: jax.Array, labels: jax.Array, *, align_corners: bool, class_weights: jax.Array | None = None, parts: int = 1
+    logits: jax.Array,
+    labels: jax.Array,
+    *,
+    align_corners: bool,
+    class_weights: jax.Array | None = None,
+    parts: int = 1,
+    of_pixels: Callable[..., jax.Array] = pixel_losses,
 ) -> tuple[jax.Array, jax.Array]:
     """Return the losses of logits that are resized bilinearly to the labels, and which pixels they get right.
 
@@ -74,13 +83,14 @@ def upsampled_losses(
       align_corners: see `ops.resize`.
       class_weights: see `cross_entropy`.
       parts: equal parts of the rows that lie on different devices; a band takes rows of each, so that all of them work.
+      of_pixels: the loss of every pixel, a function such as `pixel_losses`.
 
     Returns:
       float32 `[N, H, W]`, 0 where ignored, and booleans `[N, H, W]`.
     """
 
     def compare(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return pixel_losses(logits, labels, class_weights=class_weights), jnp.argmax(logits, axis=-1) == labels
+        return of_pixels(logits, labels, class_weights=class_weights), jnp.argmax(logits, axis=-1) == labels
 
     logits = logits.astype(jnp.float32)
     if logits.shape[1:3] == labels.shape[1:3]:
@@ -134,3 +144,42 @@ def sum_hardest(losses: jax.Array, valid: jax.Array, *, top_k: float = 1.0) -> t
 def mean_loss(total: jax.Array, count: jax.Array) -> jax.Array:
     """Divide a summed loss by its count; 0 where nothing was counted (a batch of ignored pixels only)."""
     return total / jnp.maximum(count, 1.0)
+
+
+def pixelwise(
+    of_pixels: Callable[..., jax.Array],
+    logits: jax.Array,
+    labels: jax.Array,
+    *,
+    align_corners: bool,
+    class_weights: jax.Array | None = None,
+    top_k: float = 1.0,
+    parts: int = 1,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Return a loss that is a sum over pixels, in the form of the table `LOSSES`.
+
+    Args:
+      of_pixels: the loss of every pixel, a function such as `pixel_losses`.
+      logits, labels: `[N, h, w, K]` and `[N, H, W]`; the logits are resized to the labels.
+      align_corners, class_weights, parts: see `upsampled_losses`.
+      top_k: see `cross_entropy`.
+
+    Returns:
+      `(sum of losses, number of pixels summed, which pixels are right)`: float32 scalars, and booleans `[N, H, W]`.
+    """
+    losses, right = upsampled_losses(
+        logits, labels, align_corners=align_corners, class_weights=class_weights, parts=parts, of_pixels=of_pixels
+    )
+    return *sum_hardest(losses, valid_pixels(labels), top_k=top_k), right
+
+
+Loss = Callable[..., tuple[jax.Array, jax.Array, jax.Array]]
+
+LOSSES: dict[str, Loss] = {
+    "cross_entropy": partial(pixelwise, pixel_losses),
+}
+"""Name -> `loss(logits, labels, *, align_corners, class_weights, top_k, parts)` -> `(sum, count, right)`.
+
+The gradient of a batch is that of all sums divided by all counts. A loss that is no sum over pixels resizes the logits
+itself (`ops.resize`), and may take what it does not use as `**_`.
+"""

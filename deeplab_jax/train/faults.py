@@ -1,50 +1,118 @@
-"""When a step or what surrounds it fails: nothing that is done gets lost, and what failed can be looked at."""
+"""When something fails, or a signal asks to stop: nothing that is done gets lost, and what failed can be looked at."""
 
-import shutil
+import os
+import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deeplab_jax.checkpoint import Checkpoints
-from deeplab_jax.config import to_plain
-from deeplab_jax.distributed import is_first, is_lost, together, whole
+from deeplab_jax.checkpoint import Checkpoints, DamagedCheckpoint
+from deeplab_jax.data.faults import Skipped
+from deeplab_jax.distributed import is_lost, largest, listed
 from deeplab_jax.errors import UserError
-from deeplab_jax.files import write_json
-from deeplab_jax.models.segmenter import Segmenter
-from deeplab_jax.train.signals import Interrupted
-from deeplab_jax.train.state import TrainState
+from deeplab_jax.train.state import TrainState, restore
 from deeplab_jax.train.step import Metrics
-from deeplab_jax.train.workdir import (
-    CONFIG_FILE,
-    as_user_errors,
-)
-from deeplab_jax.train.writers import Writers
-from deeplab_jax.weights.folder import CHECKPOINTS, write_description
-
-POSTMORTEM, BATCH_FILE = "postmortem", "batch.npz"
 
 Step = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
 
 
+# Signals: Ctrl-C, and SIGTERM, with which schedulers announce that a machine is about to be taken away.
+
+
+class Interrupted(BaseException):
+    """The run was asked to stop, and nothing is lost.
+
+    Like KeyboardInterrupt it is no Exception, so that what handles failures does not take it for one. `preempted` says
+    that SIGTERM asked.
+    """
+
+    def __init__(self, message: str, *, preempted: bool) -> None:
+        super().__init__(message)
+        self.preempted = preempted
+
+
+NOTHING, CTRL_C, SIGTERM = range(3)  # The largest is what the processes of a run agree on.
+
+
+class Stop:
+    """Whether a signal has asked the run to stop.
+
+    Until `wait_for_step` there is nothing to save, so a signal ends the run at once. From then on the loop looks at
+    `asked` after every step, and the evaluation after every batch. What waits for data looks at `heard`.
+    """
+
+    def __init__(self) -> None:
+        self._heard = self._agreed = NOTHING
+        self._waits = False
+
+    def heard(self) -> bool:
+        """Whether this process was asked; from then on `asked` says so on all."""
+        return self._heard != NOTHING
+
+    def asked(self) -> bool:
+        """Whether any process of the run was asked; each has to call this at the same points."""
+        self._agreed = largest(self._heard)
+        return self._agreed != NOTHING
+
+    def wait_for_step(self) -> None:
+        """Leave it to the loop, from now on, to end the run."""
+        self._waits = True
+
+    def check(self, number: int, steps: int) -> None:
+        """Raise Interrupted if a signal has asked for it; the state of step `number` of `steps` must get saved."""
+        if self.asked():
+            raise Interrupted(
+                f"stopped at step {number} of {steps}, which is saved; the same command goes on from there",
+                preempted=self._agreed == SIGTERM,
+            )
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """Take a signal; a second Ctrl-C does not wait for the step."""
+        if number == signal.SIGINT and (self._heard != NOTHING or not self._waits):
+            raise KeyboardInterrupt
+        self._heard = max(self._heard, SIGTERM if number == signal.SIGTERM else CTRL_C)
+        if not self._waits:
+            raise Interrupted(
+                "stopped before the first step; the same command starts again", preempted=self._heard == SIGTERM
+            )
+
+
+def end_on_sigterm(code: int) -> None:
+    """Let SIGTERM end this process with a code, before and after `stop_on_signals`: there is nothing to save then."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        print("deeplab-jax: stopped by SIGTERM, nothing was to be saved; the same command goes on", file=sys.stderr)
+        sys.stderr.flush()
+        os._exit(code)
+
+    signal.signal(signal.SIGTERM, end)
+
+
 @contextmanager
-def saving_first(save: Callable[[], None]) -> Iterator[None]:
-    """Save before a failure, or the wish to stop, ends the run."""
+def stop_on_signals() -> Iterator[Stop]:
+    """Turn SIGINT and SIGTERM into requests to stop."""
+    stop = Stop()
+    previous = {}
     try:
-        yield
-    except Interrupted:
-        save()
-        raise
-    except Exception as error:
-        if is_lost(error):  # A save needs all processes.
-            raise
-        with suppress(UserError):  # What failed first is what there is to tell.
-            save()
-        raise
+        for number in (signal.SIGINT, signal.SIGTERM):
+            previous[number] = signal.signal(number, stop.handle)
+    except ValueError:  # Not in the main thread, as in a notebook's worker: signals stay what they are there.
+        pass
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+# A step that is not finite.
 
 
 def keep_finite(step: Step) -> Step:
@@ -72,65 +140,98 @@ def describe_failure(number: int, metrics: Metrics) -> str:
     return f"step {number}: loss {float(metrics['loss'])}, gradient norm {float(metrics['gradient_norm'])}"
 
 
-def write_postmortem(
-    folder: Path, state: TrainState, number: int, batch: Any, *, config: Any, model: Segmenter, info: dict[str, Any]
-) -> None:
-    """Write what `replay` needs to run step `number` again; an older post-mortem there is replaced.
+# What surrounds a step.
 
-    The folder is a run directory of one checkpoint, and a batch.
 
-    Args:
-      folder: made where missing.
-      state: before the step.
-      number: of the step, from 1.
-      batch: what the step was given.
-      config, model, info: of the run.
+@contextmanager
+def saving_first(save: Callable[[], None]) -> Iterator[None]:
+    """Save before a failure, or the wish to stop, ends the run."""
+    try:
+        yield
+    except Interrupted:
+        save()
+        raise
+    except Exception as error:
+        if is_lost(error):  # A save needs all processes.
+            raise
+        with suppress(UserError):  # What failed first is what there is to tell.
+            save()
+        raise
+
+
+@contextmanager
+def saying_skipped(skipped: Skipped | None, images: int, say: Callable[[str], Any]) -> Iterator[None]:
+    """However a run ends, list which of its training images could not be read since this start.
+
+    Those of all processes where these end alike; after a failure this one's, as others may wait for something else.
+    """
+    alike = False
+    try:
+        yield
+        alike = True
+    except Interrupted:
+        alike = True
+        raise
+    finally:
+        if skipped is not None:
+            lines = listed(skipped.lines()) if alike else skipped.lines()
+            say(f"{len(lines)} of {images} training images were skipped since this start")
+            for line in lines:
+                say(f"  {line}")
+
+
+def restore_newest(
+    checkpoints: Checkpoints,
+    initial: Callable[[jax.Array], TrainState],
+    shardings: TrainState,
+    say: Callable[[str], Any],
+) -> tuple[TrainState, int]:
+    """Return the newest state that can be read, and its step; what is damaged above it is said and set aside.
+
+    What one process cannot read counts as damaged on all of them.
 
     Raises:
-      UserError: it cannot be written.
+      UserError: all are damaged, and stay where they are; or the newest that can be read is of another network.
     """
-    batch = whole(batch)
-    with together(), as_user_errors(folder):
-        if is_first():
-            if folder.exists():
-                shutil.rmtree(folder)
-            folder.mkdir()
-            write_json(folder / CONFIG_FILE, to_plain(config))
-            write_description(folder, model, info)
-            np.savez_compressed(folder / BATCH_FILE, image=batch["image"], label=batch["label"])
-    with Checkpoints(folder / CHECKPOINTS) as checkpoints:
-        checkpoints.save(number - 1, state.variables(), state.extra())
-
-
-def stop_or_skip(
-    state: TrainState,
-    number: int,
-    batch: Any,
-    metrics: Metrics,
-    *,
-    allowed: int,
-    postmortem: Callable[[TrainState, int, Any], None],
-    writers: Writers,
-) -> None:
-    """Go on without the update of a step that is not finite, or write a post-mortem and raise a UserError.
-
-    Args:
-      state: as it was before the step; see `keep_finite`.
-      number, batch, metrics: of the step.
-      allowed: so many updates of a run may be skipped.
-    """
-    skipped, what = number - int(state.step), describe_failure(number, metrics)
-    if skipped <= allowed:
-        with together():
-            writers.scalars(number, {"skipped_updates": skipped}, prefix="train")
-        writers.say(f"{what}: update skipped, {skipped} of at most {allowed}")
-        return
-    try:
-        postmortem(state, number, batch)
-        saved = f"see python -m deeplab_jax replay {writers.workdir / POSTMORTEM}"
-    except UserError as error:
-        saved = f"no post-mortem ({error})"
+    damaged: dict[int, str] = {}
+    for step in reversed(checkpoints.steps()):
+        own: list[str] = []
+        try:
+            state = restore(checkpoints, step, initial, shardings)
+        except DamagedCheckpoint as error:
+            own = [error.reason or "cannot be read"]
+        if found := listed(own):
+            damaged[step] = found[0]
+            continue
+        for bad, reason in damaged.items():
+            aside = checkpoints.set_aside(bad)
+            say(f"the checkpoint of step {bad} is damaged ({reason}) and now called {aside.name}")
+        return state, step
+    reasons = "; ".join(f"step {step}: {reason}" for step, reason in damaged.items())
     raise UserError(
-        f"{what}; {saved}; lower config.optimizer.learning_rate, set config.optimizer.clip_norm or let "
-        "config.train.skip_nonfinite updates be skipped, and start again from the last checkpoint"
+        f"{checkpoints.directory}: every checkpoint is damaged ({reasons}); bring one back from a backup, or give "
+        "another --workdir"
     )
+
+
+@contextmanager
+def recording(workdir: Path) -> Iterator[None]:
+    """Turn what stops a run from writing its record, such as a full disk, into a UserError."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{workdir}: the record of the run cannot be written ({error.strerror or error}); free space, or see that "
+            "the folder is there, then start again"
+        ) from None
+
+
+@contextmanager
+def as_user_errors(workdir: Path) -> Iterator[None]:
+    """Turn the complaints of the file system about a run directory into a UserError."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{workdir}: cannot be used as run directory ({error.strerror or error}); give another --workdir"
+        ) from None

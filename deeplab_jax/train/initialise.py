@@ -1,15 +1,22 @@
-"""Starting from weights that exist: a model folder, or an earlier run (the second stage of the papers' protocol)."""
+"""Step 0: a state at random, or from weights that exist.
+
+Such weights are a model folder, or an earlier run (the second stage of the papers' protocol). Where their batch norms
+were folded into the convolutions, new ones start as the identity.
+"""
 
 import re
 from collections.abc import Callable
 from typing import Any
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from flax.traverse_util import unflatten_dict
+from ml_collections import ConfigDict
 
 from deeplab_jax.errors import UserError, did_you_mean
-from deeplab_jax.models.segmenter import Segmenter
-from deeplab_jax.train.identity_norms import put_identity_norms
+from deeplab_jax.models.layers import Conv
+from deeplab_jax.models.segmenter import Segmenter, Variables
 from deeplab_jax.train.state import TrainState
 from deeplab_jax.weights.folder import compare, flatten_variables, load
 
@@ -21,6 +28,31 @@ SCOPES: dict[str, Callable[[str], bool]] = {
 }
 # The copies of block 4 in DeepLabv3's cascade, which no classifier has.
 COPY = re.compile(r"[^/]+/backbone/conv[678]_")
+
+
+def fresh_state(
+    initial: Callable[[jax.Array], TrainState],
+    shardings: TrainState,
+    config: ConfigDict,
+    *,
+    model: Segmenter,
+    images: Callable[[], jax.Array],
+    say: Callable[[str], Any],
+) -> TrainState:
+    """Return the state of step 0, on the devices that `shardings` (a tree like it) names.
+
+    Args:
+      initial: makes a state from a random key.
+      shardings: where each array lives.
+      config: whose seed, `init` and `init_scope` count.
+      model, images, say: see `initial_variables`.
+    """
+    # Run once, so compiled in a hurry: a third of the time, the same numbers.
+    hurry = {"xla_backend_optimization_level": 0}
+    state = jax.jit(initial, out_shardings=shardings, compiler_options=hurry)(jax.random.key(config.train.seed))
+    if not config.init:
+        return state
+    return initial_variables(state, config.init, scope=config.init_scope, model=model, images=images, say=say)
 
 
 def initial_variables(
@@ -75,3 +107,81 @@ def initial_variables(
         say(f"its batch norms were folded away: {count} new ones start as the identity")
     average = None if state.ema_params is None else jax.tree.map(lambda x: x.copy(), merged["params"])
     return state.replace(params=merged["params"], batch_stats=merged.get("batch_stats", {}), ema_params=average)
+
+
+Statistics = dict[str, tuple[jax.Array, jax.Array]]
+
+
+def conv_statistics(model: Segmenter, variables: Variables, images: jax.Array) -> Statistics:
+    """Return the mean and variance of every convolution's output, float32 `[C]`, by the convolution's path.
+
+    Args:
+      model: any.
+      variables: its variables.
+      images: preprocessed floats `[N, H, W, 3]`.
+    """
+    found: Statistics = {}
+
+    def watch(next_function: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+        output = next_function(*args, **kwargs)
+        if isinstance(context.module, Conv) and context.method_name == "__call__":
+            values = output.astype(jnp.float32)
+            found["/".join(context.module.path)] = (values.mean((0, 1, 2)), values.var((0, 1, 2)))
+        return output
+
+    def run(variables: Variables, images: jax.Array) -> Statistics:
+        found.clear()
+        with nn.intercept_methods(watch):
+            model.apply(variables, images, train=False, method="coarse_logits")
+        return dict(found)
+
+    return jax.jit(run)(variables, images)
+
+
+def identity_norm(bias: jax.Array, mean: jax.Array, var: jax.Array, *, epsilon: float) -> dict[str, jax.Array]:
+    """Return the parameters and statistics of a batch norm that only adds `bias` to a convolution's output.
+
+    Args:
+      bias: of the folded convolution, `[C]`, which the norm takes over.
+      mean, var: of the folded convolution's output, bias included; in training, batches of such statistics pass
+        unchanged too, up to how far theirs differ.
+      epsilon: of the norm.
+    """
+    return {
+        "params/scale": jnp.sqrt(var + epsilon),
+        "params/bias": mean,
+        "batch_stats/mean": mean - bias,
+        "batch_stats/var": var,
+    }
+
+
+def put_identity_norms(
+    names: list[str], model: Segmenter, variables: Variables, images: jax.Array, *, target: Segmenter
+) -> dict[str, jax.Array]:
+    """Return the variables of batch norms after the convolutions of a folded network, such that its output stays.
+
+    Args:
+      names: of variables of `target` that are wanted, flat; those of batch norms are returned.
+      model: whose convolutions have biases where `target` has batch norms.
+      variables: its variables.
+      images: preprocessed floats `[N, H, W, 3]` from which the statistics are taken.
+      target: the network with batch norms.
+
+    Returns:
+      Those variables that a convolution with a bias of that place in `model` provides, by name.
+    """
+    statistics = conv_statistics(model, variables, images)
+    made = {}
+    for name in names:
+        collection, *path, leaf = name.split("/")
+        if path[-2:] != ["norm", "batch"]:
+            continue
+        layer: Any = variables["params"]
+        for part in [*path[:-2], "conv"]:
+            layer = layer.get(part, {})
+        conv = "/".join([*path[:-2], "conv"])
+        if "bias" in layer and conv in statistics:
+            settings = target.backbone_settings if path[0] == "backbone" else target.settings
+            norm = identity_norm(layer["bias"], *statistics[conv], epsilon=settings.norm_epsilon)
+            made[name] = norm[f"{collection}/{leaf}"]
+    return made

@@ -20,14 +20,12 @@ from deeplab_jax.checkpoint import Checkpoints
 from deeplab_jax.config import read_config
 from deeplab_jax.data.image_files import LIMIT, MAX_PIXELS
 from deeplab_jax.errors import UserError
-from deeplab_jax.train.faults import BATCH_FILE, describe_failure
+from deeplab_jax.train.faults import describe_failure
+from deeplab_jax.train.from_config import build_step
 from deeplab_jax.train.optimizer import make_optimizer
-from deeplab_jax.train.settings import check_class_weights, check_settings, step_options
-from deeplab_jax.train.sharding import check_batch_size, make_mesh, place_batch, state_shardings
-from deeplab_jax.train.start import restore
-from deeplab_jax.train.state import create_state
-from deeplab_jax.train.step import train_step
-from deeplab_jax.train.workdir import CONFIG_FILE
+from deeplab_jax.train.run import BATCH_FILE, CONFIG_FILE
+from deeplab_jax.train.sharding import check_batch_size, check_crop_size, make_mesh, place_batch, state_shardings
+from deeplab_jax.train.state import create_state, restore
 from deeplab_jax.weights.folder import CHECKPOINTS, read_description
 
 
@@ -75,10 +73,9 @@ def replay(folder: str | Path) -> Replay:
             f"{folder / BATCH_FILE}: labels {found}, and {CONFIG_FILE} beside it says {(t.batch_size, *size)}; give a "
             "postmortem/ folder as it was written"
         )
-    check_settings(t, size)
-    check_class_weights(t.class_weights, model)
     mesh = make_mesh(_fitting_devices(t.devices, t.batch_size // t.accumulate))
     check_batch_size(t.batch_size, t.accumulate, mesh)
+    check_crop_size(size, model.output_stride, mesh)
 
     def initial(key: jax.Array) -> Any:
         shapes = jax.eval_shape(partial(model.init, train=False), key, jnp.zeros((1, *size, 3)))
@@ -94,7 +91,7 @@ def replay(folder: str | Path) -> Replay:
     keep_gradient = optax.GradientTransformation(
         lambda params: (), lambda gradient, state, params=None: (params, gradient)
     )
-    step = partial(train_step, model=model, optimizer=keep_gradient, key=jax.random.key(t.seed), **step_options(t))
+    step = build_step(config, model, keep_gradient)
     with nn.intercept_methods(partial(_tap, rows, itertools.count())):
         after, metrics = jax.jit(step)(state, place_batch(batch, mesh))
         jax.block_until_ready(metrics)

@@ -109,13 +109,18 @@ def check_batch_size(batch_size: int, accumulate: int, mesh: Mesh) -> None:
         )
 
 
-def check_height(crop_size: Sequence[int], output_stride: int, mesh: Mesh) -> None:
-    """Raise a UserError where crops cannot be split by rows so that every map of the network splits too."""
+def check_crop_size(crop_size: Sequence[int], output_stride: int, mesh: Mesh) -> None:
+    """Raise a UserError for crops that no network takes, or that cannot be split by rows so that every map of the
+    network splits too.
+    """
+    start = f"config.data.crop_size={tuple(crop_size)}"
+    if len(crop_size) != 2 or min(crop_size) < SMALLEST_SIDE:
+        raise UserError(f"{start}: give a height and a width of at least {SMALLEST_SIDE} pixels")
     space, (height, width) = mesh.shape[SPACE], crop_size
     parts = space * output_stride
     if space > 1 and height % parts:
         nearest = max(-(-SMALLEST_SIDE // parts), round(height / parts)) * parts
         raise UserError(
-            f"config.data.crop_size={tuple(crop_size)}: {height} rows do not split over {space} devices at output "
-            f"stride {output_stride}; use {(nearest, width)}"
+            f"{start}: {height} rows do not split over {space} devices at output stride {output_stride}; use "
+            f"{(nearest, width)}"
         )

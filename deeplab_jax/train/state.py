@@ -1,5 +1,6 @@
-"""What training carries from step to step."""
+"""What training carries from step to step; how it begins, and how it is restored."""
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.struct
@@ -9,6 +10,7 @@ import optax
 
 from deeplab_jax.analysis.cost import Watcher
 from deeplab_jax.analysis.padding_taps import zero_unreached
+from deeplab_jax.checkpoint import Checkpoints
 from deeplab_jax.models.segmenter import Segmenter, Variables
 
 
@@ -49,7 +51,7 @@ def create_state(
 ) -> TrainState:
     """Initialise the state of a model for images of `size`; run it under `jit` (or `eval_shape`).
 
-    Taps of atrous kernels that see only padding at that size start at zero; see `models.unreached_taps`.
+    Taps of atrous kernels that see only padding at that size start at zero; see `analysis.padding_taps`.
     """
     watcher = Watcher()
     with watcher.watch():
@@ -61,4 +63,20 @@ def create_state(
         batch_stats=variables.get("batch_stats", {}),
         opt_state=optimizer.init(params),
         ema_params=jax.tree.map(jnp.copy, params) if ema else None,
+    )
+
+
+def restore(
+    checkpoints: Checkpoints, step: int, initial: Callable[[jax.Array], TrainState], shardings: TrainState
+) -> TrainState:
+    """Return the state of a step, however it was spread over devices when it was saved; `initial` makes a state of the
+    same kind from a key.
+    """
+    abstract = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        jax.eval_shape(initial, jax.random.key(0)),
+        shardings,
+    )
+    return abstract.with_restored(
+        checkpoints.restore_variables(step, abstract.variables()), checkpoints.restore_extra(step, abstract.extra())
     )

@@ -17,10 +17,8 @@ from ml_collections import ConfigDict
 from deeplab_jax.analysis.cost import multiply_adds
 from deeplab_jax.labels import CITYSCAPES, VOC
 from deeplab_jax.models.segmenter import Segmenter, abstract_variables
-from deeplab_jax.train.optimizer import make_optimizer
-from deeplab_jax.train.settings import build_model, step_options
+from deeplab_jax.train.from_config import build_model, build_optimizer, build_step
 from deeplab_jax.train.state import create_state
-from deeplab_jax.train.step import train_step
 from experiments.benchmarks import machine, memory
 from experiments.benchmarks.children import run_child
 from experiments.benchmarks.session import Session
@@ -67,14 +65,14 @@ def child(arguments: dict[str, Any]) -> dict[str, Any]:
     """
     config = training(arguments["table"], arguments["row"], arguments["scale"])
     t, (height, width) = config.train, config.data.crop_size
-    model = build_model(config.model, num_classes=CLASSES.get(config.data.name, VOC.num_classes))
+    model = build_model(config, num_classes=CLASSES.get(config.data.name, VOC.num_classes))
     parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_variables(model)["params"]))
     rng = np.random.default_rng(0)
     batch = {
         "image": rng.integers(0, 256, (t.batch_size, height, width, 3), np.uint8),
         "label": rng.integers(0, model.num_classes, (t.batch_size, height, width), np.uint8),
     }
-    optimizer, _ = make_optimizer(abstract_variables(model)["params"], steps=t.steps, **config.optimizer)
+    optimizer, _ = build_optimizer(config, model)
     initial = partial(create_state, model=model, optimizer=optimizer, size=(height, width), ema=t.ema_decay > 0)
     key = jax.random.key(0)
     program, planned, parts = fitting(
@@ -113,8 +111,7 @@ def training(table: str, row: str, scale: str) -> ConfigDict:
 
 def step_program(config: ConfigDict, model: Segmenter, optimizer: Any, parts: int, state: Any, batch: Any) -> Any:
     """Return the compiled step of a configuration, its batch in `parts` micro-batches."""
-    options = {**step_options(config.train), "accumulate": parts}
-    step = partial(train_step, model=model, optimizer=optimizer, key=jax.random.key(config.train.seed), **options)
+    step = build_step(config, model, optimizer, accumulate=parts)
     return jax.jit(step, donate_argnums=0).lower(state, batch).compile()
 
 

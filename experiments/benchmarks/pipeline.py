@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 from rich.console import Console
 
+from deeplab_jax import config_keys
 from deeplab_jax.config import base
 from deeplab_jax.data.catalog import open_source
 from deeplab_jax.data.images import read_image, read_mask, write_mask
@@ -23,7 +24,6 @@ from deeplab_jax.data.source import PairSource
 from deeplab_jax.data.transforms import MEAN_COLOR, augment
 from deeplab_jax.labels import colormap, to_class_ids
 from deeplab_jax.train.loop import train
-from deeplab_jax.train.settings import loader_options
 from deeplab_jax.train.writers import METRICS_FILE
 from experiments.benchmarks import machine, networks
 from experiments.benchmarks.children import run_child
@@ -116,7 +116,7 @@ def child(arguments: dict[str, Any]) -> dict[str, Any]:
 def throughput(arguments: dict[str, Any]) -> dict[str, Any]:
     """Return augmented images a second of the base configuration's loader."""
     rounds, batches = arguments["rounds"], arguments["batches"]
-    options = {**loader_options(base().data), "threads": arguments["threads"]}
+    options = {**loader_options(), "threads": arguments["threads"]}
     loader = training_batches(
         _open(arguments["folder"]), batch_size=BATCH, steps=(rounds + 1) * batches, fill=MEAN_COLOR, **options
     )
@@ -130,10 +130,15 @@ def throughput(arguments: dict[str, Any]) -> dict[str, Any]:
     return {"images_per_second": significant(1 / times["median"]), "spread": times["spread"]}
 
 
+def loader_options() -> dict[str, Any]:
+    """Return what the base configuration gives the loader."""
+    return config_keys.arguments(base().data, config_keys.Loader)
+
+
 def stages(arguments: dict[str, Any]) -> dict[str, Any]:
     """Return the median milliseconds for one image of each stage, called one after another without the loader."""
     source, rng = _open(arguments["folder"]), np.random.default_rng(0)
-    options = {name: value for name, value in loader_options(base().data).items() if name not in ("threads", "workers")}
+    options = {name: value for name, value in loader_options().items() if name not in ("threads", "workers", "timeout")}
     seconds: dict[str, list[float]] = {name: [] for name in ("image", "mask", "class ids", "augment", "batch")}
 
     def timed(name: str, call: Callable[..., Any], *inputs: Any, **more: Any) -> Any:

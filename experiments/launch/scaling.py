@@ -145,17 +145,16 @@ def child(address: str, processes: int, index: int, core: int, batch: int) -> di
     from deeplab_jax import distributed
     from deeplab_jax.config import load_config
     from deeplab_jax.models.segmenter import abstract_variables
+    from deeplab_jax.train.from_config import build_model, build_step
     from deeplab_jax.train.optimizer import make_optimizer
-    from deeplab_jax.train.settings import build_model, step_options
     from deeplab_jax.train.sharding import make_mesh, own_rows, place_batch, replicated
     from deeplab_jax.train.state import create_state
-    from deeplab_jax.train.step import train_step
     from experiments.launch.traffic import all_reduced, summed_bytes
 
     if processes > 1:
         distributed.join(f"{address},{processes},{index}")
     config = load_config([f"--config={CONFIG}"])
-    model = build_model(config.model, num_classes=9)
+    model = build_model(config, num_classes=9)
     variables = abstract_variables(model)
     optimizer, _ = make_optimizer(variables["params"], steps=100, **config.optimizer)
     mesh, size = make_mesh(), tuple(config.data.crop_size)
@@ -166,7 +165,7 @@ def child(address: str, processes: int, index: int, core: int, batch: int) -> di
     placed = place_batch({"image": images[own], "label": labels[own]}, mesh)
     initial = partial(create_state, model=model, optimizer=optimizer, size=size, ema=False)
     state = jax.jit(initial, out_shardings=replicated(mesh))(jax.random.key(0))
-    step = partial(train_step, model=model, optimizer=optimizer, key=jax.random.key(0), **step_options(config.train))
+    step = build_step(config, model, optimizer)
     program = jax.jit(step, donate_argnums=0, out_shardings=replicated(mesh)).lower(state, placed).compile()
     times = []
     for _ in range(STEPS + 1):

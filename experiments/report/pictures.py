@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from deeplab_jax.config import read_config
-from deeplab_jax.data.catalog import open_source
 from deeplab_jax.data.images import write_image
 from deeplab_jax.data.source import Example, Source
 from deeplab_jax.errors import UserError
@@ -17,7 +16,7 @@ from deeplab_jax.evaluate.pictures import colour_labels
 from deeplab_jax.evaluate.predictor import make_folder
 from deeplab_jax.evaluate.protocol import split_section
 from deeplab_jax.labels import IGNORE_LABEL, LabelSet
-from deeplab_jax.train.settings import source_options
+from deeplab_jax.train.from_config import open_split
 from deeplab_jax.weights.folder import load
 from experiments.report.gather import RowResult, TableResult
 from experiments.runner.files import Unreadable, read_json, write_json
@@ -119,7 +118,7 @@ def _draw(row: RowResult, workdir: Path, folder: Path, count: int) -> dict[str, 
     """Predict, and write pictures and their index."""
     config = read_config(workdir / "config.json")
     data = config.data
-    source = Few(open_source(data.name, split=data.val_split, **source_options(data)), count)
+    source = Few(open_split(config, data.val_split), count)
     model, variables, _ = load(workdir, checkpoint="newest")
     drawn: list[tuple[Example, np.ndarray]] = []
     protocol, how = split_section({**config.evaluate.to_dict(), **row.row.evaluate, "batch_size": 1, "trimap": ()})

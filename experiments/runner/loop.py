@@ -8,10 +8,9 @@ from pathlib import Path
 from rich.console import Console
 
 from deeplab_jax.commands import INTERRUPTED, PREEMPTED
-from deeplab_jax.data.catalog import open_source
 from deeplab_jax.errors import UserError
-from deeplab_jax.train.settings import source_options
-from deeplab_jax.train.signals import Interrupted
+from deeplab_jax.train.faults import Interrupted
+from deeplab_jax.train.from_config import open_split
 from experiments.runner.estimate import rates
 from experiments.runner.jobs import Asked, Job
 from experiments.runner.launchers import Launcher, Running
@@ -28,11 +27,11 @@ def check_data(jobs: Sequence[Job]) -> None:
     for job in jobs:
         data = job.config.data
         for split in (data.train_split, data.val_split):
-            key = (data.name, split, str(source_options(data)))
+            key = (data.name, split, data.dir, str(data.options))
             if key not in seen:
                 seen.add(key)
                 try:
-                    open_source(data.name, split=split, **source_options(data))
+                    open_split(job.config, split)
                 except UserError as error:
                     raise UserError(f"{error} (here: --data_dir)") from None
 

@@ -11,9 +11,9 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from deeplab_jax.config import base, load_config, to_plain
+from deeplab_jax.config_keys import FREE
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.catalog import known_options
-from deeplab_jax.train.workdir import FREE
 from deeplab_jax.weights.folder import WEIGHTS_FILE
 from experiments.scales import WEIGHTS_NOT_COUNTED, Network, Scale
 from experiments.tables import Row, Table

@@ -10,14 +10,13 @@ from ml_collections import ConfigDict
 
 from deeplab_jax import files as whole_files
 from deeplab_jax.checkpoint import Checkpoints
-from deeplab_jax.data.catalog import open_source
 from deeplab_jax.evaluate.evaluator import Results, evaluate
 from deeplab_jax.evaluate.protocol import split_section
 from deeplab_jax.files import locked
 from deeplab_jax.provenance import git_commit
+from deeplab_jax.train.from_config import open_split
 from deeplab_jax.train.loop import train
-from deeplab_jax.train.settings import source_options
-from deeplab_jax.train.workdir import RUN_FILE
+from deeplab_jax.train.run import RUN_FILE
 from deeplab_jax.weights.folder import CHECKPOINTS, load
 from experiments.runner.files import Unreadable, read_json, write_json
 from experiments.runner.jobs import Job, evaluation_file, weights_name
@@ -105,7 +104,7 @@ def end_with_parent() -> None:
 def _evaluate(workdir: Path, config: ConfigDict, options: Any) -> Results:
     """Evaluate the last weights."""
     model, variables, _ = load(workdir, checkpoint="newest")
-    source = open_source(config.data.name, split=config.data.val_split, **source_options(config.data))
+    source = open_split(config, config.data.val_split)
     protocol, how = split_section(options)
     return evaluate(model, variables, source, protocol, split=config.data.val_split, **how)
 

@@ -103,7 +103,6 @@ def test_worker_processes_read_it(mine: str) -> None:
         np.testing.assert_array_equal(here["image"], there["image"])
 
 
-@pytest.mark.skipif("module" not in base(), reason="needs config.module")
 def test_it_is_trained_on_through_the_command_line(tmp_path: Path, tiny_networks: None) -> None:
     """Nothing but a Python config names the file."""
     file, config = tmp_path / "halves_of_yours.py", tmp_path / "config.py"

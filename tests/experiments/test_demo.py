@@ -33,8 +33,8 @@ def test_ablation_rows_are_models(name, repo_root, monkeypatch):
     demo_config = scenes_ablation.row_config({}, 0, [])
     assert config.train.seed == 1
     assert config.train.steps == demo_config.train.steps
-    from deeplab_jax.train.settings import build_model
+    from deeplab_jax.train.from_config import build_model
 
-    model = build_model(config.model, num_classes=9)
+    model = build_model(config, num_classes=9)
     assert (model.output_stride == 32) == ("32" in name)
     assert (model.decoder is None) == ("decoder" in name)

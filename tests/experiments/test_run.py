@@ -21,7 +21,7 @@ from rich.console import Console
 
 from deeplab_jax.errors import UserError
 from deeplab_jax.files import locked
-from deeplab_jax.train import workdir
+from deeplab_jax.train import run as workdir
 from experiments import run
 from experiments.runner import results, worker
 from experiments.runner.estimate import rates

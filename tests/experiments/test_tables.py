@@ -14,8 +14,8 @@ from deeplab_jax.config import load_config, to_plain
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.segmenter import abstract_variables
 from deeplab_jax.ops.observe import observe_convolutions
+from deeplab_jax.train.from_config import build_model
 from deeplab_jax.train.optimizer import make_optimizer
-from deeplab_jax.train.settings import build_model
 from experiments.runner.jobs import ask
 from experiments.runner.resolve import NotRun, Resolved, Settings, beyond, check_init, key_of, resolve
 from experiments.scales import SCALES
@@ -157,7 +157,7 @@ def test_figure_4_counts_valid_weights() -> None:
 )
 def test_the_cascade_has_the_papers_rates(table, name, rates) -> None:
     """DeepLabv3, Fig. 3 (b) and sec. 3.2.1: 2, 4, 8, 16 for blocks 4 to 7, times the multi-grid."""
-    model, found = build_model(resolved(table, name, "paper").config.model, num_classes=21), []
+    model, found = build_model(resolved(table, name, "paper").config, num_classes=21), []
     images = jax.ShapeDtypeStruct((1, 129, 129, 3), np.float32)
     with observe_convolutions(found.append):
         jax.eval_shape(partial(model.apply, train=False), abstract_variables(model), images)
@@ -195,7 +195,7 @@ def test_every_row_is_a_network(scale, table) -> None:
         found = resolve(one, TABLES[table], SCALES[scale], NOTHING)
         if isinstance(found, Resolved) and str(found.config.model) not in built:
             built.add(str(found.config.model))
-            model = build_model(found.config.model, num_classes=CLASSES[found.config.data.name])
+            model = build_model(found.config, num_classes=CLASSES[found.config.data.name])
             assert model.output_stride == one.train["model.output_stride"]
             if found.evaluation["output_stride"]:
                 abstract_variables(model.clone(output_stride=found.evaluation["output_stride"]))
@@ -212,7 +212,7 @@ def test_the_papers_protocol_at_their_scale() -> None:
     )
     assert (config.evaluate.pad_to, config.evaluate.scales, config.evaluate.flip) == (((513, 513),), (1.0,), False)
     assert (config.data.scale_range, config.train.upsample_logits) == ((0.5, 2.0), True)
-    model = build_model(config.model, num_classes=21)
+    model = build_model(config, num_classes=21)
     assert model.settings.norm_momentum == 0.9997
     cityscapes = resolved("v3_cityscapes", "eval_os_16", "paper").config
     assert (cityscapes.data.crop_size, cityscapes.train.steps) == ((769, 769), 90_000)
@@ -226,7 +226,7 @@ def test_stage_2_is_the_papers(repo_root) -> None:
     """DeepLabv3, sec. 4.1: frozen batch norm, output stride 8, the official trainval, a seventh of the rate."""
     config = load_config([f"--config={repo_root / 'configs/voc.py'}:stage=2,model=deeplabv3_resnet18"])
     assert (config.data.train_split, config.train.steps, config.optimizer.learning_rate) == ("trainval", 30_000, 0.001)
-    model = build_model(config.model, num_classes=21)
+    model = build_model(config, num_classes=21)
     assert (model.output_stride, model.settings.norm) == (8, "frozen")
     params = abstract_variables(model)["params"]
     optimizer, _ = make_optimizer(params, steps=config.train.steps, **config.optimizer)
@@ -237,9 +237,7 @@ def test_stage_2_is_the_papers(repo_root) -> None:
 
 
 def test_logits_have_the_size_of_the_crop_at_the_papers_scale() -> None:
-    model = build_model(
-        resolved("v3plus_table3", "train_os_16-eval_os_16-decoder", "paper").config.model, num_classes=21
-    )
+    model = build_model(resolved("v3plus_table3", "train_os_16-eval_os_16-decoder", "paper").config, num_classes=21)
     images = jax.ShapeDtypeStruct((1, 513, 513, 3), np.float32)
     variables = abstract_variables(model)
     features, logits = (

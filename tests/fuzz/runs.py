@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from deeplab_jax.train.faults import BATCH_FILE
+from deeplab_jax.train.run import BATCH_FILE
 from tests.fuzz.cases import Case, Family, Sound
 from tests.fuzz.damage import damaged, damaged_json
 from tests.fuzz.networks import image_file

@@ -1,5 +1,6 @@
 """Cross-entropy over labelled pixels: hand values, ignored pixels, weights, hard-pixel mining, gradients."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -9,7 +10,15 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jax.test_util import check_grads
 
-from deeplab_jax.ops.losses import cross_entropy, mean_loss, sum_hardest, upsampled_losses, valid_pixels
+from deeplab_jax.ops.losses import (
+    LOSSES,
+    cross_entropy,
+    mean_loss,
+    pixelwise,
+    sum_hardest,
+    upsampled_losses,
+    valid_pixels,
+)
 from deeplab_jax.ops.resize import resize_bilinear
 
 # One program for each shape compiles faster than its operations one by one.
@@ -235,3 +244,23 @@ def test_bands_of_parts_give_what_bands_of_the_whole_give(height, parts) -> None
     for one, other in zip(whole, upsampled_losses(coarse, labels, align_corners=True, parts=parts), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-7)
         assert one.shape == labels.shape
+
+
+def test_a_loss_of_the_table_is_cross_entropy_on_resized_logits() -> None:
+    logits, _ = random_batch((2, 5, 5))
+    labels = with_border(*random_batch((2, 6, 8)))[1]
+    weights = jnp.asarray([1.0, 2.0, 0.5, 3.0])
+    resized = resize_bilinear(logits, labels.shape[1:3], align_corners=True)
+    for options in ({}, {"top_k": 0.3}, {"class_weights": weights}):
+        total, count, right = LOSSES["cross_entropy"](logits, labels, align_corners=True, **options)
+        expected = cross_entropy(resized, labels, **options)
+        np.testing.assert_allclose((total, count), expected, rtol=1e-5)
+        np.testing.assert_array_equal(right, jnp.argmax(resized, -1) == labels)
+
+
+def test_any_loss_of_pixels_makes_a_loss() -> None:
+    """Here one that counts wrong pixels."""
+    logits, labels = random_batch()
+    wrong = partial(pixelwise, lambda logits, labels, class_weights: (jnp.argmax(logits, -1) != labels) * 1.0)
+    total, count, right = wrong(logits, labels, align_corners=True)
+    assert count == labels.size and total == count - right.sum()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from deeplab_jax.data.sets.scenes import Scenes
 from deeplab_jax.evaluate.evaluator import evaluate
-from deeplab_jax.train import loop
+from deeplab_jax.train import run
 from tests.support.tiny import run_training, tiny_config, tiny_model, tiny_models
 
 SAMPLES = 50
@@ -31,13 +31,13 @@ def main(what: str, count: int, folder: str) -> None:
     samples = []
     with tiny_models():
         if what == "train":
-            report = loop.report
+            report = run.report
 
             def watched(*args):
                 report(*args)
                 samples.append(sample())
 
-            loop.report = watched
+            run.report = watched
             every = count // SAMPLES
             run_training(
                 Path(folder),

@@ -276,7 +276,7 @@ def write_faulty_config(file, which, fault, **changes):
         "from deeplab_jax.data.sets import scenes",
         "from deeplab_jax.errors import UserError",
         "from deeplab_jax.evaluate import predictor",
-        "from deeplab_jax.train import loop, start",
+        "from deeplab_jax.train import faults, run",
         "def fail(*args, when=lambda *args, **options: True, otherwise=None, **options):",
         "    if when(*args, **options):",
         "        raise UserError('made up')",
@@ -291,11 +291,11 @@ def write_faulty_config(file, which, fault, **changes):
     ("which", "fault", "saved"),
     [
         pytest.param(1, "scenes.Scenes.__getitem__ = fail", None, id="first image"),
-        pytest.param(0, "loop.Writers.__init__ = fail", None, id="writers"),
+        pytest.param(0, "run.Writers.__init__ = fail", None, id="writers"),
         pytest.param(
             0,
-            "from functools import partialmethod; loop.Writers.scalars = partialmethod("
-            "fail, when=lambda *_, prefix: prefix == 'val', otherwise=loop.Writers.scalars)",
+            "from functools import partialmethod; run.Writers.scalars = partialmethod("
+            "fail, when=lambda *_, prefix: prefix == 'val', otherwise=run.Writers.scalars)",
             2,
             id="record of an evaluation",
         ),
@@ -317,12 +317,12 @@ def test_a_signal_to_a_process_that_waits_for_data_has_all_save(tmp_path) -> Non
         "def read(self, index, wrapped=scenes.Scenes.__getitem__):",
         "    time.sleep(1000 * hangs.is_set())",
         "    return wrapped(self, index)",
-        "def report(number, *args, wrapped=loop.report):",
+        "def report(number, *args, wrapped=run.report):",
         "    wrapped(number, *args)",
         "    if number == 2:",
         "        hangs.set()",
         "        threading.Timer(5, os.kill, [os.getpid(), signal.SIGTERM]).start()",
-        "scenes.Scenes.__getitem__, loop.report = read, report",
+        "scenes.Scenes.__getitem__, run.report = read, report",
     ]
     config = write_faulty_config(tmp_path / "tiny.py", 1, fault, **{**FAULT, "train.checkpoint_every": 4000})
     code, _, errors = finish(launch(config, "--workdir", tmp_path / "run", devices=1))
@@ -347,12 +347,12 @@ def test_a_checkpoint_that_one_process_cannot_read_is_damaged_for_all(tmp_path, 
     reference, _ = alone(RUN["train.steps"])
     shutil.copytree(reference, tmp_path / "run")
     fault = [
-        "def restore(checkpoints, step, *args, wrapped=start.restore):",
+        "def restore(checkpoints, step, *args, wrapped=faults.restore):",
         "    state = wrapped(checkpoints, step, *args)",
         "    if step == 4:",
         "        raise DamagedCheckpoint(checkpoints.directory, 'made up')",
         "    return state",
-        "start.restore = restore",
+        "faults.restore = restore",
     ]
     config = write_faulty_config(tmp_path / "tiny.py", 1, fault, **RUN)
     words = ("--workdir", tmp_path / "run", "--allow_config_change")
@@ -364,16 +364,16 @@ def test_a_checkpoint_that_one_process_cannot_read_is_damaged_for_all(tmp_path, 
 
 STOP_AFTER_TWO = """
 import signal
-from deeplab_jax.train import loop
+from deeplab_jax.train import run
 
 
-def reporting(number, *args, wrapped=loop.report):
+def reporting(number, *args, wrapped=run.report):
     wrapped(number, *args)
     if number == 2:
         signal.raise_signal(signal.SIGTERM)
 
 
-loop.report = reporting
+run.report = reporting
 """
 
 

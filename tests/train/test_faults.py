@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 from deeplab_jax.cli import main
 from deeplab_jax.data.sets.scenes import Scenes
 from deeplab_jax.errors import UserError
-from deeplab_jax.train import faults, loop
-from deeplab_jax.train.faults import BATCH_FILE, POSTMORTEM, keep_finite, saving_first
+from deeplab_jax.train import batches, faults, from_config, validation
+from deeplab_jax.train import run as run_module
+from deeplab_jax.train.faults import Interrupted, keep_finite, saving_first
 from deeplab_jax.train.loop import train
 from deeplab_jax.train.replay import read_batch, replay
-from deeplab_jax.train.signals import Interrupted
+from deeplab_jax.train.run import BATCH_FILE, CONFIG_FILE, POSTMORTEM
 from deeplab_jax.train.state import TrainState
-from deeplab_jax.train.workdir import CONFIG_FILE
 from deeplab_jax.weights.folder import load
 from tests.support.tiny import (
     assert_same_arrays,
@@ -38,7 +38,7 @@ pytestmark = pytest.mark.usefixtures("tiny_networks")
 
 def poison(monkeypatch, *numbers):
     """Make the gradient, and with it the update, of these steps infinite."""
-    step = loop.train_step
+    step = from_config.train_step
 
     def poisoned(state, batch, **options):
         new, metrics = step(state, batch, **options)
@@ -48,7 +48,7 @@ def poison(monkeypatch, *numbers):
         params["classifier"]["bias"] = params["classifier"]["bias"] * factor
         return new.replace(params=params), {**metrics, "gradient_norm": metrics["gradient_norm"] * factor}
 
-    monkeypatch.setattr(loop, "train_step", poisoned)
+    monkeypatch.setattr(from_config, "train_step", poisoned)
 
 
 def state_of(value):
@@ -112,9 +112,9 @@ def test_a_replay_computes_what_training_computed(tmp_path, monkeypatch, changes
     poison(monkeypatch, 3)
     with pytest.raises(UserError, match="step 3: loss .*gradient norm inf"):
         run_training(tmp_path / "bad", tiny_config(**changes))
-    found = replay(tmp_path / "bad" / POSTMORTEM)  # The poison is the loop's: the replayed step is healthy.
+    monkeypatch.undo()  # The replayed step is healthy.
+    found = replay(tmp_path / "bad" / POSTMORTEM)
     assert found.first_not_finite is None
-    monkeypatch.undo()
     run_training(tmp_path / "good", tiny_config(**changes))
     line = next(line for line in read_metrics(tmp_path / "good") if line["step"] == 3)
     _, loss, _, norm = (word for part in found.summary.split(", ") for word in part.rsplit(" ", 1))
@@ -148,7 +148,7 @@ def test_updates_may_be_skipped_and_are_counted(tmp_path, monkeypatch, capsys) -
 def test_a_post_mortem_that_cannot_be_written_hides_nothing(tmp_path, monkeypatch) -> None:
     poison(monkeypatch, 2)
     (tmp_path / "run").mkdir()
-    monkeypatch.setattr(loop, "POSTMORTEM", "gone/postmortem")
+    monkeypatch.setattr(run_module, "POSTMORTEM", "gone/postmortem")
     with pytest.raises(UserError, match=r"step 2: .*; no post-mortem \(.*gone/postmortem: cannot be used.*\); lower"):
         run_training(tmp_path / "run", tiny_config())
 
@@ -261,7 +261,7 @@ def test_a_failure_beside_the_step_costs_no_step(tmp_path, monkeypatch, where) -
     config = tiny_config(**{"train.checkpoint_every": 100})
     with monkeypatch.context() as patch:
         if where == "evaluation":
-            patch.setattr(loop, "evaluate", lambda *_, **__: (_ for _ in ()).throw(MemoryError("out of memory")))
+            patch.setattr(validation, "evaluate", lambda *_, **__: (_ for _ in ()).throw(MemoryError("out of memory")))
             expected, step = MemoryError, 3
         else:
 
@@ -269,8 +269,8 @@ def test_a_failure_beside_the_step_costs_no_step(tmp_path, monkeypatch, where) -
                 yield from list(original(*args, start=start, **options))[:5]
                 raise UserError("0005.png: truncated")
 
-            original, expected, step = loop.training_batches, UserError, 5
-            patch.setattr(loop, "training_batches", failing)
+            original, expected, step = batches.training_batches, UserError, 5
+            patch.setattr(batches, "training_batches", failing)
         with pytest.raises(expected):
             run_training(tmp_path / "run", config)
     assert step in [int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir()]
@@ -310,14 +310,14 @@ def test_training_images_that_cannot_be_read_are_skipped_and_listed(tmp_path, mo
 @pytest.mark.parametrize("end", [Interrupted("asked to", preempted=True), MemoryError()])
 def test_skipped_images_are_listed_however_the_run_ends(tmp_path, monkeypatch, capsys, end) -> None:
     damage_an_image(monkeypatch)
-    report = loop.report
+    report = run_module.report
 
     def ending(number, *args):
         report(number, *args)
         if number == 4:
             raise end
 
-    monkeypatch.setattr(loop, "report", ending)
+    monkeypatch.setattr(run_module, "report", ending)
     with pytest.raises(type(end)):
         train(tiny_config(**SKIP), tmp_path)
     assert capsys.readouterr().out.splitlines()[-2:] == SKIPPED

@@ -14,7 +14,7 @@ from deeplab_jax.train.optimizer import make_optimizer
 from deeplab_jax.train.sharding import (
     batch_sharding,
     check_batch_size,
-    check_height,
+    check_crop_size,
     make_mesh,
     own_rows,
     place_batch,
@@ -96,12 +96,12 @@ def test_space_divides_the_devices_and_the_rows_of_the_crops() -> None:
     with pytest.raises(UserError, match="config.train.space=3: .*; choose from 1, 2, 4, 8$"):
         make_mesh(8, 3)
     check_batch_size(4, 1, mesh)
-    check_height((64, 33), 16, mesh)
-    check_height((513, 513), 16, make_mesh(8))
+    check_crop_size((64, 33), 16, mesh)
+    check_crop_size((513, 513), 16, make_mesh(8))
     for height, nearest in ((513, 512), (33, 64), (1000, 992)):
         message = re.escape(f"{height} rows do not split over 2 devices at output stride 16; use {(nearest, 33)}")
         with pytest.raises(UserError, match=message):
-            check_height((height, 33), 16, mesh)
+            check_crop_size((height, 33), 16, mesh)
 
 
 @needs_devices

@@ -12,8 +12,9 @@ from deeplab_jax.checkpoint import Checkpoints
 from deeplab_jax.cli import main
 from deeplab_jax.data.sets.scenes import Scenes
 from deeplab_jax.evaluate import evaluator
-from deeplab_jax.train import loop
-from deeplab_jax.train.signals import Interrupted, stop_on_signals
+from deeplab_jax.train import from_config, loop, validation
+from deeplab_jax.train import run as run_module
+from deeplab_jax.train.faults import Interrupted, stop_on_signals
 from deeplab_jax.weights.folder import CHECKPOINTS
 from tests.support.processes import finish, start
 from tests.support.tiny import (
@@ -62,7 +63,7 @@ def assert_same_run(workdir, undisturbed) -> None:
 def test_a_signal_in_a_step_saves_and_the_same_command_goes_on(tmp_path, monkeypatch, undisturbed, number) -> None:
     before = [signal.getsignal(each) for each in SIGNALS]
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "report", raising(number, loop.report, when=lambda step, *_: step == 2))
+        patch.setattr(run_module, "report", raising(number, run_module.report, when=lambda step, *_: step == 2))
         with pytest.raises(
             Interrupted, match="stopped at step 2 of 6, which is saved; the same command goes on"
         ) as stop:
@@ -89,10 +90,10 @@ def test_a_signal_in_an_evaluation_does_not_wait_for_its_end(tmp_path, monkeypat
         batches.clear()
         return evaluate(*args, **options)
 
-    evaluate = loop.evaluate
+    evaluate = validation.evaluate
     with monkeypatch.context() as patch:
         patch.setattr(evaluator, "evaluate_batch", counting)
-        patch.setattr(loop, "evaluate", evaluating)
+        patch.setattr(validation, "evaluate", evaluating)
         with pytest.raises(Interrupted, match=f"stopped at step {step} of 6, which is saved"):
             run_training(tmp_path, tiny_config())
     assert len(batches) == 1  # Of three.
@@ -121,7 +122,7 @@ class Hanging(Scenes):
 @pytest.mark.parametrize(("split", "reads", "step"), [("train", 4, 2), ("val", 0, 3), ("val", 3, 3)])
 def test_a_signal_does_not_wait_for_data(tmp_path, monkeypatch, undisturbed, split, reads, step) -> None:
     hanging = Hanging(split, size=(33, 33), count=5, reads=reads)
-    open_source, report = loop.open_source, loop.report
+    open_source, report = from_config.open_source, run_module.report
 
     def reporting(number, *args):
         report(number, *args)
@@ -129,8 +130,9 @@ def test_a_signal_does_not_wait_for_data(tmp_path, monkeypatch, undisturbed, spl
             threading.Timer(1, signal.raise_signal, [signal.SIGTERM]).start()
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "report", reporting)
-        patch.setattr(loop, "open_source", lambda name, **o: hanging if o["split"] == split else open_source(name, **o))
+        patch.setattr(run_module, "report", reporting)
+        opened = lambda name, **o: hanging if o["split"] == split else open_source(name, **o)  # noqa: E731
+        patch.setattr(from_config, "open_source", opened)
         began = time.monotonic()
         try:
             with pytest.raises(Interrupted, match=f"stopped at step {step} of 6, which is saved"):
@@ -147,7 +149,7 @@ def test_a_signal_does_not_wait_for_data(tmp_path, monkeypatch, undisturbed, spl
 def test_a_signal_before_the_first_step_ends_at_once(tmp_path, monkeypatch, undisturbed) -> None:
     for number, error in ((signal.SIGTERM, Interrupted), (signal.SIGINT, KeyboardInterrupt)):
         with monkeypatch.context() as patch:
-            patch.setattr(loop, "start_state", raising(number, loop.start_state))
+            patch.setattr(loop, "fresh_state", raising(number, loop.fresh_state))
             with pytest.raises(error):
                 run_training(tmp_path, tiny_config())
     with monkeypatch.context() as patch:

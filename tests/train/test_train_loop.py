@@ -9,17 +9,16 @@ import jax
 import numpy as np
 import pytest
 
+import deeplab_jax
 from deeplab_jax.config import to_plain
+from deeplab_jax.config_keys import FREE
 from deeplab_jax.errors import UserError
-from deeplab_jax.train import loop
-from deeplab_jax.train import workdir as workdir_module
-from deeplab_jax.train.loop import checked
-from deeplab_jax.train.workdir import (
-    CONFIG_FILE,
-    FREE,
-    RUN_FILE,
-    open_workdir,
-)
+from deeplab_jax.extensions import allow
+from deeplab_jax.train import batches
+from deeplab_jax.train import run as run_module
+from deeplab_jax.train.batches import checked
+from deeplab_jax.train.loop import train
+from deeplab_jax.train.run import CONFIG_FILE, RUN_FILE, open_workdir
 from deeplab_jax.train.writers import METRICS_FILE, Writers
 from deeplab_jax.weights.folder import MODEL_FILE, load
 from tests.support.tiny import (
@@ -44,7 +43,7 @@ def finished(tmp_path_factory):
 
 def kill_at(step):
     """Return a stand-in for `report` that ends the process's work at a step, after its line is written."""
-    report = loop.report
+    report = run_module.report
 
     def killed(number, *args):
         report(number, *args)
@@ -82,7 +81,7 @@ def test_a_killed_run_that_goes_on_is_the_run_that_was_never_killed(tmp_path, mo
     if tiny_config(**changes).train.devices > jax.device_count():
         pytest.skip("needs 8 devices: JAX_NUM_CPU_DEVICES=8")
     seen = {"whole": [], "parts": []}
-    place = loop.place_batch
+    place = batches.place_batch
 
     def recording(into):
         def record(batch, **options):
@@ -91,11 +90,11 @@ def test_a_killed_run_that_goes_on_is_the_run_that_was_never_killed(tmp_path, mo
 
         return record
 
-    monkeypatch.setattr(loop, "place_batch", recording(seen["whole"]))
+    monkeypatch.setattr(batches, "place_batch", recording(seen["whole"]))
     whole = run_training(tmp_path / "whole", tiny_config(**changes))
-    monkeypatch.setattr(loop, "place_batch", recording(seen["parts"]))
+    monkeypatch.setattr(batches, "place_batch", recording(seen["parts"]))
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "report", kill_at(5))
+        patch.setattr(run_module, "report", kill_at(5))
         with pytest.raises(RuntimeError, match="killed"):
             run_training(tmp_path / "parts", tiny_config(**changes))
     # Steps 4 and 5 ran and are in the record; the checkpoint is of step 3.
@@ -246,7 +245,7 @@ def test_a_damaged_record_is_named(tmp_path, content) -> None:
     with pytest.raises(UserError, match=r"config\.json: is damaged"):
         open_workdir(tmp_path, tiny_config(), allow_config_change=False)
     (tmp_path / RUN_FILE).write_text("[")
-    workdir_module.record_start(tmp_path, tiny_config())
+    run_module.record_start(tmp_path, tiny_config())
     assert len(json.loads((tmp_path / RUN_FILE).read_text())) == 1
 
 
@@ -261,6 +260,7 @@ def test_a_damaged_record_is_named(tmp_path, content) -> None:
         ({"train.keep": 0}, r"config\.train\.keep=0"),
         ({"train.seed": -1}, r"config\.train\.seed=-1: give 0 or more"),
         ({"train.skip_nonfinite": -1}, r"config\.train\.skip_nonfinite=-1: give 0 or more"),
+        ({"train.loss": "cros_entropy"}, r"config\.train\.loss='cros_entropy': did you mean cross_entropy"),
         ({"train.top_k": 0.0}, r"config\.train\.top_k=0\.0"),
         ({"train.ema_decay": 1.0}, r"config\.train\.ema_decay=1\.0"),
         ({"train.batch_size": 3, "train.accumulate": 2}, "batch_size=3 does not split over 2 .* on 1 devices; use 4"),
@@ -288,6 +288,41 @@ def test_settings_that_make_no_sense_are_refused_before_anything_is_written(tmp_
     with pytest.raises(UserError, match=message):
         run_training(tmp_path / "run", tiny_config(**changes))
     assert not (tmp_path / "run").exists()
+
+
+OWN_LOSS = """
+import jax.numpy as jnp
+from deeplab_jax.ops.losses import valid_pixels
+from deeplab_jax.ops.resize import resize_bilinear
+
+
+def squared(logits, labels, *, align_corners, **_):
+    logits = resize_bilinear(logits, labels.shape[1:3], align_corners=align_corners)
+    valid = valid_pixels(labels)
+    total = jnp.sum(jnp.where(valid[..., None], logits, 0.0) ** 2)
+    return total, jnp.sum(valid, dtype=jnp.float32), jnp.argmax(logits, -1) == labels
+
+
+LOSSES = {"squared": squared}
+"""
+
+
+def test_a_loss_of_the_users_own_is_trained_with_once_its_file_is_named(tmp_path) -> None:
+    """Logits that are pushed to zero: the loss falls from step to step, as no cross-entropy would."""
+    (tmp_path / "mine.py").write_text(OWN_LOSS)
+    changes = {"module": str(tmp_path / "mine.py"), "train.loss": "squared"}
+    with pytest.raises(UserError, match="needs the code of this file"):
+        run_training(tmp_path / "run", tiny_config(**changes))
+    allow(changes["module"])
+    run_training(tmp_path / "run", tiny_config(**changes))
+    losses = [line["train/loss"] for line in read_metrics(tmp_path / "run") if "train/loss" in line]
+    assert len(losses) == 6 and 0 < losses[-1] < losses[0] < 1
+    with pytest.raises(UserError, match="'sqared': did you mean squared"):
+        run_training(tmp_path / "other", tiny_config(**{**changes, "train.loss": "sqared"}))
+
+
+def test_training_is_public() -> None:
+    assert deeplab_jax.train is train
 
 
 def test_the_first_batches_are_looked_at() -> None:

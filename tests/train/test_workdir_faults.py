@@ -17,13 +17,9 @@ from tensorboardX.record_writer import masked_crc32c
 from deeplab_jax.checkpoint import Checkpoints
 from deeplab_jax.errors import UserError
 from deeplab_jax.files import CHECKSUMS, damage
-from deeplab_jax.train import loop
+from deeplab_jax.train import run as run_module
 from deeplab_jax.train.loop import train
-from deeplab_jax.train.workdir import (
-    CONFIG_FILE,
-    LOCK_FILE,
-    lock_workdir,
-)
+from deeplab_jax.train.run import CONFIG_FILE, LOCK_FILE, lock_workdir
 from deeplab_jax.train.writers import Writers
 from deeplab_jax.weights.folder import CHECKPOINTS, load
 from tests.support.tiny import assert_same_arrays, quiet, read_checkpoint, read_metrics, run_training, tiny_config
@@ -183,14 +179,14 @@ def test_a_disk_that_takes_no_more_is_a_line_and_keeps_what_is_there(tmp_path, m
 
 @pytest.mark.parametrize("part", ["", "checkpoints", "pictures"])
 def test_a_run_directory_that_vanishes_is_a_line(tmp_path, monkeypatch, part) -> None:
-    report, workdir = loop.report, tmp_path / "run"
+    report, workdir = run_module.report, tmp_path / "run"
 
     def vanish(number, *args):
         report(number, *args)
         if number == 5:
             shutil.rmtree(workdir / part)
 
-    monkeypatch.setattr(loop, "report", vanish)
+    monkeypatch.setattr(run_module, "report", vanish)
     if part == "pictures":  # These are made again.
         assert run_training(workdir, tiny_config())["step"] == 6
         return

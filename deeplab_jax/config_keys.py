@@ -1,0 +1,222 @@
+"""Every key of a configuration, once: its type, default, limits and meaning.
+
+A section holds the keyword arguments of one function. Where it serves several functions, it is put together from one
+class for each. To add a key, add its line here and the argument in the function that uses it.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields
+from typing import Any, get_origin
+
+from ml_collections import ConfigDict
+
+LARGEST = 2**31 - 1
+SMALLEST = 1e-12  # Of what is not 0.
+BELOW_1 = math.nextafter(1, 0)
+LONGEST_SIDE = 2**15  # pixels
+SOME = 32  # values of a list whose every value costs a run over the images
+
+
+def key(
+    default: Any,
+    low: float | None = None,
+    high: float | None = None,
+    *,
+    give: str = "",
+    most: int = LARGEST,
+    free: bool = False,
+    without: tuple[str, ...] = (),
+) -> Any:
+    """Declare a key.
+
+    Args:
+      default: its value in `base`.
+      low, high: between which a number lies, both included, and each number of a list; None: no bound.
+      give: what a message asks for instead of these numbers.
+      most: so many values of a list at most.
+      free: two starts of one run may differ in it: it changes no number but by rounding, or only says what happens
+        after a fault.
+      without: of options: keys that are not among them, because they have a place of their own.
+    """
+    kinds = {"low": low, "high": high, "give": give, "most": most, "free": free, "without": without}
+    if isinstance(default, dict):
+        return field(default_factory=dict, metadata=kinds)
+    return field(default=default, metadata=kinds)
+
+
+@dataclass(frozen=True)
+class Model:
+    """`create_model`."""
+
+    name: str = "deeplabv3plus_resnet50"  # one of model_names(); its options go under `options`
+    output_stride: int = 0  # in training; 0: the architecture's own
+    options: Mapping[str, Any] = key({}, without=("name", "num_classes", "output_stride", "module"))
+
+
+@dataclass(frozen=True)
+class Source:
+    """`open_source`, once for each split."""
+
+    name: str = "scenes"  # one of source_names()
+    dir: str = key("", free=True)  # folder of the data
+    train_split: str = "train"
+    val_split: str = "val"
+    # Further arguments of the data set's opener.
+    options: Mapping[str, Any] = key({}, without=("name", "dir", "split", "strict", "module"))
+
+
+@dataclass(frozen=True)
+class Loader:
+    """`training_batches`."""
+
+    crop_size: tuple[int, ...] = key((513, 513), 1, LONGEST_SIDE)  # height, width in pixels
+    scale_range: tuple[float, float] = key((0.5, 2.0), 0.01, 100)  # factors of random scaling
+    scale_step: float = key(0.25, 0, 100)  # 0: continuous
+    flip: bool = True  # left-right, with probability 1/2
+    color_jitter: float = key(0.0, 0, BELOW_1, give="0 (none) to below 1")  # 0 as in the papers
+    threads: int = key(4, 1, 1024, free=True)  # that read and augment
+    workers: int = key(0, 0, 1024, free=True)  # processes that do so instead of threads; 0: none
+    timeout: float = key(600.0, 0.001, 10**9, free=True)  # seconds to wait for a batch before the reader is given up
+
+
+@dataclass(frozen=True)
+class Skipping:
+    """`skipped_examples`."""
+
+    on_error: str = key("stop", free=True)  # at a training image that cannot be read; or "skip": take the next one
+    max_skipped: float = key(0.01, 0, 1, free=True)  # share of the training images that may be skipped so
+
+
+@dataclass(frozen=True)
+class Data(Skipping, Loader, Source):
+    """What is trained on, and how it is read."""
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """`make_optimizer`."""
+
+    name: str = "sgd"  # or "adam"
+    learning_rate: float = 0.007
+    power: float = 0.9  # of the poly schedule: learning_rate * (1 - step / steps) ** power
+    warmup_steps: int = key(0, 0)  # linear from 0
+    momentum: float = 0.9  # sgd only
+    nesterov: bool = False
+    weight_decay: float = 4e-5
+    no_decay: tuple[str, ...] = (r"(scale|bias)$",)  # patterns of parameters that do not decay
+    clip_norm: float = key(0.0, 0)  # global norm of the gradient; 0: no clipping
+    multipliers: tuple[tuple[str, float], ...] = ()  # (pattern, factor) of the learning rate
+    freeze: tuple[str, ...] = ()  # patterns of parameters that stay as they are
+
+
+@dataclass(frozen=True)
+class Step:
+    """`train_step`."""
+
+    loss: str = "cross_entropy"  # one of ops.losses.LOSSES
+    class_weights: tuple[float, ...] = ()  # factor of each class in the loss
+    top_k: float = key(1.0, SMALLEST, 1, give="a share of the pixels, above 0 and up to 1")  # the hardest, in the loss
+    aux_weight: float = 0.5  # of the auxiliary head's loss, where the model has one
+    upsample_logits: bool = True  # loss at the labels' size; False: labels are shrunk to the logits instead
+    accumulate: int = key(1, 1)  # micro-batches of one update; batch norm sees one of them at a time
+    ema_decay: float = key(0.0, 0, BELOW_1, give="0 (no average) to below 1, such as 0.999")  # of an average of the
+    # weights, which is evaluated and saved beside them
+    space: int = key(1, free=True)  # devices that share the rows of an image; the others have images of their own
+    remat: bool = key(False, free=True)  # True: less memory for more time; see `train_step`
+
+
+NOT_NEVER = "at least 1; more than config.train.steps means only at the end"
+
+
+@dataclass(frozen=True)
+class Train(Step):
+    """The loop."""
+
+    steps: int = key(30_000, 1)
+    batch_size: int = 16  # images of one update, over all devices
+    devices: int = key(0, free=True)  # to train on; 0: all
+    shard_state: bool = key(False, free=True)  # True: parameters and optimizer state are split over devices
+    seed: int = key(0, 0)
+    log_every: int = key(20, 1, give=NOT_NEVER, free=True)
+    evaluate_every: int = key(2_000, 1, give=NOT_NEVER)
+    checkpoint_every: int = key(1_000, 1, give=NOT_NEVER)
+    keep: int = key(2, 1, free=True)  # newest checkpoints; the best one is kept as well
+    pictures: int = key(4, free=True)  # validation images drawn at each evaluation
+    # Seconds without a sign of the other processes, if any, before they count as lost.
+    timeout: float = key(900.0, SMALLEST, give="seconds, more than config.data.timeout has", free=True)
+    skip_nonfinite: int = key(0, 0, free=True)  # updates that may be skipped, their loss or gradient not being finite
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """The protocol of an evaluation."""
+
+    mode: str = "padded"  # with the mean pixel, or "exact": not at all
+    pad_to: tuple[tuple[int, int], ...] = key((), 1, LONGEST_SIDE)  # sizes to pad to; empty: see `padded_size`
+    output_stride: int = 0  # 0: the model's own
+    scales: tuple[float, ...] = key((1.0,), 0.01, 16, most=SOME)
+    flip: bool = False
+    window: tuple[int, ...] = ()  # (height, width) of a sliding window; empty: whole image
+    resize: int = key(0, 0, LONGEST_SIDE)  # pixels of the shorter side, labels too; 0: the labels' own resolution
+    crop: tuple[int, ...] = ()  # (height, width) of the centre that is evaluated; empty: all
+    # Widths in pixels of bands around boundaries, evaluated as well.
+    trimap: tuple[int, ...] = key((), most=SOME, free=True)
+    trimap_around: str = key("labels", free=True)  # any change of label; "void": VOC's strips of void pixels
+
+
+@dataclass(frozen=True)
+class Evaluate(Protocol):
+    """`evaluate`."""
+
+    batch_size: int = key(1, 1, 2**16, free=True)  # images on each device
+    devices: int = key(0, free=True)  # of each process; 0: as many as train
+
+
+@dataclass(frozen=True)
+class Config:
+    """The whole of it; a field that is a class is a section."""
+
+    model: Model
+    data: Data
+    optimizer: Optimizer
+    train: Train
+    evaluate: Evaluate
+    init: str = ""  # model folder or run directory whose weights training starts from
+    init_scope: str = "all"  # what is taken from there: or "all_but_classifier", "backbone"
+    module: str = ""  # Python file whose tables stand beside the package's; see `extensions`
+
+
+def defaults(section: Any = Config) -> ConfigDict:
+    """Return a section, or all of them, with the default of every key. Options take any key."""
+    made = ConfigDict({one.name: _default(one) for one in fields(section)})
+    made.lock()
+    for options in (made[one.name] for one in fields(section) if is_options(one)):
+        options.unlock()
+    return made
+
+
+def arguments(section: Mapping[str, Any], of: Any) -> dict[str, Any]:
+    """Return those keys of a section that one of its classes holds, as keyword arguments."""
+    return {one.name: section[one.name] for one in fields(of)}
+
+
+def keys_of_sections() -> dict[str, Field[Any]]:
+    """Return every key that is in a section, by a name such as `data.dir`."""
+    sections = {one.name: one.type for one in fields(Config) if one.default is MISSING}
+    return {f"{name}.{one.name}": one for name, section in sections.items() for one in fields(section)}  # type: ignore
+
+
+FREE = tuple(f"config.{name}" for name, one in keys_of_sections().items() if one.metadata and one.metadata["free"])
+"""Keys in which two starts of one run may differ, such as `config.data.dir`."""
+
+
+def _default(one: Field[Any]) -> Any:
+    if is_options(one):
+        return ConfigDict({})
+    return defaults(one.type) if one.default is MISSING else one.default
+
+
+def is_options(one: Field[Any]) -> bool:
+    """Whether a key holds options, of which a model or a data set says what they are."""
+    return get_origin(one.type) is Mapping

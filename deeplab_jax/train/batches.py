@@ -1,0 +1,82 @@
+"""The batches of a run: read, looked at, and placed on the devices."""
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from deeplab_jax.config_keys import Loader, Skipping, arguments
+from deeplab_jax.data.check.dataset import check_labels
+from deeplab_jax.data.faults import never
+from deeplab_jax.data.loader import Batch, skipped_examples, training_batches
+from deeplab_jax.data.source import Source
+from deeplab_jax.distributed import together
+from deeplab_jax.models.segmenter import Segmenter
+from deeplab_jax.train.sharding import own_rows, place_batch
+
+CHECKED_BATCHES = 2
+SAMPLED_BATCHES = 3
+
+
+class Batches:
+    """The training batches of a configuration.
+
+    `skipped` takes the examples that cannot be read; None where the first one stops the run.
+    """
+
+    def __init__(self, config: ConfigDict, model: Segmenter, source: Source, mesh: Mesh) -> None:
+        self.source, self.skipped = source, skipped_examples(source, **arguments(config.data, Skipping))
+        self._config, self._model, self._mesh = config, model, mesh
+
+    def __len__(self) -> int:
+        """The examples of the source."""
+        return len(self.source)
+
+    def placed(self, start: int, *, stopped: Callable[[], bool]) -> Iterator[Any]:
+        """Iterate over the batches of the steps after `start`, as global arrays; `stopped` ends them early.
+
+        The first few are looked at: on an accelerator a wrong label would go unnoticed.
+        """
+        if start < self._config.train.steps:
+            rows = own_rows(self._mesh, self._config.train.batch_size)
+            batches = self._read(start=start, rows=rows, stopped=stopped)
+            batches = checked(batches, self._model.num_classes, self.source.name)
+            yield from map(partial(place_batch, mesh=self._mesh), batches)
+
+    def sample(self) -> jax.Array:
+        """Return the first training images, preprocessed: enough of them for the statistics of a norm."""
+        with together():
+            first = itertools.islice(self._read(start=0), SAMPLED_BATCHES)
+            images = np.concatenate([batch["image"] for batch in first])
+        return self._model.preprocessing(jnp.asarray(images))
+
+    def _read(
+        self, *, start: int, rows: Sequence[int] | None = None, stopped: Callable[[], bool] = never
+    ) -> Iterator[Batch]:
+        t = self._config.train
+        return training_batches(
+            self.source,
+            batch_size=t.batch_size,
+            rows=rows,
+            steps=t.steps,
+            start=start,
+            seed=t.seed,
+            fill=self._model.preprocessing.mean_pixel,
+            stopped=stopped,
+            skipped=self.skipped,
+            **arguments(self._config.data, Loader),
+        )
+
+
+def checked(batches: Iterator[Batch], num_classes: int, name: str) -> Iterator[Batch]:
+    """Pass batches on, the first few after a look at their labels."""
+    for index, batch in enumerate(itertools.islice(batches, CHECKED_BATCHES)):
+        check_labels(batch["label"], num_classes, name=f"training batch {index + 1} of {name}")
+        yield batch
+    yield from batches

@@ -1,0 +1,100 @@
+"""What a configuration names, built: data, network, devices, optimizer and step."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from deeplab_jax import config_keys as keys
+from deeplab_jax.config_keys import arguments
+from deeplab_jax.data.catalog import open_source
+from deeplab_jax.data.source import Source
+from deeplab_jax.errors import UserError, did_you_mean
+from deeplab_jax.evaluate.protocol import Protocol, split_section
+from deeplab_jax.extensions import own_table
+from deeplab_jax.models.catalog import from_description
+from deeplab_jax.models.segmenter import Segmenter, abstract_variables
+from deeplab_jax.ops.losses import LOSSES, Loss
+from deeplab_jax.train.faults import Step
+from deeplab_jax.train.optimizer import Schedule, make_optimizer
+from deeplab_jax.train.sharding import check_batch_size, check_crop_size, make_mesh
+from deeplab_jax.train.step import train_step
+
+
+def open_split(config: ConfigDict, split: str, *, strict: bool = True) -> Source:
+    """Open a split of the data set; see `open_source`."""
+    data = config.data
+    return open_source(
+        data.name, split=split, dir=data.dir or None, strict=strict, module=config.module, **data.options.to_dict()
+    )
+
+
+def open_splits(config: ConfigDict) -> tuple[Source, Source]:
+    """Open the split that is trained on, and the one that is evaluated on."""
+    return open_split(config, config.data.train_split), open_split(config, config.data.val_split)
+
+
+def build_model(config: ConfigDict, *, num_classes: int) -> Segmenter:
+    """Build the network, as it is trained."""
+    return from_description(
+        {
+            "name": config.model.name,
+            "num_classes": num_classes,
+            "output_stride": config.model.output_stride or None,
+            "options": config.model.options.to_dict(),
+            "module": config.module,
+        }
+    )
+
+
+def build_mesh(config: ConfigDict, model: Segmenter) -> Mesh:
+    """Make the mesh of devices, over which the batch and its crops have to split."""
+    t = config.train
+    mesh = make_mesh(t.devices, t.space)
+    check_batch_size(t.batch_size, t.accumulate, mesh)
+    check_crop_size(config.data.crop_size, model.output_stride, mesh)
+    return mesh
+
+
+def build_optimizer(config: ConfigDict, model: Segmenter) -> tuple[optax.GradientTransformation, Schedule]:
+    """Make the optimizer, and the schedule of its learning rate."""
+    return make_optimizer(abstract_variables(model)["params"], steps=config.train.steps, **config.optimizer)
+
+
+def build_step(config: ConfigDict, model: Segmenter, optimizer: optax.GradientTransformation, **changes: Any) -> Step:
+    """Return `train_step` of state and batch alone; `changes` replace its arguments.
+
+    Raises:
+      UserError: an unknown loss, or class weights that are not one for each class.
+    """
+    options = {**arguments(config.train, keys.Step), **changes}
+    options["loss"] = find_loss(config.train.loss, module=config.module)
+    if (count := len(options["class_weights"])) not in (0, model.num_classes):
+        raise UserError(
+            f"config.train.class_weights has {count} values, the data has {model.num_classes} classes; give one for "
+            "each"
+        )
+    return partial(train_step, model=model, optimizer=optimizer, key=jax.random.key(config.train.seed), **options)
+
+
+def find_loss(name: str, *, module: str = "") -> Loss:
+    """Return a loss by its name in `ops.losses.LOSSES`, or in the table `LOSSES` of a user's own file.
+
+    Raises:
+      UserError: there is none of that name.
+    """
+    losses = {**LOSSES, **own_table(module, "LOSSES")}
+    if name not in losses:
+        raise UserError(f"config.train.loss={name!r}: {did_you_mean(name, losses)}")
+    return losses[name]
+
+
+def evaluate_options(config: ConfigDict, **given: Any) -> tuple[Protocol, dict[str, Any]]:
+    """Return the protocol of a configuration, and how `evaluate` runs it: on as many devices as train where the
+    configuration names none. What is given takes the place of the configuration's values.
+    """
+    section = {**config.evaluate.to_dict(), **given}
+    return split_section({**section, "devices": section["devices"] or config.train.devices})

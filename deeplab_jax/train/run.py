@@ -1,0 +1,299 @@
+"""A run directory: who may write to it, when a second start may go on in it, and what it records."""
+
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+from rich.console import Console
+
+from deeplab_jax.checkpoint import METRIC, Checkpoints
+from deeplab_jax.config import base, differences, to_plain, with_defaults
+from deeplab_jax.config_keys import FREE
+from deeplab_jax.data.source import Source
+from deeplab_jax.distributed import is_first, together, watch, whole
+from deeplab_jax.errors import UserError, spell
+from deeplab_jax.files import TEMPORARY, locked, read_json, write_json
+from deeplab_jax.models.segmenter import Segmenter
+from deeplab_jax.provenance import git_commit, versions
+from deeplab_jax.train.faults import as_user_errors, describe_failure, restore_newest, stop_on_signals
+from deeplab_jax.train.optimizer import Schedule
+from deeplab_jax.train.state import TrainState
+from deeplab_jax.train.step import Metrics
+from deeplab_jax.train.writers import Clock, NoWriters, Writers, report
+from deeplab_jax.weights.folder import CHECKPOINTS, write_description
+
+CONFIG_FILE = "config.json"
+RUN_FILE = "run.json"
+LOCK_FILE = ".lock"
+POSTMORTEM, BATCH_FILE = "postmortem", "batch.npz"
+
+
+class Run:
+    """A run directory while this process trains in it, and whether a signal asks it to stop.
+
+    `open`, `restore` and `begin` are called once each, in this order. All processes of a run call every method; the
+    first one alone writes and prints. Leaving the context closes the files, and gives the lock back.
+    """
+
+    def __init__(self, workdir: Path, config: ConfigDict, console: Console) -> None:
+        self.workdir, self.config, self.settings = workdir, config, config.train
+        self.clock = Clock(config.train.batch_size)
+        self._console = console if is_first() else Console(quiet=True)
+        self._held = ExitStack()
+
+    def __enter__(self) -> Self:
+        self.stop = self._held.enter_context(stop_on_signals())
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        return self._held.__exit__(kind, error, trace)
+
+    def say(self, text: str) -> None:
+        """Print a line."""
+        self._console.print(text, soft_wrap=True, highlight=False, markup=False)
+
+    def open(self, *, allow_config_change: bool) -> None:
+        """Make the directory, or take an older run's of the same configuration; keep other trainers out.
+
+        Raises:
+          UserError: it cannot be used, is another process's, or holds something else.
+        """
+        if is_first():
+            make_workdir(self.workdir)
+            self._held.enter_context(lock_workdir(self.workdir, self.say))
+            open_workdir(self.workdir, self.config, allow_config_change=allow_config_change)
+
+    def restore(
+        self, initial: Callable[[jax.Array], TrainState], shardings: TrainState
+    ) -> tuple[TrainState | None, int]:
+        """Return the state of the newest checkpoint that can be read, and its step; None and 0 where there is none."""
+        self.checkpoints = self._held.enter_context(Checkpoints(self.workdir / CHECKPOINTS, keep=self.settings.keep))
+        if self.checkpoints.latest() is None:
+            return None, 0
+        state, step = restore_newest(self.checkpoints, initial, shardings, self.say)
+        self.say(f"resuming from step {step} in {self.checkpoints.directory}")
+        return state, step
+
+    def begin(self, start: int, model: Segmenter, source: Source, schedule: Schedule) -> bool:
+        """Record this start, and open the record of the steps after `start`; return whether there is anything to do.
+
+        Args:
+          start: the step that was restored, or 0.
+          model, source: what is trained, and on what.
+          schedule: of the learning rate, for the record.
+        """
+        self.start, self.model, self.info = start, model, model_info(source)
+        self._schedule = jax.jit(schedule)  # One small program, not one for each of its operations.
+        with together():
+            if is_first():
+                record_start(self.workdir, self.config)
+                write_description(self.workdir, model, self.info)
+        if start >= self.settings.steps and not self.lacks_evaluation(start):
+            self.say(f"{self.workdir}: already trained for {start} of {self.settings.steps} steps; nothing to do")
+            return False
+        with together():
+            self.writers = self._held.enter_context(
+                Writers(self.workdir, start=start, steps=self.settings.steps, console=self._console)
+                if is_first()
+                else NoWriters(self.workdir)
+            )
+        return True
+
+    def is_due(self, number: int) -> bool:
+        """Whether there is an evaluation after step `number`."""
+        return number % self.settings.evaluate_every == 0 or number >= self.settings.steps
+
+    def lacks_evaluation(self, start: int) -> bool:
+        """Whether the evaluation of the step that was restored was cut short."""
+        return start > 0 and self.is_due(start) and not self.checkpoints.metrics(start)
+
+    def log(self, number: int, state: TrainState, metrics: Metrics) -> None:
+        """Record a step's numbers, where it is time to."""
+        self.writers.step(number)
+        watch(self.settings.timeout)  # From now on: the first step compiles.
+        if number % self.settings.log_every == 0 or number in (self.start + 1, self.settings.steps):
+            with together():
+                report(number, int(state.step), metrics, self._schedule, self.clock, self.writers)
+            self.clock.restart()
+
+    def save(self, number: int, state: TrainState, results: dict[str, Any] | None = None) -> None:
+        """Save a checkpoint, with the results of its evaluation where there was one."""
+        self.checkpoints.save(
+            number, state.variables(), state.extra(), metrics=None if results is None else kept_metrics(results)
+        )
+        self.clock.restart()  # What was neither a step nor waiting for data does not count.
+
+    def log_and_save(self, number: int, state: TrainState, metrics: Metrics) -> None:
+        """Do both before the run ends."""
+        self.log(number, state, metrics)
+        self.save(number, state)
+
+    def add_evaluation(self, number: int, results: dict[str, Any]) -> None:
+        """Add the results of an evaluation to a checkpoint that has none."""
+        self.checkpoints.add_metrics(number, kept_metrics(results))
+
+    def stop_or_skip(self, number: int, state: TrainState, batch: Any, metrics: Metrics) -> None:
+        """Go on without the update of a step that is not finite, or write a post-mortem and raise a UserError.
+
+        Args:
+          number, batch, metrics: of the step.
+          state: as it was before the step; see `keep_finite`.
+        """
+        skipped, what = number - int(state.step), describe_failure(number, metrics)
+        if skipped <= self.settings.skip_nonfinite:
+            with together():
+                self.writers.scalars(number, {"skipped_updates": skipped}, prefix="train")
+            self.writers.say(f"{what}: update skipped, {skipped} of at most {self.settings.skip_nonfinite}")
+            return
+        folder = self.workdir / POSTMORTEM
+        try:
+            write_postmortem(folder, state, number, batch, config=self.config, model=self.model, info=self.info)
+            saved = f"see python -m deeplab_jax replay {folder}"
+        except UserError as error:
+            saved = f"no post-mortem ({error})"
+        raise UserError(
+            f"{what}; {saved}; lower config.optimizer.learning_rate, set config.optimizer.clip_norm or let "
+            "config.train.skip_nonfinite updates be skipped, and start again from the last checkpoint"
+        )
+
+    def say_skipped_updates(self, state: TrainState) -> None:
+        """Say at the end how many updates the state lacks."""
+        done = max(self.start, self.settings.steps)
+        if skipped := done - int(state.step):
+            self.writers.say(f"{skipped} of {done} updates were skipped: their loss or gradient was not finite")
+
+
+def kept_metrics(results: dict[str, Any]) -> dict[str, float]:
+    """Return what a checkpoint keeps of an evaluation."""
+    return {METRIC: results["miou"] or 0.0}
+
+
+def model_info(source: Source) -> dict[str, Any]:
+    """Return the `info` of a model trained on a source."""
+    return {
+        "class_names": list(source.labels.names),
+        "palette": [list(colour) for colour in source.labels.palette],
+        "data": source.name,
+    }
+
+
+def make_workdir(workdir: Path) -> None:
+    """Make a run directory, or check that what is there may be one: empty, a run's, or left by one that wrote nothing.
+
+    Raises:
+      UserError: it cannot be made, or holds something else.
+    """
+    try:
+        str(workdir.resolve()).encode("utf-8")
+    except UnicodeEncodeError:  # Orbax and TensorBoard take text, and in this locale the name is none.
+        raise UserError(
+            f"{str(workdir)!a}: a name that the locale cannot spell; set LC_ALL=C.UTF-8, or give another --workdir"
+        ) from None
+    with as_user_errors(workdir):
+        workdir.mkdir(parents=True, exist_ok=True)
+        found = {path.name for path in workdir.iterdir() if path.suffix != TEMPORARY}
+        if found - {LOCK_FILE} and not found & {CONFIG_FILE, RUN_FILE}:
+            raise UserError(
+                f"{workdir}: is not empty and holds no {CONFIG_FILE}, so it is no run to resume; "
+                "give an empty --workdir"
+            )
+
+
+def open_workdir(workdir: Path, config: Any, *, allow_config_change: bool) -> None:
+    """Record the configuration of a new run, or check that an older one's is the same; the directory is there, and
+    locked.
+
+    Raises:
+      UserError: it cannot be written, or holds a run of another configuration.
+    """
+    file = workdir / CONFIG_FILE
+    with as_user_errors(workdir):
+        if file.exists():
+            _check_same(file, to_plain(config), allow_config_change)
+        else:
+            write_json(file, to_plain(config))
+
+
+def record_start(workdir: Path, config: Any) -> None:
+    """Record the configuration that the run goes on with, and this start: command, git commit, versions, device.
+
+    Called once the state is there: a configuration that does not fit the checkpoints takes no run's place.
+
+    Raises:
+      UserError: the directory cannot be written.
+    """
+    file = workdir / RUN_FILE
+    with as_user_errors(workdir):
+        write_json(workdir / CONFIG_FILE, to_plain(config))
+        try:
+            starts = read_json(file) if file.exists() else []
+        except ValueError:  # A record only: nothing depends on it.
+            starts = []
+        now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        starts = starts if isinstance(starts, list) else []
+        starts.append({"time": now, "command": sys.argv, "commit": git_commit(), "versions": versions()})
+        write_json(file, starts)
+
+
+def lock_workdir(workdir: Path, say: Callable[[str], Any]) -> AbstractContextManager[None]:
+    """Keep other trainers out of a run directory, which exists; otherwise as `locked`."""
+    busy = f"{workdir}: another process trains in this directory; wait for it, or give another --workdir"
+    return locked(workdir / LOCK_FILE, busy, option="--workdir", say=say)
+
+
+def write_postmortem(
+    folder: Path, state: TrainState, number: int, batch: Any, *, config: Any, model: Segmenter, info: dict[str, Any]
+) -> None:
+    """Write what `replay` needs to run step `number` again; an older post-mortem there is replaced.
+
+    The folder is a run directory of one checkpoint, and a batch.
+
+    Args:
+      folder: made where missing.
+      state: before the step.
+      number: of the step, from 1.
+      batch: what the step was given.
+      config, model, info: of the run.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    batch = whole(batch)
+    with together(), as_user_errors(folder):
+        if is_first():
+            if folder.exists():
+                shutil.rmtree(folder)
+            folder.mkdir()
+            write_json(folder / CONFIG_FILE, to_plain(config))
+            write_description(folder, model, info)
+            np.savez_compressed(folder / BATCH_FILE, image=batch["image"], label=batch["label"])
+    with Checkpoints(folder / CHECKPOINTS) as checkpoints:
+        checkpoints.save(number - 1, state.variables(), state.extra())
+
+
+def _check_same(file: Path, plain: dict[str, Any], allow_config_change: bool) -> None:
+    try:
+        stored = dict(read_json(file))
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"{file}: is damaged ({error}); give an empty --workdir, or delete the file to go on with this "
+            "configuration"
+        ) from None
+    # What came into the configuration since that run started had its default then.
+    stored = with_defaults(stored, to_plain(base()))
+    changed = [line for line in differences(stored, plain) if line.split(":")[0] not in FREE]
+    if changed and not allow_config_change:
+        raise UserError(
+            f"{file.parent}: holds a run of another configuration ({spell(changed, limit=4, separator='; ')}); "
+            "give another --workdir, or --allow_config_change to go on with the new one"
+        )
