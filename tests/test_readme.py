@@ -240,6 +240,15 @@ def test_every_command_is_understood(name: str, tmp_path: Path) -> None:
         check_command(words)
 
 
+@pytest.mark.parametrize("config", sorted((ROOT / "configs").glob("*.py")), ids=lambda path: path.stem)
+def test_every_command_of_a_config_is_understood(config: Path, tmp_path: Path) -> None:
+    docstring = ast.get_docstring(ast.parse(config.read_text(encoding="utf-8"))) or ""
+    found = commands("\n".join(re.findall(r"^    (.*)$", docstring, re.MULTILINE)), tmp_path)
+    assert found
+    for words in found:
+        check_command(words)
+
+
 @pytest.mark.parametrize(
     "words",
     [
