@@ -34,7 +34,15 @@ NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 # Files that the pages name, and that other changes bring; to go with them.
-TO_COME = {"deeplab_jax/models/architectures.py"}
+TO_COME = {
+    "deeplab_jax/config_keys.py",
+    "deeplab_jax/models/architectures.py",
+    "deeplab_jax/ops/bilinear.py",
+    "deeplab_jax/ops/observe.py",
+    "deeplab_jax/ops/taps.py",
+    "deeplab_jax/train/batches.py",
+    "deeplab_jax/train/from_config.py",
+}
 
 BLOCK = re.compile(r"^```(\w+)(?: (\w+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SPAN = re.compile(r"`([^`\n]+)`")
@@ -128,7 +136,7 @@ def imports(file: str) -> set[str]:
 
 
 def test_every_file_of_a_step_is_imported_by_one_before_it() -> None:
-    assert len(STEP_FILES) == len(set(STEP_FILES)) <= 25
+    assert len(STEP_FILES) == len(set(STEP_FILES)) <= 30
     for index, file in enumerate(STEP_FILES):
         if file not in ("configs/camvid.py", "deeplab_jax/cli.py"):  # Where a user comes in.
             assert any(file in imports(before) for before in STEP_FILES[:index]), file
@@ -140,7 +148,7 @@ def test_no_file_of_a_step_is_missing() -> None:
     missing = {
         imported
         for file in ["deeplab_jax/train/step.py", *below]
-        if file != "deeplab_jax/models/catalog.py"  # Which knows every part.
+        if file not in ("deeplab_jax/models/catalog.py", "deeplab_jax/models/architectures.py")  # These know all parts.
         for imported in imports(file)
         if imported.split("/")[1] in ("train", "models", "ops") and imported.split("/")[2] not in PARTS
     }
