@@ -45,6 +45,7 @@ TO_COME = {
 }
 
 BLOCK = re.compile(r"^```(\w+)(?: (\w+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+NEEDS = {(language, need) for language in ("sh", "python") for need in ("", "files", "long")}
 SPAN = re.compile(r"`([^`\n]+)`")
 
 
@@ -324,6 +325,7 @@ def test_python_runs(body: str, need: str, tmp_path: Path, monkeypatch: pytest.M
 
 def test_blocks_say_what_they_need() -> None:
     for name in NAMES:
-        for language, need, _ in BLOCK.findall((ROOT / name).read_text(encoding="utf-8")):
-            assert language in ("sh", "python"), name
-            assert need in ("", "files", "long"), name
+        text = (ROOT / name).read_text(encoding="utf-8")
+        found = BLOCK.findall(text)
+        assert 2 * len(found) == len(re.findall(r"^```", text, re.MULTILINE)), name
+        assert {(language, need) for language, need, _ in found} <= NEEDS, name
