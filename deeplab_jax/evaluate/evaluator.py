@@ -89,7 +89,7 @@ def evaluate(
       progress: called with the images done and in all, those of this process; on all processes equally often.
 
     Returns:
-      What `metrics.json` holds; see `deeplab_jax/evaluate/README.md`.
+      What `metrics.json` holds; see the README.
 
     Raises:
       UserError: classes or options that do not fit.
