@@ -138,7 +138,7 @@ def imports(file: str) -> set[str]:
 
 
 def test_every_file_of_a_step_is_imported_by_one_before_it() -> None:
-    assert len(STEP_FILES) == len(set(STEP_FILES)) <= 30
+    assert len(STEP_FILES) == len(set(STEP_FILES)) <= 35
     for index, file in enumerate(STEP_FILES):
         if file not in ("configs/camvid.py", "deeplab_jax/cli.py"):  # Where a user comes in.
             assert any(file in imports(before) for before in STEP_FILES[:index]), file
