@@ -36,6 +36,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 # Files that the pages name, and that other changes bring; to go with them.
 TO_COME = {
     "deeplab_jax/config_keys.py",
+    "deeplab_jax/evaluate/protocol.py",
     "deeplab_jax/models/architectures.py",
     "deeplab_jax/ops/bilinear.py",
     "deeplab_jax/ops/observe.py",
