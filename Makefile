@@ -1,5 +1,5 @@
-# Every target prepares what it needs: the virtual environment .venv holds the pinned packages of requirements.txt and this checkout.
-# It is made again when requirements.txt changes; `make clean` removes it.
+# Every target prepares what it needs. The virtual environment .venv holds the pinned packages of requirements.txt and this checkout.
+# `make` builds it again when requirements.txt changes. `make clean` removes it.
 
 # The newest Python that runs. A name may be found and still refuse, as pyenv's names do for a version that is not chosen.
 VERSIONS ?= 3.13 3.12 3.11
@@ -11,8 +11,8 @@ DATA_DIR ?=
 TESTS ?= tests
 ARGS ?=
 
-# XLA asks for all temporaries of a program in one piece, which glibc by itself takes from the system and gives back on every call, which a
-# CPU spends much of a step on. With these it keeps what was freed.
+# XLA asks for all temporaries of a program in one piece. By default glibc takes it from the system and gives it back on every call, and a CPU
+# spends much of a step on that. With these settings glibc keeps what was freed.
 export GLIBC_TUNABLES ?= glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0:glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=4294967296
 
 BIN := $(VENV)/bin
@@ -23,8 +23,8 @@ TOOLS := $(VENV)/tools/bin
 LOCK := $(TOOLS)/uv pip compile --no-config --universal --python-version 3.11 --generate-hashes --no-emit-index-url --upgrade --quiet \
 	--custom-compile-command 'make lock'
 
-# What tests/peers compares with, at exact versions without hashes: which files PyTorch consists of depends on the machine. The networks of
-# torchvision and its like are plain Python, so they come without what they ask for, which on a machine without a GPU would be another PyTorch.
+# tests/peers compares with these packages. They have exact versions but no hashes, because the files of PyTorch depend on the machine.
+# PEERS_ALONE are plain Python. They are installed without their dependencies, which would bring another PyTorch to a machine without a GPU.
 PEERS := torch==2.13.0 ai-edge-litert==2.3.0 huggingface_hub==2.4.0 pyyaml==6.0.3 regex==2026.11.15 tokenizers==0.23.3
 PEERS_ALONE := torchvision==0.29.2 segmentation_models_pytorch==0.6.0 timm==1.0.31 transformers==5.23.0
 
@@ -57,11 +57,11 @@ check: $(VENV)/.ready ## check format, lint and types
 	@$(BIN)/ruff check --output-format concise .
 	@$(BIN)/mypy
 
-format: $(VENV)/.ready ## format the code and mend what the linter can
+format: $(VENV)/.ready ## format the code and fix what the linter can
 	@$(BIN)/ruff format --quiet .
 	@$(BIN)/ruff check --quiet --fix .
 
-lock: $(VENV)/tools/.ready ## resolve requirements.txt and .ci/tools.txt anew, with hashes, for Python 3.11 and later
+lock: $(VENV)/tools/.ready ## resolve requirements.txt and .ci/tools.txt again, with hashes, for Python 3.11 and later
 	@$(LOCK) --extra dev --output-file requirements.txt pyproject.toml
 	@$(LOCK) --output-file .ci/tools.txt .ci/tools.in
 

@@ -1,10 +1,10 @@
-"""ADE20K (20210 training and 2000 validation images, 150 classes).
+"""ADE20K: 20210 training and 2000 validation images, 150 classes.
 
     python -m deeplab_jax train --config configs/ade20k.py --config.data.dir=ADEChallengeData2016 \\
         --config.init=IMAGENET_MODEL --config.init_scope=backbone --workdir runs/ade20k
 
-The papers do not use this data set; crop, rate and schedule follow their VOC protocol with a longer schedule.
-Arguments: `model=` (a name), `debug`. Made for accelerators; not measured yet.
+Arguments: `model=` (a name), `debug`. The papers do not use this data set. Crop, rate and schedule follow their VOC
+protocol, with more steps. The config is for accelerators. It was not measured yet.
 """
 
 from ml_collections import ConfigDict

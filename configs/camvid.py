@@ -1,17 +1,20 @@
-"""CamVid (367 training and 101 validation street scenes of 480x360, 11 classes) on two CPU cores.
+"""CamVid on two CPU cores: 367 training and 101 validation street scenes of 480x360, 11 classes.
 
     python -m deeplab_jax train --config configs/camvid.py --config.data.dir=DIR --workdir runs/camvid
     python -m deeplab_jax train --config configs/camvid.py:finetune --config.init=MODEL_FOLDER --config.data.dir=DIR \\
         --workdir runs/camvid_finetune
 
-The first starts from random weights. `finetune` starts from the backbone of the official MobileNetV2 of width 0.5
-(MODEL_FOLDER: what `convert` makes of deeplabv3_257_mv_gpu.tflite), whose batch norms were folded away: new ones start
-as the identity, or `--config.model.options.backbone_norm=none` trains it as it is.
-`DIR` holds `train/`, `trainannot/`, `val/` and `valannot/` as in SegNet's tutorial copy of the data. Arguments: `debug`
-shrinks it to seconds; `steps=` sets the length; `model=` names another network.
-Class weights are the square roots of median-frequency weights, as `check-data` prints them. Protocol: whole images,
-padded with the mean to 369x481, labels at their own resolution, class 11 (unlabelled) ignored; the results are in the
-README.
+`DIR` holds `train/`, `trainannot/`, `val/` and `valannot/`, as in SegNet's tutorial copy of the data.
+
+The first command starts from random weights. `finetune` starts from the backbone of the official MobileNetV2 of width
+0.5. `convert` makes MODEL_FOLDER from deeplabv3_257_mv_gpu.tflite. The batch norms of these weights were folded away.
+New ones start as the identity; `--config.model.options.backbone_norm=none` trains without batch norms.
+
+Arguments: `debug` takes seconds; `steps=` sets the length; `model=` names another network. Class weights are the square
+roots of median-frequency weights, as `check-data` prints them.
+
+Protocol: whole images, padded with the mean to 369x481, labels at their own resolution, class 11 (unlabelled) ignored.
+Results: `experiments/results/README.md`.
 """
 
 from ml_collections import ConfigDict

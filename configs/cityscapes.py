@@ -1,10 +1,10 @@
-"""Cityscapes (2975 training and 500 validation images of 2048x1024, 19 classes), by the papers' protocol.
+"""Cityscapes by the papers' protocol: 2975 training and 500 validation images of 2048x1024, 19 classes.
 
     python -m deeplab_jax train --config configs/cityscapes.py --config.data.dir=cityscapes \\
         --config.init=IMAGENET_MODEL --config.init_scope=backbone --workdir runs/cityscapes
 
-90000 steps of 16 crops of 769; evaluation on whole images (DeepLabv3, sec. 4.3 of the Cityscapes experiments).
-Arguments: `model=` (a name), `debug`. Made for accelerators; not measured yet.
+Arguments: `model=` (a name), `debug`. 90000 steps of 16 crops of 769; evaluation on whole images (DeepLabv3, sec. 4.3
+of the Cityscapes experiments). The config is for accelerators. It was not measured yet.
 """
 
 from ml_collections import ConfigDict

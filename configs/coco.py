@@ -1,11 +1,11 @@
-"""MS-COCO 2017 with the 21 VOC classes, only images of over 1000 labelled pixels: the papers' pre-training before VOC.
+"""MS-COCO 2017 with the 21 VOC classes, only images of over 1000 labelled pixels: the papers train on it before VOC.
 
     python -m deeplab_jax train --config configs/coco.py --config.data.dir=coco \\
         --config.init=IMAGENET_MODEL --config.init_scope=backbone --workdir runs/coco
 
-Arguments: `model=` (a name), `debug`. Fine-tune on VOC from its run directory with a rate of 0.0001
-(configs/voc.py). The papers do not state the number of steps. Not measured yet. `prepare` writes the selection once,
-which opens faster than the annotations' JSON.
+Arguments: `model=` (a name), `debug`. Afterwards train on VOC from this run directory, with a rate of 0.0001
+(configs/voc.py). The papers do not state the number of steps. `prepare` writes the selection once; that opens faster
+than the annotations' JSON. The config was not measured yet.
 """
 
 from ml_collections import ConfigDict

@@ -5,10 +5,9 @@
     python -m deeplab_jax train --config configs/folder.py --config.data.dir=DIR \\
         --config.data.options.class_names="('background','crack')" --workdir runs/mine
 
-An image and its mask have one name up to the suffix; masks hold class ids, or other values that `value_map` translates,
-such as `--config.data.options.value_map="((0,0),(255,1))"` for black and white masks. A fifth of the images is held out
-for validation, chosen by name. Arguments: `model=` (a name), `debug`. Edit a copy of this file for anything
-beyond that.
+An image and its mask have the same name up to the suffix. Masks hold class ids. `value_map` translates other values:
+`--config.data.options.value_map="((0,0),(255,1))"` is for black and white masks. A fifth of the images is kept for
+validation, chosen by name. Arguments: `model=` (a name), `debug`. For anything beyond that, edit a copy of this file.
 """
 
 from ml_collections import ConfigDict

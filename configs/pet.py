@@ -1,9 +1,9 @@
-"""Oxford-IIIT Pet: pet or background, the border of the trimap ignored.
+"""Oxford-IIIT Pet: pet or background. The border of the trimap is ignored.
 
     python -m deeplab_jax train --config configs/pet.py --config.data.dir=oxford_pets --workdir runs/pet
 
 `oxford_pets` holds the two published archives, unpacked: `images/` and `annotations/`. Arguments: `model=` (a name),
-`debug`. A small data set for a first try on real images; not measured yet.
+`debug`. This is a small data set for a first try on real images. It was not measured yet.
 """
 
 from ml_collections import ConfigDict

@@ -1,9 +1,9 @@
-"""The generated scenes: what `make demo` trains, for anyone, in minutes on two CPU cores.
+"""The generated scenes: `make demo` trains on them, in minutes on two CPU cores.
 
     python -m deeplab_jax train --config configs/scenes.py --workdir runs/scenes
 
-Arguments: `debug` shrinks it to seconds; `model=` names another network; `size=` sets the pictures' side (129 pixels).
-Protocol: images whole, validation on 256 images that training never sees.
+Arguments: `debug` takes seconds; `model=` names another network; `size=` sets the side of the pictures (129 pixels).
+Protocol: whole images; validation on 256 images that training never sees. Results: `experiments/results/README.md`.
 """
 
 from ml_collections import ConfigDict

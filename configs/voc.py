@@ -2,18 +2,20 @@
 
     python -m deeplab_jax train --config configs/voc.py --config.data.dir=VOCdevkit/VOC2012 \\
         --config.init=IMAGENET_MODEL --config.init_scope=backbone --workdir runs/voc
+    python -m deeplab_jax train --config configs/voc.py:stage=2 --config.data.dir=VOCdevkit/VOC2012 \\
+        --config.init=runs/voc --workdir runs/voc_stage2
 
-Stage 1: batch norm trained at output stride 16, 30000 steps of 16 crops of 513, rate 0.007 (DeepLabv3, sec. 4.1).
-`stage=2`: frozen batch norm (statistics, scales and offsets) at output stride 8 on trainval, rate 0.001, from the run
-of stage 1 given as `--config.init`. Arguments: `model=` (a name), `stage=`, `debug`. Made for accelerators;
-not measured yet. Protocol: whole images padded with the mean to 513x513, labels at their own resolution, single scale;
-the papers report 77.21 (DeepLabv3, ResNet-101, output stride 16, Table 6) and 78.85 (DeepLabv3+ decoder, Table 2) on
-val.
+Stage 1 trains batch norm at output stride 16: 30000 steps of 16 crops of 513, rate 0.007 (DeepLabv3, sec. 4.1). Stage 2
+freezes batch norm (statistics, scales and offsets) and trains at output stride 8 on trainval, rate 0.001, from the run
+of stage 1. Arguments: `model=` (a name), `stage=`, `debug`. The config is for accelerators. It was not measured yet.
 
-Momentum, weight decay and the step of the scales, which the papers leave open, are those of the authors' code. Left out
-are that code's dropout of 0.1 behind the ASPP (the model's option `dropout`), its
-exception of depthwise kernels from weight decay (`no_decay`), and, for the test server, the repetition of images with
-hard classes and the training on COCO before (DeepLabv3, sec. 4.2).
+Protocol: whole images padded with the mean to 513x513, labels at their own resolution, single scale. The papers report
+77.21 (DeepLabv3, ResNet-101, output stride 16, Table 6) and 78.85 (DeepLabv3+ decoder, Table 2) on val.
+
+The papers do not state momentum, weight decay and the step of the scales; these are those of the authors' code. Two
+things of that code are left out: its dropout of 0.1 after the ASPP (the model's option `dropout`), and its rule that
+depthwise kernels have no weight decay (`no_decay`). What it does for the test server only is left out, too: it repeats
+images with hard classes, and trains on COCO first (DeepLabv3, sec. 4.2).
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,6 @@
-"""The README's table of models: name, paper, parameters, multiply-adds at 513x513, and what sets each apart.
+"""The table of models for `deeplab_jax/models/README.md`: cost at 513x513, and what sets each model apart.
 
-python -m experiments.model_table [--write README.md]
+python -m experiments.model_table [--write deeplab_jax/models/README.md]
 """
 
 import argparse
@@ -19,7 +19,9 @@ from deeplab_jax.models.segmenter import abstract_variables
 from experiments.sections import Section
 
 SIDE = 513
-SECTION = Section("<!-- models: python -m experiments.model_table --write README.md -->", "<!-- /models -->")
+SECTION = Section(
+    "<!-- models: python -m experiments.model_table --write deeplab_jax/models/README.md -->", "<!-- /models -->"
+)
 
 
 def row(name: str) -> str:
@@ -52,7 +54,9 @@ def table(names: Sequence[str]) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table, and write it into a file's section."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--write", metavar="FILE", help="file whose section to replace, such as README.md")
+    parser.add_argument(
+        "--write", metavar="FILE", help="file whose section to replace, such as deeplab_jax/models/README.md"
+    )
     args = parser.parse_args(argv)
     content = table(model_names())
     print(content)

@@ -1,6 +1,6 @@
-"""Measure this package beside the PyTorch peers, and write the README's section.
+"""Measure this package beside the PyTorch peers, and write the tables of `experiments/benchmarks/README.md`.
 
-    python -m experiments.benchmarks [--parts inference,training] [--out FILE] [--write README.md]
+    python -m experiments.benchmarks [--parts inference,training] [--out FILE] [--write FILE]
 
 Every row is written as soon as it is measured, and kept by the next run with the same settings.
 """
@@ -147,7 +147,9 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--repeats", type=int, help=f"rounds of each race; default {ROUNDS}, with --quick 2")
     flags.add_argument("--quick", action="store_true", help="tiny sizes and networks, to see that everything works")
     flags.add_argument("--again", action="store_true", help="measure rows anew that the file already holds")
-    flags.add_argument("--write", metavar="FILE", help="file whose section to replace, such as README.md")
+    flags.add_argument(
+        "--write", metavar="FILE", help="file whose section to replace, such as experiments/benchmarks/README.md"
+    )
     flags.add_argument("--child", help=argparse.SUPPRESS)
     return flags
 

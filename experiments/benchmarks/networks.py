@@ -49,7 +49,7 @@ class Network:
     any_size: bool = True
 
 
-# Where segmentation_models_pytorch's networks differ from the papers'; see the README on conversion.
+# Where segmentation_models_pytorch's networks differ from the papers'; see `deeplab_jax/weights/README.md`.
 _SMP = {
     "align_corners": True,
     "aspp_rates": (12, 24, 36),

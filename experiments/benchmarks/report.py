@@ -1,4 +1,4 @@
-"""The results as Markdown, and the mark of the README's section that holds them."""
+"""The results as Markdown, and the marks around them in the README.md beside this file."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""The README's table of models says what the code counts."""
+"""The table of models in `deeplab_jax/models/README.md` says what the code counts."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.models.catalog import model_names
 from experiments.model_table import SECTION, row
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+README = (Path(__file__).parents[2] / "deeplab_jax" / "models" / "README.md").read_text(encoding="utf-8")
 LINES = README.split(SECTION.start)[1].split(SECTION.end)[0].strip().splitlines()
 
 

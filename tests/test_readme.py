@@ -1,0 +1,333 @@
+"""The documents: every link leads somewhere, every command is one, and what can run here runs.
+
+The first line of a block names its language, and then what its commands need: "files" (data, weights or photos of the
+reader's) or "long" (minutes to hours). Blocks that need nothing are run. The real parsers read all of them.
+"""
+
+import ast
+import contextlib
+import importlib
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from deeplab_jax import cli
+from deeplab_jax.config import load_config
+from deeplab_jax.errors import UserError
+from tests.test_layering import ALLOWED, imported_modules
+
+ROOT = Path(__file__).resolve().parents[1]
+OUTSIDE = {".venv", "runs", ".git", "build", "dist", "node_modules"}
+PAGES = sorted(
+    page
+    for page in ROOT.rglob("*.md")
+    if not any(part in OUTSIDE or part[0] == "." for part in page.relative_to(ROOT).parts)
+)
+NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+# Files that the pages name, and that other changes bring; to go with them.
+TO_COME = {
+    "deeplab_jax/config_keys.py",
+    "deeplab_jax/evaluate/protocol.py",
+    "deeplab_jax/models/architectures.py",
+    "deeplab_jax/ops/bilinear.py",
+    "deeplab_jax/ops/observe.py",
+    "deeplab_jax/ops/taps.py",
+    "deeplab_jax/train/batches.py",
+    "deeplab_jax/train/from_config.py",
+    "models/test_own_parts.py",
+}
+
+BLOCK = re.compile(r"^```(\w+)(?: (\w+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+NEEDS = {(language, need) for language in ("sh", "python") for need in ("", "files", "long")}
+SPAN = re.compile(r"`([^`\n]+)`")
+
+
+def prose(text: str) -> str:
+    """Return a page without its blocks of code."""
+    return re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def anchors(text: str) -> set[str]:
+    """Return the anchors that GitHub gives the headings of a page."""
+    found: set[str] = set()
+    for title in re.findall(r"^#+ (.*)$", prose(text), re.MULTILINE):
+        words = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", title).strip().lower()
+        slug = re.sub(r"[^\w\- ]", "", words).replace(" ", "-")
+        count = sum(re.fullmatch(rf"{re.escape(slug)}(-\d+)?", other) is not None for other in found)
+        found.add(f"{slug}-{count}" if count else slug)
+    return found
+
+
+def link_faults(page: Path, text: str) -> list[str]:
+    """Return one line for every relative link of a page that leads nowhere."""
+    faults = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(text)):
+        if re.match(r"\w+:", target):  # To another site.
+            continue
+        file, _, anchor = target.partition("#")
+        there = (page.parent / file) if file else page
+        if not there.exists():
+            faults.append(f"{page}: {target}: no such file")
+        elif anchor and anchor not in anchors(text if not file else there.read_text(encoding="utf-8")):
+            faults.append(f"{page}: {target}: no such heading")
+    return faults
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_link_and_anchor_leads_somewhere(name: str) -> None:
+    page = ROOT / name
+    assert not link_faults(page, page.read_text(encoding="utf-8"))
+
+
+def test_a_broken_link_is_found() -> None:
+    page = ROOT / "README.md"
+    assert (
+        len(link_faults(page, "# A b\n[x](#a-b) [x](tests) [x](https://a.b) [x](#b) [x](none.md) [x](LICENSE#a)")) == 3
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_file_that_a_page_names_is_there(name: str) -> None:
+    """A path in backquotes is relative to the root, to the page, to the package or to the tests."""
+    page = ROOT / name
+    if name == "CHANGELOG.md":  # Which speaks of files that are gone.
+        return
+    spans = SPAN.findall(prose(page.read_text(encoding="utf-8")))
+    paths = {
+        span for span in spans if re.fullmatch(r"[\w./]+/[\w.]+\.(py|md)|\w+\.py", span) and not span.startswith("my_")
+    }
+    bases = (ROOT, page.parent, ROOT / "deeplab_jax", ROOT / "deeplab_jax" / "models", ROOT / "tests", ROOT / "configs")
+    missing = {path for path in paths if not any((base / path).exists() for base in bases)}
+    assert missing <= {name for path in TO_COME for name in (path, Path(path).name)}
+
+
+def test_the_readme_is_one_page() -> None:
+    assert len(README.splitlines()) <= 200
+    assert len(README.encode()) <= 16 * 1024
+    assert README.index("make demo") < README.index("make test") < README.index("\n## ")
+    (picture,) = re.findall(r"!\[[^]]*\]\(([^)]+)\)", README)
+    assert (ROOT / picture).stat().st_size < 150_000
+
+
+# How one step runs.
+
+STEP = README.split("## How one step runs")[1].split("\n## ")[0]
+STEP_FILES = [span for span in SPAN.findall(STEP) if span.endswith(".py") and span not in TO_COME]
+PARTS = ("backbones", "contexts", "decoders")
+# To go when the catalog imports the parts itself.
+PASSED_THROUGH = "deeplab_jax/models/parts.py"
+
+
+@cache
+def imports(file: str) -> set[str]:
+    """Return the project's files that a file imports."""
+    found = set()
+    for _, name in imported_modules(ast.parse((ROOT / file).read_text(encoding="utf-8")), file.replace("/", ".")[:-3]):
+        parts = name.split(".")
+        candidates = ["/".join(parts[:end]) + ".py" for end in (len(parts), len(parts) - 1) if end > 1]
+        found |= {path for path in candidates if (ROOT / path).is_file()}
+    return found | imports(PASSED_THROUGH) if PASSED_THROUGH in found else found
+
+
+def test_every_file_of_a_step_is_imported_by_one_before_it() -> None:
+    assert len(STEP_FILES) == len(set(STEP_FILES)) <= 35
+    for index, file in enumerate(STEP_FILES):
+        if file not in ("configs/camvid.py", "deeplab_jax/cli.py"):  # Where a user comes in.
+            assert any(file in imports(before) for before in STEP_FILES[:index]), file
+
+
+def test_no_file_of_a_step_is_missing() -> None:
+    """From the step down, the list has what a file imports of `train`, `models` and `ops`, without other parts."""
+    below = [file for file in STEP_FILES if file.startswith(("deeplab_jax/models/", "deeplab_jax/ops/"))]
+    missing = {
+        imported
+        for file in ["deeplab_jax/train/step.py", *below]
+        if file not in ("deeplab_jax/models/catalog.py", "deeplab_jax/models/architectures.py")  # These know all parts.
+        for imported in imports(file)
+        if imported.split("/")[1] in ("train", "models", "ops") and imported.split("/")[2] not in PARTS
+    }
+    assert not sorted(missing - set(STEP_FILES))
+
+
+def test_the_layers_stand_in_their_order() -> None:
+    """In CONTRIBUTING.md a layer stands below all that it may import."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split("## Where things go")[1]
+    lines = [line.strip().split(", ") for line in re.findall(r"^    (\w.*)$", text, re.MULTILINE)]
+    place = {layer: index for index, line in enumerate(lines) for layer in line}
+    assert {"errors", "ops", "models", "train", "cli"} <= set(place) <= set(ALLOWED)
+    assert all(place[above] < place[layer] for layer in place for above in ALLOWED[layer] & set(place) - {layer})
+
+
+# Commands.
+
+# What stands in for a program: it writes its arguments down as one line of JSON.
+NOTE = """import json, os, sys
+with open(os.environ["NOTES"], "a") as notes:
+    print(json.dumps([os.environ["TOOL"], *sys.argv[1:]]), file=notes)"""
+
+
+def commands(script: str, folder: Path) -> list[list[str]]:
+    """Return the words of every command of a shell script, as bash expands them; none is run.
+
+    Instead of python, make and the like bash finds programs that write down their arguments.
+    """
+    notes = folder / "notes"
+    notes.write_text("")
+    bin = folder / ".venv" / "bin"
+    bin.mkdir(parents=True, exist_ok=True)
+    (bin / "activate").write_text("")
+    for tool in ("python", "make", "pip", "jupyter"):
+        (bin / tool).write_text(f"#!/bin/sh\nTOOL={tool} exec '{sys.executable}' -S -c '{NOTE}' \"$@\"\n")
+        (bin / tool).chmod(0o755)
+    done = subprocess.run(
+        ["bash", "-euc", script],
+        cwd=folder,
+        env={**os.environ, "PATH": f"{bin}:/usr/bin:/bin", "NOTES": str(notes)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, f"{script}\n{done.stderr}"
+    return [json.loads(line) for line in notes.read_text().splitlines()]
+
+
+def shell_of(text: str) -> str:
+    """Return all commands of a page: its shell blocks, and those in backquotes."""
+    blocks = [body for language, _, body in BLOCK.findall(text) if language == "sh"]
+    spans = [span for span in SPAN.findall(prose(text)) if re.match(r"(python -m|make) [^.]", span)]
+    return "\n".join([*blocks, *spans])
+
+
+def check_command(words: list[str]) -> None:
+    """Fail where a command would be refused for how it is written."""
+    match words:
+        case ["make", target, *_]:
+            assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), target
+        case ["python", "-m", "deeplab_jax", *argv]:
+            check_flags(argv)
+        case ["python", "-m", "pytest", *paths]:
+            assert all((ROOT / path).exists() for path in paths if path[0] != "-")
+        case ["python", "-m", module, *argv] if module.split(".")[0] in ("experiments", "tests"):
+            check_module(module, argv)
+        case ["python", "-m", "pip", *_] | ["pip" | "jupyter", *_]:
+            pass
+        case _:
+            pytest.fail(f"the test knows no such command: {words}")
+
+
+def check_flags(argv: list[str]) -> None:
+    """Parse a command of the package, and load the configuration that it names."""
+    args, rest = cli.make_parser().parse_known_args(argv)
+    config, unknown = cli.split_config_arguments(rest)
+    if "--module" in argv and "--module" in unknown:  # To come; to go with TO_COME.
+        return
+    assert not unknown, f"{argv}: {unknown}"
+    if any(word.startswith("--config=configs/") for word in config):
+        with contextlib.chdir(ROOT):
+            load_config(config)
+    assert args.takes_config or not config, argv
+
+
+def check_module(module: str, argv: list[str]) -> None:
+    """Check the flags of a module's command against its help."""
+    found = importlib.import_module(module)
+    if hasattr(found, "__path__"):
+        found = importlib.import_module(f"{module}.__main__")
+    out = io.StringIO()
+    with pytest.raises(SystemExit) as stopped, contextlib.redirect_stdout(out), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [module, "--help"])
+        found.main()
+    assert stopped.value.code == 0, module
+    own = argv[: argv.index("--")] if "--" in argv else argv
+    for flag in (word.split("=")[0] for word in own if word.startswith("--")):
+        assert re.search(rf"{flag}\b", out.getvalue()), f"{module}: {flag}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_command_is_understood(name: str, tmp_path: Path) -> None:
+    for words in commands(shell_of((ROOT / name).read_text(encoding="utf-8")), tmp_path):
+        check_command(words)
+
+
+@pytest.mark.parametrize("config", sorted((ROOT / "configs").glob("*.py")), ids=lambda path: path.stem)
+def test_every_command_of_a_config_is_understood(config: Path, tmp_path: Path) -> None:
+    docstring = ast.get_docstring(ast.parse(config.read_text(encoding="utf-8"))) or ""
+    found = commands("\n".join(re.findall(r"^    (.*)$", docstring, re.MULTILINE)), tmp_path)
+    assert found
+    for words in found:
+        check_command(words)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "make dmeo",
+        "python -m deeplab_jax train --config configs/scenes.py --workdri runs",
+        "python -m deeplab_jax train --config configs/scenes.py:debgu --workdir runs",
+        "python -m deeplab_jax train --config configs/scenes.py --config.train.stpes=1 --workdir runs",
+        "python -m experiments.run --sclae scenes",
+        "python -m pytest tests/none",
+    ],
+)
+def test_a_misspelt_command_is_found(words: str) -> None:
+    with pytest.raises((AssertionError, SystemExit, UserError)):
+        check_command(words.split())
+
+
+def as_shell(name: str) -> str:
+    """Return the commands of a page that need nothing."""
+    text = (ROOT / name).read_text(encoding="utf-8")
+    return "\n".join(body for language, need, body in BLOCK.findall(text) if (language, need) == ("sh", ""))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in NAMES if as_shell(name)])
+def test_commands_that_need_nothing_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    todo = commands(as_shell(name), tmp_path)
+    assert todo
+    for folder in ("configs", "experiments"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
+    monkeypatch.chdir(tmp_path)
+    for words in todo:
+        assert words[:3] == ["python", "-m", "deeplab_jax"], words
+        assert cli.main(words[3:]) == 0, words
+
+
+PYTHON = [
+    pytest.param(body, need, id=f"{name}-{index}")
+    for name in NAMES
+    for index, (language, need, body) in enumerate(BLOCK.findall((ROOT / name).read_text(encoding="utf-8")))
+    if language == "python"
+]
+
+
+@pytest.mark.parametrize(("body", "need"), PYTHON)
+def test_python_runs(body: str, need: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks that need files are compiled, and what they take of the package is there."""
+    monkeypatch.chdir(tmp_path)
+    code = compile(body, "block", "exec")
+    if not need and "models.architectures" not in body:
+        exec(code, {"__name__": "block"})
+    import deeplab_jax
+
+    for node in ast.walk(ast.parse(body)):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "deeplab_jax":
+            assert hasattr(deeplab_jax, node.attr), node.attr
+
+
+def test_blocks_say_what_they_need() -> None:
+    for name in NAMES:
+        text = (ROOT / name).read_text(encoding="utf-8")
+        found = BLOCK.findall(text)
+        assert 2 * len(found) == len(re.findall(r"^```", text, re.MULTILINE)), name
+        assert {(language, need) for language, need, _ in found} <= NEEDS, name
