@@ -15,7 +15,7 @@ from deeplab_jax.analysis.cost import multiply_adds
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.catalog import ARCHITECTURES, BACKBONES, create_model, model_names
 from deeplab_jax.models.segmenter import abstract_variables
-from experiments.sections import Section
+from experiments.output import Section
 
 SIDE = 513
 SECTION = Section("<!-- models: python -m experiments.model_table --write README.md -->", "<!-- /models -->")

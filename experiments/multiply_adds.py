@@ -25,8 +25,8 @@ from deeplab_jax.labels import VOC
 from deeplab_jax.models.segmenter import Segmenter
 from deeplab_jax.ops.geometry import scaled_side
 from deeplab_jax.train.settings import build_model
-from experiments.runner.resolve import Resolved, Settings, resolve
-from experiments.scales import SCALES
+from experiments.regimes import REGIMES
+from experiments.run.plan import Resolved, Settings, resolve
 from experiments.tables import TABLES, Table
 from experiments.tables.networks import MULTI_SCALE
 
@@ -95,7 +95,7 @@ def network(table: int, decoder: bool, separable: bool) -> Segmenter:
         for row, of in zip(data.rows, rows_of(table, data), strict=True)
         if (of.decoder, of.separable) == (decoder, separable)
     )
-    found = resolve(replace(next(same), needs=""), data, SCALES["paper"], Settings())
+    found = resolve(replace(next(same), needs=""), data, REGIMES["paper"], Settings())
     assert isinstance(found, Resolved), found
     found.config.model.options.lowering = "direct"
     return build_model(found.config.model, num_classes=VOC.num_classes)

@@ -21,7 +21,7 @@ from deeplab_jax.files import read_json
 from deeplab_jax.provenance import git_commit
 from deeplab_jax.train.loop import train
 from deeplab_jax.train.workdir import open_workdir
-from experiments.runner.files import write_json
+from experiments.output import write_json
 
 ROWS: dict[str, dict[str, Any]] = {
     "DeepLabv3+, output stride 16": {},

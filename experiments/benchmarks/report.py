@@ -7,7 +7,7 @@ from typing import Any
 
 from experiments.benchmarks.lowerings import CLOSE
 from experiments.benchmarks.session import BUSY
-from experiments.sections import Section
+from experiments.output import Section
 
 SECTION = Section("<!-- benchmarks:begin -->", "<!-- benchmarks:end -->")
 Rows = Mapping[str, dict[str, Any]]

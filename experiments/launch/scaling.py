@@ -22,8 +22,7 @@ from typing import Any
 from deeplab_jax.errors import UserError
 from deeplab_jax.files import read_json
 from experiments.launch.local import free_port
-from experiments.runner.files import write_json
-from experiments.sections import Section
+from experiments.output import Section, write_json
 
 SECTION = Section("<!-- scaling:begin -->", "<!-- scaling:end -->")
 CONFIG = "configs/scenes.py"

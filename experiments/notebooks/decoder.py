@@ -8,7 +8,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.segmenter import Variables
 from experiments.report.gather import TableResult, read_tables
-from experiments.runner.results import RESULTS
+from experiments.run.results import RESULTS
 
 ROOT = Path(__file__).resolve().parents[2]
 FIRST_CONV = ("params", "decoder", "conv2_conv1", "conv", "kernel")

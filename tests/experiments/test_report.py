@@ -14,6 +14,8 @@ import pytest
 from deeplab_jax.data.images import read_image, write_image
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate.pictures import colour_labels
+from experiments.output import Section as Marks
+from experiments.output import write_json
 from experiments.report import pictures as report_pictures
 from experiments.report.__main__ import main
 from experiments.report.cells import cells, headings
@@ -23,10 +25,8 @@ from experiments.report.page import Section, data_uri, page
 from experiments.report.pictures import Few, Pictures, row_pictures, table_pictures
 from experiments.report.plots import LIGHT, curves_plot, values_plot
 from experiments.report.trend import trend
-from experiments.runner.files import write_json
-from experiments.runner.jobs import Job
-from experiments.runner.worker import work
-from experiments.sections import Section as Marks
+from experiments.run.execute import work
+from experiments.run.plan import Job
 from experiments.tables import TABLES, Row
 from tests.support.tiny import tiny_config, tiny_models
 
