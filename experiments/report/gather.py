@@ -201,21 +201,23 @@ def table_result(
     for name, row in table.named_rows().items():
         about = label(table, row)
         try:
-            rows.append(_row_result(row, about, regime, contents.get(name), table.measures))
+            rows.append(_row_result(name, row, about, regime, contents, table.measures))
         except Unreadable as error:
             remarks.append(f"{where}: cannot be read as a result (row {name}: {error}); left out")
             rows.append(RowResult(row, about, missing=NOT_YET))
     return TableResult(table, regime.name, tuple(rows))
 
 
-def _row_result(row: Row, about: str, regime: Regime, found: Any, measures: Sequence[str]) -> RowResult:
+def _row_result(
+    name: str, row: Row, about: str, regime: Regime, contents: Mapping[str, Any], measures: Sequence[str]
+) -> RowResult:
     if reason := regime.why_not(row):
         return RowResult(row, about, missing=f"not run here: {reason}")
     if row.compute is not None:
         return RowResult(row, about, {name: (value,) for name, value in row.compute().items()})
-    if found is None:
+    if name not in contents:
         return RowResult(row, about, missing=NOT_YET)
-    content = checked(found, (*ROW, "config"))
+    content = checked(contents[name], (*ROW, "config"))
     try:
         return RowResult(
             row,

@@ -245,7 +245,7 @@ def show(console: Console, tables: Sequence[Table], regime: Regime, asked: Seque
     """Write what is there of every row, and print the tables."""
     for table in tables:
         own = [one for one in asked if one.table is table]
-        contents = {table.row_name(one.row): store.collect(one) for one in own}
+        contents = {table.row_name(one.row): found for one in own if (found := store.collect(one)) is not None}
         remarks: list[str] = []
         result = table_result(replace(table, rows=tuple(one.row for one in own)), regime, contents, remarks)
         console.print(f"\n{table.name}: {table.title}\n{table.source}", highlight=False, markup=False, soft_wrap=True)

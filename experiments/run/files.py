@@ -121,11 +121,11 @@ def read_rows(folder: Path, table: str) -> Content:
     )
 
 
-def _earlier(file: Path) -> Content | None:
+def _earlier(file: Path) -> Content:
     try:
-        return read_json(file, needs=())
+        return read_json(file, needs=()) or {}
     except Unreadable:
-        return None
+        return {}  # Whoever needs the row finds that it lacks all that a row has.
 
 
 def read_trainings(folder: Path) -> dict[str, Records]:

@@ -19,9 +19,9 @@ from functools import partial
 import pytest
 from rich.console import Console
 
+from deeplab_jax import provenance
 from deeplab_jax.errors import UserError
 from deeplab_jax.files import locked
-from deeplab_jax.train import workdir
 from experiments.output import write_json
 from experiments.run import __main__ as run
 from experiments.run import execute, results
@@ -81,7 +81,7 @@ def here(monkeypatch, tmp_path):
         for key in job.evaluations:
             record = {"step": job.config.train.steps, "train/loss": 1.0, "train/images_per_second": 8.0}
             file = evaluation_file(runs / job.name, key)
-            write_json(file, {"commits": [workdir.git_commit()], **metrics(0.5 + 0.01 * job.seed)})
+            write_json(file, {"commits": [run.git_commit()], **metrics(0.5 + 0.01 * job.seed)})
             (runs / job.name / "metrics.jsonl").write_text(json.dumps(record) + "\n")
 
     monkeypatch.setattr(run, "work", pretend)
@@ -402,9 +402,7 @@ def test_results_of_earlier_versions_count(here, tmp_path) -> None:
 
 def test_a_result_of_another_commit_is_kept_unless_again(here, tmp_path, capsys, monkeypatch) -> None:
     call(tmp_path, "v3_table6")
-    for module in (run, workdir, results):
-        if hasattr(module, "git_commit"):
-            monkeypatch.setattr(module, "git_commit", lambda: "another")
+    monkeypatch.setattr(run, "git_commit", lambda: "another")
     capsys.readouterr()
     assert call(tmp_path, "v3_table6") == 0
     assert "4 rows have results of other commits than another: kept; --again runs them anew" in capsys.readouterr().out
@@ -435,7 +433,6 @@ def test_again_leaves_what_was_not_asked_for(here, tmp_path, monkeypatch) -> Non
     call(tmp_path, "v3_table6", "--row", "eval_os_16", "--seeds", "3")
     old = result(tmp_path, "v3_table6/eval_os_16")["seeds"]
     monkeypatch.setattr(run, "git_commit", lambda: "another")
-    monkeypatch.setattr(workdir, "git_commit", lambda: "another")
     assert call(tmp_path, "v3_table6", "--row", "eval_os_16", "--seeds", "1", "--again") == 0
     new = result(tmp_path, "v3_table6/eval_os_16")["seeds"]
     assert [entry["commits"] for entry in new] == [["another"], old[1]["commits"], old[2]["commits"]]
@@ -472,7 +469,7 @@ def test_two_runners_on_one_folder(here, tmp_path, capsys, folder) -> None:
 
 def test_results_do_not_make_the_code_another_one(tmp_path, monkeypatch) -> None:
     """A runner that writes results which the repository keeps goes on under the same commit."""
-    files = ("deeplab_jax/train/workdir.py", "experiments/results/a.json", "README.md")
+    files = ("deeplab_jax/provenance.py", "experiments/results/a.json", "README.md")
     for name in files:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("1")
@@ -480,12 +477,12 @@ def test_results_do_not_make_the_code_another_one(tmp_path, monkeypatch) -> None
     git(["git", "init", "-q"])
     git(["git", "add", "."])
     git(["git", "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "a"])
-    monkeypatch.setattr(workdir, "__file__", str(tmp_path / files[0]))
-    clean = workdir.git_commit()
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / files[0]))
+    clean = provenance.git_commit()
     assert re.fullmatch("[0-9a-f]{40}", clean)
     for name, expected in zip(reversed(files), (clean, clean, f"{clean}-dirty"), strict=True):
         (tmp_path / name).write_text("2")
-        assert workdir.git_commit() == expected, name
+        assert provenance.git_commit() == expected, name
 
 
 def test_a_job_that_a_signal_stopped_goes_on(here, tmp_path, monkeypatch) -> None:
