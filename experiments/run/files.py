@@ -137,8 +137,10 @@ def read_trainings(folder: Path) -> dict[str, Records]:
       Unreadable: the file is damaged.
     """
     content = read_json(folder / f"{TRAININGS}.json", needs=()) or {}
-    kept = {name: [one for one in records if isinstance(one, dict)] for name, records in content.items() if records}
-    return {file.stem: read_records(file) for file in (folder / TRAININGS).glob("*.jsonl")} | kept
+    found = {file.stem: read_records(file) for file in (folder / TRAININGS).glob("*.jsonl")}
+    for name, records in content.items():
+        found[name] = [one for one in records if isinstance(one, dict)] if isinstance(records, list) else []
+    return found
 
 
 def set_aside(file: Path) -> None:
