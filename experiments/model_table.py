@@ -15,14 +15,14 @@ from deeplab_jax.analysis.cost import multiply_adds
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.catalog import ARCHITECTURES, BACKBONES, create_model, model_names
 from deeplab_jax.models.segmenter import abstract_variables
-from experiments.output import Section
+from experiments.output import Section, markdown_row, markdown_table
 
 SIDE = 513
 SECTION = Section("<!-- models: python -m experiments.model_table --write README.md -->", "<!-- /models -->")
 
 
-def row(name: str) -> str:
-    """Return one line of the table; the first of an architecture says what that is, the others tell the backbones."""
+def cells(name: str) -> tuple[str, ...]:
+    """Return a model's cells; the first of an architecture says what that is, the others tell the backbones."""
     model = create_model(name, lowering="direct")  # Counts are the same in every lowering; this one is traced fastest.
     parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_variables(model)["params"]))
     architecture_name, _, backbone = name.partition("_")
@@ -31,7 +31,7 @@ def row(name: str) -> str:
     paper = architecture.paper
     source = f"[{paper}](https://arxiv.org/abs/{paper})" if paper[0].isdigit() else paper
     cost = multiply_adds(model, SIDE, SIDE).total
-    columns = (
+    return (
         f"`{name}`",
         source,
         str(model.output_stride),
@@ -39,13 +39,17 @@ def row(name: str) -> str:
         f"{cost / 1e9:.2f}",
         architecture.note if first else f"the same; {BACKBONES[backbone].note}",
     )
-    return f"| {' | '.join(columns)} |"
+
+
+def row(name: str) -> str:
+    """Return a model's line of the table."""
+    return markdown_row(cells(name))
 
 
 def table(names: Sequence[str]) -> str:
     """Return the table of these models in Markdown."""
-    head = "| name | paper | output stride | parameters | multiply-adds, 10⁹ | what sets it apart |"
-    return "\n".join([head, "|---|---|---|---|---|---|", *(row(name) for name in names)])
+    head = ("name", "paper", "output stride", "parameters", "multiply-adds, 10⁹", "what sets it apart")
+    return markdown_table(head, map(cells, names))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -23,9 +23,9 @@ def markdown_row(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def markdown_table(head: Sequence[str], rows: Iterable[Iterable[str]], *, text_columns: int) -> str:
-    """Return a Markdown table; the first `text_columns` are aligned to the left, the others to the right."""
-    rule = "|" + "---|" * text_columns + "---:|" * (len(head) - text_columns)
+def markdown_table(head: Sequence[str], rows: Iterable[Iterable[str]], *, numbers: int = 0) -> str:
+    """Return a Markdown table; so many last columns hold numbers, which stand at the right."""
+    rule = "|" + "---|" * (len(head) - numbers) + "---:|" * numbers
     return "\n".join([markdown_row(head), rule, *map(markdown_row, rows)])
 
 

@@ -25,5 +25,6 @@ def table(result: TableResult) -> str:
     rows = ([escape(cell.text) for cell in cells(result, row)] for row in result.rows)
     about = [f"{escape(result.table.source)}.", *map(escape, provenance(result))]
     title = f"#### `{result.table.name}` at `{result.regime}`: {escape(result.table.title)}"
-    body = markdown_table(list(map(escape, headings(result))), rows, text_columns=len(result.table.columns))
+    head = list(map(escape, headings(result)))
+    body = markdown_table(head, rows, numbers=len(head) - len(result.table.columns))
     return "\n\n".join([title, " ".join(about), body])

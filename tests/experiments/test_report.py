@@ -108,7 +108,7 @@ def test_tables_in_markdown(store, tmp_path) -> None:
         """#### `v3plus_table1` at `scenes`: Decoder: 1x1 channels on Conv2, ResNet-101
 
 arXiv 1802.02611, Table 1 (VOC 2012 val). Pairs of rows that the paper orders: 1; in the same order here: 1; \
-in the opposite one: 0; no further apart than seeds of one row at this scale (2.00): 0. \
+in the opposite one: 0; no further apart than seeds of one row in this regime (2.00): 0. \
 6 trainings of 450 steps of 8 images: 6 min in all, the longest 60 s; \
 commit 0123456789ab. Networks here: deeplabv3_resnet18 of width 0.5.
 
@@ -172,7 +172,7 @@ def test_pairs_of_rows_are_counted_by_their_order(tmp_path) -> None:
     put(tmp_path, "v3_table6/eval_os_16", 0.70, 0.71, key="c")
     result = tables_by_name(tmp_path)["v3plus_table1"]
     assert trend(result) == (
-        f"{expected.format(3, 2)} {most}; no further apart than seeds of one row at this scale (1.00): 1."
+        f"{expected.format(3, 2)} {most}; no further apart than seeds of one row in this regime (1.00): 1."
     )
     assert trend(tables_by_name(tmp_path)["v3_table6"]) == ""
 

@@ -19,7 +19,6 @@ from functools import partial
 import pytest
 from rich.console import Console
 
-from deeplab_jax import provenance
 from deeplab_jax.errors import UserError
 from deeplab_jax.files import locked
 from experiments.output import write_json
@@ -465,24 +464,6 @@ def test_two_runners_on_one_folder(here, tmp_path, capsys, folder) -> None:
         fcntl.flock(other, fcntl.LOCK_EX)
         assert call(tmp_path, "v3_table6") == 2
         assert f"{tmp_path / folder}: another runner is at work there" in capsys.readouterr().err
-
-
-def test_results_do_not_make_the_code_another_one(tmp_path, monkeypatch) -> None:
-    """A runner that writes results which the repository keeps goes on under the same commit."""
-    files = ("deeplab_jax/provenance.py", "experiments/results/a.json", "README.md")
-    for name in files:
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text("1")
-    git = partial(subprocess.run, cwd=tmp_path, check=True, capture_output=True)
-    git(["git", "init", "-q"])
-    git(["git", "add", "."])
-    git(["git", "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "a"])
-    monkeypatch.setattr(provenance, "__file__", str(tmp_path / files[0]))
-    clean = provenance.git_commit()
-    assert re.fullmatch("[0-9a-f]{40}", clean)
-    for name, expected in zip(reversed(files), (clean, clean, f"{clean}-dirty"), strict=True):
-        (tmp_path / name).write_text("2")
-        assert provenance.git_commit() == expected, name
 
 
 def test_a_job_that_a_signal_stopped_goes_on(here, tmp_path, monkeypatch) -> None:
