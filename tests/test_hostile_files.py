@@ -242,6 +242,7 @@ def test_what_a_model_folder_says_of_its_classes_is_checked(tmp_path: Path, comp
         ({"evaluation": "/tmp"}, "'evaluation'"),
         ({"seeds": [{"seed": "0"}]}, "'seeds'"),
         ({"config": {"train": {"steps": 0, "batch_size": 1}}}, "'config'"),
+        ({"pretraining": {"name": "../../outside", "seconds": 1.0}}, "'pretraining'"),
     ],
 )
 def test_results_name_no_files_outside_and_hold_numbers(tmp_path: Path, changes, word) -> None:

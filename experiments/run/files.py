@@ -56,6 +56,10 @@ def _is_config(value: Any) -> bool:
     )
 
 
+def _is_pretraining(value: Any) -> bool:
+    return _are_numbers(value, "seconds") and _is_key(value.get("name")) and _is_config(value.get("config"))
+
+
 def _is_model(value: Any) -> bool:
     return isinstance(value, dict) and isinstance(value.get("name"), str) and is_number(value.get("output_stride"))
 
@@ -67,6 +71,7 @@ CHECKS: dict[str, Callable[[Any], bool]] = {
     "training": _is_key,
     "evaluation": _is_key,
     "config": _is_config,
+    "pretraining": _is_pretraining,
     "commits": _are_texts,
     "miou": lambda value: value is None or is_number(value),
     "seconds": is_number,
@@ -81,14 +86,15 @@ def checked(content: Any, needs: Iterable[str]) -> Content:
     """Return what JSON holds, if it is an object with certain keys.
 
     Raises:
-      Unreadable: it is not, or one of the keys holds something else than it should.
+      Unreadable: it is not, or one of its keys holds something else than it should.
     """
     if not isinstance(content, dict):
         raise Unreadable("it holds no object")
     for key in needs:
         if key not in content:
             raise Unreadable(f"it has no {key!r}")
-        if key in CHECKS and not CHECKS[key](content[key]):
+    for key, is_right in CHECKS.items():
+        if key in content and not is_right(content[key]):
             raise Unreadable(f"its {key!r} is {content[key]!r:.100}")
     return content
 

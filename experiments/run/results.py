@@ -211,10 +211,8 @@ class Store:
 
     def _multiply_adds(self, own: Content | None, first: Content) -> dict[str, int]:
         """Count, or take what the row has of the same protocol: counting takes seconds for each row."""
-        if own is not None and not self.again and own["protocol"] == first["protocol"]:
-            found: dict[str, int] = own["multiply_adds"]
-            return found
-        return _multiply_adds(first)
+        kept: dict[str, int] | None = own.get("multiply_adds") if own is not None and not self.again else None
+        return kept if kept and own and own.get("protocol") == first["protocol"] else _multiply_adds(first)
 
     def _pretraining(self, config: ConfigDict | None) -> Content:
         """Return what a row says of the training whose backbone it starts from."""

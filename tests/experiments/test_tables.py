@@ -90,6 +90,12 @@ def test_all_of_the_papers_numbers(name, repo_root) -> None:
     assert [value for one in TABLES[name].rows for value in one.paper.values()] == expected
 
 
+def test_every_file_of_a_table_is_named(repo_root) -> None:
+    files = {file.stem for file in (repo_root / "experiments/tables").glob("*.py")}
+    assert files - {"__init__", "table", "networks"} == set(TABLES)
+    assert [table.name for table in TABLES.values()] == list(TABLES)
+
+
 def test_the_numbers_of_rows() -> None:
     counts = {name: len(table.rows) for name, table in TABLES.items()}
     assert counts["v3_table3"] == 20 and counts["v3plus_table3"] == 14 and counts["v3plus_table5"] == 24
