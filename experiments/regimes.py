@@ -3,6 +3,7 @@
 - `scenes`: generated pictures of 129x129, thin ResNets and a thin Xception; for anyone. Backbones are first trained in
   plain networks on the same pictures. A sample of the last block sees a whole picture, so that pyramid and image
   pooling have little context to add.
+- `demo`: the network of `make demo` and its configuration, on the same pictures, from random weights.
 - `camvid`: 257x257 crops of street scenes. ASPP and decoder on the authors' MobileNetV2 (`--init`: what `convert` makes
   of deeplabv3_257_mv_gpu.tflite), the cascade and Xception from random weights.
 - `paper`: the published protocol. PASCAL VOC 2012 (trainaug) at 513, 30000 steps of 16 images, rate 0.007, poly;
@@ -101,7 +102,12 @@ class Regime:
             return f"needs {row.needs}"
         if "balanced" in row.train.values() and not self.class_weights:
             return WEIGHTS_NOT_COUNTED
-        limits = self.network(row.train["model.name"]).limits if row.train else {}
+        if not row.train:
+            return ""
+        try:
+            limits = self.network(row.train["model.name"]).limits
+        except KeyError:
+            return f"no network stands for {row.train['model.name']} in the regime {self.name}"
         return next((limits[change] for change in row.train.items() if change in limits), "")
 
     def translated(self, key: str, value: Any, network: Network, crop: tuple[int, int]) -> Any:
@@ -158,6 +164,9 @@ REGIMES: dict[str, Regime] = {
         class_weights=(0.506, 1.023, 1.000, 0.773, 0.650, 1.676, 1.731, 0.676, 1.199),
         overrides=("--config.optimizer.learning_rate=0.01",),
         pretraining=1500,
+    ),
+    "demo": Regime(
+        name="demo", networks={"resnet18": Network("resnet18", _SCENES, units=2)}, steps=0, batch=1.0, rates=1
     ),
     "camvid": Regime(
         name="camvid",

@@ -203,8 +203,7 @@ def check_init(rows: Iterable[tuple[Table, Row]], regime: Regime, init: str, *, 
     """
     used = False
     for table, row in rows:
-        network = regime.network(row.train["model.name"])
-        if network.pretrained and not regime.why_not(row):
+        if not regime.why_not(row) and (network := regime.network(row.train["model.name"])).pretrained:
             used = True
             if needed and not init:
                 raise UserError(

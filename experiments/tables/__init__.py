@@ -27,5 +27,6 @@ NAMES = (
     "extra_norm",
     "extra_loss",
     "extra_seeds",
+    "extra_parts",
 )
 TABLES: dict[str, Table] = {name: import_module(f"{__name__}.{name}").TABLE for name in NAMES}

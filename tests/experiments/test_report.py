@@ -519,7 +519,8 @@ def test_every_table_of_the_papers_can_be_shown(tmp_path) -> None:
         rows[row]["seeds"][0]["trimap"] = {"bands": bands}
         write_json(file, {"rows": rows})
     results, remarks = read_tables(tmp_path / "results", ("scenes",))
-    assert [result.table.name for result in results] == list(TABLES)
+    elsewhere = {"extra_parts"}  # In the regime of the demo.
+    assert [result.table.name for result in results] == [name for name in TABLES if name not in elsewhere]
     assert remarks == []
     for result in results:
         assert all(len(cells(result, row)) == len(headings(result)) for row in result.rows)
