@@ -84,8 +84,9 @@ ROWS = (*rows_of(3, TABLE_3), *rows_of(5, TABLE_5))
 
 @cache
 def network(table: int, decoder: bool, separable: bool) -> Segmenter:
-    """Build the network that such rows are trained with at the papers' scale; this lowering is traced fastest, and none
-    changes a count.
+    """Return the network that such rows train in the regime `paper`.
+
+    No lowering changes a count; this one is traced fastest.
     """
     data = TABLE_3 if table == 3 else TABLE_5
     same = (

@@ -33,7 +33,7 @@ def with_strongest_channels(variables: Variables, *, channels: int, keep: int) -
 
 
 def committed_results(table: str) -> list[TableResult]:
-    """Return what `python -m experiments.run` has measured of a table: one result for each scale that has any."""
+    """Return what `python -m experiments.run` has measured of a table: one result for each regime that has any."""
     try:
         tables, _ = read_tables(ROOT / RESULTS, ())
     except UserError:

@@ -10,6 +10,7 @@ has one file of results, OUT/REGIME/TABLE.json.
 
 import argparse
 import ast
+import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -30,7 +31,7 @@ from experiments.report.cells import hours, provenance
 from experiments.report.gather import table_result
 from experiments.run import view
 from experiments.run.execute import check_data, end_with_parent, run_jobs, work
-from experiments.run.launchers import Launcher, Local, Slurm, as_shell, keep_to_cores
+from experiments.run.launchers import Launcher, Local, Slurm, keep_to_cores
 from experiments.run.plan import Asked, Job, Resolved, Settings, ask, check_init, job_name, make_jobs
 from experiments.run.results import RESULTS, Store, refuse_strange
 from experiments.tables import TABLES, Table
@@ -151,7 +152,7 @@ def run(args: argparse.Namespace, overrides: tuple[str, ...], words: Sequence[st
     refuse_strange(store)
     if args.commands:
         for job in waiting:
-            print(as_shell([*PROGRAM, *without(words, "--commands"), "--job", job.name]))
+            print(shlex.join([*PROGRAM, *(word for word in words if word != "--commands"), "--job", job.name]))
         return 0
     failed: list[str] = []
     with alone(args.runs, "--runs"), alone(args.out, "--out"):
@@ -253,11 +254,6 @@ def show(console: Console, tables: Sequence[Table], regime: Regime, asked: Seque
         for line in [*remarks, *provenance(result)]:
             console.print(line, highlight=False, markup=False)
     console.print(f"results: {store.out}", highlight=False, soft_wrap=True)
-
-
-def without(words: Sequence[str], word: str) -> list[str]:
-    """Return words without one of them."""
-    return [other for other in words if other != word]
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 import contextlib
 import importlib
 import os
-import shlex
 import signal
 import subprocess
 import sys
@@ -198,8 +197,3 @@ def _slurm_errors() -> Iterator[None]:
         yield
     except (NameError, RuntimeError) as error:
         raise UserError(f"--launcher slurm: {' '.join(str(error).split())}; see --slurm, or use --commands") from error
-
-
-def as_shell(command: Command) -> str:
-    """Return a command as a line for a shell."""
-    return shlex.join(command)
