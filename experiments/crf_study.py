@@ -27,7 +27,7 @@ from deeplab_jax.evaluate.protocol import Protocol
 from deeplab_jax.ops import metrics
 from deeplab_jax.ops.crf import DenseCRF, mean_field
 from deeplab_jax.provenance import versions
-from experiments.runner.files import write_json
+from experiments.output import write_json
 
 RESULTS = Path(__file__).parent / "results" / "crf.json"
 METHODS: tuple[Literal["fast", "exact"], ...] = ("fast", "exact")

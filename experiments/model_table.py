@@ -16,7 +16,7 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.models.architectures import ARCHITECTURES, BACKBONES
 from deeplab_jax.models.catalog import create_model, model_names
 from deeplab_jax.models.segmenter import abstract_variables
-from experiments.sections import Section
+from experiments.output import Section, markdown_row, markdown_table
 
 SIDE = 513
 SECTION = Section(
@@ -24,8 +24,8 @@ SECTION = Section(
 )
 
 
-def row(name: str) -> str:
-    """Return one line of the table; the first of an architecture says what that is, the others tell the backbones."""
+def cells(name: str) -> tuple[str, ...]:
+    """Return a model's cells; the first of an architecture says what that is, the others tell the backbones."""
     model = create_model(name, lowering="direct")  # Counts are the same in every lowering; this one is traced fastest.
     parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_variables(model)["params"]))
     architecture_name, _, backbone = name.partition("_")
@@ -34,7 +34,7 @@ def row(name: str) -> str:
     paper = architecture.paper
     source = f"[{paper}](https://arxiv.org/abs/{paper})" if paper[0].isdigit() else paper
     cost = multiply_adds(model, SIDE, SIDE).total
-    columns = (
+    return (
         f"`{name}`",
         source,
         str(model.output_stride),
@@ -42,13 +42,17 @@ def row(name: str) -> str:
         f"{cost / 1e9:.2f}",
         architecture.note if first else f"the same; {BACKBONES[backbone].note}",
     )
-    return f"| {' | '.join(columns)} |"
+
+
+def row(name: str) -> str:
+    """Return a model's line of the table."""
+    return markdown_row(cells(name))
 
 
 def table(names: Sequence[str]) -> str:
     """Return the table of these models in Markdown."""
-    head = "| name | paper | output stride | parameters | multiply-adds, 10⁹ | what sets it apart |"
-    return "\n".join([head, "|---|---|---|---|---|---|", *(row(name) for name in names)])
+    head = ("name", "paper", "output stride", "parameters", "multiply-adds, 10⁹", "what sets it apart")
+    return markdown_table(head, map(cells, names))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -8,7 +8,6 @@ padding, stands beside.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,17 +15,16 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
-from rich import box
 from rich.console import Console
-from rich.table import Table as Grid
 
 from deeplab_jax.analysis.cost import Call, Counting, count, record
 from deeplab_jax.labels import VOC
 from deeplab_jax.models.segmenter import Segmenter
 from deeplab_jax.ops.geometry import scaled_side
 from deeplab_jax.train.from_config import build_model
-from experiments.runner.resolve import Resolved, Settings, resolve
-from experiments.scales import SCALES
+from experiments.output import markdown_table, write_json
+from experiments.regimes import REGIMES
+from experiments.run.plan import Resolved, Settings, resolve
 from experiments.tables import TABLES, Table
 from experiments.tables.networks import MULTI_SCALE
 
@@ -86,8 +84,9 @@ ROWS = (*rows_of(3, TABLE_3), *rows_of(5, TABLE_5))
 
 @cache
 def network(table: int, decoder: bool, separable: bool) -> Segmenter:
-    """Build the network that such rows are trained with at the papers' scale; this lowering is traced fastest, and none
-    changes a count.
+    """Return the network that such rows train in the regime `paper`.
+
+    No lowering changes a count; this one is traced fastest.
     """
     data = TABLE_3 if table == 3 else TABLE_5
     same = (
@@ -95,7 +94,7 @@ def network(table: int, decoder: bool, separable: bool) -> Segmenter:
         for row, of in zip(data.rows, rows_of(table, data), strict=True)
         if (of.decoder, of.separable) == (decoder, separable)
     )
-    found = resolve(replace(next(same), needs=""), data, SCALES["paper"], Settings())
+    found = resolve(replace(next(same), needs=""), data, REGIMES["paper"], Settings())
     assert isinstance(found, Resolved), found
     found.config.model.options.lowering = "direct"
     return build_model(found.config, num_classes=VOC.num_classes)
@@ -151,17 +150,15 @@ def odd_one_out() -> str:
 
 def markdown(results: Sequence[dict[str, Any]]) -> str:
     """Return the table and the paragraph below it."""
+    head = ("row", "paper", "counted the paper's way", "difference %", "counted exactly", "valid taps only")
     lines = [
         "# Multiply-adds of DeepLabv3+, Tables 3 and 5",
-        "",
         f"In 10⁹, for {SIDE}x{SIDE}; MS adds up the scales {', '.join(map(str, MULTI_SCALE))} (a side of n pixels has "
         "(n - 1) s + 1), flip doubles. Written by `python -m experiments.multiply_adds`.",
-        "",
-        "| row | paper | counted the paper's way | difference % | counted exactly | valid taps only |",
-        "|---|---|---|---|---|---|",
+        markdown_table(head, map(cells, results)),
+        odd_one_out(),
     ]
-    lines += [f"| {' | '.join(cells(entry))} |" for entry in results]
-    return "\n".join([*lines, "", odd_one_out(), ""])
+    return "\n\n".join(lines) + "\n"
 
 
 def cells(entry: dict[str, Any]) -> list[str]:
@@ -175,29 +172,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--out", default="experiments/results", help="folder for the two files")
     args = parser.parse_args(argv)
-    console = Console()
-    console = Console(width=max(console.width, 100))  # Each row on a line of its own.
-    table = Grid(title="Multiply-adds in 10⁹", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for number, heading in enumerate(("row", "paper", "paper's way", "difference %", "exactly", "valid taps")):
-        table.add_column(heading, justify="right" if number else "left", no_wrap=True)
     results = []
-    with console.status("counting") as status:
+    with Console(stderr=True).status("counting") as status:
         for row in ROWS:
             status.update(row.label)
             results.append(result(row))
-            table.add_row(*cells(results[-1]))
-    console.print(table)
-    console.print(odd_one_out())
+    text = markdown(results)
+    print(text)
+    content = {"command": "python -m experiments.multiply_adds", "size": [SIDE, SIDE], "scales": MULTI_SCALE}
     folder = Path(args.out)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "multiply_adds.md").write_text(markdown(results), encoding="utf-8")
-    content = {
-        "command": "python -m experiments.multiply_adds",
-        "size": [SIDE, SIDE],
-        "scales": MULTI_SCALE,
-        "rows": results,
-    }
-    (folder / "multiply_adds.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_json(folder / "multiply_adds.json", {**content, "rows": results})
+    (folder / "multiply_adds.md").write_text(text, encoding="utf-8")
     return 0
 
 

@@ -15,7 +15,7 @@ import pytest
 from deeplab_jax.cli import main
 from deeplab_jax.config import base, to_plain
 from deeplab_jax.weights.folder import save
-from experiments.runner import files as results
+from experiments.run import files as results
 from tests.support.layouts import camvid, coco, write_pair
 from tests.support.tiny import tiny_model, tiny_models
 
@@ -242,6 +242,7 @@ def test_what_a_model_folder_says_of_its_classes_is_checked(tmp_path: Path, comp
         ({"evaluation": "/tmp"}, "'evaluation'"),
         ({"seeds": [{"seed": "0"}]}, "'seeds'"),
         ({"config": {"train": {"steps": 0, "batch_size": 1}}}, "'config'"),
+        ({"pretraining": {"name": "../../outside", "seconds": 1.0}}, "'pretraining'"),
     ],
 )
 def test_results_name_no_files_outside_and_hold_numbers(tmp_path: Path, changes, word) -> None:

@@ -22,8 +22,8 @@ from deeplab_jax.train.state import create_state
 from experiments.benchmarks import machine, memory
 from experiments.benchmarks.children import run_child
 from experiments.benchmarks.session import Session
-from experiments.runner.resolve import Resolved, Settings, resolve
-from experiments.scales import SCALES
+from experiments.regimes import REGIMES
+from experiments.run.plan import Resolved, Settings, resolve
 from experiments.tables import TABLES
 
 # (table, row): one for each kind of network, crop and output stride.
@@ -104,7 +104,7 @@ def child(arguments: dict[str, Any]) -> dict[str, Any]:
 
 def training(table: str, row: str, scale: str) -> ConfigDict:
     """Return the training configuration of a row."""
-    found = resolve(TABLES[table].named_rows()[row], TABLES[table], SCALES[scale], Settings())
+    found = resolve(TABLES[table].named_rows()[row], TABLES[table], REGIMES[scale], Settings())
     assert isinstance(found, Resolved), found
     return found.config
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from experiments.benchmarks.lowerings import CLOSE
 from experiments.benchmarks.session import BUSY
-from experiments.sections import Section
+from experiments.output import Section, markdown_table
 
 SECTION = Section("<!-- benchmarks:begin -->", "<!-- benchmarks:end -->")
 Rows = Mapping[str, dict[str, Any]]
@@ -81,10 +81,7 @@ def ratio_table(title: str, rows: Mapping[str, Any], limits: Mapping[str, float]
 
     A ratio is a peer's time divided by ours, in the median over the rounds: above 1 ours is faster.
     """
-    lines = [
-        f"| {title} | ours, ms | PyTorch eager, ms | ratio | torch.compile, ms | ratio | of the matrix rate |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    cells = []
     for name, row in rows.items():
         times, eager = row["times"], better_eager(row)
         achieved = share_of_limit(row, limits.get(name.rsplit(", ", 1)[-1]), passes=passes)
@@ -93,8 +90,9 @@ def ratio_table(title: str, rows: Mapping[str, Any], limits: Mapping[str, float]
             [f"{_milliseconds(times[eager])} ({eager.split()[1]})", _ratio(row, eager)] if eager else [NONE, NONE]
         )
         columns += [_milliseconds(times["compile"]), _ratio(row, "compile")] if "compile" in times else [NONE, NONE]
-        lines.append(f"| {' | '.join([*columns, NONE if achieved is None else f'{achieved:.0%}'])} |")
-    table = "\n".join(lines)
+        cells.append([*columns, NONE if achieved is None else f"{achieved:.0%}"])
+    head = (title, "ours, ms", "PyTorch eager, ms", "ratio", "torch.compile, ms", "ratio", "of the matrix rate")
+    table = markdown_table(head, cells)
     texts = [mean_text(rows, better_eager, "eager"), mean_text(rows, lambda row: "compile", "compiled")]
     found = [text for text in texts if text]
     return f"{table}\n\n{title}: {'; '.join(found)}." if found else table
@@ -152,18 +150,16 @@ def rest(parts: Mapping[str, Mapping[str, Any]]) -> list[str]:
     ]
     if not rows:
         return []
-    return ["\n".join(["| what | measured |", "|---|---|", *(f"| {what} | {text} |" for what, text in rows)])]
+    return [markdown_table(("what", "measured"), rows)]
 
 
 def paper_table(rows: Mapping[str, Any]) -> list[str]:
     """Return the table of the trainings at the papers' scale, as a list of none or one."""
     if not rows:
         return []
-    lines = [
-        "| At the papers' scale | crops | output stride | parameters | multiply-adds a crop | memory planned | "
-        "one step, its peak of memory | steps | hours at that pace |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    network = ("At the papers' scale", "crops", "output stride", "parameters", "multiply-adds a crop", "memory planned")
+    head = (*network, "one step, its peak of memory", "steps", "hours at that pace")
+    lines = []
     for name, row in rows.items():
         parts = f", {row['micro_batches']} micro-batches" if row["micro_batches"] > 1 else ""
         cells = [
@@ -177,8 +173,8 @@ def paper_table(rows: Mapping[str, Any]) -> list[str]:
             str(row["steps"]),
             f"{row['hours']:,.0f}",
         ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return ["\n".join(lines)]
+        lines.append(cells)
+    return [markdown_table(head, lines)]
 
 
 Lines = list[tuple[str, str]]

@@ -10,7 +10,7 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.files import read_json
 from experiments.benchmarks import machine
 from experiments.benchmarks.timing import first_line
-from experiments.runner.files import write_json
+from experiments.output import write_json
 
 Result = dict[str, Any]
 # PyTorch's threads wait for each other, so a busy processor slows it down more than XLA, and no ratio is right.

@@ -22,8 +22,7 @@ from typing import Any
 from deeplab_jax.errors import UserError
 from deeplab_jax.files import read_json
 from experiments.launch.local import free_port
-from experiments.runner.files import write_json
-from experiments.sections import Section
+from experiments.output import Section, markdown_table, write_json
 
 SECTION = Section("<!-- scaling:begin -->", "<!-- scaling:end -->")
 CONFIG = "configs/scenes.py"
@@ -209,17 +208,14 @@ def fitted_link(found: Mapping[str, Any], processes: int) -> Link:
 
 def summarize(content: Mapping[str, Any]) -> str:
     """Return the page's tables in Markdown: the check, then what the model says of larger networks and machines."""
-    return "\n".join([*check(content), "", *beyond()])
+    return "\n".join([*check(content), "", beyond()])
 
 
 def check(content: Mapping[str, Any]) -> list[str]:
     """Return the table of the measured steps beside the model's, and where its numbers are from."""
     runs = {(found["processes"], found["batch"]): found for found in content["runs"]}
-    lines = [
-        "| processes | images a step | step, ms | the model, ms | model / step | images/s of one process alone |",
-        "|---|---|---|---|---|---|",
-    ]
-    waits = []
+    head = ("processes", "images a step", "step, ms", "the model, ms", "model / step", "images/s of one process alone")
+    rows, waits = [], []
     for (processes, batch), found in runs.items():
         alone = runs[1, batch // processes]
         model = step_seconds(
@@ -234,13 +230,12 @@ def check(content: Mapping[str, Any]) -> list[str]:
             sent = step_seconds(processes, compute=alone["step"], summed=found["program"], sums=0, link=link)
             waits.append((found["step"] - sent) / found["sums"])
         gain = batch / found["step"] / (alone["batch"] / alone["step"])
-        lines.append(
-            f"| {processes} | {batch} | {1e3 * found['step']:.0f} | {1e3 * model:.0f} | {model / found['step']:.2f} "
-            f"| x {gain:.2f} |"
-        )
+        times = (f"{1e3 * found['step']:.0f}", f"{1e3 * model:.0f}", f"{model / found['step']:.2f}")
+        rows.append((str(processes), str(batch), *times, f"x {gain:.2f}"))
     several = next(found for found in content["runs"] if found["processes"] > 1)
     link = fitted_link(several, several["processes"])
-    lines += [
+    return [
+        *markdown_table(head, rows).splitlines(),
         "",
         f"The demo's network, one core a process, load {content['load']} before. A step sums "
         f"{several['program'] / 1e6:.2f} MB in {several['sums']} all-reduces; its gradient and batch statistics are "
@@ -249,27 +244,24 @@ def check(content: Mapping[str, Any]) -> list[str]:
         f"{' and '.join(f'{1e3 * each:.1f}' for each in waits)} ms: what is neither computing "
         "nor bytes, divided by their number.",
     ]
-    return lines
 
 
-def beyond() -> list[str]:
+def beyond() -> str:
     """Return the table of what the model says of `NETWORKS` over `RATES`."""
     from deeplab_jax.analysis.cost import multiply_adds
     from deeplab_jax.models.catalog import create_model
     from deeplab_jax.models.segmenter import abstract_variables
     from experiments.launch.traffic import summed_bytes
 
-    lines = [
-        f"| {BATCH} crops of {SIDE}x{SIDE} | summed in a step | devices over {' | devices over '.join(RATES)} |",
-        f"|---|---|{'---|' * len(RATES)}",
-    ]
+    head = (f"{BATCH} crops of {SIDE}x{SIDE}", "summed in a step", *(f"devices over {rate}" for rate in RATES))
+    rows = []
     for name in NETWORKS:
         model = create_model(name, lowering="direct")
         image = PASSES * 2 * multiply_adds(model, SIDE, SIDE, counting="exact").total / DEVICE
         summed = summed_bytes(abstract_variables(model))
         most = [most_devices(image=image, batch=BATCH, summed=summed, sums=0, link=Link(r)) for r in RATES.values()]
-        lines.append(f"| {name} | {summed / 1e6:.0f} MB | {' | '.join(map(str, most))} |")
-    return lines
+        rows.append((name, f"{summed / 1e6:.0f} MB", *map(str, most)))
+    return markdown_table(head, rows)
 
 
 if __name__ == "__main__":

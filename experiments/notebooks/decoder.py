@@ -8,7 +8,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.segmenter import Variables
 from experiments.report.gather import TableResult, read_tables
-from experiments.runner.results import RESULTS
+from experiments.run.results import RESULTS
 
 ROOT = Path(__file__).resolve().parents[2]
 FIRST_CONV = ("params", "decoder", "conv2_conv1", "conv", "kernel")
@@ -33,7 +33,7 @@ def with_strongest_channels(variables: Variables, *, channels: int, keep: int) -
 
 
 def committed_results(table: str) -> list[TableResult]:
-    """Return what `python -m experiments.run` has measured of a table: one result for each scale that has any."""
+    """Return what `python -m experiments.run` has measured of a table: one result for each regime that has any."""
     try:
         tables, _ = read_tables(ROOT / RESULTS, ())
     except UserError:

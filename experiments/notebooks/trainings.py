@@ -20,7 +20,7 @@ from deeplab_jax.train.loop import train
 from deeplab_jax.train.writers import METRICS_FILE
 from deeplab_jax.weights.folder import load
 from experiments.notebooks.extent import Extent, extent
-from experiments.runner.progress import training_records
+from experiments.run.files import read_records, training_records
 
 # A backbone that ends with conv3 has a field of 99 pixels, smaller than the pictures. The pyramid's rates at output
 # stride 8 are 4, 8, 12 and 18, on maps of 17x17 samples: from mostly on the map to beyond it.
@@ -71,7 +71,7 @@ def trained(name: str) -> tuple[Segmenter, Variables]:
     model, variables, info = load(workdir, checkpoint="newest")
     batch = config.train.batch_size
     # The median, since a training may have shared the machine for a while; 0 is logged where nothing was measured.
-    speeds = (record["train/images_per_second"] for record in training_records(workdir / METRICS_FILE))
+    speeds = (record["train/images_per_second"] for record in training_records(read_records(workdir / METRICS_FILE)))
     speed = median(speed for speed in speeds if speed)
     print(
         f"{name}: {config.model.name} at output stride {model.output_stride}, {info['step']} steps of {batch} pictures "

@@ -1,10 +1,10 @@
 """Report on the papers' tables: Markdown, plots, and one HTML page that needs no network.
 
     python -m experiments.report
-    python -m experiments.report --scale scenes camvid --write README.md
+    python -m experiments.report --regime scenes camvid --write experiments/results/README.md
 
 Reads what `experiments.run` left in RESULTS, and for the pictures the run directories in RUNS, where they are at hand.
-Writes `tables.md`, `SCALE-TABLE.png`, `SCALE-TABLE-curves.png` and `report.html` into OUT.
+Writes `tables.md`, `REGIME-TABLE.png`, `REGIME-TABLE-curves.png` and `report.html` into OUT.
 """
 
 import argparse
@@ -20,11 +20,11 @@ from experiments.report import markdown, page
 from experiments.report.gather import TableResult, read_tables
 from experiments.report.pictures import table_pictures
 from experiments.report.plots import DARK, LIGHT, curves_plot, values_plot
-from experiments.runner.results import RESULTS
+from experiments.run.results import PAGE, RESULTS
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write the report and return the exit code: 0 on success, 2 for what the user can mend."""
+    """Write the report and return the exit code: 0 on success, 2 for what the user can fix."""
     try:
         return run(make_parser().parse_args(argv))
     except UserError as error:
@@ -39,10 +39,10 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--results", default=RESULTS, help="folder of the results")
     parser.add_argument("--runs", default="runs/tables", help="folder of the run directories")
     parser.add_argument(
-        "--scale", nargs="+", default=[], metavar="NAME", help="only these; by default all with results"
+        "--regime", "--scale", nargs="+", default=[], metavar="NAME", help="only these; by default all with results"
     )
     parser.add_argument("--out", default="runs/report", help="folder of the report")
-    parser.add_argument("--write", metavar="FILE", help="file whose section to replace, such as README.md")
+    parser.add_argument("--write", metavar="FILE", help=f"file whose section to replace, such as {PAGE}")
     parser.add_argument(
         "--images", type=int, default=3, help="validation images that each network is shown on; 0: none"
     )
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     """Do what the arguments say."""
     if args.images < 0:
         raise UserError(f"--images {args.images}: give 0 or more")
-    results, remarks = read_tables(Path(args.results), tuple(dict.fromkeys(args.scale)))
+    results, remarks = read_tables(Path(args.results), tuple(dict.fromkeys(args.regime)))
     say(remarks)
     out = Path(args.out)
     text = markdown.tables(results)

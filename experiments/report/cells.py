@@ -7,7 +7,6 @@ from statistics import mean
 from deeplab_jax.provenance import short
 from experiments.report.gather import RowResult, TableResult, Training
 from experiments.report.trend import trend
-from experiments.runner.estimate import hours
 from experiments.tables.table import MEASURES, Cell
 
 
@@ -69,11 +68,11 @@ def provenance(result: TableResult) -> list[str]:
 
 def _compares(result: TableResult, name: str) -> bool:
     """Whether a difference to the paper's number says something: what smaller networks multiply is another matter."""
-    return name in result.printed and (name != "multiply_adds" or result.scale == "paper")
+    return name in result.printed and (name != "multiply_adds" or result.regime == "paper")
 
 
 def cost(results: Sequence[TableResult]) -> str:
-    """Return what all tables of a scale took: trainings, those of backbones among them, and evaluations, each once."""
+    """Return what all tables of a regime took: trainings, those of backbones too, and evaluations, each once."""
     trainings: dict[str, Training] = {}
     evaluations: dict[tuple[str, str], float] = {}
     for result in results:
@@ -120,3 +119,10 @@ def _effort(trainings: Sequence[Training]) -> str:
 def _range(values: Sequence[int]) -> str:
     low, high = min(values), max(values)
     return str(low) if low == high else f"{low} to {high}"
+
+
+def hours(seconds: float | None) -> str:
+    """Return a time for a reader."""
+    if seconds is None:
+        return "unknown"
+    return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.0f} min"

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from deeplab_jax.errors import UserError, did_you_mean
-from experiments.runner.files import Unreadable, read_json
-from experiments.runner.jobs import job_name
-from experiments.runner.resolve import why_not
-from experiments.runner.results import measure
-from experiments.scales import SCALES, Scale
+from experiments.regimes import REGIMES, Regime
+from experiments.run.files import Records, Unreadable, checked, read_rows, read_trainings
+from experiments.run.plan import job_name
+from experiments.run.results import ROW, measure
 from experiments.tables import TABLES, Row, Table
 
 NOT_YET = "not yet"
@@ -69,27 +68,32 @@ class RowResult:
 
 @dataclass(frozen=True)
 class TableResult:
-    """A table at a scale.
+    """A table in a regime.
 
     Attributes:
       table: as data.
-      scale: name of the scale.
-      folder: where the scale keeps its results.
-      rows: all of the table's, in its order.
-      seed_distance: the widest range over seeds of any row at this scale, in points of mIoU; None where no row has
+      regime: name of the regime.
+      rows: the table's, in its order.
+      seed_distance: the widest range over seeds of any row of the regime, in points of mIoU; None where no row has
         several seeds.
+      logged: what the regime's trainings logged, by their names.
     """
 
     table: Table
-    scale: str
-    folder: Path
+    regime: str
     rows: tuple[RowResult, ...]
     seed_distance: float | None = None
+    logged: Mapping[str, Records] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
-        """`SCALE-TABLE`: names files and places of the page."""
-        return f"{self.scale}-{self.table.name}"
+        """`REGIME-TABLE`: names files and places of the page."""
+        return f"{self.regime}-{self.table.name}"
+
+    @property
+    def computed(self) -> bool:
+        """Whether the table takes no network."""
+        return all(one.row.compute is not None for one in self.rows)
 
     @property
     def printed(self) -> tuple[str, ...]:
@@ -105,40 +109,68 @@ class TableResult:
         return {row.pretraining.name: row.pretraining for row in self.rows if row.pretraining}
 
 
-def read_tables(results: Path, scales: Sequence[str]) -> tuple[list[TableResult], list[str]]:
+def read_tables(results: Path, regimes: Sequence[str]) -> tuple[list[TableResult], list[str]]:
     """Read every table that has results.
 
+    A table that is computed without a network is the same everywhere: it stands in the first of the regimes.
+
     Args:
-      results: folder of the results, as `experiments.run --out` has it.
-      scales: names of scales; none means all that have results.
+      results: folder of the results.
+      regimes: names of those to be read; none: all that have results.
 
     Returns:
-      The tables, and a line for every file that was left out.
+      The tables, and a line for every file and every row that was left out.
 
     Raises:
-      UserError: an unknown scale, or no results.
+      UserError: an unknown regime, or no results.
     """
-    for name in scales:
-        if name not in SCALES:
-            raise UserError(f"--scale {name!r}: {did_you_mean(name, SCALES)}")
+    for name in regimes:
+        if name not in REGIMES:
+            raise UserError(f"--regime {name!r}: {did_you_mean(name, REGIMES)}")
     tables: list[TableResult] = []
     remarks: list[str] = []
-    for name in scales or SCALES:
-        found = [_read_table(table, SCALES[name], results / name, remarks) for table in TABLES.values()]
-        found = _pool_seeds(found)
+    for name in regimes or REGIMES:
+        found = _pool_seeds([_read_table(table, REGIMES[name], results / name, remarks) for table in TABLES.values()])
         distance = _seed_distance(row for one in found for row in one.rows)
-        found = [_pair_seeds(table) for table in found]
-        of_scale = [one for one in found if any(not row.missing for row in one.rows)]
-        if scales and not of_scale:
-            raise UserError(f"{results / name}: no results there; python -m experiments.run TABLE --scale {name} first")
-        remarks += _strange_files(results / name)
-        tables += [replace(one, seed_distance=distance) for one in of_scale]
+        if not any(row.trainings for one in found for row in one.rows):
+            if regimes:
+                raise UserError(
+                    f"{results / name}: no results there; python -m experiments.run TABLE --regime {name} first"
+                )
+            continue
+        logged = _read_trainings(results / name, remarks)
+        known = {one.table.name for one in tables if one.computed}
+        tables += [
+            replace(_pair_seeds(one), seed_distance=distance, logged=logged)
+            for one in found
+            if any(row.trainings for row in one.rows) or (one.computed and one.table.name not in known)
+        ]
     if not tables:
         raise UserError(
             f"{results}: no results there; python -m experiments.run TABLE makes some, --results names them"
             + "".join(f" ({remark})" for remark in remarks[:1])
         )
     return tables, remarks
+
+
+def _read_table(table: Table, regime: Regime, folder: Path, remarks: list[str]) -> TableResult:
+    file = folder / f"{table.name}.json"
+    try:
+        rows = read_rows(folder, table.name)
+    except Unreadable as error:
+        remarks.append(f"{file}: cannot be read as a result ({error}); left out")
+        rows = {}
+    names = table.named_rows()
+    remarks += [f"{file}: no table has a row {name!r:.100}; left out" for name in rows if name not in names]
+    return table_result(table, regime, rows, remarks, where=file)
+
+
+def _read_trainings(folder: Path, remarks: list[str]) -> dict[str, Records]:
+    try:
+        return read_trainings(folder)
+    except Unreadable as error:
+        remarks.append(f"{folder}: what its trainings logged cannot be read ({error}); left out")
+        return {}
 
 
 def label(table: Table, row: Row) -> str:
@@ -153,35 +185,45 @@ def label(table: Table, row: Row) -> str:
     return ", ".join(words) or "plain"
 
 
-def _read_table(table: Table, scale: Scale, folder: Path, remarks: list[str]) -> TableResult:
+def table_result(
+    table: Table, regime: Regime, contents: Mapping[str, Any], remarks: list[str], *, where: object = ""
+) -> TableResult:
+    """Return a table with what the contents hold of its rows.
+
+    Args:
+      table: as data.
+      regime: where it was run.
+      contents: of its rows by their names, as the runner writes them, or as anybody may have.
+      remarks: gets a line for every row that cannot be read.
+      where: the contents are from, for the lines.
+    """
     rows = []
     for name, row in table.named_rows().items():
-        file = folder / table.name / f"{name}.json"
+        about = label(table, row)
         try:
-            rows.append(_read_row(file, table, row, scale))
+            rows.append(_row_result(name, row, about, regime, contents, table.measures))
         except Unreadable as error:
-            remarks.append(f"{file}: cannot be read as a result ({error}); left out")
-            rows.append(RowResult(row, label(table, row), missing=NOT_YET))
-    return TableResult(table, scale.name, folder, tuple(rows))
+            remarks.append(f"{where}: cannot be read as a result (row {name}: {error}); left out")
+            rows.append(RowResult(row, about, missing=NOT_YET))
+    return TableResult(table, regime.name, tuple(rows))
 
 
-def _read_row(file: Path, table: Table, row: Row, scale: Scale) -> RowResult:
-    about = label(table, row)
-    reason = "" if row.compute else why_not(row, scale, scale.network(row.train["model.name"]))
-    if reason:
+def _row_result(
+    name: str, row: Row, about: str, regime: Regime, contents: Mapping[str, Any], measures: Sequence[str]
+) -> RowResult:
+    if reason := regime.why_not(row):
         return RowResult(row, about, missing=f"not run here: {reason}")
-    content = read_json(file, needs=("computed",) if row.compute else ("seeds", "training", "evaluation", "config"))
-    if content is None:
+    if row.compute is not None:
+        return RowResult(row, about, {name: (value,) for name, value in row.compute().items()})
+    if name not in contents:
         return RowResult(row, about, missing=NOT_YET)
+    content = checked(contents[name], (*ROW, "config"))
     try:
-        values = {name: measure(content, name) for name in table.measures}
-        if row.compute:
-            return RowResult(row, about, values)
         return RowResult(
             row,
             about,
-            values,
-            training=str(content["training"]),
+            {name: measure(content, name) for name in measures},
+            training=content["training"],
             trainings=tuple(
                 _training(
                     content["config"],
@@ -193,7 +235,7 @@ def _read_row(file: Path, table: Table, row: Row, scale: Scale) -> RowResult:
                 for entry in content["seeds"]
             ),
             pretraining=_pretraining(content.get("pretraining")),
-            evaluation=str(content["evaluation"]),
+            evaluation=content["evaluation"],
             network=_network(content["config"]["model"]),
             notes=tuple(map(str, content["notes"])),
         )
@@ -267,11 +309,3 @@ def _training(
 def _seed_distance(rows: Iterable[RowResult]) -> float | None:
     several = (values for row in rows if len(values := row.values.get("miou", ())) > 1)
     return max((max(values) - min(values) for values in several), default=None)
-
-
-def _strange_files(folder: Path) -> list[str]:
-    """Return a line for every file that belongs to no row of a table."""
-    known = {folder / name / f"{row}.json" for name, table in TABLES.items() for row in table.named_rows()}
-    return [
-        f"{file}: no table has such a row; left out" for file in sorted(folder.glob("*/*.json")) if file not in known
-    ]

@@ -18,8 +18,9 @@ from deeplab_jax.evaluate.protocol import split_section
 from deeplab_jax.labels import IGNORE_LABEL, LabelSet
 from deeplab_jax.train.from_config import open_split
 from deeplab_jax.weights.folder import load
+from experiments.output import write_json
 from experiments.report.gather import RowResult, TableResult
-from experiments.runner.files import Unreadable, read_json, write_json
+from experiments.run.files import Unreadable, read_json
 
 INDEX = "index.json"  # Written last: what it names is there.
 
@@ -87,7 +88,7 @@ def table_pictures(
     found: list[tuple[RowResult, Pictures]] = []
     remarks = []
     for row in result.rows if count else ():
-        workdirs = [runs / result.scale / training.name for training in row.trainings]
+        workdirs = [runs / result.regime / training.name for training in row.trainings]
         workdir = next((folder for folder in workdirs if (folder / "config.json").is_file()), None)
         if workdir is not None:
             try:

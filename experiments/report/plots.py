@@ -1,7 +1,7 @@
 """The plots, as PNG: paper beside ours for each table, and learning curves."""
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import mean
 from typing import Any
@@ -12,8 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.rcsetup import cycler
 
 from experiments.report.gather import RowResult, TableResult
-from experiments.runner.files import is_number
-from experiments.runner.progress import read_records
+from experiments.run.files import Records, is_number
 from experiments.tables.table import MEASURES
 
 WIDTH = 8.0  # inches, at DPI
@@ -65,7 +64,7 @@ def curves_plot(result: TableResult, theme: Theme) -> bytes | None:
     """Return the losses and validation mIoUs of a table's trainings over the steps, one colour for what is trained in
     the same way; None where there is no record of them.
     """
-    series = {name: list(read_records(result.folder / "trainings" / f"{name}.jsonl")) for name in result.trainings()}
+    series = {name: result.logged.get(name, []) for name in result.trainings()}
     if not any(series.values()):
         return None
     panels = [("train/loss", "training loss", 1.0)]
@@ -117,9 +116,7 @@ def _lines(panel: Axes, result: TableResult) -> None:
     panel.legend(fontsize="small")
 
 
-def _curves(
-    panel: Axes, result: TableResult, series: Mapping[str, Sequence[Mapping[str, Any]]], key: str, factor: float
-) -> None:
+def _curves(panel: Axes, result: TableResult, series: Mapping[str, Records], key: str, factor: float) -> None:
     for (text, names), colour in zip(_names(result).items(), COLOURS * len(series), strict=False):
         for number, name in enumerate(names):
             records = [r for r in series[name] if is_number(r.get("step")) and is_number(r.get(key))]

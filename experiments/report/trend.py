@@ -41,7 +41,7 @@ def trend(result: TableResult) -> str:
     if result.seed_distance is None:
         return f"{text}; how far seeds lie apart was not measured."
     near = verdicts.count(0) - shared.count(0)
-    return f"{text}; no further apart than seeds of one row at this scale ({result.seed_distance:.2f}): {near}."
+    return f"{text}; no further apart than seeds of one row in this regime ({result.seed_distance:.2f}): {near}."
 
 
 def _verdict(better: RowResult, worse: RowResult, distance: float) -> int:

@@ -1,6 +1,6 @@
 """A table of a paper as data: what each row changes, and what the paper found.
 
-A row speaks the paper's terms (its backbones, channels, crops and batches); `experiments.scales` says what stands for
+A row speaks the paper's terms (its backbones, channels, crops and batches); `experiments.regimes` says what stands for
 them where it is run.
 """
 
@@ -55,7 +55,7 @@ class Table:
       columns: headings of the rows' cells.
       rows: in the paper's order.
       measures: keys of `MEASURES`.
-      data: at the papers' own scale, "voc" or "cityscapes".
+      data: in the papers' own regime, "voc" or "cityscapes".
       facts: numbers of the paper that belong to no single row.
     """
 

@@ -8,7 +8,6 @@ import pytest
 
 from deeplab_jax import extensions
 from deeplab_jax.cli import main
-from deeplab_jax.config import base
 from deeplab_jax.data.catalog import open_source, source_names
 from deeplab_jax.data.loader import training_batches
 from deeplab_jax.errors import UserError

@@ -5,7 +5,12 @@ import json
 import cv2
 import pytest
 
+from deeplab_jax.train.from_config import build_model
 from experiments import demo, scenes_ablation
+from experiments.regimes import REGIMES
+from experiments.run.__main__ import main
+from experiments.run.plan import Resolved, Settings, resolve
+from experiments.tables import TABLES
 
 
 def test_demo_trains_evaluates_twice_and_draws(tmp_path, repo_root, monkeypatch, capsys):
@@ -26,15 +31,27 @@ def test_demo_on_real_images_asks_for_their_folder(capsys):
     assert "DATA_DIR" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", scenes_ablation.ROWS)
-def test_ablation_rows_are_models(name, repo_root, monkeypatch):
-    monkeypatch.chdir(repo_root)
-    config = scenes_ablation.row_config(scenes_ablation.ROWS[name], 1, [])
-    demo_config = scenes_ablation.row_config({}, 0, [])
+ABLATION = TABLES["extra_parts"]
+
+
+@pytest.mark.parametrize("name", ABLATION.named_rows())
+def test_ablation_rows_are_models(name):
+    first, found = (
+        resolve(row, ABLATION, REGIMES["demo"], Settings()) for row in (ABLATION.rows[0], ABLATION.named_rows()[name])
+    )
+    assert isinstance(first, Resolved) and isinstance(found, Resolved) and found.pretraining is None
+    config = found.seeded(1)
     assert config.train.seed == 1
-    assert config.train.steps == demo_config.train.steps
-    from deeplab_jax.train.from_config import build_model
+    assert config.train.steps == first.config.train.steps == 450
 
     model = build_model(config, num_classes=9)
     assert (model.output_stride == 32) == ("32" in name)
     assert (model.decoder is None) == ("decoder" in name)
+
+
+def test_the_ablation_is_a_table_in_the_demos_regime(tmp_path, capsys):
+    words = [*scenes_ablation.COMMAND, "--plan", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
+    assert main(words) == 0
+    assert "4 of 4 jobs to run" in capsys.readouterr().out
+    assert main(["v3_table6", *scenes_ablation.COMMAND[1:], "--plan", *words[4:]]) == 0
+    assert "0 of 0 jobs to run" in capsys.readouterr().out, "the papers' networks stand in other regimes"

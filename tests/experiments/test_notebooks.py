@@ -19,7 +19,7 @@ from experiments import run
 from experiments.notebooks import decoder, fields, figures, own_folder, taps
 from experiments.notebooks.extent import QUICK, extent
 from experiments.notebooks.trainings import TRAININGS, config_of
-from experiments.runner.results import RESULTS
+from experiments.run.results import RESULTS
 from tests.support.tiny import make_variables
 
 FOLDER = Path(figures.__file__).parent

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,19 +15,19 @@ import pytest
 from deeplab_jax.data.images import read_image, write_image
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate.pictures import colour_labels
+from experiments.output import Section as Marks
+from experiments.output import escape, write_json
+from experiments.report import markdown
 from experiments.report import pictures as report_pictures
 from experiments.report.__main__ import main
 from experiments.report.cells import cells, headings
 from experiments.report.gather import RowResult, read_tables
-from experiments.report.markdown import escape
 from experiments.report.page import Section, data_uri, page
 from experiments.report.pictures import Few, Pictures, row_pictures, table_pictures
 from experiments.report.plots import LIGHT, curves_plot, values_plot
 from experiments.report.trend import trend
-from experiments.runner.files import write_json
-from experiments.runner.jobs import Job
-from experiments.runner.worker import work
-from experiments.sections import Section as Marks
+from experiments.run.execute import work
+from experiments.run.plan import Job
 from experiments.tables import TABLES, Row
 from tests.support.tiny import tiny_config, tiny_models
 
@@ -45,9 +46,15 @@ def put(folder: Path, name: str, *mious: float, key: str = "k", **more) -> Path:
     ]
     model = {"name": "deeplabv3_resnet18", "output_stride": 16, "options": {"width": 0.5}}
     config = {"train": {"steps": 450, "batch_size": 8}, "model": model}
-    file = folder / "scenes" / f"{name}.json"
-    content = {"seeds": entries, "training": key, "evaluation": "e", "config": config, "notes": []}
-    write_json(file, {**content, **more})
+    table, row = name.split("/")
+    content = {"seeds": entries, "training": key, "evaluation": "e", "config": config, "notes": [], **more}
+    return change_rows(folder / "scenes" / f"{table}.json", lambda rows: rows | {row: content})
+
+
+def change_rows(file: Path, change: Callable[[dict], dict]) -> Path:
+    """Write a table's file anew with other rows."""
+    rows = json.loads(file.read_text())["rows"] if file.exists() else {}
+    write_json(file, {"rows": change(rows)})
     return file
 
 
@@ -61,9 +68,7 @@ def store(tmp_path) -> Path:
     put(folder, "v3_table6/eval_os_8", 0.8, key="c", notes=[HOSTILE, 7.5])
     lines = [{"step": step, "train/loss": 2.0 - step / 10} for step in range(1, 6)]
     lines += [{"step": 3, "val/miou": 0.4}, {"step": 5, "val/miou": 0.7}]
-    trainings = folder / "scenes/trainings"
-    trainings.mkdir()
-    (trainings / "a_seed0.jsonl").write_text("\n".join(map(json.dumps, lines)) + '\n{"step": 6, "tra')
+    write_json(folder / "scenes/trainings.json", {"a_seed0": [*lines, "half"]})
     return folder
 
 
@@ -103,7 +108,7 @@ def test_tables_in_markdown(store, tmp_path) -> None:
         """#### `v3plus_table1` at `scenes`: Decoder: 1x1 channels on Conv2, ResNet-101
 
 arXiv 1802.02611, Table 1 (VOC 2012 val). Pairs of rows that the paper orders: 1; in the same order here: 1; \
-in the opposite one: 0; no further apart than seeds of one row at this scale (2.00): 0. \
+in the opposite one: 0; no further apart than seeds of one row in this regime (2.00): 0. \
 6 trainings of 450 steps of 8 images: 6 min in all, the longest 60 s; \
 commit 0123456789ab. Networks here: deeplabv3_resnet18 of width 0.5.
 
@@ -167,7 +172,7 @@ def test_pairs_of_rows_are_counted_by_their_order(tmp_path) -> None:
     put(tmp_path, "v3_table6/eval_os_16", 0.70, 0.71, key="c")
     result = tables_by_name(tmp_path)["v3plus_table1"]
     assert trend(result) == (
-        f"{expected.format(3, 2)} {most}; no further apart than seeds of one row at this scale (1.00): 1."
+        f"{expected.format(3, 2)} {most}; no further apart than seeds of one row in this regime (1.00): 1."
     )
     assert trend(tables_by_name(tmp_path)["v3_table6"]) == ""
 
@@ -175,19 +180,32 @@ def test_pairs_of_rows_are_counted_by_their_order(tmp_path) -> None:
 def test_measures_without_the_papers_numbers_have_one_column(tmp_path) -> None:
     bands = [{"width": width, "miou": width / 100} for width in (1, 2, 4, 8, 16, 32)]
     file = put(tmp_path, "v3plus_figure5/resnet_101", 0.5)
-    content = json.loads(file.read_text())
-    content["seeds"][0]["trimap"] = {"bands": bands}
-    write_json(file, content)
-    shares = {f"valid_{taps}": float(taps) for taps in (9, 6, 4, 3, 2, 1)}
-    write_json(tmp_path / "scenes/v3_figure4/rate_1.json", {"computed": shares})
+    rows = json.loads(file.read_text())["rows"]
+    rows["resnet_101"]["seeds"][0]["trimap"] = {"bands": bands}
+    write_json(file, {"rows": rows})
     results = tables_by_name(tmp_path)
     figure5, figure4 = results["v3plus_figure5"], results["v3_figure4"]
     assert headings(figure5)[:4] == ["backbone", "decoder", "mIoU within 1 px", "mIoU within 2 px"]
     shown = [cell.text for cell in cells(figure5, figure5.rows[0])]
     assert shown == ["ResNet-101", "", "1.00", "2.00", "4.00", "8.00", "16.00", "32.00"]
-    assert [cell.text for cell in cells(figure4, figure4.rows[0])] == ["1", *(f"{n}.00" for n in (9, 6, 4, 3, 2, 1))]
+    # At rate 1 the corners of the map see 4 taps, its edges 6.
+    shares = [100 * count / 65**2 for count in (63**2, 4 * 63, 4)]
+    assert [cell.text for cell in cells(figure4, figure4.rows[0])] == [
+        "1",
+        *(f"{share:.2f}" for share in shares),
+        *(3 * ["0.00"]),
+    ]
     assert all(values_plot(result, LIGHT).startswith(b"\x89PNG") for result in (figure4, figure5))
     assert curves_plot(figure4, LIGHT) is None
+
+
+def test_a_computed_table_stands_in_the_first_regime_only(store) -> None:
+    shutil.copytree(store / "scenes", store / "camvid")
+
+    def places(*regimes: str) -> list[str]:
+        return [result.regime for result in read_tables(store, regimes)[0] if result.table.name == "v3_figure4"]
+
+    assert places() == ["scenes"] and places("camvid") == ["camvid"]
 
 
 def test_what_would_break_a_line_of_markdown_is_escaped() -> None:
@@ -216,7 +234,7 @@ class Tags(HTMLParser):
 
 def test_the_page_holds_numbers_and_plots_and_needs_no_network(store, tmp_path, capsys) -> None:
     assert report(tmp_path) == 0
-    assert "2 tables with 4 results" in capsys.readouterr().out
+    assert "3 tables with 35 results" in capsys.readouterr().out
     source = (tmp_path / "out/report.html").read_text()
     found = Tags(source)
     assert {"77.61", "71.10", "-6.51", "70.00 to 72.00, 3 seeds", "not run here: needs COCO"} <= set(found.text)
@@ -224,15 +242,14 @@ def test_the_page_holds_numbers_and_plots_and_needs_no_network(store, tmp_path, 
     addresses = [value for _, given in found.tags for name in ("src", "href", "srcset") if (value := given.get(name))]
     assert addresses and all(value.startswith(("data:image/png;base64,", "#")) for value in addresses)
     places = {given["id"] for tag, given in found.tags if tag == "section"}
-    assert (
-        places == {value[1:] for value in addresses if value[0] == "#"} == {"scenes-v3_table6", "scenes-v3plus_table1"}
-    )
+    names = {"scenes-v3_table6", "scenes-v3_figure4", "scenes-v3plus_table1"}
+    assert places == {value[1:] for value in addresses if value[0] == "#"} == names
     assert all(given.get("alt") for tag, given in found.tags if tag == "img")
     assert ("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}) in found.tags
     # A plot of each table, curves of the one training whose record is there, for the page and as files.
     files = {path.name for path in (tmp_path / "out").glob("*.png")}
-    assert files == {"scenes-v3_table6.png", "scenes-v3plus_table1.png", "scenes-v3plus_table1-curves.png"}
-    assert sum(tag == "picture" for tag, _ in found.tags) == 3
+    assert files == {*(f"{name}.png" for name in names), "scenes-v3plus_table1-curves.png"}
+    assert sum(tag == "picture" for tag, _ in found.tags) == 4
     assert data_uri((tmp_path / "out/scenes-v3_table6.png").read_bytes(), ".png") in addresses
     assert found.text.count("No predictions: no run directory of these rows was at hand.") == 2
 
@@ -258,10 +275,10 @@ def test_hostile_names_of_images_and_classes_stay_text(store, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--scale", "scene"], "--scale 'scene': did you mean scenes?"),
+        (["--regime", "scene"], "--regime 'scene': did you mean scenes?"),
         (
-            ["--scale", "camvid"],
-            "results/camvid: no results there; python -m experiments.run TABLE --scale camvid first",
+            ["--scale", "camvid"],  # As older commands have it.
+            "results/camvid: no results there; python -m experiments.run TABLE --regime camvid first",
         ),
         (["--results", "nowhere"], "nowhere: no results there"),
         (["--out", "/proc/report"], "/proc/report/tables.md: cannot be written"),
@@ -287,28 +304,47 @@ def test_an_out_that_is_a_file_is_refused(store, tmp_path, capsys) -> None:
     assert "cannot be written" in capsys.readouterr().err and (tmp_path / "out").read_text() == "mine"
 
 
-@pytest.mark.parametrize("damage", ['{"seeds": [', "[]", '{"seeds": [], "training": 1}'])
-def test_a_result_that_cannot_be_read_is_named_and_left_out(store, tmp_path, capsys, damage) -> None:
-    file = store / "scenes/v3_table6/eval_os_16.json"
+@pytest.mark.parametrize("damage", ['{"rows": [', "[]", "{}", '{"rows": 1}'])
+def test_a_file_that_cannot_be_read_is_named_and_left_out(store, tmp_path, capsys, damage) -> None:
+    file = store / "scenes/v3_table6.json"
     file.write_text(damage)
-    assert report(tmp_path) == 0
+    assert report(tmp_path, "--images", "0") == 0
     assert f"{file}: cannot be read as a result" in capsys.readouterr().err
-    assert "| 16 |  |  |  | 77.21 | not yet |  |  |" in (tmp_path / "out/tables.md").read_text()
+    assert "`v3_table6`" not in (tmp_path / "out/tables.md").read_text()
+
+
+@pytest.mark.parametrize("damage", [None, [], {"seeds": [], "training": 1}])
+def test_a_row_that_cannot_be_read_is_named_and_left_out(store, tmp_path, capsys, damage) -> None:
+    file = change_rows(store / "scenes/v3_table6.json", lambda rows: rows | {"eval_os_16": damage})
+    results, remarks = read_tables(store, ())
+    assert remarks == [line for line in remarks if line.startswith(f"{file}: cannot be read as a result (row eval")]
+    assert len(remarks) == 1
+    table = markdown.table(next(result for result in results if result.table.name == "v3_table6"))
+    assert "| 16 |  |  |  | 77.21 | not yet |  |  |" in table and "| 8 |  |  |  | 78.51 | 80.00 |" in table
 
 
 def test_a_result_that_lacks_its_measure_is_left_out(store, tmp_path, capsys) -> None:
-    file = store / "scenes/v3_table6/eval_os_16.json"
-    content = json.loads(file.read_text())
-    del content["seeds"][0]["miou"]
-    write_json(file, content)
+    file = store / "scenes/v3_table6.json"
+    rows = json.loads(file.read_text())["rows"]
+    del rows["eval_os_16"]["seeds"][0]["miou"]
+    write_json(file, {"rows": rows})
     assert report(tmp_path) == 0
-    assert f"{file}: cannot be read as a result (KeyError 'miou'); left out" in capsys.readouterr().err
+    assert f"{file}: cannot be read as a result (row eval_os_16: KeyError 'miou'); left out" in capsys.readouterr().err
+    assert "| 8 |  |  |  | 78.51 | 80.00 |" in (tmp_path / "out/tables.md").read_text(), "the other rows stay"
 
 
-def test_a_file_of_no_row_is_named(store, tmp_path, capsys) -> None:
+def test_damaged_records_of_trainings_cost_their_curves_only(store, tmp_path, capsys) -> None:
+    (store / "scenes/trainings.json").write_text('{"a_seed0": [')
+    assert report(tmp_path) == 0
+    captured = capsys.readouterr()
+    assert "what its trainings logged cannot be read" in captured.err and "3 tables with 35 results" in captured.out
+    assert not list((tmp_path / "out").glob("*-curves.png"))
+
+
+def test_a_row_of_no_table_is_named(store, tmp_path, capsys) -> None:
     put(store, "v3_table6/eval_os_4", 0.9)
     assert report(tmp_path) == 0
-    assert "eval_os_4.json: no table has such a row; left out" in capsys.readouterr().err
+    assert "v3_table6.json: no table has a row 'eval_os_4'; left out" in capsys.readouterr().err
 
 
 # Pictures of a run.
@@ -316,7 +352,7 @@ def test_a_file_of_no_row_is_named(store, tmp_path, capsys) -> None:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> Path:
-    """The runs of scale `scenes`: one that a tiny network left."""
+    """The runs of the regime `scenes`: one that a tiny network left."""
     folder = tmp_path_factory.mktemp("runs")
     with tiny_models():
         config = tiny_config()
@@ -472,23 +508,24 @@ def test_a_phone_scrolls_tables_and_not_the_page(store, tmp_path) -> None:
 
 
 def test_every_table_of_the_papers_can_be_shown(tmp_path) -> None:
-    """With one row each, as soon as the runner has it."""
+    """With one row each, as soon as the runner has it; what is computed needs no runner."""
     for name, table in TABLES.items():
         if name == "v3_figure4":
             continue
         row = next(iter(table.named_rows()))
         bands = [{"width": width, "miou": 0.5} for width in (1, 2, 4, 8, 16, 32)]
         file = put(tmp_path / "results", f"{name}/{row}", 0.5, multiply_adds={"space_to_batch": 1e9})
-        content = json.loads(file.read_text())
-        content["seeds"][0]["trimap"] = {"bands": bands}
-        write_json(file, content)
+        rows = json.loads(file.read_text())["rows"]
+        rows[row]["seeds"][0]["trimap"] = {"bands": bands}
+        write_json(file, {"rows": rows})
     results, remarks = read_tables(tmp_path / "results", ("scenes",))
-    assert [result.table.name for result in results] == [name for name in TABLES if name != "v3_figure4"]
+    elsewhere = {"extra_parts"}  # In the regime of the demo.
+    assert [result.table.name for result in results] == [name for name in TABLES if name not in elsewhere]
     assert remarks == []
     for result in results:
         assert all(len(cells(result, row)) == len(headings(result)) for row in result.rows)
         assert any(row.values for row in result.rows)
     table3 = next(result for result in results if result.table.name == "v3plus_table3")
     assert headings(table3).count("difference") == 1, "what a smaller network multiplies is no result to compare"
-    at_paper = headings(dataclasses.replace(table3, scale="paper"))
+    at_paper = headings(dataclasses.replace(table3, regime="paper"))
     assert at_paper.count("difference") == 2 and at_paper[-1] == "difference"

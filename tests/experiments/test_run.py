@@ -21,16 +21,14 @@ from rich.console import Console
 
 from deeplab_jax.errors import UserError
 from deeplab_jax.files import locked
-from deeplab_jax.train import run as workdir
-from experiments import run
-from experiments.runner import results, worker
-from experiments.runner.estimate import rates
-from experiments.runner.files import write_json
-from experiments.runner.jobs import Job, evaluation_file
-from experiments.runner.launchers import FORGOTTEN, Local, LocalJob, OnNode, Slurm
-from experiments.runner.overview import View
-from experiments.runner.progress import state_of, training_seconds
-from experiments.runner.worker import pretrained, work
+from experiments.output import write_json
+from experiments.run import __main__ as run
+from experiments.run import execute, results
+from experiments.run.execute import pretrained, work
+from experiments.run.files import read_records, state_of, training_seconds
+from experiments.run.launchers import FORGOTTEN, Local, LocalJob, OnNode, Slurm
+from experiments.run.plan import Job, evaluation_file
+from experiments.run.view import View, rates
 from tests.support.tiny import read_metrics, tiny_config, tiny_models
 
 THIN = (
@@ -82,13 +80,13 @@ def here(monkeypatch, tmp_path):
         for key in job.evaluations:
             record = {"step": job.config.train.steps, "train/loss": 1.0, "train/images_per_second": 8.0}
             file = evaluation_file(runs / job.name, key)
-            write_json(file, {"commits": [workdir.git_commit()], **metrics(0.5 + 0.01 * job.seed)})
+            write_json(file, {"commits": [run.git_commit()], **metrics(0.5 + 0.01 * job.seed)})
             (runs / job.name / "metrics.jsonl").write_text(json.dumps(record) + "\n")
 
     monkeypatch.setattr(run, "work", pretend)
     monkeypatch.setattr(run, "make_launcher", lambda args, runs: launcher)
     monkeypatch.setattr(run, "enable_compilation_cache", lambda: None)
-    monkeypatch.setattr("experiments.runner.loop.POLL", 0.0)
+    monkeypatch.setattr("experiments.run.execute.POLL", 0.0)
     return launcher
 
 
@@ -96,8 +94,14 @@ def call(tmp_path, *words):
     return run.main([*words, "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")])
 
 
-def result(tmp_path, name, scale="scenes"):
-    return json.loads((tmp_path / "out" / scale / f"{name}.json").read_text())
+def table_file(tmp_path, name):
+    return tmp_path / "out" / "scenes" / f"{name}.json"
+
+
+def result(tmp_path, name):
+    """What is kept of a row, given as `TABLE/ROW`."""
+    table, row = name.split("/")
+    return json.loads(table_file(tmp_path, table).read_text())["rows"][row]
 
 
 # What is run, and what it leaves.
@@ -109,7 +113,7 @@ def test_a_table_is_run_written_and_printed(here, tmp_path, capsys) -> None:
     assert len(here.names) == len(set(here.names)) == 6
     assert [name[-1] for name in here.names] == ["0"] * 3 + ["1"] * 3
     printed = capsys.readouterr().out
-    assert re.search(r"16 +77\.21 +50\.50 \(50\.00 to 51\.00, 2 seeds\)", printed)
+    assert re.search(r"16 +77\.21 +50\.50 +-26\.71 +50\.00 to 51\.00, 2 seeds", printed)
     assert "not run here: needs COCO" in printed
     found = result(tmp_path, "v3_table6/eval_os_8-ms")
     assert found["cells"] == {"eval_os": 8, "ms": True, "flip": False, "coco": False}
@@ -119,9 +123,15 @@ def test_a_table_is_run_written_and_printed(here, tmp_path, capsys) -> None:
     # 300 steps of 8 images at 8 images a second.
     assert first["seconds"] == {"training": 150.0, "evaluation": 2.0}
     assert {"commits", "versions", "per_class", "protocol"} <= set(first)
-    copies = sorted(path.name for path in (tmp_path / "out/scenes/trainings").iterdir())
-    assert copies == sorted(f"{name}.jsonl" for name in here.names)
-    assert not (tmp_path / "out/scenes/v3_table6/eval_os_8-ms-flip-coco.json").exists()
+    kept = json.loads((tmp_path / "out/scenes/trainings.json").read_text())
+    assert list(kept) == sorted(here.names)
+    assert [record["step"] for record in kept[here.names[0]]] == [150]
+    names = ["eval_os_16", "eval_os_8", "eval_os_8-ms", "eval_os_8-ms-flip"]
+    whole = json.loads(table_file(tmp_path, "v3_table6").read_text())
+    assert list(whole["rows"]) == names, "the row that needs COCO has none"
+    assert (whole["table"], whole["measures"]) == ("v3_table6", ["miou"])
+    files = {path.name for path in (tmp_path / "out/scenes").iterdir()}
+    assert files == {"v3_table6.json", "v3_table10.json", "trainings.json"}
 
 
 def test_what_is_finished_is_not_run_again(here, tmp_path) -> None:
@@ -146,7 +156,7 @@ def test_results_do_not_need_their_runs(here, tmp_path, capsys) -> None:
 
 def test_a_runner_killed_before_it_wrote_a_row_writes_it_then(here, tmp_path) -> None:
     call(tmp_path, "v3_table6", "--row", "eval_os_16")
-    (tmp_path / "out/scenes/v3_table6/eval_os_16.json").unlink()
+    table_file(tmp_path, "v3_table6").unlink()
     assert call(tmp_path, "v3_table6", "--row", "eval_os_16") == 0
     assert len(here.names) == 1 and result(tmp_path, "v3_table6/eval_os_16")["seeds"][0]["miou"] == 0.5
 
@@ -169,8 +179,8 @@ def test_multiply_adds_and_trimaps_have_their_columns(here, tmp_path, capsys, mo
 def test_figure_4_takes_no_job(here, tmp_path, capsys) -> None:
     assert call(tmp_path, "v3_figure4") == 0
     assert here.names == []
-    assert result(tmp_path, "v3_figure4/rate_1")["computed"]["valid_9"] == pytest.approx(100 * 63**2 / 65**2)
-    assert "93.94" in capsys.readouterr().out
+    assert f"{100 * 63**2 / 65**2:.2f}" == "93.94" and "93.94" in capsys.readouterr().out
+    assert not list((tmp_path / "out").rglob("*.json")), "what is computed is kept nowhere"
 
 
 def test_jobs_that_fail_cost_nothing_else(here, tmp_path, monkeypatch, capsys) -> None:
@@ -268,10 +278,11 @@ def test_the_plan_estimates_from_what_was_measured(here, tmp_path, capsys) -> No
     assert "2 of 3 jobs to run, estimated time: 30 min" in printed and "finished" in printed
 
 
-def test_a_plan_needs_no_weights(tmp_path, capsys) -> None:
-    assert call(tmp_path, "v3plus_table1", "--scale", "paper", "--plan") == 0
+@pytest.mark.parametrize("option", ["--regime", "--scale"])  # Older commands have the second.
+def test_a_plan_needs_no_weights(tmp_path, capsys, option) -> None:
+    assert call(tmp_path, "v3plus_table1", option, "paper", "--plan") == 0
     assert "5 of 5 jobs to run" in capsys.readouterr().out
-    assert call(tmp_path, "v3plus_table1", "--scale", "paper") == 2
+    assert call(tmp_path, "v3plus_table1", option, "paper") == 2
 
 
 def test_commands_are_all_that_a_shell_gets(here, tmp_path, capsys, monkeypatch) -> None:
@@ -301,16 +312,16 @@ def test_commands_are_jobs(here, tmp_path, capsys) -> None:
     ("words", "message"),
     [
         (["v3_tabel5"], "table 'v3_tabel5' is not known: did you mean v3_table5"),
-        (["v3_table5", "--scale", "scene"], "scale 'scene': did you mean scenes"),
+        (["v3_table5", "--regime", "scene"], "--regime 'scene': did you mean scenes"),
         (["v3_table6", "--row", "eval_os_9"], "--row 'eval_os_9' is not known: did you mean eval_os_8"),
         (["v3_table6", "--sedes", "2"], "--sedes is not an option: did you mean --seeds"),
         (["v3_table6", "--config.init=models/x"], "--config.init: the runner sets it; give --init"),
         (["v3_table6", "--config.train.seed=3"], "--config.train.seed: the runner sets it; give --seeds"),
         (["v3_table6", "--seeds", "-1"], "--seeds -1"),
         (["v3_table6", "--config.train.stepps=3"], "stepps"),
-        (["v3_table6", "--config=configs/voc.py"], "the scale chooses the configuration file"),
-        (["v3_table6", "--scale", "camvid"], "starts from pre-trained weights: give --init FOLDER"),
-        (["v3_table1", "--scale", "camvid"], "data set 'camvid' reads files"),
+        (["v3_table6", "--config=configs/voc.py"], "the regime chooses the configuration file"),
+        (["v3_table6", "--regime", "camvid"], "starts from pre-trained weights: give --init FOLDER"),
+        (["v3_table1", "--regime", "camvid"], "data set 'camvid' reads files"),
         (["v3_table6", "--job", "abc_seed0"], "--job abc_seed0: none of these tables"),
         (["v3_table6", "--launcher", "slrum"], "invalid choice"),
         (["v3_table6", "--parallel", "0"], "--parallel 0: give at least 1"),
@@ -328,10 +339,10 @@ def test_mistakes_get_one_line(here, tmp_path, capsys, words, message) -> None:
 
 def test_a_half_written_result_is_named_and_run_again(here, tmp_path, capsys) -> None:
     call(tmp_path, "v3_table6", "--row", "eval_os_16")
-    file = tmp_path / "out/scenes/v3_table6/eval_os_16.json"
+    file = table_file(tmp_path, "v3_table6")
     whole = file.read_text()
     (tmp_path / "runs").rename(tmp_path / "gone")
-    for number, half in enumerate((whole[: len(whole) // 2], "", "[]", "{}")):
+    for number, half in enumerate((whole[: len(whole) // 2], "", "[]", "{}", '{"rows": {"eval_os_16": {"seeds": 1}}}')):
         file.write_text(half)
         capsys.readouterr()
         assert call(tmp_path, "v3_table6", "--row", "eval_os_16") == 0
@@ -339,23 +350,58 @@ def test_a_half_written_result_is_named_and_run_again(here, tmp_path, capsys) ->
         assert json.loads(file.read_text()) == json.loads(whole)
         assert file.with_suffix(f".damaged{number or ''}").read_text() == half, "what it held is kept"
         (tmp_path / "runs").rename(tmp_path / f"gone{number}")
-    assert len(here.names) == 5
+    assert len(here.names) == 6
 
 
-def test_half_of_a_computed_result_is_written_again_and_kept(here, tmp_path) -> None:
-    assert call(tmp_path, "v3_figure4", "--row", "rate_64") == 0
-    file = tmp_path / "out/scenes/v3_figure4/rate_64.json"
+def test_a_damaged_row_costs_no_other(here, tmp_path, capsys) -> None:
+    call(tmp_path, "v3_table6")
+    file = table_file(tmp_path, "v3_table6")
+    before = json.loads(file.read_text())
+    damaged = {**before, "rows": {**before["rows"], "eval_os_8": {"seeds": "none"}, "of_no_row": {"mine": 1}}}
+    write_json(file, damaged)
+    capsys.readouterr()
+    assert call(tmp_path, "v3_table6") == 0
+    assert f"{file}: cannot be read as a result (row eval_os_8: it has no 'row')" in capsys.readouterr().out
+    rows = json.loads(file.read_text())["rows"]
+    assert rows == {**before["rows"], "of_no_row": {"mine": 1}}, "what belongs to no row is kept"
+    assert json.loads(file.with_suffix(".damaged").read_text()) == damaged
+    assert len(here.names) == 1, "the run directory has what the row lost"
+
+
+def test_damaged_records_of_trainings_are_set_aside(here, tmp_path) -> None:
+    call(tmp_path, "v3_table6", "--row", "eval_os_16")
+    file = tmp_path / "out/scenes/trainings.json"
     whole = file.read_text()
-    file.write_text(whole[:40])
-    assert call(tmp_path, "v3_figure4", "--row", "rate_64") == 0
-    assert file.read_text() == whole and file.with_suffix(".damaged").read_text() == whole[:40]
+    file.write_text(whole[:20])
+    assert call(tmp_path, "v3_table6", "--row", "eval_os_16") == 0
+    assert file.read_text() == whole and file.with_suffix(".damaged").read_text() == whole[:20]
+
+
+def test_results_of_earlier_versions_count(here, tmp_path) -> None:
+    """They had a file for each row and for each training; what is written next holds them, too."""
+    call(tmp_path, "v3_table6")
+    out, rows = tmp_path / "out/scenes", json.loads(table_file(tmp_path, "v3_table6").read_text())["rows"]
+    logged = json.loads((out / "trainings.json").read_text())
+    shutil.rmtree(out)
+    for row, content in rows.items():
+        write_json(out / "v3_table6" / f"{row}.json", content)
+    (out / "trainings").mkdir()
+    for name, records in logged.items():
+        (out / "trainings" / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    (tmp_path / "runs").rename(tmp_path / "gone")
+    assert call(tmp_path, "v3_table6") == 0
+    assert len(here.names) == 1
+    assert call(tmp_path, "v3_table6", "--seeds", "2") == 0
+    assert len(here.names) == 2
+    now = json.loads(table_file(tmp_path, "v3_table6").read_text())["rows"]
+    assert [[entry["seed"] for entry in now[name]["seeds"]] for name in rows] == [[0, 1]] * 4
+    assert [now[name]["seeds"][0] for name in rows] == [rows[name]["seeds"][0] for name in rows]
+    assert logged.items() < json.loads((out / "trainings.json").read_text()).items()
 
 
 def test_a_result_of_another_commit_is_kept_unless_again(here, tmp_path, capsys, monkeypatch) -> None:
     call(tmp_path, "v3_table6")
-    for module in (run, workdir, results):
-        if hasattr(module, "git_commit"):
-            monkeypatch.setattr(module, "git_commit", lambda: "another")
+    monkeypatch.setattr(run, "git_commit", lambda: "another")
     capsys.readouterr()
     assert call(tmp_path, "v3_table6") == 0
     assert "4 rows have results of other commits than another: kept; --again runs them anew" in capsys.readouterr().out
@@ -373,7 +419,8 @@ def test_a_result_of_another_configuration_is_not_overwritten(here, tmp_path, ca
     capsys.readouterr()
     assert call(tmp_path, "v3_table6", "--steps", "9") == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "eval_os_16.json holds a result of another configuration" in line and "3 files more" in line
+    file = table_file(tmp_path, "v3_table6")
+    assert f"row eval_os_16 of {file} holds a result of another configuration" in line and "3 rows more" in line
     assert len(here.names) == 1 and result(tmp_path, "v3_table6/eval_os_8") == before
     assert call(tmp_path, "v3_table6", "--steps", "9", "--plan") == 0
     assert "refused without --again" in capsys.readouterr().out
@@ -385,7 +432,6 @@ def test_again_leaves_what_was_not_asked_for(here, tmp_path, monkeypatch) -> Non
     call(tmp_path, "v3_table6", "--row", "eval_os_16", "--seeds", "3")
     old = result(tmp_path, "v3_table6/eval_os_16")["seeds"]
     monkeypatch.setattr(run, "git_commit", lambda: "another")
-    monkeypatch.setattr(workdir, "git_commit", lambda: "another")
     assert call(tmp_path, "v3_table6", "--row", "eval_os_16", "--seeds", "1", "--again") == 0
     new = result(tmp_path, "v3_table6/eval_os_16")["seeds"]
     assert [entry["commits"] for entry in new] == [["another"], old[1]["commits"], old[2]["commits"]]
@@ -486,7 +532,7 @@ def test_a_job_trains_once_and_evaluates_what_is_missing(job, tmp_path, capsys) 
     assert "own.json: cannot be read" in capsys.readouterr().out
     assert json.loads(evaluation_file(tmp_path / "k_seed0", "own").read_text())["miou"] == own["miou"]
     assert times(tmp_path)["flip.json"] == before["flip.json"]
-    assert training_seconds(tmp_path / "k_seed0/metrics.jsonl", 2) > 0
+    assert training_seconds(read_records(tmp_path / "k_seed0/metrics.jsonl"), 2) > 0
 
 
 def test_again_sets_the_run_of_another_commit_aside(job, tmp_path) -> None:
@@ -523,8 +569,8 @@ def test_others_wait_for_the_backbone(job, tmp_path, monkeypatch) -> None:
         order.append("train")
         assert go_on.wait(60)
 
-    monkeypatch.setattr(worker, "train", slow)
-    monkeypatch.setattr(worker, "_newest_step", lambda workdir: len(order) and 10**6)
+    monkeypatch.setattr(execute, "train", slow)
+    monkeypatch.setattr(execute, "_newest_step", lambda workdir: len(order) and 10**6)
     first, second = (threading.Thread(target=partial(pretrained, job.config, tmp_path, again=False)) for _ in range(2))
     first.start()
     assert began.wait(60)
@@ -550,16 +596,17 @@ def test_seconds_follow_from_the_throughput(tmp_path) -> None:
     lines = [{"step": step, "train/loss": 1.0, "train/images_per_second": rate} for step, rate in logged]
     text = "".join(json.dumps(line) + "\n" for line in [*lines, {"step": 6, "val/miou": 0.5}])
     file.write_text(text + '{"step": 7, "tra')
-    assert training_seconds(file, 4) == 4.0 + 2.0 + 0.5
-    assert state_of(file) == (6, 1.0)
-    assert training_seconds(tmp_path / "none", 4) == 0.0 and state_of(tmp_path / "none") == (0, None)
+    assert training_seconds(read_records(file), 4) == 4.0 + 2.0 + 0.5
+    assert state_of(read_records(file)) == (6, 1.0)
+    assert read_records(tmp_path / "none") == []
+    assert training_seconds([], 4) == 0.0 and state_of([]) == (0, None)
 
 
 # Launchers.
 
 
 def test_a_job_ends_with_its_runner(tmp_path) -> None:
-    code = "import time; from experiments.runner.worker import end_with_parent as e; e(); time.sleep(60)"
+    code = "import time; from experiments.run.execute import end_with_parent as e; e(); time.sleep(60)"
     started = LocalJob(["python", "-c", code], tmp_path / "a.log")
     assert started.code() is None
     started._process.stdin.close()
@@ -567,7 +614,7 @@ def test_a_job_ends_with_its_runner(tmp_path) -> None:
 
 
 def test_a_job_that_ends_by_itself_tells_its_code(tmp_path) -> None:
-    code = "from experiments.runner.worker import end_with_parent as e; e(); print('said'); raise SystemExit(3)"
+    code = "from experiments.run.execute import end_with_parent as e; e(); print('said'); raise SystemExit(3)"
     started = LocalJob(["python", "-c", code], tmp_path / "a.log")
     started._process.wait(timeout=120)
     assert started.code() == 3 and (tmp_path / "a.log").read_text() == "said\n"
@@ -602,7 +649,7 @@ def test_local_jobs_at_once_share_the_cores(tmp_path) -> None:
 def test_a_job_keeps_to_its_share_of_the_cores() -> None:
     cores = os.sched_getaffinity(0)
     code = (
-        "import os, sys; from experiments.runner.launchers import keep_to_cores;"
+        "import os, sys; from experiments.run.launchers import keep_to_cores;"
         "keep_to_cores(sys.argv[1]); print(sorted(os.sched_getaffinity(0)))"
     )
 

@@ -1,4 +1,4 @@
-"""The papers' tables: their numbers, and what their rows mean at each scale."""
+"""The papers' tables: their numbers, and what their rows mean in each regime."""
 
 import json
 import math
@@ -16,9 +16,8 @@ from deeplab_jax.models.segmenter import abstract_variables
 from deeplab_jax.ops.observe import observe_convolutions
 from deeplab_jax.train.from_config import build_model
 from deeplab_jax.train.optimizer import make_optimizer
-from experiments.runner.jobs import ask
-from experiments.runner.resolve import NotRun, Resolved, Settings, beyond, check_init, key_of, resolve
-from experiments.scales import SCALES
+from experiments.regimes import REGIMES
+from experiments.run.plan import NotRun, Resolved, Settings, ask, beyond, check_init, key_of, resolve
 from experiments.tables import TABLES
 from experiments.tables.table import MEASURES
 
@@ -31,8 +30,8 @@ def row(table, name):
     return TABLES[table].named_rows()[name]
 
 
-def resolved(table, name, scale="scenes", settings=NOTHING):
-    found = resolve(row(table, name), TABLES[table], SCALES[scale], settings)
+def resolved(table, name, regime="scenes", settings=NOTHING):
+    found = resolve(row(table, name), TABLES[table], REGIMES[regime], settings)
     assert isinstance(found, Resolved), found
     return found
 
@@ -91,6 +90,12 @@ def test_all_of_the_papers_numbers(name, repo_root) -> None:
     assert [value for one in TABLES[name].rows for value in one.paper.values()] == expected
 
 
+def test_every_file_of_a_table_is_named(repo_root) -> None:
+    files = {file.stem for file in (repo_root / "experiments/tables").glob("*.py")}
+    assert files - {"__init__", "table", "networks"} == set(TABLES)
+    assert [table.name for table in TABLES.values()] == list(TABLES)
+
+
 def test_the_numbers_of_rows() -> None:
     counts = {name: len(table.rows) for name, table in TABLES.items()}
     assert counts["v3_table3"] == 20 and counts["v3plus_table3"] == 14 and counts["v3plus_table5"] == 24
@@ -122,12 +127,12 @@ def test_names_of_rows_differ_and_are_file_names() -> None:
 def test_rows_within_2_points_of_another_have_three_seeds_at_camvid() -> None:
     """75.18 and 73.88 of Table 1 are 1.3 apart, 70.06 lies 3.8 below; all of Table 5 lie within a point of another."""
     tables = [TABLES["v3_table1"], TABLES["v3_table5"], TABLES["v3plus_figure5"]]
-    asked = ask(tables, (), SCALES["camvid"], Settings(), 0)
+    asked = ask(tables, (), REGIMES["camvid"], Settings(), 0)
     counts = {one.name: len(one.seeds) for one in asked}
     assert [counts[f"v3_table1/output_stride_{stride}"] for stride in (8, 16, 32, 64)] == [3, 3, 1, 1]
     assert {counts[name] for name in counts if name.startswith("v3_table5")} == {3}
     assert counts["v3plus_figure5/resnet_101"] == 1, "no mIoU in the paper"
-    assert {len(one.seeds) for one in ask(tables, (), SCALES["camvid"], Settings(), 2)} == {2}
+    assert {len(one.seeds) for one in ask(tables, (), REGIMES["camvid"], Settings(), 2)} == {2}
 
 
 def test_measures_are_known() -> None:
@@ -144,7 +149,7 @@ def test_figure_4_counts_valid_weights() -> None:
     assert sum(found.values()) == pytest.approx(100)
 
 
-# Rows at the scales.
+# Rows in the regimes.
 
 
 @pytest.mark.parametrize(
@@ -164,12 +169,12 @@ def test_the_cascade_has_the_papers_rates(table, name, rates) -> None:
     assert tuple(one.rate for one in found if one.kernel[:2] == (3, 3))[-len(rates) :] == rates
 
 
-@pytest.mark.parametrize("scale", SCALES)
-def test_every_row_is_a_configuration(scale) -> None:
+@pytest.mark.parametrize("regime", REGIMES)
+def test_every_row_is_a_configuration(regime) -> None:
     reasons = []
     for table in TRAINED.values():
         for one in table.rows:
-            found = resolve(one, table, SCALES[scale], NOTHING)
+            found = resolve(one, table, REGIMES[regime], NOTHING)
             if isinstance(found, NotRun):
                 reasons.append(found.reason)
                 continue
@@ -182,17 +187,17 @@ QUICK = {("scenes", table) for table in ("v3_table1", "v3_table5", "v3_table10",
 
 
 @pytest.mark.parametrize(
-    ("scale", "table"),
+    ("regime", "table"),
     [
-        pytest.param(scale, table, marks=[] if (scale, table) in QUICK else pytest.mark.slow)
-        for scale in SCALES
+        pytest.param(regime, table, marks=[] if (regime, table) in QUICK else pytest.mark.slow)
+        for regime in REGIMES
         for table in TRAINED
     ],
 )
-def test_every_row_is_a_network(scale, table) -> None:
+def test_every_row_is_a_network(regime, table) -> None:
     built = set()
     for one in TABLES[table].rows:
-        found = resolve(one, TABLES[table], SCALES[scale], NOTHING)
+        found = resolve(one, TABLES[table], REGIMES[regime], NOTHING)
         if isinstance(found, Resolved) and str(found.config.model) not in built:
             built.add(str(found.config.model))
             model = build_model(found.config, num_classes=CLASSES[found.config.data.name])
@@ -268,13 +273,13 @@ def test_what_is_stated_in_the_papers_terms_is_scaled() -> None:
     assert len(loss.class_weights) == 9 and loss.top_k == 0.25
 
 
-def test_what_a_scale_cannot_run_it_says_in_words() -> None:
-    for table, name, scale, reason in (
+def test_what_a_regime_cannot_run_it_says_in_words() -> None:
+    for table, name, regime, reason in (
         ("v3_table5", "1_2_1-6_12_18", "camvid", "MobileNetV2 has no multi-grid"),
         ("extra_norm", "group-batch_size_4", "camvid", "the released weights have batch norm"),
         ("extra_loss", "balanced-top_k_1_0", "paper", "class frequencies"),
     ):
-        found = resolve(row(table, name), TABLES[table], SCALES[scale], NOTHING)
+        found = resolve(row(table, name), TABLES[table], REGIMES[regime], NOTHING)
         assert isinstance(found, NotRun) and reason in found.reason
 
 
@@ -297,7 +302,7 @@ def test_rows_that_mean_the_same_training_share_it() -> None:
         resolved("v3_table6", "eval_os_8", "camvid").training_key
     )
     assert resolved("v3plus_table1", "channels_48").training_key == resolved("v3plus_table2", "3x3_256").training_key
-    # At the papers' scale Cityscapes is another training.
+    # In the papers' regime Cityscapes is another training.
     paper = [resolved(name, "eval_os_16", "paper").training_key for name in ("v3_table6", "v3_cityscapes")]
     assert paper[0] != paper[1]
 
@@ -372,16 +377,16 @@ def test_rows_without_weights_start_from_a_plain_network() -> None:
     assert resolved("v3_table1", "output_stride_8", "camvid").pretraining is None
 
 
-def check(table, scale, init, *, needed=True):
-    check_init([(TABLES[table], one) for one in TABLES[table].rows], SCALES[scale], init, needed=needed)
+def check(table, regime, init, *, needed=True):
+    check_init([(TABLES[table], one) for one in TABLES[table].rows], REGIMES[regime], init, needed=needed)
 
 
 def test_missing_weights_are_asked_for(tmp_path) -> None:
     with pytest.raises(UserError, match=r"no weights\.safetensors in it"):
         resolved("v3_table6", "eval_os_16", "camvid", Settings(init=str(tmp_path)))
-    with pytest.raises(UserError, match="v3_table6 at scale camvid starts from pre-trained weights: give --init"):
+    with pytest.raises(UserError, match="v3_table6 in regime camvid starts from pre-trained weights: give --init"):
         check("v3_table6", "camvid", "")
     check("v3_table6", "camvid", "", needed=False)
     check("v3_table1", "camvid", "")
-    with pytest.raises(UserError, match="--init DIR: none of these rows starts from given weights at scale camvid"):
+    with pytest.raises(UserError, match="--init DIR: none of these rows starts from given weights in regime camvid"):
         check("v3_table1", "camvid", "DIR")

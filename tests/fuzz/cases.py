@@ -47,7 +47,7 @@ class Family(NamedTuple):
 PROGRAMS = {
     "deeplab_jax": "deeplab_jax.cli",
     "report": "experiments.report.__main__",
-    "tables": "experiments.run",
+    "tables": "experiments.run.__main__",
     "benchmarks": "experiments.benchmarks.__main__",
 }
 

@@ -14,7 +14,7 @@ ROWS = ("eval_os_16", "eval_os_8")
 
 
 class Seeds(NamedTuple):
-    """Files of a table's rows by name, a record of a training, and results of benchmarks."""
+    """A table's rows by name, what a training logged, and results of benchmarks."""
 
     rows: dict[str, str]
     record: list[dict[str, Any]]
@@ -24,6 +24,10 @@ class Seeds(NamedTuple):
 def seeds(folder: Path) -> Seeds:
     """Make what the runner leaves behind, and read the benchmarks in the repository."""
     rows = {}
+    config = {
+        "train": {"steps": 450, "batch_size": 8},
+        "model": {"name": "deeplabv3_resnet18", "output_stride": 16, "options": {}},
+    }
     for row, miou in zip(ROWS, (0.7, 0.71), strict=True):
         entry = {
             "seed": 0,
@@ -38,10 +42,8 @@ def seeds(folder: Path) -> Seeds:
             "training": "a",
             "evaluation": row,
             "notes": ["a note"],
-            "config": {
-                "train": {"steps": 450, "batch_size": 8},
-                "model": {"name": "deeplabv3_resnet18", "options": {}},
-            },
+            "config": config,
+            "pretraining": {"name": "b_weights", "seconds": 60.0, "config": config},
         }
         rows[row] = json.dumps(content)
     record = [{"step": step, "train/loss": 2.0 - step / 10, "train/images_per_second": 3.0} for step in range(1, 6)]
@@ -51,19 +53,34 @@ def seeds(folder: Path) -> Seeds:
 
 
 def make_rows(seeds: Seeds, folder: Path, rng: random.Random) -> Case:
-    """Damage the files of a table's rows."""
+    """Damage the file of a table and that of the trainings, or the files of an earlier version."""
     results = folder / "results" / "scenes"
-    (results / TABLE).mkdir(parents=True)
-    (results / "trainings").mkdir()
+    results.mkdir(parents=True)
+    count = write_earlier(seeds, results, rng) if rng.random() < 0.3 else write_files(seeds, results, rng)
+    if rng.random() < 0.5:
+        words = [TABLE, "--plan", f"--out={folder / 'results'}", f"--runs={folder / 'runs'}"]
+        return Case(words, count, "tables")
+    words = [f"--results={folder / 'results'}", f"--runs={folder / 'runs'}", f"--out={folder / 'out'}"]
+    return Case(words, count + 1, "report")
+
+
+def write_files(seeds: Seeds, results: Path, rng: random.Random) -> int:
+    """Write a table's file, the trainings', and return how many files hold rows."""
+    rows = {row: json.loads(text) for row, text in seeds.rows.items()}
+    (results / f"{TABLE}.json").write_bytes(damaged_json(json.dumps({"table": TABLE, "rows": rows}), rng))
+    (results / "trainings.json").write_bytes(damaged_json(json.dumps({"a_seed0": seeds.record}), rng))
+    return 1
+
+
+def write_earlier(seeds: Seeds, results: Path, rng: random.Random) -> int:
+    """Write a file for each row and for the training, and return how many files hold rows."""
+    for folder in (results / TABLE, results / "trainings"):
+        folder.mkdir()
     for row, text in seeds.rows.items():
         (results / TABLE / f"{row}.json").write_bytes(damaged_json(text, rng))
     lines = [damaged_json(json.dumps(line), rng)[:10_000] for line in seeds.record]
     (results / "trainings" / "a_seed0.jsonl").write_bytes(b"\n".join(lines))
-    if rng.random() < 0.5:
-        words = [TABLE, "--plan", f"--out={folder / 'results'}", f"--runs={folder / 'runs'}"]
-        return Case(words, len(seeds.rows), "tables")
-    words = [f"--results={folder / 'results'}", f"--runs={folder / 'runs'}", f"--out={folder / 'out'}"]
-    return Case(words, len(seeds.rows) + 1, "report")
+    return len(seeds.rows)
 
 
 def make_benchmarks(seeds: Seeds, folder: Path, rng: random.Random) -> Case:

@@ -1,0 +1,69 @@
+"""What the experiments write: JSON, Markdown tables, and the sections of a page that a command keeps up to date."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deeplab_jax import files
+from deeplab_jax.errors import UserError
+
+
+def write_json(file: Path, content: Any) -> None:
+    """Write a file whole or not at all, and make its folder.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    files.write_whole(file, lambda fresh: files.write_json(fresh, content))
+
+
+def markdown_row(cells: Iterable[str]) -> str:
+    """Return one line of a Markdown table. The cells are Markdown already; see `escape`."""
+    return f"| {' | '.join(cells)} |"
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Iterable[str]], *, numbers: int = 0) -> str:
+    """Return a Markdown table; so many last columns hold numbers, which stand at the right."""
+    rule = "|" + "---|" * (len(head) - numbers) + "---:|" * numbers
+    return "\n".join([markdown_row(head), rule, *map(markdown_row, rows)])
+
+
+def escape(text: str) -> str:
+    """Return a text that stays in its cell and is no mark-up."""
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+
+
+@dataclass(frozen=True)
+class Section:
+    """What stands between two lines of a file."""
+
+    start: str
+    end: str
+
+    def replace(self, text: str, content: str) -> str:
+        """Return a text with the section's content replaced.
+
+        Raises:
+          UserError: one of the two lines is missing, or there more than once.
+        """
+        if text.count(self.start) != 1 or text.count(self.end) != 1 or text.index(self.start) > text.index(self.end):
+            raise UserError(
+                f"the file has no section between {self.start!r} and {self.end!r}; add the two lines, each once"
+            )
+        before, after = text.split(self.start)[0], text.split(self.end)[1]
+        return f"{before}{self.start}\n{content}\n{self.end}{after}"
+
+    def write(self, file: Path, content: str) -> None:
+        """Replace the section's content in a file.
+
+        Raises:
+          UserError: the file cannot be read or written, or has no such section.
+        """
+        try:
+            text = self.replace(file.read_text(encoding="utf-8"), content)
+            files.write_whole(file, lambda fresh: fresh.write_text(text, encoding="utf-8"))
+        except OSError as error:
+            raise UserError(f"{file}: {error.strerror}; give --write a file that can be written") from None
+        except UserError as error:
+            raise UserError(f"{file}: {error}") from None

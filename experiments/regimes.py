@@ -1,0 +1,208 @@
+"""Where the papers' tables are run: at which data, with which networks in place of the papers', for how long.
+
+- `scenes`: generated pictures of 129x129, thin ResNets and a thin Xception; for anyone. Backbones are first trained in
+  plain networks on the same pictures. A sample of the last block sees a whole picture, so that pyramid and image
+  pooling have little context to add.
+- `demo`: the network of `make demo` and its configuration, on the same pictures, from random weights.
+- `camvid`: 257x257 crops of street scenes. ASPP and decoder on the authors' MobileNetV2 (`--init`: what `convert` makes
+  of deeplabv3_257_mv_gpu.tflite), the cascade and Xception from random weights.
+- `paper`: the published protocol. PASCAL VOC 2012 (trainaug) at 513, 30000 steps of 16 images, rate 0.007, poly;
+  Cityscapes at 769, 90000 steps; batch-norm decay 0.9997; backbones from ImageNet (`--init`). All tables here are of
+  the validation split, so of stage 1: stage 2 (output stride 8, frozen batch norm, trained on trainval) is for the test
+  set, and `configs/voc.py:stage=2`. ResNets are of the authors' own form ("beta"), whose strides end a block and whose
+  multiply-adds DeepLabv3+ states.
+
+What is stated in the papers' terms is scaled with the network and the crop; see `experiments.run.plan`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from configs.camvid import SQRT_MEDIAN_FREQUENCY
+from experiments.tables import Row
+
+PAPER_CROP = 513
+MULTI_GRID = "model.options.multi_grid"
+
+Limits = Mapping[tuple[str, Any], str]
+
+WEIGHTS_NOT_COUNTED = "the class frequencies of this data are not known here"
+BATCH_NORM_WEIGHTS = "the released weights have batch norm"
+NO_MULTI_GRID = "MobileNetV2 has no multi-grid"
+FROM_WEIGHTS: Limits = {("model.options.norm", "group"): BATCH_NORM_WEIGHTS}
+# Its rows of the papers' final multi-grid, (1, 2, 4), run without one.
+ON_MOBILENET: Limits = {
+    **FROM_WEIGHTS,
+    **{("model.options.multi_grid", grid): NO_MULTI_GRID for grid in ((1, 1, 1), (1, 2, 1))},
+}
+
+
+@dataclass(frozen=True)
+class Network:
+    """What stands for a backbone of the papers.
+
+    Attributes:
+      backbone: its name.
+      config: the configuration file and its arguments, with `{model}`, `{data}` and `{steps}` to be filled in.
+      channels: factor of the numbers of channels that a row states.
+      units: of the last block, so many rates has a multi-grid; 0: it has none, and rows run without theirs.
+      options: of the model, in place of the configuration's.
+      pretrained: starts from weights, given by `--init`.
+      limits: (key, value) of a row's change -> why such a row cannot be run.
+      note: what sets its rows apart from the papers', for the reader of the results.
+    """
+
+    backbone: str
+    config: str
+    channels: float = 1.0
+    units: int = 3
+    options: Mapping[str, Any] = field(default_factory=dict)
+    pretrained: bool = False
+    limits: Limits = field(default_factory=dict)
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Regime:
+    """A place where tables are run.
+
+    Attributes:
+      name: by which `experiments.run` knows it.
+      networks: by the papers' backbone, or by architecture and backbone where that differs.
+      steps: of a training; 0 leaves them to the configuration.
+      batch: factor of the papers' batch sizes.
+      rates: by which the papers' atrous rates are divided, so that they fit the smaller maps.
+      seeds: of a table's rows, where it is not one.
+      close_seeds: the same of rows that the paper puts close to another one of their table (`Table.close`).
+      class_weights: what "balanced" means for its data; empty: not known.
+      overrides: of the configuration files, as on a command line.
+      pretraining: steps of a plain network on the regime's own data, trained first, from whose backbone rows start that
+        no weights are given for; the papers start from ImageNet. 0: such rows start from random weights.
+    """
+
+    name: str
+    networks: Mapping[str, Network]
+    steps: int
+    batch: float
+    rates: int
+    seeds: Mapping[str, int] = field(default_factory=dict)
+    close_seeds: int = 1
+    class_weights: tuple[float, ...] = ()
+    overrides: tuple[str, ...] = ()
+    pretraining: int = 0
+
+    def network(self, model: str) -> Network:
+        """Return what stands for a model of the papers, given as `<architecture>_<backbone>`."""
+        return self.networks[model] if model in self.networks else self.networks[model.split("_", 1)[1]]
+
+    def why_not(self, row: Row) -> str:
+        """Return why a row cannot be run here, "" where it can or takes no network."""
+        if row.needs:
+            return f"needs {row.needs}"
+        if "balanced" in row.train.values() and not self.class_weights:
+            return WEIGHTS_NOT_COUNTED
+        if not row.train:
+            return ""
+        try:
+            limits = self.network(row.train["model.name"]).limits
+        except KeyError:
+            return f"no network stands for {row.train['model.name']} in the regime {self.name}"
+        return next((limits[change] for change in row.train.items() if change in limits), "")
+
+    def translated(self, key: str, value: Any, network: Network, crop: tuple[int, int]) -> Any:
+        """Return the value here of a row's change that the papers state in channels, samples, pixels or images.
+
+        Args:
+          key: of the configuration.
+          value: the papers'.
+          network: what the row trains here.
+          crop: height and width of the crops here.
+        """
+        match key.split(".")[-1]:
+            case "multi_grid":
+                return value[: network.units]
+            case "low_level_channels":
+                return max(1, round(value * network.channels))
+            case "decoder_convs":
+                return tuple((kernel, round(channels * network.channels)) for kernel, channels in value)
+            case "aspp_rates":
+                return tuple(rate // self.rates for rate in value)
+            case "crop_size":  # In samples of the map at output stride 16, of which both ends count.
+                sides = zip(value, crop, strict=True)
+                return tuple(round((side - 1) * (own - 1) / (PAPER_CROP - 1)) + 1 for side, own in sides)
+            case "batch_size":
+                return round(value * self.batch)
+            case "class_weights":
+                return self.class_weights if value == "balanced" else ()
+        return value
+
+
+_SCENES = "configs/scenes.py:model={model}"
+_CAMVID = "configs/camvid.py:model={model},steps={steps}"
+_PAPER = "configs/{data}.py:model={model}"
+# Of a quarter of the channels: ResNets end in 128 of them, Xception's middle flow has 182.
+_THIN: Mapping[str, Any] = {"width": 0.25}
+# With the papers' rates: at output stride 16 and multi-grid (1, 2, 4), block 4 has 2, 4, 8.
+_THIN_RESNET: Mapping[str, Any] = {**_THIN, "first_unit_rate": "last_unit"}
+_AT_RANDOM = "starts from random weights"
+
+REGIMES: dict[str, Regime] = {
+    "scenes": Regime(
+        name="scenes",
+        networks={
+            "resnet50": Network("resnet18", _SCENES, channels=0.25, units=2, options=_THIN_RESNET),
+            "resnet101": Network("resnet34", _SCENES, channels=0.25, options=_THIN_RESNET),
+            "xception65": Network("xception41", _SCENES, channels=0.25, options=_THIN),
+            "xception71": Network("xception65", _SCENES, channels=0.25, options=_THIN),
+        },
+        steps=150,
+        batch=0.5,
+        rates=3,
+        seeds={"v3_table5": 3, "v3plus_table1": 3, "v3plus_table2": 3, "extra_seeds": 5},
+        # Of `check-data --config configs/scenes.py --split train --limit 400`.
+        class_weights=(0.506, 1.023, 1.000, 0.773, 0.650, 1.676, 1.731, 0.676, 1.199),
+        overrides=("--config.optimizer.learning_rate=0.01",),
+        pretraining=1500,
+    ),
+    "demo": Regime(
+        name="demo", networks={"resnet18": Network("resnet18", _SCENES, units=2)}, steps=0, batch=1.0, rates=1
+    ),
+    "camvid": Regime(
+        name="camvid",
+        networks={
+            "resnet101": Network(
+                "mobilenet_v2",
+                _CAMVID + ",finetune",
+                channels=0.5,
+                units=0,
+                pretrained=True,
+                limits=ON_MOBILENET,
+                note="MobileNetV2: no multi-grid; separable convolutions in ASPP and decoder",
+            ),
+            "cascade_resnet50": Network("resnet18", _CAMVID, units=2, note=_AT_RANDOM),
+            "cascade_resnet101": Network("resnet34", _CAMVID, note=_AT_RANDOM),
+            "xception65": Network("xception41", _CAMVID, channels=0.25, options=_THIN, note=_AT_RANDOM),
+            "xception71": Network("xception65", _CAMVID, channels=0.25, options=_THIN, note=_AT_RANDOM),
+        },
+        steps=300,
+        batch=0.5,
+        rates=1,
+        seeds={"extra_seeds": 5},
+        close_seeds=3,
+        class_weights=SQRT_MEDIAN_FREQUENCY,
+    ),
+    "paper": Regime(
+        name="paper",
+        networks={
+            "resnet50": Network("resnet50_beta", _PAPER, pretrained=True, limits=FROM_WEIGHTS),
+            "resnet101": Network("resnet101_beta", _PAPER, pretrained=True, limits=FROM_WEIGHTS),
+            "xception65": Network("xception65", _PAPER, pretrained=True, limits=FROM_WEIGHTS),
+            "xception71": Network("xception71", _PAPER, pretrained=True, limits=FROM_WEIGHTS),
+        },
+        steps=0,
+        batch=1.0,
+        rates=1,
+        seeds={"extra_seeds": 5},
+    ),
+}

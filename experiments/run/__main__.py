@@ -1,0 +1,260 @@
+"""Reproduce tables of the papers by name: train what is missing, evaluate, and print the paper's numbers beside ours.
+
+    python -m experiments.run v3_table5
+    python -m experiments.run v3_table5 v3_table6 --regime camvid --data_dir DIR --init MODEL_FOLDER --seeds 3
+    python -m experiments.run v3plus_table3 --regime paper --plan
+
+Rows that mean the same training share it. What is finished is not run again, and what was cut off goes on. Each table
+has one file of results, OUT/REGIME/TABLE.json.
+"""
+
+import argparse
+import ast
+import shlex
+import sys
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from deeplab_jax.cli import Parser, enable_compilation_cache, split_config_arguments
+from deeplab_jax.commands import INTERRUPTED, PREEMPTED, fail
+from deeplab_jax.errors import UserError, did_you_mean, end_process
+from deeplab_jax.files import locked
+from deeplab_jax.provenance import git_commit, short
+from deeplab_jax.train.faults import Interrupted, stop_on_signals
+from experiments.regimes import REGIMES, Regime
+from experiments.report.cells import hours, provenance
+from experiments.report.gather import table_result
+from experiments.run import view
+from experiments.run.execute import check_data, end_with_parent, run_jobs, work
+from experiments.run.launchers import Launcher, Local, Slurm, keep_to_cores
+from experiments.run.plan import Asked, Job, Resolved, Settings, ask, check_init, job_name, make_jobs
+from experiments.run.results import RESULTS, Store, refuse_strange
+from experiments.tables import TABLES, Table
+
+PROGRAM = ("python", "-m", "experiments.run")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run tables and return the exit code: 0 on success, 2 for what the user can fix, 130 after Ctrl-C, 75 after
+    SIGTERM.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    parser = make_parser()
+    args, rest = parser.parse_known_args(words)
+    overrides, unknown = split_config_arguments(rest)
+    try:
+        if unknown:
+            flags = [option for action in parser._actions for option in action.option_strings]
+            raise UserError(f"{unknown[0]} is not an option: {did_you_mean(unknown[0].split('=')[0], flags)}")
+        if any(word.startswith("--config=") for word in overrides):
+            raise UserError("--config: the regime chooses the configuration file; give --config.section.key=value")
+        for key, option in (("--config.init=", "--init"), ("--config.train.seed=", "--seeds")):
+            if any(word.startswith(key) for word in overrides):
+                raise UserError(f"{key.rstrip('=')}: the runner sets it; give {option}")
+        with stop_on_signals():
+            return run(args, tuple(overrides), words)
+    except UserError as error:
+        return fail(str(error))
+    except (Interrupted, KeyboardInterrupt) as stop:
+        print(f"interrupted; the same command goes on from there. {stop}".rstrip(), file=sys.stderr)
+        return PREEMPTED if isinstance(stop, Interrupted) and stop.preempted else INTERRUPTED
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser."""
+    parser = Parser(
+        prog="python -m experiments.run",
+        description=(__doc__ or "").splitlines()[0],
+        epilog="--config.section.key=value changes every training, but for what a row itself changes",
+        allow_abbrev=False,
+    )
+    parser.add_argument("tables", nargs="+", metavar="TABLE", help=", ".join(TABLES))
+    parser.add_argument(
+        "--regime", "--scale", default="scenes", help=f"where: {', '.join(REGIMES)}; see experiments/regimes.py"
+    )
+    parser.add_argument("--row", action="append", default=[], metavar="NAME", help="only this row; again for more")
+    parser.add_argument(
+        "--seeds", type=int, default=0, help="trainings of each row; by default the regime's own number"
+    )
+    parser.add_argument("--steps", type=int, default=0, help="of each training; by default the regime's own number")
+    parser.add_argument("--runs", default="runs/tables", help="folder of the run directories")
+    parser.add_argument("--out", default=RESULTS, help="folder of the results")
+    parser.add_argument("--data_dir", default="", help="folder of the data; scenes are generated")
+    parser.add_argument(
+        "--init", default="", help="model folder of pre-trained weights, or a folder of such by backbone"
+    )
+    parser.add_argument("--plan", action="store_true", help="say what would run, and for how long, and run nothing")
+    parser.add_argument(
+        "--commands",
+        action="store_true",
+        help="print a command for each job, and run nothing; afterwards the command without this gathers their results",
+    )
+    parser.add_argument("--launcher", default="local", choices=("local", "slurm"), help="where the jobs run")
+    parser.add_argument(
+        "--slurm",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="parameter of submitit, such as timeout_min=600",
+    )
+    parser.add_argument(
+        "--again", action="store_true", help="run anew what another commit or another configuration has left"
+    )
+    parser.add_argument(
+        "--parallel", type=int, default=1, metavar="N", help="local jobs at once, each on a share of the cores (1)"
+    )
+    parser.add_argument("--job", default="", help=argparse.SUPPRESS)  # As in the lines of --commands.
+    parser.add_argument("--tethered", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--cores", default="", help=argparse.SUPPRESS)
+    return parser
+
+
+def run(args: argparse.Namespace, overrides: tuple[str, ...], words: Sequence[str]) -> int:
+    """Do what the arguments say."""
+    if args.regime not in REGIMES:
+        raise UserError(f"--regime {args.regime!r}: {did_you_mean(args.regime, REGIMES)}")
+    if args.seeds < 0 or args.steps < 0:
+        raise UserError(f"--seeds {args.seeds} --steps {args.steps}: give at least 1")
+    if args.parallel < 1 or (args.parallel > 1 and args.launcher != "local"):
+        raise UserError(f"--parallel {args.parallel}: give at least 1, and only where the jobs run on this machine")
+    regime, tables = REGIMES[args.regime], chosen_tables(args.tables)
+    check_rows(args.row, tables)
+    settings = Settings(overrides, args.data_dir, args.init, args.steps)
+    asked = ask(tables, args.row, regime, settings, args.seeds)
+    check_init(((one.table, one.row) for one in asked if one.resolved), regime, args.init, needed=not args.plan)
+    jobs = make_jobs(asked)
+    runs, out = Path(args.runs, args.regime), Path(args.out, args.regime)
+    if args.job:
+        return one_job(args, jobs, runs)
+    store = Store(out, runs, git_commit(), args.again)
+    pending = find_pending(asked, jobs, store)
+    console = view.wide(Console(stderr=args.commands))  # A shell reads the commands, and nothing else.
+
+    def say(text: str) -> None:
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    for line in store.remarks:
+        say(line)
+    if store.kept:
+        count, now = len(store.kept), short(store.commit)
+        say(f"{count} rows have results of other commits than {now}: kept; --again runs them anew")
+    waiting = [job for job in jobs if pending[job.name]]
+    if args.plan:
+        for line in store.strange:
+            say(f"{line}; refused without --again")
+        plan(console, jobs, pending, runs, view.rates(store.all_rows()), args.parallel)
+        return 0
+    refuse_strange(store)
+    if args.commands:
+        for job in waiting:
+            print(shlex.join([*PROGRAM, *(word for word in words if word != "--commands"), "--job", job.name]))
+        return 0
+    failed: list[str] = []
+    with alone(args.runs, "--runs"), alone(args.out, "--out"):
+        if waiting:
+            check_data(waiting)
+            launcher = make_launcher(args, runs)
+            failed = run_jobs(waiting, launcher, [*PROGRAM, *words], runs, console, asked, store)
+        show(console, tables, regime, asked, store)
+    if failed:
+        raise UserError(f"{len(failed)} of {len(waiting)} jobs failed; {failed[0]}; the same command tries them again")
+    if lost := [one.name for one in asked if store.missing(one)]:
+        raise UserError(
+            f"{lost[0]}: its job ended, yet left no result of commit {short(store.commit)}; where the code has changed "
+            "meanwhile, the same command runs it again"
+        )
+    return 0
+
+
+def alone(folder: str, option: str) -> AbstractContextManager[None]:
+    """Keep other runners out of a folder."""
+    busy = f"{folder}: another runner is at work there; wait for it, or give another {option}"
+    return locked(Path(folder, "runner.lock"), busy, option=option)
+
+
+def chosen_tables(names: Sequence[str]) -> list[Table]:
+    """Return tables by name, each once."""
+    for name in names:
+        if name not in TABLES:
+            raise UserError(f"table {name!r} is not known: {did_you_mean(name, TABLES)}")
+    return [TABLES[name] for name in dict.fromkeys(names)]
+
+
+def check_rows(names: Sequence[str], tables: Sequence[Table]) -> None:
+    """Raise a UserError for a row that none of the tables has."""
+    known = [name for table in tables for name in table.named_rows()]
+    for name in names:
+        if name not in known:
+            raise UserError(f"--row {name!r} is not known: {did_you_mean(name, known)}")
+
+
+def find_pending(asked: Sequence[Asked], jobs: Sequence[Job], store: Store) -> view.Pending:
+    """Return which evaluations each job lacks."""
+    lacking: dict[str, set[str]] = {job.name: set() for job in jobs}
+    for one in asked:
+        if isinstance(one.resolved, Resolved):
+            for seed in store.missing(one):
+                lacking[job_name(one.resolved.training_key, seed)].add(one.resolved.evaluation_key)
+    return lacking
+
+
+def plan(
+    console: Console, jobs: Sequence[Job], pending: view.Pending, runs: Path, measured: view.Rates, at_once: int
+) -> None:
+    """Print what would run."""
+    console.print(view.plan_table(jobs, pending, runs, measured))
+    count = sum(bool(pending[job.name]) for job in jobs)
+    left = hours(view.time_left(jobs, pending, runs, measured, at_once))
+    console.print(f"{count} of {len(jobs)} jobs to run, estimated time: {left}", highlight=False)
+
+
+def one_job(args: argparse.Namespace, jobs: Sequence[Job], runs: Path) -> int:
+    """Do one job in this process."""
+    if args.tethered:
+        end_with_parent()
+    by_name = {job.name: job for job in jobs}
+    if args.job not in by_name:
+        raise UserError(f"--job {args.job}: none of these tables, with these settings; print the commands again")
+    keep_to_cores(args.cores)
+    enable_compilation_cache()
+    work(by_name[args.job], runs, again=args.again)
+    return 0
+
+
+def make_launcher(args: argparse.Namespace, runs: Path) -> Launcher:
+    """Return what starts the jobs."""
+    return Local(args.parallel) if args.launcher == "local" else Slurm(runs / "slurm", dict(map(parameter, args.slurm)))
+
+
+def parameter(text: str) -> tuple[str, Any]:
+    """Parse `KEY=VALUE`, where the value is a Python literal or a word."""
+    key, equals, value = text.partition("=")
+    if not (key.isidentifier() and equals):
+        raise UserError(f"--slurm {text}: give KEY=VALUE, such as timeout_min=600")
+    try:
+        return key, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return key, value
+
+
+def show(console: Console, tables: Sequence[Table], regime: Regime, asked: Sequence[Asked], store: Store) -> None:
+    """Write what is there of every row, and print the tables."""
+    for table in tables:
+        own = [one for one in asked if one.table is table]
+        contents = {table.row_name(one.row): found for one in own if (found := store.collect(one)) is not None}
+        remarks: list[str] = []
+        result = table_result(replace(table, rows=tuple(one.row for one in own)), regime, contents, remarks)
+        console.print(f"\n{table.name}: {table.title}\n{table.source}", highlight=False, markup=False, soft_wrap=True)
+        console.print(view.results_table(result))
+        for line in [*remarks, *provenance(result)]:
+            console.print(line, highlight=False, markup=False)
+    console.print(f"results: {store.out}", highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    end_process(main())

@@ -1,0 +1,233 @@
+"""Doing jobs: a job trains and evaluates what is missing, and the runner starts the jobs and watches them.
+
+After a kill the next start goes on.
+"""
+
+import os
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+from rich.console import Console
+
+from deeplab_jax import files
+from deeplab_jax.checkpoint import Checkpoints
+from deeplab_jax.commands import INTERRUPTED, PREEMPTED
+from deeplab_jax.errors import UserError
+from deeplab_jax.evaluate.evaluator import Results, evaluate
+from deeplab_jax.evaluate.protocol import split_section
+from deeplab_jax.provenance import git_commit
+from deeplab_jax.train.faults import Interrupted
+from deeplab_jax.train.from_config import open_split
+from deeplab_jax.train.loop import train
+from deeplab_jax.train.run import RUN_FILE
+from deeplab_jax.weights.folder import CHECKPOINTS, load
+from experiments.output import write_json
+from experiments.run.files import Unreadable, read_json
+from experiments.run.launchers import Launcher, Running
+from experiments.run.plan import Asked, Job, evaluation_file, weights_name
+from experiments.run.results import EVALUATION, Store
+from experiments.run.view import View, rates
+
+# What an evaluation keeps of the metrics: all but the confusion matrix.
+KEPT = ("miou", "pixel_accuracy", "mean_accuracy", "per_class", "protocol", "model", "versions", "seconds")
+POLL = 0.5  # seconds
+RESTARTS = 100  # of one job that a scheduler takes its machine from
+
+
+def work(job: Job, runs: Path, *, again: bool) -> None:
+    """Train and evaluate, in `runs/NAME`.
+
+    Args:
+      job: what to do.
+      runs: folder of the run directories of the regime.
+      again: what another commit trained or evaluated is set aside, and done anew.
+
+    Raises:
+      UserError: another process does this job already, or what `train` and `evaluate` raise.
+      Interrupted: after Ctrl-C, once the state is saved.
+    """
+    workdir = runs / job.name
+    busy = f"{workdir}: another process is at work on it; wait for it to end"
+    with files.locked(runs / f"{job.name}.lock", busy, option="--runs"):
+        commit = git_commit()
+        if again:
+            _set_aside(workdir, commit)
+        missing = {key: options for key, options in job.evaluations.items() if not _evaluated(workdir, key, again)}
+        if not missing:
+            return
+        config = job.config.copy_and_resolve_references()
+        if job.pretraining is not None and not _newest_step(workdir):
+            config.init, config.init_scope = str(pretrained(job.pretraining, runs, again=again)), "backbone"
+        # The key of a job says that nothing differs which moves a weight.
+        last = train(config, workdir, allow_config_change=True)
+        own = _key_of(job.config, job)
+        if last is not None and own in missing:
+            _write(workdir, own, last)
+            del missing[own]
+        for key, options in missing.items():
+            _write(workdir, key, _evaluate(workdir, job.config, options))
+
+
+def pretrained(config: ConfigDict, runs: Path, *, again: bool) -> Path:
+    """Return the run directory of the training that jobs start from; the first one that needs it trains it, and the
+    others wait. The arguments are those of `work`.
+    """
+    workdir = runs / weights_name(config)
+    with files.locked(workdir.with_suffix(".lock"), "", option="--runs"):
+        if again:
+            _set_aside(workdir, git_commit())
+        if _newest_step(workdir) < config.train.steps:
+            print(f"first the backbone, in {workdir}", flush=True)
+            train(config, workdir, allow_config_change=True)
+    return workdir
+
+
+def _newest_step(workdir: Path) -> int:
+    """Return the step of the newest checkpoint, 0 where there is none."""
+    if not (workdir / CHECKPOINTS).is_dir():
+        return 0
+    with Checkpoints(workdir / CHECKPOINTS, read_only=True) as checkpoints:
+        return checkpoints.latest() or 0
+
+
+def trained_commits(workdir: Path) -> set[str]:
+    """Return the commits under which a run was started and went on, "unknown" where it does not say."""
+    try:
+        return {str(start["commit"]) for start in files.read_json(workdir / RUN_FILE)} or {"unknown"}
+    except (OSError, ValueError, LookupError, TypeError):
+        return {"unknown"}
+
+
+def end_with_parent() -> None:
+    """End this process, and what it computes, when standard input ends: with the runner that started it."""
+
+    def watch() -> None:
+        while os.read(sys.stdin.fileno(), 1):  # Not by the buffer, whose lock a process that ends would wait for.
+            pass
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _evaluate(workdir: Path, config: ConfigDict, options: Any) -> Results:
+    """Evaluate the last weights."""
+    model, variables, _ = load(workdir, checkpoint="newest")
+    source = open_split(config, config.data.val_split)
+    protocol, how = split_section(options)
+    return evaluate(model, variables, source, protocol, split=config.data.val_split, **how)
+
+
+def _evaluated(workdir: Path, key: str, again: bool) -> bool:
+    file = evaluation_file(workdir, key)
+    try:
+        content = read_json(file, needs=EVALUATION)
+    except Unreadable as error:
+        print(f"{file}: cannot be read ({error}); evaluated again", flush=True)
+        return False
+    return content is not None and not (again and set(content["commits"]) != {git_commit()})
+
+
+def _key_of(config: ConfigDict, job: Job) -> str:
+    """Return the key of the evaluation that the training itself ends with, "" where it is not asked for."""
+    plain = config.evaluate.to_dict()
+    return next((key for key, options in job.evaluations.items() if dict(options) == plain), "")
+
+
+def _write(workdir: Path, key: str, results: Results) -> None:
+    commits = sorted({*trained_commits(workdir), git_commit()})
+    kept = {name: results[name] for name in (*KEPT, *(["trimap"] if "trimap" in results else []))}
+    write_json(evaluation_file(workdir, key), {"commits": commits, **kept})
+
+
+def _set_aside(workdir: Path, commit: str) -> None:
+    """Rename a run of another commit."""
+    if workdir.exists() and trained_commits(workdir) != {commit}:
+        number = 1
+        while (name := workdir.with_name(f"{workdir.name}.old{number}")).exists():
+            number += 1
+        workdir.rename(name)
+
+
+def check_data(jobs: Sequence[Job]) -> None:
+    """Raise a UserError where a job's data cannot be opened, before the first one starts."""
+    seen = set()
+    for job in jobs:
+        data = job.config.data
+        for split in (data.train_split, data.val_split):
+            key = (data.name, split, data.dir, str(data.options))
+            if key not in seen:
+                seen.add(key)
+                try:
+                    open_split(job.config, split)
+                except UserError as error:
+                    raise UserError(f"{error} (here: --data_dir)") from None
+
+
+def run_jobs(
+    jobs: Sequence[Job],
+    launcher: Launcher,
+    command: Sequence[str],
+    runs: Path,
+    console: Console,
+    asked: Sequence[Asked],
+    store: Store,
+) -> list[str]:
+    """Run jobs, write the rows of each as it ends, and return a line for every one that failed."""
+    waiting, failed = list(jobs), []
+    running: dict[str, tuple[Job, Running]] = {}
+    tries: Counter[str] = Counter()
+    with View(console, jobs, runs, rates(store.all_rows()), max(launcher.limit, 1)) as view:
+        try:
+            while waiting or running:
+                while waiting and (not launcher.limit or len(running) < launcher.limit):
+                    job = waiting.pop(0)
+                    started = launcher.start(job.name, [*command, "--job", job.name], log_of(runs, job))
+                    running[job.name] = (job, started)
+                    view.change(job, "running")
+                time.sleep(POLL)
+                for job, process in list(running.values()):
+                    code = process.code()
+                    if code is None:
+                        continue
+                    del running[job.name]
+                    if code == INTERRUPTED:
+                        raise KeyboardInterrupt
+                    if code == PREEMPTED and tries[job.name] < RESTARTS:
+                        tries[job.name] += 1
+                        waiting.insert(0, job)
+                        view.change(job, "waiting", why=": stopped by a signal, goes on")
+                        continue
+                    if code:
+                        failed.append(f"{job.name}: {last_line(log_of(runs, job))}")
+                    view.change(job, "failed" if code else "done", why=f": {failed[-1]}" if code else "")
+                    for one in asked:
+                        if one.name in job.serves:
+                            store.collect(one)
+                    view.rates = rates(store.all_rows())
+                view.refresh()
+        except (KeyboardInterrupt, Interrupted) as stop:
+            for _, process in running.values():
+                process.stop()
+            preempted = isinstance(stop, Interrupted) and stop.preempted
+            raise Interrupted(launcher.left, preempted=preempted) from None
+    return failed
+
+
+def log_of(runs: Path, job: Job) -> Path:
+    """Return the file that gets what a job prints."""
+    return runs / f"{job.name}.log"
+
+
+def last_line(log: Path) -> str:
+    """Return why a job failed: the last line of its log."""
+    try:
+        lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
+    except OSError:
+        lines = []
+    return next((line.strip() for line in reversed(lines) if line.strip()), f"it said nothing; see {log.parent}")

@@ -1,0 +1,284 @@
+"""What is kept of the tables: `OUT/REGIME/TABLE.json`, and what their trainings logged, `OUT/REGIME/trainings.json`.
+
+A table's file holds for each row the paper's values, the keys, the configuration and the protocol, and for every seed
+the metrics, the commit, the versions and the seconds. It is enough by itself: a row that it holds is not run again,
+even where the run directory is gone.
+
+One runner at a time writes, since it locks OUT. Jobs, wherever they run, write into their run directories only.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from deeplab_jax.analysis.cost import Counting, multi_view_multiply_adds
+from deeplab_jax.config import to_plain
+from deeplab_jax.errors import UserError
+from deeplab_jax.models.catalog import from_description
+from deeplab_jax.train.writers import METRICS_FILE
+from experiments.output import write_json
+from experiments.run.files import (
+    TRAININGS,
+    Content,
+    Records,
+    Unreadable,
+    checked,
+    read_json,
+    read_records,
+    read_rows,
+    read_trainings,
+    set_aside,
+    state_of,
+    training_seconds,
+)
+from experiments.run.plan import Asked, Resolved, evaluation_file, job_name, weights_name
+from experiments.tables import TABLES
+
+RESULTS = "experiments/results/tables"  # unless the user names another folder
+PAGE = "experiments/results/README.md"  # holds the generated tables
+BILLION = 1e9
+# What a run directory's file of an evaluation, and a row of a table's file, have to hold.
+EVALUATION = ("miou", "commits", "seconds")
+ROW = ("seeds", "training", "evaluation")
+
+
+@dataclass
+class Store:
+    """The results of one regime.
+
+    Attributes:
+      out: folder of the tables.
+      runs: folder of the run directories.
+      commit: of the code as it is now.
+      again: results of other commits and other configurations count for nothing.
+      remarks: what the user should know about the files that were read, each line once.
+      strange: lines about rows whose result is of another configuration.
+      kept: rows with results of another commit.
+    """
+
+    out: Path
+    runs: Path
+    commit: str
+    again: bool = False
+    remarks: dict[str, None] = field(default_factory=dict)
+    strange: dict[str, None] = field(default_factory=dict)
+    kept: set[str] = field(default_factory=set)
+    _damaged: set[Path] = field(default_factory=set)
+
+    def file(self, one: Asked) -> Path:
+        """Return where a row's table is kept."""
+        return self.out / f"{one.table.name}.json"
+
+    def entries(self, one: Asked) -> dict[int, Content]:
+        """Return a row's results by seed: those of its table's file, then those that wait in run directories."""
+        content = self._read(one)
+        found = {entry["seed"]: entry for entry in content["seeds"]} if content else {}
+        for seed in one.seeds:
+            if seed not in found or not self._counts(found[seed]):
+                fresh = self._from_run(one, seed)
+                if fresh is not None:
+                    found[seed] = fresh
+        counting = {seed: entry for seed, entry in sorted(found.items()) if self._counts(entry)}
+        if any(set(entry["commits"]) != {self.commit} for entry in counting.values()):
+            self.kept.add(one.name)
+        return counting
+
+    def all_rows(self) -> Iterator[Content]:
+        """Yield what the files of all tables hold, asked for or not."""
+        for table in TABLES:
+            try:
+                rows = list(read_rows(self.out, table).values())
+            except Unreadable:
+                continue
+            for content in rows:
+                try:
+                    yield checked(content, (*ROW, "config"))
+                except Unreadable:
+                    continue
+
+    def missing(self, one: Asked) -> list[int]:
+        """Return the seeds that a row still needs."""
+        if not isinstance(one.resolved, Resolved):
+            return []
+        found = self.entries(one)
+        return [seed for seed in one.seeds if seed not in found]
+
+    def collect(self, one: Asked) -> Content | None:
+        """Write a row where there is something new, and return its content; None where there is nothing yet.
+
+        Old results are replaced only when all seeds that were asked for, and that the file had, are there anew.
+        """
+        if not isinstance(one.resolved, Resolved):
+            return None
+        own, entries = self._read(one), self.entries(one)
+        if not entries or not self._seeds_in_file(one) & set(one.seeds) <= set(entries):
+            return own
+        if own is not None:
+            entries = {entry["seed"]: entry for entry in own["seeds"]} | entries
+        first = next(iter(entries.values()))
+        content = {
+            "row": one.table.row_name(one.row),
+            "cells": dict(zip(one.table.columns, one.row.cells, strict=True)),
+            "paper": dict(one.row.paper),
+            "training": one.resolved.training_key,
+            "evaluation": one.resolved.evaluation_key,
+            "notes": list(one.resolved.notes),
+            **({"multiply_adds": self._multiply_adds(own, first)} if "multiply_adds" in one.table.measures else {}),
+            "protocol": first["protocol"],
+            "config": to_plain(one.resolved.config),
+            **self._pretraining(one.resolved.pretraining),
+            "seeds": [entries[seed] for seed in sorted(entries)],
+        }
+        for seed in entries:
+            self._records(job_name(one.resolved.training_key, seed), one.resolved.config)
+        self._write(one, content)
+        return content
+
+    def _read(self, one: Asked) -> Content | None:
+        """Return what a row's table holds of it, as far as it counts."""
+        file, name = self.file(one), one.table.row_name(one.row)
+        try:
+            rows = read_rows(self.out, one.table.name)
+        except Unreadable as error:
+            self._note_damage(file, f"({error}); its rows run again")
+            return None
+        if name not in rows:
+            return None
+        try:
+            content = checked(rows[name], ("row", *ROW))
+        except Unreadable as error:
+            self._note_damage(file, f"(row {name}: {error}); the row runs again")
+            return None
+        assert isinstance(one.resolved, Resolved)
+        held, wanted = (content["training"], content["evaluation"]), one.resolved.keys
+        if held != wanted:
+            about = f"row {name} of {file} holds a result of another configuration"
+            self.strange[f"{about} ({'/'.join(held)}, now {'/'.join(wanted)})"] = None
+            return None
+        return content
+
+    def _note_damage(self, file: Path, why: str) -> None:
+        self.remarks[f"{file}: cannot be read as a result {why}"] = None
+        self._damaged.add(file)
+
+    def _write(self, one: Asked, content: Content) -> None:
+        file, name = self.file(one), content["row"]
+        try:
+            rows = read_rows(self.out, one.table.name)
+        except Unreadable:
+            rows = {}
+        if rows.get(name) != content:
+            rows[name] = content
+            about = {"table": one.table.name, "title": one.table.title, "source": one.table.source}
+            in_order = {row: rows[row] for row in one.table.named_rows() if row in rows}
+            self._replace(file, {**about, "measures": list(one.table.measures), "rows": in_order | rows})
+
+    def _replace(self, file: Path, content: Content) -> None:
+        if file in self._damaged and file.exists():
+            set_aside(file)
+        self._damaged.discard(file)
+        write_json(file, content)
+
+    def _seeds_in_file(self, one: Asked) -> set[int]:
+        """Return the seeds of a row's result, of whatever configuration."""
+        try:
+            row = read_rows(self.out, one.table.name).get(one.table.row_name(one.row))
+            return {entry["seed"] for entry in checked(row, ("seeds",))["seeds"]}
+        except Unreadable:
+            return set()
+
+    def _counts(self, entry: Content) -> bool:
+        return not (self.again and set(entry["commits"]) != {self.commit})
+
+    def _from_run(self, one: Asked, seed: int) -> Content | None:
+        assert isinstance(one.resolved, Resolved)
+        workdir = self.runs / job_name(one.resolved.training_key, seed)
+        try:
+            found = read_json(evaluation_file(workdir, one.resolved.evaluation_key), needs=EVALUATION)
+        except Unreadable:  # The worker says so, and evaluates again.
+            return None
+        if found is None:
+            return None
+        training = training_seconds(read_records(workdir / METRICS_FILE), one.resolved.config.train.batch_size)
+        seconds = {"training": training, "evaluation": found["seconds"]}
+        return {"seed": seed, **{key: value for key, value in found.items() if key != "seconds"}, "seconds": seconds}
+
+    def _multiply_adds(self, own: Content | None, first: Content) -> dict[str, int]:
+        """Count, or take what the row has of the same protocol: counting takes seconds for each row."""
+        kept: dict[str, int] | None = own.get("multiply_adds") if own is not None and not self.again else None
+        return kept if kept and own and own.get("protocol") == first["protocol"] else _multiply_adds(first)
+
+    def _pretraining(self, config: ConfigDict | None) -> Content:
+        """Return what a row says of the training whose backbone it starts from."""
+        if config is None:
+            return {}
+        name = weights_name(config)
+        seconds = training_seconds(self._records(name, config), config.train.batch_size)
+        return {"pretraining": {"name": name, "seconds": seconds, "config": to_plain(config)}}
+
+    @cached_property
+    def _trainings(self) -> dict[str, Records]:
+        try:
+            return read_trainings(self.out)
+        except Unreadable:
+            self._damaged.add(self.out / f"{TRAININGS}.json")
+            return {}
+
+    def _records(self, name: str, config: ConfigDict) -> Records:
+        """Return what a training has logged. What a finished one has logged is kept, and outlives the run directory."""
+        found = read_records(self.runs / name / METRICS_FILE)
+        if state_of(found)[0] >= config.train.steps and self._trainings.get(name) != found:
+            self._trainings[name] = found
+            self._replace(self.out / f"{TRAININGS}.json", dict(sorted(self._trainings.items())))
+        return self._trainings.get(name, [])
+
+
+def refuse_strange(store: Store) -> None:
+    """Raise a UserError where a row has a result of another configuration, which must not be overwritten."""
+    if store.strange and not store.again:
+        more = f", and {len(store.strange) - 1} rows more do so" if len(store.strange) > 1 else ""
+        raise UserError(
+            f"{next(iter(store.strange))}{more}; give another --out, or --again to replace it when the new one is there"
+        )
+
+
+def measure(content: Mapping[str, Any], name: str) -> list[float]:
+    """Return a measure of a row's content, one number per seed (one in all for what no seed changes), in the units of
+    `MEASURES`.
+    """
+    if name == "multiply_adds":
+        return [_finite(content["multiply_adds"]["space_to_batch"] / BILLION)]
+    if name.startswith("trimap_"):
+        width = int(name.removeprefix("trimap_"))
+        found = [
+            band["miou"] for entry in content["seeds"] for band in entry["trimap"]["bands"] if band["width"] == width
+        ]
+    else:
+        found = [entry[name] for entry in content["seeds"]]
+    return [_finite(100 * value) for value in found if value is not None]
+
+
+def _finite(value: float) -> float:
+    if not math.isfinite(value):
+        raise ValueError(f"{value} where a number should be")
+    return value
+
+
+def _multiply_adds(entry: Content) -> dict[str, int]:
+    """Count as the papers do and exactly, over all views of an image of the largest size that was run."""
+    protocol = entry["protocol"]
+    model = json.dumps(entry["model"], sort_keys=True)
+    return _count(model, *max(protocol["sizes_run"], key=math.prod), tuple(protocol["scales"]), protocol["flip"])
+
+
+@cache
+def _count(description: str, height: int, width: int, scales: tuple[float, ...], flip: bool) -> dict[str, int]:
+    model = from_description(json.loads(description))
+    ways: tuple[Counting, ...] = ("space_to_batch", "exact")
+    return {way: multi_view_multiply_adds(model, height, width, scales=scales, flip=flip, counting=way) for way in ways}
