@@ -33,19 +33,6 @@ PAGES = sorted(
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
-# Files that the pages name, and that other changes bring; to go with them.
-TO_COME = {
-    "deeplab_jax/config_keys.py",
-    "deeplab_jax/evaluate/protocol.py",
-    "deeplab_jax/models/architectures.py",
-    "deeplab_jax/ops/bilinear.py",
-    "deeplab_jax/ops/observe.py",
-    "deeplab_jax/ops/taps.py",
-    "deeplab_jax/train/batches.py",
-    "deeplab_jax/train/from_config.py",
-    "models/test_own_parts.py",
-}
-
 BLOCK = re.compile(r"^```(\w+)(?: (\w+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NEEDS = {(language, need) for language in ("sh", "python") for need in ("", "files", "long")}
 SPAN = re.compile(r"`([^`\n]+)`")
@@ -107,7 +94,7 @@ def test_every_file_that_a_page_names_is_there(name: str) -> None:
     }
     bases = (ROOT, page.parent, ROOT / "deeplab_jax", ROOT / "deeplab_jax" / "models", ROOT / "tests", ROOT / "configs")
     missing = {path for path in paths if not any((base / path).exists() for base in bases)}
-    assert missing <= {name for path in TO_COME for name in (path, Path(path).name)}
+    assert not missing
 
 
 def test_the_readme_is_one_page() -> None:
@@ -121,10 +108,8 @@ def test_the_readme_is_one_page() -> None:
 # How one step runs.
 
 STEP = README.split("## How one step runs")[1].split("\n## ")[0]
-STEP_FILES = [span for span in SPAN.findall(STEP) if span.endswith(".py") and span not in TO_COME]
+STEP_FILES = [span for span in SPAN.findall(STEP) if span.endswith(".py")]
 PARTS = ("backbones", "contexts", "decoders")
-# To go when the catalog imports the parts itself.
-PASSED_THROUGH = "deeplab_jax/models/parts.py"
 
 
 @cache
@@ -135,7 +120,7 @@ def imports(file: str) -> set[str]:
         parts = name.split(".")
         candidates = ["/".join(parts[:end]) + ".py" for end in (len(parts), len(parts) - 1) if end > 1]
         found |= {path for path in candidates if (ROOT / path).is_file()}
-    return found | imports(PASSED_THROUGH) if PASSED_THROUGH in found else found
+    return found
 
 
 def test_every_file_of_a_step_is_imported_by_one_before_it() -> None:
@@ -229,8 +214,6 @@ def check_flags(argv: list[str]) -> None:
     """Parse a command of the package, and load the configuration that it names."""
     args, rest = cli.make_parser().parse_known_args(argv)
     config, unknown = cli.split_config_arguments(rest)
-    if "--module" in argv and "--module" in unknown:  # To come; to go with TO_COME.
-        return
     assert not unknown, f"{argv}: {unknown}"
     if any(word.startswith("--config=configs/") for word in config):
         with contextlib.chdir(ROOT):
@@ -316,7 +299,7 @@ def test_python_runs(body: str, need: str, tmp_path: Path, monkeypatch: pytest.M
     """Blocks that need files are compiled, and what they take of the package is there."""
     monkeypatch.chdir(tmp_path)
     code = compile(body, "block", "exec")
-    if not need and "models.architectures" not in body:
+    if not need:
         exec(code, {"__name__": "block"})
     import deeplab_jax
 
