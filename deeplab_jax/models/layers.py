@@ -41,7 +41,8 @@ def check_choices(part: Any) -> None:
     for field in dataclasses.fields(part):
         choices, value = get_args(field.type), getattr(part, field.name)
         if get_origin(field.type) is Literal and value not in choices:
-            raise UserError(f"{field.name}={value!r:.100}: {did_you_mean(str(value), choices)}")
+            word = str(value) if isinstance(choices[0], str) else ""  # Of numbers, all are near.
+            raise UserError(f"{field.name}={value!r:.100}: {did_you_mean(word, choices)}")
 
 
 def check_positive(option: str, values: tuple[int, ...]) -> None:

@@ -68,11 +68,14 @@ BACKBONES = {"convnext": Backbone(ConvNeXt, IMAGENET)}
 ARCHITECTURES = {"sum": Architecture(16, {"convnext": {}}, decoder=SumDecoder)}
 '''
 CONFIG = """
-from configs import scenes
+from deeplab_jax.config import base
 
 
 def get_config(arg=None):
-    config = scenes.get_config("debug")
+    config = base()
+    config.data.options = {{"size": (33, 33), "count": 4}}
+    config.data.crop_size = (33, 33)
+    config.train.update({{"steps": 2, "batch_size": 2, "devices": 1, "pictures": 1}})
     config.module = {module!r}
     config.model.name = "sum_convnext"
     config.model.options = {{"decoder_width": 8}}
@@ -97,7 +100,7 @@ def test_it_trains_saves_and_predicts_from_a_file_outside_the_package(tmp_path: 
     assert len(PARTS.strip().splitlines()) < 60
     parts, config = write_parts(tmp_path)
     run, image, out = tmp_path / "run", tmp_path / "image.png", tmp_path / "out"
-    Image.fromarray(np.zeros((40, 50, 3), np.uint8)).save(image)
+    Image.fromarray(np.zeros((33, 33, 3), np.uint8)).save(image)
     forget()
     assert main(["train", f"--config={config}", f"--workdir={run}"]) == 0
     assert json.loads((run / "model.json").read_text())["model"]["module"] == str(parts)
@@ -119,7 +122,7 @@ def test_it_trains_saves_and_predicts_from_a_file_outside_the_package(tmp_path: 
 
     assert main(["predict", f"--model={run}", f"--out={out}", f"--module={parts}", str(image)]) == 0
     with Image.open(out / "image.png") as prediction:
-        assert prediction.size == (50, 40)
+        assert prediction.size == (33, 33)
     forget()
     assert main(["evaluate", f"--model={run}", f"--out={out}", f"--config={config}"]) == 0
     forget()
