@@ -1,18 +1,41 @@
 """DeepLabv3 and DeepLabv3+ semantic segmentation in JAX and Flax."""
 
+from pathlib import Path
+from typing import Any
+
+import deeplab_jax.train  # The folder first, so that its name stays that of the function below.
 from deeplab_jax import ops
 from deeplab_jax.analysis.cost import multiply_adds
 from deeplab_jax.errors import UserError
-from deeplab_jax.evaluate.evaluator import evaluate
 from deeplab_jax.evaluate.inference import segment
-from deeplab_jax.evaluate.protocol import Protocol
+from deeplab_jax.evaluate.protocol import DEFAULT, Protocol
 from deeplab_jax.models.catalog import create_model, model_names
 from deeplab_jax.models.fold import fold_norm
-from deeplab_jax.train.loop import train
+from deeplab_jax.models.segmenter import Segmenter, Variables
 from deeplab_jax.weights.convert import convert
 from deeplab_jax.weights.folder import load, save
 
 __version__ = "0.1.0"
+
+
+def evaluate(
+    model: Segmenter, variables: Variables, source: Any, protocol: Protocol = DEFAULT, **how: Any
+) -> dict[str, Any]:
+    """Return what `metrics.json` holds of a model on a labelled source, by a protocol. `how` takes what else
+    `deeplab_jax.evaluate.evaluator.evaluate` does, such as `split` and `batch_size`.
+    """
+    # Not before: what reads images sets limits, warnings and loggers of Pillow for the whole process.
+    from deeplab_jax.evaluate import evaluator
+
+    return evaluator.evaluate(model, variables, source, protocol, **how)
+
+
+def train(config: Any, workdir: str | Path, **options: Any) -> dict[str, Any] | None:
+    """Train what a configuration says, or go on where the run directory left off; see `deeplab_jax.train.loop.train`."""
+    from deeplab_jax.train import loop
+
+    return loop.train(config, workdir, **options)
+
 
 __all__ = [
     "Protocol",
