@@ -1,5 +1,16 @@
 """Pure functions on arrays; nothing here knows of modules, data or configs."""
 
-from deeplab_jax.ops import atrous, batch_norm, crf, geometry, losses, metrics, pooling, resize
+from deeplab_jax.ops import atrous, batch_norm, crf, geometry, losses, metrics, observe, pooling, resize, transposed
 
-__all__ = ["atrous", "batch_norm", "crf", "geometry", "losses", "metrics", "pooling", "resize"]
+__all__ = [
+    "atrous",
+    "batch_norm",
+    "crf",
+    "geometry",
+    "losses",
+    "metrics",
+    "observe",
+    "pooling",
+    "resize",
+    "transposed",
+]
