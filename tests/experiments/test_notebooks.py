@@ -15,10 +15,10 @@ from deeplab_jax.data.images import read_mask
 from deeplab_jax.data.sets.scenes import BOAT, WATER, Scenes
 from deeplab_jax.models.catalog import create_model
 from deeplab_jax.ops.geometry import valid_weight_counts
-from experiments import run
 from experiments.notebooks import decoder, fields, figures, own_folder, taps
 from experiments.notebooks.extent import QUICK, extent
 from experiments.notebooks.trainings import TRAININGS, config_of
+from experiments.output import write_json
 from experiments.run.results import RESULTS
 from tests.support.tiny import make_variables
 
@@ -189,11 +189,14 @@ def test_the_strongest_channels_stay():
 
 def test_committed_results_are_those_of_the_runner(monkeypatch, tmp_path):
     monkeypatch.setattr(decoder, "ROOT", tmp_path)
-    assert decoder.committed_results("v3_figure4") == []
-    words = ["v3_figure4", "--row", "rate_64", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / RESULTS)]
-    assert run.main(words) == 0
-    (found,) = decoder.committed_results("v3_figure4")
-    assert [row.label for row in found.rows if not row.missing] == ["rate 64"]
+    assert decoder.committed_results("v3_table9") == []
+    config = {"train": {"steps": 1, "batch_size": 2}, "model": {"name": "m", "output_stride": 16, "options": {}}}
+    seconds = {"training": 1.0, "evaluation": 1.0}
+    row = {"training": "k", "evaluation": "e", "config": config, "notes": []}
+    row["seeds"] = [{"seed": 0, "miou": 0.5, "commits": ["c"], "seconds": seconds}]
+    write_json(tmp_path / RESULTS / "scenes" / "v3_table9.json", {"rows": {"batch_size_8": row}})
+    (found,) = decoder.committed_results("v3_table9")
+    assert [row.label for row in found.rows if not row.missing] == ["batch size 8"]
 
 
 # Own folder, figures, extent
