@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-import deeplab_jax.train  # The folder first, so that its name stays that of the function below.
 from deeplab_jax import ops
+from deeplab_jax import train as _  # noqa: F401 - The folder first, so that its name stays that of the function below.
 from deeplab_jax.analysis.cost import multiply_adds
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate.inference import segment
@@ -31,7 +31,7 @@ def evaluate(
 
 
 def train(config: Any, workdir: str | Path, **options: Any) -> dict[str, Any] | None:
-    """Train what a configuration says, or go on where the run directory left off; see `deeplab_jax.train.loop.train`."""
+    """Train what a configuration says, or go on where the run directory left off; see `train.loop.train`."""
     from deeplab_jax.train import loop
 
     return loop.train(config, workdir, **options)

@@ -220,8 +220,6 @@ def _add_window(
     start = (0, corner[0], corner[1], 0)
     seen = jax.lax.dynamic_slice(images, start, (images.shape[0], *window, images.shape[3]))
     _, probabilities = classes_and_probabilities(model, variables, seen, views)
-    if len(views) > 1:  # Every number of windows with several views so far has this second softmax.
-        probabilities = jax.nn.softmax(probabilities)
     old = jax.lax.dynamic_slice(total, start, probabilities.shape)
     return jax.lax.dynamic_update_slice(total, old + probabilities, start)
 

@@ -212,6 +212,18 @@ def test_windows_sum_the_probabilities_of_each_pixel(made) -> None:
     np.testing.assert_allclose(probabilities, total / total.sum(-1, keepdims=True), rtol=1e-5, atol=1e-7)
 
 
+def test_windows_with_several_views_sum_the_mean_of_their_softmaxes(made) -> None:
+    model, variables = made
+    image = image_of(60, 60)
+    preprocessed = model.preprocessing(jnp.asarray(image[None]))
+    views, total = Protocol(flip=True).views, np.zeros((60, 60, 4))
+    run = jax.jit(lambda v, x: sum(jax.nn.softmax(view_logits(model, v, x, view)) for view in views) / 2)
+    for left in window_starts(60, 40):
+        total[:, left : left + 40] += np.asarray(run(variables, preprocessed[:, :, left : left + 40]))[0]
+    _, found = segment(model, variables, image, window=(60, 40), flip=True, return_probabilities=True)
+    np.testing.assert_allclose(found, total / total.sum(-1, keepdims=True), rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("window", [(33, 500), (500, 40), (10, 10)])
 def test_windows_of_any_shape(made, window) -> None:
     assert segment(*made, image_of(60, 90), window=window).shape == (60, 90)
