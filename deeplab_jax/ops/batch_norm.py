@@ -1,7 +1,7 @@
 """Batch normalisation in training (Ioffe and Szegedy, arXiv 1502.03167, algorithm 1), with a derivative by hand.
 
 Differentiated by rule, the mean and the variance each bring their own terms, which read the map again and are kept for
-it. Written out, the derivative needs two sums over the map and one pass, forward and backward, and keeps the map alone.
+it. Written out, the derivative needs two sums over the map and one pass, forward and backward, and keeps one map.
 """
 
 from functools import partial
@@ -54,9 +54,10 @@ def _derivative(
     x, scale, offset = inputs
     mean, var = moments(x)
     y = normalise(x, mean, var, scale, offset, epsilon)
-    # The checkpoint makes the gradient keep the map, and not the centred map in float32 as well.
-    tangent = jax.checkpoint(_tangent, prevent_cse=False)(x, mean, lax.rsqrt(var + epsilon), scale, *tangents)
-    return (y, (mean, var)), (tangent, (jnp.zeros_like(mean), jnp.zeros_like(var)))
+    # The gradient keeps one map, the centred one in float32. Of a narrower map it keeps the map itself.
+    tangent = _tangent if x.dtype == jnp.float32 else jax.checkpoint(_tangent, prevent_cse=False)
+    y_tangent = tangent(x, mean, lax.rsqrt(var + epsilon), scale, *tangents)
+    return (y, (mean, var)), (y_tangent, (jnp.zeros_like(mean), jnp.zeros_like(var)))
 
 
 def _tangent(
