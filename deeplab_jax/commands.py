@@ -32,16 +32,16 @@ def required_config(args: argparse.Namespace) -> Any:
 
 
 def config_of_run(words: list[str], model: str) -> Any:
-    """Load the configuration that the words name, or else that of a run directory, with the words' changes; None where
-    there is neither.
+    """Return the configuration that the words name, or else that of a run directory, with the words' changes; None
+    where there is neither.
     """
     from deeplab_jax.config import load_config
     from deeplab_jax.train.run import CONFIG_FILE
 
     own = Path(model, CONFIG_FILE)
-    if own.is_file() and not any(word.startswith("--config=") for word in words):
-        words = [f"--config={own}", *words]
-    return load_config(words) if words else None
+    if any(word.startswith("--config=") for word in words):
+        return load_config(words)
+    return load_config([f"--config={own}", *words]) if own.is_file() else None
 
 
 def train(args: argparse.Namespace) -> int:

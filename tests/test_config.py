@@ -14,7 +14,7 @@ from deeplab_jax.config_values import check
 from deeplab_jax.data.catalog import open_source
 from deeplab_jax.data.loader import skipped_examples, training_batches
 from deeplab_jax.errors import UserError
-from deeplab_jax.evaluate.evaluator import evaluate
+from deeplab_jax.evaluate.protocol import Protocol
 from deeplab_jax.models.catalog import create_model, model_names
 from deeplab_jax.train.optimizer import make_optimizer
 from deeplab_jax.train.step import train_step
@@ -199,7 +199,7 @@ def test_options_take_any_key() -> None:
         (keys.Skipping, skipped_examples),
         (keys.Optimizer, make_optimizer),
         (keys.Step, train_step),
-        (keys.Protocol, evaluate),
+        (keys.Protocol, Protocol),
     ],
 )
 def test_a_section_holds_keyword_arguments_with_the_defaults_of_the_function(section, function) -> None:

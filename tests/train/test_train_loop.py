@@ -17,7 +17,6 @@ from deeplab_jax.extensions import allow
 from deeplab_jax.train import batches
 from deeplab_jax.train import run as run_module
 from deeplab_jax.train.batches import checked
-from deeplab_jax.train.loop import train
 from deeplab_jax.train.run import CONFIG_FILE, RUN_FILE, open_workdir
 from deeplab_jax.train.writers import METRICS_FILE, Writers
 from deeplab_jax.weights.folder import MODEL_FILE, load
@@ -321,8 +320,10 @@ def test_a_loss_of_the_users_own_is_trained_with_once_its_file_is_named(tmp_path
         run_training(tmp_path / "other", tiny_config(**{**changes, "train.loss": "sqared"}))
 
 
-def test_training_is_public() -> None:
-    assert deeplab_jax.train is train
+def test_training_is_public(tmp_path):
+    """As a function, whatever is imported from the folder of that name."""
+    results = deeplab_jax.train(tiny_config(), tmp_path / "run", console=quiet())
+    assert results == run_training(tmp_path / "other", tiny_config()) | {"seconds": results["seconds"]}
 
 
 def test_the_first_batches_are_looked_at() -> None:
