@@ -169,7 +169,7 @@ class Segmenter(nn.Module):
         return self._features(images, train=train)
 
     def resize(self, logits: jax.Array, images: jax.Array) -> jax.Array:
-        """Return logits resized bilinearly to the images' height and width, in float32; if `valid`, at their own size."""
+        """Return float32 logits resized bilinearly to the images' height and width; if `valid`, unresized."""
         logits = logits.astype(jnp.float32)
         if self.valid:
             return logits

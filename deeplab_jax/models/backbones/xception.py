@@ -47,7 +47,7 @@ class Unit(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
-        """Map `[N, h, w, C]` to the unit's output, and to the output of its second separable convolution at full size."""
+        """Map `[N, h, w, C]` to the output, and to that of the second separable convolution, at the input's size."""
         residual = self.shortcut != "none"
         outputs = []
         y = x

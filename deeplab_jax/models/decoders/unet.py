@@ -25,7 +25,7 @@ def next_valid_side(side: int) -> int:
 
 
 class UpConvolution(nn.Module):
-    """A transposed 2x2 convolution of stride 2, which doubles the size of a map; its parameters are named as in `Conv`."""
+    """A transposed 2x2 convolution of stride 2, which doubles the size of a map; parameters as in `Conv`."""
 
     features: int
     settings: LayerSettings = LayerSettings()
