@@ -35,7 +35,7 @@ def read_json(file: Path, *, limit: int = MAX_BYTES) -> Any:
     """
     status = os.stat(file)
     if not stat.S_ISREG(status.st_mode):
-        raise OSError(errno.EINVAL, "no regular file", str(file))
+        raise OSError(errno.EINVAL, "not a regular file", str(file))
     if status.st_size > limit:
         raise ValueError(f"{status.st_size} bytes, and {limit} are the limit")
     return parse_json(file.read_text(encoding="utf-8"))

@@ -170,7 +170,7 @@ def _create(name: str, num_classes: int, output_stride: int | None, module: str,
         model = _compose(entry, num_classes, stride, given, recipe)
     except TypeError as error:
         raise UserError(
-            f"{name}: an option has a value of another kind than it needs ({error}); see create_model"
+            f"{name}: an option has a value of the wrong type ({error}); see create_model"
         ) from error
     check_output_stride(model)
     return model
@@ -246,7 +246,7 @@ def check_output_stride(model: Segmenter) -> None:
         raise UserError(str(error)) from None
     except TypeError as error:
         raise UserError(
-            f"an option of the model has a value of another kind than it needs ({error}); see create_model"
+            f"an option of the model has a value of the wrong type ({error}); see create_model"
         ) from error
 
 

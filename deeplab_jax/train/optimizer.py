@@ -108,4 +108,4 @@ def _search(pattern: str, path: str) -> bool:
     try:
         return re.search(pattern, path) is not None
     except re.error as error:
-        raise UserError(f"pattern {pattern!r} of the optimizer is no regular expression: {error}") from None
+        raise UserError(f"pattern {pattern!r} of the optimizer is not a regular expression: {error}") from None

@@ -151,7 +151,7 @@ def read_batch(file: Path) -> dict[str, np.ndarray]:
     """
     try:
         if file.exists() and not file.is_file():
-            raise OSError("no regular file")
+            raise OSError("not a regular file")
         with zipfile.ZipFile(file) as archive:
             image, label = _read_array(archive, "image", (3,)), _read_array(archive, "label", ())
         if label.ndim != 3 or image.shape != (*label.shape, 3):

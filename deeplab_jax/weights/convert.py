@@ -96,7 +96,7 @@ def _recognise(tensors: Mapping[str, np.ndarray], *, kind: str, output_stride: i
             return tensor_map
     examples = ", ".join(list(shapes)[:3])
     raise UserError(
-        f"{source}: its {len(shapes)} tensors ({examples}, ...) are of no network that "
+        f"{source}: its {len(shapes)} tensors ({examples}, ...) belong to no network that "
         f"{'this package converts' if kind == 'auto' else f'kind={kind!r} knows'}; it knows {', '.join(IMPORTERS)}"
     )
 
