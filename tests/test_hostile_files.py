@@ -205,7 +205,7 @@ def test_a_json_config_runs_nothing(tmp_path: Path, complain, name, arg, message
         ({"optimizer__multipliers": [["a"]]}, "each item is a text and a number"),
         ({"optimizer__learning_rate": float("nan")}, "config.optimizer.learning_rate=nan: give a finite number"),
         ({"data__options": {"class_names": [1, 2]}}, "class_names is (1, 2); give 1 to"),
-        ({"data__options": {"class_names": ["a"], "images": 3}}, "an option has a value of another kind"),
+        ({"data__options": {"class_names": ["a"], "images": 3}}, "an option has a value of the wrong type"),
         ({"data__dir": "\x00"}, "folder"),
         ({"data__dir": "\ud800"}, "surrogates not allowed"),
         ({"data__options": {"class_names": ["a"], "ignore_label": -1}}, "value_map sends -1"),

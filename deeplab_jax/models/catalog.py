@@ -138,8 +138,7 @@ def create_model(
         each receives the value. The fields of `LayerSettings` (`norm`, `dtype`, `lowering`, ...) apply to all layers;
         `backbone_norm` is the backbone's own `norm`. Those of `ImagePyramid` (`image_pyramid`, `fusion`, `pyramid`) put
         one around the network. `aux_head` adds torchvision's auxiliary FCN head. Those of `Preprocessing`
-        (`value_range`, `mean`,
-        `std`) replace the backbone's. None means the default.
+        (`value_range`, `mean`, `std`) replace the backbone's. None means the default.
 
     Returns:
       The module; `model.init(key, images, train=False)` makes its variables.
@@ -169,9 +168,7 @@ def _create(name: str, num_classes: int, output_stride: int | None, module: str,
     try:
         model = _compose(entry, num_classes, stride, given, recipe)
     except TypeError as error:
-        raise UserError(
-            f"{name}: an option has a value of the wrong type ({error}); see create_model"
-        ) from error
+        raise UserError(f"{name}: an option has a value of the wrong type ({error}); see create_model") from error
     check_output_stride(model)
     return model
 
@@ -245,9 +242,7 @@ def check_output_stride(model: Segmenter) -> None:
     except ValueError as error:
         raise UserError(str(error)) from None
     except TypeError as error:
-        raise UserError(
-            f"an option of the model has a value of the wrong type ({error}); see create_model"
-        ) from error
+        raise UserError(f"an option of the model has a value of the wrong type ({error}); see create_model") from error
 
 
 def _frozen(value: Any) -> Any:
