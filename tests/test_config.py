@@ -1,4 +1,4 @@
-"""Configs: arguments, overrides, and what is refused with a word about the mend."""
+"""Configs: arguments, overrides, and refusals that name the fix."""
 
 import dataclasses
 import inspect
