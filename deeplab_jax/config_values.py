@@ -90,7 +90,7 @@ def _check_value(one: Field[Any], value: Any, where: str) -> None:
         if not all(_fits(each, item) for each in value):
             parts = get_args(item) or (item,)
             words = " and ".join(f"a {WORDS[part]}" for part in parts)
-            raise UserError(f"{where}={value!r:.100}: give a list of which each item is {words}")
+            raise UserError(f"{where}={value!r:.100}: give a list; each item is {words}")
         if len(value) > limits["most"] or length not in (None, len(value)):
             raise UserError(f"{where} has {len(value)} values; give {length or limits['most']}")
     low, high = limits["low"], limits["high"]

@@ -87,7 +87,7 @@ def join(where: str) -> None:
     thread.join(JOINING)
     if thread.is_alive():
         print(
-            f"deeplab-jax: --distributed {where}: not all processes were there within {JOINING:g} s; see that each "
+            f"deeplab-jax: --distributed {where}: not all processes were there within {JOINING:g} s; check that each "
             "was started and that HOST:PORT is an address of process 0, then start all of them again",
             file=sys.stderr,
         )

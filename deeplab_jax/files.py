@@ -141,7 +141,7 @@ def locked(file: Path, busy: str, *, option: str, say: Callable[[str], Any] = pr
         except OSError as error:  # Some network file systems have none.
             say(
                 f"note: {file.parent} cannot be locked ({error.strerror}), so nothing keeps a second process out; "
-                "see to it that there is none"
+                "make sure that there is none"
             )
         yield
 

@@ -201,7 +201,7 @@ def test_a_json_config_runs_nothing(tmp_path: Path, complain, name, arg, message
         ({"evaluate__scales": [1.0] * 1000}, "config.evaluate.scales has 1000 values; give 32"),
         ({"data__dir": "x" * 5000}, "no such folder"),
         ({"data__flip": 1}, "data.flip is 1; give a true or false"),
-        ({"data__crop_size": [65, "x"]}, "config.data.crop_size=(65, 'x'): give a list of which each item is"),
+        ({"data__crop_size": [65, "x"]}, "config.data.crop_size=(65, 'x'): give a list; each item is"),
         ({"optimizer__multipliers": [["a"]]}, "each item is a text and a number"),
         ({"optimizer__learning_rate": float("nan")}, "config.optimizer.learning_rate=nan: give a finite number"),
         ({"data__options": {"class_names": [1, 2]}}, "class_names is (1, 2); give 1 to"),

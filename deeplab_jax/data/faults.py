@@ -151,7 +151,7 @@ def within(
             except queue.Empty:
                 kill_workers()
                 raise StuckError(
-                    f"no data for {seconds:g} s: {reader(number)} hangs in reading {what(number)}; see whether these "
+                    f"no data for {seconds:g} s: {reader(number)} hangs in reading {what(number)}; check that these "
                     "files can be read, or give config.data.timeout more seconds"
                 ) from None
             if item is done:

@@ -110,7 +110,7 @@ def check_whole(size: Size, protocol: Protocol, *, name: str) -> None:
     """Raise a UserError if an image has a side too long to run whole."""
     if max(size) > LONGEST_WHOLE and not protocol.window:
         raise UserError(
-            f"{name}: an image of {size[1]}x{size[0]} pixels; a side of more than {LONGEST_WHOLE} does not run whole, "
+            f"{name}: an image of {size[1]}x{size[0]} pixels; sides of more than {LONGEST_WHOLE} cannot run whole; "
             "give --window 513,513"
         )
 

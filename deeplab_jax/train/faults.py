@@ -90,7 +90,7 @@ def end_on_sigterm(code: int) -> None:
     """Let SIGTERM end this process with an exit code outside `stop_on_signals`, where there is nothing to save."""
 
     def end(number: int, frame: FrameType | None) -> None:
-        print("deeplab-jax: stopped by SIGTERM, nothing was to be saved; the same command goes on", file=sys.stderr)
+        print("deeplab-jax: stopped by SIGTERM with nothing to save; the same command continues", file=sys.stderr)
         sys.stderr.flush()
         os._exit(code)
 
@@ -224,8 +224,8 @@ def recording(workdir: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(
-            f"{workdir}: the record of the run cannot be written ({error.strerror or error}); free space, or see that "
-            "the folder is there, then start again"
+            f"{workdir}: the record of the run cannot be written ({error.strerror or error}); free space, or "
+            "check that the folder exists, then start again"
         ) from None
 
 

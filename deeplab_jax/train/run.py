@@ -162,8 +162,8 @@ class Run:
         except UserError as error:
             saved = f"no post-mortem ({error})"
         raise UserError(
-            f"{what}; {saved}; lower config.optimizer.learning_rate, set config.optimizer.clip_norm or let "
-            "config.train.skip_nonfinite updates be skipped, and start again from the last checkpoint"
+            f"{what}; {saved}; lower config.optimizer.learning_rate, set config.optimizer.clip_norm, or set "
+            "config.train.skip_nonfinite to skip such updates, and start again from the last checkpoint"
         )
 
     def say_skipped_updates(self, state: TrainState) -> None:

@@ -99,7 +99,7 @@ def _labels(
         if ignore_label is not None and 0 <= ignore_label < count:
             raise UserError(
                 f"ignore_label {ignore_label} is the id of class '{class_names[ignore_label]}' too; "
-                "say with value_map what is stored"
+                "list the stored values in value_map"
             )
         mapped = {class_id: class_id for class_id in range(count)}
     else:

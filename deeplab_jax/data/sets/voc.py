@@ -61,5 +61,5 @@ def _find_root(dir: Path) -> Path:
         if (root / "JPEGImages").is_dir():
             return root
     raise UserError(
-        f"{dir}: no JPEGImages in it, in VOC2012 or in VOCdevkit/VOC2012; set data.dir to what holds {LAYOUT}"
+        f"{dir}: no JPEGImages in it, in VOC2012 or in VOCdevkit/VOC2012; set data.dir to the folder of {LAYOUT}"
     )

@@ -179,7 +179,7 @@ def _head(shapes: Shapes) -> dict[str, Any]:
     projection, branch = (shapes.get(f"{name}/weights") for name in ("concat_projection", "aspp0"))
     if not projection or not branch:
         raise UserError(
-            "this DeepLab for TensorFlow has no pyramid as of DeepLabv3 (aspp0, concat_projection): its head "
+            "this DeepLab for TensorFlow has no pyramid like DeepLabv3's (aspp0, concat_projection): its head "
             "is not converted"
         )
     pyramid = [name for name in shapes if name.startswith("aspp") and name.endswith(("/weights", "/depthwise_weights"))]
@@ -206,7 +206,7 @@ def _decoder(shapes: Shapes, aspp_separable: bool) -> dict[str, Any]:
     reductions = [shapes[name] for name in _reductions(shapes)]
     levels = tuple(LOW_LEVEL.get(shape[2], "") for shape in reductions)
     if levels not in (("conv2",), ("conv3",), ("conv3", "conv2")):
-        raise UserError("a decoder on features of stride 4 or 8, or of both, is converted; this one is on others")
+        raise UserError("only a decoder on features of stride 4, 8 or both is converted; this one uses others")
     separable = "decoder/decoder_conv0_depthwise/depthwise_weights" in shapes
     last = "decoder/decoder_conv1_pointwise" if separable else "decoder/decoder_conv0/decoder_conv0_2"
     channels = shapes.get(f"{last}/weights", (0,))[-1]
