@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from deeplab_jax import ops
-from deeplab_jax import train as _  # noqa: F401 - The folder first, so that its name stays that of the function below.
+from deeplab_jax import train as _  # noqa: F401 - First, so that the name `train` stays that of the function below.
 from deeplab_jax.analysis.cost import multiply_adds
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate.inference import segment
@@ -21,17 +21,17 @@ __version__ = "0.1.0"
 def evaluate(
     model: Segmenter, variables: Variables, source: Any, protocol: Protocol = DEFAULT, **how: Any
 ) -> dict[str, Any]:
-    """Return what `metrics.json` holds of a model on a labelled source, by a protocol. `how` takes what else
-    `deeplab_jax.evaluate.evaluator.evaluate` does, such as `split` and `batch_size`.
+    """Return the contents of `metrics.json` for a model on a labelled source, by a protocol. `how` takes other
+    arguments of `deeplab_jax.evaluate.evaluator.evaluate`, such as `split` and `batch_size`.
     """
-    # Not before: what reads images sets limits, warnings and loggers of Pillow for the whole process.
+    # Imported here because reading images sets limits, warnings and loggers of Pillow for the whole process.
     from deeplab_jax.evaluate import evaluator
 
     return evaluator.evaluate(model, variables, source, protocol, **how)
 
 
 def train(config: Any, workdir: str | Path, **options: Any) -> dict[str, Any] | None:
-    """Train what a configuration says, or go on where the run directory left off; see `train.loop.train`."""
+    """Train as a configuration says, or resume in the run directory; see `train.loop.train`."""
     from deeplab_jax.train import loop
 
     return loop.train(config, workdir, **options)

@@ -1,10 +1,10 @@
 """Checkpoints of a training run: the only file that knows Orbax.
 
-All processes of a run take part in every call; what they hold is put together, so a checkpoint does not say how the
-state was spread, and is restored onto any devices. The folder has to be one that all of them see.
+All processes of a run take part in every call. A checkpoint joins their parts, so it does not depend on how the state
+was spread, and can be restored onto any devices. All processes must have access to the folder.
 
-Saving is synchronous: a checkpoint of these networks takes under a second, a full disk is noticed at the step that met
-it, and buffers that the next step donates cannot change under a background copy.
+Saving is synchronous: a checkpoint of these networks takes under a second, a full disk is noticed at the step in
+question, and a background copy cannot change when the next step donates its buffers.
 """
 
 import contextlib
@@ -34,10 +34,10 @@ _VARIABLES, _EXTRA, _METRICS = "variables", "optimizer", "metrics"  # The last i
 
 @cache
 def _quieten() -> None:
-    """Keep from the user what Orbax says of its own, for the rest of the process: some of it comes late.
+    """Hide Orbax's own messages from the user for the rest of the process, because some of them come late.
 
-    Orbax reports every phase of every save through absl, and what it raises as well, once for each of its threads; and
-    asyncio the reads that Orbax no longer waited for.
+    Orbax reports every phase of every save through absl, and its errors too, once for each of its threads. asyncio
+    reports the reads that Orbax no longer waited for.
     """
     for logger in ("absl", "asyncio"):
         logging.getLogger(logger).setLevel(logging.CRITICAL)
@@ -45,9 +45,9 @@ def _quieten() -> None:
 
 
 def _report_unraisable(report: Any, *, otherwise: Callable[[Any], Any]) -> None:
-    """Pass on what cannot be raised, but for what the other reads of a checkpoint say once one of them has failed.
+    """Pass on errors that cannot be raised, except those of a checkpoint's other reads after one has failed.
 
-    TensorStore wants to tell a loop that is closed, and Orbax answers the end of its coroutine with an error.
+    TensorStore sends a message to a loop that is closed, and Orbax answers the end of its coroutine with an error.
     """
     ended = isinstance(getattr(report.exc_value, "__cause__", None), GeneratorExit)
     if not ended and str(report.exc_value) != "Event loop is closed":
@@ -55,7 +55,7 @@ def _report_unraisable(report: Any, *, otherwise: Callable[[Any], Any]) -> None:
 
 
 class DamagedCheckpoint(UserError):
-    """A checkpoint that cannot be read; the ones before it may be whole. `reason` says what is wrong in a few words."""
+    """A checkpoint that cannot be read; older ones may be complete. `reason` says in a few words what is wrong."""
 
     def __init__(self, folder: Path, reason: str) -> None:
         super().__init__(f"{folder}: is damaged ({reason}); remove it to use the one before")
@@ -63,20 +63,21 @@ class DamagedCheckpoint(UserError):
 
 
 class Checkpoints:
-    """The checkpoints in one folder: the newest ones and the best by validation mIoU are kept.
+    """The checkpoints in one folder: it keeps the newest ones and the best by validation mIoU.
 
-    A checkpoint has two parts: the variables with which to predict, and the rest of the training state. A save is
-    written under a temporary name and renamed when complete, so what carries a step's number is whole. Checksums of its
-    files follow, and are compared on restoring; what lacks them, as after a kill in between, is taken as it is.
+    A checkpoint has two parts: the variables for prediction, and the rest of the training state. A save is written
+    under a temporary name and renamed at the end, so a folder with a step as its name is complete. Checksums of its
+    files are written after that and compared at a restore. A checkpoint without them, as after a kill in between, is
+    accepted.
 
     Args:
-      directory: made where missing.
-      keep: so many of the newest are kept, and the best one.
-      read_only: change nothing there, as beside a process that trains.
+      directory: created if it does not exist.
+      keep: how many of the newest are kept, besides the best one.
+      read_only: change nothing there, for example because another process trains there.
 
     Raises:
-      UserError: the metrics of a checkpoint are damaged. Without `read_only` they are removed instead: what lacks them
-        counts as not evaluated.
+      UserError: the metrics of a checkpoint are damaged. Without `read_only` they are removed instead, and the
+        checkpoint counts as not evaluated.
     """
 
     def __init__(self, directory: str | Path, *, keep: int = 2, read_only: bool = False) -> None:
@@ -95,7 +96,7 @@ class Checkpoints:
             best_fn=lambda metrics: metrics[METRIC],  # Without it no metrics are written.
             preservation_policy=policy,
             enable_async_checkpointing=False,
-            # What looks like the remains of a killed save may be another process's save in progress.
+            # Files that look like the remains of a killed save may belong to another process's save in progress.
             read_only=read_only,
             create=not read_only,
             cleanup_tmp_directories=not read_only,
@@ -111,7 +112,7 @@ class Checkpoints:
         self._manager.close()
 
     def steps(self) -> list[int]:
-        """Return the steps that have a complete checkpoint, ascending."""
+        """Return the steps with a complete checkpoint, ascending."""
         return sorted(self._manager.all_steps())
 
     def latest(self) -> int | None:
@@ -119,7 +120,7 @@ class Checkpoints:
         return max(self.steps(), default=None)
 
     def find(self, which: str = "best") -> int:
-        """Return the step meant by "best" (the newest where none was evaluated), "newest", or a number.
+        """Return the step for "best" (the newest if none was evaluated), "newest", or a number.
 
         Raises:
           UserError: there is no such checkpoint.
@@ -140,14 +141,14 @@ class Checkpoints:
         return int(which)
 
     def metrics(self, step: int) -> dict[str, float]:
-        """Return the validation metrics saved with a step, {} where it was not evaluated."""
+        """Return the validation metrics saved with a step, {} if it was not evaluated."""
         return dict(self._manager.metrics(step) or {})
 
     def save(self, step: int, variables: Any, extra: Any, *, metrics: Mapping[str, float] | None = None) -> None:
-        """Save a checkpoint; a step that is there already is left alone.
+        """Save a checkpoint; a step that exists already is not changed.
 
         Raises:
-          UserError: it could not be written. The older checkpoints are whole.
+          UserError: it could not be written. The older checkpoints are intact.
         """
         if step in self._manager.all_steps():
             return
@@ -155,7 +156,7 @@ class Checkpoints:
             **{_VARIABLES: ocp.args.StandardSave(variables), _EXTRA: ocp.args.StandardSave(extra)}
         )
         with self._saving(step):
-            if not self.directory.is_dir():  # Orbax would make it again, and start a second run beside the lost one.
+            if not self.directory.is_dir():  # Orbax would create a new one, without the older checkpoints.
                 raise FileNotFoundError(errno.ENOENT, "the folder has vanished")
             self._manager.save(step, args=items, metrics=None if metrics is None else dict(metrics), force=True)
             self._manager.wait_until_finished()
@@ -168,7 +169,7 @@ class Checkpoints:
         try:
             yield
         except Exception as error:  # Orbax and TensorStore raise many kinds for a full or vanished disk.
-            if is_lost(error):  # Another process is gone, which is no fault of the disk.
+            if is_lost(error):  # Another process is gone, and the disk is not at fault.
                 raise
             steps = [s for s in self._complete_steps() if s != step]
             kept = f"step {max(steps)} is intact" if steps else "none was saved before"
@@ -200,7 +201,7 @@ class Checkpoints:
         """Restore the variables of a step into the shapes of `abstract`.
 
         Raises:
-          UserError: the checkpoint holds another network (naming what does not fit).
+          UserError: the checkpoint is of another network; the message names the differences.
           DamagedCheckpoint: it cannot be read.
         """
         return self._restore(step, _VARIABLES, abstract)
@@ -210,7 +211,7 @@ class Checkpoints:
         return self._restore(step, _EXTRA, abstract)
 
     def set_aside(self, step: int) -> Path:
-        """Rename a damaged checkpoint, so that its step can be saved again; return what it is called now.
+        """Rename a damaged checkpoint, so that its step can be saved again; return its new path.
 
         Raises:
           UserError: it cannot be renamed.
@@ -261,7 +262,7 @@ class Checkpoints:
 
 
 def misfits(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> list[str]:
-    """Return what is missing, unexpected or of another shape among tensors, given as name -> shape, in their order."""
+    """Return the missing, unexpected and mis-shaped tensors, given as name -> shape, in their order."""
     problems = [f"missing {name}" for name in expected if name not in found]
     problems += [f"unexpected {name}" for name in found if name not in expected]
     return problems + [
@@ -276,9 +277,9 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
 
 
 def _check_metrics(directory: Path, *, fix: bool) -> None:
-    """Look at the metrics of every checkpoint: Orbax reads all of them at once, and fails on a single bad one."""
+    """Check the metrics of every checkpoint, because Orbax reads all of them at once and fails on a single bad one."""
     for file in directory.glob(f"[0-9]*/{_METRICS}/{_METRICS}"):
-        if not file.parts[-3].isdigit():  # A checkpoint that was set aside, or is being written.
+        if not file.parts[-3].isdigit():  # A checkpoint that was renamed as damaged, or is being written.
             continue
         try:
             if not 0 <= read_json(file)[METRIC] <= 1:
@@ -290,7 +291,7 @@ def _check_metrics(directory: Path, *, fix: bool) -> None:
 
 
 def _handlers() -> ocp.handlers.DefaultCheckpointHandlerRegistry:
-    """Say what the two parts are: a manager that has saved nothing yet cannot tell, and reads no shapes then."""
+    """Describe the two parts: a manager that has saved nothing yet does not know them, and then reads no shapes."""
     registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
     for item in (_VARIABLES, _EXTRA):
         handler = ocp.StandardCheckpointHandler()
@@ -300,20 +301,22 @@ def _handlers() -> ocp.handlers.DefaultCheckpointHandlerRegistry:
 
 
 def _reason(error: Exception) -> str:
-    """Say in a few words why Orbax failed; of a full disk TensorStore tells at the end of a long sentence."""
+    """Return in a few words why Orbax failed; TensorStore reports a full disk at the end of a long sentence."""
     text = " ".join(str(error).split())
     full = os.strerror(errno.ENOSPC)
     return full if full in text else text[:200]
 
 
 def _path(path: tuple[Any, ...]) -> str:
-    """Spell a tree path; attributes, keys and indices alike, as Orbax stores named tuples as dictionaries."""
+    """Return a tree path as text; attributes, keys and indices look alike, because Orbax stores named
+    tuples as dicts.
+    """
     return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
 
 
 def _placed(abstract: Any) -> Any:
-    """Give every leaf a sharding, by default the first local device's,
-    so that a checkpoint of other devices restores.
+    """Give every leaf a sharding, by default on the first local device, so that a checkpoint of other devices can be
+    restored.
     """
     default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 

@@ -24,23 +24,22 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb and return the exit code:
-    0 on success, 2 with one line on stderr for what the user can mend, 130 after Ctrl-C, 75 where SIGTERM stopped
-    a training run.
+    """Run one verb and return the exit code: 0 on success, 2 with one line on stderr for a fault that the user can fix,
+    130 after Ctrl-C, 75 if SIGTERM stopped a training run.
     """
-    if isinstance(sys.stdout, io.TextIOWrapper):  # Names of files and classes may hold what no encoding does.
+    if isinstance(sys.stdout, io.TextIOWrapper):  # Names of files and classes may hold characters of no encoding.
         sys.stdout.reconfigure(errors="backslashreplace")
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = make_parser()
     args, rest = parser.parse_known_args(arguments)
-    # `--config file` and `--config=file` alike, and every `--config.key=value`, go to the config's own parser.
+    # `--config file`, `--config=file` and every `--config.key=value` go to the config's own parser.
     config_args, unknown = split_config_arguments(rest)
     if unknown or (config_args and not args.takes_config):
         flags = [option for action in args.parser._actions for option in action.option_strings]
         word = (unknown or config_args)[0].split("=")[0]
         return fail(f"{args.verb}: {word} is not an option of this verb: {did_you_mean(word, flags)}")
     args.config = config_args
-    if argv is None and args.verb == "train":  # From here on, as imports and the wait for other processes take long.
+    if argv is None and args.verb == "train":  # Set now: imports and the wait for other processes take long.
         end_on_sigterm(PREEMPTED)
     try:
         if args.distributed == "none":
@@ -64,7 +63,7 @@ def run_verb(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:  # The reader of a pipe, `head` say, has seen enough.
+    except BrokenPipeError:  # The reader of a pipe, such as `head`, has ended.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except MemoryError as error:
@@ -78,7 +77,7 @@ def run_verb(args: argparse.Namespace) -> int:
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose complaints are one line, like every other."""
+    """A parser whose error messages are one line, like all others."""
 
     def error(self, message: str) -> Any:
         sys.exit(fail(f"{message}; see {self.prog} --help"))
@@ -101,20 +100,16 @@ def make_parser() -> argparse.ArgumentParser:
             "--module",
             metavar="FILE.py",
             default="",
-            help="run this file, which holds parts of your own; see config.module",
+            help="run this file with your own parts; see config.module",
         )
         return sub
 
-    train = verb("train", commands.train, "Train a model, or go on with a run.", config="required")
+    train = verb("train", commands.train, "Train a model, or resume a run.", config="required")
     train.add_argument("--workdir", required=True, help="run directory; a second start in it resumes")
-    train.add_argument(
-        "--allow_config_change", action="store_true", help="go on in a run directory whose configuration differs"
-    )
+    train.add_argument("--allow_config_change", action="store_true", help="resume a run that has another configuration")
     add_distributed_flag(train)
 
-    replay = verb(
-        "replay", commands.replay, "Run the step again at which training stopped, and show every tensor's size."
-    )
+    replay = verb("replay", commands.replay, "Repeat the step at which training stopped, and show every tensor's size.")
     replay.add_argument("folder", metavar="FOLDER", help="postmortem/ of a run directory")
 
     evaluate = verb(
@@ -139,7 +134,7 @@ def make_parser() -> argparse.ArgumentParser:
     predict.add_argument("--out", required=True, help="folder for the pictures")
     add_inference_flags(predict)
 
-    check = verb("check-data", commands.check_data, "Look for what is wrong with a data set.", config="required")
+    check = verb("check-data", commands.check_data, "Find the faults of a data set.", config="required")
     check.add_argument("--split", help="split to check; by default the training and the validation split")
     check.add_argument("--limit", type=int, help="check only so many images, evenly spread")
     check.add_argument("--json", help="write the report to this file as well")
@@ -159,19 +154,19 @@ def make_parser() -> argparse.ArgumentParser:
         "source", metavar="SOURCE", help="PyTorch, safetensors or .tflite file, TensorFlow checkpoint, folder or run"
     )
     convert.add_argument("--out", required=True, help="model folder to write")
-    convert.add_argument("--kind", default="auto", help="whose weights they are; by default told by the tensors' names")
-    convert.add_argument("--output_stride", type=int, help="at which the source is meant to run; by default its own")
-    convert.add_argument("--num_classes", type=int, help="of the model; another than the source's needs --reinit head")
+    convert.add_argument("--kind", default="auto", help="who wrote them; by default found from the tensors' names")
+    convert.add_argument("--output_stride", type=int, help="at which to run the source; by default its own")
+    convert.add_argument("--num_classes", type=int, help="of the model; if not the source's, add --reinit head")
     convert.add_argument("--reinit", default="", choices=("head",), help="start the classifiers at random")
     convert.add_argument(
-        "--not_strict", action="store_true", help="go on where tensors are missing, unexpected or of another shape"
+        "--not_strict", action="store_true", help="continue if tensors are missing, unexpected or of another shape"
     )
 
     export = verb(
         "export", commands.export, "Write a model for programs that have JAX or PyTorch, but not this package."
     )
     export.add_argument("--model", required=True, help="model folder or run directory")
-    export.add_argument("--checkpoint", default="best", help="of a run directory: best (default), newest, or a step")
+    export.add_argument("--checkpoint", default="best", help="in a run directory: best (default), newest, or a step")
     export.add_argument("--format", required=True, choices=("stablehlo", "torchvision"), help="what to write")
     export.add_argument("--out", required=True, help="file to write: .zip for stablehlo, .pth or .safetensors else")
     export.add_argument("--output_stride", type=int, help="8, 16, 32, ...; by default the model's own")
@@ -195,14 +190,14 @@ def make_parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="option of the model, such as num_classes=19, separable=True or 'aspp_rates=(6, 12)'; again for more",
+        help="option of the model, such as num_classes=19, separable=True or 'aspp_rates=(6, 12)'; repeat it for more",
     )
     summarize.add_argument(
         "--json",
         metavar="FILE",
         nargs="?",
         const="-",
-        help="write the summary to this file as well; alone, print it instead",
+        help="also write the summary to this file; without a file, only print it as JSON",
     )
     return parser
 
@@ -219,8 +214,8 @@ def add_distributed_flag(parser: argparse.ArgumentParser) -> None:
 
 
 def add_inference_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that say how a model is run."""
-    parser.add_argument("--checkpoint", default="best", help="of a run directory: best (default), newest, or a step")
+    """Add the flags for how a model runs."""
+    parser.add_argument("--checkpoint", default="best", help="in a run directory: best (default), newest, or a step")
     parser.add_argument("--mode", choices=("padded", "exact"), help="pad images to few sizes, or run each at its own")
     parser.add_argument("--output_stride", type=int, help="8, 16, 32, ...; by default the model's own")
     parser.add_argument("--scales", type=numbers(float), help="such as 0.5,0.75,1: average over these sizes")
@@ -276,18 +271,18 @@ def split_config_arguments(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def enable_compilation_cache() -> None:
-    """Keep compiled programs between runs, unless the environment says where or that they are not to be kept."""
+    """Keep compiled programs between runs, unless the environment names a folder or turns that off."""
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
     try:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "deeplab_jax", "xla")
         folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError):  # A home that cannot be written, or is not known, costs compile time only.
+    except (OSError, RuntimeError):  # Without a writable home folder, only compile time is lost.
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 
 def command() -> NoReturn:
-    """Run the verb as a process of its own."""
+    """Run the verb as a separate process."""
     end_process(main())

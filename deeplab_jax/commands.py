@@ -1,4 +1,4 @@
-"""What each verb of the command line does with its arguments; each imports what it needs."""
+"""The verbs of the command line; each imports only what it needs."""
 
 import argparse
 import json
@@ -10,7 +10,7 @@ from deeplab_jax.errors import UserError, did_you_mean, spell
 
 USER_ERROR = 2
 INTERRUPTED = 130
-PREEMPTED = 75  # EX_TEMPFAIL: after SIGTERM; a scheduler that starts the same command again loses nothing.
+PREEMPTED = 75  # EX_TEMPFAIL, after SIGTERM: a scheduler may start the same command again, and nothing is lost.
 INFERENCE_FLAGS = ("mode", "output_stride", "scales", "flip", "window", "crf")
 
 
@@ -21,7 +21,7 @@ def fail(message: str) -> int:
 
 
 def required_config(args: argparse.Namespace) -> Any:
-    """Load the configuration that a verb cannot do without."""
+    """Load the configuration that a verb needs."""
     from deeplab_jax.config import load_config
 
     if not args.config:
@@ -303,5 +303,5 @@ def summarize(args: argparse.Namespace) -> None:
 
 
 def given(args: argparse.Namespace, *names: str) -> dict[str, Any]:
-    """Return the flags, of those named, that were given."""
+    """Return the given flags among the named ones."""
     return {name: getattr(args, name) for name in names if getattr(args, name) is not None}

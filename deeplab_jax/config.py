@@ -1,6 +1,6 @@
-"""The configuration that every experiment starts from; a file in `configs/` is the difference from it.
+"""The default configuration; each file in `configs/` states its differences from it.
 
-Its keys stand in `config_keys`, each with its default and meaning.
+`config_keys` lists its keys, each with its default and meaning.
 """
 
 import logging
@@ -21,9 +21,9 @@ from deeplab_jax.errors import UserError, did_you_mean
 from deeplab_jax.extensions import allow
 from deeplab_jax.files import read_json
 
-# A word of the command line that sets what a model or a data set takes besides: section, key, value.
+# An argument of the command line that sets an option of a model or a data set: section, key, value.
 OPTION = re.compile(r"--config\.(model|data)\.options\.(\w+)=(.*)", re.DOTALL)
-# What absl says of a flag's value that is of another type, and what to do about it.
+# absl's messages for a flag value of another type, and the fixes.
 FLAG_FIXES = {
     "Non-boolean argument": "give true or false",
     "invalid literal for int()": "give a whole number",
@@ -32,8 +32,8 @@ FLAG_FIXES = {
 
 
 def base() -> ConfigDict:
-    """Return the defaults: the protocol of DeepLabv3 (sec. 4.1) and of its authors' code,
-    where it does not depend on the data set.
+    """Return the defaults: the protocol of DeepLabv3 (sec. 4.1) and of its authors' code, as far as it does not depend
+    on the data set.
     """
     return defaults()
 
@@ -56,12 +56,12 @@ def choose_model(config: ConfigDict, name: str, *, heads: Mapping[str, Any] | No
 
 
 def authors_weight_decay(model: str) -> float:
-    """Return the weight decay that the authors' train.py names for a model's backbone; the papers name none."""
+    """Return the weight decay for a model's backbone in the authors' train.py; the papers state none."""
     return 1e-4 if "resnet" in model else 4e-5
 
 
 def shrink(config: ConfigDict) -> None:
-    """Do what the argument `debug` means: a config that runs in seconds on a CPU. The data stay what they are."""
+    """Apply the argument `debug`: a config that runs in seconds on a CPU, on the same data."""
     architecture = config.model.name.split("_")[0]
     name = f"{architecture}_resnet18" if architecture.startswith("deeplabv3") else config.model.name
     normalised = {"norm_momentum": 0.9} if "norm_momentum" in config.model.options else {}
@@ -88,9 +88,9 @@ def parse_arg(arg: str | None, *, flags: Sequence[str] = ("debug",), **defaults:
     """Read a config's argument such as `"backbone=resnet101,debug"`.
 
     Args:
-      arg: what follows the colon of `--config configs/NAME.py:arg`; None or "" is nothing.
-      flags: words that stand alone and become True; False otherwise.
-      **defaults: names that take a value, and its default, whose type the value gets.
+      arg: the part after the colon of `--config configs/NAME.py:arg`; None or "" is empty.
+      flags: words without a value; they are True if given, otherwise False.
+      **defaults: names with a value, and their defaults, whose types the values get.
 
     Returns:
       All flags and names.
@@ -120,10 +120,10 @@ def load_config(argv: Sequence[str]) -> ConfigDict:
 
     A Python file is run. A `.json` file, such as the `config.json` of a run directory, only changes values of `base`.
     `--config.model.options.KEY` and `--config.data.options.KEY` need not be in the file: the model or the data set
-    refuses what it does not know.
+    refuses unknown keys.
 
     Raises:
-      UserError: a missing file, an error in it (with its line), an unknown key, or a value of another type.
+      UserError: a file that does not exist, an error in it (with its line), an unknown key, or a value of another type.
     """
     values = flags.FlagValues()
     options = {word: match for word in argv if (match := OPTION.fullmatch(word))}
@@ -142,7 +142,7 @@ def load_config(argv: Sequence[str]) -> ConfigDict:
         raise UserError(
             f"config file {file!r} does not exist: give --config the path of a file such as configs/scenes.py"
         )
-    if kind not in (".py", ".json"):  # Nothing is run by mistake, such as a config.json.old.
+    if kind not in (".py", ".json"):  # No other file, such as a config.json.old, is run by mistake.
         raise UserError(f"config file {file!r} is neither Python nor JSON by its name; give a .py or a .json file")
     if kind == ".json":
         if arg is not None:
@@ -161,16 +161,18 @@ def load_config(argv: Sequence[str]) -> ConfigDict:
             set_option(config[section].options, key, text, name=f"config {path}", prefix=f"config.{section}.options.")
     except UserError:
         raise
-    except Exception as error:  # Whatever the file raises, and whatever the parsers of its keys complain of.
+    except Exception as error:  # Errors of the file, and of the parsers of its keys.
         raise UserError(f"config {path}: {_complaint(error, file)}") from None
     check(config, name=path)
-    if kind == ".py":  # It is code itself; JSON may come from anybody.
+    if kind == ".py":  # A Python file is code itself; JSON may come from anybody.
         allow(config.module)
     return config
 
 
 def _split(path: str) -> tuple[str, str | None]:
-    """Split `FILE[:arg]` at the first colon, as ml_collections does with what it runs; a name of JSON may hold one."""
+    """Split `FILE[:arg]` at the first colon, as ml_collections does for files that it runs; a JSON name may have a
+    colon.
+    """
     if path.lower().endswith(".json") and Path(path).is_file():
         return path, None
     file, colon, arg = path.partition(":")
@@ -178,9 +180,9 @@ def _split(path: str) -> tuple[str, str | None]:
 
 
 def _complaint(error: BaseException, file: str) -> str:
-    """Say in one line what is wrong with a config file, and in which line of it, or with a `--config.key=value`."""
+    """Return in one line the fault of a config file, with its line, or of a `--config.key=value`."""
     chain = [error]
-    # The parsers wrap what the file raises, with its whole traceback as text.
+    # The parsers wrap the file's error, with its whole traceback as text.
     while (inner := chain[-1].__cause__ or chain[-1].__context__) and not chain[-1].__suppress_context__:
         chain.append(inner)
     if isinstance(chain[-1], UserError):
@@ -200,18 +202,18 @@ def _complaint(error: BaseException, file: str) -> str:
 
 
 def _one_line(error: BaseException) -> str:
-    """Return an error's text without line breaks and without the list of all keys that ml_collections adds."""
+    """Return an error's text without line breaks and without ml_collections' list of all keys."""
     text = str(error.args[0]) if error.args else type(error).__name__
     text = re.sub(r'Other fields present: "\{.*\}"', "", text.replace("\\n", " ").replace("\\'", "'"), flags=re.DOTALL)
     text = " ".join(text.split())
-    # A KeyError's text is its key as Python spells it, and an AttributeError may hold one.
+    # A KeyError's text is the repr of its key, and an AttributeError's text may contain one.
     while len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
         text = text[1:-1]
     return text
 
 
 def to_plain(config: Any) -> Any:
-    """Turn a config, or a part of it, into dictionaries, lists and scalars: what JSON holds."""
+    """Turn a config, or a part of it, into dictionaries, lists and scalars, as in JSON."""
     if isinstance(config, ConfigDict | Mapping):
         return {key: to_plain(value) for key, value in config.items()}
     if isinstance(config, list | tuple):
@@ -220,7 +222,7 @@ def to_plain(config: Any) -> Any:
 
 
 def read_config(path: Path) -> ConfigDict:
-    """Read a config from JSON, as run directories keep it; keys that it lacks have their defaults.
+    """Read a config from JSON, as in run directories; missing keys have their defaults.
 
     Raises:
       UserError: it cannot be read, an unknown key, or a value of another type.
@@ -234,14 +236,14 @@ def read_config(path: Path) -> ConfigDict:
         fill(config, plain, name=str(path))
     except UserError:
         raise
-    except (ValueError, TypeError) as error:  # What no ConfigDict holds, such as a key with a dot in it.
+    except (ValueError, TypeError) as error:  # A ConfigDict refuses some keys, such as one with a dot.
         raise UserError(f"{path}: {_one_line(error)}") from None
     check(config, name=str(path))
     return config
 
 
 def with_defaults(plain: Mapping[str, Any], default: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a plain config with the keys that it lacks, at every level, taken from the default one."""
+    """Return a plain config; keys that it lacks, at every level, come from the default one."""
     return {
         **default,
         **{
@@ -254,7 +256,7 @@ def with_defaults(plain: Mapping[str, Any], default: Mapping[str, Any]) -> dict[
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], *, prefix: str = "config") -> list[str]:
-    """List what changed between two plain configs, as `config.train.steps: 100 -> 200`."""
+    """List the differences of two plain configs, as `config.train.steps: 100 -> 200`."""
     lines = []
     for key in sorted({*old, *new}):
         name, before, after = f"{prefix}.{key}", old.get(key), new.get(key)

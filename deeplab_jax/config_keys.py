@@ -1,7 +1,7 @@
 """Every key of a configuration, once: its type, default, limits and meaning.
 
-A section holds the keyword arguments of one function. Where it serves several functions, it is put together from one
-class for each. To add a key, add its line here and the argument in the function that uses it.
+A section holds the keyword arguments of one function. If it serves several functions, it consists of one class for
+each. To add a key, add its line here and the argument in the function that uses it.
 """
 
 import math
@@ -12,10 +12,10 @@ from typing import Any, get_origin
 from ml_collections import ConfigDict
 
 LARGEST = 2**31 - 1
-SMALLEST = 1e-12  # Of what is not 0.
+SMALLEST = 1e-12  # The smallest number other than 0.
 BELOW_1 = math.nextafter(1, 0)
 LONGEST_SIDE = 2**15  # pixels
-SOME = 32  # values of a list whose every value costs a run over the images
+SOME = 32  # most values of a list if each value costs a run over the images
 
 
 def key(
@@ -32,12 +32,12 @@ def key(
 
     Args:
       default: its value in `base`.
-      low, high: between which a number lies, both included, and each number of a list; None: no bound.
-      give: what a message asks for instead of these numbers.
-      most: so many values of a list at most.
-      free: two starts of one run may differ in it: it changes no number but by rounding, or only says what happens
-        after a fault.
-      without: of options: keys that are not among them, because they have a place of their own.
+      low, high: the limits of a number, both included, and of each number in a list; None: no limit.
+      give: text that a message shows instead of these limits.
+      most: the largest number of values in a list.
+      free: whether two starts of one run may differ in it: it changes numbers only by rounding, or only says what
+        happens after a fault.
+      without: for options: keys that are not allowed, because they have their own place.
     """
     kinds = {"low": low, "high": high, "give": give, "most": most, "free": free, "without": without}
     if isinstance(default, dict):
@@ -50,7 +50,7 @@ class Model:
     """`create_model`."""
 
     name: str = "deeplabv3plus_resnet50"  # one of model_names(); its options go under `options`
-    output_stride: int = 0  # in training; 0: the architecture's own
+    output_stride: int = 0  # in training; 0: that of the architecture
     options: Mapping[str, Any] = key({}, without=("name", "num_classes", "output_stride", "module"))
 
 
@@ -75,22 +75,22 @@ class Loader:
     scale_step: float = key(0.25, 0, 100)  # 0: continuous
     flip: bool = True  # left-right, with probability 1/2
     color_jitter: float = key(0.0, 0, BELOW_1, give="0 (none) to below 1")  # 0 as in the papers
-    threads: int = key(4, 1, 1024, free=True)  # that read and augment
-    workers: int = key(0, 0, 1024, free=True)  # processes that do so instead of threads; 0: none
-    timeout: float = key(600.0, 0.001, 10**9, free=True)  # seconds to wait for a batch before the reader is given up
+    threads: int = key(4, 1, 1024, free=True)  # number of threads that read and augment
+    workers: int = key(0, 0, 1024, free=True)  # number of processes that do so instead of threads; 0: none
+    timeout: float = key(600.0, 0.001, 10**9, free=True)  # seconds to wait for a batch before the run stops
 
 
 @dataclass(frozen=True)
 class Skipping:
     """`skipped_examples`."""
 
-    on_error: str = key("stop", free=True)  # at a training image that cannot be read; or "skip": take the next one
-    max_skipped: float = key(0.01, 0, 1, free=True)  # share of the training images that may be skipped so
+    on_error: str = key("stop", free=True)  # if a training image cannot be read; "skip" takes the next one
+    max_skipped: float = key(0.01, 0, 1, free=True)  # share of the training images that may be skipped
 
 
 @dataclass(frozen=True)
 class Data(Skipping, Loader, Source):
-    """What is trained on, and how it is read."""
+    """The training data, and how they are read."""
 
 
 @dataclass(frozen=True)
@@ -99,15 +99,15 @@ class Optimizer:
 
     name: str = "sgd"  # or "adam"
     learning_rate: float = 0.007
-    power: float = 0.9  # of the poly schedule: learning_rate * (1 - step / steps) ** power
-    warmup_steps: int = key(0, 0)  # linear from 0
+    power: float = 0.9  # exponent of the poly schedule: learning_rate * (1 - step / steps) ** power
+    warmup_steps: int = key(0, 0)  # linear increase from 0
     momentum: float = 0.9  # sgd only
     nesterov: bool = False
     weight_decay: float = 4e-5
     no_decay: tuple[str, ...] = (r"(scale|bias)$",)  # patterns of parameters that do not decay
-    clip_norm: float = key(0.0, 0)  # global norm of the gradient; 0: no clipping
+    clip_norm: float = key(0.0, 0)  # largest global norm of the gradient; 0: no clipping
     multipliers: tuple[tuple[str, float], ...] = ()  # (pattern, factor) of the learning rate
-    freeze: tuple[str, ...] = ()  # patterns of parameters that stay as they are
+    freeze: tuple[str, ...] = ()  # patterns of parameters that do not change
 
 
 @dataclass(frozen=True)
@@ -117,12 +117,12 @@ class Step:
     loss: str = "cross_entropy"  # one of ops.losses.LOSSES
     class_weights: tuple[float, ...] = ()  # factor of each class in the loss
     top_k: float = key(1.0, SMALLEST, 1, give="a share of the pixels, above 0 and up to 1")  # the hardest, in the loss
-    aux_weight: float = 0.5  # of the auxiliary head's loss, where the model has one
+    aux_weight: float = 0.5  # weight of the auxiliary head's loss, if the model has one
     upsample_logits: bool = True  # loss at the labels' size; False: labels are shrunk to the logits instead
-    accumulate: int = key(1, 1)  # micro-batches of one update; batch norm sees one of them at a time
+    accumulate: int = key(1, 1)  # micro-batches of one update, each with its own batch norm statistics
     ema_decay: float = key(0.0, 0, BELOW_1, give="0 (no average) to below 1, such as 0.999")  # of an average of the
     # weights, which is evaluated and saved beside them
-    space: int = key(1, free=True)  # devices that share the rows of an image; the others have images of their own
+    space: int = key(1, free=True)  # devices that share the rows of an image; other devices have other images
     remat: bool = key(False, free=True)  # True: less memory for more time; see `train_step`
 
 
@@ -152,7 +152,7 @@ class Train(Step):
 class Protocol:
     """The protocol of an evaluation."""
 
-    mode: str = "padded"  # with the mean pixel, or "exact": not at all
+    mode: str = "padded"  # padded with the mean pixel, or "exact": no padding
     pad_to: tuple[tuple[int, int], ...] = key((), 1, LONGEST_SIDE)  # sizes to pad to; empty: see `padded_size`
     output_stride: int = 0  # 0: the model's own
     scales: tuple[float, ...] = key((1.0,), 0.01, 16, most=SOME)
@@ -160,7 +160,7 @@ class Protocol:
     window: tuple[int, ...] = ()  # (height, width) of a sliding window; empty: whole image
     resize: int = key(0, 0, LONGEST_SIDE)  # pixels of the shorter side, labels too; 0: the labels' own resolution
     crop: tuple[int, ...] = ()  # (height, width) of the centre that is evaluated; empty: all
-    # Widths in pixels of bands around boundaries, evaluated as well.
+    # Widths in pixels of bands around boundaries, which are also evaluated.
     trimap: tuple[int, ...] = key((), most=SOME, free=True)
     trimap_around: str = key("labels", free=True)  # any change of label; "void": VOC's strips of void pixels
 
@@ -175,16 +175,16 @@ class Evaluate(Protocol):
 
 @dataclass(frozen=True)
 class Config:
-    """The whole of it; a field that is a class is a section."""
+    """All sections; a field that is a class is a section."""
 
     model: Model
     data: Data
     optimizer: Optimizer
     train: Train
     evaluate: Evaluate
-    init: str = ""  # model folder or run directory whose weights training starts from
-    init_scope: str = "all"  # what is taken from there: or "all_but_classifier", "backbone"
-    module: str = ""  # Python file whose tables stand beside the package's; see `extensions`
+    init: str = ""  # model folder or run directory with the first weights
+    init_scope: str = "all"  # the part taken from there; also "all_but_classifier", "backbone"
+    module: str = ""  # Python file whose tables extend the package's; see `extensions`
 
 
 def defaults(section: Any = Config) -> ConfigDict:
@@ -197,12 +197,12 @@ def defaults(section: Any = Config) -> ConfigDict:
 
 
 def arguments(section: Mapping[str, Any], of: Any) -> dict[str, Any]:
-    """Return those keys of a section that one of its classes holds, as keyword arguments."""
+    """Return those keys of a section that one of its classes has, as keyword arguments."""
     return {one.name: section[one.name] for one in fields(of)}
 
 
 def keys_of_sections() -> dict[str, Field[Any]]:
-    """Return every key that is in a section, by a name such as `data.dir`."""
+    """Return every key of a section, by a name such as `data.dir`."""
     sections = {one.name: one.type for one in fields(Config) if one.default is MISSING}
     return {f"{name}.{one.name}": one for name, section in sections.items() for one in fields(section)}  # type: ignore
 
@@ -218,5 +218,5 @@ def _default(one: Field[Any]) -> Any:
 
 
 def is_options(one: Field[Any]) -> bool:
-    """Whether a key holds options, of which a model or a data set says what they are."""
+    """Whether a key holds options of a model or a data set."""
     return get_origin(one.type) is Mapping

@@ -1,4 +1,4 @@
-"""The values of a configuration: whether they are what `config_keys` says, and those of JSON, which knows few types."""
+"""The values of a configuration: checks against `config_keys`, and conversion from JSON, which has few types."""
 
 import ast
 import math
@@ -15,10 +15,10 @@ WORDS = {int: "whole number", float: "number", str: "text", bool: "true or false
 
 
 def fill(config: ConfigDict, plain: Any, *, name: str, prefix: str = "") -> None:
-    """Put what JSON holds into a config of defaults.
+    """Put the content of a JSON file into a config of defaults.
 
     Args:
-      config: locked, but for the sections that take any key.
+      config: locked, except the sections that take any key.
       plain: from JSON.
       name: of the file, for messages.
       prefix: of the section, "" for the whole config.
@@ -43,16 +43,16 @@ def set_option(options: ConfigDict, last: str, text: str, *, name: str, prefix: 
     """Set an option from a command line's text: a Python literal, `true`, `false`, or a word.
 
     Args:
-      options: of a model or a data set, which take any key here.
+      options: options of a model or a data set, which take any key here.
       last: the option's own name.
       text: its value.
-      name: of the file, for messages.
-      prefix: of the key, for messages.
+      name: name of the file, for messages.
+      prefix: prefix of the key, for messages.
 
     Raises:
-      UserError: a value of another type than the one that is there.
+      UserError: a value of another type than the present one.
     """
-    default = options.get(last)  # None where there is none, as where it may be anything.
+    default = options.get(last)  # None if there is none, or if any value is allowed.
     value = text if isinstance(default, str) else _literal(text)
     if not isinstance(value, bool | int | float | str | tuple | list | dict | None):
         raise UserError(f"{name}: {prefix}{last} is {text:.100}; give a number, text, true or false, or a list")
@@ -60,8 +60,8 @@ def set_option(options: ConfigDict, last: str, text: str, *, name: str, prefix: 
 
 
 def check(config: Any, *, name: str = "") -> None:
-    """Raise a UserError for a number that is not finite or too large, a list that holds other things than it should,
-    or a value outside its limits.
+    """Raise a UserError for a number that is not finite or too large, a list with items of another type, or a value
+    outside its limits.
 
     Args:
       config: complete.
@@ -77,7 +77,7 @@ def check(config: Any, *, name: str = "") -> None:
 
 
 def _check_value(one: Field[Any], value: Any, where: str) -> None:
-    """Raise a UserError for a value that its key cannot have; `where` is the key's name."""
+    """Raise a UserError for a value that is not valid for its key, whose name is `where`."""
     limits = one.metadata or key(None).metadata
     if is_options(one):
         for last in limits["without"]:
@@ -90,7 +90,7 @@ def _check_value(one: Field[Any], value: Any, where: str) -> None:
         if not all(_fits(each, item) for each in value):
             parts = get_args(item) or (item,)
             words = " and ".join(f"a {WORDS[part]}" for part in parts)
-            raise UserError(f"{where}={value!r:.100}: give a list of which each item is {words}")
+            raise UserError(f"{where}={value!r:.100}: give a list; each item is {words}")
         if len(value) > limits["most"] or length not in (None, len(value)):
             raise UserError(f"{where} has {len(value)} values; give {length or limits['most']}")
     low, high = limits["low"], limits["high"]
@@ -110,7 +110,7 @@ def _literal(text: str) -> Any:
 
 
 def _numbers(value: Any) -> list[Any]:
-    """Return a value, or those of a list, at every depth."""
+    """Return a value, or the values of a list at every depth."""
     return [number for item in value for number in _numbers(item)] if isinstance(value, tuple) else [value]
 
 
@@ -126,7 +126,7 @@ def _check_numbers(plain: Any, where: str) -> None:
 
 
 def _like(default: Any, value: Any, *, where: str, name: str) -> Any:
-    """Return a value as what the default is."""
+    """Return a value converted to the type of the default."""
     kind = type(default)
     if kind is tuple and isinstance(value, list):
         return _frozen(value)
@@ -137,14 +137,14 @@ def _like(default: Any, value: Any, *, where: str, name: str) -> Any:
 
 
 def _fits(value: Any, kind: Any) -> bool:
-    """Whether a value is of a type, which may be a tuple of types; a whole number is a number, too."""
+    """Whether a value is of a type, or of one of several; a whole number is also a number."""
     if parts := get_args(kind):
         return isinstance(value, tuple) and len(value) == len(parts) and all(map(_fits, value, parts))
     return type(value) is kind or (kind is float and type(value) is int)
 
 
 def _frozen(value: Any) -> Any:
-    """Turn lists into tuples, which a config file would have, and objects into sections."""
+    """Turn lists into tuples, as in a config file, and objects into sections."""
     if isinstance(value, list):
         return tuple(_frozen(item) for item in value)
     return ConfigDict({name: _frozen(item) for name, item in value.items()}) if isinstance(value, dict) else value

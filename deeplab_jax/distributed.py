@@ -1,7 +1,7 @@
-"""Several processes that work as one: how they find each other, fail together, and notice that one of them is gone.
+"""Several processes that work as one: how they start, fail together, and notice that one of them is gone.
 
-All of it rests on small collectives, so every process has to come by the same calls in the same order. A process on its
-own agrees with itself at once.
+All functions use small collectives, so every process has to make the same calls in the same order. A process that runs
+alone need not wait.
 """
 
 import itertools
@@ -23,31 +23,31 @@ from deeplab_jax.errors import ToldElsewhere, UserError
 Item = TypeVar("Item")
 
 ALONE, DETECTED = "none", "auto"
-LOST = 75  # Exit code where another process is gone: EX_TEMPFAIL, as after SIGTERM.
+LOST = 75  # Exit code if another process is gone: EX_TEMPFAIL, as after SIGTERM.
 TIMEOUT = 900.0  # seconds; the default of `config.train.timeout`
 JOINING = 300.0  # seconds for all processes to start
 GOODBYE = 10.0  # seconds to wait for the others at the end
-# JAX ends a process that misses its heartbeats by an abort with a stack trace; `_Watchdog` is there long before.
+# JAX aborts a process that misses its heartbeats, with a stack trace; `_Watchdog` ends it long before.
 HEARTBEAT = 24 * 3600
-# What JAX's errors say where a collective has lost a process. Only the first has been seen in tests.
+# Parts of JAX's errors after a collective has lost a process. Only the first has occurred in tests.
 SIGNS_OF_LOSS = ("Gloo", "NCCL", "UNAVAILABLE", "coordination service")
 
 
 def run_as_one(where: str, run: Callable[[], int]) -> int:
-    """Run what returns an exit code, as one of several processes unless `where` is "none".
+    """Run a function that returns an exit code, as one of several processes unless `where` is "none".
 
     Args:
-      where: "none"; "auto", where JAX finds the others by itself (Slurm, Kubernetes, Open MPI, TPU pods); or
-        "HOST:PORT,COUNT,INDEX": an address of the first process that the others reach, how many there are, and which
-        one this is, from 0.
-      run: called once the others are there.
+      where: "none"; "auto": JAX finds the others itself (Slurm, Kubernetes, Open MPI, TPU pods); or
+        "HOST:PORT,COUNT,INDEX": an address of the first process that the others can reach, the number of processes, and
+        the index of this one, from 0.
+      run: called once the other processes have started.
 
     Returns:
-      The exit code, where this process is alone. Otherwise it ends here: an interpreter that winds down waits for
+      The exit code, if this process is alone. Otherwise the process ends here: an interpreter that exits waits for
       threads that may hang, and a first process that ends early aborts the others.
 
     Raises:
-      UserError: `where` is none of these, or there are no others to be found.
+      UserError: `where` is none of these, or no other processes were found.
     """
     if where == ALONE:
         return run()
@@ -63,11 +63,11 @@ def run_as_one(where: str, run: Callable[[], int]) -> int:
 
 
 def join(where: str) -> None:
-    """Wait until all processes are there; end this one with `LOST` where they are not in time. See `run_as_one`."""
+    """Wait until all processes have started; end this one with `LOST` if they do not in time. See `run_as_one`."""
     arguments: dict[str, Any] = (
         {} if where == DETECTED else {**explicit(where), "cluster_detection_method": "deactivate"}
     )
-    jax.config.update("jax_enable_preemption_service", False)  # It would keep SIGTERM to itself.
+    jax.config.update("jax_enable_preemption_service", False)  # It would take SIGTERM away from us.
     failures: list[BaseException] = []
 
     def initialize() -> None:
@@ -81,13 +81,13 @@ def join(where: str) -> None:
         except BaseException as error:
             failures.append(error)
 
-    # In a thread: signals would have to wait for it, and once its own time is up JAX aborts the process.
+    # In a thread, because signals would have to wait for it, and JAX aborts the process after its own timeout.
     thread = threading.Thread(target=initialize, name="joining", daemon=True)
     thread.start()
     thread.join(JOINING)
     if thread.is_alive():
         print(
-            f"deeplab-jax: --distributed {where}: not all processes were there within {JOINING:g} s; see that each "
+            f"deeplab-jax: --distributed {where}: not all processes were there within {JOINING:g} s; check that each "
             "was started and that HOST:PORT is an address of process 0, then start all of them again",
             file=sys.stderr,
         )
@@ -119,7 +119,7 @@ def explicit(where: str) -> dict[str, Any]:
 
 
 def leave(code: int) -> NoReturn:
-    """End this process, once all are about to or after a few seconds."""
+    """End this process when all are about to end, or after a few seconds."""
     thread = threading.Thread(target=jax.distributed.shutdown, daemon=True)
     thread.start()
     thread.join(GOODBYE)
@@ -157,12 +157,12 @@ def listed(lines: Sequence[str]) -> list[str]:
 
 
 def own_share(total: int) -> range:
-    """Return which of `total` things, divided evenly, fall to this process."""
+    """Return the part of `total` things, divided evenly, that belongs to this process."""
     return range(jax.process_index(), total, jax.process_count())
 
 
 def in_step(items: Iterator[Item]) -> Iterator[list[Item]]:
-    """Pass on items one by one, empty lists once this process has no more but another has."""
+    """Yield items one by one, and empty lists after this process's last item while another process still has some."""
     while True:
         with together():
             item = list(itertools.islice(items, 1))
@@ -172,16 +172,16 @@ def in_step(items: Iterator[Item]) -> Iterator[list[Item]]:
 
 
 def whole(tree: Any) -> Any:
-    """Return arrays that are spread over all processes as numpy arrays on each of them."""
+    """Return arrays that are spread over all processes as numpy arrays, complete on each of them."""
     return multihost_utils.process_allgather(tree, tiled=True)
 
 
 @contextmanager
 def together() -> Iterator[None]:
-    """Fail on every process where a block fails on one. In the block no process may wait for another.
+    """Fail on every process if a block fails on one. In the block no process may wait for another.
 
     Raises:
-      ToldElsewhere: it failed on another process; there its own exception goes on.
+      ToldElsewhere: it failed on another process, where its own exception is raised.
     """
     if jax.process_count() == 1:
         yield
@@ -201,7 +201,7 @@ def together() -> Iterator[None]:
 
 
 def is_lost(error: BaseException) -> bool:
-    """Whether an exception comes from another process being gone."""
+    """Whether an exception means that another process is gone."""
     if not jax.distributed.is_initialized():
         return False
     chain: list[BaseException] = [error]
@@ -217,7 +217,7 @@ def is_lost(error: BaseException) -> bool:
 
 
 def give_up(why: str) -> NoReturn:
-    """Say in a line that another process is gone, and end this one: nothing that it waits for can come."""
+    """Report in one line that another process is gone, and end this process: what it waits for will never come."""
     print(
         f"deeplab-jax: process {jax.process_index()} of {jax.process_count()}: another process died or hangs: {why}; "
         "start all of them again to go on from the newest checkpoint",
@@ -227,23 +227,23 @@ def give_up(why: str) -> NoReturn:
 
 
 def watch(seconds: float) -> None:
-    """Set after how many seconds without a sign of the others this process gives them up (`config.train.timeout`)."""
+    """Set how many seconds this process waits without a sign of the others (`config.train.timeout`)."""
     _watchdog.limit = seconds
 
 
 class _Watchdog(threading.Thread):
-    """Ends the process where the others show no sign of life: a collective with a lost process never returns."""
+    """Ends the process if the others show no sign of life: a collective with a lost process never returns."""
 
     def __init__(self) -> None:
         super().__init__(name="watchdog", daemon=True)
         self.limit, self._silent = TIMEOUT, 0.0
 
     def heard(self) -> None:
-        """Note that all processes were there just now."""
+        """Record that all processes are there now."""
         self._silent = 0.0
 
     def run(self) -> None:
-        # Counted in naps, not by a clock: time in which the machine or this process was suspended counts for nothing.
+        # Counts naps, not the clock: time during which the machine or this process was suspended must not count.
         while self._silent < self.limit:
             time.sleep(nap := min(1.0, self.limit / 4))
             self._silent += nap

@@ -1,4 +1,4 @@
-"""The one exception for anything that the user can mend."""
+"""The one exception for any fault that the user can fix."""
 
 import difflib
 import os
@@ -8,17 +8,17 @@ from typing import NoReturn
 
 
 class UserError(ValueError):
-    """Something that the user got wrong.
+    """A mistake of the user.
 
-    The message is one line: it names the file or option, the offending value, and what to do about it. The command line
-    prints it to stderr and exits with code 2; every other exception is a fault of the program and keeps its traceback.
+    The message is one line: it names the file or option, the wrong value, and the fix. The command line prints it to
+    stderr and exits with code 2. Every other exception is a fault of the program and keeps its traceback.
     """
 
 
 class StuckError(UserError):
-    """A thread hangs in a call that does not return: it cannot be ended, so the process has to be, by `end_process`."""
+    """A thread hangs in a call that does not return. Only `end_process` can end it, with the whole process."""
 
-    raised = False  # In this process, ever.
+    raised = False  # Ever, in this process.
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
@@ -26,11 +26,11 @@ class StuckError(UserError):
 
 
 class ToldElsewhere(UserError):
-    """Another process of a job has failed and tells the user why; this one ends in silence."""
+    """Another process of a job has failed and tells the user why; this one ends without a message."""
 
 
 def end_process(code: int) -> NoReturn:
-    """End this process with an exit code: at once where a thread hangs, which the interpreter would wait for."""
+    """End this process with an exit code; at once if a thread hangs, because the interpreter would wait for it."""
     if StuckError.raised:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -39,12 +39,12 @@ def end_process(code: int) -> NoReturn:
 
 
 def did_you_mean(word: str, choices: Iterable[object], *, limit: int = 3) -> str:
-    """Return a phrase that names the choices nearest to `word`, or all of them when none is near.
+    """Return a phrase that names the choices nearest to `word`, or all of them if none is near.
 
     Args:
       word: what the user wrote.
-      choices: what would have been valid.
-      limit: at most so many near misses are named.
+      choices: the valid words.
+      limit: the largest number of near choices.
 
     Returns:
       `"did you mean a, b?"` or `"choose from a, b, c"`.

@@ -1,9 +1,8 @@
-"""Parts of a user's own: a Python file whose tables stand beside the package's.
+"""A user's own parts: a Python file whose tables extend the package's.
 
-A configuration names the file as `config.module`. The file holds one or more of the tables `BACKBONES`,
-`ARCHITECTURES`, `LOSSES` and `SOURCES`, each in the form of the package's own. To read a table is to run the file, so
-that happens only where the user has named it in this process: a model folder or a `config.json` may ask for a file, and
-cannot have it run.
+A configuration names the file as `config.module`. The file has one or more of the tables `BACKBONES`, `ARCHITECTURES`,
+`LOSSES` and `SOURCES`, each in the form of the package's own. Reading a table runs the file, so that happens only if
+the user has named it in this process. A model folder or a `config.json` may ask for a file but cannot make it run.
 """
 
 import importlib.util
@@ -23,20 +22,20 @@ _allowed: set[Path] = set()
 
 
 def allow(module: str) -> None:
-    """Let the tables of a file be read in this process: its user named it. "" allows nothing."""
+    """Permit reading the tables of a file in this process, because the user named it. "" permits nothing."""
     if module:
         _allowed.add(_absolute(module))
 
 
 def own_table(module: str, name: str) -> Mapping[str, Any]:
-    """Return a table of a user's own file; empty where it has none, or where `module` is "".
+    """Return a table of a user's own file; empty if the file has none, or if `module` is "".
 
     Args:
       module: path of the file.
-      name: of the table: "BACKBONES", "ARCHITECTURES", "LOSSES" or "SOURCES".
+      name: name of the table: "BACKBONES", "ARCHITECTURES", "LOSSES" or "SOURCES".
 
     Raises:
-      UserError: the file is missing, fails, or was not named by the user in this process.
+      UserError: the file does not exist, fails, or was not named by the user in this process.
     """
     if not module:
         return {}
@@ -49,7 +48,7 @@ def own_table(module: str, name: str) -> Mapping[str, Any]:
 
 
 def _absolute(module: str) -> Path:
-    return Path(os.path.realpath(module))  # Unlike `Path.resolve`, it raises nothing where links run in a circle.
+    return Path(os.path.realpath(module))  # Unlike `Path.resolve`, it does not fail if links form a circle.
 
 
 @lru_cache
@@ -58,7 +57,7 @@ def _load(path: Path) -> ModuleType:
     if spec is None or spec.loader is None or not path.is_file():
         raise UserError(f"{path}: no Python file is there; give --module the path of one")
     module = importlib.util.module_from_spec(spec)
-    sys.modules.setdefault(path.stem, module)  # Dataclasses look their module up there.
+    sys.modules.setdefault(path.stem, module)  # Dataclasses look for their module there.
     cloudpickle.register_pickle_by_value(module)  # Worker processes of the loader cannot import it: they get the code.
     try:
         spec.loader.exec_module(module)

@@ -1,4 +1,4 @@
-"""Files that other people wrote, and files that must be whole: reading JSON, writing, locking, checksums."""
+"""Files from other people, and files that must be complete: reading JSON, writing, locking, checksums."""
 
 import errno
 import fcntl
@@ -15,34 +15,34 @@ from deeplab_jax.errors import UserError
 
 CHECKSUMS = "checksums.json"
 TEMPORARY = ".tmp"
-"""How the names of files end that are not whole yet."""
+"""End of the name of a file that is not complete yet."""
 DEEPEST = 64
-"""Levels of lists and objects; what walks over the content recurs as often."""
+"""Levels of lists and objects; code that visits the content is as deeply recursive."""
 MAX_BYTES = 64 * 2**20
-"""Of a file; a row of results or a run's configuration has some thousand."""
+"""Most bytes of a file; a row of results or a run's configuration has some thousand."""
 
 
 def read_json(file: Path, *, limit: int = MAX_BYTES) -> Any:
-    """Return what a JSON file holds, which anybody may have written.
+    """Return the content of a JSON file, whose author may be anybody.
 
     Args:
-      file: UTF-8.
-      limit: bytes that it may have.
+      file: in UTF-8.
+      limit: most bytes that it may have.
 
     Raises:
-      OSError: it is missing, cannot be read, or is no regular file (which may have no end).
+      OSError: it does not exist, cannot be read, or is not a regular file (which may have no end).
       ValueError: it is too large, not UTF-8, not JSON, or nested too deeply.
     """
     status = os.stat(file)
     if not stat.S_ISREG(status.st_mode):
-        raise OSError(errno.EINVAL, "no regular file", str(file))
+        raise OSError(errno.EINVAL, "not a regular file", str(file))
     if status.st_size > limit:
         raise ValueError(f"{status.st_size} bytes, and {limit} are the limit")
     return parse_json(file.read_text(encoding="utf-8"))
 
 
 def parse_json(text: str) -> Any:
-    """Return what a JSON text holds.
+    """Return the content of a JSON text.
 
     Raises:
       ValueError: it is not JSON, nested more than `DEEPEST` levels deep, or holds half a surrogate pair.
@@ -57,17 +57,17 @@ def parse_json(text: str) -> Any:
         level = [item for item in inner if isinstance(item, dict | list)]
     if level:
         raise ValueError("nested too deeply")
-    if "\\ud" in text.lower():  # Half a pair of these makes a text that cannot be written anywhere.
+    if "\\ud" in text.lower():  # A text with half a pair of these cannot be written anywhere.
         json.dumps(content, ensure_ascii=False).encode("utf-8")
     return content
 
 
 @contextmanager
 def replacing(file: Path) -> Iterator[Path]:
-    """Give a path beside `file` to write to, and put what was written there in its place at once.
+    """Yield a path beside `file` for writing, and at the end replace `file` by the written file at once.
 
-    So `file` is the old one or the new one, never half of it; where the block fails, it is the old one. A process that
-    was killed may leave the other file, whose name ends in `TEMPORARY`.
+    So `file` is the old one or the new one, never half of it; if the block fails, it is the old one. A killed process
+    may leave the other file, whose name ends in `TEMPORARY`.
 
     Raises:
       OSError: it cannot be written.
@@ -83,7 +83,7 @@ def replacing(file: Path) -> Iterator[Path]:
 
 
 def write_json(file: Path, content: Any) -> None:
-    """Write a file, whole or not at all, and on the disk when this returns.
+    """Write a file, completely or not at all; when this returns, it is on the disk.
 
     Raises:
       OSError: it cannot be written.
@@ -95,7 +95,7 @@ def write_json(file: Path, content: Any) -> None:
 
 
 def write_whole(path: str | Path, write: Callable[[Path], object]) -> Path:
-    """Let `write` fill a file, whole or not at all, for a user who named it; its folder is made where missing.
+    """Let `write` fill a file that the user named, completely or not at all; create its folder if it does not exist.
 
     Raises:
       UserError: it cannot be written.
@@ -114,19 +114,19 @@ def write_whole(path: str | Path, write: Callable[[Path], object]) -> Path:
 
 @contextmanager
 def locked(file: Path, busy: str, *, option: str, say: Callable[[str], Any] = print) -> Iterator[None]:
-    """Hold a lock that the system lets go of when this process ends, however it ends.
+    """Hold a lock that the system releases when this process ends, for whatever reason.
 
-    It is one call of the system. The package filelock looks again and again where it should wait, and on a file system
-    without locks it leaves a file that keeps the next process out when this one was killed.
+    It is one system call. The package filelock tries again and again while it waits. On a file system without locks it
+    leaves a file, which after a kill stops the next process.
 
     Args:
-      file: made where it is not there, with its folder.
-      busy: the message where another process holds it; "" to wait until it lets go.
-      option: of the command line, by which another folder is given.
-      say: gets a line where the file system has no locks; what is locked goes on without one.
+      file: created if it does not exist, with its folder.
+      busy: the message if another process holds the lock; "" waits for its release.
+      option: option of the command line that gives another folder.
+      say: receives a line if the file system has no locks; the block then runs without one.
 
     Raises:
-      UserError: another process holds it, or the file cannot be made.
+      UserError: another process holds the lock, or the file cannot be created.
     """
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -141,13 +141,13 @@ def locked(file: Path, busy: str, *, option: str, say: Callable[[str], Any] = pr
         except OSError as error:  # Some network file systems have none.
             say(
                 f"note: {file.parent} cannot be locked ({error.strerror}), so nothing keeps a second process out; "
-                "see to it that there is none"
+                "make sure that there is none"
             )
         yield
 
 
 def write_checksums(folder: Path, parts: Iterable[str]) -> None:
-    """Write `checksums.json`, the SHA-256 of every file in some sub-folders by its path, whole or not at all.
+    """Write `checksums.json`, completely or not at all: the SHA-256 of every file in some sub-folders, by its path.
 
     Raises:
       OSError: a file cannot be read, or this one not be written.
@@ -157,9 +157,9 @@ def write_checksums(folder: Path, parts: Iterable[str]) -> None:
 
 
 def damage(folder: Path, part: str) -> str:
-    """Return in a few words which files of a sub-folder are not what was written, "" where all are.
+    """Return in a few words which files of a sub-folder have changed since they were written, "" if none has.
 
-    It is "" without sums, too: a process may have been killed before it wrote them.
+    It is also "" without sums: a process may have been killed before it wrote them.
     """
     try:
         wanted = {name: digest for name, digest in read_json(folder / CHECKSUMS).items() if name.startswith(f"{part}/")}

@@ -1,7 +1,7 @@
-"""Class names, palettes, and how the values stored in a mask become class ids.
+"""Class names, palettes, and how the stored values of a mask become class ids.
 
-Class ids run from 0 to `num_classes - 1`; 255 marks the pixels that count neither in the loss nor in a metric. No shift
-is implied anywhere: a data set whose stored values are not class ids says so with an explicit `value_map`.
+Class ids run from 0 to `num_classes - 1`; 255 marks the pixels that count neither in the loss nor in a metric. Ids are
+never shifted by default: a data set whose stored values are not class ids has an explicit `value_map`.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ class LabelSet:
     Attributes:
       names: one name per class id.
       palette: one (red, green, blue) triple in 0 to 255 per class id.
-      value_map: pairs (value stored in a mask, class id or 255). None: stored values are class ids already and 255 is
+      value_map: pairs (value stored in a mask, class id or 255). None: stored values are already class ids, and 255 is
         ignored.
     """
 
@@ -50,7 +50,7 @@ class LabelSet:
         return tuple(sorted(stored for stored, _ in self.value_map))
 
     def decoded(self) -> "LabelSet":
-        """The same classes for masks that hold class ids."""
+        """The same classes, for masks that store class ids."""
         return dataclasses.replace(self, value_map=None)
 
 
@@ -59,17 +59,17 @@ def to_class_ids(stored: np.ndarray, labels: LabelSet) -> tuple[np.ndarray, list
 
     Args:
       stored: integers `[H, W]`.
-      labels: what the values mean.
+      labels: the meanings of the values.
 
     Returns:
       `(class_ids, unknown)`: uint8 `[H, W]` with ids and 255, and the ascending stored values that `labels` does not
-      list. Where `unknown` is not empty, its pixels are 255 in `class_ids`.
+      list. Pixels with these values are 255 in `class_ids`.
     """
     table = _table(labels)
     if stored.dtype == np.uint8:
         ids = table[stored]
     else:
-        # Values past the table are unknown as well: index 0 keeps the look-up in range, then they are marked.
+        # Values beyond the table are unknown too: index 0 keeps the look-up in range, and a later line marks them.
         outside = (stored < 0) | (stored >= len(table))
         ids = table[np.where(outside, 0, stored)]
         ids[outside] = _UNKNOWN
@@ -94,7 +94,7 @@ def _table(labels: LabelSet) -> np.ndarray:
 def colormap(count: int) -> tuple[tuple[int, int, int], ...]:
     """The PASCAL VOC colours of ids 0 to `count - 1` (VOC2012 development kit, VOClabelcolormap).
 
-    The bits of the id are dealt in turn to red, green and blue, each channel's from its high bit down.
+    The bits of the id go in turn to red, green and blue; each channel fills from its high bit down.
     """
 
     def colour(index: int) -> tuple[int, int, int]:
@@ -157,7 +157,7 @@ VOC = LabelSet(
 )
 """PASCAL VOC 2012: background and 20 objects; the void outline is stored as 255 already."""
 
-# (stored label id, name, colour) of the 19 classes that the Cityscapes benchmark scores, in the order of their train
+# (stored label id, name, colour) of the 19 classes that the Cityscapes benchmark evaluates, in the order of their train
 # ids.
 _CITYSCAPES = (
     (7, "road", (128, 64, 128)),
@@ -185,10 +185,10 @@ _CITYSCAPES_IDS = {stored: train_id for train_id, (stored, _, _) in enumerate(_C
 CITYSCAPES = LabelSet(
     names=tuple(name for _, name, _ in _CITYSCAPES),
     palette=tuple(colour for _, _, colour in _CITYSCAPES),
-    # The licence plate is -1 in the published table, which an 8-bit file can only hold as 255.
+    # The licence plate is -1 in the published table; an 8-bit file can store it only as 255.
     value_map=(*((i, _CITYSCAPES_IDS.get(i, IGNORE_LABEL)) for i in range(34)), (IGNORE_LABEL, IGNORE_LABEL)),
 )
-"""Cityscapes: label ids 0 to 33 as stored, the 19 scored ones become train ids."""
+"""Cityscapes: label ids 0 to 33 as stored; the 19 evaluated ones become train ids."""
 
 _ADE20K_NAMES = """
     wall, building, sky, floor, tree, ceiling, road, bed, windowpane, grass, cabinet, sidewalk, person, earth, door,

@@ -1,4 +1,4 @@
-"""Where results come from: the commit of this checkout, the versions of the packages, the device."""
+"""The origin of results: the commit of this checkout, the versions of the packages, the device."""
 
 import platform
 import subprocess
@@ -34,8 +34,8 @@ def versions() -> dict[str, str]:
 
 
 def git_commit() -> str:
-    """Return the commit of this checkout, marked where the code differs from it, not where results or documents do;
-    "unknown" outside one.
+    """Return the commit of this checkout, with a mark if the code (not results or documents) differs from it; "unknown"
+    outside a checkout.
     """
     code = ("--", "deeplab_jax", "configs", "experiments", ":(exclude)experiments/results")
     try:

@@ -1,4 +1,4 @@
-"""What people see on a terminal: tables and progress bars."""
+"""Output for people on a terminal: tables and progress bars."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,7 +10,9 @@ from rich.table import Table
 
 
 def class_table(results: Sequence[dict[str, Any]], titles: Sequence[str]) -> Table:
-    """Return IoU in percent per class and its mean, with one column for each of several results on the same classes."""
+    """Return IoU in percent for each class and its mean, with one column for each of several results on the same
+    classes.
+    """
     table = Table(title="IoU in %", title_justify="left")
     table.add_column("class")
     table.add_column("share of pixels", justify="right")
@@ -27,7 +29,7 @@ def class_table(results: Sequence[dict[str, Any]], titles: Sequence[str]) -> Tab
 
 
 def percent(value: float | None) -> str:
-    """Write a ratio 0 to 1 in percent with two decimals; "-" for None."""
+    """Return a ratio 0 to 1 in percent with two decimals; "-" for None."""
     return "-" if value is None else f"{100 * value:.2f}"
 
 

@@ -83,7 +83,7 @@ FLAW = {"id": "GHSA-1", "fix_versions": ["2.0"]}
     ("dependencies", "code", "words"),
     [
         ([{"name": "a", "version": "1", "vulns": []}], 0, "1 packages, no known vulnerability"),
-        ([{"name": "a", "version": "1", "vulns": [FLAW]}], 1, "a 1: GHSA-1, mended in 2.0"),
+        ([{"name": "a", "version": "1", "vulns": [FLAW]}], 1, "a 1: GHSA-1, fixed in 2.0"),
         ([{"name": "a", "skip_reason": "not found"}], 2, "cannot be reached for 1 of 1 packages"),
         ([], 2, "found no package in requirements.txt"),
         (None, 2, "cannot be reached (ConnectionError: no name)"),

@@ -1,4 +1,4 @@
-"""Configs: arguments, overrides, and what is refused with a word about the mend."""
+"""Configs: arguments, overrides, and refusals that name the fix."""
 
 import dataclasses
 import inspect
@@ -226,7 +226,7 @@ class Made:
         ("count", 0, r"^mine: config\.made\.count=0: give at least 1$"),
         ("share", 2.0, r"^mine: config\.made\.share=2\.0: give a share$"),
         ("share", float("inf"), r"^mine: config\.made\.share=inf: give a finite number$"),
-        ("pairs", (("a", "b"),), "give a list of which each item is a text and a number$"),
+        ("pairs", (("a", "b"),), "give a list; each item is a text and a number$"),
         ("two", (1, 2, 3), r"^mine: config\.made\.two has 3 values; give 2$"),
     ],
 )

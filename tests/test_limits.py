@@ -215,7 +215,7 @@ def test_pipes_and_devices_are_no_files(tmp_path: Path, complain) -> None:
     assert "config.json" in line
 
     for name in (tmp_path / "config.json", Path("/dev/zero")):
-        with pytest.raises(UserError, match="no regular file"):
+        with pytest.raises(UserError, match="not a regular file"):
             read_image(name)
 
 

@@ -1,1 +1,1 @@
-"""What reads a network and is part of none: its cost, its receptive field."""
+"""Tools that read a network and are not part of it: its cost, its receptive field."""

@@ -1,10 +1,10 @@
 """Multiply-adds of a network, counted where its modules call convolutions.
 
-One abstract run of the network at the size in question gives every convolution with its shapes, so the counts are those
-of the network that runs, whatever its lowering, and not of a second description of it.
+One abstract run of the network at a given size returns every convolution with its shapes. So the counts are those of
+the network that runs, in any lowering, and not of a second description of it.
 
-Only convolutions are counted, as in the papers: no normalisation, activation, pooling, bilinear resize or bias. An
-auxiliary head counts as the part that it is; inference leaves it out.
+Only convolutions count, as in the papers: no normalisation, activation, pooling, bilinear resize or bias. An auxiliary
+head counts too, as a separate part; inference leaves it out.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -30,8 +30,8 @@ class MultiplyAdds:
     """Multiply-adds of one forward pass.
 
     Attributes:
-      total: of all layers.
-      layers: (name, count) in the order of the first calls; a layer that is called again adds up.
+      total: sum over all layers.
+      layers: (name, count) in the order of the first calls; the calls of a layer add up.
     """
 
     total: int
@@ -47,15 +47,15 @@ class Call:
 
 
 def multiply_adds(model: Segmenter, height: int, width: int, *, counting: Counting = "exact") -> MultiplyAdds:
-    """Count the multiply-adds of one image, from the convolutions that the modules call.
+    """Return the multiply-adds for one image, from the convolutions that the modules call.
 
     Args:
       model: from `create_model`; its weights are not needed.
-      height: of the image in pixels, a size that `model.fitting_side` returns.
-      width: likewise.
-      counting: "exact" counts every tap at every output sample, on the map or on padding; "valid" only the taps that
-        fall on the map (DeepLabv3, sec. 3.3); "space_to_batch" computes an atrous convolution of rate r on a map of n
-        samples as TensorFlow does, on `r * ceil(n / r)` of them per side, which is what the papers' numbers contain.
+      height: height of the image in pixels, a size that `model.fitting_side` returns.
+      width: its width.
+      counting: "exact" counts every tap at every output sample, on the map or on padding. "valid" counts only the taps
+        on the map (DeepLabv3, sec. 3.3). "space_to_batch" computes an atrous convolution of rate r on a map of n
+        samples as TensorFlow does, on `r * ceil(n / r)` of them per side; the papers' numbers are of this kind.
 
     Raises:
       UserError: an unknown counting, or an image that is too small.
@@ -72,7 +72,7 @@ def multi_view_multiply_adds(
     flip: bool = False,
     counting: Counting = "exact",
 ) -> int:
-    """Count the multiply-adds of averaging over scales, and over the mirrored image with `flip`.
+    """Return the multiply-adds of averaging over scales, and over the mirrored image with `flip`.
 
     A side of n pixels has `(n - 1) * scale + 1` at a scale, as in the authors' evaluation (513 -> 257 at 0.5).
     """
@@ -81,7 +81,7 @@ def multi_view_multiply_adds(
 
 
 def count(calls: Iterable[Call], *, counting: Counting = "exact") -> MultiplyAdds:
-    """Add up recorded calls; see `multiply_adds`."""
+    """Return the sum of recorded calls; see `multiply_adds`."""
     if counting not in get_args(Counting):
         raise UserError(f"counting={counting!r}: {did_you_mean(str(counting), get_args(Counting))}")
     layers: dict[str, int] = {}
@@ -91,10 +91,10 @@ def count(calls: Iterable[Call], *, counting: Counting = "exact") -> MultiplyAdd
 
 
 def products(convolution: Convolution, *, counting: Counting = "exact") -> int:
-    """Count the multiply-adds of one convolution.
+    """Return the multiply-adds of one convolution.
 
-    A transposed convolution multiplies every input sample with its whole kernel, and all of these products end on the
-    map, so its three counts are the same.
+    A transposed convolution multiplies every input sample with its whole kernel, and all of these products lie on the
+    map. So its three counts are the same.
     """
     c = convolution
     images, channels = c.inputs[0], c.kernel[2] * c.kernel[3]
@@ -105,7 +105,7 @@ def products(convolution: Convolution, *, counting: Counting = "exact") -> int:
 
 
 def _output_taps(c: Convolution, axis: int, counting: Counting) -> int:
-    """Count the pairs of an output sample and a tap along one axis."""
+    """Return the number of pairs of an output sample and a tap along one axis."""
     size, taps, outputs = c.inputs[axis + 1], c.kernel[axis], c.outputs[axis + 1]
     if counting == "valid":
         on_map = taps_on_map(size, outputs, taps, stride=c.stride, rate=c.rate, before=c.padding[axis][0])
@@ -117,13 +117,13 @@ def _output_taps(c: Convolution, axis: int, counting: Counting) -> int:
 
 @dataclass(frozen=True)
 class Record:
-    """What one abstract run of a network shows.
+    """The record of one abstract run of a network.
 
     Attributes:
       calls: its convolutions, in order.
       variables: shapes and dtypes of the model's variables.
-      stages: names, in the order of the run; see `stage_of`.
-      shapes: of what the stages return, and of "logits".
+      stages: names in the order of the run; see `stage_of`.
+      shapes: output shapes of the stages, and of "logits".
     """
 
     calls: tuple[Call, ...]
@@ -155,17 +155,17 @@ def record(model: Segmenter, height: int, width: int) -> Record:
 
 
 def stage_of(path: Sequence[str]) -> str:
-    """Return the stage that a module or parameter belongs to: of a backbone the name of the features that it leads to,
-    otherwise the part ("context", "decoder", "classifier", "aux_head", "pyramid").
+    """Return the stage of a module or parameter: in a backbone the name of its features, otherwise the part ("context",
+    "decoder", "classifier", "aux_head", "pyramid").
     """
     if path[0] == "backbone" and len(path) > 1:
-        # A plain ResNet's only convolution before its stages has the name that the paper gives it.
+        # A plain ResNet's only convolution before its stages has its name from the paper.
         return "stem" if path[1] == "conv1" else path[1].split("_")[0]
     return path[0]
 
 
 class Watcher:
-    """Notes the convolutions of a run, its stages, and what they return at the first call."""
+    """Records the convolutions of a run, its stages, and what they return at the first call."""
 
     def __init__(self) -> None:
         self.calls: list[Call] = []
@@ -175,12 +175,12 @@ class Watcher:
 
     @contextmanager
     def watch(self) -> Iterator[None]:
-        """Watch what this thread runs meanwhile."""
+        """Record what this thread runs within the context."""
         with observe_convolutions(self._note_call), nn.intercept_methods(self._note_method):
             yield
 
     def _note_call(self, convolution: Convolution) -> None:
-        # `ConvNorm` holds its convolution under this name, which says nothing.
+        # `ConvNorm` calls its convolution by this name, which tells nothing.
         path = self._paths[-1][:-1] if self._paths[-1][-1] == "conv" else self._paths[-1]
         self.calls.append(Call("/".join(path), convolution))
 

@@ -1,8 +1,9 @@
-"""Taps of atrous kernels that see nothing but padding on images of the training size.
+"""Taps of atrous kernels that read only padding on images of the training size.
 
-At rates near the map's side a 3x3 kernel degenerates to its centre (DeepLabv3, sec. 3.3). No gradient reaches the outer
-taps then, so after training they still hold their random start; on larger images they meet samples for the first time
-and add noise. They start at zero instead, which leaves training as it is and gives larger images the same 1x1 filter.
+At rates near the map's side a 3x3 kernel becomes a 1x1 kernel, its centre (DeepLabv3, sec. 3.3). Then no gradient
+reaches the outer taps, so after training they still have their random start. On larger images they read samples for the
+first time and add noise. So they start at zero, which does not change training and gives larger images the same 1x1
+filter.
 """
 
 from collections.abc import Iterable, Mapping
@@ -17,7 +18,7 @@ from deeplab_jax.ops.observe import Convolution
 
 
 def reached_taps(convolution: Convolution) -> np.ndarray:
-    """Return for each tap of a kernel, bool `[kh, kw]`, whether it meets a sample of the map anywhere."""
+    """Return for each tap of a kernel, bool `[kh, kw]`, whether it reads a sample of the map anywhere."""
     c = convolution
 
     def along(axis: int) -> np.ndarray:
@@ -29,7 +30,7 @@ def reached_taps(convolution: Convolution) -> np.ndarray:
 
 
 def reached_by_layer(calls: Iterable[Call]) -> dict[str, np.ndarray]:
-    """Return the reached taps of every layer; of one that is called more than once, those that any call reaches."""
+    """Return the reached taps of every layer; if a layer is called more than once, those that any call reaches."""
     reached: dict[str, np.ndarray] = {}
     for call in calls:
         if not call.convolution.transposed:
@@ -39,7 +40,7 @@ def reached_by_layer(calls: Iterable[Call]) -> dict[str, np.ndarray]:
 
 
 def zero_unreached(params: Mapping[str, Any], calls: Iterable[Call]) -> dict[str, Any]:
-    """Return the parameters with zeros in the taps that none of a run's convolutions reaches."""
+    """Return the parameters with zeros in the taps that no convolution of a run reaches."""
     flat = flatten_dict(dict(params), sep="/")
     for layer, mask in reached_by_layer(calls).items():
         if not mask.all():

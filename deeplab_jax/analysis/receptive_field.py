@@ -1,8 +1,8 @@
 """Theoretical receptive fields of the maps of a network, in pixels of the image.
 
-Read off the program that JAX traces, so a field is that of the network that runs and not of a second description of it;
-every tap of a kernel counts, whatever its weight. Along the height of the image; networks here are the same along its
-width.
+They come from the program that JAX traces. So a field is that of the network that runs, and not of a second description
+of it; every tap of a kernel counts, whatever its weight. They are along the height of the image; the networks here are
+the same along its width.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,20 +15,20 @@ import numpy as np
 
 from deeplab_jax.analysis.row_dependence import rows_seen
 
-# Pairs of image heights. A field that is the same in both is local; what grows with the image sees a share of it. One
-# more than a multiple of 1024, so that maps of all strides end on the last pixel.
+# Pairs of image heights. A field that is the same in both is local; one that grows with the image is a share of it.
+# Each height is one more than a multiple of 1024, so that maps of all strides end on the last pixel.
 HEIGHTS = ((3073, 4097), (12289, 16385))
 WIDTH = 33
-# Half-pixel resizes meet other fractions at other heights, so a local field may differ by a few pixels.
+# Half-pixel resizes have other fractions at other heights, so a local field may differ by a few pixels.
 TOLERANCE = 32
 
 
 @dataclass(frozen=True)
 class Field:
-    """What one sample of a map sees of the image, along its height.
+    """The part of the image that one sample of a map depends on, along its height.
 
     Attributes:
-      pixels: from the first to the last row that an inner sample depends on; None where that grows with the image.
+      pixels: from the first to the last row that an inner sample depends on; None if that grows with the image.
       stride: rows of the image per row of the map.
     """
 
@@ -43,21 +43,20 @@ def receptive_fields(
     fit: Callable[[int], int] = lambda side: side,
     channels: int = 3,
 ) -> dict[str, Field]:
-    """Find the receptive fields of maps; nothing is computed but row numbers.
+    """Return the receptive fields of maps; nothing is computed but row numbers.
 
     Args:
       function: `(variables, images [1, H, W, C]) -> {name: map [1, h, w, D]}` for any H.
       variables: a tree of arrays or of their shapes.
-      fit: the smallest side of at least so many pixels that the function takes.
+      fit: returns the smallest side of at least so many pixels that the function takes.
       channels: C.
 
     Returns:
-      The field of every map: the largest of the samples whose field ends before the padding, since resizes make samples
-      differ.
+      The field of every map: the largest field that ends before the padding, because samples differ after resizes.
 
     Raises:
-      NotImplementedError: an operation without a rule in `rows_seen`, naming it.
-      ValueError: a map that does not depend on the image.
+      NotImplementedError: `rows_seen` has no rule for an operation; the message names it.
+      ValueError: a map does not depend on the image.
     """
     fields: dict[str, Field] = {}
     for shorter, taller in HEIGHTS:
@@ -65,7 +64,8 @@ def receptive_fields(
         less = _measure(function, variables, fit(shorter), fit(WIDTH), channels)
         more = _measure(function, variables, fit(taller), fit(WIDTH), channels)
         fields = {name: Field(_local(less[name].pixels, m.pixels), m.stride) for name, m in more.items()}
-        # Taller images are for fields too large to end within these, unless even the first sample sees the last row.
+        # Taller images are for fields too large to end within these, unless even the first sample depends on the last
+        # row.
         if all(m.everything or None not in (m.pixels, less[name].pixels) for name, m in more.items()):
             break
     return fields
@@ -79,8 +79,8 @@ def _local(at_shorter: int | None, at_taller: int | None) -> int | None:
 
 @dataclass(frozen=True)
 class _Measured:
-    """What is found at one height: the largest field that ends before the padding, or None; whether even the first
-    sample sees the last row; and the stride.
+    """Return the results at one height: the largest field that ends before the padding, or None; whether even the first
+    sample depends on the last row; and the stride.
     """
 
     pixels: int | None

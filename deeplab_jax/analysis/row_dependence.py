@@ -1,7 +1,7 @@
-"""Which rows of the image each row of a traced program's values depends on.
+"""The rows of the image that each row of a traced program's values depends on.
 
-The program is walked once, and every value carries the first and the last row of the image that each of its elements
-depends on, by one rule for each kind of operation.
+The program is read once, with one rule for each kind of operation. Every value carries, for each of its elements, the
+first and the last row of the image that the element depends on.
 """
 
 import math
@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal
 
-# An int64 array [3, ...]: the first row, minus the last, and -1 where part of the field lies on padding, so that the
-# union of two fields is a minimum. Behind the leading axis it has the rank of the value. An axis of length 1 may stand
-# for a longer one along which nothing varies, or, as with channels, along which the union is enough.
+# An int64 array [3, ...]: the first row, minus the last, and -1 if part of the field lies on padding. So the union of
+# two fields is a minimum. After the first axis it has the rank of the value. An axis of length 1 may replace a longer
+# one, if nothing varies along it or, as with channels, if the union along it is enough.
 Rows = np.ndarray
 NOTHING = 1 << 40
 EMPTY = np.array([NOTHING, NOTHING, 0])
@@ -22,25 +22,25 @@ PADDING = np.array([NOTHING, NOTHING, -1])
 
 
 class _Known:
-    """A constant of the program, whose values matter: where a matrix is zero, nothing depends on what it multiplies."""
+    """A constant of the program, whose values matter: a zero in a matrix removes a dependence."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
 
 
 def rows_seen(traced: ClosedJaxpr, inputs: Sequence[Any]) -> list[Any]:
-    """Walk a traced program.
+    """Return the rows that the results of a traced program depend on.
 
     Args:
       traced: from `jax.make_jaxpr`.
-      inputs: for each argument the rows that its elements stand for, int `[3, ...]` (the first, minus the last, and 0),
-        of the rank of the argument behind the leading axis; or None where it does not depend on the image.
+      inputs: for each argument the rows of its elements, int `[3, ...]` (the first, minus the last, and 0), with the
+        rank of the argument after the first axis; or None if it does not depend on the image.
 
     Returns:
-      The same for each result, with -1 for the 0 where a convolution's or pooling's window reached beyond the map.
+      The same for each result, with -1 instead of 0 if a convolution's or pooling's window reached beyond the map.
 
     Raises:
-      NotImplementedError: an operation without a rule, naming it.
+      NotImplementedError: there is no rule for an operation; the message names it.
     """
     jaxpr = traced.jaxpr
     values: dict[Any, Any] = dict(zip(jaxpr.invars, inputs, strict=True))
@@ -57,7 +57,7 @@ def rows_seen(traced: ClosedJaxpr, inputs: Sequence[Any]) -> list[Any]:
 
 
 def _apply(equation: JaxprEqn, operands: list[Any]) -> list[Any]:
-    """Return what is known of the results of one operation."""
+    """Return the known facts about the results of one operation."""
     name, count = equation.primitive.name, len(equation.outvars)
     if not any(isinstance(operand, np.ndarray) for operand in operands):
         values = [operand.value for operand in operands if isinstance(operand, _Known) and np.ndim(operand.value)]
@@ -93,8 +93,8 @@ def _only_first(equation: JaxprEqn, operands: list[Any]) -> Rows:
 
 
 def _under_windows(rows: Rows, axis: int, size: int, taps: Sequence[int], *, stride: int, spread: int) -> Rows:
-    """Union of what windows see along an axis, when `spread - 1` zeros lie between the samples: output i sees positions
-    `i * stride + tap`.
+    """Return the union of the rows in windows along an axis, with `spread - 1` zeros between the samples: output i
+    reads positions `i * stride + tap`.
     """
     length = (rows.shape[axis] - 1) * spread + 1
     shape = [size if each == axis else 1 for each in range(rows.ndim)]
@@ -200,7 +200,7 @@ def _broadcast(equation: JaxprEqn, operands: list[Any]) -> Rows:
 
 
 def _reshape(equation: JaxprEqn, operands: list[Any]) -> Rows:
-    """Axes that are merged or split are written out; the others stay as they are."""
+    """Axes that are merged or split are written out; the others do not change."""
     rows, old, new = operands[0], _shape(equation.invars[0]), _shape(equation.outvars[0])
     shape, full, i, j = [3], [3], 0, 0
     while i < len(old) or j < len(new):
@@ -227,7 +227,7 @@ def _cumulative(equation: JaxprEqn, operands: list[Any]) -> Rows:
 
 
 def _product(equation: JaxprEqn, operands: list[Any]) -> Rows:
-    """`dot_general`, whose result has the batch axes, the other axes of the left side, and those of the right."""
+    """`dot_general`; its result has the batch axes, the other axes of the left side, and those of the right."""
     contracted, batched = equation.params["dimension_numbers"]
     ranks = [len(_shape(var)) for var in equation.invars]
     free = [[a for a in range(ranks[side]) if a not in (*contracted[side], *batched[side])] for side in (0, 1)]
@@ -239,7 +239,7 @@ def _product(equation: JaxprEqn, operands: list[Any]) -> Rows:
         kept = rows.shape[: 1 + len(batched[side]) + len(free[side])]
         other = operands[1 - side]
         if isinstance(other, _Known) and len(free[1 - side]) == len(contracted[side]) == 1:
-            # [..., targets, sources]; what any of the batch's matrices sees.
+            # [..., targets, sources]; the union over the batch's matrices.
             matrices = np.asarray(other.value).transpose(*batched[1 - side], *free[1 - side], *contracted[1 - side])
             rows = _through((matrices != 0).any(axis=tuple(range(len(batched[side])))), rows)
         else:
@@ -253,7 +253,9 @@ def _product(equation: JaxprEqn, operands: list[Any]) -> Rows:
 
 
 def _through(matrix: np.ndarray, rows: Rows) -> Rows:
-    """Multiply `[targets, sources]` into rows `[..., sources]`: a target depends on the sources of its nonzeros."""
+    """Apply the matrix `[targets, sources]` to rows `[..., sources]`: a target depends on the sources of
+    its nonzeros.
+    """
     if rows.shape[-1] == 1:
         return rows
     targets, sources = np.nonzero(matrix)

@@ -1,4 +1,4 @@
-"""What each stage of a network costs: parameters, multiply-adds, memory, and what its samples see of the image."""
+"""The cost of each stage of a network (parameters, multiply-adds, memory), and the receptive field of its samples."""
 
 import json
 from collections.abc import Sequence
@@ -21,18 +21,18 @@ WHOLE_IMAGE = "whole image"
 
 @dataclass(frozen=True)
 class Stage:
-    """What a stage of a network costs for one image.
+    """The cost of a stage of a network for one image.
 
     Attributes:
-      name: as `stage_of`, or "total".
-      parameters: that are trained; running statistics are not among them.
-      multiply_adds: of its convolutions, exact.
-      multiply_adds_valid: without the taps that fall on padding.
-      activation_bytes: of all its convolutions' outputs in the model's dtype, which a backward pass keeps at least.
-      largest_pair_bytes: the largest input and output of one convolution, which inference holds at least.
-      receptive_field: pixels that a sample of its output depends on, along one side; "whole image" where that grows
-        with the image (image pooling); None where the stage has no output of its own.
-      output_stride: pixels of the image per sample of its output; in all, that of the context.
+      name: name as from `stage_of`, or "total".
+      parameters: number of trained parameters, without running statistics.
+      multiply_adds: those of its convolutions, exact.
+      multiply_adds_valid: the same without the taps on padding.
+      activation_bytes: all its convolutions' outputs in the model's dtype, the least that a backward pass keeps.
+      largest_pair_bytes: the largest input and output of one convolution, the least that inference keeps.
+      receptive_field: pixels that a sample of its output depends on, along one side; "whole image" if that grows with
+        the image (image pooling); None if the stage has no output of its own.
+      output_stride: pixels of the image per sample of its output; for the total, that of the context.
       output_shape: [N, h, w, C] for one image. With an image pyramid, that of the first scale.
     """
 
@@ -53,11 +53,11 @@ class Summary:
 
     Attributes:
       model: name, class count, output stride and options, as `describe` gives them.
-      height: of the image in pixels.
-      width: likewise.
-      dtype: of the activations.
-      stages: one for each stage that has parameters or convolutions.
-      total: of all; its output are the logits.
+      height: height of the image in pixels.
+      width: its width.
+      dtype: dtype of the activations.
+      stages: one for each stage with parameters or convolutions.
+      total: sum of all; its output are the logits.
     """
 
     model: dict[str, Any]
@@ -68,23 +68,23 @@ class Summary:
     total: Stage
 
     def to_json(self) -> dict[str, Any]:
-        """Return what JSON can hold."""
+        """Return the summary as values for JSON."""
         return json.loads(json.dumps(asdict(self)))
 
 
 def summarize(model: Segmenter, height: int, width: int) -> Summary:
-    """Count what each stage of a network costs for one image; its weights are not needed.
+    """Return the cost of each stage of a network for one image; its weights are not needed.
 
     Args:
       model: from `create_model`.
-      height: of the image in pixels, a size that `model.fitting_side` returns.
-      width: likewise.
+      height: height of the image in pixels, a size that `model.fitting_side` returns.
+      width: its width.
 
     Raises:
       UserError: the image is too small.
     """
     description = describe(model)
-    # With this lowering one convolution is one operation of the program; the counts are those of any.
+    # With this lowering each convolution is one operation of the program; the counts are the same for any.
     direct = change_settings(model, lambda settings: replace(settings, lowering="direct"))
     run = record(direct, height, width)
     fields = _fields(direct, run.variables)

@@ -46,5 +46,7 @@ def _cells(stage: Stage) -> list[str]:
 
 
 def table_width(console_width: int) -> int:
-    """Return the columns to print a summary in: a narrower terminal breaks its lines, which keeps every digit."""
+    """Return the width in columns for printing a summary; a narrower terminal breaks its lines, which keeps every
+    digit.
+    """
     return max(console_width, 100)

@@ -21,7 +21,7 @@ from deeplab_jax.extensions import own_table
 
 def open_prepared(dir: str | Path, *, split: str) -> Source:
     """Return one split of a folder that `prepare` wrote (`prepared.open_prepared`)."""
-    # Imported when asked for: TFDS takes a good part of a second to import.
+    # Imported here because TFDS takes almost a second to import.
     from deeplab_jax.data.sets import prepared
 
     return prepared.open_prepared(dir, split=split)
@@ -38,8 +38,9 @@ SOURCES: dict[str, Callable[..., Source]] = {
     "folder": open_folder,
     "tfds": open_prepared,
 }
-"""Name -> `open(dir, *, split, ...)`, or `open(*, split, ...)` for what reads no files; further arguments are the data
-set's options."""
+"""Name -> `open(dir, *, split, ...)`, or `open(*, split, ...)` for a data set without files. Further arguments are the
+data set's options.
+"""
 
 
 def source_names() -> tuple[str, ...]:
@@ -52,18 +53,19 @@ def open_source(
 ) -> Source:
     """Return one split of a data set.
 
-    Folders are listed here, once; reading an example afterwards opens only its own files.
+    This lists folders once; reading an example afterwards opens only its own files.
 
     Args:
       name: a name of `SOURCES`, or of the table `SOURCES` in the user's own file.
-      split: the part to open, usually `train` or `val`; each data set says which it has.
+      split: the part to open, usually `train` or `val`; each data set lists its own.
       dir: the folder of the data set. `scenes` is generated, and ignores it.
-      strict: refuse images without a mask and masks without an image; `check-data` opens them to report them all.
+      strict: whether to refuse images without a mask and masks without an image; `check-data` opens them, to report
+        all.
       module: path of the user's own file (`deeplab_jax.extensions`); "" for none.
-      **options: what the data set takes besides: the further arguments of what `SOURCES` names.
+      **options: options of the data set: the further arguments of its entry in `SOURCES`.
 
     Raises:
-      UserError: an unknown name, split or option; a folder that is missing or laid out otherwise.
+      UserError: an unknown name, split or option; a folder that does not exist or has another layout.
     """
     own = own_table(module, "SOURCES")
     sources = {**SOURCES, **own}
@@ -84,7 +86,7 @@ def open_source(
         if name in own:  # A mistake in the user's own code keeps its traceback.
             raise
         raise UserError(
-            f"data set '{name}': an option has a value of another kind than it needs ({error}); see data.options"
+            f"data set '{name}': an option has a value of the wrong type ({error}); see data.options"
         ) from error
     if strict and isinstance(source, PairSource):
         source.require_pairs()

@@ -1,4 +1,4 @@
-"""Reading in the face of faults: examples that cannot be read, and readers that die or hang."""
+"""Faults of reading: examples that cannot be read, and readers that die or hang."""
 
 import dataclasses
 import multiprocessing
@@ -16,11 +16,11 @@ from deeplab_jax.errors import StuckError, UserError, spell
 Item = TypeVar("Item")
 
 NOT_REPLACED = -1
-GLANCE = 1.0  # seconds between looks at whether to go on waiting
+GLANCE = 1.0  # seconds between checks while it waits
 
 
 class Read(NamedTuple):
-    """An example, and the index of the one that it stands in for, `NOT_REPLACED` where it stands for itself."""
+    """An example, and the index of the one that it replaces, or `NOT_REPLACED`."""
 
     example: Example
     replaced: int
@@ -28,9 +28,9 @@ class Read(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Replacing:
-    """A source whose examples that cannot be read are replaced by the next one, by index, that can.
+    """A source that replaces each unreadable example by the next readable one, by index.
 
-    So what is read depends on the files alone, not on when or where it is read.
+    So what is read depends only on the files, not on the time or the process.
     """
 
     source: Source
@@ -49,11 +49,11 @@ class Replacing:
 
 
 class Skipped:
-    """The examples of a source that could not be read so far; a UserError once they are too many.
+    """The unreadable examples of a source so far; raises a UserError if they become too many.
 
     Args:
-      source: that they are of.
-      share: how many of it may be skipped, 0 to 1.
+      source: the source of the examples.
+      share: share of the examples that may be skipped, 0 to 1.
     """
 
     def __init__(self, source: Source, share: float) -> None:
@@ -76,7 +76,7 @@ class Skipped:
             )
 
     def lines(self) -> list[str]:
-        """Return what was wrong with each, in the order of their indices."""
+        """Return the fault of each, in the order of their indices."""
         return [self._reasons[index] for index in sorted(self._reasons)]
 
 
@@ -93,17 +93,17 @@ def within(
     workers: int = 0,
     stopped: Callable[[], bool] = never,
 ) -> Iterator[Item]:
-    """Pass on the items of an iterator, of which each must arrive within a time.
+    """Yield the items of an iterator, each of which must arrive within a time.
 
     Args:
-      items: makes the iterator; called, like it, in a thread of its own.
-      seconds: to wait for an item.
-      what: says in a phrase what the item of a number, from 0, is read from.
-      workers: processes that the items come from, in turn; 0: threads.
-      stopped: says whether no more items are wanted, looked at while one is waited for; ends the iterator.
+      items: returns the iterator; both run in a separate thread.
+      seconds: how long to wait for an item.
+      what: returns a phrase for what item number n (from 0) is read from.
+      workers: number of processes that supply the items in turn; 0: threads.
+      stopped: returns whether no more items are wanted; checked while one is waited for; ends the iterator.
 
     Raises:
-      StuckError: an item did not arrive; the reader hangs.
+      StuckError: an item did not arrive, because the reader hangs.
       UserError: a worker process died.
     """
     done = object()
@@ -140,7 +140,8 @@ def within(
     def reader(number: int) -> str:
         return f"worker process {number % workers + 1} of {workers}" if workers else "a thread"
 
-    # A daemon: the interpreter would wait for it, and it may hang. Grain's threads are started by it and are alike.
+    # A daemon thread: the interpreter would wait for another kind, and this one may hang. Grain starts its threads from
+    # it, so they are daemons too.
     threading.Thread(target=pump, name="reading", daemon=True).start()
     number = 0
     try:
@@ -150,7 +151,7 @@ def within(
             except queue.Empty:
                 kill_workers()
                 raise StuckError(
-                    f"no data for {seconds:g} s: {reader(number)} hangs in reading {what(number)}; see whether these "
+                    f"no data for {seconds:g} s: {reader(number)} hangs in reading {what(number)}; check that these "
                     "files can be read, or give config.data.timeout more seconds"
                 ) from None
             if item is done:
@@ -169,14 +170,14 @@ def within(
 
 
 def kill_workers() -> None:
-    """End the worker processes of this one at once: they share its order of batches, so that none is of use alone."""
+    """End this process's worker processes at once: they share its order of batches, so one alone is of no use."""
     for process in multiprocessing.active_children():
         if process.name.startswith("grain-"):
             process.kill()
 
 
 def start_worker(index: int, count: int) -> None:
-    """Prepare a worker process: it leaves signals to the trainer, and ends when that has died."""
+    """Prepare a worker process: it leaves signals to the trainer, and ends if the trainer has died."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     parent = multiprocessing.parent_process()

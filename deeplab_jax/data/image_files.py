@@ -1,6 +1,6 @@
-"""What may be opened as an image: its formats, and how large it may be.
+"""What may be opened as an image: the formats, and the largest size.
 
-A small file may claim any size. What claims more than `MAX_PIXELS` is refused before memory is taken for it; the
+A small file may claim any size. A file that claims more than `MAX_PIXELS` is refused before memory is taken for it. The
 environment variable `DEEPLAB_JAX_MAX_PIXELS` sets another limit.
 """
 
@@ -21,11 +21,11 @@ FORMATS = (
     "AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "QOI", "SGI", "SUN", "TGA", "TIFF",
     "WEBP",
 )  # fmt: skip
-"""What Pillow may take a file for. Among the others is EPS, for which it would start Ghostscript."""
+"""The formats that Pillow may read. Others are left out, such as EPS, for which it would start Ghostscript."""
 
 
 def _max_pixels(text: str | None) -> int:
-    """Return the limit that the environment sets, or 178,956,970: that above which Pillow by itself refuses images."""
+    """Return the limit that the environment sets, or 178,956,970, above which Pillow itself refuses images."""
     if text is None:
         return 178_956_970
     if not (text.isascii() and text.isdigit() and 0 < int(text) < 2**31):
@@ -34,14 +34,14 @@ def _max_pixels(text: str | None) -> int:
 
 
 MAX_PIXELS = _max_pixels(os.environ.get(LIMIT))
-"""Images and masks of more pixels are refused."""
+"""Images and masks with more pixels are refused."""
 MAX_BYTES = 16 * MAX_PIXELS
-"""So are files that are larger than four channels of 32 bits need."""
+"""Larger files are refused; four channels of 32 bits need no more."""
 
 REPLACE = "replace the file or remove it from the data set"
 
-# Pillow warns of more pixels than this and goes on, unless warnings are errors, as its documentation advises. What else
-# it says (of damaged metadata, say) changes no pixel.
+# Above this number of pixels Pillow only warns, unless warnings are errors, as its documentation recommends. Its other
+# warnings (of damaged metadata, for example) change no pixel.
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 warnings.filterwarnings("ignore", module=r"PIL\.")
 logging.getLogger("PIL").setLevel(logging.CRITICAL)
@@ -49,19 +49,20 @@ warnings.simplefilter("error", Image.DecompressionBombWarning)
 
 
 def open_encoded(data: bytes) -> Image.Image:
-    """Return an image that is opened and not decoded yet: one of `FORMATS`, of at most `MAX_PIXELS`.
+    """Return an image that is opened but not decoded yet: one of `FORMATS`, of at most `MAX_PIXELS`.
 
     Raises:
-      Exception: nearly every built-in type on damaged data, besides Pillow's own.
+      Exception: of almost every built-in type on damaged data, and Pillow's own.
     """
     return Image.open(io.BytesIO(data), formats=FORMATS)
 
 
 def read_bytes(path: str | os.PathLike[str], kind: str) -> bytes:
-    """Return the bytes of a file; `kind`, "image" or "mask", is what errors call it.
+    """Return the bytes of a file; errors call it a `kind`, "image" or "mask".
 
     Raises:
-      UserError: it is missing, cannot be read, is no regular file (which may have no end), or larger than `MAX_BYTES`.
+      UserError: it does not exist, cannot be read, is not a regular file (which may have no end), or exceeds
+        `MAX_BYTES`.
     """
     name = os.fspath(path)
     try:
@@ -74,17 +75,17 @@ def read_bytes(path: str | os.PathLike[str], kind: str) -> bytes:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         raise UserError(f"{name}: cannot read the {kind} ({reason}); check that it is a readable file") from error
     if not is_regular:
-        raise UserError(f"{name}: cannot read the {kind} (no regular file); give an image file")
+        raise UserError(f"{name}: cannot read the {kind} (not a regular file); give an image file")
     if size > MAX_BYTES:
         raise UserError(
-            f"{name}: a file of {size} bytes, and {MAX_BYTES} are the limit; if it is sound, set {LIMIT} to "
+            f"{name}: a file of {size} bytes, and {MAX_BYTES} are the limit; if it is intact, set {LIMIT} to "
             f"{size // 16 + 1} or more, otherwise remove it"
         )
     return data
 
 
 def damage(data: bytes, error: Exception) -> str:
-    """Return what is wrong with a file on which Pillow failed, and the fix."""
+    """Return the fault of a file on which Pillow failed, and the fix."""
     if not data:
         return f"empty file (zero bytes); {REPLACE}"
     if isinstance(error, Image.UnidentifiedImageError):
@@ -93,7 +94,7 @@ def damage(data: bytes, error: Exception) -> str:
         claimed = re.search(r"\d+", str(error))
         return (
             f"image of {claimed[0] if claimed else 'too many'} pixels, and {MAX_PIXELS} are the limit; if the file is "
-            f"sound, set {LIMIT} to more, otherwise remove it"
+            f"intact, set {LIMIT} to more, otherwise remove it"
         )
     reason = " ".join(str(error).split()) or type(error).__name__
     return f"truncated or damaged image ({reason[:200]}); {REPLACE}"

@@ -1,8 +1,8 @@
 """Reading and writing images and masks.
 
-Photographs come in every mode there is, and all of them become 8-bit RGB. Masks hold numbers, not colours: they are
-read as stored. What would change those numbers (JPEG compression, a colour coding) is refused, and the message names
-the fix. The EXIF orientation is applied to neither.
+Photographs of any mode become 8-bit RGB. Masks hold numbers, not colours: they are read as stored. Files in which these
+numbers are not safe (JPEG compression, a colour coding) are refused, and the message names the fix. The EXIF
+orientation is applied to neither.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.files import replacing
 from deeplab_jax.labels import IGNORE_LABEL
 
-# Parallelism is the loader's; OpenCV's own threads would fight it (and do not survive a fork).
+# The loader runs in parallel; OpenCV's own threads would slow it (and do not survive a fork).
 cv2.setNumThreads(0)
 
 VOID_COLOUR = (224, 224, 192)
@@ -32,40 +32,40 @@ _READ_FLAGS = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 
 
 def read_image(path: str | os.PathLike[str]) -> np.ndarray:
-    """Read an image of any format and mode.
+    """Return an image of any format and mode as RGB.
 
-    Grey, palette, CMYK and alpha modes become RGB (the alpha channel is dropped), 16-bit samples are scaled to 8 bits,
-    and of an animation the first frame is taken.
+    Grey, palette, CMYK and alpha modes become RGB (without the alpha channel), 16-bit samples are scaled to 8 bits, and
+    of an animation the first frame is taken.
 
     Returns:
       uint8 `[H, W, 3]`, RGB.
 
     Raises:
-      UserError: the file is missing, empty, truncated, larger than `MAX_PIXELS`, or not an image.
+      UserError: the file does not exist, is empty, truncated, larger than `MAX_PIXELS`, or not an image.
     """
     return decode_image(read_bytes(path, "image"), name=os.fspath(path))
 
 
 def decode_image(data: bytes, *, name: str) -> np.ndarray:
-    """Return what `read_image` does, from the bytes of a file; `name` is what errors call it."""
+    """Return the result of `read_image` for the bytes of a file; errors call it `name`."""
     try:
         with open_encoded(data) as image:
-            # OpenCV reads JPEG three times as fast, but fills what a truncated file lacks with grey: it gets only files
-            # of plain modes that are complete.
+            # OpenCV reads JPEG three times as fast, but fills the missing part of a truncated file with grey. So it
+            # reads only complete files of plain modes.
             if _is_plain_jpeg(image, data):
-                with contextlib.suppress(cv2.error):  # It has a limit of its own.
+                with contextlib.suppress(cv2.error):  # It has its own limit.
                     decoded = cv2.imdecode(np.frombuffer(data, np.uint8), _READ_FLAGS)
                     if decoded is not None:
                         return np.asarray(decoded, np.uint8)
             return _to_rgb(image, name)
     except UserError:
         raise
-    except Exception as error:  # Pillow's format readers raise nearly every built-in type on damaged files.
+    except Exception as error:  # Pillow's format readers raise almost every built-in exception on damaged files.
         raise UserError(f"{name}: {damage(data, error)}") from error
 
 
 def read_mask(path: str | os.PathLike[str]) -> np.ndarray:
-    """Read a mask as the numbers that it stores.
+    """Return a mask as its stored numbers.
 
     The indices of a palette image are kept and its colours ignored; a 1-bit image gives 0 and 1.
 
@@ -73,14 +73,14 @@ def read_mask(path: str | os.PathLike[str]) -> np.ndarray:
       uint8, uint16 or int32 `[H, W]`: stored values, not yet class ids (`labels.to_class_ids`).
 
     Raises:
-      UserError: the file is missing, empty, truncated, larger than `MAX_PIXELS`, or not an image; it is a JPEG; or it
-        holds colours.
+      UserError: the file does not exist, is empty, truncated, larger than `MAX_PIXELS`, or not an image; it is a JPEG;
+        or it holds colours.
     """
     return decode_mask(read_bytes(path, "mask"), name=os.fspath(path))
 
 
 def decode_mask(data: bytes, *, name: str) -> np.ndarray:
-    """Return what `read_mask` does, from the bytes of a file; `name` is what errors call it."""
+    """Return the result of `read_mask` for the bytes of a file; errors call it `name`."""
     try:
         with open_encoded(data) as image:
             if image.format in ("JPEG", "MPO"):
@@ -105,10 +105,10 @@ def decode_mask(data: bytes, *, name: str) -> np.ndarray:
 def write_mask(path: str | os.PathLike[str], class_ids: np.ndarray, palette: Sequence[tuple[int, int, int]]) -> None:
     """Write class ids as an indexed PNG in the colours of `palette`; 255 gets `VOID_COLOUR`.
 
-    The file appears whole or not at all.
+    If it cannot be written completely, no file appears.
 
     Args:
-      path: where to; its folder must exist.
+      path: the file to write; its folder must exist.
       class_ids: integers `[H, W]`, each in 0 to 255.
       palette: (red, green, blue) of each class id.
 
@@ -119,9 +119,9 @@ def write_mask(path: str | os.PathLike[str], class_ids: np.ndarray, palette: Seq
 
 
 def write_image(path: str | os.PathLike[str], rgb: np.ndarray) -> None:
-    """Write uint8 `[H, W, 3]` RGB in the format that the suffix names (`.png`, `.jpg`).
+    """Write uint8 `[H, W, 3]` RGB in the format of the suffix (`.png`, `.jpg`).
 
-    The file appears whole or not at all.
+    If it cannot be written completely, no file appears.
 
     Raises:
       UserError: the file cannot be written, or the suffix names no image format.
@@ -133,7 +133,7 @@ def write_image(path: str | os.PathLike[str], rgb: np.ndarray) -> None:
 
 
 def encode_mask(class_ids: np.ndarray, palette: Sequence[tuple[int, int, int]] | None) -> bytes:
-    """Return the bytes of the PNG that `write_mask` writes; a grey PNG of the same values where `palette` is None."""
+    """Return the bytes of the PNG that `write_mask` writes; of a grey PNG with the same values if `palette` is None."""
     if class_ids.ndim != 2 or class_ids.min(initial=0) < 0 or class_ids.max(initial=0) > 255:
         raise ValueError(f"class ids must be [H, W] in 0 to 255, got shape {class_ids.shape}")
     image = Image.fromarray(np.ascontiguousarray(class_ids.astype(np.uint8)))
@@ -146,7 +146,7 @@ def encode_mask(class_ids: np.ndarray, palette: Sequence[tuple[int, int, int]] |
 
 
 def encode_image(rgb: np.ndarray) -> bytes:
-    """Return the bytes of the PNG that holds uint8 `[H, W, 3]` RGB."""
+    """Return the bytes of a PNG with the uint8 `[H, W, 3]` RGB image."""
     return _encode(_image(rgb), "PNG")
 
 
@@ -181,7 +181,7 @@ def _to_rgb(image: Image.Image, name: str) -> np.ndarray:
         raise UserError(
             f"{name}: image of mode {image.mode} with values outside 0 to 65535; save it with 8 or 16 bits per channel"
         )
-    # Mode I;16 is 16 bits by declaration; mode I is 32 bits wide and says nothing, so its values decide.
+    # Mode I;16 declares 16 bits. Mode I has 32 bits and declares nothing, so its values decide.
     is_16_bit = image.mode.startswith("I;16") or samples.max(initial=0) > 255
     grey = np.rint(samples / 257.0) if is_16_bit else samples
     return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=-1)

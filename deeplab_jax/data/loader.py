@@ -17,12 +17,12 @@ TIMEOUT = 600.0  # seconds; the default of `config.data.timeout`
 
 
 class Rows:
-    """The examples that one process reads of each batch, as a sequence of their own.
+    """The examples that one process reads of each batch, as a sequence.
 
     Args:
-      examples: of all processes, batch after batch.
+      examples: those of all processes, batch after batch.
       rows: positions within a batch, from 0.
-      batch_size: over all processes.
+      batch_size: images of a batch over all processes.
     """
 
     def __init__(self, examples: Any, rows: Sequence[int], batch_size: int) -> None:
@@ -65,24 +65,24 @@ def training_batches(
 ) -> Iterator[Batch]:
     """Return an iterator over the batches of steps `start` to `steps - 1`.
 
-    What step k sees depends on the seed and k alone: order and augmentation are drawn per position of one endless,
-    reshuffled sequence. So a run that resumes at k sees what it would have seen.
+    The input of step k depends only on the seed and k: order and augmentation are drawn for each position of one
+    endless, reshuffled sequence. So a run that resumes at k reads the same as without a stop.
 
     Args:
       source: training examples.
       batch_size: images of one step, over all processes.
-      rows: which of these this process reads, positions from 0; None: all. What a position holds is the same whoever
-        reads it.
-      steps: end of training.
+      rows: the positions in the batch, from 0, that this process reads; None: all. A position holds the same example in
+        any process.
+      steps: last step of training.
       start: first step to yield.
-      seed: of order and augmentation.
+      seed: seed of order and augmentation.
       crop_size, scale_range, scale_step, flip, color_jitter, fill: see `transforms.augment`.
-      threads: that read ahead.
-      workers: processes that read ahead; 0 uses threads of this one. OpenCV and Pillow work without the interpreter
-        lock, so threads suffice until augmentation outruns one core's worth of Python.
+      threads: number of threads that read ahead.
+      workers: number of processes that read ahead; 0 uses threads of this one. OpenCV and Pillow work without the
+        interpreter lock, so threads suffice until the Python code of augmentation needs more than one core.
       timeout: seconds within which a batch must arrive.
-      stopped: ends the batches before one arrives where it says so.
-      skipped: gets the examples that cannot be read, which the next ones replace; None stops at the first.
+      stopped: ends the batches before the next one when it returns True.
+      skipped: receives the examples that cannot be read, which the next ones replace; None stops at the first.
 
     Raises:
       UserError: an example cannot be read, too many cannot, or a worker process died.
@@ -116,7 +116,7 @@ def training_batches(
     options = grain.ReadOptions(num_threads=max(1, threads), prefetch_buffer_size=max(1, 2 * threads))
     iterable = batches.to_iter_dataset(options)
     if workers:
-        if not flags.FLAGS.is_parsed():  # Grain's processes read absl's flags, which only an absl program parses.
+        if not flags.FLAGS.is_parsed():  # Grain's processes read absl's flags, which only programs of absl parse.
             flags.FLAGS.mark_as_parsed()
         iterable = iterable.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers), start_worker)
 
@@ -140,7 +140,7 @@ def examples_in_order(
     stopped: Callable[[], bool] = never,
 ) -> Iterator[Example]:
     """Return an iterator over examples of a source (None: all), which reads a few ahead. Each must arrive within
-    `timeout` seconds; the examples end early where `stopped` says so.
+    `timeout` seconds; when `stopped` returns True, the examples end early.
     """
     indices = range(len(source)) if indices is None else indices
     dataset = grain.MapDataset.source(source).slice(slice(indices.start, indices.stop, indices.step))
@@ -151,16 +151,16 @@ def examples_in_order(
 
 
 def describe(source: Source, index: int) -> str:
-    """Return what an example is called: its image's path, or its name."""
+    """Return the name of an example: its image's path, or its own name."""
     found = source.describe(index)
     return found if isinstance(found, str) else found[0]
 
 
 def skipped_examples(source: Source, *, on_error: str, max_skipped: float) -> Skipped | None:
-    """Return what takes the examples that cannot be read, or None where the first one is to stop the run.
+    """Return what collects the examples that cannot be read, or None if the first one stops the run.
 
     Raises:
-      UserError: `on_error` is neither "stop" nor "skip", or `max_skipped` no share.
+      UserError: `on_error` is neither "stop" nor "skip", or `max_skipped` is not a share.
     """
     if on_error not in ON_ERROR:
         raise UserError(f"config.data.on_error={on_error!r}: {did_you_mean(on_error, ON_ERROR)}")

@@ -1,8 +1,8 @@
-"""Any source, written as a TFDS data set: array_record files, made and read without TensorFlow.
+"""Writing any source as a TFDS data set: array_record files, written and read without TensorFlow.
 
-TFDS encodes neither arrays nor its default file format without TensorFlow; it stores bytes that are encoded already as
-they are. So a photograph that is plain RGB keeps the bytes of its file, anything else becomes a PNG, and a mask becomes
-a grey PNG of class ids and 255.
+TFDS needs TensorFlow to encode arrays and for its default file format, but it stores encoded bytes unchanged. So a
+plain RGB photograph keeps the bytes of its file, any other image becomes a PNG, and a mask becomes a grey PNG of class
+ids and 255.
 """
 
 import errno
@@ -27,14 +27,14 @@ Progress = Callable[[str, int, int], None]
 
 
 def prepare(sources: Mapping[str, Source], out_dir: str | Path, *, progress: Progress | None = None) -> Path:
-    """Write the splits of a data set into one TFDS folder, which `open_source("tfds", dir=out_dir, split=...)` reads.
+    """Write the splits of a data set into a TFDS folder, which `open_source("tfds", dir=out_dir, split=...)` reads.
 
-    The folder appears when all of it is written: until then everything is in a hidden folder beside it, which a failure
+    The folder appears when all of it is written. Until then everything is in a hidden folder beside it, which a failure
     removes.
 
     Args:
-      sources: split -> source; all of the same classes. Split names are letters, digits and underscores.
-      out_dir: the folder to make; it must not exist, or be empty.
+      sources: split -> source, all with the same classes. Split names are letters, digits and underscores.
+      out_dir: the folder to create; it must not exist, or be empty.
       progress: called after each example.
 
     Returns:
@@ -55,7 +55,7 @@ def prepare(sources: Mapping[str, Source], out_dir: str | Path, *, progress: Pro
         written = _write(sources, work, name, progress)
         _write_side_file(written / SIDE_FILE, sources, name)
         if target.exists():
-            target.rmdir()  # Empty, as checked.
+            target.rmdir()  # It is empty, as checked.
         written.rename(target)
     except OSError as error:
         raise UserError(
@@ -109,7 +109,7 @@ def _write(sources: Mapping[str, Source], work: Path, name: str, progress: Progr
     try:
         builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
     except Exception as error:
-        # TFDS wraps what the generator raises; the reader is told of the cause.
+        # TFDS wraps the generator's error; the user sees the cause.
         if failures:
             raise failures[0] from None
         if os.strerror(errno.ENOSPC) in str(error):  # array_record reports a full disk as a RuntimeError.
@@ -119,12 +119,12 @@ def _write(sources: Mapping[str, Source], work: Path, name: str, progress: Progr
 
 
 class _Builder(tfds.dataset_builders.AdhocBuilder, skip_registration=True):  # type: ignore[call-arg]
-    # Nothing is downloaded, so there are no checksums beside the code; TFDS's look-up for them needs a package that it
+    # Nothing is downloaded, so there are no checksums beside the code. TFDS's search for them needs a package that it
     # does not declare.
     code_path = None
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[Any]]:
-        # The parent's asks whether the examples are a tf.data.Dataset, which takes TensorFlow.
+        # The parent's method asks whether the examples are a tf.data.Dataset, which needs TensorFlow.
         return dict(self._split_datasets)
 
     def _log_download_bytes(self) -> None:

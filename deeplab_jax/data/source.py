@@ -1,4 +1,4 @@
-"""What a source is, and the source that most data sets are: a list of image files, each with its mask."""
+"""The interface of a source, and the most common source: a list of image files, each with its mask."""
 
 import dataclasses
 import hashlib
@@ -19,8 +19,8 @@ IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".we
 class Example(TypedDict):
     """One example.
 
-    `image` is uint8 `[H, W, 3]` RGB, `label` is uint8 `[H, W]` (class ids, 255 ignored), and `name` is stable and like
-    the stem of a file name.
+    `image` is uint8 `[H, W, 3]` RGB, `label` is uint8 `[H, W]` (class ids, 255 ignored), and `name` is stable and
+    usable as a file name without suffix.
     """
 
     image: np.ndarray
@@ -42,7 +42,7 @@ class Source(Protocol):
     def __getitem__(self, index: int, /) -> Example: ...
 
     def describe(self, index: int, /) -> tuple[str, str] | str:
-        """Return the image's and the mask's path, or the name of an example that has no files."""
+        """Return the image's and the mask's path, or the example's name if it has no files."""
         ...
 
 
@@ -60,7 +60,7 @@ Unpaired = tuple[tuple[str, str], ...]
 
 
 class Listing(NamedTuple):
-    """What a folder holds: pairs, and the files that have no partner."""
+    """The contents of a folder: pairs, and the files without a partner."""
 
     pairs: tuple[Pair, ...]
     images_without_mask: Unpaired
@@ -71,7 +71,7 @@ class Listing(NamedTuple):
 class PairSource:
     """Examples read from pairs of files.
 
-    The listing is made when the source is opened; reading an example opens its two files only.
+    The listing is made when the source is opened; reading an example opens only its two files.
     """
 
     name: str
@@ -105,16 +105,16 @@ class PairSource:
 
 
 def check_limit(limit: int | None) -> None:
-    """Raise a UserError for a number of images to look at (None: all) that is none."""
+    """Raise a UserError unless a number of images to check (None: all) is valid."""
     if limit is not None and limit < 1:
         raise UserError(f"limit={limit}: give the number of images to look at, at least 1")
 
 
 def decode_label(stored: np.ndarray, labels: LabelSet, *, name: str) -> np.ndarray:
-    """Return the class ids, uint8 `[H, W]`, that stored values `[H, W]` mean.
+    """Return the class ids, uint8 `[H, W]`, for stored values `[H, W]`.
 
     Raises:
-      UserError: `stored` holds values that `labels` does not list; `name` is what the message calls the mask.
+      UserError: `stored` holds values that `labels` does not list; the message calls the mask `name`.
     """
     label, unknown = to_class_ids(stored, labels)
     if unknown:
@@ -126,7 +126,7 @@ def decode_label(stored: np.ndarray, labels: LabelSet, *, name: str) -> np.ndarr
 
 
 def check_sizes(image: np.ndarray, label: np.ndarray, *, image_name: str, mask_name: str) -> None:
-    """Raise a UserError where an image and its mask differ in size."""
+    """Raise a UserError if an image and its mask differ in size."""
     if image.shape[:2] != label.shape:
         raise UserError(
             f"{mask_name}: mask of {label.shape[1]}x{label.shape[0]} pixels for an image of "
@@ -136,7 +136,7 @@ def check_sizes(image: np.ndarray, label: np.ndarray, *, image_name: str, mask_n
 
 
 def spell_ranges(values: Sequence[int]) -> str:
-    """Return ascending integers as a message names them: "0 to 10, 255"."""
+    """Return ascending integers as text for a message: "0 to 10, 255"."""
     runs: list[list[int]] = []
     for value in values:
         if runs and value == runs[-1][1] + 1:
@@ -153,7 +153,7 @@ def choose_split(split: str, splits: Iterable[str], *, source: str) -> None:
 
 
 def require_folder(path: Path, *, source: str, layout: str) -> Path:
-    """Return `path`, or raise a UserError that shows the expected `layout` when it is not a folder."""
+    """Return `path`, or raise a UserError that shows the expected `layout` if it is not a folder."""
     if not path.is_dir():
         raise UserError(
             f"{path}: no such folder; set data.dir to the folder of data set '{source}', which is laid out as {layout}"
@@ -171,16 +171,16 @@ def list_images(folder: Path, *, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> li
 
 
 def pair_by_stem(images_found: Sequence[Path], masks_found: Sequence[Path], *, where: str) -> Listing:
-    """Return the pairs of images and masks whose names are equal up to the suffix, sorted by name.
+    """Return the pairs of images and masks with equal names (without the suffix), sorted by name.
 
     Raises:
-      UserError: nothing was found, or two files claim one name; the message names them.
+      UserError: no image was found, or two files have one name; the message names them.
     """
     return pair_by_name(_by_stem(images_found), _by_stem(masks_found), where=where)
 
 
 def pair_by_name(images_found: Mapping[str, Path], masks_found: Mapping[str, Path], *, where: str) -> Listing:
-    """Return what `pair_by_stem` does, for files whose names are known already (name -> path)."""
+    """Return the result of `pair_by_stem` for files whose names are already known (name -> path)."""
     if not images_found:
         raise UserError(f"{where}: no image found; check data.dir (files ending in {', '.join(IMAGE_SUFFIXES)} count)")
     paired = sorted(images_found.keys() & masks_found.keys())
@@ -197,7 +197,7 @@ def pair_named(
     """Return the pairs of files that a list names, in its order, and no others.
 
     Raises:
-      UserError: an image or a mask that the list names is not there.
+      UserError: an image or a mask in the list does not exist.
     """
     images_by_name = {path.stem: path for path in images_found}
     masks_by_name = {path.stem: path for path in masks_found}
@@ -215,13 +215,13 @@ def pair_named(
 def read_names(path: Path) -> list[str]:
     """Return the names in a split list: the stem of the first word of each line.
 
-    Blank lines and lines that start with `#` are passed over.
+    It skips blank lines and lines that start with `#`.
 
     Raises:
-      UserError: the list is missing, empty, or not text.
+      UserError: the list does not exist, is empty, or is not text.
     """
     try:
-        if not path.is_file():  # Nobody may ever write to a pipe.
+        if not path.is_file():  # A pipe may never have a writer.
             raise FileNotFoundError(path)
         lines = path.read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -235,9 +235,9 @@ def read_names(path: Path) -> list[str]:
 
 
 def held_out(name: str, fraction: float) -> bool:
-    """Return whether the example called `name` belongs to the held-out `fraction`.
+    """Return whether the example called `name` belongs to the share `fraction` that is kept for validation.
 
-    It depends on nothing else, so adding files moves no other file.
+    It depends on nothing else, so new files move no other file.
 
     Raises:
       UserError: the fraction is not between 0 and 1.

@@ -1,12 +1,12 @@
-"""Augmentation of an image together with its label, as pure functions of the two and of a numpy `Generator`.
+"""Augmentation of an image together with its label, as pure functions of both and of a numpy `Generator`.
 
 The protocol is that of DeepLabv3 (Chen et al. 2017, section 4.1) and of the authors' TensorFlow code: scale by a factor
 between 0.5 and 2.0 (in steps of 0.25, or continuous), pad with the mean colour and the ignore label up to the crop
-size, take a random crop, mirror one time in two.
+size, take a random crop, mirror with probability one half.
 
-Geometry is applied to the pair, never to one of them. Pixel centres lie at half integers: pixel i of a map of size `n`
-that becomes size `m` reads the source at `(i + 0.5) * n / m - 0.5`, bilinearly for the image (without low-pass filter,
-as in the papers) and at the nearest pixel for the label (the right or lower one of two that are equally near).
+Geometry always changes both. Pixel centres lie at half integers: if a map of size `n` becomes size `m`, its pixel i
+reads the source at `(i + 0.5) * n / m - 0.5`. The image is read bilinearly (without low-pass filter, as in the papers),
+the label at the nearest pixel (of two equally near ones, the right or lower one).
 
 Images are uint8 `[H, W, 3]` RGB, labels uint8 `[H, W]` class ids. No function writes into its arguments; a result may
 be a view of them.
@@ -23,7 +23,7 @@ from deeplab_jax.labels import IGNORE_LABEL
 Size = tuple[int, int]
 Pair = tuple[np.ndarray, np.ndarray]
 
-# The mean colour of ImageNet, rounded. The pad is close to zero once the model has normalised the image.
+# The mean colour of ImageNet, rounded. Normalised by the model, the padding is close to zero.
 MEAN_COLOR = (124, 116, 104)
 _JITTER_PIVOT = 127.5
 _LUMA = (0.299, 0.587, 0.114)
@@ -44,9 +44,9 @@ def augment(
 ) -> Pair:
     """Scale, jitter, pad, crop and mirror one example.
 
-    Equal to `random_scale`, `jitter`, `pad_to`, `random_crop` and `random_flip` called in this order with the same
-    generator, but only the pixels inside the crop are resampled: the label is the same bit for bit, the image up to the
-    rounding of a rare pixel by one level.
+    The result equals that of `random_scale`, `jitter`, `pad_to`, `random_crop` and `random_flip` in this order with the
+    same generator, but only pixels inside the crop are resampled. The label is the same bit for bit. In the image,
+    rounding changes a rare pixel by one level.
 
     Args:
       image: uint8 `[H, W, 3]`.
@@ -93,7 +93,7 @@ def random_scale(
 
 
 def sample_scale(rng: np.random.Generator, *, scale_range: tuple[float, float], scale_step: float) -> float:
-    """Draw a factor: one of `low + k * step` up to `high`, or uniform over the interval when the step is 0.
+    """Return a random factor: one of `low + k * step` up to `high`, or uniform over the interval if the step is 0.
 
     Raises:
       UserError: `low` is not positive, `high` is below `low`, or the step is negative.
@@ -106,7 +106,7 @@ def sample_scale(rng: np.random.Generator, *, scale_range: tuple[float, float], 
         )
     if scale_step == 0:
         return float(rng.uniform(low, high))
-    # The small term keeps the last factor when the division falls just short of an integer, as (1.3 - 0.7) / 0.2 does.
+    # The small term keeps the last factor if rounding makes the quotient a little too small, as for (1.3 - 0.7) / 0.2.
     count = int((high - low) / scale_step + 1e-6) + 1
     return low + scale_step * int(rng.integers(count))
 
@@ -116,14 +116,14 @@ def resize_pair(
 ) -> Pair:
     """Resize an image bilinearly and its label to the nearest pixel, in the same geometry.
 
-    Pixel centres lie at half integers; outside of the image its edge pixels are repeated.
+    Pixel centres lie at half integers; outside the image its edge pixels are repeated.
 
     Args:
       image: uint8 `[H, W, 3]`.
       label: integer `[H, W]`.
       size: (height, width) to resize to.
-      window: (top, left, height, width) inside `size`: only this part is computed. Equal to cropping the whole result,
-        up to the rounding of a rare image pixel by one level.
+      window: (top, left, height, width) inside `size`: only this part is computed. It equals a crop of the whole
+        result, except that rounding changes a rare image pixel by one level.
 
     Returns:
       The two arrays at the window's size.
@@ -137,7 +137,7 @@ def resize_pair(
     rows = (2 * np.arange(top, top + height) + 1) * label.shape[0] // (2 * size[0])
     columns = (2 * np.arange(left, left + width) + 1) * label.shape[1] // (2 * size[1])
     step_y, step_x = label.shape[0] / size[0], label.shape[1] / size[1]
-    # cv2.resize cannot start at an offset, which is why an affine map does the work.
+    # An affine map does the work, because cv2.resize cannot start at an offset.
     to_source = np.array([[step_x, 0, (left + 0.5) * step_x - 0.5], [0, step_y, (top + 0.5) * step_y - 0.5]])
     resized = cv2.warpAffine(
         image,
@@ -193,8 +193,8 @@ def random_flip(image: np.ndarray, label: np.ndarray, rng: np.random.Generator) 
 def jitter(image: np.ndarray, rng: np.random.Generator, *, strength: float) -> np.ndarray:
     """Change brightness, contrast and saturation, each by its own factor from `[1 - strength, 1 + strength]`.
 
-    Contrast pivots on mid-grey and not on the image's mean, so that a pixel's new colour depends on its old one only
-    and jitter commutes with every crop.
+    Contrast pivots on mid-grey and not on the image's mean. So a pixel's new colour depends only on its old one, and
+    jitter and crop may change their order.
 
     Raises:
       UserError: `strength` is outside `[0, 1)`.
@@ -203,19 +203,19 @@ def jitter(image: np.ndarray, rng: np.random.Generator, *, strength: float) -> n
 
 
 def sample_jitter(rng: np.random.Generator, strength: float) -> np.ndarray:
-    """Draw one change of colour as a float `[3, 4]` affine map of (r, g, b, 1), values 0 to 255."""
+    """Return a random change of colour as a float `[3, 4]` affine map of (r, g, b, 1), values 0 to 255."""
     if not 0 <= strength < 1:
         raise UserError(f"color_jitter {strength}: give a number from 0 (off) to below 1")
     brightness, contrast, saturation = rng.uniform(1 - strength, 1 + strength, size=3)
     to_grey = np.tile(np.array(_LUMA), (3, 1))
     saturate = saturation * np.eye(3) + (1 - saturation) * to_grey
     shift = np.full((3, 1), _JITTER_PIVOT * (1 - contrast))
-    # Saturation keeps greys, and the shift is grey: it can stay outside of the product.
+    # Saturation keeps greys, and the shift is grey, so it can stay outside the product.
     return np.hstack([brightness * contrast * saturate, shift])
 
 
 def apply_jitter(image: np.ndarray, colours: np.ndarray) -> np.ndarray:
-    """Map the colours of a uint8 image by what `sample_jitter` drew; results are rounded and clipped to 0..255."""
+    """Return a uint8 image with its colours mapped by a matrix of `sample_jitter`, rounded and clipped to 0..255."""
     return cv2.transform(image, colours)
 
 

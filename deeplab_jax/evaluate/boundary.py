@@ -1,10 +1,11 @@
-"""Trimaps: how well a segmentation does within w pixels of an object's boundary (Kohli et al., IJCV 2009; DeepLabv3+,
+"""Trimaps: how good a segmentation is within w pixels of an object's boundary (Kohli et al., IJCV 2009; DeepLabv3+,
 Fig. 5).
 
-The band of width w holds the labelled pixels from which a boundary is at most w steps away, diagonal steps included:
-the evaluation script of DeepLab's authors (MyVOCevalsegBoundary.m) dilates the void pixels of the label map by a square
-of side 2w + 1 and takes those away again. In VOC's annotation a strip of void pixels follows every object's outline. In
-other data void pixels lie elsewhere, so there a boundary is where two neighbouring pixels, of eight, differ in label.
+The band of width w holds the labelled pixels that are at most w steps from a boundary; diagonal steps count too. The
+evaluation script of DeepLab's authors (MyVOCevalsegBoundary.m) dilates the void pixels of the label map by a square of
+side 2w + 1 and removes the void pixels themselves. In VOC's annotation a strip of void pixels follows every object's
+outline. In other data void pixels lie elsewhere. There a boundary is where a pixel and one of its eight neighbours
+differ in label.
 """
 
 from collections.abc import Sequence
@@ -22,16 +23,16 @@ FAR = np.iinfo(np.int32).max
 
 
 def boundary_distance(label: np.ndarray, *, around: Around = "labels", ignore_label: int = IGNORE_LABEL) -> np.ndarray:
-    """Return how many steps, diagonal ones included, each pixel is from a boundary.
+    """Return the distance of each pixel from a boundary in steps; diagonal steps count too.
 
     Args:
       label: integer `[H, W]`.
-      around: "void": from the nearest pixel of the ignore label, which itself has 0; "labels": from the nearest pixel
-        of another label, so at least 1. The ignore label counts as a label then.
-      ignore_label: of void pixels.
+      around: "void": distance from the nearest pixel of the ignore label (0 for such a pixel); "labels": distance from
+        the nearest pixel of another label, so at least 1. The ignore label counts as a label then.
+      ignore_label: value of void pixels.
 
     Returns:
-      int32 `[H, W]`; `FAR` where the map has no boundary.
+      int32 `[H, W]`; `FAR` if the map has no boundary.
     """
     if around == "void":
         return _steps_to(label == ignore_label)
@@ -39,7 +40,7 @@ def boundary_distance(label: np.ndarray, *, around: Around = "labels", ignore_la
         morph(label.astype(np.uint16), np.ones((3, 3), np.uint8), borderType=cv2.BORDER_REPLICATE)
         for morph in (cv2.erode, cv2.dilate)
     )
-    # The nearest pixel of another label is one step beyond the nearest pixel that has one beside it.
+    # A pixel with another label beside it is one step nearer than the nearest pixel of another label.
     steps = _steps_to(smallest != largest)
     return np.where(steps == FAR, FAR, steps + 1)
 
@@ -51,10 +52,10 @@ def _steps_to(marked: np.ndarray) -> np.ndarray:
 
 
 class Trimap:
-    """Confusion matrices of the bands of some widths, summed over images.
+    """Confusion matrices of bands of several widths, summed over images.
 
     Args:
-      widths: in pixels, from 1, each once.
+      widths: in pixels, from 1, all different.
       num_classes: K.
       around: see `boundary_distance`.
     """
@@ -62,11 +63,11 @@ class Trimap:
     def __init__(self, widths: Sequence[int], *, num_classes: int, around: str = "labels") -> None:
         self._widths = sorted(widths)
         self._around: Any = around
-        # Of the pixels that a band has and the next narrower one has not.
+        # For each band, the pixels that are not in the next narrower one.
         self._rings = np.zeros((len(widths), num_classes, num_classes), np.int64)
 
     def add(self, label: np.ndarray, predicted: np.ndarray) -> None:
-        """Count an image: labels and predicted class ids, integer `[H, W]`."""
+        """Count an image by its labels and predicted class ids, integer `[H, W]`."""
         distance = boundary_distance(label, around=self._around)
         ring = np.searchsorted(self._widths, distance)
         counted = (ring < len(self._widths)) & (label != IGNORE_LABEL)
@@ -74,8 +75,8 @@ class Trimap:
         self._rings += np.bincount(cells, minlength=self._rings.size).reshape(self._rings.shape)
 
     def results(self) -> dict[str, Any]:
-        """Return what `metrics.json` holds: for each width the mean IoU (None of an empty band) and the pixels, over
-        the images of all processes.
+        """Return the entry in `metrics.json`: for each width the mean IoU (None if the band is empty) and the number of
+        pixels, over the images of all processes.
         """
         bands = []
         for width, confusion in zip(self._widths, np.cumsum(summed(self._rings), axis=0), strict=True):

@@ -1,4 +1,4 @@
-"""Evaluation of a model on a labelled source: one confusion matrix over all images, metrics once at the end."""
+"""Evaluation of a model on a labelled source: one confusion matrix over all images, metrics at the end."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,7 +27,7 @@ from deeplab_jax.ops import metrics as ops_metrics
 from deeplab_jax.provenance import versions
 
 METRICS_FILE = "metrics.json"
-WAITING = 8  # Batches' worth of images that wait for others of their size: in `exact` mode every size may be different.
+WAITING = 8  # In batches: images that wait for others of their size. In `exact` mode all sizes may differ.
 LARGEST_BATCH = 2**16
 Results = dict[str, Any]
 Devices = Sequence[jax.Device]
@@ -50,25 +50,26 @@ def evaluate(
     on_prediction: OnPrediction | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Results:
-    """Return what `metrics.json` holds of a model on every image of a source; see the README.
+    """Return the contents of `metrics.json` for a model on every image of a source; see the README.
 
-    Memory does not grow with the number of images: what remains of each is its share of the confusion matrix. Several
-    processes divide the images, and all return the results of all.
+    Memory does not grow with the number of images: only each image's share of the confusion matrix stays. Several
+    processes divide the images, and each returns the results of all.
 
     Args:
-      model, variables: as from `load`.
+      model, variables: from `load`.
       source: labelled examples; its classes must be the model's.
-      protocol: everything that changes the numbers. What follows does not.
-      split: the source's name, for the record.
-      batch_size: images of one size that run together on a device; the last batch is filled up with empty images,
-        which count for nothing.
-      devices: of this process, which run a batch each; 0: all of them.
-      threads: that read ahead.
+      protocol: everything that changes the numbers. The other arguments do not.
+      split: name of the split, for the record.
+      batch_size: number of images of one size that run together on a device. Empty images, which do not count, fill up
+        the last batch.
+      devices: number of devices of this process, each with its own batch; 0: all.
+      threads: number of threads that read ahead.
       timeout: seconds within which an image must be read.
-      stopped: ends the evaluation before another image arrives where it says so; the results are then of those so far.
-      limit: evaluate only so many images.
+      stopped: ends the evaluation before the next image when it returns True; the results are then of the images so
+        far.
+      limit: largest number of images to evaluate.
       on_prediction: called with each example of this process and its class ids `[H, W]`.
-      progress: called with the images done and in all, those of this process; on all processes equally often.
+      progress: called with the number of images done and in all, on this process; all processes call it equally often.
 
     Raises:
       UserError: classes or arguments that do not fit.
@@ -106,10 +107,10 @@ def evaluate(
 
 
 class Tally:
-    """What an evaluation has counted so far: a share of the images on each process, and the sum of all in the end.
+    """The counts of an evaluation so far: each process has its share of the images, and their sum at the end.
 
     Attributes:
-      images: counted on this process.
+      images: number of images counted on this process.
     """
 
     def __init__(self, protocol: Protocol, num_classes: int) -> None:
@@ -121,7 +122,7 @@ class Tally:
             self._bands = Trimap(protocol.trimap, num_classes=num_classes, around=protocol.trimap_around)
 
     def add(self, size: Size, batch: Sequence[Example], predicted: Sequence[np.ndarray], counts: np.ndarray) -> None:
-        """Add a batch that ran at one size: its examples, their class ids `[H, W]`, and its confusion matrix."""
+        """Add a batch of one size: its examples, their class ids `[H, W]`, and its confusion matrix."""
         self.images += len(batch)
         self._confusion += counts
         self._sizes.add(size)
@@ -130,12 +131,14 @@ class Tally:
                 self._bands.add(example["label"], ids)
 
     def metrics(self, labels: LabelSet) -> Results:
-        """Return the metrics over the images of all processes, on which this is called together."""
+        """Return the metrics over the images of all processes, which all must call this."""
         bands = {} if self._bands is None else {"trimap": self._bands.results()}
         return {**summarize_confusion(summed(self._confusion), labels), **bands}
 
     def found(self) -> Results:
-        """Return the number of images of all processes, and the sizes at which they ran; called as `metrics` is."""
+        """Return the number of images of all processes, and the sizes at which they ran; all processes
+        must call this.
+        """
         sizes = {tuple(map(int, line.split("x"))) for line in listed([f"{h}x{w}" for h, w in self._sizes])}
         return {
             "images": int(summed(np.asarray(self.images))),
@@ -144,8 +147,8 @@ class Tally:
 
 
 def summarize_confusion(confusion: np.ndarray, labels: LabelSet) -> Results:
-    """Return the metrics of a confusion matrix `[K, K]` (rows are labels);
-    ratios 0 to 1, None where a class does not occur.
+    """Return the metrics of a confusion matrix `[K, K]` (rows are labels): ratios 0 to 1, None for a class that does
+    not occur.
     """
     columns = {
         "iou": ops_metrics.iou_per_class(confusion),
@@ -183,7 +186,7 @@ def _number(value: float) -> float | None:
 
 
 def check_classes(model: Segmenter, source: Source) -> None:
-    """Raise a UserError where a model and a source differ in the number of classes."""
+    """Raise a UserError if a model and a source differ in the number of classes."""
     if model.num_classes != source.labels.num_classes:
         raise UserError(
             f"the model has {model.num_classes} classes, {source.name} has {source.labels.num_classes}; evaluate on "
@@ -192,15 +195,15 @@ def check_classes(model: Segmenter, source: Source) -> None:
 
 
 def check_batch_size(batch_size: int) -> None:
-    """Raise a UserError where no batch has such a size."""
+    """Raise a UserError if a batch cannot have such a size."""
     if not 1 <= batch_size <= LARGEST_BATCH:
         raise UserError(f"config.evaluate.batch_size={batch_size}: give at least 1, and at most {LARGEST_BATCH}")
 
 
 def part_of(example: Example, protocol: Protocol) -> Example:
-    """Return what of an example is evaluated: resized (image bilinear, label nearest), then its centre.
+    """Return the evaluated part of an example: resized (image bilinear, label nearest), then cropped to its centre.
 
-    A crop keeps the whole of a side that is shorter than it.
+    A crop keeps all of a side that is shorter than the crop.
     """
     image, label = example["image"], example["label"]
     if protocol.resize:
@@ -218,8 +221,8 @@ def part_of(example: Example, protocol: Protocol) -> Example:
 def grouped(examples: Iterable[Example], batch_size: int, protocol: Protocol) -> Iterator[tuple[Size, list[Example]]]:
     """Yield examples in groups that run at one size, with that size.
 
-    A group leaves when it is full, or when `WAITING` batches of examples wait and no group has more; what is left
-    leaves at the end.
+    A group leaves when it is full, or when `WAITING` batches of examples wait and no group has more. The rest leaves at
+    the end.
     """
     waiting: dict[Size, list[Example]] = {}
     for example in examples:
@@ -236,7 +239,7 @@ def grouped(examples: Iterable[Example], batch_size: int, protocol: Protocol) ->
 
 
 def padded(batch: Sequence[Example], size: Size, *, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return examples stacked at the top left of `size`, filled up with empty ones to `count`.
+    """Return examples stacked at the top left of `size`, filled up with empty examples to `count`.
 
     Returns:
       Images uint8 `[count, H, W, 3]`, labels uint8 `[count, H, W]` with 255 around them, true sizes int32 `[count, 2]`.
@@ -250,16 +253,16 @@ def padded(batch: Sequence[Example], size: Size, *, count: int) -> tuple[np.ndar
 
 
 def cut_back(classes: np.ndarray, batch: Sequence[Example]) -> list[np.ndarray]:
-    """Return the class ids `[H, W]` of each example of a padded batch, without what pads it."""
+    """Return the class ids `[H, W]` of each example of a padded batch, without the padding."""
     shapes = (example["label"].shape for example in batch)
     return [ids[:height, :width] for ids, (height, width) in zip(classes, shapes, strict=False)]
 
 
-# Each device of a process runs images of its own, so that no number depends on how many devices there are.
+# Each device of a process runs its own images, so no number depends on the number of devices.
 
 
 def local_devices(count: int) -> Devices:
-    """Return the first `count` devices of this process; 0: all.
+    """Return the first `count` devices of this process; 0 means all.
 
     Raises:
       UserError: there are not so many.
@@ -273,12 +276,12 @@ def local_devices(count: int) -> Devices:
 
 
 def copy_to(devices: Devices, variables: Any) -> Any:
-    """Return copies of arrays, each whole on some device of this process, on every one of the devices."""
+    """Return copies on every device for arrays that are whole on some device of this process."""
     return jax.device_put(jax.tree.map(_own, variables), _sharding(devices, PartitionSpec()))
 
 
 def split_over(devices: Devices, *arrays: np.ndarray) -> tuple[jax.Array, ...]:
-    """Return arrays split along their first axis over the devices."""
+    """Return arrays that are split along their first axis over the devices."""
     return jax.device_put(arrays, _sharding(devices, PartitionSpec("data")))
 
 

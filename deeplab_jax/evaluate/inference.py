@@ -34,23 +34,24 @@ def segment(
 ) -> Any:
     """Return the class of each pixel of one image, run at its own size.
 
-    Batch norm is folded on every call; for many images, fold once before with `fold_norm`, whose second call is free.
+    Batch norm is folded on every call. For many images, call `fold_norm` once before; a second fold is free.
 
     Args:
-      model, variables: as from `load`.
+      model, variables: from `load`.
       image: uint8 `[H, W, C]` of any size, RGB for most models.
-      scales: factors at which the image is seen; the class probabilities are averaged.
-      flip: see the mirrored image as well.
-      window: height and width of a sliding window for large images; None sees the image whole.
-      crf: refine the class probabilities by a fully connected CRF on the image; True takes the default parameters.
-      return_probabilities: return the class probabilities as well.
+      scales: scales of the image; the class probabilities are averaged.
+      flip: whether to add the mirrored image.
+      window: (height, width) of a sliding window for large images; None runs the image whole.
+      crf: whether a fully connected CRF on the image refines the class probabilities; True takes the default
+        parameters.
+      return_probabilities: whether to return the class probabilities as well.
 
     Returns:
-      int32 `[H, W]` class ids; with `return_probabilities` also float32 `[H, W, num_classes]`, 0 to 1, which sum to 1
+      int32 `[H, W]` class ids. With `return_probabilities` also float32 `[H, W, num_classes]`, 0 to 1, which sum to 1
       at each pixel.
 
     Raises:
-      ValueError: the image is not uint8 `[H, W, C]`, with the channels of the model.
+      ValueError: the image is not uint8 `[H, W, C]` with the channels of the model.
       UserError: scales or a window that make no sense.
     """
     protocol = Protocol(mode="exact", scales=tuple(scales), flip=flip, window=window or (), crf=crf)
@@ -71,8 +72,8 @@ def segment(
 def predict(
     model: Segmenter, variables: Variables, images: Array, sizes: Array, protocol: Protocol
 ) -> tuple[jax.Array, jax.Array]:
-    """Return class ids `[N, H, W]` and class probabilities `[N, H, W, K]`, averaged over all views and windows, and
-    refined by the protocol's CRF.
+    """Return class ids `[N, H, W]` and class probabilities `[N, H, W, K]`, averaged over all views and windows. The
+    protocol's CRF refines both.
 
     Args:
       model, variables: with batch norm folded, for speed.
@@ -94,7 +95,7 @@ def predict(
 def predict_classes(
     model: Segmenter, variables: Variables, images: Array, sizes: Array, protocol: Protocol
 ) -> jax.Array:
-    """Return the class ids of `predict`, in less memory where no CRF needs the probabilities."""
+    """Return the class ids of `predict`, with less memory if no CRF needs the probabilities."""
     if protocol.crf:
         return predict(model, variables, images, sizes, protocol)[0]
     if _sees_whole(protocol, images):
@@ -105,7 +106,7 @@ def predict_classes(
 def evaluate_batch(
     model: Segmenter, variables: Variables, images: Array, labels: Array, sizes: Array, protocol: Protocol
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Predict a padded batch and count it against its labels.
+    """Predict a padded batch and compare it with its labels.
 
     Returns:
       Class ids `[N, H, W]` and an int32 confusion matrix `[K, K]`; only these leave the device.
@@ -142,7 +143,7 @@ def classes_and_probabilities(
     model: Segmenter, variables: Variables, images: jax.Array, views: Views
 ) -> tuple[jax.Array, jax.Array]:
     """Return class ids `[N, H, W]` and the mean of the views' class probabilities `[N, H, W, K]` of preprocessed
-    images. The ids of a single view are those of its logits: under `jit` the ids alone need no softmax.
+    images. The ids of a single view come from its logits, so under `jit` the ids alone need no softmax.
     """
     if len(views) == 1:
         logits = view_logits(model, variables, images, views[0])
@@ -153,7 +154,7 @@ def classes_and_probabilities(
 
 
 def view_logits(model: Segmenter, variables: Variables, images: jax.Array, view: View) -> jax.Array:
-    """Return the logits `[N, H, W, K]` of preprocessed images `[N, H, W, C]` seen in one view, at the images' size.
+    """Return the logits `[N, H, W, K]` of one view of preprocessed images `[N, H, W, C]`, at the images' size.
 
     A side of n pixels becomes `(n - 1) * scale + 1`, as in the papers' counts of multiply-adds.
     """
@@ -166,8 +167,8 @@ def view_logits(model: Segmenter, variables: Variables, images: jax.Array, view:
 
 
 def preprocess(model: Segmenter, images: jax.Array, sizes: jax.Array) -> jax.Array:
-    """Return padded uint8 images `[N, H, W, C]` preprocessed;
-    pixels outside their true sizes `[N, 2]` become exactly zero, the mean.
+    """Return padded uint8 images `[N, H, W, C]` preprocessed; pixels outside their true sizes `[N, 2]` become exactly
+    zero, the mean.
     """
     rows = jnp.arange(images.shape[1])[None, :, None] < sizes[:, 0, None, None]
     columns = jnp.arange(images.shape[2])[None, None, :] < sizes[:, 1, None, None]
@@ -175,7 +176,9 @@ def preprocess(model: Segmenter, images: jax.Array, sizes: jax.Array) -> jax.Arr
 
 
 def _refined(probabilities: jax.Array, images: Array, sizes: Array, crf: DenseCRF) -> jax.Array:
-    """Refine probabilities image by image, each at its true size; images of size 0 fill a batch up and are left."""
+    """Refine the probabilities of each image at its true size; images of size 0, which fill up a batch,
+    do not change.
+    """
     refined = []
     for index, (height, width) in enumerate(np.asarray(sizes)):
         own = probabilities[index]
@@ -192,9 +195,9 @@ def _sees_whole(protocol: Protocol, images: Array) -> bool:
 
 
 def _sliding_sums(model: Segmenter, variables: Variables, images: Array, sizes: Array, protocol: Protocol) -> jax.Array:
-    """Sum the probabilities of overlapping windows, `[N, H, W, K]`.
+    """Return the sums of the probabilities of overlapping windows, `[N, H, W, K]`.
 
-    Class ids need no division, since each pixel's classes share their count.
+    Class ids need no division, because all classes of a pixel have the same count.
     """
     height, width = images.shape[1:3]
     window = (min(protocol.window[0], height), min(protocol.window[1], width))
@@ -225,7 +228,7 @@ def _add_window(
 
 
 def window_starts(size: int, window: int) -> list[int]:
-    """Return where windows start so that they cover `size` pixels and overlap by at least a third of a window."""
+    """Return the starts of windows that cover `size` pixels and overlap by at least a third of a window."""
     if size <= window:
         return [0]
     count = -(-(size - window) // max(1, window * 2 // 3)) + 1

@@ -20,7 +20,7 @@ _LEGIBLE_HEIGHT = 256
 
 
 def colour_labels(ids: np.ndarray, palette: Palette) -> np.ndarray:
-    """Paint class ids in their colours; ignored pixels (255) become dark grey with light diagonals.
+    """Return class ids painted in their colours; ignored pixels (255) become dark grey with light diagonals.
 
     Args:
       ids: integers `[H, W]`: indices of `palette`, or 255.
@@ -30,7 +30,7 @@ def colour_labels(ids: np.ndarray, palette: Palette) -> np.ndarray:
       uint8 `[H, W, 3]` RGB.
 
     Raises:
-      ValueError: an id that is neither in the palette nor 255.
+      ValueError: an id is neither in the palette nor 255.
     """
     ignored = ids == IGNORE_LABEL
     known = np.where(ignored, 0, ids)
@@ -45,13 +45,13 @@ def colour_labels(ids: np.ndarray, palette: Palette) -> np.ndarray:
 
 
 def overlay(image: np.ndarray, ids: np.ndarray, palette: Palette, *, alpha: float = 0.5) -> np.ndarray:
-    """Lay the class colours over the image, with a thin light line between classes.
+    """Return the image under its class colours, with a thin light line between classes.
 
     Args:
       image: uint8 `[H, W, 3]` RGB.
       ids: integers `[H, W]`, class ids or 255; ignored pixels show the darkened image.
       palette: (red, green, blue) of each class.
-      alpha: 0 shows the image only, 1 the colours only.
+      alpha: strength of the colours: 0 shows only the image, 1 only the colours.
 
     Returns:
       uint8 `[H, W, 3]` RGB.
@@ -67,7 +67,7 @@ def overlay(image: np.ndarray, ids: np.ndarray, palette: Palette, *, alpha: floa
 
 
 def boundaries(ids: np.ndarray) -> np.ndarray:
-    """Pixels whose right or lower neighbour is of another class: lines of one pixel, bool `[H, W]`."""
+    """Return, as bool `[H, W]`, the pixels whose right or lower neighbour is of another class: lines of one pixel."""
     different = np.zeros(ids.shape, bool)
     different[:, :-1] |= ids[:, :-1] != ids[:, 1:]
     different[:-1] |= ids[:-1] != ids[1:]
@@ -85,17 +85,17 @@ def prediction_strip(
     titles: Sequence[str] = ("image", "truth", "prediction"),
     enlarge: int = 1,
 ) -> np.ndarray:
-    """Image, truth and prediction side by side, titled, over a legend of the classes that appear in either.
+    """Return image, truth and prediction side by side, with titles, over a legend of the classes in either.
 
     Args:
       image: uint8 `[H, W, 3]` RGB.
       truth: class ids `[H, W]`, 255 where ignored; None leaves the column out.
       prediction: class ids `[H, W]`.
       palette: (red, green, blue) of each class.
-      names: class names for the legend; without them there is none.
+      names: class names for the legend; None leaves it out.
       alpha: strength of the class colours over the image; 1 paints plain colours.
-      titles: what stands over the three columns.
-      enlarge: pixels of the picture along each side of a pixel, for small images.
+      titles: titles of the three columns.
+      enlarge: factor of the picture's size, for small images.
 
     Returns:
       uint8 `[height, width, 3]` RGB.
@@ -116,10 +116,10 @@ def prediction_strip(
 
 
 class StripCollector:
-    """Draws a few examples, evenly spread, of those that `evaluate` reports; hand it over as `on_prediction`.
+    """Draws a few, evenly spread, of the examples that `evaluate` reports; pass it as `on_prediction`.
 
     Attributes:
-      strips: what was drawn, as of `prediction_strip`, small images enlarged.
+      strips: the pictures, as from `prediction_strip`; small images are enlarged.
       drawn: the examples and their class ids.
     """
 
@@ -142,7 +142,7 @@ class StripCollector:
 
 
 def stack_strips(strips: Sequence[np.ndarray]) -> np.ndarray:
-    """Strips one below the other, left-aligned on white. uint8 `[height, width, 3]`."""
+    """Return strips one below the other, left-aligned on white: uint8 `[height, width, 3]`."""
     width = max(strip.shape[1] for strip in strips)
     padded = [
         cv2.copyMakeBorder(strip, 0, 3 * _GAP, 0, width - strip.shape[1], cv2.BORDER_CONSTANT, value=_PAPER)
@@ -159,7 +159,7 @@ def legend(
     width: int,
     font: ImageFont.FreeTypeFont | ImageFont.ImageFont | None = None,
 ) -> np.ndarray:
-    """A box of its colour before each name, in as many lines as `width` asks for. 255 is called "ignored".
+    """Return a legend: each name after a box of its colour, in as many lines as fit `width`. 255 is called "ignored".
 
     Returns:
       uint8 `[height, width, 3]` RGB.
@@ -195,7 +195,7 @@ def _panel(image: np.ndarray, ids: np.ndarray, palette: Palette, alpha: float) -
 
 
 def _titled(panel: np.ndarray, title: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> np.ndarray:
-    """The panel under its title, with the gap to the next column on its right."""
+    """Return the panel under its title, with the gap to the next column on its right."""
     line = _line_height(font)
     canvas = Image.new("RGB", (panel.shape[1] + _GAP, panel.shape[0] + line), _PAPER)
     canvas.paste(Image.fromarray(np.ascontiguousarray(panel)), (0, line))

@@ -18,16 +18,17 @@ from deeplab_jax.models.segmenter import Segmenter, Variables
 Palette = Sequence[tuple[int, int, int]]
 
 LONGEST_WHOLE = 2**14
-"""Side of an image, in pixels, that runs whole: the matrix that resizes logits along it has side² / output stride
-entries."""
+"""Longest side of an image, in pixels, that runs whole: the matrix that resizes logits along it has side² / output
+stride entries.
+"""
 
 
 def find_images(paths: Iterable[str | Path]) -> list[Path]:
-    """Return the image files named, and those in the folders named, in order.
+    """Return the named image files and those in the named folders, in order.
 
     Raises:
-      UserError: a path that does not exist, a folder without images, or two images whose predictions would have one
-        name.
+      UserError: a path that does not exist, a folder without images, or two images with the same name for their
+        predictions.
     """
     found: list[Path] = []
     for path in map(Path, paths):
@@ -53,7 +54,7 @@ def find_images(paths: Iterable[str | Path]) -> list[Path]:
 
 
 def output_names(stem: str) -> tuple[str, str]:
-    """Return the names of the two files that a prediction is written to: class ids, and the overlay."""
+    """Return the names of a prediction's two files: class ids, and the overlay."""
     return f"{stem}.png", f"{stem}_overlay.png"
 
 
@@ -67,17 +68,17 @@ def predict_files(
     palette: Palette | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[tuple[Path, UserError | None]]:
-    """Predict image files one by one, writing `NAME.png` (class ids with the palette) and `NAME_overlay.png`.
+    """Predict image files one by one, and write `NAME.png` (class ids with the palette) and `NAME_overlay.png`.
 
-    An unreadable image does not end the run. Images are predicted whole: the protocol's `resize`, `crop` and `trimap`
-    say what of a labelled example is counted, and play no part here.
+    An unreadable image does not end the run. Images are predicted whole. The protocol's `resize`, `crop` and `trimap`
+    concern only labelled examples and are not used here.
 
     Yields:
-      Each path, with None or what was wrong with it.
+      Each path, with None or the reason why it failed.
 
     Raises:
-      UserError: an output stride at which the model cannot run, more classes than an 8-bit image holds, or a prediction
-        that would overwrite an image.
+      UserError: an output stride at which the model cannot run, more classes than an 8-bit image can store, or a
+        prediction that would overwrite an image.
     """
     if model.num_classes > MAX_CLASSES:
         raise UserError(
@@ -106,16 +107,16 @@ def predict_files(
 
 
 def check_whole(size: Size, protocol: Protocol, *, name: str) -> None:
-    """Raise a UserError where an image has a side too long to run whole."""
+    """Raise a UserError if an image has a side too long to run whole."""
     if max(size) > LONGEST_WHOLE and not protocol.window:
         raise UserError(
-            f"{name}: an image of {size[1]}x{size[0]} pixels; a side of more than {LONGEST_WHOLE} does not run whole, "
+            f"{name}: an image of {size[1]}x{size[0]} pixels; sides of more than {LONGEST_WHOLE} cannot run whole; "
             "give --window 513,513"
         )
 
 
 def check_outputs(paths: Iterable[Path], out_dir: Path) -> None:
-    """Raise a UserError where a prediction would overwrite one of the images."""
+    """Raise a UserError if a prediction would overwrite one of the images."""
     images = {path.resolve() for path in paths}
     for image in paths:
         for name in output_names(image.stem):
@@ -124,7 +125,7 @@ def check_outputs(paths: Iterable[Path], out_dir: Path) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make the folder of predictions, or raise a UserError."""
+    """Create the folder of predictions, or raise a UserError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -140,7 +141,7 @@ def write_prediction(out_dir: Path, stem: str, image: np.ndarray, classes: np.nd
 
 
 def prediction_writer(out_dir: Path, palette: Palette) -> Callable[[Example, np.ndarray], None]:
-    """Return what `evaluate` calls with each example and its class ids to have them written."""
+    """Return a function that `evaluate` calls with each example and its class ids, which writes them."""
 
     def write(example: Example, classes: np.ndarray) -> None:
         make_folder(out_dir)

@@ -3,10 +3,10 @@
 Two modes:
 
 - `exact` runs the model on the image alone. Every image size is one compilation.
-- `padded` is the authors' own: preprocessed images are padded with zeros (the mean pixel) at the bottom and right to
-  one of a few sizes, and the logits are cut back. Padding changes the borders and image-level features a little;
-  compilations are as few as the sizes. Sizes of k * 16 + 1 pixels put the corners of every feature map on pixels, which
-  `align_corners=True` assumes.
+- `padded` is the authors' protocol: preprocessed images are padded with zeros (the mean pixel) at the bottom and right
+  to one of a few sizes, and the logits are cut back. Padding changes the borders and image-level features a little, but
+  there are only as many compilations as sizes. Sizes of k * 16 + 1 pixels put the corners of every feature map on
+  pixels, as `align_corners=True` assumes.
 """
 
 import dataclasses
@@ -27,12 +27,12 @@ Value = TypeVar("Value")
 MODES = ("padded", "exact")
 PAD_STEP = 128
 LONGEST_SIDE = 2**15
-SMALLEST_SCALE, LARGEST_SCALE = 0.01, 16.0  # Beyond, memory has no bound.
-MOST_VALUES = 32  # Of scales, and of widths of a trimap: each costs a pass.
+SMALLEST_SCALE, LARGEST_SCALE = 0.01, 16.0  # Memory has no bound beyond these.
+MOST_VALUES = 32  # The most scales, and widths of a trimap: each costs a pass.
 
 
 class View(NamedTuple):
-    """One way to see an image: its scale, and whether it is mirrored."""
+    """One view of an image: its scale, and whether it is mirrored."""
 
     scale: float
     mirrored: bool
@@ -40,20 +40,21 @@ class View(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """What an evaluation computes. How it is run (batches, devices, threads) changes no number and is no part of it.
+    """What an evaluation computes. Batches, devices and threads change no number, so they are not part of it.
 
     Attributes:
-      mode: "padded" or "exact"; see the module.
-      pad_to: (height, width) of the sizes to pad to; empty: see `padded_size`.
-      output_stride: of the model; 0: its own.
-      scales: factors at which an image is seen; the class probabilities of all views are averaged.
-      flip: see the mirrored image as well.
-      window: (height, width) of a sliding window; empty: images are seen whole.
-      crf: refine the class probabilities by a fully connected CRF on the image. True becomes the default parameters.
-      resize: pixels of the shorter side of what is evaluated, labels too; 0: the labels' own resolution.
-      crop: (height, width) of the centre that is evaluated; empty: all.
-      trimap: widths in pixels of bands around boundaries in which mIoU is computed as well; see `boundary`.
-      trimap_around: what a boundary is there: "labels" (any change of label) or "void" (VOC's strips of void pixels).
+      mode: "padded" or "exact"; see the module's docstring.
+      pad_to: (height, width) of each size to pad to; empty: see `padded_size`.
+      output_stride: output stride of the model; 0: its own.
+      scales: scales of an image; the class probabilities of all views are averaged.
+      flip: whether to add the mirrored image.
+      window: (height, width) of a sliding window; empty: images run whole.
+      crf: whether a fully connected CRF on the image refines the class probabilities. True becomes the default
+        parameters.
+      resize: shorter side of the evaluated image and labels, in pixels; 0: the labels' own resolution.
+      crop: (height, width) of the evaluated centre; empty: all.
+      trimap: widths, in pixels, of bands around boundaries, each with its own mIoU; see `boundary`.
+      trimap_around: the kind of boundary there: "labels" (any change of label) or "void" (VOC's strips of void pixels).
 
     Sequences of any kind become tuples.
 
@@ -104,13 +105,13 @@ class Protocol:
         return model
 
     def run_size(self, size: Size) -> Size:
-        """Return the (height, width) at which an image of some size runs."""
+        """Return the (height, width) at which an image of a given size runs."""
         if self.mode == "exact":
             return max(size[0], SMALLEST_SIDE), max(size[1], SMALLEST_SIDE)
         return padded_size(size, self.pad_to)
 
     def to_json(self) -> dict[str, Any]:
-        """Return what `metrics.json` says of the protocol itself; `evaluate` adds what it found."""
+        """Return the protocol's part of `metrics.json`; `evaluate` adds the results."""
         words = [f"centre crop {self.crop[0]}x{self.crop[1]}"] if self.crop else []
         words += ["sliding window"] if self.window else []
         return {
@@ -126,15 +127,15 @@ class Protocol:
 
 
 def split_section(section: Mapping[str, Any]) -> tuple[Protocol, dict[str, Any]]:
-    """Return what a config's `evaluate` section says: the protocol, and how it is run, as arguments of `evaluate`."""
+    """Return the protocol of a config's `evaluate` section, and how to run it, as arguments of `evaluate`."""
     keys = {field.name for field in dataclasses.fields(Protocol)}
     protocol = Protocol(**{key: value for key, value in section.items() if key in keys})
     return protocol, {key: value for key, value in section.items() if key not in keys}
 
 
 def padded_size(size: Size, pad_to: Sequence[Size]) -> Size:
-    """Return the smallest of the sizes `pad_to` that holds an image;
-    where none does, the next multiple of 128, plus 1, of each side.
+    """Return the smallest of the sizes `pad_to` that holds an image; if none does, the next multiple of 128, plus 1, of
+    each side.
     """
     fitting = [(height, width) for height, width in pad_to if height >= size[0] and width >= size[1]]
     if fitting:
@@ -187,7 +188,7 @@ def _checked(value: Value, good: bool) -> Value:
     return value
 
 
-_FLAGS = ("scales", "window")  # Arguments of `predict` and `segment`, too, which have no config.
+_FLAGS = ("scales", "window")  # Also arguments of `predict` and `segment`, which have no config.
 _RULES: dict[str, tuple[Callable[[Any], Any], str]] = {
     "pad_to": (_sizes, f"heights and widths from 1 to {LONGEST_SIDE} pixels, such as ((513, 513),)"),
     "output_stride": (index, "a whole number such as 8 or 16, or 0 for the model's own"),

@@ -1,4 +1,4 @@
-"""Networks as linen modules, and the one composition of them.
+"""Networks as linen modules, and the one way to compose them.
 
     image -> backbone -> context -> decoder -> classifier -> resize to the image
 
@@ -9,5 +9,5 @@ DeepLabv3's related work (sec. 2) names four kinds of networks. Here they are:
 - context module: `contexts.fully_connected`, and DeepLabv3's cascade, which is `backbones.resnet` with more blocks;
 - spatial pyramid pooling: `contexts.aspp`, `contexts.pyramid_pooling`, `decoders.deeplabv2`.
 
-`architectures` says which parts a name has, `catalog.create_model` builds them, `segmenter.Segmenter` composes them.
+`architectures` lists the parts of each name, `catalog.create_model` builds them, `segmenter.Segmenter` composes them.
 """

@@ -1,18 +1,18 @@
-"""Two tables: backbones, and the architectures of the literature that stand on them.
+"""Two tables: backbones, and the architectures of the literature that use them.
 
     image -> backbone -> context -> decoder -> classifier -> resize to the image
 
 A model's name is `<architecture>_<backbone>`. A row names the classes of its parts. The fields of these classes are the
-options of `create_model`: their defaults, values and meaning stand there, and a row says only what differs.
+options of `create_model`. The classes explain the options and set their defaults; a row states only other defaults.
 
-To add a part, write its module and a row here. Or leave the package as it is, and put both into a file of your own,
-which `config.module`, `--module` or `create_model(name, module=FILE)` names:
+To add a part, write its module and a row here. Or put both into your own file, without a change to the package, and
+name the file in `config.module`, `--module` or `create_model(name, module=FILE)`:
 
     BACKBONES = {"convnext": Backbone(ConvNeXt)}  # deeplabv3_convnext, deeplabv3plus_convnext
     ARCHITECTURES = {"mine": Architecture(16, {"convnext": {}}, decoder=MyDecoder)}  # mine_convnext
 
-`segmenter.Segmenter` says what the modules take and return. A field `settings: LayerSettings` gets the options of
-layers, a field `num_classes` of a decoder the number of classes; every other field is an option.
+`segmenter.Segmenter` says what the modules take and return. A field `settings: LayerSettings` receives the options of
+layers. A decoder's field `num_classes` receives the number of classes. Every other field is an option.
 """
 
 from collections.abc import Callable, Mapping
@@ -46,7 +46,7 @@ from deeplab_jax.models.decoders.unet import UNetDecoder
 from deeplab_jax.models.preprocessing import IMAGENET, SYMMETRIC, Preprocessing
 
 Options = Mapping[str, Any]
-# A class of modules; as a `partial`, one with fields that are fixed and hence no options.
+# A class of modules, or a `partial` of one: the fields that it fixes are no options.
 Part = Callable[..., Any]
 
 
@@ -56,10 +56,11 @@ class Backbone:
 
     Attributes:
       module: its class.
-      preprocessing: of images.
-      note: what sets it apart.
+      preprocessing: what it expects of images.
+      note: how it differs from the others.
       aux: name of the features under an auxiliary head.
-      atrous: any output stride from 8 to 32, with features "conv2" at 4: DeepLabv3 and v3+ run on it.
+      atrous: whether DeepLabv3 and v3+ can use it: it runs at any output stride from 8 to 32 and has "conv2" at stride
+        4.
       defaults: options whose defaults differ from those of its class.
     """
 
@@ -73,17 +74,17 @@ class Backbone:
 
 @dataclass(frozen=True)
 class Architecture:
-    """What stands on a backbone, on which ones, and its place in the literature.
+    """The parts on top of a backbone, the backbones that they fit, and the paper.
 
     Attributes:
       output_stride: the paper's.
-      backbones: names, each with the options whose defaults differ there, or are `FIXED`.
+      backbones: their names, each with the options that have another default there or are `FIXED`.
       paper: where it is from.
-      note: what sets it apart.
+      note: how it differs from the others.
       context: class of the context, if any.
       decoder: class of the decoder, if any.
-      defaults: options whose defaults differ on every backbone.
-      on_all_atrous: it runs on every backbone that is `atrous`, too.
+      defaults: options that have another default on every backbone.
+      on_all_atrous: whether it also runs on every backbone that is `atrous`.
     """
 
     output_stride: int
@@ -96,7 +97,7 @@ class Architecture:
     on_all_atrous: bool = False
 
 
-# In the place of a default: the architecture relies on the field's own default, so it is no option there.
+# Instead of a default: the architecture needs the field's own default, so the field is no option there.
 FIXED = object()
 
 
@@ -116,7 +117,7 @@ BACKBONES: dict[str, Backbone] = {
     "resnet101": Backbone(partial(_BOTTLENECK, units=(3, 4, 23, 3)), IMAGENET, "the stride in a unit's 3x3"),
     "resnet50_beta": Backbone(
         partial(_BETA, units=(3, 4, 6, 3)), SYMMETRIC,
-        "the authors' form: three 3x3 in the stem, the stride at the end of a stage", defaults=_LAST_UNIT,
+        "the authors' form: three 3x3 in the stem, the stride at the end of each stage", defaults=_LAST_UNIT,
     ),
     "resnet101_beta": Backbone(
         partial(_BETA, units=(3, 4, 23, 3)), SYMMETRIC,
@@ -236,8 +237,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
 }  # fmt: skip
 
-# Beside the paper's network, the one with what only the weights of other code bases need. It is built where one of the
-# options that it adds is given.
+# For each of the paper's networks, a variant with what only the weights of other code bases need. `create_model` builds
+# it if one of the options that it adds is given.
 VARIANTS: dict[Any, type[nn.Module]] = {
     ASPP: ASPPVariant,
     DeepLabV3PlusDecoder: DeepLabV3PlusDecoderVariant,

@@ -1,4 +1,4 @@
-"""Names to networks: `create_model` builds the parts that the tables of `architectures` name, and composes them."""
+"""From names to networks: `create_model` builds the parts in the tables of `architectures`, and composes them."""
 
 import json
 from collections.abc import Mapping
@@ -23,13 +23,13 @@ from deeplab_jax.models.layers import LayerSettings, NormKind
 from deeplab_jax.models.preprocessing import Preprocessing
 from deeplab_jax.models.segmenter import Segmenter, abstract_variables
 
-# Fields of modules that are no options.
+# Fields of modules that are not options.
 NOT_OPTIONS = {"settings", "num_classes", "name", "parent"}
 
 
 @dataclass(frozen=True)
 class _Entry:
-    """What the tables say of a name, its differing defaults together."""
+    """What the tables say of a name, with all of its other defaults."""
 
     backbone: Backbone
     architecture: Architecture
@@ -76,14 +76,14 @@ def model_names(*, module: str = "") -> list[str]:
     """List the names that `create_model` takes: `<architecture>_<backbone>`, and `unet`.
 
     Args:
-      module: path of a file of one's own; see `create_model`.
+      module: path of your own file; see `create_model`.
     """
     allow(module)
     return list(_entries(module))
 
 
 def default_output_stride(name: str) -> int:
-    """Return the output stride that a model has where none is asked for."""
+    """Return the output stride of a model if none is given."""
     return int(_entry(name, "").defaults["output_stride"])
 
 
@@ -98,12 +98,12 @@ def known_options(name: str, *, module: str = "") -> set[str]:
 
 
 def _class(part: Part) -> Any:
-    """Return the class of a part, without what a `partial` of it fixes."""
+    """Return the class of a part, without the fields that a `partial` fixes."""
     return part.func if isinstance(part, partial) else part
 
 
 def _variant(part: Part) -> Part:
-    """Return the variant of a part with what is fixed of it; the same where it has none."""
+    """Return the variant of a part with the same fixed fields, or the part itself if it has no variant."""
     return partial(VARIANTS.get(_class(part), _class(part)), **getattr(part, "keywords", {}))
 
 
@@ -113,7 +113,7 @@ def _fields(part: Part) -> set[str]:
 
 
 def build_part(part: Part | None, given: Options, **around: Any) -> Any:
-    """Build a part, or its variant, of those values that it has fields for."""
+    """Build a part, or its variant, from the values that it has fields for."""
     if part is None:
         return None
     if given.keys() & (_fields(_variant(part)) - _fields(part)):
@@ -131,27 +131,27 @@ def create_model(
       name: `<architecture>_<backbone>`, one of `model_names()`.
       num_classes: classes of the logits, at least 1.
       output_stride: input pixels per sample of the context's map; None is the architecture's own.
-      module: path of a Python file of one's own, which is run: its tables `BACKBONES` and `ARCHITECTURES` stand beside
-        those of `architectures`, which says how to write them.
-      **options: fields of the backbone, the context and the decoder that the tables name, such as `multi_grid`,
-        `first_unit_rate`, `width`, `aspp_rates`, `separable`, `low_level` or `padding`; one that several of them have
-        goes to each. Those of `LayerSettings` (`norm`, `dtype`, `lowering`, ...) concern all layers, `backbone_norm`
-        is the backbone's own `norm`. Those of `ImagePyramid` (`image_pyramid`, `fusion`, `pyramid`) put one around the
-        network; `aux_head` adds torchvision's auxiliary FCN head. Those of `Preprocessing` (`value_range`, `mean`,
-        `std`) replace the backbone's. None means the default.
+      module: path of your own Python file. The file is run, and its tables `BACKBONES` and `ARCHITECTURES` extend those
+        of `architectures`, which says how to write them.
+      **options: fields of the backbone, the context and the decoder in the tables, such as `multi_grid`,
+        `first_unit_rate`, `width`, `aspp_rates`, `separable`, `low_level` or `padding`. If several parts have a field,
+        each receives the value. The fields of `LayerSettings` (`norm`, `dtype`, `lowering`, ...) apply to all layers;
+        `backbone_norm` is the backbone's own `norm`. Those of `ImagePyramid` (`image_pyramid`, `fusion`, `pyramid`) put
+        one around the network. `aux_head` adds torchvision's auxiliary FCN head. Those of `Preprocessing`
+        (`value_range`, `mean`, `std`) replace the backbone's. None means the default.
 
     Returns:
       The module; `model.init(key, images, train=False)` makes its variables.
 
     Raises:
-      UserError: an unknown name, option or value, naming what would be valid.
+      UserError: an unknown name, option or value; the message names the valid ones.
     """
     allow(module)
     return _create(name, num_classes, output_stride, module, options)
 
 
 def _create(name: str, num_classes: int, output_stride: int | None, module: str, options: Options) -> Segmenter:
-    """Do what `create_model` does, without leave to run the user's own file."""
+    """Do what `create_model` does, but do not permit the user's own file to run."""
     entry = _entry(name, module)
     if not isinstance(num_classes, int) or num_classes < 1:
         raise UserError(f"num_classes={num_classes!r}: give a whole number of at least 1")
@@ -168,15 +168,13 @@ def _create(name: str, num_classes: int, output_stride: int | None, module: str,
     try:
         model = _compose(entry, num_classes, stride, given, recipe)
     except TypeError as error:
-        raise UserError(
-            f"{name}: an option has a value of another kind than it needs ({error}); see create_model"
-        ) from error
+        raise UserError(f"{name}: an option has a value of the wrong type ({error}); see create_model") from error
     check_output_stride(model)
     return model
 
 
 def _compose(entry: _Entry, num_classes: int, output_stride: int, given: Options, recipe: Options) -> Segmenter:
-    """Build the parts with the options that are given, and put them together."""
+    """Build the parts with the given options, and put them together."""
     kind = entry.backbone.module
     own: LayerSettings = getattr(_class(kind), "settings", LayerSettings())
     settings = build_part(LayerSettings, {"norm": own.norm, **given})
@@ -207,10 +205,10 @@ def _compose(entry: _Entry, num_classes: int, output_stride: int, given: Options
 def describe(model: Segmenter) -> dict[str, Any]:
     """Return the name, class count, output stride and options from which `create_model` builds this model again.
 
-    Of a clone, the output stride is its own; other fields cannot be described once cloned.
+    The output stride is that of a clone, too. Other fields that a clone changed cannot be described.
 
     Raises:
-      UserError: the model has no name, since it was composed in Python.
+      UserError: the model has no name, because it was composed in Python.
     """
     if not model.recipe:
         raise UserError(
@@ -224,8 +222,8 @@ def from_description(description: Mapping[str, Any], *, module: str = "") -> Seg
     """Build the model that `describe` wrote down.
 
     Args:
-      description: of a model. What it says of a user's own file is no leave to run it.
-      module: path of the user's own file, in the place of the one that the description names; it is run.
+      description: of a model. If it names a user's own file, that is no permission to run the file.
+      module: path of the user's own file, which is run instead of the one in the description.
     """
     allow(module)
     return _create(
@@ -238,17 +236,15 @@ def from_description(description: Mapping[str, Any], *, module: str = "") -> Seg
 
 
 def check_output_stride(model: Segmenter) -> None:
-    """Raise a UserError where the model cannot run at its output stride, before anything is traced."""
+    """Raise a UserError if the model cannot run at its output stride, before anything is traced."""
     try:
         abstract_variables(model)
     except ValueError as error:
         raise UserError(str(error)) from None
     except TypeError as error:
-        raise UserError(
-            f"an option of the model has a value of another kind than it needs ({error}); see create_model"
-        ) from error
+        raise UserError(f"an option of the model has a value of the wrong type ({error}); see create_model") from error
 
 
 def _frozen(value: Any) -> Any:
-    """Turn lists, as configs and JSON hand them over, into tuples, so that modules stay hashable."""
+    """Turn lists, as they come from configs and JSON, into tuples, so that modules stay hashable."""
     return tuple(_frozen(item) for item in value) if isinstance(value, list | tuple) else value

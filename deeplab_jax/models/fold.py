@@ -20,26 +20,26 @@ from deeplab_jax.models.layers import ConvNorm, NormKind, change_settings
 from deeplab_jax.models.segmenter import Segmenter, Variables, trace
 
 FOLDABLE: tuple[NormKind, ...] = ("batch", "frozen")
-# Where each foldable layer is (path of a `ConvNorm`), with the epsilon of its batch norm.
+# The path of each foldable `ConvNorm`, with the epsilon of its batch norm.
 Norms = tuple[tuple[tuple[str, ...], float], ...]
 
 
 def fold_norm(model: Segmenter, variables: Mapping[str, Any]) -> tuple[Segmenter, Variables]:
     """Fold the batch norms of a network into its convolutions.
 
-    The result computes the same logits up to rounding with fewer operations, which XLA on a CPU mostly fuses anyway (0
-    to 7% less time there; compiling takes 10 to 20% less). It is for inference only: a network whose `norm` and
-    `backbone_norm` are "none" where they were "batch" or "frozen", which `describe` and `save` know as such. The rest
-    stays as it is: group norm, output stride, preprocessing, and an auxiliary head (folded as well). The new parameters
-    are float32 whatever the dtype of the activations. The cost is one pass over the parameters, and for the first call
-    with a model a trace of it. May be called within `jit`; a second call changes nothing.
+    The result computes the same logits up to rounding, with fewer operations. XLA on a CPU fuses most of these anyway
+    (0 to 7% less time there; compiling takes 10 to 20% less). The result is for inference only: its `norm` and
+    `backbone_norm` are "none" where they were "batch" or "frozen", and `describe` and `save` know it as such. Group
+    norm, output stride, preprocessing and an auxiliary head (folded as well) stay. The new parameters are float32
+    whatever the dtype of the activations. The cost is one pass over the parameters, and a trace at the first call with
+    a model. The function may be called within `jit`; a second call changes nothing.
 
     Args:
       model: as from `create_model`, `load` or `convert`.
       variables: `params` and `batch_stats`.
 
     Returns:
-      `(model, variables)`; both as given where the network has no batch norm. Otherwise each convolution that had one
+      `(model, variables)`. Both are unchanged if the network has no batch norm. Otherwise each convolution that had one
       has a `bias` instead, and there are no `batch_stats`.
     """
     norms = _find_norms(model)
@@ -50,7 +50,7 @@ def fold_norm(model: Segmenter, variables: Mapping[str, Any]) -> tuple[Segmenter
 
 @lru_cache(maxsize=128)
 def _find_norms(model: Segmenter) -> Norms:
-    """Trace the network, and return its batch norms that follow a convolution."""
+    """Trace the network, and return each batch norm that follows a convolution."""
     found: dict[tuple[str, ...], float] = {}
 
     def note(call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
@@ -66,9 +66,9 @@ def _find_norms(model: Segmenter) -> Norms:
 
 @lru_cache(maxsize=128)
 def _without_batch_norm(model: Segmenter) -> Segmenter:
-    """Return the network that folded variables fit.
+    """Return the network that fits the folded variables.
 
-    Made from the model's own parts and not from its description, which a clone may have outgrown.
+    It is made from the model's own parts, because a clone may differ from the model's description.
     """
     recipe = json.loads(model.recipe)
     kinds = {"norm": model.settings.norm, "backbone_norm": model.backbone_settings.norm}
@@ -83,7 +83,7 @@ def _kind(norm: NormKind) -> NormKind:
 
 @partial(jax.jit, static_argnums=0)
 def _fold(norms: Norms, variables: Variables) -> Variables:
-    """Return variables in which these layers have no norm; of the statistics, those of other layers remain."""
+    """Return variables without the norms of these layers; the statistics of other layers remain."""
     params, statistics = (flatten_dict(variables[name]) for name in ("params", "batch_stats"))
     for path, epsilon in norms:
         kernel, bias, norm = (*path, "conv", "kernel"), (*path, "conv", "bias"), (*path, "norm", "batch")

@@ -15,21 +15,21 @@ ATTENTION_CHANNELS = 512
 
 
 class ImagePyramid(nn.Module):
-    """What a network sees of an image at several scales, and how their logits become one.
+    """The scales of an image that a network reads, and how their logits become one.
 
-    The logits are fused at the size of the first scale's. "max" is DeepLabv2's (sec. 4.1.2); "attention" (Chen et al.,
-    arXiv 1511.03339, sec. 3) weighs the scales at every pixel by a softmax over two convolutions that read the features
-    of all of them. The "laplacian" pyramid (Farabet et al., PAMI 2013, sec. 3.1) shows at each scale only the band that
-    the next coarser one lacks; the coarsest shows all that is left. Farabet's local normalisation of the bands is left
-    out: where a band is empty, as in a clear sky, it would blow up noise.
+    The logits are fused at the size of the first scale's. "max" is DeepLabv2's (sec. 4.1.2). "attention" (Chen et al.,
+    arXiv 1511.03339, sec. 3) weights the scales at every pixel by a softmax over two convolutions, which read the
+    features of all scales. The "laplacian" pyramid (Farabet et al., PAMI 2013, sec. 3.1) shows at each scale only the
+    band that the next coarser scale lacks; the coarsest shows the rest. It leaves out Farabet's local normalisation of
+    the bands, which would amplify noise where a band is empty, as in a clear sky.
 
     Attributes:
-      image_pyramid: scales from fine to coarse; a side of n pixels is seen as `(n - 1) * scale + 1`.
-      fusion: of the logits.
+      image_pyramid: scales from fine to coarse; a side of n pixels becomes `(n - 1) * scale + 1`.
+      fusion: how the logits are fused.
       pyramid: "resized" images or the bands of a Laplacian pyramid.
 
     Raises:
-      UserError: scales that are not from fine to coarse, or not above 0 and up to 4; another fusion or pyramid.
+      UserError: scales that do not go from fine to coarse or not lie above 0 and up to 4; an unknown fusion or pyramid.
     """
 
     image_pyramid: tuple[float, ...] = ()
@@ -51,7 +51,7 @@ class ImagePyramid(nn.Module):
         super().__post_init__()
 
     def views(self, images: jax.Array, *, smallest: int) -> list[jax.Array]:
-        """Return the images `[N, H, W, C]` as seen at each scale, no side below `smallest`."""
+        """Return the images `[N, H, W, C]` at each scale, with no side below `smallest`."""
         sizes = [
             [max(smallest, scaled_side(side, scale)) for side in images.shape[1:3]] for scale in self.image_pyramid
         ]

@@ -17,10 +17,10 @@ from deeplab_jax.ops.batch_norm import batch_norm, normalise
 
 NormKind = Literal["batch", "frozen", "group", "none"]
 Padding = Literal["VALID", "SAME"] | None
-# Of networks that can be built with or without padding.
+# For networks that can be built with or without padding.
 PADDINGS: dict[str, Padding] = {"same": None, "valid": "VALID"}
 Activation = Literal["relu", "relu6", "hard_swish", "none"]
-# What a backbone returns: the map [N, h, w, C] and stride of each of its stages, by name, in order.
+# What a backbone returns: for each stage, in order, its name with its map [N, h, w, C] and stride.
 Features = dict[str, tuple[jax.Array, int]]
 
 ACTIVATIONS: dict[Activation, Callable[[jax.Array], jax.Array]] = {
@@ -30,18 +30,18 @@ ACTIVATIONS: dict[Activation, Callable[[jax.Array], jax.Array]] = {
     "none": lambda x: x,
 }
 GROUP_NORM_GROUPS = 32
-# What rematerialisation keeps: the name of a convolution's result.
+# Rematerialisation keeps the convolutions' results, which have this name.
 CONVOLUTION = "convolution"
-# Of layers that end in logits: logits near zero, so that the first loss is that of a uniform guess.
+# For layers that end in logits: small logits, so that the first loss is that of a uniform guess.
 SMALL_NORMAL = nn.initializers.normal(0.01)
 
 
 def check_choices(part: Any) -> None:
-    """Raise a UserError where a field of a dataclass or module is none of the values of its `Literal` type."""
+    """Raise a UserError if a field of a dataclass or module is not among the values of its `Literal` type."""
     for field in dataclasses.fields(part):
         choices, value = get_args(field.type), getattr(part, field.name)
         if get_origin(field.type) is Literal and value not in choices:
-            word = str(value) if isinstance(choices[0], str) else ""  # Of numbers, all are near.
+            word = str(value) if isinstance(choices[0], str) else ""  # All numbers are near.
             raise UserError(f"{field.name}={value!r:.100}: {did_you_mean(word, choices)}")
 
 
@@ -53,20 +53,20 @@ def check_positive(option: str, values: tuple[int, ...]) -> None:
 
 @dataclass(frozen=True)
 class LayerSettings:
-    """What the layers of one part of a network have in common.
+    """What the layers of one part of a network share.
 
     Attributes:
-      norm: "batch" normalises with the statistics of the batch in training and with running ones otherwise; "frozen"
-        always with the running ones (the second stage of the papers' protocol; freeze the scales and offsets too by the
-        optimizer's pattern); "group" is group normalisation; "none" puts a bias into the convolution instead.
+      norm: "batch" normalises with the statistics of the batch in training and with running ones otherwise. "frozen"
+        always uses the running ones (the second stage of the papers' protocol; freeze the scales and offsets too, by
+        the optimizer's pattern). "group" is group normalisation. "none" gives the convolution a bias instead.
       norm_epsilon: added to the variance.
       norm_momentum: decay of the running statistics; the papers use 0.9997, which suits tens of thousands of steps.
       dtype: dtype of the activations, "float32" or "bfloat16"; parameters and statistics stay float32.
-      lowering: how `conv2d` computes.
+      lowering: how `conv2d` computes a convolution.
       align_corners: corner alignment of every bilinear resize.
 
     Raises:
-      UserError: a value that is none of these.
+      UserError: an unknown value.
     """
 
     norm: NormKind = "batch"
@@ -85,7 +85,7 @@ class LayerSettings:
 
 
 def change_settings(module: nn.Module, change: Callable[[LayerSettings], LayerSettings]) -> Any:
-    """Return a copy of a module in which the settings of all parts are changed."""
+    """Return a copy of a module with changed settings in all parts."""
     changes: dict[str, Any] = {}
     for field in dataclasses.fields(module):
         value = getattr(module, field.name, None)
@@ -99,8 +99,8 @@ def change_settings(module: nn.Module, change: Callable[[LayerSettings], LayerSe
 def parameter(module: nn.Module, name: str, init: Callable[..., Any], shape: tuple[int, ...]) -> jax.Array:
     """Return a float32 parameter of a module, as `module.param` does.
 
-    That traces the initialiser at every use, to compare shapes, which for a network's kernels is a third of the time to
-    trace it. So it is asked only for what is missing or has another shape.
+    `module.param` traces the initialiser at every use, to compare shapes. For a network's kernels that takes a third of
+    the time to trace it. So this function calls it only for a parameter that is missing or has another shape.
     """
     found: jax.Array | None = module.get_variable("params", name)
     if found is not None and found.shape == shape:
@@ -109,8 +109,8 @@ def parameter(module: nn.Module, name: str, init: Callable[..., Any], shape: tup
 
 
 class Conv(nn.Module):
-    """A convolution over `[N, H, W, C]`; `padding=None` is symmetric and keeps the size at stride 1, "SAME" is
-    TensorFlow's, which differs from it where a stride meets an even side.
+    """A convolution over `[N, H, W, C]`. `padding=None` is symmetric and keeps the size at stride 1. "SAME" is
+    TensorFlow's, which differs where a stride meets an even side.
 
     Parameters: `kernel` (HWIO, He-normal by fan-in) and, with `use_bias`, `bias`.
     """
@@ -149,10 +149,10 @@ class Conv(nn.Module):
 
 
 class BatchNorm(nn.Module):
-    """Normalise `[N, H, W, C]` by the statistics of the batch, which the running ones then follow, or by the running
+    """Normalise `[N, H, W, C]` by the statistics of the batch, which also update the running ones, or by the running
     ones (arXiv 1502.03167).
 
-    Parameters: `scale`, `bias`; in `batch_stats`: `mean` and the biased variance `var`, as flax's own layer has them.
+    Parameters: `scale`, `bias`. In `batch_stats`: `mean` and the biased variance `var`, as in flax's own layer.
     """
 
     settings: LayerSettings
@@ -179,7 +179,7 @@ class BatchNorm(nn.Module):
 
 
 class Norm(nn.Module):
-    """The normalisation that the settings ask for; batch statistics live in the collection `batch_stats`."""
+    """The normalisation that the settings name; batch statistics are in the collection `batch_stats`."""
 
     settings: LayerSettings
 
@@ -201,8 +201,8 @@ class Norm(nn.Module):
 
 
 class ConvNorm(nn.Module):
-    """Convolution, normalisation, activation:
-    submodules `conv` and `norm`. Without normalisation the convolution has a bias.
+    """Convolution (submodule `conv`), normalisation (`norm`), activation. Without normalisation the convolution has a
+    bias.
     """
 
     features: int
@@ -234,8 +234,8 @@ class ConvNorm(nn.Module):
 
 
 class SeparableConvNorm(nn.Module):
-    """Depthwise convolution, which carries stride and rate, then a pointwise one, each with its normalisation and
-    activation (DeepLabv3+, sec. 3.2, as in the authors' code).
+    """Depthwise convolution, with the stride and rate, then a pointwise one, each with its normalisation and activation
+    (DeepLabv3+, sec. 3.2, as in the authors' code).
     """
 
     features: int
@@ -270,6 +270,6 @@ class SeparableConvNorm(nn.Module):
 def spatial_conv(
     features: int, kernel_size: int, *, rate: int = 1, separable: bool, settings: LayerSettings, name: str
 ) -> nn.Module:
-    """Return a `ConvNorm`, or its separable form where that is asked for and the kernel is larger than 1x1."""
+    """Return a `ConvNorm`, or its separable form if the layer is separable and its kernel larger than 1x1."""
     kind = SeparableConvNorm if separable and kernel_size > 1 else ConvNorm
     return kind(features, kernel_size, rate=rate, settings=settings, name=name)

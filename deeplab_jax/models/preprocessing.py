@@ -1,4 +1,4 @@
-"""From stored pixels to what a network expects, as a record that travels with the model."""
+"""From stored pixels to the input of a network, as a record that belongs to the model."""
 
 from dataclasses import dataclass
 
@@ -11,10 +11,10 @@ class Preprocessing:
     """Value range and normalisation of a network's input.
 
     Attributes:
-      value_range: what 0 and 255 become.
-      mean: per channel (RGB), in units of that range; subtracted. A preprocessed zero therefore is the mean pixel, with
-        which images are padded.
-      std: per channel, in the same units; divided by.
+      value_range: the values that 0 and 255 become.
+      mean: subtracted from each channel (RGB), in units of that range. So a preprocessed zero is the mean pixel, which
+        pads images.
+      std: each channel is divided by it, in the same units.
     """
 
     value_range: tuple[float, float]

@@ -21,29 +21,29 @@ SMALLEST_SIDE = 33
 
 
 class Segmenter(nn.Module):
-    """A segmentation network made of parts: by `create_model` from a name, or of modules of your own.
+    """A segmentation network made of parts: from a name by `create_model`, or from your own modules.
 
         image -> backbone -> context -> decoder -> classifier -> resize to the image
 
-    Parameters do not depend on `output_stride`: `model.clone(output_stride=8)` runs what was trained at 16.
+    Parameters do not depend on `output_stride`: `model.clone(output_stride=8)` runs a network that was trained at 16.
 
     Attributes:
-      backbone: module `(images, output_stride=, train=) -> Features`, from the finest to the coarsest.
+      backbone: module `(images, output_stride=, train=) -> Features`, in order from the finest to the coarsest.
       num_classes: classes of the logits.
       output_stride: input pixels per sample of the backbone's last features.
       context: module `(map, output_stride=, train=) -> map` of the backbone's last features, or None.
       decoder: module `(map, features, train=) -> map`, or None. The features are those of the method `features`, and
-        the images themselves as "image". Where it has an attribute `classifier_kernel`, the classifier has that kernel
-        size instead of 1; where that is 0, what it returns are the logits. (Likewise a context without a decoder.)
-        Where it has an attribute `valid` that is true, these logits cover the centre of the images only.
+        the images themselves as "image". If it has an attribute `classifier_kernel`, that is the classifier's kernel
+        size instead of 1; if that is 0, the decoder returns the logits. (The same holds for a context without a
+        decoder.) If it has a true attribute `valid`, these logits cover only the centre of the images.
       pyramid: an `ImagePyramid` around all of these, or None.
       preprocessing: how stored pixels become the images that `__call__` takes.
-      settings: of the classifier and the resizes.
+      settings: settings of the classifier and the resizes.
       aux_features: name of the features under an auxiliary FCN head, or None.
-      recipe: the name and options that `create_model` was given, as JSON text; `save` writes it.
+      recipe: the name and options that `create_model` received, as JSON text; `save` writes it.
 
     Raises:
-      UserError: an image pyramid or an auxiliary head around a decoder whose logits cover the centre of images only.
+      UserError: an image pyramid or an auxiliary head with a decoder whose logits cover only the centre of the images.
     """
 
     backbone: nn.Module
@@ -76,32 +76,32 @@ class Segmenter(nn.Module):
 
     @property
     def classifier_kernel(self) -> int:
-        """Kernel size of the classifier; 0 where there is none, since the last part returns the logits."""
+        """Kernel size of the classifier; 0 if there is none because the last part returns the logits."""
         return getattr(self.decoder or self.context, "classifier_kernel", 1)
 
     @property
     def backbone_settings(self) -> LayerSettings:
-        """Settings of the backbone's layers; those of the rest where it has none of its own."""
+        """Settings of the backbone's layers; those of the other parts if it has none of its own."""
         return getattr(self.backbone, "settings", self.settings)
 
     @property
     def valid(self) -> bool:
-        """Whether the logits cover the centre of the images only (U-Net as published)."""
+        """Whether the logits cover only the centre of the images (U-Net as published)."""
         return getattr(self.decoder, "valid", False)
 
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        """Compute logits at the size of the images.
+        """Return logits at the size of the images.
 
         Args:
           images: preprocessed floats `[N, H, W, 3]`, H and W from 33 up; where `valid`, 188, 204, 220, ...
-          train: batch statistics and dropout as in training.
+          train: whether batch statistics and dropout work as in training.
 
         Returns:
-          float32 `[N, H, W, num_classes]`; where `valid`, 184 pixels less per side. With an auxiliary head its logits,
-          of the same shape, are sown under `intermediates/aux`.
+          float32 `[N, H, W, num_classes]`; if `valid`, 184 pixels less per side. The logits of an auxiliary head, of
+          the same shape, are sown under `intermediates/aux`.
 
         Raises:
-          UserError: images of too few pixels, of another rank, or, where `valid`, of a side that does not fit.
+          UserError: images that are too small, of another rank, or, if `valid`, of a side that does not fit.
         """
         return self.resize(self._all_logits(images, train=train, resize_aux=True), images)
 
@@ -129,8 +129,8 @@ class Segmenter(nn.Module):
         return {**features, "context": (x, stride)}
 
     def coarse_logits(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        """Compute the classifier's float32 output `[N, h, w, num_classes]` before it is resized to the image; an
-        auxiliary head's is sown so, too.
+        """Return the classifier's float32 output `[N, h, w, num_classes]` before it is resized to the image. An
+        auxiliary head's output is sown without a resize too.
         """
         return self._all_logits(images, train=train, resize_aux=False)
 
@@ -154,14 +154,14 @@ class Segmenter(nn.Module):
         return self.pyramid(list(logits), list(seen))
 
     def coarse_logits_of_whole(self, images: jax.Array) -> jax.Array:
-        """Compute logits that cover the images to their borders, mirroring them there where the network is `valid`."""
+        """Return logits that cover the images to their borders, which are mirrored if the network is `valid`."""
         if not self.valid:
             return self.coarse_logits(images)
         logits = self.coarse_logits(extend_by_mirroring(images))
         return logits[:, : images.shape[1], : images.shape[2]]
 
     def features(self, images: jax.Array, *, train: bool = False) -> Features:
-        """Compute `{name: (array [N, h, w, C], stride)}` from the stem to the context's output; of an image pyramid, at
+        """Return `{name: (array [N, h, w, C], stride)}` from the stem to the context's output; of an image pyramid, at
         its first scale.
         """
         if self.pyramid is not None:
@@ -169,30 +169,30 @@ class Segmenter(nn.Module):
         return self._features(images, train=train)
 
     def resize(self, logits: jax.Array, images: jax.Array) -> jax.Array:
-        """Resize logits bilinearly to the images' height and width, in float32; not where `valid`."""
+        """Return float32 logits resized bilinearly to the images' height and width; if `valid`, unresized."""
         logits = logits.astype(jnp.float32)
         if self.valid:
             return logits
         return resize_bilinear(logits, images.shape[1:3], align_corners=self.settings.align_corners)
 
     def fitting_side(self, side: int) -> int:
-        """Return the smallest number of pixels, of at least `side`, that a side of an image may have."""
+        """Return the smallest valid side of an image, in pixels, of at least `side`."""
         return next_valid_side(side) if self.valid else side if side >= SMALLEST_SIDE else SMALLEST_SIDE
 
 
 def abstract_variables(model: Segmenter) -> Variables:
     """Return the shapes and dtypes of the model's variables without computing any."""
-    # A copy: what a caller does to the tree stays its own.
+    # A copy: a caller's changes to the tree stay with the caller.
     return jax.tree.map(lambda leaf: leaf, _traced_once(model))
 
 
 def trace(model: Segmenter) -> Variables:
-    """Trace the model's initialisation, for what it calls on the way; return what `abstract_variables` does."""
+    """Trace the model's initialisation for its side effects, and return the result of `abstract_variables`."""
     side = model.fitting_side(65)
     images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
     variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
     return {name: tree for name, tree in variables.items() if name in ("params", "batch_stats")}
 
 
-# A deep network takes seconds to trace, and building, loading, folding and training it each ask for its shapes.
+# Tracing a deep network takes seconds, and building, loading, folding and training each ask for its shapes.
 _traced_once = lru_cache(maxsize=32)(trace)

@@ -7,8 +7,8 @@ from deeplab_jax.models.layers import Conv, LayerSettings, SeparableConvNorm, sp
 
 
 class BareSeparableConvNorm(SeparableConvNorm):
-    """A separable convolution with nothing between the depthwise and the pointwise one: no normalisation, bias or
-    activation.
+    """A separable convolution with no normalisation, bias or activation between the depthwise and the pointwise
+    convolution.
     """
 
     def depthwise(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -34,7 +34,7 @@ def spatial_conv_variant(
     settings: LayerSettings,
     name: str,
 ) -> nn.Module:
-    """Return what `spatial_conv` does, without `depthwise_norm` with nothing after the depthwise convolution."""
+    """Return what `spatial_conv` does; without `depthwise_norm`, nothing follows the depthwise convolution."""
     if separable and kernel_size > 1 and not depthwise_norm:
         return BareSeparableConvNorm(features, kernel_size, rate=rate, settings=settings, name=name)
     return spatial_conv(features, kernel_size, rate=rate, separable=separable, settings=settings, name=name)

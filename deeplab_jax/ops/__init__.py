@@ -1,4 +1,4 @@
-"""Pure functions on arrays; nothing here knows of modules, data or configs."""
+"""Pure functions on arrays; they know nothing of modules, data or configs."""
 
 from deeplab_jax.ops import atrous, batch_norm, crf, geometry, losses, metrics, observe, pooling, resize, transposed
 

@@ -2,8 +2,8 @@
 
     y[i] = sum over k of x[i + r k] w[k]
 
-The rate `r` widens what a kernel sees and adds no weights: `k` taps span `k + (k - 1)(r - 1)` pixels, the effective
-kernel size. With `r (k - 1) / 2` zeros on each side the result is as large as the map.
+The rate `r` widens the area that a kernel sees and adds no weights: `k` taps span `k + (k - 1)(r - 1)` pixels, the
+effective kernel size. With `r (k - 1) / 2` zeros on each side the result is as large as the map.
 """
 
 from collections.abc import Sequence
@@ -35,15 +35,15 @@ def conv2d(
 
     Args:
       x: `[N, H, W, C]`.
-      kernel: `[kh, kw, C / feature_group_count, D]` (HWIO), of the dtype of `x`.
-      rate: atrous rate, 1 and up: the distance of the taps in pixels.
-      stride: distance of the output samples in pixels, 1 and up.
+      kernel: `[kh, kw, C / feature_group_count, D]` (HWIO), with the dtype of `x`.
+      rate: atrous rate, at least 1: the distance of the taps in pixels.
+      stride: distance of the output samples in pixels, at least 1.
       padding: zeros around the map. None puts `rate * (k - 1) / 2` on each side (odd kernels): the samples of a strided
-        convolution sit at 0, s, 2s, ..., so subsampling commutes with it. "SAME" is TensorFlow's, with fewer zeros
-        before an even side than after it; "VALID" means none; or `((top, bottom), (left, right))`.
+        convolution are at 0, s, 2s, ..., so it equals a convolution of stride 1, subsampled. "SAME" is TensorFlow's,
+        with fewer zeros before an even side than after it; "VALID" means none; or `((top, bottom), (left, right))`.
       feature_group_count: 1 for a dense convolution, C for a depthwise one.
-      lowering: how to compute it; see `lowerings`. "auto" is what is fast on the platform that runs the program, and
-        "direct" is the call below. A lowering that does not cover the case gives way to "direct".
+      lowering: how to compute it; see `lowerings`. "auto" is fast on the platform that runs the program. "direct" is
+        XLA's own convolution, which also replaces a lowering that does not cover the case.
 
     Raises:
       ValueError: an unknown lowering, or an even kernel with `padding=None`.
@@ -62,7 +62,7 @@ def conv2d(
 
 
 def direct(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
-    """Return the convolution as XLA computes it: `rhs_dilation` spreads the taps. Covers every case."""
+    """Return the convolution as XLA computes it: `rhs_dilation` spreads the taps. It covers every case."""
     return lax.conv_general_dilated(
         x,
         kernel,
@@ -85,7 +85,7 @@ FORMS: dict[Lowering, lowerings.Form] = {
 def explicit_padding(
     size: Sequence[int], kernel_size: Sequence[int], *, rate: int, stride: int, padding: Padding
 ) -> Pads:
-    """Return the zeros `((top, bottom), (left, right))` that `padding` stands for; see `conv2d`."""
+    """Return the zeros `((top, bottom), (left, right))` that `padding` means; see `conv2d`."""
     if padding is None:
         row, column = (same_padding(k, rate) for k in kernel_size)
         return (row, row), (column, column)

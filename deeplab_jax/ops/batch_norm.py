@@ -1,7 +1,8 @@
-"""Batch normalisation in training (Ioffe and Szegedy, arXiv 1502.03167, algorithm 1), with a derivative by hand.
+"""Batch normalisation in training (Ioffe and Szegedy, arXiv 1502.03167, algorithm 1), with a derivative written by
+hand.
 
-Differentiated by rule, the mean and the variance each bring their own terms, which read the map again and are kept for
-it. Written out, the derivative needs two sums over the map and one pass, forward and backward, and keeps one map.
+In JAX's own derivative the mean and the variance each add terms that keep the map and read it again. The derivative
+written by hand needs two sums over the map and one pass, forward and backward, and keeps one map.
 """
 
 from functools import partial
@@ -18,7 +19,7 @@ def moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Return the mean and the (biased) variance of each channel of `[N, H, W, C]`, in float32."""
     x = x.astype(jnp.float32)
     mean = jnp.mean(x, OVER_ALL_BUT_CHANNELS)
-    # Both in one pass; rounding must not make it negative.
+    # Both in one pass; rounding must not make the variance negative.
     return mean, jnp.maximum(0.0, jnp.mean(x * x, OVER_ALL_BUT_CHANNELS) - mean * mean)
 
 
@@ -41,7 +42,7 @@ def _batch_norm(x: jax.Array, scale: jax.Array, offset: jax.Array, epsilon: floa
       epsilon: added to the variance; static.
 
     Returns:
-      The result in the dtype of `x`, and the mean and variance, float32 `[C]`, which count as constants in derivatives.
+      The result in the dtype of `x`, and the mean and variance, float32 `[C]`, which are constants in derivatives.
     """
     mean, var = moments(x)
     return normalise(x, mean, var, scale, offset, epsilon), (mean, var)
@@ -69,22 +70,23 @@ def _tangent(
     scale_tangent: jax.Array,
     offset_tangent: jax.Array,
 ) -> jax.Array:
-    """Return how the result moves with the inputs; `inverse` is one over the standard deviation.
+    """Return the derivative of the result in the direction of the inputs' tangents; `inverse` is 1 / standard
+    deviation.
 
-    JAX transposes it, line by line from the last, to the gradient: sums of the result's gradient (for `shift`) and of
+    JAX transposes it to the gradient, line by line from the last: sums of the result's gradient (for `shift`) and of
     its product with the centred map (for `factor`), then one pass.
     """
     centred = x - _row(mean)
     count = x.size // x.shape[-1]
     moved = x_tangent.astype(jnp.float32) * _row(scale * inverse)
-    # What moves mean and variance of a channel changes nothing after them, so its share is taken out.
+    # A change of a channel's mean or variance is normalised away, so the derivative leaves that share out.
     of_variance = jnp.sum(moved * centred, OVER_ALL_BUT_CHANNELS) / count * inverse * inverse
     of_mean = jnp.sum(moved, OVER_ALL_BUT_CHANNELS) / count
     shift, factor = offset_tangent - of_mean, scale_tangent * inverse - of_variance
     return (moved + _row(shift) + centred * _row(factor)).astype(x.dtype)
 
 
-# A compiled function of its own, so that equal layers are traced once.
+# A separate compiled function, so that equal layers are traced once.
 batch_norm = jax.jit(_batch_norm, static_argnums=3)
 
 

@@ -1,8 +1,8 @@
 """Convolutions as operations of JAX whose gradients are written by hand.
 
-`jax.custom_vjp` takes gradients by hand too, but refuses forward mode (`jax.jvp`). So a convolution is here what it is
-in JAX itself: an operation that is linear in the map and linear in the kernel. JAX then knows the forward derivative,
-`conv(dx, w) + conv(x, dw)`. It asks only for the transposes of these two terms, which are the gradients.
+`jax.custom_vjp` also takes gradients written by hand, but does not allow forward mode (`jax.jvp`). So a convolution
+here is the same as in JAX: an operation that is linear in the map and linear in the kernel. JAX then knows the forward
+derivative, `conv(dx, w) + conv(x, dw)`. It asks only for the transposes of these two terms, which are the gradients.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,23 +18,24 @@ from jax.interpreters import ad, batching, mlir
 from deeplab_jax.ops.geometry import Window
 
 Form = Callable[[jax.Array, jax.Array, Window], jax.Array]
-# From the shape and dtype of one operand, the other operand and the gradient of the result: the gradient of the first.
+# Takes the shape and dtype of one operand, the other operand, and the gradient of the result. Returns the gradient of
+# the first operand.
 InputGradient = Callable[[jax.ShapeDtypeStruct, jax.Array, jax.Array, Window], jax.Array]
 KernelGradient = Callable[[jax.Array, jax.ShapeDtypeStruct, jax.Array, Window], jax.Array]
 
 
 def bilinear(name: str, form: Form, input_gradient: InputGradient, kernel_gradient: KernelGradient) -> Form:
-    """Return a function that computes what `form` does, with both derivatives.
+    """Return a function that computes the same as `form`, with both derivatives.
 
     Args:
-      name: of the operation in traces.
+      name: name of the operation in traces.
       form: convolves a map `[N, H, W, C]` with a kernel `[kh, kw, C / groups, D]`; linear in each of them.
-      input_gradient: gradient of the map.
-      kernel_gradient: gradient of the kernel.
+      input_gradient: returns the gradient of the map.
+      kernel_gradient: returns the gradient of the kernel.
 
     Returns:
       `form` as a compiled function, so that equal layers are traced once. Under `jax.vmap` over maps it computes one
-      larger batch; over kernels its gradient is the one that JAX derives from `form`.
+      larger batch. Under `jax.vmap` over kernels its gradient is the one that JAX derives from `form`.
     """
     operation = Primitive(name)
 
@@ -75,6 +76,6 @@ def bilinear(name: str, form: Form, input_gradient: InputGradient, kernel_gradie
 def gradient_by_jax(
     linear: Callable[[jax.Array], jax.Array], operand: jax.ShapeDtypeStruct, gradient: jax.Array
 ) -> jax.Array:
-    """Return the gradient of a linear function's operand as JAX derives it."""
+    """Return the gradient of a linear function with respect to its operand, as JAX derives it."""
     (result,) = jax.linear_transpose(linear, operand)(gradient)
     return result

@@ -8,20 +8,20 @@ positions p (pixels) and colours I (levels 0 to 255):
     appearance  w1 exp(-|p_i - p_j|^2 / 2 sigma_alpha^2 - |I_i - I_j|^2 / 2 sigma_beta^2)
     smoothness  w2 exp(-|p_i - p_j|^2 / 2 sigma_gamma^2)
 
-One iteration updates all pixels at once: `Q_i(k) ~ p_i(k) exp(sum over kernels and pixels j of w k(i, j) Q_j(k))`. With
-Potts's compatibility the penalty for disagreeing neighbours and this reward for agreeing ones differ by the same number
-for every class, which the normalisation over classes removes.
+One iteration updates all pixels at once: `Q_i(k) ~ p_i(k) exp(sum over kernels and pixels j of w k(i, j) Q_j(k))`.
+Potts's compatibility is a penalty for neighbours that disagree; this formula has a reward for those that agree. The two
+differ by the same number for every class, and the normalisation over classes removes it.
 
-Two points on which descriptions differ follow the authors' published code (and its wrapper pydensecrf), since the
-published weights and bandwidths were found with it:
+Descriptions differ on two points. Here both follow the authors' published code (and its wrapper pydensecrf), because
+the published weights and bandwidths were found with it:
 
-- Kernels are normalised symmetrically: k(i, j) becomes k(i, j) / sqrt(s_i s_j), s_i being the sum over j of k(i, j).
-  Weights then mean the same whatever the bandwidths and the size of the image.
-- The sums include j = i, which the paper leaves out. It matters to pixels of a rare colour: their own term keeps s_i
-  away from 0, and they keep the label that the network gave them.
+- Kernels are normalised symmetrically: k(i, j) becomes k(i, j) / sqrt(s_i s_j), where s_i is the sum over j of k(i, j).
+  So weights mean the same at all bandwidths and image sizes.
+- The sums include j = i, which the paper leaves out. This matters for pixels of a rare colour: their own term keeps s_i
+  away from 0, and they keep the label from the network.
 
-The code differs from the formulas in one respect, which is not followed: it filters on a permutohedral lattice.
-Here there are an exact form and a fast one that approximates it; see `mean_field`.
+One thing does not follow the authors' code: it filters on a permutohedral lattice. Here there are an exact form and a
+fast form that approximates it; see `mean_field`.
 """
 
 import dataclasses
@@ -42,27 +42,27 @@ BLOCK = 2048
 PIXELS_PER_CELL = 84
 MOST_CELLS = 8192  # The kernel between cells takes 4 * cells^2 bytes. Images of a megapixel and more get larger cells.
 NEAR_CELLS = 32
-# exp(-40) = 4e-18 changes no sum, while the subnormal numbers of smaller exponents slow some processors tenfold.
+# exp(-40) = 4e-18 changes no sum, and smaller exponents give subnormal numbers, which slow some processors tenfold.
 LEAST_EXPONENT = -40.0
 
 
 @dataclasses.dataclass(frozen=True)
 class DenseCRF:
-    """Parameters of the CRF; the defaults are those that reimplementations quote for DeepLabv2's ResNet-101.
+    """Parameters of the CRF. The defaults are those that other implementations give for DeepLabv2's ResNet-101.
 
     Its VGG-16 has (w1, w2, alpha, beta, gamma) = (4, 2, 65, 3, 2); DeepLab-LargeFOV's scripts have (4, 3, 49, 5, 3).
 
     Attributes:
-      iterations: of the mean field; 0 leaves the probabilities as they are.
+      iterations: iterations of the mean field; 0 leaves the probabilities as they are.
       appearance_weight: w1.
       position_bandwidth: sigma_alpha in pixels.
-      colour_bandwidth: sigma_beta in levels of 0 to 255.
+      colour_bandwidth: sigma_beta in levels (0 to 255).
       smoothness_weight: w2.
       smoothness_bandwidth: sigma_gamma in pixels.
       method: "fast" or "exact"; see `mean_field`.
 
     Raises:
-      ValueError: a bandwidth that is not positive, a negative number of iterations, an unknown method.
+      ValueError: a bandwidth is not positive, the number of iterations is negative, or the method is unknown.
     """
 
     iterations: int = 10
@@ -91,23 +91,23 @@ def mean_field(
 ) -> jax.Array:
     """Return the class probabilities of every pixel after mean-field inference.
 
-    The smoothness kernel is separable, so that both methods sum it over all pixels by one matrix product per axis. They
+    Both methods sum the smoothness kernel over all pixels by one matrix product per axis, because it is separable. They
     differ in the appearance kernel:
 
-    - "exact" sums over all pairs of pixels, block by block: memory is bounded, time grows with the square of the
-      pixels.
-    - "fast" gathers pixels into cells of like position and colour. Pairs of pixels in cells next to each other are
-      summed exactly, the rest between the means of their cells. Images of up to 3,800 pixels have no rest.
+    - "exact" sums over all pairs of pixels, block by block. Memory is bounded; time grows with the square of the number
+      of pixels.
+    - "fast" groups pixels of similar position and colour into cells. It sums pairs of pixels in neighbouring cells
+      exactly, and the other pairs between the means of their cells. Images of up to 3,800 pixels have no other pairs.
 
     Args:
-      probabilities: float `[H, W, K]`, nonnegative; they need not sum to 1.
-      image: uint8 `[H, W, 3]`, RGB, at the same size.
-      mask: bool `[H, W]`; None is all True. Pixels where it is False, such as padding, have no influence on others and
-        keep their own probabilities.
+      probabilities: float `[H, W, K]`, not negative; they need not sum to 1.
+      image: uint8 `[H, W, 3]`, RGB, of the same size.
+      mask: bool `[H, W]`; None is all True. Pixels where it is False, such as padding, do not influence others and keep
+        their own probabilities.
       crf: parameters.
 
     Returns:
-      float32 `[H, W, K]`, summing to 1 over the classes.
+      float32 `[H, W, K]`, which sum to 1 over the classes.
 
     Raises:
       ValueError: shapes that do not fit.
@@ -146,9 +146,10 @@ def _mean_field(probabilities: jax.Array, image: jax.Array, mask: jax.Array, crf
 
 
 class _Points(NamedTuple):
-    """Positions `[..., 2]` and colours `[..., 3]`.
+    """Return positions `[..., 2]` and colours `[..., 3]`.
 
-    In whole pixels and levels, so that squared distances of pixels are exact in float32 (up to 2,800 pixels a side).
+    They are whole pixels and levels, so that squared distances of pixels are exact in float32 (up to 2,800 pixels a
+    side).
     """
 
     position: jax.Array
@@ -166,19 +167,19 @@ def _points(image: jax.Array) -> _Points:
 
 
 def _flattened(sums: Filter) -> Filter:
-    """Let sums over pixels `[H * W, K]` take maps `[H, W, K]`."""
+    """Turn a function that sums over pixels `[H * W, K]` into one that takes maps `[H, W, K]`."""
     return lambda values: sums(values.reshape(-1, values.shape[-1])).reshape(values.shape)
 
 
 def _normalised(sums: Filter, mask: jax.Array) -> Filter:
-    """Normalise kernel sums symmetrically, over the pixels of the mask."""
+    """Return kernel sums that are normalised symmetrically, over the pixels of the mask."""
     ones = mask[..., None].astype(jnp.float32)
     norm = ones * jax.lax.rsqrt(jnp.maximum(sums(ones), jnp.finfo(jnp.float32).tiny))
     return lambda values: norm * sums(norm * values)
 
 
 def _smoothness_sums(values: jax.Array, *, bandwidth: float) -> jax.Array:
-    """Sum `[H, W, K]` with the position kernel, which is a product of one matrix per axis."""
+    """Return the sums of `[H, W, K]` with the position kernel, which is a product of one matrix per axis."""
     rows, columns = (
         jnp.asarray(np.exp(-0.5 * (np.subtract.outer(np.arange(n), np.arange(n)) / bandwidth) ** 2), jnp.float32)
         for n in values.shape[:2]
@@ -200,7 +201,7 @@ def _kernel(queries: _Points, sources: _Points, bandwidths: tuple[float, float])
 
 
 def _exact_sums(queries: _Points, sources: _Points, values: jax.Array, *, bandwidths: tuple[float, float]) -> jax.Array:
-    """Sum values `[S, K]` of the sources with the kernel at each query, `[Q, K]`."""
+    """Return the sums of the sources' values `[S, K]` with the kernel at each query, `[Q, K]`."""
 
     def blocks(x: jax.Array) -> jax.Array:
         size = min(BLOCK, x.shape[0])
@@ -223,9 +224,9 @@ def _weighted_sum(kernel: jax.Array, values: jax.Array) -> jax.Array:
 
 
 def _fast_sums(points: _Points, mask: jax.Array, *, bandwidths: tuple[float, float]) -> Filter:
-    """Return what sums values `[N, K]` with the kernel between all pixels of the mask, approximately.
+    """Return a function that approximates the sums of values `[N, K]` with the kernel between all pixels of the mask.
 
-    Every cell sees its `NEAR_CELLS` nearest cells (itself among them) pixel by pixel and the others as their means.
+    Every cell reads its `NEAR_CELLS` nearest cells (and itself) pixel by pixel, and the others as their means.
     """
     count = mask.size
     cells = min(MOST_CELLS, 2 ** max(0, round(math.log2(count / PIXELS_PER_CELL))))
@@ -233,13 +234,13 @@ def _fast_sums(points: _Points, mask: jax.Array, *, bandwidths: tuple[float, flo
     members = _cells(scaled, mask, cells)
 
     def by_cell(values: jax.Array) -> jax.Array:
-        """`[N, ...]` to `[cells, capacity, ...]`, zero where a cell has fewer pixels."""
+        """Return `[N, ...]` as `[cells, capacity, ...]`, zero where a cell has fewer pixels."""
         return jnp.concatenate([values, jnp.zeros_like(values[:1])])[members]
 
     sizes = jnp.sum(members < count, axis=1)
     means = jnp.sum(by_cell(scaled), axis=1) / jnp.maximum(sizes, 1)[:, None]
     distances = sum((means[:, None, axis] - means[None, :, axis]) ** 2 for axis in range(scaled.shape[1]))
-    # Cells without pixels, of which images smaller than their padding have some, come last.
+    # Images smaller than their padding have cells without pixels, which come last.
     near = jax.lax.top_k(-jnp.where(sizes[None, :] > 0, distances, jnp.inf), min(NEAR_CELLS, cells))[1]
     far_kernel = jnp.exp(jnp.maximum(-0.5 * distances, LEAST_EXPONENT)).at[jnp.arange(cells)[:, None], near].set(0)
     members_points = points.map(by_cell)
@@ -261,7 +262,7 @@ def _fast_sums(points: _Points, mask: jax.Array, *, bandwidths: tuple[float, flo
 
 
 def _cells(features: jax.Array, mask: jax.Array, cells: int) -> jax.Array:
-    """Gather the points of the mask into cells by median splits along the axis of largest extent (a k-d tree).
+    """Group the points of the mask into cells by median splits along the axis of largest extent (a k-d tree).
 
     Args:
       features: `[N, D]`.
@@ -269,8 +270,8 @@ def _cells(features: jax.Array, mask: jax.Array, cells: int) -> jax.Array:
       cells: a power of 2.
 
     Returns:
-      int32 `[cells, ceil(N / cells)]`: the points of each cell, and N where it has fewer. Points outside the mask
-      are in none, and do not move the others.
+      int32 `[cells, ceil(N / cells)]`: the points of each cell, filled up with N. Points outside the mask are in no
+      cell, and do not change the cells of the others.
     """
     count = mask.size
     outside = cells  # Larger than the number of any node, so that segment sums and scatters drop it.
@@ -289,7 +290,7 @@ def _cells(features: jax.Array, mask: jax.Array, cells: int) -> jax.Array:
 
 
 def _ranks(node: jax.Array, key: jax.Array, nodes: int) -> tuple[jax.Array, jax.Array]:
-    """Return the rank of each point among those of its node, by key, and the sizes of the nodes."""
+    """Return each point's rank by key within its node, and the sizes of the nodes."""
     positions = jnp.arange(node.size)
     sizes = jax.ops.segment_sum(jnp.ones_like(node), node, nodes)
     starts = jnp.cumsum(sizes) - sizes

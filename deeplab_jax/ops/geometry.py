@@ -12,8 +12,8 @@ NO_PADS: Pads = ((0, 0), (0, 0))
 
 
 def effective_kernel_size(kernel_size: int, rate: int) -> int:
-    """Return the extent of a kernel with `rate - 1` zeros between its taps:
-    `k + (k - 1)(r - 1)` (DeepLabv2, sec. 3.1).
+    """Return the side of a kernel with `rate - 1` zeros between its taps: `k + (k - 1)(r - 1)`
+    (DeepLabv2, sec. 3.1).
     """
     if kernel_size < 1 or rate < 1:
         raise ValueError(f"kernel_size and rate are at least 1, got {kernel_size} and {rate}")
@@ -21,10 +21,10 @@ def effective_kernel_size(kernel_size: int, rate: int) -> int:
 
 
 def same_padding(kernel_size: int, rate: int) -> int:
-    """Return the zeros on each side with which a stride-1 convolution keeps the size: `r (k - 1) / 2`, for odd kernels.
+    """Return the zeros on each side that keep the size in a convolution of stride 1: `r (k - 1) / 2`, for odd kernels.
 
     Raises:
-      ValueError: the kernel is even, so no symmetric padding keeps the size.
+      ValueError: the kernel is even, and no symmetric padding keeps the size.
     """
     if kernel_size % 2 == 0:
         raise ValueError(f"a kernel of even size {kernel_size} has no symmetric padding; give the padding explicitly")
@@ -42,21 +42,21 @@ def conv_output_size(size: int, kernel_size: int, *, stride: int = 1, padding: i
       rate: atrous rate.
 
     Returns:
-      The side of the output in samples; 0 where the kernel does not fit.
+      The side of the output in samples; 0 if the kernel does not fit.
     """
     pad = same_padding(kernel_size, rate) if padding is None else padding
     return max(0, (size + 2 * pad - effective_kernel_size(kernel_size, rate)) // stride + 1)
 
 
 def scaled_side(side: int, scale: float) -> int:
-    """Return the pixels of a side of an image seen at a scale: `(n - 1) * scale + 1`, the fraction cut off as in the
+    """Return the pixels of an image's side at a scale: `(n - 1) * scale + 1`, with the fraction cut off as in the
     authors' code (`scale_dimension` of tensorflow/models' deeplab/core/utils.py).
     """
     return int((side - 1) * scale + 1)
 
 
 def taps_on_map(size: int, outputs: int, kernel_size: int, *, stride: int, rate: int, before: int) -> np.ndarray:
-    """Return which taps of a 1-D kernel fall on the map rather than on its zero padding.
+    """Return which taps of a 1-D kernel lie on the map and not on its zero padding.
 
     Args:
       size: side of the map in samples.
@@ -64,7 +64,7 @@ def taps_on_map(size: int, outputs: int, kernel_size: int, *, stride: int, rate:
       kernel_size: taps along the side.
       stride: distance of the positions.
       rate: distance of the taps.
-      before: zeros before the map's first sample, where the first position begins.
+      before: zeros before the map's first sample; the first position starts there.
 
     Returns:
       bool array `[outputs, kernel_size]`.
@@ -74,8 +74,7 @@ def taps_on_map(size: int, outputs: int, kernel_size: int, *, stride: int, rate:
 
 
 def valid_tap_counts(size: int, kernel_size: int, rate: int) -> np.ndarray:
-    """Return, for each position along one side, how many taps of a centred 1-D kernel fall on the map rather than on
-    its zero padding.
+    """Return for each position along one side how many taps of a centred 1-D kernel lie on the map and not on padding.
 
     Returns:
       int64 array `[size]`, values 1 to `kernel_size`.
@@ -87,8 +86,8 @@ def valid_tap_counts(size: int, kernel_size: int, rate: int) -> np.ndarray:
 def valid_weight_counts(size: int, kernel_size: int, rate: int) -> np.ndarray:
     """Count the positions of a `size x size` map that see 1, 2, ..., k*k valid weights (DeepLabv3, Fig. 4).
 
-    As the rate approaches the map's size, ever more of a 3x3 kernel falls on padding; from `rate >= size` only its
-    centre is left and it acts as a 1x1 kernel. That is why DeepLabv3 adds image-level features to the pyramid.
+    As the rate approaches the map's size, more and more of a 3x3 kernel lies on padding. From `rate >= size` only its
+    centre remains, and it acts as a 1x1 kernel. That is why DeepLabv3 adds image-level features to the pyramid.
 
     Args:
       size: side of the feature map.
@@ -105,8 +104,8 @@ def valid_weight_counts(size: int, kernel_size: int, rate: int) -> np.ndarray:
 
 
 def valid_weight_fraction(height: int, width: int, kernel_size: Sequence[int], rate: int) -> float:
-    """Return the share (0 to 1) of a stride-1,
-    size-keeping convolution's multiply-adds that touch a pixel and not padding.
+    """Return the share (0 to 1) of a convolution's multiply-adds that fall on pixels and not on padding, where its
+    stride is 1 and it keeps the size.
     """
     rows = valid_tap_counts(height, kernel_size[0], rate).sum() / (height * kernel_size[0])
     columns = valid_tap_counts(width, kernel_size[1], rate).sum() / (width * kernel_size[1])
@@ -120,7 +119,7 @@ class Window:
     Attributes:
       rate: distance of the taps in pixels.
       stride: distance of the output samples in pixels.
-      pads: zeros `((top, bottom), (left, right))`; negative numbers take rows and columns away.
+      pads: zeros `((top, bottom), (left, right))`; a negative number removes rows or columns.
       groups: 1, or the channels of a depthwise convolution.
     """
 
@@ -138,9 +137,9 @@ class Window:
         return rows, columns
 
     def shares_on_map(self, size: Sequence[int], kernel_size: Sequence[int]) -> tuple[float, float]:
-        """Return the shares (0 to 1) of the kernel's rows and columns that lie on the map and not on its padding.
+        """Return the shares (0 to 1) of a kernel's rows and of its columns that lie on the map and not on its padding.
 
-        They are means over all positions. Their product is the share of the multiply-adds.
+        Both are means over all positions. Their product is the share of the multiply-adds.
         """
         outputs = self.output_size(size, kernel_size)
         rows, columns = (

@@ -1,5 +1,5 @@
-"""Losses over labelled pixels, as (sum, count) so that they add up over shards,
-micro-batches and devices before the one division.
+"""Losses over labelled pixels, as (sum, count), so that shards, micro-batches and devices add up before the one
+division.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ BAND_ROWS = 64
 
 
 def valid_pixels(labels: jax.Array, *, ignore_label: int = IGNORE_LABEL) -> jax.Array:
-    """Return which pixels carry a label, as booleans of the shape of `labels`."""
+    """Return which pixels have a label, as booleans of the shape of `labels`."""
     return labels != ignore_label
 
 
@@ -29,20 +29,20 @@ def cross_entropy(
     class_weights: jax.Array | None = None,
     top_k: float = 1.0,
 ) -> tuple[jax.Array, jax.Array]:
-    """Softmax cross-entropy summed over the labelled pixels.
+    """Return the softmax cross-entropy summed over the labelled pixels.
 
     Args:
       logits: `[..., K]`, any floating dtype; the sum is taken in float32.
-      labels: integer `[...]`, class ids 0 to K - 1 or `ignore_label`. Other values are the caller's fault and are not
-        noticed here (an accelerator cannot raise); training checks its first batches on the host.
-      ignore_label: pixels with this value count for nothing.
-      class_weights: float `[K]`, the factor of each class's pixels, or None for 1. The count stays the number of
-        pixels, as in the authors' TensorFlow code; PyTorch divides by the sum of the weights instead.
-      top_k: share (0 to 1] of the labelled pixels to keep, those with the largest loss (hard-pixel mining). Over all
-        pixels given, which under `jit` with a sharded batch is the global batch.
+      labels: integer `[...]`, class ids 0 to K - 1 or `ignore_label`. Other values are not noticed here (an accelerator
+        cannot raise); training checks its first batches on the host.
+      ignore_label: pixels with this value do not count.
+      class_weights: float `[K]`, the factor of each class's pixels; None is 1. The count stays the number of pixels, as
+        in the authors' TensorFlow code; PyTorch divides by the sum of the weights instead.
+      top_k: share (above 0, up to 1) of the labelled pixels to keep, those with the largest loss (hard-pixel mining),
+        among all given pixels. Under `jit` with a sharded batch these are the global batch.
 
     Returns:
-      `(sum of losses, number of pixels summed)`, float32 scalars; both 0 if no pixel is labelled.
+      `(sum of losses, number of summed pixels)`, float32 scalars; both are 0 if no pixel is labelled.
     """
     losses = pixel_losses(logits, labels, ignore_label=ignore_label, class_weights=class_weights)
     return sum_hardest(losses, valid_pixels(labels, ignore_label=ignore_label), top_k=top_k)
@@ -72,18 +72,19 @@ def upsampled_losses(
     parts: int = 1,
     of_pixels: Callable[..., jax.Array] = pixel_losses,
 ) -> tuple[jax.Array, jax.Array]:
-    """Return the losses of logits that are resized bilinearly to the labels, and which pixels they get right.
+    """Return the losses of logits that are resized bilinearly to the labels, and which pixels are predicted right.
 
-    The logits are computed a band of rows at a time, and again for the gradient, so that they never exist at full
-    resolution as a whole: for 16 crops of 513x513 and 21 classes they would take 354 MB, and their gradient as much.
+    It resizes the logits one band of rows at a time, and again for the gradient. So all of them never exist at full
+    resolution: for 16 crops of 513x513 and 21 classes they would take 354 MB, and their gradient as much.
 
     Args:
       logits: `[N, h, w, K]`.
       labels: `[N, H, W]`, see `cross_entropy`.
       align_corners: see `ops.resize`.
       class_weights: see `cross_entropy`.
-      parts: equal parts of the rows that lie on different devices; a band takes rows of each, so that all of them work.
-      of_pixels: the loss of every pixel, a function such as `pixel_losses`.
+      parts: number of equal parts of the rows that are on different devices. A band takes rows of each part, so that
+        all devices work.
+      of_pixels: function such as `pixel_losses` that returns the loss of every pixel.
 
     Returns:
       float32 `[N, H, W]`, 0 where ignored, and booleans `[N, H, W]`.
@@ -121,7 +122,7 @@ def split_rows(x: jax.Array, bands: int) -> jax.Array:
 
 
 def join_rows(x: jax.Array, parts: int, height: int) -> jax.Array:
-    """Join what `split_rows` split to `[N, height, W]`, without the rows added at the end of each part."""
+    """Join the bands of `split_rows` to `[N, height, W]`, without the rows added at the end of each part."""
     bands, n, rows, width = x.shape
     joined = jnp.moveaxis(x.reshape(bands, n, parts, rows // parts, width), 0, 2)
     joined = joined.reshape(n, parts, bands * rows // parts, width)[:, :, : height // parts]
@@ -129,20 +130,20 @@ def join_rows(x: jax.Array, parts: int, height: int) -> jax.Array:
 
 
 def sum_hardest(losses: jax.Array, valid: jax.Array, *, top_k: float = 1.0) -> tuple[jax.Array, jax.Array]:
-    """Sum the largest losses: the share `top_k` of those that are `valid`; the others are 0. See `cross_entropy`."""
+    """Return the sum of the largest losses, of the share `top_k` of the `valid` ones; see `cross_entropy`."""
     count = jnp.sum(valid, dtype=jnp.float32)
     if top_k >= 1.0:
         return jnp.sum(losses), count
-    # Rounding must not turn a product that is whole into the next number: 0.3 of 50 pixels are 15.
+    # Rounding must not turn a whole product into the next number: 0.3 of 50 pixels are 15.
     kept = jnp.ceil(top_k * count * (1 - 1e-6))
-    # Ignored pixels are pushed behind the labelled ones, even behind those of zero loss.
+    # Ignored pixels are sorted behind all labelled ones, even those of zero loss.
     ranked = jnp.sort(jnp.where(valid, losses, -1.0).ravel(), descending=True)
     rank = jnp.arange(ranked.size, dtype=jnp.float32)
     return jnp.sum(jnp.where(rank < kept, ranked, 0.0)), kept
 
 
 def mean_loss(total: jax.Array, count: jax.Array) -> jax.Array:
-    """Divide a summed loss by its count; 0 where nothing was counted (a batch of ignored pixels only)."""
+    """Return a summed loss divided by its count; 0 if the count is 0 (every pixel of the batch is ignored)."""
     return total / jnp.maximum(count, 1.0)
 
 
@@ -156,16 +157,16 @@ def pixelwise(
     top_k: float = 1.0,
     parts: int = 1,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Return a loss that is a sum over pixels, in the form of the table `LOSSES`.
+    """Return a loss that is a sum over pixels, in the form that the table `LOSSES` needs.
 
     Args:
-      of_pixels: the loss of every pixel, a function such as `pixel_losses`.
+      of_pixels: function such as `pixel_losses` that returns the loss of every pixel.
       logits, labels: `[N, h, w, K]` and `[N, H, W]`; the logits are resized to the labels.
       align_corners, class_weights, parts: see `upsampled_losses`.
       top_k: see `cross_entropy`.
 
     Returns:
-      `(sum of losses, number of pixels summed, which pixels are right)`: float32 scalars, and booleans `[N, H, W]`.
+      `(sum of losses, number of summed pixels, which pixels are right)`: float32 scalars, and booleans `[N, H, W]`.
     """
     losses, right = upsampled_losses(
         logits, labels, align_corners=align_corners, class_weights=class_weights, parts=parts, of_pixels=of_pixels
@@ -180,6 +181,6 @@ LOSSES: dict[str, Loss] = {
 }
 """Name -> `loss(logits, labels, *, align_corners, class_weights, top_k, parts)` -> `(sum, count, right)`.
 
-The gradient of a batch is that of all sums divided by all counts. A loss that is no sum over pixels resizes the logits
-itself (`ops.resize`), and may take what it does not use as `**_`.
+A batch's gradient is that of the sum of all sums divided by the sum of all counts. A loss that is not a sum over pixels
+resizes the logits itself (`ops.resize`), and may take unused arguments as `**_`.
 """

@@ -1,11 +1,11 @@
-"""Ways to compute a convolution, and which of them is fast on a CPU.
+"""Ways to compute a convolution, and the choice of a fast one on a CPU.
 
 All of them compute the same sums; only speed and rounding differ.
 
 - "direct" is XLA's own convolution (`atrous.direct`). It covers every case.
 - "taps" adds up one product per tap of the kernel (`taps.py`).
-- "space_to_batch" splits the map into rate x rate smaller ones, as TensorFlow's atrous convolution does.
-- "auto" is "direct" everywhere but on a CPU, and there what `choose_on_cpu` says.
+- "space_to_batch" splits the map into rate x rate smaller maps, as TensorFlow's atrous convolution does.
+- "auto" is the choice of `choose_on_cpu` on a CPU, and "direct" everywhere else.
 """
 
 import math
@@ -20,17 +20,17 @@ from deeplab_jax.ops.bilinear import Form, bilinear, gradient_by_jax
 from deeplab_jax.ops.geometry import Window
 from deeplab_jax.ops.taps import input_gradient, kernel_gradient, pad, sum_of_taps
 
-# What `choose_on_cpu` goes by; `python -m experiments.benchmarks --parts lowerings` measures it.
+# The limits that `choose_on_cpu` uses; `python -m experiments.benchmarks --parts lowerings` measures them.
 FEW_CHANNELS = 16
 TAPS_SHARE = 0.93
-FEW_MULTIPLY_ADDS = 100_000_000  # A millisecond or two: one operation for XLA to compile is worth more than speed.
+FEW_MULTIPLY_ADDS = 100_000_000  # A millisecond or two; below it, a quick compilation is worth more than speed.
 
 
 def covers(lowering: str, shape: Sequence[int], kernel_shape: Sequence[int], window: Window) -> bool:
     """Return whether a lowering can convolve a map of a shape `[N, H, W, C]` with an HWIO kernel.
 
-    None but "direct" covers kernels that are grouped and not depthwise, and kernels that do not fit on the padded map.
-    "taps" of a dense kernel wants sizes that are known, and "space_to_batch" also a stride of 1.
+    Only "direct" covers kernels that are grouped but not depthwise, and kernels that do not fit on the padded map.
+    "taps" of a dense kernel needs known sizes; "space_to_batch" needs them too, and a stride of 1.
     """
     size = shape[1:3]
     dense = window.groups == 1
@@ -50,9 +50,9 @@ taps: Form = bilinear("convolution_by_taps", sum_of_taps, partial(input_gradient
 
 
 def faster_on_cpu(direct: Form) -> Form:
-    """Return `direct` with faster ways on a CPU, for the map, its gradient and the kernel's.
+    """Return `direct` with faster ways on a CPU, for the map, its gradient and the kernel's gradient.
 
-    The platform that a program is compiled for decides, so what is exported on one platform is as fast on another.
+    The choice follows the platform that a program is compiled for, so a program exported elsewhere is as fast there.
     """
 
     def on_cpu(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
@@ -91,15 +91,15 @@ def faster_on_cpu(direct: Form) -> Form:
 
 
 def choose_on_cpu(shape: Sequence[int], kernel_shape: Sequence[int], window: Window) -> Literal["direct", "taps"]:
-    """Return how a CPU computes a convolution of a map of some shape `[N, H, W, C]`.
+    """Return the name of the lowering with which a CPU convolves a map of a shape `[N, H, W, C]`.
 
     Medians on an Intel Xeon:
-    - For a depthwise convolution XLA takes more than ten times as long as for nine shifted products.
-    - For a 1x1 convolution it takes 1.4 times as long as for the matrix product that this is (1.9 with gradients).
-    - Of larger dense kernels, taps leave out what falls on padding, which is most of it at large rates. The price is a
-      sum of as many maps as there are taps.
+    - XLA takes more than ten times as long for a depthwise convolution as for nine shifted products.
+    - It takes 1.4 times as long for a 1x1 convolution as for the equal matrix product (1.9 with gradients).
+    - For larger dense kernels, "taps" leaves out the part on padding, which is most of it at large rates. In return it
+      sums as many maps as there are taps.
     - Kernels with few inputs, such as a network's first, make thin products, which are slow.
-    - Small convolutions are not worth the time that it takes to compile many operations.
+    - For small convolutions it is not worth the time to compile many operations.
     """
     if not _are_taps_worth_it(shape, kernel_shape, window):
         return "direct"
@@ -109,7 +109,7 @@ def choose_on_cpu(shape: Sequence[int], kernel_shape: Sequence[int], window: Win
 
 
 def _is_one_operation(kernel_shape: Sequence[int], window: Window) -> bool:
-    """Return whether the taps are a single product (1x1) or a single pass over the map (depthwise)."""
+    """Return whether all taps are one product (1x1) or one pass over the map (depthwise)."""
     return window.groups > 1 or math.prod(kernel_shape[:2]) == 1
 
 
@@ -125,10 +125,10 @@ def _are_taps_worth_it(shape: Sequence[int], kernel_shape: Sequence[int], window
 
 
 def space_to_batch(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
-    """Split the padded map into rate x rate maps of every rate-th pixel, convolve them at rate 1, and interleave them.
+    """Split the padded map into rate x rate maps of every rate-th pixel, convolve each at rate 1, and interleave them.
 
-    It grows the map to a multiple of the rate, as TensorFlow's operation does; the papers' multiply-add counts include
-    those zeros.
+    It extends the map to a multiple of the rate, as TensorFlow's operation does. The papers' multiply-add counts
+    include these zeros.
     """
     n, _, _, channels = x.shape
     rate, pads = window.rate, window.pads

@@ -1,5 +1,5 @@
-"""Segmentation metrics from an integer confusion matrix:
-counts add up over batches and devices, divisions happen once at the end.
+"""Segmentation metrics from an integer confusion matrix. Counts add up over batches and devices; divisions come once,
+at the end.
 """
 
 import jax
@@ -12,10 +12,10 @@ from deeplab_jax.labels import IGNORE_LABEL
 def confusion_matrix(
     labels: jax.Array, predictions: jax.Array, *, num_classes: int, ignore_label: int = IGNORE_LABEL
 ) -> jax.Array:
-    """Count pixels by (labelled class, predicted class).
+    """Return the number of pixels for each (labelled class, predicted class).
 
     Args:
-      labels: integer `[...]`; values outside 0 to `num_classes - 1`, the ignore label above all, are not counted.
+      labels: integer `[...]`; values outside 0 to `num_classes - 1`, as the ignore label usually is, are not counted.
       predictions: integer `[...]`, class ids 0 to `num_classes - 1`.
       num_classes: K.
       ignore_label: not counted even when it is below K.
@@ -32,8 +32,8 @@ def confusion_matrix(
 
 
 def iou_per_class(confusion: np.ndarray) -> np.ndarray:
-    """Return intersection over union of each class, float64 `[K]`;
-    NaN for a class in neither labels nor predictions.
+    """Return the intersection over union of each class, float64 `[K]`; NaN for a class in neither labels nor
+    predictions.
     """
     confusion = np.asarray(confusion, np.int64)
     intersection = np.diag(confusion)
@@ -42,24 +42,24 @@ def iou_per_class(confusion: np.ndarray) -> np.ndarray:
 
 
 def accuracy_per_class(confusion: np.ndarray) -> np.ndarray:
-    """Return the share of each class's labelled pixels that were predicted right, its recall, float64 `[K]`;
-    NaN for a class without labels.
+    """Return the share of each class's labelled pixels that were predicted right (recall), float64 `[K]`; NaN for a
+    class without labels.
     """
     confusion = np.asarray(confusion, np.int64)
     return _ratio(np.diag(confusion), confusion.sum(1))
 
 
 def precision_per_class(confusion: np.ndarray) -> np.ndarray:
-    """Return the share of each class's predicted pixels whose label it is, float64 `[K]`;
-    NaN for a class that is not predicted.
+    """Return the share of each class's predicted pixels that have its label (precision), float64 `[K]`; NaN for a class
+    that is not predicted.
     """
     confusion = np.asarray(confusion, np.int64)
     return _ratio(np.diag(confusion), confusion.sum(0))
 
 
 def dice_per_class(confusion: np.ndarray) -> np.ndarray:
-    """Return the Dice coefficient of each class, float64 `[K]`: twice the intersection over the sum of both areas,
-    which is the harmonic mean of precision and recall; NaN for a class in neither labels nor predictions.
+    """Return the Dice coefficient of each class, float64 `[K]`: twice the intersection over the sum of both areas, or
+    the harmonic mean of precision and recall; NaN for a class in neither labels nor predictions.
     """
     confusion = np.asarray(confusion, np.int64)
     return _ratio(2 * np.diag(confusion), confusion.sum(0) + confusion.sum(1))
@@ -76,7 +76,7 @@ def mean_accuracy(confusion: np.ndarray) -> float:
 
 
 def pixel_accuracy(confusion: np.ndarray) -> float:
-    """Return the share of labelled pixels predicted right; NaN if there is none."""
+    """Return the share of labelled pixels that were predicted right; NaN if there is none."""
     confusion = np.asarray(confusion, np.int64)
     total = confusion.sum()
     return float(np.trace(confusion) / total) if total else float("nan")

@@ -1,4 +1,4 @@
-"""Watching the convolutions that a network calls: what multiply-adds are counted from."""
+"""Observing the convolutions that a network calls, to count its multiply-adds."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,14 +10,14 @@ from deeplab_jax.ops.geometry import Pads
 
 @dataclass(frozen=True)
 class Convolution:
-    """One call of `conv2d` or `conv_transpose2d`, as an observer sees it.
+    """One call of `conv2d` or `conv_transpose2d`.
 
     Attributes:
       inputs, kernel, outputs: shapes, `[N, H, W, C]`, HWIO and `[N, H', W', D]`.
-      rate, stride: as given.
+      rate, stride: the arguments.
       padding: zeros `((top, bottom), (left, right))`.
       groups: 1, or the channels of a depthwise convolution.
-      transposed: a transposed convolution, whose stride spreads the inputs.
+      transposed: whether it is a transposed convolution, whose stride spreads the inputs.
     """
 
     inputs: tuple[int, ...]
@@ -35,7 +35,7 @@ _observer: ContextVar[Callable[[Convolution], None] | None] = ContextVar("observ
 
 @contextmanager
 def observe_convolutions(observer: Callable[[Convolution], None]) -> Iterator[None]:
-    """Call `observer` with every convolution that this thread computes or traces meanwhile, whatever its lowering.
+    """Call `observer` with every convolution that this thread computes or traces within the context, in any lowering.
 
     Observers nest: only the innermost one is called.
     """

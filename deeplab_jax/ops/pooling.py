@@ -1,4 +1,4 @@
-"""Pooling, with symmetric padding unless otherwise said."""
+"""Pooling, with symmetric padding unless stated otherwise."""
 
 from collections.abc import Sequence
 from functools import reduce
@@ -13,20 +13,21 @@ from jax import lax
 def max_pool(
     x: jax.Array, *, window: int, stride: int, rate: int = 1, padding: Literal["SAME"] | None = None
 ) -> jax.Array:
-    """Take the maximum over windows around every `stride`-th pixel: `[N, H, W, C] -> [N, ceil(H / s), ceil(W / s), C]`.
+    """Return the maxima over windows around every `stride`-th pixel:
+    `[N, H, W, C] -> [N, ceil(H / s), ceil(W / s), C]`.
 
-    Odd windows are centred; even ones reach further down and right, so that a 2x2 window of stride 2 tiles the map.
-    What a window sees beyond the map counts for nothing.
+    Odd windows are centred. Even ones reach further down and right, so that 2x2 windows of stride 2 tile the map. The
+    part of a window beyond the map does not count.
 
-    One axis after the other, as a maximum of shifted views: on a CPU the gradient takes a third of the time of XLA's
-    select-and-scatter. Where several pixels of a window share the maximum, they share the gradient too; the latter
-    gives it all to the first.
+    It takes one axis after the other, as a maximum of shifted views: on a CPU the gradient takes a third of the time of
+    XLA's select-and-scatter. If several pixels of a window share the maximum, they share the gradient too;
+    select-and-scatter gives all of it to the first.
 
     Args:
       x: `[N, H, W, C]`.
-      window: pixels that a window sees along each side.
-      stride: distance of windows.
-      rate: distance of the pixels within a window, for maps whose stride was turned into a rate.
+      window: pixels of a window along each side.
+      stride: distance of the windows.
+      rate: distance of the pixels within a window, for maps whose stride became a rate.
       padding: None is symmetric; "SAME" is TensorFlow's, whose windows are not centred where a stride meets an even
         side.
     """
@@ -49,14 +50,14 @@ def max_pool(
 
 
 def global_average_pool(x: jax.Array) -> jax.Array:
-    """Average over height and width, in float32: `[N, H, W, C] -> [N, 1, 1, C]` of the dtype of `x`."""
+    """Return the average over height and width, in float32: `[N, H, W, C] -> [N, 1, 1, C]` of the dtype of `x`."""
     return jnp.mean(x, axis=(1, 2), keepdims=True, dtype=jnp.float32).astype(x.dtype)
 
 
 def max_unpool(x: jax.Array, pooled: jax.Array) -> jax.Array:
     """Undo a 2x2 max pooling of stride 2: put each value where the pooled map had its maximum, zeros elsewhere.
 
-    Of equal maxima the first in reading order counts, as in PyTorch and Caffe.
+    If several maxima are equal, the first in reading order counts, as in PyTorch and Caffe.
 
     Args:
       x: `[N, ceil(H / 2), ceil(W / 2), C]`.
@@ -83,10 +84,10 @@ def max_unpool(x: jax.Array, pooled: jax.Array) -> jax.Array:
 
 
 def adaptive_average_pool(x: jax.Array, bins: int) -> jax.Array:
-    """Average over `bins x bins` regions that cover a map of any size: `[N, H, W, C] -> [N, bins, bins, C]`.
+    """Return averages over `bins x bins` regions that cover a map of any size: `[N, H, W, C] -> [N, bins, bins, C]`.
 
     Region i reaches from `floor(i H / bins)` to `ceil((i + 1) H / bins)`, as in PyTorch, so regions may share a row.
-    In float32, whatever the dtype of `x`.
+    The averages are computed in float32.
     """
     rows, columns = (jnp.asarray(_averaging_matrix(size, bins)) for size in x.shape[1:3])
     averages = jnp.einsum("ph,qw,nhwc->npqc", rows, columns, x.astype(jnp.float32), precision=lax.Precision.HIGHEST)
@@ -105,14 +106,14 @@ def _regions(size: int, bins: int) -> list[tuple[int, int]]:
 
 
 def spatial_pyramid(x: jax.Array, bins: Sequence[int]) -> jax.Array:
-    """Reduce a map of any size to a vector of fixed length: the maxima over `b x b` regions for each of `bins`.
+    """Return a vector of fixed length for a map of any size: the maxima over `b x b` regions for each b in `bins`.
 
     SPP-net (arXiv 1406.4729, sec. 2.2) derives window and stride from the size, which for some sizes gives more than b
-    windows; regions as in `adaptive_average_pool` always are b.
+    windows. The regions of `adaptive_average_pool` are always b.
 
     Returns:
-      `[N, C * sum(b * b)]`, from the first level to the last, within one by region in reading order: 5376 numbers for
-      256 channels and bins 4, 2, 1.
+      `[N, C * sum(b * b)]`: level by level, and region by region in reading order. For 256 channels and bins 4, 2, 1
+      these are 5376 numbers.
     """
     maxima = []
     for count in bins:

@@ -1,9 +1,9 @@
-"""Bilinear resizing with its corner alignment named.
+"""Bilinear resizing that names its corner alignment.
 
-Frameworks disagree on where the samples of a map lie. With `align_corners=True` the centres of the corner pixels
-coincide, as in the authors' TensorFlow code, whose crops of 513 = 512 + 1 pixels are chosen for it: sample `i` of a map
-at stride s lies exactly on pixel `i * s`. With `align_corners=False` the outer edges coincide (half-pixel centres), as
-torchvision does it. Neither smooths before shrinking.
+Frameworks disagree on the positions of a map's samples. With `align_corners=True` the centres of the corner pixels
+coincide, as in the authors' TensorFlow code: sample `i` of a map at stride s lies exactly on pixel `i * s`, which is
+why its crops have 513 = 512 + 1 pixels. With `align_corners=False` the outer edges coincide (half-pixel centres), as in
+torchvision. Neither smooths before it shrinks.
 """
 
 from collections.abc import Sequence
@@ -16,19 +16,19 @@ import numpy as np
 
 
 def resize_bilinear(x: jax.Array, size: Sequence[int], *, align_corners: bool) -> jax.Array:
-    """Resize maps bilinearly.
+    """Return maps resized bilinearly.
 
-    Two small matrix products, columns before rows: sizes are static under `jit`, so the weights are constants; only for
-    the symbolic sizes of an export are they computed. The second product comes out in the order of the result, image
-    by image: one over all images at once would be transposed at full resolution.
+    It takes two small matrix products, columns before rows. Sizes are static under `jit`, so the weights are constants;
+    only for the symbolic sizes of an export they are computed. The second product gives the result image by image, in
+    the right order; one product over all images would need a transpose at full resolution.
 
     Args:
       x: `[N, H, W, C]` of a floating dtype.
       size: `(height, width)` of the result in pixels.
-      align_corners: which points of both grids coincide; see the module.
+      align_corners: which points of both grids coincide; see the module's docstring.
 
     Returns:
-      `[N, height, width, C]` of the dtype of `x`; `x` itself where the size is the same.
+      `[N, height, width, C]` of the dtype of `x`; `x` itself if it has that size.
     """
     for axis, target in ((2, size[1]), (1, size[0])):
         source = x.shape[axis]
@@ -48,7 +48,7 @@ def resize_bilinear(x: jax.Array, size: Sequence[int], *, align_corners: bool) -
 
 
 def interpolate_rows(x: jax.Array, weights: jax.Array) -> jax.Array:
-    """Multiply maps `[N, H, W, C]` by weights `[height, H]` of their rows; returns `[N, height, W, C]`."""
+    """Return maps `[N, H, W, C]` with their rows multiplied by weights `[height, H]`: `[N, height, W, C]`."""
     n, rows, columns, channels = x.shape
     weights = jnp.broadcast_to(weights, (n, *weights.shape))
     result = jnp.matmul(weights, x.reshape(n, rows, columns * channels), precision=jax.lax.Precision.HIGHEST)
@@ -63,7 +63,7 @@ def interpolation_matrix(source: int, target: int, align_corners: bool) -> np.nd
     else:
         positions = np.clip((np.arange(target) + 0.5) * (source / target) - 0.5, 0, source - 1)
     lower = np.clip(np.floor(positions).astype(int), 0, max(source - 2, 0))
-    fraction = np.clip(positions - lower, 0, 1)  # Rounding leaves the last position a hair outside.
+    fraction = np.clip(positions - lower, 0, 1)  # Rounding leaves the last position slightly outside.
     matrix = np.zeros((target, source), np.float32)
     rows = np.arange(target)
     matrix[rows, lower] = 1 - fraction
@@ -72,9 +72,9 @@ def interpolation_matrix(source: int, target: int, align_corners: bool) -> np.nd
 
 
 def computed_interpolation_matrix(source: Any, target: Any, align_corners: bool) -> jax.Array:
-    """Compute `interpolation_matrix` for sizes that are known only when the program runs."""
+    """Return `interpolation_matrix` for sizes that are known only when the program runs."""
     rows = jnp.arange(target)
-    # Whole numbers, so that positions far along an axis lose no digits: a position is numerator / denominator.
+    # In whole numbers, so that positions far along an axis stay precise: a position is numerator / denominator.
     if align_corners:
         denominator = jnp.maximum(jnp.asarray(target) - 1, 1)
         numerator = rows * (source - 1)
@@ -89,7 +89,7 @@ def computed_interpolation_matrix(source: Any, target: Any, align_corners: bool)
 
 
 def resize_labels(labels: jax.Array, size: Sequence[int], *, align_corners: bool) -> jax.Array:
-    """Resize class ids to the nearest sample, ties towards the lower index.
+    """Return class ids resized to the nearest sample; of two equally near ones, to the lower index.
 
     Args:
       labels: integer `[N, H, W]`.

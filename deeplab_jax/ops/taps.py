@@ -1,10 +1,10 @@
-"""A convolution as a sum over the taps of its kernel, and its gradients; for dense and depthwise kernels.
+"""A convolution as a sum over the taps of its kernel, with its gradients, for dense and depthwise kernels.
 
-Each tap adds one product, over only those positions whose sample lies on the map: a matrix product for dense kernels, a
+Each tap adds one product, over only the positions whose sample lies on the map: a matrix product for dense kernels, a
 shifted product for depthwise ones.
 
-A matrix product here always has two matrices: XLA's CPU backend takes up to five times as long for the gradient of one
-whose operand has the rank of a map.
+Both operands of a matrix product here are matrices. If one has the rank of a map, XLA's CPU backend takes up to five
+times as long for the gradient.
 """
 
 from collections.abc import Iterator, Sequence
@@ -38,10 +38,10 @@ def _matrix_product(samples: jax.Array, matrix: jax.Array) -> jax.Array:
 
 
 def _dense_taps(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
-    """Return the sum over the taps of matrix products, over only those positions whose sample lies on the map.
+    """Return the sum of the taps' matrix products, over only the positions whose sample lies on the map.
 
-    It adds up in float32. Whole rows of the map are one block of memory, while a part of each row must be copied first.
-    So where most columns lie on the map, it multiplies whole rows and cuts the product.
+    The sum is in float32. Whole rows of the map are one block of memory; a part of each row must be copied first. So if
+    most columns lie on the map, it multiplies whole rows and cuts the product.
     """
     size = x.shape[1:3]
     total = jnp.zeros((x.shape[0], *window.output_size(size, kernel.shape), kernel.shape[3]), jnp.float32)
@@ -56,7 +56,7 @@ def _dense_taps(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
 
 
 def _depthwise_taps(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
-    """Return the sum over the taps of the shifted map times a row of the kernel; XLA fuses it into one pass."""
+    """Return the sum over the taps of the shifted map times the tap's weights; XLA fuses it into one pass."""
     n, height, width, channels = x.shape
     rows, columns = window.output_size((height, width), kernel.shape)
     rate, stride, padded = window.rate, window.stride, pad(x, window.pads)
@@ -72,22 +72,22 @@ def _depthwise_taps(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Arra
 def input_gradient(
     form: Form, x: jax.ShapeDtypeStruct, kernel: jax.Array, gradient: jax.Array, window: Window
 ) -> jax.Array:
-    """Return the gradient of the map, which is again a convolution: of the result's gradient with the turned kernel.
+    """Return the gradient of the map, which is again a convolution: the result's gradient with the rotated kernel.
 
-    Where the convolution strides, zeros go between the samples of the result's gradient (depthwise), of the product
-    (1x1), or XLA puts them there (larger dense kernels).
+    If the convolution has a stride, zeros go between the samples: of the result's gradient (depthwise), of the product
+    (1x1), or by XLA (larger dense kernels).
 
     Args:
       form: how to convolve.
       x: shape and dtype of the map.
       kernel: HWIO.
-      gradient: of the result, `[N, H', W', D]`.
-      window: of the convolution whose gradient this is.
+      gradient: gradient of the result, `[N, H', W', D]`.
+      window: window of the forward convolution.
     """
     height, width = kernel.shape[:2]
     stride, (vertical, horizontal) = window.stride, window.pads
     turned = kernel[::-1, ::-1]
-    # How far the gradient's samples, spread by the stride, stay from the borders of the map.
+    # The distance of the gradient's samples, spread by the stride, from the borders of the map.
     low = (-vertical[0], -horizontal[0])
     high = [x.shape[a + 1] - low[a] - (gradient.shape[a + 1] - 1) * stride - 1 for a in (0, 1)]
     reach = [window.rate * (side - 1) for side in (height, width)]
@@ -112,13 +112,13 @@ def input_gradient(
 
 
 def kernel_gradient(x: jax.Array, kernel: jax.ShapeDtypeStruct, gradient: jax.Array, window: Window) -> jax.Array:
-    """Return the gradient of the kernel: for each tap the sum over the positions of what it saw times the gradient.
+    """Return the gradient of the kernel: for each tap the sum, over the positions, of its sample times the gradient.
 
     Args:
       x: the map, `[N, H, W, C]`.
       kernel: shape and dtype of the kernel.
-      gradient: of the result, `[N, H', W', D]`.
-      window: of the convolution whose gradient this is.
+      gradient: gradient of the result, `[N, H', W', D]`.
+      window: window of the forward convolution.
     """
     if window.groups > 1:
         return _depthwise_kernel_gradient(x, kernel, gradient, window)
@@ -133,10 +133,10 @@ def kernel_gradient(x: jax.Array, kernel: jax.ShapeDtypeStruct, gradient: jax.Ar
 def _depthwise_kernel_gradient(
     x: jax.Array, kernel: jax.ShapeDtypeStruct, gradient: jax.Array, window: Window
 ) -> jax.Array:
-    """Return the gradient `[kh, kw, 1, C]` of a depthwise kernel, added up row after row of the result's gradient.
+    """Return the gradient `[kh, kw, 1, C]` of a depthwise kernel, summed row by row of the result's gradient.
 
-    The loop keeps one sum `[N, W', C]` per tap. One reduction over rows and columns takes up to fourteen times as long:
-    XLA's CPU backend computes it channel by channel.
+    The loop keeps one sum `[N, W', C]` per tap. One reduction over rows and columns takes up to fourteen times as long,
+    because XLA's CPU backend computes it channel by channel.
     """
     height, width = kernel.shape[:2]
     padded = pad(x, window.pads)
@@ -167,13 +167,13 @@ def _taps_of(kernel_shape: Sequence[int]) -> Iterator[Tap]:
 def _positions(
     size: Sequence[int], kernel_shape: Sequence[int], window: Window
 ) -> Iterator[tuple[Tap, tuple[slice, slice], tuple[slice, slice]]]:
-    """Yield each tap that meets the map, with the rows and columns of the map that it sees, and the rows and columns of
-    the result that it adds to.
+    """Yield each tap that meets the map, with the rows and columns of the map that it reads and those of the result
+    that it adds to.
     """
     outputs = window.output_size(size, kernel_shape)
 
     def along(axis: int, tap: int) -> tuple[slice, slice]:
-        """Return the samples of the map that a tap sees along one axis, and the positions of the kernel there."""
+        """Return the samples of the map that a tap reads along one axis, and the positions of the kernel there."""
         offset, stride = tap * window.rate - window.pads[axis][0], window.stride
         first, last = max(0, -(offset // stride)), min(outputs[axis] - 1, (size[axis] - 1 - offset) // stride)
         last = max(last, first - 1)
@@ -186,7 +186,7 @@ def _positions(
 
 
 def pad(x: jax.Array, pads: Pads, *, between: int = 0) -> jax.Array:
-    """Return a map `[N, H, W, C]` with zeros around it and between its samples; negative numbers take rows away."""
+    """Return a map `[N, H, W, C]` with zeros around it and between its samples; a negative number removes rows."""
     (top, bottom), (left, right) = pads
     border = ((0, 0, 0), (top, bottom, between), (left, right, between), (0, 0, 0))
     return lax.pad(x, jnp.zeros((), x.dtype), border)

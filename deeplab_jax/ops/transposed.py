@@ -9,18 +9,18 @@ from deeplab_jax.ops.observe import Convolution, notify
 
 
 def conv_transpose2d(x: jax.Array, kernel: jax.Array, *, stride: int) -> jax.Array:
-    """Return the sum of kernels laid `stride` pixels apart, one for each sample of a map and weighted by it.
+    """Return the sum of kernels placed `stride` pixels apart, one for each sample of a map and weighted by it.
 
     This is the gradient of a "VALID" convolution of that stride. Bilinear upsampling by s is a kernel of 2s - s % 2
     taps.
 
     Args:
       x: `[N, H, W, C]`.
-      kernel: `[kh, kw, C, D]`, not turned: sample (0, 0) alone puts `kernel[i, j]` at pixel (i, j).
-      stride: 1 and up.
+      kernel: `[kh, kw, C, D]`, not rotated: sample (0, 0) alone puts `kernel[i, j]` at pixel (i, j).
+      stride: at least 1.
 
     Returns:
-      `[N, (H - 1) * stride + kh, (W - 1) * stride + kw, D]`, which the caller crops.
+      `[N, (H - 1) * stride + kh, (W - 1) * stride + kw, D]`, before any crop.
 
     Raises:
       AssertionError: shapes that do not fit.

@@ -1,4 +1,4 @@
-"""The batches of a run: read, looked at, and placed on the devices."""
+"""The batches of a run: reading them, checking them, and placing them on the devices."""
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +27,7 @@ SAMPLED_BATCHES = 3
 class Batches:
     """The training batches of a configuration.
 
-    `skipped` takes the examples that cannot be read; None where the first one stops the run.
+    `skipped` receives the examples that cannot be read; None means that the first one stops the run.
     """
 
     def __init__(self, config: ConfigDict, model: Segmenter, source: Source, mesh: Mesh) -> None:
@@ -39,9 +39,9 @@ class Batches:
         return len(self.source)
 
     def placed(self, start: int, *, stopped: Callable[[], bool]) -> Iterator[Any]:
-        """Iterate over the batches of the steps after `start`, as global arrays; `stopped` ends them early.
+        """Iterate over the batches of the steps after `start`, as global arrays, until `stopped` returns True.
 
-        The first few are looked at: on an accelerator a wrong label would go unnoticed.
+        The labels of the first few are checked: an accelerator would not notice a wrong label.
         """
         if start < self._config.train.steps:
             rows = own_rows(self._mesh, self._config.train.batch_size)
@@ -50,7 +50,7 @@ class Batches:
             yield from map(partial(place_batch, mesh=self._mesh), batches)
 
     def sample(self) -> jax.Array:
-        """Return the first training images, preprocessed: enough of them for the statistics of a norm."""
+        """Return the first training images, preprocessed, as many as the statistics of a norm need."""
         with together():
             first = itertools.islice(self._read(start=0), SAMPLED_BATCHES)
             images = np.concatenate([batch["image"] for batch in first])
@@ -75,7 +75,7 @@ class Batches:
 
 
 def checked(batches: Iterator[Batch], num_classes: int, name: str) -> Iterator[Batch]:
-    """Pass batches on, the first few after a look at their labels."""
+    """Yield the batches, the first few after a check of their labels."""
     for index, batch in enumerate(itertools.islice(batches, CHECKED_BATCHES)):
         check_labels(batch["label"], num_classes, name=f"training batch {index + 1} of {name}")
         yield batch

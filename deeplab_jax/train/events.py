@@ -1,7 +1,8 @@
-"""The event file that TensorBoard reads.
+"""The event file for TensorBoard.
 
-tensorboardX's `SummaryWriter` writes one in a thread, which a full disk ends unheard; the queue to it fills up, and
-training waits for it for ever. So its records are written here, by who has them, and what goes wrong is raised.
+tensorboardX's `SummaryWriter` writes one in a thread. A full disk ends that thread without a message, the thread's
+queue fills up, and training waits for ever. So this module writes the records in the caller's thread, and raises the
+errors.
 """
 
 import socket
@@ -15,8 +16,8 @@ from typing import Any
 
 @contextmanager
 def _without_torch() -> Iterator[None]:
-    """Tell who asks that PyTorch is not installed, unless it is imported already."""
-    absent: Any = None  # Which makes an import fail.
+    """Make an import of PyTorch fail in this context, unless it is imported already."""
+    absent: Any = None  # Makes an import fail.
     sys.modules.setdefault("torch", absent)
     try:
         yield
@@ -25,7 +26,7 @@ def _without_torch() -> Iterator[None]:
             del sys.modules["torch"]
 
 
-with _without_torch():  # tensorboardX imports it, which takes seconds, and for nothing that is used here.
+with _without_torch():  # tensorboardX imports it, which takes seconds, although nothing here uses it.
     from tensorboardX.proto.event_pb2 import Event, SessionLog
     from tensorboardX.record_writer import RecordWriter
     from tensorboardX.summary import scalar
@@ -35,11 +36,11 @@ class EventFile:
     """A new event file.
 
     Args:
-      folder: made where missing.
-      start: step that the run goes on from; TensorBoard hides what older files say of this step and later ones.
+      folder: created if it does not exist.
+      start: step after which the run resumes; TensorBoard hides what older files say of this step and later ones.
 
     Raises:
-      OSError: it cannot be written; so do the methods.
+      OSError: the file cannot be written; the methods raise it too.
     """
 
     def __init__(self, folder: Path, *, start: int) -> None:

@@ -1,4 +1,4 @@
-"""When something fails, or a signal asks to stop: nothing that is done gets lost, and what failed can be looked at."""
+"""Failures, and signals that ask to stop: no finished work is lost, and a failure can be examined later."""
 
 import os
 import signal
@@ -23,14 +23,14 @@ from deeplab_jax.train.step import Metrics
 Step = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
 
 
-# Signals: Ctrl-C, and SIGTERM, with which schedulers announce that a machine is about to be taken away.
+# Ctrl-C, and SIGTERM, which schedulers send before they take a machine away.
 
 
 class Interrupted(BaseException):
     """The run was asked to stop, and nothing is lost.
 
-    Like KeyboardInterrupt it is no Exception, so that what handles failures does not take it for one. `preempted` says
-    that SIGTERM asked.
+    Like KeyboardInterrupt it is not an Exception, so code that handles failures does not catch it. `preempted` is true
+    if SIGTERM asked.
     """
 
     def __init__(self, message: str, *, preempted: bool) -> None:
@@ -38,14 +38,14 @@ class Interrupted(BaseException):
         self.preempted = preempted
 
 
-NOTHING, CTRL_C, SIGTERM = range(3)  # The largest is what the processes of a run agree on.
+NOTHING, CTRL_C, SIGTERM = range(3)  # The largest is the one that all processes of a run adopt.
 
 
 class Stop:
     """Whether a signal has asked the run to stop.
 
-    Until `wait_for_step` there is nothing to save, so a signal ends the run at once. From then on the loop looks at
-    `asked` after every step, and the evaluation after every batch. What waits for data looks at `heard`.
+    Until `wait_for_step` there is nothing to save, so a signal ends the run at once. From then on the loop checks
+    `asked` after every step, and the evaluation after every batch. Code that waits for data checks `heard`.
     """
 
     def __init__(self) -> None:
@@ -53,20 +53,22 @@ class Stop:
         self._waits = False
 
     def heard(self) -> bool:
-        """Whether this process was asked; from then on `asked` says so on all."""
+        """Whether this process was asked; from then on `asked` returns True on all processes."""
         return self._heard != NOTHING
 
     def asked(self) -> bool:
-        """Whether any process of the run was asked; each has to call this at the same points."""
+        """Whether any process of the run was asked; all of them must call this at the same points."""
         self._agreed = largest(self._heard)
         return self._agreed != NOTHING
 
     def wait_for_step(self) -> None:
-        """Leave it to the loop, from now on, to end the run."""
+        """From now on, let the loop end the run."""
         self._waits = True
 
     def check(self, number: int, steps: int) -> None:
-        """Raise Interrupted if a signal has asked for it; the state of step `number` of `steps` must get saved."""
+        """Raise Interrupted if a signal has asked to stop; the caller must save the state of step
+        `number` of `steps`.
+        """
         if self.asked():
             raise Interrupted(
                 f"stopped at step {number} of {steps}, which is saved; the same command goes on from there",
@@ -74,7 +76,7 @@ class Stop:
             )
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """Take a signal; a second Ctrl-C does not wait for the step."""
+        """Handle a signal; a second Ctrl-C does not wait for the step."""
         if number == signal.SIGINT and (self._heard != NOTHING or not self._waits):
             raise KeyboardInterrupt
         self._heard = max(self._heard, SIGTERM if number == signal.SIGTERM else CTRL_C)
@@ -85,10 +87,10 @@ class Stop:
 
 
 def end_on_sigterm(code: int) -> None:
-    """Let SIGTERM end this process with a code, before and after `stop_on_signals`: there is nothing to save then."""
+    """Let SIGTERM end this process with an exit code outside `stop_on_signals`, where there is nothing to save."""
 
     def end(number: int, frame: FrameType | None) -> None:
-        print("deeplab-jax: stopped by SIGTERM, nothing was to be saved; the same command goes on", file=sys.stderr)
+        print("deeplab-jax: stopped by SIGTERM with nothing to save; the same command continues", file=sys.stderr)
         sys.stderr.flush()
         os._exit(code)
 
@@ -103,7 +105,7 @@ def stop_on_signals() -> Iterator[Stop]:
     try:
         for number in (signal.SIGINT, signal.SIGTERM):
             previous[number] = signal.signal(number, stop.handle)
-    except ValueError:  # Not in the main thread, as in a notebook's worker: signals stay what they are there.
+    except ValueError:  # Not in the main thread, as in a notebook's worker: signals keep their handlers there.
         pass
     try:
         yield stop
@@ -112,14 +114,14 @@ def stop_on_signals() -> Iterator[Stop]:
             signal.signal(number, handler)
 
 
-# A step that is not finite.
+# Steps that are not finite.
 
 
 def keep_finite(step: Step) -> Step:
-    """Wrap a step so that it leaves the state as it was where the loss or the gradient's norm is not finite.
+    """Wrap a step so that it keeps the old state if the loss or the gradient's norm is not finite.
 
-    The buffers of the state before are donated, so that on the host it would be too late. `state.step` stays as well:
-    the number of a step minus `state.step` after it is the number of updates that were skipped so far.
+    On the host it would be too late, because the buffers of the old state are donated. `state.step` keeps its value
+    too: the number of a step minus `state.step` after it is the number of updates skipped so far.
     """
 
     def guarded_train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
@@ -131,7 +133,7 @@ def keep_finite(step: Step) -> Step:
 
 
 def is_finite(metrics: Metrics) -> bool:
-    """Whether the update of a step was made; waits for the step."""
+    """Whether a step's update was made; waits for the step."""
     return bool(np.isfinite(jax.device_get([metrics["loss"], metrics["gradient_norm"]])).all())
 
 
@@ -140,12 +142,12 @@ def describe_failure(number: int, metrics: Metrics) -> str:
     return f"step {number}: loss {float(metrics['loss'])}, gradient norm {float(metrics['gradient_norm'])}"
 
 
-# What surrounds a step.
+# Code around a step.
 
 
 @contextmanager
 def saving_first(save: Callable[[], None]) -> Iterator[None]:
-    """Save before a failure, or the wish to stop, ends the run."""
+    """Save the state before a failure or a request to stop ends the run."""
     try:
         yield
     except Interrupted:
@@ -154,16 +156,17 @@ def saving_first(save: Callable[[], None]) -> Iterator[None]:
     except Exception as error:
         if is_lost(error):  # A save needs all processes.
             raise
-        with suppress(UserError):  # What failed first is what there is to tell.
+        with suppress(UserError):  # The first failure is the one to report.
             save()
         raise
 
 
 @contextmanager
 def saying_skipped(skipped: Skipped | None, images: int, say: Callable[[str], Any]) -> Iterator[None]:
-    """However a run ends, list which of its training images could not be read since this start.
+    """However a run ends, list the training images that it could not read since this start.
 
-    Those of all processes where these end alike; after a failure this one's, as others may wait for something else.
+    These are the images of all processes if all end in the same way. After a failure they are this process's, because
+    others may still wait for something.
     """
     alike = False
     try:
@@ -186,12 +189,12 @@ def restore_newest(
     shardings: TrainState,
     say: Callable[[str], Any],
 ) -> tuple[TrainState, int]:
-    """Return the newest state that can be read, and its step; what is damaged above it is said and set aside.
+    """Return the newest state that can be read, and its step; report newer damaged ones and rename them.
 
-    What one process cannot read counts as damaged on all of them.
+    A state that one process cannot read counts as damaged on all of them.
 
     Raises:
-      UserError: all are damaged, and stay where they are; or the newest that can be read is of another network.
+      UserError: all are damaged (and keep their names), or the newest that can be read is of another network.
     """
     damaged: dict[int, str] = {}
     for step in reversed(checkpoints.steps()):
@@ -216,19 +219,19 @@ def restore_newest(
 
 @contextmanager
 def recording(workdir: Path) -> Iterator[None]:
-    """Turn what stops a run from writing its record, such as a full disk, into a UserError."""
+    """Turn an error that stops the record of a run, such as a full disk, into a UserError."""
     try:
         yield
     except OSError as error:
         raise UserError(
-            f"{workdir}: the record of the run cannot be written ({error.strerror or error}); free space, or see that "
-            "the folder is there, then start again"
+            f"{workdir}: the record of the run cannot be written ({error.strerror or error}); free space, or "
+            "check that the folder exists, then start again"
         ) from None
 
 
 @contextmanager
 def as_user_errors(workdir: Path) -> Iterator[None]:
-    """Turn the complaints of the file system about a run directory into a UserError."""
+    """Turn the file system's errors about a run directory into a UserError."""
     try:
         yield
     except OSError as error:

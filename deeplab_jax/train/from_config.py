@@ -1,4 +1,4 @@
-"""What a configuration names, built: data, network, devices, optimizer and step."""
+"""The objects that a configuration names: data, network, devices, optimizer and step."""
 
 from functools import partial
 from typing import Any
@@ -33,12 +33,12 @@ def open_split(config: ConfigDict, split: str, *, strict: bool = True) -> Source
 
 
 def open_splits(config: ConfigDict) -> tuple[Source, Source]:
-    """Open the split that is trained on, and the one that is evaluated on."""
+    """Open the split for training, and the split for evaluation."""
     return open_split(config, config.data.train_split), open_split(config, config.data.val_split)
 
 
 def build_model(config: ConfigDict, *, num_classes: int) -> Segmenter:
-    """Build the network, as it is trained."""
+    """Build the network in its form for training."""
     return from_description(
         {
             "name": config.model.name,
@@ -51,7 +51,7 @@ def build_model(config: ConfigDict, *, num_classes: int) -> Segmenter:
 
 
 def build_mesh(config: ConfigDict, model: Segmenter) -> Mesh:
-    """Make the mesh of devices, over which the batch and its crops have to split."""
+    """Make the mesh of devices; the batch and its crops have to split over it."""
     t = config.train
     mesh = make_mesh(t.devices, t.space)
     check_batch_size(t.batch_size, t.accumulate, mesh)
@@ -60,15 +60,15 @@ def build_mesh(config: ConfigDict, model: Segmenter) -> Mesh:
 
 
 def build_optimizer(config: ConfigDict, model: Segmenter) -> tuple[optax.GradientTransformation, Schedule]:
-    """Make the optimizer, and the schedule of its learning rate."""
+    """Make the optimizer, and its learning rate schedule."""
     return make_optimizer(abstract_variables(model)["params"], steps=config.train.steps, **config.optimizer)
 
 
 def build_step(config: ConfigDict, model: Segmenter, optimizer: optax.GradientTransformation, **changes: Any) -> Step:
-    """Return `train_step` of state and batch alone; `changes` replace its arguments.
+    """Return `train_step` as a function of state and batch alone; `changes` replace its other arguments.
 
     Raises:
-      UserError: an unknown loss, or class weights that are not one for each class.
+      UserError: an unknown loss, or class weights that are not one per class.
     """
     options = {**arguments(config.train, keys.Step), **changes}
     options["loss"] = find_loss(config.train.loss, module=config.module)
@@ -93,8 +93,8 @@ def find_loss(name: str, *, module: str = "") -> Loss:
 
 
 def evaluate_options(config: ConfigDict, **given: Any) -> tuple[Protocol, dict[str, Any]]:
-    """Return the protocol of a configuration, and how `evaluate` runs it: on as many devices as train where the
-    configuration names none. What is given takes the place of the configuration's values.
+    """Return the protocol of a configuration, and the arguments with which `evaluate` runs it. Unless the configuration
+    says how many devices, they are as many as in training. The given arguments replace the configuration's values.
     """
     section = {**config.evaluate.to_dict(), **given}
     return split_section({**section, "devices": section["devices"] or config.train.devices})

@@ -1,7 +1,7 @@
-"""Step 0: a state at random, or from weights that exist.
+"""Step 0: a random state, or one from existing weights.
 
-Such weights are a model folder, or an earlier run (the second stage of the papers' protocol). Where their batch norms
-were folded into the convolutions, new ones start as the identity.
+The weights are a model folder, or an earlier run (the second stage of the papers' protocol). If their batch norms were
+folded into the convolutions, new batch norms start as the identity.
 """
 
 import re
@@ -22,11 +22,11 @@ from deeplab_jax.weights.folder import compare, flatten_variables, load
 
 SCOPES: dict[str, Callable[[str], bool]] = {
     "all": lambda name: True,
-    # Parts whose output are the logits name their own classifiers "classifier_...".
+    # Parts that return logits name their own classifiers "classifier_...".
     "all_but_classifier": lambda name: "/classifier" not in name and "/aux_head/" not in name,
     "backbone": lambda name: name.split("/")[1] == "backbone",
 }
-# The copies of block 4 in DeepLabv3's cascade, which no classifier has.
+# The copies of block 4 in DeepLabv3's cascade; a classification network has none.
 COPY = re.compile(r"[^/]+/backbone/conv[678]_")
 
 
@@ -39,15 +39,15 @@ def fresh_state(
     images: Callable[[], jax.Array],
     say: Callable[[str], Any],
 ) -> TrainState:
-    """Return the state of step 0, on the devices that `shardings` (a tree like it) names.
+    """Return the state of step 0, on the devices in `shardings` (a tree with the same structure).
 
     Args:
       initial: makes a state from a random key.
-      shardings: where each array lives.
-      config: whose seed, `init` and `init_scope` count.
+      shardings: the place of each array.
+      config: its seed, `init` and `init_scope` are used.
       model, images, say: see `initial_variables`.
     """
-    # Run once, so compiled in a hurry: a third of the time, the same numbers.
+    # It runs once, so it is compiled quickly: a third of the time, the same numbers.
     hurry = {"xla_backend_optimization_level": 0}
     state = jax.jit(initial, out_shardings=shardings, compiler_options=hurry)(jax.random.key(config.train.seed))
     if not config.init:
@@ -64,19 +64,19 @@ def initial_variables(
     images: Callable[[], jax.Array],
     say: Callable[[str], Any],
 ) -> TrainState:
-    """Replace the fresh variables within a scope by those found at `path`.
+    """Replace the fresh variables within a scope by those at `path`.
 
-    Where the weights have their batch norms folded into the convolutions and the new model has batch norms, these start
+    If the batch norms of those weights are folded into the convolutions and the new model has batch norms, these start
     as the identity, with the statistics of a few training images.
 
     Args:
-      state: fresh.
+      state: a fresh state.
       path: model folder or run directory.
-      scope: "all", "all_but_classifier" (for other classes) or "backbone". Within it, every tensor must be there and
-        fit, but for the cascade's copies of block 4, which start afresh where the weights have none.
-      model: to be trained.
-      images: gives preprocessed training images `[N, H, W, 3]`; called only where statistics are needed.
-      say: gets a line about what was done.
+      scope: "all", "all_but_classifier" (for other classes) or "backbone". Within it, every tensor must exist and fit.
+        The only exception are the cascade's copies of block 4, which start fresh if the weights have none.
+      model: the model to train.
+      images: returns preprocessed training images `[N, H, W, 3]`; called only if statistics are needed.
+      say: receives a line about what was done.
 
     Raises:
       UserError: an unknown scope, nothing at the path, or tensors that do not fit.
@@ -101,7 +101,7 @@ def initial_variables(
     merged = unflatten_dict({**flat, **placed}, sep="/")
     say(f"initialised {len(placed)} of {len(flat)} tensors from {path} (scope {scope})")
     if copies:
-        say(f"it has no copies of block 4: {len(copies)} tensors of those start afresh")
+        say(f"it has no copies of block 4: {len(copies)} tensors of those start fresh")
     if norms:
         count = len({name.split("/", 1)[1].rsplit("/", 1)[0] for name in norms})
         say(f"its batch norms were folded away: {count} new ones start as the identity")
@@ -116,7 +116,7 @@ def conv_statistics(model: Segmenter, variables: Variables, images: jax.Array) -
     """Return the mean and variance of every convolution's output, float32 `[C]`, by the convolution's path.
 
     Args:
-      model: any.
+      model: any model.
       variables: its variables.
       images: preprocessed floats `[N, H, W, 3]`.
     """
@@ -142,10 +142,10 @@ def identity_norm(bias: jax.Array, mean: jax.Array, var: jax.Array, *, epsilon: 
     """Return the parameters and statistics of a batch norm that only adds `bias` to a convolution's output.
 
     Args:
-      bias: of the folded convolution, `[C]`, which the norm takes over.
-      mean, var: of the folded convolution's output, bias included; in training, batches of such statistics pass
-        unchanged too, up to how far theirs differ.
-      epsilon: of the norm.
+      bias: `[C]`, the bias of the folded convolution, which the norm takes over.
+      mean, var: statistics of the folded convolution's output, with the bias. So in training, batches with these
+        statistics also pass unchanged; others change as far as their own statistics differ.
+      epsilon: epsilon of the norm.
     """
     return {
         "params/scale": jnp.sqrt(var + epsilon),
@@ -158,17 +158,18 @@ def identity_norm(bias: jax.Array, mean: jax.Array, var: jax.Array, *, epsilon: 
 def put_identity_norms(
     names: list[str], model: Segmenter, variables: Variables, images: jax.Array, *, target: Segmenter
 ) -> dict[str, jax.Array]:
-    """Return the variables of batch norms after the convolutions of a folded network, such that its output stays.
+    """Return the variables of batch norms after the convolutions of a folded network, so that its output does not
+    change.
 
     Args:
-      names: of variables of `target` that are wanted, flat; those of batch norms are returned.
-      model: whose convolutions have biases where `target` has batch norms.
-      variables: its variables.
-      images: preprocessed floats `[N, H, W, 3]` from which the statistics are taken.
+      names: flat names of the wanted variables of `target`; those of batch norms are returned.
+      model: has biases in its convolutions where `target` has batch norms.
+      variables: those of `model`.
+      images: preprocessed floats `[N, H, W, 3]` for the statistics.
       target: the network with batch norms.
 
     Returns:
-      Those variables that a convolution with a bias of that place in `model` provides, by name.
+      The variables, by name, for which `model` has a convolution with a bias in the same place.
     """
     statistics = conv_statistics(model, variables, images)
     made = {}

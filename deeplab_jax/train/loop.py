@@ -25,24 +25,24 @@ from deeplab_jax.train.writers import announce
 def train(
     config: ConfigDict, workdir: str | Path, *, allow_config_change: bool = False, console: Console | None = None
 ) -> Results | None:
-    """Train a model, or go on where this run directory left off.
+    """Train a model, or resume in this run directory.
 
     Args:
-      config: as from `config.load_config`.
-      workdir: gets `config.json`, `run.json`, `model.json`, `checkpoints/`, `metrics.jsonl`, `tensorboard/` and
+      config: from `config.load_config`.
+      workdir: receives `config.json`, `run.json`, `model.json`, `checkpoints/`, `metrics.jsonl`, `tensorboard/` and
         `pictures/`.
-      allow_config_change: go on in a directory whose configuration differs.
-      console: where to print; standard output by default.
+      allow_config_change: whether to resume in a directory with another configuration.
+      console: where to print; None is standard output.
 
     Returns:
-      The last evaluation, or None where the run was complete already.
+      The last evaluation, or None if the run was already complete.
 
     Raises:
       UserError: anything in the configuration, data or directory that the user can fix.
       Interrupted: after Ctrl-C or SIGTERM, once the state is saved.
     """
     with Run(Path(workdir), config, console or Console()) as run:
-        with together():  # What fails on one process fails on all of them, before anything is written.
+        with together():  # A failure on one process is a failure on all of them, before anything is written.
             check(config)
             train_source, val_source = open_splits(config)
             model = build_model(config, num_classes=train_source.labels.num_classes)
@@ -79,7 +79,7 @@ def run_steps(
     run.clock.restart()
     for number in range(run.start + 1, run.settings.steps + 1):
         state, metrics = step(state, batch)
-        run.stop.wait_for_step()  # Not before the first one is compiled, which takes long.
+        run.stop.wait_for_step()  # Only now: the first step takes long to compile.
         used, new = batch, None
         with saving_first(partial(run.log_and_save, number, state, metrics)), together():
             batch = run.clock.fetch(batches)  # While the devices work.

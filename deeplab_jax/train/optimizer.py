@@ -1,4 +1,4 @@
-"""Optimizers: SGD with momentum or Adam, poly schedule, decay masks, multipliers and freezing by pattern."""
+"""Optimizers: SGD with momentum or Adam, poly schedule, weight decay, multipliers and freezing by pattern."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -43,24 +43,24 @@ def make_optimizer(
 ) -> tuple[optax.GradientTransformation, Schedule]:
     """Build the gradient transformation and its schedule.
 
-    Patterns are regular expressions searched for in a parameter's path, such as
+    A pattern is a regular expression that is searched for in a parameter's path, such as
     `backbone/conv2_unit1/conv1/conv/kernel`.
 
     Args:
       params: the parameters or their shapes; only their paths matter.
       steps: end of the schedule.
-      name: "sgd" (decay added to the gradient, as an L2 loss would) or "adam" (decay decoupled: AdamW).
+      name: "sgd" (decay is added to the gradient, as an L2 loss would do) or "adam" (decoupled decay: AdamW).
       learning_rate, power, warmup_steps: see `poly_schedule`.
-      momentum, nesterov: of SGD.
-      weight_decay: per step; 0 is none.
-      no_decay: parameters that do not decay; those of layers that this network lacks may be among them.
-      clip_norm: largest global norm of the gradient over what is trained; 0 does not clip.
-      multipliers: factors of the learning rate; the first pattern that matches counts.
-      freeze: parameters that get no update at all.
+      momentum, nesterov: SGD only.
+      weight_decay: decay per step; 0 is none.
+      no_decay: patterns of the parameters without decay; they may match nothing in this network.
+      clip_norm: largest global norm of the gradient of the trained parameters; 0 does not clip.
+      multipliers: patterns with factors of the learning rate; the first pattern that matches applies.
+      freeze: patterns of the parameters without any update.
 
     Raises:
-      UserError: an unknown optimizer, a pattern that is no regular expression, or one of `multipliers` or `freeze` that
-        matches nothing.
+      UserError: an unknown optimizer, a pattern that is not a regular expression, or a pattern of `multipliers` or
+        `freeze` that matches nothing.
     """
     paths = list(flatten_dict(flax.core.unfreeze(params), sep="/"))
     for pattern in (*freeze, *(pattern for pattern, _ in multipliers)):
@@ -95,7 +95,7 @@ def make_optimizer(
 
 def _scale_by(factors: Any) -> optax.GradientTransformation:
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        # Frozen parameters are masked nodes here, which have no leaves.
+        # Frozen parameters are masked nodes here, without leaves.
         flat = flatten_dict(flax.core.unfreeze(updates), sep="/")
         flat_factors = flatten_dict(factors, sep="/")
         scaled = {path: jax.tree.map(lambda u, f=flat_factors[path]: u * f, update) for path, update in flat.items()}
@@ -108,4 +108,4 @@ def _search(pattern: str, path: str) -> bool:
     try:
         return re.search(pattern, path) is not None
     except re.error as error:
-        raise UserError(f"pattern {pattern!r} of the optimizer is no regular expression: {error}") from None
+        raise UserError(f"pattern {pattern!r} of the optimizer is not a regular expression: {error}") from None

@@ -1,4 +1,4 @@
-"""Running a step again that went wrong, and looking at every tensor on its way."""
+"""Run a failed step again, and look at every tensor on its way."""
 
 import dataclasses
 import itertools
@@ -46,23 +46,23 @@ class Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class Replay:
-    """What a replayed step was: a line about it, and its tensors in the order of computation."""
+    """A replayed step: a line about it, and its tensors in the order of computation."""
 
     summary: str
     tensors: tuple[Tensor, ...]
 
     @property
     def first_not_finite(self) -> Tensor | None:
-        """The tensor in which the trouble starts, or None where the step is finite this time."""
+        """The first tensor that is not finite, or None if the step is finite this time."""
         return next((tensor for tensor in self.tensors if tensor.not_finite), None)
 
 
 def replay(folder: str | Path) -> Replay:
-    """Run the step of a post-mortem again, from the same state on the same batch, on as many of the devices that are
-    here as training would use and the batch splits over.
+    """Run the step of a post-mortem again, from the same state on the same batch. Use as many devices as training
+    would, if they exist here and the batch splits over them.
 
     Raises:
-      UserError: the folder is no post-mortem.
+      UserError: the folder is not a post-mortem.
     """
     folder = Path(folder)
     batch = read_batch(folder / BATCH_FILE)
@@ -87,7 +87,7 @@ def replay(folder: str | Path) -> Replay:
         shardings = state_shardings(jax.eval_shape(initial, jax.random.key(0)), mesh, split=False)
         state = restore(checkpoints, before, initial, shardings)
     rows: dict[int, tuple[str, np.ndarray]] = {}
-    # An optimizer whose state becomes the gradient: what the step computes until then is what training computed.
+    # An optimizer whose state becomes the gradient; up to there the step computes the same as in training.
     keep_gradient = optax.GradientTransformation(
         lambda params: (), lambda gradient, state, params=None: (params, gradient)
     )
@@ -107,13 +107,13 @@ def replay(folder: str | Path) -> Replay:
 def _tap(
     rows: dict[int, tuple[str, np.ndarray]], order: Iterator[int], call: Any, args: Any, kwargs: Any, context: Any
 ) -> Any:
-    """Have the output of a layer measured wherever the program runs it; `order` counts layers as they are traced."""
+    """Measure the output of a layer wherever the program runs it; `order` counts layers as they are traced."""
     output = call(*args, **kwargs)
     if context.method_name == "__call__" and isinstance(output, jax.Array):
         index, name = next(order), "/".join(context.module.path)
 
         def store(values: np.ndarray) -> None:
-            seen = rows.get(index, (name, values))[1]  # Of several micro-batches the worst.
+            seen = rows.get(index, (name, values))[1]  # The worst of several micro-batches.
             rows[index] = name, np.maximum(seen, values)
 
         jax.debug.callback(store, _measure(output))
@@ -138,7 +138,7 @@ def _leaves(kind: str, tree: Any) -> list[Tensor]:
 
 
 def _fitting_devices(wanted: int, images: int) -> int:
-    """Return the largest number of devices, at most `wanted` (0: any) and those here, that divides `images`."""
+    """Return the largest number of devices that divides `images`, at most `wanted` (0: any) and those here."""
     here = jax.device_count()
     return max(n for n in range(1, min(wanted or here, here) + 1) if images % n == 0)
 
@@ -147,17 +147,17 @@ def read_batch(file: Path) -> dict[str, np.ndarray]:
     """Read the batch of a post-mortem: `image` uint8 `[N, H, W, 3]`, `label` uint8 `[N, H, W]`.
 
     Raises:
-      UserError: it cannot be read, or holds something else.
+      UserError: the batch cannot be read, or is of another form.
     """
     try:
         if file.exists() and not file.is_file():
-            raise OSError("no regular file")
+            raise OSError("not a regular file")
         with zipfile.ZipFile(file) as archive:
             image, label = _read_array(archive, "image", (3,)), _read_array(archive, "label", ())
         if label.ndim != 3 or image.shape != (*label.shape, 3):
             raise ValueError(f"image {image.shape}, label {label.shape}")
         return {"image": image, "label": label}
-    except Exception as error:  # `zipfile` raises nearly every built-in type on damaged files.
+    except Exception as error:  # `zipfile` raises almost every built-in exception on damaged files.
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise UserError(
             f"{file}: no batch to replay ({reason}); give the postmortem/ folder of a run directory"
@@ -165,7 +165,7 @@ def read_batch(file: Path) -> dict[str, np.ndarray]:
 
 
 def _read_array(archive: zipfile.ZipFile, name: str, channels: tuple[int, ...]) -> np.ndarray:
-    """Read uint8 `[N, H, W, *channels]` from an `.npz` file; its shape is looked at before memory is taken for it."""
+    """Read uint8 `[H, W, *channels]` from an `.npz` file; the shape is checked before memory is taken for it."""
     with archive.open(f"{name}.npy") as stream:
         version = np.lib.format.read_magic(stream)
         shape, transposed, dtype = np.lib.format.read_array_header_1_0(stream)

@@ -1,4 +1,4 @@
-"""A run directory: who may write to it, when a second start may go on in it, and what it records."""
+"""A run directory: who may write to it, when a second start may resume it, and what it records."""
 
 import shutil
 import sys
@@ -39,8 +39,8 @@ POSTMORTEM, BATCH_FILE = "postmortem", "batch.npz"
 class Run:
     """A run directory while this process trains in it, and whether a signal asks it to stop.
 
-    `open`, `restore` and `begin` are called once each, in this order. All processes of a run call every method; the
-    first one alone writes and prints. Leaving the context closes the files, and gives the lock back.
+    Call `open`, `restore` and `begin` once each, in this order. All processes of a run call every method; only the
+    first one writes and prints. The end of the context closes the files and releases the lock.
     """
 
     def __init__(self, workdir: Path, config: ConfigDict, console: Console) -> None:
@@ -63,10 +63,10 @@ class Run:
         self._console.print(text, soft_wrap=True, highlight=False, markup=False)
 
     def open(self, *, allow_config_change: bool) -> None:
-        """Make the directory, or take an older run's of the same configuration; keep other trainers out.
+        """Create the directory, or take that of an older run with the same configuration; keep other trainers out.
 
         Raises:
-          UserError: it cannot be used, is another process's, or holds something else.
+          UserError: it cannot be used, belongs to another process, or contains something else.
         """
         if is_first():
             make_workdir(self.workdir)
@@ -76,7 +76,7 @@ class Run:
     def restore(
         self, initial: Callable[[jax.Array], TrainState], shardings: TrainState
     ) -> tuple[TrainState | None, int]:
-        """Return the state of the newest checkpoint that can be read, and its step; None and 0 where there is none."""
+        """Return the state of the newest checkpoint that can be read, and its step; None and 0 if there is none."""
         self.checkpoints = self._held.enter_context(Checkpoints(self.workdir / CHECKPOINTS, keep=self.settings.keep))
         if self.checkpoints.latest() is None:
             return None, 0
@@ -85,11 +85,11 @@ class Run:
         return state, step
 
     def begin(self, start: int, model: Segmenter, source: Source, schedule: Schedule) -> bool:
-        """Record this start, and open the record of the steps after `start`; return whether there is anything to do.
+        """Record this start, open the record of the steps after `start`, and return whether there is anything to do.
 
         Args:
           start: the step that was restored, or 0.
-          model, source: what is trained, and on what.
+          model, source: the model to train, and its data.
           schedule: of the learning rate, for the record.
         """
         self.start, self.model, self.info = start, model, model_info(source)
@@ -114,24 +114,24 @@ class Run:
         return number % self.settings.evaluate_every == 0 or number >= self.settings.steps
 
     def lacks_evaluation(self, start: int) -> bool:
-        """Whether the evaluation of the step that was restored was cut short."""
+        """Whether the evaluation of the restored step was cut short."""
         return start > 0 and self.is_due(start) and not self.checkpoints.metrics(start)
 
     def log(self, number: int, state: TrainState, metrics: Metrics) -> None:
-        """Record a step's numbers, where it is time to."""
+        """Record a step's numbers if it is time."""
         self.writers.step(number)
-        watch(self.settings.timeout)  # From now on: the first step compiles.
+        watch(self.settings.timeout)  # Only now, after the first step has compiled.
         if number % self.settings.log_every == 0 or number in (self.start + 1, self.settings.steps):
             with together():
                 report(number, int(state.step), metrics, self._schedule, self.clock, self.writers)
             self.clock.restart()
 
     def save(self, number: int, state: TrainState, results: dict[str, Any] | None = None) -> None:
-        """Save a checkpoint, with the results of its evaluation where there was one."""
+        """Save a checkpoint, with the results of its evaluation if there was one."""
         self.checkpoints.save(
             number, state.variables(), state.extra(), metrics=None if results is None else kept_metrics(results)
         )
-        self.clock.restart()  # What was neither a step nor waiting for data does not count.
+        self.clock.restart()  # Only steps and waiting for data count.
 
     def log_and_save(self, number: int, state: TrainState, metrics: Metrics) -> None:
         """Do both before the run ends."""
@@ -143,11 +143,11 @@ class Run:
         self.checkpoints.add_metrics(number, kept_metrics(results))
 
     def stop_or_skip(self, number: int, state: TrainState, batch: Any, metrics: Metrics) -> None:
-        """Go on without the update of a step that is not finite, or write a post-mortem and raise a UserError.
+        """Continue without the update of a step that is not finite, or write a post-mortem and raise a UserError.
 
         Args:
           number, batch, metrics: of the step.
-          state: as it was before the step; see `keep_finite`.
+          state: the state before the step; see `keep_finite`.
         """
         skipped, what = number - int(state.step), describe_failure(number, metrics)
         if skipped <= self.settings.skip_nonfinite:
@@ -162,12 +162,12 @@ class Run:
         except UserError as error:
             saved = f"no post-mortem ({error})"
         raise UserError(
-            f"{what}; {saved}; lower config.optimizer.learning_rate, set config.optimizer.clip_norm or let "
-            "config.train.skip_nonfinite updates be skipped, and start again from the last checkpoint"
+            f"{what}; {saved}; lower config.optimizer.learning_rate, set config.optimizer.clip_norm, or set "
+            "config.train.skip_nonfinite to skip such updates, and start again from the last checkpoint"
         )
 
     def say_skipped_updates(self, state: TrainState) -> None:
-        """Say at the end how many updates the state lacks."""
+        """At the end, say how many updates were skipped."""
         done = max(self.start, self.settings.steps)
         if skipped := done - int(state.step):
             self.writers.say(f"{skipped} of {done} updates were skipped: their loss or gradient was not finite")
@@ -188,14 +188,14 @@ def model_info(source: Source) -> dict[str, Any]:
 
 
 def make_workdir(workdir: Path) -> None:
-    """Make a run directory, or check that what is there may be one: empty, a run's, or left by one that wrote nothing.
+    """Create a run directory, or check an existing one: empty, of a run, or left by a start that wrote nothing.
 
     Raises:
-      UserError: it cannot be made, or holds something else.
+      UserError: it cannot be created, or contains something else.
     """
     try:
         str(workdir.resolve()).encode("utf-8")
-    except UnicodeEncodeError:  # Orbax and TensorBoard take text, and in this locale the name is none.
+    except UnicodeEncodeError:  # Orbax and TensorBoard need a text, which this locale cannot make of the name.
         raise UserError(
             f"{str(workdir)!a}: a name that the locale cannot spell; set LC_ALL=C.UTF-8, or give another --workdir"
         ) from None
@@ -210,11 +210,11 @@ def make_workdir(workdir: Path) -> None:
 
 
 def open_workdir(workdir: Path, config: Any, *, allow_config_change: bool) -> None:
-    """Record the configuration of a new run, or check that an older one's is the same; the directory is there, and
+    """Record the configuration of a new run, or check that it equals an older run's. The directory exists and is
     locked.
 
     Raises:
-      UserError: it cannot be written, or holds a run of another configuration.
+      UserError: it cannot be written, or contains a run of another configuration.
     """
     file = workdir / CONFIG_FILE
     with as_user_errors(workdir):
@@ -225,9 +225,9 @@ def open_workdir(workdir: Path, config: Any, *, allow_config_change: bool) -> No
 
 
 def record_start(workdir: Path, config: Any) -> None:
-    """Record the configuration that the run goes on with, and this start: command, git commit, versions, device.
+    """Record the configuration with which the run continues, and this start: command, git commit, versions, device.
 
-    Called once the state is there: a configuration that does not fit the checkpoints takes no run's place.
+    It is called after the state is restored: a configuration that does not fit the checkpoints overwrites no record.
 
     Raises:
       UserError: the directory cannot be written.
@@ -237,7 +237,7 @@ def record_start(workdir: Path, config: Any) -> None:
         write_json(workdir / CONFIG_FILE, to_plain(config))
         try:
             starts = read_json(file) if file.exists() else []
-        except ValueError:  # A record only: nothing depends on it.
+        except ValueError:  # Only a record: nothing depends on it.
             starts = []
         now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         starts = starts if isinstance(starts, list) else []
@@ -246,7 +246,7 @@ def record_start(workdir: Path, config: Any) -> None:
 
 
 def lock_workdir(workdir: Path, say: Callable[[str], Any]) -> AbstractContextManager[None]:
-    """Keep other trainers out of a run directory, which exists; otherwise as `locked`."""
+    """Keep other trainers out of an existing run directory; otherwise as `locked`."""
     busy = f"{workdir}: another process trains in this directory; wait for it, or give another --workdir"
     return locked(workdir / LOCK_FILE, busy, option="--workdir", say=say)
 
@@ -254,15 +254,15 @@ def lock_workdir(workdir: Path, say: Callable[[str], Any]) -> AbstractContextMan
 def write_postmortem(
     folder: Path, state: TrainState, number: int, batch: Any, *, config: Any, model: Segmenter, info: dict[str, Any]
 ) -> None:
-    """Write what `replay` needs to run step `number` again; an older post-mortem there is replaced.
+    """Write what `replay` needs to run step `number` again; replace an older post-mortem there.
 
     The folder is a run directory of one checkpoint, and a batch.
 
     Args:
-      folder: made where missing.
-      state: before the step.
-      number: of the step, from 1.
-      batch: what the step was given.
+      folder: created if it does not exist.
+      state: the state before the step.
+      number: number of the step, from 1.
+      batch: the step's input.
       config, model, info: of the run.
 
     Raises:
@@ -289,7 +289,7 @@ def _check_same(file: Path, plain: dict[str, Any], allow_config_change: bool) ->
             f"{file}: is damaged ({error}); give an empty --workdir, or delete the file to go on with this "
             "configuration"
         ) from None
-    # What came into the configuration since that run started had its default then.
+    # Options that are new since that run started had their defaults then.
     stored = with_defaults(stored, to_plain(base()))
     changed = [line for line in differences(stored, plain) if line.split(":")[0] not in FREE]
     if changed and not allow_config_change:

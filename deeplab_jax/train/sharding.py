@@ -1,8 +1,8 @@
-"""Where arrays live: a mesh over the devices of all processes, and what each device holds of batches and state.
+"""The place of arrays: a mesh over the devices of all processes, and each device's part of batches and state.
 
-`jit` over arrays with a NamedSharding computes on the global batch, so that batch normalisation and the loss see all of
-it, on one device or many. Along the axis `data` devices hold different images, along `space` different rows of the same
-images; what a convolution sees of its neighbours' rows XLA exchanges.
+`jit` over arrays with a NamedSharding computes on the global batch, so batch normalisation and the loss read all of it,
+on one device or many. Along the axis `data` devices hold different images, along `space` different rows of the same
+images. XLA exchanges the neighbours' rows that a convolution reads.
 """
 
 from collections.abc import Sequence
@@ -22,11 +22,11 @@ def make_mesh(devices: int = 0, space: int = 1) -> Mesh:
     """Return a mesh of `devices` / `space` by `space` devices, with the axes `data` and `space`.
 
     Args:
-      devices: the first so many; 0 takes all.
-      space: devices that share the rows of an image.
+      devices: how many, from the first; 0 takes all.
+      space: how many devices share the rows of an image.
 
     Raises:
-      UserError: there are not so many devices, they do not divide, or several processes leave some of them out.
+      UserError: there are not so many devices, they do not divide, or several processes would not use all of theirs.
     """
     found = jax.devices()
     if not 0 <= devices <= len(found):
@@ -48,19 +48,19 @@ def make_mesh(devices: int = 0, space: int = 1) -> Mesh:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Sharding of what every device holds whole."""
+    """Sharding of an array that every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def state_shardings(state: Any, mesh: Mesh, *, split: bool) -> Any:
-    """Return where each array of a training state lives, as a tree like it.
+    """Return the place of each array of a training state, as a tree with the same structure.
 
     Args:
       state: arrays or their shapes.
-      mesh: of the run.
-      split: each array is split over `data` along its largest axis that divides, so that optimizer state and parameters
-        take a share of the memory on every device, and XLA gathers parameters where a layer needs them; otherwise
-        every device holds all of them.
+      mesh: mesh of the run.
+      split: whether each array is split over `data`, along its largest axis that divides. Then optimizer state and
+        parameters take only a share of each device's memory, and XLA gathers parameters where a layer needs them.
+        Otherwise every device holds all of them.
     """
 
     def of(leaf: Any) -> NamedSharding:
@@ -80,7 +80,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def own_rows(mesh: Mesh, batch_size: int) -> list[int]:
-    """Return which images of a batch the devices of this process hold, ascending."""
+    """Return the indices of a batch's images on the devices of this process, ascending."""
     held = NamedSharding(mesh, PartitionSpec(DATA)).addressable_devices_indices_map((batch_size,))
     return sorted({row for part in held.values() if part is not None for row in range(*part[0].indices(batch_size))})
 
@@ -98,7 +98,7 @@ def place_batch(batch: Any, mesh: Mesh) -> Any:
 
 
 def check_batch_size(batch_size: int, accumulate: int, mesh: Mesh) -> None:
-    """Raise a UserError where a batch cannot be split evenly over micro-batches and devices."""
+    """Raise a UserError if a batch does not split evenly over micro-batches and devices."""
     devices = mesh.shape[DATA]
     parts = accumulate * devices
     if batch_size < 1 or batch_size % parts:
@@ -110,8 +110,8 @@ def check_batch_size(batch_size: int, accumulate: int, mesh: Mesh) -> None:
 
 
 def check_crop_size(crop_size: Sequence[int], output_stride: int, mesh: Mesh) -> None:
-    """Raise a UserError for crops that no network takes, or that cannot be split by rows so that every map of the
-    network splits too.
+    """Raise a UserError if the crops are too small for any network, or do not split by rows so that every map splits
+    too.
     """
     start = f"config.data.crop_size={tuple(crop_size)}"
     if len(crop_size) != 2 or min(crop_size) < SMALLEST_SIDE:

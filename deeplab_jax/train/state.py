@@ -1,4 +1,4 @@
-"""What training carries from step to step; how it begins, and how it is restored."""
+"""The state that training carries from step to step: its start, and how it is restored."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,9 +15,7 @@ from deeplab_jax.models.segmenter import Segmenter, Variables
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """Step, parameters, batch statistics, optimizer state,
-    and the running average of the parameters (None without one).
-    """
+    """Step, parameters, batch statistics, optimizer state, and the running average of the parameters (or None)."""
 
     step: jax.Array
     params: Any
@@ -26,17 +24,17 @@ class TrainState(flax.struct.PyTreeNode):
     ema_params: Any
 
     def variables(self) -> Variables:
-        """Return what to predict with: the averaged parameters where there are any."""
+        """Return the variables for prediction, with the averaged parameters if there are any."""
         params = self.params if self.ema_params is None else self.ema_params
         return {"params": params, **({"batch_stats": self.batch_stats} if self.batch_stats else {})}
 
     def extra(self) -> dict[str, Any]:
-        """Return the rest of the state, which a checkpoint keeps apart."""
+        """Return the rest of the state, which a checkpoint stores separately."""
         raw = {} if self.ema_params is None else {"params": self.params}
         return {"step": self.step, "opt_state": self.opt_state, **raw}
 
     def with_restored(self, variables: Variables, extra: dict[str, Any]) -> "TrainState":
-        """Return the state that `variables()` and `extra()` were taken from."""
+        """Return the state whose `variables()` and `extra()` are given."""
         return self.replace(
             step=extra["step"],
             params=extra.get("params", variables["params"]),
@@ -51,7 +49,7 @@ def create_state(
 ) -> TrainState:
     """Initialise the state of a model for images of `size`; run it under `jit` (or `eval_shape`).
 
-    Taps of atrous kernels that see only padding at that size start at zero; see `analysis.padding_taps`.
+    Taps of atrous kernels that read only padding at that size start at zero; see `analysis.padding_taps`.
     """
     watcher = Watcher()
     with watcher.watch():
@@ -69,8 +67,8 @@ def create_state(
 def restore(
     checkpoints: Checkpoints, step: int, initial: Callable[[jax.Array], TrainState], shardings: TrainState
 ) -> TrainState:
-    """Return the state of a step, however it was spread over devices when it was saved; `initial` makes a state of the
-    same kind from a key.
+    """Return the state of a step, for any devices that it was saved from; `initial` makes a state of this kind from a
+    key.
     """
     abstract = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),

@@ -1,4 +1,4 @@
-"""One training step, as a pure function; the loop wraps it in `jit`."""
+"""One training step as a pure function; the loop wraps it in `jit`."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -38,26 +38,28 @@ def train_step(
 ) -> tuple[TrainState, Metrics]:
     """Update the state with one batch.
 
-    The gradient is that of the summed loss divided by its count in the whole batch: micro-batches and devices with few
-    labelled pixels do not weigh more.
+    The gradient is that of the summed loss divided by its count in the whole batch. So micro-batches and devices with
+    few labelled pixels do not weigh more.
 
     Args:
-      state: the state before.
+      state: state before the step.
       batch: `image` uint8 `[N, H, W, 3]`, `label` uint8 `[N, H, W]`, 255 ignored.
       model, optimizer: static.
-      key: of the run; the step is folded in, so that a resumed run draws the same dropout masks.
+      key: key of the run. The step is folded in, so a resumed run draws the same dropout masks.
       loss: an entry of `ops.losses.LOSSES`.
       class_weights, top_k: see `ops.losses.cross_entropy`; top_k ranks the pixels of a micro-batch.
-      aux_weight: of the auxiliary head's loss.
-      upsample_logits: resize logits to the labels (DeepLabv3, sec. 4.1), or labels to the logits; an auxiliary head's,
-        too.
-      accumulate: micro-batches, one after another.
+      aux_weight: weight of the auxiliary head's loss.
+      upsample_logits: whether logits are resized to the labels (DeepLabv3, sec. 4.1), or labels to the logits; also for
+        an auxiliary head.
+      accumulate: number of micro-batches, which run one after another.
       ema_decay: the average of the parameters becomes `d * average + (1 - d) * params`.
-      space: devices that share the rows of an image.
-      remat: of the activations keep the convolutions' results alone, and compute the others again for the gradient.
+      space: number of devices that share the rows of an image.
+      remat: whether to keep only the convolutions' results of the activations, and compute the others again for the
+        gradient.
 
     Returns:
-      The state after, and float32 scalars: `loss` (over the labelled pixels), `pixel_accuracy`, `gradient_norm`.
+      The state after the step, and float32 scalars: `loss` (over the labelled pixels), `pixel_accuracy`,
+      `gradient_norm`.
     """
     weights = jnp.asarray(class_weights, jnp.float32) if len(class_weights) else None
     loss = partial(loss, align_corners=model.settings.align_corners, class_weights=weights, parts=space)
@@ -94,7 +96,7 @@ def summed_loss(
     upsample_logits: bool,
     remat: bool,
 ) -> tuple[jax.Array, tuple[Any, Metrics]]:
-    """Return the summed loss of a micro-batch, new batch statistics, and the sums that the metrics are made of."""
+    """Return the summed loss of a micro-batch, new batch statistics, and the sums for the metrics."""
     plain = partial(model.apply, train=True, method="coarse_logits", mutable=["batch_stats", "intermediates"])
     apply = keep_convolutions(plain) if remat else plain
     variables = {"params": params, **({"batch_stats": batch_stats} if batch_stats else {})}
@@ -116,8 +118,8 @@ def summed_loss(
 
 
 def keep_convolutions(apply: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a network's function whose gradient keeps the convolutions' results alone, and computes again what follows
-    from them: normalisation, activations, sums and resizing, which cost little beside the convolutions.
+    """Return a network's function whose gradient keeps only the convolutions' results. It computes again what follows
+    from them (normalisation, activations, sums and resizing), which costs little beside the convolutions.
     """
     return jax.checkpoint(apply, policy=jax.checkpoint_policies.save_only_these_names(CONVOLUTION))
 
@@ -144,7 +146,7 @@ def summed_gradient(
 def updated(
     state: TrainState, gradient: Any, batch_stats: Any, *, optimizer: optax.GradientTransformation, ema_decay: float
 ) -> TrainState:
-    """Return the state after an update: parameters, their average, and the optimizer's own state."""
+    """Return the state after an update: parameters, their average, and the optimizer's state."""
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     average = state.ema_params

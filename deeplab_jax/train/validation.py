@@ -1,4 +1,4 @@
-"""The evaluations of a run: on the validation split, with a few of its images drawn."""
+"""The evaluations of a run: on the validation split, with pictures of a few images."""
 
 import dataclasses
 
@@ -24,13 +24,13 @@ class Validation:
     """Evaluates a state.
 
     Args:
-      config: whose `evaluate` section says how.
-      model: as it is trained.
+      config: its `evaluate` section applies.
+      model: the model in its form for training.
       source: the validation split.
-      mesh: of the run.
+      mesh: mesh of the run.
 
     Raises:
-      UserError: options that make no sense. The first evaluation may be hours away, so they are looked at before.
+      UserError: options that make no sense; checked now, because the first evaluation may be hours away.
     """
 
     config: ConfigDict
@@ -60,7 +60,7 @@ class Validation:
             progress=lambda done, total: run.stop.check(number, steps),
             **how,
         )
-        run.stop.check(number, steps)  # It may have ended early, without another batch.
+        run.stop.check(number, steps)  # The evaluation may have ended early.
         names = ("miou", "pixel_accuracy", "mean_accuracy", "seconds")
         scalars = {name: results[name] for name in names if results[name] is not None}
         with together():

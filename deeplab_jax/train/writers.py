@@ -1,4 +1,4 @@
-"""What a run says of itself, and where its numbers go: a JSONL file, TensorBoard, and the terminal."""
+"""Where the messages and numbers of a run go: a JSONL file, TensorBoard, and the terminal."""
 
 import json
 import math
@@ -27,9 +27,10 @@ BATCH_NORM_IMAGES = 12  # The authors' advice: more than 12 images per batch to 
 
 
 class Writers:
-    """Write scalars of a step everywhere; on a terminal a progress bar, in a log file plain lines.
+    """Writes scalars of a step everywhere; shows a progress bar on a terminal, plain lines in a log file.
 
-    Records after `start` are dropped first: a run that was killed after its last checkpoint writes those steps again.
+    It drops older records after `start` first: a run that was killed after its last checkpoint writes those steps
+    again.
     """
 
     def __init__(self, workdir: Path, *, start: int, steps: int, console: Console) -> None:
@@ -60,7 +61,7 @@ class Writers:
     ) -> None:
         if self._live:
             self._progress.stop()
-        # Closing a file whose disk was full writes, and fails, again: what failed first is what there is to tell.
+        # If the disk was full, closing its file writes, and fails, again. The first failure is the one to report.
         with suppress(OSError) if error else recording(self.workdir), closing(self._events), closing(self._jsonl):
             pass
 
@@ -84,7 +85,7 @@ class Writers:
             self.say(f"step {step}: {text}")
 
     def say(self, text: str) -> None:
-        """Print a line of its own."""
+        """Print a line."""
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def _truncate(self, start: int) -> None:
@@ -95,14 +96,14 @@ class Writers:
             try:
                 if parse_json(line)["step"] <= start:
                     kept.append(line + "\n")
-            except (ValueError, KeyError, TypeError):  # A line that a killed run left half-written.
+            except (ValueError, KeyError, TypeError):  # A killed run may leave half a line.
                 continue
         with replacing(self._file) as fresh:
             fresh.write_text("".join(kept), encoding="utf-8")
 
 
 class NoWriters(Writers):
-    """Of the processes beside the first: nothing is written or printed."""
+    """The writers of the processes other than the first: they write and print nothing."""
 
     def __init__(self, workdir: Path) -> None:
         self.workdir = workdir
@@ -136,20 +137,20 @@ class Clock:
         self.restart()
 
     def restart(self) -> None:
-        """Start counting anew."""
+        """Start the count again."""
         self._began, self._steps, self._waited = time.perf_counter(), 0, 0.0
 
     def fetch(self, batches: Iterator[Any]) -> Any:
-        """Return the next batch, or None at the end; the time that it takes is looked at by `wait_for_step`."""
+        """Return the next batch, or None at the end; `wait_for_step` uses the time that it took."""
         began = time.perf_counter()
         batch = next(batches, None)
         self._fetching = time.perf_counter() - began
         return batch
 
     def wait_for_step(self, metrics: Any) -> None:
-        """Wait for a step, `metrics` being of it, and count it; the last batch was fetched while it ran.
+        """Wait for the step that returns `metrics`, and count it; the last batch was fetched while the step ran.
 
-        Where the devices were done by then, all of that time counts as waiting: an upper bound.
+        If the devices were already done, all of the fetching time counts as waiting: an upper bound.
         """
         began = time.perf_counter()
         jax.block_until_ready(metrics)
@@ -166,9 +167,9 @@ class Clock:
 def report(
     number: int, updates: int, metrics: dict[str, jax.Array], schedule: Schedule, clock: Clock, writers: Writers
 ) -> None:
-    """Write a step's numbers; those of a skipped update that are not finite are left out of the record.
+    """Write a step's numbers; leave out those of a skipped update that are not finite.
 
-    The learning rate is that of the last of `updates`, which skipped ones do not count among.
+    The learning rate is that of the last of `updates`; skipped updates are not counted there.
     """
     values = {name: float(value) for name, value in metrics.items()}
     values["learning_rate"] = float(schedule(max(updates - 1, 0)))
@@ -186,7 +187,7 @@ def report(
 def announce(
     config: ConfigDict, model: Segmenter, train_source: Source, val_source: Source, mesh: Mesh, writers: Writers
 ) -> None:
-    """Say what is about to be trained, and warn of what is known to go wrong."""
+    """Describe the training that starts, and warn of known problems."""
     parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_variables(model)["params"]))
     t = config.train
     writers.say(

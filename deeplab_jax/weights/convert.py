@@ -1,4 +1,4 @@
-"""From a foreign file, or an in-memory state dict, to a model of ours."""
+"""From foreign weights, in a file or a state dict in memory, to one of our models."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,7 +15,7 @@ from deeplab_jax.weights.formats.read import read_network
 from deeplab_jax.weights.importers import imagenet, jfzhang95, slim, smp, torchvision, transformers, vainf
 from deeplab_jax.weights.tensor_map import TensorMap
 
-# In the order in which they are asked; the name is what `kind=` takes.
+# In the order in which they try; the names are those that `kind=` takes.
 IMPORTERS: dict[str, Callable[..., TensorMap | None]] = {
     "torchvision": torchvision.recognise,
     "imagenet": imagenet.recognise,
@@ -26,7 +26,7 @@ IMPORTERS: dict[str, Callable[..., TensorMap | None]] = {
     "tensorflow": slim.recognise,
 }
 RUN = "run"
-# Of `info`, what other classes make void.
+# The parts of `info` that are wrong for other classes.
 OF_CLASSES = ("class_names", "palette", "metrics")
 
 
@@ -39,21 +39,22 @@ def convert(
     reinit: str = "",
     strict: bool = True,
 ) -> tuple[Segmenter, Variables, dict[str, Any]]:
-    """Return a model of this package, made of somebody else's weights, whose logits are the same.
+    """Return a model of this package with somebody else's weights, whose logits are the same.
 
     Args:
       source: a file, a folder, or a mapping of names to arrays.
-      kind: who wrote it, one of `IMPORTERS` or "run" (a run directory or model folder of ours); "auto" tells by the
-        content.
-      output_stride: a state dict does not say it: None is the peer's default, a number what the peer does at that
+      kind: who wrote it, one of `IMPORTERS` or "run" (a run directory or model folder of ours); "auto" finds it from
+        the content.
+      output_stride: a state dict does not state it. None is the peer's default; a number is what the peer does at that
         stride.
-      num_classes: of the model; another than the source's needs `reinit`.
+        stride.
+      num_classes: classes of the model; if not the source's, `reinit` is needed.
       reinit: "head" starts the classifiers at random.
-      strict: refuse missing, unexpected and mis-shaped tensors; otherwise they are listed in `info`.
+      strict: whether to refuse missing, unexpected and mis-shaped tensors; otherwise `info` lists them.
 
     Returns:
-      `(model, variables, info)`, as `load` does; `info["source"]` says where it came from, how the network differs from
-      the paper's, which tensors were left out, and which variables start at random.
+      `(model, variables, info)`, as from `load`. `info["source"]` names the source, the differences from the paper's
+      network, the tensors left out, and the variables that start at random.
 
     Raises:
       UserError: a source that cannot be read, is not recognised, or does not fit.
@@ -96,13 +97,13 @@ def _recognise(tensors: Mapping[str, np.ndarray], *, kind: str, output_stride: i
             return tensor_map
     examples = ", ".join(list(shapes)[:3])
     raise UserError(
-        f"{source}: its {len(shapes)} tensors ({examples}, ...) are of no network that "
+        f"{source}: its {len(shapes)} tensors ({examples}, ...) belong to no network that "
         f"{'this package converts' if kind == 'auto' else f'kind={kind!r} knows'}; it knows {', '.join(IMPORTERS)}"
     )
 
 
 def _ours(path: Path, *, output_stride: int | None) -> tuple[TensorMap, dict[str, np.ndarray], dict[str, Any]]:
-    """Take a model folder or a run directory of ours as a source like any other."""
+    """Use one of our model folders or run directories as a source like any other."""
     model, variables, info = folder.load(path)
     described = describe(model)
     tensor_map = TensorMap(

@@ -3,16 +3,16 @@
 An exported model is a zip file of two entries:
 
 - `model.stablehlo`: the function with its weights, as `jax.export` serialises it;
-- `metadata.json`: what it expects and returns.
+- `metadata.json`: its inputs and outputs.
 
-Whoever has JAX reads it with
+A program with JAX reads it with
 
     archive = zipfile.ZipFile("model.zip")
     metadata = json.loads(archive.read("metadata.json"))
     exported = jax.export.deserialize(bytearray(archive.read("model.stablehlo")))
     result = exported.call(images)  # within jax.jit, to compile it once for each size
 
-For other compilers `exported.mlir_module()` is the StableHLO text; export for one platform then, as for several the
+For other compilers `exported.mlir_module()` is the StableHLO text. Export for one platform then: for several, the
 function takes a platform's number first. JAX promises to read such files for six months after the version in the
 metadata; keep the model folder beside them.
 """
@@ -38,7 +38,7 @@ STABLEHLO_FILE = "model.stablehlo"
 METADATA_FILE = "metadata.json"
 FORMAT = 1
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
-# The same model gives the same bytes: zip's first date, whenever it was written.
+# The same model always gives the same bytes: every entry has zip's first date.
 _DATE = (1980, 1, 1, 0, 0, 0)
 
 Run = Callable[[Variables, jax.Array], jax.Array]
@@ -55,28 +55,29 @@ def export_stablehlo(
     platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
     info: Mapping[str, Any] | None = None,
 ) -> bytes:
-    """Export a network for inference; see the module for the file and how to read it.
+    """Return a network exported for inference; the module's docstring describes the file and how to read it.
 
-    Batch norm is folded and an auxiliary head left out. Where the model's `lowering` is "auto", each platform gets the
-    one that suits it, in one file.
+    Batch norm is folded and an auxiliary head left out. If the model's `lowering` is "auto", one file contains for each
+    platform the lowering that suits it.
 
     Args:
-      model, variables: as from `load`.
-      size: height and width of the images; None leaves both free, from 33 pixels up, for all architectures but PSPNet,
-        SPP and U-Net without padding, and without an image pyramid. A fixed size runs faster: on a CPU, convolutions of
-        large rates then leave out their padding.
+      model, variables: from `load`.
+      size: height and width of the images. None leaves both free, from 33 pixels up; PSPNet, SPP, U-Net without padding
+        and image pyramids need a fixed size. A fixed size runs faster: on a CPU, convolutions of large rates then leave
+        out their padding.
       batch: images per call; None leaves it free.
-      preprocess: take uint8 images as stored, values 0 to 255, instead of floats as `model.preprocessing` makes them.
-      argmax: return class ids `[N, H, W]`, uint8 up to 256 classes and int32 beyond, instead of float32 logits `[N, H,
-        W, num_classes]`.
-      platforms: on which it will run: "cpu", "cuda", "rocm", "tpu".
-      info: as from `load`; its class names and palette go into the metadata.
+      preprocess: whether to take uint8 images as stored, values 0 to 255, instead of floats as from
+        `model.preprocessing`.
+      argmax: whether to return class ids `[N, H, W]`, uint8 up to 256 classes and int32 beyond, instead of float32
+        logits `[N, H, W, num_classes]`.
+      platforms: where it will run: "cpu", "cuda", "rocm", "tpu".
+      info: from `load`; its class names and palette go into the metadata.
 
     Returns:
       The zip file's content.
 
     Raises:
-      UserError: a size, batch or platform that cannot be, or an architecture that needs a fixed size.
+      UserError: an impossible size, batch or platform, or an architecture that needs a fixed size.
     """
     if batch is not None and batch < 1:
         raise UserError(f"batch={batch}: give at least 1, or leave it out for any number of images")
@@ -95,7 +96,7 @@ def export_stablehlo(
 
 def _check_size(model: Segmenter, size: tuple[int, int] | None) -> None:
     if size is None:
-        # These choose regions, views or sizes by arithmetic that needs numbers.
+        # These compute regions, views or sizes, for which they need numbers.
         if (
             model.valid
             or model.pyramid is not None
@@ -110,7 +111,7 @@ def _check_size(model: Segmenter, size: tuple[int, int] | None) -> None:
 
 
 def _for_inference(model: Segmenter, variables: Mapping[str, Any]) -> tuple[Segmenter, Variables]:
-    """Fold batch norm, and drop the auxiliary head, whose weights the file would hold for nothing."""
+    """Fold batch norm, and drop the auxiliary head, whose weights the file does not need."""
     model, variables = fold_norm(model, variables)
     params = {name: tree for name, tree in variables["params"].items() if name != "aux_head"}
     return model.clone(aux_features=None), {**variables, "params": params}
@@ -139,7 +140,7 @@ def _ids_dtype(model: Segmenter) -> Any:
 def _metadata(
     model: Segmenter, exported: jax.export.Exported, *, preprocess: bool, argmax: bool, info: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Say what the function expects and returns; free sizes stand there as the names b, h and w."""
+    """Return the metadata: inputs and outputs of the function, with the names b, h and w for free sizes."""
     normalisation = vars(model.preprocessing)
     low, high = (0, 255) if preprocess else normalisation["value_range"]
     (images,), (result,) = exported.in_avals, exported.out_avals
@@ -184,7 +185,7 @@ def _package_version() -> str:
 
 
 def _zip(entries: Mapping[str, bytes]) -> bytes:
-    """Pack files uncompressed, as weights do not shrink."""
+    """Pack files uncompressed, because compression does not shrink weights."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
         for name, content in entries.items():

@@ -1,4 +1,4 @@
-"""Our variables as a state dict of torchvision's segmentation models, by the importer's tables read backwards."""
+"""Our variables as a state dict of torchvision's segmentation models, by the importer's tables in reverse."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,9 +16,9 @@ from deeplab_jax.weights.formats.write_torch import write_torch
 from deeplab_jax.weights.importers.torchvision import NETWORKS, network
 from deeplab_jax.weights.tensor_map import TORCH, their_name
 
-# They change neither the variables nor the logits of inference.
+# Options that change neither the variables nor the logits of inference.
 FREE = ("dropout", "dtype", "lowering", "norm_momentum")
-NORMS = ("norm", "backbone_norm")  # Frozen ones have the variables of those of a batch.
+NORMS = ("norm", "backbone_norm")  # Frozen norms have the same variables as batch norms.
 MEAN = ".running_mean"
 SUFFIXES = (".safetensors", ".pth", ".pt")
 
@@ -27,16 +27,16 @@ def export_torchvision(model: Segmenter, variables: Mapping[str, Any]) -> dict[s
     """Return the state dict with which torchvision's network of the same name computes the same logits.
 
     Args:
-      model: one of torchvision's networks, as `convert` or `create_model` with the right options builds it, at the
-        output stride at which torchvision runs it.
-      variables: of it.
+      model: one of torchvision's networks, from `convert` or from `create_model` with the right options, at the output
+        stride at which torchvision runs it.
+      variables: those of the model.
 
     Returns:
       Name to contiguous float32 array, in torchvision's layout, and the counters of its batch norms (int64, 0). Images
       are preprocessed by ImageNet's mean and standard deviation.
 
     Raises:
-      UserError: a network that is not torchvision's, naming the first option that differs.
+      UserError: the network is not torchvision's; the message names the first option that differs.
     """
     described = describe(model)
     _check_theirs(described)
@@ -54,11 +54,11 @@ def export_torchvision(model: Segmenter, variables: Mapping[str, Any]) -> dict[s
 
 
 def write_state_dict(path: str | Path, tensors: Mapping[str, np.ndarray]) -> Path:
-    """Write a state dict, replacing the file at once when all is written.
+    """Write a state dict, and replace an older file at once when all is written.
 
     Args:
       path: `.safetensors`, or `.pth` or `.pt`, which `torch.load(weights_only=True)` reads.
-      tensors: of float32 or int64.
+      tensors: arrays of float32 or int64.
 
     Raises:
       UserError: another suffix, or a file that cannot be written.
@@ -67,7 +67,7 @@ def write_state_dict(path: str | Path, tensors: Mapping[str, np.ndarray]) -> Pat
     if file.suffix not in SUFFIXES:
         raise UserError(f"{file}: a state dict is written as {', '.join(SUFFIXES)}; choose one of these suffixes")
     if file.suffix == ".safetensors":
-        # It writes the memory of an array as it lies, whatever its strides say.
+        # It writes the memory of an array in its order there, whatever its strides say.
         contiguous = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
         return write_whole(file, lambda fresh: save_file(contiguous, str(fresh), metadata={"format": "pt"}))
     return write_whole(file, lambda fresh: write_torch(fresh, tensors))
@@ -107,7 +107,7 @@ def _that_count(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _build(name: str, num_classes: int, options: Mapping[str, Any]) -> Segmenter | None:
-    """Return the network of some options alone, without what it was told; None where they do not go together."""
+    """Return the network with these options alone, without the other arguments; None if they do not fit together."""
     try:
         return create_model(name, num_classes=num_classes, output_stride=NETWORKS[name], **options).clone(recipe="")
     except UserError:

@@ -1,4 +1,4 @@
-"""From a tensor map and a state dict to variables: every tensor is used exactly once, or named."""
+"""From a tensor map and a state dict to variables: every tensor is used exactly once, or listed."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -25,27 +25,28 @@ def fill_variables(
     strict: bool = True,
     seed: int = 0,
 ) -> tuple[Segmenter, Variables, dict[str, Any]]:
-    """Return the network of a tensor map, each variable filled with the tensor that belongs there.
+    """Return the network of a tensor map, with each variable filled from its tensor.
 
     Args:
       tensor_map: from an importer.
-      tensors: name to array, all that the source holds.
-      source: for messages.
-      num_classes: of the model; None is the source's.
-      reinit: "head" starts the classifiers anew, as another number of classes needs; "" is not asked for.
-      strict: refuse missing, unexpected and mis-shaped tensors. Otherwise the variables concerned start at random, and
-        `report` lists them.
-      seed: of what starts at random.
+      tensors: name to array, all of the source.
+      source: its name for messages.
+      num_classes: classes of the model; None means as many as the source has.
+      reinit: "head" starts the classifiers at random, as another number of classes needs; "" does not.
+      strict: whether to refuse missing, unexpected and mis-shaped tensors. Otherwise their variables start at random,
+        and `report` lists them.
+      seed: seed of the variables that start at random.
 
     Returns:
-      `(model, variables, report)`; the report says how many tensors were used, and names those left out and the
-      variables that start at random.
+      `(model, variables, report)`. The report counts the tensors used, and lists those left out and the variables that
+      start at random.
 
     Raises:
-      UserError: tensors that do not fit, listed; another class count without `reinit`; a value that is not finite.
+      UserError: tensors that do not fit, with a list of them; another class count without `reinit`; a value that is not
+        finite.
     """
     if reinit not in ("", "head"):
-        raise UserError(f"reinit={reinit!r}: only 'head' can start anew")
+        raise UserError(f"reinit={reinit!r}: give 'head', or leave it out")
     tensors = tensor_map.prepare(tensors) if tensor_map.prepare else tensors
     classes = tensor_map.num_classes if num_classes is None else num_classes
     model = tensor_map.model(num_classes=classes)
@@ -98,7 +99,7 @@ def _take(
     places: Mapping[str, tuple[str, Leaf]],
     expected: Mapping[str, tuple[int, ...]],
 ) -> tuple[dict[str, np.ndarray], list[tuple[str, str]]]:
-    """Return our variables, in our layout, and what is wrong with the others, by their names."""
+    """Return our variables in our layout, and the faults of the others, by their names."""
     taken: dict[str, np.ndarray] = {}
     problems: list[tuple[str, str]] = []
     for name, (theirs, leaf) in places.items():
@@ -118,12 +119,12 @@ def _to_ours(value: np.ndarray, leaf: Leaf) -> np.ndarray:
 
 
 def _reordered(kernel: np.ndarray, order: Sequence[int]) -> np.ndarray:
-    """Return a kernel with its inputs in another order; a depthwise one has them on its last axis."""
+    """Return a kernel with its inputs in another order; a depthwise kernel has them on its last axis."""
     return np.take(kernel, np.asarray(order), axis=3 if kernel.shape[2] == 1 else 2)
 
 
 def is_classifier(path: str) -> bool:
-    """Return whether a variable is of a layer whose output are logits of classes."""
+    """Return whether a variable belongs to a layer that returns logits of classes."""
     return any(part.startswith("classifier") for part in path.split("/"))
 
 
@@ -136,7 +137,7 @@ def _random(model: Segmenter, names: Sequence[str], seed: int) -> dict[str, np.n
         variables = flatten_variables(model.init(key, jnp.zeros((1, side, side, 3)), train=False))
         return {name: variables[name] for name in names}
 
-    # Run once, so compiled in a hurry.
+    # It runs once, so it is compiled quickly.
     values = jax.jit(initial, compiler_options={"xla_backend_optimization_level": 0})(jax.random.key(seed))
     return {name: np.asarray(value) for name, value in values.items()}
 

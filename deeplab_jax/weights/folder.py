@@ -1,4 +1,4 @@
-"""A model folder: `model.json` says how to build the network, `weights.safetensors` holds its variables by path."""
+"""A model folder: `model.json` describes the network, `weights.safetensors` holds its variables by path."""
 
 import json
 from collections.abc import Mapping
@@ -28,10 +28,10 @@ def save(path: str | Path, model: Segmenter, variables: Mapping[str, Any], info:
     """Write a model folder.
 
     Args:
-      path: the folder; made where missing, its two files replaced at once when all is written.
+      path: the folder; it is created if it does not exist, and its two files are replaced at once when all is written.
       model: from `create_model`, or a clone of it at another output stride.
       variables: `params` and, with batch norm, `batch_stats`.
-      info: what JSON can hold: class names, palette, provenance, metrics.
+      info: values for JSON: class names, palette, provenance, metrics.
 
     Returns:
       The folder's path.
@@ -40,7 +40,7 @@ def save(path: str | Path, model: Segmenter, variables: Mapping[str, Any], info:
       UserError: the folder cannot be written.
     """
     folder = Path(path)
-    # In row-major order: `save_file` writes the memory of an array as it lies, whatever its strides say.
+    # In row-major order: `save_file` writes the memory of an array in its order there, whatever its strides say.
     tensors = {key: np.asarray(value, order="C") for key, value in flatten_variables(variables).items()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -57,21 +57,21 @@ def save(path: str | Path, model: Segmenter, variables: Mapping[str, Any], info:
 def load(
     path: str | Path, *, checkpoint: str = "best", module: str = ""
 ) -> tuple[Segmenter, Variables, dict[str, Any]]:
-    """Return a model folder, or the weights of a training run, as a model.
+    """Return the model of a model folder or of a training run.
 
     Args:
       path: a model folder, or a run directory.
-      checkpoint: of a run directory: "best" by validation mIoU where there was one, otherwise the newest; "newest"; or
-        a step.
-      module: path of a Python file of one's own whose parts the model is made of; see `create_model`. A folder that
-        asks for one is loaded only where it is given, since to load it is to run that file.
+      checkpoint: for a run directory: "best" by validation mIoU if any was evaluated, otherwise the newest; "newest";
+        or a step.
+      module: path of your own Python file with parts of the model; see `create_model`. A folder that needs such a file
+        is loaded only with this argument, because loading runs the file.
 
     Returns:
       `(model, variables, info)`.
 
     Raises:
-      UserError: nothing to load there, a module that is missing or fails, or weights that do not fit the described
-        model (listing what does not).
+      UserError: nothing to load there, a module that does not exist or fails, or weights that do not fit the described
+        model (the message lists them).
     """
     folder = Path(path)
     if not folder.is_dir():
@@ -92,7 +92,7 @@ def load(
 
 
 def write_description(folder: Path, model: Segmenter, info: Mapping[str, Any]) -> None:
-    """Write `model.json`, whole or not at all: a run that is started again replaces the one that others read.
+    """Write `model.json`, completely or not at all: a new start of a run replaces the file that others read.
 
     Raises:
       UserError: it cannot be written.
@@ -130,7 +130,7 @@ def read_description(folder: Path, *, module: str = "") -> tuple[Segmenter, dict
 
 
 def _check_info(info: Mapping[str, Any], num_classes: int) -> None:
-    """Raise a UserError for class names or colours that are not one for each class."""
+    """Raise a UserError unless there is one class name and one colour for each class."""
     names, colours = info.get("class_names"), info.get("palette")
     if names is not None and not (_is_list(names, num_classes) and all(isinstance(name, str) for name in names)):
         raise UserError(f"class_names is {_short(names)}; give {num_classes} names, or leave it out")
@@ -157,7 +157,7 @@ def flatten_variables(variables: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def compare(expected: Mapping[str, Any], found: Mapping[str, Any], *, source: str) -> None:
-    """Raise a UserError naming the first tensors that are missing, unexpected or of another shape; both are flat."""
+    """Raise a UserError that names the first missing, unexpected or mis-shaped tensors; both mappings are flat."""
     problems = misfits(*({name: tuple(array.shape) for name, array in flat.items()} for flat in (expected, found)))
     if problems:
         raise UserError(

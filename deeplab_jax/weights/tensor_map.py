@@ -1,7 +1,7 @@
-"""What an importer says of a foreign state dict: its network, and which of its tensors is which of ours.
+"""An importer's description of a foreign state dict: its network, and which tensor belongs to which of our variables.
 
 An importer is a module with a function `recognise(shapes, *, output_stride) -> TensorMap | None` and tables of names.
-The tables lead from our layers to theirs, so that they serve export as well.
+The tables lead from our layers to theirs, so export can use them too.
 """
 
 import re
@@ -15,8 +15,8 @@ from deeplab_jax.models.catalog import create_model
 from deeplab_jax.models.segmenter import Segmenter
 
 Shapes = Mapping[str, tuple[int, ...]]
-Names = tuple[str, str]  # Of a layer's convolution and of its norm; "" where it has none.
-# A pattern for the path of one of our layers, and its names there: as they are, or made from the pattern's numbers.
+Names = tuple[str, str]  # Of a layer's convolution and of its norm; "" if it has none.
+# A pattern for the path of one of our layers, and its names there: fixed, or made from the numbers in the path.
 Rule = tuple[str, Names | Callable[..., Names]]
 
 
@@ -25,8 +25,8 @@ class Leaf:
     """One kind of tensor of a layer.
 
     Attributes:
-      suffix: what follows the layer's name there.
-      axes: `theirs.transpose(axes)` is ours; None leaves them as they are.
+      suffix: the part after the layer's name.
+      axes: `theirs.transpose(axes)` is ours; None means no change.
     """
 
     suffix: str
@@ -35,13 +35,13 @@ class Leaf:
 
 @dataclass(frozen=True)
 class Layout:
-    """How a framework calls and lays out what we call kernel, bias, scale, mean and var.
+    """A framework's names and layouts for what we call kernel, bias, scale, mean and var.
 
     Attributes:
-      kernel: of convolutions.
-      depthwise: of depthwise convolutions.
-      bias: of convolutions.
-      norm: ours to theirs, of a batch norm.
+      kernel: that of convolutions.
+      depthwise: the kernel of depthwise convolutions.
+      bias: that of convolutions.
+      norm: our names to theirs, of a batch norm.
     """
 
     kernel: Leaf
@@ -76,24 +76,24 @@ SLIM = Layout(
 
 @dataclass(frozen=True)
 class TensorMap:
-    """How to make a model folder of a foreign state dict.
+    """How to turn a foreign state dict into a model folder.
 
     Attributes:
       kind: name of the importer.
-      name: for `create_model`, as are the next three.
-      num_classes: of the source.
-      output_stride: at which the peer runs.
-      options: whatever differs from our defaults.
-      rules: our layers' names there; the first pattern that matches the whole path counts. A layer's path is that of
+      name: the argument of `create_model`, as are the next three.
+      num_classes: classes of the source.
+      output_stride: output stride at which the peer runs.
+      options: all values that differ from our defaults.
+      rules: our layers' names there; the first pattern that matches the whole path applies. A layer's path is that of
         its `ConvNorm` or `Conv`, such as "backbone/conv2_unit1/conv1". Without rules the names are ours.
-      layout: of the tensors.
-      unused: patterns of tensors that the network has no use for (counters, an ImageNet classifier).
-      inputs: of a layer of ours whose inputs are concatenated in another order there, by its path: for each input
-        channel of ours, which one it is there.
-      absent: patterns of our variables' paths that the source does not have, and that start at random.
-      notes: how the network differs from the paper's, a sentence each.
-      info: what else is known: class names, palette.
-      prepare: rewrites the tensors first where one of ours is not one of theirs; None leaves them as they are.
+      layout: layout of the tensors.
+      unused: patterns of tensors that the network does not need (counters, an ImageNet classifier).
+      inputs: for each of our layers whose inputs are concatenated in another order there, by its path: the index there
+        of each of our input channels.
+      absent: patterns of our variables' paths that the source does not have and that start at random.
+      notes: the network's differences from the paper's, one sentence each.
+      info: other known facts: class names, palette.
+      prepare: rewrites the tensors first, if some of ours are not equal to one of theirs; None changes nothing.
     """
 
     kind: str
@@ -125,12 +125,12 @@ def their_name(variable: str, shape: tuple[int, ...], *, rules: Sequence[Rule], 
 
     Args:
       variable: path such as "params/backbone/conv1/norm/batch/scale".
-      shape: of it; tells a depthwise kernel.
+      shape: its shape, which shows whether a kernel is depthwise.
       rules: see `TensorMap`.
       layout: see `Layout`.
 
     Raises:
-      KeyError: no rule for its layer.
+      KeyError: there is no rule for its layer.
     """
     if not rules:
         return variable, Leaf("")

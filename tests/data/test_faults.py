@@ -105,7 +105,7 @@ def test_a_thread_that_hangs_is_named_in_time(monkeypatch) -> None:
         began = time.monotonic()
         with pytest.raises(StuckError, match=r"no data for 0\.5 s: a thread hangs in reading .*\b7\.png.* \(step \d\)"):
             list(training_batches(Faulty(hangs=7), steps=5, timeout=0.5, **OPTIONS))
-        with pytest.raises(StuckError, match=r"a thread hangs in reading 7\.png; see whether"):
+        with pytest.raises(StuckError, match=r"a thread hangs in reading 7\.png; check that"):
             list(examples_in_order(Faulty(hangs=7), timeout=0.5))
         assert time.monotonic() - began < 30
     finally:

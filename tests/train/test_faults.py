@@ -216,7 +216,7 @@ def test_a_batch_of_other_shapes_is_refused_before_it_takes_memory(tmp_path, con
 
 def test_a_pipe_is_no_batch(tmp_path) -> None:
     os.mkfifo(tmp_path / BATCH_FILE)
-    with pytest.raises(UserError, match=r"no batch to replay \(OSError: no regular file"):
+    with pytest.raises(UserError, match=r"no batch to replay \(OSError: not a regular file"):
         replay(tmp_path)
 
 

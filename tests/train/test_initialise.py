@@ -97,7 +97,7 @@ def test_a_cascade_starts_from_a_plain_network(tmp_path) -> None:
     state = start(make_state(longer), tmp_path, scope="backbone", say=said.append)
     assert taken(state, variables) == {name for name in flatten_variables(variables) if "/backbone/" in name}
     copies = [name for name in flatten_variables(longer) if "/backbone/conv6_" in name or "/backbone/conv7_" in name]
-    assert said[-1] == f"it has no copies of block 4: {len(copies)} tensors of those start afresh"
+    assert said[-1] == f"it has no copies of block 4: {len(copies)} tensors of those start fresh"
     with pytest.raises(UserError, match="missing params/backbone/conv6_unit1"):
         start(make_state(longer), tmp_path, scope="all_but_classifier")
 

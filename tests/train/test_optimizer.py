@@ -119,8 +119,8 @@ def test_only_paths_matter() -> None:
         ({"name": "sdg"}, "config.optimizer.name='sdg': did you mean sgd"),
         ({"freeze": ("bakbone",)}, "pattern 'bakbone' of the optimizer matches no parameter"),
         ({"multipliers": (("nothing", 2.0),)}, "pattern 'nothing' of the optimizer matches no parameter"),
-        ({"freeze": ("(",)}, r"pattern '\(' of the optimizer is no regular expression"),
-        ({"no_decay": ("[",)}, r"pattern '\[' of the optimizer is no regular expression"),
+        ({"freeze": ("(",)}, r"pattern '\(' of the optimizer is not a regular expression"),
+        ({"no_decay": ("[",)}, r"pattern '\[' of the optimizer is not a regular expression"),
     ],
 )
 def test_what_makes_no_sense_is_refused(options, message) -> None:

@@ -150,8 +150,8 @@ def test_damaged_metrics_are_computed_again(copy, finished, content) -> None:
     with pytest.raises(UserError, match=r"6/metrics/metrics: is damaged .*; remove the folder"):
         load(copy)
     assert run_training(copy, tiny_config(**THREE))["step"] == 6
-    with Checkpoints(copy / CHECKPOINTS) as mended, Checkpoints(finished / CHECKPOINTS) as whole:
-        assert mended.metrics(6) == whole.metrics(6) != {}
+    with Checkpoints(copy / CHECKPOINTS) as repaired, Checkpoints(finished / CHECKPOINTS) as whole:
+        assert repaired.metrics(6) == whole.metrics(6) != {}
     assert load(copy)[2]["step"] == 6
 
 

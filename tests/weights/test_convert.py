@@ -134,7 +134,7 @@ def test_other_classes_only_on_request() -> None:
     ("options", "message"),
     [
         ({"kind": "torchvison"}, "kind='torchvison': did you mean torchvision"),
-        ({"kind": "smp"}, r"its 12 tensors \(net.a.weight, .*\) are of no network that kind='smp' knows"),
+        ({"kind": "smp"}, r"its 12 tensors \(net.a.weight, .*\) belong to no network that kind='smp' knows"),
         ({"reinit": "all"}, "reinit='all': only 'head'"),
         ({"output_stride": 3}, "output_stride=3"),
     ],

@@ -1,1 +1,1 @@
-"""What is wrong with a data set, before any time goes into training on it."""
+"""Checks of a data set, before training spends any time on it."""

@@ -1,8 +1,9 @@
-"""Checks of a data set before any time goes into training on it.
+"""Checks of a data set, before training spends any time on it.
 
-What goes wrong most with data sets of one's own: masks that hold other numbers than class ids (0 and 255, colours, JPEG
-noise), masks of another size, files without a partner, and damaged files. JAX neither stops on a label outside the
-classes nor says so, hence the checks. Every check goes on past bad files and reports all of them; nothing here prints.
+The most frequent faults of users' own data sets: masks that hold other numbers than class ids (0 and 255, colours, JPEG
+noise), masks of another size, files without a partner, and damaged files. The checks are needed because JAX neither
+stops on a label outside the classes nor reports it. They continue past bad files and report all of them; nothing here
+prints.
 """
 
 import bisect
@@ -26,7 +27,7 @@ __all__ = ["Finding", "Report", "check_labels", "check_source", "format_report"]
 
 # A class this many times rarer than the most frequent one gets a warning.
 _RARE = 100
-# More unknown values than this in one data set are noise (interpolation, compression) and not classes.
+# More unknown values than this in a data set are noise (interpolation, compression), not classes.
 _MANY_VALUES = 32
 Item = TypeVar("Item")
 
@@ -37,8 +38,8 @@ def check_source(source: Source, *, limit: int | None = None, progress: Progress
     """Return a report of what is wrong with the examples of a source, after reading them.
 
     Args:
-      source: any source; of a `PairSource` the files themselves are looked at, of another one what it returns.
-      limit: look at so many examples only, evenly spread over the source.
+      source: any source; of a `PairSource` the files are checked, of another one the examples that it returns.
+      limit: number of examples to check, evenly spread over the source; None: all.
       progress: called with (examples done, examples to do).
 
     Raises:
@@ -58,15 +59,15 @@ def check_source(source: Source, *, limit: int | None = None, progress: Progress
 
 
 def check_labels(label: np.ndarray, num_classes: int, *, name: str) -> None:
-    """Raise a UserError for labels that are neither a class nor ignored: cheap enough for the first batches of a run.
+    """Raise a UserError for labels that are neither a class nor ignored; fast enough for the first batches of a run.
 
     Args:
       label: integers of any shape.
       num_classes: ids 0 to `num_classes - 1` are valid, and 255.
-      name: what the message calls the array, for example its files.
+      name: the array's name in the message, for example its files.
 
     Raises:
-      UserError: names the values, how many pixels hold them, and the fix.
+      UserError: names the values, their number of pixels, and the fix.
     """
     bad = label[((label < 0) | (label >= num_classes)) & (label != IGNORE_LABEL)]
     if bad.size:
@@ -78,7 +79,9 @@ def check_labels(label: np.ndarray, num_classes: int, *, name: str) -> None:
 
 
 def _run(inspect: Callable[[Item], Seen], items: Sequence[Item], progress: Progress | None) -> list[Seen]:
-    """Return what the examples showed, in order. Threads look at them: decoding releases the interpreter lock."""
+    """Return the results for the examples, in order. They are checked in threads: decoding releases the interpreter
+    lock.
+    """
     seen: list[Seen] = []
     pool = ThreadPoolExecutor(os.cpu_count())
     try:
@@ -100,7 +103,7 @@ def _unpaired(by_name: dict[str, str], masks_by_name: dict[str, str]) -> list[Fi
     findings = []
     lonely_masks = sorted(masks_by_name.keys() - by_name.keys())
     for name in sorted(by_name.keys() - masks_by_name.keys()):
-        # The names after `name` in order start with those that it is the beginning of: 7_mask for 7.
+        # Among the names after `name`, in order, those that begin with it come first: 7_mask for 7.
         at = bisect.bisect_left(lonely_masks, name)
         near = lonely_masks[at] if at < len(lonely_masks) and lonely_masks[at].startswith(name) else None
         fix = "add the mask or remove the image"
@@ -159,7 +162,7 @@ def _report(name: str, labels: LabelSet, seen: Sequence[Seen], findings: list[Fi
 
 
 def _escalate(findings: list[Finding], masks: int) -> list[Finding]:
-    """What may be meant in one mask is a fault when most masks (0 and 255) or all of them (one class) show it."""
+    """In one mask this may be intended; it is a fault if most masks (0 and 255) or all of them (one class) show it."""
     counts = collections.Counter(finding.kind for finding in findings)
     faults = {kind for kind in ("single class", "all ignored") if masks > 1 and counts[kind] == masks}
     if 2 * counts["0/255 mask"] >= masks:
@@ -194,7 +197,7 @@ def _suggest_value_map(labels: LabelSet, read: Sequence[Seen]) -> dict[int, int]
     if not unknown or len(unknown) > _MANY_VALUES:
         return None
     if unknown == [labels.num_classes] and 0 not in values and labels.value_map is None:
-        # Values 1 to C and no 0: the masks count from one.
+        # Values 1 to C and no 0: the masks count from 1.
         return {**{i + 1: i for i in range(labels.num_classes)}, IGNORE_LABEL: IGNORE_LABEL}
     known = labels.value_map or tuple((value, value) for value in labels.stored_values)
     return {**dict(known), **dict.fromkeys(unknown, IGNORE_LABEL)}

@@ -1,4 +1,4 @@
-"""A look at one example: is its image whole, and is its mask what a mask has to be?"""
+"""The check of one example: is its image complete, and is its mask valid?"""
 
 import dataclasses
 from collections.abc import Sequence
@@ -17,13 +17,13 @@ Colour = tuple[int, int, int]
 
 @dataclasses.dataclass
 class Seen:
-    """What one example showed.
+    """The result for one example.
 
     Attributes:
       findings: what is wrong with it.
-      size: (width, height) of the image; None when it could not be read.
-      values: the stored values of the mask; empty when it could not be read.
-      unknown: those of them that mean nothing.
+      size: (width, height) of the image; None if it could not be read.
+      values: the stored values of the mask; empty if it could not be read.
+      unknown: the stored values that have no meaning.
       pixels: `[256]` pixels of each class id, the ignore label included.
     """
 
@@ -35,14 +35,14 @@ class Seen:
 
 
 def inspect_example(source: Source, index: int) -> Seen:
-    """Return what a source showed for one index."""
+    """Return the result for one index of a source."""
     described = source.describe(index)
     name = described if isinstance(described, str) else described[1]
     try:
         example = source[index]
     except UserError as error:
         return Seen([_from_error("unreadable example", name, error)])
-    # A source gives class ids, whatever its files hold.
+    # A source returns class ids, whatever its files store.
     seen = _inspect_values(example["label"], source.labels.decoded(), name, {})
     seen.size = _size(example["image"])
     _compare_sizes(seen, example["label"], name)
@@ -50,7 +50,7 @@ def inspect_example(source: Source, index: int) -> Seen:
 
 
 def inspect_files(image_file: str, mask_file: str, labels: LabelSet) -> Seen:
-    """Return what an image file and its mask file showed; `labels` explains the mask's stored values."""
+    """Return the result for an image file and its mask file; `labels` explains the mask's stored values."""
     findings: list[Finding] = []
     size = None
     try:
@@ -87,7 +87,7 @@ def _inspect_values(stored: np.ndarray, labels: LabelSet, name: str, palette: di
     add = seen.findings.append
     object_is = meaning(labels, IGNORE_LABEL)
     if set(amount) == {0, IGNORE_LABEL} and object_is in (None, IGNORE_LABEL):
-        harm = "stops training" if object_is is None else "is never learned nor scored"
+        harm = "stops training" if object_is is None else "is neither learned nor evaluated"
         message = (
             f"0/255 mask: 255 is the ignore label and no class, so what covers {amount[IGNORE_LABEL]} pixels {harm}; "
             "if 255 is your object, set data.value_map to {0: 0, 255: 1}"
@@ -145,7 +145,7 @@ def _colour_hint(value: int, palette: dict[int, Colour], labels: LabelSet) -> st
 
 
 def _shuffled_index(values: Sequence[int], palette: dict[int, Colour], labels: LabelSet) -> tuple[int, int] | None:
-    """Return (index, class) of an index in the colour of another class, where all used colours are those of classes."""
+    """Return (index, class) of an index in another class's colour, if all used colours are those of classes."""
     classes = [
         (value, class_id) for value in values if (class_id := meaning(labels, value)) not in (None, IGNORE_LABEL)
     ]
@@ -158,12 +158,12 @@ def _shuffled_index(values: Sequence[int], palette: dict[int, Colour], labels: L
 
 
 def _mask_error(file: str, labels: LabelSet, error: UserError) -> Finding:
-    """Return which of the usual reasons it is that a mask could not be read as numbers."""
+    """Return which of the usual reasons explains that a mask could not be read as numbers."""
     try:
         with open_encoded(read_bytes(file, "mask")) as image:
             mode, is_jpeg = image.mode, image.format in ("JPEG", "MPO")
             pixels = np.asarray(image.convert("RGB")).astype(np.uint32)
-    except Exception:  # Damaged: the first error said how.
+    except Exception:  # Damaged; the first error says how.
         return _from_error("unreadable mask", file, error)
     if is_jpeg:
         return _from_error("JPEG mask", file, error)

@@ -1,4 +1,4 @@
-"""What a check of a data set found, as data and as text."""
+"""The results of a check of a data set, as data and as text."""
 
 import collections
 import dataclasses
@@ -9,19 +9,19 @@ import numpy as np
 from deeplab_jax.labels import IGNORE_LABEL
 
 MAX_PER_KIND = 10
-"""Findings of one kind that a report lists one by one; the rest are counted."""
+"""How many findings of one kind a report lists; it counts the rest."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong or odd.
+    """One fault, or one thing that may be a fault.
 
     Attributes:
-      severity: `error` stops training or ruins it, `warning` may be meant so.
-      kind: what findings are grouped and counted by.
+      severity: `error` stops training or makes it useless, `warning` may be intended.
+      kind: name by which findings are grouped and counted.
       file: the file, or the name of the example or data set.
-      value: the offending value, spelled.
-      message: one line that says what was found and how to fix it, without the file.
+      value: the wrong value as text.
+      message: one line, without the file, that says what was found and how to fix it.
     """
 
     severity: Literal["error", "warning"]
@@ -36,23 +36,22 @@ class Finding:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What a check found.
+    """The results of a check.
 
     Attributes:
       name: the data set.
-      class_names: names of the C classes; the following tuples go with them.
-      checked: examples looked at.
-      total: examples that there are.
+      class_names: names of the C classes; the tuples below follow their order.
+      checked: number of examples checked.
+      total: number of examples in the data set.
       findings: errors first, at most `MAX_PER_KIND` of each kind.
-      counts: findings of each kind, the unlisted ones included.
+      counts: number of findings of each kind, with the unlisted ones.
       class_pixels: pixels of each class.
-      class_images: images that show each class.
+      class_images: number of images that show each class.
       ignored_pixels: pixels with the ignore label.
-      smallest, largest: (width, height) that bound the images' sizes; None when none could be read.
+      smallest, largest: (width, height) that bound the images' sizes; None if no image could be read.
       class_weights: suggestion for the loss, see `median_frequency_weights`.
-      sqrt_class_weights: their square roots, which are gentler with very rare classes.
-      value_map: suggested `{stored value: class id or 255}`, where the values found call for another than the present
-        one.
+      sqrt_class_weights: their square roots, which are smaller for very rare classes.
+      value_map: suggested `{stored value: class id or 255}`, if the values found need another one than the present one.
     """
 
     name: str
@@ -72,11 +71,11 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Return whether there is no error; warnings do not count."""
+        """Return whether there are no errors; warnings do not count."""
         return all(finding.severity != "error" for finding in self.findings)
 
     def to_json(self) -> dict[str, Any]:
-        """Return all fields, as what `json.dump` takes."""
+        """Return all fields in a form for `json.dump`."""
         return {**dataclasses.asdict(self), "ok": self.ok}
 
 
@@ -117,7 +116,7 @@ def median_frequency_weights(class_pixels: np.ndarray, pixels_where_present: np.
 
     Args:
       class_pixels: `[C]` pixels of each class.
-      pixels_where_present: `[C]` valid pixels of all the images that show the class.
+      pixels_where_present: `[C]` valid pixels of all images that show the class.
 
     Returns:
       float64 `[C]`.

@@ -9,12 +9,12 @@ LAYOUT = "train/*.jpg or *.png with trainannot/*.png, and val/ with valannot/"
 
 
 def open_camvid(dir: str | Path, *, split: str) -> PairSource:
-    """Return CamVid: `dir/train/NAME.jpg` (or `.png`) with `dir/trainannot/NAME.png`, and `val` alike.
+    """Return CamVid: `dir/train/NAME.jpg` (or `.png`) with `dir/trainannot/NAME.png`; `val` in the same way.
 
-    The test split is not offered: it is for a final score by others, not for training or selection here.
+    The test split is left out: it is for a final result by others, not for training or selection here.
 
     Raises:
-      UserError: the split is neither `train` nor `val`, a folder is missing, or a file has no partner.
+      UserError: the split is neither `train` nor `val`, a folder does not exist, or a file has no partner.
     """
     choose_split(split, ("train", "val"), source="camvid")
     folder = require_folder(Path(dir) / split, source="camvid", layout=LAYOUT)

@@ -1,4 +1,4 @@
-"""Cityscapes: street scenes of 2048x1024 pixels with fine annotations, 19 scored classes."""
+"""Cityscapes: street scenes of 2048x1024 pixels with fine annotations, 19 evaluated classes."""
 
 from pathlib import Path
 
@@ -11,10 +11,10 @@ _MASK_END = "_gtFine_labelIds.png"
 
 
 def open_cityscapes(dir: str | Path, *, split: str) -> PairSource:
-    """Return Cityscapes as its two archives unpack.
+    """Return Cityscapes in the layout of its two archives.
 
-    The published label ids are read, not the train ids that its scripts can write. The annotations of the test split
-    are withheld (its published masks are blank), so only `train` and `val` are offered.
+    It reads the published label ids, not the train ids that its scripts can write. The annotations of the test split
+    are not public (its published masks are blank), so only `train` and `val` exist here.
 
     Raises:
       UserError: an unknown split, a missing folder, or a file without a partner.

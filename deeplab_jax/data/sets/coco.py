@@ -1,4 +1,4 @@
-"""COCO 2017 with the 21 classes of PASCAL VOC, as DeepLabv3 pre-trains on it."""
+"""COCO 2017 with the 21 classes of PASCAL VOC, as in DeepLabv3's pre-training."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -17,9 +17,9 @@ from deeplab_jax.labels import IGNORE_LABEL, VOC, LabelSet
 
 LAYOUT = "train2017/, val2017/ and annotations/instances_{train,val}2017.json"
 MIN_PIXELS = 1000
-FARTHEST = 1e5  # Pixels of an outline from the corner of its image.
-LONGEST = 1e5  # Pixels along the outlines of an instance: COCO's API takes time and memory for each.
-MAX_BYTES = 2**31  # Of the annotations; those of `train` have 450 million.
+FARTHEST = 1e5  # Largest distance of an outline from its image's corner, in pixels.
+LONGEST = 1e5  # Longest outlines of an instance, in pixels: COCO's API takes time and memory for each pixel.
+MAX_BYTES = 2**31  # Largest annotation file; that of `train` has 450 million bytes.
 
 # COCO's category id for each VOC class from 1 (aeroplane) to 20 (tvmonitor).
 _CATEGORIES = (5, 2, 16, 9, 44, 6, 3, 17, 62, 21, 67, 18, 19, 4, 1, 64, 20, 63, 7, 72)
@@ -70,13 +70,12 @@ class CocoSource:
 def open_coco(dir: str | Path, *, split: str) -> CocoSource:
     """Return COCO 2017 (`train` or `val`): the images whose instances of VOC classes cover over 1000 pixels, by name.
 
-    The rule is that of DeepLabv3, section 4.3 ("Pretrained on COCO"); the area is the sum of the areas that the
-    annotations state. Instances of other categories are background, crowd regions are 255, and so are pixels that
-    instances of two classes claim. Reading the annotations of `train` takes a while and much memory; `prepare` writes
-    the data set once for all.
+    The rule is that of DeepLabv3, section 4.3 ("Pretrained on COCO"); an image's area is the sum of the areas in the
+    annotations. Instances of other categories are background. Crowd regions are 255, and so are pixels in instances of
+    two classes. Reading the annotations of `train` takes a while and much memory; `prepare` writes the data set once.
 
     Raises:
-      UserError: an unknown split, a missing folder or annotation file, or annotations of another format.
+      UserError: an unknown split, a folder or annotation file that does not exist, or annotations of another format.
     """
     choose_split(split, ("train", "val"), source="coco")
     images = require_folder(Path(dir) / f"{split}2017", source="coco", layout=LAYOUT)
@@ -165,7 +164,7 @@ def _draw(entry: _Entry) -> np.ndarray:
 
 
 def fill_polygons(polygons: Sequence[np.ndarray], height: int, width: int) -> np.ndarray:
-    """Return the union of filled outlines as bool `[height, width]`, pixel by pixel what COCO's own API makes of them.
+    """Return the union of filled outlines as bool `[height, width]`, pixel by pixel as COCO's own API fills them.
 
     Args:
       polygons: float `[points, 2]` each, (x, y) in pixels; pixel (0, 0) covers 0 to 1.
@@ -182,8 +181,8 @@ def fill_polygons(polygons: Sequence[np.ndarray], height: int, width: int) -> np
 def fill_runs(runs: np.ndarray, height: int, width: int) -> np.ndarray:
     """Return a run-length code as bool `[height, width]`.
 
-    The runs are of outside and inside pixels in turn, down the columns one after the other, starting with outside.
-    COCO's API reads beyond the end of a code that is damaged, so runs are decoded here.
+    The runs alternate between outside and inside, start with outside, and go down one column after the other. They are
+    decoded here because COCO's API reads beyond the end of a damaged code.
 
     Raises:
       UserError: the runs do not add up to the size.
@@ -198,9 +197,9 @@ def fill_runs(runs: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def decode_counts(counts: str) -> np.ndarray:
-    """Return the run lengths behind the string that COCO compresses them to.
+    """Return the run lengths in COCO's compressed string.
 
-    Each character from `0` on holds five bits, low bits first; from the fourth run on, what is stored is the difference
+    Each character from `0` on holds five bits, low bits first. From the fourth run on, the string stores the difference
     to the run two places before.
     """
     runs: list[int] = []

@@ -33,29 +33,29 @@ def open_folder(
     split_lists: Mapping[str, str] | None = None,
     val_fraction: float | None = None,
 ) -> PairSource:
-    """Return a folder of images and masks as a source. An image and its mask have the same name up to the suffix.
+    """Return a folder of images and masks as a source. An image and its mask have the same name without the suffix.
 
-    Which examples belong to `split` is told in one of these ways, tried in this order:
-    `split_lists` names a text file per split, one name per line; `val_fraction` holds out that share, chosen by a hash
-    of the name, so that an example stays where it is when others come; `images` and `masks` contain `{split}`; both
-    folders have a subfolder called `split`; or `split` is `all`.
+    One of these, in this order, selects the examples of `split`: `split_lists` names a text file per split, with one
+    name per line; `val_fraction` keeps that share for validation, chosen by a hash of the name, so that new examples do
+    not move others; `images` and `masks` contain `{split}`; both folders have a subfolder called `split`; or `split` is
+    `all`.
 
     Args:
       dir: the folder.
       split: the part to open.
       class_names: one name per class id.
       palette: one (red, green, blue) per class id; default: the PASCAL VOC colours.
-      images: a subfolder, or a glob, relative to `dir`. In a glob whose last part has one `*`, what the star stands for
+      images: a subfolder, or a glob, relative to `dir`. If the glob's last part has one `*`, the part that it matches
         is the example's name: `photos/*.jpg` with `masks/*_mask.png` pair `7.jpg` with `7_mask.png`.
-      masks: likewise.
+      masks: the same for masks.
       ignore_label: the stored value that marks ignored pixels; None if there is none.
-      value_map: stored value -> class id (or 255), a mapping or a sequence of pairs, for masks whose values are not
-        class ids (0/255 masks, say). Values that it does not list are errors, except `ignore_label`.
+      value_map: stored value -> class id (or 255), a mapping or a sequence of pairs, for masks that do not store class
+        ids (0/255 masks, for example). Values that it does not list are errors, except `ignore_label`.
       split_lists: split -> path of a text file, relative to `dir`.
       val_fraction: share of the examples in `val`; the others are `train`.
 
     Raises:
-      UserError: no class names, a map to something that is no class, missing or unpaired files, an unknown split.
+      UserError: no class names, a map to something that is not a class, missing or unpaired files, an unknown split.
     """
     labels = _labels(class_names, palette, ignore_label, value_map or None)
     root = Path(dir)
@@ -99,11 +99,11 @@ def _labels(
         if ignore_label is not None and 0 <= ignore_label < count:
             raise UserError(
                 f"ignore_label {ignore_label} is the id of class '{class_names[ignore_label]}' too; "
-                "say with value_map what is stored"
+                "list the stored values in value_map"
             )
         mapped = {class_id: class_id for class_id in range(count)}
     else:
-        # A ConfigDict has items() as well, but is no Mapping; its keys are strings.
+        # A ConfigDict has items() as well, but is not a Mapping; its keys are strings.
         entries = value_map.items() if hasattr(value_map, "items") else value_map
         try:
             mapped = {int(stored): int(class_id) for stored, class_id in entries}

@@ -21,19 +21,17 @@ _BORDERS = ("ignore", "class")
 
 
 def open_pet(dir: str | Path, *, split: str, border: str = "ignore", val_fraction: float = 0.1) -> PairSource:
-    """Return Oxford-IIIT Pet as its two archives unpack (images.tar.gz, annotations.tar.gz).
+    """Return Oxford-IIIT Pet in the layout of its two archives (images.tar.gz, annotations.tar.gz).
 
     Args:
       dir: the folder that holds `images/` and `annotations/`.
-      split: `trainval` and `test` as published, or `train` and `val`: a fixed part of `trainval` is held out by a hash
-        of the name.
-      border: `"ignore"` gives the classes background and pet with the border as 255; `"class"` makes the border a third
+      split: `trainval` and `test` as published, or `train` and `val`, which divide `trainval` by a hash of the name.
+      border: `"ignore"` has the classes background and pet, with the border as 255; `"class"` makes the border a third
         class.
       val_fraction: the share of `trainval` that `val` takes.
 
     Raises:
-      UserError: an unknown split or border, archives that are still packed, or files that the lists name and the
-        folders lack.
+      UserError: an unknown split or border, archives that are still packed, or files of the lists that do not exist.
     """
     choose_split(split, _LISTS, source="pet")
     if border not in _BORDERS:

@@ -15,7 +15,7 @@ from deeplab_jax.files import read_json
 from deeplab_jax.labels import LabelSet
 
 SIDE_FILE = "classes.json"
-"""Beside the TFDS files: the class names and colours, and the name of the data set that was written."""
+"""The file beside the TFDS files with the class names and colours, and the name of the written data set."""
 
 FEATURES_FILE = "features.json"
 FEATURES = tfds.features.FeaturesDict(
@@ -25,7 +25,7 @@ FEATURES = tfds.features.FeaturesDict(
         "name": tfds.features.Text(),
     }
 )
-"""Of every prepared folder."""
+"""The name in every prepared folder."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +65,7 @@ class PreparedSource:
 
 
 def open_prepared(dir: str | Path, *, split: str) -> PreparedSource:
-    """Return one split of a folder that `prepare` wrote. The folder says by itself which classes it has.
+    """Return one split of a folder that `prepare` wrote. The folder itself lists its classes.
 
     Raises:
       UserError: the folder was not written by `prepare`, or has no such split.
@@ -80,17 +80,17 @@ def open_prepared(dir: str | Path, *, split: str) -> PreparedSource:
         name = str(content["source"])
     except FileNotFoundError as error:
         raise UserError(
-            f"{folder}: no {SIDE_FILE}, so 'prepare' did not write it; set data.dir to what 'prepare --out' was given"
+            f"{folder}: no {SIDE_FILE}, so 'prepare' did not write it; set data.dir to the folder of 'prepare --out'"
         ) from error
     except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise UserError(f"{folder / SIDE_FILE}: damaged ({error}); write the folder again with 'prepare'") from error
     _check_features(folder)
     try:
         builder = tfds.builder_from_directory(str(folder))
-    except Exception as error:  # TFDS lets through whatever its parsers raise.
+    except Exception as error:  # TFDS does not catch the errors of its parsers.
         raise _damaged(str(folder), error) from error
     choose_split(split, builder.info.splits, source=f"{name} in {folder}")
-    # Left encoded here: the images then go through the same decoder as files do.
+    # Left encoded here, so that the images go through the same decoder as files do.
     skip = {"image": tfds.decode.SkipDecoding(), "label": tfds.decode.SkipDecoding()}
     try:
         records = builder.as_data_source(split=split, decoders=skip)
@@ -106,10 +106,10 @@ def _damaged(where: str, error: Exception) -> UserError:
 
 
 def _check_features(folder: Path) -> None:
-    """Raise a UserError where the folder's features are others than those that `prepare` writes.
+    """Raise a UserError if the folder's features are not those that `prepare` writes.
 
-    TFDS imports whatever modules the file names, in several spellings and in JSON inside of JSON, so nothing else may
-    reach it.
+    TFDS imports the modules that the file names, in several spellings and in JSON inside JSON. So TFDS must read
+    nothing else.
     """
     file = folder / FEATURES_FILE
     try:

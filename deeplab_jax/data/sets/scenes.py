@@ -1,7 +1,7 @@
-"""`scenes`: a generated data set of little landscapes seen from above, made so that it takes the papers' ideas.
+"""`scenes`: a generated data set of small landscapes seen from above, which needs the papers' ideas.
 
 Nothing is stored: example `i` is drawn from a random stream that depends only on (seed, split, i). All random numbers
-are integers, and drawing and shading are integer arithmetic, so a picture depends on no platform's floating point.
+are integers, and drawing and shading are integer arithmetic, so a picture is the same on every platform.
 
 Each class is there for a reason:
 
@@ -16,8 +16,8 @@ Each class is there for a reason:
     paddock   meadow inside a round hedge, radius 5 to 45 pixels    scale: the middle is a meadow like any other
     wire      lines 3 pixels wide between masts                     fine resolution
 
-Noise, mottling and uneven light keep colour from giving anything away. The classes survive what augmentation does: a
-flip from left to right, scaling and cropping leave every label true.
+Noise, mottling and uneven light hide what colour alone would tell. Augmentation keeps the classes: after a flip from
+left to right, scaling and cropping every label is still true.
 """
 
 import dataclasses
@@ -65,7 +65,7 @@ _DIRECTIONS = ((8, 0), (7, 3), (6, 6), (3, 7), (0, 8), (-3, 7), (-6, 6), (-7, 3)
 
 @dataclasses.dataclass
 class _Canvas:
-    """A picture in the making, and the random stream that it is drawn from."""
+    """An unfinished picture, and the random stream for drawing it."""
 
     rng: np.random.Generator
     image: np.ndarray  # uint8 [H, W, 3]
@@ -86,7 +86,9 @@ class _Canvas:
         return self.integer(0, width - 1), self.integer(0, height - 1)
 
     def count(self, low: int, high: int, *, lines: bool = False) -> int:
-        """Return a random count of things, stated for 129x129: it grows with the area, of lines with the side."""
+        """Return a random count of things, given for 129x129: it grows with the area; that of lines grows with the
+        side.
+        """
         height, width = self.size
         area = height * width * 64 // (129 * 129)
         return max(self.integer(low, high) * (8 * math.isqrt(area) if lines else area) + 32 >> 6, 1)
@@ -99,7 +101,7 @@ class _Canvas:
 
 
 def _blob(canvas: _Canvas, centre: tuple[int, int], radius: int) -> np.ndarray:
-    """Return the corners, int32 [8, 1, 2], of a lump around `centre`."""
+    """Return the corners, int32 [8, 1, 2], of an irregular shape around `centre`."""
     corners = []
     for turn in range(8):
         dx, dy = _DIRECTIONS[turn % 4 * 2]
@@ -122,7 +124,7 @@ def _course(canvas: _Canvas) -> np.ndarray:
 
 
 def _stripes(canvas: _Canvas, kind: int) -> np.ndarray:
-    """Return a field's surface, uint8 [H, W, 3]: stripes across (wheat) or down (maize), up to one in six aslant."""
+    """Return a field's surface, uint8 [H, W, 3]: stripes across (wheat) or down (maize), up to one in six slanted."""
     height, width = canvas.size
     slant, band = canvas.integer(-1, 1), canvas.integer(15, 21)  # sixths of a pixel
     rows, columns = np.arange(height)[:, None], np.arange(width)[None]
@@ -131,7 +133,7 @@ def _stripes(canvas: _Canvas, kind: int) -> np.ndarray:
 
 
 def _draw_field(canvas: _Canvas, surfaces: dict[int, np.ndarray]) -> None:
-    """Draw a lump of wheat or maize."""
+    """Draw an irregular field of wheat or maize."""
     kind = (WHEAT, MAIZE)[canvas.integer(0, 1)]
     field = [_blob(canvas, canvas.point(), canvas.integer(20, 44))]
     mask = cv2.fillPoly(np.zeros(canvas.size, np.uint8), field, 1)
@@ -160,7 +162,7 @@ def _draw_road(canvas: _Canvas) -> None:
 
 
 def _draw_paddock(canvas: _Canvas, grass: np.ndarray) -> None:
-    """Draw a disc of the meadow's own `grass` inside a hedge and a path, of any size, clear of other paddocks."""
+    """Draw a disc of the meadow's own `grass` inside a hedge and a path, of any size, away from other paddocks."""
     radius = _RADII[canvas.integer(0, len(_RADII) - 1)]
     for _ in range(6):
         centre = canvas.point()
@@ -174,7 +176,7 @@ def _draw_paddock(canvas: _Canvas, grass: np.ndarray) -> None:
 
 
 def _draw_vehicles(canvas: _Canvas, kind: int, count: int) -> None:
-    """Draw up to `count` boats or cars, which look alike, each where its four corners find room."""
+    """Draw up to `count` boats or cars, which look alike, each where its four corners have room."""
     height, width = canvas.size
     room = (canvas.label == (WATER if kind == BOAT else ROAD)).astype(np.uint8)
     places = np.flatnonzero(room)
@@ -254,16 +256,16 @@ def _draw(rng: np.random.Generator, height: int, width: int) -> tuple[np.ndarray
 
 @dataclasses.dataclass(frozen=True)
 class Scenes:
-    """Generated scenes, as a source: `Scenes("val")[3]` is always the same picture.
+    """Generated scenes as a source: `Scenes("val")[3]` is always the same picture.
 
     Args:
       split: "train" or "val"; the two draw from different random streams.
-      size: height and width in pixels, from 33 up. Things keep their size; a larger picture has more of them.
-      count: number of examples; by default 4096 to train on and 256 to validate on.
+      size: height and width in pixels, at least 33. Things keep their size; a larger picture has more of them.
+      count: number of examples; by default 4096 in "train" and 256 in "val".
       seed: another seed is another data set of the same kind.
 
     Raises:
-      UserError: on an unknown split, a size below 33, a count below 1, or a negative seed.
+      UserError: an unknown split, a size below 33, a count below 1, or a negative seed.
     """
 
     split: str = "train"

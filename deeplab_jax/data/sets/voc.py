@@ -1,8 +1,8 @@
 """PASCAL VOC 2012 segmentation, with the augmented training set of the DeepLab papers.
 
 `train` (1464 images), `val` (1449) and `trainval` are the challenge's own. `trainaug` (10582) adds the annotations of
-the Semantic Boundaries Data Set (Hariharan et al., 2011), which are handed around as a folder SegmentationClassAug and
-a list trainaug.txt beside the challenge's files.
+the Semantic Boundaries Data Set (Hariharan et al., 2011). They are distributed as a folder SegmentationClassAug and a
+list trainaug.txt beside the challenge's files.
 """
 
 import dataclasses
@@ -29,12 +29,11 @@ _AUGMENTED_LISTS = (
 def open_voc(dir: str | Path, *, split: str, border: str = "ignore") -> PairSource:
     """Return PASCAL VOC 2012: `dir` is the VOC2012 folder, or a folder that holds `VOC2012` or `VOCdevkit/VOC2012`.
 
-    The masks of `trainaug` are all taken from SegmentationClassAug, those of the other splits from SegmentationClass.
+    The masks of `trainaug` all come from SegmentationClassAug, those of the other splits from SegmentationClass.
     `border="background"` counts the void strips around objects as background; by default they are ignored.
 
     Raises:
-      UserError: an unknown split or `border`, a folder or list that is missing, or a list that names files that are not
-        there.
+      UserError: an unknown split or `border`, a folder or list that does not exist, or a list that names missing files.
     """
     choose_split(split, SPLITS, source="voc")
     if border not in BORDERS:
@@ -62,5 +61,5 @@ def _find_root(dir: Path) -> Path:
         if (root / "JPEGImages").is_dir():
             return root
     raise UserError(
-        f"{dir}: no JPEGImages in it, in VOC2012 or in VOCdevkit/VOC2012; set data.dir to what holds {LAYOUT}"
+        f"{dir}: no JPEGImages in it, in VOC2012 or in VOCdevkit/VOC2012; set data.dir to the folder of {LAYOUT}"
     )

@@ -1,4 +1,4 @@
-"""Backbones: images to the features of every stage, by name, each with its stride. `dilation` turns strides into rates.
+"""Backbones: from images to the features of every stage, each with its stride. `dilation` turns strides into rates.
 
 A module `x_variants` beside `x` holds what only the weights of other code bases need.
 """

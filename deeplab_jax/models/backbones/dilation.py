@@ -1,4 +1,4 @@
-"""Strides that become rates: how a classification network keeps its resolution (DeepLabv3, sec. 3.1 and 3.2)."""
+"""Strides turned into rates: how a classification network keeps its resolution (DeepLabv3, sec. 3.1 and 3.2)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,10 +9,10 @@ FirstUnitRate = Literal["previous", "stage", "last_unit", "next_stage"]
 
 @dataclass(frozen=True)
 class Stage:
-    """How one stage runs at the chosen output stride.
+    """How one stage runs at the given output stride.
 
     Attributes:
-      stride: stride on the way into the stage, 1 where it was turned into a rate.
+      stride: stride at the start of the stage; 1 if it was turned into a rate.
       rate: atrous rate of the stage's convolutions after that stride.
       first_rate: rate of the first unit's spatial convolution, which may have lost its stride.
       output_stride: input pixels per sample after the stage.
@@ -27,23 +27,24 @@ class Stage:
 def dilate_stages(
     strides: Sequence[int], *, start: int, output_stride: int, first_unit_rate: FirstUnitRate
 ) -> list[Stage]:
-    """Keep the strides until the output stride is reached; from there on, multiply the rates instead.
+    """Keep the strides until the output stride is reached. From there on, multiply the rates instead.
 
-    Four conventions for the first unit of a stage whose stride was removed:
+    If a stage loses its stride, its first unit follows one of four conventions:
 
-    - "previous": the convolution that lost its stride keeps the rate of the stage before, since it samples the map that
-      stage left (torchvision's ResNets). Then the features at output stride 16 are exactly every second sample of those
-      at 8, with the same weights.
-    - "last_unit": the stride sits in the last unit of the stage before (the papers, the authors' "beta" ResNets), whose
-      rate that convolution keeps; so every unit of the stage takes the new rate. The same equality holds.
-    - "stage": the stride sits in the first unit, yet every convolution of the stage takes the new rate
-      (segmentation_models_pytorch, torchvision's MobileNetV3). That equality is lost.
-    - "next_stage": the stride sits in the first unit, yet the whole stage keeps the rate before it, and the new one
-      begins with the next stage (jfzhang95's MobileNetV2). That equality is lost, too.
+    - "previous": the convolution that lost its stride keeps the rate of the stage before, because it samples that
+      stage's map (torchvision's ResNets). Then the features at output stride 16 are exactly every second sample of
+      those at 8, with the same weights.
+    - "last_unit": the stride is in the last unit of the stage before (the papers, the authors' "beta" ResNets). The
+      convolution there keeps that stage's rate, and every unit of this stage takes the new rate. The features agree as
+      with "previous".
+    - "stage": the stride is in the first unit, and every convolution of the stage takes the new rate
+      (segmentation_models_pytorch, torchvision's MobileNetV3). The features do not agree.
+    - "next_stage": the stride is in the first unit, and the whole stage keeps the rate before it. The next stage takes
+      the new rate (jfzhang95's MobileNetV2). The features do not agree.
 
     Args:
       strides: nominal stride of each stage.
-      start: stride at which the first of them begins.
+      start: stride at the start of the first stage.
       output_stride: a power of 2 between `start` and the product of `start` and all strides.
       first_unit_rate: see above.
 
@@ -51,7 +52,7 @@ def dilate_stages(
       One `Stage` for each stride.
 
     Raises:
-      ValueError: the output stride cannot be had with these stages.
+      ValueError: these stages cannot reach the output stride.
     """
     nominal = [start]
     for stride in strides:

@@ -9,16 +9,16 @@ from deeplab_jax.ops.pooling import global_average_pool
 
 
 def scale_channels(channels: int, width: float, *, divisor: int = 8) -> int:
-    """Scale a channel count to the nearest multiple of `divisor` that loses no more than a tenth."""
+    """Scale a channel count and round it to a multiple of `divisor`, the nearest that loses no more than a tenth."""
     scaled = max(divisor, int(channels * width + divisor / 2) // divisor * divisor)
     return scaled + divisor if scaled < 0.9 * channels * width else scaled
 
 
 class SqueezeExcitation(nn.Module):
-    """Weigh the channels by a gate computed from their averages (MobileNetV3, sec. 5.3; arXiv 1709.01507).
+    """Weight the channels by a gate computed from their averages (MobileNetV3, sec. 5.3; arXiv 1709.01507).
 
-    1x1 convolution to a quarter of the channels (a multiple of 8), ReLU, 1x1 back, hard sigmoid. The average makes the
-    gate depend on the map's extent and, slightly, on its stride.
+    1x1 convolution to a quarter of the channels (a multiple of 8), ReLU, 1x1 back, hard sigmoid. Because of the
+    averages the gate depends on the map's size and, slightly, on its stride.
     """
 
     settings: LayerSettings = LayerSettings()
@@ -34,8 +34,8 @@ class SqueezeExcitation(nn.Module):
 
 
 class InvertedResidual(nn.Module):
-    """1x1 expansion where it widens, depthwise convolution (which carries stride or rate), squeeze-and-excitation after
-    its activation, linear 1x1 projection; identity shortcut where `residual` and the channels allow it.
+    """1x1 expansion if it widens, depthwise convolution with the stride or rate, squeeze-and-excitation after its
+    activation, linear 1x1 projection. The shortcut is the identity where `residual` and the channels allow it.
     """
 
     kernel_size: int
@@ -77,7 +77,7 @@ class InvertedResidual(nn.Module):
 
 
 class PaddedFirst(InvertedResidual):
-    """An inverted residual that puts the zeros around the map before the expansion, which makes other values of them
+    """An inverted residual that pads the map with zeros before the expansion, which turns them into other values
     (VainF's and jfzhang95's code).
     """
 

@@ -1,5 +1,5 @@
-"""MobileNetV2 (Sandler et al., arXiv 1801.04381) with atrous stages; as DeepLab uses it, without the classifier's last
-1x1 convolution.
+"""MobileNetV2 (Sandler et al., arXiv 1801.04381) with atrous stages and without the classifier's last 1x1 convolution,
+as DeepLab uses it.
 """
 
 from typing import Literal
@@ -12,8 +12,8 @@ from deeplab_jax.models.backbones.inverted_residual import InvertedResidual, sca
 from deeplab_jax.models.layers import ConvNorm, Features, LayerSettings, check_choices
 
 Row = tuple[int, int, int, int, str]
-# Table 2 of the paper: expansion, channels, units, stride of the first unit, and the name of the features that the row
-# leads to; the last row of each name completes them.
+# Table 2 of the paper: expansion, channels, units, stride of the first unit, and the name of the features. The last row
+# of a name completes its features.
 ROWS: tuple[Row, ...] = (
     (1, 16, 1, 1, "conv1"),
     (6, 24, 2, 2, "conv2"),
@@ -31,11 +31,11 @@ class MobileNetV2(nn.Module):
     """MobileNetV2 that returns the features of every stage.
 
     Attributes:
-      width: multiplies all channel counts, rounded to multiples of 8.
+      width: factor of all channel counts, which are rounded to multiples of 8.
       first_unit_rate: see `dilate_stages`.
 
     Raises:
-      UserError: another `first_unit_rate`.
+      UserError: `first_unit_rate` is none of these.
     """
 
     width: float = 1.0
@@ -64,7 +64,7 @@ class MobileNetV2(nn.Module):
                 first = unit == 0
                 count[name] = count.get(name, 0) + 1
                 x = self.unit(
-                    # To multiples of 8 in every form.
+                    # Every form rounds these to multiples of 8.
                     x.shape[-1] if expansion == 1 else scale_channels(x.shape[-1] * expansion, 1.0),
                     self.scaled(channels),
                     stride=stage.stride if first else 1,
@@ -75,10 +75,10 @@ class MobileNetV2(nn.Module):
             features[name] = (x, stage.output_stride)
         return features
 
-    # What `MobileNetV2Variant` replaces.
+    # `MobileNetV2Variant` overrides these.
 
     def rows(self) -> tuple[Row, ...]:
-        """Return the rows that are built."""
+        """Return the rows to build."""
         return ROWS
 
     def scaled(self, channels: int) -> int:

@@ -14,19 +14,19 @@ class MobileNetV2Variant(MobileNetV2):
     """MobileNetV2 with what the weights of other code bases need.
 
     Attributes: those of `MobileNetV2`, and
-      channel_divisor: of which the channel counts are rounded to multiples; the authors' DeepLab has 1 where the width
-        is not 1.
-      strided_padding: "symmetric" samples the same pixels at every output stride; "same" is TensorFlow's, of the
-        authors' code: equal to it where a strided convolution meets an odd side, shifted by a pixel where it meets an
-        even one.
-      last_stage: name of the last features; what follows them is left out (segmentation_models_pytorch).
-      last_channels: of a 1x1 convolution at the end (1280 in Table 2), whose output then are the last features; 0 has
-        none.
+      channel_divisor: channel counts are rounded to multiples of it; the authors' DeepLab has 1 for widths other than
+        1.
+      strided_padding: "symmetric" samples the same pixels at every output stride. "same" is TensorFlow's, as in the
+        authors' code: where a strided convolution meets an odd side it is the same, at an even side it is shifted by a
+        pixel.
+      last_stage: name of the last features; the network ends there (segmentation_models_pytorch).
+      last_channels: channels of a 1x1 convolution at the end (1280 in Table 2), whose output becomes the last features;
+        0 means no such convolution.
       stem_padding: "same" pads the first convolution like every other one, "valid" does not (VainF).
       pad_input: pads before the expansion; see `PaddedFirst`.
 
     Raises:
-      UserError: a value that is none of these.
+      UserError: an unknown value.
     """
 
     channel_divisor: int = 8
@@ -55,7 +55,7 @@ class MobileNetV2Variant(MobileNetV2):
         return "SAME" if self.strided_padding == "same" else None
 
     def rows(self) -> tuple[Row, ...]:
-        """Return the rows that are built."""
+        """Return the rows to build."""
         return tuple(row for row in ROWS if row[4] <= self.last_stage)
 
     def scaled(self, channels: int) -> int:

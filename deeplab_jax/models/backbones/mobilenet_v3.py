@@ -1,5 +1,5 @@
-"""MobileNetV3-Large (Howard et al., arXiv 1905.02244) with atrous stages and without the classifier, as torchvision
-builds and dilates it for segmentation.
+"""MobileNetV3-Large (Howard et al., arXiv 1905.02244) with atrous stages and without the classifier. torchvision builds
+and dilates it so for segmentation.
 """
 
 from typing import Literal
@@ -12,7 +12,7 @@ from deeplab_jax.models.backbones.inverted_residual import InvertedResidual, sca
 from deeplab_jax.models.layers import Activation, ConvNorm, Features, LayerSettings, check_choices
 
 # Table 1 of the paper: kernel size, expanded channels, channels, squeeze-and-excitation, activation, stride, and the
-# name of the features that the unit leads to.
+# name of the features.
 ROWS: tuple[tuple[int, int, int, bool, Activation, int, str], ...] = (
     (3, 16, 16, False, "relu", 1, "conv2"),
     (3, 64, 24, False, "relu", 2, "conv2"),
@@ -38,18 +38,18 @@ LAST_EXPANSION = 6
 class MobileNetV3Large(nn.Module):
     """MobileNetV3-Large that returns the features of every stage.
 
-    "conv2", "conv3" and "conv4" end with the first unit at stride 4, 8 and 16, where torchvision's heads take their
-    low-level and auxiliary features (conv3, 40 channels); "conv5" is the last 1x1 convolution (960 channels). The tail
-    keeps its channels, as torchvision's does by default; the paper also halves them for segmentation (sec. 6.4).
+    "conv2", "conv3" and "conv4" end with the first unit at stride 4, 8 and 16. torchvision's heads take their low-level
+    and auxiliary features there (conv3, 40 channels). "conv5" is the last 1x1 convolution (960 channels). The last
+    stage keeps its channels, as in torchvision by default; the paper also halves them for segmentation (sec. 6.4).
 
     Attributes:
-      width: multiplies all channel counts, rounded to multiples of 8.
-      first_unit_rate: "stage" as torchvision, where the unit that lost its stride already has the new rate; "previous"
-        keeps the rate before it. The squeeze-and-excitation sees the whole map, so even then features at two output
-        strides agree only up to the difference of their averages. See `dilate_stages`.
+      width: factor of all channel counts, which are rounded to multiples of 8.
+      first_unit_rate: "stage", as in torchvision: the unit that lost its stride already has the new rate. "previous":
+        it keeps the rate before. Even then features at two output strides agree only up to the difference of their
+        averages, because squeeze-and-excitation sees the whole map. See `dilate_stages`.
 
     Raises:
-      UserError: another `first_unit_rate`.
+      UserError: `first_unit_rate` is none of these.
     """
 
     width: float = 1.0

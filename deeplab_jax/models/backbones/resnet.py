@@ -1,4 +1,4 @@
-"""ResNet backbones (He et al., arXiv 1512.03385) with atrous stages: the plain form, whose stride is in a unit's 3x3
+"""ResNet backbones (He et al., arXiv 1512.03385) with atrous stages: the plain form, with the stride in a unit's 3x3
 convolution, and the "beta" form of DeepLab's authors.
 """
 
@@ -50,7 +50,8 @@ class Unit(nn.Module):
         if x.shape[-1] != features:
             x = ConvNorm(features, stride=self.stride, activation="none", settings=s, name="shortcut")(x, train=train)
         else:
-            # As in the authors' code; projected, the copies of block 4 would have parameters only where they stride.
+            # As in the authors' code. With a projection, the copies of block 4 would have parameters only where they
+            # have a stride.
             x = x[:, :: self.stride, :: self.stride]
         return jax.nn.relu(x + y), y
 
@@ -62,16 +63,16 @@ class ResNet(nn.Module):
       units: residual units of blocks 1 to 4 (stages conv2 to conv5).
       kind: kind of the units.
       stem: "plain" is one 7x7 convolution, "beta" three 3x3.
-      multi_grid: unit rates of the last block, and of its copies; multiplied by the stage's rate (DeepLabv3, sec.
-        3.2.1). None is 1 for each unit.
-      first_unit_rate: see `dilate_stages`. With "last_unit", whose stages stride before they end, the features of a
-        stage are what the authors' decoder takes there: the residual branch, before its addition, of the last unit at
-        the stage's own resolution. (Of the last stage: its output, as otherwise.)
+      multi_grid: multi-grid of the last block and of its copies: the rates of its units, which the stage's rate
+        multiplies (DeepLabv3, sec. 3.2.1). None is 1 for each unit.
+      first_unit_rate: see `dilate_stages`. With "last_unit" a stage ends with its stride. Its features are then what
+        the authors' decoder takes: the residual branch, before the addition, of the last unit at the stage's own
+        resolution. The last stage's features are its output, as otherwise.
       last_block: 4, or up to 7: blocks 5 to 7 are copies of block 4, each with stride 2 (DeepLabv3, sec. 3.2, Fig. 3).
-      width: multiplies all channel counts; 1 is the published network.
+      width: factor of all channel counts; 1 is the published network.
 
     Raises:
-      UserError: a `multi_grid` of another length than block 4 has units, or a value that is none of these.
+      UserError: `multi_grid` does not have one rate for each unit of block 4, or an unknown value.
     """
 
     units: tuple[int, int, int, int]
@@ -98,7 +99,7 @@ class ResNet(nn.Module):
         `[N, H, W, C]`.
         """
         blocks = self.blocks()
-        copies = blocks - 4  # Below 0, none.
+        copies = blocks - 4  # None if below 0.
         units = (*self.units, *[self.units[3]] * copies)[:blocks]
         full_widths = (*STAGE_WIDTHS, *[STAGE_WIDTHS[3]] * copies)[:blocks]
         widths = [max(1, round(width * self.width)) for width in full_widths]
@@ -124,7 +125,7 @@ class ResNet(nn.Module):
             if self.first_unit_rate != "last_unit":
                 strides[0] = stage.stride
             elif index + 1 < len(stages):
-                # What follows that stride within the unit already runs at the next stage's rate.
+                # After that stride, the rest of the unit already runs at the next stage's rate.
                 strides[-1], rates[-1] = stages[index + 1].stride, stages[index + 1].rate
             branches = []
             for unit in range(count):
@@ -142,12 +143,12 @@ class ResNet(nn.Module):
             features[f"conv{index + 2}"] = (branches[-2] if early else x, stage.output_stride)
         return features
 
-    # What `ResNetVariant` replaces.
+    # `ResNetVariant` overrides these.
 
     def blocks(self) -> int:
-        """Return the number of blocks that are built."""
+        """Return the number of blocks to build."""
         return self.last_block
 
     def pool(self, x: jax.Array) -> jax.Array:
-        """Pool the stem's output; the windows are centred at every size."""
+        """Return the pooled stem output; the windows are centred at every size."""
         return max_pool(x, window=3, stride=2)

@@ -14,19 +14,19 @@ class ResNetVariant(ResNet):
     """A ResNet with what the weights of other code bases need.
 
     Attributes: those of `ResNet`, and
-      last_stage: name of the last features; what follows them is left out (segmentation_models_pytorch).
-      pool_padding: of the max pooling; "symmetric" centres its windows at every size, "same" is TensorFlow's, of the
-        authors' code, which differs where the pooled map has an even side.
+      last_stage: name of the last features; the network ends there (segmentation_models_pytorch).
+      pool_padding: padding of the max pooling. "symmetric" centres its windows at every size. "same" is TensorFlow's,
+        as in the authors' code; it differs where the pooled map has an even side.
 
     Raises:
-      UserError: a value that is none of these.
+      UserError: an unknown value.
     """
 
     last_stage: Literal["conv3", "conv4", "conv5"] = "conv5"
     pool_padding: Literal["symmetric", "same"] = "symmetric"
 
     def blocks(self) -> int:
-        """Return the number of blocks that are built."""
+        """Return the number of blocks to build."""
         return LAST_BLOCKS.get(self.last_stage, self.last_block)
 
     def pool(self, x: jax.Array) -> jax.Array:

@@ -13,22 +13,22 @@ from deeplab_jax.ops.pooling import max_pool
 
 
 class VGG(nn.Module):
-    """Stages of 3x3 convolutions with ReLU, a max pooling of stride 2 after each.
+    """Stages of 3x3 convolutions with ReLU, each with a max pooling of stride 2 after it.
 
-    Past the output stride a pooling keeps its window, without a stride and with its pixels as far apart as the rate, so
-    that a network trained at one output stride runs at another. The authors of DeepLabv1 and v2 pooled adjacent pixels
-    there, since Caffe had no dilated pooling; at output stride 8 that concerns pool5.
+    After the output stride is reached, a pooling keeps its window but has no stride, and its pixels lie as far apart as
+    the rate. So a network trained at one output stride runs at another. The authors of DeepLabv1 and v2 pooled adjacent
+    pixels there, because Caffe had no dilated pooling; at output stride 8 that concerns pool5.
 
     Attributes:
-      units: convolutions of each stage.
-      channels: of each stage.
-      last_pool: pool after the last stage too (VGG), or not (U-Net).
+      units: number of convolutions in each stage.
+      channels: channels of each stage.
+      last_pool: whether a pooling follows the last stage too (as in VGG; U-Net has none).
       pool_window: 2 as published; 3, centred, in DeepLab's and ParseNet's nets.
       padding: "same" keeps the size of a map; "valid" loses two pixels with every convolution (U-Net as published).
-      width: multiplies all channel counts.
+      width: factor of all channel counts.
 
     Raises:
-      UserError: another window or padding.
+      UserError: an unknown window or padding.
     """
 
     units: tuple[int, ...] = (2, 2, 3, 3, 3)
@@ -47,10 +47,10 @@ class VGG(nn.Module):
     def __call__(self, x: jax.Array, *, output_stride: int, train: bool) -> Features:
         """Compute features `{"conv1", "pool1", "conv2", ...: (array [N, h, w, C], stride)}` of images `[N, H, W, C]`.
 
-        conv1 has the images' own resolution; a pooling rounds the size up.
+        conv1 has the images' own resolution; each pooling rounds the size up.
         """
         pools = len(self.units) - (not self.last_pool)
-        # The pooling before a stage carries its stride, so all of its convolutions come after it.
+        # The pooling before a stage has its stride, so all of the stage's convolutions come after the stride.
         stages = dilate_stages((1, *[2] * pools), start=1, output_stride=output_stride, first_unit_rate="previous")
         features: Features = {}
         for index, (count, channels) in enumerate(zip(self.units, self.channels, strict=True)):

@@ -1,5 +1,5 @@
-"""Modified aligned Xception (DeepLabv3+, arXiv 1802.02611, sec. 3.2 and Fig. 4; Xception: arXiv 1610.02357):
-deeper than the original, every max pooling a strided separable convolution, so that any stride can become a rate.
+"""Modified aligned Xception (DeepLabv3+, arXiv 1802.02611, sec. 3.2 and Fig. 4; Xception: arXiv 1610.02357): deeper
+than the original, with strided separable convolutions instead of max pooling, so that any stride can become a rate.
 """
 
 from typing import Literal
@@ -24,18 +24,18 @@ STEM_STRIDE = 2
 
 
 class Unit(nn.Module):
-    """Separable convolutions, the stride on the last, and a shortcut: a 1x1 convolution of that stride, the input
+    """Separable convolutions, the last one with the stride, and a shortcut: a 1x1 convolution of that stride, the input
     itself, or none.
 
     With a shortcut, a ReLU comes before each separable convolution and none after it, so the sum is not rectified.
-    Without one, none comes before, and one after each depthwise and each pointwise convolution.
+    Without one, a ReLU comes only after each depthwise and each pointwise convolution.
 
     Attributes:
-      channels: of the separable convolutions.
+      channels: channels of each separable convolution.
       shortcut: see above.
-      stride: of the last depthwise convolution and the 1x1 shortcut.
-      rates: of the depthwise convolutions.
-      depthwise_activation: a ReLU after the depthwise convolutions also where there is a shortcut.
+      stride: stride of the last depthwise convolution and of the 1x1 shortcut.
+      rates: rates of the depthwise convolutions.
+      depthwise_activation: whether a ReLU follows the depthwise convolutions also where there is a shortcut.
     """
 
     channels: tuple[int, ...]
@@ -69,7 +69,7 @@ class Unit(nn.Module):
 def add_shortcut(
     x: jax.Array, y: jax.Array, *, shortcut: Shortcut, stride: int, settings: LayerSettings, train: bool
 ) -> jax.Array:
-    """Add to `y`, a unit's convolutions of `x`, what its shortcut makes of `x`; within a compact method."""
+    """Return the sum of `y`, the unit's convolutions of `x`, and its shortcut of `x`; within a compact method."""
     if shortcut == "projection":
         x = ConvNorm(y.shape[-1], stride=stride, activation="none", settings=settings, name="shortcut")(x, train=train)
     return y if shortcut == "none" else x + y
@@ -78,33 +78,33 @@ def add_shortcut(
 class Xception(nn.Module):
     """A modified aligned Xception that returns the features of every stage, for output strides 2, 4, 8, 16 and 32.
 
-    The features, with their strides at output stride 32 (below it, capped by it):
+    The features, with their strides at output stride 32 (a smaller output stride limits them):
 
     - "stem" (2): after the two 3x3 convolutions.
-    - "conv2" (4) and "conv3" (8), where the authors attach the decoder: the second separable convolution of the unit
-      that strides to 8 and 16, after its normalisation and before any ReLU. So "conv2" lies within the submodule
-      `conv3_unit1`, and "conv3" within `conv4_unit1`: a unit is named after the stride at which it ends.
-    - "conv4" (16): the middle flow's output, a sum that no ReLU follows.
-    - "conv5" (32): the exit flow's output, rectified.
+    - "conv2" (4) and "conv3" (8), which the authors' decoder uses: the second separable convolution of the unit that
+      ends at stride 8 or 16, after its normalisation and before any ReLU. A unit is named after the stride at its end.
+      So "conv2" lies within the submodule `conv3_unit1`, and "conv3" within `conv4_unit1`.
+    - "conv4" (16): the middle flow's output, a sum without a ReLU after it.
+    - "conv5" (32): the exit flow's output, after a ReLU.
 
-    Where activations stand: the paper adds to Xception, whose units have a ReLU before each separable convolution,
-    batch normalisation and a ReLU after each 3x3 depthwise convolution (its sec. 3.2), and leaves open whether the
-    former ReLU stays; here it does. The authors' released code and weights have the normalisation but not the ReLU in
-    the units with a shortcut: `depthwise_activation=False`. The last unit is the same in both: no ReLU before, one
-    after each depthwise and each pointwise convolution.
+    The place of the activations: Xception's units have a ReLU before each separable convolution. The paper adds batch
+    normalisation and a ReLU after each 3x3 depthwise convolution (its sec. 3.2). It does not say whether the first ReLU
+    stays; here it does. In the authors' released code and weights, the units with a shortcut have this normalisation
+    but not this ReLU: `depthwise_activation=False`. The last unit is the same in both: no ReLU before a separable
+    convolution, one after each depthwise and each pointwise convolution.
 
     Attributes:
       entry: (channels, stride) of the entry flow's units: `ENTRY_41`, also of Xception-65, or `ENTRY_71`.
       middle_units: units of the middle flow.
-      multi_grid: rates of the last unit's three separable convolutions, multiplied by the stage's; the paper found no
-        gain in them.
-      first_unit_rate: "previous" as the authors: of a unit whose stride, on its last convolution, was removed, all
-        three convolutions keep the rate before it. "stage": all three already take the new one; see `dilate_stages`.
+      multi_grid: multi-grid of the last unit: the rates of its three separable convolutions, which the stage's rate
+        multiplies. The paper found no gain from it.
+      first_unit_rate: applies to a unit that lost the stride of its last convolution. "previous", as the authors: all
+        three convolutions keep the rate before it. "stage": all three take the new rate. See `dilate_stages`.
       depthwise_activation: see above; None is True in this form.
-      width: multiplies all channel counts; 1 is the published network.
+      width: factor of all channel counts; 1 is the published network.
 
     Raises:
-      UserError: a value that is none of these.
+      UserError: an unknown value.
     """
 
     entry: tuple[tuple[int, int], ...] = ENTRY_41
@@ -157,7 +157,7 @@ class Xception(nn.Module):
         return features
 
     def rows(self) -> list[Row]:
-        """Return the rows of Fig. 4, a unit each."""
+        """Return the rows of Fig. 4, one for each unit."""
         entry: list[Row] = [((channels,) * 3, stride, "projection") for channels, stride in self.entry]
         middle: list[Row] = [((MIDDLE_CHANNELS,) * 3, 1, "identity")] * self.middle_units
         return [*entry, *middle, (EXIT_1, 2, "projection"), (EXIT_2, 1, "none")]

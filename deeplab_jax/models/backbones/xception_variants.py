@@ -23,13 +23,13 @@ from deeplab_jax.ops.pooling import max_pool
 
 
 class VariantUnit(nn.Module):
-    """Separable convolutions and a shortcut, as `xception.Unit`, in one of two other forms.
+    """Separable convolutions and a shortcut, as in `xception.Unit`, in one of two other forms.
 
     Attributes:
-      channels, shortcut, stride, rates: as of `xception.Unit`.
-      depthwise_activation: a ReLU after the depthwise convolutions.
-      form: "rectified" has a ReLU after the sum; "original" has nothing between a depthwise and its pointwise
-        convolution, and strides by a 3x3 max pooling after the last of them.
+      channels, shortcut, stride, rates: as in `xception.Unit`.
+      depthwise_activation: whether a ReLU follows the depthwise convolutions.
+      form: "rectified" has a ReLU after the sum. "original" has nothing between a depthwise and its pointwise
+        convolution; its stride is a 3x3 max pooling after the last of them.
     """
 
     channels: tuple[int, ...]
@@ -65,8 +65,8 @@ class VariantUnit(nn.Module):
 class OriginalExit(nn.Module):
     """The last two separable convolutions of the form "original".
 
-    Both are padded by one pixel at any rate, so the map loses `rate - 1` pixels on each side, twice; of a map too small
-    for that, the centre remains. After the second there is no normalisation and no ReLU.
+    Both have a padding of one pixel at any rate, so each takes `rate - 1` pixels off every side of the map. If the map
+    is too small for that, its centre remains. After the second there is no normalisation and no ReLU.
     """
 
     channels: tuple[int, ...]
@@ -84,7 +84,7 @@ class OriginalExit(nn.Module):
 
 
 def crop(x: jax.Array, pixels: int) -> jax.Array:
-    """Take up to so many pixels off each side of `[N, h, w, C]`, as long as any remain."""
+    """Return `[N, h, w, C]` with up to so many pixels cut off each side, as long as any remain."""
     top, left = (min(pixels, (side - 1) // 2) for side in x.shape[1:3])
     return x[:, top : x.shape[1] - top, left : x.shape[2] - left]
 
@@ -92,19 +92,20 @@ def crop(x: jax.Array, pixels: int) -> jax.Array:
 class XceptionVariant(Xception):
     """Xception in the forms of PyTorch code bases.
 
-    - "rectified" (jfzhang95/pytorch-deeplab-xception): a ReLU in place, at the start of a unit, reaches its shortcut
-      too, so that every sum is rectified; no ReLU after a depthwise convolution, nor in the last unit; the third
-      convolution of the exit flow's first unit is never dilated; "conv2" and "conv3" are the outputs of the units that
-      end at these strides.
-    - "original" (VainF/DeepLabV3Plus-Pytorch): the Xception of arXiv 1610.02357, with 2 separable convolutions in the
-      entry flow's and the exit flow's units, without normalisation between depthwise and pointwise, max pooling for
-      strides, and no padding in the stem. "conv2" and "conv3" as in "rectified"; for the exit flow see `OriginalExit`.
+    - "rectified" (jfzhang95/pytorch-deeplab-xception): the ReLU at the start of a unit works in place, so it changes
+      the shortcut too, and every sum is rectified. No ReLU follows a depthwise convolution, not even in the last unit.
+      The third convolution of the exit flow's first unit is never dilated. "conv2" and "conv3" are the outputs of the
+      units that end at these strides.
+    - "original" (VainF/DeepLabV3Plus-Pytorch): the Xception of arXiv 1610.02357. The units of the entry and the exit
+      flow have 2 separable convolutions. There is no normalisation between depthwise and pointwise, strides are max
+      poolings, and the stem has no padding. "conv2" and "conv3" are as in "rectified"; for the exit flow see
+      `OriginalExit`.
 
-    Attributes: those of `Xception`, whose `depthwise_activation=None` is False in these forms, and
+    Attributes: those of `Xception` (`depthwise_activation=None` is False in these forms), and
       form: see above; "aligned" is the paper's.
 
     Raises:
-      UserError: another form, or what "original" does not have.
+      UserError: an unknown form, or an option that "original" does not have.
     """
 
     form: Literal["aligned", "rectified", "original"] = "aligned"
@@ -150,7 +151,7 @@ class XceptionVariant(Xception):
         return features
 
     def rows(self) -> list[Row]:
-        """Return the rows of the form, a unit each."""
+        """Return the rows of the form, one for each unit."""
         if self.form != "original":
             return super().rows()
         entry: list[Row] = [((channels,) * 2, stride, "projection") for channels, stride in self.entry]

@@ -1,1 +1,1 @@
-"""Contexts: what sees the backbone's last map as a whole."""
+"""Contexts: parts that look at the backbone's last map as a whole."""

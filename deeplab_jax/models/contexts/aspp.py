@@ -13,10 +13,11 @@ LARGEST_OUTPUT_STRIDE = 32
 
 
 def rates_at(rates: tuple[int, ...], output_stride: int, *, stated_at: int = RATES_OUTPUT_STRIDE) -> tuple[int, ...]:
-    """Scale rates stated at one output stride (DeepLabv3: 16) to another one: doubled at half of it, and so on.
+    """Return atrous rates at another output stride than the one they are stated at (DeepLabv3: 16): doubled at half of
+    it, and so on.
 
     Raises:
-      ValueError: beyond 32, where the paper has no pyramid, or where a rate is no whole number of samples.
+      ValueError: an output stride above 32, for which the paper has no pyramid, or a rate that is not a whole number.
     """
     if output_stride > LARGEST_OUTPUT_STRIDE:
         raise ValueError(f"output_stride={output_stride}: ASPP is defined up to 32; use a cascade beyond it")
@@ -29,17 +30,18 @@ def rates_at(rates: tuple[int, ...], output_stride: int, *, stated_at: int = RAT
 
 
 class ASPP(nn.Module):
-    """Parallel branches over one map: a 1x1 convolution, one 3x3 for each rate, and image-level features; concatenated
-    and projected by a 1x1.
+    """Parallel branches over one map: a 1x1 convolution, one 3x3 for each rate, and image-level features. A 1x1
+    convolution projects their concatenation.
 
     Attributes:
-      aspp_channels: of every branch and of the result.
-      aspp_rates: stated at output stride 16; empty leaves the 1x1 branch and the image pooling.
-      image_pooling: add the branch of image-level features (global average, 1x1, resized to the map).
-      separable: depthwise separable 3x3 convolutions.
-      head_convs: (kernel size, channels) of convolutions after the projection; torchvision has one more 3x3 of 256
-        there.
-      dropout: rate in training after the projection; the papers state none, the authors' code has 0.1, torchvision 0.5.
+      aspp_channels: channels of every branch and of the result.
+      aspp_rates: atrous rates, stated at output stride 16. Without rates only the 1x1 branch and the image pooling
+        remain.
+      image_pooling: whether to add the branch of image-level features (global average, 1x1, resized to the map).
+      separable: whether the 3x3 convolutions are depthwise separable.
+      head_convs: (kernel size, channels) of convolutions after the projection; torchvision has one 3x3 of 256 there.
+      dropout: share dropped in training after the projection: none in the papers, 0.1 in the authors' code, 0.5 in
+        torchvision.
     """
 
     aspp_channels: int = 256

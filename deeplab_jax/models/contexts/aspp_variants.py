@@ -10,8 +10,8 @@ class ASPPVariant(ASPP):
     """ASPP with the separable convolutions of segmentation_models_pytorch.
 
     Attributes: those of `ASPP`, and
-      aspp_separable: the same as `separable`, of the branches alone; None follows it.
-      depthwise_norm: whether a norm and an activation follow the depthwise convolutions; theirs have none.
+      aspp_separable: the same as `separable`, but for the branches alone; None takes the value of `separable`.
+      depthwise_norm: whether a norm and an activation follow the depthwise convolutions; there, none do.
     """
 
     aspp_separable: bool | None = None

@@ -12,15 +12,15 @@ RATES_OUTPUT_STRIDE = 8
 class FullyConnected(nn.Module):
     """fc6, a spatial convolution, and fc7, a 1x1, each with ReLU and dropout (FCN, arXiv 1411.4038, sec. 3.1).
 
-    The kernels of FCN are the matrices of the classifier: 7x7 and 4096 channels. Here fc6 keeps the size of its map.
-    FCN's own fc6 does not; it pads the image by 100 pixels and crops the logits by an offset. With the padding in fc6
-    the map covers an image of any size exactly.
+    The kernels of FCN are the classifier's matrices: 7x7 and 4096 channels. FCN's own fc6 shrinks its map; FCN pads the
+    image by 100 pixels instead and crops the logits by an offset. Here fc6 itself has the padding and keeps the size of
+    its map, so the map covers an image of any size exactly.
 
     Attributes:
       fc_kernel: kernel size of fc6.
-      fc_channels: of both.
-      fc_rate: of fc6, stated at output stride 8; 0 means 1 at any.
-      dropout: after each in training.
+      fc_channels: channels of fc6 and of fc7.
+      fc_rate: atrous rate of fc6, stated at output stride 8; 0 means rate 1 at any output stride.
+      dropout: share dropped in training after each of the two.
 
     Raises:
       UserError: `fc_channels` below 1.

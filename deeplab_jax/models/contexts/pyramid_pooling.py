@@ -11,16 +11,16 @@ from deeplab_jax.ops.resize import resize_bilinear
 
 
 class PyramidPooling(nn.Module):
-    """PSPNet's context (Zhao et al., arXiv 1612.01105, sec. 3.2): averages over 1x1, 2x2, 3x3 and 6x6 regions, each
-    reduced by a 1x1 convolution and resized, beside the map itself; then a 3x3 convolution.
+    """PSPNet's context (Zhao et al., arXiv 1612.01105, sec. 3.2): averages over 1x1, 2x2, 3x3 and 6x6 regions. A 1x1
+    convolution reduces each, they are resized and joined with the map itself, and a 3x3 convolution follows.
 
     Attributes:
       bins: regions along a side at each level.
-      context_channels: after the last convolution.
-      dropout: after it in training.
+      context_channels: channels after the last convolution.
+      dropout: share dropped in training after it.
 
     Raises:
-      UserError: `bins` that are not different whole numbers of at least 1.
+      UserError: `bins` are not different whole numbers of at least 1.
     """
 
     bins: tuple[int, ...] = (1, 2, 3, 6)
@@ -56,8 +56,8 @@ class PyramidPooling(nn.Module):
 
 
 class L2Normalisation(nn.Module):
-    """Scale the channels of every pixel to unit length, then each channel by a learned factor, 10 at first (ParseNet,
-    sec. 3.2).
+    """Scale every pixel's channels to unit length, then each channel by a learned factor, at first 10 (ParseNet, sec.
+    3.2).
     """
 
     @nn.compact
@@ -68,8 +68,8 @@ class L2Normalisation(nn.Module):
 
 
 class GlobalContext(LargeFOV):
-    """ParseNet's context (Liu et al., arXiv 1506.04579, sec. 3): fc7 and its global average, each L2-normalised, the
-    average unpooled to every pixel beside the local features ("early fusion").
+    """ParseNet's context (Liu et al., arXiv 1506.04579, sec. 3): fc7 and its global average, each L2-normalised. The
+    average is repeated at every pixel and joined with the local features ("early fusion").
 
     Attributes: those of `FullyConnected`, for fc6 and fc7.
     """
@@ -88,16 +88,16 @@ class GlobalContext(LargeFOV):
 class SpatialPyramidContext(nn.Module):
     """The vector of the original spatial pyramid pooling (He et al., arXiv 1406.4729, sec. 2.2) as context.
 
-    SPP-net classifies: maxima over 4x4, 2x2 and 1x1 regions of a map of any size give its fully connected layers a
-    vector of fixed length. Here one fully connected layer reads that vector, and its result stands beside the map at
-    every pixel, as in ParseNet; that last step is this project's, for segmentation.
+    SPP-net classifies. Its maxima over 4x4, 2x2 and 1x1 regions turn a map of any size into a vector of fixed length
+    for the fully connected layers. Here one fully connected layer reads that vector, and every pixel of the map
+    receives its result, as in ParseNet. That last step is this project's, for segmentation.
 
     Attributes:
       bins: regions along a side at each level.
-      context_channels: of the fully connected layer and of the result.
+      context_channels: channels of the fully connected layer and of the result.
 
     Raises:
-      UserError: `bins` that are not different whole numbers of at least 1.
+      UserError: `bins` are not different whole numbers of at least 1.
     """
 
     bins: tuple[int, ...] = (4, 2, 1)

@@ -11,10 +11,10 @@ class PyramidPoolingVariant(PyramidPooling):
     """PSPNet's context with the choices of segmentation_models_pytorch.
 
     Attributes: those of `PyramidPooling`, and
-      context_kernel: of the last convolution; theirs is 1x1.
-      classifier_kernel: of the classifier after it; theirs is 3x3.
-      norm_single: normalise the level of one region too; otherwise its convolution has a bias, as theirs, since a batch
-        of one image gives its batch norm one value.
+      context_kernel: kernel size of the last convolution; 1 there.
+      classifier_kernel: kernel size of the classifier after it; 3 there.
+      norm_single: whether the level of one region is normalised too. Otherwise its convolution has a bias, as there,
+        because a batch of one image gives its batch norm one value.
 
     Raises:
       UserError: a kernel size other than 1 and 3.

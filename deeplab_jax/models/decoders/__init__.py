@@ -1,1 +1,1 @@
-"""Decoders: maps to logits, or to what the classifier sees."""
+"""Decoders: from maps to logits, or to the input of the classifier."""

@@ -12,14 +12,14 @@ class SummedPyramid(nn.Module):
     """Parallel atrous branches that each end in class logits; the logits are added. No normalisation.
 
     Attributes:
-      num_classes: of the logits.
-      aspp_rates: stated at output stride 8: (6, 12, 18, 24) is the paper's ASPP-L, (2, 4, 8, 12) ASPP-S.
-      fc_channels: of each branch's own fc6 (3x3 at the rate) and fc7 on VGG-16; 0 for none, as on ResNet-101, where a
-        branch is a single 3x3 convolution to the logits.
-      dropout: after fc6 and fc7 in training.
+      num_classes: classes of the logits.
+      aspp_rates: atrous rates, stated at output stride 8: (6, 12, 18, 24) is the paper's ASPP-L, (2, 4, 8, 12) ASPP-S.
+      fc_channels: channels of the fc6 (3x3 at the rate) and fc7 that each branch has on VGG-16. 0 means none, as on
+        ResNet-101: there a branch is a single 3x3 convolution to the logits.
+      dropout: share dropped in training after fc6 and fc7.
 
     Raises:
-      UserError: rates that are not different whole numbers of at least 1.
+      UserError: the rates are not different whole numbers of at least 1.
     """
 
     num_classes: int

@@ -10,19 +10,19 @@ from deeplab_jax.ops.resize import resize_bilinear
 
 
 class DeepLabV3PlusDecoder(nn.Module):
-    """Refine the context's output with low-level features, from the coarsest of them to the finest.
+    """Refine the context's output with low-level features, from the coarsest to the finest.
 
-    At each level: reduce the low-level features by a 1x1 convolution, resize the coarser map to them, concatenate,
-    convolve.
+    At each level: reduce the low-level features by a 1x1 convolution, resize the coarser map to their size, concatenate
+    both, and convolve.
 
     Attributes:
       low_level: names of the backbone's features to use; ("conv2",) in the paper, ("conv2", "conv3") in its ablation.
-      low_level_channels: channels after the 1x1 reduction.
+      low_level_channels: channels after the 1x1 convolution.
       decoder_convs: (kernel size, channels) of the convolutions at each level.
-      separable: depthwise separable convolutions.
+      separable: whether the convolutions are depthwise separable.
 
     Raises:
-      UserError: other low-level features than these, or none.
+      UserError: unknown low-level features, or none.
     """
 
     low_level: tuple[str, ...] = ("conv2",)
@@ -38,8 +38,8 @@ class DeepLabV3PlusDecoder(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, features: Features, *, train: bool) -> jax.Array:
-        """Map the context's output `[N, h, w, C]` and the backbone's features to `[N, h', w', C']` at the stride of the
-        finest low-level features.
+        """Return `[N, h', w', C']` at the stride of the finest low-level features, for the context's output
+        `[N, h, w, C]`.
         """
         s = self.settings
         for name in sorted(self.low_level, key=lambda name: -features[name][1]):

@@ -10,7 +10,7 @@ class DeepLabV3PlusDecoderVariant(DeepLabV3PlusDecoder):
     """The decoder with the separable convolutions of segmentation_models_pytorch.
 
     Attributes: those of `DeepLabV3PlusDecoder`, and
-      depthwise_norm: whether a norm and an activation follow the depthwise convolutions; theirs have none.
+      depthwise_norm: whether a norm and an activation follow the depthwise convolutions; there, none do.
     """
 
     depthwise_norm: bool = True

@@ -21,7 +21,7 @@ class FCNReduction(nn.Module):
     """torchvision's FCN before its classifier: 3x3 to a quarter of the channels, dropout.
 
     Attributes:
-      dropout: at the end in training.
+      dropout: share dropped in training at the end.
     """
 
     dropout: float = 0.1
@@ -47,8 +47,8 @@ class FCNHead(nn.Module):
 
 
 def bilinear_kernel(key: Any, shape: tuple[int, int, int, int], dtype: Any = jnp.float32) -> jax.Array:
-    """Return the kernel `[2s, 2s, C, C]` by which a transposed convolution of stride s upsamples each channel
-    bilinearly (an initializer; `key` is not used).
+    """Return the kernel `[2s, 2s, C, C]` with which a transposed convolution of stride s upsamples each channel
+    bilinearly. It is an initializer; `key` is not used.
     """
     stride = shape[0] // 2
     taps = 1 - np.abs(np.arange(2 * stride) + 0.5 - stride) / stride
@@ -56,17 +56,17 @@ def bilinear_kernel(key: Any, shape: tuple[int, int, int, int], dtype: Any = jnp
 
 
 class FCNSkips(nn.Module):
-    """Classify the deepest map and those of finer stages, and sum the logits from coarse to fine, each upsampled by a
-    learned transposed convolution that starts as bilinear interpolation (sec. 3.3 and 4.2).
+    """Classify the deepest map and those of finer stages, and sum the logits from coarse to fine. A learned transposed
+    convolution, which starts as bilinear interpolation, upsamples each of them (sec. 3.3 and 4.2).
 
-    Sample i of a map at stride s covers pixels `s i` to `s i + s - 1`, since 2x2 poolings tile the image; a transposed
-    convolution of stride t and 2t taps, cropped by t / 2, keeps that. So the logits end at the image's own size with no
-    other resize. Within half a stride of the border, where the next sample is missing, each axis weakens them to as
-    little as half; the original's padded image has that outside. All skips train together ("at once"); the paper's
-    stages are runs with `init_from`.
+    Sample i of a map at stride s covers pixels `s i` to `s i + s - 1`, because 2x2 poolings tile the image. A
+    transposed convolution of stride t and 2t taps, cropped by t / 2, preserves that. So the logits end at the image's
+    own size without another resize. Within half a stride of the border the next sample is missing, and each axis
+    weakens the logits down to a half; the original's padded image has these pixels outside. All skips train together
+    ("at once"); the paper's stages are runs with `init_from`.
 
     Attributes:
-      num_classes: of the logits.
+      num_classes: classes of the logits.
       skips: features to add, from coarse to fine: () for FCN-32s, ("pool4",) for 16s, ("pool4", "pool3") for 8s.
     """
 
@@ -90,7 +90,7 @@ class FCNSkips(nn.Module):
         return self._upsample(logits, stride, features["image"][0], "image")
 
     def _classify(self, name: str, x: jax.Array) -> jax.Array:
-        # The original starts from zero; then no gradient would reach what lies before in the first step.
+        # The original starts from zero. Then no gradient would reach the layers before it in the first step.
         return Conv(
             self.num_classes, use_bias=True, settings=self.settings, kernel_init=SMALL_NORMAL, name=f"classifier_{name}"
         )(x)

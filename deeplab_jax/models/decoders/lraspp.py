@@ -11,13 +11,13 @@ LOW_LEVEL = "conv3"  # Name of the finer features, at stride 8.
 
 
 class LiteRASPP(nn.Module):
-    """A reduced map weighed by a gate of image-level features, and the sum of its logits and those of finer features.
+    """A reduced map, weighted by a gate of image-level features; its logits and those of finer features are added.
 
     The gate averages the whole map, as in torchvision; the paper's averages windows of 49x49 samples.
 
     Attributes:
-      num_classes: of the logits.
-      context_channels: of the reduced map and its gate.
+      num_classes: classes of the logits.
+      context_channels: channels of the reduced map and its gate.
 
     Raises:
       UserError: `context_channels` below 1.

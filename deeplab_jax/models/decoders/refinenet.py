@@ -15,7 +15,7 @@ STAGES = ("conv5", "conv4", "conv3", "conv2")
 class ResidualConvUnit(nn.Module):
     """Two 3x3 convolutions, each after a ReLU, added to the input (sec. 3.2).
 
-    The second starts small: without normalisation, twenty units of full size would multiply what they are given.
+    The second starts small: without normalisation, twenty units of full size would multiply their input many times.
     """
 
     settings: LayerSettings = LayerSettings()
@@ -28,8 +28,8 @@ class ResidualConvUnit(nn.Module):
 
 
 class ChainedResidualPooling(nn.Module):
-    """A chain of 5x5 max pooling of stride 1 and a 3x3 convolution, which starts small; the sum of all its links and
-    the rectified input.
+    """A chain of links, each a 5x5 max pooling of stride 1 and a 3x3 convolution, which starts small. The result is the
+    sum of all links and the rectified input.
     """
 
     settings: LayerSettings = LayerSettings()
@@ -49,15 +49,15 @@ class RefineNetDecoder(nn.Module):
     """Four RefineNet blocks, from conv5 to conv2: reduce and adapt the features (two residual units), fuse them with
     the coarser result, pool in a chain, and refine (three residual units; sec. 3.1 and 3.2).
 
-    The numbers of units and of poolings are those of the authors' released networks, whose chain has four links where
-    the paper's figure draws two.
+    The numbers of units and of poolings are those of the authors' released networks. Their chain has four links; the
+    paper's figure shows two.
 
     Attributes:
-      decoder_channels: of the blocks of conv5, conv4, conv3 and conv2.
-      dropout: of the two coarsest features in training, and before the classifier.
+      decoder_channels: channels of the blocks of conv5, conv4, conv3 and conv2.
+      dropout: share dropped in training from the two coarsest features and before the classifier.
 
     Raises:
-      UserError: not four `decoder_channels`.
+      UserError: `decoder_channels` are not four.
     """
 
     decoder_channels: tuple[int, int, int, int] = (512, 256, 256, 256)

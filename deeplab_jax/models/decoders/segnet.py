@@ -10,7 +10,7 @@ UNITS = (2, 2, 3, 3, 3)  # Convolutions of VGG-16's stages conv1 to conv5.
 
 
 class SegNetDecoder(nn.Module):
-    """Mirror VGG-16: before each stage put every value where the encoder's pooling found its maximum, zeros elsewhere.
+    """Mirror VGG-16. Before each stage, put every value where the encoder's pooling found its maximum, zeros elsewhere.
 
     The encoder's indices are read from the maps that it pooled. The last stage's last convolution is the classifier.
     """

@@ -10,21 +10,22 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.models.layers import PADDINGS, ConvNorm, Features, LayerSettings, check_choices, parameter
 from deeplab_jax.ops.transposed import conv_transpose2d
 
-# As published, 572 pixels become 388: 16 b + 124 become 16 b - 60, for b samples at the bottom before its convolutions.
+# As published, 572 pixels become 388: 16 b + 124 become 16 b - 60, with b samples at the bottom before its
+# convolutions.
 VALID_BORDER = 92
 VALID_STEP = 16
 VALID_SMALLEST = 188
 
 
 def next_valid_side(side: int) -> int:
-    """Return the smallest side of at least so many pixels that halves without a remainder at every pooling; at others
-    the skips would be shifted against the deeper maps.
+    """Return the smallest side of at least so many pixels that every pooling halves without a remainder. Other sides
+    would shift the skips against the deeper maps.
     """
     return VALID_SMALLEST + max(0, -(-(side - VALID_SMALLEST) // VALID_STEP)) * VALID_STEP
 
 
 class UpConvolution(nn.Module):
-    """A transposed 2x2 convolution of stride 2, which doubles the size of a map; submodule parameters as `Conv`."""
+    """A transposed 2x2 convolution of stride 2, which doubles the size of a map; parameters as in `Conv`."""
 
     features: int
     settings: LayerSettings = LayerSettings()
@@ -43,15 +44,16 @@ class UNetDecoder(nn.Module):
 
     Attributes:
       skips: names of the features to concatenate, from coarse to fine; "" for a step without one.
-      decoder_channels: of each step's convolutions.
-      upsampling: "transposed" is the published 2x2 convolution to half of the channels; "nearest" repeats pixels and
-        keeps them, as segmentation_models_pytorch does.
-      padding: "same" keeps the size; "valid", as published, loses pixels with every convolution, and skips are cropped
-        to the centre.
-      dropout: of the deepest features in training (sec. 3.1 puts it at the end of the contracting path).
+      decoder_channels: channels of each step's convolutions.
+      upsampling: "transposed" is the published 2x2 convolution to half of the channels. "nearest" repeats pixels and
+        keeps the channels, as in segmentation_models_pytorch.
+      padding: "same" keeps the size. "valid", as published, loses pixels with every convolution; skips are cropped to
+        the centre.
+      dropout: share dropped in training from the deepest features (sec. 3.1 puts it at the end of the contracting
+        path).
 
     Raises:
-      UserError: another upsampling or padding, or not one of `decoder_channels` for each skip.
+      UserError: an unknown upsampling or padding, or a number of `decoder_channels` other than that of the skips.
     """
 
     skips: tuple[str, ...] = ("conv4", "conv3", "conv2", "conv1")
@@ -72,7 +74,7 @@ class UNetDecoder(nn.Module):
 
     @property
     def classifier_kernel(self) -> int:
-        """1, as published; 3 after repeated pixels."""
+        """Kernel size after the upsampling: 1 as published, 3 after repeated pixels."""
         return 1 if self.upsampling == "transposed" else 3
 
     @property
@@ -82,8 +84,8 @@ class UNetDecoder(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, features: Features, *, train: bool) -> jax.Array:
-        """Map the deepest features `[N, h, w, C]` to `[N, h', w', decoder_channels[-1]]` at the resolution of the last
-        skip; of the images, where the last step has none.
+        """Return `[N, h', w', decoder_channels[-1]]` at the resolution of the last skip, or of the images if the last
+        step has none, for the deepest features `[N, h, w, C]`.
         """
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         stride = features["context"][1]
@@ -102,7 +104,7 @@ class UNetDecoder(nn.Module):
             else:
                 x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
             if self.padding == "same":
-                # Poolings round up, so twice the size may be a pixel too many.
+                # Poolings round up, so twice the size may be one pixel too large.
                 x = x[:, : skip.shape[1], : skip.shape[2]]
             if name:
                 x = jnp.concatenate([x, centre_crop(skip, x.shape[1:3])], axis=-1)
@@ -118,15 +120,15 @@ class UNetDecoder(nn.Module):
 
 
 def centre_crop(x: jax.Array, size: tuple[int, ...]) -> jax.Array:
-    """Cut the centre of `size` (height, width) out of `[N, H, W, ...]`."""
+    """Return the centre of `[N, H, W, ...]`, of `size` (height, width)."""
     top, left = ((have - want) // 2 for have, want in zip(x.shape[1:3], size, strict=True))
     return x[:, top : top + size[0], left : left + size[1]]
 
 
 def extend_by_mirroring(images: jax.Array) -> jax.Array:
-    """Continue images `[N, H, W, C]` beyond their borders by mirroring, so that the published U-Net's logits cover
-    them: 92 pixels before, and as many after as make a size that halves without a remainder at every pooling (sec. 2,
-    Fig. 2).
+    """Return images `[N, H, W, C]` extended beyond their borders by mirroring, so that the published U-Net's logits
+    cover them: 92 pixels before, and after them as many as every pooling needs to halve the size without a remainder
+    (sec. 2, Fig. 2).
     """
     pads = []
     for side in images.shape[1:3]:

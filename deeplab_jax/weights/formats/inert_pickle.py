@@ -1,8 +1,8 @@
-"""Pickles read as data: nothing that they name is imported, and nothing is called but what an allow-list holds.
+"""Pickles read as data: no name in them is imported, and only functions of an allow-list are called.
 
 It is the standard library's unpickler in Python with other handlers for the opcodes that look objects up, call them,
-set their attributes or hash them. The one in C cannot be restricted so: it takes the memory that a memo index
-announces, hashes tuples of any depth, and sets attributes of whatever stands on its stack.
+set their attributes or hash them. The unpickler in C cannot be restricted like this: it takes the memory that a memo
+index announces, hashes tuples of any depth, and sets attributes of any object on its stack.
 """
 
 import io
@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 MAX_OPCODES = 2_000_000  # A checkpoint of a thousand tensors and their optimizer's state takes about 100,000.
 LARGEST_KEY = 2**63
-# What a damaged pickle makes the unpickler raise.
+# The errors of the unpickler on a damaged pickle.
 DAMAGE = (ValueError, TypeError, LookupError, AttributeError, OverflowError, EOFError, struct.error)
 
 
@@ -33,7 +33,7 @@ class Global:
 
 
 class Placeholder:
-    """Stands for an object of a class that is not on the list; nothing is left of it but the name of the class."""
+    """Replaces an object whose class is not on the list; only the name of the class remains."""
 
     __slots__ = ("name",)
 
@@ -41,30 +41,30 @@ class Placeholder:
         self.name = name
 
     def extend(self, items: list[Any]) -> None:
-        """Drop what the pickle would add to the object."""
+        """Ignore the state that the pickle would add to the object."""
 
     append = extend
 
 
 def loads(stream: io.BytesIO, *, functions: Mapping[str, Callable[..., Any]], persistent: Callable[[Any], Any]) -> Any:
-    """Return what one pickle holds, read up to its STOP; the stream is left behind it.
+    """Return the content of one pickle, read up to its STOP; the stream continues after it.
 
-    That is None, bool, int, float, str, bytes, bytearray, list, tuple, dict, `Global`, `Placeholder`, and what the
-    functions return, nested. Containers may contain themselves.
+    It is made of None, bool, int, float, str, bytes, bytearray, list, tuple, dict, `Global`, `Placeholder`, and results
+    of the functions. Containers may contain themselves.
 
     Args:
       stream: in memory, so that no announced length is allocated.
-      functions: the allow-list: `module.name` -> what is called in its place with the pickle's arguments, which it
-        checks; it has no effects. TypeError and ValueError are taken as damage.
-      persistent: what a persistent id gives.
+      functions: the allow-list: `module.name` -> the function that is called instead, with the pickle's arguments. It
+        checks them and has no effects. TypeError and ValueError count as damage.
+      persistent: returns the object for a persistent id.
 
     Raises:
       PickleError: damage, or more than `MAX_OPCODES`.
     """
     start = stream.tell()
     try:
-        with warnings.catch_warnings(action="ignore"):  # Of unusual escapes in strings.
-            for count, _ in enumerate(pickletools.genops(stream)):  # Every announced length is there.
+        with warnings.catch_warnings(action="ignore"):  # They concern unusual escapes in strings.
+            for count, _ in enumerate(pickletools.genops(stream)):  # Checks that every announced length is there.
                 if count >= MAX_OPCODES:
                     raise PickleError(f"its pickle has more than {MAX_OPCODES} opcodes")
             stream.seek(start)
@@ -76,7 +76,7 @@ def loads(stream: io.BytesIO, *, functions: Mapping[str, Callable[..., Any]], pe
 
 
 class _Unpickler(pickle._Unpickler):
-    # Of the standard library's class, whose type stubs lack them.
+    # Handlers of the standard library's class, which its type stubs lack.
     stack: list[Any]
     append: Callable[[Any], None]
     pop_mark: Callable[[], list[Any]]
@@ -102,7 +102,7 @@ class _Unpickler(pickle._Unpickler):
         self.call(klass, tuple(args))
 
     def call(self, function: Any, arguments: Any) -> None:
-        """Push what the list's function gives for the arguments, or a placeholder where it has none."""
+        """Push the result of the list's function for the arguments, or a placeholder if there is no such function."""
         if type(arguments) is not tuple or not isinstance(function, Global | Placeholder):
             raise TypeError
         known = self.functions.get(function.name) if isinstance(function, Global) else None
@@ -144,7 +144,7 @@ class _Unpickler(pickle._Unpickler):
         self.append(Placeholder("builtins.frozenset"))
 
     def load_state(self) -> None:
-        self.stack.pop()  # Attributes, or a state dict's versions: of no use here.
+        self.stack.pop()  # Attributes, or a state dict's versions: not needed here.
 
     def load_frame(self) -> None:
         self.read(8)  # A length, for readers of streams.
@@ -163,12 +163,12 @@ class _Unpickler(pickle._Unpickler):
         pickle.BUILD[0]: load_state,
         pickle.FRAME[0]: load_frame,
     }
-    for opcode in (pickle.NEXT_BUFFER, pickle.READONLY_BUFFER):  # Buffers beside the pickle: torch.save writes none.
+    for opcode in (pickle.NEXT_BUFFER, pickle.READONLY_BUFFER):  # Buffers outside the pickle: torch.save writes none.
         del dispatch[opcode[0]]
 
 
 def is_key(value: Any) -> bool:
-    """Return whether a key is kept: others, tuples of any depth and integers of one hash, may take for ever to hash."""
+    """Return whether a key is kept. Others may take for ever to hash: tuples of any depth and integers of one hash."""
     if type(value) is int:
         return -LARGEST_KEY <= value < LARGEST_KEY
     return value is None or type(value) in (str, bytes, bool, float)

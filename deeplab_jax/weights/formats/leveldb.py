@@ -9,21 +9,22 @@ from deeplab_jax.errors import UserError
 
 MAGIC = struct.pack("<Q", 0xDB4775248B80FB57)
 FOOTER = 48
-TRAILER = 5  # Of a block: its compression and its checksum.
+TRAILER = 5  # At the end of a block: its compression and its checksum.
 COMPRESSIONS = {1: "snappy", 2: "zlib"}
-# Keys share what they begin with, so a small table could spell out enormous ones: bytes of all keys together.
+# Keys share their first bytes, so a small table could contain enormous ones. This limits the bytes of all keys
+# together.
 LONGEST_KEYS = 2**26
 
 
 def read_table(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Yield the keys and values of a table, in the order of its keys, each of which is larger than the one before.
+    """Yield the keys and values of a table, in the strictly ascending order of its keys.
 
     Args:
       data: the whole file.
 
     Raises:
-      ValueError, IndexError, struct.error: a damaged table.
-      UserError: a compressed one.
+      ValueError, IndexError, struct.error: the table is damaged.
+      UserError: the table is compressed.
     """
     if len(data) < FOOTER or not data.endswith(MAGIC):
         raise ValueError("it does not end as one")
@@ -73,20 +74,20 @@ def _read_block(data: bytes, handle: tuple[int, int]) -> Iterator[tuple[bytes, b
 
 
 def masked_crc32c(data: bytes) -> int:
-    """Return the checksum that both formats store: rotated and offset, since the bytes may hold checksums too."""
+    """Return the checksum that both formats store, rotated and offset because the bytes may hold checksums too."""
     crc = google_crc32c.value(data)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 def _handle(data: bytes, at: int) -> tuple[tuple[int, int], int]:
-    """Return where a block is, its offset and size, and where the number after it begins."""
+    """Return a block's offset and size, and the position of the number after it."""
     offset, at = varint(data, at)
     size, at = varint(data, at)
     return (offset, size), at
 
 
 def varint(data: bytes, at: int) -> tuple[int, int]:
-    """Return a number of up to 64 bits in groups of 7, the lowest first, and where it ends."""
+    """Return a number of up to 64 bits, stored in groups of 7 with the lowest first, and its end."""
     value = 0
     for shift in range(0, 70, 7):
         byte = data[at]

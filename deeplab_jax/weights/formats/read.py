@@ -1,4 +1,4 @@
-"""Tensors out of files of any of the known formats, told apart by their first bytes, never by their names."""
+"""Tensors from files of any known format, which is found from their first bytes, never from their names."""
 
 import json
 from collections.abc import Mapping
@@ -15,12 +15,12 @@ from deeplab_jax.weights.formats.tf_checkpoint import find_checkpoint, read_chec
 from deeplab_jax.weights.formats.tflite import is_tflite, read_tflite
 from deeplab_jax.weights.formats.torch_file import not_a_state_dict, read_torch
 
-# Keys under which training scripts keep the state dict in what they save, the first that is there counts.
+# Keys under which training scripts save the state dict; the first one that exists applies.
 NESTED = ("state_dict", "model_state", "model_state_dict", "model", "net")
 PARALLEL = "module."
-# Files of a Hugging Face folder, in the order of preference.
+# Files of a Hugging Face folder, in order of preference.
 FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
-DEEPEST = 4  # So often a state dict is looked for within another mapping; a hostile file's may hold itself.
+DEEPEST = 4  # Levels of mappings in which a state dict is searched; a hostile file's mapping may contain itself.
 LONGEST_NAME = 500
 
 
@@ -32,7 +32,7 @@ def read_tensors(source: str | Path | Mapping[str, Any]) -> dict[str, np.ndarray
         file, a folder that holds one of them, or a mapping of names to arrays.
 
     Returns:
-      Name to array. What `torch.nn.DataParallel` puts before every name is taken off.
+      Name to array. The prefix that `torch.nn.DataParallel` adds to every name is removed.
 
     Raises:
       UserError: nothing to read there, or a damaged file.
@@ -41,7 +41,7 @@ def read_tensors(source: str | Path | Mapping[str, Any]) -> dict[str, np.ndarray
 
 
 def read_network(source: str | Path | Mapping[str, Any]) -> tuple[dict[str, np.ndarray], int | None]:
-    """Return what `read_tensors` does, and the output stride where the format holds it (`.tflite`)."""
+    """Return the result of `read_tensors`, and the output stride if the format stores it (`.tflite`)."""
     if isinstance(source, Mapping):
         return state_dict(source, name="state dict"), None
     path = Path(source)
@@ -85,11 +85,11 @@ def _read(path: Path) -> tuple[Mapping[str, Any], int | None]:
 
 
 def state_dict(tree: Mapping[str, Any], *, name: str) -> dict[str, np.ndarray]:
-    """Return the state dict in what was saved, without the prefix of DataParallel.
+    """Return the state dict in a saved object, without the prefix of DataParallel.
 
     Args:
-      tree: nested mappings with arrays, or anything that numpy turns into arrays, among the leaves.
-      name: for messages.
+      tree: nested mappings; among the leaves are arrays, or anything that numpy turns into arrays.
+      name: name for messages.
     """
     for _ in range(DEEPEST):
         inner = [tree[key] for key in NESTED if isinstance(tree.get(key), Mapping)]
@@ -127,7 +127,7 @@ def _array(value: Any, key: object, name: str) -> np.ndarray:
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    """Return the tensors of a safetensors file; the library holds sizes against the file before it allocates."""
+    """Return the tensors of a safetensors file; the library compares sizes with the file before it allocates."""
     try:
         return load_file(str(path))
     except AttributeError as error:
@@ -137,6 +137,6 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
 
 
 def _line(error: Exception) -> str:
-    """Return what another library says, on one line."""
+    """Return another library's message on one line."""
     text = " ".join(str(error).split())[:200]
     return "".join(letter if letter.isprintable() else "?" for letter in text)

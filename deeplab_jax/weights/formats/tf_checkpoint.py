@@ -1,8 +1,8 @@
-"""TensorFlow's checkpoints, read without TensorFlow, which alone has a reader of them and weighs 500 MB.
+"""TensorFlow's checkpoints, read without TensorFlow, which has the only reader of them and takes 500 MB.
 
-A checkpoint PREFIX is an index, PREFIX.index, and the values of its tensors, PREFIX.data-00000-of-0000N. The index is a
-table of LevelDB whose keys are the tensors' names and whose values are protocol buffers: `BundleHeaderProto` under the
-empty key, `BundleEntryProto` under the others (TensorFlow, `core/protobuf/tensor_bundle.proto`).
+A checkpoint PREFIX consists of an index, PREFIX.index, and the values of its tensors, PREFIX.data-00000-of-0000N. The
+index is a table of LevelDB. Its keys are the tensors' names and its values are protocol buffers: `BundleHeaderProto`
+for the empty key, `BundleEntryProto` for the others (TensorFlow, `core/protobuf/tensor_bundle.proto`).
 """
 
 import math
@@ -19,7 +19,7 @@ from deeplab_jax.weights.formats.leveldb import MAGIC, masked_crc32c, read_table
 
 INDEX = ".index"
 STATE = "checkpoint"
-# `DataType` of TensorFlow's types.proto, those that are arrays of numbers; strings and the like are left out.
+# The types of `DataType` in TensorFlow's types.proto that are arrays of numbers; strings and others are left out.
 DTYPES: dict[int, type] = {
     1: np.float32,
     2: np.float64,
@@ -36,7 +36,7 @@ DTYPES: dict[int, type] = {
     23: np.uint64,
 }
 LARGEST_RANK = 32
-# What reading a damaged index raises.
+# The errors of reading a damaged index.
 DAMAGE = (ValueError, IndexError, struct.error)
 
 Message = dict[int, list[int | bytes]]
@@ -44,7 +44,7 @@ Message = dict[int, list[int | bytes]]
 
 @dataclass(frozen=True)
 class Entry:
-    """Where one tensor is, as `BundleEntryProto` says."""
+    """The place of one tensor, from its `BundleEntryProto`."""
 
     name: str
     dtype: int
@@ -59,14 +59,14 @@ def find_checkpoint(path: Path) -> Path | None:
     """Return the prefix of the checkpoint that a path names.
 
     Args:
-      path: the prefix, the `.index` file, or a folder with one checkpoint, or with several and the file `checkpoint`
-        that names the newest.
+      path: the prefix, the `.index` file, or a folder with one checkpoint, or with several and the file `checkpoint`,
+        which names the newest.
 
     Returns:
-      The prefix, or None where there is no checkpoint.
+      The prefix, or None if there is no checkpoint.
 
     Raises:
-      UserError: a folder with several, none of them named; a checkpoint of the format before 2016.
+      UserError: a folder with several checkpoints, none of them named; a checkpoint in the format before 2016.
     """
     if path.is_dir():
         return _find_in_folder(path)
@@ -85,18 +85,18 @@ def find_checkpoint(path: Path) -> Path | None:
 def read_checkpoint(prefix: Path) -> dict[str, np.ndarray]:
     """Return the tensors of a checkpoint by name.
 
-    Nothing is allocated for a tensor before its declared size has been compared with its shape and with the size of the
-    file that holds it. All checksums are verified, of the index and of every tensor.
+    Memory for a tensor is taken only after its declared size has been compared with its shape and with the size of its
+    file. The checksums of the index and of every tensor are verified.
 
     Args:
       prefix: from `find_checkpoint`.
 
     Returns:
-      Name to array, in the order of the index, as it was saved; what is no array of numbers (strings, resources) is
-      left out.
+      Name to array, in the order of the index. Entries that are not arrays of numbers (strings, resources) are left
+      out.
 
     Raises:
-      UserError: a file that is missing or damaged, or uses a feature that no release of DeepLab does (compressed
+      UserError: a file that does not exist or is damaged, or uses a feature that no release of DeepLab uses (compressed
         blocks, partitioned variables, big-endian numbers).
     """
     index = prefix.with_name(prefix.name + INDEX)
@@ -131,7 +131,7 @@ def _find_in_folder(folder: Path) -> Path | None:
     except (OSError, UnicodeDecodeError):
         state = ""
     newest = re.search(r'^model_checkpoint_path: "(.+)"', state, re.MULTILINE)
-    # A path of the machine that it was trained on; the file is here.
+    # The path is of the machine that trained; the file is here.
     named = newest and folder / Path(newest[1]).name
     if named in prefixes:
         return named
@@ -165,14 +165,14 @@ def _read_shard(file: Path, entries: list[Entry]) -> dict[str, np.ndarray]:
             if len(data) != entry.size or masked_crc32c(data) != entry.checksum:
                 raise ValueError(f"the checksum of {entry.name} is not that of its bytes")
             dtype = np.dtype(DTYPES[entry.dtype])
-            # A truth value that is neither 0 nor 1 would be one that numpy does not know.
+            # numpy knows no truth value other than 0 and 1.
             values = np.frombuffer(data, np.uint8) != 0 if dtype == np.bool_ else np.frombuffer(data, dtype)
             tensors[entry.name] = values.reshape(entry.shape)
     return tensors
 
 
 def _read_index(data: bytes) -> tuple[int, list[Entry]]:
-    """Return the number of data files, and the entries of tensors that are arrays of numbers."""
+    """Return the number of data files, and the entries of the tensors that are arrays of numbers."""
     table = read_table(data)
     key, value = next(table, (b"x", b""))
     if key:
@@ -184,7 +184,7 @@ def _read_index(data: bytes) -> tuple[int, list[Entry]]:
     entries = []
     for key, value in table:
         if key.startswith(b"\0"):
-            continue  # A slice, of a variable that is refused when its own name comes.
+            continue  # A slice of a variable that is refused at its own name.
         name = key.decode("utf-8")
         if not name.isprintable():
             raise ValueError(f"a name that cannot be shown, {name[:40]!r}")

@@ -1,7 +1,7 @@
-"""`.tflite` files of DeepLab: their convolutions' weights under the names that the checkpoint of the same network has.
+"""`.tflite` files of DeepLab: their convolutions' weights under the names in the checkpoint of the same network.
 
-Batch norms are folded in such a file, so every convolution has a bias. What names do not say, how the graph pads,
-resizes and strides, is checked against what the importer builds.
+Batch norms are folded in such a file, so every convolution has a bias. The names do not say how the graph pads, resizes
+and strides, so this is compared with the importer's network.
 """
 
 import struct
@@ -21,7 +21,7 @@ CONV, DEPTHWISE, RESIZE = (
     tflite.BuiltinOperator.RESIZE_BILINEAR,
 )
 OPTIONS = {CONV: tflite.Conv2DOptions, DEPTHWISE: tflite.DepthwiseConv2DOptions, RESIZE: tflite.ResizeBilinearOptions}
-# What the accessors raise where offsets lead out of the file.
+# The errors of the accessors if offsets lead out of the file.
 DAMAGE = (
     struct.error,
     IndexError,
@@ -32,7 +32,7 @@ DAMAGE = (
     UnicodeDecodeError,
     MemoryError,
 )
-# Operators that a float DeepLab consists of; anything else means another network or a quantised one.
+# Operators of a float DeepLab; any other one means another network or a quantised one.
 KNOWN = {
     "CONV_2D", "DEPTHWISE_CONV_2D", "RESIZE_BILINEAR", "ADD", "AVERAGE_POOL_2D", "MEAN", "CONCATENATION", "RESHAPE",
     "SOFTMAX", "ARG_MAX",
@@ -41,7 +41,7 @@ NAMES = {value: name for name, value in vars(tflite.BuiltinOperator).items() if 
 
 
 class Operator(NamedTuple):
-    """One operator of the graph that matters here: its code, its options and its constant inputs' indices."""
+    """An operator of the graph that matters here: its code, its options and its constant inputs' indices."""
 
     code: int
     options: Any
@@ -49,11 +49,11 @@ class Operator(NamedTuple):
 
 
 class Graph(NamedTuple):
-    """What a file holds.
+    """The content of a file.
 
     Attributes:
-      tensors: name to float32 array, laid out as TensorFlow lays them out in a checkpoint.
-      output_stride: input pixels per sample of the map that the logits are computed on.
+      tensors: name to float32 array, in the layout of a TensorFlow checkpoint.
+      output_stride: input pixels per sample of the map from which the logits are computed.
     """
 
     tensors: dict[str, np.ndarray]
@@ -61,7 +61,7 @@ class Graph(NamedTuple):
 
 
 def is_tflite(path: Path) -> bool:
-    """Return whether a path is of a `.tflite` file, by its identifier."""
+    """Return whether a path is a `.tflite` file, by its identifier."""
     if not path.is_file():
         return False
     with path.open("rb") as stream:
@@ -69,10 +69,10 @@ def is_tflite(path: Path) -> bool:
 
 
 def read_tflite(path: Path) -> Graph:
-    """Return what a float `.tflite` file holds.
+    """Return the content of a float `.tflite` file.
 
     Raises:
-      UserError: a damaged file, a quantised network, or a graph that pads or resizes in another way than DeepLab's.
+      UserError: a damaged file, a quantised network, or a graph that pads or resizes differently from DeepLab's.
     """
     try:
         content = path.read_bytes()
@@ -108,7 +108,7 @@ def _read(content: bytes, path: Path) -> Graph:
         stride *= options.StrideH()
         weights = _constant(model, graph, operator.inputs[1], path)
         name = _name(graph, operator.inputs[1])
-        # [out, h, w, in] here; a depthwise one [1, h, w, channels], which a checkpoint has as [h, w, channels, 1].
+        # [out, h, w, in] here; a depthwise kernel is [1, h, w, channels], and in a checkpoint [h, w, channels, 1].
         _put(tensors, name, weights.transpose(1, 2, 3, 0), path)
         _put(tensors, name.rsplit("/", 1)[0] + "/biases", _constant(model, graph, operator.inputs[2], path), path)
     if not tensors:
@@ -120,7 +120,7 @@ def _operators(model: Any, graph: Any, path: Path) -> Iterator[Operator]:
     for index in range(graph.OperatorsLength()):
         operator = graph.Operators(index)
         opcode = model.OperatorCodes(operator.OpcodeIndex())
-        # Older writers fill one field, newer ones both.
+        # Older writers fill one field, newer ones fill both.
         code = max(opcode.BuiltinCode(), opcode.DeprecatedBuiltinCode())
         if NAMES.get(code) not in KNOWN:
             raise UserError(
@@ -146,7 +146,7 @@ def _constant(model: Any, graph: Any, index: int, path: Path) -> np.ndarray:
         )
     shape = tuple(int(side) for side in tensor.ShapeAsNumpy())
     data = model.Buffers(tensor.Buffer()).DataAsNumpy()
-    # The file's own bytes, which a declared shape cannot make more of.
+    # A view of the file's own bytes, so a declared shape takes no more memory.
     return np.frombuffer(data.tobytes(), "<f4").reshape(shape)
 
 

@@ -1,9 +1,9 @@
 """PyTorch's files, read without PyTorch and without running anything in them.
 
 Since PyTorch 1.6 the pickle and the storages are entries of an uncompressed zip archive (`NAME/data.pkl`,
-`NAME/data/KEY`). Before, and with `_use_new_zipfile_serialization=False`, five pickles follow each other (magic number,
-protocol, machine, object, keys of the storages), then the storages in the order of the keys, each after its number of
-items. Both layouts are those of torch/serialization.py.
+`NAME/data/KEY`). Older files, and files with `_use_new_zipfile_serialization=False`, are five pickles (magic number,
+protocol, machine, object, keys of the storages) and then the storages in the order of the keys, each after its number
+of items. torch/serialization.py defines both layouts.
 """
 
 import io
@@ -21,25 +21,25 @@ from deeplab_jax.weights.formats.torch_pickle import Block, Damaged, TorchPickle
 MAGIC = 0x1950A86A20F9469CFC6C  # The first pickle of a legacy file.
 PROTOCOL = 1001
 PICKLE = "data.pkl"
-# Bytes of a pickle, or of an archive's directory; those of a thousand tensors and their optimizer's state take 500,000.
+# Most bytes of a pickle or of an archive's directory; a thousand tensors and their optimizer's state take 500,000.
 MAX_READ = 16 * 2**20
-LOCAL_HEADER = struct.Struct("<26xHH")  # Of an entry: the lengths of its name and of its extra field come last.
+LOCAL_HEADER = struct.Struct("<26xHH")  # Of an entry: it ends with the lengths of its name and of its extra field.
 
 
 def read_torch(path: str | Path) -> dict[str, Any]:
-    """Return what `torch.save` wrote.
+    """Return the object that `torch.save` wrote.
 
     Args:
-      path: the file, an archive or of a legacy layout.
+      path: the file, an archive or in the legacy layout.
 
     Returns:
-      The dict that was saved, usually nested: None, bool, int, float, str, bytes, list, tuple and dict, and a `Tensor`
-      for each tensor and parameter, which `numpy.asarray` reads. Objects of all other classes (a scheduler, an
+      The saved dict, usually nested: None, bool, int, float, str, bytes, list, tuple and dict, and for each tensor and
+      parameter a `Tensor`, which `numpy.asarray` reads. Objects of all other classes (a scheduler, an
       argparse.Namespace, a numpy number) are `Placeholder`s without content.
 
     Raises:
-      UserError: a damaged or hostile file, one that `torch.save` did not write, or one that holds no dict. Later, when
-        a tensor is read, a storage whose checksum is wrong.
+      UserError: a damaged or hostile file, one that `torch.save` did not write, or one without a dict. A storage with a
+        wrong checksum raises it later, when a tensor is read.
     """
     path = Path(path)
     try:
@@ -67,7 +67,7 @@ def not_a_state_dict(path: str | Path, saved: Any) -> UserError:
 
 
 class _BoundedReader(io.BufferedReader):
-    """A file that never allocates what a length in it announces."""
+    """A file that never allocates a length that it announces."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         return super().read(MAX_READ if size is None or not 0 <= size <= MAX_READ else size)
@@ -102,7 +102,7 @@ def _read_archive(path: Path, file: _BoundedReader, size: int) -> Any:
 
 
 def _stored(path: Path, file: _BoundedReader, entry: zipfile.ZipInfo, size: int) -> Block:
-    """Return where the bytes of an entry stand."""
+    """Return the position of an entry's bytes."""
     if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size or entry.flag_bits & 1:
         raise Damaged("a compressed or encrypted archive, which torch.save never writes")
     if not 0 <= entry.header_offset < size:
@@ -127,7 +127,7 @@ def _read_legacy(path: Path, file: _BoundedReader, size: int) -> Any:
         )
     if head.load() != PROTOCOL:
         raise Damaged("an unknown protocol")
-    head.load()  # About the machine; the storages are little-endian whatever it says.
+    head.load()  # About the machine; the storages are little-endian in any case.
     pickle = TorchPickle(stream)
     saved, keys = pickle.load(), head.load()
     item_sizes = {storage.key: item_size(storage.dtype) for storage in pickle.storages}

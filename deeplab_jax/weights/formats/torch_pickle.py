@@ -1,6 +1,6 @@
-"""Tensors in the pickles of `torch.save`: what the calls and persistent ids in them stand for.
+"""Tensors in the pickles of `torch.save`: the meaning of the calls and persistent ids in them.
 
-A tensor is a call, `_rebuild_tensor_v2(storage, offset, size, stride, ...)`, and a storage a persistent id, as in
+A tensor is a call, `_rebuild_tensor_v2(storage, offset, size, stride, ...)`, and a storage is a persistent id, as in
 torch/_utils.py and torch/serialization.py.
 """
 
@@ -19,7 +19,7 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.weights.formats.inert_pickle import Global, PickleError, is_key, loads
 
 MAX_DIMENSIONS = 32
-# Tensors may share a storage or repeat one value by a stride of 0; all of them together take at most so many times the
+# Tensors may share a storage or repeat one value by a stride of 0. All of them together take at most so many times the
 # file, and some more for small files.
 MAX_EXPANSION = 4
 MAX_SMALL = 16 * 2**20
@@ -33,7 +33,7 @@ DTYPES = {
     **{f"float{bits}": np.dtype(f"float{bits}") for bits in BITS[1:]},
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
 }
-# Known, but not read: their sizes in bytes, to find what follows them.
+# Types that are known but not read: their sizes in bytes, to find the next storage.
 UNREAD = {"complex64": 8, "complex128": 16, "quint8": 1, "qint8": 1, "qint32": 4, "quint4x2": 1, "quint2x4": 1}
 STORAGES = {
     "BoolStorage": "bool",
@@ -58,12 +58,12 @@ STORAGES = {
 
 
 class Damaged(ValueError):
-    """What is wrong with a file, without its name."""
+    """The fault of a file, without its name."""
 
 
 @dataclass
 class Block:
-    """Where a storage stands in the file, and its bytes once they are needed."""
+    """The place of a storage in the file, and its bytes once they are needed."""
 
     path: Path
     start: int
@@ -95,7 +95,7 @@ class Block:
 
 
 class Storage(NamedTuple):
-    """What a persistent id says: a key of the file, the type of its items, and the byte at which a view begins."""
+    """The meaning of a persistent id: a key of the file, the type of its items, and the first byte of a view."""
 
     key: str
     dtype: str
@@ -108,9 +108,9 @@ class Tensor:
 
     Attributes:
       shape: its sizes.
-      dtype: PyTorch's name of the type of its items.
-      stride: in items, one for each size.
-      start: of its first item in the storage, in bytes.
+      dtype: PyTorch's name of the items' type.
+      stride: number of items for each axis.
+      start: position of its first item in the storage, in bytes.
     """
 
     shape: tuple[int, ...]
@@ -133,7 +133,7 @@ class Tensor:
 
     def _items(self, kind: np.dtype, block: Block) -> np.ndarray:
         raw = block.read()
-        bits = np.dtype(f"u{kind.itemsize}")  # The same for all types, and no NaN changes.
+        bits = np.dtype(f"u{kind.itemsize}")  # The same for all types, and it changes no NaN.
         array = np.ndarray(self.shape, bits, raw, self.start, [stride * kind.itemsize for stride in self.stride])
         if block.big_endian:
             array = array.byteswap()
@@ -143,7 +143,7 @@ class Tensor:
 
 
 class TorchPickle:
-    """The pickles of a file, and the tensors and storages that are named in them."""
+    """The pickles of a file, and the tensors and storages in them."""
 
     def __init__(self, stream: io.BytesIO) -> None:
         self.stream = stream
@@ -166,11 +166,11 @@ class TorchPickle:
         }
 
     def load(self) -> Any:
-        """Return what the next pickle holds."""
+        """Return the content of the next pickle."""
         return loads(self.stream, functions=self.functions, persistent=self.storage)
 
     def storage(self, identity: Any) -> Any:
-        """Return what a persistent id stands for."""
+        """Return the object for a persistent id."""
         match identity:
             case ("module", module, *_):  # A class with its source code; PyTorch until 1.5.
                 return module
@@ -184,12 +184,12 @@ class TorchPickle:
         raise PickleError("a persistent id that torch.save never writes")
 
     def tensor(self, storage: Any, offset: Any, shape: Any, stride: Any, *rest: Any) -> Tensor:
-        """Stand in for `_rebuild_tensor_v2(storage, offset, size, stride, requires_grad, hooks, metadata)`."""
+        """Replaces `_rebuild_tensor_v2(storage, offset, size, stride, requires_grad, hooks, metadata)`."""
         kind = storage.dtype if isinstance(storage, Storage) else ""
         return self._tensor(storage, offset, shape, stride, kind=kind, metadata=rest[2:])
 
     def tensor_with_dtype(self, storage: Any, offset: Any, shape: Any, stride: Any, *rest: Any) -> Tensor:
-        """Stand in for `_rebuild_tensor_v3`, which names the type after the hooks."""
+        """Replaces `_rebuild_tensor_v3`, which names the type after the hooks."""
         kind = rest[2].name.rpartition(".")[2] if isinstance(rest[2], Global) else ""
         return self._tensor(storage, offset, shape, stride, kind=kind, metadata=rest[3:])
 
@@ -207,7 +207,7 @@ class TorchPickle:
         return self.tensors[-1]
 
     def subclass(self, function: Any, kind: Any, arguments: Any, state: Any) -> Any:
-        """Stand in for `_rebuild_from_type_v2`: a tensor of a subclass, or with attributes."""
+        """Replaces `_rebuild_from_type_v2`: a tensor of a subclass, or with attributes."""
         match function:
             case Global(name="torch._utils._rebuild_tensor_v2"):
                 return self.tensor(*arguments)
@@ -216,7 +216,9 @@ class TorchPickle:
         return Tensor((), "a subclass of torch.Tensor")
 
     def place(self, blocks: Mapping[str, Block], *, file_size: int) -> None:
-        """Tell the tensors where their bytes are; none may end beyond its storage, nor all far exceed the file."""
+        """Give the tensors their bytes; none may end beyond its storage, and all together may not far
+        exceed the file.
+        """
         total = 0
         for tensor in self.tensors:
             block = blocks.get(tensor.storage.key) if tensor.storage else None
@@ -237,7 +239,7 @@ def _ordered_dict(items: Iterable[Any] = ()) -> dict[Any, Any]:
 
 
 def item_size(kind: str) -> int:
-    """Return the bytes of one item of a type that is read, or known but not read."""
+    """Return the bytes of one item of a type, which may be known but not read."""
     return UNREAD[kind] if kind in UNREAD else DTYPES[kind].itemsize
 
 

@@ -1,4 +1,4 @@
-"""A state dict as `torch.save` writes one, without PyTorch: a zip archive of a pickle and of one file per tensor."""
+"""A state dict as `torch.save` writes one, without PyTorch: a zip archive of a pickle and one file per tensor."""
 
 import pickle
 import struct
@@ -11,7 +11,7 @@ import numpy as np
 
 FOLDER = "archive"
 STORAGES = {"float32": "FloatStorage", "int64": "LongStorage"}
-EARLIEST = (1980, 1, 1, 0, 0, 0)  # That a zip archive can say; the same tensors give the same bytes.
+EARLIEST = (1980, 1, 1, 0, 0, 0)  # The earliest date of a zip archive; so the same tensors give the same bytes.
 
 
 def write_torch(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
@@ -35,7 +35,7 @@ def _pickle(arrays: Mapping[str, np.ndarray]) -> bytes:
 
 
 def _tensor(key: int, array: np.ndarray) -> bytes:
-    """Write the call that PyTorch makes of a tensor: a view of a storage, which lies in the file of that key."""
+    """Write PyTorch's call for a tensor: a view of a storage, which is in the file of that key."""
     storage = _tuple(
         _literal("storage"),
         _global("torch", STORAGES[array.dtype.name]),
@@ -77,5 +77,5 @@ def _literal(value: Any) -> bytes:
         return _tuple(*(_literal(item) for item in value))
     if isinstance(value, bool):
         return pickle.NEWTRUE if value else pickle.NEWFALSE
-    # Eight bytes, whatever the number needs.
+    # Eight bytes, even if the number needs fewer.
     return pickle.LONG1 + b"\x08" + struct.pack("<q", value)

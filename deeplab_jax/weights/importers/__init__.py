@@ -1,1 +1,1 @@
-"""Other code bases: which network a state dict belongs to, and their names for our layers."""
+"""Other code bases: the network of a state dict, and their names for our layers."""

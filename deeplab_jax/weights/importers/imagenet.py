@@ -1,6 +1,6 @@
 """ImageNet classifiers, torchvision's and timm's ResNets of the same names, as backbones of our own networks.
 
-Only the backbone (of VGG-16 fc6 and fc7 too) is theirs: the rest starts at random, and the options are our defaults.
+Only the backbone (for VGG-16 also fc6 and fc7) is theirs. The rest starts at random, and the options are our defaults.
 """
 
 from collections.abc import Callable, Mapping
@@ -26,17 +26,17 @@ Tensors = Mapping[str, np.ndarray]
 KIND = "imagenet"
 FEATURES = "features."
 VGG_UNITS = (2, 2, 3, 3, 3)
-# The linear layers that FCN turns into convolutions, and the side of the map that each sees.
+# The linear layers that FCN turns into convolutions, and the side of each one's input map.
 VGG_MATRICES = {"classifier.0": 7, "classifier.3": 1}
 ALL_BUT_BACKBONE = r"(?!backbone/)"
 ONLY_BACKBONE = "only the backbone is from the file, the rest starts at random"
-# MobileNetV2's default here is its authors' training; torchvision's was another.
+# MobileNetV2's default here is its authors' training; torchvision trained differently.
 MOBILENET_V2 = {"norm_epsilon": 1e-5, **vars(IMAGENET)}
 
 
 def recognise(shapes: Shapes, *, output_stride: int | None) -> TensorMap | None:
-    """Describe a state dict of resnet18/34/50/101, mobilenet_v2, mobilenet_v3_large, vgg16 or vgg16_bn; None where it
-    is of something else.
+    """Describe a state dict of resnet18/34/50/101, mobilenet_v2, mobilenet_v3_large, vgg16 or vgg16_bn; return None for
+    any other.
     """
     tensor_map = _recognise(shapes)
     return (
@@ -46,7 +46,7 @@ def recognise(shapes: Shapes, *, output_stride: int | None) -> TensorMap | None:
 
 def _recognise(shapes: Shapes) -> TensorMap | None:
     resnet = which_resnet(shapes)
-    # Wider ones and ResNeXt have the same names.
+    # Wider ResNets and ResNeXt have the same names.
     if resnet and shapes.get("conv1.weight") and shapes.get("layer1.0.conv2.weight") == (64, 64, 3, 3):
         return _tensor_map(f"deeplabv3plus_{resnet}", resnet_rules(), unused=(r"^fc\.",))
     if is_mobilenet_v3(shapes, FEATURES):
@@ -64,7 +64,9 @@ def _recognise(shapes: Shapes) -> TensorMap | None:
 
 
 def _vgg16(shapes: Shapes, rules: tuple[Rule, ...], *, normalised: bool) -> TensorMap:
-    """VGG-16 with batch norm is SegNet's encoder; without, FCN-32s, with fc6 and fc7 where the classifier is there."""
+    """VGG-16 with batch norm is SegNet's encoder. Without it, it is FCN-32s, with fc6 and fc7 if it has
+    the classifier.
+    """
     if normalised:
         return _tensor_map("segnet_vgg16", rules, unused=(r"^classifier\.",), prepare=move_biases_into_means)
     matrix = shapes.get("classifier.0.weight")
@@ -82,7 +84,7 @@ def _vgg16(shapes: Shapes, rules: tuple[Rule, ...], *, normalised: bool) -> Tens
 
 
 def vgg16_names(*, normalised: bool) -> dict[str, Names]:
-    """Return the places of VGG-16's convolutions, by our paths, and of their norms in torchvision's list of layers."""
+    """Return the places of VGG-16's convolutions and of their norms in torchvision's list of layers, by our paths."""
     names: dict[str, Names] = {}
     place = 0
     for stage, units in enumerate(VGG_UNITS, 1):
@@ -95,7 +97,9 @@ def vgg16_names(*, normalised: bool) -> dict[str, Names]:
 
 
 def move_biases_into_means(tensors: Tensors) -> dict[str, np.ndarray]:
-    """Take the biases that vgg16_bn's convolutions have before their norms off the running means, which is the same."""
+    """Subtract the biases of vgg16_bn's convolutions, which come before the norms, from the running means: the same
+    net.
+    """
     prepared = dict(tensors)
     for conv, norm in vgg16_names(normalised=True).values():
         bias, mean = tensors.get(f"{conv}.bias"), tensors.get(f"{norm}.running_mean")
@@ -105,7 +109,7 @@ def move_biases_into_means(tensors: Tensors) -> dict[str, np.ndarray]:
 
 
 def shape_as_kernels(tensors: Tensors) -> dict[str, np.ndarray]:
-    """Give the classifier's matrices `[out, in]` the shape of kernels over the maps that they see (FCN, sec. 3.1)."""
+    """Give the classifier's matrices `[out, in]` the shape of kernels over their input maps (FCN, sec. 3.1)."""
     prepared = dict(tensors)
     for name, side in VGG_MATRICES.items():
         matrix = tensors.get(f"{name}.weight")

@@ -30,7 +30,7 @@ HEAD: tuple[Rule, ...] = (
 
 
 def recognise(shapes: Shapes, *, output_stride: int | None) -> TensorMap | None:
-    """Describe a state dict of its DeepLabv3+; None where it is of something else.
+    """Describe a state dict of its DeepLabv3+; return None for any other.
 
     Raises:
       UserError: a DRN backbone, or an output stride that the repository does not have.
@@ -62,7 +62,7 @@ def recognise(shapes: Shapes, *, output_stride: int | None) -> TensorMap | None:
         options=options,
         rules=(*backbone_rules, *HEAD),
         layout=TORCH,
-        # MobileNetV2's tensors are there a second time.
+        # MobileNetV2's tensors occur twice.
         unused=(COUNTERS, rf"^{BACKBONE}features\."),
         notes=(*notes, "no dropout in the decoder, where jfzhang95's has 0.5 and 0.1 in training"),
         info=label_info(logits[0]),

@@ -10,11 +10,11 @@ from deeplab_jax.weights.importers.torch_names import MOBILENET_V2_STAGES, label
 from deeplab_jax.weights.tensor_map import SLIM, Names, Rule, Shapes, TensorMap
 
 KIND = "tensorflow"
-OUTPUT_STRIDE = 16  # Of their training; a checkpoint does not say one.
+OUTPUT_STRIDE = 16  # The one of their training; a checkpoint does not state it.
 LOGITS = "logits/semantic"
-CLASSES = 21  # Of a network whose classifier is not in the file.
+CLASSES = 21  # For a network without a classifier in the file.
 NORM = "/BatchNorm"
-# What training adds: optimizers' slots, averages, counters.
+# Variables that training adds: optimizers' slots, averages, counters.
 SLOTS = (r"/(Momentum|RMSProp|Adam|Adagrad)(_\d)?$", r"/ExponentialMovingAverage$", r"^global_step$")
 # Units of the entry flow's blocks, by our names.
 XCEPTION_ENTRIES = {
@@ -24,15 +24,15 @@ XCEPTION_ENTRIES = {
 }
 RESNETS = {"resnet_v1_50": "resnet50", "resnet_v1_101": "resnet101"}
 MOBILENET = "MobilenetV2"
-# Widths that they released or that others use, then any; the first one with the right channels counts.
+# Widths that they released or that others use, then any; the first one with the right channel counts applies.
 WIDTHS = (1.0, 0.5, 0.35, 0.75, 1.3, 1.4, *(hundredths / 100 for hundredths in range(5, 201)))
-# What an end point has in channels tells where a decoder is attached, finest first.
+# The channels of an end point show where a decoder is attached, finest first.
 LOW_LEVEL = {256: "conv2", 512: "conv3", 728: "conv3"}
 
 
 def recognise(shapes: Shapes, *, output_stride: int | None) -> TensorMap | None:
     """Describe a checkpoint of DeepLabv3 or v3+ on ResNet-50/101, Xception-41/65/71 or MobileNetV2, or of one of these
-    trained on ImageNet; None where it is of something else.
+    backbones trained on ImageNet; return None for any other.
 
     Batch norms may have been folded into the convolutions, which then have biases.
 
@@ -103,7 +103,7 @@ def _resnet(shapes: Shapes, scope: str) -> tuple[str, tuple[Rule, ...], dict[str
         "first_unit_rate": "last_unit",
         "pool_padding": "same",
         "norm_momentum": 0.95,
-        # The authors' code subtracts the mean from the images of the plain form alone.
+        # The authors' code subtracts the mean only from the images of the plain form.
         **vars(SYMMETRIC if beta else CAFFE),
     }
     notes = [
@@ -160,7 +160,7 @@ def _mobilenet(shapes: Shapes) -> tuple[str, tuple[Rule, ...], dict[str, Any], l
 
 
 def _mobilenet_width(shapes: Shapes) -> tuple[float, int]:
-    """Return the depth multiplier, and the divisor to which it was rounded, that make these channel counts."""
+    """Return the depth multiplier that makes these channel counts, and the divisor to which they are rounded."""
     rows = [(STEM_CHANNELS, "Conv")]
     units = 0
     for _, channels, count, _, _ in ROWS:
@@ -179,7 +179,7 @@ def _head(shapes: Shapes) -> dict[str, Any]:
     projection, branch = (shapes.get(f"{name}/weights") for name in ("concat_projection", "aspp0"))
     if not projection or not branch:
         raise UserError(
-            "this DeepLab for TensorFlow has no pyramid as of DeepLabv3 (aspp0, concat_projection): its head "
+            "this DeepLab for TensorFlow has no pyramid like DeepLabv3's (aspp0, concat_projection): its head "
             "is not converted"
         )
     pyramid = [name for name in shapes if name.startswith("aspp") and name.endswith(("/weights", "/depthwise_weights"))]
@@ -206,7 +206,7 @@ def _decoder(shapes: Shapes, aspp_separable: bool) -> dict[str, Any]:
     reductions = [shapes[name] for name in _reductions(shapes)]
     levels = tuple(LOW_LEVEL.get(shape[2], "") for shape in reductions)
     if levels not in (("conv2",), ("conv3",), ("conv3", "conv2")):
-        raise UserError("a decoder on features of stride 4 or 8, or of both, is converted; this one is on others")
+        raise UserError("only a decoder on features of stride 4, 8 or both is converted; this one uses others")
     separable = "decoder/decoder_conv0_depthwise/depthwise_weights" in shapes
     last = "decoder/decoder_conv1_pointwise" if separable else "decoder/decoder_conv0/decoder_conv0_2"
     channels = shapes.get(f"{last}/weights", (0,))[-1]

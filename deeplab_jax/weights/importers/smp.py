@@ -1,8 +1,8 @@
 """segmentation_models_pytorch: its DeepLabV3, DeepLabV3Plus, PSPNet and Unet on ResNets and MobileNetV2.
 
-Those of version 0.6, as `smp.DeepLabV3("resnet50")` makes them. Channels, depth and separable convolutions are told by
-the shapes. A state dict holds neither the rates nor the output stride, the interpolation of Unet or an activation of
-the logits: these are the defaults there.
+These are the networks of version 0.6, as from `smp.DeepLabV3("resnet50")`. The shapes show channels, depth and
+separable convolutions. A state dict does not hold the rates, the output stride, the interpolation of Unet or an
+activation of the logits: they are taken as smp's defaults.
 """
 
 import re
@@ -33,14 +33,14 @@ HEAD = "segmentation_head.0"
 
 @dataclass(frozen=True)
 class _Decoder:
-    """What is known of a decoder before the encoder's depth is.
+    """What is known of a decoder before the encoder's depth is known.
 
     Attributes:
       architecture: our name.
       inputs: channels that it takes from the encoder's last features.
-      options: for `create_model`.
+      options: options for `create_model`.
       rules: names of its layers.
-      notes: how it differs from the paper's.
+      notes: its differences from the paper's decoder.
     """
 
     architecture: str
@@ -51,10 +51,10 @@ class _Decoder:
 
 
 def recognise(shapes: Shapes, *, output_stride: int | None) -> TensorMap | None:
-    """Describe a state dict of one of smp's networks; None where it is of something else.
+    """Describe a state dict of one of smp's networks; return None for any other.
 
     Raises:
-      UserError: one of smp's, yet with an encoder, a decoder or an output stride that cannot be had.
+      UserError: one of smp's networks, but with an encoder, a decoder or an output stride that is not supported.
     """
     if f"{HEAD}.weight" not in shapes or not any(name.startswith("encoder.") for name in shapes):
         return None
@@ -83,7 +83,7 @@ def recognise(shapes: Shapes, *, output_stride: int | None) -> TensorMap | None:
         rules=(*names("encoder."), *decoder.rules, (r"classifier", (HEAD, ""))),
         layout=TORCH,
         inputs=_inputs(decoder),
-        # An auxiliary classifier of whole images, and what an encoder that is cut short does not run.
+        # An auxiliary classifier of whole images, and the part that a shortened encoder does not run.
         unused=(COUNTERS, r"^classification_head\.", *_unused(encoder, depth)),
         notes=decoder.notes,
     )
@@ -93,7 +93,7 @@ def _encoder(shapes: Shapes) -> str:
     encoder, stem = which_resnet(shapes, "encoder."), "encoder.conv1"
     if shapes.get("encoder.features.18.0.weight", ())[:1] == (CHANNELS["mobilenet_v2"][-1],):
         encoder, stem = "mobilenet_v2", "encoder.features.0.0"
-    # ResNeXt networks have the units of ResNets, but wider; others have the units, but another stem.
+    # ResNeXt networks have the units of ResNets, but wider; others have the same units but another stem.
     elif shapes.get("encoder.layer1.0.conv1.weight", ())[:1] != (64,):
         encoder = None
     if encoder is None or f"{stem}.weight" not in shapes:
@@ -115,7 +115,7 @@ def _kernel(shapes: Shapes, layer: str) -> tuple[int, ...]:
 def _decoder(shapes: Shapes, encoder: str) -> _Decoder:
     if "decoder.aspp.0.convs.0.0.weight" in shapes:
         return _deeplabv3plus(shapes)
-    # "decoder.0" is how older versions called "decoder.aspp".
+    # Older versions called "decoder.aspp" "decoder.0".
     for names in (("decoder.aspp", "decoder.conv", "decoder.bn"), ("decoder.0", "decoder.1", "decoder.2")):
         if f"{names[0]}.convs.0.0.weight" in shapes and f"{names[1]}.weight" in shapes:
             return _deeplabv3(shapes, *names)
@@ -130,12 +130,12 @@ def _decoder(shapes: Shapes, encoder: str) -> _Decoder:
 
 
 def _pair(block: str) -> Names:
-    """Return the names of a block's convolution and of the norm that follows it."""
+    """Return the names of a block's convolution and of the norm after it."""
     return f"{block}.0", f"{block}.1"
 
 
 def _aspp_rules(aspp: str, *, separable: bool) -> tuple[Rule, ...]:
-    """Return the names of an ASPP; those of separable branches have a layer more."""
+    """Return the names of an ASPP; separable branches have one layer more."""
     last = ".0.1" if separable else ".0"
     return (
         (r"context/branch_1x1", _pair(f"{aspp}.convs.0")),
@@ -226,7 +226,7 @@ def _unet(shapes: Shapes, encoder: str) -> _Decoder:
     channels = tuple(_kernel(shapes, block)[0] for block in blocks if f"{block}.weight" in shapes)
     return _Decoder(
         "unet",
-        # One block for every halving; the inputs of the first one's kernel count a skip, too.
+        # One block for every halving; the inputs of the first one's kernel include a skip.
         CHANNELS[encoder][len(channels) - 1] if channels else 0,
         {"decoder_channels": channels, "upsampling": "nearest", "dropout": 0.0},
         ((r"decoder/step(\d)_conv(\d)", lambda step, conv: _pair(f"decoder.blocks.{step - 1}.conv{conv}")),),
@@ -242,7 +242,7 @@ def _inputs(decoder: _Decoder) -> dict[str, tuple[int, ...]]:
 
 
 def _stride(architecture: str, depth: int, asked: int | None) -> int:
-    """Return the output stride that smp's network runs at."""
+    """Return the output stride at which smp's network runs."""
     deepest = 2**depth
     if not architecture.startswith("deeplab"):
         if asked not in (None, deepest):
@@ -281,7 +281,7 @@ def _norms(shapes: Shapes, architecture: str) -> dict[str, Any]:
     """Return the options of a decoder without norms (decoder_use_norm=False).
 
     Raises:
-      UserError: another norm than batch norm, which names its tensors otherwise.
+      UserError: another norm than batch norm, whose tensors have other names.
     """
     conv = {"pspnet": "decoder.conv", "unet": "decoder.blocks.0.conv1"}.get(architecture)
     if conv is None or f"{conv}.1.running_mean" in shapes:

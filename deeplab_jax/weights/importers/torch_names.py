@@ -34,7 +34,7 @@ def resnet_rules(prefix: str = "") -> tuple[Rule, ...]:
 
 
 def which_resnet(shapes: Shapes, prefix: str = "") -> str | None:
-    """Return the name of the ResNet whose units are there under a prefix, or None."""
+    """Return the name of the ResNet with these units under a prefix, or None."""
     for name, (units, bottleneck) in RESNETS.items():
         last = [f"{prefix}layer{stage}.{count - 1}.conv1.weight" for stage, count in enumerate(units, 1)]
         beyond = [f"{prefix}layer{stage}.{count}.conv1.weight" for stage, count in enumerate(units, 1)]
@@ -47,19 +47,19 @@ def which_resnet(shapes: Shapes, prefix: str = "") -> str | None:
     return None
 
 
-# Number in `features` of the unit before the first one of each of our stages.
+# The number in `features` of the last unit before each of our stages.
 MOBILENET_V2_STAGES = {1: 0, 2: 1, 3: 3, 4: 6, 5: 13}
 MOBILENET_V2_LAST = 18
 
 
 def mobilenet_v2_rules(prefix: str = "") -> tuple[Rule, ...]:
-    """Return the names of torchvision's MobileNetV2 under a prefix such as "encoder.", which "features." follows."""
+    """Return the names of torchvision's MobileNetV2 under a prefix such as "encoder.", before "features."."""
     root = f"{prefix}features."
 
     def unit(stage: int, number: int) -> str:
         return f"{root}{MOBILENET_V2_STAGES[stage] + number}.conv"
 
-    # The first unit does not expand, so its other layers come one earlier.
+    # The first unit does not expand, so its other layers have a number less by one.
     return (
         (r"backbone/stem", (f"{root}0.0", f"{root}0.1")),
         (r"backbone/conv(\d)_unit(\d+)/expand", lambda s, u: (f"{unit(s, u)}.0.0", f"{unit(s, u)}.0.1")),
@@ -95,18 +95,18 @@ def mobilenet_v3_rules(prefix: str = "") -> tuple[Rule, ...]:
 
 
 def is_mobilenet_v3(shapes: Shapes, prefix: str = "") -> bool:
-    """Return whether torchvision's MobileNetV3-Large, of width 1, is there under a prefix."""
+    """Return whether torchvision's MobileNetV3-Large, of width 1, is under a prefix."""
     last = shapes.get(f"{prefix}{len(ROWS) + 1}.0.weight")
     return f"{prefix}1.block.0.0.weight" in shapes and last is not None and tuple(last[:2]) == (960, 160)
 
 
 def xception_rules(prefix: str, *, units: int, bare: int) -> tuple[Rule, ...]:
-    """Return the names that PyTorch code bases give Xception, but for its last, shortcut-free unit.
+    """Return the names that PyTorch code bases give Xception, without its last unit, which has no shortcut.
 
     Args:
-      prefix: of the names, such as "backbone.".
-      units: how many there are with a shortcut.
-      bare: how many of them, the first ones, do not begin with a ReLU.
+      prefix: prefix of the names, such as "backbone.".
+      units: number of units with a shortcut.
+      bare: number of units, from the first, that do not begin with a ReLU.
     """
 
     def block(stage: int, unit: int) -> int:
@@ -138,7 +138,7 @@ def xception_rules(prefix: str, *, units: int, bare: int) -> tuple[Rule, ...]:
 
 
 def label_info(num_classes: int) -> dict[str, object]:
-    """Return the class names and colours of PASCAL VOC or Cityscapes where the number of classes is theirs."""
+    """Return the class names and colours of PASCAL VOC or Cityscapes if it has this number of classes."""
     for labels in (VOC, CITYSCAPES):
         if labels.num_classes == num_classes:
             return {"class_names": list(labels.names), "palette": [list(colour) for colour in labels.palette]}
@@ -146,11 +146,11 @@ def label_info(num_classes: int) -> dict[str, object]:
 
 
 def stride_of_16_or_8(asked: int | None, *, whose: str) -> int:
-    """Return the output stride at which a repository with these two runs a network: what was asked for, or 16, its
-    command line's default.
+    """Return the output stride at which a repository that has only 8 and 16 runs a network: the given one, or its
+    command line's default, 16.
 
     Raises:
-      UserError: another number.
+      UserError: any other number.
     """
     if asked not in (None, 8, 16):
         raise UserError(f"output_stride={asked}: {whose} networks have 8 and 16")

@@ -22,7 +22,7 @@ NETWORKS = {
     "fcn_resnet101": 8,
     "lraspp_mobilenet_v3_large": 16,
 }
-RATES = (12, 24, 36)  # At any output stride; ours are stated at 16.
+RATES = (12, 24, 36)  # The same at any output stride; ours are stated at 16.
 
 HEADS: dict[str, tuple[Rule, ...]] = {
     "deeplabv3": (
@@ -50,7 +50,7 @@ AUX: tuple[Rule, ...] = (
 
 
 def recognise(shapes: Shapes, *, output_stride: int | None) -> TensorMap | None:
-    """Describe a state dict of one of `NETWORKS`; None where it is of something else."""
+    """Describe a state dict of one of `NETWORKS`; return None for any other."""
     backbone = which_resnet(shapes, PREFIX)
     if backbone is None and is_mobilenet_v3(shapes, PREFIX):
         backbone = "mobilenet_v3_large"
@@ -72,12 +72,12 @@ def network(name: str, *, num_classes: int, output_stride: int | None = None, au
 
     Args:
       name: one of `NETWORKS`.
-      num_classes: of the network.
-      output_stride: None is torchvision's; at others, what `replace_stride_with_dilation` and the like do.
+      num_classes: classes of the network.
+      output_stride: None is torchvision's; other values act like its `replace_stride_with_dilation`.
       aux_head: whether it has the auxiliary head.
 
     Raises:
-      UserError: an output stride at which its rates are none of ours.
+      UserError: an output stride at which we have no equal rates.
     """
     stride = NETWORKS[name] if output_stride is None else output_stride
     architecture, backbone = name.split("_", 1)

@@ -6,7 +6,7 @@ from deeplab_jax.weights.importers.torch_names import COUNTERS, MOBILENET_V2_STA
 from deeplab_jax.weights.tensor_map import TORCH, Rule, Shapes, TensorMap
 
 ROOT, HEAD = "mobilenet_v2.", "segmentation_head."
-OUTPUT_STRIDE = 8  # Of the published model's configuration; a state dict does not say it.
+OUTPUT_STRIDE = 8  # From the published model's configuration; a state dict does not state it.
 WIDTHS = (1.0, 0.75, 0.5, 0.35, 1.3, 1.4)
 # Our layers of a unit, and theirs.
 LAYERS = {"expand": "expand_1x1", "depthwise": "conv_3x3", "project": "reduce_1x1"}
@@ -34,7 +34,7 @@ RULES: tuple[Rule, ...] = (
 
 
 def recognise(shapes: Shapes, *, output_stride: int | None) -> TensorMap | None:
-    """Describe a state dict of `MobileNetV2ForSemanticSegmentation`; None where it is of something else."""
+    """Describe a state dict of `MobileNetV2ForSemanticSegmentation`; return None for any other."""
     classifier = shapes.get(f"{HEAD}classifier.convolution.weight")
     projection = shapes.get(f"{HEAD}conv_projection.convolution.weight")
     width = _width(shapes)
@@ -57,7 +57,7 @@ def recognise(shapes: Shapes, *, output_stride: int | None) -> TensorMap | None:
         },
         # They concatenate the image-level features first.
         inputs={"context/projection": (*range(half, 2 * half), *range(half))},
-        # The classification network's last convolution is there, but their head does not see it.
+        # The file has the classification network's last convolution, but their head does not use it.
         unused=(COUNTERS, rf"^{ROOT}conv_1x1\."),
         notes=(
             "a pyramid of a 1x1 convolution and image pooling, without atrous branches, and no decoder",

@@ -19,12 +19,12 @@ from deeplab_jax.weights.tensor_map import TORCH, Names, Rule, Shapes, TensorMap
 KIND = "vainf"
 BACKBONE, HEAD = "backbone.", "classifier."
 ASPP_CHANNELS, LOW_LEVEL_CHANNELS = 256, 48
-# So many first entries of MobileNetV2's `features` are called `low_level_features`, the rest `high_level_features`.
+# The first so many entries of MobileNetV2's `features` are called `low_level_features`, the rest `high_level_features`.
 LOW_LEVEL_UNITS = 4
 
 
 def recognise(shapes: Shapes, *, output_stride: int | None) -> TensorMap | None:
-    """Describe a state dict of deeplabv3 or deeplabv3plus; None where it is of something else.
+    """Describe a state dict of deeplabv3 or deeplabv3plus; return None for any other.
 
     Raises:
       UserError: an HRNetV2 backbone, or an output stride that the repository does not have.
@@ -133,7 +133,7 @@ def _exit_rules() -> tuple[Rule, ...]:
 
 def _head_rules(aspp: str, *, plus: bool) -> tuple[Rule, ...]:
     classifier = f"{HEAD}classifier."
-    # Of the one 3x3 after the pyramid, or in the decoder.
+    # For the one 3x3 after the pyramid, or in the decoder.
     layer, number = ("decoder/conv2_conv1", 0) if plus else ("context/head1", 1)
     names = f"{classifier}{number}", f"{classifier}{number + 1}"
     return (
