@@ -34,7 +34,7 @@ from experiments.run.execute import check_data, end_with_parent, run_jobs, work
 from experiments.run.launchers import Launcher, Local, Slurm, keep_to_cores
 from experiments.run.plan import Asked, Job, Resolved, Settings, ask, check_init, job_name, make_jobs
 from experiments.run.results import RESULTS, Store, refuse_strange
-from experiments.tables import TABLES, Table
+from experiments.tables import TABLES, Table, find_table
 
 PROGRAM = ("python", "-m", "experiments.run")
 
@@ -73,7 +73,7 @@ def make_parser() -> argparse.ArgumentParser:
         epilog="--config.section.key=value changes every training, but for what a row itself changes",
         allow_abbrev=False,
     )
-    parser.add_argument("tables", nargs="+", metavar="TABLE", help=", ".join(TABLES))
+    parser.add_argument("tables", nargs="+", metavar="TABLE", help=f"{', '.join(TABLES)}, or your own FILE.py")
     parser.add_argument(
         "--regime", "--scale", default="scenes", help=f"where: {', '.join(REGIMES)}; see experiments/regimes.py"
     )
@@ -122,7 +122,7 @@ def run(args: argparse.Namespace, overrides: tuple[str, ...], words: Sequence[st
         raise UserError(f"--seeds {args.seeds} --steps {args.steps}: give at least 1")
     if args.parallel < 1 or (args.parallel > 1 and args.launcher != "local"):
         raise UserError(f"--parallel {args.parallel}: give at least 1, and only where the jobs run on this machine")
-    regime, tables = REGIMES[args.regime], chosen_tables(args.tables)
+    regime, tables = REGIMES[args.regime], [find_table(name) for name in dict.fromkeys(args.tables)]
     check_rows(args.row, tables)
     settings = Settings(overrides, args.data_dir, args.init, args.steps)
     asked = ask(tables, args.row, regime, settings, args.seeds)
@@ -175,14 +175,6 @@ def alone(folder: str, option: str) -> AbstractContextManager[None]:
     """Keep other runners out of a folder."""
     busy = f"{folder}: another runner is at work there; wait for it, or give another {option}"
     return locked(Path(folder, "runner.lock"), busy, option=option)
-
-
-def chosen_tables(names: Sequence[str]) -> list[Table]:
-    """Return tables by name, each once."""
-    for name in names:
-        if name not in TABLES:
-            raise UserError(f"table {name!r} is not known: {did_you_mean(name, TABLES)}")
-    return [TABLES[name] for name in dict.fromkeys(names)]
 
 
 def check_rows(names: Sequence[str], tables: Sequence[Table]) -> None:

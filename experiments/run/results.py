@@ -38,7 +38,6 @@ from experiments.run.files import (
     training_seconds,
 )
 from experiments.run.plan import Asked, Resolved, evaluation_file, job_name, weights_name
-from experiments.tables import TABLES
 
 RESULTS = "experiments/results/tables"  # unless the user names another folder
 PAGE = "experiments/results/README.md"  # holds the generated tables
@@ -91,7 +90,7 @@ class Store:
 
     def all_rows(self) -> Iterator[Content]:
         """Yield what the files of all tables hold, asked for or not."""
-        for table in TABLES:
+        for table in sorted({file.stem for file in self.out.glob("*")}):
             try:
                 rows = list(read_rows(self.out, table).values())
             except Unreadable:
