@@ -35,7 +35,7 @@ from experiments.benchmarks import (
 from experiments.benchmarks.children import print_result
 from experiments.benchmarks.session import Session, read_results
 
-PARTS: dict[str, Callable[[Session], dict[str, Any]]] = {
+PARTS: dict[str, Callable[[Session], None]] = {
     "limits": limits.measure,
     "inference": inference.measure,
     "training": training.measure,
@@ -59,7 +59,7 @@ RESULTS = Path(__file__).resolve().parents[1] / "results" / "benchmarks"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure the parts in turn. Returns 1 where a row failed, 2 for faults that the user can mend."""
+    """Measure the parts in turn. Returns 1 where a row failed, 2 for what the user can fix."""
     # Memory is shared with PyTorch on a GPU, and a peak must be that of the program.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     args = parser().parse_args(argv)

@@ -3,8 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import jax
-
 from experiments.benchmarks import peers
 from experiments.benchmarks.session import Session
 from experiments.benchmarks.timing import Contestant, race, statistics, summarize
@@ -35,17 +33,3 @@ def against_peer(session: Session, ours: Contestant, peer: Callable[[str, bool],
     result = summarize(race({**contestants, **eager}, rounds=session.repeats))
     peers.forget_compiled()
     return result
-
-
-def describe(result: dict[str, Any]) -> str:
-    """Say the times and ratios of a race in one line."""
-    times = [
-        f"{name} {1e3 * times['median']:.4g} ms (+-{times['spread']:.0%})" for name, times in result["times"].items()
-    ]
-    ratios = [f"{name} / ours {ratio['of_rounds']:.2f}" for name, ratio in result["ratios"].items()]
-    return "; ".join([", ".join(times), *ratios, *(f"{k}: {v}" for k, v in result.get("errors", {}).items())])
-
-
-def forget() -> None:
-    """Drop compiled programs and what they hold."""
-    jax.clear_caches()

@@ -16,9 +16,8 @@ from experiments.benchmarks.timing import Contestant
 LOGITS = 1e-4  # Largest difference of float32 logits, as a share of the largest.
 
 
-def measure(session: Session) -> dict[str, Any]:
-    """Race every network at every size and dtype; return the rows by name."""
-    rows = {}
+def measure(session: Session) -> None:
+    """Race every network at every size and dtype."""
     for network in networks.networks(session):
         pair = pairs.lazily(network)
         for side in networks.inference_sides(session):
@@ -27,8 +26,7 @@ def measure(session: Session) -> dict[str, Any]:
                 name = f"{network.name}, {side}x{side}, {dtype}"
                 settings = {"network": network.name, "side": side, "batch": 1, "dtype": dtype, "alone": alone}
                 run = partial(contest_of, session, pair, side=side, dtype=dtype, alone=alone)
-                rows[name] = session.row("inference", name, settings, run, contest.describe)
-    return rows
+                session.row("inference", name, settings, run)
 
 
 def contest_of(
@@ -47,7 +45,6 @@ def contest_of(
         return peers.inference(peer, images, memory=memory, precision=dtype, compiled=compiled)
 
     result = contest.against_peer(session, ours, None if alone else theirs)
-    contest.forget()
     counts = {kind: multiply_adds(model, side, side, counting=kind).total for kind in ("exact", "valid")}
     return {**result, "logits_differ": agreement, "multiply_adds": counts}
 
