@@ -16,7 +16,7 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.models.architectures import ARCHITECTURES, BACKBONES
 from deeplab_jax.models.catalog import create_model, model_names
 from deeplab_jax.models.segmenter import abstract_variables
-from experiments.output import Section, markdown_row, markdown_table
+from experiments.output import Section, markdown_table
 
 SIDE = 513
 SECTION = Section(
@@ -42,11 +42,6 @@ def cells(name: str) -> tuple[str, ...]:
         f"{cost / 1e9:.2f}",
         architecture.note if first else f"the same; {BACKBONES[backbone].note}",
     )
-
-
-def row(name: str) -> str:
-    """Return a model's line of the table."""
-    return markdown_row(cells(name))
 
 
 def table(names: Sequence[str]) -> str:

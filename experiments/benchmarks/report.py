@@ -27,7 +27,7 @@ def summarize(content: Mapping[str, Any]) -> str:
         head = f"Quick run, no measurement: tiny sizes and networks. {head}"
     warnings = caveats(content["parts"], m["cores"])
     parts = {name: results(rows) for name, rows in content["parts"].items()}
-    limits = matrix_limits(parts.get("limits", {}))
+    limits = best_rates(parts.get("limits", {}), "product")
     tables = [
         ratio_table(f"{title}", parts[part], limits, passes=passes)
         for part, title, passes in (("inference", "Inference", 1), ("training", "Training step", TRAINING_PASSES))
@@ -62,18 +62,11 @@ def caveats(parts: Mapping[str, Rows], cores: int) -> list[str]:
         for contestant, error in row.get("result", {}).get("errors", {}).items()
     ]
     found = [row for rows in parts.values() for row in rows.values() if "result" in row]
-    busy = sum(is_busy(row, cores) for row in found)
+    busy = sum(row.get("others", 0.0) > BUSY * cores for row in found)
     beside = f"{busy} of {len(found)} rows were measured while the machine did other work as well." if busy else ""
     codes = {row["code"] for rows in parts.values() for row in rows.values() if "code" in row}
     mixed = f"The rows were measured with {len(codes)} states of the code." if len(codes) > 1 else ""
     return [text for text in (f"Not measured: {'; '.join(failed)}." if failed else "", beside, mixed) if text]
-
-
-def is_busy(row: Mapping[str, Any], cores: int) -> bool:
-    """Whether others worked beside a row; of older rows only the load average is known, which their own work is in."""
-    if "others" in row:
-        return row["others"] > BUSY * cores
-    return row.get("load", [0.0])[0] > 1.5 * cores
 
 
 def ratio_table(title: str, rows: Mapping[str, Any], limits: Mapping[str, float], *, passes: int) -> str:
@@ -121,12 +114,12 @@ def mean_text(rows: Mapping[str, Any], who: Callable[[Any], str | None], label: 
     )
 
 
-def matrix_limits(rows: Mapping[str, Any]) -> dict[str, float]:
-    """Return the best measured rate of matrix products by dtype, in 10^9 operations a second."""
+def best_rates(rows: Mapping[str, Any], kind: str) -> dict[str, float]:
+    """Return the best measured rate of a "product" or a "copy" by dtype, in 10^9 operations or bytes a second."""
     best: dict[str, float] = {}
     for name, row in rows.items():
         dtype = name.rsplit(", ", 1)[1]
-        if name.startswith("product"):
+        if name.startswith(kind):
             best[dtype] = max(best.get(dtype, 0.0), *row["rates"].values())
     return best
 
@@ -181,13 +174,9 @@ Lines = list[tuple[str, str]]
 
 
 def _limits(rows: Mapping[str, Any]) -> Lines:
-    copies: dict[str, float] = {}
-    for name, row in rows.items():
-        if name.startswith("copy"):
-            dtype = name.rsplit(", ", 1)[1]
-            copies[dtype] = max(copies.get(dtype, 0.0), *row["rates"].values())
-    products = [(f"matrix products, {dtype}", f"{rate:,.0f} GFLOP/s") for dtype, rate in matrix_limits(rows).items()]
-    return products + [(f"copies, {dtype}", f"{rate:,.1f} GB/s read and written") for dtype, rate in copies.items()]
+    products, copies = best_rates(rows, "product"), best_rates(rows, "copy")
+    lines = [(f"matrix products, {dtype}", f"{rate:,.0f} GFLOP/s") for dtype, rate in products.items()]
+    return lines + [(f"copies, {dtype}", f"{rate:,.1f} GB/s read and written") for dtype, rate in copies.items()]
 
 
 def _lowerings(rows: Mapping[str, Any]) -> Lines:

@@ -52,11 +52,6 @@ class Session:
         if (load := machine.load()) > BUSY * machine.cores():
             print(f"note: the machine is busy (load {load}); times and ratios mean little", flush=True)
 
-    @property
-    def content(self) -> dict[str, Any]:
-        """What the file holds."""
-        return self._content
-
     def row(
         self,
         part: str,
@@ -124,12 +119,14 @@ def read_results(file: Path) -> dict[str, Any]:
 
 
 def _numbers(result: Mapping[str, Any], name: str = "") -> Iterator[str]:
-    """Yield every number of a result behind its keys; lists of samples are left out."""
+    """Yield every number and word of a result behind its keys, but no lists of samples."""
     for key, value in result.items():
         if isinstance(value, Mapping):
             yield from _numbers(value, f"{name}{key} ")
         elif isinstance(value, int | float):
             yield f"{name}{key} {value:.4g}"
+        elif isinstance(value, str):
+            yield f"{name}{key} {value}"
 
 
 def _difference(old: Any, new: Any) -> str:

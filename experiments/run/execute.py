@@ -29,7 +29,7 @@ from deeplab_jax.train.run import RUN_FILE
 from deeplab_jax.weights.folder import CHECKPOINTS, load
 from experiments.output import write_json
 from experiments.run.files import Unreadable, read_json
-from experiments.run.launchers import Launcher, Running
+from experiments.run.launchers import Launcher, LocalJob, SlurmJob
 from experiments.run.plan import Asked, Job, evaluation_file, weights_name
 from experiments.run.results import EVALUATION, Store
 from experiments.run.view import View, rates
@@ -180,7 +180,7 @@ def run_jobs(
 ) -> list[str]:
     """Run jobs, write the rows of each as it ends, and return a line for every one that failed."""
     waiting, failed = list(jobs), []
-    running: dict[str, tuple[Job, Running]] = {}
+    running: dict[str, tuple[Job, LocalJob | SlurmJob]] = {}
     tries: Counter[str] = Counter()
     with View(console, jobs, runs, rates(store.all_rows()), max(launcher.limit, 1)) as view:
         try:

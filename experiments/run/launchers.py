@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from deeplab_jax.commands import USER_ERROR
 from deeplab_jax.errors import UserError
@@ -19,29 +19,12 @@ Command = Sequence[str]
 FORGOTTEN = 3600.0  # seconds after which a job that Slurm knows nothing of counts as gone
 
 
-class Running(Protocol):
-    """A job that was started."""
-
-    def code(self) -> int | None:
-        """Return its exit code, None while it runs."""
-        ...
-
-    def stop(self) -> None:
-        """Have it save and end, where it runs on this machine."""
-        ...
-
-
-class Launcher(Protocol):
-    """Starts jobs: `limit` at once, 0 for all; `left` says what becomes of them when the runner ends."""
-
-    limit: int
-    left: str
-
-    def start(self, name: str, command: Command, log: Path) -> Running: ...
-
-
 class LocalJob:
-    """A process that ends with this one: its standard input is a pipe that only this one holds."""
+    """A process that ends with this one: its standard input is a pipe that only this one holds.
+
+    Jobs on this machine and on Slurm have the same two methods. `code` returns the exit code, None while the job runs.
+    `stop` has the job save and end.
+    """
 
     def __init__(self, command: Command, log: Path) -> None:
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -66,9 +49,13 @@ class LocalJob:
 
 
 class Local:
-    """Jobs on this machine: one after another, or several at once, each on a share of the cores of its own.
+    """Starts jobs on this machine: one after another, or several at once, each on its own share of the cores.
 
     Small networks gain little by a second core: two jobs on a core each end sooner than one after the other on both.
+
+    Attributes:
+      limit: of jobs at once; 0: none, as on Slurm.
+      left: says what becomes of the jobs when the runner ends.
     """
 
     left = "What ran has saved its state."
@@ -197,3 +184,6 @@ def _slurm_errors() -> Iterator[None]:
         yield
     except (NameError, RuntimeError) as error:
         raise UserError(f"--launcher slurm: {' '.join(str(error).split())}; see --slurm, or use --commands") from error
+
+
+Launcher = Local | Slurm

@@ -231,8 +231,7 @@ def test_the_report_tells_of_a_busy_machine_and_of_several_days() -> None:
     full = content()
     first, second, third, *_ = full["parts"]["inference"].values()
     first["others"], second["date"] = 0.6, "2026-02-03T00:00:00"
-    del third["others"]
-    third["load"] = [3.5, 1.0, 1.0]  # As rows had it once.
+    third["others"] = 2.0
     text = report.summarize(full)
     assert "2 of 6 rows were measured while the machine did other work as well." in text
     assert "2 cores of X, 2026-01-02 to 2026-02-03, jax 1" in text

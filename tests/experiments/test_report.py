@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from deeplab_jax.data.catalog import open_source
 from deeplab_jax.data.images import read_image, write_image
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate.pictures import colour_labels
@@ -376,7 +377,7 @@ def test_pictures_are_predicted_once(runs, tmp_path, monkeypatch) -> None:
         )
         found = row_pictures(row, workdir, count=2)
         assert [path.name for path in found.files("prediction")] == ["prediction_0.png", "prediction_1.png"]
-        palette = report_pictures.open_source("scenes", split="val", size=(33, 33), count=5).labels.palette
+        palette = open_source("scenes", split="val", size=(33, 33), count=5).labels.palette
         for number, (example, classes) in enumerate(seen):
             for kind, ids in (("truth", example["label"]), ("prediction", classes)):
                 np.testing.assert_array_equal(read_image(found.files(kind)[number]), colour_labels(ids, palette))
@@ -388,7 +389,7 @@ def test_pictures_are_predicted_once(runs, tmp_path, monkeypatch) -> None:
 
 
 def test_a_few_examples_are_evenly_spread() -> None:
-    source = report_pictures.open_source("scenes", split="val", size=(33, 33), count=5)
+    source = open_source("scenes", split="val", size=(33, 33), count=5)
     few = Few(source, 2)
     assert [few[index]["name"] for index in range(len(few))] == [source[0]["name"], source[2]["name"]]
     assert len(Few(source, 9)) == 5
