@@ -24,7 +24,7 @@ from deeplab_jax.ops.geometry import scaled_side
 from deeplab_jax.train.from_config import build_model
 from experiments.output import markdown_table, write_json
 from experiments.regimes import REGIMES
-from experiments.run.plan import Resolved, Settings, resolve
+from experiments.run.resolve import Resolved, Settings, resolve
 from experiments.tables import TABLES, Table
 from experiments.tables.networks import MULTI_SCALE
 

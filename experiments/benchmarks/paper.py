@@ -23,7 +23,7 @@ from experiments.benchmarks import machine, memory
 from experiments.benchmarks.children import run_child
 from experiments.benchmarks.session import Session
 from experiments.regimes import REGIMES
-from experiments.run.plan import Resolved, Settings, resolve
+from experiments.run.resolve import Resolved, Settings, resolve
 from experiments.tables import TABLES
 
 # (table, row): one for each kind of network, crop and output stride.

@@ -32,7 +32,8 @@ from experiments.report.gather import table_result
 from experiments.run import view
 from experiments.run.execute import check_data, end_with_parent, run_jobs, work
 from experiments.run.launchers import Launcher, Local, Slurm, keep_to_cores
-from experiments.run.plan import Asked, Job, Resolved, Settings, ask, check_init, job_name, make_jobs
+from experiments.run.plan import Asked, Job, ask, job_name, make_jobs
+from experiments.run.resolve import Resolved, Settings, check_init
 from experiments.run.results import RESULTS, Store, refuse_strange
 from experiments.tables import TABLES, Table, find_table
 

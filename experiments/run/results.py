@@ -37,7 +37,8 @@ from experiments.run.files import (
     state_of,
     training_seconds,
 )
-from experiments.run.plan import Asked, Resolved, evaluation_file, job_name, weights_name
+from experiments.run.plan import Asked, evaluation_file, job_name, weights_name
+from experiments.run.resolve import Resolved
 
 RESULTS = "experiments/results/tables"  # unless the user names another folder
 PAGE = "experiments/results/README.md"  # holds the generated tables
