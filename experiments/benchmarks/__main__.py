@@ -127,7 +127,7 @@ def chosen(parts: str) -> list[str]:
 
 
 def default_file(*, quick: bool) -> Path:
-    """Return the file of this machine's results; quick ones are nobody's results and go to the temporary folder."""
+    """Return the file of this machine's results. Those of a quick run go to the temporary folder."""
     folder = Path(tempfile.gettempdir()) / "deeplab_jax_benchmarks" if quick else RESULTS
     return folder / f"{machine.file_name(machine.describe_machine())}.json"
 

@@ -205,7 +205,7 @@ def count_compilations(network: networks.Network, sizes: tuple[tuple[int, int], 
 
 @contextmanager
 def compilations() -> Iterator[list[str]]:
-    """Note the names of the programs that the back end compiles meanwhile."""
+    """Note the names of the programs that the back end compiles in this context."""
     programs: list[str] = []
 
     def note(event: str, duration_secs: float, **kwargs: str | int) -> None:

@@ -1,6 +1,6 @@
-"""The papers' own scale, as far as it goes without their data: one real training step, its memory, the hours of all.
+"""Trainings as large as the papers', without their data: one real step, its memory, the hours that all steps take.
 
-The batches are random; everything else is what `experiments.run --scale paper` trains. Where a step does not fit into
+The batches are random; everything else is what `experiments.run --regime paper` trains. Where a step does not fit into
 the machine's memory at once, it runs in micro-batches, and the row says so.
 """
 

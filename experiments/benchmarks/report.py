@@ -1,4 +1,4 @@
-"""The results as Markdown, and the marks around them in the README.md beside this file."""
+"""The results as Markdown, and the marks around them in the README.md of this folder."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence

@@ -37,7 +37,7 @@ class Training:
 
 @dataclass(frozen=True)
 class RowResult:
-    """A row and what came of it.
+    """A row and its result.
 
     Attributes:
       row: as the table has it.
@@ -46,7 +46,7 @@ class RowResult:
       missing: why there is no result, "" where there is one.
       training: key of the training that rows may share, whatever the seed; "" where there is none.
       trainings: by seed; none where the row is computed.
-      left_out: trainings of seeds that other rows of the table, which share the training, lack.
+      left_out: trainings whose seed another row of the table lacks, although it shares the training.
       pretraining: the training whose backbone they start from; None where there is none.
       evaluation: key of the evaluation, "" where there is none.
       network: that was trained, in place of the paper's.
@@ -193,7 +193,7 @@ def table_result(
     Args:
       table: as data.
       regime: where it was run.
-      contents: of its rows by their names, as the runner writes them, or as anybody may have.
+      contents: of its rows by name, not yet checked.
       remarks: gets a line for every row that cannot be read.
       where: the contents are from, for the lines.
     """

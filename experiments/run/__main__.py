@@ -104,7 +104,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="parameter of submitit, such as timeout_min=600",
     )
     parser.add_argument(
-        "--again", action="store_true", help="run anew what another commit or another configuration has left"
+        "--again", action="store_true", help="run again what another commit or another configuration has left"
     )
     parser.add_argument(
         "--parallel", type=int, default=1, metavar="N", help="local jobs at once, each on a share of the cores (1)"
@@ -236,7 +236,7 @@ def parameter(text: str) -> tuple[str, Any]:
 
 
 def show(console: Console, tables: Sequence[Table], regime: Regime, asked: Sequence[Asked], store: Store) -> None:
-    """Write what is there of every row, and print the tables."""
+    """Write the results of every row that has some, and print the tables."""
     for table in tables:
         own = [one for one in asked if one.table is table]
         contents = {table.row_name(one.row): found for one in own if (found := store.collect(one)) is not None}

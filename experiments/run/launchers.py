@@ -92,8 +92,8 @@ class OnNode:
 
     What it prints goes to `log`, as on this machine.
 
-    submitit asks for SIGUSR2 before a job's time ends or it is preempted, takes that signal itself, calls `checkpoint`
-    and has Slurm start the job again. The signal reaches the command as well, which it would end.
+    Slurm sends SIGUSR2 before it ends or preempts a job. submitit then calls `checkpoint` and has Slurm start the job
+    again. The signal reaches the command, too, and would end it.
     """
 
     def __init__(self, command: Command, log: Path) -> None:
@@ -101,7 +101,7 @@ class OnNode:
         self._process: subprocess.Popen[bytes] | None = None
 
     def __call__(self) -> int:
-        handler = signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # What is ignored stays so in a new process.
+        handler = signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # A new process ignores it, too.
         try:
             self._log.parent.mkdir(parents=True, exist_ok=True)
             with self._log.open("a", encoding="utf-8") as output:
@@ -111,10 +111,10 @@ class OnNode:
         return self._process.wait()
 
     def checkpoint(self) -> Any:
-        """Have the command save and end, and ask for another start."""
+        """Have the command save and end, and return its next start."""
         if self._process is not None:
             self._process.terminate()
-            # `__call__`, which this interrupts, is waiting for the process already, and holds what `wait` would take.
+            # This interrupts `__call__`, which waits for the process and holds the lock that `wait` needs.
             os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
         again = OnNode(self._command, self._log)
         return importlib.import_module("submitit").helpers.DelayedSubmission(again)
@@ -139,10 +139,10 @@ class SlurmJob:
 
 
 class Slurm:
-    """All jobs at once, as Slurm has room for them. The folder of the runs has to be one that its nodes see.
+    """Submits all jobs at once. The nodes of Slurm must see the folder of the runs.
 
-    The number of each is kept beside submitit's own files, so that a later runner waits for a job that Slurm still has
-    instead of submitting it again.
+    A file beside submitit's own keeps the number of each job. So a later runner waits for a job that Slurm still has,
+    and does not submit it again.
 
     Raises:
       UserError: submitit is not installed.
@@ -166,7 +166,7 @@ class Slurm:
         number = self._logs / f"{name}.id"
         with contextlib.suppress(OSError):
             job = self._known(folder=str(self._logs), job_id=number.read_text(encoding="utf-8").strip())
-            # Slurm's records know nothing of a job that has just come, and nothing any more of one from long ago.
+            # Slurm's records do not know a job that was just submitted, nor one from long ago.
             forgotten = job.state.upper() == "UNKNOWN" and time.time() - number.stat().st_mtime > FORGOTTEN
             if not job.done(force_check=True) and not forgotten:
                 return SlurmJob(job)

@@ -21,7 +21,7 @@ from experiments.tables import Row, Table
 ROOT = Path(__file__).resolve().parents[2]
 NORM = "model.options.norm"
 PLAIN = {"model.output_stride": 32, "model.options.aspp_rates": (), "model.options.image_pooling": False}
-# What moves no weight, so no part of a training's key; the seed stands beside it.
+# No weight depends on these, so a training's key leaves them out. The seed stands beside the key.
 OUTSIDE_KEY = (*FREE, "config.train.seed", "config.train.evaluate_every", "config.train.checkpoint_every")
 
 
@@ -157,7 +157,7 @@ def plain_network(config: ConfigDict, network: Network, table: Table, steps: int
 def key_of(config: ConfigDict, start: str = "") -> str:
     """Return a hash of all that a training's weights depend on, but for the seed.
 
-    Defaults are left out, so that a key which comes into the configuration one day makes no result another one.
+    Defaults are left out. So a key that is new in the configuration changes no hash of an older result.
 
     Args:
       config: of the training.

@@ -56,7 +56,7 @@ class Store:
       out: folder of the tables.
       runs: folder of the run directories.
       commit: of the code as it is now.
-      again: results of other commits and other configurations count for nothing.
+      again: results of other commits and other configurations do not count.
       remarks: what the user should know about the files that were read, each line once.
       strange: lines about rows whose result is of another configuration.
       kept: rows with results of another commit.
@@ -141,7 +141,7 @@ class Store:
         return content
 
     def _read(self, one: Asked) -> Content | None:
-        """Return what a row's table holds of it, as far as it counts."""
+        """Return what the table's file holds of a row, None where it holds nothing that counts."""
         file, name = self.file(one), one.table.row_name(one.row)
         try:
             rows = read_rows(self.out, one.table.name)
