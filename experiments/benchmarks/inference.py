@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from deeplab_jax.analysis.cost import multiply_adds
-from experiments.benchmarks import contest, networks, pairs, peers
+from experiments.benchmarks import networks, pairs, peers
 from experiments.benchmarks.pairs import Pair
 from experiments.benchmarks.session import Session
 from experiments.benchmarks.timing import Contestant
@@ -44,7 +44,7 @@ def contest_of(
     def theirs(memory: str, compiled: bool) -> Contestant:
         return peers.inference(peer, images, memory=memory, precision=dtype, compiled=compiled)
 
-    result = contest.against_peer(session, ours, None if alone else theirs)
+    result = pairs.against_peer(session, ours, None if alone else theirs)
     counts = {kind: multiply_adds(model, side, side, counting=kind).total for kind in ("exact", "valid")}
     return {**result, "logits_differ": agreement, "multiply_adds": counts}
 

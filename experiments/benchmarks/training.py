@@ -10,7 +10,7 @@ import numpy as np
 
 from deeplab_jax.analysis.cost import multiply_adds
 from deeplab_jax.train.state import TrainState
-from experiments.benchmarks import contest, networks, pairs, peers
+from experiments.benchmarks import networks, pairs, peers
 from experiments.benchmarks.pairs import Pair
 from experiments.benchmarks.session import Session
 
@@ -44,7 +44,7 @@ def contest_of(
         return peers.training(peer, images, examples["label"], memory=memory, precision=dtype, compiled=compiled)
 
     ours = stepper(*networks.training(model, variables), examples)
-    result = contest.against_peer(session, ours, None if alone else theirs)
+    result = pairs.against_peer(session, ours, None if alone else theirs)
     counts = {kind: batch * multiply_adds(model, side, side, counting=kind).total for kind in ("exact", "valid")}
     return {**result, "first_losses": losses, "multiply_adds": counts}
 
