@@ -146,7 +146,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--out", help="file of the results; default experiments/results/benchmarks/MACHINE.json")
     flags.add_argument("--repeats", type=int, help=f"rounds of each race; default {ROUNDS}, with --quick 2")
     flags.add_argument("--quick", action="store_true", help="tiny sizes and networks, to see that everything works")
-    flags.add_argument("--again", action="store_true", help="measure rows anew that the file already holds")
+    flags.add_argument("--again", action="store_true", help="measure again what the file already holds")
     flags.add_argument(
         "--write", metavar="FILE", help="file whose section to replace, such as experiments/benchmarks/README.md"
     )

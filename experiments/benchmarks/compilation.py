@@ -1,4 +1,4 @@
-"""Seconds from a function to its program: trace, lower, compile; anew, and from the persistent cache."""
+"""Seconds from a function to its program: trace, lower, compile; without a cache and from the persistent one."""
 
 import tempfile
 import time

@@ -189,7 +189,7 @@ class PeerEvaluation:
 
 
 def count_compilations(network: networks.Network, sizes: tuple[tuple[int, int], ...]) -> dict[str, Any]:
-    """Evaluate one image of each size; count the compilations, of whatever program."""
+    """Evaluate one image of each size, and count the compilations of all programs."""
     model = networks.create(network)
     variables: Variables = networks.random_variables(model)
     model, variables = fold_norm(model, variables)

@@ -55,7 +55,7 @@ def check_logits(ours: Contestant, peer: Any, images: np.ndarray, dtype: str) ->
     Raises:
       AssertionError: float32 logits differ by more than `LOGITS`; those of shorter dtypes only show their own rounding.
     """
-    with peers.exact_products():  # Ours is traced anew within, where that makes a difference.
+    with peers.exact_products():  # Ours is traced again in here, where that makes a difference.
         logits = np.asarray(ours(), np.float32)
         theirs = peers.inference(peer, images, memory="nchw", precision=dtype)()
     error = pairs.relative_error(logits, theirs.float().cpu().numpy().transpose(0, 2, 3, 1))

@@ -75,7 +75,7 @@ class Session:
         if self.only not in name:
             return old.get("result") if old else None
         if old and "result" in old and old["settings"] == wanted and not self._again:
-            note = "" if old["code"] == self._code else ", with other code than today's (--again measures it anew)"
+            note = "" if old["code"] == self._code else ", with other code than today's (--again measures it again)"
             print(f"{part:10} {name}: kept from {old['date']}{note}", flush=True)
             return old["result"]
         row: dict[str, Any] = {"settings": wanted, "date": _now(), "code": self._code}

@@ -54,7 +54,7 @@ def race(
 
     Raises:
       ValueError: less than one round.
-      Exception: whatever a contestant raises after it has warmed up.
+      Exception: what a contestant raises after it has warmed up.
     """
     if rounds < 1:
         raise ValueError(f"rounds={rounds}: give at least 1")

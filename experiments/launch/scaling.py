@@ -111,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             text = summarize(read_json(file))
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{file}: no measurements ({error!r:.100}); remove it to measure anew") from None
+            raise UserError(f"{file}: no measurements ({error!r:.100}); remove it to measure again") from None
         print(text)
         if args.write:
             SECTION.write(Path(args.write), text)

@@ -143,7 +143,7 @@ def run(args: argparse.Namespace, overrides: tuple[str, ...], words: Sequence[st
         say(line)
     if store.kept:
         count, now = len(store.kept), short(store.commit)
-        say(f"{count} rows have results of other commits than {now}: kept; --again runs them anew")
+        say(f"{count} rows have results of other commits than {now}: kept; --again replaces them")
     waiting = [job for job in jobs if pending[job.name]]
     if args.plan:
         for line in store.strange:

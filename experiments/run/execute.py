@@ -46,7 +46,7 @@ def work(job: Job, runs: Path, *, again: bool) -> None:
     Args:
       job: what to do.
       runs: folder of the run directories of the regime.
-      again: sets aside what another commit trained or evaluated, and does it anew.
+      again: sets aside what another commit trained or evaluated, and does it again.
 
     Raises:
       UserError: another process does this job already, or what `train` and `evaluate` raise.

@@ -112,7 +112,7 @@ class Store:
     def collect(self, one: Asked) -> Content | None:
         """Write a row where there is something new, and return its content; None where there is nothing yet.
 
-        Old results are replaced only when all seeds that were asked for, and that the file had, are there anew.
+        New results replace old ones only when they have all seeds that were asked for and that the file had.
         """
         if not isinstance(one.resolved, Resolved):
             return None
@@ -186,7 +186,7 @@ class Store:
         write_json(file, content)
 
     def _seeds_in_file(self, one: Asked) -> set[int]:
-        """Return the seeds of a row's result, of whatever configuration."""
+        """Return the seeds of a row's result, also of one of another configuration."""
         try:
             row = read_rows(self.out, one.table.name).get(one.table.row_name(one.row))
             return {entry["seed"] for entry in checked(row, ("seeds",))["seeds"]}

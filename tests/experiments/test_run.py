@@ -450,7 +450,7 @@ def test_a_result_of_another_commit_is_kept_unless_again(here, tmp_path, capsys,
     monkeypatch.setattr(run, "git_commit", lambda: "another")
     capsys.readouterr()
     assert call(tmp_path, "v3_table6") == 0
-    assert "4 rows have results of other commits than another: kept; --again runs them anew" in capsys.readouterr().out
+    assert "4 rows have results of other commits than another: kept; --again replaces them" in capsys.readouterr().out
     assert len(here.names) == 1
     assert call(tmp_path, "v3_table6", "--again") == 0
     assert len(here.names) == 2
