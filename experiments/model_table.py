@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 
 from deeplab_jax.analysis.cost import multiply_adds
+from deeplab_jax.commands import fail
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.architectures import ARCHITECTURES, BACKBONES
 from deeplab_jax.models.catalog import create_model, model_names
@@ -63,8 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.write:
             SECTION.write(Path(args.write), content)
     except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
+        return fail(str(error))
     return 0
 
 

@@ -26,6 +26,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from deeplab_jax import distributed
 from deeplab_jax.analysis.cost import multiply_adds
+from deeplab_jax.commands import fail
 from deeplab_jax.config import load_config
 from deeplab_jax.errors import UserError
 from deeplab_jax.files import read_json
@@ -116,8 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.write:
             SECTION.write(Path(args.write), text)
     except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
+        return fail(str(error))
     return 0
 
 
