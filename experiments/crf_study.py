@@ -31,7 +31,7 @@ from experiments.output import write_json
 
 RESULTS = Path(__file__).parent / "results" / "crf.json"
 METHODS: tuple[Literal["fast", "exact"], ...] = ("fast", "exact")
-# The classes of the time limit, 10 s for 480x360 and 5 iterations; a class more than the network has gets nothing.
+# The time limit, 10 s for 480x360 and 5 iterations, is for so many classes. Those that a network lacks stay empty.
 TIMED_CLASSES = 12
 
 

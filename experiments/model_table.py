@@ -12,11 +12,12 @@ from pathlib import Path
 import jax
 
 from deeplab_jax.analysis.cost import multiply_adds
+from deeplab_jax.commands import fail
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.architectures import ARCHITECTURES, BACKBONES
 from deeplab_jax.models.catalog import create_model, model_names
 from deeplab_jax.models.segmenter import abstract_variables
-from experiments.output import Section, markdown_row, markdown_table
+from experiments.output import Section, markdown_table
 
 SIDE = 513
 SECTION = Section(
@@ -44,11 +45,6 @@ def cells(name: str) -> tuple[str, ...]:
     )
 
 
-def row(name: str) -> str:
-    """Return a model's line of the table."""
-    return markdown_row(cells(name))
-
-
 def table(names: Sequence[str]) -> str:
     """Return the table of these models in Markdown."""
     head = ("name", "paper", "output stride", "parameters", "multiply-adds, 10⁹", "what sets it apart")
@@ -68,8 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.write:
             SECTION.write(Path(args.write), content)
     except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
+        return fail(str(error))
     return 0
 
 

@@ -3,8 +3,8 @@
     python -m experiments.multiply_adds --out experiments/results
 
 Nothing is computed: each network is traced once for every size. The paper's numbers contain the padding of TensorFlow's
-space-to-batch, so they are met only when that is counted too; what the convolutions need, and what of it touches no
-padding, stands beside.
+space-to-batch, so they are met only when that is counted, too. Beside them stand what the convolutions need, and the
+part of it that touches no padding.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from deeplab_jax.ops.geometry import scaled_side
 from deeplab_jax.train.from_config import build_model
 from experiments.output import markdown_table, write_json
 from experiments.regimes import REGIMES
-from experiments.run.plan import Resolved, Settings, resolve
+from experiments.run.resolve import Resolved, Settings, resolve
 from experiments.tables import TABLES, Table
 from experiments.tables.networks import MULTI_SCALE
 

@@ -12,7 +12,7 @@
   set, and `configs/voc.py:stage=2`. ResNets are of the authors' own form ("beta"), whose strides end a block and whose
   multiply-adds DeepLabv3+ states.
 
-What is stated in the papers' terms is scaled with the network and the crop; see `experiments.run.plan`.
+What is stated in the papers' terms is scaled with the network and the crop; see `Regime.translated`.
 """
 
 from collections.abc import Mapping
@@ -46,7 +46,8 @@ class Network:
       backbone: its name.
       config: the configuration file and its arguments, with `{model}`, `{data}` and `{steps}` to be filled in.
       channels: factor of the numbers of channels that a row states.
-      units: of the last block, so many rates has a multi-grid; 0: it has none, and rows run without theirs.
+      units: of the last block, and so the number of rates in a multi-grid; 0: the network has no multi-grid, and rows
+        run without theirs.
       options: of the model, in place of the configuration's.
       pretrained: starts from weights, given by `--init`.
       limits: (key, value) of a row's change -> why such a row cannot be run.
@@ -77,8 +78,8 @@ class Regime:
       close_seeds: the same of rows that the paper puts close to another one of their table (`Table.close`).
       class_weights: what "balanced" means for its data; empty: not known.
       overrides: of the configuration files, as on a command line.
-      pretraining: steps of a plain network on the regime's own data, trained first, from whose backbone rows start that
-        no weights are given for; the papers start from ImageNet. 0: such rows start from random weights.
+      pretraining: steps of a plain network that is trained first, on the regime's own data. Rows without given weights
+        start from its backbone; the papers start from ImageNet. 0: such rows start from random weights.
     """
 
     name: str

@@ -58,7 +58,7 @@ def colour_table(*, train_images: int, val_images: int, bits: int = 5, balanced:
 
 
 class PixelNetwork(nn.Module):
-    """1x1 convolutions with batch norm: whatever a network can tell from one pixel."""
+    """1x1 convolutions with batch norm: all that a network can tell from one pixel."""
 
     channels: Sequence[int] = (64, 64, 64)
 

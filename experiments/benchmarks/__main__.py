@@ -35,7 +35,7 @@ from experiments.benchmarks import (
 from experiments.benchmarks.children import print_result
 from experiments.benchmarks.session import Session, read_results
 
-PARTS: dict[str, Callable[[Session], dict[str, Any]]] = {
+PARTS: dict[str, Callable[[Session], None]] = {
     "limits": limits.measure,
     "inference": inference.measure,
     "training": training.measure,
@@ -59,7 +59,7 @@ RESULTS = Path(__file__).resolve().parents[1] / "results" / "benchmarks"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure the parts in turn. Returns 1 where a row failed, 2 for faults that the user can fix."""
+    """Measure the parts in turn. Returns 1 where a row failed, 2 for what the user can fix."""
     # Memory is shared with PyTorch on a GPU, and a peak must be that of the program.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     args = parser().parse_args(argv)
@@ -127,7 +127,7 @@ def chosen(parts: str) -> list[str]:
 
 
 def default_file(*, quick: bool) -> Path:
-    """Return the file of this machine's results; quick ones are nobody's results and go to the temporary folder."""
+    """Return the file of this machine's results. Those of a quick run go to the temporary folder."""
     folder = Path(tempfile.gettempdir()) / "deeplab_jax_benchmarks" if quick else RESULTS
     return folder / f"{machine.file_name(machine.describe_machine())}.json"
 
@@ -146,7 +146,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--out", help="file of the results; default experiments/results/benchmarks/MACHINE.json")
     flags.add_argument("--repeats", type=int, help=f"rounds of each race; default {ROUNDS}, with --quick 2")
     flags.add_argument("--quick", action="store_true", help="tiny sizes and networks, to see that everything works")
-    flags.add_argument("--again", action="store_true", help="measure rows anew that the file already holds")
+    flags.add_argument("--again", action="store_true", help="measure again what the file already holds")
     flags.add_argument(
         "--write", metavar="FILE", help="file whose section to replace, such as experiments/benchmarks/README.md"
     )

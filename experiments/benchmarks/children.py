@@ -41,7 +41,7 @@ def print_result(result: Mapping[str, Any]) -> None:
 
 @contextmanager
 def affinity(processors: Collection[int] | None) -> Iterator[None]:
-    """Restrict this thread, and the processes that it starts meanwhile, to some processors."""
+    """Restrict this thread, and the processes that it starts in this context, to some processors."""
     if processors is None:
         yield
         return

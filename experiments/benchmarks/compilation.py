@@ -1,4 +1,4 @@
-"""Seconds from a function to its program: trace, lower, compile; anew, and from the persistent cache."""
+"""Seconds from a function to its program: trace, lower, compile; without a cache and from the persistent one."""
 
 import tempfile
 import time
@@ -17,9 +17,8 @@ from experiments.benchmarks.session import Session
 STAGES = ("trace", "lower", "compile")
 
 
-def measure(session: Session) -> dict[str, Any]:
-    """Time the inference of each network, and the training steps of the deepest; return the rows by name."""
-    rows = {}
+def measure(session: Session) -> None:
+    """Time the inference of each network, and the training steps of the deepest."""
     for network in networks.networks(session):
         trained = session.quick or "resnet101" in network.model
         for task in ("inference", "training") if trained else ("inference",):
@@ -27,8 +26,7 @@ def measure(session: Session) -> dict[str, Any]:
             batch, side = sizes[0] if task == "training" else sizes[1]
             settings = {"network": network.name, "task": task, "batch": batch, "side": side}
             name = f"{network.name}, {task} {batch}x{side}x{side}"
-            rows[name] = session.row("compile", name, settings, partial(cold_and_warm, settings), describe)
-    return rows
+            session.row("compile", name, settings, partial(cold_and_warm, settings))
 
 
 def cold_and_warm(settings: dict[str, Any]) -> dict[str, Any]:
@@ -74,9 +72,3 @@ def stages(function: Any, inputs: tuple[Any, ...]) -> dict[str, float]:
     clock.append(time.perf_counter())
     seconds = {stage: round(clock[i + 1] - clock[i], 3) for i, stage in enumerate(STAGES)}
     return {**seconds, "total": round(clock[-1] - clock[0], 3)}
-
-
-def describe(result: dict[str, Any]) -> str:
-    """Say the seconds in one line."""
-    cold = ", ".join(f"{stage} {result['cold'][stage]:.2f} s" for stage in STAGES)
-    return f"{cold}, in all {result['cold']['total']:.2f} s; from the cache {result['warm']['total']:.2f} s"

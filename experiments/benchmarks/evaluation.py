@@ -18,7 +18,7 @@ from deeplab_jax.labels import LabelSet, colormap
 from deeplab_jax.models.fold import fold_norm
 from deeplab_jax.models.segmenter import Segmenter, Variables
 from deeplab_jax.ops.geometry import scaled_side
-from experiments.benchmarks import contest, networks, pairs, peers
+from experiments.benchmarks import networks, pairs, peers
 from experiments.benchmarks.pairs import Pair
 from experiments.benchmarks.session import Session
 from experiments.benchmarks.timing import race, significant, summarize
@@ -67,9 +67,8 @@ class RandomPictures:
         return f"picture {index}"
 
 
-def measure(session: Session) -> dict[str, Any]:
-    """Race both protocols, and count compilations; return the rows by name."""
-    rows = {}
+def measure(session: Session) -> None:
+    """Race both protocols, and count compilations."""
     network = networks.RESNET18 if session.quick else networks.MOBILENET
     pair = pairs.lazily(network)
     side = QUICK_SIDE if session.quick else SIDE
@@ -78,14 +77,13 @@ def measure(session: Session) -> dict[str, Any]:
         name = f"{network.name}, {protocol}, {side}x{side}"
         settings = {"network": network.name, "scales": scales, "flip": flip, "side": side, "images": images}
         run = partial(contest_of, session, pair, scales=scales, flip=flip, images=images, side=side, alone=alone)
-        rows[name] = session.row("evaluation", name, {**settings, "alone": alone}, run, describe)
+        session.row("evaluation", name, {**settings, "alone": alone}, run)
     sizes = VOC_SIZES[:2] if session.quick else VOC_SIZES
     counted = networks.TINY if session.quick else network
     settings = {"network": counted.name, "sizes": sizes, "mode": "padded"}
     run = partial(count_compilations, counted, sizes)
     name = f"compilations for {len(sizes)} sizes of VOC, padded"
-    rows[name] = session.row("evaluation", name, settings, run, describe_count)
-    return rows
+    session.row("evaluation", name, settings, run)
 
 
 def contest_of(
@@ -122,7 +120,6 @@ def contest_of(
             for memory in peers.FORMATS
         }
     result = summarize(race(contestants, rounds=session.repeats))
-    contest.forget()
     same = None if alone else _same(predicted, contestants["eager nchw"])
     # The peer pads other views to a multiple of its output stride, so the two cannot agree everywhere.
     if same is not None and scales == (1.0,) and same < SAME:
@@ -192,11 +189,11 @@ class PeerEvaluation:
 
 
 def count_compilations(network: networks.Network, sizes: tuple[tuple[int, int], ...]) -> dict[str, Any]:
-    """Evaluate one image of each size; count the compilations, of whatever program."""
+    """Evaluate one image of each size, and count the compilations of all programs."""
     model = networks.create(network)
     variables: Variables = networks.random_variables(model)
     model, variables = fold_norm(model, variables)
-    contest.forget()
+    jax.clear_caches()
     with compilations() as programs:
         results = evaluate(model, variables, RandomPictures(sizes), Protocol(mode="padded"))
     return {
@@ -208,7 +205,7 @@ def count_compilations(network: networks.Network, sizes: tuple[tuple[int, int], 
 
 @contextmanager
 def compilations() -> Iterator[list[str]]:
-    """Note the names of the programs that the back end compiles meanwhile."""
+    """Note the names of the programs that the back end compiles in this context."""
     programs: list[str] = []
 
     def note(event: str, duration_secs: float, **kwargs: str | int) -> None:
@@ -220,17 +217,6 @@ def compilations() -> Iterator[list[str]]:
         yield programs
     finally:
         jax.monitoring.unregister_event_duration_listener(note)
-
-
-def describe(result: dict[str, Any]) -> str:
-    """Say the rates and ratios in one line."""
-    rates = ", ".join(f"{name} {rate:.4g} images/s" for name, rate in result["images_per_second"].items())
-    return "; ".join([rates, *(f"{name} / ours {ratio['of_rounds']:.2f}" for name, ratio in result["ratios"].items())])
-
-
-def describe_count(result: dict[str, Any]) -> str:
-    """Say the count in one line."""
-    return f"{result['compilations']} compilations, {len(result['sizes_run'])} padded sizes"
 
 
 def _resized(images: Any, size: tuple[int, int]) -> Any:

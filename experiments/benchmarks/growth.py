@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.benchmarks import contest, networks
+from experiments.benchmarks import networks
 from experiments.benchmarks.networks import Network
 from experiments.benchmarks.session import Session
 from experiments.benchmarks.timing import race, summarize
@@ -19,9 +19,8 @@ BATCHES, QUICK_BATCHES = (1, 2, 4, 8), (1, 2)
 BATCH_SIDE = 257
 
 
-def measure(session: Session) -> dict[str, Any]:
-    """Time each network at each side and batch, and fit exponents; return the rows by name."""
-    rows: dict[str, Any] = {}
+def measure(session: Session) -> None:
+    """Time each network at each side and batch, and fit exponents."""
     sides, batches = (QUICK_SIDES, QUICK_BATCHES) if session.quick else (SIDES, BATCHES)
     batch_side = QUICK_SIDES[0] if session.quick else BATCH_SIDE
     chosen = (networks.TINY,) if session.quick else (networks.MOBILENET, networks.RESNET50)
@@ -31,19 +30,16 @@ def measure(session: Session) -> dict[str, Any]:
         for batch, side in dict.fromkeys([*((1, side) for side in sides), *((b, batch_side) for b in batches)]):
             name = f"{network.name}, {batch}x{side}x{side}"
             settings = {"network": network.name, "batch": batch, "side": side, "dtype": "float32"}
-            row = session.row("growth", name, settings, partial(time_of, session, network, batch, side), describe)
-            rows[name] = row
+            row = session.row("growth", name, settings, partial(time_of, session, network, batch, side))
             if row is not None and batch == 1:
                 axes["pixels"][float(side * side)] = row["median"]
             if row is not None and side == batch_side:
                 axes["batch"][float(batch)] = row["median"]
         series[network.name] = axes
-    rows["exponents"] = {name: {axis: exponent(s) for axis, s in axes.items()} for name, axes in series.items()}
-    session.put("growth", "exponents", {"settings": {}, "result": rows["exponents"]})
-    for name, exponents in rows["exponents"].items():
-        print(f"growth     {name}: exponents {exponents}", flush=True)
-    plot(series, rows["exponents"], session.file.with_name(f"{session.file.stem}_growth.png"))
-    return rows
+    exponents = {name: {axis: exponent(s) for axis, s in axes.items()} for name, axes in series.items()}
+    session.put("growth", "exponents", {"settings": {}, "result": exponents})
+    print(f"growth     exponents: {exponents}", flush=True)
+    plot(series, exponents, session.file.with_name(f"{session.file.stem}_growth.png"))
 
 
 def time_of(session: Session, network: Network, batch: int, side: int) -> dict[str, Any]:
@@ -52,7 +48,6 @@ def time_of(session: Session, network: Network, batch: int, side: int) -> dict[s
     apply, variables = networks.inference(model, networks.random_variables(model))
     images = jax.device_put(networks.random_images(batch, side))
     result = race({"ours": lambda: jax.block_until_ready(apply(variables, images))}, rounds=session.repeats)
-    contest.forget()
     return summarize(result)["times"]["ours"]
 
 
@@ -93,8 +88,3 @@ def plot(
         panel.legend(fontsize="small", loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=120)
-
-
-def describe(result: dict[str, Any]) -> str:
-    """Say the time in one line."""
-    return f"{1e3 * result['median']:.4g} ms (+-{result['spread']:.0%})"

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from deeplab_jax.analysis.cost import multiply_adds
-from experiments.benchmarks import contest, networks, pairs, peers
+from experiments.benchmarks import networks, pairs, peers
 from experiments.benchmarks.pairs import Pair
 from experiments.benchmarks.session import Session
 from experiments.benchmarks.timing import Contestant
@@ -16,9 +16,8 @@ from experiments.benchmarks.timing import Contestant
 LOGITS = 1e-4  # Largest difference of float32 logits, as a share of the largest.
 
 
-def measure(session: Session) -> dict[str, Any]:
-    """Race every network at every size and dtype; return the rows by name."""
-    rows = {}
+def measure(session: Session) -> None:
+    """Race every network at every size and dtype."""
     for network in networks.networks(session):
         pair = pairs.lazily(network)
         for side in networks.inference_sides(session):
@@ -27,8 +26,7 @@ def measure(session: Session) -> dict[str, Any]:
                 name = f"{network.name}, {side}x{side}, {dtype}"
                 settings = {"network": network.name, "side": side, "batch": 1, "dtype": dtype, "alone": alone}
                 run = partial(contest_of, session, pair, side=side, dtype=dtype, alone=alone)
-                rows[name] = session.row("inference", name, settings, run, contest.describe)
-    return rows
+                session.row("inference", name, settings, run)
 
 
 def contest_of(
@@ -46,8 +44,7 @@ def contest_of(
     def theirs(memory: str, compiled: bool) -> Contestant:
         return peers.inference(peer, images, memory=memory, precision=dtype, compiled=compiled)
 
-    result = contest.against_peer(session, ours, None if alone else theirs)
-    contest.forget()
+    result = pairs.against_peer(session, ours, None if alone else theirs)
     counts = {kind: multiply_adds(model, side, side, counting=kind).total for kind in ("exact", "valid")}
     return {**result, "logits_differ": agreement, "multiply_adds": counts}
 
@@ -58,7 +55,7 @@ def check_logits(ours: Contestant, peer: Any, images: np.ndarray, dtype: str) ->
     Raises:
       AssertionError: float32 logits differ by more than `LOGITS`; those of shorter dtypes only show their own rounding.
     """
-    with peers.exact_products():  # Ours is traced anew within, where that makes a difference.
+    with peers.exact_products():  # Ours is traced again in here, where that makes a difference.
         logits = np.asarray(ours(), np.float32)
         theirs = peers.inference(peer, images, memory="nchw", precision=dtype)()
     error = pairs.relative_error(logits, theirs.float().cpu().numpy().transpose(0, 2, 3, 1))

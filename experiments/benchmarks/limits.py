@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.benchmarks import contest, networks, peers
+from experiments.benchmarks import networks, peers
 from experiments.benchmarks.session import Session
 from experiments.benchmarks.timing import Contestant, race, significant, summarize
 
@@ -17,12 +17,11 @@ MEBIBYTES = {"cpu": (64, 256), "gpu": (256, 1024)}
 QUICK_SIDES, QUICK_MEBIBYTES = (256,), (4,)
 
 
-def measure(session: Session) -> dict[str, Any]:
-    """Measure products and copies of each dtype at each size; return the rows by name."""
+def measure(session: Session) -> None:
+    """Measure products and copies of each dtype at each size."""
     sides = QUICK_SIDES if session.quick else SIDES.get(session.platform, SIDES["gpu"])
     sizes = QUICK_MEBIBYTES if session.quick else MEBIBYTES.get(session.platform, MEBIBYTES["gpu"])
     alone = peers.missing("torch")
-    rows = {}
     for dtype in networks.dtypes(session):
         for part, runs in (
             ("product", {f"{n}x{n}": (partial(products, n, dtype, alone), 2.0 * n**3) for n in sides}),
@@ -32,14 +31,12 @@ def measure(session: Session) -> dict[str, Any]:
                 name = f"{part} {size}, {dtype}"
                 settings = {"kind": part, "size": size, "dtype": dtype, "alone": alone}
                 run = partial(rates, session, contestants, work)
-                rows[name] = session.row("limits", name, settings, run, describe)
-    return rows
+                session.row("limits", name, settings, run)
 
 
 def rates(session: Session, contestants: Callable[[], dict[str, Contestant]], work: float) -> dict[str, Any]:
     """Race JAX and PyTorch; return times, and the rates in 10^9 operations (products) or bytes (copies) a second."""
     result = summarize(race(contestants(), rounds=session.repeats), ours="jax")
-    contest.forget()
     rates = {name: significant(work / times["median"] / 1e9) for name, times in result["times"].items()}
     return {**result, "rates": rates}
 
@@ -67,8 +64,3 @@ def copies(mebibytes: int, dtype: str, alone: str | None) -> dict[str, Contestan
     x = peers.torch().ones(count, dtype=peers.dtype(dtype), device=peers.device())
     y = peers.torch().empty_like(x)
     return {**ours, "torch": peers.blocking(lambda: y.copy_(x))}
-
-
-def describe(result: dict[str, Any]) -> str:
-    """Say the rates in one line."""
-    return ", ".join(f"{name} {rate:.4g} G/s" for name, rate in result["rates"].items())

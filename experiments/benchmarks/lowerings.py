@@ -14,7 +14,7 @@ import numpy as np
 from deeplab_jax.models.segmenter import abstract_variables
 from deeplab_jax.ops.atrous import Lowering, conv2d
 from deeplab_jax.ops.observe import Convolution, observe_convolutions
-from experiments.benchmarks import contest, networks, peers
+from experiments.benchmarks import networks, peers
 from experiments.benchmarks.networks import Network
 from experiments.benchmarks.session import Session
 from experiments.benchmarks.timing import Contestant, Race, race, statistics, summarize
@@ -26,9 +26,8 @@ DIRECTIONS = {"inference": "forward", "training": "gradient"}
 QUICK_SHAPES = 3
 
 
-def measure(session: Session) -> dict[str, Any]:
-    """Race the lowerings of every shape; return the rows by name."""
-    rows = {}
+def measure(session: Session) -> None:
+    """Race the lowerings of every shape."""
     alone = peers.missing("torch")
     for task, shapes in shapes_in_use(session).items():
         for convolution, count in shapes.items():
@@ -38,8 +37,7 @@ def measure(session: Session) -> dict[str, Any]:
                 settings = {"task": task, "direction": direction, "dtype": dtype, "alone": alone}
                 run = partial(compare, session, convolution, direction, dtype, alone)
                 row = partial(_with_count, run, count)
-                rows[name] = session.row("lowerings", name, settings, row, describe)
-    return rows
+                session.row("lowerings", name, settings, row)
 
 
 def shapes_in_use(session: Session) -> dict[str, Counter[Convolution]]:
@@ -82,7 +80,6 @@ def compare(session: Session, c: Convolution, direction: str, dtype: str, alone:
     if not alone:
         contestants |= {f"torch {memory}": torch_convolution(c, direction, dtype, memory) for memory in peers.FORMATS}
     result = race(contestants, rounds=session.repeats, too_slow=TOO_SLOW, keep=("auto",))
-    contest.forget()
     same = [name for name in texts if name != "auto" and texts[name] == texts["auto"]]
     return {**summarize(result, ours="auto"), "same_program": same, **verdict(result, same)}
 
@@ -183,13 +180,6 @@ def spell(c: Convolution) -> str:
     usual = tuple((side, side) for side in (c.rate * (taps - 1) // 2 for taps in c.kernel[:2]))
     padding = "" if c.padding == usual else f", padding {c.padding}"
     return f"{sides} {kind}{c.kernel[0]}x{c.kernel[1]} -> {c.kernel[3]}, rate {c.rate}{stride}{padding}"
-
-
-def describe(result: dict[str, Any]) -> str:
-    """Say the times and the verdict in one line."""
-    times = ", ".join(f"{name} {1e3 * times['median']:.4g} ms" for name, times in result["times"].items())
-    close = "close" if result["close"] else "NOT CLOSE"
-    return f"{times}; best {result['best']}, auto / best {result['auto_over_best']:.2f}, {close}"
 
 
 def _with_count(run: Callable[[], dict[str, Any]], count: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What results depend on besides the code that is timed: the machine, the versions, the load, and the code itself."""
+"""What results depend on: the machine, the versions, the load and the code."""
 
 import hashlib
 import os
@@ -73,7 +73,7 @@ class Others:
     def processors(self) -> float:
         """Return how many processors' worth of work they did; what this process and its children do is not theirs.
 
-        What a virtual machine had to wait for other machines is.
+        Time in which a virtual machine waited for other machines is theirs.
         """
         wall, busy, own = (now - start for now, start in zip(self._seconds(), self._start, strict=True))
         return round(max(0.0, busy - own) / max(wall, 1e-9), 2)

@@ -23,9 +23,8 @@ LARGE = (1024, 2048)
 LARGE_STRIDE = 8
 
 
-def measure(session: Session) -> dict[str, Any]:
-    """Measure ours and each peer's formats for every network and task; return the rows by name."""
-    rows = {}
+def measure(session: Session) -> None:
+    """Measure ours and each peer's formats for every network and task."""
     for network in networks.networks(session):
         for task in TASKS:
             batch, side = networks.training_batch(session, network) if task == "training" else (1, _side(session))
@@ -41,17 +40,17 @@ def measure(session: Session) -> dict[str, Any]:
                         "dtype": dtype,
                         "who": who,
                     }
-                    rows[name] = session.row("memory", name, settings, partial(run_child, "memory", settings), describe)
-    return {**rows, **large_evaluation(session)}
+                    session.row("memory", name, settings, partial(run_child, "memory", settings))
+    large_evaluation(session)
 
 
-def large_evaluation(session: Session) -> dict[str, Any]:
+def large_evaluation(session: Session) -> None:
     """Measure the evaluation of one large image at output stride 8."""
     network = networks.TINY if session.quick else networks.RESNET101_PLUS
     size = (65, 129) if session.quick else LARGE
     settings = {"network": network.name, "task": "evaluation", "size": size, "dtype": "float32", "who": "ours"}
     name = f"{network.model}, evaluation of {size[0]}x{size[1]} at output stride {LARGE_STRIDE}, ours"
-    return {name: session.row("memory", name, settings, partial(run_child, "memory", settings), describe)}
+    session.row("memory", name, settings, partial(run_child, "memory", settings))
 
 
 def child(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -154,11 +153,6 @@ def device_peak(who: str) -> float | None:
     if who != "ours":
         return round(peers.torch().cuda.max_memory_allocated() / 2**20, 1)
     return round(jax.devices()[0].memory_stats()["peak_bytes_in_use"] / 2**20, 1)
-
-
-def describe(result: dict[str, Any]) -> str:
-    """Say the peaks in one line."""
-    return ", ".join(f"{name} {value:,.0f} MiB" for name, value in result.items() if value is not None)
 
 
 def _side(session: Session) -> int:

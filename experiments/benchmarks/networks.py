@@ -1,7 +1,7 @@
 """The networks that are compared: the peer's, and the same network of ours.
 
-The table spells ours out, so that whatever needs no peer (shapes, compile time, growth) runs without one; where the
-peer is there, its converted weights must give exactly that network.
+The table spells ours out. So what needs no peer (shapes, compile time, growth) runs without one. Where the peer is
+there, its converted weights must give exactly that network.
 """
 
 import math

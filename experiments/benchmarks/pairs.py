@@ -1,4 +1,4 @@
-"""One network on both sides, with the same weights."""
+"""One network on both sides with the same weights, and the race between them."""
 
 import functools
 from collections.abc import Callable
@@ -10,6 +10,10 @@ import jax
 from deeplab_jax.models.segmenter import Variables
 from experiments.benchmarks import networks, peers
 from experiments.benchmarks.networks import Network
+from experiments.benchmarks.session import Session
+from experiments.benchmarks.timing import Contestant, race, statistics, summarize
+
+HEAT_ROUNDS = 3
 
 
 @dataclass(frozen=True)
@@ -54,3 +58,28 @@ def why_alone(network: Network, side: int | None = None) -> str | None:
 def relative_error(ours: Any, theirs: Any) -> float:
     """Return the largest difference as a share of the largest absolute value of theirs."""
     return float(abs(ours - theirs).max() / abs(theirs).max())
+
+
+def against_peer(session: Session, ours: Contestant, peer: Callable[[str, bool], Contestant] | None) -> dict[str, Any]:
+    """Race ours against a peer, eagerly in both memory formats and compiled in the better one.
+
+    Args:
+      session: whose `repeats` are the rounds.
+      ours: our contestant.
+      peer: from (memory format, compiled) to a contestant; None where there is none.
+
+    Returns:
+      What `timing.summarize` does.
+    """
+    contestants = {"ours": ours}
+    if peer is None:
+        return summarize(race(contestants, rounds=session.repeats))
+    eager = {f"eager {memory}": peer(memory, False) for memory in peers.FORMATS}
+    if not session.quick:  # torch.compile takes a minute.
+        heat = race(eager, rounds=HEAT_ROUNDS)
+        better = min(heat.seconds, key=lambda name: statistics(heat.seconds[name])["median"], default=None)
+        if better:
+            eager["compile"] = peer(better.removeprefix("eager "), True)
+    result = summarize(race({**contestants, **eager}, rounds=session.repeats))
+    peers.forget_compiled()
+    return result

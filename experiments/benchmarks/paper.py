@@ -1,6 +1,6 @@
-"""The papers' own scale, as far as it goes without their data: one real training step, its memory, the hours of all.
+"""Trainings as large as the papers', without their data: one real step, its memory, the hours that all steps take.
 
-The batches are random; everything else is what `experiments.run --scale paper` trains. Where a step does not fit into
+The batches are random; everything else is what `experiments.run --regime paper` trains. Where a step does not fit into
 the machine's memory at once, it runs in micro-batches, and the row says so.
 """
 
@@ -23,7 +23,7 @@ from experiments.benchmarks import machine, memory
 from experiments.benchmarks.children import run_child
 from experiments.benchmarks.session import Session
 from experiments.regimes import REGIMES
-from experiments.run.plan import Resolved, Settings, resolve
+from experiments.run.resolve import Resolved, Settings, resolve
 from experiments.tables import TABLES
 
 # (table, row): one for each kind of network, crop and output stride.
@@ -40,15 +40,11 @@ CLASSES = {"voc": VOC.num_classes, "cityscapes": CITYSCAPES.num_classes}
 SHARE = 0.8  # Of the memory; the rest of the process takes some.
 
 
-def measure(session: Session) -> dict[str, Any]:
-    """Make one step of each training; return the rows by name."""
-    rows = {}
+def measure(session: Session) -> None:
+    """Make one step of each training."""
     for table, row in (QUICK,) if session.quick else TRAININGS:
         settings = {"table": table, "row": row, "scale": "scenes" if session.quick else "paper"}
-        rows[f"{table}/{row}"] = session.row(
-            "paper", f"{table}/{row}", settings, partial(run_child, "paper", settings), describe
-        )
-    return rows
+        session.row("paper", f"{table}/{row}", settings, partial(run_child, "paper", settings))
 
 
 def child(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -137,14 +133,3 @@ def available_mib() -> float:
     if machine.platform() == "cpu":
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**20
     return jax.devices()[0].memory_stats()["bytes_limit"] / 2**20
-
-
-def describe(result: dict[str, Any]) -> str:
-    """Say a row in one line."""
-    parts = f" in {result['micro_batches']} micro-batches" if result["micro_batches"] > 1 else ""
-    return (
-        f"{result['network']} at output stride {result['output_stride']}, {result['batch']} crops of "
-        f"{result['crop'][0]}x{result['crop'][1]}: {result['parameters'] / 1e6:.1f} M parameters, "
-        f"{result['multiply_adds'] / 1e9:.1f} G multiply-adds a crop, {result['planned_mib'] / 1024:.1f} GiB planned; "
-        f"a step{parts} {result['seconds']:.0f} s, {result['steps']} steps {result['hours']:,.0f} h"
-    )

@@ -40,9 +40,8 @@ CLASS_NAMES = tuple(f"class {k}" for k in range(networks.CLASSES))
 WAIT_STEPS, QUICK_WAIT_STEPS = 30, 4
 
 
-def measure(session: Session) -> dict[str, Any]:
-    """Measure images per second on one core and on all, the stages, and the waiting; return the rows by name."""
-    rows = {}
+def measure(session: Session) -> None:
+    """Measure images per second on one core and on all, the stages, and the waiting."""
     images = QUICK_IMAGES if session.quick else IMAGES
     one = [min(os.sched_getaffinity(0))]
     common = {"images": images, "batches": 1 if session.quick else BATCHES, "rounds": session.repeats}
@@ -58,8 +57,7 @@ def measure(session: Session) -> dict[str, Any]:
             if task == "waiting":
                 settings |= waiting_settings(session)
             run = partial(_in_child, {**settings, "folder": folder}, on, kilobytes)
-            rows[name] = session.row("pipeline", name, settings, run, describe)
-    return rows
+            session.row("pipeline", name, settings, run)
 
 
 def write_images(folder: Path, count: int) -> float:
@@ -191,14 +189,6 @@ def waiting_config(arguments: dict[str, Any]) -> ConfigDict:
     config.train.update({"steps": steps, "batch_size": batch, "devices": 1, "log_every": max(1, steps // 6)})
     config.train.update({"evaluate_every": steps, "checkpoint_every": steps, "pictures": 0})
     return config
-
-
-def describe(result: dict[str, Any]) -> str:
-    """Say a row in one line."""
-    if "milliseconds" in result:
-        return ", ".join(f"{name} {value:.3g} ms" for name, value in result["milliseconds"].items())
-    waited = f", waiting for data {result['data_wait']:.2%} of the time" if "data_wait" in result else ""
-    return f"{result['images_per_second']:.4g} images/s{waited}"
 
 
 def _open(folder: str) -> PairSource:

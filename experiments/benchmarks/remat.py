@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from deeplab_jax.models.segmenter import Segmenter, abstract_variables
 from deeplab_jax.train.step import keep_convolutions
-from experiments.benchmarks import contest, memory, networks, training
+from experiments.benchmarks import memory, networks, training
 from experiments.benchmarks.networks import Network
 from experiments.benchmarks.session import Session
 from experiments.benchmarks.timing import race, summarize
@@ -19,9 +19,8 @@ QUICK_COUNTED = (2, 65, "bfloat16")
 WAYS = {"ours": False, "remat": True}
 
 
-def measure(session: Session) -> dict[str, Any]:
-    """Count and race each network; return the rows by name."""
-    rows = {}
+def measure(session: Session) -> None:
+    """Count and race each network."""
     chosen = (networks.TINY,) if session.quick else (networks.RESNET101_PLUS, networks.MOBILENET, networks.XCEPTION65)
     for network in chosen:
         batch, side = networks.training_batch(session, network)
@@ -30,8 +29,7 @@ def measure(session: Session) -> dict[str, Any]:
             counted = QUICK_COUNTED if session.quick else COUNTED
             settings = {"network": network.name, "side": side, "batch": batch, "dtype": dtype, "counted": counted}
             run = partial(contest_of, session, network, batch=batch, side=side, dtype=dtype, counted=counted)
-            rows[name] = session.row("remat", name, settings, run, describe)
-    return rows
+            session.row("remat", name, settings, run)
 
 
 def contest_of(
@@ -53,7 +51,6 @@ def contest_of(
         planned[name] = memory.planned_mib(program)
         contestants[name] = training.stepper(program, state, examples)
     result = summarize(race(contestants, rounds=session.repeats))
-    contest.forget()
     images, counted_side, counted_dtype = counted
     large = networks.create(network, dtype=counted_dtype)
     kept = {name: kept_mib(large, images, counted_side, remat=remat) for name, remat in WAYS.items()}
@@ -77,10 +74,3 @@ def kept_mib(model: Segmenter, batch: int, side: int, *, remat: bool) -> float:
     residuals = jax.eval_shape(lambda *inputs: jax.vjp(logits, *inputs)[1], abstract_variables(model), images)
     maps = (leaf for leaf in jax.tree.leaves(residuals) if leaf.ndim == 4 and leaf.shape[0] == batch)
     return round(sum(leaf.size * leaf.dtype.itemsize for leaf in maps) / 2**20, 1)
-
-
-def describe(result: dict[str, Any]) -> str:
-    """Say times and memory in one line."""
-    kept = ", ".join(f"{name} keeps {value:,.0f} MiB" for name, value in result["kept_mib"].items())
-    planned = ", ".join(f"{name} {value:,.0f} MiB planned" for name, value in result["planned_mib"].items())
-    return f"{contest.describe(result)}; {planned}; of {'x'.join(map(str, result['counted'][:2]))} {kept}"

@@ -1,7 +1,7 @@
-"""The results as Markdown, and the marks around them in the README.md beside this file."""
+"""The results as Markdown, and the marks around them in the README.md of this folder."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from statistics import geometric_mean, median
 from typing import Any
 
@@ -27,13 +27,14 @@ def summarize(content: Mapping[str, Any]) -> str:
         head = f"Quick run, no measurement: tiny sizes and networks. {head}"
     warnings = caveats(content["parts"], m["cores"])
     parts = {name: results(rows) for name, rows in content["parts"].items()}
-    limits = matrix_limits(parts.get("limits", {}))
+    limits = best_rates(parts.get("limits", {}), "product")
     tables = [
         ratio_table(f"{title}", parts[part], limits, passes=passes)
         for part, title, passes in (("inference", "Inference", 1), ("training", "Training step", TRAINING_PASSES))
         if parts.get(part)
     ]
-    return "\n\n".join([head, *warnings, *tables, *rest(parts), *paper_table(parts.get("paper", {}))])
+    everything = [head, *warnings, *tables, rest(parts), paper_table(parts.get("paper", {}))]
+    return "\n\n".join(filter(None, everything))
 
 
 def results(rows: Rows) -> dict[str, Any]:
@@ -62,18 +63,11 @@ def caveats(parts: Mapping[str, Rows], cores: int) -> list[str]:
         for contestant, error in row.get("result", {}).get("errors", {}).items()
     ]
     found = [row for rows in parts.values() for row in rows.values() if "result" in row]
-    busy = sum(is_busy(row, cores) for row in found)
+    busy = sum(row.get("others", 0.0) > BUSY * cores for row in found)
     beside = f"{busy} of {len(found)} rows were measured while the machine did other work as well." if busy else ""
     codes = {row["code"] for rows in parts.values() for row in rows.values() if "code" in row}
     mixed = f"The rows were measured with {len(codes)} states of the code." if len(codes) > 1 else ""
     return [text for text in (f"Not measured: {'; '.join(failed)}." if failed else "", beside, mixed) if text]
-
-
-def is_busy(row: Mapping[str, Any], cores: int) -> bool:
-    """Whether others worked beside a row; of older rows only the load average is known, which their own work is in."""
-    if "others" in row:
-        return row["others"] > BUSY * cores
-    return row.get("load", [0.0])[0] > 1.5 * cores
 
 
 def ratio_table(title: str, rows: Mapping[str, Any], limits: Mapping[str, float], *, passes: int) -> str:
@@ -121,12 +115,12 @@ def mean_text(rows: Mapping[str, Any], who: Callable[[Any], str | None], label: 
     )
 
 
-def matrix_limits(rows: Mapping[str, Any]) -> dict[str, float]:
-    """Return the best measured rate of matrix products by dtype, in 10^9 operations a second."""
+def best_rates(rows: Mapping[str, Any], kind: str) -> dict[str, float]:
+    """Return the best measured rate of a "product" or a "copy" by dtype, in 10^9 operations or bytes a second."""
     best: dict[str, float] = {}
     for name, row in rows.items():
         dtype = name.rsplit(", ", 1)[1]
-        if name.startswith("product"):
+        if name.startswith(kind):
             best[dtype] = max(best.get(dtype, 0.0), *row["rates"].values())
     return best
 
@@ -141,22 +135,16 @@ def share_of_limit(row: Mapping[str, Any], limit: float | None, *, passes: int) 
     return passes * 2 * row["multiply_adds"]["valid"] / row["times"]["ours"]["median"] / (limit * 1e9)
 
 
-def rest(parts: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Return the table of everything but the ratios, as a list of none or one."""
-    rows = [
-        (what, text)
-        for part, describe in DESCRIPTIONS.items()
-        for what, text in (describe(parts[part]) if parts.get(part) else [])
-    ]
-    if not rows:
-        return []
-    return [markdown_table(("what", "measured"), rows)]
+def rest(parts: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the table of everything but the ratios, "" where nothing of it was measured."""
+    rows = [line for part, describe in DESCRIPTIONS.items() if parts.get(part) for line in describe(parts[part])]
+    return markdown_table(("what", "measured"), rows) if rows else ""
 
 
-def paper_table(rows: Mapping[str, Any]) -> list[str]:
-    """Return the table of the trainings at the papers' scale, as a list of none or one."""
+def paper_table(rows: Mapping[str, Any]) -> str:
+    """Return the table of the trainings as large as the papers', "" where none was measured."""
     if not rows:
-        return []
+        return ""
     network = ("At the papers' scale", "crops", "output stride", "parameters", "multiply-adds a crop", "memory planned")
     head = (*network, "one step, its peak of memory", "steps", "hours at that pace")
     lines = []
@@ -174,34 +162,28 @@ def paper_table(rows: Mapping[str, Any]) -> list[str]:
             f"{row['hours']:,.0f}",
         ]
         lines.append(cells)
-    return [markdown_table(head, lines)]
+    return markdown_table(head, lines)
 
 
-Lines = list[tuple[str, str]]
+Lines = Iterator[tuple[str, str]]
 
 
 def _limits(rows: Mapping[str, Any]) -> Lines:
-    copies: dict[str, float] = {}
-    for name, row in rows.items():
-        if name.startswith("copy"):
-            dtype = name.rsplit(", ", 1)[1]
-            copies[dtype] = max(copies.get(dtype, 0.0), *row["rates"].values())
-    products = [(f"matrix products, {dtype}", f"{rate:,.0f} GFLOP/s") for dtype, rate in matrix_limits(rows).items()]
-    return products + [(f"copies, {dtype}", f"{rate:,.1f} GB/s read and written") for dtype, rate in copies.items()]
+    products, copies = best_rates(rows, "product"), best_rates(rows, "copy")
+    for dtype, rate in products.items():
+        yield f"matrix products, {dtype}", f"{rate:,.0f} GFLOP/s"
+    for dtype, rate in copies.items():
+        yield f"copies, {dtype}", f"{rate:,.1f} GB/s read and written"
 
 
 def _lowerings(rows: Mapping[str, Any]) -> Lines:
     near = sum(row["auto_over_best"] <= 1 + CLOSE for row in rows.values())
     near_or_noise = sum(row["close"] for row in rows.values())
     worst = max(rows.items(), key=lambda item: item[1]["auto_over_best"])
-    return [
-        (
-            '`lowering="auto"` within 15% of the best',
-            f"{near} of {len(rows)} measurements, {near_or_noise} where the spread is allowed for; largest auto / best "
-            f"{worst[1]['auto_over_best']:.2f} ({worst[0]}, best {worst[1]['best']})",
-        ),
-        *_by_kind(rows),
-    ]
+    text = f"{near} of {len(rows)} measurements, {near_or_noise} where the spread is allowed for; largest auto / best "
+    text += f"{worst[1]['auto_over_best']:.2f} ({worst[0]}, best {worst[1]['best']})"
+    yield '`lowering="auto"` within 15% of the best', text
+    yield from _by_kind(rows)
 
 
 def _by_kind(rows: Mapping[str, Any]) -> Lines:
@@ -216,14 +198,12 @@ def _by_kind(rows: Mapping[str, Any]) -> Lines:
         peers = [ratio["of_rounds"] for who, ratio in row["ratios"].items() if who.startswith("torch")]
         direct = row["times"]["direct"]["median"] if "direct" in row["times"] else row["slow"]["direct"]
         kinds.setdefault(kind, []).append((min(peers, default=None), direct / row["times"]["auto"]["median"]))
-    lines = []
     for kind, found in kinds.items():
         peers = [peer for peer, _ in found if peer is not None]
         directs = [direct for _, direct in found]
         text = f'`"direct"` takes {_range(directs)} of the time of `"auto"`'
         text += f", PyTorch {_range(peers)}" if peers else ""
-        lines.append((f"{kind}: {len(found)} shapes", text))
-    return lines
+        yield f"{kind}: {len(found)} shapes", text
 
 
 def _range(values: Sequence[float]) -> str:
@@ -231,41 +211,35 @@ def _range(values: Sequence[float]) -> str:
 
 
 def _pipeline(rows: Mapping[str, Any]) -> Lines:
-    lines = []
     for name, row in rows.items():
         if "milliseconds" in row:
             stages = ", ".join(f"{stage} {value:.2f}" for stage, value in row["milliseconds"].items())
-            lines.append(("input, milliseconds for an image", stages))
+            yield "input, milliseconds for an image", stages
         elif "data_wait" in row:
-            lines.append(("training waits for data", f"{row['data_wait']:.1%} of the time"))
+            yield "training waits for data", f"{row['data_wait']:.1%} of the time"
         else:
-            lines.append((f"input, {name}", f"{row['images_per_second']:.1f} crops/s"))
-    return lines
+            yield f"input, {name}", f"{row['images_per_second']:.1f} crops/s"
 
 
 def _evaluation(rows: Mapping[str, Any]) -> Lines:
-    lines = []
     for name, row in rows.items():
         if "compilations" in row:
-            lines.append((name, str(row["compilations"])))
+            yield name, str(row["compilations"])
             continue
         rates, ratios = row["images_per_second"], row["ratios"]
         text = f"{rates['ours']:.2f} images/s"
         if ratios:
             better = min(ratios, key=lambda contestant: ratios[contestant]["of_rounds"])
             text += f"; PyTorch {better} {rates[better]:.2f}, ratio {ratios[better]['of_rounds']:.2f}"
-        lines.append((f"evaluation, {name}", text))
-    return lines
+        yield f"evaluation, {name}", text
 
 
 def _compile(rows: Mapping[str, Any]) -> Lines:
-    lines = []
     for name, row in rows.items():
         cold = row["cold"]
         stages = ", ".join(f"{stage} {cold[stage]:.1f}" for stage in ("trace", "lower", "compile"))
         text = f"{cold['total']:.1f} s ({stages}); from the cache {row['warm']['total']:.1f} s"
-        lines.append((f"compilation, {name}", text))
-    return lines
+        yield f"compilation, {name}", text
 
 
 def _memory(rows: Mapping[str, Any]) -> Lines:
@@ -274,11 +248,11 @@ def _memory(rows: Mapping[str, Any]) -> Lines:
         what, _, who = name.rpartition(", ")
         peak = next(row[kind] for kind in ("device_peak", "peak_running", "peak") if row[kind] is not None)
         gathered.setdefault(what, []).append(f"{who} {peak:,.0f} MiB")
-    return [(f"peak memory, {what}", ", ".join(texts)) for what, texts in gathered.items()]
+    for what, texts in gathered.items():
+        yield f"peak memory, {what}", ", ".join(texts)
 
 
 def _remat(rows: Mapping[str, Any]) -> Lines:
-    lines = []
     for name, row in rows.items():
         kept, planned, (batch, side, dtype) = row["kept_mib"], row["planned_mib"], row["counted"]
         text = (
@@ -286,18 +260,13 @@ def _remat(rows: Mapping[str, Any]) -> Lines:
             f"become {planned['remat']:,.0f}; maps kept for the gradient of {batch}x{side}x{side}, {dtype}: "
             f"{kept['ours']:,.0f} MiB become {kept['remat']:,.0f}"
         )
-        lines.append((f"rematerialisation, {name}", text))
-    return lines
+        yield f"rematerialisation, {name}", text
 
 
 def _growth(rows: Mapping[str, Any]) -> Lines:
-    return [
-        (
-            f"time grows as a power, {name}",
-            ", ".join(f"{axis} {NONE if value is None else f'{value:.2f}'}" for axis, value in exponents.items()),
-        )
-        for name, exponents in rows.get("exponents", {}).items()
-    ]
+    for name, exponents in rows.get("exponents", {}).items():
+        powers = (f"{axis} {NONE if value is None else f'{value:.2f}'}" for axis, value in exponents.items())
+        yield f"time grows as a power, {name}", ", ".join(powers)
 
 
 DESCRIPTIONS: dict[str, Callable[[Mapping[str, Any]], Lines]] = {

@@ -1,10 +1,12 @@
 """One invocation: its settings, and the file of results, which is written after every row."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+import jax
 
 from deeplab_jax.errors import UserError
 from deeplab_jax.files import read_json
@@ -50,18 +52,12 @@ class Session:
         if (load := machine.load()) > BUSY * machine.cores():
             print(f"note: the machine is busy (load {load}); times and ratios mean little", flush=True)
 
-    @property
-    def content(self) -> dict[str, Any]:
-        """What the file holds."""
-        return self._content
-
     def row(
         self,
         part: str,
         name: str,
         settings: Mapping[str, Any],
         measure: Callable[[], Result],
-        line: Callable[[Result], str],
     ) -> Result | None:
         """Return a row's result: the file's, or else measured and written now.
 
@@ -70,7 +66,6 @@ class Session:
           settings: JSON; what would make it another measurement. The session's own are added.
           measure: makes the result, JSON. What it raises becomes the row's error, where it has no older result, and the
             session goes on.
-          line: says the result in one line, which is printed.
 
         Returns:
           The result, or None where it failed or is not there.
@@ -80,15 +75,16 @@ class Session:
         if self.only not in name:
             return old.get("result") if old else None
         if old and "result" in old and old["settings"] == wanted and not self._again:
-            note = "" if old["code"] == self._code else ", with other code than today's (--again measures it anew)"
+            note = "" if old["code"] == self._code else ", with other code than today's (--again measures it again)"
             print(f"{part:10} {name}: kept from {old['date']}{note}", flush=True)
             return old["result"]
         row: dict[str, Any] = {"settings": wanted, "date": _now(), "code": self._code}
         result: Result | None = None
+        jax.clear_caches()  # The programs of other rows, and what they hold.
         others = machine.Others()
         try:
             result = row["result"] = measure()
-            text = line(result)
+            text = ", ".join(_numbers(result))
         except Exception as error:
             row["error"] = text = first_line(error)
             text = f"FAILED, {text}"
@@ -120,6 +116,17 @@ def read_results(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or "parts" not in content:
         raise UserError(f"{file}: holds no results of benchmarks; give another --out")
     return content
+
+
+def _numbers(result: Mapping[str, Any], name: str = "") -> Iterator[str]:
+    """Yield every number and word of a result behind its keys, but no lists of samples."""
+    for key, value in result.items():
+        if isinstance(value, Mapping):
+            yield from _numbers(value, f"{name}{key} ")
+        elif isinstance(value, int | float):
+            yield f"{name}{key} {value:.4g}"
+        elif isinstance(value, str):
+            yield f"{name}{key} {value}"
 
 
 def _difference(old: Any, new: Any) -> str:

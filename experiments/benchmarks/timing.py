@@ -1,4 +1,4 @@
-"""Times of contestants that take turns, so that whatever else the machine does meets all of them alike."""
+"""Times of contestants that take turns. So other work of the machine slows all of them alike."""
 
 import math
 import time
@@ -47,13 +47,14 @@ def race(
       rounds: samples of each, at least 1.
       least: seconds that a sample should last; a shorter function is called several times for one sample.
       pause: seconds of rest before a sample, in which the threads of the one before go to sleep.
-      too_slow: after warming up, whoever takes longer than this many times the fastest, and than `least`, is left out.
+      too_slow: a contestant is left out if, once warm, it takes longer than this many times the fastest, and than
+        `least`.
       keep: contestants that are never left out for that.
       clock, sleep: for tests.
 
     Raises:
       ValueError: less than one round.
-      Exception: whatever a contestant raises after it has warmed up.
+      Exception: what a contestant raises after it has warmed up.
     """
     if rounds < 1:
         raise ValueError(f"rounds={rounds}: give at least 1")

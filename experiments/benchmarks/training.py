@@ -10,16 +10,15 @@ import numpy as np
 
 from deeplab_jax.analysis.cost import multiply_adds
 from deeplab_jax.train.state import TrainState
-from experiments.benchmarks import contest, networks, pairs, peers
+from experiments.benchmarks import networks, pairs, peers
 from experiments.benchmarks.pairs import Pair
 from experiments.benchmarks.session import Session
 
 LOSS = 1e-3  # Largest relative difference of the first float32 losses.
 
 
-def measure(session: Session) -> dict[str, Any]:
-    """Race every network in every dtype; return the rows by name."""
-    rows = {}
+def measure(session: Session) -> None:
+    """Race every network in every dtype."""
     for network in networks.networks(session):
         pair = pairs.lazily(network)
         batch, side = networks.training_batch(session, network)
@@ -28,8 +27,7 @@ def measure(session: Session) -> dict[str, Any]:
             name = f"{network.name}, {batch}x{side}x{side}, {dtype}"
             settings = {"network": network.name, "side": side, "batch": batch, "dtype": dtype, "alone": alone}
             run = partial(contest_of, session, pair, batch=batch, side=side, dtype=dtype, alone=alone)
-            rows[name] = session.row("training", name, settings, run, contest.describe)
-    return rows
+            session.row("training", name, settings, run)
 
 
 def contest_of(
@@ -46,8 +44,7 @@ def contest_of(
         return peers.training(peer, images, examples["label"], memory=memory, precision=dtype, compiled=compiled)
 
     ours = stepper(*networks.training(model, variables), examples)
-    result = contest.against_peer(session, ours, None if alone else theirs)
-    contest.forget()
+    result = pairs.against_peer(session, ours, None if alone else theirs)
     counts = {kind: batch * multiply_adds(model, side, side, counting=kind).total for kind in ("exact", "valid")}
     return {**result, "first_losses": losses, "multiply_adds": counts}
 

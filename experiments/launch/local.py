@@ -3,9 +3,9 @@
     python -m experiments.launch.local --processes 2 --devices 2 -- train --config configs/scenes.py --workdir runs/two
 
 Every line of output gets the number of its process. When one process ends badly, the others get a few seconds to
-notice it, and are then killed. Ctrl-C and SIGTERM go on to all of them, SIGTERM also where this launcher is killed and
-the system has setpriv. The exit code is that of the first process that failed; 75, upon which the same command goes on
-from the newest checkpoint, also where that one was killed.
+notice it, and are then killed. The launcher passes Ctrl-C and SIGTERM on to all of them. If it is killed itself, they
+get SIGTERM where the system has setpriv. The exit code is that of the first process that failed. It is 75 where that
+process was killed by a signal; the same command then goes on from the newest checkpoint.
 """
 
 import argparse

@@ -19,9 +19,27 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from deeplab_jax import distributed
+from deeplab_jax.analysis.cost import multiply_adds
+from deeplab_jax.commands import fail
+from deeplab_jax.config import load_config
 from deeplab_jax.errors import UserError
 from deeplab_jax.files import read_json
+from deeplab_jax.models.catalog import create_model
+from deeplab_jax.models.segmenter import abstract_variables
+from deeplab_jax.provenance import versions
+from deeplab_jax.train.from_config import build_model, build_step
+from deeplab_jax.train.optimizer import make_optimizer
+from deeplab_jax.train.sharding import make_mesh, own_rows, place_batch, replicated
+from deeplab_jax.train.state import create_state
+from experiments.benchmarks.children import affinity
 from experiments.launch.local import free_port
+from experiments.launch.traffic import all_reduced, summed_bytes
 from experiments.output import Section, markdown_table, write_json
 
 SECTION = Section("<!-- scaling:begin -->", "<!-- scaling:end -->")
@@ -94,20 +112,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             text = summarize(read_json(file))
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{file}: no measurements ({error!r:.100}); remove it to measure anew") from None
+            raise UserError(f"{file}: no measurements ({error!r:.100}); remove it to measure again") from None
         print(text)
         if args.write:
             SECTION.write(Path(args.write), text)
     except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
+        return fail(str(error))
     return 0
 
 
 def measure() -> dict[str, Any]:
     """Return what each of `RUNS` found, with the load and the versions."""
-    from deeplab_jax.provenance import versions
-
     load = os.getloadavg()[0]
     runs = []
     for processes, batch in RUNS:
@@ -121,35 +136,23 @@ def run(processes: int, batch: int) -> dict[str, Any]:
     address = f"127.0.0.1:{free_port()}"
     started = []
     for index, core in zip(range(processes), sorted(os.sched_getaffinity(0)), strict=False):
-        words = {"address": address, "processes": processes, "index": index, "core": core, "batch": batch}
+        words = {"address": address, "processes": processes, "index": index, "batch": batch}
         command = [sys.executable, "-m", "experiments.launch.scaling", "--child", json.dumps(words)]
         environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
-        started.append(subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True))
+        with affinity({core}):
+            started.append(subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True))
     outputs = [process.communicate()[0] for process in started]
     if any(process.returncode for process in started):
         raise UserError(f"a process of {processes} ended with {[process.returncode for process in started]}")
     return json.loads(outputs[0].splitlines()[-1])
 
 
-def child(address: str, processes: int, index: int, core: int, batch: int) -> dict[str, Any]:
+def child(address: str, processes: int, index: int, batch: int) -> dict[str, Any]:
     """Train some steps as one of several processes; return the medians of a step and of an all-reduce.
 
     `gradient` are the bytes of the gradient and of the statistics of batch norm, `program` those that the compiled step
     all-reduces, in `sums` all-reduces.
     """
-    os.sched_setaffinity(0, {core})  # Before JAX counts the cores.
-    import jax
-    import numpy as np
-
-    from deeplab_jax import distributed
-    from deeplab_jax.config import load_config
-    from deeplab_jax.models.segmenter import abstract_variables
-    from deeplab_jax.train.from_config import build_model, build_step
-    from deeplab_jax.train.optimizer import make_optimizer
-    from deeplab_jax.train.sharding import make_mesh, own_rows, place_batch, replicated
-    from deeplab_jax.train.state import create_state
-    from experiments.launch.traffic import all_reduced, summed_bytes
-
     if processes > 1:
         distributed.join(f"{address},{processes},{index}")
     config = load_config([f"--config={CONFIG}"])
@@ -185,10 +188,6 @@ def child(address: str, processes: int, index: int, core: int, batch: int) -> di
 
 def all_reduce_seconds(mesh: Any, count: int) -> float:
     """Return the median seconds in which `count` float32 numbers of each device are summed."""
-    import jax
-    import jax.numpy as jnp
-    from jax.sharding import NamedSharding, PartitionSpec
-
     rows = jax.jit(lambda: jnp.ones((mesh.size, count)), out_shardings=NamedSharding(mesh, PartitionSpec("data")))()
     total = jax.jit(lambda x: x.sum(0), out_shardings=NamedSharding(mesh, PartitionSpec()))
     times = []
@@ -248,11 +247,6 @@ def check(content: Mapping[str, Any]) -> list[str]:
 
 def beyond() -> str:
     """Return the table of what the model says of `NETWORKS` over `RATES`."""
-    from deeplab_jax.analysis.cost import multiply_adds
-    from deeplab_jax.models.catalog import create_model
-    from deeplab_jax.models.segmenter import abstract_variables
-    from experiments.launch.traffic import summed_bytes
-
     head = (f"{BATCH} crops of {SIDE}x{SIDE}", "summed in a step", *(f"devices over {rate}" for rate in RATES))
     rows = []
     for name in NETWORKS:

@@ -1,4 +1,4 @@
-"""A folder of images and masks as one has it at home, and the command line as one types it."""
+"""A folder of images and masks as users have it, and the command line as they type it."""
 
 import os
 import subprocess
@@ -32,7 +32,7 @@ def write_folder(folder: Path, source: Source, *, white: tuple[int, ...]) -> Non
 
 def command(*words: str | Path) -> int:
     """Run `python -m deeplab_jax` with these words, print what it says, and return its exit code."""
-    # As into a file: Jupyter asks for the colours of a terminal, which bring progress bars; and everywhere as wide.
+    # Jupyter asks for a terminal's colours, which bring progress bars. The words are those of a file, 120 wide.
     environment = {name: value for name, value in os.environ.items() if name not in ("FORCE_COLOR", "CLICOLOR_FORCE")}
     arguments = [sys.executable, "-m", "deeplab_jax", *map(str, words)]
     done = subprocess.run(

@@ -54,7 +54,8 @@ def run(args: argparse.Namespace) -> int:
     if args.images < 0:
         raise UserError(f"--images {args.images}: give 0 or more")
     results, remarks = read_tables(Path(args.results), tuple(dict.fromkeys(args.regime)))
-    say(remarks)
+    for line in remarks:
+        print(line, file=sys.stderr)
     out = Path(args.out)
     text = markdown.tables(results)
     write(out / "tables.md", (text + "\n").encode())
@@ -71,7 +72,8 @@ def run(args: argparse.Namespace) -> int:
 def section(result: TableResult, runs: Path, out: Path, *, images: int) -> page.Section:
     """Write a table's plots, and return its part of the page."""
     found, remarks = table_pictures(result, runs, count=images)
-    say(remarks)
+    for line in remarks:
+        print(line, file=sys.stderr)
     values, curves = ((draw(result, LIGHT), draw(result, DARK)) for draw in (values_plot, curves_plot))
     for name, plot in ((f"{result.name}.png", values[0]), (f"{result.name}-curves.png", curves[0])):
         if plot is not None:
@@ -80,18 +82,8 @@ def section(result: TableResult, runs: Path, out: Path, *, images: int) -> page.
 
 
 def write(file: Path, data: bytes) -> Path:
-    """Write a file at once.
-
-    Raises:
-      UserError: it cannot be written.
-    """
+    """Write a file whole or not at all, and return it."""
     return write_whole(file, lambda path: path.write_bytes(data))
-
-
-def say(lines: Sequence[str]) -> None:
-    """Print lines about what was left out."""
-    for line in lines:
-        print(line, file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -37,16 +37,16 @@ class Training:
 
 @dataclass(frozen=True)
 class RowResult:
-    """A row and what came of it.
+    """A row and its result.
 
     Attributes:
       row: as the table has it.
       label: what it is, for a reader.
       values: by measure, one number per seed, in the units of `MEASURES`; empty where there is no result.
       missing: why there is no result, "" where there is one.
-      training: key of the training that rows may share, whatever the seed; "" where there is none.
+      training: key of the training, the same for all seeds; rows may share it; "" where there is none.
       trainings: by seed; none where the row is computed.
-      left_out: trainings of seeds that other rows of the table, which share the training, lack.
+      left_out: trainings whose seed another row of the table lacks, although it shares the training.
       pretraining: the training whose backbone they start from; None where there is none.
       evaluation: key of the evaluation, "" where there is none.
       network: that was trained, in place of the paper's.
@@ -173,18 +173,6 @@ def _read_trainings(folder: Path, remarks: list[str]) -> dict[str, Records]:
         return {}
 
 
-def label(table: Table, row: Row) -> str:
-    """Return what a row is, for a reader: a column's name where its cell is ticked, else with its value."""
-    words = []
-    for column, cell in zip(table.columns, row.cells, strict=True):
-        name = column.replace("_", " ")
-        if cell is True:
-            words.append(name)
-        elif cell is not False:
-            words.append(cell if isinstance(cell, str) else f"{name} {cell}")
-    return ", ".join(words) or "plain"
-
-
 def table_result(
     table: Table, regime: Regime, contents: Mapping[str, Any], remarks: list[str], *, where: object = ""
 ) -> TableResult:
@@ -193,13 +181,13 @@ def table_result(
     Args:
       table: as data.
       regime: where it was run.
-      contents: of its rows by their names, as the runner writes them, or as anybody may have.
+      contents: of its rows by name, not yet checked.
       remarks: gets a line for every row that cannot be read.
       where: the contents are from, for the lines.
     """
     rows = []
     for name, row in table.named_rows().items():
-        about = label(table, row)
+        about = ", ".join(table.words(row))
         try:
             rows.append(_row_result(name, row, about, regime, contents, table.measures))
         except Unreadable as error:

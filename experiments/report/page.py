@@ -1,4 +1,4 @@
-"""The HTML page: all in one file, so that it can be sent to somebody, and opened without a network."""
+"""The HTML page. It is one file, so a reader can send it on and open it without a network."""
 
 import base64
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What the rows' networks make of a few validation images, cached beside their runs."""
+"""Predictions of the rows' networks for a few validation images, kept beside their runs."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ class Pictures:
       folder: where they lie.
       names: of the images; number i has the files `image_i.jpg`, `truth_i.png` and `prediction_i.png`.
       data: name of the data; rows of the same data show the same images.
-      classes: that are to be seen, with their colours.
+      classes: names and colours of those that the pictures show.
     """
 
     folder: Path

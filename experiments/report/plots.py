@@ -17,7 +17,7 @@ from experiments.tables.table import MEASURES
 
 WIDTH = 8.0  # inches, at DPI
 DPI = 110
-# After Okabe and Ito, told apart by colour-blind readers, without black and yellow, which vanish on one of the themes.
+# Those of Okabe and Ito, which colour-blind readers tell apart. Black and yellow would vanish on one of the themes.
 COLOURS = ("#2f86c8", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#77c3ef", "#888888")
 PAPER, OURS = "#888888", "#2f86c8"
 

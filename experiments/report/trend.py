@@ -11,7 +11,7 @@ MEASURE = "miou"
 def trend(result: TableResult) -> str:
     """Return a sentence on how many pairs of rows have the paper's order here; "" where there is no pair.
 
-    Rows count by the mean over their seeds. Pairs that lie no further apart than seeds do tell nothing. Evaluations of
+    Rows count by the mean over their seeds. Pairs that lie no further apart than seeds tell nothing. Evaluations of
     the same weights are compared training by training: they are ordered where all trainings agree.
     """
     rows = [row for row in result.rows if MEASURE in row.row.paper and row.values.get(MEASURE)]

@@ -32,9 +32,10 @@ from experiments.report.gather import table_result
 from experiments.run import view
 from experiments.run.execute import check_data, end_with_parent, run_jobs, work
 from experiments.run.launchers import Launcher, Local, Slurm, keep_to_cores
-from experiments.run.plan import Asked, Job, Resolved, Settings, ask, check_init, job_name, make_jobs
+from experiments.run.plan import Asked, Job, ask, job_name, make_jobs
+from experiments.run.resolve import Resolved, Settings, check_init
 from experiments.run.results import RESULTS, Store, refuse_strange
-from experiments.tables import TABLES, Table
+from experiments.tables import TABLES, Table, find_table
 
 PROGRAM = ("python", "-m", "experiments.run")
 
@@ -73,7 +74,7 @@ def make_parser() -> argparse.ArgumentParser:
         epilog="--config.section.key=value changes every training, but for what a row itself changes",
         allow_abbrev=False,
     )
-    parser.add_argument("tables", nargs="+", metavar="TABLE", help=", ".join(TABLES))
+    parser.add_argument("tables", nargs="+", metavar="TABLE", help=f"{', '.join(TABLES)}, or your own FILE.py")
     parser.add_argument(
         "--regime", "--scale", default="scenes", help=f"where: {', '.join(REGIMES)}; see experiments/regimes.py"
     )
@@ -103,7 +104,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="parameter of submitit, such as timeout_min=600",
     )
     parser.add_argument(
-        "--again", action="store_true", help="run anew what another commit or another configuration has left"
+        "--again", action="store_true", help="run again what another commit or another configuration has left"
     )
     parser.add_argument(
         "--parallel", type=int, default=1, metavar="N", help="local jobs at once, each on a share of the cores (1)"
@@ -122,7 +123,7 @@ def run(args: argparse.Namespace, overrides: tuple[str, ...], words: Sequence[st
         raise UserError(f"--seeds {args.seeds} --steps {args.steps}: give at least 1")
     if args.parallel < 1 or (args.parallel > 1 and args.launcher != "local"):
         raise UserError(f"--parallel {args.parallel}: give at least 1, and only where the jobs run on this machine")
-    regime, tables = REGIMES[args.regime], chosen_tables(args.tables)
+    regime, tables = REGIMES[args.regime], [find_table(name) for name in dict.fromkeys(args.tables)]
     check_rows(args.row, tables)
     settings = Settings(overrides, args.data_dir, args.init, args.steps)
     asked = ask(tables, args.row, regime, settings, args.seeds)
@@ -142,7 +143,7 @@ def run(args: argparse.Namespace, overrides: tuple[str, ...], words: Sequence[st
         say(line)
     if store.kept:
         count, now = len(store.kept), short(store.commit)
-        say(f"{count} rows have results of other commits than {now}: kept; --again runs them anew")
+        say(f"{count} rows have results of other commits than {now}: kept; --again replaces them")
     waiting = [job for job in jobs if pending[job.name]]
     if args.plan:
         for line in store.strange:
@@ -175,14 +176,6 @@ def alone(folder: str, option: str) -> AbstractContextManager[None]:
     """Keep other runners out of a folder."""
     busy = f"{folder}: another runner is at work there; wait for it, or give another {option}"
     return locked(Path(folder, "runner.lock"), busy, option=option)
-
-
-def chosen_tables(names: Sequence[str]) -> list[Table]:
-    """Return tables by name, each once."""
-    for name in names:
-        if name not in TABLES:
-            raise UserError(f"table {name!r} is not known: {did_you_mean(name, TABLES)}")
-    return [TABLES[name] for name in dict.fromkeys(names)]
 
 
 def check_rows(names: Sequence[str], tables: Sequence[Table]) -> None:
@@ -243,7 +236,7 @@ def parameter(text: str) -> tuple[str, Any]:
 
 
 def show(console: Console, tables: Sequence[Table], regime: Regime, asked: Sequence[Asked], store: Store) -> None:
-    """Write what is there of every row, and print the tables."""
+    """Write the results of every row that has some, and print the tables."""
     for table in tables:
         own = [one for one in asked if one.table is table]
         contents = {table.row_name(one.row): found for one in own if (found := store.collect(one)) is not None}

@@ -1,6 +1,6 @@
-"""Doing jobs: a job trains and evaluates what is missing, and the runner starts the jobs and watches them.
+"""A job trains and evaluates what is missing. The runner starts the jobs and watches them.
 
-After a kill the next start goes on.
+After a kill, the next start goes on.
 """
 
 import os
@@ -29,7 +29,7 @@ from deeplab_jax.train.run import RUN_FILE
 from deeplab_jax.weights.folder import CHECKPOINTS, load
 from experiments.output import write_json
 from experiments.run.files import Unreadable, read_json
-from experiments.run.launchers import Launcher, Running
+from experiments.run.launchers import Launcher, LocalJob, SlurmJob
 from experiments.run.plan import Asked, Job, evaluation_file, weights_name
 from experiments.run.results import EVALUATION, Store
 from experiments.run.view import View, rates
@@ -37,7 +37,7 @@ from experiments.run.view import View, rates
 # What an evaluation keeps of the metrics: all but the confusion matrix.
 KEPT = ("miou", "pixel_accuracy", "mean_accuracy", "per_class", "protocol", "model", "versions", "seconds")
 POLL = 0.5  # seconds
-RESTARTS = 100  # of one job that a scheduler takes its machine from
+RESTARTS = 100  # starts of one job whose machine a scheduler takes away
 
 
 def work(job: Job, runs: Path, *, again: bool) -> None:
@@ -46,7 +46,7 @@ def work(job: Job, runs: Path, *, again: bool) -> None:
     Args:
       job: what to do.
       runs: folder of the run directories of the regime.
-      again: what another commit trained or evaluated is set aside, and done anew.
+      again: sets aside what another commit trained or evaluated, and does it again.
 
     Raises:
       UserError: another process does this job already, or what `train` and `evaluate` raise.
@@ -64,7 +64,7 @@ def work(job: Job, runs: Path, *, again: bool) -> None:
         config = job.config.copy_and_resolve_references()
         if job.pretraining is not None and not _newest_step(workdir):
             config.init, config.init_scope = str(pretrained(job.pretraining, runs, again=again)), "backbone"
-        # The key of a job says that nothing differs which moves a weight.
+        # Trainings of one key differ in nothing that changes the weights.
         last = train(config, workdir, allow_config_change=True)
         own = _key_of(job.config, job)
         if last is not None and own in missing:
@@ -105,10 +105,10 @@ def trained_commits(workdir: Path) -> set[str]:
 
 
 def end_with_parent() -> None:
-    """End this process, and what it computes, when standard input ends: with the runner that started it."""
+    """End this process when its standard input ends. That happens when the runner that started it ends."""
 
     def watch() -> None:
-        while os.read(sys.stdin.fileno(), 1):  # Not by the buffer, whose lock a process that ends would wait for.
+        while os.read(sys.stdin.fileno(), 1):  # No buffer: a process that ends would wait for its lock.
             pass
         os._exit(1)
 
@@ -134,7 +134,7 @@ def _evaluated(workdir: Path, key: str, again: bool) -> bool:
 
 
 def _key_of(config: ConfigDict, job: Job) -> str:
-    """Return the key of the evaluation that the training itself ends with, "" where it is not asked for."""
+    """Return the key of the evaluation that the training itself ends with, "" where no row asks for it."""
     plain = config.evaluate.to_dict()
     return next((key for key, options in job.evaluations.items() if dict(options) == plain), "")
 
@@ -180,7 +180,7 @@ def run_jobs(
 ) -> list[str]:
     """Run jobs, write the rows of each as it ends, and return a line for every one that failed."""
     waiting, failed = list(jobs), []
-    running: dict[str, tuple[Job, Running]] = {}
+    running: dict[str, tuple[Job, LocalJob | SlurmJob]] = {}
     tries: Counter[str] = Counter()
     with View(console, jobs, runs, rates(store.all_rows()), max(launcher.limit, 1)) as view:
         try:

@@ -1,4 +1,4 @@
-"""Reading what the runner has written, or anybody else: the files of tables and trainings, and the logs of runs."""
+"""Reads the files of tables and trainings and the logs of runs. Nobody has checked what they hold."""
 
 import itertools
 import re
@@ -17,7 +17,7 @@ Records = list[dict[str, Any]]
 
 
 class Unreadable(ValueError):
-    """A file holds something else than it should; the message says what is wrong with it."""
+    """A file does not hold what it should. The message says what is wrong."""
 
 
 def is_number(value: Any) -> bool:
@@ -131,7 +131,7 @@ def _earlier(file: Path) -> Content:
     try:
         return read_json(file, needs=()) or {}
     except Unreadable:
-        return {}  # Whoever needs the row finds that it lacks all that a row has.
+        return {}  # The check of a row's keys names it.
 
 
 def read_trainings(folder: Path) -> dict[str, Records]:
@@ -150,7 +150,7 @@ def read_trainings(folder: Path) -> dict[str, Records]:
 
 
 def set_aside(file: Path) -> None:
-    """Keep a copy of a damaged file that is about to be replaced: somebody may still want what it holds."""
+    """Copy a damaged file before it is replaced. A user may still want what it holds."""
     names = (file.with_suffix(f".damaged{number or ''}") for number in itertools.count())
     shutil.copyfile(file, next(name for name in names if not name.exists()))
 
@@ -159,8 +159,8 @@ def set_aside(file: Path) -> None:
 
 
 def read_records(file: Path) -> Records:
-    """Return the records of a run, none where there is no file. It passes over half a line, which a run that writes or
-    was killed leaves.
+    """Return the records of a run; none where there is no file. Lines that are no records do not count: a run that was
+    killed leaves half a line.
     """
     try:
         lines = file.read_text(encoding="utf-8", errors="replace").splitlines()

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from deeplab_jax.commands import USER_ERROR
 from deeplab_jax.errors import UserError
@@ -19,29 +19,12 @@ Command = Sequence[str]
 FORGOTTEN = 3600.0  # seconds after which a job that Slurm knows nothing of counts as gone
 
 
-class Running(Protocol):
-    """A job that was started."""
-
-    def code(self) -> int | None:
-        """Return its exit code, None while it runs."""
-        ...
-
-    def stop(self) -> None:
-        """Have it save and end, where it runs on this machine."""
-        ...
-
-
-class Launcher(Protocol):
-    """Starts jobs: `limit` at once, 0 for all; `left` says what becomes of them when the runner ends."""
-
-    limit: int
-    left: str
-
-    def start(self, name: str, command: Command, log: Path) -> Running: ...
-
-
 class LocalJob:
-    """A process that ends with this one: its standard input is a pipe that only this one holds."""
+    """A process that ends with this one: its standard input is a pipe that only this one holds.
+
+    Jobs on this machine and on Slurm have the same two methods. `code` returns the exit code, None while the job runs.
+    `stop` has the job save and end.
+    """
 
     def __init__(self, command: Command, log: Path) -> None:
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -66,9 +49,13 @@ class LocalJob:
 
 
 class Local:
-    """Jobs on this machine: one after another, or several at once, each on a share of the cores of its own.
+    """Starts jobs on this machine: one after another, or several at once, each on its own share of the cores.
 
     Small networks gain little by a second core: two jobs on a core each end sooner than one after the other on both.
+
+    Attributes:
+      limit: of jobs at once; 0: none, as on Slurm.
+      left: says what becomes of the jobs when the runner ends.
     """
 
     left = "What ran has saved its state."
@@ -105,8 +92,8 @@ class OnNode:
 
     What it prints goes to `log`, as on this machine.
 
-    submitit asks for SIGUSR2 before a job's time ends or it is preempted, takes that signal itself, calls `checkpoint`
-    and has Slurm start the job again. The signal reaches the command as well, which it would end.
+    Slurm sends SIGUSR2 before it ends or preempts a job. submitit then calls `checkpoint` and has Slurm start the job
+    again. The signal reaches the command, too, and would end it.
     """
 
     def __init__(self, command: Command, log: Path) -> None:
@@ -114,7 +101,7 @@ class OnNode:
         self._process: subprocess.Popen[bytes] | None = None
 
     def __call__(self) -> int:
-        handler = signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # What is ignored stays so in a new process.
+        handler = signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # A new process ignores it, too.
         try:
             self._log.parent.mkdir(parents=True, exist_ok=True)
             with self._log.open("a", encoding="utf-8") as output:
@@ -124,10 +111,10 @@ class OnNode:
         return self._process.wait()
 
     def checkpoint(self) -> Any:
-        """Have the command save and end, and ask for another start."""
+        """Have the command save and end, and return its next start."""
         if self._process is not None:
             self._process.terminate()
-            # `__call__`, which this interrupts, is waiting for the process already, and holds what `wait` would take.
+            # This interrupts `__call__`, which waits for the process and holds the lock that `wait` needs.
             os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
         again = OnNode(self._command, self._log)
         return importlib.import_module("submitit").helpers.DelayedSubmission(again)
@@ -152,10 +139,10 @@ class SlurmJob:
 
 
 class Slurm:
-    """All jobs at once, as Slurm has room for them. The folder of the runs has to be one that its nodes see.
+    """Submits all jobs at once. The nodes of Slurm must see the folder of the runs.
 
-    The number of each is kept beside submitit's own files, so that a later runner waits for a job that Slurm still has
-    instead of submitting it again.
+    A file beside submitit's own keeps the number of each job. So a later runner waits for a job that Slurm still has,
+    and does not submit it again.
 
     Raises:
       UserError: submitit is not installed.
@@ -179,7 +166,7 @@ class Slurm:
         number = self._logs / f"{name}.id"
         with contextlib.suppress(OSError):
             job = self._known(folder=str(self._logs), job_id=number.read_text(encoding="utf-8").strip())
-            # Slurm's records know nothing of a job that has just come, and nothing any more of one from long ago.
+            # Slurm's records do not know a job that was just submitted, nor one from long ago.
             forgotten = job.state.upper() == "UNKNOWN" and time.time() - number.stat().st_mtime > FORGOTTEN
             if not job.done(force_check=True) and not forgotten:
                 return SlurmJob(job)
@@ -197,3 +184,6 @@ def _slurm_errors() -> Iterator[None]:
         yield
     except (NameError, RuntimeError) as error:
         raise UserError(f"--launcher slurm: {' '.join(str(error).split())}; see --slurm, or use --commands") from error
+
+
+Launcher = Local | Slurm

@@ -37,8 +37,8 @@ from experiments.run.files import (
     state_of,
     training_seconds,
 )
-from experiments.run.plan import Asked, Resolved, evaluation_file, job_name, weights_name
-from experiments.tables import TABLES
+from experiments.run.plan import Asked, evaluation_file, job_name, weights_name
+from experiments.run.resolve import Resolved
 
 RESULTS = "experiments/results/tables"  # unless the user names another folder
 PAGE = "experiments/results/README.md"  # holds the generated tables
@@ -56,7 +56,7 @@ class Store:
       out: folder of the tables.
       runs: folder of the run directories.
       commit: of the code as it is now.
-      again: results of other commits and other configurations count for nothing.
+      again: results of other commits and other configurations do not count.
       remarks: what the user should know about the files that were read, each line once.
       strange: lines about rows whose result is of another configuration.
       kept: rows with results of another commit.
@@ -91,7 +91,7 @@ class Store:
 
     def all_rows(self) -> Iterator[Content]:
         """Yield what the files of all tables hold, asked for or not."""
-        for table in TABLES:
+        for table in sorted({file.stem for file in self.out.glob("*")}):
             try:
                 rows = list(read_rows(self.out, table).values())
             except Unreadable:
@@ -112,7 +112,7 @@ class Store:
     def collect(self, one: Asked) -> Content | None:
         """Write a row where there is something new, and return its content; None where there is nothing yet.
 
-        Old results are replaced only when all seeds that were asked for, and that the file had, are there anew.
+        New results replace old ones only when they have all seeds that were asked for and that the file had.
         """
         if not isinstance(one.resolved, Resolved):
             return None
@@ -141,7 +141,7 @@ class Store:
         return content
 
     def _read(self, one: Asked) -> Content | None:
-        """Return what a row's table holds of it, as far as it counts."""
+        """Return what the table's file holds of a row, None where it holds nothing that counts."""
         file, name = self.file(one), one.table.row_name(one.row)
         try:
             rows = read_rows(self.out, one.table.name)
@@ -186,7 +186,7 @@ class Store:
         write_json(file, content)
 
     def _seeds_in_file(self, one: Asked) -> set[int]:
-        """Return the seeds of a row's result, of whatever configuration."""
+        """Return the seeds of a row's result, also of one of another configuration."""
         try:
             row = read_rows(self.out, one.table.name).get(one.table.row_name(one.row))
             return {entry["seed"] for entry in checked(row, ("seeds",))["seeds"]}

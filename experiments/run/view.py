@@ -35,7 +35,7 @@ Pending = Mapping[str, Collection[str]]  # a job's name -> keys of the evaluatio
 
 @dataclass(frozen=True)
 class Rates:
-    """Means over what is finished, each also under the shorter keys that its own begins with.
+    """Mean times of what is finished. Each also stands under every beginning of its key.
 
     Attributes:
       steps: seconds of a training step, by model, output stride and batch size.
@@ -61,7 +61,7 @@ class Rates:
 
 def rates(contents: Iterable[Mapping[str, Any]]) -> Rates:
     """Return the means over the rows of results."""
-    # By training, and by training and evaluation: rows share them, and each counts once.
+    # Rows share trainings and evaluations. By these keys each counts once.
     steps: dict[Any, tuple[Key, float]] = {}
     evaluations: dict[Any, tuple[Key, float]] = {}
     for content in contents:
@@ -97,7 +97,7 @@ def _nearest(means: Mapping[Key, float], key: Key) -> float | None:
 
 
 def _beginnings(key: Key) -> Iterator[Key]:
-    """Yield the key, and ever less of it, down to the empty one."""
+    """Yield the key, then its beginnings, down to the empty one."""
     return (key[:length] for length in range(len(key), -1, -1))
 
 
@@ -113,7 +113,7 @@ def grid(title: str, columns: Sequence[str]) -> Grid:
 
 
 def wide(console: Console) -> Console:
-    """Return a console whose lines hold a row of a table, also where it is no terminal."""
+    """Return a console that is wide enough for a row of a table, also where it is no terminal."""
     return console if console.is_terminal else Console(width=max(console.width, 160), file=console.file)
 
 
@@ -194,7 +194,7 @@ class View:
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def change(self, job: Job, state: str, *, why: str = "") -> None:
-        """Tell a job's new state: "running", "done" or "failed"."""
+        """Print a job's new state: "running", "done" or "failed"."""
         self.states[job.name] = state
         self._said[job.name] = time.monotonic()
         self.say(f"{state}: {job.name} ({job.network}; {', '.join(job.serves)}){why}")

@@ -1,10 +1,13 @@
 """The papers' tables by name. A new one is a file of this folder and a line here."""
 
+import re
+import runpy
 from importlib import import_module
 
+from deeplab_jax.errors import UserError, did_you_mean
 from experiments.tables.table import Row, Table
 
-__all__ = ["TABLES", "Row", "Table"]
+__all__ = ["TABLES", "Row", "Table", "find_table"]
 
 NAMES = (
     "v3_table1",
@@ -30,3 +33,26 @@ NAMES = (
     "extra_parts",
 )
 TABLES: dict[str, Table] = {name: import_module(f"{__name__}.{name}").TABLE for name in NAMES}
+
+
+def find_table(name: str) -> Table:
+    """Return the table of this name, or the `TABLE` of a user's own Python file.
+
+    Raises:
+      UserError: no table has this name; or the file cannot be run, or holds no table with a name of its own.
+    """
+    if name in TABLES:
+        return TABLES[name]
+    if not name.endswith(".py"):
+        raise UserError(f"table {name!r} is not known: {did_you_mean(name, TABLES)}")
+    try:
+        table = runpy.run_path(name).get("TABLE")
+    except Exception as error:
+        raise UserError(f"{name}: it cannot be run ({type(error).__name__}: {error}); fix the file") from None
+    if not isinstance(table, Table):
+        raise UserError(f"{name}: it holds no TABLE; experiments/tables/v3_table5.py shows how to write one")
+    if table.name in (*TABLES, "trainings") or not re.fullmatch(r"\w+", table.name, re.ASCII):
+        raise UserError(
+            f"{name}: the name {table.name!r} is taken, or is no name of a file; give the table another name"
+        )
+    return table

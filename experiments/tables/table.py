@@ -68,17 +68,22 @@ class Table:
     data: str = "voc"
     facts: Mapping[str, float] = field(default_factory=dict)
 
-    def row_name(self, row: Row) -> str:
-        """Return a row's name, from its cells: a column's name where its cell is ticked, else with the value behind
-        it. It names a file, too.
+    def words(self, row: Row) -> list[str]:
+        """Return what a reader calls a row's cells: texts as they are, numbers behind their column's name, and the
+        column's name alone where the cell is ticked.
         """
         words = []
         for column, cell in zip(self.columns, row.cells, strict=True):
+            name = column.replace("_", " ")
             if cell is True:
-                words.append(_slug(column))
+                words.append(name)
             elif cell is not False:
-                words.append(_slug(f"{column} {cell}" if isinstance(cell, int | float) else cell))
-        return "-".join(words) or "plain"
+                words.append(cell if isinstance(cell, str) else f"{name} {cell}")
+        return words or ["plain"]
+
+    def row_name(self, row: Row) -> str:
+        """Return a row's name, which is made of its words and is a file's name, too."""
+        return "-".join(map(_slug, self.words(row)))
 
     def named_rows(self) -> dict[str, Row]:
         """Return the rows by name."""

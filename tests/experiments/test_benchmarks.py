@@ -126,7 +126,7 @@ def test_a_row_of_the_file_is_not_measured_again(tmp_path: Path, capsys: pytest.
             measured.append(name)
             return {"value": len(measured)}
 
-        return of.row("limits", name, {"size": (1, 2), **settings}, measure, lambda result: f"value {result['value']}")
+        return of.row("limits", name, {"size": (1, 2), **settings}, measure)
 
     first = session(tmp_path)
     assert row(first, "a") == {"value": 1}
@@ -146,12 +146,12 @@ def test_a_row_that_fails_stops_nothing_and_is_tried_again(tmp_path: Path) -> No
         raise AssertionError("logits differ by 1e-2 of the largest")
 
     first = session(tmp_path)
-    assert first.row("inference", "a", {}, fail, str) is None
+    assert first.row("inference", "a", {}, fail) is None
     assert first.failures == ["inference: a"]
     assert "logits differ" in read_results(first.file)["parts"]["inference"]["a"]["error"]
-    assert session(tmp_path).row("inference", "a", {}, lambda: {"value": 1}, str) == {"value": 1}
+    assert session(tmp_path).row("inference", "a", {}, lambda: {"value": 1}) == {"value": 1}
     # What was measured once is not lost to a fault.
-    assert session(tmp_path, again=True).row("inference", "a", {}, fail, str) is None
+    assert session(tmp_path, again=True).row("inference", "a", {}, fail) is None
     assert read_results(first.file)["parts"]["inference"]["a"]["result"] == {"value": 1}
 
 
@@ -231,8 +231,7 @@ def test_the_report_tells_of_a_busy_machine_and_of_several_days() -> None:
     full = content()
     first, second, third, *_ = full["parts"]["inference"].values()
     first["others"], second["date"] = 0.6, "2026-02-03T00:00:00"
-    del third["others"]
-    third["load"] = [3.5, 1.0, 1.0]  # As rows had it once.
+    third["others"] = 2.0
     text = report.summarize(full)
     assert "2 of 6 rows were measured while the machine did other work as well." in text
     assert "2 cores of X, 2026-01-02 to 2026-02-03, jax 1" in text
@@ -436,7 +435,7 @@ def test_only_some_rows_are_measured(tmp_path: Path) -> None:
     made = []
     for only, expected in (("b", ["b"]), ("", ["b", "a"])):
         part = session(tmp_path, only=only)
-        results = [part.row("p", name, {}, lambda name=name: made.append(name) or {"n": name}, str) for name in "ab"]
+        results = [part.row("p", name, {}, lambda name=name: made.append(name) or {"n": name}) for name in "ab"]
         assert made == expected
     assert results == [{"n": "a"}, {"n": "b"}]
 

@@ -9,7 +9,7 @@ from deeplab_jax.train.from_config import build_model
 from experiments import demo, scenes_ablation
 from experiments.regimes import REGIMES
 from experiments.run.__main__ import main
-from experiments.run.plan import Resolved, Settings, resolve
+from experiments.run.resolve import Resolved, Settings, resolve
 from experiments.tables import TABLES
 
 

@@ -176,6 +176,52 @@ def test_multiply_adds_and_trimaps_have_their_columns(here, tmp_path, capsys, mo
     assert "mIoU within 32 px" in printed and "25.00" in printed and "5.4" in printed
 
 
+OWN = """
+from experiments.tables.networks import deeplabv3
+from experiments.tables.table import Row, Table
+
+TABLE = Table(
+    name="{name}",
+    title="Rates of my own",
+    source="my notes",
+    columns=("rates",),
+    rows=tuple(Row((str(rates),), train=deeplabv3(rates=rates)) for rates in ((6, 12), (12, 24))),
+)
+"""
+
+
+def test_a_table_of_ones_own_is_a_file(here, tmp_path, capsys) -> None:
+    file = tmp_path / "my_rates.py"
+    file.write_text(OWN.format(name="my_rates"))
+    assert call(tmp_path, str(file), "--plan") == 0
+    assert "2 of 2 jobs to run, estimated time: unknown" in capsys.readouterr().out and here.names == []
+    assert call(tmp_path, str(file), "--row", "12_24") == 0
+    assert re.search(r"\(12, 24\) +50\.00", capsys.readouterr().out)
+    assert list(json.loads(table_file(tmp_path, "my_rates").read_text())["rows"]) == ["12_24"]
+    # Its finished row tells how long the other one takes, and the training of the backbone.
+    assert call(tmp_path, str(file), "--plan") == 0
+    assert "1 of 2 jobs to run, estimated time: 28 min" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (OWN.format(name="v3_table5"), "'v3_table5' is taken, or is no name of a file"),
+        (OWN.format(name="../out"), "'../out' is taken, or is no name of a file"),
+        ("TABLE = 1", "it holds no TABLE"),
+        ("import nothing_at_all", "it cannot be run (ModuleNotFoundError"),
+        (None, "it cannot be run (FileNotFoundError"),
+    ],
+)
+def test_a_file_that_holds_no_table_gets_one_line(here, tmp_path, capsys, text, message) -> None:
+    file = tmp_path / "own.py"
+    if text is not None:
+        file.write_text(text)
+    assert call(tmp_path, str(file)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{file}: " in line and message in line
+
+
 def test_figure_4_takes_no_job(here, tmp_path, capsys) -> None:
     assert call(tmp_path, "v3_figure4") == 0
     assert here.names == []
@@ -404,7 +450,7 @@ def test_a_result_of_another_commit_is_kept_unless_again(here, tmp_path, capsys,
     monkeypatch.setattr(run, "git_commit", lambda: "another")
     capsys.readouterr()
     assert call(tmp_path, "v3_table6") == 0
-    assert "4 rows have results of other commits than another: kept; --again runs them anew" in capsys.readouterr().out
+    assert "4 rows have results of other commits than another: kept; --again replaces them" in capsys.readouterr().out
     assert len(here.names) == 1
     assert call(tmp_path, "v3_table6", "--again") == 0
     assert len(here.names) == 2

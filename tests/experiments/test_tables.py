@@ -17,7 +17,8 @@ from deeplab_jax.ops.observe import observe_convolutions
 from deeplab_jax.train.from_config import build_model
 from deeplab_jax.train.optimizer import make_optimizer
 from experiments.regimes import REGIMES
-from experiments.run.plan import NotRun, Resolved, Settings, ask, beyond, check_init, key_of, resolve
+from experiments.run.plan import ask
+from experiments.run.resolve import NotRun, Resolved, Settings, beyond, check_init, key_of, resolve
 from experiments.tables import TABLES
 from experiments.tables.table import MEASURES
 

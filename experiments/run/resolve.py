@@ -1,0 +1,245 @@
+"""What a row of a table means in a regime: its whole configuration, and the keys by which its results are found."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from deeplab_jax.config import base, load_config, to_plain
+from deeplab_jax.config_keys import FREE
+from deeplab_jax.errors import UserError
+from deeplab_jax.models.catalog import known_options
+from deeplab_jax.weights.folder import WEIGHTS_FILE
+from experiments.regimes import MULTI_GRID, Network, Regime
+from experiments.tables import Row, Table
+
+ROOT = Path(__file__).resolve().parents[2]
+NORM = "model.options.norm"
+PLAIN = {"model.output_stride": 32, "model.options.aspp_rates": (), "model.options.image_pooling": False}
+# No weight depends on these, so a training's key leaves them out. The seed stands beside the key.
+OUTSIDE_KEY = (*FREE, "config.train.seed", "config.train.evaluate_every", "config.train.checkpoint_every")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the user gave besides tables and regime.
+
+    Attributes:
+      overrides: words `--config.key=value`; a row's own changes come after them.
+      data_dir: folder of the data; "" for those that are generated.
+      init: model folder of pre-trained weights, or a folder of such, named after the backbones.
+      steps: of every training; 0: the regime's own number.
+    """
+
+    overrides: tuple[str, ...] = ()
+    data_dir: str = ""
+    init: str = ""
+    steps: int = 0
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A row that can be run.
+
+    Attributes:
+      config: of the training, but for its seed.
+      evaluation: the section `evaluate` for this row.
+      notes: what sets the row apart from the paper's in its regime.
+      pretraining: of the training whose backbone this one starts from; None: from given or random weights.
+    """
+
+    config: ConfigDict
+    evaluation: Mapping[str, Any]
+    notes: tuple[str, ...]
+    pretraining: ConfigDict | None = None
+
+    @property
+    def keys(self) -> tuple[str, str]:
+        """The keys of the training and of the evaluation."""
+        return self.training_key, self.evaluation_key
+
+    @property
+    def training_key(self) -> str:
+        """Hash of all that the weights depend on, but for the seed."""
+        return key_of(self.config, start="" if self.pretraining is None else key_of(self.pretraining))
+
+    @property
+    def evaluation_key(self) -> str:
+        """Hash of all that the metrics depend on besides the weights."""
+        own = beyond(to_plain(base().evaluate), to_plain(self.evaluation))
+        own = {key: value for key, value in own.items() if key not in ("batch_size", "devices")}
+        return _hash({**own, "split": self.config.data.val_split})
+
+    def seeded(self, seed: int) -> ConfigDict:
+        """Return the configuration of one training."""
+        config = self.config.copy_and_resolve_references()
+        config.train.seed = seed
+        return config
+
+
+@dataclass(frozen=True)
+class NotRun:
+    """A row that a regime cannot run, and why."""
+
+    reason: str
+
+
+def resolve(row: Row, table: Table, regime: Regime, settings: Settings) -> Resolved | NotRun:
+    """Return what a row means in a regime.
+
+    Later changes win: first the regime's configuration file and network, then the user's `--config...`, then the
+    row's changes.
+
+    Raises:
+      UserError: an override that does not fit, or pre-trained weights that are not there.
+    """
+    if reason := regime.why_not(row):
+        return NotRun(reason)
+    name = row.train["model.name"]
+    network, architecture = regime.network(name), name.split("_", 1)[0]
+    steps = settings.steps or regime.steps
+    file = network.config.format(model=f"{architecture}_{network.backbone}", data=table.data, steps=steps)
+    words = [f"--config={ROOT / file}"]
+    words += [f"--config.train.steps={steps}"] if steps else []
+    words += [f"--config.data.dir={settings.data_dir}"] if settings.data_dir else []
+    config = load_config([*words, *regime.overrides, *settings.overrides]).copy_and_resolve_references()
+    _set_options(config, network, besides=settings.overrides)
+    notes = [network.note] if network.note else []
+    pretraining = None
+    if regime.pretraining and not network.pretrained:
+        pretraining = plain_network(config, network, table, settings.steps or regime.pretraining)
+        if row.train.get(NORM) == "group":
+            _set(pretraining, NORM, "group")
+        about = f"starts from the backbone of a plain network, {pretraining.train.steps} steps on the same data"
+        notes.append(f"{about}, one for all seeds")
+    for key, value in row.train.items():
+        if key == MULTI_GRID and not network.units:
+            continue
+        if key != "model.name":
+            _set(config, key, regime.translated(key, value, network, config.data.crop_size))
+    if network.pretrained and settings.init:
+        config.init, config.init_scope = initial_weights(settings.init, network.backbone), "backbone"
+    evaluation = {**config.evaluate.to_dict(), **row.evaluate}
+    if evaluation["output_stride"] == config.model.output_stride:
+        evaluation["output_stride"] = 0  # As the training's own evaluation says it.
+    return Resolved(config, evaluation, tuple(notes), pretraining)
+
+
+def plain_network(config: ConfigDict, network: Network, table: Table, steps: int) -> ConfigDict:
+    """Return the training of a backbone by itself: DeepLabv3 without its pyramid, at output stride 32, without
+    multi-grid.
+
+    Args:
+      config: of the regime, with the user's changes; data, optimizer and the layers' options are taken from it.
+      network: whose backbone it is.
+      table: whose data it is.
+      steps: of the training.
+    """
+    file = network.config.format(model=f"deeplabv3_{network.backbone}", data=table.data, steps=steps)
+    found = load_config([f"--config={ROOT / file}"]).copy_and_resolve_references()
+    _set_options(found, network)
+    for key in known_options(found.model.name) & set(config.model.options):
+        found.model.options[key] = config.model.options[key]
+    for section in ("data", "optimizer", "train"):
+        found[section] = config[section].copy_and_resolve_references()
+    found.train.steps = steps
+    changes = {**PLAIN, **({MULTI_GRID: (1,) * network.units} if network.units else {})}
+    for key, value in changes.items():
+        _set(found, key, value)
+    return found
+
+
+def key_of(config: ConfigDict, start: str = "") -> str:
+    """Return a hash of all that a training's weights depend on, but for the seed.
+
+    Defaults are left out. So a key that is new in the configuration changes no hash of an older result.
+
+    Args:
+      config: of the training.
+      start: key of the training that it starts from.
+    """
+    plain = to_plain(config)
+    for name in OUTSIDE_KEY:
+        section, key = name.split(".")[1:]
+        del plain[section][key]
+    del plain["evaluate"]
+    plain["init"] = fingerprint(plain["init"]) if plain["init"] else start
+    return _hash(beyond(to_plain(base()), plain))
+
+
+def initial_weights(folder: str, backbone: str) -> str:
+    """Return the model folder of a backbone: a folder of that name in `folder`, or else `folder` itself.
+
+    Raises:
+      UserError: there are no weights in it.
+    """
+    own = Path(folder, backbone)
+    chosen = own if own.is_dir() else Path(folder)
+    if not (chosen / WEIGHTS_FILE).is_file():
+        raise UserError(
+            f"--init {folder}: no {WEIGHTS_FILE} in it or in {own}; give a model folder as `convert` writes it, or a "
+            f"folder of such called {backbone} and so on"
+        )
+    return str(chosen)
+
+
+@cache
+def fingerprint(folder: str) -> str:
+    """Return a short hash of a model folder's weights: where they lie does not matter."""
+    return hashlib.sha256(Path(folder, WEIGHTS_FILE).read_bytes()).hexdigest()[:12]
+
+
+def check_init(rows: Iterable[tuple[Table, Row]], regime: Regime, init: str, *, needed: bool) -> None:
+    """Raise a UserError where a row starts from pre-trained weights and none are given, though they are `needed`; and
+    where weights are given that no row starts from.
+    """
+    used = False
+    for table, row in rows:
+        if not regime.why_not(row) and (network := regime.network(row.train["model.name"])).pretrained:
+            used = True
+            if needed and not init:
+                raise UserError(
+                    f"{table.name} in regime {regime.name} starts from pre-trained weights: give --init FOLDER, a "
+                    f"model folder of {network.backbone} as `python -m deeplab_jax convert` writes it"
+                )
+    if init and not used:
+        raise UserError(
+            f"--init {init}: none of these rows starts from given weights in regime {regime.name}; leave it out"
+        )
+
+
+def beyond(defaults: Mapping[str, Any], plain: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what of a plain configuration differs from the defaults."""
+    own = {}
+    for key, value in plain.items():
+        default = defaults.get(key)
+        if isinstance(value, Mapping) and isinstance(default, Mapping):
+            value, default = beyond(default, value), {}
+        if value != default:
+            own[key] = value
+    return own
+
+
+def _set_options(config: ConfigDict, network: Network, *, besides: Iterable[str] = ()) -> None:
+    """Set a network's options, but for those that words `--config.key=value` name."""
+    named = {word.split("=", 1)[0].removeprefix("--config.") for word in besides}
+    for option, value in network.options.items():
+        if (key := f"model.options.{option}") not in named:
+            _set(config, key, value)
+
+
+def _set(config: ConfigDict, key: str, value: Any) -> None:
+    *sections, name = key.split(".")
+    part: Any = config
+    for section in sections:
+        part = part[section]
+    part[name] = value
+
+
+def _hash(plain: Any) -> str:
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]
