@@ -9,7 +9,9 @@ cannot have it run.
 import importlib.util
 import os
 import sys
-from collections.abc import Mapping
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
@@ -19,13 +21,22 @@ import cloudpickle
 
 from deeplab_jax.errors import UserError
 
-_allowed: set[Path] = set()
+# The files that may run, each with the time and size that it had when its user named it last.
+_allowed: dict[Path, tuple[int, int]] = {}
 
 
 def allow(module: str) -> None:
-    """Let the tables of a file be read in this process: its user named it. "" allows nothing."""
+    """Let the tables of a file be read in this process: its user named it. "" allows nothing.
+
+    A file that has changed since is run again; so a notebook that names it sees the new text, and a run that goes on
+    keeps the old.
+    """
     if module:
-        _allowed.add(_absolute(module))
+        path = _absolute(module)
+        try:
+            _allowed[path] = (path.stat().st_mtime_ns, path.stat().st_size)
+        except OSError:  # `own_table` says that nothing is there.
+            _allowed[path] = (0, 0)
 
 
 def own_table(module: str, name: str) -> Mapping[str, Any]:
@@ -45,7 +56,38 @@ def own_table(module: str, name: str) -> Mapping[str, Any]:
         raise UserError(
             f"{module}: the model or data set needs the code of this file; to run it, give --module {module}"
         )
-    return getattr(_load(path), name, {})
+    return getattr(_load(path, _allowed[path]), name, {})
+
+
+@contextmanager
+def own_errors(module: str) -> Iterator[None]:
+    """Turn what fails in a user's own file into a UserError of one line, which names the file and its line.
+
+    Errors of other code pass as they are.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        line = _failing_line(error, module)
+        if not line:
+            raise
+        raise UserError(f"{module}, line {line}: {one_line(error)}; correct this line") from error
+
+
+def one_line(error: BaseException) -> str:
+    """Return the kind and the text of an error, in one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def _failing_line(error: BaseException, module: str) -> int | None:
+    """Return the last line of a file in the traceback of an error; None where the file is not in it."""
+    path = str(_absolute(module)) if module else ""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+    if isinstance(error, SyntaxError) and error.filename == path:
+        lines.append(error.lineno)
+    return lines[-1] if lines else None
 
 
 def _absolute(module: str) -> Path:
@@ -53,7 +95,8 @@ def _absolute(module: str) -> Path:
 
 
 @lru_cache
-def _load(path: Path) -> ModuleType:
+def _load(path: Path, state: tuple[int, int]) -> ModuleType:
+    """Run a file once for each state (time and size) in which its user named it."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None or not path.is_file():
         raise UserError(f"{path}: no Python file is there; give --module the path of one")
@@ -63,7 +106,7 @@ def _load(path: Path) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        raise UserError(
-            f"{path}: it cannot be run ({type(error).__name__}: {error}); fix it, or leave out --module"
-        ) from None
+        line = _failing_line(error, str(path))
+        where = f", line {line}" if line else ""
+        raise UserError(f"{path}{where}: it cannot be run ({one_line(error)}); fix it, or leave out --module") from None
     return module

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, get_args
 
 from deeplab_jax.errors import UserError, did_you_mean
-from deeplab_jax.extensions import allow, own_table
+from deeplab_jax.extensions import allow, own_errors, own_table
 from deeplab_jax.models.architectures import (
     ARCHITECTURES,
     BACKBONES,
@@ -68,7 +68,8 @@ def _own(module: str, table: str, kind: type) -> Mapping[str, Any]:
 def _entry(name: str, module: str) -> _Entry:
     entries = _entries(module)
     if name not in entries:
-        raise UserError(f"model {name!r} is not known: {did_you_mean(name, entries)}")
+        own = "" if module else "; for a model of your own, give --module the path of its file"
+        raise UserError(f"model {name!r} is not known: {did_you_mean(name, entries)}{own}")
     return entries[name]
 
 
@@ -171,7 +172,7 @@ def _create(name: str, num_classes: int, output_stride: int | None, module: str,
         raise UserError(
             f"{name}: an option has a value of another kind than it needs ({error}); see create_model"
         ) from error
-    check_output_stride(model)
+    check_output_stride(model, module=module)
     return model
 
 
@@ -237,10 +238,13 @@ def from_description(description: Mapping[str, Any], *, module: str = "") -> Seg
     )
 
 
-def check_output_stride(model: Segmenter) -> None:
-    """Raise a UserError where the model cannot run at its output stride, before anything is traced."""
+def check_output_stride(model: Segmenter, *, module: str = "") -> None:
+    """Raise a UserError where the model cannot run at its output stride, or where a user's own file has a mistake."""
     try:
-        abstract_variables(model)
+        with own_errors(module):
+            abstract_variables(model)
+    except UserError:
+        raise
     except ValueError as error:
         raise UserError(str(error)) from None
     except TypeError as error:

@@ -20,6 +20,14 @@ Variables = dict[str, Any]
 SMALLEST_SIDE = 33
 
 
+class NamedFeatures(dict[str, tuple[jax.Array, int]]):
+    """The features that a decoder sees; a name that is missing is a UserError."""
+
+    def __missing__(self, name: str) -> tuple[jax.Array, int]:
+        own = ", ".join(key for key in self if key not in ("context", "image"))
+        raise UserError(f"the decoder needs the features {name!r}; the backbone has {own}: name one of them {name!r}")
+
+
 class Segmenter(nn.Module):
     """A segmentation network made of parts: by `create_model` from a name, or of modules of your own.
 
@@ -117,7 +125,7 @@ class Segmenter(nn.Module):
             aux = self.aux_head(features[self.aux_features][0], train=train)
             self.sow("intermediates", "aux", self.resize(aux, images) if resize_aux else aux.astype(jnp.float32))
         if self.decoder is not None:
-            x = self.decoder(x, {**features, "image": (view, 1)}, train=train)
+            x = self.decoder(x, NamedFeatures({**features, "image": (view, 1)}), train=train)
         logits = self.classifier(x) if self.classifier_kernel else x
         return logits.astype(jnp.float32), x
 

@@ -78,8 +78,9 @@ def test_mistakes_name_the_fix(mine: str) -> None:
         open_source("halvs", split="val", module=mine)
     with pytest.raises(UserError, match=r"'pictures' reads files; set data\.dir"):
         open_source("pictures", split="val", module=mine)
-    with pytest.raises(TypeError, match="can only concatenate"):  # A mistake in the user's code.
-        open_source("wrong", split="val", module=mine)
+    with pytest.raises(UserError, match=r"halves_of_mine\.py, line \d+: TypeError: can only concatenate") as error:
+        open_source("wrong", split="val", module=mine)  # A mistake in the user's code.
+    assert isinstance(error.value.__cause__, TypeError)  # With the traceback, for those who call it from Python.
 
 
 def test_a_file_that_nobody_named_is_not_run(tmp_path: Path) -> None:

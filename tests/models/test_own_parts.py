@@ -86,7 +86,7 @@ def get_config(arg=None):
 @pytest.fixture
 def forget(monkeypatch: pytest.MonkeyPatch):
     """Forget which files the user has named in this process."""
-    return lambda: monkeypatch.setattr(extensions, "_allowed", set())
+    return lambda: monkeypatch.setattr(extensions, "_allowed", {})
 
 
 def write_parts(folder: Path) -> tuple[Path, Path]:
