@@ -9,6 +9,7 @@ from deeplab_jax.analysis.cost import multiply_adds
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate.inference import segment
 from deeplab_jax.evaluate.protocol import DEFAULT, Protocol
+from deeplab_jax.extensions import allow
 from deeplab_jax.models.catalog import create_model, model_names
 from deeplab_jax.models.fold import fold_norm
 from deeplab_jax.models.segmenter import Segmenter, Variables
@@ -30,10 +31,13 @@ def evaluate(
     return evaluator.evaluate(model, variables, source, protocol, **how)
 
 
-def train(config: Any, workdir: str | Path, **options: Any) -> dict[str, Any] | None:
-    """Train what a configuration says, or go on where the run directory left off; see `train.loop.train`."""
+def train(config: Any, workdir: str | Path, *, module: str = "", **options: Any) -> dict[str, Any] | None:
+    """Train what a configuration says, or go on where the run directory left off; see `train.loop.train`. A
+    configuration that has a `module` runs it only where `module` names that file, too.
+    """
     from deeplab_jax.train import loop
 
+    allow(module)
     return loop.train(config, workdir, **options)
 
 

@@ -54,7 +54,8 @@ def own_table(module: str, name: str) -> Mapping[str, Any]:
     path = _absolute(module)
     if path not in _allowed:
         raise UserError(
-            f"{module}: the model or data set needs the code of this file; to run it, give --module {module}"
+            f"{module}: the model, the loss or the data set needs the code of this file; to run it, give --module "
+            f"{module} (in Python: module={module!r})"
         )
     return getattr(_load(path, _allowed[path]), name, {})
 
@@ -78,7 +79,7 @@ def own_errors(module: str) -> Iterator[None]:
 
 def one_line(error: BaseException) -> str:
     """Return the kind and the text of an error, in one line."""
-    return " ".join(f"{type(error).__name__}: {error}".split())
+    return " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".")
 
 
 def _failing_line(error: BaseException, module: str) -> int | None:
@@ -99,7 +100,7 @@ def _load(path: Path, state: tuple[int, int]) -> ModuleType:
     """Run a file once for each state (time and size) in which its user named it."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None or not path.is_file():
-        raise UserError(f"{path}: no Python file is there; give --module the path of one")
+        raise UserError(f"{path}: no Python file is there; correct config.module or --module")
     module = importlib.util.module_from_spec(spec)
     sys.modules.setdefault(path.stem, module)  # Dataclasses look their module up there.
     cloudpickle.register_pickle_by_value(module)  # Worker processes of the loader cannot import it: they get the code.

@@ -6,6 +6,8 @@ from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any, get_args
 
+import flax.linen as nn
+
 from deeplab_jax.errors import UserError, did_you_mean
 from deeplab_jax.extensions import allow, own_errors, own_table
 from deeplab_jax.models.architectures import (
@@ -70,6 +72,9 @@ def _entry(name: str, module: str) -> _Entry:
     if name not in entries:
         own = "" if module else "; for a model of your own, give --module the path of its file"
         raise UserError(f"model {name!r} is not known: {did_you_mean(name, entries)}{own}")
+    for part in filter(None, entries[name].parts):
+        if not (isinstance(_class(part), type) and issubclass(_class(part), nn.Module)):
+            raise UserError(f"{module}: {_class(part)!r} of {name} is no class of modules; derive it from nn.Module")
     return entries[name]
 
 
@@ -248,6 +253,11 @@ def check_output_stride(model: Segmenter, *, module: str = "") -> None:
     except ValueError as error:
         raise UserError(str(error)) from None
     except TypeError as error:
+        if module:
+            raise UserError(
+                f"{module}: a part does not take the arguments that it is called with, or an option has a value of "
+                f"another kind ({error}); see deeplab_jax/models/README.md"
+            ) from error
         raise UserError(
             f"an option of the model has a value of another kind than it needs ({error}); see create_model"
         ) from error

@@ -1,5 +1,6 @@
 """The one composition: image -> backbone -> context -> decoder -> classifier -> resize to the image."""
 
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -130,7 +131,9 @@ class Segmenter(nn.Module):
         return logits.astype(jnp.float32), x
 
     def _features(self, images: jax.Array, *, train: bool) -> Features:
-        features = dict(self.backbone(images, output_stride=self.output_stride, train=train))
+        features = self.backbone(images, output_stride=self.output_stride, train=train)
+        if not isinstance(features, Mapping) or not all(isinstance(entry, tuple) for entry in features.values()):
+            raise UserError(f"{type(self.backbone).__name__}: a backbone has to return {{name: (map, stride)}}")
         x, stride = list(features.values())[-1]
         if self.context is not None:
             x = self.context(x, output_stride=stride, train=train)
