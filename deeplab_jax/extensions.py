@@ -21,6 +21,7 @@ import cloudpickle
 
 from deeplab_jax.errors import UserError
 
+TABLES = ("BACKBONES", "ARCHITECTURES", "LOSSES", "SOURCES")
 # The files that may run, each with the time and size that it had when its user named it last.
 _allowed: dict[Path, tuple[int, int]] = {}
 
@@ -44,10 +45,10 @@ def own_table(module: str, name: str) -> Mapping[str, Any]:
 
     Args:
       module: path of the file.
-      name: of the table: "BACKBONES", "ARCHITECTURES", "LOSSES" or "SOURCES".
+      name: of the table, one of `TABLES`.
 
     Raises:
-      UserError: the file is missing, fails, or was not named by the user in this process.
+      UserError: the file is missing, fails, has none of the tables, or was not named by the user in this process.
     """
     if not module:
         return {}
@@ -110,4 +111,6 @@ def _load(path: Path, state: tuple[int, int]) -> ModuleType:
         line = _failing_line(error, str(path))
         where = f", line {line}" if line else ""
         raise UserError(f"{path}{where}: it cannot be run ({one_line(error)}); fix it, or leave out --module") from None
+    if not any(hasattr(module, table) for table in TABLES):
+        raise UserError(f"{path}: it has none of the tables {', '.join(TABLES)}; add one, or correct its name")
     return module

@@ -92,7 +92,7 @@ def test_mistakes_name_the_fix(mine: str) -> None:
         (
             "labels = LabelSet",
             "labels = str or LabelSet",
-            "labels is <class 'str'>; give a deeplab_jax.labels.LabelSet",
+            "labels is <class 'str'>; give a deeplab_jax.labels",
         ),
     ],
 )

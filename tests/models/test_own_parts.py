@@ -137,7 +137,7 @@ def test_it_trains_saves_and_predicts_from_a_file_outside_the_package(tmp_path: 
 def test_tables_of_ones_own_stand_beside_the_packages(tmp_path: Path, forget) -> None:
     """An atrous backbone comes under DeepLabv3 and v3+ by its one line; fields of the parts are options."""
     parts, _ = write_parts(tmp_path)
-    with pytest.raises(UserError, match="model 'sum_convnext' is not known"):
+    with pytest.raises(UserError, match="model 'sum_convnext' is not known: .*own, give --module"):
         deeplab_jax.create_model("sum_convnext")
     names = model_names(module=str(parts))
     assert {*names} - {*model_names()} == {"sum_convnext", "deeplabv3_convnext", "deeplabv3plus_convnext"}
@@ -155,6 +155,8 @@ def test_tables_of_ones_own_stand_beside_the_packages(tmp_path: Path, forget) ->
     [
         (None, "no Python file is there"),
         ("1 / 0", "it cannot be run (ZeroDivisionError: division by zero)"),
+        ("BACKBONE = {}", "it has none of the tables BACKBONES, ARCHITECTURES, LOSSES, SOURCES"),
+        ("\n1 / 0", ", line 2: it cannot be run (ZeroDivisionError"),
         ("BACKBONES = {'mine': 3}", "BACKBONES is no table of names to Backbone(...)"),
         (
             "from deeplab_jax.models.architectures import Architecture\n"
@@ -200,7 +202,9 @@ def test_a_backbone_without_low_level_features_cannot_carry_deeplabv3plus(tmp_pa
     parts, _ = write_parts(tmp_path)
     parts.write_text(PARTS.replace('f"conv{index + 2}"]', 'f"stage{index + 2}"]'))
     assert main(["summarize", "deeplabv3plus_convnext", f"--module={parts}"]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
+    assert main(["summarize", "deeplabv3plus_convnext"]) == 2
+    line, unnamed = capsys.readouterr().err.splitlines()
+    assert unnamed.endswith("; for a model of your own, give --module the path of its file")
     assert "the decoder needs the features 'conv2'; the backbone has stage2, stage3, stage4, stage5" in line
 
 
