@@ -9,6 +9,7 @@ from deeplab_jax.analysis.cost import multiply_adds
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate.inference import segment
 from deeplab_jax.evaluate.protocol import DEFAULT, Protocol
+from deeplab_jax.extensions import allow
 from deeplab_jax.models.catalog import create_model, model_names
 from deeplab_jax.models.fold import fold_norm
 from deeplab_jax.models.segmenter import Segmenter, Variables
@@ -30,10 +31,13 @@ def evaluate(
     return evaluator.evaluate(model, variables, source, protocol, **how)
 
 
-def train(config: Any, workdir: str | Path, **options: Any) -> dict[str, Any] | None:
-    """Train as a configuration says, or resume in the run directory; see `train.loop.train`."""
+def train(config: Any, workdir: str | Path, *, module: str = "", **options: Any) -> dict[str, Any] | None:
+    """Train as a configuration says, or resume in the run directory; see `train.loop.train`. The file that
+    `config.module` names runs only if the argument `module` names it, too.
+    """
     from deeplab_jax.train import loop
 
+    allow(module)
     return loop.train(config, workdir, **options)
 
 

@@ -206,6 +206,7 @@ def convert(args: argparse.Namespace) -> None:
         num_classes=args.num_classes,
         reinit=args.reinit,
         strict=not args.not_strict,
+        module=args.module,
     )
     source = info["source"]
     name = describe_short(model)
@@ -279,9 +280,9 @@ def summarize(args: argparse.Namespace) -> None:
     elif Path(args.model, MODEL_FILE).is_file():
         description = describe(read_description(Path(args.model), module=args.module)[0])
     else:
-        raise UserError(
-            f"{args.model}: neither a model's name nor a folder with {MODEL_FILE}: {did_you_mean(args.model, names)}"
-        )
+        own = "" if args.module else "; for a model of your own, give --module the path of its file"
+        near = did_you_mean(args.model, names)
+        raise UserError(f"{args.model}: neither a model's name nor a folder with {MODEL_FILE}: {near}{own}")
     options = {**description["options"], **dict(args.option)}
     for key in ("num_classes", "output_stride"):
         description[key] = options.pop(key, description[key])

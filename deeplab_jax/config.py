@@ -140,7 +140,8 @@ def load_config(argv: Sequence[str]) -> ConfigDict:
     kind = Path(file).suffix.lower()
     if not Path(file).is_file():
         raise UserError(
-            f"config file {file!r} does not exist: give --config the path of a file such as configs/scenes.py"
+            f"config file {file!r} does not exist: give --config the path of a file such as configs/scenes.py, seen "
+            f"from this folder, {Path.cwd()}"
         )
     if kind not in (".py", ".json"):  # No other file, such as a config.json.old, is run by mistake.
         raise UserError(f"config file {file!r} is neither Python nor JSON by its name; give a .py or a .json file")

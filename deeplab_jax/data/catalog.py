@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from deeplab_jax.data.own import OwnSource
 from deeplab_jax.data.sets.ade20k import open_ade20k
 from deeplab_jax.data.sets.camvid import open_camvid
 from deeplab_jax.data.sets.cityscapes import open_cityscapes
@@ -16,7 +17,7 @@ from deeplab_jax.data.sets.scenes import Scenes
 from deeplab_jax.data.sets.voc import open_voc
 from deeplab_jax.data.source import PairSource, Source
 from deeplab_jax.errors import UserError, did_you_mean
-from deeplab_jax.extensions import own_table
+from deeplab_jax.extensions import own_errors, own_table
 
 
 def open_prepared(dir: str | Path, *, split: str) -> Source:
@@ -72,7 +73,10 @@ def open_source(
     if name not in sources:
         raise UserError(f"no data set is called '{name}'; {did_you_mean(name, sources)}")
     opener = sources[name]
-    arguments = [argument for argument in inspect.signature(opener).parameters if argument != "split"]
+    parameters = inspect.signature(opener).parameters
+    if "split" not in parameters:
+        raise UserError(f"{module}: SOURCES[{name!r}] takes no split; give it the argument split: 'train', 'val', ...")
+    arguments = [argument for argument in parameters if argument != "split"]
     known = [argument for argument in arguments if argument != "dir"]
     for option in options:
         if option not in known:
@@ -81,16 +85,15 @@ def open_source(
     if "dir" in arguments:
         options = {**options, "dir": _folder(name, dir)}
     try:
-        source = opener(split=split, **options)
+        with own_errors(module):
+            source = opener(split=split, **options)
     except (TypeError, AttributeError, KeyError) as error:
-        if name in own:  # A mistake in the user's own code keeps its traceback.
-            raise
         raise UserError(
             f"data set '{name}': an option has a value of the wrong type ({error}); see data.options"
         ) from error
     if strict and isinstance(source, PairSource):
         source.require_pairs()
-    return source
+    return OwnSource(source, name, split, module) if name in own and not isinstance(source, PairSource) else source
 
 
 def _folder(name: str, dir: str | Path | None) -> Path:

@@ -6,8 +6,10 @@ from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any, get_args
 
+import flax.linen as nn
+
 from deeplab_jax.errors import UserError, did_you_mean
-from deeplab_jax.extensions import allow, own_table
+from deeplab_jax.extensions import allow, own_errors, own_table
 from deeplab_jax.models.architectures import (
     ARCHITECTURES,
     BACKBONES,
@@ -68,7 +70,11 @@ def _own(module: str, table: str, kind: type) -> Mapping[str, Any]:
 def _entry(name: str, module: str) -> _Entry:
     entries = _entries(module)
     if name not in entries:
-        raise UserError(f"model {name!r} is not known: {did_you_mean(name, entries)}")
+        own = "" if module else "; for a model of your own, give --module the path of its file"
+        raise UserError(f"model {name!r} is not known: {did_you_mean(name, entries)}{own}")
+    for part in filter(None, entries[name].parts):
+        if not (isinstance(_class(part), type) and issubclass(_class(part), nn.Module)):
+            raise UserError(f"{module}: {_class(part)!r} of {name} is no class of modules; derive it from nn.Module")
     return entries[name]
 
 
@@ -169,7 +175,7 @@ def _create(name: str, num_classes: int, output_stride: int | None, module: str,
         model = _compose(entry, num_classes, stride, given, recipe)
     except TypeError as error:
         raise UserError(f"{name}: an option has a value of the wrong type ({error}); see create_model") from error
-    check_output_stride(model)
+    check_output_stride(model, module=module)
     return model
 
 
@@ -235,13 +241,21 @@ def from_description(description: Mapping[str, Any], *, module: str = "") -> Seg
     )
 
 
-def check_output_stride(model: Segmenter) -> None:
-    """Raise a UserError if the model cannot run at its output stride, before anything is traced."""
+def check_output_stride(model: Segmenter, *, module: str = "") -> None:
+    """Raise a UserError if the model cannot run at its output stride, or if a user's own file has a mistake."""
     try:
-        abstract_variables(model)
+        with own_errors(module):
+            abstract_variables(model)
+    except UserError:
+        raise
     except ValueError as error:
         raise UserError(str(error)) from None
     except TypeError as error:
+        if module:
+            raise UserError(
+                f"{module}: a part does not take the arguments that it is called with, or an option has a value of "
+                f"the wrong type ({error}); see deeplab_jax/models/README.md"
+            ) from error
         raise UserError(f"an option of the model has a value of the wrong type ({error}); see create_model") from error
 
 

@@ -1,5 +1,6 @@
 """The one composition: image -> backbone -> context -> decoder -> classifier -> resize to the image."""
 
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -18,6 +19,14 @@ from deeplab_jax.ops.resize import resize_bilinear
 Variables = dict[str, Any]
 
 SMALLEST_SIDE = 33
+
+
+class NamedFeatures(dict[str, tuple[jax.Array, int]]):
+    """The features that a decoder sees; a name that is missing is a UserError."""
+
+    def __missing__(self, name: str) -> tuple[jax.Array, int]:
+        own = ", ".join(key for key in self if key not in ("context", "image"))
+        raise UserError(f"the decoder needs the features {name!r}; the backbone has {own}: name one of them {name!r}")
 
 
 class Segmenter(nn.Module):
@@ -117,12 +126,14 @@ class Segmenter(nn.Module):
             aux = self.aux_head(features[self.aux_features][0], train=train)
             self.sow("intermediates", "aux", self.resize(aux, images) if resize_aux else aux.astype(jnp.float32))
         if self.decoder is not None:
-            x = self.decoder(x, {**features, "image": (view, 1)}, train=train)
+            x = self.decoder(x, NamedFeatures({**features, "image": (view, 1)}), train=train)
         logits = self.classifier(x) if self.classifier_kernel else x
         return logits.astype(jnp.float32), x
 
     def _features(self, images: jax.Array, *, train: bool) -> Features:
-        features = dict(self.backbone(images, output_stride=self.output_stride, train=train))
+        features = self.backbone(images, output_stride=self.output_stride, train=train)
+        if not isinstance(features, Mapping) or not all(isinstance(entry, tuple) for entry in features.values()):
+            raise UserError(f"{type(self.backbone).__name__}: a backbone has to return {{name: (map, stride)}}")
         x, stride = list(features.values())[-1]
         if self.context is not None:
             x = self.context(x, output_stride=stride, train=train)

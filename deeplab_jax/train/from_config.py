@@ -1,5 +1,6 @@
 """The objects that a configuration names: data, network, devices, optimizer and step."""
 
+import inspect
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,7 @@ from deeplab_jax.data.catalog import open_source
 from deeplab_jax.data.source import Source
 from deeplab_jax.errors import UserError, did_you_mean
 from deeplab_jax.evaluate.protocol import Protocol, split_section
-from deeplab_jax.extensions import own_table
+from deeplab_jax.extensions import own_errors, own_table
 from deeplab_jax.models.catalog import from_description
 from deeplab_jax.models.segmenter import Segmenter, abstract_variables
 from deeplab_jax.ops.losses import LOSSES, Loss
@@ -86,10 +87,30 @@ def find_loss(name: str, *, module: str = "") -> Loss:
     Raises:
       UserError: there is none of that name.
     """
-    losses = {**LOSSES, **own_table(module, "LOSSES")}
+    own = own_table(module, "LOSSES")
+    losses = {**LOSSES, **own}
     if name not in losses:
         raise UserError(f"config.train.loss={name!r}: {did_you_mean(name, losses)}")
-    return losses[name]
+    return partial(_checked, losses[name], f"{module}: LOSSES[{name!r}]", module) if name in own else losses[name]
+
+
+def _checked(loss: Loss, what: str, module: str, logits: jax.Array, labels: jax.Array, **options: Any) -> Any:
+    """Return what a user's own loss returns; a UserError says where it is not what `LOSSES` asks for."""
+    try:
+        inspect.signature(loss).bind(logits, labels, **options)
+    except TypeError as error:
+        raise UserError(
+            f"{what}: {error}; it is called with {', '.join(options)}, so end its arguments with **_"
+        ) from None
+    with own_errors(module):
+        results = loss(logits, labels, **options)
+    shapes = [jax.numpy.shape(part) for part in results] if isinstance(results, tuple) else results
+    if shapes != [(), (), labels.shape]:
+        raise UserError(
+            f"{what} returns {f'arrays of shapes {shapes}' if isinstance(results, tuple) else type(results).__name__}; "
+            f"return (sum, count, right), of shapes (), () and that of the labels, {labels.shape}"
+        )
+    return results
 
 
 def evaluate_options(config: ConfigDict, **given: Any) -> tuple[Protocol, dict[str, Any]]:

@@ -38,6 +38,7 @@ def convert(
     num_classes: int | None = None,
     reinit: str = "",
     strict: bool = True,
+    module: str = "",
 ) -> tuple[Segmenter, Variables, dict[str, Any]]:
     """Return a model of this package with somebody else's weights, whose logits are the same.
 
@@ -51,6 +52,7 @@ def convert(
       num_classes: classes of the model; if not the source's, `reinit` is needed.
       reinit: "head" starts the classifiers at random.
       strict: whether to refuse missing, unexpected and mis-shaped tensors; otherwise `info` lists them.
+      module: path of the user's own file, which a run or a model folder of ours may need; see `load`.
 
     Returns:
       `(model, variables, info)`, as from `load`. `info["source"]` names the source, the differences from the paper's
@@ -65,7 +67,7 @@ def convert(
     name = "state dict" if isinstance(source, Mapping) else str(source)
     path = None if isinstance(source, Mapping) else Path(source)
     if path is not None and (path / folder.MODEL_FILE).is_file():
-        tensor_map, tensors, info = _ours(path, output_stride=output_stride)
+        tensor_map, tensors, info = _ours(path, output_stride=output_stride, module=module)
     elif kind == RUN:
         raise UserError(f"{name}: neither a run directory nor a model folder of ours, there is no {folder.MODEL_FILE}")
     else:
@@ -102,9 +104,11 @@ def _recognise(tensors: Mapping[str, np.ndarray], *, kind: str, output_stride: i
     )
 
 
-def _ours(path: Path, *, output_stride: int | None) -> tuple[TensorMap, dict[str, np.ndarray], dict[str, Any]]:
+def _ours(
+    path: Path, *, output_stride: int | None, module: str
+) -> tuple[TensorMap, dict[str, np.ndarray], dict[str, Any]]:
     """Use one of our model folders or run directories as a source like any other."""
-    model, variables, info = folder.load(path)
+    model, variables, info = folder.load(path, module=module)
     described = describe(model)
     tensor_map = TensorMap(
         kind=RUN,
@@ -112,6 +116,7 @@ def _ours(path: Path, *, output_stride: int | None) -> tuple[TensorMap, dict[str
         num_classes=model.num_classes,
         output_stride=model.output_stride if output_stride is None else output_stride,
         options=described["options"],
+        module=described.get("module", ""),
     )
     tensors = {name: np.asarray(value) for name, value in folder.flatten_variables(variables).items()}
     return tensor_map, tensors, info

@@ -84,6 +84,7 @@ class TensorMap:
       num_classes: classes of the source.
       output_stride: output stride at which the peer runs.
       options: all values that differ from our defaults.
+      module: path of the user's own file, if the network needs one.
       rules: our layers' names there; the first pattern that matches the whole path applies. A layer's path is that of
         its `ConvNorm` or `Conv`, such as "backbone/conv2_unit1/conv1". Without rules the names are ours.
       layout: layout of the tensors.
@@ -103,6 +104,7 @@ class TensorMap:
     rules: Sequence[Rule] = ()
     layout: Layout = TORCH
     options: Mapping[str, Any] = field(default_factory=dict)
+    module: str = ""
     inputs: Mapping[str, Sequence[int]] = field(default_factory=dict)
     unused: tuple[str, ...] = ()
     absent: tuple[str, ...] = ()
@@ -116,6 +118,7 @@ class TensorMap:
             self.name,
             num_classes=self.num_classes if num_classes is None else num_classes,
             output_stride=self.output_stride,
+            module=self.module,
             **self.options,
         )
 

@@ -10,6 +10,7 @@ from deeplab_jax import extensions
 from deeplab_jax.cli import main
 from deeplab_jax.data.catalog import open_source, source_names
 from deeplab_jax.data.loader import training_batches
+from deeplab_jax.data.own import OwnSource
 from deeplab_jax.errors import UserError
 
 CODE = '''
@@ -78,8 +79,62 @@ def test_mistakes_name_the_fix(mine: str) -> None:
         open_source("halvs", split="val", module=mine)
     with pytest.raises(UserError, match=r"'pictures' reads files; set data\.dir"):
         open_source("pictures", split="val", module=mine)
-    with pytest.raises(TypeError, match="can only concatenate"):  # A mistake in the user's code.
-        open_source("wrong", split="val", module=mine)
+    with pytest.raises(UserError, match=r"halves_of_mine\.py, line \d+: TypeError: can only concatenate") as error:
+        open_source("wrong", split="val", module=mine)  # A mistake in the user's code.
+    assert isinstance(error.value.__cause__, TypeError)  # With the traceback, for those who call it from Python.
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "words"),
+    [
+        ("def describe", "def tell", "it opens a Halves without describe; add it"),
+        ("split: str", "part: str", "SOURCES['halves'] takes no split; give it the argument split"),
+        (
+            "labels = LabelSet",
+            "labels = str or LabelSet",
+            "labels is <class 'str'>; give a deeplab_jax.labels",
+        ),
+    ],
+)
+def test_a_source_that_is_none_is_refused(tmp_path: Path, right: str, wrong: str, words: str) -> None:
+    assert right in CODE
+    file = tmp_path / "wrong_source.py"
+    file.write_text(CODE.replace(right, wrong))
+    extensions.allow(str(file))
+    with pytest.raises(UserError) as error:
+        open_source("halves", split="train", module=str(file))
+    assert words in str(error.value) and str(file) in str(error.value)
+
+
+def test_an_empty_split_is_refused(mine: str) -> None:
+    with pytest.raises(UserError, match=r"SOURCES\['halves'\]: split 'val' has no example; check the split"):
+        open_source("halves", split="val", module=mine, count=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (lambda example: {**example, "image": example["image"] / 255}, "image float64"),
+        (lambda example: {**example, "label": example["label"][:-1]}, "label uint8"),
+        (lambda example: {"image": example["image"], "label": example["label"]}, "KeyError: 'name'"),
+        (lambda example: None, "TypeError"),
+    ],
+)
+def test_an_example_that_is_none_is_refused(mine: str, change, found: str) -> None:
+    source = open_source("halves", split="val", module=mine, count=3)
+
+    class Changed:
+        name, labels, describe = source.name, source.labels, source.describe
+
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, index):
+            return change(source[index])
+
+    with pytest.raises(UserError, match=r"example 2 of 'changed' \(.*return a dictionary with image \(uint8") as error:
+        OwnSource(Changed(), "changed", "val", mine)[2]
+    assert found in str(error.value)
 
 
 def test_a_file_that_nobody_named_is_not_run(tmp_path: Path) -> None:

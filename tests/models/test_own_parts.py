@@ -86,7 +86,7 @@ def get_config(arg=None):
 @pytest.fixture
 def forget(monkeypatch: pytest.MonkeyPatch):
     """Forget which files the user has named in this process."""
-    return lambda: monkeypatch.setattr(extensions, "_allowed", set())
+    return lambda: monkeypatch.setattr(extensions, "_allowed", {})
 
 
 def write_parts(folder: Path) -> tuple[Path, Path]:
@@ -137,7 +137,7 @@ def test_it_trains_saves_and_predicts_from_a_file_outside_the_package(tmp_path: 
 def test_tables_of_ones_own_stand_beside_the_packages(tmp_path: Path, forget) -> None:
     """An atrous backbone comes under DeepLabv3 and v3+ by its one line; fields of the parts are options."""
     parts, _ = write_parts(tmp_path)
-    with pytest.raises(UserError, match="model 'sum_convnext' is not known"):
+    with pytest.raises(UserError, match="model 'sum_convnext' is not known: .*own, give --module"):
         deeplab_jax.create_model("sum_convnext")
     names = model_names(module=str(parts))
     assert {*names} - {*model_names()} == {"sum_convnext", "deeplabv3_convnext", "deeplabv3plus_convnext"}
@@ -155,6 +155,8 @@ def test_tables_of_ones_own_stand_beside_the_packages(tmp_path: Path, forget) ->
     [
         (None, "no Python file is there"),
         ("1 / 0", "it cannot be run (ZeroDivisionError: division by zero)"),
+        ("BACKBONE = {}", "it has none of the tables BACKBONES, ARCHITECTURES, LOSSES, SOURCES"),
+        ("\n1 / 0", ", line 2: it cannot be run (ZeroDivisionError"),
         ("BACKBONES = {'mine': 3}", "BACKBONES is no table of names to Backbone(...)"),
         (
             "from deeplab_jax.models.architectures import Architecture\n"
@@ -172,6 +174,59 @@ def test_what_is_wrong_with_the_file_is_said_in_one_line(tmp_path: Path, text: s
     assert words in str(error.value)
     assert str(file) in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "words"),
+    [
+        ("rate=stage.rate", "dilation=2", "my_parts.py, line 26: TypeError: Conv.__init__() got an unexpected keyword"),
+        ("x + Conv", "x[:, 1:] + Conv", "my_parts.py, line 29: TypeError: add got incompatible shapes"),
+        ("return features", "return x", "ConvNeXt: a backbone has to return {name: (map, stride)}"),
+        ("(x, stage.output_stride)", "x", "ConvNeXt: a backbone has to return {name: (map, stride)}"),
+        ("output_stride, train", "output_stride", "my_parts.py: a part does not take the arguments"),
+        ("SumDecoder(nn.Module)", "SumDecoder", "SumDecoder'> of sum_convnext is no class of modules"),
+        ('f"conv{index + 2}"]', 'f"stage{index + 2}"]', "needs the features 'conv2'; the backbone has stage2, stage3"),
+    ],
+)
+def test_a_mistake_in_a_part_is_told_in_one_line(tmp_path: Path, right: str, wrong: str, words: str) -> None:
+    parts, _ = write_parts(tmp_path)
+    assert right in PARTS
+    parts.write_text(PARTS.replace(right, wrong))
+    with pytest.raises(UserError) as error:
+        deeplab_jax.create_model("sum_convnext", module=str(parts))
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_backbone_without_low_level_features_cannot_carry_deeplabv3plus(tmp_path: Path, capsys) -> None:
+    parts, _ = write_parts(tmp_path)
+    parts.write_text(PARTS.replace('f"conv{index + 2}"]', 'f"stage{index + 2}"]'))
+    assert main(["summarize", "deeplabv3plus_convnext", f"--module={parts}"]) == 2
+    assert main(["summarize", "deeplabv3plus_convnext"]) == 2
+    line, unnamed = capsys.readouterr().err.splitlines()
+    assert unnamed.endswith("; for a model of your own, give --module the path of its file")
+    assert "the decoder needs the features 'conv2'; the backbone has stage2, stage3, stage4, stage5" in line
+
+
+def test_an_edited_file_is_run_again_once_it_is_named_again(tmp_path: Path) -> None:
+    parts, _ = write_parts(tmp_path)
+    before = deeplab_jax.create_model("sum_convnext", module=str(parts))
+    assert deeplab_jax.create_model("sum_convnext", module=str(parts)) == before
+    parts.write_text(PARTS.replace("decoder_width: int = 16", "decoder_width: int = 128"))
+    assert describe(before)["name"] == "sum_convnext"
+    assert deeplab_jax.create_model("sum_convnext", module=str(parts)).decoder.decoder_width == 128
+
+
+def test_a_run_of_ones_own_parts_is_converted(tmp_path: Path, capsys) -> None:
+    parts, _ = write_parts(tmp_path)
+    model = deeplab_jax.create_model("sum_convnext", module=str(parts), num_classes=3)
+    variables = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 33, 33, 3), np.float32))
+    deeplab_jax.save(tmp_path / "folder", model, variables, {})
+    words = ["convert", str(tmp_path / "folder"), f"--out={tmp_path / 'converted'}", f"--module={parts}"]
+    assert main(words) == 0, capsys.readouterr().err
+    again, same, _ = deeplab_jax.load(tmp_path / "converted", module=str(parts))
+    assert again == model
+    jax.tree.map(np.testing.assert_array_equal, variables, same)
 
 
 @pytest.mark.parametrize("where", ["module", "options"])

@@ -326,6 +326,44 @@ def test_training_is_public(tmp_path):
     assert results == run_training(tmp_path / "other", tiny_config()) | {"seconds": results["seconds"]}
 
 
+WRONG_LOSSES = """
+def pair(logits, labels, **_):
+    return logits.sum(), labels.sum()
+
+
+def sums(logits, labels, **_):
+    return logits.sum(), labels.sum(), labels.sum()
+
+
+def narrow(logits, labels):
+    return logits.sum(), labels.sum(), labels == 0
+
+
+def unequal(logits, labels, **_):
+    return (logits[..., 0] - labels).sum(), labels.sum(), labels == 0
+
+
+LOSSES = {"pair": pair, "sums": sums, "narrow": narrow, "unequal": unequal}
+"""
+
+
+@pytest.mark.parametrize(
+    ("loss", "words"),
+    [
+        ("pair", r"LOSSES\['pair'\] returns arrays of shapes \[\(\), \(\)\]; return \(sum, count, right\)"),
+        ("sums", r"LOSSES\['sums'\] returns arrays of shapes \[\(\), \(\), \(\)\]; return \(sum, count, right\)"),
+        ("narrow", r"LOSSES\['narrow'\]: got an unexpected keyword argument .*end its arguments with \*\*_"),
+        ("unequal", r"wrong\.py, line 15: TypeError: sub got incompatible shapes .*; correct this line"),
+    ],
+)
+def test_a_loss_that_is_none_is_told_in_one_line(tmp_path, loss: str, words: str) -> None:
+    file = str(tmp_path / "wrong.py")
+    (tmp_path / "wrong.py").write_text(WRONG_LOSSES)
+    with pytest.raises(UserError, match=words) as error:
+        deeplab_jax.train(tiny_config(**{"module": file, "train.loss": loss}), tmp_path / "run", module=file)
+    assert file in str(error.value) and "\n" not in str(error.value)
+
+
 def test_the_first_batches_are_looked_at() -> None:
     good, bad = (np.full((1, 2, 2), value, np.uint8) for value in (8, 9))
     with pytest.raises(UserError, match="training batch 2 of street: label values 9 in 4 pixels are outside"):

@@ -1,0 +1,73 @@
+"""A user's own source, checked: it is code that nobody has tested, so a mistake in it is told in one line."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from deeplab_jax.data.source import Example, Source
+from deeplab_jax.errors import UserError
+from deeplab_jax.extensions import own_errors
+from deeplab_jax.labels import LabelSet
+
+
+@dataclass(frozen=True)
+class OwnSource:
+    """A source of a user's own file, which checks what that source returns.
+
+    Attributes:
+      source: what the file's table `SOURCES` opened.
+      called: its name in that table.
+      split: the part of the data that it holds.
+      module: path of the file.
+
+    Raises:
+      UserError: the source has no example, no labels, or no method `describe`.
+    """
+
+    source: Source
+    called: str
+    split: str
+    module: str
+
+    def __post_init__(self) -> None:
+        where = f"{self.module}: SOURCES[{self.called!r}]"
+        for needed in ("name", "labels", "describe", "__len__", "__getitem__"):
+            if not hasattr(self.source, needed):
+                raise UserError(f"{where}: it opens a {type(self.source).__name__} without {needed}; add it")
+        if not isinstance(self.source.labels, LabelSet):
+            raise UserError(f"{where}: labels is {self.source.labels!r:.60}; give a deeplab_jax.labels.LabelSet")
+        if not len(self):
+            raise UserError(f"{where}: split {self.split!r} has no example; check the split and config.data.dir")
+
+    @property
+    def name(self) -> str:
+        return self.source.name
+
+    @property
+    def labels(self) -> LabelSet:
+        return self.source.labels
+
+    def __len__(self) -> int:
+        with own_errors(self.module):
+            return len(self.source)
+
+    def __getitem__(self, index: int) -> Example:
+        with own_errors(self.module):
+            example = self.source[index]
+        try:
+            image, label = example["image"], example["label"]
+            fits = image.dtype == label.dtype == np.uint8 and image.shape == (*label.shape, 3) and label.ndim == 2
+            fits = fits and isinstance(example["name"], str)
+            found = f"image {image.dtype} {image.shape}, label {label.dtype} {label.shape}"
+        except (TypeError, KeyError, AttributeError) as error:
+            fits, found = False, f"{type(error).__name__}: {error}"
+        if not fits:
+            raise UserError(
+                f"{self.module}: example {index} of {self.called!r} ({found}); return a dictionary with image "
+                "(uint8 [H, W, 3]), label (uint8 [H, W]) and name (a string)"
+            )
+        return example
+
+    def describe(self, index: int) -> tuple[str, str] | str:
+        with own_errors(self.module):
+            return self.source.describe(index)
