@@ -18,7 +18,7 @@ from deeplab_jax.commands import INTERRUPTED, PREEMPTED, USER_ERROR, fail
 from deeplab_jax.distributed import run_as_one
 from deeplab_jax.errors import ToldElsewhere, UserError, did_you_mean, end_process
 from deeplab_jax.extensions import allow
-from deeplab_jax.train.faults import end_on_sigterm
+from deeplab_jax.train.signals import end_on_sigterm
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 

@@ -47,8 +47,8 @@ def config_of_run(words: list[str], model: str) -> Any:
 def train(args: argparse.Namespace) -> int:
     """`train`."""
     from deeplab_jax.distributed import is_first, together
-    from deeplab_jax.train.faults import Interrupted
     from deeplab_jax.train.loop import train
+    from deeplab_jax.train.signals import Interrupted
 
     with together():
         config = required_config(args)

@@ -25,7 +25,7 @@ from deeplab_jax.commands import INTERRUPTED, PREEMPTED, fail
 from deeplab_jax.errors import UserError, did_you_mean, end_process
 from deeplab_jax.files import locked
 from deeplab_jax.provenance import git_commit, short
-from deeplab_jax.train.faults import Interrupted, stop_on_signals
+from deeplab_jax.train.signals import Interrupted, stop_on_signals
 from experiments.regimes import REGIMES, Regime
 from experiments.report.cells import hours, provenance
 from experiments.report.gather import table_result

@@ -19,10 +19,11 @@ from deeplab_jax.data.sets.scenes import Scenes
 from deeplab_jax.errors import UserError
 from deeplab_jax.train import batches, faults, from_config, validation
 from deeplab_jax.train import run as run_module
-from deeplab_jax.train.faults import Interrupted, keep_finite, saving_first
+from deeplab_jax.train.faults import keep_finite, saving_first
 from deeplab_jax.train.loop import train
 from deeplab_jax.train.replay import read_batch, replay
 from deeplab_jax.train.run import BATCH_FILE, CONFIG_FILE, POSTMORTEM
+from deeplab_jax.train.signals import Interrupted
 from deeplab_jax.train.state import TrainState
 from deeplab_jax.weights.folder import load
 from tests.support.tiny import (

@@ -14,7 +14,7 @@ from deeplab_jax.data.sets.scenes import Scenes
 from deeplab_jax.evaluate import evaluator
 from deeplab_jax.train import from_config, loop, validation
 from deeplab_jax.train import run as run_module
-from deeplab_jax.train.faults import Interrupted, stop_on_signals
+from deeplab_jax.train.signals import Interrupted, stop_on_signals
 from deeplab_jax.weights.folder import CHECKPOINTS
 from tests.support.processes import finish, start
 from tests.support.tiny import (
