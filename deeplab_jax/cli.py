@@ -20,6 +20,7 @@ from deeplab_jax.errors import ToldElsewhere, UserError, did_you_mean, end_proce
 from deeplab_jax.extensions import allow
 from deeplab_jax.train.signals import end_on_sigterm
 
+Verb = Callable[..., argparse.ArgumentParser]
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 
@@ -104,6 +105,15 @@ def make_parser() -> argparse.ArgumentParser:
         )
         return sub
 
+    add_training_verbs(verb)
+    add_inference_verbs(verb)
+    add_data_verbs(verb)
+    add_model_verbs(verb)
+    return parser
+
+
+def add_training_verbs(verb: Verb) -> None:
+    """Add `train` and `replay`."""
     train = verb("train", commands.train, "Train a model, or resume a run.", config="required")
     train.add_argument("--workdir", required=True, help="run directory; a second start in it resumes")
     train.add_argument("--allow_config_change", action="store_true", help="resume a run that has another configuration")
@@ -112,6 +122,9 @@ def make_parser() -> argparse.ArgumentParser:
     replay = verb("replay", commands.replay, "Repeat the step at which training stopped, and show every tensor's size.")
     replay.add_argument("folder", metavar="FOLDER", help="postmortem/ of a run directory")
 
+
+def add_inference_verbs(verb: Verb) -> None:
+    """Add `evaluate` and `predict`."""
     evaluate = verb(
         "evaluate", commands.evaluate, "Evaluate a model on labelled images; writes metrics.json.", config="optional"
     )
@@ -134,6 +147,9 @@ def make_parser() -> argparse.ArgumentParser:
     predict.add_argument("--out", required=True, help="folder for the pictures")
     add_inference_flags(predict)
 
+
+def add_data_verbs(verb: Verb) -> None:
+    """Add `check-data` and `prepare`."""
     check = verb("check-data", commands.check_data, "Find the faults of a data set.", config="required")
     check.add_argument("--split", help="split to check; by default the training and the validation split")
     check.add_argument("--limit", type=int, help="check only so many images, evenly spread")
@@ -147,6 +163,9 @@ def make_parser() -> argparse.ArgumentParser:
     )
     prepare.add_argument("--out", required=True, help="folder to write")
 
+
+def add_model_verbs(verb: Verb) -> None:
+    """Add `convert`, `export` and `summarize`."""
     convert = verb(
         "convert", commands.convert, "Turn weights of other code bases, or a training run, into a model folder."
     )
@@ -199,7 +218,6 @@ def make_parser() -> argparse.ArgumentParser:
         const="-",
         help="also write the summary to this file; without a file, only print it as JSON",
     )
-    return parser
 
 
 def add_distributed_flag(parser: argparse.ArgumentParser) -> None:

@@ -1,5 +1,5 @@
 #!/bin/bash
-# One training on all hosts of a Cloud TPU pod slice, started again until it is done or something has to be mended.
+# One training on all hosts of a Cloud TPU pod slice, started again until it is done or somebody has to fix something.
 #
 #   experiments/launch/tpu_pod.sh NAME ZONE --config configs/voc.py --config.data.dir=DIR --workdir DIR_THAT_ALL_HOSTS_SEE
 #
