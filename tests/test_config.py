@@ -171,7 +171,7 @@ def test_shrink_makes_any_config_small() -> None:
 
 @pytest.mark.parametrize("name", model_names())
 def test_debug_shrinks_any_model_to_options_that_it_has(name, monkeypatch) -> None:
-    monkeypatch.setattr("deeplab_jax.models.catalog.check_output_stride", lambda model: None)
+    monkeypatch.setattr("deeplab_jax.models.catalog.check_output_stride", lambda model, **_: None)
     config = load_config([f"{SCENES}:model={name},debug"])
     assert config.model.name.split("_")[0] == name.split("_")[0]
     assert create_model(config.model.name, **config.model.options)

@@ -87,7 +87,7 @@ def by_prefix(table: dict[str, Any], backbone: str, default: Any) -> Any:
 @pytest.mark.parametrize("name", [name for name in model_names() if not name.startswith("unet")])
 def test_defaults_of_every_name(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its parts and defaults; what it computes is tested elsewhere."""
-    monkeypatch.setattr("deeplab_jax.models.catalog.check_output_stride", lambda model: None)
+    monkeypatch.setattr("deeplab_jax.models.catalog.check_output_stride", lambda model, **_: None)
     model = create_model(name)
     architecture, backbone = name.split("_", 1)
     assert model.num_classes == 21
@@ -360,6 +360,6 @@ def test_an_option_is_said_where_its_field_is(name: str) -> None:
 def test_a_variant_is_built_only_for_an_option_that_it_adds(
     name: str, options: dict[str, Any], part: str, paper: type, variant: type, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("deeplab_jax.models.catalog.check_output_stride", lambda model: None)
+    monkeypatch.setattr("deeplab_jax.models.catalog.check_output_stride", lambda model, **_: None)
     assert type(getattr(create_model(name, width=0.5), part)) is paper
     assert type(getattr(create_model(name, width=0.5, **options), part)) is variant

@@ -35,7 +35,7 @@ TENSORS = {
 @pytest.fixture(autouse=True)
 def untraced(monkeypatch: pytest.MonkeyPatch) -> None:
     """`create_model` traces the network to check its output stride; these are known."""
-    monkeypatch.setattr("deeplab_jax.models.catalog.check_output_stride", lambda model: None)
+    monkeypatch.setattr("deeplab_jax.models.catalog.check_output_stride", lambda model, **_: None)
 
 
 def digest(shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, str]:
