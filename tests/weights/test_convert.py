@@ -135,7 +135,7 @@ def test_other_classes_only_on_request() -> None:
     [
         ({"kind": "torchvison"}, "kind='torchvison': did you mean torchvision"),
         ({"kind": "smp"}, r"its 12 tensors \(net.a.weight, .*\) belong to no network that kind='smp' knows"),
-        ({"reinit": "all"}, "reinit='all': only 'head'"),
+        ({"reinit": "all"}, "reinit='all': give 'head', or leave it out"),
         ({"output_stride": 3}, "output_stride=3"),
     ],
 )

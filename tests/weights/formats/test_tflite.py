@@ -146,7 +146,7 @@ def test_graphs_of_another_kind_are_user_errors(tmp_path, options, message) -> N
 def test_another_network_is_not_recognised(tmp_path) -> None:
     path = tmp_path / "graph.tflite"
     path.write_bytes(write_tflite())
-    with pytest.raises(UserError, match="graph.tflite: its 4 tensors .* are of no network"):
+    with pytest.raises(UserError, match="graph.tflite: its 4 tensors .* belong to no network"):
         convert(path)
 
 
