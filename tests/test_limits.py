@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from deeplab_jax.cli import main
-from deeplab_jax.data.image_files import FORMATS, MAX_PIXELS
+from deeplab_jax.data.image_files import FORMATS, MAX_PIXELS, webp_pixels
 from deeplab_jax.data.images import read_image
 from deeplab_jax.errors import UserError
 from deeplab_jax.files import DEEPEST, parse_json, read_json
@@ -156,6 +156,14 @@ def test_decompression_bombs_end_before_memory_is_taken(refusals, kind: str) -> 
         assert line.startswith(f"{file}: image of {PIXELS[kind]} pixels, and {MAX_PIXELS} are the limit"), line
         assert "set DEEPLAB_JAX_MAX_PIXELS to more" in line
     assert growth < 64 * 2**20
+
+
+@pytest.mark.parametrize("options", [{}, {"lossless": True}, {"exif": b"Exif"}], ids=["VP8", "VP8L", "VP8X"])
+def test_a_webp_file_says_its_pixels_before_it_is_opened(options) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(np.zeros((37, 61, 3), np.uint8)).save(buffer, "WEBP", **options)
+    assert webp_pixels(buffer.getvalue()) == 37 * 61
+    assert webp_pixels(png(61, 37)) == webp_pixels(buffer.getvalue()[:29]) == 0
 
 
 @pytest.mark.parametrize(("limit", "code"), [("1154", 2), ("1155", 0), ("many", 2), ("0", 2)])
