@@ -13,8 +13,9 @@ from deeplab_jax.extensions import allow
 from deeplab_jax.models.catalog import create_model, model_names
 from deeplab_jax.models.fold import fold_norm
 from deeplab_jax.models.segmenter import Segmenter, Variables
+from deeplab_jax.weights.by_name import load
 from deeplab_jax.weights.convert import convert
-from deeplab_jax.weights.folder import load, save
+from deeplab_jax.weights.folder import save
 
 __version__ = "0.1.0"
 

@@ -21,6 +21,7 @@ from deeplab_jax.extensions import allow
 from deeplab_jax.train.signals import end_on_sigterm
 
 Verb = Callable[..., argparse.ArgumentParser]
+MODEL = "model folder, run directory, or a name that the verb `weights` lists"
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 
@@ -128,7 +129,7 @@ def add_inference_verbs(verb: Verb) -> None:
     evaluate = verb(
         "evaluate", commands.evaluate, "Evaluate a model on labelled images; writes metrics.json.", config="optional"
     )
-    evaluate.add_argument("--model", required=True, help="model folder or run directory")
+    evaluate.add_argument("--model", required=True, help=MODEL)
     evaluate.add_argument("--out", required=True, help="folder for metrics.json")
     evaluate.add_argument("--split", help="split to evaluate on; by default the configuration's validation split")
     evaluate.add_argument(
@@ -143,7 +144,7 @@ def add_inference_verbs(verb: Verb) -> None:
         "predict", commands.predict, "Segment images; writes NAME.png (class ids with a palette) and NAME_overlay.png."
     )
     predict.add_argument("images", nargs="+", metavar="IMAGE_OR_FOLDER")
-    predict.add_argument("--model", required=True, help="model folder or run directory")
+    predict.add_argument("--model", required=True, help=MODEL)
     predict.add_argument("--out", required=True, help="folder for the pictures")
     add_inference_flags(predict)
 
@@ -165,7 +166,11 @@ def add_data_verbs(verb: Verb) -> None:
 
 
 def add_model_verbs(verb: Verb) -> None:
-    """Add `convert`, `export` and `summarize`."""
+    """Add `weights`, `convert`, `export` and `summarize`."""
+    weights = verb("weights", commands.weights, "List the published weights that have a name, and which are here.")
+    weights.add_argument("part", metavar="PART", nargs="?", default="", help="only names that hold this text")
+    weights.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
     convert = verb(
         "convert", commands.convert, "Turn weights of other code bases, or a training run, into a model folder."
     )
@@ -184,7 +189,7 @@ def add_model_verbs(verb: Verb) -> None:
     export = verb(
         "export", commands.export, "Write a model for programs that have JAX or PyTorch, but not this package."
     )
-    export.add_argument("--model", required=True, help="model folder or run directory")
+    export.add_argument("--model", required=True, help=MODEL)
     export.add_argument("--checkpoint", default="best", help="in a run directory: best (default), newest, or a step")
     export.add_argument("--format", required=True, choices=("stablehlo", "torchvision"), help="what to write")
     export.add_argument("--out", required=True, help="file to write: .zip for stablehlo, .pth or .safetensors else")

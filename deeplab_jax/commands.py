@@ -82,7 +82,7 @@ def evaluate(args: argparse.Namespace) -> None:
     from deeplab_jax.evaluate.predictor import prediction_writer
     from deeplab_jax.terminal import class_table, progress_bar
     from deeplab_jax.train.from_config import evaluate_options, open_split
-    from deeplab_jax.weights.folder import load
+    from deeplab_jax.weights.by_name import load
 
     with together():
         config = config_of_run(args.config, args.model)  # First: a Python file may name the module of the model.
@@ -129,7 +129,7 @@ def predict(args: argparse.Namespace) -> int:
     from deeplab_jax.evaluate.predictor import find_images, predict_files
     from deeplab_jax.evaluate.protocol import Protocol
     from deeplab_jax.terminal import progress_bar
-    from deeplab_jax.weights.folder import load
+    from deeplab_jax.weights.by_name import load
 
     paths = find_images(args.images)
     protocol = Protocol(**given(args, *INFERENCE_FLAGS))
@@ -228,13 +228,32 @@ def describe_short(model: Any) -> str:
     return f"{describe(model)['name']}, {model.num_classes} classes, output stride {model.output_stride}"
 
 
+def weights(args: argparse.Namespace) -> None:
+    """`weights`."""
+    from rich.console import Console
+
+    from deeplab_jax.terminal import weights_table
+    from deeplab_jax.weights.by_name import is_here
+    from deeplab_jax.weights.download import cache_folder
+    from deeplab_jax.weights.published import PUBLISHED
+
+    rows = [entry.row(name) | {"here": is_here(name)} for name, entry in PUBLISHED.items() if args.part in name]
+    if not rows:
+        raise UserError(f"weights: no name holds {args.part!r}; {did_you_mean(args.part, PUBLISHED)}")
+    if args.json:
+        print(json.dumps(rows, indent=1))
+        return
+    Console(width=max(Console().width, 180)).print(weights_table(rows))
+    print(f"--model and --config.init take these names. Their files are kept in {cache_folder()}")
+
+
 def export(args: argparse.Namespace) -> None:
     """`export`."""
     from deeplab_jax.files import write_whole
     from deeplab_jax.models.catalog import check_output_stride
+    from deeplab_jax.weights.by_name import load
     from deeplab_jax.weights.export import export_stablehlo
     from deeplab_jax.weights.export_torchvision import export_torchvision, write_state_dict
-    from deeplab_jax.weights.folder import load
 
     given = [name for name in ("size", "batch", "preprocess", "argmax") if getattr(args, name)]
     if args.format != "stablehlo" and given:

@@ -182,7 +182,7 @@ class Config:
     optimizer: Optimizer
     train: Train
     evaluate: Evaluate
-    init: str = ""  # model folder or run directory with the first weights
+    init: str = ""  # model folder or run directory with the first weights, or a name of published ones
     init_scope: str = "all"  # the part taken from there; also "all_but_classifier", "backbone"
     module: str = ""  # Python file whose tables extend the package's; see `extensions`
 

@@ -1,11 +1,20 @@
 """Output for people on a terminal: tables and progress bars."""
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.table import Table
 
 
@@ -28,6 +37,22 @@ def class_table(results: Sequence[dict[str, Any]], titles: Sequence[str]) -> Tab
     return table
 
 
+def weights_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """Return the table of published weights; each row is that of `Published.row`, with `here`."""
+    table = Table(title="Published weights", title_justify="left", box=box.SIMPLE)
+    for title in ("name", "network"):
+        table.add_column(title, no_wrap=True)
+    for title in ("trained on", "published figure", "licence"):
+        table.add_column(title)
+    for title in ("parameters (M)", "file (MiB)", "here"):
+        table.add_column(title, justify="right")
+    for row in rows:
+        size = f"{row['megabytes']:.1f}" if row["megabytes"] else "?"
+        words = [row[key] or "-" for key in ("name", "network", "trained_on", "figure", "licence")]
+        table.add_row(*words, f"{row['parameters']:.2f}", size, "yes" if row["here"] else "no")
+    return table
+
+
 def percent(value: float | None) -> str:
     """Return a ratio 0 to 1 in percent with two decimals; "-" for None."""
     return "-" if value is None else f"{100 * value:.2f}"
@@ -44,3 +69,21 @@ def progress_bar(console: Console) -> Iterator[Callable[[int, int], None]]:
     ) as progress:
         task = progress.add_task("")
         yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+@contextmanager
+def progress_of_bytes() -> Iterator[Callable[[int, int], None]]:
+    """Yield a function of (bytes done, bytes in all, 0 if unknown) that moves a bar on stderr if that is a terminal."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda done, total: None
+        return
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("", total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total or None)
+
+
+def note(line: str) -> None:
+    """Print a line about what goes on to stderr, apart from results."""
+    print(line, file=sys.stderr, flush=True)

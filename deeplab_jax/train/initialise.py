@@ -18,7 +18,8 @@ from deeplab_jax.errors import UserError, did_you_mean
 from deeplab_jax.models.layers import Conv
 from deeplab_jax.models.segmenter import Segmenter, Variables
 from deeplab_jax.train.state import TrainState
-from deeplab_jax.weights.folder import compare, flatten_variables, load
+from deeplab_jax.weights.by_name import load
+from deeplab_jax.weights.folder import compare, flatten_variables
 
 SCOPES: dict[str, Callable[[str], bool]] = {
     "all": lambda name: True,
@@ -71,7 +72,7 @@ def initial_variables(
 
     Args:
       state: a fresh state.
-      path: model folder or run directory.
+      path: model folder, run directory, or a name of published weights.
       scope: "all", "all_but_classifier" (for other classes) or "backbone". Within it, every tensor must exist and fit.
         The only exception are the cascade's copies of block 4, which start fresh if the weights have none.
       model: the model to train.

@@ -1,6 +1,7 @@
 """Tensors from files of any known format, which is found from their first bytes, never from their names."""
 
 import json
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from deeplab_jax.errors import UserError
+from deeplab_jax.weights.formats.archive import is_tar_gz, unpack_checkpoint
 from deeplab_jax.weights.formats.inert_pickle import Placeholder
 from deeplab_jax.weights.formats.tf_checkpoint import find_checkpoint, read_checkpoint
 from deeplab_jax.weights.formats.tflite import is_tflite, read_tflite
@@ -29,7 +31,7 @@ def read_tensors(source: str | Path | Mapping[str, Any]) -> dict[str, np.ndarray
 
     Args:
       source: a PyTorch or safetensors file, a TensorFlow checkpoint (its prefix, `.index` file or folder), a `.tflite`
-        file, a folder that holds one of them, or a mapping of names to arrays.
+        file, a `.tar.gz` of TensorFlow's model zoo, a folder that holds one of them, or a mapping of names to arrays.
 
     Returns:
       Name to array. The prefix that `torch.nn.DataParallel` adds to every name is removed.
@@ -74,6 +76,9 @@ def _read(path: Path) -> tuple[Mapping[str, Any], int | None]:
         return _read_safetensors(path), None
     if head[:2] == b"PK" or head[:1] == b"\x80":
         return read_torch(path), None
+    if is_tar_gz(head):
+        with tempfile.TemporaryDirectory() as folder:
+            return _read(unpack_checkpoint(path, Path(folder)))
     if head[257:262] == b"ustar":
         raise UserError(
             f"{path}: a tar archive; unpack it first, or, if PyTorch 0.1 wrote it, save it again with a newer one"

@@ -1,0 +1,327 @@
+"""Published weights by name: what each file is, where it stands, and what its authors report.
+
+Files and figures are those that the authors state: torchvision's `Weights` entries, the tables of encoders of timm and
+segmentation_models_pytorch, and the model zoo of TensorFlow's DeepLab. `by_name` fetches and converts what the table
+names.
+"""
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from deeplab_jax.labels import ADE20K, CITYSCAPES, VOC, LabelSet
+
+PYTORCH = "https://download.pytorch.org/models/"
+TENSORFLOW = "http://download.tensorflow.org/models/"
+TENSORFLOW_MIRROR = "https://storage.googleapis.com/download.tensorflow.org/models/"
+HUGGING_FACE = "https://huggingface.co/"
+COCO_AS_VOC = "COCO train2017, VOC's classes"
+IMAGENET = "ImageNet-1k"
+BSD, APACHE, MIT = "BSD-3-Clause", "Apache-2.0", "MIT"
+UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class Published:
+    """One published file.
+
+    Attributes:
+      network: the network that it becomes, a name of `create_model`. Of a classifier, its backbone with a fresh head.
+      file: name of the file in the cache and in a mirror.
+      addresses: where it is published, in the order in which they are tried.
+      trained_on: the training data.
+      figure: what the authors report, with the protocol.
+      licence: as the authors state it.
+      parameters: those that the network takes from the file, in millions.
+      megabytes: of the file, in units of 2**20 bytes; 0 if its authors do not say.
+      sha256: all 64 hexadecimal digits of the file's SHA-256, or as many as its authors state; "" if none.
+      labels: the classes, or None for a classifier, whose classes the network does not keep.
+    """
+
+    network: str
+    file: str
+    addresses: tuple[str, ...]
+    trained_on: str
+    figure: str
+    licence: str
+    parameters: float
+    megabytes: float = 0.0
+    sha256: str = ""
+    labels: LabelSet | None = None
+
+    def row(self, name: str) -> dict[str, Any]:
+        """Return the entry under its name, as values for JSON."""
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "labels"}
+        return {"name": name, **values, "classes": None if self.labels is None else self.labels.num_classes}
+
+    @property
+    def is_free(self) -> bool:
+        """Whether the licence is known and allows commercial use."""
+        return self.licence in (BSD, APACHE, MIT)
+
+
+def _torchvision(
+    network: str, file: str, figure: str, parameters: float, megabytes: float, labels: LabelSet | None = None
+) -> Published:
+    """An entry of torchvision, whose file names end in the first digits of the hash."""
+    return Published(
+        network=network,
+        file=file,
+        addresses=(PYTORCH + file,),
+        trained_on=COCO_AS_VOC if labels else IMAGENET,
+        figure=figure,
+        licence=BSD,
+        parameters=parameters,
+        megabytes=megabytes,
+        sha256=file.rpartition("-")[2].partition(".")[0],
+        labels=labels,
+    )
+
+
+def _coco(network: str, file: str, miou: float, accuracy: float, parameters: float, megabytes: float) -> Published:
+    figure = f"mIoU {miou}, pixel accuracy {accuracy}: COCO val2017, shorter side 520"
+    return _torchvision(network, file, figure, parameters, megabytes, VOC)
+
+
+def _top1(network: str, file: str, top1: float, parameters: float, megabytes: float) -> Published:
+    return _torchvision(network, file, f"top-1 {top1}", parameters, megabytes)
+
+
+def _hub(
+    repository: str, network: str, parameters: float, *, figure: str = "", revision: str = "main", licence: str = BSD
+) -> Published:
+    """A file of the Hugging Face hub. All have the same name there, so the cache names it after the repository."""
+    return Published(
+        network=network,
+        file=f"{repository.replace('/', '--')}.safetensors",
+        addresses=(f"{HUGGING_FACE}{repository}/resolve/{revision}/model.safetensors",),
+        trained_on=IMAGENET,
+        figure=figure,
+        licence=licence,
+        parameters=parameters,
+    )
+
+
+def _tensorflow(
+    network: str, archive: str, parameters: float, *, trained_on: str, figure: str, labels: LabelSet | None = None
+) -> Published:
+    file = f"{archive}.tar.gz"
+    return Published(
+        network=network,
+        file=file,
+        addresses=(TENSORFLOW + file, TENSORFLOW_MIRROR + file),
+        trained_on=trained_on,
+        figure=figure,
+        licence=APACHE,
+        parameters=parameters,
+        labels=labels,
+    )
+
+
+RESNET18, RESNET34 = "deeplabv3plus_resnet18", "deeplabv3plus_resnet34"
+RESNET50, RESNET101 = "deeplabv3plus_resnet50", "deeplabv3plus_resnet101"
+MOBILENET_V2, MOBILENET_V3 = "deeplabv3plus_mobilenet_v2", "deeplabv3plus_mobilenet_v3_large"
+
+TORCHVISION = {
+    "deeplabv3_resnet50_coco": _coco(
+        "deeplabv3_resnet50", "deeplabv3_resnet50_coco-cd0a2569.pth", 66.4, 92.4, 42.00, 160.5
+    ),
+    "deeplabv3_resnet101_coco": _coco(
+        "deeplabv3_resnet101", "deeplabv3_resnet101_coco-586e9e4e.pth", 67.4, 92.4, 61.00, 233.2
+    ),
+    "deeplabv3_mobilenet_v3_large_coco": _coco(
+        "deeplabv3_mobilenet_v3_large", "deeplabv3_mobilenet_v3_large-fc3c493d.pth", 60.3, 91.2, 11.03, 42.3
+    ),
+    "lraspp_mobilenet_v3_large_coco": _coco(
+        "lraspp_mobilenet_v3_large", "lraspp_mobilenet_v3_large-d234d4ea.pth", 57.9, 91.2, 3.22, 12.5
+    ),
+    "fcn_resnet50_coco": _coco("fcn_resnet50", "fcn_resnet50_coco-1167a1af.pth", 60.5, 91.4, 35.32, 135.0),
+    "fcn_resnet101_coco": _coco("fcn_resnet101", "fcn_resnet101_coco-7ecb50ca.pth", 63.7, 91.9, 54.31, 207.7),
+    "resnet18.imagenet_v1": _top1(RESNET18, "resnet18-f37072fd.pth", 69.758, 11.18, 44.7),
+    "resnet34.imagenet_v1": _top1(RESNET34, "resnet34-b627a593.pth", 73.314, 21.28, 83.3),
+    "resnet50.imagenet_v1": _top1(RESNET50, "resnet50-0676ba61.pth", 76.130, 23.51, 97.8),
+    "resnet50.imagenet_v2": _top1(RESNET50, "resnet50-11ad3fa6.pth", 80.858, 23.51, 97.8),
+    "resnet101.imagenet_v1": _top1(RESNET101, "resnet101-63fe2227.pth", 77.374, 42.50, 170.5),
+    "resnet101.imagenet_v2": _top1(RESNET101, "resnet101-cd907fc2.pth", 81.886, 42.50, 170.5),
+    "mobilenet_v2.imagenet_v1": _top1(MOBILENET_V2, "mobilenet_v2-b0353104.pth", 71.878, 1.81, 13.6),
+    "mobilenet_v2.imagenet_v2": _top1(MOBILENET_V2, "mobilenet_v2-7ebf99e0.pth", 72.154, 1.81, 13.6),
+    "mobilenet_v3_large.imagenet_v1": _top1(MOBILENET_V3, "mobilenet_v3_large-8738ca79.pth", 74.042, 2.97, 21.1),
+    "mobilenet_v3_large.imagenet_v2": _top1(MOBILENET_V3, "mobilenet_v3_large-5c1a4163.pth", 75.274, 2.97, 21.1),
+    "vgg16.imagenet_v1": _top1("fcn32s_vgg16", "vgg16-397923af.pth", 71.592, 134.26, 527.8),
+    "vgg16_bn.imagenet_v1": _top1("segnet_vgg16", "vgg16_bn-6c64b313.pth", 73.360, 14.72, 527.9),
+}
+
+NON_COMMERCIAL = "CC-BY-NC-4.0"
+_RESNETS = {"resnet18": (RESNET18, 11.18), "resnet34": (RESNET34, 21.28), "resnet50": (RESNET50, 23.51)}
+_RESNETS["resnet101"] = (RESNET101, 42.50)
+_VGG = {"vgg16": ("fcn32s_vgg16", 134.26), "vgg16_bn": ("segnet_vgg16", 14.72)}
+
+# Encoder and recipe to the top-1 that timm reports, "" where it reports none here.
+_TIMM = {
+    **{f"{name}.tv_in1k": "" for name in (*_RESNETS, *_VGG)},
+    **{f"{name}.tv2_in1k": "" for name in ("resnet50", "resnet101")},
+    "resnet18.a1_in1k": "top-1 73.16 at 288",
+    "resnet34.a1_in1k": "top-1 77.93 at 288",
+    "resnet50.a1_in1k": "top-1 81.24 at 288",
+    "resnet101.a1_in1k": "top-1 82.33 at 288",
+    "resnet101.a1h_in1k": "top-1 82.80 at 288",
+    **{f"{name}.fb_ssl_yfcc100m_ft_in1k": "" for name in ("resnet18", "resnet50")},
+    **{f"{name}.fb_swsl_ig1b_ft_in1k": "" for name in ("resnet18", "resnet50")},
+}
+
+
+def _timm(name: str, figure: str) -> Published:
+    encoder, _, recipe = name.partition(".")
+    licence = NON_COMMERCIAL if recipe.startswith("fb_") else BSD if recipe.startswith("tv") else APACHE
+    network, parameters = (_RESNETS | _VGG)[encoder]
+    return _hub(f"timm/{name}", network, parameters, figure=figure, licence=licence)
+
+
+TIMM = {name: _timm(name, figure) for name, figure in _TIMM.items()}
+
+# Encoder to the revision that segmentation_models_pytorch 0.6 pins; its files are those of torchvision and others.
+_SMP = {
+    "resnet18": "3f2325ff978283d47aa6a1d6878ca20565622683",
+    "resnet34": "7a57b34f723329ff020b3f8bc41771163c519d0c",
+    "resnet50": "00cb74e366966d59cd9a35af57e618af9f88efe9",
+    "resnet101": "cd7c15e8c51da86ae6a084515fdb962d0c94e7d1",
+    "mobilenet_v2": "e67aa804e17f7b404b629127eabbd224c4e0690b",
+    "vgg16": "49d74b799006ee252b86e25acd6f1fd8ac9a99c1",
+    "vgg16_bn": "2c186d02fb519e93219a99a1c2af6295aef0bf0d",
+}
+SMP = {
+    f"{encoder}.imagenet": _hub(
+        f"smp-hub/{encoder}.imagenet",
+        *(_RESNETS | _VGG | {"mobilenet_v2": (MOBILENET_V2, 1.81)})[encoder],
+        revision=revision,
+        licence=UNKNOWN,
+    )
+    for encoder, revision in _SMP.items()
+}
+
+_VOC_AUG, _VOC_ALL = "COCO, then VOC train_aug", "COCO, then VOC trainval"
+_MOBILENET, _XCEPTION = "deeplabv3_mobilenet_v2", "deeplabv3plus_xception65"
+_MULTI = "OS 8, scales, flip"
+TENSORFLOW_ZOO = {
+    "deeplabv3_mnv2_dm05_pascal_trainaug": _tensorflow(
+        _MOBILENET,
+        "deeplabv3_mnv2_dm05_pascal_trainaug_2018_10_01",
+        0.70,
+        trained_on=_VOC_AUG,
+        figure="mIoU 70.19: VOC val, OS 16",
+        labels=VOC,
+    ),
+    "deeplabv3_mnv2_dm05_pascal_trainval": _tensorflow(
+        _MOBILENET,
+        "deeplabv3_mnv2_dm05_pascal_trainval_2018_10_01",
+        0.70,
+        trained_on=_VOC_ALL,
+        figure="mIoU 71.83: VOC test, OS 8",
+        labels=VOC,
+    ),
+    "deeplabv3_mnv2_pascal_train_aug": _tensorflow(
+        _MOBILENET,
+        "deeplabv3_mnv2_pascal_train_aug_2018_01_29",
+        2.11,
+        trained_on=_VOC_AUG,
+        figure=f"mIoU 75.32: VOC val, OS 16; 77.33: {_MULTI}",
+        labels=VOC,
+    ),
+    "deeplabv3_mnv2_pascal_trainval": _tensorflow(
+        _MOBILENET,
+        "deeplabv3_mnv2_pascal_trainval_2018_01_29",
+        2.11,
+        trained_on=_VOC_ALL,
+        figure=f"mIoU 80.25: VOC test, {_MULTI}",
+        labels=VOC,
+    ),
+    "deeplabv3_pascal_train_aug": _tensorflow(
+        _XCEPTION,
+        "deeplabv3_pascal_train_aug_2018_01_04",
+        41.06,
+        trained_on=_VOC_AUG,
+        figure=f"mIoU 82.20: VOC val, OS 16; 83.58: {_MULTI}",
+        labels=VOC,
+    ),
+    "deeplabv3_pascal_trainval": _tensorflow(
+        _XCEPTION,
+        "deeplabv3_pascal_trainval_2018_01_04",
+        41.06,
+        trained_on=_VOC_ALL,
+        figure=f"mIoU 87.80: VOC test, {_MULTI}",
+        labels=VOC,
+    ),
+    "deeplabv3_mnv2_cityscapes_train": _tensorflow(
+        _MOBILENET,
+        "deeplabv3_mnv2_cityscapes_train_2018_02_05",
+        2.11,
+        trained_on="Cityscapes train",
+        figure=f"mIoU 70.71: Cityscapes val, OS 16; 73.57: {_MULTI}",
+        labels=CITYSCAPES,
+    ),
+    "deeplabv3_cityscapes_train": _tensorflow(
+        _XCEPTION,
+        "deeplabv3_cityscapes_train_2018_02_06",
+        41.06,
+        trained_on="Cityscapes train",
+        figure=f"mIoU 78.79: Cityscapes val, OS 16; 80.42: {_MULTI}",
+        labels=CITYSCAPES,
+    ),
+    "deeplabv3_xception_ade20k_train": _tensorflow(
+        _XCEPTION,
+        "deeplabv3_xception_ade20k_train_2018_05_29",
+        41.09,
+        trained_on="ADE20K train",
+        figure=f"mIoU 45.65: ADE20K val, {_MULTI}",
+        labels=ADE20K,
+    ),
+    **{
+        name: _tensorflow(network, archive, parameters, trained_on=trained_on, figure="")
+        for name, network, archive, parameters, trained_on in (
+            ("xception_41.imagenet", "deeplabv3plus_xception41", "xception_41_2018_05_09", 24.92, IMAGENET),
+            ("xception_65.imagenet", _XCEPTION, "deeplabv3_xception_2018_01_04", 37.87, IMAGENET),
+            ("xception_65.coco", _XCEPTION, "xception_65_coco_pretrained_2018_10_02", 37.87, "ImageNet-1k, then COCO"),
+            ("xception_71.imagenet", "deeplabv3plus_xception71", "xception_71_2018_05_09", 40.29, IMAGENET),
+            ("resnet_v1_50_beta.imagenet", "deeplabv3plus_resnet50_beta", "resnet_v1_50_2018_05_04", 23.63, IMAGENET),
+            (
+                "resnet_v1_101_beta.imagenet",
+                "deeplabv3plus_resnet101_beta",
+                "resnet_v1_101_2018_05_04",
+                42.62,
+                IMAGENET,
+            ),
+        )
+    },
+    "deeplabv3_257_mv_gpu": replace(
+        _tensorflow(_MOBILENET, "", 0.69, trained_on=_VOC_AUG, figure="for inputs of 257x257", labels=VOC),
+        file="deeplabv3_257_mv_gpu.tflite",
+        addresses=(TENSORFLOW_MIRROR + "tflite/gpu/deeplabv3_257_mv_gpu.tflite",),
+        megabytes=2.7,
+        sha256="68a539782c2c6a72f8aac3724600124a85ed977162b44e84cbae5db717c933c6",
+    ),
+}
+
+TRANSFORMERS = {
+    "deeplabv3_mobilenet_v2_1.0_513": Published(
+        network=_MOBILENET,
+        file="google--deeplabv3_mobilenet_v2_1.0_513.bin",
+        addresses=(f"{HUGGING_FACE}google/deeplabv3_mobilenet_v2_1.0_513/resolve/main/pytorch_model.bin",),
+        trained_on=_VOC_AUG,
+        figure="",
+        licence="other",
+        parameters=2.11,
+        labels=VOC,
+    )
+}
+
+PUBLISHED: dict[str, Published] = {
+    f"{owner}/{name}": entry
+    for owner, entries in (
+        ("torchvision", TORCHVISION),
+        ("timm", TIMM),
+        ("smp", SMP),
+        ("tensorflow", TENSORFLOW_ZOO),
+        ("google", TRANSFORMERS),
+    )
+    for name, entry in entries.items()
+}
+"""Every name that `load` takes besides paths: `owner/name`."""
