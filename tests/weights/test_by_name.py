@@ -25,6 +25,7 @@ from deeplab_jax.weights.by_name import load
 from deeplab_jax.weights.convert import IMPORTERS, convert
 from deeplab_jax.weights.export_torchvision import export_torchvision, write_state_dict
 from deeplab_jax.weights.folder import flatten_variables
+from deeplab_jax.weights.importers.torchvision import network
 from deeplab_jax.weights.published import PUBLISHED, Published
 from tests.support.server import serve
 from tests.support.tiny import tiny_config, tiny_models
@@ -207,8 +208,8 @@ COCO = [name for name in published.TORCHVISION if name.endswith("_coco")]
 def test_a_published_network_of_torchvision(name, monkeypatch, tmp_path):
     """The real names and shapes, generated values: every tensor is used, and none is missing."""
     entry = PUBLISHED[f"torchvision/{name}"]
-    options = {} if name.startswith("lraspp") else {"aux_head": True}
-    model = create_model(entry.network, output_stride=16 if "mobilenet" in name else 8, **options)
+    theirs = network(entry.network, num_classes=21, aux_head=not name.startswith("lraspp"))
+    model = create_model(theirs.name, output_stride=theirs.output_stride, **theirs.options)
     shapes = {key: value.shape for key, value in export_torchvision(model, zeros(model)).items()}
     tensors = golden.generate(shapes)
     monkeypatch.setenv(download.FOLDER, str(tmp_path / "cache"))
