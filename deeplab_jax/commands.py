@@ -285,9 +285,10 @@ def summarize(args: argparse.Namespace) -> None:
     from deeplab_jax.analysis.summary import summarize
     from deeplab_jax.analysis.summary_table import summary_table, table_width
     from deeplab_jax.models.catalog import describe, from_description, model_names
+    from deeplab_jax.weights.by_name import folder_of
     from deeplab_jax.weights.folder import MODEL_FILE, read_description
 
-    names = model_names(module=args.module)
+    names, provenance = model_names(module=args.module), {}
     if args.model in names:
         description = {
             "name": args.model,
@@ -296,8 +297,9 @@ def summarize(args: argparse.Namespace) -> None:
             "options": {},
             "module": args.module,
         }
-    elif Path(args.model, MODEL_FILE).is_file():
-        description = describe(read_description(Path(args.model), module=args.module)[0])
+    elif Path(folder := folder_of(args.model), MODEL_FILE).is_file():
+        model, info = read_description(Path(folder), module=args.module)
+        description, provenance = describe(model), info.get("provenance", {})
     else:
         own = "" if args.module else "; for a model of your own, give --module the path of its file"
         near = did_you_mean(args.model, names)
@@ -315,6 +317,8 @@ def summarize(args: argparse.Namespace) -> None:
         print(text)
         return
     Console(width=table_width(Console().width)).print(summary_table(summary))
+    for key, value in provenance.items():
+        print(f"{key}: {value}")
     if args.json:
         try:
             Path(args.json).write_text(text + "\n")

@@ -36,15 +36,26 @@ def load(
     Raises:
       UserError: nothing to load there, an unknown name, a file that cannot be fetched, or weights that do not fit.
     """
-    name = str(path_or_name)
-    if name not in PUBLISHED or Path(name).is_dir():
-        if not Path(name).exists() and looks_like_name(name):
-            raise UserError(
-                f"{name}: neither a folder nor a name of published weights: {did_you_mean(name, PUBLISHED)} "
-                "(all: python -m deeplab_jax weights)"
-            )
-        return folder.load(path_or_name, checkpoint=checkpoint, module=module)
-    return folder.load(converted(name))
+    return folder.load(folder_of(path_or_name), checkpoint=checkpoint, module=module)
+
+
+def folder_of(path_or_name: str | Path) -> Path:
+    """Return the folder of what `load` takes. Published weights are fetched and converted if they are not here.
+
+    Raises:
+      UserError: a name that the table does not have, or one that cannot be fetched.
+    """
+    name, path = str(path_or_name), Path(path_or_name)
+    if path.exists():
+        return path
+    if name in PUBLISHED:
+        return converted(name)
+    if looks_like_name(name):
+        raise UserError(
+            f"{name}: neither a folder nor a name of published weights: {did_you_mean(name, PUBLISHED)} "
+            "(all: python -m deeplab_jax weights)"
+        )
+    return path
 
 
 def looks_like_name(text: str) -> bool:

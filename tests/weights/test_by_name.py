@@ -149,6 +149,14 @@ def test_predict_and_training_take_a_name(server, tmp_path, capsys):
     assert f"from {NAME} (scope backbone)" in capsys.readouterr().out
 
 
+def test_summarize_says_where_weights_come_from(server, capsys):
+    assert main(["summarize", NAME, "--size", "65"]) == 0
+    out = capsys.readouterr().out
+    assert "cascade_tiny" in out
+    assert f"address: {server.address}{ENTRY.file}\n" in out
+    assert "licence: BSD-3-Clause\n" in out
+
+
 def test_the_verb_lists_names_and_what_is_here(server, capsys):
     load(NAME)
     capsys.readouterr()
