@@ -179,6 +179,9 @@ def add_model_verbs(verb: Verb) -> None:
     )
     convert.add_argument("--out", required=True, help="model folder to write")
     convert.add_argument("--kind", default="auto", help="who wrote them; by default found from the tensors' names")
+    convert.add_argument(
+        "--select", default="", metavar="PREFIX", help="of several networks in a file, the one whose names begin so"
+    )
     convert.add_argument("--output_stride", type=int, help="at which to run the source; by default its own")
     convert.add_argument("--num_classes", type=int, help="of the model; if not the source's, add --reinit head")
     convert.add_argument("--reinit", default="", choices=("head",), help="start the classifiers at random")

@@ -206,6 +206,7 @@ def convert(args: argparse.Namespace) -> None:
         num_classes=args.num_classes,
         reinit=args.reinit,
         strict=not args.not_strict,
+        select=args.select,
         module=args.module,
     )
     source = info["source"]

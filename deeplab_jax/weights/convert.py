@@ -11,9 +11,10 @@ from deeplab_jax.models.catalog import describe
 from deeplab_jax.models.segmenter import Segmenter, Variables
 from deeplab_jax.weights import folder
 from deeplab_jax.weights.fill_variables import fill_variables
-from deeplab_jax.weights.formats.read import read_network
+from deeplab_jax.weights.formats.read import arrays, no_tensors, read_tree
 from deeplab_jax.weights.importers import imagenet, jfzhang95, slim, smp, torchvision, transformers, vainf
-from deeplab_jax.weights.tensor_map import TensorMap
+from deeplab_jax.weights.tensor_map import Shapes, TensorMap
+from deeplab_jax.weights.unwrap import find_network, flatten
 
 # In the order in which they try; the names are those that `kind=` takes.
 IMPORTERS: dict[str, Callable[..., TensorMap | None]] = {
@@ -38,6 +39,7 @@ def convert(
     num_classes: int | None = None,
     reinit: str = "",
     strict: bool = True,
+    select: str = "",
     module: str = "",
 ) -> tuple[Segmenter, Variables, dict[str, Any]]:
     """Return a model of this package with somebody else's weights, whose logits are the same.
@@ -48,10 +50,11 @@ def convert(
         the content.
       output_stride: a state dict does not state it. None is the peer's default; a number is what the peer does at that
         stride.
-        stride.
       num_classes: classes of the model; if not the source's, `reinit` is needed.
       reinit: "head" starts the classifiers at random.
       strict: whether to refuse missing, unexpected and mis-shaped tensors; otherwise `info` lists them.
+      select: where the source holds several networks, what the names of the wanted one's tensors begin with, such as
+        "model_ema".
       module: path of the user's own file, which a run or a model folder of ours may need; see `load`.
 
     Returns:
@@ -59,7 +62,7 @@ def convert(
       network, the tensors left out, and the variables that start at random.
 
     Raises:
-      UserError: a source that cannot be read, is not recognised, or does not fit.
+      UserError: a source that cannot be read, is not recognised, holds several networks, or does not fit.
     """
     kinds = ("auto", *IMPORTERS, RUN)
     if kind not in kinds:
@@ -71,10 +74,9 @@ def convert(
     elif kind == RUN:
         raise UserError(f"{name}: neither a run directory nor a model folder of ours, there is no {folder.MODEL_FILE}")
     else:
-        tensors, own_stride = read_network(source)
-        tensor_map = _recognise(
-            tensors, kind=kind, output_stride=own_stride if output_stride is None else output_stride, source=name
-        )
+        tree, own_stride = (source, None) if isinstance(source, Mapping) else read_tree(Path(source))
+        stride = own_stride if output_stride is None else output_stride
+        tensor_map, tensors = _recognise(tree, kind=kind, output_stride=stride, select=select, source=name)
         info = dict(tensor_map.info)
     model, variables, report = fill_variables(
         tensor_map, tensors, source=name, num_classes=num_classes, reinit=reinit, strict=strict
@@ -87,21 +89,34 @@ def convert(
     return model, variables, {**info, "source": origin}
 
 
-def _recognise(tensors: Mapping[str, np.ndarray], *, kind: str, output_stride: int | None, source: str) -> TensorMap:
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+def _recognise(
+    tree: Mapping[str, Any], *, kind: str, output_stride: int | None, select: str, source: str
+) -> tuple[TensorMap, dict[str, np.ndarray]]:
+    """Return the network that a file holds, and its tensors by the names that its importer knows."""
+    tensors, starts = flatten(tree)
+    if not tensors:
+        raise no_tensors(tree, name=source)
     asked = IMPORTERS if kind == "auto" else {kind: IMPORTERS[kind]}
-    for recognise in asked.values():
-        try:
-            tensor_map = recognise(shapes, output_stride=output_stride)
-        except UserError as error:
-            raise UserError(f"{source}: {error}") from None
-        if tensor_map is not None:
-            return tensor_map
-    examples = ", ".join(list(shapes)[:3])
-    raise UserError(
-        f"{source}: its {len(shapes)} tensors ({examples}, ...) belong to no network that "
-        f"{'this package converts' if kind == 'auto' else f'kind={kind!r} knows'}; it knows {', '.join(IMPORTERS)}"
-    )
+
+    def recognise(shapes: Shapes) -> TensorMap | None:
+        for importer in asked.values():
+            try:
+                tensor_map = importer(shapes, output_stride=output_stride)
+            except UserError as error:
+                raise UserError(f"{source}: {error}") from None
+            if tensor_map is not None:
+                return tensor_map
+        return None
+
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    found = find_network(shapes, starts, recognise, select=select, source=source)
+    if found is None:
+        arrays(dict(list(tensors.items())[:3]), name=source)  # Their names stand in the message.
+        raise UserError(
+            f"{source}: its {len(shapes)} tensors ({', '.join(list(shapes)[:3])}, ...) belong to no network that "
+            f"{'this package converts' if kind == 'auto' else f'kind={kind!r} knows'}; it knows {', '.join(IMPORTERS)}"
+        )
+    return found.tensor_map, arrays({ours: tensors[theirs] for ours, theirs in found.names.items()}, name=source)
 
 
 def _ours(

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from deeplab_jax.errors import UserError
-from deeplab_jax.weights.formats.read import read_tensors
 from deeplab_jax.weights.formats.torch_file import read_torch
 from tests.peers.parity import import_peer
+from tests.support.tensors import read_tensors
 
 torch = import_peer("torch")
 

@@ -11,45 +11,39 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from deeplab_jax.errors import UserError
+from deeplab_jax.files import read_json
 from deeplab_jax.weights.formats.archive import is_tar_gz, unpack_checkpoint
 from deeplab_jax.weights.formats.inert_pickle import Placeholder
 from deeplab_jax.weights.formats.tf_checkpoint import find_checkpoint, read_checkpoint
 from deeplab_jax.weights.formats.tflite import is_tflite, read_tflite
 from deeplab_jax.weights.formats.torch_file import not_a_state_dict, read_torch
 
-# Keys under which training scripts save the state dict; the first one that exists applies.
-NESTED = ("state_dict", "model_state", "model_state_dict", "model", "net")
-PARALLEL = "module."
-# Files of a Hugging Face folder, in order of preference.
-FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
-DEEPEST = 4  # Levels of mappings in which a state dict is searched; a hostile file's mapping may contain itself.
+# Files of a Hugging Face folder, in order of preference; an index names the files that hold the parts.
+FOLDER_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+INDEX = ".index.json"
 LONGEST_NAME = 500
 
 
-def read_tensors(source: str | Path | Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Return the tensors of a state dict by name.
+def read_tree(path: Path) -> tuple[Mapping[str, Any], int | None]:
+    """Return what a file of weights holds, and the output stride if its format stores it (`.tflite`).
 
     Args:
-      source: a PyTorch or safetensors file, a TensorFlow checkpoint (its prefix, `.index` file or folder), a `.tflite`
-        file, a `.tar.gz` of TensorFlow's model zoo, a folder that holds one of them, or a mapping of names to arrays.
+      path: a PyTorch or safetensors file, an index of several, a TensorFlow checkpoint (its prefix, `.index` file or
+        folder), a `.tflite` file, a `.tar.gz` of TensorFlow's model zoo, or a folder that holds one of them.
 
     Returns:
-      Name to array. The prefix that `torch.nn.DataParallel` adds to every name is removed.
+      A mapping; of PyTorch files nested ones. Among the leaves are arrays, or what `arrays` turns into arrays.
 
     Raises:
       UserError: nothing to read there, or a damaged file.
     """
-    return read_network(source)[0]
-
-
-def read_network(source: str | Path | Mapping[str, Any]) -> tuple[dict[str, np.ndarray], int | None]:
-    """Return the result of `read_tensors`, and the output stride if the format stores it (`.tflite`)."""
-    if isinstance(source, Mapping):
-        return state_dict(source, name="state dict"), None
-    path = Path(source)
     try:
-        tree, output_stride = _read(path)
-        return state_dict(tree, name=str(path)), output_stride
+        return _read(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error}); check the path") from None
 
@@ -67,6 +61,8 @@ def _read(path: Path) -> tuple[Mapping[str, Any], int | None]:
         )
     if not path.is_file():  # A pipe would wait for ever, and a device has no end.
         raise UserError(f"{path}: no such file; check the path")
+    if path.name.endswith(INDEX):
+        return _read_parts(path), None
     with path.open("rb") as stream:
         head = stream.read(512)
     if is_tflite(path):
@@ -89,26 +85,42 @@ def _read(path: Path) -> tuple[Mapping[str, Any], int | None]:
     )
 
 
-def state_dict(tree: Mapping[str, Any], *, name: str) -> dict[str, np.ndarray]:
-    """Return the state dict in a saved object, without the prefix of DataParallel.
+def arrays(tensors: Mapping[str, Any], *, name: str) -> dict[str, np.ndarray]:
+    """Return tensors as numpy arrays.
 
     Args:
-      tree: nested mappings; among the leaves are arrays, or anything that numpy turns into arrays.
-      name: name for messages.
+      tensors: anything that numpy turns into arrays.
+      name: name of the file, for messages.
+
+    Raises:
+      UserError: a name or a tensor that no framework writes, or one that is not on the CPU.
     """
-    for _ in range(DEEPEST):
-        inner = [tree[key] for key in NESTED if isinstance(tree.get(key), Mapping)]
-        tree = inner[0] if inner else tree
-    tensors = {_checked(key, name): _array(value, key, name) for key, value in tree.items() if hasattr(value, "shape")}
-    if not tensors:
-        for key in NESTED:
-            if isinstance(tree.get(key), Placeholder):
-                raise not_a_state_dict(name, tree[key])
-        raise UserError(
-            f"{name}: holds no tensors ({json.dumps([str(key)[:50] for key in list(tree)[:5]])}); save a state dict"
-        )
-    if all(key.startswith(PARALLEL) for key in tensors):
-        tensors = {key.removeprefix(PARALLEL): value for key, value in tensors.items()}
+    return {_checked(key, name): _array(value, key, name) for key, value in tensors.items()}
+
+
+def no_tensors(tree: Mapping[str, Any], *, name: str) -> UserError:
+    """Return the error for a file without tensors."""
+    for value in tree.values():
+        if isinstance(value, Placeholder):
+            return not_a_state_dict(name, value)
+    return UserError(
+        f"{name}: holds no tensors ({json.dumps([str(key)[:50] for key in list(tree)[:5]])}); save a state dict"
+    )
+
+
+def _read_parts(index: Path) -> dict[str, Any]:
+    """Return the tensors of all files that an index names, which stand beside it."""
+    try:
+        names = sorted({str(file) for file in read_json(index)["weight_map"].values()})
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise UserError(f"{index}: not a readable index of weights ({error}); fetch it again") from None
+    tensors: dict[str, Any] = {}
+    for name in names:
+        if not name or Path(name).name != name:
+            raise UserError(f"{index}: names {name!r:.100}, which is not beside it; fetch it again")
+        if not index.with_name(name).is_file():
+            raise UserError(f"{index}: names {name}, which is not beside it; fetch it as well")
+        tensors.update(_read(index.with_name(name))[0])
     return tensors
 
 

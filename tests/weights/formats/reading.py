@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from deeplab_jax.errors import UserError
-from deeplab_jax.weights.formats.read import read_tensors
+from tests.support.tensors import read_tensors
 
 
 def saved(folder: Path, content: bytes) -> Path:

@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import save
 
 from deeplab_jax.errors import UserError
-from deeplab_jax.weights.formats.read import read_tensors
+from tests.support.tensors import read_tensors
 from tests.weights.formats.mutations import mutated
 from tests.weights.formats.torch_writer import archive, legacy
 
@@ -57,16 +57,12 @@ def test_folders_of_hugging_face(tmp_path: Path) -> None:
     "tree",
     (
         {"a": WEIGHT},
-        {"module.a": WEIGHT},
-        {"epoch": 1, "state_dict": {"a": WEIGHT}, "optimizer": {"state": {}}, "best_pred": 0.5},
-        {"cur_itrs": 1, "model_state": {"a": WEIGHT}, "optimizer_state": {}, "best_score": 0.5},
-        {"model": {"module.a": WEIGHT}},
-        {"net": {"state_dict": {"a": WEIGHT, "version": 3, "names": ["x"]}}},
+        {"epoch": 1, "a": WEIGHT, "optimizer": {"state": {}}, "best": 0.5, "names": ["x"]},
         {"a": WEIGHT, "model": None},
     ),
     ids=lambda tree: ", ".join(tree),
 )
-def test_the_state_dict_is_found(tmp_path: Path, tree: dict[str, Any]) -> None:
+def test_tensors_are_found_among_other_values(tmp_path: Path, tree: dict[str, Any]) -> None:
     path = tmp_path / "weights.pth"
     path.write_bytes(archive(tree))
     for source in (tree, path):
@@ -75,8 +71,38 @@ def test_the_state_dict_is_found(tmp_path: Path, tree: dict[str, Any]) -> None:
         np.testing.assert_array_equal(read["a"], WEIGHT)
 
 
-def test_a_prefix_that_not_all_names_have_stays() -> None:
-    assert set(read_tensors({"module.a": WEIGHT, "b": WEIGHT})) == {"module.a", "b"}
+def test_tensors_of_nested_mappings_have_dotted_names(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    path.write_bytes(archive({"net": {"state_dict": {"b.c": WEIGHT}}, "ema": {1: WEIGHT}}))
+    assert sorted(read_tensors(path)) == ["ema.1", "net.state_dict.b.c"]
+
+
+def parts(folder: Path, **files: str) -> Path:
+    """Write the index of a model in several files."""
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": files}))
+    return index
+
+
+def test_a_model_in_several_files(tmp_path: Path) -> None:
+    index = parts(tmp_path, a="1.safetensors", b="2.safetensors")
+    (tmp_path / "1.safetensors").write_bytes(save({"a": WEIGHT}))
+    assert "names 2.safetensors, which is not beside it" in refusal(index)
+    (tmp_path / "2.safetensors").write_bytes(save({"b": WEIGHT + 1}))
+    for source in (tmp_path, index):
+        read = read_tensors(source)
+        np.testing.assert_array_equal(read["a"] + 1, read["b"])
+
+
+@pytest.mark.parametrize("file", ("../1.safetensors", "/etc/passwd", ""))
+def test_an_index_names_only_files_beside_it(tmp_path: Path, file: str) -> None:
+    assert "which is not beside it" in refusal(parts(tmp_path, a=file))
+
+
+@pytest.mark.parametrize("text", ("{", "[]", '{"weight_map": 1}', "{}"))
+def test_a_damaged_index_is_one_line(tmp_path: Path, text: str) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text(text)
+    assert "not a readable index" in refusal(tmp_path)
 
 
 def test_mappings_without_tensors_are_refused() -> None:

@@ -12,8 +12,8 @@ from google_crc32c import value as crc32c
 
 from deeplab_jax.errors import UserError
 from deeplab_jax.weights.formats import leveldb, tf_checkpoint
-from deeplab_jax.weights.formats.read import read_tensors
 from deeplab_jax.weights.formats.tf_checkpoint import find_checkpoint, read_checkpoint
+from tests.support.tensors import read_tensors
 from tests.weights.formats.mutations import mutated
 
 FOLDER = Path(__file__).parent / "data" / "tf_checkpoint"

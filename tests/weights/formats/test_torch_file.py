@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from deeplab_jax.weights.formats.inert_pickle import Placeholder
-from deeplab_jax.weights.formats.read import read_tensors
 from deeplab_jax.weights.formats.torch_file import read_torch
+from tests.support.tensors import read_tensors
 from tests.weights.formats.reading import refusal, saved
 from tests.weights.formats.torch_writer import STORAGES, Opcodes, archive, legacy, tensor
 
@@ -23,7 +23,7 @@ both = pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
 def test_a_checkpoint_of_a_training_script_by_pytorch_2_13(layout: str) -> None:
     """Data parallel; with the optimizer, the scheduler, a numpy score and the program's arguments."""
     path = DATA / f"torch_2_13_{layout}.bin"
-    tensors = read_tensors(path)
+    tensors = read_tensors(path, within="model_state.module.")
     shapes = {
         "conv.weight": (2, 3, 3, 3),
         "conv.bias": (2,),
@@ -103,7 +103,9 @@ def test_other_types_are_refused_by_name_where_they_are_needed(tmp_path: Path, n
     strange = tensor("0", name, 1, 0, (1,), (1,))
     line = refusal(saved(tmp_path, archive({"a": WEIGHT, "odd.weight": strange})))
     assert "odd.weight" in line and ("complex64" in line or "qint8" in line)
-    read = read_tensors(saved(tmp_path, archive({"state_dict": {"a": WEIGHT}, "optimizer": {"odd": strange}})))
+    read = read_tensors(
+        saved(tmp_path, archive({"state_dict": {"a": WEIGHT}, "optimizer": {"odd": strange}})), within="state_dict."
+    )
     assert list(read) == ["a"]
 
 
@@ -124,7 +126,7 @@ def test_one_odd_entry_does_not_hide_the_tensors(tmp_path: Path, write: Callable
     }
     tree = {**odd, "state_dict": {"a": WEIGHT}}
     path = saved(tmp_path, write(tree))
-    np.testing.assert_array_equal(read_tensors(path)["a"], WEIGHT)
+    np.testing.assert_array_equal(read_tensors(path)["state_dict.a"], WEIGHT)
     read = read_torch(path)
     assert all(isinstance(read[name], Placeholder) for name in ("state", "items", "mapping", "set"))
     assert read["keys"] == {5: 6}  # Neither a tuple nor an enormous number.

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from deeplab_jax.weights.formats import inert_pickle
-from deeplab_jax.weights.formats.read import read_tensors
 from deeplab_jax.weights.formats.torch_file import MAX_READ
+from tests.support.tensors import read_tensors
 from tests.weights.formats.mutations import mutated
 from tests.weights.formats.reading import is_read_or_refused, refusal, saved
 from tests.weights.formats.torch_writer import Opcodes, archive, legacy, opcodes, tensor

@@ -1,0 +1,21 @@
+"""All tensors of a file, as `convert` reads them before it looks for the network among them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deeplab_jax.weights.formats.read import arrays, no_tensors, read_tree
+from deeplab_jax.weights.unwrap import flatten
+
+
+def read_tensors(source: str | Path | Mapping[str, Any], *, within: str = "") -> dict[str, np.ndarray]:
+    """Return the tensors of a file, or of nested mappings, by their dotted names; those `within` a mapping if named."""
+    name = "state dict" if isinstance(source, Mapping) else str(source)
+    tree = source if isinstance(source, Mapping) else read_tree(Path(source))[0]
+    tensors, _ = flatten(tree)
+    if not tensors:
+        raise no_tensors(tree, name=name)
+    inside = {key.removeprefix(within): value for key, value in tensors.items() if key.startswith(within)}
+    return arrays(inside, name=name)

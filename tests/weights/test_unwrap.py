@@ -1,0 +1,150 @@
+"""The network among what training scripts save: found by the names of its tensors, whatever stands around them."""
+
+import numpy as np
+import pytest
+
+from deeplab_jax.cli import main
+from deeplab_jax.errors import UserError
+from deeplab_jax.weights.convert import IMPORTERS, convert
+from deeplab_jax.weights.folder import flatten_variables, load
+from deeplab_jax.weights.unwrap import DEEPEST, flatten, plain_names
+from tests.support.tiny import tiny_models
+from tests.weights.formats.torch_writer import archive
+from tests.weights.test_convert import make_tensors, recognise
+
+NETWORK = make_tensors()
+EMA = {name: value + 1 for name, value in NETWORK.items()}
+OPTIMIZER = {"state": {index: {"exp_avg": np.zeros(8), "exp_avg_sq": np.zeros(8)} for index in range(30)}}
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch):
+    monkeypatch.setitem(IMPORTERS, "tiny", recognise)
+    with tiny_models():
+        yield
+
+
+def under(prefix, tensors=NETWORK):
+    return {f"{prefix}{name}": value for name, value in tensors.items()}
+
+
+def inside(prefix, part, tensors=NETWORK):
+    """Put a wrapper around an inner module."""
+    return {name.replace(part, f"{part}.{prefix}", 1): value for name, value in tensors.items()}
+
+
+def bias(variables):
+    return flatten_variables(variables)["params/classifier/bias"]
+
+
+SOURCES = {
+    "plain": NETWORK,
+    "training script": {"epoch": 3, "state_dict": NETWORK, "optimizer": OPTIMIZER, "best": 0.7, "args": None},
+    "any key": {"epoch": 1, "weights of mine": NETWORK},
+    "deep": {"checkpoint": {"run": {"weights": {"ema": NETWORK}}}},
+    "DataParallel": under("module."),
+    "torch.compile": under("_orig_mod."),
+    "both": under("module._orig_mod."),
+    "averaged": {"n_averaged": np.array(3), **under("module.")},
+    "Lightning": {"state_dict": {**under("model."), "std": np.ones(3), "loss.weight": np.ones(5)}, "callbacks": {}},
+    "other attribute": {"state_dict": under("net.student.")},
+    "compiled inside": inside("_orig_mod", "net"),
+    "parallel inside": inside("module", "net"),
+    "wrapped twice": {"state": under("net.", inside("_orig_mod", "net"))},
+    "nested by module": {"net": {name.removeprefix("net."): v for name, v in NETWORK.items() if name[:4] == "net."}}
+    | {"score": {"weight": NETWORK["score.weight"], "bias": NETWORK["score.bias"]}},
+}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_what_wraps_a_network_is_taken_off(name):
+    _, variables, info = convert(SOURCES[name])
+    expected = flatten_variables(convert(NETWORK)[1])
+    for key, value in flatten_variables(variables).items():
+        np.testing.assert_array_equal(value, expected[key])
+    assert info["source"]["unused"] == []
+
+
+def test_what_was_taken_off_is_said():
+    notes = convert(SOURCES["Lightning"])[2]["source"]["notes"]
+    assert (
+        notes[0]
+        == "its tensors are those of state_dict.model; 2 others are left out (state_dict.std, state_dict.loss.weight)"
+    )
+    assert convert(NETWORK)[2]["source"]["notes"] == ["small"]
+
+
+@pytest.mark.parametrize(
+    ("tree", "names"),
+    [
+        ({"model": NETWORK, "model_ema": EMA, "epoch": 3}, ("model", "model_ema")),
+        (
+            {"model": NETWORK, "model_ema": {"n_averaged": np.array(3), **under("module.", EMA)}},
+            ("model", "model_ema.module"),
+        ),
+        ({**under("encoder_q."), **under("encoder_k.", EMA), "queue": np.zeros((3, 4))}, ("encoder_q", "encoder_k")),
+        ({"student": under("module."), "teacher": EMA}, ("student.module", "teacher")),
+    ],
+)
+def test_of_two_networks_a_choice_is_asked_for(tree, names):
+    with pytest.raises(UserError) as caught:
+        convert(tree)
+    message = str(caught.value)
+    assert "holds 2 networks" in message
+    assert all(f"{name} (tiny's cascade_tiny, 5 classes)" in message for name in names)
+    first, second = sorted(names, key=lambda name: "ema" in name or "_k" in name or "teacher" in name)
+    np.testing.assert_array_equal(bias(convert(tree, select=first)[1]), NETWORK["score.bias"])
+    np.testing.assert_array_equal(bias(convert(tree, select=second)[1]), EMA["score.bias"])
+
+
+def test_the_printed_choice_can_be_typed(tmp_path, capsys):
+    file = tmp_path / "both.pth"
+    file.write_bytes(archive({"model": NETWORK, "model_ema": EMA}))
+    command = ["convert", str(file), "--out", str(tmp_path / "model")]
+    assert main(command) == 2
+    flag = capsys.readouterr().err.strip().rpartition("such as ")[2].split()
+    assert flag == ["--select", "model"]
+    assert main([*command, *flag]) == 0
+    np.testing.assert_array_equal(bias(load(tmp_path / "model")[1]), NETWORK["score.bias"])
+
+
+def test_a_choice_that_is_not_there_shows_what_is():
+    with pytest.raises(UserError, match="select='ema': no tensor begins so; there are model, model_ema"):
+        convert({"model": NETWORK, "model_ema": EMA}, select="ema")
+
+
+def test_a_backbone_in_an_unknown_network_is_not_taken_for_the_whole():
+    head = {f"decode_head.{index}.weight": np.zeros(3) for index in range(9)}
+    tree = {"state_dict": {**under("backbone."), **head}, "meta": {}}
+    with pytest.raises(UserError) as caught:
+        convert(tree)
+    assert str(caught.value) == (
+        "state dict: state_dict.backbone is tiny's cascade_tiny, 5 classes, but beside it are 9 tensors that belong to no "
+        "network that this package converts (state_dict.decode_head.0.weight, state_dict.decode_head.1.weight, "
+        "state_dict.decode_head.2.weight and 6 more); for that part alone, give --select state_dict.backbone"
+    )
+    np.testing.assert_array_equal(bias(convert(tree, select="state_dict.backbone")[1]), NETWORK["score.bias"])
+
+
+def test_no_network_is_refused_by_the_names_that_are_there():
+    with pytest.raises(UserError, match=r"its 12 tensors \(x.net.a.weights, .*belong to no network"):
+        convert({f"x.{name}s": value for name, value in NETWORK.items()})
+
+
+def test_mappings_that_hold_themselves_end():
+    itself = {"a": np.zeros(3)}
+    itself["b"] = itself
+    tensors, starts = flatten(itself)
+    assert list(tensors)[:2] == ["a", "b.a"]
+    assert len(tensors) == DEEPEST
+    assert "b.b." in starts
+
+
+def test_names_without_wrappers_stay_apart():
+    assert plain_names(["a._orig_mod.b", "c.module.d", "module"]) == {
+        "a.b": "a._orig_mod.b",
+        "c.d": "c.module.d",
+        "module": "module",
+    }
+    for names in (["a._orig_mod.b", "a.b"], ["a.b", "a._orig_mod.b"]):
+        assert plain_names(names) == {"a.b": "a.b", "a._orig_mod.b": "a._orig_mod.b"}
