@@ -119,8 +119,8 @@ def test_a_backbone_in_an_unknown_network_is_not_taken_for_the_whole():
     with pytest.raises(UserError) as caught:
         convert(tree)
     assert str(caught.value) == (
-        "state dict: state_dict.backbone is tiny's cascade_tiny, 5 classes, but beside it are 9 tensors that belong to no "
-        "network that this package converts (state_dict.decode_head.0.weight, state_dict.decode_head.1.weight, "
+        "state dict: state_dict.backbone is tiny's cascade_tiny, 5 classes, but beside it are 9 tensors that belong to "
+        "no network that this package converts (state_dict.decode_head.0.weight, state_dict.decode_head.1.weight, "
         "state_dict.decode_head.2.weight and 6 more); for that part alone, give --select state_dict.backbone"
     )
     np.testing.assert_array_equal(bias(convert(tree, select="state_dict.backbone")[1]), NETWORK["score.bias"])
