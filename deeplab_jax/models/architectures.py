@@ -39,6 +39,7 @@ from deeplab_jax.models.decoders.deeplabv2 import SummedPyramid
 from deeplab_jax.models.decoders.deeplabv3plus import DeepLabV3PlusDecoder
 from deeplab_jax.models.decoders.deeplabv3plus_variants import DeepLabV3PlusDecoderVariant
 from deeplab_jax.models.decoders.fcn import FCNReduction, FCNSkips
+from deeplab_jax.models.decoders.fcn_variants import FCNReductionVariant
 from deeplab_jax.models.decoders.lraspp import LiteRASPP
 from deeplab_jax.models.decoders.refinenet import RefineNetDecoder
 from deeplab_jax.models.decoders.segnet import SegNetDecoder
@@ -242,6 +243,7 @@ ARCHITECTURES: dict[str, Architecture] = {
 VARIANTS: dict[Any, type[nn.Module]] = {
     ASPP: ASPPVariant,
     DeepLabV3PlusDecoder: DeepLabV3PlusDecoderVariant,
+    FCNReduction: FCNReductionVariant,
     MobileNetV2: MobileNetV2Variant,
     PyramidPooling: PyramidPoolingVariant,
     ResNet: ResNetVariant,

@@ -12,12 +12,22 @@ from deeplab_jax.models.segmenter import Segmenter, Variables
 from deeplab_jax.weights import folder
 from deeplab_jax.weights.fill_variables import fill_variables
 from deeplab_jax.weights.formats.read import arrays, no_tensors, read_tree
-from deeplab_jax.weights.importers import imagenet, jfzhang95, slim, smp, torchvision, transformers, vainf
+from deeplab_jax.weights.importers import (
+    imagenet,
+    jfzhang95,
+    mmsegmentation,
+    slim,
+    smp,
+    torchvision,
+    transformers,
+    vainf,
+)
 from deeplab_jax.weights.tensor_map import Shapes, TensorMap
 from deeplab_jax.weights.unwrap import find_network, flatten
 
 # In the order in which they try; the names are those that `kind=` takes.
 IMPORTERS: dict[str, Callable[..., TensorMap | None]] = {
+    "mmsegmentation": mmsegmentation.recognise,
     "torchvision": torchvision.recognise,
     "imagenet": imagenet.recognise,
     "smp": smp.recognise,
@@ -78,6 +88,8 @@ def convert(
         stride = own_stride if output_stride is None else output_stride
         tensor_map, tensors = _recognise(tree, kind=kind, output_stride=stride, select=select, source=name)
         info = dict(tensor_map.info)
+        if tensor_map.kind == mmsegmentation.KIND:
+            info |= mmsegmentation.labels_of(tree, tensor_map.num_classes)
     model, variables, report = fill_variables(
         tensor_map, tensors, source=name, num_classes=num_classes, reinit=reinit, strict=strict
     )

@@ -109,13 +109,14 @@ class ResNet(nn.Module):
             output_stride=output_stride,
             first_unit_rate=self.first_unit_rate,
         )
-        for index, (kernel_size, channels) in enumerate(STEMS[self.stem]):
+        stem = self.stem_convs()
+        for index, (kernel_size, channels) in enumerate(stem):
             x = ConvNorm(
                 max(1, round(channels * self.width)),
                 kernel_size,
                 stride=1 if index else 2,
                 settings=self.settings,
-                name="conv1" if self.stem == "plain" else f"stem_conv{index + 1}",
+                name="conv1" if len(stem) == 1 else f"stem_conv{index + 1}",
             )(x, train=train)
         features: Features = {"stem": (x, 2)}
         x = self.pool(x)
@@ -133,7 +134,7 @@ class ResNet(nn.Module):
                     width,
                     self.kind,
                     stride=strides[unit],
-                    rate=rates[unit] * grid[unit],
+                    rate=self.second_rate(rates[unit] * grid[unit]),
                     first_rate=(stage.rate if unit else stage.first_rate) * grid[unit],
                     settings=self.settings,
                     name=f"conv{index + 2}_unit{unit + 1}",
@@ -148,6 +149,14 @@ class ResNet(nn.Module):
     def blocks(self) -> int:
         """Return the number of blocks to build."""
         return self.last_block
+
+    def stem_convs(self) -> tuple[tuple[int, int], ...]:
+        """Return the kernel size and channels of the stem's convolutions."""
+        return STEMS[self.stem]
+
+    def second_rate(self, rate: int) -> int:
+        """Return the rate of the second 3x3 convolution of a basic unit in a stage of this rate."""
+        return rate
 
     def pool(self, x: jax.Array) -> jax.Array:
         """Return the pooled stem output; the windows are centred at every size."""

@@ -1,4 +1,4 @@
-"""ResNets as other code bases build them: their padding and ends."""
+"""ResNets as other code bases build them: their padding, ends and stems."""
 
 from typing import Literal
 
@@ -8,6 +8,7 @@ from deeplab_jax.models.backbones.resnet import ResNet
 from deeplab_jax.ops.pooling import max_pool
 
 LAST_BLOCKS = {"conv3": 2, "conv4": 3}
+DEEP_STEM = ((3, 32), (3, 32), (3, 64))
 
 
 class ResNetVariant(ResNet):
@@ -17,6 +18,9 @@ class ResNetVariant(ResNet):
       last_stage: name of the last features; the network ends there (segmentation_models_pytorch).
       pool_padding: padding of the max pooling. "symmetric" centres its windows at every size. "same" is TensorFlow's,
         as in the authors' code; it differs where the pooled map has an even side.
+      deep_stem: whether three 3x3 convolutions of 32, 32 and 64 channels stand in place of the 7x7 (mmsegmentation's
+        ResNetV1c).
+      dilate_second: whether the second 3x3 convolution of a basic unit is dilated; in mmsegmentation it is not.
 
     Raises:
       UserError: an unknown value.
@@ -24,10 +28,20 @@ class ResNetVariant(ResNet):
 
     last_stage: Literal["conv3", "conv4", "conv5"] = "conv5"
     pool_padding: Literal["symmetric", "same"] = "symmetric"
+    deep_stem: bool = False
+    dilate_second: bool = True
 
     def blocks(self) -> int:
         """Return the number of blocks to build."""
         return LAST_BLOCKS.get(self.last_stage, self.last_block)
+
+    def stem_convs(self) -> tuple[tuple[int, int], ...]:
+        """Return the kernel size and channels of the stem's convolutions."""
+        return DEEP_STEM if self.deep_stem else super().stem_convs()
+
+    def second_rate(self, rate: int) -> int:
+        """Return the rate of the second 3x3 convolution of a basic unit."""
+        return rate if self.dilate_second else 1
 
     def pool(self, x: jax.Array) -> jax.Array:
         """Pool the stem's output."""

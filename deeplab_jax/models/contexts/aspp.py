@@ -52,6 +52,8 @@ class ASPP(nn.Module):
     dropout: float = 0.0
     settings: LayerSettings = LayerSettings()
 
+    projection_kernel = 1
+
     @nn.compact
     def __call__(self, x: jax.Array, *, output_stride: int, train: bool) -> jax.Array:
         """Map features `[N, h, w, C]` at `output_stride` to `[N, h, w, aspp_channels]`."""
@@ -63,7 +65,8 @@ class ASPP(nn.Module):
         if self.image_pooling:
             pooled = ConvNorm(self.aspp_channels, settings=s, name="image_pooling")(global_average_pool(x), train=train)
             branches.append(resize_bilinear(pooled, x.shape[1:3], align_corners=s.align_corners))
-        y = ConvNorm(self.aspp_channels, settings=s, name="projection")(jnp.concatenate(branches, axis=-1), train=train)
+        y = jnp.concatenate(branches, axis=-1)
+        y = ConvNorm(self.aspp_channels, self.projection_kernel, settings=s, name="projection")(y, train=train)
         y = nn.Dropout(self.dropout, deterministic=not train)(y)
         for index, (kernel_size, channels) in enumerate(self.head_convs):
             y = self.spatial_conv(channels, kernel_size, name=f"head{index + 1}")(y, train=train)

@@ -1,0 +1,158 @@
+"""mmsegmentation: its DeepLabv3, DeepLabv3+, PSPNet and FCN on ResNets (its ResNetV1c, and the plain `b` variants).
+
+These are the networks of its configs, such as `deeplabv3plus_r50-d8`. The shapes show channels and depth. A state dict
+holds neither the rates nor the output stride: they are those of the configs.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from deeplab_jax.errors import UserError
+from deeplab_jax.weights.importers.torch_names import COUNTERS, RESNETS, resnet_rules, which_resnet
+from deeplab_jax.weights.tensor_map import TORCH, Names, Rule, Shapes, TensorMap
+
+KIND = "mmsegmentation"
+BACKBONE, HEAD, AUX = "backbone.", "decode_head.", "auxiliary_head."
+STEM = f"{BACKBONE}stem.0.weight"
+STRIDES = (8, 16)
+RATES = (6, 12, 18)
+"""At output stride 16, as ours are stated; the configs for 8 have 12, 24 and 36."""
+ASPP_FIRST = f"{HEAD}aspp_modules.0.conv.weight"
+LOGITS = f"{HEAD}conv_seg.weight"
+
+
+def recognise(shapes: Shapes, *, output_stride: int | None) -> TensorMap | None:
+    """Describe a state dict of one of mmsegmentation's networks; return None for any other.
+
+    Raises:
+      UserError: one of its networks, but with a backbone, a head or an output stride that is not supported.
+    """
+    if LOGITS not in shapes or not any(name.startswith(BACKBONE) for name in shapes):
+        return None
+    backbone = which_resnet(shapes, BACKBONE)
+    first = shapes.get(f"{BACKBONE}layer1.0.conv2.weight")
+    if backbone is None or first != (64, 64, 3, 3):
+        raise UserError(f"mmsegmentation: the backbone is none of {', '.join(RESNETS)}; only these can be converted")
+    architecture, options, rules, inputs, notes = _head(shapes)
+    name, stride = f"{architecture}_{backbone}", output_stride or STRIDES[0]
+    if name == f"fcn_{backbone}" and not RESNETS[backbone][1]:
+        raise UserError("mmsegmentation's FCN: only on resnet50 and resnet101 it can be converted")
+    if stride not in STRIDES:
+        raise UserError(f"output_stride={stride}: mmsegmentation's networks run at 8 or 16")
+    if STEM in shapes:
+        options["deep_stem"] = True
+        notes.append("three 3x3 convolutions in the stem (ResNetV1c)")
+    if not RESNETS[backbone][1]:
+        options["dilate_second"] = False
+        notes.append("the second 3x3 convolution of a unit is not dilated")
+    return TensorMap(
+        kind=KIND,
+        name=name,
+        num_classes=shapes[LOGITS][0],
+        output_stride=stride,
+        options={
+            "align_corners": False,
+            "first_unit_rate": "previous",
+            "norm_epsilon": 1e-5,
+            "norm_momentum": 0.9,
+            "dropout": 0.1,
+            **({"multi_grid": (1,) * RESNETS[backbone][0][3]} if architecture.startswith("deeplab") else {}),
+            **options,
+            "aux_head": f"{AUX}conv_seg.weight" in shapes,
+        },
+        rules=(
+            (r"backbone/stem_conv(\d)", lambda i: (f"{BACKBONE}stem.{3 * i - 3}", f"{BACKBONE}stem.{3 * i - 2}")),
+            *resnet_rules(BACKBONE),
+            *rules,
+            (r"classifier", (f"{HEAD}conv_seg", "")),
+            (r"aux_head/conv", _module(f"{AUX}convs.0")),
+            (r"aux_head/classifier", (f"{AUX}conv_seg", "")),
+        ),
+        layout=TORCH,
+        inputs=inputs,
+        unused=(COUNTERS,),
+        notes=("bilinear resizes do not align corners", "no multi-grid", *notes),
+    )
+
+
+def labels_of(tree: Mapping[str, Any], num_classes: int) -> dict[str, Any]:
+    """Return the class names and colours that the file's `meta` states, if they are of this network."""
+    meta = _mapping(tree.get("meta"))
+    now = _mapping(meta.get("dataset_meta"))  # Since version 1.
+    classes = _listed(now.get("classes") or meta.get("CLASSES"), num_classes)
+    palette = [_listed(colour, 3) for colour in _listed(now.get("palette") or meta.get("PALETTE"), num_classes)]
+    info: dict[str, Any] = {}
+    if classes and all(isinstance(name, str) for name in classes):
+        info["class_names"] = classes
+    if palette and all(colour and all(type(v) is int and 0 <= v <= 255 for v in colour) for colour in palette):
+        info["palette"] = palette
+    return info
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _listed(value: Any, length: int) -> list[Any]:
+    """Return a list or tuple of that length as a list; [] for anything else."""
+    return list(value) if isinstance(value, list | tuple) and len(value) == length else []
+
+
+def _module(name: str) -> Names:
+    """Return the names of a ConvModule's convolution and norm."""
+    return f"{name}.conv", f"{name}.bn"
+
+
+Head = tuple[str, dict[str, Any], tuple[Rule, ...], dict[str, tuple[int, ...]], list[str]]
+
+
+def _head(shapes: Shapes) -> Head:
+    """Return our architecture, its options, the names of its layers, the order of inputs, and notes."""
+    if ASPP_FIRST in shapes and f"{HEAD}image_pool.1.conv.weight" in shapes:
+        return _aspp(shapes)
+    if f"{HEAD}psp_modules.3.1.conv.weight" in shapes:
+        rules: tuple[Rule, ...] = (
+            *((rf"context/bins{bins}", _module(f"{HEAD}psp_modules.{i}.1")) for i, bins in enumerate((1, 2, 3, 6))),
+            (r"context/projection", _module(f"{HEAD}bottleneck")),
+        )
+        return "pspnet", {"context_channels": shapes[LOGITS][1]}, rules, {}, []
+    if f"{HEAD}conv_cat.conv.weight" in shapes and f"{HEAD}convs.2.conv.weight" not in shapes:
+        rules = (
+            (r"context/conv(\d)", lambda i: _module(f"{HEAD}convs.{i - 1}")),
+            (r"context/joined", _module(f"{HEAD}conv_cat")),
+        )
+        return "fcn", {"join_input": True}, rules, {}, ["three 3x3 convolutions; the last also takes their input"]
+    raise UserError(
+        "mmsegmentation: the decode head is none of ASPPHead, DepthwiseSeparableASPPHead, PSPHead and FCNHead; only "
+        "these can be converted"
+    )
+
+
+def _aspp(shapes: Shapes) -> Head:
+    channels = shapes[ASPP_FIRST][0]
+    separable = f"{HEAD}aspp_modules.1.depthwise_conv.conv.weight" in shapes
+    branch, last = f"{HEAD}aspp_modules.", ".pointwise_conv" if separable else ""
+    rules: tuple[Rule, ...] = (
+        (r"context/branch_1x1", _module(f"{branch}0")),
+        (r"context/branch_atrous(\d)/depthwise", lambda i: _module(f"{branch}{i}.depthwise_conv")),
+        (r"context/branch_atrous(\d)(?:/pointwise)?", lambda i: _module(f"{branch}{i}{last}")),
+        (r"context/image_pooling", _module(f"{HEAD}image_pool.1")),
+        (r"context/projection", _module(f"{HEAD}bottleneck")),
+    )
+    options: dict[str, Any] = {"aspp_channels": channels, "aspp_rates": RATES, "projection_kernel": 3}
+    notes = ["rates 12, 24, 36 at output stride 8, and half of them at 16", "3x3 instead of 1x1 after the pyramid"]
+    # There the pooled image comes first.
+    inputs = {"context/projection": (*range(channels, 5 * channels), *range(channels))}
+    low = shapes.get(f"{HEAD}c1_bottleneck.conv.weight")
+    if low is None:
+        return "deeplabv3", options | {"separable": separable}, rules, inputs, notes
+    rules += (
+        (r"decoder/conv2_reduction", _module(f"{HEAD}c1_bottleneck")),
+        (
+            r"decoder/conv2_conv(\d)/(depthwise|pointwise)",
+            lambda i, kind: _module(f"{HEAD}sep_bottleneck.{i - 1}.{kind}_conv"),
+        ),
+    )
+    notes.append("its dropout stands before the classifier, this one after the pyramid")
+    options |= {"separable": True, "low_level_channels": low[0], "decoder_convs": ((3, channels), (3, channels))}
+    return "deeplabv3plus", options, rules, inputs, notes
