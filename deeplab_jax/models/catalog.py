@@ -161,6 +161,8 @@ def _create(name: str, num_classes: int, output_stride: int | None, module: str,
     entry = _entry(name, module)
     if not isinstance(num_classes, int) or num_classes < 1:
         raise UserError(f"num_classes={num_classes!r}: give a whole number of at least 1")
+    if not isinstance(options, Mapping):
+        raise UserError(f"options={options!r:.100}: give a mapping of names to values")
     known = known_options(name, module=module)
     for option in options:
         if option not in known:

@@ -1,7 +1,7 @@
 """Published weights by name: what each file is, where it stands, and what its authors report.
 
 Files and figures are those that the authors state: torchvision's `Weights` entries, the tables of encoders of timm and
-segmentation_models_pytorch, and the model zoo of TensorFlow's DeepLab. `by_name` fetches and converts what the table
+segmentation_models_pytorch, and the model zoos of TensorFlow's DeepLab and of mmsegmentation. `by_name` fetches and converts what the table
 names.
 """
 
@@ -13,6 +13,7 @@ from deeplab_jax.labels import ADE20K, CITYSCAPES, VOC, LabelSet
 PYTORCH = "https://download.pytorch.org/models/"
 TENSORFLOW = "http://download.tensorflow.org/models/"
 TENSORFLOW_MIRROR = "https://storage.googleapis.com/download.tensorflow.org/models/"
+MMSEGMENTATION = "https://download.openmmlab.com/mmsegmentation/v0.5/deeplabv3plus/"
 HUGGING_FACE = "https://huggingface.co/"
 COCO_AS_VOC = "COCO train2017, VOC's classes"
 IMAGENET = "ImageNet-1k"
@@ -300,6 +301,118 @@ TENSORFLOW_ZOO = {
     ),
 }
 
+
+def _mmsegmentation(
+    network: str, run: str, stamp: str, *, trained_on: str, miou: float, labels: LabelSet | None, parameters: float
+) -> Published:
+    """An entry of mmsegmentation's zoo of DeepLabv3+: OS 8, one scale, whole images; the names end in the hash."""
+    file = f"{run}_{stamp}.pth"
+    return Published(
+        network=network,
+        file=file,
+        addresses=(f"{MMSEGMENTATION}{run}/{file}",),
+        trained_on=trained_on,
+        figure=f"mIoU {miou}: OS 8, one scale",
+        licence=APACHE,
+        parameters=parameters,
+        sha256=stamp.rpartition("-")[2],
+        labels=labels,
+    )
+
+
+MMSEG = {
+    "deeplabv3plus_r18b_cityscapes": _mmsegmentation(
+        RESNET18,
+        "deeplabv3plus_r18b-d8_512x1024_80k_cityscapes",
+        "20201226_090828-e451abd9",
+        trained_on="Cityscapes train",
+        miou=75.87,
+        labels=CITYSCAPES,
+        parameters=12.45,
+    ),
+    "deeplabv3plus_r50b_cityscapes": _mmsegmentation(
+        RESNET50,
+        "deeplabv3plus_r50b-d8_512x1024_80k_cityscapes",
+        "20201225_213645-a97e4e43",
+        trained_on="Cityscapes train",
+        miou=80.28,
+        labels=CITYSCAPES,
+        parameters=43.57,
+    ),
+    "deeplabv3plus_r101b_cityscapes": _mmsegmentation(
+        RESNET101,
+        "deeplabv3plus_r101b-d8_512x1024_80k_cityscapes",
+        "20201226_190843-9c3c93a4",
+        trained_on="Cityscapes train",
+        miou=80.16,
+        labels=CITYSCAPES,
+        parameters=62.56,
+    ),
+    "deeplabv3plus_r101_voc": _mmsegmentation(
+        RESNET101,
+        "deeplabv3plus_r101-d8_512x512_40k_voc12aug",
+        "20200613_205333-faf03387",
+        trained_on="VOC train_aug",
+        miou=78.62,
+        labels=VOC,
+        parameters=62.58,
+    ),
+    "deeplabv3plus_r101_ade20k": _mmsegmentation(
+        RESNET101,
+        "deeplabv3plus_r101-d8_512x512_160k_ade20k",
+        "20200615_123232-38ed86bb",
+        trained_on="ADE20K train",
+        miou=45.47,
+        labels=ADE20K,
+        parameters=62.68,
+    ),
+    **{
+        name: _mmsegmentation(
+            RESNET50,
+            run,
+            stamp,
+            trained_on=trained_on,
+            miou=miou,
+            labels=None,
+            parameters=parameters,
+        )
+        for name, run, stamp, trained_on, miou, parameters in (
+            (
+                "deeplabv3plus_r50_loveda",
+                "deeplabv3plus_r50-d8_512x512_80k_loveda",
+                "20211105_080442-f0720392",
+                "LoveDA, aerial",
+                50.99,
+                43.58,
+            ),
+            (
+                "deeplabv3plus_r50_potsdam",
+                "deeplabv3plus_r50-d8_512x512_80k_potsdam",
+                "20211219_031508-7e7a2b24",
+                "ISPRS Potsdam, aerial",
+                78.33,
+                43.58,
+            ),
+            (
+                "deeplabv3plus_r50_vaihingen",
+                "deeplabv3plus_r50-d8_4x4_512x512_80k_vaihingen",
+                "20211231_230816-5040938d",
+                "ISPRS Vaihingen, aerial",
+                73.97,
+                43.58,
+            ),
+            (
+                "deeplabv3plus_r50_isaid",
+                "deeplabv3plus_r50-d8_4x4_896x896_80k_isaid",
+                "20220110_180526-598be439",
+                "iSAID, aerial",
+                67.06,
+                43.59,
+            ),
+        )
+    },
+}
+
 TRANSFORMERS = {
     "deeplabv3_mobilenet_v2_1.0_513": Published(
         network=_MOBILENET,
@@ -320,6 +433,7 @@ PUBLISHED: dict[str, Published] = {
         ("timm", TIMM),
         ("smp", SMP),
         ("tensorflow", TENSORFLOW_ZOO),
+        ("mmsegmentation", MMSEG),
         ("google", TRANSFORMERS),
     )
     for name, entry in entries.items()

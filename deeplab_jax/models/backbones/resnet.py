@@ -52,7 +52,8 @@ class Unit(nn.Module):
         else:
             # As in the authors' code. With a projection, the copies of block 4 would have parameters only where they
             # have a stride.
-            x = x[:, :: self.stride, :: self.stride]
+            # Not by x[:, ::stride]: for an image of any size, JAX writes that size in another way than a convolution's.
+            x = jax.lax.slice(x, (0, 0, 0, 0), x.shape, (1, self.stride, self.stride, 1))
         return jax.nn.relu(x + y), y
 
 
