@@ -1,8 +1,8 @@
 """Published weights by name: what each file is, where it stands, and what its authors report.
 
 Files and figures are those that the authors state: torchvision's `Weights` entries, the tables of encoders of timm and
-segmentation_models_pytorch, and the model zoos of TensorFlow's DeepLab and of mmsegmentation. `by_name` fetches and converts what the table
-names.
+segmentation_models_pytorch, and the model zoos of TensorFlow's DeepLab and of mmsegmentation. `by_name` fetches and
+converts what the table names.
 """
 
 from dataclasses import dataclass, fields, replace

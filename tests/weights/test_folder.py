@@ -136,7 +136,8 @@ def test_truncated_weights_are_a_user_error(folder, size) -> None:
         ("\xff\x00", "not a readable model description"),
         ('{"format": 99}', "format 99, this version reads 1"),
         (
-            '{"format": 1, "model": {"name": "unet", "num_classes": 2, "output_stride": 16, "options": [1]}, "info": {}}',
+            '{"format": 1, "model": {"name": "unet", "num_classes": 2, "output_stride": 16, "options": [1]}, '
+            '"info": {}}',
             r"options=\[1\]: give a mapping",
         ),
         ('{"format": 1, "model": {}, "info": {}}', "not a readable model description"),
