@@ -43,7 +43,7 @@ def _prepare_orbax() -> None:
     It reports every phase of every save through absl. Only its warnings are shown. Its errors come once for each of its
     threads; they are raised, too. asyncio reports the reads that Orbax no longer waited for. Some of these come late.
     """
-    backend.os_backend.glob = _glob  # type: ignore[method-assign]
+    backend.os_backend.glob = _glob
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     logging.getLogger("absl").addFilter(_Warnings())
     sys.unraisablehook = partial(_report_unraisable, otherwise=sys.unraisablehook)

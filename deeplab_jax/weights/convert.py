@@ -11,8 +11,10 @@ from deeplab_jax.models.catalog import describe
 from deeplab_jax.models.segmenter import Segmenter, Variables
 from deeplab_jax.weights import folder
 from deeplab_jax.weights.fill_variables import fill_variables
-from deeplab_jax.weights.formats.read import read_network
+from deeplab_jax.weights.formats.read import read_config, read_network
 from deeplab_jax.weights.importers import imagenet, jfzhang95, slim, smp, torchvision, transformers, vainf
+from deeplab_jax.weights.importers.saved_config import apply_config, stated_stride
+from deeplab_jax.weights.published import published_classes
 from deeplab_jax.weights.tensor_map import TensorMap
 
 # In the order in which they try; the names are those that `kind=` takes.
@@ -48,7 +50,6 @@ def convert(
         the content.
       output_stride: a state dict does not state it. None is the peer's default; a number is what the peer does at that
         stride.
-        stride.
       num_classes: classes of the model; if not the source's, `reinit` is needed.
       reinit: "head" starts the classifiers at random.
       strict: whether to refuse missing, unexpected and mis-shaped tensors; otherwise `info` lists them.
@@ -72,10 +73,12 @@ def convert(
         raise UserError(f"{name}: neither a run directory nor a model folder of ours, there is no {folder.MODEL_FILE}")
     else:
         tensors, own_stride = read_network(source)
+        config = read_config(path) if path else {}
         tensor_map = _recognise(
-            tensors, kind=kind, output_stride=own_stride if output_stride is None else output_stride, source=name
+            tensors, kind=kind, output_stride=output_stride, own_stride=own_stride, config=config, source=name
         )
-        info = dict(tensor_map.info)
+        published = published_classes(path, tensor_map.num_classes) if path else {}
+        info = {**published, **tensor_map.info}
     model, variables, report = fill_variables(
         tensor_map, tensors, source=name, num_classes=num_classes, reinit=reinit, strict=strict
     )
@@ -87,16 +90,25 @@ def convert(
     return model, variables, {**info, "source": origin}
 
 
-def _recognise(tensors: Mapping[str, np.ndarray], *, kind: str, output_stride: int | None, source: str) -> TensorMap:
+def _recognise(
+    tensors: Mapping[str, np.ndarray],
+    *,
+    kind: str,
+    output_stride: int | None,
+    own_stride: int | None,
+    config: Mapping[str, Any],
+    source: str,
+) -> TensorMap:
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     asked = IMPORTERS if kind == "auto" else {kind: IMPORTERS[kind]}
     for recognise in asked.values():
         try:
-            tensor_map = recognise(shapes, output_stride=output_stride)
+            stride = next((s for s in (output_stride, own_stride, stated_stride(config)) if s is not None), None)
+            tensor_map = recognise(shapes, output_stride=stride)
+            if tensor_map is not None:
+                return apply_config(tensor_map, config)
         except UserError as error:
             raise UserError(f"{source}: {error}") from None
-        if tensor_map is not None:
-            return tensor_map
     examples = ", ".join(list(shapes)[:3])
     raise UserError(
         f"{source}: its {len(shapes)} tensors ({examples}, ...) belong to no network that "

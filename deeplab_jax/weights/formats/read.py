@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from deeplab_jax.errors import UserError
+from deeplab_jax.files import read_json
 from deeplab_jax.weights.formats.inert_pickle import Placeholder
 from deeplab_jax.weights.formats.tf_checkpoint import find_checkpoint, read_checkpoint
 from deeplab_jax.weights.formats.tflite import is_tflite, read_tflite
@@ -20,6 +21,7 @@ NESTED = ("state_dict", "model_state", "model_state_dict", "model", "net")
 PARALLEL = "module."
 # Files of a Hugging Face folder, in order of preference.
 FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
+CONFIG_FILE = "config.json"
 DEEPEST = 4  # Levels of mappings in which a state dict is searched; a hostile file's mapping may contain itself.
 LONGEST_NAME = 500
 
@@ -50,6 +52,25 @@ def read_network(source: str | Path | Mapping[str, Any]) -> tuple[dict[str, np.n
         return state_dict(tree, name=str(path)), output_stride
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error}); check the path") from None
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Return the `config.json` of a Hugging Face folder, given by its own path or by that of its weights; {} if there
+    is none.
+
+    Raises:
+      UserError: it cannot be read.
+    """
+    folder = path if path.is_dir() else path.parent
+    file = folder / CONFIG_FILE
+    if not file.is_file() or not any((folder / name).is_file() for name in FOLDER_FILES):
+        return {}
+    if path != folder and path.name not in FOLDER_FILES:
+        return {}
+    try:
+        return dict(read_json(file))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{file}: not a readable configuration ({error}); fetch it again") from None
 
 
 def _read(path: Path) -> tuple[Mapping[str, Any], int | None]:
