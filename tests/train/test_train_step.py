@@ -226,7 +226,7 @@ def test_frozen_parameters_stay_through_a_step() -> None:
 @pytest.mark.parametrize("remat", [False, True])
 def test_a_frozen_backbone_runs_as_in_inference(remat: bool) -> None:
     freeze = ("^backbone/",)
-    model, state, step = set_up("deeplabv3plus_tiny", ema=True, optimizer={"freeze": freeze, "momentum": 0.9})
+    _, state, step = set_up("deeplabv3plus_tiny", ema=True, optimizer={"freeze": freeze, "momentum": 0.9})
     new = state
     for seed in range(3):
         new, metrics = step(new, make_batch(seed=seed), freeze=freeze, ema_decay=0.9, remat=remat)
