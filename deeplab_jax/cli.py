@@ -316,7 +316,7 @@ def enable_compilation_cache() -> None:
 
 
 class Pipe(io.FileIO):
-    """Standard output, whose reader may end early, such as `head`: what is printed after that goes nowhere, and the work
+    """Standard output, whose reader may end early, such as `head`: what is printed then goes nowhere, and the work
     goes on.
     """
 
