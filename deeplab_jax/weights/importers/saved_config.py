@@ -17,33 +17,33 @@ SMP_NAMES = {"DeepLabV3": "deeplabv3", "DeepLabV3Plus": "deeplabv3plus", "PSPNet
 SMP_KNOWN = ("encoder_weights", "aux_params", "decoder_aspp_dropout", "psp_dropout", "encoder_output_stride")
 
 
-def stated_stride(config: Config) -> int | None:
+def stated_stride(stated: Config) -> int | None:
     """Return the output stride that a configuration states.
 
     Raises:
       UserError: it is no whole number.
     """
-    stride = config.get("encoder_output_stride", config.get("output_stride"))
+    stride = stated.get("encoder_output_stride", stated.get("output_stride"))
     if stride is not None and type(stride) is not int:
         raise _refused("output_stride", stride, "give 8 or 16")
     return stride
 
 
-def apply_config(tensor_map: TensorMap, config: Config) -> TensorMap:
+def apply_config(tensor_map: TensorMap, stated: Config) -> TensorMap:
     """Return a network as its `config.json` states it.
 
     Args:
       tensor_map: as recognised from the tensors, at the stated output stride or at another that was asked for.
-      config: content of the file; that of other code bases is ignored.
+      stated: content of the file; that of other code bases is ignored.
 
     Raises:
       UserError: a field that contradicts the tensors, or stands for something that this package cannot build.
     """
     apply = {"smp": _smp, "transformers": _transformers}.get(tensor_map.kind)
-    return apply(tensor_map, config) if apply and config else tensor_map
+    return apply(tensor_map, stated) if apply and stated else tensor_map
 
 
-def _smp(tensor_map: TensorMap, config: Config) -> TensorMap:
+def _smp(tensor_map: TensorMap, stated: Config) -> TensorMap:
     architecture, encoder = tensor_map.name.split("_", 1)
     options, notes = dict(tensor_map.options), list(tensor_map.notes)
     depth = int(str(options.get("last_stage", "conv5"))[-1])
@@ -56,7 +56,7 @@ def _smp(tensor_map: TensorMap, config: Config) -> TensorMap:
     }
     if architecture.startswith("deeplab"):
         facts |= {"decoder_channels": options["aspp_channels"], "decoder_aspp_separable": options["aspp_separable"]}
-        stride = stated_stride(config) or tensor_map.output_stride
+        stride = stated_stride(stated) or tensor_map.output_stride
         # None is the factor that leads to the image's size.
         facts["upsampling"] = 4 if architecture == "deeplabv3plus" else min(stride, 2**depth)
     elif architecture == "pspnet":
@@ -72,7 +72,7 @@ def _smp(tensor_map: TensorMap, config: Config) -> TensorMap:
         "decoder_atrous_rates": lambda value: options.update(aspp_rates=_rates(value, tensor_map.output_stride)),
         "decoder_interpolation": lambda value: _expect("decoder_interpolation", value, "nearest"),
     }
-    for field, value in config.items():
+    for field, value in stated.items():
         if field in facts:
             if not (field == "upsampling" and value is None):
                 _expect(field, value, facts[field])
@@ -82,25 +82,25 @@ def _smp(tensor_map: TensorMap, config: Config) -> TensorMap:
             raise _refused(field, value, "it is not known here; remove the line if it changes no logits")
     if "dropout" in options:
         options["dropout"] = _number(
-            config, "psp_dropout" if architecture == "pspnet" else "decoder_aspp_dropout", options
+            stated, "psp_dropout" if architecture == "pspnet" else "decoder_aspp_dropout", options
         )
-    if "decoder_atrous_rates" in config:
-        rates = ", ".join(map(str, config["decoder_atrous_rates"]))
+    if "decoder_atrous_rates" in stated:
+        rates = ", ".join(map(str, stated["decoder_atrous_rates"]))
         notes = [f"rates {rates} at any output stride" if note.startswith("rates ") else note for note in notes]
     return replace(tensor_map, options=options, notes=tuple(notes))
 
 
-def _transformers(tensor_map: TensorMap, config: Config) -> TensorMap:
+def _transformers(tensor_map: TensorMap, stated: Config) -> TensorMap:
     for field, value in {"num_channels": 3, "hidden_act": "relu6", "tf_padding": True}.items():
-        if field in config:
-            _expect(field, config[field], value)
+        if field in stated:
+            _expect(field, stated[field], value)
     options = dict(tensor_map.options)
-    if "depth_multiplier" in config:
-        _expect("depth_multiplier", config["depth_multiplier"], options["width"])
+    if "depth_multiplier" in stated:
+        _expect("depth_multiplier", stated["depth_multiplier"], options["width"])
     for field, option in (("layer_norm_eps", "norm_epsilon"), ("classifier_dropout_prob", "dropout")):
-        if field in config:
-            options[option] = _number(config, field, options)
-    names = _names(config.get("id2label"), tensor_map.num_classes)
+        if field in stated:
+            options[option] = _number(stated, field, options)
+    names = _names(stated.get("id2label"), tensor_map.num_classes)
     return replace(tensor_map, options=options, info={**tensor_map.info, **names})
 
 
@@ -145,8 +145,8 @@ def _check_norm(value: Any) -> None:
         raise _refused("decoder_use_norm", value, "only batch norm and none can be converted")
 
 
-def _number(config: Config, field: str, options: Config) -> float:
-    value = config.get(field, options["dropout"])
+def _number(stated: Config, field: str, options: Config) -> float:
+    value = stated.get(field, options["dropout"])
     if type(value) not in (int, float) or not 0 <= value <= 1:
         raise _refused(field, value, "give a number from 0 to 1")
     return float(value)
