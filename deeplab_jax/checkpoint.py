@@ -9,6 +9,7 @@ question, and a background copy cannot change when the next step donates its buf
 
 import contextlib
 import errno
+import glob
 import logging
 import os
 import shutil
@@ -22,7 +23,7 @@ from typing import Any, Self
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+from etils.epath import backend
 
 from deeplab_jax.distributed import is_first, is_lost, together
 from deeplab_jax.errors import UserError, spell
@@ -33,15 +34,43 @@ _VARIABLES, _EXTRA, _METRICS = "variables", "optimizer", "metrics"  # The last i
 
 
 @cache
-def _quieten() -> None:
-    """Hide Orbax's own messages from the user for the rest of the process, because some of them come late.
+def _prepare_orbax() -> None:
+    """Make Orbax fit for the user's folders and terminal, for the rest of the process.
 
-    Orbax reports every phase of every save through absl, and its errors too, once for each of its threads. asyncio
-    reports the reads that Orbax no longer waited for.
+    Orbax lists files by patterns in which the folder's own name counts as pattern, too: in a folder `[v2]` it finds
+    nothing, and leaves out what it did not find.
+
+    It reports every phase of every save through absl. Only its warnings are shown. Its errors come once for each of its
+    threads; they are raised, too. asyncio reports the reads that Orbax no longer waited for. Some of these come late.
     """
-    for logger in ("absl", "asyncio"):
-        logging.getLogger(logger).setLevel(logging.CRITICAL)
+    backend.os_backend.glob = _glob
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    logging.getLogger("absl").addFilter(_Warnings())
     sys.unraisablehook = partial(_report_unraisable, otherwise=sys.unraisablehook)
+
+
+def _glob(path: Any) -> Any:
+    """Return the paths that match a pattern in the last part of `path`; the other parts are taken literally."""
+    folder, pattern = os.path.split(path)
+    return glob.glob(os.path.join(glob.escape(folder), pattern))
+
+
+class _Warnings(logging.Filter):
+    """Pass on each warning once, on one line; nothing else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._shown: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno != logging.WARNING:
+            return False
+        text = " ".join(record.getMessage().split())
+        if text in self._shown or text.startswith("Requested `tracked_metric`"):  # Of a save without an evaluation.
+            return False
+        self._shown.add(text)
+        record.msg, record.args = text, ()
+        return True
 
 
 def _report_unraisable(report: Any, *, otherwise: Callable[[Any], Any]) -> None:
@@ -66,9 +95,9 @@ class Checkpoints:
     """The checkpoints in one folder: it keeps the newest ones and the best by validation mIoU.
 
     A checkpoint has two parts: the variables for prediction, and the rest of the training state. A save is written
-    under a temporary name and renamed at the end, so a folder with a step as its name is complete. Checksums of its
-    files are written after that and compared at a restore. A checkpoint without them, as after a kill in between, is
-    accepted.
+    under a temporary name and renamed at the end, so a folder with a step as its name is complete. It is then read back
+    and compared; only after that older checkpoints are removed. Checksums of its files are written, too, and compared
+    at a restore. A checkpoint without them, as after a kill in between, is accepted.
 
     Args:
       directory: created if it does not exist.
@@ -81,20 +110,14 @@ class Checkpoints:
     """
 
     def __init__(self, directory: str | Path, *, keep: int = 2, read_only: bool = False) -> None:
-        _quieten()
+        _prepare_orbax()
         self.directory = Path(directory).resolve()
         with together():
             if read_only or is_first():
                 _check_metrics(self.directory, fix=not read_only)
-        policy = AnyPreservationPolicy(
-            [
-                LatestN(keep),
-                BestN(get_metric_fn=lambda metrics: metrics[METRIC], n=1, keep_checkpoints_without_metrics=False),
-            ]
-        )
+        self._keep = keep
         options = ocp.CheckpointManagerOptions(
             best_fn=lambda metrics: metrics[METRIC],  # Without it no metrics are written.
-            preservation_policy=policy,
             enable_async_checkpointing=False,
             # Files that look like the remains of a killed save may belong to another process's save in progress.
             read_only=read_only,
@@ -145,16 +168,18 @@ class Checkpoints:
         return dict(self._manager.metrics(step) or {})
 
     def save(self, step: int, variables: Any, extra: Any, *, metrics: Mapping[str, float] | None = None) -> None:
-        """Save a checkpoint; a step that exists already is not changed.
+        """Save a checkpoint, read it back, and remove those that are no longer kept. A step that exists already is not
+        changed.
+
+        Reading back takes about as long as a restore, and memory on the host for one part of the state.
 
         Raises:
-          UserError: it could not be written. The older checkpoints are intact.
+          UserError: it could not be written, or is not what was written. The older checkpoints are intact.
         """
         if step in self._manager.all_steps():
             return
-        items = ocp.args.Composite(
-            **{_VARIABLES: ocp.args.StandardSave(variables), _EXTRA: ocp.args.StandardSave(extra)}
-        )
+        parts = {_VARIABLES: variables, _EXTRA: extra}
+        items = ocp.args.Composite(**{name: ocp.args.StandardSave(tree) for name, tree in parts.items()})
         with self._saving(step):
             if not self.directory.is_dir():  # Orbax would create a new one, without the older checkpoints.
                 raise FileNotFoundError(errno.ENOENT, "the folder has vanished")
@@ -162,7 +187,42 @@ class Checkpoints:
             self._manager.wait_until_finished()
         with together(), self._saving(step):
             if is_first():
-                write_checksums(self.directory / str(step), (_VARIABLES, _EXTRA))
+                write_checksums(self.directory / str(step), parts)
+        for name, tree in parts.items():
+            self._read_back(step, name, tree)
+        with self._saving(step):
+            for old in set(self.steps()) - self._kept():
+                self._manager.delete(old)
+
+    def _kept(self) -> set[int]:
+        """Return the newest steps, and the best of those that were evaluated."""
+        steps = self.steps()
+        evaluated = [step for step in steps if self.metrics(step)]
+        return {*steps[-self._keep :], *([self.find("best")] if evaluated else [])}
+
+    def _read_back(self, step: int, item: str, tree: Any) -> None:
+        """Remove a new checkpoint and raise a UserError unless a part of it is, bit for bit, the tree."""
+        with together():  # Of several processes each reads all, and compares what it has.
+            try:
+                stored = self._load(step, item, jax.tree.map(_on_host, tree))
+                changed = [
+                    _path(path)
+                    for (path, leaf), found in zip(
+                        jax.tree_util.tree_leaves_with_path(tree), jax.tree.leaves(stored), strict=True
+                    )
+                    if not _is_same(leaf, found)
+                ]
+                reason = f"not what was written: {spell(changed, limit=3)}" if changed else ""
+            except UserError as error:
+                reason = getattr(error, "reason", str(error))
+            if reason:
+                kept = self._others(step)
+                if is_first():
+                    shutil.rmtree(self.directory / str(step), ignore_errors=True)
+                raise UserError(
+                    f"{self.directory}: the checkpoint of step {step} could not be read back ({reason}); {kept}; check "
+                    "this disk and start again"
+                )
 
     @contextlib.contextmanager
     def _saving(self, step: int) -> Iterator[None]:
@@ -171,12 +231,9 @@ class Checkpoints:
         except Exception as error:  # Orbax and TensorStore raise many kinds for a full or vanished disk.
             if is_lost(error):  # Another process is gone, and the disk is not at fault.
                 raise
-            steps = [s for s in self._complete_steps() if s != step]
-            kept = f"step {max(steps)} is intact" if steps else "none was saved before"
-            reason = _reason(error)
             raise UserError(
-                f"{self.directory}: the checkpoint of step {step} could not be saved ({reason}); {kept}; free space "
-                "and start again"
+                f"{self.directory}: the checkpoint of step {step} could not be saved ({_reason(error)}); "
+                f"{self._others(step)}; free space and start again"
             ) from error
 
     def add_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -231,6 +288,9 @@ class Checkpoints:
     def _restore(self, step: int, item: str, abstract: Any) -> Any:
         if reason := damage(self.directory / str(step), item):
             raise DamagedCheckpoint(self.directory / str(step), reason)
+        return self._load(step, item, abstract)
+
+    def _load(self, step: int, item: str, abstract: Any) -> Any:
         self._compare(step, item, abstract)
         try:
             restored = self._manager.restore(
@@ -255,10 +315,12 @@ class Checkpoints:
                 "use the configuration it was trained with, or another --workdir"
             )
 
-    def _complete_steps(self) -> list[int]:
+    def _others(self, step: int) -> str:
+        """Return as a phrase which checkpoint there is beside a failed one."""
+        steps: list[int] = []
         with contextlib.suppress(OSError):
-            return [int(name) for name in os.listdir(self.directory) if name.isdigit()]
-        return []
+            steps = [int(name) for name in os.listdir(self.directory) if name.isdigit() and int(name) != step]
+        return f"step {max(steps)} is intact" if steps else "none was saved before"
 
 
 def misfits(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> list[str]:
@@ -274,6 +336,18 @@ def misfits(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[i
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     return {_path(path): tuple(leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _on_host(leaf: Any) -> Any:
+    """Return an array of the leaf's shape and dtype for Orbax to restore into, without memory of its own."""
+    return np.broadcast_to(np.zeros((), leaf.dtype), np.shape(leaf))
+
+
+def _is_same(leaf: Any, found: Any) -> bool:
+    """Whether a restored array has the bits of the leaf's, as far as this process holds them."""
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        return all(_is_same(np.asarray(shard.data), found[shard.index]) for shard in leaf.addressable_shards)
+    return np.asarray(leaf).tobytes() == np.asarray(found).tobytes()
 
 
 def _check_metrics(directory: Path, *, fix: bool) -> None:
@@ -321,6 +395,8 @@ def _placed(abstract: Any) -> Any:
     default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
     def place(leaf: Any) -> Any:
+        if isinstance(leaf, np.ndarray):  # To be restored as one, on the host.
+            return leaf
         return jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype, sharding=getattr(leaf, "sharding", None) or default)
 
     return jax.tree.map(place, abstract)

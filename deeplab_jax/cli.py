@@ -65,9 +65,6 @@ def run_verb(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:  # The reader of a pipe, such as `head`, has ended.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except MemoryError as error:
         return fail(f"{args.verb}: out of memory ({error or 'no more'}); give it smaller images, batches or windows")
     except OSError as error:
@@ -101,6 +98,7 @@ def make_parser() -> argparse.ArgumentParser:
         sub.add_argument(
             "--module",
             metavar="FILE.py",
+            type=path,
             default="",
             help="run this file with your own parts; see config.module",
         )
@@ -116,12 +114,12 @@ def make_parser() -> argparse.ArgumentParser:
 def add_training_verbs(verb: Verb) -> None:
     """Add `train` and `replay`."""
     train = verb("train", commands.train, "Train a model, or resume a run.", config="required")
-    train.add_argument("--workdir", required=True, help="run directory; a second start in it resumes")
+    train.add_argument("--workdir", required=True, type=path, help="run directory; a second start in it resumes")
     train.add_argument("--allow_config_change", action="store_true", help="resume a run that has another configuration")
     add_distributed_flag(train)
 
     replay = verb("replay", commands.replay, "Repeat the step at which training stopped, and show every tensor's size.")
-    replay.add_argument("folder", metavar="FOLDER", help="postmortem/ of a run directory")
+    replay.add_argument("folder", metavar="FOLDER", type=path, help="postmortem/ of a run directory")
 
 
 def add_inference_verbs(verb: Verb) -> None:
@@ -129,8 +127,8 @@ def add_inference_verbs(verb: Verb) -> None:
     evaluate = verb(
         "evaluate", commands.evaluate, "Evaluate a model on labelled images; writes metrics.json.", config="optional"
     )
-    evaluate.add_argument("--model", required=True, help=MODEL)
-    evaluate.add_argument("--out", required=True, help="folder for metrics.json")
+    evaluate.add_argument("--model", required=True, type=path, help=MODEL)
+    evaluate.add_argument("--out", required=True, type=path, help="folder for metrics.json")
     evaluate.add_argument("--split", help="split to evaluate on; by default the configuration's validation split")
     evaluate.add_argument(
         "--save_predictions", action="store_true", help="write NAME.png and NAME_overlay.png of every image too"
@@ -143,9 +141,9 @@ def add_inference_verbs(verb: Verb) -> None:
     predict = verb(
         "predict", commands.predict, "Segment images; writes NAME.png (class ids with a palette) and NAME_overlay.png."
     )
-    predict.add_argument("images", nargs="+", metavar="IMAGE_OR_FOLDER")
-    predict.add_argument("--model", required=True, help=MODEL)
-    predict.add_argument("--out", required=True, help="folder for the pictures")
+    predict.add_argument("images", nargs="+", metavar="IMAGE_OR_FOLDER", type=path)
+    predict.add_argument("--model", required=True, type=path, help=MODEL)
+    predict.add_argument("--out", required=True, type=path, help="folder for the pictures")
     add_inference_flags(predict)
 
 
@@ -154,7 +152,7 @@ def add_data_verbs(verb: Verb) -> None:
     check = verb("check-data", commands.check_data, "Find the faults of a data set.", config="required")
     check.add_argument("--split", help="split to check; by default the training and the validation split")
     check.add_argument("--limit", type=int, help="check only so many images, evenly spread")
-    check.add_argument("--json", help="write the report to this file as well")
+    check.add_argument("--json", type=path, help="write the report to this file as well")
 
     prepare = verb(
         "prepare",
@@ -162,7 +160,7 @@ def add_data_verbs(verb: Verb) -> None:
         "Write a data set as a TFDS folder (array_record), readable as data.name='tfds'.",
         config="required",
     )
-    prepare.add_argument("--out", required=True, help="folder to write")
+    prepare.add_argument("--out", required=True, type=path, help="folder to write")
 
 
 def add_model_verbs(verb: Verb) -> None:
@@ -175,9 +173,12 @@ def add_model_verbs(verb: Verb) -> None:
         "convert", commands.convert, "Turn weights of other code bases, or a training run, into a model folder."
     )
     convert.add_argument(
-        "source", metavar="SOURCE", help="PyTorch, safetensors or .tflite file, TensorFlow checkpoint, folder or run"
+        "source",
+        metavar="SOURCE",
+        type=path,
+        help="PyTorch, safetensors or .tflite file, TensorFlow checkpoint, folder or run",
     )
-    convert.add_argument("--out", required=True, help="model folder to write")
+    convert.add_argument("--out", required=True, type=path, help="model folder to write")
     convert.add_argument("--kind", default="auto", help="who wrote them; by default found from the tensors' names")
     convert.add_argument(
         "--select", default="", metavar="PREFIX", help="of several networks in a file, the one whose names begin so"
@@ -192,10 +193,12 @@ def add_model_verbs(verb: Verb) -> None:
     export = verb(
         "export", commands.export, "Write a model for programs that have JAX or PyTorch, but not this package."
     )
-    export.add_argument("--model", required=True, help=MODEL)
+    export.add_argument("--model", required=True, type=path, help=MODEL)
     export.add_argument("--checkpoint", default="best", help="in a run directory: best (default), newest, or a step")
     export.add_argument("--format", required=True, choices=("stablehlo", "torchvision"), help="what to write")
-    export.add_argument("--out", required=True, help="file to write: .zip for stablehlo, .pth or .safetensors else")
+    export.add_argument(
+        "--out", required=True, type=path, help="file to write: .zip for stablehlo, .pth or .safetensors else"
+    )
     export.add_argument("--output_stride", type=int, help="8, 16, 32, ...; by default the model's own")
     stablehlo = export.add_argument_group("stablehlo")
     stablehlo.add_argument("--size", type=image_size, help="HEIGHTxWIDTH of the images; by default any")
@@ -208,7 +211,9 @@ def add_model_verbs(verb: Verb) -> None:
         commands.summarize,
         "Count what each stage of a network costs; needs no weights and computes nothing.",
     )
-    summarize.add_argument("model", metavar="NAME_OR_PATH", help="name of a model, model folder or run directory")
+    summarize.add_argument(
+        "model", metavar="NAME_OR_PATH", type=path, help="name of a model, model folder or run directory"
+    )
     summarize.add_argument("--size", type=image_size, default=(513, 513), help="HEIGHTxWIDTH of the image (513x513)")
     summarize.add_argument("--output_stride", type=int, help="8, 16, 32, ...; by default the model's own")
     summarize.add_argument(
@@ -222,6 +227,7 @@ def add_model_verbs(verb: Verb) -> None:
     summarize.add_argument(
         "--json",
         metavar="FILE",
+        type=path,
         nargs="?",
         const="-",
         help="also write the summary to this file; without a file, only print it as JSON",
@@ -248,6 +254,14 @@ def add_inference_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--flip", action="store_true", default=None, help="average with the mirrored image")
     parser.add_argument("--window", type=numbers(int), help="height,width of a sliding window for large images")
     parser.add_argument("--crf", action="store_true", default=None, help="refine labels by a fully connected CRF")
+
+
+def path(text: str) -> str:
+    """Return a path whose leading `~` is the home; a shell leaves it in `--workdir=~/x`.
+
+    Without a home it stays as it is, and the message about the path shows it.
+    """
+    return os.path.expanduser(text)
 
 
 def numbers(kind: type) -> Callable[[str], tuple[Any, ...]]:
@@ -309,6 +323,23 @@ def enable_compilation_cache() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 
+class Pipe(io.FileIO):
+    """Standard output, whose reader may end early, such as `head`: what is printed then goes nowhere, and the work
+    goes on.
+    """
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+            return len(data)
+
+
 def command() -> NoReturn:
     """Run the verb as a separate process."""
+    out = sys.stdout
+    if isinstance(out, io.TextIOWrapper) and not out.isatty():
+        pipe = io.BufferedWriter(Pipe(out.fileno(), "w", closefd=False))
+        sys.stdout = io.TextIOWrapper(pipe, encoding=out.encoding, line_buffering=out.line_buffering)
     end_process(main())

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -159,18 +160,16 @@ def check_data(args: argparse.Namespace) -> int:
     config = required_config(args)
     splits = [args.split] if args.split else [config.data.train_split, config.data.val_split]
     reports = {}
-    for split in dict.fromkeys(splits):
-        source = open_split(config, split, strict=False)
-        with progress_bar(Console(stderr=True)) as progress:
-            reports[split] = check_source(source, limit=args.limit, progress=progress)
-        print(f"{split}: {format_report(reports[split])}\n")
-    if args.json:
-        try:
-            Path(args.json).write_text(
-                json.dumps({split: r.to_json() for split, r in reports.items()}, indent=1) + "\n"
-            )
-        except OSError as error:
-            raise UserError(f"{args.json}: cannot be written ({error.strerror}); give another --json") from None
+    try:
+        for split in dict.fromkeys(splits):
+            source = open_split(config, split, strict=False)
+            with progress_bar(Console(stderr=True)) as progress:
+                reports[split] = check_source(source, limit=args.limit, progress=progress)
+        if args.json:
+            write_text(args.json, json.dumps({split: r.to_json() for split, r in reports.items()}, indent=1))
+    finally:  # After a split that cannot be opened, the report of the one before.
+        for split, report in reports.items():
+            print(f"{split}: {format_report(report)}\n")
     return 0 if all(report.ok for report in reports.values()) else USER_ERROR
 
 
@@ -188,7 +187,10 @@ def prepare(args: argparse.Namespace) -> None:
     with progress_bar(Console(stderr=True)) as progress:
         folder = prepare(sources, args.out, progress=lambda split, done, total: progress(done, total))
     counts = ", ".join(f"{len(source)} of {split}" for split, source in sources.items())
-    print(f"wrote {counts} to {folder}; read them with --config.data.name=tfds --config.data.dir={args.out}")
+    words = ["--config.data.name=tfds", f"--config.data.dir={args.out}"]
+    if config.data.options:  # Those of the set that was read; the prepared one has none.
+        words.append("--config.data.options={}")
+    print(f"wrote {counts} to {folder}; read them with {shlex.join(words)}")
 
 
 def convert(args: argparse.Namespace) -> None:
@@ -209,6 +211,7 @@ def convert(args: argparse.Namespace) -> None:
         select=args.select,
         module=args.module,
     )
+    folder = save(out, model, variables, info)  # First: a reader of what is printed may end early.
     source = info["source"]
     name = describe_short(model)
     print(f"{args.source}: read as {source['kind']}'s {name}; {source['tensors']} tensors used")
@@ -219,7 +222,7 @@ def convert(args: argparse.Namespace) -> None:
             print(f"  {text}: {spell(names, limit=3)}")
     for problem in source["mismatched"]:
         print(f"  not strict: {problem}")
-    print(f"written to {save(out, model, variables, info)}")
+    print(f"written to {folder}")
 
 
 def describe_short(model: Any) -> str:
@@ -317,14 +320,19 @@ def summarize(args: argparse.Namespace) -> None:
     if args.json == "-":
         print(text)
         return
+    if args.json:
+        write_text(args.json, text)
     Console(width=table_width(Console().width)).print(summary_table(summary))
     for key, value in provenance.items():
         print(f"{key}: {value}")
-    if args.json:
-        try:
-            Path(args.json).write_text(text + "\n")
-        except OSError as error:
-            raise UserError(f"{args.json}: cannot be written ({error.strerror}); give another --json") from None
+
+
+def write_text(file: str, text: str) -> None:
+    """Write what `--json` asks for."""
+    try:
+        Path(file).write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{file}: cannot be written ({error.strerror}); give another --json") from None
 
 
 def given(args: argparse.Namespace, *names: str) -> dict[str, Any]:

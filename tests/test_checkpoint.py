@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import gc
+import logging
 import os
 import sys
 from functools import partial
@@ -14,7 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from deeplab_jax.checkpoint import METRIC, Checkpoints, _report_unraisable
+from deeplab_jax.checkpoint import METRIC, Checkpoints, _report_unraisable, _Warnings
 from deeplab_jax.errors import UserError
 
 EXTRA = {"step": jnp.zeros((), jnp.int32)}
@@ -78,6 +79,52 @@ def test_a_step_that_is_there_is_left_alone(tmp_path: Path) -> None:
         checkpoints.save(1, variables(9), EXTRA)
         restored = checkpoints.restore_variables(1, abstract(variables()))
     np.testing.assert_array_equal(restored["params"]["layer"]["kernel"], [1, 2, 3])
+
+
+@pytest.mark.parametrize(
+    "name", ["[v2]", "a*", "what?", "100%", "exp%20a", "exp#1", "a b", "it's", 'q"q', "中文", "a:b|c"]
+)
+def test_a_folder_of_any_name(tmp_path: Path, name) -> None:
+    assert fill(tmp_path / name, [0.5, None, None, None]) == [1, 3, 4]
+    with Checkpoints(tmp_path / name) as checkpoints:
+        restored = checkpoints.restore_variables(4, abstract(variables()))
+    np.testing.assert_array_equal(restored["params"]["layer"]["kernel"], [4, 5, 6])
+
+
+@pytest.mark.parametrize("fault", ["lost", "changed"])
+def test_a_save_counts_only_when_it_has_been_read_back(tmp_path: Path, monkeypatch, fault) -> None:
+    """A save that ends well but cannot be read costs no older checkpoint."""
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(1, variables(1), EXTRA)
+        save = ocp.CheckpointManager.save
+
+        def spoil(manager, step, *, args, **options):
+            if fault == "changed":
+                args = ocp.args.Composite(
+                    variables=ocp.args.StandardSave(variables(9)), optimizer=ocp.args.StandardSave(EXTRA)
+                )
+            save(manager, step, args=args, **options)
+            if fault == "lost":
+                (tmp_path / str(step) / "variables" / "manifest.ocdbt").unlink()
+
+        with monkeypatch.context() as patch:
+            patch.setattr(ocp.CheckpointManager, "save", spoil)
+            with pytest.raises(UserError, match="step 2 could not be read back .*; step 1 is intact; check this disk"):
+                checkpoints.save(2, variables(2), EXTRA)
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        assert checkpoints.steps() == [1]
+        checkpoints.save(2, variables(2), EXTRA)
+        assert checkpoints.steps() == [2]
+
+
+def test_a_warning_of_orbax_is_shown_once_and_its_errors_never() -> None:
+    shown = _Warnings()
+    records = [
+        logging.LogRecord("absl", level, "file", 1, "two\n%s", ("lines",), None)
+        for level in (logging.INFO, logging.WARNING, logging.WARNING, logging.ERROR)
+    ]
+    assert [shown.filter(record) for record in records] == [False, True, False, False]
+    assert records[1].getMessage() == "two lines"
 
 
 def test_unknown_steps_and_empty_folders_are_user_errors(tmp_path: Path) -> None:

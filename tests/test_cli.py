@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -168,8 +169,9 @@ def test_check_data_then_prepare_then_train_from_the_prepared_folder(tmp_path, c
     assert "train: " in printed.out and "val: " in printed.out and printed.err == ""
     assert set(json.loads((tmp_path / "report.json").read_text())) == {"train", "val"}
     assert run("prepare", config, "--out", tmp_path / "prepared") == 0
-    assert "wrote 5 of train, 5 of val" in capsys.readouterr().out
-    prepared = ["--config.data.name=tfds", f"--config.data.dir={tmp_path / 'prepared'}", "--config.data.options={}"]
+    wrote, hint = capsys.readouterr().out.split("; read them with ")
+    assert wrote.startswith("wrote 5 of train, 5 of val")
+    prepared = shlex.split(hint)  # As a user would type it.
     with tiny_models():
         assert run("train", config, "--workdir", tmp_path / "source") == 0
         assert run("train", config, *prepared, "--workdir", tmp_path / "read") == 0

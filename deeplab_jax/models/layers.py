@@ -1,7 +1,8 @@
 """The layers of every network: convolution, normalisation, activation, and the settings that they share."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import gcd
 from typing import Any, Literal, get_args, get_origin
@@ -198,6 +199,28 @@ class Norm(nn.Module):
                 "train with at least 2 images per batch, or with norm='group' or norm='frozen'"
             )
         return BatchNorm(s, batch_statistics=batch_statistics, name="batch")(x)
+
+
+@contextmanager
+def running_statistics(is_frozen: Callable[[str], bool]) -> Iterator[None]:
+    """Within this context, a batch norm layer whose scale and offset are frozen runs as in inference: it normalises by
+    its running statistics and keeps them.
+
+    Args:
+      is_frozen: takes a parameter's path, such as "backbone/stem/norm/batch/scale".
+    """
+
+    def call(
+        method: Callable[..., Any], args: Any, options: dict[str, Any], context: nn.module.InterceptorContext
+    ) -> Any:
+        layer = context.module
+        if isinstance(layer, Norm) and context.method_name == "__call__":
+            frozen = all(is_frozen("/".join((*layer.path, "batch", name))) for name in ("scale", "bias"))
+            options = {**options, "train": options["train"] and not frozen}
+        return method(*args, **options)
+
+    with nn.intercept_methods(call):
+        yield
 
 
 class ConvNorm(nn.Module):

@@ -72,6 +72,7 @@ def build_step(config: ConfigDict, model: Segmenter, optimizer: optax.GradientTr
       UserError: an unknown loss, or class weights that are not one per class.
     """
     options = {**arguments(config.train, keys.Step), **changes}
+    options["freeze"] = tuple(config.optimizer.freeze)
     options["loss"] = find_loss(config.train.loss, module=config.module)
     if (count := len(options["class_weights"])) not in (0, model.num_classes):
         raise UserError(

@@ -56,7 +56,8 @@ def make_optimizer(
       no_decay: patterns of the parameters without decay; they may match nothing in this network.
       clip_norm: largest global norm of the gradient of the trained parameters; 0 does not clip.
       multipliers: patterns with factors of the learning rate; the first pattern that matches applies.
-      freeze: patterns of the parameters without any update.
+      freeze: patterns of the parameters without any update. `train_step` takes them too: a batch norm layer whose scale
+        and offset are frozen keeps its running statistics, and normalises by them.
 
     Raises:
       UserError: an unknown optimizer, a pattern that is not a regular expression, or a pattern of `multipliers` or
@@ -73,7 +74,7 @@ def make_optimizer(
     def by_path(function: Callable[[str], Any]) -> Any:
         return unflatten_dict({path: function(path) for path in paths}, sep="/")
 
-    decayed = by_path(lambda path: not any(_search(pattern, path) for pattern in no_decay))
+    decayed = by_path(lambda path: not matches(no_decay, path))
     factors = by_path(lambda path: next((factor for pattern, factor in multipliers if _search(pattern, path)), 1.0))
 
     schedule = poly_schedule(learning_rate, steps=steps, power=power, warmup_steps=warmup_steps)
@@ -89,7 +90,7 @@ def make_optimizer(
     trained = optax.chain(*clip, *rule, *scale, optax.scale_by_learning_rate(schedule))
     if not freeze:
         return trained, schedule
-    labels = by_path(lambda path: "frozen" if any(_search(pattern, path) for pattern in freeze) else "trained")
+    labels = by_path(lambda path: "frozen" if matches(freeze, path) else "trained")
     return optax.partition({"trained": trained, "frozen": optax.set_to_zero()}, labels), schedule
 
 
@@ -102,6 +103,15 @@ def _scale_by(factors: Any) -> optax.GradientTransformation:
         return unflatten_dict(scaled, sep="/"), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def matches(patterns: Sequence[str], path: str) -> bool:
+    """Whether one of the patterns is found in a parameter's path.
+
+    Raises:
+      UserError: a pattern that is not a regular expression.
+    """
+    return any(_search(pattern, path) for pattern in patterns)
 
 
 def _search(pattern: str, path: str) -> bool:

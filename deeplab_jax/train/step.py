@@ -1,6 +1,7 @@
 """One training step as a pure function; the loop wraps it in `jit`."""
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -9,10 +10,11 @@ import jax.numpy as jnp
 import optax
 
 from deeplab_jax.models.decoders.unet import centre_crop
-from deeplab_jax.models.layers import CONVOLUTION
+from deeplab_jax.models.layers import CONVOLUTION, running_statistics
 from deeplab_jax.models.segmenter import Segmenter
 from deeplab_jax.ops.losses import LOSSES, Loss, mean_loss, valid_pixels
 from deeplab_jax.ops.resize import resize_labels
+from deeplab_jax.train.optimizer import matches
 from deeplab_jax.train.state import TrainState
 
 Batch = dict[str, jax.Array]
@@ -35,6 +37,7 @@ def train_step(
     ema_decay: float = 0.0,
     space: int = 1,
     remat: bool = False,
+    freeze: Sequence[str] = (),
 ) -> tuple[TrainState, Metrics]:
     """Update the state with one batch.
 
@@ -56,6 +59,7 @@ def train_step(
       space: number of devices that share the rows of an image.
       remat: whether to keep only the convolutions' results of the activations, and compute the others again for the
         gradient.
+      freeze: patterns of the frozen parameters; see `make_optimizer`.
 
     Returns:
       The state after the step, and float32 scalars: `loss` (over the labelled pixels), `pixel_accuracy`,
@@ -71,6 +75,7 @@ def train_step(
         aux_weight=aux_weight,
         upsample_logits=upsample_logits,
         remat=remat,
+        freeze=tuple(freeze),
     )
     key = jax.random.fold_in(key, state.step)
     gradient, batch_stats, sums = summed_gradient(objective, state, batch, key, accumulate=accumulate)
@@ -95,12 +100,14 @@ def summed_loss(
     aux_weight: float,
     upsample_logits: bool,
     remat: bool,
+    freeze: Sequence[str] = (),
 ) -> tuple[jax.Array, tuple[Any, Metrics]]:
     """Return the summed loss of a micro-batch, new batch statistics, and the sums for the metrics."""
     plain = partial(model.apply, train=True, method="coarse_logits", mutable=["batch_stats", "intermediates"])
     apply = keep_convolutions(plain) if remat else plain
     variables = {"params": params, **({"batch_stats": batch_stats} if batch_stats else {})}
-    logits, updates = apply(variables, model.preprocessing(batch["image"]), rngs={"dropout": key})
+    with running_statistics(partial(matches, freeze)) if freeze else nullcontext():
+        logits, updates = apply(variables, model.preprocessing(batch["image"]), rngs={"dropout": key})
     labels = batch["label"]
     if model.valid:
         labels = centre_crop(labels, logits.shape[1:3])
@@ -143,6 +150,11 @@ def summed_gradient(
     return jax.lax.scan(add, start, (micro_batches, jax.random.split(key, accumulate)))[0]
 
 
+def moved(average: jax.Array, value: jax.Array, *, decay: float) -> jax.Array:
+    """Return the next running average of a parameter; that of a frozen one is the parameter, without rounding."""
+    return jnp.where(average == value, average, decay * average + (1 - decay) * value)
+
+
 def updated(
     state: TrainState, gradient: Any, batch_stats: Any, *, optimizer: optax.GradientTransformation, ema_decay: float
 ) -> TrainState:
@@ -151,7 +163,7 @@ def updated(
     params = optax.apply_updates(state.params, updates)
     average = state.ema_params
     if average is not None:
-        average = jax.tree.map(lambda old, new: ema_decay * old + (1 - ema_decay) * new, average, params)
+        average = jax.tree.map(partial(moved, decay=ema_decay), average, params)
     return state.replace(
         step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state, ema_params=average
     )

@@ -11,7 +11,7 @@ from deeplab_jax.models.catalog import describe
 from deeplab_jax.models.segmenter import Segmenter, Variables
 from deeplab_jax.weights import folder
 from deeplab_jax.weights.fill_variables import fill_variables
-from deeplab_jax.weights.formats.read import arrays, no_tensors, read_tree
+from deeplab_jax.weights.formats.read import arrays, no_tensors, read_config, read_tree
 from deeplab_jax.weights.importers import (
     imagenet,
     jfzhang95,
@@ -22,6 +22,8 @@ from deeplab_jax.weights.importers import (
     transformers,
     vainf,
 )
+from deeplab_jax.weights.importers.saved_config import apply_config, stated_stride
+from deeplab_jax.weights.known_classes import known_classes
 from deeplab_jax.weights.tensor_map import Shapes, TensorMap
 from deeplab_jax.weights.unwrap import find_network, flatten
 
@@ -85,9 +87,16 @@ def convert(
         raise UserError(f"{name}: neither a run directory nor a model folder of ours, there is no {folder.MODEL_FILE}")
     else:
         tree, own_stride = (source, None) if isinstance(source, Mapping) else read_tree(Path(source))
-        stride = own_stride if output_stride is None else output_stride
-        tensor_map, tensors = _recognise(tree, kind=kind, output_stride=stride, select=select, source=name)
-        info = dict(tensor_map.info)
+        config = read_config(path) if path else {}
+        try:
+            stride = next((one for one in (output_stride, own_stride, stated_stride(config)) if one is not None), None)
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from None
+        tensor_map, tensors = _recognise(
+            tree, kind=kind, output_stride=stride, config=config, select=select, source=name
+        )
+        known = known_classes(path, tensor_map.num_classes) if path else {}
+        info = {**known, **tensor_map.info}
         if tensor_map.kind == mmsegmentation.KIND:
             info |= mmsegmentation.labels_of(tree, tensor_map.num_classes)
     model, variables, report = fill_variables(
@@ -102,7 +111,13 @@ def convert(
 
 
 def _recognise(
-    tree: Mapping[str, Any], *, kind: str, output_stride: int | None, select: str, source: str
+    tree: Mapping[str, Any],
+    *,
+    kind: str,
+    output_stride: int | None,
+    config: Mapping[str, Any],
+    select: str,
+    source: str,
 ) -> tuple[TensorMap, dict[str, np.ndarray]]:
     """Return the network that a file holds, and its tensors by the names that its importer knows."""
     tensors, starts = flatten(tree)
@@ -114,10 +129,10 @@ def _recognise(
         for importer in asked.values():
             try:
                 tensor_map = importer(shapes, output_stride=output_stride)
+                if tensor_map is not None:
+                    return apply_config(tensor_map, config)
             except UserError as error:
                 raise UserError(f"{source}: {error}") from None
-            if tensor_map is not None:
-                return tensor_map
         return None
 
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}

@@ -153,3 +153,29 @@ def test_what_cannot_be_converted_says_so(architecture: str, encoder: str, optio
         convert(tensors)
     assert words in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "options"),
+    [
+        ("DeepLabV3Plus", {"decoder_atrous_rates": (6, 12, 18)}),
+        pytest.param("DeepLabV3Plus", {"encoder_output_stride": 8}, marks=pytest.mark.slow),
+        pytest.param(
+            "DeepLabV3", {"encoder_output_stride": 16, "decoder_atrous_rates": (3, 5, 7)}, marks=pytest.mark.slow
+        ),
+        pytest.param("PSPNet", {}, marks=pytest.mark.slow),
+        pytest.param("Unet", {}, marks=pytest.mark.slow),
+    ],
+)
+def test_saved_folders_are_built_as_their_config_says(tmp_path, architecture: str, options: dict[str, Any]) -> None:
+    peer = network(architecture, "mobilenet_v2", **options)
+    peer.save_pretrained(tmp_path)
+    images = random_images(128, 160)
+    for source in (tmp_path, tmp_path / "model.safetensors"):
+        assert_same_logits(run_ours(source, images), run_peer(peer, images))
+
+
+def test_a_field_that_cannot_be_built_is_refused(tmp_path) -> None:
+    network("DeepLabV3Plus", "mobilenet_v2", upsampling=2).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"config\.json: upsampling is 2"):
+        convert(tmp_path)

@@ -135,7 +135,7 @@ def test_without_the_auxiliary_head(name: str) -> None:
     peer = build(name, aux=False)
     tensors = state_dict(peer)
     model, variables, info = convert(tensors)
-    assert info["class_names"][15] == "person"
+    assert "class_names" not in info  # Random weights of 21 classes.
     assert_same(peer, model, variables, (97, 131))
     assert_comes_back(tensors, model, variables)
 

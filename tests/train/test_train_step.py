@@ -145,7 +145,7 @@ def test_the_loss_on_labels_shrunk_to_the_logits() -> None:
     model, state, step = set_up()
     batch = make_batch()
     coarse, logits, _ = reference(model, state, batch)
-    labels = resize_labels(jnp.asarray(batch["label"]), coarse.shape[1:3], align_corners=True)
+    labels = resize_labels(jnp.asarray(batch["label"]), coarse.shape[1:3])
     shrunk, full = (float(mean_loss(*cross_entropy(x, y))) for x, y in ((coarse, labels), (logits, batch["label"])))
     new, metrics = step(state, batch, upsample_logits=False)
     assert labels.shape == (4, 3, 3)
@@ -221,6 +221,50 @@ def test_frozen_parameters_stay_through_a_step() -> None:
     deep, old = new.params["backbone"]["deep"], state.params["backbone"]["deep"]
     np.testing.assert_array_equal(deep["norm"]["batch"]["scale"], old["norm"]["batch"]["scale"])
     assert (np.asarray(deep["conv"]["kernel"]) != np.asarray(old["conv"]["kernel"])).any()
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_a_frozen_backbone_runs_as_in_inference(remat: bool) -> None:
+    freeze = ("^backbone/",)
+    _, state, step = set_up("deeplabv3plus_tiny", ema=True, optimizer={"freeze": freeze, "momentum": 0.9})
+    new = state
+    for seed in range(3):
+        new, metrics = step(new, make_batch(seed=seed), freeze=freeze, ema_decay=0.9, remat=remat)
+        assert float(metrics["loss"]) > 0
+    for old_tree, new_tree in (
+        (state.params, new.params),
+        (state.batch_stats, new.batch_stats),
+        (state.params, new.ema_params),
+    ):
+        for old, fresh in zip(leaves(old_tree["backbone"]), leaves(new_tree["backbone"]), strict=True):
+            np.testing.assert_array_equal(old, fresh)
+    # The other layers still learn, and follow their batches.
+    moved = [
+        (a != b).any()
+        for a, b in zip(leaves(state.batch_stats["context"]), leaves(new.batch_stats["context"]), strict=True)
+    ]
+    assert all(moved)
+
+
+def test_a_frozen_network_has_the_logits_of_inference() -> None:
+    """With all of it frozen, the loss of a training step is that of the network in inference."""
+    freeze = ("^(backbone|classifier)/",)
+    model, state, step = set_up(optimizer={"freeze": freeze})
+    stats = jax.tree.map(lambda value: value + 0.25, state.batch_stats)
+    state, batch = state.replace(batch_stats=stats), make_batch()
+    _, metrics = step(state, batch, freeze=freeze)
+    logits = model.apply(state.variables(), model.preprocessing(jnp.asarray(batch["image"])), train=False)
+    total, count = cross_entropy(logits, jnp.asarray(batch["label"]))
+    assert float(metrics["loss"]) == pytest.approx(float(mean_loss(total, count)), rel=1e-5)
+    _, unfrozen = step(state, batch)
+    assert abs(float(unfrozen["loss"]) - float(metrics["loss"])) > 1e-3
+
+
+def test_norms_with_a_trained_scale_follow_their_batches() -> None:
+    _, state, step = set_up(optimizer={"freeze": ("bias$",)})
+    new, _ = step(state, make_batch(), freeze=("bias$",))
+    for old, fresh in zip(leaves(state.batch_stats), leaves(new.batch_stats), strict=True):
+        assert (old != fresh).any()
 
 
 def test_frozen_norm_keeps_its_statistics() -> None:

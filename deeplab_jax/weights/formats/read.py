@@ -26,6 +26,7 @@ FOLDER_FILES = (
     "pytorch_model.bin.index.json",
 )
 INDEX = ".index.json"
+CONFIG_FILE = "config.json"
 LONGEST_NAME = 500
 
 
@@ -46,6 +47,25 @@ def read_tree(path: Path) -> tuple[Mapping[str, Any], int | None]:
         return _read(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error}); check the path") from None
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Return the `config.json` of a Hugging Face folder, given by its own path or by that of its weights; {} if there
+    is none.
+
+    Raises:
+      UserError: it cannot be read.
+    """
+    folder = path if path.is_dir() else path.parent
+    file = folder / CONFIG_FILE
+    if not file.is_file() or not any((folder / name).is_file() for name in FOLDER_FILES):
+        return {}
+    if path != folder and path.name not in FOLDER_FILES:
+        return {}
+    try:
+        return dict(read_json(file))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{file}: not a readable configuration ({error}); fetch it again") from None
 
 
 def _read(path: Path) -> tuple[Mapping[str, Any], int | None]:

@@ -7,7 +7,6 @@ from deeplab_jax.models.preprocessing import IMAGENET
 from deeplab_jax.weights.importers.torch_names import (
     COUNTERS,
     MOBILENET_V2_STAGES,
-    label_info,
     resnet_rules,
     stride_of_16_or_8,
     which_resnet,
@@ -65,7 +64,6 @@ def recognise(shapes: Shapes, *, output_stride: int | None) -> TensorMap | None:
         # MobileNetV2's tensors occur twice.
         unused=(COUNTERS, rf"^{BACKBONE}features\."),
         notes=(*notes, "no dropout in the decoder, where jfzhang95's has 0.5 and 0.1 in training"),
-        info=label_info(logits[0]),
     )
 
 

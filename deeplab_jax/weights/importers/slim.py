@@ -6,7 +6,7 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.models.backbones.inverted_residual import scale_channels
 from deeplab_jax.models.backbones.mobilenet_v2 import ROWS, STEM_CHANNELS
 from deeplab_jax.models.preprocessing import CAFFE, SYMMETRIC
-from deeplab_jax.weights.importers.torch_names import MOBILENET_V2_STAGES, label_info
+from deeplab_jax.weights.importers.torch_names import MOBILENET_V2_STAGES
 from deeplab_jax.weights.tensor_map import SLIM, Names, Rule, Shapes, TensorMap
 
 KIND = "tensorflow"
@@ -73,7 +73,6 @@ def recognise(shapes: Shapes, *, output_stride: int | None) -> TensorMap | None:
         unused=(*SLOTS, rf"^{scope}/(logits|Logits|Conv_1)/"),
         absent=() if logits else (r"(?!backbone/)",),
         notes=tuple(notes),
-        info=label_info(logits[-1]) if logits else {},
     )
 
 

@@ -1,7 +1,6 @@
 """Names that PyTorch code bases share: those of torchvision's backbones."""
 
 from deeplab_jax.errors import UserError
-from deeplab_jax.labels import CITYSCAPES, VOC
 from deeplab_jax.models.backbones.mobilenet_v3 import ROWS, STEM_CHANNELS
 from deeplab_jax.weights.tensor_map import Rule, Shapes
 
@@ -135,14 +134,6 @@ def xception_rules(prefix: str, *, units: int, bare: int) -> tuple[Rule, ...]:
             lambda s, u, c: (f"{layer(s, u, c)[0]}.pointwise", layer(s, u, c)[1]),
         ),
     )
-
-
-def label_info(num_classes: int) -> dict[str, object]:
-    """Return the class names and colours of PASCAL VOC or Cityscapes if it has this number of classes."""
-    for labels in (VOC, CITYSCAPES):
-        if labels.num_classes == num_classes:
-            return {"class_names": list(labels.names), "palette": [list(colour) for colour in labels.palette]}
-    return {}
 
 
 def stride_of_16_or_8(asked: int | None, *, whose: str) -> int:

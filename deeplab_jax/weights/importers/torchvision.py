@@ -4,7 +4,6 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.weights.importers.torch_names import (
     COUNTERS,
     is_mobilenet_v3,
-    label_info,
     mobilenet_v3_rules,
     resnet_rules,
     which_resnet,
@@ -115,5 +114,4 @@ def network(name: str, *, num_classes: int, output_stride: int | None = None, au
         layout=TORCH,
         unused=(COUNTERS,),
         notes=tuple(notes),
-        info=label_info(num_classes),
     )

@@ -2,7 +2,7 @@
 
 from deeplab_jax.models.backbones.inverted_residual import scale_channels
 from deeplab_jax.models.backbones.mobilenet_v2 import ROWS, STEM_CHANNELS
-from deeplab_jax.weights.importers.torch_names import COUNTERS, MOBILENET_V2_STAGES, label_info
+from deeplab_jax.weights.importers.torch_names import COUNTERS, MOBILENET_V2_STAGES
 from deeplab_jax.weights.tensor_map import TORCH, Rule, Shapes, TensorMap
 
 ROOT, HEAD = "mobilenet_v2.", "segmentation_head."
@@ -64,7 +64,6 @@ def recognise(shapes: Shapes, *, output_stride: int | None) -> TensorMap | None:
             "strided convolutions pad as TensorFlow's SAME",
             "theirs ends before the resize to the image; ours resizes with aligned corners, as TensorFlow's does",
         ),
-        info=label_info(classifier[0]),
     )
 
 

@@ -7,7 +7,6 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.models.preprocessing import IMAGENET
 from deeplab_jax.weights.importers.torch_names import (
     COUNTERS,
-    label_info,
     mobilenet_v2_rules,
     resnet_rules,
     stride_of_16_or_8,
@@ -81,7 +80,6 @@ def recognise(shapes: Shapes, *, output_stride: int | None) -> TensorMap | None:
         ),
         unused=(COUNTERS,),
         notes=tuple(notes),
-        info=label_info(logits[0]),
     )
 
 

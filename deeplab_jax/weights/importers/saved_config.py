@@ -1,0 +1,161 @@
+"""`config.json` in a saved folder: what segmentation_models_pytorch and transformers state about a network, and its
+tensors do not show.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from deeplab_jax.errors import UserError
+from deeplab_jax.weights.tensor_map import TensorMap
+
+Config = Mapping[str, Any]
+# Before these the logits are the same. A class is chosen by its logit, so none of them changes it.
+ACTIVATIONS = (None, "identity", "sigmoid", "softmax", "softmax2d", "logsoftmax", "tanh")
+SMP_NAMES = {"DeepLabV3": "deeplabv3", "DeepLabV3Plus": "deeplabv3plus", "PSPNet": "pspnet", "Unet": "unet"}
+# What `smp.recognise` finds from the shapes, or what leaves the logits as they are.
+SMP_KNOWN = ("encoder_weights", "aux_params", "decoder_aspp_dropout", "psp_dropout", "encoder_output_stride")
+
+
+def stated_stride(stated: Config) -> int | None:
+    """Return the output stride that a configuration states.
+
+    Raises:
+      UserError: it is no whole number.
+    """
+    stride = stated.get("encoder_output_stride", stated.get("output_stride"))
+    if stride is not None and type(stride) is not int:
+        raise _refused("output_stride", stride, "give 8 or 16")
+    return stride
+
+
+def apply_config(tensor_map: TensorMap, stated: Config) -> TensorMap:
+    """Return a network as its `config.json` states it.
+
+    Args:
+      tensor_map: as recognised from the tensors, at the stated output stride or at another that was asked for.
+      stated: content of the file; that of other code bases is ignored.
+
+    Raises:
+      UserError: a field that contradicts the tensors, or stands for something that this package cannot build.
+    """
+    apply = {"smp": _smp, "transformers": _transformers}.get(tensor_map.kind)
+    return apply(tensor_map, stated) if apply and stated else tensor_map
+
+
+def _smp(tensor_map: TensorMap, stated: Config) -> TensorMap:
+    architecture, encoder = tensor_map.name.split("_", 1)
+    options, notes = dict(tensor_map.options), list(tensor_map.notes)
+    depth = int(str(options.get("last_stage", "conv5"))[-1])
+    facts: dict[str, Any] = {
+        "encoder_name": encoder,
+        "encoder_depth": depth,
+        "in_channels": 3,
+        "classes": tensor_map.num_classes,
+        "decoder_attention_type": None,
+    }
+    if architecture.startswith("deeplab"):
+        facts |= {"decoder_channels": options["aspp_channels"], "decoder_aspp_separable": options["aspp_separable"]}
+        stride = stated_stride(stated) or tensor_map.output_stride
+        # None is the factor that leads to the image's size.
+        facts["upsampling"] = 4 if architecture == "deeplabv3plus" else min(stride, 2**depth)
+    elif architecture == "pspnet":
+        facts |= {"psp_out_channels": options["context_channels"], "upsampling": 2**depth}
+    else:
+        facts["decoder_channels"] = list(options["decoder_channels"])
+    checked: dict[str, Callable[[Any], None]] = {
+        "_model_class": lambda value: _expect("_model_class", SMP_NAMES.get(value), architecture, shown=value),
+        "activation": lambda value: _check_activation(value, notes),
+        "decoder_use_norm": _check_norm,
+        "decoder_use_batchnorm": _check_norm,
+        "psp_use_batchnorm": _check_norm,
+        "decoder_atrous_rates": lambda value: options.update(aspp_rates=_rates(value, tensor_map.output_stride)),
+        "decoder_interpolation": lambda value: _expect("decoder_interpolation", value, "nearest"),
+    }
+    for field, value in stated.items():
+        if field in facts:
+            if not (field == "upsampling" and value is None):
+                _expect(field, value, facts[field])
+        elif field in checked:
+            checked[field](value)
+        elif field not in SMP_KNOWN:
+            raise _refused(field, value, "it is not known here; remove the line if it changes no logits")
+    if "dropout" in options:
+        options["dropout"] = _number(
+            stated, "psp_dropout" if architecture == "pspnet" else "decoder_aspp_dropout", options
+        )
+    if "decoder_atrous_rates" in stated:
+        rates = ", ".join(map(str, stated["decoder_atrous_rates"]))
+        notes = [f"rates {rates} at any output stride" if note.startswith("rates ") else note for note in notes]
+    return replace(tensor_map, options=options, notes=tuple(notes))
+
+
+def _transformers(tensor_map: TensorMap, stated: Config) -> TensorMap:
+    for field, value in {"num_channels": 3, "hidden_act": "relu6", "tf_padding": True}.items():
+        if field in stated:
+            _expect(field, stated[field], value)
+    options = dict(tensor_map.options)
+    if "depth_multiplier" in stated:
+        _expect("depth_multiplier", stated["depth_multiplier"], options["width"])
+    for field, option in (("layer_norm_eps", "norm_epsilon"), ("classifier_dropout_prob", "dropout")):
+        if field in stated:
+            options[option] = _number(stated, field, options)
+    names = _names(stated.get("id2label"), tensor_map.num_classes)
+    return replace(tensor_map, options=options, info={**tensor_map.info, **names})
+
+
+def _names(labels: Any, count: int) -> dict[str, Any]:
+    """Return the class names of `id2label`; {} where transformers has numbered them itself."""
+    if labels is None:
+        return {}
+    wanted = [str(index) for index in range(count)]
+    if (
+        not isinstance(labels, dict)
+        or set(labels) != set(wanted)
+        or not all(isinstance(v, str) for v in labels.values())
+    ):
+        raise _refused("id2label", labels, f"the tensors have {count} classes; give one name for each, from 0")
+    names = [labels[key] for key in wanted]
+    return {} if names == [f"LABEL_{key}" for key in wanted] else {"class_names": names}
+
+
+def _rates(value: Any, output_stride: int) -> tuple[int, ...]:
+    """Return rates at output stride 16, as ours are stated; theirs are the same at any."""
+    if not isinstance(value, list) or len(value) != 3 or not all(type(rate) is int and rate > 0 for rate in value):
+        raise _refused("decoder_atrous_rates", value, "give three whole numbers of at least 1")
+    if any(rate * output_stride % 16 for rate in value):
+        raise _refused(
+            "decoder_atrous_rates",
+            value,
+            f"at output stride {output_stride} only multiples of {16 // output_stride} can be converted",
+        )
+    return tuple(rate * output_stride // 16 for rate in value)
+
+
+def _check_activation(value: Any, notes: list[str]) -> None:
+    if value not in ACTIVATIONS:
+        raise _refused("activation", value, "only an activation that keeps the order of the logits can be converted")
+    if value not in (None, "identity"):
+        notes.append(f"theirs ends with {value}; ours returns the logits before it")
+
+
+def _check_norm(value: Any) -> None:
+    kind = value["type"] if isinstance(value, dict) and set(value) == {"type"} else value
+    if kind not in (True, False, "batchnorm", "identity"):
+        raise _refused("decoder_use_norm", value, "only batch norm and none can be converted")
+
+
+def _number(stated: Config, field: str, options: Config) -> float:
+    value = stated.get(field, options["dropout"])
+    if type(value) not in (int, float) or not 0 <= value <= 1:
+        raise _refused(field, value, "give a number from 0 to 1")
+    return float(value)
+
+
+def _expect(field: str, value: Any, wanted: Any, *, shown: Any = None) -> None:
+    if value != wanted or isinstance(value, bool) != isinstance(wanted, bool):
+        raise _refused(field, value if shown is None else shown, f"only {wanted!r} can be converted with these tensors")
+
+
+def _refused(field: str, value: Any, fix: str) -> UserError:
+    return UserError(f"config.json: {field} is {value!r:.100}; {fix}")

@@ -1,0 +1,56 @@
+"""Every flag and every configuration key that a message prints exists: a user can type what is printed."""
+
+import argparse
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from deeplab_jax.cli import make_parser
+from deeplab_jax.config_keys import keys_of_sections
+
+ROOT = Path(__file__).resolve().parent.parent / "deeplab_jax"
+# Of Git, and words that stand for something.
+NOT_OURS = {"--porcelain", "--untracked-files", "--count"}
+
+
+def texts() -> Iterator[tuple[str, str]]:
+    """Every text in the package's code that is no docstring, with its place; values inside are `{}`."""
+    for file in sorted(ROOT.rglob("*.py")):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        documents = {
+            id(node.body[0].value)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and isinstance(node.body[0], ast.Expr)
+        }
+        for node in ast.walk(tree):
+            place = f"{file.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}"
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in documents:
+                yield place, node.value
+
+
+def flags() -> set[str]:
+    (verbs,) = (a for a in make_parser()._actions if isinstance(a, argparse._SubParsersAction))
+    return {
+        option for parser in verbs.choices.values() for action in parser._actions for option in action.option_strings
+    }
+
+
+def test_every_flag_in_a_message_is_one_of_the_command_line() -> None:
+    known, found = flags() | {"--config"} | NOT_OURS, {}
+    for place, text in texts():
+        for flag in re.findall(r"(?<![\w-])--[a-z][a-z_-]*", text):
+            found[flag] = place
+    assert {"--workdir", "--allow_config_change", "--module", "--not_strict", "--size"} <= set(found)
+    assert {flag: place for flag, place in found.items() if flag not in known} == {}
+
+
+def test_every_key_in_a_message_is_one_of_the_configuration() -> None:
+    keys = {f"config.{name}" for name in keys_of_sections()}
+    sections = {key.rsplit(".", 1)[0] for key in keys}
+    found = {}
+    for place, text in texts():
+        for key in re.findall(r"\bconfig(?:\.[a-z_]+){2}", text):
+            found[key] = place
+    assert "config.train.skip_nonfinite" in found
+    assert {k: place for k, place in found.items() if k.rsplit(".", 1)[0] in sections and k not in keys} == {}

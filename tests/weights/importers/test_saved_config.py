@@ -1,0 +1,116 @@
+"""`config.json` of saved folders: what is read from it, and what is refused by name."""
+
+from typing import Any
+
+import pytest
+
+from deeplab_jax.errors import UserError
+from deeplab_jax.weights.importers.saved_config import apply_config, stated_stride
+from deeplab_jax.weights.tensor_map import TensorMap
+
+SMP = TensorMap(
+    kind="smp",
+    name="deeplabv3plus_mobilenet_v2",
+    num_classes=5,
+    output_stride=16,
+    options={"aspp_rates": (12, 24, 36), "aspp_channels": 256, "aspp_separable": True, "dropout": 0.5},
+    notes=("rates 12, 24, 36 at any output stride, unless it was trained with others",),
+)
+# As version 0.6 writes it.
+SAVED: dict[str, Any] = {
+    "_model_class": "DeepLabV3Plus",
+    "activation": None,
+    "aux_params": None,
+    "classes": 5,
+    "decoder_aspp_dropout": 0.5,
+    "decoder_aspp_separable": True,
+    "decoder_atrous_rates": [12, 24, 36],
+    "decoder_channels": 256,
+    "encoder_depth": 5,
+    "encoder_name": "mobilenet_v2",
+    "encoder_output_stride": 16,
+    "encoder_weights": "imagenet",
+    "in_channels": 3,
+    "upsampling": 4,
+}
+HF = TensorMap("transformers", "deeplabv3_mobilenet_v2", 2, 8, options={"width": 1.0, "dropout": 0.8})
+
+
+def test_smps_defaults_change_nothing() -> None:
+    assert apply_config(SMP, SAVED).options == SMP.options
+    assert apply_config(SMP, {}) is SMP
+
+
+@pytest.mark.parametrize(("stride", "rates"), [(16, (6, 12, 18)), (8, (3, 6, 9))])
+def test_rates_are_stated_at_16(stride: int, rates: tuple[int, ...]) -> None:
+    config = {**SAVED, "decoder_atrous_rates": [6, 12, 18], "encoder_output_stride": stride}
+    assert stated_stride(config) == stride
+    found = apply_config(TensorMap(**{**vars(SMP), "output_stride": stride}), config)
+    assert found.options["aspp_rates"] == rates
+    assert found.notes == ("rates 6, 12, 18 at any output stride",)
+
+
+def test_dropout_and_an_activation_after_the_logits() -> None:
+    found = apply_config(SMP, {**SAVED, "decoder_aspp_dropout": 0.25, "activation": "softmax"})
+    assert found.options["dropout"] == 0.25
+    assert "theirs ends with softmax; ours returns the logits before it" in found.notes
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("_model_class", "Unet"),
+        ("activation", "relu"),
+        ("classes", 3),
+        ("decoder_aspp_separable", False),
+        ("decoder_atrous_rates", [6, 12]),
+        ("decoder_atrous_rates", 12),
+        ("decoder_channels", 128),
+        ("decoder_attention_type", "scse"),
+        ("decoder_interpolation", "bilinear"),
+        ("decoder_use_norm", {"type": "layernorm"}),
+        ("decoder_aspp_dropout", "half"),
+        ("encoder_depth", 4),
+        ("encoder_name", "resnet18"),
+        ("encoder_output_stride", "8"),
+        ("in_channels", 4),
+        ("upsampling", 2),
+        ("something_new", 1),
+    ],
+)
+def test_what_cannot_be_built_is_refused_by_name(field: str, value: Any) -> None:
+    with pytest.raises(UserError, match=r"^config\.json: (encoder_)?") as caught:
+        config = {**SAVED, field: value}
+        stated_stride(config)
+        apply_config(SMP, config)
+    assert field.removeprefix("encoder_") in str(caught.value) and repr(value) in str(caught.value)
+
+
+def test_odd_rates_have_no_equal_at_output_stride_8() -> None:
+    config = {**SAVED, "decoder_atrous_rates": [3, 5, 7], "encoder_output_stride": 8}
+    with pytest.raises(UserError, match=r"decoder_atrous_rates is \[3, 5, 7\]; at output stride 8 only multiples of 2"):
+        apply_config(TensorMap(**{**vars(SMP), "output_stride": 8}), config)
+
+
+def test_transformers_names_epsilon_and_dropout() -> None:
+    config = {"output_stride": 16, "id2label": {"0": "sky", "1": "crack"}, "layer_norm_eps": 0.01, "num_channels": 3}
+    found = apply_config(HF, {**config, "classifier_dropout_prob": 0.1, "torch_dtype": "float32"})
+    assert stated_stride(config) == 16
+    assert found.info == {"class_names": ["sky", "crack"]}
+    assert (found.options["norm_epsilon"], found.options["dropout"]) == (0.01, 0.1)
+    assert apply_config(HF, {"id2label": {"0": "LABEL_0", "1": "LABEL_1"}}).info == {}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("hidden_act", "relu"),
+        ("tf_padding", False),
+        ("num_channels", 4),
+        ("id2label", {"0": "sky"}),
+        ("depth_multiplier", 0.5),
+    ],
+)
+def test_what_transformers_states_and_is_not_built(field: str, value: Any) -> None:
+    with pytest.raises(UserError, match=rf"config\.json: {field} is "):
+        apply_config(HF, {field: value})
