@@ -13,6 +13,7 @@ from deeplab_jax.weights import folder
 from deeplab_jax.weights.fill_variables import fill_variables
 from deeplab_jax.weights.formats.read import read_network
 from deeplab_jax.weights.importers import imagenet, jfzhang95, slim, smp, torchvision, transformers, vainf
+from deeplab_jax.weights.stem import at_own_channels, fit_channels, said_of_channels
 from deeplab_jax.weights.tensor_map import TensorMap
 
 # In the order in which they try; the names are those that `kind=` takes.
@@ -37,6 +38,7 @@ def convert(
     output_stride: int | None = None,
     num_classes: int | None = None,
     reinit: str = "",
+    in_channels: int | None = None,
     strict: bool = True,
     module: str = "",
 ) -> tuple[Segmenter, Variables, dict[str, Any]]:
@@ -51,6 +53,8 @@ def convert(
         stride.
       num_classes: classes of the model; if not the source's, `reinit` is needed.
       reinit: "head" starts the classifiers at random.
+      in_channels: channels of the model's images; None is the source's. If it has others, its first convolution is
+        fitted to them (`weights.stem`).
       strict: whether to refuse missing, unexpected and mis-shaped tensors; otherwise `info` lists them.
       module: path of the user's own file, which a run or a model folder of ours may need; see `load`.
 
@@ -81,7 +85,11 @@ def convert(
     )
     if model.num_classes != tensor_map.num_classes:
         info = {key: value for key, value in info.items() if key not in OF_CLASSES}
-    origin = {"kind": tensor_map.kind, "file": Path(name).name, "notes": list(tensor_map.notes), **report}
+    notes = list(tensor_map.notes)
+    if in_channels not in (None, model.in_channels):
+        notes.append(said_of_channels(model.in_channels, in_channels))
+        model, variables = fit_channels(model, variables, in_channels)
+    origin = {"kind": tensor_map.kind, "file": Path(name).name, "notes": notes, **report}
     if "source" in info:
         origin["before"] = info["source"]
     return model, variables, {**info, "source": origin}
@@ -96,7 +104,7 @@ def _recognise(tensors: Mapping[str, np.ndarray], *, kind: str, output_stride: i
         except UserError as error:
             raise UserError(f"{source}: {error}") from None
         if tensor_map is not None:
-            return tensor_map
+            return at_own_channels(tensor_map, shapes)
     examples = ", ".join(list(shapes)[:3])
     raise UserError(
         f"{source}: its {len(shapes)} tensors ({examples}, ...) belong to no network that "
