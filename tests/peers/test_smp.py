@@ -153,3 +153,18 @@ def test_what_cannot_be_converted_says_so(architecture: str, encoder: str, optio
         convert(tensors)
     assert words in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("in_channels", [1, 2, 4, 5])
+def test_weights_for_rgb_are_fitted_to_other_channels_as_there(in_channels: int) -> None:
+    import torch
+
+    from deeplab_jax.weights.stem import fit_kernel
+
+    encoder = smp.encoders.get_encoder("resnet18", in_channels=3, weights=None)
+    with torch.no_grad():
+        before = encoder.conv1.weight.numpy().copy()
+        encoder.set_in_channels(in_channels, pretrained=True)
+        expected = encoder.conv1.weight.detach().numpy()
+    ours = fit_kernel(before.transpose(2, 3, 1, 0), old=3, new=in_channels)
+    np.testing.assert_allclose(ours, expected.transpose(2, 3, 1, 0), rtol=1e-6)
