@@ -137,8 +137,6 @@ def test_a_folder_that_smp_saved(tmp_path: Any) -> None:
 @pytest.mark.parametrize(
     ("architecture", "encoder", "options", "words"),
     [
-        ("Unet", "resnet18", {"in_channels": 4}, "in_channels=4; only 3"),
-        ("Unet", "mobilenet_v2", {"in_channels": 1}, "in_channels=1; only 3"),
         ("Unet", "resnext50_32x4d", {}, "the encoder is none of resnet18"),
         ("Unet", "resnet18", {"decoder_attention_type": "scse"}, "the decoder is none of DeepLabV3"),
         ("Unet", "resnet18", {"decoder_use_norm": "layernorm"}, "decoder_use_norm is neither batch norm nor none"),
