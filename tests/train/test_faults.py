@@ -182,7 +182,7 @@ def test_a_damaged_batch_is_a_user_error_or_the_batch(changes) -> None:
         file = Path(folder, BATCH_FILE)
         file.write_bytes(content)
         try:
-            assert read_batch(file)["label"].shape == (2, 33, 33)
+            assert read_batch(file, channels=3)["label"].shape == (2, 33, 33)
         except UserError as error:
             assert "no batch to replay" in str(error) and "\n" not in str(error)
 
@@ -200,7 +200,7 @@ def claiming(shape):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (npz(**{**BATCH, "image": np.zeros((2, 33, 33, 3))}), "image is float64, not uint8"),
+        (npz(**{**BATCH, "image": np.zeros((2, 33, 33, 3))}), "image is float64, not as numpy"),
         (npz(**{**BATCH, "image": np.zeros((2, 33, 33, 4), np.uint8)}), r"image is \(2, 33, 33, 4\)"),
         (npz(**{**BATCH, "label": np.zeros((2, 33, 32), np.uint8)}), r"label \(2, 33, 32\)"),
         (npz(**{**BATCH, "label": np.zeros((0, 33, 33), np.uint8)}), r"label is \(0, 33, 33\)"),
@@ -212,7 +212,7 @@ def claiming(shape):
 def test_a_batch_of_other_shapes_is_refused_before_it_takes_memory(tmp_path, content, message) -> None:
     (tmp_path / BATCH_FILE).write_bytes(content)
     with pytest.raises(UserError, match=rf"batch\.npz: no batch to replay \(ValueError: .*{message}"):
-        read_batch(tmp_path / BATCH_FILE)
+        read_batch(tmp_path / BATCH_FILE, channels=3)
 
 
 def test_a_pipe_is_no_batch(tmp_path) -> None:
