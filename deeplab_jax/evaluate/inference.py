@@ -38,8 +38,8 @@ def segment(
 
     Args:
       model, variables: from `load`.
-      image: `[H, W, C]` of any size, RGB for most models: integers as stored, or floats from 0 to 255. Integers of more
-        than 8 bits become such floats by the model's `preprocessing.stored_range`, or else by their type's full range.
+      image: `[H, W, C]` of any size, RGB for most models: uint8 or uint16 as stored, or float32 from 0 to 255. uint16
+        values become such floats by the model's `preprocessing.stored_range`, or else by their type's full range.
       scales: scales of the image; the class probabilities are averaged.
       flip: whether to add the mirrored image.
       window: (height, width) of a sliding window for large images; None runs the image whole.
@@ -52,12 +52,12 @@ def segment(
       at each pixel.
 
     Raises:
-      ValueError: the image is no array `[H, W, C]` of integers or floats with the channels of the model.
+      ValueError: the image is no uint8, uint16 or float32 `[H, W, C]` with the channels of the model.
       UserError: scales or a window that make no sense, or a CRF for a model of other than three channels.
     """
     protocol = Protocol(mode="exact", scales=tuple(scales), flip=flip, window=window or (), crf=crf)
     model, image = protocol.at_stride(model), np.asarray(image)
-    if image.dtype.kind not in "iuf" or image.ndim != 3 or image.shape[-1] != model.in_channels:
+    if image.dtype not in (np.uint8, np.uint16, np.float32) or image.ndim != 3 or image.shape[-1] != model.in_channels:
         raise ValueError(
             f"image of shape {image.shape} and dtype {image.dtype}: expected [H, W, {model.in_channels}] of uint8, "
             "uint16 or float32"

@@ -65,8 +65,9 @@ def replay(folder: str | Path) -> Replay:
       UserError: the folder is not a post-mortem.
     """
     folder = Path(folder)
+    batch = read_batch(folder / BATCH_FILE)
     config, (model, _) = read_config(folder / CONFIG_FILE), read_description(folder)
-    batch = read_batch(folder / BATCH_FILE, channels=model.in_channels)
+    model.preprocessing.check(batch["image"], name=str(folder / BATCH_FILE))
     size, t = tuple(config.data.crop_size), config.train
     if (found := batch["label"].shape) != (t.batch_size, *size):
         raise UserError(
@@ -143,8 +144,8 @@ def _fitting_devices(wanted: int, images: int) -> int:
     return max(n for n in range(1, min(wanted or here, here) + 1) if images % n == 0)
 
 
-def read_batch(file: Path, *, channels: int) -> dict[str, np.ndarray]:
-    """Read the batch of a post-mortem: `image` uint8 or float32 `[N, H, W, channels]`, `label` uint8 `[N, H, W]`.
+def read_batch(file: Path) -> dict[str, np.ndarray]:
+    """Read the batch of a post-mortem: `image` uint8 or float32 `[N, H, W, C]`, `label` uint8 `[N, H, W]`.
 
     Raises:
       UserError: the batch cannot be read, or is of another form.
@@ -153,8 +154,8 @@ def read_batch(file: Path, *, channels: int) -> dict[str, np.ndarray]:
         if file.exists() and not file.is_file():
             raise OSError("not a regular file")
         with zipfile.ZipFile(file) as archive:
-            image, label = _read_array(archive, "image", (channels,)), _read_array(archive, "label", ())
-        if label.ndim != 3 or image.shape != (*label.shape, channels):
+            image, label = _read_array(archive, "image", 4), _read_array(archive, "label", 3)
+        if image.shape[:3] != label.shape:
             raise ValueError(f"image {image.shape}, label {label.shape}")
         return {"image": image, "label": label}
     except Exception as error:  # `zipfile` raises almost every built-in exception on damaged files.
@@ -164,14 +165,14 @@ def read_batch(file: Path, *, channels: int) -> dict[str, np.ndarray]:
         ) from None
 
 
-def _read_array(archive: zipfile.ZipFile, name: str, channels: tuple[int, ...]) -> np.ndarray:
+def _read_array(archive: zipfile.ZipFile, name: str, axes: int) -> np.ndarray:
     """Read uint8, of an image also float32, from an `.npz` file; the shape is checked before memory is taken for it."""
     with archive.open(f"{name}.npy") as stream:
         version = np.lib.format.read_magic(stream)
         shape, transposed, dtype = np.lib.format.read_array_header_1_0(stream)
-        if version != (1, 0) or transposed or dtype not in ((np.uint8, np.float32) if channels else (np.uint8,)):
+        if version != (1, 0) or transposed or dtype not in ((np.uint8, np.float32) if axes == 4 else (np.uint8,)):
             raise ValueError(f"{name} is {dtype}, not as numpy.savez writes it")
-        if shape[3:] != channels or min(shape, default=0) < 1:
+        if len(shape) != axes or min(shape, default=0) < 1:
             raise ValueError(f"{name} is {shape}")
         if math.prod(shape[:3]) > MAX_PIXELS:
             raise ValueError(f"{name} is {shape}, and {MAX_PIXELS} pixels are the limit; {LIMIT} sets another")

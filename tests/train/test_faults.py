@@ -182,7 +182,7 @@ def test_a_damaged_batch_is_a_user_error_or_the_batch(changes) -> None:
         file = Path(folder, BATCH_FILE)
         file.write_bytes(content)
         try:
-            assert read_batch(file, channels=3)["label"].shape == (2, 33, 33)
+            assert read_batch(file)["label"].shape == (2, 33, 33)
         except UserError as error:
             assert "no batch to replay" in str(error) and "\n" not in str(error)
 
@@ -212,7 +212,7 @@ def claiming(shape):
 def test_a_batch_of_other_shapes_is_refused_before_it_takes_memory(tmp_path, content, message) -> None:
     (tmp_path / BATCH_FILE).write_bytes(content)
     with pytest.raises(UserError, match=rf"batch\.npz: no batch to replay \(ValueError: .*{message}"):
-        read_batch(tmp_path / BATCH_FILE, channels=3)
+        read_batch(tmp_path / BATCH_FILE)
 
 
 def test_a_pipe_is_no_batch(tmp_path) -> None:
