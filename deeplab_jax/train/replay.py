@@ -18,7 +18,7 @@ from flax.traverse_util import flatten_dict
 
 from deeplab_jax.checkpoint import Checkpoints
 from deeplab_jax.config import read_config
-from deeplab_jax.data.image_files import LIMIT, MAX_PIXELS
+from deeplab_jax.data.image_files import LIMIT, MAX_BYTES, MAX_PIXELS
 from deeplab_jax.errors import UserError
 from deeplab_jax.train.faults import describe_failure
 from deeplab_jax.train.from_config import build_step
@@ -174,6 +174,6 @@ def _read_array(archive: zipfile.ZipFile, name: str, axes: int) -> np.ndarray:
             raise ValueError(f"{name} is {dtype}, not as numpy.savez writes it")
         if len(shape) != axes or min(shape, default=0) < 1:
             raise ValueError(f"{name} is {shape}")
-        if math.prod(shape[:3]) > MAX_PIXELS:
+        if math.prod(shape[:3]) > MAX_PIXELS or math.prod(shape) * dtype.itemsize > MAX_BYTES:
             raise ValueError(f"{name} is {shape}, and {MAX_PIXELS} pixels are the limit; {LIMIT} sets another")
         return np.frombuffer(stream.read(math.prod(shape) * dtype.itemsize), dtype).reshape(shape)
