@@ -144,6 +144,7 @@ def add_inference_verbs(verb: Verb) -> None:
     predict.add_argument("images", nargs="+", metavar="IMAGE_OR_FOLDER", type=path)
     predict.add_argument("--model", required=True, type=path, help=MODEL)
     predict.add_argument("--out", required=True, type=path, help="folder for the pictures")
+    predict.add_argument("--channels", type=numbers(int), help="such as 3,2,1: bands of the files, if not the model's")
     add_inference_flags(predict)
 
 
@@ -185,6 +186,7 @@ def add_model_verbs(verb: Verb) -> None:
     )
     convert.add_argument("--output_stride", type=int, help="at which to run the source; by default its own")
     convert.add_argument("--num_classes", type=int, help="of the model; if not the source's, add --reinit head")
+    convert.add_argument("--in_channels", type=int, help="of the model; the first convolution is fitted to them")
     convert.add_argument("--reinit", default="", choices=("head",), help="start the classifiers at random")
     convert.add_argument(
         "--not_strict", action="store_true", help="continue if tensors are missing, unexpected or of another shape"

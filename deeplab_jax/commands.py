@@ -4,6 +4,7 @@ import argparse
 import json
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ def evaluate(args: argparse.Namespace) -> None:
             )
         config.module = args.module or config.module
         split = args.split or config.data.val_split
-        source = open_split(config, split)
+        source = open_split(config, split, reading=model.preprocessing)
         protocol, how = evaluate_options(config, **given(args, *INFERENCE_FLAGS, "trimap"))
     watch(config.train.timeout)
     console = Console(quiet=not is_first())
@@ -135,6 +136,8 @@ def predict(args: argparse.Namespace) -> int:
     paths = find_images(args.images)
     protocol = Protocol(**given(args, *INFERENCE_FLAGS))
     model, variables, info = load(args.model, checkpoint=args.checkpoint, module=args.module)
+    if args.channels:
+        model = model.clone(preprocessing=replace(model.preprocessing, channels=args.channels))
     palette = [tuple(colour) for colour in info["palette"]] if "palette" in info else None
     failed = 0
     with progress_bar(Console(stderr=True)) as progress:
@@ -207,6 +210,7 @@ def convert(args: argparse.Namespace) -> None:
         output_stride=args.output_stride,
         num_classes=args.num_classes,
         reinit=args.reinit,
+        in_channels=args.in_channels,
         strict=not args.not_strict,
         select=args.select,
         module=args.module,

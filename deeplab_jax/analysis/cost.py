@@ -148,8 +148,9 @@ def record(model: Segmenter, height: int, width: int) -> Record:
         variables = {name: tree for name, tree in variables.items() if name in ("params", "batch_stats")}
         return variables, {**watcher.outputs, "logits": jnp.asarray(logits)}
 
+    images = jax.ShapeDtypeStruct((1, height, width, model.in_channels), jnp.float32)
     with watcher.watch():
-        variables, outputs = jax.eval_shape(run, jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32))
+        variables, outputs = jax.eval_shape(run, images)
     shapes = {name: leaf.shape for name, leaf in outputs.items()}
     return Record(tuple(watcher.calls), variables, tuple(watcher.stages), shapes)
 

@@ -120,4 +120,4 @@ def _fields(model: Segmenter, variables: Variables) -> dict[str, Field]:
             logits = model.apply(variables, images, train=False)
         return {**watcher.outputs, "logits": jnp.asarray(logits)}
 
-    return receptive_fields(maps, variables, fit=model.fitting_side)
+    return receptive_fields(maps, variables, fit=model.fitting_side, channels=model.in_channels)

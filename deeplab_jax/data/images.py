@@ -31,19 +31,53 @@ _PNG_END = b"IEND\xaeB`\x82"
 _READ_FLAGS = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 
 
-def read_image(path: str | os.PathLike[str]) -> np.ndarray:
+def read_image(
+    path: str | os.PathLike[str], *, channels: Sequence[int] = (), value_range: Sequence[float] = ()
+) -> np.ndarray:
     """Return an image of any format and mode as RGB.
 
     Grey, palette, CMYK and alpha modes become RGB (without the alpha channel), 16-bit samples are scaled to 8 bits, and
     of an animation the first frame is taken.
 
+    Args:
+      path: the file.
+      channels: bands of the file to read, from 0; empty: RGB.
+      value_range: (low, high), the stored values that become 0 and 255; empty: the full range of the file's integers.
+
     Returns:
-      uint8 `[H, W, 3]`, RGB.
+      uint8 `[H, W, 3]`, RGB, or `[H, W, C]` of the bands; float32 in the same units, with fractions, if the file has
+      more than 8 bits or a value range is given.
 
     Raises:
       UserError: the file does not exist, is empty, truncated, larger than `MAX_PIXELS`, or not an image.
     """
-    return decode_image(read_bytes(path, "image"), name=os.fspath(path))
+    data, name = read_bytes(path, "image"), os.fspath(path)
+    return (
+        read_bands(data, channels, value_range, name=name) if channels or value_range else decode_image(data, name=name)
+    )
+
+
+def read_bands(data: bytes, channels: Sequence[int], value_range: Sequence[float], *, name: str) -> np.ndarray:
+    """Return the result of `read_image` for the bytes of a file, by its bands; errors call it `name`."""
+    try:
+        with open_encoded(data) as image:
+            samples = np.asarray(image.convert("RGB") if image.mode == "P" else image)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{name}: {damage(data, error)}") from error
+    samples = samples if samples.ndim == 3 else samples[..., None]
+    wanted = tuple(channels) or ((0, 0, 0) if samples.shape[2] == 1 else (0, 1, 2))
+    if max(wanted) >= samples.shape[2]:
+        raise UserError(
+            f"{name}: has {samples.shape[2]} bands, and band {max(wanted)} is asked for; "
+            "give other config.data.channels"
+        )
+    samples = samples[..., list(wanted)]
+    if samples.dtype == np.uint8 and not value_range:
+        return np.ascontiguousarray(samples)
+    low, high = tuple(value_range) or (0.0, 65535.0)
+    return ((samples.astype(np.float32) - low) * (255.0 / (high - low))).clip(0, 255).astype(np.float32)
 
 
 def decode_image(data: bytes, *, name: str) -> np.ndarray:

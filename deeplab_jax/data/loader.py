@@ -37,7 +37,7 @@ class Rows:
 
 
 class Batch(TypedDict):
-    """Images uint8 `[N, H, W, 3]` and labels uint8 `[N, H, W]`, 255 ignored."""
+    """Images uint8 or float32 `[N, H, W, C]` and labels uint8 `[N, H, W]`, 255 ignored."""
 
     image: np.ndarray
     label: np.ndarray
@@ -56,7 +56,7 @@ def training_batches(
     scale_step: float = 0.25,
     flip: bool = True,
     color_jitter: float = 0.0,
-    fill: tuple[int, int, int],
+    fill: Sequence[float],
     threads: int = 4,
     workers: int = 0,
     timeout: float = TIMEOUT,

@@ -56,7 +56,8 @@ class OwnSource:
             example = self.source[index]
         try:
             image, label = example["image"], example["label"]
-            fits = image.dtype == label.dtype == np.uint8 and image.shape == (*label.shape, 3) and label.ndim == 2
+            fits = image.dtype in (np.uint8, np.float32) and label.dtype == np.uint8 and label.ndim == 2
+            fits = fits and image.ndim == 3 and image.shape[:2] == label.shape and image.shape[2] > 0
             fits = fits and isinstance(example["name"], str)
             found = f"image {image.dtype} {image.shape}, label {label.dtype} {label.shape}"
         except (TypeError, KeyError, AttributeError) as error:
@@ -64,7 +65,7 @@ class OwnSource:
         if not fits:
             raise UserError(
                 f"{self.module}: example {index} of {self.called!r} ({found}); return a dictionary with image "
-                "(uint8 [H, W, 3]), label (uint8 [H, W]) and name (a string)"
+                "(uint8 or float32 [H, W, C], 0 to 255), label (uint8 [H, W]) and name (a string)"
             )
         return example
 

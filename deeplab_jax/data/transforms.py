@@ -8,11 +8,13 @@ Geometry always changes both. Pixel centres lie at half integers: if a map of si
 reads the source at `(i + 0.5) * n / m - 0.5`. The image is read bilinearly (without low-pass filter, as in the papers),
 the label at the nearest pixel (of two equally near ones, the right or lower one).
 
-Images are uint8 `[H, W, 3]` RGB, labels uint8 `[H, W]` class ids. No function writes into its arguments; a result may
-be a view of them.
+Images are uint8 `[H, W, C]`, or float32 in the same units, 0 to 255, which are never rounded. C is 3 (RGB) or any other
+number of bands. Labels are uint8 `[H, W]` class ids. No function writes into its arguments; a result may be a view of
+them.
 """
 
 import math
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -39,7 +41,7 @@ def augment(
     scale_step: float = 0.25,
     flip: bool = True,
     color_jitter: float = 0.0,
-    fill: tuple[int, int, int] = MEAN_COLOR,
+    fill: Sequence[float] = MEAN_COLOR,
     ignore_label: int = IGNORE_LABEL,
 ) -> Pair:
     """Scale, jitter, pad, crop and mirror one example.
@@ -49,7 +51,7 @@ def augment(
     rounding changes a rare pixel by one level.
 
     Args:
-      image: uint8 `[H, W, 3]`.
+      image: `[H, W, C]`.
       label: uint8 `[H, W]`.
       rng: the only source of randomness.
       crop_size: (height, width) of the result.
@@ -57,11 +59,11 @@ def augment(
       scale_step: distance between the factors; 0 draws them from the whole interval.
       flip: mirror left to right with probability one half.
       color_jitter: strength in `[0, 1)`, see `jitter`; 0 leaves the colours alone.
-      fill: colour of the padding.
+      fill: value of each channel in the padding.
       ignore_label: label of the padding.
 
     Returns:
-      uint8 `[h, w, 3]` and uint8 `[h, w]` of `crop_size`.
+      `[h, w, C]` of the image's dtype, and uint8 `[h, w]`, of `crop_size`.
 
     Raises:
       UserError: a scale range, step, strength or crop size that makes no sense.
@@ -69,7 +71,7 @@ def augment(
     _check_pair(image, label)
     _check_size(crop_size)
     size = _scaled(label.shape, sample_scale(rng, scale_range=scale_range, scale_step=scale_step))
-    colours = sample_jitter(rng, color_jitter) if color_jitter else None
+    colours = sample_jitter(rng, color_jitter, channels=image.shape[2]) if color_jitter else None
     top, left = _sample_offset(rng, (max(size[0], crop_size[0]), max(size[1], crop_size[1])), crop_size)
     window = (top, left, min(crop_size[0], size[0] - top), min(crop_size[1], size[1] - left))
     image, label = resize_pair(image, label, size, window=window)
@@ -119,7 +121,7 @@ def resize_pair(
     Pixel centres lie at half integers; outside the image its edge pixels are repeated.
 
     Args:
-      image: uint8 `[H, W, 3]`.
+      image: `[H, W, C]`.
       label: integer `[H, W]`.
       size: (height, width) to resize to.
       window: (top, left, height, width) inside `size`: only this part is computed. It equals a crop of the whole
@@ -139,14 +141,22 @@ def resize_pair(
     step_y, step_x = label.shape[0] / size[0], label.shape[1] / size[1]
     # An affine map does the work, because cv2.resize cannot start at an offset.
     to_source = np.array([[step_x, 0, (left + 0.5) * step_x - 0.5], [0, step_y, (top + 0.5) * step_y - 0.5]])
-    resized = cv2.warpAffine(
+    return _warped(image, to_source, (height, width)), label[rows][:, columns]
+
+
+def _warped(image: np.ndarray, to_source: np.ndarray, size: Size) -> np.ndarray:
+    if image.shape[2] not in (1, 3, 4):
+        # For other numbers of channels OpenCV rounds positions to 1/32 pixel, which changes values by up to 5 levels.
+        bands = [_warped(np.ascontiguousarray(band[..., None]), to_source, size) for band in np.moveaxis(image, 2, 0)]
+        return np.concatenate(bands, axis=2)
+    warped = cv2.warpAffine(
         image,
         to_source,
-        (width, height),
+        size[::-1],
         flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
         borderMode=cv2.BORDER_REPLICATE,
     )
-    return resized, label[rows][:, columns]
+    return warped.reshape(*size, image.shape[2])  # OpenCV drops the axis of a single channel.
 
 
 def pad_to(
@@ -154,7 +164,7 @@ def pad_to(
     label: np.ndarray,
     size: Size,
     *,
-    fill: tuple[int, int, int] = MEAN_COLOR,
+    fill: Sequence[float] = MEAN_COLOR,
     ignore_label: int = IGNORE_LABEL,
 ) -> Pair:
     """Pad below and to the right up to at least `size`, the image with `fill` and the label with `ignore_label`."""
@@ -162,7 +172,7 @@ def pad_to(
     height, width = max(size[0], label.shape[0]), max(size[1], label.shape[1])
     if (height, width) == label.shape:
         return image, label
-    padded_image = np.empty((height, width, 3), image.dtype)
+    padded_image = np.empty((height, width, image.shape[2]), image.dtype)
     padded_image[:] = fill
     padded_label = np.full((height, width), ignore_label, label.dtype)
     inside = np.s_[: label.shape[0], : label.shape[1]]
@@ -191,7 +201,8 @@ def random_flip(image: np.ndarray, label: np.ndarray, rng: np.random.Generator) 
 
 
 def jitter(image: np.ndarray, rng: np.random.Generator, *, strength: float) -> np.ndarray:
-    """Change brightness, contrast and saturation, each by its own factor from `[1 - strength, 1 + strength]`.
+    """Change brightness, contrast and saturation, each by its own factor from `[1 - strength, 1 + strength]`. Images of
+    other than three channels have no saturation: it stays.
 
     Contrast pivots on mid-grey and not on the image's mean. So a pixel's new colour depends only on its old one, and
     jitter and crop may change their order.
@@ -199,24 +210,28 @@ def jitter(image: np.ndarray, rng: np.random.Generator, *, strength: float) -> n
     Raises:
       UserError: `strength` is outside `[0, 1)`.
     """
-    return apply_jitter(image, sample_jitter(rng, strength)) if strength else image
+    return apply_jitter(image, sample_jitter(rng, strength, channels=image.shape[2])) if strength else image
 
 
-def sample_jitter(rng: np.random.Generator, strength: float) -> np.ndarray:
-    """Return a random change of colour as a float `[3, 4]` affine map of (r, g, b, 1), values 0 to 255."""
+def sample_jitter(rng: np.random.Generator, strength: float, *, channels: int = 3) -> np.ndarray:
+    """Return a random change of colour as a float `[C, C + 1]` affine map of (r, g, b, 1), values 0 to 255."""
     if not 0 <= strength < 1:
         raise UserError(f"color_jitter {strength}: give a number from 0 (off) to below 1")
     brightness, contrast, saturation = rng.uniform(1 - strength, 1 + strength, size=3)
-    to_grey = np.tile(np.array(_LUMA), (3, 1))
-    saturate = saturation * np.eye(3) + (1 - saturation) * to_grey
-    shift = np.full((3, 1), _JITTER_PIVOT * (1 - contrast))
+    saturate = np.eye(channels)
+    if channels == 3:
+        saturate = saturation * saturate + (1 - saturation) * np.tile(np.array(_LUMA), (3, 1))
+    shift = np.full((channels, 1), _JITTER_PIVOT * (1 - contrast))
     # Saturation keeps greys, and the shift is grey, so it can stay outside the product.
     return np.hstack([brightness * contrast * saturate, shift])
 
 
 def apply_jitter(image: np.ndarray, colours: np.ndarray) -> np.ndarray:
-    """Return a uint8 image with its colours mapped by a matrix of `sample_jitter`, rounded and clipped to 0..255."""
-    return cv2.transform(image, colours)
+    """Return an image with its colours mapped by a matrix of `sample_jitter`, clipped to 0..255; uint8 is rounded."""
+    if image.dtype == np.uint8 and image.shape[2] == 3:
+        return cv2.transform(image, colours)
+    mapped = np.clip(image @ colours[:, :-1].T + colours[:, -1], 0, 255)
+    return (np.rint(mapped) if image.dtype == np.uint8 else mapped).astype(image.dtype)
 
 
 def _sample_offset(rng: np.random.Generator, size: Size, crop_size: Size) -> Size:
@@ -231,8 +246,8 @@ def _scaled(size: tuple[int, ...], scale: float) -> Size:
 
 
 def _check_pair(image: np.ndarray, label: np.ndarray) -> None:
-    if image.ndim != 3 or image.shape[2] != 3 or image.shape[:2] != label.shape:
-        raise ValueError(f"image {image.shape} and label {label.shape} are not [H, W, 3] and [H, W] of one size")
+    if image.ndim != 3 or image.shape[2] < 1 or image.shape[:2] != label.shape:
+        raise ValueError(f"image {image.shape} and label {label.shape} are not [H, W, C] and [H, W] of one size")
 
 
 def _check_size(crop_size: Size) -> None:

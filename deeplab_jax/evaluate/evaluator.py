@@ -84,7 +84,7 @@ def evaluate(
     mine = own_share(len(source) if limit is None else min(limit, len(source)))
     tally, start = Tally(protocol, model.num_classes), time.perf_counter()
     read = examples_in_order(source, mine, threads=threads, timeout=timeout, stopped=stopped)
-    for group in in_step(grouped((part_of(example, protocol) for example in read), at_once, protocol)):
+    for group in in_step(grouped(parts(read, protocol, model), at_once, protocol)):
         with together():
             for size, batch in group:
                 images, labels, sizes = split_over(chosen, *padded(batch, size, count=at_once))
@@ -200,6 +200,13 @@ def check_batch_size(batch_size: int) -> None:
         raise UserError(f"config.evaluate.batch_size={batch_size}: give at least 1, and at most {LARGEST_BATCH}")
 
 
+def parts(examples: Iterable[Example], protocol: Protocol, model: Segmenter) -> Iterator[Example]:
+    """Yield the evaluated part of each example, or raise a UserError if it has not the model's channels."""
+    for example in examples:
+        model.preprocessing.check(example["image"], name=f"example {example['name']!r}")
+        yield part_of(example, protocol)
+
+
 def part_of(example: Example, protocol: Protocol) -> Example:
     """Return the evaluated part of an example: resized (image bilinear, label nearest), then cropped to its centre.
 
@@ -242,7 +249,8 @@ def padded(batch: Sequence[Example], size: Size, *, count: int) -> tuple[np.ndar
     """Return examples stacked at the top left of `size`, filled up with empty examples to `count`.
 
     Returns:
-      Images uint8 `[count, H, W, 3]`, labels uint8 `[count, H, W]` with 255 around them, true sizes int32 `[count, 2]`.
+      Images uint8 or float32 `[count, H, W, C]`, labels uint8 `[count, H, W]` with 255 around
+      them, true sizes int32 `[count, 2]`.
     """
     images, sizes = pad_images([example["image"] for example in batch], size, count=count)
     labels = np.full((count, *size), IGNORE_LABEL, np.uint8)

@@ -38,7 +38,8 @@ def segment(
 
     Args:
       model, variables: from `load`.
-      image: uint8 `[H, W, C]` of any size, RGB for most models.
+      image: `[H, W, C]` of any size, RGB for most models: uint8 or uint16 as stored, or float32 from 0 to 255. uint16
+        values become such floats by the model's `preprocessing.stored_range`, or else by their type's full range.
       scales: scales of the image; the class probabilities are averaged.
       flip: whether to add the mirrored image.
       window: (height, width) of a sliding window for large images; None runs the image whole.
@@ -51,13 +52,17 @@ def segment(
       at each pixel.
 
     Raises:
-      ValueError: the image is not uint8 `[H, W, C]` with the channels of the model.
-      UserError: scales or a window that make no sense.
+      ValueError: the image is no uint8, uint16 or float32 `[H, W, C]` with the channels of the model.
+      UserError: scales or a window that make no sense, or a CRF for a model of other than three channels.
     """
     protocol = Protocol(mode="exact", scales=tuple(scales), flip=flip, window=window or (), crf=crf)
-    image, channels = np.asarray(image), len(model.preprocessing.mean)
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != channels:
-        raise ValueError(f"image of shape {image.shape} and dtype {image.dtype}: expected uint8 [H, W, {channels}]")
+    model, image = protocol.at_stride(model), np.asarray(image)
+    if image.dtype not in (np.uint8, np.uint16, np.float32) or image.ndim != 3 or image.shape[-1] != model.in_channels:
+        raise ValueError(
+            f"image of shape {image.shape} and dtype {image.dtype}: expected [H, W, {model.in_channels}] of uint8, "
+            "uint16 or float32"
+        )
+    image = model.preprocessing.levels(image)
     height, width = image.shape[:2]
     images, sizes = pad_images([image], protocol.run_size((height, width)))
     model, variables = fold_norm(model, variables)
@@ -77,7 +82,7 @@ def predict(
 
     Args:
       model, variables: with batch norm folded, for speed.
-      images: uint8 `[N, H, W, C]`, padded.
+      images: uint8 or float32 `[N, H, W, C]`, 0 to 255, padded.
       sizes: their true sizes `[N, 2]`.
       protocol: its scales, flip, window and CRF.
     """
@@ -167,7 +172,7 @@ def view_logits(model: Segmenter, variables: Variables, images: jax.Array, view:
 
 
 def preprocess(model: Segmenter, images: jax.Array, sizes: jax.Array) -> jax.Array:
-    """Return padded uint8 images `[N, H, W, C]` preprocessed; pixels outside their true sizes `[N, 2]` become exactly
+    """Return padded images `[N, H, W, C]` preprocessed; pixels outside their true sizes `[N, 2]` become exactly
     zero, the mean.
     """
     rows = jnp.arange(images.shape[1])[None, :, None] < sizes[:, 0, None, None]
@@ -236,13 +241,16 @@ def window_starts(size: int, window: int) -> list[int]:
 
 
 def pad_images(images: Iterable[np.ndarray], size: Size, *, count: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Return uint8 images `[H, W, C]` stacked at the top left of `size`, and their true sizes int32 `[N, 2]`.
+    """Return images `[H, W, C]` stacked at the top left of `size`, and their true sizes int32 `[N, 2]`.
+
+    They are uint8, or float32 if one of them is.
 
     With `count`, empty images of size 0 x 0 fill the batch up.
     """
     images = list(images)
     total = len(images) if count is None else count
-    stacked = np.zeros((total, *size, images[0].shape[-1]), np.uint8)
+    dtype = np.uint8 if all(image.dtype == np.uint8 for image in images) else np.float32
+    stacked = np.zeros((total, *size, images[0].shape[-1]), dtype)
     sizes = np.zeros((total, 2), np.int32)
     for index, image in enumerate(images):
         stacked[index, : image.shape[0], : image.shape[1]] = image

@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from deeplab_jax.data.source import Example
+from deeplab_jax.evaluate.reading import shown
 from deeplab_jax.labels import IGNORE_LABEL, LabelSet
 
 Palette = Sequence[tuple[int, int, int]]
@@ -48,7 +49,7 @@ def overlay(image: np.ndarray, ids: np.ndarray, palette: Palette, *, alpha: floa
     """Return the image under its class colours, with a thin light line between classes.
 
     Args:
-      image: uint8 `[H, W, 3]` RGB.
+      image: `[H, W, C]`; see `reading.shown`.
       ids: integers `[H, W]`, class ids or 255; ignored pixels show the darkened image.
       palette: (red, green, blue) of each class.
       alpha: strength of the colours: 0 shows only the image, 1 only the colours.
@@ -58,6 +59,7 @@ def overlay(image: np.ndarray, ids: np.ndarray, palette: Palette, *, alpha: floa
     """
     if image.shape[:2] != ids.shape:
         raise ValueError(f"image {image.shape} and class ids {ids.shape} differ in size")
+    image = shown(image)
     mixed = cv2.addWeighted(image, 1 - alpha, colour_labels(ids, palette), alpha, 0)
     ignored = ids == IGNORE_LABEL
     mixed[ignored] = (image[ignored] * (1 - 0.6 * alpha)).astype(np.uint8)
@@ -88,7 +90,7 @@ def prediction_strip(
     """Return image, truth and prediction side by side, with titles, over a legend of the classes in either.
 
     Args:
-      image: uint8 `[H, W, 3]` RGB.
+      image: `[H, W, C]`; see `reading.shown`.
       truth: class ids `[H, W]`, 255 where ignored; None leaves the column out.
       prediction: class ids `[H, W]`.
       palette: (red, green, blue) of each class.
@@ -100,18 +102,18 @@ def prediction_strip(
     Returns:
       uint8 `[height, width, 3]` RGB.
     """
-    image, prediction = _enlarged(image, enlarge), _enlarged(prediction, enlarge)
+    image, prediction = _enlarged(shown(image), enlarge), _enlarged(prediction, enlarge)
     truth = None if truth is None else _enlarged(truth, enlarge)
     columns = [(titles[0], image), (titles[2], _panel(image, prediction, palette, alpha))]
-    shown = [prediction]
+    drawn = [prediction]
     if truth is not None:
         columns.insert(1, (titles[1], _panel(image, truth, palette, alpha)))
-        shown.append(truth)
+        drawn.append(truth)
     font = _font(image.shape[0])
     row = np.concatenate([_titled(panel, title, font) for title, panel in columns], axis=1)[:, : -_GAP or None]
     if not names:
         return row
-    present = np.unique(np.concatenate([ids.ravel() for ids in shown]))
+    present = np.unique(np.concatenate([ids.ravel() for ids in drawn]))
     return np.concatenate([row, legend(present.tolist(), palette, names, width=row.shape[1], font=font)], axis=0)
 
 

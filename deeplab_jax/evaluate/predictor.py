@@ -5,12 +5,13 @@ from pathlib import Path
 
 import numpy as np
 
-from deeplab_jax.data.images import read_image, write_image, write_mask
+from deeplab_jax.data.images import write_image, write_mask
 from deeplab_jax.data.source import Example, list_images
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate.inference import pad_images, predict_classes
 from deeplab_jax.evaluate.pictures import overlay
 from deeplab_jax.evaluate.protocol import DEFAULT, Protocol, Size
+from deeplab_jax.evaluate.reading import read_for
 from deeplab_jax.labels import MAX_CLASSES, colormap
 from deeplab_jax.models.fold import fold_norm
 from deeplab_jax.models.segmenter import Segmenter, Variables
@@ -92,7 +93,7 @@ def predict_files(
     model, variables = fold_norm(model, variables)
     for done, path in enumerate(paths, start=1):
         try:
-            image = read_image(path)
+            image = read_for(model.preprocessing, path)
             size = image.shape[0], image.shape[1]
             check_whole(size, protocol, name=str(path))
         except UserError as error:

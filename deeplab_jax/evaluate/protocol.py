@@ -96,8 +96,13 @@ class Protocol:
         """Return the model at the output stride of the protocol.
 
         Raises:
-          UserError: the model cannot run at it.
+          UserError: the model cannot run at it, or the CRF not on its images.
         """
+        if self.crf and model.in_channels != 3:
+            raise UserError(
+                f"crf: it compares the colours of RGB images, and the model takes {model.in_channels} channels; leave "
+                "it out"
+            )
         if not self.output_stride:
             return model
         model = model.clone(output_stride=self.output_stride)

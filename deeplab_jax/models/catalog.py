@@ -22,7 +22,7 @@ from deeplab_jax.models.architectures import (
 )
 from deeplab_jax.models.image_pyramid import ImagePyramid
 from deeplab_jax.models.layers import LayerSettings, NormKind
-from deeplab_jax.models.preprocessing import Preprocessing
+from deeplab_jax.models.preprocessing import Preprocessing, preprocessing_with
 from deeplab_jax.models.segmenter import Segmenter, abstract_variables
 
 # Fields of modules that are not options.
@@ -96,7 +96,7 @@ def default_output_stride(name: str) -> int:
 def known_options(name: str, *, module: str = "") -> set[str]:
     """Return the options that `create_model` takes for a name."""
     entry = _entry(name, module)
-    known = {"backbone_norm", "aux_head"}.union(
+    known = {"backbone_norm", "aux_head", "in_channels"}.union(
         *(_fields(_variant(part)) for part in entry.parts if part is not None),
         *map(_fields, (LayerSettings, Preprocessing, ImagePyramid)),
     )
@@ -144,7 +144,9 @@ def create_model(
         each receives the value. The fields of `LayerSettings` (`norm`, `dtype`, `lowering`, ...) apply to all layers;
         `backbone_norm` is the backbone's own `norm`. Those of `ImagePyramid` (`image_pyramid`, `fusion`, `pyramid`) put
         one around the network. `aux_head` adds torchvision's auxiliary FCN head. Those of `Preprocessing`
-        (`value_range`, `mean`, `std`) replace the backbone's. None means the default.
+        (`value_range`, `mean`, `std`, `channels`, `stored_range`) replace the backbone's. `in_channels` is the number
+        of channels of the images, 3 by default; with another number, each channel has the average of the backbone's
+        means unless `mean` is given. None means the default.
 
     Returns:
       The module; `model.init(key, images, train=False)` makes its variables.
@@ -194,6 +196,8 @@ def _compose(entry: _Entry, num_classes: int, output_stride: int, given: Options
     if aux and given.get("last_stage", aux) < aux:
         raise UserError(f"aux_head: it needs {aux}; leave out last_stage={given['last_stage']!r}")
     pyramid = build_part(ImagePyramid, given, settings=settings)
+    # A part of the user's own may have a field `channels` of another meaning.
+    of_parts = {field for part in entry.parts if part is not None for field in _fields(part)}
     return Segmenter(
         backbone=build_part(kind, given, settings=replace(settings, norm=backbone_norm, norm_epsilon=backbone_epsilon)),
         num_classes=num_classes,
@@ -201,8 +205,9 @@ def _compose(entry: _Entry, num_classes: int, output_stride: int, given: Options
         context=build_part(entry.architecture.context, given, settings=settings),
         decoder=build_part(entry.architecture.decoder, given, settings=settings, num_classes=num_classes),
         pyramid=pyramid if pyramid.image_pyramid else None,
-        preprocessing=replace(
-            entry.backbone.preprocessing, **{key: given[key] for key in _fields(Preprocessing) & given.keys()}
+        preprocessing=preprocessing_with(
+            entry.backbone.preprocessing,
+            {key: given[key] for key in (_fields(Preprocessing) | {"in_channels"}) & given.keys() - of_parts},
         ),
         settings=settings,
         aux_features=aux,

@@ -46,7 +46,7 @@ class Segmenter(nn.Module):
         size instead of 1; if that is 0, the decoder returns the logits. (The same holds for a context without a
         decoder.) If it has a true attribute `valid`, these logits cover only the centre of the images.
       pyramid: an `ImagePyramid` around all of these, or None.
-      preprocessing: how stored pixels become the images that `__call__` takes.
+      preprocessing: how stored pixels become the images that `__call__` takes, and how many channels they have.
       settings: settings of the classifier and the resizes.
       aux_features: name of the features under an auxiliary FCN head, or None.
       recipe: the name and options that `create_model` received, as JSON text; `save` writes it.
@@ -94,6 +94,11 @@ class Segmenter(nn.Module):
         return getattr(self.backbone, "settings", self.settings)
 
     @property
+    def in_channels(self) -> int:
+        """Number of channels of the images."""
+        return self.preprocessing.in_channels
+
+    @property
     def valid(self) -> bool:
         """Whether the logits cover only the centre of the images (U-Net as published)."""
         return getattr(self.decoder, "valid", False)
@@ -102,7 +107,7 @@ class Segmenter(nn.Module):
         """Return logits at the size of the images.
 
         Args:
-          images: preprocessed floats `[N, H, W, 3]`, H and W from 33 up; where `valid`, 188, 204, 220, ...
+          images: preprocessed floats `[N, H, W, in_channels]`, H and W from 33 up; where `valid`, 188, 204, 220, ...
           train: whether batch statistics and dropout work as in training.
 
         Returns:
@@ -110,7 +115,8 @@ class Segmenter(nn.Module):
           the same shape, are sown under `intermediates/aux`.
 
         Raises:
-          UserError: images that are too small, of another rank, or, if `valid`, of a side that does not fit.
+          UserError: images that are too small, of another rank or number of channels, or, if `valid`, of a side that
+            does not fit.
         """
         return self.resize(self._all_logits(images, train=train, resize_aux=True), images)
 
@@ -131,6 +137,8 @@ class Segmenter(nn.Module):
         return logits.astype(jnp.float32), x
 
     def _features(self, images: jax.Array, *, train: bool) -> Features:
+        if images.shape[-1] != self.in_channels:
+            raise UserError(f"images of shape {images.shape}: this network takes {self.in_channels} channels")
         features = self.backbone(images, output_stride=self.output_stride, train=train)
         if not isinstance(features, Mapping) or not all(isinstance(entry, tuple) for entry in features.values()):
             raise UserError(f"{type(self.backbone).__name__}: a backbone has to return {{name: (map, stride)}}")
@@ -200,7 +208,7 @@ def abstract_variables(model: Segmenter) -> Variables:
 def trace(model: Segmenter) -> Variables:
     """Trace the model's initialisation for its side effects, and return the result of `abstract_variables`."""
     side = model.fitting_side(65)
-    images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+    images = jax.ShapeDtypeStruct((1, side, side, model.in_channels), jnp.float32)
     variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
     return {name: tree for name, tree in variables.items() if name in ("params", "batch_stats")}
 

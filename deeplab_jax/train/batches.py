@@ -46,7 +46,7 @@ class Batches:
         if start < self._config.train.steps:
             rows = own_rows(self._mesh, self._config.train.batch_size)
             batches = self._read(start=start, rows=rows, stopped=stopped)
-            batches = checked(batches, self._model.num_classes, self.source.name)
+            batches = checked(batches, self._model, self.source.name)
             yield from map(partial(place_batch, mesh=self._mesh), batches)
 
     def sample(self) -> jax.Array:
@@ -74,9 +74,11 @@ class Batches:
         )
 
 
-def checked(batches: Iterator[Batch], num_classes: int, name: str) -> Iterator[Batch]:
-    """Yield the batches, the first few after a check of their labels."""
+def checked(batches: Iterator[Batch], model: Segmenter, name: str) -> Iterator[Batch]:
+    """Yield the batches, the first few after a check of their channels and labels."""
     for index, batch in enumerate(itertools.islice(batches, CHECKED_BATCHES)):
-        check_labels(batch["label"], num_classes, name=f"training batch {index + 1} of {name}")
+        where = f"training batch {index + 1} of {name}"
+        model.preprocessing.check(batch["image"], name=where)
+        check_labels(batch["label"], model.num_classes, name=where)
         yield batch
     yield from batches

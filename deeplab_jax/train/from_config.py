@@ -12,11 +12,12 @@ from ml_collections import ConfigDict
 from deeplab_jax import config_keys as keys
 from deeplab_jax.config_keys import arguments
 from deeplab_jax.data.catalog import open_source
-from deeplab_jax.data.source import Source
+from deeplab_jax.data.source import Source, read_as
 from deeplab_jax.errors import UserError, did_you_mean
 from deeplab_jax.evaluate.protocol import Protocol, split_section
 from deeplab_jax.extensions import own_errors, own_table
 from deeplab_jax.models.catalog import from_description
+from deeplab_jax.models.preprocessing import Preprocessing
 from deeplab_jax.models.segmenter import Segmenter, abstract_variables
 from deeplab_jax.ops.losses import LOSSES, Loss
 from deeplab_jax.train.faults import Step
@@ -25,12 +26,22 @@ from deeplab_jax.train.sharding import check_batch_size, check_crop_size, make_m
 from deeplab_jax.train.step import train_step
 
 
-def open_split(config: ConfigDict, split: str, *, strict: bool = True) -> Source:
-    """Open a split of the data set; see `open_source`."""
+def open_split(config: ConfigDict, split: str, *, strict: bool = True, reading: Preprocessing | None = None) -> Source:
+    """Open a split of the data set; see `open_source`. A model's `reading` of image files comes before the
+    configuration's.
+    """
     data = config.data
-    return open_source(
-        data.name, split=split, dir=data.dir or None, strict=strict, module=config.module, **data.options.to_dict()
+    source = open_source(
+        data.name,
+        split=split,
+        dir=data.dir or None,
+        strict=strict,
+        module=config.module,
+        channels=data.channels,
+        value_range=data.value_range,
+        **data.options.to_dict(),
     )
+    return source if reading is None else read_as(source, channels=reading.bands, value_range=reading.stored_range)
 
 
 def open_splits(config: ConfigDict) -> tuple[Source, Source]:
@@ -39,13 +50,14 @@ def open_splits(config: ConfigDict) -> tuple[Source, Source]:
 
 
 def build_model(config: ConfigDict, *, num_classes: int) -> Segmenter:
-    """Build the network in its form for training."""
+    """Build the network in its form for training. It keeps how the data's files are read."""
+    reading = {"channels": config.data.channels, "stored_range": config.data.value_range}
     return from_description(
         {
             "name": config.model.name,
             "num_classes": num_classes,
             "output_stride": config.model.output_stride or None,
-            "options": config.model.options.to_dict(),
+            "options": {**config.model.options.to_dict(), **{key: value for key, value in reading.items() if value}},
             "module": config.module,
         }
     )

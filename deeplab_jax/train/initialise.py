@@ -20,6 +20,7 @@ from deeplab_jax.models.segmenter import Segmenter, Variables
 from deeplab_jax.train.state import TrainState
 from deeplab_jax.weights.by_name import load
 from deeplab_jax.weights.folder import compare, flatten_variables
+from deeplab_jax.weights.stem import fit_channels, said_of_channels
 
 SCOPES: dict[str, Callable[[str], bool]] = {
     "all": lambda name: True,
@@ -76,7 +77,7 @@ def initial_variables(
       scope: "all", "all_but_classifier" (for other classes) or "backbone". Within it, every tensor must exist and fit.
         The only exception are the cascade's copies of block 4, which start fresh if the weights have none.
       model: the model to train.
-      images: returns preprocessed training images `[N, H, W, 3]`; called only if statistics are needed.
+      images: returns preprocessed training images `[N, H, W, C]`; called only if statistics are needed.
       say: receives a line about what was done.
 
     Raises:
@@ -88,6 +89,9 @@ def initial_variables(
     flat = flatten_variables(fresh)
     wanted = {name: value for name, value in flat.items() if SCOPES[scope](name)}
     source, variables, _ = load(path)
+    if source.in_channels != model.in_channels:
+        say(f"{path}: {said_of_channels(source.in_channels, model.in_channels)}")
+        source, variables = fit_channels(source, variables, model.in_channels)
     found = {name: value for name, value in flatten_variables(variables).items() if SCOPES[scope](name)}
     copies = [name for name in wanted if COPY.match(name) and name not in found] if scope == "backbone" else []
     wanted = {name: value for name, value in wanted.items() if name not in copies}
@@ -119,7 +123,7 @@ def conv_statistics(model: Segmenter, variables: Variables, images: jax.Array) -
     Args:
       model: any model.
       variables: its variables.
-      images: preprocessed floats `[N, H, W, 3]`.
+      images: preprocessed floats `[N, H, W, C]`.
     """
     found: Statistics = {}
 
@@ -166,7 +170,7 @@ def put_identity_norms(
       names: flat names of the wanted variables of `target`; those of batch norms are returned.
       model: has biases in its convolutions where `target` has batch norms.
       variables: those of `model`.
-      images: preprocessed floats `[N, H, W, 3]` for the statistics.
+      images: preprocessed floats `[N, H, W, C]` for the statistics.
       target: the network with batch norms.
 
     Returns:

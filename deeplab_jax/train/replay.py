@@ -18,7 +18,7 @@ from flax.traverse_util import flatten_dict
 
 from deeplab_jax.checkpoint import Checkpoints
 from deeplab_jax.config import read_config
-from deeplab_jax.data.image_files import LIMIT, MAX_PIXELS
+from deeplab_jax.data.image_files import LIMIT, MAX_BYTES, MAX_PIXELS
 from deeplab_jax.errors import UserError
 from deeplab_jax.train.faults import describe_failure
 from deeplab_jax.train.from_config import build_step
@@ -67,6 +67,7 @@ def replay(folder: str | Path) -> Replay:
     folder = Path(folder)
     batch = read_batch(folder / BATCH_FILE)
     config, (model, _) = read_config(folder / CONFIG_FILE), read_description(folder)
+    model.preprocessing.check(batch["image"], name=str(folder / BATCH_FILE))
     size, t = tuple(config.data.crop_size), config.train
     if (found := batch["label"].shape) != (t.batch_size, *size):
         raise UserError(
@@ -78,7 +79,7 @@ def replay(folder: str | Path) -> Replay:
     check_crop_size(size, model.output_stride, mesh)
 
     def initial(key: jax.Array) -> Any:
-        shapes = jax.eval_shape(partial(model.init, train=False), key, jnp.zeros((1, *size, 3)))
+        shapes = jax.eval_shape(partial(model.init, train=False), key, jnp.zeros((1, *size, model.in_channels)))
         optimizer, _ = make_optimizer(shapes["params"], steps=t.steps, **config.optimizer)
         return create_state(key, model=model, optimizer=optimizer, size=size, ema=t.ema_decay > 0)
 
@@ -144,7 +145,7 @@ def _fitting_devices(wanted: int, images: int) -> int:
 
 
 def read_batch(file: Path) -> dict[str, np.ndarray]:
-    """Read the batch of a post-mortem: `image` uint8 `[N, H, W, 3]`, `label` uint8 `[N, H, W]`.
+    """Read the batch of a post-mortem: `image` uint8 or float32 `[N, H, W, C]`, `label` uint8 `[N, H, W]`.
 
     Raises:
       UserError: the batch cannot be read, or is of another form.
@@ -153,8 +154,8 @@ def read_batch(file: Path) -> dict[str, np.ndarray]:
         if file.exists() and not file.is_file():
             raise OSError("not a regular file")
         with zipfile.ZipFile(file) as archive:
-            image, label = _read_array(archive, "image", (3,)), _read_array(archive, "label", ())
-        if label.ndim != 3 or image.shape != (*label.shape, 3):
+            image, label = _read_array(archive, "image", 4), _read_array(archive, "label", 3)
+        if image.shape[:3] != label.shape:
             raise ValueError(f"image {image.shape}, label {label.shape}")
         return {"image": image, "label": label}
     except Exception as error:  # `zipfile` raises almost every built-in exception on damaged files.
@@ -164,15 +165,15 @@ def read_batch(file: Path) -> dict[str, np.ndarray]:
         ) from None
 
 
-def _read_array(archive: zipfile.ZipFile, name: str, channels: tuple[int, ...]) -> np.ndarray:
-    """Read uint8 `[H, W, *channels]` from an `.npz` file; the shape is checked before memory is taken for it."""
+def _read_array(archive: zipfile.ZipFile, name: str, axes: int) -> np.ndarray:
+    """Read uint8, of an image also float32, from an `.npz` file; the shape is checked before memory is taken for it."""
     with archive.open(f"{name}.npy") as stream:
         version = np.lib.format.read_magic(stream)
         shape, transposed, dtype = np.lib.format.read_array_header_1_0(stream)
-        if version != (1, 0) or transposed or dtype != np.uint8:
-            raise ValueError(f"{name} is {dtype}, not uint8 as numpy.savez writes it")
-        if shape[3:] != channels or min(shape, default=0) < 1:
+        if version != (1, 0) or transposed or dtype not in ((np.uint8, np.float32) if axes == 4 else (np.uint8,)):
+            raise ValueError(f"{name} is {dtype}, not as numpy.savez writes it")
+        if len(shape) != axes or min(shape, default=0) < 1:
             raise ValueError(f"{name} is {shape}")
-        if math.prod(shape[:3]) > MAX_PIXELS:
+        if math.prod(shape[:3]) > MAX_PIXELS or math.prod(shape) * dtype.itemsize > MAX_BYTES:
             raise ValueError(f"{name} is {shape}, and {MAX_PIXELS} pixels are the limit; {LIMIT} sets another")
-        return np.frombuffer(stream.read(math.prod(shape)), np.uint8).reshape(shape)
+        return np.frombuffer(stream.read(math.prod(shape) * dtype.itemsize), dtype).reshape(shape)

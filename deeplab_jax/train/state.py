@@ -53,7 +53,7 @@ def create_state(
     """
     watcher = Watcher()
     with watcher.watch():
-        variables = model.init({"params": key}, jnp.zeros((1, *size, 3), jnp.float32), train=False)
+        variables = model.init({"params": key}, jnp.zeros((1, *size, model.in_channels), jnp.float32), train=False)
     params = zero_unreached(variables["params"], watcher.calls)
     return TrainState(
         step=jnp.zeros((), jnp.int32),

@@ -46,7 +46,7 @@ def train_step(
 
     Args:
       state: state before the step.
-      batch: `image` uint8 `[N, H, W, 3]`, `label` uint8 `[N, H, W]`, 255 ignored.
+      batch: `image` uint8 or float32 `[N, H, W, C]`, `label` uint8 `[N, H, W]`, 255 ignored.
       model, optimizer: static.
       key: key of the run. The step is folded in, so a resumed run draws the same dropout masks.
       loss: an entry of `ops.losses.LOSSES`.

@@ -24,6 +24,7 @@ from deeplab_jax.weights.importers import (
 )
 from deeplab_jax.weights.importers.saved_config import apply_config, stated_stride
 from deeplab_jax.weights.known_classes import known_classes
+from deeplab_jax.weights.stem import at_own_channels, fit_channels, said_of_channels
 from deeplab_jax.weights.tensor_map import Shapes, TensorMap
 from deeplab_jax.weights.unwrap import find_network, flatten
 
@@ -50,6 +51,7 @@ def convert(
     output_stride: int | None = None,
     num_classes: int | None = None,
     reinit: str = "",
+    in_channels: int | None = None,
     strict: bool = True,
     select: str = "",
     module: str = "",
@@ -64,6 +66,8 @@ def convert(
         stride.
       num_classes: classes of the model; if not the source's, `reinit` is needed.
       reinit: "head" starts the classifiers at random.
+      in_channels: channels of the model's images; None is the source's. If it has others, its first convolution is
+        fitted to them (`weights.stem`).
       strict: whether to refuse missing, unexpected and mis-shaped tensors; otherwise `info` lists them.
       select: where the source holds several networks, what the names of the wanted one's tensors begin with, such as
         "model_ema".
@@ -104,7 +108,11 @@ def convert(
     )
     if model.num_classes != tensor_map.num_classes:
         info = {key: value for key, value in info.items() if key not in OF_CLASSES}
-    origin = {"kind": tensor_map.kind, "file": Path(name).name, "notes": list(tensor_map.notes), **report}
+    notes = list(tensor_map.notes)
+    if in_channels not in (None, model.in_channels):
+        notes.append(said_of_channels(model.in_channels, in_channels))
+        model, variables = fit_channels(model, variables, in_channels)
+    origin = {"kind": tensor_map.kind, "file": Path(name).name, "notes": notes, **report}
     if "source" in info:
         origin["before"] = info["source"]
     return model, variables, {**info, "source": origin}
@@ -130,7 +138,7 @@ def _recognise(
             try:
                 tensor_map = importer(shapes, output_stride=output_stride)
                 if tensor_map is not None:
-                    return apply_config(tensor_map, config)
+                    return apply_config(at_own_channels(tensor_map, shapes), config)
             except UserError as error:
                 raise UserError(f"{source}: {error}") from None
         return None

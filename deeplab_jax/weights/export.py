@@ -66,8 +66,8 @@ def export_stablehlo(
         and image pyramids need a fixed size. A fixed size runs faster: on a CPU, convolutions of large rates then leave
         out their padding.
       batch: images per call; None leaves it free.
-      preprocess: whether to take uint8 images as stored, values 0 to 255, instead of floats as from
-        `model.preprocessing`.
+      preprocess: whether to take images as stored instead of floats as from `model.preprocessing`: uint8 of 0 to 255,
+        or float32 of the values in `model.preprocessing.stored_range` if that is set.
       argmax: whether to return class ids `[N, H, W]`, uint8 up to 256 classes and int32 beyond, instead of float32
         logits `[N, H, W, num_classes]`.
       platforms: where it will run: "cpu", "cuda", "rocm", "tpu".
@@ -86,8 +86,8 @@ def export_stablehlo(
         raise UserError(f"platforms={tuple(platforms)}: give one or more of {', '.join(PLATFORMS)}")
     _check_size(model, size)
     inference_model, variables = _for_inference(model, variables)
-    dtype = jnp.uint8 if preprocess else jnp.float32
-    images = jax.ShapeDtypeStruct(_input_shape(size, batch), dtype)
+    dtype = jnp.uint8 if preprocess and not model.preprocessing.stored_range else jnp.float32
+    images = jax.ShapeDtypeStruct(_input_shape(size, batch, model.in_channels), dtype)
     function = jax.jit(_function(inference_model, variables, preprocess=preprocess, argmax=argmax))
     exported = jax.export.export(function, platforms=tuple(platforms))(images)
     metadata = _metadata(model, exported, preprocess=preprocess, argmax=argmax, info=info or {})
@@ -117,20 +117,27 @@ def _for_inference(model: Segmenter, variables: Mapping[str, Any]) -> tuple[Segm
     return model.clone(aux_features=None), {**variables, "params": params}
 
 
-def _input_shape(size: tuple[int, int] | None, batch: int | None) -> tuple[Any, ...]:
+def _input_shape(size: tuple[int, int] | None, batch: int | None, channels: int) -> tuple[Any, ...]:
     height, width = ("h", "w") if size is None else size
     constraints = [f"{side} >= {SMALLEST_SIDE}" for side in ("h", "w")] if size is None else []
-    return tuple(jax.export.symbolic_shape(f"{batch or 'b'}, {height}, {width}, 3", constraints=constraints))
+    return tuple(jax.export.symbolic_shape(f"{batch or 'b'}, {height}, {width}, {channels}", constraints=constraints))
 
 
 def _function(
     model: Segmenter, variables: Variables, *, preprocess: bool, argmax: bool
 ) -> Callable[[jax.Array], jax.Array]:
     def run(images: jax.Array) -> jax.Array:
-        logits: Any = model.apply(variables, model.preprocessing(images) if preprocess else images)
+        logits: Any = model.apply(variables, _prepared(model, images) if preprocess else images)
         return jnp.argmax(logits, axis=-1).astype(_ids_dtype(model)) if argmax else logits
 
     return run
+
+
+def _prepared(model: Segmenter, images: jax.Array) -> jax.Array:
+    """Preprocess images as stored."""
+    if (stored := model.preprocessing.stored_range) and len(stored) == 2:
+        images = jnp.clip((images - stored[0]) * (255.0 / (stored[1] - stored[0])), 0.0, 255.0)
+    return model.preprocessing(images)
 
 
 def _ids_dtype(model: Segmenter) -> Any:
@@ -141,13 +148,13 @@ def _metadata(
     model: Segmenter, exported: jax.export.Exported, *, preprocess: bool, argmax: bool, info: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return the metadata: inputs and outputs of the function, with the names b, h and w for free sizes."""
-    normalisation = vars(model.preprocessing)
-    low, high = (0, 255) if preprocess else normalisation["value_range"]
+    reading = model.preprocessing
+    low, high = (reading.stored_range or (0, 255)) if preprocess else reading.value_range
     (images,), (result,) = exported.in_avals, exported.out_avals
     described = {
         "name": "images",
         **_array(images),
-        "colours": "RGB",
+        "colours": f"bands {', '.join(map(str, reading.bands))} of a file, from 0" if reading.bands else "RGB",
         "value_range": [low, high],
         "normalised": "within the function" if preprocess else "by the caller: (image - mean) / std in value_range",
         "smallest_side": model.fitting_side(1),
@@ -161,7 +168,7 @@ def _metadata(
     return {
         "format": FORMAT,
         "input": described,
-        "preprocessing": normalisation,
+        "preprocessing": vars(reading),
         "output": returned,
         "num_classes": model.num_classes,
         **{key: info[key] for key in ("class_names", "palette") if key in info},

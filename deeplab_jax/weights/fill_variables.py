@@ -134,7 +134,7 @@ def _random(model: Segmenter, names: Sequence[str], seed: int) -> dict[str, np.n
     side = model.fitting_side(65)
 
     def initial(key: jax.Array) -> dict[str, jax.Array]:
-        variables = flatten_variables(model.init(key, jnp.zeros((1, side, side, 3)), train=False))
+        variables = flatten_variables(model.init(key, jnp.zeros((1, side, side, model.in_channels)), train=False))
         return {name: variables[name] for name in names}
 
     # It runs once, so it is compiled quickly.

@@ -59,7 +59,7 @@ _SMP = {
     "head_convs": ((3, 256),),
     "norm_epsilon": 1e-5,
     "norm_momentum": 0.9,
-    **vars(IMAGENET),
+    **IMAGENET.normalisation,
 }
 _SMP_PLUS = {**_SMP, "aspp_separable": True, "separable": True, "decoder_convs": ((3, 256),)}
 _SMP_ARGUMENTS = {"encoder_weights": None, "classes": CLASSES, "encoder_output_stride": 16}

@@ -5,7 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from deeplab_jax.errors import UserError
+from deeplab_jax.models.catalog import create_model, describe, from_description
 from deeplab_jax.models.preprocessing import IMAGENET, SYMMETRIC, Preprocessing
+from deeplab_jax.models.segmenter import abstract_variables
 
 
 def test_imagenet_by_hand() -> None:
@@ -31,7 +34,7 @@ def test_batches_and_single_images_are_alike() -> None:
 
 
 @pytest.mark.parametrize(("record", "expected"), [(IMAGENET, (124, 116, 104)), (SYMMETRIC, (128, 128, 128))])
-def test_the_mean_pixel_becomes_zero(record: Preprocessing, expected: tuple[int, int, int]) -> None:
+def test_the_mean_pixel_becomes_zero(record: Preprocessing, expected: tuple[int, ...]) -> None:
     """Up to the rounding to stored values: zeros around a preprocessed image are mean pixels around the stored one."""
     assert record.mean_pixel == expected
     low, high = record.value_range
@@ -50,3 +53,66 @@ def test_records_are_compared_and_hashed_by_value() -> None:
     assert copy == IMAGENET
     assert hash(copy) == hash(IMAGENET)
     assert copy != SYMMETRIC
+
+
+def test_other_numbers_of_channels_have_the_average_of_the_means() -> None:
+    record = IMAGENET.for_channels(4)
+    np.testing.assert_allclose(record.mean, [(0.485 + 0.456 + 0.406) / 3] * 4)
+    np.testing.assert_allclose(record.std, [0.226] * 4)
+    assert record.mean_pixel == (114, 114, 114, 114)  # 0.449 * 255 = 114.5, a little less
+    assert record.bands == (0, 1, 2, 3)
+    assert IMAGENET.bands == ()
+    assert IMAGENET.for_channels(3) is IMAGENET
+    levels = jnp.asarray([[0, 51, 127.5, 255]], jnp.float32)
+    expected = (np.asarray([0, 0.2, 0.5, 1]) - 0.449) / 0.226
+    np.testing.assert_allclose(record(levels)[0], expected, rtol=1e-5)
+
+
+def test_stored_integers_become_levels_without_rounding() -> None:
+    stored = np.asarray([0, 100, 257, 65535], np.uint16)
+    np.testing.assert_allclose(IMAGENET.levels(stored), [0, 100 / 257, 1, 255], rtol=1e-6)
+    twelve = Preprocessing((0.0, 1.0), (0.5,), (0.25,), channels=(2,), stored_range=(100.0, 4195.0))
+    np.testing.assert_allclose(twelve.levels(np.asarray([0, 100, 4195, 9999], np.uint16)), [0, 0, 255, 255])
+    np.testing.assert_allclose(twelve.levels(np.asarray([100, 241], np.uint8))[1], 141 * 255 / 4095, rtol=1e-6)
+    for same in (np.asarray([0, 7, 255], np.uint8), np.asarray([0.5, 7.25], np.float32)):
+        assert IMAGENET.levels(same) is same
+
+
+def test_options_decide_the_number_of_channels_and_travel_with_the_description() -> None:
+    for options, count in (
+        ({"in_channels": 1}, 1),
+        ({"channels": (3, 0)}, 2),
+        ({"mean": (0.1, 0.2, 0.3, 0.4), "std": (1.0, 1.0, 1.0, 1.0)}, 4),
+        ({"in_channels": 12, "stored_range": (0.0, 3000.0)}, 12),
+        ({}, 3),
+    ):
+        model = create_model("deeplabv3_mobilenet_v2", width=0.25, **options)
+        assert model.in_channels == count
+        assert abstract_variables(model)["params"]["backbone"]["stem"]["conv"]["kernel"].shape[2] == count
+        again = from_description(describe(model))
+        assert again.preprocessing == model.preprocessing
+        assert hash(again) == hash(model)
+    assert create_model("deeplabv3_mobilenet_v2", in_channels=3).preprocessing == SYMMETRIC
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"in_channels": 0}, "in_channels=0: give a whole number from 1"),
+        ({"in_channels": "4"}, "in_channels='4': give a whole number from 1"),
+        ({"in_channels": 4, "channels": (0, 1)}, "2 bands for a network of 4 channels"),
+        ({"channels": (0, -1, 2)}, "give the numbers of bands, from 0"),
+        ({"mean": (0.5,), "std": (1.0, 1.0)}, "give one value of each for every channel"),
+        ({"stored_range": (9.0, 9.0)}, r"give the stored values \(low, high\)"),
+    ],
+)
+def test_options_that_make_no_sense(options: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        create_model("deeplabv3_mobilenet_v2", width=0.25, **options)
+
+
+def test_images_of_other_channels_are_refused_by_their_number() -> None:
+    model = create_model("deeplabv3_mobilenet_v2", width=0.25, in_channels=4)
+    images = jax.ShapeDtypeStruct((1, 33, 33, 3), jnp.float32)
+    with pytest.raises(UserError, match="this network takes 4 channels"):
+        jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)

@@ -137,8 +137,6 @@ def test_a_folder_that_smp_saved(tmp_path: Any) -> None:
 @pytest.mark.parametrize(
     ("architecture", "encoder", "options", "words"),
     [
-        ("Unet", "resnet18", {"in_channels": 4}, "in_channels=4; only 3"),
-        ("Unet", "mobilenet_v2", {"in_channels": 1}, "in_channels=1; only 3"),
         ("Unet", "resnext50_32x4d", {}, "the encoder is none of resnet18"),
         ("Unet", "resnet18", {"decoder_attention_type": "scse"}, "the decoder is none of DeepLabV3"),
         ("Unet", "resnet18", {"decoder_use_norm": "layernorm"}, "decoder_use_norm is neither batch norm nor none"),
@@ -179,3 +177,18 @@ def test_a_field_that_cannot_be_built_is_refused(tmp_path) -> None:
     network("DeepLabV3Plus", "mobilenet_v2", upsampling=2).save_pretrained(tmp_path)
     with pytest.raises(UserError, match=r"config\.json: upsampling is 2"):
         convert(tmp_path)
+
+
+@pytest.mark.parametrize("in_channels", [1, 2, 4, 5])
+def test_weights_for_rgb_are_fitted_to_other_channels_as_there(in_channels: int) -> None:
+    import torch
+
+    from deeplab_jax.weights.stem import fit_kernel
+
+    encoder = smp.encoders.get_encoder("resnet18", in_channels=3, weights=None)
+    with torch.no_grad():
+        before = encoder.conv1.weight.numpy().copy()
+        encoder.set_in_channels(in_channels, pretrained=True)
+        expected = encoder.conv1.weight.detach().numpy()
+    ours = fit_kernel(before.transpose(2, 3, 1, 0), old=3, new=in_channels)
+    np.testing.assert_allclose(ours, expected.transpose(2, 3, 1, 0), rtol=1e-6)

@@ -116,7 +116,7 @@ def assert_same_arrays(left: dict[str, np.ndarray], right: dict[str, np.ndarray]
 def make_variables(model: Segmenter, *, seed: int = 0) -> Variables:
     """Variables of a model whose predictions vary over an image."""
     side = model.fitting_side(65)
-    images = np.zeros((1, side, side, 3), np.float32)
+    images = np.zeros((1, side, side, model.in_channels), np.float32)
     variables = jax.jit(lambda key: model.init(key, images, train=False))(jax.random.key(seed))
     # The classifier starts close to zero.
     kernel = variables["params"]["classifier"]["kernel"]

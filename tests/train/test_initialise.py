@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from deeplab_jax.errors import UserError
+from deeplab_jax.models.catalog import create_model
 from deeplab_jax.train.initialise import initial_variables
 from deeplab_jax.train.state import TrainState
 from deeplab_jax.weights.folder import flatten_variables, save
@@ -31,7 +32,8 @@ def make_state(variables, *, ema=False):
 
 
 def start(state, path, *, scope, say=lambda text: None, model=None, images=None):
-    """`initial_variables`, of which most tests need neither model nor images."""
+    """`initial_variables`, of which most tests need no images, and of the model only its number of channels."""
+    model = create_model("cascade_tiny") if model is None else model
     return initial_variables(state, str(path), scope=scope, say=say, model=model, images=images)
 
 
@@ -119,6 +121,37 @@ def test_folded_norms_come_back_as_the_identity(tmp_path) -> None:
     # Elsewhere they are norms like any other: their statistics are not 0 and 1.
     other, _ = model.apply(state.variables(), 2 * images, train=True, mutable=["batch_stats"])
     assert np.abs(other - folded.apply(variables, 2 * images, train=False)).max() > 1e-2 * np.abs(expected).max()
+
+
+def test_a_stem_of_three_channels_starts_one_of_four(tmp_path) -> None:
+    """Images of four equal channels then give the features of RGB images of three equal ones."""
+    model, variables = tiny_model("cascade_tiny")
+    save(tmp_path, model, variables, {})
+    wide, fresh = tiny_model("cascade_tiny", in_channels=4)
+    said = []
+    state = start(make_state(fresh), tmp_path, scope="all", model=wide, say=said.append)
+    assert said[0] == (
+        f"{tmp_path}: the first convolution took 3 channels; for 4 it starts from its kernels in turn, times 3/4"
+    )
+    kernel = variables["params"]["backbone"]["stem"]["conv"]["kernel"]
+    found = state.params["backbone"]["stem"]["conv"]["kernel"]
+    np.testing.assert_allclose(found, 0.75 * kernel[:, :, jnp.asarray([0, 1, 2, 0])], rtol=1e-6)
+    untouched = flatten_variables(variables).keys() - {"params/backbone/stem/conv/kernel"}
+    assert taken(state, variables) == untouched
+    with pytest.raises(UserError, match=r"channels=\(0, 1\): 2 bands for a network of 4 channels"):
+        tiny_model("cascade_tiny", in_channels=4, channels=(0, 1))
+
+
+def test_folded_norms_come_back_for_more_channels(tmp_path) -> None:
+    folded, variables = tiny_model("cascade_tiny", norm="none")
+    save(tmp_path, folded, variables, {})
+    model, fresh = tiny_model("cascade_tiny", in_channels=6)
+    images = jnp.asarray(np.random.default_rng(0).normal(size=(3, 33, 33, 6)), jnp.float32)
+    state = start(make_state(fresh), tmp_path, scope="all", model=model, images=lambda: images)
+    # Six channels are the three old ones twice, each with half the weight.
+    expected = folded.apply(variables, (images[..., :3] + images[..., 3:]) / 2, train=False)
+    ours = model.apply(state.variables(), images, train=False)
+    np.testing.assert_allclose(ours, expected, atol=2e-5 * np.abs(expected).max())
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from deeplab_jax.config import to_plain
 from deeplab_jax.config_keys import FREE
 from deeplab_jax.errors import UserError
 from deeplab_jax.extensions import allow
+from deeplab_jax.models.catalog import create_model
 from deeplab_jax.train import batches
 from deeplab_jax.train import run as run_module
 from deeplab_jax.train.batches import checked
@@ -365,8 +366,9 @@ def test_a_loss_that_is_none_is_told_in_one_line(tmp_path, loss: str, words: str
 
 
 def test_the_first_batches_are_looked_at() -> None:
-    good, bad = (np.full((1, 2, 2), value, np.uint8) for value in (8, 9))
+    image, model = np.zeros((1, 2, 2, 3), np.uint8), create_model("cascade_tiny", num_classes=9)
+    good, bad = ({"image": image, "label": np.full((1, 2, 2), value, np.uint8)} for value in (8, 9))
     with pytest.raises(UserError, match="training batch 2 of street: label values 9 in 4 pixels are outside"):
-        list(checked(iter([{"label": good}, {"label": bad}]), 9, "street"))
-    late = [{"label": good}, {"label": good}, {"label": bad}]
-    assert list(itertools.islice(checked(iter(late), 9, "street"), 3)) == late
+        list(checked(iter([good, bad]), model, "street"))
+    late = [good, good, bad]
+    assert list(itertools.islice(checked(iter(late), model, "street"), 3)) == late

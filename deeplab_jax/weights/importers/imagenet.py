@@ -31,7 +31,7 @@ VGG_MATRICES = {"classifier.0": 7, "classifier.3": 1}
 ALL_BUT_BACKBONE = r"(?!backbone/)"
 ONLY_BACKBONE = "only the backbone is from the file, the rest starts at random"
 # MobileNetV2's default here is its authors' training; torchvision trained differently.
-MOBILENET_V2 = {"norm_epsilon": 1e-5, **vars(IMAGENET)}
+MOBILENET_V2 = {"norm_epsilon": 1e-5, **IMAGENET.normalisation}
 
 
 def recognise(shapes: Shapes, *, output_stride: int | None) -> TensorMap | None:

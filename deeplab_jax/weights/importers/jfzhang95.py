@@ -50,7 +50,7 @@ def recognise(shapes: Shapes, *, output_stride: int | None) -> TensorMap | None:
         "dropout": 0.5,
         "norm_epsilon": 1e-5,
         "norm_momentum": 0.9,
-        **vars(IMAGENET),
+        **IMAGENET.normalisation,
         **backbone_options,
     }
     return TensorMap(

@@ -103,7 +103,7 @@ def _resnet(shapes: Shapes, scope: str) -> tuple[str, tuple[Rule, ...], dict[str
         "pool_padding": "same",
         "norm_momentum": 0.95,
         # The authors' code subtracts the mean only from the images of the plain form.
-        **vars(SYMMETRIC if beta else CAFFE),
+        **(SYMMETRIC if beta else CAFFE).normalisation,
     }
     notes = [
         "multi-grid (1, 2, 4), which the checkpoint does not say",
@@ -128,7 +128,7 @@ def _xception(scope: str) -> tuple[str, tuple[Rule, ...], dict[str, Any], list[s
         (f"{path}/shortcut", lambda u: unit(u, "shortcut")),
         (rf"{path}/separable(\d)/(depthwise|pointwise)", lambda u, c, part: unit(u, f"separable_conv{c}_{part}")),
     )
-    options = {"depthwise_activation": False, "norm_momentum": 0.9997, **vars(SYMMETRIC)}
+    options = {"depthwise_activation": False, "norm_momentum": 0.9997, **SYMMETRIC.normalisation}
     notes = ["no ReLU after the depthwise convolutions of the units with a shortcut"]
     return scope.replace("_", ""), rules, options, notes
 
@@ -149,7 +149,7 @@ def _mobilenet(shapes: Shapes) -> tuple[str, tuple[Rule, ...], dict[str, Any], l
         "first_unit_rate": "previous",
         "strided_padding": "same",
         "norm_momentum": 0.997,
-        **vars(SYMMETRIC),
+        **SYMMETRIC.normalisation,
     }
     notes = [
         "strided convolutions pad as TensorFlow does, which at even sides differs from symmetric padding",

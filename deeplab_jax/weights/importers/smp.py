@@ -98,9 +98,7 @@ def _encoder(shapes: Shapes) -> str:
         encoder = None
     if encoder is None or f"{stem}.weight" not in shapes:
         raise UserError(f"smp: the encoder is none of {', '.join(CHANNELS)}; only models on these can be converted")
-    inputs = _kernel(shapes, stem)[1]
-    if inputs != 3:
-        raise UserError(f"smp's {encoder}: it was made for in_channels={inputs}; only 3 (RGB) can be converted")
+    _kernel(shapes, stem)
     return encoder
 
 
@@ -260,7 +258,7 @@ def _encoder_options(encoder: str, depth: int) -> dict[str, Any]:
         "norm_epsilon": 1e-5,
         "norm_momentum": 0.9,
         "align_corners": True,
-        **vars(IMAGENET),
+        **IMAGENET.normalisation,
     }
     if depth < 5:
         options["last_stage"] = f"conv{depth}"

@@ -48,7 +48,7 @@ def recognise(shapes: Shapes, *, output_stride: int | None) -> TensorMap | None:
         "separable": separable,
         "norm_epsilon": 1e-5,
         "norm_momentum": 0.99,
-        **vars(IMAGENET),
+        **IMAGENET.normalisation,
         **backbone_options,
     }
     notes = [

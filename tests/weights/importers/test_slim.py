@@ -96,7 +96,7 @@ def test_recognised(name: str, ours: str, low_level: tuple[str, ...]) -> None:
     assert tensor_map.num_classes == shapes["logits/semantic/weights"][-1]
     assert tensor_map.output_stride == 16
     assert tensor_map.options.get("low_level", ()) == low_level
-    preprocessing = vars(CAFFE if name == "resnet50_plain" else SYMMETRIC)
+    preprocessing = (CAFFE if name == "resnet50_plain" else SYMMETRIC).normalisation
     assert {option: tensor_map.options[option] for option in preprocessing} == preprocessing
 
 

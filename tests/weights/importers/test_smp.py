@@ -198,7 +198,6 @@ def test_what_lies_beyond_a_shorter_encoder_is_left_out(encoder: Shapes, used: s
 @pytest.mark.parametrize(
     ("parts", "asked", "words"),
     [
-        ((RESNET18 | {"encoder.conv1.weight": (64, 4, 7, 7)}, UNET), None, "in_channels=4; only 3"),
         ((RESNET18 | {"encoder.conv1.weight": (64,)}, UNET), None, "has the shape (64,), no convolution's"),
         (
             (RESNET18 | {"encoder.layer1.0.conv1.weight": (128, 64, 1, 1)}, UNET),
