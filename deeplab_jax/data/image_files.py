@@ -12,7 +12,7 @@ import stat
 import warnings
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from deeplab_jax.errors import UserError
 
@@ -39,6 +39,10 @@ MAX_BYTES = 16 * MAX_PIXELS
 """Larger files are refused; four channels of 32 bits need no more."""
 
 REPLACE = "replace the file or remove it from the data set"
+
+# A PNG may hold this much text, or a colour profile of this size, once it is unpacked. Pillow's own limit is 1 MiB, and
+# those of scanners and Photoshop are larger.
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 2**26
 
 # Above this number of pixels Pillow only warns, unless warnings are errors, as its documentation recommends. Its other
 # warnings (of damaged metadata, for example) change no pixel.
