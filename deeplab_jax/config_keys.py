@@ -51,7 +51,9 @@ class Model:
 
     name: str = "deeplabv3plus_resnet50"  # one of model_names(); its options go under `options`
     output_stride: int = 0  # in training; 0: that of the architecture
-    options: Mapping[str, Any] = key({}, without=("name", "num_classes", "output_stride", "module"))
+    options: Mapping[str, Any] = key(
+        {}, without=("name", "num_classes", "output_stride", "module", "channels", "stored_range")
+    )
 
 
 @dataclass(frozen=True)
@@ -60,10 +62,15 @@ class Source:
 
     name: str = "scenes"  # one of source_names()
     dir: str = key("", free=True)  # folder of the data
+    channels: tuple[int, ...] = key((), 0, 65535)  # bands of an image file, from 0; empty: RGB as a viewer shows it
+    # Stored values that become 0 and 255; empty: the full range of the files' integers.
+    value_range: tuple[float, ...] = key((), give="two values, low and high", most=2)
     train_split: str = "train"
     val_split: str = "val"
     # Further arguments of the data set's opener.
-    options: Mapping[str, Any] = key({}, without=("name", "dir", "split", "strict", "module"))
+    options: Mapping[str, Any] = key(
+        {}, without=("name", "dir", "split", "strict", "module", "channels", "value_range")
+    )
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from deeplab_jax.data.sets.folder import open_folder
 from deeplab_jax.data.sets.pet import open_pet
 from deeplab_jax.data.sets.scenes import Scenes
 from deeplab_jax.data.sets.voc import open_voc
-from deeplab_jax.data.source import PairSource, Source
+from deeplab_jax.data.source import PairSource, Source, read_as
 from deeplab_jax.errors import UserError, did_you_mean
 from deeplab_jax.extensions import own_errors, own_table
 
@@ -50,7 +50,15 @@ def source_names() -> tuple[str, ...]:
 
 
 def open_source(
-    name: str, *, split: str, dir: str | Path | None = None, strict: bool = True, module: str = "", **options: Any
+    name: str,
+    *,
+    split: str,
+    dir: str | Path | None = None,
+    strict: bool = True,
+    module: str = "",
+    channels: Sequence[int] = (),
+    value_range: Sequence[float] = (),
+    **options: Any,
 ) -> Source:
     """Return one split of a data set.
 
@@ -63,6 +71,7 @@ def open_source(
       strict: whether to refuse images without a mask and masks without an image; `check-data` opens them, to report
         all.
       module: path of the user's own file (`deeplab_jax.extensions`); "" for none.
+      channels, value_range: how image files are read; see `images.read_image`.
       **options: options of the data set: the further arguments of its entry in `SOURCES`.
 
     Raises:
@@ -91,6 +100,7 @@ def open_source(
         raise UserError(
             f"data set '{name}': an option has a value of the wrong type ({error}); see data.options"
         ) from error
+    source = read_as(source, channels=channels, value_range=value_range)
     if strict and isinstance(source, PairSource):
         source.require_pairs()
     return OwnSource(source, name, split, module) if name in own and not isinstance(source, PairSource) else source

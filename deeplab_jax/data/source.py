@@ -5,7 +5,7 @@ import hashlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypedDict
+from typing import Any, NamedTuple, Protocol, TypedDict
 
 import numpy as np
 
@@ -19,7 +19,8 @@ IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".we
 class Example(TypedDict):
     """One example.
 
-    `image` is uint8 `[H, W, 3]` RGB, `label` is uint8 `[H, W]` (class ids, 255 ignored), and `name` is stable and
+    `image` is `[H, W, C]`: uint8, or float32 in the same units, 0 to 255. C is 3 (RGB), or the number of bands that are
+    read. `label` is uint8 `[H, W]` (class ids, 255 ignored), and `name` is stable and
     usable as a file name without suffix.
     """
 
@@ -71,7 +72,8 @@ class Listing(NamedTuple):
 class PairSource:
     """Examples read from pairs of files.
 
-    The listing is made when the source is opened; reading an example opens only its two files.
+    The listing is made when the source is opened; reading an example opens only its two files. `channels` and
+    `value_range` say how; see `images.read_image`.
     """
 
     name: str
@@ -79,6 +81,8 @@ class PairSource:
     pairs: tuple[Pair, ...]
     images_without_mask: Unpaired = ()
     masks_without_image: Unpaired = ()
+    channels: tuple[int, ...] = ()
+    value_range: tuple[float, ...] = ()
 
     def require_pairs(self) -> None:
         """Raise a UserError that names the files without a partner, if there are any."""
@@ -94,7 +98,7 @@ class PairSource:
 
     def __getitem__(self, index: int) -> Example:
         pair = self.pairs[index]
-        image = images.read_image(pair.image)
+        image = images.read_image(pair.image, channels=self.channels, value_range=self.value_range)
         label = decode_label(images.read_mask(pair.mask), self.labels, name=pair.mask)
         check_sizes(image, label, image_name=pair.image, mask_name=pair.mask)
         return {"image": image, "label": label, "name": pair.name}
@@ -102,6 +106,23 @@ class PairSource:
     def describe(self, index: int) -> tuple[str, str]:
         pair = self.pairs[index]
         return pair.image, pair.mask
+
+
+def read_as(source: Source, *, channels: Sequence[int], value_range: Sequence[float]) -> Source:
+    """Return a source that reads its image files so (see `images.read_image`).
+
+    Raises:
+      UserError: the source does not read image files.
+    """
+    if not (channels or value_range):
+        return source
+    changes: dict[str, Any] = {"channels": tuple(channels), "value_range": tuple(value_range)}
+    if not dataclasses.is_dataclass(source) or isinstance(source, type) or not changes.keys() <= vars(source).keys():
+        raise UserError(
+            f"data set '{source.name}': it does not read bands of image files; leave out config.data.channels and "
+            "config.data.value_range"
+        )
+    return dataclasses.replace(source, **changes)
 
 
 def check_limit(limit: int | None) -> None:

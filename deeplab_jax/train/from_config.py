@@ -29,7 +29,14 @@ def open_split(config: ConfigDict, split: str, *, strict: bool = True) -> Source
     """Open a split of the data set; see `open_source`."""
     data = config.data
     return open_source(
-        data.name, split=split, dir=data.dir or None, strict=strict, module=config.module, **data.options.to_dict()
+        data.name,
+        split=split,
+        dir=data.dir or None,
+        strict=strict,
+        module=config.module,
+        channels=data.channels,
+        value_range=data.value_range,
+        **data.options.to_dict(),
     )
 
 
