@@ -12,7 +12,7 @@ import stat
 import warnings
 from pathlib import Path
 
-from PIL import Image, PngImagePlugin
+from PIL import Image, ImageFile, PngImagePlugin
 
 from deeplab_jax.errors import UserError
 
@@ -52,7 +52,7 @@ logging.getLogger("PIL").setLevel(logging.CRITICAL)
 warnings.simplefilter("error", Image.DecompressionBombWarning)
 
 
-def open_encoded(data: bytes) -> Image.Image:
+def open_encoded(data: bytes) -> ImageFile.ImageFile:
     """Return an image that is opened but not decoded yet: one of `FORMATS`, of at most `MAX_PIXELS`.
 
     Raises:

@@ -4,11 +4,12 @@ Both doors of `images.py` begin here: an image's samples become levels of 0 to 2
 """
 
 import contextlib
+import zlib
 from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
-from PIL import Image, TiffImagePlugin
+from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 
 from deeplab_jax.data import tiff
 from deeplab_jax.data.image_files import damage, open_encoded
@@ -21,7 +22,8 @@ ORIENTATION = 0x0112
 JPEG_END = b"\xff\xd9"
 PNG_END = b"IEND\xaeB`\x82"
 JPEGS = ("JPEG", "MPO")
-_WHITE_IS_ZERO = 0
+_WHITE_IS_ZERO = 0  # A TIFF's photometric interpretation.
+_GREY_AND_ALPHA = 4  # A PNG's colour type.
 
 
 @dataclass(frozen=True)
@@ -60,8 +62,13 @@ def decode_stored(data: bytes, *, name: str) -> Stored:
         tags = tiff.read_tags(data)
         if tags is not None and not tiff.pillow_reads(tags):
             return _through_tifffile(data, tags, name)
-        with open_encoded(data) as image:
-            return _through_pillow(image, data, name)
+        try:
+            with open_encoded(data) as image:
+                return _through_pillow(image, data, name)
+        except UnidentifiedImageError:
+            if tags is None:
+                raise
+        return _through_tifffile(data, tags, name)  # A kind of TIFF that Pillow does not know.
     except UserError:
         raise
     except Exception as error:  # The readers of the formats raise almost every built-in exception on damaged files.
@@ -86,7 +93,7 @@ def turned(stored: np.ndarray, orientation: int) -> np.ndarray:
     return stored[::rows, ::columns]
 
 
-def _through_pillow(image: Image.Image, data: bytes, name: str) -> Stored:
+def _through_pillow(image: ImageFile.ImageFile, data: bytes, name: str) -> Stored:
     turn = orientation(image)
     mode, form = image.mode, image.format or ""
     stored = Stored(np.empty(0), 255, mode, form, turn)
@@ -104,19 +111,20 @@ def _through_pillow(image: Image.Image, data: bytes, name: str) -> Stored:
         raise UserError(
             f"{name}: {form} of {lost} bits a sample, of which 8 would be read; save it as PNG or TIFF of 16 bits"
         )
-    white_is_zero, bits = False, _bits(image, data)
+    white_is_zero, unsigned, bits = False, False, _bits(image, data)
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         white_is_zero = image.tag_v2.get(262) == _WHITE_IS_ZERO
         unsigned = image.tag_v2.get(339, (1,))[0] == 1
     limit = image.tile[0].args[-1] if form == "PPM" and image.tile[0].codec_name.startswith("ppm") else None
     if mode == "P":
         return replace(stored, samples=_turn(np.asarray(image), stored), palette=_palette(image))
+    shown: Image.Image = image
     if mode in ("PA", "La", "RGBa"):
-        image = image.convert("RGBA")
+        shown = image.convert("RGBA")
     elif mode not in ("1", "L", "LA", "RGB", "RGBA", "F") and not mode.startswith("I"):
-        image = image.convert("RGB")
-    samples = np.asarray(image)
-    has_alpha = image.mode in ("LA", "RGBA")
+        shown = image.convert("RGB")
+    samples = np.asarray(shown)
+    has_alpha = shown.mode in ("LA", "RGBA")
     if mode in ("1", "L"):
         samples = samples.astype(np.uint8)
         top = 2**bits - 1
@@ -172,15 +180,21 @@ def _opencv(data: bytes, flags: int) -> np.ndarray | None:
 
 def _deep_png(data: bytes, stored: Stored) -> Stored:
     """Return the 16 bits of a PNG of several bands, of which Pillow keeps 8."""
-    decoded = _opencv(data, cv2.IMREAD_UNCHANGED)
-    if decoded is None or decoded.dtype != np.uint16:
-        raise OSError("16 bits cannot be read")
-    bands = {"LA": [0, 3], "RGB": [2, 1, 0], "RGBA": [2, 1, 0, 3]}[stored.kind]
-    samples = turned(decoded[..., bands], stored.orientation)
+    if data[25] == _GREY_AND_ALPHA:
+        # OpenCV loses this alpha. The four bytes of a pixel, read as four bands of 8 bits, are the same data.
+        header = b"IHDR" + data[16:24] + bytes([8, 6]) + data[26:29]
+        with open_encoded(data[:12] + header + zlib.crc32(header).to_bytes(4, "big") + data[33:]) as image:
+            decoded = np.ascontiguousarray(image).view(">u2").astype(np.uint16)
+    else:
+        deep = _opencv(data, cv2.IMREAD_UNCHANGED)
+        if deep is None or deep.dtype != np.uint16:
+            raise OSError("16 bits cannot be read")
+        decoded = deep[..., [2, 1, 0, 3][: len(stored.kind)]]
+    samples = turned(decoded, stored.orientation)
     return replace(stored, samples=samples, top=65535, has_alpha=stored.kind != "RGB")
 
 
-def _bits(image: Image.Image, data: bytes) -> int:
+def _bits(image: ImageFile.ImageFile, data: bytes) -> int:
     """Return the bits of a grey sample as stored."""
     if image.mode == "1":
         return 1
@@ -189,7 +203,7 @@ def _bits(image: Image.Image, data: bytes) -> int:
     return data[24] if image.format == "PNG" and image.mode == "L" else 16 if image.mode.startswith("I") else 8
 
 
-def _lost_bits(image: Image.Image, data: bytes) -> int:
+def _lost_bits(image: ImageFile.ImageFile, data: bytes) -> int:
     """Return the bits of a sample in a colour image of which Pillow keeps 8; 0 if it keeps all."""
     if image.mode.startswith("I"):
         return 0

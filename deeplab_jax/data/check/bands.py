@@ -92,8 +92,10 @@ class _Band:
 
 
 def _bins(values: np.ndarray) -> np.ndarray:
-    """Return the bin of each value; larger values have larger bins. Floats and wide integers have those of the upper half
-    of their 32-bit form, whose order is that of the values once the sign is turned around.
+    """Return the bin of each value; larger values have larger bins.
+
+    That of a float or a wide integer is the upper half of its 32-bit form. Their order is that of the values, once the
+    bits of negative ones are turned around.
     """
     if values.dtype in (np.uint8, np.uint16):
         return values

@@ -102,8 +102,8 @@ def format_report(report: Report) -> str:
         lines.append(f"suggested data.value_map (stored value: class id, 255 is ignored): {report.value_map}")
     if report.turned_images or report.turned_masks:
         lines.append(
-            f"{_plural(report.turned_images, 'image')} and {_plural(report.turned_masks, 'mask')} are turned by an EXIF "
-            "orientation; they are read as a viewer displays them"
+            f"turned by an EXIF orientation, and read as a viewer displays them: "
+            f"{_plural(report.turned_images, 'image')}, {_plural(report.turned_masks, 'mask')}"
         )
     lines += _bands(report)
     width = max(len(name) for name in report.class_names)
@@ -123,8 +123,8 @@ def format_report(report: Report) -> str:
 def _bands(report: Report) -> list[str]:
     if not report.bands:
         return []
-    head = f"{'band':>5} {'type':>8} {'minimum':>9} {'maximum':>9} {'mean':>9} {'std':>9} {'1%':>9} {'99%':>9} {'images':>7}"
-    lines = ["", head]
+    heads = " ".join(f"{head:>9}" for head in ("minimum", "maximum", "mean", "std", "1%", "99%"))
+    lines = ["", f"{'band':>5} {'type':>8} {heads} {'images':>7}"]
     for one in report.bands:
         numbers = (one.minimum, one.maximum, one.mean, one.std, one.p1, one.p99)
         lines.append(f"{one.band:>5} {one.kind:>8} {' '.join(f'{number:>9.5g}' for number in numbers)} {one.images:>7}")
