@@ -111,11 +111,6 @@ def _through_pillow(image: ImageFile.ImageFile, data: bytes, name: str) -> Store
         raise UserError(
             f"{name}: {form} of {lost} bits a sample, of which 8 would be read; save it as PNG or TIFF of 16 bits"
         )
-    white_is_zero, unsigned, bits = False, False, _bits(image, data)
-    if isinstance(image, TiffImagePlugin.TiffImageFile):
-        white_is_zero = image.tag_v2.get(262) == _WHITE_IS_ZERO
-        unsigned = image.tag_v2.get(339, (1,))[0] == 1
-    limit = image.tile[0].args[-1] if form == "PPM" and image.tile[0].codec_name.startswith("ppm") else None
     if mode == "P":
         return replace(stored, samples=_turn(np.asarray(image), stored), palette=_palette(image))
     shown: Image.Image = image
@@ -123,30 +118,28 @@ def _through_pillow(image: ImageFile.ImageFile, data: bytes, name: str) -> Store
         shown = image.convert("RGBA")
     elif mode not in ("1", "L", "LA", "RGB", "RGBA", "F") and not mode.startswith("I"):
         shown = image.convert("RGB")
+    is_tiff = isinstance(image, TiffImagePlugin.TiffImageFile)
+    tags = getattr(image, "tag_v2", {})
+    stored = replace(stored, has_alpha=shown.mode in ("LA", "RGBA"), white_is_zero=tags.get(262) == _WHITE_IS_ZERO)
+    bits = _bits(image, data, tags.get(258, (0,))[0])
+    unsigned = is_tiff and tags.get(339, (1,))[0] == 1
+    limit = _greymap_limit(image)
     samples = np.asarray(shown)
-    has_alpha = shown.mode in ("LA", "RGBA")
-    if mode in ("1", "L"):
-        samples = samples.astype(np.uint8)
-        top = 2**bits - 1
-        if white_is_zero:  # Pillow turns these around.
-            samples = (1 if mode == "1" else 255) - samples
-        if mode == "L":
-            samples = samples // (255 // top)  # Pillow stretches 2 and 4 bits to 0..255.
-        stored = replace(stored, top=top)
-    elif mode.startswith("I;16"):
-        samples = samples.astype(np.uint16)
-        stored = replace(stored, top=2**bits - 1 if bits > 8 else 65535)
-    elif mode in ("I", "F"):
-        stored = replace(stored, top=None)
-        if form == "TIFF" and mode == "I" and unsigned:
-            samples = samples.view(np.uint32)
-    if limit is not None and isinstance(limit, int) and mode in ("L", "I"):
-        # Pillow stretches these, too, rounded; so rounding back is exact.
+    if limit:
+        # Pillow stretches these, rounded; so rounding back is exact.
         samples = np.rint(samples * (limit / (255 if mode == "L" else 65535)))
-        samples, stored = samples.astype(np.uint8 if limit < 256 else np.uint16), replace(stored, top=limit)
-    elif form == "PPM" and mode == "I":
-        samples, stored = samples.astype(np.uint16), replace(stored, top=65535)
-    return replace(stored, samples=_turn(samples, stored), has_alpha=has_alpha, white_is_zero=white_is_zero)
+        stored, samples = replace(stored, top=limit), samples.astype(np.uint8 if limit < 256 else np.uint16)
+    elif mode in ("1", "L"):
+        samples = samples.astype(np.uint8)
+        if stored.white_is_zero:  # Pillow has turned these around.
+            samples = (1 if mode == "1" else 255) - samples
+        top = 2**bits - 1
+        stored, samples = replace(stored, top=top), samples // (255 // top if mode == "L" else 1)  # 2 and 4 bits, too.
+    elif mode.startswith("I;16"):
+        stored, samples = replace(stored, top=2**bits - 1), samples.astype(np.uint16)
+    elif mode in ("I", "F"):
+        stored, samples = replace(stored, top=None), samples.view(np.uint32) if unsigned and mode == "I" else samples
+    return replace(stored, samples=_turn(samples, stored))
 
 
 def _through_tifffile(data: bytes, tags: tiff.Tags, name: str) -> Stored:
@@ -194,21 +187,29 @@ def _deep_png(data: bytes, stored: Stored) -> Stored:
     return replace(stored, samples=samples, top=65535, has_alpha=stored.kind != "RGB")
 
 
-def _bits(image: ImageFile.ImageFile, data: bytes) -> int:
-    """Return the bits of a grey sample as stored."""
+def _bits(image: ImageFile.ImageFile, data: bytes, in_tags: int) -> int:
+    """Return the bits of a grey sample as stored; `in_tags` are those that a TIFF names, 0 for other files."""
     if image.mode == "1":
         return 1
-    if isinstance(image, TiffImagePlugin.TiffImageFile):
-        return int(image.tag_v2.get(258, (1,))[0])
-    return data[24] if image.format == "PNG" and image.mode == "L" else 16 if image.mode.startswith("I") else 8
+    return in_tags or (data[24] if image.format == "PNG" else 16 if image.mode.startswith("I") else 8)
+
+
+def _greymap_limit(image: ImageFile.ImageFile) -> int:
+    """Return the largest value that a grey PPM file names, 0 for other files."""
+    if image.format != "PPM" or image.mode not in ("L", "I"):
+        return 0
+    arguments = image.tile[0].args
+    limit = arguments[-1] if isinstance(arguments, tuple) else None
+    return limit if isinstance(limit, int) else 65535 if image.mode == "I" else 255
 
 
 def _lost_bits(image: ImageFile.ImageFile, data: bytes) -> int:
     """Return the bits of a sample in a colour image of which Pillow keeps 8; 0 if it keeps all."""
     if image.mode.startswith("I"):
         return 0
-    if image.format == "PPM" and image.tile[0].codec_name.startswith("ppm"):
-        limit = image.tile[0].args[-1]
+    if image.format == "PPM":
+        arguments = image.tile[0].args
+        limit = arguments[-1] if isinstance(arguments, tuple) else 0
         return limit.bit_length() if isinstance(limit, int) and limit > 255 else 0
     if image.format == "SGI":
         return 16 if data[3] == 2 else 0

@@ -12,6 +12,7 @@ import dataclasses
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -58,8 +59,10 @@ def check_source(source: Source, *, limit: int | None = None, progress: Progress
         unpaired = _unpaired(dict(source.images_without_mask), dict(source.masks_without_image))
         pairs = [source.describe(i) for i in chosen]
         value_range = source.value_range
-        reading = {"channels": source.channels, "value_range": value_range}
-        seen = _run(lambda pair: inspect_files(*pair, source.labels, tally, **reading), pairs, progress)
+        inspect = partial(
+            inspect_files, labels=source.labels, tally=tally, channels=source.channels, value_range=value_range
+        )
+        seen = _run(lambda pair: inspect(*pair), pairs, progress)
     else:
         seen = _run(lambda i: inspect_example(source, i, tally), chosen, progress)
     unlike = [*unpaired, *compare_palettes(seen), *compare_kinds(seen)]
