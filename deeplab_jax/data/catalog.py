@@ -100,12 +100,12 @@ def open_source(
         raise UserError(
             f"data set '{name}': an option has a value of the wrong type ({error}); see data.options"
         ) from error
-    if (channels or value_range) and not isinstance(source, PairSource):
+    as_opened, source = source, read_as(source, channels=channels, value_range=value_range)
+    if (channels or value_range) and source is as_opened:
         raise UserError(
             f"data set '{name}': it does not read bands of image files; leave out config.data.channels and "
             "config.data.value_range"
         )
-    source = read_as(source, channels=channels, value_range=value_range)
     if strict and isinstance(source, PairSource):
         source.require_pairs()
     return OwnSource(source, name, split, module) if name in own and not isinstance(source, PairSource) else source

@@ -12,7 +12,7 @@ import stat
 import warnings
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageFile, PngImagePlugin
 
 from deeplab_jax.errors import UserError
 
@@ -40,6 +40,10 @@ MAX_BYTES = 16 * MAX_PIXELS
 
 REPLACE = "replace the file or remove it from the data set"
 
+# A PNG may hold this much text, or a colour profile of this size, once it is unpacked. Pillow's own limit is 1 MiB, and
+# those of scanners and Photoshop are larger.
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 2**26
+
 # Above this number of pixels Pillow only warns, unless warnings are errors, as its documentation recommends. Its other
 # warnings (of damaged metadata, for example) change no pixel.
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
@@ -48,7 +52,7 @@ logging.getLogger("PIL").setLevel(logging.CRITICAL)
 warnings.simplefilter("error", Image.DecompressionBombWarning)
 
 
-def open_encoded(data: bytes) -> Image.Image:
+def open_encoded(data: bytes) -> ImageFile.ImageFile:
     """Return an image that is opened but not decoded yet: one of `FORMATS`, of at most `MAX_PIXELS`.
 
     Raises:

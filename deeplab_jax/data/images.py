@@ -1,110 +1,73 @@
 """Reading and writing images and masks.
 
-Photographs of any mode become 8-bit RGB. Masks hold numbers, not colours: they are read as stored. Files in which these
-numbers are not safe (JPEG compression, a colour coding) are refused, and the message names the fix. The EXIF
-orientation is applied to neither.
+`read_image` and `read_mask` are the only doors to the pixels of files. Both return what a viewer displays: the EXIF
+orientation is applied. Images become levels of 0 to 255, in colours. Masks hold numbers, not colours: they are read as
+stored. Files in which these numbers are not safe (JPEG compression, a colour coding) are refused, and the message names
+the fix.
 """
 
-import contextlib
 import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 from PIL import Image
 
-from deeplab_jax.data.image_files import damage, open_encoded, read_bytes
+from deeplab_jax.data.image_files import open_encoded, read_bytes
+from deeplab_jax.data.levels import to_levels
+from deeplab_jax.data.stored import JPEG_END, JPEGS, PNG_END, Stored, decode_stored, orientation
 from deeplab_jax.errors import UserError
 from deeplab_jax.files import replacing
 from deeplab_jax.labels import IGNORE_LABEL
 
-# The loader runs in parallel; OpenCV's own threads would slow it (and do not survive a fork).
-cv2.setNumThreads(0)
-
 VOID_COLOUR = (224, 224, 192)
 """Colour of the ignore label in written masks, as in PASCAL VOC."""
-
-_JPEG_END = b"\xff\xd9"
-_PNG_END = b"IEND\xaeB`\x82"
-_READ_FLAGS = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 
 
 def read_image(
     path: str | os.PathLike[str], *, channels: Sequence[int] = (), value_range: Sequence[float] = ()
 ) -> np.ndarray:
-    """Return an image of any format and mode as RGB.
+    """Return an image of any format and mode, as it is displayed.
 
-    Grey, palette, CMYK and alpha modes become RGB (without the alpha channel), 16-bit samples are scaled to 8 bits, and
-    of an animation the first frame is taken.
+    Grey and palette images and those in printing colours become RGB. An alpha channel that is opaque everywhere is left
+    out. Files with more bands than that are refused unless `channels` chooses some. Of an animation the first frame is
+    taken.
 
     Args:
       path: the file.
-      channels: bands of the file to read, from 0; empty: RGB.
-      value_range: (low, high), the stored values that become 0 and 255; empty: the full range of the file's integers.
+      channels: the bands to return, counted from 0; empty: RGB.
+      value_range: (low, high), the stored values that become 0 and 255, those beyond them too; empty: 0 and the largest
+        value of the file's integers.
 
     Returns:
-      uint8 `[H, W, 3]`, RGB, or `[H, W, C]` of the bands; float32 in the same units, with fractions, if the file has
-      more than 8 bits or a value range is given.
+      `[H, W, C]`, 0 to 255, C being 3 or the number of `channels`: uint8 for up to 8 bits a sample; float32 with
+      fractions, so that all levels are kept, for more bits or with a `value_range`.
 
     Raises:
-      UserError: the file does not exist, is empty, truncated, larger than `MAX_PIXELS`, or not an image.
+      UserError: the file does not exist, is empty, truncated, larger than `MAX_PIXELS`, or not an image; it has other
+        bands than `channels`; or a value range has to be stated.
     """
-    data, name = read_bytes(path, "image"), os.fspath(path)
-    return (
-        read_bands(data, channels, value_range, name=name) if channels or value_range else decode_image(data, name=name)
-    )
+    name = os.fspath(path)
+    return decode_image(read_bytes(path, "image"), name=name, channels=channels, value_range=value_range)
 
 
-def read_bands(data: bytes, channels: Sequence[int], value_range: Sequence[float], *, name: str) -> np.ndarray:
-    """Return the result of `read_image` for the bytes of a file, by its bands; errors call it `name`."""
-    try:
-        with open_encoded(data) as image:
-            samples = np.asarray(image.convert("RGB") if image.mode == "P" else image)
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"{name}: {damage(data, error)}") from error
-    samples = samples if samples.ndim == 3 else samples[..., None]
-    wanted = tuple(channels) or ((0, 0, 0) if samples.shape[2] == 1 else (0, 1, 2))
-    if max(wanted) >= samples.shape[2]:
-        raise UserError(
-            f"{name}: has {samples.shape[2]} bands, and band {max(wanted)} is asked for; "
-            "give other config.data.channels"
-        )
-    samples = samples[..., list(wanted)]
-    if samples.dtype == np.uint8 and not value_range:
-        return np.ascontiguousarray(samples)
-    low, high = tuple(value_range) or (0.0, 65535.0)
-    return ((samples.astype(np.float32) - low) * (255.0 / (high - low))).clip(0, 255).astype(np.float32)
-
-
-def decode_image(data: bytes, *, name: str) -> np.ndarray:
+def decode_image(
+    data: bytes, *, name: str, channels: Sequence[int] = (), value_range: Sequence[float] = ()
+) -> np.ndarray:
     """Return the result of `read_image` for the bytes of a file; errors call it `name`."""
-    try:
-        with open_encoded(data) as image:
-            # OpenCV reads JPEG three times as fast, but fills the missing part of a truncated file with grey. So it
-            # reads only complete files of plain modes.
-            if _is_plain_jpeg(image, data):
-                with contextlib.suppress(cv2.error):  # It has its own limit.
-                    decoded = cv2.imdecode(np.frombuffer(data, np.uint8), _READ_FLAGS)
-                    if decoded is not None:
-                        return np.asarray(decoded, np.uint8)
-            return _to_rgb(image, name)
-    except UserError:
-        raise
-    except Exception as error:  # Pillow's format readers raise almost every built-in exception on damaged files.
-        raise UserError(f"{name}: {damage(data, error)}") from error
+    return to_levels(decode_stored(data, name=name), channels=channels, value_range=value_range, name=name)
 
 
 def read_mask(path: str | os.PathLike[str]) -> np.ndarray:
-    """Return a mask as its stored numbers.
+    """Return a mask as its stored numbers, as it is displayed (its EXIF orientation is applied).
 
-    The indices of a palette image are kept and its colours ignored; a 1-bit image gives 0 and 1.
+    A grey file gives its samples, of 1 to 32 bits, also where 0 is white. The indices of a palette are kept and its
+    colours ignored. But if all entries of the palette are different greys, the greys are the numbers: programs that
+    make PNGs smaller turn grey images into such files.
 
     Returns:
-      uint8, uint16 or int32 `[H, W]`: stored values, not yet class ids (`labels.to_class_ids`).
+      uint8, uint16, int32 or uint32 `[H, W]`: stored values, not yet class ids (`labels.to_class_ids`).
 
     Raises:
       UserError: the file does not exist, is empty, truncated, larger than `MAX_PIXELS`, or not an image; it is a JPEG;
@@ -115,25 +78,30 @@ def read_mask(path: str | os.PathLike[str]) -> np.ndarray:
 
 def decode_mask(data: bytes, *, name: str) -> np.ndarray:
     """Return the result of `read_mask` for the bytes of a file; errors call it `name`."""
-    try:
-        with open_encoded(data) as image:
-            if image.format in ("JPEG", "MPO"):
-                raise UserError(
-                    f"{name}: a JPEG mask, whose compression changes label values; export the masks again as PNG"
-                )
-            if image.mode not in ("1", "L", "P", "I", "I;16", "I;16B", "I;16L"):
-                raise UserError(
-                    f"{name}: mask of mode {image.mode} holds colours or fractions, not class ids; "
-                    "save it as a grey or palette PNG of class ids"
-                )
-            values = np.asarray(image)
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"{name}: {damage(data, error)}") from error
-    if values.dtype == np.int32:
-        return values
-    return values.astype(np.uint8 if values.dtype in (np.bool_, np.uint8) else np.uint16)
+    return mask_values(decode_stored(data, name=name), name=name)
+
+
+def mask_values(stored: Stored, *, name: str) -> np.ndarray:
+    """Return the result of `read_mask` for the samples of a file; errors call it `name`."""
+    if stored.format in JPEGS:
+        raise UserError(f"{name}: a JPEG mask, whose compression changes label values; export the masks again as PNG")
+    if stored.samples.shape[2] > 1 or stored.samples.dtype.kind == "f":
+        raise UserError(
+            f"{name}: mask of mode {stored.kind} holds colours or fractions, not class ids; "
+            "save it as a grey or palette PNG of class ids"
+        )
+    values = np.ascontiguousarray(stored.samples[..., 0])
+    greys = grey_palette(stored)
+    return values if greys is None else greys[np.minimum(values, len(greys) - 1)]
+
+
+def grey_palette(stored: Stored) -> np.ndarray | None:
+    """Return the grey of each entry of a palette, uint8, if all entries are different greys."""
+    if stored.palette is None or not len(stored.palette):
+        return None
+    red, green, blue = stored.palette[:, :3].T
+    is_grey = (red == green).all() and (green == blue).all()
+    return red if is_grey and len(np.unique(red)) == len(red) else None
 
 
 def write_mask(path: str | os.PathLike[str], class_ids: np.ndarray, palette: Sequence[tuple[int, int, int]]) -> None:
@@ -185,10 +153,13 @@ def encode_image(rgb: np.ndarray) -> bytes:
 
 
 def is_plain_rgb(data: bytes) -> bool:
-    """Return whether the bytes are a complete JPEG or PNG of mode RGB, which any reader decodes to three channels."""
+    """Return whether the bytes are a complete JPEG or PNG of mode RGB and 8 bits that is not turned: any reader decodes
+    it to the three channels that are displayed.
+    """
     with open_encoded(data) as image:
-        ends = {"JPEG": _JPEG_END, "PNG": _PNG_END}
-        return image.mode == "RGB" and image.format in ends and data.endswith(ends[image.format])
+        ends = {"JPEG": JPEG_END, "PNG": PNG_END}
+        is_plain = image.mode == "RGB" and image.format in ends and data.endswith(ends[image.format])
+        return is_plain and (image.format == "JPEG" or data[24] == 8) and orientation(image) == 1
 
 
 def _image(rgb: np.ndarray) -> Image.Image:
@@ -201,24 +172,6 @@ def _encode(image: Image.Image, image_format: str) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, image_format, **({"quality": 95} if image_format == "JPEG" else {}))
     return buffer.getvalue()
-
-
-def _is_plain_jpeg(image: Image.Image, data: bytes) -> bool:
-    return image.format == "JPEG" and image.mode in ("RGB", "L") and data.endswith(_JPEG_END)
-
-
-def _to_rgb(image: Image.Image, name: str) -> np.ndarray:
-    if not image.mode.startswith(("I", "F")):
-        return np.array(image.convert("RGB"), np.uint8)
-    samples = np.asarray(image)
-    if image.mode == "F" or samples.min(initial=0) < 0 or samples.max(initial=0) > 65535:
-        raise UserError(
-            f"{name}: image of mode {image.mode} with values outside 0 to 65535; save it with 8 or 16 bits per channel"
-        )
-    # Mode I;16 declares 16 bits. Mode I has 32 bits and declares nothing, so its values decide.
-    is_16_bit = image.mode.startswith("I;16") or samples.max(initial=0) > 255
-    grey = np.rint(samples / 257.0) if is_16_bit else samples
-    return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=-1)
 
 
 def _write_bytes(path: str | os.PathLike[str], data: bytes) -> None:

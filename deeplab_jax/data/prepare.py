@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tensorflow_datasets as tfds
 
 from deeplab_jax.data import images
@@ -136,7 +137,13 @@ class _Builder(tfds.dataset_builders.AdhocBuilder, skip_registration=True):  # t
 
 def _features(source: Source, index: int) -> dict[str, Any]:
     example = source[index]
-    image = _file_bytes(source.describe(index)) or images.encode_image(example["image"])
+    if example["image"].dtype != np.uint8 or example["image"].shape[2] != 3:
+        described = source.describe(index)
+        raise UserError(
+            f"{described if isinstance(described, str) else described[0]}: {example['image'].shape[2]} bands of "
+            f"{example['image'].dtype}, and prepared folders hold 8-bit RGB; train from the files themselves"
+        )
+    image = _file_bytes(source, index) or images.encode_image(example["image"])
     return {
         "image": io.BytesIO(image),
         "label": io.BytesIO(images.encode_mask(example["label"], None)),
@@ -144,8 +151,10 @@ def _features(source: Source, index: int) -> dict[str, Any]:
     }
 
 
-def _file_bytes(described: tuple[str, str] | str) -> bytes | None:
-    if isinstance(described, str):
+def _file_bytes(source: Source, index: int) -> bytes | None:
+    """Return the bytes of an image file if whoever reads them sees the example's image, otherwise None."""
+    described = source.describe(index)
+    if isinstance(described, str) or tuple(getattr(source, "channels", ())) not in ((), (0, 1, 2)):
         return None
     data = Path(described[0]).read_bytes()
     return data if images.is_plain_rgb(data) else None

@@ -5,7 +5,7 @@ import hashlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypedDict
+from typing import Any, NamedTuple, Protocol, TypedDict
 
 import numpy as np
 
@@ -110,9 +110,10 @@ class PairSource:
 
 def read_as(source: Source, *, channels: Sequence[int], value_range: Sequence[float]) -> Source:
     """Return a source that reads its image files so (see `images.read_image`), or itself if it reads none."""
-    if not isinstance(source, PairSource) or not (channels or value_range):
+    if not (channels or value_range) or not hasattr(source, "value_range"):
         return source
-    return dataclasses.replace(source, channels=tuple(channels), value_range=tuple(value_range))
+    changes: dict[str, Any] = {"channels": tuple(channels), "value_range": tuple(value_range)}
+    return dataclasses.replace(source, **changes)  # type: ignore[type-var]
 
 
 def check_limit(limit: int | None) -> None:

@@ -61,16 +61,10 @@ def test_read_image_expands_one_bit(tmp_path):
     np.testing.assert_array_equal(images.read_image(save(tmp_path / "a.png", bits))[0], [[255] * 3, [0] * 3])
 
 
-def test_read_image_scales_16_bits_to_8(tmp_path):
-    samples = np.array([[0, 257, 32896, 65535]], np.uint16)
-    np.testing.assert_array_equal(images.read_image(save(tmp_path / "a.png", samples))[0, :, 0], [0, 1, 128, 255])
-
-
-def test_read_image_ignores_the_orientation_tag(tmp_path, rgb):
-    exif = Image.Exif()
-    exif[0x0112] = 6  # rotated by 90 degrees
-    Image.fromarray(rgb).save(tmp_path / "a.jpg", exif=exif, quality=95)
-    assert images.read_image(tmp_path / "a.jpg").shape == rgb.shape
+def test_read_image_keeps_the_levels_of_16_bits(tmp_path):
+    samples = np.array([[0, 257, 300, 65535]], np.uint16)
+    read = images.read_image(save(tmp_path / "a.png", samples))
+    np.testing.assert_allclose(read[0, :, 0], [0, 1, 300 / 257, 255], rtol=1e-6)
 
 
 def test_read_image_goes_by_content_not_by_suffix(tmp_path, rgb):

@@ -12,13 +12,17 @@ import dataclasses
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
+from deeplab_jax.data.check.bands import BandStatistics, Tally
 from deeplab_jax.data.check.example import Seen, inspect_example, inspect_files, meaning
+from deeplab_jax.data.check.files import compare_kinds, compare_palettes
 from deeplab_jax.data.check.report import MAX_PER_KIND, Finding, Report, format_report, median_frequency_weights
+from deeplab_jax.data.levels import suggest_range
 from deeplab_jax.data.source import PairSource, Source, check_limit
 from deeplab_jax.errors import UserError, spell
 from deeplab_jax.labels import IGNORE_LABEL, LabelSet
@@ -49,13 +53,28 @@ def check_source(source: Source, *, limit: int | None = None, progress: Progress
     total = len(source)
     chosen = _spread(total, limit)
     unpaired: list[Finding] = []
+    tally = Tally()
+    value_range: tuple[float, ...] = ()
     if isinstance(source, PairSource):
         unpaired = _unpaired(dict(source.images_without_mask), dict(source.masks_without_image))
         pairs = [source.describe(i) for i in chosen]
-        seen = _run(lambda pair: inspect_files(*pair, source.labels), pairs, progress)
+        value_range = source.value_range
+        inspect = partial(
+            inspect_files, labels=source.labels, tally=tally, channels=source.channels, value_range=value_range
+        )
+        seen = _run(lambda pair: inspect(*pair), pairs, progress)
     else:
-        seen = _run(lambda i: inspect_example(source, i), chosen, progress)
-    return _report(source.name, source.labels, seen, unpaired, total)
+        seen = _run(lambda i: inspect_example(source, i, tally), chosen, progress)
+    unlike = [*unpaired, *compare_palettes(seen), *compare_kinds(seen)]
+    report = _report(source.name, source.labels, seen, unlike, total)
+    bands = tally.statistics()
+    return dataclasses.replace(
+        report,
+        bands=bands,
+        turned_images=sum(one.image_turned for one in seen),
+        turned_masks=sum(one.mask_turned for one in seen),
+        value_range=None if value_range else _suggest_value_range(bands),
+    )
 
 
 def check_labels(label: np.ndarray, num_classes: int, *, name: str) -> None:
@@ -201,3 +220,13 @@ def _suggest_value_map(labels: LabelSet, read: Sequence[Seen]) -> dict[int, int]
         return {**{i + 1: i for i in range(labels.num_classes)}, IGNORE_LABEL: IGNORE_LABEL}
     known = labels.value_map or tuple((value, value) for value in labels.stored_values)
     return {**dict(known), **dict.fromkeys(unknown, IGNORE_LABEL)}
+
+
+def _suggest_value_range(bands: Sequence[BandStatistics]) -> tuple[float, float] | None:
+    """Return a range that all bands of more than 8 bits fit, or None if there is none or it is the full one."""
+    deep = [band for band in bands if band.kind != "uint8"]
+    if not deep:
+        return None
+    kind = np.dtype(deep[0].kind)
+    found = suggest_range(min(band.minimum for band in deep), max(band.maximum for band in deep), kind)
+    return None if found == (0.0, 65535.0) else found

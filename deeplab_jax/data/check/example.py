@@ -6,13 +6,19 @@ from collections.abc import Sequence
 import numpy as np
 
 from deeplab_jax.data import images
+from deeplab_jax.data.check.bands import Tally
 from deeplab_jax.data.check.report import Finding
 from deeplab_jax.data.image_files import open_encoded, read_bytes
+from deeplab_jax.data.levels import RANGE, spell_range, suggest_range, to_levels, viewed
 from deeplab_jax.data.source import Source, spell_ranges
+from deeplab_jax.data.stored import Stored, decode_stored
 from deeplab_jax.errors import UserError, spell
 from deeplab_jax.labels import IGNORE_LABEL, LabelSet, to_class_ids
 
 Colour = tuple[int, int, int]
+
+NARROW = 0.05
+"""An image that uses less than this share of the range of its values gets a warning."""
 
 
 @dataclasses.dataclass
@@ -25,6 +31,11 @@ class Seen:
       values: the stored values of the mask; empty if it could not be read.
       unknown: the stored values that have no meaning.
       pixels: `[256]` pixels of each class id, the ignore label included.
+      image_file, mask_file: the files; empty for an example without.
+      bands: number of bands of the image as a viewer shows them, without an opaque alpha; 0 if it could not be read.
+      depth: what a sample of the image is, such as "16 bits".
+      image_turned, mask_turned: whether an EXIF orientation turns the file.
+      palette: index -> colour of the indices that the mask uses; empty without a palette.
     """
 
     findings: list[Finding] = dataclasses.field(default_factory=list)
@@ -32,10 +43,17 @@ class Seen:
     values: frozenset[int] = frozenset()
     unknown: tuple[int, ...] = ()
     pixels: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(256, np.int64))
+    image_file: str = ""
+    mask_file: str = ""
+    bands: int = 0
+    depth: str = ""
+    image_turned: bool = False
+    mask_turned: bool = False
+    palette: dict[int, Colour] = dataclasses.field(default_factory=dict)
 
 
-def inspect_example(source: Source, index: int) -> Seen:
-    """Return the result for one index of a source."""
+def inspect_example(source: Source, index: int, tally: Tally) -> Seen:
+    """Return the result for one index of a source; the values of its image are added to `tally`."""
     described = source.describe(index)
     name = described if isinstance(described, str) else described[1]
     try:
@@ -45,26 +63,87 @@ def inspect_example(source: Source, index: int) -> Seen:
     # A source returns class ids, whatever its files store.
     seen = _inspect_values(example["label"], source.labels.decoded(), name, {})
     seen.size = _size(example["image"])
+    tally.add(example["image"])
     _compare_sizes(seen, example["label"], name)
     return seen
 
 
-def inspect_files(image_file: str, mask_file: str, labels: LabelSet) -> Seen:
-    """Return the result for an image file and its mask file; `labels` explains the mask's stored values."""
-    findings: list[Finding] = []
-    size = None
+def inspect_files(
+    image_file: str,
+    mask_file: str,
+    labels: LabelSet,
+    tally: Tally,
+    *,
+    channels: Sequence[int] = (),
+    value_range: Sequence[float] = (),
+) -> Seen:
+    """Return the result for an image file and its mask file; the values of the image are added to `tally`.
+
+    Args:
+      image_file: path.
+      mask_file: path.
+      labels: explains the mask's stored values.
+      tally: of all images.
+      channels, value_range: how images are read; see `images.read_image`.
+    """
+    of_image = _inspect_image(image_file, tally, channels, value_range)
     try:
-        size = _size(images.read_image(image_file))
+        stored = decode_stored(read_bytes(mask_file, "mask"), name=mask_file)
+        values = images.mask_values(stored, name=mask_file)
     except UserError as error:
-        findings.append(_from_error("unreadable image", image_file, error))
+        of_image.findings.append(_mask_error(mask_file, labels, error))
+        return of_image
+    palette = _palette(stored)
+    seen = _inspect_values(values, labels, mask_file, palette)
+    if stored.white_is_zero:
+        message = (
+            "a TIFF in which 0 is white, so a viewer shows the ids the other way around; the stored ids are read: if "
+            "that is wrong, save it as PNG"
+        )
+        seen.findings.append(Finding("warning", "0 is white", mask_file, "0", message))
+    used = {value: palette[value] for value in seen.values if value in palette}
+    seen = dataclasses.replace(
+        of_image,
+        findings=of_image.findings + seen.findings,
+        values=seen.values,
+        unknown=seen.unknown,
+        pixels=seen.pixels,
+        mask_file=mask_file,
+        mask_turned=stored.orientation > 1,
+        palette=used,
+    )
+    _compare_sizes(seen, values, mask_file)
+    return seen
+
+
+def _inspect_image(file: str, tally: Tally, channels: Sequence[int], value_range: Sequence[float]) -> Seen:
+    """Return the result for an image file alone."""
     try:
-        stored = images.read_mask(mask_file)
+        stored = decode_stored(read_bytes(file, "image"), name=file)
     except UserError as error:
-        return Seen([*findings, _mask_error(mask_file, labels, error)], size)
-    seen = _inspect_values(stored, labels, mask_file, _file_palette(mask_file))
-    seen.findings[:0] = findings
-    seen.size = size
-    _compare_sizes(seen, stored, mask_file)
+        return Seen([_from_error("unreadable image", file, error)])
+    bands = viewed(stored)
+    samples = bands.samples
+    if bands.has_alpha and (samples[..., -1] == bands.top).all():
+        samples = samples[..., :-1]
+    tally.add(samples)
+    depth = f"{bands.top.bit_length()} bits" if bands.top else samples.dtype.name
+    seen = Seen(image_file=file, size=_size(samples), bands=samples.shape[2], depth=depth)
+    seen.image_turned = stored.orientation > 1
+    try:
+        to_levels(stored, channels=channels, value_range=value_range, name=file)
+    except UserError as error:
+        seen.findings.append(_from_error("unreadable image", file, error))
+        return seen
+    full = value_range[1] - value_range[0] if value_range else bands.top or 0
+    low, high = float(samples.min()), float(samples.max())
+    if high - low < NARROW * full:
+        fix = "check how it was exported"
+        if samples.dtype != np.uint8:
+            fix = f"state the range of all images, which check-data suggests, here {RANGE}="
+            fix += spell_range(suggest_range(low, high, samples.dtype))
+        message = f"values from {low:g} to {high:g}, {(high - low) / full:.1%} of the range of {full:g}; {fix}"
+        seen.findings.append(Finding("warning", "narrow range", file, f"{low:g} to {high:g}", message))
     return seen
 
 
@@ -127,11 +206,11 @@ def meaning(labels: LabelSet, stored: int) -> int | None:
     return None if unknown else int(ids[0])
 
 
-def _file_palette(file: str) -> dict[int, Colour]:
-    """Return index -> colour of a palette image, empty for other modes."""
-    with open_encoded(read_bytes(file, "mask")) as image:
-        flat = image.getpalette() if image.mode == "P" else None
-    return {} if flat is None else {i: (flat[3 * i], flat[3 * i + 1], flat[3 * i + 2]) for i in range(len(flat) // 3)}
+def _palette(stored: Stored) -> dict[int, Colour]:
+    """Return index -> colour of a palette, empty without one and for one that stands for greys."""
+    if stored.palette is None or images.grey_palette(stored) is not None:
+        return {}
+    return {index: (int(c[0]), int(c[1]), int(c[2])) for index, c in enumerate(stored.palette)}
 
 
 def _colour_hint(value: int, palette: dict[int, Colour], labels: LabelSet) -> str:

@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from deeplab_jax.data.check.bands import BandStatistics
+from deeplab_jax.data.levels import RANGE, spell_range
 from deeplab_jax.labels import IGNORE_LABEL
 
 MAX_PER_KIND = 10
@@ -52,6 +54,9 @@ class Report:
       class_weights: suggestion for the loss, see `median_frequency_weights`.
       sqrt_class_weights: their square roots, which are smaller for very rare classes.
       value_map: suggested `{stored value: class id or 255}`, if the values found need another one than the present one.
+      bands: what the images' bands hold, of each type of values.
+      turned_images, turned_masks: number of files that an EXIF orientation turns.
+      value_range: suggested `config.data.value_range` (low, high); None if the present one fits.
     """
 
     name: str
@@ -68,6 +73,10 @@ class Report:
     class_weights: tuple[float, ...]
     sqrt_class_weights: tuple[float, ...]
     value_map: dict[int, int] | None
+    bands: tuple[BandStatistics, ...] = ()
+    turned_images: int = 0
+    turned_masks: int = 0
+    value_range: tuple[float, float] | None = None
 
     @property
     def ok(self) -> bool:
@@ -91,6 +100,12 @@ def format_report(report: Report) -> str:
             lines.append(f"  and {report.counts[kind] - listed[kind]} more: {kind}")
     if report.value_map is not None:
         lines.append(f"suggested data.value_map (stored value: class id, 255 is ignored): {report.value_map}")
+    if report.turned_images or report.turned_masks:
+        lines.append(
+            f"turned by an EXIF orientation, and read as a viewer displays them: "
+            f"{_plural(report.turned_images, 'image')}, {_plural(report.turned_masks, 'mask')}"
+        )
+    lines += _bands(report)
     width = max(len(name) for name in report.class_names)
     lines += ["", f"{'class':>5}  {'':{width}} {'pixels':>13} {'share':>8} {'images':>7} {'weight':>8} {'sqrt':>6}"]
     valid = max(1, sum(report.class_pixels))
@@ -103,6 +118,19 @@ def format_report(report: Report) -> str:
     errors = sum(report.counts[kind] for kind in {f.kind for f in report.findings if f.severity == "error"})
     warnings = sum(report.counts.values()) - errors
     return "\n".join([*lines, "", f"{_plural(errors, 'error')}, {_plural(warnings, 'warning')}"])
+
+
+def _bands(report: Report) -> list[str]:
+    if not report.bands:
+        return []
+    heads = " ".join(f"{head:>9}" for head in ("minimum", "maximum", "mean", "std", "1%", "99%"))
+    lines = ["", f"{'band':>5} {'type':>8} {heads} {'images':>7}"]
+    for one in report.bands:
+        numbers = (one.minimum, one.maximum, one.mean, one.std, one.p1, one.p99)
+        lines.append(f"{one.band:>5} {one.kind:>8} {' '.join(f'{number:>9.5g}' for number in numbers)} {one.images:>7}")
+    if report.value_range is not None:
+        lines.append(f"suggestion for these values: {RANGE}={spell_range(report.value_range)}")
+    return lines
 
 
 def _plural(count: int, word: str) -> str:

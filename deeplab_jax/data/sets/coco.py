@@ -51,13 +51,15 @@ class CocoSource:
     annotations: str
     name: str = "coco"
     labels: LabelSet = VOC
+    channels: tuple[int, ...] = ()
+    value_range: tuple[float, ...] = ()
 
     def __len__(self) -> int:
         return len(self.entries)
 
     def __getitem__(self, index: int) -> Example:
         entry = self.entries[index]
-        image = read_image(entry.image)
+        image = read_image(entry.image, channels=self.channels, value_range=self.value_range)
         label = _draw(entry)
         check_sizes(image, label, image_name=entry.image, mask_name=self.describe(index)[1])
         return {"image": image, "label": label, "name": Path(entry.image).stem}

@@ -45,7 +45,8 @@ def open_pet(dir: str | Path, *, split: str, border: str = "ignore", val_fractio
     if split in ("train", "val"):
         names = [name for name in names if held_out(name, val_fraction) == (split == "val")]
     pairs = pair_named(names, list_images(images), list_images(masks), names_file=names_file)
-    return PairSource("pet", _labels(border), pairs)
+    # Some photographs have an alpha channel, which nobody uses.
+    return PairSource("pet", _labels(border), pairs, channels=(0, 1, 2))
 
 
 def _labels(border: str) -> LabelSet:
