@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     if isinstance(sys.stdout, io.TextIOWrapper):  # Names of files and classes may hold characters of no encoding.
         sys.stdout.reconfigure(errors="backslashreplace")
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    arguments = [with_home(word) for word in (sys.argv[1:] if argv is None else argv)]
     parser = make_parser()
     args, rest = parser.parse_known_args(arguments)
     # `--config file`, `--config=file` and every `--config.key=value` go to the config's own parser.
@@ -271,6 +271,12 @@ def option(text: str) -> tuple[str, Any]:
         return key, ast.literal_eval(value)
     except (ValueError, SyntaxError):
         return key, value
+
+
+def with_home(word: str) -> str:
+    """Return an argument in which a `~` at the start of a path is the home folder; shells leave it after a "="."""
+    flag, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    return f"{flag}{equals}{os.path.expanduser(value)}"
 
 
 def split_config_arguments(words: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -1,14 +1,14 @@
 """The check of one example: is its image complete, and is its mask valid?"""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from deeplab_jax.data import images
 from deeplab_jax.data.check.report import Finding
 from deeplab_jax.data.image_files import open_encoded, read_bytes
-from deeplab_jax.data.source import Source, spell_ranges
+from deeplab_jax.data.source import Source, spell_ranges, value_map_flag
 from deeplab_jax.errors import UserError, spell
 from deeplab_jax.labels import IGNORE_LABEL, LabelSet, to_class_ids
 
@@ -49,8 +49,16 @@ def inspect_example(source: Source, index: int) -> Seen:
     return seen
 
 
-def inspect_files(image_file: str, mask_file: str, labels: LabelSet) -> Seen:
-    """Return the result for an image file and its mask file; `labels` explains the mask's stored values."""
+def inspect_files(
+    image_file: str,
+    mask_file: str,
+    labels: LabelSet,
+    read_mask: Callable[[str], np.ndarray] = images.read_mask,
+) -> Seen:
+    """Return the result for an image file and its mask file; `labels` explains the stored values that `read_mask`
+    returns.
+    """
+    holds_ids = read_mask is images.read_mask
     findings: list[Finding] = []
     size = None
     try:
@@ -58,10 +66,13 @@ def inspect_files(image_file: str, mask_file: str, labels: LabelSet) -> Seen:
     except UserError as error:
         findings.append(_from_error("unreadable image", image_file, error))
     try:
-        stored = images.read_mask(mask_file)
+        stored = read_mask(mask_file)
     except UserError as error:
-        return Seen([*findings, _mask_error(mask_file, labels, error)], size)
-    seen = _inspect_values(stored, labels, mask_file, _file_palette(mask_file))
+        finding = (
+            _mask_error(mask_file, labels, error) if holds_ids else _from_error("unreadable mask", mask_file, error)
+        )
+        return Seen([*findings, finding], size)
+    seen = _inspect_values(stored, labels, mask_file, _file_palette(mask_file) if holds_ids else {})
     seen.findings[:0] = findings
     seen.size = size
     _compare_sizes(seen, stored, mask_file)
@@ -90,7 +101,7 @@ def _inspect_values(stored: np.ndarray, labels: LabelSet, name: str, palette: di
         harm = "stops training" if object_is is None else "is neither learned nor evaluated"
         message = (
             f"0/255 mask: 255 is the ignore label and no class, so what covers {amount[IGNORE_LABEL]} pixels {harm}; "
-            "if 255 is your object, set data.value_map to {0: 0, 255: 1}"
+            f"if 255 is your object, give {value_map_flag({0: 0, IGNORE_LABEL: 1})}"
         )
         add(Finding("error" if object_is is None else "warning", "0/255 mask", name, "255", message))
     elif unknown:
@@ -98,7 +109,7 @@ def _inspect_values(stored: np.ndarray, labels: LabelSet, name: str, palette: di
             [f"{value} ({amount[value]} pixels{_colour_hint(value, palette, labels)})" for value in unknown]
         )
         expected = spell_ranges(labels.stored_values)
-        fix = "correct the mask, or say in data.value_map what they are (255: ignore)"
+        fix = "correct the mask, or say with --config.data.options.value_map what they are (255: ignore)"
         message = f"holds {spelled}, where {expected} are expected; {fix}"
         add(Finding("error", "unknown values", name, spell(unknown), message))
     elif (ids == IGNORE_LABEL).all():

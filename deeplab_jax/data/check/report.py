@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from deeplab_jax.data.source import value_map_flag
 from deeplab_jax.labels import IGNORE_LABEL
 
 MAX_PER_KIND = 10
@@ -90,7 +91,7 @@ def format_report(report: Report) -> str:
         if report.counts[kind] > listed[kind]:
             lines.append(f"  and {report.counts[kind] - listed[kind]} more: {kind}")
     if report.value_map is not None:
-        lines.append(f"suggested data.value_map (stored value: class id, 255 is ignored): {report.value_map}")
+        lines.append(f"suggestion (stored value, class id; 255 is ignored): {value_map_flag(report.value_map)}")
     width = max(len(name) for name in report.class_names)
     lines += ["", f"{'class':>5}  {'':{width}} {'pixels':>13} {'share':>8} {'images':>7} {'weight':>8} {'sqrt':>6}"]
     valid = max(1, sum(report.class_pixels))
