@@ -72,21 +72,22 @@ class Names:
     def __init__(self, files: Mapping[str, Path], root: Path) -> None:
         self._names = {name: name for name in files}
         for name, path in files.items():
-            self._names.setdefault(_stem(_tidy(os.path.relpath(path, root))), name)
+            for place in (os.path.relpath(path, root), os.path.abspath(path), os.path.realpath(path)):
+                self._names.setdefault(_stem(_tidy(place)), name)
         stems = collections.Counter(normal_name(path.stem) for path in files.values())
         self._stems = {stem: name for name, path in files.items() if stems[stem := normal_name(path.stem)] == 1}
 
-    def find(self, text: str) -> str | None:
+    def find(self, text: str, *, whole: bool = False) -> str | None:
         """Return the name of the example whose file a text names, or None.
 
-        Folders that are not here are passed over from the left, so a list of another machine works.
+        Unless `whole`, folders that are not here are passed over from the left, so a list of another machine works.
         """
         for spelled in dict.fromkeys((_tidy(text), _tidy(_unquoted(text)))):
             for candidate in (spelled, _stem(spelled)):
                 if candidate in self._stems and "/" not in candidate and candidate not in self._names:
                     return self._stems[candidate]
                 parts = candidate.split("/")
-                for start in range(len(parts)):
+                for start in range(1 if whole else len(parts)):
                     if (name := self._names.get("/".join(parts[start:]))) is not None:
                         return name
         return None
@@ -95,8 +96,9 @@ class Names:
 def find_listed(file: Path, images: Names, masks: Names) -> list[tuple[str, str]]:
     """Return the names of image and mask for each line of a list, in its order.
 
-    A whole line that names an image wins; then a split of the line into two, an image and a mask; then a first word
-    that names an image, if only numbers follow. An image alone has the mask of its own name.
+    A whole line that names a file here wins; then a split of the line into two, an image and a mask; then a whole line
+    that names a file in a folder of elsewhere; then a first word, if only numbers follow. An image alone has the mask of
+    its own name.
 
     Raises:
       UserError: as `read_lines`; a line that names no image; the message gives its number.
@@ -114,12 +116,14 @@ def find_listed(file: Path, images: Names, masks: Names) -> list[tuple[str, str]
 
 
 def _find(text: str, images: Names, masks: Names) -> tuple[str, str] | None:
-    if (whole := images.find(text)) is not None:
+    if (whole := images.find(text, whole=True)) is not None:
         return whole, whole
     for first, second in _halves(text):
         image, mask = images.find(first), masks.find(second)
         if image is not None and mask is not None:
             return image, mask
+    if (whole := images.find(text)) is not None:
+        return whole, whole
     first, _, rest = text.partition(" ")
     if re.fullmatch(r"[\s\d.+-]*", rest) and (image := images.find(first)) is not None:
         return image, image

@@ -109,7 +109,8 @@ def _unpaired(by_name: dict[str, str], masks_by_name: dict[str, str]) -> list[Fi
         near = lonely_masks[at] if at < len(lonely_masks) and lonely_masks[at].startswith(name) else None
         fix = "add the mask or remove the image"
         if near:
-            fix = f"if {Path(masks_by_name[near]).name} is it, give both one name or use globs (--config.data.options.images, --config.data.options.masks)"
+            flags = "--config.data.options.images, --config.data.options.masks"
+            fix = f"if {Path(masks_by_name[near]).name} is it, give both one name or use globs ({flags})"
         message = f"no mask is called '{name}'; {fix}"
         findings.append(Finding("error", "image without mask", by_name[name], name, message))
     for name in lonely_masks:

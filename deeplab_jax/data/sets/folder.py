@@ -78,7 +78,8 @@ def open_folder(
     check_overlap(overlap)
     root = Path(dir)
     part = find_part(root, split, images, masks, split_lists, val_fraction, finds=val_rule == "share")
-    table = _classes(root, part.files, class_names, palette)
+    _check_names(class_names)
+    table = _classes(root, part.files, tuple(class_names), palette)
     value_map = value_map or table.value_map or None
     labels = _labels(table.names, table.colours or None, ignore_label, value_map)
     read_mask: Callable[[str], np.ndarray] = image_files.read_mask
@@ -106,14 +107,14 @@ def open_folder(
 
 
 def _classes(
-    root: Path, files: Files, class_names: Sequence[str], palette: str | Sequence[Sequence[int]] | None
+    root: Path, files: Files, class_names: tuple[str, ...], palette: str | Sequence[Sequence[int]] | None
 ) -> ClassTable:
     """Return what is known of the classes: from the options first, then from files."""
     if isinstance(palette, str) and palette:
         table = named_palette(palette, root)
     elif palette:
         colours = tuple((int(red), int(green), int(blue)) for red, green, blue in palette)
-        table = ClassTable(class_names, colours) if class_names else ClassTable(colours=colours)
+        table = ClassTable(class_names, colours)
     else:
         table = find_classes(root, files.folder)
     if not class_names:
@@ -122,13 +123,13 @@ def _classes(
         return dataclasses.replace(table, names=class_names, origin="" if table.names != class_names else table.origin)
     if sorted(table.names) != sorted(class_names):
         raise UserError(
-            f"{root}: class_names is {tuple(class_names)!r:.100}, but {table.origin or 'the palette'} has the classes "
+            f"{root}: class_names is {class_names!r:.100}, but {table.origin or 'the palette'} has the classes "
             f"{table.names!r:.200}; give these in any order, or leave class_names out"
         )
     order = [table.names.index(name) for name in class_names]
     return dataclasses.replace(
         table,
-        names=tuple(class_names),
+        names=class_names,
         colours=tuple(table.colours[old] for old in order) if table.colours else (),
         extra=tuple((c, i if i == IGNORE_LABEL else order.index(i)) for c, i in table.extra),
         value_map=tuple((stored, order.index(i)) for stored, i in table.value_map),
@@ -176,21 +177,27 @@ def _listed(files: Files, names: Sequence[tuple[str, str]], names_file: Path) ->
     return tuple(Pair(str(files.images[image]), str(files.masks[mask]), image) for image, mask in names)
 
 
+def _check_names(class_names: Sequence[str]) -> None:
+    """Raise a UserError unless these are names, or nothing."""
+    if not isinstance(class_names, list | tuple) or not all(isinstance(name, str) for name in class_names):
+        raise _names_error(class_names)
+
+
+def _names_error(class_names: Sequence[str]) -> UserError:
+    return UserError(
+        f"class_names is {class_names!r:.100}; give 1 to {MAX_CLASSES} names, one per class id: "
+        "\"--config.data.options.class_names=('background','road')\""
+    )
+
+
 def _labels(
-    class_names: Sequence[str],
+    class_names: tuple[str, ...],
     palette: Sequence[Sequence[int]] | None,
     ignore_label: int | None,
     value_map: ValueMap | None,
 ) -> LabelSet:
-    if (
-        not isinstance(class_names, list | tuple)
-        or not 1 <= len(class_names) <= MAX_CLASSES
-        or not all(isinstance(name, str) for name in class_names)
-    ):
-        raise UserError(
-            f"class_names is {class_names!r:.100}; give 1 to {MAX_CLASSES} names, one per class id: "
-            "\"--config.data.options.class_names=('background','road')\""
-        )
+    if not 1 <= len(class_names) <= MAX_CLASSES:
+        raise _names_error(class_names)
     count = len(class_names)
     if palette is not None and (
         len(palette) != count or any(len(c) != 3 or not all(0 <= v <= 255 for v in c) for c in palette)
@@ -198,7 +205,7 @@ def _labels(
         raise UserError(f"palette does not fit {count} classes; give {count} triples (red, green, blue) of 0 to 255")
     colours = colormap(count) if palette is None else tuple((int(r), int(g), int(b)) for r, g, b in palette)
     if value_map is None and ignore_label == IGNORE_LABEL:
-        return LabelSet(tuple(class_names), colours)
+        return LabelSet(class_names, colours)
     if value_map is None:
         if ignore_label is not None and 0 <= ignore_label < count:
             raise UserError(
@@ -224,4 +231,4 @@ def _labels(
                 f"value_map sends {stored} to {class_id}; "
                 f"map stored values (0 to 65535) to class ids 0 to {count - 1}, or to 255 to ignore"
             )
-    return LabelSet(tuple(class_names), colours, tuple(sorted(mapped.items())))
+    return LabelSet(class_names, colours, tuple(sorted(mapped.items())))
