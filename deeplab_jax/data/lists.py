@@ -97,7 +97,7 @@ def find_listed(file: Path, images: Names, masks: Names) -> list[tuple[str, str]
     """Return the names of image and mask for each line of a list, in its order.
 
     A whole line that names a file here wins; then a split of the line into two, an image and a mask; then a whole line
-    that names a file in a folder of elsewhere; then a first word, if only numbers follow. An image alone has the mask of
+    that names a file of another folder; then a first word, if only numbers follow. An image alone has the mask of
     its own name.
 
     Raises:
