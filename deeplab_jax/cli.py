@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     if isinstance(sys.stdout, io.TextIOWrapper):  # Names of files and classes may hold characters of no encoding.
         sys.stdout.reconfigure(errors="backslashreplace")
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    arguments = [with_home(word) for word in (sys.argv[1:] if argv is None else argv)]
     parser = make_parser()
     args, rest = parser.parse_known_args(arguments)
     # `--config file`, `--config=file` and every `--config.key=value` go to the config's own parser.
@@ -98,7 +98,6 @@ def make_parser() -> argparse.ArgumentParser:
         sub.add_argument(
             "--module",
             metavar="FILE.py",
-            type=path,
             default="",
             help="run this file with your own parts; see config.module",
         )
@@ -114,12 +113,12 @@ def make_parser() -> argparse.ArgumentParser:
 def add_training_verbs(verb: Verb) -> None:
     """Add `train` and `replay`."""
     train = verb("train", commands.train, "Train a model, or resume a run.", config="required")
-    train.add_argument("--workdir", required=True, type=path, help="run directory; a second start in it resumes")
+    train.add_argument("--workdir", required=True, help="run directory; a second start in it resumes")
     train.add_argument("--allow_config_change", action="store_true", help="resume a run that has another configuration")
     add_distributed_flag(train)
 
     replay = verb("replay", commands.replay, "Repeat the step at which training stopped, and show every tensor's size.")
-    replay.add_argument("folder", metavar="FOLDER", type=path, help="postmortem/ of a run directory")
+    replay.add_argument("folder", metavar="FOLDER", help="postmortem/ of a run directory")
 
 
 def add_inference_verbs(verb: Verb) -> None:
@@ -127,8 +126,8 @@ def add_inference_verbs(verb: Verb) -> None:
     evaluate = verb(
         "evaluate", commands.evaluate, "Evaluate a model on labelled images; writes metrics.json.", config="optional"
     )
-    evaluate.add_argument("--model", required=True, type=path, help=MODEL)
-    evaluate.add_argument("--out", required=True, type=path, help="folder for metrics.json")
+    evaluate.add_argument("--model", required=True, help=MODEL)
+    evaluate.add_argument("--out", required=True, help="folder for metrics.json")
     evaluate.add_argument("--split", help="split to evaluate on; by default the configuration's validation split")
     evaluate.add_argument(
         "--save_predictions", action="store_true", help="write NAME.png and NAME_overlay.png of every image too"
@@ -141,9 +140,9 @@ def add_inference_verbs(verb: Verb) -> None:
     predict = verb(
         "predict", commands.predict, "Segment images; writes NAME.png (class ids with a palette) and NAME_overlay.png."
     )
-    predict.add_argument("images", nargs="+", metavar="IMAGE_OR_FOLDER", type=path)
-    predict.add_argument("--model", required=True, type=path, help=MODEL)
-    predict.add_argument("--out", required=True, type=path, help="folder for the pictures")
+    predict.add_argument("images", nargs="+", metavar="IMAGE_OR_FOLDER")
+    predict.add_argument("--model", required=True, help=MODEL)
+    predict.add_argument("--out", required=True, help="folder for the pictures")
     predict.add_argument("--channels", type=numbers(int), help="such as 3,2,1: bands of the files, if not the model's")
     add_inference_flags(predict)
 
@@ -153,7 +152,7 @@ def add_data_verbs(verb: Verb) -> None:
     check = verb("check-data", commands.check_data, "Find the faults of a data set.", config="required")
     check.add_argument("--split", help="split to check; by default the training and the validation split")
     check.add_argument("--limit", type=int, help="check only so many images, evenly spread")
-    check.add_argument("--json", type=path, help="write the report to this file as well")
+    check.add_argument("--json", help="write the report to this file as well")
 
     prepare = verb(
         "prepare",
@@ -161,7 +160,7 @@ def add_data_verbs(verb: Verb) -> None:
         "Write a data set as a TFDS folder (array_record), readable as data.name='tfds'.",
         config="required",
     )
-    prepare.add_argument("--out", required=True, type=path, help="folder to write")
+    prepare.add_argument("--out", required=True, help="folder to write")
 
 
 def add_model_verbs(verb: Verb) -> None:
@@ -176,10 +175,9 @@ def add_model_verbs(verb: Verb) -> None:
     convert.add_argument(
         "source",
         metavar="SOURCE",
-        type=path,
         help="PyTorch, safetensors or .tflite file, TensorFlow checkpoint, folder or run",
     )
-    convert.add_argument("--out", required=True, type=path, help="model folder to write")
+    convert.add_argument("--out", required=True, help="model folder to write")
     convert.add_argument("--kind", default="auto", help="who wrote them; by default found from the tensors' names")
     convert.add_argument(
         "--select", default="", metavar="PREFIX", help="of several networks in a file, the one whose names begin so"
@@ -195,12 +193,10 @@ def add_model_verbs(verb: Verb) -> None:
     export = verb(
         "export", commands.export, "Write a model for programs that have JAX or PyTorch, but not this package."
     )
-    export.add_argument("--model", required=True, type=path, help=MODEL)
+    export.add_argument("--model", required=True, help=MODEL)
     export.add_argument("--checkpoint", default="best", help="in a run directory: best (default), newest, or a step")
     export.add_argument("--format", required=True, choices=("stablehlo", "torchvision"), help="what to write")
-    export.add_argument(
-        "--out", required=True, type=path, help="file to write: .zip for stablehlo, .pth or .safetensors else"
-    )
+    export.add_argument("--out", required=True, help="file to write: .zip for stablehlo, .pth or .safetensors else")
     export.add_argument("--output_stride", type=int, help="8, 16, 32, ...; by default the model's own")
     stablehlo = export.add_argument_group("stablehlo")
     stablehlo.add_argument("--size", type=image_size, help="HEIGHTxWIDTH of the images; by default any")
@@ -213,9 +209,7 @@ def add_model_verbs(verb: Verb) -> None:
         commands.summarize,
         "Count what each stage of a network costs; needs no weights and computes nothing.",
     )
-    summarize.add_argument(
-        "model", metavar="NAME_OR_PATH", type=path, help="name of a model, model folder or run directory"
-    )
+    summarize.add_argument("model", metavar="NAME_OR_PATH", help="name of a model, model folder or run directory")
     summarize.add_argument("--size", type=image_size, default=(513, 513), help="HEIGHTxWIDTH of the image (513x513)")
     summarize.add_argument("--output_stride", type=int, help="8, 16, 32, ...; by default the model's own")
     summarize.add_argument(
@@ -229,7 +223,6 @@ def add_model_verbs(verb: Verb) -> None:
     summarize.add_argument(
         "--json",
         metavar="FILE",
-        type=path,
         nargs="?",
         const="-",
         help="also write the summary to this file; without a file, only print it as JSON",
@@ -256,14 +249,6 @@ def add_inference_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--flip", action="store_true", default=None, help="average with the mirrored image")
     parser.add_argument("--window", type=numbers(int), help="height,width of a sliding window for large images")
     parser.add_argument("--crf", action="store_true", default=None, help="refine labels by a fully connected CRF")
-
-
-def path(text: str) -> str:
-    """Return a path whose leading `~` is the home; a shell leaves it in `--workdir=~/x`.
-
-    Without a home it stays as it is, and the message about the path shows it.
-    """
-    return os.path.expanduser(text)
 
 
 def numbers(kind: type) -> Callable[[str], tuple[Any, ...]]:
@@ -295,6 +280,12 @@ def option(text: str) -> tuple[str, Any]:
         return key, ast.literal_eval(value)
     except (ValueError, SyntaxError):
         return key, value
+
+
+def with_home(word: str) -> str:
+    """Return an argument in which a `~` at the start of a path is the home folder; shells leave it after a "="."""
+    flag, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    return f"{flag}{equals}{os.path.expanduser(value)}"
 
 
 def split_config_arguments(words: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -166,6 +166,8 @@ def check_data(args: argparse.Namespace) -> int:
     try:
         for split in dict.fromkeys(splits):
             source = open_split(config, split, strict=False)
+            if note := getattr(source, "note", ""):
+                print(f"{split}: {note}")
             with progress_bar(Console(stderr=True)) as progress:
                 reports[split] = check_source(source, limit=args.limit, progress=progress)
         if args.json:

@@ -165,6 +165,7 @@ def load_config(argv: Sequence[str]) -> ConfigDict:
     except Exception as error:  # Errors of the file, and of the parsers of its keys.
         raise UserError(f"config {path}: {_complaint(error, file)}") from None
     check(config, name=path)
+    state_val_rule(config.data, "share")
     if kind == ".py":  # A Python file is code itself; JSON may come from anybody.
         allow(config.module)
     return config
@@ -233,6 +234,8 @@ def read_config(path: Path) -> ConfigDict:
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: not a readable configuration ({error}); give another --config") from None
     config = base()
+    if isinstance(plain, dict):
+        state_val_rule(plain.get("data"), "hash")
     try:
         fill(config, plain, name=str(path))
     except UserError:
@@ -241,6 +244,26 @@ def read_config(path: Path) -> ConfigDict:
         raise UserError(f"{path}: {_one_line(error)}") from None
     check(config, name=str(path))
     return config
+
+
+def state_val_rule(data: Any, rule: str) -> None:
+    """Put the rule by which data set 'folder' holds images out into a section `data`, if it holds some out and states
+    no rule.
+
+    Until the rule "share" came, the rule was "hash", and configurations did not state it. So a JSON file without one
+    means "hash": a run keeps its validation images.
+
+    Args:
+      data: a section, or what a JSON file has in its place.
+      rule: "share" or "hash".
+    """
+    options = data.get("options") if isinstance(data, ConfigDict | dict) else None
+    if (
+        isinstance(options, ConfigDict | dict)
+        and data.get("name") == "folder"
+        and options.get("val_fraction") is not None
+    ):
+        options["val_rule"] = options.get("val_rule") or rule
 
 
 def with_defaults(plain: Mapping[str, Any], default: Mapping[str, Any]) -> dict[str, Any]:
@@ -277,6 +300,7 @@ __all__ = [
     "parse_arg",
     "read_config",
     "shrink",
+    "state_val_rule",
     "to_plain",
     "with_defaults",
 ]

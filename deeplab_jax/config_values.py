@@ -42,6 +42,8 @@ def fill(config: ConfigDict, plain: Any, *, name: str, prefix: str = "") -> None
 def set_option(options: ConfigDict, last: str, text: str, *, name: str, prefix: str) -> None:
     """Set an option from a command line's text: a Python literal, `true`, `false`, or a word.
 
+    `None`, or nothing, removes an option that the file sets, so that the model or the data set has its own default.
+
     Args:
       options: options of a model or a data set, which take any key here.
       last: the option's own name.
@@ -53,6 +55,9 @@ def set_option(options: ConfigDict, last: str, text: str, *, name: str, prefix: 
       UserError: a value of another type than the present one.
     """
     default = options.get(last)  # None if there is none, or if any value is allowed.
+    if default is not None and text in (("None",) if isinstance(default, str) else ("None", "")):
+        del options[last]
+        return
     value = text if isinstance(default, str) else _literal(text)
     if not isinstance(value, bool | int | float | str | tuple | list | dict | None):
         raise UserError(f"{name}: {prefix}{last} is {text:.100}; give a number, text, true or false, or a list")

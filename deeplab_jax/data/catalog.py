@@ -11,6 +11,7 @@ from deeplab_jax.data.sets.ade20k import open_ade20k
 from deeplab_jax.data.sets.camvid import open_camvid
 from deeplab_jax.data.sets.cityscapes import open_cityscapes
 from deeplab_jax.data.sets.coco import open_coco
+from deeplab_jax.data.sets.coco_file import open_coco_file
 from deeplab_jax.data.sets.folder import open_folder
 from deeplab_jax.data.sets.pet import open_pet
 from deeplab_jax.data.sets.scenes import Scenes
@@ -37,6 +38,7 @@ SOURCES: dict[str, Callable[..., Source]] = {
     "coco": open_coco,
     "pet": open_pet,
     "folder": open_folder,
+    "coco_file": open_coco_file,
     "tfds": open_prepared,
 }
 """Name -> `open(dir, *, split, ...)`, or `open(*, split, ...)` for a data set without files. Further arguments are the
@@ -114,6 +116,7 @@ def open_source(
 def _folder(name: str, dir: str | Path | None) -> Path:
     if not dir:
         raise UserError(f"data set '{name}' reads files; set data.dir to the folder that holds them")
+    dir = os.path.expanduser(dir)
     if not os.path.isdir(dir):  # Unlike Path.is_dir, it takes names of any length.
         raise UserError(f"{dir}: no such folder; set data.dir to the folder of data set '{name}'")
     return Path(dir)

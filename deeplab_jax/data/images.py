@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from deeplab_jax.data.image_files import open_encoded, read_bytes
+from deeplab_jax.data.image_files import damage, open_encoded, read_bytes
 from deeplab_jax.data.levels import to_levels
 from deeplab_jax.data.stored import JPEG_END, JPEGS, PNG_END, Stored, decode_stored, orientation
 from deeplab_jax.errors import UserError
@@ -23,6 +23,9 @@ from deeplab_jax.labels import IGNORE_LABEL
 
 VOID_COLOUR = (224, 224, 192)
 """Colour of the ignore label in written masks, as in PASCAL VOC."""
+
+
+_JPEG_START = b"\xff\xd8"
 
 
 def read_image(
@@ -74,6 +77,37 @@ def read_mask(path: str | os.PathLike[str]) -> np.ndarray:
         or it holds colours.
     """
     return decode_mask(read_bytes(path, "mask"), name=os.fspath(path))
+
+
+def read_colours(path: str | os.PathLike[str]) -> np.ndarray:
+    """Return a mask as it is displayed: the colours of its pixels, those of a palette image too.
+
+    Returns:
+      uint8 `[H, W, 3]` RGB.
+
+    Raises:
+      UserError: as `read_image`; or the file is a JPEG, whose compression changes colours.
+    """
+    name = os.fspath(path)
+    data = read_bytes(path, "mask")
+    if data.startswith(_JPEG_START):
+        raise UserError(f"{name}: a JPEG mask, whose compression changes label values; export the masks again as PNG")
+    return read_image(path)
+
+
+def holds_colours(path: str | os.PathLike[str]) -> bool | None:
+    """Return whether a mask's pixels are colours; None if they are indices of a palette.
+
+    Raises:
+      UserError: as `read_mask`.
+    """
+    data = read_bytes(path, "mask")
+    try:
+        with open_encoded(data) as image:
+            mode = image.mode
+    except Exception as error:
+        raise UserError(f"{os.fspath(path)}: {damage(data, error)}") from error
+    return None if mode in ("P", "PA") else mode not in ("1", "L", "I", "I;16", "I;16B", "I;16L")
 
 
 def decode_mask(data: bytes, *, name: str) -> np.ndarray:

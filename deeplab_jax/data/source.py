@@ -1,9 +1,9 @@
 """The interface of a source, and the most common source: a list of image files, each with its mask."""
 
 import dataclasses
-import hashlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypedDict
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from deeplab_jax.data import images
 from deeplab_jax.errors import UserError, did_you_mean, spell
-from deeplab_jax.labels import LabelSet, to_class_ids
+from deeplab_jax.labels import IGNORE_LABEL, LabelSet, to_class_ids
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
@@ -72,8 +72,9 @@ class Listing(NamedTuple):
 class PairSource:
     """Examples read from pairs of files.
 
-    The listing is made when the source is opened; reading an example opens only its two files. `channels` and
-    `value_range` say how; see `images.read_image`.
+    The listing is made when the source is opened; reading an example opens only its files. `read_mask` returns the
+    stored values of a pair's mask, integers `[H, W]`, whatever its format. `channels` and `value_range` say how images
+    are read; see `images.read_image`. `note` says in one line how the files were found.
     """
 
     name: str
@@ -83,6 +84,8 @@ class PairSource:
     masks_without_image: Unpaired = ()
     channels: tuple[int, ...] = ()
     value_range: tuple[float, ...] = ()
+    read_mask: Callable[[str], np.ndarray] = images.read_mask
+    note: str = ""
 
     def require_pairs(self) -> None:
         """Raise a UserError that names the files without a partner, if there are any."""
@@ -99,7 +102,7 @@ class PairSource:
     def __getitem__(self, index: int) -> Example:
         pair = self.pairs[index]
         image = images.read_image(pair.image, channels=self.channels, value_range=self.value_range)
-        label = decode_label(images.read_mask(pair.mask), self.labels, name=pair.mask)
+        label = decode_label(self.read_mask(pair.mask), self.labels, name=pair.mask)
         check_sizes(image, label, image_name=pair.image, mask_name=pair.mask)
         return {"image": image, "label": label, "name": pair.name}
 
@@ -132,9 +135,21 @@ def decode_label(stored: np.ndarray, labels: LabelSet, *, name: str) -> np.ndarr
     if unknown:
         raise UserError(
             f"{name}: mask values {spell(unknown)} are none of those expected ({spell_ranges(labels.stored_values)}) "
-            f"for the {labels.num_classes} classes; correct the mask, or map every stored value with data.value_map"
+            f"for the {labels.num_classes} classes; correct the mask, or (data set 'folder') map every stored value: "
+            f"{value_map_flag({**stored_meanings(labels), **dict.fromkeys(unknown[:32], IGNORE_LABEL)})}"
         )
     return label
+
+
+def stored_meanings(labels: LabelSet) -> dict[int, int]:
+    """Return stored value -> class id or 255."""
+    return dict(labels.value_map or ((value, value) for value in labels.stored_values))
+
+
+def value_map_flag(value_map: Mapping[int, int]) -> str:
+    """Return the argument of the command line, for a shell, that sets a map of stored values to class ids."""
+    pairs = ",".join(f"({stored},{class_id})" for stored, class_id in sorted(value_map.items()))
+    return f'"--config.data.options.value_map=({pairs}{"," if len(value_map) == 1 else ""})"'
 
 
 def check_sizes(image: np.ndarray, label: np.ndarray, *, image_name: str, mask_name: str) -> None:
@@ -182,13 +197,40 @@ def list_images(folder: Path, *, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> li
     return [folder / name for name in names]
 
 
+def walk_files(folder: Path, *, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> list[Path]:
+    """Return the files of a folder and of all folders in it that have one of the suffixes, without hidden ones.
+
+    Links to folders are followed, each folder once.
+    """
+    found: list[Path] = []
+    seen: set[str] = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        seen.add(os.path.realpath(place))
+        folders[:] = sorted(
+            name
+            for name in folders
+            if not name.startswith(".") and os.path.realpath(os.path.join(place, name)) not in seen
+        )
+        found += [
+            Path(place, name)
+            for name in sorted(files)
+            if name.lower().endswith(tuple(suffixes)) and not name.startswith(".")
+        ]
+    return found
+
+
+def normal_name(text: str) -> str:
+    """Return a name in one Unicode form (NFC): some systems store an accent as a letter of its own."""
+    return unicodedata.normalize("NFC", text)
+
+
 def pair_by_stem(images_found: Sequence[Path], masks_found: Sequence[Path], *, where: str) -> Listing:
     """Return the pairs of images and masks with equal names (without the suffix), sorted by name.
 
     Raises:
       UserError: no image was found, or two files have one name; the message names them.
     """
-    return pair_by_name(_by_stem(images_found), _by_stem(masks_found), where=where)
+    return pair_by_name(by_stem(images_found), by_stem(masks_found), where=where)
 
 
 def pair_by_name(images_found: Mapping[str, Path], masks_found: Mapping[str, Path], *, where: str) -> Listing:
@@ -211,8 +253,8 @@ def pair_named(
     Raises:
       UserError: an image or a mask in the list does not exist.
     """
-    images_by_name = {path.stem: path for path in images_found}
-    masks_by_name = {path.stem: path for path in masks_found}
+    images_by_name = {normal_name(path.stem): path for path in images_found}
+    masks_by_name = {normal_name(path.stem): path for path in masks_found}
     for kind, found, files in (("image", images_by_name, images_found), ("mask", masks_by_name, masks_found)):
         missing = [name for name in names if name not in found]
         if missing:
@@ -224,55 +266,21 @@ def pair_named(
     return tuple(Pair(str(images_by_name[name]), str(masks_by_name[name]), name) for name in names)
 
 
-def read_names(path: Path) -> list[str]:
-    """Return the names in a split list: the stem of the first word of each line.
-
-    It skips blank lines and lines that start with `#`.
+def by_stem(paths: Sequence[Path], *, root: Path | None = None) -> dict[str, Path]:
+    """Return name -> file. A name is the file's stem; with `root`, it keeps the folders between: `video1/0001`.
 
     Raises:
-      UserError: the list does not exist, is empty, or is not text.
+      UserError: two files have one name.
     """
-    try:
-        if not path.is_file():  # A pipe may never have a writer.
-            raise FileNotFoundError(path)
-        lines = path.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{path}: cannot read the list of the split; add it (one name per line), or correct data.dir or data.split"
-        ) from error
-    words = [line.split()[0] for line in lines if line.strip() and not line.lstrip().startswith("#")]
-    if not words:
-        raise UserError(f"{path}: the list names nothing; write one name per line")
-    return [_stem(word) for word in words]
-
-
-def held_out(name: str, fraction: float) -> bool:
-    """Return whether the example called `name` belongs to the share `fraction` that is kept for validation.
-
-    It depends on nothing else, so new files move no other file.
-
-    Raises:
-      UserError: the fraction is not between 0 and 1.
-    """
-    if not 0.0 < fraction < 1.0:
-        raise UserError(f"val_fraction is {fraction}; give a share between 0 and 1, such as 0.2")
-    digest = hashlib.sha256(name.encode("utf-8")).digest()
-    return int.from_bytes(digest[:8], "big") < fraction * 2**64
-
-
-def _stem(word: str) -> str:
-    # Lists name files ("a.jpg", "/JPEGImages/a.jpg") or examples ("a", and also "scene.7"): only an image's suffix is
-    # cut off.
-    name = word.rsplit("/", 1)[-1]
-    stem, dot, suffix = name.rpartition(".")
-    return stem if dot and f".{suffix.lower()}" in IMAGE_SUFFIXES else name
-
-
-def _by_stem(paths: Sequence[Path]) -> dict[str, Path]:
-    by_stem = {path.stem: path for path in paths}
-    twins = [str(path) for path in paths if by_stem[path.stem] != path]
+    found: dict[str, Path] = {}
+    twins = []
+    for path in paths:
+        name = normal_name((path.with_suffix("").relative_to(root) if root else Path(path.stem)).as_posix())
+        if name in found:
+            twins.append(str(found[name]))
+        found[name] = path
     if twins:
         raise UserError(
             f"{spell(twins)}: another file has the same name up to its suffix; rename or remove one of each pair"
         )
-    return by_stem
+    return found

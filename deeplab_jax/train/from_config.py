@@ -45,8 +45,18 @@ def open_split(config: ConfigDict, split: str, *, strict: bool = True, reading: 
 
 
 def open_splits(config: ConfigDict) -> tuple[Source, Source]:
-    """Open the split for training, and the split for evaluation."""
-    return open_split(config, config.data.train_split), open_split(config, config.data.val_split)
+    """Open the split for training, and the split for evaluation.
+
+    Raises:
+      UserError: they have different classes, as files may say that name them.
+    """
+    train, val = open_split(config, config.data.train_split), open_split(config, config.data.val_split)
+    if train.labels.names != val.labels.names:
+        raise UserError(
+            f"{config.data.dir}: split '{config.data.train_split}' has the classes {train.labels.names!r:.200}, and "
+            f"'{config.data.val_split}' has {val.labels.names!r:.200}; give all as config.data.options.class_names"
+        )
+    return train, val
 
 
 def build_model(config: ConfigDict, *, num_classes: int) -> Segmenter:

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from deeplab_jax.checkpoint import METRIC, Checkpoints
-from deeplab_jax.config import base, differences, to_plain, with_defaults
+from deeplab_jax.config import base, differences, state_val_rule, to_plain, with_defaults
 from deeplab_jax.config_keys import FREE
 from deeplab_jax.data.source import Source
 from deeplab_jax.distributed import is_first, together, watch, whole
@@ -69,6 +69,7 @@ class Run:
         Raises:
           UserError: it cannot be used, belongs to another process, or contains something else.
         """
+        state_val_rule(self.config.data, "share")
         if is_first():
             make_workdir(self.workdir)
             self._held.enter_context(lock_workdir(self.workdir, self.say))
@@ -292,6 +293,7 @@ def _check_same(file: Path, plain: dict[str, Any], allow_config_change: bool) ->
         ) from None
     # Options that are new since that run started had their defaults then.
     stored = with_defaults(stored, to_plain(base()))
+    state_val_rule(stored["data"], "hash")
     changed = [line for line in differences(stored, plain) if line.split(":")[0] not in FREE]
     if changed and not allow_config_change:
         raise UserError(

@@ -1,6 +1,7 @@
 """A model folder: `model.json` describes the network, `weights.safetensors` holds its variables by path."""
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,7 @@ def load(
       UserError: nothing to load there, a module that does not exist or fails, or weights that do not fit the described
         model (the message lists them).
     """
-    folder = Path(path)
+    folder = Path(os.path.expanduser(path))
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give a model folder or a run directory")
     if not (folder / MODEL_FILE).is_file():

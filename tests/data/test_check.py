@@ -114,7 +114,7 @@ MASK_FAULTS: list[tuple[Callable[[Path], object], str, str, str]] = [
     (shuffle_palette, "palette order", "warning", "index 0 is drawn in the colour of class 2 (car)"),
     (lambda p: save(np.full((HEIGHT, WIDTH), 255, np.uint8), p), "all ignored", "warning", "stored values 255"),
     (lambda p: save(np.zeros((HEIGHT, WIDTH), np.uint8), p), "single class", "warning", "class 0 (ground)"),
-    (lambda p: save((good_mask(3) == 2) * np.uint8(255), p), "0/255 mask", "warning", "{0: 0, 255: 1}"),
+    (lambda p: save((good_mask(3) == 2) * np.uint8(255), p), "0/255 mask", "warning", "value_map=((0,0),(255,1))"),
 ]
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from deeplab_jax.data.sets.coco import CATEGORIES, CATEGORY_NAMES
+
 SIZE = (40, 52)  # height, width
 
 
@@ -72,7 +74,12 @@ def coco(root: Path) -> None:
         ]
         for picture in pictures:
             write_pair(root / f"{split}2017" / str(picture["file_name"]), None, values=())
-        content = {"images": pictures, "annotations": [{"image_id": p["id"], **region} for p in pictures]}
+        categories = [{"id": i, "name": name} for i, name in zip(CATEGORIES, CATEGORY_NAMES, strict=True)]
+        content = {
+            "categories": categories,
+            "images": pictures,
+            "annotations": [{"image_id": p["id"], **region} for p in pictures],
+        }
         write_lines(root / f"annotations/instances_{split}2017.json", [json.dumps(content)])
 
 

@@ -23,7 +23,7 @@ from deeplab_jax.data.check.example import Seen, inspect_example, inspect_files,
 from deeplab_jax.data.check.files import compare_kinds, compare_palettes
 from deeplab_jax.data.check.report import MAX_PER_KIND, Finding, Report, format_report, median_frequency_weights
 from deeplab_jax.data.levels import suggest_range
-from deeplab_jax.data.source import PairSource, Source, check_limit
+from deeplab_jax.data.source import PairSource, Source, check_limit, stored_meanings
 from deeplab_jax.errors import UserError, spell
 from deeplab_jax.labels import IGNORE_LABEL, LabelSet
 
@@ -60,7 +60,12 @@ def check_source(source: Source, *, limit: int | None = None, progress: Progress
         pairs = [source.describe(i) for i in chosen]
         value_range = source.value_range
         inspect = partial(
-            inspect_files, labels=source.labels, tally=tally, channels=source.channels, value_range=value_range
+            inspect_files,
+            labels=source.labels,
+            tally=tally,
+            read_mask=source.read_mask,
+            channels=source.channels,
+            value_range=value_range,
         )
         seen = _run(lambda pair: inspect(*pair), pairs, progress)
     else:
@@ -93,7 +98,8 @@ def check_labels(label: np.ndarray, num_classes: int, *, name: str) -> None:
         values = [int(value) for value in np.unique(bad)]
         raise UserError(
             f"{name}: label values {spell(values)} in {bad.size} pixels are outside of classes 0 to {num_classes - 1} "
-            f"and not {IGNORE_LABEL} (ignored); correct the number of classes or data.value_map, and run check-data"
+            f"and not {IGNORE_LABEL} (ignored); correct the number of classes, the masks or "
+            "config.data.options.value_map, and run check-data"
         )
 
 
@@ -127,9 +133,8 @@ def _unpaired(by_name: dict[str, str], masks_by_name: dict[str, str]) -> list[Fi
         near = lonely_masks[at] if at < len(lonely_masks) and lonely_masks[at].startswith(name) else None
         fix = "add the mask or remove the image"
         if near:
-            fix = (
-                f"if {Path(masks_by_name[near]).name} is it, give both one name or use globs (data.images, data.masks)"
-            )
+            flags = "--config.data.options.images, --config.data.options.masks"
+            fix = f"if {Path(masks_by_name[near]).name} is it, give both one name or use globs ({flags})"
         message = f"no mask is called '{name}'; {fix}"
         findings.append(Finding("error", "image without mask", by_name[name], name, message))
     for name in lonely_masks:
@@ -218,8 +223,7 @@ def _suggest_value_map(labels: LabelSet, read: Sequence[Seen]) -> dict[int, int]
     if unknown == [labels.num_classes] and 0 not in values and labels.value_map is None:
         # Values 1 to C and no 0: the masks count from 1.
         return {**{i + 1: i for i in range(labels.num_classes)}, IGNORE_LABEL: IGNORE_LABEL}
-    known = labels.value_map or tuple((value, value) for value in labels.stored_values)
-    return {**dict(known), **dict.fromkeys(unknown, IGNORE_LABEL)}
+    return {**stored_meanings(labels), **dict.fromkeys(unknown, IGNORE_LABEL)}
 
 
 def _suggest_value_range(bands: Sequence[BandStatistics]) -> tuple[float, float] | None:

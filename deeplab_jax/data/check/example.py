@@ -1,7 +1,7 @@
 """The check of one example: is its image complete, and is its mask valid?"""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from deeplab_jax.data.check.bands import Tally
 from deeplab_jax.data.check.report import Finding
 from deeplab_jax.data.image_files import open_encoded, read_bytes
 from deeplab_jax.data.levels import RANGE, spell_range, suggest_range, to_levels, viewed
-from deeplab_jax.data.source import Source, spell_ranges
+from deeplab_jax.data.source import Source, spell_ranges, value_map_flag
 from deeplab_jax.data.stored import Stored, decode_stored
 from deeplab_jax.errors import UserError, spell
 from deeplab_jax.labels import IGNORE_LABEL, LabelSet, to_class_ids
@@ -74,6 +74,7 @@ def inspect_files(
     labels: LabelSet,
     tally: Tally,
     *,
+    read_mask: Callable[[str], np.ndarray] = images.read_mask,
     channels: Sequence[int] = (),
     value_range: Sequence[float] = (),
 ) -> Seen:
@@ -84,9 +85,12 @@ def inspect_files(
       mask_file: path.
       labels: explains the mask's stored values.
       tally: of all images.
+      read_mask: returns the stored values of a mask.
       channels, value_range: how images are read; see `images.read_image`.
     """
     of_image = _inspect_image(image_file, tally, channels, value_range)
+    if read_mask is not images.read_mask:
+        return _inspect_other_mask(of_image, mask_file, labels, read_mask)
     try:
         stored = decode_stored(read_bytes(mask_file, "mask"), name=mask_file)
         values = images.mask_values(stored, name=mask_file)
@@ -111,6 +115,27 @@ def inspect_files(
         mask_file=mask_file,
         mask_turned=stored.orientation > 1,
         palette=used,
+    )
+    _compare_sizes(seen, values, mask_file)
+    return seen
+
+
+def _inspect_other_mask(
+    of_image: Seen, mask_file: str, labels: LabelSet, read_mask: Callable[[str], np.ndarray]
+) -> Seen:
+    """Return the result for an example whose mask holds no class ids: colours, shapes or one file for each class."""
+    try:
+        values = read_mask(mask_file)
+    except UserError as error:
+        of_image.findings.append(_from_error("unreadable mask", mask_file, error))
+        return of_image
+    seen = _inspect_values(values, labels, mask_file, {})
+    seen = dataclasses.replace(
+        of_image,
+        findings=of_image.findings + seen.findings,
+        values=seen.values,
+        unknown=seen.unknown,
+        pixels=seen.pixels,
     )
     _compare_sizes(seen, values, mask_file)
     return seen
@@ -169,7 +194,7 @@ def _inspect_values(stored: np.ndarray, labels: LabelSet, name: str, palette: di
         harm = "stops training" if object_is is None else "is neither learned nor evaluated"
         message = (
             f"0/255 mask: 255 is the ignore label and no class, so what covers {amount[IGNORE_LABEL]} pixels {harm}; "
-            "if 255 is your object, set data.value_map to {0: 0, 255: 1}"
+            f"if 255 is your object, give {value_map_flag({0: 0, IGNORE_LABEL: 1})}"
         )
         add(Finding("error" if object_is is None else "warning", "0/255 mask", name, "255", message))
     elif unknown:
@@ -177,7 +202,7 @@ def _inspect_values(stored: np.ndarray, labels: LabelSet, name: str, palette: di
             [f"{value} ({amount[value]} pixels{_colour_hint(value, palette, labels)})" for value in unknown]
         )
         expected = spell_ranges(labels.stored_values)
-        fix = "correct the mask, or say in data.value_map what they are (255: ignore)"
+        fix = "correct the mask, or say with --config.data.options.value_map what they are (255: ignore)"
         message = f"holds {spelled}, where {expected} are expected; {fix}"
         add(Finding("error", "unknown values", name, spell(unknown), message))
     elif (ids == IGNORE_LABEL).all():

@@ -10,6 +10,7 @@ from pycocotools import mask as coco_masks
 
 from deeplab_jax.data.image_files import LIMIT, MAX_PIXELS
 from deeplab_jax.data.images import read_image
+from deeplab_jax.data.mask_formats import combine
 from deeplab_jax.data.source import Example, check_sizes, choose_split, list_images, require_folder
 from deeplab_jax.errors import UserError, spell
 from deeplab_jax.files import read_json
@@ -22,12 +23,18 @@ LONGEST = 1e5  # Longest outlines of an instance, in pixels: COCO's API takes ti
 MAX_BYTES = 2**31  # Largest annotation file; that of `train` has 450 million bytes.
 
 # COCO's category id for each VOC class from 1 (aeroplane) to 20 (tvmonitor).
-_CATEGORIES = (5, 2, 16, 9, 44, 6, 3, 17, 62, 21, 67, 18, 19, 4, 1, 64, 20, 63, 7, 72)
-VOC_CLASS_OF_CATEGORY = {category: class_id for class_id, category in enumerate(_CATEGORIES, start=1)}
+CATEGORIES = (5, 2, 16, 9, 44, 6, 3, 17, 62, 21, 67, 18, 19, 4, 1, 64, 20, 63, 7, 72)
+CATEGORY_NAMES = (
+    *("airplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "dining table", "dog"),
+    *("horse", "motorcycle", "person", "potted plant", "sheep", "couch", "train", "tv"),
+)  # as COCO calls them
+VOC_CLASS_OF_CATEGORY = {category: class_id for class_id, category in enumerate(CATEGORIES, start=1)}
 
 
 @dataclasses.dataclass(frozen=True)
-class _Region:
+class Region:
+    """An instance: what it shows, and its outlines or run lengths."""
+
     class_id: int
     is_crowd: bool
     polygons: tuple[np.ndarray, ...]  # float64 [points, 2] (x, y)
@@ -35,24 +42,29 @@ class _Region:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Entry:
+class Entry:
+    """An image, and its instances."""
+
     image: str
     height: int
     width: int
     image_id: int
-    regions: tuple[_Region, ...]
+    regions: tuple[Region, ...]
+    name: str
 
 
 @dataclasses.dataclass(frozen=True)
 class CocoSource:
     """Images of COCO; their masks are drawn from the instances' outlines when an example is read."""
 
-    entries: tuple[_Entry, ...]
+    entries: tuple[Entry, ...]
     annotations: str
     name: str = "coco"
     labels: LabelSet = VOC
     channels: tuple[int, ...] = ()
     value_range: tuple[float, ...] = ()
+    overlap: str = "ignore"
+    note: str = ""
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -60,9 +72,9 @@ class CocoSource:
     def __getitem__(self, index: int) -> Example:
         entry = self.entries[index]
         image = read_image(entry.image, channels=self.channels, value_range=self.value_range)
-        label = _draw(entry)
+        label = _draw(entry, self.overlap, self.describe(index)[1])
         check_sizes(image, label, image_name=entry.image, mask_name=self.describe(index)[1])
-        return {"image": image, "label": label, "name": Path(entry.image).stem}
+        return {"image": image, "label": label, "name": entry.name}
 
     def describe(self, index: int) -> tuple[str, str]:
         entry = self.entries[index]
@@ -89,7 +101,10 @@ def open_coco(dir: str | Path, *, split: str) -> CocoSource:
     except (OSError, ValueError) as error:
         raise UserError(f"{annotations}: not JSON ({error}); download the annotations again") from error
     try:
+        _check_categories(content["categories"], annotations)
         entries = _entries(content, images)
+    except UserError:
+        raise
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise UserError(
             f"{annotations}: not COCO instance annotations ({error!r}); use instances_{split}2017.json as published"
@@ -108,8 +123,18 @@ def open_coco(dir: str | Path, *, split: str) -> CocoSource:
     return CocoSource(entries, str(annotations))
 
 
-def _entries(content: dict[str, Any], folder: Path) -> tuple[_Entry, ...]:
-    regions: dict[int, list[_Region]] = {}
+def _check_categories(categories: Any, file: Path) -> None:
+    """Raise a UserError unless the categories are COCO's own: other ids would silently become other classes."""
+    names = {category["id"]: category["name"] for category in categories}
+    if any(names.get(number) != name for number, name in zip(CATEGORIES, CATEGORY_NAMES, strict=True)):
+        raise UserError(
+            f"{file}: its categories ({spell(list(names.values()), limit=4)}) are not COCO's own; for a file with "
+            "other categories give --config configs/coco_file.py"
+        )
+
+
+def _entries(content: dict[str, Any], folder: Path) -> tuple[Entry, ...]:
+    regions: dict[int, list[Region]] = {}
     areas: dict[int, float] = {}
     for annotation in content["annotations"]:
         class_id = VOC_CLASS_OF_CATEGORY.get(annotation["category_id"])
@@ -117,11 +142,16 @@ def _entries(content: dict[str, Any], folder: Path) -> tuple[_Entry, ...]:
             continue
         image_id = annotation["image_id"]
         is_crowd = bool(annotation.get("iscrowd", 0))
-        regions.setdefault(image_id, []).append(_region(class_id, is_crowd, annotation["segmentation"]))
+        regions.setdefault(image_id, []).append(read_region(class_id, is_crowd, annotation["segmentation"]))
         areas[image_id] = areas.get(image_id, 0.0) + (0.0 if is_crowd else annotation["area"])
     entries = [
-        _Entry(
-            str(folder / image["file_name"]), image["height"], image["width"], image["id"], tuple(regions[image["id"]])
+        Entry(
+            str(folder / image["file_name"]),
+            image["height"],
+            image["width"],
+            image["id"],
+            tuple(regions[image["id"]]),
+            Path(image["file_name"]).stem,
         )
         for image in content["images"]
         if areas.get(image["id"], 0.0) > MIN_PIXELS
@@ -134,7 +164,12 @@ def _entries(content: dict[str, Any], folder: Path) -> tuple[_Entry, ...]:
     return tuple(sorted(entries, key=lambda entry: entry.image))
 
 
-def _region(class_id: int, is_crowd: bool, segmentation: Any) -> _Region:
+def read_region(class_id: int, is_crowd: bool, segmentation: Any) -> Region:
+    """Return an instance from `segmentation`: outlines, or a run-length code as a list or a string.
+
+    Raises:
+      ValueError, KeyError, TypeError: it is neither, or an outline is too long or too far from any image.
+    """
     if isinstance(segmentation, list):
         polygons = tuple(
             np.asarray(outline, np.float64).reshape(-1, 2) for outline in segmentation if len(outline) >= 6
@@ -143,24 +178,23 @@ def _region(class_id: int, is_crowd: bool, segmentation: Any) -> _Region:
             raise ValueError("an outline far from any image")
         if sum(np.abs(np.diff(points, axis=0)).sum() for points in polygons) > LONGEST:
             raise ValueError(f"an outline of over {LONGEST:.0f} pixels")
-        return _Region(class_id, is_crowd, polygons, None)
+        return Region(class_id, is_crowd, polygons, None)
     counts = segmentation["counts"]
     runs = decode_counts(counts) if isinstance(counts, str) else np.asarray(counts, np.int64)
-    return _Region(class_id, is_crowd, (), runs)
+    return Region(class_id, is_crowd, (), runs)
 
 
-def _draw(entry: _Entry) -> np.ndarray:
+def _draw(entry: Entry, overlap: str, name: str) -> np.ndarray:
     size = (entry.height, entry.width)
-    label = np.zeros(size, np.uint8)
     crowd = np.zeros(size, bool)
+    inside = [(0, np.zeros(size, bool))]
     for region in entry.regions:
-        inside = fill_polygons(region.polygons, *size) if region.runs is None else fill_runs(region.runs, *size)
+        filled = fill_polygons(region.polygons, *size) if region.runs is None else fill_runs(region.runs, *size)
         if region.is_crowd:
-            crowd |= inside
-            continue
-        is_free = (label == 0) | (label == region.class_id)
-        label[inside & is_free] = region.class_id
-        label[inside & ~is_free] = IGNORE_LABEL
+            crowd |= filled
+        else:
+            inside.append((region.class_id, filled))
+    label = combine(inside, rest=0, overlap=overlap, name=name)
     label[crowd & (label == 0)] = IGNORE_LABEL
     return label
 

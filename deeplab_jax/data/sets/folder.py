@@ -1,23 +1,25 @@
 """Any folder of images and masks."""
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePosixPath
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
-from deeplab_jax.data.source import (
-    IMAGE_SUFFIXES,
-    Listing,
-    Pair,
-    PairSource,
-    held_out,
-    list_images,
-    pair_by_name,
-    pair_by_stem,
-    read_names,
-)
-from deeplab_jax.errors import UserError, did_you_mean, spell
+import numpy as np
+
+from deeplab_jax.data import images as image_files
+from deeplab_jax.data.class_tables import BACKGROUNDS, ClassTable, background_first, find_classes, named_palette
+from deeplab_jax.data.holdout import held_out, hold_out
+from deeplab_jax.data.labelme import LabelmeMasks, ids_of, labels_in
+from deeplab_jax.data.layouts import Files
+from deeplab_jax.data.lists import Names, find_listed
+from deeplab_jax.data.mask_formats import ChannelMasks, ClassFiles, ColourMasks, check_overlap
+from deeplab_jax.data.parts import IMAGES, MASKS, find_part
+from deeplab_jax.data.source import Pair, PairSource, pair_by_name, walk_files
+from deeplab_jax.errors import UserError, did_you_mean
 from deeplab_jax.labels import IGNORE_LABEL, MAX_CLASSES, LabelSet, colormap
 
 ValueMap = Mapping[int, int] | Mapping[str, int] | Sequence[tuple[int, int]]
+VAL_RULES = ("share", "hash")
 
 
 def open_folder(
@@ -25,68 +27,177 @@ def open_folder(
     *,
     split: str,
     class_names: Sequence[str] = (),
-    palette: Sequence[Sequence[int]] | None = None,
-    images: str = "images",
-    masks: str = "masks",
+    palette: str | Sequence[Sequence[int]] | None = None,
+    images: str = IMAGES,
+    masks: str = MASKS,
+    mask_channel: int | None = None,
+    overlap: str = "refuse",
     ignore_label: int | None = IGNORE_LABEL,
     value_map: ValueMap | None = None,
-    split_lists: Mapping[str, str] | None = None,
+    split_lists: Mapping[str, str] | Sequence[tuple[str, str]] | None = None,
     val_fraction: float | None = None,
+    val_rule: str = "share",
 ) -> PairSource:
     """Return a folder of images and masks as a source. An image and its mask have the same name without the suffix.
 
-    One of these, in this order, selects the examples of `split`: `split_lists` names a text file per split, with one
-    name per line; `val_fraction` keeps that share for validation, chosen by a hash of the name, so that new examples do
-    not move others; `images` and `masks` contain `{split}`; both folders have a subfolder called `split`; or `split` is
-    `all`.
+    The layout is found in the table of `layouts`, unless `images` or `masks` says another one. One of these, in this
+    order, selects the examples of `split`: `split_lists`; folders of the splits; lists of the splits in the places
+    that `layouts.LISTS` names; `val_fraction`; or `split` is `all`. Where only the training split has a folder or a
+    list, `val_fraction` divides it.
 
     Args:
       dir: the folder.
       split: the part to open.
-      class_names: one name per class id.
-      palette: one (red, green, blue) per class id; default: the PASCAL VOC colours.
+      class_names: one name per class id. Empty: those of `labelmap.txt`, `_classes.csv`, `labels.txt`,
+        `class_names.txt` or `classes.txt`, of the outlines, of the files for each class, or of a named palette.
+      palette: one (red, green, blue) per class id, or "voc", "cityscapes", or the path of a `labelmap.txt` relative to
+        `dir`. Coloured masks are read by it. Default: that of `labelmap.txt`, or the PASCAL VOC colours for pictures
+        only.
       images: a subfolder, or a glob, relative to `dir`. If the glob's last part has one `*`, the part that it matches
-        is the example's name: `photos/*.jpg` with `masks/*_mask.png` pair `7.jpg` with `7_mask.png`.
+        is the example's name: `photos/*.jpg` with `masks/*_mask.png` pair `7.jpg` with `7_mask.png`. `{split}` stands
+        for the split.
       masks: the same for masks.
+      mask_channel: the channel (0 red, 1 green, 2 blue) of coloured masks that holds the stored values.
+      overlap: for masks of one file for each class, what becomes of pixels that two classes claim: "refuse", "ignore"
+        (the ignore label) or "last" (the class with the larger id).
       ignore_label: the stored value that marks ignored pixels; None if there is none.
       value_map: stored value -> class id (or 255), a mapping or a sequence of pairs, for masks that do not store class
         ids (0/255 masks, for example). Values that it does not list are errors, except `ignore_label`.
-      split_lists: split -> path of a text file, relative to `dir`.
+      split_lists: split -> path of a text file, relative to `dir`; a mapping or a sequence of pairs. Empty: lists are
+        not looked for.
       val_fraction: share of the examples in `val`; the others are `train`.
+      val_rule: "share" takes exactly that share, and looks for layouts and lists. "hash" is for runs of before
+        version 0.2: every name by itself falls into the share or not, and only folders named here are looked for.
 
     Raises:
-      UserError: no class names, a map to something that is not a class, missing or unpaired files, an unknown split.
+      UserError: no class names, a map to something that is not a class, missing or unpaired files, an unknown split,
+        two layouts that fit.
     """
-    labels = _labels(class_names, palette, ignore_label, value_map or None)
+    if val_rule not in VAL_RULES:
+        raise UserError(f"config.data.options.val_rule={val_rule!r}: {did_you_mean(val_rule, VAL_RULES)}")
+    check_overlap(overlap)
     root = Path(dir)
-    if split_lists is None and val_fraction is None:
-        images, masks = _locate_split(root, images, masks, split)
-    listing = _list(root, images, masks)
-    pairs = listing.pairs
-    if split_lists is not None:
-        pairs = _listed(pairs, root, split, split_lists)
-    elif val_fraction is not None:
-        pairs = _held_out(pairs, split, val_fraction)
-    if not pairs and not listing.images_without_mask:
+    part = find_part(root, split, images, masks, split_lists, val_fraction, finds=val_rule == "share")
+    _check_names(class_names)
+    table = _classes(root, part.files, tuple(class_names), palette)
+    value_map = value_map or table.value_map or None
+    labels = _labels(table.names, table.colours or None, ignore_label, value_map)
+    read_mask: Callable[[str], np.ndarray] = image_files.read_mask
+    if part.files.outlines:
+        labels, read_mask = labels.decoded(), LabelmeMasks(ids_of(labels.names))
+    elif part.files.parts:
+        labels, read_mask = labels.decoded(), _class_files(part.files, labels.names, overlap)
+    elif mask_channel is not None:
+        read_mask = ChannelMasks(mask_channel)
+    elif table.colours and not value_map:
+        read_mask = ColourMasks(table.meanings)
+    pairs, lonely_images, lonely_masks = pair_by_name(
+        part.files.images, part.files.masks, where=f"{root}: images='{images}'"
+    )
+    if part.names_file is not None:
+        index = (Names(part.files.images, root), Names(part.files.masks, root))
+        pairs = _listed(part.files, find_listed(part.names_file, *index), part.names_file)
+        lonely_images = lonely_masks = ()  # The list says which files count.
+    if part.keeps is not None:
+        pairs = _divided(pairs, part.keeps, val_fraction or 0.0, val_rule)
+    if not pairs and not lonely_images:
         raise UserError(f"{root}: split '{split}' has no example; add some, or change val_fraction or the list")
-    return PairSource("folder", labels, pairs, listing.images_without_mask, listing.masks_without_image)
+    note = f"found {part.files.layout}{part.how}{f'; classes from {table.origin}' if table.origin else ''}"
+    return PairSource("folder", labels, pairs, lonely_images, lonely_masks, read_mask=read_mask, note=note)
+
+
+def _classes(
+    root: Path, files: Files, class_names: tuple[str, ...], palette: str | Sequence[Sequence[int]] | None
+) -> ClassTable:
+    """Return what is known of the classes: from the options first, then from files."""
+    if isinstance(palette, str) and palette:
+        table = named_palette(palette, root)
+    elif palette:
+        colours = tuple((int(red), int(green), int(blue)) for red, green, blue in palette)
+        table = ClassTable(class_names, colours)
+    else:
+        table = find_classes(root, files.folder)
+    if not class_names:
+        return table if table.names else _classes_of_masks(root, files, table)
+    if not table.names or not (table.colours or table.value_map) or table.names == class_names:
+        return dataclasses.replace(table, names=class_names, origin="" if table.names != class_names else table.origin)
+    if sorted(table.names) != sorted(class_names):
+        raise UserError(
+            f"{root}: class_names is {class_names!r:.100}, but {table.origin or 'the palette'} has the classes "
+            f"{table.names!r:.200}; give these in any order, or leave class_names out"
+        )
+    order = [table.names.index(name) for name in class_names]
+    return dataclasses.replace(
+        table,
+        names=class_names,
+        colours=tuple(table.colours[old] for old in order) if table.colours else (),
+        extra=tuple((c, i if i == IGNORE_LABEL else order.index(i)) for c, i in table.extra),
+        value_map=tuple((stored, order.index(i)) for stored, i in table.value_map),
+    )
+
+
+def _classes_of_masks(root: Path, files: Files, table: ClassTable) -> ClassTable:
+    """Return the table with the class names that the masks themselves tell, if they tell any."""
+    if files.outlines:
+        names = labels_in(list(files.masks.values()), others=walk_files(root, suffixes=(".json",)))
+        return dataclasses.replace(table, names=names, origin="the outlines' labels")
+    found = background_first(sorted({name for parts in files.parts.values() for name, _ in parts}))
+    if not found:
+        return table
+    names = found if found[0].lower() in BACKGROUNDS else (BACKGROUNDS[0], *found)
+    return dataclasses.replace(table, names=names, origin="the names of the masks")
+
+
+def _class_files(files: Files, names: tuple[str, ...], overlap: str) -> ClassFiles:
+    """Return the reader of masks of one file for each class."""
+    by_mask = {}
+    for example, parts in files.parts.items():
+        for name, path in parts:
+            if name not in names:
+                raise UserError(f"{path}: '{name}' is no class; {did_you_mean(name, names)}")
+        by_mask[str(files.masks[example])] = tuple((names.index(name), str(path)) for name, path in parts)
+    background = next((i for i, name in enumerate(names) if name.lower() in BACKGROUNDS), IGNORE_LABEL)
+    return ClassFiles(by_mask, background, overlap)
+
+
+def _divided(pairs: tuple[Pair, ...], split: str, fraction: float, rule: str) -> tuple[Pair, ...]:
+    """Return the part of the pairs that `train` or `val` has."""
+    names = [pair.name for pair in pairs]
+    kept = hold_out(names, fraction) if rule == "share" else {name for name in names if held_out(name, fraction)}
+    return tuple(pair for pair in pairs if (pair.name in kept) == (split == "val"))
+
+
+def _listed(files: Files, names: Sequence[tuple[str, str]], names_file: Path) -> tuple[Pair, ...]:
+    """Return the pairs that a list names as (image, mask), in its order."""
+    for image, mask in names:
+        if mask not in files.masks:
+            raise UserError(
+                f"{names_file}: names {image}, which has no mask here; add the mask, or remove it from the list"
+            )
+    return tuple(Pair(str(files.images[image]), str(files.masks[mask]), image) for image, mask in names)
+
+
+def _check_names(class_names: Sequence[str]) -> None:
+    """Raise a UserError unless these are names, or nothing."""
+    if not isinstance(class_names, list | tuple) or not all(isinstance(name, str) for name in class_names):
+        raise _names_error(class_names)
+
+
+def _names_error(class_names: Sequence[str]) -> UserError:
+    return UserError(
+        f"class_names is {class_names!r:.100}; give 1 to {MAX_CLASSES} names, one per class id: "
+        "\"--config.data.options.class_names=('background','road')\""
+    )
 
 
 def _labels(
-    class_names: Sequence[str],
+    class_names: tuple[str, ...],
     palette: Sequence[Sequence[int]] | None,
     ignore_label: int | None,
     value_map: ValueMap | None,
 ) -> LabelSet:
-    if (
-        not isinstance(class_names, list | tuple)
-        or not 1 <= len(class_names) <= MAX_CLASSES
-        or not all(isinstance(name, str) for name in class_names)
-    ):
-        raise UserError(
-            f"class_names is {class_names!r:.100}; give 1 to {MAX_CLASSES} names, one per class id: "
-            "('background', 'road')"
-        )
+    if not 1 <= len(class_names) <= MAX_CLASSES:
+        raise _names_error(class_names)
     count = len(class_names)
     if palette is not None and (
         len(palette) != count or any(len(c) != 3 or not all(0 <= v <= 255 for v in c) for c in palette)
@@ -94,7 +205,7 @@ def _labels(
         raise UserError(f"palette does not fit {count} classes; give {count} triples (red, green, blue) of 0 to 255")
     colours = colormap(count) if palette is None else tuple((int(r), int(g), int(b)) for r, g, b in palette)
     if value_map is None and ignore_label == IGNORE_LABEL:
-        return LabelSet(tuple(class_names), colours)
+        return LabelSet(class_names, colours)
     if value_map is None:
         if ignore_label is not None and 0 <= ignore_label < count:
             raise UserError(
@@ -109,7 +220,8 @@ def _labels(
             mapped = {int(stored): int(class_id) for stored, class_id in entries}
         except (TypeError, ValueError) as error:
             raise UserError(
-                f"value_map {value_map!r} is not pairs of integers; give {{stored value: class id}}"
+                f"value_map {value_map!r:.100} is not pairs of integers; give pairs (stored value, class id): "
+                '"--config.data.options.value_map=((0,0),(255,1))"'
             ) from error
     if ignore_label is not None:
         mapped.setdefault(ignore_label, IGNORE_LABEL)
@@ -119,72 +231,4 @@ def _labels(
                 f"value_map sends {stored} to {class_id}; "
                 f"map stored values (0 to 65535) to class ids 0 to {count - 1}, or to 255 to ignore"
             )
-    return LabelSet(tuple(class_names), colours, tuple(sorted(mapped.items())))
-
-
-def _locate_split(root: Path, images: str, masks: str, split: str) -> tuple[str, str]:
-    if "{split}" in images + masks:
-        return images.replace("{split}", split), masks.replace("{split}", split)
-    if split == "all":
-        return images, masks
-    if "*" not in images + masks and (root / images / split).is_dir() and (root / masks / split).is_dir():
-        return f"{images}/{split}", f"{masks}/{split}"
-    raise UserError(
-        f"{root}: nothing says which examples are '{split}'; set val_fraction (0.2, say) or split_lists, "
-        f"or make {images}/{split} and {masks}/{split}; split 'all' takes everything"
-    )
-
-
-def _list(root: Path, images: str, masks: str) -> Listing:
-    if "*" in images or "*" in masks:
-        where = f"{root}: images='{images}'"
-        return pair_by_name(_glob(root, images), _glob(root, masks), where=where)
-    for option, name in (("images", images), ("masks", masks)):
-        if not (root / name).is_dir():
-            raise UserError(
-                f"{root / name}: no such folder; correct data.dir, or set data.{option} to a subfolder or glob"
-            )
-    return pair_by_stem(list_images(root / images), list_images(root / masks), where=str(root / images))
-
-
-def _glob(root: Path, pattern: str) -> dict[str, Path]:
-    if "*" not in pattern:
-        pattern = f"{pattern}/*"
-    absolute = PurePosixPath(pattern).is_absolute()
-    base, relative = (Path("/"), pattern.lstrip("/")) if absolute else (root, pattern)
-    last = PurePosixPath(pattern).name
-    before, star, after = last.partition("*")
-    has_one_star = star and not set(after) & set("*?[") and not set(before) & set("?[")
-    found: dict[str, Path] = {}
-    for path in sorted(base.glob(relative)):
-        if path.name.startswith(".") or path.suffix.lower() not in IMAGE_SUFFIXES or not path.is_file():
-            continue
-        name = path.name[len(before) : len(path.name) - len(after)] if has_one_star and after else path.stem
-        if name in found:
-            raise UserError(
-                f"{path}: also called '{name}', like {found[name]}; rename one, or narrow the glob '{pattern}'"
-            )
-        found[name] = path
-    return found
-
-
-def _listed(pairs: tuple[Pair, ...], root: Path, split: str, split_lists: Mapping[str, str]) -> tuple[Pair, ...]:
-    if split not in split_lists:
-        raise UserError(f"split_lists has no split '{split}'; {did_you_mean(split, split_lists)}")
-    by_name = {pair.name: pair for pair in pairs}
-    names_file = root / split_lists[split]
-    names = read_names(names_file)
-    missing = [name for name in names if name not in by_name]
-    if missing:
-        raise UserError(
-            f"{names_file}: names {spell(missing)}, which is no image here; correct the list or add the files"
-        )
-    return tuple(by_name[name] for name in names)
-
-
-def _held_out(pairs: tuple[Pair, ...], split: str, fraction: float) -> tuple[Pair, ...]:
-    if split == "all":
-        return pairs
-    if split not in ("train", "val"):
-        raise UserError(f"val_fraction makes no split '{split}'; {did_you_mean(split, ('train', 'val', 'all'))}")
-    return tuple(pair for pair in pairs if held_out(pair.name, fraction) == (split == "val"))
+    return LabelSet(class_names, colours, tuple(sorted(mapped.items())))

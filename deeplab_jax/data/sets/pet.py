@@ -3,13 +3,13 @@
 import dataclasses
 from pathlib import Path
 
+from deeplab_jax.data.holdout import held_out
+from deeplab_jax.data.lists import read_names
 from deeplab_jax.data.source import (
     PairSource,
     choose_split,
-    held_out,
     list_images,
     pair_named,
-    read_names,
     require_folder,
 )
 from deeplab_jax.errors import UserError, did_you_mean

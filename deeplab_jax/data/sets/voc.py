@@ -8,7 +8,8 @@ list trainaug.txt beside the challenge's files.
 import dataclasses
 from pathlib import Path
 
-from deeplab_jax.data.source import Pair, PairSource, choose_split, list_images, pair_named, read_names, require_folder
+from deeplab_jax.data.lists import read_names
+from deeplab_jax.data.source import Pair, PairSource, choose_split, list_images, pair_named, require_folder
 from deeplab_jax.errors import UserError, did_you_mean
 from deeplab_jax.labels import IGNORE_LABEL, VOC
 

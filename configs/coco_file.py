@@ -1,0 +1,29 @@
+"""Your own images with one annotation file in COCO's format for each split, or for all: categories are the classes.
+
+    python -m deeplab_jax check-data --config configs/coco_file.py --config.data.dir=DIR
+    python -m deeplab_jax train --config configs/coco_file.py --config.data.dir=DIR --workdir runs/mine
+
+Exports of CVAT and Roboflow are found in DIR; `--config.data.options.annotations=FILE` names another file. If one file
+holds all images, a fifth of them is kept for validation, chosen by name. Arguments: `model=` (a name), `debug`.
+configs/coco.py is for COCO itself.
+"""
+
+from ml_collections import ConfigDict
+
+from deeplab_jax.config import base, choose_model, parse_arg, shrink
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    args = parse_arg(arg, model="deeplabv3plus_resnet18")
+    config = base()
+    choose_model(config, args.model, width=0.5, norm_momentum=0.99)
+    config.data.name = "coco_file"
+    config.data.options = ConfigDict({"val_fraction": 0.2})
+    config.data.crop_size = (257, 257)
+    config.optimizer.name = "adam"
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.warmup_steps = 100
+    config.train.steps = 4_000
+    if args.debug:
+        shrink(config)
+    return config

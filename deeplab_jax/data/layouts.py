@@ -1,0 +1,212 @@
+"""The layouts of folders of images and masks: a table, and how the layout of a folder is found in it."""
+
+import dataclasses
+import functools
+import itertools
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from deeplab_jax.data.source import IMAGE_SUFFIXES, by_stem, list_images, walk_files
+from deeplab_jax.errors import UserError
+
+IMAGE_WORDS = ("images", "image", "imgs", "img", "img_dir", "jpegimages", "photos", "pictures")
+MASK_WORDS = (
+    *("masks", "mask", "labels", "label", "annotations", "annotation", "ann_dir", "annot", "gt"),
+    *("segmentationclass", "segmentationclasspng", "labelme", "json"),
+)
+SPLIT_WORDS = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+}
+SPLIT_ROWS = (
+    ("{images}/{split}", "{masks}/{split}"),  # also mmsegmentation's img_dir/train with ann_dir/train
+    ("{split}/{images}", "{split}/{masks}"),
+    ("{split}_{images}", "{split}_{masks}"),
+    ("{split}", "{split}_{masks}"),
+    ("{split}", "{split}annot"),  # SegNet's CamVid
+    ("{split}", "{split}"),  # Roboflow's masks beside images
+    ("{images}/{split}", "{images}/{split}"),
+)
+"""Layouts with folders for each split: those of images and of masks. One folder for both holds masks beside images."""
+ROWS = (
+    ("{images}", "{masks}"),  # also CVAT's and labelme2voc's JPEGImages with SegmentationClass
+    (".", "."),
+    ("{images}", "{images}"),
+)
+"""Layouts without."""
+MASK_ENDS = ("_mask", "_masks", "_label", "_labels", "_gt", "_seg", "_segmentation", "_annotation", "-mask", "-label")
+"""What may follow the image's name in the mask's name."""
+LISTS = ("ImageSets/Segmentation/{split}.txt", "{split}.txt", "lists/{split}.txt", "splits/{split}.txt")
+"""Where lists of the splits may be."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Files:
+    """The files of a layout.
+
+    Attributes:
+      images, masks: name of the example -> file. For masks of one file for each class it is the common beginning of
+        their names.
+      parts: name of the example -> its (class name, file), for such masks only.
+      outlines: whether the masks are JSON files of labelme.
+      layout: where the files are, for a message.
+      folder: that of the images.
+    """
+
+    images: Mapping[str, Path]
+    masks: Mapping[str, Path]
+    layout: str
+    folder: Path
+    parts: Mapping[str, tuple[tuple[str, Path], ...]] = dataclasses.field(default_factory=dict)
+    outlines: bool = False
+
+
+def find_layout(
+    root: Path, split: str | None, *, images: Sequence[str] = IMAGE_WORDS, masks: Sequence[str] = MASK_WORDS
+) -> Files | None:
+    """Return the files of a split in its own folders, or with None those in folders without splits; None if none are.
+
+    Args:
+      root: the folder of the data set.
+      split: such as "val".
+      images, masks: possible names of the folders, in small letters; the first of each together win over others.
+
+    Raises:
+      UserError: several layouts fit; the message names two of them, and the options to choose.
+    """
+    fitting = dict.fromkeys(_candidates(root, split, images, masks))
+    found = [(pair, files) for pair in fitting if (files := collect(root, *pair)) is not None]
+    usual = [
+        files
+        for (at, masks_at), files in found
+        if at != masks_at and {images[0], masks[0]} <= _words(root, at, masks_at)
+    ]
+    if len(usual) == 1 or len(found) == 1:
+        return usual[0] if len(usual) == 1 else found[0][1]
+    if found:
+        one, two = found[0][1].layout, found[1][1].layout
+        options = [
+            f"--config.data.options.{key}='{path.relative_to(root)}'"
+            for key, path in zip(("images", "masks"), found[0][0], strict=True)
+        ]
+        raise UserError(f"{root}: both {one} and {two} could be the data; choose with options: {' '.join(options)}")
+    return None
+
+
+def collect(root: Path, folder: Path, masks_folder: Path) -> Files | None:
+    """Return the images of one folder with the masks of another, or of the same; None if either has none."""
+    where = "the folder" if folder == root else f"{folder.relative_to(root)}/"
+    if folder == masks_folder:
+        return _beside(folder, where)
+    where = f"{where} and {masks_folder.relative_to(root)}/"
+    images = by_stem(walk_files(folder), root=folder)
+    files = walk_files(masks_folder)
+    if images and files:
+        return match(images, files, masks_folder, layout=where, folder=folder)
+    outlines = by_stem(walk_files(masks_folder, suffixes=(".json",)), root=masks_folder)
+    if images.keys() & outlines.keys():
+        return Files(images, outlines, f"{where} (labelme)", folder, outlines=True)
+    return None
+
+
+def match(images: Mapping[str, Path], files: Sequence[Path], masks_folder: Path, *, layout: str, folder: Path) -> Files:
+    """Return the files of images and of masks in another folder, whose names may have an end, or classes."""
+    in_folders: dict[str, list[tuple[str, Path]]] = {}
+    for path in files:
+        inner = path.relative_to(masks_folder).parent.as_posix()
+        in_folders.setdefault(inner, []).append((path.stem, path))
+    if in_folders.keys() <= images.keys():
+        parts = {name: tuple(some) for name, some in in_folders.items()}
+        masks = {name: masks_folder / name for name in parts}
+        return Files(images, masks, f"{layout} (NAME/CLASS)", folder, parts)
+    masks = by_stem(files, root=masks_folder)
+    if images.keys() & masks.keys():
+        return Files(images, masks, layout, folder)
+    ended = {name: _owner(name, images) for name in masks}
+    ends = {name[len(owner) :] for name, owner in ended.items() if owner is not None}
+    if None in ended.values() or not ends:
+        return Files(images, masks, layout, folder)
+    if len(ends) == 1:
+        return Files(
+            images, {ended[name] or name: path for name, path in masks.items()}, f"{layout} (NAME{min(ends)})", folder
+        )
+    parts_by_name: dict[str, list[tuple[str, Path]]] = {}
+    for name, path in masks.items():
+        owner = ended[name] or name
+        parts_by_name.setdefault(owner, []).append((name[len(owner) + 1 :], path))
+    begins = {name: masks_folder / f"{name}_*" for name in parts_by_name}
+    named = {name: tuple(some) for name, some in parts_by_name.items()}
+    return Files(images, begins, f"{layout} (NAME_CLASS)", folder, named)
+
+
+def split_words(split: str) -> tuple[str, ...]:
+    """Return the names that a split's folder or list may have."""
+    return SPLIT_WORDS.get(split, (split,))
+
+
+def find_list(root: Path, split: str) -> Path | None:
+    """Return the list of a split, or None."""
+    names = functools.cache(_names)
+    files = (_descend(root, row.format(split=word), names) for row in LISTS for word in split_words(split))
+    return next((file for file in files if file is not None and file.is_file()), None)
+
+
+def _owner(name: str, images: Mapping[str, Path]) -> str | None:
+    """Return the longest name of an image that `name` continues with `_` or `-`, or None."""
+    return next((name[:at] for at in range(len(name) - 1, 0, -1) if name[at] in "_-" and name[:at] in images), None)
+
+
+def _candidates(
+    root: Path, split: str | None, images: Sequence[str], masks: Sequence[str]
+) -> Iterator[tuple[Path, Path]]:
+    names = functools.cache(_names)
+    for row in ROWS if split is None else SPLIT_ROWS:
+        for word, image, mask in itertools.product(split_words(split or ""), images, masks):
+            at, masks_at = (_descend(root, part.format(split=word, images=image, masks=mask), names) for part in row)
+            if at is not None and masks_at is not None and at.is_dir() and masks_at.is_dir():
+                yield at, masks_at
+
+
+def _beside(folder: Path, where: str) -> Files | None:
+    """Return images with masks in the same folder: NAME_mask, NAME.json, or a PNG with a JPEG of the same name."""
+    files = list_images(folder, suffixes=(*IMAGE_SUFFIXES, ".json"))
+    pictures = [path for path in files if path.suffix.lower() != ".json"]
+    stems = {path.stem for path in pictures}
+    for end in MASK_ENDS:
+        masks = [path for path in pictures if path.stem.endswith(end) and path.stem.removesuffix(end) in stems]
+        if masks:
+            found = {name.removesuffix(end): path for name, path in by_stem(masks).items()}
+            images = by_stem([path for path in pictures if path not in masks])
+            return Files(images, found, f"{where} (NAME and NAME{end})", folder)
+    outlines = by_stem([path for path in files if path.suffix.lower() == ".json" and path.stem in stems])
+    if outlines:
+        return Files(by_stem(pictures), outlines, f"{where} (labelme)", folder, outlines=True)
+    photos = [path for path in pictures if path.suffix.lower() in (".jpg", ".jpeg")]
+    masks = [path for path in pictures if path.suffix.lower() == ".png"]
+    if {path.stem for path in photos} & {path.stem for path in masks}:
+        return Files(by_stem(photos), by_stem(masks), f"{where} (NAME.jpg and NAME.png)", folder)
+    return None
+
+
+def _words(root: Path, *folders: Path) -> set[str]:
+    return {word for folder in folders for word in folder.relative_to(root).parts}
+
+
+def _descend(root: Path, path: str, names: Callable[[Path], Mapping[str, str]]) -> Path | None:
+    """Return the folder or file at a path, whose words may differ in large and small letters; None if there is none."""
+    at = root
+    for word in Path(path).parts:
+        found = names(at).get(word.lower())
+        if found is None:
+            return None
+        at = at / found
+    return at
+
+
+def _names(folder: Path) -> dict[str, str]:
+    """Return name in small letters -> name of what a folder holds; the first in the order of names wins."""
+    if not folder.is_dir():
+        return {}
+    return {name.lower(): name for name in sorted(os.listdir(folder), reverse=True)}

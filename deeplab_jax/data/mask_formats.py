@@ -1,0 +1,136 @@
+"""Masks that do not store class ids: colours, a channel of an image, one file for each class.
+
+Each reader is a function from the path of a pair's mask to its stored values, as `images.read_mask` is for masks of
+class ids.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from deeplab_jax.data import images
+from deeplab_jax.errors import UserError, did_you_mean, spell
+from deeplab_jax.labels import IGNORE_LABEL
+
+Colour = tuple[int, int, int]
+OVERLAPS = ("refuse", "ignore", "last")
+"""What becomes of pixels that two classes claim: an error, the ignore label, or the class with the larger id."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ColourMasks:
+    """Reads masks whose colours mean classes; `meanings` holds pairs (colour, class id or 255).
+
+    A grey mask keeps its values, and a palette image its indices unless each colour that it shows has a meaning.
+    """
+
+    meanings: tuple[tuple[Colour, int], ...]
+
+    def __call__(self, file: str) -> np.ndarray:
+        """Return uint8 `[H, W]` class ids.
+
+        Raises:
+          UserError: the mask cannot be read, or shows other colours; they are named with their numbers of pixels.
+        """
+        is_coloured = images.holds_colours(file)
+        if is_coloured is False:
+            return images.read_mask(file)
+        pixels = images.read_colours(file).astype(np.int64)
+        codes, places, counts = np.unique(
+            pixels[..., 0] << 16 | pixels[..., 1] << 8 | pixels[..., 2], return_inverse=True, return_counts=True
+        )
+        known = {r << 16 | g << 8 | b: class_id for (r, g, b), class_id in self.meanings}
+        strange = [(int(codes[i]), int(counts[i])) for i in np.argsort(-counts) if int(codes[i]) not in known]
+        if strange and is_coloured is None:
+            return images.read_mask(file)
+        if strange:
+            spelled = spell([f"{(c >> 16, c >> 8 & 255, c & 255)} in {pixels} pixels" for c, pixels in strange])
+            raise UserError(
+                f"{file}: {len(strange)} colours have no class: {spelled}; add them to the palette, or correct the mask"
+            )
+        ids = np.array([known[int(code)] for code in codes], np.uint8)
+        return ids[places.reshape(pixels.shape[:2])]
+
+
+@dataclasses.dataclass(frozen=True)
+class ChannelMasks:
+    """Reads masks whose values stand in one channel, 0 to 2, of an RGB image, such as the red one of CARLA."""
+
+    channel: int
+
+    def __post_init__(self) -> None:
+        if self.channel not in (0, 1, 2):
+            raise UserError(f"mask_channel is {self.channel!r}; give 0 (red), 1 (green) or 2 (blue)")
+
+    def __call__(self, file: str) -> np.ndarray:
+        """Return uint8 `[H, W]` stored values."""
+        return np.ascontiguousarray(images.read_colours(file)[..., self.channel])
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassFiles:
+    """Reads masks of one file for each class, in which every value but 0 marks the class.
+
+    Attributes:
+      files: the mask of a pair (a folder, or a common beginning of names) -> its (class id, file).
+      rest: the class id of pixels that no file marks: that of the background, or 255.
+      overlap: one of `OVERLAPS`.
+    """
+
+    files: Mapping[str, tuple[tuple[int, str], ...]]
+    rest: int
+    overlap: str
+
+    def __post_init__(self) -> None:
+        check_overlap(self.overlap)
+
+    def __call__(self, mask: str) -> np.ndarray:
+        """Return uint8 `[H, W]` class ids.
+
+        Raises:
+          UserError: a file cannot be read, or has another size than the others; two claim a pixel and `overlap` is
+            "refuse".
+        """
+        inside = []
+        for class_id, file in self.files[mask]:
+            values = images.read_colours(file).any(axis=-1) if images.holds_colours(file) else images.read_mask(file)
+            inside.append((class_id, values != 0))
+            if inside[-1][1].shape != inside[0][1].shape:
+                raise UserError(f"{file}: another size than the masks of the other classes; export them again")
+        return combine(inside, rest=self.rest, overlap=self.overlap, name=mask)
+
+
+def check_overlap(overlap: str) -> None:
+    """Raise a UserError unless `overlap` is one of `OVERLAPS`."""
+    if overlap not in OVERLAPS:
+        raise UserError(f"config.data.options.overlap={overlap!r}: {did_you_mean(overlap, OVERLAPS)}")
+
+
+def combine(inside: Sequence[tuple[int, np.ndarray]], *, rest: int, overlap: str, name: str) -> np.ndarray:
+    """Return uint8 `[H, W]` class ids from masks of single classes.
+
+    Args:
+      inside: (class id, bool `[H, W]`), at least one; a class may occur more than once.
+      rest: the id of pixels in none of them.
+      overlap: what becomes of pixels in those of two classes, one of `OVERLAPS`.
+      name: of the mask, in messages.
+
+    Raises:
+      UserError: two classes claim a pixel, and `overlap` is "refuse".
+    """
+    label = np.full(inside[0][1].shape, rest, np.uint8)
+    taken = np.zeros(label.shape, bool)
+    twice = np.zeros(label.shape, bool)
+    for class_id, marked in sorted(inside, key=lambda one: one[0]):
+        twice |= marked & taken & (label != class_id)
+        label[marked] = class_id
+        taken |= marked
+    if overlap == "refuse" and twice.any():
+        raise UserError(
+            f"{name}: two classes claim {int(twice.sum())} pixels; correct the masks, or give "
+            "--config.data.options.overlap=ignore (no class) or --config.data.options.overlap=last (the larger id)"
+        )
+    if overlap == "ignore":
+        label[twice] = IGNORE_LABEL
+    return label

@@ -1,0 +1,165 @@
+"""COCO files with categories of their own."""
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco_masks
+
+from deeplab_jax.cli import main
+from deeplab_jax.data.catalog import open_source
+from deeplab_jax.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[3]
+CONFIG = f"--config={ROOT}/configs/coco_file.py:debug"
+HEIGHT, WIDTH = 6, 10
+# In the order of ids the classes are background, crack, rust, corrosion.
+CATEGORIES = [{"id": 8, "name": "corrosion"}, {"id": 1, "name": "crack"}, {"id": 2, "name": "rust"}]
+
+
+def box(left: int, top: int, right: int, bottom: int) -> list[list[int]]:
+    return [[left, top, right, top, right, bottom, left, bottom]]
+
+
+def inside(left: int, top: int, right: int, bottom: int) -> np.ndarray:
+    label = np.zeros((HEIGHT, WIDTH), np.uint8)
+    label[top:bottom, left:right] = 1
+    return label
+
+
+def write(
+    file: Path, images: dict[str, list[tuple[Any, ...]]], *, at: Path, categories: list[dict[str, Any]] = CATEGORIES
+) -> None:
+    """Write images below a folder, and their (category, segmentation, is crowd) into a file."""
+    listed, annotations = [], []
+    for number, (name, regions) in enumerate(images.items()):
+        (at / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (WIDTH, HEIGHT)).save(at / name)
+        listed.append({"id": number, "file_name": name, "height": HEIGHT, "width": WIDTH})
+        for category, segmentation, *crowd in regions:
+            one = {"category_id": category, "segmentation": segmentation, "iscrowd": int(bool(crowd)), "area": 1}
+            annotations.append({"id": len(annotations), "image_id": number, **one})
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps({"images": listed, "annotations": annotations, "categories": categories}))
+
+
+def labels(root: Path, split: str = "all", **options: Any) -> dict[str, np.ndarray]:
+    source = pickle.loads(pickle.dumps(open_source("coco_file", split=split, dir=root, **options)))
+    return {example["name"]: example["label"] for example in (source[i] for i in range(len(source)))}
+
+
+def test_outlines_and_both_run_length_codes(tmp_path):
+    crack, rust, corrosion = inside(0, 0, 4, 2), inside(5, 0, 9, 3), inside(0, 3, 4, 6)
+    packed = coco_masks.encode(np.asfortranarray(rust))["counts"].decode()
+    counts = [3, 3, 3, 3, 3, 3, 3, 3, 36]  # down four columns, each half outside and half inside
+    regions = [
+        (1, box(0, 0, 4, 2)),
+        (2, {"size": [HEIGHT, WIDTH], "counts": packed}),
+        (8, {"size": [HEIGHT, WIDTH], "counts": counts}),
+    ]
+    write(tmp_path / "annotations/instances_default.json", {"a/1.png": regions, "b/1.png": []}, at=tmp_path / "images")
+    source = open_source("coco_file", split="all", dir=tmp_path)
+    assert source.labels.names == ("background", "crack", "rust", "corrosion")
+    found = labels(tmp_path)
+    assert found.keys() == {"a/1", "b/1"} and not found["b/1"].any()
+    np.testing.assert_array_equal(found["a/1"], crack + 2 * rust + 3 * corrosion)
+    # Some of the categories, in an order of one's own; the others are background.
+    np.testing.assert_array_equal(labels(tmp_path, class_names=("rust", "crack"))["a/1"], 2 * crack + rust)
+    with pytest.raises(UserError, match=r"'crak', which is no category; did you mean crack\?"):
+        labels(tmp_path, class_names=("crak",))
+
+
+def test_crowds_and_overlaps(tmp_path):
+    regions = [(1, box(0, 0, 4, 2)), (2, box(2, 0, 6, 2)), (8, box(0, 0, 10, 3), True)]
+    write(tmp_path / "annotations.json", {"1.png": regions}, at=tmp_path)
+    expected = {"ignore": [1, 1, 255, 255, 2, 2, 255], "last": [1, 1, 2, 2, 2, 2, 255]}
+    for overlap, row in expected.items():
+        label = labels(tmp_path, overlap=overlap)["1"]
+        assert label[0, :7].tolist() == row and (label[2] == 255).all() and not label[3:].any()
+    with pytest.raises(UserError, match=r"annotations\.json#image_id=0: two classes claim 4 pixels"):
+        labels(tmp_path, overlap="refuse")
+
+
+@pytest.mark.parametrize(
+    ("file", "images"),
+    [
+        ("{split}/_annotations.coco.json", "{split}"),
+        ("annotations/instances_{split}2017.json", "{split}2017"),
+        ("annotations/{split}.json", "images/{split}"),
+        ("{split}.json", "somewhere/else"),
+    ],
+)
+def test_where_the_files_may_be(tmp_path, file, images):
+    for split, name in (("train", "t.png"), ("valid", "v.png")):
+        at = tmp_path / images.format(split=split)
+        write(tmp_path / file.format(split=split), {name: [(1, box(0, 0, 4, 2))]}, at=at)
+    assert list(labels(tmp_path, "train")) == ["t"] and list(labels(tmp_path, "val", val_fraction=0.2)) == ["v"]
+
+
+def test_roboflows_category_of_all_is_no_class(tmp_path):
+    categories = [
+        {"id": 0, "name": "cracks", "supercategory": "none"},
+        {"id": 1, "name": "crack", "supercategory": "cracks"},
+    ]
+    file = tmp_path / "train/_annotations.coco.json"
+    write(file, {"1.png": [(1, box(0, 0, 4, 2))]}, at=tmp_path / "train", categories=categories)
+    assert open_source("coco_file", split="train", dir=tmp_path).labels.names == ("background", "crack")
+
+
+def test_check_data_reports_categories_and_images_without_annotations(tmp_path, capsys):
+    images = {f"{i}.png": [(c, box(3 * c % 8, 0, 3 * c % 8 + 2, 4)) for c in (1, 2, 8)] for i in range(4)}
+    write(tmp_path / "annotations.json", {**images, "e.png": []}, at=tmp_path)
+    words = [CONFIG, f"--config.data.dir={tmp_path}"]
+    assert main(["check-data", *words, "--split=all"]) == 0
+    printed = capsys.readouterr().out
+    assert "classes background, crack (4 instances), rust (4 instances), corrosion (4 instances)" in printed
+    assert "1 of 5 images without annotations" in printed
+    assert len(labels(tmp_path, "val", val_fraction=0.2)) == 1
+
+
+def test_categories_of_ones_own_are_never_taken_for_cocos(tmp_path, capsys):
+    for split in ("train", "val"):
+        write(
+            tmp_path / f"annotations/instances_{split}2017.json",
+            {f"{split}.png": [(1, box(0, 0, 9, 5))]},
+            at=tmp_path / f"{split}2017",
+        )
+    dir = f"--config.data.dir={tmp_path}"
+    assert main(["check-data", f"--config={ROOT}/configs/coco.py:debug", dir]) == 2
+    message = capsys.readouterr().err
+    assert "its categories (corrosion, crack, rust) are not COCO's own" in message
+    assert "--config configs/coco_file.py" in message
+    assert main(["check-data", CONFIG, dir]) == 0
+    assert "1  crack" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"categories": [{"id": 1, "name": "a"}, {"id": 2, "name": "a"}]}, "two categories have one id or name"),
+        ({"categories": [{"id": 3, "name": "a"}]}, "annotations are of category 1, which it does not list"),
+        ({"images": [{"id": 0, "file_name": "x.png", "height": 6, "width": 10}]}, r"x\.png: no such image in"),
+        ({"images": [{"id": 0, "file_name": "1.png", "height": 6}]}, "not COCO annotations"),
+        ({"images": []}, "not COCO annotations"),
+    ],
+)
+def test_faults_of_the_file_are_named(tmp_path, change, complaint):
+    write(tmp_path / "annotations.json", {"1.png": [(1, box(0, 0, 4, 2))]}, at=tmp_path)
+    content = json.loads((tmp_path / "annotations.json").read_text())
+    (tmp_path / "annotations.json").write_text(json.dumps({**content, **change}))
+    with pytest.raises(UserError, match=complaint):
+        labels(tmp_path)
+
+
+def test_what_selects_the_images_has_to_be_said(tmp_path):
+    with pytest.raises(UserError, match="no annotations of 'val'"):
+        labels(tmp_path, "val")
+    write(tmp_path / "annotations.json", {"1.png": []}, at=tmp_path)
+    with pytest.raises(UserError, match=r"set --config\.data\.options\.val_fraction=0\.2"):
+        labels(tmp_path, "val")
+    with pytest.raises(UserError, match=r"gone\.json: no such file"):
+        labels(tmp_path, annotations="gone.json")

@@ -1,0 +1,255 @@
+"""Folders of users: the layouts that are found by themselves, their names, their lists, and what is held out."""
+
+import os
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deeplab_jax.cli import main
+from deeplab_jax.config import load_config
+from deeplab_jax.data.catalog import open_source
+from deeplab_jax.data.holdout import hold_out
+from deeplab_jax.data.lists import read_lines
+from deeplab_jax.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = f"--config={ROOT}/configs/folder.py:debug"
+NAMES = "--config.data.options.class_names=('a','b')"
+SIZE = (6, 8)
+
+
+def put(image: Path, mask: Path, value: int = 0) -> None:
+    for path, array in ((image, np.full((*SIZE, 3), 90, np.uint8)), (mask, np.full(SIZE, value, np.uint8))):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(array).save(path)
+
+
+def found(root: Path, split: str, **options: object) -> dict[str, int]:
+    """Name -> the one class id of each example."""
+    source = open_source("folder", split=split, dir=root, **{"class_names": ("a", "b"), **options})
+    return {source[i]["name"]: int(source[i]["label"].max()) for i in range(len(source))}
+
+
+@pytest.mark.parametrize(
+    ("image", "mask"),
+    [
+        ("images/{split}/{name}.jpg", "masks/{split}/{name}.png"),
+        ("{split}/images/{name}.jpg", "{split}/masks/{name}.png"),
+        ("img_dir/{split}/{name}.jpg", "ann_dir/{split}/{name}.png"),
+        ("{split}/{name}.jpg", "{split}/{name}_mask.png"),
+        ("{split}/{name}.jpg", "{split}_labels/{name}.png"),
+        ("{split}_images/{name}.png", "{split}_masks/{name}.png"),
+        ("Images/{split}/{name}.jpg", "Label/{split}/{name}.png"),
+        ("{split}/img/{name}.jpg", "{split}/annotations/{name}_label.png"),
+    ],
+)
+@pytest.mark.parametrize("val", ["val", "valid"])
+def test_layouts_with_splits(tmp_path, image, mask, val):
+    for split, names, value in (("train", "xyz", 0), (val, "vw", 1)):
+        for name in names:
+            words = {"split": split, "name": name}
+            put(tmp_path / image.format(**words), tmp_path / mask.format(**words), value)
+    # The configuration's own val_fraction gives way to folders.
+    assert found(tmp_path, "train", val_fraction=0.2) == {"x": 0, "y": 0, "z": 0}
+    assert found(tmp_path, "val", val_fraction=0.2) == {"v": 1, "w": 1}
+
+
+@pytest.mark.parametrize(
+    ("image", "mask"),
+    [
+        ("images/{}.jpg", "masks/{}.png"),
+        ("image/{}.jpg", "label/{}.png"),
+        ("JPEGImages/{}.jpg", "SegmentationClassPNG/{}.png"),
+        ("imgs/{}.jpg", "annotations/{}_mask.png"),
+        ("{}.jpg", "{}_mask.png"),
+        ("{}.jpg", "{}.png"),
+    ],
+)
+def test_layouts_without_splits(tmp_path, image, mask):
+    for index in range(10):
+        put(tmp_path / image.format(index), tmp_path / mask.format(index), index % 2)
+    assert found(tmp_path, "all") == {str(index): index % 2 for index in range(10)}
+    train, val = (found(tmp_path, split, val_fraction=0.2) for split in ("train", "val"))
+    assert (len(train), len(val)) == (8, 2) and not train.keys() & val.keys()
+
+
+def test_only_training_folders_are_divided(tmp_path):
+    for index in range(5):
+        put(tmp_path / f"train/images/{index}.jpg", tmp_path / f"train/masks/{index}.png")
+    assert len(found(tmp_path, "train", val_fraction=0.2)) == 4
+    assert len(found(tmp_path, "val", val_fraction=0.2)) == 1
+
+
+def test_two_layouts_that_fit_are_named_with_the_option_to_choose(tmp_path):
+    put(tmp_path / "imgs/1.jpg", tmp_path / "labels/1.png")
+    put(tmp_path / "imgs/1.jpg", tmp_path / "gt/1.png", 1)
+    with pytest.raises(UserError, match=r"both imgs/ and labels/ and imgs/ and gt/ could be the data") as error:
+        found(tmp_path, "all")
+    flags = [word.strip("'") for word in str(error.value).split() if word.startswith("--config")]
+    assert flags == ["--config.data.options.images='imgs", "--config.data.options.masks='labels"]
+    assert found(tmp_path, "all", images="imgs", masks="gt") == {"1": 1}
+
+
+def test_equal_names_in_folders_keep_the_folder(tmp_path):
+    for video, value in (("v1", 0), ("v2", 1)):
+        put(tmp_path / f"images/{video}/0001.png", tmp_path / f"masks/{video}/0001.png", value)
+    (tmp_path / "images/v1/tiles.png").mkdir()
+    assert found(tmp_path, "all") == {"v1/0001": 0, "v2/0001": 1}
+
+
+def test_both_unicode_forms_are_one_name(tmp_path):
+    name = "Stra\u00dfe \u00e9"
+    put(tmp_path / f"images/{name}.jpg", tmp_path / f"masks/{unicodedata.normalize('NFD', name)}.png", 1)
+    (tmp_path / "list.txt").write_text(unicodedata.normalize("NFD", name), encoding="utf-8")
+    assert found(tmp_path, "train", split_lists={"train": "list.txt"}) == {name: 1}
+
+
+def test_names_that_look_like_globs(tmp_path):
+    root = tmp_path / "[v2] what? *"
+    put(root / "images/1.jpg", root / "masks/1.png", 1)
+    put(root / "my [set]/1.jpg", root / "truth [a]/1_mask.png", 1)
+    assert found(root, "all") == {"1": 1}
+    assert found(root, "all", images="my [set]", masks="truth [a]") == {"1": 1}
+    assert found(root, "all", images="my [set]", masks="truth*/*_mask.png") == {"1": 1}
+
+
+def test_a_tilde_is_the_home(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    put(tmp_path / "data/images/1.jpg", tmp_path / "data/masks/1.png", 1)
+    (tmp_path / "list.txt").write_text("~/data/images/1.jpg\n")
+    lists = "--config.data.options.split_lists=(('train','~/list.txt'),)"
+    words = ["check-data", CONFIG, NAMES, "--config.data.dir=~/data", lists, "--split", "train", "--json=~/report.json"]
+    assert main(words) == 0
+    assert (tmp_path / "report.json").is_file() and not (tmp_path / "~").exists()
+    assert "train: found images/ and masks/; listed in ~/list.txt" in capsys.readouterr().out
+    assert len(open_source("folder", split="all", dir="~/data", class_names=("a", "b"))) == 1
+
+
+def test_check_data_says_the_layout(tmp_path, capsys):
+    for split in ("train", "valid"):
+        put(tmp_path / f"{split}/1.jpg", tmp_path / f"{split}/1_mask.png")
+        Image.fromarray(np.tile(np.uint8([0, 1]), (6, 4))).save(tmp_path / split / "1_mask.png")
+        (tmp_path / split / "_classes.csv").write_text("Pixel Value, Class\n0, background\n1, scale\n")
+    assert main(["check-data", CONFIG, f"--config.data.dir={tmp_path}"]) == 0
+    assert "val: found valid/ (NAME and NAME_mask); classes from _classes.csv\n" in capsys.readouterr().out
+
+
+# Options that a flag unsets.
+
+
+def test_a_flag_unsets_an_option(tmp_path):
+    for text in ("None", ""):
+        config = load_config([CONFIG, f"--config.data.options.val_fraction={text}"])
+        assert "val_fraction" not in config.data.options
+    assert load_config([CONFIG, "--config.data.options.val_fraction=0.3"]).data.options.val_fraction == 0.3
+
+
+def test_older_runs_keep_their_validation_images(tmp_path):
+    text = '{"data": {"name": "folder", "options": {"class_names": ["a", "b"], "val_fraction": 0.2}}}'
+    (tmp_path / "config.json").write_text(text)
+    assert load_config([f"--config={tmp_path}/config.json"]).data.options.val_rule == "hash"
+    assert load_config([CONFIG]).data.options.val_rule == "share"
+    again = load_config([CONFIG, "--config.data.options.val_rule=hash"])
+    assert again.data.options.val_rule == "hash"
+
+
+# What is held out.
+
+
+@pytest.mark.parametrize(("count", "fraction", "kept"), [(30, 0.2, 6), (2, 0.01, 1), (2, 0.99, 1), (7, 0.5, 4)])
+def test_the_share_is_exact(count, fraction, kept):
+    names = [f"image{i}" for i in range(count)]
+    assert len(hold_out(names, fraction)) == kept
+    assert hold_out(names[::-1], fraction) == hold_out(names, fraction)
+
+
+def test_one_example_cannot_be_divided():
+    with pytest.raises(UserError, match="cannot divide 1 example"):
+        hold_out(["a"], 0.2)
+
+
+# Lists.
+
+NAMED = ("photo 1", "photo 2", "a", "b")
+
+
+@pytest.fixture
+def listed(tmp_path):
+    for index, name in enumerate(NAMED):
+        put(tmp_path / f"images/{name}.jpg", tmp_path / f"masks/{name}.png", index % 2)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("data", "names"),
+    [
+        (b"photo 1\nphoto 2\n", ["photo 1", "photo 2"]),
+        (b"photo 2.jpg\r\n\r\n# a comment\r\nphoto 1.jpg\r\n", ["photo 2", "photo 1"]),
+        ("a\r\nb\r\n".encode("utf-8-sig"), ["a", "b"]),
+        ("a\r\nphoto 1\r\n".encode("utf-16"), ["a", "photo 1"]),
+        (b"\xfe\xff" + "b\n".encode("utf-16-be"), ["b"]),
+        (b"images\\a.jpg\r\n.\\images\\b.jpg", ["a", "b"]),
+        (b"\"photo 1.jpg\"\n'b.jpg'\n", ["photo 1", "b"]),
+        (b"images/a.jpg masks/a.png\nimages/photo 1.jpg masks/photo 1.png\n", ["a", "photo 1"]),
+        (b"photo 1.jpg\tphoto 1.png\n", ["photo 1"]),
+        (b"images/a.jpg,masks/a.png\n\"images/photo 2.jpg\", \"masks/photo 2.png\"\n", ["a", "photo 2"]),
+        (b"/JPEGImages/b.jpg /SegmentationClass/b.png\n", ["b"]),
+        (b"C:\\Users\\me\\set\\images\\photo 2.jpg\n", ["photo 2"]),
+        (b"a 1 1 -1\n", ["a"]),
+        (b"{root}/images/a.jpg\n", ["a"]),
+    ],
+)  # fmt: skip
+def test_lists_of_every_editor(listed, data, names):
+    (listed / "x.txt").write_bytes(data.replace(b"{root}", os.fsencode(listed)))
+    assert list(found(listed, "train", split_lists={"train": "x.txt"})) == names
+
+
+def test_a_list_may_pair_other_names(listed):
+    (listed / "x.txt").write_text("images/a.jpg masks/b.png\n")
+    assert found(listed, "train", split_lists={"train": "x.txt"}) == {"a": 1}
+
+
+def test_a_whole_line_that_names_a_file_wins(listed, tmp_path):
+    put(listed / "images/my a.jpg", listed / "masks/my a.png", 1)
+    put(listed / "images/my.jpg", listed / "masks/my.png", 0)
+    (listed / "x.txt").write_text(f"my a\n{listed}/images/my a.jpg\n")
+    assert found(listed, "train", split_lists={"train": "x.txt"}) == {"my a": 1}
+
+
+def test_lists_say_what_is_wrong_with_them(listed):
+    (listed / "x.txt").write_bytes(b"a\n\nphoto 9.jpg\n")
+    with pytest.raises(UserError, match=r"x\.txt, line 3: 'photo 9\.jpg' names no image here"):
+        found(listed, "train", split_lists={"train": "x.txt"})
+    (listed / "x.txt").write_bytes("a\n".encode("utf-16-le"))
+    with pytest.raises(UserError, match="zero bytes.*save it as UTF-8"):
+        read_lines(listed / "x.txt")
+    (listed / "x.txt").write_bytes(b"\xff\n")
+    with pytest.raises(UserError, match="save it as UTF-8"):
+        read_lines(listed / "x.txt")
+    (listed / "masks/a.png").unlink()
+    (listed / "x.txt").write_text("a\n")
+    with pytest.raises(UserError, match="names a, which has no mask here"):
+        found(listed, "train", split_lists={"train": "x.txt"})
+
+
+def test_a_name_in_two_folders_needs_its_folder(tmp_path):
+    for folder, value in (("v1", 0), ("v2", 1)):
+        put(tmp_path / f"images/{folder}/1.jpg", tmp_path / f"masks/{folder}/1.png", value)
+    (tmp_path / "x.txt").write_text("v2/1.jpg\n")
+    assert found(tmp_path, "train", split_lists={"train": "x.txt"}) == {"v2/1": 1}
+    (tmp_path / "x.txt").write_text("1.jpg\n")
+    with pytest.raises(UserError, match="line 1: '1.jpg' names no image"):
+        found(tmp_path, "train", split_lists={"train": "x.txt"})
+
+
+def test_lists_are_found_where_both_splits_have_one(listed):
+    (listed / "train.txt").write_text("a\nb\nphoto 1\n")
+    assert len(found(listed, "train", val_fraction=0.34)) == 2  # a list alone is divided
+    (listed / "val.txt").write_text("photo 2\n")
+    assert list(found(listed, "val", val_fraction=0.2)) == ["photo 2"]
+    assert len(found(listed, "train", val_fraction=0.2)) == 3
+    assert len(found(listed, "train", val_fraction=0.5, split_lists={})) == 2

@@ -1,0 +1,257 @@
+"""Masks in colours, in a channel, of one file for each class, and drawn in labelme."""
+
+import base64
+import io
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deeplab_jax.cli import main
+from deeplab_jax.data.catalog import open_source
+from deeplab_jax.data.labelme import draw_shape
+from deeplab_jax.data.mask_formats import combine
+from deeplab_jax.errors import UserError
+from deeplab_jax.labels import CITYSCAPES
+
+ROOT = Path(__file__).resolve().parents[2]
+RED, GREEN, BLACK = (250, 50, 83), (51, 221, 0), (0, 0, 0)
+IDS = np.array([[0, 0, 1, 1], [0, 2, 2, 1]], np.uint8)
+COLOURS = np.array([BLACK, RED, GREEN], np.uint8)
+LABELMAP = "# label:color_rgb:parts:actions\nrust:250,50,83::\nbackground:0,0,0::\ncrack:51,221,0::\n"
+
+
+def put(path: Path, array: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path)
+
+
+def image(path: Path, shape: tuple[int, int] = (2, 4)) -> None:
+    put(path, np.zeros((*shape, 3), np.uint8))
+
+
+def only(root: Path, **options: object) -> np.ndarray:
+    """The label of the only example, read by a copy of the source as a worker process has it."""
+    source = pickle.loads(pickle.dumps(open_source("folder", split="all", dir=root, **options)))
+    assert len(source) == 1
+    return source[0]["label"]
+
+
+@pytest.fixture
+def coloured(tmp_path):
+    image(tmp_path / "images/1.jpg")
+    put(tmp_path / "masks/1.png", COLOURS[IDS])
+    return tmp_path
+
+
+def test_colours_of_a_palette(coloured):
+    names = ("background", "rust", "crack")
+    np.testing.assert_array_equal(only(coloured, class_names=names, palette=(BLACK, RED, GREEN)), IDS)
+    put(coloured / "masks/1.png", IDS)  # a grey mask keeps its ids
+    np.testing.assert_array_equal(only(coloured, class_names=names, palette=(BLACK, RED, GREEN)), IDS)
+
+
+def test_a_palette_image_is_read_by_its_colours_if_all_have_a_class(coloured):
+    indexed = Image.fromarray(np.array([7, 3, 5], np.uint8)[IDS])
+    colours = np.zeros((256, 3), np.uint8)
+    colours[[7, 3, 5]] = COLOURS
+    indexed.putpalette(colours.tobytes())
+    indexed.save(coloured / "masks/1.png")
+    palette = (BLACK, RED, GREEN)
+    np.testing.assert_array_equal(only(coloured, class_names=("a", "b", "c"), palette=palette), IDS)
+    own = Image.fromarray(IDS)
+    own.putpalette(list(range(256)) * 3)
+    own.save(coloured / "masks/1.png")
+    np.testing.assert_array_equal(only(coloured, class_names=("a", "b", "c"), palette=palette), IDS)
+
+
+def test_unknown_colours_are_named_with_the_file_and_the_count(coloured, capsys):
+    wrong = COLOURS[IDS]
+    wrong[0, :3] = (9, 8, 7)
+    put(coloured / "masks/1.png", wrong)
+    with pytest.raises(UserError, match=r"masks/1\.png: 1 colours have no class: \(9, 8, 7\) in 3 pixels"):
+        only(coloured, class_names=("a", "b", "c"), palette=(BLACK, RED, GREEN))
+    words = [f"--config={ROOT}/configs/folder.py", f"--config.data.dir={coloured}", "--split=all"]
+    words += ["--config.data.options.class_names=('a','b','c')"]
+    assert main(["check-data", *words, f"--config.data.options.palette={(BLACK, RED, GREEN)}"]) == 2
+    assert "(9, 8, 7) in 3 pixels" in capsys.readouterr().out
+
+
+def test_published_palettes(coloured):
+    put(coloured / "masks/1.png", np.array([BLACK, (128, 64, 128), (0, 0, 142)], np.uint8)[IDS])
+    expected = np.array([255, 0, CITYSCAPES.names.index("car")], np.uint8)[IDS]
+    np.testing.assert_array_equal(only(coloured, palette="cityscapes"), expected)
+    put(coloured / "masks/1.png", np.array([(224, 224, 192), (128, 0, 0), BLACK], np.uint8)[IDS])
+    np.testing.assert_array_equal(only(coloured, palette="voc"), np.array([255, 1, 0], np.uint8)[IDS])
+    with pytest.raises(UserError, match=r"palette='vocs': did you mean voc\?"):
+        only(coloured, palette="vocs")
+
+
+def cvat(root: Path) -> None:
+    """CVAT's export "Segmentation mask 1.1"."""
+    for name in ("a b", "c"):
+        image(root / f"JPEGImages/{name}.jpg")
+        put(root / f"SegmentationClass/{name}.png", COLOURS[IDS])
+        put(root / f"SegmentationObject/{name}.png", COLOURS[IDS])
+    (root / "ImageSets/Segmentation").mkdir(parents=True)
+    (root / "labelmap.txt").write_text(LABELMAP)
+
+
+def test_cvats_export_works_by_its_folder_alone(tmp_path, capsys):
+    cvat(tmp_path)
+    (tmp_path / "ImageSets/Segmentation/default.txt").write_text("a b\nc\n")
+    words = [f"--config={ROOT}/configs/folder.py", f"--config.data.dir={tmp_path}"]
+    assert main(["check-data", *words, "--config.data.options.val_fraction=0.5"]) == 0
+    assert "found JPEGImages/ and SegmentationClass/" in capsys.readouterr().out
+    source = open_source("folder", split="train", dir=tmp_path, val_fraction=0.5)
+    assert source.labels.names == ("background", "rust", "crack") and source.labels.palette == (BLACK, RED, GREEN)
+    np.testing.assert_array_equal(source[0]["label"], IDS)
+    for split, name in (("Train", "c"), ("Validation", "a b")):
+        (tmp_path / f"ImageSets/Segmentation/{split}.txt").write_text(name + "\n")
+    assert [open_source("folder", split=s, dir=tmp_path)[0]["name"] for s in ("train", "val")] == ["c", "a b"]
+
+
+def test_class_names_choose_the_order_of_a_labelmap(tmp_path):
+    cvat(tmp_path)
+    source = open_source("folder", split="all", dir=tmp_path, class_names=("crack", "background", "rust"))
+    np.testing.assert_array_equal(source[0]["label"], np.array([1, 2, 0], np.uint8)[IDS])
+    with pytest.raises(UserError, match=r"labelmap\.txt has the classes .* or leave class_names out"):
+        open_source("folder", split="all", dir=tmp_path, class_names=("crack", "sky", "rust"))
+    (tmp_path / "labelmap.txt").write_text("sky:1,2::\n")
+    with pytest.raises(UserError, match=r"labelmap\.txt, line 1: 'sky:1,2::'; write NAME:RED,GREEN,BLUE"):
+        open_source("folder", split="all", dir=tmp_path)
+
+
+def test_roboflows_values_become_class_ids(tmp_path):
+    image(tmp_path / "train/x.jpg")
+    put(tmp_path / "train/x_mask.png", np.array([0, 3, 7], np.uint8)[IDS])
+    (tmp_path / "train/_classes.csv").write_text("Pixel Value, Class\n0, background\n7, scale\n3, pointer\n")
+    source = open_source("folder", split="train", dir=tmp_path)
+    assert source.labels.names == ("background", "pointer", "scale")
+    np.testing.assert_array_equal(source[0]["label"], IDS)
+
+
+def test_the_red_channel_of_carla(coloured):
+    stored = np.zeros((2, 4, 4), np.uint8)
+    stored[..., 0], stored[..., 1], stored[..., 3] = IDS, 99, 255
+    put(coloured / "masks/1.png", stored)
+    np.testing.assert_array_equal(only(coloured, class_names=("a", "b", "c"), mask_channel=0), IDS)
+    with pytest.raises(UserError, match="mask_channel is 3; give 0"):
+        only(coloured, class_names=("a", "b", "c"), mask_channel=3)
+
+
+# One file for each class.
+
+
+@pytest.mark.parametrize("mask", ["masks/1/{}.png", "masks/1_{}.png"])
+def test_one_file_for_each_class(tmp_path, mask):
+    image(tmp_path / "images/1.jpg")
+    for class_id, name in ((1, "crack"), (2, "rust")):
+        put(tmp_path / mask.format(name), np.uint8(255) * (class_id == IDS))
+    source = open_source("folder", split="all", dir=tmp_path)
+    assert source.labels.names == ("background", "crack", "rust")
+    np.testing.assert_array_equal(source[0]["label"], IDS)
+    # Without a class for them, unmarked pixels count as nothing.
+    label = only(tmp_path, class_names=("rust", "crack"))
+    np.testing.assert_array_equal(label, np.array([255, 1, 0], np.uint8)[IDS])
+    both = np.full((2, 4), 255, np.uint8)
+    put(tmp_path / mask.format("crack"), both)
+    with pytest.raises(UserError, match=r"two classes claim 2 pixels.*overlap=ignore.*overlap=last"):
+        only(tmp_path)
+    assert only(tmp_path, overlap="ignore")[1].tolist() == [1, 255, 255, 1]
+    assert only(tmp_path, overlap="last")[1].tolist() == [1, 2, 2, 1]
+
+
+def test_parts_of_one_class_do_not_collide():
+    marked = np.array([[True, True, False]])
+    label = combine([(1, marked), (1, marked[:, ::-1])], rest=0, overlap="refuse", name="x")
+    assert label.tolist() == [[1, 1, 1]]
+
+
+# labelme. The values were drawn by hand after labelme.utils.shape_to_mask.
+
+
+def drawn(kind: str, points: list[list[float]], **more: object) -> list[list[int]]:
+    shape = {"shape_type": kind, "points": points, **more}
+    return draw_shape(shape, 5, 6).astype(int).tolist()
+
+
+def test_shapes_cover_their_outlines():
+    rectangle = [[0] * 6, [0, 1, 1, 1, 0, 0], [0, 1, 1, 1, 0, 0], [0] * 6, [0] * 6]
+    assert drawn("rectangle", [[1, 1], [3, 2]]) == drawn("rectangle", [[3, 2], [1, 1]]) == rectangle
+    assert drawn("polygon", [[1, 1], [3, 1], [3, 2], [1, 2]]) == rectangle
+    assert drawn("circle", [[2, 2], [3, 2]])[2] == [0, 1, 1, 1, 0, 0]
+    assert np.array(drawn("point", [[2, 2]])).all()  # 5 pixels around it
+    assert np.array(drawn("line", [[0, 2], [5, 2]])).all()  # 10 pixels wide
+    buffer = io.BytesIO()
+    Image.fromarray(np.array([[0, 1, 1], [1, 0, 0]], np.uint8)).save(buffer, "PNG")
+    encoded = base64.b64encode(buffer.getvalue()).decode()
+    pasted = drawn("mask", [[2, 1], [4, 2]], mask=encoded)
+    assert pasted[1:3] == [[0, 0, 0, 1, 1, 0], [0, 0, 1, 0, 0, 0]]
+
+
+def labelme(file: Path, *shapes: tuple[str, str, list[list[float]]]) -> None:
+    content = {
+        "imagePath": "x.jpg",
+        "imageHeight": 2,
+        "imageWidth": 4,
+        "shapes": [{"label": n, "shape_type": k, "points": p, "group_id": None} for n, k, p in shapes],
+    }
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("place", ["{}.json", "images/{}.json", "annotations/{}.json"])
+def test_outlines_of_labelme(tmp_path, place):
+    for name in "ab":
+        image(tmp_path / ("" if place == "{}.json" else "images") / f"{name}.jpg")
+    all_of_it = ("rust", "rectangle", [[0, 0], [3, 1]])
+    later = ("crack", "rectangle", [[1, 0], [2, 0]])
+    ignored = ("__ignore__", "rectangle", [[3, 1], [3, 1]])
+    labelme(tmp_path / place.format("a"), all_of_it, later, ignored)
+    labelme(tmp_path / place.format("b"))
+    source = open_source("folder", split="all", dir=tmp_path)
+    assert source.labels.names == ("_background_", "crack", "rust")
+    assert source[0]["label"].tolist() == [[2, 1, 1, 2], [2, 2, 2, 255]] and not source[1]["label"].any()
+    with pytest.raises(UserError, match=r"a\.json: shape 1 is 'rust', which is no class"):
+        open_source("folder", split="all", dir=tmp_path, class_names=("background", "crack"))[0]
+
+
+@pytest.mark.parametrize(
+    ("shape", "complaint"),
+    [
+        (("rust", "polygon", [[0, 0], [1, 1]]), "a polygon of 2 points"),
+        (("rust", "star", [[0, 0]]), "unknown shape 'star'"),
+        (("rust", "polygon", [[0, 0], [1, 1], [1e9, 0]]), "far from any image"),
+    ],
+)
+def test_shapes_that_cannot_be_drawn(tmp_path, shape, complaint):
+    image(tmp_path / "1.jpg")
+    labelme(tmp_path / "1.json", shape)
+    with pytest.raises(UserError, match=rf"1\.json: shape 1 \('rust'\) cannot be drawn \(.*{complaint}"):
+        only(tmp_path)
+
+
+def test_labels_of_labelme2voc(tmp_path):
+    image(tmp_path / "JPEGImages/1.jpg")
+    put(tmp_path / "SegmentationClassPNG/1.png", IDS)
+    (tmp_path / "labels.txt").write_text("__ignore__\n_background_\nrust\ncrack\n")
+    source = open_source("folder", split="all", dir=tmp_path)
+    assert source.labels.names == ("_background_", "rust", "crack")
+    np.testing.assert_array_equal(source[0]["label"], IDS)
+
+
+# A fix that is printed can be typed.
+
+
+def test_the_suggested_value_map_can_be_typed(coloured, capsys):
+    put(coloured / "masks/1.png", np.uint8(255) * (IDS > 0))
+    words = ["check-data", f"--config={ROOT}/configs/folder.py", f"--config.data.dir={coloured}", "--split=all"]
+    words += ["--config.data.options.class_names=('a','b')"]
+    assert main(words) == 2
+    line = next(one for one in capsys.readouterr().out.splitlines() if one.startswith("suggestion"))
+    assert main([*words, line.split(": ")[1].strip('"')]) == 0
+    assert "    1  b" in capsys.readouterr().out
