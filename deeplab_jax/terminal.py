@@ -1,11 +1,19 @@
 """Output for people on a terminal: tables and progress bars."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 
@@ -31,6 +39,25 @@ def class_table(results: Sequence[dict[str, Any]], titles: Sequence[str]) -> Tab
 def percent(value: float | None) -> str:
     """Return a ratio 0 to 1 in percent with two decimals; "-" for None."""
     return "-" if value is None else f"{100 * value:.2f}"
+
+
+def elapsed(console: Console) -> Callable[[str], AbstractContextManager[Any]]:
+    """Return a function that makes a context from a text. There a terminal shows the text with the seconds so far;
+    anything else gets the text once.
+    """
+
+    @contextmanager
+    def watch(text: str) -> Iterator[None]:
+        if not console.is_terminal:
+            console.print(f"{text}, which takes up to some ten minutes", highlight=False, soft_wrap=True)
+            yield
+            return
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+        with Progress(*columns, console=console, transient=True) as progress:
+            progress.add_task(text, total=None)
+            yield
+
+    return watch
 
 
 @contextmanager

@@ -3,8 +3,8 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -25,6 +25,7 @@ from deeplab_jax.train.program import Lowered, lower_evaluation, lower_predictio
 
 FORMAT = 1  # of a stored report; a change of what it holds makes another one
 MOST_IMAGES = 4096
+MOST_SECONDS = 10**9
 Report = dict[str, Any]
 Watch = Callable[[str], AbstractContextManager[Any]]
 KNOWN = {"ade20k": ADE20K, "camvid": CAMVID, "cityscapes": CITYSCAPES, "pet": PET, "voc": VOC}
@@ -52,12 +53,12 @@ class Ahead:
     folder: Path | None = None
     watch: Watch = nullcontext
 
-    def report(self, images: int = 0) -> tuple[Report, str]:
+    def report(self, images: int = 0) -> Report:
         """Compile the program for so many images of a call, or the configuration's number.
 
         Returns:
-          What the program needs, JSON, and its text ("" where it does not fit or the report is a stored one):
-          `fits`, `why` it does not; where it fits, the fields of `Compiled`, `bounds`, and the estimates of `estimated`.
+          What the program needs, JSON: `fits`, and `why` it does not; where it fits, the fields of `Compiled`,
+          `bounds` in seconds, and what `estimated` returns.
 
         Raises:
           UserError: a configuration or a target that cannot be.
@@ -67,12 +68,12 @@ class Ahead:
         about = {"target": self.target.name, **lowered.about, "model": describe(model), "chip_memory": self.limit()}
         file = self._file(lowered)
         stored = _stored(file)
-        found, text = (stored, "") if stored else self._compile(lowered, round(perf_counter() - begin, 1))
+        found = stored or self._compile(lowered, round(perf_counter() - begin, 1))
         if file and not stored:
             with suppress(OSError):  # Without a writable folder, only time is lost.
                 file.parent.mkdir(parents=True, exist_ok=True)
                 write_json(file, found)
-        return {**about, **found, **self.estimated(found, lowered.about)}, text
+        return {**about, **found, **self.estimated(found, lowered.about)}
 
     def lower(self, images: int = 0) -> tuple[Lowered, Any]:
         """Return the program for so many images of a call, and the model."""
@@ -91,7 +92,7 @@ class Ahead:
         return lower_prediction(model, self.size, devices[0], images=images or 1), model
 
     def unit(self) -> int:
-        """Return the images of a call divide by this number."""
+        """Return the number that divides the images of a call."""
         devices = devices_of(self.target)
         first = sum(device.process_index == devices[0].process_index for device in devices)
         t = self.config.train
@@ -122,27 +123,30 @@ class Ahead:
         tried: list[Report] = []
 
         def fits(images: int) -> bool:
-            tried.append(self.report(images)[0])
+            tried.append(self.report(images))
             return tried[-1]["fits"]
 
         start = self.config.train.batch_size if self.kind == "training" else self.unit()
         return bisect(fits, unit=self.unit(), start=start), tried
 
-    def _compile(self, lowered: Lowered, seconds: float) -> tuple[Report, str]:
+    def _compile(self, lowered: Lowered, seconds: float) -> Report:
         begin = perf_counter()
         versions = {"jax": jax.__version__, "compiler": compiler_version(self.target)}
         about = lowered.about
         try:
-            with self.watch(f"{about['kind']}, {about['images']} images, {self.target.name}: XLA compiles"):
+            with (
+                self.watch(f"{about['kind']}, {about['images']} images, {self.target.name}: XLA compiles"),
+                _uncached(),
+            ):
                 compiled = lowered.lowered.compile()
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
-            return {"fits": False, "why": str(error).splitlines()[0], "versions": versions}, ""
+            return {"fits": False, "why": str(error).splitlines()[0], "versions": versions}
         took = {"lower": seconds, "compile": round(perf_counter() - begin, 1)}
         needs = read_compiled(compiled, lowered.arguments)
         limit = self.limit()
-        found = {
+        return {
             "fits": needs.total_memory <= limit or self.target.chip is not None,  # Of a chip, the compiler decides.
             "why": "" if needs.total_memory <= limit else f"{needs.total_memory} bytes are more than {limit}",
             **needs.to_json(),
@@ -150,7 +154,6 @@ class Ahead:
             "seconds_of_compilation": took,
             "versions": versions,
         }
-        return found, compiled.as_text()
 
     def _file(self, lowered: Lowered) -> Path | None:
         """Return where the report of a program is stored: by its text, the target and the compiler."""
@@ -168,6 +171,18 @@ class Ahead:
             self.limit(),
         )
         return self.folder / f"{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]}.json"
+
+
+@contextmanager
+def _uncached() -> Iterator[None]:
+    """Keep programs out of JAX's own store: for a topology it can write them and not read them."""
+    key = "jax_persistent_cache_min_compile_time_secs"
+    before = jax.config.values[key]
+    jax.config.update(key, float(MOST_SECONDS))
+    try:
+        yield
+    finally:
+        jax.config.update(key, before)
 
 
 def bisect(fits: Callable[[int], bool], *, unit: int, start: int) -> int:
@@ -210,5 +225,3 @@ def _stored(file: Path | None) -> Report | None:
         found = read_json(file)
         return found if isinstance(found, dict) and "fits" in found else None
     return None
-
-
