@@ -177,7 +177,9 @@ update takes everything of a training step that no module and no loss asked for.
 def read_program(text: str) -> ProgramText:
     """Return the computations of a program's text."""
     computations: dict[str, list[Instruction]] = {}
-    entry, current, tables, table = "", None, {}, ""
+    tables: dict[str, dict[str, str]] = {}
+    current: list[Instruction] | None = None
+    entry, table = "", ""
     for line in text.splitlines():
         if current is not None:
             if line.startswith("}"):

@@ -98,10 +98,10 @@ def lower_evaluation(config: ConfigDict, model: Segmenter, devices: Sequence[Any
     their own images. A CRF is left out. With a window, it is that of images that are as large as the window.
     """
     protocol, how = evaluate_options(config)
-    size = protocol.window or max(protocol.pad_to, default=protocol.run_size(tuple(config.data.crop_size)))
+    height, width = protocol.window or max(protocol.pad_to, default=protocol.run_size(tuple(config.data.crop_size)))
     first = [device for device in devices if device.process_index == devices[0].process_index]
     used = first[: how["devices"] or len(first)]
-    return _lower_inference(model, protocol, how["batch_size"] * len(used), size, used, labels=True)
+    return _lower_inference(model, protocol, how["batch_size"] * len(used), (height, width), used, labels=True)
 
 
 def lower_prediction(model: Segmenter, size: Size, device: Any, *, images: int = 1) -> Lowered:
