@@ -25,7 +25,7 @@ from experiments.regimes import REGIMES
 from experiments.run.resolve import Resolved, Settings, resolve
 from experiments.tables import TABLES
 
-RESULTS = Path(__file__).resolve().parents[1] / "results" / "benchmarks" / "tpu_estimated.json"
+RESULTS = Path(__file__).resolve().parents[1] / "results" / "tpu_estimated.json"
 SECTION = Section("<!-- tpu:begin -->", "<!-- tpu:end -->")
 TARGETS = "v5e:2x2,v5e:4x4,v6e:2x2,v6e:4x4"
 Content = dict[str, Any]
