@@ -107,6 +107,7 @@ def make_parser() -> argparse.ArgumentParser:
     add_inference_verbs(verb)
     add_data_verbs(verb)
     add_model_verbs(verb)
+    add_compile_verb(verb)
     return parser
 
 
@@ -229,6 +230,32 @@ def add_model_verbs(verb: Verb) -> None:
     )
 
 
+def add_compile_verb(verb: Verb) -> None:
+    """Add `compile`."""
+    ahead = verb(
+        "compile",
+        commands.compile_,
+        "Compile the program of a configuration for a TPU that need not be there; prints memory and estimated time. "
+        "The exit code is 2 where the program does not fit.",
+        config="required",
+    )
+    ahead.add_argument("--target", required=True, help="v4:2x2x1, v5e:4x4, v5p:2x2x1, v6e:2x4, ..., cpu or gpu")
+    ahead.add_argument("--batch", type=positive, help="images of one call; by default the configuration's")
+    ahead.add_argument("--space", type=positive, help="devices that share the rows of an image; see config.train.space")
+    ahead.add_argument("--remat", action="store_true", default=None, help="keep fewer activations in training")
+    ahead.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the activations")
+    ahead.add_argument("--output_stride", "--output-stride", type=positive, help="8, 16, 32, ...")
+    ahead.add_argument("--num_classes", "--num-classes", type=positive, help="by default those of the data set")
+    ahead.add_argument("--predict", type=image_size, metavar="HEIGHTxWIDTH", help="compile prediction, not training")
+    ahead.add_argument("--evaluate", action="store_true", help="compile evaluation, not training")
+    ahead.add_argument(
+        "--largest_batch", "--largest-batch", action="store_true", help="also search the most images of a call that fit"
+    )
+    ahead.add_argument("--json", metavar="FILE", help="write the report to this file as well")
+    ahead.add_argument("--picture", metavar="FILE.png", help="draw memory and cycles")
+    ahead.add_argument("--out", metavar="DIR", help="folder for compile.json and compile.png")
+
+
 def add_distributed_flag(parser: argparse.ArgumentParser) -> None:
     """Add the flag that makes several processes work as one."""
     parser.add_argument(
@@ -261,6 +288,13 @@ def numbers(kind: type) -> Callable[[str], tuple[Any, ...]]:
             raise argparse.ArgumentTypeError(f"{text!r}: give numbers separated by commas") from None
 
     return parse
+
+
+def positive(text: str) -> int:
+    """Parse a whole number of at least 1."""
+    if not text.isdecimal() or not 1 <= int(text) <= 2**31 - 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: give a whole number of at least 1")
+    return int(text)
 
 
 def image_size(text: str) -> tuple[int, int]:

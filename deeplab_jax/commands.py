@@ -341,6 +341,60 @@ def write_text(file: str, text: str) -> None:
         raise UserError(f"{file}: cannot be written ({error.strerror}); give another --json") from None
 
 
+def compile_(args: argparse.Namespace) -> int:
+    """`compile`."""
+    from rich.console import Console
+
+    from deeplab_jax.analysis import compiled_table
+    from deeplab_jax.analysis.targets import parse_target, start_without_accelerator
+    from deeplab_jax.files import write_json, write_whole
+    from deeplab_jax.terminal import elapsed
+    from deeplab_jax.train.ahead import Ahead, cache_folder
+
+    if args.predict and args.evaluate:
+        raise UserError("--predict and --evaluate: one program at a time; leave one of them out")
+    target = parse_target(args.target)
+    start_without_accelerator(target)
+    config = required_config(args)
+    kind = "prediction" if args.predict else "evaluation" if args.evaluate else "training"
+    for key, value in given(args, "space", "remat").items():
+        config.train[key] = value
+    if args.dtype:
+        config.model.options.dtype = args.dtype
+    if args.output_stride is not None:
+        (config.evaluate if kind == "evaluation" else config.model).output_stride = args.output_stride
+    ahead = Ahead(
+        config,
+        target,
+        kind=kind,
+        size=args.predict or (513, 513),
+        num_classes=args.num_classes or 0,
+        folder=cache_folder(),
+        watch=elapsed(Console(stderr=True)),
+    )
+    report = ahead.report(args.batch or 0)
+    console = Console()
+    console.print(compiled_table.title(report), highlight=False, soft_wrap=True)
+    if report["fits"]:
+        for table in (compiled_table.memory_table(report), *compiled_table.cycles_tables(report)):
+            console.print(table)
+    for line in compiled_table.lines(report):
+        console.print(line, highlight=False, soft_wrap=True)
+    if args.largest_batch:
+        largest, tried = ahead.largest()
+        report = {**report, "largest_batch": largest, "tried": {one["images"]: one["fits"] for one in tried}}
+        print(f"largest batch that fits: {largest} images (tried {', '.join(map(str, sorted(report['tried'])))})")
+    files = {name: Path(args.out, f"compile.{name}") for name in ("json", "png")} if args.out else {}
+    files |= {name: Path(file) for name, file in (("json", args.json), ("png", args.picture)) if file}
+    if "json" in files:
+        write_whole(files["json"], lambda file: write_json(file, report))
+    if "png" in files and report["fits"]:
+        write_whole(files["png"], lambda file: compiled_table.draw(report, file))
+    if report["fits"]:
+        return 0
+    return fail(f"--target {args.target}: {report['images']} images do not fit; give fewer with --batch, or --remat")
+
+
 def given(args: argparse.Namespace, *names: str) -> dict[str, Any]:
     """Return the given flags among the named ones."""
     return {name: getattr(args, name) for name in names if getattr(args, name) is not None}

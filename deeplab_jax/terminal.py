@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from rich import box
@@ -12,6 +12,9 @@ from rich.progress import (
     DownloadColumn,
     MofNCompleteColumn,
     Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
@@ -56,6 +59,25 @@ def weights_table(rows: Sequence[dict[str, Any]]) -> Table:
 def percent(value: float | None) -> str:
     """Return a ratio 0 to 1 in percent with two decimals; "-" for None."""
     return "-" if value is None else f"{100 * value:.2f}"
+
+
+def elapsed(console: Console) -> Callable[[str], AbstractContextManager[Any]]:
+    """Return a function that makes a context from a text. There a terminal shows the text with the seconds so far;
+    anything else gets the text once.
+    """
+
+    @contextmanager
+    def watch(text: str) -> Iterator[None]:
+        if not console.is_terminal:
+            console.print(f"{text}, which takes up to some ten minutes", highlight=False, soft_wrap=True)
+            yield
+            return
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+        with Progress(*columns, console=console, transient=True) as progress:
+            progress.add_task(text, total=None)
+            yield
+
+    return watch
 
 
 @contextmanager

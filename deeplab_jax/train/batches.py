@@ -18,10 +18,18 @@ from deeplab_jax.data.loader import Batch, skipped_examples, training_batches
 from deeplab_jax.data.source import Source
 from deeplab_jax.distributed import together
 from deeplab_jax.models.segmenter import Segmenter
-from deeplab_jax.train.sharding import own_rows, place_batch
+from deeplab_jax.train.sharding import batch_sharding, own_rows, place_batch
 
 CHECKED_BATCHES = 2
 SAMPLED_BATCHES = 3
+
+
+def abstract_batch(config: ConfigDict, model: Segmenter, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """Return the shapes, dtypes and places of a training batch."""
+    shape = (config.train.batch_size, *config.data.crop_size)
+    shapes = {"image": (*shape, len(model.preprocessing.mean)), "label": shape}
+    place = batch_sharding(mesh)
+    return {name: jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=place) for name, shape in shapes.items()}
 
 
 class Batches:

@@ -1,6 +1,7 @@
 """The objects that a configuration names: data, network, devices, optimizer and step."""
 
 import inspect
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -73,10 +74,10 @@ def build_model(config: ConfigDict, *, num_classes: int) -> Segmenter:
     )
 
 
-def build_mesh(config: ConfigDict, model: Segmenter) -> Mesh:
-    """Make the mesh of devices; the batch and its crops have to split over it."""
+def build_mesh(config: ConfigDict, model: Segmenter, *, among: Sequence[Any] = ()) -> Mesh:
+    """Make the mesh of devices; the batch and its crops have to split over it. See `make_mesh`."""
     t = config.train
-    mesh = make_mesh(t.devices, t.space)
+    mesh = make_mesh(t.devices, t.space, among=among)
     check_batch_size(t.batch_size, t.accumulate, mesh)
     check_crop_size(config.data.crop_size, model.output_stride, mesh)
     return mesh

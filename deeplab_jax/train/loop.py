@@ -5,19 +5,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 from rich.console import Console
 
 from deeplab_jax.config_values import check
 from deeplab_jax.distributed import together
 from deeplab_jax.train.batches import Batches
-from deeplab_jax.train.faults import Step, is_finite, keep_finite, saving_first, saying_skipped
+from deeplab_jax.train.faults import Step, is_finite, saving_first, saying_skipped
 from deeplab_jax.train.from_config import build_mesh, build_model, build_optimizer, build_step, open_splits
 from deeplab_jax.train.initialise import fresh_state
+from deeplab_jax.train.program import build_program
 from deeplab_jax.train.run import Run
-from deeplab_jax.train.sharding import replicated, state_shardings
-from deeplab_jax.train.state import TrainState, create_state
+from deeplab_jax.train.state import TrainState
 from deeplab_jax.train.validation import Results, Validation
 from deeplab_jax.train.writers import announce
 
@@ -52,16 +51,13 @@ def train(
             batches = Batches(config, model, train_source, mesh)
             validation = Validation(config, model, val_source, mesh)
             run.open(allow_config_change=allow_config_change)
-        size, ema = tuple(config.data.crop_size), config.train.ema_decay > 0
-        initial = partial(create_state, model=model, optimizer=optimizer, size=size, ema=ema)
-        shardings = state_shardings(jax.eval_shape(initial, jax.random.key(0)), mesh, split=config.train.shard_state)
+        initial, shardings, step = build_program(config, model, mesh, optimizer, step)
         state, start = run.restore(initial, shardings)
         if state is None:
             state = fresh_state(initial, shardings, config, model=model, images=batches.sample, say=run.say)
         if not run.begin(start, model, train_source, schedule):
             return None
         announce(config, model, train_source, val_source, mesh, run.writers)
-        step = jax.jit(keep_finite(step), donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
         with saying_skipped(batches.skipped, len(train_source), run.writers.say):
             return run_steps(run, state, step, batches.placed(start, stopped=run.stop.heard), validation)
 

@@ -18,25 +18,27 @@ from deeplab_jax.models.segmenter import SMALLEST_SIDE
 DATA, SPACE = "data", "space"
 
 
-def make_mesh(devices: int = 0, space: int = 1) -> Mesh:
+def make_mesh(devices: int = 0, space: int = 1, *, among: Sequence[Any] = ()) -> Mesh:
     """Return a mesh of `devices` / `space` by `space` devices, with the axes `data` and `space`.
 
     Args:
       devices: how many, from the first; 0 takes all.
       space: how many devices share the rows of an image.
+      among: devices to take them from, such as those of a topology; empty: all that there are.
 
     Raises:
       UserError: there are not so many devices, they do not divide, or several processes would not use all of theirs.
     """
-    found = jax.devices()
+    found = list(among) or jax.devices()
+    processes = len({device.process_index for device in found})
     if not 0 <= devices <= len(found):
         raise UserError(
             f"config.train.devices={devices}: there are {len(found)}; choose 1 to {len(found)}, or 0 for all"
         )
     count = devices or len(found)
-    if jax.process_count() > 1 and count < len(found):
+    if processes > 1 and count < len(found):
         raise UserError(f"config.train.devices={devices}: several processes use all of their devices; give 0")
-    here = count // jax.process_count()
+    here = count // processes
     if space < 1 or here % space:
         fitting = [n for n in range(1, here + 1) if here % n == 0]
         raise UserError(

@@ -64,17 +64,22 @@ def create_state(
     )
 
 
+def abstract_state(initial: Callable[[jax.Array], TrainState], shardings: TrainState) -> TrainState:
+    """Return the shapes, dtypes and places of the state that `initial` makes from a key."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        jax.eval_shape(initial, jax.random.key(0)),
+        shardings,
+    )
+
+
 def restore(
     checkpoints: Checkpoints, step: int, initial: Callable[[jax.Array], TrainState], shardings: TrainState
 ) -> TrainState:
     """Return the state of a step, for any devices that it was saved from; `initial` makes a state of this kind from a
     key.
     """
-    abstract = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        jax.eval_shape(initial, jax.random.key(0)),
-        shardings,
-    )
+    abstract = abstract_state(initial, shardings)
     return abstract.with_restored(
         checkpoints.restore_variables(step, abstract.variables()), checkpoints.restore_extra(step, abstract.extra())
     )

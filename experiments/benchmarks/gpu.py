@@ -1,0 +1,188 @@
+"""Measure what matters most on a GPU in a few minutes, the most telling first.
+
+    python -m experiments.benchmarks.gpu --out DIR [--minutes 12] [--camvid DIR]
+
+Each row is written to `DIR/results.json` as soon as it is measured; a row that is there is kept. No row starts after
+the minutes are over. PyTorch is raced where it is installed for the GPU, otherwise ours runs alone. `--camvid` trains
+the recipe of `configs/camvid.py` in what is left, and evaluates it.
+"""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from deeplab_jax.cli import Parser
+from deeplab_jax.commands import fail
+from deeplab_jax.errors import UserError
+from experiments.benchmarks import inference, lowerings, machine, memory, networks, pairs, training
+from experiments.benchmarks.session import Result, Session
+
+REPEATS = 5
+EVALUATION = 45.0  # Seconds that are kept for the evaluation of CamVid.
+ATROUS = tuple(f"rate {rate}" for rate in (2, 4, 6, 8, 12, 16, 18, 24, 36))
+
+
+class Step(NamedTuple):
+    """A part of the measurements.
+
+    Attributes:
+      measure: offers rows to a session.
+      words: a row is measured if its name has one of them in it.
+      dtype: of the rows; "" takes all.
+    """
+
+    measure: Callable[[Session], None]
+    words: tuple[str, ...] = ("",)
+    dtype: str = ""
+
+
+class Timed(Session):
+    """A session that starts no row after its end, and takes only the rows of a step.
+
+    Attributes:
+      left_out: names of the rows for which no time was left.
+    """
+
+    def __init__(self, file: Path, *, end: float, quick: bool) -> None:
+        super().__init__(file, repeats=2 if quick else REPEATS, quick=quick)
+        self.end, self.left_out = end, list[str]()
+        self.step = Step(headline)
+
+    def row(self, part: str, name: str, settings: Mapping[str, Any], measure: Callable[[], Result]) -> Result | None:
+        """See `Session.row`."""
+        step = self.step
+        if not any(f"{word}," in f"{name}," or word in ("", name) for word in step.words) or step.dtype not in name:
+            return None
+        if time.monotonic() > self.end:
+            self.left_out.append(f"{part}: {name}")
+            return None
+        return super().row(part, name, settings, measure)
+
+
+def headline(session: Session) -> None:
+    """Train the papers' main network, DeepLabv3+ on ResNet-101, with 16 crops of 513; ours alone, with its memory."""
+    network = networks.TINY if session.quick else networks.RESNET101_PLUS
+    batch, side = (2, 65) if session.quick else (16, 513)
+    for dtype in ("bfloat16", "float32"):
+        name = f"{network.name}, {batch}x{side}x{side}, {dtype}"
+        settings = {"network": network.name, "side": side, "batch": batch, "dtype": dtype}
+
+        def run(dtype: str = dtype) -> Result:
+            alone = "only ours takes this size"
+            return {
+                **training.contest_of(session, pairs.lazily(network), batch=batch, side=side, dtype=dtype, alone=alone),
+                "device_peak_mib": memory.device_peak("ours"),
+            }
+
+        session.row("headline", name, settings, run)
+
+
+STEPS = (
+    Step(headline),
+    Step(training.measure, dtype="bfloat16"),
+    Step(inference.measure, dtype="bfloat16"),
+    Step(training.measure, dtype="float32"),
+    Step(inference.measure, dtype="float32"),
+    Step(memory.measure, words=("ours",)),
+    Step(lowerings.measure, words=ATROUS),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure in turn. Returns 1 where a row failed, 2 for what the user can fix."""
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # Memory is shared with PyTorch and with children.
+    args = parser().parse_args(argv)
+    try:
+        session = run(args)
+    except UserError as error:
+        return fail(str(error))
+    for name in session.left_out:
+        print(f"no time left for {name}")
+    for failure in session.failures:
+        print(f"failed: {failure}", file=sys.stderr)
+    return 1 if session.failures else 0
+
+
+def run(args: argparse.Namespace) -> Timed:
+    """Measure all steps, and return the session."""
+    out: Path = args.out
+    out.mkdir(parents=True, exist_ok=True)
+    session = Timed(out / "results.json", end=time.monotonic() + 60 * args.minutes, quick=args.quick)
+    if session.platform != "cpu":
+        save_target(out / "target_config.txt")
+    for session.step in STEPS:
+        session.step.measure(session)
+    if args.camvid:
+        session.step = Step(headline)
+        left = session.end - time.monotonic()
+        settings = {"recipe": "configs/camvid.py", "minutes": args.minutes}
+        session.row("camvid", "headline", settings, lambda: camvid(args.camvid, out, left, quick=args.quick))
+    return session
+
+
+def save_target(file: Path) -> None:
+    """Write the description of this GPU with which XLA can compile for it elsewhere."""
+    from jax._src.lib import xla_client
+
+    config = xla_client.get_topology_for_devices(jax.devices()).target_config
+    file.write_text(str(config))
+
+
+def camvid(folder: str, out: Path, seconds: float, *, quick: bool) -> Result:
+    """Train the recipe until the seconds are over, then evaluate the newest checkpoint.
+
+    Returns:
+      The `step` that was reached, mIoU in percent on the validation split, and the seconds of both.
+
+    Raises:
+      RuntimeError: a command failed.
+    """
+    run = out / "camvid"
+    config = f"{machine.ROOT}/configs/camvid.py{':debug' if quick else ''}"
+    data = [f"--config.data.dir={folder}"]
+    start = time.monotonic()
+    with subprocess.Popen(
+        [sys.executable, "-m", "deeplab_jax", "train", "--config", config, *data, "--workdir", str(run)],
+        cwd=machine.ROOT,
+    ) as process:
+        try:
+            process.wait(max(30.0, seconds - EVALUATION))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGTERM)  # It saves, and ends with 75.
+            process.wait()
+    if process.returncode not in (0, 75):
+        raise RuntimeError(f"training ended with {process.returncode}")
+    trained = time.monotonic()
+    limit = ["--limit", "2"] if quick else []
+    words = ["evaluate", "--model", str(run), "--checkpoint", "newest", "--out", str(run / "val"), *limit, *data]
+    subprocess.run([sys.executable, "-m", "deeplab_jax", *words], cwd=machine.ROOT, check=True)
+    metrics = json.loads((run / "val" / "metrics.json").read_text())
+    return {
+        "step": metrics["checkpoint"],
+        "miou": round(100 * metrics["miou"], 2),
+        "training_seconds": round(trained - start, 1),
+        "evaluation_seconds": round(time.monotonic() - trained, 1),
+    }
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the flags."""
+    flags = Parser(prog="python -m experiments.benchmarks.gpu", description=(__doc__ or "").split("\n")[0])
+    flags.add_argument("--out", type=Path, required=True, help="folder of the results")
+    flags.add_argument("--minutes", type=float, default=12.0, help="after which no row starts; default 12")
+    flags.add_argument("--camvid", metavar="DIR", help="folder of CamVid (train/, trainannot/, val/, valannot/)")
+    flags.add_argument("--quick", action="store_true", help="tiny sizes and networks, to see that everything works")
+    return flags
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,157 @@
+"""Compile every training of the papers for TPUs that are not there, and write what each needs, as estimated by XLA.
+
+    python -m experiments.benchmarks.tpu [--targets v5e:2x2,v6e:2x2] [--scale paper] [--rows v3_table6] \
+        [--out FILE] [--write experiments/benchmarks/README.md]
+
+It needs `pip install 'deeplab_jax[tpu-compile]'`. One program takes ten minutes and more on two cores. Each row is
+written as soon as it is there, and kept by the next run with the same versions; Ctrl-C loses only the row at work.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from deeplab_jax.analysis.compiled_table import by_stage
+from deeplab_jax.analysis.targets import Target, compiler_version, devices_of, parse_target, start_without_accelerator
+from deeplab_jax.cli import Parser
+from deeplab_jax.commands import fail
+from deeplab_jax.errors import UserError, did_you_mean
+from deeplab_jax.files import read_json
+from deeplab_jax.train.ahead import Ahead, cache_folder
+from experiments.output import Section, escape, markdown_table, write_json
+from experiments.regimes import REGIMES
+from experiments.run.resolve import Resolved, Settings, resolve
+from experiments.tables import TABLES
+
+RESULTS = Path(__file__).resolve().parents[1] / "results" / "tpu_estimated.json"
+SECTION = Section("<!-- tpu:begin -->", "<!-- tpu:end -->")
+TARGETS = "v5e:2x2,v5e:4x4,v6e:2x2,v6e:4x4"
+Content = dict[str, Any]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Compile what the file lacks. Returns 2 for what the user can fix."""
+    args = parser().parse_args(argv)
+    try:
+        content = run(args)
+        print(f"\n{summarize(content)}")
+        if args.write:
+            SECTION.write(Path(args.write), summarize(content))
+    except UserError as error:
+        return fail(str(error))
+    return 0
+
+
+def run(args: argparse.Namespace) -> Content:
+    """Compile the trainings for the targets, and return the content of the file."""
+    if args.scale not in REGIMES:
+        raise UserError(f"--scale {args.scale}: {did_you_mean(args.scale, REGIMES)}")
+    targets = [parse_target(word) for word in args.targets.split(",")]
+    for target in targets:
+        start_without_accelerator(target)
+        devices_of(target)
+    content = read_results(args.out)
+    for name, found in trainings(args.scale, args.dtype):
+        if args.rows in name:
+            for target in targets:
+                row = f"{name} on {target.name}"
+                settings = {"scale": args.scale, "dtype": args.dtype, "compiler": compiler_version(target)}
+                old = content["rows"].get(row)
+                if old is None or old["settings"] != settings:
+                    content["rows"][row] = {"settings": settings, **compiled(found, target)}
+                    write_json(args.out, content)
+                print(f"{row}: {spell(content['rows'][row])}", flush=True)
+    return content
+
+
+def trainings(scale: str, dtype: str) -> Iterator[tuple[str, Resolved]]:
+    """Yield each training of the tables once, with the name of the first row that asks for it."""
+    settings, seen = Settings(overrides=(f"--config.model.options.dtype={dtype}",)), set()
+    for table in TABLES.values():
+        for name, row in table.named_rows().items():
+            found = resolve(row, table, REGIMES[scale], settings) if row.train else None
+            if isinstance(found, Resolved) and found.training_key not in seen:
+                seen.add(found.training_key)
+                yield f"{table.name}/{name}", found
+
+
+def compiled(found: Resolved, target: Target) -> dict[str, Any]:
+    """Return the report of a training on a target, with its cycles by stage; `error` where it cannot be."""
+    try:
+        report = Ahead(found.config, target, folder=cache_folder()).report()
+    except UserError as error:
+        return {"error": str(error)}
+    report["steps"] = found.config.train.steps
+    if report["fits"]:
+        report["cycles_by_layer"] = by_stage(report["cycles_by_layer"])
+    return report
+
+
+def summarize(content: Mapping[str, Any]) -> str:
+    """Return the table of a file in Markdown."""
+    compilers = sorted({row["settings"]["compiler"] for row in content["rows"].values()})
+    head = ("training", "images", "chips", "fits", "memory, GiB a chip", "10⁶ cycles", "bound by", "images/s", "hours")
+    rows = [(escape(name), *cells(row)) for name, row in content["rows"].items()]
+    return (
+        f"All of it is **estimated** by XLA ({', '.join(compilers)}); nothing was run on a TPU.\n\n"
+        f"{markdown_table(head, rows, numbers=5)}"
+    )
+
+
+def cells(row: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the cells of a row behind its name."""
+    if "error" in row:
+        yield from ("-", "-", f"no: {escape(row['error'])}", "-", "-", "-", "-", "-")
+        return
+    yield from (str(row["images"]), str(row["devices"]))
+    if not row["fits"]:
+        yield from (f"no: {escape(row['why'])}", "-", "-", "-", "-", "-")
+        return
+    yield from ("yes", f"{row['total_memory'] / 2**30:.2f} of {row['chip_memory'] / 2**30:.2f}")
+    estimated = row.get("estimated")
+    if not estimated:
+        yield from ("-", "-", "-", "-")
+        return
+    yield from (f"{row['cycles'] / 1e6:.1f}", max(row["bounds"], key=row["bounds"].__getitem__))
+    yield from (f"{estimated['images_per_second']:.0f}", f"{estimated['hours']:.1f}")
+
+
+def spell(row: Mapping[str, Any]) -> str:
+    """Return a row in one line."""
+    names = ("images", "chips", "fits", "memory (GiB a chip)", "estimated 10⁶ cycles", "bound by", "images/s", "hours")
+    return ", ".join(f"{name} {cell}" for name, cell in zip(names, cells(row), strict=True))
+
+
+def read_results(file: Path) -> Content:
+    """Return the content of a file of results, or that of a new one.
+
+    Raises:
+      UserError: the file holds something else.
+    """
+    if not file.exists():
+        return {"rows": {}}
+    try:
+        content = read_json(file)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: cannot be read as results ({error}); give another --out") from None
+    if not isinstance(content, dict) or not isinstance(content.get("rows"), dict):
+        raise UserError(f"{file}: holds no estimates of TPUs; give another --out")
+    return content
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the flags."""
+    flags = Parser(prog="python -m experiments.benchmarks.tpu", description=(__doc__ or "").split("\n")[0])
+    flags.add_argument("--targets", default=TARGETS, help=f"slices, separated by commas; default {TARGETS}")
+    flags.add_argument("--scale", default="paper", help="a regime of experiments/regimes.py; default paper")
+    flags.add_argument("--dtype", default="bfloat16", choices=("float32", "bfloat16"), help="of the activations")
+    flags.add_argument("--rows", default="", metavar="TEXT", help="only trainings whose name has this in it")
+    flags.add_argument("--out", type=Path, default=RESULTS, help="file of the results")
+    flags.add_argument("--write", metavar="FILE", help="file whose section to replace")
+    return flags
+
+
+if __name__ == "__main__":
+    sys.exit(main())

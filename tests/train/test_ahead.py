@@ -1,0 +1,121 @@
+"""Compilation ahead of time: the program is that of training, and what is said of it is true."""
+
+import math
+
+import jax
+import pytest
+
+from deeplab_jax.analysis.compiled import sum_cycles
+from deeplab_jax.analysis.program_text import read_program
+from deeplab_jax.analysis.targets import Target, devices_of, parse_target
+from deeplab_jax.errors import UserError
+from deeplab_jax.train import ahead as module
+from deeplab_jax.train.ahead import Ahead, bisect, count_classes
+from deeplab_jax.train.program import lower_training
+from tests.support.tiny import tiny_config, tiny_models
+
+CPU = Target("cpu")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def models(compilation_cache):
+    with tiny_models():
+        yield
+
+
+def test_bisect_finds_the_largest_that_fits() -> None:
+    for most in (0, 3, 4, 5, 16, 17, 100, 4096, 9999):
+        for unit in (1, 4, 6):
+            for start in (1, 16, 5000):
+                tried = []
+                found = bisect(lambda n, m=most, t=tried: bool(t.append(n)) or n <= m, unit=unit, start=start)
+                assert found == min(most, 4096) // unit * unit
+                assert len(tried) == len(set(tried)) <= 14 and all(n % unit == 0 for n in tried)
+
+
+def test_classes_of_known_data_need_no_files() -> None:
+    config = tiny_config()
+    assert count_classes(config) == 9  # of the generated scenes
+    config.data.options = {}
+    for name, classes in (("voc", 21), ("cityscapes", 19), ("camvid", 11), ("ade20k", 150)):
+        config.data.name = name
+        assert count_classes(config) == classes
+    config.data.name = "folder"
+    with pytest.raises(UserError, match="data set 'folder' reads files"):
+        count_classes(config)
+    config.data.options = {"class_names": ("a", "b", "c")}
+    assert count_classes(config) == 3
+
+
+def test_the_report_of_a_step_on_cpus(tmp_path) -> None:
+    """Two devices share a batch of four; each has two images of 33x33x3 with labels, and all parameters."""
+    config = tiny_config(**{"train.devices": 2, "train.batch_size": 4, "train.ema_decay": 0.9})
+    ahead = Ahead(config, CPU, folder=tmp_path)
+    lowered, _ = ahead.lower()
+    sizes = lowered.arguments
+    assert sizes["batch"] == 2 * 33 * 33 * 4
+    assert sizes["parameters"] == sizes["average"] <= sizes["optimizer"] <= sizes["parameters"] + 16  # and its counts
+    report = ahead.report()
+    assert report["kind"] == "training" and report["images"] == 4 and report["devices"] == 2
+    assert report["fits"] and report["total_memory"] == sum(report["memory"].values()) < report["chip_memory"]
+    assert report["collectives"]["all-reduce"]["count"] >= 1
+    assert report["cycles"] == 0 and report["bounds"] == {} and "estimated" not in report
+    assert math.isfinite(report["flops"]) and report["flops"] > 0
+
+
+def test_a_stored_report_is_read_and_not_made_again(tmp_path, monkeypatch) -> None:
+    ahead = Ahead(tiny_config(), CPU, kind="prediction", size=(33, 33), folder=tmp_path)
+    first = ahead.report()
+    monkeypatch.setattr(module, "read_compiled", None)  # It would fail.
+    assert ahead.report() == first
+    with pytest.raises(TypeError):
+        Ahead(tiny_config(), CPU, kind="prediction", size=(33, 49), folder=tmp_path).report()
+
+
+@pytest.mark.parametrize(("kind", "images", "size"), [("evaluation", 4, [33, 33]), ("prediction", 1, [65, 49])])
+def test_inference(kind, images, size) -> None:
+    """Evaluation has `evaluate.batch_size` images on each device, of the size that the protocol pads to."""
+    report = Ahead(tiny_config(**{"train.devices": 2}), CPU, kind=kind, size=(65, 49)).report()
+    assert (report["kind"], report["images"], report["size"]) == (kind, images, size)
+    assert "optimizer" not in report["memory"] and "batch statistics" not in report["memory"]
+
+
+def test_what_does_not_fit_is_a_report_too(monkeypatch) -> None:
+    ahead = Ahead(tiny_config(), CPU, kind="prediction", size=(33, 33))
+    one, three = (ahead.report(images)["total_memory"] for images in (1, 3))
+    monkeypatch.setattr(Ahead, "limit", lambda self: (one + three) // 2)
+    report = ahead.report(3)
+    assert not report["fits"] and report["why"] == f"{three} bytes are more than {(one + three) // 2}"
+    largest, tried = ahead.largest()
+    assert largest in (1, 2) and next((each["images"], each["fits"]) for each in tried) == (1, True)
+    monkeypatch.setattr(Ahead, "limit", lambda self: 1000)
+    assert ahead.largest()[0] == 0
+
+
+# On a TPU that is not there.
+
+
+@pytest.mark.slow
+def test_a_step_for_four_chips_is_what_the_papers_ask_for() -> None:
+    """Atrous convolutions stay native, batch norm sees all chips, and convolutions are in bfloat16."""
+    pytest.importorskip("libtpu", reason="libtpu compiles for TPUs: pip install 'deeplab_jax[tpu-compile]'")
+    options = {"aspp_channels": 8, "decoder_convs": ((3, 8),), "dtype": "bfloat16", "norm_momentum": 0.9}
+    config = tiny_config(**{"model.name": "deeplabv3plus_tiny", "train.devices": 0, "train.batch_size": 4})
+    config.model.options = options
+    config.data.crop_size = (65, 65)
+    lowered = lower_training(config, module.build_model(config, num_classes=4), devices_of(parse_target("v5e:2x2")))
+    with module._uncached():
+        compiled = lowered.lowered.compile()
+    text = read_program(compiled.as_text())
+    convolutions = list(text.convolutions())
+    of_network = [(one, dtypes) for one, dtypes in convolutions if "Segmenter" in one.op_name]
+    assert of_network and {dtypes for _, dtypes in of_network} == {("bf16", "bf16")}
+    for branch, rate in (("branch_atrous1", 6), ("branch_atrous2", 12), ("branch_atrous3", 18)):
+        forward = [one.line for one, _ in of_network if branch in one.op_name and "transpose" not in one.op_name]
+        assert forward and all(
+            f"size=3x3 pad={rate}_{rate}x{rate}_{rate} rhs_dilate={rate}x{rate}" in s for s in forward
+        )
+    sums = [one for one, _ in text.runs if one.opcode.startswith("all-reduce") and "/norm/batch" in one.op_name]
+    assert sums and all("'data'=4" in one.line or "{0,1,2,3}" in one.line or "[1,4]" in one.line for one in sums)
+    assert sum(cycles for _, cycles in sum_cycles(text, text.kind).items()) > 0
+    assert jax.default_backend() != "tpu"
