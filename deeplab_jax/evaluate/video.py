@@ -22,10 +22,10 @@ from deeplab_jax.models.segmenter import Segmenter, Variables
 CODEC = "mp4v"
 """MPEG-4 Part 2: `opencv-python-headless` has no encoder for H.264."""
 USUAL_RATE = 25.0  # Frames a second of a file that does not state it.
-_SETTINGS = {
-    "OPENCV_FFMPEG_LOGLEVEL": "-8",  # The command says what is wrong, in one line.
-    "OPENCV_FFMPEG_CAPTURE_OPTIONS": "protocol_whitelist;file",  # A video can name addresses to read from.
-}
+# OpenCV reads these once. It and FFmpeg print remarks on damaged files, but the command says what is wrong in one line.
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+os.environ.setdefault("OPENCV_FFMPEG_CAPTURE_OPTIONS", "protocol_whitelist;file")  # A video can name addresses.
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
 def overlay_name(path: Path) -> str:
@@ -88,7 +88,6 @@ def predict_video(
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     """Yield an opened video."""
-    os.environ.update({key: value for key, value in _SETTINGS.items() if key not in os.environ})
     video = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
     try:
         width, height = (video.get(key) for key in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
