@@ -205,7 +205,7 @@ def legend(
 
 
 def font_for(text: str, font: Font) -> Font | None:
-    """Return a font with all letters of a text, of the size of `font` and this one if it can be; None if there is none."""
+    """Return `font`, or another of its size, that has all letters of a text; None if there is none."""
     size = round(getattr(font, "size", 12))
     others = (each for each in (_open_font(name, size) for name in _FONTS) if each is not None)
     return next((each for each in (font, *others) if _has_letters(each, text)), None)

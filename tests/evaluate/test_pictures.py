@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from deeplab_jax.evaluate import pictures
+from deeplab_jax.labels import colormap
 
 PALETTE = ((0, 0, 0), (200, 100, 50), (10, 20, 250))
 NAMES = ("ground", "road", "a class with quite a long name")
@@ -82,13 +83,15 @@ def test_a_legend_has_the_letters_of_a_name(name) -> None:
     font = pictures._font(360)
     found = pictures.font_for(name, font)
     assert found is not None and pictures._has_letters(found, name)
-    drawn = legend([0], colormap(1), [name], width=300)
-    boxes = legend([0], colormap(1), ["\U0010ffff" * len(name)], width=300)
+    drawn = pictures.legend([0], colormap(1), [name], width=300)
+    boxes = pictures.legend([0], colormap(1), ["\U0010ffff" * len(name)], width=300)
     assert drawn.shape != boxes.shape or (drawn != boxes).any()
 
 
 def test_letters_of_no_font_become_the_number_of_the_class(monkeypatch) -> None:
     monkeypatch.setattr(pictures, "_FONTS", ())
     assert pictures.font_for("道路", pictures._font(360)) is None
-    drawn = legend([1], colormap(2), ["a", "道路"], width=400)
-    np.testing.assert_array_equal(drawn, legend([1], colormap(2), ["a", "class 1 (no font for its name)"], width=400))
+    drawn = pictures.legend([1], colormap(2), ["a", "道路"], width=400)
+    np.testing.assert_array_equal(
+        drawn, pictures.legend([1], colormap(2), ["a", "class 1 (no font for its name)"], width=400)
+    )
