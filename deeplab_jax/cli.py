@@ -131,7 +131,9 @@ def add_inference_verbs(verb: Verb) -> None:
     evaluate.add_argument("--out", required=True, help="folder for metrics.json")
     evaluate.add_argument("--split", help="split to evaluate on; by default the configuration's validation split")
     evaluate.add_argument(
-        "--save_predictions", action="store_true", help="write NAME.png and NAME_overlay.png of every image too"
+        "--save_predictions",
+        action="store_true",
+        help="write NAME.png and NAME_overlay.png of every image, and index.html",
     )
     evaluate.add_argument("--limit", type=int, help="evaluate only the first images")
     evaluate.add_argument("--trimap", type=numbers(int), help="such as 1,2,4: mIoU within so many pixels of boundaries")
@@ -139,12 +141,30 @@ def add_inference_verbs(verb: Verb) -> None:
     add_distributed_flag(evaluate)
 
     predict = verb(
-        "predict", commands.predict, "Segment images; writes NAME.png (class ids with a palette) and NAME_overlay.png."
+        "predict",
+        commands.predict,
+        "Segment images; writes NAME.png (class ids with a palette), NAME_overlay.png and index.html to look at them. "
+        "Of a video it writes NAME_overlay.mp4.",
     )
-    predict.add_argument("images", nargs="+", metavar="IMAGE_OR_FOLDER")
+    predict.add_argument("images", nargs="+", metavar="IMAGE_OR_FOLDER", help="a folder with all folders below it")
     predict.add_argument("--model", required=True, help=MODEL)
-    predict.add_argument("--out", required=True, help="folder for the pictures")
+    predict.add_argument("--out", required=True, help="folder for the pictures; folders below a folder are kept")
     predict.add_argument("--channels", type=numbers(int), help="such as 3,2,1: bands of the files, if not the model's")
+    predict.add_argument("--batch_size", type=int, help="images that run together; by default 1 on CPUs, otherwise 8")
+    predict.add_argument(
+        "--probabilities",
+        choices=("npy", "png"),
+        help="also write NAME_probabilities.npy (float16), or NAME_probability_CLASS.png (times 255) for each class",
+    )
+    predict.add_argument(
+        "--confidence", action="store_true", help="also write NAME_confidence.png, the largest probability times 255"
+    )
+    predict.add_argument(
+        "--ids",
+        choices=("classes", "dataset"),
+        default="classes",
+        help="dataset: NAME.png holds the values of the data set's own masks, and nothing lies beside it",
+    )
     add_inference_flags(predict)
 
 

@@ -4,6 +4,7 @@ import argparse
 import json
 import shlex
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,7 @@ def evaluate(args: argparse.Namespace) -> None:
 
     from deeplab_jax.distributed import is_first, together, watch
     from deeplab_jax.evaluate.evaluator import METRICS_FILE, evaluate, write_results
+    from deeplab_jax.evaluate.outputs import Outputs, page_of
     from deeplab_jax.evaluate.predictor import prediction_writer
     from deeplab_jax.terminal import class_table, progress_bar
     from deeplab_jax.train.from_config import evaluate_options, open_split
@@ -97,6 +99,8 @@ def evaluate(args: argparse.Namespace) -> None:
         split = args.split or config.data.val_split
         source = open_split(config, split, reading=model.preprocessing)
         protocol, how = evaluate_options(config, **given(args, *INFERENCE_FLAGS, "trimap"))
+    page = page_of(Path(args.out), source.labels, title=f"{split} of {source.name}")
+    outputs = Outputs(Path(args.out), source.labels, page=page)
     watch(config.train.timeout)
     console = Console(quiet=not is_first())
     with progress_bar(console) as progress:
@@ -107,7 +111,7 @@ def evaluate(args: argparse.Namespace) -> None:
             protocol,
             split=split,
             limit=args.limit,
-            on_prediction=prediction_writer(Path(args.out), source.labels.palette) if args.save_predictions else None,
+            on_prediction=prediction_writer(outputs) if args.save_predictions else None,
             progress=progress,
             **how,
         )
@@ -116,6 +120,8 @@ def evaluate(args: argparse.Namespace) -> None:
     with together():
         if is_first():
             write_results(results, file.parent)
+    if args.save_predictions:
+        page.write()
     console.print(class_table([results], [f"{split}, output stride {results['protocol']['output_stride']}"]))
     console.print(
         f"{results['protocol']['images']} images in {results['seconds']} s; written to {file}",
@@ -128,27 +134,71 @@ def predict(args: argparse.Namespace) -> int:
     """`predict`."""
     from rich.console import Console
 
-    from deeplab_jax.evaluate.predictor import find_images, predict_files
+    from deeplab_jax.evaluate.image_list import find_images, is_video
+    from deeplab_jax.evaluate.outputs import Outputs, label_set, page_of
+    from deeplab_jax.evaluate.predictor import predict_files
     from deeplab_jax.evaluate.protocol import Protocol
+    from deeplab_jax.labels import to_stored
     from deeplab_jax.terminal import progress_bar
     from deeplab_jax.weights.by_name import load
 
-    paths = find_images(args.images)
+    found, out, dataset_ids = find_images(args.images, out=args.out), Path(args.out), args.ids == "dataset"
+    images = [each for each in found if not is_video(each.path)]
+    videos = [each.path for each in found if is_video(each.path)]
     protocol = Protocol(**given(args, *INFERENCE_FLAGS))
     model, variables, info = load(args.model, checkpoint=args.checkpoint, module=args.module)
     if args.channels:
         model = model.clone(preprocessing=replace(model.preprocessing, channels=args.channels))
-    palette = [tuple(colour) for colour in info["palette"]] if "palette" in info else None
+    labels = label_set(info, model.num_classes, dataset_ids=dataset_ids)
+    if dataset_ids and (shared := to_stored(labels)[1]):
+        print(f"several stored values stand for {spell(shared)}; the smallest is written", file=sys.stderr)
+    page = None if dataset_ids or not images else page_of(out, labels, title=f"Predictions of {Path(args.model).name}")
+    outputs = Outputs(out, labels, args.probabilities or "", args.confidence, dataset_ids, page)
     failed = 0
     with progress_bar(Console(stderr=True)) as progress:
         for _, error in predict_files(
-            model, variables, paths, Path(args.out), protocol, palette=palette, progress=progress
+            model, variables, images, outputs, protocol, batch_size=args.batch_size, progress=progress
         ):
             if error is not None:
                 failed += 1
                 fail(str(error))
-    print(f"{len(paths) - failed} of {len(paths)} images segmented into {args.out}")
+    if images:
+        print(f"{len(images) - failed} of {len(images)} images segmented into {out}")
+    if page is not None and failed < len(images):
+        print(f"to look at them, open {page.write()}")
+    for video in videos:
+        failed += not predict_clip(args, model, variables, video, protocol, labels.palette)
     return USER_ERROR if failed else 0
+
+
+def predict_clip(
+    args: argparse.Namespace, model: Any, variables: Any, video: Path, protocol: Any, palette: Any
+) -> bool:
+    """Predict a video, say how fast that was, and return whether it could be read."""
+    from rich.console import Console
+
+    from deeplab_jax.evaluate.video import overlay_name, predict_video
+    from deeplab_jax.terminal import progress_bar
+
+    file, start = Path(args.out, overlay_name(video)), time.perf_counter()
+    try:
+        with progress_bar(Console(stderr=True)) as progress:
+            frames = predict_video(
+                model,
+                variables,
+                video,
+                file,
+                protocol,
+                palette=palette,
+                batch_size=args.batch_size,
+                progress=progress,
+            )
+    except UserError as error:
+        fail(str(error))
+        return False
+    seconds = time.perf_counter() - start
+    print(f"{video}: {frames} frames in {seconds:.1f} s, {frames / seconds:.1f} frames/s; written to {file}")
+    return True
 
 
 def check_data(args: argparse.Namespace) -> int:

@@ -9,6 +9,8 @@ import functools
 
 import numpy as np
 
+from deeplab_jax.errors import UserError
+
 IGNORE_LABEL = 255
 MAX_CLASSES = 254  # 255 is the ignore label, and 254 is kept free to mark unknown values in the look-up table.
 _UNKNOWN = 254
@@ -78,6 +80,26 @@ def to_class_ids(stored: np.ndarray, labels: LabelSet) -> tuple[np.ndarray, list
         return ids, []
     ids[strange] = IGNORE_LABEL
     return ids, [int(value) for value in np.unique(stored[strange])]
+
+
+def to_stored(labels: LabelSet) -> tuple[tuple[int, ...], list[str]]:
+    """Return the stored value of each class: the inverse of the label set's `value_map`.
+
+    Returns:
+      `(stored, shared)`: the smallest value of each class, and the names of the classes that have several.
+
+    Raises:
+      UserError: no value stands for a class.
+    """
+    pairs = labels.value_map
+    if pairs is None:
+        return tuple(range(labels.num_classes)), []
+    values = [sorted(stored for stored, class_id in pairs if class_id == k) for k in range(labels.num_classes)]
+    for name, of_class in zip(labels.names, values, strict=True):
+        if not of_class:
+            raise UserError(f"value_map: no stored value stands for the class {name}; leave out --ids dataset")
+    shared = [name for name, of_class in zip(labels.names, values, strict=True) if len(of_class) > 1]
+    return tuple(of_class[0] for of_class in values), shared
 
 
 @functools.lru_cache(maxsize=64)

@@ -87,6 +87,7 @@ def test_evaluate_writes_the_metrics(scenes_run, tmp_path, capsys) -> None:
     assert sorted(path.name for path in tmp_path.glob("*.png")) == sorted(
         f"scenes_val_0_{index:06}{kind}.png" for index in range(4) for kind in ("", "_overlay")
     )
+    assert "4 images, mIoU from" in (tmp_path / "index.html").read_text()
     # And so do the pictures that were written.
     counts = np.zeros((9, 9), int)
     for index in range(4):
@@ -140,9 +141,10 @@ def test_predict_goes_on_past_an_image_that_cannot_be_read(scenes_run, pictures,
     assert re.search(r"empty\.png: empty file \(zero bytes\)", line)
     assert "7 of 8 images segmented" in printed.out
     stems = ["alpha", "colour", "deep", "grey", "palette", "photo", "print"]
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(
-        f"{stem}{kind}.png" for stem in stems for kind in ("", "_overlay")
-    )
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        *(f"{stem}{kind}.png" for stem in stems for kind in ("", "_overlay")),
+        *("index.html", "index_files"),
+    }
     for stem in stems:
         with Image.open(tmp_path / "out" / f"{stem}.png") as written:
             assert written.mode == "P"
@@ -157,6 +159,27 @@ def test_predict_goes_on_past_an_image_that_cannot_be_read(scenes_run, pictures,
     np.testing.assert_array_equal(read_mask(tmp_path / "one" / "colour.png"), same[0])
     with Image.open(tmp_path / "one" / "colour.png") as written:
         np.testing.assert_array_equal(np.reshape(written.getpalette(), (-1, 3))[:9], Scenes.labels.palette)
+
+
+def test_predict_takes_nested_folders_and_writes_what_is_asked_for(scenes_run, tmp_path, capsys) -> None:
+    image = Image.fromarray(Scenes("val", size=(65, 65))[0]["image"])
+    for name in ("one/a.png", "two/a.png", "top.png"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        image.save(tmp_path / "in" / name)
+    words = ("predict", "--model", scenes_run, tmp_path / "in", "--batch_size", 2)
+    assert run(*words, "--out", tmp_path / "out", "--probabilities", "npy", "--confidence") == 0
+    printed = capsys.readouterr()
+    assert "3 of 3 images segmented" in printed.out and f"open {tmp_path / 'out' / 'index.html'}" in printed.out
+    for name in ("one/a", "two/a", "top"):
+        assert np.load(tmp_path / "out" / f"{name}_probabilities.npy").shape == (65, 65, 9)
+        assert read_mask(tmp_path / "out" / f"{name}_confidence.png").min() >= 255 // 9
+    assert run(*words, "--out", tmp_path / "ids", "--ids", "dataset") == 0
+    files = {file.relative_to(tmp_path / "ids").as_posix() for file in (tmp_path / "ids").rglob("*") if file.is_file()}
+    assert files == {"one/a.png", "two/a.png", "top.png"}
+    np.testing.assert_array_equal(read_mask(tmp_path / "ids" / "top.png"), read_mask(tmp_path / "out" / "top.png"))
+    (tmp_path / "clip.mp4").write_bytes(b"")
+    assert run("predict", "--model", scenes_run, tmp_path / "clip.mp4", "--out", tmp_path / "video") == 2
+    assert re.search(r"clip\.mp4: not a video that can be read", capsys.readouterr().err)
 
 
 def test_check_data_then_prepare_then_train_from_the_prepared_folder(tmp_path, capsys, compilation_cache) -> None:

@@ -31,7 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "extensions": {"errors"},
     "files": {"errors"},
     "provenance": set(),
-    "labels": set(),
+    "labels": {"errors"},
     "distributed": {"errors"},
     "ops": {"errors", "labels"},
     "models": {"errors", "extensions", "ops"},

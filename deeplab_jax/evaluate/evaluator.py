@@ -1,9 +1,9 @@
 """Evaluation of a model on a labelled source: one confusion matrix over all images, metrics at the end."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -31,6 +31,7 @@ WAITING = 8  # In batches: images that wait for others of their size. In `exact`
 LARGEST_BATCH = 2**16
 Results = dict[str, Any]
 Devices = Sequence[jax.Device]
+Item = TypeVar("Item", bound=Mapping[str, Any])
 OnPrediction = Callable[[Example, np.ndarray], None]
 
 
@@ -225,15 +226,15 @@ def part_of(example: Example, protocol: Protocol) -> Example:
     return {"image": image, "label": label, "name": example["name"]}
 
 
-def grouped(examples: Iterable[Example], batch_size: int, protocol: Protocol) -> Iterator[tuple[Size, list[Example]]]:
+def grouped(examples: Iterable[Item], batch_size: int, protocol: Protocol) -> Iterator[tuple[Size, list[Item]]]:
     """Yield examples in groups that run at one size, with that size.
 
     A group leaves when it is full, or when `WAITING` batches of examples wait and no group has more. The rest leaves at
     the end.
     """
-    waiting: dict[Size, list[Example]] = {}
+    waiting: dict[Size, list[Item]] = {}
     for example in examples:
-        height, width = example["label"].shape
+        height, width = example["image"].shape[:2]
         size = protocol.run_size((height, width))
         group = waiting.setdefault(size, [])
         group.append(example)

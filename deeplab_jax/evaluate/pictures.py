@@ -1,8 +1,11 @@
 """Pictures of labels: in colours, over the photograph, and beside the truth."""
 
+import functools
 from collections.abc import Sequence
+from pathlib import Path
 
 import cv2
+import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -11,6 +14,7 @@ from deeplab_jax.evaluate.reading import shown
 from deeplab_jax.labels import IGNORE_LABEL, LabelSet
 
 Palette = Sequence[tuple[int, int, int]]
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 _IGNORED = (48, 48, 48)
 _HATCH = (96, 96, 96)
@@ -18,6 +22,15 @@ _PAPER = (255, 255, 255)
 _INK = (32, 32, 32)
 _GAP = 4
 _LEGIBLE_HEIGHT = 256
+_FONTS = (
+    str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")),
+    *("NotoSansCJK-Regular.ttc", "wqy-microhei.ttc", "DroidSansFallbackFull.ttf", "PingFang.ttc", "msyh.ttc"),
+    *("NotoSansDevanagari-Regular.ttf", "NotoSansThai-Regular.ttf", "NotoSansHebrew-Regular.ttf", "FreeSans.ttf"),
+    *("unifont.ttf", "Arial Unicode.ttf"),
+)
+"""Fonts for letters that Pillow's own does not have; the first that has all of a name is taken. Pillow looks for those
+without a folder where the system keeps its fonts.
+"""
 
 
 def colour_labels(ids: np.ndarray, palette: Palette) -> np.ndarray:
@@ -159,9 +172,11 @@ def legend(
     names: Sequence[str],
     *,
     width: int,
-    font: ImageFont.FreeTypeFont | ImageFont.ImageFont | None = None,
+    font: Font | None = None,
 ) -> np.ndarray:
     """Return a legend: each name after a box of its colour, in as many lines as fit `width`. 255 is called "ignored".
+
+    A name whose letters no font here has becomes the number of its class, and says so.
 
     Returns:
       uint8 `[height, width, 3]` RGB.
@@ -169,23 +184,47 @@ def legend(
     font = font or _font(360)
     line = _line_height(font)
     box = line - 6
-    places: list[tuple[int, int, int, str]] = []
+    places: list[tuple[int, int, int, str, Font]] = []
     x, y = _GAP, 0
     for class_id in class_ids:
         name = "ignored" if class_id == IGNORE_LABEL else names[class_id]
-        needed = box + 4 + int(font.getlength(name)) + 12
+        own = font_for(name, font)
+        if own is None:
+            name, own = f"class {class_id} (no font for its name)", font
+        needed = box + 4 + int(own.getlength(name)) + 12
         if x > _GAP and x + needed > width:
             x, y = _GAP, y + line
-        places.append((x, y, class_id, name))
+        places.append((x, y, class_id, name, own))
         x += needed
     canvas = Image.new("RGB", (width, y + line), _PAPER)
     draw = ImageDraw.Draw(canvas)
-    for x, y, class_id, name in places:
+    for x, y, class_id, name, own in places:
         swatch = colour_labels(np.full((box, box), class_id), palette)
         canvas.paste(Image.fromarray(swatch), (x, y + 3))
         draw.rectangle((x, y + 3, x + box - 1, y + 2 + box), outline=_INK)
-        draw.text((x + box + 4, y + line / 2), name, fill=_INK, font=font, anchor="lm")
+        draw.text((x + box + 4, y + line / 2), name, fill=_INK, font=own, anchor="lm")
     return np.asarray(canvas)
+
+
+def font_for(text: str, font: Font) -> Font | None:
+    """Return `font`, or another of its size, that has all letters of a text; None if there is none."""
+    size = round(getattr(font, "size", 12))
+    others = (each for each in (_open_font(name, size) for name in _FONTS) if each is not None)
+    return next((each for each in (font, *others) if _has_letters(each, text)), None)
+
+
+def _has_letters(font: Font, text: str) -> bool:
+    """Return whether a font draws no letter of a text as what stands for letters that it does not have."""
+    missing = bytes(font.getmask("\U0010ffff"))
+    return all(letter.isspace() or bytes(font.getmask(letter)) != missing for letter in text)
+
+
+@functools.cache
+def _open_font(name: str, size: int) -> Font | None:
+    try:
+        return ImageFont.truetype(name, size)
+    except OSError:
+        return None
 
 
 def _enlarged(array: np.ndarray, factor: int) -> np.ndarray:
@@ -196,7 +235,7 @@ def _panel(image: np.ndarray, ids: np.ndarray, palette: Palette, alpha: float) -
     return colour_labels(ids, palette) if alpha == 1 else overlay(image, ids, palette, alpha=alpha)
 
 
-def _titled(panel: np.ndarray, title: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> np.ndarray:
+def _titled(panel: np.ndarray, title: str, font: Font) -> np.ndarray:
     """Return the panel under its title, with the gap to the next column on its right."""
     line = _line_height(font)
     canvas = Image.new("RGB", (panel.shape[1] + _GAP, panel.shape[0] + line), _PAPER)
@@ -205,10 +244,10 @@ def _titled(panel: np.ndarray, title: str, font: ImageFont.FreeTypeFont | ImageF
     return np.asarray(canvas)
 
 
-def _font(image_height: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+def _font(image_height: int) -> Font:
     return ImageFont.load_default(size=max(10, min(28, image_height // 24)))
 
 
-def _line_height(font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> int:
+def _line_height(font: Font) -> int:
     _, top, _, bottom = font.getbbox("Agjl|")
     return int(bottom - top) + 8

@@ -1,110 +1,175 @@
-"""Prediction of image files: indexed PNGs and overlays."""
+"""Prediction of image files: threads read ahead, images of one size run together, threads write."""
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
 
+import jax
 import numpy as np
 
-from deeplab_jax.data.images import write_image, write_mask
-from deeplab_jax.data.source import Example, list_images
+from deeplab_jax.data.source import Example
 from deeplab_jax.errors import UserError
-from deeplab_jax.evaluate.inference import pad_images, predict_classes
-from deeplab_jax.evaluate.pictures import overlay
+from deeplab_jax.evaluate.evaluator import LARGEST_BATCH, grouped
+from deeplab_jax.evaluate.image_list import Found
+from deeplab_jax.evaluate.inference import pad_images, predict, predict_classes
+from deeplab_jax.evaluate.outputs import Outputs
+from deeplab_jax.evaluate.page import make_folder
 from deeplab_jax.evaluate.protocol import DEFAULT, Protocol, Size
 from deeplab_jax.evaluate.reading import read_for
-from deeplab_jax.labels import MAX_CLASSES, colormap
 from deeplab_jax.models.fold import fold_norm
 from deeplab_jax.models.segmenter import Segmenter, Variables
 
-Palette = Sequence[tuple[int, int, int]]
+In = TypeVar("In")
+Out = TypeVar("Out")
+Prediction = tuple[np.ndarray, np.ndarray | None]
 
 LONGEST_WHOLE = 2**14
 """Longest side of an image, in pixels, that runs whole: the matrix that resizes logits along it has side² / output
 stride entries.
 """
-
-
-def find_images(paths: Iterable[str | Path]) -> list[Path]:
-    """Return the named image files and those in the named folders, in order.
-
-    Raises:
-      UserError: a path that does not exist, a folder without images, or two images with the same name for their
-        predictions.
-    """
-    found: list[Path] = []
-    for path in map(Path, paths):
-        if path.is_dir():
-            images = list_images(path)
-            if not images:
-                raise UserError(f"{path}: no image in this folder; give one that holds JPEG or PNG files")
-            found += images
-        elif path.exists():
-            found.append(path)
-        else:
-            raise UserError(f"{path}: no such file or folder; check the path")
-    claimed: dict[str, Path] = {}
-    for image in found:
-        for name in output_names(image.stem):
-            other = claimed.setdefault(name, image)
-            if other != image:
-                raise UserError(
-                    f"{image}: its prediction would overwrite that of {other} ({name}); predict them into different "
-                    "--out folders"
-                )
-    return found
-
-
-def output_names(stem: str) -> tuple[str, str]:
-    """Return the names of a prediction's two files: class ids, and the overlay."""
-    return f"{stem}.png", f"{stem}_overlay.png"
+THREADS = 2
+"""Threads that read, and as many that write."""
 
 
 def predict_files(
     model: Segmenter,
     variables: Variables,
-    paths: Sequence[Path],
-    out_dir: Path,
+    found: Sequence[Found],
+    outputs: Outputs,
     protocol: Protocol = DEFAULT,
     *,
-    palette: Palette | None = None,
+    batch_size: int | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> Iterator[tuple[Path, UserError | None]]:
-    """Predict image files one by one, and write `NAME.png` (class ids with the palette) and `NAME_overlay.png`.
+) -> Iterator[tuple[Found, UserError | None]]:
+    """Predict image files and write what `outputs` says.
 
-    An unreadable image does not end the run. Images are predicted whole. The protocol's `resize`, `crop` and `trimap`
-    concern only labelled examples and are not used here.
+    Images that run at one size form batches; empty images fill up the last one. So there is one compiled program for
+    each size of `protocol.run_size`. An unreadable image does not end the run. The protocol's `resize`, `crop` and
+    `trimap` concern only labelled examples and are not used here.
+
+    Args:
+      model, variables: from `load`.
+      found: from `find_images`.
+      outputs: what is written.
+      protocol: how the model runs.
+      batch_size: images that run together; by default 1 on a CPU, otherwise 8. With a sliding window it is 1.
+      progress: called with the number of images done and in all.
 
     Yields:
-      Each path, with None or the reason why it failed.
+      Each file in order, with None or the reason why it failed.
 
     Raises:
-      UserError: an output stride at which the model cannot run, more classes than an 8-bit image can store, or a
-        prediction that would overwrite an image.
+      UserError: an output stride at which the model cannot run, a batch size below 1, a prediction that would overwrite
+        another file, or a file that cannot be written.
     """
-    if model.num_classes > MAX_CLASSES:
-        raise UserError(
-            f"the model has {model.num_classes} classes; predictions are written as 8-bit images, which hold "
-            f"{MAX_CLASSES}: use deeplab_jax.segment"
-        )
+    count = min(checked_batch_size(batch_size), max(1, len(found))) if not protocol.window else 1
     model = protocol.at_stride(model)
-    check_outputs(paths, out_dir)
-    colours = tuple(palette) if palette else colormap(model.num_classes)
-    make_folder(out_dir)
+    outputs.check(found)
+    make_folder(outputs.folder)
     model, variables = fold_norm(model, variables)
-    for done, path in enumerate(paths, start=1):
-        try:
-            image = read_for(model.preprocessing, path)
-            size = image.shape[0], image.shape[1]
-            check_whole(size, protocol, name=str(path))
-        except UserError as error:
-            yield path, error
-            continue
-        images, sizes = pad_images([image], protocol.run_size(size))
-        classes = predict_classes(model, variables, images, sizes, protocol)
-        write_prediction(out_dir, path.stem, image, np.asarray(classes[0, : size[0], : size[1]]), colours)
-        if progress is not None:
-            progress(done, len(paths))
-        yield path, None
+    outcomes: dict[int, Future[None] | UserError] = {}
+    reading, writing = ThreadPoolExecutor(THREADS), ThreadPoolExecutor(THREADS)
+
+    def readable() -> Iterator[dict[str, Any]]:
+        read = ahead(
+            reading, lambda index: _read(found[index], model, protocol), range(len(found)), count=count + THREADS
+        )
+        for index, image in enumerate(read):
+            if isinstance(image, UserError):
+                outcomes[index] = image
+            else:
+                yield {"image": image, "index": index}
+
+    def told(start: int, *, wait: bool = False) -> Iterator[tuple[Found, UserError | None]]:
+        for index in range(start, len(found)):
+            outcome = outcomes.get(index)
+            if outcome is None or (isinstance(outcome, Future) and not (wait or outcome.done())):
+                return
+            error = outcome.result() if isinstance(outcome, Future) else outcome
+            if progress is not None:
+                progress(index + 1, len(found))
+            yield found[index], error
+
+    try:
+        done, unwritten = 0, deque[Future[None]]()
+        for size, batch in grouped(readable(), count, protocol):
+            images = [item["image"] for item in batch]
+            predictions = predict_batch(
+                model, variables, images, size, protocol, count=count, probabilities=outputs.needs_probabilities
+            )
+            for item, (classes, probabilities) in zip(batch, predictions, strict=True):
+                name = found[item["index"]].name
+                future = writing.submit(outputs.write, name, item["image"], classes, probabilities)
+                outcomes[item["index"]] = future
+                unwritten.append(future)
+            while len(unwritten) > count + THREADS:  # What waits takes memory.
+                unwritten.popleft().result()
+            for each in told(done):
+                done += 1
+                yield each
+        yield from told(done, wait=True)
+    finally:  # After Ctrl-C, too: files that are being written become whole.
+        reading.shutdown(cancel_futures=True)
+        writing.shutdown(cancel_futures=True)
+
+
+def predict_batch(
+    model: Segmenter,
+    variables: Variables,
+    images: Sequence[np.ndarray],
+    size: Size,
+    protocol: Protocol,
+    *,
+    count: int,
+    probabilities: bool = False,
+) -> list[Prediction]:
+    """Return the class ids uint8 `[H, W]` of each image and, if wanted, its probabilities float32 `[H, W, K]`.
+
+    The images run together, padded to `size` and filled up with empty ones to `count`.
+    """
+    padded, sizes = pad_images(images, size, count=count)
+    shares: jax.Array | None = None
+    if probabilities:
+        classes, shares = predict(model, variables, padded, sizes, protocol)
+    else:
+        classes = predict_classes(model, variables, padded, sizes, protocol)
+    ids = np.asarray(classes).astype(np.uint8)
+    every = None if shares is None else np.asarray(shares, np.float32)
+    predictions: list[Prediction] = []
+    for k, image in enumerate(images):
+        inside = (k, slice(image.shape[0]), slice(image.shape[1]))
+        predictions.append((ids[inside], None if every is None else every[inside]))
+    return predictions
+
+
+def ahead(pool: ThreadPoolExecutor, function: Callable[[In], Out], items: Iterable[In], *, count: int) -> Iterator[Out]:
+    """Yield the results for some items in order, with at most `count` of them computed ahead."""
+    waiting: deque[Future[Out]] = deque()
+    for item in items:
+        waiting.append(pool.submit(function, item))
+        if len(waiting) > count:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def checked_batch_size(batch_size: int | None) -> int:
+    """Return the number of images that run together, by default 1 on a CPU and otherwise 8; or raise a UserError."""
+    if batch_size is None:
+        return 1 if jax.default_backend() == "cpu" else 8
+    if not 1 <= batch_size <= LARGEST_BATCH:
+        raise UserError(f"--batch_size {batch_size}: give at least 1, and at most {LARGEST_BATCH}")
+    return batch_size
+
+
+def _read(found: Found, model: Segmenter, protocol: Protocol) -> np.ndarray | UserError:
+    try:
+        image = read_for(model.preprocessing, found.path)
+        check_whole((image.shape[0], image.shape[1]), protocol, name=str(found.path))
+        return image
+    except UserError as error:
+        return error
 
 
 def check_whole(size: Size, protocol: Protocol, *, name: str) -> None:
@@ -116,36 +181,11 @@ def check_whole(size: Size, protocol: Protocol, *, name: str) -> None:
         )
 
 
-def check_outputs(paths: Iterable[Path], out_dir: Path) -> None:
-    """Raise a UserError if a prediction would overwrite one of the images."""
-    images = {path.resolve() for path in paths}
-    for image in paths:
-        for name in output_names(image.stem):
-            if (out_dir / name).resolve() in images:
-                raise UserError(f"{out_dir / name}: an image that a prediction would overwrite; give another --out")
-
-
-def make_folder(folder: Path) -> None:
-    """Create the folder of predictions, or raise a UserError."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be made ({error.strerror}); give another --out") from None
-
-
-def write_prediction(out_dir: Path, stem: str, image: np.ndarray, classes: np.ndarray, palette: Palette) -> None:
-    """Write `STEM.png` and `STEM_overlay.png`."""
-    ids, shown = (out_dir / name for name in output_names(stem))
-    as_bytes = classes.astype(np.uint8)
-    write_mask(ids, as_bytes, tuple(palette))
-    write_image(shown, overlay(image, as_bytes, tuple(palette)))
-
-
-def prediction_writer(out_dir: Path, palette: Palette) -> Callable[[Example, np.ndarray], None]:
+def prediction_writer(outputs: Outputs) -> Callable[[Example, np.ndarray], None]:
     """Return a function that `evaluate` calls with each example and its class ids, which writes them."""
 
     def write(example: Example, classes: np.ndarray) -> None:
-        make_folder(out_dir)
-        write_prediction(out_dir, example["name"].replace("/", "_"), example["image"], classes, palette)
+        name = example["name"].replace("/", "_")
+        outputs.write(name, example["image"], classes, truth=example["label"])
 
     return write

@@ -185,6 +185,7 @@ def model_info(source: Source) -> dict[str, Any]:
     return {
         "class_names": list(source.labels.names),
         "palette": [list(colour) for colour in source.labels.palette],
+        "value_map": None if source.labels.value_map is None else [list(pair) for pair in source.labels.value_map],
         "data": source.name,
     }
 

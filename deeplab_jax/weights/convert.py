@@ -41,7 +41,7 @@ IMPORTERS: dict[str, Callable[..., TensorMap | None]] = {
 }
 RUN = "run"
 # The parts of `info` that are wrong for other classes.
-OF_CLASSES = ("class_names", "palette", "metrics")
+OF_CLASSES = ("class_names", "palette", "value_map", "metrics")
 
 
 def convert(

@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 from deeplab_jax.checkpoint import Checkpoints, misfits
 from deeplab_jax.errors import UserError, spell
 from deeplab_jax.files import read_json, replacing, write_whole
+from deeplab_jax.labels import IGNORE_LABEL
 from deeplab_jax.models.catalog import describe, from_description
 from deeplab_jax.models.segmenter import Segmenter, Variables, abstract_variables
 
@@ -23,6 +24,7 @@ MODEL_FILE = "model.json"
 WEIGHTS_FILE = "weights.safetensors"
 CHECKPOINTS = "checkpoints"
 FORMAT = 1
+LARGEST_STORED = 2**16 - 1  # Of a mask with 16 bits.
 
 
 def save(path: str | Path, model: Segmenter, variables: Mapping[str, Any], info: Mapping[str, Any]) -> Path:
@@ -131,7 +133,7 @@ def read_description(folder: Path, *, module: str = "") -> tuple[Segmenter, dict
 
 
 def _check_info(info: Mapping[str, Any], num_classes: int) -> None:
-    """Raise a UserError unless there is one class name and one colour for each class."""
+    """Raise a UserError unless there are one name and one colour for each class, and stored values of classes."""
     names, colours = info.get("class_names"), info.get("palette")
     if names is not None and not (_is_list(names, num_classes) and all(isinstance(name, str) for name in names)):
         raise UserError(f"class_names is {_short(names)}; give {num_classes} names, or leave it out")
@@ -142,6 +144,14 @@ def _check_info(info: Mapping[str, Any], num_classes: int) -> None:
         raise UserError(
             f"palette is {_short(colours)}; give {num_classes} triples (red, green, blue) of 0 to 255, or leave it out"
         )
+    pairs = info.get("value_map")
+    if pairs is not None and not (
+        isinstance(pairs, list)
+        and all(_is_list(pair, 2) and all(type(v) is int for v in pair) for pair in pairs)
+        and all(0 <= stored <= LARGEST_STORED for stored, _ in pairs)
+        and all(0 <= k < num_classes or k == IGNORE_LABEL for _, k in pairs)
+    ):
+        raise UserError(f"value_map is {_short(pairs)}; give pairs [stored value, class id], or leave it out")
 
 
 def _is_list(value: Any, length: int) -> bool:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from deeplab_jax.data.images import read_mask, write_image
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate.evaluator import evaluate
+from deeplab_jax.evaluate.image_list import find_images
 from deeplab_jax.evaluate.inference import (
     classes_and_probabilities,
     pad_images,
@@ -23,6 +24,7 @@ from deeplab_jax.evaluate.inference import (
     view_logits,
     window_starts,
 )
+from deeplab_jax.evaluate.outputs import Outputs, label_set
 from deeplab_jax.evaluate.predictor import predict_files
 from deeplab_jax.evaluate.protocol import Protocol, View
 from deeplab_jax.models.catalog import create_model
@@ -321,8 +323,10 @@ def test_evaluate_counts_what_the_crf_predicts(made, mode) -> None:
 def test_predict_files_takes_a_crf(made, tmp_path) -> None:
     picture = image_of(49, 71)
     write_image(tmp_path / "one.png", picture)
-    protocol = Protocol(mode="exact", crf=CRF)
-    done = list(predict_files(*made, [tmp_path / "one.png"], tmp_path / "out", protocol))
+    protocol, made_labels = Protocol(mode="exact", crf=CRF), label_set({}, made[0].num_classes)
+    done = list(
+        predict_files(*made, find_images([tmp_path / "one.png"]), Outputs(tmp_path / "out", made_labels), protocol)
+    )
     assert [error for _, error in done] == [None]
     np.testing.assert_array_equal(read_mask(tmp_path / "out" / "one.png"), segment(*made, picture, crf=CRF))
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from deeplab_jax.evaluate import pictures
+from deeplab_jax.labels import colormap
 
 PALETTE = ((0, 0, 0), (200, 100, 50), (10, 20, 250))
 NAMES = ("ground", "road", "a class with quite a long name")
@@ -74,3 +75,23 @@ def test_legend_breaks_lines() -> None:
     assert narrow.shape[0] >= 3 * wide.shape[0]
     assert (wide == np.array(PALETTE[1])).all(axis=-1).any()
     assert not (wide == np.array((48, 48, 48))).all()
+
+
+@pytest.mark.parametrize("name", ["Straße", "Дорога", "δρόμος", "طريق"])
+def test_a_legend_has_the_letters_of_a_name(name) -> None:
+    """DejaVu Sans comes with matplotlib, so these scripts are drawn on any machine."""
+    font = pictures._font(360)
+    found = pictures.font_for(name, font)
+    assert found is not None and pictures._has_letters(found, name)
+    drawn = pictures.legend([0], colormap(1), [name], width=300)
+    boxes = pictures.legend([0], colormap(1), ["\U0010ffff" * len(name)], width=300)
+    assert drawn.shape != boxes.shape or (drawn != boxes).any()
+
+
+def test_letters_of_no_font_become_the_number_of_the_class(monkeypatch) -> None:
+    monkeypatch.setattr(pictures, "_FONTS", ())
+    assert pictures.font_for("道路", pictures._font(360)) is None
+    drawn = pictures.legend([1], colormap(2), ["a", "道路"], width=400)
+    np.testing.assert_array_equal(
+        drawn, pictures.legend([1], colormap(2), ["a", "class 1 (no font for its name)"], width=400)
+    )

@@ -275,7 +275,7 @@ def write_faulty_config(file, which, fault, **changes):
         "from deeplab_jax.checkpoint import DamagedCheckpoint",
         "from deeplab_jax.data.sets import scenes",
         "from deeplab_jax.errors import UserError",
-        "from deeplab_jax.evaluate import predictor",
+        "from deeplab_jax.evaluate import outputs",
         "from deeplab_jax.train import faults, run",
         "def fail(*args, when=lambda *args, **options: True, otherwise=None, **options):",
         "    if when(*args, **options):",
@@ -335,7 +335,7 @@ def test_a_signal_to_a_process_that_waits_for_data_has_all_save(tmp_path) -> Non
 @pytest.mark.slow
 def test_a_prediction_that_one_process_cannot_write_ends_all_with_2(tmp_path, alone) -> None:
     reference, _ = alone(RUN["train.steps"])
-    config = write_faulty_config(tmp_path / "tiny.py", 1, ["predictor.write_prediction = fail"], **RUN)
+    config = write_faulty_config(tmp_path / "tiny.py", 1, ["outputs.Outputs.write = fail"], **RUN)
     words = ("--model", reference, "--out", tmp_path / "out", "--save_predictions")
     code, _, errors = finish(launch(config, *words, devices=1, verb="evaluate"))
     assert code == 2 and errors.count("deeplab-jax:") == says("made up", errors) == 1, errors

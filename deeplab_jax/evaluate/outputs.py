@@ -1,0 +1,199 @@
+"""What is written for one prediction."""
+
+import dataclasses
+import io
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from deeplab_jax.data.images import encode_mask, write_image
+from deeplab_jax.errors import UserError
+from deeplab_jax.evaluate.image_list import Found
+from deeplab_jax.evaluate.page import PAGE, Page, make_folder
+from deeplab_jax.evaluate.pictures import overlay
+from deeplab_jax.files import write_whole
+from deeplab_jax.labels import ADE20K, CAMVID, CITYSCAPES, MAX_CLASSES, PET, VOC, LabelSet, colormap, to_stored
+
+KINDS = ("npy", "png")
+_LONGEST_NAME = 60  # Of a class, in a file's name.
+_CITYSCAPES_END = "_leftImg8bit"
+
+
+@dataclasses.dataclass(frozen=True)
+class Outputs:
+    """What is written for each prediction, and where.
+
+    Attributes:
+      folder: the folder; a prediction called "sub/a" is in its folder "sub".
+      labels: the model's classes.
+      probabilities: "npy" writes `NAME_probabilities.npy`, float16 `[H, W, K]`; "png" one 8-bit grey image
+        `NAME_probability_CLASS.png` for each class; "" neither.
+      confidence: whether to write `NAME_confidence.png`, 8-bit grey: the largest probability * 255.
+      dataset_ids: whether `NAME.png` holds the values that the data set's masks store, under the name that its server
+        takes. Then there is no overlay and no page, because servers read every picture in the folder.
+      page: shows every prediction, if given.
+    """
+
+    folder: Path
+    labels: LabelSet
+    probabilities: str = ""
+    confidence: bool = False
+    dataset_ids: bool = False
+    page: Page | None = None
+
+    @property
+    def needs_probabilities(self) -> bool:
+        return bool(self.probabilities) or self.confidence
+
+    def files(self, name: str) -> list[str]:
+        """Return the names of a prediction's files in the folder; the first is that of the class ids."""
+        if self.dataset_ids:
+            name = name.removesuffix(_CITYSCAPES_END)
+        overlays = [] if self.dataset_ids else [f"{name}_overlay.png"]
+        return [f"{name}.png", *overlays, *self._probability_files(name)]
+
+    def check(self, found: Sequence[Found]) -> None:
+        """Raise a UserError if a file would overwrite another or an image."""
+        images = {each.path.resolve() for each in found}
+        claimed: dict[str, Path] = {}
+        for path, name in found:
+            for file in self.files(name):
+                other = claimed.setdefault(file, path)
+                if other != path:
+                    raise UserError(
+                        f"{path}: its prediction would overwrite that of {other} ({file}); predict them into different "
+                        "--out folders"
+                    )
+                if (self.folder / file).resolve() in images:
+                    raise UserError(
+                        f"{self.folder / file}: an image that a prediction would overwrite; give another --out"
+                    )
+        for path, name in found:
+            for parent in Path(name).parents:
+                if str(parent) in claimed:
+                    raise UserError(
+                        f"{path}: the folder of its prediction has the name of the prediction of "
+                        f"{claimed[str(parent)]} ({parent}); predict them into different --out folders"
+                    )
+
+    def write(
+        self,
+        name: str,
+        image: np.ndarray,
+        classes: np.ndarray,
+        probabilities: np.ndarray | None = None,
+        truth: np.ndarray | None = None,
+    ) -> None:
+        """Write all files of a prediction, each completely or not at all.
+
+        Args:
+          name: name of the prediction, such as "sub/a".
+          image: uint8 `[H, W, 3]`.
+          classes: class ids `[H, W]`.
+          probabilities: float `[H, W, K]`, if they are needed.
+          truth: class ids `[H, W]`, 255 where unknown; shown on the page.
+
+        Raises:
+          UserError: a file cannot be written.
+        """
+        make_folder((self.folder / name).parent)
+        ids, *others = (self.folder / file for file in self.files(name))
+        _write(ids, self._encoded(classes))
+        if not self.dataset_ids:
+            write_image(others.pop(0), overlay(image, classes, self.labels.palette))
+        if probabilities is not None:
+            contents = self._probability_contents(probabilities)
+            for file, content in zip(others, contents, strict=True):
+                _write(file, content)
+        if self.page is not None:
+            self.page.add(name, image, classes, truth)
+
+    def _encoded(self, classes: np.ndarray) -> bytes:
+        if not self.dataset_ids:
+            return encode_mask(classes, self.labels.palette)
+        stored, _ = to_stored(self.labels)
+        if self.labels.value_map is None:
+            return encode_mask(classes, self.labels.palette)
+        if max(stored) <= 255:
+            return encode_mask(np.array(stored, np.uint8)[classes], None)
+        return _png(Image.fromarray(np.array(stored, np.uint16)[classes]))
+
+    def _probability_files(self, name: str) -> list[str]:
+        npy = [f"{name}_probabilities.npy"] if self.probabilities == "npy" else []
+        png = [f"{name}_probability_{each}.png" for each in file_names(self.labels.names)]
+        return [*npy, *(png if self.probabilities == "png" else []), *([f"{name}_confidence.png"] * self.confidence)]
+
+    def _probability_contents(self, probabilities: np.ndarray) -> list[bytes]:
+        contents = []
+        if self.probabilities == "npy":
+            buffer = io.BytesIO()
+            np.save(buffer, probabilities.astype(np.float16))
+            contents.append(buffer.getvalue())
+        if self.probabilities == "png":
+            contents += [encode_mask(_to_byte(probabilities[..., k]), None) for k in range(probabilities.shape[-1])]
+        if self.confidence:
+            contents.append(encode_mask(_to_byte(probabilities.max(axis=-1)), None))
+        return contents
+
+
+def label_set(info: Mapping[str, Any], num_classes: int, *, dataset_ids: bool = False) -> LabelSet:
+    """Return the classes of a model by its `info`; where that has none, numbers for names and the colours of VOC.
+
+    Raises:
+      UserError: more classes than an 8-bit image holds; or `dataset_ids` are wanted, and neither `info` nor the names
+        tell which values the masks of the data set store.
+    """
+    if num_classes > MAX_CLASSES:
+        raise UserError(
+            f"the model has {num_classes} classes; predictions are written as 8-bit images, which hold {MAX_CLASSES}: "
+            "use deeplab_jax.segment"
+        )
+    names = tuple(info.get("class_names") or map(str, range(num_classes)))
+    palette = tuple((red, green, blue) for red, green, blue in info.get("palette") or colormap(num_classes))
+    value_map = None
+    if dataset_ids:
+        known = [each for each in (VOC, CITYSCAPES, ADE20K, CAMVID, PET) if each.names == names]
+        if "value_map" in info:
+            pairs = info["value_map"]
+            value_map = None if pairs is None else tuple((stored, class_id) for stored, class_id in pairs)
+        elif known:
+            value_map = known[0].value_map
+        else:
+            raise UserError(
+                "--ids dataset: the model does not say which values the masks of its data set store; leave out --ids, "
+                'or write "value_map": [[stored value, class id], ...] under "info" of its model.json'
+            )
+    return LabelSet(names, palette, value_map)
+
+
+def file_names(names: Sequence[str]) -> list[str]:
+    """Return a part of a file's name for each class: its own name, with "_" for what is no letter, digit, space or "-".
+
+    Where two would be the same, each starts with its number.
+    """
+    safe = [re.sub(r"[^\w -]", "_", name)[:_LONGEST_NAME].strip() or "_" for name in names]
+    unique = len({name.casefold() for name in safe}) == len(safe)
+    return safe if unique else [f"{k}_{name}" for k, name in enumerate(safe)]
+
+
+def page_of(folder: Path, labels: LabelSet, *, title: str) -> Page:
+    """Return the page of a folder of predictions."""
+    return Page(folder / PAGE, labels, title=title)
+
+
+def _to_byte(share: np.ndarray) -> np.ndarray:
+    return np.rint(np.clip(share, 0, 1) * 255).astype(np.uint8)
+
+
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _write(file: Path, content: bytes) -> None:
+    write_whole(file, lambda fresh: fresh.write_bytes(content))

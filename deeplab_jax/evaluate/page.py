@@ -1,0 +1,159 @@
+"""A page of predictions: one `index.html` with its small pictures beside it, read in any browser without a network."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import cv2
+import jinja2
+import numpy as np
+
+from deeplab_jax.data.images import write_image, write_mask
+from deeplab_jax.distributed import is_first, listed, together
+from deeplab_jax.errors import UserError
+from deeplab_jax.evaluate.pictures import overlay
+from deeplab_jax.evaluate.reading import shown
+from deeplab_jax.files import write_whole
+from deeplab_jax.labels import IGNORE_LABEL, LabelSet
+from deeplab_jax.ops.metrics import iou_per_class
+
+HERE = Path(__file__).parent
+PAGE = "index.html"
+PICTURES = "index_files"
+_LONGEST_THUMB = 240
+_LONGEST_SHOWN = 1024
+
+
+class Page:
+    """Collects predictions and writes `index.html`; its pictures, of at most 1024 pixels, are in `index_files/`.
+
+    Args:
+      file: the page.
+      labels: the classes, with names of any script: they are text on the page.
+      title: its heading.
+    """
+
+    def __init__(self, file: Path, labels: LabelSet, *, title: str) -> None:
+        self._file, self._labels, self._title = file, labels, title
+        self._entries: list[dict[str, Any]] = []
+
+    def add(self, name: str, image: np.ndarray, classes: np.ndarray, truth: np.ndarray | None = None) -> None:
+        """Add a prediction; threads may do so at the same time.
+
+        Args:
+          name: its name, such as "sub/a"; each once.
+          image: uint8 `[H, W, 3]`.
+          classes: class ids `[H, W]`.
+          truth: class ids `[H, W]`, 255 where unknown.
+
+        Raises:
+          UserError: a picture cannot be written.
+        """
+        palette, folder = self._labels.palette, self._file.parent / PICTURES
+        pictures = {"image": _smaller(shown(image)), "prediction": _fewer(classes)} | (
+            {} if truth is None else {"truth": _fewer(truth)}
+        )
+        files = {kind: f"{kind}/{name}{'.jpg' if kind == 'image' else '.png'}" for kind in pictures}
+        thumb = f"thumb/{name}.jpg"
+        for file in (*files.values(), thumb):
+            make_folder((folder / file).parent)
+        write_image(folder / files["image"], pictures.pop("image"))
+        for kind, ids in pictures.items():
+            write_mask(folder / files[kind], ids, palette)
+        small = _smaller(image, _LONGEST_THUMB)
+        write_image(folder / thumb, overlay(small, _fewer(classes, small.shape[:2]), palette))
+        self._entries.append(
+            {
+                "name": os.fsencode(name).decode("utf-8", "replace"),
+                "key": name,
+                "size": list(classes.shape),
+                "thumb": _address(thumb),
+                **{kind: _address(file) for kind, file in files.items()},
+                **measures(classes, truth, self._labels.num_classes),
+            }
+        )
+
+    def write(self) -> Path:
+        """Write the page with what was added, by all processes, which all must call this; return its path.
+
+        Where truth is known the worst mIoU comes first, otherwise names are in order.
+
+        Raises:
+          UserError: it cannot be written.
+        """
+        entries = [json.loads(line) for line in listed([json.dumps(entry) for entry in self._entries])]
+        entries.sort(key=lambda entry: (entry["miou"] is None, entry["miou"] or 0, entry["key"]))
+        environment = jinja2.Environment(
+            loader=jinja2.FileSystemLoader(HERE),
+            autoescape=True,
+            undefined=jinja2.StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        known = [entry["miou"] for entry in entries if entry["miou"] is not None]
+        text = environment.get_template("page.html").render(
+            title=self._title,
+            entries=entries,
+            classes=[
+                {"name": name, "colour": f"#{bytes(colour).hex()}"}
+                for name, colour in zip(self._labels.names, self._labels.palette, strict=True)
+            ],
+            worst=known[0] if known else None,
+            best=known[-1] if known else None,
+        )
+        with together():
+            if is_first():
+                write_whole(self._file, lambda file: file.write_text(text, "utf-8", "replace"))
+        return self._file
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder of predictions, or raise a UserError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be made ({error.strerror}); give another --out") from None
+
+
+def measures(classes: np.ndarray, truth: np.ndarray | None, num_classes: int) -> dict[str, Any]:
+    """Return what the page says of one image: `miou` (None without truth) over the classes in either, and `rows`: class
+    id, share of the predicted pixels, and IoU or None, for each class that occurs, the largest first.
+    """
+    shares = np.bincount(classes.ravel(), minlength=num_classes)[:num_classes] / max(1, classes.size)
+    ious = np.full(num_classes, np.nan)
+    if truth is not None:
+        counted = (truth != IGNORE_LABEL).ravel()
+        pairs = truth.ravel()[counted].astype(np.int64) * num_classes + classes.ravel()[counted]
+        ious = iou_per_class(np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes))
+    occurs = [k for k in range(num_classes) if shares[k] or not np.isnan(ious[k])]
+    rows = [[k, round(float(shares[k]), 4), _number(ious[k])] for k in sorted(occurs, key=lambda k: -shares[k])]
+    known = ious[~np.isnan(ious)]
+    return {"miou": round(float(known.mean()), 4) if known.size else None, "rows": rows}
+
+
+def _number(value: float) -> float | None:
+    return None if np.isnan(value) else round(float(value), 4)
+
+
+def _smaller(image: np.ndarray, longest: int = _LONGEST_SHOWN) -> np.ndarray:
+    """Return an image with sides of at most `longest` pixels."""
+    height, width = image.shape[:2]
+    scale = longest / max(height, width)
+    if scale >= 1:
+        return image
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA))
+
+
+def _fewer(ids: np.ndarray, size: tuple[int, int] | None = None) -> np.ndarray:
+    """Return the nearest class ids at a size, by default that of `_smaller`."""
+    height, width = ids.shape
+    scale = min(1, _LONGEST_SHOWN / max(height, width))
+    rows, columns = size or (max(1, round(height * scale)), max(1, round(width * scale)))
+    return ids[np.ix_(np.arange(rows) * height // rows, np.arange(columns) * width // columns)]
+
+
+def _address(file: str) -> str:
+    return quote(os.fsencode(f"{PICTURES}/{file}"))

@@ -1,0 +1,135 @@
+"""Prediction of videos: the classes over each frame."""
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from deeplab_jax.data.image_files import MAX_PIXELS
+from deeplab_jax.errors import UserError
+from deeplab_jax.evaluate.pictures import overlay
+from deeplab_jax.evaluate.predictor import check_whole, checked_batch_size, predict_batch
+from deeplab_jax.evaluate.protocol import Protocol
+from deeplab_jax.models.fold import fold_norm
+from deeplab_jax.models.segmenter import Segmenter, Variables
+
+CODEC = "mp4v"
+"""MPEG-4 Part 2: `opencv-python-headless` has no encoder for H.264."""
+USUAL_RATE = 25.0  # Frames a second of a file that does not state it.
+# OpenCV reads these once. It and FFmpeg print remarks on damaged files, but the command says what is wrong in one line.
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+os.environ.setdefault("OPENCV_FFMPEG_CAPTURE_OPTIONS", "protocol_whitelist;file")  # A video can name addresses.
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+
+
+def overlay_name(path: Path) -> str:
+    """Return the name of the file that is written for a video."""
+    return f"{path.stem}_overlay.mp4"
+
+
+def predict_video(
+    model: Segmenter,
+    variables: Variables,
+    path: Path,
+    out: Path,
+    protocol: Protocol,
+    *,
+    palette: Sequence[tuple[int, int, int]],
+    batch_size: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> int:
+    """Write the classes over each frame of a video as an MP4 file, and return the number of frames.
+
+    Frame rate and size are kept, but of an odd width or height the last column or row is lost, because the codec has
+    even sides. A rotation that the file states is applied. There is no sound. Memory holds one batch of frames. The
+    file appears when it is complete.
+
+    Args:
+      model, variables: from `load`.
+      path: the video.
+      out: the file to write, `.mp4`; its folder exists.
+      protocol: how the model runs.
+      palette: (red, green, blue) of each class.
+      batch_size: frames that run together; see `predict_files`.
+      progress: called with the number of frames done and in all; the latter is what the file claims.
+
+    Raises:
+      UserError: the video cannot be read, is too large, or the file cannot be written.
+    """
+    count = 1 if protocol.window else checked_batch_size(batch_size)
+    model, variables = fold_norm(protocol.at_stride(model), variables)
+    with _opened(path) as video:
+        frames = _frames(video)
+        first = next(frames, None)
+        if first is None:
+            raise UserError(f"{path}: no frame can be read; check that it is a video and whole")
+        height, width = first.shape[:2]
+        check_whole((height, width), protocol, name=str(path))
+        size, claimed, done = protocol.run_size((height, width)), int(video.get(cv2.CAP_PROP_FRAME_COUNT)), 0
+        frames = chain([first], frames)
+        with _writer(out, _rate(video), (width // 2 * 2, height // 2 * 2)) as writer:
+            while batch := list(islice(frames, count)):
+                predictions = predict_batch(model, variables, batch, size, protocol, count=count)
+                for frame, (classes, _) in zip(batch, predictions, strict=True):
+                    shown = overlay(frame, classes, palette)[: height // 2 * 2, : width // 2 * 2]
+                    writer.write(np.ascontiguousarray(shown[..., ::-1]))
+                done += len(batch)
+                if progress is not None:
+                    progress(done, max(done, claimed))
+    return done
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """Yield an opened video."""
+    video = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
+    try:
+        width, height = (video.get(key) for key in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
+        if not video.isOpened():
+            raise UserError(f"{path}: not a video that can be read; check that it is whole, or save it as MP4")
+        if width * height > MAX_PIXELS:
+            raise UserError(f"{path}: frames of {width * height:.0f} pixels, and {MAX_PIXELS} are the limit; shrink it")
+        yield video
+    finally:
+        video.release()
+
+
+def _frames(video: Any) -> Iterator[np.ndarray]:
+    """Yield the frames uint8 `[H, W, 3]` RGB, as a player shows them: OpenCV turns them by what the file states."""
+    while True:
+        there, frame = video.read()
+        if not there:
+            return
+        yield np.ascontiguousarray(frame[..., ::-1])
+
+
+def _rate(video: Any) -> float:
+    rate = float(video.get(cv2.CAP_PROP_FPS))
+    return rate if 0 < rate < 1000 else USUAL_RATE
+
+
+@contextmanager
+def _writer(out: Path, rate: float, size: tuple[int, int]) -> Iterator[Any]:
+    """Yield a writer of frames (blue, green, red); `out` is replaced at the end, if the block does not fail."""
+    try:
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=".video") as folder:
+            fresh = Path(folder, out.name)  # The suffix tells OpenCV the format.
+            writer = cv2.VideoWriter(str(fresh), cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*CODEC), rate, size)
+            try:
+                if not writer.isOpened():
+                    raise UserError(
+                        f"{out}: OpenCV cannot write {CODEC} frames of {size[0]}x{size[1]} here; predict its frames "
+                        "as images"
+                    )
+                yield writer
+            finally:
+                writer.release()
+            os.replace(fresh, out)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error.strerror}); free space or give another --out") from None

@@ -1,0 +1,89 @@
+"""Prediction of videos: frames, size, rate, and files that are no video."""
+
+import cv2
+import numpy as np
+import pytest
+
+from deeplab_jax.errors import UserError
+from deeplab_jax.evaluate import video as video_module
+from deeplab_jax.evaluate.inference import segment
+from deeplab_jax.evaluate.pictures import overlay
+from deeplab_jax.evaluate.protocol import Protocol
+from deeplab_jax.evaluate.video import predict_video
+from deeplab_jax.labels import colormap
+from tests.support.tiny import MadeUp, tiny_model, tiny_models
+
+RATE, SIZE, COUNT = 12.5, (48, 64), 7
+EXACT = Protocol(mode="exact")
+
+
+@pytest.fixture(scope="module")
+def made():
+    with tiny_models():
+        return tiny_model("cascade_tiny")
+
+
+def write_video(file, codec):
+    source = MadeUp((SIZE,) * COUNT)
+    writer = cv2.VideoWriter(str(file), cv2.VideoWriter.fourcc(*codec), RATE, SIZE[::-1])
+    assert writer.isOpened()
+    for index in range(COUNT):
+        writer.write(source[index]["image"][..., ::-1])
+    writer.release()
+    return file
+
+
+def read_video(file):
+    """The frames in RGB, and the rate."""
+    video, frames = cv2.VideoCapture(str(file)), []
+    while (read := video.read())[0]:
+        frames.append(read[1][..., ::-1])
+    return np.array(frames), video.get(cv2.CAP_PROP_FPS)
+
+
+@pytest.mark.parametrize(("suffix", "codec"), [("mp4", "mp4v"), ("avi", "MJPG"), ("mkv", "mp4v"), ("mov", "mp4v")])
+def test_each_frame_is_predicted(made, tmp_path, suffix, codec) -> None:
+    clip, out, progress = write_video(tmp_path / f"clip.{suffix}", codec), tmp_path / "clip_overlay.mp4", []
+    done = predict_video(
+        *made, clip, out, EXACT, palette=colormap(4), batch_size=3, progress=lambda *call: progress.append(call)
+    )
+    assert done == COUNT and progress == [(3, COUNT), (6, COUNT), (7, COUNT)]
+    (frames, _), (written, rate) = read_video(clip), read_video(out)
+    assert rate == RATE and written.shape == frames.shape == (COUNT, *SIZE, 3)
+    for frame, shown in zip(frames, written, strict=True):  # The codec loses a little.
+        expected = overlay(np.ascontiguousarray(frame), segment(*made, frame), colormap(4))
+        assert np.abs(shown.astype(int) - expected).mean() < 20 < np.abs(255 - shown.astype(int) - expected).mean()
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([clip.name, out.name])
+
+
+def test_a_turned_video_is_shown_as_a_player_does(made, tmp_path, monkeypatch) -> None:
+    """The matrix in the track header of an MP4 file turns it by 90 degrees (ISO/IEC 14496-12, 8.3.2)."""
+    clip = write_video(tmp_path / "clip.mp4", "mp4v")
+    data = bytearray(clip.read_bytes())
+    matrix = data.index(b"tkhd") + 4 + 40
+    one, minus_one, fixed = (1 << 16), (-1 & 0xFFFFFFFF) << 16 & 0xFFFFFFFF, 1 << 30
+    values = (0, one, 0, minus_one, 0, 0, SIZE[0] << 16, 0, fixed)
+    data[matrix : matrix + 36] = b"".join(value.to_bytes(4, "big") for value in values)
+    clip.write_bytes(data)
+    predict_video(*made, clip, tmp_path / "out.mp4", EXACT, palette=colormap(4))
+    assert read_video(tmp_path / "out.mp4")[0].shape == (COUNT, SIZE[1], SIZE[0], 3)
+
+
+def test_what_is_no_video_is_one_line(made, tmp_path, capfd, monkeypatch) -> None:
+    (tmp_path / "clip.mp4").write_bytes(b"no video at all" * 100)
+    with pytest.raises(UserError, match=r"clip\.mp4: not a video that can be read"):
+        predict_video(*made, tmp_path / "clip.mp4", tmp_path / "out.mp4", EXACT, palette=colormap(4))
+    assert capfd.readouterr().err == ""
+    clip = write_video(tmp_path / "large.mp4", "mp4v")
+    monkeypatch.setattr(video_module, "MAX_PIXELS", 100)
+    with pytest.raises(UserError, match=r"large\.mp4: frames of 3072 pixels, and 100 are the limit"):
+        predict_video(*made, clip, tmp_path / "out.mp4", EXACT, palette=colormap(4))
+
+
+def test_a_failure_leaves_the_older_file(made, tmp_path, monkeypatch) -> None:
+    clip, out = write_video(tmp_path / "clip.mp4", "mp4v"), tmp_path / "out.mp4"
+    out.write_bytes(b"older")
+    monkeypatch.setattr(video_module, "overlay", lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        predict_video(*made, clip, out, EXACT, palette=colormap(4))
+    assert out.read_bytes() == b"older" and sorted(path.name for path in tmp_path.iterdir()) == ["clip.mp4", "out.mp4"]
