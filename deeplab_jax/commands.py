@@ -11,7 +11,7 @@ from deeplab_jax.errors import UserError, did_you_mean, spell
 USER_ERROR = 2
 INTERRUPTED = 130
 PREEMPTED = 75  # EX_TEMPFAIL, after SIGTERM: a scheduler may start the same command again, and nothing is lost.
-INFERENCE_FLAGS = ("mode", "output_stride", "scales", "flip", "window", "crf")
+INFERENCE_FLAGS = ("mode", "output_stride", "scales", "flip", "window", "overlap", "blend", "crf")
 
 
 def fail(message: str) -> int:
@@ -126,19 +126,36 @@ def predict(args: argparse.Namespace) -> int:
     """`predict`."""
     from rich.console import Console
 
+    from deeplab_jax.evaluate import geo
     from deeplab_jax.evaluate.predictor import find_images, predict_files
     from deeplab_jax.evaluate.protocol import Protocol
     from deeplab_jax.terminal import progress_bar
     from deeplab_jax.weights.folder import load
 
     paths = find_images(args.images)
+    if args.polygons:
+        geo.load_rasterio("--polygons")
+    elif not geo.is_installed() and (on_map := [path for path in paths if geo.has_ground(path)]):
+        print(
+            f"deeplab-jax: {spell(on_map, limit=1)}: predicted without map coordinates; for a GeoTIFF of class ids, "
+            "type pip install rasterio",
+            file=sys.stderr,
+        )
     protocol = Protocol(**given(args, *INFERENCE_FLAGS))
     model, variables, info = load(args.model, checkpoint=args.checkpoint, module=args.module)
     palette = [tuple(colour) for colour in info["palette"]] if "palette" in info else None
     failed = 0
     with progress_bar(Console(stderr=True)) as progress:
         for _, error in predict_files(
-            model, variables, paths, Path(args.out), protocol, palette=palette, progress=progress
+            model,
+            variables,
+            paths,
+            Path(args.out),
+            protocol,
+            palette=palette,
+            polygons=args.polygons,
+            names=info.get("class_names", ()),
+            progress=progress,
         ):
             if error is not None:
                 failed += 1

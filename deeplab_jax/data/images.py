@@ -58,7 +58,7 @@ def decode_image(data: bytes, *, name: str) -> np.ndarray:
                     if decoded is not None:
                         return np.asarray(decoded, np.uint8)
             return _to_rgb(image, name)
-    except UserError:
+    except (UserError, MemoryError):
         raise
     except Exception as error:  # Pillow's format readers raise almost every built-in exception on damaged files.
         raise UserError(f"{name}: {damage(data, error)}") from error
@@ -93,7 +93,7 @@ def decode_mask(data: bytes, *, name: str) -> np.ndarray:
                     "save it as a grey or palette PNG of class ids"
                 )
             values = np.asarray(image)
-    except UserError:
+    except (UserError, MemoryError):
         raise
     except Exception as error:
         raise UserError(f"{name}: {damage(data, error)}") from error
@@ -136,7 +136,7 @@ def encode_mask(class_ids: np.ndarray, palette: Sequence[tuple[int, int, int]] |
     """Return the bytes of the PNG that `write_mask` writes; of a grey PNG with the same values if `palette` is None."""
     if class_ids.ndim != 2 or class_ids.min(initial=0) < 0 or class_ids.max(initial=0) > 255:
         raise ValueError(f"class ids must be [H, W] in 0 to 255, got shape {class_ids.shape}")
-    image = Image.fromarray(np.ascontiguousarray(class_ids.astype(np.uint8)))
+    image = Image.fromarray(np.ascontiguousarray(class_ids.astype(np.uint8, copy=False)))
     if palette is not None:
         colours = np.zeros((256, 3), np.uint8)
         colours[: len(palette)] = palette

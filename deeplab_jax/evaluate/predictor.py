@@ -1,5 +1,6 @@
 """Prediction of image files: indexed PNGs and overlays."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -8,7 +9,9 @@ import numpy as np
 from deeplab_jax.data.images import read_image, write_image, write_mask
 from deeplab_jax.data.source import Example, list_images
 from deeplab_jax.errors import UserError
-from deeplab_jax.evaluate.inference import pad_images, predict_classes
+from deeplab_jax.evaluate import geo
+from deeplab_jax.evaluate.inference import pad_images, predict_classes, predict_large
+from deeplab_jax.evaluate.memory import names_what_fits
 from deeplab_jax.evaluate.pictures import overlay
 from deeplab_jax.evaluate.protocol import DEFAULT, Protocol, Size
 from deeplab_jax.labels import MAX_CLASSES, colormap
@@ -21,6 +24,9 @@ LONGEST_WHOLE = 2**14
 """Longest side of an image, in pixels, that runs whole: the matrix that resizes logits along it has side² / output
 stride entries.
 """
+
+
+OVERLAY_PIXELS = 2**25
 
 
 def find_images(paths: Iterable[str | Path]) -> list[Path]:
@@ -66,12 +72,16 @@ def predict_files(
     protocol: Protocol = DEFAULT,
     *,
     palette: Palette | None = None,
+    polygons: bool = False,
+    names: Sequence[str] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[tuple[Path, UserError | None]]:
-    """Predict image files one by one, and write `NAME.png` (class ids with the palette) and `NAME_overlay.png`.
+    """Predict image files one by one, and write `NAME.png` (class ids with the palette) and `NAME_overlay.png`. With
+    `polygons` also write `NAME.geojson`, with the `names` of the classes. A GeoTIFF's ids are written as the GeoTIFF
+    `NAME.tif`, too, if rasterio is installed; where it has no data they are the ignore label.
 
-    An unreadable image does not end the run. Images are predicted whole. The protocol's `resize`, `crop` and `trimap`
-    concern only labelled examples and are not used here.
+    An image that is unreadable or too large for the memory does not end the run. The protocol's `resize`, `crop` and
+    `trimap` concern only labelled examples and are not used here.
 
     Yields:
       Each path, with None or the reason why it failed.
@@ -92,18 +102,45 @@ def predict_files(
     model, variables = fold_norm(model, variables)
     for done, path in enumerate(paths, start=1):
         try:
-            image = read_image(path)
+            with names_what_fits(str(path), protocol):
+                image = read_image(path)
             size = image.shape[0], image.shape[1]
             check_whole(size, protocol, name=str(path))
+            with names_what_fits(str(path), protocol, size):
+                classes = predict_ids(model, variables, image, protocol)
+                write_on_map(path, out_dir, classes, colours, names=names, polygons=polygons)
+                write_prediction(out_dir, path.stem, image, classes, colours)
         except UserError as error:
             yield path, error
             continue
-        images, sizes = pad_images([image], protocol.run_size(size))
-        classes = predict_classes(model, variables, images, sizes, protocol)
-        write_prediction(out_dir, path.stem, image, np.asarray(classes[0, : size[0], : size[1]]), colours)
         if progress is not None:
             progress(done, len(paths))
         yield path, None
+
+
+def predict_ids(model: Segmenter, variables: Variables, image: np.ndarray, protocol: Protocol) -> np.ndarray:
+    """Return the class ids uint8 `[H, W]` of one image."""
+    height, width = image.shape[:2]
+    size = protocol.run_size((height, width))
+    if protocol.slides(size) and not protocol.crf:
+        return predict_large(model, variables, image, protocol)
+    classes = predict_classes(model, variables, *pad_images([image], size), protocol)
+    return np.asarray(classes[0, :height, :width]).astype(np.uint8)
+
+
+def write_on_map(
+    path: Path, out_dir: Path, classes: np.ndarray, palette: Palette, *, names: Sequence[str], polygons: bool
+) -> None:
+    """Write `NAME.tif` for a GeoTIFF, whose pixels without data become the ignore label in `classes`, and
+    `NAME.geojson` if polygons are wanted.
+    """
+    ground = None
+    if geo.has_ground(path) and (polygons or geo.is_installed()):
+        ground = geo.read_ground(path)
+        geo.mark_nodata(path, classes)
+        geo.write_geotiff(out_dir / f"{path.stem}.tif", classes, palette, ground)
+    if polygons:
+        geo.write_polygons(out_dir / f"{path.stem}.geojson", classes, names, ground)
 
 
 def check_whole(size: Size, protocol: Protocol, *, name: str) -> None:
@@ -119,7 +156,7 @@ def check_outputs(paths: Iterable[Path], out_dir: Path) -> None:
     """Raise a UserError if a prediction would overwrite one of the images."""
     images = {path.resolve() for path in paths}
     for image in paths:
-        for name in output_names(image.stem):
+        for name in (*output_names(image.stem), f"{image.stem}.tif"):
             if (out_dir / name).resolve() in images:
                 raise UserError(f"{out_dir / name}: an image that a prediction would overwrite; give another --out")
 
@@ -133,11 +170,14 @@ def make_folder(folder: Path) -> None:
 
 
 def write_prediction(out_dir: Path, stem: str, image: np.ndarray, classes: np.ndarray, palette: Palette) -> None:
-    """Write `STEM.png` and `STEM_overlay.png`."""
+    """Write `STEM.png` and `STEM_overlay.png`. The overlay has every second, third, ... row and column where the image
+    has more than `OVERLAY_PIXELS`.
+    """
     ids, shown = (out_dir / name for name in output_names(stem))
-    as_bytes = classes.astype(np.uint8)
+    as_bytes = classes.astype(np.uint8, copy=False)
     write_mask(ids, as_bytes, tuple(palette))
-    write_image(shown, overlay(image, as_bytes, tuple(palette)))
+    shrunk = (slice(None, None, math.ceil(math.sqrt(as_bytes.size / OVERLAY_PIXELS))),) * 2
+    write_image(shown, overlay(np.ascontiguousarray(image[shrunk]), as_bytes[shrunk], tuple(palette)))
 
 
 def prediction_writer(out_dir: Path, palette: Palette) -> Callable[[Example, np.ndarray], None]:
