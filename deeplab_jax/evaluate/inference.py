@@ -298,7 +298,9 @@ def _means(
 def _whole_means(
     model: Segmenter, variables: Variables, images: np.ndarray, sizes: np.ndarray, protocol: Protocol
 ) -> np.ndarray:
-    """Return the mean probabilities of the windows over a padded batch, float32 `[N, H, W, K]`; 1 / K in the padding."""
+    """Return the mean probabilities of the windows over a padded batch, float32 `[N, H, W, K]`: 1 / K in
+    the padding.
+    """
     whole = np.full((*images.shape[:3], model.num_classes), 1 / model.num_classes, np.float32)
     for image, (height, width), means in zip(images, sizes, whole, strict=True):
         if height and width:
