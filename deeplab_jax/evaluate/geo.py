@@ -1,6 +1,7 @@
 """Predictions on the map: GeoTIFFs of class ids, and GeoJSON polygons. Both use rasterio, the extra `geo`."""
 
 import json
+import warnings
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from itertools import pairwise
@@ -65,8 +66,10 @@ def read_ground(path: Path) -> Ground:
     with Image.open(path) as image:
         turned = image.getexif().get(ORIENTATION, 1) != 1
     try:
-        with rasterio.open(path) as file:
-            crs, transform = file.crs, file.transform
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)  # It is told below.
+            with rasterio.open(path) as file:
+                crs, transform = file.crs, file.transform
     except rasterio.errors.RasterioError as error:
         raise UserError(f"{path}: its map coordinates cannot be read ({error}); write it again with gdalwarp") from None
     if turned or transform.is_identity:
@@ -146,17 +149,17 @@ def polygons(classes: np.ndarray, names: Sequence[str], ground: Ground | None = 
       ground: where the image lies; None: coordinates are (column, row) in pixels from the top left corner.
     """
     rasterio = load_rasterio("polygons")
-    transform = rasterio.Affine.identity() if ground is None else ground.transform
+    a, b, c, d, e, f = (1, 0, 0, 0, 1, 0) if ground is None else ground.transform[:6]
     degrees = ground is not None and ground.crs is not None and ground.crs.is_geographic
     for shape, value in rasterio.features.shapes(classes, mask=classes != IGNORE_LABEL, connectivity=4):
         index = int(value)
         pixels = round(abs(_area(shape["coordinates"][0])) - sum(abs(_area(r)) for r in shape["coordinates"][1:]))
-        rings = [[transform * point for point in ring] for ring in shape["coordinates"]]
+        rings = [[(a * x + b * y + c, d * x + e * y + f) for x, y in ring] for ring in shape["coordinates"]]
         properties = {
             "class": index,
             "name": names[index] if index < len(names) else None,
             "pixels": pixels,
-            "area": None if degrees else pixels * abs(transform.determinant),
+            "area": None if degrees else pixels * abs(a * e - b * d),
         }
         coordinates = [ring if (_area(ring) > 0) == (place == 0) else ring[::-1] for place, ring in enumerate(rings)]
         yield {

@@ -1,6 +1,7 @@
 """GeoTIFFs of class ids lie where their image lies; polygons, drawn again, give the ids back."""
 
 import json
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -37,7 +38,7 @@ def test_polygons_follow_the_edges_of_pixels_around_holes() -> None:
     assert {tuple(point) for point in outer} == {(1, 1), (4, 1), (4, 4), (1, 4)} and outer[0] == outer[-1]
     assert {tuple(point) for point in hole} == {(2, 2), (3, 2), (3, 3), (2, 3)}
     # Counterclockwise: a positive sum of x * dy. Clockwise for the hole.
-    turn = [sum(a[0] * b[1] - b[0] * a[1] for a, b in zip(r, r[1:], strict=False)) for r in (outer, hole)]
+    turn = [sum(a[0] * b[1] - b[0] * a[1] for a, b in pairwise(r)) for r in (outer, hole)]
     assert turn == [18, -2]
     assert found["ground"]["properties"]["pixels"] == 16 and len(found) == 3
 
@@ -81,10 +82,11 @@ def test_predict_keeps_a_geotiff_on_its_map(tmp_path, capsys) -> None:
         assert main(["predict", "--model", str(tmp_path / "model"), "--out", str(out), *flags, *inputs]) == 0
         assert main(["predict", "--model", str(tmp_path / "model"), "--out", str(tmp_path), inputs[0]]) == 2
     assert "field.tif: an image that a prediction would overwrite" in capsys.readouterr().err
-    assert sorted(path.name for path in out.iterdir()) == sorted(
-        [*(f"field{end}" for end in (".geojson", ".png", ".tif", "_overlay.png"))]
-        + [*(f"plain{end}" for end in (".geojson", ".png", "_overlay.png"))]
-    )
+    kinds = (".geojson", ".png", "_overlay.png")
+    assert {path.name for path in out.iterdir()} == {
+        "field.tif",
+        *(f"{n}{k}" for n in ("field", "plain") for k in kinds),
+    }
     ids, plain = read_mask(out / "field.png"), read_mask(out / "plain.png")
     nodata = np.all(image == 0, axis=-1)
     assert (ids[:7, :9] == 255).all() and (ids[~nodata] == plain[~nodata]).all()
@@ -103,7 +105,10 @@ def test_a_geotiff_that_is_turned_or_has_no_transform_is_refused(tmp_path) -> No
     rasterio = pytest.importorskip("rasterio")
     kind = {"driver": "GTiff", "dtype": "uint8", "count": 1, "height": 8, "width": 8}
     points = [rasterio.control.GroundControlPoint(r, c, c * 2.0, r * 3.0) for r, c in ((0, 0), (0, 8), (8, 0))]
-    with rasterio.open(tmp_path / "points.tif", "w", **kind) as file:
+    with (
+        pytest.warns(rasterio.errors.NotGeoreferencedWarning),
+        rasterio.open(tmp_path / "points.tif", "w", **kind) as file,
+    ):
         file.gcps = (points, rasterio.crs.CRS.from_epsg(4326))
     assert geo.has_ground(tmp_path / "points.tif")
     with pytest.raises(UserError, match=r"points\.tif: a GeoTIFF with no affine transform.*gdalwarp"):
