@@ -58,7 +58,7 @@ def decode_image(data: bytes, *, name: str) -> np.ndarray:
                     if decoded is not None:
                         return np.asarray(decoded, np.uint8)
             return _to_rgb(image, name)
-    except (UserError, MemoryError):
+    except UserError:
         raise
     except Exception as error:  # Pillow's format readers raise almost every built-in exception on damaged files.
         raise UserError(f"{name}: {damage(data, error)}") from error
@@ -93,7 +93,7 @@ def decode_mask(data: bytes, *, name: str) -> np.ndarray:
                     "save it as a grey or palette PNG of class ids"
                 )
             values = np.asarray(image)
-    except (UserError, MemoryError):
+    except UserError:
         raise
     except Exception as error:
         raise UserError(f"{name}: {damage(data, error)}") from error

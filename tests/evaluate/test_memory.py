@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from deeplab_jax.cli import main
+from deeplab_jax.data import images
 from deeplab_jax.data.images import write_image
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate import evaluator, predictor
@@ -76,6 +77,16 @@ def test_an_image_that_does_not_fit_while_it_is_read_is_named(tmp_path, monkeypa
         write_image(tmp_path / "a.png", np.zeros((33, 33, 3), np.uint8))
         ((_, error),) = predictor.predict_files(model, variables, [tmp_path / "a.png"], tmp_path / "out")
     assert "a.png: out of memory; give a smaller image" in str(error)
+
+
+def test_an_image_too_large_to_decode_is_not_called_damaged(tmp_path, monkeypatch) -> None:
+    def to_rgb(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(images, "_to_rgb", to_rgb)
+    write_image(tmp_path / "a.png", np.zeros((33, 33, 3), np.uint8))
+    with pytest.raises(UserError, match=r"a\.png: out of memory while it is read; give a smaller image"):
+        images.read_image(tmp_path / "a.png")
 
 
 def test_an_evaluation_names_the_image(monkeypatch) -> None:
