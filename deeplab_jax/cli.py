@@ -17,6 +17,7 @@ from deeplab_jax import commands
 from deeplab_jax.commands import INTERRUPTED, PREEMPTED, USER_ERROR, fail
 from deeplab_jax.distributed import run_as_one
 from deeplab_jax.errors import ToldElsewhere, UserError, did_you_mean, end_process
+from deeplab_jax.evaluate.windows import BLENDS
 from deeplab_jax.extensions import allow
 from deeplab_jax.train.signals import end_on_sigterm
 
@@ -165,6 +166,7 @@ def add_inference_verbs(verb: Verb) -> None:
         default="classes",
         help="dataset: NAME.png holds the values of the data set's own masks, and nothing lies beside it",
     )
+    predict.add_argument("--polygons", action="store_true", help="write NAME.geojson too, with each region's outline")
     add_inference_flags(predict)
 
 
@@ -295,6 +297,8 @@ def add_inference_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scales", type=numbers(float), help="such as 0.5,0.75,1: average over these sizes")
     parser.add_argument("--flip", action="store_true", default=None, help="average with the mirrored image")
     parser.add_argument("--window", type=numbers(int), help="height,width of a sliding window for large images")
+    parser.add_argument("--overlap", type=float, help="of windows, as a share of one; by default at least a third")
+    parser.add_argument("--blend", choices=BLENDS, help="weight of a window's pixels: all equal, or the centre more")
     parser.add_argument("--crf", action="store_true", default=None, help="refine labels by a fully connected CRF")
 
 

@@ -14,7 +14,7 @@ from deeplab_jax.errors import UserError, did_you_mean, spell
 USER_ERROR = 2
 INTERRUPTED = 130
 PREEMPTED = 75  # EX_TEMPFAIL, after SIGTERM: a scheduler may start the same command again, and nothing is lost.
-INFERENCE_FLAGS = ("mode", "output_stride", "scales", "flip", "window", "crf")
+INFERENCE_FLAGS = ("mode", "output_stride", "scales", "flip", "window", "overlap", "blend", "crf")
 
 
 def fail(message: str) -> int:
@@ -134,6 +134,7 @@ def predict(args: argparse.Namespace) -> int:
     """`predict`."""
     from rich.console import Console
 
+    from deeplab_jax.evaluate import geo
     from deeplab_jax.evaluate.image_list import find_images, is_video
     from deeplab_jax.evaluate.outputs import Outputs, label_set, page_of
     from deeplab_jax.evaluate.predictor import predict_files
@@ -145,6 +146,14 @@ def predict(args: argparse.Namespace) -> int:
     found, out, dataset_ids = find_images(args.images, out=args.out), Path(args.out), args.ids == "dataset"
     images = [each for each in found if not is_video(each.path)]
     videos = [each.path for each in found if is_video(each.path)]
+    if args.polygons:
+        geo.load_rasterio("--polygons")
+    elif not geo.is_installed() and (on_map := [each.path for each in images if geo.has_ground(each.path)]):
+        print(
+            f"deeplab-jax: {spell(on_map, limit=1)}: predicted without map coordinates; for a GeoTIFF of class ids, "
+            "type pip install rasterio",
+            file=sys.stderr,
+        )
     protocol = Protocol(**given(args, *INFERENCE_FLAGS))
     model, variables, info = load(args.model, checkpoint=args.checkpoint, module=args.module)
     if args.channels:
@@ -153,7 +162,7 @@ def predict(args: argparse.Namespace) -> int:
     if dataset_ids and (shared := to_stored(labels)[1]):
         print(f"several stored values stand for {spell(shared)}; the smallest is written", file=sys.stderr)
     page = None if dataset_ids or not images else page_of(out, labels, title=f"Predictions of {Path(args.model).name}")
-    outputs = Outputs(out, labels, args.probabilities or "", args.confidence, dataset_ids, page)
+    outputs = Outputs(out, labels, args.probabilities or "", args.confidence, dataset_ids, page, args.polygons)
     failed = 0
     with progress_bar(Console(stderr=True)) as progress:
         for _, error in predict_files(

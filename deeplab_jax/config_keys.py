@@ -165,6 +165,8 @@ class Protocol:
     scales: tuple[float, ...] = key((1.0,), 0.01, 16, most=SOME)
     flip: bool = False
     window: tuple[int, ...] = ()  # (height, width) of a sliding window; empty: whole image
+    overlap: float = key(1 / 3, 0, BELOW_1)  # smallest overlap of windows, as a share of a window
+    blend: str = "uniform"  # weight of a window's pixels; "gaussian": the centre counts more than the edges
     resize: int = key(0, 0, LONGEST_SIDE)  # pixels of the shorter side, labels too; 0: the labels' own resolution
     crop: tuple[int, ...] = ()  # (height, width) of the centre that is evaluated; empty: all
     # Widths in pixels of bands around boundaries, which are also evaluated.

@@ -117,5 +117,7 @@ def damage(data: bytes, error: Exception) -> str:
             f"image of {claimed[0] if claimed else 'too many'} pixels, and {MAX_PIXELS} are the limit; if the file is "
             f"intact, set {LIMIT} to more, otherwise remove it"
         )
+    if isinstance(error, MemoryError):  # Also where a damaged file claims more than it holds.
+        return f"out of memory while it is read; give a smaller image, or, if it is small, {REPLACE}"
     reason = " ".join(str(error).split()) or type(error).__name__
     return f"truncated or damaged image ({reason[:200]}); {REPLACE}"

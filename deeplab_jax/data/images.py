@@ -172,7 +172,7 @@ def encode_mask(class_ids: np.ndarray, palette: Sequence[tuple[int, int, int]] |
     """Return the bytes of the PNG that `write_mask` writes; of a grey PNG with the same values if `palette` is None."""
     if class_ids.ndim != 2 or class_ids.min(initial=0) < 0 or class_ids.max(initial=0) > 255:
         raise ValueError(f"class ids must be [H, W] in 0 to 255, got shape {class_ids.shape}")
-    image = Image.fromarray(np.ascontiguousarray(class_ids.astype(np.uint8)))
+    image = Image.fromarray(np.ascontiguousarray(class_ids.astype(np.uint8, copy=False)))
     if palette is not None:
         colours = np.zeros((256, 3), np.uint8)
         colours[: len(palette)] = palette

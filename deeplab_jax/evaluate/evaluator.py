@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,7 +17,8 @@ from deeplab_jax.data.transforms import resize_pair
 from deeplab_jax.distributed import in_step, listed, own_share, summed, together
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate.boundary import Trimap
-from deeplab_jax.evaluate.inference import evaluate_batch, pad_images
+from deeplab_jax.evaluate.inference import evaluate_batch, evaluate_large, pad_images
+from deeplab_jax.evaluate.memory import names_what_fits
 from deeplab_jax.evaluate.protocol import DEFAULT, Protocol, Size
 from deeplab_jax.files import write_json
 from deeplab_jax.labels import IGNORE_LABEL, LabelSet
@@ -61,8 +63,8 @@ def evaluate(
       source: labelled examples; its classes must be the model's.
       protocol: everything that changes the numbers. The other arguments do not.
       split: name of the split, for the record.
-      batch_size: number of images of one size that run together on a device. Empty images, which do not count, fill up
-        the last batch.
+      batch_size: number of images of one size, or of windows, that run together on a device. Empty ones, which do not
+        count, fill up the last batch.
       devices: number of devices of this process, each with its own batch; 0: all.
       threads: number of threads that read ahead.
       timeout: seconds within which an image must be read.
@@ -88,9 +90,8 @@ def evaluate(
     for group in in_step(grouped(parts(read, protocol, model), at_once, protocol)):
         with together():
             for size, batch in group:
-                images, labels, sizes = split_over(chosen, *padded(batch, size, count=at_once))
-                classes, counts = evaluate_batch(folded, variables, images, labels, sizes, protocol)
-                predicted = cut_back(classes, batch)
+                with names_what_fits(batch[0]["name"], protocol, size):
+                    predicted, counts = run_group(folded, variables, batch, size, protocol, chosen, at_once)
                 tally.add(size, batch, predicted, counts)
                 if on_prediction is not None:
                     for example, ids in zip(batch, predicted, strict=True):
@@ -105,6 +106,41 @@ def evaluate(
         "versions": versions(),
         "seconds": round(time.perf_counter() - start, 3),
     }
+
+
+def run_group(
+    model: Segmenter,
+    variables: Variables,
+    batch: Sequence[Example],
+    size: Size,
+    protocol: Protocol,
+    devices: Devices,
+    at_once: int,
+) -> tuple[Sequence[np.ndarray], np.ndarray]:
+    """Return the class ids `[H, W]` of each example of a group from `grouped`, and its confusion matrix.
+
+    Of images `at_once` run together; of the windows of a large image, as many.
+    """
+    if alone(size, protocol):
+        (example,) = batch
+        classes, counts = evaluate_large(
+            model,
+            variables,
+            example["image"],
+            example["label"],
+            protocol,
+            batch_size=at_once,
+            place=partial(split_over, devices),
+        )
+        return [classes], counts
+    images, labels, sizes = split_over(devices, *padded(batch, size, count=at_once))
+    classes, counts = evaluate_batch(model, variables, images, labels, sizes, protocol)
+    return cut_back(classes, batch), counts
+
+
+def alone(size: Size, protocol: Protocol) -> bool:
+    """Return whether an image that runs at this size is a group of its own, whose windows fill the batches."""
+    return protocol.slides(size) and not protocol.crf
 
 
 class Tally:
@@ -238,7 +274,7 @@ def grouped(examples: Iterable[Item], batch_size: int, protocol: Protocol) -> It
         size = protocol.run_size((height, width))
         group = waiting.setdefault(size, [])
         group.append(example)
-        if len(group) == batch_size:
+        if len(group) == batch_size or alone(size, protocol):
             yield size, waiting.pop(size)
         elif sum(map(len, waiting.values())) >= WAITING * batch_size:
             fullest = max(waiting, key=lambda size: len(waiting[size]))

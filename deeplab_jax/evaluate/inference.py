@@ -1,6 +1,6 @@
 """Inference on images of any size, by a protocol: whole or by sliding window, at several scales, mirrored, refined."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial, reduce
 from typing import Any
 
@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from deeplab_jax.evaluate.protocol import Protocol, Size, View
+from deeplab_jax.evaluate.windows import OVERLAP, Tile, mean_of_windows
+from deeplab_jax.labels import IGNORE_LABEL
 from deeplab_jax.models.fold import fold_norm
 from deeplab_jax.models.segmenter import SMALLEST_SIDE, Segmenter, Variables
 from deeplab_jax.ops import crf as ops_crf
@@ -19,6 +21,13 @@ from deeplab_jax.ops.resize import resize_bilinear
 
 Array = np.ndarray | jax.Array
 Views = tuple[View, ...]
+COUNTED_AT_ONCE = 2**20  # pixels
+Place = Callable[..., Sequence[Array]]
+
+
+def unplaced(*arrays: Array) -> Sequence[Array]:
+    """Return arrays as they are: the first device takes them when it needs them."""
+    return arrays
 
 
 def segment(
@@ -29,6 +38,8 @@ def segment(
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
     window: Size | None = None,
+    overlap: float = OVERLAP,
+    blend: str = "uniform",
     crf: DenseCRF | bool = False,
     return_probabilities: bool = False,
 ) -> Any:
@@ -43,9 +54,11 @@ def segment(
       scales: scales of the image; the class probabilities are averaged.
       flip: whether to add the mirrored image.
       window: (height, width) of a sliding window for large images; None runs the image whole.
+      overlap, blend: of the windows; see `Protocol`.
       crf: whether a fully connected CRF on the image refines the class probabilities; True takes the default
         parameters.
-      return_probabilities: whether to return the class probabilities as well.
+      return_probabilities: whether to return the class probabilities as well. They need 4 bytes for each pixel and
+        class, whatever the window is; the ids alone need the memory of some windows.
 
     Returns:
       int32 `[H, W]` class ids. With `return_probabilities` also float32 `[H, W, num_classes]`, 0 to 1, which sum to 1
@@ -55,7 +68,9 @@ def segment(
       ValueError: the image is no uint8, uint16 or float32 `[H, W, C]` with the channels of the model.
       UserError: scales or a window that make no sense, or a CRF for a model of other than three channels.
     """
-    protocol = Protocol(mode="exact", scales=tuple(scales), flip=flip, window=window or (), crf=crf)
+    protocol = Protocol(
+        mode="exact", scales=tuple(scales), flip=flip, window=window or (), overlap=overlap, blend=blend, crf=crf
+    )
     model, image = protocol.at_stride(model), np.asarray(image)
     if image.dtype not in (np.uint8, np.uint16, np.float32) or image.ndim != 3 or image.shape[-1] != model.in_channels:
         raise ValueError(
@@ -64,8 +79,10 @@ def segment(
         )
     image = model.preprocessing.levels(image)
     height, width = image.shape[:2]
-    images, sizes = pad_images([image], protocol.run_size((height, width)))
     model, variables = fold_norm(model, variables)
+    if not return_probabilities and not protocol.crf and protocol.slides(protocol.run_size((height, width))):
+        return predict_large(model, variables, image, protocol).astype(np.int32)
+    images, sizes = pad_images([image], protocol.run_size((height, width)))
     if not return_probabilities:
         classes = predict_classes(model, variables, images, sizes, protocol)
         return np.asarray(classes[0, :height, :width], np.int32)
@@ -86,11 +103,11 @@ def predict(
       sizes: their true sizes `[N, 2]`.
       protocol: its scales, flip, window and CRF.
     """
-    if _sees_whole(protocol, images):
-        classes, probabilities = _predict(model, variables, images, sizes, protocol.views)
+    if protocol.slides(padded_to(images)):
+        probabilities = jnp.asarray(_whole_means(model, variables, np.asarray(images), np.asarray(sizes), protocol))
+        classes = jnp.argmax(probabilities, axis=-1)
     else:
-        sums = _sliding_sums(model, variables, images, sizes, protocol)
-        classes, probabilities = jnp.argmax(sums, axis=-1), sums / jnp.sum(sums, axis=-1, keepdims=True)
+        classes, probabilities = _predict(model, variables, images, sizes, protocol.views)
     if isinstance(protocol.crf, DenseCRF):
         probabilities = _refined(probabilities, images, sizes, protocol.crf)
         classes = jnp.argmax(probabilities, axis=-1)
@@ -103,9 +120,45 @@ def predict_classes(
     """Return the class ids of `predict`, with less memory if no CRF needs the probabilities."""
     if protocol.crf:
         return predict(model, variables, images, sizes, protocol)[0]
-    if _sees_whole(protocol, images):
+    if not protocol.slides(padded_to(images)):
         return _classes(model, variables, images, sizes, protocol.views)
-    return jnp.argmax(_sliding_sums(model, variables, images, sizes, protocol), axis=-1)
+    classes = np.zeros(images.shape[:3], np.int32)
+    for index, (height, width) in enumerate(np.asarray(sizes)):
+        if height and width:
+            own = np.asarray(images[index])[:height, :width]
+            classes[index, :height, :width] = predict_large(model, variables, own, protocol, size=padded_to(images))
+    return jnp.asarray(classes)
+
+
+def predict_large(
+    model: Segmenter,
+    variables: Variables,
+    image: np.ndarray,
+    protocol: Protocol,
+    *,
+    size: Size | None = None,
+    batch_size: int = 1,
+    place: Place = unplaced,
+) -> np.ndarray:
+    """Return the class of each pixel of an image that is larger than the window, as from `predict_classes`. Beside the
+    image and the ids, it takes the memory of some windows.
+
+    Args:
+      model, variables: with batch norm folded, for speed.
+      image: uint8 `[H, W, C]`; an array, or anything that gives one for a slice, such as a `numpy.memmap`.
+      protocol: its scales, flip and windows; without a CRF, which needs the whole image.
+      size: (height, width) over which the windows are spread; None: the protocol's for such an image.
+      batch_size: number of windows that run together.
+      place: puts windows and their sizes on the devices; see `evaluator.split_over`.
+
+    Returns:
+      Class ids `[H, W]`: uint8 if they fit, else int32.
+    """
+    classes = np.zeros(image.shape[:2], np.uint8 if model.num_classes <= 2**8 else np.int32)
+    size = size or protocol.run_size((image.shape[0], image.shape[1]))
+    for tile in _means(model, variables, image, protocol, size=size, batch_size=batch_size, place=place):
+        classes[tile.place] = np.argmax(tile.probabilities, axis=-1)
+    return classes
 
 
 def evaluate_batch(
@@ -116,12 +169,41 @@ def evaluate_batch(
     Returns:
       Class ids `[N, H, W]` and an int32 confusion matrix `[K, K]`; only these leave the device.
     """
-    if not protocol.window and not protocol.crf:
+    if not protocol.slides(padded_to(images)) and not protocol.crf:
         classes, counts = _classes_and_counts(model, variables, images, labels, sizes, protocol.views)
     else:
         classes = predict_classes(model, variables, images, sizes, protocol)
         counts = confusion_matrix(jnp.asarray(labels), classes, num_classes=model.num_classes)
     return np.asarray(classes), np.asarray(counts)
+
+
+def evaluate_large(
+    model: Segmenter,
+    variables: Variables,
+    image: np.ndarray,
+    label: np.ndarray,
+    protocol: Protocol,
+    *,
+    batch_size: int = 1,
+    place: Place = unplaced,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Predict an image that is larger than the window, in little memory, and compare it with its label `[H, W]`.
+
+    Returns:
+      Class ids `[H, W]` and an int64 confusion matrix `[K, K]`. See `predict_large` for the arguments.
+    """
+    classes = predict_large(model, variables, image, protocol, batch_size=batch_size, place=place)
+    counts = np.zeros((model.num_classes, model.num_classes), np.int64)
+    for first in range(0, classes.size, COUNTED_AT_ONCE):
+        part = np.full((2, COUNTED_AT_ONCE), IGNORE_LABEL, np.int32)  # Of one size, so that one program counts all.
+        for row, whole in zip(part, (label, classes), strict=True):
+            values = whole.reshape(-1)[first : first + COUNTED_AT_ONCE]
+            row[: values.size] = values
+        counts += np.asarray(_counts(*part, model.num_classes))
+    return classes, counts
+
+
+_counts = jax.jit(lambda labels, classes, count: confusion_matrix(labels, classes, num_classes=count), static_argnums=2)
 
 
 @partial(jax.jit, static_argnums=(0, 4))
@@ -195,49 +277,53 @@ def _refined(probabilities: jax.Array, images: Array, sizes: Array, crf: DenseCR
     return jnp.stack(refined)
 
 
-def _sees_whole(protocol: Protocol, images: Array) -> bool:
-    return not protocol.window or (images.shape[1] <= protocol.window[0] and images.shape[2] <= protocol.window[1])
-
-
-def _sliding_sums(model: Segmenter, variables: Variables, images: Array, sizes: Array, protocol: Protocol) -> jax.Array:
-    """Return the sums of the probabilities of overlapping windows, `[N, H, W, K]`.
-
-    Class ids need no division, because all classes of a pixel have the same count.
-    """
-    height, width = images.shape[1:3]
-    window = (min(protocol.window[0], height), min(protocol.window[1], width))
-    whole = jax.jit(preprocess, static_argnums=0)(model, images, sizes)
-    total = jnp.zeros((images.shape[0], height, width, model.num_classes), jnp.float32)
-    for top in window_starts(height, window[0]):
-        for left in window_starts(width, window[1]):
-            corner = np.asarray([top, left], np.int32)
-            total = _add_window(model, variables, total, whole, corner, protocol.views, window)
-    return total
-
-
-@partial(jax.jit, static_argnums=(0, 5, 6), donate_argnums=(2,))
-def _add_window(
+def _means(
     model: Segmenter,
     variables: Variables,
-    total: jax.Array,
-    images: jax.Array,
-    corner: jax.Array,
-    views: Views,
-    window: Size,
+    image: np.ndarray,
+    protocol: Protocol,
+    *,
+    size: Size,
+    batch_size: int = 1,
+    place: Place = unplaced,
+) -> Iterator[Tile]:
+    """Yield the mean probabilities of the protocol's windows over an image that is padded to `size`."""
+    return mean_of_windows(
+        image,
+        lambda seen, sizes: _probabilities(model, variables, *place(seen, sizes), protocol.views),
+        size=size,
+        window=(protocol.window[0], protocol.window[1]),
+        classes=model.num_classes,
+        overlap=protocol.overlap,
+        blend=protocol.blend,
+        batch_size=batch_size,
+    )
+
+
+def _whole_means(
+    model: Segmenter, variables: Variables, images: np.ndarray, sizes: np.ndarray, protocol: Protocol
+) -> np.ndarray:
+    """Return the mean probabilities of the windows over a padded batch, float32 `[N, H, W, K]`: 1 / K in
+    the padding.
+    """
+    whole = np.full((*images.shape[:3], model.num_classes), 1 / model.num_classes, np.float32)
+    for image, (height, width), means in zip(images, sizes, whole, strict=True):
+        if height and width:
+            for tile in _means(model, variables, image[:height, :width], protocol, size=padded_to(images)):
+                means[tile.place] = tile.probabilities
+    return whole
+
+
+@partial(jax.jit, static_argnums=(0, 4))
+def _probabilities(
+    model: Segmenter, variables: Variables, images: jax.Array, sizes: jax.Array, views: Views
 ) -> jax.Array:
-    start = (0, corner[0], corner[1], 0)
-    seen = jax.lax.dynamic_slice(images, start, (images.shape[0], *window, images.shape[3]))
-    _, probabilities = classes_and_probabilities(model, variables, seen, views)
-    old = jax.lax.dynamic_slice(total, start, probabilities.shape)
-    return jax.lax.dynamic_update_slice(total, old + probabilities, start)
+    return _predict(model, variables, images, sizes, views)[1]
 
 
-def window_starts(size: int, window: int) -> list[int]:
-    """Return the starts of windows that cover `size` pixels and overlap by at least a third of a window."""
-    if size <= window:
-        return [0]
-    count = -(-(size - window) // max(1, window * 2 // 3)) + 1
-    return [round(i * (size - window) / (count - 1)) for i in range(count)]
+def padded_to(images: Array) -> Size:
+    """Return the (height, width) of a batch `[N, H, W, C]`."""
+    return images.shape[1], images.shape[2]
 
 
 def pad_images(images: Iterable[np.ndarray], size: Size, *, count: int | None = None) -> tuple[np.ndarray, np.ndarray]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from PIL import Image
 
 from deeplab_jax.data.images import encode_mask, write_image
 from deeplab_jax.errors import UserError
+from deeplab_jax.evaluate import geo
 from deeplab_jax.evaluate.image_list import Found
 from deeplab_jax.evaluate.page import PAGE, Page, make_folder
 from deeplab_jax.evaluate.pictures import overlay
@@ -19,6 +21,8 @@ from deeplab_jax.files import write_whole
 from deeplab_jax.labels import ADE20K, CAMVID, CITYSCAPES, MAX_CLASSES, PET, VOC, LabelSet, colormap, to_stored
 
 KINDS = ("npy", "png")
+OVERLAY_PIXELS = 2**25
+"""An overlay of more pixels has every second, third, ... row and column."""
 _LONGEST_NAME = 60  # Of a class, in a file's name.
 _CITYSCAPES_END = "_leftImg8bit"
 
@@ -36,6 +40,9 @@ class Outputs:
       dataset_ids: whether `NAME.png` holds the values that the data set's masks store, under the name that its server
         takes. Then there is no overlay and no page, because servers read every picture in the folder.
       page: shows every prediction, if given.
+      polygons: whether to write `NAME.geojson`, the outline of each region.
+
+    The ids of a GeoTIFF are written as the GeoTIFF `NAME.tif`, too, if rasterio is installed.
     """
 
     folder: Path
@@ -44,6 +51,7 @@ class Outputs:
     confidence: bool = False
     dataset_ids: bool = False
     page: Page | None = None
+    polygons: bool = False
 
     @property
     def needs_probabilities(self) -> bool:
@@ -61,7 +69,7 @@ class Outputs:
         images = {each.path.resolve() for each in found}
         claimed: dict[str, Path] = {}
         for path, name in found:
-            for file in self.files(name):
+            for file in (*self.files(name), f"{name}.tif"):
                 other = claimed.setdefault(file, path)
                 if other != path:
                     raise UserError(
@@ -87,6 +95,7 @@ class Outputs:
         classes: np.ndarray,
         probabilities: np.ndarray | None = None,
         truth: np.ndarray | None = None,
+        path: Path | None = None,
     ) -> None:
         """Write all files of a prediction, each completely or not at all.
 
@@ -96,21 +105,39 @@ class Outputs:
           classes: class ids `[H, W]`.
           probabilities: float `[H, W, K]`, if they are needed.
           truth: class ids `[H, W]`, 255 where unknown; shown on the page.
+          path: the image file, for its place on a map.
 
         Raises:
           UserError: a file cannot be written.
         """
         make_folder((self.folder / name).parent)
+        if path is not None:
+            classes = self._on_map(path, name, classes)
         ids, *others = (self.folder / file for file in self.files(name))
         _write(ids, self._encoded(classes))
         if not self.dataset_ids:
-            write_image(others.pop(0), overlay(image, classes, self.labels.palette))
+            step = math.ceil(math.sqrt(classes.size / OVERLAY_PIXELS))
+            shown = np.ascontiguousarray(image[::step, ::step])
+            write_image(others.pop(0), overlay(shown, classes[::step, ::step], self.labels.palette))
         if probabilities is not None:
             contents = self._probability_contents(probabilities)
             for file, content in zip(others, contents, strict=True):
                 _write(file, content)
         if self.page is not None:
             self.page.add(name, image, classes, truth)
+
+    def _on_map(self, path: Path, name: str, classes: np.ndarray) -> np.ndarray:
+        """Write the prediction as a GeoTIFF if the image is one, and the polygons. Return the class ids, with the
+        ignore label where the image has no data.
+        """
+        ground = None
+        if geo.has_ground(path) and (self.polygons or geo.is_installed()):
+            ground, classes = geo.read_ground(path), np.array(classes, np.uint8)
+            geo.mark_nodata(path, classes)
+            geo.write_geotiff(self.folder / f"{name}.tif", classes, self.labels.palette, ground)
+        if self.polygons:
+            geo.write_polygons(self.folder / f"{name}.geojson", classes, self.labels.names, ground)
+        return classes
 
     def _encoded(self, classes: np.ndarray) -> bytes:
         if not self.dataset_ids:

@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any, TypeVar
 
 import jax
@@ -12,7 +13,8 @@ from deeplab_jax.data.source import Example
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate.evaluator import LARGEST_BATCH, grouped
 from deeplab_jax.evaluate.image_list import Found
-from deeplab_jax.evaluate.inference import pad_images, predict, predict_classes
+from deeplab_jax.evaluate.inference import pad_images, predict, predict_classes, predict_large
+from deeplab_jax.evaluate.memory import names_what_fits
 from deeplab_jax.evaluate.outputs import Outputs
 from deeplab_jax.evaluate.page import make_folder
 from deeplab_jax.evaluate.protocol import DEFAULT, Protocol, Size
@@ -95,13 +97,18 @@ def predict_files(
         done, unwritten = 0, deque[Future[None]]()
         for size, batch in grouped(readable(), count, protocol):
             images = [item["image"] for item in batch]
-            predictions = predict_batch(
-                model, variables, images, size, protocol, count=count, probabilities=outputs.needs_probabilities
-            )
+            try:
+                with names_what_fits(str(found[batch[0]["index"]].path), protocol, size):
+                    predictions = predict_batch(
+                        model, variables, images, size, protocol, count=count, probabilities=outputs.needs_probabilities
+                    )
+            except UserError as error:
+                outcomes.update({item["index"]: error for item in batch})
+                predictions, batch = [], []
             for item, (classes, probabilities) in zip(batch, predictions, strict=True):
-                name = found[item["index"]].name
-                future = writing.submit(outputs.write, name, item["image"], classes, probabilities)
-                outcomes[item["index"]] = future
+                path, name = found[item["index"]]
+                write = partial(outputs.write, name, item["image"], classes, probabilities, path=path)
+                outcomes[item["index"]] = future = writing.submit(write)
                 unwritten.append(future)
             while len(unwritten) > count + THREADS:  # What waits takes memory.
                 unwritten.popleft().result()
@@ -128,6 +135,8 @@ def predict_batch(
 
     The images run together, padded to `size` and filled up with empty ones to `count`.
     """
+    if not probabilities and not protocol.crf and protocol.slides(size):
+        return [(predict_large(model, variables, image, protocol), None) for image in images]
     padded, sizes = pad_images(images, size, count=count)
     shares: jax.Array | None = None
     if probabilities:
@@ -165,7 +174,8 @@ def checked_batch_size(batch_size: int | None) -> int:
 
 def _read(found: Found, model: Segmenter, protocol: Protocol) -> np.ndarray | UserError:
     try:
-        image = read_for(model.preprocessing, found.path)
+        with names_what_fits(str(found.path), protocol):
+            image = read_for(model.preprocessing, found.path)
         check_whole((image.shape[0], image.shape[1]), protocol, name=str(found.path))
         return image
     except UserError as error:

@@ -15,6 +15,7 @@ from operator import index
 from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 from deeplab_jax.errors import UserError, did_you_mean
+from deeplab_jax.evaluate.windows import BLENDS, OVERLAP
 from deeplab_jax.labels import IGNORE_LABEL
 from deeplab_jax.models.catalog import check_output_stride
 from deeplab_jax.models.segmenter import SMALLEST_SIDE, Segmenter
@@ -49,6 +50,9 @@ class Protocol:
       scales: scales of an image; the class probabilities of all views are averaged.
       flip: whether to add the mirrored image.
       window: (height, width) of a sliding window; empty: images run whole.
+      overlap: smallest overlap of neighbouring windows, as a share of a window: 0 to below 1.
+      blend: weight of a pixel in the mean of the windows: "uniform", or "gaussian", which counts the centre of a window
+        more than its edges; see `windows.window_weights`.
       crf: whether a fully connected CRF on the image refines the class probabilities. True becomes the default
         parameters.
       resize: shorter side of the evaluated image and labels, in pixels; 0: the labels' own resolution.
@@ -68,6 +72,8 @@ class Protocol:
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False
     window: tuple[int, ...] = ()
+    overlap: float = OVERLAP
+    blend: str = "uniform"
     crf: DenseCRF | bool = False
     resize: int = 0
     crop: tuple[int, ...] = ()
@@ -75,10 +81,11 @@ class Protocol:
     trimap_around: str = "labels"
 
     def __post_init__(self) -> None:
-        for key, choices in (("mode", MODES), ("trimap_around", get_args(Around))):
+        for key, choices in (("mode", MODES), ("blend", BLENDS), ("trimap_around", get_args(Around))):
             value = getattr(self, key)
             if value not in choices:
-                raise UserError(f"config.evaluate.{key}={value!r}: {did_you_mean(str(value), choices)}")
+                name = key if key in _FLAGS else f"config.evaluate.{key}"
+                raise UserError(f"{name}={value!r}: {did_you_mean(str(value), choices)}")
         for key, (settle, fix) in _RULES.items():
             value = getattr(self, key)
             try:
@@ -115,6 +122,10 @@ class Protocol:
             return max(size[0], SMALLEST_SIDE), max(size[1], SMALLEST_SIDE)
         return padded_size(size, self.pad_to)
 
+    def slides(self, size: Size) -> bool:
+        """Return whether a window slides over an image that runs at this size, because it does not hold it."""
+        return bool(self.window) and (size[0] > self.window[0] or size[1] > self.window[1])
+
     def to_json(self) -> dict[str, Any]:
         """Return the protocol's part of `metrics.json`; `evaluate` adds the results."""
         words = [f"centre crop {self.crop[0]}x{self.crop[1]}"] if self.crop else []
@@ -123,6 +134,8 @@ class Protocol:
             "scales": list(self.scales),
             "flip": self.flip,
             "window": list(self.window),
+            "overlap": self.overlap if self.window else None,
+            "blend": self.blend if self.window else None,
             "crf": dataclasses.asdict(self.crf) if isinstance(self.crf, DenseCRF) else None,
             "mode": self.mode,
             "view": ", ".join(words) or "whole image",
@@ -174,6 +187,10 @@ def _widths(values: Any) -> tuple[int, ...]:
     return _checked(widths, min(widths, default=1) >= 1 and len(set(widths)) == len(widths) <= MOST_VALUES)
 
 
+def _share(value: Any) -> float:
+    return _checked(float(value), 0 <= value < 1)
+
+
 def _side(value: Any) -> int:
     return _checked(index(value), 0 <= value <= LONGEST_SIDE)
 
@@ -193,7 +210,7 @@ def _checked(value: Value, good: bool) -> Value:
     return value
 
 
-_FLAGS = ("scales", "window")  # Also arguments of `predict` and `segment`, which have no config.
+_FLAGS = ("scales", "window", "overlap", "blend")  # Also arguments of `predict` and `segment`, which have no config.
 _RULES: dict[str, tuple[Callable[[Any], Any], str]] = {
     "pad_to": (_sizes, f"heights and widths from 1 to {LONGEST_SIDE} pixels, such as ((513, 513),)"),
     "output_stride": (index, "a whole number such as 8 or 16, or 0 for the model's own"),
@@ -203,6 +220,7 @@ _RULES: dict[str, tuple[Callable[[Any], Any], str]] = {
     ),
     "flip": (_flag, "true or false"),
     "window": (_pair, "a height and a width in pixels, such as 513,513"),
+    "overlap": (_share, "a share of a window from 0 to below 1, such as 0.5"),
     "crf": (_crf, "true, false or a DenseCRF"),
     "resize": (_side, f"the pixels of the shorter side, up to {LONGEST_SIDE}, or 0 for none"),
     "crop": (_pair, "a height and a width in pixels, such as (513, 513)"),

@@ -137,6 +137,8 @@ def test_metrics_keep_their_contract(made, tmp_path) -> None:
         "scales": [1.0],
         "flip": True,
         "window": [],
+        "overlap": None,
+        "blend": None,
         "crf": None,
         "mode": "padded",
         "view": "whole image",

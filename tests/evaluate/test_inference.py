@@ -22,11 +22,11 @@ from deeplab_jax.evaluate.inference import (
     preprocess,
     segment,
     view_logits,
-    window_starts,
 )
 from deeplab_jax.evaluate.outputs import Outputs, label_set
 from deeplab_jax.evaluate.predictor import predict_files
 from deeplab_jax.evaluate.protocol import Protocol, View
+from deeplab_jax.evaluate.windows import window_starts
 from deeplab_jax.models.catalog import create_model
 from deeplab_jax.ops.crf import DenseCRF, mean_field
 from deeplab_jax.ops.resize import resize_bilinear

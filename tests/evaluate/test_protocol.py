@@ -91,6 +91,8 @@ def test_json_says_what_was_asked() -> None:
         "scales": [0.5],
         "flip": False,
         "window": [40, 48],
+        "overlap": 1 / 3,
+        "blend": "uniform",
         "crf": dataclasses.asdict(DenseCRF(iterations=2)),
         "mode": "padded",
         "view": "centre crop 33x34, sliding window",
