@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deeplab_jax.cli import main, make_parser
+from deeplab_jax.cli import main, make_parser, with_home
 from deeplab_jax.weights.folder import load, save
 from tests.support.processes import environment, write_config
 from tests.support.tiny import tiny_model, tiny_models
@@ -54,8 +54,8 @@ def test_a_tilde_is_the_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         (["prepare", "--out=~/x"], "out"),
         (["train", "--workdir=.", "--module=~/x"], "module"),
     ):
-        assert getattr(parse(words)[0], name) == str(tmp_path / "x"), words
-    assert parse(["predict", "~/x", "--model=.", "--out=."])[0].images == [str(tmp_path / "x")]
+        assert getattr(parse([with_home(word) for word in words])[0], name) == str(tmp_path / "x"), words
+    assert parse(["predict", with_home("~/x"), "--model=.", "--out=."])[0].images == [str(tmp_path / "x")]
     assert parse(["summarize", "m", "--json"])[0].json == "-"
 
 

@@ -98,7 +98,8 @@ def predict_files(
         for size, batch in grouped(readable(), count, protocol):
             images = [item["image"] for item in batch]
             try:
-                with names_what_fits(str(found[batch[0]["index"]].path), protocol, size):
+                height, width = images[0].shape[:2]
+                with names_what_fits(str(found[batch[0]["index"]].path), protocol, (height, width)):
                     predictions = predict_batch(
                         model, variables, images, size, protocol, count=count, probabilities=outputs.needs_probabilities
                     )

@@ -5,11 +5,13 @@ import numpy as np
 import pytest
 
 from deeplab_jax.cli import main
-from deeplab_jax.data import images
+from deeplab_jax.data import images, stored
 from deeplab_jax.data.images import write_image
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate import evaluator, predictor
+from deeplab_jax.evaluate.image_list import find_images
 from deeplab_jax.evaluate.memory import is_out_of_memory, names_what_fits
+from deeplab_jax.evaluate.outputs import Outputs, label_set
 from deeplab_jax.evaluate.protocol import Protocol
 from deeplab_jax.weights.folder import save
 from tests.support.tiny import MadeUp, tiny_model, tiny_models
@@ -68,22 +70,24 @@ def test_predict_does_the_other_images(tmp_path, capsys, monkeypatch) -> None:
 
 
 def test_an_image_that_does_not_fit_while_it_is_read_is_named(tmp_path, monkeypatch) -> None:
-    def read(path):
+    def read(preprocessing, path):
         raise MemoryError
 
-    monkeypatch.setattr(predictor, "read_image", read)
+    monkeypatch.setattr(predictor, "read_for", read)
     with tiny_models():
         model, variables = tiny_model("cascade_tiny")
         write_image(tmp_path / "a.png", np.zeros((33, 33, 3), np.uint8))
-        ((_, error),) = predictor.predict_files(model, variables, [tmp_path / "a.png"], tmp_path / "out")
+        outputs = Outputs(tmp_path / "out", label_set({}, model.num_classes))
+        found = find_images([tmp_path / "a.png"])
+        ((_, error),) = predictor.predict_files(model, variables, found, outputs)
     assert "a.png: out of memory; give a smaller image" in str(error)
 
 
 def test_an_image_too_large_to_decode_is_not_called_damaged(tmp_path, monkeypatch) -> None:
-    def to_rgb(*_):
+    def decode(*_):
         raise MemoryError
 
-    monkeypatch.setattr(images, "_to_rgb", to_rgb)
+    monkeypatch.setattr(stored, "_through_pillow", decode)
     write_image(tmp_path / "a.png", np.zeros((33, 33, 3), np.uint8))
     with pytest.raises(UserError, match=r"a\.png: out of memory while it is read; give a smaller image"):
         images.read_image(tmp_path / "a.png")

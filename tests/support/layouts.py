@@ -83,6 +83,23 @@ def coco(root: Path) -> None:
         write_lines(root / f"annotations/instances_{split}2017.json", [json.dumps(content)])
 
 
+def coco_file(root: Path) -> None:
+    """One file of annotations with two categories, for all images."""
+    pictures = [{"id": i, "file_name": f"{i}.jpg", "height": SIZE[0], "width": SIZE[1]} for i in range(8)]
+    outline = [0, 0, 30, 0, 30, 20, 0, 20]
+    for picture in pictures:
+        write_pair(root / "images" / str(picture["file_name"]), None, values=())
+    content = {
+        "categories": [{"id": 3, "name": "crack"}, {"id": 7, "name": "rust"}],
+        "images": pictures,
+        "annotations": [
+            {"image_id": p["id"], "category_id": c, "segmentation": [outline], "area": 600, "iscrowd": 0}
+            for p, c in zip(pictures, (3, 7) * 4, strict=True)
+        ],
+    }
+    write_lines(root / "annotations.json", [json.dumps(content)])
+
+
 def pet(root: Path) -> None:
     names = [f"Beagle_{index}" for index in range(40)]
     for name in names:
@@ -102,6 +119,7 @@ LAYOUTS: dict[str, Callable[[Path], None]] = {
     "cityscapes": cityscapes,
     "ade20k": ade20k,
     "coco": coco,
+    "coco_file": coco_file,
     "pet": pet,
     "folder": folder,
 }

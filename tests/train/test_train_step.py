@@ -145,7 +145,7 @@ def test_the_loss_on_labels_shrunk_to_the_logits() -> None:
     model, state, step = set_up()
     batch = make_batch()
     coarse, logits, _ = reference(model, state, batch)
-    labels = resize_labels(jnp.asarray(batch["label"]), coarse.shape[1:3])
+    labels = resize_labels(jnp.asarray(batch["label"]), coarse.shape[1:3], align_corners=True)
     shrunk, full = (float(mean_loss(*cross_entropy(x, y))) for x, y in ((coarse, labels), (logits, batch["label"])))
     new, metrics = step(state, batch, upsample_logits=False)
     assert labels.shape == (4, 3, 3)
