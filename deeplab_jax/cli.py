@@ -2,13 +2,11 @@
 
 import argparse
 import ast
-import errno
 import io
 import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
@@ -19,11 +17,11 @@ from deeplab_jax.distributed import run_as_one
 from deeplab_jax.errors import ToldElsewhere, UserError, did_you_mean, end_process
 from deeplab_jax.evaluate.windows import BLENDS
 from deeplab_jax.extensions import allow
+from deeplab_jax.files import DISK_ERRORS, cache_folder
 from deeplab_jax.train.signals import end_on_sigterm
 
 Verb = Callable[..., argparse.ArgumentParser]
 MODEL = "model folder, run directory, or a name that the verb `weights` lists"
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -366,7 +364,7 @@ def enable_compilation_cache() -> None:
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
     try:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "deeplab_jax", "xla")
+        folder = cache_folder("xla")
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError):  # Without a writable home folder, only compile time is lost.
         return

@@ -16,6 +16,8 @@ from deeplab_jax.errors import UserError
 CHECKSUMS = "checksums.json"
 TEMPORARY = ".tmp"
 """End of the name of a file that is not complete yet."""
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+"""Errors of the system that say that a folder cannot be written."""
 DEEPEST = 64
 """Levels of lists and objects; code that visits the content is as deeply recursive."""
 MAX_BYTES = 64 * 2**20
@@ -60,6 +62,15 @@ def parse_json(text: str) -> Any:
     if "\\ud" in text.lower():  # A text with half a pair of these cannot be written anywhere.
         json.dumps(content, ensure_ascii=False).encode("utf-8")
     return content
+
+
+def cache_folder(name: str) -> Path:
+    """Return this package's folder of that name in the user's cache: `XDG_CACHE_HOME`, else `~/.cache`.
+
+    Raises:
+      RuntimeError: the user has no home.
+    """
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "deeplab_jax", name)
 
 
 @contextmanager
@@ -174,9 +185,14 @@ def damage(folder: Path, part: str) -> str:
 
 def _sums(folder: Path, part: str) -> dict[str, str]:
     files = sorted(file for file in (folder / part).rglob("*") if file.is_file())
-    return {file.relative_to(folder).as_posix(): _digest(file) for file in files}
+    return {file.relative_to(folder).as_posix(): sha256_of(file) for file in files}
 
 
-def _digest(file: Path) -> str:
+def sha256_of(file: Path) -> str:
+    """Return the SHA-256 of a file as 64 hexadecimal digits.
+
+    Raises:
+      OSError: it cannot be read.
+    """
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from deeplab_jax import files
 from deeplab_jax.analysis.compiled import read_compiled
 from deeplab_jax.analysis.targets import Target, compiler_version, devices_of
 from deeplab_jax.config_values import check
@@ -214,7 +215,7 @@ def count_classes(config: ConfigDict) -> int:
 def cache_folder() -> Path | None:
     """Return the folder of stored reports, beside that of compiled programs; None without a home folder."""
     with suppress(RuntimeError):
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "deeplab_jax", "compile")
+        return files.cache_folder("compile")
     return None
 
 

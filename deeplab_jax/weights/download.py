@@ -1,6 +1,6 @@
 """Files from the network: fetched once, whole or not at all, checked, and gone on with after a break."""
 
-import hashlib
+import errno
 import http.client
 import os
 import re
@@ -12,8 +12,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from deeplab_jax import files
 from deeplab_jax.errors import UserError
-from deeplab_jax.files import locked, write_whole
+from deeplab_jax.files import DISK_ERRORS, locked, sha256_of, write_whole
 
 FOLDER = "DEEPLAB_JAX_WEIGHTS"
 MIRRORS = "DEEPLAB_JAX_MIRRORS"
@@ -32,12 +33,10 @@ Progress = Callable[[int, int], None]
 
 
 def cache_folder() -> Path:
-    """Return the folder of downloaded weights: `DEEPLAB_JAX_WEIGHTS`, else `deeplab_jax/weights` in the user's cache
-    (`XDG_CACHE_HOME`, else `~/.cache`).
-    """
+    """Return the folder of downloaded weights: `DEEPLAB_JAX_WEIGHTS`, else `weights` in the user's cache."""
     if own := os.environ.get(FOLDER):
         return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "deeplab_jax", "weights")
+    return files.cache_folder("weights")
 
 
 def fetch(
@@ -144,12 +143,6 @@ def _check_again(target: Path, sha256: str) -> None:
             )
 
 
-def sha256_of(file: Path) -> str:
-    """Return the SHA-256 of a file as 64 hexadecimal digits."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def _download(
     address: str, target: Path, *, sha256: str, say: Callable[[str], object], progress: Progress | None
 ) -> str:
@@ -210,7 +203,7 @@ def _receive(address: str, part: Path, *, say: Callable[[str], object], progress
         try:
             free = shutil.disk_usage(part.parent).free
             if left > free:
-                raise OSError(28, f"{left} bytes are needed, {free} are free", str(part))
+                raise OSError(errno.ENOSPC, f"{left} bytes are needed, {free} are free", str(part))
             tag_file.write_text(f"{address}\n{'' if validator.startswith('W/') else validator}", "utf-8")
             with part.open("ab" if goes_on else "wb") as stream:
                 while chunk := response.read(CHUNK):
@@ -221,7 +214,7 @@ def _receive(address: str, part: Path, *, say: Callable[[str], object], progress
                     if progress is not None:
                         progress(done, total)
         except OSError as error:
-            if error.errno in (28, 122, 30, 13):  # No space, quota, read-only, no permission: name the file.
+            if error.errno in DISK_ERRORS:  # Of the file, not of the connection: name it.
                 raise OSError(error.errno, error.strerror, str(part)) from None
             raise
     if total and done < total:

@@ -2,11 +2,11 @@
 the number of classes alone says nothing, because a network of somebody's own classes may have as many.
 """
 
-import hashlib
 import re
 from pathlib import Path
 from typing import Any
 
+from deeplab_jax.files import sha256_of
 from deeplab_jax.labels import CITYSCAPES, VOC, LabelSet
 from deeplab_jax.weights.published import PUBLISHED
 
@@ -36,6 +36,5 @@ def _by_name(path: Path) -> LabelSet | None:
 
 
 def _by_content(file: Path) -> LabelSet | None:
-    with file.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    digest = sha256_of(file)
     return next((one.labels for one in PUBLISHED.values() if one.sha256 and digest.startswith(one.sha256)), None)
