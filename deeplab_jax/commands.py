@@ -366,8 +366,8 @@ def summarize(args: argparse.Namespace) -> None:
             "options": {},
             "module": args.module,
         }
-    elif Path(folder := folder_of(args.model), MODEL_FILE).is_file():
-        model, info = read_description(Path(folder), module=args.module)
+    elif ((folder := folder_of(args.model)) / MODEL_FILE).is_file():
+        model, info = read_description(folder, module=args.module)
         description, provenance = describe(model), info.get("provenance", {})
     else:
         own = "" if args.module else "; for a model of your own, give --module the path of its file"
@@ -406,7 +406,7 @@ def compile_(args: argparse.Namespace) -> int:
 
     from deeplab_jax.analysis import compiled_table
     from deeplab_jax.analysis.targets import parse_target, start_without_accelerator
-    from deeplab_jax.files import write_json, write_whole
+    from deeplab_jax.files import write_whole
     from deeplab_jax.terminal import elapsed
     from deeplab_jax.train.ahead import Ahead, cache_folder
 
@@ -446,7 +446,7 @@ def compile_(args: argparse.Namespace) -> int:
     files = {name: Path(args.out, f"compile.{name}") for name in ("json", "png")} if args.out else {}
     files |= {name: Path(file) for name, file in (("json", args.json), ("png", args.picture)) if file}
     if "json" in files:
-        write_whole(files["json"], lambda file: write_json(file, report))
+        write_whole(files["json"], lambda file: file.write_text(json.dumps(report, indent=1) + "\n", "utf-8"))
     if "png" in files and report["fits"]:
         write_whole(files["png"], lambda file: compiled_table.draw(report, file))
     if report["fits"]:

@@ -6,6 +6,7 @@ never shifted by default: a data set whose stored values are not class ids has a
 
 import dataclasses
 import functools
+from typing import Any
 
 import numpy as np
 
@@ -50,6 +51,10 @@ class LabelSet:
         if self.value_map is None:
             return (*range(self.num_classes), IGNORE_LABEL)
         return tuple(sorted(stored for stored, _ in self.value_map))
+
+    def info(self) -> dict[str, Any]:
+        """Return names and colours as a model's `info` holds them."""
+        return {"class_names": list(self.names), "palette": [list(colour) for colour in self.palette]}
 
     def decoded(self) -> "LabelSet":
         """The same classes, for masks that store class ids."""

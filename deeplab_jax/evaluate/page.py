@@ -85,28 +85,36 @@ class Page:
         """
         entries = [json.loads(line) for line in listed([json.dumps(entry) for entry in self._entries])]
         entries.sort(key=lambda entry: (entry["miou"] is None, entry["miou"] or 0, entry["key"]))
-        environment = jinja2.Environment(
-            loader=jinja2.FileSystemLoader(HERE),
-            autoescape=True,
-            undefined=jinja2.StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
         known = [entry["miou"] for entry in entries if entry["miou"] is not None]
-        text = environment.get_template("page.html").render(
-            title=self._title,
-            entries=entries,
-            classes=[
-                {"name": name, "colour": f"#{bytes(colour).hex()}"}
-                for name, colour in zip(self._labels.names, self._labels.palette, strict=True)
-            ],
-            worst=known[0] if known else None,
-            best=known[-1] if known else None,
+        text = (
+            templates(HERE)
+            .get_template("page.html")
+            .render(
+                title=self._title,
+                entries=entries,
+                classes=[
+                    {"name": name, "colour": f"#{bytes(colour).hex()}"}
+                    for name, colour in zip(self._labels.names, self._labels.palette, strict=True)
+                ],
+                worst=known[0] if known else None,
+                best=known[-1] if known else None,
+            )
         )
         with together():
             if is_first():
                 write_whole(self._file, lambda file: file.write_text(text, "utf-8", "replace"))
         return self._file
+
+
+def templates(folder: Path) -> jinja2.Environment:
+    """Return a folder's templates of pages. They escape what they show, and an unknown name is an error."""
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(folder),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
 
 
 def make_folder(folder: Path) -> None:

@@ -183,8 +183,7 @@ def kept_metrics(results: dict[str, Any]) -> dict[str, float]:
 def model_info(source: Source) -> dict[str, Any]:
     """Return the `info` of a model trained on a source."""
     return {
-        "class_names": list(source.labels.names),
-        "palette": [list(colour) for colour in source.labels.palette],
+        **source.labels.info(),
         "value_map": None if source.labels.value_map is None else [list(pair) for pair in source.labels.value_map],
         "data": source.name,
     }

@@ -79,7 +79,7 @@ def converted(name: str, *, say: Callable[[str], object] = note) -> Path:
         if not entry.is_free:
             say(f"{name}: its licence is {entry.licence}; see {entry.addresses[0]} before commercial use")
         model, variables, info = convert(file)
-        names = {} if entry.labels is None else _names(entry.labels)
+        names = {} if entry.labels is None else entry.labels.info()
         info = {**info, **names, "provenance": provenance(name, entry, file)}
         with tempfile.TemporaryDirectory(dir=target.parent) as fresh:
             made = folder.save(Path(fresh, target.name), model, variables, info)
@@ -97,17 +97,13 @@ def provenance(name: str, entry: Published, file: Path) -> dict[str, str]:
         "licence": entry.licence,
         "trained_on": entry.trained_on,
         "published": entry.figure,
-        "converted_by": f"deeplab_jax {metadata.version('deeplab_jax')}",
+        "converted_by": _converter(),
     }
 
 
 def is_here(name: str) -> bool:
     """Return whether published weights are in the cache."""
     return (cache_folder() / PUBLISHED[name].file).is_file()
-
-
-def _names(labels: Any) -> dict[str, Any]:
-    return {"class_names": list(labels.names), "palette": [list(colour) for colour in labels.palette]}
 
 
 def _is_current(target: Path) -> bool:
@@ -117,4 +113,8 @@ def _is_current(target: Path) -> bool:
         _, info = folder.read_description(target)
     except UserError:  # Damaged, or of a version whose format is another.
         return False
-    return info.get("provenance", {}).get("converted_by") == f"deeplab_jax {metadata.version('deeplab_jax')}"
+    return info.get("provenance", {}).get("converted_by") == _converter()
+
+
+def _converter() -> str:
+    return f"deeplab_jax {metadata.version('deeplab_jax')}"

@@ -24,7 +24,7 @@ def known_classes(path: Path, num_classes: int) -> dict[str, Any]:
     labels = _by_name(path) or (_by_content(path) if path.is_file() else None)
     if labels is None or labels.num_classes != num_classes:
         return {}
-    return {"class_names": list(labels.names), "palette": [list(colour) for colour in labels.palette]}
+    return labels.info()
 
 
 def _by_name(path: Path) -> LabelSet | None:

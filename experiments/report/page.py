@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import jinja2
-
+from deeplab_jax.evaluate.page import templates
 from experiments.report.cells import cells, headings, provenance
 from experiments.report.gather import RowResult, TableResult
 from experiments.report.pictures import Pictures
@@ -36,13 +35,7 @@ class Section:
 
 def page(sections: Sequence[Section]) -> str:
     """Return the page, with style, script and pictures in it."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates(HERE)
     functions = {"cells": cells, "headings": headings, "provenance": provenance, "same_images": same_images}
     environment.globals |= {**functions, "png": lambda data: data_uri(data, ".png"), "embedded": embedded}
     return environment.get_template("page.html").render(
