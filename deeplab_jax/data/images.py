@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from deeplab_jax.data.image_files import damage, open_encoded, read_bytes
+from deeplab_jax.data.image_files import open_encoded, read_bytes
 from deeplab_jax.data.levels import to_levels
 from deeplab_jax.data.stored import JPEG_END, JPEGS, PNG_END, Stored, decode_stored, orientation
 from deeplab_jax.errors import UserError
@@ -23,9 +23,6 @@ from deeplab_jax.labels import IGNORE_LABEL
 
 VOID_COLOUR = (224, 224, 192)
 """Colour of the ignore label in written masks, as in PASCAL VOC."""
-
-
-_JPEG_START = b"\xff\xd8"
 
 
 def read_image(
@@ -76,38 +73,35 @@ def read_mask(path: str | os.PathLike[str]) -> np.ndarray:
       UserError: the file does not exist, is empty, truncated, larger than `MAX_PIXELS`, or not an image; it is a JPEG;
         or it holds colours.
     """
-    return decode_mask(read_bytes(path, "mask"), name=os.fspath(path))
+    return mask_values(stored_mask(path), name=os.fspath(path))
 
 
-def read_colours(path: str | os.PathLike[str]) -> np.ndarray:
+def stored_mask(path: str | os.PathLike[str]) -> Stored:
+    """Return the samples of a mask file, for `mask_values` or `mask_colours`.
+
+    Raises:
+      UserError: the file does not exist, is empty, truncated, larger than `MAX_PIXELS`, or not an image.
+    """
+    return decode_stored(read_bytes(path, "mask"), name=os.fspath(path))
+
+
+def holds_colours(stored: Stored) -> bool:
+    """Return whether the samples are colours, and neither numbers nor indices of a palette."""
+    return stored.palette is None and stored.samples.shape[2] > 1
+
+
+def mask_colours(stored: Stored, *, name: str) -> np.ndarray:
     """Return a mask as it is displayed: the colours of its pixels, those of a palette image too.
 
     Returns:
       uint8 `[H, W, 3]` RGB.
 
     Raises:
-      UserError: as `read_image`; or the file is a JPEG, whose compression changes colours.
+      UserError: the file, which errors call `name`, is a JPEG, whose compression changes colours; or it has other bands
+        than RGB.
     """
-    name = os.fspath(path)
-    data = read_bytes(path, "mask")
-    if data.startswith(_JPEG_START):
-        raise UserError(f"{name}: a JPEG mask, whose compression changes label values; export the masks again as PNG")
-    return read_image(path)
-
-
-def holds_colours(path: str | os.PathLike[str]) -> bool | None:
-    """Return whether a mask's pixels are colours; None if they are indices of a palette.
-
-    Raises:
-      UserError: as `read_mask`.
-    """
-    data = read_bytes(path, "mask")
-    try:
-        with open_encoded(data) as image:
-            mode = image.mode
-    except Exception as error:
-        raise UserError(f"{os.fspath(path)}: {damage(data, error)}") from error
-    return None if mode in ("P", "PA") else mode not in ("1", "L", "I", "I;16", "I;16B", "I;16L")
+    _refuse_jpeg(stored, name)
+    return to_levels(stored, channels=(), value_range=(), name=name)
 
 
 def decode_mask(data: bytes, *, name: str) -> np.ndarray:
@@ -117,8 +111,7 @@ def decode_mask(data: bytes, *, name: str) -> np.ndarray:
 
 def mask_values(stored: Stored, *, name: str) -> np.ndarray:
     """Return the result of `read_mask` for the samples of a file; errors call it `name`."""
-    if stored.format in JPEGS:
-        raise UserError(f"{name}: a JPEG mask, whose compression changes label values; export the masks again as PNG")
+    _refuse_jpeg(stored, name)
     if stored.samples.shape[2] > 1 or stored.samples.dtype.kind == "f":
         raise UserError(
             f"{name}: mask of mode {stored.kind} holds colours or fractions, not class ids; "
@@ -127,6 +120,11 @@ def mask_values(stored: Stored, *, name: str) -> np.ndarray:
     values = np.ascontiguousarray(stored.samples[..., 0])
     greys = grey_palette(stored)
     return values if greys is None else greys[np.minimum(values, len(greys) - 1)]
+
+
+def _refuse_jpeg(stored: Stored, name: str) -> None:
+    if stored.format in JPEGS:
+        raise UserError(f"{name}: a JPEG mask, whose compression changes label values; export the masks again as PNG")
 
 
 def grey_palette(stored: Stored) -> np.ndarray | None:

@@ -33,17 +33,17 @@ class ColourMasks:
         Raises:
           UserError: the mask cannot be read, or shows other colours; they are named with their numbers of pixels.
         """
-        is_coloured = images.holds_colours(file)
-        if is_coloured is False:
-            return images.read_mask(file)
-        pixels = images.read_colours(file).astype(np.int64)
+        stored = images.stored_mask(file)
+        if stored.palette is None and not images.holds_colours(stored):
+            return images.mask_values(stored, name=file)
+        pixels = images.mask_colours(stored, name=file).astype(np.int64)
         codes, places, counts = np.unique(
             pixels[..., 0] << 16 | pixels[..., 1] << 8 | pixels[..., 2], return_inverse=True, return_counts=True
         )
         known = {r << 16 | g << 8 | b: class_id for (r, g, b), class_id in self.meanings}
         strange = [(int(codes[i]), int(counts[i])) for i in np.argsort(-counts) if int(codes[i]) not in known]
-        if strange and is_coloured is None:
-            return images.read_mask(file)
+        if strange and stored.palette is not None:
+            return images.mask_values(stored, name=file)
         if strange:
             spelled = spell([f"{(c >> 16, c >> 8 & 255, c & 255)} in {pixels} pixels" for c, pixels in strange])
             raise UserError(
@@ -65,7 +65,7 @@ class ChannelMasks:
 
     def __call__(self, file: str) -> np.ndarray:
         """Return uint8 `[H, W]` stored values."""
-        return np.ascontiguousarray(images.read_colours(file)[..., self.channel])
+        return np.ascontiguousarray(images.mask_colours(images.stored_mask(file), name=file)[..., self.channel])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,8 +94,11 @@ class ClassFiles:
         """
         inside = []
         for class_id, file in self.files[mask]:
-            values = images.read_colours(file).any(axis=-1) if images.holds_colours(file) else images.read_mask(file)
-            inside.append((class_id, values != 0))
+            stored = images.stored_mask(file)
+            if images.holds_colours(stored):
+                inside.append((class_id, images.mask_colours(stored, name=file).any(axis=-1)))
+            else:
+                inside.append((class_id, images.mask_values(stored, name=file) != 0))
             if inside[-1][1].shape != inside[0][1].shape:
                 raise UserError(f"{file}: another size than the masks of the other classes; export them again")
         return combine(inside, rest=self.rest, overlap=self.overlap, name=mask)

@@ -89,17 +89,17 @@ def inspect_files(
       channels, value_range: how images are read; see `images.read_image`.
     """
     of_image = _inspect_image(image_file, tally, channels, value_range)
-    if read_mask is not images.read_mask:
-        return _inspect_other_mask(of_image, mask_file, labels, read_mask)
+    holds_ids = read_mask is images.read_mask
     try:
-        stored = decode_stored(read_bytes(mask_file, "mask"), name=mask_file)
-        values = images.mask_values(stored, name=mask_file)
+        stored = images.stored_mask(mask_file) if holds_ids else None
+        values = images.mask_values(stored, name=mask_file) if stored else read_mask(mask_file)
     except UserError as error:
-        of_image.findings.append(_mask_error(mask_file, labels, error))
+        fault = _mask_error(mask_file, labels, error) if holds_ids else _from_error("unreadable mask", mask_file, error)
+        of_image.findings.append(fault)
         return of_image
-    palette = _palette(stored)
+    palette = _palette(stored) if stored else {}
     seen = _inspect_values(values, labels, mask_file, palette)
-    if stored.white_is_zero:
+    if stored and stored.white_is_zero:
         message = (
             "a TIFF in which 0 is white, so a viewer shows the ids the other way around; the stored ids are read: if "
             "that is wrong, save it as PNG"
@@ -113,29 +113,8 @@ def inspect_files(
         unknown=seen.unknown,
         pixels=seen.pixels,
         mask_file=mask_file,
-        mask_turned=stored.orientation > 1,
+        mask_turned=stored is not None and stored.orientation > 1,
         palette=used,
-    )
-    _compare_sizes(seen, values, mask_file)
-    return seen
-
-
-def _inspect_other_mask(
-    of_image: Seen, mask_file: str, labels: LabelSet, read_mask: Callable[[str], np.ndarray]
-) -> Seen:
-    """Return the result for an example whose mask holds no class ids: colours, shapes or one file for each class."""
-    try:
-        values = read_mask(mask_file)
-    except UserError as error:
-        of_image.findings.append(_from_error("unreadable mask", mask_file, error))
-        return of_image
-    seen = _inspect_values(values, labels, mask_file, {})
-    seen = dataclasses.replace(
-        of_image,
-        findings=of_image.findings + seen.findings,
-        values=seen.values,
-        unknown=seen.unknown,
-        pixels=seen.pixels,
     )
     _compare_sizes(seen, values, mask_file)
     return seen
