@@ -26,8 +26,13 @@ def names_what_fits(name: str, protocol: Protocol, size: Size | None = None) -> 
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        pixels = f" for an image of {size[1]}x{size[0]} pixels" if size else ""
-        raise UserError(f"{name}: out of memory{pixels}; {what_fits(protocol, size)}") from None
+        raise out_of_memory(name, protocol, size) from None
+
+
+def out_of_memory(name: str, protocol: Protocol, size: Size | None) -> UserError:
+    """Return the error that `names_what_fits` raises."""
+    pixels = f" for an image of {size[1]}x{size[0]} pixels" if size else ""
+    return UserError(f"{name}: out of memory{pixels}; {what_fits(protocol, size)}")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -3,7 +3,6 @@
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
 from typing import Any, TypeVar
 
 import jax
@@ -14,7 +13,7 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate.evaluator import LARGEST_BATCH, grouped
 from deeplab_jax.evaluate.image_list import Found
 from deeplab_jax.evaluate.inference import pad_images, predict, predict_classes, predict_large
-from deeplab_jax.evaluate.memory import names_what_fits
+from deeplab_jax.evaluate.memory import is_out_of_memory, names_what_fits, out_of_memory
 from deeplab_jax.evaluate.outputs import Outputs
 from deeplab_jax.evaluate.page import make_folder
 from deeplab_jax.evaluate.protocol import DEFAULT, Protocol, Size
@@ -25,6 +24,7 @@ from deeplab_jax.models.segmenter import Segmenter, Variables
 In = TypeVar("In")
 Out = TypeVar("Out")
 Prediction = tuple[np.ndarray, np.ndarray | None]
+Outcome = Future[UserError | None] | UserError
 
 LONGEST_WHOLE = 2**14
 """Longest side of an image, in pixels, that runs whole: the matrix that resizes logits along it has side² / output
@@ -70,14 +70,13 @@ def predict_files(
     outputs.check(found)
     make_folder(outputs.folder)
     model, variables = fold_norm(model, variables)
-    outcomes: dict[int, Future[None] | UserError] = {}
+    # Of each image that has been read: the reason why it failed, or the future of its files.
+    outcomes: dict[int, Outcome] = {}
     reading, writing = ThreadPoolExecutor(THREADS), ThreadPoolExecutor(THREADS)
 
     def readable() -> Iterator[dict[str, Any]]:
-        read = ahead(
-            reading, lambda index: _read(found[index], model, protocol), range(len(found)), count=count + THREADS
-        )
-        for index, image in enumerate(read):
+        images = ahead(reading, lambda each: _read(each, model, protocol), found, count=count + THREADS)
+        for index, image in enumerate(images):
             if isinstance(image, UserError):
                 outcomes[index] = image
             else:
@@ -94,23 +93,21 @@ def predict_files(
             yield found[index], error
 
     try:
-        done, unwritten = 0, deque[Future[None]]()
+        done, unwritten = 0, deque[Future[UserError | None]]()
         for size, batch in grouped(readable(), count, protocol):
-            images = [item["image"] for item in batch]
+            files, images = [found[item["index"]] for item in batch], [item["image"] for item in batch]
             try:
-                height, width = images[0].shape[:2]
-                with names_what_fits(str(found[batch[0]["index"]].path), protocol, (height, width)):
+                with names_what_fits(str(files[0].path), protocol, images[0].shape[:2]):
                     predictions = predict_batch(
                         model, variables, images, size, protocol, count=count, probabilities=outputs.needs_probabilities
                     )
             except UserError as error:
                 outcomes.update({item["index"]: error for item in batch})
-                predictions, batch = [], []
-            for item, (classes, probabilities) in zip(batch, predictions, strict=True):
-                path, name = found[item["index"]]
-                write = partial(outputs.write, name, item["image"], classes, probabilities, path=path)
-                outcomes[item["index"]] = future = writing.submit(write)
-                unwritten.append(future)
+            else:
+                for item, file, prediction in zip(batch, files, predictions, strict=True):
+                    future = writing.submit(_write, outputs, file, item["image"], prediction, protocol)
+                    outcomes[item["index"]] = future
+                    unwritten.append(future)
             while len(unwritten) > count + THREADS:  # What waits takes memory.
                 unwritten.popleft().result()
             for each in told(done):
@@ -181,6 +178,23 @@ def _read(found: Found, model: Segmenter, protocol: Protocol) -> np.ndarray | Us
         return image
     except UserError as error:
         return error
+
+
+def _write(
+    outputs: Outputs, found: Found, image: np.ndarray, prediction: Prediction, protocol: Protocol
+) -> UserError | None:
+    """Write the files of a prediction; return the reason if they do not fit into memory.
+
+    Raises:
+      UserError: a file cannot be written.
+    """
+    try:
+        outputs.write(found.name, image, *prediction, path=found.path)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        return out_of_memory(str(found.path), protocol, (image.shape[0], image.shape[1]))
+    return None
 
 
 def check_whole(size: Size, protocol: Protocol, *, name: str) -> None:

@@ -69,6 +69,23 @@ def test_predict_does_the_other_images(tmp_path, capsys, monkeypatch) -> None:
     assert {path.name for path in (tmp_path / "out").glob("?.png")} == {"a.png", "c.png"}
 
 
+def test_a_prediction_that_does_not_fit_while_it_is_written_is_named(tmp_path, monkeypatch) -> None:
+    def write(outputs, name, *_, **__):
+        if name == "a":
+            raise MemoryError
+
+    monkeypatch.setattr(Outputs, "write", write)
+    for name in "ab":
+        write_image(tmp_path / f"{name}.png", np.zeros((40, 50, 3), np.uint8))
+    with tiny_models():
+        model, variables = tiny_model("cascade_tiny")
+        outputs = Outputs(tmp_path / "out", label_set({}, model.num_classes))
+        told = list(predictor.predict_files(model, variables, find_images([tmp_path]), outputs))
+    (a, error), (b, none) = told
+    assert (a.name, b.name, none) == ("a", "b", None)
+    assert "a.png: out of memory for an image of 50x40 pixels" in str(error)
+
+
 def test_an_image_that_does_not_fit_while_it_is_read_is_named(tmp_path, monkeypatch) -> None:
     def read(preprocessing, path):
         raise MemoryError
