@@ -139,6 +139,7 @@ def predict(args: argparse.Namespace) -> int:
     from deeplab_jax.evaluate.outputs import Outputs, label_set, page_of
     from deeplab_jax.evaluate.predictor import predict_files
     from deeplab_jax.evaluate.protocol import Protocol
+    from deeplab_jax.evaluate.video import check_videos
     from deeplab_jax.labels import to_stored
     from deeplab_jax.terminal import progress_bar
     from deeplab_jax.weights.by_name import load
@@ -146,6 +147,7 @@ def predict(args: argparse.Namespace) -> int:
     found, out, dataset_ids = find_images(args.images, out=args.out), Path(args.out), args.ids == "dataset"
     images = [each for each in found if not is_video(each.path)]
     videos = [each.path for each in found if is_video(each.path)]
+    check_videos(videos, out)
     if args.polygons:
         geo.load_rasterio("--polygons")
     elif not geo.is_installed() and (on_map := [each.path for each in images if geo.has_ground(each.path)]):

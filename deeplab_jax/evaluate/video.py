@@ -33,6 +33,22 @@ def overlay_name(path: Path) -> str:
     return f"{path.stem}_overlay.mp4"
 
 
+def check_videos(videos: Sequence[Path], out: Path) -> None:
+    """Raise a UserError if the overlay of a video would overwrite that of another, or a video."""
+    inputs = {video.resolve() for video in videos}
+    claimed: dict[str, Path] = {}
+    for video in videos:
+        name = overlay_name(video)
+        other = claimed.setdefault(name, video)
+        if other.resolve() != video.resolve():
+            raise UserError(
+                f"{video}: its overlay would overwrite that of {other} ({name}); predict them into different --out "
+                "folders"
+            )
+        if (out / name).resolve() in inputs:
+            raise UserError(f"{out / name}: a video that an overlay would overwrite; give another --out")
+
+
 def predict_video(
     model: Segmenter,
     variables: Variables,

@@ -9,7 +9,7 @@ from deeplab_jax.evaluate import video as video_module
 from deeplab_jax.evaluate.inference import segment
 from deeplab_jax.evaluate.pictures import overlay
 from deeplab_jax.evaluate.protocol import Protocol
-from deeplab_jax.evaluate.video import predict_video
+from deeplab_jax.evaluate.video import check_videos, predict_video
 from deeplab_jax.labels import colormap
 from tests.support.tiny import MadeUp, tiny_model, tiny_models
 
@@ -21,6 +21,17 @@ EXACT = Protocol(mode="exact")
 def made():
     with tiny_models():
         return tiny_model("cascade_tiny")
+
+
+def test_an_overlay_overwrites_no_other_file(tmp_path):
+    videos = [tmp_path / "clip.mp4", tmp_path / "clip.mov"]
+    with pytest.raises(
+        UserError, match=r"clip\.mov: its overlay would overwrite that of .*clip\.mp4 \(clip_overlay\.mp4\)"
+    ):
+        check_videos(videos, tmp_path / "out")
+    with pytest.raises(UserError, match=r"clip_overlay\.mp4: a video that an overlay would overwrite"):
+        check_videos([videos[0], tmp_path / "clip_overlay.mp4"], tmp_path)
+    check_videos([videos[0], tmp_path / "clip_overlay.mp4"], tmp_path / "out")
 
 
 def write_video(file, codec):

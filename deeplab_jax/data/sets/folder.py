@@ -198,6 +198,8 @@ def _labels(
 ) -> LabelSet:
     if not 1 <= len(class_names) <= MAX_CLASSES:
         raise _names_error(class_names)
+    if ignore_label is not None and type(ignore_label) is not int:
+        raise UserError(f"ignore_label is {ignore_label!r}; give a whole number, or None if no value is ignored")
     count = len(class_names)
     if palette is not None and (
         len(palette) != count or any(len(c) != 3 or not all(0 <= v <= 255 for v in c) for c in palette)
