@@ -55,6 +55,14 @@ def _glob(path: Any) -> Any:
     return glob.glob(os.path.join(glob.escape(folder), pattern))
 
 
+OF_OUR_OWN = (
+    "Requested `tracked_metric`",  # A save without an evaluation.
+    "CheckpointManagerOptions.read_only=True",  # A model that is loaded.
+    "Given directory is read only",
+)
+"""Beginnings of Orbax's warnings about what is meant so here."""
+
+
 class _Warnings(logging.Filter):
     """Pass on each warning once, on one line; nothing else."""
 
@@ -66,7 +74,7 @@ class _Warnings(logging.Filter):
         if record.levelno != logging.WARNING:
             return False
         text = " ".join(record.getMessage().split())
-        if text in self._shown or text.startswith("Requested `tracked_metric`"):  # Of a save without an evaluation.
+        if text in self._shown or text.startswith(OF_OUR_OWN):
             return False
         self._shown.add(text)
         record.msg, record.args = text, ()
