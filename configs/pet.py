@@ -8,19 +8,14 @@
 
 from ml_collections import ConfigDict
 
-from deeplab_jax.config import base, choose_model, parse_arg, shrink
+from deeplab_jax.config import base, parse_arg, shrink, train_on_few_images
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
     args = parse_arg(arg, model="deeplabv3plus_resnet18")
     config = base()
-    choose_model(config, args.model, width=0.5, norm_momentum=0.99)
+    train_on_few_images(config, args.model)
     config.data.name = "pet"
-    config.data.crop_size = (257, 257)
-    config.optimizer.name = "adam"
-    config.optimizer.learning_rate = 1e-3
-    config.optimizer.warmup_steps = 100
-    config.train.steps = 4_000
     if args.debug:
         shrink(config)
     return config

@@ -55,6 +55,16 @@ def choose_model(config: ConfigDict, name: str, *, heads: Mapping[str, Any] | No
     config.model.options = ConfigDict({**common, **(heads or {}).get(name.split("_")[0], {})})
 
 
+def train_on_few_images(config: ConfigDict, model: str) -> None:
+    """Set a recipe for some hundred or thousand images and one device: a small network, small crops and Adam."""
+    choose_model(config, model, width=0.5, norm_momentum=0.99)
+    config.data.crop_size = (257, 257)
+    config.optimizer.name = "adam"
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.warmup_steps = 100
+    config.train.steps = 4_000
+
+
 def authors_weight_decay(model: str) -> float:
     """Return the weight decay for a model's backbone in the authors' train.py; the papers state none."""
     return 1e-4 if "resnet" in model else 4e-5
@@ -302,5 +312,6 @@ __all__ = [
     "shrink",
     "state_val_rule",
     "to_plain",
+    "train_on_few_images",
     "with_defaults",
 ]
