@@ -194,6 +194,7 @@ def add_model_verbs(verb: Verb) -> None:
     stablehlo.add_argument("--batch", type=int, help="images per call; by default any number")
     stablehlo.add_argument("--preprocess", action="store_true", help="take uint8 images as they are stored")
     stablehlo.add_argument("--argmax", action="store_true", help="return class ids instead of logits")
+    stablehlo.add_argument("--threshold", type=float, help="with --argmax and sigmoids: as in predict (0.5)")
 
     summarize = verb(
         "summarize",
@@ -240,6 +241,7 @@ def add_inference_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--flip", action="store_true", default=None, help="average with the mirrored image")
     parser.add_argument("--window", type=numbers(int), help="height,width of a sliding window for large images")
     parser.add_argument("--crf", action="store_true", default=None, help="refine labels by a fully connected CRF")
+    parser.add_argument("--threshold", type=float, help="with sigmoids: probability above which an object is (0.5)")
 
 
 def numbers(kind: type) -> Callable[[str], tuple[Any, ...]]:

@@ -11,7 +11,7 @@ from deeplab_jax.errors import UserError, did_you_mean, spell
 USER_ERROR = 2
 INTERRUPTED = 130
 PREEMPTED = 75  # EX_TEMPFAIL, after SIGTERM: a scheduler may start the same command again, and nothing is lost.
-INFERENCE_FLAGS = ("mode", "output_stride", "scales", "flip", "window", "crf")
+INFERENCE_FLAGS = ("mode", "output_stride", "scales", "flip", "window", "crf", "threshold")
 
 
 def fail(message: str) -> int:
@@ -225,7 +225,8 @@ def describe_short(model: Any) -> str:
     """Return a model's name, class count and output stride as a phrase."""
     from deeplab_jax.models.catalog import describe
 
-    return f"{describe(model)['name']}, {model.num_classes} classes, output stride {model.output_stride}"
+    classes = "one logit for two classes" if model.num_classes == 1 else f"{model.num_classes} classes"
+    return f"{describe(model)['name']}, {classes}, output stride {model.output_stride}"
 
 
 def export(args: argparse.Namespace) -> None:
@@ -236,9 +237,9 @@ def export(args: argparse.Namespace) -> None:
     from deeplab_jax.weights.export_torchvision import export_torchvision, write_state_dict
     from deeplab_jax.weights.folder import load
 
-    given = [name for name in ("size", "batch", "preprocess", "argmax") if getattr(args, name)]
-    if args.format != "stablehlo" and given:
-        raise UserError(f"--{given[0]}: a state dict has none; leave it out, or use --format stablehlo")
+    flags = [name for name in ("size", "batch", "preprocess", "argmax", "threshold") if getattr(args, name)]
+    if args.format != "stablehlo" and flags:
+        raise UserError(f"--{flags[0]}: a state dict has none; leave it out, or use --format stablehlo")
     model, variables, info = load(args.model, checkpoint=args.checkpoint, module=args.module)
     if args.output_stride is not None:
         model = model.clone(output_stride=args.output_stride)
@@ -254,6 +255,7 @@ def export(args: argparse.Namespace) -> None:
             preprocess=args.preprocess,
             argmax=args.argmax,
             info=info,
+            **given(args, "threshold"),
         )
         file = write_whole(args.out, lambda file: file.write_bytes(content))
     print(f"{describe_short(model)}: written to {file} ({file.stat().st_size / 2**20:.1f} MiB)")

@@ -104,6 +104,9 @@ def colormap(count: int) -> tuple[tuple[int, int, int], ...]:
     return tuple(colour(index) for index in range(count))
 
 
+BINARY = LabelSet(names=("background", "object"), palette=colormap(2))
+"""The two classes of a network with one logit, where nobody has named them."""
+
 CAMVID = LabelSet(
     names=(
         "sky",

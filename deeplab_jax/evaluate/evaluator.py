@@ -18,18 +18,17 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate.boundary import Trimap
 from deeplab_jax.evaluate.inference import evaluate_batch, pad_images
 from deeplab_jax.evaluate.protocol import DEFAULT, Protocol, Size
+from deeplab_jax.evaluate.results import Results, count_shape, summarize_confusion, summarize_sigmoids
 from deeplab_jax.files import write_json
 from deeplab_jax.labels import IGNORE_LABEL, LabelSet
 from deeplab_jax.models.catalog import describe
 from deeplab_jax.models.fold import fold_norm
 from deeplab_jax.models.segmenter import Segmenter, Variables
-from deeplab_jax.ops import metrics as ops_metrics
 from deeplab_jax.provenance import versions
 
 METRICS_FILE = "metrics.json"
 WAITING = 8  # In batches: images that wait for others of their size. In `exact` mode all sizes may differ.
 LARGEST_BATCH = 2**16
-Results = dict[str, Any]
 Devices = Sequence[jax.Device]
 OnPrediction = Callable[[Example, np.ndarray], None]
 
@@ -57,7 +56,7 @@ def evaluate(
 
     Args:
       model, variables: from `load`.
-      source: labelled examples; its classes must be the model's.
+      source: labelled examples; its classes must be the model's, of which one logit has two.
       protocol: everything that changes the numbers. The other arguments do not.
       split: name of the split, for the record.
       batch_size: number of images of one size that run together on a device. Empty images, which do not count, fill up
@@ -68,13 +67,14 @@ def evaluate(
       stopped: ends the evaluation before the next image when it returns True; the results are then of the images so
         far.
       limit: largest number of images to evaluate.
-      on_prediction: called with each example of this process and its class ids `[H, W]`.
+      on_prediction: called with each example of this process and its classes, as from `segment`.
       progress: called with the number of images done and in all, on this process; all processes call it equally often.
 
     Raises:
       UserError: classes or arguments that do not fit.
     """
     check_classes(model, source)
+    check_trimap(model, protocol)
     check_batch_size(batch_size)
     check_limit(limit)
     chosen = local_devices(devices)
@@ -82,7 +82,7 @@ def evaluate(
     model = protocol.at_stride(model)
     folded, variables = fold_norm(model, copy_to(chosen, variables))
     mine = own_share(len(source) if limit is None else min(limit, len(source)))
-    tally, start = Tally(protocol, model.num_classes), time.perf_counter()
+    tally, start = Tally(protocol, model), time.perf_counter()
     read = examples_in_order(source, mine, threads=threads, timeout=timeout, stopped=stopped)
     for group in in_step(grouped((part_of(example, protocol) for example in read), at_once, protocol)):
         with together():
@@ -97,6 +97,9 @@ def evaluate(
         if progress is not None:
             progress(tally.images, len(mine))
     found = {"split": split, "data": source.name, "output_stride": model.output_stride, **tally.found()}
+    if model.activation == "sigmoid":
+        found["threshold"] = protocol.threshold
+        found["miou_over"] = "the presence of each label" if model.multilabel else "both classes"
     return {
         **tally.metrics(source.labels),
         "protocol": {**protocol.to_json(), **found},
@@ -113,18 +116,19 @@ class Tally:
       images: number of images counted on this process.
     """
 
-    def __init__(self, protocol: Protocol, num_classes: int) -> None:
+    def __init__(self, protocol: Protocol, model: Segmenter) -> None:
         self.images = 0
-        self._confusion = np.zeros((num_classes, num_classes), np.int64)
+        self._protocol, self._model = protocol, model
+        self._counts = np.zeros(count_shape(model, protocol.thresholds), np.int64)
         self._sizes: set[Size] = set()
         self._bands: Trimap | None = None
         if protocol.trimap:
-            self._bands = Trimap(protocol.trimap, num_classes=num_classes, around=protocol.trimap_around)
+            self._bands = Trimap(protocol.trimap, num_classes=model.label_classes, around=protocol.trimap_around)
 
     def add(self, size: Size, batch: Sequence[Example], predicted: Sequence[np.ndarray], counts: np.ndarray) -> None:
-        """Add a batch of one size: its examples, their class ids `[H, W]`, and its confusion matrix."""
+        """Add a batch of one size: its examples, their classes, and its counts from `evaluate_batch`."""
         self.images += len(batch)
-        self._confusion += counts
+        self._counts += counts
         self._sizes.add(size)
         if self._bands is not None:
             for example, ids in zip(batch, predicted, strict=True):
@@ -133,7 +137,11 @@ class Tally:
     def metrics(self, labels: LabelSet) -> Results:
         """Return the metrics over the images of all processes, which all must call this."""
         bands = {} if self._bands is None else {"trimap": self._bands.results()}
-        return {**summarize_confusion(summed(self._confusion), labels), **bands}
+        counts, protocol = summed(self._counts), self._protocol
+        if self._model.activation == "softmax":
+            return {**summarize_confusion(counts, labels), **bands}
+        of_sigmoids = summarize_sigmoids(counts, labels, thresholds=protocol.thresholds, threshold=protocol.threshold)
+        return {**of_sigmoids, **bands}
 
     def found(self) -> Results:
         """Return the number of images of all processes, and the sizes at which they ran; all processes
@@ -144,30 +152,6 @@ class Tally:
             "images": int(summed(np.asarray(self.images))),
             "sizes_run": [list(size) for size in sorted(sizes)],
         }
-
-
-def summarize_confusion(confusion: np.ndarray, labels: LabelSet) -> Results:
-    """Return the metrics of a confusion matrix `[K, K]` (rows are labels): ratios 0 to 1, None for a class that does
-    not occur.
-    """
-    columns = {
-        "iou": ops_metrics.iou_per_class(confusion),
-        "accuracy": ops_metrics.accuracy_per_class(confusion),
-        "precision": ops_metrics.precision_per_class(confusion),
-        "recall": ops_metrics.accuracy_per_class(confusion),
-        "dice": ops_metrics.dice_per_class(confusion),
-    }
-    support = confusion.sum(axis=1)
-    return {
-        "miou": _number(ops_metrics.mean_iou(confusion)),
-        "pixel_accuracy": _number(ops_metrics.pixel_accuracy(confusion)),
-        "mean_accuracy": _number(ops_metrics.mean_accuracy(confusion)),
-        "per_class": [
-            {"name": name, **{key: _number(column[k]) for key, column in columns.items()}, "support": int(support[k])}
-            for k, name in enumerate(labels.names)
-        ],
-        "confusion_matrix": confusion.tolist(),
-    }
 
 
 def write_results(results: Results, folder: Path) -> Path:
@@ -181,16 +165,21 @@ def write_results(results: Results, folder: Path) -> Path:
     return file
 
 
-def _number(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)
-
-
 def check_classes(model: Segmenter, source: Source) -> None:
     """Raise a UserError if a model and a source differ in the number of classes."""
-    if model.num_classes != source.labels.num_classes:
+    if model.label_classes != source.labels.num_classes:
         raise UserError(
-            f"the model has {model.num_classes} classes, {source.name} has {source.labels.num_classes}; evaluate on "
+            f"the model has {model.label_classes} classes, {source.name} has {source.labels.num_classes}; evaluate on "
             "the data it was trained for"
+        )
+
+
+def check_trimap(model: Segmenter, protocol: Protocol) -> None:
+    """Raise a UserError if bands around boundaries are asked for where a pixel can have several labels."""
+    if protocol.trimap and model.multilabel:
+        raise UserError(
+            f"config.evaluate.trimap={protocol.trimap}: a pixel can have several labels here, whose boundaries differ; "
+            "leave it out"
         )
 
 

@@ -9,16 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from deeplab_jax.evaluate.protocol import Protocol, Size, View
+from deeplab_jax.evaluate.results import count
+from deeplab_jax.models.decision import THRESHOLD, by_pairs, decide, to_probabilities
 from deeplab_jax.models.fold import fold_norm
 from deeplab_jax.models.segmenter import SMALLEST_SIDE, Segmenter, Variables
 from deeplab_jax.ops import crf as ops_crf
 from deeplab_jax.ops.crf import DenseCRF
 from deeplab_jax.ops.geometry import scaled_side
-from deeplab_jax.ops.metrics import confusion_matrix
 from deeplab_jax.ops.resize import resize_bilinear
 
 Array = np.ndarray | jax.Array
 Views = tuple[View, ...]
+Number = float | jax.Array
 
 
 def segment(
@@ -30,6 +32,7 @@ def segment(
     flip: bool = False,
     window: Size | None = None,
     crf: DenseCRF | bool = False,
+    threshold: float = THRESHOLD,
     return_probabilities: bool = False,
 ) -> Any:
     """Return the class of each pixel of one image, run at its own size.
@@ -44,17 +47,22 @@ def segment(
       window: (height, width) of a sliding window for large images; None runs the image whole.
       crf: whether a fully connected CRF on the image refines the class probabilities; True takes the default
         parameters.
+      threshold: for a model with sigmoids: an object is where its probability is above it.
       return_probabilities: whether to return the class probabilities as well.
 
     Returns:
       int32 `[H, W]` class ids. With `return_probabilities` also float32 `[H, W, num_classes]`, 0 to 1, which sum to 1
-      at each pixel.
+      at each pixel. For one logit that is `[H, W, 1]`, the probability of class 1. For several labels a pixel, both are
+      `[H, W, num_classes]`: 0 or 1 for each label, and its probability.
 
     Raises:
       ValueError: the image is not uint8 `[H, W, C]` with the channels of the model.
-      UserError: scales or a window that make no sense.
+      UserError: scales, a window or a threshold that make no sense.
     """
-    protocol = Protocol(mode="exact", scales=tuple(scales), flip=flip, window=window or (), crf=crf)
+    protocol = Protocol(
+        mode="exact", scales=tuple(scales), flip=flip, window=window or (), crf=crf, threshold=threshold
+    )
+    protocol.check_threshold(model)
     image, channels = np.asarray(image), len(model.preprocessing.mean)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != channels:
         raise ValueError(f"image of shape {image.shape} and dtype {image.dtype}: expected uint8 [H, W, {channels}]")
@@ -73,22 +81,22 @@ def predict(
     model: Segmenter, variables: Variables, images: Array, sizes: Array, protocol: Protocol
 ) -> tuple[jax.Array, jax.Array]:
     """Return class ids `[N, H, W]` and class probabilities `[N, H, W, K]`, averaged over all views and windows. The
-    protocol's CRF refines both.
+    protocol's CRF refines both. Where a pixel has several labels, both are `[N, H, W, K]`; see `segment`.
 
     Args:
       model, variables: with batch norm folded, for speed.
       images: uint8 `[N, H, W, C]`, padded.
       sizes: their true sizes `[N, 2]`.
-      protocol: its scales, flip, window and CRF.
+      protocol: its scales, flip, window, CRF and threshold.
     """
     if _sees_whole(protocol, images):
-        classes, probabilities = _predict(model, variables, images, sizes, protocol.views)
+        classes, probabilities = _predict(model, variables, images, sizes, protocol.views, protocol.threshold)
     else:
-        sums = _sliding_sums(model, variables, images, sizes, protocol)
-        classes, probabilities = jnp.argmax(sums, axis=-1), sums / jnp.sum(sums, axis=-1, keepdims=True)
+        probabilities = _sliding_mean(model, variables, images, sizes, protocol)
+        classes = decide(model, probabilities, protocol.threshold)
     if isinstance(protocol.crf, DenseCRF):
-        probabilities = _refined(probabilities, images, sizes, protocol.crf)
-        classes = jnp.argmax(probabilities, axis=-1)
+        probabilities = _refined(model, probabilities, images, sizes, protocol.crf)
+        classes = decide(model, probabilities, protocol.threshold)
     return classes, probabilities
 
 
@@ -99,8 +107,8 @@ def predict_classes(
     if protocol.crf:
         return predict(model, variables, images, sizes, protocol)[0]
     if _sees_whole(protocol, images):
-        return _classes(model, variables, images, sizes, protocol.views)
-    return jnp.argmax(_sliding_sums(model, variables, images, sizes, protocol), axis=-1)
+        return _classes(model, variables, images, sizes, protocol.views, protocol.threshold)
+    return decide(model, _sliding_mean(model, variables, images, sizes, protocol), protocol.threshold)
 
 
 def evaluate_batch(
@@ -109,48 +117,58 @@ def evaluate_batch(
     """Predict a padded batch and compare it with its labels.
 
     Returns:
-      Class ids `[N, H, W]` and an int32 confusion matrix `[K, K]`; only these leave the device.
+      Class ids `[N, H, W]` and the int32 counts of `results.count`; only these leave the device.
     """
     if not protocol.window and not protocol.crf:
-        classes, counts = _classes_and_counts(model, variables, images, labels, sizes, protocol.views)
+        counting = protocol.views, protocol.thresholds
+        classes, counts = _classes_and_counts(model, variables, images, labels, sizes, protocol.threshold, *counting)
     else:
-        classes = predict_classes(model, variables, images, sizes, protocol)
-        counts = confusion_matrix(jnp.asarray(labels), classes, num_classes=model.num_classes)
+        classes, probabilities = predict(model, variables, images, sizes, protocol)
+        counts = count(model, jnp.asarray(labels), classes, probabilities, thresholds=protocol.thresholds)
     return np.asarray(classes), np.asarray(counts)
 
 
 @partial(jax.jit, static_argnums=(0, 4))
-def _classes(model: Segmenter, variables: Variables, images: jax.Array, sizes: jax.Array, views: Views) -> jax.Array:
-    return _predict(model, variables, images, sizes, views)[0]
+def _classes(
+    model: Segmenter, variables: Variables, images: jax.Array, sizes: jax.Array, views: Views, threshold: Number
+) -> jax.Array:
+    return _predict(model, variables, images, sizes, views, threshold)[0]
 
 
-@partial(jax.jit, static_argnums=(0, 5))
+@partial(jax.jit, static_argnums=(0, 6, 7))
 def _classes_and_counts(
-    model: Segmenter, variables: Variables, images: jax.Array, labels: jax.Array, sizes: jax.Array, views: Views
+    model: Segmenter,
+    variables: Variables,
+    images: jax.Array,
+    labels: jax.Array,
+    sizes: jax.Array,
+    threshold: Number,
+    views: Views,
+    thresholds: tuple[float, ...],
 ) -> tuple[jax.Array, jax.Array]:
-    classes = _classes(model, variables, images, sizes, views)
-    return classes, confusion_matrix(labels, classes, num_classes=model.num_classes)
+    classes, probabilities = _predict(model, variables, images, sizes, views, threshold)
+    return classes, count(model, labels, classes, probabilities, thresholds=thresholds)
 
 
 @partial(jax.jit, static_argnums=(0, 4))
 def _predict(
-    model: Segmenter, variables: Variables, images: jax.Array, sizes: jax.Array, views: Views
+    model: Segmenter, variables: Variables, images: jax.Array, sizes: jax.Array, views: Views, threshold: Number
 ) -> tuple[jax.Array, jax.Array]:
-    return classes_and_probabilities(model, variables, preprocess(model, images, sizes), views)
+    return classes_and_probabilities(model, variables, preprocess(model, images, sizes), views, threshold)
 
 
 def classes_and_probabilities(
-    model: Segmenter, variables: Variables, images: jax.Array, views: Views
+    model: Segmenter, variables: Variables, images: jax.Array, views: Views, threshold: Number = THRESHOLD
 ) -> tuple[jax.Array, jax.Array]:
     """Return class ids `[N, H, W]` and the mean of the views' class probabilities `[N, H, W, K]` of preprocessed
-    images. The ids of a single view come from its logits, so under `jit` the ids alone need no softmax.
+    images. A softmax's ids of a single view come from its logits, so under `jit` the ids alone need no softmax.
     """
-    if len(views) == 1:
+    if len(views) == 1 and model.activation == "softmax":
         logits = view_logits(model, variables, images, views[0])
         return jnp.argmax(logits, axis=-1), jax.nn.softmax(logits)
-    softmaxes = (jax.nn.softmax(view_logits(model, variables, images, view)) for view in views)
-    mean = reduce(jnp.add, softmaxes) / len(views)
-    return jnp.argmax(mean, axis=-1), mean
+    of_views = (to_probabilities(model, view_logits(model, variables, images, view)) for view in views)
+    mean = reduce(jnp.add, of_views) / len(views)
+    return decide(model, mean, threshold), mean
 
 
 def view_logits(model: Segmenter, variables: Variables, images: jax.Array, view: View) -> jax.Array:
@@ -175,9 +193,9 @@ def preprocess(model: Segmenter, images: jax.Array, sizes: jax.Array) -> jax.Arr
     return jnp.where((rows & columns)[..., None], model.preprocessing(images), 0.0)
 
 
-def _refined(probabilities: jax.Array, images: Array, sizes: Array, crf: DenseCRF) -> jax.Array:
+def _refined(model: Segmenter, probabilities: jax.Array, images: Array, sizes: Array, crf: DenseCRF) -> jax.Array:
     """Refine the probabilities of each image at its true size; images of size 0, which fill up a batch,
-    do not change.
+    do not change. Every sigmoid has a CRF of its own, of two classes.
     """
     refined = []
     for index, (height, width) in enumerate(np.asarray(sizes)):
@@ -185,7 +203,9 @@ def _refined(probabilities: jax.Array, images: Array, sizes: Array, crf: DenseCR
         if height and width:
             mask = np.zeros(own.shape[:2], bool)
             mask[:height, :width] = True
-            own = ops_crf.mean_field(own, jnp.asarray(images[index]), jnp.asarray(mask), crf=crf)
+            image = jnp.asarray(images[index])
+            refine = partial(ops_crf.mean_field, image=image, mask=jnp.asarray(mask), crf=crf)
+            own = refine(own) if model.activation == "softmax" else by_pairs(refine, own)
         refined.append(own)
     return jnp.stack(refined)
 
@@ -194,20 +214,19 @@ def _sees_whole(protocol: Protocol, images: Array) -> bool:
     return not protocol.window or (images.shape[1] <= protocol.window[0] and images.shape[2] <= protocol.window[1])
 
 
-def _sliding_sums(model: Segmenter, variables: Variables, images: Array, sizes: Array, protocol: Protocol) -> jax.Array:
-    """Return the sums of the probabilities of overlapping windows, `[N, H, W, K]`.
-
-    Class ids need no division, because all classes of a pixel have the same count.
-    """
+def _sliding_mean(model: Segmenter, variables: Variables, images: Array, sizes: Array, protocol: Protocol) -> jax.Array:
+    """Return the mean probabilities of overlapping windows, `[N, H, W, K]`."""
     height, width = images.shape[1:3]
     window = (min(protocol.window[0], height), min(protocol.window[1], width))
     whole = jax.jit(preprocess, static_argnums=0)(model, images, sizes)
     total = jnp.zeros((images.shape[0], height, width, model.num_classes), jnp.float32)
+    covered = np.zeros((1, height, width, 1), np.float32)
     for top in window_starts(height, window[0]):
         for left in window_starts(width, window[1]):
             corner = np.asarray([top, left], np.int32)
             total = _add_window(model, variables, total, whole, corner, protocol.views, window)
-    return total
+            covered[:, top : top + window[0], left : left + window[1]] += 1
+    return total / covered
 
 
 @partial(jax.jit, static_argnums=(0, 5, 6), donate_argnums=(2,))

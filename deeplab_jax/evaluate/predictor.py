@@ -80,14 +80,14 @@ def predict_files(
       UserError: an output stride at which the model cannot run, more classes than an 8-bit image can store, or a
         prediction that would overwrite an image.
     """
-    if model.num_classes > MAX_CLASSES:
+    if model.label_classes > MAX_CLASSES:
         raise UserError(
-            f"the model has {model.num_classes} classes; predictions are written as 8-bit images, which hold "
+            f"the model has {model.label_classes} classes; predictions are written as 8-bit images, which hold "
             f"{MAX_CLASSES}: use deeplab_jax.segment"
         )
     model = protocol.at_stride(model)
     check_outputs(paths, out_dir)
-    colours = tuple(palette) if palette else colormap(model.num_classes)
+    colours = tuple(palette) if palette else colormap(model.label_classes)
     make_folder(out_dir)
     model, variables = fold_norm(model, variables)
     for done, path in enumerate(paths, start=1):

@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple, TypeVar, get_args
 from deeplab_jax.errors import UserError, did_you_mean
 from deeplab_jax.labels import IGNORE_LABEL
 from deeplab_jax.models.catalog import check_output_stride
+from deeplab_jax.models.decision import THRESHOLD
 from deeplab_jax.models.segmenter import SMALLEST_SIDE, Segmenter
 from deeplab_jax.ops.crf import DenseCRF
 
@@ -28,6 +29,7 @@ MODES = ("padded", "exact")
 PAD_STEP = 128
 LONGEST_SIDE = 2**15
 SMALLEST_SCALE, LARGEST_SCALE = 0.01, 16.0  # Memory has no bound beyond these.
+SWEEP = tuple(step / 20 for step in range(1, 20))  # The thresholds that an evaluation compares: 0.05 to 0.95.
 MOST_VALUES = 32  # The most scales, and widths of a trimap: each costs a pass.
 
 
@@ -51,6 +53,7 @@ class Protocol:
       window: (height, width) of a sliding window; empty: images run whole.
       crf: whether a fully connected CRF on the image refines the class probabilities. True becomes the default
         parameters.
+      threshold: for a model with sigmoids: an object is where its probability is above it.
       resize: shorter side of the evaluated image and labels, in pixels; 0: the labels' own resolution.
       crop: (height, width) of the evaluated centre; empty: all.
       trimap: widths, in pixels, of bands around boundaries, each with its own mIoU; see `boundary`.
@@ -69,6 +72,7 @@ class Protocol:
     flip: bool = False
     window: tuple[int, ...] = ()
     crf: DenseCRF | bool = False
+    threshold: float = THRESHOLD
     resize: int = 0
     crop: tuple[int, ...] = ()
     trimap: tuple[int, ...] = ()
@@ -92,12 +96,25 @@ class Protocol:
         """The views of an image whose class probabilities are averaged."""
         return tuple(View(scale, mirrored) for scale in self.scales for mirrored in (False, True)[: 1 + self.flip])
 
+    @property
+    def thresholds(self) -> tuple[float, ...]:
+        """The thresholds, ascending, that an evaluation of sigmoids compares; the protocol's own is among them."""
+        return tuple(sorted({*SWEEP, self.threshold}))
+
+    def check_threshold(self, model: Segmenter) -> None:
+        """Raise a UserError if a threshold is given for a softmax, which has none."""
+        if model.activation == "softmax" and self.threshold != THRESHOLD:
+            raise UserError(
+                f"threshold={self.threshold}: the model has a softmax, and its most probable class wins; leave this out"
+            )
+
     def at_stride(self, model: Segmenter) -> Segmenter:
         """Return the model at the output stride of the protocol.
 
         Raises:
-          UserError: the model cannot run at it.
+          UserError: the model cannot run at it, or has no use for the protocol's threshold.
         """
+        self.check_threshold(model)
         if not self.output_stride:
             return model
         model = model.clone(output_stride=self.output_stride)
@@ -169,6 +186,10 @@ def _widths(values: Any) -> tuple[int, ...]:
     return _checked(widths, min(widths, default=1) >= 1 and len(set(widths)) == len(widths) <= MOST_VALUES)
 
 
+def _share(value: Any) -> float:
+    return _checked(float(value), 0 < value < 1)
+
+
 def _side(value: Any) -> int:
     return _checked(index(value), 0 <= value <= LONGEST_SIDE)
 
@@ -188,7 +209,7 @@ def _checked(value: Value, good: bool) -> Value:
     return value
 
 
-_FLAGS = ("scales", "window")  # Also arguments of `predict` and `segment`, which have no config.
+_FLAGS = ("scales", "window", "threshold")  # Also arguments of `predict` and `segment`, which have no config.
 _RULES: dict[str, tuple[Callable[[Any], Any], str]] = {
     "pad_to": (_sizes, f"heights and widths from 1 to {LONGEST_SIDE} pixels, such as ((513, 513),)"),
     "output_stride": (index, "a whole number such as 8 or 16, or 0 for the model's own"),
@@ -199,6 +220,7 @@ _RULES: dict[str, tuple[Callable[[Any], Any], str]] = {
     "flip": (_flag, "true or false"),
     "window": (_pair, "a height and a width in pixels, such as 513,513"),
     "crf": (_crf, "true, false or a DenseCRF"),
+    "threshold": (_share, "a probability above 0 and below 1, such as 0.5"),
     "resize": (_side, f"the pixels of the shorter side, up to {LONGEST_SIDE}, or 0 for none"),
     "crop": (_pair, "a height and a width in pixels, such as (513, 513)"),
     "trimap": (_widths, f"up to {MOST_VALUES} widths of at least 1 pixel, each once"),

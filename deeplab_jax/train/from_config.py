@@ -39,13 +39,31 @@ def open_splits(config: ConfigDict) -> tuple[Source, Source]:
 
 
 def build_model(config: ConfigDict, *, num_classes: int) -> Segmenter:
-    """Build the network in its form for training."""
+    """Build the network in its form for training on data of so many classes, which exclude each other.
+
+    With the option `activation="sigmoid"` it has one logit for two classes.
+
+    Raises:
+      UserError: one class alone, or a sigmoid for more than two classes.
+    """
+    options = config.model.options.to_dict()
+    if num_classes < 2:
+        raise UserError(
+            f"{config.data.name}: it has one class, and nothing to tell it from; name the background too, such as "
+            "--config.data.options.class_names=\"('background','object')\""
+        )
+    one_logit = options.get("activation") == "sigmoid"
+    if one_logit and num_classes > 2:
+        raise UserError(
+            f"config.model.options.activation='sigmoid': the {num_classes} classes of the data exclude each other; "
+            "leave it out"
+        )
     return from_description(
         {
             "name": config.model.name,
-            "num_classes": num_classes,
+            "num_classes": 1 if one_logit else num_classes,
             "output_stride": config.model.output_stride or None,
-            "options": config.model.options.to_dict(),
+            "options": options,
             "module": config.module,
         }
     )
@@ -73,9 +91,9 @@ def build_step(config: ConfigDict, model: Segmenter, optimizer: optax.GradientTr
     """
     options = {**arguments(config.train, keys.Step), **changes}
     options["loss"] = find_loss(config.train.loss, module=config.module)
-    if (count := len(options["class_weights"])) not in (0, model.num_classes):
+    if (count := len(options["class_weights"])) not in (0, model.label_classes):
         raise UserError(
-            f"config.train.class_weights has {count} values, the data has {model.num_classes} classes; give one for "
+            f"config.train.class_weights has {count} values, the data has {model.label_classes} classes; give one for "
             "each"
         )
     return partial(train_step, model=model, optimizer=optimizer, key=jax.random.key(config.train.seed), **options)

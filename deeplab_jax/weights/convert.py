@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from deeplab_jax.errors import UserError, did_you_mean
+from deeplab_jax.labels import BINARY
 from deeplab_jax.models.catalog import describe
 from deeplab_jax.models.segmenter import Segmenter, Variables
 from deeplab_jax.weights import folder
@@ -49,7 +50,8 @@ def convert(
       output_stride: a state dict does not state it. None is the peer's default; a number is what the peer does at that
         stride.
         stride.
-      num_classes: classes of the model; if not the source's, `reinit` is needed.
+      num_classes: number of the model's logits; if not the source's, `reinit` is needed. A source of one logit has two
+        classes: the object is where the logit's sigmoid is large.
       reinit: "head" starts the classifiers at random.
       strict: whether to refuse missing, unexpected and mis-shaped tensors; otherwise `info` lists them.
       module: path of the user's own file, which a run or a model folder of ours may need; see `load`.
@@ -81,6 +83,9 @@ def convert(
     )
     if model.num_classes != tensor_map.num_classes:
         info = {key: value for key, value in info.items() if key not in OF_CLASSES}
+    if model.num_classes == 1:
+        palette = [list(colour) for colour in BINARY.palette]
+        info = {"class_names": list(BINARY.names), "palette": palette, **info}
     origin = {"kind": tensor_map.kind, "file": Path(name).name, "notes": list(tensor_map.notes), **report}
     if "source" in info:
         origin["before"] = info["source"]

@@ -119,7 +119,7 @@ def read_description(folder: Path, *, module: str = "") -> tuple[Segmenter, dict
                 "wrote it"
             )
         model, info = from_description(content["model"], module=module), dict(content["info"])
-        _check_info(info, model.num_classes)
+        _check_info(info, model.label_classes)
         return model, info
     except UserError as error:
         raise UserError(f"{file}: {error}") from None

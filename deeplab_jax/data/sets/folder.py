@@ -87,6 +87,12 @@ def _labels(
             f"class_names is {class_names!r:.100}; give 1 to {MAX_CLASSES} names, one per class id: "
             "('background', 'road')"
         )
+    if len(class_names) == 1:
+        raise UserError(
+            f"class_names is {tuple(class_names)}: one class, and nothing to tell it from; name the background too: "
+            f'"--config.data.options.class_names={("background", class_names[0])}"; if the masks hold 0 and 255, add '
+            '"--config.data.options.value_map=((0,0),(255,1))"'
+        )
     count = len(class_names)
     if palette is not None and (
         len(palette) != count or any(len(c) != 3 or not all(0 <= v <= 255 for v in c) for c in palette)
