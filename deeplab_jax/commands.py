@@ -105,7 +105,7 @@ def evaluate(args: argparse.Namespace) -> None:
             protocol,
             split=split,
             limit=args.limit,
-            on_prediction=prediction_writer(Path(args.out), source.labels.palette) if args.save_predictions else None,
+            on_prediction=prediction_writer(Path(args.out), source.labels) if args.save_predictions else None,
             progress=progress,
             **how,
         )
@@ -138,7 +138,14 @@ def predict(args: argparse.Namespace) -> int:
     failed = 0
     with progress_bar(Console(stderr=True)) as progress:
         for _, error in predict_files(
-            model, variables, paths, Path(args.out), protocol, palette=palette, progress=progress
+            model,
+            variables,
+            paths,
+            Path(args.out),
+            protocol,
+            palette=palette,
+            names=info.get("class_names", ()),
+            progress=progress,
         ):
             if error is not None:
                 failed += 1

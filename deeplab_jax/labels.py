@@ -23,11 +23,14 @@ class LabelSet:
       palette: one (red, green, blue) triple in 0 to 255 per class id.
       value_map: pairs (value stored in a mask, class id or 255). None: stored values are already class ids, and 255 is
         ignored.
+      multilabel: whether a pixel can have several of the classes, or none. Labels then are `[H, W, num_classes]`, 0, 1
+        or 255 (not known) for each.
     """
 
     names: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]
     value_map: tuple[tuple[int, int], ...] | None = None
+    multilabel: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.names) <= MAX_CLASSES:

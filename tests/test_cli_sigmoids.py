@@ -11,6 +11,7 @@ from deeplab_jax.data.images import read_mask, write_image, write_mask
 from deeplab_jax.data.sets.scenes import Scenes
 from deeplab_jax.evaluate.inference import segment
 from deeplab_jax.weights.folder import load
+from tests.support.tiny import read_metrics
 
 TINY = """
 from tests.support.tiny import tiny_config
@@ -101,3 +102,86 @@ def test_classes_that_exclude_each_other_have_no_sigmoids(tiny_networks, tmp_pat
     )
     assert run("train", "--config", tmp_path / "config.py", ONE_LOGIT, "--workdir", tmp_path / "run") == 2
     assert "the 9 classes of the data exclude each other; leave it out" in capsys.readouterr().err
+
+
+LOSS = """
+import jax.numpy as jnp
+from deeplab_jax.ops.losses import cross_entropy
+from deeplab_jax.ops.resize import resize_bilinear
+
+
+def of_classes(logits, labels, *, align_corners, **_):
+    assert logits.shape[-1] == 2
+    logits = resize_bilinear(logits, labels.shape[1:3], align_corners=align_corners)
+    return *cross_entropy(logits, labels), jnp.argmax(logits, -1) == labels
+
+
+LOSSES = {"of_classes": of_classes}
+"""
+
+
+def test_a_loss_of_the_users_own_sees_one_logit_as_two(folder, tiny_networks, tmp_path) -> None:
+    """So a loss that was written for classes trains as the package's own."""
+    (tmp_path / "loss.py").write_text(LOSS)
+    own = ["--module", tmp_path / "loss.py", "--config.train.loss=of_classes"]
+    words = words_of(folder, ONE_LOGIT, "--config.train.steps=2")
+    assert run("train", *words, "--workdir", tmp_path / "one") == 0
+    assert run("train", *words, *own, "--workdir", tmp_path / "two") == 0
+    one, two = (read_metrics(tmp_path / name) for name in ("one", "two"))
+    for line, other in zip(one, two, strict=True):
+        assert line == pytest.approx(other, rel=1e-3)
+
+
+@pytest.fixture(scope="module")
+def several(folder) -> Path:
+    """The same images with two labels that overlap, and a config."""
+    scenes = Scenes("train", size=(33, 33), count=10)
+    for name, rule in (("odd", lambda ids: ids % 2 == 1), ("high", lambda ids: ids > 3)):
+        (folder / "labels" / name).mkdir(parents=True)
+        for index in range(len(scenes)):
+            ids = scenes[index]["label"]
+            mask = np.where(ids == 255, 255, rule(ids)).astype(np.uint8)
+            write_mask(folder / "labels" / name / f"{index}.png", mask, None)
+    text = TINY.replace('"folder"', '"multilabel"').replace('"class_names": ()', '"class_names": ("odd", "high")')
+    (folder / "several.py").write_text(text.replace('{"val', '{"masks": "labels", "val'))
+    return folder
+
+
+def test_several_labels_from_training_to_export(several, tiny_networks, tmp_path, capsys) -> None:
+    data = f"--config.data.dir={several}"
+    words = ["--config", several / "several.py", data]
+    assert run("check-data", *words) == 0
+    assert run("train", *words, "--config.train.class_weights=(1,3)", "--workdir", tmp_path / "run") == 0
+    model, variables, info = load(tmp_path / "run")
+    assert model.multilabel and model.num_classes == 2 and info["class_names"] == ["odd", "high"]
+    assert list((tmp_path / "run" / "pictures").iterdir())
+
+    words = ["evaluate", "--model", tmp_path / "run", "--out", tmp_path / "val", "--save_predictions"]
+    assert run(*words) == 0
+    results = json.loads((tmp_path / "val" / "metrics.json").read_text())
+    assert results["protocol"]["miou_over"] == "the presence of each label"
+    rows = results["per_class"]
+    assert [row["name"] for row in rows] == [entry["name"] for entry in results["thresholds"]] == ["odd", "high"]
+    known = [row["iou"] for row in rows if row["iou"] is not None]
+    assert results["miou"] == pytest.approx(np.mean(known))
+    assert np.asarray(results["confusion_matrix"]).shape == (2, 2, 2)
+    capsys.readouterr()
+    assert run(*words, "--trimap", "2") == 2
+    assert "a pixel can have several labels here" in capsys.readouterr().err
+
+    # Predictions are laid out as the data set reads them.
+    photo = several / "images" / "0.png"
+    assert run("predict", "--model", tmp_path / "run", "--mode", "exact", "--out", tmp_path / "out", photo) == 0
+    expected = segment(model, variables, np.asarray(Scenes("train", size=(33, 33), count=10)[0]["image"]))
+    for k, name in enumerate(("odd", "high")):
+        np.testing.assert_array_equal(read_mask(tmp_path / "out" / name / "0.png"), expected[..., k])
+    assert (tmp_path / "out" / "0_overlay.png").is_file()
+
+    words = ["--format", "stablehlo", "--size", "33x33", "--argmax", "--out", tmp_path / "run.zip"]
+    assert run("export", "--model", tmp_path / "run", *words) == 0
+
+
+def test_one_class_a_pixel_and_several_do_not_mix(several, tiny_networks, tmp_path, capsys) -> None:
+    words = ["--config", several / "several.py", f"--config.data.dir={several}", "--workdir", tmp_path / "run"]
+    assert run("train", *words, "--config.model.options.activation=softmax") == 2
+    assert "a pixel of the data can have several labels; give sigmoid, or leave it out" in capsys.readouterr().err

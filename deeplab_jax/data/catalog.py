@@ -12,6 +12,7 @@ from deeplab_jax.data.sets.camvid import open_camvid
 from deeplab_jax.data.sets.cityscapes import open_cityscapes
 from deeplab_jax.data.sets.coco import open_coco
 from deeplab_jax.data.sets.folder import open_folder
+from deeplab_jax.data.sets.multilabel import open_multilabel
 from deeplab_jax.data.sets.pet import open_pet
 from deeplab_jax.data.sets.scenes import Scenes
 from deeplab_jax.data.sets.voc import open_voc
@@ -37,6 +38,7 @@ SOURCES: dict[str, Callable[..., Source]] = {
     "coco": open_coco,
     "pet": open_pet,
     "folder": open_folder,
+    "multilabel": open_multilabel,
     "tfds": open_prepared,
 }
 """Name -> `open(dir, *, split, ...)`, or `open(*, split, ...)` for a data set without files. Further arguments are the

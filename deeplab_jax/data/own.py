@@ -56,7 +56,9 @@ class OwnSource:
             example = self.source[index]
         try:
             image, label = example["image"], example["label"]
-            fits = image.dtype == label.dtype == np.uint8 and image.shape == (*label.shape, 3) and label.ndim == 2
+            several = (self.labels.num_classes,) if self.labels.multilabel else ()
+            fits = image.dtype == label.dtype == np.uint8 and label.shape == (*image.shape[:2], *several)
+            fits = fits and image.ndim == 3 and image.shape[2] == 3
             fits = fits and isinstance(example["name"], str)
             found = f"image {image.dtype} {image.shape}, label {label.dtype} {label.shape}"
         except (TypeError, KeyError, AttributeError) as error:
@@ -64,7 +66,8 @@ class OwnSource:
         if not fits:
             raise UserError(
                 f"{self.module}: example {index} of {self.called!r} ({found}); return a dictionary with image "
-                "(uint8 [H, W, 3]), label (uint8 [H, W]) and name (a string)"
+                f"(uint8 [H, W, 3]), label (uint8 {'[H, W, number of classes]' if several else '[H, W]'}) and name (a "
+                "string)"
             )
         return example
 

@@ -166,7 +166,12 @@ def write_results(results: Results, folder: Path) -> Path:
 
 
 def check_classes(model: Segmenter, source: Source) -> None:
-    """Raise a UserError if a model and a source differ in the number of classes."""
+    """Raise a UserError if a model and a source differ in their classes."""
+    if model.multilabel != source.labels.multilabel:
+        several, one = ("the model", source.name) if model.multilabel else (source.name, "the model")
+        raise UserError(
+            f"{several} has several labels a pixel, {one} has one class a pixel; give the data it was trained for"
+        )
     if model.label_classes != source.labels.num_classes:
         raise UserError(
             f"the model has {model.label_classes} classes, {source.name} has {source.labels.num_classes}; evaluate on "
@@ -196,12 +201,12 @@ def part_of(example: Example, protocol: Protocol) -> Example:
     """
     image, label = example["image"], example["label"]
     if protocol.resize:
-        shorter = min(label.shape)
-        height, width = ((2 * side * protocol.resize + shorter) // (2 * shorter) for side in label.shape)
+        shorter = min(label.shape[:2])
+        height, width = ((2 * side * protocol.resize + shorter) // (2 * shorter) for side in label.shape[:2])
         image, label = resize_pair(image, label, (height, width))
     if protocol.crop:
         (top, height), (left, width) = (
-            (max(side - kept, 0) // 2, kept) for side, kept in zip(label.shape, protocol.crop, strict=True)
+            (max(side - kept, 0) // 2, kept) for side, kept in zip(label.shape[:2], protocol.crop, strict=True)
         )
         image, label = (array[top : top + height, left : left + width] for array in (image, label))
     return {"image": image, "label": label, "name": example["name"]}
@@ -215,7 +220,7 @@ def grouped(examples: Iterable[Example], batch_size: int, protocol: Protocol) ->
     """
     waiting: dict[Size, list[Example]] = {}
     for example in examples:
-        height, width = example["label"].shape
+        height, width = example["label"].shape[:2]
         size = protocol.run_size((height, width))
         group = waiting.setdefault(size, [])
         group.append(example)
@@ -231,19 +236,20 @@ def padded(batch: Sequence[Example], size: Size, *, count: int) -> tuple[np.ndar
     """Return examples stacked at the top left of `size`, filled up with empty examples to `count`.
 
     Returns:
-      Images uint8 `[count, H, W, 3]`, labels uint8 `[count, H, W]` with 255 around them, true sizes int32 `[count, 2]`.
+      Images uint8 `[count, H, W, 3]`, labels uint8 `[count, H, W]` (or with an axis more) with 255 around them, true
+      sizes int32 `[count, 2]`.
     """
     images, sizes = pad_images([example["image"] for example in batch], size, count=count)
-    labels = np.full((count, *size), IGNORE_LABEL, np.uint8)
+    labels = np.full((count, *size, *batch[0]["label"].shape[2:]), IGNORE_LABEL, np.uint8)
     for index, example in enumerate(batch):
-        height, width = example["label"].shape
+        height, width = example["label"].shape[:2]
         labels[index, :height, :width] = example["label"]
     return images, labels, sizes
 
 
 def cut_back(classes: np.ndarray, batch: Sequence[Example]) -> list[np.ndarray]:
-    """Return the class ids `[H, W]` of each example of a padded batch, without the padding."""
-    shapes = (example["label"].shape for example in batch)
+    """Return the classes of each example of a padded batch, without the padding."""
+    shapes = (example["label"].shape[:2] for example in batch)
     return [ids[:height, :width] for ids, (height, width) in zip(classes, shapes, strict=False)]
 
 

@@ -46,7 +46,8 @@ class Batches:
         if start < self._config.train.steps:
             rows = own_rows(self._mesh, self._config.train.batch_size)
             batches = self._read(start=start, rows=rows, stopped=stopped)
-            batches = checked(batches, self._model.label_classes, self.source.name)
+            values = 2 if self._model.multilabel else self._model.label_classes
+            batches = checked(batches, values, self.source.name)
             yield from map(partial(place_batch, mesh=self._mesh), batches)
 
     def sample(self) -> jax.Array:

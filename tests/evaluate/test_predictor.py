@@ -9,7 +9,7 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate.inference import segment
 from deeplab_jax.evaluate.predictor import find_images, predict_files, prediction_writer
 from deeplab_jax.evaluate.protocol import Protocol
-from deeplab_jax.labels import colormap
+from deeplab_jax.labels import LabelSet, colormap
 from tests.support.tiny import MadeUp, tiny_model, tiny_models
 
 SOURCE = MadeUp(((40, 50), (33, 60), (20, 20)))
@@ -102,7 +102,7 @@ def test_a_folder_that_cannot_be_made_is_a_user_error(made, images) -> None:
 
 
 def test_names_with_dots_and_folders_keep_apart(tmp_path) -> None:
-    write = prediction_writer(tmp_path / "out", colormap(4))
+    write = prediction_writer(tmp_path / "out", LabelSet(tuple("abcd"), colormap(4)))
     for name in ("scene.1", "scene.2", "ulm/3"):
         write({**SOURCE[0], "name": name}, SOURCE[0]["label"] % 4)
     assert {path.name for path in (tmp_path / "out").iterdir()} == {

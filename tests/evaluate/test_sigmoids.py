@@ -2,6 +2,8 @@
 in the one pass.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -152,3 +154,39 @@ def test_a_softmax_of_one_class_cannot_be_made() -> None:
 def test_other_classes_are_refused(networks) -> None:
     with pytest.raises(UserError, match=r"the model has 2 classes, made up has 4"):
         evaluate(*networks[0], MadeUp(((33, 33),)), BOX)
+
+
+class Several(MadeUp):
+    """The same images, whose pixels have any of three labels; each is unknown at some."""
+
+    @property
+    def labels(self):
+        return dataclasses.replace(super().labels, multilabel=True)
+
+    def __getitem__(self, index):
+        example = super().__getitem__(index)
+        rng = np.random.default_rng(index)
+        label = rng.choice([0, 1, 255], (*example["label"].shape, 3)).astype(np.uint8)
+        return {**example, "label": label}
+
+
+@pytest.mark.parametrize("options", [{}, {"crop": (31, 40)}, {"resize": 40, "window": (33, 41)}])
+def test_several_labels_are_counted_alone(several, options) -> None:
+    seen = []
+    source, protocol = Several(SOURCE.sizes, classes=3), Protocol(pad_to=((65, 65),), **options)
+    results = evaluate(*several, source, protocol, batch_size=2, on_prediction=lambda *pair: seen.append(pair))
+    expected = np.zeros((3, 2, 2), np.int64)
+    for example, predicted in seen:
+        assert predicted.shape == example["label"].shape
+        for k in range(3):
+            known = example["label"][..., k] != 255
+            np.add.at(expected[k], (example["label"][..., k][known], predicted[..., k][known]), 1)
+    assert results["confusion_matrix"] == expected.tolist()
+    ious = expected[:, 1, 1] / (expected.sum((1, 2)) - expected[:, 0, 0])
+    assert results["miou"] == pytest.approx(ious.mean())
+    assert [row["iou"] for row in results["per_class"]] == pytest.approx(ious)
+
+
+def test_one_class_a_pixel_is_no_data_for_several_labels(several) -> None:
+    with pytest.raises(UserError, match="the model has several labels a pixel, made up has one class a pixel"):
+        evaluate(*several, MadeUp(((33, 33),), classes=3), BOX)
