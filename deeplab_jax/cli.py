@@ -176,6 +176,12 @@ def add_model_verbs(verb: Verb) -> None:
     convert.add_argument("--kind", default="auto", help="who wrote them; by default found from the tensors' names")
     convert.add_argument("--output_stride", type=int, help="at which to run the source; by default its own")
     convert.add_argument("--num_classes", type=int, help="of the model; if not the source's, add --reinit head")
+    convert.add_argument(
+        "--activation",
+        default="",
+        choices=("softmax", "sigmoid"),
+        help="sigmoid if a pixel can have several labels, which a file does not say; one logit has it anyway",
+    )
     convert.add_argument("--reinit", default="", choices=("head",), help="start the classifiers at random")
     convert.add_argument(
         "--not_strict", action="store_true", help="continue if tensors are missing, unexpected or of another shape"

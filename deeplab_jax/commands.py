@@ -213,6 +213,7 @@ def convert(args: argparse.Namespace) -> None:
         num_classes=args.num_classes,
         reinit=args.reinit,
         strict=not args.not_strict,
+        activation=args.activation,
         module=args.module,
     )
     source = info["source"]

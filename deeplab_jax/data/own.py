@@ -54,9 +54,9 @@ class OwnSource:
     def __getitem__(self, index: int) -> Example:
         with own_errors(self.module):
             example = self.source[index]
+        several = (self.labels.num_classes,) if self.labels.multilabel else ()
         try:
             image, label = example["image"], example["label"]
-            several = (self.labels.num_classes,) if self.labels.multilabel else ()
             fits = image.dtype == label.dtype == np.uint8 and label.shape == (*image.shape[:2], *several)
             fits = fits and image.ndim == 3 and image.shape[2] == 3
             fits = fits and isinstance(example["name"], str)

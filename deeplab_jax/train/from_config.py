@@ -71,6 +71,8 @@ def build_model(config: ConfigDict, *, num_classes: int, multilabel: bool = Fals
             f"config.model.options.activation='sigmoid': the {num_classes} classes of the data exclude each other; "
             "leave it out"
         )
+    if one_logit:  # The network has it anyway; with the option, more classes would become labels of one pixel.
+        del options["activation"]
     return from_description(
         {
             "name": config.model.name,

@@ -1,6 +1,7 @@
 """From foreign weights, in a file or a state dict in memory, to one of our models."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ def convert(
     num_classes: int | None = None,
     reinit: str = "",
     strict: bool = True,
+    activation: str = "",
     module: str = "",
 ) -> tuple[Segmenter, Variables, dict[str, Any]]:
     """Return a model of this package with somebody else's weights, whose logits are the same.
@@ -54,6 +56,8 @@ def convert(
         classes: the object is where the logit's sigmoid is large.
       reinit: "head" starts the classifiers at random.
       strict: whether to refuse missing, unexpected and mis-shaped tensors; otherwise `info` lists them.
+      activation: "sigmoid" for several logits that were trained with a sigmoid each, which a state dict does not state;
+        "" is "softmax", or "sigmoid" for one logit.
       module: path of the user's own file, which a run or a model folder of ours may need; see `load`.
 
     Returns:
@@ -78,6 +82,8 @@ def convert(
             tensors, kind=kind, output_stride=own_stride if output_stride is None else output_stride, source=name
         )
         info = dict(tensor_map.info)
+    if activation:
+        tensor_map = replace(tensor_map, options={**tensor_map.options, "activation": activation})
     model, variables, report = fill_variables(
         tensor_map, tensors, source=name, num_classes=num_classes, reinit=reinit, strict=strict
     )

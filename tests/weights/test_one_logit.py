@@ -7,6 +7,7 @@ import zipfile
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from deeplab_jax.cli import main
 from deeplab_jax.data.images import read_mask, write_image
@@ -186,3 +187,16 @@ def test_predict_writes_both_classes(made, tmp_path) -> None:
         ids = read_mask(tmp_path / "out" / "photo.png")
         np.testing.assert_array_equal(ids, segment(*made, PHOTO, threshold=float(more[1]) if more else 0.5))
         assert set(np.unique(ids)) == {0, 1}
+
+
+def test_several_logits_with_a_sigmoid_each(tmp_path, capsys) -> None:
+    """A file does not say how it was trained, so the user does."""
+    shapes = golden.read_shapes("vainf_deeplabv3plus_mobilenet_separable")
+    file = tmp_path / "theirs.safetensors"
+    save_file(golden.generate(shapes), str(file))
+    assert main(["convert", str(file), "--activation", "sigmoid", "--out", str(tmp_path / "ours")]) == 0
+    model, _, _ = load(tmp_path / "ours")
+    assert model.multilabel and model.num_classes == 21
+    one = {**shapes, "classifier.classifier.3.weight": (1, 256, 1, 1), "classifier.classifier.3.bias": (1,)}
+    with pytest.raises(UserError, match="num_classes=1 with softmax"):
+        convert(golden.generate(one), activation="softmax")
