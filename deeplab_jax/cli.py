@@ -206,6 +206,12 @@ def add_model_verbs(verb: Verb) -> None:
     convert.add_argument("--output_stride", type=int, help="at which to run the source; by default its own")
     convert.add_argument("--num_classes", type=int, help="of the model; if not the source's, add --reinit head")
     convert.add_argument("--in_channels", type=int, help="of the model; the first convolution is fitted to them")
+    convert.add_argument(
+        "--activation",
+        default="",
+        choices=("softmax", "sigmoid"),
+        help="sigmoid if a pixel can have several labels, which a file does not say; one logit has it anyway",
+    )
     convert.add_argument("--reinit", default="", choices=("head",), help="start the classifiers at random")
     convert.add_argument(
         "--not_strict", action="store_true", help="continue if tensors are missing, unexpected or of another shape"
@@ -224,6 +230,7 @@ def add_model_verbs(verb: Verb) -> None:
     stablehlo.add_argument("--batch", type=int, help="images per call; by default any number")
     stablehlo.add_argument("--preprocess", action="store_true", help="take uint8 images as they are stored")
     stablehlo.add_argument("--argmax", action="store_true", help="return class ids instead of logits")
+    stablehlo.add_argument("--threshold", type=float, help="with --argmax and sigmoids: as in predict (0.5)")
 
     summarize = verb(
         "summarize",
@@ -298,6 +305,7 @@ def add_inference_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overlap", type=float, help="of windows, as a share of one; by default at least a third")
     parser.add_argument("--blend", choices=BLENDS, help="weight of a window's pixels: all equal, or the centre more")
     parser.add_argument("--crf", action="store_true", default=None, help="refine labels by a fully connected CRF")
+    parser.add_argument("--threshold", type=float, help="with sigmoids: probability above which an object is (0.5)")
 
 
 def numbers(kind: type) -> Callable[[str], tuple[Any, ...]]:

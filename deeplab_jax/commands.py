@@ -14,7 +14,7 @@ from deeplab_jax.errors import UserError, did_you_mean, spell
 USER_ERROR = 2
 INTERRUPTED = 130
 PREEMPTED = 75  # EX_TEMPFAIL, after SIGTERM: a scheduler may start the same command again, and nothing is lost.
-INFERENCE_FLAGS = ("mode", "output_stride", "scales", "flip", "window", "overlap", "blend", "crf")
+INFERENCE_FLAGS = ("mode", "output_stride", "scales", "flip", "window", "overlap", "blend", "crf", "threshold")
 
 
 def fail(message: str) -> int:
@@ -160,7 +160,7 @@ def predict(args: argparse.Namespace) -> int:
     model, variables, info = load(args.model, checkpoint=args.checkpoint, module=args.module)
     if args.channels:
         model = model.clone(preprocessing=replace(model.preprocessing, channels=args.channels))
-    labels = label_set(info, model.num_classes, dataset_ids=dataset_ids)
+    labels = label_set(info, model, dataset_ids=dataset_ids)
     if dataset_ids and (shared := to_stored(labels)[1]):
         print(f"several stored values stand for {spell(shared)}; the smallest is written", file=sys.stderr)
     page = None if dataset_ids or not images else page_of(out, labels, title=f"Predictions of {Path(args.model).name}")
@@ -178,13 +178,11 @@ def predict(args: argparse.Namespace) -> int:
     if page is not None and failed < len(images):
         print(f"to look at them, open {page.write()}")
     for video in videos:
-        failed += not predict_clip(args, model, variables, video, protocol, labels.palette)
+        failed += not predict_clip(args, model, variables, video, protocol, labels)
     return USER_ERROR if failed else 0
 
 
-def predict_clip(
-    args: argparse.Namespace, model: Any, variables: Any, video: Path, protocol: Any, palette: Any
-) -> bool:
+def predict_clip(args: argparse.Namespace, model: Any, variables: Any, video: Path, protocol: Any, labels: Any) -> bool:
     """Predict a video, say how fast that was, and return whether it could be read."""
     from rich.console import Console
 
@@ -200,7 +198,7 @@ def predict_clip(
                 video,
                 file,
                 protocol,
-                palette=palette,
+                labels=labels,
                 batch_size=args.batch_size,
                 progress=progress,
             )
@@ -276,6 +274,7 @@ def convert(args: argparse.Namespace) -> None:
         in_channels=args.in_channels,
         strict=not args.not_strict,
         select=args.select,
+        activation=args.activation,
         module=args.module,
     )
     folder = save(out, model, variables, info)  # First: a reader of what is printed may end early.
@@ -296,7 +295,8 @@ def describe_short(model: Any) -> str:
     """Return a model's name, class count and output stride as a phrase."""
     from deeplab_jax.models.catalog import describe
 
-    return f"{describe(model)['name']}, {model.num_classes} classes, output stride {model.output_stride}"
+    classes = "one logit for two classes" if model.num_classes == 1 else f"{model.num_classes} classes"
+    return f"{describe(model)['name']}, {classes}, output stride {model.output_stride}"
 
 
 def weights(args: argparse.Namespace) -> None:
@@ -326,9 +326,9 @@ def export(args: argparse.Namespace) -> None:
     from deeplab_jax.weights.export import export_stablehlo
     from deeplab_jax.weights.export_torchvision import export_torchvision, write_state_dict
 
-    given = [name for name in ("size", "batch", "preprocess", "argmax") if getattr(args, name)]
-    if args.format != "stablehlo" and given:
-        raise UserError(f"--{given[0]}: a state dict has none; leave it out, or use --format stablehlo")
+    flags = [name for name in ("size", "batch", "preprocess", "argmax", "threshold") if getattr(args, name)]
+    if args.format != "stablehlo" and flags:
+        raise UserError(f"--{flags[0]}: a state dict has none; leave it out, or use --format stablehlo")
     model, variables, info = load(args.model, checkpoint=args.checkpoint, module=args.module)
     if args.output_stride is not None:
         model = model.clone(output_stride=args.output_stride)
@@ -344,6 +344,7 @@ def export(args: argparse.Namespace) -> None:
             preprocess=args.preprocess,
             argmax=args.argmax,
             info=info,
+            **given(args, "threshold"),
         )
         file = write_whole(args.out, lambda file: file.write_bytes(content))
     print(f"{describe_short(model)}: written to {file} ({file.stat().st_size / 2**20:.1f} MiB)")

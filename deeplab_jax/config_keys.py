@@ -167,6 +167,8 @@ class Protocol:
     window: tuple[int, ...] = ()  # (height, width) of a sliding window; empty: whole image
     overlap: float = key(1 / 3, 0, BELOW_1)  # smallest overlap of windows, as a share of a window
     blend: str = "uniform"  # weight of a window's pixels; "gaussian": the centre counts more than the edges
+    # With sigmoids: the probability above which a pixel is of the object.
+    threshold: float = key(0.5, SMALLEST, BELOW_1, give="a probability above 0 and below 1")
     resize: int = key(0, 0, LONGEST_SIDE)  # pixels of the shorter side, labels too; 0: the labels' own resolution
     crop: tuple[int, ...] = ()  # (height, width) of the centre that is evaluated; empty: all
     # Widths in pixels of bands around boundaries, which are also evaluated.

@@ -26,11 +26,14 @@ class LabelSet:
       palette: one (red, green, blue) triple in 0 to 255 per class id.
       value_map: pairs (value stored in a mask, class id or 255). None: stored values are already class ids, and 255 is
         ignored.
+      multilabel: whether a pixel can have several of the classes, or none. Labels then are `[H, W, num_classes]`, 0, 1
+        or 255 (not known) for each.
     """
 
     names: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]
     value_map: tuple[tuple[int, int], ...] | None = None
+    multilabel: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.names) <= MAX_CLASSES:
@@ -130,6 +133,9 @@ def colormap(count: int) -> tuple[tuple[int, int, int], ...]:
 
     return tuple(colour(index) for index in range(count))
 
+
+BINARY = LabelSet(names=("background", "object"), palette=colormap(2))
+"""The two classes of a network with one logit, where nobody has named them."""
 
 CAMVID = LabelSet(
     names=(

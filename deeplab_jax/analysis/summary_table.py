@@ -11,7 +11,7 @@ def summary_table(summary: Summary) -> Table:
     model = summary.model
     table = Table(
         title=f"{model['name']}, {summary.height}x{summary.width}, output stride {model['output_stride']}, "
-        f"{model['num_classes']} classes, {summary.dtype}",
+        f"{'one logit' if model['num_classes'] == 1 else str(model['num_classes']) + ' classes'}, {summary.dtype}",
         title_justify="left",
         caption="adds: multiply-adds in 10⁹; valid: without taps on padding. outputs: MiB of all convolutions' "
         "outputs for one image; largest: MiB of one's input and output. field: pixels along a side that a sample sees.",

@@ -13,6 +13,7 @@ from deeplab_jax.data.sets.cityscapes import open_cityscapes
 from deeplab_jax.data.sets.coco import open_coco
 from deeplab_jax.data.sets.coco_file import open_coco_file
 from deeplab_jax.data.sets.folder import open_folder
+from deeplab_jax.data.sets.multilabel import MULTILABEL, open_multilabel
 from deeplab_jax.data.sets.pet import open_pet
 from deeplab_jax.data.sets.scenes import Scenes
 from deeplab_jax.data.sets.voc import open_voc
@@ -39,6 +40,7 @@ SOURCES: dict[str, Callable[..., Source]] = {
     "pet": open_pet,
     "folder": open_folder,
     "coco_file": open_coco_file,
+    MULTILABEL: open_multilabel,
     "tfds": open_prepared,
 }
 """Name -> `open(dir, *, split, ...)`, or `open(*, split, ...)` for a data set without files. Further arguments are the

@@ -54,10 +54,12 @@ class OwnSource:
     def __getitem__(self, index: int) -> Example:
         with own_errors(self.module):
             example = self.source[index]
+        several = (self.labels.num_classes,) if self.labels.multilabel else ()
+        shape = "[H, W, number of classes]" if several else "[H, W]"
         try:
             image, label = example["image"], example["label"]
-            fits = image.dtype in (np.uint8, np.float32) and label.dtype == np.uint8 and label.ndim == 2
-            fits = fits and image.ndim == 3 and image.shape[:2] == label.shape and image.shape[2] > 0
+            fits = image.dtype in (np.uint8, np.float32) and image.ndim == 3 and image.shape[2] > 0
+            fits = fits and label.dtype == np.uint8 and label.shape == (*image.shape[:2], *several)
             fits = fits and isinstance(example["name"], str)
             found = f"image {image.dtype} {image.shape}, label {label.dtype} {label.shape}"
         except (TypeError, KeyError, AttributeError) as error:
@@ -65,7 +67,7 @@ class OwnSource:
         if not fits:
             raise UserError(
                 f"{self.module}: example {index} of {self.called!r} ({found}); return a dictionary with image "
-                "(uint8 or float32 [H, W, C], 0 to 255), label (uint8 [H, W]) and name (a string)"
+                f"(uint8 or float32 [H, W, C], 0 to 255), label (uint8 {shape}) and name (a string)"
             )
         return example
 

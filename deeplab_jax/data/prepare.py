@@ -78,6 +78,10 @@ def _check(sources: Mapping[str, Source], target: Path) -> None:
     if len(set(classes.values())) > 1:
         raise UserError(f"splits {', '.join(sources)} have different classes; write splits of one data set together")
     for split, source in sources.items():
+        if source.labels.multilabel:
+            raise UserError(
+                f"split '{split}' has several labels a pixel; prepare writes one: train from its own folder"
+            )
         if len(source) == 0:
             raise UserError(f"split '{split}' has no example; leave it out")
 

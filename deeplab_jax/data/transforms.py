@@ -9,8 +9,8 @@ reads the source at `(i + 0.5) * n / m - 0.5`. The image is read bilinearly (wit
 the label at the nearest pixel (of two equally near ones, the right or lower one).
 
 Images are uint8 `[H, W, C]`, or float32 in the same units, 0 to 255, which are never rounded. C is 3 (RGB) or any other
-number of bands. Labels are uint8 `[H, W]` class ids. No function writes into its arguments; a result may be a view of
-them.
+number of bands. Labels are uint8 `[H, W]` class ids, or `[H, W, K]` where a pixel can have several labels. No function
+writes into its arguments; a result may be a view of them.
 """
 
 import math
@@ -70,7 +70,7 @@ def augment(
     """
     _check_pair(image, label)
     _check_size(crop_size)
-    size = _scaled(label.shape, sample_scale(rng, scale_range=scale_range, scale_step=scale_step))
+    size = _scaled(label.shape[:2], sample_scale(rng, scale_range=scale_range, scale_step=scale_step))
     colours = sample_jitter(rng, color_jitter, channels=image.shape[2]) if color_jitter else None
     top, left = _sample_offset(rng, (max(size[0], crop_size[0]), max(size[1], crop_size[1])), crop_size)
     window = (top, left, min(crop_size[0], size[0] - top), min(crop_size[1], size[1] - left))
@@ -91,7 +91,7 @@ def random_scale(
 ) -> Pair:
     """Resize the pair by one random factor, see `sample_scale`; sizes are rounded and at least 1."""
     scale = sample_scale(rng, scale_range=scale_range, scale_step=scale_step)
-    return resize_pair(image, label, _scaled(label.shape, scale))
+    return resize_pair(image, label, _scaled(label.shape[:2], scale))
 
 
 def sample_scale(rng: np.random.Generator, *, scale_range: tuple[float, float], scale_step: float) -> float:
@@ -132,7 +132,7 @@ def resize_pair(
     """
     _check_pair(image, label)
     top, left, height, width = window or (0, 0, *size)
-    if size == label.shape:
+    if tuple(size) == label.shape[:2]:
         part = np.s_[top : top + height, left : left + width]
         return image[part], label[part]
     # The nearest pixel to (i + 0.5) * n / m - 0.5 is floor((i + 0.5) * n / m), here in integers so that it is exact.
@@ -170,11 +170,11 @@ def pad_to(
     """Pad below and to the right up to at least `size`, the image with `fill` and the label with `ignore_label`."""
     _check_pair(image, label)
     height, width = max(size[0], label.shape[0]), max(size[1], label.shape[1])
-    if (height, width) == label.shape:
+    if (height, width) == label.shape[:2]:
         return image, label
     padded_image = np.empty((height, width, image.shape[2]), image.dtype)
     padded_image[:] = fill
-    padded_label = np.full((height, width), ignore_label, label.dtype)
+    padded_label = np.full((height, width, *label.shape[2:]), ignore_label, label.dtype)
     inside = np.s_[: label.shape[0], : label.shape[1]]
     padded_image[inside], padded_label[inside] = image, label
     return padded_image, padded_label
@@ -187,7 +187,7 @@ def random_crop(image: np.ndarray, label: np.ndarray, rng: np.random.Generator, 
       ValueError: the pair is smaller than the window; pad it first.
     """
     _check_pair(image, label)
-    top, left = _sample_offset(rng, label.shape, size)
+    top, left = _sample_offset(rng, label.shape[:2], size)
     part = np.s_[top : top + size[0], left : left + size[1]]
     return image[part], label[part]
 
@@ -246,7 +246,7 @@ def _scaled(size: tuple[int, ...], scale: float) -> Size:
 
 
 def _check_pair(image: np.ndarray, label: np.ndarray) -> None:
-    if image.ndim != 3 or image.shape[2] < 1 or image.shape[:2] != label.shape:
+    if image.ndim != 3 or image.shape[2] < 1 or label.ndim > 3 or image.shape[:2] != label.shape[:2]:
         raise ValueError(f"image {image.shape} and label {label.shape} are not [H, W, C] and [H, W] of one size")
 
 

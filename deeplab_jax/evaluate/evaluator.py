@@ -20,18 +20,17 @@ from deeplab_jax.evaluate.boundary import Trimap
 from deeplab_jax.evaluate.inference import evaluate_batch, evaluate_large, pad_images
 from deeplab_jax.evaluate.memory import names_what_fits
 from deeplab_jax.evaluate.protocol import DEFAULT, Protocol, Size
+from deeplab_jax.evaluate.results import Results, count_shape, summarize_confusion, summarize_sigmoids
 from deeplab_jax.files import write_json
 from deeplab_jax.labels import IGNORE_LABEL, LabelSet
 from deeplab_jax.models.catalog import describe
 from deeplab_jax.models.fold import fold_norm
 from deeplab_jax.models.segmenter import Segmenter, Variables
-from deeplab_jax.ops import metrics as ops_metrics
 from deeplab_jax.provenance import versions
 
 METRICS_FILE = "metrics.json"
 WAITING = 8  # In batches: images that wait for others of their size. In `exact` mode all sizes may differ.
 LARGEST_BATCH = 2**16
-Results = dict[str, Any]
 Devices = Sequence[jax.Device]
 Item = TypeVar("Item", bound=Mapping[str, Any])
 OnPrediction = Callable[[Example, np.ndarray], None]
@@ -60,7 +59,7 @@ def evaluate(
 
     Args:
       model, variables: from `load`.
-      source: labelled examples; its classes must be the model's.
+      source: labelled examples; its classes must be the model's, of which one logit has two.
       protocol: everything that changes the numbers. The other arguments do not.
       split: name of the split, for the record.
       batch_size: number of images of one size, or of windows, that run together on a device. Empty ones, which do not
@@ -71,13 +70,14 @@ def evaluate(
       stopped: ends the evaluation before the next image when it returns True; the results are then of the images so
         far.
       limit: largest number of images to evaluate.
-      on_prediction: called with each example of this process and its class ids `[H, W]`.
+      on_prediction: called with each example of this process and its classes, as from `segment`.
       progress: called with the number of images done and in all, on this process; all processes call it equally often.
 
     Raises:
       UserError: classes or arguments that do not fit.
     """
     check_classes(model, source)
+    check_trimap(model, protocol)
     check_batch_size(batch_size)
     check_limit(limit)
     chosen = local_devices(devices)
@@ -85,7 +85,7 @@ def evaluate(
     model = protocol.at_stride(model)
     folded, variables = fold_norm(model, copy_to(chosen, variables))
     mine = own_share(len(source) if limit is None else min(limit, len(source)))
-    tally, start = Tally(protocol, model.num_classes), time.perf_counter()
+    tally, start = Tally(protocol, model), time.perf_counter()
     read = examples_in_order(source, mine, threads=threads, timeout=timeout, stopped=stopped)
     for group in in_step(grouped(parts(read, protocol, model), at_once, protocol)):
         with together():
@@ -99,6 +99,9 @@ def evaluate(
         if progress is not None:
             progress(tally.images, len(mine))
     found = {"split": split, "data": source.name, "output_stride": model.output_stride, **tally.found()}
+    if model.activation == "sigmoid":
+        found["threshold"] = protocol.threshold
+        found["miou_over"] = "the presence of each label" if model.multilabel else "both classes"
     return {
         **tally.metrics(source.labels),
         "protocol": {**protocol.to_json(), **found},
@@ -117,7 +120,7 @@ def run_group(
     devices: Devices,
     at_once: int,
 ) -> tuple[Sequence[np.ndarray], np.ndarray]:
-    """Return the class ids `[H, W]` of each example of a group from `grouped`, and its confusion matrix.
+    """Return the classes of each example of a group from `grouped`, and its counts; see `evaluate_batch`.
 
     Of images `at_once` run together; of the windows of a large image, as many.
     """
@@ -150,18 +153,19 @@ class Tally:
       images: number of images counted on this process.
     """
 
-    def __init__(self, protocol: Protocol, num_classes: int) -> None:
+    def __init__(self, protocol: Protocol, model: Segmenter) -> None:
         self.images = 0
-        self._confusion = np.zeros((num_classes, num_classes), np.int64)
+        self._protocol, self._model = protocol, model
+        self._counts = np.zeros(count_shape(model, protocol.thresholds), np.int64)
         self._sizes: set[Size] = set()
         self._bands: Trimap | None = None
         if protocol.trimap:
-            self._bands = Trimap(protocol.trimap, num_classes=num_classes, around=protocol.trimap_around)
+            self._bands = Trimap(protocol.trimap, num_classes=model.label_classes, around=protocol.trimap_around)
 
     def add(self, size: Size, batch: Sequence[Example], predicted: Sequence[np.ndarray], counts: np.ndarray) -> None:
-        """Add a batch of one size: its examples, their class ids `[H, W]`, and its confusion matrix."""
+        """Add a batch of one size: its examples, their classes, and its counts from `evaluate_batch`."""
         self.images += len(batch)
-        self._confusion += counts
+        self._counts += counts
         self._sizes.add(size)
         if self._bands is not None:
             for example, ids in zip(batch, predicted, strict=True):
@@ -170,7 +174,11 @@ class Tally:
     def metrics(self, labels: LabelSet) -> Results:
         """Return the metrics over the images of all processes, which all must call this."""
         bands = {} if self._bands is None else {"trimap": self._bands.results()}
-        return {**summarize_confusion(summed(self._confusion), labels), **bands}
+        counts, protocol = summed(self._counts), self._protocol
+        if self._model.activation == "softmax":
+            return {**summarize_confusion(counts, labels), **bands}
+        of_sigmoids = summarize_sigmoids(counts, labels, thresholds=protocol.thresholds, threshold=protocol.threshold)
+        return {**of_sigmoids, **bands}
 
     def found(self) -> Results:
         """Return the number of images of all processes, and the sizes at which they ran; all processes
@@ -181,30 +189,6 @@ class Tally:
             "images": int(summed(np.asarray(self.images))),
             "sizes_run": [list(size) for size in sorted(sizes)],
         }
-
-
-def summarize_confusion(confusion: np.ndarray, labels: LabelSet) -> Results:
-    """Return the metrics of a confusion matrix `[K, K]` (rows are labels): ratios 0 to 1, None for a class that does
-    not occur.
-    """
-    columns = {
-        "iou": ops_metrics.iou_per_class(confusion),
-        "accuracy": ops_metrics.accuracy_per_class(confusion),
-        "precision": ops_metrics.precision_per_class(confusion),
-        "recall": ops_metrics.accuracy_per_class(confusion),
-        "dice": ops_metrics.dice_per_class(confusion),
-    }
-    support = confusion.sum(axis=1)
-    return {
-        "miou": _number(ops_metrics.mean_iou(confusion)),
-        "pixel_accuracy": _number(ops_metrics.pixel_accuracy(confusion)),
-        "mean_accuracy": _number(ops_metrics.mean_accuracy(confusion)),
-        "per_class": [
-            {"name": name, **{key: _number(column[k]) for key, column in columns.items()}, "support": int(support[k])}
-            for k, name in enumerate(labels.names)
-        ],
-        "confusion_matrix": confusion.tolist(),
-    }
 
 
 def write_results(results: Results, folder: Path) -> Path:
@@ -218,16 +202,26 @@ def write_results(results: Results, folder: Path) -> Path:
     return file
 
 
-def _number(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)
-
-
 def check_classes(model: Segmenter, source: Source) -> None:
-    """Raise a UserError if a model and a source differ in the number of classes."""
-    if model.num_classes != source.labels.num_classes:
+    """Raise a UserError if a model and a source differ in their classes."""
+    if model.multilabel != source.labels.multilabel:
+        several, one = ("the model", source.name) if model.multilabel else (source.name, "the model")
         raise UserError(
-            f"the model has {model.num_classes} classes, {source.name} has {source.labels.num_classes}; evaluate on "
+            f"{several} has several labels a pixel, {one} has one class a pixel; give the data it was trained for"
+        )
+    if model.label_classes != source.labels.num_classes:
+        raise UserError(
+            f"the model has {model.label_classes} classes, {source.name} has {source.labels.num_classes}; evaluate on "
             "the data it was trained for"
+        )
+
+
+def check_trimap(model: Segmenter, protocol: Protocol) -> None:
+    """Raise a UserError if bands around boundaries are asked for where a pixel can have several labels."""
+    if protocol.trimap and model.multilabel:
+        raise UserError(
+            f"config.evaluate.trimap={protocol.trimap}: a pixel can have several labels here, whose boundaries differ; "
+            "leave it out"
         )
 
 
@@ -251,12 +245,12 @@ def part_of(example: Example, protocol: Protocol) -> Example:
     """
     image, label = example["image"], example["label"]
     if protocol.resize:
-        shorter = min(label.shape)
-        height, width = ((2 * side * protocol.resize + shorter) // (2 * shorter) for side in label.shape)
+        shorter = min(label.shape[:2])
+        height, width = ((2 * side * protocol.resize + shorter) // (2 * shorter) for side in label.shape[:2])
         image, label = resize_pair(image, label, (height, width))
     if protocol.crop:
         (top, height), (left, width) = (
-            (max(side - kept, 0) // 2, kept) for side, kept in zip(label.shape, protocol.crop, strict=True)
+            (max(side - kept, 0) // 2, kept) for side, kept in zip(label.shape[:2], protocol.crop, strict=True)
         )
         image, label = (array[top : top + height, left : left + width] for array in (image, label))
     return {"image": image, "label": label, "name": example["name"]}
@@ -286,20 +280,20 @@ def padded(batch: Sequence[Example], size: Size, *, count: int) -> tuple[np.ndar
     """Return examples stacked at the top left of `size`, filled up with empty examples to `count`.
 
     Returns:
-      Images uint8 or float32 `[count, H, W, C]`, labels uint8 `[count, H, W]` with 255 around
+      Images uint8 or float32 `[count, H, W, C]`, labels uint8 `[count, H, W]` (or with an axis more) with 255 around
       them, true sizes int32 `[count, 2]`.
     """
     images, sizes = pad_images([example["image"] for example in batch], size, count=count)
-    labels = np.full((count, *size), IGNORE_LABEL, np.uint8)
+    labels = np.full((count, *size, *batch[0]["label"].shape[2:]), IGNORE_LABEL, np.uint8)
     for index, example in enumerate(batch):
-        height, width = example["label"].shape
+        height, width = example["label"].shape[:2]
         labels[index, :height, :width] = example["label"]
     return images, labels, sizes
 
 
 def cut_back(classes: np.ndarray, batch: Sequence[Example]) -> list[np.ndarray]:
-    """Return the class ids `[H, W]` of each example of a padded batch, without the padding."""
-    shapes = (example["label"].shape for example in batch)
+    """Return the classes of each example of a padded batch, without the padding."""
+    shapes = (example["label"].shape[:2] for example in batch)
     return [ids[:height, :width] for ids, (height, width) in zip(classes, shapes, strict=False)]
 
 

@@ -9,18 +9,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from deeplab_jax.evaluate.protocol import Protocol, Size, View
+from deeplab_jax.evaluate.results import count, count_shape
 from deeplab_jax.evaluate.windows import OVERLAP, Tile, mean_of_windows
 from deeplab_jax.labels import IGNORE_LABEL
+from deeplab_jax.models.decision import THRESHOLD, by_pairs, decide, to_probabilities
 from deeplab_jax.models.fold import fold_norm
 from deeplab_jax.models.segmenter import SMALLEST_SIDE, Segmenter, Variables
 from deeplab_jax.ops import crf as ops_crf
 from deeplab_jax.ops.crf import DenseCRF
 from deeplab_jax.ops.geometry import scaled_side
-from deeplab_jax.ops.metrics import confusion_matrix
 from deeplab_jax.ops.resize import resize_bilinear
 
 Array = np.ndarray | jax.Array
 Views = tuple[View, ...]
+Number = float | jax.Array
 COUNTED_AT_ONCE = 2**20  # pixels
 Place = Callable[..., Sequence[Array]]
 
@@ -41,6 +43,7 @@ def segment(
     overlap: float = OVERLAP,
     blend: str = "uniform",
     crf: DenseCRF | bool = False,
+    threshold: float = THRESHOLD,
     return_probabilities: bool = False,
 ) -> Any:
     """Return the class of each pixel of one image, run at its own size.
@@ -57,19 +60,28 @@ def segment(
       overlap, blend: of the windows; see `Protocol`.
       crf: whether a fully connected CRF on the image refines the class probabilities; True takes the default
         parameters.
+      threshold: for a model with sigmoids: an object is where its probability is above it.
       return_probabilities: whether to return the class probabilities as well. They need 4 bytes for each pixel and
         class, whatever the window is; the ids alone need the memory of some windows.
 
     Returns:
       int32 `[H, W]` class ids. With `return_probabilities` also float32 `[H, W, num_classes]`, 0 to 1, which sum to 1
-      at each pixel.
+      at each pixel. For one logit that is `[H, W, 1]`, the probability of class 1. For several labels a pixel, both are
+      `[H, W, num_classes]`: 0 or 1 for each label, and its probability.
 
     Raises:
       ValueError: the image is no uint8, uint16 or float32 `[H, W, C]` with the channels of the model.
-      UserError: scales or a window that make no sense, or a CRF for a model of other than three channels.
+      UserError: scales, a window or a threshold that make no sense, or a CRF for a model of other than three channels.
     """
     protocol = Protocol(
-        mode="exact", scales=tuple(scales), flip=flip, window=window or (), overlap=overlap, blend=blend, crf=crf
+        mode="exact",
+        scales=tuple(scales),
+        flip=flip,
+        window=window or (),
+        overlap=overlap,
+        blend=blend,
+        crf=crf,
+        threshold=threshold,
     )
     model, image = protocol.at_stride(model), np.asarray(image)
     if image.dtype not in (np.uint8, np.uint16, np.float32) or image.ndim != 3 or image.shape[-1] != model.in_channels:
@@ -95,22 +107,22 @@ def predict(
     model: Segmenter, variables: Variables, images: Array, sizes: Array, protocol: Protocol
 ) -> tuple[jax.Array, jax.Array]:
     """Return class ids `[N, H, W]` and class probabilities `[N, H, W, K]`, averaged over all views and windows. The
-    protocol's CRF refines both.
+    protocol's CRF refines both. Where a pixel has several labels, both are `[N, H, W, K]`; see `segment`.
 
     Args:
       model, variables: with batch norm folded, for speed.
       images: uint8 or float32 `[N, H, W, C]`, 0 to 255, padded.
       sizes: their true sizes `[N, 2]`.
-      protocol: its scales, flip, window and CRF.
+      protocol: its scales, flip, window, CRF and threshold.
     """
     if protocol.slides(padded_to(images)):
         probabilities = jnp.asarray(_whole_means(model, variables, np.asarray(images), np.asarray(sizes), protocol))
-        classes = jnp.argmax(probabilities, axis=-1)
+        classes = decide(model, probabilities, protocol.threshold)
     else:
-        classes, probabilities = _predict(model, variables, images, sizes, protocol.views)
+        classes, probabilities = _predict(model, variables, images, sizes, protocol.views, protocol.threshold)
     if isinstance(protocol.crf, DenseCRF):
-        probabilities = _refined(probabilities, images, sizes, protocol.crf)
-        classes = jnp.argmax(probabilities, axis=-1)
+        probabilities = _refined(model, probabilities, images, sizes, protocol.crf)
+        classes = decide(model, probabilities, protocol.threshold)
     return classes, probabilities
 
 
@@ -121,8 +133,8 @@ def predict_classes(
     if protocol.crf:
         return predict(model, variables, images, sizes, protocol)[0]
     if not protocol.slides(padded_to(images)):
-        return _classes(model, variables, images, sizes, protocol.views)
-    classes = np.zeros(images.shape[:3], np.int32)
+        return _classes(model, variables, images, sizes, protocol.views, protocol.threshold)
+    classes = no_classes(model, images.shape[:3]).astype(np.int32)
     for index, (height, width) in enumerate(np.asarray(sizes)):
         if height and width:
             own = np.asarray(images[index])[:height, :width]
@@ -152,12 +164,12 @@ def predict_large(
       place: puts windows and their sizes on the devices; see `evaluator.split_over`.
 
     Returns:
-      Class ids `[H, W]`: uint8 if they fit, else int32.
+      Class ids `[H, W]`: uint8 if they fit, else int32. Where a pixel has several labels, `[H, W, K]`.
     """
-    classes = np.zeros(image.shape[:2], np.uint8 if model.num_classes <= 2**8 else np.int32)
+    classes = no_classes(model, image.shape[:2])
     size = size or protocol.run_size((image.shape[0], image.shape[1]))
     for tile in _means(model, variables, image, protocol, size=size, batch_size=batch_size, place=place):
-        classes[tile.place] = np.argmax(tile.probabilities, axis=-1)
+        classes[tile.place] = decide(model, tile.probabilities, protocol.threshold)
     return classes
 
 
@@ -167,13 +179,14 @@ def evaluate_batch(
     """Predict a padded batch and compare it with its labels.
 
     Returns:
-      Class ids `[N, H, W]` and an int32 confusion matrix `[K, K]`; only these leave the device.
+      Class ids `[N, H, W]` and the int32 counts of `results.count`; only these leave the device.
     """
     if not protocol.slides(padded_to(images)) and not protocol.crf:
-        classes, counts = _classes_and_counts(model, variables, images, labels, sizes, protocol.views)
+        counting = protocol.views, protocol.thresholds
+        classes, counts = _classes_and_counts(model, variables, images, labels, sizes, protocol.threshold, *counting)
     else:
-        classes = predict_classes(model, variables, images, sizes, protocol)
-        counts = confusion_matrix(jnp.asarray(labels), classes, num_classes=model.num_classes)
+        classes, probabilities = predict(model, variables, images, sizes, protocol)
+        counts = count(model, jnp.asarray(labels), classes, probabilities, thresholds=protocol.thresholds)
     return np.asarray(classes), np.asarray(counts)
 
 
@@ -187,57 +200,86 @@ def evaluate_large(
     batch_size: int = 1,
     place: Place = unplaced,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Predict an image that is larger than the window, in little memory, and compare it with its label `[H, W]`.
+    """Predict an image that is larger than the window, in little memory, and compare it with its label.
 
     Returns:
-      Class ids `[H, W]` and an int64 confusion matrix `[K, K]`. See `predict_large` for the arguments.
+      Class ids and the int64 counts of `results.count`. See `predict_large` for the arguments and the ids.
     """
-    classes = predict_large(model, variables, image, protocol, batch_size=batch_size, place=place)
-    counts = np.zeros((model.num_classes, model.num_classes), np.int64)
-    for first in range(0, classes.size, COUNTED_AT_ONCE):
-        part = np.full((2, COUNTED_AT_ONCE), IGNORE_LABEL, np.int32)  # Of one size, so that one program counts all.
-        for row, whole in zip(part, (label, classes), strict=True):
-            values = whole.reshape(-1)[first : first + COUNTED_AT_ONCE]
-            row[: values.size] = values
-        counts += np.asarray(_counts(*part, model.num_classes))
+    classes = no_classes(model, image.shape[:2])
+    counts = np.zeros(count_shape(model, protocol.thresholds), np.int64)
+    size = protocol.run_size((image.shape[0], image.shape[1]))
+    for tile in _means(model, variables, image, protocol, size=size, batch_size=batch_size, place=place):
+        classes[tile.place] = decide(model, tile.probabilities, protocol.threshold)
+        counts += _counts_of_tile(model, label[tile.place], classes[tile.place], tile.probabilities, protocol)
     return classes, counts
 
 
-_counts = jax.jit(lambda labels, classes, count: confusion_matrix(labels, classes, num_classes=count), static_argnums=2)
+def no_classes(model: Segmenter, shape: tuple[int, ...]) -> np.ndarray:
+    """Return zeros for the classes of so many pixels, uint8 if they fit; `[..., K]` for several labels a pixel."""
+    several = (model.num_classes,) if model.multilabel else ()
+    return np.zeros((*shape, *several), np.uint8 if model.label_classes <= 2**8 else np.int32)
+
+
+def _counts_of_tile(
+    model: Segmenter, label: np.ndarray, classes: np.ndarray, probabilities: np.ndarray, protocol: Protocol
+) -> np.ndarray:
+    """Return the counts of a part of an image, `COUNTED_AT_ONCE` pixels at a time, so that one program counts all."""
+    counts = np.zeros(count_shape(model, protocol.thresholds), np.int64)
+    needed = classes if model.activation == "softmax" else probabilities  # A softmax's counts are those of the ids.
+    flat = [array.reshape(-1, *array.shape[2:]) for array in (label, classes, needed)]
+    for first in range(0, len(flat[0]), COUNTED_AT_ONCE):
+        cut = [array[first : first + COUNTED_AT_ONCE] for array in flat]
+        for k, (array, filler) in enumerate(zip(cut, (IGNORE_LABEL, 0, 0), strict=True)):
+            missing = [(0, COUNTED_AT_ONCE - len(array)), *[(0, 0)] * (array.ndim - 1)]
+            cut[k] = np.pad(array, missing, constant_values=filler)
+        counts += np.asarray(_count(model, *cut, thresholds=protocol.thresholds))
+    return counts
+
+
+_count = jax.jit(count, static_argnums=0, static_argnames="thresholds")
 
 
 @partial(jax.jit, static_argnums=(0, 4))
-def _classes(model: Segmenter, variables: Variables, images: jax.Array, sizes: jax.Array, views: Views) -> jax.Array:
-    return _predict(model, variables, images, sizes, views)[0]
+def _classes(
+    model: Segmenter, variables: Variables, images: jax.Array, sizes: jax.Array, views: Views, threshold: Number
+) -> jax.Array:
+    return _predict(model, variables, images, sizes, views, threshold)[0]
 
 
-@partial(jax.jit, static_argnums=(0, 5))
+@partial(jax.jit, static_argnums=(0, 6, 7))
 def _classes_and_counts(
-    model: Segmenter, variables: Variables, images: jax.Array, labels: jax.Array, sizes: jax.Array, views: Views
+    model: Segmenter,
+    variables: Variables,
+    images: jax.Array,
+    labels: jax.Array,
+    sizes: jax.Array,
+    threshold: Number,
+    views: Views,
+    thresholds: tuple[float, ...],
 ) -> tuple[jax.Array, jax.Array]:
-    classes = _classes(model, variables, images, sizes, views)
-    return classes, confusion_matrix(labels, classes, num_classes=model.num_classes)
+    classes, probabilities = _predict(model, variables, images, sizes, views, threshold)
+    return classes, count(model, labels, classes, probabilities, thresholds=thresholds)
 
 
 @partial(jax.jit, static_argnums=(0, 4))
 def _predict(
-    model: Segmenter, variables: Variables, images: jax.Array, sizes: jax.Array, views: Views
+    model: Segmenter, variables: Variables, images: jax.Array, sizes: jax.Array, views: Views, threshold: Number
 ) -> tuple[jax.Array, jax.Array]:
-    return classes_and_probabilities(model, variables, preprocess(model, images, sizes), views)
+    return classes_and_probabilities(model, variables, preprocess(model, images, sizes), views, threshold)
 
 
 def classes_and_probabilities(
-    model: Segmenter, variables: Variables, images: jax.Array, views: Views
+    model: Segmenter, variables: Variables, images: jax.Array, views: Views, threshold: Number = THRESHOLD
 ) -> tuple[jax.Array, jax.Array]:
     """Return class ids `[N, H, W]` and the mean of the views' class probabilities `[N, H, W, K]` of preprocessed
-    images. The ids of a single view come from its logits, so under `jit` the ids alone need no softmax.
+    images. A softmax's ids of a single view come from its logits, so under `jit` the ids alone need no softmax.
     """
-    if len(views) == 1:
+    if len(views) == 1 and model.activation == "softmax":
         logits = view_logits(model, variables, images, views[0])
         return jnp.argmax(logits, axis=-1), jax.nn.softmax(logits)
-    softmaxes = (jax.nn.softmax(view_logits(model, variables, images, view)) for view in views)
-    mean = reduce(jnp.add, softmaxes) / len(views)
-    return jnp.argmax(mean, axis=-1), mean
+    of_views = (to_probabilities(model, view_logits(model, variables, images, view)) for view in views)
+    mean = reduce(jnp.add, of_views) / len(views)
+    return decide(model, mean, threshold), mean
 
 
 def view_logits(model: Segmenter, variables: Variables, images: jax.Array, view: View) -> jax.Array:
@@ -262,9 +304,9 @@ def preprocess(model: Segmenter, images: jax.Array, sizes: jax.Array) -> jax.Arr
     return jnp.where((rows & columns)[..., None], model.preprocessing(images), 0.0)
 
 
-def _refined(probabilities: jax.Array, images: Array, sizes: Array, crf: DenseCRF) -> jax.Array:
+def _refined(model: Segmenter, probabilities: jax.Array, images: Array, sizes: Array, crf: DenseCRF) -> jax.Array:
     """Refine the probabilities of each image at its true size; images of size 0, which fill up a batch,
-    do not change.
+    do not change. Every sigmoid has a CRF of its own, of two classes.
     """
     refined = []
     for index, (height, width) in enumerate(np.asarray(sizes)):
@@ -272,7 +314,9 @@ def _refined(probabilities: jax.Array, images: Array, sizes: Array, crf: DenseCR
         if height and width:
             mask = np.zeros(own.shape[:2], bool)
             mask[:height, :width] = True
-            own = ops_crf.mean_field(own, jnp.asarray(images[index]), jnp.asarray(mask), crf=crf)
+            image = jnp.asarray(images[index])
+            refine = partial(ops_crf.mean_field, image=image, mask=jnp.asarray(mask), crf=crf)
+            own = refine(own) if model.activation == "softmax" else by_pairs(refine, own)
         refined.append(own)
     return jnp.stack(refined)
 
@@ -318,7 +362,7 @@ def _whole_means(
 def _probabilities(
     model: Segmenter, variables: Variables, images: jax.Array, sizes: jax.Array, views: Views
 ) -> jax.Array:
-    return _predict(model, variables, images, sizes, views)[1]
+    return _predict(model, variables, images, sizes, views, THRESHOLD)[1]
 
 
 def padded_to(images: Array) -> Size:

@@ -16,9 +16,10 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate import geo
 from deeplab_jax.evaluate.image_list import Found
 from deeplab_jax.evaluate.page import PAGE, Page, make_folder
-from deeplab_jax.evaluate.pictures import overlay
+from deeplab_jax.evaluate.pictures import drawable, overlay
 from deeplab_jax.files import write_whole
 from deeplab_jax.labels import ADE20K, CAMVID, CITYSCAPES, MAX_CLASSES, PET, VOC, LabelSet, colormap, to_stored
+from deeplab_jax.models.segmenter import Segmenter
 
 KINDS = ("npy", "png")
 OVERLAY_PIXELS = 2**25
@@ -33,10 +34,12 @@ class Outputs:
 
     Attributes:
       folder: the folder; a prediction called "sub/a" is in its folder "sub".
-      labels: the model's classes.
+      labels: the model's classes. Where a pixel can have several, `LABEL/NAME.png` holds 0 or 1 for each, as the data
+        set `multilabel` reads them, and no `NAME.png` is written.
       probabilities: "npy" writes `NAME_probabilities.npy`, float16 `[H, W, K]`; "png" one 8-bit grey image
-        `NAME_probability_CLASS.png` for each class; "" neither.
-      confidence: whether to write `NAME_confidence.png`, 8-bit grey: the largest probability * 255.
+        `NAME_probability_CLASS.png` for each class; "" neither. One logit has two classes.
+      confidence: whether to write `NAME_confidence.png`, 8-bit grey: the largest probability * 255. Of several labels
+        a pixel, it is that of the least certain decision: the smallest of max(p, 1 - p).
       dataset_ids: whether `NAME.png` holds the values that the data set's masks store, under the name that its server
         takes. Then there is no overlay and no page, because servers read every picture in the folder.
       page: shows every prediction, if given.
@@ -58,18 +61,22 @@ class Outputs:
         return bool(self.probabilities) or self.confidence
 
     def files(self, name: str) -> list[str]:
-        """Return the names of a prediction's files in the folder; the first is that of the class ids."""
-        if self.dataset_ids:
-            name = name.removesuffix(_CITYSCAPES_END)
+        """Return the names of a prediction's files in the folder, those of the class ids first."""
         overlays = [] if self.dataset_ids else [f"{name}_overlay.png"]
-        return [f"{name}.png", *overlays, *self._probability_files(name)]
+        return [*(f"{each}.png" for each in self._maps(name)), *overlays, *self._probability_files(name)]
+
+    def _maps(self, name: str) -> list[str]:
+        """Return the names, without suffix, of what holds class ids: one, or one for each of several labels a pixel."""
+        if self.labels.multilabel:
+            return [f"{folder}/{name}" for folder in file_names(self.labels.names)]
+        return [name.removesuffix(_CITYSCAPES_END) if self.dataset_ids else name]
 
     def check(self, found: Sequence[Found]) -> None:
         """Raise a UserError if a file would overwrite another or an image."""
         images = {each.path.resolve() for each in found}
         claimed: dict[str, Path] = {}
         for path, name in found:
-            for file in (*self.files(name), f"{name}.tif"):
+            for file in (*self.files(name), *(f"{each}.tif" for each in self._maps(name))):
                 other = claimed.setdefault(file, path)
                 if other != path:
                     raise UserError(
@@ -102,29 +109,41 @@ class Outputs:
         Args:
           name: name of the prediction, such as "sub/a".
           image: uint8 `[H, W, 3]`.
-          classes: class ids `[H, W]`.
-          probabilities: float `[H, W, K]`, if they are needed.
-          truth: class ids `[H, W]`, 255 where unknown; shown on the page.
+          classes: class ids `[H, W]`, or labels `[H, W, K]`.
+          probabilities: float `[H, W, K]` as from `segment`, if they are needed.
+          truth: as `classes`, 255 where unknown; shown on the page.
           path: the image file, for its place on a map.
 
         Raises:
           UserError: a file cannot be written.
         """
-        make_folder((self.folder / name).parent)
+        classes = np.asarray(classes, np.uint8)
         if path is not None:
             classes = self._on_map(path, name, classes)
-        ids, *others = (self.folder / file for file in self.files(name))
-        _write(ids, self._encoded(classes))
+        drawn_ids, drawn = drawable(classes, self.labels)
+        make_folder((self.folder / name).parent)
+        for each, ids, labels in self._layers(name, classes):
+            make_folder((self.folder / each).parent)
+            _write(self.folder / f"{each}.png", self._encoded(ids, labels))
         if not self.dataset_ids:
-            step = math.ceil(math.sqrt(classes.size / OVERLAY_PIXELS))
+            step = math.ceil(math.sqrt(drawn_ids.size / OVERLAY_PIXELS))
             shown = np.ascontiguousarray(image[::step, ::step])
-            write_image(others.pop(0), overlay(shown, classes[::step, ::step], self.labels.palette))
+            write_image(self.folder / f"{name}_overlay.png", overlay(shown, drawn_ids[::step, ::step], drawn.palette))
         if probabilities is not None:
-            contents = self._probability_contents(probabilities)
-            for file, content in zip(others, contents, strict=True):
-                _write(file, content)
+            files, contents = self._probability_files(name), self._probability_contents(probabilities)
+            for file, content in zip(files, contents, strict=True):
+                _write(self.folder / file, content)
         if self.page is not None:
             self.page.add(name, image, classes, truth)
+
+    def _layers(self, name: str, classes: np.ndarray) -> list[tuple[str, np.ndarray, LabelSet]]:
+        """Return the name, the ids `[H, W]` and their classes of each of `_maps`."""
+        if not self.labels.multilabel:
+            return [(self._maps(name)[0], classes, self.labels)]
+        return [
+            (each, classes[..., k], LabelSet(("none", self.labels.names[k]), ((0, 0, 0), self.labels.palette[k])))
+            for k, each in enumerate(self._maps(name))
+        ]
 
     def _on_map(self, path: Path, name: str, classes: np.ndarray) -> np.ndarray:
         """Write the prediction as a GeoTIFF if the image is one, and the polygons. Return the class ids, with the
@@ -132,19 +151,20 @@ class Outputs:
         """
         ground = None
         if geo.has_ground(path) and (self.polygons or geo.is_installed()):
-            ground, classes = geo.read_ground(path), np.array(classes, np.uint8)
+            ground, classes = geo.read_ground(path), classes.copy()
             geo.mark_nodata(path, classes)
-            geo.write_geotiff(self.folder / f"{name}.tif", classes, self.labels.palette, ground)
-        if self.polygons:
-            geo.write_polygons(self.folder / f"{name}.geojson", classes, self.labels.names, ground)
+        for each, ids, labels in self._layers(name, classes):
+            make_folder((self.folder / each).parent)
+            if ground is not None:
+                geo.write_geotiff(self.folder / f"{each}.tif", ids, labels.palette, ground)
+            if self.polygons:
+                geo.write_polygons(self.folder / f"{each}.geojson", ids, labels.names, ground)
         return classes
 
-    def _encoded(self, classes: np.ndarray) -> bytes:
-        if not self.dataset_ids:
-            return encode_mask(classes, self.labels.palette)
-        stored, _ = to_stored(self.labels)
-        if self.labels.value_map is None:
-            return encode_mask(classes, self.labels.palette)
+    def _encoded(self, classes: np.ndarray, labels: LabelSet) -> bytes:
+        if not self.dataset_ids or labels.value_map is None:
+            return encode_mask(classes, labels.palette)
+        stored, _ = to_stored(labels)
         if max(stored) <= 255:
             return encode_mask(np.array(stored, np.uint8)[classes], None)
         return _png(Image.fromarray(np.array(stored, np.uint16)[classes]))
@@ -155,6 +175,8 @@ class Outputs:
         return [*npy, *(png if self.probabilities == "png" else []), *([f"{name}_confidence.png"] * self.confidence)]
 
     def _probability_contents(self, probabilities: np.ndarray) -> list[bytes]:
+        if probabilities.shape[-1] == 1:  # One logit: the object's probability alone.
+            probabilities = np.concatenate([1 - probabilities, probabilities], axis=-1)
         contents = []
         if self.probabilities == "npy":
             buffer = io.BytesIO()
@@ -163,24 +185,33 @@ class Outputs:
         if self.probabilities == "png":
             contents += [encode_mask(_to_byte(probabilities[..., k]), None) for k in range(probabilities.shape[-1])]
         if self.confidence:
-            contents.append(encode_mask(_to_byte(probabilities.max(axis=-1)), None))
+            contents.append(encode_mask(_to_byte(self._confidence(probabilities)), None))
         return contents
 
+    def _confidence(self, probabilities: np.ndarray) -> np.ndarray:
+        if self.labels.multilabel:
+            return np.maximum(probabilities, 1 - probabilities).min(axis=-1)
+        return probabilities.max(axis=-1)
 
-def label_set(info: Mapping[str, Any], num_classes: int, *, dataset_ids: bool = False) -> LabelSet:
+
+def label_set(info: Mapping[str, Any], model: Segmenter, *, dataset_ids: bool = False) -> LabelSet:
     """Return the classes of a model by its `info`; where that has none, numbers for names and the colours of VOC.
 
     Raises:
       UserError: more classes than an 8-bit image holds; or `dataset_ids` are wanted, and neither `info` nor the names
         tell which values the masks of the data set store.
     """
-    if num_classes > MAX_CLASSES:
+    count, several = model.label_classes, model.multilabel
+    if count + several > MAX_CLASSES:
         raise UserError(
-            f"the model has {num_classes} classes; predictions are written as 8-bit images, which hold {MAX_CLASSES}: "
+            f"the model has {count} classes; predictions are written as 8-bit images, which hold {MAX_CLASSES}: "
             "use deeplab_jax.segment"
         )
-    names = tuple(info.get("class_names") or map(str, range(num_classes)))
-    palette = tuple((red, green, blue) for red, green, blue in info.get("palette") or colormap(num_classes))
+    if several and dataset_ids:
+        raise UserError("--ids dataset: a pixel can have several labels, and each has a mask of 0 and 1; leave it out")
+    names = tuple(info.get("class_names") or map(str, range(count)))
+    colours = info.get("palette") or colormap(count + several)[several:]
+    palette = tuple((red, green, blue) for red, green, blue in colours)
     value_map = None
     if dataset_ids:
         known = [each for each in (VOC, CITYSCAPES, ADE20K, CAMVID, PET) if each.names == names]
@@ -194,7 +225,7 @@ def label_set(info: Mapping[str, Any], num_classes: int, *, dataset_ids: bool = 
                 "--ids dataset: the model does not say which values the masks of its data set store; leave out --ids, "
                 'or write "value_map": [[stored value, class id], ...] under "info" of its model.json'
             )
-    return LabelSet(names, palette, value_map)
+    return LabelSet(names, palette, value_map, multilabel=several)
 
 
 def file_names(names: Sequence[str]) -> list[str]:

@@ -13,7 +13,7 @@ import numpy as np
 from deeplab_jax.data.images import write_image, write_mask
 from deeplab_jax.distributed import is_first, listed, together
 from deeplab_jax.errors import UserError
-from deeplab_jax.evaluate.pictures import overlay
+from deeplab_jax.evaluate.pictures import drawable, overlay
 from deeplab_jax.evaluate.reading import shown
 from deeplab_jax.files import write_whole
 from deeplab_jax.labels import IGNORE_LABEL, LabelSet
@@ -37,6 +37,7 @@ class Page:
 
     def __init__(self, file: Path, labels: LabelSet, *, title: str) -> None:
         self._file, self._labels, self._title = file, labels, title
+        self._drawn = drawable(np.zeros((1, 1, labels.num_classes), np.uint8), labels)[1]
         self._entries: list[dict[str, Any]] = []
 
     def add(self, name: str, image: np.ndarray, classes: np.ndarray, truth: np.ndarray | None = None) -> None:
@@ -45,16 +46,18 @@ class Page:
         Args:
           name: its name, such as "sub/a"; each once.
           image: uint8 `[H, W, 3]`.
-          classes: class ids `[H, W]`.
-          truth: class ids `[H, W]`, 255 where unknown.
+          classes: class ids `[H, W]`; where a pixel can have several labels, `[H, W, K]`.
+          truth: the same, 255 where unknown.
 
         Raises:
           UserError: a picture cannot be written.
         """
-        palette, folder = self._labels.palette, self._file.parent / PICTURES
-        pictures = {"image": _smaller(shown(image)), "prediction": _fewer(classes)} | (
-            {} if truth is None else {"truth": _fewer(truth)}
-        )
+        palette, folder = self._drawn.palette, self._file.parent / PICTURES
+        of_image = measures(classes, truth, self._labels)
+        classes, _ = drawable(classes, self._labels)
+        pictures = {"image": _smaller(shown(image)), "prediction": _fewer(classes)}
+        if truth is not None:
+            pictures["truth"] = _fewer(drawable(truth, self._labels)[0])
         files = {kind: f"{kind}/{name}{'.jpg' if kind == 'image' else '.png'}" for kind in pictures}
         thumb = f"thumb/{name}.jpg"
         for file in (*files.values(), thumb):
@@ -71,7 +74,7 @@ class Page:
                 "size": list(classes.shape),
                 "thumb": _address(thumb),
                 **{kind: _address(file) for kind, file in files.items()},
-                **measures(classes, truth, self._labels.num_classes),
+                **of_image,
             }
         )
 
@@ -94,7 +97,7 @@ class Page:
                 entries=entries,
                 classes=[
                     {"name": name, "colour": f"#{bytes(colour).hex()}"}
-                    for name, colour in zip(self._labels.names, self._labels.palette, strict=True)
+                    for name, colour in zip(self._drawn.names, self._drawn.palette, strict=True)
                 ],
                 worst=known[0] if known else None,
                 best=known[-1] if known else None,
@@ -125,20 +128,34 @@ def make_folder(folder: Path) -> None:
         raise UserError(f"{folder}: cannot be made ({error.strerror}); give another --out") from None
 
 
-def measures(classes: np.ndarray, truth: np.ndarray | None, num_classes: int) -> dict[str, Any]:
+def measures(classes: np.ndarray, truth: np.ndarray | None, labels: LabelSet) -> dict[str, Any]:
     """Return what the page says of one image: `miou` (None without truth) over the classes in either, and `rows`: class
     id, share of the predicted pixels, and IoU or None, for each class that occurs, the largest first.
+
+    Where a pixel can have several labels, each is counted alone, and class ids are those that are drawn.
     """
-    shares = np.bincount(classes.ravel(), minlength=num_classes)[:num_classes] / max(1, classes.size)
-    ious = np.full(num_classes, np.nan)
-    if truth is not None:
-        counted = (truth != IGNORE_LABEL).ravel()
-        pairs = truth.ravel()[counted].astype(np.int64) * num_classes + classes.ravel()[counted]
-        ious = iou_per_class(np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes))
-    occurs = [k for k in range(num_classes) if shares[k] or not np.isnan(ious[k])]
+    if labels.multilabel:
+        truths = [None] * labels.num_classes if truth is None else list(np.moveaxis(truth, -1, 0))
+        pairs = zip(np.moveaxis(classes, -1, 0), truths, strict=True)
+        of_labels = [_shares_and_ious(own, known, 2) for own, known in pairs]
+        shares = np.array([0, *(shares[1] for shares, _ in of_labels)])
+        ious = np.array([np.nan, *(ious[1] for _, ious in of_labels)])
+    else:
+        shares, ious = _shares_and_ious(classes, truth, labels.num_classes)
+    occurs = [k for k in range(len(shares)) if shares[k] or not np.isnan(ious[k])]
     rows = [[k, round(float(shares[k]), 4), _number(ious[k])] for k in sorted(occurs, key=lambda k: -shares[k])]
     known = ious[~np.isnan(ious)]
     return {"miou": round(float(known.mean()), 4) if known.size else None, "rows": rows}
+
+
+def _shares_and_ious(classes: np.ndarray, truth: np.ndarray | None, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return each class's share of the predicted pixels, and its IoU or NaN."""
+    shares = np.bincount(classes.ravel(), minlength=num_classes)[:num_classes] / max(1, classes.size)
+    if truth is None:
+        return shares, np.full(num_classes, np.nan)
+    counted = (truth != IGNORE_LABEL).ravel()
+    pairs = truth.ravel()[counted].astype(np.int64) * num_classes + classes.ravel()[counted]
+    return shares, iou_per_class(np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes))
 
 
 def _number(value: float) -> float | None:

@@ -130,6 +130,21 @@ def prediction_strip(
     return np.concatenate([row, legend(present.tolist(), palette, names, width=row.shape[1], font=font)], axis=0)
 
 
+def drawable(labels: np.ndarray, label_set: LabelSet) -> tuple[np.ndarray, LabelSet]:
+    """Return class ids `[H, W]` to draw, and their classes.
+
+    These are the labels themselves, unless a pixel can have several of them, `[H, W, K]`. Then id 0 is none of them. Of
+    several, the last one is on top. A pixel is 255 where no label is known.
+    """
+    if not label_set.multilabel:
+        return labels, label_set
+    ids = np.zeros(labels.shape[:2], np.uint8)
+    for k in range(labels.shape[2]):
+        ids[labels[..., k] == 1] = k + 1
+    ids[np.all(labels == IGNORE_LABEL, axis=-1)] = IGNORE_LABEL
+    return ids, LabelSet(("none", *label_set.names), ((0, 0, 0), *label_set.palette))
+
+
 class StripCollector:
     """Draws a few, evenly spread, of the examples that `evaluate` reports; pass it as `on_prediction`.
 
@@ -146,11 +161,12 @@ class StripCollector:
         self.drawn: list[tuple[Example, np.ndarray]] = []
 
     def __call__(self, example: Example, classes: np.ndarray) -> None:
-        """Take the next example and its class ids `[H, W]`."""
+        """Take the next example and its classes, as `evaluate` reports them."""
         if self._seen in self._chosen:
             enlarge = -(-_LEGIBLE_HEIGHT // classes.shape[0])
-            names, palette = self._labels.names, self._labels.palette
-            strip = prediction_strip(example["image"], example["label"], classes, palette, names=names, enlarge=enlarge)
+            (truth, _), (ids, drawn) = (drawable(each, self._labels) for each in (example["label"], classes))
+            names, palette = drawn.names, drawn.palette
+            strip = prediction_strip(example["image"], truth, ids, palette, names=names, enlarge=enlarge)
             self.strips.append(strip)
             self.drawn.append((example, classes))
         self._seen += 1

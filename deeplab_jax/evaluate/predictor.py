@@ -129,7 +129,7 @@ def predict_batch(
     count: int,
     probabilities: bool = False,
 ) -> list[Prediction]:
-    """Return the class ids uint8 `[H, W]` of each image and, if wanted, its probabilities float32 `[H, W, K]`.
+    """Return the classes of each image, uint8, as from `segment`, and its probabilities `[H, W, K]` if wanted.
 
     The images run together, padded to `size` and filled up with empty ones to `count`.
     """

@@ -18,6 +18,7 @@ from deeplab_jax.errors import UserError, did_you_mean
 from deeplab_jax.evaluate.windows import BLENDS, OVERLAP
 from deeplab_jax.labels import IGNORE_LABEL
 from deeplab_jax.models.catalog import check_output_stride
+from deeplab_jax.models.decision import THRESHOLD
 from deeplab_jax.models.segmenter import SMALLEST_SIDE, Segmenter
 from deeplab_jax.ops.crf import DenseCRF
 
@@ -29,6 +30,7 @@ MODES = ("padded", "exact")
 PAD_STEP = 128
 LONGEST_SIDE = 2**15
 SMALLEST_SCALE, LARGEST_SCALE = 0.01, 16.0  # Memory has no bound beyond these.
+SWEEP = tuple(step / 20 for step in range(1, 20))  # The thresholds that an evaluation compares: 0.05 to 0.95.
 MOST_VALUES = 32  # The most scales, and widths of a trimap: each costs a pass.
 
 
@@ -55,6 +57,7 @@ class Protocol:
         more than its edges; see `windows.window_weights`.
       crf: whether a fully connected CRF on the image refines the class probabilities. True becomes the default
         parameters.
+      threshold: for a model with sigmoids: an object is where its probability is above it.
       resize: shorter side of the evaluated image and labels, in pixels; 0: the labels' own resolution.
       crop: (height, width) of the evaluated centre; empty: all.
       trimap: widths, in pixels, of bands around boundaries, each with its own mIoU; see `boundary`.
@@ -75,6 +78,7 @@ class Protocol:
     overlap: float = OVERLAP
     blend: str = "uniform"
     crf: DenseCRF | bool = False
+    threshold: float = THRESHOLD
     resize: int = 0
     crop: tuple[int, ...] = ()
     trimap: tuple[int, ...] = ()
@@ -99,12 +103,26 @@ class Protocol:
         """The views of an image whose class probabilities are averaged."""
         return tuple(View(scale, mirrored) for scale in self.scales for mirrored in (False, True)[: 1 + self.flip])
 
+    @property
+    def thresholds(self) -> tuple[float, ...]:
+        """The thresholds, ascending, that an evaluation of sigmoids compares; the protocol's own is among them."""
+        return tuple(sorted({*SWEEP, self.threshold}))
+
+    def check_threshold(self, model: Segmenter) -> None:
+        """Raise a UserError if a threshold is given for a softmax, which has none."""
+        if model.activation == "softmax" and self.threshold != THRESHOLD:
+            raise UserError(
+                f"threshold={self.threshold}: the model has a softmax, and its most probable class wins; leave this out"
+            )
+
     def at_stride(self, model: Segmenter) -> Segmenter:
         """Return the model at the output stride of the protocol.
 
         Raises:
-          UserError: the model cannot run at it, or the CRF not on its images.
+          UserError: the model cannot run at it, has no use for the protocol's threshold, or takes images on which the
+            CRF cannot run.
         """
+        self.check_threshold(model)
         if self.crf and model.in_channels != 3:
             raise UserError(
                 f"crf: it compares the colours of RGB images, and the model takes {model.in_channels} channels; leave "
@@ -191,6 +209,10 @@ def _share(value: Any) -> float:
     return _checked(float(value), 0 <= value < 1)
 
 
+def _probability(value: Any) -> float:
+    return _checked(float(value), 0 < value < 1)
+
+
 def _side(value: Any) -> int:
     return _checked(index(value), 0 <= value <= LONGEST_SIDE)
 
@@ -210,7 +232,8 @@ def _checked(value: Value, good: bool) -> Value:
     return value
 
 
-_FLAGS = ("scales", "window", "overlap", "blend")  # Also arguments of `predict` and `segment`, which have no config.
+# Also arguments of `predict` and `segment`, which have no config.
+_FLAGS = ("scales", "window", "overlap", "blend", "threshold")
 _RULES: dict[str, tuple[Callable[[Any], Any], str]] = {
     "pad_to": (_sizes, f"heights and widths from 1 to {LONGEST_SIDE} pixels, such as ((513, 513),)"),
     "output_stride": (index, "a whole number such as 8 or 16, or 0 for the model's own"),
@@ -222,6 +245,7 @@ _RULES: dict[str, tuple[Callable[[Any], Any], str]] = {
     "window": (_pair, "a height and a width in pixels, such as 513,513"),
     "overlap": (_share, "a share of a window from 0 to below 1, such as 0.5"),
     "crf": (_crf, "true, false or a DenseCRF"),
+    "threshold": (_probability, "a probability above 0 and below 1, such as 0.5"),
     "resize": (_side, f"the pixels of the shorter side, up to {LONGEST_SIDE}, or 0 for none"),
     "crop": (_pair, "a height and a width in pixels, such as (513, 513)"),
     "trimap": (_widths, f"up to {MOST_VALUES} widths of at least 1 pixel, each once"),

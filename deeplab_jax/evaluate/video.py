@@ -13,9 +13,10 @@ import numpy as np
 
 from deeplab_jax.data.image_files import MAX_PIXELS
 from deeplab_jax.errors import UserError
-from deeplab_jax.evaluate.pictures import overlay
+from deeplab_jax.evaluate.pictures import drawable, overlay
 from deeplab_jax.evaluate.predictor import check_whole, checked_batch_size, predict_batch
 from deeplab_jax.evaluate.protocol import Protocol
+from deeplab_jax.labels import LabelSet
 from deeplab_jax.models.fold import fold_norm
 from deeplab_jax.models.segmenter import Segmenter, Variables
 
@@ -56,7 +57,7 @@ def predict_video(
     out: Path,
     protocol: Protocol,
     *,
-    palette: Sequence[tuple[int, int, int]],
+    labels: LabelSet,
     batch_size: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> int:
@@ -71,7 +72,7 @@ def predict_video(
       path: the video.
       out: the file to write, `.mp4`; its folder exists.
       protocol: how the model runs.
-      palette: (red, green, blue) of each class.
+      labels: the model's classes.
       batch_size: frames that run together; see `predict_files`.
       progress: called with the number of frames done and in all; the latter is what the file claims.
 
@@ -93,7 +94,8 @@ def predict_video(
             while batch := list(islice(frames, count)):
                 predictions = predict_batch(model, variables, batch, size, protocol, count=count)
                 for frame, (classes, _) in zip(batch, predictions, strict=True):
-                    shown = overlay(frame, classes, palette)[: height // 2 * 2, : width // 2 * 2]
+                    ids, drawn = drawable(classes, labels)
+                    shown = overlay(frame, ids, drawn.palette)[: height // 2 * 2, : width // 2 * 2]
                     writer.write(np.ascontiguousarray(shown[..., ::-1]))
                 done += len(batch)
                 if progress is not None:

@@ -96,7 +96,7 @@ def default_output_stride(name: str) -> int:
 def known_options(name: str, *, module: str = "") -> set[str]:
     """Return the options that `create_model` takes for a name."""
     entry = _entry(name, module)
-    known = {"backbone_norm", "aux_head", "in_channels"}.union(
+    known = {"backbone_norm", "aux_head", "activation", "in_channels"}.union(
         *(_fields(_variant(part)) for part in entry.parts if part is not None),
         *map(_fields, (LayerSettings, Preprocessing, ImagePyramid)),
     )
@@ -135,7 +135,8 @@ def create_model(
 
     Args:
       name: `<architecture>_<backbone>`, one of `model_names()`.
-      num_classes: classes of the logits, at least 1.
+      num_classes: number of logits at each pixel, at least 1. One logit divides two classes: the object is where its
+        sigmoid is large.
       output_stride: input pixels per sample of the context's map; None is the architecture's own.
       module: path of your own Python file. The file is run, and its tables `BACKBONES` and `ARCHITECTURES` extend those
         of `architectures`, which says how to write them.
@@ -143,10 +144,11 @@ def create_model(
         `first_unit_rate`, `width`, `aspp_rates`, `separable`, `low_level` or `padding`. If several parts have a field,
         each receives the value. The fields of `LayerSettings` (`norm`, `dtype`, `lowering`, ...) apply to all layers;
         `backbone_norm` is the backbone's own `norm`. Those of `ImagePyramid` (`image_pyramid`, `fusion`, `pyramid`) put
-        one around the network. `aux_head` adds torchvision's auxiliary FCN head. Those of `Preprocessing`
-        (`value_range`, `mean`, `std`, `channels`, `stored_range`) replace the backbone's. `in_channels` is the number
-        of channels of the images, 3 by default; with another number, each channel has the average of the backbone's
-        means unless `mean` is given. None means the default.
+        one around the network. `aux_head` adds torchvision's auxiliary FCN head. `activation="sigmoid"` lets a pixel
+        have several labels; see `Segmenter`. Those of `Preprocessing` (`value_range`, `mean`, `std`, `channels`,
+        `stored_range`) replace the backbone's. `in_channels` is the number of channels of the images, 3 by default;
+        with another number, each channel has the average of the backbone's means unless `mean` is given. None means
+        the default.
 
     Returns:
       The module; `model.init(key, images, train=False)` makes its variables.
@@ -211,6 +213,7 @@ def _compose(entry: _Entry, num_classes: int, output_stride: int, given: Options
         ),
         settings=settings,
         aux_features=aux,
+        activation=given.get("activation", "sigmoid" if num_classes == 1 else "softmax"),
         recipe=json.dumps(recipe, sort_keys=True),
     )
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -12,11 +12,13 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.models.decoders.fcn import FCNHead
 from deeplab_jax.models.decoders.unet import extend_by_mirroring, next_valid_side
 from deeplab_jax.models.image_pyramid import ImagePyramid
-from deeplab_jax.models.layers import SMALL_NORMAL, Conv, Features, LayerSettings
+from deeplab_jax.models.layers import SMALL_NORMAL, Conv, Features, LayerSettings, check_choices
 from deeplab_jax.models.preprocessing import IMAGENET, Preprocessing
 from deeplab_jax.ops.resize import resize_bilinear
 
 Variables = dict[str, Any]
+
+Activation = Literal["softmax", "sigmoid"]
 
 SMALLEST_SIDE = 33
 
@@ -38,7 +40,7 @@ class Segmenter(nn.Module):
 
     Attributes:
       backbone: module `(images, output_stride=, train=) -> Features`, in order from the finest to the coarsest.
-      num_classes: classes of the logits.
+      num_classes: number of logits at each pixel; see `activation`.
       output_stride: input pixels per sample of the backbone's last features.
       context: module `(map, output_stride=, train=) -> map` of the backbone's last features, or None.
       decoder: module `(map, features, train=) -> map`, or None. The features are those of the method `features`, and
@@ -50,9 +52,13 @@ class Segmenter(nn.Module):
       settings: settings of the classifier and the resizes.
       aux_features: name of the features under an auxiliary FCN head, or None.
       recipe: the name and options that `create_model` received, as JSON text; `save` writes it.
+      activation: what makes probabilities of the logits. "softmax": a pixel has one of `num_classes` classes.
+        "sigmoid": each logit stands alone, and a pixel has any number of `num_classes` labels. One logit divides two
+        classes, 0 the background and 1 the object, whose probability is its sigmoid.
 
     Raises:
-      UserError: an image pyramid or an auxiliary head with a decoder whose logits cover only the centre of the images.
+      UserError: one logit with softmax, whose probability would always be 1; an image pyramid or an auxiliary head with
+        a decoder whose logits cover only the centre of the images.
     """
 
     backbone: nn.Module
@@ -65,8 +71,12 @@ class Segmenter(nn.Module):
     settings: LayerSettings = LayerSettings()
     aux_features: str | None = None
     recipe: str = ""
+    activation: Activation = "softmax"
 
     def __post_init__(self) -> None:
+        check_choices(self)
+        if self.num_classes == 1 and self.activation == "softmax":
+            raise UserError("num_classes=1 with softmax: one class always has probability 1; give activation='sigmoid'")
         if self.valid and (self.pyramid or self.aux_features):
             raise UserError("padding='valid': its logits cover the centre only; leave out image_pyramid and aux_head")
         super().__post_init__()
@@ -87,6 +97,16 @@ class Segmenter(nn.Module):
     def classifier_kernel(self) -> int:
         """Kernel size of the classifier; 0 if there is none because the last part returns the logits."""
         return getattr(self.decoder or self.context, "classifier_kernel", 1)
+
+    @property
+    def label_classes(self) -> int:
+        """The number of classes of the labels: two for one logit."""
+        return max(2, self.num_classes)
+
+    @property
+    def multilabel(self) -> bool:
+        """Whether a pixel can have several labels."""
+        return self.activation == "sigmoid" and self.num_classes > 1
 
     @property
     def backbone_settings(self) -> LayerSettings:

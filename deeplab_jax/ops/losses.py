@@ -1,5 +1,9 @@
 """Losses over labelled pixels, as (sum, count), so that shards, micro-batches and devices add up before the one
 division.
+
+The shapes say what the logits mean. Labels `[...]` for logits `[..., K]` are one class a pixel: softmax. For a single
+logit, `[..., 1]`, they are two classes: the sigmoid of the logit is the probability of class 1. Labels `[..., K]` are
+several labels a pixel, 0 or 1 for each: one sigmoid each.
 """
 
 from collections.abc import Callable
@@ -29,20 +33,21 @@ def cross_entropy(
     class_weights: jax.Array | None = None,
     top_k: float = 1.0,
 ) -> tuple[jax.Array, jax.Array]:
-    """Return the softmax cross-entropy summed over the labelled pixels.
+    """Return the cross-entropy summed over the labelled pixels, or over all labels where a pixel has several.
 
     Args:
       logits: `[..., K]`, any floating dtype; the sum is taken in float32.
-      labels: integer `[...]`, class ids 0 to K - 1 or `ignore_label`. Other values are not noticed here (an accelerator
-        cannot raise); training checks its first batches on the host.
-      ignore_label: pixels with this value do not count.
-      class_weights: float `[K]`, the factor of each class's pixels; None is 1. The count stays the number of pixels, as
-        in the authors' TensorFlow code; PyTorch divides by the sum of the weights instead.
+      labels: integer `[...]`, class ids 0 to K - 1 or `ignore_label`; for one logit, 0 and 1. Or `[..., K]`, 0 or 1 for
+        each label. Other values are not noticed here (an accelerator cannot raise); training checks its first batches
+        on the host.
+      ignore_label: labels of this value do not count.
+      class_weights: float, the factor of each class's pixels: `[K]`, for one logit `[2]`; None is 1. The count stays
+        the number of pixels, as in the authors' TensorFlow code; PyTorch divides by the sum of the weights instead.
       top_k: share (above 0, up to 1) of the labelled pixels to keep, those with the largest loss (hard-pixel mining),
         among all given pixels. Under `jit` with a sharded batch these are the global batch.
 
     Returns:
-      `(sum of losses, number of summed pixels)`, float32 scalars; both are 0 if no pixel is labelled.
+      `(sum of losses, number of summed labels)`, float32 scalars; both are 0 if no pixel is labelled.
     """
     losses = pixel_losses(logits, labels, ignore_label=ignore_label, class_weights=class_weights)
     return sum_hardest(losses, valid_pixels(labels, ignore_label=ignore_label), top_k=top_k)
@@ -51,7 +56,9 @@ def cross_entropy(
 def pixel_losses(
     logits: jax.Array, labels: jax.Array, *, ignore_label: int = IGNORE_LABEL, class_weights: jax.Array | None = None
 ) -> jax.Array:
-    """Return the softmax cross-entropy of every pixel, float32 `[...]`, 0 where ignored; see `cross_entropy`."""
+    """Return the cross-entropy of every label, float32 of the labels' shape, 0 where ignored; see `cross_entropy`."""
+    if stands_alone(logits, labels):
+        return sigmoid_losses(logits, labels, ignore_label=ignore_label, class_weights=class_weights)
     chex.assert_equal_shape_prefix([logits, labels], labels.ndim)
     valid = valid_pixels(labels, ignore_label=ignore_label)
     target = jnp.where(valid, labels, 0).astype(jnp.int32)
@@ -61,6 +68,38 @@ def pixel_losses(
     if class_weights is not None:
         losses = losses * jnp.asarray(class_weights, jnp.float32)[target]
     return jnp.where(valid, losses, 0.0)
+
+
+def stands_alone(logits: jax.Array, labels: jax.Array) -> bool:
+    """Return whether each logit has a sigmoid of its own: one for two classes, or several labels a pixel."""
+    return logits.shape[-1] == 1 or logits.ndim == labels.ndim
+
+
+def sigmoid_losses(
+    logits: jax.Array, labels: jax.Array, *, ignore_label: int = IGNORE_LABEL, class_weights: jax.Array | None = None
+) -> jax.Array:
+    """Return the binary cross-entropy of every label, float32 of the shape of `labels`, 0 where ignored.
+
+    It equals the softmax cross-entropy of two logits, 0 and the given one.
+    """
+    one_logit = labels.ndim < logits.ndim
+    logits = (logits[..., 0] if one_logit else logits).astype(jnp.float32)
+    chex.assert_equal_shape([logits, labels])
+    valid = valid_pixels(labels, ignore_label=ignore_label)
+    target = jnp.where(valid, labels, 0).astype(jnp.int32)
+    losses = jax.nn.softplus(jnp.where(target == 1, -logits, logits))
+    if class_weights is not None:
+        weights = jnp.asarray(class_weights, jnp.float32)
+        losses *= weights[target] if one_logit else jnp.broadcast_to(weights, losses.shape)
+    return jnp.where(valid, losses, 0.0)
+
+
+def is_right(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Return which labels the logits predict, booleans of the shape of `labels`; a sigmoid predicts 1 above 0.5."""
+    if not stands_alone(logits, labels):
+        return jnp.argmax(logits, axis=-1) == labels
+    positive = logits > 0
+    return (positive[..., 0] if labels.ndim < logits.ndim else positive) == labels.astype(jnp.int32)
 
 
 def upsampled_losses(
@@ -79,7 +118,7 @@ def upsampled_losses(
 
     Args:
       logits: `[N, h, w, K]`.
-      labels: `[N, H, W]`, see `cross_entropy`.
+      labels: `[N, H, W]` or `[N, H, W, K]`, see `cross_entropy`.
       align_corners: see `ops.resize`.
       class_weights: see `cross_entropy`.
       parts: number of equal parts of the rows that are on different devices. A band takes rows of each part, so that
@@ -87,22 +126,23 @@ def upsampled_losses(
       of_pixels: function such as `pixel_losses` that returns the loss of every pixel.
 
     Returns:
-      float32 `[N, H, W]`, 0 where ignored, and booleans `[N, H, W]`.
+      float32 of the shape of `labels`, 0 where ignored, and booleans of the same shape.
     """
 
     def compare(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return of_pixels(logits, labels, class_weights=class_weights), jnp.argmax(logits, axis=-1) == labels
+        return of_pixels(logits, labels, class_weights=class_weights), is_right(logits, labels)
 
     logits = logits.astype(jnp.float32)
     if logits.shape[1:3] == labels.shape[1:3]:
         return compare(logits, labels)
-    height, width, rows = *labels.shape[1:], logits.shape[1]
+    (height, width, *several), rows = labels.shape[1:], logits.shape[1]
     bands = -(-height // BAND_ROWS)
     missing = -(height // parts) % bands
     weights = interpolation_matrix(rows, height, align_corners).reshape(parts, -1, rows)
     weights = np.pad(weights, ((0, 0), (0, missing), (0, 0)))
-    labels = labels.reshape(labels.shape[0], parts, -1, width)
-    labels = jnp.pad(labels, ((0, 0), (0, 0), (0, missing), (0, 0)), constant_values=IGNORE_LABEL)
+    labels = labels.reshape(labels.shape[0], parts, -1, width, *several)
+    below = [(0, missing) if axis == 2 else (0, 0) for axis in range(labels.ndim)]
+    labels = jnp.pad(labels, below, constant_values=IGNORE_LABEL)
     wide = resize_bilinear(logits, (rows, width), align_corners=align_corners)
 
     @jax.checkpoint
@@ -115,18 +155,18 @@ def upsampled_losses(
 
 
 def split_rows(x: jax.Array, bands: int) -> jax.Array:
-    """Split the rows of parts `[N, parts, R, W]` into bands with rows of each, `[bands, N, parts * R / bands, W]`."""
-    n, parts, rows, width = x.shape
-    split = jnp.moveaxis(x.reshape(n, parts, bands, rows // bands, width), 2, 0)
-    return split.reshape(bands, n, parts * rows // bands, width)
+    """Split the rows of parts `[N, parts, R, ...]` into bands of rows of each, `[bands, N, parts * R / bands, ...]`."""
+    n, parts, rows, *rest = x.shape
+    split = jnp.moveaxis(x.reshape(n, parts, bands, rows // bands, *rest), 2, 0)
+    return split.reshape(bands, n, parts * rows // bands, *rest)
 
 
 def join_rows(x: jax.Array, parts: int, height: int) -> jax.Array:
-    """Join the bands of `split_rows` to `[N, height, W]`, without the rows added at the end of each part."""
-    bands, n, rows, width = x.shape
-    joined = jnp.moveaxis(x.reshape(bands, n, parts, rows // parts, width), 0, 2)
-    joined = joined.reshape(n, parts, bands * rows // parts, width)[:, :, : height // parts]
-    return joined.reshape(n, height, width)
+    """Join the bands of `split_rows` to `[N, height, ...]`, without the rows added at the end of each part."""
+    bands, n, rows, *rest = x.shape
+    joined = jnp.moveaxis(x.reshape(bands, n, parts, rows // parts, *rest), 0, 2)
+    joined = joined.reshape(n, parts, bands * rows // parts, *rest)[:, :, : height // parts]
+    return joined.reshape(n, height, *rest)
 
 
 def sum_hardest(losses: jax.Array, valid: jax.Array, *, top_k: float = 1.0) -> tuple[jax.Array, jax.Array]:
@@ -161,12 +201,13 @@ def pixelwise(
 
     Args:
       of_pixels: function such as `pixel_losses` that returns the loss of every pixel.
-      logits, labels: `[N, h, w, K]` and `[N, H, W]`; the logits are resized to the labels.
+      logits, labels: `[N, h, w, K]`, and `[N, H, W]` or `[N, H, W, K]`; the logits are resized to the labels.
       align_corners, class_weights, parts: see `upsampled_losses`.
       top_k: see `cross_entropy`.
 
     Returns:
-      `(sum of losses, number of summed pixels, which pixels are right)`: float32 scalars, and booleans `[N, H, W]`.
+      `(sum of losses, number of summed labels, which labels are right)`: float32 scalars, and booleans of the shape of
+      `labels`.
     """
     losses, right = upsampled_losses(
         logits, labels, align_corners=align_corners, class_weights=class_weights, parts=parts, of_pixels=of_pixels

@@ -2,6 +2,8 @@
 at the end.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,6 +31,43 @@ def confusion_matrix(
     cells = jnp.where(valid, labels * num_classes + predictions, num_classes**2)
     counts = jnp.zeros(num_classes**2 + 1, jnp.int32).at[cells].add(1)
     return counts[:-1].reshape(num_classes, num_classes)
+
+
+def threshold_counts(
+    labels: jax.Array, probabilities: jax.Array, *, thresholds: Sequence[float], ignore_label: int = IGNORE_LABEL
+) -> jax.Array:
+    """Return the number of labels for each (sigmoid, label 0 or 1, number of thresholds below the probability).
+
+    Args:
+      labels: integer `[...]` for one sigmoid, or `[..., K]`; values other than 0 and 1 are not counted.
+      probabilities: float `[..., K]`; the number of sigmoids, K, is 1 for labels without their axis.
+      thresholds: T ascending numbers.
+      ignore_label: not counted even when it is 0 or 1.
+
+    Returns:
+      int32 `[K, 2, T + 1]`. Exact up to 2**31 pixels per call; sum over calls in int64 on the host. `confusion_at`
+      makes confusion matrices of it.
+    """
+    count, bins = probabilities.shape[-1], len(thresholds) + 1
+    labels = labels.astype(jnp.int32).reshape(probabilities.shape)
+    valid = ((labels == 0) | (labels == 1)) & (labels != ignore_label)
+    below = jnp.searchsorted(jnp.asarray(thresholds, jnp.float32), probabilities, side="left")
+    pair = 2 * jax.lax.broadcasted_iota(jnp.int32, labels.shape, labels.ndim - 1) + labels
+    cells = jnp.where(valid, pair * bins + below, 2 * count * bins)
+    counts = jnp.zeros(2 * count * bins + 1, jnp.int32).at[cells.ravel()].add(1)
+    return counts[:-1].reshape(count, 2, bins)
+
+
+def confusion_at(counts: np.ndarray) -> np.ndarray:
+    """Return the 2x2 confusion matrices, int64 `[K, T, 2, 2]` with rows of labels, of each sigmoid at each threshold.
+
+    Args:
+      counts: from `threshold_counts`, `[K, 2, T + 1]`. A probability above a threshold predicts class 1.
+    """
+    counts = np.asarray(counts, np.int64)
+    at_least = np.cumsum(counts[..., ::-1], axis=-1)[..., ::-1]
+    positive = at_least[..., 1:]
+    return np.moveaxis(np.stack([at_least[..., :1] - positive, positive], axis=-1), 1, 2)
 
 
 def iou_per_class(confusion: np.ndarray) -> np.ndarray:

@@ -17,6 +17,7 @@ from deeplab_jax import files
 from deeplab_jax.analysis.compiled import read_compiled
 from deeplab_jax.analysis.targets import Target, compiler_version, devices_of
 from deeplab_jax.config_values import check
+from deeplab_jax.data.sets.multilabel import MULTILABEL
 from deeplab_jax.evaluate.protocol import Size
 from deeplab_jax.files import read_json, write_json
 from deeplab_jax.labels import ADE20K, CAMVID, CITYSCAPES, PET, VOC
@@ -83,7 +84,8 @@ class Ahead:
         if images and self.kind == "training":
             config.train.batch_size = images
         check(config)
-        model = build_model(config, num_classes=self.num_classes or count_classes(config))
+        classes = self.num_classes or count_classes(config)
+        model = build_model(config, num_classes=classes, multilabel=config.data.name == MULTILABEL)
         if self.kind == "training":
             return lower_training(config, model, devices), model
         if self.kind == "evaluation":

@@ -27,7 +27,8 @@ SAMPLED_BATCHES = 3
 def abstract_batch(config: ConfigDict, model: Segmenter, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
     """Return the shapes, dtypes and places of a training batch."""
     shape = (config.train.batch_size, *config.data.crop_size)
-    shapes = {"image": (*shape, len(model.preprocessing.mean)), "label": shape}
+    several = (model.num_classes,) if model.multilabel else ()
+    shapes = {"image": (*shape, len(model.preprocessing.mean)), "label": (*shape, *several)}
     place = batch_sharding(mesh)
     return {name: jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=place) for name, shape in shapes.items()}
 
@@ -87,6 +88,6 @@ def checked(batches: Iterator[Batch], model: Segmenter, name: str) -> Iterator[B
     for index, batch in enumerate(itertools.islice(batches, CHECKED_BATCHES)):
         where = f"training batch {index + 1} of {name}"
         model.preprocessing.check(batch["image"], name=where)
-        check_labels(batch["label"], model.num_classes, name=where)
+        check_labels(batch["label"], 2 if model.multilabel else model.label_classes, name=where)
         yield batch
     yield from batches

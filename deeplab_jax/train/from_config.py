@@ -17,6 +17,7 @@ from deeplab_jax.data.source import Source, read_as
 from deeplab_jax.errors import UserError, did_you_mean
 from deeplab_jax.evaluate.protocol import Protocol, split_section
 from deeplab_jax.extensions import own_errors, own_table
+from deeplab_jax.labels import LabelSet
 from deeplab_jax.models.catalog import from_description
 from deeplab_jax.models.preprocessing import Preprocessing
 from deeplab_jax.models.segmenter import Segmenter, abstract_variables
@@ -60,15 +61,48 @@ def open_splits(config: ConfigDict) -> tuple[Source, Source]:
     return train, val
 
 
-def build_model(config: ConfigDict, *, num_classes: int) -> Segmenter:
-    """Build the network in its form for training. It keeps how the data's files are read."""
+def model_for(config: ConfigDict, labels: LabelSet) -> Segmenter:
+    """Build the network in its form for training on data with these labels; see `build_model`."""
+    return build_model(config, num_classes=labels.num_classes, multilabel=labels.multilabel)
+
+
+def build_model(config: ConfigDict, *, num_classes: int, multilabel: bool = False) -> Segmenter:
+    """Build the network in its form for training on data of so many classes.
+
+    Where a pixel can have several of them (`multilabel`), it has a sigmoid for each. Otherwise they exclude each other:
+    a softmax, or, with the option `activation="sigmoid"`, one logit for two classes. The network keeps how the data's
+    files are read.
+
+    Raises:
+      UserError: one class alone, a sigmoid for more than two classes that exclude each other, or a softmax for several
+        labels a pixel.
+    """
+    options = config.model.options.to_dict()
+    if multilabel and options.setdefault("activation", "sigmoid") != "sigmoid":
+        raise UserError(
+            f"config.model.options.activation={options['activation']!r}: a pixel of the data can have several labels; "
+            "give sigmoid, or leave it out"
+        )
+    if num_classes < 2:
+        raise UserError(
+            f"{config.data.name}: it has one class, and nothing to tell it from; name the background too, such as "
+            "--config.data.options.class_names=\"('background','object')\""
+        )
+    one_logit = options.get("activation") == "sigmoid" and not multilabel
+    if one_logit and num_classes > 2:
+        raise UserError(
+            f"config.model.options.activation='sigmoid': the {num_classes} classes of the data exclude each other; "
+            "leave it out"
+        )
+    if one_logit:  # The network has it anyway; with the option, more classes would become labels of one pixel.
+        del options["activation"]
     reading = {"channels": config.data.channels, "stored_range": config.data.value_range}
     return from_description(
         {
             "name": config.model.name,
-            "num_classes": num_classes,
+            "num_classes": 1 if one_logit else num_classes,
             "output_stride": config.model.output_stride or None,
-            "options": {**config.model.options.to_dict(), **{key: value for key, value in reading.items() if value}},
+            "options": {**options, **{key: value for key, value in reading.items() if value}},
             "module": config.module,
         }
     )
@@ -96,17 +130,20 @@ def build_step(config: ConfigDict, model: Segmenter, optimizer: optax.GradientTr
     """
     options = {**arguments(config.train, keys.Step), **changes}
     options["freeze"] = tuple(config.optimizer.freeze)
-    options["loss"] = find_loss(config.train.loss, module=config.module)
-    if (count := len(options["class_weights"])) not in (0, model.num_classes):
+    options["loss"] = find_loss(config.train.loss, module=config.module, one_logit=model.num_classes == 1)
+    if (count := len(options["class_weights"])) not in (0, model.label_classes):
         raise UserError(
-            f"config.train.class_weights has {count} values, the data has {model.num_classes} classes; give one for "
+            f"config.train.class_weights has {count} values, the data has {model.label_classes} classes; give one for "
             "each"
         )
     return partial(train_step, model=model, optimizer=optimizer, key=jax.random.key(config.train.seed), **options)
 
 
-def find_loss(name: str, *, module: str = "") -> Loss:
+def find_loss(name: str, *, module: str = "", one_logit: bool = False) -> Loss:
     """Return a loss by its name in `ops.losses.LOSSES`, or in the table `LOSSES` of a user's own file.
+
+    A user's own loss sees one logit (`one_logit`) as two, 0 and the logit. Their softmax is the logit's sigmoid, so a
+    loss that was written for classes holds for it, too.
 
     Raises:
       UserError: there is none of that name.
@@ -115,11 +152,17 @@ def find_loss(name: str, *, module: str = "") -> Loss:
     losses = {**LOSSES, **own}
     if name not in losses:
         raise UserError(f"config.train.loss={name!r}: {did_you_mean(name, losses)}")
-    return partial(_checked, losses[name], f"{module}: LOSSES[{name!r}]", module) if name in own else losses[name]
+    if name not in own:
+        return losses[name]
+    return partial(_checked, losses[name], f"{module}: LOSSES[{name!r}]", module, one_logit)
 
 
-def _checked(loss: Loss, what: str, module: str, logits: jax.Array, labels: jax.Array, **options: Any) -> Any:
+def _checked(
+    loss: Loss, what: str, module: str, one_logit: bool, logits: jax.Array, labels: jax.Array, **options: Any
+) -> Any:
     """Return what a user's own loss returns; a UserError says where it is not what `LOSSES` asks for."""
+    if one_logit:
+        logits = jax.numpy.concatenate([jax.numpy.zeros_like(logits), logits], axis=-1)
     try:
         inspect.signature(loss).bind(logits, labels, **options)
     except TypeError as error:

@@ -12,7 +12,7 @@ from deeplab_jax.config_values import check
 from deeplab_jax.distributed import together
 from deeplab_jax.train.batches import Batches
 from deeplab_jax.train.faults import Step, is_finite, saving_first, saying_skipped
-from deeplab_jax.train.from_config import build_mesh, build_model, build_optimizer, build_step, open_splits
+from deeplab_jax.train.from_config import build_mesh, build_optimizer, build_step, model_for, open_splits
 from deeplab_jax.train.initialise import fresh_state
 from deeplab_jax.train.program import build_program
 from deeplab_jax.train.run import Run
@@ -44,7 +44,7 @@ def train(
         with together():  # A failure on one process is a failure on all of them, before anything is written.
             check(config)
             train_source, val_source = open_splits(config)
-            model = build_model(config, num_classes=train_source.labels.num_classes)
+            model = model_for(config, train_source.labels)
             mesh = build_mesh(config, model)
             optimizer, schedule = build_optimizer(config, model)
             step = build_step(config, model, optimizer)

@@ -15,11 +15,11 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from deeplab_jax.analysis.compiled import argument_bytes
-from deeplab_jax.evaluate.inference import predict_classes
+from deeplab_jax.evaluate.inference import predict, predict_classes
 from deeplab_jax.evaluate.protocol import Protocol, Size
+from deeplab_jax.evaluate.results import count
 from deeplab_jax.models.fold import fold_norm
 from deeplab_jax.models.segmenter import Segmenter, abstract_variables
-from deeplab_jax.ops.metrics import confusion_matrix
 from deeplab_jax.train.batches import abstract_batch
 from deeplab_jax.train.faults import Step, keep_finite
 from deeplab_jax.train.from_config import build_mesh, build_optimizer, build_step, evaluate_options
@@ -94,7 +94,7 @@ def lower_training(config: ConfigDict, model: Segmenter, devices: Sequence[Any])
 
 
 def lower_evaluation(config: ConfigDict, model: Segmenter, devices: Sequence[Any]) -> Lowered:
-    """Return the classes and the confusion matrix of one padded batch on the devices of one process, which each have
+    """Return the classes and the counts of one padded batch on the devices of one process, which each have
     their own images. A CRF is left out. With a window, it is that of images that are as large as the window.
     """
     protocol, how = evaluate_options(config)
@@ -131,13 +131,15 @@ def _lower_inference(
         "sizes": jax.ShapeDtypeStruct((images, 2), jnp.int32, sharding=split),
     }
     if labels:
-        batch["labels"] = jax.ShapeDtypeStruct((images, *size), jnp.uint8, sharding=split)
+        several = (model.num_classes,) if model.multilabel else ()
+        batch["labels"] = jax.ShapeDtypeStruct((images, *size, *several), jnp.uint8, sharding=split)
 
     def run(variables: Any, batch: Any) -> Any:
-        classes = predict_classes(folded[0], variables, batch["images"], batch["sizes"], protocol)
+        seen = folded[0], variables, batch["images"], batch["sizes"], protocol
         if not labels:
-            return classes
-        return classes, confusion_matrix(batch["labels"], classes, num_classes=model.num_classes)
+            return predict_classes(*seen)
+        classes, probabilities = predict(*seen)
+        return classes, count(model, batch["labels"], classes, probabilities, thresholds=protocol.thresholds)
 
     kinds = {"parameters": variables["params"], "batch statistics": variables.get("batch_stats"), "batch": batch}
     about = {

@@ -46,7 +46,8 @@ def train_step(
 
     Args:
       state: state before the step.
-      batch: `image` uint8 or float32 `[N, H, W, C]`, `label` uint8 `[N, H, W]`, 255 ignored.
+      batch: `image` uint8 or float32 `[N, H, W, C]`, `label` uint8 `[N, H, W]`, 255 ignored; `[N, H, W, K]` where a
+        pixel can have several labels.
       model, optimizer: static.
       key: key of the run. The step is folded in, so a resumed run draws the same dropout masks.
       loss: an entry of `ops.losses.LOSSES`.

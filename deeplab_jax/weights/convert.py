@@ -1,12 +1,14 @@
 """From foreign weights, in a file or a state dict in memory, to one of our models."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from deeplab_jax.errors import UserError, did_you_mean
+from deeplab_jax.labels import BINARY
 from deeplab_jax.models.catalog import describe
 from deeplab_jax.models.segmenter import Segmenter, Variables
 from deeplab_jax.weights import folder
@@ -54,6 +56,7 @@ def convert(
     in_channels: int | None = None,
     strict: bool = True,
     select: str = "",
+    activation: str = "",
     module: str = "",
 ) -> tuple[Segmenter, Variables, dict[str, Any]]:
     """Return a model of this package with somebody else's weights, whose logits are the same.
@@ -64,13 +67,16 @@ def convert(
         the content.
       output_stride: a state dict does not state it. None is the peer's default; a number is what the peer does at that
         stride.
-      num_classes: classes of the model; if not the source's, `reinit` is needed.
+      num_classes: number of the model's logits; if not the source's, `reinit` is needed. A source of one logit has two
+        classes: the object is where the logit's sigmoid is large.
       reinit: "head" starts the classifiers at random.
       in_channels: channels of the model's images; None is the source's. If it has others, its first convolution is
         fitted to them (`weights.stem`).
       strict: whether to refuse missing, unexpected and mis-shaped tensors; otherwise `info` lists them.
       select: where the source holds several networks, what the names of the wanted one's tensors begin with, such as
         "model_ema".
+      activation: "sigmoid" for several logits that were trained with a sigmoid each, which a state dict does not state;
+        "" is "softmax", or "sigmoid" for one logit.
       module: path of the user's own file, which a run or a model folder of ours may need; see `load`.
 
     Returns:
@@ -103,11 +109,16 @@ def convert(
         info = {**known, **tensor_map.info}
         if tensor_map.kind == mmsegmentation.KIND:
             info |= mmsegmentation.labels_of(tree, tensor_map.num_classes)
+    if activation:
+        tensor_map = replace(tensor_map, options={**tensor_map.options, "activation": activation})
     model, variables, report = fill_variables(
         tensor_map, tensors, source=name, num_classes=num_classes, reinit=reinit, strict=strict
     )
     if model.num_classes != tensor_map.num_classes:
         info = {key: value for key, value in info.items() if key not in OF_CLASSES}
+    if model.num_classes == 1:
+        palette = [list(colour) for colour in BINARY.palette]
+        info = {"class_names": list(BINARY.names), "palette": palette, **info}
     notes = list(tensor_map.notes)
     if in_channels not in (None, model.in_channels):
         notes.append(said_of_channels(model.in_channels, in_channels))

@@ -31,6 +31,7 @@ import jax.numpy as jnp
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.catalog import describe
 from deeplab_jax.models.contexts.pyramid_pooling import PyramidPooling, SpatialPyramidContext
+from deeplab_jax.models.decision import THRESHOLD, decide, to_probabilities
 from deeplab_jax.models.fold import fold_norm
 from deeplab_jax.models.segmenter import SMALLEST_SIDE, Segmenter, Variables
 
@@ -52,6 +53,7 @@ def export_stablehlo(
     batch: int | None = None,
     preprocess: bool = False,
     argmax: bool = False,
+    threshold: float = THRESHOLD,
     platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
     info: Mapping[str, Any] | None = None,
 ) -> bytes:
@@ -69,7 +71,9 @@ def export_stablehlo(
       preprocess: whether to take images as stored instead of floats as from `model.preprocessing`: uint8 of 0 to 255,
         or float32 of the values in `model.preprocessing.stored_range` if that is set.
       argmax: whether to return class ids `[N, H, W]`, uint8 up to 256 classes and int32 beyond, instead of float32
-        logits `[N, H, W, num_classes]`.
+        logits `[N, H, W, num_classes]`. For one logit, 0 and 1; for several labels a pixel, 0 or 1 for each,
+        `[N, H, W, num_classes]`.
+      threshold: with `argmax` and sigmoids: an object is where its probability is above it.
       platforms: where it will run: "cpu", "cuda", "rocm", "tpu".
       info: from `load`; its class names and palette go into the metadata.
 
@@ -77,8 +81,13 @@ def export_stablehlo(
       The zip file's content.
 
     Raises:
-      UserError: an impossible size, batch or platform, or an architecture that needs a fixed size.
+      UserError: an impossible size, batch, threshold or platform, or an architecture that needs a fixed size.
     """
+    if not 0 < threshold < 1 or (threshold != THRESHOLD and not (argmax and model.activation == "sigmoid")):
+        raise UserError(
+            f"threshold={threshold}: give one above 0 and below 1, for the class ids of a network with sigmoids, or "
+            "leave it out"
+        )
     if batch is not None and batch < 1:
         raise UserError(f"batch={batch}: give at least 1, or leave it out for any number of images")
     unknown = [platform for platform in platforms if platform not in PLATFORMS]
@@ -88,9 +97,10 @@ def export_stablehlo(
     inference_model, variables = _for_inference(model, variables)
     dtype = jnp.uint8 if preprocess and not model.preprocessing.stored_range else jnp.float32
     images = jax.ShapeDtypeStruct(_input_shape(size, batch, model.in_channels), dtype)
-    function = jax.jit(_function(inference_model, variables, preprocess=preprocess, argmax=argmax))
+    function = jax.jit(_function(inference_model, variables, preprocess=preprocess, argmax=argmax, threshold=threshold))
     exported = jax.export.export(function, platforms=tuple(platforms))(images)
-    metadata = _metadata(model, exported, preprocess=preprocess, argmax=argmax, info=info or {})
+    meaning = _meaning(model, argmax=argmax, threshold=threshold)
+    metadata = _metadata(model, exported, preprocess=preprocess, meaning=meaning, info=info or {})
     return _zip({STABLEHLO_FILE: bytes(exported.serialize()), METADATA_FILE: json.dumps(metadata, indent=1).encode()})
 
 
@@ -124,11 +134,15 @@ def _input_shape(size: tuple[int, int] | None, batch: int | None, channels: int)
 
 
 def _function(
-    model: Segmenter, variables: Variables, *, preprocess: bool, argmax: bool
+    model: Segmenter, variables: Variables, *, preprocess: bool, argmax: bool, threshold: float
 ) -> Callable[[jax.Array], jax.Array]:
     def run(images: jax.Array) -> jax.Array:
         logits: Any = model.apply(variables, _prepared(model, images) if preprocess else images)
-        return jnp.argmax(logits, axis=-1).astype(_ids_dtype(model)) if argmax else logits
+        if not argmax:
+            return logits
+        # The largest logit has the largest probability, so a softmax need not be computed.
+        decided = logits if model.activation == "softmax" else to_probabilities(model, logits)
+        return decide(model, decided, threshold).astype(jnp.uint8 if model.label_classes <= 256 else jnp.int32)
 
     return run
 
@@ -140,12 +154,30 @@ def _prepared(model: Segmenter, images: jax.Array) -> jax.Array:
     return model.preprocessing(images)
 
 
-def _ids_dtype(model: Segmenter) -> Any:
-    return jnp.uint8 if model.num_classes <= 256 else jnp.int32
+def _meaning(model: Segmenter, *, argmax: bool, threshold: float) -> tuple[str, str]:
+    """Return the name of the output, and its meaning."""
+    if model.activation == "softmax":
+        meanings = "class ids", "logits; softmax over the last axis gives probabilities"
+    elif model.multilabel:
+        meanings = (
+            f"0 or 1 for each label: 1 where its probability is above {threshold}",
+            "logits of labels that do not exclude each other; the sigmoid of each is its probability",
+        )
+    else:
+        meanings = (
+            f"class ids: 1 where the object's probability is above {threshold}, else 0",
+            "the object's logit; its sigmoid is the object's probability",
+        )
+    return ("classes", meanings[0]) if argmax else ("logits", meanings[1])
 
 
 def _metadata(
-    model: Segmenter, exported: jax.export.Exported, *, preprocess: bool, argmax: bool, info: Mapping[str, Any]
+    model: Segmenter,
+    exported: jax.export.Exported,
+    *,
+    preprocess: bool,
+    meaning: tuple[str, str],
+    info: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Return the metadata: inputs and outputs of the function, with the names b, h and w for free sizes."""
     reading = model.preprocessing
@@ -160,9 +192,9 @@ def _metadata(
         "smallest_side": model.fitting_side(1),
     }
     returned = {
-        "name": "classes" if argmax else "logits",
+        "name": meaning[0],
         **_array(result),
-        "meaning": "class ids" if argmax else "logits; softmax over the last axis gives probabilities",
+        "meaning": meaning[1],
         "covers": "the centre of the images" if model.valid else "the images",
     }
     return {

@@ -17,7 +17,7 @@ from deeplab_jax.weights.importers.torchvision import NETWORKS, network
 from deeplab_jax.weights.tensor_map import TORCH, their_name
 
 # Options that change neither the variables nor the logits of inference.
-FREE = ("dropout", "dtype", "lowering", "norm_momentum", "channels", "stored_range")
+FREE = ("activation", "dropout", "dtype", "lowering", "norm_momentum", "channels", "stored_range")
 NORMS = ("norm", "backbone_norm")  # Frozen norms have the same variables as batch norms.
 MEAN = ".running_mean"
 SUFFIXES = (".safetensors", ".pth", ".pt")

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 from deeplab_jax.checkpoint import Checkpoints, misfits
 from deeplab_jax.errors import UserError, spell
 from deeplab_jax.files import read_json, replacing, write_whole
-from deeplab_jax.labels import IGNORE_LABEL
+from deeplab_jax.labels import BINARY, IGNORE_LABEL
 from deeplab_jax.models.catalog import describe, from_description
 from deeplab_jax.models.segmenter import Segmenter, Variables, abstract_variables
 
@@ -122,7 +122,8 @@ def read_description(folder: Path, *, module: str = "") -> tuple[Segmenter, dict
                 "wrote it"
             )
         model, info = from_description(content["model"], module=module), dict(content["info"])
-        _check_info(info, model.num_classes)
+        info = _with_background(info) if model.num_classes == 1 else info
+        _check_info(info, model.label_classes)
         return model, info
     except UserError as error:
         raise UserError(f"{file}: {error}") from None
@@ -130,6 +131,12 @@ def read_description(folder: Path, *, module: str = "") -> tuple[Segmenter, dict
         raise UserError(
             f"{file}: not a readable model description ({type(error).__name__}: {error}); write it again"
         ) from None
+
+
+def _with_background(info: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the `info` of one logit with both of its classes: folders of before named the object alone."""
+    added = {"class_names": BINARY.names[0], "palette": list(BINARY.palette[0])}
+    return {key: [added[key], *value] if key in added and _is_list(value, 1) else value for key, value in info.items()}
 
 
 def _check_info(info: Mapping[str, Any], num_classes: int) -> None:

@@ -62,7 +62,7 @@ def test_unknown_names_splits_and_options_name_the_nearest(tmp_path):
         open_source("camvid", split="train")
 
 
-@pytest.mark.parametrize("name", sorted({*source_names()} - {"scenes", "folder", "coco_file", "tfds"}))
+@pytest.mark.parametrize("name", sorted({*source_names()} - {"scenes", "folder", "coco_file", "multilabel", "tfds"}))
 def test_missing_folders_and_splits_are_user_errors(tmp_path, name):
     with pytest.raises(UserError, match="gone: no such folder"):
         open_source(name, split="val", dir=tmp_path / "gone")

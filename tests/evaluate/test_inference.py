@@ -323,7 +323,7 @@ def test_evaluate_counts_what_the_crf_predicts(made, mode) -> None:
 def test_predict_files_takes_a_crf(made, tmp_path) -> None:
     picture = image_of(49, 71)
     write_image(tmp_path / "one.png", picture)
-    protocol, made_labels = Protocol(mode="exact", crf=CRF), label_set({}, made[0].num_classes)
+    protocol, made_labels = Protocol(mode="exact", crf=CRF), label_set({}, made[0])
     done = list(
         predict_files(*made, find_images([tmp_path / "one.png"]), Outputs(tmp_path / "out", made_labels), protocol)
     )

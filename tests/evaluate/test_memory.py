@@ -79,7 +79,7 @@ def test_a_prediction_that_does_not_fit_while_it_is_written_is_named(tmp_path, m
         write_image(tmp_path / f"{name}.png", np.zeros((40, 50, 3), np.uint8))
     with tiny_models():
         model, variables = tiny_model("cascade_tiny")
-        outputs = Outputs(tmp_path / "out", label_set({}, model.num_classes))
+        outputs = Outputs(tmp_path / "out", label_set({}, model))
         told = list(predictor.predict_files(model, variables, find_images([tmp_path]), outputs))
     (a, error), (b, none) = told
     assert (a.name, b.name, none) == ("a", "b", None)
@@ -94,7 +94,7 @@ def test_an_image_that_does_not_fit_while_it_is_read_is_named(tmp_path, monkeypa
     with tiny_models():
         model, variables = tiny_model("cascade_tiny")
         write_image(tmp_path / "a.png", np.zeros((33, 33, 3), np.uint8))
-        outputs = Outputs(tmp_path / "out", label_set({}, model.num_classes))
+        outputs = Outputs(tmp_path / "out", label_set({}, model))
         found = find_images([tmp_path / "a.png"])
         ((_, error),) = predictor.predict_files(model, variables, found, outputs)
     assert "a.png: out of memory; give a smaller image" in str(error)

@@ -11,7 +11,7 @@ import pytest
 
 from deeplab_jax.data.images import read_image, read_mask
 from deeplab_jax.evaluate.page import Page, measures
-from deeplab_jax.labels import LabelSet
+from deeplab_jax.labels import LabelSet, colormap
 from tests.support.tiny import MadeUp
 
 SOURCE = MadeUp(((40, 50), (33, 60), (20, 20)))
@@ -38,12 +38,15 @@ def data_of(page):
     return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.S)[1])
 
 
+THREE = LabelSet(("a", "b", "c"), colormap(3))
+
+
 def test_measures_by_hand() -> None:
     """Of 8 pixels one is not labelled. Class 0: 3 right of a union of 5. Class 1: 2 right of 4."""
     truth = np.array([[0, 0, 0, 1], [1, 1, 0, 255]])
     classes = np.array([[0, 0, 0, 1], [1, 0, 1, 0]])
-    assert measures(classes, truth, 3) == {"miou": 0.55, "rows": [[0, 0.625, 0.6], [1, 0.375, 0.5]]}
-    assert measures(classes, None, 3) == {"miou": None, "rows": [[0, 0.625, None], [1, 0.375, None]]}
+    assert measures(classes, truth, THREE) == {"miou": 0.55, "rows": [[0, 0.625, 0.6], [1, 0.375, 0.5]]}
+    assert measures(classes, None, THREE) == {"miou": None, "rows": [[0, 0.625, None], [1, 0.375, None]]}
 
 
 def test_the_worst_comes_first_and_pictures_are_there(page) -> None:

@@ -15,6 +15,7 @@ from deeplab_jax.evaluate.outputs import Outputs, file_names, label_set
 from deeplab_jax.evaluate.predictor import predict_files, prediction_writer
 from deeplab_jax.evaluate.protocol import DEFAULT, Protocol
 from deeplab_jax.labels import ADE20K, CITYSCAPES, LabelSet, colormap, to_stored
+from deeplab_jax.models.catalog import create_model
 from tests.support.tiny import MadeUp, tiny_model, tiny_models
 
 SOURCE = MadeUp(((40, 50), (33, 60), (20, 20)))
@@ -25,6 +26,10 @@ LABELS = SOURCE.labels
 def made():
     with tiny_models():
         return tiny_model("cascade_tiny")
+
+
+def with_classes(count):
+    return create_model("deeplabv3_resnet18", num_classes=count)
 
 
 @pytest.fixture
@@ -158,7 +163,7 @@ def test_files_of_one_name_are_refused(images, tmp_path) -> None:
 
 def test_more_classes_than_a_byte_holds_are_refused() -> None:
     with pytest.raises(UserError, match="the model has 300 classes; predictions are written as 8-bit images"):
-        label_set({}, 300)
+        label_set({}, with_classes(300))
 
 
 def test_images_are_not_overwritten(made, images) -> None:
@@ -234,8 +239,8 @@ def test_ids_of_the_data_set(tmp_path) -> None:
 
 def test_where_the_ids_of_the_data_set_are_known_from() -> None:
     info = {"class_names": ["a", "b"], "value_map": [[0, 0], [128, 1]]}
-    assert to_stored(label_set(info, 2, dataset_ids=True))[0] == (0, 128)
+    assert to_stored(label_set(info, with_classes(2), dataset_ids=True))[0] == (0, 128)
     older = {"class_names": list(CITYSCAPES.names)}  # From before `value_map` was kept.
-    assert to_stored(label_set(older, 19, dataset_ids=True))[0][:3] == (7, 8, 11)
+    assert to_stored(label_set(older, with_classes(19), dataset_ids=True))[0][:3] == (7, 8, 11)
     with pytest.raises(UserError, match=re.escape("does not say which values the masks of its data set store")):
-        label_set({"class_names": ["a", "b"]}, 2, dataset_ids=True)
+        label_set({"class_names": ["a", "b"]}, with_classes(2), dataset_ids=True)

@@ -7,6 +7,7 @@ import pytest
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate import video as video_module
 from deeplab_jax.evaluate.inference import segment
+from deeplab_jax.evaluate.outputs import label_set
 from deeplab_jax.evaluate.pictures import overlay
 from deeplab_jax.evaluate.protocol import Protocol
 from deeplab_jax.evaluate.video import check_videos, predict_video
@@ -56,7 +57,13 @@ def read_video(file):
 def test_each_frame_is_predicted(made, tmp_path, suffix, codec) -> None:
     clip, out, progress = write_video(tmp_path / f"clip.{suffix}", codec), tmp_path / "clip_overlay.mp4", []
     done = predict_video(
-        *made, clip, out, EXACT, palette=colormap(4), batch_size=3, progress=lambda *call: progress.append(call)
+        *made,
+        clip,
+        out,
+        EXACT,
+        labels=label_set({}, made[0]),
+        batch_size=3,
+        progress=lambda *call: progress.append(call),
     )
     assert done == COUNT and progress == [(3, COUNT), (6, COUNT), (7, COUNT)]
     (frames, _), (written, rate) = read_video(clip), read_video(out)
@@ -76,19 +83,19 @@ def test_a_turned_video_is_shown_as_a_player_does(made, tmp_path, monkeypatch) -
     values = (0, one, 0, minus_one, 0, 0, SIZE[0] << 16, 0, fixed)
     data[matrix : matrix + 36] = b"".join(value.to_bytes(4, "big") for value in values)
     clip.write_bytes(data)
-    predict_video(*made, clip, tmp_path / "out.mp4", EXACT, palette=colormap(4))
+    predict_video(*made, clip, tmp_path / "out.mp4", EXACT, labels=label_set({}, made[0]))
     assert read_video(tmp_path / "out.mp4")[0].shape == (COUNT, SIZE[1], SIZE[0], 3)
 
 
 def test_what_is_no_video_is_one_line(made, tmp_path, capfd, monkeypatch) -> None:
     (tmp_path / "clip.mp4").write_bytes(b"no video at all" * 100)
     with pytest.raises(UserError, match=r"clip\.mp4: not a video that can be read"):
-        predict_video(*made, tmp_path / "clip.mp4", tmp_path / "out.mp4", EXACT, palette=colormap(4))
+        predict_video(*made, tmp_path / "clip.mp4", tmp_path / "out.mp4", EXACT, labels=label_set({}, made[0]))
     assert capfd.readouterr().err == ""
     clip = write_video(tmp_path / "large.mp4", "mp4v")
     monkeypatch.setattr(video_module, "MAX_PIXELS", 100)
     with pytest.raises(UserError, match=r"large\.mp4: frames of 3072 pixels, and 100 are the limit"):
-        predict_video(*made, clip, tmp_path / "out.mp4", EXACT, palette=colormap(4))
+        predict_video(*made, clip, tmp_path / "out.mp4", EXACT, labels=label_set({}, made[0]))
 
 
 def test_a_failure_leaves_the_older_file(made, tmp_path, monkeypatch) -> None:
@@ -96,5 +103,5 @@ def test_a_failure_leaves_the_older_file(made, tmp_path, monkeypatch) -> None:
     out.write_bytes(b"older")
     monkeypatch.setattr(video_module, "overlay", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        predict_video(*made, clip, out, EXACT, palette=colormap(4))
+        predict_video(*made, clip, out, EXACT, labels=label_set({}, made[0]))
     assert out.read_bytes() == b"older" and sorted(path.name for path in tmp_path.iterdir()) == ["clip.mp4", "out.mp4"]

@@ -1,4 +1,4 @@
-"""Cross-entropy over labelled pixels: hand values, ignored pixels, weights, hard-pixel mining, gradients."""
+"""Cross-entropy over labelled pixels: hand values, ignored pixels, weights, hard-pixel mining, gradients, sigmoids."""
 
 from functools import partial
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jax.test_util import check_grads
@@ -264,3 +265,113 @@ def test_any_loss_of_pixels_makes_a_loss() -> None:
     wrong = partial(pixelwise, lambda logits, labels, class_weights: (jnp.argmax(logits, -1) != labels) * 1.0)
     total, count, right = wrong(logits, labels, align_corners=True)
     assert count == labels.size and total == count - right.sum()
+
+
+# Sigmoids: one logit for two classes, and several labels a pixel.
+
+
+@pytest.mark.parametrize(
+    ("options", "total", "count"),
+    [
+        ({}, 2 * LN4 + (LN4 - LN3), 3),
+        ({"class_weights": jnp.asarray([2.0, 0.5])}, 4 * LN4 + 0.5 * (LN4 - LN3), 3),
+        ({"top_k": 1 / 3}, LN4, 1),
+    ],
+)
+def test_one_logit_by_hand(options: dict[str, Any], total: float, count: int) -> None:
+    """The sigmoid is 3/4 at every pixel: label 0 costs ln 4, label 1 costs ln 4/3."""
+    found, pixels = cross_entropy(LOGITS[:, 1:], LABELS, **options)
+    assert float(found) == pytest.approx(total, rel=1e-6)
+    assert float(pixels) == count
+
+
+def test_several_labels_by_hand() -> None:
+    """Two pixels with two labels each; the sigmoids are 3/4 and 1/2, and one label is unknown."""
+    logits = jnp.broadcast_to(jnp.asarray([LN3, 0.0], jnp.float32), (2, 2))
+    labels = jnp.asarray([[1, 0], [0, 255]])
+    total, count = cross_entropy(logits, labels)
+    assert float(total) == pytest.approx((LN4 - LN3) + LN2 + LN4, rel=1e-6)
+    assert float(count) == 3
+    weighted, _ = cross_entropy(logits, labels, class_weights=jnp.asarray([2.0, 10.0]))
+    assert float(weighted) == pytest.approx(2 * (LN4 - LN3) + 10 * LN2 + 2 * LN4, rel=1e-6)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_sigmoids_cost_what_optax_says(several: bool) -> None:
+    logits, _ = random_batch(classes=3 if several else 1)
+    labels = jnp.asarray(np.random.default_rng(1).integers(0, 2, logits.shape), jnp.uint8)
+    expected = optax.sigmoid_binary_cross_entropy(logits, labels)
+    total, count = jit_cross_entropy(logits, labels if several else labels[..., 0])
+    assert float(total) == pytest.approx(float(expected.sum()), rel=1e-6)
+    assert float(count) == labels.size
+
+
+@pytest.mark.parametrize("options", [{}, {"top_k": 0.3}, {"class_weights": jnp.asarray([2.0, 0.5])}])
+def test_one_logit_is_a_softmax_of_it_and_zero(options: dict[str, Any]) -> None:
+    """In bands, too; the loss, its gradient, and which pixels are right."""
+    coarse, _ = random_batch((2, 6, 5), classes=1)
+    labels = jnp.asarray(np.random.default_rng(1).choice([0, 1, 255], (2, 129, 65)), jnp.uint8)
+
+    @jax.jit
+    @partial(jax.value_and_grad, has_aux=True)
+    def one(z: jax.Array) -> tuple[jax.Array, Any]:
+        total, *rest = LOSSES["cross_entropy"](z, labels, align_corners=True, **options)
+        return total, rest
+
+    @jax.jit
+    @partial(jax.value_and_grad, has_aux=True)
+    def two(z: jax.Array) -> tuple[jax.Array, Any]:
+        pair = jnp.concatenate([jnp.zeros_like(z), z], axis=-1)
+        total, *rest = LOSSES["cross_entropy"](pair, labels, align_corners=True, **options)
+        return total, rest
+
+    (total, (count, right)), gradient = one(coarse)
+    (expected, (pixels, expected_right)), expected_gradient = two(coarse)
+    assert float(total) == pytest.approx(float(expected), rel=1e-6) and float(count) == float(pixels)
+    np.testing.assert_array_equal(right, expected_right)
+    np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-4, atol=1e-4)
+
+
+def test_each_of_several_labels_is_one_logit() -> None:
+    """In bands of parts; unknown labels of one class do not touch the others."""
+    coarse, _ = random_batch((2, 6, 5), classes=3)
+    labels = jnp.asarray(np.random.default_rng(1).choice([0, 1, 255], (2, 132, 17, 3)), jnp.uint8)
+    losses, right = jax.jit(partial(upsampled_losses, align_corners=True, parts=2))(coarse, labels)
+    assert losses.shape == right.shape == labels.shape
+    for k in range(3):
+        alone = upsampled_losses(coarse[..., k : k + 1], labels[..., k], align_corners=True)
+        np.testing.assert_allclose(losses[..., k], alone[0], rtol=1e-5, atol=1e-6)
+        np.testing.assert_array_equal(right[..., k], alone[1])
+
+
+@pytest.mark.parametrize("shape", [(4, 5), (4, 5, 3)])
+def test_sigmoids_without_labels_have_a_gradient_of_zero(shape: tuple[int, ...]) -> None:
+    logits = 1e4 * jnp.ones((4, 5, 1 if len(shape) == 2 else 3))
+
+    def loss(logits: jax.Array) -> jax.Array:
+        return mean_loss(*cross_entropy(logits, jnp.full(shape, 255)))
+
+    value, gradient = jax.value_and_grad(loss)(logits)
+    assert float(value) == 0 and not np.any(np.asarray(gradient))  # NaN counts as true
+
+
+def test_a_confident_sigmoid_keeps_its_digits() -> None:
+    """Of a logit of 20, label 1 costs exp(-20); a difference of two large numbers would be 0."""
+    assert float(cross_entropy(jnp.asarray([[20.0]]), jnp.asarray([1]))[0]) == pytest.approx(np.exp(-20), rel=1e-5)
+    assert float(cross_entropy(jnp.asarray([[-1e4]]), jnp.asarray([1]))[0]) == 1e4
+
+
+def test_one_logit_in_bands_holds_no_full_resolution_tensor_more() -> None:
+    """Than the softmax of two: the labels, the losses and which are right."""
+    size = (513, 513)
+    labels = jax.ShapeDtypeStruct((2, *size), jnp.uint8)
+
+    def memory(classes: int) -> int:
+        def loss(coarse: jax.Array, labels: jax.Array) -> jax.Array:
+            losses, _ = upsampled_losses(coarse, labels, align_corners=True)
+            return sum_hardest(losses, valid_pixels(labels))[0]
+
+        coarse = jax.ShapeDtypeStruct((2, 33, 33, classes), jnp.float32)
+        return int(jax.jit(jax.grad(loss)).lower(coarse, labels).compile().memory_analysis().temp_size_in_bytes)
+
+    assert memory(1) <= memory(2)

@@ -113,3 +113,31 @@ def test_matrices_add_up_over_batches() -> None:
     whole = confusion_matrix(labels, predictions, num_classes=3)
     parts = [confusion_matrix(labels[i], predictions[i], num_classes=3) for i in range(4)]
     np.testing.assert_array_equal(whole, sum(parts))
+
+
+def test_threshold_counts_by_hand() -> None:
+    """A probability equal to a threshold is not above it."""
+    labels = jnp.asarray([[0, 1, 1, 255, 0]])
+    probabilities = jnp.asarray([[0.25, 0.25, 0.5, 0.9, 0.75]])[..., None]
+    counts = metrics.threshold_counts(labels, probabilities, thresholds=(0.25, 0.5))
+    assert counts.tolist() == [[[1, 0, 1], [1, 1, 0]]]
+    # Above 0.25: labels 1 (0.5) and 0 (0.75). Above 0.5: label 0 (0.75).
+    assert metrics.confusion_at(counts).tolist() == [[[[1, 1], [1, 1]], [[1, 1], [2, 0]]]]
+
+
+def test_confusion_at_thresholds_is_that_of_the_predictions() -> None:
+    """Of several sigmoids, at several thresholds."""
+    rng = np.random.default_rng(0)
+    labels = jnp.asarray(rng.choice([0, 1, 255], (2, 7, 5, 3)))
+    probabilities = jnp.asarray(rng.integers(0, 21, labels.shape) / 20, jnp.float32)
+    thresholds = tuple(step / 20 for step in range(1, 20))
+    counts = jax.jit(metrics.threshold_counts, static_argnames="thresholds")(
+        labels, probabilities, thresholds=thresholds
+    )
+    found = metrics.confusion_at(counts)
+    assert found.shape == (3, 19, 2, 2)
+    for k in range(3):
+        for index, threshold in enumerate(thresholds):
+            predicted = (probabilities[..., k] > threshold).astype(int)
+            expected = confusion_matrix(labels[..., k], predicted, num_classes=2)
+            np.testing.assert_array_equal(found[k, index], expected)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from deeplab_jax.errors import UserError
+from deeplab_jax.evaluate.inference import segment
 from deeplab_jax.weights.convert import convert
 from tests.peers.parity import (
     assert_same_logits,
@@ -123,6 +124,20 @@ def test_every_tensor_is_used_or_named() -> None:
     beyond = [f"encoder.features.{index}." for index in range(7, 19)]
     assert all(name.startswith(("classification_head.", *beyond)) for name in unused)
     assert info["source"]["random"] == info["source"]["mismatched"] == []
+
+
+def test_one_logit_predicts_where_its_sigmoid_is_above_one_half() -> None:
+    """`classes=1`, as in smp's own example of binary segmentation, through `segment` from the stored pixels on."""
+    peer = randomise(smp.DeepLabV3Plus("mobilenet_v2", encoder_weights=None, classes=1))
+    photo = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
+    mean, std = (np.float32(values) for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    theirs = run_peer(peer, (photo[None] / np.float32(255) - mean) / std).sigmoid().numpy()[0, 0]
+    model, variables, info = convert(state_dict(peer))
+    classes, probabilities = segment(model, variables, photo, return_probabilities=True)
+    np.testing.assert_allclose(probabilities[..., 0], theirs, atol=1e-4)
+    sure = np.abs(theirs - 0.5) > 1e-4
+    np.testing.assert_array_equal(classes[sure], (theirs > 0.5)[sure])
+    assert 0 < classes.mean() < 1 and info["class_names"] == ["background", "object"]
 
 
 def test_a_folder_that_smp_saved(tmp_path: Any) -> None:

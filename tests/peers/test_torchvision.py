@@ -312,3 +312,16 @@ def test_timms_resnet_has_the_same_names_and_epsilon(monkeypatch: pytest.MonkeyP
     assert (info["source"]["kind"], info["source"]["mismatched"]) == ("imagenet", [])
     epsilons = {module.eps for module in peer.modules() if isinstance(module, torch.nn.BatchNorm2d)}
     assert epsilons == {model.backbone.settings.norm_epsilon}
+
+
+def test_an_exchanged_head_with_one_logit() -> None:
+    """`classifier = DeepLabHead(960, 1)` in a network whose auxiliary head keeps its 21 classes."""
+    name = "deeplabv3_mobilenet_v3_large"
+    peer = build(name)
+    peer.classifier = torchvision.models.segmentation.deeplabv3.DeepLabHead(960, 1)
+    images = random_images(97, 131)
+    expected = run_peer(settle(peer), images)["out"]
+    model, variables, info = convert(state_dict(peer))
+    logits, _ = run(model, variables, images)
+    assert_same_logits(logits, expected)
+    assert model.activation == "sigmoid" and info["class_names"] == ["background", "object"]

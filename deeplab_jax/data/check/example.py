@@ -60,11 +60,32 @@ def inspect_example(source: Source, index: int, tally: Tally) -> Seen:
         example = source[index]
     except UserError as error:
         return Seen([_from_error("unreadable example", name, error)])
-    # A source returns class ids, whatever its files store.
-    seen = _inspect_values(example["label"], source.labels.decoded(), name, {})
+    if source.labels.multilabel:
+        seen = _inspect_several(example["label"], source.labels.names, name)
+    else:  # A source returns class ids, whatever its files store.
+        seen = _inspect_values(example["label"], source.labels.decoded(), name, {})
     seen.size = _size(example["image"])
     tally.add(example["image"])
     _compare_sizes(seen, example["label"], name)
+    return seen
+
+
+def _inspect_several(label: np.ndarray, class_names: Sequence[str], name: str) -> Seen:
+    """Return the result for labels `[H, W, K]`; the pixels of a class are those that have it."""
+    seen = Seen(values=frozenset(np.unique(label).tolist()))
+    seen.pixels[: label.shape[2]] = np.sum(label == 1, axis=(0, 1))
+    seen.pixels[IGNORE_LABEL] = np.sum(label == IGNORE_LABEL)
+    if seen.values == {IGNORE_LABEL}:
+        message = "every label of every pixel is ignored; label the image or remove it"
+        seen.findings.append(Finding("warning", "all ignored", name, str(IGNORE_LABEL), message))
+        return seen
+    for k, class_name in enumerate(class_names):
+        if set(np.unique(label[..., k]).tolist()) == {0, IGNORE_LABEL}:
+            message = (
+                f"0/255 mask of {class_name}: 255 is the ignore label, so this label is never present; if 255 is your "
+                "object, set data.value_map to ((0,0),(255,1))"
+            )
+            seen.findings.append(Finding("warning", "0/255 mask", name, class_name, message))
     return seen
 
 

@@ -198,6 +198,12 @@ def _labels(
 ) -> LabelSet:
     if not 1 <= len(class_names) <= MAX_CLASSES:
         raise _names_error(class_names)
+    if len(class_names) == 1:
+        raise UserError(
+            f"class_names is {class_names}: one class, and nothing to tell it from; name the background too: "
+            f'"--config.data.options.class_names={("background", class_names[0])}"; if the masks hold 0 and 255, add '
+            '"--config.data.options.value_map=((0,0),(255,1))"'
+        )
     if ignore_label is not None and type(ignore_label) is not int:
         raise UserError(f"ignore_label is {ignore_label!r}; give a whole number, or None if no value is ignored")
     count = len(class_names)

@@ -65,7 +65,7 @@ def _smp(tensor_map: TensorMap, stated: Config) -> TensorMap:
         facts["decoder_channels"] = list(options["decoder_channels"])
     checked: dict[str, Callable[[Any], None]] = {
         "_model_class": lambda value: _expect("_model_class", SMP_NAMES.get(value), architecture, shown=value),
-        "activation": lambda value: _check_activation(value, notes),
+        "activation": lambda value: _check_activation(value, options, notes),
         "decoder_use_norm": _check_norm,
         "decoder_use_batchnorm": _check_norm,
         "psp_use_batchnorm": _check_norm,
@@ -132,9 +132,11 @@ def _rates(value: Any, output_stride: int) -> tuple[int, ...]:
     return tuple(rate * output_stride // 16 for rate in value)
 
 
-def _check_activation(value: Any, notes: list[str]) -> None:
+def _check_activation(value: Any, options: dict[str, Any], notes: list[str]) -> None:
     if value not in ACTIVATIONS:
         raise _refused("activation", value, "only an activation that keeps the order of the logits can be converted")
+    if value == "sigmoid":
+        options["activation"] = "sigmoid"
     if value not in (None, "identity"):
         notes.append(f"theirs ends with {value}; ours returns the logits before it")
 

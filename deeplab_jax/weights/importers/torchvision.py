@@ -1,5 +1,7 @@
 """torchvision's segmentation models (its ImageNet classifiers: `imagenet`)."""
 
+from dataclasses import replace
+
 from deeplab_jax.errors import UserError
 from deeplab_jax.weights.importers.torch_names import (
     COUNTERS,
@@ -49,7 +51,11 @@ AUX: tuple[Rule, ...] = (
 
 
 def recognise(shapes: Shapes, *, output_stride: int | None) -> TensorMap | None:
-    """Describe a state dict of one of `NETWORKS`; return None for any other."""
+    """Describe a state dict of one of `NETWORKS`; return None for any other.
+
+    People exchange the classifier of a published network, and keep its auxiliary head with 21 classes. Inference does
+    not need that head, so it is left out then.
+    """
     backbone = which_resnet(shapes, PREFIX)
     if backbone is None and is_mobilenet_v3(shapes, PREFIX):
         backbone = "mobilenet_v3_large"
@@ -61,9 +67,13 @@ def recognise(shapes: Shapes, *, output_stride: int | None) -> TensorMap | None:
     logits = shapes.get("classifier.low_classifier.weight" if architecture == "lraspp" else "classifier.4.weight")
     if name not in NETWORKS or not logits:
         return None
-    return network(
-        name, num_classes=logits[0], output_stride=output_stride, aux_head="aux_classifier.4.weight" in shapes
-    )
+    aux = shapes.get("aux_classifier.4.weight")
+    same = aux is not None and aux[:1] == logits[:1]
+    found = network(name, num_classes=logits[0], output_stride=output_stride, aux_head=same)
+    if aux is None or same:
+        return found
+    note = f"without the auxiliary head, which has {aux[0]} classes" if aux else "without the auxiliary head"
+    return replace(found, unused=(*found.unused, r"^aux_classifier\."), notes=(*found.notes, note))
 
 
 def network(name: str, *, num_classes: int, output_stride: int | None = None, aux_head: bool = False) -> TensorMap:

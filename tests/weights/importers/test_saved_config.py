@@ -54,6 +54,8 @@ def test_dropout_and_an_activation_after_the_logits() -> None:
     found = apply_config(SMP, {**SAVED, "decoder_aspp_dropout": 0.25, "activation": "softmax"})
     assert found.options["dropout"] == 0.25
     assert "theirs ends with softmax; ours returns the logits before it" in found.notes
+    assert "activation" not in found.options
+    assert apply_config(SMP, {**SAVED, "activation": "sigmoid"}).options["activation"] == "sigmoid"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,117 @@
+"""A folder of images whose pixels can have several labels: for each label a mask that says where it is."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from deeplab_jax.data.sets.folder import ValueMap, open_folder
+from deeplab_jax.data.source import Example, PairSource, check_sizes, decode_label
+from deeplab_jax.errors import UserError
+from deeplab_jax.labels import IGNORE_LABEL, MAX_CLASSES, LabelSet, colormap
+
+MULTILABEL = "multilabel"
+PRESENCE = ("absent", "present")
+
+
+@dataclasses.dataclass(frozen=True)
+class MultilabelSource:
+    """Examples whose label is `[H, W, K]`: 0, 1 or 255 for each label.
+
+    Attributes:
+      labels: the names and colours of the labels.
+      parts: for each label, the same images with the masks of that label.
+      channels, value_range: how images are read; see `images.read_image`.
+    """
+
+    labels: LabelSet
+    parts: tuple[PairSource, ...]
+    channels: tuple[int, ...] = ()
+    value_range: tuple[float, ...] = ()
+    name: str = MULTILABEL
+
+    def __len__(self) -> int:
+        return len(self.parts[0])
+
+    def __getitem__(self, index: int) -> Example:
+        whole = dataclasses.replace(self.parts[0], channels=self.channels, value_range=self.value_range)
+        first = whole[index]
+        label = [first["label"]]
+        for part in self.parts[1:]:
+            pair = part.pairs[index]
+            label.append(decode_label(part.read_mask(pair.mask), part.labels, name=pair.mask))
+            check_sizes(first["image"], label[-1], image_name=pair.image, mask_name=pair.mask)
+        return {**first, "label": np.stack(label, axis=-1)}
+
+    def describe(self, index: int) -> tuple[str, str]:
+        return self.parts[0].describe(index)
+
+
+def open_multilabel(
+    dir: str | Path,
+    *,
+    split: str,
+    class_names: Sequence[str] = (),
+    palette: Sequence[Sequence[int]] | None = None,
+    images: str = "images",
+    masks: str = "masks",
+    ignore_label: int | None = IGNORE_LABEL,
+    value_map: ValueMap | None = None,
+    split_lists: Mapping[str, str] | None = None,
+    val_fraction: float | None = None,
+    val_rule: str = "share",
+) -> MultilabelSource:
+    """Return a folder of images, with one folder of masks for each label, as a source.
+
+    Args:
+      dir: the folder.
+      split: the part to open; `open_folder` says how it is chosen.
+      class_names: the names of the labels, at least two.
+      palette: one (red, green, blue) for each label; default: the PASCAL VOC colours without black.
+      masks: the folder that holds a folder of masks with each label's name (`masks/NAME/7.png` for `images/7.jpg`), or
+        a folder or glob with `{class}` in the place of the name.
+      ignore_label: the stored value where it is not known whether the label is there; None if there is none.
+      value_map: stored value -> 0 (absent), 1 (present) or 255 (not known), for masks that store other values.
+      images, split_lists, val_fraction, val_rule: see `open_folder`.
+
+    Raises:
+      UserError: see `open_folder`; fewer than two names; an image that lacks the mask of a label.
+    """
+    labels = _labels(class_names, palette)
+    named = masks if "{class}" in masks else f"{masks}/{{class}}"
+    parts = tuple(
+        open_folder(
+            dir,
+            split=split,
+            class_names=PRESENCE,
+            images=images,
+            masks=named.replace("{class}", name),
+            ignore_label=ignore_label,
+            value_map=value_map,
+            split_lists=split_lists,
+            val_fraction=val_fraction,
+            val_rule=val_rule,
+        )
+        for name in labels.names
+    )
+    for part in parts:
+        part.require_pairs()
+    return MultilabelSource(labels, parts)
+
+
+def _labels(names: Sequence[str], palette: Sequence[Sequence[int]] | None) -> LabelSet:
+    good = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
+    if not good or not 2 <= len(names) < MAX_CLASSES or len(set(names)) < len(names):
+        raise UserError(
+            f"class_names is {names!r:.100}; give 2 to {MAX_CLASSES - 1} different names of labels that a pixel can "
+            "have: ('wet', 'cracked')"
+        )
+    colours = (
+        colormap(len(names) + 1)[1:] if palette is None else tuple((int(r), int(g), int(b)) for r, g, b in palette)
+    )
+    if len(colours) != len(names) or not all(0 <= value <= 255 for colour in colours for value in colour):
+        raise UserError(
+            f"palette does not fit {len(names)} labels; give {len(names)} triples (red, green, blue) of 0 to 255"
+        )
+    return LabelSet(tuple(names), colours, multilabel=True)

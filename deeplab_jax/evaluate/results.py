@@ -1,0 +1,120 @@
+"""The integer counts that an evaluation adds up, and the metrics in `metrics.json` that they give."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from deeplab_jax.labels import LabelSet, colormap
+from deeplab_jax.models.segmenter import Segmenter
+from deeplab_jax.ops import metrics
+
+Results = dict[str, Any]
+_ABSENT_OR_PRESENT = LabelSet(("absent", "present"), colormap(2))
+
+
+def count(
+    model: Segmenter, labels: jax.Array, classes: jax.Array, probabilities: jax.Array, *, thresholds: Sequence[float]
+) -> jax.Array:
+    """Return the counts of a batch: a confusion matrix `[K, K]`, or those of sigmoids at every threshold
+    (`ops.metrics.threshold_counts`).
+    """
+    if model.activation == "softmax":
+        return metrics.confusion_matrix(labels, classes, num_classes=model.num_classes)
+    return metrics.threshold_counts(labels, probabilities, thresholds=thresholds)
+
+
+def count_shape(model: Segmenter, thresholds: Sequence[float]) -> tuple[int, ...]:
+    """Return the shape of what `count` returns."""
+    own = model.num_classes
+    return (own, own) if model.activation == "softmax" else (own, 2, len(thresholds) + 1)
+
+
+def summarize_confusion(confusion: np.ndarray, labels: LabelSet) -> Results:
+    """Return the metrics of a confusion matrix `[K, K]` (rows are labels): ratios 0 to 1, None for a class that does
+    not occur.
+    """
+    columns = {
+        "iou": metrics.iou_per_class(confusion),
+        "accuracy": metrics.accuracy_per_class(confusion),
+        "precision": metrics.precision_per_class(confusion),
+        "recall": metrics.accuracy_per_class(confusion),
+        "dice": metrics.dice_per_class(confusion),
+    }
+    support = confusion.sum(axis=1)
+    return {
+        "miou": number(metrics.mean_iou(confusion)),
+        "pixel_accuracy": number(metrics.pixel_accuracy(confusion)),
+        "mean_accuracy": number(metrics.mean_accuracy(confusion)),
+        "per_class": [
+            {"name": name, **{key: number(column[k]) for key, column in columns.items()}, "support": int(support[k])}
+            for k, name in enumerate(labels.names)
+        ],
+        "confusion_matrix": confusion.tolist(),
+    }
+
+
+def summarize_sigmoids(
+    counts: np.ndarray, labels: LabelSet, *, thresholds: Sequence[float], threshold: float
+) -> Results:
+    """Return the metrics of sigmoids at a threshold, and how they change with it.
+
+    One sigmoid has the metrics of the confusion matrix of its two classes. Where a pixel has several labels, each has a
+    2x2 confusion matrix of its own. Its row says how well its presence is found. The mean IoU and the mean accuracy are
+    those over the labels' presence, and the pixel accuracy is the share of all labels that are right.
+
+    Args:
+      counts: from `ops.metrics.threshold_counts`, `[K, 2, T + 1]`.
+      labels: the two classes, or the K labels.
+      thresholds: the T thresholds of the counts; `threshold` is one of them.
+      threshold: at which the metrics are.
+    """
+    confusions = metrics.confusion_at(counts)
+    at = confusions[:, list(thresholds).index(threshold)]
+    names = labels.names[1:] if len(counts) == 1 else labels.names
+    swept = [_swept(name, own, thresholds) for name, own in zip(names, confusions, strict=True)]
+    if len(counts) == 1:
+        return {**summarize_confusion(at[0], labels), "thresholds": swept}
+    rows = [_presence(name, confusion) for name, confusion in zip(names, at, strict=True)]
+    return {
+        "miou": _mean([row["iou"] for row in rows]),
+        "pixel_accuracy": number(metrics.pixel_accuracy(at.sum(axis=0))),
+        "mean_accuracy": _mean([row["accuracy"] for row in rows]),
+        "per_class": rows,
+        "confusion_matrix": at.tolist(),
+        "thresholds": swept,
+    }
+
+
+def _presence(name: str, confusion: np.ndarray) -> Results:
+    """Return the row of a label from the 2x2 confusion matrix of its absence and presence."""
+    row: Results = summarize_confusion(confusion, _ABSENT_OR_PRESENT)["per_class"][1]
+    return {**row, "name": name}
+
+
+def _swept(name: str, confusions: np.ndarray, thresholds: Sequence[float]) -> Results:
+    """Return the IoU, precision, recall and F1 of an object at each threshold, and the row of the best IoU."""
+    rows: list[Results] = [
+        {
+            "threshold": threshold,
+            "iou": number(metrics.iou_per_class(confusion)[1]),
+            "precision": number(metrics.precision_per_class(confusion)[1]),
+            "recall": number(metrics.accuracy_per_class(confusion)[1]),
+            "f1": number(metrics.dice_per_class(confusion)[1]),
+        }
+        for threshold, confusion in zip(thresholds, confusions, strict=True)
+    ]
+    # Of equal ones, the threshold nearest to the middle.
+    best = max(rows, key=lambda row: (row["iou"] or 0.0, -abs(row["threshold"] - 0.5)))
+    return {"name": name, "table": rows, "best": best}
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
+
+
+def number(value: float) -> float | None:
+    """Return a float, or None for NaN, which JSON does not have."""
+    return None if np.isnan(value) else float(value)

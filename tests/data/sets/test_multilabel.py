@@ -1,0 +1,100 @@
+"""A folder with one mask for each label: what is read, how it is augmented, and what is refused."""
+
+import re
+
+import numpy as np
+import pytest
+
+from deeplab_jax.cli import main
+from deeplab_jax.data.catalog import open_source
+from deeplab_jax.data.images import write_image, write_mask
+from deeplab_jax.data.transforms import augment, resize_pair
+from deeplab_jax.errors import UserError
+
+NAMES = ("wet", "cracked")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Four images of 6x8 whose labels overlap; the first has a pixel of unknown wetness."""
+    rng = np.random.default_rng(0)
+    for index in range(4):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        write_image(tmp_path / "images" / f"{index}.png", rng.integers(0, 256, (6, 8, 3), np.uint8))
+        for name in NAMES:
+            mask = rng.integers(0, 2, (6, 8)).astype(np.uint8)
+            mask[0, 0] = 255 if (index, name) == (0, "wet") else 1
+            (tmp_path / "masks" / name).mkdir(exist_ok=True, parents=True)
+            write_mask(tmp_path / "masks" / name / f"{index}.png", mask, None)
+    return tmp_path
+
+
+def test_labels_have_an_axis_of_classes(folder) -> None:
+    source = open_source("multilabel", split="all", dir=folder, class_names=NAMES)
+    assert source.labels.multilabel and source.labels.names == NAMES and len(source) == 4
+    example = source[0]
+    assert example["label"].shape == (6, 8, 2) and example["label"].dtype == np.uint8
+    assert example["label"][0, 0].tolist() == [255, 1]
+    both = (example["label"] == 1).all(axis=-1)
+    assert both.any()  # A softmax could not say this.
+    named = open_source("multilabel", split="all", dir=folder, class_names=NAMES, masks="masks/{class}")
+    np.testing.assert_array_equal(named[3]["label"], source[3]["label"])
+
+
+def test_black_and_white_masks_need_a_value_map(folder, capsys) -> None:
+    for file in (folder / "masks" / "wet").iterdir():
+        write_mask(file, np.where(np.arange(48).reshape(6, 8) % 3, 255, 0).astype(np.uint8), None)
+    words = [
+        "check-data",
+        "--config",
+        "configs/folder.py",
+        f"--config.data.dir={folder}",
+        "--config.data.name=multilabel",
+    ]
+    words += [f"--config.data.options.class_names={NAMES}", "--split", "all"]
+    assert main(words) == 2
+    assert "0/255 mask of wet" in capsys.readouterr().out
+    fix = "--config.data.options.value_map=((0,0),(1,1),(255,1))"
+    assert main([*words, fix]) == 0
+    assert "0/255" not in capsys.readouterr().out
+
+
+def test_every_label_is_augmented_as_if_it_were_alone(folder) -> None:
+    example = open_source("multilabel", split="all", dir=folder, class_names=NAMES)[0]
+    image, label = example["image"], example["label"]
+    for seed in range(5):
+        crop, found = augment(image, label, np.random.default_rng(seed), crop_size=(9, 7))
+        for k in range(2):
+            alone, expected = augment(image, label[..., k], np.random.default_rng(seed), crop_size=(9, 7))
+            np.testing.assert_array_equal(crop, alone)
+            np.testing.assert_array_equal(found[..., k], expected)
+    assert resize_pair(image, label, (6, 8))[1].shape == (6, 8, 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"class_names": ("wet",)}, r"class_names is \('wet',\); give 2 to 253 different names"),
+        ({"class_names": ("wet", "wet")}, "different names of labels"),
+        ({"class_names": ("wet", "dry")}, "masks/dry: no such folder"),
+        ({"class_names": NAMES, "palette": [[0, 0, 0]]}, "palette does not fit 2 labels"),
+        ({"class_names": NAMES, "mask": "masks"}, "has no option 'mask'; did you mean masks"),
+    ],
+)
+def test_what_does_not_fit_is_refused(folder, options, message) -> None:
+    with pytest.raises(UserError, match=message):
+        open_source("multilabel", split="all", dir=folder, **options)
+
+
+def test_an_image_without_the_mask_of_a_label_is_named(folder) -> None:
+    (folder / "masks" / "cracked" / "2.png").unlink()
+    with pytest.raises(UserError, match=re.escape(f"{folder / 'images' / '2.png'}: no mask of that name")):
+        open_source("multilabel", split="all", dir=folder, class_names=NAMES)
+
+
+def test_prepare_refuses_it(folder, tmp_path, capsys) -> None:
+    words = ["--config", "configs/folder.py", f"--config.data.dir={folder}", "--config.data.name=multilabel"]
+    splits = ["--config.data.train_split=all", "--config.data.val_split=all"]
+    names = f"--config.data.options.class_names={NAMES}"
+    assert main(["prepare", *words, *splits, names, "--out", str(tmp_path / "out")]) == 2
+    assert "has several labels a pixel; prepare writes one" in capsys.readouterr().err
