@@ -8,10 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
+from deeplab_jax.data.images import read_mask, write_image
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate.evaluator import evaluate
+from deeplab_jax.evaluate.image_list import find_images
 from deeplab_jax.evaluate.inference import segment
+from deeplab_jax.evaluate.outputs import Outputs, label_set, page_of
+from deeplab_jax.evaluate.page import measures
+from deeplab_jax.evaluate.predictor import predict_files
 from deeplab_jax.evaluate.protocol import Protocol
 from deeplab_jax.evaluate.results import summarize_sigmoids
 from deeplab_jax.labels import LabelSet, colormap
@@ -190,3 +196,49 @@ def test_several_labels_are_counted_alone(several, options) -> None:
 def test_one_class_a_pixel_is_no_data_for_several_labels(several) -> None:
     with pytest.raises(UserError, match="the model has several labels a pixel, made up has one class a pixel"):
         evaluate(*several, MadeUp(((33, 33),), classes=3), BOX)
+
+
+def test_what_is_written_for_several_labels(tmp_path) -> None:
+    labels = LabelSet(("wet", "worn/old"), ((255, 0, 0), (0, 0, 255)), multilabel=True)
+    image = np.full((2, 2, 3), 100, np.uint8)
+    classes = np.array([[[1, 1], [1, 0]], [[0, 1], [0, 0]]])
+    probabilities = np.array([[[0.9, 0.6], [0.8, 0.3]], [[0.2, 1.0], [0.5, 0.0]]], np.float32)
+    page = page_of(tmp_path, labels, title="t")
+    Outputs(tmp_path, labels, "png", True, page=page).write("sub/a", image, classes, probabilities, truth=classes)
+    np.testing.assert_array_equal(read_mask(tmp_path / "wet" / "sub" / "a.png"), classes[..., 0])
+    np.testing.assert_array_equal(read_mask(tmp_path / "worn_old" / "sub" / "a.png"), classes[..., 1])
+    assert sorted(file.name for file in (tmp_path / "sub").iterdir()) == [
+        "a_confidence.png",
+        "a_overlay.png",
+        "a_probability_wet.png",
+        "a_probability_worn_old.png",
+    ]
+    # The least certain decision of each pixel: 0.6, 0.7, 0.8 and 0.5.
+    confidence = np.asarray(Image.open(tmp_path / "sub" / "a_confidence.png"))
+    np.testing.assert_array_equal(confidence, np.rint(np.array([[0.6, 0.7], [0.8, 0.5]]) * 255))
+    assert "worn/old" in page.write().read_text()
+
+
+def test_measures_of_several_labels_by_hand() -> None:
+    """Label 0: 1 of 2 pixels in either is right. Label 1 occurs nowhere. Class 0 of the page is no label."""
+    labels = LabelSet(("wet", "worn"), colormap(3)[1:], multilabel=True)
+    classes = np.array([[[1, 0], [1, 0], [0, 0], [1, 0]]])
+    truth = np.array([[[1, 0], [0, 0], [0, 0], [255, 255]]])
+    assert measures(classes, truth, labels) == {"miou": 0.5, "rows": [[1, 0.75, 0.5]]}
+
+
+def test_one_logit_writes_the_probabilities_of_both_classes(networks, tmp_path) -> None:
+    write_image(tmp_path / "a.png", IMAGE)
+    model, variables = networks[0]
+    outputs = Outputs(tmp_path / "out", label_set({}, model), "npy", confidence=True)
+    assert [error for _, error in predict_files(model, variables, find_images([tmp_path / "a.png"]), outputs)] == [None]
+    pair = np.load(tmp_path / "out" / "a_probabilities.npy")
+    assert pair.shape == (49, 65, 2)
+    np.testing.assert_allclose(pair.sum(axis=-1), 1, atol=1e-3)
+    confidence = np.asarray(Image.open(tmp_path / "out" / "a_confidence.png"))
+    assert confidence.min() >= 127
+
+
+def test_several_labels_have_no_ids_of_a_data_set(several) -> None:
+    with pytest.raises(UserError, match="--ids dataset: a pixel can have several labels"):
+        label_set({}, several[0], dataset_ids=True)

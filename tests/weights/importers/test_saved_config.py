@@ -50,6 +50,13 @@ def test_rates_are_stated_at_16(stride: int, rates: tuple[int, ...]) -> None:
     assert found.notes == ("rates 6, 12, 18 at any output stride",)
 
 
+def test_the_channels_are_those_of_the_first_convolution() -> None:
+    four = TensorMap(**{**vars(SMP), "options": {**SMP.options, "in_channels": 4}})
+    assert apply_config(four, {**SAVED, "in_channels": 4}).options["in_channels"] == 4
+    with pytest.raises(UserError, match="in_channels"):
+        apply_config(four, {**SAVED, "in_channels": 3})
+
+
 def test_dropout_and_an_activation_after_the_logits() -> None:
     found = apply_config(SMP, {**SAVED, "decoder_aspp_dropout": 0.25, "activation": "softmax"})
     assert found.options["dropout"] == 0.25
