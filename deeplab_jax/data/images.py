@@ -136,7 +136,9 @@ def grey_palette(stored: Stored) -> np.ndarray | None:
     return red if is_grey and len(np.unique(red)) == len(red) else None
 
 
-def write_mask(path: str | os.PathLike[str], class_ids: np.ndarray, palette: Sequence[tuple[int, int, int]]) -> None:
+def write_mask(
+    path: str | os.PathLike[str], class_ids: np.ndarray, palette: Sequence[tuple[int, int, int]] | None
+) -> None:
     """Write class ids as an indexed PNG in the colours of `palette`; 255 gets `VOID_COLOUR`.
 
     If it cannot be written completely, no file appears.
@@ -144,7 +146,7 @@ def write_mask(path: str | os.PathLike[str], class_ids: np.ndarray, palette: Seq
     Args:
       path: the file to write; its folder must exist.
       class_ids: integers `[H, W]`, each in 0 to 255.
-      palette: (red, green, blue) of each class id.
+      palette: (red, green, blue) of each class id; None: the values are shown as greys.
 
     Raises:
       UserError: the file cannot be written.
