@@ -9,12 +9,12 @@ reads the source at `(i + 0.5) * n / m - 0.5`. The image is read bilinearly (wit
 the label at the nearest pixel (of two equally near ones, the right or lower one).
 
 Images are uint8 `[H, W, C]`, or float32 in the same units, 0 to 255, which are never rounded. C is 3 (RGB) or any other
-number of bands. Labels are uint8 `[H, W]` class ids. No function writes into its arguments; a result may be a view of
-them.
+number of bands. Labels are uint8 `[H, W]` class ids, or `[H, W, K]` where a pixel can have several labels. No function
+writes into its arguments; a result may be a view of them.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
@@ -29,6 +29,7 @@ Pair = tuple[np.ndarray, np.ndarray]
 MEAN_COLOR = (124, 116, 104)
 _JITTER_PIVOT = 127.5
 _LUMA = (0.299, 0.587, 0.114)
+_CHROMA = ((0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))  # The axes I and Q of YIQ; each sums to 0.
 
 
 def augment(
@@ -70,10 +71,9 @@ def augment(
     """
     _check_pair(image, label)
     _check_size(crop_size)
-    size = _scaled(label.shape, sample_scale(rng, scale_range=scale_range, scale_step=scale_step))
+    size = _scaled(label.shape[:2], sample_scale(rng, scale_range=scale_range, scale_step=scale_step))
     colours = sample_jitter(rng, color_jitter, channels=image.shape[2]) if color_jitter else None
-    top, left = _sample_offset(rng, (max(size[0], crop_size[0]), max(size[1], crop_size[1])), crop_size)
-    window = (top, left, min(crop_size[0], size[0] - top), min(crop_size[1], size[1] - left))
+    window = sample_window(rng, size, crop_size)
     image, label = resize_pair(image, label, size, window=window)
     if colours is not None:
         image = apply_jitter(image, colours)
@@ -91,7 +91,7 @@ def random_scale(
 ) -> Pair:
     """Resize the pair by one random factor, see `sample_scale`; sizes are rounded and at least 1."""
     scale = sample_scale(rng, scale_range=scale_range, scale_step=scale_step)
-    return resize_pair(image, label, _scaled(label.shape, scale))
+    return resize_pair(image, label, _scaled(label.shape[:2], scale))
 
 
 def sample_scale(rng: np.random.Generator, *, scale_range: tuple[float, float], scale_step: float) -> float:
@@ -113,6 +113,11 @@ def sample_scale(rng: np.random.Generator, *, scale_range: tuple[float, float], 
     return low + scale_step * int(rng.integers(count))
 
 
+def sample_size(rng: np.random.Generator, size: Size, *, scale_range: tuple[float, float], scale_step: float) -> Size:
+    """Return a size times one random factor, see `sample_scale`; sizes are rounded and at least 1."""
+    return _scaled(size, sample_scale(rng, scale_range=scale_range, scale_step=scale_step))
+
+
 def resize_pair(
     image: np.ndarray, label: np.ndarray, size: Size, *, window: tuple[int, int, int, int] | None = None
 ) -> Pair:
@@ -132,31 +137,47 @@ def resize_pair(
     """
     _check_pair(image, label)
     top, left, height, width = window or (0, 0, *size)
-    if size == label.shape:
+    if tuple(size) == label.shape[:2]:
         part = np.s_[top : top + height, left : left + width]
         return image[part], label[part]
-    # The nearest pixel to (i + 0.5) * n / m - 0.5 is floor((i + 0.5) * n / m), here in integers so that it is exact.
-    rows = (2 * np.arange(top, top + height) + 1) * label.shape[0] // (2 * size[0])
-    columns = (2 * np.arange(left, left + width) + 1) * label.shape[1] // (2 * size[1])
     step_y, step_x = label.shape[0] / size[0], label.shape[1] / size[1]
     # An affine map does the work, because cv2.resize cannot start at an offset.
     to_source = np.array([[step_x, 0, (left + 0.5) * step_x - 0.5], [0, step_y, (top + 0.5) * step_y - 0.5]])
-    return _warped(image, to_source, (height, width)), label[rows][:, columns]
+    return _warped(image, to_source, (height, width)), resize_label(label, size, window=(top, left, height, width))
+
+
+def resize_label(label: np.ndarray, size: Size, *, window: tuple[int, int, int, int]) -> np.ndarray:
+    """Return the label of `resize_pair`: integers `[height, width]` of the window."""
+    top, left, height, width = window
+    # The nearest pixel to (i + 0.5) * n / m - 0.5 is floor((i + 0.5) * n / m), here in integers so that it is exact.
+    rows = (2 * np.arange(top, top + height) + 1) * label.shape[0] // (2 * size[0])
+    columns = (2 * np.arange(left, left + width) + 1) * label.shape[1] // (2 * size[1])
+    return label[rows][:, columns]
 
 
 def _warped(image: np.ndarray, to_source: np.ndarray, size: Size) -> np.ndarray:
-    if image.shape[2] not in (1, 3, 4):
-        # For other numbers of channels OpenCV rounds positions to 1/32 pixel, which changes values by up to 5 levels.
-        bands = [_warped(np.ascontiguousarray(band[..., None]), to_source, size) for band in np.moveaxis(image, 2, 0)]
-        return np.concatenate(bands, axis=2)
-    warped = cv2.warpAffine(
-        image,
-        to_source,
-        size[::-1],
-        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
-        borderMode=cv2.BORDER_REPLICATE,
-    )
-    return warped.reshape(*size, image.shape[2])  # OpenCV drops the axis of a single channel.
+    def warped(bands: np.ndarray) -> np.ndarray:
+        read = cv2.warpAffine(
+            bands,
+            to_source,
+            size[::-1],
+            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+            borderMode=cv2.BORDER_REPLICATE,
+        )
+        return read.reshape(*size, bands.shape[2])  # OpenCV drops the axis of a single channel.
+
+    return sample_bands(warped, image)
+
+
+def sample_bands(sample: Callable[[np.ndarray], np.ndarray], image: np.ndarray) -> np.ndarray:
+    """Return what `sample` reads of an image `[H, W, C]`: of all channels at once, or one by one.
+
+    For other numbers of channels than 1, 3 and 4 OpenCV rounds positions to 1/32 pixel, which changes values by up to
+    5 levels.
+    """
+    if image.shape[2] in (1, 3, 4):
+        return sample(image)
+    return np.concatenate([sample(np.ascontiguousarray(image[..., k, None])) for k in range(image.shape[2])], axis=2)
 
 
 def pad_to(
@@ -170,11 +191,11 @@ def pad_to(
     """Pad below and to the right up to at least `size`, the image with `fill` and the label with `ignore_label`."""
     _check_pair(image, label)
     height, width = max(size[0], label.shape[0]), max(size[1], label.shape[1])
-    if (height, width) == label.shape:
+    if (height, width) == label.shape[:2]:
         return image, label
     padded_image = np.empty((height, width, image.shape[2]), image.dtype)
     padded_image[:] = fill
-    padded_label = np.full((height, width), ignore_label, label.dtype)
+    padded_label = np.full((height, width, *label.shape[2:]), ignore_label, label.dtype)
     inside = np.s_[: label.shape[0], : label.shape[1]]
     padded_image[inside], padded_label[inside] = image, label
     return padded_image, padded_label
@@ -187,7 +208,7 @@ def random_crop(image: np.ndarray, label: np.ndarray, rng: np.random.Generator, 
       ValueError: the pair is smaller than the window; pad it first.
     """
     _check_pair(image, label)
-    top, left = _sample_offset(rng, label.shape, size)
+    top, left = _sample_offset(rng, label.shape[:2], size)
     part = np.s_[top : top + size[0], left : left + size[1]]
     return image[part], label[part]
 
@@ -213,17 +234,41 @@ def jitter(image: np.ndarray, rng: np.random.Generator, *, strength: float) -> n
     return apply_jitter(image, sample_jitter(rng, strength, channels=image.shape[2])) if strength else image
 
 
-def sample_jitter(rng: np.random.Generator, strength: float, *, channels: int = 3) -> np.ndarray:
-    """Return a random change of colour as a float `[C, C + 1]` affine map of (r, g, b, 1), values 0 to 255."""
-    if not 0 <= strength < 1:
+def sample_jitter(
+    rng: np.random.Generator, strength: float | Sequence[float], *, channels: int = 3, hue: float = 0.0
+) -> np.ndarray:
+    """Return a random change of colour as a float `[C, C + 1]` affine map of (r, g, b, 1), values 0 to 255.
+
+    Args:
+      rng: the only source of randomness.
+      strength: of brightness, contrast and saturation: one for each, or one for all.
+      channels: number of channels; only three have saturation and hue.
+      hue: largest angle in degrees, either way, by which colours turn around the greys. Their luma stays.
+    """
+    strengths = np.broadcast_to(np.asarray(strength, float), 3)
+    if not ((strengths >= 0) & (strengths < 1)).all():
         raise UserError(f"color_jitter {strength}: give a number from 0 (off) to below 1")
-    brightness, contrast, saturation = rng.uniform(1 - strength, 1 + strength, size=3)
-    saturate = np.eye(channels)
+    brightness, contrast, saturation = rng.uniform(1 - strengths, 1 + strengths)
+    colour = np.eye(channels)
     if channels == 3:
-        saturate = saturation * saturate + (1 - saturation) * np.tile(np.array(_LUMA), (3, 1))
+        colour = saturation * colour + (1 - saturation) * np.tile(np.array(_LUMA), (3, 1))
+        if hue:
+            colour = colour @ hue_matrix(float(rng.uniform(-hue, hue)))
     shift = np.full((channels, 1), _JITTER_PIVOT * (1 - contrast))
-    # Saturation keeps greys, and the shift is grey, so it can stay outside the product.
-    return np.hstack([brightness * contrast * saturate, shift])
+    # Saturation and hue keep greys, and the shift is grey, so it can stay outside the product.
+    return np.hstack([brightness * contrast * colour, shift])
+
+
+def hue_matrix(degrees: float) -> np.ndarray:
+    """Return the `[3, 3]` map of (r, g, b) that turns colours around the greys, and keeps greys and luma.
+
+    In the YIQ colours of television, it is a rotation of the two axes beside luma. Red turns to yellow, and then to
+    green.
+    """
+    turn = math.radians(degrees)
+    rotation = np.array([[1, 0, 0], [0, math.cos(turn), math.sin(turn)], [0, -math.sin(turn), math.cos(turn)]])
+    to_yiq = np.array([_LUMA, *_CHROMA])
+    return np.linalg.inv(to_yiq) @ rotation @ to_yiq
 
 
 def apply_jitter(image: np.ndarray, colours: np.ndarray) -> np.ndarray:
@@ -232,6 +277,15 @@ def apply_jitter(image: np.ndarray, colours: np.ndarray) -> np.ndarray:
         return cv2.transform(image, colours)
     mapped = np.clip(image @ colours[:, :-1].T + colours[:, -1], 0, 255)
     return (np.rint(mapped) if image.dtype == np.uint8 else mapped).astype(image.dtype)
+
+
+def sample_window(rng: np.random.Generator, size: Size, crop_size: Size) -> tuple[int, int, int, int]:
+    """Return the part (top, left, height, width) of a resized image that a random crop holds: all of it along a side
+    that is shorter than the crop.
+    """
+    _check_size(crop_size)
+    top, left = _sample_offset(rng, (max(size[0], crop_size[0]), max(size[1], crop_size[1])), crop_size)
+    return top, left, min(crop_size[0], size[0] - top), min(crop_size[1], size[1] - left)
 
 
 def _sample_offset(rng: np.random.Generator, size: Size, crop_size: Size) -> Size:
@@ -246,7 +300,7 @@ def _scaled(size: tuple[int, ...], scale: float) -> Size:
 
 
 def _check_pair(image: np.ndarray, label: np.ndarray) -> None:
-    if image.ndim != 3 or image.shape[2] < 1 or image.shape[:2] != label.shape:
+    if image.ndim != 3 or image.shape[2] < 1 or label.ndim > 3 or image.shape[:2] != label.shape[:2]:
         raise ValueError(f"image {image.shape} and label {label.shape} are not [H, W, C] and [H, W] of one size")
 
 

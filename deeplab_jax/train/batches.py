@@ -10,14 +10,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
+from rich.console import Console
 
-from deeplab_jax.config_keys import Loader, Skipping, arguments
+from deeplab_jax.config_keys import Loader, Sampling, Skipping, arguments
+from deeplab_jax.data.augment import Augmentation
 from deeplab_jax.data.check.dataset import check_labels
 from deeplab_jax.data.faults import never
 from deeplab_jax.data.loader import Batch, skipped_examples, training_batches
+from deeplab_jax.data.sampling import sampling_of
 from deeplab_jax.data.source import Source
 from deeplab_jax.distributed import together
 from deeplab_jax.models.segmenter import Segmenter
+from deeplab_jax.terminal import progress_bar
 from deeplab_jax.train.sharding import batch_sharding, own_rows, place_batch
 
 CHECKED_BATCHES = 2
@@ -41,6 +45,9 @@ class Batches:
     def __init__(self, config: ConfigDict, model: Segmenter, source: Source, mesh: Mesh) -> None:
         self.source, self.skipped = source, skipped_examples(source, **arguments(config.data, Skipping))
         self._config, self._model, self._mesh = config, model, mesh
+        with progress_bar(Console(stderr=True)) as progress:
+            skip = self.skipped is not None
+            self._sampling = sampling_of(source, skip=skip, progress=progress, **arguments(config.data, Sampling))
 
     def __len__(self) -> int:
         """The examples of the source."""
@@ -78,6 +85,8 @@ class Batches:
             fill=self._model.preprocessing.mean_pixel,
             stopped=stopped,
             skipped=self.skipped,
+            more=Augmentation(**self._config.data.augment),
+            sampling=self._sampling,
             **arguments(self._config.data, Loader),
         )
 
