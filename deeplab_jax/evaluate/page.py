@@ -1,4 +1,4 @@
-"""A page of predictions: one `index.html` with its small pictures beside it, read in any browser without a network."""
+"""A page of predictions or labels: one `index.html` with its pictures beside it, read in any browser without a network."""
 
 import json
 import os
@@ -27,20 +27,22 @@ _LONGEST_SHOWN = 1024
 
 
 class Page:
-    """Collects predictions and writes `index.html`; its pictures, of at most 1024 pixels, are in `index_files/`.
+    """Collects images and writes `index.html`; its pictures, of at most 1024 pixels, are in `index_files/`.
 
     Args:
       file: the page.
       labels: the classes, with names of any script: they are text on the page.
       title: its heading.
+      shows: what the classes of an image are, in one word.
     """
 
-    def __init__(self, file: Path, labels: LabelSet, *, title: str) -> None:
+    def __init__(self, file: Path, labels: LabelSet, *, title: str, shows: str = "prediction") -> None:
         self._file, self._labels, self._title = file, labels, title
         self._entries: list[dict[str, Any]] = []
+        self._shows = shows
 
     def add(self, name: str, image: np.ndarray, classes: np.ndarray, truth: np.ndarray | None = None) -> None:
-        """Add a prediction; threads may do so at the same time.
+        """Add an image; threads may do so at the same time.
 
         Args:
           name: its name, such as "sub/a"; each once.
@@ -52,7 +54,7 @@ class Page:
           UserError: a picture cannot be written.
         """
         palette, folder = self._labels.palette, self._file.parent / PICTURES
-        pictures = {"image": _smaller(shown(image)), "prediction": _fewer(classes)} | (
+        pictures = {"image": _smaller(shown(image)), self._shows: _fewer(classes)} | (
             {} if truth is None else {"truth": _fewer(truth)}
         )
         files = {kind: f"{kind}/{name}{'.jpg' if kind == 'image' else '.png'}" for kind in pictures}
@@ -91,6 +93,7 @@ class Page:
             .get_template("page.html")
             .render(
                 title=self._title,
+                shows=self._shows,
                 entries=entries,
                 classes=[
                     {"name": name, "colour": f"#{bytes(colour).hex()}"}

@@ -39,10 +39,11 @@ def abstract_batch(config: ConfigDict, model: Segmenter, mesh: Mesh) -> dict[str
 class Batches:
     """The training batches of a configuration.
 
-    `skipped` receives the examples that cannot be read; None means that the first one stops the run.
+    `skipped` receives the examples that cannot be read; None means that the first one stops the run. Without a mesh,
+    batches cannot be placed.
     """
 
-    def __init__(self, config: ConfigDict, model: Segmenter, source: Source, mesh: Mesh) -> None:
+    def __init__(self, config: ConfigDict, model: Segmenter, source: Source, mesh: Mesh | None = None) -> None:
         self.source, self.skipped = source, skipped_examples(source, **arguments(config.data, Skipping))
         self._config, self._model, self._mesh = config, model, mesh
         with progress_bar(Console(stderr=True)) as progress:
@@ -59,10 +60,16 @@ class Batches:
         The labels of the first few are checked: an accelerator would not notice a wrong label.
         """
         if start < self._config.train.steps:
+            assert self._mesh is not None
             rows = own_rows(self._mesh, self._config.train.batch_size)
             batches = self._read(start=start, rows=rows, stopped=stopped)
             batches = checked(batches, self._model, self.source.name)
             yield from map(partial(place_batch, mesh=self._mesh), batches)
+
+    def examples(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Iterate over the images and labels of the whole training, augmented."""
+        for batch in self._read(start=0):
+            yield from zip(batch["image"], batch["label"], strict=True)
 
     def sample(self) -> jax.Array:
         """Return the first training images, preprocessed, as many as the statistics of a norm need."""
