@@ -11,8 +11,8 @@ from ml_collections import ConfigDict
 from deeplab_jax import config_keys as keys
 from deeplab_jax.config import base, differences, load_config, parse_arg, read_config, shrink, to_plain
 from deeplab_jax.config_values import check
-from deeplab_jax.data.catalog import open_source
 from deeplab_jax.data.augment import Augmentation
+from deeplab_jax.data.catalog import open_source
 from deeplab_jax.data.loader import skipped_examples, training_batches
 from deeplab_jax.data.sampling import sampling_of
 from deeplab_jax.errors import UserError

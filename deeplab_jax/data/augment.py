@@ -2,13 +2,12 @@
 
 The image and its label go through these steps together:
 
-1. vertical flip and quarter turns, which are exact;
-2. a fixed size, if there is one, times the papers' random factor;
-3. the papers' random crop, which may be drawn again for the sake of its classes;
-4. rotation, perspective and elastic deformation around the crop's centre, with what lies around the crop;
-5. colours, gamma, blur, noise and JPEG compression, of the image alone; the padding keeps its colour;
-6. cut-out rectangles;
-7. the papers' mirroring.
+1. a fixed size, if there is one, times the papers' random factor;
+2. the papers' random crop, which may be drawn again for the sake of its classes;
+3. rotation, perspective and elastic deformation around the crop's centre, with what lies around the crop;
+4. colours, gamma, blur, noise and JPEG compression, of the image alone; the padding keeps its colour;
+5. cut-out rectangles;
+6. the papers' mirroring, vertical flips and quarter turns, which are exact.
 """
 
 import dataclasses
@@ -17,16 +16,15 @@ from collections.abc import Sequence
 import numpy as np
 
 from deeplab_jax.data import colour
+from deeplab_jax.data.colour import apply_jitter, sample_jitter
 from deeplab_jax.data.sampling import count_classes
 from deeplab_jax.data.transforms import (
     Pair,
     Size,
-    apply_jitter,
     pad_to,
     random_flip,
     resize_label,
     resize_pair,
-    sample_jitter,
     sample_size,
     sample_window,
 )
@@ -61,8 +59,8 @@ class Augmentation:
         most the smaller number, and whose longer side the larger one (mmsegmentation's `keep_ratio`).
       cat_max_ratio: a crop is drawn again, up to 10 times, unless it has two classes or more, and the share of each
         among the labelled pixels is below this (mmsegmentation's RandomCrop: 0.75); 1: any crop is taken.
-      brightness, contrast, saturation: strengths in `[0, 1)`; see `transforms.jitter`. Saturation is for RGB alone.
-      hue: largest angle in degrees, either way; see `transforms.hue_matrix`. For RGB alone.
+      brightness, contrast, saturation: strengths in `[0, 1)`; see `colour.jitter`. Saturation is for RGB alone.
+      hue: largest angle in degrees, either way; see `colour.hue_matrix`. For RGB alone.
       gamma: values become 255 * (value / 255) ** g, with g between 1 / (1 + gamma) and 1 + gamma.
       blur: largest standard deviation of a Gaussian blur, in pixels.
       noise: largest standard deviation of normal noise, in levels of 0 to 255.
@@ -157,12 +155,13 @@ def vary(
       UserError: an option that makes no sense, or none for such images.
     """
     more.check(image)
-    image, label = _turned(image, label, rng, more)
+    turns = int(rng.integers(4)) if more.quarter_turns else 0
+    before = (crop_size[1], crop_size[0]) if turns % 2 else crop_size
     size = resized(label.shape[:2], more.resize, keep_ratio=more.keep_ratio)
     size = sample_size(rng, size, scale_range=scale_range, scale_step=scale_step)
     colours = sample_jitter(rng, color_jitter, channels=image.shape[2]) if color_jitter else None
-    window = choose_window(rng, label, size, crop_size, cat_max_ratio=more.cat_max_ratio, wanted=wanted)
-    image, label, outside = _cropped(image, label, rng, more, size=size, window=window, crop_size=crop_size, fill=fill)
+    window = choose_window(rng, label, size, before, cat_max_ratio=more.cat_max_ratio, wanted=wanted)
+    image, label, outside = _cropped(image, label, rng, more, size=size, window=window, crop_size=before, fill=fill)
     changed = image if colours is None else apply_jitter(image, colours)
     changed = _change_values(changed, rng, more)
     if changed is not image:
@@ -177,7 +176,11 @@ def vary(
             size=more.cutout_size,
             ignored=more.cutout_ignored,
         )
-    return random_flip(changed, label, rng) if flip else (changed, label)
+    if flip:
+        changed, label = random_flip(changed, label, rng)
+    if more.vertical_flip and rng.random() < 0.5:
+        changed, label = changed[::-1], label[::-1]
+    return np.rot90(changed, turns), np.rot90(label, turns)
 
 
 def resized(size: Size, to: tuple[int, ...], *, keep_ratio: bool = False) -> Size:
@@ -217,16 +220,6 @@ def choose_window(
             break
         window = sample_window(rng, size, crop_size)
     return window
-
-
-def _turned(image: np.ndarray, label: np.ndarray, rng: np.random.Generator, options: Augmentation) -> Pair:
-    """Return views of both after a random vertical flip and quarter turn."""
-    if options.vertical_flip and rng.random() < 0.5:
-        image, label = image[::-1], label[::-1]
-    if options.quarter_turns:
-        turns = int(rng.integers(4))
-        image, label = np.rot90(image, turns), np.rot90(label, turns)
-    return image, label
 
 
 def _cropped(

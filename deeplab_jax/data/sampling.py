@@ -74,13 +74,9 @@ def sampling_by_class(counts: np.ndarray, *, temperature: float, pixels: int) ->
 
 
 def sampling_of(
-    source: Source, *, class_temperature: float, class_pixels: int, skip: bool, progress: Progress | None = None
-) -> ClassSampling | None:
-    """Return how the images of a source are drawn; None if all alike, because the temperature is 0. See `class_counts`
-    and `sampling_by_class`.
-    """
-    if class_temperature == 0:
-        return None
+    source: Source, *, class_temperature: float, class_pixels: int, skip: bool = False, progress: Progress | None = None
+) -> ClassSampling:
+    """Return how the images of a source are drawn: `sampling_by_class` of its `class_counts`."""
     counts = class_counts(source, skip=skip, progress=progress)
     return sampling_by_class(counts, temperature=class_temperature, pixels=class_pixels)
 

@@ -14,11 +14,12 @@ writes into its arguments; a result may be a view of them.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
 
+from deeplab_jax.data.colour import apply_jitter, each_band, sample_jitter
 from deeplab_jax.errors import UserError
 from deeplab_jax.labels import IGNORE_LABEL
 
@@ -27,9 +28,6 @@ Pair = tuple[np.ndarray, np.ndarray]
 
 # The mean colour of ImageNet, rounded. Normalised by the model, the padding is close to zero.
 MEAN_COLOR = (124, 116, 104)
-_JITTER_PIVOT = 127.5
-_LUMA = (0.299, 0.587, 0.114)
-_CHROMA = ((0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))  # The axes I and Q of YIQ; each sums to 0.
 
 
 def augment(
@@ -47,7 +45,7 @@ def augment(
 ) -> Pair:
     """Scale, jitter, pad, crop and mirror one example.
 
-    The result equals that of `random_scale`, `jitter`, `pad_to`, `random_crop` and `random_flip` in this order with the
+    The result equals that of `random_scale`, `colour.jitter`, `pad_to`, `random_crop` and `random_flip` in this order with the
     same generator, but only pixels inside the crop are resampled. The label is the same bit for bit. In the image,
     rounding changes a rare pixel by one level.
 
@@ -59,7 +57,7 @@ def augment(
       scale_range: smallest and largest scale factor; `(1, 1)` keeps the size.
       scale_step: distance between the factors; 0 draws them from the whole interval.
       flip: mirror left to right with probability one half.
-      color_jitter: strength in `[0, 1)`, see `jitter`; 0 leaves the colours alone.
+      color_jitter: strength in `[0, 1)`, see `colour.jitter`; 0 leaves the colours alone.
       fill: value of each channel in the padding.
       ignore_label: label of the padding.
 
@@ -166,18 +164,7 @@ def _warped(image: np.ndarray, to_source: np.ndarray, size: Size) -> np.ndarray:
         )
         return read.reshape(*size, bands.shape[2])  # OpenCV drops the axis of a single channel.
 
-    return sample_bands(warped, image)
-
-
-def sample_bands(sample: Callable[[np.ndarray], np.ndarray], image: np.ndarray) -> np.ndarray:
-    """Return what `sample` reads of an image `[H, W, C]`: of all channels at once, or one by one.
-
-    For other numbers of channels than 1, 3 and 4 OpenCV rounds positions to 1/32 pixel, which changes values by up to
-    5 levels.
-    """
-    if image.shape[2] in (1, 3, 4):
-        return sample(image)
-    return np.concatenate([sample(np.ascontiguousarray(image[..., k, None])) for k in range(image.shape[2])], axis=2)
+    return each_band(warped, image)
 
 
 def pad_to(
@@ -219,64 +206,6 @@ def random_flip(image: np.ndarray, label: np.ndarray, rng: np.random.Generator) 
     if rng.random() < 0.5:
         return np.ascontiguousarray(image[:, ::-1]), np.ascontiguousarray(label[:, ::-1])
     return image, label
-
-
-def jitter(image: np.ndarray, rng: np.random.Generator, *, strength: float) -> np.ndarray:
-    """Change brightness, contrast and saturation, each by its own factor from `[1 - strength, 1 + strength]`. Images of
-    other than three channels have no saturation: it stays.
-
-    Contrast pivots on mid-grey and not on the image's mean. So a pixel's new colour depends only on its old one, and
-    jitter and crop may change their order.
-
-    Raises:
-      UserError: `strength` is outside `[0, 1)`.
-    """
-    return apply_jitter(image, sample_jitter(rng, strength, channels=image.shape[2])) if strength else image
-
-
-def sample_jitter(
-    rng: np.random.Generator, strength: float | Sequence[float], *, channels: int = 3, hue: float = 0.0
-) -> np.ndarray:
-    """Return a random change of colour as a float `[C, C + 1]` affine map of (r, g, b, 1), values 0 to 255.
-
-    Args:
-      rng: the only source of randomness.
-      strength: of brightness, contrast and saturation: one for each, or one for all.
-      channels: number of channels; only three have saturation and hue.
-      hue: largest angle in degrees, either way, by which colours turn around the greys. Their luma stays.
-    """
-    strengths = np.broadcast_to(np.asarray(strength, float), 3)
-    if not ((strengths >= 0) & (strengths < 1)).all():
-        raise UserError(f"color_jitter {strength}: give a number from 0 (off) to below 1")
-    brightness, contrast, saturation = rng.uniform(1 - strengths, 1 + strengths)
-    colour = np.eye(channels)
-    if channels == 3:
-        colour = saturation * colour + (1 - saturation) * np.tile(np.array(_LUMA), (3, 1))
-        if hue:
-            colour = colour @ hue_matrix(float(rng.uniform(-hue, hue)))
-    shift = np.full((channels, 1), _JITTER_PIVOT * (1 - contrast))
-    # Saturation and hue keep greys, and the shift is grey, so it can stay outside the product.
-    return np.hstack([brightness * contrast * colour, shift])
-
-
-def hue_matrix(degrees: float) -> np.ndarray:
-    """Return the `[3, 3]` map of (r, g, b) that turns colours around the greys, and keeps greys and luma.
-
-    In the YIQ colours of television, it is a rotation of the two axes beside luma. Red turns to yellow, and then to
-    green.
-    """
-    turn = math.radians(degrees)
-    rotation = np.array([[1, 0, 0], [0, math.cos(turn), math.sin(turn)], [0, -math.sin(turn), math.cos(turn)]])
-    to_yiq = np.array([_LUMA, *_CHROMA])
-    return np.linalg.inv(to_yiq) @ rotation @ to_yiq
-
-
-def apply_jitter(image: np.ndarray, colours: np.ndarray) -> np.ndarray:
-    """Return an image with its colours mapped by a matrix of `sample_jitter`, clipped to 0..255; uint8 is rounded."""
-    if image.dtype == np.uint8 and image.shape[2] == 3:
-        return cv2.transform(image, colours)
-    mapped = np.clip(image @ colours[:, :-1].T + colours[:, -1], 0, 255)
-    return (np.rint(mapped) if image.dtype == np.uint8 else mapped).astype(image.dtype)
 
 
 def sample_window(rng: np.random.Generator, size: Size, crop_size: Size) -> tuple[int, int, int, int]:

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from deeplab_jax.data.transforms import Size, sample_bands
+from deeplab_jax.data.colour import each_band
+from deeplab_jax.data.transforms import Size
 from deeplab_jax.labels import IGNORE_LABEL
 
 Window = tuple[int, int, int, int]
@@ -86,7 +87,7 @@ def read_at(
         read = cv2.remap(bands, map_x, map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         return read.reshape(*outside.shape, bands.shape[2])
 
-    pixels, labels = sample_bands(remapped, part), label[rows, columns]
+    pixels, labels = each_band(remapped, part), label[rows, columns]
     pixels[outside], labels[outside] = fill, ignore_label
     return pixels, labels, outside
 

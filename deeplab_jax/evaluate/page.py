@@ -1,4 +1,4 @@
-"""A page of predictions or labels: one `index.html` with its pictures beside it, read in any browser without a network."""
+"""A page of predictions or labels: one `index.html` with small pictures beside it, for a browser without a network."""
 
 import json
 import os

@@ -17,7 +17,7 @@ from deeplab_jax.data.augment import Augmentation
 from deeplab_jax.data.check.dataset import check_labels
 from deeplab_jax.data.faults import never
 from deeplab_jax.data.loader import Batch, skipped_examples, training_batches
-from deeplab_jax.data.sampling import sampling_of
+from deeplab_jax.data.sampling import ClassSampling, sampling_of
 from deeplab_jax.data.source import Source
 from deeplab_jax.distributed import together
 from deeplab_jax.models.segmenter import Segmenter
@@ -46,9 +46,11 @@ class Batches:
     def __init__(self, config: ConfigDict, model: Segmenter, source: Source, mesh: Mesh | None = None) -> None:
         self.source, self.skipped = source, skipped_examples(source, **arguments(config.data, Skipping))
         self._config, self._model, self._mesh = config, model, mesh
-        with progress_bar(Console(stderr=True)) as progress:
-            skip = self.skipped is not None
-            self._sampling = sampling_of(source, skip=skip, progress=progress, **arguments(config.data, Sampling))
+        self._sampling: ClassSampling | None = None
+        if config.data.class_temperature:
+            how, skip = arguments(config.data, Sampling), self.skipped is not None
+            with progress_bar(Console(stderr=True)) as progress:
+                self._sampling = sampling_of(source, **how, skip=skip, progress=progress)
 
     def __len__(self) -> int:
         """The examples of the source."""

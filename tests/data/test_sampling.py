@@ -1,7 +1,6 @@
 """Images drawn by their classes: probabilities by hand, what is counted, and what the cache keeps."""
 
 import dataclasses
-import itertools
 import os
 
 import numpy as np
@@ -9,7 +8,7 @@ import pytest
 
 from deeplab_jax.data import sampling
 from deeplab_jax.data.images import write_image, write_mask
-from deeplab_jax.data.loader import training_batches
+from deeplab_jax.data.loader import skipped_examples, training_batches
 from deeplab_jax.data.sampling import class_counts, class_probabilities, count_classes, sampling_by_class, sampling_of
 from deeplab_jax.data.sets.folder import open_folder
 from deeplab_jax.errors import UserError
@@ -44,7 +43,7 @@ class Rare:
 
 def drawn(source, *, steps=100, start=0, seed=0, temperature=0.01, pixels=40, **how):
     """The batches of two images under rare class sampling."""
-    by_class = sampling_of(source, class_temperature=temperature, class_pixels=pixels, skip=False)
+    by_class = sampling_of(source, class_temperature=temperature, class_pixels=pixels) if temperature else None
     how = {"crop_size": (20, 25), "scale_range": (1.0, 1.0), "fill": (0, 0, 0), "threads": 2, **how}
     return list(training_batches(source, batch_size=2, steps=steps, start=start, seed=seed, sampling=by_class, **how))
 
@@ -91,8 +90,8 @@ def test_a_rare_class_is_seen_often_and_in_the_crop() -> None:
     of_rare = [(image[0, 0, 2] == 3, np.sum(label == 2)) for image, label in pairs]
     assert np.mean([is_rare for is_rare, _ in of_rare]) > 0.95  # P(2) / P(1) is exp(99).
     assert np.mean([pixels > 20 for is_rare, pixels in of_rare if is_rare]) > 0.5
-    alike = [(image[0, 0, 2], label) for b in drawn(Rare(), temperature=0.0) for image, label in zip(*b.values())]
-    assert 3 <= sum(index == 3 for index, _ in alike) <= 20  # 10 of 200
+    alike = np.concatenate([batch["image"][:, 0, 0, 2] for batch in drawn(Rare(), temperature=0.0)])
+    assert np.sum(alike == 3) == 10  # Of 200.
 
 
 def test_what_is_drawn_depends_on_seed_and_step_alone() -> None:
@@ -169,7 +168,18 @@ def test_masks_that_cannot_be_read_stop_or_are_left_out(folder) -> None:
 
 
 def test_each_set_has_a_sampling_of_its_own(folder) -> None:
-    assert sampling_of(open_train(folder), class_temperature=0.0, class_pixels=1, skip=False) is None
-    by_class = sampling_of(open_train(folder), class_temperature=0.1, class_pixels=1, skip=False)
-    assert by_class is not None and by_class.images == ((0, 1, 2, 3), (2, 3))
-    assert len({*itertools.chain(*by_class.images)}) == 4
+    by_class = sampling_of(open_train(folder), class_temperature=0.1, class_pixels=1)
+    assert by_class.images == ((0, 1, 2, 3), (2, 3))
+    # Of 4 x 108 labelled pixels, 0 + 1 + 2 + 3 are of class 1.
+    yes, no = np.exp(-6 / 432 / 0.1), np.exp(-426 / 432 / 0.1)
+    np.testing.assert_allclose(by_class.probabilities, [no / (yes + no), yes / (yes + no)])
+
+
+def test_an_image_that_cannot_be_read_is_replaced_as_without_sampling(folder) -> None:
+    (folder / "images" / "train" / "3.png").write_bytes(b"no image")  # Its mask can be read.
+    source = open_train(folder)
+    skipped = skipped_examples(source, on_error="skip", max_skipped=0.5)
+    found = drawn(source, steps=20, temperature=1.0, pixels=2, skipped=skipped)
+    assert len(found) == 20 and len(skipped.lines()) == 1 and "3.png" in skipped.lines()[0]
+    with pytest.raises(UserError, match=r"3\.png"):
+        drawn(source, steps=20, temperature=1.0, pixels=2)

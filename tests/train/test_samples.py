@@ -1,4 +1,4 @@
-"""What `check-data --show` writes: the training's own images, after the augmentation that the configuration asks for."""
+"""What `check-data --show` writes: the training's own images, after the augmentation of the configuration."""
 
 import itertools
 import json
@@ -79,7 +79,7 @@ def test_what_images_do_not_have_is_refused_when_it_is_shown(config, tmp_path, c
         "@dataclasses.dataclass(frozen=True)\nclass Grey(Scenes):\n"
         "    def __getitem__(self, index):\n        example = super().__getitem__(index)\n"
         "        return {**example, 'image': example['image'][..., :1]}\n\n\n"
-        "def grey(*, split, **options):\n    return Grey(split, **options)\n\n\nSOURCES = {'grey': grey}\n"
+        "def grey(*, split, size, count):\n    return Grey(split, size, count)\n\n\nSOURCES = {'grey': grey}\n"
     )
     own = ["--module", str(tmp_path / "own.py"), "--config.data.name=grey", "--config.model.options.in_channels=1"]
     assert main(["check-data", config, *words, *own, "--show", str(tmp_path / "shown")]) == 2
