@@ -89,7 +89,7 @@ class Loader:
 
 @dataclass(frozen=True)
 class Augment:
-    """`augment.Augmentation`: what happens to a training image beside the papers' scaling, crop and mirroring."""
+    """`augmentation.Augmentation`: what happens to a training image beside the papers' scaling, crop and mirroring."""
 
     probability: float = key(0.5, 0, 1)  # of each of the following that has no other
     vertical_flip: bool = False  # with probability 1/2

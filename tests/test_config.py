@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from deeplab_jax import config_keys as keys
 from deeplab_jax.config import base, differences, load_config, parse_arg, read_config, shrink, to_plain
 from deeplab_jax.config_values import check
-from deeplab_jax.data.augment import Augmentation
+from deeplab_jax.data.augmentation import Augmentation
 from deeplab_jax.data.catalog import open_source
 from deeplab_jax.data.loader import skipped_examples, training_batches
 from deeplab_jax.data.sampling import sampling_of

@@ -7,7 +7,8 @@ import grain
 import numpy as np
 from absl import flags
 
-from deeplab_jax.data.augment import NONE, Augmentation, Wanted, vary
+from deeplab_jax.data.augment import Wanted, vary
+from deeplab_jax.data.augmentation import NONE, Augmentation
 from deeplab_jax.data.faults import NOT_REPLACED, Read, Replacing, Skipped, never, start_worker, within
 from deeplab_jax.data.sampling import ClassSampling
 from deeplab_jax.data.source import Example, Source

@@ -45,9 +45,9 @@ def augment(
 ) -> Pair:
     """Scale, jitter, pad, crop and mirror one example.
 
-    The result equals that of `random_scale`, `colour.jitter`, `pad_to`, `random_crop` and `random_flip` in this order with the
-    same generator, but only pixels inside the crop are resampled. The label is the same bit for bit. In the image,
-    rounding changes a rare pixel by one level.
+    The result equals that of `random_scale`, `colour.jitter`, `pad_to`, `random_crop` and `random_flip` in this order
+    with the same generator, but only pixels inside the crop are resampled. The label is the same bit for bit. In the
+    image, rounding changes a rare pixel by one level.
 
     Args:
       image: `[H, W, C]`.

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from deeplab_jax.config_keys import Loader, Sampling, Skipping, arguments
-from deeplab_jax.data.augment import Augmentation
+from deeplab_jax.data.augmentation import Augmentation
 from deeplab_jax.data.check.dataset import check_labels
 from deeplab_jax.data.faults import never
 from deeplab_jax.data.loader import Batch, skipped_examples, training_batches

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deeplab_jax.data import colour, transforms, warp
-from deeplab_jax.data.augment import Augmentation, choose_window, cut_out, resized, vary
+from deeplab_jax.data.augment import choose_window, cut_out, resized, vary
+from deeplab_jax.data.augmentation import Augmentation
 from deeplab_jax.errors import UserError
 
 FILL = (7, 8, 9)

@@ -9,7 +9,7 @@ import pytest
 
 from deeplab_jax.cli import main
 from deeplab_jax.config import load_config
-from deeplab_jax.data.augment import Augmentation
+from deeplab_jax.data.augmentation import Augmentation
 from deeplab_jax.data.images import read_image, read_mask
 from deeplab_jax.train.batches import Batches
 from deeplab_jax.train.from_config import build_model, open_split
