@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deeplab_jax.data import colour, transforms, warp
-from deeplab_jax.data.augment import choose_window, cut_out, resized, vary
+from deeplab_jax.data.augment import choose_window, cut_out, resized, sample_warp, vary
 from deeplab_jax.data.augmentation import Augmentation
 from deeplab_jax.errors import UserError
 
@@ -208,6 +208,22 @@ def test_perspective_by_hand() -> None:
     np.testing.assert_allclose(corners[0], [[-32, -16], [40, 20]], atol=1e-4)
 
 
+def test_a_crop_is_turned_and_tilted_at_once() -> None:
+    """A small tilt leaves the direction of the crop's middle as the rotation turned it, and its size."""
+    more, directions = Augmentation(probability=1.0, rotation=180.0, perspective=0.02), []
+    tilts = []
+    for seed in range(30):
+        matrix, displacement = sample_warp(np.random.default_rng(seed), more, (50, 50))
+        assert matrix is not None and displacement is None
+        start, end = cv2.perspectiveTransform(np.array([[[0.0, 0.0], [1.0, 0.0]]]), matrix)[0]
+        assert 0.8 < np.linalg.norm(end - start) < 1.2
+        corner = cv2.perspectiveTransform(np.array([[[-25.0, -25.0]]]), matrix)[0, 0]
+        tilts.append(np.linalg.norm(corner) / np.linalg.norm([25, 25]))
+        directions.append(np.degrees(np.arctan2(*(end - start)[::-1])))
+    assert min(directions) < -120 and max(directions) > 120 and np.std(directions) > 70
+    assert 0.005 < np.std(tilts) < 0.05
+
+
 def test_elastic_displacements_by_hand() -> None:
     assert warp.elastic(np.zeros((3, 3, 2)), (20, 30)).shape == (20, 30, 2)
     constant = warp.elastic(np.tile([4.0, -2.0], (3, 3, 1)), (20, 30))
@@ -345,6 +361,10 @@ def test_noise_blur_and_jpeg_do_what_they_say() -> None:
         packed = colour.jpeg(photo, np.random.default_rng(0), strength)
         apart = np.abs(packed.astype(int) - photo)
         assert apart.max() > 0 and apart.mean() < most  # Red stays red.
+    # In columns of two colours of one luma (115), JPEG's halved colours become one. With red and blue exchanged, the
+    # two would have another luma each.
+    columns = np.tile(np.array([[150, 100, 100], [100, 100, 231]], np.uint8), (64, 32, 1))
+    assert colour.jpeg(columns, np.random.default_rng(0), 100).std(axis=(0, 1)).max() < 3
     assert colour.jpeg(photo[..., :1], np.random.default_rng(0), 50).shape == (64, 64, 1)
 
 
