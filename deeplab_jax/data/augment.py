@@ -70,7 +70,7 @@ def vary(
     Raises:
       UserError: an option that makes no sense, or none for such images.
     """
-    more.check(image)
+    more.check(image.shape[2], image.dtype)
     turns = int(rng.integers(4)) if more.quarter_turns else 0
     before = (crop_size[1], crop_size[0]) if turns % 2 else crop_size
     size = resized(label.shape[:2], more.resize, keep_ratio=more.keep_ratio)

@@ -71,19 +71,18 @@ class Augmentation:
                 "such as 512,1024"
             )
 
-    def check(self, image: np.ndarray) -> None:
-        """Raise a UserError if the options have no meaning for an image `[H, W, C]`."""
-        channels = image.shape[2]
+    def check(self, channels: int, dtype: np.dtype | type = np.uint8) -> None:
+        """Raise a UserError if the options have no meaning for images of so many channels and this type."""
         for name in ("saturation", "hue"):
             if getattr(self, name) and channels != 3:
                 raise UserError(
                     f"config.data.augment.{name}={getattr(self, name)}: images of {channels} channels have no {name}; "
                     f"leave it out: --config.data.augment.{name}=0"
                 )
-        if self.jpeg and (image.dtype != np.uint8 or channels not in (1, 3)):
+        if self.jpeg and (dtype != np.uint8 or channels not in (1, 3)):
             raise UserError(
                 f"config.data.augment.jpeg={self.jpeg}: JPEG has 8 bits and one or three channels, and the images are "
-                f"{image.dtype} of {channels}; leave it out: --config.data.augment.jpeg=0"
+                f"{np.dtype(dtype)} of {channels}; leave it out: --config.data.augment.jpeg=0"
             )
 
 

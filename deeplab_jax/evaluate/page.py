@@ -120,12 +120,12 @@ def templates(folder: Path) -> jinja2.Environment:
     )
 
 
-def make_folder(folder: Path) -> None:
-    """Create a folder of predictions, or raise a UserError."""
+def make_folder(folder: Path, *, option: str = "--out") -> None:
+    """Create a folder that an option of the command line names, or raise a UserError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{folder}: cannot be made ({error.strerror}); give another --out") from None
+        raise UserError(f"{folder}: cannot be made ({error.strerror}); give another {option}") from None
 
 
 def measures(classes: np.ndarray, truth: np.ndarray | None, num_classes: int) -> dict[str, Any]:

@@ -46,6 +46,8 @@ class Batches:
     def __init__(self, config: ConfigDict, model: Segmenter, source: Source, mesh: Mesh | None = None) -> None:
         self.source, self.skipped = source, skipped_examples(source, **arguments(config.data, Skipping))
         self._config, self._model, self._mesh = config, model, mesh
+        self._more = Augmentation(**config.data.augment)
+        self._more.check(model.in_channels)  # Before anything is read or compiled.
         self._sampling: ClassSampling | None = None
         if config.data.class_temperature:
             how, skip = arguments(config.data, Sampling), self.skipped is not None
@@ -94,7 +96,7 @@ class Batches:
             fill=self._model.preprocessing.mean_pixel,
             stopped=stopped,
             skipped=self.skipped,
-            more=Augmentation(**self._config.data.augment),
+            more=self._more,
             sampling=self._sampling,
             **arguments(self._config.data, Loader),
         )

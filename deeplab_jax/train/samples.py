@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from deeplab_jax.data.check.dataset import check_labels
 from deeplab_jax.data.source import Source
-from deeplab_jax.evaluate.page import PAGE, Page
+from deeplab_jax.evaluate.page import PAGE, Page, make_folder
 from deeplab_jax.train.batches import Batches
 from deeplab_jax.train.from_config import build_model
 
@@ -22,6 +22,7 @@ def show_samples(config: ConfigDict, source: Source, folder: str | Path, *, coun
       UserError: an example cannot be read, has an unknown label, or does not fit the augmentation or the model; or the
         page cannot be written.
     """
+    make_folder(Path(folder), option="--show")
     rows = config.train.batch_size
     digits, row_digits = len(str(-(-count // rows))), len(str(rows))  # So that names sort as numbers.
     model = build_model(config, num_classes=source.labels.num_classes)

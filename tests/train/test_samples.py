@@ -72,6 +72,13 @@ def test_mistakes_are_one_line(config, word, message, capsys) -> None:
     assert len(lines) == 1 and re.search(message, lines[0]), lines
 
 
+def test_a_page_that_cannot_be_written_is_one_line(config, tmp_path, capsys) -> None:
+    (tmp_path / "file").write_text("")
+    assert main(["check-data", config, "--limit=1", "--show", str(tmp_path / "file")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(r"file: cannot be made \(File exists\); give another --show$", line)
+
+
 def test_what_images_do_not_have_is_refused_when_it_is_shown(config, tmp_path, capsys) -> None:
     words = ["--config.data.augment.saturation=0.3", "--split=val", "--limit=1"]
     (tmp_path / "own.py").write_text(
