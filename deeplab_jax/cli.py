@@ -174,6 +174,7 @@ def add_data_verbs(verb: Verb) -> None:
     check.add_argument("--split", help="split to check; by default the training and the validation split")
     check.add_argument("--limit", type=int, help="check only so many images, evenly spread")
     check.add_argument("--json", help="write the report to this file as well")
+    check.add_argument("--show", metavar="FOLDER", help="write a page of training images as they are augmented")
 
     prepare = verb(
         "prepare",

@@ -218,6 +218,7 @@ def check_data(args: argparse.Namespace) -> int:
     from deeplab_jax.data.check.report import format_report
     from deeplab_jax.terminal import progress_bar
     from deeplab_jax.train.from_config import open_split
+    from deeplab_jax.train.samples import show_samples
 
     config = required_config(args)
     splits = [args.split] if args.split else [config.data.train_split, config.data.val_split]
@@ -234,6 +235,9 @@ def check_data(args: argparse.Namespace) -> int:
     finally:  # After a split that cannot be opened, the report of the one before.
         for split, report in reports.items():
             print(f"{split}: {format_report(report)}\n")
+    if args.show:
+        page = show_samples(config, open_split(config, config.data.train_split), args.show)
+        print(f"training images after augmentation: open {page}")
     return 0 if all(report.ok for report in reports.values()) else USER_ERROR
 
 

@@ -6,7 +6,7 @@ each. To add a key, add its line here and the argument in the function that uses
 
 import math
 from collections.abc import Mapping
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields, is_dataclass
 from typing import Any, get_origin
 
 from ml_collections import ConfigDict
@@ -88,6 +88,42 @@ class Loader:
 
 
 @dataclass(frozen=True)
+class Augment:
+    """`augmentation.Augmentation`: what happens to a training image beside the papers' scaling, crop and mirroring."""
+
+    probability: float = key(0.5, 0, 1)  # of each of the following that has no other
+    vertical_flip: bool = False  # with probability 1/2
+    quarter_turns: bool = False  # 0, 90, 180 or 270 degrees
+    rotation: float = key(0.0, 0, 180)  # largest angle in degrees, either way
+    perspective: float = key(0.0, 0, 0.2)  # largest shift of a crop's corner, as a share of the side
+    elastic: float = key(0.0, 0, 1000)  # standard deviation of smooth displacements, in pixels; 10 as in U-Net
+    elastic_grid: int = key(3, 2, 100)  # points along each side of a crop between which they are interpolated
+    # Pixels before random scaling: of the shorter side, or (height, width); empty: the image's own.
+    resize: tuple[int, ...] = key((), 1, LONGEST_SIDE, most=2)
+    keep_ratio: bool = False  # largest size within `resize`, turned as the image is, without distortion
+    cat_max_ratio: float = key(1.0, SMALLEST, 1)  # of a class in a crop, else it is drawn again; 0.75 in mmsegmentation
+    brightness: float = key(0.0, 0, BELOW_1)  # factors 1 - this to 1 + this; so are the next two
+    contrast: float = key(0.0, 0, BELOW_1)
+    saturation: float = key(0.0, 0, BELOW_1)  # RGB only
+    hue: float = key(0.0, 0, 180)  # largest angle in degrees, either way; RGB only
+    gamma: float = key(0.0, 0, 10)  # exponents 1 / (1 + this) to 1 + this
+    blur: float = key(0.0, 0, 100)  # largest standard deviation of a Gaussian, in pixels
+    noise: float = key(0.0, 0, 255)  # largest standard deviation, in levels of 0 to 255
+    jpeg: int = key(0, 0, 100)  # lowest quality; 0: no compression; for 8 bits, grey or RGB
+    cutout: int = key(0, 0, 1000)  # number of rectangles of the mean colour
+    cutout_size: float = key(0.2, SMALLEST, 1)  # their largest sides, as shares of the crop's
+    cutout_ignored: bool = False  # whether their pixels are ignored in the loss
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """`sampling_of`: which images are drawn."""
+
+    class_temperature: float = key(0.0, 0, 1000)  # rare classes more often, 0.01 as in DAFormer; 0: all images alike
+    class_pixels: int = key(3000, 0)  # an image shows a class with more pixels than these, and a crop with half as many
+
+
+@dataclass(frozen=True)
 class Skipping:
     """`skipped_examples`."""
 
@@ -96,8 +132,10 @@ class Skipping:
 
 
 @dataclass(frozen=True)
-class Data(Skipping, Loader, Source):
+class Data(Sampling, Skipping, Loader, Source):
     """The training data, and how they are read."""
+
+    augment: Augment = field(default_factory=Augment)
 
 
 @dataclass(frozen=True)
@@ -213,9 +251,16 @@ def arguments(section: Mapping[str, Any], of: Any) -> dict[str, Any]:
 
 
 def keys_of_sections() -> dict[str, Field[Any]]:
-    """Return every key of a section, by a name such as `data.dir`."""
-    sections = {one.name: one.type for one in fields(Config) if one.default is MISSING}
-    return {f"{name}.{one.name}": one for name, section in sections.items() for one in fields(section)}  # type: ignore
+    """Return every key of a section, by a name such as `data.dir` or `data.augment.blur`."""
+    return {name: one for name, one in _keys_of(Config).items() if "." in name}
+
+
+def _keys_of(section: Any, prefix: str = "") -> dict[str, Field[Any]]:
+    found = {}
+    for one in fields(section):
+        name = prefix + one.name
+        found.update(_keys_of(one.type, f"{name}.") if is_dataclass(one.type) else {name: one})
+    return found
 
 
 FREE = tuple(f"config.{name}" for name, one in keys_of_sections().items() if one.metadata and one.metadata["free"])
@@ -225,7 +270,7 @@ FREE = tuple(f"config.{name}" for name, one in keys_of_sections().items() if one
 def _default(one: Field[Any]) -> Any:
     if is_options(one):
         return ConfigDict({})
-    return defaults(one.type) if one.default is MISSING else one.default
+    return defaults(one.type) if is_dataclass(one.type) else one.default
 
 
 def is_options(one: Field[Any]) -> bool:

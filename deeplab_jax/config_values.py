@@ -1,9 +1,11 @@
 """The values of a configuration: checks against `config_keys`, and conversion from JSON, which has few types."""
 
 import ast
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import Field
+from operator import getitem
 from typing import Any, get_args, get_origin
 
 from ml_collections import ConfigDict
@@ -77,8 +79,7 @@ def check(config: Any, *, name: str = "") -> None:
         raise UserError(f"{start}get_config returns no configuration; let it start from deeplab_jax.config.base()")
     _check_numbers(config.to_dict(), f"{start}config")
     for last, one in keys_of_sections().items():
-        section, _, own = last.partition(".")
-        _check_value(one, config[section][own], f"{start}config.{last}")
+        _check_value(one, functools.reduce(getitem, last.split("."), config), f"{start}config.{last}")
 
 
 def _check_value(one: Field[Any], value: Any, where: str) -> None:

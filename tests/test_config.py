@@ -11,8 +11,10 @@ from ml_collections import ConfigDict
 from deeplab_jax import config_keys as keys
 from deeplab_jax.config import base, differences, load_config, parse_arg, read_config, shrink, to_plain
 from deeplab_jax.config_values import check
+from deeplab_jax.data.augmentation import Augmentation
 from deeplab_jax.data.catalog import open_source
 from deeplab_jax.data.loader import skipped_examples, training_batches
+from deeplab_jax.data.sampling import sampling_of
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate.protocol import Protocol
 from deeplab_jax.models.catalog import create_model, model_names
@@ -196,6 +198,8 @@ def test_options_take_any_key() -> None:
     ("section", "function"),
     [
         (keys.Loader, training_batches),
+        (keys.Augment, Augmentation),
+        (keys.Sampling, sampling_of),
         (keys.Skipping, skipped_examples),
         (keys.Optimizer, make_optimizer),
         (keys.Step, train_step),
@@ -239,6 +243,30 @@ def test_a_new_key_is_checked_by_its_line(monkeypatch, name, value, message) -> 
     config.made[name] = value
     with pytest.raises(UserError, match=message):
         check(config, name="mine")
+
+
+def test_a_section_in_a_section_has_keys_with_limits_and_survives_json(tmp_path) -> None:
+    assert keys.keys_of_sections()["data.augment.rotation"].metadata["high"] == 180
+    assert "data.augment" not in keys.keys_of_sections() and "init" not in keys.keys_of_sections()
+    assert Augmentation(**base().data.augment) == Augmentation()
+    plain = to_plain(base())
+    plain["data"]["augment"] = {"resize": [40, 50], "rotation": 3, "jpeg": 5}
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(plain))
+    config = read_config(file)
+    assert Augmentation(**config.data.augment) == Augmentation(resize=(40, 50), rotation=3.0, jpeg=5)
+    assert differences(to_plain(base()), to_plain(config))[0] == "config.data.augment.jpeg: 0 -> 5"
+    del plain["data"]["augment"]  # As in run directories of before.
+    file.write_text(json.dumps(plain))
+    assert differences(to_plain(base()), to_plain(read_config(file))) == []
+    for key, value, message in (
+        ("rotation", 181, r"config\.data\.augment\.rotation=181\.0: give 0 to 180"),
+        ("rotatoin", 1, "there is no key 'data.augment.rotatoin': did you mean rotation"),
+        ("blur", "much", r"data\.augment\.blur is 'much'; give a number"),
+    ):
+        file.write_text(json.dumps({"data": {"augment": {key: value}}}))
+        with pytest.raises(UserError, match=message):
+            read_config(file)
 
 
 def test_a_function_gets_its_part_of_a_section() -> None:

@@ -1,13 +1,16 @@
 """Input pipelines on Grain: augmented training batches, and validation examples in order."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypedDict
 
 import grain
 import numpy as np
 from absl import flags
 
+from deeplab_jax.data.augment import Wanted, vary
+from deeplab_jax.data.augmentation import NONE, Augmentation
 from deeplab_jax.data.faults import NOT_REPLACED, Read, Replacing, Skipped, never, start_worker, within
+from deeplab_jax.data.sampling import ClassSampling
 from deeplab_jax.data.source import Example, Source
 from deeplab_jax.data.transforms import augment
 from deeplab_jax.errors import UserError, did_you_mean, spell
@@ -57,6 +60,8 @@ def training_batches(
     flip: bool = True,
     color_jitter: float = 0.0,
     fill: Sequence[float],
+    more: Augmentation = NONE,
+    sampling: ClassSampling | None = None,
     threads: int = 4,
     workers: int = 0,
     timeout: float = TIMEOUT,
@@ -77,6 +82,8 @@ def training_batches(
       start: first step to yield.
       seed: seed of order and augmentation.
       crop_size, scale_range, scale_step, flip, color_jitter, fill: see `transforms.augment`.
+      more: augmentation beside the papers'.
+      sampling: how images are drawn; None: each once, in another order each time.
       threads: number of threads that read ahead.
       workers: number of processes that read ahead; 0 uses threads of this one. OpenCV and Pillow work without the
         interpreter lock, so threads suffice until the Python code of augmentation needs more than one core.
@@ -89,29 +96,19 @@ def training_batches(
       StuckError: no batch within the time.
     """
 
-    def transform(read: Example | Read, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        example, replaced = read if isinstance(read, Read) else (read, NOT_REPLACED)
-        image, label = augment(
-            example["image"],
-            example["label"],
-            rng,
-            crop_size=crop_size,
-            scale_range=scale_range,
-            scale_step=scale_step,
-            flip=flip,
-            color_jitter=color_jitter,
-            fill=fill,
-        )
-        return {"image": image, "label": label, "replaced": np.asarray(replaced)}
-
-    def ordered(source: object) -> grain.MapDataset:
-        return grain.MapDataset.source(source).seed(seed).shuffle().repeat()
-
+    papers = {
+        "crop_size": crop_size,
+        "scale_range": scale_range,
+        "scale_step": scale_step,
+        "flip": flip,
+        "color_jitter": color_jitter,
+        "fill": fill,
+    }
     part = slice(start * batch_size, steps * batch_size)
     rows = range(batch_size) if rows is None else rows
-    order = Rows(ordered(range(len(source)))[part], rows, batch_size)
-    examples = ordered(source if skipped is None else Replacing(source)).random_map(transform)[part]
-    own = grain.MapDataset.source(Rows(examples, rows, batch_size))
+    positions, examples = _sequences(source, skipped is not None, seed, papers, more, sampling)
+    order = Rows(positions[part], rows, batch_size)
+    own = grain.MapDataset.source(Rows(examples[part], rows, batch_size))
     batches = own.batch(len(rows), drop_remainder=True)
     options = grain.ReadOptions(num_threads=max(1, threads), prefetch_buffer_size=max(1, 2 * threads))
     iterable = batches.to_iter_dataset(options)
@@ -129,6 +126,38 @@ def training_batches(
             assert skipped is not None
             skipped.add(index)
         yield {"image": batch["image"], "label": batch["label"]}
+
+
+def _sequences(
+    source: Source,
+    replaces: bool,
+    seed: int,
+    papers: Mapping[str, Any],
+    more: Augmentation,
+    sampling: ClassSampling | None,
+) -> tuple[grain.MapDataset, grain.MapDataset]:
+    """Return the endless sequences of the examples' indices, and of the augmented examples."""
+
+    def transform(
+        read: Example | Read, rng: np.random.Generator, wanted: Wanted | None = None
+    ) -> dict[str, np.ndarray]:
+        example, replaced = read if isinstance(read, Read) else (read, NOT_REPLACED)
+        pair = example["image"], example["label"]
+        if more == NONE and wanted is None:
+            image, label = augment(*pair, rng, **papers)
+        else:
+            image, label = vary(*pair, rng, **papers, more=more, wanted=wanted)
+        return {"image": image, "label": label, "replaced": np.asarray(replaced)}
+
+    def ordered(items: object) -> grain.MapDataset:
+        return grain.MapDataset.source(items).seed(seed).shuffle().repeat()
+
+    reader = Replacing(source) if replaces else source
+    if sampling is None:
+        return ordered(range(len(source))), ordered(reader).random_map(transform)
+    drawn = grain.MapDataset.range(1).seed(seed).repeat().random_map(lambda _, rng: sampling.draw(rng))
+    examples = drawn.map(lambda one: (reader[one.example], sampling.wanted(one)))
+    return drawn.map(lambda one: one.example), examples.random_map(lambda one, rng: transform(one[0], rng, one[1]))
 
 
 def examples_in_order(

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
+from deeplab_jax.data.colour import apply_jitter, each_band, sample_jitter
 from deeplab_jax.errors import UserError
 from deeplab_jax.labels import IGNORE_LABEL
 
@@ -27,8 +28,6 @@ Pair = tuple[np.ndarray, np.ndarray]
 
 # The mean colour of ImageNet, rounded. Normalised by the model, the padding is close to zero.
 MEAN_COLOR = (124, 116, 104)
-_JITTER_PIVOT = 127.5
-_LUMA = (0.299, 0.587, 0.114)
 
 
 def augment(
@@ -46,9 +45,9 @@ def augment(
 ) -> Pair:
     """Scale, jitter, pad, crop and mirror one example.
 
-    The result equals that of `random_scale`, `jitter`, `pad_to`, `random_crop` and `random_flip` in this order with the
-    same generator, but only pixels inside the crop are resampled. The label is the same bit for bit. In the image,
-    rounding changes a rare pixel by one level.
+    The result equals that of `random_scale`, `colour.jitter`, `pad_to`, `random_crop` and `random_flip` in this order
+    with the same generator, but only pixels inside the crop are resampled. The label is the same bit for bit. In the
+    image, rounding changes a rare pixel by one level.
 
     Args:
       image: `[H, W, C]`.
@@ -58,7 +57,7 @@ def augment(
       scale_range: smallest and largest scale factor; `(1, 1)` keeps the size.
       scale_step: distance between the factors; 0 draws them from the whole interval.
       flip: mirror left to right with probability one half.
-      color_jitter: strength in `[0, 1)`, see `jitter`; 0 leaves the colours alone.
+      color_jitter: strength in `[0, 1)`, see `colour.jitter`; 0 leaves the colours alone.
       fill: value of each channel in the padding.
       ignore_label: label of the padding.
 
@@ -72,8 +71,7 @@ def augment(
     _check_size(crop_size)
     size = _scaled(label.shape[:2], sample_scale(rng, scale_range=scale_range, scale_step=scale_step))
     colours = sample_jitter(rng, color_jitter, channels=image.shape[2]) if color_jitter else None
-    top, left = _sample_offset(rng, (max(size[0], crop_size[0]), max(size[1], crop_size[1])), crop_size)
-    window = (top, left, min(crop_size[0], size[0] - top), min(crop_size[1], size[1] - left))
+    window = sample_window(rng, size, crop_size)
     image, label = resize_pair(image, label, size, window=window)
     if colours is not None:
         image = apply_jitter(image, colours)
@@ -113,6 +111,11 @@ def sample_scale(rng: np.random.Generator, *, scale_range: tuple[float, float], 
     return low + scale_step * int(rng.integers(count))
 
 
+def sample_size(rng: np.random.Generator, size: Size, *, scale_range: tuple[float, float], scale_step: float) -> Size:
+    """Return a size times one random factor, see `sample_scale`; sizes are rounded and at least 1."""
+    return _scaled(size, sample_scale(rng, scale_range=scale_range, scale_step=scale_step))
+
+
 def resize_pair(
     image: np.ndarray, label: np.ndarray, size: Size, *, window: tuple[int, int, int, int] | None = None
 ) -> Pair:
@@ -135,28 +138,33 @@ def resize_pair(
     if tuple(size) == label.shape[:2]:
         part = np.s_[top : top + height, left : left + width]
         return image[part], label[part]
-    # The nearest pixel to (i + 0.5) * n / m - 0.5 is floor((i + 0.5) * n / m), here in integers so that it is exact.
-    rows = (2 * np.arange(top, top + height) + 1) * label.shape[0] // (2 * size[0])
-    columns = (2 * np.arange(left, left + width) + 1) * label.shape[1] // (2 * size[1])
     step_y, step_x = label.shape[0] / size[0], label.shape[1] / size[1]
     # An affine map does the work, because cv2.resize cannot start at an offset.
     to_source = np.array([[step_x, 0, (left + 0.5) * step_x - 0.5], [0, step_y, (top + 0.5) * step_y - 0.5]])
-    return _warped(image, to_source, (height, width)), label[rows][:, columns]
+    return _warped(image, to_source, (height, width)), resize_label(label, size, window=(top, left, height, width))
+
+
+def resize_label(label: np.ndarray, size: Size, *, window: tuple[int, int, int, int]) -> np.ndarray:
+    """Return the label of `resize_pair`: integers `[height, width]` of the window."""
+    top, left, height, width = window
+    # The nearest pixel to (i + 0.5) * n / m - 0.5 is floor((i + 0.5) * n / m), here in integers so that it is exact.
+    rows = (2 * np.arange(top, top + height) + 1) * label.shape[0] // (2 * size[0])
+    columns = (2 * np.arange(left, left + width) + 1) * label.shape[1] // (2 * size[1])
+    return label[rows][:, columns]
 
 
 def _warped(image: np.ndarray, to_source: np.ndarray, size: Size) -> np.ndarray:
-    if image.shape[2] not in (1, 3, 4):
-        # For other numbers of channels OpenCV rounds positions to 1/32 pixel, which changes values by up to 5 levels.
-        bands = [_warped(np.ascontiguousarray(band[..., None]), to_source, size) for band in np.moveaxis(image, 2, 0)]
-        return np.concatenate(bands, axis=2)
-    warped = cv2.warpAffine(
-        image,
-        to_source,
-        size[::-1],
-        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
-        borderMode=cv2.BORDER_REPLICATE,
-    )
-    return warped.reshape(*size, image.shape[2])  # OpenCV drops the axis of a single channel.
+    def warped(bands: np.ndarray) -> np.ndarray:
+        read = cv2.warpAffine(
+            bands,
+            to_source,
+            size[::-1],
+            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+            borderMode=cv2.BORDER_REPLICATE,
+        )
+        return read.reshape(*size, bands.shape[2])  # OpenCV drops the axis of a single channel.
+
+    return each_band(warped, image)
 
 
 def pad_to(
@@ -200,38 +208,13 @@ def random_flip(image: np.ndarray, label: np.ndarray, rng: np.random.Generator) 
     return image, label
 
 
-def jitter(image: np.ndarray, rng: np.random.Generator, *, strength: float) -> np.ndarray:
-    """Change brightness, contrast and saturation, each by its own factor from `[1 - strength, 1 + strength]`. Images of
-    other than three channels have no saturation: it stays.
-
-    Contrast pivots on mid-grey and not on the image's mean. So a pixel's new colour depends only on its old one, and
-    jitter and crop may change their order.
-
-    Raises:
-      UserError: `strength` is outside `[0, 1)`.
+def sample_window(rng: np.random.Generator, size: Size, crop_size: Size) -> tuple[int, int, int, int]:
+    """Return the part (top, left, height, width) of a resized image that a random crop holds: all of it along a side
+    that is shorter than the crop.
     """
-    return apply_jitter(image, sample_jitter(rng, strength, channels=image.shape[2])) if strength else image
-
-
-def sample_jitter(rng: np.random.Generator, strength: float, *, channels: int = 3) -> np.ndarray:
-    """Return a random change of colour as a float `[C, C + 1]` affine map of (r, g, b, 1), values 0 to 255."""
-    if not 0 <= strength < 1:
-        raise UserError(f"color_jitter {strength}: give a number from 0 (off) to below 1")
-    brightness, contrast, saturation = rng.uniform(1 - strength, 1 + strength, size=3)
-    saturate = np.eye(channels)
-    if channels == 3:
-        saturate = saturation * saturate + (1 - saturation) * np.tile(np.array(_LUMA), (3, 1))
-    shift = np.full((channels, 1), _JITTER_PIVOT * (1 - contrast))
-    # Saturation keeps greys, and the shift is grey, so it can stay outside the product.
-    return np.hstack([brightness * contrast * saturate, shift])
-
-
-def apply_jitter(image: np.ndarray, colours: np.ndarray) -> np.ndarray:
-    """Return an image with its colours mapped by a matrix of `sample_jitter`, clipped to 0..255; uint8 is rounded."""
-    if image.dtype == np.uint8 and image.shape[2] == 3:
-        return cv2.transform(image, colours)
-    mapped = np.clip(image @ colours[:, :-1].T + colours[:, -1], 0, 255)
-    return (np.rint(mapped) if image.dtype == np.uint8 else mapped).astype(image.dtype)
+    _check_size(crop_size)
+    top, left = _sample_offset(rng, (max(size[0], crop_size[0]), max(size[1], crop_size[1])), crop_size)
+    return top, left, min(crop_size[0], size[0] - top), min(crop_size[1], size[1] - left)
 
 
 def _sample_offset(rng: np.random.Generator, size: Size, crop_size: Size) -> Size:

@@ -1,4 +1,4 @@
-"""A page of predictions: one `index.html` with its small pictures beside it, read in any browser without a network."""
+"""A page of predictions or labels: one `index.html` with small pictures beside it, for a browser without a network."""
 
 import json
 import os
@@ -27,21 +27,23 @@ _LONGEST_SHOWN = 1024
 
 
 class Page:
-    """Collects predictions and writes `index.html`; its pictures, of at most 1024 pixels, are in `index_files/`.
+    """Collects images and writes `index.html`; its pictures, of at most 1024 pixels, are in `index_files/`.
 
     Args:
       file: the page.
       labels: the classes, with names of any script: they are text on the page.
       title: its heading.
+      shows: what the classes of an image are, in one word.
     """
 
-    def __init__(self, file: Path, labels: LabelSet, *, title: str) -> None:
+    def __init__(self, file: Path, labels: LabelSet, *, title: str, shows: str = "prediction") -> None:
         self._file, self._labels, self._title = file, labels, title
         self._drawn = drawable(np.zeros((1, 1, labels.num_classes), np.uint8), labels)[1]
         self._entries: list[dict[str, Any]] = []
+        self._shows = shows
 
     def add(self, name: str, image: np.ndarray, classes: np.ndarray, truth: np.ndarray | None = None) -> None:
-        """Add a prediction; threads may do so at the same time.
+        """Add an image; threads may do so at the same time.
 
         Args:
           name: its name, such as "sub/a"; each once.
@@ -55,7 +57,7 @@ class Page:
         palette, folder = self._drawn.palette, self._file.parent / PICTURES
         of_image = measures(classes, truth, self._labels)
         classes, _ = drawable(classes, self._labels)
-        pictures = {"image": _smaller(shown(image)), "prediction": _fewer(classes)}
+        pictures = {"image": _smaller(shown(image)), self._shows: _fewer(classes)}
         if truth is not None:
             pictures["truth"] = _fewer(drawable(truth, self._labels)[0])
         files = {kind: f"{kind}/{name}{'.jpg' if kind == 'image' else '.png'}" for kind in pictures}
@@ -94,6 +96,7 @@ class Page:
             .get_template("page.html")
             .render(
                 title=self._title,
+                shows=self._shows,
                 entries=entries,
                 classes=[
                     {"name": name, "colour": f"#{bytes(colour).hex()}"}
@@ -120,12 +123,12 @@ def templates(folder: Path) -> jinja2.Environment:
     )
 
 
-def make_folder(folder: Path) -> None:
-    """Create a folder of predictions, or raise a UserError."""
+def make_folder(folder: Path, *, option: str = "--out") -> None:
+    """Create a folder that an option of the command line names, or raise a UserError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{folder}: cannot be made ({error.strerror}); give another --out") from None
+        raise UserError(f"{folder}: cannot be made ({error.strerror}); give another {option}") from None
 
 
 def measures(classes: np.ndarray, truth: np.ndarray | None, labels: LabelSet) -> dict[str, Any]:

@@ -10,14 +10,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
+from rich.console import Console
 
-from deeplab_jax.config_keys import Loader, Skipping, arguments
+from deeplab_jax.config_keys import Loader, Sampling, Skipping, arguments
+from deeplab_jax.data.augmentation import Augmentation
 from deeplab_jax.data.check.dataset import check_labels
 from deeplab_jax.data.faults import never
 from deeplab_jax.data.loader import Batch, skipped_examples, training_batches
+from deeplab_jax.data.sampling import ClassSampling, sampling_of
 from deeplab_jax.data.source import Source
 from deeplab_jax.distributed import together
 from deeplab_jax.models.segmenter import Segmenter
+from deeplab_jax.terminal import progress_bar
 from deeplab_jax.train.sharding import batch_sharding, own_rows, place_batch
 
 CHECKED_BATCHES = 2
@@ -36,12 +40,20 @@ def abstract_batch(config: ConfigDict, model: Segmenter, mesh: Mesh) -> dict[str
 class Batches:
     """The training batches of a configuration.
 
-    `skipped` receives the examples that cannot be read; None means that the first one stops the run.
+    `skipped` receives the examples that cannot be read; None means that the first one stops the run. Without a mesh,
+    batches cannot be placed.
     """
 
-    def __init__(self, config: ConfigDict, model: Segmenter, source: Source, mesh: Mesh) -> None:
+    def __init__(self, config: ConfigDict, model: Segmenter, source: Source, mesh: Mesh | None = None) -> None:
         self.source, self.skipped = source, skipped_examples(source, **arguments(config.data, Skipping))
         self._config, self._model, self._mesh = config, model, mesh
+        self._more = Augmentation(**config.data.augment)
+        self._more.check(model.in_channels)  # Before anything is read or compiled.
+        self._sampling: ClassSampling | None = None
+        if config.data.class_temperature:
+            how, skip = arguments(config.data, Sampling), self.skipped is not None
+            with progress_bar(Console(stderr=True)) as progress:
+                self._sampling = sampling_of(source, **how, skip=skip, progress=progress)
 
     def __len__(self) -> int:
         """The examples of the source."""
@@ -53,10 +65,16 @@ class Batches:
         The labels of the first few are checked: an accelerator would not notice a wrong label.
         """
         if start < self._config.train.steps:
+            assert self._mesh is not None
             rows = own_rows(self._mesh, self._config.train.batch_size)
             batches = self._read(start=start, rows=rows, stopped=stopped)
             batches = checked(batches, self._model, self.source.name)
             yield from map(partial(place_batch, mesh=self._mesh), batches)
+
+    def examples(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Iterate over the images and labels of the whole training, augmented."""
+        for batch in self._read(start=0):
+            yield from zip(batch["image"], batch["label"], strict=True)
 
     def sample(self) -> jax.Array:
         """Return the first training images, preprocessed, as many as the statistics of a norm need."""
@@ -79,6 +97,8 @@ class Batches:
             fill=self._model.preprocessing.mean_pixel,
             stopped=stopped,
             skipped=self.skipped,
+            more=self._more,
+            sampling=self._sampling,
             **arguments(self._config.data, Loader),
         )
 
@@ -87,7 +107,12 @@ def checked(batches: Iterator[Batch], model: Segmenter, name: str) -> Iterator[B
     """Yield the batches, the first few after a check of their channels and labels."""
     for index, batch in enumerate(itertools.islice(batches, CHECKED_BATCHES)):
         where = f"training batch {index + 1} of {name}"
-        model.preprocessing.check(batch["image"], name=where)
-        check_labels(batch["label"], 2 if model.multilabel else model.label_classes, name=where)
+        check_pixels(model, batch["image"], batch["label"], name=where)
         yield batch
     yield from batches
+
+
+def check_pixels(model: Segmenter, image: np.ndarray, label: np.ndarray, *, name: str) -> None:
+    """Raise a UserError if images have other channels than the model takes, or labels that it does not know."""
+    model.preprocessing.check(image, name=name)
+    check_labels(label, 2 if model.multilabel else model.label_classes, name=name)

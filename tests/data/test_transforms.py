@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deeplab_jax.data import transforms
+from deeplab_jax.data import colour, transforms
 from deeplab_jax.errors import UserError
 
 FILL = (7, 8, 9)
@@ -109,7 +109,7 @@ def test_augment_equals_its_parts(height: int, width: int, h: int, w: int, seed:
     )
     rng = np.random.default_rng(seed)
     image, label = transforms.random_scale(image, label, rng)
-    image = transforms.jitter(image, rng, strength=strength)
+    image = colour.jitter(image, rng, strength=strength)
     image, label = transforms.pad_to(image, label, (h, w), fill=FILL)
     image, label = transforms.random_crop(image, label, rng, size=(h, w))
     image, label = transforms.random_flip(image, label, rng)
@@ -193,13 +193,13 @@ def test_flip_is_drawn_half_of_the_time() -> None:
 def test_jitter_by_hand() -> None:
     grey = np.full((1, 1, 3), 100, np.uint8)
     brightness, contrast = np.eye(3) * 1.2, np.full((3, 1), 0.0)
-    assert transforms.apply_jitter(grey, np.hstack([brightness, contrast]))[0, 0].tolist() == [120] * 3
+    assert colour.apply_jitter(grey, np.hstack([brightness, contrast]))[0, 0].tolist() == [120] * 3
     rng = np.random.default_rng(3)
     factors = np.random.default_rng(3).uniform(0.6, 1.4, 3)
     expected = np.clip((100 * factors[0] - 127.5) * factors[1] + 127.5, 0, 255)
     # Grey has no saturation to change.
-    np.testing.assert_allclose(transforms.jitter(grey, rng, strength=0.4)[0, 0], expected, atol=0.51)
-    assert transforms.jitter(grey, rng, strength=0) is grey
+    np.testing.assert_allclose(colour.jitter(grey, rng, strength=0.4)[0, 0], expected, atol=0.51)
+    assert colour.jitter(grey, rng, strength=0) is grey
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,8 @@ def test_predict_keeps_a_geotiff_on_its_map(tmp_path, capsys) -> None:
     kinds = (".geojson", ".png", "_overlay.png")
     assert {path.name for path in out.iterdir()} == {
         "field.tif",
+        "index.html",
+        "index_files",
         *(f"{n}{k}" for n in ("field", "plain") for k in kinds),
     }
     ids, plain = read_mask(out / "field.png"), read_mask(out / "plain.png")
