@@ -4,7 +4,7 @@
     python -m deeplab_jax train --config configs/coco_file.py --config.data.dir=DIR --workdir runs/mine
 
 Exports of CVAT and Roboflow are found in DIR; `--config.data.options.annotations=FILE` names another file. If one file
-holds all images, a fifth of them is kept for validation, chosen by name. Arguments: `model=` (a name), `debug`.
+holds all images, a fifth of them is kept for validation, chosen by name. Arguments: `model=` (a name), `steps=`, `debug`.
 configs/coco.py is for COCO itself.
 """
 
@@ -14,9 +14,9 @@ from deeplab_jax.config import base, parse_arg, shrink, train_on_few_images
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    args = parse_arg(arg, model="deeplabv3plus_resnet18")
+    args = parse_arg(arg, model="deeplabv3plus_resnet18", steps=4000)
     config = base()
-    train_on_few_images(config, args.model)
+    train_on_few_images(config, args.model, steps=args.steps)
     config.data.name = "coco_file"
     config.data.options = ConfigDict({"val_fraction": 0.2})
     if args.debug:

@@ -9,7 +9,7 @@ An image and its mask have the same name up to the suffix. `check-data` says whi
 left out where the folder says them: exports of CVAT, Roboflow and labelme. Masks hold class ids. `value_map` translates
 other values: `--config.data.options.value_map="((0,0),(255,1))"` is for black and white masks; `palette` is for
 coloured ones. Where the folder has no parts for training and validation, a fifth of the images is kept for validation,
-chosen by name. Arguments: `model=` (a name), `debug`. For anything beyond that, edit a copy of this file.
+chosen by name. Arguments: `model=` (a name), `steps=`, `debug`. For anything beyond that, edit a copy of this file.
 """
 
 from ml_collections import ConfigDict
@@ -18,9 +18,9 @@ from deeplab_jax.config import base, parse_arg, shrink, train_on_few_images
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    args = parse_arg(arg, model="deeplabv3plus_resnet18")
+    args = parse_arg(arg, model="deeplabv3plus_resnet18", steps=4000)
     config = base()
-    train_on_few_images(config, args.model)
+    train_on_few_images(config, args.model, steps=args.steps)
     config.data.name = "folder"
     config.data.options = ConfigDict(
         {

@@ -55,14 +55,17 @@ def choose_model(config: ConfigDict, name: str, *, heads: Mapping[str, Any] | No
     config.model.options = ConfigDict({**common, **(heads or {}).get(name.split("_")[0], {})})
 
 
-def train_on_few_images(config: ConfigDict, model: str) -> None:
-    """Set a recipe for some hundred or thousand images and one device: a small network, small crops and Adam."""
-    choose_model(config, model, width=0.5, norm_momentum=0.99)
+def train_on_few_images(config: ConfigDict, model: str, *, steps: int) -> None:
+    """Set a recipe for some hundred or thousand images and one device: a small network, small crops and Adam.
+
+    A run of less than 1000 steps needs running statistics that forget the first weights sooner.
+    """
+    choose_model(config, model, width=0.5, norm_momentum=0.99 if steps >= 1000 else 0.9)
     config.data.crop_size = (257, 257)
     config.optimizer.name = "adam"
     config.optimizer.learning_rate = 1e-3
-    config.optimizer.warmup_steps = 100
-    config.train.steps = 4_000
+    config.optimizer.warmup_steps = min(100, steps // 10)
+    config.train.steps = steps
 
 
 def authors_weight_decay(model: str) -> float:

@@ -27,7 +27,7 @@ COLOURS = ((0, 0, 0), (220, 20, 60), (60, 140, 60))
 TOP = 4095  # of 12 bits, as sensors give them
 # Reflectance of each class in red, green, blue and near infrared. Only the last band tells dark roofs from trees.
 REFLECTANCE = np.array([[0.42, 0.38, 0.32, 0.40], [0.22, 0.26, 0.24, 0.14], [0.18, 0.27, 0.20, 0.75]])
-SIDE, LARGE = 193, (500, 700)
+SIDE, LARGE = 257, (500, 700)
 METRES = 0.5  # A pixel, in the coordinates of UTM zone 33 north.
 CORNER = (500_000.0, 5_500_000.0)
 
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def write_aerial(out: Path, count: int) -> None:
-    """Write `count` tiles of 193x193 pixels, side by side on the map, and `large.tif` below them."""
+    """Write `count` tiles of 257x257 pixels, side by side on the map, and `large.tif` below them."""
     load_rasterio("examples aerial")
     for part in ("images", "masks"):
         (out / part).mkdir(parents=True, exist_ok=True)
@@ -97,7 +97,7 @@ def write_geotiff(path: Path, bands: np.ndarray, at: tuple[int, int]) -> None:
 
 
 def write_cracks(out: Path, count: int) -> None:
-    """Write `count` photos of 193x193 pixels and their masks, 0 and 255, of one object: a crack."""
+    """Write `count` photos of 257x257 pixels and their masks, 0 and 255, of one object: a crack."""
     for part in ("images", "masks"):
         (out / part).mkdir(parents=True, exist_ok=True)
     for index in range(count):
@@ -112,7 +112,7 @@ def crack(rng: np.random.Generator, size: tuple[int, int]) -> tuple[np.ndarray, 
     for _ in range(int(rng.integers(1, 3))):
         steps = rng.normal((0, 9), (6, 2), (size[1] // 8, 2))
         points = np.array([rng.uniform(0.1, 0.9) * size[0], 0]) + np.cumsum(steps, axis=0)
-        cv2.polylines(mask, [np.rint(points[:, ::-1]).astype(np.int32)], False, 255, int(rng.integers(3, 7)))
+        cv2.polylines(mask, [np.rint(points[:, ::-1]).astype(np.int32)], False, 255, int(rng.integers(6, 11)))
     rough = cv2.GaussianBlur(rng.standard_normal(size), (0, 0), 2) * 40 + rng.normal(0, 6, size)
     grey = 150 + rough - 60 * cv2.GaussianBlur(mask / 255, (0, 0), 1.0)
     return np.repeat(np.clip(grey, 0, 255).astype(np.uint8)[..., None], 3, axis=2), mask

@@ -18,7 +18,7 @@ def test_cracks_are_darker_and_their_masks_are_of_two_values(tmp_path: Path, cap
     assert len(source) == 4
     for index in range(4):
         image, label = source[index]["image"], source[index]["label"]
-        assert image.shape == (193, 193, 3) and set(np.unique(label)) == {0, 1}
+        assert image.shape == (257, 257, 3) and set(np.unique(label)) == {0, 1}
         assert image[label == 0].mean() - image[label == 1].mean() > 25
 
 
@@ -27,10 +27,10 @@ def test_only_near_infrared_tells_trees_from_roofs(tmp_path: Path) -> None:
     assert examples.main(["aerial", "--out", str(tmp_path), "--count", "2"]) == 0
     with rasterio.open(tmp_path / "images" / "tile_01.tif") as file:
         assert (file.count, file.dtypes[0], file.crs.to_epsg()) == (4, "uint16", 32633)
-        assert file.bounds.left == 500_000 + 193 / 2 and file.read().max() > 255
+        assert file.bounds.left == 500_000 + 257 / 2 and file.read().max() > 255
     source = open_source("folder", dir=tmp_path, split="all", channels=(0, 1, 2, 3), value_range=(0, 4095))
     example = source[0]
-    assert source.labels.names == examples.CLASSES and example["image"].shape == (193, 193, 4)
+    assert source.labels.names == examples.CLASSES and example["image"].shape == (257, 257, 4)
     of_class = [example["image"][example["label"] == k].mean(axis=0) for k in range(3)]
     assert abs(of_class[1] - of_class[2])[:3].max() < 15 < 100 < of_class[2][3] - of_class[1][3]
 
