@@ -21,7 +21,7 @@ from deeplab_jax.files import DISK_ERRORS, cache_folder
 from deeplab_jax.train.signals import end_on_sigterm
 
 Verb = Callable[..., argparse.ArgumentParser]
-MODEL = "model folder, run directory, or a name that the verb `weights` lists"
+MODEL = "model folder, run directory, a name that the verb `weights` lists, or hf://owner/repo[@revision]"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -196,7 +196,7 @@ def add_model_verbs(verb: Verb) -> None:
     convert.add_argument(
         "source",
         metavar="SOURCE",
-        help="PyTorch, safetensors or .tflite file, TensorFlow checkpoint, folder or run",
+        help="PyTorch, safetensors or .tflite file, TensorFlow checkpoint, folder, run, or a name as for --model",
     )
     convert.add_argument("--out", required=True, help="model folder to write")
     convert.add_argument("--kind", default="auto", help="who wrote them; by default found from the tensors' names")

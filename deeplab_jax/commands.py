@@ -315,7 +315,10 @@ def weights(args: argparse.Namespace) -> None:
         print(json.dumps(rows, indent=1))
         return
     Console(width=max(Console().width, 180)).print(weights_table(rows))
-    print(f"--model and --config.init take these names. Their files are kept in {cache_folder()}")
+    print(
+        "--model, --config.init and convert take these names, and hf://owner/repo[@revision] of the Hugging Face hub. "
+        f"Their files are kept in {cache_folder()}"
+    )
 
 
 def export(args: argparse.Namespace) -> None:
@@ -368,7 +371,7 @@ def summarize(args: argparse.Namespace) -> None:
             "options": {},
             "module": args.module,
         }
-    elif ((folder := folder_of(args.model)) / MODEL_FILE).is_file():
+    elif ((folder := folder_of(args.model, module=args.module)) / MODEL_FILE).is_file():
         model, info = read_description(folder, module=args.module)
         description, provenance = describe(model), info.get("provenance", {})
     else:

@@ -21,6 +21,11 @@ BSD, APACHE, MIT = "BSD-3-Clause", "Apache-2.0", "MIT"
 UNKNOWN = "unknown"
 
 
+def is_free(licence: str) -> bool:
+    """Return whether a licence is known and allows commercial use; the hub writes it in lower case."""
+    return licence.lower() in {free.lower() for free in (BSD, APACHE, MIT)}
+
+
 @dataclass(frozen=True)
 class Published:
     """One published file.
@@ -53,11 +58,6 @@ class Published:
         """Return the entry under its name, as values for JSON."""
         values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "labels"}
         return {"name": name, **values, "classes": None if self.labels is None else self.labels.num_classes}
-
-    @property
-    def is_free(self) -> bool:
-        """Whether the licence is known and allows commercial use."""
-        return self.licence in (BSD, APACHE, MIT)
 
 
 def _torchvision(
