@@ -97,4 +97,7 @@ def _is_current(target: Path, module: str) -> bool:
 
 
 def _converter() -> str:
-    return f"deeplab_jax {metadata.version('deeplab_jax')}"
+    try:
+        return f"deeplab_jax {metadata.version('deeplab_jax')}"
+    except metadata.PackageNotFoundError:  # It runs from a checkout.
+        return "deeplab_jax, not installed as a package"

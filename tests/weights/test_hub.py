@@ -18,7 +18,7 @@ from deeplab_jax.data.images import write_image
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.catalog import create_model
 from deeplab_jax.models.segmenter import abstract_variables
-from deeplab_jax.weights import download, folder, hub
+from deeplab_jax.weights import by_name, download, folder, hub
 from deeplab_jax.weights.by_name import load
 from deeplab_jax.weights.convert import IMPORTERS, convert
 from deeplab_jax.weights.folder import flatten_variables
@@ -84,7 +84,7 @@ def test_a_repository_is_fetched_and_converted_once(server, capsys):
         "address": f"{server.address}/me/tiny/tree/{commit}",
         "revision": commit,
         "licence": "apache-2.0",
-        "converted_by": f"deeplab_jax {deeplab_jax.__version__}",
+        "converted_by": by_name._converter(),
     }
     assert files_asked(server) == ["README.md", "config.json", "model.safetensors"]
     assert f"fetching {server.address}/me/tiny/tree/{commit}, 0.0 MiB" in capsys.readouterr().err
