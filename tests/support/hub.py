@@ -3,10 +3,18 @@
 import base64
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+import pytest
+
+from deeplab_jax.weights import download
+from tests.support.server import running
 
 Files = dict[str, bytes]
 TOKEN = "hf_of_the_tests"
@@ -74,11 +82,13 @@ class _Handler(BaseHTTPRequestHandler):
             if self.command == "POST" and self.headers.get("Authorization") != f"Bearer {TOKEN}":
                 raise _Fault(401, "")
             if path == "api/repos/create":
-                self._json(self._create(json.loads(body)))
+                self._json(*self._create(json.loads(body)))
             elif path == "api/validate-yaml":
-                self._json({"errors": [], "warnings": []})
+                self._json(200, {"errors": [], "warnings": []})
             elif (api, models) == ("api", "models"):
-                self._json(self._api("/".join(words[:2]), words[2:], body))
+                self._json(200, self._api("/".join(words[:2]), words[2:], body))
+            elif api == "api":
+                raise _Fault(404, "")
             else:  # owner/name/resolve/revision/file
                 self._file(f"{api}/{models}", *words[1:])
         except _Fault as fault:
@@ -97,13 +107,14 @@ class _Handler(BaseHTTPRequestHandler):
             raise _Fault(404, "RevisionNotFound")
         return commit, repository.commits[commit]
 
-    def _create(self, asked: dict[str, Any]) -> Any:
+    def _create(self, asked: dict[str, Any]) -> tuple[int, Any]:
         name = f"{asked['organization']}/{asked['name']}"
         if name in self.server.repositories:
-            raise _Fault(409, "")
-        self.server.repositories[name] = Repository(private=bool(asked.get("private")))
+            return 409, {"error": "You already created this model repo", "url": f"{self.server.address}/{name}"}
+        private = asked.get("visibility") == "private" or bool(asked.get("private"))  # By the version of the package.
+        self.server.repositories[name] = Repository(private=private)
         self.server.repositories[name].commit({".gitattributes": b""})
-        return {"url": f"{self.server.address}/{name}"}
+        return 200, {"url": f"{self.server.address}/{name}"}
 
     def _api(self, name: str, words: list[str], body: bytes) -> Any:
         repository = self._repository(name)
@@ -138,8 +149,8 @@ class _Handler(BaseHTTPRequestHandler):
             raise _Fault(404, "EntryNotFound")
         self._send(200, content, {"ETag": f'"{_id(content)}"', "X-Repo-Commit": commit})
 
-    def _json(self, value: Any) -> None:
-        self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
+    def _json(self, status: int, value: Any) -> None:
+        self._send(status, json.dumps(value).encode(), {"Content-Type": "application/json"})
 
     def _send(self, status: int, body: bytes, headers: dict[str, str]) -> None:
         self.send_response(status)
@@ -155,3 +166,21 @@ class _Handler(BaseHTTPRequestHandler):
 
 def _id(content: bytes) -> str:
     return hashlib.sha1(content).hexdigest()
+
+
+@contextmanager
+def hub_here(folder: Path) -> Iterator[HubServer]:
+    """Run a hub, to which huggingface_hub goes while the block runs, with empty caches in a folder and no token."""
+    constants = pytest.importorskip("huggingface_hub.constants", reason="pip install huggingface_hub")
+    with running(HubServer()) as server, pytest.MonkeyPatch.context() as patch:
+        for name in (download.OFFLINE, "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+            patch.delenv(name, raising=False)
+        patch.setenv(download.FOLDER, str(folder / "ours"))
+        for name, value in {
+            "ENDPOINT": server.address,
+            "HUGGINGFACE_CO_URL_TEMPLATE": server.address + "/{repo_id}/resolve/{revision}/{filename}",
+            "HF_HUB_CACHE": str(folder / "theirs"),
+            "HF_TOKEN_PATH": str(folder / "token"),
+        }.items():
+            patch.setattr(constants, name, value)
+        yield server

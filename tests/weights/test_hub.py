@@ -22,13 +22,11 @@ from deeplab_jax.weights import by_name, download, folder, hub
 from deeplab_jax.weights.by_name import load
 from deeplab_jax.weights.convert import IMPORTERS, convert
 from deeplab_jax.weights.folder import flatten_variables
-from tests.support.hub import HubServer, Repository
-from tests.support.server import running
+from tests.support.hub import Repository, hub_here
 from tests.support.tiny import tiny_config, tiny_models
 from tests.weights import test_convert as tiny_network
 
 huggingface_hub = pytest.importorskip("huggingface_hub", reason="pip install huggingface_hub")
-constants = pytest.importorskip("huggingface_hub.constants")
 
 NAME = "hf://me/tiny"
 CARD = b"---\nlicense: apache-2.0\n---\nA network.\n"
@@ -43,22 +41,12 @@ def saved(**changes):
 
 @pytest.fixture
 def server(monkeypatch, tmp_path):
-    """A hub with the repository me/tiny, and empty caches."""
-    monkeypatch.setenv(download.FOLDER, str(tmp_path / "ours"))
-    for name in (download.OFFLINE, "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
+    """A hub with the repository me/tiny."""
     monkeypatch.setitem(IMPORTERS, "tiny", tiny_network.recognise)
-    with running(HubServer()) as hub_here, tiny_models():
-        for name, value in {
-            "ENDPOINT": hub_here.address,
-            "HUGGINGFACE_CO_URL_TEMPLATE": hub_here.address + "/{repo_id}/resolve/{revision}/{filename}",
-            "HF_HUB_CACHE": str(tmp_path / "theirs"),
-            "HF_TOKEN_PATH": str(tmp_path / "token"),
-        }.items():
-            monkeypatch.setattr(constants, name, value)
-        hub_here.repositories["me/tiny"] = Repository()
-        hub_here.repositories["me/tiny"].commit(saved())
-        yield hub_here
+    with hub_here(tmp_path) as here, tiny_models():
+        here.repositories["me/tiny"] = Repository()
+        here.repositories["me/tiny"].commit(saved())
+        yield here
 
 
 def same(ours, theirs):
