@@ -1,13 +1,23 @@
-"""The importers take the tensors of every published file exactly: each is used once or known to be of no use."""
+"""The importers take the tensors of every published file exactly: each is used once or known to be of no use.
 
+`tests/peers/test_published.py` compares the logits of the names whose peers install; here are the others, where
+the real code's logits are kept for exactly these tensors.
+"""
+
+import dataclasses
+
+import jax
 import numpy as np
 import pytest
 
 from deeplab_jax.models.catalog import describe
-from deeplab_jax.weights import fill_variables
+from deeplab_jax.weights import download, fill_variables
+from deeplab_jax.weights.by_name import load
 from deeplab_jax.weights.convert import convert
+from deeplab_jax.weights.export_torchvision import write_state_dict
 from deeplab_jax.weights.folder import flatten_variables
 from deeplab_jax.weights.published import PUBLISHED
+from tests.weights.importers import golden, test_mmsegmentation, test_slim
 from tests.weights.published_tensors import entries, shapes_of
 
 # One name of each list; the others say nothing about the tensors.
@@ -80,3 +90,43 @@ def test_older_files_have_no_counters(name, without_values):
     shapes = {key: shape for key, shape in shapes_of(name).items() if not key.endswith("num_batches_tracked")}
     assert len(shapes) < len(shapes_of(name))
     check(name, shapes)
+
+
+# Name to the golden file and the output stride at which the peer runs.
+GOLDEN = {
+    "mmsegmentation/deeplabv3plus_r18b_cityscapes": ("mmseg_deeplabv3plus_resnet18_b", 8),
+    "mmsegmentation/deeplabv3plus_r101b_cityscapes": ("mmseg_deeplabv3plus_resnet101_b", 8),
+    "mmsegmentation/deeplabv3plus_r50_loveda": ("mmseg_deeplabv3plus_resnet50_v1c", 8),
+    "tensorflow/deeplabv3_mnv2_dm05_pascal_trainaug": ("slim_mobilenet_v2_050", 16),
+    "tensorflow/deeplabv3_mnv2_dm05_pascal_trainval": ("slim_mobilenet_v2_050", 16),
+    "tensorflow/deeplabv3_mnv2_pascal_train_aug": ("slim_mobilenet_v2", 16),
+    "tensorflow/deeplabv3_mnv2_pascal_trainval": ("slim_mobilenet_v2", 16),
+    "tensorflow/deeplabv3_pascal_train_aug": ("slim_xception65", 16),
+    "tensorflow/deeplabv3_pascal_trainval": ("slim_xception65", 16),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", GOLDEN)
+def test_a_name_gives_the_logits_that_the_real_code_computed(name, monkeypatch, tmp_path):
+    file, output_stride = GOLDEN[name]
+    assert shapes_of(name) == golden.read_shapes(file)
+    entry, mirror = PUBLISHED[name], tmp_path / "mirror"
+    mirror.mkdir()
+    if name.startswith("mmsegmentation/"):
+        write_state_dict(mirror / entry.file, test_mmsegmentation.generate(file))
+    else:  # Nothing here writes checkpoints of TensorFlow; `formats/test_tf_checkpoint.py` reads some.
+        (mirror / entry.file).write_bytes(b"a checkpoint")
+        tensors = test_slim.tensors_of(file.removeprefix("slim_"))
+        monkeypatch.setattr("deeplab_jax.weights.convert.read_tree", lambda path: (tensors, None))
+    monkeypatch.setenv(download.FOLDER, str(tmp_path / "cache"))
+    monkeypatch.setenv(download.MIRRORS, mirror.as_uri())
+    monkeypatch.setenv(download.OFFLINE, "1")
+    monkeypatch.setitem(PUBLISHED, name, dataclasses.replace(entry, sha256=""))
+
+    model, variables, info = load(name)
+
+    assert model.output_stride == output_stride
+    assert info.get("class_names") == (list(entry.labels.names) if entry.labels else None)
+    logits = jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, golden.images(97, 131))
+    golden.assert_golden(np.asarray(logits), file, f"os{output_stride}_97x131")
