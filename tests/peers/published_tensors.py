@@ -6,6 +6,7 @@ It needs the packages that `make peers` installs. mmsegmentation's and TensorFlo
 lists are put together from those that the real code gave (`tests/weights/importers/golden`).
 """
 
+import argparse
 from pathlib import Path
 
 from deeplab_jax.weights.formats.tflite import read_tflite
@@ -105,6 +106,13 @@ def list_of(name: str) -> Shapes:
     return of_mmsegmentation(model) if owner == "mmsegmentation" else of_peer(name)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Write the lists."""
+    assert __doc__
+    argparse.ArgumentParser(prog="tests.peers.published_tensors", description=__doc__.partition(":")[0]).parse_args()
     write_lists({name: list_of(name) for name in PUBLISHED})
     print(f"written to {FILE} ({FILE.stat().st_size} bytes)")
+
+
+if __name__ == "__main__":
+    main()
