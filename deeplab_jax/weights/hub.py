@@ -178,7 +178,7 @@ def wanted(names: Collection[str], *, name: str) -> list[str]:
     if not set(found) <= set(names):
         weights = next((file for file in FOLDER_FILES if file in names), "")
         if not weights:
-            there = spell(sorted(set(names) - {".gitattributes", CARD_FILE})) or "no files"
+            there = _printable(spell(sorted(set(names) - {".gitattributes", CARD_FILE}))) or "no files"
             raise UserError(
                 f"{name}: no weights of a form that is read here: neither {MODEL_FILE} with {WEIGHTS_FILE} nor any of "
                 f"{', '.join(FOLDER_FILES)}; it holds {there}; other files go through hf download, then convert"
@@ -218,4 +218,9 @@ def licence_of(hub: ModuleType, card: Path) -> str:
 
 def _line(error: BaseException) -> str:
     """Return an error's text on one short line, its type if it has none."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    return _printable(" ".join(str(error).split())[:200]) or type(error).__name__
+
+
+def _printable(text: str) -> str:
+    """Return a text of the hub's without what would steer a terminal."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)

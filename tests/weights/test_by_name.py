@@ -157,6 +157,15 @@ def test_predict_and_training_take_a_name(server, tmp_path, capsys):
     assert f"from {NAME} (scope backbone)" in capsys.readouterr().out
 
 
+def test_convert_takes_a_name(server, tmp_path, capsys):
+    words = ["--num_classes", "2", "--reinit", "head", "--out", str(tmp_path / "two")]
+    assert main(["convert", NAME, *words]) == 0
+    info = json.loads((tmp_path / "two" / "model.json").read_text())["info"]
+    assert (info["provenance"]["name"], info["source"]["file"]) == (NAME, ENTRY.file)
+    assert main(["convert", "torchvision/deeplabv3_resnet101_coc", "--out", str(tmp_path / "x")]) == 2
+    assert "did you mean torchvision/deeplabv3_resnet101_coco" in capsys.readouterr().err
+
+
 def test_summarize_says_where_weights_come_from(server, capsys):
     assert main(["summarize", NAME, "--size", "65"]) == 0
     out = capsys.readouterr().out

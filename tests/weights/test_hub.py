@@ -195,7 +195,7 @@ def one_line(capsys, *words):
         ("hf://me/empty", "it holds no files; other files go through hf download"),
         (
             "hf://me/other",
-            "it holds best.pth, model.json, notes/run.txt; other files go through hf download, then convert",
+            "it holds best.pth, model.json, notes/run.txt, odd?[2J; other files go through hf download, then convert",
         ),
         ("hf://me/broken", "not a readable safetensors file"),
     ],
@@ -204,7 +204,7 @@ def test_faults_are_one_line(server, capsys, name, words):
     for repository, files in {
         "gated": saved(),
         "empty": {"README.md": CARD},
-        "other": {"best.pth": b"", "notes/run.txt": b"", "model.json": b"{}"},
+        "other": {"best.pth": b"", "notes/run.txt": b"", "model.json": b"{}", "odd\x1b[2J": b""},
         "broken": saved(**{"model.safetensors": b"12345678{"}),
     }.items():
         server.repositories[f"me/{repository}"] = Repository(gated=repository == "gated")
