@@ -4,7 +4,8 @@
     python -m deeplab_jax train --config configs/coco_file.py --config.data.dir=DIR --workdir runs/mine
 
 Exports of CVAT and Roboflow are found in DIR; `--config.data.options.annotations=FILE` names another file. If one file
-holds all images, a fifth of them is kept for validation, chosen by name. Arguments: `model=` (a name), `steps=`, `debug`.
+holds all images, a fifth of them is kept for validation, chosen by name.
+Arguments: `model=` (a name), `steps=`, `debug`.
 configs/coco.py is for COCO itself.
 """
 

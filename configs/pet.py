@@ -2,8 +2,8 @@
 
     python -m deeplab_jax train --config configs/pet.py --config.data.dir=oxford_pets --workdir runs/pet
 
-`oxford_pets` holds the two published archives, unpacked: `images/` and `annotations/`. Arguments: `model=` (a name), `steps=`,
-`debug`. This is a small data set for a first try on real images. It was not measured yet.
+`oxford_pets` holds the two published archives, unpacked: `images/` and `annotations/`. Arguments: `model=` (a name),
+`steps=`, `debug`. This is a small data set for a first try on real images. It was not measured yet.
 """
 
 from ml_collections import ConfigDict

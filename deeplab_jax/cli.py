@@ -21,7 +21,7 @@ from deeplab_jax.files import DISK_ERRORS, cache_folder
 from deeplab_jax.train.signals import end_on_sigterm
 
 Verb = Callable[..., argparse.ArgumentParser]
-MODEL = "model folder, run directory, or a name that the verb `weights` lists"
+MODEL = "model folder, run directory, a name that the verb `weights` lists, or hf://owner/repo[@revision]"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -186,7 +186,7 @@ def add_data_verbs(verb: Verb) -> None:
 
 
 def add_model_verbs(verb: Verb) -> None:
-    """Add `weights`, `convert`, `export` and `summarize`."""
+    """Add `weights`, `convert`, `export`, `push` and `summarize`."""
     weights = verb("weights", commands.weights, "List the published weights that have a name, and which are here.")
     weights.add_argument("part", metavar="PART", nargs="?", default="", help="only names that hold this text")
     weights.add_argument("--json", action="store_true", help="print JSON instead of a table")
@@ -197,7 +197,7 @@ def add_model_verbs(verb: Verb) -> None:
     convert.add_argument(
         "source",
         metavar="SOURCE",
-        help="PyTorch, safetensors or .tflite file, TensorFlow checkpoint, folder or run",
+        help="PyTorch, safetensors or .tflite file, TensorFlow checkpoint, folder, run, or a name as for --model",
     )
     convert.add_argument("--out", required=True, help="model folder to write")
     convert.add_argument("--kind", default="auto", help="who wrote them; by default found from the tensors' names")
@@ -232,6 +232,16 @@ def add_model_verbs(verb: Verb) -> None:
     stablehlo.add_argument("--preprocess", action="store_true", help="take uint8 images as they are stored")
     stablehlo.add_argument("--argmax", action="store_true", help="return class ids instead of logits")
     stablehlo.add_argument("--threshold", type=float, help="with --argmax and sigmoids: as in predict (0.5)")
+
+    push = verb("push", commands.push, "Upload a model with a model card to the Hugging Face hub.")
+    push.add_argument("model", metavar="MODEL_OR_RUN", help=MODEL)
+    push.add_argument("target", metavar="hf://owner/repo", help="repository; it is created if it does not exist")
+    push.add_argument("--private", action="store_true", help="make a new repository private")
+    push.add_argument("--revision", default="", help="branch to upload to; it is created if it does not exist")
+    push.add_argument("--checkpoint", default="best", help="in a run directory: best (default), newest, or a step")
+    push.add_argument("--licence", default="", help="of the weights, such as apache-2.0; by default their source's")
+    push.add_argument("--metrics", help="metrics.json of an evaluation; by default the one in the model's folder")
+    push.add_argument("--out", metavar="FOLDER", help="write the folder with the card there, and upload nothing")
 
     summarize = verb(
         "summarize",

@@ -319,7 +319,10 @@ def weights(args: argparse.Namespace) -> None:
         print(json.dumps(rows, indent=1))
         return
     Console(width=max(Console().width, 180)).print(weights_table(rows))
-    print(f"--model and --config.init take these names. Their files are kept in {cache_folder()}")
+    print(
+        "--model, --config.init and convert take these names, and hf://owner/repo[@revision] of the Hugging Face hub. "
+        f"Their files are kept in {cache_folder()}"
+    )
 
 
 def export(args: argparse.Namespace) -> None:
@@ -354,6 +357,39 @@ def export(args: argparse.Namespace) -> None:
     print(f"{describe_short(model)}: written to {file} ({file.stat().st_size / 2**20:.1f} MiB)")
 
 
+def push(args: argparse.Namespace) -> None:
+    """`push`."""
+    from deeplab_jax.weights import push
+    from deeplab_jax.weights.by_name import load
+    from deeplab_jax.weights.card import read_metrics
+    from deeplab_jax.weights.folder import CHECKPOINTS
+    from deeplab_jax.weights.hub import load_hub, parse
+
+    parse(args.target)  # First: reading a model takes longer.
+    if args.out and Path(args.out, CHECKPOINTS).exists():
+        raise UserError(f"{args.out}: is a run directory; choose another --out")
+    load_hub("push")
+    model, variables, info = load(args.model, checkpoint=args.checkpoint, module=args.module)
+    file = Path(args.metrics or Path(args.model, push.METRICS_FILE))
+    metrics = read_metrics(file, model) if args.metrics or file.is_file() else None
+    if args.out:
+        made = push.write_folder(args.out, args.target, model, variables, info, metrics=metrics, licence=args.licence)
+        print(f"{describe_short(model)}: written to {made} with a model card; nothing was uploaded")
+        return
+    done = push.push(
+        args.target,
+        model,
+        variables,
+        info,
+        private=args.private,
+        revision=args.revision,
+        metrics=metrics,
+        licence=args.licence,
+    )
+    size = sum(done.files.values()) / 2**20
+    print(f"{describe_short(model)}: uploaded {', '.join(done.files)} ({size:.1f} MiB) to {done.page}")
+
+
 def summarize(args: argparse.Namespace) -> None:
     """`summarize`."""
     from rich.console import Console
@@ -373,7 +409,7 @@ def summarize(args: argparse.Namespace) -> None:
             "options": {},
             "module": args.module,
         }
-    elif ((folder := folder_of(args.model)) / MODEL_FILE).is_file():
+    elif ((folder := folder_of(args.model, module=args.module)) / MODEL_FILE).is_file():
         model, info = read_description(folder, module=args.module)
         description, provenance = describe(model), info.get("provenance", {})
     else:

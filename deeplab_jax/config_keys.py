@@ -231,7 +231,7 @@ class Config:
     optimizer: Optimizer
     train: Train
     evaluate: Evaluate
-    init: str = ""  # model folder or run directory with the first weights, or a name of published ones
+    init: str = ""  # model folder, run directory, name of published weights or hf://owner/repo: the first weights
     init_scope: str = "all"  # the part taken from there; also "all_but_classifier", "backbone"
     module: str = ""  # Python file whose tables extend the package's; see `extensions`
 

@@ -1,5 +1,6 @@
 """From foreign weights, in a file or a state dict in memory, to one of our models."""
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from deeplab_jax.errors import UserError, did_you_mean
 from deeplab_jax.labels import BINARY
 from deeplab_jax.models.catalog import describe
 from deeplab_jax.models.segmenter import Segmenter, Variables
-from deeplab_jax.weights import folder
+from deeplab_jax.weights import folder, named
 from deeplab_jax.weights.fill_variables import fill_variables
 from deeplab_jax.weights.formats.read import arrays, no_tensors, read_config, read_tree
 from deeplab_jax.weights.importers import (
@@ -62,7 +63,8 @@ def convert(
     """Return a model of this package with somebody else's weights, whose logits are the same.
 
     Args:
-      source: a file, a folder, or a mapping of names to arrays.
+      source: a file, a folder, a name of published weights or hf://owner/repo[@revision], or a mapping of names to
+        arrays.
       kind: who wrote it, one of `IMPORTERS` or "run" (a run directory or model folder of ours); "auto" finds it from
         the content.
       output_stride: a state dict does not state it. None is the peer's default; a number is what the peer does at that
@@ -90,13 +92,13 @@ def convert(
     if kind not in kinds:
         raise UserError(f"kind={kind!r}: {did_you_mean(kind, kinds)}")
     name = "state dict" if isinstance(source, Mapping) else str(source)
-    path = None if isinstance(source, Mapping) else Path(source)
+    path, by_name = (None, {}) if isinstance(source, Mapping) else _find(source)
     if path is not None and (path / folder.MODEL_FILE).is_file():
         tensor_map, tensors, info = _ours(path, output_stride=output_stride, module=module)
     elif kind == RUN:
         raise UserError(f"{name}: neither a run directory nor a model folder of ours, there is no {folder.MODEL_FILE}")
     else:
-        tree, own_stride = (source, None) if isinstance(source, Mapping) else read_tree(Path(source))
+        tree, own_stride = (source, None) if isinstance(source, Mapping) else read_tree(path or Path(source))
         config = read_config(path) if path else {}
         try:
             stride = next((one for one in (output_stride, own_stride, stated_stride(config)) if one is not None), None)
@@ -111,6 +113,7 @@ def convert(
             info |= mmsegmentation.labels_of(tree, tensor_map.num_classes)
     if activation:
         tensor_map = replace(tensor_map, options={**tensor_map.options, "activation": activation})
+    info = {**info, **by_name}
     model, variables, report = fill_variables(
         tensor_map, tensors, source=name, num_classes=num_classes, reinit=reinit, strict=strict
     )
@@ -123,10 +126,16 @@ def convert(
     if in_channels not in (None, model.in_channels):
         notes.append(said_of_channels(model.in_channels, in_channels))
         model, variables = fit_channels(model, variables, in_channels)
-    origin = {"kind": tensor_map.kind, "file": Path(name).name, "notes": notes, **report}
+    origin = {"kind": tensor_map.kind, "file": (path or Path(name)).name, "notes": notes, **report}
     if "source" in info:
         origin["before"] = info["source"]
     return model, variables, {**info, "source": origin}
+
+
+def _find(source: str | Path) -> tuple[Path, dict[str, Any]]:
+    """Return where a source lies, and what the name that it may be says for `info`."""
+    found = None if os.path.exists(source) else named.find(str(source))
+    return found or (Path(source), {})
 
 
 def _recognise(

@@ -39,6 +39,11 @@ def cache_folder() -> Path:
     return files.cache_folder("weights")
 
 
+def is_offline() -> bool:
+    """Return whether `DEEPLAB_JAX_OFFLINE` forbids the network."""
+    return os.environ.get(OFFLINE, "") not in ("", "0")
+
+
 def fetch(
     file: str,
     addresses: Sequence[str],
@@ -71,7 +76,7 @@ def fetch(
             return target
         own = [f"{mirror.rstrip('/')}/{file}" for mirror in os.environ.get(MIRRORS, "").split()]
         candidates = [*map(_address, own), *addresses]
-        if os.environ.get(OFFLINE, "") not in ("", "0"):
+        if is_offline():
             candidates = [address for address in candidates if address.startswith("file:")]
         problems: list[str] = []
         digest = _first_that_gives(candidates, target, problems, sha256=sha256, say=say, progress=progress)

@@ -1,6 +1,6 @@
 """torchvision's networks compute the same here from the same tensors, and theirs from ours."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -9,19 +9,19 @@ import jax
 import numpy as np
 import pytest
 
-from deeplab_jax.models.catalog import create_model, describe, from_description
+from deeplab_jax.models.catalog import create_model
 from deeplab_jax.models.segmenter import Segmenter, Variables, abstract_variables
 from deeplab_jax.weights.convert import convert
 from deeplab_jax.weights.export_torchvision import export_torchvision, write_state_dict
-from deeplab_jax.weights.folder import flatten_variables
 from deeplab_jax.weights.importers.torchvision import NETWORKS, network
+from tests.peers.backbones import STAGES, assert_same_fc7, assert_same_features, zeros
 from tests.peers.parity import (
-    LOGITS,
     assert_same_logits,
     import_peer,
     random_images,
     randomise,
     run_peer,
+    settle,
     state_dict,
 )
 
@@ -52,23 +52,6 @@ def build(name: str, *, output_stride: int | None = None, num_classes: int = 21,
     backbone = getattr(models, resnet)(weights=None, replace_stride_with_dilation=dilated)
     module = getattr(models.segmentation, architecture)
     return settle(getattr(module, f"_{architecture}_resnet")(backbone, num_classes, aux))
-
-
-def settle(peer: Any) -> Any:
-    """Move random statistics halfway to those of random images.
-
-    Otherwise the features of MobileNetV3 grow with every unit, its gates are all open or shut, and rounding alone moves
-    the logits by more than the bound.
-    """
-    randomise(peer)
-    for module in peer.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.momentum = 0.5
-    run_peer(peer.train(), random_images(65, 97, batch=2, seed=1))
-    for name, buffer in peer.named_buffers():
-        if name.endswith("num_batches_tracked"):
-            buffer.zero_()
-    return peer.eval()
 
 
 def run(model: Segmenter, variables: Variables, images: np.ndarray) -> tuple[jax.Array, Any]:
@@ -220,17 +203,6 @@ def test_pytorch_reads_the_file_in_either_way(mmap: bool, tmp_path: Path) -> Non
         np.testing.assert_array_equal(loaded[key].numpy(), tensor)
 
 
-RESNET_STAGES = {"layer1": "conv2", "layer2": "conv3", "layer3": "conv4", "layer4": "conv5"}
-STAGES: dict[str, dict[str, str]] = {
-    "resnet18": RESNET_STAGES,
-    "resnet34": RESNET_STAGES,
-    "resnet50": RESNET_STAGES,
-    "resnet101": RESNET_STAGES,
-    "mobilenet_v2": {"1": "conv1", "3": "conv2", "6": "conv3", "13": "conv4", "17": "conv5"},
-    "mobilenet_v3_large": {"2": "conv2", "4": "conv3", "7": "conv4", "16": "conv5"},
-    "vgg16": {"4": "pool1", "9": "pool2", "16": "pool3", "23": "pool4", "30": "pool5"},
-    "vgg16_bn": {"6": "pool1", "13": "pool2", "23": "pool3", "33": "pool4", "43": "pool5"},
-}
 AT_RANDOM = {"vgg16": {"decoder"}, "vgg16_bn": {"decoder", "classifier"}}
 UNUSED = {"mobilenet_v2": {"features", "classifier"}}
 
@@ -247,25 +219,6 @@ def classifier(name: str) -> Any:
         torch.nn.Dropout(), linear(24, 10),
     )  # fmt: skip
     return settle(network)
-
-
-def zeros(model: Segmenter, names: Sequence[str], seed: int) -> dict[str, np.ndarray]:
-    """In place of initial values, whose program takes longer to compile than all else; the backbone needs none."""
-    shapes = flatten_variables(abstract_variables(model))
-    return {name: np.zeros(shapes[name].shape, np.float32) for name in names}
-
-
-def features_of(model: Segmenter, variables: Variables, images: np.ndarray) -> dict[str, Any]:
-    apply: Callable[..., Any] = jax.jit(
-        lambda v, x: {name: array for name, (array, _) in model.apply(v, x, method="features").items()}
-    )
-    return apply(variables, images)
-
-
-def assert_same_map(ours: Any, theirs: Any) -> None:
-    expected = theirs.numpy().transpose(0, 2, 3, 1)
-    assert ours.shape == expected.shape
-    assert np.abs(ours - expected).max() <= LOGITS * np.abs(expected).max()
 
 
 @pytest.mark.parametrize(
@@ -287,21 +240,10 @@ def test_an_imagenet_classifier_gives_its_features(name: str, monkeypatch: pytes
     unused = {key.split(".")[0] for key in source["unused"] if not key.endswith("num_batches_tracked")}
     assert unused == ({"fc"} if "resnet" in name else UNUSED.get(name, {"classifier"}))
 
-    if "resnet" in name:
-        described = describe(model)
-        grid = (1,) * len(model.backbone.multi_grid)
-        model = from_description({**described, "options": {**described["options"], "multi_grid": grid}})
     images = random_images(*((224, 224) if name.startswith("vgg") else (65, 97)))
-    getter = torchvision.models._utils.IntermediateLayerGetter
-    theirs = run_peer(getter(peer if "resnet" in name else peer.features, STAGES[name]), images)
-    ours = features_of(model, variables, images)
-    for stage, expected in theirs.items():
-        assert_same_map(ours[stage], expected)
+    theirs, ours = assert_same_features(name, peer, model, variables, images)
     if name == "vgg16":
-        # The matrices of its classifier see the whole map of 7x7, as the kernels do in the middle.
-        assert ours["context"].shape == (1, 7, 7, 24)
-        fc7 = peer.classifier[:5](theirs["pool5"].flatten(1)).detach()
-        assert_same_map(ours["context"][:, 3:4, 3:4], fc7[:, :, None, None])
+        assert_same_fc7(peer.classifier[:5](theirs["pool5"].flatten(1)), ours, channels=24)
 
 
 def test_timms_resnet_has_the_same_names_and_epsilon(monkeypatch: pytest.MonkeyPatch) -> None:

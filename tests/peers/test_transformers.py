@@ -1,7 +1,6 @@
 """Hugging Face transformers' MobileNetV2 for segmentation, whose logits are those before its caller's resize."""
 
 import jax
-import numpy as np
 import pytest
 
 from deeplab_jax.weights.convert import convert
@@ -37,8 +36,13 @@ def test_logits_before_the_resize(width, output_stride, size) -> None:
     assert_same_logits(ours, run_peer(peer, images).logits)
 
 
-def test_a_saved_folder_is_a_source(tmp_path) -> None:
-    peer = make_peer(width=0.35)
+@pytest.mark.parametrize("epsilon", [1e-3, 1e-5])
+def test_a_saved_folder_is_a_source(tmp_path, epsilon) -> None:
+    """The epsilon that `config.json` states is that of the backbone alone."""
+    config = transformers.MobileNetV2Config(depth_multiplier=0.35, num_labels=21, layer_norm_eps=epsilon)
+    peer = randomise(transformers.MobileNetV2ForSemanticSegmentation(config))
     peer.save_pretrained(tmp_path)
-    from_folder, from_memory = (convert(source)[1] for source in (tmp_path, state_dict(peer)))
-    jax.tree.map(np.testing.assert_array_equal, from_folder, from_memory)
+    images = random_images(65, 97)
+    model, variables, _ = convert(tmp_path)
+    ours = jax.jit(lambda v, x: model.apply(v, x, train=False, method="coarse_logits"))(variables, images)
+    assert_same_logits(ours, run_peer(peer, images).logits)

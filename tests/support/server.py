@@ -6,6 +6,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TypeVar
+
+Server = TypeVar("Server", bound=ThreadingHTTPServer)
 
 
 class FileServer(ThreadingHTTPServer):
@@ -71,8 +74,15 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def serve(files: dict[str, bytes]) -> Iterator[FileServer]:
+    """Run a server of files while the block runs."""
+    with running(FileServer(files)) as server:
+        yield server
+
+
+@contextmanager
+def running(server: Server) -> Iterator[Server]:
     """Run a server while the block runs."""
-    with FileServer(files) as server:
+    with server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         thread.start()
         try:

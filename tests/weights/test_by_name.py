@@ -85,7 +85,7 @@ def test_a_name_is_fetched_and_converted_once(server, capsys):
         "licence": "BSD-3-Clause",
         "trained_on": "shapes",
         "published": "mIoU 12.3",
-        "converted_by": f"deeplab_jax {by_name.metadata.version('deeplab_jax')}",
+        "converted_by": by_name._converter(),
     }
     assert capsys.readouterr().err.startswith(f"fetching {server.address}")
     same(load(NAME)[1], variables)
@@ -98,6 +98,14 @@ def test_another_version_converts_again_without_fetching(server, monkeypatch):
     monkeypatch.setattr(by_name.metadata, "version", lambda package: "99")
     assert load(NAME)[2]["provenance"]["converted_by"] == "deeplab_jax 99"
     assert len(server.requests) == 1
+
+
+def test_a_checkout_that_is_not_installed_converts_too(server, monkeypatch):
+    def missing(package):
+        raise by_name.metadata.PackageNotFoundError(package)
+
+    monkeypatch.setattr(by_name.metadata, "version", missing)
+    assert load(NAME)[2]["provenance"]["converted_by"] == "deeplab_jax, not installed as a package"
 
 
 def test_a_conversion_that_was_interrupted_is_done_again(server):
@@ -147,6 +155,15 @@ def test_predict_and_training_take_a_name(server, tmp_path, capsys):
     config.init, config.init_scope = NAME, "backbone"
     deeplab_jax.train(config, tmp_path / "run")
     assert f"from {NAME} (scope backbone)" in capsys.readouterr().out
+
+
+def test_convert_takes_a_name(server, tmp_path, capsys):
+    words = ["--num_classes", "2", "--reinit", "head", "--out", str(tmp_path / "two")]
+    assert main(["convert", NAME, *words]) == 0
+    info = json.loads((tmp_path / "two" / "model.json").read_text())["info"]
+    assert (info["provenance"]["name"], info["source"]["file"]) == (NAME, ENTRY.file)
+    assert main(["convert", "torchvision/deeplabv3_resnet101_coc", "--out", str(tmp_path / "x")]) == 2
+    assert "did you mean torchvision/deeplabv3_resnet101_coco" in capsys.readouterr().err
 
 
 def test_summarize_says_where_weights_come_from(server, capsys):

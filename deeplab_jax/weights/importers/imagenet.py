@@ -28,6 +28,11 @@ FEATURES = "features."
 VGG_UNITS = (2, 2, 3, 3, 3)
 # The linear layers that FCN turns into convolutions, and the side of each one's input map.
 VGG_MATRICES = {"classifier.0": 7, "classifier.3": 1}
+# fc6, fc7 and the logits: torchvision's matrices, and timm's, which are convolutions.
+VGG_CLASSIFIERS = (
+    ("classifier.0", "classifier.3", r"^classifier\.6\."),
+    ("pre_logits.fc1", "pre_logits.fc2", r"^head\."),
+)
 ALL_BUT_BACKBONE = r"(?!backbone/)"
 ONLY_BACKBONE = "only the backbone is from the file, the rest starts at random"
 # MobileNetV2's default here is its authors' training; torchvision trained differently.
@@ -68,19 +73,20 @@ def _vgg16(shapes: Shapes, rules: tuple[Rule, ...], *, normalised: bool) -> Tens
     the classifier.
     """
     if normalised:
-        return _tensor_map("segnet_vgg16", rules, unused=(r"^classifier\.",), prepare=move_biases_into_means)
-    matrix = shapes.get("classifier.0.weight")
-    if not matrix:
-        return _tensor_map("fcn32s_vgg16", rules)
-    return _tensor_map(
-        "fcn32s_vgg16",
-        (*rules, (r"context/fc6", ("classifier.0", "")), (r"context/fc7", ("classifier.3", ""))),
-        unused=(r"^classifier\.6\.",),
-        absent=r"decoder/",
-        options={"fc_channels": matrix[0]},
-        prepare=shape_as_kernels,
-        note="backbone, fc6 and fc7 are from the file, the logits start at random",
-    )
+        unused = (r"^(classifier|pre_logits|head)\.",)
+        return _tensor_map("segnet_vgg16", rules, unused=unused, prepare=move_biases_into_means)
+    for fc6, fc7, logits in VGG_CLASSIFIERS:
+        if matrix := shapes.get(f"{fc6}.weight"):
+            return _tensor_map(
+                "fcn32s_vgg16",
+                (*rules, (r"context/fc6", (fc6, "")), (r"context/fc7", (fc7, ""))),
+                unused=(logits,),
+                absent=r"decoder/",
+                options={"fc_channels": matrix[0]},
+                prepare=shape_as_kernels,
+                note="backbone, fc6 and fc7 are from the file, the logits start at random",
+            )
+    return _tensor_map("fcn32s_vgg16", rules)
 
 
 def vgg16_names(*, normalised: bool) -> dict[str, Names]:

@@ -16,6 +16,9 @@ SMP_NAMES = {"DeepLabV3": "deeplabv3", "DeepLabV3Plus": "deeplabv3plus", "PSPNet
 # What `smp.recognise` finds from the shapes, or what leaves the logits as they are.
 SMP_KNOWN = ("encoder_weights", "aux_params", "decoder_aspp_dropout", "psp_dropout", "encoder_output_stride")
 
+# Of transformers' MobileNetV2: the default of `layer_norm_eps`, and what its segmentation head has in any case.
+HF_EPSILON, HF_HEAD_EPSILON = 1e-3, 1e-5
+
 
 def stated_stride(stated: Config) -> int | None:
     """Return the output stride that a configuration states.
@@ -97,9 +100,14 @@ def _transformers(tensor_map: TensorMap, stated: Config) -> TensorMap:
     options = dict(tensor_map.options)
     if "depth_multiplier" in stated:
         _expect("depth_multiplier", stated["depth_multiplier"], options["width"])
-    for field, option in (("layer_norm_eps", "norm_epsilon"), ("classifier_dropout_prob", "dropout")):
-        if field in stated:
-            options[option] = _number(stated, field, options)
+    # It is the backbone's; that of the head is fixed there.
+    epsilon = stated.get("layer_norm_eps", HF_EPSILON)
+    if epsilon == HF_HEAD_EPSILON:
+        options["norm_epsilon"] = HF_HEAD_EPSILON
+    elif epsilon != HF_EPSILON:
+        raise _refused("layer_norm_eps", epsilon, f"only {HF_EPSILON} and {HF_HEAD_EPSILON} can be converted")
+    if "classifier_dropout_prob" in stated:
+        options["dropout"] = _number(stated, "classifier_dropout_prob", options)
     names = _names(stated.get("id2label"), tensor_map.num_classes)
     return replace(tensor_map, options=options, info={**tensor_map.info, **names})
 

@@ -102,11 +102,13 @@ def test_odd_rates_have_no_equal_at_output_stride_8() -> None:
 
 
 def test_transformers_names_epsilon_and_dropout() -> None:
-    config = {"output_stride": 16, "id2label": {"0": "sky", "1": "crack"}, "layer_norm_eps": 0.01, "num_channels": 3}
+    config = {"output_stride": 16, "id2label": {"0": "sky", "1": "crack"}, "layer_norm_eps": 1e-5, "num_channels": 3}
     found = apply_config(HF, {**config, "classifier_dropout_prob": 0.1, "torch_dtype": "float32"})
     assert stated_stride(config) == 16
     assert found.info == {"class_names": ["sky", "crack"]}
-    assert (found.options["norm_epsilon"], found.options["dropout"]) == (0.01, 0.1)
+    assert (found.options["norm_epsilon"], found.options["dropout"]) == (1e-5, 0.1)
+    # The default is the backbone's alone: the head has 1e-5 there, as ours has without the option.
+    assert "norm_epsilon" not in apply_config(HF, {**config, "layer_norm_eps": 0.001}).options
     assert apply_config(HF, {"id2label": {"0": "LABEL_0", "1": "LABEL_1"}}).info == {}
 
 
@@ -118,6 +120,8 @@ def test_transformers_names_epsilon_and_dropout() -> None:
         ("num_channels", 4),
         ("id2label", {"0": "sky"}),
         ("depth_multiplier", 0.5),
+        ("layer_norm_eps", 0.01),
+        ("layer_norm_eps", "small"),
     ],
 )
 def test_what_transformers_states_and_is_not_built(field: str, value: Any) -> None:

@@ -1,0 +1,132 @@
+"""The importers take the tensors of every published file exactly: each is used once or known to be of no use.
+
+`tests/peers/test_published.py` compares the logits of the names whose peers install; here are the others, where
+the real code's logits are kept for exactly these tensors.
+"""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from deeplab_jax.models.catalog import describe
+from deeplab_jax.weights import download, fill_variables
+from deeplab_jax.weights.by_name import load
+from deeplab_jax.weights.convert import convert
+from deeplab_jax.weights.export_torchvision import write_state_dict
+from deeplab_jax.weights.folder import flatten_variables
+from deeplab_jax.weights.published import PUBLISHED
+from tests.weights.importers import golden, test_mmsegmentation, test_slim
+from tests.weights.published_tensors import entries, shapes_of
+
+# One name of each list; the others say nothing about the tensors.
+NAMES = list({number: name for name, number in entries().items()}.values())
+# What a classifier's file holds beyond the backbone.
+CLASSIFIERS = ("fc.", "classifier.", "features.18.", "pre_logits.", "head.", "mobilenet_v2.conv_1x1.")
+
+
+class Nothing:
+    """In place of `jax.numpy` and of random values: no memory for a gigabyte of them."""
+
+    asarray = staticmethod(np.asarray)
+
+
+@pytest.fixture
+def without_values(monkeypatch):
+    monkeypatch.setattr(fill_variables, "jnp", Nothing)
+    monkeypatch.setattr(fill_variables, "_check_finite", lambda variables, source: None)
+    monkeypatch.setattr(
+        fill_variables,
+        "_random",
+        lambda model, names, seed: dict.fromkeys(names, np.float32(np.nan)),
+    )
+
+
+def hollow(shapes):
+    """Arrays of these shapes that take no memory."""
+    return {
+        name: np.broadcast_to(np.float32(1) if len(shape) else np.int64(0), shape) for name, shape in shapes.items()
+    }
+
+
+def check(name, shapes):
+    entry = PUBLISHED[name]
+    model, variables, info = convert(hollow(shapes))
+    source = info["source"]
+    assert describe(model)["name"] == entry.network
+    assert source["mismatched"] == []
+    # A whole network has no variable that starts at random; of a classifier, no variable of the backbone does.
+    assert bool(source["random"]) == (entry.labels is None and "mmsegmentation" not in name)
+    assert not [path for path in source["random"] if "/backbone/" in path]
+    counters = [key for key in shapes if key.endswith("num_batches_tracked")]
+    rest = sorted(set(source["unused"]) - set(counters))
+    assert all(key.startswith(CLASSIFIERS) or "/logits/" in key for key in rest), rest
+    biases = 13 if "vgg16_bn" in name else 0  # They move into the running means.
+    assert source["tensors"] + len(rest) + len(counters) + biases == len(shapes)
+    taken = {
+        path: leaf.size
+        for path, leaf in flatten_variables(variables).items()
+        if path.startswith("params/") and path not in source["random"]
+    }
+    assert sum(taken.values()) / 1e6 == pytest.approx(entry.parameters, abs=0.0051)
+    if entry.labels is not None:
+        assert model.num_classes == entry.labels.num_classes
+    return variables
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_tensor_of_a_published_file_has_its_place(name, without_values):
+    check(name, shapes_of(name))
+
+
+def test_every_entry_has_a_list():
+    assert list(entries()) == list(PUBLISHED)
+
+
+@pytest.mark.parametrize("name", ["torchvision/resnet18.imagenet_v1"])
+def test_older_files_have_no_counters(name, without_values):
+    """PyTorch before 0.4.1 wrote none."""
+    shapes = {key: shape for key, shape in shapes_of(name).items() if not key.endswith("num_batches_tracked")}
+    assert len(shapes) < len(shapes_of(name))
+    check(name, shapes)
+
+
+# Name to the golden file and the output stride at which the peer runs.
+GOLDEN = {
+    "mmsegmentation/deeplabv3plus_r18b_cityscapes": ("mmseg_deeplabv3plus_resnet18_b", 8),
+    "mmsegmentation/deeplabv3plus_r101b_cityscapes": ("mmseg_deeplabv3plus_resnet101_b", 8),
+    "mmsegmentation/deeplabv3plus_r50_loveda": ("mmseg_deeplabv3plus_resnet50_v1c", 8),
+    "tensorflow/deeplabv3_mnv2_dm05_pascal_trainaug": ("slim_mobilenet_v2_050", 16),
+    "tensorflow/deeplabv3_mnv2_dm05_pascal_trainval": ("slim_mobilenet_v2_050", 16),
+    "tensorflow/deeplabv3_mnv2_pascal_train_aug": ("slim_mobilenet_v2", 16),
+    "tensorflow/deeplabv3_mnv2_pascal_trainval": ("slim_mobilenet_v2", 16),
+    "tensorflow/deeplabv3_pascal_train_aug": ("slim_xception65", 16),
+    "tensorflow/deeplabv3_pascal_trainval": ("slim_xception65", 16),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", GOLDEN)
+def test_a_name_gives_the_logits_that_the_real_code_computed(name, monkeypatch, tmp_path):
+    file, output_stride = GOLDEN[name]
+    assert shapes_of(name) == golden.read_shapes(file)
+    entry, mirror = PUBLISHED[name], tmp_path / "mirror"
+    mirror.mkdir()
+    if name.startswith("mmsegmentation/"):
+        write_state_dict(mirror / entry.file, test_mmsegmentation.generate(file))
+    else:  # Nothing here writes checkpoints of TensorFlow; `formats/test_tf_checkpoint.py` reads some.
+        (mirror / entry.file).write_bytes(b"a checkpoint")
+        tensors = test_slim.tensors_of(file.removeprefix("slim_"))
+        monkeypatch.setattr("deeplab_jax.weights.convert.read_tree", lambda path: (tensors, None))
+    monkeypatch.setenv(download.FOLDER, str(tmp_path / "cache"))
+    monkeypatch.setenv(download.MIRRORS, mirror.as_uri())
+    monkeypatch.setenv(download.OFFLINE, "1")
+    monkeypatch.setitem(PUBLISHED, name, dataclasses.replace(entry, sha256=""))
+
+    model, variables, info = load(name)
+
+    assert model.output_stride == output_stride
+    assert info.get("class_names") == (list(entry.labels.names) if entry.labels else None)
+    logits = jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, golden.images(97, 131))
+    golden.assert_golden(np.asarray(logits), file, f"os{output_stride}_97x131")
