@@ -21,6 +21,7 @@ import pytest
 from deeplab_jax import cli
 from deeplab_jax.config import load_config
 from deeplab_jax.errors import UserError
+from experiments import examples
 from tests.test_layering import ALLOWED, imported_modules
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -284,6 +285,26 @@ def test_commands_that_need_nothing_run(name: str, tmp_path: Path, monkeypatch: 
     for words in todo:
         assert words[:3] == ["python", "-m", "deeplab_jax"], words
         assert cli.main(words[3:]) == 0, words
+
+
+@pytest.mark.slow
+def test_the_generated_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the page has them, but for two steps of small crops, or one evaluation."""
+    pytest.importorskip("rasterio")
+    blocks = [body for _, _, body in BLOCK.findall((ROOT / "README.md").read_text()) if "experiments.examples" in body]
+    todo = commands("\n".join(blocks), tmp_path)
+    assert [words[3] for words in todo].count("train") == 2
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    monkeypatch.chdir(tmp_path)
+    for words in todo:
+        if words[2] == "experiments.examples":
+            assert examples.main([*words[3:], "--count", "4"]) == 0
+            continue
+        short = ["--config.train.steps=2", "--config.data.crop_size=(65,65)", "--config.model.options.width=0.125"]
+        assert cli.main([*words[3:], *(short if words[3] == "train" else [])]) == 0, words
+    assert json.loads(Path("maps/large.geojson").read_text())["type"] == "FeatureCollection"
+    assert len(json.loads(Path("runs/cracks/val/metrics.json").read_text())["thresholds"][0]["table"]) == 19
+    assert {file.name for file in Path("found").glob("0?.png")} == {f"0{k}.png" for k in range(4)}
 
 
 PYTHON = [
