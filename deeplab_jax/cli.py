@@ -216,7 +216,9 @@ def add_model_verbs(verb: Verb) -> None:
     )
     export.add_argument("--model", required=True, help=MODEL)
     export.add_argument("--checkpoint", default="best", help="in a run directory: best (default), newest, or a step")
-    export.add_argument("--format", required=True, choices=("stablehlo", "torchvision"), help="what to write")
+    export.add_argument(
+        "--format", required=True, choices=("stablehlo", "torchvision", "smp", "mmsegmentation"), help="what to write"
+    )
     export.add_argument("--out", required=True, help="file to write: .zip for stablehlo, .pth or .safetensors else")
     export.add_argument("--output_stride", type=int, help="8, 16, 32, ...; by default the model's own")
     stablehlo = export.add_argument_group("stablehlo")

@@ -324,7 +324,8 @@ def export(args: argparse.Namespace) -> None:
     from deeplab_jax.models.catalog import check_output_stride
     from deeplab_jax.weights.by_name import load
     from deeplab_jax.weights.export import export_stablehlo
-    from deeplab_jax.weights.export_torchvision import export_torchvision, write_state_dict
+    from deeplab_jax.weights.export_state_dict import PEERS, export_state_dict, write_state_dict
+    from deeplab_jax.weights.peer_networks import normalisation
 
     given = [name for name in ("size", "batch", "preprocess", "argmax") if getattr(args, name)]
     if args.format != "stablehlo" and given:
@@ -333,8 +334,10 @@ def export(args: argparse.Namespace) -> None:
     if args.output_stride is not None:
         model = model.clone(output_stride=args.output_stride)
         check_output_stride(model)
-    if args.format == "torchvision":
-        file = write_state_dict(args.out, export_torchvision(model, variables))
+    said = []
+    if args.format in PEERS:
+        file = write_state_dict(args.out, export_state_dict(model, variables, kind=args.format))
+        said = [f"it fits {PEERS[args.format].network(model)}", f"its input: {normalisation(model)}"]
     else:
         content = export_stablehlo(
             model,
@@ -347,6 +350,8 @@ def export(args: argparse.Namespace) -> None:
         )
         file = write_whole(args.out, lambda file: file.write_bytes(content))
     print(f"{describe_short(model)}: written to {file} ({file.stat().st_size / 2**20:.1f} MiB)")
+    for line in said:
+        print(line)
 
 
 def summarize(args: argparse.Namespace) -> None:
