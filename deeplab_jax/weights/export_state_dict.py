@@ -180,11 +180,11 @@ def _check_theirs(kind: str, described: Mapping[str, Any], tensor_map: TensorMap
 
 def _as_stated(theirs: dict[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
     """Return their options with our values of `STATED`; the number of rates is fixed by the tensors."""
-    if len(ours.get("aspp_rates", DEFAULT_RATES)) != len(theirs.get("aspp_rates", DEFAULT_RATES)):
-        return theirs
+    rates = [options.get("aspp_rates", DEFAULT_RATES) for options in (theirs, ours)]
+    stated = [key for key in STATED if key != "aspp_rates" or len(rates[0]) == len(rates[1])]
     return {
-        **{key: value for key, value in theirs.items() if key not in STATED},
-        **{key: ours[key] for key in STATED if key in ours},
+        **{key: value for key, value in theirs.items() if key not in stated},
+        **{key: ours[key] for key in stated if key in ours},
     }
 
 

@@ -50,7 +50,7 @@ def _smp(tensor_map: TensorMap, stated: Config) -> TensorMap:
     facts: dict[str, Any] = {
         "encoder_name": encoder,
         "encoder_depth": depth,
-        "in_channels": 3,
+        "in_channels": options.get("in_channels", 3),
         "classes": tensor_map.num_classes,
         "decoder_attention_type": None,
     }
