@@ -109,7 +109,7 @@ def prepare(
     if batch is not None and batch < 1:
         raise UserError(f"batch={batch}: give at least 1, or leave it out for any number of images")
     _check_size(model, size)
-    inference_model, variables = _for_inference(model, variables) if fold else (model, variables)
+    inference_model, variables = _for_inference(model, variables) if fold else (model, dict(variables))
     dtype = jnp.uint8 if preprocess and not model.preprocessing.stored_range else jnp.float32
     images = jax.ShapeDtypeStruct(_input_shape(size, batch, model.in_channels), dtype)
     function = _function(inference_model, variables, preprocess=preprocess, argmax=argmax)

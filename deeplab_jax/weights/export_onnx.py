@@ -72,8 +72,13 @@ def export_onnx(
     onnx.helper.set_model_props(made, {METADATA: json.dumps(metadata)})
     onnx.checker.check_model(made, full_check=True)
     content = made.SerializeToString(deterministic=True)
-    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    inputs = [images_like(images, model, batch=count) for count in ((batch,) if batch else (1, 3))]
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # Errors, but not what it cannot simplify.
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    inputs = [
+        images_like(images, model, batch=count, preprocess=inside.get("preprocess", False))
+        for count in ((batch,) if batch else (1, 3))
+    ]
     reference = prepare(in_float32(model), variables, size=size, batch=batch, fold=False, **inside)[0]
     said = check(
         lambda array: session.run(None, {INPUT: array})[0],

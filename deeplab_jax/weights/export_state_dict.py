@@ -122,7 +122,7 @@ def _shapes(model: Segmenter) -> dict[str, tuple[int, ...]]:
 def _smp_encoder(model: Segmenter) -> Shapes:
     """Return the variables of smp's encoder, of which a network of less depth runs the first part."""
     encoder = describe(model)["name"].split("_", 1)[1]
-    options = {"last_channels": smp_names.CHANNELS[encoder][-1]} if encoder == "mobilenet_v2" else {}
+    options: dict[str, Any] = {"last_channels": smp_names.CHANNELS[encoder][-1]} if encoder == "mobilenet_v2" else {}
     whole = create_model(f"deeplabv3_{encoder}", in_channels=model.in_channels, **options)
     return {name: shape for name, shape in _shapes(whole).items() if name.split("/")[1] == "backbone"}
 
