@@ -61,8 +61,7 @@ def check(
     Raises:
       UserError: they differ by more than the bound.
     """
-    difference = largest = 0.0
-    ids = False
+    differences, largest, ids = [], 0.0, False
     for images in inputs:
         expected, found = np.asarray(reference(images)), run(images)
         if found.shape != expected.shape or found.dtype != expected.dtype:
@@ -71,18 +70,15 @@ def check(
                 f"{expected.shape}; nothing is written"
             )
         ids = expected.dtype.kind != "f"
-        if ids:
-            difference = max(difference, float(np.mean(found != expected)))
-        else:
-            difference = max(difference, float(np.abs(found - expected).max()))
-            largest = max(largest, float(np.abs(expected).max()))
-    counted = f"{len(inputs)} batches of {', '.join(str(len(images)) for images in inputs)} images"
+        differences.append(np.mean(found != expected) if ids else np.abs(found - expected).max())
+        largest = max(largest, float(np.abs(expected).max()))
+    difference = float(np.max(differences))  # NaN stays NaN, and is above any bound.
     if ids:
         said, share, bound = f"{difference:.3%} of the pixels have another class", difference, CLASSES[precision]
-        limit = f"{bound:.1%}"
     else:
         share, bound = difference / max(largest, 1e-30), LOGITS[precision]
-        said, limit = f"the logits differ by at most {difference:.2g}, {share:.1e} of the largest", f"{bound:g}"
+        said = f"the logits differ by at most {difference:.2g}, which is {share:.3%} of the largest"
     if not share <= bound:
-        raise UserError(f"{runtime}: {said}, more than {limit} for {precision}; nothing is written")
-    return f"{runtime}, {counted}: {said} (bound {limit})"
+        raise UserError(f"{runtime}: {said}, more than {bound:.2%} for {precision}; nothing is written")
+    counts = ", ".join(str(len(images)) for images in inputs)
+    return f"compared in {runtime}, on batches of {counts} images: {said} (bound {bound:.2%})"

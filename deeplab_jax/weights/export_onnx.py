@@ -52,21 +52,7 @@ def export_onnx(
     function, images, metadata = prepare(
         in_float32(model, direct=True), variables, size=size, batch=batch, info=info, **inside
     )
-    traced = trace(function, images, OPERATIONS, describe(model)["name"])
-    graph = Graph()
-    (result,) = convert(graph, traced, [graph.result(INPUT, images)], OPERATIONS)
-    output = metadata["output"]["name"]
-    graph.nodes.append(onnx.helper.make_node("Identity", [graph.stored(result, whole=True)], [output]))
-    described = [
-        onnx.helper.make_tensor_value_info(name, element_type(array.dtype), list(map(_side, array.shape)))
-        for name, array in ((INPUT, images), (output, traced.out_avals[0]))
-    ]
-    made = onnx.helper.make_model(
-        onnx.helper.make_graph(graph.nodes, "deeplab_jax", described[:1], described[1:], graph.constants),
-        opset_imports=[onnx.helper.make_opsetid("", OPSET)],
-        ir_version=IR_VERSION,
-        producer_name="deeplab_jax",
-    )
+    made = to_onnx(function, images, name=describe(model)["name"], output=metadata["output"]["name"])
     if precision == "float16":
         made = _halved(made)
     onnx.helper.set_model_props(made, {METADATA: json.dumps(metadata)})
@@ -88,6 +74,26 @@ def export_onnx(
         runtime=f"onnxruntime {onnxruntime.__version__}",
     )
     return content, said
+
+
+def to_onnx(function: Any, images: jax.ShapeDtypeStruct, *, name: str, output: str) -> Any:
+    """Return a function of images as an ONNX model; `name` is that of the network, for messages."""
+    from onnx import helper
+
+    traced = trace(function, images, OPERATIONS, name)
+    graph = Graph()
+    (result,) = convert(graph, traced, [graph.result(INPUT, images)], OPERATIONS)
+    graph.nodes.append(helper.make_node("Identity", [graph.stored(result, whole=True)], [output]))
+    described = [
+        helper.make_tensor_value_info(name, element_type(array.dtype), [_side(side) for side in array.shape])
+        for name, array in ((INPUT, images), (output, traced.out_avals[0]))
+    ]
+    return helper.make_model(
+        helper.make_graph(graph.nodes, "deeplab_jax", described[:1], described[1:], graph.constants),
+        opset_imports=[helper.make_opsetid("", OPSET)],
+        ir_version=IR_VERSION,
+        producer_name="deeplab_jax",
+    )
 
 
 def _packages() -> tuple[Any, Any]:

@@ -51,8 +51,10 @@ def export_tflite(
         raise UserError("tflite: the size of the images has to be fixed; give it, such as --size 513x513")
     if precision not in PRECISIONS:
         raise UserError(f"precision={precision!r}: tflite is written in {', '.join(PRECISIONS)}")
-    if bool(len(calibration)) != (precision == "int8"):
-        raise UserError("int8 needs images for calibration, and other precisions take none: --calibration FOLDER")
+    if precision == "int8" and not len(calibration):
+        raise UserError("--precision int8: needs images such as the network will see; give --calibration FOLDER")
+    if precision != "int8" and len(calibration):
+        raise UserError("--calibration: only int8 takes it; add --precision int8, or leave it out")
     tensorflow, interpreter = _packages()
     batch = batch or 1
     function, images, metadata = prepare(
@@ -61,8 +63,9 @@ def export_tflite(
     preprocess = bool(inside.get("preprocess"))
     inputs = _batches(model, calibration, batch, preprocess=preprocess)
     content = _converted(tensorflow, function, images, metadata, precision, inputs)
-    runner = interpreter.Interpreter(model_content=content)
-    runner.allocate_tensors()
+    with _quiet():
+        runner = interpreter.Interpreter(model_content=content)
+        runner.allocate_tensors()
     (taken,), (returned,) = runner.get_input_details(), runner.get_output_details()
 
     def run(array: np.ndarray) -> np.ndarray:

@@ -46,6 +46,13 @@ class Value:
         """Whether the tensor is smaller than the array."""
         return any(a != b for a, b in zip(self.sides, (self.shape[axis] for axis in self.order), strict=True))
 
+    @property
+    def plain(self) -> np.ndarray | None:
+        """A constant with its axes in the order of the traced function; None if it is no constant."""
+        if self.constant is None:
+            return None
+        return self.constant.transpose([self.order.index(axis) for axis in range(len(self.order))])
+
 
 class Graph:
     """Nodes and constants of an ONNX graph that grows."""
@@ -149,12 +156,19 @@ def convert(graph: Graph, traced: Any, inputs: list[Value], table: dict[str, Ope
 
     for eqn in inner.eqns:
         arguments = [read(variable) for variable in eqn.invars]
-        called = _called(eqn)
-        results = (
-            convert(graph, called, arguments, table) if called else [table[eqn.primitive.name](graph, eqn, arguments)]
-        )
+        if (called := _called(eqn)) is not None:
+            results = convert(graph, called, arguments, table)
+        elif eqn.primitive.name != "broadcast_in_dim" and all(map(_is_known, arguments)):
+            # Starts of slices, say, which are numbers that no image changes.
+            results = [graph.constant(np.asarray(eqn.primitive.bind(*[v.plain for v in arguments], **eqn.params)))]
+        else:
+            results = [table[eqn.primitive.name](graph, eqn, arguments)]
         known.update(zip(eqn.outvars, results, strict=True))
     return [read(variable) for variable in inner.outvars]
+
+
+def _is_known(value: Value) -> bool:
+    return value.constant is not None and not value.broadcast
 
 
 def _called(eqn: Any) -> Any:

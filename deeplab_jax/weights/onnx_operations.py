@@ -56,16 +56,10 @@ def _broadcast(graph: Graph, eqn: Any, values: list[Value]) -> Value:
     for axis, place in enumerate(places):
         sides[place] = value.sides[value.order.index(axis)]
     order = tuple(range(len(shape)))
-    if value.constant is not None:
-        return Value(shape, value.dtype, "", _plain(value).reshape(sides), order, tuple(sides))
+    if (plain := value.plain) is not None:
+        return Value(shape, value.dtype, "", plain.reshape(sides), order, tuple(sides))
     name = graph.add("Reshape", graph.stored(value), graph.numbers(_lengths(sides)))
     return Value(shape, value.dtype, name, None, order, tuple(sides))
-
-
-def _plain(value: Value) -> np.ndarray:
-    """Return a constant with its axes in the order of the traced function."""
-    assert value.constant is not None
-    return value.constant.transpose([value.order.index(axis) for axis in range(len(value.order))])
 
 
 def _lengths(sides: Any) -> list[int]:
@@ -75,8 +69,6 @@ def _lengths(sides: Any) -> list[int]:
 
 def _reshape(graph: Graph, eqn: Any, values: list[Value]) -> Value:
     (value, *_), out = values, eqn.outvars[0].aval
-    if value.constant is not None and not value.broadcast:
-        return graph.constant(_plain(value).reshape(out.shape))
     name = graph.add("Reshape", graph.stored(value, whole=True), graph.numbers(_lengths(out.shape)))
     return graph.result(name, out)
 
@@ -150,6 +142,30 @@ def _slice(graph: Graph, eqn: Any, values: list[Value]) -> Value:
     ]
     name = graph.add("Slice", graph.stored(value, value.order, whole=True), *map(graph.numbers, numbers))
     return graph.result(name, eqn.outvars[0].aval, value.order)
+
+
+def _gather(graph: Graph, eqn: Any, values: list[Value]) -> Value:
+    """Cut one piece from a known place, as `x[..., :4]` does where the batch is free."""
+    (value, starts), p = values, eqn.params
+    numbers, places = p["dimension_numbers"], starts.plain
+    if places is None or places.ndim != 1 or numbers.operand_batching_dims:
+        raise UserError("an index that depends on the image has no form in ONNX here; use --format stablehlo")
+    axes, out = numbers.start_index_map, eqn.outvars[0].aval
+    cut = [
+        [int(place) for place in places],
+        [int(place) + p["slice_sizes"][axis] for place, axis in zip(places, axes, strict=True)],
+        [value.order.index(axis) for axis in axes],
+    ]
+    name = graph.add("Slice", graph.stored(value, value.order, whole=True), *map(graph.numbers, cut))
+    gone = numbers.collapsed_slice_dims
+    if gone:
+        name = graph.add("Squeeze", name, graph.numbers([value.order.index(axis) for axis in gone]))
+    kept = [axis for axis in range(len(value.shape)) if axis not in gone]
+    return graph.result(name, out, [kept.index(axis) for axis in value.order if axis in kept])
+
+
+def _known_only(graph: Graph, eqn: Any, values: list[Value]) -> Value:
+    raise UserError(f"{eqn.primitive.name} of an image has no form in ONNX here; use --format stablehlo or tflite")
 
 
 def _pad(graph: Graph, eqn: Any, values: list[Value]) -> Value:
@@ -231,6 +247,9 @@ OPERATIONS: dict[str, Operation] = {
     "dot_general": _product,
     "concatenate": _concatenate,
     "slice": _slice,
+    "gather": _gather,
+    "iota": _known_only,
+    "rev": _known_only,
     "pad": _pad,
     "reduce_sum": _reduction("ReduceSum"),
     "reduce_max": _reduction("ReduceMax"),
