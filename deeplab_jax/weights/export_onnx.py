@@ -44,11 +44,11 @@ def export_onnx(
       UserError: a package that is missing, no size, a network with operations that have no form here, or results that
         differ by more than the bound of `check_export`.
     """
-    onnx, onnxruntime = _packages()
     if size is None:
         raise UserError("onnx: the size of the images has to be fixed; give it, such as --size 513x513")
     if precision not in PRECISIONS:
         raise UserError(f"precision={precision!r}: onnx is written in {' or '.join(PRECISIONS)}; tflite also in int8")
+    onnx, onnxruntime = _packages()
     function, images, metadata = prepare(
         in_float32(model, direct=True), variables, size=size, batch=batch, info=info, **inside
     )

@@ -145,7 +145,12 @@ def _their_shape(shape: tuple[int, ...], leaf: Leaf) -> tuple[int, ...]:
 def _recognise(kind: str, model: Segmenter, shapes: Shapes) -> TensorMap:
     """Return the network that the importer sees in our tensors under their names."""
     peer, name = PEERS[kind], describe(model)["name"]
-    tensor_map = peer.recognise(shapes, output_stride=None if peer.fixed else model.output_stride)
+    try:
+        tensor_map = peer.recognise(shapes, output_stride=None if peer.fixed else model.output_stride)
+    except UserError as error:
+        raise UserError(
+            f"{name}: only networks that come from {kind} can be exported to it; this one not ({error})"
+        ) from None
     if tensor_map is None or tensor_map.name != name:
         raise UserError(f"{name}: {kind} has no network of these tensors; only its own networks can be exported to it")
     if tensor_map.output_stride != model.output_stride:
