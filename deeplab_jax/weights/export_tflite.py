@@ -4,6 +4,7 @@ import contextlib
 import os
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -149,13 +150,15 @@ def _in_whole_numbers(lite: Any, converter: Any, inputs: Sequence[np.ndarray]) -
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep what TensorFlow's C++ code writes to the terminal from it."""
+    """Keep what TensorFlow writes to the terminal from it, and its warnings about its own parts."""
     sys.stderr.flush()
     kept = os.dup(2)
     with tempfile.TemporaryFile() as file:
         os.dup2(file.fileno(), 2)
         try:
-            yield
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                yield
         finally:
             os.dup2(kept, 2)
             os.close(kept)
