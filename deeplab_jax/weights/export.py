@@ -88,7 +88,7 @@ def export_stablehlo(
     exported = jax.export.export(jax.jit(function), platforms=tuple(platforms))(images)
     metadata["platforms"] = list(exported.platforms)
     metadata["calling_convention_version"] = exported.calling_convention_version
-    return _zip({STABLEHLO_FILE: bytes(exported.serialize()), METADATA_FILE: json.dumps(metadata, indent=1).encode()})
+    return pack({STABLEHLO_FILE: bytes(exported.serialize()), METADATA_FILE: json.dumps(metadata, indent=1).encode()})
 
 
 def prepare(
@@ -209,7 +209,7 @@ def _package_version() -> str:
         return "not installed as a package"
 
 
-def _zip(entries: Mapping[str, bytes]) -> bytes:
+def pack(entries: Mapping[str, bytes]) -> bytes:
     """Pack files uncompressed, because compression does not shrink weights."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:

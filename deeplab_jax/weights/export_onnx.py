@@ -55,7 +55,7 @@ def export_onnx(
     made = to_onnx(function, images, name=describe(model)["name"], output=metadata["output"]["name"])
     if precision == "float16":
         made = _halved(made)
-    onnx.helper.set_model_props(made, {METADATA: json.dumps(metadata)})
+    onnx.helper.set_model_props(made, {METADATA: json.dumps({**metadata, "precision": precision})})
     onnx.checker.check_model(made, full_check=True)
     content = made.SerializeToString(deterministic=True)
     options = onnxruntime.SessionOptions()

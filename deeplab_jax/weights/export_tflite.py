@@ -1,6 +1,7 @@
 """Export for LiteRT (TensorFlow Lite). The file is run and compared with the model before it is handed out."""
 
 import contextlib
+import json
 import os
 import sys
 import tempfile
@@ -15,7 +16,7 @@ import numpy as np
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.segmenter import Segmenter
 from deeplab_jax.weights.check_export import check, images_like, in_float32
-from deeplab_jax.weights.export import prepare
+from deeplab_jax.weights.export import METADATA_FILE, pack, prepare
 
 PRECISIONS = ("float32", "float16", "int8")
 MOST_CHECKED = 4  # Batches that are compared.
@@ -35,6 +36,7 @@ def export_tflite(
     """Return a network as a `.tflite` file, and a sentence on how far LiteRT's results differ from ours.
 
     It is the function of `export_stablehlo`: images [N, H, W, channels] to logits or class ids. TensorFlow converts it.
+    The metadata is appended to the file as a zip file of one entry, `METADATA_FILE`, where TensorFlow Lite has it.
 
     Args:
       model, variables, info: from `load`.
@@ -64,6 +66,7 @@ def export_tflite(
     preprocess = bool(inside.get("preprocess"))
     inputs = _batches(model, calibration, batch, preprocess=preprocess)
     content = _converted(tensorflow, function, images, metadata, precision, inputs)
+    content += pack({METADATA_FILE: json.dumps({**metadata, "precision": precision}, indent=1).encode()})
     with _quiet():
         runner = interpreter.Interpreter(model_content=content)
         runner.allocate_tensors()

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from deeplab_jax.errors import UserError
+from deeplab_jax.weights.onnx_convolutions import convolution
 from deeplab_jax.weights.onnx_graph import Graph, Operation, Value
 
 
@@ -77,26 +78,6 @@ def _transpose(graph: Graph, eqn: Any, values: list[Value]) -> Value:
     (value,), places = values, list(eqn.params["permutation"])
     order = tuple(places.index(axis) for axis in value.order)
     return Value(tuple(eqn.outvars[0].aval.shape), value.dtype, value.name, value.constant, order, value.sides)
-
-
-def _convolution(graph: Graph, eqn: Any, values: list[Value]) -> Value:
-    (images, kernel), p = values, eqn.params
-    lhs, rhs, result = p["dimension_numbers"]
-    padding = p["padding"]
-    if p["batch_group_count"] != 1 or any(side != 1 for side in p["lhs_dilation"]) or min(map(min, padding)) < 0:
-        raise UserError(
-            "a convolution with dilated inputs or cropped sides has no form in ONNX; use --format stablehlo"
-        )
-    name = graph.add(
-        "Conv",
-        graph.stored(images, lhs, whole=True),
-        graph.stored(kernel, rhs, whole=True),
-        strides=list(p["window_strides"]),
-        dilations=list(p["rhs_dilation"]),
-        group=p["feature_group_count"],
-        pads=[low for low, _ in padding] + [high for _, high in padding],
-    )
-    return graph.result(name, eqn.outvars[0].aval, result)
 
 
 def _product(graph: Graph, eqn: Any, values: list[Value]) -> Value:
@@ -221,6 +202,15 @@ def _power(graph: Graph, eqn: Any, values: list[Value]) -> Value:
     return _elementwise("Pow")(graph, eqn, [values[0], exponent])
 
 
+def _inverse_root(graph: Graph, eqn: Any, values: list[Value]) -> Value:
+    root = _elementwise("Sqrt")(graph, eqn, values)
+    return replace(root, name=graph.add("Reciprocal", root.name))
+
+
+def _square(graph: Graph, eqn: Any, values: list[Value]) -> Value:
+    return _elementwise("Mul")(graph, eqn, [values[0], values[0]])
+
+
 def _clamp(graph: Graph, eqn: Any, values: list[Value]) -> Value:
     low, value, high = values
     between = _elementwise("Max")(graph, eqn, [value, low])
@@ -236,6 +226,7 @@ OPERATIONS: dict[str, Operation] = {
     **{ours: _elementwise(theirs) for ours, theirs in {
         "add": "Add", "add_any": "Add", "sub": "Sub", "mul": "Mul", "div": "Div", "min": "Min", "pow": "Pow",
         "exp": "Exp", "log": "Log", "logistic": "Sigmoid", "tanh": "Tanh", "sqrt": "Sqrt", "neg": "Neg", "abs": "Abs",
+        "and": "And", "or": "Or", "not": "Not",
         "gt": "Greater", "ge": "GreaterOrEqual", "lt": "Less", "le": "LessOrEqual", "eq": "Equal",
     }.items()},
     **dict.fromkeys(("name", "copy", "copy_p", "stop_gradient", "sharding_constraint"), _unchanged),
@@ -243,7 +234,7 @@ OPERATIONS: dict[str, Operation] = {
     "max": _maximum,
     "broadcast_in_dim": _broadcast,
     "transpose": _transpose,
-    "conv_general_dilated": _convolution,
+    "conv_general_dilated": convolution,
     "dot_general": _product,
     "concatenate": _concatenate,
     "slice": _slice,
@@ -257,6 +248,8 @@ OPERATIONS: dict[str, Operation] = {
     "argmax": _argmax,
     "convert_element_type": _cast,
     "integer_pow": _power,
+    "rsqrt": _inverse_root,
+    "square": _square,
     "clamp": _clamp,
     "select_n": _select,
 }  # fmt: skip

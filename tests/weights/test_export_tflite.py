@@ -1,5 +1,8 @@
 """LiteRT: the file that TensorFlow's converter writes computes what the model computes."""
 
+import io
+import json
+import zipfile
 from collections import Counter
 from typing import Any
 
@@ -100,3 +103,5 @@ def test_networks(interpreter: Any, name: str) -> None:
     model = create_model(name, num_classes=3, output_stride=16, **thin(name))
     content, _ = export_tflite(model, make_variables(model, 1, 65, 65, 3), size=SIZE)
     assert content[4:8] == b"TFL3"
+    metadata = json.loads(zipfile.ZipFile(io.BytesIO(content)).read("metadata.json"))
+    assert metadata["input"]["shape"] == [1, *SIZE, 3] and metadata["precision"] == "float32"
