@@ -77,7 +77,7 @@ def check(
         said, share, bound = f"{difference:.3%} of the pixels have another class", difference, CLASSES[precision]
     else:
         share, bound = difference / max(largest, 1e-30), LOGITS[precision]
-        said = f"the logits differ by at most {difference:.2g}, which is {share:.3%} of the largest"
+        said = f"the logits differ by at most {difference:.2g}, which is {100 * share:.2g}% of the largest"
     if not share <= bound:
         raise UserError(f"{runtime}: {said}, more than {bound:.2%} for {precision}; nothing is written")
     counts = ", ".join(str(len(images)) for images in inputs)

@@ -26,19 +26,24 @@ def smp(model: Segmenter) -> str:
     described = describe(model)
     architecture, encoder = described["name"].split("_", 1)
     options = described["options"]
-    depth = len(options["decoder_channels"]) if architecture == "unet" else int(options.get("last_stage", "conv5")[-1])
+    depth = (
+        len(_field(model, "decoder_channels"))
+        if architecture == "unet"
+        else int((_field(model, "last_stage") or "conv5")[-1])
+    )
     arguments: dict[str, Any] = {"encoder_weights": None, "encoder_depth": depth}
     if architecture.startswith("deeplab"):
+        branches = _field(model, "aspp_separable")
         arguments |= {
             "encoder_output_stride": 8 if model.output_stride == 8 and depth > 3 else 16,
-            "decoder_channels": options["aspp_channels"],
-            "decoder_aspp_separable": options["aspp_separable"],
+            "decoder_channels": _field(model, "aspp_channels"),
+            "decoder_aspp_separable": bool(_field(model, "separable") if branches is None else branches),
             "decoder_atrous_rates": _rates(model),
         }
     elif architecture == "pspnet":
-        arguments |= {"psp_out_channels": options["context_channels"], "upsampling": 2**depth}
+        arguments |= {"psp_out_channels": _field(model, "context_channels"), "upsampling": 2**depth}
     else:
-        arguments["decoder_channels"] = tuple(options["decoder_channels"])
+        arguments["decoder_channels"] = tuple(_field(model, "decoder_channels"))
     if options.get("norm") == "none":
         arguments["decoder_use_norm"] = False
     arguments |= {"in_channels": model.in_channels, "classes": model.num_classes}
@@ -64,17 +69,21 @@ def mmsegmentation(model: Segmenter) -> str:
         separable = architecture == "deeplabv3plus" or options.get("separable")
         values |= {
             "decode_head.type": MMSEGMENTATION_HEADS["deeplabv3plus" if separable else "deeplabv3"],
-            "decode_head.channels": options["aspp_channels"],
+            "decode_head.channels": _field(model, "aspp_channels"),
             "decode_head.dilations": (1, *_rates(model)),
         }
         if separable:
-            values["decode_head.c1_channels"] = options.get("low_level_channels", 0)
+            values["decode_head.c1_channels"] = (
+                _field(model, "low_level_channels") if architecture == "deeplabv3plus" else 0
+            )
             values["decode_head.c1_in_channels"] = (
                 0 if architecture == "deeplabv3" else 256 if RESNETS[backbone][1] else 64
             )
     elif architecture == "pspnet":
-        values["decode_head.channels"] = options["context_channels"]
+        values["decode_head.channels"] = _field(model, "context_channels")
     if model.aux_features is not None:
+        values["auxiliary_head.in_channels"] = 1024 if RESNETS[backbone][1] else 256
+        values["auxiliary_head.channels"] = values["auxiliary_head.in_channels"] // 4
         values["auxiliary_head.num_classes"] = model.num_classes
     else:
         values["auxiliary_head"] = None
@@ -92,7 +101,13 @@ def normalisation(model: Segmenter) -> str:
 
 def _rates(model: Segmenter) -> tuple[int, ...]:
     """Return the rates at the model's output stride, which is how others state them."""
-    return rates_at(tuple(describe(model)["options"].get("aspp_rates", DEFAULT_RATES)), model.output_stride)
+    return rates_at(_field(model, "aspp_rates"), model.output_stride)
+
+
+def _field(model: Segmenter, name: str) -> Any:
+    """Return an option of a part as it is in the network, given or by default; None if no part has it."""
+    parts = (model.backbone, model.context, model.decoder)
+    return next((getattr(part, name) for part in parts if hasattr(part, name)), None)
 
 
 def _spelt(arguments: dict[str, Any]) -> str:

@@ -22,10 +22,10 @@ def checked(error: float, *, precision: str = "float32") -> str:
 
 def test_the_largest_difference_is_said_with_its_bound() -> None:
     assert checked(0) == (
-        "compared in it, on batches of 2, 1 images: the logits differ by at most 0, which is 0.000% of the largest "
+        "compared in it, on batches of 2, 1 images: the logits differ by at most 0, which is 0% of the largest "
         "(bound 0.01%)"
     )
-    assert "at most 0.08, which is 1.000% of the largest (bound 2.00%)" in checked(0.08, precision="float16")
+    assert "at most 0.08, which is 1% of the largest (bound 2.00%)" in checked(0.08, precision="float16")
 
 
 @pytest.mark.parametrize("error", [0.01, -0.01, np.nan, np.inf])

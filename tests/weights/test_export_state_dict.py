@@ -82,6 +82,17 @@ def test_the_command_says_how_to_build_theirs(tmp_path: Any, capsys: Any) -> Non
     assert "--argmax: a state dict has none" in capsys.readouterr().err
 
 
+def test_values_that_a_model_leaves_to_their_defaults_are_said() -> None:
+    model = create_model("deeplabv3_resnet18", num_classes=3, output_stride=8)
+    assert PEERS["smp"].network(model) == (
+        "smp.DeepLabV3('resnet18', encoder_weights=None, encoder_depth=5, encoder_output_stride=8, "
+        "decoder_channels=256, decoder_aspp_separable=False, decoder_atrous_rates=(12, 24, 36), in_channels=3, "
+        "classes=3)"
+    )
+    said = PEERS["mmsegmentation"].network(create_model("deeplabv3plus_resnet50", num_classes=3, output_stride=16))
+    assert "decode_head.channels=256" in said and "decode_head.c1_channels=48" in said
+
+
 def test_mmsegmentations_config_is_named() -> None:
     options = {"norm_epsilon": 1e-5, "align_corners": False, "first_unit_rate": "previous", "multi_grid": (1, 1)}
     model = create_model("pspnet_resnet18", num_classes=6, output_stride=16, context_channels=128, **options)
