@@ -219,19 +219,30 @@ def add_model_verbs(verb: Verb) -> None:
     )
 
     export = verb(
-        "export", commands.export, "Write a model for programs that have JAX or PyTorch, but not this package."
+        "export",
+        commands.export,
+        "Write a model for programs that have JAX, PyTorch, ONNX or LiteRT, but not this package.",
     )
     export.add_argument("--model", required=True, help=MODEL)
     export.add_argument("--checkpoint", default="best", help="in a run directory: best (default), newest, or a step")
-    export.add_argument("--format", required=True, choices=("stablehlo", "torchvision"), help="what to write")
-    export.add_argument("--out", required=True, help="file to write: .zip for stablehlo, .pth or .safetensors else")
+    export.add_argument(
+        "--format",
+        required=True,
+        choices=("stablehlo", "onnx", "tflite", "torchvision", "smp", "mmsegmentation"),
+        help="what to write: for a runtime, or a state dict of another code base",
+    )
+    export.add_argument(
+        "--out", required=True, help="file to write: .zip for stablehlo, .onnx, .tflite, .pth or .safetensors else"
+    )
     export.add_argument("--output_stride", type=int, help="8, 16, 32, ...; by default the model's own")
-    stablehlo = export.add_argument_group("stablehlo")
-    stablehlo.add_argument("--size", type=image_size, help="HEIGHTxWIDTH of the images; by default any")
-    stablehlo.add_argument("--batch", type=int, help="images per call; by default any number")
-    stablehlo.add_argument("--preprocess", action="store_true", help="take uint8 images as they are stored")
-    stablehlo.add_argument("--argmax", action="store_true", help="return class ids instead of logits")
-    stablehlo.add_argument("--threshold", type=float, help="with --argmax and sigmoids: as in predict (0.5)")
+    runtimes = export.add_argument_group("stablehlo, onnx, tflite")
+    runtimes.add_argument("--size", type=image_size, help="HEIGHTxWIDTH of the images; by default any (stablehlo)")
+    runtimes.add_argument("--batch", type=int, help="images per call; by default any number (tflite: 1)")
+    runtimes.add_argument("--preprocess", action="store_true", help="take uint8 images as they are stored")
+    runtimes.add_argument("--argmax", action="store_true", help="return class ids instead of logits")
+    runtimes.add_argument("--precision", choices=("float32", "float16", "int8"), help="onnx, tflite; int8: tflite only")
+    runtimes.add_argument("--calibration", metavar="FOLDER", help="for int8: some images such as it will see")
+    runtimes.add_argument("--threshold", type=float, help="with --argmax and sigmoids: as in predict (0.5)")
 
     push = verb("push", commands.push, "Upload a model with a model card to the Hugging Face hub.")
     push.add_argument("model", metavar="MODEL_OR_RUN", help=MODEL)

@@ -325,36 +325,63 @@ def weights(args: argparse.Namespace) -> None:
     )
 
 
+# The flags of `export` that say what is inside, and the formats that have them.
+RUNTIMES = {"stablehlo": (), "onnx": ("precision",), "tflite": ("precision", "calibration")}
+EXPORT_FLAGS = ("size", "batch", "preprocess", "argmax", "threshold")
+
+
 def export(args: argparse.Namespace) -> None:
     """`export`."""
     from deeplab_jax.files import write_whole
     from deeplab_jax.models.catalog import check_output_stride
     from deeplab_jax.weights.by_name import load
-    from deeplab_jax.weights.export import export_stablehlo
-    from deeplab_jax.weights.export_torchvision import export_torchvision, write_state_dict
+    from deeplab_jax.weights.export_state_dict import PEERS, export_state_dict, write_state_dict
+    from deeplab_jax.weights.peer_networks import normalisation
 
-    flags = [name for name in ("size", "batch", "preprocess", "argmax", "threshold") if getattr(args, name)]
-    if args.format != "stablehlo" and flags:
-        raise UserError(f"--{flags[0]}: a state dict has none; leave it out, or use --format stablehlo")
+    _check_flags(args)
     model, variables, info = load(args.model, checkpoint=args.checkpoint, module=args.module)
     if args.output_stride is not None:
         model = model.clone(output_stride=args.output_stride)
         check_output_stride(model)
-    if args.format == "torchvision":
-        file = write_state_dict(args.out, export_torchvision(model, variables))
+    if args.format in PEERS:
+        file = write_state_dict(args.out, export_state_dict(model, variables, kind=args.format))
+        said = [f"it fits {PEERS[args.format].network(model)}", f"its input: {normalisation(model)}"]
     else:
-        content = export_stablehlo(
-            model,
-            variables,
-            size=args.size,
-            batch=args.batch,
-            preprocess=args.preprocess,
-            argmax=args.argmax,
-            info=info,
-            **given(args, "threshold"),
-        )
+        content, *said = _exported(args, model, variables, info)
         file = write_whole(args.out, lambda file: file.write_bytes(content))
     print(f"{describe_short(model)}: written to {file} ({file.stat().st_size / 2**20:.1f} MiB)")
+    for line in said:
+        print(line)
+
+
+def _check_flags(args: argparse.Namespace) -> None:
+    """Raise a UserError for a flag that the format does not have."""
+    own = RUNTIMES.get(args.format)
+    for name in (*EXPORT_FLAGS, "precision", "calibration"):
+        if not getattr(args, name):
+            continue
+        if own is None:
+            raise UserError(f"--{name}: a state dict has none; leave it out, or use --format stablehlo")
+        if name not in (*EXPORT_FLAGS, *own):
+            having = [form for form, flags in RUNTIMES.items() if name in flags]
+            raise UserError(f"--{name}: {args.format} has none; leave it out, or use --format {' or '.join(having)}")
+
+
+def _exported(args: argparse.Namespace, model: Any, variables: Any, info: dict[str, Any]) -> tuple[Any, ...]:
+    """Return the content of a file for a runtime, and what to say of it."""
+    from deeplab_jax.evaluate.calibration import calibration_images
+    from deeplab_jax.weights.export import export_stablehlo
+    from deeplab_jax.weights.export_onnx import export_onnx
+    from deeplab_jax.weights.export_tflite import export_tflite
+
+    inside = {"size": args.size, **given(args, *EXPORT_FLAGS, "precision")}
+    if args.format == "stablehlo":
+        return (export_stablehlo(model, variables, info=info, **inside),)
+    if args.format == "onnx":
+        return export_onnx(model, variables, info=info, **inside)
+    if args.calibration and args.size:
+        inside["calibration"] = calibration_images(args.calibration, size=args.size, model=model)
+    return export_tflite(model, variables, info=info, **inside)
 
 
 def push(args: argparse.Namespace) -> None:

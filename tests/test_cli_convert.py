@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 import zipfile
 
 import jax
@@ -107,6 +108,8 @@ def test_export_torchvision(tmp_path, capsys) -> None:
     assert "'cascade_tiny' is none of torchvision's" in capsys.readouterr().err
     assert run(*words, tmp_path / "a.pth", "--size", "33") == 2
     assert "--size: a state dict has none" in capsys.readouterr().err
+    assert run(*words, tmp_path / "a.pth", "--precision", "int8") == 2
+    assert "--precision: a state dict has none" in capsys.readouterr().err
     assert not (tmp_path / "a.pth").exists()
 
     theirs = create_model("lraspp_mobilenet_v3_large", num_classes=2, norm_momentum=0.99)
@@ -114,3 +117,48 @@ def test_export_torchvision(tmp_path, capsys) -> None:
     save(tmp_path / "model", theirs, zeros, {})
     assert run(*words, tmp_path / "b.safetensors") == 0
     assert load_file(tmp_path / "b.safetensors")["classifier.high_classifier.weight"].shape == (2, 128, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ("stablehlo", "--precision", "float16"),
+            "--precision: stablehlo has none; leave it out, or use --format onnx or",
+        ),
+        (("onnx", "--calibration", "x"), "--calibration: onnx has none; leave it out, or use --format tflite"),
+        (("onnx",), "onnx: the size of the images has to be fixed; give it, such as --size 513x513"),
+        (("tflite",), "tflite: the size of the images has to be fixed; give it, such as --size 513x513"),
+        (("onnx", "--size", "33x33"), "--format onnx: onnx is not installed; type pip install onnx onnxruntime"),
+        (
+            ("tflite", "--size", "33x33"),
+            "--format tflite: tensorflow is not installed; type pip install tensorflow-cpu ai-edge-litert",
+        ),
+        (("tflite", "--size", "33x33", "--precision", "int8", "--calibration", "EMPTY"), "no image in this folder"),
+    ],
+)
+def test_exports_for_runtimes_are_refused_in_one_line(tmp_path, capsys, monkeypatch, words, message) -> None:
+    for name in ("onnx", "tensorflow"):
+        monkeypatch.setitem(sys.modules, name, None)  # As if it were not installed.
+    save(tmp_path / "model", *tiny_model("cascade_tiny"), {})
+    (tmp_path / "empty").mkdir()
+    words = [tmp_path / "empty" if word == "EMPTY" else word for word in words]
+    assert run("export", "--model", tmp_path / "model", "--out", tmp_path / "a", "--format", *words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+    assert not (tmp_path / "a").exists()
+
+
+def test_export_onnx(tmp_path, capsys) -> None:
+    runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install onnx onnxruntime")
+    model, variables = tiny_model("cascade_tiny", num_classes=4)
+    save(tmp_path / "model", model, variables, {})
+    file = tmp_path / "sub" / "model.onnx"
+    words = ("export", "--model", tmp_path / "model", "--format", "onnx", "--out", file, "--size", "33x49")
+    assert run(*words, "--preprocess", "--argmax", "--output_stride", 8) == 0
+    wrote, compared = capsys.readouterr().out.splitlines()
+    assert f"written to {file} (" in wrote and compared.startswith("compared in onnxruntime ")
+    image = np.random.default_rng(0).integers(0, 256, (2, 33, 49, 3), np.uint8)
+    expected = model.clone(output_stride=8).apply(variables, model.preprocessing(jax.numpy.asarray(image)), train=False)
+    (found,) = runtime.InferenceSession(file).run(None, {"images": image})
+    assert np.mean(found == np.argmax(expected, -1)) >= 0.999

@@ -42,7 +42,7 @@ PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 # The same model always gives the same bytes: every entry has zip's first date.
 _DATE = (1980, 1, 1, 0, 0, 0)
 
-Run = Callable[[Variables, jax.Array], jax.Array]
+Run = Callable[[jax.Array], jax.Array]
 
 
 def export_stablehlo(
@@ -83,6 +83,41 @@ def export_stablehlo(
     Raises:
       UserError: an impossible size, batch, threshold or platform, or an architecture that needs a fixed size.
     """
+    unknown = [platform for platform in platforms if platform not in PLATFORMS]
+    if unknown or not platforms:
+        raise UserError(f"platforms={tuple(platforms)}: give one or more of {', '.join(PLATFORMS)}")
+    function, images, metadata = prepare(
+        model,
+        variables,
+        size=size,
+        batch=batch,
+        preprocess=preprocess,
+        argmax=argmax,
+        threshold=threshold,
+        info=info,
+    )
+    exported = jax.export.export(jax.jit(function), platforms=tuple(platforms))(images)
+    metadata["platforms"] = list(exported.platforms)
+    metadata["calling_convention_version"] = exported.calling_convention_version
+    return pack({STABLEHLO_FILE: bytes(exported.serialize()), METADATA_FILE: json.dumps(metadata, indent=1).encode()})
+
+
+def prepare(
+    model: Segmenter,
+    variables: Mapping[str, Any],
+    *,
+    size: tuple[int, int] | None,
+    batch: int | None = None,
+    preprocess: bool = False,
+    argmax: bool = False,
+    threshold: float = THRESHOLD,
+    info: Mapping[str, Any] | None = None,
+    fold: bool = True,
+) -> tuple[Run, jax.ShapeDtypeStruct, dict[str, Any]]:
+    """Return the function of images to export with its weights inside, what goes in, and the metadata, for any format.
+
+    The arguments and errors are those of `export_stablehlo`; `fold` is whether batch norms are folded.
+    """
     if not 0 < threshold < 1 or (threshold != THRESHOLD and not (argmax and model.activation == "sigmoid")):
         raise UserError(
             f"threshold={threshold}: give one above 0 and below 1, for the class ids of a network with sigmoids, or "
@@ -90,18 +125,13 @@ def export_stablehlo(
         )
     if batch is not None and batch < 1:
         raise UserError(f"batch={batch}: give at least 1, or leave it out for any number of images")
-    unknown = [platform for platform in platforms if platform not in PLATFORMS]
-    if unknown or not platforms:
-        raise UserError(f"platforms={tuple(platforms)}: give one or more of {', '.join(PLATFORMS)}")
     _check_size(model, size)
-    inference_model, variables = _for_inference(model, variables)
+    inference_model, variables = _for_inference(model, variables) if fold else (model, dict(variables))
     dtype = jnp.uint8 if preprocess and not model.preprocessing.stored_range else jnp.float32
     images = jax.ShapeDtypeStruct(_input_shape(size, batch, model.in_channels), dtype)
-    function = jax.jit(_function(inference_model, variables, preprocess=preprocess, argmax=argmax, threshold=threshold))
-    exported = jax.export.export(function, platforms=tuple(platforms))(images)
-    meaning = _meaning(model, argmax=argmax, threshold=threshold)
-    metadata = _metadata(model, exported, preprocess=preprocess, meaning=meaning, info=info or {})
-    return _zip({STABLEHLO_FILE: bytes(exported.serialize()), METADATA_FILE: json.dumps(metadata, indent=1).encode()})
+    function = _function(inference_model, variables, preprocess=preprocess, argmax=argmax, threshold=threshold)
+    result, meaning = jax.eval_shape(function, images), _meaning(model, argmax=argmax, threshold=threshold)
+    return function, images, _metadata(model, images, result, preprocess=preprocess, meaning=meaning, info=info or {})
 
 
 def _check_size(model: Segmenter, size: tuple[int, int] | None) -> None:
@@ -133,9 +163,7 @@ def _input_shape(size: tuple[int, int] | None, batch: int | None, channels: int)
     return tuple(jax.export.symbolic_shape(f"{batch or 'b'}, {height}, {width}, {channels}", constraints=constraints))
 
 
-def _function(
-    model: Segmenter, variables: Variables, *, preprocess: bool, argmax: bool, threshold: float
-) -> Callable[[jax.Array], jax.Array]:
+def _function(model: Segmenter, variables: Variables, *, preprocess: bool, argmax: bool, threshold: float) -> Run:
     def run(images: jax.Array) -> jax.Array:
         logits: Any = model.apply(variables, _prepared(model, images) if preprocess else images)
         if not argmax:
@@ -173,7 +201,8 @@ def _meaning(model: Segmenter, *, argmax: bool, threshold: float) -> tuple[str, 
 
 def _metadata(
     model: Segmenter,
-    exported: jax.export.Exported,
+    images: Any,
+    result: Any,
     *,
     preprocess: bool,
     meaning: tuple[str, str],
@@ -182,7 +211,6 @@ def _metadata(
     """Return the metadata: inputs and outputs of the function, with the names b, h and w for free sizes."""
     reading = model.preprocessing
     low, high = (reading.stored_range or (0, 255)) if preprocess else reading.value_range
-    (images,), (result,) = exported.in_avals, exported.out_avals
     described = {
         "name": "images",
         **_array(images),
@@ -206,8 +234,6 @@ def _metadata(
         **{key: info[key] for key in ("class_names", "palette") if key in info},
         "output_stride": model.output_stride,
         "model": describe(model),
-        "platforms": list(exported.platforms),
-        "calling_convention_version": exported.calling_convention_version,
         "versions": {"deeplab_jax": _package_version(), "jax": jax.__version__},
     }
 
@@ -223,7 +249,7 @@ def _package_version() -> str:
         return "not installed as a package"
 
 
-def _zip(entries: Mapping[str, bytes]) -> bytes:
+def pack(entries: Mapping[str, bytes]) -> bytes:
     """Pack files uncompressed, because compression does not shrink weights."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:

@@ -2,12 +2,14 @@
 
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate.inference import segment
 from deeplab_jax.weights.convert import convert
+from deeplab_jax.weights.export_state_dict import PEERS, export_state_dict, write_state_dict
 from tests.peers.parity import (
     assert_same_logits,
     import_peer,
@@ -207,3 +209,39 @@ def test_weights_for_rgb_are_fitted_to_other_channels_as_there(in_channels: int)
         expected = encoder.conv1.weight.detach().numpy()
     ours = fit_kernel(before.transpose(2, 3, 1, 0), old=3, new=in_channels)
     np.testing.assert_allclose(ours, expected.transpose(2, 3, 1, 0), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "encoder", "stride", "options"),
+    [
+        ("DeepLabV3Plus", "mobilenet_v2", 16, {"decoder_channels": 32, "decoder_atrous_rates": (6, 12, 18)}),
+        ("PSPNet", "mobilenet_v2", None, {"decoder_use_norm": False, "psp_out_channels": 32}),
+        ("Unet", "resnet18", None, {"encoder_depth": 4, "decoder_channels": (32, 16, 8, 8), "in_channels": 4}),
+        pytest.param("DeepLabV3", "resnet18", 8, {}, marks=pytest.mark.slow),
+        pytest.param("DeepLabV3", "mobilenet_v2", 8, {"encoder_depth": 4}, marks=pytest.mark.slow),
+        pytest.param("DeepLabV3", "resnet18", 16, {"encoder_depth": 3}, marks=pytest.mark.slow),
+        pytest.param("DeepLabV3Plus", "resnet50", 8, {"decoder_aspp_separable": False}, marks=pytest.mark.slow),
+        pytest.param("PSPNet", "resnet50", None, {"encoder_depth": 4, "upsampling": 16}, marks=pytest.mark.slow),
+        pytest.param("Unet", "mobilenet_v2", None, {}, marks=pytest.mark.slow),
+    ],
+)
+def test_what_is_exported_loads_strictly_and_computes_the_same(
+    architecture: str, encoder: str, stride: int | None, options: dict[str, Any], tmp_path: Any
+) -> None:
+    """Into the network that the printed call builds; every tensor that runs comes back as it was."""
+    import torch
+
+    stated = {} if stride is None else {"encoder_output_stride": stride}
+    peer = network(architecture, encoder, **options, **stated)
+    peer.save_pretrained(tmp_path)  # Its config.json states the rates.
+    model, variables, info = convert(tmp_path)
+    exported = export_state_dict(model, variables, kind="smp")
+    fresh = eval(PEERS["smp"].network(model), {"smp": smp}).eval()
+    fresh.load_state_dict(torch.load(write_state_dict(tmp_path / "a.pth", exported), weights_only=True), strict=True)
+    for name, tensor in state_dict(peer).items():
+        if name not in info["source"]["unused"]:
+            np.testing.assert_array_equal(exported[name], tensor, err_msg=name)
+    images = np.random.default_rng(0).normal(size=(1, 96, 128, model.in_channels)).astype(np.float32)
+    expected = run_peer(peer, images)
+    assert torch.equal(run_peer(fresh, images), expected)
+    assert_same_logits(jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, images), expected)

@@ -12,7 +12,7 @@ import pytest
 from deeplab_jax.models.catalog import create_model
 from deeplab_jax.models.segmenter import Segmenter, Variables, abstract_variables
 from deeplab_jax.weights.convert import convert
-from deeplab_jax.weights.export_torchvision import export_torchvision, write_state_dict
+from deeplab_jax.weights.export_state_dict import export_state_dict, write_state_dict
 from deeplab_jax.weights.importers.torchvision import NETWORKS, network
 from tests.peers.backbones import STAGES, assert_same_fc7, assert_same_features, zeros
 from tests.peers.parity import (
@@ -88,7 +88,7 @@ def slow_if(names: Iterable[str], *slow: str) -> list[Any]:
 
 
 def assert_comes_back(tensors: dict[str, np.ndarray], model: Segmenter, variables: Variables) -> None:
-    exported = export_torchvision(model, variables)
+    exported = export_state_dict(model, variables, kind="torchvision")
     assert exported.keys() == tensors.keys()
     for key, tensor in tensors.items():
         assert exported[key].dtype == tensor.dtype, key
@@ -167,7 +167,7 @@ def test_a_fresh_model_of_torchvisions_form_runs_there(name: str, tmp_path: Path
     deeplab = name.startswith("deeplab")
     options = network(name, num_classes=4, aux_head=True).options if deeplab else {"norm_momentum": 0.99}
     model, variables = fresh(name, **options)
-    tensors = export_torchvision(model, variables)
+    tensors = export_state_dict(model, variables, kind="torchvision")
     safetensors = pytest.importorskip("safetensors.torch")
     loaded = {
         "a.pth": torch.load(write_state_dict(tmp_path / "a.pth", tensors), weights_only=True),

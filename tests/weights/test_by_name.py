@@ -23,7 +23,7 @@ from deeplab_jax.models.segmenter import abstract_variables
 from deeplab_jax.weights import by_name, download, published
 from deeplab_jax.weights.by_name import load
 from deeplab_jax.weights.convert import IMPORTERS, convert
-from deeplab_jax.weights.export_torchvision import export_torchvision, write_state_dict
+from deeplab_jax.weights.export_state_dict import export_state_dict, write_state_dict
 from deeplab_jax.weights.folder import flatten_variables
 from deeplab_jax.weights.importers.torchvision import network
 from deeplab_jax.weights.published import PUBLISHED, Published
@@ -235,7 +235,7 @@ def test_a_published_network_of_torchvision(name, monkeypatch, tmp_path):
     entry = PUBLISHED[f"torchvision/{name}"]
     theirs = network(entry.network, num_classes=21, aux_head=not name.startswith("lraspp"))
     model = create_model(theirs.name, output_stride=theirs.output_stride, **theirs.options)
-    shapes = {key: value.shape for key, value in export_torchvision(model, zeros(model)).items()}
+    shapes = {key: value.shape for key, value in export_state_dict(model, zeros(model), kind="torchvision").items()}
     tensors = golden.generate(shapes)
     monkeypatch.setenv(download.FOLDER, str(tmp_path / "cache"))
     content = write_state_dict(tmp_path / entry.file, tensors).read_bytes()

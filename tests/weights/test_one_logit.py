@@ -19,7 +19,7 @@ from deeplab_jax.models.decision import decide, to_probabilities
 from deeplab_jax.models.segmenter import abstract_variables
 from deeplab_jax.weights.convert import convert
 from deeplab_jax.weights.export import METADATA_FILE, STABLEHLO_FILE, export_stablehlo
-from deeplab_jax.weights.export_torchvision import export_torchvision
+from deeplab_jax.weights.export_state_dict import export_state_dict
 from deeplab_jax.weights.folder import MODEL_FILE, flatten_variables, load, save
 from deeplab_jax.weights.importers import smp, torchvision
 from deeplab_jax.weights.tensor_map import TORCH, their_name
@@ -87,7 +87,7 @@ def test_an_exchanged_head_of_torchvision(aux_classes) -> None:
     left_out = aux_classes == 21
     assert any("auxiliary head, which has 21 classes" in note for note in info["source"]["notes"]) == left_out
     assert any(key.startswith("aux_classifier.") for key in info["source"]["unused"]) == left_out
-    back = export_torchvision(model, variables)
+    back = export_state_dict(model, variables, kind="torchvision")
     kept = [key for key in tensors if not (left_out and key.startswith("aux_classifier."))]
     assert {key for key in back if not key.endswith("num_batches_tracked")} == set(kept)
     for key in kept:

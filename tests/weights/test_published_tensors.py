@@ -14,7 +14,7 @@ from deeplab_jax.models.catalog import describe
 from deeplab_jax.weights import download, fill_variables
 from deeplab_jax.weights.by_name import load
 from deeplab_jax.weights.convert import convert
-from deeplab_jax.weights.export_torchvision import write_state_dict
+from deeplab_jax.weights.export_state_dict import write_state_dict
 from deeplab_jax.weights.folder import flatten_variables
 from deeplab_jax.weights.published import PUBLISHED
 from tests.weights.importers import golden, test_mmsegmentation, test_slim

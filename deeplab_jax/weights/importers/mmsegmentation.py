@@ -21,6 +21,57 @@ ASPP_FIRST = f"{HEAD}aspp_modules.0.conv.weight"
 LOGITS = f"{HEAD}conv_seg.weight"
 
 
+def _module(name: str) -> Names:
+    """Return the names of a ConvModule's convolution and norm."""
+    return f"{name}.conv", f"{name}.bn"
+
+
+DECODER: tuple[Rule, ...] = (
+    (r"decoder/conv2_reduction", _module(f"{HEAD}c1_bottleneck")),
+    (
+        r"decoder/conv2_conv(\d)/(depthwise|pointwise)",
+        lambda i, kind: _module(f"{HEAD}sep_bottleneck.{i - 1}.{kind}_conv"),
+    ),
+)
+ASPP: tuple[Rule, ...] = (
+    (r"context/branch_1x1", _module(f"{HEAD}aspp_modules.0")),
+    (r"context/branch_atrous(\d)", lambda i: _module(f"{HEAD}aspp_modules.{i}")),
+    (
+        r"context/branch_atrous(\d)/(depthwise|pointwise)",
+        lambda i, kind: _module(f"{HEAD}aspp_modules.{i}.{kind}_conv"),
+    ),
+    (r"context/image_pooling", _module(f"{HEAD}image_pool.1")),
+    (r"context/projection", _module(f"{HEAD}bottleneck")),
+)
+HEADS: dict[str, tuple[Rule, ...]] = {
+    "deeplabv3": ASPP,
+    "deeplabv3plus": (*ASPP, *DECODER),
+    "pspnet": (
+        *((rf"context/bins{bins}", _module(f"{HEAD}psp_modules.{i}.1")) for i, bins in enumerate((1, 2, 3, 6))),
+        (r"context/projection", _module(f"{HEAD}bottleneck")),
+    ),
+    "fcn": (
+        (r"context/conv(\d)", lambda i: _module(f"{HEAD}convs.{i - 1}")),
+        (r"context/joined", _module(f"{HEAD}conv_cat")),
+    ),
+}
+
+
+def rules_of(name: str) -> tuple[Rule, ...]:
+    """Return mmsegmentation's names for the layers of one of our models; none if it has no such network."""
+    architecture, _, backbone = name.partition("_")
+    if architecture not in HEADS or backbone not in RESNETS:
+        return ()
+    return (
+        (r"backbone/stem_conv(\d)", lambda i: (f"{BACKBONE}stem.{3 * i - 3}", f"{BACKBONE}stem.{3 * i - 2}")),
+        *resnet_rules(BACKBONE),
+        *HEADS[architecture],
+        (r"classifier", (f"{HEAD}conv_seg", "")),
+        (r"aux_head/conv", _module(f"{AUX}convs.0")),
+        (r"aux_head/classifier", (f"{AUX}conv_seg", "")),
+    )
+
+
 def recognise(shapes: Shapes, *, output_stride: int | None) -> TensorMap | None:
     """Describe a state dict of one of mmsegmentation's networks; return None for any other.
 
@@ -33,7 +84,7 @@ def recognise(shapes: Shapes, *, output_stride: int | None) -> TensorMap | None:
     first = shapes.get(f"{BACKBONE}layer1.0.conv2.weight")
     if backbone is None or first != (64, 64, 3, 3):
         raise UserError(f"mmsegmentation: the backbone is none of {', '.join(RESNETS)}; only these can be converted")
-    architecture, options, rules, inputs, notes = _head(shapes)
+    architecture, options, inputs, notes = _head(shapes)
     name, stride = f"{architecture}_{backbone}", output_stride or STRIDES[0]
     if name == f"fcn_{backbone}" and not RESNETS[backbone][1]:
         raise UserError("mmsegmentation's FCN: only on resnet50 and resnet101 it can be converted")
@@ -60,14 +111,7 @@ def recognise(shapes: Shapes, *, output_stride: int | None) -> TensorMap | None:
             **options,
             "aux_head": f"{AUX}conv_seg.weight" in shapes,
         },
-        rules=(
-            (r"backbone/stem_conv(\d)", lambda i: (f"{BACKBONE}stem.{3 * i - 3}", f"{BACKBONE}stem.{3 * i - 2}")),
-            *resnet_rules(BACKBONE),
-            *rules,
-            (r"classifier", (f"{HEAD}conv_seg", "")),
-            (r"aux_head/conv", _module(f"{AUX}convs.0")),
-            (r"aux_head/classifier", (f"{AUX}conv_seg", "")),
-        ),
+        rules=rules_of(name),
         layout=TORCH,
         inputs=inputs,
         unused=(COUNTERS,),
@@ -98,30 +142,17 @@ def _listed(value: Any, length: int) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) and len(value) == length else []
 
 
-def _module(name: str) -> Names:
-    """Return the names of a ConvModule's convolution and norm."""
-    return f"{name}.conv", f"{name}.bn"
-
-
-Head = tuple[str, dict[str, Any], tuple[Rule, ...], dict[str, tuple[int, ...]], list[str]]
+Head = tuple[str, dict[str, Any], dict[str, tuple[int, ...]], list[str]]
 
 
 def _head(shapes: Shapes) -> Head:
-    """Return our architecture, its options, the names of its layers, the order of inputs, and notes."""
+    """Return our architecture, its options, the order of inputs, and notes."""
     if ASPP_FIRST in shapes and f"{HEAD}image_pool.1.conv.weight" in shapes:
         return _aspp(shapes)
     if f"{HEAD}psp_modules.3.1.conv.weight" in shapes:
-        rules: tuple[Rule, ...] = (
-            *((rf"context/bins{bins}", _module(f"{HEAD}psp_modules.{i}.1")) for i, bins in enumerate((1, 2, 3, 6))),
-            (r"context/projection", _module(f"{HEAD}bottleneck")),
-        )
-        return "pspnet", {"context_channels": shapes[LOGITS][1]}, rules, {}, []
+        return "pspnet", {"context_channels": shapes[LOGITS][1]}, {}, []
     if f"{HEAD}conv_cat.conv.weight" in shapes and f"{HEAD}convs.2.conv.weight" not in shapes:
-        rules = (
-            (r"context/conv(\d)", lambda i: _module(f"{HEAD}convs.{i - 1}")),
-            (r"context/joined", _module(f"{HEAD}conv_cat")),
-        )
-        return "fcn", {"join_input": True}, rules, {}, ["three 3x3 convolutions; the last also takes their input"]
+        return "fcn", {"join_input": True}, {}, ["three 3x3 convolutions; the last also takes their input"]
     raise UserError(
         "mmsegmentation: the decode head is none of ASPPHead, DepthwiseSeparableASPPHead, PSPHead and FCNHead; only "
         "these can be converted"
@@ -131,28 +162,13 @@ def _head(shapes: Shapes) -> Head:
 def _aspp(shapes: Shapes) -> Head:
     channels = shapes[ASPP_FIRST][0]
     separable = f"{HEAD}aspp_modules.1.depthwise_conv.conv.weight" in shapes
-    branch, last = f"{HEAD}aspp_modules.", ".pointwise_conv" if separable else ""
-    rules: tuple[Rule, ...] = (
-        (r"context/branch_1x1", _module(f"{branch}0")),
-        (r"context/branch_atrous(\d)/depthwise", lambda i: _module(f"{branch}{i}.depthwise_conv")),
-        (r"context/branch_atrous(\d)(?:/pointwise)?", lambda i: _module(f"{branch}{i}{last}")),
-        (r"context/image_pooling", _module(f"{HEAD}image_pool.1")),
-        (r"context/projection", _module(f"{HEAD}bottleneck")),
-    )
     options: dict[str, Any] = {"aspp_channels": channels, "aspp_rates": RATES, "projection_kernel": 3}
     notes = ["rates 12, 24, 36 at output stride 8, and half of them at 16", "3x3 instead of 1x1 after the pyramid"]
     # There the pooled image comes first.
     inputs = {"context/projection": (*range(channels, 5 * channels), *range(channels))}
     low = shapes.get(f"{HEAD}c1_bottleneck.conv.weight")
     if low is None:
-        return "deeplabv3", options | {"separable": separable}, rules, inputs, notes
-    rules += (
-        (r"decoder/conv2_reduction", _module(f"{HEAD}c1_bottleneck")),
-        (
-            r"decoder/conv2_conv(\d)/(depthwise|pointwise)",
-            lambda i, kind: _module(f"{HEAD}sep_bottleneck.{i - 1}.{kind}_conv"),
-        ),
-    )
+        return "deeplabv3", options | {"separable": separable}, inputs, notes
     notes.append("its dropout stands before the classifier, this one after the pyramid")
     options |= {"separable": True, "low_level_channels": low[0], "decoder_convs": ((3, channels), (3, channels))}
-    return "deeplabv3plus", options, rules, inputs, notes
+    return "deeplabv3plus", options, inputs, notes

@@ -12,23 +12,15 @@ from typing import Any
 
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.preprocessing import IMAGENET
-from deeplab_jax.weights.importers.torch_names import COUNTERS, RESNETS, mobilenet_v2_rules, resnet_rules, which_resnet
-from deeplab_jax.weights.tensor_map import TORCH, Names, Rule, Shapes, TensorMap
+from deeplab_jax.weights.importers.smp_names import CHANNELS, DEEPLABV3, HEAD, NUMBERED, older_rules, rules_of
+from deeplab_jax.weights.importers.torch_names import COUNTERS, RESNETS, which_resnet
+from deeplab_jax.weights.tensor_map import TORCH, Shapes, TensorMap
 
 RATES = (12, 24, 36)
 RATES_NOTE = "rates 12, 24, 36 at any output stride, unless it was trained with others"
 DILATION_NOTE = "every convolution of a stage that lost its stride is dilated, and no multi-grid"
 DEEPLAB_STRIDES = (8, 16)
 DEPTHS = (3, 4, 5)
-# Channels after each halving of the image's size.
-CHANNELS = {
-    "resnet18": (64, 64, 128, 256, 512),
-    "resnet34": (64, 64, 128, 256, 512),
-    "resnet50": (64, 256, 512, 1024, 2048),
-    "resnet101": (64, 256, 512, 1024, 2048),
-    "mobilenet_v2": (16, 24, 32, 96, 1280),
-}
-HEAD = "segmentation_head.0"
 
 
 @dataclass(frozen=True)
@@ -39,14 +31,12 @@ class _Decoder:
       architecture: our name.
       inputs: channels that it takes from the encoder's last features.
       options: options for `create_model`.
-      rules: names of its layers.
       notes: its differences from the paper's decoder.
     """
 
     architecture: str
     inputs: int
     options: Mapping[str, Any]
-    rules: tuple[Rule, ...]
     notes: tuple[str, ...]
 
 
@@ -73,14 +63,14 @@ def recognise(shapes: Shapes, *, output_stride: int | None) -> TensorMap | None:
     if decoder.architecture == "unet":
         finest = "conv1" if encoder == "mobilenet_v2" else "stem"
         options["skips"] = ("conv4", "conv3", "conv2", finest, "")[5 - depth :]
-    names = mobilenet_v2_rules if encoder == "mobilenet_v2" else resnet_rules
+    name = f"{decoder.architecture}_{encoder}"
     return TensorMap(
         kind="smp",
-        name=f"{decoder.architecture}_{encoder}",
+        name=name,
         num_classes=_kernel(shapes, HEAD)[0],
         output_stride=stride,
         options=options,
-        rules=(*names("encoder."), *decoder.rules, (r"classifier", (HEAD, ""))),
+        rules=older_rules(name) if f"{NUMBERED[0]}.convs.0.0.weight" in shapes else rules_of(name),
         layout=TORCH,
         inputs=_inputs(decoder),
         # An auxiliary classifier of whole images, and the part that a shortened encoder does not run.
@@ -113,10 +103,9 @@ def _kernel(shapes: Shapes, layer: str) -> tuple[int, ...]:
 def _decoder(shapes: Shapes, encoder: str) -> _Decoder:
     if "decoder.aspp.0.convs.0.0.weight" in shapes:
         return _deeplabv3plus(shapes)
-    # Older versions called "decoder.aspp" "decoder.0".
-    for names in (("decoder.aspp", "decoder.conv", "decoder.bn"), ("decoder.0", "decoder.1", "decoder.2")):
-        if f"{names[0]}.convs.0.0.weight" in shapes and f"{names[1]}.weight" in shapes:
-            return _deeplabv3(shapes, *names)
+    for aspp, conv, _ in (DEEPLABV3, NUMBERED):
+        if f"{aspp}.convs.0.0.weight" in shapes and f"{conv}.weight" in shapes:
+            return _deeplabv3(shapes, aspp)
     if "decoder.psp.blocks.0.pool.1.0.weight" in shapes and "decoder.conv.0.weight" in shapes:
         return _pspnet(shapes)
     if all(re.match(r"decoder\.blocks\.\d\.conv", name) for name in shapes if name.startswith("decoder.")):
@@ -127,24 +116,7 @@ def _decoder(shapes: Shapes, encoder: str) -> _Decoder:
     )
 
 
-def _pair(block: str) -> Names:
-    """Return the names of a block's convolution and of the norm after it."""
-    return f"{block}.0", f"{block}.1"
-
-
-def _aspp_rules(aspp: str, *, separable: bool) -> tuple[Rule, ...]:
-    """Return the names of an ASPP; separable branches have one layer more."""
-    last = ".0.1" if separable else ".0"
-    return (
-        (r"context/branch_1x1", _pair(f"{aspp}.convs.0")),
-        (r"context/branch_atrous(\d)/depthwise", lambda i: (f"{aspp}.convs.{i}.0.0", "")),
-        (r"context/branch_atrous(\d)(?:/pointwise)?", lambda i: (f"{aspp}.convs.{i}{last}", f"{aspp}.convs.{i}.1")),
-        (r"context/image_pooling", (f"{aspp}.convs.4.1", f"{aspp}.convs.4.2")),
-        (r"context/projection", _pair(f"{aspp}.project")),
-    )
-
-
-def _deeplabv3(shapes: Shapes, aspp: str, conv: str, norm: str) -> _Decoder:
+def _deeplabv3(shapes: Shapes, aspp: str) -> _Decoder:
     channels, inputs = _kernel(shapes, f"{aspp}.convs.0.0")[:2]
     separable = f"{aspp}.convs.1.0.0.weight" in shapes
     return _Decoder(
@@ -157,7 +129,6 @@ def _deeplabv3(shapes: Shapes, aspp: str, conv: str, norm: str) -> _Decoder:
             "depthwise_norm": False,
             "dropout": 0.5,
         },
-        (*_aspp_rules(aspp, separable=separable), (r"context/head1", (conv, norm))),
         (RATES_NOTE, "one more 3x3 convolution after the pyramid", DILATION_NOTE),
     )
 
@@ -177,14 +148,6 @@ def _deeplabv3plus(shapes: Shapes) -> _Decoder:
             "depthwise_norm": False,
             "dropout": 0.5,
         },
-        (
-            *_aspp_rules("decoder.aspp.0", separable=separable),
-            (r"context/head1/depthwise", ("decoder.aspp.1.0", "")),
-            (r"context/head1/pointwise", ("decoder.aspp.1.1", "decoder.aspp.2")),
-            (r"decoder/conv2_reduction", _pair("decoder.block1")),
-            (r"decoder/conv2_conv1/depthwise", ("decoder.block2.0.0", "")),
-            (r"decoder/conv2_conv1/pointwise", ("decoder.block2.0.1", "decoder.block2.1")),
-        ),
         (
             RATES_NOTE,
             "one more separable 3x3 convolution after the pyramid, and one instead of two in the decoder",
@@ -207,10 +170,6 @@ def _pspnet(shapes: Shapes) -> _Decoder:
             "dropout": 0.2,
         },
         (
-            *((rf"context/bins{bins}", _pair(f"decoder.psp.blocks.{i}.pool.1")) for i, bins in enumerate((1, 2, 3, 6))),
-            (r"context/projection", _pair("decoder.conv")),
-        ),
-        (
             "an encoder that ends early instead of dilated stages",
             "1x1 after the pyramid and 3x3 before the logits, where the paper has 3x3 and 1x1",
             "no norm at the level of one region",
@@ -227,7 +186,6 @@ def _unet(shapes: Shapes, encoder: str) -> _Decoder:
         # One block for every halving; the inputs of the first one's kernel include a skip.
         CHANNELS[encoder][len(channels) - 1] if channels else 0,
         {"decoder_channels": channels, "upsampling": "nearest", "dropout": 0.0},
-        ((r"decoder/step(\d)_conv(\d)", lambda step, conv: _pair(f"decoder.blocks.{step - 1}.conv{conv}")),),
         ("the skips are those of an ImageNet encoder", "upsampling repeats pixels, unless it was trained otherwise"),
     )
 

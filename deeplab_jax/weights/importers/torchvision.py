@@ -50,6 +50,15 @@ AUX: tuple[Rule, ...] = (
 )
 
 
+def rules_of(name: str) -> tuple[Rule, ...]:
+    """Return torchvision's names for the layers of one of our models; none if it has no such network."""
+    if name not in NETWORKS:
+        return ()
+    architecture, backbone = name.split("_", 1)
+    names = mobilenet_v3_rules if backbone == "mobilenet_v3_large" else resnet_rules
+    return (*names(PREFIX), *HEADS[architecture], *AUX)
+
+
 def recognise(shapes: Shapes, *, output_stride: int | None) -> TensorMap | None:
     """Describe a state dict of one of `NETWORKS`; return None for any other.
 
@@ -116,11 +125,7 @@ def network(name: str, *, num_classes: int, output_stride: int | None = None, au
         num_classes=num_classes,
         output_stride=stride,
         options=options | {"norm_momentum": 0.99 if backbone == "mobilenet_v3_large" else 0.9},
-        rules=(
-            *(mobilenet_v3_rules(PREFIX) if backbone == "mobilenet_v3_large" else resnet_rules(PREFIX)),
-            *HEADS[architecture],
-            *AUX,
-        ),
+        rules=rules_of(name),
         layout=TORCH,
         unused=(COUNTERS,),
         notes=tuple(notes),

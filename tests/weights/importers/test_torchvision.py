@@ -13,8 +13,8 @@ from safetensors.numpy import load_file
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.catalog import create_model
 from deeplab_jax.models.segmenter import Segmenter, Variables, abstract_variables
-from deeplab_jax.weights import export_torchvision as export
-from deeplab_jax.weights.export_torchvision import export_torchvision, write_state_dict
+from deeplab_jax.weights import export_state_dict as export
+from deeplab_jax.weights.export_state_dict import export_state_dict, write_state_dict
 from deeplab_jax.weights.fill_variables import fill_variables
 from deeplab_jax.weights.formats.torch_file import read_torch
 from deeplab_jax.weights.importers import imagenet, torchvision
@@ -53,7 +53,7 @@ def zeros(model: Segmenter) -> Variables:
 def test_names_and_shapes_are_torchvisions(name: str) -> None:
     tensor_map = torchvision.network(name, num_classes=21, aux_head=True)
     model = tensor_map.model()
-    shapes = {key: tensor.shape for key, tensor in export_torchvision(model, zeros(model)).items()}
+    shapes = {key: tensor.shape for key, tensor in export_state_dict(model, zeros(model), kind="torchvision").items()}
     assert digest(shapes) == TENSORS[name]
     found = torchvision.recognise(shapes, output_stride=None)
     assert found is not None
@@ -100,7 +100,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
 @pytest.mark.parametrize(("name", "options", "words"), REFUSED)
 def test_the_first_option_that_differs_is_named(name: str, options: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError) as error:
-        export_torchvision(create_model(name, **options), {})
+        export_state_dict(create_model(name, **options), {}, kind="torchvision")
     assert words in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -108,14 +108,14 @@ def test_the_first_option_that_differs_is_named(name: str, options: dict[str, An
 def test_options_of_training_and_speed_do_not_matter() -> None:
     options: dict[str, Any] = {"norm": "frozen", "norm_momentum": 0.5, "dtype": "bfloat16", "lowering": "direct"}
     model = create_model(LRASPP, num_classes=3, value_range=(0.0, 1.0), **options)
-    exported = export_torchvision(model, zeros(model))
+    exported = export_state_dict(model, zeros(model), kind="torchvision")
     assert exported["classifier.low_classifier.weight"].shape == (3, 40, 1, 1)
     assert all(tensor.flags["C_CONTIGUOUS"] for tensor in exported.values())
 
 
 def test_variables_of_another_model_are_refused() -> None:
     with pytest.raises(UserError, match="variables: does not fit the model"):
-        export_torchvision(create_model(LRASPP), {"params": {"classifier": np.zeros(3)}})
+        export_state_dict(create_model(LRASPP), {"params": {"classifier": np.zeros(3)}}, kind="torchvision")
 
 
 STATE = {

@@ -1,0 +1,114 @@
+"""How other code bases build the network that takes an exported state dict: what the tensors do not say."""
+
+from typing import Any
+
+from deeplab_jax.models.catalog import describe
+from deeplab_jax.models.contexts.aspp import rates_at
+from deeplab_jax.models.segmenter import Segmenter
+from deeplab_jax.weights.importers.torch_names import RESNETS
+
+DEFAULT_RATES = (6, 12, 18)  # Ours, stated at output stride 16.
+SMP = {"deeplabv3": "DeepLabV3", "deeplabv3plus": "DeepLabV3Plus", "pspnet": "PSPNet", "unet": "Unet"}
+MMSEGMENTATION_HEADS = {"deeplabv3": "ASPPHead", "deeplabv3plus": "DepthwiseSeparableASPPHead"}
+
+
+def torchvision(model: Segmenter) -> str:
+    """Return the call that builds torchvision's network."""
+    described = describe(model)
+    arguments: dict[str, Any] = {"weights": None, "weights_backbone": None, "num_classes": model.num_classes}
+    if not described["name"].startswith("lraspp"):
+        arguments["aux_loss"] = model.aux_features is not None
+    return f"torchvision.models.segmentation.{described['name']}({_spelt(arguments)})"
+
+
+def smp(model: Segmenter) -> str:
+    """Return the call that builds the network of segmentation_models_pytorch, as `smp`."""
+    described = describe(model)
+    architecture, encoder = described["name"].split("_", 1)
+    options = described["options"]
+    depth = (
+        len(_field(model, "decoder_channels"))
+        if architecture == "unet"
+        else int((_field(model, "last_stage") or "conv5")[-1])
+    )
+    arguments: dict[str, Any] = {"encoder_weights": None, "encoder_depth": depth}
+    if architecture.startswith("deeplab"):
+        branches = _field(model, "aspp_separable")
+        arguments |= {
+            "encoder_output_stride": 8 if model.output_stride == 8 and depth > 3 else 16,
+            "decoder_channels": _field(model, "aspp_channels"),
+            "decoder_aspp_separable": bool(_field(model, "separable") if branches is None else branches),
+            "decoder_atrous_rates": _rates(model),
+        }
+    elif architecture == "pspnet":
+        arguments |= {"psp_out_channels": _field(model, "context_channels"), "upsampling": 2**depth}
+    else:
+        arguments["decoder_channels"] = tuple(_field(model, "decoder_channels"))
+    if options.get("norm") == "none":
+        arguments["decoder_use_norm"] = False
+    arguments |= {"in_channels": model.in_channels, "classes": model.num_classes}
+    return f"smp.{SMP[architecture]}({encoder!r}, {_spelt(arguments)})"
+
+
+def mmsegmentation(model: Segmenter) -> str:
+    """Return the config of mmsegmentation that fits, and the values to set in it."""
+    described = describe(model)
+    architecture, backbone = described["name"].split("_", 1)
+    options = described["options"]
+    dilated = model.output_stride == 8
+    values: dict[str, Any] = {
+        "backbone.type": "ResNetV1c" if options.get("deep_stem") else "ResNet",
+        "backbone.depth": int(backbone.removeprefix("resnet")),
+        "backbone.in_channels": model.in_channels,
+        "backbone.strides": (1, 2, 1, 1) if dilated else (1, 2, 2, 1),
+        "backbone.dilations": (1, 1, 2, 4) if dilated else (1, 1, 1, 2),
+        "decode_head.in_channels": 2048 if RESNETS[backbone][1] else 512,
+        "decode_head.num_classes": model.num_classes,
+    }
+    if architecture.startswith("deeplab"):
+        separable = architecture == "deeplabv3plus" or options.get("separable")
+        values |= {
+            "decode_head.type": MMSEGMENTATION_HEADS["deeplabv3plus" if separable else "deeplabv3"],
+            "decode_head.channels": _field(model, "aspp_channels"),
+            "decode_head.dilations": (1, *_rates(model)),
+        }
+        if separable:
+            values["decode_head.c1_channels"] = (
+                _field(model, "low_level_channels") if architecture == "deeplabv3plus" else 0
+            )
+            values["decode_head.c1_in_channels"] = (
+                0 if architecture == "deeplabv3" else 256 if RESNETS[backbone][1] else 64
+            )
+    elif architecture == "pspnet":
+        values["decode_head.channels"] = _field(model, "context_channels")
+    if model.aux_features is not None:
+        values["auxiliary_head.in_channels"] = 1024 if RESNETS[backbone][1] else 256
+        values["auxiliary_head.channels"] = values["auxiliary_head.in_channels"] // 4
+        values["auxiliary_head.num_classes"] = model.num_classes
+    else:
+        values["auxiliary_head"] = None
+    return f"configs/_base_/models/{architecture}_r50-d8.py with {_spelt(values)}"
+
+
+def normalisation(model: Segmenter) -> str:
+    """Return how the caller of such a network prepares images."""
+    low, high = model.preprocessing.value_range
+    mean, std = (
+        ", ".join(f"{value:g}" for value in values) for values in (model.preprocessing.mean, model.preprocessing.std)
+    )
+    return f"images of {low:g} to {high:g}, minus the mean ({mean}), divided by ({std})"
+
+
+def _rates(model: Segmenter) -> tuple[int, ...]:
+    """Return the rates at the model's output stride, which is how others state them."""
+    return rates_at(_field(model, "aspp_rates"), model.output_stride)
+
+
+def _field(model: Segmenter, name: str) -> Any:
+    """Return an option of a part as it is in the network, given or by default; None if no part has it."""
+    parts = (model.backbone, model.context, model.decoder)
+    return next((getattr(part, name) for part in parts if hasattr(part, name)), None)
+
+
+def _spelt(arguments: dict[str, Any]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in arguments.items())
