@@ -25,7 +25,7 @@ LOCK := $(TOOLS)/uv pip compile --no-config --universal --python-version 3.11 --
 
 # tests/peers compares with these packages. They have exact versions but no hashes, because the files of PyTorch depend on the machine.
 # PEERS_ALONE are plain Python. They are installed without their dependencies, which would bring another PyTorch to a machine without a GPU.
-PEERS := torch==2.13.0 ai-edge-litert==2.3.0 huggingface_hub==2.4.0 pyyaml==6.0.3 regex==2026.11.15 tokenizers==0.23.3
+PEERS := torch==2.13.0 ai-edge-litert==2.3.0 pyyaml==6.0.4 regex==2026.11.15 tokenizers==0.23.3
 PEERS_ALONE := torchvision==0.29.2 segmentation_models_pytorch==0.6.0 timm==1.0.31 transformers==5.23.0
 
 .PHONY: help demo benchmarks notebooks test test-all peers check format lock audit clean
@@ -62,7 +62,7 @@ format: $(VENV)/.ready ## format the code and fix what the linter can
 	@$(BIN)/ruff check --quiet --fix .
 
 lock: $(VENV)/tools/.ready ## resolve requirements.txt and .ci/tools.txt again, with hashes, for Python 3.11 and later
-	@$(LOCK) --extra dev --output-file requirements.txt pyproject.toml
+	@$(LOCK) --extra dev --extra geo --extra hub --extra onnx --extra tiff --output-file requirements.txt pyproject.toml
 	@$(LOCK) --output-file .ci/tools.txt .ci/tools.in
 
 audit: $(VENV)/.ready ## list the packages' licences, and look the packages up among known vulnerabilities
