@@ -53,6 +53,8 @@ def load_rasterio(what: str) -> ModuleType:
         import rasterio.features
     except ImportError:
         raise UserError(f"{what}: needs rasterio, which is not installed; type pip install rasterio") from None
+    # An image without a map is no fault. Threads write, and `warnings.catch_warnings` is not for threads.
+    warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
     return rasterio
 
 
@@ -66,10 +68,8 @@ def read_ground(path: Path) -> Ground:
     with Image.open(path) as image:
         turned = image.getexif().get(ORIENTATION, 1) != 1
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)  # It is told below.
-            with rasterio.open(path) as file:
-                crs, transform = file.crs, file.transform
+        with rasterio.open(path) as file:
+            crs, transform = file.crs, file.transform
     except rasterio.errors.RasterioError as error:
         raise UserError(f"{path}: its map coordinates cannot be read ({error}); write it again with gdalwarp") from None
     if turned or transform.is_identity:
