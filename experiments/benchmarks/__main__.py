@@ -20,6 +20,7 @@ from deeplab_jax.errors import UserError, did_you_mean
 from experiments.benchmarks import (
     compilation,
     evaluation,
+    folders,
     growth,
     inference,
     limits,
@@ -42,6 +43,7 @@ PARTS: dict[str, Callable[[Session], None]] = {
     "lowerings": lowerings.measure,
     "pipeline": pipeline.measure,
     "evaluation": evaluation.measure,
+    "folders": folders.measure,
     "compile": compilation.measure,
     "memory": memory.measure,
     "remat": remat.measure,

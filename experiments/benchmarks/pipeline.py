@@ -75,9 +75,9 @@ def write_images(folder: Path, count: int) -> float:
     return float(np.mean(sizes))
 
 
-def photo_like(rng: np.random.Generator) -> np.ndarray:
+def photo_like(rng: np.random.Generator, size: tuple[int, int] = SIZE) -> np.ndarray:
     """Return noise whose amplitude falls with its frequency as in photographs, uint8 `[H, W, 3]`."""
-    height, width = SIZE
+    height, width = size
     total: np.ndarray = np.zeros((height, width, 3), np.float32)
     for octave in range(8):
         cells = 2**octave + 2

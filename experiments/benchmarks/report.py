@@ -234,6 +234,15 @@ def _evaluation(rows: Mapping[str, Any]) -> Lines:
         yield f"evaluation, {name}", text
 
 
+def _folders(rows: Mapping[str, Any]) -> Lines:
+    for name, row in rows.items():
+        rates = dict(row["images_per_second"])
+        ours, alone = rates.pop("ours"), rates.pop("one at a time")
+        text = f"{ours:.2f} images/s, {ours / alone:.2f} times one at a time ({alone:.2f})"
+        text += "".join(f"; {other} {rate:.2f}" for other, rate in rates.items())
+        yield f"predict, {name}", f"{text}; {row['compiled']} compilations"
+
+
 def _compile(rows: Mapping[str, Any]) -> Lines:
     for name, row in rows.items():
         cold = row["cold"]
@@ -274,6 +283,7 @@ DESCRIPTIONS: dict[str, Callable[[Mapping[str, Any]], Lines]] = {
     "lowerings": _lowerings,
     "pipeline": _pipeline,
     "evaluation": _evaluation,
+    "folders": _folders,
     "compile": _compile,
     "memory": _memory,
     "remat": _remat,

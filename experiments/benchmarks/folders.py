@@ -1,0 +1,79 @@
+"""`predict` on a folder, beside the same images one at a time."""
+
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from PIL import Image
+
+from deeplab_jax.evaluate.image_list import find_images
+from deeplab_jax.evaluate.outputs import Outputs, label_set, page_of
+from deeplab_jax.evaluate.predictor import predict_files
+from deeplab_jax.models.fold import fold_norm
+from deeplab_jax.models.segmenter import Segmenter, Variables
+from experiments.benchmarks import networks
+from experiments.benchmarks.evaluation import VOC_SIZES, compilations
+from experiments.benchmarks.pipeline import JPEG_QUALITY, SIZE, photo_like
+from experiments.benchmarks.session import Session
+from experiments.benchmarks.timing import race, significant, summarize
+
+IMAGES, QUICK_IMAGES = 40, 3
+BATCH = 8
+
+
+def measure(session: Session) -> None:
+    """Race a folder of one size, and one of VOC's sizes."""
+    network = networks.TINY if session.quick else networks.MOBILENET
+    count = QUICK_IMAGES if session.quick else IMAGES
+    for name, sizes in (("one size", (SIZE,)), ("mixed sizes", VOC_SIZES[:2] if session.quick else VOC_SIZES)):
+        settings = {"network": network.name, "images": count, "sizes": sizes, "batch": BATCH, "quality": JPEG_QUALITY}
+        run = partial(race_folder, network, sizes, count, rounds=session.repeats)
+        session.row("folders", f"{count} photos of {name}", settings, run)
+
+
+def race_folder(network: networks.Network, sizes: Sequence[tuple[int, int]], count: int, *, rounds: int) -> Any:
+    """Race whole folders, batches, and images one at a time: everything from the JPEG to the files that are written.
+
+    The images one at a time are as many calls of `predict_files`, which cannot read ahead then, nor write meanwhile.
+    """
+    model = networks.create(network)
+    model, variables = fold_norm(model, networks.random_variables(model))
+    with tempfile.TemporaryDirectory() as folder:
+        photos, out = Path(folder, "photos"), Path(folder, "out")
+        photos.mkdir()
+        rng = np.random.default_rng(0)
+        for index in range(count):
+            photo = photo_like(rng, sizes[index % len(sizes)])
+            Image.fromarray(photo).save(photos / f"{index}.jpg", quality=JPEG_QUALITY)
+        run = partial(predict_folder, model, variables, photos, out)
+        contestants: dict[str, Callable[[], Any]] = {
+            "ours": partial(run, batch_size=1),
+            f"batches of {BATCH}": partial(run, batch_size=BATCH),
+            "one at a time": partial(run, batch_size=1, together=False),
+        }
+        jax.clear_caches()
+        with compilations() as programs:
+            contestants["ours"]()
+        result = summarize(race(contestants, rounds=rounds))
+    rates = {name: significant(count / times["median"]) for name, times in result["times"].items()}
+    return {**result, "images_per_second": rates, "compiled": len(programs)}
+
+
+def predict_folder(
+    model: Segmenter, variables: Variables, photos: Path, out: Path, *, batch_size: int, together: bool = True
+) -> None:
+    """Predict the photos of a folder as the command does, with its page."""
+    shutil.rmtree(out, ignore_errors=True)
+    found, labels = find_images([str(photos)]), label_set({}, model)
+    page = page_of(out, labels, title="photos")
+    outputs = Outputs(out, labels, page=page)
+    for group in [found] if together else [[each] for each in found]:
+        for _, error in predict_files(model, variables, group, outputs, batch_size=batch_size):
+            if error is not None:
+                raise error
+    page.write()
