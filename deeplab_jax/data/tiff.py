@@ -7,7 +7,9 @@ reads is stated here. The rest goes through tifffile, an optional package: the e
 import importlib
 import io
 import logging
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image, TiffImagePlugin
@@ -70,7 +72,7 @@ def read_tags(data: bytes) -> Tags | None:
     """
     if data[:4] not in SIGNATURES:
         return None
-    pages = _directories(data)
+    pages = _directories(io.BytesIO(data))
     first = pages[0]
     size = first[256], first[257]
     same = [page for page in pages if not page.get(254, 0) & _NOT_FULL_IMAGE and (page.get(256), page.get(257)) == size]
@@ -143,13 +145,25 @@ def _one_page(page: Any, tags: Tags) -> np.ndarray:
     return values
 
 
-def _directories(data: bytes) -> list[TiffImagePlugin.ImageFileDirectory_v2]:
+def first_page(path: Path) -> Mapping[int, Any]:
+    """Return the tags of a file's first page by number, whatever it holds; {} for other files and damaged ones."""
+    try:
+        with path.open("rb") as file:
+            if file.read(4) in SIGNATURES:
+                return _directories(file, most=1)[0]
+    except Exception:  # Pillow raises errors of many types; reading the image has the message.
+        pass
+    return {}
+
+
+def _directories(file: BinaryIO, *, most: int = MOST_PAGES) -> list[TiffImagePlugin.ImageFileDirectory_v2]:
     """Return the tags of all pages, at least one."""
-    file = io.BytesIO(data)
-    header = data[: 16 if 43 in data[2:4] else 8]
+    file.seek(0)
+    header = file.read(16)
+    header = header[: 16 if 43 in header[2:4] else 8]
     at = TiffImagePlugin.ImageFileDirectory_v2(header).next
     pages: dict[int, TiffImagePlugin.ImageFileDirectory_v2] = {}
-    while at not in pages and (at or not pages) and len(pages) < MOST_PAGES:
+    while at not in pages and (at or not pages) and len(pages) < most:
         pages[at] = TiffImagePlugin.ImageFileDirectory_v2(header)
         file.seek(at)
         pages[at].load(file)

@@ -10,9 +10,9 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from deeplab_jax.data.images import VOID_COLOUR
+from deeplab_jax.data.tiff import first_page
 from deeplab_jax.errors import UserError
 from deeplab_jax.files import replacing
 from deeplab_jax.labels import IGNORE_LABEL
@@ -35,11 +35,8 @@ class Ground(NamedTuple):
 
 def has_ground(path: Path) -> bool:
     """Return whether a file is a GeoTIFF: a TIFF with map coordinates. Needs no rasterio."""
-    try:
-        with Image.open(path, formats=("TIFF",)) as image:
-            return any(tag in image.getexif() for tag in MAP_TAGS)
-    except Exception:  # Not a TIFF, or a damaged one, about which `read_image` has the message.
-        return False
+    tags = first_page(path)
+    return any(tag in tags for tag in MAP_TAGS)
 
 
 def is_installed() -> bool:
@@ -65,8 +62,7 @@ def read_ground(path: Path) -> Ground:
       UserError: it has no affine transform, or is turned by its orientation tag, or rasterio is missing.
     """
     rasterio = load_rasterio(str(path))
-    with Image.open(path) as image:
-        turned = image.getexif().get(ORIENTATION, 1) != 1
+    turned = first_page(path).get(ORIENTATION, 1) != 1
     try:
         with rasterio.open(path) as file:
             crs, transform = file.crs, file.transform

@@ -26,6 +26,22 @@ def test_a_plain_image_is_on_no_map_and_a_missing_rasterio_is_named(tmp_path, mo
         geo.load_rasterio("--polygons")
 
 
+@pytest.mark.parametrize("bands", [1, 3, 4, 9])
+@pytest.mark.parametrize("kind", ["uint8", "uint16", "float32"])
+@pytest.mark.parametrize("options", [{}, {"BIGTIFF": "YES"}, {"tiled": True, "blockxsize": 16, "blockysize": 16}])
+def test_a_map_is_found_whatever_the_file_holds(bands, kind, options, tmp_path) -> None:
+    """Pillow opens few of these."""
+    pytest.importorskip("rasterio")
+    rasterio = geo.load_rasterio("a test")
+    size = {"height": 20, "width": 30, "count": bands, "dtype": kind}
+    transform = rasterio.Affine(2, 0, 600_000, 0, -2, 5_400_000)
+    for name, place in (("map", {"crs": "EPSG:32632", "transform": transform}), ("plain", {})):
+        with rasterio.open(tmp_path / f"{name}.tif", "w", driver="GTiff", **size, **options, **place) as file:
+            file.write(np.zeros((bands, 20, 30), kind))
+    assert geo.has_ground(tmp_path / "map.tif") and not geo.has_ground(tmp_path / "plain.tif")
+    assert geo.read_ground(tmp_path / "map.tif").transform == transform
+
+
 def test_polygons_follow_the_edges_of_pixels_around_holes() -> None:
     pytest.importorskip("rasterio")
     classes = np.zeros((5, 6), np.uint8)
