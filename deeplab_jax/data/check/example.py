@@ -83,7 +83,7 @@ def _inspect_several(label: np.ndarray, class_names: Sequence[str], name: str) -
         if set(np.unique(label[..., k]).tolist()) == {0, IGNORE_LABEL}:
             message = (
                 f"0/255 mask of {class_name}: 255 is the ignore label, so this label is never present; if 255 is your "
-                "object, set data.value_map to ((0,0),(255,1))"
+                f"object, give {value_map_flag({0: 0, 255: 1})}"
             )
             seen.findings.append(Finding("warning", "0/255 mask", name, class_name, message))
     return seen
