@@ -28,12 +28,12 @@ LOCK := $(TOOLS)/uv pip compile --no-config --universal --python-version 3.11 --
 PEERS := torch==2.13.0 ai-edge-litert==2.3.0 pyyaml==6.0.4 regex==2026.11.15 tokenizers==0.23.3
 PEERS_ALONE := torchvision==0.29.2 segmentation_models_pytorch==0.6.0 timm==1.0.31 transformers==5.23.0
 
-.PHONY: help demo benchmarks notebooks test test-all peers check format lock audit clean
+.PHONY: help demo benchmarks notebooks test test-all peers tpu-compiler check format lock audit clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
 	@echo 'make TARGET [PYTHON=python3.12]'
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: $(VENV)/.ready ## train, evaluate and draw a small DeepLabv3+; DATASET=scenes or camvid (then DATA_DIR=folder), ARGS=more flags
 	@$(BIN)/python -m experiments.demo --dataset "$(DATASET)" --data_dir "$(DATA_DIR)" --workdir "runs/demo-$(DATASET)" $(ARGS)
@@ -51,6 +51,8 @@ test-all: $(VENV)/.ready ## run every test
 	@$(BIN)/python -m pytest $(TESTS) -n 2 $(ARGS)
 
 peers: $(VENV)/.peers ## install the PyTorch peers, which the tests then compare with
+
+tpu-compiler: $(VENV)/.tpu ## install what compiles for TPUs without one, which the tests then do
 
 check: $(VENV)/.ready ## check format, lint and types
 	@$(BIN)/ruff format --check --output-format concise . || { echo 'Not formatted: run `make format`.' >&2; exit 1; }
@@ -95,6 +97,11 @@ $(VENV)/.ready: $(VENV)/.packages pyproject.toml
 $(VENV)/tools/.ready: .ci/tools.txt $(VENV)/.packages
 	@$(PYTHON) -m venv --clear $(VENV)/tools
 	@$(TOOLS)/python -m pip --disable-pip-version-check --no-input install --quiet --require-hashes --requirement $<
+	@touch $@
+
+$(VENV)/.tpu: $(VENV)/.packages
+	@$(PIP) freeze --exclude-editable > $(VENV)/constraints.txt
+	@$(PIP) install --quiet --constraint $(VENV)/constraints.txt 'jax[tpu]'
 	@touch $@
 
 $(VENV)/.peers: $(VENV)/.packages Makefile
