@@ -28,9 +28,9 @@ def lovasz(
     classes that the batch has. The hinge of one logit is that of the object. With several labels a pixel, ours is the
     mean over the classes with a label, known to be 0 or 1; that package takes all classes together as one.
 
-    Classes come one after another, so no array of all of them exists at full resolution. A class needs about eight maps
-    `[N, H, W]` of 4 bytes a pixel, for the sort and for the gradient, and the time of a sort. Several devices exchange
-    these maps, since a sort is over all pixels: each has the maps of the global batch.
+    The classes come one after another. So the loss holds about ten maps `[N, H, W]` of 4 bytes a pixel at once, however
+    many classes there are. Each class takes the time of two sorts, one of them for the gradient. A sort is over all
+    pixels, so each of several devices gets what is sorted of the global batch.
 
     Args:
       logits, labels, align_corners, parts: see `over_bands`.

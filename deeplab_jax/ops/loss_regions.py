@@ -89,7 +89,8 @@ def region_sums(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Ar
         if labels.ndim < logits.ndim:
             probability, there, valid = probability[..., None], there[..., None], valid[..., None]
     else:
-        probability, there = jax.nn.softmax(logits), labels[..., None] == jnp.arange(logits.shape[-1])
+        classes = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
+        probability, there = jax.nn.softmax(logits), labels[..., None] == classes
         valid = valid[..., None]
     probability = jnp.where(valid, probability, 0.0)
     maps = (jnp.where(there, probability, 0.0), probability, there.astype(jnp.float32))

@@ -172,8 +172,8 @@ LOSSES: dict[str, Loss] = {
 """Name -> `loss(logits, labels, *, align_corners, class_weights, top_k, parts)` -> `(sum, count, right)`.
 
 A batch's gradient is that of the sum of all sums divided by the sum of all counts. A loss that is not a sum over pixels
-resizes the logits itself (`ops.resize`), and may take unused arguments as `**_`. Further arguments have a default; those
-that `config.train.loss_options` has by the same name are set from there.
+resizes the logits itself (`ops.resize`, or in bands with `ops.loss_bands.over_bands`), and may take unused arguments as
+`**_`. An argument that has the name of a key of `config.train.loss_options` gets its value.
 """
 
 __all__ = [

@@ -83,8 +83,8 @@ def read_sum(text: str, losses: Mapping[str, Any]) -> dict[str, float]:
             weight = math.nan
         if not 0 < weight < math.inf:
             raise UserError(
-                f"{KEY}={text!r:.200}: the weight {factor.strip()!r:.50} of {name} is no number above 0; write it as in "
-                f"'0.5*{name}'"
+                f"{KEY}={text!r:.200}: the weight {factor.strip()!r:.50} of {name} is no number above 0; write it as "
+                f"in '0.5*{name}'"
             )
         if name in weights:
             raise UserError(f"{KEY}={text!r:.200}: {name} is there twice; give it once, with one weight")
