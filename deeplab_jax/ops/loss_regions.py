@@ -38,7 +38,7 @@ def tversky(
     A class without a pixel in the batch costs nothing, but it counts in the mean. So false positives on images without
     any object have no gradient; add a cross-entropy for them. All this is as in segmentation_models_pytorch's
     `TverskyLoss`, except for gamma: its power is that of the mean, ours that of each class, as in the paper of the
-    focal Tversky loss (Abraham & Khan, ISBI 2019, eq. 4, which writes 1 / gamma).
+    focal Tversky loss (Abraham & Khan, ISBI 2019, which writes 1 / gamma).
 
     Args:
       logits, labels, align_corners, parts: see `over_bands`.

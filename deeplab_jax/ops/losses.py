@@ -123,9 +123,9 @@ def ohem(
 ) -> Results:
     """Return the cross-entropy of the hard pixels: those whose label has a probability below a threshold.
 
-    It is online hard example mining as in mmsegmentation's `OHEMPixelSampler`, and in the Cityscapes code of HRNet,
-    which gives the number for a batch instead. Class weights do not change which pixels are hard. The hardest pixels
-    are those of the global batch, with micro-batches of each of them.
+    Online hard example mining keeps the pixels of mmsegmentation's `OHEMPixelSampler`, and takes their mean as the
+    Cityscapes code of HRNet does, where the number is for a batch. Class weights do not change which pixels are hard.
+    The hardest pixels are those of the global batch, with micro-batches of each of them.
 
     Args:
       logits, labels, align_corners, parts: see `over_bands`.

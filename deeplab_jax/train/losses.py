@@ -75,7 +75,7 @@ def read_sum(text: str, losses: Mapping[str, Any]) -> dict[str, float]:
         factor, star, name = term.rpartition("*")
         name = name.strip()
         if name not in losses:
-            where = "" if name == text else f"{name!r} is no loss; "
+            where = "" if name == text else f"{name!r:.50} is no loss; "
             raise UserError(f"{KEY}={text!r:.200}: {where}{did_you_mean(name, losses)}")
         try:
             weight = float(factor) if star else 1.0

@@ -90,8 +90,8 @@ def test_a_loss_of_the_users_own_can_be_in_a_sum_and_takes_options(tmp_path) -> 
         ({"loss": "dice + 2*dice"}, "dice is there twice; give it once, with one weight$"),
         (
             {"loss_options.focal_gamma": 3.0},
-            r"^config\.train\.loss_options\.focal_gamma=3\.0: cross_entropy does not take it; set it to 2\.0, or choose "
-            "a loss that does: focal$",
+            r"^config\.train\.loss_options\.focal_gamma=3\.0: cross_entropy does not take it; set it to 2\.0, or "
+            "choose a loss that does: focal$",
         ),
         (
             {"loss": "dice", "loss_options.smoothing": 0.1},
