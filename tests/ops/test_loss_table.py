@@ -33,8 +33,6 @@ TABLE: dict[str, Loss] = {
     "sum": partial(weighted_sum, [(1.0, LOSSES["cross_entropy"]), (0.5, LOSSES["dice"])]),
 }
 FORMS = ("softmax", "one_logit", "several")
-# What compiles longest runs for the softmax in `make test`, and for the sigmoids in `make test-all`.
-FORMS_OF_SLOW = ["softmax", *(pytest.param(form, marks=pytest.mark.slow) for form in FORMS[1:])]
 
 
 def make_batch(form: str, size: tuple[int, int, int] = (2, 6, 5), *, seed: int = 0) -> tuple[jax.Array, jax.Array]:
@@ -48,16 +46,19 @@ def make_batch(form: str, size: tuple[int, int, int] = (2, 6, 5), *, seed: int =
 
 
 @cache
-def programs(**options: Any) -> Any:
-    """One program of the values and gradients of all losses."""
+def programs(*, names: tuple[str, ...] = tuple(TABLE), **options: Any) -> Any:
+    """One program of the values and gradients of several losses."""
 
     def value(logits: jax.Array, labels: jax.Array, loss: Loss) -> jax.Array:
         total, count, _ = loss(logits, labels, align_corners=True, **options)
         return mean_loss(total, count)
 
-    return jax.jit(
-        lambda logits, labels: {name: jax.value_and_grad(value)(logits, labels, loss) for name, loss in TABLE.items()}
-    )
+    return jax.jit(lambda x, y: {name: jax.value_and_grad(value)(x, y, TABLE[name]) for name in names})
+
+
+def run(loss: Loss, logits: jax.Array, labels: jax.Array, **options: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """One program compiles faster than its operations one by one."""
+    return jax.jit(partial(loss, align_corners=True, **options))(logits, labels)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +98,7 @@ def programs(**options: Any) -> Any:
 def test_by_hand(name: str, options: dict[str, Any], softmax: float | None, one_logit: float) -> None:
     for logits, expected in ((LOGITS, softmax), (LOGITS[..., 1:], one_logit)):
         if expected is not None:
-            total, count, right = LOSSES[name](logits, LABELS, align_corners=True, **options)
+            total, count, right = run(LOSSES[name], logits, LABELS, **options)
             assert total.dtype == count.dtype == jnp.float32 and total.shape == count.shape == ()
             assert float(total / count) == pytest.approx(expected, rel=1e-5)
             assert right.tolist() == [[[False, True, False, False]]]
@@ -106,17 +107,15 @@ def test_by_hand(name: str, options: dict[str, Any], softmax: float | None, one_
 @pytest.mark.parametrize(("name", "of_classes"), [("dice", (7 / 11, 7 / 13)), ("lovasz", (3 / 4, 7 / 12))])
 def test_class_weights_make_a_weighted_mean_of_classes(name: str, of_classes: tuple[float, float]) -> None:
     weights = jnp.asarray([3.0, 1.0])
-    total, count, _ = LOSSES[name](LOGITS, LABELS, align_corners=True, class_weights=weights)
+    total, count, _ = run(LOSSES[name], LOGITS, LABELS, class_weights=weights)
     assert float(total / count) == pytest.approx((3 * of_classes[0] + of_classes[1]) / 4, rel=1e-5)
-    one, two = (
-        LOSSES[name](LOGITS[..., 1:], LABELS, align_corners=True, class_weights=given)[0] for given in (weights, None)
-    )
+    one, two = (run(LOSSES[name], LOGITS[..., 1:], LABELS, class_weights=given)[0] for given in (weights, None))
     assert float(one) == float(two)
 
 
 def test_class_weights_do_not_change_which_pixels_are_hard() -> None:
-    how = {"align_corners": True, "ohem_threshold": 0.5, "ohem_min_kept": 1}
-    total, count, _ = LOSSES["ohem"](LOGITS, LABELS, class_weights=jnp.asarray([0.1, 9.0]), **how)
+    how = {"ohem_threshold": 0.5, "ohem_min_kept": 1}
+    total, count, _ = run(LOSSES["ohem"], LOGITS, LABELS, class_weights=jnp.asarray([0.1, 9.0]), **how)
     assert float(total) == pytest.approx(0.2 * WRONG, rel=1e-5) and float(count) == 2
 
 
@@ -125,19 +124,18 @@ def test_a_class_without_a_pixel_costs_nothing() -> None:
     labels = jnp.zeros_like(LABELS)
     expected = {"dice": (1 - 2 / 5) / 2, "jaccard": (1 - 1 / 4) / 2, "lovasz": 3 / 4}
     for name, value in expected.items():
-        total, count, _ = LOSSES[name](LOGITS, labels, align_corners=True)
+        total, count, _ = run(LOSSES[name], LOGITS, labels)
         assert float(total / count) == pytest.approx(value, rel=1e-5), name
     # Without an object: nothing, or the largest hinge.
     for name, value in {"dice": 0.0, "lovasz": 1 + LN3}.items():
-        total, count, _ = LOSSES[name](LOGITS[..., 1:], labels, align_corners=True)
+        total, count, _ = run(LOSSES[name], LOGITS[..., 1:], labels)
         assert float(total / count) == pytest.approx(value, rel=1e-5), name
 
 
 def test_a_sum_is_that_of_the_means() -> None:
     """Also where a loss counts some of the pixels only."""
-    how = {"align_corners": True, "top_k": 1 / 3}
     loss = partial(weighted_sum, [(2.0, LOSSES["cross_entropy"]), (0.5, LOSSES["dice"])])
-    total, count, right = loss(LOGITS, LABELS, **how)
+    total, count, right = run(loss, LOGITS, LABELS, top_k=1 / 3)
     assert float(count) == 3 and right.shape == LABELS.shape
     assert float(total / count) == pytest.approx(2 * WRONG + 0.5 * (1 - (4 / 11 + 6 / 13) / 2), rel=1e-5)
 
@@ -145,8 +143,8 @@ def test_a_sum_is_that_of_the_means() -> None:
 def test_focal_losses_are_those_of_optax() -> None:
     logits, labels = make_batch("several")
     labels = jnp.where(labels == 255, 0, labels)
-    for gamma, alpha in ((2.0, 0.25), (0.5, 0.0), (1.0, 0.6)):
-        total, count, _ = LOSSES["focal"](logits, labels, align_corners=True, focal_gamma=gamma, focal_alpha=alpha)
+    for gamma, alpha in ((2.0, 0.25), (0.5, 0.0)):
+        total, count, _ = run(LOSSES["focal"], logits, labels, focal_gamma=gamma, focal_alpha=alpha)
         expected = optax.sigmoid_focal_loss(logits, labels.astype(jnp.float32), alpha=alpha or None, gamma=gamma)
         assert float(total) == pytest.approx(float(expected.sum()), rel=1e-5)
         assert float(count) == labels.size
@@ -165,24 +163,32 @@ def test_smoothed_labels_are_those_of_optax() -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_ignored_pixels_do_not_matter(form: str) -> None:
-    """A border of ignored pixels with wild logits changes no loss, and gets no gradient."""
+def test_logits_of_ignored_pixels_do_not_matter(form: str) -> None:
+    """Wild ones change no loss, and get no gradient."""
     logits, labels = make_batch(form)
-    rest = [(0, 0)] * (labels.ndim - 3)
-    border = [(0, 0), (3, 2), (1, 4)]
-    wild = np.random.default_rng(1).normal(size=(2, 11, 10, logits.shape[-1])).astype(np.float32) * 50
-    wild[:, 3:-2, 1:-4] = logits
-    wide = jnp.pad(labels, [*border, *rest], constant_values=255)
-    inner, outer = programs()(logits, labels), programs()(jnp.asarray(wild), wide)
+    labels = labels.at[:, 4:].set(255)
+    ignored = np.broadcast_to(labels if form == "several" else labels[..., None], logits.shape) == 255
+    wild = jnp.where(ignored, 50 * np.random.default_rng(1).normal(size=logits.shape).astype(np.float32), logits)
+    found, expected = programs()(wild, labels), programs()(logits, labels)
     for name in TABLE:
-        (value, gradient), (other, wider) = inner[name], outer[name]
-        assert float(value) > 0 and np.any(np.asarray(gradient))
-        assert float(other) == pytest.approx(float(value), rel=1e-5), name
-        np.testing.assert_allclose(wider[:, 3:-2, 1:-4], gradient, atol=1e-6, err_msg=name)
-        if form != "several":
-            assert not np.any(np.asarray(wider)[np.asarray(wide) == 255]), name
-        else:
-            assert not np.any(np.where(np.asarray(wide) == 255, wider, 0)), name
+        (value, gradient), (other, wild_gradient) = expected[name], found[name]
+        assert float(value) > 0 and np.any(np.asarray(gradient)) and ignored.mean() > 1 / 3
+        assert float(other) == pytest.approx(float(value), rel=1e-6), name
+        np.testing.assert_allclose(wild_gradient, gradient, atol=1e-7, err_msg=name)
+        assert not np.any(np.asarray(wild_gradient)[ignored]), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", FORMS)
+def test_an_ignored_border_equals_the_crop(form: str) -> None:
+    logits, labels = make_batch(form)
+    border = [(0, 0), (3, 2), (1, 4)]
+    wide = jnp.pad(logits, [*border, (0, 0)], constant_values=50)
+    wide_labels = jnp.pad(labels, [*border, *[(0, 0)] * (labels.ndim - 3)], constant_values=255)
+    found = programs()(wide, wide_labels)
+    for name, (value, gradient) in programs()(logits, labels).items():
+        assert float(found[name][0]) == pytest.approx(float(value), rel=1e-5), name
+        np.testing.assert_allclose(found[name][1][:, 3:-2, 1:-4], gradient, atol=1e-6, err_msg=name)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -201,47 +207,58 @@ def test_a_perfect_prediction_costs_nothing() -> None:
     labels = jnp.asarray([[[0, 1, 1, 0]]], jnp.uint8)
     logits = jnp.where(jax.nn.one_hot(labels, 2) == 1, 60.0, -60.0)
     for form in (logits, logits[..., 1:]):
-        for name, loss in LOSSES.items():
-            total, count, _ = loss(form, labels, align_corners=True)
+        for name in ("focal", "dice", "lovasz"):
+            total, count, _ = run(LOSSES[name], form, labels)
             assert float(total / count) == pytest.approx(0, abs=1e-6), name
 
 
-@pytest.mark.parametrize("form", FORMS_OF_SLOW)
+@pytest.mark.slow
+@pytest.mark.parametrize("form", FORMS)
 def test_gradients_equal_finite_differences(form: str) -> None:
     logits, labels = make_batch(form, (1, 2, 3))
     logits = logits / 4  # Away from where the probabilities are flat.
-    for name in ("focal", "tversky", "lovasz"):
-        loss = jax.jit(lambda x, name=name: mean_loss(*TABLE[name](x, labels, align_corners=True)[:2]))
-        check_grads(loss, (logits,), order=1, modes=["rev"], atol=1e-2, rtol=2e-2, eps=1e-3)
+
+    @jax.jit
+    def loss(x: jax.Array) -> jax.Array:
+        names = ("focal", "tversky", "lovasz")
+        return sum(mean_loss(*TABLE[name](x, labels, align_corners=True)[:2]) for name in names)
+
+    check_grads(loss, (logits,), order=1, modes=["rev"], atol=1e-2, rtol=2e-2, eps=1e-3)
 
 
 @pytest.mark.parametrize(
-    ("form", "parts"), [("softmax", 2), *(pytest.param(form, 1, marks=pytest.mark.slow) for form in FORMS[1:])]
+    ("form", "names"),
+    [("softmax", ("ohem", "tversky", "lovasz"))]
+    + [pytest.param(form, tuple(TABLE), marks=pytest.mark.slow) for form in FORMS],
 )
-def test_losses_in_bands_are_those_of_the_resized_logits(form: str, parts: int) -> None:
-    coarse, _ = make_batch(form, (2, 6, 5))
-    _, labels = make_batch(form, (2, 130, 17), seed=1)
-    found = programs(parts=parts)(coarse, labels)
-    resized, back = jax.vjp(lambda x: resize_bilinear(x, (130, 17), align_corners=True), coarse)
-    for name, (value, gradient) in programs()(resized, labels).items():
+def test_bands_on_several_devices_give_the_losses_of_the_whole(form: str, names: tuple[str, ...]) -> None:
+    """The sums and the ranks are those of the global batch and of all bands, also if an image has no label. Images and
+    their rows are split over the devices.
+    """
+    devices = len(jax.devices())
+    parts = 2 if devices % 2 == 0 else 1
+    coarse, _ = make_batch(form, (devices, 6, 3))
+    _, labels = make_batch(form, (devices, 130, 5), seed=1)
+    labels = labels.at[0].set(255)
+    mesh = jax.make_mesh((devices // parts, parts), ("data", "space"), axis_types=(AxisType.Auto,) * 2)
+    places = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec("data", "space"))
+    found = programs(names=names, parts=parts)(*jax.device_put((coarse, labels), places))
+    resized, back = jax.vjp(lambda x: resize_bilinear(x, (130, 5), align_corners=True), coarse)
+    for name, (value, gradient) in programs(names=names)(resized, labels).items():
         assert float(found[name][0]) == pytest.approx(float(value), rel=1e-5), name
         np.testing.assert_allclose(found[name][1], back(gradient)[0], rtol=1e-3, atol=1e-6, err_msg=name)
 
 
-@pytest.mark.parametrize("form", FORMS_OF_SLOW)
-def test_a_sharded_batch_gives_the_losses_of_the_whole(form: str) -> None:
-    """The sums and the ranks are those of the global batch, also if one image has no label, and if rows are split."""
-    devices = len(jax.devices())
-    coarse, _ = make_batch(form, (devices, 3, 3))
-    _, labels = make_batch(form, (devices, 8, 9), seed=1)
-    labels = labels.at[0].set(255)
-    parts = 2 if devices % 2 == 0 else 1
-    mesh = jax.make_mesh((devices // parts, parts), ("data", "space"), axis_types=(AxisType.Auto,) * 2)
-    places = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec("data", "space"))
-    found = programs(parts=parts)(*jax.device_put((coarse, labels), places))
-    for name, (value, gradient) in programs()(coarse, labels).items():
+@pytest.mark.slow
+@pytest.mark.parametrize("form", FORMS)
+def test_bands_on_one_device_give_the_losses_of_the_whole(form: str) -> None:
+    coarse, _ = make_batch(form, (2, 6, 5))
+    _, labels = make_batch(form, (2, 130, 17), seed=1)
+    resized, back = jax.vjp(lambda x: resize_bilinear(x, (130, 17), align_corners=True), coarse)
+    found = programs()(coarse, labels)
+    for name, (value, gradient) in programs()(resized, labels).items():
         assert float(found[name][0]) == pytest.approx(float(value), rel=1e-5), name
-        np.testing.assert_allclose(found[name][1], gradient, rtol=1e-4, atol=1e-6, err_msg=name)
+        np.testing.assert_allclose(found[name][1], back(gradient)[0], rtol=1e-3, atol=1e-6, err_msg=name)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -276,7 +293,7 @@ def test_near_is_within_the_distance_of_the_evaluation(width: int) -> None:
 def test_the_weights_of_lovasz_keep_their_digits() -> None:
     """Of many pixels: they are all positive and sum to 1. Differences of float32 Jaccard losses are often 0."""
     rng = np.random.default_rng(0)
-    errors, there = rng.random(300_000, np.float32), rng.random(300_000) < 0.3
+    errors, there = rng.random(100_000, np.float32), rng.random(100_000) < 0.3
     weights = np.asarray(jaccard_weights(jnp.asarray(errors), jnp.asarray(there), jnp.ones(errors.shape, bool)))
     assert weights.min() > 0 and weights.sum(dtype=np.float64) == pytest.approx(1, rel=1e-5)
     order = np.argsort(-errors, kind="stable")
@@ -285,7 +302,7 @@ def test_the_weights_of_lovasz_keep_their_digits() -> None:
     np.testing.assert_allclose(weights[order], np.diff(losses, prepend=0), rtol=1e-4, atol=1e-13)
 
 
-@pytest.mark.parametrize("name", ["dice", "lovasz", "boundary_cross_entropy"])
+@pytest.mark.parametrize("name", ["dice", "lovasz", pytest.param("boundary_cross_entropy", marks=pytest.mark.slow)])
 def test_a_loss_holds_less_than_one_full_resolution_tensor(name: str) -> None:
     classes, size = 21, (513, 513)
     coarse = jax.ShapeDtypeStruct((2, 33, 33, classes), jnp.float32)
