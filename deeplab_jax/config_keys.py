@@ -159,7 +159,7 @@ class Optimizer:
 class Step:
     """`train_step`."""
 
-    loss: str = "cross_entropy"  # one of ops.losses.LOSSES
+    loss: str = "cross_entropy"  # one of ops.losses.LOSSES, or a sum such as "cross_entropy + 0.5*dice"
     class_weights: tuple[float, ...] = ()  # factor of each class in the loss
     top_k: float = key(1.0, SMALLEST, 1, give="a share of the pixels, above 0 and up to 1")  # the hardest, in the loss
     aux_weight: float = 0.5  # weight of the auxiliary head's loss, if the model has one
@@ -171,6 +171,26 @@ class Step:
     remat: bool = key(False, free=True)  # True: less memory for more time; see `train_step`
 
 
+@dataclass(frozen=True)
+class LossOptions:
+    """The losses of `ops.losses.LOSSES`: each takes the options that it has as arguments."""
+
+    smoothing: float = key(0.0, 0, BELOW_1, give="0 (none) to below 1")  # of labels: share spread over all classes
+    boundary_width: int = key(3, 1, 1000)  # pixels from a boundary of classes up to which a pixel is near
+    boundary_weight: float = key(5.0, 0)  # factor of the loss of near pixels
+    focal_gamma: float = key(2.0, 0, 100)  # exponent; 0: the cross-entropy
+    focal_alpha: float = key(
+        0.0, 0, BELOW_1
+    )  # sigmoids: weight of label 1, beside 1 - this; 0: none; 0.25 in the paper
+    # With a probability of the label below this, a pixel is hard.
+    ohem_threshold: float = key(0.7, SMALLEST, BELOW_1, give="a probability above 0 and below 1")
+    ohem_min_kept: int = key(100_000, 1)  # pixels for each image of a batch that are kept at least, the hardest
+    region_smooth: float = key(0.0, 0)  # pixels added to both parts of dice, jaccard and tversky
+    tversky_alpha: float = key(0.3, 0, 1000)  # factor of false positives
+    tversky_beta: float = key(0.7, 0, 1000)  # factor of false negatives
+    tversky_gamma: float = key(1.0, 0.01, 100)  # exponent of each class's loss; 0.75: focal Tversky
+
+
 NOT_NEVER = "at least 1; more than config.train.steps means only at the end"
 
 
@@ -178,6 +198,7 @@ NOT_NEVER = "at least 1; more than config.train.steps means only at the end"
 class Train(Step):
     """The loop."""
 
+    loss_options: LossOptions = field(default_factory=LossOptions)
     steps: int = key(30_000, 1)
     batch_size: int = 16  # images of one update, over all devices
     devices: int = key(0, free=True)  # to train on; 0: all

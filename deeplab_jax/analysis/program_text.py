@@ -163,7 +163,7 @@ KINDS: Mapping[str, Callable[[ProgramText, Instruction], bool]] = {
     "batch norm": lambda text, one: "/norm/" in one.op_name or text.comes_from(one, "ops/batch_norm.py"),
     "resize": lambda text, one: text.comes_from(one, "ops/resize.py"),
     "preprocessing": lambda text, one: text.comes_from(one, "models/preprocessing.py"),
-    "loss": lambda text, one: text.comes_from(one, "ops/losses.py"),
+    "loss": lambda text, one: any("/ops/loss" in name for name in text.files_of(one)),
     "elementwise": lambda text, one: bool(module_path(one.op_name)),
     "update": lambda text, one: (
         text.comes_from(one, "train/faults.py") or any("/optax/" in name for name in text.files_of(one))

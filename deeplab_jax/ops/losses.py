@@ -1,190 +1,33 @@
 """Losses over labelled pixels, as (sum, count), so that shards, micro-batches and devices add up before the one
 division.
 
-The shapes say what the logits mean. Labels `[...]` for logits `[..., K]` are one class a pixel: softmax. For a single
-logit, `[..., 1]`, they are two classes: the sigmoid of the logit is the probability of class 1. Labels `[..., K]` are
-several labels a pixel, 0 or 1 for each: one sigmoid each.
+`loss_pixels` says what the shapes of logits and labels mean.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from deeplab_jax.labels import IGNORE_LABEL
-from deeplab_jax.ops.resize import interpolate_rows, interpolation_matrix, resize_bilinear
+from deeplab_jax.ops.loss_bands import upsampled_losses
+from deeplab_jax.ops.loss_boundary import near_boundary
+from deeplab_jax.ops.loss_lovasz import lovasz
+from deeplab_jax.ops.loss_pixels import (
+    Results,
+    cross_entropy,
+    focal_losses,
+    hard_labels,
+    label_weights,
+    mean_loss,
+    pixel_losses,
+    sum_hardest,
+    valid_pixels,
+)
+from deeplab_jax.ops.loss_regions import dice, jaccard, tversky
 
-BAND_ROWS = 64
-
-
-def valid_pixels(labels: jax.Array, *, ignore_label: int = IGNORE_LABEL) -> jax.Array:
-    """Return which pixels have a label, as booleans of the shape of `labels`."""
-    return labels != ignore_label
-
-
-def cross_entropy(
-    logits: jax.Array,
-    labels: jax.Array,
-    *,
-    ignore_label: int = IGNORE_LABEL,
-    class_weights: jax.Array | None = None,
-    top_k: float = 1.0,
-) -> tuple[jax.Array, jax.Array]:
-    """Return the cross-entropy summed over the labelled pixels, or over all labels where a pixel has several.
-
-    Args:
-      logits: `[..., K]`, any floating dtype; the sum is taken in float32.
-      labels: integer `[...]`, class ids 0 to K - 1 or `ignore_label`; for one logit, 0 and 1. Or `[..., K]`, 0 or 1 for
-        each label. Other values are not noticed here (an accelerator cannot raise); training checks its first batches
-        on the host.
-      ignore_label: labels of this value do not count.
-      class_weights: float, the factor of each class's pixels: `[K]`, for one logit `[2]`; None is 1. The count stays
-        the number of pixels, as in the authors' TensorFlow code; PyTorch divides by the sum of the weights instead.
-      top_k: share (above 0, up to 1) of the labelled pixels to keep, those with the largest loss (hard-pixel mining),
-        among all given pixels. Under `jit` with a sharded batch these are the global batch.
-
-    Returns:
-      `(sum of losses, number of summed labels)`, float32 scalars; both are 0 if no pixel is labelled.
-    """
-    losses = pixel_losses(logits, labels, ignore_label=ignore_label, class_weights=class_weights)
-    return sum_hardest(losses, valid_pixels(labels, ignore_label=ignore_label), top_k=top_k)
-
-
-def pixel_losses(
-    logits: jax.Array, labels: jax.Array, *, ignore_label: int = IGNORE_LABEL, class_weights: jax.Array | None = None
-) -> jax.Array:
-    """Return the cross-entropy of every label, float32 of the labels' shape, 0 where ignored; see `cross_entropy`."""
-    if stands_alone(logits, labels):
-        return sigmoid_losses(logits, labels, ignore_label=ignore_label, class_weights=class_weights)
-    chex.assert_equal_shape_prefix([logits, labels], labels.ndim)
-    valid = valid_pixels(labels, ignore_label=ignore_label)
-    target = jnp.where(valid, labels, 0).astype(jnp.int32)
-    logits = logits.astype(jnp.float32)
-    picked = jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
-    losses = jax.nn.logsumexp(logits, axis=-1) - picked
-    if class_weights is not None:
-        losses = losses * jnp.asarray(class_weights, jnp.float32)[target]
-    return jnp.where(valid, losses, 0.0)
-
-
-def stands_alone(logits: jax.Array, labels: jax.Array) -> bool:
-    """Return whether each logit has a sigmoid of its own: one for two classes, or several labels a pixel."""
-    return logits.shape[-1] == 1 or logits.ndim == labels.ndim
-
-
-def sigmoid_losses(
-    logits: jax.Array, labels: jax.Array, *, ignore_label: int = IGNORE_LABEL, class_weights: jax.Array | None = None
-) -> jax.Array:
-    """Return the binary cross-entropy of every label, float32 of the shape of `labels`, 0 where ignored.
-
-    It equals the softmax cross-entropy of two logits, 0 and the given one.
-    """
-    one_logit = labels.ndim < logits.ndim
-    logits = (logits[..., 0] if one_logit else logits).astype(jnp.float32)
-    chex.assert_equal_shape([logits, labels])
-    valid = valid_pixels(labels, ignore_label=ignore_label)
-    target = jnp.where(valid, labels, 0).astype(jnp.int32)
-    losses = jax.nn.softplus(jnp.where(target == 1, -logits, logits))
-    if class_weights is not None:
-        weights = jnp.asarray(class_weights, jnp.float32)
-        losses *= weights[target] if one_logit else jnp.broadcast_to(weights, losses.shape)
-    return jnp.where(valid, losses, 0.0)
-
-
-def is_right(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Return which labels the logits predict, booleans of the shape of `labels`; a sigmoid predicts 1 above 0.5."""
-    if not stands_alone(logits, labels):
-        return jnp.argmax(logits, axis=-1) == labels
-    positive = logits > 0
-    return (positive[..., 0] if labels.ndim < logits.ndim else positive) == labels.astype(jnp.int32)
-
-
-def upsampled_losses(
-    logits: jax.Array,
-    labels: jax.Array,
-    *,
-    align_corners: bool,
-    class_weights: jax.Array | None = None,
-    parts: int = 1,
-    of_pixels: Callable[..., jax.Array] = pixel_losses,
-) -> tuple[jax.Array, jax.Array]:
-    """Return the losses of logits that are resized bilinearly to the labels, and which pixels are predicted right.
-
-    It resizes the logits one band of rows at a time, and again for the gradient. So all of them never exist at full
-    resolution: for 16 crops of 513x513 and 21 classes they would take 354 MB, and their gradient as much.
-
-    Args:
-      logits: `[N, h, w, K]`.
-      labels: `[N, H, W]` or `[N, H, W, K]`, see `cross_entropy`.
-      align_corners: see `ops.resize`.
-      class_weights: see `cross_entropy`.
-      parts: number of equal parts of the rows that are on different devices. A band takes rows of each part, so that
-        all devices work.
-      of_pixels: function such as `pixel_losses` that returns the loss of every pixel.
-
-    Returns:
-      float32 of the shape of `labels`, 0 where ignored, and booleans of the same shape.
-    """
-
-    def compare(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return of_pixels(logits, labels, class_weights=class_weights), is_right(logits, labels)
-
-    logits = logits.astype(jnp.float32)
-    if logits.shape[1:3] == labels.shape[1:3]:
-        return compare(logits, labels)
-    (height, width, *several), rows = labels.shape[1:], logits.shape[1]
-    bands = -(-height // BAND_ROWS)
-    missing = -(height // parts) % bands
-    weights = interpolation_matrix(rows, height, align_corners).reshape(parts, -1, rows)
-    weights = np.pad(weights, ((0, 0), (0, missing), (0, 0)))
-    labels = labels.reshape(labels.shape[0], parts, -1, width, *several)
-    below = [(0, missing) if axis == 2 else (0, 0) for axis in range(labels.ndim)]
-    labels = jnp.pad(labels, below, constant_values=IGNORE_LABEL)
-    wide = resize_bilinear(logits, (rows, width), align_corners=align_corners)
-
-    @jax.checkpoint
-    def band(wide: jax.Array, weights: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return compare(interpolate_rows(wide, weights), labels)
-
-    of_bands = split_rows(jnp.asarray(weights[None]), bands)[:, 0], split_rows(labels, bands)
-    losses, right = jax.lax.map(lambda inputs: band(wide, *inputs), of_bands)
-    return join_rows(losses, parts, height), join_rows(right, parts, height)
-
-
-def split_rows(x: jax.Array, bands: int) -> jax.Array:
-    """Split the rows of parts `[N, parts, R, ...]` into bands of rows of each, `[bands, N, parts * R / bands, ...]`."""
-    n, parts, rows, *rest = x.shape
-    split = jnp.moveaxis(x.reshape(n, parts, bands, rows // bands, *rest), 2, 0)
-    return split.reshape(bands, n, parts * rows // bands, *rest)
-
-
-def join_rows(x: jax.Array, parts: int, height: int) -> jax.Array:
-    """Join the bands of `split_rows` to `[N, height, ...]`, without the rows added at the end of each part."""
-    bands, n, rows, *rest = x.shape
-    joined = jnp.moveaxis(x.reshape(bands, n, parts, rows // parts, *rest), 0, 2)
-    joined = joined.reshape(n, parts, bands * rows // parts, *rest)[:, :, : height // parts]
-    return joined.reshape(n, height, *rest)
-
-
-def sum_hardest(losses: jax.Array, valid: jax.Array, *, top_k: float = 1.0) -> tuple[jax.Array, jax.Array]:
-    """Return the sum of the largest losses, of the share `top_k` of the `valid` ones; see `cross_entropy`."""
-    count = jnp.sum(valid, dtype=jnp.float32)
-    if top_k >= 1.0:
-        return jnp.sum(losses), count
-    # Rounding must not turn a whole product into the next number: 0.3 of 50 pixels are 15.
-    kept = jnp.ceil(top_k * count * (1 - 1e-6))
-    # Ignored pixels are sorted behind all labelled ones, even those of zero loss.
-    ranked = jnp.sort(jnp.where(valid, losses, -1.0).ravel(), descending=True)
-    rank = jnp.arange(ranked.size, dtype=jnp.float32)
-    return jnp.sum(jnp.where(rank < kept, ranked, 0.0)), kept
-
-
-def mean_loss(total: jax.Array, count: jax.Array) -> jax.Array:
-    """Return a summed loss divided by its count; 0 if the count is 0 (every pixel of the batch is ignored)."""
-    return total / jnp.maximum(count, 1.0)
+Loss = Callable[..., Results]
 
 
 def pixelwise(
@@ -196,7 +39,8 @@ def pixelwise(
     class_weights: jax.Array | None = None,
     top_k: float = 1.0,
     parts: int = 1,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+    factors: jax.Array | None = None,
+) -> Results:
     """Return a loss that is a sum over pixels, in the form that the table `LOSSES` needs.
 
     Args:
@@ -204,6 +48,7 @@ def pixelwise(
       logits, labels: `[N, h, w, K]`, and `[N, H, W]` or `[N, H, W, K]`; the logits are resized to the labels.
       align_corners, class_weights, parts: see `upsampled_losses`.
       top_k: see `cross_entropy`.
+      factors: of the losses, float32 of the shape of `labels`; None is 1.
 
     Returns:
       `(sum of losses, number of summed labels, which labels are right)`: float32 scalars, and booleans of the shape of
@@ -212,16 +57,135 @@ def pixelwise(
     losses, right = upsampled_losses(
         logits, labels, align_corners=align_corners, class_weights=class_weights, parts=parts, of_pixels=of_pixels
     )
+    losses = losses if factors is None else losses * factors
     return *sum_hardest(losses, valid_pixels(labels), top_k=top_k), right
 
 
-Loss = Callable[..., tuple[jax.Array, jax.Array, jax.Array]]
+def smoothed_cross_entropy(
+    logits: jax.Array, labels: jax.Array, *, top_k: float = 1.0, smoothing: float = 0.0, **how: Any
+) -> Results:
+    """Return the cross-entropy; see `pixelwise`, and `pixel_losses` for the smoothing of labels."""
+    return pixelwise(partial(pixel_losses, smoothing=smoothing), logits, labels, top_k=top_k, **how)
+
+
+def boundary_cross_entropy(
+    logits: jax.Array,
+    labels: jax.Array,
+    *,
+    top_k: float = 1.0,
+    smoothing: float = 0.0,
+    boundary_width: int = 3,
+    boundary_weight: float = 5.0,
+    **how: Any,
+) -> Results:
+    """Return the cross-entropy, with a larger weight for pixels near a boundary of the labels.
+
+    The idea is that of U-Net's weights (Ronneberger et al., MICCAI 2015, eq. 2), which fall smoothly with the distance
+    from two cells. Classes have no cells, so here a band of pixels has one weight. The count stays the number of
+    pixels.
+
+    Args:
+      logits, labels, how: see `pixelwise`.
+      top_k: see `cross_entropy`; the weighted losses are ranked.
+      smoothing: see `pixel_losses`.
+      boundary_width: see `near_boundary`.
+      boundary_weight: factor of these pixels' losses.
+    """
+    near = near_boundary(labels, width=boundary_width)
+    factors = jnp.where(near, jnp.float32(boundary_weight), 1.0)
+    of_pixels = partial(pixel_losses, smoothing=smoothing)
+    return pixelwise(of_pixels, logits, labels, top_k=top_k, factors=factors, **how)
+
+
+def focal(
+    logits: jax.Array,
+    labels: jax.Array,
+    *,
+    top_k: float = 1.0,
+    focal_gamma: float = 2.0,
+    focal_alpha: float = 0.0,
+    **how: Any,
+) -> Results:
+    """Return the focal loss; see `pixelwise` and `focal_losses`."""
+    return pixelwise(partial(focal_losses, gamma=focal_gamma, alpha=focal_alpha), logits, labels, top_k=top_k, **how)
+
+
+def ohem(
+    logits: jax.Array,
+    labels: jax.Array,
+    *,
+    align_corners: bool,
+    class_weights: jax.Array | None = None,
+    parts: int = 1,
+    ohem_threshold: float = 0.7,
+    ohem_min_kept: int = 100_000,
+    **_: Any,
+) -> Results:
+    """Return the cross-entropy of the hard pixels: those whose label has a probability below a threshold.
+
+    Online hard example mining keeps the pixels of mmsegmentation's `OHEMPixelSampler`, and takes their mean as the
+    Cityscapes code of HRNet does, where the number is for a batch. Class weights do not change which pixels are hard.
+    The hardest pixels are those of the global batch, with micro-batches of each of them.
+
+    Args:
+      logits, labels, align_corners, parts: see `over_bands`.
+      class_weights: see `cross_entropy`.
+      ohem_threshold: probability, above 0 and below 1.
+      ohem_min_kept: so many pixels times the number of images are kept at least: the hardest ones of all images.
+
+    Returns:
+      See `pixelwise`; the count is that of the kept labels.
+    """
+    losses, right = upsampled_losses(logits, labels, align_corners=align_corners, parts=parts)
+    least = ohem_min_kept * labels.shape[0]
+    kept = hard_labels(losses, valid_pixels(labels), threshold=ohem_threshold, least=least)
+    if class_weights is not None:
+        losses *= label_weights(labels, class_weights, of_pixel=labels.ndim < logits.ndim)
+    return jnp.sum(jnp.where(kept, losses, 0.0)), jnp.sum(kept, dtype=jnp.float32), right
+
+
+def weighted_sum(terms: Sequence[tuple[float, Loss]], logits: jax.Array, labels: jax.Array, **how: Any) -> Results:
+    """Return the weighted sum of several losses, in the form of `LOSSES`.
+
+    Each is the mean over what it counts itself. The sum counts as many labels as there are.
+
+    Args:
+      terms: weights and losses, at least one.
+      logits, labels, how: the arguments of each loss.
+    """
+    count = jnp.sum(valid_pixels(labels), dtype=jnp.float32)
+    results = [(weight, loss(logits, labels, **how)) for weight, loss in terms]
+    mean = sum(weight * mean_loss(total, counted) for weight, (total, counted, _) in results)
+    return mean * count, count, results[0][1][2]
+
 
 LOSSES: dict[str, Loss] = {
-    "cross_entropy": partial(pixelwise, pixel_losses),
+    "cross_entropy": smoothed_cross_entropy,
+    "boundary_cross_entropy": boundary_cross_entropy,
+    "focal": focal,
+    "ohem": ohem,
+    "dice": dice,
+    "jaccard": jaccard,
+    "tversky": tversky,
+    "lovasz": lovasz,
 }
 """Name -> `loss(logits, labels, *, align_corners, class_weights, top_k, parts)` -> `(sum, count, right)`.
 
 A batch's gradient is that of the sum of all sums divided by the sum of all counts. A loss that is not a sum over pixels
-resizes the logits itself (`ops.resize`), and may take unused arguments as `**_`.
+resizes the logits itself (`ops.resize`, or in bands with `ops.loss_bands.over_bands`), and may take unused arguments as
+`**_`. An argument that has the name of a key of `config.train.loss_options` gets its value.
 """
+
+__all__ = [
+    "LOSSES",
+    "Loss",
+    "Results",
+    "cross_entropy",
+    "mean_loss",
+    "pixel_losses",
+    "pixelwise",
+    "sum_hardest",
+    "upsampled_losses",
+    "valid_pixels",
+    "weighted_sum",
+]

@@ -1,6 +1,5 @@
 """The objects that a configuration names: data, network, devices, optimizer and step."""
 
-import inspect
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -14,15 +13,14 @@ from deeplab_jax import config_keys as keys
 from deeplab_jax.config_keys import arguments
 from deeplab_jax.data.catalog import open_source
 from deeplab_jax.data.source import Source, read_as
-from deeplab_jax.errors import UserError, did_you_mean
+from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate.protocol import Protocol, split_section
-from deeplab_jax.extensions import own_errors, own_table
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.models.catalog import from_description
 from deeplab_jax.models.preprocessing import Preprocessing
 from deeplab_jax.models.segmenter import Segmenter, abstract_variables
-from deeplab_jax.ops.losses import LOSSES, Loss
 from deeplab_jax.train.faults import Step
+from deeplab_jax.train.losses import find_loss
 from deeplab_jax.train.optimizer import Schedule, make_optimizer
 from deeplab_jax.train.sharding import check_batch_size, check_crop_size, make_mesh
 from deeplab_jax.train.step import train_step
@@ -126,58 +124,24 @@ def build_step(config: ConfigDict, model: Segmenter, optimizer: optax.GradientTr
     """Return `train_step` as a function of state and batch alone; `changes` replace its other arguments.
 
     Raises:
-      UserError: an unknown loss, or class weights that are not one per class.
+      UserError: an unknown loss, options that it does not take, or class weights that are not one per class.
     """
     options = {**arguments(config.train, keys.Step), **changes}
     options["freeze"] = tuple(config.optimizer.freeze)
-    options["loss"] = find_loss(config.train.loss, module=config.module, one_logit=model.num_classes == 1)
+    options["loss"] = find_loss(
+        config.train.loss,
+        options=config.train.loss_options,
+        top_k=options["top_k"],
+        module=config.module,
+        one_logit=model.num_classes == 1,
+        softmax=model.num_classes > 1 and not model.multilabel,
+    )
     if (count := len(options["class_weights"])) not in (0, model.label_classes):
         raise UserError(
             f"config.train.class_weights has {count} values, the data has {model.label_classes} classes; give one for "
             "each"
         )
     return partial(train_step, model=model, optimizer=optimizer, key=jax.random.key(config.train.seed), **options)
-
-
-def find_loss(name: str, *, module: str = "", one_logit: bool = False) -> Loss:
-    """Return a loss by its name in `ops.losses.LOSSES`, or in the table `LOSSES` of a user's own file.
-
-    A user's own loss sees one logit (`one_logit`) as two, 0 and the logit. Their softmax is the logit's sigmoid, so a
-    loss that was written for classes holds for it, too.
-
-    Raises:
-      UserError: there is none of that name.
-    """
-    own = own_table(module, "LOSSES")
-    losses = {**LOSSES, **own}
-    if name not in losses:
-        raise UserError(f"config.train.loss={name!r}: {did_you_mean(name, losses)}")
-    if name not in own:
-        return losses[name]
-    return partial(_checked, losses[name], f"{module}: LOSSES[{name!r}]", module, one_logit)
-
-
-def _checked(
-    loss: Loss, what: str, module: str, one_logit: bool, logits: jax.Array, labels: jax.Array, **options: Any
-) -> Any:
-    """Return what a user's own loss returns; a UserError says where it is not what `LOSSES` asks for."""
-    if one_logit:
-        logits = jax.numpy.concatenate([jax.numpy.zeros_like(logits), logits], axis=-1)
-    try:
-        inspect.signature(loss).bind(logits, labels, **options)
-    except TypeError as error:
-        raise UserError(
-            f"{what}: {error}; it is called with {', '.join(options)}, so end its arguments with **_"
-        ) from None
-    with own_errors(module):
-        results = loss(logits, labels, **options)
-    shapes = [jax.numpy.shape(part) for part in results] if isinstance(results, tuple) else results
-    if shapes != [(), (), labels.shape]:
-        raise UserError(
-            f"{what} returns {f'arrays of shapes {shapes}' if isinstance(results, tuple) else type(results).__name__}; "
-            f"return (sum, count, right), of shapes (), () and that of the labels, {labels.shape}"
-        )
-    return results
 
 
 def evaluate_options(config: ConfigDict, **given: Any) -> tuple[Protocol, dict[str, Any]]:

@@ -50,8 +50,8 @@ def train_step(
         pixel can have several labels.
       model, optimizer: static.
       key: key of the run. The step is folded in, so a resumed run draws the same dropout masks.
-      loss: an entry of `ops.losses.LOSSES`.
-      class_weights, top_k: see `ops.losses.cross_entropy`; top_k ranks the pixels of a micro-batch.
+      loss: an entry of `ops.losses.LOSSES`; one that ranks or compares pixels sees those of a micro-batch.
+      class_weights, top_k: see `ops.losses.cross_entropy`.
       aux_weight: weight of the auxiliary head's loss.
       upsample_logits: whether logits are resized to the labels (DeepLabv3, sec. 4.1), or labels to the logits; also for
         an auxiliary head.

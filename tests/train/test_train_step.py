@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from deeplab_jax.models.catalog import create_model
-from deeplab_jax.ops.losses import cross_entropy, mean_loss
+from deeplab_jax.ops.losses import LOSSES, cross_entropy, mean_loss
 from deeplab_jax.ops.resize import resize_labels
 from deeplab_jax.train.optimizer import make_optimizer
 from deeplab_jax.train.state import TrainState, create_state
@@ -129,6 +129,18 @@ def test_accumulation_equals_the_whole_batch_without_batch_norm() -> None:
     for name in whole[1]:
         assert float(split[1][name]) == pytest.approx(float(whole[1][name]), rel=1e-5), name
     assert_close(split[0].params, whole[0].params)
+
+
+def test_a_loss_of_regions_is_the_mean_over_micro_batches() -> None:
+    """Each weighs as many labelled pixels as it has."""
+    _, state, step = set_up(norm="group")
+    batch = make_batch(4)
+    halves = [jax.tree.map(lambda x, start=start: x[start::2], batch) for start in (0, 1)]
+    pixels = [np.sum(half["label"] != 255) for half in halves]
+    losses = [float(step(state, half, loss=LOSSES["dice"])[1]["loss"]) for half in halves]
+    _, metrics = step(state, batch, loss=LOSSES["dice"], accumulate=2)
+    assert pixels[0] < 0.7 * pixels[1] and abs(losses[0] - losses[1]) > 1e-3
+    assert float(metrics["loss"]) == pytest.approx(np.average(losses, weights=pixels), rel=1e-5)
 
 
 def test_accumulation_updates_batch_statistics_once_for_each_micro_batch() -> None:
