@@ -369,7 +369,7 @@ def _check_flags(args: argparse.Namespace) -> None:
 
 def _exported(args: argparse.Namespace, model: Any, variables: Any, info: dict[str, Any]) -> tuple[Any, ...]:
     """Return the content of a file for a runtime, and what to say of it."""
-    from deeplab_jax.evaluate.calibration import calibration_images
+    from deeplab_jax.evaluate.calibration_images import calibration_images
     from deeplab_jax.weights.export import export_stablehlo
     from deeplab_jax.weights.export_onnx import export_onnx
     from deeplab_jax.weights.export_tflite import export_tflite

@@ -8,7 +8,7 @@ import pytest
 from deeplab_jax.data.images import write_image
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate import calibration
-from deeplab_jax.evaluate.calibration import calibration_images
+from deeplab_jax.evaluate.calibration_images import calibration_images
 from deeplab_jax.models.catalog import create_model
 
 
