@@ -7,7 +7,7 @@ import pytest
 
 from deeplab_jax.data.images import write_image
 from deeplab_jax.errors import UserError
-from deeplab_jax.evaluate import calibration
+from deeplab_jax.evaluate import calibration_images as module
 from deeplab_jax.evaluate.calibration_images import calibration_images
 from deeplab_jax.models.catalog import create_model
 
@@ -19,7 +19,7 @@ def folder_of(path: Path, *levels: int) -> Path:
 
 
 def test_images_have_one_size_and_are_spread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibration, "MOST", 3)
+    monkeypatch.setattr(module, "MOST", 3)
     model = create_model("deeplabv3_mobilenet_v2")
     images = calibration_images(folder_of(tmp_path, 0, 10, 20, 30, 40), size=(33, 49), model=model)
     assert [image.shape for image in images] == [(33, 49, 3)] * 3
