@@ -142,16 +142,22 @@ class Data(Sampling, Skipping, Loader, Source):
 class Optimizer:
     """`make_optimizer`."""
 
-    name: str = "sgd"  # or "adam"
+    name: str = "sgd"  # one of optimizer.NAMES: sgd, adam, adamw, lamb, lion
     learning_rate: float = 0.007
+    schedule: str = "poly"  # one of schedules.SCHEDULES: poly, cosine, one_cycle, step, constant
     power: float = 0.9  # exponent of the poly schedule: learning_rate * (1 - step / steps) ** power
-    warmup_steps: int = key(0, 0)  # linear increase from 0
+    milestones: tuple[int, ...] = key((), 1, most=SOME)  # of "step": steps at which the rate falls
+    factor: float = key(0.1, 0)  # of "step": by which it is multiplied there
+    warmup_steps: int = key(0, 0)  # linear increase from 0; of "one_cycle" the rise, 0: 30% of the steps
     momentum: float = 0.9  # sgd only
     nesterov: bool = False
+    # Of the moving averages, not of sgd; empty: 0.9 and 0.999, or 0.99 for lion.
+    betas: tuple[float, ...] = key((), 0, BELOW_1, give="two numbers from 0 to below 1", most=2)
     weight_decay: float = 4e-5
     no_decay: tuple[str, ...] = (r"(scale|bias)$",)  # patterns of parameters that do not decay
     clip_norm: float = key(0.0, 0)  # largest global norm of the gradient; 0: no clipping
     multipliers: tuple[tuple[str, float], ...] = ()  # (pattern, factor) of the learning rate
+    layer_decay: float = key(1.0, SMALLEST, 1)  # factor of the rate from each backbone stage to the one before it
     freeze: tuple[str, ...] = ()  # patterns of parameters that do not change
 
 

@@ -23,7 +23,8 @@ from deeplab_jax.models.preprocessing import Preprocessing
 from deeplab_jax.models.segmenter import Segmenter, abstract_variables
 from deeplab_jax.ops.losses import LOSSES, Loss
 from deeplab_jax.train.faults import Step
-from deeplab_jax.train.optimizer import Schedule, make_optimizer
+from deeplab_jax.train.optimizer import make_optimizer
+from deeplab_jax.train.schedules import Schedule
 from deeplab_jax.train.sharding import check_batch_size, check_crop_size, make_mesh
 from deeplab_jax.train.step import train_step
 

@@ -24,7 +24,7 @@ from deeplab_jax.files import TEMPORARY, locked, read_json, write_json
 from deeplab_jax.models.segmenter import Segmenter
 from deeplab_jax.provenance import git_commit, versions
 from deeplab_jax.train.faults import as_user_errors, describe_failure, restore_newest
-from deeplab_jax.train.optimizer import Schedule
+from deeplab_jax.train.schedules import Schedule
 from deeplab_jax.train.signals import stop_on_signals
 from deeplab_jax.train.state import TrainState
 from deeplab_jax.train.step import Metrics

@@ -20,7 +20,7 @@ from deeplab_jax.files import parse_json, replacing
 from deeplab_jax.models.segmenter import Segmenter, abstract_variables
 from deeplab_jax.train.events import EventFile
 from deeplab_jax.train.faults import recording
-from deeplab_jax.train.optimizer import Schedule
+from deeplab_jax.train.schedules import Schedule
 
 METRICS_FILE = "metrics.jsonl"
 BATCH_NORM_IMAGES = 12  # The authors' advice: more than 12 images per batch to train batch norm, better 16.
