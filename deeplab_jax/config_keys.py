@@ -35,8 +35,8 @@ def key(
       low, high: the limits of a number, both included, and of each number in a list; None: no limit.
       give: text that a message shows instead of these limits.
       most: the largest number of values in a list.
-      free: whether two starts of one run may differ in it: it changes numbers only by rounding, or only says what
-        happens after a fault.
+      free: whether two starts of one run may differ in it: it changes numbers only by rounding, or only says when the
+        run ends, or what happens after a fault.
       without: for options: keys that are not allowed, because they have their own place.
     """
     kinds = {"low": low, "high": high, "give": give, "most": most, "free": free, "without": without}
@@ -173,6 +173,7 @@ class Step:
     accumulate: int = key(1, 1)  # micro-batches of one update, each with its own batch norm statistics
     ema_decay: float = key(0.0, 0, BELOW_1, give="0 (no average) to below 1, such as 0.999")  # of an average of the
     # weights, which is evaluated and saved beside them
+    ema_debias: bool = False  # True: that average leaves the initial weights out, so it serves short runs too
     space: int = key(1, free=True)  # devices that share the rows of an image; other devices have other images
     remat: bool = key(False, free=True)  # True: less memory for more time; see `train_step`
 
@@ -185,6 +186,7 @@ class Train(Step):
     """The loop."""
 
     steps: int = key(30_000, 1)
+    epochs: float = key(0.0, 0, 10**6)  # passes over the training images, which then decide `steps`; 0: `steps` decides
     batch_size: int = 16  # images of one update, over all devices
     devices: int = key(0, free=True)  # to train on; 0: all
     shard_state: bool = key(False, free=True)  # True: parameters and optimizer state are split over devices
@@ -192,6 +194,7 @@ class Train(Step):
     log_every: int = key(20, 1, give=NOT_NEVER, free=True)
     evaluate_every: int = key(2_000, 1, give=NOT_NEVER)
     checkpoint_every: int = key(1_000, 1, give=NOT_NEVER)
+    patience: int = key(0, 0, free=True)  # evaluations without a better mIoU after which the run ends; 0: it does not
     keep: int = key(2, 1, free=True)  # newest checkpoints; the best one is kept as well
     pictures: int = key(4, free=True)  # validation images drawn at each evaluation
     # Seconds without a sign of the other processes, if any, before they count as lost.
