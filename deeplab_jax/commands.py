@@ -84,7 +84,7 @@ def evaluate(args: argparse.Namespace) -> None:
     from deeplab_jax.evaluate.evaluator import METRICS_FILE, evaluate, write_results
     from deeplab_jax.evaluate.outputs import Outputs, page_of
     from deeplab_jax.evaluate.predictor import prediction_writer
-    from deeplab_jax.terminal import class_table, progress_bar
+    from deeplab_jax.terminal import class_table, percent, progress_bar
     from deeplab_jax.train.from_config import evaluate_options, open_split
     from deeplab_jax.weights.by_name import load
 
@@ -98,7 +98,7 @@ def evaluate(args: argparse.Namespace) -> None:
         config.module = args.module or config.module
         split = args.split or config.data.val_split
         source = open_split(config, split, reading=model.preprocessing)
-        protocol, how = evaluate_options(config, **given(args, *INFERENCE_FLAGS, "trimap"))
+        protocol, how = evaluate_options(config, **given(args, *INFERENCE_FLAGS, "trimap", "bootstrap"))
     page = page_of(Path(args.out), source.labels, title=f"{split} of {source.name}")
     outputs = Outputs(Path(args.out), source.labels, page=page)
     watch(config.train.timeout)
@@ -123,6 +123,9 @@ def evaluate(args: argparse.Namespace) -> None:
     if args.save_predictions:
         page.write()
     console.print(class_table([results], [f"{split}, output stride {results['protocol']['output_stride']}"]))
+    if "bootstrap" in results and (interval := results["bootstrap"].get("miou")):
+        low, high = map(percent, interval)
+        console.print(f"95% of {protocol.bootstrap} resamples of the images: mean IoU {low} to {high}")
     console.print(
         f"{results['protocol']['images']} images in {results['seconds']} s; written to {file}",
         highlight=False,

@@ -19,6 +19,7 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate.boundary import Trimap
 from deeplab_jax.evaluate.inference import evaluate_batch, evaluate_large, pad_images
 from deeplab_jax.evaluate.memory import names_what_fits
+from deeplab_jax.evaluate.per_image import PerImage
 from deeplab_jax.evaluate.protocol import DEFAULT, Protocol, Size
 from deeplab_jax.evaluate.results import Results, count_shape, summarize_confusion, summarize_sigmoids
 from deeplab_jax.files import write_json
@@ -54,8 +55,8 @@ def evaluate(
 ) -> Results:
     """Return the contents of `metrics.json` for a model on every image of a source; see the README.
 
-    Memory does not grow with the number of images: only each image's share of the confusion matrix stays. Several
-    processes divide the images, and each returns the results of all.
+    Of each image only its name and three counts a class stay in memory. Several processes divide the images, and each
+    returns the results of all.
 
     Args:
       model, variables: from `load`.
@@ -158,6 +159,7 @@ class Tally:
         self._protocol, self._model = protocol, model
         self._counts = np.zeros(count_shape(model, protocol.thresholds), np.int64)
         self._sizes: set[Size] = set()
+        self._per_image = PerImage(model.label_classes, bootstrap=protocol.bootstrap)
         self._bands: Trimap | None = None
         if protocol.trimap:
             self._bands = Trimap(protocol.trimap, num_classes=model.label_classes, around=protocol.trimap_around)
@@ -167,18 +169,21 @@ class Tally:
         self.images += len(batch)
         self._counts += counts
         self._sizes.add(size)
-        if self._bands is not None:
-            for example, ids in zip(batch, predicted, strict=True):
+        for example, ids in zip(batch, predicted, strict=True):
+            self._per_image.add(example["name"], example["label"], ids)
+            if self._bands is not None:
                 self._bands.add(example["label"], ids)
 
     def metrics(self, labels: LabelSet) -> Results:
         """Return the metrics over the images of all processes, which all must call this."""
-        bands = {} if self._bands is None else {"trimap": self._bands.results()}
+        more = self._per_image.results(labels)
+        if self._bands is not None:
+            more["trimap"] = self._bands.results()
         counts, protocol = summed(self._counts), self._protocol
         if self._model.activation == "softmax":
-            return {**summarize_confusion(counts, labels), **bands}
+            return {**summarize_confusion(counts, labels), **more}
         of_sigmoids = summarize_sigmoids(counts, labels, thresholds=protocol.thresholds, threshold=protocol.threshold)
-        return {**of_sigmoids, **bands}
+        return {**of_sigmoids, **more}
 
     def found(self) -> Results:
         """Return the number of images of all processes, and the sizes at which they ran; all processes

@@ -47,6 +47,7 @@ def summarize_confusion(confusion: np.ndarray, labels: LabelSet) -> Results:
         "miou": number(metrics.mean_iou(confusion)),
         "pixel_accuracy": number(metrics.pixel_accuracy(confusion)),
         "mean_accuracy": number(metrics.mean_accuracy(confusion)),
+        "frequency_weighted_iou": number(metrics.frequency_weighted_iou(confusion)),
         "per_class": [
             {"name": name, **{key: number(column[k]) for key, column in columns.items()}, "support": int(support[k])}
             for k, name in enumerate(labels.names)
@@ -81,6 +82,11 @@ def summarize_sigmoids(
         "miou": _mean([row["iou"] for row in rows]),
         "pixel_accuracy": number(metrics.pixel_accuracy(at.sum(axis=0))),
         "mean_accuracy": _mean([row["accuracy"] for row in rows]),
+        "frequency_weighted_iou": number(
+            metrics.weighted_iou(
+                np.array([row["iou"] for row in rows], np.float64), np.array([row["support"] for row in rows])
+            )
+        ),
         "per_class": rows,
         "confusion_matrix": at.tolist(),
         "thresholds": swept,
