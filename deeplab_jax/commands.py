@@ -98,7 +98,7 @@ def evaluate(args: argparse.Namespace) -> None:
         config.module = args.module or config.module
         split = args.split or config.data.val_split
         source = open_split(config, split, reading=model.preprocessing)
-        protocol, how = evaluate_options(config, **given(args, *INFERENCE_FLAGS, "trimap", "bootstrap"))
+        protocol, how = evaluate_options(config, **given(args, *INFERENCE_FLAGS, "trimap", "boundary", "bootstrap"))
     page = page_of(Path(args.out), source.labels, title=f"{split} of {source.name}")
     outputs = Outputs(Path(args.out), source.labels, page=page)
     watch(config.train.timeout)

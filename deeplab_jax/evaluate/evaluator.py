@@ -17,6 +17,7 @@ from deeplab_jax.data.transforms import resize_pair
 from deeplab_jax.distributed import in_step, listed, own_share, summed, together
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate.boundary import Trimap
+from deeplab_jax.evaluate.contours import Contours
 from deeplab_jax.evaluate.inference import evaluate_batch, evaluate_large, pad_images
 from deeplab_jax.evaluate.memory import names_what_fits
 from deeplab_jax.evaluate.per_image import PerImage
@@ -78,7 +79,7 @@ def evaluate(
       UserError: classes or arguments that do not fit.
     """
     check_classes(model, source)
-    check_trimap(model, protocol)
+    check_boundaries(model, protocol)
     check_batch_size(batch_size)
     check_limit(limit)
     chosen = local_devices(devices)
@@ -160,6 +161,7 @@ class Tally:
         self._counts = np.zeros(count_shape(model, protocol.thresholds), np.int64)
         self._sizes: set[Size] = set()
         self._per_image = PerImage(model.label_classes, bootstrap=protocol.bootstrap)
+        self._contours = Contours(model.label_classes) if protocol.boundary else None
         self._bands: Trimap | None = None
         if protocol.trimap:
             self._bands = Trimap(protocol.trimap, num_classes=model.label_classes, around=protocol.trimap_around)
@@ -173,12 +175,16 @@ class Tally:
             self._per_image.add(example["name"], example["label"], ids)
             if self._bands is not None:
                 self._bands.add(example["label"], ids)
+            if self._contours is not None:
+                self._contours.add(example["label"], ids)
 
     def metrics(self, labels: LabelSet) -> Results:
         """Return the metrics over the images of all processes, which all must call this."""
         more = self._per_image.results(labels)
         if self._bands is not None:
             more["trimap"] = self._bands.results()
+        if self._contours is not None:
+            more["boundary"] = self._contours.results(labels)
         counts, protocol = summed(self._counts), self._protocol
         if self._model.activation == "softmax":
             return {**summarize_confusion(counts, labels), **more}
@@ -221,13 +227,14 @@ def check_classes(model: Segmenter, source: Source) -> None:
         )
 
 
-def check_trimap(model: Segmenter, protocol: Protocol) -> None:
-    """Raise a UserError if bands around boundaries are asked for where a pixel can have several labels."""
-    if protocol.trimap and model.multilabel:
-        raise UserError(
-            f"config.evaluate.trimap={protocol.trimap}: a pixel can have several labels here, whose boundaries differ; "
-            "leave it out"
-        )
+def check_boundaries(model: Segmenter, protocol: Protocol) -> None:
+    """Raise a UserError if metrics of boundaries are asked for where a pixel can have several labels."""
+    for key in ("trimap", "boundary"):
+        if (value := getattr(protocol, key)) and model.multilabel:
+            raise UserError(
+                f"config.evaluate.{key}={value}: a pixel can have several labels here, whose boundaries differ; leave "
+                "it out"
+            )
 
 
 def check_batch_size(batch_size: int) -> None:

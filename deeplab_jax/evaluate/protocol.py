@@ -63,6 +63,7 @@ class Protocol:
       crop: (height, width) of the evaluated centre; empty: all.
       trimap: widths, in pixels, of bands around boundaries, each with its own mIoU; see `boundary`.
       trimap_around: the kind of boundary there: "labels" (any change of label) or "void" (VOC's strips of void pixels).
+      boundary: whether to evaluate the outlines of the classes too: Boundary IoU and boundary F-score, see `contours`.
       bootstrap: number of resamples of the images from which intervals of the metrics come; 0: none. See `per_image`.
 
     Sequences of any kind become tuples.
@@ -85,6 +86,7 @@ class Protocol:
     crop: tuple[int, ...] = ()
     trimap: tuple[int, ...] = ()
     trimap_around: str = "labels"
+    boundary: bool = False
     bootstrap: int = 0
 
     def __post_init__(self) -> None:
@@ -256,6 +258,7 @@ _RULES: dict[str, tuple[Callable[[Any], Any], str]] = {
     "resize": (_side, f"the pixels of the shorter side, up to {LONGEST_SIDE}, or 0 for none"),
     "crop": (_pair, "a height and a width in pixels, such as (513, 513)"),
     "trimap": (_widths, f"up to {MOST_VALUES} widths of at least 1 pixel, each once"),
+    "boundary": (_flag, "true or false"),
     "bootstrap": (_samples, f"a number of resamples such as 1000, up to {MOST_SAMPLES}, or 0 for none"),
 }
 DEFAULT = Protocol()
