@@ -138,6 +138,9 @@ def add_inference_verbs(verb: Verb) -> None:
     evaluate.add_argument("--trimap", type=numbers(int), help="such as 1,2,4: mIoU within so many pixels of boundaries")
     evaluate.add_argument("--boundary", action="store_true", default=None, help="Boundary IoU and boundary F-score too")
     evaluate.add_argument(
+        "--calibration", action="store_true", default=None, help="whether probabilities mean what they say, with a plot"
+    )
+    evaluate.add_argument(
         "--bootstrap", type=int, metavar="N", help="such as 1000: 95%% intervals by so many resamples"
     )
     add_inference_flags(evaluate)

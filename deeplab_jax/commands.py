@@ -15,6 +15,7 @@ USER_ERROR = 2
 INTERRUPTED = 130
 PREEMPTED = 75  # EX_TEMPFAIL, after SIGTERM: a scheduler may start the same command again, and nothing is lost.
 INFERENCE_FLAGS = ("mode", "output_stride", "scales", "flip", "window", "overlap", "blend", "crf", "threshold")
+METRIC_FLAGS = ("trimap", "boundary", "calibration", "bootstrap")
 
 
 def fail(message: str) -> int:
@@ -81,6 +82,7 @@ def evaluate(args: argparse.Namespace) -> None:
     from rich.console import Console
 
     from deeplab_jax.distributed import is_first, together, watch
+    from deeplab_jax.evaluate.calibration import PICTURE, draw
     from deeplab_jax.evaluate.evaluator import METRICS_FILE, evaluate, write_results
     from deeplab_jax.evaluate.outputs import Outputs, page_of
     from deeplab_jax.evaluate.predictor import prediction_writer
@@ -98,7 +100,7 @@ def evaluate(args: argparse.Namespace) -> None:
         config.module = args.module or config.module
         split = args.split or config.data.val_split
         source = open_split(config, split, reading=model.preprocessing)
-        protocol, how = evaluate_options(config, **given(args, *INFERENCE_FLAGS, "trimap", "boundary", "bootstrap"))
+        protocol, how = evaluate_options(config, **given(args, *INFERENCE_FLAGS, *METRIC_FLAGS))
     page = page_of(Path(args.out), source.labels, title=f"{split} of {source.name}")
     outputs = Outputs(Path(args.out), source.labels, page=page)
     watch(config.train.timeout)
@@ -120,6 +122,8 @@ def evaluate(args: argparse.Namespace) -> None:
     with together():
         if is_first():
             write_results(results, file.parent)
+            if "calibration" in results:
+                draw(results["calibration"], file.with_name(PICTURE))
     if args.save_predictions:
         page.write()
     console.print(class_table([results], [f"{split}, output stride {results['protocol']['output_stride']}"]))

@@ -222,6 +222,7 @@ class Protocol:
     trimap: tuple[int, ...] = key((), most=SOME, free=True)
     trimap_around: str = key("labels", free=True)  # any change of label; "void": VOC's strips of void pixels
     boundary: bool = key(False, free=True)  # Boundary IoU and boundary F-score too
+    calibration: bool = key(False, free=True)  # how often probabilities are right, too
     bootstrap: int = key(0, 0, 100_000, free=True)  # resamples of the images for intervals of the metrics, such as 1000
 
 

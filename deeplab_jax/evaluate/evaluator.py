@@ -17,12 +17,14 @@ from deeplab_jax.data.transforms import resize_pair
 from deeplab_jax.distributed import in_step, listed, own_share, summed, together
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate.boundary import Trimap
+from deeplab_jax.evaluate.calibration import summarize_confidences
 from deeplab_jax.evaluate.contours import Contours
+from deeplab_jax.evaluate.counts import Counts, added, no_counts, wanted
 from deeplab_jax.evaluate.inference import evaluate_batch, evaluate_large, pad_images
 from deeplab_jax.evaluate.memory import names_what_fits
 from deeplab_jax.evaluate.per_image import PerImage
 from deeplab_jax.evaluate.protocol import DEFAULT, Protocol, Size
-from deeplab_jax.evaluate.results import Results, count_shape, summarize_confusion, summarize_sigmoids
+from deeplab_jax.evaluate.results import Results, summarize_confusion, summarize_sigmoids
 from deeplab_jax.files import write_json
 from deeplab_jax.labels import IGNORE_LABEL, LabelSet
 from deeplab_jax.models.catalog import describe
@@ -121,7 +123,7 @@ def run_group(
     protocol: Protocol,
     devices: Devices,
     at_once: int,
-) -> tuple[Sequence[np.ndarray], np.ndarray]:
+) -> tuple[Sequence[np.ndarray], Counts]:
     """Return the classes of each example of a group from `grouped`, and its counts; see `evaluate_batch`.
 
     Of images `at_once` run together; of the windows of a large image, as many.
@@ -158,7 +160,7 @@ class Tally:
     def __init__(self, protocol: Protocol, model: Segmenter) -> None:
         self.images = 0
         self._protocol, self._model = protocol, model
-        self._counts = np.zeros(count_shape(model, protocol.thresholds), np.int64)
+        self._counts = no_counts(model, wanted(protocol))
         self._sizes: set[Size] = set()
         self._per_image = PerImage(model.label_classes, bootstrap=protocol.bootstrap)
         self._contours = Contours(model.label_classes) if protocol.boundary else None
@@ -166,10 +168,10 @@ class Tally:
         if protocol.trimap:
             self._bands = Trimap(protocol.trimap, num_classes=model.label_classes, around=protocol.trimap_around)
 
-    def add(self, size: Size, batch: Sequence[Example], predicted: Sequence[np.ndarray], counts: np.ndarray) -> None:
+    def add(self, size: Size, batch: Sequence[Example], predicted: Sequence[np.ndarray], counts: Counts) -> None:
         """Add a batch of one size: its examples, their classes, and its counts from `evaluate_batch`."""
         self.images += len(batch)
-        self._counts += counts
+        self._counts = added(self._counts, counts)
         self._sizes.add(size)
         for example, ids in zip(batch, predicted, strict=True):
             self._per_image.add(example["name"], example["label"], ids)
@@ -185,7 +187,9 @@ class Tally:
             more["trimap"] = self._bands.results()
         if self._contours is not None:
             more["boundary"] = self._contours.results(labels)
-        counts, protocol = summed(self._counts), self._protocol
+        if self._protocol.calibration:
+            more["calibration"] = summarize_confidences(summed(self._counts["confidences"]))
+        counts, protocol = summed(self._counts["pixels"]), self._protocol
         if self._model.activation == "softmax":
             return {**summarize_confusion(counts, labels), **more}
         of_sigmoids = summarize_sigmoids(counts, labels, thresholds=protocol.thresholds, threshold=protocol.threshold)

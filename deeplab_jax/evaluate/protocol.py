@@ -64,6 +64,7 @@ class Protocol:
       trimap: widths, in pixels, of bands around boundaries, each with its own mIoU; see `boundary`.
       trimap_around: the kind of boundary there: "labels" (any change of label) or "void" (VOC's strips of void pixels).
       boundary: whether to evaluate the outlines of the classes too: Boundary IoU and boundary F-score, see `contours`.
+      calibration: whether to count the probabilities too: how often those of each size are right, see `calibration`.
       bootstrap: number of resamples of the images from which intervals of the metrics come; 0: none. See `per_image`.
 
     Sequences of any kind become tuples.
@@ -87,6 +88,7 @@ class Protocol:
     trimap: tuple[int, ...] = ()
     trimap_around: str = "labels"
     boundary: bool = False
+    calibration: bool = False
     bootstrap: int = 0
 
     def __post_init__(self) -> None:
@@ -259,6 +261,7 @@ _RULES: dict[str, tuple[Callable[[Any], Any], str]] = {
     "crop": (_pair, "a height and a width in pixels, such as (513, 513)"),
     "trimap": (_widths, f"up to {MOST_VALUES} widths of at least 1 pixel, each once"),
     "boundary": (_flag, "true or false"),
+    "calibration": (_flag, "true or false"),
     "bootstrap": (_samples, f"a number of resamples such as 1000, up to {MOST_SAMPLES}, or 0 for none"),
 }
 DEFAULT = Protocol()

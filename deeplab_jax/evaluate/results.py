@@ -1,34 +1,15 @@
-"""The integer counts that an evaluation adds up, and the metrics in `metrics.json` that they give."""
+"""The metrics in `metrics.json` that the counts of pixels give."""
 
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from deeplab_jax.labels import LabelSet, colormap
-from deeplab_jax.models.segmenter import Segmenter
 from deeplab_jax.ops import metrics
 
 Results = dict[str, Any]
 _ABSENT_OR_PRESENT = LabelSet(("absent", "present"), colormap(2))
-
-
-def count(
-    model: Segmenter, labels: jax.Array, classes: jax.Array, probabilities: jax.Array, *, thresholds: Sequence[float]
-) -> jax.Array:
-    """Return the counts of a batch: a confusion matrix `[K, K]`, or those of sigmoids at every threshold
-    (`ops.metrics.threshold_counts`).
-    """
-    if model.activation == "softmax":
-        return metrics.confusion_matrix(labels, classes, num_classes=model.num_classes)
-    return metrics.threshold_counts(labels, probabilities, thresholds=thresholds)
-
-
-def count_shape(model: Segmenter, thresholds: Sequence[float]) -> tuple[int, ...]:
-    """Return the shape of what `count` returns."""
-    own = model.num_classes
-    return (own, own) if model.activation == "softmax" else (own, 2, len(thresholds) + 1)
 
 
 def summarize_confusion(confusion: np.ndarray, labels: LabelSet) -> Results:
