@@ -65,6 +65,26 @@ def train(args: argparse.Namespace) -> int:
     return 0
 
 
+def find_lr(args: argparse.Namespace) -> None:
+    """`find-lr`."""
+    from rich.console import Console
+
+    from deeplab_jax.terminal import progress_bar
+    from deeplab_jax.train.find_lr import check_sweep, find_lr, write_report
+
+    check_sweep(args.low, args.high, args.steps)
+    config = required_config(args)
+    with progress_bar(Console(stderr=True)) as progress:
+        report = find_lr(config, low=args.low, high=args.high, steps=args.steps, progress=progress)
+    file = write_report(report, Path(args.out))
+    if report["diverged"]:
+        print(f"the loss diverged at {report['steps'][-1]['learning_rate']:.2g}")
+    if report["suggested"] is None:
+        print(f"no suggestion: the loss never fell; give another --from and --to, or more --steps; written to {file}")
+    else:
+        print(f"suggested: --config.optimizer.learning_rate={report['suggested']:.2g}; written to {file}")
+
+
 def replay(args: argparse.Namespace) -> None:
     """`replay`."""
     from deeplab_jax.train.replay import replay

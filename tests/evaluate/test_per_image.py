@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from deeplab_jax.cli import main
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate import per_image
 from deeplab_jax.evaluate.evaluator import evaluate
@@ -13,6 +14,7 @@ from deeplab_jax.evaluate.per_image import PerImage, areas, intervals
 from deeplab_jax.evaluate.protocol import Protocol
 from deeplab_jax.labels import LabelSet, colormap
 from deeplab_jax.ops import metrics
+from deeplab_jax.weights.folder import save
 from tests.support.tiny import MadeUp, tiny_model, tiny_models
 
 LABELS = LabelSet(("sky", "road", "tree"), colormap(3))
@@ -156,6 +158,27 @@ def test_an_evaluation_has_both() -> None:
     low, high = results["bootstrap"]["miou"]
     assert low <= results["miou"] <= high
     assert "bootstrap" not in evaluate(model, variables, source, Protocol(pad_to=((65, 65),)), limit=1)
+
+
+def test_the_command_has_every_metric_on_request(tmp_path, capsys) -> None:
+    """From the command line to metrics.json; keys of the configuration do the same."""
+    (tmp_path / "tiny.py").write_text(
+        "from tests.support.tiny import tiny_config\ndef get_config(arg=None):\n    return tiny_config()\n"
+    )
+    with tiny_models():
+        save(tmp_path / "model", *tiny_model("cascade_tiny", num_classes=9), {})
+        words = ["evaluate", "--model", str(tmp_path / "model"), "--config", str(tmp_path / "tiny.py")]
+        flags = ["--bootstrap", "30", "--boundary", "--calibration"]
+        assert main([*words, "--out", str(tmp_path / "flags"), *flags]) == 0
+        said = capsys.readouterr().out
+        keys = ["bootstrap=30", "boundary=True", "calibration=True"]
+        assert main([*words, "--out", str(tmp_path / "keys"), *(f"--config.evaluate.{key}" for key in keys)]) == 0
+    found, same = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("flags", "keys"))
+    for name in ("per_image", "bootstrap", "boundary", "calibration"):
+        assert found[name] == same[name], name
+    low, high = found["bootstrap"]["miou"]
+    assert f"95% of 30 resamples of the images: mean IoU {100 * low:.2f} to {100 * high:.2f}" in said
+    assert (tmp_path / "flags" / "calibration.png").is_file()
 
 
 def test_a_number_of_resamples_that_makes_no_sense_is_refused() -> None:
