@@ -111,11 +111,22 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def add_training_verbs(verb: Verb) -> None:
-    """Add `train` and `replay`."""
+    """Add `train`, `find-lr` and `replay`."""
     train = verb("train", commands.train, "Train a model, or resume a run.", config="required")
     train.add_argument("--workdir", required=True, help="run directory; a second start in it resumes")
     train.add_argument("--allow_config_change", action="store_true", help="resume a run that has another configuration")
     add_distributed_flag(train)
+
+    find = verb(
+        "find-lr",
+        commands.find_lr,
+        "Suggest a learning rate: train a few steps while it grows; writes find_lr.json and find_lr.png.",
+        config="required",
+    )
+    find.add_argument("--out", required=True, help="folder for both files")
+    find.add_argument("--from", dest="low", type=float, default=1e-6, metavar="RATE", help="the first rate (1e-6)")
+    find.add_argument("--to", dest="high", type=float, default=1.0, metavar="RATE", help="the last rate (1)")
+    find.add_argument("--steps", type=int, default=100, help="number of rates (100)")
 
     replay = verb("replay", commands.replay, "Repeat the step at which training stopped, and show every tensor's size.")
     replay.add_argument("folder", metavar="FOLDER", help="postmortem/ of a run directory")
@@ -136,6 +147,13 @@ def add_inference_verbs(verb: Verb) -> None:
     )
     evaluate.add_argument("--limit", type=int, help="evaluate only the first images")
     evaluate.add_argument("--trimap", type=numbers(int), help="such as 1,2,4: mIoU within so many pixels of boundaries")
+    evaluate.add_argument("--boundary", action="store_true", default=None, help="Boundary IoU and boundary F-score too")
+    evaluate.add_argument(
+        "--calibration", action="store_true", default=None, help="whether probabilities mean what they say, with a plot"
+    )
+    evaluate.add_argument(
+        "--bootstrap", type=int, metavar="N", help="such as 1000: 95%% intervals by so many resamples"
+    )
     add_inference_flags(evaluate)
     add_distributed_flag(evaluate)
 

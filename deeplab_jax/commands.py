@@ -15,6 +15,7 @@ USER_ERROR = 2
 INTERRUPTED = 130
 PREEMPTED = 75  # EX_TEMPFAIL, after SIGTERM: a scheduler may start the same command again, and nothing is lost.
 INFERENCE_FLAGS = ("mode", "output_stride", "scales", "flip", "window", "overlap", "blend", "crf", "threshold")
+METRIC_FLAGS = ("trimap", "boundary", "calibration", "bootstrap")
 
 
 def fail(message: str) -> int:
@@ -64,6 +65,26 @@ def train(args: argparse.Namespace) -> int:
     return 0
 
 
+def find_lr(args: argparse.Namespace) -> None:
+    """`find-lr`."""
+    from rich.console import Console
+
+    from deeplab_jax.terminal import progress_bar
+    from deeplab_jax.train.find_lr import check_sweep, find_lr, write_report
+
+    check_sweep(args.low, args.high, args.steps)
+    config = required_config(args)
+    with progress_bar(Console(stderr=True)) as progress:
+        report = find_lr(config, low=args.low, high=args.high, steps=args.steps, progress=progress)
+    file = write_report(report, Path(args.out))
+    if report["diverged"]:
+        print(f"the loss diverged at {report['steps'][-1]['learning_rate']:.2g}")
+    if report["suggested"] is None:
+        print(f"no suggestion: the loss never fell; give another --from and --to, or more --steps; written to {file}")
+    else:
+        print(f"suggested: --config.optimizer.learning_rate={report['suggested']:.2g}; written to {file}")
+
+
 def replay(args: argparse.Namespace) -> None:
     """`replay`."""
     from deeplab_jax.train.replay import replay
@@ -81,10 +102,11 @@ def evaluate(args: argparse.Namespace) -> None:
     from rich.console import Console
 
     from deeplab_jax.distributed import is_first, together, watch
+    from deeplab_jax.evaluate.calibration import PICTURE, draw
     from deeplab_jax.evaluate.evaluator import METRICS_FILE, evaluate, write_results
     from deeplab_jax.evaluate.outputs import Outputs, page_of
     from deeplab_jax.evaluate.predictor import prediction_writer
-    from deeplab_jax.terminal import class_table, progress_bar
+    from deeplab_jax.terminal import class_table, percent, progress_bar
     from deeplab_jax.train.from_config import evaluate_options, open_split
     from deeplab_jax.weights.by_name import load
 
@@ -98,7 +120,7 @@ def evaluate(args: argparse.Namespace) -> None:
         config.module = args.module or config.module
         split = args.split or config.data.val_split
         source = open_split(config, split, reading=model.preprocessing)
-        protocol, how = evaluate_options(config, **given(args, *INFERENCE_FLAGS, "trimap"))
+        protocol, how = evaluate_options(config, **given(args, *INFERENCE_FLAGS, *METRIC_FLAGS))
     page = page_of(Path(args.out), source.labels, title=f"{split} of {source.name}")
     outputs = Outputs(Path(args.out), source.labels, page=page)
     watch(config.train.timeout)
@@ -120,9 +142,14 @@ def evaluate(args: argparse.Namespace) -> None:
     with together():
         if is_first():
             write_results(results, file.parent)
+            if "calibration" in results:
+                draw(results["calibration"], file.with_name(PICTURE))
     if args.save_predictions:
         page.write()
     console.print(class_table([results], [f"{split}, output stride {results['protocol']['output_stride']}"]))
+    if "bootstrap" in results and (interval := results["bootstrap"].get("miou")):
+        low, high = map(percent, interval)
+        console.print(f"95% of {protocol.bootstrap} resamples of the images: mean IoU {low} to {high}")
     console.print(
         f"{results['protocol']['images']} images in {results['seconds']} s; written to {file}",
         highlight=False,

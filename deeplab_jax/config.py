@@ -84,6 +84,7 @@ def shrink(config: ConfigDict) -> None:
     config.train.update(
         {
             "steps": 2,
+            "epochs": 0.0,
             "batch_size": 2,
             "devices": 1,
             "space": 1,

@@ -35,8 +35,8 @@ def key(
       low, high: the limits of a number, both included, and of each number in a list; None: no limit.
       give: text that a message shows instead of these limits.
       most: the largest number of values in a list.
-      free: whether two starts of one run may differ in it: it changes numbers only by rounding, or only says what
-        happens after a fault.
+      free: whether two starts of one run may differ in it: it changes numbers only by rounding, or only says when the
+        run ends, or what happens after a fault.
       without: for options: keys that are not allowed, because they have their own place.
     """
     kinds = {"low": low, "high": high, "give": give, "most": most, "free": free, "without": without}
@@ -142,16 +142,22 @@ class Data(Sampling, Skipping, Loader, Source):
 class Optimizer:
     """`make_optimizer`."""
 
-    name: str = "sgd"  # or "adam"
+    name: str = "sgd"  # one of optimizer.NAMES: sgd, adam, adamw, lamb, lion
     learning_rate: float = 0.007
+    schedule: str = "poly"  # one of schedules.SCHEDULES: poly, cosine, one_cycle, step, constant
     power: float = 0.9  # exponent of the poly schedule: learning_rate * (1 - step / steps) ** power
-    warmup_steps: int = key(0, 0)  # linear increase from 0
+    milestones: tuple[int, ...] = key((), 1, most=SOME)  # of "step": steps at which the rate falls
+    factor: float = key(0.1, 0)  # of "step": by which it is multiplied there
+    warmup_steps: int = key(0, 0)  # linear increase from 0; of "one_cycle" the rise, 0: 30% of the steps
     momentum: float = 0.9  # sgd only
     nesterov: bool = False
+    # Of the moving averages, not of sgd; empty: 0.9 and 0.999, or 0.99 for lion.
+    betas: tuple[float, ...] = key((), 0, BELOW_1, give="two numbers from 0 to below 1", most=2)
     weight_decay: float = 4e-5
     no_decay: tuple[str, ...] = (r"(scale|bias)$",)  # patterns of parameters that do not decay
     clip_norm: float = key(0.0, 0)  # largest global norm of the gradient; 0: no clipping
     multipliers: tuple[tuple[str, float], ...] = ()  # (pattern, factor) of the learning rate
+    layer_decay: float = key(1.0, SMALLEST, 1)  # factor of the rate from each backbone stage to the one before it
     freeze: tuple[str, ...] = ()  # patterns of parameters that do not change
 
 
@@ -167,6 +173,7 @@ class Step:
     accumulate: int = key(1, 1)  # micro-batches of one update, each with its own batch norm statistics
     ema_decay: float = key(0.0, 0, BELOW_1, give="0 (no average) to below 1, such as 0.999")  # of an average of the
     # weights, which is evaluated and saved beside them
+    ema_debias: bool = False  # True: that average leaves the initial weights out, so it serves short runs too
     space: int = key(1, free=True)  # devices that share the rows of an image; other devices have other images
     remat: bool = key(False, free=True)  # True: less memory for more time; see `train_step`
 
@@ -200,6 +207,7 @@ class Train(Step):
 
     loss_options: LossOptions = field(default_factory=LossOptions)
     steps: int = key(30_000, 1)
+    epochs: float = key(0.0, 0, 10**6)  # passes over the training images, which then decide `steps`; 0: `steps` decides
     batch_size: int = 16  # images of one update, over all devices
     devices: int = key(0, free=True)  # to train on; 0: all
     shard_state: bool = key(False, free=True)  # True: parameters and optimizer state are split over devices
@@ -207,6 +215,7 @@ class Train(Step):
     log_every: int = key(20, 1, give=NOT_NEVER, free=True)
     evaluate_every: int = key(2_000, 1, give=NOT_NEVER)
     checkpoint_every: int = key(1_000, 1, give=NOT_NEVER)
+    patience: int = key(0, 0, free=True)  # evaluations without a better mIoU after which the run ends; 0: it does not
     keep: int = key(2, 1, free=True)  # newest checkpoints; the best one is kept as well
     pictures: int = key(4, free=True)  # validation images drawn at each evaluation
     # Seconds without a sign of the other processes, if any, before they count as lost.
@@ -233,6 +242,9 @@ class Protocol:
     # Widths in pixels of bands around boundaries, which are also evaluated.
     trimap: tuple[int, ...] = key((), most=SOME, free=True)
     trimap_around: str = key("labels", free=True)  # any change of label; "void": VOC's strips of void pixels
+    boundary: bool = key(False, free=True)  # Boundary IoU and boundary F-score too
+    calibration: bool = key(False, free=True)  # how often probabilities are right, too
+    bootstrap: int = key(0, 0, 100_000, free=True)  # resamples of the images for intervals of the metrics, such as 1000
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ alone need not wait.
 """
 
 import itertools
+import json
 import os
 import sys
 import threading
@@ -154,6 +155,11 @@ def listed(lines: Sequence[str]) -> list[str]:
     padded[: text.size] = text
     rows = multihost_utils.process_allgather(padded)
     return [line for row in rows for line in row.tobytes().rstrip(b"\0").decode().split("\n") if line]
+
+
+def gathered(items: list[Any]) -> list[Any]:
+    """Return the items of all processes, which JSON can hold, one process after another."""
+    return items if jax.process_count() == 1 else [json.loads(line) for line in listed([*map(json.dumps, items)])]
 
 
 def own_share(total: int) -> range:

@@ -17,10 +17,14 @@ from deeplab_jax.data.transforms import resize_pair
 from deeplab_jax.distributed import in_step, listed, own_share, summed, together
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate.boundary import Trimap
+from deeplab_jax.evaluate.calibration import summarize_confidences
+from deeplab_jax.evaluate.contours import Contours
+from deeplab_jax.evaluate.counts import Counts, added, no_counts, wanted
 from deeplab_jax.evaluate.inference import evaluate_batch, evaluate_large, pad_images
 from deeplab_jax.evaluate.memory import names_what_fits
+from deeplab_jax.evaluate.per_image import PerImage
 from deeplab_jax.evaluate.protocol import DEFAULT, Protocol, Size
-from deeplab_jax.evaluate.results import Results, count_shape, summarize_confusion, summarize_sigmoids
+from deeplab_jax.evaluate.results import Results, summarize_confusion, summarize_sigmoids
 from deeplab_jax.files import write_json
 from deeplab_jax.labels import IGNORE_LABEL, LabelSet
 from deeplab_jax.models.catalog import describe
@@ -54,8 +58,8 @@ def evaluate(
 ) -> Results:
     """Return the contents of `metrics.json` for a model on every image of a source; see the README.
 
-    Memory does not grow with the number of images: only each image's share of the confusion matrix stays. Several
-    processes divide the images, and each returns the results of all.
+    Of each image only its name and three counts a class stay in memory. Several processes divide the images, and each
+    returns the results of all.
 
     Args:
       model, variables: from `load`.
@@ -77,7 +81,7 @@ def evaluate(
       UserError: classes or arguments that do not fit.
     """
     check_classes(model, source)
-    check_trimap(model, protocol)
+    check_boundaries(model, protocol)
     check_batch_size(batch_size)
     check_limit(limit)
     chosen = local_devices(devices)
@@ -119,7 +123,7 @@ def run_group(
     protocol: Protocol,
     devices: Devices,
     at_once: int,
-) -> tuple[Sequence[np.ndarray], np.ndarray]:
+) -> tuple[Sequence[np.ndarray], Counts]:
     """Return the classes of each example of a group from `grouped`, and its counts; see `evaluate_batch`.
 
     Of images `at_once` run together; of the windows of a large image, as many.
@@ -156,29 +160,40 @@ class Tally:
     def __init__(self, protocol: Protocol, model: Segmenter) -> None:
         self.images = 0
         self._protocol, self._model = protocol, model
-        self._counts = np.zeros(count_shape(model, protocol.thresholds), np.int64)
+        self._counts = no_counts(model, wanted(protocol))
         self._sizes: set[Size] = set()
+        self._per_image = PerImage(model.label_classes, bootstrap=protocol.bootstrap)
+        self._contours = Contours(model.label_classes) if protocol.boundary else None
         self._bands: Trimap | None = None
         if protocol.trimap:
             self._bands = Trimap(protocol.trimap, num_classes=model.label_classes, around=protocol.trimap_around)
 
-    def add(self, size: Size, batch: Sequence[Example], predicted: Sequence[np.ndarray], counts: np.ndarray) -> None:
+    def add(self, size: Size, batch: Sequence[Example], predicted: Sequence[np.ndarray], counts: Counts) -> None:
         """Add a batch of one size: its examples, their classes, and its counts from `evaluate_batch`."""
         self.images += len(batch)
-        self._counts += counts
+        self._counts = added(self._counts, counts)
         self._sizes.add(size)
-        if self._bands is not None:
-            for example, ids in zip(batch, predicted, strict=True):
+        for example, ids in zip(batch, predicted, strict=True):
+            self._per_image.add(example["name"], example["label"], ids)
+            if self._bands is not None:
                 self._bands.add(example["label"], ids)
+            if self._contours is not None:
+                self._contours.add(example["label"], ids)
 
     def metrics(self, labels: LabelSet) -> Results:
         """Return the metrics over the images of all processes, which all must call this."""
-        bands = {} if self._bands is None else {"trimap": self._bands.results()}
-        counts, protocol = summed(self._counts), self._protocol
+        more = self._per_image.results(labels)
+        if self._bands is not None:
+            more["trimap"] = self._bands.results()
+        if self._contours is not None:
+            more["boundary"] = self._contours.results(labels)
+        if self._protocol.calibration:
+            more["calibration"] = summarize_confidences(summed(self._counts["confidences"]))
+        counts, protocol = summed(self._counts["pixels"]), self._protocol
         if self._model.activation == "softmax":
-            return {**summarize_confusion(counts, labels), **bands}
+            return {**summarize_confusion(counts, labels), **more}
         of_sigmoids = summarize_sigmoids(counts, labels, thresholds=protocol.thresholds, threshold=protocol.threshold)
-        return {**of_sigmoids, **bands}
+        return {**of_sigmoids, **more}
 
     def found(self) -> Results:
         """Return the number of images of all processes, and the sizes at which they ran; all processes
@@ -216,13 +231,14 @@ def check_classes(model: Segmenter, source: Source) -> None:
         )
 
 
-def check_trimap(model: Segmenter, protocol: Protocol) -> None:
-    """Raise a UserError if bands around boundaries are asked for where a pixel can have several labels."""
-    if protocol.trimap and model.multilabel:
-        raise UserError(
-            f"config.evaluate.trimap={protocol.trimap}: a pixel can have several labels here, whose boundaries differ; "
-            "leave it out"
-        )
+def check_boundaries(model: Segmenter, protocol: Protocol) -> None:
+    """Raise a UserError if metrics of boundaries are asked for where a pixel can have several labels."""
+    for key in ("trimap", "boundary"):
+        if (value := getattr(protocol, key)) and model.multilabel:
+            raise UserError(
+                f"config.evaluate.{key}={value}: a pixel can have several labels here, whose boundaries differ; leave "
+                "it out"
+            )
 
 
 def check_batch_size(batch_size: int) -> None:

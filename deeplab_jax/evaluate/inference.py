@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from deeplab_jax.evaluate.counts import Counts, Wanted, added, count, no_counts, wanted
 from deeplab_jax.evaluate.protocol import Protocol, Size, View
-from deeplab_jax.evaluate.results import count, count_shape
 from deeplab_jax.evaluate.windows import OVERLAP, Tile, mean_of_windows
 from deeplab_jax.labels import IGNORE_LABEL
 from deeplab_jax.models.decision import THRESHOLD, by_pairs, decide, to_probabilities
@@ -175,19 +175,19 @@ def predict_large(
 
 def evaluate_batch(
     model: Segmenter, variables: Variables, images: Array, labels: Array, sizes: Array, protocol: Protocol
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, Counts]:
     """Predict a padded batch and compare it with its labels.
 
     Returns:
-      Class ids `[N, H, W]` and the int32 counts of `results.count`; only these leave the device.
+      Class ids `[N, H, W]` and the int32 counts of `counts.count`; only these leave the device.
     """
     if not protocol.slides(padded_to(images)) and not protocol.crf:
-        counting = protocol.views, protocol.thresholds
+        counting = protocol.views, wanted(protocol)
         classes, counts = _classes_and_counts(model, variables, images, labels, sizes, protocol.threshold, *counting)
     else:
         classes, probabilities = predict(model, variables, images, sizes, protocol)
-        counts = count(model, jnp.asarray(labels), classes, probabilities, thresholds=protocol.thresholds)
-    return np.asarray(classes), np.asarray(counts)
+        counts = count(model, jnp.asarray(labels), classes, probabilities, wanted=wanted(protocol))
+    return np.asarray(classes), jax.device_get(counts)
 
 
 def evaluate_large(
@@ -199,18 +199,19 @@ def evaluate_large(
     *,
     batch_size: int = 1,
     place: Place = unplaced,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, Counts]:
     """Predict an image that is larger than the window, in little memory, and compare it with its label.
 
     Returns:
-      Class ids and the int64 counts of `results.count`. See `predict_large` for the arguments and the ids.
+      Class ids and the int64 counts of `counts.count`. See `predict_large` for the arguments and the ids.
     """
     classes = no_classes(model, image.shape[:2])
-    counts = np.zeros(count_shape(model, protocol.thresholds), np.int64)
+    counts = no_counts(model, wanted(protocol))
     size = protocol.run_size((image.shape[0], image.shape[1]))
     for tile in _means(model, variables, image, protocol, size=size, batch_size=batch_size, place=place):
         classes[tile.place] = decide(model, tile.probabilities, protocol.threshold)
-        counts += _counts_of_tile(model, label[tile.place], classes[tile.place], tile.probabilities, protocol)
+        more = _counts_of_tile(model, label[tile.place], classes[tile.place], tile.probabilities, protocol)
+        counts = added(counts, more)
     return classes, counts
 
 
@@ -222,21 +223,22 @@ def no_classes(model: Segmenter, shape: tuple[int, ...]) -> np.ndarray:
 
 def _counts_of_tile(
     model: Segmenter, label: np.ndarray, classes: np.ndarray, probabilities: np.ndarray, protocol: Protocol
-) -> np.ndarray:
+) -> Counts:
     """Return the counts of a part of an image, `COUNTED_AT_ONCE` pixels at a time, so that one program counts all."""
-    counts = np.zeros(count_shape(model, protocol.thresholds), np.int64)
-    needed = classes if model.activation == "softmax" else probabilities  # A softmax's counts are those of the ids.
+    counts = no_counts(model, wanted(protocol))
+    # A softmax's pixels are counted by the ids.
+    needed = classes if model.activation == "softmax" and not protocol.calibration else probabilities
     flat = [array.reshape(-1, *array.shape[2:]) for array in (label, classes, needed)]
     for first in range(0, len(flat[0]), COUNTED_AT_ONCE):
         cut = [array[first : first + COUNTED_AT_ONCE] for array in flat]
         for k, (array, filler) in enumerate(zip(cut, (IGNORE_LABEL, 0, 0), strict=True)):
             missing = [(0, COUNTED_AT_ONCE - len(array)), *[(0, 0)] * (array.ndim - 1)]
             cut[k] = np.pad(array, missing, constant_values=filler)
-        counts += np.asarray(_count(model, *cut, thresholds=protocol.thresholds))
+        counts = added(counts, _count(model, *cut, wanted=wanted(protocol)))
     return counts
 
 
-_count = jax.jit(count, static_argnums=0, static_argnames="thresholds")
+_count = jax.jit(count, static_argnums=0, static_argnames="wanted")
 
 
 @partial(jax.jit, static_argnums=(0, 4))
@@ -255,10 +257,10 @@ def _classes_and_counts(
     sizes: jax.Array,
     threshold: Number,
     views: Views,
-    thresholds: tuple[float, ...],
-) -> tuple[jax.Array, jax.Array]:
+    wanted: Wanted,
+) -> tuple[jax.Array, Counts]:
     classes, probabilities = _predict(model, variables, images, sizes, views, threshold)
-    return classes, count(model, labels, classes, probabilities, thresholds=thresholds)
+    return classes, count(model, labels, classes, probabilities, wanted=wanted)
 
 
 @partial(jax.jit, static_argnums=(0, 4))

@@ -31,6 +31,7 @@ PAD_STEP = 128
 LONGEST_SIDE = 2**15
 SMALLEST_SCALE, LARGEST_SCALE = 0.01, 16.0  # Memory has no bound beyond these.
 SWEEP = tuple(step / 20 for step in range(1, 20))  # The thresholds that an evaluation compares: 0.05 to 0.95.
+MOST_SAMPLES = 100_000
 MOST_VALUES = 32  # The most scales, and widths of a trimap: each costs a pass.
 
 
@@ -62,6 +63,9 @@ class Protocol:
       crop: (height, width) of the evaluated centre; empty: all.
       trimap: widths, in pixels, of bands around boundaries, each with its own mIoU; see `boundary`.
       trimap_around: the kind of boundary there: "labels" (any change of label) or "void" (VOC's strips of void pixels).
+      boundary: whether to evaluate the outlines of the classes too: Boundary IoU and boundary F-score, see `contours`.
+      calibration: whether to count the probabilities too: how often those of each size are right, see `calibration`.
+      bootstrap: number of resamples of the images from which intervals of the metrics come; 0: none. See `per_image`.
 
     Sequences of any kind become tuples.
 
@@ -83,6 +87,9 @@ class Protocol:
     crop: tuple[int, ...] = ()
     trimap: tuple[int, ...] = ()
     trimap_around: str = "labels"
+    boundary: bool = False
+    calibration: bool = False
+    bootstrap: int = 0
 
     def __post_init__(self) -> None:
         for key, choices in (("mode", MODES), ("blend", BLENDS), ("trimap_around", get_args(Around))):
@@ -217,6 +224,10 @@ def _side(value: Any) -> int:
     return _checked(index(value), 0 <= value <= LONGEST_SIDE)
 
 
+def _samples(value: Any) -> int:
+    return _checked(index(value), 0 <= value <= MOST_SAMPLES)
+
+
 def _flag(value: Any) -> bool:
     return _checked(bool(value), value in (True, False))
 
@@ -249,5 +260,8 @@ _RULES: dict[str, tuple[Callable[[Any], Any], str]] = {
     "resize": (_side, f"the pixels of the shorter side, up to {LONGEST_SIDE}, or 0 for none"),
     "crop": (_pair, "a height and a width in pixels, such as (513, 513)"),
     "trimap": (_widths, f"up to {MOST_VALUES} widths of at least 1 pixel, each once"),
+    "boundary": (_flag, "true or false"),
+    "calibration": (_flag, "true or false"),
+    "bootstrap": (_samples, f"a number of resamples such as 1000, up to {MOST_SAMPLES}, or 0 for none"),
 }
 DEFAULT = Protocol()

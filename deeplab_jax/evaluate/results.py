@@ -1,34 +1,15 @@
-"""The integer counts that an evaluation adds up, and the metrics in `metrics.json` that they give."""
+"""The metrics in `metrics.json` that the counts of pixels give."""
 
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from deeplab_jax.labels import LabelSet, colormap
-from deeplab_jax.models.segmenter import Segmenter
 from deeplab_jax.ops import metrics
 
 Results = dict[str, Any]
 _ABSENT_OR_PRESENT = LabelSet(("absent", "present"), colormap(2))
-
-
-def count(
-    model: Segmenter, labels: jax.Array, classes: jax.Array, probabilities: jax.Array, *, thresholds: Sequence[float]
-) -> jax.Array:
-    """Return the counts of a batch: a confusion matrix `[K, K]`, or those of sigmoids at every threshold
-    (`ops.metrics.threshold_counts`).
-    """
-    if model.activation == "softmax":
-        return metrics.confusion_matrix(labels, classes, num_classes=model.num_classes)
-    return metrics.threshold_counts(labels, probabilities, thresholds=thresholds)
-
-
-def count_shape(model: Segmenter, thresholds: Sequence[float]) -> tuple[int, ...]:
-    """Return the shape of what `count` returns."""
-    own = model.num_classes
-    return (own, own) if model.activation == "softmax" else (own, 2, len(thresholds) + 1)
 
 
 def summarize_confusion(confusion: np.ndarray, labels: LabelSet) -> Results:
@@ -47,6 +28,7 @@ def summarize_confusion(confusion: np.ndarray, labels: LabelSet) -> Results:
         "miou": number(metrics.mean_iou(confusion)),
         "pixel_accuracy": number(metrics.pixel_accuracy(confusion)),
         "mean_accuracy": number(metrics.mean_accuracy(confusion)),
+        "frequency_weighted_iou": number(metrics.frequency_weighted_iou(confusion)),
         "per_class": [
             {"name": name, **{key: number(column[k]) for key, column in columns.items()}, "support": int(support[k])}
             for k, name in enumerate(labels.names)
@@ -81,6 +63,11 @@ def summarize_sigmoids(
         "miou": _mean([row["iou"] for row in rows]),
         "pixel_accuracy": number(metrics.pixel_accuracy(at.sum(axis=0))),
         "mean_accuracy": _mean([row["accuracy"] for row in rows]),
+        "frequency_weighted_iou": number(
+            metrics.weighted_iou(
+                np.array([row["iou"] for row in rows], np.float64), np.array([row["support"] for row in rows])
+            )
+        ),
         "per_class": rows,
         "confusion_matrix": at.tolist(),
         "thresholds": swept,

@@ -77,7 +77,7 @@ def iou_per_class(confusion: np.ndarray) -> np.ndarray:
     confusion = np.asarray(confusion, np.int64)
     intersection = np.diag(confusion)
     union = confusion.sum(0) + confusion.sum(1) - intersection
-    return _ratio(intersection, union)
+    return ratio(intersection, union)
 
 
 def accuracy_per_class(confusion: np.ndarray) -> np.ndarray:
@@ -85,7 +85,7 @@ def accuracy_per_class(confusion: np.ndarray) -> np.ndarray:
     class without labels.
     """
     confusion = np.asarray(confusion, np.int64)
-    return _ratio(np.diag(confusion), confusion.sum(1))
+    return ratio(np.diag(confusion), confusion.sum(1))
 
 
 def precision_per_class(confusion: np.ndarray) -> np.ndarray:
@@ -93,7 +93,7 @@ def precision_per_class(confusion: np.ndarray) -> np.ndarray:
     that is not predicted.
     """
     confusion = np.asarray(confusion, np.int64)
-    return _ratio(np.diag(confusion), confusion.sum(0))
+    return ratio(np.diag(confusion), confusion.sum(0))
 
 
 def dice_per_class(confusion: np.ndarray) -> np.ndarray:
@@ -101,17 +101,30 @@ def dice_per_class(confusion: np.ndarray) -> np.ndarray:
     the harmonic mean of precision and recall; NaN for a class in neither labels nor predictions.
     """
     confusion = np.asarray(confusion, np.int64)
-    return _ratio(2 * np.diag(confusion), confusion.sum(0) + confusion.sum(1))
+    return ratio(2 * np.diag(confusion), confusion.sum(0) + confusion.sum(1))
 
 
 def mean_iou(confusion: np.ndarray) -> float:
     """Return the mean IoU over the classes that occur in labels or predictions; NaN if none does."""
-    return _nanmean(iou_per_class(confusion))
+    return nanmean(iou_per_class(confusion))
+
+
+def frequency_weighted_iou(confusion: np.ndarray) -> float:
+    """Return the mean of the classes' IoU, weighted by their labelled pixels (Long et al., 2015, sec. 5); NaN without a
+    labelled pixel.
+    """
+    return weighted_iou(iou_per_class(confusion), np.asarray(confusion, np.int64).sum(1))
+
+
+def weighted_iou(ious: np.ndarray, support: np.ndarray) -> float:
+    """Return the mean of IoUs `[K]`, weighted by the pixels that have each label; NaN if none has one."""
+    total = support.sum()
+    return float((support * np.nan_to_num(ious)).sum() / total) if total else float("nan")
 
 
 def mean_accuracy(confusion: np.ndarray) -> float:
     """Return the mean class accuracy over the classes that occur in the labels; NaN if none does."""
-    return _nanmean(accuracy_per_class(confusion))
+    return nanmean(accuracy_per_class(confusion))
 
 
 def pixel_accuracy(confusion: np.ndarray) -> float:
@@ -121,9 +134,11 @@ def pixel_accuracy(confusion: np.ndarray) -> float:
     return float(np.trace(confusion) / total) if total else float("nan")
 
 
-def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """Return the quotients of two arrays of one shape, float64; NaN where the whole is 0."""
     return np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0)
 
 
-def _nanmean(values: np.ndarray) -> float:
+def nanmean(values: np.ndarray) -> float:
+    """Return the mean of the values other than NaN; NaN if there is none."""
     return float(np.nanmean(values)) if np.any(~np.isnan(values)) else float("nan")

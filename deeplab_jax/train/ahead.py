@@ -113,12 +113,14 @@ class Ahead:
 
     def estimated(self, found: Report, about: Report) -> Report:
         """Return what the estimates come to: `seconds` of a call by the largest bound, `images_per_second`, and the
-        `hours` of all steps of a training; nothing where the chip's speed is not known.
+        `hours` of all steps of a training whose number is configured; nothing where the chip's speed is not known.
         """
         if not found["fits"] or not found["bounds"]:
             return {}
         seconds = max(found["bounds"].values())
-        hours = {"hours": seconds * self.config.train.steps / 3600} if self.kind == "training" else {}
+        t = self.config.train
+        counted = self.kind == "training" and not t.epochs  # The steps of epochs depend on the data.
+        hours = {"hours": seconds * t.steps / 3600} if counted else {}
         return {"estimated": {"seconds": seconds, "images_per_second": about["images"] / seconds, **hours}}
 
     def largest(self) -> tuple[int, list[Report]]:

@@ -21,7 +21,9 @@ from deeplab_jax.models.preprocessing import Preprocessing
 from deeplab_jax.models.segmenter import Segmenter, abstract_variables
 from deeplab_jax.train.faults import Step
 from deeplab_jax.train.losses import find_loss
-from deeplab_jax.train.optimizer import Schedule, make_optimizer
+from deeplab_jax.train.optimizer import make_optimizer
+from deeplab_jax.train.patience import with_steps
+from deeplab_jax.train.schedules import Schedule
 from deeplab_jax.train.sharding import check_batch_size, check_crop_size, make_mesh
 from deeplab_jax.train.step import train_step
 
@@ -44,8 +46,9 @@ def open_split(config: ConfigDict, split: str, *, strict: bool = True, reading: 
     return source if reading is None else read_as(source, channels=reading.bands, value_range=reading.stored_range)
 
 
-def open_splits(config: ConfigDict) -> tuple[Source, Source]:
-    """Open the split for training, and the split for evaluation.
+def open_splits(config: ConfigDict) -> tuple[ConfigDict, Source, Source]:
+    """Open the split for training, and the split for evaluation; return them after the configuration, with the steps
+    that `train.epochs` make of the images for training.
 
     Raises:
       UserError: they have different classes, as files may say that name them.
@@ -56,7 +59,7 @@ def open_splits(config: ConfigDict) -> tuple[Source, Source]:
             f"{config.data.dir}: split '{config.data.train_split}' has the classes {train.labels.names!r:.200}, and "
             f"'{config.data.val_split}' has {val.labels.names!r:.200}; give all as config.data.options.class_names"
         )
-    return train, val
+    return with_steps(config, len(train)), train, val
 
 
 def model_for(config: ConfigDict, labels: LabelSet) -> Segmenter:
@@ -124,7 +127,8 @@ def build_step(config: ConfigDict, model: Segmenter, optimizer: optax.GradientTr
     """Return `train_step` as a function of state and batch alone; `changes` replace its other arguments.
 
     Raises:
-      UserError: an unknown loss, options that it does not take, or class weights that are not one per class.
+      UserError: an unknown loss, options that it does not take, an average that is debiased but not kept, or class
+        weights that are not one per class.
     """
     options = {**arguments(config.train, keys.Step), **changes}
     options["freeze"] = tuple(config.optimizer.freeze)
@@ -136,6 +140,8 @@ def build_step(config: ConfigDict, model: Segmenter, optimizer: optax.GradientTr
         one_logit=model.num_classes == 1,
         softmax=model.num_classes > 1 and not model.multilabel,
     )
+    if options["ema_debias"] and not options["ema_decay"]:
+        raise UserError("config.train.ema_debias=True: there is no average; set config.train.ema_decay=0.999 too")
     if (count := len(options["class_weights"])) not in (0, model.label_classes):
         raise UserError(
             f"config.train.class_weights has {count} values, the data has {model.label_classes} classes; give one for "

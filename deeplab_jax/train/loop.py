@@ -40,17 +40,17 @@ def train(
       UserError: anything in the configuration, data or directory that the user can fix.
       Interrupted: after Ctrl-C or SIGTERM, once the state is saved.
     """
-    with Run(Path(workdir), config, console or Console()) as run:
+    with Run(Path(workdir), console or Console()) as run:
         with together():  # A failure on one process is a failure on all of them, before anything is written.
             check(config)
-            train_source, val_source = open_splits(config)
+            config, train_source, val_source = open_splits(config)
             model = model_for(config, train_source.labels)
             mesh = build_mesh(config, model)
             optimizer, schedule = build_optimizer(config, model)
             step = build_step(config, model, optimizer)
             batches = Batches(config, model, train_source, mesh)
             validation = Validation(config, model, val_source, mesh)
-            run.open(allow_config_change=allow_config_change)
+            run.open(config, allow_config_change=allow_config_change)
         initial, shardings, step = build_program(config, model, mesh, optimizer, step)
         state, start = run.restore(initial, shardings)
         if state is None:
@@ -73,7 +73,7 @@ def run_steps(
     with together():
         batch = next(batches, None)
     run.clock.restart()
-    for number in range(run.start + 1, run.settings.steps + 1):
+    for number in run.numbers():
         state, metrics = step(state, batch)
         run.stop.wait_for_step()  # Only now: the first step takes long to compile.
         used, new = batch, None

@@ -1,7 +1,7 @@
-"""Optimizers: SGD with momentum or Adam, poly schedule, weight decay, multipliers and freezing by pattern."""
+"""Optimizers: the rule of an update, weight decay, multipliers, layer-wise decay and freezing by pattern."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax
@@ -10,19 +10,13 @@ import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from deeplab_jax.errors import UserError, did_you_mean
+from deeplab_jax.train.schedules import Schedule, make_schedule
 
-Schedule = Callable[[Any], Any]
-
-
-def poly_schedule(learning_rate: float, *, steps: int, power: float, warmup_steps: int) -> Schedule:
-    """Return `learning_rate * (1 - step / steps) ** power` (DeepLabv3, sec. 4.1), after a linear warm-up from 0.
-
-    The polynomial counts from step 0, not from the end of the warm-up, so that a warm-up changes nothing after it.
-    """
-    poly = optax.polynomial_schedule(learning_rate, 0.0, power, steps)
-    if not warmup_steps:
-        return poly
-    return lambda step: poly(step) * optax.linear_schedule(0.0, 1.0, warmup_steps)(step)
+BETAS = {"adam": (0.9, 0.999), "adamw": (0.9, 0.999), "lamb": (0.9, 0.999), "lion": (0.9, 0.99)}
+NAMES = ("sgd", *BETAS)
+STAGE = re.compile(r"backbone/conv(\d+)_")
+# ResNets call their stem conv1, without a unit.
+STEM = re.compile(r"backbone/(stem|conv1/)")
 
 
 def make_optimizer(
@@ -31,14 +25,19 @@ def make_optimizer(
     steps: int,
     name: str = "sgd",
     learning_rate: float = 0.007,
+    schedule: str | Schedule = "poly",
     power: float = 0.9,
+    milestones: Sequence[int] = (),
+    factor: float = 0.1,
     warmup_steps: int = 0,
     momentum: float = 0.9,
     nesterov: bool = False,
+    betas: Sequence[float] = (),
     weight_decay: float = 4e-5,
     no_decay: Sequence[str] = (r"(scale|bias)$",),
     clip_norm: float = 0.0,
     multipliers: Sequence[tuple[str, float]] = (),
+    layer_decay: float = 1.0,
     freeze: Sequence[str] = (),
 ) -> tuple[optax.GradientTransformation, Schedule]:
     """Build the gradient transformation and its schedule.
@@ -49,19 +48,27 @@ def make_optimizer(
     Args:
       params: the parameters or their shapes; only their paths matter.
       steps: end of the schedule.
-      name: "sgd" (decay is added to the gradient, as an L2 loss would do) or "adam" (decoupled decay: AdamW).
-      learning_rate, power, warmup_steps: see `poly_schedule`.
+      name: one of `NAMES`:
+        "sgd": decay is added to the gradient, as an L2 loss would do;
+        "adam", "adamw": Adam with decoupled decay (Loshchilov and Hutter, 2019), under both names;
+        "lamb": AdamW's update, scaled in each tensor to the norm of its parameters (You et al., 2020). As in the
+        authors' code, the tensors of `no_decay` are not scaled;
+        "lion": the sign of a momentum, with decoupled decay (Chen et al., 2023).
+      learning_rate, schedule, power, milestones, factor, warmup_steps: see `schedules.make_schedule`. A function in the
+        place of the schedule's name replaces them all.
       momentum, nesterov: SGD only.
+      betas: decay of the two moving averages; not of SGD. Empty: 0.9 and 0.999, for Lion 0.9 and 0.99.
       weight_decay: decay per step; 0 is none.
       no_decay: patterns of the parameters without decay; they may match nothing in this network.
       clip_norm: largest global norm of the gradient of the trained parameters; 0 does not clip.
       multipliers: patterns with factors of the learning rate; the first pattern that matches applies.
+      layer_decay: see `stage_factors`. These factors and the multipliers apply together.
       freeze: patterns of the parameters without any update. `train_step` takes them too: a batch norm layer whose scale
         and offset are frozen keeps its running statistics, and normalises by them.
 
     Raises:
-      UserError: an unknown optimizer, a pattern that is not a regular expression, or a pattern of `multipliers` or
-        `freeze` that matches nothing.
+      UserError: as `make_schedule` and `stage_factors`; an unknown optimizer, betas that are not two, a pattern that is
+        not a regular expression, or a pattern of `multipliers` or `freeze` that matches nothing.
     """
     paths = list(flatten_dict(flax.core.unfreeze(params), sep="/"))
     for pattern in (*freeze, *(pattern for pattern, _ in multipliers)):
@@ -75,23 +82,72 @@ def make_optimizer(
         return unflatten_dict({path: function(path) for path in paths}, sep="/")
 
     decayed = by_path(lambda path: not matches(no_decay, path))
-    factors = by_path(lambda path: next((factor for pattern, factor in multipliers if _search(pattern, path)), 1.0))
+    of_stage = stage_factors(paths, layer_decay)
+    factors = by_path(
+        lambda path: of_stage[path] * next((factor for pattern, factor in multipliers if _search(pattern, path)), 1.0)
+    )
 
-    schedule = poly_schedule(learning_rate, steps=steps, power=power, warmup_steps=warmup_steps)
+    if not callable(schedule):
+        schedule = make_schedule(
+            learning_rate,
+            steps=steps,
+            schedule=schedule,
+            power=power,
+            warmup_steps=warmup_steps,
+            milestones=milestones,
+            factor=factor,
+        )
+    if name not in NAMES:
+        raise UserError(f"config.optimizer.name={name!r}: {did_you_mean(name, NAMES)}")
+    if betas and (name == "sgd" or len(betas) != 2):
+        raise UserError(
+            f"config.optimizer.betas={tuple(betas)}: "
+            + ("sgd has none; set config.optimizer.momentum" if name == "sgd" else "give two, such as (0.9,0.95)")
+        )
     decay = [optax.add_decayed_weights(weight_decay, mask=decayed)] if weight_decay else []
     if name == "sgd":
         rule = [*decay, optax.trace(decay=momentum, nesterov=nesterov)]
-    elif name == "adam":
-        rule = [optax.scale_by_adam(), *decay]
+    elif name == "lion":
+        rule = [optax.scale_by_lion(*(betas or BETAS[name])), *decay]
+    elif name == "lamb":
+        adam = optax.scale_by_adam(*(betas or BETAS[name]), eps=1e-6)
+        rule = [adam, *decay, optax.masked(optax.scale_by_trust_ratio(), decayed)]
     else:
-        raise UserError(f"config.optimizer.name={name!r}: {did_you_mean(name, ('sgd', 'adam'))}")
+        rule = [optax.scale_by_adam(*(betas or BETAS[name])), *decay]
     clip = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
-    scale = [_scale_by(factors)] if multipliers else []
+    scale = [_scale_by(factors)] if multipliers or layer_decay != 1 else []
     trained = optax.chain(*clip, *rule, *scale, optax.scale_by_learning_rate(schedule))
     if not freeze:
         return trained, schedule
     labels = by_path(lambda path: "frozen" if matches(freeze, path) else "trained")
     return optax.partition({"trained": trained, "frozen": optax.set_to_zero()}, labels), schedule
+
+
+def stage_factors(paths: Sequence[str], decay: float) -> Mapping[str, float]:
+    """Return a factor of the learning rate for each parameter's path: BEiT's layer-wise decay, by the stages of the
+    backbone (ConvNeXt calls that stage-wise).
+
+    What follows the backbone has 1. The backbone's last stage has `decay`, the one before `decay ** 2`, and so on down
+    to the stem. The stages are `conv1`, `conv2`, ... of the parameters' names.
+
+    Raises:
+      UserError: the backbone's names have other forms.
+    """
+    if decay == 1:
+        return dict.fromkeys(paths, 1.0)
+    stages: dict[str, int] = {}
+    for path in (path for path in paths if path.startswith("backbone/")):
+        if found := STAGE.match(path):
+            stages[path] = int(found[1])
+        elif STEM.match(path):
+            stages[path] = 0
+        else:
+            raise UserError(
+                f"config.optimizer.layer_decay={decay}: {path} shows no stage of the backbone, such as conv2_...; give "
+                "config.optimizer.multipliers instead"
+            )
+    order = sorted(set(stages.values()), reverse=True)
+    return {path: decay ** (1 + order.index(stages[path])) if path in stages else 1.0 for path in paths}
 
 
 def _scale_by(factors: Any) -> optax.GradientTransformation:

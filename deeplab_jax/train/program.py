@@ -15,9 +15,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from deeplab_jax.analysis.compiled import argument_bytes
+from deeplab_jax.evaluate.counts import count, wanted
 from deeplab_jax.evaluate.inference import predict, predict_classes
 from deeplab_jax.evaluate.protocol import Protocol, Size
-from deeplab_jax.evaluate.results import count
 from deeplab_jax.models.fold import fold_norm
 from deeplab_jax.models.segmenter import Segmenter, abstract_variables
 from deeplab_jax.train.batches import abstract_batch
@@ -139,7 +139,7 @@ def _lower_inference(
         if not labels:
             return predict_classes(*seen)
         classes, probabilities = predict(*seen)
-        return classes, count(model, batch["labels"], classes, probabilities, thresholds=protocol.thresholds)
+        return classes, count(model, batch["labels"], classes, probabilities, wanted=wanted(protocol))
 
     kinds = {"parameters": variables["params"], "batch statistics": variables.get("batch_stats"), "batch": batch}
     about = {

@@ -3,7 +3,7 @@
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -18,17 +18,18 @@ from deeplab_jax.checkpoint import METRIC, Checkpoints
 from deeplab_jax.config import base, differences, state_val_rule, to_plain, with_defaults
 from deeplab_jax.config_keys import FREE
 from deeplab_jax.data.source import Source
-from deeplab_jax.distributed import is_first, together, watch, whole
+from deeplab_jax.distributed import is_first, listed, together, watch, whole
 from deeplab_jax.errors import UserError, spell
 from deeplab_jax.files import TEMPORARY, locked, read_json, write_json
 from deeplab_jax.models.segmenter import Segmenter
 from deeplab_jax.provenance import git_commit, versions
-from deeplab_jax.train.faults import as_user_errors, describe_failure, restore_newest
-from deeplab_jax.train.optimizer import Schedule
+from deeplab_jax.train.faults import as_user_errors, describe_failure, recording, restore_newest
+from deeplab_jax.train.patience import Evaluations, read_mious
+from deeplab_jax.train.schedules import Schedule
 from deeplab_jax.train.signals import stop_on_signals
 from deeplab_jax.train.state import TrainState
 from deeplab_jax.train.step import Metrics
-from deeplab_jax.train.writers import Clock, NoWriters, Writers, report
+from deeplab_jax.train.writers import METRICS_FILE, Clock, NoWriters, Writers, report
 from deeplab_jax.weights.folder import CHECKPOINTS, write_description
 
 CONFIG_FILE = "config.json"
@@ -44,9 +45,8 @@ class Run:
     first one writes and prints. The end of the context closes the files and releases the lock.
     """
 
-    def __init__(self, workdir: Path, config: ConfigDict, console: Console) -> None:
-        self.workdir, self.config, self.settings = workdir, config, config.train
-        self.clock = Clock(config.train.batch_size)
+    def __init__(self, workdir: Path, console: Console) -> None:
+        self.workdir = workdir
         self._console = console if is_first() else Console(quiet=True)
         self._held = ExitStack()
 
@@ -63,13 +63,14 @@ class Run:
         """Print a line."""
         self._console.print(text, soft_wrap=True, highlight=False, markup=False)
 
-    def open(self, *, allow_config_change: bool) -> None:
+    def open(self, config: ConfigDict, *, allow_config_change: bool) -> None:
         """Create the directory, or take that of an older run with the same configuration; keep other trainers out.
 
         Raises:
           UserError: it cannot be used, belongs to another process, or contains something else.
         """
-        state_val_rule(self.config.data, "share")
+        self.config, self.settings, self.clock = config, config.train, Clock(config.train.batch_size)
+        state_val_rule(config.data, "share")
         if is_first():
             make_workdir(self.workdir)
             self._held.enter_context(lock_workdir(self.workdir, self.say))
@@ -96,12 +97,20 @@ class Run:
         """
         self.start, self.model, self.info = start, model, model_info(source)
         self._schedule = jax.jit(schedule)  # One small program, not one for each of its operations.
+        evaluated: list[str] = []
         with together():
             if is_first():
                 record_start(self.workdir, self.config)
                 write_description(self.workdir, model, self.info)
+                with recording(self.workdir):
+                    evaluated = read_mious(self.workdir / METRICS_FILE, until=start)
+        mious = {int(step): float(miou) for step, miou in map(str.split, listed(evaluated))}
+        self._evaluations = Evaluations(mious, patience=self.settings.patience, steps=self.settings.steps)
         if start >= self.settings.steps and not self.lacks_evaluation(start):
             self.say(f"{self.workdir}: already trained for {start} of {self.settings.steps} steps; nothing to do")
+            return False
+        if self._evaluations.exhausted() and not self.lacks_evaluation(start):
+            self.say(f"{self.workdir}: {self._evaluations.why()}; nothing to do, unless with --config.train.patience=0")
             return False
         with together():
             self.writers = self._held.enter_context(
@@ -110,6 +119,15 @@ class Run:
                 else NoWriters(self.workdir)
             )
         return True
+
+    def numbers(self) -> Iterator[int]:
+        """Yield the numbers of the steps after `start`, until all are done or the evaluations get no better."""
+        self._done = self.start
+        while self._done < self.settings.steps and not self._evaluations.exhausted():
+            self._done += 1
+            yield self._done
+        if self._done < self.settings.steps:
+            self.writers.say(self._evaluations.why())
 
     def is_due(self, number: int) -> bool:
         """Whether there is an evaluation after step `number`."""
@@ -130,6 +148,8 @@ class Run:
 
     def save(self, number: int, state: TrainState, results: dict[str, Any] | None = None) -> None:
         """Save a checkpoint, with the results of its evaluation if there was one."""
+        if results is not None:
+            self._evaluations.add(number, kept_metrics(results)[METRIC])
         self.checkpoints.save(
             number, state.variables(), state.extra(), metrics=None if results is None else kept_metrics(results)
         )
@@ -142,6 +162,7 @@ class Run:
 
     def add_evaluation(self, number: int, results: dict[str, Any]) -> None:
         """Add the results of an evaluation to a checkpoint that has none."""
+        self._evaluations.add(number, kept_metrics(results)[METRIC])
         self.checkpoints.add_metrics(number, kept_metrics(results))
 
     def stop_or_skip(self, number: int, state: TrainState, batch: Any, metrics: Metrics) -> None:
@@ -170,9 +191,8 @@ class Run:
 
     def say_skipped_updates(self, state: TrainState) -> None:
         """At the end, say how many updates were skipped."""
-        done = max(self.start, self.settings.steps)
-        if skipped := done - int(state.step):
-            self.writers.say(f"{skipped} of {done} updates were skipped: their loss or gradient was not finite")
+        if skipped := self._done - int(state.step):
+            self.writers.say(f"{skipped} of {self._done} updates were skipped: their loss or gradient was not finite")
 
 
 def kept_metrics(results: dict[str, Any]) -> dict[str, float]:

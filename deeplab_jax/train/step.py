@@ -1,5 +1,6 @@
 """One training step as a pure function; the loop wraps it in `jit`."""
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -35,6 +36,7 @@ def train_step(
     upsample_logits: bool = True,
     accumulate: int = 1,
     ema_decay: float = 0.0,
+    ema_debias: bool = False,
     space: int = 1,
     remat: bool = False,
     freeze: Sequence[str] = (),
@@ -56,7 +58,9 @@ def train_step(
       upsample_logits: whether logits are resized to the labels (DeepLabv3, sec. 4.1), or labels to the logits; also for
         an auxiliary head.
       accumulate: number of micro-batches, which run one after another.
-      ema_decay: the average of the parameters becomes `d * average + (1 - d) * params`.
+      ema_decay: d; the average of the parameters becomes `d * average + (1 - d) * params`.
+      ema_debias: whether that average is of the parameters after each update, without the initial ones. See
+        `share_of_newest`.
       space: number of devices that share the rows of an image.
       remat: whether to keep only the convolutions' results of the activations, and compute the others again for the
         gradient.
@@ -86,7 +90,10 @@ def train_step(
         "pixel_accuracy": mean_loss(sums["right"], sums["labelled"]),
         "gradient_norm": optax.tree.norm(gradient),
     }
-    return updated(state, gradient, batch_stats, optimizer=optimizer, ema_decay=ema_decay), metrics
+    average = partial(moved, decay=ema_decay)
+    if ema_debias and ema_decay:
+        average = partial(moved_by, share=share_of_newest(state.step + 1, ema_decay))
+    return updated(state, gradient, batch_stats, optimizer=optimizer, average=average), metrics
 
 
 def summed_loss(
@@ -151,20 +158,44 @@ def summed_gradient(
     return jax.lax.scan(add, start, (micro_batches, jax.random.split(key, accumulate)))[0]
 
 
+def share_of_newest(updates: jax.Array, decay: float) -> jax.Array:
+    """Return the share of the newest parameters in an average with Adam's correction (Kingma and Ba, 2015, sec. 3).
+
+    The corrected average after t updates is `sum_k (1 - d) d^(t - k) params_k / (1 - d^t)`. It equals a running average
+    whose newest member has the share `(1 - d) / (1 - d^t)`: all of it at first, later `1 - d`. So the state holds the
+    corrected average itself.
+
+    Args:
+      updates: t, from 1.
+      decay: d, above 0 and below 1.
+    """
+    return -(1 - decay) / jnp.expm1(updates * math.log(decay))
+
+
 def moved(average: jax.Array, value: jax.Array, *, decay: float) -> jax.Array:
     """Return the next running average of a parameter; that of a frozen one is the parameter, without rounding."""
     return jnp.where(average == value, average, decay * average + (1 - decay) * value)
 
 
+def moved_by(average: jax.Array, value: jax.Array, *, share: jax.Array) -> jax.Array:
+    """Return the same for a value that has a share of the average. Its parts have the sum 1 without rounding."""
+    return average + share * (value - average)
+
+
 def updated(
-    state: TrainState, gradient: Any, batch_stats: Any, *, optimizer: optax.GradientTransformation, ema_decay: float
+    state: TrainState,
+    gradient: Any,
+    batch_stats: Any,
+    *,
+    optimizer: optax.GradientTransformation,
+    average: Callable[[jax.Array, jax.Array], jax.Array],
 ) -> TrainState:
-    """Return the state after an update: parameters, their average, and the optimizer's state."""
+    """Return the state after an update: parameters, their `average` from the last one, and the optimizer's state."""
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    average = state.ema_params
-    if average is not None:
-        average = jax.tree.map(partial(moved, decay=ema_decay), average, params)
+    ema_params = state.ema_params
+    if ema_params is not None:
+        ema_params = jax.tree.map(average, ema_params, params)
     return state.replace(
-        step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state, ema_params=average
+        step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state, ema_params=ema_params
     )

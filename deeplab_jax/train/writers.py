@@ -20,7 +20,7 @@ from deeplab_jax.files import parse_json, replacing
 from deeplab_jax.models.segmenter import Segmenter, abstract_variables
 from deeplab_jax.train.events import EventFile
 from deeplab_jax.train.faults import recording
-from deeplab_jax.train.optimizer import Schedule
+from deeplab_jax.train.schedules import Schedule
 
 METRICS_FILE = "metrics.jsonl"
 BATCH_NORM_IMAGES = 12  # The authors' advice: more than 12 images per batch to train batch norm, better 16.
@@ -190,10 +190,11 @@ def announce(
     """Describe the training that starts, and warn of known problems."""
     parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_variables(model)["params"]))
     t = config.train
+    epochs = f" ({t.epochs:g} epochs)" if t.epochs else ""
     writers.say(
         f"{config.model.name} at output stride {model.output_stride}, {parameters:,} parameters, on "
         f"{train_source.name}: {len(train_source)} training and {len(val_source)} validation images; "
-        f"{t.steps} steps of {t.batch_size} on {mesh.size} {jax.default_backend()} device(s)"
+        f"{t.steps} steps of {t.batch_size}{epochs} on {mesh.size} {jax.default_backend()} device(s)"
     )
     images = t.batch_size // t.accumulate
     if model.backbone_settings.norm == "batch" and images < BATCH_NORM_IMAGES:

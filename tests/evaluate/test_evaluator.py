@@ -127,7 +127,8 @@ def test_metrics_keep_their_contract(made, tmp_path) -> None:
     read = json.loads(file.read_text())
     assert read == json.loads(json.dumps(results))
     assert set(read) == {
-        *("miou", "pixel_accuracy", "mean_accuracy", "per_class", "confusion_matrix"),
+        *("miou", "pixel_accuracy", "mean_accuracy", "frequency_weighted_iou", "per_class", "confusion_matrix"),
+        "per_image",
         *("protocol", "model", "versions", "seconds"),
     }
     assert read["protocol"] == {
@@ -169,6 +170,7 @@ def test_numbers_follow_from_the_confusion_matrix() -> None:
     assert [row["name"] for row in rows] == ["class 0", "class 1", "class 2"]
     assert results["miou"] == pytest.approx((6 / 9 + 3 / 6) / 2)
     assert results["mean_accuracy"] == pytest.approx(0.75)
+    assert results["frequency_weighted_iou"] == pytest.approx((8 * 6 / 9 + 4 * 3 / 6) / 12)
     assert results["pixel_accuracy"] == pytest.approx(9 / 12)
     nothing = summarize_confusion(np.zeros((3, 3), int), labels)
     assert nothing["miou"] is nothing["pixel_accuracy"] is nothing["mean_accuracy"] is None

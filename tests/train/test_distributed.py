@@ -150,6 +150,9 @@ def test_an_evaluation_waits_for_the_others_as_long_as_the_configuration_says(tm
     assert distributed._watchdog.limit == 123.0
 
 
+MORE_METRICS = ("--trimap", "1,3", "--bootstrap", "100", "--boundary", "--calibration")
+
+
 @pytest.mark.slow
 def test_two_processes_with_two_devices_each_for_twenty_steps(tmp_path, alone) -> None:
     reference, results = alone(LONG["train.steps"])
@@ -159,17 +162,18 @@ def test_two_processes_with_two_devices_each_for_twenty_steps(tmp_path, alone) -
     assert code == 0, errors
     assert_same_numbers(tmp_path / "run", reference)
     out = tmp_path / "out"
-    code, output, errors = finish(
-        launch(config, "--model", reference, "--out", out, "--trimap", "1,3", verb="evaluate")
-    )
+    code, output, errors = finish(launch(config, "--model", reference, "--out", out, *MORE_METRICS, verb="evaluate"))
     assert code == 0, errors
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["confusion_matrix"] == results["confusion_matrix"]
     assert metrics["protocol"]["images"] == 11 and output.count("written to") == 1
     single = tmp_path / "single"
-    words = ["--model", str(reference), "--out", str(single), "--config", str(config), "--trimap", "1,3"]
+    words = ["--model", str(reference), "--out", str(single), "--config", str(config), *MORE_METRICS]
     assert main(["evaluate", *words]) == 0
-    assert metrics["trimap"] == json.loads((single / "metrics.json").read_text())["trimap"]
+    of_one = json.loads((single / "metrics.json").read_text())
+    for name in ("trimap", "per_image", "bootstrap", "boundary", "calibration"):
+        assert metrics[name] == of_one[name], name
+    assert (out / "calibration.png").is_file()
 
 
 def wait_for_step(process, step):

@@ -61,6 +61,7 @@ VARIANTS = {
         "optimizer.name": "adam",
         "optimizer.learning_rate": 0.01,
         "train.ema_decay": 0.9,
+        "train.ema_debias": True,
         "train.accumulate": 2,
         "train.batch_size": 4,
         "model.options": {"norm_momentum": 0.9, "aux_head": True},
@@ -216,6 +217,7 @@ def test_a_run_from_before_a_key_was_there_had_its_default(tmp_path) -> None:
     open_workdir(tmp_path, tiny_config(), allow_config_change=False)
     stored = json.loads((tmp_path / CONFIG_FILE).read_text())
     del stored["evaluate"]["crop"], stored["train"]["skip_nonfinite"]
+    del stored["train"]["ema_debias"], stored["train"]["epochs"], stored["optimizer"]["schedule"]
     (tmp_path / CONFIG_FILE).write_text(json.dumps(stored))
     open_workdir(tmp_path, tiny_config(), allow_config_change=False)
     with pytest.raises(UserError, match=r"config\.evaluate\.crop: .* -> \[33, 33\]"):
@@ -263,6 +265,11 @@ def test_a_damaged_record_is_named(tmp_path, content) -> None:
         ({"train.loss": "cros_entropy"}, r"config\.train\.loss='cros_entropy': did you mean cross_entropy"),
         ({"train.top_k": 0.0}, r"config\.train\.top_k=0\.0"),
         ({"train.ema_decay": 1.0}, r"config\.train\.ema_decay=1\.0"),
+        ({"train.ema_debias": True}, r"there is no average; set config\.train\.ema_decay=0\.999 too"),
+        ({"train.epochs": -1.0}, r"config\.train\.epochs=-1\.0: give 0 to 1000000"),
+        ({"train.epochs": 1.0, "train.batch_size": 0}, "batch_size=0 does not split"),
+        ({"train.patience": -1}, r"config\.train\.patience=-1: give 0 or more"),
+        ({"optimizer.schedule": "polly"}, r"config\.optimizer\.schedule='polly': did you mean poly"),
         ({"train.batch_size": 3, "train.accumulate": 2}, "batch_size=3 does not split over 2 .* on 1 devices; use 4"),
         ({"train.class_weights": (1.0, 2.0)}, "class_weights has 2 values, the data has 9 classes; give one for each"),
         ({"data.crop_size": (65, 20)}, r"config\.data\.crop_size=\(65, 20\): .* at least 33 pixels"),

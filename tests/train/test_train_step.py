@@ -13,7 +13,7 @@ from deeplab_jax.ops.losses import LOSSES, cross_entropy, mean_loss
 from deeplab_jax.ops.resize import resize_labels
 from deeplab_jax.train.optimizer import make_optimizer
 from deeplab_jax.train.state import TrainState, create_state
-from deeplab_jax.train.step import train_step
+from deeplab_jax.train.step import share_of_newest, train_step
 from experiments.benchmarks.remat import kept_mib
 from tests.support.tiny import tiny_model, tiny_models
 
@@ -202,6 +202,26 @@ def test_the_average_of_the_weights_by_hand() -> None:
     without, _ = step(state.replace(ema_params=None), make_batch())
     assert_close(without.params, new.params)
     assert without.variables()["params"] is without.params
+
+
+def test_the_debiased_average_is_adams_by_hand() -> None:
+    """Started from zeros and divided by 1 - d^t, without the initial weights. Frozen ones stay bit for bit."""
+    freeze = ("^backbone/stem",)
+    _, state, step = set_up(ema=True, optimizer={"freeze": freeze})
+    initial, total = state.params, jax.tree.map(jnp.zeros_like, state.params)
+    for update in range(1, 5):
+        state, _ = step(state, make_batch(seed=update), ema_decay=0.75, ema_debias=True, freeze=freeze)
+        total = jax.tree.map(lambda old, weight: 0.75 * old + 0.25 * weight, total, state.params)
+        expected = jax.tree.map(lambda one, t=update: one / (1 - 0.75**t), total)
+        assert_close(state.ema_params, expected, rtol=1e-5, atol=1e-6)
+    for old, new in zip(leaves(initial["backbone"]["stem"]), leaves(state.ema_params["backbone"]["stem"]), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+def test_the_newest_weights_share_of_the_debiased_average() -> None:
+    """All of it after one update; of two (1 - d) / (1 - d^2) = 1 / (1 + d); in the end 1 - d."""
+    for update, share in ((1, 1.0), (2, 1 / 1.999), (10**6, 0.001)):
+        assert float(share_of_newest(jnp.asarray(update), 0.999)) == pytest.approx(share, rel=2e-6)
 
 
 def test_rematerialisation_changes_memory_alone() -> None:

@@ -1,0 +1,82 @@
+"""When a run ends: after its steps, or when its evaluations get no better."""
+
+import math
+from collections.abc import Mapping
+from fractions import Fraction
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from deeplab_jax.config_values import check
+from deeplab_jax.files import parse_json
+
+
+def with_steps(config: ConfigDict, examples: int) -> ConfigDict:
+    """Return a configuration whose `train.steps` are those of its `train.epochs`, if it has some.
+
+    Args:
+      config: it stays as it is.
+      examples: number of training images.
+
+    Raises:
+      UserError: there would be more steps than a run can count.
+    """
+    if not config.train.epochs:
+        return config
+    config = config.copy_and_resolve_references()
+    # As decimal fractions: in floating point 1.1 epochs of 10 images are more than 11.
+    config.train.steps = math.ceil(Fraction(str(config.train.epochs)) * examples / max(config.train.batch_size, 1))
+    check(config)
+    return config
+
+
+class Evaluations:
+    """The validation mIoU of each evaluated step of a run, and whether they get better.
+
+    Args:
+      mious: by step.
+      patience: after so many evaluations without a larger mIoU the run ends; 0: it does not.
+      steps: of the whole run.
+    """
+
+    def __init__(self, mious: Mapping[int, float], *, patience: int, steps: int) -> None:
+        self._mious, self._patience, self._steps = dict(mious), patience, steps
+
+    def add(self, step: int, miou: float) -> None:
+        """Add an evaluation, or replace that of the same step."""
+        self._mious[step] = miou
+
+    def best(self) -> int:
+        """Return the first step with the largest mIoU; there has to be one."""
+        return max(self._mious, key=lambda step: (self._mious[step], -step))
+
+    def exhausted(self) -> bool:
+        """Whether the run ends before its last step."""
+        return (
+            bool(self._patience and self._mious) and sum(step > self.best() for step in self._mious) >= self._patience
+        )
+
+    def why(self) -> str:
+        """Return in words why the run ends."""
+        best, count = self.best(), f"{self._patience} evaluation{'s' * (self._patience > 1)}"
+        return (
+            f"ended early after step {max(self._mious)} of {self._steps}: {count} without a better mIoU than "
+            f"{self._mious[best]:.4f} of step {best}"
+        )
+
+
+def read_mious(file: Path, *, until: int) -> list[str]:
+    """Return `step mIoU` for each evaluated step up to `until`, by the record of a run, `metrics.jsonl`.
+
+    What cannot be read there counts as not evaluated. An evaluation without any labelled pixel counts as 0.
+    """
+    found = []
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.exists() else []
+    for line in lines:
+        try:
+            record = parse_json(line)
+            if "val/seconds" in record and record["step"] <= until:
+                found.append(f"{int(record['step'])} {float(record.get('val/miou', 0.0))!r}")
+        except (ValueError, KeyError, TypeError):
+            continue
+    return found
