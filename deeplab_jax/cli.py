@@ -174,7 +174,7 @@ def add_inference_verbs(verb: Verb) -> None:
         help="also write NAME_probabilities.npy (float16), or NAME_probability_CLASS.png (times 255) for each class",
     )
     predict.add_argument(
-        "--confidence", action="store_true", help="also write NAME_confidence.png, the largest probability times 255"
+        "--confidence", action="store_true", help="also write NAME_confidence.png, how sure each pixel is, times 255"
     )
     predict.add_argument(
         "--ids",

@@ -385,7 +385,7 @@ def _check_flags(args: argparse.Namespace) -> None:
     """Raise a UserError for a flag that the format does not have."""
     own = RUNTIMES.get(args.format)
     for name in (*EXPORT_FLAGS, "precision", "calibration"):
-        if not getattr(args, name):
+        if getattr(args, name) in (None, False, ""):
             continue
         if own is None:
             raise UserError(f"--{name}: a state dict has none; leave it out, or use --format stablehlo")
@@ -425,7 +425,7 @@ def push(args: argparse.Namespace) -> None:
     load_hub("push")
     model, variables, info = load(args.model, checkpoint=args.checkpoint, module=args.module)
     file = Path(args.metrics or Path(args.model, push.METRICS_FILE))
-    metrics = read_metrics(file, model) if args.metrics or file.is_file() else None
+    metrics = read_metrics(file, model, step=info.get("step")) if args.metrics or file.is_file() else None
     if args.out:
         made = push.write_folder(args.out, args.target, model, variables, info, metrics=metrics, licence=args.licence)
         print(f"{describe_short(model)}: written to {made} with a model card; nothing was uploaded")

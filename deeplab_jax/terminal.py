@@ -30,10 +30,13 @@ def class_table(results: Sequence[dict[str, Any]], titles: Sequence[str]) -> Tab
     table.add_column("share of pixels", justify="right")
     for title in titles:
         table.add_column(title, justify="right")
-    total = max(1, sum(row["support"] for row in results[0]["per_class"]))
-    for index, row in enumerate(results[0]["per_class"]):
+    rows, confusion = results[0]["per_class"], results[0].get("confusion_matrix")
+    totals = [sum(row["support"] for row in rows)] * len(rows)
+    if confusion and isinstance(confusion[0][0], list):  # Of several labels each has a matrix of its known pixels.
+        totals = [sum(map(sum, own)) for own in confusion]
+    for index, (row, total) in enumerate(zip(rows, totals, strict=True)):
         cells = [percent(result["per_class"][index]["iou"]) for result in results]
-        table.add_row(row["name"], percent(row["support"] / total), *cells)
+        table.add_row(row["name"], percent(row["support"] / max(1, total)), *cells)
     table.add_section()
     table.add_row("mean IoU", "", *(percent(result["miou"]) for result in results))
     table.add_row("pixel accuracy", "", *(percent(result["pixel_accuracy"]) for result in results))

@@ -208,7 +208,7 @@ def test_a_json_config_runs_nothing(tmp_path: Path, complain, name, arg, message
         ({"data__options": {"class_names": ["a"], "images": 3}}, "an option has a value of the wrong type"),
         ({"data__dir": "\x00"}, "folder"),
         ({"data__dir": "\ud800"}, "surrogates not allowed"),
-        ({"data__options": {"class_names": ["a"], "ignore_label": -1}}, "value_map sends -1"),
+        ({"data__options": {"class_names": ["a", "b"], "ignore_label": -1}}, "value_map sends -1"),
         ({"data__options": {"a.b": 1}}, "does not accept dots"),
     ],
 )

@@ -34,14 +34,15 @@ def source_positions(
 
     Args:
       crop_size: (h, w) of the crop.
-      window: the part of the resized image that the crop holds without a warp. Its centre is the centre of the warp.
+      window: the part of the resized image that the crop holds without a warp, from its top left corner.
       size: (height, width) of the resized image.
       source: (height, width) of the stored image.
-      warp: `[3, 3]` homography from positions in the crop to positions in the resized image, both from the centre.
+      warp: `[3, 3]` homography from positions in the crop to positions in the resized image, both from the centre of
+        the crop.
       displacement: `[h, w, 2]`, which is added to the positions in the resized image.
     """
-    top, left, height, width = window
-    centre_x, centre_y = (width - 1) / 2, (height - 1) / 2
+    top, left, _, _ = window
+    centre_x, centre_y = (crop_size[1] - 1) / 2, (crop_size[0] - 1) / 2
     rows, columns = np.mgrid[: crop_size[0], : crop_size[1]].astype(np.float64)
     step = np.array([source[1] / size[1], source[0] / size[0]])
     to_source = np.diag([*step, 1.0])

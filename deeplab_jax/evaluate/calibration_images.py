@@ -29,5 +29,9 @@ def calibration_images(folder: str | Path, *, size: tuple[int, int], model: Segm
     found = find_images([folder])
     chosen = [found[index] for index in np.linspace(0, len(found) - 1, min(MOST, len(found))).astype(int)]
     images = [np.asarray(read_for(model.preprocessing, each.path), np.float32) for each in chosen]
-    # A single channel loses its axis there.
-    return [cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA).reshape(*size, -1) for image in images]
+    return [np.dstack([_resized(band, size) for band in np.moveaxis(image, -1, 0)]) for image in images]
+
+
+def _resized(band: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Return one channel at a size: OpenCV averages areas of at most four channels."""
+    return np.asarray(cv2.resize(np.ascontiguousarray(band), size[::-1], interpolation=cv2.INTER_AREA))

@@ -67,7 +67,7 @@ class Page:
         write_image(folder / files["image"], pictures.pop("image"))
         for kind, ids in pictures.items():
             write_mask(folder / files[kind], ids, palette)
-        small = _smaller(image, _LONGEST_THUMB)
+        small = _smaller(shown(image), _LONGEST_THUMB)
         write_image(folder / thumb, overlay(small, _fewer(classes, small.shape[:2]), palette))
         self._entries.append(
             {

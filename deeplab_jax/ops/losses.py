@@ -159,6 +159,8 @@ def weighted_sum(terms: Sequence[tuple[float, Loss]], logits: jax.Array, labels:
     return mean * count, count, results[0][1][2]
 
 
+OF_REGIONS = ("dice", "jaccard", "tversky", "lovasz")
+"""Losses that compare regions: with one logit, those of the object alone."""
 LOSSES: dict[str, Loss] = {
     "cross_entropy": smoothed_cross_entropy,
     "boundary_cross_entropy": boundary_cross_entropy,

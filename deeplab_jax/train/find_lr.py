@@ -108,24 +108,31 @@ def smoothed(losses: Sequence[float]) -> list[float]:
 
     A running mean would lag behind, and so give a rate that is too large.
     """
-    most = max(1, len(losses) // 20)
-    reach = [min(most, index, len(losses) - 1 - index) for index in range(len(losses))]
-    return [float(np.mean(losses[i - near : i + near + 1])) for i, near in enumerate(reach)]
+    most, last = reach(len(losses)), len(losses) - 1
+    near = [min(most, index, last - index) for index in range(len(losses))]
+    return [float(np.mean(losses[i - n : i + n + 1])) for i, n in enumerate(near)]
+
+
+def reach(count: int) -> int:
+    """Return the number of neighbours on each side over which so many losses are smoothed."""
+    return max(1, count // 20)
 
 
 def summarize(rates: Sequence[float], losses: Sequence[float]) -> Report:
     """Return the content of `find_lr.json` from the rate and the loss of each step.
 
     `suggested` is the rate of the steepest fall of the smoothed loss over the logarithm of the rate, before its
-    minimum; None if the loss never falls. `minimum` is the rate of the smallest smoothed loss.
+    minimum. The first and the last losses are left out: they are means of fewer than the others, and so noisier. It is
+    None if the loss never falls after the first. `minimum` is the rate of the smallest smoothed loss.
     """
     finite = [loss for loss in losses if math.isfinite(loss)]
     means = smoothed(finite)
     lowest = int(np.argmin(means)) if means else 0
+    first = reach(len(means))
     suggested = None
-    if lowest > 0:
+    if lowest > first:
         slopes = np.gradient(means[: lowest + 1], np.log(rates[: lowest + 1]))
-        suggested = float(rates[int(np.argmin(slopes))])
+        suggested = float(rates[first + int(np.argmin(slopes[first : len(means) - first]))])
     missing = [None] * (len(losses) - len(finite))  # Only the last one can be: the sweep ends there.
     rows = zip(rates, [*finite, *missing], [*means, *missing], strict=True)
     return {

@@ -136,6 +136,7 @@ def build_step(config: ConfigDict, model: Segmenter, optimizer: optax.GradientTr
         config.train.loss,
         options=config.train.loss_options,
         top_k=options["top_k"],
+        class_weights=options["class_weights"],
         module=config.module,
         one_logit=model.num_classes == 1,
         softmax=model.num_classes > 1 and not model.multilabel,

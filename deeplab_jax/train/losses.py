@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,7 +11,7 @@ import jax
 from deeplab_jax.config_keys import LossOptions, defaults
 from deeplab_jax.errors import UserError, did_you_mean
 from deeplab_jax.extensions import own_errors, own_table
-from deeplab_jax.ops.losses import LOSSES, Loss, weighted_sum
+from deeplab_jax.ops.losses import LOSSES, OF_REGIONS, Loss, weighted_sum
 
 KEY = "config.train.loss"
 
@@ -21,6 +21,7 @@ def find_loss(
     *,
     options: Mapping[str, Any] | None = None,
     top_k: float = 1.0,
+    class_weights: Sequence[float] = (),
     module: str = "",
     one_logit: bool = False,
     softmax: bool = True,
@@ -34,13 +35,14 @@ def find_loss(
     Args:
       text: value of `config.train.loss`.
       options: values of `config.train.loss_options`; each loss takes those that it has as arguments.
-      top_k: the value of `config.train.top_k`, which the loss gets later; here it is only checked.
+      top_k, class_weights: the values of `config.train`, which the loss gets later; here they are only checked.
       module: path of the user's own file, or "".
       one_logit: whether the network has one logit.
       softmax: whether the classes of a pixel exclude each other, with a logit for each.
 
     Raises:
-      UserError: there is none of that name, the sum cannot be read, or an option is set that no loss takes.
+      UserError: there is none of that name, the sum cannot be read, or an option is set that no loss takes or that
+        would change nothing.
     """
     own = own_table(module, "LOSSES")
     losses = {**LOSSES, **own}
@@ -50,6 +52,11 @@ def find_loss(
     _check_options(text, options, losses, used=set().union(*taken.values()))
     if top_k != 1 and not any(name in own or "top_k" in taken[name] for name in weights):
         raise UserError(f"config.train.top_k={top_k}: {text} ranks no pixels by their loss; set it to 1.0")
+    if one_logit and len(class_weights) and set(weights) <= set(OF_REGIONS):
+        raise UserError(
+            f"config.train.class_weights={tuple(class_weights)}: {text} of one logit is of the object alone, so they "
+            "change nothing; set it to (), or add cross_entropy to the loss"
+        )
     if softmax and options["focal_alpha"]:
         raise UserError(
             f"{KEY}_options.focal_alpha={options['focal_alpha']}: it weights label 1 against label 0 of a sigmoid, and "
@@ -76,6 +83,8 @@ def read_sum(text: str, losses: Mapping[str, Any]) -> dict[str, float]:
         name = name.strip()
         if name not in losses:
             where = "" if name == text else f"{name!r:.50} is no loss; "
+            if factor.strip() in losses:
+                raise UserError(f"{KEY}={text!r:.200}: write the weight first, as in '{name or 0.5}*{factor.strip()}'")
             raise UserError(f"{KEY}={text!r:.200}: {where}{did_you_mean(name, losses)}")
         try:
             weight = float(factor) if star else 1.0

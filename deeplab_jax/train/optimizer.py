@@ -99,6 +99,8 @@ def make_optimizer(
         )
     if name not in NAMES:
         raise UserError(f"config.optimizer.name={name!r}: {did_you_mean(name, NAMES)}")
+    if nesterov and name != "sgd":
+        raise UserError(f"config.optimizer.nesterov=True: {name} has none; set it to False, or choose sgd")
     if betas and (name == "sgd" or len(betas) != 2):
         raise UserError(
             f"config.optimizer.betas={tuple(betas)}: "

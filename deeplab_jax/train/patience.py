@@ -8,6 +8,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from deeplab_jax.config_values import check
+from deeplab_jax.errors import UserError
 from deeplab_jax.files import parse_json
 
 
@@ -19,13 +20,19 @@ def with_steps(config: ConfigDict, examples: int) -> ConfigDict:
       examples: number of training images.
 
     Raises:
-      UserError: there would be more steps than a run can count.
+      UserError: there would be no step, or more than a run can count.
     """
     if not config.train.epochs:
         return config
     config = config.copy_and_resolve_references()
     # As decimal fractions: in floating point 1.1 epochs of 10 images are more than 11.
-    config.train.steps = math.ceil(Fraction(str(config.train.epochs)) * examples / max(config.train.batch_size, 1))
+    steps = math.ceil(Fraction(str(config.train.epochs)) * examples / max(config.train.batch_size, 1))
+    if not 1 <= steps < 2**31:
+        raise UserError(
+            f"config.train.epochs={config.train.epochs:g}: {steps} steps of {config.train.batch_size} for {examples} "
+            "training images; give a number for which these are 1 to 2147483647"
+        )
+    config.train.steps = steps
     check(config)
     return config
 

@@ -69,10 +69,11 @@ def replay(folder: str | Path) -> Replay:
     config, (model, _) = read_config(folder / CONFIG_FILE), read_description(folder)
     model.preprocessing.check(batch["image"], name=str(folder / BATCH_FILE))
     size, t = tuple(config.data.crop_size), config.train
-    if (found := batch["label"].shape) != (t.batch_size, *size):
+    several = (model.num_classes,) if model.multilabel else ()
+    if (found := batch["label"].shape) != (expected := (t.batch_size, *size, *several)):
         raise UserError(
-            f"{folder / BATCH_FILE}: labels {found}, and {CONFIG_FILE} beside it says {(t.batch_size, *size)}; give a "
-            "postmortem/ folder as it was written"
+            f"{folder / BATCH_FILE}: labels {found}, and {CONFIG_FILE} beside it says {expected}; give a postmortem/ "
+            "folder as it was written"
         )
     mesh = make_mesh(_fitting_devices(t.devices, t.batch_size // t.accumulate))
     check_batch_size(t.batch_size, t.accumulate, mesh)
@@ -145,7 +146,8 @@ def _fitting_devices(wanted: int, images: int) -> int:
 
 
 def read_batch(file: Path) -> dict[str, np.ndarray]:
-    """Read the batch of a post-mortem: `image` uint8 or float32 `[N, H, W, C]`, `label` uint8 `[N, H, W]`.
+    """Read the batch of a post-mortem: `image` uint8 or float32 `[N, H, W, C]`, `label` uint8 `[N, H, W]`, or
+    `[N, H, W, K]` where a pixel can have several labels.
 
     Raises:
       UserError: the batch cannot be read, or is of another form.
@@ -154,8 +156,9 @@ def read_batch(file: Path) -> dict[str, np.ndarray]:
         if file.exists() and not file.is_file():
             raise OSError("not a regular file")
         with zipfile.ZipFile(file) as archive:
-            image, label = _read_array(archive, "image", 4), _read_array(archive, "label", 3)
-        if image.shape[:3] != label.shape:
+            image = _read_array(archive, "image", (4,), (np.uint8, np.float32))
+            label = _read_array(archive, "label", (3, 4), (np.uint8,))
+        if image.shape[:3] != label.shape[:3]:
             raise ValueError(f"image {image.shape}, label {label.shape}")
         return {"image": image, "label": label}
     except Exception as error:  # `zipfile` raises almost every built-in exception on damaged files.
@@ -165,14 +168,14 @@ def read_batch(file: Path) -> dict[str, np.ndarray]:
         ) from None
 
 
-def _read_array(archive: zipfile.ZipFile, name: str, axes: int) -> np.ndarray:
-    """Read uint8, of an image also float32, from an `.npz` file; the shape is checked before memory is taken for it."""
+def _read_array(archive: zipfile.ZipFile, name: str, axes: tuple[int, ...], dtypes: tuple[Any, ...]) -> np.ndarray:
+    """Read an array of such axes and dtypes from an `.npz` file; its shape is checked before memory is taken for it."""
     with archive.open(f"{name}.npy") as stream:
         version = np.lib.format.read_magic(stream)
         shape, transposed, dtype = np.lib.format.read_array_header_1_0(stream)
-        if version != (1, 0) or transposed or dtype not in ((np.uint8, np.float32) if axes == 4 else (np.uint8,)):
+        if version != (1, 0) or transposed or dtype not in dtypes:
             raise ValueError(f"{name} is {dtype}, not as numpy.savez writes it")
-        if len(shape) != axes or min(shape, default=0) < 1:
+        if len(shape) not in axes or min(shape, default=0) < 1:
             raise ValueError(f"{name} is {shape}")
         if math.prod(shape[:3]) > MAX_PIXELS or math.prod(shape) * dtype.itemsize > MAX_BYTES:
             raise ValueError(f"{name} is {shape}, and {MAX_PIXELS} pixels are the limit; {LIMIT} sets another")

@@ -42,11 +42,12 @@ def make_schedule(
       factor: of "step".
 
     Raises:
-      UserError: an unknown schedule, or milestones that are missing, do not ascend or belong to another schedule.
+      UserError: an unknown schedule, or milestones that are missing, do not ascend, belong to another schedule or lie
+        behind the end.
     """
     if schedule not in SCHEDULES:
         raise UserError(f"config.optimizer.schedule={schedule!r}: {did_you_mean(schedule, SCHEDULES)}")
-    check_milestones(milestones, schedule)
+    check_milestones(milestones, schedule, steps=steps)
     shape = SCHEDULES[schedule](
         learning_rate, steps=steps, power=power, rise=warmup_steps, milestones=milestones, factor=factor
     )
@@ -72,10 +73,14 @@ SCHEDULES: Mapping[str, Callable[..., Schedule]] = {
 }
 
 
-def check_milestones(milestones: Sequence[int], schedule: str) -> None:
-    """Raise a UserError unless there are milestones, ascending, just where the schedule has a use for them."""
+def check_milestones(milestones: Sequence[int], schedule: str, *, steps: int) -> None:
+    """Raise a UserError unless there are milestones, ascending and within the run, just where the schedule has a use
+    for them.
+    """
     what = f"config.optimizer.milestones={tuple(milestones)}"
     if schedule != "step" and milestones:
         raise UserError(f"{what}: the schedule {schedule!r} has none; set config.optimizer.schedule=step too")
     if schedule == "step" and (not milestones or list(milestones) != sorted(set(milestones))):
         raise UserError(f"{what}: give the steps at which the learning rate falls, ascending, such as (20000,25000)")
+    if schedule == "step" and milestones[-1] >= steps:
+        raise UserError(f"{what}: the run has {steps} steps; give earlier ones, such as ({steps // 2},)")

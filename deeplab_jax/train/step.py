@@ -124,7 +124,7 @@ def summed_loss(
     total, count, right = loss(logits, labels, top_k=top_k)
     auxiliary = updates.get("intermediates", {}).get("aux", ())  # one for each scale of an image pyramid
     for aux in auxiliary:
-        aux_total, aux_count, _ = loss(aux, labels)
+        aux_total, aux_count, _ = loss(aux, labels, top_k=1.0)
         total += aux_weight / len(auxiliary) * mean_loss(aux_total, aux_count) * count
     valid = valid_pixels(labels)
     right, labelled = (jnp.sum(which, dtype=jnp.float32) for which in (right & valid, valid))

@@ -196,6 +196,17 @@ def announce(
         f"{train_source.name}: {len(train_source)} training and {len(val_source)} validation images; "
         f"{t.steps} steps of {t.batch_size}{epochs} on {mesh.size} {jax.default_backend()} device(s)"
     )
+    warmup, evaluations = config.optimizer.warmup_steps, -(-t.steps // t.evaluate_every)
+    if 2 * warmup > t.steps:
+        writers.say(
+            f"note: the learning rate rises for {warmup} of the {t.steps} steps; "
+            f"--config.optimizer.warmup_steps={t.steps // 10} suits a short run"
+        )
+    if t.patience >= evaluations:
+        writers.say(
+            f"note: config.train.patience={t.patience} cannot end the run, which has {evaluations} evaluation(s); "
+            f"--config.train.evaluate_every={max(1, t.steps // (4 * t.patience))} makes more"
+        )
     images = t.batch_size // t.accumulate
     if model.backbone_settings.norm == "batch" and images < BATCH_NORM_IMAGES:
         writers.say(

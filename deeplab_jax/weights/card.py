@@ -28,11 +28,11 @@ OF_PROTOCOL = ("data", "split", "images")
 """Parts of the protocol that stand in the heading of the results."""
 
 
-def read_metrics(file: Path, model: Segmenter) -> dict[str, Any]:
+def read_metrics(file: Path, model: Segmenter, *, step: int | None = None) -> dict[str, Any]:
     """Return the content of a `metrics.json`.
 
     Raises:
-      UserError: it cannot be read, or is of another network.
+      UserError: it cannot be read, or is of another network, or of another checkpoint than that of `step`.
     """
     try:
         content = read_json(file)
@@ -53,6 +53,11 @@ def read_metrics(file: Path, model: Segmenter) -> dict[str, Any]:
         raise UserError(
             f"{file}: of {network[0]} with {network[1]} classes, and the model is {ours[0]} with {ours[1]}; give "
             "--metrics the file of this model"
+        )
+    if None not in (step, evaluated := content.get("checkpoint")) and evaluated != step:
+        raise UserError(
+            f"{file}: of the checkpoint of step {evaluated}, and the model is that of step {step}; evaluate it again, "
+            f"or give --checkpoint {evaluated}"
         )
     return dict(content)
 
@@ -83,7 +88,7 @@ def model_card(
         f"# {title}",
         _summary(model, variables),
         _use(target, model),
-        _classes(info, model.num_classes),
+        _classes(info, model.label_classes),
         _results(info, metrics),
         _network(model),
         _origin(info, licence),
@@ -123,7 +128,8 @@ def _front_matter(title: str, info: Mapping[str, Any], metrics: Mapping[str, Any
 def _summary(model: Segmenter, variables: Variables) -> str:
     count = sum(value.size for value in jax.tree.leaves(variables["params"]))
     return (
-        f"`{describe(model)['name']}` for semantic segmentation into {model.num_classes} classes, at output stride "
+        f"`{describe(model)['name']}` for semantic segmentation into {model.label_classes} "
+        f"{'labels, of which a pixel can have several' if model.multilabel else 'classes'}, at output stride "
         f"{model.output_stride}, with {count / 1e6:.2f} million parameters. {LIBRARY} (JAX and Flax) made it."
     )
 
@@ -131,6 +137,7 @@ def _summary(model: Segmenter, variables: Variables) -> str:
 def _use(target: str, model: Segmenter) -> str:
     own = describe(model).get("module", "")
     flag, argument = (" --module FILE.py", ', module="FILE.py"') if own else ("", "")
+    returned = "int32 [H, W, K], 0 or 1 for each label" if model.multilabel else "int32 [H, W]"
     more = "\n\nIt needs its author's file with own parts, FILE.py, which is not here." if own else ""
     return f"""## Use
 
@@ -144,7 +151,7 @@ python -m deeplab_jax predict --model {target}{flag} --out predictions photos/
 import deeplab_jax
 
 model, variables, info = deeplab_jax.load("{target}"{argument})
-classes = deeplab_jax.segment(model, variables, photo)  # photo: uint8 [H, W, {model.in_channels}]; int32 [H, W]
+classes = deeplab_jax.segment(model, variables, photo)  # photo: uint8 [H, W, {model.in_channels}]; {returned}
 ```{more}"""
 
 

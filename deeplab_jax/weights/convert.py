@@ -111,6 +111,11 @@ def convert(
         info = {**known, **tensor_map.info}
         if tensor_map.kind == mmsegmentation.KIND:
             info |= mmsegmentation.labels_of(tree, tensor_map.num_classes)
+    if tensor_map.num_classes == 1 and num_classes not in (None, 1):  # Its sigmoid says nothing of several classes.
+        options = {key: value for key, value in tensor_map.options.items() if key != "activation"}
+        tensor_map = replace(tensor_map, options=options)
+    if activation == "softmax" and (num_classes or tensor_map.num_classes) == 1:
+        raise UserError(f"{name}: one logit has a sigmoid; leave out --activation")
     if activation:
         tensor_map = replace(tensor_map, options={**tensor_map.options, "activation": activation})
     info = {**info, **by_name}

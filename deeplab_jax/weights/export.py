@@ -118,7 +118,9 @@ def prepare(
 
     The arguments and errors are those of `export_stablehlo`; `fold` is whether batch norms are folded.
     """
-    if not 0 < threshold < 1 or (threshold != THRESHOLD and not (argmax and model.activation == "sigmoid")):
+    if threshold != THRESHOLD and model.activation == "sigmoid" and not argmax:
+        raise UserError(f"threshold={threshold}: it is for class ids; add --argmax, or leave it out")
+    if not 0 < threshold < 1 or (threshold != THRESHOLD and model.activation == "softmax"):
         raise UserError(
             f"threshold={threshold}: give one above 0 and below 1, for the class ids of a network with sigmoids, or "
             "leave it out"

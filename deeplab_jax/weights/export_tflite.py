@@ -59,7 +59,7 @@ def export_tflite(
     if precision != "int8" and len(calibration):
         raise UserError("--calibration: only int8 takes it; add --precision int8, or leave it out")
     tensorflow, interpreter = _packages()
-    batch = batch or 1
+    batch = 1 if batch is None else batch
     function, images, metadata = prepare(
         in_float32(model, direct=True), variables, size=size, batch=batch, info=info, **inside
     )

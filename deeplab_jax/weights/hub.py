@@ -169,7 +169,8 @@ def _download(hub: ModuleType, name: str, say: Callable[[str], object]) -> Path:
 
 
 def wanted(names: Collection[str], *, name: str) -> list[str]:
-    """Return which files of a repository are read: a model folder's, or else a saved folder's, and the card.
+    """Return which files of a repository are read, in the order in which they are fetched: the card, then a model
+    folder's, or else a saved folder's. The last one is what `_cached` looks for, so a copy is whole where that is.
 
     Raises:
       UserError: there are no weights among them.
@@ -183,11 +184,12 @@ def wanted(names: Collection[str], *, name: str) -> list[str]:
                 f"{name}: no weights of a form that is read here: neither {MODEL_FILE} with {WEIGHTS_FILE} nor any of "
                 f"{', '.join(FOLDER_FILES)}; it holds {there}; other files go through hf download, then convert"
             )
-        found = [weights, CONFIG_FILE]
+        parts: list[str] = []
         if weights.endswith(INDEX):  # Such as model.safetensors.index.json, of model-00001-of-00002.safetensors.
             stem, suffix = weights.removesuffix(INDEX).split(".")
-            found += [each for each in names if re.fullmatch(rf"{stem}-\d+-of-\d+\.{suffix}", each)]
-    return [each for each in (*found, CARD_FILE) if each in names]
+            parts = [each for each in names if re.fullmatch(rf"{stem}-\d+-of-\d+\.{suffix}", each)]
+        found = [CONFIG_FILE, *parts, weights]
+    return [each for each in (CARD_FILE, *found) if each in names]
 
 
 def _cached(hub: ModuleType, repository: str, revision: str) -> Path | None:

@@ -257,6 +257,16 @@ def test_a_rotated_crop_shows_what_lies_around_it() -> None:
         np.testing.assert_allclose(at.mean(axis=(0, 1)), (124.5, 124.5))
 
 
+def test_a_small_image_is_turned_around_the_crops_centre() -> None:
+    """Of an image of 40x120 at the upper left of a crop of 129x129, turned by 90 degrees, every pixel stays."""
+    image, columns = positions(40, 120)
+    how = {"window": (0, 0, 40, 120), "size": (40, 120), "source": (40, 120)}
+    at = warp.source_positions((129, 129), warp=warp.rotation(90), **how)
+    _, label, outside = warp.read_at(image, columns, at, fill=FILL)
+    assert (~outside).sum() == 40 * 120
+    np.testing.assert_array_equal(label, np.rot90(np.pad(columns, ((0, 89), (0, 9)), constant_values=255)))
+
+
 def test_sizes_by_hand() -> None:
     assert resized((375, 500), ()) == (375, 500)
     assert resized((375, 500), (512,)) == (512, 683)  # 682.67

@@ -34,6 +34,18 @@ def test_a_network_of_one_channel_keeps_its_axis(tmp_path: Path) -> None:
     np.testing.assert_allclose(image, 7, rtol=1e-6)
 
 
+def test_more_than_four_bands_are_scaled(tmp_path: Path) -> None:
+    """OpenCV averages areas of at most four channels."""
+    tifffile = pytest.importorskip("tifffile")
+    bands = np.broadcast_to(np.arange(5, dtype=np.uint8) * 10, (60, 90, 5))
+    tifffile.imwrite(
+        tmp_path / "five.tif", np.ascontiguousarray(bands), photometric="minisblack", planarconfig="contig"
+    )
+    model = create_model("deeplabv3_mobilenet_v2", in_channels=5, channels=(0, 1, 2, 3, 4))
+    (image,) = calibration_images(tmp_path, size=(33, 49), model=model)
+    np.testing.assert_allclose(image, np.broadcast_to(np.arange(5) * 10.0, (33, 49, 5)), atol=1e-4)
+
+
 def test_an_empty_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no image in this folder"):
         calibration_images(tmp_path, size=(33, 33), model=create_model("deeplabv3_mobilenet_v2"))

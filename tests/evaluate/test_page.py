@@ -113,3 +113,11 @@ def test_a_browser_shows_it(page, width) -> None:
     text = browse(page, width=width, height=800, at="#1", script=script)
     found = re.search(r'data-found="([^"]*)"', text)[1]
     assert found == "A &lt;i&gt;title&lt;/i&gt;|half  ·  mIoU 25.0%|true|25%|1 of 3|true|true"
+
+
+def test_images_of_many_bands_have_a_page(tmp_path) -> None:
+    """Larger than a small picture, because OpenCV averages areas of at most four bands."""
+    image = np.zeros((260, 300, 5), np.uint8)
+    page = Page(tmp_path / "index.html", THREE, title="bands")
+    page.add("a", image, np.zeros((260, 300), np.uint8))
+    assert read_image(tmp_path / "index_files" / "thumb" / "a.jpg").shape == (208, 240, 3)

@@ -25,6 +25,7 @@ from deeplab_jax.models.catalog import create_model
 from deeplab_jax.models.fold import fold_norm
 from deeplab_jax.models.segmenter import Segmenter
 from deeplab_jax.ops.crf import DenseCRF
+from deeplab_jax.terminal import class_table
 from tests.support.tiny import MadeUp, make_variables, tiny_models
 
 SOURCE = MadeUp(((49, 65), (33, 47), (49, 65)), classes=2)
@@ -242,3 +243,11 @@ def test_one_logit_writes_the_probabilities_of_both_classes(networks, tmp_path) 
 def test_several_labels_have_no_ids_of_a_data_set(several) -> None:
     with pytest.raises(UserError, match="--ids dataset: a pixel can have several labels"):
         label_set({}, several[0], dataset_ids=True)
+
+
+def test_the_share_of_a_label_is_of_its_own_pixels() -> None:
+    """Of 1000 pixels 100 have the first label, and 10 the second."""
+    labels = LabelSet(("wet", "cracked"), colormap(2), multilabel=True)
+    counts = np.array([[[900, 0], [0, 100]], [[990, 0], [0, 10]]])
+    found = summarize_sigmoids(counts, labels, thresholds=(0.5,), threshold=0.5)
+    assert list(class_table([found], ["val"]).columns[1].cells)[:2] == ["10.00", "1.00"]

@@ -187,6 +187,15 @@ def test_a_damaged_batch_is_a_user_error_or_the_batch(changes) -> None:
             assert "no batch to replay" in str(error) and "\n" not in str(error)
 
 
+def test_a_batch_of_several_labels_a_pixel_is_read(tmp_path) -> None:
+    batch = {"image": np.zeros((2, 33, 33, 3), np.float32), "label": np.ones((2, 33, 33, 4), np.uint8)}
+    (tmp_path / BATCH_FILE).write_bytes(npz(**batch))
+    assert read_batch(tmp_path / BATCH_FILE)["label"].shape == (2, 33, 33, 4)
+    (tmp_path / BATCH_FILE).write_bytes(npz(**{**batch, "label": np.ones((2, 33, 33, 4), np.float32)}))
+    with pytest.raises(UserError, match="label is float32"):
+        read_batch(tmp_path / BATCH_FILE)
+
+
 def claiming(shape):
     """A batch whose label claims a shape that it has not."""
     content = io.BytesIO(npz(image=BATCH["image"]))

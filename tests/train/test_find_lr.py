@@ -40,6 +40,14 @@ def test_the_steepest_fall_by_hand() -> None:
     assert [row["learning_rate"] for row in found["steps"]] == rates.tolist()
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_noise_of_the_first_steps_suggests_nothing(seed) -> None:
+    """As noisy as the losses of small batches are, where the loss falls by 2.3 around a rate of 1e-3."""
+    rates = np.geomspace(1e-6, 1.0, 100)
+    losses = 1.5 - 1.15 * np.tanh(2 * (np.log10(rates) + 3)) + np.random.default_rng(seed).normal(0, 0.2, 100)
+    assert 1e-4 < summarize(rates.tolist(), losses.tolist())["suggested"] < 1e-2
+
+
 def test_a_loss_that_never_falls_suggests_nothing() -> None:
     found = summarize([0.1, 0.2, 0.4, 0.8], [1.0, 2.0, 3.0, 4.0])
     assert found["suggested"] is None and found["minimum"] == 0.1

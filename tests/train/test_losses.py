@@ -75,6 +75,19 @@ def test_a_loss_of_the_users_own_can_be_in_a_sum_and_takes_options(tmp_path) -> 
     assert mean(find_loss("a+b", options={"smoothing": 0.5}, module=module)) == 0.5
 
 
+@pytest.mark.parametrize("text", ["dice", "lovasz + 0.5*jaccard"])
+def test_class_weights_that_would_change_nothing_are_refused(text) -> None:
+    with pytest.raises(UserError, match=r"class_weights=\(1, 50\): .* of one logit is of the object alone"):
+        find_loss(text, class_weights=(1, 50), one_logit=True, softmax=False)
+    find_loss(f"{text} + cross_entropy", class_weights=(1, 50), one_logit=True, softmax=False)
+    find_loss(text, class_weights=(1, 50))
+
+
+def test_a_weight_behind_its_loss_is_shown_in_front() -> None:
+    with pytest.raises(UserError, match=r"loss='dice\*0\.5': write the weight first, as in '0\.5\*dice'$"):
+        find_loss("dice*0.5")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -69,6 +69,7 @@ def test_a_warm_up_changes_nothing_after_it(name) -> None:
         ({"schedule": "step"}, r"milestones=\(\): give the steps .* such as \(20000,25000\)"),
         ({"schedule": "step", "milestones": (20, 10)}, r"milestones=\(20, 10\): give the steps .* ascending"),
         ({"schedule": "step", "milestones": (10, 10)}, r"milestones=\(10, 10\): give the steps .* ascending"),
+        ({"schedule": "step", "milestones": (10, 100)}, r"milestones=\(10, 100\): the run has 100 steps; .*\(50,\)"),
         (
             {"milestones": (10,)},
             r"milestones=\(10,\): the schedule 'poly' has none; set .*schedule=step",

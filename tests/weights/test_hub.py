@@ -285,3 +285,27 @@ def test_the_environment_names_another_hub(server, tmp_path):
         assert done.returncode == code
         assert words in done.stdout + done.stderr
     assert (tmp_path / "home" / "hub" / "models--me--own").is_dir()
+
+
+def test_a_fetch_that_breaks_off_leaves_no_half_network(server, monkeypatch):
+    """Weights without the config.json beside them would be another network."""
+    real = huggingface_hub.hf_hub_download
+
+    def broken(repository, file, **options):
+        if file == "config.json":
+            raise ConnectionError("cut off")
+        return real(repository, file, **options)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", broken)
+    with pytest.raises(UserError, match="cannot be reached .*holds no copy; check the connection"):
+        load(NAME)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", real)
+    assert load(NAME)[2]["provenance"]["licence"] == "apache-2.0"
+
+
+def test_the_weights_are_fetched_last():
+    names = ["README.md", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "config.json"]
+    index = "model.safetensors.index.json"
+    assert hub.wanted([index, *names], name=NAME) == ["README.md", "config.json", *names[1:3], index]
+    ours = ["weights.safetensors", "model.json", "README.md"]
+    assert hub.wanted(ours, name=NAME) == ["README.md", "model.json", "weights.safetensors"]

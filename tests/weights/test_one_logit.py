@@ -118,6 +118,16 @@ def test_names_of_the_source_stay(made, tmp_path) -> None:
     assert (model.num_classes, model.activation) == (2, "softmax") and "class_names" not in info
 
 
+def test_a_stated_sigmoid_of_one_logit_says_nothing_of_several_classes(made, tmp_path) -> None:
+    with tiny_models():
+        model = create_model("cascade_tiny", num_classes=1, activation="sigmoid")
+    save(tmp_path / "own", model, made[1], {})
+    assert convert(tmp_path / "own", num_classes=5, reinit="head")[0].activation == "softmax"
+    assert convert(tmp_path / "own", num_classes=5, reinit="head", activation="sigmoid")[0].multilabel
+    with pytest.raises(UserError, match="one logit has a sigmoid; leave out --activation"):
+        convert(tmp_path / "own", activation="softmax")
+
+
 def test_a_folder_that_names_the_object_alone_still_loads(made, tmp_path) -> None:
     """It was written when one logit meant one class."""
     save(tmp_path, *made, {"class_names": ["wall", "crack"], "palette": [[0, 0, 0], [1, 2, 3]]})
@@ -155,7 +165,7 @@ def test_stablehlo_says_what_the_logit_means(made) -> None:
     _, metadata = open_export(export_stablehlo(*made, size=(40, 50)))
     assert metadata["output"]["shape"] == ["b", 40, 50, 1]
     assert metadata["output"]["meaning"] == "the object's logit; its sigmoid is the object's probability"
-    with pytest.raises(UserError, match=r"threshold=0.3: give one above 0 and below 1, for the class ids"):
+    with pytest.raises(UserError, match=r"threshold=0.3: it is for class ids; add --argmax, or leave it out"):
         export_stablehlo(*made, size=(40, 50), threshold=0.3)
 
 
@@ -198,5 +208,5 @@ def test_several_logits_with_a_sigmoid_each(tmp_path, capsys) -> None:
     model, _, _ = load(tmp_path / "ours")
     assert model.multilabel and model.num_classes == 21
     one = {**shapes, "classifier.classifier.3.weight": (1, 256, 1, 1), "classifier.classifier.3.bias": (1,)}
-    with pytest.raises(UserError, match="num_classes=1 with softmax"):
+    with pytest.raises(UserError, match="one logit has a sigmoid; leave out --activation"):
         convert(golden.generate(one), activation="softmax")

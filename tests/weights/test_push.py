@@ -190,3 +190,24 @@ def test_a_repository_of_somebody_else_stays(server, made):
     assert main(["push", str(made), TARGET]) == 0
     repository = server.repositories["me/cracks"]
     assert repository.commits[repository.branches["main"]]["notes.txt"] == b"mine"
+
+
+def test_results_of_another_checkpoint_are_refused(server, made, capsys, tmp_path):
+    results = {**json.loads((made / METRICS_FILE).read_text()), "checkpoint": 100}
+    (made / METRICS_FILE).write_text(json.dumps(results))
+    model, variables, info = load(made)
+    for step, code in ((200, 2), (100, 0)):
+        folder = deeplab_jax.save(tmp_path / f"at{step}", model, variables, {**info, "step": step})
+        (folder / METRICS_FILE).write_text(json.dumps(results))
+        assert main(["push", str(folder), TARGET, "--out", str(tmp_path / f"card{step}")]) == code
+    assert "of the checkpoint of step 100, and the model is that of step 200; evaluate it" in capsys.readouterr().err
+
+
+def test_the_card_of_several_labels_a_pixel(server, tmp_path):
+    model = create_model("cascade_tiny", num_classes=3, activation="sigmoid")
+    variables = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), abstract_variables(model))
+    deeplab_jax.save(tmp_path / "several", model, variables, {})
+    assert main(["push", str(tmp_path / "several"), TARGET, "--out", str(tmp_path / "out")]) == 0
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "into 3 labels, of which a pixel can have several, at output stride" in text
+    assert "int32 [H, W, K], 0 or 1 for each label" in text
