@@ -130,12 +130,22 @@ def choose_window(
     """
     window = sample_window(rng, size, crop_size)
     for _ in range(TRIES if cat_max_ratio < 1 or wanted else 0):
-        counts = count_classes(resize_label(label, size, window=window))
-        mixed = np.count_nonzero(counts) > 1 and counts.max() < cat_max_ratio * counts.sum()
-        if (cat_max_ratio == 1 or mixed) and (wanted is None or counts[wanted[0]] > wanted[1]):
+        part = resize_label(label, size, window=window)
+        counts = count_classes(part)
+        mixed = cat_max_ratio == 1 or _is_mixed(part, counts, cat_max_ratio)
+        if mixed and (wanted is None or counts[wanted[0]] > wanted[1]):
             break
         window = sample_window(rng, size, crop_size)
     return window
+
+
+def _is_mixed(label: np.ndarray, counts: np.ndarray, ratio: float) -> bool:
+    """Return whether no class has this share of the labelled pixels or more. Where a pixel can have several labels, it
+    is labelled if one of them is known: to have none of them is no class.
+    """
+    if label.ndim == 3:
+        return bool(counts.max() < ratio * np.count_nonzero((label != IGNORE_LABEL).any(axis=-1)))
+    return bool(np.count_nonzero(counts) > 1 and counts.max() < ratio * counts.sum())
 
 
 def _cropped(

@@ -44,7 +44,8 @@ class View(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """What an evaluation computes. Batches, devices and threads change no number, so they are not part of it.
+    """What an evaluation computes. Batches, devices and threads change no number, but for the last digits of a
+    calibration, so they are not part of it.
 
     Attributes:
       mode: "padded" or "exact"; see the module's docstring.

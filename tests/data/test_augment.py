@@ -305,8 +305,17 @@ def test_ignored_pixels_and_several_labels_count_as_they_should() -> None:
     label = np.array([[0, 0, 0, 255, 255, 255, 0, 1]], np.uint8)  # Of the last four, two count: a half each.
     found = [choose_window(rng(seed), label, (1, 8), (1, 4), cat_max_ratio=0.6)[1] for seed in range(60)]
     assert found.count(4) > 40
-    several = np.stack([label == 0, label == 1], axis=-1).astype(np.uint8)
+    several = np.where(label[..., None] == 255, 255, label[..., None] == np.arange(2)).astype(np.uint8)
     assert found == [choose_window(rng(seed), several, (1, 8), (1, 4), cat_max_ratio=0.6)[1] for seed in range(60)]
+
+
+def test_to_have_no_label_is_no_class() -> None:
+    """A quarter of the crop has the one label that occurs, and all of it is known: it is taken as it is drawn first."""
+    label = np.zeros((1, 40, 2), np.uint8)
+    label[0, ::4, 0] = 1
+    for seed in range(20):
+        first = transforms.sample_window(np.random.default_rng(seed), (1, 40), (1, 8))
+        assert choose_window(np.random.default_rng(seed), label, (1, 40), (1, 8), cat_max_ratio=0.5) == first
 
 
 def test_a_crop_holds_the_class_that_is_wanted() -> None:
