@@ -97,7 +97,7 @@ def test_what_does_not_fit_is_a_report_too(monkeypatch) -> None:
 
 
 def summed_over(line: str) -> int:
-    """Return the number of chips of the one group, as compilers write it: the axes of a mesh, the chips, or 1 x chips."""
+    """Return the number of chips of the one group: the axes of a mesh, the chips, or 1 x chips."""
     if mesh := re.search(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}", line):
         sizes = dict(re.findall(r"('\w+')=(\d+)", mesh[1]))
         return math.prod(int(sizes[axis]) for axis in mesh[2].split(","))
