@@ -103,12 +103,13 @@ def evaluate(args: argparse.Namespace) -> None:
 
     from deeplab_jax.distributed import is_first, together, watch
     from deeplab_jax.evaluate.calibration import PICTURE, draw
-    from deeplab_jax.evaluate.evaluator import METRICS_FILE, evaluate, write_results
+    from deeplab_jax.evaluate.evaluator import evaluate, write_results
     from deeplab_jax.evaluate.outputs import Outputs, page_of
     from deeplab_jax.evaluate.predictor import prediction_writer
     from deeplab_jax.terminal import class_table, percent, progress_bar
     from deeplab_jax.train.from_config import evaluate_options, open_split
     from deeplab_jax.weights.by_name import load
+    from deeplab_jax.weights.folder import METRICS_FILE
 
     with together():
         config = config_of_run(args.config, args.model)  # First: a Python file may name the module of the model.
@@ -416,7 +417,7 @@ def push(args: argparse.Namespace) -> None:
     from deeplab_jax.weights import push
     from deeplab_jax.weights.by_name import load
     from deeplab_jax.weights.card import read_metrics
-    from deeplab_jax.weights.folder import CHECKPOINTS
+    from deeplab_jax.weights.folder import CHECKPOINTS, METRICS_FILE
     from deeplab_jax.weights.hub import load_hub, parse
 
     parse(args.target)  # First: reading a model takes longer.
@@ -424,7 +425,7 @@ def push(args: argparse.Namespace) -> None:
         raise UserError(f"{args.out}: is a run directory; choose another --out")
     load_hub("push")
     model, variables, info = load(args.model, checkpoint=args.checkpoint, module=args.module)
-    file = Path(args.metrics or Path(args.model, push.METRICS_FILE))
+    file = Path(args.metrics or Path(args.model, METRICS_FILE))
     metrics = read_metrics(file, model, step=info.get("step")) if args.metrics or file.is_file() else None
     if args.out:
         made = push.write_folder(args.out, args.target, model, variables, info, metrics=metrics, licence=args.licence)

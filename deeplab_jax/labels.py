@@ -136,6 +136,8 @@ def colormap(count: int) -> tuple[tuple[int, int, int], ...]:
 
 BINARY = LabelSet(names=("background", "object"), palette=colormap(2))
 """The two classes of a network with one logit, where nobody has named them."""
+PRESENCE = LabelSet(names=("absent", "present"), palette=colormap(2))
+"""The two classes of one of several labels that a pixel can have."""
 
 CAMVID = LabelSet(
     names=(

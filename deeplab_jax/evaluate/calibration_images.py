@@ -5,6 +5,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from deeplab_jax.data.colour import each_band
 from deeplab_jax.evaluate.image_list import find_images
 from deeplab_jax.evaluate.reading import read_for
 from deeplab_jax.models.segmenter import Segmenter
@@ -29,9 +30,9 @@ def calibration_images(folder: str | Path, *, size: tuple[int, int], model: Segm
     found = find_images([folder])
     chosen = [found[index] for index in np.linspace(0, len(found) - 1, min(MOST, len(found))).astype(int)]
     images = [np.asarray(read_for(model.preprocessing, each.path), np.float32) for each in chosen]
-    return [np.dstack([_resized(band, size) for band in np.moveaxis(image, -1, 0)]) for image in images]
 
+    def scaled(bands: np.ndarray) -> np.ndarray:
+        read = cv2.resize(bands, size[::-1], interpolation=cv2.INTER_AREA)
+        return read.reshape(*size, bands.shape[2])  # OpenCV drops the axis of a single channel.
 
-def _resized(band: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Return one channel at a size: OpenCV averages areas of at most four channels."""
-    return np.asarray(cv2.resize(np.ascontiguousarray(band), size[::-1], interpolation=cv2.INTER_AREA))
+    return [each_band(scaled, image) for image in images]

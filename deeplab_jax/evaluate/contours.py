@@ -13,7 +13,7 @@ import numpy as np
 
 from deeplab_jax.distributed import gathered, summed
 from deeplab_jax.evaluate.boundary import boundary_distance
-from deeplab_jax.evaluate.results import Results, number
+from deeplab_jax.evaluate.results import Results, mean_known, number
 from deeplab_jax.labels import IGNORE_LABEL, LabelSet
 from deeplab_jax.ops.metrics import nanmean, ratio
 
@@ -109,21 +109,15 @@ class Contours:
         both, theirs, ours = summed(self._inner)
         ious = ratio(both, theirs + ours - both)
         scores = gathered(self._scores)
-        of_images = [_mean(row) for row in scores]
+        of_images = [mean_known(row) for row in scores]
         return {
             "iou": number(nanmean(ious)),
-            "f1": _mean(of_images),
+            "f1": mean_known(of_images),
             "dilation": DILATION,
             "tolerance": TOLERANCE,
             "images": sum(score is not None for score in of_images),
             "per_class": [
-                {"name": name, "iou": number(ious[k]), "f1": _mean([row[k] for row in scores])}
+                {"name": name, "iou": number(ious[k]), "f1": mean_known([row[k] for row in scores])}
                 for k, name in enumerate(labels.names)
             ],
         }
-
-
-def _mean(values: list[float | None]) -> float | None:
-    """Return the mean of those that are known, the same in any order; None if none is."""
-    known = [value for value in values if value is not None]
-    return math.fsum(known) / len(known) if known else None

@@ -31,8 +31,8 @@ from deeplab_jax.models.catalog import describe
 from deeplab_jax.models.fold import fold_norm
 from deeplab_jax.models.segmenter import Segmenter, Variables
 from deeplab_jax.provenance import versions
+from deeplab_jax.weights.folder import METRICS_FILE
 
-METRICS_FILE = "metrics.json"
 WAITING = 8  # In batches: images that wait for others of their size. In `exact` mode all sizes may differ.
 LARGEST_BATCH = 2**16
 Devices = Sequence[jax.Device]

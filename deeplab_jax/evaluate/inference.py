@@ -217,8 +217,7 @@ def evaluate_large(
 
 def no_classes(model: Segmenter, shape: tuple[int, ...]) -> np.ndarray:
     """Return zeros for the classes of so many pixels, uint8 if they fit; `[..., K]` for several labels a pixel."""
-    several = (model.num_classes,) if model.multilabel else ()
-    return np.zeros((*shape, *several), np.uint8 if model.label_classes <= 2**8 else np.int32)
+    return np.zeros((*shape, *model.label_axes), np.uint8 if model.label_classes <= 2**8 else np.int32)
 
 
 def _counts_of_tile(

@@ -2,13 +2,12 @@
 metrics depend on which images there are (bootstrap).
 """
 
-import math
 from typing import Any
 
 import numpy as np
 
 from deeplab_jax.distributed import gathered
-from deeplab_jax.evaluate.results import Results, number
+from deeplab_jax.evaluate.results import Results, mean_known, number
 from deeplab_jax.labels import IGNORE_LABEL, LabelSet
 from deeplab_jax.ops.metrics import nanmean, ratio
 
@@ -67,7 +66,7 @@ class PerImage:
         mious = np.array([nanmean(of_classes) for of_classes in ious(counts)])
         known = sorted((miou, name) for miou, (name, _) in zip(mious.tolist(), rows, strict=True) if not np.isnan(miou))
         per_image = {
-            "miou": math.fsum(miou for miou, _ in known) / len(known) if known else None,
+            "miou": mean_known(miou for miou, _ in known),
             "images": len(known),
             "worst": [{"name": name, "miou": miou} for miou, name in known[:WORST]],
         }

@@ -1,15 +1,15 @@
 """The metrics in `metrics.json` that the counts of pixels give."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
-from deeplab_jax.labels import LabelSet, colormap
+from deeplab_jax.labels import PRESENCE, LabelSet
 from deeplab_jax.ops import metrics
 
 Results = dict[str, Any]
-_ABSENT_OR_PRESENT = LabelSet(("absent", "present"), colormap(2))
 
 
 def summarize_confusion(confusion: np.ndarray, labels: LabelSet) -> Results:
@@ -60,9 +60,9 @@ def summarize_sigmoids(
         return {**summarize_confusion(at[0], labels), "thresholds": swept}
     rows = [_presence(name, confusion) for name, confusion in zip(names, at, strict=True)]
     return {
-        "miou": _mean([row["iou"] for row in rows]),
+        "miou": mean_known([row["iou"] for row in rows]),
         "pixel_accuracy": number(metrics.pixel_accuracy(at.sum(axis=0))),
-        "mean_accuracy": _mean([row["accuracy"] for row in rows]),
+        "mean_accuracy": mean_known([row["accuracy"] for row in rows]),
         "frequency_weighted_iou": number(
             metrics.weighted_iou(
                 np.array([row["iou"] for row in rows], np.float64), np.array([row["support"] for row in rows])
@@ -76,7 +76,7 @@ def summarize_sigmoids(
 
 def _presence(name: str, confusion: np.ndarray) -> Results:
     """Return the row of a label from the 2x2 confusion matrix of its absence and presence."""
-    row: Results = summarize_confusion(confusion, _ABSENT_OR_PRESENT)["per_class"][1]
+    row: Results = summarize_confusion(confusion, PRESENCE)["per_class"][1]
     return {**row, "name": name}
 
 
@@ -97,9 +97,10 @@ def _swept(name: str, confusions: np.ndarray, thresholds: Sequence[float]) -> Re
     return {"name": name, "table": rows, "best": best}
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
+def mean_known(values: Iterable[float | None]) -> float | None:
+    """Return the mean of those that are known, the same in any order; None if none is."""
     known = [value for value in values if value is not None]
-    return float(np.mean(known)) if known else None
+    return math.fsum(known) / len(known) if known else None
 
 
 def number(value: float) -> float | None:

@@ -109,6 +109,11 @@ class Segmenter(nn.Module):
         return self.activation == "sigmoid" and self.num_classes > 1
 
     @property
+    def label_axes(self) -> tuple[int, ...]:
+        """The axes of labels behind `[H, W]`: `(num_classes,)` where a pixel can have several, else none."""
+        return (self.num_classes,) if self.multilabel else ()
+
+    @property
     def backbone_settings(self) -> LayerSettings:
         """Settings of the backbone's layers; those of the other parts if it has none of its own."""
         return getattr(self.backbone, "settings", self.settings)

@@ -131,8 +131,7 @@ def _lower_inference(
         "sizes": jax.ShapeDtypeStruct((images, 2), jnp.int32, sharding=split),
     }
     if labels:
-        several = (model.num_classes,) if model.multilabel else ()
-        batch["labels"] = jax.ShapeDtypeStruct((images, *size, *several), jnp.uint8, sharding=split)
+        batch["labels"] = jax.ShapeDtypeStruct((images, *size, *model.label_axes), jnp.uint8, sharding=split)
 
     def run(variables: Any, batch: Any) -> Any:
         seen = folded[0], variables, batch["images"], batch["sizes"], protocol

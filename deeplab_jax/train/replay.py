@@ -69,8 +69,7 @@ def replay(folder: str | Path) -> Replay:
     config, (model, _) = read_config(folder / CONFIG_FILE), read_description(folder)
     model.preprocessing.check(batch["image"], name=str(folder / BATCH_FILE))
     size, t = tuple(config.data.crop_size), config.train
-    several = (model.num_classes,) if model.multilabel else ()
-    if (found := batch["label"].shape) != (expected := (t.batch_size, *size, *several)):
+    if (found := batch["label"].shape) != (expected := (t.batch_size, *size, *model.label_axes)):
         raise UserError(
             f"{folder / BATCH_FILE}: labels {found}, and {CONFIG_FILE} beside it says {expected}; give a postmortem/ "
             "folder as it was written"

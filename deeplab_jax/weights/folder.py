@@ -22,6 +22,7 @@ from deeplab_jax.models.segmenter import Segmenter, Variables, abstract_variable
 
 MODEL_FILE = "model.json"
 WEIGHTS_FILE = "weights.safetensors"
+METRICS_FILE = "metrics.json"  # of an evaluation
 CHECKPOINTS = "checkpoints"
 FORMAT = 1
 LARGEST_STORED = 2**16 - 1  # Of a mask with 16 bits.

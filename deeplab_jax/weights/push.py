@@ -12,9 +12,8 @@ from deeplab_jax.models.segmenter import Segmenter, Variables
 from deeplab_jax.weights import folder
 from deeplab_jax.weights.card import model_card
 from deeplab_jax.weights.download import OFFLINE, is_offline
+from deeplab_jax.weights.folder import METRICS_FILE
 from deeplab_jax.weights.hub import CARD_FILE, PREFIX, Unreachable, load_hub, one_line, parse
-
-METRICS_FILE = "metrics.json"
 
 
 class Pushed(NamedTuple):

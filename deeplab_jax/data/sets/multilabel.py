@@ -9,10 +9,9 @@ import numpy as np
 from deeplab_jax.data.sets.folder import ValueMap, open_folder
 from deeplab_jax.data.source import Example, PairSource, check_sizes, decode_label
 from deeplab_jax.errors import UserError
-from deeplab_jax.labels import IGNORE_LABEL, MAX_CLASSES, LabelSet, colormap
+from deeplab_jax.labels import IGNORE_LABEL, MAX_CLASSES, PRESENCE, LabelSet, colormap
 
 MULTILABEL = "multilabel"
-PRESENCE = ("absent", "present")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +83,7 @@ def open_multilabel(
         open_folder(
             dir,
             split=split,
-            class_names=PRESENCE,
+            class_names=PRESENCE.names,
             images=images,
             masks=named.replace("{class}", name),
             ignore_label=ignore_label,
