@@ -9,10 +9,11 @@ One runner at a time writes, since it locks OUT. Jobs, wherever they run, write 
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -43,6 +44,7 @@ from experiments.run.resolve import Resolved
 RESULTS = "experiments/results/tables"  # unless the user names another folder
 PAGE = "experiments/results/README.md"  # holds the generated tables
 BILLION = 1e9
+RARE = ("pole", "sign symbol", "pedestrian")  # CamVid's, of "IoU of rare classes"
 # What a run directory's file of an evaluation, and a row of a table's file, have to hold.
 EVALUATION = ("miou", "commits", "seconds")
 ROW = ("seeds", "training", "evaluation")
@@ -259,9 +261,18 @@ def measure(content: Mapping[str, Any], name: str) -> list[float]:
         found = [
             band["miou"] for entry in content["seeds"] for band in entry["trimap"]["bands"] if band["width"] == width
         ]
+    elif name == "rare_iou":
+        found = [rare_iou(entry["per_class"]) for entry in content["seeds"]]
     else:
         found = [entry[name] for entry in content["seeds"]]
     return [_finite(100 * value) for value in found if value is not None]
+
+
+def rare_iou(per_class: Sequence[Mapping[str, Any]]) -> float | None:
+    """Return the mean IoU of the classes of `RARE`, None where the data lack one."""
+    ious = {one["name"]: one["iou"] for one in per_class}
+    found = [ious.get(name) for name in RARE]
+    return None if None in found else fmean(value for value in found if value is not None)
 
 
 def _finite(value: float) -> float:

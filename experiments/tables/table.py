@@ -17,6 +17,7 @@ CLOSE = 2.0  # points of mIoU; a difference that one training each says little o
 # What a row may be measured by, with the heading of its column. Values are in percent, multiply-adds in 10^9.
 MEASURES: dict[str, str] = {
     "miou": "mIoU",
+    "rare_iou": "IoU of rare classes",
     "multiply_adds": "multiply-adds, 10⁹",
     **{f"trimap_{width}": f"mIoU within {width} px" for width in (1, 2, 4, 8, 16, 32)},
     **{f"valid_{taps}": f"{taps} valid" for taps in (9, 6, 4, 3, 2, 1)},
