@@ -11,9 +11,8 @@ DATA_DIR ?=
 TESTS ?= tests
 ARGS ?=
 
-# XLA asks for all temporaries of a program in one piece. By default glibc takes it from the system and gives it back on every call, and a CPU
-# spends much of a step on that. With these settings glibc keeps what was freed.
-export GLIBC_TUNABLES ?= glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0:glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=4294967296
+# Ours and the peers run in processes that keep freed memory, as `deeplab_jax/train/allocator.py` sets it for training.
+benchmarks: export GLIBC_TUNABLES ?= glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0:glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=4294967296
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input

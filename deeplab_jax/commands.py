@@ -51,9 +51,11 @@ def config_of_run(words: list[str], model: str) -> Any:
 def train(args: argparse.Namespace) -> int:
     """`train`."""
     from deeplab_jax.distributed import is_first, together
+    from deeplab_jax.train.allocator import keep_freed_memory
     from deeplab_jax.train.loop import train
     from deeplab_jax.train.signals import Interrupted
 
+    keep_freed_memory()  # Before JAX starts.
     with together():
         config = required_config(args)
     try:

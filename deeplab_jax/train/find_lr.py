@@ -18,6 +18,7 @@ from deeplab_jax.data.faults import never
 from deeplab_jax.errors import UserError
 from deeplab_jax.files import write_json
 from deeplab_jax.models.segmenter import abstract_variables
+from deeplab_jax.train.allocator import keep_freed_memory
 from deeplab_jax.train.batches import Batches
 from deeplab_jax.train.from_config import build_mesh, build_step, model_for, open_split
 from deeplab_jax.train.initialise import fresh_state
@@ -55,6 +56,7 @@ def find_lr(
     Raises:
       UserError: rates or steps that make no sense, and what `train` raises for a configuration.
     """
+    keep_freed_memory()
     check_sweep(low, high, steps)
     config = config.copy_and_resolve_references()
     config.train.update({"steps": steps, "epochs": 0.0, "ema_decay": 0.0, "ema_debias": False})

@@ -23,6 +23,7 @@ from deeplab_jax.errors import UserError, spell
 from deeplab_jax.files import TEMPORARY, locked, read_json, write_json
 from deeplab_jax.models.segmenter import Segmenter
 from deeplab_jax.provenance import git_commit, versions
+from deeplab_jax.train.allocator import keep_freed_memory
 from deeplab_jax.train.faults import as_user_errors, describe_failure, recording, restore_newest
 from deeplab_jax.train.patience import Evaluations, read_mious
 from deeplab_jax.train.schedules import Schedule
@@ -47,6 +48,7 @@ class Run:
 
     def __init__(self, workdir: Path, console: Console) -> None:
         self.workdir = workdir
+        keep_freed_memory()  # Before the next line starts JAX's threads.
         self._console = console if is_first() else Console(quiet=True)
         self._held = ExitStack()
 

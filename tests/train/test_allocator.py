@@ -1,0 +1,57 @@
+"""What a training process keeps of the memory that it freed."""
+
+import ctypes
+import platform
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from deeplab_jax.train import allocator
+
+# Page faults of a program whose temporaries have 30 MB: each page that the system gives costs one.
+FAULTS = """
+import resource, sys
+from deeplab_jax.train.allocator import keep_freed_memory
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+import jax, jax.numpy as jnp
+step = jax.jit(jax.grad(lambda x: jnp.sum(jnp.tanh(jnp.tanh(x @ x.T) @ x))))
+x = jnp.ones((2000, 500))
+for _ in range(3):
+    jax.block_until_ready(step(x))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5):
+    jax.block_until_ready(step(x))
+print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / 5)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+def test_the_next_step_takes_the_memory_that_the_last_one_freed(monkeypatch) -> None:
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+
+    def faults(how: str) -> float:
+        return float(subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, check=True).stdout)
+
+    assert faults("keep") < faults("return") / 2
+
+
+def test_settings_of_the_user_stay(monkeypatch) -> None:
+    calls: list[tuple[int, int]] = []
+    library = SimpleNamespace(mallopt=lambda name, value: calls.append((name, value)))
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: library)
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.arena_max=2")
+    allocator.keep_freed_memory()
+    assert calls == []
+    monkeypatch.delenv("GLIBC_TUNABLES")
+    allocator.keep_freed_memory()
+    assert calls == [(-4, 0), (-1, -1), (-8, 1)]
+
+
+def test_another_c_library_is_left_alone(monkeypatch) -> None:
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace())
+    allocator.keep_freed_memory()
