@@ -17,6 +17,7 @@ import pytest
 
 from deeplab_jax.checkpoint import METRIC, Checkpoints, _report_unraisable, _Warnings
 from deeplab_jax.errors import UserError
+from tests.support.params import first_fast
 
 EXTRA = {"step": jnp.zeros((), jnp.int32)}
 
@@ -82,7 +83,8 @@ def test_a_step_that_is_there_is_left_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["[v2]", "a*", "what?", "100%", "exp%20a", "exp#1", "a b", "it's", 'q"q', "中文", "a:b|c"]
+    "name",
+    first_fast(["[v2]", "exp%20a", "中文", "a*", "what?", "100%", "exp#1", "a b", "it's", 'q"q', "a:b|c"], fast=3),
 )
 def test_a_folder_of_any_name(tmp_path: Path, name) -> None:
     assert fill(tmp_path / name, [0.5, None, None, None]) == [1, 3, 4]

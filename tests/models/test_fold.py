@@ -15,6 +15,7 @@ from deeplab_jax.models.layers import BatchNorm
 from deeplab_jax.models.segmenter import Segmenter, abstract_variables, trace
 from deeplab_jax.weights.folder import load, save
 from tests.models.test_every_name import thin
+from tests.support.params import first_fast
 
 FAST = ("deeplabv3_resnet18", "deeplabv3plus_mobilenet_v2")
 EVERY_NAME = [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in model_names()]
@@ -90,18 +91,19 @@ def test_a_folded_network_is_described_and_fits_its_variables(name: str) -> None
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [
-        ("deeplabv3_resnet18", {"norm": "frozen"}),
-        ("deeplabv3_resnet18", {"norm": "batch", "backbone_norm": "frozen", "norm_epsilon": 0.3}),
-        ("deeplabv3_resnet18", {"norm": "none", "backbone_norm": "batch"}),
-        ("deeplabv3_resnet18", {"backbone_norm": "none"}),
-        ("largefov_vgg16", {"norm": "batch", "pool_window": 2}),
-        ("deeplabv3_resnet18", {"aux_head": True}),
-        pytest.param(
-            "deeplabv3_resnet18", {"image_pyramid": (1.0, 0.5), "fusion": "attention"}, marks=pytest.mark.slow
-        ),
-        pytest.param("unet", {"padding": "valid", "norm": "batch"}, marks=pytest.mark.slow),
-    ],
+    first_fast(
+        [
+            ("deeplabv3_resnet18", {"norm": "batch", "backbone_norm": "frozen", "norm_epsilon": 0.3}),
+            ("deeplabv3_resnet18", {"norm": "none", "backbone_norm": "batch"}),
+            ("deeplabv3_resnet18", {"aux_head": True}),
+            ("deeplabv3_resnet18", {"norm": "frozen"}),
+            ("deeplabv3_resnet18", {"backbone_norm": "none"}),
+            ("largefov_vgg16", {"norm": "batch", "pool_window": 2}),
+            ("deeplabv3_resnet18", {"image_pyramid": (1.0, 0.5), "fusion": "attention"}),
+            ("unet", {"padding": "valid", "norm": "batch"}),
+        ],
+        fast=3,
+    ),
 )
 def test_parts_and_surroundings(name: str, options: Any, fill_variables: Any) -> None:
     model = make(name, **options)

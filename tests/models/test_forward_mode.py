@@ -11,12 +11,13 @@ from optax import tree
 
 from deeplab_jax.models.catalog import create_model
 from deeplab_jax.models.layers import ACTIVATIONS
+from tests.support.params import first_fast
 from tests.support.tiny import tiny_models
 
 OPTIONS: dict[str, Any] = {"aspp_channels": 4, "decoder_convs": ((3, 8),), "separable": True, "dropout": 0.0}
 
 
-@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("train", first_fast([True, False]))
 def test_forward_mode_through_a_model(train: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Dense, depthwise and 1x1 convolutions, at several rates, with batch norm; a smooth activation stands in for the
     ReLU, whose corner finite differences would blur.

@@ -19,6 +19,7 @@ from deeplab_jax.ops.geometry import Window
 from deeplab_jax.ops.lowerings import choose_on_cpu
 from deeplab_jax.ops.observe import Convolution, observe_convolutions
 from deeplab_jax.ops.transposed import conv_transpose2d
+from tests.support.params import first_fast
 
 LOWERINGS = ("auto", "direct", "taps", "space_to_batch")
 
@@ -278,7 +279,7 @@ def test_forward_mode_of_one_operand_costs_one_convolution_more() -> None:
 
 @pytest.mark.parametrize("lowering", ["auto", "taps"])
 @pytest.mark.parametrize("axes", [(0, None), (None, 0), (0, 0), (2, 1)])
-@pytest.mark.parametrize(("kernel", "options"), DERIVED[2:])
+@pytest.mark.parametrize(("kernel", "options"), first_fast(DERIVED[2:]))
 def test_vmap_is_a_loop(kernel: Any, options: dict[str, int], axes: Any, lowering: Any) -> None:
     """Over maps, over kernels, and both; values, and gradients within and around."""
     x, w = whole_numbers((3, 2, 9, 7, 4), (3, *kernel))

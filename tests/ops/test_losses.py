@@ -21,6 +21,7 @@ from deeplab_jax.ops.losses import (
     valid_pixels,
 )
 from deeplab_jax.ops.resize import resize_bilinear
+from tests.support.params import first_fast
 
 # One program for each shape compiles faster than its operations one by one.
 jit_cross_entropy = jax.jit(cross_entropy, static_argnames=("ignore_label", "top_k"))
@@ -194,7 +195,7 @@ def test_shapes_that_do_not_fit_raise() -> None:
         cross_entropy(jnp.zeros((2, 3, 4)), jnp.zeros((3, 2), int))
 
 
-@pytest.mark.parametrize("size", [(6, 5), (17, 17), (65, 33), (129, 65), (200, 9)])
+@pytest.mark.parametrize("size", first_fast([((65, 33),), ((6, 5),), ((17, 17),), ((129, 65),), ((200, 9),)]))
 @pytest.mark.parametrize("align_corners", [True, False])
 @pytest.mark.parametrize("options", [{}, {"top_k": 0.3}, {"class_weights": jnp.asarray([2.0, 0.5, 1.0, 3.0])}])
 def test_losses_in_bands_are_those_of_the_resized_logits(

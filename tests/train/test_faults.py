@@ -26,6 +26,7 @@ from deeplab_jax.train.run import BATCH_FILE, CONFIG_FILE, POSTMORTEM
 from deeplab_jax.train.signals import Interrupted
 from deeplab_jax.train.state import TrainState
 from deeplab_jax.weights.folder import load
+from tests.support.params import first_fast
 from tests.support.tiny import (
     assert_same_arrays,
     read_checkpoint,
@@ -230,7 +231,7 @@ def test_a_pipe_is_no_batch(tmp_path) -> None:
         replay(tmp_path)
 
 
-@pytest.mark.parametrize("devices", [0, 99])
+@pytest.mark.parametrize("devices", first_fast([0, 99]))
 def test_a_replay_takes_the_devices_that_are_here_and_divide_the_batch(tmp_path, monkeypatch, devices) -> None:
     poison(monkeypatch, 2)
     with pytest.raises(UserError, match="step 2: loss"):
@@ -266,7 +267,7 @@ def test_what_fails_is_raised_after_saving() -> None:
     assert len(saved) == 2
 
 
-@pytest.mark.parametrize("where", ["evaluation", "data"])
+@pytest.mark.parametrize("where", first_fast(["evaluation", "data"]))
 def test_a_failure_beside_the_step_costs_no_step(tmp_path, monkeypatch, where) -> None:
     config = tiny_config(**{"train.checkpoint_every": 100})
     with monkeypatch.context() as patch:

@@ -16,6 +16,7 @@ from deeplab_jax.train import from_config, loop, program, validation
 from deeplab_jax.train import run as run_module
 from deeplab_jax.train.signals import Interrupted, stop_on_signals
 from deeplab_jax.weights.folder import CHECKPOINTS
+from tests.support.params import first_fast
 from tests.support.processes import finish, start
 from tests.support.tiny import (
     assert_same_arrays,
@@ -59,7 +60,7 @@ def assert_same_run(workdir, undisturbed) -> None:
         assert a.metrics(6) == b.metrics(6) != {} and a.find("best") == b.find("best")
 
 
-@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("number", first_fast(SIGNALS))
 def test_a_signal_in_a_step_saves_and_the_same_command_goes_on(tmp_path, monkeypatch, undisturbed, number) -> None:
     before = [signal.getsignal(each) for each in SIGNALS]
     with monkeypatch.context() as patch:
@@ -74,7 +75,7 @@ def test_a_signal_in_a_step_saves_and_the_same_command_goes_on(tmp_path, monkeyp
     assert_same_run(tmp_path, undisturbed)
 
 
-@pytest.mark.parametrize("step", [3, 6])
+@pytest.mark.parametrize("step", first_fast([3, 6]))
 def test_a_signal_in_an_evaluation_does_not_wait_for_its_end(tmp_path, monkeypatch, undisturbed, step) -> None:
     """The state is saved; the evaluation is made up for at the next start, also where it is the last."""
     batches, evaluate_batch, evaluations = [], evaluator.evaluate_batch, []
@@ -119,7 +120,7 @@ class Hanging(Scenes):
         return super().__getitem__(index)
 
 
-@pytest.mark.parametrize(("split", "reads", "step"), [("train", 4, 2), ("val", 0, 3), ("val", 3, 3)])
+@pytest.mark.parametrize(("split", "reads", "step"), first_fast([("train", 4, 2), ("val", 0, 3), ("val", 3, 3)]))
 def test_a_signal_does_not_wait_for_data(tmp_path, monkeypatch, undisturbed, split, reads, step) -> None:
     hanging = Hanging(split, size=(33, 33), count=5, reads=reads)
     open_source, report = from_config.open_source, run_module.report

@@ -22,6 +22,7 @@ from deeplab_jax.train.loop import train
 from deeplab_jax.train.run import CONFIG_FILE, LOCK_FILE, lock_workdir
 from deeplab_jax.train.writers import Writers
 from deeplab_jax.weights.folder import CHECKPOINTS, load
+from tests.support.params import first_fast
 from tests.support.tiny import assert_same_arrays, quiet, read_checkpoint, read_metrics, run_training, tiny_config
 
 pytestmark = [
@@ -91,7 +92,9 @@ def collect_garbage():
     gc.collect()
 
 
-@pytest.mark.parametrize("damage", [truncate_data, remove_metadata, empty, flip_bits, flip_a_bit_of_the_weights])
+@pytest.mark.parametrize(
+    "damage", first_fast([flip_a_bit_of_the_weights, truncate_data, remove_metadata, empty, flip_bits], fast=2)
+)
 def test_a_damaged_newest_checkpoint_is_said_and_the_one_before_goes_on(copy, finished, capsys, damage) -> None:
     damage(copy / CHECKPOINTS / "6")
     results = train(tiny_config(**THREE), copy)
@@ -144,7 +147,9 @@ def test_metrics_of_what_was_set_aside_are_nobodys(copy) -> None:
     assert (aside / "metrics" / "metrics").exists()
 
 
-@pytest.mark.parametrize("content", ["", '{"mi', "[]", '{"miou": "high"}', f'{{"miou": {10**400}}}', '{"miou": NaN}'])
+@pytest.mark.parametrize(
+    "content", first_fast(['{"miou": NaN}', "", '{"mi', "[]", '{"miou": "high"}', f'{{"miou": {10**400}}}'])
+)
 def test_damaged_metrics_are_computed_again(copy, finished, content) -> None:
     (copy / CHECKPOINTS / "6" / "metrics" / "metrics").write_text(content)
     with pytest.raises(UserError, match=r"6/metrics/metrics: is damaged .*; remove the folder"):
@@ -158,7 +163,7 @@ def test_damaged_metrics_are_computed_again(copy, finished, content) -> None:
 # The disk.
 
 
-@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EROFS])
+@pytest.mark.parametrize("error", first_fast([errno.ENOSPC, errno.EROFS]))
 def test_a_disk_that_takes_no_more_is_a_line_and_keeps_what_is_there(tmp_path, monkeypatch, error) -> None:
     import orbax.checkpoint as ocp
 
@@ -177,7 +182,7 @@ def test_a_disk_that_takes_no_more_is_a_line_and_keeps_what_is_there(tmp_path, m
     assert run_training(tmp_path, tiny_config())["step"] == 6
 
 
-@pytest.mark.parametrize("part", ["", "checkpoints", "pictures"])
+@pytest.mark.parametrize("part", first_fast(["checkpoints", "", "pictures"]))
 def test_a_run_directory_that_vanishes_is_a_line(tmp_path, monkeypatch, part) -> None:
     report, workdir = run_module.report, tmp_path / "run"
 
@@ -195,7 +200,7 @@ def test_a_run_directory_that_vanishes_is_a_line(tmp_path, monkeypatch, part) ->
     assert not (workdir / part / CHECKPOINTS).exists() and not (workdir / CHECKPOINTS).exists()
 
 
-@pytest.mark.parametrize("part", ["_jsonl", "_events._records._writer"])
+@pytest.mark.parametrize("part", first_fast(["_jsonl", "_events._records._writer"]))
 def test_a_disk_that_fills_up_under_the_record_is_a_line(tmp_path, part) -> None:
     """So it is in the step that meets it; both files are closed, and closing them, which writes again, adds nothing."""
     writers = Writers(tmp_path, start=0, steps=1, console=quiet())

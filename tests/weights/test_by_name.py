@@ -226,10 +226,8 @@ def test_every_entry_is_complete():
 COCO = [name for name in published.TORCHVISION if name.endswith("_coco")]
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=() if name.startswith("lraspp") else pytest.mark.slow) for name in COCO],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COCO)
 def test_a_published_network_of_torchvision(name, monkeypatch, tmp_path):
     """The real names and shapes, generated values: every tensor is used, and none is missing."""
     entry = PUBLISHED[f"torchvision/{name}"]

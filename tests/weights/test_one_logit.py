@@ -23,6 +23,7 @@ from deeplab_jax.weights.export_state_dict import export_state_dict
 from deeplab_jax.weights.folder import MODEL_FILE, flatten_variables, load, save
 from deeplab_jax.weights.importers import smp, torchvision
 from deeplab_jax.weights.tensor_map import TORCH, their_name
+from tests.support.params import first_fast
 from tests.support.tiny import MadeUp, make_variables, tiny_models
 from tests.weights.importers import golden
 
@@ -41,7 +42,7 @@ def made():
         yield model, make_variables(model)
 
 
-@pytest.mark.parametrize(("name", "classifier", "stride", "size"), GOLDEN)
+@pytest.mark.parametrize(("name", "classifier", "stride", "size"), first_fast(GOLDEN))
 def test_predictions_are_the_peers(name, classifier, stride, size) -> None:
     """The logit of one class of the peer's own network is that of a network whose classifier has only this row."""
     row = 7
