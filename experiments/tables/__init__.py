@@ -32,6 +32,7 @@ NAMES = (
     "extra_seeds",
     "extra_parts",
     "extra_recipes",
+    "extra_noise",
 )
 TABLES: dict[str, Table] = {name: import_module(f"{__name__}.{name}").TABLE for name in NAMES}
 
