@@ -29,6 +29,7 @@ from experiments.benchmarks import (
     memory,
     paper,
     pipeline,
+    profile,
     remat,
     report,
     training,
@@ -48,6 +49,7 @@ PARTS: dict[str, Callable[[Session], None]] = {
     "memory": memory.measure,
     "remat": remat.measure,
     "growth": growth.measure,
+    "profile": profile.measure,
     "paper": paper.measure,
 }
 CHILDREN: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {

@@ -279,6 +279,13 @@ def _growth(rows: Mapping[str, Any]) -> Lines:
         yield f"time grows as a power, {name}", ", ".join(powers)
 
 
+def _profile(rows: Mapping[str, Any]) -> Lines:
+    for name, row in rows.items():
+        total = sum(row["by_kind"].values())
+        shares = ", ".join(f"{kind} {value / total:.0%}" for kind, value in row["by_kind"].items())
+        yield f"where time goes, {name}", f"{row['images_per_second']:.1f} images/s: {shares}"
+
+
 DESCRIPTIONS: dict[str, Callable[[Mapping[str, Any]], Lines]] = {
     "limits": _limits,
     "lowerings": _lowerings,
@@ -289,6 +296,7 @@ DESCRIPTIONS: dict[str, Callable[[Mapping[str, Any]], Lines]] = {
     "memory": _memory,
     "remat": _remat,
     "growth": _growth,
+    "profile": _profile,
 }
 
 

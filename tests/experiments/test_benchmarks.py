@@ -17,11 +17,12 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
+from deeplab_jax.analysis.program_text import read_program
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.segmenter import abstract_variables
 from deeplab_jax.ops.atrous import conv2d
 from experiments.benchmarks import __main__ as benchmarks
-from experiments.benchmarks import growth, lowerings, machine, memory, networks, paper, report
+from experiments.benchmarks import growth, lowerings, machine, memory, networks, paper, profile, report
 from experiments.benchmarks.children import run_child
 from experiments.benchmarks.session import Session, read_results
 from experiments.benchmarks.timing import Race, first_line, race, ratio, statistics, summarize
@@ -467,6 +468,21 @@ def test_each_machine_has_a_file_of_its_own(tmp_path, monkeypatch, capsys) -> No
 def test_a_child_that_fails_says_why() -> None:
     with pytest.raises(RuntimeError, match="KeyError: 'nothing'"):
         run_child("nothing", {})
+
+
+def test_times_of_a_step_are_summed_by_what_asked_for_them() -> None:
+    lines = ("dot.1", "dot", "norm/batch/reduce_sum"), ("sum.1", "fusion", "backbone/stem/norm/batch/reduce_sum")
+    product = ("dot.2", "dot", "backbone/stem/conv/jit(convolve)/dot_general")
+    loop = ("while.1", "while", "backbone/stem/conv/while")
+    text = "ENTRY %main () -> f32[] {\n"
+    for name, opcode, asked in (*lines, product, loop, ("add.1", "add", "add")):
+        text += f'  %{name} = f32[4]{{0}} {opcode}(%x), metadata={{op_name="jit(step)/jvp(Segmenter.f)/{asked}"}}\n'
+    times = {"dot.1": 1.0, "sum.1": 2.0, "dot.2": 10.0, "while.1": 100.0, "add.1": 0.5, "another program": 7.0}
+    assert profile.sum_by_kind(read_program(text + "}\n"), times) == {
+        "products of convolutions": 10.0,
+        "sums of batch norm": 3.0,
+        "other": 0.5,
+    }
 
 
 @pytest.mark.slow
