@@ -81,6 +81,11 @@ def evaluation_file(workdir: Path, key: str) -> Path:
     return workdir / "evaluations" / f"{key}.json"
 
 
+def evaluation_counts(workdir: Path, key: str) -> Path:
+    """Return where a run directory keeps what the evaluation counted on every image."""
+    return evaluation_file(workdir, key).with_suffix(".npz")
+
+
 def ask(tables: Sequence[Table], names: Iterable[str], regime: Regime, settings: Settings, seeds: int) -> list[Asked]:
     """Resolve the rows of tables.
 

@@ -45,6 +45,24 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Claim:
+    """What a paper says of two rows of a table: one is better than the other.
+
+    Attributes:
+      says: the claim, for a reader.
+      better, worse: cells of the two rows.
+      measure: key of `MEASURES` by which it is better.
+      paper: the difference in the paper, in points, where its rows have no numbers; 0: that of their numbers.
+    """
+
+    says: str
+    better: tuple[Cell, ...]
+    worse: tuple[Cell, ...]
+    measure: str = "miou"
+    paper: float = 0.0
+
+
+@dataclass(frozen=True)
 class Table:
     """A table or figure of a paper, or one that the papers lack.
 
@@ -56,7 +74,7 @@ class Table:
       rows: in the paper's order.
       measures: keys of `MEASURES`.
       data: in the papers' own regime, "voc" or "cityscapes".
-      facts: numbers of the paper that belong to no single row.
+      claims: what the paper's text says of its rows.
     """
 
     name: str
@@ -66,7 +84,7 @@ class Table:
     rows: tuple[Row, ...]
     measures: tuple[str, ...] = ("miou",)
     data: str = "voc"
-    facts: Mapping[str, float] = field(default_factory=dict)
+    claims: tuple[Claim, ...] = ()
 
     def words(self, row: Row) -> list[str]:
         """Return what a reader calls a row's cells: texts as they are, numbers behind their column's name, and the
@@ -88,6 +106,11 @@ class Table:
     def named_rows(self) -> dict[str, Row]:
         """Return the rows by name."""
         return {self.row_name(row): row for row in self.rows}
+
+    def difference(self, claim: Claim) -> float:
+        """Return by how many points the paper's better row is better."""
+        rows = {row.cells: row.paper for row in self.rows}
+        return claim.paper or rows[claim.better][claim.measure] - rows[claim.worse][claim.measure]
 
     def close(self, row: Row) -> bool:
         """Whether another row's mIoU lies within `CLOSE` points of this one's in the paper."""
