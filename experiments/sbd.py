@@ -12,6 +12,7 @@ import argparse
 import shutil
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -60,18 +61,18 @@ def augment(sbd: Path, voc: Path) -> int:
     for name in sorted(names - val):
         target = voc / "SegmentationClassAug" / f"{name}.png"
         if not target.exists():
-            official = voc / "SegmentationClass" / f"{name}.png"
-            write_whole(target, lambda fresh, name=name, official=official: _write(fresh, name, official, sbd))
+            official, own_file = voc / "SegmentationClass" / f"{name}.png", sbd / "cls" / f"{name}.mat"
+            write_whole(target, partial(_write, official=official, file=own_file))
     listed = voc / LISTS / "trainaug.txt"
     write_whole(listed, lambda fresh: fresh.write_text("".join(f"{name}\n" for name in sorted(names - val)), "utf-8"))
     return len(names - val)
 
 
-def _write(fresh: Path, name: str, official: Path, sbd: Path) -> None:
+def _write(fresh: Path, *, official: Path, file: Path) -> None:
     if official.is_file():
         shutil.copyfile(official, fresh)
     else:
-        write_mask(fresh, read_sbd(sbd / "cls" / f"{name}.mat"), VOC.palette)
+        write_mask(fresh, read_sbd(file), VOC.palette)
 
 
 def read_sbd(file: Path) -> np.ndarray:
@@ -80,10 +81,10 @@ def read_sbd(file: Path) -> np.ndarray:
     Raises:
       UserError: it is missing or damaged, or holds no classes of VOC.
     """
+    if not file.is_file():
+        raise UserError(f"{file}: it is not there; give --sbd the folder dataset of SBD's archive")
     try:
         ids = loadmat(file)["GTcls"][0, 0]["Segmentation"]
-    except FileNotFoundError:
-        raise UserError(f"{file}: it is not there; give --sbd the folder dataset of SBD's archive") from None
     except Exception as error:
         raise UserError(f"{file}: cannot be read ({type(error).__name__}: {error}); unpack the archive anew") from None
     if ids.ndim != 2 or ids.dtype.kind not in "ui" or not ids.size or ids.max() >= VOC.num_classes:

@@ -7,6 +7,7 @@ of accuracy. A few pictures are drawn. All other files are links to them, so the
 import io
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -68,7 +69,8 @@ def voc(folder: Path, share: float) -> None:
 
 def cityscapes(folder: Path, share: float) -> None:
     """Write Cityscapes' fine annotations; see `voc`."""
-    ids_of = np.array([stored for stored, train_id in CITYSCAPES.value_map if train_id != IGNORE_LABEL], np.uint8)
+    table = CITYSCAPES.value_map or ()
+    ids_of = np.array([stored for stored, train_id in table if train_id != IGNORE_LABEL], np.uint8)
     names = [
         f"{split}/city{number % 18:02d}/city{number % 18:02d}_{number:06d}_000019"
         for split, count in CITIES.items()
@@ -103,7 +105,7 @@ def link_all(
     for number, files in enumerate(pictures):
         own = {pattern: drawn / f"{number}{Path(pattern).suffix}{index}" for index, pattern in enumerate(files)}
         for pattern, data in files.items():
-            write_whole(own[pattern], lambda fresh, data=data: fresh.write_bytes(data))
+            write_whole(own[pattern], partial(Path.write_bytes, data=data))
         sources.append(own)
     for number, name in enumerate(names):
         for pattern, source in sources[number % len(sources)].items():

@@ -57,11 +57,11 @@ def write_counts(file: Path, counts: Counts) -> None:
       UserError: the file cannot be written.
     """
     fitting = next((kind for kind in SMALLEST if counts.union.max(initial=0) <= np.iinfo(kind).max), np.int64)
-    arrays = {"right": counts.right.astype(fitting), "union": counts.union.astype(fitting)}
+    right, union = counts.right.astype(fitting), counts.union.astype(fitting)
 
     def write(fresh: Path) -> None:
         with fresh.open("wb") as stream:
-            np.savez_compressed(stream, names=np.array(counts.names, np.str_), **arrays)
+            np.savez_compressed(stream, names=np.array(counts.names, np.str_), right=right, union=union)
 
     write_whole(file, write)
 
