@@ -101,7 +101,7 @@ def ask(tables: Sequence[Table], names: Iterable[str], regime: Regime, settings:
     for table in tables:
         for name, row in table.named_rows().items():
             if not chosen or name in chosen:
-                count = seeds or regime.seeds.get(table.name, regime.close_seeds if table.close(row) else 1)
+                count = seeds or regime.trainings(table, row)
                 resolved = None if row.compute else resolve(row, table, regime, settings)
                 asked.append(Asked(table, row, resolved, tuple(range(count))))
     return asked

@@ -12,8 +12,6 @@ from typing import Any
 Cell = str | int | float | bool
 Changes = Mapping[str, Any]
 
-CLOSE = 2.0  # points of mIoU; a difference that one training each says little of
-
 # What a row may be measured by, with the heading of its column. Values are in percent, multiply-adds in 10^9.
 MEASURES: dict[str, str] = {
     "miou": "mIoU",
@@ -112,11 +110,10 @@ class Table:
         rows = {row.cells: row.paper for row in self.rows}
         return claim.paper or rows[claim.better][claim.measure] - rows[claim.worse][claim.measure]
 
-    def close(self, row: Row) -> bool:
-        """Whether another row's mIoU lies within `CLOSE` points of this one's in the paper."""
-        own = row.paper.get("miou")
-        others = (other.paper.get("miou") for other in self.rows if other is not row)
-        return own is not None and any(other is not None and abs(other - own) < CLOSE for other in others)
+    def at_stake(self, row: Row) -> float | None:
+        """Return the smallest difference in the paper of a claim that is about this row; None where there is none."""
+        own = (self.difference(claim) for claim in self.claims if row.cells in (claim.better, claim.worse))
+        return min(own, default=None)
 
 
 def _slug(text: str) -> str:
