@@ -169,6 +169,7 @@ def call(*words: str) -> None:
         code = process.wait()
     finally:
         process.kill()
+        process.wait()
     if code:
         raise UserError(f"{words[0]} ended with code {code}; see what it said above")
 

@@ -31,6 +31,7 @@ NAMES = (
     "extra_loss",
     "extra_seeds",
     "extra_parts",
+    "extra_rates",
 )
 TABLES: dict[str, Table] = {name: import_module(f"{__name__}.{name}").TABLE for name in NAMES}
 

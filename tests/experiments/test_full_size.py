@@ -133,6 +133,7 @@ THIN = (
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("name", "share", "size"), [("voc", "0.003", (513, 513)), ("cityscapes", "0.001", (1025, 2049))]
 )
