@@ -108,7 +108,8 @@ def comparisons(found: Sequence[Verdict]) -> str:
     kept = sum(map(all, zip(decided, holm([one.p for one in tested if one.p is not None]), strict=True)))
     counts = ", ".join(f"{sum(one.word == word for one in found)} {word}" for word in (HOLDS, REFUTED, UNDECIDED))
     text = f"{len(run)} comparisons: {counts}"
-    text += f"; {len(found) - len(run)} claims need a row that was not run" if len(run) < len(found) else ""
+    if left := len(found) - len(run):
+        text += f"; {left} {'claims need' if left > 1 else 'claim needs'} a row that was not run"
     text += f". {len(tested)} have several trainings; Holm's correction for so many leaves"
     return f"{text} {kept} of the {sum(decided)} decided."
 
