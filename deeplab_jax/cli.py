@@ -154,6 +154,7 @@ def add_inference_verbs(verb: Verb) -> None:
     evaluate.add_argument(
         "--bootstrap", type=int, metavar="N", help="such as 1000: 95%% intervals by so many resamples"
     )
+    evaluate.add_argument("--per_image", action="store_true", default=None, help="the counts of every image too")
     add_inference_flags(evaluate)
     add_distributed_flag(evaluate)
 

@@ -15,7 +15,7 @@ USER_ERROR = 2
 INTERRUPTED = 130
 PREEMPTED = 75  # EX_TEMPFAIL, after SIGTERM: a scheduler may start the same command again, and nothing is lost.
 INFERENCE_FLAGS = ("mode", "output_stride", "scales", "flip", "window", "overlap", "blend", "crf", "threshold")
-METRIC_FLAGS = ("trimap", "boundary", "calibration", "bootstrap")
+METRIC_FLAGS = ("trimap", "boundary", "calibration", "bootstrap", "per_image")
 
 
 def fail(message: str) -> int:

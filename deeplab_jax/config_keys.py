@@ -245,6 +245,7 @@ class Protocol:
     boundary: bool = key(False, free=True)  # Boundary IoU and boundary F-score too
     calibration: bool = key(False, free=True)  # how often probabilities are right, too
     bootstrap: int = key(0, 0, 100_000, free=True)  # resamples of the images for intervals of the metrics, such as 1000
+    per_image: bool = key(False, free=True)  # the counts of every image too
 
 
 @dataclass(frozen=True)

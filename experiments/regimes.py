@@ -20,9 +20,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from configs.camvid import SQRT_MEDIAN_FREQUENCY
-from experiments.tables import Row
+from experiments.tables import Row, Table
 
 PAPER_CROP = 513
+CLOSE = 1.0  # points of mIoU
 MULTI_GRID = "model.options.multi_grid"
 
 Limits = Mapping[tuple[str, Any], str]
@@ -74,8 +75,9 @@ class Regime:
       steps: of a training; 0 leaves them to the configuration.
       batch: factor of the papers' batch sizes.
       rates: by which the papers' atrous rates are divided, so that they fit the smaller maps.
-      seeds: of a table's rows, where it is not one.
-      close_seeds: the same of rows that the paper puts close to another one of their table (`Table.close`).
+      seeds: of a table's rows, where claims do not set their number.
+      claim_seeds: of rows that a claim of the paper is about.
+      close_seeds: of those that a claim of less than `CLOSE` points is about.
       class_weights: what "balanced" means for its data; empty: not known.
       overrides: of the configuration files, as on a command line.
       pretraining: steps of a plain network that is trained first, on the regime's own data. Rows without given weights
@@ -88,6 +90,7 @@ class Regime:
     batch: float
     rates: int
     seeds: Mapping[str, int] = field(default_factory=dict)
+    claim_seeds: int = 1
     close_seeds: int = 1
     class_weights: tuple[float, ...] = ()
     overrides: tuple[str, ...] = ()
@@ -96,6 +99,13 @@ class Regime:
     def network(self, model: str) -> Network:
         """Return what stands for a model of the papers, given as `<architecture>_<backbone>`."""
         return self.networks[model] if model in self.networks else self.networks[model.split("_", 1)[1]]
+
+    def trainings(self, table: Table, row: Row) -> int:
+        """Return how many trainings a row has."""
+        points = table.at_stake(row)
+        if table.name in self.seeds or points is None:
+            return self.seeds.get(table.name, 1)
+        return self.close_seeds if points < CLOSE else self.claim_seeds
 
     def why_not(self, row: Row) -> str:
         """Return why a row cannot be run here, "" where it can or takes no network."""
@@ -160,7 +170,9 @@ REGIMES: dict[str, Regime] = {
         steps=150,
         batch=0.5,
         rates=3,
-        seeds={"v3_table5": 3, "v3plus_table1": 3, "v3plus_table2": 3, "extra_seeds": 5},
+        seeds={"extra_seeds": 5, "extra_noise": 5},
+        claim_seeds=3,
+        close_seeds=5,
         # Of `check-data --config configs/scenes.py --split train --limit 400`.
         class_weights=(0.506, 1.023, 1.000, 0.773, 0.650, 1.676, 1.731, 0.676, 1.199),
         overrides=("--config.optimizer.learning_rate=0.01",),
@@ -189,7 +201,8 @@ REGIMES: dict[str, Regime] = {
         steps=300,
         batch=0.5,
         rates=1,
-        seeds={"extra_seeds": 5},
+        seeds={"extra_seeds": 5, "extra_recipes": 2},
+        claim_seeds=3,
         close_seeds=3,
         class_weights=SQRT_MEDIAN_FREQUENCY,
     ),

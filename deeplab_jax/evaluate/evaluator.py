@@ -162,7 +162,7 @@ class Tally:
         self._protocol, self._model = protocol, model
         self._counts = no_counts(model, wanted(protocol))
         self._sizes: set[Size] = set()
-        self._per_image = PerImage(model.label_classes, bootstrap=protocol.bootstrap)
+        self._per_image = PerImage(model.label_classes, bootstrap=protocol.bootstrap, every=protocol.per_image)
         self._contours = Contours(model.label_classes) if protocol.boundary else None
         self._bands: Trimap | None = None
         if protocol.trimap:

@@ -48,10 +48,11 @@ class PerImage:
     Args:
       num_classes: K.
       bootstrap: number of resamples; 0: none.
+      every: whether the results hold the counts of every image.
     """
 
-    def __init__(self, num_classes: int, *, bootstrap: int = 0) -> None:
-        self._num_classes, self._bootstrap = num_classes, bootstrap
+    def __init__(self, num_classes: int, *, bootstrap: int = 0, every: bool = False) -> None:
+        self._num_classes, self._bootstrap, self._every = num_classes, bootstrap, every
         self._rows: list[tuple[str, np.ndarray]] = []
 
     def add(self, name: str, label: np.ndarray, predicted: np.ndarray) -> None:
@@ -65,11 +66,16 @@ class PerImage:
         counts = np.array([row[1] for row in rows], np.int64).reshape(-1, 3, self._num_classes)
         mious = np.array([nanmean(of_classes) for of_classes in ious(counts)])
         known = sorted((miou, name) for miou, (name, _) in zip(mious.tolist(), rows, strict=True) if not np.isnan(miou))
-        per_image = {
+        per_image: dict[str, Any] = {
             "miou": mean_known(miou for miou, _ in known),
             "images": len(known),
             "worst": [{"name": name, "miou": miou} for miou, name in known[:WORST]],
         }
+        if self._every:
+            per_image["every"] = [
+                {"name": name, **dict(zip(("right", "labelled", "predicted"), of_image.tolist(), strict=True))}
+                for (name, _), of_image in zip(rows, counts, strict=True)
+            ]
         if not self._bootstrap:
             return {"per_image": per_image}
         return {"per_image": per_image, "bootstrap": intervals(counts, mious, labels, samples=self._bootstrap)}

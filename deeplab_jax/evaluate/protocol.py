@@ -67,6 +67,7 @@ class Protocol:
       boundary: whether to evaluate the outlines of the classes too: Boundary IoU and boundary F-score, see `contours`.
       calibration: whether to count the probabilities too: how often those of each size are right, see `calibration`.
       bootstrap: number of resamples of the images from which intervals of the metrics come; 0: none. See `per_image`.
+      per_image: whether to keep the counts of every image, from which other statistics can be made.
 
     Sequences of any kind become tuples.
 
@@ -91,6 +92,7 @@ class Protocol:
     boundary: bool = False
     calibration: bool = False
     bootstrap: int = 0
+    per_image: bool = False
 
     def __post_init__(self) -> None:
         for key, choices in (("mode", MODES), ("blend", BLENDS), ("trimap_around", get_args(Around))):
@@ -264,5 +266,6 @@ _RULES: dict[str, tuple[Callable[[Any], Any], str]] = {
     "boundary": (_flag, "true or false"),
     "calibration": (_flag, "true or false"),
     "bootstrap": (_samples, f"a number of resamples such as 1000, up to {MOST_SAMPLES}, or 0 for none"),
+    "per_image": (_flag, "true or false"),
 }
 DEFAULT = Protocol()

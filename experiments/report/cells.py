@@ -1,4 +1,6 @@
-"""The cells of a table, for Markdown and HTML alike: the paper's columns, then paper, ours, difference and spread."""
+"""The cells of a table, for Markdown and HTML alike: the paper's columns, then paper, ours, difference and spread. And
+those of a claim: the paper's difference, ours, the intervals and the verdict.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,7 +8,8 @@ from statistics import mean
 
 from deeplab_jax.provenance import short
 from experiments.report.gather import RowResult, TableResult, Training
-from experiments.report.trend import trend
+from experiments.report.intervals import Interval
+from experiments.report.verdicts import Verdict
 from experiments.tables.table import MEASURES, Cell
 
 
@@ -48,11 +51,25 @@ def cells(result: TableResult, one: RowResult) -> list[Shown]:
     return found
 
 
+VERDICT_HEADINGS = ("the paper says", "verdict", "paper", "ours", "over trainings", "over images", "trainings")
+
+
+def verdict_cells(one: Verdict) -> list[Shown]:
+    """Return a claim's cells, in the order of `VERDICT_HEADINGS`."""
+    return [
+        Shown(one.claim.says),
+        Shown(one.word),
+        _number(one.paper, sign="+"),
+        _number(one.ours, sign="+"),
+        _interval(one.seeds),
+        _interval(one.images),
+        Shown(str(len(one.differences)), len(one.differences)) if one.differences else EMPTY,
+    ]
+
+
 def provenance(result: TableResult) -> list[str]:
-    """Return sentences on the order of the rows beside the paper's, on what was trained, what sets the rows apart from
-    the paper's, and what else the paper says.
-    """
-    lines = [trend(result)] if trend(result) else []
+    """Return sentences on what was trained, and on what sets the rows apart from the paper's."""
+    lines = []
     trainings, pretrainings = list(result.trainings().values()), list(result.pretrainings().values())
     if trainings:
         commits = dict.fromkeys(short(commit) for training in trainings for commit in training.commits)
@@ -63,7 +80,7 @@ def provenance(result: TableResult) -> list[str]:
     if networks := dict.fromkeys(row.network for row in result.rows if row.network):
         lines.append(f"Networks here: {', '.join(networks)}.")
     lines += dict.fromkeys(f"{note[:1].upper()}{note[1:]}." for row in result.rows for note in row.notes)
-    return lines + [f"The paper: {fact} {value}." for fact, value in result.table.facts.items()]
+    return lines
 
 
 def _compares(result: TableResult, name: str) -> bool:
@@ -107,6 +124,10 @@ def _spread(values: Sequence[float]) -> Shown:
         return Shown("one seed" if values else "")
     low, high = min(values), max(values)
     return Shown(f"{low:.2f} to {high:.2f}, {len(values)} seeds", high - low)
+
+
+def _interval(value: Interval | None) -> Shown:
+    return EMPTY if value is None else Shown(f"{value.low:+.2f} to {value.high:+.2f}", value.low)
 
 
 def _effort(trainings: Sequence[Training]) -> str:

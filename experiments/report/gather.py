@@ -25,6 +25,7 @@ class Training:
       seconds: of the steps.
       commits: of the code that trained and evaluated.
       evaluating: seconds that the row's evaluation took.
+      seed: of the training.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Training:
     seconds: float
     commits: tuple[str, ...]
     evaluating: float = 0.0
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -74,15 +76,14 @@ class TableResult:
       table: as data.
       regime: name of the regime.
       rows: the table's, in its order.
-      seed_distance: the widest range over seeds of any row of the regime, in points of mIoU; None where no row has
-        several seeds.
+      folder: the regime's, with what each image counts.
       logged: what the regime's trainings logged, by their names.
     """
 
     table: Table
     regime: str
     rows: tuple[RowResult, ...]
-    seed_distance: float | None = None
+    folder: Path = Path()
     logged: Mapping[str, Records] = field(default_factory=dict)
 
     @property
@@ -131,7 +132,6 @@ def read_tables(results: Path, regimes: Sequence[str]) -> tuple[list[TableResult
     remarks: list[str] = []
     for name in regimes or REGIMES:
         found = _pool_seeds([_read_table(table, REGIMES[name], results / name, remarks) for table in TABLES.values()])
-        distance = _seed_distance(row for one in found for row in one.rows)
         if not any(row.trainings for one in found for row in one.rows):
             if regimes:
                 raise UserError(
@@ -141,7 +141,7 @@ def read_tables(results: Path, regimes: Sequence[str]) -> tuple[list[TableResult
         logged = _read_trainings(results / name, remarks)
         known = {one.table.name for one in tables if one.computed}
         tables += [
-            replace(_pair_seeds(one), seed_distance=distance, logged=logged)
+            replace(_pair_seeds(one), folder=results / name, logged=logged)
             for one in found
             if any(row.trainings for row in one.rows) or (one.computed and one.table.name not in known)
         ]
@@ -219,6 +219,7 @@ def _row_result(
                     entry["seconds"]["training"],
                     entry["commits"],
                     entry["seconds"]["evaluation"],
+                    entry["seed"],
                 )
                 for entry in content["seeds"]
             ),
@@ -288,12 +289,7 @@ def _pretraining(about: Mapping[str, Any] | None) -> Training | None:
 
 
 def _training(
-    config: Mapping[str, Any], name: str, seconds: Any, commits: Iterable[str], evaluating: Any = 0.0
+    config: Mapping[str, Any], name: str, seconds: Any, commits: Iterable[str], evaluating: Any = 0.0, seed: int = 0
 ) -> Training:
     steps, batch = (int(config["train"][key]) for key in ("steps", "batch_size"))
-    return Training(name, steps, batch, float(seconds), tuple(commits), float(evaluating))
-
-
-def _seed_distance(rows: Iterable[RowResult]) -> float | None:
-    several = (values for row in rows if len(values := row.values.get("miou", ())) > 1)
-    return max((max(values) - min(values) for values in several), default=None)
+    return Training(name, steps, batch, float(seconds), tuple(commits), float(evaluating), seed)

@@ -4,20 +4,33 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from experiments.output import Section, escape, markdown_table
-from experiments.report.cells import cells, cost, headings, provenance
+from experiments.report.cells import VERDICT_HEADINGS, cells, cost, headings, provenance, verdict_cells
 from experiments.report.gather import TableResult
+from experiments.report.verdicts import RULE, Verdict, all_verdicts, comparisons
 
 SECTION = Section("<!-- tables:begin -->", "<!-- tables:end -->")
 
 
 def tables(results: Sequence[TableResult]) -> str:
-    """Return all tables, those of a regime folded away: many rows stand between a reader and what follows."""
-    parts = []
-    for regime, group in groupby(results, key=lambda result: result.regime):
-        own = list(group)
+    """Return the verdicts on the papers' claims, then all tables. Those of a regime are folded away: many rows stand
+    between a reader and what follows.
+    """
+    regimes = [(regime, list(group)) for regime, group in groupby(results, key=lambda result: result.regime)]
+    parts = [RULE]
+    for regime, own in regimes:
+        if found := all_verdicts(own):
+            summary = f"<details>\n<summary>Verdicts at {regime}. {comparisons(found)}</summary>"
+            parts += [summary, verdict_table(found), "</details>"]
+    for regime, own in regimes:
         summary = f"<details>\n<summary>Tables at {regime}: {len(own)} ({cost(own)})</summary>"
         parts += [summary, *map(table, own), "</details>"]
     return "\n\n".join(parts)
+
+
+def verdict_table(found: Sequence[Verdict]) -> str:
+    """Return what the papers say of their rows, and what became of it."""
+    rows = ([f"`{one.result.table.name}`", *(escape(cell.text) for cell in verdict_cells(one))] for one in found)
+    return markdown_table(("table", *VERDICT_HEADINGS), rows, numbers=5)
 
 
 def table(result: TableResult) -> str:

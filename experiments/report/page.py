@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deeplab_jax.evaluate.page import templates
-from experiments.report.cells import cells, headings, provenance
+from experiments.report.cells import VERDICT_HEADINGS, cells, headings, provenance, verdict_cells
 from experiments.report.gather import RowResult, TableResult
 from experiments.report.pictures import Pictures
+from experiments.report.verdicts import RULE, all_verdicts, comparisons, verdicts
 
 HERE = Path(__file__).parent
 MEDIA_TYPES = {".png": "image/png", ".jpg": "image/jpeg"}
@@ -37,11 +38,15 @@ def page(sections: Sequence[Section]) -> str:
     """Return the page, with style, script and pictures in it."""
     environment = templates(HERE)
     functions = {"cells": cells, "headings": headings, "provenance": provenance, "same_images": same_images}
+    functions |= {"verdicts": verdicts, "verdict_cells": verdict_cells, "all_verdicts": all_verdicts}
+    functions |= {"comparisons": comparisons}
     environment.globals |= {**functions, "png": lambda data: data_uri(data, ".png"), "embedded": embedded}
     return environment.get_template("page.html").render(
         style=(HERE / "report.css").read_text(encoding="utf-8"),
         script=(HERE / "report.js").read_text(encoding="utf-8"),
         sections=sections,
+        rule=RULE,
+        verdict_headings=VERDICT_HEADINGS,
     )
 
 

@@ -27,8 +27,9 @@ from deeplab_jax.files import locked
 from deeplab_jax.provenance import git_commit, short
 from deeplab_jax.train.signals import Interrupted, stop_on_signals
 from experiments.regimes import REGIMES, Regime
-from experiments.report.cells import hours, provenance
+from experiments.report.cells import hours, provenance, verdict_cells
 from experiments.report.gather import table_result
+from experiments.report.verdicts import verdicts
 from experiments.run import view
 from experiments.run.execute import check_data, end_with_parent, run_jobs, work
 from experiments.run.launchers import Launcher, Local, Slurm, keep_to_cores
@@ -242,9 +243,11 @@ def show(console: Console, tables: Sequence[Table], regime: Regime, asked: Seque
         contents = {table.row_name(one.row): found for one in own if (found := store.collect(one)) is not None}
         remarks: list[str] = []
         result = table_result(replace(table, rows=tuple(one.row for one in own)), regime, contents, remarks)
+        result = replace(result, folder=store.out)
         console.print(f"\n{table.name}: {table.title}\n{table.source}", highlight=False, markup=False, soft_wrap=True)
         console.print(view.results_table(result))
-        for line in [*remarks, *provenance(result)]:
+        said = (": ".join(cell.text for cell in verdict_cells(one)[:2]) for one in verdicts(result))
+        for line in [*remarks, *provenance(result), *said]:
             console.print(line, highlight=False, markup=False)
     console.print(f"results: {store.out}", highlight=False, soft_wrap=True)
 

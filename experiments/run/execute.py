@@ -30,7 +30,8 @@ from deeplab_jax.weights.folder import CHECKPOINTS, load
 from experiments.output import write_json
 from experiments.run.files import Unreadable, read_json
 from experiments.run.launchers import Launcher, LocalJob, SlurmJob
-from experiments.run.plan import Asked, Job, evaluation_file, weights_name
+from experiments.run.per_image import counts_of, write_counts
+from experiments.run.plan import Asked, Job, evaluation_counts, evaluation_file, weights_name
 from experiments.run.results import EVALUATION, Store
 from experiments.run.view import View, rates
 
@@ -62,6 +63,7 @@ def work(job: Job, runs: Path, *, again: bool) -> None:
         if not missing:
             return
         config = job.config.copy_and_resolve_references()
+        config.evaluate.per_image = True
         if job.pretraining is not None and not _newest_step(workdir):
             config.init, config.init_scope = str(pretrained(job.pretraining, runs, again=again)), "backbone"
         # Trainings of one key differ in nothing that changes the weights.
@@ -116,10 +118,10 @@ def end_with_parent() -> None:
 
 
 def _evaluate(workdir: Path, config: ConfigDict, options: Any) -> Results:
-    """Evaluate the last weights."""
+    """Evaluate the last weights, image by image too."""
     model, variables, _ = load(workdir, checkpoint="newest")
     source = open_split(config, config.data.val_split)
-    protocol, how = split_section(options)
+    protocol, how = split_section({**options, "per_image": True})
     return evaluate(model, variables, source, protocol, split=config.data.val_split, **how)
 
 
@@ -140,6 +142,7 @@ def _key_of(config: ConfigDict, job: Job) -> str:
 
 
 def _write(workdir: Path, key: str, results: Results) -> None:
+    write_counts(evaluation_counts(workdir, key), counts_of(results["per_image"]["every"]))
     commits = sorted({*trained_commits(workdir), git_commit()})
     kept = {name: results[name] for name in (*KEPT, *(["trimap"] if "trimap" in results else []))}
     write_json(evaluation_file(workdir, key), {"commits": commits, **kept})

@@ -81,6 +81,11 @@ def evaluation_file(workdir: Path, key: str) -> Path:
     return workdir / "evaluations" / f"{key}.json"
 
 
+def evaluation_counts(workdir: Path, key: str) -> Path:
+    """Return where a run directory keeps what the evaluation counted on every image."""
+    return evaluation_file(workdir, key).with_suffix(".npz")
+
+
 def ask(tables: Sequence[Table], names: Iterable[str], regime: Regime, settings: Settings, seeds: int) -> list[Asked]:
     """Resolve the rows of tables.
 
@@ -96,7 +101,7 @@ def ask(tables: Sequence[Table], names: Iterable[str], regime: Regime, settings:
     for table in tables:
         for name, row in table.named_rows().items():
             if not chosen or name in chosen:
-                count = seeds or regime.seeds.get(table.name, regime.close_seeds if table.close(row) else 1)
+                count = seeds or regime.trainings(table, row)
                 resolved = None if row.compute else resolve(row, table, regime, settings)
                 asked.append(Asked(table, row, resolved, tuple(range(count))))
     return asked

@@ -1,14 +1,17 @@
 """What is kept of the tables: `OUT/REGIME/TABLE.json`, and what their trainings logged, `OUT/REGIME/trainings.json`.
 
 A table's file holds for each row the paper's values, the keys, the configuration and the protocol, and for every seed
-the metrics, the commit, the versions and the seconds. It is enough by itself: a row that it holds is not run again,
+the metrics, the commit, the versions and the seconds. What each image counts stands in files of its own
+(`experiments.run.per_image`). It is enough by itself: a row that it holds is not run again,
 even where the run directory is gone.
 
 One runner at a time writes, since it locks OUT. Jobs, wherever they run, write into their run directories only.
 """
 
+import filecmp
 import json
 import math
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
@@ -21,6 +24,7 @@ from ml_collections import ConfigDict
 from deeplab_jax.analysis.cost import Counting, multi_view_multiply_adds
 from deeplab_jax.config import to_plain
 from deeplab_jax.errors import UserError
+from deeplab_jax.files import write_whole
 from deeplab_jax.models.catalog import from_description
 from deeplab_jax.train.writers import METRICS_FILE
 from experiments.output import write_json
@@ -38,7 +42,8 @@ from experiments.run.files import (
     state_of,
     training_seconds,
 )
-from experiments.run.plan import Asked, evaluation_file, job_name, weights_name
+from experiments.run.per_image import counts_file
+from experiments.run.plan import Asked, evaluation_counts, evaluation_file, job_name, weights_name
 from experiments.run.resolve import Resolved
 
 RESULTS = "experiments/results/tables"  # unless the user names another folder
@@ -139,6 +144,7 @@ class Store:
         }
         for seed in entries:
             self._records(job_name(one.resolved.training_key, seed), one.resolved.config)
+            self._keep_counts(*one.resolved.keys, seed)
         self._write(one, content)
         return content
 
@@ -223,6 +229,14 @@ class Store:
         name = weights_name(config)
         seconds = training_seconds(self._records(name, config), config.train.batch_size)
         return {"pretraining": {"name": name, "seconds": seconds, "config": to_plain(config)}}
+
+    def _keep_counts(self, training: str, evaluation: str, seed: int) -> None:
+        """Copy what an evaluation counted on every image, where the run directory still has it."""
+        name = job_name(training, seed)
+        found = evaluation_counts(self.runs / name, evaluation)
+        kept = counts_file(self.out, name, evaluation)
+        if found.is_file() and not (kept.is_file() and filecmp.cmp(found, kept, shallow=False)):
+            write_whole(kept, lambda fresh: shutil.copyfile(found, fresh))
 
     @cached_property
     def _trainings(self) -> dict[str, Records]:

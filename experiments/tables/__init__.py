@@ -5,9 +5,9 @@ import runpy
 from importlib import import_module
 
 from deeplab_jax.errors import UserError, did_you_mean
-from experiments.tables.table import Row, Table
+from experiments.tables.table import Claim, Row, Table
 
-__all__ = ["TABLES", "Row", "Table", "find_table"]
+__all__ = ["TABLES", "Claim", "Row", "Table", "find_table"]
 
 NAMES = (
     "v3_table1",
@@ -33,6 +33,7 @@ NAMES = (
     "extra_parts",
     "extra_recipes",
     "extra_noise",
+    "extra_rates",
 )
 TABLES: dict[str, Table] = {name: import_module(f"{__name__}.{name}").TABLE for name in NAMES}
 

@@ -12,8 +12,6 @@ from typing import Any
 Cell = str | int | float | bool
 Changes = Mapping[str, Any]
 
-CLOSE = 2.0  # points of mIoU; a difference that one training each says little of
-
 # What a row may be measured by, with the heading of its column. Values are in percent, multiply-adds in 10^9.
 MEASURES: dict[str, str] = {
     "miou": "mIoU",
@@ -46,6 +44,24 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Claim:
+    """What a paper says of two rows of a table: one is better than the other.
+
+    Attributes:
+      says: the claim, for a reader.
+      better, worse: cells of the two rows.
+      measure: key of `MEASURES` by which it is better.
+      paper: the difference in the paper, in points, where its rows have no numbers; 0: that of their numbers.
+    """
+
+    says: str
+    better: tuple[Cell, ...]
+    worse: tuple[Cell, ...]
+    measure: str = "miou"
+    paper: float = 0.0
+
+
+@dataclass(frozen=True)
 class Table:
     """A table or figure of a paper, or one that the papers lack.
 
@@ -57,7 +73,7 @@ class Table:
       rows: in the paper's order.
       measures: keys of `MEASURES`.
       data: in the papers' own regime, "voc" or "cityscapes".
-      facts: numbers of the paper that belong to no single row.
+      claims: what the paper's text says of its rows.
     """
 
     name: str
@@ -67,7 +83,7 @@ class Table:
     rows: tuple[Row, ...]
     measures: tuple[str, ...] = ("miou",)
     data: str = "voc"
-    facts: Mapping[str, float] = field(default_factory=dict)
+    claims: tuple[Claim, ...] = ()
 
     def words(self, row: Row) -> list[str]:
         """Return what a reader calls a row's cells: texts as they are, numbers behind their column's name, and the
@@ -90,11 +106,15 @@ class Table:
         """Return the rows by name."""
         return {self.row_name(row): row for row in self.rows}
 
-    def close(self, row: Row) -> bool:
-        """Whether another row's mIoU lies within `CLOSE` points of this one's in the paper."""
-        own = row.paper.get("miou")
-        others = (other.paper.get("miou") for other in self.rows if other is not row)
-        return own is not None and any(other is not None and abs(other - own) < CLOSE for other in others)
+    def difference(self, claim: Claim) -> float:
+        """Return by how many points the paper's better row is better."""
+        rows = {row.cells: row.paper for row in self.rows}
+        return claim.paper or rows[claim.better][claim.measure] - rows[claim.worse][claim.measure]
+
+    def at_stake(self, row: Row) -> float | None:
+        """Return the smallest difference in the paper of a claim that is about this row; None where there is none."""
+        own = (self.difference(claim) for claim in self.claims if row.cells in (claim.better, claim.worse))
+        return min(own, default=None)
 
 
 def _slug(text: str) -> str:

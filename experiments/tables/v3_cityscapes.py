@@ -1,7 +1,7 @@
 """DeepLabv3, Table 12: Cityscapes, trained on the fine annotations only."""
 
 from experiments.tables.networks import CITYSCAPES_SCALES, deeplabv3, inference
-from experiments.tables.table import Row, Table
+from experiments.tables.table import Claim, Row, Table
 
 # (evaluation's output stride, multi-scale, flip) -> mIoU
 PAPER = {
@@ -26,4 +26,9 @@ TABLE = Table(
         for (stride, multi_scale, flip), miou in PAPER.items()
     ),
     data="cityscapes",
+    claims=(
+        Claim("evaluation at output stride 8 helps", better=(8, False, False), worse=(16, False, False)),
+        Claim("scales help", better=(8, True, False), worse=(8, False, False)),
+        Claim("the mirrored image helps", better=(8, True, True), worse=(8, True, False)),
+    ),
 )

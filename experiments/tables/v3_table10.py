@@ -1,7 +1,7 @@
 """DeepLabv3, Table 10: output stride in training against evaluation. What fits into memory sets the batch size."""
 
 from experiments.tables.networks import deeplabv3, inference
-from experiments.tables.table import Row, Table
+from experiments.tables.table import Claim, Row, Table
 
 # (output stride in training, in evaluation) -> mIoU
 PAPER = {(8, 16): 74.45, (16, 16): 77.21, (32, 16): 75.9, (8, 8): 75.62, (16, 8): 78.51, (32, 8): 75.75}
@@ -20,5 +20,11 @@ TABLE = Table(
             evaluate=inference(evaluation),
         )
         for (train, evaluation), miou in PAPER.items()
+    ),
+    claims=(
+        Claim("training at output stride 16 is better than at 8", better=(16, 8), worse=(8, 8)),
+        Claim("training at output stride 16 is better than at 32", better=(16, 8), worse=(32, 8)),
+        Claim("after training at 8, evaluation at 8 is better than at 16", better=(8, 8), worse=(8, 16)),
+        Claim("after training at 32, evaluation at 16 is better than at 8", better=(32, 16), worse=(32, 8)),
     ),
 )

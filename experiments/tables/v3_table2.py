@@ -1,7 +1,7 @@
 """DeepLabv3, Table 2: how many blocks the cascade has."""
 
 from experiments.tables.networks import cascade
-from experiments.tables.table import Row, Table
+from experiments.tables.table import Claim, Row, Table
 
 PAPER = {
     "ResNet-50": {4: 64.81, 5: 72.14, 6: 74.29, 7: 73.88},
@@ -18,5 +18,16 @@ TABLE = Table(
         Row((network, block), {"miou": miou}, train=cascade(BACKBONES[network], last_block=block))
         for network, blocks in PAPER.items()
         for block, miou in blocks.items()
+    ),
+    claims=tuple(
+        Claim(f"{network}: {text}", better=(network, better), worse=(network, worse))
+        for network, text, better, worse in (
+            ("ResNet-50", "block5 helps", 5, 4),
+            ("ResNet-50", "block6 helps", 6, 5),
+            ("ResNet-50", "block7 does not help", 6, 7),
+            ("ResNet-101", "block5 helps", 5, 4),
+            ("ResNet-101", "block6 helps", 6, 5),
+            ("ResNet-101", "block7 helps", 7, 6),
+        )
     ),
 )

@@ -1,7 +1,7 @@
 """DeepLabv3, Table 3: multi-grid in the cascade."""
 
 from experiments.tables.networks import cascade
-from experiments.tables.table import Row, Table
+from experiments.tables.table import Claim, Row, Table
 
 PAPER = {
     (1, 1, 1): {4: 68.39, 5: 73.21, 6: 75.34, 7: 75.76},
@@ -20,5 +20,11 @@ TABLE = Table(
         Row((str(grid), block), {"miou": miou}, train=cascade("resnet101", last_block=block, multi_grid=grid))
         for grid, blocks in PAPER.items()
         for block, miou in blocks.items()
+    ),
+    claims=(
+        Claim("multi-grid (1, 2, 4) helps without more blocks", better=("(1, 2, 4)", 4), worse=("(1, 1, 1)", 4)),
+        Claim("multi-grid (1, 2, 1) helps with block7", better=("(1, 2, 1)", 7), worse=("(1, 1, 1)", 7)),
+        Claim("doubled rates (2, 2, 2) do not help", better=("(1, 1, 1)", 7), worse=("(2, 2, 2)", 7)),
+        Claim("more blocks help with multi-grid", better=("(1, 2, 1)", 7), worse=("(1, 2, 1)", 4)),
     ),
 )

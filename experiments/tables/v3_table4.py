@@ -1,7 +1,7 @@
 """DeepLabv3, Table 4: inference of the best cascade of Table 3."""
 
 from experiments.tables.networks import cascade, inference
-from experiments.tables.table import Row, Table
+from experiments.tables.table import Claim, Row, Table
 
 # (evaluation's output stride, multi-scale, flip) -> mIoU
 PAPER = {
@@ -24,5 +24,10 @@ TABLE = Table(
             evaluate=inference(stride, multi_scale=multi_scale, flip=flip),
         )
         for (stride, multi_scale, flip), miou in PAPER.items()
+    ),
+    claims=(
+        Claim("evaluation at output stride 8 helps", better=(8, False, False), worse=(16, False, False)),
+        Claim("scales help", better=(8, True, False), worse=(8, False, False)),
+        Claim("the mirrored image helps", better=(8, True, True), worse=(8, True, False)),
     ),
 )

@@ -1,7 +1,7 @@
 """DeepLabv3, Table 5: what multi-grid, more rates and image-level features are worth to the ASPP."""
 
 from experiments.tables.networks import deeplabv3
-from experiments.tables.table import Row, Table
+from experiments.tables.table import Claim, Row, Table
 
 # (multi-grid, rates, image pooling) -> mIoU
 PAPER = {
@@ -24,5 +24,14 @@ TABLE = Table(
             train=deeplabv3(multi_grid=grid, rates=rates, image_pooling=pooling),
         )
         for (grid, rates, pooling), miou in PAPER.items()
+    ),
+    claims=tuple(
+        Claim(text, better=(str(grid), str(rates), pooling), worse=(str(to_grid), str(to_rates), False))
+        for text, (grid, rates, pooling), (to_grid, to_rates) in (
+            ("multi-grid (1, 2, 1) helps", ((1, 2, 1), (6, 12, 18), False), ((1, 1, 1), (6, 12, 18))),
+            ("multi-grid (1, 2, 4) is better still", ((1, 2, 4), (6, 12, 18), False), ((1, 2, 1), (6, 12, 18))),
+            ("a fourth rate does not help", ((1, 2, 4), (6, 12, 18), False), ((1, 2, 4), (6, 12, 18, 24))),
+            ("image-level features help", ((1, 2, 4), (6, 12, 18), True), ((1, 2, 4), (6, 12, 18))),
+        )
     ),
 )

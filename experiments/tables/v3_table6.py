@@ -1,7 +1,7 @@
 """DeepLabv3, Table 6: inference of the best network of Table 5."""
 
 from experiments.tables.networks import deeplabv3, inference
-from experiments.tables.table import Row, Table
+from experiments.tables.table import Claim, Row, Table
 
 # (evaluation's output stride, multi-scale, flip, pre-trained on COCO) -> mIoU
 PAPER = {
@@ -26,5 +26,10 @@ TABLE = Table(
             needs="COCO" if coco else "",
         )
         for (stride, multi_scale, flip, coco), miou in PAPER.items()
+    ),
+    claims=(
+        Claim("evaluation at output stride 8 helps", better=(8, False, False, False), worse=(16, False, False, False)),
+        Claim("scales help", better=(8, True, False, False), worse=(8, False, False, False)),
+        Claim("the mirrored image helps", better=(8, True, True, False), worse=(8, True, False, False)),
     ),
 )

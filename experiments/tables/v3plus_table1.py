@@ -1,7 +1,7 @@
 """DeepLabv3+, Table 1: channels of the 1x1 convolution on the low-level features; the decoder is one [3x3, 256]."""
 
 from experiments.tables.networks import deeplabv3plus
-from experiments.tables.table import Row, Table
+from experiments.tables.table import Claim, Row, Table
 
 PAPER = {8: 77.61, 16: 77.92, 32: 78.16, 48: 78.21, 64: 77.94}
 
@@ -14,4 +14,5 @@ TABLE = Table(
         Row((channels,), {"miou": miou}, train=deeplabv3plus(low_level_channels=channels, convs=((3, 256),)))
         for channels, miou in PAPER.items()
     ),
+    claims=tuple(Claim(f"48 channels are better than {other}", better=(48,), worse=(other,)) for other in (8, 16, 64)),
 )

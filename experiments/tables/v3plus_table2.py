@@ -1,7 +1,7 @@
 """DeepLabv3+, Table 2: the decoder's structure, 48 channels of low-level features."""
 
 from experiments.tables.networks import deeplabv3plus
-from experiments.tables.table import Row, Table
+from experiments.tables.table import Claim, Row, Table
 
 # (features of Conv3 too, structure) -> mIoU
 PAPER = {
@@ -32,5 +32,13 @@ TABLE = Table(
             train=deeplabv3plus(low_level=("conv2", "conv3") if conv3 else ("conv2",), convs=STRUCTURES[structure]),
         )
         for (conv3, structure), miou in PAPER.items()
+    ),
+    claims=(
+        Claim(
+            "two 3x3 convolutions are better than one", better=(False, "[3x3, 256] x 2"), worse=(False, "[3x3, 256]")
+        ),
+        Claim("two are better than three", better=(False, "[3x3, 256] x 2"), worse=(False, "[3x3, 256] x 3")),
+        Claim("256 channels are better than 128", better=(False, "[3x3, 256]"), worse=(False, "[3x3, 128]")),
+        Claim("3x3 kernels are better than 1x1", better=(False, "[3x3, 256]"), worse=(False, "[1x1, 256]")),
     ),
 )

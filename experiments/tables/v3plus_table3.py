@@ -5,7 +5,7 @@ beside it (`experiments.multiply_adds`).
 """
 
 from experiments.tables.networks import deeplabv3, deeplabv3plus, inference
-from experiments.tables.table import Row, Table
+from experiments.tables.table import Claim, Row, Table
 
 # (output stride in training, in evaluation, decoder, multi-scale, flip) -> mIoU, multiply-adds
 PAPER = {
@@ -40,4 +40,32 @@ TABLE = Table(
         for (train, evaluation, decoder, multi_scale, flip), (miou, multiply_adds) in PAPER.items()
     ),
     measures=("miou", "multiply_adds"),
+    claims=(
+        Claim(
+            "the decoder helps at output stride 16",
+            better=(16, 16, True, False, False),
+            worse=(16, 16, False, False, False),
+        ),
+        Claim(
+            "the decoder helps at output stride 8",
+            better=(16, 8, True, False, False),
+            worse=(16, 8, False, False, False),
+        ),
+        Claim(
+            "the decoder helps after training at 32",
+            better=(32, 32, True, False, False),
+            worse=(32, 32, False, False, False),
+        ),
+        Claim(
+            "training at output stride 16 is better than at 32",
+            better=(16, 16, True, False, False),
+            worse=(32, 16, True, False, False),
+        ),
+        Claim(
+            "behind a decoder, evaluation at output stride 8 helps",
+            better=(16, 8, True, False, False),
+            worse=(16, 16, True, False, False),
+        ),
+        Claim("behind a decoder, scales help", better=(16, 8, True, True, False), worse=(16, 8, True, False, False)),
+    ),
 )

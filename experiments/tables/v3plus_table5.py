@@ -4,7 +4,7 @@ The network is trained at output stride 16. Multiply-adds as in Table 3.
 """
 
 from experiments.tables.networks import deeplabv3, deeplabv3plus, inference
-from experiments.tables.table import Row, Table
+from experiments.tables.table import Claim, Row, Table
 
 # (in evaluation: output stride; decoder, multi-scale, flip, separable, pre-trained on) -> mIoU, multiply-adds
 PAPER = {
@@ -55,4 +55,26 @@ TABLE = Table(
         for (stride, decoder, multi_scale, flip, separable, needs), (miou, multiply_adds) in PAPER.items()
     ),
     measures=("miou", "multiply_adds"),
+    claims=(
+        Claim(
+            "the decoder helps at output stride 16",
+            better=(16, True, *5 * (False,)),
+            worse=(16, False, *5 * (False,)),
+        ),
+        Claim(
+            "the decoder helps at output stride 8",
+            better=(8, True, *5 * (False,)),
+            worse=(8, False, *5 * (False,)),
+        ),
+        Claim(
+            "behind a decoder, evaluation at output stride 8 helps",
+            better=(8, True, *5 * (False,)),
+            worse=(16, True, *5 * (False,)),
+        ),
+        Claim(
+            "behind a decoder, scales help",
+            better=(16, True, True, *4 * (False,)),
+            worse=(16, True, *5 * (False,)),
+        ),
+    ),
 )

@@ -5,7 +5,7 @@ authors released for the second row has their multiply-adds (418.64 * 10^9 at 10
 """
 
 from experiments.tables.networks import deeplabv3, deeplabv3plus
-from experiments.tables.table import Row, Table
+from experiments.tables.table import Claim, Row, Table
 
 # (backbone, decoder, image-level features) -> mIoU; all have the ASPP
 PAPER = {
@@ -32,4 +32,9 @@ TABLE = Table(
         for (backbone, decoder, image_level), miou in PAPER.items()
     ),
     data="cityscapes",
+    claims=(
+        Claim("the decoder helps", better=("X-65", True, True), worse=("X-65", False, True)),
+        Claim("image-level features do not help", better=("X-65", True, False), worse=("X-65", True, True)),
+        Claim("the deeper Xception is better", better=("X-71", True, False), worse=("X-65", True, False)),
+    ),
 )

@@ -67,6 +67,18 @@ def test_an_image_has_the_mean_iou_of_the_page() -> None:
         assert round(miou, 4) == measures(predicted, label, LABELS)["miou"]
 
 
+def test_every_image_by_hand() -> None:
+    counted = PerImage(3, every=True)
+    counted.add("b", np.array([[0, 0, 1, 255], [1, 1, 2, 2]], np.uint8), np.array([[0, 1, 1, 2], [1, 0, 2, 0]]))
+    counted.add("a", np.array([[255, 1]], np.uint8), np.array([[0, 2]]))
+    found = counted.results(LABELS)["per_image"]["every"]
+    assert found == [
+        {"name": "a", "right": [0, 0, 0], "labelled": [0, 1, 0], "predicted": [0, 0, 1]},
+        {"name": "b", "right": [1, 2, 1], "labelled": [2, 3, 2], "predicted": [3, 3, 1]},
+    ]
+    assert "every" not in PerImage(3).results(LABELS)["per_image"]
+
+
 def test_only_a_few_of_the_worst_are_named() -> None:
     counted = PerImage(3)
     for seed in range(9):

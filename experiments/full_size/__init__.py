@@ -1,0 +1,1 @@
+"""Both papers' protocols at full size, on generated stand-ins for their data."""

@@ -1,0 +1,152 @@
+"""Generated data in the layouts, sizes, classes and numbers in which PASCAL VOC, SBD and Cityscapes are published.
+
+The pictures are regions of one colour for each class, under noise. They show that the whole path runs; they say nothing
+of accuracy. A few pictures are drawn. All other files are links to them, so they take no space of their own.
+"""
+
+import io
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+from scipy.io import savemat
+
+from deeplab_jax.data.images import encode_image, encode_mask
+from deeplab_jax.files import write_whole
+from deeplab_jax.labels import CITYSCAPES, IGNORE_LABEL, VOC
+
+DRAWN = 24  # pictures that differ
+
+# The published numbers of images.
+VOC_TRAIN, VOC_VAL, TRAINAUG = 1464, 1449, 10_582
+CITIES = {"train": 2975, "val": 500}
+
+Files = Mapping[str, bytes]
+
+
+def voc(folder: Path, share: float) -> None:
+    """Write VOC 2012 into `folder/VOCdevkit/VOC2012`, without the masks of SBD, and SBD into
+    `folder/benchmark_RELEASE/dataset`.
+
+    Args:
+      folder: to write into.
+      share: of the published numbers of images, above 0 to 1.
+    """
+    train, val, more = (max(2, round(share * count)) for count in (VOC_TRAIN, VOC_VAL, TRAINAUG - VOC_TRAIN))
+    names = [f"2007_{number:06d}" for number in range(train + val + more)]
+    splits = {"train": names[:train], "val": names[train : train + val], "trainval": names[: train + val]}
+    root, sbd = folder / "VOCdevkit" / "VOC2012", folder / "benchmark_RELEASE" / "dataset"
+
+    def pictures() -> Iterator[Files]:
+        for number in range(min(DRAWN, len(names))):
+            # Upright and lying, as VOC's photographs are.
+            size = (375, 500) if number % 3 else (500, 375)
+            ids = regions(size, VOC.num_classes, number)
+            mask = ids.copy()
+            mask[outlines(ids)] = IGNORE_LABEL
+            yield {
+                "JPEGImages/{}.jpg": jpeg(painted(ids, VOC.palette, number)),
+                "SegmentationClass/{}.png": encode_mask(mask, VOC.palette),
+                "cls/{}.mat": sbd_file(ids),
+            }
+
+    def place(pattern: str, name: str) -> Path | None:
+        if pattern.startswith("cls"):
+            return None if name in splits["val"][::2] else sbd / pattern.format(name)  # SBD has some of VOC's val.
+        return root / pattern.format(name) if pattern.startswith("JPEG") or name in official else None
+
+    official = set(splits["trainval"])
+    link_all(folder / "drawn", pictures(), names, place)
+    for split, own in splits.items():
+        write_lines(root / "ImageSets" / "Segmentation" / f"{split}.txt", own)
+    annotated = [name for name in names if name not in splits["val"][::2]]
+    write_lines(sbd / "train.txt", annotated[::2])
+    write_lines(sbd / "val.txt", annotated[1::2])
+
+
+def cityscapes(folder: Path, share: float) -> None:
+    """Write Cityscapes' fine annotations; see `voc`."""
+    table = CITYSCAPES.value_map or ()
+    ids_of = np.array([stored for stored, train_id in table if train_id != IGNORE_LABEL], np.uint8)
+    names = [
+        f"{split}/city{number % 18:02d}/city{number % 18:02d}_{number:06d}_000019"
+        for split, count in CITIES.items()
+        for number in range(max(2, round(share * count)))
+    ]
+
+    def pictures() -> Iterator[Files]:
+        for number in range(min(DRAWN, len(names))):
+            ids = regions((1024, 2048), CITYSCAPES.num_classes, number)
+            stored = ids_of[ids]
+            stored[-40:] = 1  # The car's own bonnet, which does not count.
+            yield {
+                "leftImg8bit/{}_leftImg8bit.png": encode_image(painted(ids, CITYSCAPES.palette, number)),
+                "gtFine/{}_gtFine_labelIds.png": encode_mask(stored, None),
+            }
+
+    link_all(folder / "drawn", pictures(), names, lambda pattern, name: folder / pattern.format(name))
+
+
+def link_all(
+    drawn: Path, pictures: Iterator[Files], names: Sequence[str], place: Callable[[str, str], Path | None]
+) -> None:
+    """Write each picture once, and link every name's files to one of them.
+
+    Args:
+      drawn: folder of the pictures.
+      pictures: the bytes of each one's files, by a pattern of their names.
+      names: of all images.
+      place: gives the file of a pattern and a name; None where there is none.
+    """
+    sources: list[dict[str, Path]] = []
+    for number, files in enumerate(pictures):
+        own = {pattern: drawn / f"{number}{Path(pattern).suffix}{index}" for index, pattern in enumerate(files)}
+        for pattern, data in files.items():
+            write_whole(own[pattern], partial(Path.write_bytes, data=data))
+        sources.append(own)
+    for number, name in enumerate(names):
+        for pattern, source in sources[number % len(sources)].items():
+            file = place(pattern, name)
+            if file is not None and not file.exists():
+                file.parent.mkdir(parents=True, exist_ok=True)
+                os.link(source, file)
+
+
+def regions(size: tuple[int, int], classes: int, seed: int) -> np.ndarray:
+    """Return class ids in smooth regions, uint8 `[H, W]`."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.random((classes, 6, 8), np.float32)
+    return np.argmax([cv2.resize(one, size[::-1], interpolation=cv2.INTER_CUBIC) for one in coarse], 0).astype(np.uint8)
+
+
+def outlines(ids: np.ndarray) -> np.ndarray:
+    """Return where a class ends, as VOC's strips of void pixels, five pixels wide."""
+    edges = cv2.morphologyEx(ids, cv2.MORPH_GRADIENT, np.ones((5, 5), np.uint8))
+    return edges > 0
+
+
+def painted(ids: np.ndarray, palette: Sequence[tuple[int, int, int]], seed: int) -> np.ndarray:
+    """Return a noisy picture, uint8 `[H, W, 3]`."""
+    colours = 40 + np.asarray(palette, np.int16)[ids] * 2 // 3
+    noise = np.random.default_rng(seed).integers(-20, 21, colours.shape, np.int16)
+    return np.clip(colours + noise, 0, 255).astype(np.uint8)
+
+
+def jpeg(image: np.ndarray) -> bytes:
+    """Return a JPEG."""
+    return bytes(cv2.imencode(".jpg", image[..., ::-1])[1])
+
+
+def sbd_file(ids: np.ndarray) -> bytes:
+    """Return a file as SBD's: class ids in a field of a MATLAB structure."""
+    stream = io.BytesIO()
+    savemat(stream, {"GTcls": {"Segmentation": ids, "CategoriesPresent": np.unique(ids[ids > 0])[:, None]}})
+    return stream.getvalue()
+
+
+def write_lines(file: Path, lines: Sequence[str]) -> None:
+    """Write a list."""
+    write_whole(file, lambda fresh: fresh.write_text("".join(f"{line}\n" for line in lines), "utf-8"))

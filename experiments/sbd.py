@@ -1,0 +1,96 @@
+"""Turn the Semantic Boundaries Data Set into what `trainaug` of PASCAL VOC needs.
+
+    python -m experiments.sbd --sbd benchmark_RELEASE/dataset --voc VOCdevkit/VOC2012
+
+It writes the folder SegmentationClassAug and the list ImageSets/Segmentation/trainaug.txt into the VOC folder. The list
+has all images of SBD (train and val) and VOC's train, without VOC's val: 10582 for the published archives. VOC's own
+mask is taken where there is one, and SBD's elsewhere (Hariharan et al., ICCV 2011; DeepLabv3, sec. 4). SBD's masks mark
+no void pixels. What is there is not written again, so after an interruption the same command goes on.
+"""
+
+import argparse
+import shutil
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from scipy.io import loadmat
+
+from deeplab_jax.cli import Parser
+from deeplab_jax.commands import fail
+from deeplab_jax.data.images import write_mask
+from deeplab_jax.data.lists import read_names
+from deeplab_jax.errors import UserError
+from deeplab_jax.files import write_whole
+from deeplab_jax.labels import VOC
+
+PUBLISHED = 10_582
+LISTS = "ImageSets/Segmentation"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write the masks and the list. Returns 2 for what the user can fix."""
+    args = parser().parse_args(argv)
+    try:
+        count = augment(args.sbd, args.voc)
+    except UserError as error:
+        return fail(str(error))
+    said = "as published" if count == PUBLISHED else f"the published archives give {PUBLISHED}"
+    print(f"{count} images of trainaug ({said}); masks in {args.voc / 'SegmentationClassAug'}")
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser."""
+    found = Parser(prog="python -m experiments.sbd", description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
+    found.add_argument("--sbd", type=Path, required=True, help="folder of SBD with cls/, train.txt and val.txt")
+    found.add_argument("--voc", type=Path, required=True, help="folder VOCdevkit/VOC2012, which gets the masks")
+    return found
+
+
+def augment(sbd: Path, voc: Path) -> int:
+    """Write what `trainaug` needs, and return the number of its images.
+
+    Raises:
+      UserError: a list or a file is missing or damaged, or nothing can be written.
+    """
+    own, val = (set(read_names(voc / LISTS / f"{split}.txt")) for split in ("train", "val"))
+    names = own | {name for split in ("train", "val") for name in read_names(sbd / f"{split}.txt")}
+    for name in sorted(names - val):
+        target = voc / "SegmentationClassAug" / f"{name}.png"
+        if not target.exists():
+            official, own_file = voc / "SegmentationClass" / f"{name}.png", sbd / "cls" / f"{name}.mat"
+            write_whole(target, partial(_write, official=official, file=own_file))
+    listed = voc / LISTS / "trainaug.txt"
+    write_whole(listed, lambda fresh: fresh.write_text("".join(f"{name}\n" for name in sorted(names - val)), "utf-8"))
+    return len(names - val)
+
+
+def _write(fresh: Path, *, official: Path, file: Path) -> None:
+    if official.is_file():
+        shutil.copyfile(official, fresh)
+    else:
+        write_mask(fresh, read_sbd(file), VOC.palette)
+
+
+def read_sbd(file: Path) -> np.ndarray:
+    """Return the class ids of one of SBD's files, uint8 `[H, W]`.
+
+    Raises:
+      UserError: it is missing or damaged, or holds no classes of VOC.
+    """
+    if not file.is_file():
+        raise UserError(f"{file}: it is not there; give --sbd the folder dataset of SBD's archive")
+    try:
+        ids = loadmat(file)["GTcls"][0, 0]["Segmentation"]
+    except Exception as error:
+        raise UserError(f"{file}: cannot be read ({type(error).__name__}: {error}); unpack the archive anew") from None
+    if ids.ndim != 2 or ids.dtype.kind not in "ui" or not ids.size or ids.max() >= VOC.num_classes:
+        raise UserError(f"{file}: it holds no class ids of VOC; unpack the archive anew")
+    return np.asarray(ids, np.uint8)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,293 @@
+"""The papers' claims: differences, their intervals and the rule, worked out by hand."""
+
+import itertools
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+from deeplab_jax.evaluate.per_image import PerImage
+from deeplab_jax.labels import LabelSet, colormap
+from deeplab_jax.models.catalog import create_model
+from experiments.report import intervals
+from experiments.report.cells import verdict_cells
+from experiments.report.gather import RowResult, TableResult, Training
+from experiments.report.intervals import Interval, holm, over_images, over_seeds, p_value
+from experiments.report.markdown import verdict_table
+from experiments.report.verdicts import HOLDS, NOT_RUN, REFUTED, UNDECIDED, Verdict, comparisons, verdicts
+from experiments.run.per_image import Counts, counts_file, counts_of, read_counts, write_counts
+from experiments.tables import TABLES, Claim, Row, Table
+from tests.support.tiny import tiny_models
+
+TABLE = Table(
+    "t",
+    "title",
+    "source",
+    ("k",),
+    (Row((1,), {"miou": 70.0}), Row((2,), {"miou": 71.5}), Row((3,), {"miou": 71.0})),
+    claims=(Claim("two is better than one", (2,), (1,)), Claim("two is better than three", (2,), (3,))),
+)
+
+
+def counts(*images: tuple[tuple[int, ...], tuple[int, ...]]) -> Counts:
+    """Of images given as (right, union) for each class."""
+    return Counts(
+        tuple(f"image {place}" for place in range(len(images))),
+        np.array([right for right, _ in images], np.int64),
+        np.array([union for _, union in images], np.int64),
+    )
+
+
+# Intervals.
+
+
+def test_students_t_of_three_differences_by_hand() -> None:
+    """Of 1, 2 and 3: mean 2, standard error 1 / root 3; t of 2 degrees of freedom is 4.3027 at 97.5%."""
+    low, high = over_seeds([1.0, 2.0, 3.0])
+    assert (low, high) == pytest.approx((2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5), abs=1e-5)
+    # With two degrees of freedom, P(|T| > t) is 1 - t / root(2 + t^2); t is 2 root 3.
+    assert p_value([1.0, 2.0, 3.0]) == pytest.approx(1 - 12**0.5 / 14**0.5)
+    # With one degree of freedom (Cauchy) the quantile is tan(0.475 pi) = 12.7062, and the standard error here 0.5.
+    assert over_seeds([1.0, 2.0]) == pytest.approx((1.5 - 6.3531, 1.5 + 6.3531), abs=1e-4)
+
+
+def test_the_interval_leaves_out_0_where_p_is_below_5_percent() -> None:
+    for shift in np.linspace(0, 4, 41):
+        differences = [shift - 1, shift, shift + 1.5]
+        assert (over_seeds(differences).side != 0) == (p_value(differences) < 0.05)
+
+
+def test_one_training_has_no_interval_and_equal_ones_no_width() -> None:
+    assert over_seeds([3.0]) is None and p_value([3.0]) is None
+    assert over_seeds([3.0, 3.0]) == (3.0, 3.0)
+    assert p_value([3.0, 3.0]) == 0.0 and p_value([0.0, 0.0]) == 1.0
+
+
+def test_the_bootstrap_of_three_images_is_that_of_all_27_draws(monkeypatch) -> None:
+    """One class: each row's IoU of a draw is the sum of right by that of union. All 27 draws are equally likely."""
+    better = counts(((9,), (10,)), ((8,), (10,)), ((1,), (10,)))
+    worse = counts(((6,), (10,)), ((8,), (20,)), ((5,), (10,)))
+    draws = [
+        100 * (sum(better.right[i, 0] for i in draw) / 30 - sum(worse.right[i, 0] for i in draw) / union)
+        for draw in itertools.product(range(3), repeat=3)
+        for union in [sum(worse.union[i, 0] for i in draw)]
+    ]
+    monkeypatch.setattr(intervals, "SAMPLES", 20_000)
+    low, high = over_images([(better, worse)])
+    # The extremes, image 2 or image 1 three times, have 1 / 27 each, more than 2.5%: 0.1 - 0.5 and 0.8 - 0.4.
+    assert (min(draws), max(draws)) == pytest.approx((-40.0, 40.0))
+    assert (low, high) == pytest.approx((-40.0, 40.0))
+    assert over_images([(better, worse)]) == (low, high), "the draws are fixed"
+
+
+def test_the_bootstrap_by_a_plain_loop(monkeypatch) -> None:
+    """Two trainings of two classes, of which one is in no image of some draws."""
+    monkeypatch.setattr(intervals, "SAMPLES", 7)
+    monkeypatch.setattr(intervals, "AT_ONCE", 4)
+    rng = np.random.default_rng(1)
+
+    def some():
+        union = rng.integers(1, 50, (3, 2))
+        union[:2, 1] = 0
+        right = rng.integers(0, union + 1)
+        return Counts(("a", "b", "c"), right, union)
+
+    pairs = [(some(), some()), (some(), some())]
+    drawn = np.random.default_rng(intervals.SEED)
+    draws = np.concatenate([drawn.multinomial(3, [1 / 3] * 3, size=size) for size in (4, 3)])
+
+    def miou(one, times):
+        right, union = (sum(n * row for n, row in zip(times, part, strict=True)) for part in (one.right, one.union))
+        return np.mean([r / u for r, u in zip(right, union, strict=True) if u])
+
+    gains = [np.mean([miou(one, times) - miou(other, times) for one, other in pairs]) for times in draws]
+    assert over_images(pairs) == pytest.approx(100 * np.percentile(gains, [2.5, 97.5]))
+
+
+def test_images_that_differ_have_no_interval() -> None:
+    one = counts(((1,), (2,)))
+    assert over_images([]) is None
+    assert over_images([(one, replace(one, names=("another",)))]) is None
+    assert over_images([(one, counts(((1,), (2,)), ((1,), (2,))))]) is None
+
+
+def test_holm_by_hand() -> None:
+    """Four p: 0.01 <= 0.05 / 4, 0.012 <= 0.05 / 3, 0.03 > 0.05 / 2; 0.04 is below 0.05 / 1, but comes after it."""
+    assert holm([0.04, 0.01, 0.03, 0.012]) == [False, True, False, True]
+    assert holm([0.02]) == [True] and holm([]) == []
+
+
+# The rule.
+
+
+@pytest.mark.parametrize(
+    ("seeds", "images", "word"),
+    [
+        (Interval(0.1, 2), Interval(0.1, 2), HOLDS),
+        (Interval(0.1, 2), None, HOLDS),
+        (Interval(0.1, 2), Interval(-0.1, 2), UNDECIDED),
+        (Interval(0.0, 2), Interval(0.1, 2), UNDECIDED),
+        (Interval(-2, -0.1), Interval(-2, -0.1), REFUTED),
+        (Interval(-2, -0.1), None, REFUTED),
+        (Interval(-2, 0.0), Interval(-2, -0.1), UNDECIDED),
+        (Interval(0.1, 2), Interval(-2, -0.1), UNDECIDED),
+        (None, Interval(0.1, 2), UNDECIDED),
+        (None, None, UNDECIDED),
+    ],
+)
+def test_the_rule_at_its_borders(seeds, images, word) -> None:
+    result = TableResult(TABLE, "scenes", ())
+    assert Verdict(result, TABLE.claims[0], 1.5, (1.0,), seeds, images).word == word
+
+
+def row(cell: int, values: dict[int, float], *, evaluation: str = "e") -> RowResult:
+    """A row with trainings of some seeds."""
+    trainings = tuple(Training(f"row{cell}_seed{seed}", 10, 8, 1.0, ("c",), seed=seed) for seed in values)
+    own = next(one for one in TABLE.rows if one.cells == (cell,))
+    return RowResult(own, str(cell), {"miou": tuple(values.values())}, trainings=trainings, evaluation=evaluation)
+
+
+def test_trainings_are_paired_by_their_seed(tmp_path) -> None:
+    rows = (row(1, {0: 50, 1: 60, 2: 40}), row(2, {1: 61, 2: 43, 3: 99, 0: 52}), row(3, {}))
+    first, second = verdicts(TableResult(TABLE, "scenes", rows, folder=tmp_path))
+    assert first.differences == (2, 1, 3) and first.paper == 1.5 and first.word == UNDECIDED, "2 - 2.48 to 2 + 2.48"
+    assert first.seeds == pytest.approx(over_seeds([1, 2, 3])) and first.images is None
+    assert [cell.text for cell in verdict_cells(first)] == [
+        "two is better than one",
+        UNDECIDED,
+        "+1.50",
+        "+2.00",
+        "-0.48 to +4.48",
+        "",
+        "3",
+    ]
+    assert second.word == NOT_RUN and second.ours is None
+    assert "| `t` | two is better than three | not run | +0.50 |  |  |  |  |" in verdict_table([first, second])
+
+
+def test_images_can_leave_undecided_what_trainings_decide(tmp_path) -> None:
+    """Both trainings agree; of ten images, two have all of the gain."""
+    images = [((50,), (100,))] * 10
+    worse = counts(*images)
+    better = {
+        "two images": counts(*[((60,), (100,))] * 2, *images[2:]),
+        "all images": counts(*[((52,), (100,))] * 10),
+    }
+    for name, word in (("two images", UNDECIDED), ("all images", HOLDS)):
+        rows = (row(1, {0: 50.0, 1: 50.0}), row(2, {0: 52.0, 1: 52.0}), row(3, {}))
+        for seed in (0, 1):
+            write_counts(counts_file(tmp_path, f"row1_seed{seed}", "e"), worse)
+            write_counts(counts_file(tmp_path, f"row2_seed{seed}", "e"), better[name])
+        found = verdicts(TableResult(TABLE, "scenes", rows, folder=tmp_path))[0]
+        assert found.word == word and found.images is not None
+    assert found.images == pytest.approx((2, 2))
+
+
+def test_the_comparisons_are_counted() -> None:
+    result = TableResult(TABLE, "scenes", ())
+
+    def verdict(side: int, p: float | None) -> Verdict:
+        interval = None if p is None else Interval(side - 0.5, side + 0.5)
+        return Verdict(result, TABLE.claims[0], 1.0, (float(side),), interval, None, p)
+
+    found = [verdict(1, 0.001), verdict(1, 0.04), verdict(-1, 0.002), verdict(0, 0.9), verdict(1, None)]
+    assert comparisons([*found, Verdict(result, TABLE.claims[1], 1.0)]) == (
+        "5 comparisons: 2 holds, 1 refuted, 2 undecided; 1 claim needs a row that was not run. "
+        "4 have several trainings; Holm's correction for so many leaves 2 of the 3 decided."
+    )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"name": "deeplabv3plus_tiny", "low_level_channels": 4, "decoder_convs": ((3, 4),)},
+        {"image_pooling": False},
+        {"aspp_rates": (2, 4)},
+    ],
+)
+def test_a_seed_gives_two_networks_the_same_weights_wherever_shapes_agree(changes) -> None:
+    options = {"name": "deeplabv3_tiny", "aspp_channels": 4, "aspp_rates": (1, 2, 3)}
+
+    def initial(name, **rest):
+        model = create_model(name, num_classes=3, **rest)
+        images = np.zeros((1, 33, 33, 3), np.float32)
+        return flatten_dict(model.init(jax.random.key(7), images, train=False)["params"], sep="/")
+
+    with tiny_models():
+        one, other = initial(**options), initial(**options | changes)
+    shared = [name for name in one.keys() & other.keys() if one[name].shape == other[name].shape]
+    assert {name.split("/")[0] for name in shared} >= {"backbone", "context"}
+    for name in shared:
+        np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+
+
+# Counts.
+
+
+def test_counts_are_those_of_the_evaluation(tmp_path) -> None:
+    counted = PerImage(3, every=True)
+    counted.add("b", np.array([[0, 0, 1, 255], [1, 1, 2, 2]], np.uint8), np.array([[0, 1, 1, 2], [1, 0, 2, 0]]))
+    counted.add("a", np.array([[255, 1]], np.uint8), np.array([[0, 2]]))
+    every = counted.results(LabelSet(("sky", "road", "tree"), colormap(3)))["per_image"]["every"]
+    found = counts_of(every)
+    assert found.names == ("a", "b") and found.right.tolist() == [[0, 0, 0], [1, 2, 1]]
+    # labelled + predicted - right, by hand.
+    assert found.union.tolist() == [[0, 1, 1], [4, 4, 2]]
+    miou = (1 / 4 + 2 / 5 + 1 / 3) / 3
+    assert found.miou() == pytest.approx(miou)
+    file = tmp_path / "new" / "counts.npz"
+    write_counts(file, found)
+    again = read_counts(file, miou)
+    assert again.names == found.names
+    np.testing.assert_array_equal(again.right, found.right)
+    np.testing.assert_array_equal(again.union, found.union)
+    assert read_counts(file, miou + 0.001) is None, "counts of another training"
+
+
+@pytest.mark.parametrize("content", [b"", b"PK", b"{}", None])
+def test_a_damaged_file_of_counts_is_none(tmp_path, content) -> None:
+    file = tmp_path / "counts.npz"
+    if content is not None:
+        file.write_bytes(content)
+    assert read_counts(file, 0.5) is None
+
+
+def test_counts_in_few_bits(tmp_path) -> None:
+    for largest, kind in ((255, np.uint8), (256, np.uint16), (2**16, np.uint32), (2**32, np.int64)):
+        file = tmp_path / f"{largest}.npz"
+        write_counts(file, counts(((1,), (largest,))))
+        assert np.load(file)["union"].dtype == kind
+        assert read_counts(file, 1 / largest).union[0, 0] == largest
+
+
+# The papers' claims.
+
+
+def test_every_claim_is_of_two_rows_and_the_papers() -> None:
+    for table in TABLES.values():
+        rows = {one.cells for one in table.rows}
+        for claim in table.claims:
+            assert {claim.better, claim.worse} <= rows and claim.measure in table.measures, (table.name, claim.says)
+            assert table.difference(claim) > 0, (table.name, claim.says)
+        assert len({claim.says for claim in table.claims}) == len(table.claims)
+
+
+def test_every_table_of_the_papers_has_claims() -> None:
+    assert {name for name, table in TABLES.items() if not table.claims and not name.startswith("extra_")} == {
+        "v3_figure4"
+    }, "computed: it needs no trial"
+
+
+@pytest.mark.parametrize(
+    ("table", "says", "paper"),
+    [
+        ("v3_table5", "image-level features help", 77.21 - 76.58),
+        ("v3plus_table3", "the decoder helps at output stride 16", 78.85 - 77.21),
+        ("v3plus_figure5", "Xception: the decoder helps in the narrowest band", 5.4),
+    ],
+)
+def test_the_papers_differences(table, says, paper) -> None:
+    claim = next(one for one in TABLES[table].claims if one.says == says)
+    assert TABLES[table].difference(claim) == pytest.approx(paper)
