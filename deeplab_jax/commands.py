@@ -103,6 +103,7 @@ def evaluate(args: argparse.Namespace) -> None:
     """`evaluate`."""
     from rich.console import Console
 
+    from deeplab_jax.data.source import read_in_parts
     from deeplab_jax.distributed import is_first, together, watch
     from deeplab_jax.evaluate.calibration import PICTURE, draw
     from deeplab_jax.evaluate.evaluator import evaluate, write_results
@@ -124,6 +125,7 @@ def evaluate(args: argparse.Namespace) -> None:
         split = args.split or config.data.val_split
         source = open_split(config, split, reading=model.preprocessing)
         protocol, how = evaluate_options(config, **given(args, *INFERENCE_FLAGS, *METRIC_FLAGS))
+        source = read_in_parts(source) if protocol.window else source
     page = page_of(Path(args.out), source.labels, title=f"{split} of {source.name}")
     outputs = Outputs(Path(args.out), source.labels, page=page)
     watch(config.train.timeout)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeVar
 
+from deeplab_jax.data.mask_formats import PalettesDifferError
 from deeplab_jax.data.source import Example, Source
 from deeplab_jax.errors import StuckError, UserError, spell
 
@@ -42,6 +43,8 @@ class Replacing:
         for offset in range(len(self)):
             try:
                 example = self.source[(index + offset) % len(self)]
+            except PalettesDifferError:
+                raise
             except UserError:
                 continue
             return Read(example, index if offset else NOT_REPLACED)

@@ -1,9 +1,9 @@
 """Reading and writing images and masks.
 
-`read_image` and `read_mask` are the only doors to the pixels of files. Both return what a viewer displays: the EXIF
-orientation is applied. Images become levels of 0 to 255, in colours. Masks hold numbers, not colours: they are read as
-stored. Files in which these numbers are not safe (JPEG compression, a colour coding) are refused, and the message names
-the fix.
+`read_image` and `read_mask` are the doors to the pixels of files; `large.open_large` has the parts of what the first
+one returns. They return what a viewer displays: the EXIF orientation is applied. Images become levels of 0 to 255, in
+colours. Masks hold numbers, not colours: they are read as stored. Files in which these numbers are not safe (JPEG
+compression, a colour coding) are refused, and the message names the fix.
 """
 
 import io
@@ -15,7 +15,9 @@ import numpy as np
 from PIL import Image
 
 from deeplab_jax.data.image_files import open_encoded, read_bytes
+from deeplab_jax.data.large import row_parts
 from deeplab_jax.data.levels import to_levels
+from deeplab_jax.data.png import write_rows
 from deeplab_jax.data.stored import JPEG_END, JPEGS, PNG_END, Stored, decode_stored, orientation
 from deeplab_jax.errors import UserError
 from deeplab_jax.files import replacing
@@ -151,7 +153,13 @@ def write_mask(
     Raises:
       UserError: the file cannot be written.
     """
-    _write_bytes(path, encode_mask(class_ids, palette))
+    ids = _checked_ids(class_ids)
+    colours = None if palette is None else _colours(palette)
+    try:
+        with replacing(Path(path)) as fresh:
+            write_rows(fresh, (ids[rows] for rows in row_parts(ids.shape)), size=ids.shape, palette=colours)
+    except OSError as error:
+        raise _unwritable(path, error) from error
 
 
 def write_image(path: str | os.PathLike[str], rgb: np.ndarray) -> None:
@@ -170,15 +178,25 @@ def write_image(path: str | os.PathLike[str], rgb: np.ndarray) -> None:
 
 def encode_mask(class_ids: np.ndarray, palette: Sequence[tuple[int, int, int]] | None) -> bytes:
     """Return the bytes of the PNG that `write_mask` writes; of a grey PNG with the same values if `palette` is None."""
+    image = Image.fromarray(np.ascontiguousarray(_checked_ids(class_ids)))
+    if palette is not None:
+        image.putpalette(_colours(palette).tobytes())
+    return _encode(image, "PNG")
+
+
+def _checked_ids(class_ids: np.ndarray) -> np.ndarray:
+    """Return class ids as uint8."""
     if class_ids.ndim != 2 or class_ids.min(initial=0) < 0 or class_ids.max(initial=0) > 255:
         raise ValueError(f"class ids must be [H, W] in 0 to 255, got shape {class_ids.shape}")
-    image = Image.fromarray(np.ascontiguousarray(class_ids.astype(np.uint8, copy=False)))
-    if palette is not None:
-        colours = np.zeros((256, 3), np.uint8)
-        colours[: len(palette)] = palette
-        colours[IGNORE_LABEL] = VOID_COLOUR
-        image.putpalette(colours.tobytes())
-    return _encode(image, "PNG")
+    return class_ids.astype(np.uint8, copy=False)
+
+
+def _colours(palette: Sequence[tuple[int, int, int]]) -> np.ndarray:
+    """Return the 256 colours of a written mask, uint8 `[256, 3]`."""
+    colours = np.zeros((256, 3), np.uint8)
+    colours[: len(palette)] = palette
+    colours[IGNORE_LABEL] = VOID_COLOUR
+    return colours
 
 
 def encode_image(rgb: np.ndarray) -> bytes:
@@ -214,6 +232,10 @@ def _write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
         with replacing(target) as fresh:
             fresh.write_bytes(data)
     except OSError as error:
-        raise UserError(
-            f"{target}: cannot write ({error.strerror}); check that the folder exists and the disk has room"
-        ) from error
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: str | os.PathLike[str], error: OSError) -> UserError:
+    return UserError(
+        f"{os.fspath(path)}: cannot write ({error.strerror}); check that the folder exists and the disk has room"
+    )

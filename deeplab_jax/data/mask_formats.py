@@ -1,7 +1,7 @@
 """Masks that do not store class ids: colours, a channel of an image, one file for each class.
 
-Each reader is a function from the path of a pair's mask to its stored values, as `images.read_mask` is for masks of
-class ids.
+Each reader is a function from the path of a pair's mask to its stored values. `IdMasks` is the one for masks of class
+ids: `images.read_mask`, which also compares the palettes of the files.
 """
 
 import dataclasses
@@ -18,6 +18,72 @@ OVERLAPS = ("refuse", "ignore", "last")
 """What becomes of pixels that two classes claim: an error, the ignore label, or the class with the larger id."""
 
 
+class PalettesDifferError(UserError):
+    """Two masks draw one index in different colours. No mask can be skipped for it: either of them may be wrong."""
+
+
+@dataclasses.dataclass(frozen=True)
+class IdMasks:
+    """Reads masks of class ids, as `images.read_mask` does, and remembers in which colour each index was drawn first.
+
+    Threads share what is remembered. A copy for another process begins anew.
+    """
+
+    first: dict[int, tuple[Colour, str]] = dataclasses.field(default_factory=dict, compare=False)
+
+    def __call__(self, file: str) -> np.ndarray:
+        """Return integers `[H, W]`, the stored values.
+
+        Raises:
+          UserError: the mask cannot be read.
+          PalettesDifferError: it draws one of its indices in another colour than a mask that was read before.
+        """
+        return self.values(images.stored_mask(file), file)
+
+    def values(self, stored: images.Stored, file: str) -> np.ndarray:
+        """Return the result for the samples of a file."""
+        values = images.mask_values(stored, name=file)
+        if palette := index_colours(stored):
+            used = np.zeros(256, bool)
+            used[values] = True
+            drawn = {index: palette[index] for index in np.nonzero(used)[0].tolist() if index in palette}
+            if fault := palette_fault(self.first, drawn, file):
+                raise PalettesDifferError(f"{file}: {fault[1]}")
+        return values
+
+    def __reduce__(self) -> tuple[type["IdMasks"], tuple[()]]:
+        return IdMasks, ()
+
+
+def index_colours(stored: images.Stored) -> dict[int, Colour]:
+    """Return index -> colour of a palette, empty without one and for one that stands for greys."""
+    if stored.palette is None or images.grey_palette(stored) is not None:
+        return {}
+    return {index: (int(c[0]), int(c[1]), int(c[2])) for index, c in enumerate(stored.palette)}
+
+
+def palette_fault(
+    first: dict[int, tuple[Colour, str]], drawn: Mapping[int, Colour], file: str
+) -> tuple[int, str] | None:
+    """Return an index that a mask draws in another colour than an earlier mask did, and what to say; None if there is
+    none.
+
+    Args:
+      first: index -> its colour and the mask that drew it first; what is new in this mask is added.
+      drawn: index -> colour of the indices that the mask uses.
+      file: the mask.
+    """
+    for index, colour in sorted(drawn.items()):
+        known, earlier = first.setdefault(index, (colour, file))
+        if known != colour:
+            return index, (
+                f"palette index {index} is drawn {colour}, and {known} in {earlier}: one of them was probably saved "
+                "anew by a program that orders colours, so its indices are not class ids; export the masks again "
+                "with one palette, or as grey PNG of class ids"
+            )
+    return None
+
+
 @dataclasses.dataclass(frozen=True)
 class ColourMasks:
     """Reads masks whose colours mean classes; `meanings` holds pairs (colour, class id or 255).
@@ -26,6 +92,7 @@ class ColourMasks:
     """
 
     meanings: tuple[tuple[Colour, int], ...]
+    ids: IdMasks = dataclasses.field(default_factory=IdMasks)
 
     def __call__(self, file: str) -> np.ndarray:
         """Return uint8 `[H, W]` class ids.
@@ -43,7 +110,7 @@ class ColourMasks:
         known = {r << 16 | g << 8 | b: class_id for (r, g, b), class_id in self.meanings}
         strange = [(int(codes[i]), int(counts[i])) for i in np.argsort(-counts) if int(codes[i]) not in known]
         if strange and stored.palette is not None:
-            return images.mask_values(stored, name=file)
+            return self.ids.values(stored, file)
         if strange:
             spelled = spell([f"{(c >> 16, c >> 8 & 255, c & 255)} in {pixels} pixels" for c, pixels in strange])
             raise UserError(

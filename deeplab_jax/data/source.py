@@ -10,6 +10,8 @@ from typing import Any, NamedTuple, Protocol, TypedDict
 import numpy as np
 
 from deeplab_jax.data import images
+from deeplab_jax.data.large import Image, open_large
+from deeplab_jax.data.mask_formats import IdMasks
 from deeplab_jax.errors import UserError, did_you_mean, spell
 from deeplab_jax.labels import IGNORE_LABEL, LabelSet, to_class_ids
 
@@ -74,7 +76,8 @@ class PairSource:
 
     The listing is made when the source is opened; reading an example opens only its files. `read_mask` returns the
     stored values of a pair's mask, integers `[H, W]`, whatever its format. `channels` and `value_range` say how images
-    are read; see `images.read_image`. `note` says in one line how the files were found.
+    are read; see `images.read_image`. `note` says in one line how the files were found. With `in_parts` an image whose
+    format allows it is read a part at a time, when it is used; see `large.LargeImage`.
     """
 
     name: str
@@ -84,8 +87,9 @@ class PairSource:
     masks_without_image: Unpaired = ()
     channels: tuple[int, ...] = ()
     value_range: tuple[float, ...] = ()
-    read_mask: Callable[[str], np.ndarray] = images.read_mask
+    read_mask: Callable[[str], np.ndarray] = dataclasses.field(default_factory=IdMasks)
     note: str = ""
+    in_parts: bool = False
 
     def require_pairs(self) -> None:
         """Raise a UserError that names the files without a partner, if there are any."""
@@ -101,7 +105,9 @@ class PairSource:
 
     def __getitem__(self, index: int) -> Example:
         pair = self.pairs[index]
-        image = images.read_image(pair.image, channels=self.channels, value_range=self.value_range)
+        reading: Any = {"channels": self.channels, "value_range": self.value_range}
+        image: Any = open_large(pair.image, **reading) if self.in_parts else None
+        image = images.read_image(pair.image, **reading) if image is None else image
         label = decode_label(self.read_mask(pair.mask), self.labels, name=pair.mask)
         check_sizes(image, label, image_name=pair.image, mask_name=pair.mask)
         return {"image": image, "label": label, "name": pair.name}
@@ -117,6 +123,15 @@ def read_as(source: Source, *, channels: Sequence[int], value_range: Sequence[fl
         return source
     changes: dict[str, Any] = {"channels": tuple(channels), "value_range": tuple(value_range)}
     return dataclasses.replace(source, **changes)  # type: ignore[type-var]
+
+
+def read_in_parts(source: Source) -> Source:
+    """Return a source of files that reads large images a part at a time, for `evaluate` with a window; others as they
+    are.
+    """
+    if not hasattr(source, "in_parts"):
+        return source
+    return dataclasses.replace(source, in_parts=True)  # type: ignore[type-var]
 
 
 def check_limit(limit: int | None) -> None:
@@ -152,7 +167,7 @@ def value_map_flag(value_map: Mapping[int, int]) -> str:
     return f'"--config.data.options.value_map=({pairs}{"," if len(value_map) == 1 else ""})"'
 
 
-def check_sizes(image: np.ndarray, label: np.ndarray, *, image_name: str, mask_name: str) -> None:
+def check_sizes(image: Image, label: np.ndarray, *, image_name: str, mask_name: str) -> None:
     """Raise a UserError if an image and its mask differ in size."""
     if image.shape[:2] != label.shape:
         raise UserError(

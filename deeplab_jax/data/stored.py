@@ -4,6 +4,7 @@ Both doors of `images.py` begin here: an image's samples become levels of 0 to 2
 """
 
 import contextlib
+import io
 import zlib
 from dataclasses import dataclass, replace
 
@@ -59,7 +60,7 @@ def decode_stored(data: bytes, *, name: str) -> Stored:
         is missing, or samples that would lose levels. The message calls the file `name`.
     """
     try:
-        tags = tiff.read_tags(data)
+        tags = tiff.read_tags(io.BytesIO(data))
         if tags is not None and not tiff.pillow_reads(tags):
             return _through_tifffile(data, tags, name)
         try:
@@ -144,10 +145,14 @@ def _through_pillow(image: ImageFile.ImageFile, data: bytes, name: str) -> Store
 
 def _through_tifffile(data: bytes, tags: tiff.Tags, name: str) -> Stored:
     samples = tiff.decode(data, tags, name=name)
-    top = 2 ** max(tags.bits) - 1 if tags.kind == 1 and max(tags.bits) <= 16 else None
+    return replace(described(tags), samples=turned(samples, tags.orientation))
+
+
+def described(tags: tiff.Tags) -> Stored:
+    """Return what the header of a TIFF says of its samples, without samples."""
     return Stored(
-        turned(samples, tags.orientation),
-        top,
+        np.empty(0),
+        2 ** max(tags.bits) - 1 if tags.kind == 1 and max(tags.bits) <= 16 else None,
         f"{tags.bands} bands of {max(tags.bits)} bits",
         "TIFF",
         tags.orientation,

@@ -24,7 +24,8 @@ INSTALL = "python -m pip install tifffile imagecodecs"
 
 _UNSIGNED, _SIGNED, _FLOAT = 1, 2, 3
 _NOT_FULL_IMAGE = 1 | 4  # A reduced copy, or a transparency mask.
-_WHITE_IS_ZERO, _GREY, _RGB, _PALETTE = 0, 1, 2, 3
+_WHITE_IS_ZERO, _GREY, _RGB, _PALETTE, _YCBCR = 0, 1, 2, 3, 6
+_JPEG = 7  # The compression.
 _ALPHA = (1, 2)
 
 
@@ -40,6 +41,7 @@ class Tags(NamedTuple):
       extra: what the samples beyond the colours are; 1 and 2 are alpha.
       pages: number of pages of the size of the first that are no reduced copies.
       orientation: as EXIF counts, 1 to 8.
+      compression: 1 is none; TIFF 6.0, section 22 and the supplements.
     """
 
     width: int
@@ -51,6 +53,7 @@ class Tags(NamedTuple):
     extra: tuple[int, ...]
     pages: int
     orientation: int
+    compression: int
 
     @property
     def bands(self) -> int:
@@ -63,16 +66,16 @@ class Tags(NamedTuple):
         return self.extra[-1:] != () and self.extra[-1] in _ALPHA
 
 
-def read_tags(data: bytes) -> Tags | None:
-    """Return what the header of a TIFF says, or None for other files.
+def read_tags(file: BinaryIO) -> Tags | None:
+    """Return what the header of a TIFF says, of which nothing else is read, or None for other files.
 
     Raises:
       Exception: of several types on damaged data.
       Image.DecompressionBombError: the file claims more than `MAX_PIXELS`, or `MAX_BYTES` of samples.
     """
-    if data[:4] not in SIGNATURES:
+    if file.read(4) not in SIGNATURES:
         return None
-    pages = _directories(io.BytesIO(data))
+    pages = _directories(file)
     first = pages[0]
     size = first[256], first[257]
     same = [page for page in pages if not page.get(254, 0) & _NOT_FULL_IMAGE and (page.get(256), page.get(257)) == size]
@@ -87,6 +90,7 @@ def read_tags(data: bytes) -> Tags | None:
         extra=_several(first.get(338, ())),
         pages=max(1, len(same)),
         orientation=turn if turn in range(1, 9) else 1,
+        compression=first.get(259, 1),
     )
     pixels = tags.width * tags.height
     if pixels > MAX_PIXELS or pixels * tags.bands * max(tags.bits) > 8 * MAX_BYTES:
@@ -108,6 +112,16 @@ def pillow_reads(tags: Tags) -> bool:
         return tags.samples == 3 or (tags.samples == 4 and tags.extra in ((), (2,)))
     # Printing colours and what JPEG makes of a photograph, which Pillow turns into RGB.
     return tags.photometric > _PALETTE and tags.samples == (4 if tags.photometric == 5 else 3)
+
+
+def stored_alike(tags: Tags) -> bool:
+    """Return whether Pillow and tifffile return the same samples of a file that Pillow reads: grey of 8 or 16 bits,
+    grey floats, RGB, and RGB that JPEG has coded.
+    """
+    if tags.samples == 1:
+        numbers = (tags.kind, tags.bits[0]) in ((_UNSIGNED, 8), (_UNSIGNED, 16), (_FLOAT, 32))
+        return numbers and tags.photometric in (_WHITE_IS_ZERO, _GREY)
+    return tags.photometric == _RGB or (tags.photometric == _YCBCR and tags.compression == _JPEG)
 
 
 def decode(data: bytes, tags: Tags, *, name: str) -> np.ndarray:

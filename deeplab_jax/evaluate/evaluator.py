@@ -261,6 +261,7 @@ def part_of(example: Example, protocol: Protocol) -> Example:
     """
     image, label = example["image"], example["label"]
     if protocol.resize:
+        image = image[:]  # A large one is read a part at a time.
         shorter = min(label.shape[:2])
         height, width = ((2 * side * protocol.resize + shorter) // (2 * shorter) for side in label.shape[:2])
         image, label = resize_pair(image, label, (height, width))
@@ -269,6 +270,8 @@ def part_of(example: Example, protocol: Protocol) -> Example:
             (max(side - kept, 0) // 2, kept) for side, kept in zip(label.shape[:2], protocol.crop, strict=True)
         )
         image, label = (array[top : top + height, left : left + width] for array in (image, label))
+    if not alone(protocol.run_size((image.shape[0], image.shape[1])), protocol):
+        image = image[:]
     return {"image": image, "label": label, "name": example["name"]}
 
 

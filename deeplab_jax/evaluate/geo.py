@@ -147,8 +147,10 @@ def polygons(classes: np.ndarray, names: Sequence[str], ground: Ground | None = 
     rasterio = load_rasterio("polygons")
     a, b, c, d, e, f = (1, 0, 0, 0, 1, 0) if ground is None else ground.transform[:6]
     degrees = ground is not None and ground.crs is not None and ground.crs.is_geographic
-    for shape, value in rasterio.features.shapes(classes, mask=classes != IGNORE_LABEL, connectivity=4):
+    for shape, value in rasterio.features.shapes(classes, connectivity=4):  # A mask would be two more copies.
         index = int(value)
+        if index == IGNORE_LABEL:
+            continue
         pixels = round(abs(_area(shape["coordinates"][0])) - sum(abs(_area(r)) for r in shape["coordinates"][1:]))
         rings = [[(a * x + b * y + c, d * x + e * y + f) for x, y in ring] for ring in shape["coordinates"]]
         properties = {

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from deeplab_jax.data.large import Image
 from deeplab_jax.evaluate.counts import Counts, Wanted, added, count, no_counts, wanted
 from deeplab_jax.evaluate.protocol import Protocol, Size, View
 from deeplab_jax.evaluate.windows import OVERLAP, Tile, mean_of_windows
@@ -145,28 +146,30 @@ def predict_classes(
 def predict_large(
     model: Segmenter,
     variables: Variables,
-    image: np.ndarray,
+    image: Image,
     protocol: Protocol,
     *,
     size: Size | None = None,
     batch_size: int = 1,
     place: Place = unplaced,
+    onto: np.ndarray | None = None,
 ) -> np.ndarray:
     """Return the class of each pixel of an image that is larger than the window, as from `predict_classes`. Beside the
     image and the ids, it takes the memory of some windows.
 
     Args:
       model, variables: with batch norm folded, for speed.
-      image: uint8 `[H, W, C]`; an array, or anything that gives one for a slice, such as a `numpy.memmap`.
+      image: uint8 `[H, W, C]`; an array, or one that is read a part at a time.
       protocol: its scales, flip and windows; without a CRF, which needs the whole image.
       size: (height, width) over which the windows are spread; None: the protocol's for such an image.
       batch_size: number of windows that run together.
       place: puts windows and their sizes on the devices; see `evaluator.split_over`.
+      onto: an array for the ids, such as one of `scratch`; None: a new one.
 
     Returns:
       Class ids `[H, W]`: uint8 if they fit, else int32. Where a pixel has several labels, `[H, W, K]`.
     """
-    classes = no_classes(model, image.shape[:2])
+    classes = no_classes(model, image.shape[:2]) if onto is None else onto
     size = size or protocol.run_size((image.shape[0], image.shape[1]))
     for tile in _means(model, variables, image, protocol, size=size, batch_size=batch_size, place=place):
         classes[tile.place] = decide(model, tile.probabilities, protocol.threshold)
@@ -193,19 +196,20 @@ def evaluate_batch(
 def evaluate_large(
     model: Segmenter,
     variables: Variables,
-    image: np.ndarray,
+    image: Image,
     label: np.ndarray,
     protocol: Protocol,
     *,
     batch_size: int = 1,
     place: Place = unplaced,
+    onto: np.ndarray | None = None,
 ) -> tuple[np.ndarray, Counts]:
     """Predict an image that is larger than the window, in little memory, and compare it with its label.
 
     Returns:
       Class ids and the int64 counts of `counts.count`. See `predict_large` for the arguments and the ids.
     """
-    classes = no_classes(model, image.shape[:2])
+    classes = no_classes(model, image.shape[:2]) if onto is None else onto
     counts = no_counts(model, wanted(protocol))
     size = protocol.run_size((image.shape[0], image.shape[1]))
     for tile in _means(model, variables, image, protocol, size=size, batch_size=batch_size, place=place):
@@ -325,7 +329,7 @@ def _refined(model: Segmenter, probabilities: jax.Array, images: Array, sizes: A
 def _means(
     model: Segmenter,
     variables: Variables,
-    image: np.ndarray,
+    image: Image,
     protocol: Protocol,
     *,
     size: Size,

@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from deeplab_jax.data.images import encode_mask, write_image
+from deeplab_jax.data.images import encode_mask, write_image, write_mask
+from deeplab_jax.data.large import Image, row_parts
+from deeplab_jax.data.png import write_rows
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate import geo
 from deeplab_jax.evaluate.image_list import Found
 from deeplab_jax.evaluate.page import PAGE, Page, make_folder
 from deeplab_jax.evaluate.pictures import drawable, overlay
+from deeplab_jax.evaluate.reading import shown_fewer
 from deeplab_jax.files import write_whole
 from deeplab_jax.labels import ADE20K, CAMVID, CITYSCAPES, MAX_CLASSES, PET, VOC, LabelSet, colormap, to_stored
 from deeplab_jax.models.segmenter import Segmenter
@@ -98,7 +100,7 @@ class Outputs:
     def write(
         self,
         name: str,
-        image: np.ndarray,
+        image: Image,
         classes: np.ndarray,
         probabilities: np.ndarray | None = None,
         truth: np.ndarray | None = None,
@@ -108,8 +110,8 @@ class Outputs:
 
         Args:
           name: name of the prediction, such as "sub/a".
-          image: uint8 `[H, W, 3]`.
-          classes: class ids `[H, W]`, or labels `[H, W, K]`.
+          image: `[H, W, C]`; see `reading.shown`.
+          classes: class ids `[H, W]`, or labels `[H, W, K]`; set to 255 where a GeoTIFF has no data.
           probabilities: float `[H, W, K]` as from `segment`, if they are needed.
           truth: as `classes`, 255 where unknown; shown on the page.
           path: the image file, for its place on a map.
@@ -119,22 +121,22 @@ class Outputs:
         """
         classes = np.asarray(classes, np.uint8)
         if path is not None:
-            classes = self._on_map(path, name, classes)
-        drawn_ids, drawn = drawable(classes, self.labels)
+            self._on_map(path, name, classes)
         make_folder((self.folder / name).parent)
         for each, ids, labels in self._layers(name, classes):
             make_folder((self.folder / each).parent)
-            _write(self.folder / f"{each}.png", self._encoded(ids, labels))
+            self._write_map(self.folder / f"{each}.png", ids, labels)
         if not self.dataset_ids:
-            step = math.ceil(math.sqrt(drawn_ids.size / OVERLAY_PIXELS))
-            shown = np.ascontiguousarray(image[::step, ::step])
-            write_image(self.folder / f"{name}_overlay.png", overlay(shown, drawn_ids[::step, ::step], drawn.palette))
+            step = math.ceil(math.sqrt(math.prod(classes.shape[:2]) / OVERLAY_PIXELS))
+            image = shown_fewer(image, step)
+            drawn_ids, drawn = drawable(classes[::step, ::step], self.labels)
+            write_image(self.folder / f"{name}_overlay.png", overlay(image, drawn_ids, drawn.palette))
         if probabilities is not None:
             files, contents = self._probability_files(name), self._probability_contents(probabilities)
             for file, content in zip(files, contents, strict=True):
                 _write(self.folder / file, content)
         if self.page is not None:
-            self.page.add(name, image, classes, truth)
+            self.page.add(name, image[:], classes, truth)
 
     def _layers(self, name: str, classes: np.ndarray) -> list[tuple[str, np.ndarray, LabelSet]]:
         """Return the name, the ids `[H, W]` and their classes of each of `_maps`."""
@@ -145,13 +147,13 @@ class Outputs:
             for k, each in enumerate(self._maps(name))
         ]
 
-    def _on_map(self, path: Path, name: str, classes: np.ndarray) -> np.ndarray:
-        """Write the prediction as a GeoTIFF if the image is one, and the polygons. Return the class ids, with the
-        ignore label where the image has no data.
+    def _on_map(self, path: Path, name: str, classes: np.ndarray) -> None:
+        """Write the prediction as a GeoTIFF if the image is one, and the polygons. Where the image has no data, set the
+        class ids to the ignore label.
         """
         ground = None
         if geo.has_ground(path) and (self.polygons or geo.is_installed()):
-            ground, classes = geo.read_ground(path), classes.copy()
+            ground = geo.read_ground(path)
             geo.mark_nodata(path, classes)
         for each, ids, labels in self._layers(name, classes):
             make_folder((self.folder / each).parent)
@@ -159,15 +161,14 @@ class Outputs:
                 geo.write_geotiff(self.folder / f"{each}.tif", ids, labels.palette, ground)
             if self.polygons:
                 geo.write_polygons(self.folder / f"{each}.geojson", ids, labels.names, ground)
-        return classes
 
-    def _encoded(self, classes: np.ndarray, labels: LabelSet) -> bytes:
+    def _write_map(self, file: Path, classes: np.ndarray, labels: LabelSet) -> None:
         if not self.dataset_ids or labels.value_map is None:
-            return encode_mask(classes, labels.palette)
+            write_mask(file, classes, labels.palette)
+            return
         stored, _ = to_stored(labels)
-        if max(stored) <= 255:
-            return encode_mask(np.array(stored, np.uint8)[classes], None)
-        return _png(Image.fromarray(np.array(stored, np.uint16)[classes]))
+        table = np.array(stored, np.uint8 if max(stored) <= 255 else np.uint16)
+        write_rows(file, (table[classes[rows]] for rows in row_parts(classes.shape)), size=classes.shape)
 
     def _probability_files(self, name: str) -> list[str]:
         npy = [f"{name}_probabilities.npy"] if self.probabilities == "npy" else []
@@ -245,12 +246,6 @@ def page_of(folder: Path, labels: LabelSet, *, title: str) -> Page:
 
 def _to_byte(share: np.ndarray) -> np.ndarray:
     return np.rint(np.clip(share, 0, 1) * 255).astype(np.uint8)
-
-
-def _png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def _write(file: Path, content: bytes) -> None:

@@ -11,6 +11,7 @@ import jinja2
 import numpy as np
 
 from deeplab_jax.data.images import write_image, write_mask
+from deeplab_jax.data.large import row_parts
 from deeplab_jax.distributed import is_first, listed, together
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate.pictures import drawable, overlay
@@ -47,7 +48,7 @@ class Page:
 
         Args:
           name: its name, such as "sub/a"; each once.
-          image: uint8 `[H, W, 3]`.
+          image: uint8 `[H, W, 3]`, or a smaller one of the same picture.
           classes: class ids `[H, W]`; where a pixel can have several labels, `[H, W, K]`.
           truth: the same, 255 where unknown.
 
@@ -56,10 +57,11 @@ class Page:
         """
         palette, folder = self._drawn.palette, self._file.parent / PICTURES
         of_image = measures(classes, truth, self._labels)
-        classes, _ = drawable(classes, self._labels)
-        pictures = {"image": _smaller(shown(image)), self._shows: _fewer(classes)}
+        size, small = list(classes.shape[:2]), _smaller(shown(image))
+        classes, _ = drawable(_fewer(classes, small.shape[:2]), self._labels)
+        pictures = {"image": small, self._shows: classes}
         if truth is not None:
-            pictures["truth"] = _fewer(drawable(truth, self._labels)[0])
+            pictures["truth"] = drawable(_fewer(truth, small.shape[:2]), self._labels)[0]
         files = {kind: f"{kind}/{name}{'.jpg' if kind == 'image' else '.png'}" for kind in pictures}
         thumb = f"thumb/{name}.jpg"
         for file in (*files.values(), thumb):
@@ -73,7 +75,7 @@ class Page:
             {
                 "name": os.fsencode(name).decode("utf-8", "replace"),
                 "key": name,
-                "size": list(classes.shape),
+                "size": size,
                 "thumb": _address(thumb),
                 **{kind: _address(file) for kind, file in files.items()},
                 **of_image,
@@ -153,12 +155,17 @@ def measures(classes: np.ndarray, truth: np.ndarray | None, labels: LabelSet) ->
 
 def _shares_and_ious(classes: np.ndarray, truth: np.ndarray | None, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
     """Return each class's share of the predicted pixels, and its IoU or NaN."""
-    shares = np.bincount(classes.ravel(), minlength=num_classes)[:num_classes] / max(1, classes.size)
-    if truth is None:
-        return shares, np.full(num_classes, np.nan)
-    counted = (truth != IGNORE_LABEL).ravel()
-    pairs = truth.ravel()[counted].astype(np.int64) * num_classes + classes.ravel()[counted]
-    return shares, iou_per_class(np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes))
+    shares, confusion = np.zeros(num_classes), np.zeros((num_classes, num_classes), np.int64)
+    for rows in row_parts(classes.shape):
+        ids = classes[rows]
+        shares += np.bincount(ids.ravel(), minlength=num_classes)[:num_classes]
+        if truth is not None:
+            known = truth[rows]
+            counted = known != IGNORE_LABEL
+            pairs = known[counted].astype(np.int64) * num_classes + ids[counted]
+            confusion += np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
+    shares /= max(1, classes.size)
+    return shares, np.full(num_classes, np.nan) if truth is None else iou_per_class(confusion)
 
 
 def _number(value: float) -> float | None:
@@ -175,11 +182,9 @@ def _smaller(image: np.ndarray, longest: int = _LONGEST_SHOWN) -> np.ndarray:
     return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA))
 
 
-def _fewer(ids: np.ndarray, size: tuple[int, int] | None = None) -> np.ndarray:
-    """Return the nearest class ids at a size, by default that of `_smaller`."""
-    height, width = ids.shape
-    scale = min(1, _LONGEST_SHOWN / max(height, width))
-    rows, columns = size or (max(1, round(height * scale)), max(1, round(width * scale)))
+def _fewer(ids: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    """Return the nearest labels at a size, `[h, w]` or `[h, w, K]`."""
+    (height, width), (rows, columns) = ids.shape[:2], size
     return ids[np.ix_(np.arange(rows) * height // rows, np.arange(columns) * width // columns)]
 
 

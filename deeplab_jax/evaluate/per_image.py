@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from deeplab_jax.data.large import row_parts
 from deeplab_jax.distributed import gathered
 from deeplab_jax.evaluate.results import Results, mean_known, number
 from deeplab_jax.labels import IGNORE_LABEL, LabelSet
@@ -27,6 +28,13 @@ def areas(label: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndar
       predicted: class ids in the shape of the labels.
       num_classes: K.
     """
+    found = np.zeros((3, num_classes), np.int64)
+    for rows in row_parts(label.shape):
+        found += _areas(label[rows], predicted[rows], num_classes)
+    return found
+
+
+def _areas(label: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
     if label.ndim == 3:
         found, there = (predicted == 1) & (label <= 1), label == 1
         return np.stack([(found & there).sum((0, 1)), there.sum((0, 1)), found.sum((0, 1))])

@@ -9,6 +9,7 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from deeplab_jax.data.large import row_parts
 from deeplab_jax.data.source import Example
 from deeplab_jax.evaluate.reading import shown
 from deeplab_jax.labels import IGNORE_LABEL, LabelSet
@@ -18,6 +19,7 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 _IGNORED = (48, 48, 48)
 _HATCH = (96, 96, 96)
+_DIAGONALS = 8  # Pixels from one to the next.
 _PAPER = (255, 255, 255)
 _INK = (32, 32, 32)
 _GAP = 4
@@ -53,7 +55,7 @@ def colour_labels(ids: np.ndarray, palette: Palette) -> np.ndarray:
     colours = np.array(palette, np.uint8)[known]
     if ignored.any():
         rows, columns = np.nonzero(ignored)
-        is_line = (rows + columns) % 8 == 0
+        is_line = (rows + columns) % _DIAGONALS == 0
         colours[rows, columns] = np.where(is_line[:, None], np.array(_HATCH), np.array(_IGNORED))
     return colours
 
@@ -72,12 +74,15 @@ def overlay(image: np.ndarray, ids: np.ndarray, palette: Palette, *, alpha: floa
     """
     if image.shape[:2] != ids.shape:
         raise ValueError(f"image {image.shape} and class ids {ids.shape} differ in size")
-    image = shown(image)
-    mixed = cv2.addWeighted(image, 1 - alpha, colour_labels(ids, palette), alpha, 0)
-    ignored = ids == IGNORE_LABEL
-    mixed[ignored] = (image[ignored] * (1 - 0.6 * alpha)).astype(np.uint8)
-    border = boundaries(ids)
-    mixed[border] = (mixed[border] * (1 - alpha) + 255 * alpha).astype(np.uint8)
+    mixed = np.empty((*ids.shape, 3), np.uint8)
+    for rows in row_parts(ids.shape, multiple=_DIAGONALS):
+        own, seen = ids[rows], shown(image[rows])
+        part = cv2.addWeighted(seen, 1 - alpha, colour_labels(own, palette), alpha, 0)
+        ignored = own == IGNORE_LABEL
+        part[ignored] = (seen[ignored] * (1 - 0.6 * alpha)).astype(np.uint8)
+        border = boundaries(ids[rows.start : rows.stop + 1])[: len(own)]
+        part[border] = (part[border] * (1 - alpha) + 255 * alpha).astype(np.uint8)
+        mixed[rows] = part
     return mixed
 
 

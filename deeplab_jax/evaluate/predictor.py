@@ -3,11 +3,13 @@
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
 
+from deeplab_jax.data.large import Image
 from deeplab_jax.data.source import Example
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate.evaluator import LARGEST_BATCH, grouped
@@ -17,7 +19,8 @@ from deeplab_jax.evaluate.memory import is_out_of_memory, names_what_fits, out_o
 from deeplab_jax.evaluate.outputs import Outputs
 from deeplab_jax.evaluate.page import make_folder
 from deeplab_jax.evaluate.protocol import DEFAULT, Protocol, Size
-from deeplab_jax.evaluate.reading import read_for
+from deeplab_jax.evaluate.reading import open_for, read_for
+from deeplab_jax.evaluate.scratch import scratch
 from deeplab_jax.models.fold import fold_norm
 from deeplab_jax.models.segmenter import Segmenter, Variables
 
@@ -75,7 +78,8 @@ def predict_files(
     reading, writing = ThreadPoolExecutor(THREADS), ThreadPoolExecutor(THREADS)
 
     def readable() -> Iterator[dict[str, Any]]:
-        images = ahead(reading, lambda each: _read(each, model, protocol), found, count=count + THREADS)
+        in_parts = not (outputs.needs_probabilities or protocol.crf)
+        images = ahead(reading, lambda each: _read(each, model, protocol, in_parts), found, count=count + THREADS)
         for index, image in enumerate(images):
             if isinstance(image, UserError):
                 outcomes[index] = image
@@ -99,7 +103,14 @@ def predict_files(
             try:
                 with names_what_fits(str(files[0].path), protocol, images[0].shape[:2]):
                     predictions = predict_batch(
-                        model, variables, images, size, protocol, count=count, probabilities=outputs.needs_probabilities
+                        model,
+                        variables,
+                        images,
+                        size,
+                        protocol,
+                        count=count,
+                        probabilities=outputs.needs_probabilities,
+                        folder=outputs.folder,
                     )
             except UserError as error:
                 outcomes.update({item["index"]: error for item in batch})
@@ -122,20 +133,22 @@ def predict_files(
 def predict_batch(
     model: Segmenter,
     variables: Variables,
-    images: Sequence[np.ndarray],
+    images: Sequence[Image],
     size: Size,
     protocol: Protocol,
     *,
     count: int,
     probabilities: bool = False,
+    folder: Path | None = None,
 ) -> list[Prediction]:
     """Return the classes of each image, uint8, as from `segment`, and its probabilities `[H, W, K]` if wanted.
 
-    The images run together, padded to `size` and filled up with empty ones to `count`.
+    The images run together, padded to `size` and filled up with empty ones to `count`. The ids of an image that slides
+    and is read a part at a time are in a file of `folder` without a name.
     """
     if not probabilities and not protocol.crf and protocol.slides(size):
-        return [(predict_large(model, variables, image, protocol), None) for image in images]
-    padded, sizes = pad_images(images, size, count=count)
+        return [(_slide(model, variables, image, protocol, folder), None) for image in images]
+    padded, sizes = pad_images([image[:] for image in images], size, count=count)
     shares: jax.Array | None = None
     if probabilities:
         classes, shares = predict(model, variables, padded, sizes, protocol)
@@ -148,6 +161,13 @@ def predict_batch(
         inside = (k, slice(image.shape[0]), slice(image.shape[1]))
         predictions.append((ids[inside], None if every is None else every[inside]))
     return predictions
+
+
+def _slide(model: Segmenter, variables: Variables, image: Image, protocol: Protocol, folder: Path | None) -> np.ndarray:
+    if isinstance(image, np.ndarray) or folder is None:
+        return predict_large(model, variables, image, protocol)
+    shape = (*image.shape[:2], *model.label_axes)
+    return predict_large(model, variables, image, protocol, onto=scratch(folder, shape))
 
 
 def ahead(pool: ThreadPoolExecutor, function: Callable[[In], Out], items: Iterable[In], *, count: int) -> Iterator[Out]:
@@ -170,18 +190,22 @@ def checked_batch_size(batch_size: int | None) -> int:
     return batch_size
 
 
-def _read(found: Found, model: Segmenter, protocol: Protocol) -> np.ndarray | UserError:
+def _read(found: Found, model: Segmenter, protocol: Protocol, in_parts: bool) -> Image | UserError:
+    """Return an image: whole, or what reads it a part at a time if it slides; or the reason why it cannot be read."""
     try:
         with names_what_fits(str(found.path), protocol):
-            image = read_for(model.preprocessing, found.path)
-        check_whole((image.shape[0], image.shape[1]), protocol, name=str(found.path))
+            opening = open_for if in_parts and protocol.window else read_for
+            image = opening(model.preprocessing, found.path)
+            size = image.shape[0], image.shape[1]
+            image = image if protocol.slides(protocol.run_size(size)) else image[:]
+        check_whole(size, protocol, name=str(found.path))
         return image
     except UserError as error:
         return error
 
 
 def _write(
-    outputs: Outputs, found: Found, image: np.ndarray, prediction: Prediction, protocol: Protocol
+    outputs: Outputs, found: Found, image: Image, prediction: Prediction, protocol: Protocol
 ) -> UserError | None:
     """Write the files of a prediction; return the reason if they do not fit into memory.
 
@@ -207,10 +231,19 @@ def check_whole(size: Size, protocol: Protocol, *, name: str) -> None:
 
 
 def prediction_writer(outputs: Outputs) -> Callable[[Example, np.ndarray], None]:
-    """Return a function that `evaluate` calls with each example and its class ids, which writes them."""
+    """Return a function that `evaluate` calls with each example and its class ids, which writes them.
+
+    Names keep their folders: the prediction of `sub/a` is in the folder `sub`. None leads out of the folder.
+    """
+    claimed: dict[str, str] = {}
 
     def write(example: Example, classes: np.ndarray) -> None:
-        name = example["name"].replace("/", "_")
+        parts = PurePosixPath(example["name"]).parts
+        name = "/".join(part for part in parts if part not in ("/", "//", ".."))
+        if (other := claimed.setdefault(name, example["name"])) != example["name"]:
+            raise UserError(
+                f"{example['name']}: its prediction would overwrite that of {other}; give the examples other names"
+            )
         outputs.write(name, example["image"], classes, truth=example["label"])
 
     return write

@@ -12,6 +12,8 @@ from typing import NamedTuple, TypeVar
 import jax
 import numpy as np
 
+from deeplab_jax.data.large import Image
+
 Array = np.ndarray | jax.Array
 Size = tuple[int, int]
 Span = tuple[int, int]
@@ -65,7 +67,7 @@ def window_weights(window: Size, blend: str) -> np.ndarray:
 
 
 def mean_of_windows(
-    image: np.ndarray,
+    image: Image,
     run: Callable[[np.ndarray, np.ndarray], Array],
     *,
     size: Size,
@@ -78,7 +80,7 @@ def mean_of_windows(
     """Yield the parts of an image, which cover it once, with the weighted mean of the windows' probabilities.
 
     Args:
-      image: `[H, W, C]`; an array, or anything that gives one for a slice, such as a `numpy.memmap`.
+      image: `[H, W, C]`; an array, or one that is read a part at a time.
       run: takes windows `[N, h, w, C]` and the part of each that lies on the image, int32 `[N, 2]` from its top left;
         returns their probabilities `[N, h, w, K]`. It is called before the result of the call before is read, so that
         a device computes meanwhile.
@@ -96,13 +98,17 @@ def mean_of_windows(
         [start for start in window_starts(whole, side, overlap) if start < own]  # The others see only padding.
         for whole, side, own in zip(size, window, (height, width), strict=True)
     )
-    for left, right in _columns(columns, width, window, classes):
+    parts = list(_columns(columns, width, window, classes))
+    # One band for all columns: the last tile of a column is still in use when the next column begins.
+    band = np.empty(window[0] * max(right - left for left, right in parts) * classes, np.float32)
+    for left, right in parts:
         touching = [start for start in columns if start < right and start + window[1] > left]
         corners = [(top, start) for top in rows for start in touching]
         batches = (corners[first : first + batch_size] for first in range(0, len(corners), batch_size))
         found = _ahead((run(*_cut(image, batch, window, batch_size)), len(batch)) for batch in batches)
         results = (one for batch, count in found for one in np.asarray(batch)[:count])
-        sums = np.zeros((window[0], right - left, classes), np.float32)
+        sums = band[: window[0] * (right - left) * classes].reshape(window[0], right - left, classes)
+        sums[:] = 0
         total = np.zeros((window[0], right - left, 1), np.float32)
         for top, below in zip(rows, [*rows[1:], height], strict=True):
             for start in touching:
@@ -112,9 +118,9 @@ def mean_of_windows(
                 total[:, onto] += weights[:, inside]
             final = below - top
             yield Tile(top, left, np.divide(sums[:final], total[:final], out=sums[:final]))
-            for band in (sums, total):
-                for row in range(len(band)):
-                    band[row] = band[row + final] if row + final < len(band) else 0
+            for rolled in (sums, total):
+                for row in range(len(rolled)):
+                    rolled[row] = rolled[row + final] if row + final < len(rolled) else 0
 
 
 def _columns(starts: list[int], width: int, window: Size, classes: int) -> Iterator[Span]:
@@ -130,7 +136,7 @@ def _columns(starts: list[int], width: int, window: Size, classes: int) -> Itera
         first = last
 
 
-def _cut(image: np.ndarray, corners: list[Span], window: Size, count: int) -> tuple[np.ndarray, np.ndarray]:
+def _cut(image: Image, corners: list[Span], window: Size, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the windows at these corners and the part of each that lies on the image, filled up to `count`."""
     first = image[:1, :1]
     seen = np.zeros((count, *window, first.shape[-1]), first.dtype)

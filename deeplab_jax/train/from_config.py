@@ -1,5 +1,6 @@
 """The objects that a configuration names: data, network, devices, optimizer and step."""
 
+import dataclasses
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -12,7 +13,7 @@ from ml_collections import ConfigDict
 from deeplab_jax import config_keys as keys
 from deeplab_jax.config_keys import arguments
 from deeplab_jax.data.catalog import open_source
-from deeplab_jax.data.source import Source, read_as
+from deeplab_jax.data.source import PairSource, Source, read_as
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate.protocol import Protocol, split_section
 from deeplab_jax.labels import LabelSet
@@ -59,6 +60,8 @@ def open_splits(config: ConfigDict) -> tuple[ConfigDict, Source, Source]:
             f"{config.data.dir}: split '{config.data.train_split}' has the classes {train.labels.names!r:.200}, and "
             f"'{config.data.val_split}' has {val.labels.names!r:.200}; give all as config.data.options.class_names"
         )
+    if isinstance(train, PairSource) and isinstance(val, PairSource) and train.read_mask == val.read_mask:
+        val = dataclasses.replace(val, read_mask=train.read_mask)  # It compares the palettes of both splits.
     return with_steps(config, len(train)), train, val
 
 

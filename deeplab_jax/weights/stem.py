@@ -2,7 +2,9 @@
 
 The rule is that of segmentation_models_pytorch (`change_conv_in_channels`): a single channel gets the sum of the
 kernels of all old ones; else channel i gets that of the old channel i modulo their number, times old / new number. So
-an image whose channels are all equal gives the same activations, if the old number divides the new one.
+an image whose channels are all equal gives the same activations, if the old number divides the new one. The mean of the
+old kernels in every channel would give them for any number. But then no channel would be told from another, and the
+first three bands, which mostly are red, green and blue, would lose what their kernels have learned.
 """
 
 from dataclasses import replace

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import pickle
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,13 @@ import pytest
 from PIL import Image
 
 from deeplab_jax.cli import main
+from deeplab_jax.config import to_plain
 from deeplab_jax.data.catalog import open_source
 from deeplab_jax.data.labelme import draw_shape
-from deeplab_jax.data.mask_formats import combine
+from deeplab_jax.data.mask_formats import ColourMasks, IdMasks, PalettesDifferError, combine
 from deeplab_jax.errors import UserError
 from deeplab_jax.labels import CITYSCAPES
+from tests.support.tiny import tiny_config, tiny_models
 
 ROOT = Path(__file__).resolve().parents[2]
 RED, GREEN, BLACK = (250, 50, 83), (51, 221, 0), (0, 0, 0)
@@ -255,3 +258,58 @@ def test_the_suggested_value_map_can_be_typed(coloured, capsys):
     line = next(one for one in capsys.readouterr().out.splitlines() if one.startswith("suggestion"))
     assert main([*words, line.split(": ")[1].strip('"')]) == 0
     assert "    1  b" in capsys.readouterr().out
+
+
+def test_palettes_that_differ_stop_training_and_evaluation(tmp_path, capsys) -> None:
+    """Indices that another program has ordered anew are other classes, whichever file is read first; greys are values,
+    and colours that no pixel has do not matter. Bad files may be skipped, but not for this.
+    """
+    colours = [(0, 0, 0), (200, 0, 0), (0, 200, 0)]
+    for part in ("images", "masks"):
+        (tmp_path / part).mkdir()
+    ids = np.indices((40, 40)).sum(0).astype(np.uint8) // 4 % 2
+
+    def write(index, palette):
+        Image.fromarray(np.full((40, 40, 3), 20 * index, np.uint8)).save(tmp_path / "images" / f"{index}.png")
+        mask = Image.fromarray(ids)
+        mask.putpalette(np.array(palette, np.uint8).tobytes())
+        mask.save(tmp_path / "masks" / f"{index}.png")
+
+    for index in range(4):
+        write(index, [*colours[:2], (index, 0, 9)])
+    options = {"class_names": ("ground", "house"), "val_fraction": 0.5}
+    config = tiny_config(**{"data.name": "folder", "data.dir": str(tmp_path), "data.options": options})
+    (tmp_path / "config.json").write_text(json.dumps(to_plain(config)))
+    run = ["train", "--config", str(tmp_path / "config.json"), "--config.train.steps=4", "--workdir"]
+    with tiny_models():
+        assert main([*run, str(tmp_path / "good")]) == 0
+        write(3, [colours[1], colours[0], colours[2]])
+        capsys.readouterr()
+        for k, more in enumerate(([], ["--config.data.on_error=skip", "--config.data.max_skipped=1"])):
+            assert main([*run, str(tmp_path / f"bad{k}"), *more]) == 2
+            error = capsys.readouterr().err
+            assert (
+                "palette index" in error and "/masks/3.png" in error and len(re.findall(r"masks/\d\.png", error)) == 2
+            )
+        assert (
+            main(["evaluate", "--model", str(tmp_path / "good"), "--split", "all", "--out", str(tmp_path / "val")]) == 2
+        )
+    error = capsys.readouterr().err
+    assert "palette index" in error and "/masks/3.png" in error and len(re.findall(r"masks/\d\.png", error)) == 2
+
+
+def test_a_copy_of_the_reader_of_masks_begins_anew(tmp_path) -> None:
+    for name, palette in (("a", ((1, 2, 3), (4, 5, 6))), ("b", ((1, 2, 3), (4, 5, 7)))):
+        mask = Image.fromarray(np.uint8([[0, 1]]))
+        mask.putpalette(np.array(palette, np.uint8).tobytes())
+        mask.save(tmp_path / f"{name}.png")
+    read = IdMasks()
+    assert read(str(tmp_path / "a.png")).tolist() == [[0, 1]]
+    assert pickle.loads(pickle.dumps(read))(str(tmp_path / "b.png")).tolist() == [[0, 1]]
+    message = r"b\.png: palette index 1 is drawn \(4, 5, 7\), and \(4, 5, 6\) in .*a\.png"
+    with pytest.raises(PalettesDifferError, match=message):
+        read(str(tmp_path / "b.png"))
+    coloured = ColourMasks((((9, 9, 9), 0),))
+    coloured(str(tmp_path / "a.png"))
+    with pytest.raises(PalettesDifferError, match=message):
+        coloured(str(tmp_path / "b.png"))

@@ -182,9 +182,12 @@ def test_names_with_dots_and_folders_keep_apart(tmp_path) -> None:
     write = prediction_writer(Outputs(tmp_path / "out", LABELS))
     for name in ("scene.1", "scene.2", "ulm/3"):
         write({**SOURCE[0], "name": name}, SOURCE[0]["label"] % 4)
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        f"{name}{kind}.png" for name in ("scene.1", "scene.2", "ulm_3") for kind in ("", "_overlay")
+    write({**SOURCE[0], "name": "../ulm/4"}, SOURCE[0]["label"] % 4)
+    assert {path.relative_to(tmp_path / "out").as_posix() for path in tmp_path.rglob("*.png")} == {
+        f"{name}{kind}.png" for name in ("scene.1", "scene.2", "ulm/3", "ulm/4") for kind in ("", "_overlay")
     }
+    with pytest.raises(UserError, match=re.escape("/ulm/3: its prediction would overwrite that of ulm/3")):
+        write({**SOURCE[0], "name": "/ulm/3"}, SOURCE[0]["label"] % 4)
 
 
 def test_probabilities_and_confidence_are_those_of_segment(made, images, tmp_path) -> None:

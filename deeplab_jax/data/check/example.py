@@ -10,8 +10,9 @@ from deeplab_jax.data.check.bands import Tally
 from deeplab_jax.data.check.report import Finding
 from deeplab_jax.data.image_files import open_encoded, read_bytes
 from deeplab_jax.data.levels import RANGE, spell_range, suggest_range, to_levels, viewed
+from deeplab_jax.data.mask_formats import IdMasks, index_colours
 from deeplab_jax.data.source import Source, spell_ranges, value_map_flag
-from deeplab_jax.data.stored import Stored, decode_stored
+from deeplab_jax.data.stored import decode_stored
 from deeplab_jax.errors import UserError, spell
 from deeplab_jax.labels import IGNORE_LABEL, LabelSet, to_class_ids
 
@@ -95,7 +96,7 @@ def inspect_files(
     labels: LabelSet,
     tally: Tally,
     *,
-    read_mask: Callable[[str], np.ndarray] = images.read_mask,
+    read_mask: Callable[[str], np.ndarray],
     channels: Sequence[int] = (),
     value_range: Sequence[float] = (),
 ) -> Seen:
@@ -110,7 +111,7 @@ def inspect_files(
       channels, value_range: how images are read; see `images.read_image`.
     """
     of_image = _inspect_image(image_file, tally, channels, value_range)
-    holds_ids = read_mask is images.read_mask
+    holds_ids = isinstance(read_mask, IdMasks)
     try:
         stored = images.stored_mask(mask_file) if holds_ids else None
         values = images.mask_values(stored, name=mask_file) if stored else read_mask(mask_file)
@@ -118,7 +119,7 @@ def inspect_files(
         fault = _mask_error(mask_file, labels, error) if holds_ids else _from_error("unreadable mask", mask_file, error)
         of_image.findings.append(fault)
         return of_image
-    palette = _palette(stored) if stored else {}
+    palette = index_colours(stored) if stored else {}
     seen = _inspect_values(values, labels, mask_file, palette)
     if stored and stored.white_is_zero:
         message = (
@@ -229,13 +230,6 @@ def meaning(labels: LabelSet, stored: int) -> int | None:
     """Return the class id that a stored value means, or None for an unknown one."""
     ids, unknown = to_class_ids(np.array([stored]), labels)
     return None if unknown else int(ids[0])
-
-
-def _palette(stored: Stored) -> dict[int, Colour]:
-    """Return index -> colour of a palette, empty without one and for one that stands for greys."""
-    if stored.palette is None or images.grey_palette(stored) is not None:
-        return {}
-    return {index: (int(c[0]), int(c[1]), int(c[2])) for index, c in enumerate(stored.palette)}
 
 
 def _colour_hint(value: int, palette: dict[int, Colour], labels: LabelSet) -> str:

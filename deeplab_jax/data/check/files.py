@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from deeplab_jax.data.check.example import Colour, Seen
 from deeplab_jax.data.check.report import Finding
+from deeplab_jax.data.mask_formats import palette_fault
 
 
 def compare_kinds(seen: Sequence[Seen]) -> list[Finding]:
@@ -36,14 +37,7 @@ def compare_palettes(seen: Sequence[Seen]) -> list[Finding]:
     first: dict[int, tuple[Colour, str]] = {}
     findings = []
     for one in seen:
-        for index, colour in sorted(one.palette.items()):
-            known, file = first.setdefault(index, (colour, one.mask_file))
-            if known != colour:
-                message = (
-                    f"palette index {index} is drawn {colour}, and {known} in {file}: one of them was probably saved "
-                    "anew by a program that orders colours, so its indices are not class ids; export the masks again "
-                    "with one palette, or as grey PNG of class ids"
-                )
-                findings.append(Finding("error", "palettes differ", one.mask_file, str(index), message))
-                break
+        if fault := palette_fault(first, one.palette, one.mask_file):
+            index, message = fault
+            findings.append(Finding("error", "palettes differ", one.mask_file, str(index), message))
     return findings

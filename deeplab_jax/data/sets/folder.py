@@ -6,13 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from deeplab_jax.data import images as image_files
 from deeplab_jax.data.class_tables import BACKGROUNDS, ClassTable, background_first, find_classes, named_palette
 from deeplab_jax.data.holdout import held_out, hold_out
 from deeplab_jax.data.labelme import LabelmeMasks, ids_of, labels_in
 from deeplab_jax.data.layouts import Files
 from deeplab_jax.data.lists import Names, find_listed
-from deeplab_jax.data.mask_formats import ChannelMasks, ClassFiles, ColourMasks, check_overlap
+from deeplab_jax.data.mask_formats import ChannelMasks, ClassFiles, ColourMasks, IdMasks, check_overlap
 from deeplab_jax.data.parts import IMAGES, MASKS, find_part
 from deeplab_jax.data.source import Pair, PairSource, pair_by_name, walk_files
 from deeplab_jax.errors import UserError, did_you_mean
@@ -82,7 +81,7 @@ def open_folder(
     table = _classes(root, part.files, tuple(class_names), palette)
     value_map = value_map or table.value_map or None
     labels = _labels(table.names, table.colours or None, ignore_label, value_map)
-    read_mask: Callable[[str], np.ndarray] = image_files.read_mask
+    read_mask: Callable[[str], np.ndarray] = IdMasks()
     if part.files.outlines:
         labels, read_mask = labels.decoded(), LabelmeMasks(ids_of(labels.names))
     elif part.files.parts:

@@ -21,7 +21,7 @@ class MultilabelSource:
     Attributes:
       labels: the names and colours of the labels.
       parts: for each label, the same images with the masks of that label.
-      channels, value_range: how images are read; see `images.read_image`.
+      channels, value_range, in_parts: how images are read; see `PairSource`.
     """
 
     labels: LabelSet
@@ -29,12 +29,15 @@ class MultilabelSource:
     channels: tuple[int, ...] = ()
     value_range: tuple[float, ...] = ()
     name: str = MULTILABEL
+    in_parts: bool = False
 
     def __len__(self) -> int:
         return len(self.parts[0])
 
     def __getitem__(self, index: int) -> Example:
-        whole = dataclasses.replace(self.parts[0], channels=self.channels, value_range=self.value_range)
+        whole = dataclasses.replace(
+            self.parts[0], channels=self.channels, value_range=self.value_range, in_parts=self.in_parts
+        )
         first = whole[index]
         label = [first["label"]]
         for part in self.parts[1:]:
