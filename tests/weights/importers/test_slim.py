@@ -64,7 +64,11 @@ SLOW = [
 
 
 def tensors_of(name: str) -> dict[str, np.ndarray]:
-    tensors = golden.generate(golden.read_shapes(f"slim_{name}"))
+    return generate_tensors(golden.read_shapes(f"slim_{name}"))
+
+
+def generate_tensors(shapes: Shapes) -> dict[str, np.ndarray]:
+    tensors = golden.generate(shapes)
     for pattern, factor in SCALES:
         tensors = {
             key: np.asarray(value * factor, np.float32) if re.search(pattern, key) else value
