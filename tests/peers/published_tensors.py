@@ -2,8 +2,8 @@
 
     python -m tests.peers.published_tensors
 
-It needs the packages that `make peers` installs. mmsegmentation's and TensorFlow's networks cannot be built so. Their
-lists are put together from those that the real code gave (`tests/weights/importers/golden`).
+It needs the packages that `make peers` installs. The networks of mmsegmentation, TensorFlow and KerasHub are not built
+so. Their lists are put together from those that the real code gave (`tests/weights/importers/golden`).
 """
 
 import argparse
@@ -101,6 +101,8 @@ def list_of(name: str) -> Shapes:
     owner, _, model = name.partition("/")
     if name == TFLITE:
         return of_tflite()
+    if owner == "keras":
+        return read_shapes("keras_hub_resnet50_p5")
     if owner == "tensorflow":
         return of_slim(model)
     return of_mmsegmentation(model) if owner == "mmsegmentation" else of_peer(name)

@@ -18,7 +18,7 @@ from deeplab_jax.weights.export_state_dict import write_state_dict
 from deeplab_jax.weights.folder import flatten_variables
 from deeplab_jax.weights.published import PUBLISHED
 from tests.peers.backbones import zeros
-from tests.weights.importers import golden, test_mmsegmentation, test_slim
+from tests.weights.importers import golden, test_keras_hub, test_mmsegmentation, test_slim
 from tests.weights.published_tensors import entries, shapes_of
 
 # One name of each list; the others say nothing about the tensors.
@@ -63,7 +63,8 @@ def check(name, shapes):
     counters = [key for key in shapes if key.endswith("num_batches_tracked")]
     rest = sorted(set(source["unused"]) - set(counters))
     assert all(key.startswith(CLASSIFIERS) or "/logits/" in key for key in rest), rest
-    biases = 13 if "vgg16_bn" in name else 0  # They move into the running means.
+    # Biases move into the running means; KerasHub's classifier gets one of zeros.
+    biases = 13 if "vgg16_bn" in name else -1 if name.startswith("keras/") else 0
     assert source["tensors"] + len(rest) + len(counters) + biases == len(shapes)
     taken = {
         path: leaf.size
@@ -105,6 +106,7 @@ GOLDEN = {
     "mmsegmentation/deeplabv3plus_r50_potsdam": ("mmseg_deeplabv3plus_resnet50_v1c_6", 8),
     "mmsegmentation/deeplabv3plus_r50_vaihingen": ("mmseg_deeplabv3plus_resnet50_v1c_6", 8),
     "mmsegmentation/deeplabv3plus_r50_isaid": ("mmseg_deeplabv3plus_resnet50_v1c_16", 8),
+    "keras/deeplab_v3_plus_resnet50_pascalvoc": ("keras_hub_resnet50_p5", 32),
     "tensorflow/deeplabv3_mnv2_dm05_pascal_trainaug": ("slim_mobilenet_v2_050", 16),
     "tensorflow/deeplabv3_mnv2_dm05_pascal_trainval": ("slim_mobilenet_v2_050", 16),
     "tensorflow/deeplabv3_mnv2_pascal_train_aug": ("slim_mobilenet_v2", 16),
@@ -142,9 +144,10 @@ def test_a_name_gives_what_the_real_code_computed(name, monkeypatch, tmp_path):
     mirror.mkdir()
     if name.startswith("mmsegmentation/"):
         write_state_dict(mirror / entry.file, test_mmsegmentation.generate_tensors(shapes_of(name)))
-    else:  # Nothing here writes checkpoints of TensorFlow; `formats/test_tf_checkpoint.py` reads some.
+    else:  # Nothing here writes checkpoints of TensorFlow or Keras; the tests in `formats` read some.
         (mirror / entry.file).write_bytes(b"a checkpoint")
-        tensors = test_slim.generate_tensors(shapes_of(name))
+        module = test_keras_hub if name.startswith("keras/") else test_slim
+        tensors = module.generate_tensors(shapes_of(name))
         monkeypatch.setattr("deeplab_jax.weights.convert.read_tree", lambda path: (tensors, None))
     monkeypatch.setenv(download.FOLDER, str(tmp_path / "cache"))
     monkeypatch.setenv(download.MIRRORS, mirror.as_uri())
@@ -156,7 +159,8 @@ def test_a_name_gives_what_the_real_code_computed(name, monkeypatch, tmp_path):
 
     assert model.output_stride == output_stride
     assert info.get("class_names") == (list(entry.labels.names) if entry.labels else None)
-    images, call = golden.images(97, 131), f"os{output_stride}_97x131"
+    size = (96, 160) if name.startswith("keras/") else (97, 131)
+    images, call = golden.images(*size), f"os{output_stride}_{size[0]}x{size[1]}"
     if file.endswith("_features"):
         features = jax.jit(lambda v, x: model.apply(v, x, train=False, method="features")["conv5"][0])
         golden.assert_same_features(np.asarray(features(variables, images)), file, call)
