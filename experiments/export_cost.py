@@ -80,7 +80,7 @@ def evaluate_file(run: Run, model: Segmenter, source: Source, size: Size, *, ima
         logits = run(np.asarray(prepare(jnp.asarray(image), jnp.asarray(sizes))))
         classes, counts = classes_and_counts(jnp.asarray(logits), jnp.asarray(labels))
         tally.add(size, batch, cut_back(np.asarray(classes), batch), counts)
-        show(f"{index + 1} of {images} images", end="\r")
+        show(f"{index + 1} of {images} images", end="\r" if index + 1 < images else "\n")
     return metrics(tally.metrics(source.labels))
 
 

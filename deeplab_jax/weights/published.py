@@ -278,6 +278,15 @@ TENSORFLOW_ZOO = {
         figure=f"mIoU 45.65: ADE20K val, {_MULTI}",
         labels=_ADE20K_AND_OTHER,
     ),
+    # Its options are not published. A separable decoder without a pyramid is what fits the size of its archive.
+    "deeplabv3_mnv2_ade20k_train": _tensorflow(
+        MOBILENET_V2,
+        "deeplabv3_mnv2_ade20k_train_2018_12_03",
+        2.30,
+        trained_on="ADE20K train",
+        figure="mIoU 32.04, pixel accuracy 75.41: ADE20K val, OS 16, images of at most 257",
+        labels=_ADE20K_AND_OTHER,
+    ),
     **{
         name: _tensorflow(network, archive, parameters, trained_on=trained_on, figure="")
         for name, network, archive, parameters, trained_on in (

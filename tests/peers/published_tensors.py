@@ -29,6 +29,7 @@ SLIM = {
     "deeplabv3_pascal_trainval": ("xception65", 21),
     "deeplabv3_cityscapes_train": ("xception65", 19),
     "deeplabv3_xception_ade20k_train": ("xception65", 151),
+    "deeplabv3_mnv2_ade20k_train": ("mobilenet_v2_decoder", 151),
 }
 SLIM_BACKBONES = {
     "xception_41.imagenet": ("xception41", "xception_41"),

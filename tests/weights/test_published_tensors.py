@@ -116,6 +116,7 @@ GOLDEN = {
     "tensorflow/deeplabv3_mnv2_cityscapes_train": ("slim_mobilenet_v2_19", 16),
     "tensorflow/deeplabv3_cityscapes_train": ("slim_xception65_19", 16),
     "tensorflow/deeplabv3_xception_ade20k_train": ("slim_xception65_151", 16),
+    "tensorflow/deeplabv3_mnv2_ade20k_train": ("slim_mobilenet_v2_decoder", 16),
     "tensorflow/xception_41.imagenet": ("slim_xception41_features", 16),
     "tensorflow/xception_65.imagenet": ("slim_xception65_features", 16),
     "tensorflow/xception_65.coco": ("slim_xception65_features", 16),
