@@ -216,7 +216,7 @@ def add_model_verbs(verb: Verb) -> None:
     convert.add_argument(
         "source",
         metavar="SOURCE",
-        help="PyTorch, safetensors or .tflite file, TensorFlow checkpoint, folder, run, or a name as for --model",
+        help="PyTorch, safetensors, Keras or .tflite file, TensorFlow checkpoint, folder, run, or a name",
     )
     convert.add_argument("--out", required=True, help="model folder to write")
     convert.add_argument("--kind", default="auto", help="who wrote them; by default found from the tensors' names")

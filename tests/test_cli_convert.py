@@ -59,7 +59,7 @@ def test_convert_writes_a_folder_and_says_what_it_did(tmp_path, source, capsys) 
     [
         (None, (), "no such file"),
         (b"", (), "neither a PyTorch"),
-        (b"<!DOCTYPE html>", (), "neither a PyTorch, safetensors or .tflite file"),
+        (b"<!DOCTYPE html>", (), "neither a PyTorch, safetensors, Keras 3 or .tflite file"),
         (b"PK\x03\x04 nothing", (), "fetch it again"),
         (b"\xff" * 8 + b"{}", (), "not a readable safetensors file"),
         ("good", ("--kind", "tny"), "kind='tny': did you mean tiny"),

@@ -14,10 +14,11 @@ from deeplab_jax.models.catalog import describe
 from deeplab_jax.models.segmenter import Segmenter, Variables
 from deeplab_jax.weights import folder, named
 from deeplab_jax.weights.fill_variables import fill_variables
-from deeplab_jax.weights.formats.read import arrays, no_tensors, read_config, read_tree
+from deeplab_jax.weights.formats.read import arrays, no_tensors, read_config, read_tree, unpacked
 from deeplab_jax.weights.importers import (
     imagenet,
     jfzhang95,
+    keras_hub,
     mmsegmentation,
     slim,
     smp,
@@ -41,6 +42,7 @@ IMPORTERS: dict[str, Callable[..., TensorMap | None]] = {
     "jfzhang95": jfzhang95.recognise,
     "transformers": transformers.recognise,
     "tensorflow": slim.recognise,
+    "keras_hub": keras_hub.recognise,
 }
 RUN = "run"
 # The parts of `info` that are wrong for other classes.
@@ -98,8 +100,7 @@ def convert(
     elif kind == RUN:
         raise UserError(f"{name}: neither a run directory nor a model folder of ours, there is no {folder.MODEL_FILE}")
     else:
-        tree, own_stride = (source, None) if isinstance(source, Mapping) else read_tree(path or Path(source))
-        config = read_config(path) if path else {}
+        tree, own_stride, config = (source, None, {}) if isinstance(source, Mapping) else _read(path or Path(source))
         try:
             stride = next((one for one in (output_stride, own_stride, stated_stride(config)) if one is not None), None)
         except UserError as error:
@@ -135,6 +136,12 @@ def convert(
     if "source" in info:
         origin["before"] = info["source"]
     return model, variables, {**info, "source": origin}
+
+
+def _read(path: Path) -> tuple[Mapping[str, Any], int | None, dict[str, Any]]:
+    """Return what a file or folder of weights holds, the output stride if its format stores it, and `config.json`."""
+    with unpacked(path) as unarchived:
+        return *read_tree(unarchived), read_config(unarchived)
 
 
 def _find(source: str | Path) -> tuple[Path, dict[str, Any]]:

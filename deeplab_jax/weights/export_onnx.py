@@ -1,10 +1,11 @@
 """Export for ONNX runtimes. The file is run and compared with the model before it is handed out."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.catalog import describe
@@ -58,22 +59,33 @@ def export_onnx(
     onnx.helper.set_model_props(made, {METADATA: json.dumps({**metadata, "precision": precision})})
     onnx.checker.check_model(made, full_check=True)
     content = made.SerializeToString(deterministic=True)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # Errors, but not what it cannot simplify.
-    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     inputs = [
         images_like(images, model, batch=count, preprocess=inside.get("preprocess", False))
         for count in ((batch,) if batch else (1, 3))
     ]
     reference = prepare(in_float32(model), variables, size=size, batch=batch, fold=False, **inside)[0]
     said = check(
-        lambda array: session.run(None, {INPUT: array})[0],
+        runner(content),
         jax.jit(reference),
         inputs,
         precision=precision,
         runtime=f"onnxruntime {onnxruntime.__version__}",
     )
     return content, said
+
+
+def runner(content: bytes) -> Callable[[np.ndarray], np.ndarray]:
+    """Return a function that runs an ONNX file of this module in onnxruntime, on CPUs."""
+    _, onnxruntime = _packages()
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # Errors, but not what it cannot simplify.
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+    def run(array: np.ndarray) -> np.ndarray:
+        result: np.ndarray = session.run(None, {INPUT: array})[0]
+        return result
+
+    return run
 
 
 def to_onnx(function: Any, images: jax.ShapeDtypeStruct, *, name: str, output: str) -> Any:

@@ -6,7 +6,7 @@ import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -58,7 +58,7 @@ def export_tflite(
         raise UserError("--precision int8: needs images such as the network will see; give --calibration FOLDER")
     if precision != "int8" and len(calibration):
         raise UserError("--calibration: only int8 takes it; add --precision int8, or leave it out")
-    tensorflow, interpreter = _packages()
+    tensorflow, _ = _packages()
     batch = 1 if batch is None else batch
     function, images, metadata = prepare(
         in_float32(model, direct=True), variables, size=size, batch=batch, info=info, **inside
@@ -67,22 +67,28 @@ def export_tflite(
     inputs = _batches(model, calibration, batch, preprocess=preprocess)
     content = _converted(tensorflow, function, images, metadata, precision, inputs)
     content += pack({METADATA_FILE: json.dumps({**metadata, "precision": precision}, indent=1).encode()})
-    with _quiet():
-        runner = interpreter.Interpreter(model_content=content)
-        runner.allocate_tensors()
-    (taken,), (returned,) = runner.get_input_details(), runner.get_output_details()
-
-    def run(array: np.ndarray) -> np.ndarray:
-        runner.set_tensor(taken["index"], array)
-        runner.invoke()
-        result: np.ndarray = runner.get_tensor(returned["index"])
-        return result
-
     reference = prepare(in_float32(model), variables, size=size, batch=batch, fold=False, **inside)[0]
     random = [images_like(images, model, batch=batch, preprocess=preprocess, seed=seed) for seed in range(2)]
     return content, check(
-        run, jax.jit(reference), inputs[:MOST_CHECKED] or random, precision=precision, runtime="LiteRT"
+        runner(content), jax.jit(reference), inputs[:MOST_CHECKED] or random, precision=precision, runtime="LiteRT"
     )
+
+
+def runner(content: bytes) -> Callable[[np.ndarray], np.ndarray]:
+    """Return a function that runs a `.tflite` file of one input and one output in LiteRT."""
+    _, interpreter = _packages()
+    with _quiet():
+        runtime = interpreter.Interpreter(model_content=content, num_threads=os.cpu_count())
+        runtime.allocate_tensors()
+    (taken,), (returned,) = runtime.get_input_details(), runtime.get_output_details()
+
+    def run(array: np.ndarray) -> np.ndarray:
+        runtime.set_tensor(taken["index"], array)
+        runtime.invoke()
+        result: np.ndarray = runtime.get_tensor(returned["index"])
+        return result
+
+    return run
 
 
 def _packages() -> tuple[Any, Any]:

@@ -11,6 +11,7 @@ from deeplab_jax.errors import UserError, spell
 from deeplab_jax.files import DISK_ERRORS
 from deeplab_jax.weights.download import LARGEST, OFFLINE, is_offline
 from deeplab_jax.weights.folder import MODEL_FILE, WEIGHTS_FILE
+from deeplab_jax.weights.formats import keras_weights
 from deeplab_jax.weights.formats.read import CONFIG_FILE, FOLDER_FILES, INDEX
 from deeplab_jax.weights.published import UNKNOWN
 
@@ -188,6 +189,8 @@ def wanted(names: Collection[str], *, name: str) -> list[str]:
         if weights.endswith(INDEX):  # Such as model.safetensors.index.json, of model-00001-of-00002.safetensors.
             stem, suffix = weights.removesuffix(INDEX).split(".")
             parts = [each for each in names if re.fullmatch(rf"{stem}-\d+-of-\d+\.{suffix}", each)]
+        if weights == keras_weights.MODEL_FILE:
+            parts = [*keras_weights.CONFIG_FILES.values(), keras_weights.TASK_FILE]
         found = [CONFIG_FILE, *parts, weights]
     return [each for each in (CARD_FILE, *found) if each in names]
 

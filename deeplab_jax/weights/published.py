@@ -1,8 +1,8 @@
 """Published weights by name: what each file is, where it stands, and what its authors report.
 
 Files and figures are those that the authors state: torchvision's `Weights` entries, the tables of encoders of timm and
-segmentation_models_pytorch, and the model zoos of TensorFlow's DeepLab and of mmsegmentation. `by_name` fetches and
-converts what the table names.
+segmentation_models_pytorch, the model zoos of TensorFlow's DeepLab and of mmsegmentation, and KerasHub's presets.
+`by_name` fetches and converts what the table names.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -15,6 +15,7 @@ TENSORFLOW = "http://download.tensorflow.org/models/"
 TENSORFLOW_MIRROR = "https://storage.googleapis.com/download.tensorflow.org/models/"
 MMSEGMENTATION = "https://download.openmmlab.com/mmsegmentation/v0.5/deeplabv3plus/"
 HUGGING_FACE = "https://huggingface.co/"
+KAGGLE = "https://www.kaggle.com/api/v1/models/"
 COCO_AS_VOC = "COCO train2017, VOC's classes"
 IMAGENET = "ImageNet-1k"
 BSD, APACHE, MIT = "BSD-3-Clause", "Apache-2.0", "MIT"
@@ -277,6 +278,15 @@ TENSORFLOW_ZOO = {
         figure=f"mIoU 45.65: ADE20K val, {_MULTI}",
         labels=_ADE20K_AND_OTHER,
     ),
+    # Its options are not published. A separable decoder without a pyramid is what fits the size of its archive.
+    "deeplabv3_mnv2_ade20k_train": _tensorflow(
+        MOBILENET_V2,
+        "deeplabv3_mnv2_ade20k_train_2018_12_03",
+        2.30,
+        trained_on="ADE20K train",
+        figure="mIoU 32.04, pixel accuracy 75.41: ADE20K val, OS 16, images of at most 257",
+        labels=_ADE20K_AND_OTHER,
+    ),
     **{
         name: _tensorflow(network, archive, parameters, trained_on=trained_on, figure="")
         for name, network, archive, parameters, trained_on in (
@@ -428,6 +438,20 @@ TRANSFORMERS = {
     )
 }
 
+KERAS_HUB = {
+    # Its archive holds the preset's folder.
+    "deeplab_v3_plus_resnet50_pascalvoc": Published(
+        network=RESNET50,
+        file="keras--deeplab_v3_plus_resnet50_pascalvoc-4.tar.gz",
+        addresses=(f"{KAGGLE}keras/deeplabv3plus/keras/deeplab_v3_plus_resnet50_pascalvoc/4/download",),
+        trained_on="VOC train_aug",
+        figure="mIoU 63, categorical accuracy 90.01: OS 32, split not stated",
+        licence=APACHE,
+        parameters=39.14,
+        labels=VOC,
+    )
+}
+
 PUBLISHED: dict[str, Published] = {
     f"{owner}/{name}": entry
     for owner, entries in (
@@ -437,6 +461,7 @@ PUBLISHED: dict[str, Published] = {
         ("tensorflow", TENSORFLOW_ZOO),
         ("mmsegmentation", MMSEG),
         ("google", TRANSFORMERS),
+        ("keras", KERAS_HUB),
     )
     for name, entry in entries.items()
 }

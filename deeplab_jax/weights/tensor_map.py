@@ -72,6 +72,12 @@ SLIM = Layout(
         "var": Leaf("/moving_variance"),
     },
 )
+KERAS = Layout(
+    kernel=Leaf("/kernel"),
+    depthwise=Leaf("/kernel", (0, 1, 3, 2)),
+    bias=Leaf("/bias"),
+    norm=SLIM.norm,
+)
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
     python -m tests.peers.published_tensors
 
-It needs the packages that `make peers` installs. mmsegmentation's and TensorFlow's networks cannot be built so. Their
-lists are put together from those that the real code gave (`tests/weights/importers/golden`).
+It needs the packages that `make peers` installs. The networks of mmsegmentation, TensorFlow and KerasHub are not built
+so. Their lists are put together from those that the real code gave (`tests/weights/importers/golden`).
 """
 
 import argparse
@@ -29,6 +29,7 @@ SLIM = {
     "deeplabv3_pascal_trainval": ("xception65", 21),
     "deeplabv3_cityscapes_train": ("xception65", 19),
     "deeplabv3_xception_ade20k_train": ("xception65", 151),
+    "deeplabv3_mnv2_ade20k_train": ("mobilenet_v2_decoder", 151),
 }
 SLIM_BACKBONES = {
     "xception_41.imagenet": ("xception41", "xception_41"),
@@ -101,6 +102,8 @@ def list_of(name: str) -> Shapes:
     owner, _, model = name.partition("/")
     if name == TFLITE:
         return of_tflite()
+    if owner == "keras":
+        return read_shapes("keras_hub_resnet50_p5")
     if owner == "tensorflow":
         return of_slim(model)
     return of_mmsegmentation(model) if owner == "mmsegmentation" else of_peer(name)

@@ -309,3 +309,6 @@ def test_the_weights_are_fetched_last():
     assert hub.wanted([index, *names], name=NAME) == ["README.md", "config.json", *names[1:3], index]
     ours = ["weights.safetensors", "model.json", "README.md"]
     assert hub.wanted(ours, name=NAME) == ["README.md", "model.json", "weights.safetensors"]
+    preset = ["task.json", "config.json", "image_converter.json", "task.weights.h5", "model.weights.h5"]
+    others = ["metadata.json", "preprocessor.json"]
+    assert hub.wanted([*others, *preset[::-1]], name=NAME) == ["config.json", "task.json", *preset[2:]]

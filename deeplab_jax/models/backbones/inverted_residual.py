@@ -49,13 +49,17 @@ class InvertedResidual(nn.Module):
     settings: LayerSettings
     padding: Padding = None
 
-    @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        return self.with_depthwise(x, train=train)[0]
+
+    @nn.compact
+    def with_depthwise(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
+        """Return the unit's output, and the map after its depthwise convolution and the activation."""
         s = self.settings
         y, padding = self.padded(x)
         if self.expanded != x.shape[-1]:
             y = ConvNorm(self.expanded, activation=self.activation, settings=s, name="expand")(y, train=train)
-        y = ConvNorm(
+        y = depthwise = ConvNorm(
             self.expanded,
             self.kernel_size,
             stride=self.stride,
@@ -69,7 +73,7 @@ class InvertedResidual(nn.Module):
         if self.squeeze:
             y = SqueezeExcitation(s, name="squeeze")(y)
         y = ConvNorm(self.channels, activation="none", settings=s, name="project")(y, train=train)
-        return x + y if self.residual and x.shape[-1] == self.channels else y
+        return (x + y if self.residual and x.shape[-1] == self.channels else y), depthwise
 
     def padded(self, x: jax.Array) -> tuple[jax.Array, Padding]:
         """Return the input of the expansion, and the padding of the depthwise convolution."""

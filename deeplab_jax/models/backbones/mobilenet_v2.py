@@ -63,7 +63,7 @@ class MobileNetV2(nn.Module):
             for unit in range(units):
                 first = unit == 0
                 count[name] = count.get(name, 0) + 1
-                x = self.unit(
+                module = self.unit(
                     # Every form rounds these to multiples of 8.
                     x.shape[-1] if expansion == 1 else scale_channels(x.shape[-1] * expansion, 1.0),
                     self.scaled(channels),
@@ -71,8 +71,9 @@ class MobileNetV2(nn.Module):
                     rate=stage.first_rate if first else stage.rate,
                     residual=not first,
                     name=f"{name}_unit{count[name]}",
-                )(x, train=train)
-            features[name] = (x, stage.output_stride)
+                )
+                x, kept = self.run(module, x, train=train)
+            features[name] = (kept, stage.output_stride)
         return features
 
     # `MobileNetV2Variant` overrides these.
@@ -96,3 +97,8 @@ class MobileNetV2(nn.Module):
         return InvertedResidual(
             3, expanded, channels, False, "relu6", stride, rate, residual, settings=self.settings, name=name
         )
+
+    def run(self, unit: nn.Module, x: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
+        """Return the output of a unit, and what the features of its stage are if it is the last one."""
+        y = unit(x, train=train)
+        return y, y

@@ -9,6 +9,8 @@ from deeplab_jax.models.backbones.inverted_residual import InvertedResidual, Pad
 from deeplab_jax.models.backbones.mobilenet_v2 import ROWS, STEM_CHANNELS, MobileNetV2, Row
 from deeplab_jax.models.layers import ConvNorm, Features, Padding, check_positive
 
+WITHIN = ("conv2", "conv3")
+
 
 class MobileNetV2Variant(MobileNetV2):
     """MobileNetV2 with what the weights of other code bases need.
@@ -24,6 +26,8 @@ class MobileNetV2Variant(MobileNetV2):
         0 means no such convolution.
       stem_padding: "same" pads the first convolution like every other one, "valid" does not (VainF).
       pad_input: pads before the expansion; see `PaddedFirst`.
+      low_level_within: whether the features "conv2" and "conv3" are the maps within the stage's last unit, after its
+        depthwise convolution, as in the decoder of the authors' code.
 
     Raises:
       UserError: an unknown value.
@@ -35,6 +39,7 @@ class MobileNetV2Variant(MobileNetV2):
     last_channels: int = 0
     stem_padding: Literal["same", "valid"] = "same"
     pad_input: bool = False
+    low_level_within: bool = False
 
     def __post_init__(self) -> None:
         check_positive("channel_divisor", (self.channel_divisor,))
@@ -90,3 +95,9 @@ class MobileNetV2Variant(MobileNetV2):
             padding=self._padding,
             name=name,
         )
+
+    def run(self, unit: nn.Module, x: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
+        """Return the output of a unit, and what the features of its stage are if it is the last one."""
+        if self.low_level_within and isinstance(unit, InvertedResidual) and str(unit.name)[:5] in WITHIN:
+            return unit.with_depthwise(x, train=train)
+        return super().run(unit, x, train=train)

@@ -1,4 +1,4 @@
-"""TensorFlow's checkpoints in the archives of its model zoo, `.tar.gz`."""
+"""Weights in archives, `.tar.gz`: the checkpoints of TensorFlow's model zoo, and KerasHub's presets."""
 
 import gzip
 import re
@@ -9,7 +9,11 @@ from pathlib import Path
 
 from deeplab_jax.errors import UserError
 
-CHECKPOINT = re.compile(r"[\w.-]*ckpt[\w.-]*\.(index|data-\d{5}-of-\d{5})", re.ASCII)
+WANTED = re.compile(
+    r"[\w.-]*ckpt[\w.-]*\.(index|data-\d{5}-of-\d{5})|(model|task)\.weights\.h5|(config|task|image_converter)\.json",
+    re.ASCII,
+)
+WEIGHTS = (".index", ".h5")
 MOST_MEMBERS = 10_000
 LARGEST = 4 * 2**30
 """Most bytes that an archive may unpack to; the largest one of the zoo has less than a GiB."""
@@ -31,20 +35,20 @@ def is_tar_gz(head: bytes) -> bool:
     return head[:2] == b"\x1f\x8b"
 
 
-def unpack_checkpoint(archive: Path, folder: Path) -> Path:
-    """Write the files of an archive's checkpoint into a folder, and nothing else.
+def unpack_weights(archive: Path, folder: Path) -> Path:
+    """Write the files of an archive's checkpoint or preset into a folder, and nothing else.
 
     Only regular files are written, under the last part of their names, so no name and no link leads out of the folder.
 
     Args:
-      archive: a `.tar.gz` with one checkpoint.
+      archive: a `.tar.gz` with one checkpoint or preset.
       folder: an existing folder.
 
     Returns:
       The folder.
 
     Raises:
-      UserError: a damaged archive, one without a checkpoint or with two, or one of more than `LARGEST` bytes.
+      UserError: a damaged archive, one without weights or with two sets of them, or one of more than `LARGEST` bytes.
       OSError: the folder cannot be written.
     """
     found: set[str] = set()
@@ -61,7 +65,7 @@ def unpack_checkpoint(archive: Path, folder: Path) -> Path:
                 left -= member.size
                 if left < 0:
                     raise too_large
-                if not (member.isreg() and CHECKPOINT.fullmatch(name)):
+                if not (member.isreg() and WANTED.fullmatch(name)):
                     continue
                 if name in found:
                     raise UserError(f"{archive}: holds {name} twice; unpack it yourself, and give one of the folders")
@@ -79,8 +83,9 @@ def unpack_checkpoint(archive: Path, folder: Path) -> Path:
         raise UserError(
             f"{archive}: a damaged archive ({' '.join(str(error).split())[:200]}); fetch it again"
         ) from None
-    if not any(name.endswith(".index") for name in found):
+    if not any(name.endswith(WEIGHTS) for name in found):
         raise UserError(
-            f"{archive}: an archive without a checkpoint (no *.ckpt*.index); give one of DeepLab's model zoo"
+            f"{archive}: an archive without a checkpoint (no *.ckpt*.index) or a preset (no model.weights.h5); give "
+            "one of DeepLab's model zoo or of KerasHub"
         )
     return folder

@@ -2,7 +2,8 @@
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,20 @@ from safetensors.numpy import load_file
 
 from deeplab_jax.errors import UserError
 from deeplab_jax.files import read_json
-from deeplab_jax.weights.formats.archive import is_tar_gz, unpack_checkpoint
+from deeplab_jax.weights.formats import keras_weights
+from deeplab_jax.weights.formats.archive import is_tar_gz, unpack_weights
 from deeplab_jax.weights.formats.inert_pickle import Placeholder
 from deeplab_jax.weights.formats.tf_checkpoint import find_checkpoint, read_checkpoint
 from deeplab_jax.weights.formats.tflite import is_tflite, read_tflite
 from deeplab_jax.weights.formats.torch_file import not_a_state_dict, read_torch
 
-# Files of a Hugging Face folder, in order of preference; an index names the files that hold the parts.
+# Files of a saved folder, in order of preference; an index names the files that hold the parts.
 FOLDER_FILES = (
     "model.safetensors",
     "model.safetensors.index.json",
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
+    keras_weights.MODEL_FILE,
 )
 INDEX = ".index.json"
 CONFIG_FILE = "config.json"
@@ -35,7 +38,8 @@ def read_tree(path: Path) -> tuple[Mapping[str, Any], int | None]:
 
     Args:
       path: a PyTorch or safetensors file, an index of several, a TensorFlow checkpoint (its prefix, `.index` file or
-        folder), a `.tflite` file, a `.tar.gz` of TensorFlow's model zoo, or a folder that holds one of them.
+        folder), a `.tflite` file, weights of Keras 3, a `.tar.gz` of TensorFlow's model zoo or of a KerasHub preset, or
+        a folder that holds one of them.
 
     Returns:
       A mapping; of PyTorch files nested ones. Among the leaves are arrays, or what `arrays` turns into arrays.
@@ -49,9 +53,28 @@ def read_tree(path: Path) -> tuple[Mapping[str, Any], int | None]:
         raise UserError(f"{path}: cannot be read ({error.strerror or error}); check the path") from None
 
 
+@contextmanager
+def unpacked(path: Path) -> Iterator[Path]:
+    """Yield a folder with the files of a `.tar.gz` that are read here, for as long as it is needed; or the path itself.
+
+    Raises:
+      UserError: a damaged archive, or one without weights.
+    """
+    if not path.is_file():
+        yield path
+        return
+    with path.open("rb") as stream:
+        head = stream.read(2)
+    if not is_tar_gz(head):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield unpack_weights(path, Path(folder))
+
+
 def read_config(path: Path) -> dict[str, Any]:
-    """Return the `config.json` of a Hugging Face folder, given by its own path or by that of its weights; {} if there
-    is none.
+    """Return the `config.json` of a saved folder, given by its own path or by that of its weights; {} if there is none.
+    Of a KerasHub preset, `task.json` and `image_converter.json` stand in it under "task" and "image_converter".
 
     Raises:
       UserError: it cannot be read.
@@ -63,7 +86,8 @@ def read_config(path: Path) -> dict[str, Any]:
     if path != folder and path.name not in FOLDER_FILES:
         return {}
     try:
-        return dict(read_json(file))
+        of_keras = keras_weights.read_configs(folder) if (folder / keras_weights.MODEL_FILE).is_file() else {}
+        return {**read_json(file), **of_keras}
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{file}: not a readable configuration ({error}); fetch it again") from None
 
@@ -90,17 +114,19 @@ def _read(path: Path) -> tuple[Mapping[str, Any], int | None]:
         return graph.tensors, graph.output_stride
     if head[8:9] == b"{":
         return _read_safetensors(path), None
+    if head.startswith(keras_weights.MAGIC):
+        return keras_weights.read_keras(path), None
     if head[:2] == b"PK" or head[:1] == b"\x80":
         return read_torch(path), None
     if is_tar_gz(head):
-        with tempfile.TemporaryDirectory() as folder:
-            return _read(unpack_checkpoint(path, Path(folder)))
+        with unpacked(path) as folder:
+            return _read(folder)
     if head[257:262] == b"ustar":
         raise UserError(
             f"{path}: a tar archive; unpack it first, or, if PyTorch 0.1 wrote it, save it again with a newer one"
         )
     raise UserError(
-        f"{path}: neither a PyTorch, safetensors or .tflite file nor a TensorFlow checkpoint (it begins with "
+        f"{path}: neither a PyTorch, safetensors, Keras 3 or .tflite file nor a TensorFlow checkpoint (it begins with "
         f"{head[:4]!r}); unpack archives first"
     )
 

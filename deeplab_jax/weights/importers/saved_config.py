@@ -1,5 +1,5 @@
-"""`config.json` in a saved folder: what segmentation_models_pytorch and transformers state about a network, and its
-tensors do not show.
+"""`config.json` in a saved folder: what segmentation_models_pytorch, transformers and KerasHub state about a network,
+and its tensors do not show.
 """
 
 from collections.abc import Callable, Mapping
@@ -42,7 +42,7 @@ def apply_config(tensor_map: TensorMap, stated: Config) -> TensorMap:
     Raises:
       UserError: a field that contradicts the tensors, or stands for something that this package cannot build.
     """
-    apply = {"smp": _smp, "transformers": _transformers}.get(tensor_map.kind)
+    apply = {"smp": _smp, "transformers": _transformers, "keras_hub": _keras_hub}.get(tensor_map.kind)
     return apply(tensor_map, stated) if apply and stated else tensor_map
 
 
@@ -112,6 +112,57 @@ def _transformers(tensor_map: TensorMap, stated: Config) -> TensorMap:
     return replace(tensor_map, options=options, info={**tensor_map.info, **names})
 
 
+def _keras_hub(tensor_map: TensorMap, stated: Config) -> TensorMap:
+    options, notes = dict(tensor_map.options), list(tensor_map.notes)
+    backbone = _inside(stated)
+    encoder = _inside(backbone.get("image_encoder"))
+    last, low = int(options["last_stage"][-1]), int(options["low_level"][0][-1])
+    size = backbone.get("upsampling_size", 2 ** (last - low))
+    facts = {
+        "spatial_pyramid_pooling_key": f"P{last}",
+        "low_level_feature_key": f"P{low}",
+        "projection_filters": options["low_level_channels"],
+    }
+    for field, value in facts.items():
+        _expect(field, backbone.get(field, value), value)
+    _expect("upsampling_size", size[0] if isinstance(size, list) and size[:1] == size[1:] else size, 2 ** (last - low))
+    _expect("use_pre_activation", encoder.get("use_pre_activation", False), False)
+    _expect("stackwise_num_strides", encoder.get("stackwise_num_strides", [1, 2, 2, 2]), [1, 2, 2, 2])
+    _expect("block_type", str(encoder.get("block_type", "")).endswith("_vd"), False, shown=encoder.get("block_type"))
+    if "dilation_rates" in backbone:
+        rates = backbone["dilation_rates"]
+        options["aspp_rates"] = _rates(rates, tensor_map.output_stride, field="dilation_rates")
+        notes = [f"rates {', '.join(map(str, rates))} at any output stride", *notes[1:]]
+    _check_activation(_inside(stated.get("task")).get("activation"), options, notes)
+    options |= _normalisation(_inside(stated.get("image_converter")), options.get("in_channels", 3))
+    return replace(tensor_map, options=options, notes=tuple(notes))
+
+
+def _inside(saved: Any) -> Config:
+    """Return the arguments of an object that Keras has written; {} if there are none."""
+    inner = saved.get("config") if isinstance(saved, Mapping) else None
+    return inner if isinstance(inner, Mapping) else {}
+
+
+def _normalisation(converter: Config, channels: int) -> dict[str, Any]:
+    """Return our options for pixels (0 to 255) times a scale plus an offset, each None, a number or one per channel."""
+    scale, offset = (
+        _per_channel(converter, field, default, channels) for field, default in (("scale", 1.0), ("offset", 0.0))
+    )
+    if 0 in scale:
+        raise _refused("scale", converter["scale"], "give numbers other than 0")
+    mean = tuple(-o / s / 255 for s, o in zip(scale, offset, strict=True))
+    return {"value_range": (0.0, 1.0), "mean": mean, "std": tuple(1 / s / 255 for s in scale)}
+
+
+def _per_channel(converter: Config, field: str, default: float, channels: int) -> list[float]:
+    stated = converter.get(field)
+    values = [default if stated is None else stated] * channels if not isinstance(stated, list) else stated
+    if len(values) != channels or not all(type(value) in (int, float) for value in values):
+        raise _refused(field, stated, f"give null, a number, or {channels} of them")
+    return [float(value) for value in values]
+
+
 def _names(labels: Any, count: int) -> dict[str, Any]:
     """Return the class names of `id2label`; {} where transformers has numbered them itself."""
     if labels is None:
@@ -127,13 +178,13 @@ def _names(labels: Any, count: int) -> dict[str, Any]:
     return {} if names == [f"LABEL_{key}" for key in wanted] else {"class_names": names}
 
 
-def _rates(value: Any, output_stride: int) -> tuple[int, ...]:
+def _rates(value: Any, output_stride: int, *, field: str = "decoder_atrous_rates") -> tuple[int, ...]:
     """Return rates at output stride 16, as ours are stated; theirs are the same at any."""
     if not isinstance(value, list) or len(value) != 3 or not all(type(rate) is int and rate > 0 for rate in value):
-        raise _refused("decoder_atrous_rates", value, "give three whole numbers of at least 1")
+        raise _refused(field, value, "give three whole numbers of at least 1")
     if any(rate * output_stride % 16 for rate in value):
         raise _refused(
-            "decoder_atrous_rates",
+            field,
             value,
             f"at output stride {output_stride} only multiples of {16 // output_stride} can be converted",
         )

@@ -200,10 +200,8 @@ def _head(shapes: Shapes) -> dict[str, Any]:
 
 
 def _decoder(shapes: Shapes, aspp_separable: bool) -> dict[str, Any]:
-    if _has_scope(shapes, MOBILENET):
-        raise UserError("a decoder on TensorFlow's MobileNetV2 starts within its units, which is not converted")
     reductions = [shapes[name] for name in _reductions(shapes)]
-    levels = tuple(LOW_LEVEL.get(shape[2], "") for shape in reductions)
+    levels = tuple(_level(shapes, shape) for shape in reductions)
     if levels not in (("conv2",), ("conv3",), ("conv3", "conv2")):
         raise UserError("only a decoder on features of stride 4, 8 or both is converted; this one uses others")
     separable = "decoder/decoder_conv0_depthwise/depthwise_weights" in shapes
@@ -217,7 +215,20 @@ def _decoder(shapes: Shapes, aspp_separable: bool) -> dict[str, Any]:
         "decoder_convs": ((3, channels), (3, channels)),
         "separable": separable,
         "aspp_separable": aspp_separable,
+        **({"low_level_within": True} if _has_scope(shapes, MOBILENET) else {}),
     }
+
+
+def _level(shapes: Shapes, reduction: tuple[int, ...]) -> str:
+    """Return which of our features a kernel that reduces low-level features takes; "" if none."""
+    levels = LOW_LEVEL
+    if _has_scope(shapes, MOBILENET):  # Within the last units of stride 4 and 8.
+        kernels = {
+            name: shapes.get(f"{MOBILENET}/expanded_conv_{unit}/depthwise/depthwise_weights", (0, 0, 0))
+            for name, unit in (("conv2", 2), ("conv3", 5))
+        }
+        levels = {kernel[2]: name for name, kernel in kernels.items()}
+    return levels.get(reduction[2], "")
 
 
 def _reductions(shapes: Shapes) -> list[str]:
@@ -227,7 +238,7 @@ def _reductions(shapes: Shapes) -> list[str]:
 
 
 def _head_rules(shapes: Shapes) -> tuple[Rule, ...]:
-    levels = [LOW_LEVEL.get(shapes[name][2], "") for name in _reductions(shapes)]
+    levels = [_level(shapes, shapes[name]) for name in _reductions(shapes)]
     suffixes = {level: f"_{stage}" if stage else "" for stage, level in enumerate(levels)}
 
     def repeated(level: str, conv: int) -> Names:
@@ -264,4 +275,6 @@ def _head_notes(head: dict[str, Any]) -> list[str]:
         notes.append("no atrous branches in the pyramid")
     if head["separable"]:
         notes.append("separable convolutions in the head")
+    if head.get("low_level_within"):
+        notes.append("the decoder's features are from within the last units of their stages")
     return notes

@@ -8,7 +8,7 @@ import pytest
 
 from deeplab_jax.errors import UserError
 from deeplab_jax.weights.formats import archive
-from deeplab_jax.weights.formats.archive import unpack_checkpoint
+from deeplab_jax.weights.formats.archive import unpack_weights
 
 
 def make(path, members):
@@ -24,7 +24,7 @@ def make(path, members):
 def unpack(path):
     folder = path.with_suffix(".out")
     folder.mkdir()
-    unpack_checkpoint(path, folder)
+    unpack_weights(path, folder)
     return {file.name: file.read_bytes() for file in folder.rglob("*")}
 
 

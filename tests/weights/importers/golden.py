@@ -99,6 +99,23 @@ def write_logits(name: str, calls: Mapping[str, np.ndarray]) -> Path:
     return path
 
 
+def write_features(name: str, calls: Mapping[str, np.ndarray]) -> Path:
+    """Keep a peer's features `[N, h, w, C]` as `golden/NAME.npz`: of each call every 32nd channel."""
+    path = FOLDER / f"{name}.npz"
+    np.savez_compressed(path, **{call: features[..., ::32] for call, features in calls.items()})  # type: ignore[arg-type]
+    return path
+
+
+def assert_same_features(features: np.ndarray, name: str, call: str) -> None:
+    """Compare features `[N, h, w, C]` with what `write_features` kept of a call."""
+    with np.load(FOLDER / f"{name}.npz") as file:
+        expected = file[call]
+    ours = features[..., ::32]
+    assert ours.shape == expected.shape
+    error = np.abs(ours - expected).max() / np.abs(expected).max()
+    assert error <= LOGITS, f"features differ by {error:.1e} of the largest"
+
+
 def assert_golden(logits: np.ndarray, name: str, call: str) -> None:
     """Compare logits `[N, H, W, C]` with what `write_logits` kept of a call."""
     with np.load(FOLDER / f"{name}.npz") as file:

@@ -14,6 +14,7 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.weights.convert import convert
 from deeplab_jax.weights.importers import mmsegmentation
 from deeplab_jax.weights.importers.mmsegmentation import labels_of
+from deeplab_jax.weights.tensor_map import Shapes
 from tests.weights.importers import golden
 
 # Golden file, our name, classes.
@@ -34,9 +35,14 @@ ALL = [(name, stride, size) for name, _, _ in NETWORKS for stride in (8, 16) for
 
 
 def generate(name: str) -> dict[str, np.ndarray]:
-    last = r"layer\d\.\d+\.bn[23]\.weight$" if "resnet18" in name else r"layer\d\.\d+\.bn3\.weight$"
-    tensors = golden.generate(golden.read_shapes(name))
-    return {key: value * np.float32(0.25) if re.search(last, key) else value for key, value in tensors.items()}
+    return generate_tensors(golden.read_shapes(name))
+
+
+def generate_tensors(shapes: Shapes) -> dict[str, np.ndarray]:
+    last = "bn3" if any(".bn3." in key for key in shapes) else "bn2"
+    pattern = rf"layer\d\.\d+\.{last}\.weight$"
+    tensors = golden.generate(shapes)
+    return {key: value * np.float32(0.25) if re.search(pattern, key) else value for key, value in tensors.items()}
 
 
 @pytest.mark.parametrize(

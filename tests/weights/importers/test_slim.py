@@ -32,6 +32,8 @@ NETWORKS = [
     ("mobilenet_v2_035", "deeplabv3_mobilenet_v2", ()),
     ("mobilenet_v2_050", "deeplabv3_mobilenet_v2", ()),
     ("mobilenet_v2_140", "deeplabv3_mobilenet_v2", ()),
+    ("mobilenet_v2_decoder", "deeplabv3plus_mobilenet_v2", ("conv2",)),
+    ("mobilenet_v2_decoder_two", "deeplabv3plus_mobilenet_v2", ("conv2", "conv3")),
     ("resnet50_beta", "deeplabv3plus_resnet50_beta", ("conv2",)),
     ("resnet50_beta_two", "deeplabv3plus_resnet50_beta", ("conv2", "conv3")),
     ("resnet50_plain", "deeplabv3plus_resnet50", ("conv2",)),
@@ -52,6 +54,8 @@ SLOW = [
     ("mobilenet_v2_035", 16, (97, 131)),
     ("mobilenet_v2_050", 16, (97, 131)),
     ("mobilenet_v2_140", 16, (97, 131)),
+    ("mobilenet_v2_decoder", 16, (97, 131)),
+    ("mobilenet_v2_decoder_two", 8, (97, 131)),
     ("resnet50_beta", 16, (97, 131)),
     ("resnet50_beta_two", 16, (97, 131)),
     ("resnet50_plain", 16, (128, 160)),
@@ -64,7 +68,11 @@ SLOW = [
 
 
 def tensors_of(name: str) -> dict[str, np.ndarray]:
-    tensors = golden.generate(golden.read_shapes(f"slim_{name}"))
+    return generate_tensors(golden.read_shapes(f"slim_{name}"))
+
+
+def generate_tensors(shapes: Shapes) -> dict[str, np.ndarray]:
+    tensors = golden.generate(shapes)
     for pattern, factor in SCALES:
         tensors = {
             key: np.asarray(value * factor, np.float32) if re.search(pattern, key) else value
@@ -182,7 +190,7 @@ def test_an_imagenet_checkpoint_gives_the_whole_backbone_and_nothing_else() -> N
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"decoder/feature_projection0/weights": (1, 1, 96, 48)}, "within its units"),
+        ({"decoder/feature_projection0/weights": (1, 1, 96, 48)}, "only a decoder on features of stride 4, 8 or both"),
         ({"aspp1/weights": (3, 3, 320, 256)}, "a pyramid with 1 atrous branches"),
         ({"concat_projection/weights": None}, "no pyramid"),
         ({"MobilenetV2/Conv/weights": (3, 3, 3, 31)}, "no depth multiplier"),

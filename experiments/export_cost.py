@@ -1,0 +1,240 @@
+"""What float16 and int8 cost in mean IoU: a model's exported files, run on a validation split.
+
+    python -m experiments.export_cost --model runs/camvid --data camvid --data_dir DIR --out runs/export_cost
+
+Each file is exported, run by its own runtime (LiteRT, onnxruntime) on every image, and counted as `evaluate` counts.
+The first row is the network as `evaluate` runs it, on images padded to the same size. What is finished stands in
+`export_cost.json`; the same command goes on with the rest. The packages of the extras onnx and tflite do the work.
+"""
+
+import argparse
+import hashlib
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from deeplab_jax import load
+from deeplab_jax.commands import fail
+from deeplab_jax.data.catalog import open_source
+from deeplab_jax.data.source import Source
+from deeplab_jax.errors import UserError
+from deeplab_jax.evaluate.counts import count, wanted
+from deeplab_jax.evaluate.evaluator import Tally, check_classes, cut_back, evaluate, padded
+from deeplab_jax.evaluate.inference import pad_images, preprocess
+from deeplab_jax.evaluate.protocol import Protocol, Size
+from deeplab_jax.files import read_json
+from deeplab_jax.models.catalog import describe
+from deeplab_jax.models.decision import decide, to_probabilities
+from deeplab_jax.models.segmenter import Segmenter, Variables
+from deeplab_jax.provenance import versions
+from deeplab_jax.weights import export_onnx, export_tflite
+from deeplab_jax.weights.folder import flatten_variables
+from experiments.output import markdown_table, write_json
+
+Run = Callable[[np.ndarray], np.ndarray]
+Row = dict[str, Any]
+FILE = "export_cost.json"
+OWN = "jax float32"
+RUNTIMES: dict[str, tuple[Callable[..., tuple[bytes, str]], Callable[[bytes], Run], tuple[str, ...]]] = {
+    "tflite": (export_tflite.export_tflite, export_tflite.runner, export_tflite.PRECISIONS),
+    "onnx": (export_onnx.export_onnx, export_onnx.runner, export_onnx.PRECISIONS),
+}
+PROGRAMS = [f"{form} {precision}" for form, (_, _, precisions) in RUNTIMES.items() for precision in precisions]
+
+
+def smallest_size(source: Source, images: int) -> Size:
+    """Return the height and width in which each of the first images of a source fits."""
+    shapes = [source[index]["label"].shape[:2] for index in range(images)]
+    return max(height for height, _ in shapes), max(width for _, width in shapes)
+
+
+def evaluate_file(run: Run, model: Segmenter, source: Source, size: Size, *, images: int) -> Row:
+    """Return the metrics of an exported network on the first images of a source.
+
+    Args:
+      run: from preprocessed images `[1, *size, C]` to logits; see `runner` of the exports.
+      model: whose classes, preprocessing and activation it has.
+      source: labelled images, none larger than `size`.
+      size: height and width that the file takes. Images are padded at the bottom and right, as in `evaluate`.
+      images: number of images.
+    """
+    protocol = Protocol(mode="padded", pad_to=(size,))
+    tally = Tally(protocol, model)
+    prepare = jax.jit(partial(preprocess, model))
+
+    @jax.jit
+    def classes_and_counts(logits: jax.Array, labels: jax.Array) -> Any:
+        probabilities = to_probabilities(model, logits)
+        classes = decide(model, logits if model.activation == "softmax" else probabilities, protocol.threshold)
+        return classes, count(model, labels, classes, probabilities, wanted=wanted(protocol))
+
+    for index in range(images):
+        batch = [source[index]]
+        image, labels, sizes = padded(batch, size, count=1)
+        logits = run(np.asarray(prepare(jnp.asarray(image), jnp.asarray(sizes))))
+        classes, counts = classes_and_counts(jnp.asarray(logits), jnp.asarray(labels))
+        tally.add(size, batch, cut_back(np.asarray(classes), batch), counts)
+        show(f"{index + 1} of {images} images", end="\r" if index + 1 < images else "\n")
+    return metrics(tally.metrics(source.labels))
+
+
+def metrics(results: Row) -> Row:
+    """Return what a row keeps of an evaluation."""
+    return {key: results[key] for key in ("miou", "pixel_accuracy", "per_class") if key in results}
+
+
+def calibration(source: Source, size: Size, most: int) -> list[np.ndarray]:
+    """Return images of a source, evenly spread and padded, which show int8 the range of activations."""
+    chosen = np.linspace(0, len(source) - 1, min(most, len(source))).astype(int)
+    images = [source[int(index)]["image"] for index in chosen]
+    fitting = [image[: size[0], : size[1]] for image in images]
+    return [np.asarray(pad_images([image], size)[0][0], np.float32) for image in fitting]
+
+
+def study(
+    model: Segmenter,
+    variables: Variables,
+    source: Source,
+    examples: Callable[[], list[np.ndarray]],
+    *,
+    size: Size,
+    images: int,
+    programs: Sequence[str],
+    kept: dict[str, Row],
+    keep: Callable[[dict[str, Row]], object],
+) -> dict[str, Row]:
+    """Return a row for the network and for each program, by its name.
+
+    Args:
+      model, variables: from `load`.
+      source: the split to evaluate.
+      examples: returns the images for int8, from `calibration`.
+      size: height and width of the programs' images.
+      images: number of images to evaluate, the first ones.
+      programs: of `PROGRAMS`.
+      kept: rows that are finished.
+      keep: called with all rows after each new one.
+    """
+    rows = dict(kept)
+    for name in (OWN, *programs):
+        if name in rows:
+            continue
+        show(f"{name} ...")
+        if name == OWN:
+            protocol = Protocol(mode="padded", pad_to=(size,))
+            rows[name] = metrics(evaluate(model, variables, source, protocol, limit=images))
+        else:
+            form, precision = name.split()
+            write, runner, _ = RUNTIMES[form]
+            more = {"calibration": examples()} if precision == "int8" else {}
+            content, said = write(model, variables, size=size, batch=1, precision=precision, **more)
+            found = evaluate_file(runner(content), model, source, size, images=images)
+            rows[name] = {"megabytes": round(len(content) / 2**20, 2), "compared": said, **found}
+        keep(rows)
+    return rows
+
+
+def table(rows: dict[str, Row]) -> str:
+    """Return the rows as a Markdown table: mIoU in percent, and the difference to the network's own."""
+    own = rows[OWN]["miou"]
+    cells = [
+        (
+            name,
+            f"{row['megabytes']:.1f}" if "megabytes" in row else "",
+            f"{100 * row['miou']:.2f}",
+            f"{100 * (row['miou'] - own):+.2f}",
+            f"{100 * row['pixel_accuracy']:.2f}",
+        )
+        for name, row in rows.items()
+    ]
+    return markdown_table(("program", "MiB", "mIoU", "difference", "pixel accuracy"), cells, numbers=4)
+
+
+def digest(variables: Variables) -> str:
+    """Return a hash of all weights."""
+    found = hashlib.sha256()
+    for name, value in sorted(flatten_variables(variables).items()):
+        found.update(name.encode() + np.asarray(value).tobytes())
+    return found.hexdigest()[:16]
+
+
+def show(text: str, *, end: str = "\n") -> None:
+    """Print to stderr at once."""
+    print(text, end=end, file=sys.stderr, flush=True)
+
+
+def side_by_side(text: str) -> Size:
+    """Return a size of the form 360x480."""
+    height, _, width = text.partition("x")
+    if not (height.isdigit() and width.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text!r}: write HEIGHTxWIDTH, such as 360x480")
+    return int(height), int(width)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the table, write it as JSON and Markdown, and return the exit code."""
+    assert __doc__
+    parser = argparse.ArgumentParser(prog="experiments.export_cost", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--model", required=True, help="model folder, run directory or name")
+    parser.add_argument("--data", default="camvid", help="name of the data set (default: %(default)s)")
+    parser.add_argument("--data_dir", help="its folder")
+    parser.add_argument("--split", default="val")
+    parser.add_argument("--calibration_split", default="train", help="where the images for int8 are from")
+    parser.add_argument("--calibration_images", type=int, default=100, metavar="N")
+    parser.add_argument("--size", type=side_by_side, help="of the programs' images; default: in which all images fit")
+    parser.add_argument("--images", type=int, metavar="N", help="evaluate only the first ones")
+    names = ", ".join(PROGRAMS)
+    parser.add_argument("--programs", nargs="+", choices=PROGRAMS, default=PROGRAMS, metavar="NAME", help=names)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the results")
+    args = parser.parse_args(argv)
+    try:
+        model, variables, _ = load(args.model)
+        source = open_source(args.data, split=args.split, dir=args.data_dir)
+        check_classes(model, source)
+        for flag in ("images", "calibration_images"):
+            if (value := getattr(args, flag)) is not None and value < 1:
+                raise UserError(f"--{flag} {value}: give at least 1")
+        images = min(args.images or len(source), len(source))
+        fits = smallest_size(source, images)
+        size = args.size or fits
+        if size[0] < fits[0] or size[1] < fits[1]:
+            raise UserError(f"--size {size[0]}x{size[1]}: there are images of {fits[0]}x{fits[1]}; give at least that")
+        setting = {
+            "model": describe(model),
+            "weights": digest(variables),
+            "data": f"{source.name} {args.split}",
+            "images": images,
+            "size": list(size),
+            "calibration": [args.calibration_split, args.calibration_images],
+        }
+        file = args.out / FILE
+        before = read_json(file) if file.is_file() else {}
+        kept = before.get("rows", {}) if before.get("setting") == setting else {}
+        rows = study(
+            model,
+            variables,
+            source,
+            lambda: calibration(
+                open_source(args.data, split=args.calibration_split, dir=args.data_dir), size, args.calibration_images
+            ),
+            size=size,
+            images=images,
+            programs=args.programs,
+            kept=kept,
+            keep=lambda rows: write_json(file, {"setting": setting, "rows": rows, "versions": versions()}),
+        )
+    except UserError as error:
+        return fail(str(error))
+    print(table(rows))
+    print(f"written to {file}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
