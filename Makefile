@@ -63,7 +63,7 @@ format: $(VENV)/.ready ## format the code and fix what the linter can
 	@$(BIN)/ruff check --quiet --fix .
 
 lock: $(VENV)/tools/.ready ## resolve requirements.txt and .ci/tools.txt again, with hashes, for Python 3.11 and later
-	@$(LOCK) --extra dev --extra geo --extra hub --extra onnx --extra tiff --output-file requirements.txt pyproject.toml
+	@$(LOCK) --extra dev --extra geo --extra hub --extra keras --extra onnx --extra tiff --output-file requirements.txt pyproject.toml
 	@$(LOCK) --output-file .ci/tools.txt .ci/tools.in
 
 audit: $(VENV)/.ready ## list the packages' licences, and look the packages up among known vulnerabilities
