@@ -72,6 +72,8 @@ def recorded(config: ConfigDict, given: Given) -> ConfigDict:
         config.model.name, config.model.output_stride = description["name"], description["output_stride"]
         config.model.options = ConfigDict(options)
         config.module = description.get("module", config.module)
+    elif given.model is not None:
+        config.model.name, config.model.options = "a network composed in Python", ConfigDict({})
     config.own = tuple(f"{part}={_name(value)}" for part, value in parts.items())
     return config
 
