@@ -67,6 +67,7 @@ class Mlflow(Tracker):
     """MLflow."""
 
     def __init__(self, id: str, workdir: Path, config: Mapping[str, Any]) -> None:
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # Its own 7 take minutes if a server is gone.
         import mlflow
 
         self._client, self._metric = mlflow.MlflowClient(), mlflow.entities.Metric
