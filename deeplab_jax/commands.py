@@ -50,12 +50,13 @@ def config_of_run(words: list[str], model: str) -> Any:
 def train(args: argparse.Namespace) -> int:
     """`train`."""
     from deeplab_jax.distributed import is_first, together
+    from deeplab_jax.train.loop import train
     from deeplab_jax.train.signals import Interrupted
 
     with together():
         config = required_config(args)
     try:
-        tasks.train(config, args.workdir, allow_config_change=args.allow_config_change)
+        train(config, args.workdir, allow_config_change=args.allow_config_change)
     except Interrupted as stop:
         if is_first():
             print(f"deeplab-jax: {stop}", file=sys.stderr)
