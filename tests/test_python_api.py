@@ -99,6 +99,8 @@ def test_objects_and_paths_evaluate_alike(undisturbed) -> None:
     assert ours["confusion_matrix"] == named["confusion_matrix"] and ours["protocol"] == named["protocol"]
     with pytest.raises(UserError, match="give --config configs/NAME.py .in Python: config= or source="):
         deeplab_jax.evaluate(model, variables)
+    with pytest.raises(UserError, match="argument 'flip'"):
+        deeplab_jax.evaluate(model, variables, SOURCES[1], protocol, flip=True)
     with pytest.raises(UserError, match="no weights"):
         deeplab_jax.evaluate(model)
 
@@ -197,7 +199,10 @@ def test_a_failing_function_costs_nothing(tmp_path, undisturbed) -> None:
     assert_same_end(tmp_path, undisturbed)
 
 
-@pytest.mark.parametrize(("which", "at"), [("on_step", 2), ("on_evaluation", 3)])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(("which", "at"), [("on_step", 2), pytest.param("on_evaluation", 3, marks=SLOW)])
 def test_a_function_that_returns_true_ends_the_run_and_the_same_call_goes_on(tmp_path, undisturbed, which, at) -> None:
     results = train(tmp_path, **{which: lambda step, metrics: step == at})
     assert results["step"] == at and 0 <= results["miou"] <= 1
@@ -207,7 +212,10 @@ def test_a_function_that_returns_true_ends_the_run_and_the_same_call_goes_on(tmp
     assert_same_end(tmp_path, undisturbed)
 
 
-@pytest.mark.parametrize(("which", "at"), [("on_step", 2), ("on_evaluation", 3), ("on_evaluation", 6)])
+@pytest.mark.parametrize(
+    ("which", "at"),
+    [pytest.param("on_step", 2, marks=SLOW), pytest.param("on_evaluation", 3, marks=SLOW), ("on_evaluation", 6)],
+)
 def test_a_keyboard_interrupt_in_a_function_is_a_ctrl_c(tmp_path, undisturbed, which, at) -> None:
     with pytest.raises(Interrupted, match=f"stopped at step {at} of 6, which is saved"):
         train(tmp_path, **{which: raising(at, KeyboardInterrupt())})
@@ -276,6 +284,9 @@ def test_a_run_of_own_parts_goes_on_bit_for_bit(tmp_path, capsys) -> None:
     model, variables, info = deeplab_jax.load(tmp_path / "whole", model=own_parts()["model"])
     assert info["data"] == "made up"
     results = deeplab_jax.evaluate(model, variables, SOURCES[1], deeplab_jax.Protocol(pad_to=((33, 33),)))
+    Image.fromarray(SOURCES[1][0]["image"]).save(tmp_path / "a.png")
+    done = deeplab_jax.predict((model, variables, info), tmp_path / "a.png", tmp_path / "seen", say=str)
+    assert done.files and np.asarray(Image.open(tmp_path / "seen" / "a.png")).max() < 4
     assert results["miou"] == pytest.approx(info["metrics"]["miou"]) and results["model"] is None
 
 
@@ -292,6 +303,7 @@ def test_a_named_model_of_ones_own_is_held_by_the_run(tmp_path, undisturbed, cap
         train(tmp_path / "other", config, model=model, sources=SOURCES)
 
 
+@SLOW
 def test_a_loss_that_equals_a_named_one_trains_alike(tmp_path, undisturbed) -> None:
     train(tmp_path, loss=LOSSES["cross_entropy"])
     assert_same_end(tmp_path, undisturbed)
@@ -314,6 +326,18 @@ def test_a_schedule_has_to_be_a_function_of_jax(tmp_path) -> None:
     with pytest.raises(UserError, match=r"schedule: it returns an array of shape \(2,\)"):
         train(tmp_path / "run", schedule=lambda step: jnp.zeros(2))
     assert not (tmp_path / "run").exists()
+
+
+def test_parts_of_another_kind_are_named(tmp_path) -> None:
+    for wrong, words in (
+        ({"sources": SOURCES[0]}, "sources: give two"),
+        ({"model": TinyBackbone()}, "model: TinyBackbone is no Segmenter"),
+        ({"optimizer": 0.1}, "optimizer: float is none of optax"),
+        ({"loss": "dice"}, "loss: 'dice' is no function"),
+        ({"on_step": True}, "on_step: True is no function"),
+    ):
+        with pytest.raises(UserError, match=words):
+            train(tmp_path / "run", **wrong)
 
 
 def test_parts_that_no_file_holds_are_refused_elsewhere(tmp_path, capsys) -> None:

@@ -83,12 +83,14 @@ def evaluate(
         split = split or "val"
         if source is None:
             source = open_split(settings, split, reading=model.preprocessing)
+        known = {*inspect.signature(evaluator.evaluate).parameters}
         if protocol is None:
             section = settings if settings is not None else base()
             keys = {key: how.pop(key) for key in list(how) if key in section.evaluate}
             protocol, more = evaluate_options(section, **keys)
             how = {**(more if settings is not None else {key: more[key] for key in more if key in keys}), **how}
-        check_names(how, {*inspect.signature(evaluator.evaluate).parameters, *base().evaluate})
+            known |= {*section.evaluate}
+        check_names(how, known)
     outputs = None
     if save_predictions:
         if not out:

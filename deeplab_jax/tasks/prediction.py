@@ -32,7 +32,7 @@ class Predictions:
 
 
 def predict(
-    model: str | Path,
+    model: str | Path | tuple[Segmenter, Variables, dict[str, Any]],
     images: str | Path | Iterable[str | Path],
     out: str | Path,
     *,
@@ -54,7 +54,8 @@ def predict(
     A file that cannot be read does not end the run: it is in `failed`.
 
     Args:
-      model, checkpoint, module: see `load`.
+      model: what `load` takes, or what it returns.
+      checkpoint, module: see `load`.
       images: a file or folder, or several.
       out: folder for the predictions; folders below a folder are kept.
       channels: bands of the files, if not the model's.
@@ -97,7 +98,7 @@ def predict(
             "pip install rasterio"
         )
     how = Protocol(**protocol)
-    network, variables, info = load(model, checkpoint=checkpoint, module=module)
+    network, variables, info = model if isinstance(model, tuple) else load(model, checkpoint=checkpoint, module=module)
     if channels:
         network = network.clone(preprocessing=replace(network.preprocessing, channels=tuple(channels)))
     labels = label_set(info, network, dataset_ids=dataset_ids)
@@ -105,7 +106,8 @@ def predict(
         warn(f"several stored values stand for {spell(shared)}; the smallest is written")
     page = None
     if pictures and not dataset_ids:
-        page = page_of(folder, labels, title=f"Predictions of {Path(model).name}")
+        name = "a network" if isinstance(model, tuple) else Path(model).name
+        page = page_of(folder, labels, title=f"Predictions of {name}")
     outputs, done = Outputs(folder, labels, probabilities, confidence, dataset_ids, page, polygons), Predictions(folder)
     with progress_bar(Console(stderr=True)) as progress:
         for each, error in predict_files(

@@ -55,8 +55,9 @@ def recorded(config: ConfigDict, given: Given) -> ConfigDict:
     the names.
 
     Raises:
-      UserError: the configuration is that of a run with such a part, which is not given now.
+      UserError: a part of another kind, or the configuration of a run with such a part, which is not given now.
     """
+    _check(given)
     for part in PARTS:
         if getattr(given, part) is None:
             require_named(config, part)
@@ -76,6 +77,18 @@ def recorded(config: ConfigDict, given: Given) -> ConfigDict:
         config.model.name, config.model.options = "a network composed in Python", ConfigDict({})
     config.own = tuple(f"{part}={_name(value)}" for part, value in parts.items())
     return config
+
+
+def _check(given: Given) -> None:
+    if given.sources is not None and not (isinstance(given.sources, tuple | list) and len(given.sources) == 2):
+        raise UserError("sources: give two, (those for training, those for evaluation)")
+    if given.model is not None and not isinstance(given.model, Segmenter):
+        raise UserError(f"model: {type(given.model).__name__} is no Segmenter; see deeplab_jax.create_model")
+    if given.optimizer is not None and not isinstance(given.optimizer, optax.GradientTransformation):
+        raise UserError(f"optimizer: {type(given.optimizer).__name__} is none of optax, such as optax.adamw(1e-3)")
+    for name in ("loss", "schedule", ON_STEP, ON_EVALUATION):
+        if (function := getattr(given, name)) is not None and not callable(function):
+            raise UserError(f"{name}: {function!r:.50} is no function")
 
 
 def require_named(config: ConfigDict, part: str) -> None:

@@ -109,7 +109,9 @@ def test_a_tracker_gets_all_and_goes_on_in_its_record(tmp_path, kept) -> None:
     assert first[-1] == kept.told[-1] == ("close", False)
 
 
-@pytest.mark.parametrize("fails", ["open", "scalars", "picture", "close"])
+@pytest.mark.parametrize(
+    "fails", ["open", "picture", *(pytest.param(name, marks=pytest.mark.slow) for name in ("scalars", "close"))]
+)
 def test_a_tracker_that_fails_is_left_out(tmp_path, kept, capsys, fails) -> None:
     kept.fails = fails
     results = loop.train(tiny_config(**TRACKED), tmp_path)
