@@ -141,13 +141,6 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path, undisturbed, photo) -> None
         deeplab_jax.evaluate(undisturbed, save_predictions=True)
 
 
-def test_a_config_stays_as_it_is(tmp_path) -> None:
-    config = tiny_config(**{"train.steps": 1})
-    before = to_plain(config)
-    train(tmp_path, config, loss=LOSSES["cross_entropy"], schedule=optax.constant_schedule(0.1))
-    assert to_plain(config) == before
-
-
 def test_a_finished_run_answers_from_its_record(undisturbed) -> None:
     again = train(undisturbed)
     last = json.loads((undisturbed / METRICS_FILE).read_text().splitlines()[-1])
@@ -250,6 +243,7 @@ def own_parts():
     }
 
 
+@SLOW
 def test_a_run_of_own_parts_goes_on_bit_for_bit(tmp_path, capsys) -> None:
     config = tiny_config()
     train(tmp_path / "whole", config, **own_parts())
@@ -295,7 +289,9 @@ def test_a_named_model_of_ones_own_is_held_by_the_run(tmp_path, undisturbed, cap
     model = deeplab_jax.create_model("cascade_tiny", num_classes=9, norm_momentum=0.9)
     config = tiny_config()
     config.model.name, config.model.options = base().model.name, ConfigDict({})
+    before = to_plain(config)
     train(tmp_path, config, model=model, on_step=lambda step, metrics: step == 2)
+    assert to_plain(config) == before
     assert json.loads((tmp_path / "config.json").read_text())["own"] == []
     assert main(["train", f"--config={tmp_path / 'config.json'}", f"--workdir={tmp_path}"]) == 0
     assert_same_end(tmp_path, undisturbed)
