@@ -223,7 +223,8 @@ def announce(
         f"{t.steps} steps of {t.batch_size}{epochs} on {mesh.size} {jax.default_backend()} device(s)"
     )
     warmup, evaluations = config.optimizer.warmup_steps, -(-t.steps // t.evaluate_every)
-    if 2 * warmup > t.steps:
+    own_rate = any(part.startswith(("optimizer=", "schedule=")) for part in config.own)
+    if 2 * warmup > t.steps and not own_rate:
         writers.say(
             f"note: the learning rate rises for {warmup} of the {t.steps} steps; "
             f"--config.optimizer.warmup_steps={t.steps // 10} suits a short run"
