@@ -1,6 +1,7 @@
 """`evaluate` for a program."""
 
 import inspect
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,14 +12,14 @@ from deeplab_jax.tasks.arguments import check_names, config_of, run_config
 
 if TYPE_CHECKING:
     from deeplab_jax.data.source import Source
-    from deeplab_jax.evaluate.protocol import Protocol
+    from deeplab_jax.evaluate import protocol as protocols
 
 
 def evaluate(
     model: Segmenter | str | Path,
     variables: Variables | None = None,
     source: "Source | None" = None,
-    protocol: "Protocol | None" = None,
+    protocol: "protocols.Protocol | None" = None,
     *,
     config: Any = None,
     split: str = "",
@@ -55,6 +56,7 @@ def evaluate(
     from deeplab_jax.evaluate.calibration import PICTURE, draw
     from deeplab_jax.evaluate.outputs import Outputs, page_of
     from deeplab_jax.evaluate.predictor import prediction_writer
+    from deeplab_jax.evaluate.protocol import Protocol
     from deeplab_jax.train.from_config import evaluate_options, open_split
     from deeplab_jax.weights.by_name import load
 
@@ -83,13 +85,16 @@ def evaluate(
         split = split or "val"
         if source is None:
             source = open_split(settings, split, reading=model.preprocessing)
-        known = {*inspect.signature(evaluator.evaluate).parameters}
+        known = [*inspect.signature(evaluator.evaluate).parameters][
+            4:
+        ]  # Behind the model, its weights, data, protocol.
         if protocol is None:
             section = settings if settings is not None else base()
-            keys = {key: how.pop(key) for key in list(how) if key in section.evaluate}
+            named_keys = {*section.evaluate, *(one.name for one in fields(Protocol))}  # A CRF has no key.
+            keys = {key: how.pop(key) for key in list(how) if key in named_keys}
             protocol, more = evaluate_options(section, **keys)
             how = {**(more if settings is not None else {key: more[key] for key in more if key in keys}), **how}
-            known |= {*section.evaluate}
+            known += sorted(named_keys)
         check_names(how, known)
     outputs = None
     if save_predictions:
