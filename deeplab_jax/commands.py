@@ -4,11 +4,10 @@ import argparse
 import json
 import shlex
 import sys
-import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from deeplab_jax import tasks
 from deeplab_jax.errors import UserError, did_you_mean, spell
 
 USER_ERROR = 2
@@ -40,7 +39,7 @@ def config_of_run(words: list[str], model: str) -> Any:
     where there is neither.
     """
     from deeplab_jax.config import load_config
-    from deeplab_jax.train.run import CONFIG_FILE
+    from deeplab_jax.train.workdir import CONFIG_FILE
 
     own = Path(model, CONFIG_FILE)
     if any(word.startswith("--config=") for word in words):
@@ -103,60 +102,33 @@ def evaluate(args: argparse.Namespace) -> None:
     """`evaluate`."""
     from rich.console import Console
 
-    from deeplab_jax.data.source import read_in_parts
-    from deeplab_jax.distributed import is_first, together, watch
-    from deeplab_jax.evaluate.calibration import PICTURE, draw
-    from deeplab_jax.evaluate.evaluator import evaluate, write_results
-    from deeplab_jax.evaluate.outputs import Outputs, page_of
-    from deeplab_jax.evaluate.predictor import prediction_writer
+    from deeplab_jax.distributed import is_first, together
     from deeplab_jax.terminal import class_table, percent, progress_bar
-    from deeplab_jax.train.from_config import evaluate_options, open_split
-    from deeplab_jax.weights.by_name import load
     from deeplab_jax.weights.folder import METRICS_FILE
 
     with together():
-        config = config_of_run(args.config, args.model)  # First: a Python file may name the module of the model.
-        model, variables, info = load(args.model, checkpoint=args.checkpoint, module=args.module)
-        if config is None:
-            raise UserError(
-                f"{args.model}: a model folder does not say which data to evaluate on; give --config configs/NAME.py"
-            )
-        config.module = args.module or config.module
-        split = args.split or config.data.val_split
-        source = open_split(config, split, reading=model.preprocessing)
-        protocol, how = evaluate_options(config, **given(args, *INFERENCE_FLAGS, *METRIC_FLAGS))
-        source = read_in_parts(source) if protocol.window else source
-    page = page_of(Path(args.out), source.labels, title=f"{split} of {source.name}")
-    outputs = Outputs(Path(args.out), source.labels, page=page)
-    watch(config.train.timeout)
+        config = config_of_run(args.config, args.model)
     console = Console(quiet=not is_first())
     with progress_bar(console) as progress:
-        results = evaluate(
-            model,
-            variables,
-            source,
-            protocol,
-            split=split,
+        results = tasks.evaluate(
+            args.model,
+            config=config,
+            split=args.split or "",
+            checkpoint=args.checkpoint,
+            module=args.module,
+            out=args.out,
+            save_predictions=args.save_predictions,
             limit=args.limit,
-            on_prediction=prediction_writer(outputs) if args.save_predictions else None,
             progress=progress,
-            **how,
+            **given(args, *INFERENCE_FLAGS, *METRIC_FLAGS),
         )
-    results["checkpoint"] = info.get("step")
-    file = Path(args.out) / METRICS_FILE
-    with together():
-        if is_first():
-            write_results(results, file.parent)
-            if "calibration" in results:
-                draw(results["calibration"], file.with_name(PICTURE))
-    if args.save_predictions:
-        page.write()
-    console.print(class_table([results], [f"{split}, output stride {results['protocol']['output_stride']}"]))
+    protocol = results["protocol"]
+    console.print(class_table([results], [f"{protocol['split']}, output stride {protocol['output_stride']}"]))
     if "bootstrap" in results and (interval := results["bootstrap"].get("miou")):
         low, high = map(percent, interval)
-        console.print(f"95% of {protocol.bootstrap} resamples of the images: mean IoU {low} to {high}")
+        console.print(f"95% of {protocol['bootstrap']} resamples of the images: mean IoU {low} to {high}")
     console.print(
-        f"{results['protocol']['images']} images in {results['seconds']} s; written to {file}",
+        f"{protocol['images']} images in {results['seconds']} s; written to {Path(args.out, METRICS_FILE)}",
         highlight=False,
         soft_wrap=True,
     )
@@ -164,113 +136,32 @@ def evaluate(args: argparse.Namespace) -> None:
 
 def predict(args: argparse.Namespace) -> int:
     """`predict`."""
-    from rich.console import Console
-
-    from deeplab_jax.evaluate import geo
-    from deeplab_jax.evaluate.image_list import find_images, is_video
-    from deeplab_jax.evaluate.outputs import Outputs, label_set, page_of
-    from deeplab_jax.evaluate.predictor import predict_files
-    from deeplab_jax.evaluate.protocol import Protocol
-    from deeplab_jax.evaluate.video import check_videos
-    from deeplab_jax.labels import to_stored
-    from deeplab_jax.terminal import progress_bar
-    from deeplab_jax.weights.by_name import load
-
-    found, out, dataset_ids = find_images(args.images, out=args.out), Path(args.out), args.ids == "dataset"
-    images = [each for each in found if not is_video(each.path)]
-    videos = [each.path for each in found if is_video(each.path)]
-    check_videos(videos, out)
-    if args.polygons:
-        geo.load_rasterio("--polygons")
-    elif not geo.is_installed() and (on_map := [each.path for each in images if geo.has_ground(each.path)]):
-        print(
-            f"deeplab-jax: {spell(on_map, limit=1)}: predicted without map coordinates; for a GeoTIFF of class ids, "
-            "type pip install rasterio",
-            file=sys.stderr,
-        )
-    protocol = Protocol(**given(args, *INFERENCE_FLAGS))
-    model, variables, info = load(args.model, checkpoint=args.checkpoint, module=args.module)
-    if args.channels:
-        model = model.clone(preprocessing=replace(model.preprocessing, channels=args.channels))
-    labels = label_set(info, model, dataset_ids=dataset_ids)
-    if dataset_ids and (shared := to_stored(labels)[1]):
-        print(f"several stored values stand for {spell(shared)}; the smallest is written", file=sys.stderr)
-    page = None if dataset_ids or not images else page_of(out, labels, title=f"Predictions of {Path(args.model).name}")
-    outputs = Outputs(out, labels, args.probabilities or "", args.confidence, dataset_ids, page, args.polygons)
-    failed = 0
-    with progress_bar(Console(stderr=True)) as progress:
-        for _, error in predict_files(
-            model, variables, images, outputs, protocol, batch_size=args.batch_size, progress=progress
-        ):
-            if error is not None:
-                failed += 1
-                fail(str(error))
-    if images:
-        print(f"{len(images) - failed} of {len(images)} images segmented into {out}")
-    if page is not None and failed < len(images):
-        print(f"to look at them, open {page.write()}")
-    for video in videos:
-        failed += not predict_clip(args, model, variables, video, protocol, labels)
-    return USER_ERROR if failed else 0
-
-
-def predict_clip(args: argparse.Namespace, model: Any, variables: Any, video: Path, protocol: Any, labels: Any) -> bool:
-    """Predict a video, say how fast that was, and return whether it could be read."""
-    from rich.console import Console
-
-    from deeplab_jax.evaluate.video import overlay_name, predict_video
-    from deeplab_jax.terminal import progress_bar
-
-    file, start = Path(args.out, overlay_name(video)), time.perf_counter()
-    try:
-        with progress_bar(Console(stderr=True)) as progress:
-            frames = predict_video(
-                model,
-                variables,
-                video,
-                file,
-                protocol,
-                labels=labels,
-                batch_size=args.batch_size,
-                progress=progress,
-            )
-    except UserError as error:
-        fail(str(error))
-        return False
-    seconds = time.perf_counter() - start
-    print(f"{video}: {frames} frames in {seconds:.1f} s, {frames / seconds:.1f} frames/s; written to {file}")
-    return True
+    done = tasks.predict(
+        args.model,
+        args.images,
+        args.out,
+        checkpoint=args.checkpoint,
+        module=args.module,
+        channels=args.channels or (),
+        batch_size=args.batch_size,
+        probabilities=args.probabilities or "",
+        confidence=args.confidence,
+        ids=args.ids,
+        polygons=args.polygons,
+        warn=fail,
+        fail=fail,
+        **given(args, *INFERENCE_FLAGS),
+    )
+    return USER_ERROR if done.failed else 0
 
 
 def check_data(args: argparse.Namespace) -> int:
     """`check-data`."""
-    from rich.console import Console
-
-    from deeplab_jax.data.check.dataset import check_source
-    from deeplab_jax.data.check.report import format_report
-    from deeplab_jax.terminal import progress_bar
-    from deeplab_jax.train.from_config import open_split
-    from deeplab_jax.train.samples import show_samples
-
     config = required_config(args)
-    splits = [args.split] if args.split else [config.data.train_split, config.data.val_split]
-    reports = {}
-    try:
-        for split in dict.fromkeys(splits):
-            source = open_split(config, split, strict=False)
-            if note := getattr(source, "note", ""):
-                print(f"{split}: {note}")
-            with progress_bar(Console(stderr=True)) as progress:
-                reports[split] = check_source(source, limit=args.limit, progress=progress)
-        if args.json:
-            write_text(args.json, json.dumps({split: r.to_json() for split, r in reports.items()}, indent=1))
-    finally:  # After a split that cannot be opened, the report of the one before.
-        for split, report in reports.items():
-            print(f"{split}: {format_report(report)}\n")
-    if args.show:
-        page = show_samples(config, open_split(config, config.data.train_split), args.show)
-        print(f"training images after augmentation: open {page}")
-    return 0 if all(report.ok for report in reports.values()) else USER_ERROR
+    reports = tasks.check_data(config, split=args.split or "", limit=args.limit, show=args.show or "", say=print)
+    if args.json:
+        write_text(args.json, json.dumps({split: r.to_json() for split, r in reports.items()}, indent=1))
+    return 0 if reports.ok else USER_ERROR
 
 
 def prepare(args: argparse.Namespace) -> None:

@@ -218,6 +218,7 @@ class Train(Step):
     patience: int = key(0, 0, free=True)  # evaluations without a better mIoU after which the run ends; 0: it does not
     keep: int = key(2, 1, free=True)  # newest checkpoints; the best one is kept as well
     pictures: int = key(4, free=True)  # validation images drawn at each evaluation
+    trackers: tuple[str, ...] = key((), free=True)  # further places for the record: "wandb", "mlflow"
     # Seconds without a sign of the other processes, if any, before they count as lost.
     timeout: float = key(900.0, SMALLEST, give="seconds, more than config.data.timeout has", free=True)
     skip_nonfinite: int = key(0, 0, free=True)  # updates that may be skipped, their loss or gradient not being finite
@@ -268,6 +269,7 @@ class Config:
     init: str = ""  # model folder, run directory, name of published weights or hf://owner/repo: the first weights
     init_scope: str = "all"  # the part taken from there; also "all_but_classifier", "backbone"
     module: str = ""  # Python file whose tables extend the package's; see `extensions`
+    own: tuple[str, ...] = ()  # parts that a Python program gave as objects, such as "loss=mine"; `train` sets it
 
 
 def defaults(section: Any = Config) -> ConfigDict:

@@ -59,6 +59,14 @@ def weights_table(rows: Sequence[dict[str, Any]]) -> Table:
     return table
 
 
+def plain_console() -> Console:
+    """Return where lines for people go: standard output. In a notebook these are plain lines of one cell's output,
+    without colours and bars.
+    """
+    console = Console()
+    return Console(force_jupyter=False, force_terminal=False, width=120) if console.is_jupyter else console
+
+
 def percent(value: float | None) -> str:
     """Return a ratio 0 to 1 in percent with two decimals; "-" for None."""
     return "-" if value is None else f"{100 * value:.2f}"

@@ -46,6 +46,7 @@ ALLOWED: dict[str, set[str]] = {
     "evaluate": _TO_WEIGHTS | {"config", "data", "distributed"},
     "train": _TO_WEIGHTS | {"config", "config_keys", "config_values", "data", "distributed", "evaluate"},
 }
+ALLOWED["tasks"] = set(ALLOWED) | {"terminal"}
 # The package's front page gathers the public names from below; nothing else may import it.
 ALLOWED["__init__"] = set(ALLOWED)
 ALLOWED["terminal"] = set()

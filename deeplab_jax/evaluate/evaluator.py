@@ -109,7 +109,7 @@ def evaluate(
     return {
         **tally.metrics(source.labels),
         "protocol": {**protocol.to_json(), **found},
-        "model": describe(model),
+        "model": describe(model) if model.recipe else None,
         "versions": versions(),
         "seconds": round(time.perf_counter() - start, 3),
     }

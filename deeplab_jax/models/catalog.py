@@ -234,6 +234,13 @@ def describe(model: Segmenter) -> dict[str, Any]:
     return {**json.loads(model.recipe), "output_stride": model.output_stride}
 
 
+def described(model: Segmenter) -> dict[str, Any] | None:
+    """Return what `describe` does; None for a network that `from_description` does not build again from it."""
+    if not model.recipe or from_description(describe(model)) != model:
+        return None
+    return describe(model)
+
+
 def from_description(description: Mapping[str, Any], *, module: str = "") -> Segmenter:
     """Build the model that `describe` wrote down.
 

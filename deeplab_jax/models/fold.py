@@ -70,10 +70,12 @@ def _without_batch_norm(model: Segmenter) -> Segmenter:
 
     It is made from the model's own parts, because a clone may differ from the model's description.
     """
+    changed = change_settings(model, lambda settings: replace(settings, norm=_kind(settings.norm)))
+    if not model.recipe:  # Composed in Python.
+        return changed
     recipe = json.loads(model.recipe)
     kinds = {"norm": model.settings.norm, "backbone_norm": model.backbone_settings.norm}
     options = {**recipe["options"], **{name: _kind(kind) for name, kind in kinds.items()}}
-    changed = change_settings(model, lambda settings: replace(settings, norm=_kind(settings.norm)))
     return changed.clone(recipe=json.dumps({**recipe, "options": options}, sort_keys=True))
 
 

@@ -6,6 +6,7 @@ errors.
 """
 
 import socket
+import struct
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -28,6 +29,7 @@ def _without_torch() -> Iterator[None]:
 
 with _without_torch():  # tensorboardX imports it, which takes seconds, although nothing here uses it.
     from tensorboardX.proto.event_pb2 import Event, SessionLog
+    from tensorboardX.proto.summary_pb2 import Summary
     from tensorboardX.record_writer import RecordWriter
     from tensorboardX.summary import scalar
 
@@ -56,6 +58,14 @@ class EventFile:
         """Write the values of a step by name."""
         for name, value in values.items():
             self._write(step=step, summary=scalar(name, value))
+        self._records.flush()
+
+    def picture(self, step: int, name: str, file: Path) -> None:
+        """Write the picture of a step, from a PNG file."""
+        content = file.read_bytes()
+        width, height = struct.unpack(">II", content[16:24])  # A PNG begins with 8 bytes, a length and "IHDR".
+        image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=content)
+        self._write(step=step, summary=Summary(value=[Summary.Value(tag=name, image=image)]))
         self._records.flush()
 
     def close(self) -> None:

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -20,11 +21,13 @@ from deeplab_jax.labels import LabelSet
 from deeplab_jax.models.catalog import from_description
 from deeplab_jax.models.preprocessing import Preprocessing
 from deeplab_jax.models.segmenter import Segmenter, abstract_variables
+from deeplab_jax.ops.losses import Loss
 from deeplab_jax.train.faults import Step
+from deeplab_jax.train.given import NOTHING, Given, recorded, require_named
 from deeplab_jax.train.losses import find_loss
-from deeplab_jax.train.optimizer import make_optimizer
+from deeplab_jax.train.optimizer import make_optimizer, without_frozen
 from deeplab_jax.train.patience import with_steps
-from deeplab_jax.train.schedules import Schedule
+from deeplab_jax.train.schedules import Schedule, checked_schedule
 from deeplab_jax.train.sharding import check_batch_size, check_crop_size, make_mesh
 from deeplab_jax.train.step import train_step
 
@@ -33,6 +36,7 @@ def open_split(config: ConfigDict, split: str, *, strict: bool = True, reading: 
     """Open a split of the data set; see `open_source`. A model's `reading` of image files comes before the
     configuration's.
     """
+    require_named(config, "sources")
     data = config.data
     source = open_source(
         data.name,
@@ -47,26 +51,44 @@ def open_split(config: ConfigDict, split: str, *, strict: bool = True, reading: 
     return source if reading is None else read_as(source, channels=reading.bands, value_range=reading.stored_range)
 
 
-def open_splits(config: ConfigDict) -> tuple[ConfigDict, Source, Source]:
-    """Open the split for training, and the split for evaluation; return them after the configuration, with the steps
-    that `train.epochs` make of the images for training.
+def open_splits(config: ConfigDict, given: Given = NOTHING) -> tuple[ConfigDict, Source, Source]:
+    """Open the split for training, and the split for evaluation, or take those given; return them after the
+    configuration, with the steps that `train.epochs` make of the images for training, and with what else was given.
 
     Raises:
       UserError: they have different classes, as files may say that name them.
     """
-    train, val = open_split(config, config.data.train_split), open_split(config, config.data.val_split)
+    config = recorded(config, given)
+    if given.sources is not None:
+        train, val = given.sources
+    else:
+        train, val = open_split(config, config.data.train_split), open_split(config, config.data.val_split)
     if train.labels.names != val.labels.names:
+        data = config.data.dir or config.data.name if given.sources is None else "sources"
         raise UserError(
-            f"{config.data.dir}: split '{config.data.train_split}' has the classes {train.labels.names!r:.200}, and "
-            f"'{config.data.val_split}' has {val.labels.names!r:.200}; give all as config.data.options.class_names"
+            f"{data}: split '{config.data.train_split}' has the classes {train.labels.names!r:.200}, "
+            f"and '{config.data.val_split}' has {val.labels.names!r:.200}; give all as config.data.options.class_names"
         )
     if isinstance(train, PairSource) and isinstance(val, PairSource) and train.read_mask == val.read_mask:
         val = dataclasses.replace(val, read_mask=train.read_mask)  # It compares the palettes of both splits.
     return with_steps(config, len(train)), train, val
 
 
-def model_for(config: ConfigDict, labels: LabelSet) -> Segmenter:
-    """Build the network in its form for training on data with these labels; see `build_model`."""
+def model_for(config: ConfigDict, labels: LabelSet, own: Segmenter | None = None) -> Segmenter:
+    """Build the network in its form for training on data with these labels; see `build_model`. Or return `own`.
+
+    Raises:
+      UserError: also if `own` has other classes.
+    """
+    if own is not None:
+        if (own.label_classes, own.multilabel) != (labels.num_classes, labels.multilabel):
+            several = ", activation='sigmoid'" if labels.multilabel else ""
+            raise UserError(
+                f"model: it has {own.label_classes} classes{_several(own.multilabel)}, the data has "
+                f"{labels.num_classes}{_several(labels.multilabel)}; give create_model(..., "
+                f"num_classes={labels.num_classes}{several})"
+            )
+        return own
     return build_model(config, num_classes=labels.num_classes, multilabel=labels.multilabel)
 
 
@@ -81,6 +103,7 @@ def build_model(config: ConfigDict, *, num_classes: int, multilabel: bool = Fals
       UserError: one class alone, a sigmoid for more than two classes that exclude each other, or a softmax for several
         labels a pixel.
     """
+    require_named(config, "model")
     options = config.model.options.to_dict()
     if multilabel and options.setdefault("activation", "sigmoid") != "sigmoid":
         raise UserError(
@@ -112,6 +135,10 @@ def build_model(config: ConfigDict, *, num_classes: int, multilabel: bool = Fals
     )
 
 
+def _several(multilabel: bool) -> str:
+    return ", of which a pixel can have several" if multilabel else ""
+
+
 def build_mesh(config: ConfigDict, model: Segmenter, *, among: Sequence[Any] = ()) -> Mesh:
     """Make the mesh of devices; the batch and its crops have to split over it. See `make_mesh`."""
     t = config.train
@@ -121,13 +148,37 @@ def build_mesh(config: ConfigDict, model: Segmenter, *, among: Sequence[Any] = (
     return mesh
 
 
-def build_optimizer(config: ConfigDict, model: Segmenter) -> tuple[optax.GradientTransformation, Schedule]:
-    """Make the optimizer, and its learning rate schedule."""
-    return make_optimizer(abstract_variables(model)["params"], steps=config.train.steps, **config.optimizer)
+def build_optimizer(
+    config: ConfigDict, model: Segmenter, given: Given = NOTHING
+) -> tuple[optax.GradientTransformation, Schedule]:
+    """Make the optimizer and its learning rate schedule, or take those given. The schedule of a given optimizer is not
+    known, NaN, unless it is given, too.
+
+    Raises:
+      UserError: as `make_optimizer`, or a given schedule that is no function of JAX operations.
+    """
+    params, options = abstract_variables(model)["params"], {**config.optimizer}
+    if given.schedule is not None:
+        options["schedule"] = checked_schedule(given.schedule)
+    else:
+        require_named(config, "schedule")
+    if given.optimizer is None:
+        require_named(config, "optimizer")
+        return make_optimizer(params, steps=config.train.steps, **options)
+    schedule = given.schedule or (lambda step: jnp.nan)
+    return without_frozen(given.optimizer, params, config.optimizer.freeze), schedule
 
 
-def build_step(config: ConfigDict, model: Segmenter, optimizer: optax.GradientTransformation, **changes: Any) -> Step:
-    """Return `train_step` as a function of state and batch alone; `changes` replace its other arguments.
+def build_step(
+    config: ConfigDict,
+    model: Segmenter,
+    optimizer: optax.GradientTransformation,
+    *,
+    own_loss: Loss | None = None,
+    **changes: Any,
+) -> Step:
+    """Return `train_step` as a function of state and batch alone, with a loss of the user's own if it is given;
+    `changes` replace its other arguments.
 
     Raises:
       UserError: an unknown loss, options that it does not take, an average that is debiased but not kept, or class
@@ -135,6 +186,8 @@ def build_step(config: ConfigDict, model: Segmenter, optimizer: optax.GradientTr
     """
     options = {**arguments(config.train, keys.Step), **changes}
     options["freeze"] = tuple(config.optimizer.freeze)
+    if own_loss is None:
+        require_named(config, "loss")
     options["loss"] = find_loss(
         config.train.loss,
         options=config.train.loss_options,
@@ -143,6 +196,7 @@ def build_step(config: ConfigDict, model: Segmenter, optimizer: optax.GradientTr
         module=config.module,
         one_logit=model.num_classes == 1,
         softmax=model.num_classes > 1 and not model.multilabel,
+        given=own_loss,
     )
     if options["ema_debias"] and not options["ema_decay"]:
         raise UserError("config.train.ema_debias=True: there is no average; set config.train.ema_decay=0.999 too")

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
-from rich.console import Console
 
 from deeplab_jax.config_values import check
 from deeplab_jax.distributed import together
 from deeplab_jax.train.batches import Batches
 from deeplab_jax.train.faults import Step, is_finite, saving_first, saying_skipped
 from deeplab_jax.train.from_config import build_mesh, build_optimizer, build_step, model_for, open_splits
+from deeplab_jax.train.given import NOTHING, Given
 from deeplab_jax.train.initialise import fresh_state
 from deeplab_jax.train.program import build_program
 from deeplab_jax.train.run import Run
@@ -21,17 +21,15 @@ from deeplab_jax.train.validation import Results, Validation
 from deeplab_jax.train.writers import announce
 
 
-def train(
-    config: ConfigDict, workdir: str | Path, *, allow_config_change: bool = False, console: Console | None = None
-) -> Results | None:
+def train(config: ConfigDict, workdir: str | Path, *, given: Given = NOTHING, **how: Any) -> Results | None:
     """Train a model, or resume in this run directory.
 
     Args:
       config: from `config.load_config`.
       workdir: receives `config.json`, `run.json`, `model.json`, `checkpoints/`, `metrics.jsonl`, `tensorboard/` and
         `pictures/`.
-      allow_config_change: whether to resume in a directory with another configuration.
-      console: where to print; None is standard output.
+      given: parts in the place of those that the configuration names, and functions to call.
+      how: `allow_config_change` and `console`; see `Run`.
 
     Returns:
       The last evaluation, or None if the run was already complete.
@@ -40,17 +38,17 @@ def train(
       UserError: anything in the configuration, data or directory that the user can fix.
       Interrupted: after Ctrl-C or SIGTERM, once the state is saved.
     """
-    with Run(Path(workdir), console or Console()) as run:
+    with Run(Path(workdir), given, **how) as run:
         with together():  # A failure on one process is a failure on all of them, before anything is written.
             check(config)
-            config, train_source, val_source = open_splits(config)
-            model = model_for(config, train_source.labels)
+            config, train_source, val_source = open_splits(config, given)
+            model = model_for(config, train_source.labels, given.model)
             mesh = build_mesh(config, model)
-            optimizer, schedule = build_optimizer(config, model)
-            step = build_step(config, model, optimizer)
+            optimizer, schedule = build_optimizer(config, model, given)
+            step = build_step(config, model, optimizer, own_loss=given.loss)
             batches = Batches(config, model, train_source, mesh)
             validation = Validation(config, model, val_source, mesh)
-            run.open(config, allow_config_change=allow_config_change)
+            run.open(config)
         initial, shardings, step = build_program(config, model, mesh, optimizer, step)
         state, start = run.restore(initial, shardings)
         if state is None:

@@ -25,6 +25,7 @@ def find_loss(
     module: str = "",
     one_logit: bool = False,
     softmax: bool = True,
+    given: Loss | None = None,
 ) -> Loss:
     """Return the loss that a text names: an entry of `ops.losses.LOSSES` or of the table `LOSSES` of a user's own file,
     or a weighted sum of several, such as `cross_entropy + 0.5*dice`.
@@ -39,12 +40,15 @@ def find_loss(
       module: path of the user's own file, or "".
       one_logit: whether the network has one logit.
       softmax: whether the classes of a pixel exclude each other, with a logit for each.
+      given: a loss of the user's own, which takes the place of the named one.
 
     Raises:
       UserError: there is none of that name, the sum cannot be read, or an option is set that no loss takes or that
         would change nothing.
     """
     own = own_table(module, "LOSSES")
+    if given is not None:
+        text, module, own = "the loss that was given", "", {"the loss that was given": given}
     losses = {**LOSSES, **own}
     weights = {text: 1.0} if text in losses else read_sum(text, losses)
     options = {**defaults(LossOptions), **(options or {})}
@@ -66,7 +70,7 @@ def find_loss(
     for name, weight in weights.items():
         loss = partial(losses[name], **{key: value for key, value in options.items() if key in taken[name]})
         if name in own:
-            loss = partial(_checked, loss, f"{module}: LOSSES[{name!r}]", module, one_logit)
+            loss = partial(_checked, loss, f"{module}: LOSSES[{name!r}]" if module else name, module, one_logit)
         terms.append((weight, loss))
     return terms[0][1] if text in losses else partial(weighted_sum, terms)
 

@@ -71,12 +71,7 @@ def make_optimizer(
         not a regular expression, or a pattern of `multipliers` or `freeze` that matches nothing.
     """
     paths = list(flatten_dict(flax.core.unfreeze(params), sep="/"))
-    for pattern in (*freeze, *(pattern for pattern, _ in multipliers)):
-        if not any(_search(pattern, path) for path in paths):
-            raise UserError(
-                f"pattern {pattern!r} of the optimizer matches no parameter; a parameter is called {paths[0]!r}, for "
-                "instance"
-            )
+    _check_patterns([pattern for pattern, _ in multipliers], paths)
 
     def by_path(function: Callable[[str], Any]) -> Any:
         return unflatten_dict({path: function(path) for path in paths}, sep="/")
@@ -119,10 +114,32 @@ def make_optimizer(
     clip = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
     scale = [_scale_by(factors)] if multipliers or layer_decay != 1 else []
     trained = optax.chain(*clip, *rule, *scale, optax.scale_by_learning_rate(schedule))
+    return without_frozen(trained, params, freeze), schedule
+
+
+def without_frozen(
+    optimizer: optax.GradientTransformation, params: Any, freeze: Sequence[str]
+) -> optax.GradientTransformation:
+    """Return an optimizer that leaves the parameters as they are whose paths match a pattern of `freeze`.
+
+    Raises:
+      UserError: a pattern that is not a regular expression, or matches nothing.
+    """
+    paths = list(flatten_dict(flax.core.unfreeze(params), sep="/"))
+    _check_patterns(freeze, paths)
     if not freeze:
-        return trained, schedule
-    labels = by_path(lambda path: "frozen" if matches(freeze, path) else "trained")
-    return optax.partition({"trained": trained, "frozen": optax.set_to_zero()}, labels), schedule
+        return optimizer
+    labels = {path: "frozen" if matches(freeze, path) else "trained" for path in paths}
+    return optax.partition({"trained": optimizer, "frozen": optax.set_to_zero()}, unflatten_dict(labels, sep="/"))
+
+
+def _check_patterns(patterns: Sequence[str], paths: Sequence[str]) -> None:
+    for pattern in patterns:
+        if not any(_search(pattern, path) for path in paths):
+            raise UserError(
+                f"pattern {pattern!r} of the optimizer matches no parameter; a parameter is called {paths[0]!r}, for "
+                "instance"
+            )
 
 
 def stage_factors(paths: Sequence[str], decay: float) -> Mapping[str, float]:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -72,18 +73,36 @@ class Evaluations:
         )
 
 
+def last_evaluation(file: Path) -> dict[str, Any]:
+    """Return the last evaluation by the record of a run, `metrics.jsonl`: its step, the means, and each class's IoU."""
+    found: dict[str, Any] = {}
+    for record in _evaluations(file):
+        values = {name.removeprefix("val/"): value for name, value in record.items()}
+        ious = {name: values.pop(name) for name in list(values) if name.startswith("iou/")}
+        per_class = [{"name": name.removeprefix("iou/"), "iou": iou} for name, iou in ious.items()]
+        found = {**values, "per_class": per_class}
+    return found
+
+
 def read_mious(file: Path, *, until: int) -> list[str]:
     """Return `step mIoU` for each evaluated step up to `until`, by the record of a run, `metrics.jsonl`.
 
     What cannot be read there counts as not evaluated. An evaluation without any labelled pixel counts as 0.
     """
+    records = [record for record in _evaluations(file) if record["step"] <= until]
+    return [f"{int(record['step'])} {float(record.get('val/miou', 0.0))!r}" for record in records]
+
+
+def _evaluations(file: Path) -> list[dict[str, Any]]:
+    """Return the lines of `metrics.jsonl` with an evaluation."""
     found = []
     lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.exists() else []
     for line in lines:
         try:
             record = parse_json(line)
-            if "val/seconds" in record and record["step"] <= until:
-                found.append(f"{int(record['step'])} {float(record.get('val/miou', 0.0))!r}")
+            if "val/seconds" in record:
+                float(record["step"]), float(record.get("val/miou", 0.0))
+                found.append(record)
         except (ValueError, KeyError, TypeError):
             continue
     return found

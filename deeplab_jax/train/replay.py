@@ -22,10 +22,12 @@ from deeplab_jax.data.image_files import LIMIT, MAX_BYTES, MAX_PIXELS
 from deeplab_jax.errors import UserError
 from deeplab_jax.train.faults import describe_failure
 from deeplab_jax.train.from_config import build_step
+from deeplab_jax.train.given import require_named
 from deeplab_jax.train.optimizer import make_optimizer
-from deeplab_jax.train.run import BATCH_FILE, CONFIG_FILE
+from deeplab_jax.train.run import BATCH_FILE
 from deeplab_jax.train.sharding import check_batch_size, check_crop_size, make_mesh, place_batch, state_shardings
 from deeplab_jax.train.state import create_state, restore
+from deeplab_jax.train.workdir import CONFIG_FILE
 from deeplab_jax.weights.folder import CHECKPOINTS, read_description
 
 
@@ -67,6 +69,8 @@ def replay(folder: str | Path) -> Replay:
     folder = Path(folder)
     batch = read_batch(folder / BATCH_FILE)
     config, (model, _) = read_config(folder / CONFIG_FILE), read_description(folder)
+    for part in ("loss", "optimizer", "schedule"):
+        require_named(config, part)
     model.preprocessing.check(batch["image"], name=str(folder / BATCH_FILE))
     size, t = tuple(config.data.crop_size), config.train
     if (found := batch["label"].shape) != (expected := (t.batch_size, *size, *model.label_axes)):

@@ -1,10 +1,9 @@
-"""A run directory: who may write to it, when a second start may resume it, and what it records."""
+"""A run: its directory, its record, its checkpoints, and when it ends."""
 
 import shutil
-import sys
-import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -15,27 +14,26 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from deeplab_jax.checkpoint import METRIC, Checkpoints
-from deeplab_jax.config import base, differences, state_val_rule, to_plain, with_defaults
-from deeplab_jax.config_keys import FREE
+from deeplab_jax.config import state_val_rule, to_plain
 from deeplab_jax.data.source import Source
 from deeplab_jax.distributed import is_first, listed, together, watch, whole
-from deeplab_jax.errors import UserError, spell
-from deeplab_jax.files import TEMPORARY, locked, read_json, write_json
+from deeplab_jax.errors import UserError
+from deeplab_jax.files import write_json
 from deeplab_jax.models.segmenter import Segmenter
-from deeplab_jax.provenance import git_commit, versions
+from deeplab_jax.terminal import plain_console
 from deeplab_jax.train.allocator import keep_freed_memory
-from deeplab_jax.train.faults import as_user_errors, describe_failure, recording, restore_newest
+from deeplab_jax.train.faults import as_user_errors, describe_failure, recording, restore_newest, saving_first
+from deeplab_jax.train.given import NOTHING, ON_EVALUATION, ON_STEP, Calls, Given, spell_own
 from deeplab_jax.train.patience import Evaluations, read_mious
 from deeplab_jax.train.schedules import Schedule
 from deeplab_jax.train.signals import stop_on_signals
 from deeplab_jax.train.state import TrainState
 from deeplab_jax.train.step import Metrics
+from deeplab_jax.train.trackers import check_trackers
+from deeplab_jax.train.workdir import CONFIG_FILE, lock_workdir, make_workdir, open_workdir, record_start
 from deeplab_jax.train.writers import METRICS_FILE, Clock, NoWriters, Writers, report
 from deeplab_jax.weights.folder import CHECKPOINTS, write_description
 
-CONFIG_FILE = "config.json"
-RUN_FILE = "run.json"
-LOCK_FILE = ".lock"
 POSTMORTEM, BATCH_FILE = "postmortem", "batch.npz"
 
 
@@ -43,17 +41,32 @@ class Run:
     """A run directory while this process trains in it, and whether a signal asks it to stop.
 
     Call `open`, `restore` and `begin` once each, in this order. All processes of a run call every method; only the
-    first one writes and prints. The end of the context closes the files and releases the lock.
+    first one writes, prints and calls the user's functions. The end of the context closes the files and releases the
+    lock.
+
+    Args:
+      workdir: the directory.
+      given: its functions `on_step` and `on_evaluation` are called.
+      allow_config_change: whether to resume in a directory with another configuration.
+      console: where to print; None is standard output.
     """
 
-    def __init__(self, workdir: Path, console: Console) -> None:
-        self.workdir = workdir
+    def __init__(
+        self,
+        workdir: Path,
+        given: Given = NOTHING,
+        *,
+        allow_config_change: bool = False,
+        console: Console | None = None,
+    ) -> None:
+        self.workdir, self._given, self._allow_config_change = workdir, given, allow_config_change
         keep_freed_memory()  # Before the next line starts JAX's threads.
-        self._console = console if is_first() else Console(quiet=True)
+        self._console = (console or plain_console()) if is_first() else Console(quiet=True)
         self._held = ExitStack()
 
     def __enter__(self) -> Self:
         self.stop = self._held.enter_context(stop_on_signals())
+        self._call = Calls(self._given, self.stop)
         return self
 
     def __exit__(
@@ -65,18 +78,20 @@ class Run:
         """Print a line."""
         self._console.print(text, soft_wrap=True, highlight=False, markup=False)
 
-    def open(self, config: ConfigDict, *, allow_config_change: bool) -> None:
+    def open(self, config: ConfigDict) -> None:
         """Create the directory, or take that of an older run with the same configuration; keep other trainers out.
 
         Raises:
-          UserError: it cannot be used, belongs to another process, or contains something else.
+          UserError: it cannot be used, belongs to another process, or contains something else; or a tracker that is not
+            known or not installed.
         """
         self.config, self.settings, self.clock = config, config.train, Clock(config.train.batch_size)
+        check_trackers(config.train.trackers)
         state_val_rule(config.data, "share")
         if is_first():
             make_workdir(self.workdir)
             self._held.enter_context(lock_workdir(self.workdir, self.say))
-            open_workdir(self.workdir, self.config, allow_config_change=allow_config_change)
+            open_workdir(self.workdir, self.config, allow_config_change=self._allow_config_change)
 
     def restore(
         self, initial: Callable[[jax.Array], TrainState], shardings: TrainState
@@ -103,7 +118,8 @@ class Run:
         with together():
             if is_first():
                 record_start(self.workdir, self.config)
-                write_description(self.workdir, model, self.info)
+                named = not any(part.startswith("model=") for part in self.config.own)
+                write_description(self.workdir, model, self.info, named=named)
                 with recording(self.workdir):
                     evaluated = read_mious(self.workdir / METRICS_FILE, until=start)
         mious = {int(step): float(miou) for step, miou in map(str.split, listed(evaluated))}
@@ -116,56 +132,79 @@ class Run:
             return False
         with together():
             self.writers = self._held.enter_context(
-                Writers(self.workdir, start=start, steps=self.settings.steps, console=self._console)
+                Writers(self.workdir, start=start, steps=self.settings.steps, console=self._console, config=self.config)
                 if is_first()
                 else NoWriters(self.workdir)
             )
+        if self.config.own:
+            self.say(f"note: {spell_own(self.config.own)}; a start that goes on needs the same again")
         return True
 
     def numbers(self) -> Iterator[int]:
-        """Yield the numbers of the steps after `start`, until all are done or the evaluations get no better."""
+        """Yield the numbers of the steps after `start`, until all are done, the evaluations get no better, or a
+        function of the user's asks to end the run.
+        """
         self._done = self.start
-        while self._done < self.settings.steps and not self._evaluations.exhausted():
+        while self._done < self.settings.steps and not self._evaluations.exhausted() and not self._call.ended_by:
             self._done += 1
             yield self._done
-        if self._done < self.settings.steps:
+        if self._call.ended_by:
+            self.writers.say(f"ended by {self._call.ended_by} after step {self._done} of {self.settings.steps}")
+        elif self._done < self.settings.steps:
             self.writers.say(self._evaluations.why())
 
     def is_due(self, number: int) -> bool:
         """Whether there is an evaluation after step `number`."""
-        return number % self.settings.evaluate_every == 0 or number >= self.settings.steps
+        last = number >= self.settings.steps or self._call.ended_by == ON_STEP
+        return last or number % self.settings.evaluate_every == 0
 
     def lacks_evaluation(self, start: int) -> bool:
         """Whether the evaluation of the restored step was cut short."""
         return start > 0 and self.is_due(start) and not self.checkpoints.metrics(start)
 
     def log(self, number: int, state: TrainState, metrics: Metrics) -> None:
-        """Record a step's numbers if it is time."""
+        """Record a step's numbers if it is time, and call `on_step` with them."""
+        if (values := self._record(number, state, metrics)) is not None:
+            with saving_first(partial(self.save, number, state)):  # A failing function costs no step.
+                self._call(ON_STEP, number, values)
+            self.clock.restart()  # The user's time is not the step's.
+
+    def _record(self, number: int, state: TrainState, metrics: Metrics) -> dict[str, float] | None:
+        """Record a step's numbers and return them, or return None if it is not time."""
         self.writers.step(number)
         watch(self.settings.timeout)  # Only now, after the first step has compiled.
-        if number % self.settings.log_every == 0 or number in (self.start + 1, self.settings.steps):
-            with together():
-                report(number, int(state.step), metrics, self._schedule, self.clock, self.writers)
-            self.clock.restart()
+        if number % self.settings.log_every and number not in (self.start + 1, self.settings.steps):
+            return None
+        with together():
+            values = report(number, int(state.step), metrics, self._schedule, self.clock, self.writers)
+        self.clock.restart()
+        return values
 
     def save(self, number: int, state: TrainState, results: dict[str, Any] | None = None) -> None:
-        """Save a checkpoint, with the results of its evaluation if there was one."""
+        """Save a checkpoint, with the results of its evaluation if there was one; then call `on_evaluation`."""
         if results is not None:
             self._evaluations.add(number, kept_metrics(results)[METRIC])
         self.checkpoints.save(
             number, state.variables(), state.extra(), metrics=None if results is None else kept_metrics(results)
         )
         self.clock.restart()  # Only steps and waiting for data count.
+        if results is not None:
+            self._after_evaluation(number, results)
+
+    def _after_evaluation(self, number: int, results: dict[str, Any]) -> None:
+        self._call(ON_EVALUATION, number, results)
+        self.stop.check(number, self.settings.steps)
 
     def log_and_save(self, number: int, state: TrainState, metrics: Metrics) -> None:
-        """Do both before the run ends."""
-        self.log(number, state, metrics)
+        """Record a step's numbers and save it before the run ends."""
+        self._record(number, state, metrics)
         self.save(number, state)
 
     def add_evaluation(self, number: int, results: dict[str, Any]) -> None:
         """Add the results of an evaluation to a checkpoint that has none."""
         self._evaluations.add(number, kept_metrics(results)[METRIC])
         self.checkpoints.add_metrics(number, kept_metrics(results))
+        self._after_evaluation(number, results)
 
     def stop_or_skip(self, number: int, state: TrainState, batch: Any, metrics: Metrics) -> None:
         """Continue without the update of a step that is not finite, or write a post-mortem and raise a UserError.
@@ -211,70 +250,6 @@ def model_info(source: Source) -> dict[str, Any]:
     }
 
 
-def make_workdir(workdir: Path) -> None:
-    """Create a run directory, or check an existing one: empty, of a run, or left by a start that wrote nothing.
-
-    Raises:
-      UserError: it cannot be created, or contains something else.
-    """
-    try:
-        str(workdir.resolve()).encode("utf-8")
-    except UnicodeEncodeError:  # Orbax and TensorBoard need a text, which this locale cannot make of the name.
-        raise UserError(
-            f"{str(workdir)!a}: a name that the locale cannot spell; set LC_ALL=C.UTF-8, or give another --workdir"
-        ) from None
-    with as_user_errors(workdir):
-        workdir.mkdir(parents=True, exist_ok=True)
-        found = {path.name for path in workdir.iterdir() if path.suffix != TEMPORARY}
-        if found - {LOCK_FILE} and not found & {CONFIG_FILE, RUN_FILE}:
-            raise UserError(
-                f"{workdir}: is not empty and holds no {CONFIG_FILE}, so it is no run to resume; "
-                "give an empty --workdir"
-            )
-
-
-def open_workdir(workdir: Path, config: Any, *, allow_config_change: bool) -> None:
-    """Record the configuration of a new run, or check that it equals an older run's. The directory exists and is
-    locked.
-
-    Raises:
-      UserError: it cannot be written, or contains a run of another configuration.
-    """
-    file = workdir / CONFIG_FILE
-    with as_user_errors(workdir):
-        if file.exists():
-            _check_same(file, to_plain(config), allow_config_change)
-        else:
-            write_json(file, to_plain(config))
-
-
-def record_start(workdir: Path, config: Any) -> None:
-    """Record the configuration with which the run continues, and this start: command, git commit, versions, device.
-
-    It is called after the state is restored: a configuration that does not fit the checkpoints overwrites no record.
-
-    Raises:
-      UserError: the directory cannot be written.
-    """
-    file = workdir / RUN_FILE
-    with as_user_errors(workdir):
-        write_json(workdir / CONFIG_FILE, to_plain(config))
-        try:
-            starts = read_json(file) if file.exists() else []
-        except ValueError:  # Only a record: nothing depends on it.
-            starts = []
-        now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        starts = starts if isinstance(starts, list) else []
-        starts.append({"time": now, "command": sys.argv, "commit": git_commit(), "versions": versions()})
-        write_json(file, starts)
-
-
-def lock_workdir(workdir: Path, say: Callable[[str], Any]) -> AbstractContextManager[None]:
-    """Keep other trainers out of an existing run directory; otherwise as `locked`."""
-    busy = f"{workdir}: another process trains in this directory; wait for it, or give another --workdir"
-    return locked(workdir / LOCK_FILE, busy, option="--workdir", say=say)
-
-
 def write_postmortem(
     folder: Path, state: TrainState, number: int, batch: Any, *, config: Any, model: Segmenter, info: dict[str, Any]
 ) -> None:
@@ -303,22 +278,3 @@ def write_postmortem(
             np.savez_compressed(folder / BATCH_FILE, image=batch["image"], label=batch["label"])
     with Checkpoints(folder / CHECKPOINTS) as checkpoints:
         checkpoints.save(number - 1, state.variables(), state.extra())
-
-
-def _check_same(file: Path, plain: dict[str, Any], allow_config_change: bool) -> None:
-    try:
-        stored = dict(read_json(file))
-    except (ValueError, TypeError) as error:
-        raise UserError(
-            f"{file}: is damaged ({error}); give an empty --workdir, or delete the file to go on with this "
-            "configuration"
-        ) from None
-    # Options that are new since that run started had their defaults then.
-    stored = with_defaults(stored, to_plain(base()))
-    state_val_rule(stored["data"], "hash")
-    changed = [line for line in differences(stored, plain) if line.split(":")[0] not in FREE]
-    if changed and not allow_config_change:
-        raise UserError(
-            f"{file.parent}: holds a run of another configuration ({spell(changed, limit=4, separator='; ')}); "
-            "give another --workdir, or --allow_config_change to go on with the new one"
-        )

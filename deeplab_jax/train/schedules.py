@@ -3,9 +3,11 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import optax
 
 from deeplab_jax.errors import UserError, did_you_mean
+from deeplab_jax.extensions import one_line
 
 Schedule = Callable[[Any], Any]
 
@@ -54,6 +56,24 @@ def make_schedule(
     if not warmup_steps or schedule == "one_cycle":
         return shape
     return lambda step: shape(step) * optax.linear_schedule(0.0, 1.0, warmup_steps)(step)
+
+
+def checked_schedule(schedule: Schedule) -> Schedule:
+    """Return a schedule of the user's own.
+
+    Raises:
+      UserError: it is no function from a traced step to one number.
+    """
+    try:
+        shape = jax.eval_shape(schedule, jax.ShapeDtypeStruct((), jax.numpy.int32)).shape
+    except Exception as error:
+        raise UserError(
+            f"schedule: {one_line(error)[:200]}; give a function of JAX operations from a step to its learning rate, "
+            "such as optax.cosine_decay_schedule(0.1, 1000)"
+        ) from error
+    if shape != ():
+        raise UserError(f"schedule: it returns an array of shape {shape}; return one number for a step")
+    return schedule
 
 
 def _one_cycle(learning_rate: float, *, steps: int, rise: int, **_: Any) -> Schedule:

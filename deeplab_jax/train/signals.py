@@ -43,6 +43,10 @@ class Stop:
         """Whether this process was asked; from then on `asked` returns True on all processes."""
         return self._heard != NOTHING
 
+    def hear(self) -> None:
+        """Ask this process as Ctrl-C does."""
+        self._heard = max(self._heard, CTRL_C)
+
     def asked(self) -> bool:
         """Whether any process of the run was asked; all of them must call this at the same points."""
         self._agreed = largest(self._heard)

@@ -63,12 +63,14 @@ class Validation:
         run.stop.check(number, steps)  # The evaluation may have ended early.
         names = ("miou", "pixel_accuracy", "mean_accuracy", "seconds")
         scalars = {name: results[name] for name in names if results[name] is not None}
+        scalars |= {f"iou/{row['name']}": row["iou"] for row in results["per_class"] if row["iou"] is not None}
         with together():
             if collector.strips and is_first():
                 with recording(run.workdir):
                     (run.workdir / "pictures").mkdir(exist_ok=True)
                 file = run.workdir / "pictures" / f"step_{number:07d}.png"
                 write_image(file, stack_strips(collector.strips))
+                run.writers.picture(number, "val/pictures", file)
             run.writers.scalars(number, scalars, prefix="val")
         run.writers.say(
             f"step {number}: validation mIoU {results['miou'] or 0:.4f} on {results['protocol']['images']} images in "

@@ -1,4 +1,4 @@
-"""Where the messages and numbers of a run go: a JSONL file, TensorBoard, and the terminal."""
+"""Where the messages, numbers and pictures of a run go: a JSONL file, TensorBoard, trackers, and the terminal."""
 
 import json
 import math
@@ -15,12 +15,14 @@ from ml_collections import ConfigDict
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from deeplab_jax.config import to_plain
 from deeplab_jax.data.source import Source
 from deeplab_jax.files import parse_json, replacing
 from deeplab_jax.models.segmenter import Segmenter, abstract_variables
 from deeplab_jax.train.events import EventFile
 from deeplab_jax.train.faults import recording
 from deeplab_jax.train.schedules import Schedule
+from deeplab_jax.train.trackers import Trackers
 
 METRICS_FILE = "metrics.jsonl"
 BATCH_NORM_IMAGES = 12  # The authors' advice: more than 12 images per batch to train batch norm, better 16.
@@ -31,15 +33,26 @@ class Writers:
 
     It drops older records after `start` first: a run that was killed after its last checkpoint writes those steps
     again.
+
+    Args:
+      workdir: the run directory.
+      start: the step that was restored.
+      steps: of the whole run.
+      console: where to print.
+      config: of the run; it names the trackers. None: none.
     """
 
-    def __init__(self, workdir: Path, *, start: int, steps: int, console: Console) -> None:
+    def __init__(
+        self, workdir: Path, *, start: int, steps: int, console: Console, config: ConfigDict | None = None
+    ) -> None:
         self.workdir, self._console = workdir, console
         self._file = workdir / METRICS_FILE
         with recording(workdir):
             self._truncate(start)
             self._jsonl = self._file.open("a", encoding="utf-8")
             self._events = EventFile(workdir / "tensorboard", start=start)
+        names = () if config is None else config.train.trackers
+        self._trackers = Trackers(names, workdir, to_plain(config), self.say)
         self._progress = Progress(
             TextColumn("step"),
             MofNCompleteColumn(),
@@ -61,6 +74,7 @@ class Writers:
     ) -> None:
         if self._live:
             self._progress.stop()
+        self._trackers.close(failed=error is not None)
         # If the disk was full, closing its file writes, and fails, again. The first failure is the one to report.
         with suppress(OSError) if error else recording(self.workdir), closing(self._events), closing(self._jsonl):
             pass
@@ -76,6 +90,13 @@ class Writers:
             self._jsonl.write(json.dumps({"step": step, **named}) + "\n")
             self._jsonl.flush()
             self._events.scalars(step, named)
+        self._trackers.scalars(step, named)
+
+    def picture(self, step: int, name: str, file: Path) -> None:
+        """Write the picture of a step, a PNG file, to TensorBoard and to the trackers."""
+        with recording(self.workdir):
+            self._events.picture(step, name, file)
+        self._trackers.picture(step, name, file)
 
     def line(self, step: int, text: str) -> None:
         """Show a step's numbers: beside the bar on a terminal, as a line otherwise."""
@@ -122,6 +143,9 @@ class NoWriters(Writers):
     def scalars(self, step: int, values: Mapping[str, float], *, prefix: str) -> None:
         pass
 
+    def picture(self, step: int, name: str, file: Path) -> None:
+        pass
+
     def line(self, step: int, text: str) -> None:
         pass
 
@@ -166,22 +190,24 @@ class Clock:
 
 def report(
     number: int, updates: int, metrics: dict[str, jax.Array], schedule: Schedule, clock: Clock, writers: Writers
-) -> None:
-    """Write a step's numbers; leave out those of a skipped update that are not finite.
+) -> dict[str, float]:
+    """Write a step's numbers and return them, without those that are not finite, as of a skipped update.
 
-    The learning rate is that of the last of `updates`; skipped updates are not counted there.
+    The learning rate is that of the last of `updates`; skipped updates are not counted there. It is left out if it is
+    not known.
     """
     values = {name: float(value) for name, value in metrics.items()}
     values["learning_rate"] = float(schedule(max(updates - 1, 0)))
     speed = clock.read()
-    finite = {name: value for name, value in values.items() if math.isfinite(value)}
-    writers.scalars(number, {**finite, **speed}, prefix="train")
+    written = {name: value for name, value in values.items() if math.isfinite(value)} | speed
+    writers.scalars(number, written, prefix="train")
+    rate = f", learning rate {values['learning_rate']:.2e}" if "learning_rate" in written else ""
     writers.line(
         number,
-        f"loss {values['loss']:.4f}, pixel accuracy {values['pixel_accuracy']:.3f}, learning rate "
-        f"{values['learning_rate']:.2e}, "
+        f"loss {values['loss']:.4f}, pixel accuracy {values['pixel_accuracy']:.3f}{rate}, "
         f"{speed['images_per_second']:.1f} images/s, waiting for data {speed['data_wait']:.1%}",
     )
+    return written
 
 
 def announce(
@@ -197,7 +223,8 @@ def announce(
         f"{t.steps} steps of {t.batch_size}{epochs} on {mesh.size} {jax.default_backend()} device(s)"
     )
     warmup, evaluations = config.optimizer.warmup_steps, -(-t.steps // t.evaluate_every)
-    if 2 * warmup > t.steps:
+    own_rate = any(part.startswith(("optimizer=", "schedule=")) for part in config.own)
+    if 2 * warmup > t.steps and not own_rate:
         writers.say(
             f"note: the learning rate rises for {warmup} of the {t.steps} steps; "
             f"--config.optimizer.warmup_steps={t.steps // 10} suits a short run"

@@ -18,7 +18,7 @@ from deeplab_jax.weights.published import PUBLISHED
 
 
 def load(
-    path_or_name: str | Path, *, checkpoint: str = "best", module: str = ""
+    path_or_name: str | Path, *, checkpoint: str = "best", module: str = "", model: Segmenter | None = None
 ) -> tuple[Segmenter, Variables, dict[str, Any]]:
     """Return a model.
 
@@ -27,7 +27,7 @@ def load(
         "torchvision/deeplabv3_resnet101_coco" (`python -m deeplab_jax weights` lists them), or a repository of the
         Hugging Face hub, "hf://owner/repo[@revision]". What a name stands for is fetched and converted at the first
         use, and then kept in the cache; see `download.fetch` and `hub.fetch`. A folder that exists comes before a name.
-      checkpoint, module: of a run directory, and of a network of your own; see `weights.folder.load`.
+      checkpoint, module, model: of a run directory, and of a network of your own; see `weights.folder.load`.
 
     Returns:
       `(model, variables, info)`. `info` holds class names, palette, metrics and, of weights by name, `provenance`:
@@ -36,7 +36,7 @@ def load(
     Raises:
       UserError: nothing to load there, an unknown name, a file that cannot be fetched, or weights that do not fit.
     """
-    return folder.load(folder_of(path_or_name, module=module), checkpoint=checkpoint, module=module)
+    return folder.load(folder_of(path_or_name, module=module), checkpoint=checkpoint, module=module, model=model)
 
 
 def folder_of(path_or_name: str | Path, *, module: str = "") -> Path:

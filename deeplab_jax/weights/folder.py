@@ -59,7 +59,7 @@ def save(path: str | Path, model: Segmenter, variables: Mapping[str, Any], info:
 
 
 def load(
-    path: str | Path, *, checkpoint: str = "best", module: str = ""
+    path: str | Path, *, checkpoint: str = "best", module: str = "", model: Segmenter | None = None
 ) -> tuple[Segmenter, Variables, dict[str, Any]]:
     """Return the model of a model folder or of a training run.
 
@@ -69,6 +69,7 @@ def load(
         or a step.
       module: path of your own Python file with parts of the model; see `create_model`. A folder that needs such a file
         is loaded only with this argument, because loading runs the file.
+      model: the network, if it was composed in Python, so that no file can describe it.
 
     Returns:
       `(model, variables, info)`.
@@ -82,7 +83,7 @@ def load(
         raise UserError(f"{folder}: no such folder; give a model folder or a run directory")
     if not (folder / MODEL_FILE).is_file():
         raise UserError(f"{folder}: neither a model folder nor a run directory, there is no {MODEL_FILE} in it")
-    model, info = read_description(folder, module=module)
+    model, info = read_description(folder, module=module, model=model)
     if (folder / WEIGHTS_FILE).is_file():
         return model, _read_weights(folder / WEIGHTS_FILE, model), info
     if (folder / CHECKPOINTS).is_dir():
@@ -95,25 +96,34 @@ def load(
     )
 
 
-def write_description(folder: Path, model: Segmenter, info: Mapping[str, Any]) -> None:
+def write_description(folder: Path, model: Segmenter, info: Mapping[str, Any], *, named: bool = True) -> None:
     """Write `model.json`, completely or not at all: a new start of a run replaces the file that others read.
+
+    A network that is not `named`, because it was composed in Python, is left out.
 
     Raises:
       UserError: it cannot be written.
     """
-    text = _description(model, info)
+    text = _description(model, info, named=named)
     write_whole(folder / MODEL_FILE, lambda file: file.write_text(text, encoding="utf-8"))
 
 
-def _description(model: Segmenter, info: Mapping[str, Any]) -> str:
+def _description(model: Segmenter, info: Mapping[str, Any], *, named: bool = True) -> str:
     """Return how to build the network, its preprocessing for readers that do not build it, and `info` as JSON."""
     preprocessing = vars(model.preprocessing)
-    content = {"format": FORMAT, "model": describe(model), "preprocessing": preprocessing, "info": dict(info)}
+    content = {
+        "format": FORMAT,
+        "model": describe(model) if named else None,
+        "preprocessing": preprocessing,
+        "info": dict(info),
+    }
     return json.dumps(content, indent=1) + "\n"
 
 
-def read_description(folder: Path, *, module: str = "") -> tuple[Segmenter, dict[str, Any]]:
-    """Return the model and the `info` of `model.json`; for `module` see `load`."""
+def read_description(
+    folder: Path, *, module: str = "", model: Segmenter | None = None
+) -> tuple[Segmenter, dict[str, Any]]:
+    """Return the model and the `info` of `model.json`; for `module` and `model` see `load`."""
     file = folder / MODEL_FILE
     try:
         content = read_json(file)
@@ -122,7 +132,12 @@ def read_description(folder: Path, *, module: str = "") -> tuple[Segmenter, dict
                 f"{file}: format {content['format']}, this version reads {FORMAT}; convert it with the version that "
                 "wrote it"
             )
-        model, info = from_description(content["model"], module=module), dict(content["info"])
+        if content["model"] is None and model is None:
+            raise UserError(
+                "the network was composed in Python, and the file holds only its classes; give it again, as in "
+                f"deeplab_jax.load({str(folder)!r}, model=...)"
+            )
+        model, info = model or from_description(content["model"], module=module), dict(content["info"])
         info = _with_background(info) if model.num_classes == 1 else info
         _check_info(info, model.label_classes)
         return model, info

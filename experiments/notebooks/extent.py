@@ -20,7 +20,6 @@ class Extent:
       large_side: of larger ones, which some evaluations see.
       pictures: in each split; None: as many as the data set has.
       evaluated: of them at `side`, and a quarter at `large_side`.
-      own: in the folder that stands for the reader's own.
     """
 
     runs: Path
@@ -30,12 +29,11 @@ class Extent:
     large_side: int
     pictures: int | None
     evaluated: int
-    own: int
 
 
 def extent() -> Extent:
     """Return the extent that the environment asks for."""
     if folder := os.environ.get(QUICK):
-        return Extent(Path(folder), steps=2, width=0.125, side=65, large_side=97, pictures=4, evaluated=4, own=12)
+        return Extent(Path(folder), steps=2, width=0.125, side=65, large_side=97, pictures=4, evaluated=4)
     runs = Path("runs/notebooks")
-    return Extent(runs, steps=450, width=0.5, side=129, large_side=257, pictures=None, evaluated=128, own=160)
+    return Extent(runs, steps=450, width=0.5, side=129, large_side=257, pictures=None, evaluated=128)

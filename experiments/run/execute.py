@@ -24,8 +24,8 @@ from deeplab_jax.evaluate.protocol import split_section
 from deeplab_jax.provenance import git_commit
 from deeplab_jax.train.from_config import open_split
 from deeplab_jax.train.loop import train
-from deeplab_jax.train.run import RUN_FILE
 from deeplab_jax.train.signals import Interrupted
+from deeplab_jax.train.workdir import RUN_FILE
 from deeplab_jax.weights.folder import CHECKPOINTS, load
 from experiments.output import write_json
 from experiments.run.files import Unreadable, read_json

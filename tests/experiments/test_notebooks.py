@@ -11,11 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deeplab_jax.data.images import read_mask
-from deeplab_jax.data.sets.scenes import BOAT, WATER, Scenes
+from deeplab_jax.data.sets.scenes import Scenes
 from deeplab_jax.models.catalog import create_model
 from deeplab_jax.ops.geometry import valid_weight_counts
-from experiments.notebooks import decoder, fields, figures, own_folder, taps
+from experiments.notebooks import decoder, fields, figures, taps
 from experiments.notebooks.extent import QUICK, extent
 from experiments.notebooks.trainings import TRAININGS, config_of
 from experiments.output import write_json
@@ -199,25 +198,7 @@ def test_committed_results_are_those_of_the_runner(monkeypatch, tmp_path):
     assert [row.label for row in found.rows if not row.missing] == ["batch size 8"]
 
 
-# Own folder, figures, extent
-
-
-def test_a_folder_of_black_and_white_masks(tmp_path):
-    source = Scenes("train", size=(33, 33), count=2)
-    own_folder.write_folder(tmp_path, source, white=(WATER, BOAT))
-    names = [f"{source.describe(index)}.png" for index in range(2)]
-    for folder in ("images", "masks"):
-        assert sorted(path.name for path in (tmp_path / folder).iterdir()) == names
-    for index, name in enumerate(names):
-        mask = read_mask(tmp_path / "masks" / name)
-        np.testing.assert_array_equal(mask == 255, np.isin(source[index]["label"], (WATER, BOAT)))
-        assert set(np.unique(mask)) <= {0, 255}
-
-
-def test_a_command_says_what_is_wrong_in_one_plain_line(monkeypatch, capsys):
-    monkeypatch.setenv("FORCE_COLOR", "1")
-    assert own_folder.command("train", "--config=configs/none.py", "--workdir", "nowhere") == 2
-    assert capsys.readouterr().out.startswith("deeplab-jax: config file 'configs/none.py' does not exist")
+# Figures, extent
 
 
 def test_sliders_where_they_can_be_had(monkeypatch, capsys):
@@ -267,6 +248,16 @@ def test_committed_notebooks_name_no_machine(name):
     for cell in committed(name)["cells"]:
         texts = [*cell["source"], *(line for output in cell.get("outputs", []) for line in output.get("text", []))]
         assert [text for text in texts if MACHINE_PATH.search(text)] == []
+
+
+def test_the_notebook_of_an_own_folder_needs_no_checkout():
+    """It runs where only the package is: it imports nothing of `experiments` and `configs`, and calls no command."""
+    notebook = committed("your_own_folder")
+    source = "\n".join("".join(cell["source"]) for cell in code_cells(notebook))
+    assert not re.search(r"experiments|configs|subprocess|^!", source, re.MULTILINE)
+    for name in ("check_data", "train", "evaluate", "predict", "LivePlot", "load", "save", "segment"):
+        assert f"deeplab_jax.{name}(" in source
+    assert "%pip install" in "".join(code_cells(notebook)[0]["source"])
 
 
 def test_machine_paths_are_found():

@@ -22,9 +22,10 @@ from deeplab_jax.train import run as run_module
 from deeplab_jax.train.faults import keep_finite, saving_first
 from deeplab_jax.train.loop import train
 from deeplab_jax.train.replay import read_batch, replay
-from deeplab_jax.train.run import BATCH_FILE, CONFIG_FILE, POSTMORTEM
+from deeplab_jax.train.run import BATCH_FILE, POSTMORTEM
 from deeplab_jax.train.signals import Interrupted
 from deeplab_jax.train.state import TrainState
+from deeplab_jax.train.workdir import CONFIG_FILE
 from deeplab_jax.weights.folder import load
 from tests.support.params import first_fast
 from tests.support.tiny import (

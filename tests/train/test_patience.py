@@ -11,7 +11,7 @@ from deeplab_jax.train import run as run_module
 from deeplab_jax.train import validation
 from deeplab_jax.train.loop import train
 from deeplab_jax.train.patience import Evaluations, read_mious, with_steps
-from deeplab_jax.train.run import CONFIG_FILE
+from deeplab_jax.train.workdir import CONFIG_FILE
 from deeplab_jax.train.writers import METRICS_FILE
 from tests.support.tiny import read_checkpoint, read_metrics, run_training, tiny_config
 

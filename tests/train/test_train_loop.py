@@ -18,7 +18,7 @@ from deeplab_jax.models.catalog import create_model
 from deeplab_jax.train import batches
 from deeplab_jax.train import run as run_module
 from deeplab_jax.train.batches import checked
-from deeplab_jax.train.run import CONFIG_FILE, RUN_FILE, open_workdir
+from deeplab_jax.train.workdir import CONFIG_FILE, RUN_FILE, open_workdir, record_start
 from deeplab_jax.train.writers import METRICS_FILE, Writers
 from deeplab_jax.weights.folder import MODEL_FILE, load
 from tests.support.tiny import (
@@ -247,7 +247,7 @@ def test_a_damaged_record_is_named(tmp_path, content) -> None:
     with pytest.raises(UserError, match=r"config\.json: is damaged"):
         open_workdir(tmp_path, tiny_config(), allow_config_change=False)
     (tmp_path / RUN_FILE).write_text("[")
-    run_module.record_start(tmp_path, tiny_config())
+    record_start(tmp_path, tiny_config())
     assert len(json.loads((tmp_path / RUN_FILE).read_text())) == 1
 
 
@@ -331,7 +331,8 @@ def test_a_loss_of_the_users_own_is_trained_with_once_its_file_is_named(tmp_path
 def test_training_is_public(tmp_path):
     """As a function, whatever is imported from the folder of that name."""
     results = deeplab_jax.train(tiny_config(), tmp_path / "run", console=quiet())
-    assert results == run_training(tmp_path / "other", tiny_config()) | {"seconds": results["seconds"]}
+    same = {"seconds": results["seconds"], "workdir": str(tmp_path / "run")}
+    assert results == run_training(tmp_path / "other", tiny_config()) | same
 
 
 WRONG_LOSSES = """

@@ -19,7 +19,7 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.files import CHECKSUMS, damage
 from deeplab_jax.train import run as run_module
 from deeplab_jax.train.loop import train
-from deeplab_jax.train.run import CONFIG_FILE, LOCK_FILE, lock_workdir
+from deeplab_jax.train.workdir import CONFIG_FILE, LOCK_FILE, lock_workdir
 from deeplab_jax.train.writers import Writers
 from deeplab_jax.weights.folder import CHECKPOINTS, load
 from tests.support.params import first_fast

@@ -1,0 +1,54 @@
+"""The arguments that a program gives: a configuration, and names."""
+
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from deeplab_jax.config import base, load_config, to_plain
+from deeplab_jax.config_values import check, fill
+from deeplab_jax.errors import UserError, did_you_mean
+from deeplab_jax.extensions import allow
+
+
+def config_of(config: Any, *, module: str = "") -> ConfigDict:
+    """Return a configuration of one's own to change.
+
+    Args:
+      config: from `load_config` or `deeplab_jax.config.base`, or the path of a file, as after `--config`, such as
+        "configs/scenes.py:debug".
+      module: path of a file with parts of your own; it takes the place of `config.module`, and may run.
+
+    Raises:
+      UserError: a file that cannot be read, an unknown key, or a value of another type.
+    """
+    allow(module)
+    if isinstance(config, str | Path):
+        config = load_config([f"--config={config}"])
+    check(config, name="config")
+    fill(base(), to_plain(config), name="config")  # An unlocked one may have any key.
+    config = config.copy_and_resolve_references()
+    config.module = module or config.module
+    return config
+
+
+def run_config(model: str) -> ConfigDict | None:
+    """Return the configuration of a run directory; None for another model."""
+    from deeplab_jax.train.workdir import CONFIG_FILE
+
+    own = Path(model, CONFIG_FILE)
+    return load_config([f"--config={own}"]) if own.is_file() else None
+
+
+def check_names(given: Iterable[str], known: Collection[str]) -> None:
+    """Raise a UserError for an argument that a function does not have."""
+    for name in given:
+        if name not in known:
+            raise UserError(f"argument {name!r}: {did_you_mean(name, known)}")
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    """Raise a UserError for a value that an argument does not take."""
+    if value not in choices:
+        raise UserError(f"{name}={value!r}: {did_you_mean(value, [choice for choice in choices if choice])}")

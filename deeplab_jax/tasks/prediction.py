@@ -1,0 +1,161 @@
+"""`predict` for a program."""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from deeplab_jax.errors import UserError, spell
+from deeplab_jax.extensions import allow
+from deeplab_jax.models.segmenter import Segmenter, Variables
+from deeplab_jax.tasks.arguments import check_choice, check_names
+
+Say = Callable[[str], Any]
+
+
+@dataclass
+class Predictions:
+    """What `predict` has done.
+
+    Attributes:
+      folder: where the files are.
+      files: the first file that was written for each image or video: its class ids or, of a video, its overlay.
+      failed: why an image or a video could not be predicted.
+      page: the page that shows all images, if there is one.
+    """
+
+    folder: Path
+    files: dict[Path, Path] = field(default_factory=dict)
+    failed: dict[Path, str] = field(default_factory=dict)
+    page: Path | None = None
+
+
+def predict(
+    model: str | Path | tuple[Segmenter, Variables, dict[str, Any]],
+    images: str | Path | Iterable[str | Path],
+    out: str | Path,
+    *,
+    checkpoint: str = "best",
+    module: str = "",
+    channels: Sequence[int] = (),
+    batch_size: int | None = None,
+    probabilities: str = "",
+    confidence: bool = False,
+    ids: str = "classes",
+    polygons: bool = False,
+    say: Say = print,
+    warn: Say | None = None,
+    fail: Say | None = None,
+    **protocol: Any,
+) -> Predictions:
+    """Segment images and videos, write the predictions, and return what was written.
+
+    A file that cannot be read does not end the run: it is in `failed`.
+
+    Args:
+      model: what `load` takes, or what it returns.
+      checkpoint, module: see `load`.
+      images: a file or folder, or several.
+      out: folder for the predictions; folders below a folder are kept.
+      channels: bands of the files, if not the model's.
+      batch_size: images that run together; by default 1 on CPUs, otherwise 8.
+      probabilities, confidence, polygons: see `evaluate.outputs.Outputs`.
+      ids: "classes", or "dataset" for the values of the data set's own masks.
+      say, warn, fail: receive lines about what was done, what is missing, and each file that failed.
+      protocol: how the model runs: fields of `Protocol` such as `output_stride`, `scales`, `flip` and `window`.
+
+    Raises:
+      UserError: anything in the model, the paths or the arguments that the user can fix.
+    """
+    from rich.console import Console
+
+    from deeplab_jax.evaluate import geo
+    from deeplab_jax.evaluate.image_list import find_images, is_video
+    from deeplab_jax.evaluate.outputs import KINDS, Outputs, label_set, page_of
+    from deeplab_jax.evaluate.predictor import predict_files
+    from deeplab_jax.evaluate.protocol import Protocol
+    from deeplab_jax.evaluate.video import check_videos
+    from deeplab_jax.labels import to_stored
+    from deeplab_jax.terminal import note, progress_bar
+    from deeplab_jax.weights.by_name import load
+
+    warn, fail = warn or note, fail or note
+    check_names(protocol, [one.name for one in fields(Protocol)])
+    check_choice("probabilities", probabilities, ("", *KINDS))
+    check_choice("ids", ids, ("classes", "dataset"))
+    allow(module)
+    folder, dataset_ids = Path(out), ids == "dataset"
+    found = find_images([images] if isinstance(images, str | Path) else images, out=folder)
+    pictures = [each for each in found if not is_video(each.path)]
+    videos = [each.path for each in found if is_video(each.path)]
+    check_videos(videos, folder)
+    if polygons:
+        geo.load_rasterio("--polygons")
+    elif not geo.is_installed() and (on_map := [each.path for each in pictures if geo.has_ground(each.path)]):
+        warn(
+            f"{spell(on_map, limit=1)}: predicted without map coordinates; for a GeoTIFF of class ids, type "
+            "pip install rasterio"
+        )
+    how = Protocol(**protocol)
+    network, variables, info = model if isinstance(model, tuple) else load(model, checkpoint=checkpoint, module=module)
+    if channels:
+        network = network.clone(preprocessing=replace(network.preprocessing, channels=tuple(channels)))
+    labels = label_set(info, network, dataset_ids=dataset_ids)
+    if dataset_ids and (shared := to_stored(labels)[1]):
+        warn(f"several stored values stand for {spell(shared)}; the smallest is written")
+    page = None
+    if pictures and not dataset_ids:
+        name = "a network" if isinstance(model, tuple) else Path(model).name
+        page = page_of(folder, labels, title=f"Predictions of {name}")
+    outputs, done = Outputs(folder, labels, probabilities, confidence, dataset_ids, page, polygons), Predictions(folder)
+    with progress_bar(Console(stderr=True)) as progress:
+        for each, error in predict_files(
+            network, variables, pictures, outputs, how, batch_size=batch_size, progress=progress
+        ):
+            if error is None:
+                done.files[each.path] = folder / outputs.files(each.name)[0]
+            else:
+                done.failed[each.path] = str(error)
+                fail(str(error))
+    if pictures:
+        say(f"{len(done.files)} of {len(pictures)} images segmented into {folder}")
+    if page is not None and done.files:
+        done.page = page.write()
+        say(f"to look at them, open {done.page}")
+    for video in videos:
+        _predict_video(done, network, variables, video, how, labels, batch_size=batch_size, say=say, fail=fail)
+    return done
+
+
+def _predict_video(
+    done: Predictions,
+    model: Segmenter,
+    variables: Variables,
+    video: Path,
+    protocol: Any,
+    labels: Any,
+    *,
+    batch_size: int | None,
+    say: Say,
+    fail: Say,
+) -> None:
+    """Predict a video, say how fast that was, and add it to what was done."""
+    from rich.console import Console
+
+    from deeplab_jax.evaluate.video import overlay_name, predict_video
+    from deeplab_jax.terminal import progress_bar
+
+    file, start = done.folder / overlay_name(video), time.perf_counter()
+    try:
+        with progress_bar(Console(stderr=True)) as progress:
+            frames = predict_video(
+                model, variables, video, file, protocol, labels=labels, batch_size=batch_size, progress=progress
+            )
+    except UserError as error:
+        done.failed[video] = str(error)
+        fail(str(error))
+        return
+    seconds = time.perf_counter() - start
+    say(f"{video}: {frames} frames in {seconds:.1f} s, {frames / seconds:.1f} frames/s; written to {file}")
+    done.files[video] = file

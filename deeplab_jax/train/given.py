@@ -1,0 +1,143 @@
+"""What a Python program gives `train` beside a configuration: parts of its own, and functions to call."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import optax
+from ml_collections import ConfigDict
+
+from deeplab_jax.data.source import Source
+from deeplab_jax.distributed import is_first, largest, together
+from deeplab_jax.errors import UserError
+from deeplab_jax.models.catalog import described
+from deeplab_jax.models.segmenter import Segmenter
+from deeplab_jax.ops.losses import Loss
+from deeplab_jax.train.schedules import Schedule
+from deeplab_jax.train.signals import Stop
+
+Call = Callable[[int, Mapping[str, Any]], Any]
+ON_STEP, ON_EVALUATION = "on_step", "on_evaluation"
+PARTS = ("sources", "model", "loss", "optimizer", "schedule")
+
+
+@dataclass(frozen=True)
+class Given:
+    """Parts that take the place of those that a configuration names, and functions.
+
+    Attributes:
+      sources: the examples for training, and those for evaluation; see `data.source.Source`.
+      model: a network in its form for training.
+      loss: a loss such as those of `ops.losses`.
+      optimizer: an optax transformation with its learning rate in it. `config.optimizer.freeze` still holds.
+      schedule: a function from a step, counted from 0, to the learning rate, of JAX operations. It takes the place of
+        the configuration's schedule; beside an `optimizer` it is only recorded.
+      on_step: called with a step and its numbers when they are logged.
+      on_evaluation: called with a step and the results of its evaluation, as in `metrics.json`.
+    """
+
+    sources: tuple[Source, Source] | None = None
+    model: Segmenter | None = None
+    loss: Loss | None = None
+    optimizer: optax.GradientTransformation | None = None
+    schedule: Schedule | None = None
+    on_step: Call | None = None
+    on_evaluation: Call | None = None
+
+
+NOTHING = Given()
+
+
+def recorded(config: ConfigDict, given: Given) -> ConfigDict:
+    """Return a configuration that says which parts were given.
+
+    A model from `create_model` is named as any other, so the run directory holds it. Of other parts, `config.own` has
+    the names.
+
+    Raises:
+      UserError: a part of another kind, or the configuration of a run with such a part, which is not given now.
+    """
+    _check(given)
+    for part in PARTS:
+        if getattr(given, part) is None:
+            require_named(config, part)
+    config = config.copy_and_resolve_references()
+    parts = {part: getattr(given, part) for part in PARTS if getattr(given, part) is not None}
+    if given.model is not None and (description := described(given.model)):
+        del parts["model"]
+        options = dict(description["options"])
+        if given.model.num_classes == 1:  # `build_model` has one logit with this option only.
+            options["activation"] = "sigmoid"
+        config.data.channels = tuple(options.pop("channels", ()))
+        config.data.value_range = tuple(options.pop("stored_range", ()))
+        config.model.name, config.model.output_stride = description["name"], description["output_stride"]
+        config.model.options = ConfigDict(options)
+        config.module = description.get("module", config.module)
+    elif given.model is not None:
+        config.model.name, config.model.options = "a network composed in Python", ConfigDict({})
+    config.own = tuple(f"{part}={_name(value)}" for part, value in parts.items())
+    return config
+
+
+def _check(given: Given) -> None:
+    if given.sources is not None and not (isinstance(given.sources, tuple | list) and len(given.sources) == 2):
+        raise UserError("sources: give two, (those for training, those for evaluation)")
+    if given.model is not None and not isinstance(given.model, Segmenter):
+        raise UserError(f"model: {type(given.model).__name__} is no Segmenter; see deeplab_jax.create_model")
+    if given.optimizer is not None and not isinstance(given.optimizer, optax.GradientTransformation):
+        raise UserError(f"optimizer: {type(given.optimizer).__name__} is none of optax, such as optax.adamw(1e-3)")
+    for name in ("loss", "schedule", ON_STEP, ON_EVALUATION):
+        if (function := getattr(given, name)) is not None and not callable(function):
+            raise UserError(f"{name}: {function!r:.50} is no function")
+
+
+def require_named(config: ConfigDict, part: str) -> None:
+    """Raise a UserError if a part is not what a configuration names, but an object of a Python program."""
+    for entry in config.own:
+        if entry.partition("=")[0] == part:
+            raise UserError(
+                f"config.own: {entry} was an object of a Python program, which no file holds; give it again, as in "
+                f"deeplab_jax.train(config, workdir, {part}=...)"
+            )
+
+
+def spell_own(own: Sequence[str]) -> str:
+    """Return in words which parts a run directory does not hold."""
+    return f"{', '.join(own)}: the run directory holds the names of these objects, not the objects"
+
+
+def _name(value: Any) -> str:
+    """Return the name of an object for the record of a run."""
+    if isinstance(value, tuple) and not hasattr(value, "_fields"):
+        return " and ".join(map(_name, value))
+    value = getattr(value, "func", value)  # Of a `partial`.
+    return str(getattr(value, "__qualname__", type(value).__qualname__))
+
+
+class Calls:
+    """Calls the functions that were given, on the first process, and knows whether one asked to end the run.
+
+    Attributes:
+      ended_by: the name of the function that returned true, or "".
+    """
+
+    def __init__(self, given: Given, stop: Stop) -> None:
+        self.ended_by = ""
+        self._functions = {ON_STEP: given.on_step, ON_EVALUATION: given.on_evaluation}
+        self._stop = stop
+
+    def __call__(self, name: str, step: int, values: Mapping[str, Any]) -> None:
+        """Call a function with a step and its numbers. A KeyboardInterrupt in it is a Ctrl-C."""
+        function = self._functions[name]
+        if function is None:
+            return
+        answer = None
+        with together():
+            try:
+                answer = function(step, values) if is_first() else None
+            except KeyboardInterrupt:
+                if self._stop.heard():  # A second Ctrl-C does not wait for the step.
+                    raise
+                self._stop.hear()
+        if largest(int(bool(answer))):
+            self.ended_by = name

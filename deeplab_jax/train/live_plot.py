@@ -1,0 +1,130 @@
+"""Curves of a training while it runs, in a notebook or in a file."""
+
+import io
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deeplab_jax.files import parse_json, write_whole
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+LOSS, RATE, IOU = "#4477aa", "#bbbbbb", "#228833"
+
+
+class LivePlot:
+    """The loss, the learning rate and the validation mIoU so far, for `train(..., on_step=plot, on_evaluation=plot)`.
+
+    In a notebook it draws below the cell, and draws over its own picture. Elsewhere it keeps the numbers, and writes
+    `file` after each evaluation.
+
+    Args:
+      workdir: a run directory; what its record has is drawn, too, for a run that goes on. None: only what comes.
+      file: PNG file; "" writes none.
+      every: seconds between two drawings in a notebook, apart from evaluations.
+
+    Attributes:
+      steps: the numbers of each logged step; see `on_step` of `train`.
+      evaluations: the results of each evaluated step.
+    """
+
+    def __init__(self, workdir: str | Path | None = None, *, file: str | Path = "", every: float = 2.0) -> None:
+        self.steps: dict[int, Mapping[str, Any]] = {}
+        self.evaluations: dict[int, Mapping[str, Any]] = {}
+        self._file, self._every, self._drawn, self._display = file, every, -math.inf, _display()
+        self._shown: Any = None
+        if workdir is not None:
+            self._read(Path(workdir))
+
+    def __call__(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Add the numbers of a step or the results of an evaluation, which has an mIoU."""
+        evaluated = "miou" in metrics
+        (self.evaluations if evaluated else self.steps)[step] = metrics
+        if evaluated and self._file:
+            self.save(self._file)
+        if evaluated or time.monotonic() - self._drawn >= self._every:
+            self._show()
+
+    def figure(self) -> "Figure":
+        """Return the curves."""
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(8, 3), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        steps = sorted(self.steps)
+        left.plot(steps, [self.steps[step]["loss"] for step in steps], color=LOSS, marker=_marker(steps), markersize=3)
+        left.set(xlabel="step", ylabel="training loss", ylim=(0, None))
+        rates = {step: self.steps[step]["learning_rate"] for step in steps if "learning_rate" in self.steps[step]}
+        if rates:
+            beside = left.twinx()
+            beside.plot(list(rates), list(rates.values()), color=RATE, linewidth=1)
+            beside.set(ylim=(0, None))
+            beside.set_ylabel("learning rate", color="#888888")
+            beside.tick_params(colors="#888888")
+            beside.spines[["top"]].set_visible(False)
+            left.set_zorder(beside.get_zorder() + 1)  # The loss is drawn over the rate.
+            left.patch.set_visible(False)
+        mious = {step: self.evaluations[step]["miou"] for step in sorted(self.evaluations)}
+        known = {step: 100 * miou for step, miou in mious.items() if miou is not None}
+        right.plot(list(known), list(known.values()), color=IOU, marker="o", markersize=4)
+        right.set(xlabel="step", ylabel="validation mIoU in %", ylim=(0, 100))
+        if known:
+            best = max(known, key=lambda step: (known[step], -step))
+            right.set_title(f"best {known[best]:.2f} at step {best}", fontsize="medium")
+        for axes in (left, right):
+            axes.set_xlim(0, None)
+            axes.spines[["top", "right"]].set_visible(False)
+        return figure
+
+    def save(self, file: str | Path) -> Path:
+        """Write the curves as a PNG file, whole or not at all, and return its path."""
+        return write_whole(file, lambda fresh: fresh.write_bytes(self._png()))
+
+    def _png(self) -> bytes:
+        content = io.BytesIO()
+        self.figure().savefig(content, dpi=110, format="png")
+        return content.getvalue()
+
+    def _show(self) -> None:
+        if self._display is None:
+            return
+        self._drawn = time.monotonic()
+        picture = self._display.Image(self._png())
+        if self._shown is None:
+            self._shown = self._display.display(picture, display_id=True)
+        else:
+            self._shown.update(picture)
+
+    def _read(self, workdir: Path) -> None:
+        from deeplab_jax.train.writers import METRICS_FILE
+
+        record = workdir / METRICS_FILE
+        if not record.is_file():
+            return
+        for line in record.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                values = parse_json(line)
+                step = int(values["step"])
+            except (ValueError, KeyError, TypeError):  # A killed run may leave half a line.
+                continue
+            if "train/loss" in values:
+                self.steps[step] = {name.removeprefix("train/"): value for name, value in values.items()}
+            if "val/miou" in values:
+                self.evaluations[step] = {name.removeprefix("val/"): value for name, value in values.items()}
+        self._show()
+
+
+def _marker(steps: list[int]) -> str:
+    return "o" if len(steps) < 30 else ""
+
+
+def _display() -> Any:
+    """Return `IPython.display` in a notebook, otherwise None."""
+    try:
+        from IPython import display, get_ipython
+    except ImportError:
+        return None
+    return display if getattr(get_ipython(), "kernel", None) is not None else None

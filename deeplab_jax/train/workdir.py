@@ -1,0 +1,102 @@
+"""The folder of a run: who may write to it, when a second start may go on in it, and the record of its starts."""
+
+import sys
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from deeplab_jax.config import base, differences, state_val_rule, to_plain, with_defaults
+from deeplab_jax.config_keys import FREE
+from deeplab_jax.errors import UserError, spell
+from deeplab_jax.files import TEMPORARY, locked, read_json, write_json
+from deeplab_jax.provenance import git_commit, versions
+from deeplab_jax.train.faults import as_user_errors
+
+CONFIG_FILE = "config.json"
+RUN_FILE = "run.json"
+LOCK_FILE = ".lock"
+
+
+def make_workdir(workdir: Path) -> None:
+    """Create a run directory, or check an existing one: empty, of a run, or left by a start that wrote nothing.
+
+    Raises:
+      UserError: it cannot be created, or contains something else.
+    """
+    try:
+        str(workdir.resolve()).encode("utf-8")
+    except UnicodeEncodeError:  # Orbax and TensorBoard need a text, which this locale cannot make of the name.
+        raise UserError(
+            f"{str(workdir)!a}: a name that the locale cannot spell; set LC_ALL=C.UTF-8, or give another --workdir"
+        ) from None
+    with as_user_errors(workdir):
+        workdir.mkdir(parents=True, exist_ok=True)
+        found = {path.name for path in workdir.iterdir() if path.suffix != TEMPORARY}
+        if found - {LOCK_FILE} and not found & {CONFIG_FILE, RUN_FILE}:
+            raise UserError(
+                f"{workdir}: is not empty and holds no {CONFIG_FILE}, so it is no run to resume; "
+                "give an empty --workdir"
+            )
+
+
+def open_workdir(workdir: Path, config: Any, *, allow_config_change: bool) -> None:
+    """Record the configuration of a new run, or check that it equals an older run's. The directory exists and is
+    locked.
+
+    Raises:
+      UserError: it cannot be written, or contains a run of another configuration.
+    """
+    file = workdir / CONFIG_FILE
+    with as_user_errors(workdir):
+        if file.exists():
+            _check_same(file, to_plain(config), allow_config_change)
+        else:
+            write_json(file, to_plain(config))
+
+
+def record_start(workdir: Path, config: Any) -> None:
+    """Record the configuration with which the run continues, and this start: command, git commit, versions, device.
+
+    It is called after the state is restored: a configuration that does not fit the checkpoints overwrites no record.
+
+    Raises:
+      UserError: the directory cannot be written.
+    """
+    file = workdir / RUN_FILE
+    with as_user_errors(workdir):
+        write_json(workdir / CONFIG_FILE, to_plain(config))
+        try:
+            starts = read_json(file) if file.exists() else []
+        except ValueError:  # Only a record: nothing depends on it.
+            starts = []
+        now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        starts = starts if isinstance(starts, list) else []
+        starts.append({"time": now, "command": sys.argv, "commit": git_commit(), "versions": versions()})
+        write_json(file, starts)
+
+
+def lock_workdir(workdir: Path, say: Callable[[str], Any]) -> AbstractContextManager[None]:
+    """Keep other trainers out of an existing run directory; otherwise as `locked`."""
+    busy = f"{workdir}: another process trains in this directory; wait for it, or give another --workdir"
+    return locked(workdir / LOCK_FILE, busy, option="--workdir", say=say)
+
+
+def _check_same(file: Path, plain: dict[str, Any], allow_config_change: bool) -> None:
+    try:
+        stored = dict(read_json(file))
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"{file}: is damaged ({error}); give an empty --workdir, or delete the file to go on with this "
+            "configuration"
+        ) from None
+    # Options that are new since that run started had their defaults then.
+    stored = with_defaults(stored, to_plain(base()))
+    state_val_rule(stored["data"], "hash")
+    changed = [line for line in differences(stored, plain) if line.split(":")[0] not in FREE]
+    if changed and not allow_config_change:
+        raise UserError(
+            f"{file.parent}: holds a run of another configuration ({spell(changed, limit=4, separator='; ')}); "
+            "give another --workdir, or --allow_config_change to go on with the new one"
+        )

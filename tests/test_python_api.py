@@ -1,0 +1,353 @@
+"""`train`, `evaluate`, `predict` and `check_data` from a program: the commands' numbers, functions that are called, and
+parts of one's own.
+"""
+
+import json
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image
+
+import deeplab_jax
+from deeplab_jax.checkpoint import Checkpoints
+from deeplab_jax.cli import main
+from deeplab_jax.config import base, to_plain
+from deeplab_jax.errors import UserError
+from deeplab_jax.models.segmenter import Segmenter
+from deeplab_jax.ops.losses import LOSSES
+from deeplab_jax.train.signals import Interrupted
+from deeplab_jax.train.writers import METRICS_FILE
+from deeplab_jax.weights.folder import CHECKPOINTS
+from tests.support.tiny import (
+    MadeUp,
+    TinyBackbone,
+    assert_same_arrays,
+    quiet,
+    read_checkpoint,
+    read_metrics,
+    tiny_config,
+)
+
+pytestmark = pytest.mark.usefixtures("tiny_networks")
+
+
+def train(workdir, config=None, **options):
+    return deeplab_jax.train(tiny_config() if config is None else config, workdir, console=quiet(), **options)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> Path:
+    workdir = tmp_path_factory.mktemp("undisturbed") / "run"
+    train(workdir)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory) -> Path:
+    file = tmp_path_factory.mktemp("photos") / "photo.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 35, 3), np.uint8)).save(file)
+    return file
+
+
+def assert_same_end(workdir, undisturbed) -> None:
+    assert_same_arrays(read_checkpoint(workdir, 6), read_checkpoint(undisturbed, 6))
+    last = [read_metrics(each)[-1] for each in (workdir, undisturbed)]
+    assert last[0] == last[1] and "val/miou" in last[0]
+
+
+# The commands and the functions are the same code.
+
+
+def test_the_command_line_gives_the_same_numbers(tmp_path, undisturbed, photo, capsys) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(to_plain(tiny_config())))
+    assert main(["train", f"--config={file}", f"--workdir={tmp_path / 'run'}"]) == 0
+    assert read_metrics(tmp_path / "run") == read_metrics(undisturbed)
+    assert_same_end(tmp_path / "run", undisturbed)
+
+    words = ["--output_stride=8", "--scales=0.75,1", "--flip", "--limit=3"]
+    assert main(["evaluate", f"--model={undisturbed}", f"--out={tmp_path / 'cli'}", *words]) == 0
+    how = {"output_stride": 8, "scales": (0.75, 1.0), "flip": True, "limit": 3}
+    results = deeplab_jax.evaluate(undisturbed, out=tmp_path / "python", **how)
+    written = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("cli", "python")]
+    assert written[1] == json.loads(json.dumps(results)) and results["protocol"]["images"] == 3
+    assert written[0] | {"seconds": 0} == written[1] | {"seconds": 0}
+
+    assert main(["predict", f"--model={undisturbed}", f"--out={tmp_path / 'p1'}", str(photo)]) == 0
+    done = deeplab_jax.predict(undisturbed, photo, tmp_path / "p2", say=lambda line: None)
+    assert done.files == {photo: tmp_path / "p2" / "photo.png"} and not done.failed
+    assert done.page == tmp_path / "p2" / "index.html" and done.page.is_file()
+    for name in ("photo.png", "photo_overlay.png"):
+        assert (tmp_path / "p1" / name).read_bytes() == (tmp_path / "p2" / name).read_bytes()
+
+    capsys.readouterr()
+    assert main(["check-data", f"--config={file}", "--limit=2"]) == 0
+    reports = deeplab_jax.check_data(str(file), limit=2)
+    assert capsys.readouterr().out == f"{reports}\n" and reports.ok and list(reports) == ["train", "val"]
+    assert reports["val"].checked == 2
+
+
+def test_objects_and_paths_evaluate_alike(undisturbed) -> None:
+    model, variables, _ = deeplab_jax.load(undisturbed)
+    protocol = deeplab_jax.Protocol(pad_to=((33, 33),))
+    ours = deeplab_jax.evaluate(model, variables, MadeUp(((33, 33), (20, 30)), classes=9), protocol, batch_size=2)
+    named = deeplab_jax.evaluate(undisturbed, source=MadeUp(((33, 33), (20, 30)), classes=9))
+    assert ours["confusion_matrix"] == named["confusion_matrix"] and ours["protocol"] == named["protocol"]
+    with pytest.raises(UserError, match="give --config configs/NAME.py .in Python: config= or source="):
+        deeplab_jax.evaluate(model, variables)
+    with pytest.raises(UserError, match="argument 'flip'"):
+        deeplab_jax.evaluate(model, variables, SOURCES[1], protocol, flip=True)
+    with pytest.raises(UserError, match="no weights"):
+        deeplab_jax.evaluate(model)
+
+
+def test_predict_names_what_failed(tmp_path, undisturbed, photo) -> None:
+    bad, said = tmp_path / "bad.png", []
+    bad.write_text("no image")
+    done = deeplab_jax.predict(undisturbed, [photo, bad], tmp_path / "out", say=said.append, fail=said.append)
+    assert list(done.files) == [photo] and list(done.failed) == [bad] and str(bad) in done.failed[bad]
+    assert said[0] == done.failed[bad] and said[1] == f"1 of 2 images segmented into {tmp_path / 'out'}"
+
+
+def test_a_config_may_be_a_file_with_its_argument(tmp_path, repo_root) -> None:
+    reports = deeplab_jax.check_data(f"{repo_root}/configs/scenes.py:debug", split="val", limit=1)
+    assert list(reports) == ["val"] and "1 of " in str(reports)
+
+
+def test_what_is_wrong_is_said_in_one_line(tmp_path, undisturbed, photo) -> None:
+    config = tiny_config()
+    config.train.unlock()
+    config.train.stepz = 3
+    for wrong, words in (
+        (config, r"config: there is no key 'train\.stepz': did you mean steps"),
+        ("configs/none.py", "config file 'configs/none.py' does not exist"),
+        (ConfigDict({"train": {}}), "let it start from deeplab_jax.config.base"),
+        ({"train": {"steps": 3}}, "let it start from deeplab_jax.config.base"),
+    ):
+        with pytest.raises(UserError, match=words) as error:
+            train(tmp_path / "run", wrong)
+        assert "\n" not in str(error.value) and not (tmp_path / "run").exists()
+    with pytest.raises(UserError, match="argument 'output_strid': did you mean output_stride"):
+        deeplab_jax.evaluate(undisturbed, output_strid=8)
+    with pytest.raises(UserError, match="argument 'widnow': did you mean window"):
+        deeplab_jax.predict(undisturbed, photo, tmp_path, widnow=(33, 33))
+    with pytest.raises(UserError, match="ids='clases': did you mean classes"):
+        deeplab_jax.predict(undisturbed, photo, tmp_path, ids="clases")
+    with pytest.raises(UserError, match="give the folder to write to, out="):
+        deeplab_jax.evaluate(undisturbed, save_predictions=True)
+
+
+def test_a_finished_run_answers_from_its_record(undisturbed) -> None:
+    again = train(undisturbed)
+    last = json.loads((undisturbed / METRICS_FILE).read_text().splitlines()[-1])
+    assert again["step"] == 6 and again["miou"] == last["val/miou"] and again["workdir"] == str(undisturbed)
+    assert {row["name"]: row["iou"] for row in again["per_class"]} == {
+        name.removeprefix("val/iou/"): value for name, value in last.items() if name.startswith("val/iou/")
+    }
+
+
+# Functions that are called.
+
+
+def test_functions_see_what_the_record_has(tmp_path, undisturbed) -> None:
+    steps, evaluations = {}, {}
+    config = tiny_config(**{"train.log_every": 2})
+    results = train(tmp_path, config, on_step=steps.__setitem__, on_evaluation=evaluations.__setitem__)
+    assert list(steps) == [1, 2, 4, 6] and list(evaluations) == [3, 6]
+    assert evaluations[6] == {key: value for key, value in results.items() if key != "workdir"}
+    lines = [json.loads(line) for line in (tmp_path / METRICS_FILE).read_text().splitlines()]
+    for step, metrics in steps.items():
+        (line,) = [line for line in lines if line["step"] == step and "train/loss" in line]
+        assert {f"train/{name}": value for name, value in metrics.items()} | {"step": step} == line
+    assert_same_end(tmp_path, undisturbed)
+
+
+def raising(at, error):
+    """A function that raises at one step."""
+
+    def function(step, metrics):
+        if step == at:
+            raise error
+
+    return function
+
+
+def test_a_failing_function_costs_nothing(tmp_path, undisturbed) -> None:
+    with pytest.raises(ZeroDivisionError):
+        train(tmp_path, on_step=raising(2, ZeroDivisionError()))
+    with Checkpoints(tmp_path / CHECKPOINTS, read_only=True) as checkpoints:
+        assert checkpoints.latest() == 2
+    with pytest.raises(ZeroDivisionError):
+        train(tmp_path, on_evaluation=raising(3, ZeroDivisionError()))
+    with Checkpoints(tmp_path / CHECKPOINTS, read_only=True) as checkpoints:
+        assert checkpoints.latest() == 3 and checkpoints.metrics(3) != {}
+    seen = []
+    train(tmp_path, on_evaluation=lambda step, metrics: seen.append(step))
+    assert seen == [6]  # That of step 3 is not repeated.
+    assert read_metrics(tmp_path) == read_metrics(undisturbed)
+    assert_same_end(tmp_path, undisturbed)
+
+
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(("which", "at"), [("on_step", 2), pytest.param("on_evaluation", 3, marks=SLOW)])
+def test_a_function_that_returns_true_ends_the_run_and_the_same_call_goes_on(tmp_path, undisturbed, which, at) -> None:
+    results = train(tmp_path, **{which: lambda step, metrics: step == at})
+    assert results["step"] == at and 0 <= results["miou"] <= 1
+    with Checkpoints(tmp_path / CHECKPOINTS, read_only=True) as checkpoints:
+        assert checkpoints.latest() == at and checkpoints.metrics(at) != {}
+    assert train(tmp_path)["step"] == 6
+    assert_same_end(tmp_path, undisturbed)
+
+
+@pytest.mark.parametrize(
+    ("which", "at"),
+    [pytest.param("on_step", 2, marks=SLOW), pytest.param("on_evaluation", 3, marks=SLOW), ("on_evaluation", 6)],
+)
+def test_a_keyboard_interrupt_in_a_function_is_a_ctrl_c(tmp_path, undisturbed, which, at) -> None:
+    with pytest.raises(Interrupted, match=f"stopped at step {at} of 6, which is saved"):
+        train(tmp_path, **{which: raising(at, KeyboardInterrupt())})
+    assert train(tmp_path)["step"] == 6
+    assert read_metrics(tmp_path) == read_metrics(undisturbed)
+    assert_same_end(tmp_path, undisturbed)
+
+
+# Parts of one's own.
+
+
+def doubled(logits, labels, **options):
+    total, count, right = LOSSES["cross_entropy"](logits, labels, **options)
+    return 2 * total, count, right
+
+
+SOURCES = MadeUp(((33, 33),) * 5), MadeUp(((33, 33),) * 2, name="held out")
+
+
+def own_parts():
+    """All parts, made anew as in another process."""
+    backbone = TinyBackbone()
+    model = deeplab_jax.create_model("cascade_tiny", num_classes=4, norm_momentum=0.9)
+    composed = Segmenter(backbone=backbone, num_classes=4, output_stride=16, preprocessing=model.preprocessing)
+    schedule = optax.cosine_decay_schedule(0.01, 6)
+    return {
+        "sources": SOURCES,
+        "model": composed,
+        "loss": doubled,
+        "optimizer": optax.adamw(schedule),
+        "schedule": schedule,
+    }
+
+
+@SLOW
+def test_a_run_of_own_parts_goes_on_bit_for_bit(tmp_path, capsys) -> None:
+    config = tiny_config()
+    train(tmp_path / "whole", config, **own_parts())
+    with pytest.raises(ZeroDivisionError):
+        train(tmp_path / "parts", config, **own_parts(), on_step=raising(4, ZeroDivisionError()))
+    deeplab_jax.train(config, tmp_path / "parts", **own_parts())
+    assert read_metrics(tmp_path / "parts") == read_metrics(tmp_path / "whole")
+    assert_same_arrays(*(read_checkpoint(tmp_path / name, 6) for name in ("parts", "whole")))
+    names = [
+        "sources=MadeUp and MadeUp",
+        "model=Segmenter",
+        "loss=doubled",
+        "optimizer=GradientTransformationExtraArgs",
+    ]
+    own = json.loads((tmp_path / "whole" / "config.json").read_text())["own"]
+    assert own[:4] == names and own[4].startswith("schedule=cosine_decay_schedule")
+    note = "the run directory holds the names of these objects, not the objects; a start that goes on needs the same"
+    assert capsys.readouterr().out.count(note) == 1
+    rates = [line["train/learning_rate"] for line in read_metrics(tmp_path / "whole") if "train/loss" in line]
+    np.testing.assert_allclose(rates, [0.005 * (1 + np.cos(np.pi * step / 6)) for step in range(6)], rtol=1e-5)
+
+    # What is missing is refused, and what no file can describe has to be given again.
+    with pytest.raises(UserError, match=r"config\.own: \['sources=MadeUp and MadeUp'.* -> \[\]"):
+        train(tmp_path / "whole", config)
+    changed = own_parts() | {"loss": LOSSES["cross_entropy"]}
+    with pytest.raises(UserError, match=r"config\.own: .*loss=doubled.* -> .*loss=smoothed_cross_entropy"):
+        train(tmp_path / "whole", config, **changed)
+    assert main(["evaluate", f"--model={tmp_path / 'whole'}", f"--out={tmp_path / 'out'}"]) == 2
+    assert "composed in Python" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"composed in Python.*deeplab_jax\.load\(.*model=\.\.\.\)"):
+        deeplab_jax.load(tmp_path / "whole")
+    model, variables, info = deeplab_jax.load(tmp_path / "whole", model=own_parts()["model"])
+    assert info["data"] == "made up"
+    results = deeplab_jax.evaluate(model, variables, SOURCES[1], deeplab_jax.Protocol(pad_to=((33, 33),)))
+    Image.fromarray(SOURCES[1][0]["image"]).save(tmp_path / "a.png")
+    done = deeplab_jax.predict((model, variables, info), tmp_path / "a.png", tmp_path / "seen", say=str)
+    assert done.files and np.asarray(Image.open(tmp_path / "seen" / "a.png")).max() < 4
+    assert results["miou"] == pytest.approx(info["metrics"]["miou"]) and results["model"] is None
+
+
+def test_a_named_model_of_ones_own_is_held_by_the_run(tmp_path, undisturbed, capsys) -> None:
+    """The run is that of the same names, so the command line goes on with it."""
+    model = deeplab_jax.create_model("cascade_tiny", num_classes=9, norm_momentum=0.9)
+    config = tiny_config()
+    config.model.name, config.model.options = base().model.name, ConfigDict({})
+    before = to_plain(config)
+    train(tmp_path, config, model=model, on_step=lambda step, metrics: step == 2)
+    assert to_plain(config) == before
+    assert json.loads((tmp_path / "config.json").read_text())["own"] == []
+    assert main(["train", f"--config={tmp_path / 'config.json'}", f"--workdir={tmp_path}"]) == 0
+    assert_same_end(tmp_path, undisturbed)
+    with pytest.raises(UserError, match=r"model: it has 9 classes, the data has 4; give create_model\(.*num_classes=4"):
+        train(tmp_path / "other", config, model=model, sources=SOURCES)
+
+
+@SLOW
+def test_a_loss_that_equals_a_named_one_trains_alike(tmp_path, undisturbed) -> None:
+    train(tmp_path, loss=LOSSES["cross_entropy"])
+    assert_same_end(tmp_path, undisturbed)
+
+
+def test_an_optimizer_without_a_known_rate_and_with_frozen_parameters(tmp_path, capsys) -> None:
+    config = tiny_config(**{"train.steps": 2, "train.checkpoint_every": 1, "optimizer.freeze": ("^backbone/stem",)})
+    deeplab_jax.train(config, tmp_path, optimizer=optax.sgd(0.1))
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step 2: loss")]
+    assert len(said) == 1 and "learning rate" not in said[0] and "nan" not in said[0]
+    assert all("train/learning_rate" not in line for line in read_metrics(tmp_path))
+    before, after = (read_checkpoint(tmp_path, step) for step in (1, 2))
+    changed = {name for name, array in before.items() if not np.array_equal(array, after[name])}
+    assert any("'deep'" in name for name in changed) and not any("'stem'" in name for name in changed)
+
+
+def test_a_schedule_has_to_be_a_function_of_jax(tmp_path) -> None:
+    with pytest.raises(UserError, match="schedule: TracerBoolConversionError.*give a function of JAX operations"):
+        train(tmp_path / "run", schedule=lambda step: 0.1 if step < 3 else 0.01)
+    with pytest.raises(UserError, match=r"schedule: it returns an array of shape \(2,\)"):
+        train(tmp_path / "run", schedule=lambda step: jnp.zeros(2))
+    assert not (tmp_path / "run").exists()
+
+
+def test_parts_of_another_kind_are_named(tmp_path) -> None:
+    for wrong, words in (
+        ({"sources": SOURCES[0]}, "sources: give two"),
+        ({"model": TinyBackbone()}, "model: TinyBackbone is no Segmenter"),
+        ({"optimizer": 0.1}, "optimizer: float is none of optax"),
+        ({"loss": "dice"}, "loss: 'dice' is no function"),
+        ({"on_step": True}, "on_step: True is no function"),
+    ):
+        with pytest.raises(UserError, match=words):
+            train(tmp_path / "run", **wrong)
+
+
+def test_parts_that_no_file_holds_are_refused_elsewhere(tmp_path, capsys) -> None:
+    train(tmp_path / "run", tiny_config(**{"train.steps": 1}), sources=SOURCES, loss=doubled)
+    config = tmp_path / "run" / "config.json"
+    for words in (
+        ["evaluate", f"--model={tmp_path / 'run'}", f"--out={tmp_path / 'out'}"],
+        ["train", f"--config={config}", f"--workdir={tmp_path / 'new'}"],
+        ["check-data", f"--config={config}"],
+        ["find-lr", f"--config={config}", f"--out={tmp_path / 'rate'}"],
+    ):
+        capsys.readouterr()
+        assert main(words) == 2, words
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "config.own: sources=MadeUp and MadeUp was an object of a Python program" in line
+    results = deeplab_jax.evaluate(tmp_path / "run", source=SOURCES[1])
+    assert results["protocol"]["data"] == "held out"
