@@ -126,7 +126,7 @@ def evaluate(args: argparse.Namespace) -> None:
     console.print(class_table([results], [f"{protocol['split']}, output stride {protocol['output_stride']}"]))
     if "bootstrap" in results and (interval := results["bootstrap"].get("miou")):
         low, high = map(percent, interval)
-        console.print(f"95% of {protocol['bootstrap']} resamples of the images: mean IoU {low} to {high}")
+        console.print(f"95% of {results['bootstrap']['samples']} resamples of the images: mean IoU {low} to {high}")
     console.print(
         f"{protocol['images']} images in {results['seconds']} s; written to {Path(args.out, METRICS_FILE)}",
         highlight=False,

@@ -75,7 +75,7 @@ class Regime:
       steps: of a training; 0 leaves them to the configuration.
       batch: factor of the papers' batch sizes.
       rates: by which the papers' atrous rates are divided, so that they fit the smaller maps.
-      seeds: of a table's rows, where claims do not set their number.
+      seeds: of a table's rows; such a table takes no number from its claims.
       claim_seeds: of rows that a claim of the paper is about.
       close_seeds: of those that a claim of less than `CLOSE` points is about.
       class_weights: what "balanced" means for its data; empty: not known.

@@ -29,10 +29,10 @@ from deeplab_jax.models.segmenter import Segmenter, Variables
 from deeplab_jax.train.from_config import model_for, open_split
 from deeplab_jax.train.state import TrainState, create_state
 from deeplab_jax.train.step import train_step
-from deeplab_jax.weights.folder import CHECKPOINTS, load
+from deeplab_jax.weights.folder import load
 from experiments.output import write_json
 from experiments.regimes import REGIMES
-from experiments.run.files import Unreadable, read_json
+from experiments.run.files import Unreadable, newest_step, read_json
 from experiments.run.plan import job_name
 from experiments.run.resolve import Resolved, Settings, resolve
 from experiments.tables import TABLES
@@ -82,11 +82,15 @@ def run(args: argparse.Namespace) -> None:
         found = resolve(rows[name], TABLE, REGIMES[REGIME], Settings())
         assert isinstance(found, Resolved)
         workdir = args.runs / REGIME / job_name(found.training_key, 0)
-        lacking = [START, *([END] if (workdir / CHECKPOINTS).is_dir() else [])]
+        step = newest_step(workdir)
+        lacking = [START, *([END] if step else [])]
         # Of another number of images, or of another configuration, nothing counts.
         asked = {"training": found.training_key, "images": args.images}
         kept = content["rows"].get(name, {})
         kept = kept if {key: kept.get(key) for key in asked} == asked else asked
+        if kept.get("step", step) != step:  # The run has gone on since.
+            kept = {key: value for key, value in kept.items() if key != END}
+        kept = {**kept, "step": step}
         for when in lacking:
             if when not in kept:
                 kept[when] = gradients(found, workdir if when == END else None, images=args.images).tolist()

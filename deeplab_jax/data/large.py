@@ -93,7 +93,8 @@ class Segments:
         self.size = height, width
         self._planes, self._samples, self.dtype = planes, samples, np.dtype(page.dtype)
         self._plain = np.dtype(page.parent.byteorder + self.dtype.char) if page.is_memmappable else None
-        self._rows, self._columns = PLAIN_ROWS, width
+        row_bytes = width * samples * self.dtype.itemsize
+        self._rows, self._columns = max(1, min(PLAIN_ROWS, LARGEST_SEGMENT // row_bytes)), width
         if self._plain is None:
             self._rows, self._columns = page.chunks[:2]
         self._kept: dict[Segment, np.ndarray] = {}
@@ -151,8 +152,8 @@ class Segments:
 def open_large(
     path: str | os.PathLike[str], *, channels: Sequence[int] = (), value_range: Sequence[float] = ()
 ) -> LargeImage | None:
-    """Return an image that is read a part at a time, or None for one that `images.read_image` has to read whole, or
-    whose fault it tells. See there for the arguments.
+    """Return an image that is read a part at a time. Return None where that cannot be done, or the file has a fault:
+    `images.read_image` then reads it whole, or says what is wrong. See there for the arguments.
 
     Raises:
       UserError: bands that would be lost or do not exist, or values that are not finite.
@@ -168,15 +169,14 @@ def open_large(
         return None
     image = LargeImage(file, stored, channels=channels, value_range=value_range, name=os.fspath(path))
     if stored.has_alpha and not channels:
-        for rows in row_parts(
-            image.shape
-        ):  # An alpha that is not opaque everywhere is an error, whichever part has it.
+        # An alpha that is not opaque everywhere is an error, whichever part has it.
+        for rows in row_parts(image.shape):
             image[rows]
     return image
 
 
 def _segments(path: Path) -> tuple[Segments, Stored] | None:
-    if os.path.getsize(path) > MAX_BYTES:
+    if not path.is_file() or os.path.getsize(path) > MAX_BYTES:
         return None
     with path.open("rb") as file:
         tags = tiff.read_tags(file)

@@ -1,4 +1,4 @@
-"""PNGs that are written row by row, which no library here does: memory does not grow with the image."""
+"""PNGs that are written row by row, so that memory does not grow with the image. No library here does that."""
 
 import struct
 import zlib

@@ -168,7 +168,8 @@ class Outputs:
             return
         stored, _ = to_stored(labels)
         table = np.array(stored, np.uint8 if max(stored) <= 255 else np.uint16)
-        write_rows(file, (table[classes[rows]] for rows in row_parts(classes.shape)), size=classes.shape)
+        parts = (table[classes[rows]] for rows in row_parts(classes.shape))
+        write_whole(file, lambda fresh: write_rows(fresh, parts, size=classes.shape))
 
     def _probability_files(self, name: str) -> list[str]:
         npy = [f"{name}_probabilities.npy"] if self.probabilities == "npy" else []

@@ -30,5 +30,5 @@ def scratch(folder: Path, shape: tuple[int, ...]) -> np.ndarray:
             return np.memmap(file, np.uint8, "r+" if hasattr(os, "posix_fallocate") else "w+", shape=shape)
     except OSError as error:
         raise UserError(
-            f"{folder}: no room for {size} bytes of class ids ({error.strerror}); free space, or give another --out"
+            f"{folder}: cannot hold {size} bytes of class ids ({error.strerror}); free space, or give another --out"
         ) from None

@@ -99,7 +99,7 @@ def mean_of_windows(
         for whole, side, own in zip(size, window, (height, width), strict=True)
     )
     parts = list(_columns(columns, width, window, classes))
-    # One band for all columns: the last tile of a column is still in use when the next column begins.
+    # One band for all columns: the caller still holds the last tile, so a second band would exist beside it.
     band = np.empty(window[0] * max(right - left for left, right in parts) * classes, np.float32)
     for left, right in parts:
         touching = [start for start in columns if start < right and start + window[1] > left]

@@ -15,24 +15,24 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from deeplab_jax.checkpoint import Checkpoints
 from deeplab_jax.cli import Parser, split_config_arguments
 from deeplab_jax.commands import fail
 from deeplab_jax.errors import UserError, did_you_mean
 from deeplab_jax.train.writers import METRICS_FILE
-from deeplab_jax.weights.folder import CHECKPOINTS
 from deeplab_jax.weights.folder import METRICS_FILE as RESULTS_FILE
 from experiments import sbd
 from experiments.full_size import stand_ins
-from experiments.run.files import read_records, state_of
+from experiments.run.files import newest_step, read_records, state_of
 from experiments.tables.networks import CITYSCAPES_SCALES, MULTI_SCALE
 
 ROOT = Path(__file__).resolve().parents[2]
 POLL = 0.5  # seconds
+ASKED_FILE = "asked.json"
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,7 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     raw, prepared, workdir, metrics = (out / part for part in ("raw", "prepared", "run", "os8_views"))
     model = f":model={args.model}" if args.model else ""
     config = f"--config={ROOT / 'configs' / args.name}.py{model}"
+    keep_to(out, {key: getattr(args, key) for key in ("steps", "share", "accumulate", "evaluate", "model")})
     if not prepared.is_dir():
         protocol.write(raw, args.share)
         if args.name == "voc":
@@ -115,6 +116,23 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     print(f"{args.steps} steps; {found['images']} images at output stride {found['output_stride']}: {metrics}")
 
 
+def keep_to(out: Path, asked: Mapping[str, Any]) -> None:
+    """Write down what was asked for in this folder.
+
+    Raises:
+      UserError: it holds something else, which would pass for what is asked for now.
+    """
+    file = out / ASKED_FILE
+    kept = json.loads(file.read_text()) if file.is_file() else dict(asked)
+    if different := [key for key in asked if kept.get(key) != asked[key]]:
+        key = different[0]
+        raise UserError(
+            f"{out}: it was made with --{key} {kept.get(key)}, now {asked[key]}: give the same, or --out {out.parent}_2"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(kept))
+
+
 def train(words: Sequence[str], workdir: Path, steps: int) -> None:
     """Train; kill the training half way, and go on.
 
@@ -126,25 +144,19 @@ def train(words: Sequence[str], workdir: Path, steps: int) -> None:
         try:
             while process.poll() is None and min(logged(workdir), newest_step(workdir)) < steps // 2:
                 time.sleep(POLL)
+            killed = process.poll() is None
         finally:
             process.kill()
             process.wait()
         reached = newest_step(workdir)
         if reached < steps // 2:
             raise UserError(f"{workdir}: the training ended at step {reached} of {steps}; see what it said above")
-        print(f"killed at step {logged(workdir)}; the newest checkpoint is of step {reached}", flush=True)
+        how = "killed" if killed else "ended by itself"
+        print(f"{how} at step {logged(workdir)}; the newest checkpoint is of step {reached}", flush=True)
     if newest_step(workdir) < steps:
         call(*words)
     if newest_step(workdir) < steps:
         raise UserError(f"{workdir}: the newest checkpoint is of step {newest_step(workdir)}, not {steps}")
-
-
-def newest_step(workdir: Path) -> int:
-    """Return the step of the newest checkpoint, 0 where there is none."""
-    if not (workdir / CHECKPOINTS).is_dir():
-        return 0
-    with Checkpoints(workdir / CHECKPOINTS, read_only=True) as checkpoints:
-        return checkpoints.latest() or 0
 
 
 def logged(workdir: Path) -> int:

@@ -2,8 +2,8 @@
 
 The rule, for each claim that one row is better than another: the claim holds where our difference is above 0 in both
 95% intervals, Student's t over paired trainings and the bootstrap over images; it is refuted where it is below 0 in
-both; all else is undecided. One training alone decides nothing. Results without counts by image are judged over the
-trainings alone.
+both; all else is undecided. One training alone decides nothing. Where a claim is not about mIoU, or no counts by image
+were kept, trainings alone decide.
 
 Trainings are paired by their seed: it gives both rows the same images in the same order with the same augmentation, and
 the same initial weights wherever a tensor has one name and shape in both.
@@ -22,7 +22,7 @@ from experiments.tables import Claim
 RULE = (
     "A claim holds where our difference is above 0 in both 95% intervals, over paired trainings (Student's t) and over "
     "images (bootstrap), and is refuted where it is below 0 in both. All else is undecided: one training decides "
-    "nothing. Where no counts by image were kept, trainings alone decide."
+    "nothing. Where a claim is not about mIoU, or no counts by image were kept, trainings alone decide."
 )
 HOLDS, REFUTED, UNDECIDED, NOT_RUN = "holds", "refuted", "undecided", "not run"
 WORDS = {1: HOLDS, -1: REFUTED, 0: UNDECIDED}
@@ -40,6 +40,7 @@ class Verdict:
       seeds: the interval over trainings.
       images: the interval over images.
       p: of the t-test over trainings.
+      compared: keys of the two rows and the measure, for two tables may compare the same; empty: not known.
     """
 
     result: TableResult
@@ -49,6 +50,7 @@ class Verdict:
     seeds: Interval | None = None
     images: Interval | None = None
     p: float | None = None
+    compared: tuple[str, ...] = ()
 
     @property
     def ours(self) -> float | None:
@@ -85,8 +87,9 @@ def _verdict(result: TableResult, claim: Claim, better: RowResult, worse: RowRes
         result.table.difference(claim),
         differences,
         over_seeds(differences),
-        over_images(whole) if claim.measure == "miou" and len(whole) == len(paired) else None,
+        over_images(whole) if claim.measure == "miou" and whole else None,
         p_value(differences),
+        (better.training, better.evaluation, worse.training, worse.evaluation, claim.measure) if differences else (),
     )
 
 
@@ -101,7 +104,10 @@ def _counts(result: TableResult, row: RowResult, seed: int, miou: float) -> Coun
 
 
 def comparisons(found: Sequence[Verdict]) -> str:
-    """Return a sentence on how many claims were compared, and what a correction for so many of them leaves."""
+    """Return a sentence on how many claims were compared, and what a correction for so many of them leaves. What two
+    tables compare alike counts once.
+    """
+    found = list({one.compared or id(one): one for one in found}.values())
     run = [one for one in found if one.word != NOT_RUN]
     tested = [one for one in run if one.p is not None]
     decided = [one.word in (HOLDS, REFUTED) for one in tested]

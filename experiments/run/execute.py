@@ -16,7 +16,6 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from deeplab_jax import files
-from deeplab_jax.checkpoint import Checkpoints
 from deeplab_jax.commands import INTERRUPTED, PREEMPTED
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate.evaluator import Results, evaluate
@@ -26,9 +25,9 @@ from deeplab_jax.train.from_config import open_split
 from deeplab_jax.train.loop import train
 from deeplab_jax.train.signals import Interrupted
 from deeplab_jax.train.workdir import RUN_FILE
-from deeplab_jax.weights.folder import CHECKPOINTS, load
+from deeplab_jax.weights.folder import load
 from experiments.output import write_json
-from experiments.run.files import Unreadable, read_json
+from experiments.run.files import Unreadable, newest_step, read_json
 from experiments.run.launchers import Launcher, LocalJob, SlurmJob
 from experiments.run.per_image import counts_of, write_counts
 from experiments.run.plan import Asked, Job, evaluation_counts, evaluation_file, weights_name
@@ -64,7 +63,7 @@ def work(job: Job, runs: Path, *, again: bool) -> None:
             return
         config = job.config.copy_and_resolve_references()
         config.evaluate.per_image = True
-        if job.pretraining is not None and not _newest_step(workdir):
+        if job.pretraining is not None and not newest_step(workdir):
             config.init, config.init_scope = str(pretrained(job.pretraining, runs, again=again)), "backbone"
         # Trainings of one key differ in nothing that changes the weights.
         last = train(config, workdir, allow_config_change=True)
@@ -84,18 +83,10 @@ def pretrained(config: ConfigDict, runs: Path, *, again: bool) -> Path:
     with files.locked(workdir.with_suffix(".lock"), "", option="--runs"):
         if again:
             _set_aside(workdir, git_commit())
-        if _newest_step(workdir) < config.train.steps:
+        if newest_step(workdir) < config.train.steps:
             print(f"first the backbone, in {workdir}", flush=True)
             train(config, workdir, allow_config_change=True)
     return workdir
-
-
-def _newest_step(workdir: Path) -> int:
-    """Return the step of the newest checkpoint, 0 where there is none."""
-    if not (workdir / CHECKPOINTS).is_dir():
-        return 0
-    with Checkpoints(workdir / CHECKPOINTS, read_only=True) as checkpoints:
-        return checkpoints.latest() or 0
 
 
 def trained_commits(workdir: Path) -> set[str]:

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from deeplab_jax import files
+from deeplab_jax.checkpoint import Checkpoints
+from deeplab_jax.weights.folder import CHECKPOINTS
 
 TRAININGS = "trainings"
 LARGEST = 1e18  # Of any number in results: multiply-adds of a network over all views.
@@ -202,3 +204,11 @@ def state_of(records: Iterable[dict[str, Any]]) -> tuple[int, float | None]:
     for last in training_records(records):  # noqa: B007 - the last one is what counts
         pass
     return (last["step"], last["train/loss"]) if last else (0, None)
+
+
+def newest_step(workdir: Path) -> int:
+    """Return the step of the newest checkpoint, 0 where there is none."""
+    if not (workdir / CHECKPOINTS).is_dir():
+        return 0
+    with Checkpoints(workdir / CHECKPOINTS, read_only=True) as checkpoints:
+        return checkpoints.latest() or 0

@@ -5,6 +5,7 @@ class the pixels that are right (`right`) and those that are labelled or predict
 """
 
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,10 +73,10 @@ def read_counts(file: Path, miou: float) -> Counts | None:
     Results and counts are two files, so one of them may be of an older training; the mean IoU tells.
     """
     try:
-        with np.load(file, allow_pickle=False) as held:
+        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as held:
             right, union = held["right"].astype(np.int64), held["union"].astype(np.int64)
             found = Counts(tuple(map(str, held["names"])), right, union)
-    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile):
+    except (OSError, ValueError, KeyError, EOFError, TypeError, NotImplementedError, zipfile.BadZipFile, zlib.error):
         return None
     fits = right.ndim == 2 and right.shape == union.shape and len(right) == len(found.names)
     return found if fits and abs(found.miou() - miou) < 1e-6 else None

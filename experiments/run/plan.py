@@ -96,14 +96,20 @@ def ask(tables: Sequence[Table], names: Iterable[str], regime: Regime, settings:
       settings: what the user gave.
       seeds: trainings of each row; 0: the regime's own number.
     """
-    asked = []
     chosen = set(names)
+    asked = []
     for table in tables:
-        for name, row in table.named_rows().items():
-            if not chosen or name in chosen:
-                count = seeds or regime.trainings(table, row)
-                resolved = None if row.compute else resolve(row, table, regime, settings)
-                asked.append(Asked(table, row, resolved, tuple(range(count))))
+        rows = [row for name, row in table.named_rows().items() if not chosen or name in chosen]
+        resolved = [None if row.compute else resolve(row, table, regime, settings) for row in rows]
+        # Rows that share trainings have all of them: the report compares such rows over the seeds that all have.
+        counts: dict[str, int] = {}
+        for row, one in zip(rows, resolved, strict=True):
+            if isinstance(one, Resolved):
+                own = seeds or regime.trainings(table, row)
+                counts[one.training_key] = max(own, counts.get(one.training_key, 0))
+        for row, one in zip(rows, resolved, strict=True):
+            count = counts[one.training_key] if isinstance(one, Resolved) else 1
+            asked.append(Asked(table, row, one, tuple(range(count))))
     return asked
 
 

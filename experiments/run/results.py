@@ -1,9 +1,9 @@
 """What is kept of the tables: `OUT/REGIME/TABLE.json`, and what their trainings logged, `OUT/REGIME/trainings.json`.
 
 A table's file holds for each row the paper's values, the keys, the configuration and the protocol, and for every seed
-the metrics, the commit, the versions and the seconds. What each image counts stands in files of its own
-(`experiments.run.per_image`). It is enough by itself: a row that it holds is not run again,
-even where the run directory is gone.
+the metrics, the commit, the versions and the seconds. The file is enough by itself: a row that it holds is not run
+again, even where the run directory is gone. The counts of each image have files of their own
+(`experiments.run.per_image`).
 
 One runner at a time writes, since it locks OUT. Jobs, wherever they run, write into their run directories only.
 """

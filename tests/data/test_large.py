@@ -1,5 +1,7 @@
 """Images that are read a part at a time: each part has the values of the whole, and only what it touches is decoded."""
 
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -96,6 +98,15 @@ def test_only_what_a_part_touches_is_decoded_and_once_for_its_rows(tmp_path, mon
     assert loaded[8:] == [(0, 0, 0)]
 
 
+def test_plain_rows_are_as_many_as_fit(tmp_path, monkeypatch) -> None:
+    stored = samples(3, "uint8")
+    tifffile.imwrite(tmp_path / "a.tif", stored, photometric="rgb", contiguous=True)
+    monkeypatch.setattr(large, "LARGEST_SEGMENT", 5 * stored[0].nbytes + 1)
+    image = open_large(tmp_path / "a.tif")
+    assert image is not None and image._file._rows == 5
+    np.testing.assert_array_equal(image[3:12, :], stored[3:12])
+
+
 def test_what_has_to_be_read_whole(tmp_path, monkeypatch) -> None:
     stored = samples(3, "uint8")
     turned = tmp_path / "turned.tif"
@@ -108,6 +119,7 @@ def test_what_has_to_be_read_whole(tmp_path, monkeypatch) -> None:
     (tmp_path / "cut.tif").write_bytes((tmp_path / "good.tif").read_bytes()[:-900])
     (tmp_path / "noise.tif").write_bytes(b"II*\0" + bytes(range(200)))
     (tmp_path / "empty.tif").touch()
+    os.mkfifo(tmp_path / "pipe.tif")  # To open it would wait for ever.
     for file in sorted(tmp_path.iterdir()):
         assert (open_large(file) is None) == (file.name != "good.tif"), file
     assert open_large(tmp_path / "gone.tif") is None

@@ -11,6 +11,7 @@ from scipy.io import savemat
 from deeplab_jax.data.catalog import open_source
 from deeplab_jax.data.images import read_mask
 from deeplab_jax.data.sets.voc import SPLITS
+from deeplab_jax.errors import UserError
 from deeplab_jax.labels import CITYSCAPES, IGNORE_LABEL, VOC
 from experiments import sbd
 from experiments.full_size import __main__ as full_size
@@ -22,6 +23,14 @@ def test_the_numbers_of_images_are_the_published_ones() -> None:
     """DeepLabv3, sec. 4: 1464 (train), 1449 (val), 10582 (trainaug); Cityscapes: 2975 and 500."""
     assert (stand_ins.VOC_TRAIN, stand_ins.VOC_VAL, stand_ins.TRAINAUG) == (1464, 1449, 10_582)
     assert stand_ins.CITIES == {"train": 2975, "val": 500} and sbd.PUBLISHED == stand_ins.TRAINAUG
+
+
+def test_other_wishes_for_the_same_folder_are_refused(tmp_path) -> None:
+    wishes = {"steps": 200, "share": 1.0}
+    full_size.keep_to(tmp_path / "out" / "voc", wishes)
+    full_size.keep_to(tmp_path / "out" / "voc", wishes)
+    with pytest.raises(UserError, match=r"it was made with --share 1.0, now 0.02: give the same, or --out .*/out_2$"):
+        full_size.keep_to(tmp_path / "out" / "voc", {**wishes, "share": 0.02})
 
 
 @pytest.fixture(scope="module")

@@ -643,7 +643,7 @@ def test_others_wait_for_the_backbone(job, tmp_path, monkeypatch) -> None:
         assert go_on.wait(60)
 
     monkeypatch.setattr(execute, "train", slow)
-    monkeypatch.setattr(execute, "_newest_step", lambda workdir: len(order) and 10**6)
+    monkeypatch.setattr(execute, "newest_step", lambda workdir: len(order) and 10**6)
     first, second = (threading.Thread(target=partial(pretrained, job.config, tmp_path, again=False)) for _ in range(2))
     first.start()
     assert began.wait(60)

@@ -16,7 +16,7 @@ from experiments.report.cells import verdict_cells
 from experiments.report.gather import RowResult, TableResult, Training
 from experiments.report.intervals import Interval, holm, over_images, over_seeds, p_value
 from experiments.report.markdown import verdict_table
-from experiments.report.verdicts import HOLDS, NOT_RUN, REFUTED, UNDECIDED, Verdict, comparisons, verdicts
+from experiments.report.verdicts import HOLDS, NOT_RUN, REFUTED, UNDECIDED, Verdict, all_verdicts, comparisons, verdicts
 from experiments.run.per_image import Counts, counts_file, counts_of, read_counts, write_counts
 from experiments.tables import TABLES, Claim, Row, Table
 from tests.support.tiny import tiny_models
@@ -183,6 +183,10 @@ def test_images_can_leave_undecided_what_trainings_decide(tmp_path) -> None:
         found = verdicts(TableResult(TABLE, "scenes", rows, folder=tmp_path))[0]
         assert found.word == word and found.images is not None
     assert found.images == pytest.approx((2, 2))
+    # Without the counts of one training, images are drawn from those of the other.
+    write_counts(counts_file(tmp_path, "row2_seed0", "e"), better["two images"])
+    counts_file(tmp_path, "row2_seed1", "e").unlink()
+    assert verdicts(TableResult(TABLE, "scenes", rows, folder=tmp_path))[0].word == UNDECIDED
 
 
 def test_the_comparisons_are_counted() -> None:
@@ -196,6 +200,20 @@ def test_the_comparisons_are_counted() -> None:
     assert comparisons([*found, Verdict(result, TABLE.claims[1], 1.0)]) == (
         "5 comparisons: 2 holds, 1 refuted, 2 undecided; 1 claim needs a row that was not run. "
         "4 have several trainings; Holm's correction for so many leaves 2 of the 3 decided."
+    )
+
+
+def test_what_two_tables_compare_alike_is_one_comparison(tmp_path) -> None:
+    rows = tuple(
+        replace(row(place, {0: 50 + gain, 1: 60 + gain}), training=str(place))
+        for place, gain in ((1, 0), (2, 2), (3, 1))
+    )
+    tables = [TableResult(TABLE, "scenes", rows, folder=tmp_path) for _ in range(2)]
+    assert [one.word for one in all_verdicts(tables)] == [HOLDS] * 4
+    assert comparisons(all_verdicts(tables)).startswith("2 comparisons: 2 holds, 0 refuted")
+    nothing = TableResult(TABLE, "scenes", (row(1, {}), row(2, {}), row(3, {})), folder=tmp_path)
+    assert comparisons(all_verdicts([nothing])).startswith("0 comparisons") and "2 claims need" in comparisons(
+        all_verdicts([nothing])
     )
 
 
@@ -244,6 +262,16 @@ def test_counts_are_those_of_the_evaluation(tmp_path) -> None:
     np.testing.assert_array_equal(again.right, found.right)
     np.testing.assert_array_equal(again.union, found.union)
     assert read_counts(file, miou + 0.001) is None, "counts of another training"
+
+
+def test_a_file_of_counts_with_any_byte_changed_is_none_or_right(tmp_path) -> None:
+    file, whole = tmp_path / "counts.npz", counts(((1, 3), (2, 4)), ((5, 7), (10, 8)))
+    write_counts(file, whole)
+    content = file.read_bytes()
+    for place in range(len(content)):
+        file.write_bytes(content[:place] + bytes([content[place] ^ 0x55]) + content[place + 1 :])
+        found = read_counts(file, whole.miou())
+        assert found is None or abs(found.miou() - whole.miou()) < 1e-6
 
 
 @pytest.mark.parametrize("content", [b"", b"PK", b"{}", None])
