@@ -30,6 +30,7 @@ from experiments.report.plots import LIGHT, curves_plot, values_plot
 from experiments.report.verdicts import RULE
 from experiments.run.execute import work
 from experiments.run.plan import Job
+from experiments.run.results import RARE, rare_iou
 from experiments.tables import TABLES, Row
 from tests.support.tiny import tiny_config, tiny_models
 
@@ -500,7 +501,10 @@ def test_every_table_of_the_papers_can_be_shown(tmp_path) -> None:
         bands = [{"width": width, "miou": 0.5} for width in (1, 2, 4, 8, 16, 32)]
         file = put(tmp_path / "results", f"{name}/{row}", 0.5, multiply_adds={"space_to_batch": 1e9})
         rows = json.loads(file.read_text())["rows"]
-        rows[row]["seeds"][0]["trimap"] = {"bands": bands}
+        rows[row]["seeds"][0] |= {
+            "trimap": {"bands": bands},
+            "per_class": [{"name": name, "iou": 0.5} for name in RARE],
+        }
         write_json(file, {"rows": rows})
     results, remarks = read_tables(tmp_path / "results", ("scenes",))
     elsewhere = {"extra_parts", "extra_rates"}  # In the regime of the demo.
@@ -513,3 +517,9 @@ def test_every_table_of_the_papers_can_be_shown(tmp_path) -> None:
     assert headings(table3).count("difference") == 1, "what a smaller network multiplies is no result to compare"
     at_paper = headings(dataclasses.replace(table3, regime="paper"))
     assert at_paper.count("difference") == 2 and at_paper[-1] == "difference"
+
+
+def test_the_iou_of_rare_classes_is_their_mean() -> None:
+    found = [{"name": "road", "iou": 0.9}, *({"name": name, "iou": iou} for name, iou in zip(RARE, (0.1, 0.2, 0.6)))]
+    assert rare_iou(found) == pytest.approx(0.3)
+    assert rare_iou(found[:3]) is None, "data without one of them"
