@@ -520,6 +520,9 @@ def test_every_table_of_the_papers_can_be_shown(tmp_path) -> None:
 
 
 def test_the_iou_of_rare_classes_is_their_mean() -> None:
-    found = [{"name": "road", "iou": 0.9}, *({"name": name, "iou": iou} for name, iou in zip(RARE, (0.1, 0.2, 0.6)))]
+    found = [
+        {"name": "road", "iou": 0.9},
+        *({"name": name, "iou": iou} for name, iou in zip(RARE, (0.1, 0.2, 0.6), strict=True)),
+    ]
     assert rare_iou(found) == pytest.approx(0.3)
     assert rare_iou(found[:3]) is None, "data without one of them"
