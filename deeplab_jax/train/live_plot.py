@@ -21,8 +21,8 @@ class LivePlot:
     """The loss, the learning rate and the validation mIoU so far, for `train(..., on_step=plot, on_evaluation=plot)`.
 
     In a notebook it draws below the cell, and draws over its own picture. Elsewhere it keeps the numbers, and writes
-    `file` after each evaluation; if that fails, it says so, and the training goes on. A step whose loss was not finite is
-    not drawn.
+    `file` after each evaluation; if that fails, it says so, and the training goes on. A step whose loss was not finite
+    is not drawn.
 
     Args:
       workdir: a run directory; what its record has is drawn, too, for a run that goes on. None: only what comes.
