@@ -2,6 +2,7 @@
 
 import json
 import struct
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -235,7 +236,17 @@ def test_mlflow_takes_any_class_name_and_ends_a_record_that_fails(tmp_path, monk
 
 
 def wandb_items(file: Path) -> list:
-    """The records of W&B's own file: LevelDB's log of blocks of 32 KiB, after 7 bytes."""
+    """The records of W&B's own file. It is complete a moment after its run has finished."""
+    for _ in range(100):
+        items = read_wandb(file)
+        if items and items[-1].WhichOneof("record_type") == "exit":
+            return items
+        time.sleep(0.2)
+    raise AssertionError(f"{file} has no end")
+
+
+def read_wandb(file: Path) -> list:
+    """The records in the file so far: LevelDB's log of blocks of 32 KiB, after 7 bytes."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     content, place, items, parts = file.read_bytes(), 7, [], b""
