@@ -424,6 +424,13 @@ def test_the_model_or_the_configuration_says_how_files_are_read(composed, config
     assert composed or trained == build_model(config, num_classes=4)
 
 
+def test_a_model_of_bands_needs_image_files(tmp_path) -> None:
+    model = deeplab_jax.create_model("cascade_tiny", num_classes=9, channels=BGR)
+    with pytest.raises(UserError, match="'scenes': it does not read bands .*, and in Python the model's channels and"):
+        train(tmp_path / "run", model=model)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_post_mortem_of_a_network_of_ones_own_is_not_taken_for_another(tmp_path) -> None:
     """Its parts differ from those of its name, so the name would describe another network."""
     model = deeplab_jax.create_model("cascade_tiny", num_classes=9, norm_momentum=0.9)

@@ -255,6 +255,8 @@ def read_wandb(file: Path) -> list:
             place += left
             continue
         _, length, kind = struct.unpack("<IHB", content[place : place + 7])
+        if place + 7 + length > len(content):  # It is being written.
+            break
         parts, place = parts + content[place + 7 : place + 7 + length], place + 7 + length
         if kind in (1, 4):  # Whole, or the last part.
             items.append(Record.FromString(parts))
