@@ -9,6 +9,7 @@ from typing import Any
 
 from deeplab_jax import tasks
 from deeplab_jax.errors import UserError, did_you_mean, spell
+from deeplab_jax.tasks.arguments import config_of, run_config
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -29,9 +30,7 @@ def required_config(args: argparse.Namespace) -> Any:
 
     if not args.config:
         raise UserError(f"{args.verb}: --config is missing; name a file such as configs/scenes.py")
-    config = load_config(args.config)
-    config.module = args.module or config.module
-    return config
+    return config_of(load_config(args.config), module=args.module)
 
 
 def config_of_run(words: list[str], model: str) -> Any:
@@ -39,12 +38,9 @@ def config_of_run(words: list[str], model: str) -> Any:
     where there is neither.
     """
     from deeplab_jax.config import load_config
-    from deeplab_jax.train.workdir import CONFIG_FILE
 
-    own = Path(model, CONFIG_FILE)
-    if any(word.startswith("--config=") for word in words):
-        return load_config(words)
-    return load_config([f"--config={own}", *words]) if own.is_file() else None
+    named = any(word.startswith("--config=") for word in words)
+    return load_config(words) if named else run_config(model, words)
 
 
 def train(args: argparse.Namespace) -> int:

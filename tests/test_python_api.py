@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 from PIL import Image
 
 import deeplab_jax
@@ -17,8 +17,14 @@ from deeplab_jax.checkpoint import Checkpoints
 from deeplab_jax.cli import main
 from deeplab_jax.config import base, to_plain
 from deeplab_jax.errors import UserError
+from deeplab_jax.models.layers import LayerSettings
 from deeplab_jax.models.segmenter import Segmenter
 from deeplab_jax.ops.losses import LOSSES
+from deeplab_jax.tasks import evaluation
+from deeplab_jax.tasks.arguments import config_of
+from deeplab_jax.train.from_config import build_model, model_for
+from deeplab_jax.train.given import Given, recorded
+from deeplab_jax.train.replay import replay
 from deeplab_jax.train.signals import Interrupted
 from deeplab_jax.train.writers import METRICS_FILE
 from deeplab_jax.weights.folder import CHECKPOINTS
@@ -91,18 +97,55 @@ def test_the_command_line_gives_the_same_numbers(tmp_path, undisturbed, photo, c
     assert reports["val"].checked == 2
 
 
-def test_objects_and_paths_evaluate_alike(undisturbed) -> None:
+def test_objects_and_paths_evaluate_alike(tmp_path, undisturbed) -> None:
     model, variables, _ = deeplab_jax.load(undisturbed)
     protocol = deeplab_jax.Protocol(pad_to=((33, 33),))
     ours = deeplab_jax.evaluate(model, variables, MadeUp(((33, 33), (20, 30)), classes=9), protocol, batch_size=2)
     named = deeplab_jax.evaluate(undisturbed, source=MadeUp(((33, 33), (20, 30)), classes=9))
     assert ours["confusion_matrix"] == named["confusion_matrix"] and ours["protocol"] == named["protocol"]
-    with pytest.raises(UserError, match="give --config configs/NAME.py .in Python: config= or source="):
+    with pytest.raises(UserError, match=r"^evaluate\(model, variables\): .*; give source= or config=$"):
         deeplab_jax.evaluate(model, variables)
+    folder = deeplab_jax.save(tmp_path / "folder", model, variables, {})
+    with pytest.raises(
+        UserError, match=r"folder: .*; give --config configs/NAME.py \(in Python: config= or source=\)$"
+    ):
+        deeplab_jax.evaluate(folder)
     with pytest.raises(UserError, match="argument 'flip'"):
         deeplab_jax.evaluate(model, variables, SOURCES[1], protocol, flip=True)
     with pytest.raises(UserError, match="no weights"):
         deeplab_jax.evaluate(model)
+
+
+def test_a_protocol_keeps_the_configurations_batch_size(undisturbed) -> None:
+    protocol, settings = deeplab_jax.Protocol(flip=True), tiny_config(**{"evaluate.batch_size": 3, "train.devices": 1})
+    made = evaluation._protocol_and_arguments
+    assert made(protocol, settings, {"limit": 2}) == (protocol, {"batch_size": 3, "devices": 1, "limit": 2})
+    assert made(protocol, settings, {"batch_size": 5}) == (protocol, {"batch_size": 5, "devices": 1})
+    assert made(protocol, None, {"limit": 2}) == (protocol, {"limit": 2})
+    found, how = made(None, settings, {"flip": True, "limit": 2})
+    assert found.flip and found.pad_to == ((33, 33),) and how == {"batch_size": 3, "devices": 1, "limit": 2}
+    found, how = made(None, None, {"scales": (0.5,)})
+    assert found.scales == (0.5,) and how == {}
+
+
+def test_saving_predictions_leaves_the_callers_function_its_calls(tmp_path, undisturbed) -> None:
+    seen = {}
+    deeplab_jax.evaluate(
+        undisturbed,
+        out=tmp_path,
+        save_predictions=True,
+        on_prediction=lambda example, ids: seen.update({example["name"]: ids}),
+        limit=2,
+    )
+    assert len(seen) == 2
+    for name, ids in seen.items():
+        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / f"{name}.png")), ids)
+
+
+def test_a_frozen_configuration_is_one() -> None:
+    config = FrozenConfigDict(tiny_config())
+    assert deeplab_jax.check_data(config, split="val", limit=1).ok
+    assert to_plain(config_of(config)) == to_plain(tiny_config())
 
 
 def test_predict_names_what_failed(tmp_path, undisturbed, photo) -> None:
@@ -327,6 +370,7 @@ def test_a_schedule_has_to_be_a_function_of_jax(tmp_path) -> None:
 def test_parts_of_another_kind_are_named(tmp_path) -> None:
     for wrong, words in (
         ({"sources": SOURCES[0]}, "sources: give two"),
+        ({"sources": ("a", "b")}, "sources: 'a' is no source, it has no name; see deeplab_jax.data.source.Source"),
         ({"model": TinyBackbone()}, "model: TinyBackbone is no Segmenter"),
         ({"optimizer": 0.1}, "optimizer: float is none of optax"),
         ({"loss": "dice"}, "loss: 'dice' is no function"),
@@ -336,18 +380,96 @@ def test_parts_of_another_kind_are_named(tmp_path) -> None:
             train(tmp_path / "run", **wrong)
 
 
+def test_a_list_of_sources_is_recorded_as_a_pair_of_them() -> None:
+    pair, listed = (recorded(tiny_config(), Given(sources=sources)).own for sources in (SOURCES, list(SOURCES)))
+    assert pair == listed == ("sources=MadeUp and MadeUp",)
+
+
+BGR = (2, 1, 0)
+
+
+@pytest.mark.parametrize("composed", [False, True])
+@pytest.mark.parametrize(
+    ("configured", "options", "reads"),
+    [
+        ({}, {}, ((), ())),
+        ({}, {"channels": BGR, "stored_range": (0, 1000)}, (BGR, (0, 1000))),
+        ({"channels": BGR, "value_range": (0, 1000)}, {"channels": BGR, "stored_range": (0, 1000)}, (BGR, (0, 1000))),
+        ({"channels": BGR}, {"channels": (1, 2, 3)}, r"config\.data\.channels=\(2, 1, 0\): .* channels=\(1, 2, 3\); "),
+        (
+            {"value_range": (0, 9)},
+            {"stored_range": (0, 8)},
+            r"config\.data\.value_range=\(0, 9\): .*stored_range=\(0, 8\)",
+        ),
+        ({"channels": BGR, "value_range": (0, 9)}, {}, (BGR, (0, 9))),
+        ({"channels": (0, 1, 2, 3)}, {"in_channels": 4}, ((0, 1, 2, 3), ())),
+    ],
+)
+def test_the_model_or_the_configuration_says_how_files_are_read(composed, configured, options, reads) -> None:
+    """What is trained reads as the configuration of the run says, and so does what is loaded from it."""
+    model = deeplab_jax.create_model("cascade_tiny", num_classes=4, **options)
+    if composed:
+        model = model.clone(recipe="")
+    config = tiny_config(**{f"data.{key}": value for key, value in configured.items()})
+    if composed and configured.get("value_range") and not options:  # The network could not be told.
+        reads = r"config\.data\.channels=\(2, 1, 0\): .*; make it with channels=\(2, 1, 0\), or leave out config"
+    if isinstance(reads, str):
+        with pytest.raises(UserError, match=reads):
+            recorded(config, Given(model=model))
+        return
+    config = recorded(config, Given(model=model))
+    assert (config.data.channels, config.data.value_range) == reads
+    trained = model_for(config, SOURCES[0].labels, model)
+    assert trained.preprocessing.bands == reads[0] and trained.preprocessing.stored_range == reads[1]
+    assert composed or trained == build_model(config, num_classes=4)
+
+
+def test_a_model_of_bands_needs_image_files(tmp_path) -> None:
+    model = deeplab_jax.create_model("cascade_tiny", num_classes=9, channels=BGR)
+    with pytest.raises(UserError, match="'scenes': it does not read bands .*, and in Python the model's channels and"):
+        train(tmp_path / "run", model=model)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_post_mortem_of_a_network_of_ones_own_is_not_taken_for_another(tmp_path) -> None:
+    """Its parts differ from those of its name, so the name would describe another network."""
+    model = deeplab_jax.create_model("cascade_tiny", num_classes=9, norm_momentum=0.9)
+    model = model.clone(backbone=model.backbone.clone(settings=LayerSettings(norm_momentum=0.5)))
+
+    def infinite(logits, labels, **options):
+        total, count, right = doubled(logits, labels, **options)
+        return total / 0.0, count, right
+
+    with pytest.raises(UserError, match="see python -m deeplab_jax replay"):
+        train(tmp_path, model=model, loss=infinite)
+    for folder in (tmp_path, tmp_path / "postmortem"):
+        assert json.loads((folder / "model.json").read_text())["model"] is None
+    with pytest.raises(
+        UserError, match=r"config\.own: model=Segmenter was an object .*; only what a configuration names"
+    ):
+        replay(tmp_path / "postmortem")
+
+
 def test_parts_that_no_file_holds_are_refused_elsewhere(tmp_path, capsys) -> None:
     train(tmp_path / "run", tiny_config(**{"train.steps": 1}), sources=SOURCES, loss=doubled)
     config = tmp_path / "run" / "config.json"
-    for words in (
-        ["evaluate", f"--model={tmp_path / 'run'}", f"--out={tmp_path / 'out'}"],
-        ["train", f"--config={config}", f"--workdir={tmp_path / 'new'}"],
-        ["check-data", f"--config={config}"],
-        ["find-lr", f"--config={config}", f"--out={tmp_path / 'rate'}"],
+    again, elsewhere = "give it again, as in deeplab_jax.", "give a configuration that names one instead"
+    for words, fix in (
+        (
+            ["evaluate", f"--model={tmp_path / 'run'}", f"--out={tmp_path / 'out'}"],
+            f"{again}evaluate('{tmp_path}/run', source=...)",
+        ),
+        (
+            ["train", f"--config={config}", f"--workdir={tmp_path / 'new'}"],
+            f"{again}train(config, workdir, sources=..., loss=...)",
+        ),
+        (["check-data", f"--config={config}"], elsewhere),
+        (["find-lr", f"--config={config}", f"--out={tmp_path / 'rate'}"], elsewhere),
     ):
         capsys.readouterr()
         assert main(words) == 2, words
         (line,) = capsys.readouterr().err.splitlines()
-        assert "config.own: sources=MadeUp and MadeUp was an object of a Python program" in line
+        what = "config.own: sources=MadeUp and MadeUp was an object of a Python program, which no file holds"
+        assert line == f"deeplab-jax: {what}; {fix}"
     results = deeplab_jax.evaluate(tmp_path / "run", source=SOURCES[1])
     assert results["protocol"]["data"] == "held out"

@@ -108,7 +108,7 @@ def open_source(
     if (channels or value_range) and source is as_opened:
         raise UserError(
             f"data set '{name}': it does not read bands of image files; leave out config.data.channels and "
-            "config.data.value_range"
+            "config.data.value_range, and in Python the model's channels and stored_range"
         )
     if strict and isinstance(source, PairSource):
         source.require_pairs()

@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from deeplab_jax.config import base, load_config, to_plain
 from deeplab_jax.config_values import check, fill
@@ -26,6 +26,8 @@ def config_of(config: Any, *, module: str = "") -> ConfigDict:
     allow(module)
     if isinstance(config, str | Path):
         config = load_config([f"--config={config}"])
+    if isinstance(config, FrozenConfigDict):
+        config = ConfigDict(config)
     check(config, name="config")
     fill(base(), to_plain(config), name="config")  # An unlocked one may have any key.
     config = config.copy_and_resolve_references()
@@ -33,12 +35,14 @@ def config_of(config: Any, *, module: str = "") -> ConfigDict:
     return config
 
 
-def run_config(model: str) -> ConfigDict | None:
-    """Return the configuration of a run directory; None for another model."""
+def run_config(model: str | Path, changes: Sequence[str] = ()) -> ConfigDict | None:
+    """Return the configuration of a run directory with changes such as `--config.evaluate.flip=true`; None for another
+    model.
+    """
     from deeplab_jax.train.workdir import CONFIG_FILE
 
     own = Path(model, CONFIG_FILE)
-    return load_config([f"--config={own}"]) if own.is_file() else None
+    return load_config([f"--config={own}", *changes]) if own.is_file() else None
 
 
 def check_names(given: Iterable[str], known: Collection[str]) -> None:

@@ -1,10 +1,14 @@
 """`evaluate` for a program."""
 
 import inspect
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ml_collections import ConfigDict
+
+from deeplab_jax.config import base
 from deeplab_jax.errors import UserError
 from deeplab_jax.extensions import allow
 from deeplab_jax.models.segmenter import Segmenter, Variables
@@ -37,66 +41,41 @@ def evaluate(
     Args:
       model, variables: from `load`. Or `model` is what `load` takes.
       source: labelled images; by default the configuration's split.
-      protocol: how the model runs; by default the configuration's `evaluate` section with the changes in `how`.
+      protocol: how the model runs; by default the configuration's `evaluate` section with the changes in `how`. Batch
+        size and devices are the configuration's even so.
       config: see `config_of`; by default that of the run directory.
       split: to evaluate on; by default the configuration's validation split. Of a given source, its
         name for the record.
       checkpoint, module: see `load`.
       out: folder for `metrics.json` and the calibration's picture; "" writes none.
-      save_predictions: whether to write `NAME.png` and `NAME_overlay.png` of each image there, and `index.html`.
+      save_predictions: whether to write `NAME.png` and `NAME_overlay.png` of each image there, and `index.html`. An
+        `on_prediction` in `how` is called, too.
       how: other arguments of `evaluate.evaluator.evaluate`, such as `limit` and `progress`. Without a `protocol`, also
         keys of `config.evaluate`, such as `scales`, `flip` and `batch_size`.
 
     Raises:
       UserError: anything in the model, the data or the arguments that the user can fix.
     """
-    from deeplab_jax.config import base
     from deeplab_jax.data.source import read_in_parts
     from deeplab_jax.distributed import is_first, together, watch
     from deeplab_jax.evaluate import evaluator
     from deeplab_jax.evaluate.calibration import PICTURE, draw
     from deeplab_jax.evaluate.outputs import Outputs, page_of
     from deeplab_jax.evaluate.predictor import prediction_writer
-    from deeplab_jax.evaluate.protocol import Protocol
-    from deeplab_jax.train.from_config import evaluate_options, open_split
-    from deeplab_jax.weights.by_name import load
+    from deeplab_jax.train.from_config import open_split
+    from deeplab_jax.train.given import require_named
 
+    given = model
     with together():
-        loaded = not isinstance(model, Segmenter)
-        named = "the model" if isinstance(model, Segmenter) else str(model)
-        settings = run_config(named) if config is None and loaded else None
-        if config is not None:  # First: a Python file may name the module of the model.
-            settings = config_of(config, module=module)
-        info: dict[str, Any] = {}
-        allow(module)
-        if not isinstance(model, Segmenter):
-            model, variables, info = load(model, checkpoint=checkpoint, module=module)
-        if variables is None:
-            raise UserError(
-                "evaluate(model): a network alone has no weights; give its variables, too, or the path of a run"
-            )
-        if settings is None and source is None:
-            raise UserError(
-                f"{named}: a model folder does not say which data to evaluate on; give --config configs/NAME.py (in "
-                "Python: config= or source=)"
-            )
-        if settings is not None:
-            settings.module = module or settings.module
-            split = split or settings.data.val_split
-        split = split or "val"
+        model, variables, info, settings = _model_and_settings(given, variables, config, checkpoint, module)
+        split = split or (settings.data.val_split if settings is not None else "val")
         if source is None:
+            if settings is None:
+                raise UserError(_no_data(given))
+            name = "model, variables" if isinstance(given, Segmenter) else repr(str(given))
+            require_named(settings, "sources", fix=f"give it again, as in deeplab_jax.evaluate({name}, source=...)")
             source = open_split(settings, split, reading=model.preprocessing)
-        known = [*inspect.signature(evaluator.evaluate).parameters][
-            4:
-        ]  # Behind the model, its weights, data, protocol.
-        if protocol is None:
-            section = settings if settings is not None else base()
-            named_keys = {*section.evaluate, *(one.name for one in fields(Protocol))}  # A CRF has no key.
-            keys = {key: how.pop(key) for key in list(how) if key in named_keys}
-            protocol, more = evaluate_options(section, **keys)
-            how = {**(more if settings is not None else {key: more[key] for key in more if key in keys}), **how}
-            known += sorted(named_keys)
-        check_names(how, known)
+        protocol, how = _protocol_and_arguments(protocol, settings, how)
         source = read_in_parts(source) if protocol.window else source
     outputs = None
     if save_predictions:
@@ -104,11 +83,11 @@ def evaluate(
             raise UserError("save_predictions=True: give the folder to write to, out=...")
         page = page_of(Path(out), source.labels, title=f"{split} of {source.name}")
         outputs = Outputs(Path(out), source.labels, page=page)
-        how["on_prediction"] = prediction_writer(outputs)
+        how["on_prediction"] = _both(prediction_writer(outputs), how.get("on_prediction"))
     if settings is not None:
         watch(settings.train.timeout)
     results = evaluator.evaluate(model, variables, source, protocol, split=split, **how)
-    if loaded:
+    if not isinstance(given, Segmenter):
         results["checkpoint"] = info.get("step")
     if out:
         with together():
@@ -119,3 +98,68 @@ def evaluate(
     if outputs is not None and outputs.page is not None:
         outputs.page.write()
     return results
+
+
+def _model_and_settings(
+    given: Segmenter | str | Path, variables: Variables | None, config: Any, checkpoint: str, module: str
+) -> tuple[Segmenter, Variables, dict[str, Any], ConfigDict | None]:
+    """Return the network, its variables and its `info`, and the configuration: that given, or that of the run."""
+    from deeplab_jax.weights.by_name import load
+
+    allow(module)
+    if config is None and not isinstance(given, Segmenter):
+        config = run_config(given)
+    # First: a Python file may name the module of the model.
+    settings = None if config is None else config_of(config, module=module)
+    if not isinstance(given, Segmenter):
+        return *load(given, checkpoint=checkpoint, module=module), settings
+    if variables is None:
+        raise UserError(
+            "evaluate(model): a network alone has no weights; give its variables, too, or the path of a run"
+        )
+    return given, variables, {}, settings
+
+
+def _protocol_and_arguments(
+    protocol: "protocols.Protocol | None", settings: ConfigDict | None, given: dict[str, Any]
+) -> tuple["protocols.Protocol", dict[str, Any]]:
+    """Return the protocol, and the other arguments of `evaluator.evaluate`.
+
+    Args:
+      protocol: takes the place of the configuration's.
+      settings: the configuration; None: only what is given is named.
+      given: arguments, and fields of a protocol that is not given whole.
+    """
+    from deeplab_jax.evaluate import evaluator
+    from deeplab_jax.evaluate.protocol import Protocol
+    from deeplab_jax.train.from_config import evaluate_options
+
+    names = {field.name for field in fields(Protocol)}
+    own = {"model", "variables", "source", "protocol", "split"}
+    known = {*inspect.signature(evaluator.evaluate).parameters} - own
+    check_names(given, sorted(known if protocol is not None else known | names))
+    changes = {key: given[key] for key in given if key in names}
+    configured, how = evaluate_options(base() if settings is None else settings, **changes)
+    how = {**(how if settings is not None else {}), **{key: given[key] for key in given if key not in names}}
+    return configured if protocol is None else protocol, how
+
+
+def _no_data(given: Segmenter | str | Path) -> str:
+    if isinstance(given, Segmenter):
+        return "evaluate(model, variables): nothing says which data to evaluate on; give source= or config="
+    return (
+        f"{given}: a model folder does not say which data to evaluate on; give --config configs/NAME.py (in Python: "
+        "config= or source=)"
+    )
+
+
+def _both(first: Callable[..., Any], second: Callable[..., Any] | None) -> Callable[..., Any]:
+    """Return a function that calls one function and then the other, if there is one."""
+    if second is None:
+        return first
+
+    def call(*args: Any) -> None:
+        first(*args)
+        second(*args)
+
+    return call

@@ -36,8 +36,9 @@ def train(
     Args:
       config, module: see `config_of`.
       workdir: the run directory. `load(workdir)` returns the trained model.
-      on_step: called as `on_step(step, metrics)` when a step is logged: the first, and every `config.train.log_every`.
-        `metrics` has the names of `metrics.jsonl`, without "train/".
+      on_step: called as `on_step(step, metrics)` when a step is logged: the first one of this start, every
+        `config.train.log_every`, and the last. `metrics` has the names of `metrics.jsonl`, without "train/". Numbers
+        that are not finite, such as the loss of a skipped update, are missing.
       on_evaluation: called as `on_evaluation(step, metrics)` once an evaluation is saved; `metrics` is as `evaluate`
         returns it. If one of the two returns something true, the run ends as after its last step: the state is
         evaluated and saved. A KeyboardInterrupt in them is a Ctrl-C. After another error the state is saved, and the

@@ -21,7 +21,7 @@ from deeplab_jax.models.segmenter import abstract_variables
 from deeplab_jax.train.allocator import keep_freed_memory
 from deeplab_jax.train.batches import Batches
 from deeplab_jax.train.from_config import build_mesh, build_step, model_for, open_split
-from deeplab_jax.train.given import require_named
+from deeplab_jax.train.given import PARTS, require_named
 from deeplab_jax.train.initialise import fresh_state
 from deeplab_jax.train.optimizer import make_optimizer
 from deeplab_jax.train.program import build_program
@@ -62,7 +62,7 @@ def find_lr(
     config = config.copy_and_resolve_references()
     config.train.update({"steps": steps, "epochs": 0.0, "ema_decay": 0.0, "ema_debias": False})
     check(config)
-    require_named(config, "optimizer")
+    require_named(config, *PARTS)
     source = open_split(config, config.data.train_split)
     model = model_for(config, source.labels)
     mesh = build_mesh(config, model)

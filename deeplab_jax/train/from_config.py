@@ -23,7 +23,7 @@ from deeplab_jax.models.preprocessing import Preprocessing
 from deeplab_jax.models.segmenter import Segmenter, abstract_variables
 from deeplab_jax.ops.losses import Loss
 from deeplab_jax.train.faults import Step
-from deeplab_jax.train.given import NOTHING, Given, recorded, require_named
+from deeplab_jax.train.given import NOTHING, Given, is_own, recorded, require_named
 from deeplab_jax.train.losses import find_loss
 from deeplab_jax.train.optimizer import make_optimizer, without_frozen
 from deeplab_jax.train.patience import with_steps
@@ -75,7 +75,8 @@ def open_splits(config: ConfigDict, given: Given = NOTHING) -> tuple[ConfigDict,
 
 
 def model_for(config: ConfigDict, labels: LabelSet, own: Segmenter | None = None) -> Segmenter:
-    """Build the network in its form for training on data with these labels; see `build_model`. Or return `own`.
+    """Build the network in its form for training on data with these labels; see `build_model`. Or return `own`, unless
+    the configuration names it.
 
     Raises:
       UserError: also if `own` has other classes.
@@ -88,7 +89,8 @@ def model_for(config: ConfigDict, labels: LabelSet, own: Segmenter | None = None
                 f"{labels.num_classes}{_several(labels.multilabel)}; give create_model(..., "
                 f"num_classes={labels.num_classes}{several})"
             )
-        return own
+        if is_own(config, "model"):
+            return own
     return build_model(config, num_classes=labels.num_classes, multilabel=labels.multilabel)
 
 

@@ -11,6 +11,7 @@ from deeplab_jax.data.source import Source
 from deeplab_jax.distributed import is_first, largest, together
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.catalog import described
+from deeplab_jax.models.preprocessing import Preprocessing
 from deeplab_jax.models.segmenter import Segmenter
 from deeplab_jax.ops.losses import Loss
 from deeplab_jax.train.schedules import Schedule
@@ -19,6 +20,7 @@ from deeplab_jax.train.signals import Stop
 Call = Callable[[int, Mapping[str, Any]], Any]
 ON_STEP, ON_EVALUATION = "on_step", "on_evaluation"
 PARTS = ("sources", "model", "loss", "optimizer", "schedule")
+SOURCE = ("name", "labels", "describe", "__len__", "__getitem__")
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Given:
 
     Attributes:
       sources: the examples for training, and those for evaluation; see `data.source.Source`.
-      model: a network in its form for training.
+      model: a network in its form for training. It says how files are read; what it leaves open, `config.data` says.
       loss: a loss such as those of `ops.losses`.
       optimizer: an optax transformation with its learning rate in it. `config.optimizer.freeze` still holds.
       schedule: a function from a step, counted from 0, to the learning rate, of JAX operations. It takes the place of
@@ -52,36 +54,71 @@ def recorded(config: ConfigDict, given: Given) -> ConfigDict:
     """Return a configuration that says which parts were given.
 
     A model from `create_model` is named as any other, so the run directory holds it. Of other parts, `config.own` has
-    the names.
+    the names. How the data's files are read is in `config.data`, whoever says it.
 
     Raises:
-      UserError: a part of another kind, or the configuration of a run with such a part, which is not given now.
+      UserError: a part of another kind, or the configuration of a run with such a part, which is not given now; or a
+        model that reads files in another way than the configuration.
     """
     _check(given)
-    for part in PARTS:
-        if getattr(given, part) is None:
-            require_named(config, part)
-    config = config.copy_and_resolve_references()
     parts = {part: getattr(given, part) for part in PARTS if getattr(given, part) is not None}
-    if given.model is not None and (description := described(given.model)):
-        del parts["model"]
-        options = dict(description["options"])
-        if given.model.num_classes == 1:  # `build_model` has one logit with this option only.
-            options["activation"] = "sigmoid"
-        config.data.channels = tuple(options.pop("channels", ()))
-        config.data.value_range = tuple(options.pop("stored_range", ()))
-        config.model.name, config.model.output_stride = description["name"], description["output_stride"]
-        config.model.options = ConfigDict(options)
-        config.module = description.get("module", config.module)
-    elif given.model is not None:
-        config.model.name, config.model.options = "a network composed in Python", ConfigDict({})
+    missing = [part for part in PARTS if part not in parts]
+    again = ", ".join(f"{part}=..." for part in missing if is_own(config, part))
+    require_named(config, *missing, fix=f"give it again, as in deeplab_jax.train(config, workdir, {again})")
+    config = config.copy_and_resolve_references()
+    if given.model is not None:
+        description = described(given.model)
+        config.data.update(_reading(config.data, given.model.preprocessing, named=description is not None))
+        if description is None:
+            config.model.name, config.model.options = "a network composed in Python", ConfigDict({})
+        else:
+            del parts["model"]
+            _write_description(config, description, one_logit=given.model.num_classes == 1)
     config.own = tuple(f"{part}={_name(value)}" for part, value in parts.items())
     return config
+
+
+def _write_description(config: ConfigDict, description: Mapping[str, Any], *, one_logit: bool) -> None:
+    """Write the name and the options of a model into a configuration."""
+    options = {key: value for key, value in description["options"].items() if key not in ("channels", "stored_range")}
+    if one_logit:  # `build_model` has one logit with this option only.
+        options["activation"] = "sigmoid"
+    config.model.name, config.model.output_stride = description["name"], description["output_stride"]
+    config.model.options = ConfigDict(options)
+    config.module = description.get("module", config.module)
+
+
+def _reading(data: ConfigDict, model: Preprocessing, *, named: bool) -> dict[str, tuple[Any, ...]]:
+    """Return how files are read: as the model says, or else as the configuration does.
+
+    A model that is `named` is built with what the configuration says. One that was composed keeps its own.
+
+    Raises:
+      UserError: both say something, and not the same.
+    """
+    found = {}
+    for key, option, own, reads in (
+        ("channels", "channels", model.channels, model.bands),
+        ("value_range", "stored_range", model.stored_range, model.stored_range),
+    ):
+        wanted = tuple(data[key])
+        if wanted and wanted != reads and (own or not named):
+            raise UserError(
+                f"config.data.{key}={wanted}: the model was made with {option}={own}; make it with {option}={wanted}, "
+                f"or leave out config.data.{key}"
+            )
+        found[key] = tuple(own or wanted)
+    return found
 
 
 def _check(given: Given) -> None:
     if given.sources is not None and not (isinstance(given.sources, tuple | list) and len(given.sources) == 2):
         raise UserError("sources: give two, (those for training, those for evaluation)")
+    for source in given.sources or ():
+        if lacks := [name for name in SOURCE if not hasattr(source, name)]:
+            raise UserError(
+                f"sources: {source!r:.50} is no source, it has no {lacks[0]}; see deeplab_jax.data.source.Source"
+            )
     if given.model is not None and not isinstance(given.model, Segmenter):
         raise UserError(f"model: {type(given.model).__name__} is no Segmenter; see deeplab_jax.create_model")
     if given.optimizer is not None and not isinstance(given.optimizer, optax.GradientTransformation):
@@ -91,14 +128,16 @@ def _check(given: Given) -> None:
             raise UserError(f"{name}: {function!r:.50} is no function")
 
 
-def require_named(config: ConfigDict, part: str) -> None:
-    """Raise a UserError if a part is not what a configuration names, but an object of a Python program."""
+def is_own(config: ConfigDict, part: str) -> bool:
+    """Whether a part is not what a configuration names, but an object of a Python program."""
+    return any(entry.partition("=")[0] == part for entry in config.own)
+
+
+def require_named(config: ConfigDict, *parts: str, fix: str = "give a configuration that names one instead") -> None:
+    """Raise a UserError with a fix if one of the parts is not what a configuration names; see `is_own`."""
     for entry in config.own:
-        if entry.partition("=")[0] == part:
-            raise UserError(
-                f"config.own: {entry} was an object of a Python program, which no file holds; give it again, as in "
-                f"deeplab_jax.train(config, workdir, {part}=...)"
-            )
+        if entry.partition("=")[0] in parts:
+            raise UserError(f"config.own: {entry} was an object of a Python program, which no file holds; {fix}")
 
 
 def spell_own(own: Sequence[str]) -> str:
@@ -108,14 +147,16 @@ def spell_own(own: Sequence[str]) -> str:
 
 def _name(value: Any) -> str:
     """Return the name of an object for the record of a run."""
-    if isinstance(value, tuple) and not hasattr(value, "_fields"):
+    if isinstance(value, tuple | list) and not hasattr(value, "_fields"):
         return " and ".join(map(_name, value))
     value = getattr(value, "func", value)  # Of a `partial`.
     return str(getattr(value, "__qualname__", type(value).__qualname__))
 
 
 class Calls:
-    """Calls the functions that were given, on the first process, and knows whether one asked to end the run.
+    """Calls the functions that were given to the first process, and knows whether one asked to end the run.
+
+    All processes make the same calls: others need not have been given the same functions.
 
     Attributes:
       ended_by: the name of the function that returned true, or "".
@@ -128,16 +169,13 @@ class Calls:
 
     def __call__(self, name: str, step: int, values: Mapping[str, Any]) -> None:
         """Call a function with a step and its numbers. A KeyboardInterrupt in it is a Ctrl-C."""
-        function = self._functions[name]
-        if function is None:
-            return
-        answer = None
+        function, ends = self._functions[name], False
         with together():
             try:
-                answer = function(step, values) if is_first() else None
+                ends = is_first() and function is not None and bool(function(step, values))
             except KeyboardInterrupt:
                 if self._stop.heard():  # A second Ctrl-C does not wait for the step.
                     raise
                 self._stop.hear()
-        if largest(int(bool(answer))):
+        if largest(int(ends)):
             self.ended_by = name

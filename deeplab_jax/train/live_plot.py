@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deeplab_jax.files import parse_json, write_whole
+from deeplab_jax.errors import UserError
+from deeplab_jax.files import write_whole
+from deeplab_jax.terminal import note
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -19,7 +21,8 @@ class LivePlot:
     """The loss, the learning rate and the validation mIoU so far, for `train(..., on_step=plot, on_evaluation=plot)`.
 
     In a notebook it draws below the cell, and draws over its own picture. Elsewhere it keeps the numbers, and writes
-    `file` after each evaluation.
+    `file` after each evaluation; if that fails, it says so, and the training goes on. A step whose loss was not finite
+    is not drawn.
 
     Args:
       workdir: a run directory; what its record has is drawn, too, for a run that goes on. None: only what comes.
@@ -44,7 +47,10 @@ class LivePlot:
         evaluated = "miou" in metrics
         (self.evaluations if evaluated else self.steps)[step] = metrics
         if evaluated and self._file:
-            self.save(self._file)
+            try:
+                self.save(self._file)
+            except UserError as error:  # A picture must not cost a training.
+                note(f"note: {error}; training goes on")
         if evaluated or time.monotonic() - self._drawn >= self._every:
             self._show()
 
@@ -54,10 +60,10 @@ class LivePlot:
 
         figure = Figure(figsize=(8, 3), layout="constrained")
         left, right = figure.subplots(1, 2)
-        steps = sorted(self.steps)
-        left.plot(steps, [self.steps[step]["loss"] for step in steps], color=LOSS, marker=_marker(steps), markersize=3)
+        losses = {step: self.steps[step]["loss"] for step in sorted(self.steps) if "loss" in self.steps[step]}
+        left.plot(list(losses), list(losses.values()), color=LOSS, marker="o" if len(losses) < 30 else "", markersize=3)
         left.set(xlabel="step", ylabel="training loss", ylim=(0, None))
-        rates = {step: self.steps[step]["learning_rate"] for step in steps if "learning_rate" in self.steps[step]}
+        rates = {step: self.steps[step]["learning_rate"] for step in losses if "learning_rate" in self.steps[step]}
         if rates:
             beside = left.twinx()
             beside.plot(list(rates), list(rates.values()), color=RATE, linewidth=1)
@@ -99,26 +105,15 @@ class LivePlot:
             self._shown.update(picture)
 
     def _read(self, workdir: Path) -> None:
+        from deeplab_jax.train.patience import records
         from deeplab_jax.train.writers import METRICS_FILE
 
-        record = workdir / METRICS_FILE
-        if not record.is_file():
-            return
-        for line in record.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                values = parse_json(line)
-                step = int(values["step"])
-            except (ValueError, KeyError, TypeError):  # A killed run may leave half a line.
-                continue
-            if "train/loss" in values:
-                self.steps[step] = {name.removeprefix("train/"): value for name, value in values.items()}
-            if "val/miou" in values:
-                self.evaluations[step] = {name.removeprefix("val/"): value for name, value in values.items()}
-        self._show()
-
-
-def _marker(steps: list[int]) -> str:
-    return "o" if len(steps) < 30 else ""
+        for values in records(workdir / METRICS_FILE):
+            for prefix, name, found in (("train/", "loss", self.steps), ("val/", "miou", self.evaluations)):
+                if prefix + name in values:
+                    found[values["step"]] = {key.removeprefix(prefix): value for key, value in values.items()}
+        if self.steps or self.evaluations:
+            self._show()
 
 
 def _display() -> Any:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -89,20 +90,28 @@ def read_mious(file: Path, *, until: int) -> list[str]:
 
     What cannot be read there counts as not evaluated. An evaluation without any labelled pixel counts as 0.
     """
-    records = [record for record in _evaluations(file) if record["step"] <= until]
-    return [f"{int(record['step'])} {float(record.get('val/miou', 0.0))!r}" for record in records]
+    evaluated = [record for record in _evaluations(file) if record["step"] <= until]
+    return [f"{record['step']} {float(record.get('val/miou', 0.0))!r}" for record in evaluated]
 
 
 def _evaluations(file: Path) -> list[dict[str, Any]]:
     """Return the lines of `metrics.jsonl` with an evaluation."""
     found = []
-    lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.exists() else []
-    for line in lines:
-        try:
-            record = parse_json(line)
-            if "val/seconds" in record:
-                float(record["step"]), float(record.get("val/miou", 0.0))
+    for record in records(file):
+        with suppress(ValueError, TypeError, OverflowError):
+            if "val/seconds" in record and math.isfinite(float(record.get("val/miou", 0.0))):
                 found.append(record)
-        except (ValueError, KeyError, TypeError):
-            continue
+    return found
+
+
+def records(file: Path) -> list[dict[str, Any]]:
+    """Return the lines of `metrics.jsonl`, each with its `step` as a whole number; none if there is no file.
+
+    Lines that cannot be read are left out: a killed run may leave half a line.
+    """
+    found = []
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []:
+        with suppress(ValueError, KeyError, TypeError, OverflowError):
+            record = parse_json(line)
+            found.append({**record, "step": int(record["step"])})
     return found

@@ -68,9 +68,11 @@ def replay(folder: str | Path) -> Replay:
     """
     folder = Path(folder)
     batch = read_batch(folder / BATCH_FILE)
-    config, (model, _) = read_config(folder / CONFIG_FILE), read_description(folder)
-    for part in ("loss", "optimizer", "schedule"):
-        require_named(config, part)
+    config = read_config(folder / CONFIG_FILE)
+    require_named(
+        config, "model", "loss", "optimizer", "schedule", fix="only what a configuration names can be replayed"
+    )
+    model, _ = read_description(folder)
     model.preprocessing.check(batch["image"], name=str(folder / BATCH_FILE))
     size, t = tuple(config.data.crop_size), config.train
     if (found := batch["label"].shape) != (expected := (t.batch_size, *size, *model.label_axes)):

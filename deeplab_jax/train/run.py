@@ -23,7 +23,7 @@ from deeplab_jax.models.segmenter import Segmenter
 from deeplab_jax.terminal import plain_console
 from deeplab_jax.train.allocator import keep_freed_memory
 from deeplab_jax.train.faults import as_user_errors, describe_failure, recording, restore_newest, saving_first
-from deeplab_jax.train.given import NOTHING, ON_EVALUATION, ON_STEP, Calls, Given, spell_own
+from deeplab_jax.train.given import NOTHING, ON_EVALUATION, ON_STEP, Calls, Given, is_own, spell_own
 from deeplab_jax.train.patience import Evaluations, read_mious
 from deeplab_jax.train.schedules import Schedule
 from deeplab_jax.train.signals import stop_on_signals
@@ -118,8 +118,7 @@ class Run:
         with together():
             if is_first():
                 record_start(self.workdir, self.config)
-                named = not any(part.startswith("model=") for part in self.config.own)
-                write_description(self.workdir, model, self.info, named=named)
+                write_description(self.workdir, model, self.info, named=not is_own(self.config, "model"))
                 with recording(self.workdir):
                     evaluated = read_mious(self.workdir / METRICS_FILE, until=start)
         mious = {int(step): float(miou) for step, miou in map(str.split, listed(evaluated))}
@@ -274,7 +273,7 @@ def write_postmortem(
                 shutil.rmtree(folder)
             folder.mkdir()
             write_json(folder / CONFIG_FILE, to_plain(config))
-            write_description(folder, model, info)
+            write_description(folder, model, info, named=not is_own(config, "model"))
             np.savez_compressed(folder / BATCH_FILE, image=batch["image"], label=batch["label"])
     with Checkpoints(folder / CHECKPOINTS) as checkpoints:
         checkpoints.save(number - 1, state.variables(), state.extra())

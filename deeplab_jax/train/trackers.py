@@ -22,7 +22,7 @@ from deeplab_jax.files import read_json, write_json
 
 IDS_FILE = "trackers.json"
 PROJECT = "deeplab_jax"
-MOST_PARAMETERS = 100  # MLflow takes no more at once.
+MOST_PARAMETERS, LONGEST_NAME = 100, 250  # MLflow takes no more at once, and no longer names.
 
 
 class Tracker(Protocol):
@@ -46,11 +46,17 @@ class Wandb(Tracker):
     def __init__(self, id: str, workdir: Path, config: Mapping[str, Any]) -> None:
         import wandb
 
-        self.id, self._image = id or uuid.uuid4().hex[:8], wandb.Image
-        project = os.environ.get("WANDB_PROJECT", PROJECT)
+        self._image = wandb.Image
         self._run = wandb.init(
-            project=project, id=self.id, resume="allow", name=workdir.name, dir=str(workdir), config=dict(config)
+            project=os.environ.get("WANDB_PROJECT", PROJECT),
+            id=id or uuid.uuid4().hex[:8],
+            resume="allow",
+            reinit="create_new",  # The program may have a run open, which is not ours to continue or to finish.
+            name=workdir.name,
+            dir=str(workdir),
+            config=dict(config),
         )
+        self.id = str(self._run.id)
         self._run.define_metric("*", step_metric="step")
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
@@ -67,7 +73,9 @@ class Mlflow(Tracker):
     """MLflow."""
 
     def __init__(self, id: str, workdir: Path, config: Mapping[str, Any]) -> None:
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # Its own 7 take minutes if a server is gone.
+        # Its own 7 retries of 120 s take minutes if a server is gone, and the other processes wait.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
         import mlflow
 
         self._client, self._metric = mlflow.MlflowClient(), mlflow.entities.Metric
@@ -83,14 +91,24 @@ class Mlflow(Tracker):
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         now = int(1000 * time.time())
-        names = {re.sub(r"[^/\w.\- :]", "_", name): value for name, value in values.items()}  # What MLflow takes.
-        self._client.log_batch(self.id, metrics=[self._metric(name, value, now, step) for name, value in names.items()])
+        named = {_mlflow_name(name): value for name, value in values.items()}
+        self._client.log_batch(self.id, metrics=[self._metric(name, value, now, step) for name, value in named.items()])
 
     def picture(self, step: int, name: str, file: Path) -> None:
         self._client.log_artifact(self.id, str(file), name)
 
     def close(self, *, failed: bool) -> None:
         self._client.set_terminated(self.id, "FAILED" if failed else "FINISHED")
+
+
+def _mlflow_name(name: str) -> str:
+    """Return a name that MLflow takes: few signs, not too long, and a path without empty parts or dots alone.
+
+    Only the first two of the slashes divide it, as in "val/iou/CLASS".
+    """
+    *folders, last = name.split("/", 2)
+    last = re.sub(r"[^\w.\- :]", "_", last)
+    return "/".join([*folders, last if last.strip(".") else f"_{last}"])[:LONGEST_NAME]
 
 
 TRACKERS: Mapping[str, type[Tracker]] = {"wandb": Wandb, "mlflow": Mlflow}
@@ -108,7 +126,7 @@ def check_trackers(names: tuple[str, ...]) -> None:
 
 
 class Trackers:
-    """The trackers of a run. One that fails is left out from then on, and training goes on.
+    """The trackers of a run. One that fails is closed and left out from then on, and training goes on.
 
     Args:
       names: of `TRACKERS`.
@@ -154,5 +172,7 @@ class Trackers:
         try:
             yield
         except Exception as error:
-            self._open.pop(name, None)
+            if (failed := self._open.pop(name, None)) is not None:
+                with suppress(Exception):
+                    failed.close(failed=True)
             self._say(f"note: {name}: {one_line(error)[:300]}; it gets no more of this run, and training goes on")

@@ -17,10 +17,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from deeplab_jax.config import to_plain
 from deeplab_jax.data.source import Source
-from deeplab_jax.files import parse_json, replacing
+from deeplab_jax.files import replacing
 from deeplab_jax.models.segmenter import Segmenter, abstract_variables
 from deeplab_jax.train.events import EventFile
 from deeplab_jax.train.faults import recording
+from deeplab_jax.train.patience import records
 from deeplab_jax.train.schedules import Schedule
 from deeplab_jax.train.trackers import Trackers
 
@@ -110,17 +111,10 @@ class Writers:
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def _truncate(self, start: int) -> None:
-        if not self._file.exists():
-            return
-        kept = []
-        for line in self._file.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                if parse_json(line)["step"] <= start:
-                    kept.append(line + "\n")
-            except (ValueError, KeyError, TypeError):  # A killed run may leave half a line.
-                continue
-        with replacing(self._file) as fresh:
-            fresh.write_text("".join(kept), encoding="utf-8")
+        if self._file.exists():
+            kept = [json.dumps(record) + "\n" for record in records(self._file) if record["step"] <= start]
+            with replacing(self._file) as fresh:
+                fresh.write_text("".join(kept), encoding="utf-8")
 
 
 class NoWriters(Writers):

@@ -260,6 +260,34 @@ def test_the_notebook_of_an_own_folder_needs_no_checkout():
     assert "%pip install" in "".join(code_cells(notebook)[0]["source"])
 
 
+@pytest.mark.parametrize(
+    ("package", "start", "found"),
+    [
+        ("somewhere/nobodys", "somewhere/experiments/notebooks", "somewhere"),  # In a checkout.
+        ("content/nobodys/nobodys", "content", None),  # Beside a clone, which has the package's name.
+        ("content/nobodys/nobodys", "content/below", None),
+        ("content/nobodys/nobodys", "content/nobodys/experiments", "content/nobodys"),
+        ("elsewhere", "content", None),
+    ],
+)
+def test_the_first_cell_finds_a_checkout_or_installs(tmp_path, monkeypatch, package, start, found):
+    """A folder with the package's name is not the package."""
+    source = "".join(code_cells(committed("your_own_folder"))[0]["source"])
+    source = source.replace("deeplab_jax", "nobodys").replace(
+        '%pip install -q "{PACKAGE}"', "installed.append(PACKAGE)"
+    )
+    for folder in (package, start):
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+    (tmp_path / package / "__init__.py").write_text("")
+    monkeypatch.chdir(tmp_path / start)
+    monkeypatch.syspath_prepend(str(tmp_path / start))
+    installed = []
+    exec(compile(source, "cell", "exec"), {"installed": installed})
+    assert len(installed) == (found is None)
+    assert Path.cwd() == tmp_path / (found or start)
+    assert sys.path[0] == str(tmp_path / (found or start))
+
+
 def test_machine_paths_are_found():
     assert MACHINE_PATH.search("written to /home/me/out") and MACHINE_PATH.search("C:\\data")
     assert not MACHINE_PATH.search("runs/home/x, and/or/") and not MACHINE_PATH.search("data/tmp/x")

@@ -313,6 +313,65 @@ def test_what_fails_on_one_process_ends_all_with_2(tmp_path, which, fault, saved
         assert checkpoints.latest() == saved
 
 
+TRAINS_WITH_A_FUNCTION = """
+import sys
+import jax
+import numpy as np
+from deeplab_jax import tasks
+from deeplab_jax.distributed import run_as_one
+from tests.support.tiny import tiny_config, tiny_models
+
+where, workdir, case = sys.argv[1:]
+answers = {"several values": lambda: np.ones(2), "true": lambda: True, "no": lambda: None}
+
+
+def run():
+    def function(step, metrics):
+        print("called on", jax.process_index())
+        return answers[case]() if step == 2 else None
+
+    with tiny_models():
+        config = tiny_config(**{"train.devices": 0, "train.timeout": 30.0})
+        first = jax.process_index() == 0
+        print("ended at", tasks.train(config, workdir, on_step=function if first else None)["step"])
+    return 0
+
+
+run_as_one(where, run)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("case", "ends"), [("several values", None), ("true", 2), ("no", 6)])
+def test_a_function_of_the_first_process_alone_keeps_all_in_step(tmp_path, case, ends) -> None:
+    """Its error and its answer reach the others, which have none; nobody waits for a watchdog."""
+    port, file = free_port(), tmp_path / "program.py"
+    file.write_text(TRAINS_WITH_A_FUNCTION)
+    began = time.monotonic()
+    processes = [
+        subprocess.Popen(
+            [sys.executable, file, f"127.0.0.1:{port},2,{index}", tmp_path / "run", case],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment({"JAX_COMPILATION_CACHE_DIR": ""}),
+        )
+        for index in (0, 1)
+    ]
+    found = [finish(process) for process in processes]
+    errors = "".join(error for _, _, error in found)
+    assert "another process died or hangs" not in errors and time.monotonic() - began < 120, errors
+    assert "called on 1" not in found[1][1]
+    if ends is None:
+        assert [code for code, _, _ in found] == [1, 1], errors
+        assert "ambiguous" in found[0][2] and "process 0 of 2 failed, and says why" in found[1][2]
+        with Checkpoints(tmp_path / "run" / CHECKPOINTS, read_only=True) as checkpoints:
+            assert checkpoints.latest() == 2
+    else:
+        assert [code for code, _, _ in found] == [0, 0], errors
+        assert all(f"ended at {ends}" in output for _, output, _ in found)
+
+
 @pytest.mark.slow
 def test_a_signal_to_a_process_that_waits_for_data_has_all_save(tmp_path) -> None:
     fault = [

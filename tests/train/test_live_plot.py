@@ -41,6 +41,27 @@ def test_nothing_yet_and_nothing_known_can_be_drawn(tmp_path) -> None:
         assert picture.size == (880, 330)
 
 
+def test_a_step_without_a_loss_is_not_drawn(tmp_path) -> None:
+    """`on_step` gets no loss of a skipped update, and the record has none."""
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "train/loss": 2.0}\n{"step": 2, "train/learning_rate": 0.1}\n')
+    plot = LivePlot(tmp_path)
+    plot(3, {"learning_rate": 0.1, "images_per_second": 1.0})
+    plot(4, {"loss": 1.0, "learning_rate": 0.1})
+    left, _, rate = plot.figure().axes
+    np.testing.assert_allclose(left.lines[0].get_xydata(), [(1, 2), (4, 1)])
+    np.testing.assert_allclose(rate.lines[0].get_xydata(), [(4, 0.1)])
+    assert list(plot.steps) == [1, 3, 4]
+
+
+def test_a_file_that_cannot_be_written_is_said(tmp_path, capsys) -> None:
+    (tmp_path / "file").write_text("")
+    plot = LivePlot(file=tmp_path / "file" / "curves.png")
+    plot(1, {"miou": 0.5})
+    assert plot.evaluations[1]["miou"] == 0.5
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"note: {tmp_path}/file/curves.png: cannot be written (") and "training goes on" in line
+
+
 def test_a_file_follows_each_evaluation(tmp_path) -> None:
     plot, sizes = LivePlot(file=tmp_path / "curves.png"), []
     plot(1, {"loss": 1.0})

@@ -10,9 +10,9 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.train import run as run_module
 from deeplab_jax.train import validation
 from deeplab_jax.train.loop import train
-from deeplab_jax.train.patience import Evaluations, read_mious, with_steps
+from deeplab_jax.train.patience import Evaluations, last_evaluation, read_mious, records, with_steps
 from deeplab_jax.train.workdir import CONFIG_FILE
-from deeplab_jax.train.writers import METRICS_FILE
+from deeplab_jax.train.writers import METRICS_FILE, Writers
 from tests.support.tiny import read_checkpoint, read_metrics, run_training, tiny_config
 
 pytestmark = pytest.mark.usefixtures("tiny_networks")
@@ -101,12 +101,26 @@ def test_the_record_is_read_up_to_a_step(tmp_path) -> None:
         '{"step": 3, "val/miou": 0.1, "val/seconds": 1.0}',
         '{"step": 6, "val/seconds": 1.0}',
         "[1]",
+        '"step"',
+        '{"step": "4", "val/seconds": 1}',
+        '{"step": -Infinity, "val/seconds": 1}',
+        '{"step": NaN, "val/seconds": 1}',
+        '{"step": 5, "val/miou": NaN, "val/seconds": 1}',
+        '{"step": 5, "val/miou": [1], "val/seconds": 1}',
+        f'{{"step": 5, "val/miou": 1{"0" * 400}, "val/seconds": 1}}',
         '{"step": 9, "val/miou": 0.30000000000000004, "val/seconds": 1.0}',
         '{"step": 12, "val/miou": 0.3, "val/seconds": 1.0}',
         '{"step": 15, "val/mi',
     ]
     file.write_text("\n".join(lines))
-    assert read_mious(file, until=9) == ["3 0.1", "6 0.0", "9 0.30000000000000004"]
+    assert read_mious(file, until=9) == ["3 0.1", "6 0.0", "4 0.0", "9 0.30000000000000004"]
+    assert last_evaluation(file) == {"step": 12, "miou": 0.3, "seconds": 1.0, "per_class": []}
+    assert [record["step"] for record in records(file)] == [1, 3, 6, 4, 5, 5, 5, 9, 12]
+    text = json.dumps({"step": 3, "train/loss": 0.1 + 0.2, "val/iou/\u00e4 ": 1e-300})
+    file.write_text(f'{text}\n{{"step": 4, "train/loss": 1.0}}\n{{"st')
+    with Writers(tmp_path, start=3, steps=9, console=Console(quiet=True)):
+        pass
+    assert file.read_text() == f"{text}\n"  # Character by character.
 
 
 @pytest.fixture
