@@ -85,7 +85,7 @@ def test_what_keras_does_not_write_is_refused(tmp_path):
     path = tmp_path / "x.weights.h5"
     with h5py.File(path, "w") as file:
         file.create_dataset("layers/conv2d/vars/0", (2**20, 2**20), "f4", chunks=(64, 64), compression="gzip")
-    with pytest.raises(UserError, match="is not stored as Keras does"):
+    with pytest.raises(UserError, match="its tensors are larger than the file"):
         read_tree(path)
     (tmp_path / "secret").write_bytes(bytes(8))
     with h5py.File(path, "w") as file:
@@ -96,6 +96,33 @@ def test_what_keras_does_not_write_is_refused(tmp_path):
         file["layers/conv2d/vars/0"] = "text"
     with pytest.raises(UserError, match="not numbers"):
         read_tree(path)
+
+
+def test_all_tensors_together_are_no_larger_than_the_file(tmp_path):
+    path = tmp_path / "x.weights.h5"
+    with h5py.File(path, "w") as file:
+        for index in range(40):  # Each is smaller than the file, and no storage is allocated for any.
+            file.create_dataset(f"layers/conv2d_{index}/vars/0", (1000,), "f4")
+        file["layers/dense/vars/0"] = np.zeros(10_000, np.float32)
+    assert 40_000 < path.stat().st_size < 40 * 4000
+    with pytest.raises(UserError, match="its tensors are larger than the file"):
+        read_keras(path)
+
+
+def test_an_optimizers_tensors_do_not_count(tmp_path):
+    path = tmp_path / "x.weights.h5"
+    with h5py.File(path, "w") as file:
+        file.create_dataset("optimizer/vars/0", (2**20,), "f4")
+        file["layers/conv2d/vars/0"] = np.ones(3, np.float32)
+    assert [*read_keras(path)] == ["layers/conv2d/kernel"]
+
+
+def test_a_tensor_without_a_shape_is_refused(tmp_path):
+    path = tmp_path / "x.weights.h5"
+    with h5py.File(path, "w") as file:
+        file["layers/conv2d/vars/0"] = h5py.Empty("f4")
+    with pytest.raises(UserError, match="conv2d/vars/0' is not stored as Keras does"):
+        read_keras(path)
 
 
 def test_links_out_of_a_file_are_not_followed(tmp_path):
