@@ -175,8 +175,8 @@ def _recognise(
                 raise UserError(f"{source}: {error}") from None
             except (LookupError, ZeroDivisionError):  # From a tensor that is missing, or has other axes.
                 raise UserError(
-                    f"{source}: its names are those of {name}, but tensors are missing or have other shapes than there; "
-                    "fetch it again"
+                    f"{source}: its names are those of {name}, but tensors are missing or have other shapes than "
+                    "there; fetch it again"
                 ) from None
         return None
 

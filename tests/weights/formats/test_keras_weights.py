@@ -1,6 +1,7 @@
 """Presets of KerasHub: HDF5 files as Keras 3 writes them, archives of them, and files that somebody made to do harm."""
 
 import json
+import sys
 import tarfile
 
 import numpy as np
@@ -66,10 +67,7 @@ def test_a_preset_converts_with_its_configuration(preset, tmp_path, capsys):
 
 
 def test_an_archive_of_a_preset_converts_as_its_folder_does(preset, tmp_path):
-    archive = tmp_path / "preset.tar.gz"
-    with tarfile.open(archive, "w:gz") as stream:
-        for file in preset.iterdir():
-            stream.add(file, f"./{file.name}")
+    archive = archived(preset, tmp_path / "preset.tar.gz")
     model, _, info = convert(archive)
     assert (model.context.aspp_rates, info["source"]["file"]) == ((2, 4, 6), "preset.tar.gz")
 
@@ -79,6 +77,30 @@ def test_a_damaged_file_is_refused(preset):
     file.write_bytes(file.read_bytes()[:5000])
     with pytest.raises(UserError, match="model.weights.h5: not a readable HDF5 file"):
         read_tree(preset)
+
+
+def archived(folder, path):
+    with tarfile.open(path, "w:gz") as stream:
+        for file in folder.iterdir():
+            stream.add(file, f"./{file.name}")
+    return path
+
+
+def test_a_damaged_file_in_an_archive_is_named_by_the_archive(preset, tmp_path, capsys):
+    file = preset / "model.weights.h5"
+    file.write_bytes(file.read_bytes()[:5000])
+    archive = archived(preset, tmp_path / "preset.tar.gz")
+    assert main(["convert", str(archive), "--out", str(tmp_path / "model")]) == 2
+    said = capsys.readouterr().err
+    assert f"{archive}/model.weights.h5: not a readable HDF5 file" in said and "/tmp/tmp" not in said
+
+
+def test_a_missing_h5py_is_told_of_the_archive(preset, tmp_path, monkeypatch):
+    archive = archived(preset, tmp_path / "preset.tar.gz")
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    with pytest.raises(UserError) as error:
+        convert(archive)
+    assert str(error.value).startswith(f"{archive}/model.weights.h5: Keras's weights need h5py")
 
 
 def test_what_keras_does_not_write_is_refused(tmp_path):
