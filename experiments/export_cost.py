@@ -9,6 +9,7 @@ The first row is the network as `evaluate` runs it, on images padded to the same
 
 import argparse
 import hashlib
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -141,19 +142,45 @@ def study(
 
 
 def table(rows: dict[str, Row]) -> str:
-    """Return the rows as a Markdown table: mIoU in percent, and the difference to the network's own."""
+    """Return the rows as a Markdown table: mIoU in percent, and the difference to the network's own; empty cells where
+    the images have no labelled pixel.
+    """
     own = rows[OWN]["miou"]
+
+    def percent(value: float | None, form: str = ".2f") -> str:
+        return "" if value is None else format(100 * value, form)
+
     cells = [
         (
             name,
             f"{row['megabytes']:.1f}" if "megabytes" in row else "",
-            f"{100 * row['miou']:.2f}",
-            f"{100 * (row['miou'] - own):+.2f}",
-            f"{100 * row['pixel_accuracy']:.2f}",
+            percent(row["miou"]),
+            percent(None if own is None or row["miou"] is None else row["miou"] - own, "+.2f"),
+            percent(row["pixel_accuracy"]),
         )
         for name, row in rows.items()
     ]
     return markdown_table(("program", "MiB", "mIoU", "difference", "pixel accuracy"), cells, numbers=4)
+
+
+def read_kept(file: Path, setting: Row) -> dict[str, Row]:
+    """Return the finished rows of a file, {} if there is none, or it is of another setting.
+
+    Raises:
+      UserError: it holds something else.
+    """
+    if not file.exists():
+        return {}
+    try:
+        before = read_json(file)
+        if before["setting"] != setting:
+            return {}
+        table(before["rows"])
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        raise UserError(
+            f"{file}: not what this command has written; remove it: rm -r {shlex.quote(str(file))}"
+        ) from None
+    return dict(before["rows"])
 
 
 def digest(variables: Variables) -> str:
@@ -214,8 +241,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             "calibration": [args.calibration_split, args.calibration_images],
         }
         file = args.out / FILE
-        before = read_json(file) if file.is_file() else {}
-        kept = before.get("rows", {}) if before.get("setting") == setting else {}
         rows = study(
             model,
             variables,
@@ -226,7 +251,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             size=size,
             images=images,
             programs=args.programs,
-            kept=kept,
+            kept=read_kept(file, setting),
             keep=lambda rows: write_json(file, {"setting": setting, "rows": rows, "versions": versions()}),
         )
     except UserError as error:

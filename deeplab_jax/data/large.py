@@ -4,7 +4,6 @@ A TIFF stores tiles, strips or plain rows. A part of the image decodes only thos
 extra `tiff`. Other formats, and TIFFs that are turned, have colours of a palette or several pages, are decoded whole.
 """
 
-import importlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -187,7 +186,7 @@ def _segments(path: Path) -> tuple[Segments, Stored] | None:
         if not tiff.stored_alike(tags):
             return None
         stored = replace(stored, has_alpha=tags.samples == 4)
-    with importlib.import_module("tifffile").TiffFile(path) as opened:
+    with tiff.import_tifffile().TiffFile(path) as opened:
         return Segments(path, opened.pages[0]), stored
 
 

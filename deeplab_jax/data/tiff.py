@@ -124,6 +124,16 @@ def stored_alike(tags: Tags) -> bool:
     return tags.photometric == _RGB or (tags.photometric == _YCBCR and tags.compression == _JPEG)
 
 
+def import_tifffile() -> Any:
+    """Return the package tifffile, which then no longer writes about damaged tags to stderr.
+
+    Raises:
+      ImportError: it is not installed.
+    """
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)
+    return importlib.import_module("tifffile")
+
+
 def decode(data: bytes, tags: Tags, *, name: str) -> np.ndarray:
     """Return the samples `[H, W, bands]` as stored, through tifffile. The orientation is not applied.
 
@@ -132,13 +142,12 @@ def decode(data: bytes, tags: Tags, *, name: str) -> np.ndarray:
       Exception: of many types on damaged data.
     """
     try:
-        tifffile = importlib.import_module("tifffile")
+        tifffile = import_tifffile()
     except ImportError:
         raise UserError(
             f"{name}: a TIFF of {tags.bands} bands of {max(tags.bits)} bits, which needs tifffile; install it: "
             f"{INSTALL}"
         ) from None
-    logging.getLogger("tifffile").setLevel(logging.CRITICAL)
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         pages = [file.pages[0]]
         if tags.bands > tags.samples:

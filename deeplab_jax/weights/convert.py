@@ -166,13 +166,18 @@ def _recognise(
     asked = IMPORTERS if kind == "auto" else {kind: IMPORTERS[kind]}
 
     def recognise(shapes: Shapes) -> TensorMap | None:
-        for importer in asked.values():
+        for name, importer in asked.items():
             try:
                 tensor_map = importer(shapes, output_stride=output_stride)
                 if tensor_map is not None:
                     return apply_config(at_own_channels(tensor_map, shapes), config)
             except UserError as error:
                 raise UserError(f"{source}: {error}") from None
+            except (LookupError, ZeroDivisionError):  # From a tensor that is missing, or has other axes.
+                raise UserError(
+                    f"{source}: its names are those of {name}, but tensors are missing or have other shapes than "
+                    "there; fetch it again"
+                ) from None
         return None
 
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}

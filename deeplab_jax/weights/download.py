@@ -78,7 +78,7 @@ def fetch(
         candidates = [*map(_address, own), *addresses]
         if is_offline():
             candidates = [address for address in candidates if address.startswith("file:")]
-        problems: list[str] = []
+        problems: list[_NotHere] = []
         digest = _first_that_gives(candidates, target, problems, sha256=sha256, say=say, progress=progress)
         if not digest:
             raise UserError(_missing(target, addresses, problems))
@@ -92,14 +92,14 @@ def recorded_sha256(file: Path) -> str:
     return _record(file).read_text("ascii").strip()
 
 
-def _first_that_gives(addresses: Sequence[str], target: Path, problems: list[str], **how: Any) -> str:
+def _first_that_gives(addresses: Sequence[str], target: Path, problems: list["_NotHere"], **how: Any) -> str:
     """Return the SHA-256 of the file that the first working address gives, "" if none does; `problems` gets reasons."""
     for address in addresses:
         try:
             return _download(address, target, **how)
         except _NotHere as problem:
-            problems.append(f"{address}: {problem}")
-            how["say"](problems[-1])
+            problems.append(type(problem)(f"{address}: {problem}"))
+            how["say"](str(problems[-1]))
     return ""
 
 
@@ -107,12 +107,17 @@ class _NotHere(Exception):
     """One address does not give the file; the next may."""
 
 
-def _missing(target: Path, addresses: Sequence[str], problems: Sequence[str]) -> str:
+class _OtherFile(_NotHere):
+    """An address gives another file than the published one, over a connection that works."""
+
+
+def _missing(target: Path, addresses: Sequence[str], problems: Sequence[_NotHere]) -> str:
     put = f"download {addresses[0]} elsewhere and put it there as {target.name}"
     if not problems:
         return f"{target}: not here, and {OFFLINE} is set: {put}, or unset {OFFLINE}"
     last = problems[-1]
-    return f"{target}: cannot be fetched ({last}); check the connection, or {put}"
+    fix = put if isinstance(last, _OtherFile) else f"check the connection, or {put}"
+    return f"{target}: cannot be fetched ({last}); {fix}"
 
 
 def _address(mirror: str) -> str:
@@ -177,7 +182,7 @@ def _download(
             if digest.startswith(sha256):
                 return digest
             part.unlink()
-            raise _NotHere(f"its SHA-256 begins with {digest[:16]}, and {sha256[:16]} was published")
+            raise _OtherFile(f"its SHA-256 begins with {digest[:16]}, and {sha256[:16]} was published")
     raise _NotHere(problem)
 
 

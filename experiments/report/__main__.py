@@ -20,6 +20,7 @@ from experiments.report import markdown, page
 from experiments.report.gather import TableResult, read_tables
 from experiments.report.pictures import table_pictures
 from experiments.report.plots import DARK, LIGHT, curves_plot, values_plot
+from experiments.report.verdicts import all_verdicts
 from experiments.run.results import PAGE, RESULTS
 
 
@@ -57,13 +58,14 @@ def run(args: argparse.Namespace) -> int:
     for line in remarks:
         print(line, file=sys.stderr)
     out = Path(args.out)
-    text = markdown.tables(results)
+    verdicts = all_verdicts(results)
+    text = markdown.tables(results, verdicts)
     write(out / "tables.md", (text + "\n").encode())
     if args.write:
         markdown.SECTION.write(Path(args.write), text)
     enable_compilation_cache()
     sections = [section(result, Path(args.runs), out, images=args.images) for result in results]
-    file = write(out / "report.html", page.page(sections).encode())
+    file = write(out / "report.html", page.page(sections, verdicts).encode())
     count = sum(not row.missing for result in results for row in result.rows)
     print(f"{len(results)} tables with {count} results: {file}")
     return 0

@@ -6,19 +6,19 @@ from itertools import groupby
 from experiments.output import Section, escape, markdown_table
 from experiments.report.cells import VERDICT_HEADINGS, cells, cost, headings, provenance, verdict_cells
 from experiments.report.gather import TableResult
-from experiments.report.verdicts import RULE, Verdict, all_verdicts, comparisons
+from experiments.report.verdicts import RULE, Verdict, comparisons
 
 SECTION = Section("<!-- tables:begin -->", "<!-- tables:end -->")
 
 
-def tables(results: Sequence[TableResult]) -> str:
-    """Return the verdicts on the papers' claims, then all tables. Those of a regime are folded away: many rows stand
+def tables(results: Sequence[TableResult], verdicts: Sequence[Verdict]) -> str:
+    """Return the verdicts, those of `all_verdicts`, then all tables. Those of a regime are folded away: many rows stand
     between a reader and what follows.
     """
     regimes = [(regime, list(group)) for regime, group in groupby(results, key=lambda result: result.regime)]
     parts = [RULE]
-    for regime, own in regimes:
-        if found := all_verdicts(own):
+    for regime, _ in regimes:
+        if found := [one for one in verdicts if one.result.regime == regime]:
             summary = f"<details>\n<summary>Verdicts at {regime}. {comparisons(found)}</summary>"
             parts += [summary, verdict_table(found), "</details>"]
     for regime, own in regimes:

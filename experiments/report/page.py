@@ -9,7 +9,7 @@ from deeplab_jax.evaluate.page import templates
 from experiments.report.cells import VERDICT_HEADINGS, cells, headings, provenance, verdict_cells
 from experiments.report.gather import RowResult, TableResult
 from experiments.report.pictures import Pictures
-from experiments.report.verdicts import RULE, all_verdicts, comparisons, verdicts
+from experiments.report.verdicts import RULE, Verdict, comparisons
 
 HERE = Path(__file__).parent
 MEDIA_TYPES = {".png": "image/png", ".jpg": "image/jpeg"}
@@ -34,17 +34,17 @@ class Section:
     curves: Plots
 
 
-def page(sections: Sequence[Section]) -> str:
-    """Return the page, with style, script and pictures in it."""
+def page(sections: Sequence[Section], verdicts: Sequence[Verdict]) -> str:
+    """Return the page, with style, script and pictures in it, and the verdicts of `all_verdicts`."""
     environment = templates(HERE)
     functions = {"cells": cells, "headings": headings, "provenance": provenance, "same_images": same_images}
-    functions |= {"verdicts": verdicts, "verdict_cells": verdict_cells, "all_verdicts": all_verdicts}
-    functions |= {"comparisons": comparisons}
+    functions |= {"verdict_cells": verdict_cells, "comparisons": comparisons}
     environment.globals |= {**functions, "png": lambda data: data_uri(data, ".png"), "embedded": embedded}
     return environment.get_template("page.html").render(
         style=(HERE / "report.css").read_text(encoding="utf-8"),
         script=(HERE / "report.js").read_text(encoding="utf-8"),
         sections=sections,
+        verdicts=verdicts,
         rule=RULE,
         verdict_headings=VERDICT_HEADINGS,
     )

@@ -1,5 +1,6 @@
 """Images that are read a part at a time: each part has the values of the whole, and only what it touches is decoded."""
 
+import logging
 import os
 
 import numpy as np
@@ -163,3 +164,22 @@ def test_rows_in_parts_cover_all(monkeypatch) -> None:
     assert list(row_parts((20, 9), multiple=8)) == [slice(0, 8), slice(8, 16), slice(16, 20)]
     assert list(row_parts((3, 1000), multiple=2)) == [slice(0, 2), slice(2, 3)]
     assert list(row_parts((0, 5))) == []
+
+
+def test_damaged_tags_say_nothing_on_stderr(tmp_path, caplog):
+    path = tmp_path / "x.tif"
+    stored = samples(9, "uint16")
+    tifffile.imwrite(path, stored, photometric="minisblack", planarconfig="contig", metadata=None, software="text")
+    with tifffile.TiffFile(path) as file:
+        tag = file.pages[0].tags["Software"].offset
+    content = bytearray(path.read_bytes())
+    content[tag + 2 : tag + 4] = b"\x63\0"  # A type of values that does not exist.
+    path.write_bytes(bytes(content))
+    logger = logging.getLogger("tifffile")
+    logger.setLevel(logging.NOTSET)
+    tifffile.TiffFile(path).close()
+    assert [record.name for record in caplog.records] == ["tifffile"], "it would write a line"
+    caplog.clear()
+    image = open_large(path, channels=(0, 8), value_range=(0, 4095))
+    assert image is not None and np.array_equal(image[:], read_image(path, channels=(0, 8), value_range=(0, 4095)))
+    assert caplog.records == []

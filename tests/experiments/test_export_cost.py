@@ -1,18 +1,20 @@
 """What an exported file costs in mean IoU: the file is run, and counted as `evaluate` counts."""
 
 import json
+import subprocess
 
 import jax
 import numpy as np
 import pytest
 
 from deeplab_jax.data.catalog import open_source
+from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate.evaluator import evaluate
 from deeplab_jax.evaluate.protocol import Protocol
 from deeplab_jax.models.catalog import create_model
 from deeplab_jax.weights.folder import save
 from experiments import export_cost
-from experiments.export_cost import OWN, evaluate_file, main, smallest_size
+from experiments.export_cost import OWN, evaluate_file, main, read_kept, smallest_size, table
 from tests.support.traces import make_variables
 
 
@@ -85,6 +87,40 @@ def test_the_command_runs_each_file_once(made, tmp_path, monkeypatch, capsys):
     assert [*rows] == [OWN, "onnx float32", "onnx float16"]
     assert rows["onnx float16"]["megabytes"] < 0.7 * rows["onnx float32"]["megabytes"]
     assert "| onnx float16 |" in capsys.readouterr().out
+
+
+def test_images_without_a_labelled_pixel_leave_cells_empty():
+    rows = {
+        OWN: {"miou": 0.5, "pixel_accuracy": 0.75},
+        "onnx float32": {"megabytes": 1.25, "miou": 0.4875, "pixel_accuracy": None},
+        "onnx float16": {"megabytes": 1.0, "miou": None, "pixel_accuracy": 0.5},
+    }
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table(rows).splitlines()[2:]]
+    assert lines == [
+        [OWN, "", "50.00", "+0.00", "75.00"],
+        ["onnx float32", "1.2", "48.75", "-1.25", ""],
+        ["onnx float16", "1.0", "", "", "50.00"],
+    ]
+    nothing = table({OWN: {"miou": None, "pixel_accuracy": None}, "onnx float32": rows["onnx float32"]})
+    assert "48.75 |  |  |" in nothing
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"setting": 1, "rows": []}', '{"setting": 1, "rows": {"x": 1}}'])
+def test_a_damaged_file_of_results_is_one_line_and_the_printed_fix_works(tmp_path, content):
+    file = tmp_path / "my results.json"
+    file.write_text(content)
+    with pytest.raises(UserError, match="not what this command has written; remove it: ") as caught:
+        read_kept(file, 1)
+    subprocess.run(str(caught.value).rpartition(": ")[2], shell=True, check=True)
+    assert read_kept(file, 1) == {}
+
+
+def test_rows_of_another_setting_are_not_kept(tmp_path):
+    rows = {OWN: {"miou": 0.5, "pixel_accuracy": 0.75}}
+    file = tmp_path / "export_cost.json"
+    file.write_text(json.dumps({"setting": {"images": 2}, "rows": rows}))
+    assert read_kept(file, {"images": 2}) == rows
+    assert read_kept(file, {"images": 3}) == {}
 
 
 def test_mistakes_are_told(made, tmp_path, capsys):

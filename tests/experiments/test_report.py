@@ -21,13 +21,14 @@ from experiments.output import Section as Marks
 from experiments.output import escape, write_json
 from experiments.report import markdown
 from experiments.report import pictures as report_pictures
+from experiments.report import verdicts as report_verdicts
 from experiments.report.__main__ import main
 from experiments.report.cells import cells, headings
-from experiments.report.gather import RowResult, read_tables
+from experiments.report.gather import RowResult, TableResult, read_tables
 from experiments.report.page import Section, data_uri, page
 from experiments.report.pictures import Few, Pictures, row_pictures, table_pictures
 from experiments.report.plots import LIGHT, curves_plot, values_plot
-from experiments.report.verdicts import RULE
+from experiments.report.verdicts import RULE, Verdict, verdicts
 from experiments.run.execute import work
 from experiments.run.plan import Job
 from experiments.run.results import RARE, rare_iou
@@ -99,6 +100,20 @@ def test_a_section_has_each_of_its_marks_once(tmp_path, text) -> None:
     with pytest.raises(UserError, match="the file has no section between 'a' and 'b'"):
         section.write(file, "new")
     assert file.read_text() == f"{text}\nthe rest\n"
+
+
+def test_each_verdict_is_computed_once(store, tmp_path, monkeypatch) -> None:
+    asked: list[str] = []
+
+    def counted(result: TableResult) -> list[Verdict]:
+        asked.append(result.name)
+        return verdicts(result)
+
+    monkeypatch.setattr(report_verdicts, "verdicts", counted)
+    assert report(tmp_path) == 0
+    assert sorted(asked) == sorted(f"scenes-{name}" for name in tables_by_name(store))
+    # Shown among all, and at its table.
+    assert (tmp_path / "out/report.html").read_text().count('class="words">48 channels are better than 8') == 2
 
 
 def test_tables_in_markdown(store, tmp_path) -> None:
@@ -412,7 +427,7 @@ def pictured_page(store, tmp_path, *, names=("first", "second"), classes=(("sky"
             for file, shade in zip(one.files(kind), (colour if kind == "prediction" else GREY, BLUE), strict=True):
                 write_image(file, np.full((20, 30, 3), shade, np.uint8))
         found.append((row, one))
-    return page([Section(result, found, (None, None), (None, None))])
+    return page([Section(result, found, (None, None), (None, None))], [])
 
 
 def in_browser(source: str, script: str, tmp_path: Path) -> dict:

@@ -6,14 +6,18 @@ from typing import Any
 
 import numpy as np
 
-from deeplab_jax.weights.formats.read import arrays, no_tensors, read_tree
+from deeplab_jax.weights.formats.read import arrays, no_tensors, read_tree, unpacked
 from deeplab_jax.weights.unwrap import flatten
 
 
 def read_tensors(source: str | Path | Mapping[str, Any], *, within: str = "") -> dict[str, np.ndarray]:
     """Return the tensors of a file, or of nested mappings, by their dotted names; those `within` a mapping if named."""
     name = "state dict" if isinstance(source, Mapping) else str(source)
-    tree = source if isinstance(source, Mapping) else read_tree(Path(source))[0]
+    if isinstance(source, Mapping):
+        tree = source
+    else:
+        with unpacked(Path(source)) as path:
+            tree = read_tree(path)[0]
     tensors, _ = flatten(tree)
     if not tensors:
         raise no_tensors(tree, name=name)

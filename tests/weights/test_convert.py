@@ -10,6 +10,7 @@ from deeplab_jax.weights.convert import convert
 from deeplab_jax.weights.folder import flatten_variables, load, save
 from deeplab_jax.weights.tensor_map import TORCH, TensorMap
 from tests.support.tiny import run_training, tiny_config, tiny_model, tiny_models
+from tests.weights.importers import golden
 
 SHAPES = {
     "net.a.weight": (8, 3, 3, 3),
@@ -167,3 +168,21 @@ def test_a_model_folder_takes_other_classes(tmp_path) -> None:
     assert other.num_classes == 2
     assert "class_names" not in info
     jax.tree.map(np.testing.assert_array_equal, changed["params"]["backbone"], variables["params"]["backbone"])
+
+
+@pytest.mark.parametrize(
+    ("network", "name"),
+    [
+        ("jfzhang95_mobilenet", "decoder.last_conv.8.weight"),
+        ("mmseg_pspnet_resnet18_v1c", "decode_head.conv_seg.weight"),
+        ("slim_mobilenet_v2_035", "MobilenetV2/Conv/weights"),
+        ("slim_mobilenet_v2_decoder", "decoder/feature_projection0/weights"),
+    ],
+)
+def test_a_kernel_without_axes_is_one_line(network: str, name: str) -> None:
+    shapes = golden.read_shapes(network)
+    assert name in shapes
+    tensors = {key: np.zeros(() if key == name else shape, np.float32) for key, shape in shapes.items()}
+
+    with pytest.raises(UserError, match="tensors are missing or have other shapes than there; fetch it again"):
+        convert(tensors)

@@ -8,12 +8,13 @@ import zlib
 from pathlib import Path
 
 from deeplab_jax.errors import UserError
+from deeplab_jax.weights.formats.keras_weights import MODEL_FILE
+from deeplab_jax.weights.formats.tf_checkpoint import INDEX
 
 WANTED = re.compile(
     r"[\w.-]*ckpt[\w.-]*\.(index|data-\d{5}-of-\d{5})|(model|task)\.weights\.h5|(config|task|image_converter)\.json",
     re.ASCII,
 )
-WEIGHTS = (".index", ".h5")
 MOST_MEMBERS = 10_000
 LARGEST = 4 * 2**30
 """Most bytes that an archive may unpack to; the largest one of the zoo has less than a GiB."""
@@ -35,7 +36,7 @@ def is_tar_gz(head: bytes) -> bool:
     return head[:2] == b"\x1f\x8b"
 
 
-def unpack_weights(archive: Path, folder: Path) -> Path:
+def unpack_weights(archive: Path, folder: Path) -> None:
     """Write the files of an archive's checkpoint or preset into a folder, and nothing else.
 
     Only regular files are written, under the last part of their names, so no name and no link leads out of the folder.
@@ -43,9 +44,6 @@ def unpack_weights(archive: Path, folder: Path) -> Path:
     Args:
       archive: a `.tar.gz` with one checkpoint or preset.
       folder: an existing folder.
-
-    Returns:
-      The folder.
 
     Raises:
       UserError: a damaged archive, one without weights or with two sets of them, or one of more than `LARGEST` bytes.
@@ -83,9 +81,8 @@ def unpack_weights(archive: Path, folder: Path) -> Path:
         raise UserError(
             f"{archive}: a damaged archive ({' '.join(str(error).split())[:200]}); fetch it again"
         ) from None
-    if not any(name.endswith(WEIGHTS) for name in found):
+    if not any(name == MODEL_FILE or name.endswith(INDEX) for name in found):
         raise UserError(
             f"{archive}: an archive without a checkpoint (no *.ckpt*.index) or a preset (no model.weights.h5); give "
             "one of DeepLab's model zoo or of KerasHub"
         )
-    return folder

@@ -66,10 +66,14 @@ def _tensors(path: Path) -> Iterator[tuple[str, np.ndarray]]:
             file.visititems(lambda name, item: found.append((name, item)) if isinstance(item, h5py.Dataset) else None)
             if len(found) > MOST_TENSORS:
                 raise UserError(f"{path}: {len(found)} tensors, more than any network here has")
-            size = path.stat().st_size
-            for name, item in found:
-                if not name.startswith("optimizer/"):
-                    yield _named(name), _array(item, size, f"{path}: {name[:200]!a}")
+            wanted = [(name, item) for name, item in found if not name.startswith("optimizer/")]
+            for name, item in wanted:
+                _check(item, f"{path}: {name[:200]!a}")
+            # Keras compresses none. A tensor that nobody has written takes no space, and would be read as zeros.
+            if sum(item.nbytes for _, item in wanted) > path.stat().st_size:
+                raise UserError(f"{path}: its tensors are larger than the file, as Keras's never are; fetch it again")
+            for name, item in wanted:
+                yield _named(name), np.asarray(item[()])
     except UserError:
         raise
     except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
@@ -77,13 +81,12 @@ def _tensors(path: Path) -> Iterator[tuple[str, np.ndarray]]:
         raise UserError(f"{path}: not a readable HDF5 file ({text}); fetch it again") from None
 
 
-def _array(item: Any, size: int, where: str) -> np.ndarray:
-    """Return a dataset as an array; Keras compresses none, so none is larger than its file."""
-    if item.is_virtual or item.external or item.nbytes > size:
+def _check(item: Any, where: str) -> None:
+    """Refuse a dataset that Keras does not write: of other files, without a shape, or of no numbers."""
+    if item.shape is None or item.is_virtual or item.external:
         raise UserError(f"{where} is not stored as Keras does; save the weights again")
     if item.dtype.kind not in "fiu":
         raise UserError(f"{where} holds {item.dtype}, not numbers; save the weights again")
-    return np.asarray(item[()])
 
 
 def _named(name: str) -> str:

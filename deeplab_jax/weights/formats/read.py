@@ -38,8 +38,8 @@ def read_tree(path: Path) -> tuple[Mapping[str, Any], int | None]:
 
     Args:
       path: a PyTorch or safetensors file, an index of several, a TensorFlow checkpoint (its prefix, `.index` file or
-        folder), a `.tflite` file, weights of Keras 3, a `.tar.gz` of TensorFlow's model zoo or of a KerasHub preset, or
-        a folder that holds one of them.
+        folder), a `.tflite` file, weights of Keras 3, or a folder that holds one of them. `unpacked` makes such a
+        folder from an archive.
 
     Returns:
       A mapping; of PyTorch files nested ones. Among the leaves are arrays, or what `arrays` turns into arrays.
@@ -57,19 +57,32 @@ def read_tree(path: Path) -> tuple[Mapping[str, Any], int | None]:
 def unpacked(path: Path) -> Iterator[Path]:
     """Yield a folder with the files of a `.tar.gz` that are read here, for as long as it is needed; or the path itself.
 
+    A `UserError` about the folder, which nobody finds afterwards, becomes one about the archive.
+
     Raises:
-      UserError: a damaged archive, or one without weights.
+      UserError: a damaged archive, one without weights, or one that cannot be read or unpacked.
     """
-    if not path.is_file():
-        yield path
-        return
-    with path.open("rb") as stream:
-        head = stream.read(2)
+    try:
+        head = b""
+        if path.is_file():
+            with path.open("rb") as stream:
+                head = stream.read(2)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error}); check the path") from None
     if not is_tar_gz(head):
         yield path
         return
     with tempfile.TemporaryDirectory() as folder:
-        yield unpack_weights(path, Path(folder))
+        try:
+            unpack_weights(path, Path(folder))
+        except OSError as error:
+            raise UserError(
+                f"{path}: cannot be unpacked into {folder} ({error.strerror or error}); free space"
+            ) from None
+        try:
+            yield Path(folder)
+        except UserError as error:
+            raise UserError(str(error).replace(folder, str(path))) from None
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -118,9 +131,6 @@ def _read(path: Path) -> tuple[Mapping[str, Any], int | None]:
         return keras_weights.read_keras(path), None
     if head[:2] == b"PK" or head[:1] == b"\x80":
         return read_torch(path), None
-    if is_tar_gz(head):
-        with unpacked(path) as folder:
-            return _read(folder)
     if head[257:262] == b"ustar":
         raise UserError(
             f"{path}: a tar archive; unpack it first, or, if PyTorch 0.1 wrote it, save it again with a newer one"

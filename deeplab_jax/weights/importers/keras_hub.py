@@ -39,20 +39,20 @@ def recognise(shapes: Shapes, *, output_stride: int | None) -> TensorMap | None:
     backbone = _which_resnet(shapes, encoder)
     channels = 4 if RESNETS[backbone][1] else 1
     stages = {64 * channels: "conv2", 128 * channels: "conv3", 256 * channels: "conv4", 512 * channels: "conv5"}
-    last = stages.get(shapes[f"{BRANCHES}/layers/conv2d/kernel"][2])
-    reduction, merge = (shapes.get(f"layers/{name}/kernel") for name in ("conv2d", "conv2d_1"))
-    if merge is None or reduction is None:
+    names = (f"{BRANCHES}/layers/conv2d", "layers/conv2d", "layers/conv2d_1")
+    branch, reduction, merge = (_kernel(shapes, f"{name}/kernel") for name in names)
+    if not merge or not reduction:
         raise UserError(
             "a DeepLabV3 of KerasHub without low-level features: it has a convolution between two resizes, which no "
             "network here has; only its DeepLabV3Plus can be converted"
         )
-    low = stages.get(reduction[2])
-    if last not in ("conv3", "conv4", "conv5") or low not in ("conv2", "conv3") or low >= last:
+    last, low = stages.get(branch[2]) if branch else None, stages.get(reduction[2])
+    if not branch or last not in ("conv3", "conv4", "conv5") or low not in ("conv2", "conv3") or low >= last:
         raise UserError("a DeepLabV3Plus of KerasHub on other stages than P2 or P3 with a pyramid on P3, P4 or P5")
     stride = 2 ** int(last[-1])
     if output_stride not in (None, stride):
         raise UserError(f"output_stride={output_stride}: this network of KerasHub runs at {stride}; leave it out")
-    classifier = next((name for name in CLASSIFIERS if name in shapes), None)
+    classifier = next((name for name in CLASSIFIERS if _kernel(shapes, name)), None)
     return TensorMap(
         kind=KIND,
         name=f"deeplabv3plus_{backbone}",
@@ -65,7 +65,7 @@ def recognise(shapes: Shapes, *, output_stride: int | None) -> TensorMap | None:
             "norm_epsilon": BACKBONE_EPSILON,
             "norm_momentum": 0.9,
             "aspp_rates": tuple(rate * stride // 16 for rate in RATES),
-            "aspp_channels": shapes[f"{BRANCHES}/layers/conv2d/kernel"][-1],
+            "aspp_channels": branch[-1],
             "low_level": (low,),
             "low_level_channels": reduction[-1],
             "decoder_convs": ((1, merge[-1]),),
@@ -82,6 +82,12 @@ def recognise(shapes: Shapes, *, output_stride: int | None) -> TensorMap | None:
         ),
         prepare=partial(_prepare, classifier=classifier, encoder=encoder),
     )
+
+
+def _kernel(shapes: Shapes, name: str) -> tuple[int, ...]:
+    """Return the shape of a convolution's kernel, () if there is none."""
+    shape = shapes.get(name, ())
+    return shape if len(shape) == 4 else ()
 
 
 def _which_resnet(shapes: Shapes, encoder: str) -> str:

@@ -2,9 +2,12 @@
 and its tensors do not show.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
+
+import numpy as np
 
 from deeplab_jax.errors import UserError
 from deeplab_jax.weights.tensor_map import TensorMap
@@ -15,6 +18,8 @@ ACTIVATIONS = (None, "identity", "sigmoid", "softmax", "softmax2d", "logsoftmax"
 SMP_NAMES = {"DeepLabV3": "deeplabv3", "DeepLabV3Plus": "deeplabv3plus", "PSPNet": "pspnet", "Unet": "unet"}
 # What `smp.recognise` finds from the shapes, or what leaves the logits as they are.
 SMP_KNOWN = ("encoder_weights", "aux_params", "decoder_aspp_dropout", "psp_dropout", "encoder_output_stride")
+LARGEST_RATE = 4096
+FLOAT32 = np.finfo(np.float32)
 
 # Of transformers' MobileNetV2: the default of `layer_norm_eps`, and what its segmentation head has in any case.
 HF_EPSILON, HF_HEAD_EPSILON = 1e-3, 1e-5
@@ -149,10 +154,12 @@ def _normalisation(converter: Config, channels: int) -> dict[str, Any]:
     scale, offset = (
         _per_channel(converter, field, default, channels) for field, default in (("scale", 1.0), ("offset", 0.0))
     )
-    if 0 in scale:
-        raise _refused("scale", converter["scale"], "give numbers other than 0")
-    mean = tuple(-o / s / 255 for s, o in zip(scale, offset, strict=True))
-    return {"value_range": (0.0, 1.0), "mean": mean, "std": tuple(1 / s / 255 for s in scale)}
+    std = tuple(1 / s / 255 if s else math.inf for s in scale)
+    mean = tuple(-o * deviation for o, deviation in zip(offset, std, strict=True))
+    for field, values, least in (("scale", std, float(FLOAT32.tiny)), ("offset", mean, 0)):
+        if not all(least <= abs(value) <= float(FLOAT32.max) for value in values):  # False for NaN.
+            raise _refused(field, converter.get(field), "give numbers, of scale other than 0, that float32 can hold")
+    return {"value_range": (0.0, 1.0), "mean": mean, "std": std}
 
 
 def _per_channel(converter: Config, field: str, default: float, channels: int) -> list[float]:
@@ -160,7 +167,10 @@ def _per_channel(converter: Config, field: str, default: float, channels: int) -
     values = [default if stated is None else stated] * channels if not isinstance(stated, list) else stated
     if len(values) != channels or not all(type(value) in (int, float) for value in values):
         raise _refused(field, stated, f"give null, a number, or {channels} of them")
-    return [float(value) for value in values]
+    try:
+        return [float(value) for value in values]
+    except OverflowError:  # A whole number of hundreds of digits.
+        raise _refused(field, stated, "give numbers that float32 can hold") from None
 
 
 def _names(labels: Any, count: int) -> dict[str, Any]:
@@ -180,8 +190,9 @@ def _names(labels: Any, count: int) -> dict[str, Any]:
 
 def _rates(value: Any, output_stride: int, *, field: str = "decoder_atrous_rates") -> tuple[int, ...]:
     """Return rates at output stride 16, as ours are stated; theirs are the same at any."""
-    if not isinstance(value, list) or len(value) != 3 or not all(type(rate) is int and rate > 0 for rate in value):
-        raise _refused(field, value, "give three whole numbers of at least 1")
+    whole = isinstance(value, list) and all(type(rate) is int and 0 < rate <= LARGEST_RATE for rate in value)
+    if not whole or len(value) != 3:
+        raise _refused(field, value, f"give three whole numbers from 1 to {LARGEST_RATE}")
     if any(rate * output_stride % 16 for rate in value):
         raise _refused(
             field,

@@ -26,8 +26,11 @@ RESNETS = {"resnet_v1_50": "resnet50", "resnet_v1_101": "resnet101"}
 MOBILENET = "MobilenetV2"
 # Widths that they released or that others use, then any; the first one with the right channel counts applies.
 WIDTHS = (1.0, 0.5, 0.35, 0.75, 1.3, 1.4, *(hundredths / 100 for hundredths in range(5, 201)))
-# The channels of an end point show where a decoder is attached, finest first.
-LOW_LEVEL = {256: "conv2", 512: "conv3", 728: "conv3"}
+# The channels of the end points to which a decoder is attached, at stride 4 and 8.
+LOW_LEVEL = {"conv2": (256,), "conv3": (512, 728)}
+# Their decoders, from the coarsest level to the finest, which is the order of their variables. The usual one is first.
+DECODERS = (("conv2",), ("conv3",), ("conv3", "conv2"))
+REDUCTIONS = ("decoder/feature_projection0/weights", "decoder/feature_projection0_1/weights")
 
 
 def recognise(shapes: Shapes, *, output_stride: int | None) -> TensorMap | None:
@@ -58,7 +61,8 @@ def recognise(shapes: Shapes, *, output_stride: int | None) -> TensorMap | None:
         notes.append("only the backbone is from the file, the rest starts at random")
     else:
         head = _head(shapes)
-        rules, options, notes = (*rules, *_head_rules(shapes)), options | head, notes + _head_notes(head)
+        rules = (*rules, *_head_rules(head.get("low_level", ())[::-1]))
+        options, notes = options | head, notes + _head_notes(head, shapes)
         architecture = "deeplabv3plus" if "low_level" in head else "deeplabv3"
         inputs = _pooling_first(shapes)
     return TensorMap(
@@ -200,10 +204,7 @@ def _head(shapes: Shapes) -> dict[str, Any]:
 
 
 def _decoder(shapes: Shapes, aspp_separable: bool) -> dict[str, Any]:
-    reductions = [shapes[name] for name in _reductions(shapes)]
-    levels = tuple(_level(shapes, shape) for shape in reductions)
-    if levels not in (("conv2",), ("conv3",), ("conv3", "conv2")):
-        raise UserError("only a decoder on features of stride 4, 8 or both is converted; this one uses others")
+    levels = _levels(shapes)
     separable = "decoder/decoder_conv0_depthwise/depthwise_weights" in shapes
     last = "decoder/decoder_conv1_pointwise" if separable else "decoder/decoder_conv0/decoder_conv0_2"
     channels = shapes.get(f"{last}/weights", (0,))[-1]
@@ -211,7 +212,7 @@ def _decoder(shapes: Shapes, aspp_separable: bool) -> dict[str, Any]:
         raise UserError(f"a decoder without {last}: only that of DeepLabv3+, of two convolutions, is converted")
     return {
         "low_level": levels[::-1],
-        "low_level_channels": reductions[0][-1],
+        "low_level_channels": shapes[REDUCTIONS[0]][-1],
         "decoder_convs": ((3, channels), (3, channels)),
         "separable": separable,
         "aspp_separable": aspp_separable,
@@ -219,26 +220,28 @@ def _decoder(shapes: Shapes, aspp_separable: bool) -> dict[str, Any]:
     }
 
 
-def _level(shapes: Shapes, reduction: tuple[int, ...]) -> str:
-    """Return which of our features a kernel that reduces low-level features takes; "" if none."""
-    levels = LOW_LEVEL
-    if _has_scope(shapes, MOBILENET):  # Within the last units of stride 4 and 8.
-        kernels = {
-            name: shapes.get(f"{MOBILENET}/expanded_conv_{unit}/depthwise/depthwise_weights", (0, 0, 0))
-            for name, unit in (("conv2", 2), ("conv3", 5))
-        }
-        levels = {kernel[2]: name for name, kernel in kernels.items()}
-    return levels.get(reduction[2], "")
+def _levels(shapes: Shapes) -> tuple[str, ...]:
+    """Return which of our features a decoder takes, coarsest first; where several may be meant, the usual ones."""
+    taken = [shapes[name][2] for name in REDUCTIONS if name in shapes]
+    channels = _low_level(shapes)
+    for levels in DECODERS:
+        if len(levels) == len(taken) and all(n in channels[level] for n, level in zip(taken, levels, strict=True)):
+            return levels
+    raise UserError("only a decoder on features of stride 4, 8 or both is converted; this one uses others")
 
 
-def _reductions(shapes: Shapes) -> list[str]:
-    """Return the names of the kernels that reduce low-level features, from the coarsest level to the finest."""
-    names = ("decoder/feature_projection0/weights", "decoder/feature_projection0_1/weights")
-    return [name for name in names if name in shapes]
+def _low_level(shapes: Shapes) -> dict[str, tuple[int, ...]]:
+    """Return the channels that each of our features may have, which tell them apart."""
+    if not _has_scope(shapes, MOBILENET):
+        return LOW_LEVEL
+    # Within the last units of stride 4 and 8.
+    return {
+        level: shapes.get(f"{MOBILENET}/expanded_conv_{unit}/depthwise/depthwise_weights", (0, 0, 0))[2:3]
+        for level, unit in (("conv2", 2), ("conv3", 5))
+    }
 
 
-def _head_rules(shapes: Shapes) -> tuple[Rule, ...]:
-    levels = [_level(shapes, shapes[name]) for name in _reductions(shapes)]
+def _head_rules(levels: tuple[str, ...]) -> tuple[Rule, ...]:
     suffixes = {level: f"_{stage}" if stage else "" for stage, level in enumerate(levels)}
 
     def repeated(level: str, conv: int) -> Names:
@@ -269,7 +272,7 @@ def _pooling_first(shapes: Shapes) -> dict[str, tuple[int, ...]]:
     return {"context/projection": (*range(pooled, shapes["concat_projection/weights"][2]), *range(pooled))}
 
 
-def _head_notes(head: dict[str, Any]) -> list[str]:
+def _head_notes(head: dict[str, Any], shapes: Shapes) -> list[str]:
     notes = []
     if not head["aspp_rates"]:
         notes.append("no atrous branches in the pyramid")
@@ -277,4 +280,6 @@ def _head_notes(head: dict[str, Any]) -> list[str]:
         notes.append("separable convolutions in the head")
     if head.get("low_level_within"):
         notes.append("the decoder's features are from within the last units of their stages")
+        if head["low_level"] == ("conv2",) and len(set(_low_level(shapes).values())) == 1:
+            notes.append("the decoder's features are taken to be of stride 4; those of stride 8 have as many channels")
     return notes

@@ -60,6 +60,7 @@ def test_no_name_and_no_link_leads_out_of_the_folder(tmp_path):
     ("members", "message"),
     [
         ([("readme.txt", b"")], "an archive without a checkpoint"),
+        ([("task.weights.h5", b"\x89HDF"), ("config.json", b"{}")], "or a preset .no model.weights.h5."),
         ([("a/model.ckpt.index", b"1"), ("b/model.ckpt.index", b"2")], "holds model.ckpt.index twice"),
         ([("zeros", bytes(30_000)), ("model.ckpt.index", b"1")], "unpacks to more than 20000 bytes"),
         ([(f"{i}", b"") for i in range(12)], "more than 10 files"),

@@ -1,6 +1,7 @@
 """Presets of KerasHub: HDF5 files as Keras 3 writes them, archives of them, and files that somebody made to do harm."""
 
 import json
+import sys
 import tarfile
 
 import numpy as np
@@ -66,10 +67,7 @@ def test_a_preset_converts_with_its_configuration(preset, tmp_path, capsys):
 
 
 def test_an_archive_of_a_preset_converts_as_its_folder_does(preset, tmp_path):
-    archive = tmp_path / "preset.tar.gz"
-    with tarfile.open(archive, "w:gz") as stream:
-        for file in preset.iterdir():
-            stream.add(file, f"./{file.name}")
+    archive = archived(preset, tmp_path / "preset.tar.gz")
     model, _, info = convert(archive)
     assert (model.context.aspp_rates, info["source"]["file"]) == ((2, 4, 6), "preset.tar.gz")
 
@@ -81,11 +79,35 @@ def test_a_damaged_file_is_refused(preset):
         read_tree(preset)
 
 
+def archived(folder, path):
+    with tarfile.open(path, "w:gz") as stream:
+        for file in folder.iterdir():
+            stream.add(file, f"./{file.name}")
+    return path
+
+
+def test_a_damaged_file_in_an_archive_is_named_by_the_archive(preset, tmp_path, capsys):
+    file = preset / "model.weights.h5"
+    file.write_bytes(file.read_bytes()[:5000])
+    archive = archived(preset, tmp_path / "preset.tar.gz")
+    assert main(["convert", str(archive), "--out", str(tmp_path / "model")]) == 2
+    said = capsys.readouterr().err
+    assert f"{archive}/model.weights.h5: not a readable HDF5 file" in said and "/tmp/tmp" not in said
+
+
+def test_a_missing_h5py_is_told_of_the_archive(preset, tmp_path, monkeypatch):
+    archive = archived(preset, tmp_path / "preset.tar.gz")
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    with pytest.raises(UserError) as error:
+        convert(archive)
+    assert str(error.value).startswith(f"{archive}/model.weights.h5: Keras's weights need h5py")
+
+
 def test_what_keras_does_not_write_is_refused(tmp_path):
     path = tmp_path / "x.weights.h5"
     with h5py.File(path, "w") as file:
         file.create_dataset("layers/conv2d/vars/0", (2**20, 2**20), "f4", chunks=(64, 64), compression="gzip")
-    with pytest.raises(UserError, match="is not stored as Keras does"):
+    with pytest.raises(UserError, match="its tensors are larger than the file"):
         read_tree(path)
     (tmp_path / "secret").write_bytes(bytes(8))
     with h5py.File(path, "w") as file:
@@ -96,6 +118,33 @@ def test_what_keras_does_not_write_is_refused(tmp_path):
         file["layers/conv2d/vars/0"] = "text"
     with pytest.raises(UserError, match="not numbers"):
         read_tree(path)
+
+
+def test_all_tensors_together_are_no_larger_than_the_file(tmp_path):
+    path = tmp_path / "x.weights.h5"
+    with h5py.File(path, "w") as file:
+        for index in range(40):  # Each is smaller than the file, and no storage is allocated for any.
+            file.create_dataset(f"layers/conv2d_{index}/vars/0", (1000,), "f4")
+        file["layers/dense/vars/0"] = np.zeros(10_000, np.float32)
+    assert 40_000 < path.stat().st_size < 40 * 4000
+    with pytest.raises(UserError, match="its tensors are larger than the file"):
+        read_keras(path)
+
+
+def test_an_optimizers_tensors_do_not_count(tmp_path):
+    path = tmp_path / "x.weights.h5"
+    with h5py.File(path, "w") as file:
+        file.create_dataset("optimizer/vars/0", (2**20,), "f4")
+        file["layers/conv2d/vars/0"] = np.ones(3, np.float32)
+    assert [*read_keras(path)] == ["layers/conv2d/kernel"]
+
+
+def test_a_tensor_without_a_shape_is_refused(tmp_path):
+    path = tmp_path / "x.weights.h5"
+    with h5py.File(path, "w") as file:
+        file["layers/conv2d/vars/0"] = h5py.Empty("f4")
+    with pytest.raises(UserError, match="conv2d/vars/0' is not stored as Keras does"):
+        read_keras(path)
 
 
 def test_links_out_of_a_file_are_not_followed(tmp_path):

@@ -82,6 +82,10 @@ def test_the_encoder_may_stand_where_older_files_have_it() -> None:
         ({}, 8, "output_stride=8: this network of KerasHub runs at 16; leave it out"),
         ({"layers/conv2d_1/kernel": None}, None, "without low-level features"),
         ({"layers/conv2d/kernel": (1, 1, 256, 48)}, None, "on other stages than P2 or P3"),
+        ({f"{keras_hub.BRANCHES}/layers/conv2d/kernel": None}, None, "on other stages than P2 or P3"),
+        ({f"{keras_hub.BRANCHES}/layers/conv2d/kernel": ()}, None, "on other stages than P2 or P3"),
+        ({"layers/conv2d/kernel": ()}, None, "without low-level features"),
+        ({"layers/conv2d_1/kernel": ()}, None, "without low-level features"),
         ({"layers/functional/layers/conv2d_20/kernel": (1, 1, 8, 8)}, None, "the encoder is none of resnet18"),
         ({"layers/functional/layers/conv2d/kernel": (3, 3, 3, 32)}, None, "the encoder is none of resnet18"),
         # A ResNet whose norms come before the convolutions has fewer.
@@ -93,7 +97,15 @@ def test_networks_that_are_not_ours_are_refused(
 ) -> None:
     shapes = {**golden.read_shapes("keras_hub_resnet18_p4"), **change}
     with pytest.raises(UserError, match=message):
-        keras_hub.recognise({key: shape for key, shape in shapes.items() if shape}, output_stride=output_stride)
+        keras_hub.recognise(
+            {key: shape for key, shape in shapes.items() if shape is not None}, output_stride=output_stride
+        )
+
+
+def test_a_classifier_that_is_no_kernel_is_none() -> None:
+    shapes = {**golden.read_shapes("keras_hub_resnet18_p4"), "task/layers/conv2d/kernel": ()}
+    tensor_map = keras_hub.recognise(shapes, output_stride=None)
+    assert tensor_map is not None and tensor_map.num_classes == 21
 
 
 def test_other_networks_are_not_claimed() -> None:
@@ -145,7 +157,16 @@ def test_the_configuration_is_applied() -> None:
         ({"image_encoder": {"config": {"block_type": "basic_block_vd"}}}, {}, "block_type is 'basic_block_vd'"),
         ({"image_encoder": {"config": {"stackwise_num_strides": [1, 2, 2, 1]}}}, {}, "stackwise_num_strides is"),
         ({}, {"image_converter": {"scale": [1, 2]}}, "scale is [1, 2]; give null, a number, or 3 of them"),
-        ({}, {"image_converter": {"scale": 0}}, "scale is 0; give numbers other than 0"),
+        ({}, {"image_converter": {"scale": 0}}, "scale is 0; give numbers, of scale other than 0"),
+        ({}, {"image_converter": {"scale": 10**400}}, "give numbers that float32 can hold"),
+        ({}, {"image_converter": {"offset": [0, 0, -(10**400)]}}, "give numbers that float32 can hold"),
+        ({}, {"image_converter": {"scale": float("inf")}}, "scale is inf; give numbers, of scale other than 0"),
+        ({}, {"image_converter": {"scale": float("nan")}}, "scale is nan; give numbers, of scale other than 0"),
+        ({}, {"image_converter": {"scale": 1e-320}}, "scale is 1e-320; give numbers, of scale other than 0"),
+        ({}, {"image_converter": {"scale": 1e300}}, "scale is 1e+300; give numbers, of scale other than 0"),
+        ({}, {"image_converter": {"offset": float("nan")}}, "offset is nan; give numbers"),
+        ({}, {"image_converter": {"scale": 1e-30, "offset": 1e30}}, "offset is 1e+30; give numbers"),
+        ({"dilation_rates": [6, 12, 10**400]}, {}, "give three whole numbers from 1 to 4096"),
         ({}, {"task": {"activation": "relu"}}, "activation is 'relu'"),
     ],
 )

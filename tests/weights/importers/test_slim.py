@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from deeplab_jax.errors import UserError
+from deeplab_jax.models.catalog import describe
 from deeplab_jax.models.preprocessing import CAFFE, SYMMETRIC
 from deeplab_jax.models.segmenter import abstract_variables
 from deeplab_jax.weights.convert import convert
@@ -115,6 +116,52 @@ def test_depth_multipliers(name: str, width: float, divisor: int) -> None:
     options = tensor_map_of(golden.read_shapes(f"slim_mobilenet_v2{name}")).options
 
     assert (options["width"], options["channel_divisor"]) == (width, divisor)
+
+
+# Channels of MobileNetV2 at depth multiplier 0.5, rounded to multiples of 8, by those at 1.
+HALVED = {16: 8, 24: 16, 32: 16, 64: 32, 96: 48, 144: 96, 160: 80, 192: 96, 320: 160, 384: 192, 576: 288, 960: 480}
+
+
+def halved(decoder: str) -> Shapes:
+    """Return a network whose features of stride 4 and 8 both have 96 channels, with the decoder of a golden one."""
+    found = {}
+    for name, shape in golden.read_shapes("slim_mobilenet_v2_decoder").items():
+        if name.startswith("MobilenetV2/"):
+            found[name] = tuple(HALVED.get(size, size) for size in shape)
+        elif name in ("aspp0/weights", "image_pooling/weights"):
+            found[name] = (1, 1, 160, shape[3])
+        elif not name.startswith("decoder/"):
+            found[name] = shape
+    for name, shape in golden.read_shapes(f"slim_{decoder}").items():
+        if name.startswith("decoder/"):
+            reduces = re.fullmatch(r"decoder/feature_projection0(_1)?/weights", name)
+            found[name] = (1, 1, 96, shape[3]) if reduces else shape
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "low_level", "noted"),
+    [("mobilenet_v2_decoder", ("conv2",), True), ("mobilenet_v2_decoder_two", ("conv2", "conv3"), False)],
+)
+def test_a_decoder_on_features_of_equal_channels_takes_the_usual_ones(
+    name: str, low_level: tuple[str, ...], noted: bool
+) -> None:
+    tensors = generate_tensors(halved(name))
+
+    model, variables, info = convert(tensors)
+
+    assert tuple(describe(model)["options"]["low_level"]) == low_level
+    assert info["source"]["unused"] == info["source"]["random"] == []
+    assert any("taken to be of stride 4" in note for note in info["source"]["notes"]) == noted
+    # The first projection is of the coarsest level.
+    for level, suffix in zip(reversed(low_level), ("", "_1"), strict=False):
+        kernel = variables["params"]["decoder"][f"{level}_reduction"]["conv"]["kernel"]
+        np.testing.assert_array_equal(kernel, tensors[f"decoder/feature_projection0{suffix}/weights"])
+
+
+def test_a_decoder_on_features_of_own_channels_needs_no_note() -> None:
+    for name in ("mobilenet_v2_decoder", "resnet50_beta"):
+        assert not any("taken to be" in note for note in tensor_map_of(golden.read_shapes(f"slim_{name}")).notes)
 
 
 def test_what_training_adds_is_left_out() -> None:
