@@ -48,6 +48,7 @@ def check(
     *,
     precision: str,
     runtime: str,
+    bound: float | None = None,
 ) -> str:
     """Run an exported file and our own function on the same images, and return a sentence on how far they differ.
 
@@ -57,6 +58,7 @@ def check(
       inputs: batches of images.
       precision: of the file, a key of `LOGITS`.
       runtime: what runs it, for the sentence.
+      bound: largest difference, as a share of the largest logit or of the pixels; None: that of `LOGITS` or `CLASSES`.
 
     Raises:
       UserError: they differ by more than the bound.
@@ -74,11 +76,13 @@ def check(
         largest = max(largest, float(np.abs(expected).max()))
     difference = float(np.max(differences))  # NaN stays NaN, and is above any bound.
     if ids:
-        said, share, bound = f"{difference:.3%} of the pixels have another class", difference, CLASSES[precision]
+        said, share, usual = f"{difference:.3%} of the pixels have another class", difference, CLASSES[precision]
     else:
-        share, bound = difference / max(largest, 1e-30), LOGITS[precision]
+        share, usual = difference / max(largest, 1e-30), LOGITS[precision]
         said = f"the logits differ by at most {difference:.2g}, which is {100 * share:.2g}% of the largest"
+    bound = usual if bound is None else bound
     if not share <= bound:
         raise UserError(f"{runtime}: {said}, more than {bound:.2%} for {precision}; nothing is written")
     counts = ", ".join(str(len(images)) for images in inputs)
-    return f"compared in {runtime}, on batches of {counts} images: {said} (bound {bound:.2%})"
+    limit = f" (bound {bound:.2%})" if bound <= 1 else ""
+    return f"compared in {runtime}, on batches of {counts} images: {said}{limit}"

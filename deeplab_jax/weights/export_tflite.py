@@ -30,6 +30,7 @@ def export_tflite(
     batch: int | None = None,
     precision: str = "float32",
     calibration: Sequence[np.ndarray] = (),
+    bound: float | None = None,
     info: Mapping[str, Any] | None = None,
     **inside: Any,
 ) -> tuple[bytes, str]:
@@ -44,6 +45,7 @@ def export_tflite(
       batch: images per call, 1 if it is None; the converter has no free batch.
       precision: of the weights; "int8" is of the activations, too. Images and logits have the types of float32.
       calibration: for "int8": images `[H, W, channels]` of that size, of 0 to 255, which show the range of activations.
+      bound: see `check_export.check`.
       **inside: `preprocess`, `argmax` and `threshold`, as in `export_stablehlo`.
 
     Raises:
@@ -70,7 +72,12 @@ def export_tflite(
     reference = prepare(in_float32(model), variables, size=size, batch=batch, fold=False, **inside)[0]
     random = [images_like(images, model, batch=batch, preprocess=preprocess, seed=seed) for seed in range(2)]
     return content, check(
-        runner(content), jax.jit(reference), inputs[:MOST_CHECKED] or random, precision=precision, runtime="LiteRT"
+        runner(content),
+        jax.jit(reference),
+        inputs[:MOST_CHECKED] or random,
+        precision=precision,
+        runtime="LiteRT",
+        bound=bound,
     )
 
 

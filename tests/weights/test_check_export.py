@@ -10,13 +10,14 @@ IMAGES = [np.zeros((2, 3), np.float32), np.ones((1, 3), np.float32)]
 LARGEST = 8.0
 
 
-def checked(error: float, *, precision: str = "float32") -> str:
+def checked(error: float, *, precision: str = "float32", bound: float | None = None) -> str:
     return check(
         lambda x: np.where(x == 0, x, x + np.float32(error)).astype(np.float32),
         lambda x: x + np.where(x == 0, 0, 0).astype(np.float32),
         [IMAGES[0], IMAGES[1] * LARGEST],
         precision=precision,
         runtime="it",
+        bound=bound,
     )
 
 
@@ -34,6 +35,12 @@ def test_a_larger_difference_in_any_batch_fails(error: float) -> None:
         UserError, match=r"it: the logits differ by at most .*, more than 0.01% for float32; nothing is"
     ):
         checked(error)
+
+
+def test_another_bound_takes_the_place_of_the_usual_one() -> None:
+    assert checked(4.0, precision="int8", bound=1e9).endswith("which is 50% of the largest")
+    with pytest.raises(UserError, match=r"more than 20.00% for int8"):
+        checked(4.0, precision="int8", bound=0.2)
 
 
 def test_class_ids_are_counted() -> None:
