@@ -95,8 +95,8 @@ def test_what_is_there_is_not_computed_again(tmp_path, monkeypatch, capsys) -> N
 
     monkeypatch.setattr(tap_gradients, "gradients", pretend)
     monkeypatch.setattr(tap_gradients, "enable_compilation_cache", lambda: None)
-    step = 0
-    monkeypatch.setattr(tap_gradients, "newest_step", lambda workdir: step)
+    reached = [0]
+    monkeypatch.setattr(tap_gradients, "newest_step", lambda workdir: reached[0])
     out = tmp_path / "taps.json"
     words = ["--out", str(out), "--runs", str(tmp_path), "--row", "map_17-rate_8", "--row", "map_33-rate_8"]
     for _ in range(2):
@@ -107,7 +107,7 @@ def test_what_is_there_is_not_computed_again(tmp_path, monkeypatch, capsys) -> N
     assert kept["start"] == [[1.0] * 3] * 3
     # A run adds its newest weights, and again when it has gone on; another number of images starts anew.
     run = f"{kept['training']}_seed0"
-    for step in (100, 100, 450):
+    for reached[0] in (100, 100, 450):
         assert main(words[:6]) == 0
     assert asked[2:] == [((4,), run, 8)] * 2
     assert main([*words[:6], "--images", "2"]) == 0 and [images for _, _, images in asked[4:]] == [2, 2]
