@@ -200,6 +200,15 @@ def test_a_lookup_in_a_dictionary_is_allowed() -> None:
     assert code_faults("table.get('x'); configuration.get('y'); config.train.steps", Path("x.py")) == []
 
 
+def test_the_front_page_reads_no_images() -> None:
+    """Pillow's limits are of the whole process, and a wrong `DEEPLAB_JAX_MAX_PIXELS` has to be told by a command."""
+    code = "import deeplab_jax, sys; print(sorted({'PIL', 'cv2', 'matplotlib', 'grain'} & set(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert (done.stdout.strip(), done.stderr) == ("[]", "")
+
+
 def test_data_needs_no_tensorflow() -> None:
     """Every module of data is imported in a fresh process; TFDS comes with it, TensorFlow must not."""
     names = [

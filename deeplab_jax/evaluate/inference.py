@@ -2,13 +2,12 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial, reduce
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deeplab_jax.data.large import Image
 from deeplab_jax.evaluate.counts import Counts, Wanted, added, count, no_counts, wanted
 from deeplab_jax.evaluate.protocol import Protocol, Size, View
 from deeplab_jax.evaluate.windows import OVERLAP, Tile, mean_of_windows
@@ -20,6 +19,9 @@ from deeplab_jax.ops import crf as ops_crf
 from deeplab_jax.ops.crf import DenseCRF
 from deeplab_jax.ops.geometry import scaled_side
 from deeplab_jax.ops.resize import resize_bilinear
+
+if TYPE_CHECKING:  # To read images sets limits of Pillow for the whole process.
+    from deeplab_jax.data.large import Image
 
 Array = np.ndarray | jax.Array
 Views = tuple[View, ...]
@@ -146,7 +148,7 @@ def predict_classes(
 def predict_large(
     model: Segmenter,
     variables: Variables,
-    image: Image,
+    image: "Image",
     protocol: Protocol,
     *,
     size: Size | None = None,
@@ -196,7 +198,7 @@ def evaluate_batch(
 def evaluate_large(
     model: Segmenter,
     variables: Variables,
-    image: Image,
+    image: "Image",
     label: np.ndarray,
     protocol: Protocol,
     *,
@@ -329,7 +331,7 @@ def _refined(model: Segmenter, probabilities: jax.Array, images: Array, sizes: A
 def _means(
     model: Segmenter,
     variables: Variables,
-    image: Image,
+    image: "Image",
     protocol: Protocol,
     *,
     size: Size,

@@ -7,12 +7,14 @@ side. So memory depends on the window and the number of classes, and not on the 
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import jax
 import numpy as np
 
-from deeplab_jax.data.large import Image
+if TYPE_CHECKING:  # To read images sets limits of Pillow for the whole process.
+    from deeplab_jax.data.large import Image
+
 
 Array = np.ndarray | jax.Array
 Size = tuple[int, int]
@@ -67,7 +69,7 @@ def window_weights(window: Size, blend: str) -> np.ndarray:
 
 
 def mean_of_windows(
-    image: Image,
+    image: "Image",
     run: Callable[[np.ndarray, np.ndarray], Array],
     *,
     size: Size,
@@ -136,7 +138,7 @@ def _columns(starts: list[int], width: int, window: Size, classes: int) -> Itera
         first = last
 
 
-def _cut(image: Image, corners: list[Span], window: Size, count: int) -> tuple[np.ndarray, np.ndarray]:
+def _cut(image: "Image", corners: list[Span], window: Size, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the windows at these corners and the part of each that lies on the image, filled up to `count`."""
     first = image[:1, :1]
     seen = np.zeros((count, *window, first.shape[-1]), first.dtype)
