@@ -2,10 +2,10 @@
 
 import functools
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import cv2
-import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -24,8 +24,10 @@ _PAPER = (255, 255, 255)
 _INK = (32, 32, 32)
 _GAP = 4
 _LEGIBLE_HEIGHT = 256
+# Found without an import of Matplotlib, which takes long and complains where a home folder cannot be written.
+_MATPLOTLIB = Path(getattr(find_spec("matplotlib"), "origin", None) or "matplotlib")
 _FONTS = (
-    str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")),
+    str(_MATPLOTLIB.with_name("mpl-data") / "fonts" / "ttf" / "DejaVuSans.ttf"),
     *("NotoSansCJK-Regular.ttc", "wqy-microhei.ttc", "DroidSansFallbackFull.ttf", "PingFang.ttc", "msyh.ttc"),
     *("NotoSansDevanagari-Regular.ttf", "NotoSansThai-Regular.ttf", "NotoSansHebrew-Regular.ttf", "FreeSans.ttf"),
     *("unifont.ttf", "Arial Unicode.ttf"),
