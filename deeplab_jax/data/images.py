@@ -8,7 +8,7 @@ compression, a colour coding) are refused, and the message names the fix.
 
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -155,11 +155,8 @@ def write_mask(
     """
     ids = _checked_ids(class_ids)
     colours = None if palette is None else _colours(palette)
-    try:
-        with replacing(Path(path)) as fresh:
-            write_rows(fresh, (ids[rows] for rows in row_parts(ids.shape)), size=ids.shape, palette=colours)
-    except OSError as error:
-        raise _unwritable(path, error) from error
+    parts = (ids[rows] for rows in row_parts(ids.shape))
+    _write(path, lambda fresh: write_rows(fresh, parts, size=ids.shape, palette=colours))
 
 
 def write_image(path: str | os.PathLike[str], rgb: np.ndarray) -> None:
@@ -173,7 +170,8 @@ def write_image(path: str | os.PathLike[str], rgb: np.ndarray) -> None:
     suffix = Path(path).suffix.lower()
     if suffix not in Image.registered_extensions():
         raise UserError(f"{os.fspath(path)}: '{suffix}' is no image format; write .png or .jpg")
-    _write_bytes(path, _encode(_image(rgb), Image.registered_extensions()[suffix]))
+    data = _encode(_image(rgb), Image.registered_extensions()[suffix])
+    _write(path, lambda fresh: fresh.write_bytes(data))
 
 
 def encode_mask(class_ids: np.ndarray, palette: Sequence[tuple[int, int, int]] | None) -> bytes:
@@ -226,16 +224,11 @@ def _encode(image: Image.Image, image_format: str) -> bytes:
     return buffer.getvalue()
 
 
-def _write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
-    target = Path(path)
+def _write(path: str | os.PathLike[str], fill: Callable[[Path], object]) -> None:
     try:
-        with replacing(target) as fresh:
-            fresh.write_bytes(data)
+        with replacing(Path(path)) as fresh:
+            fill(fresh)
     except OSError as error:
-        raise _unwritable(path, error) from error
-
-
-def _unwritable(path: str | os.PathLike[str], error: OSError) -> UserError:
-    return UserError(
-        f"{os.fspath(path)}: cannot write ({error.strerror}); check that the folder exists and the disk has room"
-    )
+        raise UserError(
+            f"{os.fspath(path)}: cannot write ({error.strerror}); check that the folder exists and the disk has room"
+        ) from error

@@ -2,6 +2,7 @@
 metrics depend on which images there are (bootstrap).
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -102,16 +103,14 @@ def intervals(counts: np.ndarray, mious: np.ndarray, labels: LabelSet, *, sample
       labels: the K classes.
       samples: number of resamples.
     """
-    rng = np.random.default_rng(SEED)
     images, known = len(counts), ~np.isnan(mious)
     found: dict[str, list[np.ndarray]] = {}
     # A product in floating point, which is fast and exact: no sum comes near 2**53 pixels.
     flat = np.concatenate(
         [counts.reshape(images, 3 * counts.shape[2]), known[:, None], np.where(known, mious, 0.0)[:, None]], axis=1
     )
-    for first in range(0, samples if images else 0, AT_ONCE):
-        drawn = rng.multinomial(images, np.full(images, 1 / images), size=min(AT_ONCE, samples - first))
-        sums = drawn.astype(np.float64) @ flat
+    for drawn in resamples(images, samples):
+        sums = drawn @ flat
         of_classes = sums[:, :-2].reshape(len(drawn), *counts.shape[1:])
         for name, values in _metrics_of(of_classes, several=labels.multilabel).items():
             found.setdefault(name, []).append(values)
@@ -127,6 +126,14 @@ def intervals(counts: np.ndarray, mious: np.ndarray, labels: LabelSet, *, sample
             {"name": name, "iou": _interval(values)} for name, values in zip(labels.names, per_class.T, strict=True)
         ],
     }
+
+
+def resamples(images: int, samples: int) -> Iterator[np.ndarray]:
+    """Yield how often each of some images is in each resample, float64 `[B, N]`, some resamples at a time."""
+    rng = np.random.default_rng(SEED)
+    for first in range(0, samples if images else 0, AT_ONCE):
+        drawn = rng.multinomial(images, np.full(images, 1 / images), size=min(AT_ONCE, samples - first))
+        yield drawn.astype(np.float64)
 
 
 def _metrics_of(counts: np.ndarray, *, several: bool) -> dict[str, np.ndarray]:

@@ -27,6 +27,7 @@ from deeplab_jax.train.writers import METRICS_FILE
 from deeplab_jax.weights.folder import METRICS_FILE as RESULTS_FILE
 from experiments import sbd
 from experiments.full_size import stand_ins
+from experiments.output import write_json
 from experiments.run.files import newest_step, read_records, state_of
 from experiments.tables.networks import CITYSCAPES_SCALES, MULTI_SCALE
 
@@ -129,8 +130,7 @@ def keep_to(out: Path, asked: Mapping[str, Any]) -> None:
         raise UserError(
             f"{out}: it was made with --{key} {kept.get(key)}, now {asked[key]}: give the same, or --out {out.parent}_2"
         )
-    out.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(kept))
+    write_json(file, kept)
 
 
 def train(words: Sequence[str], workdir: Path, steps: int) -> None:

@@ -9,13 +9,11 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import stdtr, stdtrit
 
+from deeplab_jax.evaluate.per_image import LEVEL, resamples
 from deeplab_jax.ops.metrics import ratio
 from experiments.run.per_image import Counts
 
-LEVEL = 0.95
 SAMPLES = 2000
-SEED = 0
-AT_ONCE = 200  # resamples
 
 
 class Interval(NamedTuple):
@@ -64,13 +62,10 @@ def over_images(pairs: Sequence[tuple[Counts, Counts]]) -> Interval | None:
     counts = [one for pair in pairs for one in pair]
     if not counts or not counts[0].names or any(one.names != counts[0].names for one in counts):
         return None
-    rng, images = np.random.default_rng(SEED), len(counts[0].names)
     # A product in floating point, which is fast and exact: no sum comes near 2**53 pixels.
     flat = [(one.right.astype(np.float64), one.union.astype(np.float64)) for one in counts]
     found = []
-    for first in range(0, SAMPLES, AT_ONCE):
-        drawn = rng.multinomial(images, np.full(images, 1 / images), size=min(AT_ONCE, SAMPLES - first))
-        times = drawn.astype(np.float64)
+    for times in resamples(len(counts[0].names), SAMPLES):
         mious = [np.nanmean(ratio(times @ right, times @ union), axis=1) for right, union in flat]
         found.append(np.mean(mious[::2], axis=0) - np.mean(mious[1::2], axis=0))
     tail = 50 * (1 - LEVEL)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
+from deeplab_jax.evaluate import per_image
 from deeplab_jax.evaluate.per_image import PerImage
 from deeplab_jax.labels import LabelSet, colormap
 from deeplab_jax.models.catalog import create_model
@@ -85,7 +86,7 @@ def test_the_bootstrap_of_three_images_is_that_of_all_27_draws(monkeypatch) -> N
 def test_the_bootstrap_by_a_plain_loop(monkeypatch) -> None:
     """Two trainings of two classes, of which one is in no image of some draws."""
     monkeypatch.setattr(intervals, "SAMPLES", 7)
-    monkeypatch.setattr(intervals, "AT_ONCE", 4)
+    monkeypatch.setattr(per_image, "AT_ONCE", 4)
     rng = np.random.default_rng(1)
 
     def some():
@@ -95,7 +96,7 @@ def test_the_bootstrap_by_a_plain_loop(monkeypatch) -> None:
         return Counts(("a", "b", "c"), right, union)
 
     pairs = [(some(), some()), (some(), some())]
-    drawn = np.random.default_rng(intervals.SEED)
+    drawn = np.random.default_rng(per_image.SEED)
     draws = np.concatenate([drawn.multinomial(3, [1 / 3] * 3, size=size) for size in (4, 3)])
 
     def miou(one, times):
