@@ -15,7 +15,7 @@ from deeplab_jax.provenance import versions as own_versions
 
 ROOT = Path(__file__).resolve().parents[2]
 NOT_INSTALLED = "not installed"
-PEERS = ("torch", "torchvision", "segmentation_models_pytorch", "timm")
+PEERS = ("torch", "torchvision", "segmentation_models_pytorch", "timm", "keras", "keras_hub")
 
 
 def cores() -> int:

@@ -6,6 +6,7 @@ from statistics import geometric_mean, median
 from typing import Any
 
 from experiments.benchmarks.lowerings import CLOSE
+from experiments.benchmarks.machine import NOT_INSTALLED, PEERS
 from experiments.benchmarks.session import BUSY
 from experiments.output import Section, markdown_table
 
@@ -20,7 +21,8 @@ def summarize(content: Mapping[str, Any]) -> str:
     """Return the tables of a file of results in Markdown; of what was not measured, nothing."""
     m, versions = content["machine"], content["versions"]
     where = m["accelerator"] or f"{m['cores']} cores of {m['processor']}"
-    peers = ", ".join(f"{name} {versions[name]}" for name in ("torch", "torchvision", "segmentation_models_pytorch"))
+    here = [name for name in PEERS if versions.get(name, NOT_INSTALLED) != NOT_INSTALLED]
+    peers = ", ".join(f"{name} {versions[name]}" for name in here) or "no peer"
     memory = "kept" if m.get("glibc_tunables") else "given back to the system, as glibc does by itself"
     head = f"Measured on {where}, {days(content['parts'])}, jax {versions['jax']}, {peers}; freed memory {memory}."
     if content.get("quick"):
@@ -210,6 +212,12 @@ def _range(values: Sequence[float]) -> str:
     return f"{min(values):.2f} to {max(values):.2f} (median {median(values):.2f})"
 
 
+def _keras_hub(rows: Mapping[str, Any]) -> Lines:
+    for name, row in rows.items():
+        ours, theirs = (1000 * row["times"][who]["median"] for who in ("ours", "KerasHub"))
+        yield f"KerasHub, {name}", f"{ours:,.1f} ms, KerasHub {theirs:,.1f} ms, ratio {_ratio(row, 'KerasHub')}"
+
+
 def _pipeline(rows: Mapping[str, Any]) -> Lines:
     for name, row in rows.items():
         if "milliseconds" in row:
@@ -288,6 +296,7 @@ def _profile(rows: Mapping[str, Any]) -> Lines:
 
 DESCRIPTIONS: dict[str, Callable[[Mapping[str, Any]], Lines]] = {
     "limits": _limits,
+    "keras_hub": _keras_hub,
     "lowerings": _lowerings,
     "pipeline": _pipeline,
     "evaluation": _evaluation,

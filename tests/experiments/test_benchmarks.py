@@ -22,7 +22,7 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.models.segmenter import abstract_variables
 from deeplab_jax.ops.atrous import conv2d
 from experiments.benchmarks import __main__ as benchmarks
-from experiments.benchmarks import growth, lowerings, machine, memory, networks, paper, profile, report
+from experiments.benchmarks import growth, keras_hub, lowerings, machine, memory, networks, paper, profile, report
 from experiments.benchmarks.children import run_child
 from experiments.benchmarks.session import Session, read_results
 from experiments.benchmarks.timing import Race, first_line, race, ratio, statistics, summarize
@@ -468,6 +468,40 @@ def test_each_machine_has_a_file_of_its_own(tmp_path, monkeypatch, capsys) -> No
 def test_a_child_that_fails_says_why() -> None:
     with pytest.raises(RuntimeError, match="KeyError: 'nothing'"):
         run_child("nothing", {})
+
+
+def test_without_keras_hub_its_part_is_left_out(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(keras_hub, "PACKAGES", ("keras_that_is_not_there",))
+    keras_hub.measure(session(tmp_path))
+    assert "left out: keras_that_is_not_there not installed" in capsys.readouterr().out
+    assert not (tmp_path / "results" / "cpu.json").exists()
+
+
+def test_the_report_has_keras_hubs_times() -> None:
+    full = content()
+    times = {"ours": {"median": 0.5}, "KerasHub": {"median": 2.0}}
+    row = {"times": times, "ratios": {"KerasHub": {"of_rounds": 4.0}}}
+    full["parts"]["keras_hub"] = {"inference, n, OS 16": {"code": "c", "date": "2026-01-02", "result": row}}
+    full["versions"]["keras_hub"] = "0.32.0"
+    text = report.summarize(full)
+    assert "| KerasHub, inference, n, OS 16 | 500.0 ms, KerasHub 2,000.0 ms, ratio 4.00 |" in text
+    assert "segmentation_models_pytorch 1, keras_hub 0.32.0; freed memory" in text
+
+
+@pytest.mark.slow
+def test_keras_hub_is_measured_with_the_same_weights(tmp_path: Path, repo_root: Path) -> None:
+    if importlib.util.find_spec("keras_hub") is None:
+        pytest.skip("`make peers` installs it")
+    out = tmp_path / "cpu.json"
+    flags = ["--quick", "--repeats", "1", "--parts", "keras_hub", "--out", str(out)]
+    # Keras runs on JAX only where nothing has imported it with another back end.
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.benchmarks", *flags], cwd=repo_root, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = read_results(out)["parts"]["keras_hub"]
+    assert len(rows) == 4
+    assert all(row["result"]["ratios"]["KerasHub"]["of_rounds"] > 0 for row in rows.values())
 
 
 def test_times_of_a_step_are_summed_by_what_asked_for_them() -> None:

@@ -1,0 +1,144 @@
+"""KerasHub's DeepLabV3Plus on JAX against ours with the same weights: what a user of JAX would take instead.
+
+Keras is called as its users call it: `predict_on_batch` and `train_on_batch` of a compiled model. Both sides run in one
+process and take turns.
+"""
+
+import importlib.util
+import os
+import tempfile
+from collections.abc import Callable
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from deeplab_jax import convert
+from deeplab_jax.models.segmenter import Segmenter, Variables
+from experiments.benchmarks import networks, pairs, training
+from experiments.benchmarks.inference import LOGITS
+from experiments.benchmarks.session import Session
+from experiments.benchmarks.timing import race, summarize
+
+PACKAGES = ("keras", "keras_hub")
+STAGES = {32: "P5", 16: "P4"}
+"""Output stride -> the stage below the pyramid. The published preset has 32; at 16, KerasHub leaves out a stage."""
+LOW, LOW_STRIDE = "P2", 4
+UNITS = {"resnet18": ((2, 2, 2, 2), "basic_block"), "resnet50": ((3, 4, 6, 3), "bottleneck_block")}
+
+
+def measure(session: Session) -> None:
+    """Race inference and training at each output stride; without KerasHub nothing is measured."""
+    absent = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if absent:
+        print(f"keras_hub  left out: {', '.join(absent)} not installed: `make peers` installs it", flush=True)
+        return
+    os.environ["KERAS_BACKEND"] = "jax"  # Keras reads it when it is first imported, which is below.
+    encoder, side, batch = ("resnet18", 64, 2) if session.quick else ("resnet50", 512, 2)
+    for stride in STAGES:
+        for what, contest, sides in (("inference", infer, side), ("training", train, max(64, side // 2))):
+            images = 1 if what == "inference" else batch
+            settings = {"encoder": encoder, "output_stride": stride, "side": sides, "batch": images}
+            name = f"{what}, DeepLabV3Plus {encoder}, OS {stride}, {images}x{sides}x{sides}, float32"
+            pair = cache(partial(make_pair, encoder, stride, sides))
+            session.row("keras_hub", name, settings, partial(contest, session, pair, batch=images, side=sides))
+
+
+Pair = tuple[Any, Segmenter, Variables]
+
+
+def make_pair(encoder: str, stride: int, side: int) -> Pair:
+    """Return KerasHub's network with random weights, and ours converted from its own preset."""
+    import keras_hub
+
+    units, kind = UNITS[encoder]
+    size = (side, side, 3)
+    backbone = keras_hub.models.DeepLabV3Backbone(
+        image_encoder=keras_hub.models.ResNetBackbone(
+            input_conv_filters=[64],
+            input_conv_kernel_sizes=[7],
+            stackwise_num_filters=[64, 128, 256, 512],
+            stackwise_num_blocks=list(units),
+            stackwise_num_strides=[1, 2, 2, 2],
+            block_type=kind,
+            image_shape=size,
+        ),
+        projection_filters=48,
+        low_level_feature_key=LOW,
+        spatial_pyramid_pooling_key=STAGES[stride],
+        upsampling_size=stride // LOW_STRIDE,
+        dilation_rates=[6, 12, 18],
+        image_shape=size,
+    )
+    peer = keras_hub.models.DeepLabV3ImageSegmenter(backbone=backbone, num_classes=networks.CLASSES)
+    randomise(peer)
+    with tempfile.TemporaryDirectory() as folder:
+        peer.save_to_preset(folder)
+        model, variables, _ = convert(Path(folder))
+    return peer, model, jax.device_get(variables)
+
+
+def randomise(peer: Any, *, seed: int = 0) -> None:
+    """Give a network He-normal kernels, and batch norms whose statistics and affine maps are not the identity."""
+    rng = np.random.default_rng(seed)
+    for variable in peer.weights:
+        normal = rng.standard_normal(variable.shape, np.float32)
+        kinds = {
+            "kernel": normal * (2 / np.prod(variable.shape[:-1])) ** 0.5,
+            "gamma": 1 + 0.2 * normal,
+            "moving_variance": np.exp(0.3 * normal),
+        }
+        variable.assign(kinds.get(variable.name, 0.1 * normal))
+
+
+def infer(session: Session, pair: Callable[[], Pair], *, batch: int, side: int) -> dict[str, Any]:
+    """Compare the logits, then the times, of images.
+
+    Raises:
+      AssertionError: the logits differ by more than `LOGITS` of the largest.
+    """
+    peer, model, variables = pair()
+    images = networks.random_images(batch, side)
+    apply, variables = networks.inference(model, variables)
+    inputs = jax.device_put(images)
+    contestants = {
+        "ours": lambda: jax.block_until_ready(apply(variables, inputs)),
+        "KerasHub": lambda: peer.predict_on_batch(images),
+    }
+    error = pairs.relative_error(np.asarray(contestants["ours"]()), contestants["KerasHub"]())
+    assert error <= LOGITS, f"logits differ by {error:.1e} of the largest"
+    return {**summarize(race(contestants, rounds=session.repeats)), "logits_differ": error}
+
+
+def train(session: Session, pair: Callable[[], Pair], *, batch: int, side: int) -> dict[str, Any]:
+    """Compare the first losses, then the times, of steps on one batch. Neither network has dropout.
+
+    Raises:
+      AssertionError: the first losses differ by more than `training.LOSS`.
+    """
+    import keras
+
+    peer, model, variables = pair()
+    examples = networks.random_examples(batch, side)
+    images = np.asarray(model.preprocessing(jnp.asarray(examples["image"])))
+    labels = examples["label"][..., None]
+    # Keras decays its weights apart from the gradient, and multiplies by one minus the rate times the decay.
+    optimizer = keras.optimizers.SGD(networks.LEARNING_RATE, networks.MOMENTUM, weight_decay=networks.WEIGHT_DECAY)
+    loss = keras.losses.SparseCategoricalCrossentropy(
+        from_logits=True, ignore_class=255, reduction="mean_with_sample_weight"
+    )
+    peer.compile(optimizer=optimizer, loss=loss, metrics=None)
+    first: dict[str, float] = {}
+
+    def keras_step() -> None:
+        found = float(np.ravel(peer.train_on_batch(images, labels))[0])
+        first.setdefault("KerasHub", found)
+
+    step = training.stepper(*networks.training(model, variables), examples)
+    first["ours"] = float(step()["loss"])
+    keras_step()
+    assert abs(first["ours"] - first["KerasHub"]) <= training.LOSS * abs(first["KerasHub"]), f"first losses {first}"
+    return {**summarize(race({"ours": step, "KerasHub": keras_step}, rounds=session.repeats)), "first_losses": first}
