@@ -38,7 +38,7 @@ demo: $(VENV)/.ready ## train, evaluate and draw a small DeepLabv3+; DATASET=sce
 	@$(BIN)/python -m experiments.demo --dataset "$(DATASET)" --data_dir "$(DATA_DIR)" --workdir "runs/demo-$(DATASET)" $(ARGS)
 
 test: $(VENV)/.ready ## run the tests on two processes, without the slow ones; ARGS="-k atrous" narrows them
-	@$(BIN)/python -m pytest $(TESTS) -m "not slow" -n 2 $(ARGS)
+	@$(BIN)/python -m pytest $(TESTS) -m "not slow" -n 2 --dist loadfile $(ARGS)
 
 benchmarks: $(VENV)/.peers ## measure against the PyTorch peers; ARGS="--parts inference" narrows it
 	@$(BIN)/python -m experiments.benchmarks $(ARGS)
