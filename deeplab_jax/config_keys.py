@@ -113,6 +113,9 @@ class Augment:
     cutout: int = key(0, 0, 1000)  # number of rectangles of the mean colour
     cutout_size: float = key(0.2, SMALLEST, 1)  # their largest sides, as shares of the crop's
     cutout_ignored: bool = False  # whether their pixels are ignored in the loss
+    mosaic: float = key(0.0, 0, 1)  # probability that four crops share the place of one
+    copy_paste: float = key(0.0, 0, 1)  # probability that a crop gets pixels of another, image and label
+    copy_paste_classes: tuple[int, ...] = key((), 0, 254)  # ids; empty: those that class_temperature prefers
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ MULTI_GRID = "model.options.multi_grid"
 Limits = Mapping[tuple[str, Any], str]
 
 WEIGHTS_NOT_COUNTED = "the class frequencies of this data are not known here"
+RARE_NOT_NAMED = "the rare classes of this data are not named here"
 BATCH_NORM_WEIGHTS = "the released weights have batch norm"
 NO_MULTI_GRID = "MobileNetV2 has no multi-grid"
 FROM_WEIGHTS: Limits = {("model.options.norm", "group"): BATCH_NORM_WEIGHTS}
@@ -79,6 +80,7 @@ class Regime:
       claim_seeds: of rows that a claim of the paper is about.
       close_seeds: of those that a claim of less than `CLOSE` points is about.
       class_weights: what "balanced" means for its data; empty: not known.
+      rare_classes: ids of those that "rare" means for its data; empty: not named.
       overrides: of the configuration files, as on a command line.
       pretraining: steps of a plain network that is trained first, on the regime's own data. Rows without given weights
         start from its backbone; the papers start from ImageNet. 0: such rows start from random weights.
@@ -93,6 +95,7 @@ class Regime:
     claim_seeds: int = 1
     close_seeds: int = 1
     class_weights: tuple[float, ...] = ()
+    rare_classes: tuple[int, ...] = ()
     overrides: tuple[str, ...] = ()
     pretraining: int = 0
 
@@ -113,6 +116,8 @@ class Regime:
             return f"needs {row.needs}"
         if "balanced" in row.train.values() and not self.class_weights:
             return WEIGHTS_NOT_COUNTED
+        if "rare" in row.train.values() and not self.rare_classes:
+            return RARE_NOT_NAMED
         if not row.train:
             return ""
         try:
@@ -146,6 +151,8 @@ class Regime:
                 return round(value * self.batch)
             case "class_weights":
                 return self.class_weights if value == "balanced" else ()
+            case "copy_paste_classes":
+                return self.rare_classes if value == "rare" else value
         return value
 
 
@@ -205,6 +212,7 @@ REGIMES: dict[str, Regime] = {
         claim_seeds=3,
         close_seeds=3,
         class_weights=SQRT_MEDIAN_FREQUENCY,
+        rare_classes=(2, 6, 9),  # Pole, sign symbol, pedestrian: those of "IoU of rare classes".
     ),
     "paper": Regime(
         name="paper",

@@ -12,8 +12,8 @@ class Augmentation:
     """What happens to an example beside the papers' augmentation; the defaults are off. `config_keys` has the limits.
 
     Attributes:
-      probability: of each of the following but `vertical_flip`, `quarter_turns`, `resize` and `cat_max_ratio`, drawn
-        apart for each. Brightness, contrast, saturation and hue are one.
+      probability: of each of the following but `vertical_flip`, `quarter_turns`, `resize`, `cat_max_ratio`, `mosaic`
+        and `copy_paste`, drawn apart for each. Brightness, contrast, saturation and hue are one.
       vertical_flip: upside down, with probability 1/2.
       quarter_turns: by 0, 90, 180 or 270 degrees, equally likely.
       rotation: largest angle in degrees, either way, around the crop's centre.
@@ -37,6 +37,9 @@ class Augmentation:
       cutout_size: largest sides of these, as shares of the crop's.
       cutout_ignored: whether the labels of the rectangles become the ignore label; otherwise they stay, and the network
         has to infer them from what is around.
+      mosaic: probability that four crops share the place of one; see `mixing.mosaic`.
+      copy_paste: probability that pixels of a second crop are pasted; see `mixing.paste`.
+      copy_paste_classes: the ids of the classes whose pixels are pasted; see `mixing.name_classes` for none.
 
     Raises:
       UserError: `resize` has more than two numbers, or one below 1.
@@ -63,6 +66,9 @@ class Augmentation:
     cutout: int = 0
     cutout_size: float = 0.2
     cutout_ignored: bool = False
+    mosaic: float = 0.0
+    copy_paste: float = 0.0
+    copy_paste_classes: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.resize) > 2 or min(self.resize, default=1) < 1:

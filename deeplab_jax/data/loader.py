@@ -10,6 +10,7 @@ from absl import flags
 from deeplab_jax.data.augment import Wanted, vary
 from deeplab_jax.data.augmentation import NONE, Augmentation
 from deeplab_jax.data.faults import NOT_REPLACED, Read, Replacing, Skipped, never, start_worker, within
+from deeplab_jax.data.mixing import mixed
 from deeplab_jax.data.sampling import ClassSampling
 from deeplab_jax.data.source import Example, Source
 from deeplab_jax.data.transforms import augment
@@ -107,6 +108,8 @@ def training_batches(
     part = slice(start * batch_size, steps * batch_size)
     rows = range(batch_size) if rows is None else rows
     positions, examples = _sequences(source, skipped is not None, seed, papers, more, sampling)
+    if more.mosaic or more.copy_paste:
+        positions, examples = mixed(positions, examples, seed=seed, crop_size=crop_size, more=more)
     order = Rows(positions[part], rows, batch_size)
     own = grain.MapDataset.source(Rows(examples[part], rows, batch_size))
     batches = own.batch(len(rows), drop_remainder=True)
@@ -118,8 +121,8 @@ def training_batches(
         iterable = iterable.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers), start_worker)
 
     def files(number: int) -> str:
-        indices = [order[i] for i in range(number * len(rows), (number + 1) * len(rows))]
-        return f"{spell([describe(source, index) for index in indices])} (step {start + number + 1})"
+        indices = np.hstack([order[i] for i in range(number * len(rows), (number + 1) * len(rows))])
+        return f"{spell([describe(source, index) for index in indices.tolist()])} (step {start + number + 1})"
 
     for batch in within(lambda: iter(iterable), timeout, what=files, workers=workers, stopped=stopped):
         for index in batch["replaced"][batch["replaced"] != NOT_REPLACED].tolist():

@@ -42,6 +42,12 @@ class ClassSampling:
     images: tuple[tuple[int, ...], ...]
     pixels: int
 
+    @property
+    def preferred(self) -> tuple[int, ...]:
+        """The classes that are drawn more often than if all classes of the data were drawn alike."""
+        alike = 1 / np.count_nonzero(self.probabilities)
+        return tuple(np.flatnonzero(np.array(self.probabilities) > alike * (1 + 1e-9)).tolist())  # Up to rounding.
+
     def draw(self, rng: np.random.Generator) -> Drawn:
         """Return a random example and its class."""
         class_id = int(rng.choice(len(self.probabilities), p=self.probabilities))

@@ -17,6 +17,7 @@ from deeplab_jax.data.augmentation import Augmentation
 from deeplab_jax.data.check.dataset import check_labels
 from deeplab_jax.data.faults import never
 from deeplab_jax.data.loader import Batch, skipped_examples, training_batches
+from deeplab_jax.data.mixing import name_classes
 from deeplab_jax.data.sampling import ClassSampling, sampling_of
 from deeplab_jax.data.source import Source
 from deeplab_jax.distributed import together
@@ -53,6 +54,7 @@ class Batches:
             how, skip = arguments(config.data, Sampling), self.skipped is not None
             with progress_bar(Console(stderr=True)) as progress:
                 self._sampling = sampling_of(source, **how, skip=skip, progress=progress)
+        self._more = name_classes(self._more, source, self._sampling)
 
     def __len__(self) -> int:
         """The examples of the source."""

@@ -30,6 +30,8 @@ INGREDIENTS: dict[str, dict[str, Any]] = {
     "vertical flip": {"data.augment.vertical_flip": True},
     "cosine": {"optimizer.schedule": "cosine"},
     "no average of weights": {"train.ema_decay": 0.0, "train.ema_debias": False},
+    "copy-paste": {"data.augment.copy_paste": 0.5, "data.augment.copy_paste_classes": "rare"},
+    "mosaic": {"data.augment.mosaic": 0.5},
 }
 
 TABLE = Table(

@@ -60,6 +60,15 @@ def test_probabilities_by_hand() -> None:
     np.testing.assert_allclose(class_probabilities(np.array([45, 55]), 1e9), [0.5, 0.5])
 
 
+def test_preferred_classes_by_hand() -> None:
+    """At T = 0.5, frequencies 0.6, 0.1, 0.3 become exp(-1.2), exp(-0.2), exp(-0.6): 0.18, 0.49, 0.33 of their sum."""
+    counts = np.array([[60, 10, 0, 30]])
+    assert sampling_by_class(counts, temperature=0.5, pixels=1).preferred == (1,)
+    # At a large one their deviation from a third is that of their frequency, -0.27, 0.23 and 0.03.
+    assert sampling_by_class(counts, temperature=100.0, pixels=1).preferred == (1, 3)
+    assert sampling_by_class(np.array([[7, 7, 7]]), temperature=0.1, pixels=1).preferred == ()
+
+
 def test_pixels_are_counted_by_hand() -> None:
     label = np.array([[0, 1, 1], [255, 2, 1]], np.uint8)
     counts = count_classes(label)

@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 
 from deeplab_jax.config import load_config, to_plain
 from deeplab_jax.errors import UserError
+from deeplab_jax.labels import CAMVID
 from deeplab_jax.models.segmenter import abstract_variables
 from deeplab_jax.ops.observe import observe_convolutions
 from deeplab_jax.train.from_config import build_model
@@ -19,6 +20,7 @@ from deeplab_jax.train.optimizer import make_optimizer
 from experiments.regimes import REGIMES
 from experiments.run.plan import ask
 from experiments.run.resolve import NotRun, Resolved, Settings, beyond, check_init, key_of, resolve
+from experiments.run.results import RARE
 from experiments.tables import TABLES
 from experiments.tables.table import MEASURES
 
@@ -274,6 +276,8 @@ def test_what_is_stated_in_the_papers_terms_is_scaled() -> None:
     assert resolved("v3_table2", "resnet_50-last_block_7").config.model.options.multi_grid == (1, 1)
     loss = resolved("extra_loss", "balanced-top_k_0_25").config.train
     assert len(loss.class_weights) == 9 and loss.top_k == 0.25
+    pasted = resolved("extra_recipes", "copy_paste", "camvid").config.data.augment
+    assert [CAMVID.names[class_id] for class_id in pasted.copy_paste_classes] == list(RARE)
 
 
 def test_what_a_regime_cannot_run_it_says_in_words() -> None:
@@ -281,6 +285,7 @@ def test_what_a_regime_cannot_run_it_says_in_words() -> None:
         ("v3_table5", "1_2_1-6_12_18", "camvid", "MobileNetV2 has no multi-grid"),
         ("extra_norm", "group-batch_size_4", "camvid", "the released weights have batch norm"),
         ("extra_loss", "balanced-top_k_1_0", "paper", "class frequencies"),
+        ("extra_recipes", "copy_paste", "paper", "rare classes"),
     ):
         found = resolve(row(table, name), TABLES[table], REGIMES[regime], NOTHING)
         assert isinstance(found, NotRun) and reason in found.reason

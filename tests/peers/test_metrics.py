@@ -9,6 +9,7 @@ from deeplab_jax.evaluate.results import summarize_confusion
 from deeplab_jax.labels import LabelSet, colormap
 from deeplab_jax.ops import metrics
 from tests.evaluate.test_calibration import HALF, Kind
+from tests.peers.parity import import_peer
 
 CLASSES = 5
 
@@ -21,8 +22,7 @@ def example(seed=0, shape=(30, 40), classes=CLASSES):
 
 
 def test_torchmetrics_has_the_same_ratios() -> None:
-    torch = pytest.importorskip("torch")
-    peer = pytest.importorskip("torchmetrics.classification")
+    torch, peer = import_peer("torch"), import_peer("torchmetrics.classification")
     label, predicted = example()
     confusion = np.asarray(metrics.confusion_matrix(label, predicted, num_classes=CLASSES))
     ours = summarize_confusion(confusion, LabelSet(tuple("abcde"), colormap(CLASSES)))
@@ -44,8 +44,7 @@ def test_torchmetrics_has_the_same_ratios() -> None:
 
 
 def test_torchmetrics_has_the_same_iou_of_each_image() -> None:
-    torch = pytest.importorskip("torch")
-    peer = pytest.importorskip("torchmetrics.segmentation")
+    torch, peer = import_peer("torch"), import_peer("torchmetrics.segmentation")
     images = [example(seed) for seed in range(3)]
     # It has no label to ignore.
     images = [(np.where(label == 255, 0, label), predicted) for label, predicted in images]
@@ -58,8 +57,7 @@ def test_torchmetrics_has_the_same_iou_of_each_image() -> None:
 @pytest.mark.parametrize("norm", ["l1", "max"])
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
 def test_torchmetrics_has_the_same_calibration_error(activation, norm) -> None:
-    torch = pytest.importorskip("torch")
-    peer = pytest.importorskip("torchmetrics.classification")
+    torch, peer = import_peer("torch"), import_peer("torchmetrics.classification")
     rng = np.random.default_rng(0)
     if activation == "softmax":
         logits = 2 * rng.normal(size=(4000, CLASSES))
@@ -79,8 +77,8 @@ def test_torchmetrics_has_the_same_calibration_error(activation, norm) -> None:
 
 
 def test_cityscapes_own_script_has_the_same_iou(tmp_path) -> None:
-    script = pytest.importorskip("cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling")
-    helpers = pytest.importorskip("cityscapesscripts.helpers.labels")
+    script = import_peer("cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling")
+    helpers = import_peer("cityscapesscripts.helpers.labels")
     from deeplab_jax.data.images import write_mask
 
     trained = sorted((label for label in helpers.labels if not label.ignoreInEval), key=lambda label: label.trainId)
