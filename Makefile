@@ -23,11 +23,13 @@ LOCK := $(TOOLS)/uv pip compile --no-config --universal --python-version 3.11 --
 	--custom-compile-command 'make lock'
 
 # tests/peers compares with these packages. They have exact versions but no hashes, because the files of PyTorch depend on the machine.
-# PEERS_ALONE are plain Python. They are installed without their dependencies, which would bring another PyTorch to a machine without a GPU;
-# torchmetrics needs lightning-utilities besides, and the part of cityscapesscripts that the tests run needs pyquaternion.
+# PEERS_ALONE are installed without their dependencies, which would bring another PyTorch to a machine without a GPU. What they need and the other
+# lists lack stands behind them: torchmetrics needs lightning-utilities, the part of cityscapesscripts that the tests run needs pyquaternion, and
+# keras-hub needs all that follows it.
 PEERS := torch==2.13.0 ai-edge-litert==2.3.0 pyyaml==6.0.4 regex==2026.11.15 tokenizers==0.23.3
 PEERS_ALONE := torchvision==0.29.2 segmentation_models_pytorch==0.6.0 timm==1.0.31 transformers==5.23.0 \
-	torchmetrics==1.9.0 lightning-utilities==0.15.3 cityscapesscripts==2.3.0 pyquaternion==0.9.9
+	torchmetrics==1.9.0 lightning-utilities==0.15.3 cityscapesscripts==2.3.0 pyquaternion==0.9.9 \
+	keras==3.15.1 keras-hub==0.32.0 kagglehub==1.0.3 kagglesdk==0.1.38 namex==0.1.0 optree==0.20.0
 
 .PHONY: help demo benchmarks notebooks test test-all peers tpu-compiler check format lock audit clean
 .DELETE_ON_ERROR:
