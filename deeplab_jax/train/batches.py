@@ -12,7 +12,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from deeplab_jax.config_keys import Loader, Sampling, Skipping, arguments
+from deeplab_jax.config_keys import Loader, Papers, Sampling, Skipping, arguments
+from deeplab_jax.data.augment import augment
 from deeplab_jax.data.augmentation import Augmentation
 from deeplab_jax.data.check.dataset import check_labels
 from deeplab_jax.data.faults import never
@@ -46,8 +47,10 @@ class Batches:
     def __init__(self, config: ConfigDict, model: Segmenter, source: Source, mesh: Mesh | None = None) -> None:
         self.source, self.skipped = source, skipped_examples(source, **arguments(config.data, Skipping))
         self._config, self._model, self._mesh = config, model, mesh
-        self._more = Augmentation(**config.data.augment)
-        self._more.check(model.in_channels)  # Before anything is read or compiled.
+        more = Augmentation(**config.data.augment)
+        more.check(model.in_channels)  # Before anything is read or compiled.
+        papers = arguments(config.data, Papers)
+        self._augment = partial(augment, **papers, fill=model.preprocessing.mean_pixel, more=more)
         self._sampling: ClassSampling | None = None
         if config.data.class_temperature:
             how, skip = arguments(config.data, Sampling), self.skipped is not None
@@ -88,15 +91,14 @@ class Batches:
         t = self._config.train
         return training_batches(
             self.source,
+            self._augment,
             batch_size=t.batch_size,
             rows=rows,
             steps=t.steps,
             start=start,
             seed=t.seed,
-            fill=self._model.preprocessing.mean_pixel,
             stopped=stopped,
             skipped=self.skipped,
-            more=self._more,
             sampling=self._sampling,
             **arguments(self._config.data, Loader),
         )
