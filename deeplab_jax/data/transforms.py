@@ -102,15 +102,8 @@ def _warped(image: np.ndarray, to_source: np.ndarray, size: Size) -> np.ndarray:
     return each_band(warped, image)
 
 
-def pad_to(
-    image: np.ndarray,
-    label: np.ndarray,
-    size: Size,
-    *,
-    fill: Sequence[float] = MEAN_COLOR,
-    ignore_label: int = IGNORE_LABEL,
-) -> Pair:
-    """Pad below and to the right up to at least `size`, the image with `fill` and the label with `ignore_label`."""
+def pad_to(image: np.ndarray, label: np.ndarray, size: Size, *, fill: Sequence[float] = MEAN_COLOR) -> Pair:
+    """Pad below and to the right up to at least `size`, the image with `fill` and the label with the ignore label."""
     _check_pair(image, label)
     height, width = max(size[0], label.shape[0]), max(size[1], label.shape[1])
     if (height, width) == label.shape[:2]:
@@ -120,7 +113,7 @@ def pad_to(
     inside = np.s_[: label.shape[0], : label.shape[1]]
     padded_image[inside], padded_label[inside] = image, label
     for part in padding_of(label.shape):
-        padded_image[part], padded_label[part] = fill, ignore_label
+        padded_image[part], padded_label[part] = fill, IGNORE_LABEL
     return padded_image, padded_label
 
 
