@@ -19,12 +19,13 @@ Run = Callable[[np.ndarray], np.ndarray]
 LOGITS = {"float32": 1e-4, "float16": 2e-2}
 # The largest share of pixels with another class.
 CLASSES = {"float32": 1e-3, "float16": 1e-2}
-# In int8 each layer rounds to one of 255 steps, and a few logits differ by a quarter of the largest. But 99% of them
-# differ by less than this share of their range, 13 steps. Where a class leads by more, int8 should not change it.
+# In int8 each layer rounds to one of 255 steps, and a few logits differ by a quarter of the largest. In networks
+# trained on CamVid, 99% of them differ by less than this share of their range, 13 steps. A class that leads by more
+# should stay.
 CLEAR = 0.05
-# The smallest share of these pixels that keep their class. Networks trained on CamVid keep 99.96% or more. With logits
-# that are moved by 8 pixels, it is 96%.
-KEPT = 0.99
+# The smallest share of these pixels that keep their class. These networks keep 99.6% or more. With logits that are
+# moved by 8 pixels, two of three keep 95%.
+KEPT = 0.98
 
 
 def in_float32(model: Segmenter, *, direct: bool = False) -> Segmenter:
@@ -124,7 +125,7 @@ def check_classes(
     if not sure.any():
         raise UserError(
             f"{runtime}: no pixel's class leads by {CLEAR:.0%} of the range of the logits, so there is nothing to "
-            "compare; calibrate with images such as the network was trained on"
+            "compare; calibrate with images such as it will see"
         )
     kept = float(alike[sure].mean())
     said = (
@@ -132,7 +133,10 @@ def check_classes(
         f"leads by {CLEAR:.0%} of the range of the logits"
     )
     if kept < KEPT:
-        raise UserError(f"{runtime}: {said}, less than {KEPT:.0%}; nothing is written")
+        raise UserError(
+            f"{runtime}: {said}, less than {KEPT:.0%}; nothing is written; calibrate with more images such as it will "
+            "see"
+        )
     return f"{_compared(runtime, inputs)}: {said} (bound {KEPT:.0%})"
 
 
