@@ -105,7 +105,9 @@ def make_parser() -> argparse.ArgumentParser:
     add_training_verbs(verb)
     add_inference_verbs(verb)
     add_data_verbs(verb)
-    add_model_verbs(verb)
+    add_weight_verbs(verb)
+    add_publishing_verbs(verb)
+    add_summarize_verb(verb)
     add_compile_verb(verb)
     return parser
 
@@ -204,8 +206,8 @@ def add_data_verbs(verb: Verb) -> None:
     prepare.add_argument("--out", required=True, help="folder to write")
 
 
-def add_model_verbs(verb: Verb) -> None:
-    """Add `weights`, `convert`, `export`, `push` and `summarize`."""
+def add_weight_verbs(verb: Verb) -> None:
+    """Add `weights` and `convert`."""
     weights = verb("weights", commands.weights, "List the published weights that have a name, and which are here.")
     weights.add_argument("part", metavar="PART", nargs="?", default="", help="only names that hold this text")
     weights.add_argument("--json", action="store_true", help="print JSON instead of a table")
@@ -237,6 +239,9 @@ def add_model_verbs(verb: Verb) -> None:
         "--not_strict", action="store_true", help="continue if tensors are missing, unexpected or of another shape"
     )
 
+
+def add_publishing_verbs(verb: Verb) -> None:
+    """Add `export` and `push`."""
     export = verb(
         "export",
         commands.export,
@@ -273,6 +278,9 @@ def add_model_verbs(verb: Verb) -> None:
     push.add_argument("--metrics", help="metrics.json of an evaluation; by default the one in the model's folder")
     push.add_argument("--out", metavar="FOLDER", help="write the folder with the card there, and upload nothing")
 
+
+def add_summarize_verb(verb: Verb) -> None:
+    """Add `summarize`."""
     summarize = verb(
         "summarize",
         commands.summarize,

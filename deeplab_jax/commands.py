@@ -24,13 +24,17 @@ def fail(message: str) -> int:
     return USER_ERROR
 
 
-def required_config(args: argparse.Namespace) -> Any:
-    """Load the configuration that a verb needs."""
-    from deeplab_jax.config import load_config
-
+def required_words(args: argparse.Namespace) -> list[str]:
+    """Return the words of the configuration that a verb needs."""
     if not args.config:
         raise UserError(f"{args.verb}: --config is missing; name a file such as configs/scenes.py")
-    return config_of(load_config(args.config), module=args.module)
+    words: list[str] = args.config
+    return words
+
+
+def required_config(args: argparse.Namespace) -> Any:
+    """Load the configuration that a verb needs."""
+    return config_of(required_words(args), module=args.module)
 
 
 def config_of_run(words: list[str], model: str) -> Any:
@@ -45,16 +49,12 @@ def config_of_run(words: list[str], model: str) -> Any:
 
 def train(args: argparse.Namespace) -> int:
     """`train`."""
-    from deeplab_jax.distributed import is_first, together
-    from deeplab_jax.train.allocator import keep_freed_memory
-    from deeplab_jax.train.loop import train
+    from deeplab_jax.distributed import is_first
+    from deeplab_jax.tasks.training import train
     from deeplab_jax.train.signals import Interrupted
 
-    keep_freed_memory()  # Before JAX starts.
-    with together():
-        config = required_config(args)
     try:
-        train(config, args.workdir, allow_config_change=args.allow_config_change)
+        train(required_words(args), args.workdir, module=args.module, allow_config_change=args.allow_config_change)
     except Interrupted as stop:
         if is_first():
             print(f"deeplab-jax: {stop}", file=sys.stderr)

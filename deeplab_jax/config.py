@@ -147,7 +147,8 @@ def load_config(argv: Sequence[str]) -> ConfigDict:
         raise UserError(f"--config is given {len(given)} times ({', '.join(given)}); give it once")
     if not given:
         raise UserError(
-            f"{' '.join(argv)}: no configuration is named; give --config the path of a file such as configs/scenes.py"
+            f"{' '.join(argv) or 'config'}: no configuration is named; give --config the path of a file such as "
+            "configs/scenes.py"
         )
     path = "".join(given)
     file, arg = _split(path)

@@ -74,14 +74,20 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Loader:
-    """`training_batches`."""
+class Papers:
+    """`augment`: the papers' augmentation."""
 
     crop_size: tuple[int, ...] = key((513, 513), 1, LONGEST_SIDE)  # height, width in pixels
     scale_range: tuple[float, float] = key((0.5, 2.0), 0.01, 100)  # factors of random scaling
     scale_step: float = key(0.25, 0, 100)  # 0: continuous
     flip: bool = True  # left-right, with probability 1/2
     color_jitter: float = key(0.0, 0, BELOW_1, give="0 (none) to below 1")  # 0 as in the papers
+
+
+@dataclass(frozen=True)
+class Loader:
+    """`training_batches`."""
+
     threads: int = key(4, 1, 1024, free=True)  # number of threads that read and augment
     workers: int = key(0, 0, 1024, free=True)  # number of processes that do so instead of threads; 0: none
     timeout: float = key(600.0, 0.001, 10**9, free=True)  # seconds to wait for a batch before the run stops
@@ -135,23 +141,29 @@ class Skipping:
 
 
 @dataclass(frozen=True)
-class Data(Sampling, Skipping, Loader, Source):
+class Data(Sampling, Skipping, Loader, Papers, Source):
     """The training data, and how they are read."""
 
     augment: Augment = field(default_factory=Augment)
 
 
 @dataclass(frozen=True)
-class Optimizer:
-    """`make_optimizer`."""
+class Schedule:
+    """`make_schedule`."""
 
-    name: str = "sgd"  # one of optimizer.NAMES: sgd, adam, adamw, lamb, lion
     learning_rate: float = 0.007
     schedule: str = "poly"  # one of schedules.SCHEDULES: poly, cosine, one_cycle, step, constant
     power: float = 0.9  # exponent of the poly schedule: learning_rate * (1 - step / steps) ** power
     milestones: tuple[int, ...] = key((), 1, most=SOME)  # of "step": steps at which the rate falls
     factor: float = key(0.1, 0)  # of "step": by which it is multiplied there
     warmup_steps: int = key(0, 0)  # linear increase from 0; of "one_cycle" the rise, 0: 30% of the steps
+
+
+@dataclass(frozen=True)
+class Updates:
+    """`make_optimizer`."""
+
+    name: str = "sgd"  # one of optimizer.NAMES: sgd, adam, adamw, lamb, lion
     momentum: float = 0.9  # sgd only
     nesterov: bool = False
     # Of the moving averages, not of sgd; empty: 0.9 and 0.999, or 0.99 for lion.
@@ -165,20 +177,31 @@ class Optimizer:
 
 
 @dataclass(frozen=True)
-class Step:
-    """`train_step`."""
+class Optimizer(Updates, Schedule):
+    """The update of the parameters, and its learning rate."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """`summed_loss`."""
 
     loss: str = "cross_entropy"  # one of ops.losses.LOSSES, or a sum such as "cross_entropy + 0.5*dice"
     class_weights: tuple[float, ...] = ()  # factor of each class in the loss
     top_k: float = key(1.0, SMALLEST, 1, give="a share of the pixels, above 0 and up to 1")  # the hardest, in the loss
     aux_weight: float = 0.5  # weight of the auxiliary head's loss, if the model has one
     upsample_logits: bool = True  # loss at the labels' size; False: labels are shrunk to the logits instead
+    space: int = key(1, free=True)  # devices that share the rows of an image; other devices have other images
+    remat: bool = key(False, free=True)  # True: less memory for more time; see `summed_loss`
+
+
+@dataclass(frozen=True)
+class Step:
+    """`train_step`."""
+
     accumulate: int = key(1, 1)  # micro-batches of one update, each with its own batch norm statistics
     ema_decay: float = key(0.0, 0, BELOW_1, give="0 (no average) to below 1, such as 0.999")  # of an average of the
     # weights, which is evaluated and saved beside them
     ema_debias: bool = False  # True: that average leaves the initial weights out, so it serves short runs too
-    space: int = key(1, free=True)  # devices that share the rows of an image; other devices have other images
-    remat: bool = key(False, free=True)  # True: less memory for more time; see `train_step`
 
 
 @dataclass(frozen=True)
@@ -205,7 +228,7 @@ NOT_NEVER = "at least 1; more than config.train.steps means only at the end"
 
 
 @dataclass(frozen=True)
-class Train(Step):
+class Train(Step, Objective):
     """The loop."""
 
     loss_options: LossOptions = field(default_factory=LossOptions)

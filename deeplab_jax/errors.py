@@ -38,19 +38,18 @@ def end_process(code: int) -> NoReturn:
     sys.exit(code)
 
 
-def did_you_mean(word: str, choices: Iterable[object], *, limit: int = 3) -> str:
+def did_you_mean(word: str, choices: Iterable[object]) -> str:
     """Return a phrase that names the choices nearest to `word`, or all of them if none is near.
 
     Args:
       word: what the user wrote.
       choices: the valid words.
-      limit: the largest number of near choices.
 
     Returns:
       `"did you mean a, b?"` or `"choose from a, b, c"`.
     """
     names = [str(choice) for choice in choices]
-    near = difflib.get_close_matches(word, names, n=limit, cutoff=0.6)
+    near = difflib.get_close_matches(word, names, n=3, cutoff=0.6)
     return f"did you mean {', '.join(near)}?" if near else f"choose from {', '.join(names)}"
 
 

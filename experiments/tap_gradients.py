@@ -28,7 +28,7 @@ from deeplab_jax.errors import UserError, did_you_mean
 from deeplab_jax.models.segmenter import Segmenter, Variables
 from deeplab_jax.train.from_config import model_for, open_split
 from deeplab_jax.train.state import TrainState, create_state
-from deeplab_jax.train.step import train_step
+from deeplab_jax.train.step import summed_loss, train_step
 from deeplab_jax.weights.folder import load
 from experiments.output import write_json
 from experiments.regimes import REGIMES
@@ -129,7 +129,8 @@ def state_of(variables: Variables) -> TrainState:
 
 def of_taps(state: TrainState, model: Segmenter, batch: dict[str, np.ndarray]) -> np.ndarray:
     """Return the root mean square gradient of each tap of the atrous branch, float32 `[3, 3]`, in one training step."""
-    step = jax.jit(partial(train_step, model=model, optimizer=KEEPS, key=jax.random.key(0)))
+    objective = partial(summed_loss, model=model)
+    step = jax.jit(partial(train_step, objective=objective, optimizer=KEEPS, key=jax.random.key(0)))
     after, _ = step(state, batch)
     kernel = flatten_dict(after.opt_state.trace)[KERNEL]
     return np.asarray(jnp.sqrt(jnp.mean(kernel**2, axis=(2, 3))))

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from deeplab_jax import config_keys as keys
 from deeplab_jax.config import base, differences, load_config, parse_arg, read_config, shrink, to_plain
 from deeplab_jax.config_values import check
+from deeplab_jax.data.augment import augment
 from deeplab_jax.data.augmentation import Augmentation
 from deeplab_jax.data.catalog import open_source
 from deeplab_jax.data.loader import skipped_examples, training_batches
@@ -19,7 +20,8 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate.protocol import Protocol
 from deeplab_jax.models.catalog import create_model, model_names
 from deeplab_jax.train.optimizer import make_optimizer
-from deeplab_jax.train.step import train_step
+from deeplab_jax.train.schedules import make_schedule
+from deeplab_jax.train.step import summed_loss, train_step
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
 SCENES = f"--config={CONFIGS[0].parent}/scenes.py"
@@ -197,11 +199,14 @@ def test_options_take_any_key() -> None:
 @pytest.mark.parametrize(
     ("section", "function"),
     [
+        (keys.Papers, augment),
         (keys.Loader, training_batches),
         (keys.Augment, Augmentation),
         (keys.Sampling, sampling_of),
         (keys.Skipping, skipped_examples),
-        (keys.Optimizer, make_optimizer),
+        (keys.Schedule, make_schedule),
+        (keys.Updates, make_optimizer),
+        (keys.Objective, summed_loss),
         (keys.Step, train_step),
         (keys.Protocol, Protocol),
     ],
@@ -272,7 +277,7 @@ def test_a_section_in_a_section_has_keys_with_limits_and_survives_json(tmp_path)
 def test_a_function_gets_its_part_of_a_section() -> None:
     section = keys.defaults(keys.Train)
     section.top_k, section.steps = 0.5, 7
-    taken = keys.arguments(section, keys.Step)
+    taken = keys.arguments(section, keys.Objective)
     assert taken["top_k"] == 0.5 and "steps" not in taken
     assert {*keys.arguments(base().model, keys.Model)} == {"name", "output_stride", "options"}
 

@@ -18,8 +18,8 @@ from deeplab_jax.data.sets.scenes import Scenes
 from deeplab_jax.models.catalog import create_model
 from deeplab_jax.ops.metrics import confusion_matrix, mean_iou
 from deeplab_jax.train.state import TrainState, create_state
-from deeplab_jax.train.step import train_step
 from deeplab_jax.weights.folder import load, save
+from tests.support.steps import step_of
 
 V3 = {"width": 0.25, "aspp_channels": 32}
 V3PLUS = {**V3, "low_level_channels": 12, "decoder_convs": ((3, 32),)}
@@ -90,7 +90,7 @@ def test_it_learns_four_scenes_by_heart(name: str, options: dict[str, Any], enla
 
     @partial(jax.jit, compiler_options=OPTIMISED, donate_argnums=0)
     def step(state: TrainState, batch: dict[str, jax.Array]) -> Any:
-        return train_step(state, batch, model=model, optimizer=optimizer, key=jax.random.key(1), aux_weight=0.0)
+        return step_of(model, optimizer, seed=1, aux_weight=0.0)(state, batch)
 
     @partial(jax.jit, compiler_options=OPTIMISED)
     def logits(variables: Any, images: jax.Array) -> jax.Array:

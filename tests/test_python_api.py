@@ -148,6 +148,13 @@ def test_a_frozen_configuration_is_one() -> None:
     assert to_plain(config_of(config)) == to_plain(tiny_config())
 
 
+def test_a_configuration_can_be_the_words_of_a_command(repo_root) -> None:
+    config = config_of([f"--config={repo_root / 'configs/scenes.py'}:debug", "--config.train.steps=9"])
+    assert (config.train.steps, config.model.options.width) == (9, 0.125)
+    with pytest.raises(UserError, match="there is no key 'stepz'"):
+        config_of([f"--config={repo_root / 'configs/scenes.py'}", "--config.train.stepz=9"])
+
+
 def test_predict_names_what_failed(tmp_path, undisturbed, photo) -> None:
     bad, said = tmp_path / "bad.png", []
     bad.write_text("no image")

@@ -1,6 +1,9 @@
-"""Augmentation beside that of the papers (`transforms.augment`).
+"""Augmentation of an image together with its label.
 
-The image and its label go through these steps together:
+The papers' augmentation is that of DeepLabv3 (Chen et al. 2017, section 4.1) and of the authors' TensorFlow code: scale
+by a factor between 0.5 and 2.0 (in steps of 0.25, or continuous), pad with the mean colour and the ignore label up to
+the crop size, take a random crop, mirror with probability one half. What an `Augmentation` adds has its place between
+these steps:
 
 1. a fixed size, if there is one, times the papers' random factor;
 2. the papers' random crop, which may be drawn again for the sake of its classes;
@@ -11,6 +14,7 @@ The image and its label go through these steps together:
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -19,9 +23,11 @@ from deeplab_jax.data.augmentation import NONE, Augmentation
 from deeplab_jax.data.colour import apply_jitter, sample_jitter
 from deeplab_jax.data.sampling import count_classes
 from deeplab_jax.data.transforms import (
+    MEAN_COLOR,
     Pair,
     Size,
     pad_to,
+    padding_of,
     random_flip,
     resize_label,
     resize_pair,
@@ -38,7 +44,7 @@ TRIES = 10
 _VALUES = {"gamma": colour.gamma, "blur": colour.blur, "noise": colour.noise, "jpeg": colour.jpeg}
 
 
-def vary(
+def augment(
     image: np.ndarray,
     label: np.ndarray,
     rng: np.random.Generator,
@@ -48,19 +54,26 @@ def vary(
     scale_step: float = 0.25,
     flip: bool = True,
     color_jitter: float = 0.0,
-    fill: Sequence[float],
+    fill: Sequence[float] = MEAN_COLOR,
     more: Augmentation = NONE,
     wanted: Wanted | None = None,
 ) -> Pair:
-    """Return an example after the papers' augmentation and more.
+    """Return an example after the papers' augmentation, and more.
 
-    Without further augmentation, the result and the use of the generator are those of `transforms.augment`.
+    Without more, it equals `resize_pair`, the jitter, `pad_to`, a random crop and `random_flip` in this order, but only
+    pixels inside the crop are resampled. The label is the same bit for bit. In the image, rounding changes a rare pixel
+    by one level.
 
     Args:
       image: `[H, W, C]`.
       label: uint8 `[H, W]`, or `[H, W, K]` where a pixel can have several labels.
       rng: the only source of randomness.
-      crop_size, scale_range, scale_step, flip, color_jitter, fill: see `transforms.augment`.
+      crop_size: (height, width) of the result.
+      scale_range: smallest and largest scale factor; `(1, 1)` keeps the size.
+      scale_step: distance between the factors; 0 draws them from the whole interval.
+      flip: mirror left to right with probability one half.
+      color_jitter: strength in `[0, 1)`, see `colour.sample_jitter`; 0 leaves the colours alone.
+      fill: value of each channel in the padding.
       more: what happens beside these.
       wanted: (class id, pixels): a crop is drawn again, up to 10 times, unless it has more pixels of this class.
 
@@ -68,7 +81,8 @@ def vary(
       `[h, w, C]` of the image's dtype, and uint8 `[h, w]` or `[h, w, K]`, of `crop_size`.
 
     Raises:
-      UserError: an option that makes no sense, or none for such images.
+      UserError: a scale range, step, strength or crop size that makes no sense, or an option that has none for such
+        images.
     """
     more.check(image.shape[2], image.dtype)
     turns = int(rng.integers(4)) if more.quarter_turns else 0
@@ -81,7 +95,8 @@ def vary(
     changed = image if colours is None else apply_jitter(image, colours)
     changed = _change_values(changed, rng, more)
     if changed is not image:
-        changed[outside] = fill
+        for part in outside:
+            changed[part] = fill
     if more.cutout and rng.random() < more.probability:
         changed, label = cut_out(
             changed,
@@ -126,7 +141,7 @@ def choose_window(
       size: (height, width) of the resized image.
       crop_size: (height, width) of the crop.
       cat_max_ratio: see `Augmentation`.
-      wanted: see `vary`.
+      wanted: see `augment`.
     """
     window = sample_window(rng, size, crop_size)
     for _ in range(TRIES if cat_max_ratio < 1 or wanted else 0):
@@ -158,19 +173,18 @@ def _cropped(
     window: Window,
     crop_size: Size,
     fill: Sequence[float],
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the crop of an image and its label, warped at random, and where it is padding."""
+) -> tuple[np.ndarray, np.ndarray, Sequence[Any]]:
+    """Return the crop of an image and its label, warped at random, and the indices of its padding."""
     matrix, displacement = sample_warp(rng, options, crop_size)
     if matrix is not None or displacement is not None:
         source = (label.shape[0], label.shape[1])
         positions = source_positions(
             crop_size, window=window, size=size, source=source, warp=matrix, displacement=displacement
         )
-        return read_at(image, label, positions, fill=fill)
+        image, label, outside = read_at(image, label, positions, fill=fill)
+        return image, label, [outside]
     image, label = resize_pair(image, label, size, window=window)
-    outside = np.ones(crop_size, bool)
-    outside[: label.shape[0], : label.shape[1]] = False
-    return *pad_to(image, label, crop_size, fill=fill), outside
+    return *pad_to(image, label, crop_size, fill=fill), padding_of(label.shape)
 
 
 def sample_warp(

@@ -27,7 +27,7 @@ class Augmentation:
         most the smaller number, and whose longer side the larger one (mmsegmentation's `keep_ratio`).
       cat_max_ratio: a crop is drawn again, up to 10 times, unless it has two classes or more, and the share of each
         among the labelled pixels is below this (mmsegmentation's RandomCrop: 0.75); 1: any crop is taken.
-      brightness, contrast, saturation: strengths in `[0, 1)`; see `colour.jitter`. Saturation is for RGB alone.
+      brightness, contrast, saturation: strengths in `[0, 1)`; see `colour.sample_jitter`. Saturation is for RGB alone.
       hue: largest angle in degrees, either way; see `colour.hue_matrix`. For RGB alone.
       gamma: values become 255 * (value / 255) ** g, with g between 1 / (1 + gamma) and 1 + gamma.
       blur: largest standard deviation of a Gaussian blur, in pixels.

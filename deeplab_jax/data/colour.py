@@ -17,29 +17,23 @@ _LUMA = (0.299, 0.587, 0.114)
 _CHROMA = ((0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))  # The axes I and Q of YIQ; each sums to 0.
 
 
-def jitter(image: np.ndarray, rng: np.random.Generator, *, strength: float) -> np.ndarray:
-    """Change brightness, contrast and saturation, each by its own factor from `[1 - strength, 1 + strength]`. Images of
-    other than three channels have no saturation: it stays.
-
-    Contrast pivots on mid-grey and not on the image's mean. So a pixel's new colour depends only on its old one, and
-    jitter and crop may change their order.
-
-    Raises:
-      UserError: `strength` is outside `[0, 1)`.
-    """
-    return apply_jitter(image, sample_jitter(rng, strength, channels=image.shape[2])) if strength else image
-
-
 def sample_jitter(
     rng: np.random.Generator, strength: float | Sequence[float], *, channels: int = 3, hue: float = 0.0
 ) -> np.ndarray:
     """Return a random change of colour as a float `[C, C + 1]` affine map of (r, g, b, 1), values 0 to 255.
+
+    Brightness, contrast and saturation change by factors of their own, each from `[1 - strength, 1 + strength]`.
+    Contrast pivots on mid-grey and not on the image's mean. So a pixel's new colour depends only on its old one, and a
+    crop may come before or after.
 
     Args:
       rng: the only source of randomness.
       strength: of brightness, contrast and saturation: one for each, or one for all.
       channels: number of channels; only three have saturation and hue.
       hue: largest angle in degrees, either way, by which colours turn around the greys. Their luma stays.
+
+    Raises:
+      UserError: a strength is outside `[0, 1)`.
     """
     strengths = np.broadcast_to(np.asarray(strength, float), 3)
     if not ((strengths >= 0) & (strengths < 1)).all():

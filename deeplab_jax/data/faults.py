@@ -18,6 +18,7 @@ Item = TypeVar("Item")
 
 NOT_REPLACED = -1
 GLANCE = 1.0  # seconds between checks while it waits
+END = object()
 
 
 class Read(NamedTuple):
@@ -109,67 +110,80 @@ def within(
       StuckError: an item did not arrive, because the reader hangs.
       UserError: a worker process died.
     """
-    done = object()
-    channel: queue.Queue[Any] = queue.Queue(maxsize=1)
-    closed = threading.Event()
-
-    def offer(message: tuple[Any, BaseException | None]) -> None:
-        while not closed.is_set():
-            try:
-                return channel.put(message, timeout=1)
-            except queue.Full:
-                continue
-
-    def pump() -> None:
-        try:
-            for item in items():
-                offer((item, None))
-                if closed.is_set():
-                    return
-            offer((done, None))
-        except BaseException as error:
-            offer((None, error))
-
-    def receive() -> tuple[Any, BaseException | None]:
-        deadline = time.monotonic() + seconds
-        while not stopped():
-            try:
-                return channel.get(timeout=max(0.0, min(GLANCE, deadline - time.monotonic())))
-            except queue.Empty:
-                if time.monotonic() >= deadline:
-                    raise
-        return done, None
-
-    def reader(number: int) -> str:
-        return f"worker process {number % workers + 1} of {workers}" if workers else "a thread"
-
-    # A daemon thread: the interpreter would wait for another kind, and this one may hang. Grain starts its threads from
-    # it, so they are daemons too.
-    threading.Thread(target=pump, name="reading", daemon=True).start()
-    number = 0
+    arrivals, number = Arrivals(items), 0
     try:
         while True:
+            reader = f"worker process {number % workers + 1} of {workers}" if workers else "a thread"
             try:
-                item, error = receive()
+                item, error = arrivals.next(seconds, stopped)
             except queue.Empty:
                 kill_workers()
                 raise StuckError(
-                    f"no data for {seconds:g} s: {reader(number)} hangs in reading {what(number)}; check that these "
+                    f"no data for {seconds:g} s: {reader} hangs in reading {what(number)}; check that these "
                     "files can be read, or give config.data.timeout more seconds"
                 ) from None
-            if item is done:
+            if item is END:
                 return
             if error is not None:
                 if not workers or isinstance(error, UserError) or "terminated unexpectedly" not in str(error):
                     raise error
                 raise UserError(
-                    f"{reader(number)} died ({error.args[0].split('.')[0]}), reading ahead from {what(number)}; if "
+                    f"{reader} died ({error.args[0].split('.')[0]}), reading ahead from {what(number)}; if "
                     "memory is short use fewer config.data.workers, then start again"
                 ) from None
             yield item
             number += 1
     finally:
-        closed.set()
+        arrivals.close()
+
+
+class Arrivals:
+    """Runs an iterator in a thread, which computes one item ahead until `close`."""
+
+    def __init__(self, items: Callable[[], Iterator[Any]]) -> None:
+        self._items = items
+        self._channel: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(maxsize=1)
+        self._closed = threading.Event()
+        # A daemon thread: the interpreter would wait for another kind, and this one may hang. Grain starts its threads
+        # from it, so they are daemons too.
+        threading.Thread(target=self._run, name="reading", daemon=True).start()
+
+    def next(self, seconds: float, stopped: Callable[[], bool]) -> tuple[Any, BaseException | None]:
+        """Return the next item, `END` after the last one or once `stopped` returns True; or None and the iterator's
+        error.
+
+        Raises:
+          queue.Empty: none arrived within the time.
+        """
+        deadline = time.monotonic() + seconds
+        while not stopped():
+            try:
+                return self._channel.get(timeout=max(0.0, min(GLANCE, deadline - time.monotonic())))
+            except queue.Empty:
+                if time.monotonic() >= deadline:
+                    raise
+        return END, None
+
+    def close(self) -> None:
+        """Let the thread end after the item that it is at."""
+        self._closed.set()
+
+    def _run(self) -> None:
+        try:
+            for item in self._items():
+                self._offer(item)
+                if self._closed.is_set():
+                    return
+            self._offer(END)
+        except BaseException as error:
+            self._offer(None, error)
+
+    def _offer(self, item: Any, error: BaseException | None = None) -> None:
+        while not self._closed.is_set():
+            try:
+                return self._channel.put((item, error), timeout=1)
+            except queue.Full:
+                continue
 
 
 def kill_workers() -> None:

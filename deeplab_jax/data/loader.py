@@ -1,19 +1,17 @@
 """Input pipelines on Grain: augmented training batches, and validation examples in order."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypedDict
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol, TypedDict
 
 import grain
 import numpy as np
 from absl import flags
 
-from deeplab_jax.data.augment import Wanted, vary
-from deeplab_jax.data.augmentation import NONE, Augmentation
+from deeplab_jax.data.augment import Wanted
 from deeplab_jax.data.faults import NOT_REPLACED, Read, Replacing, Skipped, never, start_worker, within
-from deeplab_jax.data.mixing import mixed
 from deeplab_jax.data.sampling import ClassSampling
 from deeplab_jax.data.source import Example, Source
-from deeplab_jax.data.transforms import augment
+from deeplab_jax.data.transforms import Pair
 from deeplab_jax.errors import UserError, did_you_mean, spell
 
 ON_ERROR = ("stop", "skip")
@@ -47,22 +45,30 @@ class Batch(TypedDict):
     label: np.ndarray
 
 
+Sequences = tuple[grain.MapDataset, grain.MapDataset]
+Mix = Callable[[grain.MapDataset, grain.MapDataset], Sequences]
+"""From the endless sequences of examples' indices and of crops to others of their kind."""
+
+
+class Transform(Protocol):
+    """`augment` with its options."""
+
+    def __call__(
+        self, image: np.ndarray, label: np.ndarray, rng: np.random.Generator, *, wanted: Wanted | None
+    ) -> Pair: ...
+
+
 def training_batches(
     source: Source,
+    transform: Transform,
     *,
     batch_size: int,
     rows: Sequence[int] | None = None,
     steps: int,
     start: int = 0,
     seed: int = 0,
-    crop_size: tuple[int, int],
-    scale_range: tuple[float, float] = (0.5, 2.0),
-    scale_step: float = 0.25,
-    flip: bool = True,
-    color_jitter: float = 0.0,
-    fill: Sequence[float],
-    more: Augmentation = NONE,
     sampling: ClassSampling | None = None,
+    mix: Mix | None = None,
     threads: int = 4,
     workers: int = 0,
     timeout: float = TIMEOUT,
@@ -76,15 +82,15 @@ def training_batches(
 
     Args:
       source: training examples.
+      transform: the augmentation of each, to one size.
       batch_size: images of one step, over all processes.
       rows: the positions in the batch, from 0, that this process reads; None: all. A position holds the same example in
         any process.
       steps: last step of training.
       start: first step to yield.
       seed: seed of order and augmentation.
-      crop_size, scale_range, scale_step, flip, color_jitter, fill: see `transforms.augment`.
-      more: augmentation beside the papers'.
       sampling: how images are drawn; None: each once, in another order each time.
+      mix: `mixing.mixed`, which makes crops of several; None: each crop stays alone.
       threads: number of threads that read ahead.
       workers: number of processes that read ahead; 0 uses threads of this one. OpenCV and Pillow work without the
         interpreter lock, so threads suffice until the Python code of augmentation needs more than one core.
@@ -96,20 +102,11 @@ def training_batches(
       UserError: an example cannot be read, too many cannot, or a worker process died.
       StuckError: no batch within the time.
     """
-
-    papers = {
-        "crop_size": crop_size,
-        "scale_range": scale_range,
-        "scale_step": scale_step,
-        "flip": flip,
-        "color_jitter": color_jitter,
-        "fill": fill,
-    }
     part = slice(start * batch_size, steps * batch_size)
     rows = range(batch_size) if rows is None else rows
-    positions, examples = _sequences(source, skipped is not None, seed, papers, more, sampling)
-    if more.mosaic or more.copy_paste:
-        positions, examples = mixed(positions, examples, seed=seed, crop_size=crop_size, more=more)
+    positions, examples = _sequences(source, skipped is not None, seed, transform, sampling)
+    if mix is not None:
+        positions, examples = mix(positions, examples)
     order = Rows(positions[part], rows, batch_size)
     own = grain.MapDataset.source(Rows(examples[part], rows, batch_size))
     batches = own.batch(len(rows), drop_remainder=True)
@@ -135,21 +132,16 @@ def _sequences(
     source: Source,
     replaces: bool,
     seed: int,
-    papers: Mapping[str, Any],
-    more: Augmentation,
+    transform: Transform,
     sampling: ClassSampling | None,
-) -> tuple[grain.MapDataset, grain.MapDataset]:
+) -> Sequences:
     """Return the endless sequences of the examples' indices, and of the augmented examples."""
 
-    def transform(
+    def transformed(
         read: Example | Read, rng: np.random.Generator, wanted: Wanted | None = None
     ) -> dict[str, np.ndarray]:
         example, replaced = read if isinstance(read, Read) else (read, NOT_REPLACED)
-        pair = example["image"], example["label"]
-        if more == NONE and wanted is None:
-            image, label = augment(*pair, rng, **papers)
-        else:
-            image, label = vary(*pair, rng, **papers, more=more, wanted=wanted)
+        image, label = transform(example["image"], example["label"], rng, wanted=wanted)
         return {"image": image, "label": label, "replaced": np.asarray(replaced)}
 
     def ordered(items: object) -> grain.MapDataset:
@@ -157,10 +149,10 @@ def _sequences(
 
     reader = Replacing(source) if replaces else source
     if sampling is None:
-        return ordered(range(len(source))), ordered(reader).random_map(transform)
+        return ordered(range(len(source))), ordered(reader).random_map(transformed)
     drawn = grain.MapDataset.range(1).seed(seed).repeat().random_map(lambda _, rng: sampling.draw(rng))
     examples = drawn.map(lambda one: (reader[one.example], sampling.wanted(one)))
-    return drawn.map(lambda one: one.example), examples.random_map(lambda one, rng: transform(one[0], rng, one[1]))
+    return drawn.map(lambda one: one.example), examples.random_map(lambda one, rng: transformed(one[0], rng, one[1]))
 
 
 def examples_in_order(

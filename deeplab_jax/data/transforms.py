@@ -1,8 +1,4 @@
-"""Augmentation of an image together with its label, as pure functions of both and of a numpy `Generator`.
-
-The protocol is that of DeepLabv3 (Chen et al. 2017, section 4.1) and of the authors' TensorFlow code: scale by a factor
-between 0.5 and 2.0 (in steps of 0.25, or continuous), pad with the mean colour and the ignore label up to the crop
-size, take a random crop, mirror with probability one half.
+"""The parts of the papers' augmentation, as pure functions of an image, its label, and a numpy `Generator`.
 
 Geometry always changes both. Pixel centres lie at half integers: if a map of size `n` becomes size `m`, its pixel i
 reads the source at `(i + 0.5) * n / m - 0.5`. The image is read bilinearly (without low-pass filter, as in the papers),
@@ -15,11 +11,12 @@ writes into its arguments; a result may be a view of them.
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import cv2
 import numpy as np
 
-from deeplab_jax.data.colour import apply_jitter, each_band, sample_jitter
+from deeplab_jax.data.colour import each_band
 from deeplab_jax.errors import UserError
 from deeplab_jax.labels import IGNORE_LABEL
 
@@ -28,68 +25,6 @@ Pair = tuple[np.ndarray, np.ndarray]
 
 # The mean colour of ImageNet, rounded. Normalised by the model, the padding is close to zero.
 MEAN_COLOR = (124, 116, 104)
-
-
-def augment(
-    image: np.ndarray,
-    label: np.ndarray,
-    rng: np.random.Generator,
-    *,
-    crop_size: Size,
-    scale_range: tuple[float, float] = (0.5, 2.0),
-    scale_step: float = 0.25,
-    flip: bool = True,
-    color_jitter: float = 0.0,
-    fill: Sequence[float] = MEAN_COLOR,
-    ignore_label: int = IGNORE_LABEL,
-) -> Pair:
-    """Scale, jitter, pad, crop and mirror one example.
-
-    The result equals that of `random_scale`, `colour.jitter`, `pad_to`, `random_crop` and `random_flip` in this order
-    with the same generator, but only pixels inside the crop are resampled. The label is the same bit for bit. In the
-    image, rounding changes a rare pixel by one level.
-
-    Args:
-      image: `[H, W, C]`.
-      label: uint8 `[H, W]`.
-      rng: the only source of randomness.
-      crop_size: (height, width) of the result.
-      scale_range: smallest and largest scale factor; `(1, 1)` keeps the size.
-      scale_step: distance between the factors; 0 draws them from the whole interval.
-      flip: mirror left to right with probability one half.
-      color_jitter: strength in `[0, 1)`, see `colour.jitter`; 0 leaves the colours alone.
-      fill: value of each channel in the padding.
-      ignore_label: label of the padding.
-
-    Returns:
-      `[h, w, C]` of the image's dtype, and uint8 `[h, w]`, of `crop_size`.
-
-    Raises:
-      UserError: a scale range, step, strength or crop size that makes no sense.
-    """
-    _check_pair(image, label)
-    _check_size(crop_size)
-    size = _scaled(label.shape[:2], sample_scale(rng, scale_range=scale_range, scale_step=scale_step))
-    colours = sample_jitter(rng, color_jitter, channels=image.shape[2]) if color_jitter else None
-    window = sample_window(rng, size, crop_size)
-    image, label = resize_pair(image, label, size, window=window)
-    if colours is not None:
-        image = apply_jitter(image, colours)
-    image, label = pad_to(image, label, crop_size, fill=fill, ignore_label=ignore_label)
-    return random_flip(image, label, rng) if flip else (image, label)
-
-
-def random_scale(
-    image: np.ndarray,
-    label: np.ndarray,
-    rng: np.random.Generator,
-    *,
-    scale_range: tuple[float, float] = (0.5, 2.0),
-    scale_step: float = 0.25,
-) -> Pair:
-    """Resize the pair by one random factor, see `sample_scale`; sizes are rounded and at least 1."""
-    scale = sample_scale(rng, scale_range=scale_range, scale_step=scale_step)
-    return resize_pair(image, label, _scaled(label.shape[:2], scale))
 
 
 def sample_scale(rng: np.random.Generator, *, scale_range: tuple[float, float], scale_step: float) -> float:
@@ -167,37 +102,24 @@ def _warped(image: np.ndarray, to_source: np.ndarray, size: Size) -> np.ndarray:
     return each_band(warped, image)
 
 
-def pad_to(
-    image: np.ndarray,
-    label: np.ndarray,
-    size: Size,
-    *,
-    fill: Sequence[float] = MEAN_COLOR,
-    ignore_label: int = IGNORE_LABEL,
-) -> Pair:
-    """Pad below and to the right up to at least `size`, the image with `fill` and the label with `ignore_label`."""
+def pad_to(image: np.ndarray, label: np.ndarray, size: Size, *, fill: Sequence[float] = MEAN_COLOR) -> Pair:
+    """Pad below and to the right up to at least `size`, the image with `fill` and the label with the ignore label."""
     _check_pair(image, label)
     height, width = max(size[0], label.shape[0]), max(size[1], label.shape[1])
     if (height, width) == label.shape[:2]:
         return image, label
     padded_image = np.empty((height, width, image.shape[2]), image.dtype)
-    padded_image[:] = fill
-    padded_label = np.full((height, width, *label.shape[2:]), ignore_label, label.dtype)
+    padded_label = np.empty((height, width, *label.shape[2:]), label.dtype)
     inside = np.s_[: label.shape[0], : label.shape[1]]
     padded_image[inside], padded_label[inside] = image, label
+    for part in padding_of(label.shape):
+        padded_image[part], padded_label[part] = fill, IGNORE_LABEL
     return padded_image, padded_label
 
 
-def random_crop(image: np.ndarray, label: np.ndarray, rng: np.random.Generator, *, size: Size) -> Pair:
-    """Cut the same window out of both, every position equally likely.
-
-    Raises:
-      ValueError: the pair is smaller than the window; pad it first.
-    """
-    _check_pair(image, label)
-    top, left = _sample_offset(rng, label.shape[:2], size)
-    part = np.s_[top : top + size[0], left : left + size[1]]
-    return image[part], label[part]
+def padding_of(shape: tuple[int, ...]) -> tuple[Any, Any]:
+    """Return the indices of what `pad_to` adds to arrays of a shape: the rows below, and the columns to the right."""
+    return np.s_[shape[0] :], np.s_[: shape[0], shape[1] :]
 
 
 def random_flip(image: np.ndarray, label: np.ndarray, rng: np.random.Generator) -> Pair:

@@ -58,7 +58,6 @@ def read_at(
     positions: np.ndarray,
     *,
     fill: Sequence[float],
-    ignore_label: int = IGNORE_LABEL,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return an image and its label at positions, and where these lie outside of them.
 
@@ -67,7 +66,6 @@ def read_at(
       label: integers `[H, W]`, or `[H, W, K]`.
       positions: (x, y), floats `[h, w, 2]`.
       fill: value of each channel outside the image.
-      ignore_label: label outside the image.
 
     Returns:
       The image `[h, w, C]`, read bilinearly, the label at the nearest pixel (of two equally near ones, the right or
@@ -89,7 +87,7 @@ def read_at(
         return read.reshape(*outside.shape, bands.shape[2])
 
     pixels, labels = each_band(remapped, part), label[rows, columns]
-    pixels[outside], labels[outside] = fill, ignore_label
+    pixels[outside], labels[outside] = fill, IGNORE_LABEL
     return pixels, labels, outside
 
 

@@ -22,20 +22,19 @@ from deeplab_jax.ops import metrics
 FAR = np.iinfo(np.int32).max
 
 
-def boundary_distance(label: np.ndarray, *, around: Around = "labels", ignore_label: int = IGNORE_LABEL) -> np.ndarray:
+def boundary_distance(label: np.ndarray, *, around: Around = "labels") -> np.ndarray:
     """Return the distance of each pixel from a boundary in steps; diagonal steps count too.
 
     Args:
       label: integer `[H, W]`.
       around: "void": distance from the nearest pixel of the ignore label (0 for such a pixel); "labels": distance from
         the nearest pixel of another label, so at least 1. The ignore label counts as a label then.
-      ignore_label: value of void pixels.
 
     Returns:
       int32 `[H, W]`; `FAR` if the map has no boundary.
     """
     if around == "void":
-        return _steps_to(label == ignore_label)
+        return _steps_to(label == IGNORE_LABEL)
     smallest, largest = (
         morph(label.astype(np.uint16), np.ones((3, 3), np.uint8), borderType=cv2.BORDER_REPLICATE)
         for morph in (cv2.erode, cv2.dilate)

@@ -152,8 +152,6 @@ def predict_large(
     protocol: Protocol,
     *,
     size: Size | None = None,
-    batch_size: int = 1,
-    place: Place = unplaced,
     onto: np.ndarray | None = None,
 ) -> np.ndarray:
     """Return the class of each pixel of an image that is larger than the window, as from `predict_classes`. Beside the
@@ -164,8 +162,6 @@ def predict_large(
       image: uint8 `[H, W, C]`; an array, or one that is read a part at a time.
       protocol: its scales, flip and windows; without a CRF, which needs the whole image.
       size: (height, width) over which the windows are spread; None: the protocol's for such an image.
-      batch_size: number of windows that run together.
-      place: puts windows and their sizes on the devices; see `evaluator.split_over`.
       onto: an array for the ids, such as one of `scratch`; None: a new one.
 
     Returns:
@@ -173,7 +169,7 @@ def predict_large(
     """
     classes = no_classes(model, image.shape[:2]) if onto is None else onto
     size = size or protocol.run_size((image.shape[0], image.shape[1]))
-    for tile in _means(model, variables, image, protocol, size=size, batch_size=batch_size, place=place):
+    for tile in _means(model, variables, image, protocol, size=size):
         classes[tile.place] = decide(model, tile.probabilities, protocol.threshold)
     return classes
 
@@ -204,14 +200,19 @@ def evaluate_large(
     *,
     batch_size: int = 1,
     place: Place = unplaced,
-    onto: np.ndarray | None = None,
 ) -> tuple[np.ndarray, Counts]:
-    """Predict an image that is larger than the window, in little memory, and compare it with its label.
+    """Do what `predict_large` does, and compare the classes with the image's label.
+
+    Args:
+      model, variables, image, protocol: see `predict_large`.
+      label: `[H, W]`, or `[H, W, K]` where a pixel has several labels.
+      batch_size: number of windows that run together.
+      place: puts windows and their sizes on the devices; see `evaluator.split_over`.
 
     Returns:
-      Class ids and the int64 counts of `counts.count`. See `predict_large` for the arguments and the ids.
+      The classes, and the int64 counts of `counts.count`.
     """
-    classes = no_classes(model, image.shape[:2]) if onto is None else onto
+    classes = no_classes(model, image.shape[:2])
     counts = no_counts(model, wanted(protocol))
     size = protocol.run_size((image.shape[0], image.shape[1]))
     for tile in _means(model, variables, image, protocol, size=size, batch_size=batch_size, place=place):

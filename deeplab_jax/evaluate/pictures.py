@@ -103,8 +103,6 @@ def prediction_strip(
     palette: Palette,
     *,
     names: Sequence[str] = (),
-    alpha: float = 1.0,
-    titles: Sequence[str] = ("image", "truth", "prediction"),
     enlarge: int = 1,
 ) -> np.ndarray:
     """Return image, truth and prediction side by side, with titles, over a legend of the classes in either.
@@ -115,8 +113,6 @@ def prediction_strip(
       prediction: class ids `[H, W]`.
       palette: (red, green, blue) of each class.
       names: class names for the legend; None leaves it out.
-      alpha: strength of the class colours over the image; 1 paints plain colours.
-      titles: titles of the three columns.
       enlarge: factor of the picture's size, for small images.
 
     Returns:
@@ -124,10 +120,10 @@ def prediction_strip(
     """
     image, prediction = _enlarged(shown(image), enlarge), _enlarged(prediction, enlarge)
     truth = None if truth is None else _enlarged(truth, enlarge)
-    columns = [(titles[0], image), (titles[2], _panel(image, prediction, palette, alpha))]
+    columns = [("image", image), ("prediction", colour_labels(prediction, palette))]
     drawn = [prediction]
     if truth is not None:
-        columns.insert(1, (titles[1], _panel(image, truth, palette, alpha)))
+        columns.insert(1, ("truth", colour_labels(truth, palette)))
         drawn.append(truth)
     font = _font(image.shape[0])
     row = np.concatenate([_titled(panel, title, font) for title, panel in columns], axis=1)[:, : -_GAP or None]
@@ -252,10 +248,6 @@ def _open_font(name: str, size: int) -> Font | None:
 
 def _enlarged(array: np.ndarray, factor: int) -> np.ndarray:
     return array.repeat(factor, axis=0).repeat(factor, axis=1)
-
-
-def _panel(image: np.ndarray, ids: np.ndarray, palette: Palette, alpha: float) -> np.ndarray:
-    return colour_labels(ids, palette) if alpha == 1 else overlay(image, ids, palette, alpha=alpha)
 
 
 def _titled(panel: np.ndarray, title: str, font: Font) -> np.ndarray:

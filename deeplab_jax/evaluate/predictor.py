@@ -73,8 +73,7 @@ def predict_files(
     outputs.check(found)
     make_folder(outputs.folder)
     model, variables = fold_norm(model, variables)
-    # Of each image that has been read: the reason why it failed, or the future of its files.
-    outcomes: dict[int, Outcome] = {}
+    outcomes = Outcomes(found, progress)
     reading, writing = ThreadPoolExecutor(THREADS), ThreadPoolExecutor(THREADS)
 
     def readable() -> Iterator[dict[str, Any]]:
@@ -82,22 +81,12 @@ def predict_files(
         images = ahead(reading, lambda each: _read(each, model, protocol, in_parts), found, count=count + THREADS)
         for index, image in enumerate(images):
             if isinstance(image, UserError):
-                outcomes[index] = image
+                outcomes.add(index, image)
             else:
                 yield {"image": image, "index": index}
 
-    def told(start: int, *, wait: bool = False) -> Iterator[tuple[Found, UserError | None]]:
-        for index in range(start, len(found)):
-            outcome = outcomes.get(index)
-            if outcome is None or (isinstance(outcome, Future) and not (wait or outcome.done())):
-                return
-            error = outcome.result() if isinstance(outcome, Future) else outcome
-            if progress is not None:
-                progress(index + 1, len(found))
-            yield found[index], error
-
     try:
-        done, unwritten = 0, deque[Future[UserError | None]]()
+        unwritten = deque[Future[UserError | None]]()
         for size, batch in grouped(readable(), count, protocol):
             files, images = [found[item["index"]] for item in batch], [item["image"] for item in batch]
             try:
@@ -113,21 +102,44 @@ def predict_files(
                         folder=outputs.folder,
                     )
             except UserError as error:
-                outcomes.update({item["index"]: error for item in batch})
+                for item in batch:
+                    outcomes.add(item["index"], error)
             else:
                 for item, file, prediction in zip(batch, files, predictions, strict=True):
                     future = writing.submit(_write, outputs, file, item["image"], prediction, protocol)
-                    outcomes[item["index"]] = future
+                    outcomes.add(item["index"], future)
                     unwritten.append(future)
             while len(unwritten) > count + THREADS:  # What waits takes memory.
                 unwritten.popleft().result()
-            for each in told(done):
-                done += 1
-                yield each
-        yield from told(done, wait=True)
+            yield from outcomes.told()
+        yield from outcomes.told(wait=True)
     finally:  # After Ctrl-C, too: files that are being written become whole.
         reading.shutdown(cancel_futures=True)
         writing.shutdown(cancel_futures=True)
+
+
+class Outcomes:
+    """What became of each file: it comes in any order, and is told in the order of the files."""
+
+    def __init__(self, found: Sequence[Found], progress: Callable[[int, int], None] | None) -> None:
+        self._found, self._progress = found, progress
+        self._known: dict[int, Outcome] = {}
+        self._told = 0
+
+    def add(self, index: int, outcome: Outcome) -> None:
+        """Add the reason why a file failed, or the future of what is written for it."""
+        self._known[index] = outcome
+
+    def told(self, *, wait: bool = False) -> Iterator[tuple[Found, UserError | None]]:
+        """Yield the next files whose outcome is known, with it; `wait` for those that are being written."""
+        while (outcome := self._known.get(self._told)) is not None:
+            if isinstance(outcome, Future) and not (wait or outcome.done()):
+                return
+            error = outcome.result() if isinstance(outcome, Future) else outcome
+            self._told += 1
+            if self._progress is not None:
+                self._progress(self._told, len(self._found))
+            yield self._found[self._told - 1], error
 
 
 def predict_batch(

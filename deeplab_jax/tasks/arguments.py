@@ -17,7 +17,8 @@ def config_of(config: Any, *, module: str = "") -> ConfigDict:
 
     Args:
       config: from `load_config` or `deeplab_jax.config.base`, or the path of a file, as after `--config`, such as
-        "configs/scenes.py:debug".
+        "configs/scenes.py:debug"; or a list of the words that a command takes, such as ["--config=configs/scenes.py",
+        "--config.train.steps=9"].
       module: path of a file with parts of your own; it takes the place of `config.module`, and may run.
 
     Raises:
@@ -25,7 +26,9 @@ def config_of(config: Any, *, module: str = "") -> ConfigDict:
     """
     allow(module)
     if isinstance(config, str | Path):
-        config = load_config([f"--config={config}"])
+        config = [f"--config={config}"]
+    if isinstance(config, list):
+        config = load_config(config)
     if isinstance(config, FrozenConfigDict):
         config = ConfigDict(config)
     check(config, name="config")

@@ -4,12 +4,16 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from deeplab_jax.errors import UserError, spell
 from deeplab_jax.extensions import allow
 from deeplab_jax.models.segmenter import Segmenter, Variables
 from deeplab_jax.tasks.arguments import check_choice, check_names
+
+if TYPE_CHECKING:
+    from deeplab_jax.evaluate.image_list import Found
+    from deeplab_jax.evaluate.outputs import Outputs
 
 Say = Callable[[str], Any]
 
@@ -68,16 +72,12 @@ def predict(
     Raises:
       UserError: anything in the model, the paths or the arguments that the user can fix.
     """
-    from rich.console import Console
-
-    from deeplab_jax.evaluate import geo
     from deeplab_jax.evaluate.image_list import find_images, is_video
     from deeplab_jax.evaluate.outputs import KINDS, Outputs, label_set, page_of
-    from deeplab_jax.evaluate.predictor import predict_files
     from deeplab_jax.evaluate.protocol import Protocol
     from deeplab_jax.evaluate.video import check_videos
     from deeplab_jax.labels import to_stored
-    from deeplab_jax.terminal import note, progress_bar
+    from deeplab_jax.terminal import note
     from deeplab_jax.weights.by_name import load
 
     warn, fail = warn or note, fail or note
@@ -90,13 +90,7 @@ def predict(
     pictures = [each for each in found if not is_video(each.path)]
     videos = [each.path for each in found if is_video(each.path)]
     check_videos(videos, folder)
-    if polygons:
-        geo.load_rasterio("--polygons")
-    elif not geo.is_installed() and (on_map := [each.path for each in pictures if geo.has_ground(each.path)]):
-        warn(
-            f"{spell(on_map, limit=1)}: predicted without map coordinates; for a GeoTIFF of class ids, type "
-            "pip install rasterio"
-        )
+    _check_rasterio(pictures, polygons, warn)
     how = Protocol(**protocol)
     network, variables, info = model if isinstance(model, tuple) else load(model, checkpoint=checkpoint, module=module)
     if channels:
@@ -109,23 +103,57 @@ def predict(
         name = "a network" if isinstance(model, tuple) else Path(model).name
         page = page_of(folder, labels, title=f"Predictions of {name}")
     outputs, done = Outputs(folder, labels, probabilities, confidence, dataset_ids, page, polygons), Predictions(folder)
+    _predict_pictures(done, network, variables, pictures, how, outputs, batch_size=batch_size, say=say, fail=fail)
+    for video in videos:
+        _predict_video(done, network, variables, video, how, labels, batch_size=batch_size, say=say, fail=fail)
+    return done
+
+
+def _check_rasterio(pictures: "Sequence[Found]", polygons: bool, warn: Say) -> None:
+    """Say what is missing for files with map coordinates; raise a UserError where polygons need it."""
+    from deeplab_jax.evaluate import geo
+
+    if polygons:
+        geo.load_rasterio("--polygons")
+    elif not geo.is_installed() and (on_map := [each.path for each in pictures if geo.has_ground(each.path)]):
+        warn(
+            f"{spell(on_map, limit=1)}: predicted without map coordinates; for a GeoTIFF of class ids, type "
+            "pip install rasterio"
+        )
+
+
+def _predict_pictures(
+    done: Predictions,
+    model: Segmenter,
+    variables: Variables,
+    pictures: "Sequence[Found]",
+    protocol: Any,
+    outputs: "Outputs",
+    *,
+    batch_size: int | None,
+    say: Say,
+    fail: Say,
+) -> None:
+    """Predict images, write their page, and add them to what was done."""
+    from rich.console import Console
+
+    from deeplab_jax.evaluate.predictor import predict_files
+    from deeplab_jax.terminal import progress_bar
+
     with progress_bar(Console(stderr=True)) as progress:
         for each, error in predict_files(
-            network, variables, pictures, outputs, how, batch_size=batch_size, progress=progress
+            model, variables, pictures, outputs, protocol, batch_size=batch_size, progress=progress
         ):
             if error is None:
-                done.files[each.path] = folder / outputs.files(each.name)[0]
+                done.files[each.path] = done.folder / outputs.files(each.name)[0]
             else:
                 done.failed[each.path] = str(error)
                 fail(str(error))
     if pictures:
-        say(f"{len(done.files)} of {len(pictures)} images segmented into {folder}")
-    if page is not None and done.files:
-        done.page = page.write()
+        say(f"{len(done.files)} of {len(pictures)} images segmented into {done.folder}")
+    if outputs.page is not None and done.files:
+        done.page = outputs.page.write()
         say(f"to look at them, open {done.page}")
-    for video in videos:
-        _predict_video(done, network, variables, video, how, labels, batch_size=batch_size, say=say, fail=fail)
-    return done
 
 
 def _predict_video(

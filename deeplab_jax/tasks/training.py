@@ -59,10 +59,12 @@ def train(
     """
     from deeplab_jax.distributed import together
     from deeplab_jax.train import loop
+    from deeplab_jax.train.allocator import keep_freed_memory
     from deeplab_jax.train.given import Given
     from deeplab_jax.train.patience import last_evaluation
     from deeplab_jax.train.writers import METRICS_FILE
 
+    keep_freed_memory()  # Before the next line starts JAX's threads.
     with together():
         config = config_of(config, module=module)
         given = Given(sources, model, loss, optimizer, schedule, on_step, on_evaluation)

@@ -15,8 +15,8 @@ def keep_freed_memory() -> None:
     on every call, and a training step on a CPU can spend nearly half of its time on that. From here on the process
     stays at its largest size until it ends.
 
-    It has to be called before JAX starts its threads. It does nothing with another C library, and where the user has
-    set `GLIBC_TUNABLES`.
+    A program that trains calls it before JAX starts its threads. It does nothing with another C library, and where the
+    user has set `GLIBC_TUNABLES`.
     """
     if "GLIBC_TUNABLES" in os.environ:
         return

@@ -12,12 +12,13 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from deeplab_jax.config_keys import Loader, Sampling, Skipping, arguments
+from deeplab_jax.config_keys import Loader, Papers, Sampling, Skipping, arguments
+from deeplab_jax.data.augment import augment
 from deeplab_jax.data.augmentation import Augmentation
 from deeplab_jax.data.check.dataset import check_labels
 from deeplab_jax.data.faults import never
 from deeplab_jax.data.loader import Batch, skipped_examples, training_batches
-from deeplab_jax.data.mixing import name_classes
+from deeplab_jax.data.mixing import mixed, name_classes
 from deeplab_jax.data.sampling import ClassSampling, sampling_of
 from deeplab_jax.data.source import Source
 from deeplab_jax.distributed import together
@@ -47,14 +48,18 @@ class Batches:
     def __init__(self, config: ConfigDict, model: Segmenter, source: Source, mesh: Mesh | None = None) -> None:
         self.source, self.skipped = source, skipped_examples(source, **arguments(config.data, Skipping))
         self._config, self._model, self._mesh = config, model, mesh
-        self._more = Augmentation(**config.data.augment)
-        self._more.check(model.in_channels)  # Before anything is read or compiled.
+        more = Augmentation(**config.data.augment)
+        more.check(model.in_channels)  # Before anything is read or compiled.
+        papers = arguments(config.data, Papers)
+        self._augment = partial(augment, **papers, fill=model.preprocessing.mean_pixel, more=more)
         self._sampling: ClassSampling | None = None
         if config.data.class_temperature:
             how, skip = arguments(config.data, Sampling), self.skipped is not None
             with progress_bar(Console(stderr=True)) as progress:
                 self._sampling = sampling_of(source, **how, skip=skip, progress=progress)
-        self._more = name_classes(self._more, source, self._sampling)
+        more = name_classes(more, source, self._sampling)
+        mix = partial(mixed, seed=config.train.seed, crop_size=config.data.crop_size, more=more)
+        self._mix = mix if more.mosaic or more.copy_paste else None
 
     def __len__(self) -> int:
         """The examples of the source."""
@@ -90,16 +95,16 @@ class Batches:
         t = self._config.train
         return training_batches(
             self.source,
+            self._augment,
             batch_size=t.batch_size,
             rows=rows,
             steps=t.steps,
             start=start,
             seed=t.seed,
-            fill=self._model.preprocessing.mean_pixel,
             stopped=stopped,
             skipped=self.skipped,
-            more=self._more,
             sampling=self._sampling,
+            mix=self._mix,
             **arguments(self._config.data, Loader),
         )
 

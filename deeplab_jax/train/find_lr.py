@@ -17,13 +17,11 @@ from deeplab_jax.config_values import check
 from deeplab_jax.data.faults import never
 from deeplab_jax.errors import UserError
 from deeplab_jax.files import write_json
-from deeplab_jax.models.segmenter import abstract_variables
 from deeplab_jax.train.allocator import keep_freed_memory
 from deeplab_jax.train.batches import Batches
-from deeplab_jax.train.from_config import build_mesh, build_step, model_for, open_split
-from deeplab_jax.train.given import PARTS, require_named
+from deeplab_jax.train.from_config import build_mesh, build_optimizer, build_step, model_for, open_split
+from deeplab_jax.train.given import PARTS, Given, require_named
 from deeplab_jax.train.initialise import fresh_state
-from deeplab_jax.train.optimizer import make_optimizer
 from deeplab_jax.train.program import build_program
 
 JSON, PICTURE = "find_lr.json", "find_lr.png"
@@ -67,9 +65,8 @@ def find_lr(
     model = model_for(config, source.labels)
     mesh = build_mesh(config, model)
     growth = math.log(high / low) / (steps - 1)
-    optimizer, schedule = make_optimizer(
-        abstract_variables(model)["params"],
-        **{**config.optimizer, "steps": steps, "schedule": lambda step: low * jax.numpy.exp(growth * step)},
+    optimizer, schedule = build_optimizer(
+        config, model, Given(schedule=lambda step: low * jax.numpy.exp(growth * step))
     )
     batches = Batches(config, model, source, mesh)
     initial, shardings, step = build_program(config, model, mesh, optimizer, build_step(config, model, optimizer))

@@ -27,9 +27,9 @@ from deeplab_jax.train.given import NOTHING, Given, is_own, recorded, require_na
 from deeplab_jax.train.losses import find_loss
 from deeplab_jax.train.optimizer import make_optimizer, without_frozen
 from deeplab_jax.train.patience import with_steps
-from deeplab_jax.train.schedules import Schedule, checked_schedule
+from deeplab_jax.train.schedules import Schedule, checked_schedule, make_schedule
 from deeplab_jax.train.sharding import check_batch_size, check_crop_size, make_mesh
-from deeplab_jax.train.step import train_step
+from deeplab_jax.train.step import summed_loss, train_step
 
 
 def open_split(config: ConfigDict, split: str, *, strict: bool = True, reading: Preprocessing | None = None) -> Source:
@@ -153,61 +153,65 @@ def build_mesh(config: ConfigDict, model: Segmenter, *, among: Sequence[Any] = (
 def build_optimizer(
     config: ConfigDict, model: Segmenter, given: Given = NOTHING
 ) -> tuple[optax.GradientTransformation, Schedule]:
-    """Make the optimizer and its learning rate schedule, or take those given. The schedule of a given optimizer is not
-    known, NaN, unless it is given, too.
+    """Make the optimizer and its learning rate schedule, or take those given.
 
     Raises:
-      UserError: as `make_optimizer`, or a given schedule that is no function of JAX operations.
+      UserError: as `make_optimizer` and `build_schedule`.
     """
-    params, options = abstract_variables(model)["params"], {**config.optimizer}
+    params, schedule = abstract_variables(model)["params"], build_schedule(config, given)
+    if given.optimizer is not None:
+        return without_frozen(given.optimizer, params, config.optimizer.freeze), schedule
+    require_named(config, "optimizer")
+    return make_optimizer(params, schedule, **arguments(config.optimizer, keys.Updates)), schedule
+
+
+def build_schedule(config: ConfigDict, given: Given = NOTHING) -> Schedule:
+    """Make the learning rate schedule, or take that given. That of a given optimizer is not known, NaN, unless it is
+    given, too.
+
+    Raises:
+      UserError: as `make_schedule`, or a given schedule that is no function of JAX operations.
+    """
     if given.schedule is not None:
-        options["schedule"] = checked_schedule(given.schedule)
-    else:
-        require_named(config, "schedule")
-    if given.optimizer is None:
-        require_named(config, "optimizer")
-        return make_optimizer(params, steps=config.train.steps, **options)
-    schedule = given.schedule or (lambda step: jnp.nan)
-    return without_frozen(given.optimizer, params, config.optimizer.freeze), schedule
+        return checked_schedule(given.schedule)
+    require_named(config, "schedule")
+    if given.optimizer is not None:
+        return lambda step: jnp.nan
+    return make_schedule(steps=config.train.steps, **arguments(config.optimizer, keys.Schedule))
 
 
 def build_step(
-    config: ConfigDict,
-    model: Segmenter,
-    optimizer: optax.GradientTransformation,
-    *,
-    own_loss: Loss | None = None,
-    **changes: Any,
+    config: ConfigDict, model: Segmenter, optimizer: optax.GradientTransformation, *, own_loss: Loss | None = None
 ) -> Step:
-    """Return `train_step` as a function of state and batch alone, with a loss of the user's own if it is given;
-    `changes` replace its other arguments.
+    """Return `train_step` as a function of state and batch alone, with a loss of the user's own if it is given.
 
     Raises:
       UserError: an unknown loss, options that it does not take, an average that is debiased but not kept, or class
         weights that are not one per class.
     """
-    options = {**arguments(config.train, keys.Step), **changes}
-    options["freeze"] = tuple(config.optimizer.freeze)
+    t = config.train
     if own_loss is None:
         require_named(config, "loss")
-    options["loss"] = find_loss(
-        config.train.loss,
-        options=config.train.loss_options,
-        top_k=options["top_k"],
-        class_weights=options["class_weights"],
+    loss = find_loss(
+        t.loss,
+        options=t.loss_options,
+        top_k=t.top_k,
+        class_weights=t.class_weights,
         module=config.module,
         one_logit=model.num_classes == 1,
         softmax=model.num_classes > 1 and not model.multilabel,
         given=own_loss,
     )
-    if options["ema_debias"] and not options["ema_decay"]:
+    if t.ema_debias and not t.ema_decay:
         raise UserError("config.train.ema_debias=True: there is no average; set config.train.ema_decay=0.999 too")
-    if (count := len(options["class_weights"])) not in (0, model.label_classes):
+    if (count := len(t.class_weights)) not in (0, model.label_classes):
         raise UserError(
             f"config.train.class_weights has {count} values, the data has {model.label_classes} classes; give one for "
             "each"
         )
-    return partial(train_step, model=model, optimizer=optimizer, key=jax.random.key(config.train.seed), **options)
+    of_model = {**arguments(t, keys.Objective), "loss": loss, "freeze": tuple(config.optimizer.freeze)}
+    objective, key = partial(summed_loss, model=model, **of_model), jax.random.key(t.seed)
+    return partial(train_step, objective=objective, optimizer=optimizer, key=key, **arguments(t, keys.Step))
 
 
 def evaluate_options(config: ConfigDict, **given: Any) -> tuple[Protocol, dict[str, Any]]:

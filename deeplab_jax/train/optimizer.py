@@ -1,7 +1,11 @@
-"""Optimizers: the rule of an update, weight decay, multipliers, layer-wise decay and freezing by pattern."""
+"""Optimizers: the rule of an update, weight decay, multipliers, layer-wise decay and freezing by pattern.
+
+A pattern is a regular expression that is searched for in a parameter's path, such as
+`backbone/conv2_unit1/conv1/conv/kernel`.
+"""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax
@@ -10,7 +14,7 @@ import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from deeplab_jax.errors import UserError, did_you_mean
-from deeplab_jax.train.schedules import Schedule, make_schedule
+from deeplab_jax.train.schedules import Schedule
 
 BETAS = {"adam": (0.9, 0.999), "adamw": (0.9, 0.999), "lamb": (0.9, 0.999), "lion": (0.9, 0.99)}
 NAMES = ("sgd", *BETAS)
@@ -21,15 +25,9 @@ STEM = re.compile(r"backbone/(stem|conv1/)")
 
 def make_optimizer(
     params: Any,
+    schedule: Schedule,
     *,
-    steps: int,
     name: str = "sgd",
-    learning_rate: float = 0.007,
-    schedule: str | Schedule = "poly",
-    power: float = 0.9,
-    milestones: Sequence[int] = (),
-    factor: float = 0.1,
-    warmup_steps: int = 0,
     momentum: float = 0.9,
     nesterov: bool = False,
     betas: Sequence[float] = (),
@@ -39,59 +37,53 @@ def make_optimizer(
     multipliers: Sequence[tuple[str, float]] = (),
     layer_decay: float = 1.0,
     freeze: Sequence[str] = (),
-) -> tuple[optax.GradientTransformation, Schedule]:
-    """Build the gradient transformation and its schedule.
-
-    A pattern is a regular expression that is searched for in a parameter's path, such as
-    `backbone/conv2_unit1/conv1/conv/kernel`.
+) -> optax.GradientTransformation:
+    """Return the gradient transformation: clipping, the rule of the update, factors and the learning rate.
 
     Args:
       params: the parameters or their shapes; only their paths matter.
-      steps: end of the schedule.
+      schedule: the learning rate of each step.
+      name, momentum, nesterov, betas, weight_decay: see `update_rule`.
+      no_decay: patterns of the parameters without decay; they may match nothing in this network.
+      clip_norm: largest global norm of the gradient of the trained parameters; 0 does not clip.
+      multipliers, layer_decay: see `rate_factors`.
+      freeze: patterns of the parameters without any update. `summed_loss` takes them too: a batch norm layer whose
+        scale and offset are frozen keeps its running statistics, and normalises by them.
+
+    Raises:
+      UserError: as `update_rule` and `rate_factors`; a pattern that is not a regular expression, or a pattern of
+        `freeze` that matches nothing.
+    """
+    paths = _paths(params)
+    decayed = unflatten_dict({path: not matches(no_decay, path) for path in paths}, sep="/")
+    factors = rate_factors(paths, multipliers, layer_decay)
+    clip = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
+    rule = update_rule(name, decayed, momentum=momentum, nesterov=nesterov, betas=betas, weight_decay=weight_decay)
+    scale = [_scale_by(factors)] if multipliers or layer_decay != 1 else []
+    trained = optax.chain(*clip, *rule, *scale, optax.scale_by_learning_rate(schedule))
+    return without_frozen(trained, params, freeze)
+
+
+def update_rule(
+    name: str, decayed: Any, *, momentum: float, nesterov: bool, betas: Sequence[float], weight_decay: float
+) -> list[optax.GradientTransformation]:
+    """Return what turns a gradient into an update, one after another, before the learning rate.
+
+    Args:
       name: one of `NAMES`:
         "sgd": decay is added to the gradient, as an L2 loss would do;
         "adam", "adamw": Adam with decoupled decay (Loshchilov and Hutter, 2019), under both names;
         "lamb": AdamW's update, scaled in each tensor to the norm of its parameters (You et al., 2020). As in the
-        authors' code, the tensors of `no_decay` are not scaled;
+        authors' code, the tensors without decay are not scaled;
         "lion": the sign of a momentum, with decoupled decay (Chen et al., 2023).
-      learning_rate, schedule, power, milestones, factor, warmup_steps: see `schedules.make_schedule`. A function in the
-        place of the schedule's name replaces them all.
+      decayed: which parameters decay, booleans in their tree.
       momentum, nesterov: SGD only.
       betas: decay of the two moving averages; not of SGD. Empty: 0.9 and 0.999, for Lion 0.9 and 0.99.
       weight_decay: decay per step; 0 is none.
-      no_decay: patterns of the parameters without decay; they may match nothing in this network.
-      clip_norm: largest global norm of the gradient of the trained parameters; 0 does not clip.
-      multipliers: patterns with factors of the learning rate; the first pattern that matches applies.
-      layer_decay: see `stage_factors`. These factors and the multipliers apply together.
-      freeze: patterns of the parameters without any update. `train_step` takes them too: a batch norm layer whose scale
-        and offset are frozen keeps its running statistics, and normalises by them.
 
     Raises:
-      UserError: as `make_schedule` and `stage_factors`; an unknown optimizer, betas that are not two, a pattern that is
-        not a regular expression, or a pattern of `multipliers` or `freeze` that matches nothing.
+      UserError: an unknown optimizer, an option of another one, or betas that are not two.
     """
-    paths = list(flatten_dict(flax.core.unfreeze(params), sep="/"))
-    _check_patterns([pattern for pattern, _ in multipliers], paths)
-
-    def by_path(function: Callable[[str], Any]) -> Any:
-        return unflatten_dict({path: function(path) for path in paths}, sep="/")
-
-    decayed = by_path(lambda path: not matches(no_decay, path))
-    of_stage = stage_factors(paths, layer_decay)
-    factors = by_path(
-        lambda path: of_stage[path] * next((factor for pattern, factor in multipliers if _search(pattern, path)), 1.0)
-    )
-
-    if not callable(schedule):
-        schedule = make_schedule(
-            learning_rate,
-            steps=steps,
-            schedule=schedule,
-            power=power,
-            warmup_steps=warmup_steps,
-            milestones=milestones,
-            factor=factor,
-        )
     if name not in NAMES:
         raise UserError(f"config.optimizer.name={name!r}: {did_you_mean(name, NAMES)}")
     if nesterov and name != "sgd":
@@ -103,18 +95,13 @@ def make_optimizer(
         )
     decay = [optax.add_decayed_weights(weight_decay, mask=decayed)] if weight_decay else []
     if name == "sgd":
-        rule = [*decay, optax.trace(decay=momentum, nesterov=nesterov)]
-    elif name == "lion":
-        rule = [optax.scale_by_lion(*(betas or BETAS[name])), *decay]
-    elif name == "lamb":
-        adam = optax.scale_by_adam(*(betas or BETAS[name]), eps=1e-6)
-        rule = [adam, *decay, optax.masked(optax.scale_by_trust_ratio(), decayed)]
-    else:
-        rule = [optax.scale_by_adam(*(betas or BETAS[name])), *decay]
-    clip = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
-    scale = [_scale_by(factors)] if multipliers or layer_decay != 1 else []
-    trained = optax.chain(*clip, *rule, *scale, optax.scale_by_learning_rate(schedule))
-    return without_frozen(trained, params, freeze), schedule
+        return [*decay, optax.trace(decay=momentum, nesterov=nesterov)]
+    betas = betas or BETAS[name]
+    if name == "lion":
+        return [optax.scale_by_lion(*betas), *decay]
+    if name == "lamb":
+        return [optax.scale_by_adam(*betas, eps=1e-6), *decay, optax.masked(optax.scale_by_trust_ratio(), decayed)]
+    return [optax.scale_by_adam(*betas), *decay]
 
 
 def without_frozen(
@@ -125,7 +112,7 @@ def without_frozen(
     Raises:
       UserError: a pattern that is not a regular expression, or matches nothing.
     """
-    paths = list(flatten_dict(flax.core.unfreeze(params), sep="/"))
+    paths = _paths(params)
     _check_patterns(freeze, paths)
     if not freeze:
         return optimizer
@@ -140,6 +127,27 @@ def _check_patterns(patterns: Sequence[str], paths: Sequence[str]) -> None:
                 f"pattern {pattern!r} of the optimizer matches no parameter; a parameter is called {paths[0]!r}, for "
                 "instance"
             )
+
+
+def rate_factors(
+    paths: Sequence[str], multipliers: Sequence[tuple[str, float]], layer_decay: float
+) -> Mapping[str, float]:
+    """Return a factor of the learning rate for each parameter's path.
+
+    Args:
+      paths: of all parameters.
+      multipliers: patterns with factors; the first pattern that matches applies.
+      layer_decay: see `stage_factors`, whose factors apply beside the multipliers.
+
+    Raises:
+      UserError: as `stage_factors`; a pattern that is not a regular expression, or matches nothing.
+    """
+    _check_patterns([pattern for pattern, _ in multipliers], paths)
+    of_stage = stage_factors(paths, layer_decay)
+    return {
+        path: of_stage[path] * next((factor for pattern, factor in multipliers if _search(pattern, path)), 1.0)
+        for path in paths
+    }
 
 
 def stage_factors(paths: Sequence[str], decay: float) -> Mapping[str, float]:
@@ -169,15 +177,18 @@ def stage_factors(paths: Sequence[str], decay: float) -> Mapping[str, float]:
     return {path: decay ** (1 + order.index(stages[path])) if path in stages else 1.0 for path in paths}
 
 
-def _scale_by(factors: Any) -> optax.GradientTransformation:
+def _scale_by(factors: Mapping[str, float]) -> optax.GradientTransformation:
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         # Frozen parameters are masked nodes here, without leaves.
         flat = flatten_dict(flax.core.unfreeze(updates), sep="/")
-        flat_factors = flatten_dict(factors, sep="/")
-        scaled = {path: jax.tree.map(lambda u, f=flat_factors[path]: u * f, update) for path, update in flat.items()}
+        scaled = {path: jax.tree.map(lambda u, f=factors[path]: u * f, update) for path, update in flat.items()}
         return unflatten_dict(scaled, sep="/"), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def _paths(params: Any) -> list[str]:
+    return list(flatten_dict(flax.core.unfreeze(params), sep="/"))
 
 
 def matches(patterns: Sequence[str], path: str) -> bool:

@@ -21,9 +21,8 @@ from deeplab_jax.config import read_config
 from deeplab_jax.data.image_files import LIMIT, MAX_BYTES, MAX_PIXELS
 from deeplab_jax.errors import UserError
 from deeplab_jax.train.faults import describe_failure
-from deeplab_jax.train.from_config import build_step
+from deeplab_jax.train.from_config import build_optimizer, build_step
 from deeplab_jax.train.given import require_named
-from deeplab_jax.train.optimizer import make_optimizer
 from deeplab_jax.train.run import BATCH_FILE
 from deeplab_jax.train.sharding import check_batch_size, check_crop_size, make_mesh, place_batch, state_shardings
 from deeplab_jax.train.state import create_state, restore
@@ -84,11 +83,8 @@ def replay(folder: str | Path) -> Replay:
     check_batch_size(t.batch_size, t.accumulate, mesh)
     check_crop_size(size, model.output_stride, mesh)
 
-    def initial(key: jax.Array) -> Any:
-        shapes = jax.eval_shape(partial(model.init, train=False), key, jnp.zeros((1, *size, model.in_channels)))
-        optimizer, _ = make_optimizer(shapes["params"], steps=t.steps, **config.optimizer)
-        return create_state(key, model=model, optimizer=optimizer, size=size, ema=t.ema_decay > 0)
-
+    optimizer, _ = build_optimizer(config, model)
+    initial = partial(create_state, model=model, optimizer=optimizer, size=size, ema=t.ema_decay > 0)
     with Checkpoints(folder / CHECKPOINTS, read_only=True) as checkpoints:
         before = checkpoints.find("newest")
         shardings = state_shardings(jax.eval_shape(initial, jax.random.key(0)), mesh, split=False)

@@ -21,7 +21,6 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.files import write_json
 from deeplab_jax.models.segmenter import Segmenter
 from deeplab_jax.terminal import plain_console
-from deeplab_jax.train.allocator import keep_freed_memory
 from deeplab_jax.train.faults import as_user_errors, describe_failure, recording, restore_newest, saving_first
 from deeplab_jax.train.given import NOTHING, ON_EVALUATION, ON_STEP, Calls, Given, is_own, spell_own
 from deeplab_jax.train.patience import Evaluations, read_mious
@@ -60,7 +59,6 @@ class Run:
         console: Console | None = None,
     ) -> None:
         self.workdir, self._given, self._allow_config_change = workdir, given, allow_config_change
-        keep_freed_memory()  # Before the next line starts JAX's threads.
         self._console = (console or plain_console()) if is_first() else Console(quiet=True)
         self._held = ExitStack()
 

@@ -14,7 +14,7 @@ SHOWN = 32
 """How many images the page has."""
 
 
-def show_samples(config: ConfigDict, source: Source, folder: str | Path, *, count: int = SHOWN) -> Path:
+def show_samples(config: ConfigDict, source: Source, folder: str | Path) -> Path:
     """Write the first images of a training to a page, after their augmentation; return the page's path.
 
     Raises:
@@ -23,10 +23,10 @@ def show_samples(config: ConfigDict, source: Source, folder: str | Path, *, coun
     """
     make_folder(Path(folder), option="--show")
     rows = config.train.batch_size
-    digits, row_digits = len(str(-(-count // rows))), len(str(rows))  # So that names sort as numbers.
+    digits, row_digits = len(str(-(-SHOWN // rows))), len(str(rows))  # So that names sort as numbers.
     model = model_for(config, source.labels)
     page = Page(Path(folder, PAGE), source.labels, title=f"Training images of {source.name}", shows="labels")
-    for index, (image, label) in enumerate(itertools.islice(Batches(config, model, source).examples(), count)):
+    for index, (image, label) in enumerate(itertools.islice(Batches(config, model, source).examples(), SHOWN)):
         name = f"step {index // rows + 1:0{digits}}, image {index % rows + 1:0{row_digits}}"
         check_pixels(model, image, label, name=name)
         page.add(name, image, label)

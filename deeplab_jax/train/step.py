@@ -20,26 +20,20 @@ from deeplab_jax.train.state import TrainState
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
+# (params, batch_stats, micro-batch, key) -> summed loss, (new batch_stats, sums for the metrics)
+Objective = Callable[[Any, Any, Batch, jax.Array], tuple[jax.Array, tuple[Any, Metrics]]]
 
 
 def train_step(
     state: TrainState,
     batch: Batch,
     *,
-    model: Segmenter,
+    objective: Objective,
     optimizer: optax.GradientTransformation,
     key: jax.Array,
-    loss: Loss = LOSSES["cross_entropy"],
-    class_weights: Sequence[float] = (),
-    top_k: float = 1.0,
-    aux_weight: float = 0.5,
-    upsample_logits: bool = True,
     accumulate: int = 1,
     ema_decay: float = 0.0,
     ema_debias: bool = False,
-    space: int = 1,
-    remat: bool = False,
-    freeze: Sequence[str] = (),
 ) -> tuple[TrainState, Metrics]:
     """Update the state with one batch.
 
@@ -48,40 +42,18 @@ def train_step(
 
     Args:
       state: state before the step.
-      batch: `image` uint8 or float32 `[N, H, W, C]`, `label` uint8 `[N, H, W]`, 255 ignored; `[N, H, W, K]` where a
-        pixel can have several labels.
-      model, optimizer: static.
+      batch: see `summed_loss`.
+      objective: `summed_loss` of a model; static, and so is the optimizer.
       key: key of the run. The step is folded in, so a resumed run draws the same dropout masks.
-      loss: an entry of `ops.losses.LOSSES`; one that ranks or compares pixels sees those of a micro-batch.
-      class_weights, top_k: see `ops.losses.cross_entropy`.
-      aux_weight: weight of the auxiliary head's loss.
-      upsample_logits: whether logits are resized to the labels (DeepLabv3, sec. 4.1), or labels to the logits; also for
-        an auxiliary head.
       accumulate: number of micro-batches, which run one after another.
       ema_decay: d; the average of the parameters becomes `d * average + (1 - d) * params`.
       ema_debias: whether that average is of the parameters after each update, without the initial ones. See
         `share_of_newest`.
-      space: number of devices that share the rows of an image.
-      remat: whether to keep only the convolutions' results of the activations, and compute the others again for the
-        gradient.
-      freeze: patterns of the frozen parameters; see `make_optimizer`.
 
     Returns:
       The state after the step, and float32 scalars: `loss` (over the labelled pixels), `pixel_accuracy`,
       `gradient_norm`.
     """
-    weights = jnp.asarray(class_weights, jnp.float32) if len(class_weights) else None
-    loss = partial(loss, align_corners=model.settings.align_corners, class_weights=weights, parts=space)
-    objective = partial(
-        summed_loss,
-        model=model,
-        loss=loss,
-        top_k=top_k,
-        aux_weight=aux_weight,
-        upsample_logits=upsample_logits,
-        remat=remat,
-        freeze=tuple(freeze),
-    )
     key = jax.random.fold_in(key, state.step)
     gradient, batch_stats, sums = summed_gradient(objective, state, batch, key, accumulate=accumulate)
     gradient = jax.tree.map(lambda g: mean_loss(g, sums["count"]), gradient)
@@ -103,14 +75,35 @@ def summed_loss(
     key: jax.Array,
     *,
     model: Segmenter,
-    loss: Loss,
-    top_k: float,
-    aux_weight: float,
-    upsample_logits: bool,
-    remat: bool,
+    loss: Loss = LOSSES["cross_entropy"],
+    class_weights: Sequence[float] = (),
+    top_k: float = 1.0,
+    aux_weight: float = 0.5,
+    upsample_logits: bool = True,
+    space: int = 1,
+    remat: bool = False,
     freeze: Sequence[str] = (),
 ) -> tuple[jax.Array, tuple[Any, Metrics]]:
-    """Return the summed loss of a micro-batch, new batch statistics, and the sums for the metrics."""
+    """Return the summed loss of a micro-batch, new batch statistics, and the sums for the metrics.
+
+    Args:
+      params, batch_stats: of the model.
+      batch: `image` uint8 or float32 `[N, H, W, C]`, `label` uint8 `[N, H, W]`, 255 ignored; `[N, H, W, K]` where a
+        pixel can have several labels.
+      key: of the dropout.
+      model: static.
+      loss: an entry of `ops.losses.LOSSES`; one that ranks or compares pixels sees those of a micro-batch.
+      class_weights, top_k: see `ops.losses.cross_entropy`.
+      aux_weight: weight of the auxiliary head's loss.
+      upsample_logits: whether logits are resized to the labels (DeepLabv3, sec. 4.1), or labels to the logits; also for
+        an auxiliary head.
+      space: number of devices that share the rows of an image.
+      remat: whether to keep only the convolutions' results of the activations, and compute the others again for the
+        gradient.
+      freeze: patterns of the frozen parameters; see `make_optimizer`.
+    """
+    weights = jnp.asarray(class_weights, jnp.float32) if len(class_weights) else None
+    loss = partial(loss, align_corners=model.settings.align_corners, class_weights=weights, parts=space)
     plain = partial(model.apply, train=True, method="coarse_logits", mutable=["batch_stats", "intermediates"])
     apply = keep_convolutions(plain) if remat else plain
     variables = {"params": params, **({"batch_stats": batch_stats} if batch_stats else {})}
@@ -140,7 +133,7 @@ def keep_convolutions(apply: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def summed_gradient(
-    objective: Callable[..., Any], state: TrainState, batch: Batch, key: jax.Array, *, accumulate: int
+    objective: Objective, state: TrainState, batch: Batch, key: jax.Array, *, accumulate: int
 ) -> tuple[Any, Any, Metrics]:
     """Return the gradient, batch statistics and sums of `summed_loss` over the micro-batches of a batch."""
 

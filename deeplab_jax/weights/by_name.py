@@ -2,7 +2,6 @@
 
 import shutil
 import tempfile
-from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -54,18 +53,18 @@ def folder_of(path_or_name: str | Path, *, module: str = "") -> Path:
     return path
 
 
-def converted(name: str, *, module: str = "", say: Callable[[str], object] = note) -> Path:
+def converted(name: str, *, module: str = "") -> Path:
     """Return the model folder of weights by name in the cache; fetch and convert them if it is not there.
 
     Another version of this package converts again. Several processes that want one name convert it once.
     """
-    snapshot = hub.fetch(name, say=say) if name.startswith(hub.PREFIX) else None
+    snapshot = hub.fetch(name, say=note) if name.startswith(hub.PREFIX) else None
     where = f"hf/{snapshot.repository}/{snapshot.commit}" if snapshot else name
     target = cache_folder() / "models" / where
-    with locked(target.with_name(f"{target.name}.lock"), "", option=f"folder with {FOLDER}", say=say):
+    with locked(target.with_name(f"{target.name}.lock"), "", option=f"folder with {FOLDER}", say=note):
         if _is_current(target, module):
             return target
-        source = named.from_hub(snapshot, say=say) if snapshot else named.from_table(name, say=say)
+        source = named.from_hub(snapshot) if snapshot else named.from_table(name)
         if (source.path / folder.MODEL_FILE).is_file():
             model, variables, info = folder.load(source.path, module=module)
         else:

@@ -100,34 +100,14 @@ def convert(
     elif kind == RUN:
         raise UserError(f"{name}: neither a run directory nor a model folder of ours, there is no {folder.MODEL_FILE}")
     else:
-        tree, own_stride, config = (source, None, {}) if isinstance(source, Mapping) else _read(path or Path(source))
-        try:
-            stride = next((one for one in (output_stride, own_stride, stated_stride(config)) if one is not None), None)
-        except UserError as error:
-            raise UserError(f"{name}: {error}") from None
-        tensor_map, tensors = _recognise(
-            tree, kind=kind, output_stride=stride, config=config, select=select, source=name
+        tensor_map, tensors, info = _foreign(
+            source, path, kind=kind, output_stride=output_stride, select=select, name=name
         )
-        known = known_classes(path, tensor_map.num_classes) if path else {}
-        info = {**known, **tensor_map.info}
-        if tensor_map.kind == mmsegmentation.KIND:
-            info |= mmsegmentation.labels_of(tree, tensor_map.num_classes)
-    if tensor_map.num_classes == 1 and num_classes not in (None, 1):  # Its sigmoid says nothing of several classes.
-        options = {key: value for key, value in tensor_map.options.items() if key != "activation"}
-        tensor_map = replace(tensor_map, options=options)
-    if activation == "softmax" and (num_classes or tensor_map.num_classes) == 1:
-        raise UserError(f"{name}: one logit has a sigmoid; leave out --activation")
-    if activation:
-        tensor_map = replace(tensor_map, options={**tensor_map.options, "activation": activation})
-    info = {**info, **by_name}
+    tensor_map = _with_activation(tensor_map, activation, num_classes, name)
     model, variables, report = fill_variables(
         tensor_map, tensors, source=name, num_classes=num_classes, reinit=reinit, strict=strict
     )
-    if model.num_classes != tensor_map.num_classes:
-        info = {key: value for key, value in info.items() if key not in OF_CLASSES}
-    if model.num_classes == 1:
-        palette = [list(colour) for colour in BINARY.palette]
-        info = {"class_names": list(BINARY.names), "palette": palette, **info}
+    info = _of_classes({**info, **by_name}, before=tensor_map.num_classes, now=model.num_classes)
     notes = list(tensor_map.notes)
     if in_channels not in (None, model.in_channels):
         notes.append(said_of_channels(model.in_channels, in_channels))
@@ -136,6 +116,49 @@ def convert(
     if "source" in info:
         origin["before"] = info["source"]
     return model, variables, {**info, "source": origin}
+
+
+def _foreign(
+    source: str | Path | Mapping[str, Any],
+    path: Path | None,
+    *,
+    kind: str,
+    output_stride: int | None,
+    select: str,
+    name: str,
+) -> tuple[TensorMap, dict[str, np.ndarray], dict[str, Any]]:
+    """Return the network of somebody else's file or state dict, its tensors, and what is known of its classes."""
+    tree, own_stride, config = (source, None, {}) if isinstance(source, Mapping) else _read(path or Path(source))
+    try:
+        stride = next((one for one in (output_stride, own_stride, stated_stride(config)) if one is not None), None)
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from None
+    tensor_map, tensors = _recognise(tree, kind=kind, output_stride=stride, config=config, select=select, source=name)
+    known = known_classes(path, tensor_map.num_classes) if path else {}
+    info = {**known, **tensor_map.info}
+    if tensor_map.kind == mmsegmentation.KIND:
+        info |= mmsegmentation.labels_of(tree, tensor_map.num_classes)
+    return tensor_map, tensors, info
+
+
+def _with_activation(tensor_map: TensorMap, activation: str, num_classes: int | None, name: str) -> TensorMap:
+    """Return a network with the activation that was asked for, if one was."""
+    options = tensor_map.options
+    if tensor_map.num_classes == 1 and num_classes not in (None, 1):  # Its sigmoid says nothing of several classes.
+        options = {key: value for key, value in options.items() if key != "activation"}
+    if activation == "softmax" and (num_classes or tensor_map.num_classes) == 1:
+        raise UserError(f"{name}: one logit has a sigmoid; leave out --activation")
+    return replace(tensor_map, options={**options, **({"activation": activation} if activation else {})})
+
+
+def _of_classes(info: dict[str, Any], *, before: int, now: int) -> dict[str, Any]:
+    """Return what is known of a model that has another number of logits now, or one logit."""
+    if now != before:
+        info = {key: value for key, value in info.items() if key not in OF_CLASSES}
+    if now == 1:
+        palette = [list(colour) for colour in BINARY.palette]
+        info = {"class_names": list(BINARY.names), "palette": palette, **info}
+    return info
 
 
 def _read(path: Path) -> tuple[Mapping[str, Any], int | None, dict[str, Any]]:

@@ -7,6 +7,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from deeplab_jax.errors import UserError
+from deeplab_jax.models.decision import THRESHOLD
 from deeplab_jax.models.segmenter import Segmenter
-from deeplab_jax.weights.check_export import check, images_like, in_float32
+from deeplab_jax.weights.check_export import check, check_classes, images_like, in_float32
 from deeplab_jax.weights.export import METADATA_FILE, pack, prepare
 
 PRECISIONS = ("float32", "float16", "int8")
@@ -30,7 +32,6 @@ def export_tflite(
     batch: int | None = None,
     precision: str = "float32",
     calibration: Sequence[np.ndarray] = (),
-    bound: float | None = None,
     info: Mapping[str, Any] | None = None,
     **inside: Any,
 ) -> tuple[bytes, str]:
@@ -45,7 +46,6 @@ def export_tflite(
       batch: images per call, 1 if it is None; the converter has no free batch.
       precision: of the weights; "int8" is of the activations, too. Images and logits have the types of float32.
       calibration: for "int8": images `[H, W, channels]` of that size, of 0 to 255, which show the range of activations.
-      bound: see `check_export.check`.
       **inside: `preprocess`, `argmax` and `threshold`, as in `export_stablehlo`.
 
     Raises:
@@ -69,16 +69,13 @@ def export_tflite(
     inputs = _batches(model, calibration, batch, preprocess=preprocess)
     content = _converted(tensorflow, function, images, metadata, precision, inputs)
     content += pack({METADATA_FILE: json.dumps({**metadata, "precision": precision}, indent=1).encode()})
-    reference = prepare(in_float32(model), variables, size=size, batch=batch, fold=False, **inside)[0]
+    run, own = runner(content), partial(prepare, in_float32(model), variables, size=size, batch=batch, fold=False)
+    if precision == "int8":
+        logits, threshold = jax.jit(own(preprocess=preprocess)[0]), inside.get("threshold", THRESHOLD)
+        seen = inputs[:MOST_CHECKED]
+        return content, check_classes(run, logits, seen, model=model, threshold=threshold, runtime="LiteRT")
     random = [images_like(images, model, batch=batch, preprocess=preprocess, seed=seed) for seed in range(2)]
-    return content, check(
-        runner(content),
-        jax.jit(reference),
-        inputs[:MOST_CHECKED] or random,
-        precision=precision,
-        runtime="LiteRT",
-        bound=bound,
-    )
+    return content, check(run, jax.jit(own(**inside)[0]), random, precision=precision, runtime="LiteRT")
 
 
 def runner(content: bytes) -> Callable[[np.ndarray], np.ndarray]:

@@ -23,7 +23,6 @@ def fill_variables(
     num_classes: int | None = None,
     reinit: str = "",
     strict: bool = True,
-    seed: int = 0,
 ) -> tuple[Segmenter, Variables, dict[str, Any]]:
     """Return the network of a tensor map, with each variable filled from its tensor.
 
@@ -35,7 +34,6 @@ def fill_variables(
       reinit: "head" starts the classifiers at random, as another number of classes needs; "" does not.
       strict: whether to refuse missing, unexpected and mis-shaped tensors. Otherwise their variables start at random,
         and `report` lists them.
-      seed: seed of the variables that start at random.
 
     Returns:
       `(model, variables, report)`. The report counts the tensors used, and lists those left out and the variables that
@@ -83,7 +81,7 @@ def fill_variables(
         )
     _check_finite(taken, source)
     at_random = sorted(anew | {name for name, _ in problems})
-    found = {**taken, **_random(model, at_random, seed)}
+    found = {**taken, **_random(model, at_random)}
     report = {
         "tensors": len(expected) - len(at_random),
         "unused": unused,
@@ -128,7 +126,7 @@ def is_classifier(path: str) -> bool:
     return any(part.startswith("classifier") for part in path.split("/"))
 
 
-def _random(model: Segmenter, names: Sequence[str], seed: int) -> dict[str, np.ndarray]:
+def _random(model: Segmenter, names: Sequence[str]) -> dict[str, np.ndarray]:
     if not names:
         return {}
     side = model.fitting_side(65)
@@ -138,7 +136,7 @@ def _random(model: Segmenter, names: Sequence[str], seed: int) -> dict[str, np.n
         return {name: variables[name] for name in names}
 
     # It runs once, so it is compiled quickly.
-    values = jax.jit(initial, compiler_options={"xla_backend_optimization_level": 0})(jax.random.key(seed))
+    values = jax.jit(initial, compiler_options={"xla_backend_optimization_level": 0})(jax.random.key(0))
     return {name: np.asarray(value) for name, value in values.items()}
 
 

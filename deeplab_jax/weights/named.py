@@ -1,6 +1,5 @@
 """Weights by name, as their authors published them: an entry of the table, or a repository of the Hugging Face hub."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,16 +21,16 @@ class Named(NamedTuple):
     info: dict[str, Any]
 
 
-def find(name: str, *, say: Callable[[str], object] = note) -> Named | None:
+def find(name: str) -> Named | None:
     """Return what a name stands for, fetched if it is not here; None for a text that is no such name.
 
     Raises:
       UserError: an unknown name that looks like one, or one that cannot be fetched.
     """
     if name.startswith(hub.PREFIX):
-        return from_hub(hub.fetch(name, say=say), say=say)
+        return from_hub(hub.fetch(name, say=note))
     if name in PUBLISHED:
-        return from_table(name, say=say)
+        return from_table(name)
     if looks_like_name(name):
         raise UserError(
             f"{name}: neither a path nor a name of published weights: {did_you_mean(name, PUBLISHED)} "
@@ -46,27 +45,27 @@ def looks_like_name(text: str) -> bool:
     return bool(slash and rest) and owner in {name.partition("/")[0] for name in PUBLISHED}
 
 
-def from_table(name: str, *, say: Callable[[str], object] = note) -> Named:
+def from_table(name: str) -> Named:
     """Return an entry of the table, fetched if it is not here."""
     entry = PUBLISHED[name]
     with progress_of_bytes() as progress:
-        file = download.fetch(entry.file, entry.addresses, sha256=entry.sha256, say=say, progress=progress)
-    _say_licence(name, entry.licence, entry.addresses[0], say)
+        file = download.fetch(entry.file, entry.addresses, sha256=entry.sha256, say=note, progress=progress)
+    _say_licence(name, entry.licence, entry.addresses[0])
     labels = {} if entry.labels is None else entry.labels.info()
     return Named(file, {**labels, "provenance": _of_entry(name, entry, file)})
 
 
-def from_hub(snapshot: hub.Snapshot, *, say: Callable[[str], object] = note) -> Named:
+def from_hub(snapshot: hub.Snapshot) -> Named:
     """Return a repository that `hub.fetch` has fetched."""
     name, address = f"{hub.PREFIX}{snapshot.repository}@{snapshot.commit}", hub.page(snapshot)
-    _say_licence(f"{hub.PREFIX}{snapshot.repository}", snapshot.licence, address, say)
+    _say_licence(f"{hub.PREFIX}{snapshot.repository}", snapshot.licence, address)
     provenance = {"name": name, "address": address, "revision": snapshot.commit, "licence": snapshot.licence}
     return Named(snapshot.folder, {"provenance": provenance})
 
 
-def _say_licence(name: str, licence: str, address: str, say: Callable[[str], object]) -> None:
+def _say_licence(name: str, licence: str, address: str) -> None:
     if not is_free(licence):
-        say(f"{name}: its licence is {licence}; see {address} before commercial use")
+        note(f"{name}: its licence is {licence}; see {address} before commercial use")
 
 
 def _of_entry(name: str, entry: Published, file: Path) -> dict[str, str]:

@@ -19,8 +19,9 @@ from deeplab_jax.models.fold import fold_norm
 from deeplab_jax.models.preprocessing import IMAGENET
 from deeplab_jax.models.segmenter import Segmenter, Variables, abstract_variables
 from deeplab_jax.train.optimizer import make_optimizer
+from deeplab_jax.train.schedules import make_schedule
 from deeplab_jax.train.state import TrainState
-from deeplab_jax.train.step import train_step
+from deeplab_jax.train.step import summed_loss, train_step
 from experiments.benchmarks.session import Session
 
 CLASSES = 21
@@ -194,16 +195,10 @@ def training_step(
     Args:
       model: ours.
       params: its parameters, or their shapes.
-      remat: as of `train_step`.
+      remat: as of `summed_loss`.
     """
-    optimizer, _ = make_optimizer(
-        params,
-        steps=1_000_000,
-        learning_rate=LEARNING_RATE,
-        momentum=MOMENTUM,
-        weight_decay=WEIGHT_DECAY,
-        no_decay=(),
-    )
+    schedule = make_schedule(LEARNING_RATE, steps=1_000_000)
+    optimizer = make_optimizer(params, schedule, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY, no_decay=())
 
     def start(variables: Variables) -> TrainState:
         variables = jax.tree.map(jnp.copy, variables)  # The step donates its state, which must not be the caller's.
@@ -215,7 +210,8 @@ def training_step(
             ema_params=None,
         )
 
-    step = partial(train_step, model=model, optimizer=optimizer, key=jax.random.key(0), remat=remat)
+    objective = partial(summed_loss, model=model, remat=remat)
+    step = partial(train_step, objective=objective, optimizer=optimizer, key=jax.random.key(0))
     return jax.jit(step, donate_argnums=0), start
 
 

@@ -107,7 +107,9 @@ def training(table: str, row: str, scale: str) -> ConfigDict:
 
 def step_program(config: ConfigDict, model: Segmenter, optimizer: Any, parts: int, state: Any, batch: Any) -> Any:
     """Return the compiled step of a configuration, its batch in `parts` micro-batches."""
-    step = build_step(config, model, optimizer, accumulate=parts)
+    config = config.copy_and_resolve_references()
+    config.train.accumulate = parts
+    step = build_step(config, model, optimizer)
     return jax.jit(step, donate_argnums=0).lower(state, batch).compile()
 
 

@@ -17,13 +17,13 @@ from rich.console import Console
 
 from deeplab_jax import config_keys
 from deeplab_jax.config import base
+from deeplab_jax.data.augment import augment
 from deeplab_jax.data.catalog import open_source
 from deeplab_jax.data.images import read_image, read_mask, write_mask
 from deeplab_jax.data.loader import training_batches
 from deeplab_jax.data.source import PairSource
-from deeplab_jax.data.transforms import MEAN_COLOR, augment
 from deeplab_jax.labels import colormap, to_class_ids
-from deeplab_jax.train.loop import train
+from deeplab_jax.tasks.training import train
 from deeplab_jax.train.writers import METRICS_FILE
 from experiments.benchmarks import machine, networks
 from experiments.benchmarks.children import run_child
@@ -114,9 +114,12 @@ def child(arguments: dict[str, Any]) -> dict[str, Any]:
 def throughput(arguments: dict[str, Any]) -> dict[str, Any]:
     """Return augmented images a second of the base configuration's loader."""
     rounds, batches = arguments["rounds"], arguments["batches"]
-    options = {**loader_options(), "threads": arguments["threads"]}
     loader = training_batches(
-        _open(arguments["folder"]), batch_size=BATCH, steps=(rounds + 1) * batches, fill=MEAN_COLOR, **options
+        _open(arguments["folder"]),
+        papers_augmentation(),
+        batch_size=BATCH,
+        steps=(rounds + 1) * batches,
+        threads=arguments["threads"],
     )
     samples = []
     for _ in range(rounds + 1):
@@ -128,15 +131,15 @@ def throughput(arguments: dict[str, Any]) -> dict[str, Any]:
     return {"images_per_second": significant(1 / times["median"]), "spread": times["spread"]}
 
 
-def loader_options() -> dict[str, Any]:
-    """Return what the base configuration gives the loader."""
-    return config_keys.arguments(base().data, config_keys.Loader)
+def papers_augmentation() -> Any:
+    """Return the augmentation of the base configuration."""
+    return partial(augment, **config_keys.arguments(base().data, config_keys.Papers))
 
 
 def stages(arguments: dict[str, Any]) -> dict[str, Any]:
     """Return the median milliseconds for one image of each stage, called one after another without the loader."""
     source, rng = _open(arguments["folder"]), np.random.default_rng(0)
-    options = {name: value for name, value in loader_options().items() if name not in ("threads", "workers", "timeout")}
+    augmentation = papers_augmentation()
     seconds: dict[str, list[float]] = {name: [] for name in ("image", "mask", "class ids", "augment", "batch")}
 
     def timed(name: str, call: Callable[..., Any], *inputs: Any, **more: Any) -> Any:
@@ -151,7 +154,7 @@ def stages(arguments: dict[str, Any]) -> dict[str, Any]:
             for pair in source.pairs[first : first + BATCH]:
                 image = timed("image", read_image, pair.image)
                 label, _ = timed("class ids", to_class_ids, timed("mask", read_mask, pair.mask), source.labels)
-                examples.append(timed("augment", augment, image, label, rng, fill=MEAN_COLOR, **options))
+                examples.append(timed("augment", augmentation, image, label, rng))
             timed("batch", lambda parts: [np.stack(part) for part in parts], list(zip(*examples, strict=True)))
             seconds["batch"][-1] /= len(examples)
     return {"milliseconds": {name: significant(1e3 * np.median(values)) for name, values in seconds.items()}}

@@ -33,8 +33,7 @@ from deeplab_jax.files import read_json
 from deeplab_jax.models.catalog import create_model
 from deeplab_jax.models.segmenter import abstract_variables
 from deeplab_jax.provenance import versions
-from deeplab_jax.train.from_config import build_model, build_step
-from deeplab_jax.train.optimizer import make_optimizer
+from deeplab_jax.train.from_config import build_model, build_optimizer, build_step
 from deeplab_jax.train.sharding import make_mesh, own_rows, place_batch, replicated
 from deeplab_jax.train.state import create_state
 from experiments.benchmarks.children import affinity
@@ -158,7 +157,7 @@ def child(address: str, processes: int, index: int, batch: int) -> dict[str, Any
     config = load_config([f"--config={CONFIG}"])
     model = build_model(config, num_classes=9)
     variables = abstract_variables(model)
-    optimizer, _ = make_optimizer(variables["params"], steps=100, **config.optimizer)
+    optimizer, _ = build_optimizer(config, model)
     mesh, size = make_mesh(), tuple(config.data.crop_size)
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (batch, *size, 3), np.uint8)

@@ -16,7 +16,7 @@ from deeplab_jax.data.sets.scenes import Scenes
 from deeplab_jax.evaluate.evaluator import Results, evaluate
 from deeplab_jax.evaluate.protocol import Protocol
 from deeplab_jax.models.segmenter import Segmenter, Variables
-from deeplab_jax.train.loop import train
+from deeplab_jax.tasks.training import train
 from deeplab_jax.train.writers import METRICS_FILE
 from deeplab_jax.weights.folder import load
 from experiments.notebooks.extent import Extent, extent

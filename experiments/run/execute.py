@@ -21,6 +21,7 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate.evaluator import Results, evaluate
 from deeplab_jax.evaluate.protocol import split_section
 from deeplab_jax.provenance import git_commit
+from deeplab_jax.train.allocator import keep_freed_memory
 from deeplab_jax.train.from_config import open_split
 from deeplab_jax.train.loop import train
 from deeplab_jax.train.signals import Interrupted
@@ -52,6 +53,7 @@ def work(job: Job, runs: Path, *, again: bool) -> None:
       UserError: another process does this job already, or what `train` and `evaluate` raise.
       Interrupted: after Ctrl-C, once the state is saved.
     """
+    keep_freed_memory()
     workdir = runs / job.name
     busy = f"{workdir}: another process is at work on it; wait for it to end"
     with files.locked(runs / f"{job.name}.lock", busy, option="--runs"):

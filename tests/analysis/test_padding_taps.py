@@ -12,7 +12,7 @@ from deeplab_jax.analysis.cost import record
 from deeplab_jax.analysis.padding_taps import reached_by_layer
 from deeplab_jax.ops.geometry import taps_on_map
 from deeplab_jax.train.state import create_state
-from deeplab_jax.train.step import train_step
+from tests.support.steps import step_of
 from tests.support.tiny import tiny_model, tiny_models
 
 
@@ -72,7 +72,7 @@ def test_training_is_the_same_and_larger_images_see_less_noise() -> None:
         "image": rng.integers(0, 256, (4, 65, 49, 3), np.uint8),
         "label": rng.integers(0, 3, (4, 65, 49), np.uint8),
     }
-    step = jax.jit(partial(train_step, model=model, optimizer=optax.sgd(0.1), key=jax.random.key(1)))
+    step = jax.jit(step_of(model, optax.sgd(0.1), seed=1))
     (ours, metrics), (theirs, their_metrics) = (step(s, batch) for s in (state, random_taps))
     assert metrics["loss"] == their_metrics["loss"]
 

@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deeplab_jax.data.loader import examples_in_order, skipped_examples, training_batches
+from deeplab_jax.data.loader import examples_in_order, skipped_examples
 from deeplab_jax.errors import StuckError, UserError
 from deeplab_jax.labels import LabelSet, colormap
+from tests.support.batches import batches_of
 
 SIZE = (33, 33)
 OPTIONS = {"batch_size": 2, "crop_size": SIZE, "scale_range": (1.0, 1.0), "flip": False, "fill": (0, 0, 0)}
@@ -55,19 +56,19 @@ def seen(batches):
 
 def skipping(source, *, share=1.0, **options):
     skipped = skipped_examples(source, on_error="skip", max_skipped=share)
-    return seen(training_batches(source, **{**OPTIONS, "steps": 10, "skipped": skipped, **options})), skipped
+    return seen(batches_of(source, **{**OPTIONS, "steps": 10, "skipped": skipped, **options})), skipped
 
 
 def test_a_bad_example_stops_with_its_name() -> None:
     source = Faulty(bad=(4,))
     skipped = skipped_examples(source, on_error="stop", max_skipped=0.5)
     with pytest.raises(UserError) as caught:
-        list(training_batches(source, steps=10, skipped=skipped, **OPTIONS))
+        list(batches_of(source, steps=10, skipped=skipped, **OPTIONS))
     assert str(caught.value) == "4.png: truncated"
 
 
 def test_bad_examples_are_replaced_by_the_next_and_listed_once() -> None:
-    healthy = seen(training_batches(Faulty(), steps=10, **OPTIONS))
+    healthy = seen(batches_of(Faulty(), steps=10, **OPTIONS))
     order, skipped = skipping(Faulty(bad=(4, 5, 9)))
     assert order == [{4: 6, 5: 6, 9: 0}.get(index, index) for index in healthy]
     assert skipped.lines() == ["4.png: truncated", "5.png: truncated", "9.png: truncated"]
@@ -104,7 +105,7 @@ def test_a_thread_that_hangs_is_named_in_time(monkeypatch) -> None:
     try:
         began = time.monotonic()
         with pytest.raises(StuckError, match=r"no data for 0\.5 s: a thread hangs in reading .*\b7\.png.* \(step \d\)"):
-            list(training_batches(Faulty(hangs=7), steps=5, timeout=0.5, **OPTIONS))
+            list(batches_of(Faulty(hangs=7), steps=5, timeout=0.5, **OPTIONS))
         with pytest.raises(StuckError, match=r"a thread hangs in reading 7\.png; check that"):
             list(examples_in_order(Faulty(hangs=7), timeout=0.5))
         assert time.monotonic() - began < 30
@@ -115,7 +116,7 @@ def test_a_thread_that_hangs_is_named_in_time(monkeypatch) -> None:
 def test_a_loader_that_is_left_ends_its_threads() -> None:
     before = threading.active_count()
     for _ in range(3):
-        iterator = training_batches(Faulty(), steps=10, **OPTIONS)
+        iterator = batches_of(Faulty(), steps=10, **OPTIONS)
         next(iterator)
         iterator.close()
         assert len(list(examples_in_order(Faulty()))) == 10
@@ -140,10 +141,10 @@ def test_a_loader_that_is_left_ends_its_threads() -> None:
 )
 def test_a_worker_process_that_dies_or_hangs_is_named_in_time(fault, place, seconds, message) -> None:
     """They take batches in turn: the one that reads the batch of that place, from 0, is faulty."""
-    index = seen(training_batches(Faulty(), steps=5, **OPTIONS))[place * OPTIONS["batch_size"]]
+    index = seen(batches_of(Faulty(), steps=5, **OPTIONS))[place * OPTIONS["batch_size"]]
     began = time.monotonic()
     with pytest.raises(UserError, match=message.replace("{index}", str(index))):
-        list(training_batches(Faulty(**{fault: index}), steps=5, workers=2, timeout=seconds, **OPTIONS))
+        list(batches_of(Faulty(**{fault: index}), steps=5, workers=2, timeout=seconds, **OPTIONS))
     assert time.monotonic() - began < 100
 
 
@@ -157,7 +158,7 @@ def test_worker_processes_replace_alike_and_end_with_their_parent(tmp_path) -> N
         "from tests.data.test_faults import *\n"
         "if __name__ == '__main__':\n"
         "    import multiprocessing\n"
-        "    batches = training_batches(Faulty(), steps=100000, workers=2, **OPTIONS)\n"
+        "    batches = batches_of(Faulty(), steps=100000, workers=2, **OPTIONS)\n"
         "    next(batches)\n"
         "    print(*[child.pid for child in multiprocessing.active_children()], flush=True)\n"
         "    time.sleep(100)\n"

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from deeplab_jax.data.augmentation import NONE, Augmentation
-from deeplab_jax.data.loader import examples_in_order, training_batches
+from deeplab_jax.data.loader import examples_in_order
 from deeplab_jax.errors import UserError
 from deeplab_jax.labels import LabelSet, colormap
+from tests.support.batches import batches_of
 
 SIZE = (33, 40)
 OPTIONS = {"crop_size": SIZE, "scale_range": (1.0, 1.0), "fill": (0, 0, 0), "threads": 2}
@@ -41,7 +42,7 @@ class Encoded:
 
 
 def batches(count=5, *, batch_size=2, steps=10, **options):
-    return list(training_batches(Encoded(count), batch_size=batch_size, steps=steps, **{**OPTIONS, **options}))
+    return list(batches_of(Encoded(count), batch_size=batch_size, steps=steps, **{**OPTIONS, **options}))
 
 
 def seen(found):
@@ -144,13 +145,13 @@ def test_flips_happen_half_of_the_time_or_never() -> None:
 def test_what_an_example_raises_arrives_as_it_is() -> None:
     source = Encoded(3, bad=1)
     with pytest.raises(UserError) as caught:
-        list(training_batches(source, batch_size=1, steps=6, **OPTIONS))
+        list(batches_of(source, batch_size=1, steps=6, **OPTIONS))
     assert str(caught.value) == "example 1: is bad"
     with pytest.raises(UserError) as caught:
         list(examples_in_order(source))
     assert str(caught.value) == "example 1: is bad"
     with pytest.raises(UserError, match="crop_size"):
-        list(training_batches(Encoded(3), batch_size=1, steps=6, **{**OPTIONS, "crop_size": (0, 5)}))
+        list(batches_of(Encoded(3), batch_size=1, steps=6, **{**OPTIONS, "crop_size": (0, 5)}))
 
 
 def test_examples_in_order_are_read_once() -> None:

@@ -2,17 +2,19 @@
 
 import dataclasses
 import time
+from functools import partial
 
 import numpy as np
 import pytest
 
 from deeplab_jax.cli import main
 from deeplab_jax.data.augmentation import NONE, Augmentation
-from deeplab_jax.data.loader import skipped_examples, training_batches
-from deeplab_jax.data.mixing import AWAY, make_plan, mosaic, name_classes, paste
+from deeplab_jax.data.loader import skipped_examples
+from deeplab_jax.data.mixing import AWAY, make_plan, mixed, mosaic, name_classes, paste
 from deeplab_jax.data.sampling import sampling_by_class
 from deeplab_jax.errors import StuckError, UserError
 from deeplab_jax.labels import LabelSet, colormap
+from tests.support.batches import batches_of
 
 SIZE = (40, 50)
 FILL = (9, 9, 9)
@@ -36,7 +38,7 @@ class Lights:
         if index == self.bad:
             raise UserError(f"{index}.png: truncated")
         if self.hangs:
-            time.sleep(30)
+            time.sleep(1)
         label = np.zeros(SIZE, np.uint8)
         label[8 : 14 + 2 * index, 12 : 30 + 2 * index] = 1 + index % 2
         return {"image": 255 * np.eye(3, dtype=np.uint8)[label], "label": label, "name": str(index)}
@@ -46,8 +48,17 @@ class Lights:
 
 
 def batches(more=NONE, source=None, **options):
-    how = {"batch_size": 2, "steps": 12, "crop_size": (36, 36), "scale_step": 0.0, "fill": FILL, "threads": 2}
-    return list(training_batches(source or Lights(), more=more, **{**how, **options}))
+    how = {
+        "batch_size": 2,
+        "steps": 12,
+        "crop_size": (36, 36),
+        "scale_step": 0.0,
+        "fill": FILL,
+        "threads": 2,
+        **options,
+    }
+    mix = partial(mixed, seed=how.get("seed", 0), crop_size=how["crop_size"], more=more)
+    return list(batches_of(source or Lights(), more=more, mix=None if more == NONE else mix, **how))
 
 
 def crops(found):

@@ -9,9 +9,9 @@ import pytest
 from deeplab_jax import extensions
 from deeplab_jax.cli import main
 from deeplab_jax.data.catalog import open_source, source_names
-from deeplab_jax.data.loader import training_batches
 from deeplab_jax.data.own import OwnSource
 from deeplab_jax.errors import UserError
+from tests.support.batches import batches_of
 
 CODE = '''
 import dataclasses
@@ -151,9 +151,7 @@ def test_worker_processes_read_it(mine: str) -> None:
     """They cannot import the file, whose folder is on no path of theirs."""
     options = {"batch_size": 2, "steps": 2, "crop_size": (33, 33), "fill": (0, 0, 0)}
     source = open_source("halves", split="train", module=mine)
-    for here, there in zip(
-        training_batches(source, **options), training_batches(source, workers=1, **options), strict=True
-    ):
+    for here, there in zip(batches_of(source, **options), batches_of(source, workers=1, **options), strict=True):
         np.testing.assert_array_equal(here["image"], there["image"])
 
 

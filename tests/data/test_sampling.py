@@ -8,11 +8,12 @@ import pytest
 
 from deeplab_jax.data import sampling
 from deeplab_jax.data.images import write_image, write_mask
-from deeplab_jax.data.loader import skipped_examples, training_batches
+from deeplab_jax.data.loader import skipped_examples
 from deeplab_jax.data.sampling import class_counts, class_probabilities, count_classes, sampling_by_class, sampling_of
 from deeplab_jax.data.sets.folder import open_folder
 from deeplab_jax.errors import UserError
 from deeplab_jax.labels import LabelSet, colormap
+from tests.support.batches import batches_of
 
 SIZE = (40, 50)
 
@@ -45,7 +46,7 @@ def drawn(source, *, steps=100, start=0, seed=0, temperature=0.01, pixels=40, **
     """The batches of two images under rare class sampling."""
     by_class = sampling_of(source, class_temperature=temperature, class_pixels=pixels) if temperature else None
     how = {"crop_size": (20, 25), "scale_range": (1.0, 1.0), "fill": (0, 0, 0), "threads": 2, **how}
-    return list(training_batches(source, batch_size=2, steps=steps, start=start, seed=seed, sampling=by_class, **how))
+    return list(batches_of(source, batch_size=2, steps=steps, start=start, seed=seed, sampling=by_class, **how))
 
 
 def test_probabilities_by_hand() -> None:

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deeplab_jax.data import colour, transforms
+from deeplab_jax.data.augment import augment
 from deeplab_jax.errors import UserError
 
 FILL = (7, 8, 9)
@@ -104,14 +105,15 @@ def test_window_equals_crop_of_the_whole() -> None:
 def test_augment_equals_its_parts(height: int, width: int, h: int, w: int, seed: int, jittered: bool) -> None:
     image, label = random_pair(height, width, seed)
     strength = 0.4 if jittered else 0.0
-    whole = transforms.augment(
-        image, label, np.random.default_rng(seed), crop_size=(h, w), color_jitter=strength, fill=FILL
-    )
+    whole = augment(image, label, np.random.default_rng(seed), crop_size=(h, w), color_jitter=strength, fill=FILL)
     rng = np.random.default_rng(seed)
-    image, label = transforms.random_scale(image, label, rng)
-    image = colour.jitter(image, rng, strength=strength)
+    size = transforms.sample_size(rng, (height, width), scale_range=(0.5, 2.0), scale_step=0.25)
+    image, label = transforms.resize_pair(image, label, size)
+    if jittered:
+        image = colour.apply_jitter(image, colour.sample_jitter(rng, strength))
     image, label = transforms.pad_to(image, label, (h, w), fill=FILL)
-    image, label = transforms.random_crop(image, label, rng, size=(h, w))
+    top, left = (int(rng.integers(side - part + 1)) for side, part in zip(label.shape, (h, w), strict=True))
+    image, label = image[top : top + h, left : left + w], label[top : top + h, left : left + w]
     image, label = transforms.random_flip(image, label, rng)
     assert whole[0].shape == (h, w, 3) and whole[1].shape == (h, w)
     assert whole[0].dtype == whole[1].dtype == np.uint8
@@ -125,7 +127,7 @@ def test_augment_keeps_the_pair_together(step: float) -> None:
     image, columns = positions(90, 120)
     image[..., 2] = columns
     for seed in range(40):
-        pixels, label = transforms.augment(
+        pixels, label = augment(
             image, columns, np.random.default_rng(seed), crop_size=(64, 80), scale_step=step, fill=FILL
         )
         inside = label != 255
@@ -137,8 +139,7 @@ def test_augment_is_a_function_of_the_generator() -> None:
     image, label = random_pair(80, 100)
     before = image.copy(), label.copy()
     first, second, other = (
-        transforms.augment(image, label, np.random.default_rng(seed), crop_size=(65, 65), color_jitter=0.2)
-        for seed in (1, 1, 2)
+        augment(image, label, np.random.default_rng(seed), crop_size=(65, 65), color_jitter=0.2) for seed in (1, 1, 2)
     )
     np.testing.assert_array_equal(first[0], second[0])
     np.testing.assert_array_equal(first[1], second[1])
@@ -171,12 +172,9 @@ def test_pad_to_by_hand() -> None:
 
 
 def test_every_crop_position_is_drawn() -> None:
-    image, columns = positions(5, 6)
     rng = np.random.default_rng(0)
-    corners = {
-        tuple(transforms.random_crop(image, columns, rng, size=(3, 4))[0][0, 0, :2].tolist()) for _ in range(200)
-    }
-    assert corners == {(row, column) for row in range(3) for column in range(3)}
+    windows = {transforms.sample_window(rng, (5, 6), (3, 4)) for _ in range(200)}
+    assert windows == {(row, column, 3, 4) for row in range(3) for column in range(3)}
 
 
 def test_flip_is_drawn_half_of_the_time() -> None:
@@ -198,8 +196,8 @@ def test_jitter_by_hand() -> None:
     factors = np.random.default_rng(3).uniform(0.6, 1.4, 3)
     expected = np.clip((100 * factors[0] - 127.5) * factors[1] + 127.5, 0, 255)
     # Grey has no saturation to change.
-    np.testing.assert_allclose(colour.jitter(grey, rng, strength=0.4)[0, 0], expected, atol=0.51)
-    assert colour.jitter(grey, rng, strength=0) is grey
+    found = colour.apply_jitter(grey, colour.sample_jitter(rng, 0.4))
+    np.testing.assert_allclose(found[0, 0], expected, atol=0.51)
 
 
 @pytest.mark.parametrize(
@@ -215,7 +213,7 @@ def test_jitter_by_hand() -> None:
 def test_bad_options_are_named(options: dict, value: str) -> None:
     image, label = random_pair(4, 5)
     with pytest.raises(UserError, match="give") as error:
-        transforms.augment(image, label, np.random.default_rng(0), **{"crop_size": (4, 4), **options})
+        augment(image, label, np.random.default_rng(0), **{"crop_size": (4, 4), **options})
     assert value in str(error.value)
 
 

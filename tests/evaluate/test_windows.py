@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from deeplab_jax.evaluate import inference, windows
 from deeplab_jax.evaluate.evaluator import evaluate
-from deeplab_jax.evaluate.inference import predict_large, segment
+from deeplab_jax.evaluate.inference import evaluate_large, predict_large, segment
 from deeplab_jax.evaluate.protocol import Protocol
 from deeplab_jax.evaluate.windows import mean_of_windows, window_starts, window_weights
 from tests.support.tiny import MadeUp, tiny_model, tiny_models
@@ -143,7 +143,9 @@ def test_large_prediction_is_the_argmax_of_the_probabilities(made, tmp_path) -> 
     np.testing.assert_allclose(probabilities.sum(-1), 1, rtol=1e-5)
     np.save(tmp_path / "image.npy", image)
     mapped = np.load(tmp_path / "image.npy", mmap_mode="r")
-    found = predict_large(*made, mapped, Protocol(mode="exact", **how), batch_size=3)
+    np.testing.assert_array_equal(predict_large(*made, mapped, Protocol(mode="exact", **how)), classes)
+    unknown = np.full(image.shape[:2], 255, np.uint8)
+    found, _ = evaluate_large(*made, mapped, unknown, Protocol(mode="exact", **how), batch_size=3)
     assert found.dtype == np.uint8
     assert (found != classes).mean() < 0.001  # Batches round differently.
     uniform = segment(*made, image, window=(40, 48), return_probabilities=True)[1]

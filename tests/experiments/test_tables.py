@@ -15,8 +15,7 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.labels import CAMVID
 from deeplab_jax.models.segmenter import abstract_variables
 from deeplab_jax.ops.observe import observe_convolutions
-from deeplab_jax.train.from_config import build_model
-from deeplab_jax.train.optimizer import make_optimizer
+from deeplab_jax.train.from_config import build_model, build_optimizer, build_schedule
 from experiments.regimes import REGIMES
 from experiments.run.plan import ask
 from experiments.run.resolve import NotRun, Resolved, Settings, beyond, check_init, key_of, resolve
@@ -216,7 +215,7 @@ def test_the_papers_protocol_at_their_scale() -> None:
     assert (config.data.name, config.data.train_split, config.data.crop_size) == ("voc", "trainaug", (513, 513))
     assert (config.train.steps, config.train.batch_size) == (30_000, 16)
     assert (config.optimizer.name, config.optimizer.momentum, config.optimizer.weight_decay) == ("sgd", 0.9, 1e-4)
-    _, schedule = make_optimizer({}, steps=config.train.steps, **config.optimizer)
+    schedule = build_schedule(config)
     np.testing.assert_allclose(
         [schedule(step) for step in (0, 15_000, 30_000)], [0.007, 0.007 * 0.5**0.9, 0], rtol=1e-6
     )
@@ -239,7 +238,7 @@ def test_stage_2_is_the_papers(repo_root) -> None:
     model = build_model(config, num_classes=21)
     assert (model.output_stride, model.settings.norm) == (8, "frozen")
     params = abstract_variables(model)["params"]
-    optimizer, _ = make_optimizer(params, steps=config.train.steps, **config.optimizer)
+    optimizer, _ = build_optimizer(config, model)
     ones = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), params)
     updates, _ = optimizer.update(ones, optimizer.init(ones), ones)
     moved = {path[-2:]: bool(np.any(update)) for path, update in flatten_dict(updates).items()}

@@ -4,10 +4,14 @@ import ctypes
 import platform
 import subprocess
 import sys
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
 
+from deeplab_jax import distributed, tasks
+from deeplab_jax.cli import main
+from deeplab_jax.errors import UserError
 from deeplab_jax.train import allocator
 
 # Page faults of a program whose temporaries have 30 MB: each page that the system gives costs one.
@@ -55,3 +59,17 @@ def test_another_c_library_is_left_alone(monkeypatch) -> None:
     monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
     monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace())
     allocator.keep_freed_memory()
+
+
+@pytest.mark.parametrize("how", ["program", "command"])
+def test_training_calls_it_before_jax_starts(monkeypatch, how: str, tmp_path) -> None:
+    """`together` counts the processes, which starts JAX's threads."""
+    calls: list[str] = []
+    monkeypatch.setattr(allocator, "keep_freed_memory", lambda: calls.append("keep"))
+    monkeypatch.setattr(distributed, "together", lambda: calls.append("together") or nullcontext())
+    if how == "program":
+        with pytest.raises(UserError, match="^config: no configuration is named; give --config"):
+            tasks.train([], tmp_path)
+    else:
+        assert main(["train", "--config", "absent.py", "--workdir", str(tmp_path)]) == 2
+    assert calls == ["keep", "together"]

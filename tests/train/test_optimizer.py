@@ -10,7 +10,8 @@ from flax.traverse_util import flatten_dict
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.catalog import create_model
 from deeplab_jax.models.segmenter import abstract_variables
-from deeplab_jax.train.optimizer import NAMES, make_optimizer, stage_factors
+from deeplab_jax.train.optimizer import NAMES, stage_factors
+from tests.support.steps import optimizer_of
 
 PARAMS = {
     "backbone": {"conv": {"kernel": jnp.array([1.0, -2.0])}, "norm": {"scale": jnp.array([3.0])}},
@@ -22,7 +23,7 @@ GRADIENT = jax.tree.map(lambda x: jnp.full_like(x, 0.1), PARAMS)
 def after(params=PARAMS, gradient=GRADIENT, *, updates=1, **options):
     """The parameters after some updates with one gradient; no momentum and no decay unless asked for."""
     options = {"steps": 10, "learning_rate": 1.0, "power": 0.0, "momentum": 0.0, "weight_decay": 0.0, **options}
-    optimizer, _ = make_optimizer(params, **options)
+    optimizer = optimizer_of(params, **options)
     state = optimizer.init(params)
     for _ in range(updates):
         update, state = optimizer.update(gradient, state, params)
@@ -68,7 +69,7 @@ def test_lamb_by_hand() -> None:
 def test_lion_by_hand() -> None:
     """The sign of 0.9 m + 0.1 g, where m = 0.99 m + 0.01 g; the decay is beside it."""
     turned = jax.tree.map(lambda g: -2 * g, GRADIENT)
-    optimizer, _ = make_optimizer(PARAMS, steps=9, name="lion", learning_rate=0.1, power=0.0, weight_decay=0.01)
+    optimizer = optimizer_of(PARAMS, steps=9, name="lion", learning_rate=0.1, power=0.0, weight_decay=0.01)
     state, weight, mean, params = optimizer.init(PARAMS), 4.0, 0.0, PARAMS
     for gradient, value in ((GRADIENT, 0.1), (GRADIENT, 0.1), (turned, -0.2)):
         update, state = optimizer.update(gradient, state, params)
@@ -163,7 +164,7 @@ def test_clipping_is_by_the_global_norm_of_what_is_trained() -> None:
 
 def test_only_paths_matter() -> None:
     shapes = jax.eval_shape(lambda: PARAMS)
-    optimizer, _ = make_optimizer(shapes, steps=3, freeze=("backbone",), multipliers=(("bias", 2.0),))
+    optimizer = optimizer_of(shapes, steps=3, freeze=("backbone",), multipliers=(("bias", 2.0),))
     assert jax.tree.leaves(optimizer.init(PARAMS))
 
 
@@ -183,9 +184,9 @@ def test_only_paths_matter() -> None:
 )
 def test_what_makes_no_sense_is_refused(options, message) -> None:
     with pytest.raises(UserError, match=message):
-        make_optimizer(PARAMS, steps=3, **options)
+        optimizer_of(PARAMS, steps=3, **options)
 
 
 def test_the_message_names_a_parameter() -> None:
     with pytest.raises(UserError, match="a parameter is called 'backbone/conv/kernel'"):
-        make_optimizer(PARAMS, steps=3, freeze=("x",))
+        optimizer_of(PARAMS, steps=3, freeze=("x",))

@@ -10,7 +10,6 @@ import pytest
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.catalog import create_model
 from deeplab_jax.models.segmenter import abstract_variables
-from deeplab_jax.train.optimizer import make_optimizer
 from deeplab_jax.train.sharding import (
     batch_sharding,
     check_batch_size,
@@ -22,8 +21,8 @@ from deeplab_jax.train.sharding import (
     state_shardings,
 )
 from deeplab_jax.train.state import create_state
-from deeplab_jax.train.step import train_step
 from experiments.launch.traffic import all_reduced, summed_bytes
+from tests.support.steps import optimizer_of, step_of
 from tests.support.tiny import tiny_model, tiny_models
 
 needs_devices = pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices: JAX_NUM_CPU_DEVICES=8")
@@ -62,7 +61,7 @@ def test_a_step_on_eight_devices_equals_the_step_on_one(accumulate) -> None:
     """Batch norm sees the global batch: the images differ in brightness, so each device's own mean would be off."""
     with tiny_models():
         model, variables = tiny_model("cascade_tiny", num_classes=3, aux_head=True)
-    optimizer, _ = make_optimizer(variables["params"], steps=10, learning_rate=0.1)
+    optimizer = optimizer_of(variables["params"], steps=10, learning_rate=0.1)
     rng = np.random.default_rng(0)
     count = 8 * accumulate
     image = rng.integers(0, 100, (count, 33, 33, 3)) + 10 * np.arange(count)[:, None, None, None]
@@ -76,8 +75,7 @@ def test_a_step_on_eight_devices_equals_the_step_on_one(accumulate) -> None:
         mesh = make_mesh(devices)
         initial = partial(create_state, model=model, optimizer=optimizer, size=(33, 33), ema=True)
         state = jax.jit(initial, out_shardings=replicated(mesh))(jax.random.key(0))
-        options = {"key": jax.random.key(1), "accumulate": accumulate, "ema_decay": 0.9}
-        step = partial(train_step, model=model, optimizer=optimizer, **options)
+        step = step_of(model, optimizer, seed=1, accumulate=accumulate, ema_decay=0.9)
         step = jax.jit(step, donate_argnums=0, out_shardings=replicated(mesh))
         for _ in range(2):
             state, metrics = step(state, place_batch(batch, mesh))
@@ -126,7 +124,7 @@ def compile_step(mesh, *, size, split=False, **options):
     """The program of a training step, and the variables' shapes."""
     model = create_model(num_classes=3, norm_momentum=0.9, **options)
     variables = abstract_variables(model)
-    optimizer, _ = make_optimizer(variables["params"], steps=10)
+    optimizer = optimizer_of(variables["params"], steps=10)
     initial = partial(create_state, model=model, optimizer=optimizer, size=size, ema=False)
     state = jax.eval_shape(initial, jax.random.key(0))
     shardings = state_shardings(state, mesh, split=split)
@@ -135,7 +133,7 @@ def compile_step(mesh, *, size, split=False, **options):
     batch = {
         name: jax.ShapeDtypeStruct(shape, np.uint8, sharding=batch_sharding(mesh)) for name, shape in shapes.items()
     }
-    step = partial(train_step, model=model, optimizer=optimizer, key=jax.random.key(1), space=mesh.shape["space"])
+    step = step_of(model, optimizer, seed=1, space=mesh.shape["space"])
     step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
     return step.lower(placed, batch).compile(), variables
 

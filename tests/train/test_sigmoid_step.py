@@ -12,10 +12,9 @@ import pytest
 from deeplab_jax.models.catalog import create_model
 from deeplab_jax.models.segmenter import Segmenter
 from deeplab_jax.ops.losses import cross_entropy
-from deeplab_jax.train.optimizer import make_optimizer
 from deeplab_jax.train.sharding import make_mesh, place_batch, replicated
 from deeplab_jax.train.state import TrainState
-from deeplab_jax.train.step import train_step
+from tests.support.steps import optimizer_of, step_of
 from tests.support.tiny import make_variables, tiny_models
 
 OPTIONS = {"aux_head": True}
@@ -44,7 +43,7 @@ def networks():
 def stepped(made: tuple[Segmenter, dict], batch, *, devices=1, **options):
     """The parameters after a step of plain gradient descent, and its metrics."""
     model, variables = made
-    optimizer, _ = make_optimizer(
+    optimizer = optimizer_of(
         variables["params"], steps=10, learning_rate=1.0, power=0.0, momentum=0.0, weight_decay=0.0
     )
     params = variables["params"]
@@ -56,7 +55,7 @@ def stepped(made: tuple[Segmenter, dict], batch, *, devices=1, **options):
         ema_params=None,
     )
     mesh = make_mesh(devices)
-    step = jax.jit(partial(train_step, model=model, optimizer=optimizer, key=jax.random.key(0), **options))
+    step = jax.jit(step_of(model, optimizer, **options))
     new, metrics = step(jax.device_put(state, replicated(mesh)), place_batch(batch, mesh))
     change = jax.tree.map(lambda before, after: np.asarray(after) - np.asarray(before), params, new.params)
     return change, {name: float(value) for name, value in metrics.items()}

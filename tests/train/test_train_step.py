@@ -11,10 +11,10 @@ import pytest
 from deeplab_jax.models.catalog import create_model
 from deeplab_jax.ops.losses import LOSSES, cross_entropy, mean_loss
 from deeplab_jax.ops.resize import resize_labels
-from deeplab_jax.train.optimizer import make_optimizer
 from deeplab_jax.train.state import TrainState, create_state
-from deeplab_jax.train.step import share_of_newest, train_step
+from deeplab_jax.train.step import share_of_newest
 from experiments.benchmarks.remat import kept_mib
+from tests.support.steps import optimizer_of, step_of
 from tests.support.tiny import tiny_model, tiny_models
 
 CLASSES = 4
@@ -37,11 +37,11 @@ def network(name, **options):
 
 
 def set_up(name="cascade_tiny", *, ema=False, optimizer=None, **options):
-    """A model, its state, and a step function of (state, batch) that takes the options of `train_step`."""
+    """A model, its state, and a step function of (state, batch) that takes the options of `step_of`."""
     model, variables = network(name, **options)
     params = variables["params"]
     settings = {"steps": 10, "learning_rate": RATE, "power": 0.0, "momentum": 0.0, "weight_decay": DECAY}
-    transform, _ = make_optimizer(params, **{**settings, **(optimizer or {})})
+    transform = optimizer_of(params, **{**settings, **(optimizer or {})})
     state = TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -52,8 +52,7 @@ def set_up(name="cascade_tiny", *, ema=False, optimizer=None, **options):
 
     @cache
     def compiled(*, seed=7, **options):
-        key = jax.random.key(seed)
-        return jax.jit(partial(train_step, model=model, optimizer=transform, key=key, **options))
+        return jax.jit(step_of(model, transform, seed=seed, **options))
 
     return model, state, lambda state, batch, **options: compiled(**options)(state, batch)
 
@@ -331,7 +330,7 @@ def test_a_network_that_sees_only_the_centre_learns_from_the_centre() -> None:
     batch["label"][:] = 3
     batch["label"][:, 92:96, 92:96] = 1
     batch["label"][0, 92] = 255
-    step = jax.jit(partial(train_step, model=model, optimizer=optimizer, key=jax.random.key(0)))
+    step = jax.jit(step_of(model, optimizer))
     images = model.preprocessing(batch["image"])
     rng = {"dropout": jax.random.fold_in(jax.random.key(0), 0)}
     logits = jax.jit(lambda params: model.apply({"params": params}, images, train=True, rngs=rng))(state.params)

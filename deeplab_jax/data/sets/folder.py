@@ -12,8 +12,8 @@ from deeplab_jax.data.labelme import LabelmeMasks, ids_of, labels_in
 from deeplab_jax.data.layouts import Files
 from deeplab_jax.data.lists import Names, find_listed
 from deeplab_jax.data.mask_formats import ChannelMasks, ClassFiles, ColourMasks, IdMasks, check_overlap
-from deeplab_jax.data.parts import IMAGES, MASKS, find_part
-from deeplab_jax.data.source import Pair, PairSource, pair_by_name, walk_files
+from deeplab_jax.data.parts import IMAGES, MASKS, Part, find_part
+from deeplab_jax.data.source import Listing, Pair, PairSource, pair_by_name, walk_files
 from deeplab_jax.errors import UserError, did_you_mean
 from deeplab_jax.labels import IGNORE_LABEL, MAX_CLASSES, LabelSet, colormap
 
@@ -90,13 +90,7 @@ def open_folder(
         read_mask = ChannelMasks(mask_channel)
     elif table.colours and not value_map:
         read_mask = ColourMasks(table.meanings)
-    pairs, lonely_images, lonely_masks = pair_by_name(
-        part.files.images, part.files.masks, where=f"{root}: images='{images}'"
-    )
-    if part.names_file is not None:
-        index = (Names(part.files.images, root), Names(part.files.masks, root))
-        pairs = _listed(part.files, find_listed(part.names_file, *index), part.names_file)
-        lonely_images = lonely_masks = ()  # The list says which files count.
+    pairs, lonely_images, lonely_masks = _paired(part, root, where=f"{root}: images='{images}'")
     if part.keeps is not None:
         pairs = _divided(pairs, part.keeps, val_fraction or 0.0, val_rule)
     if not pairs and not lonely_images:
@@ -157,6 +151,16 @@ def _class_files(files: Files, names: tuple[str, ...], overlap: str) -> ClassFil
         by_mask[str(files.masks[example])] = tuple((names.index(name), str(path)) for name, path in parts)
     background = next((i for i, name in enumerate(names) if name.lower() in BACKGROUNDS), IGNORE_LABEL)
     return ClassFiles(by_mask, background, overlap)
+
+
+def _paired(part: Part, root: Path, *, where: str) -> Listing:
+    """Return the pairs of a split's files, or those that its list names, and the images and masks that have no pair."""
+    files = part.files
+    found = pair_by_name(files.images, files.masks, where=where)
+    if part.names_file is None:
+        return found
+    names = find_listed(part.names_file, Names(files.images, root), Names(files.masks, root))
+    return Listing(_listed(files, names, part.names_file), (), ())  # The list says which files count.
 
 
 def _divided(pairs: tuple[Pair, ...], split: str, fraction: float, rule: str) -> tuple[Pair, ...]:

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 
 from deeplab_jax.errors import UserError
-from deeplab_jax.models.backbones.dilation import dilate_stages
+from deeplab_jax.models.backbones.dilation import Stage, dilate_stages
 from deeplab_jax.models.layers import ConvNorm, Features, LayerSettings, SeparableConvNorm, check_choices
 
 Shortcut = Literal["projection", "identity", "none"]
@@ -126,19 +126,12 @@ class Xception(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, output_stride: int, train: bool) -> Features:
         """Compute features `{"stem", "conv2", ..., "conv5": (array [N, h, w, C], stride)}` of images `[N, H, W, C]`."""
-        rows = self.rows()
-        stages = dilate_stages(
-            [stride for _, stride, _ in rows],
-            start=STEM_STRIDE,
-            output_stride=output_stride,
-            first_unit_rate=self.first_unit_rate,
-        )
-        s = self.settings
+        units, s = self.units(output_stride), self.settings
         x = ConvNorm(self.scaled(32), 3, stride=2, settings=s, name="stem_conv1")(x, train=train)
         x = ConvNorm(self.scaled(64), 3, settings=s, name="stem_conv2")(x, train=train)
         features: Features = {"stem": (x, STEM_STRIDE)}
         reached = STEM_STRIDE
-        for (channels, stride, shortcut), stage, (number, name) in zip(rows, stages, unit_names(rows), strict=True):
+        for (channels, stride, shortcut), stage, (number, name) in units:
             rate, grid = stage.first_rate, self.multi_grid if shortcut == "none" else (1, 1, 1)
             x, second_output = Unit(
                 tuple(self.scaled(c) for c in channels),
@@ -161,6 +154,17 @@ class Xception(nn.Module):
         entry: list[Row] = [((channels,) * 3, stride, "projection") for channels, stride in self.entry]
         middle: list[Row] = [((MIDDLE_CHANNELS,) * 3, 1, "identity")] * self.middle_units
         return [*entry, *middle, (EXIT_1, 2, "projection"), (EXIT_2, 1, "none")]
+
+    def units(self, output_stride: int) -> list[tuple[Row, Stage, tuple[int, str]]]:
+        """Return each unit's row, its stride and rates, and its stage's number with its name."""
+        rows = self.rows()
+        stages = dilate_stages(
+            [stride for _, stride, _ in rows],
+            start=STEM_STRIDE,
+            output_stride=output_stride,
+            first_unit_rate=self.first_unit_rate,
+        )
+        return list(zip(rows, stages, unit_names(rows), strict=True))
 
     def scaled(self, channels: int) -> int:
         """Return a channel count times the width."""

@@ -6,7 +6,6 @@ import flax.linen as nn
 import jax
 
 from deeplab_jax.errors import UserError
-from deeplab_jax.models.backbones.dilation import dilate_stages
 from deeplab_jax.models.backbones.xception import (
     EXIT_1,
     EXIT_2,
@@ -15,7 +14,6 @@ from deeplab_jax.models.backbones.xception import (
     Shortcut,
     Xception,
     add_shortcut,
-    unit_names,
 )
 from deeplab_jax.models.layers import Conv, ConvNorm, Features, LayerSettings, Padding, SeparableConvNorm
 from deeplab_jax.models.separable_variants import BareSeparableConvNorm
@@ -120,19 +118,12 @@ class XceptionVariant(Xception):
         """Compute features `{"stem", "conv2", ..., "conv5": (array [N, h, w, C], stride)}` of images `[N, H, W, C]`."""
         if self.form == "aligned":
             return super().__call__(x, output_stride=output_stride, train=train)
-        rows = self.rows()
-        stages = dilate_stages(
-            [stride for _, stride, _ in rows],
-            start=STEM_STRIDE,
-            output_stride=output_stride,
-            first_unit_rate=self.first_unit_rate,
-        )
-        s = self.settings
+        units, s = self.units(output_stride), self.settings
         padding: Padding = "VALID" if self.form == "original" else None
         x = ConvNorm(self.scaled(32), 3, stride=2, padding=padding, settings=s, name="stem_conv1")(x, train=train)
         x = ConvNorm(self.scaled(64), 3, padding=padding, settings=s, name="stem_conv2")(x, train=train)
         features: Features = {"stem": (x, STEM_STRIDE)}
-        for (channels, _, shortcut), stage, (number, name) in zip(rows, stages, unit_names(rows), strict=True):
+        for (channels, _, shortcut), stage, (number, name) in units:
             scaled = tuple(self.scaled(c) for c in channels)
             if self.form == "original" and shortcut == "none":
                 x = OriginalExit(scaled, stage.first_rate, s, name=name)(x, train=train)

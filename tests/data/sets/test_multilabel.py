@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from deeplab_jax.cli import main
+from deeplab_jax.data.augment import augment
 from deeplab_jax.data.catalog import open_source
 from deeplab_jax.data.images import write_image, write_mask
-from deeplab_jax.data.transforms import augment, resize_pair
+from deeplab_jax.data.transforms import resize_pair
 from deeplab_jax.errors import UserError
 
 NAMES = ("wet", "cracked")
