@@ -186,7 +186,12 @@ REGIMES: dict[str, Regime] = {
         pretraining=1500,
     ),
     "demo": Regime(
-        name="demo", networks={"resnet18": Network("resnet18", _SCENES, units=2)}, steps=0, batch=1.0, rates=1
+        name="demo",
+        networks={"resnet18": Network("resnet18", _SCENES, units=2)},
+        steps=0,
+        batch=1.0,
+        rates=1,
+        seeds={"extra_context": 3},
     ),
     "camvid": Regime(
         name="camvid",

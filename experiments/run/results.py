@@ -49,7 +49,9 @@ from experiments.run.resolve import Resolved
 RESULTS = "experiments/results/tables"  # unless the user names another folder
 PAGE = "experiments/results/README.md"  # holds the generated tables
 BILLION = 1e9
-RARE = ("pole", "sign symbol", "pedestrian")  # CamVid's, of "IoU of rare classes"
+# Measures that are means over some classes: CamVid's rare ones, and the class of `scenes` that needs far surroundings.
+RARE = ("pole", "sign symbol", "pedestrian")
+IOU_OF: Mapping[str, tuple[str, ...]] = {"rare_iou": RARE, "paddock_iou": ("paddock",)}
 # What a run directory's file of an evaluation, and a row of a table's file, have to hold.
 EVALUATION = ("miou", "commits", "seconds")
 ROW = ("seeds", "training", "evaluation")
@@ -275,17 +277,17 @@ def measure(content: Mapping[str, Any], name: str) -> list[float]:
         found = [
             band["miou"] for entry in content["seeds"] for band in entry["trimap"]["bands"] if band["width"] == width
         ]
-    elif name == "rare_iou":
-        found = [rare_iou(entry["per_class"]) for entry in content["seeds"]]
+    elif name in IOU_OF:
+        found = [iou_of(entry["per_class"], IOU_OF[name]) for entry in content["seeds"]]
     else:
         found = [entry[name] for entry in content["seeds"]]
     return [_finite(100 * value) for value in found if value is not None]
 
 
-def rare_iou(per_class: Sequence[Mapping[str, Any]]) -> float | None:
-    """Return the mean IoU of the classes of `RARE`, None where the data lack one."""
+def iou_of(per_class: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> float | None:
+    """Return the mean IoU of some classes, None where the data lack one."""
     ious = {one["name"]: one["iou"] for one in per_class}
-    found = [ious.get(name) for name in RARE]
+    found = [ious.get(name) for name in classes]
     return None if None in found else fmean(value for value in found if value is not None)
 
 

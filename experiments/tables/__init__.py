@@ -31,6 +31,7 @@ NAMES = (
     "extra_loss",
     "extra_seeds",
     "extra_parts",
+    "extra_context",
     "extra_recipes",
     "extra_noise",
     "extra_rates",
