@@ -44,7 +44,7 @@ demo: $(VENV)/.ready ## train, evaluate and draw a small DeepLabv3+; DATASET=sce
 test: $(VENV)/.ready ## run the tests on two processes, without the slow ones; ARGS="-k atrous" narrows them
 	@$(BIN)/python -m pytest $(TESTS) -m "not slow" -n 2 --dist loadfile $(ARGS)
 
-benchmarks: $(VENV)/.peers ## measure against the PyTorch peers; ARGS="--parts inference" narrows it
+benchmarks: $(VENV)/.peers ## measure against the peers; ARGS="--parts inference" narrows it
 	@$(BIN)/python -m experiments.benchmarks $(ARGS)
 
 notebooks: $(VENV)/.ready ## execute the notebooks in place, trainings included; ARGS=boundaries for one
@@ -53,7 +53,7 @@ notebooks: $(VENV)/.ready ## execute the notebooks in place, trainings included;
 test-all: $(VENV)/.ready ## run every test
 	@$(BIN)/python -m pytest $(TESTS) -n 2 $(ARGS)
 
-peers: $(VENV)/.peers ## install the PyTorch peers, which the tests then compare with
+peers: $(VENV)/.peers ## install the peers, which the tests then compare with
 
 tpu-compiler: $(VENV)/.tpu ## install what compiles for TPUs without one, which the tests then do
 

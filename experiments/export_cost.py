@@ -133,7 +133,8 @@ def study(
         else:
             form, precision = name.split()
             write, runner, _ = RUNTIMES[form]
-            more = {"calibration": examples()} if precision == "int8" else {}
+            # What a file costs is worth knowing above all where its classes are far off.
+            more = {"calibration": examples(), "refuse": False} if precision == "int8" else {}
             content, said = write(model, variables, size=size, batch=1, precision=precision, **more)
             found = evaluate_file(runner(content), model, source, size, images=images)
             rows[name] = {"megabytes": round(len(content) / 2**20, 2), "compared": said, **found}

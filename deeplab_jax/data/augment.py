@@ -2,8 +2,7 @@
 
 The papers' augmentation is that of DeepLabv3 (Chen et al. 2017, section 4.1) and of the authors' TensorFlow code: scale
 by a factor between 0.5 and 2.0 (in steps of 0.25, or continuous), pad with the mean colour and the ignore label up to
-the crop size, take a random crop, mirror with probability one half. What an `Augmentation` adds has its place between
-these steps:
+the crop size, take a random crop, mirror with probability one half. With an `Augmentation`, the whole order is:
 
 1. a fixed size, if there is one, times the papers' random factor;
 2. the papers' random crop, which may be drawn again for the sake of its classes;
@@ -60,9 +59,9 @@ def augment(
 ) -> Pair:
     """Return an example after the papers' augmentation, and more.
 
-    Without more, it equals `resize_pair`, the jitter, `pad_to`, a random crop and `random_flip` in this order, but only
-    pixels inside the crop are resampled. The label is the same bit for bit. In the image, rounding changes a rare pixel
-    by one level.
+    With the default `more`, it equals `resize_pair`, the jitter, `pad_to`, a random crop and `random_flip` in this
+    order, but only pixels inside the crop are resampled. The label is the same bit for bit. In the image, rounding
+    changes a rare pixel by one level.
 
     Args:
       image: `[H, W, C]`.

@@ -1,8 +1,8 @@
 """Training crops made of several: mosaic and copy-paste.
 
 What is mixed are whole training crops, each augmented by itself. So a crop that stays alone is the one that it would be
-without mixing, and every pixel keeps its place, its colour and its label. The other crops come from a far part of the
-same endless sequence of crops, where every image comes as often as in its beginning, and augmented in another way.
+without mixing, and every pixel keeps its place, its colour and its label. The other crops come from positions of the
+same endless sequence that no training reaches. So they are other crops, augmented on their own.
 """
 
 import dataclasses
@@ -21,8 +21,10 @@ from deeplab_jax.errors import UserError, spell
 
 Crop = Mapping[str, np.ndarray]
 
-AWAY = 2**40
-"""Position of the first of the other crops: more than any training has, and each position has four."""
+AWAY = 10**12 + 39
+"""Position of the first of the other crops; no training gets that far. Each crop has four positions there. It is no
+multiple of a power of two: Grain takes the seed of each round modulo one, so the order could be that of the beginning.
+"""
 _OTHERS = 4
 
 
@@ -44,10 +46,15 @@ def name_classes(more: Augmentation, source: Source, sampling: ClassSampling | N
     """Return the augmentation with the classes to paste: those that it names, else those that the sampling prefers.
 
     Raises:
-      UserError: a class that the source does not have, none is named and images are not drawn by their classes, or all
-        classes are equally frequent.
+      UserError: a class that the source does not have, or classes without a probability; or no class is named, and the
+        sampling is missing or prefers none.
     """
     if not more.copy_paste:
+        if more.copy_paste_classes:
+            raise UserError(
+                "config.data.augment.copy_paste_classes: nothing is pasted; add --config.data.augment.copy_paste=0.5, "
+                "or leave the classes out"
+            )
         return more
     name, count = "config.data.augment.copy_paste_classes", source.labels.num_classes
     if unknown := [class_id for class_id in more.copy_paste_classes if class_id >= count]:

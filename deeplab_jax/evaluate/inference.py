@@ -201,7 +201,7 @@ def evaluate_large(
     batch_size: int = 1,
     place: Place = unplaced,
 ) -> tuple[np.ndarray, Counts]:
-    """Do what `predict_large` does, and compare the classes with the image's label.
+    """Return the classes of an image as `predict_large` does, and their counts against its label.
 
     Args:
       model, variables, image, protocol: see `predict_large`.

@@ -21,14 +21,14 @@ from deeplab_jax.train.state import TrainState
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 # (params, batch_stats, micro-batch, key) -> summed loss, (new batch_stats, sums for the metrics)
-Objective = Callable[[Any, Any, Batch, jax.Array], tuple[jax.Array, tuple[Any, Metrics]]]
+SummedLoss = Callable[[Any, Any, Batch, jax.Array], tuple[jax.Array, tuple[Any, Metrics]]]
 
 
 def train_step(
     state: TrainState,
     batch: Batch,
     *,
-    objective: Objective,
+    objective: SummedLoss,
     optimizer: optax.GradientTransformation,
     key: jax.Array,
     accumulate: int = 1,
@@ -133,7 +133,7 @@ def keep_convolutions(apply: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def summed_gradient(
-    objective: Objective, state: TrainState, batch: Batch, key: jax.Array, *, accumulate: int
+    objective: SummedLoss, state: TrainState, batch: Batch, key: jax.Array, *, accumulate: int
 ) -> tuple[Any, Any, Metrics]:
     """Return the gradient, batch statistics and sums of `summed_loss` over the micro-batches of a batch."""
 

@@ -17,7 +17,7 @@ import numpy as np
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.decision import THRESHOLD
 from deeplab_jax.models.segmenter import Segmenter
-from deeplab_jax.weights.check_export import check, check_classes, images_like, in_float32
+from deeplab_jax.weights.check_export import check, check_int8, images_like, in_float32
 from deeplab_jax.weights.export import METADATA_FILE, pack, prepare
 
 PRECISIONS = ("float32", "float16", "int8")
@@ -33,6 +33,7 @@ def export_tflite(
     precision: str = "float32",
     calibration: Sequence[np.ndarray] = (),
     info: Mapping[str, Any] | None = None,
+    refuse: bool = True,
     **inside: Any,
 ) -> tuple[bytes, str]:
     """Return a network as a `.tflite` file, and a sentence on how far LiteRT's results differ from ours.
@@ -46,6 +47,7 @@ def export_tflite(
       batch: images per call, 1 if it is None; the converter has no free batch.
       precision: of the weights; "int8" is of the activations, too. Images and logits have the types of float32.
       calibration: for "int8": images `[H, W, channels]` of that size, of 0 to 255, which show the range of activations.
+      refuse: of "int8": see `check_int8`.
       **inside: `preprocess`, `argmax` and `threshold`, as in `export_stablehlo`.
 
     Raises:
@@ -72,8 +74,8 @@ def export_tflite(
     run, own = runner(content), partial(prepare, in_float32(model), variables, size=size, batch=batch, fold=False)
     if precision == "int8":
         logits, threshold = jax.jit(own(preprocess=preprocess)[0]), inside.get("threshold", THRESHOLD)
-        seen = inputs[:MOST_CHECKED]
-        return content, check_classes(run, logits, seen, model=model, threshold=threshold, runtime="LiteRT")
+        how = {"returns": np.dtype(metadata["output"]["dtype"]), "model": model, "threshold": threshold}
+        return content, check_int8(run, logits, inputs[:MOST_CHECKED], **how, runtime="LiteRT", refuse=refuse)
     random = [images_like(images, model, batch=batch, preprocess=preprocess, seed=seed) for seed in range(2)]
     return content, check(run, jax.jit(own(**inside)[0]), random, precision=precision, runtime="LiteRT")
 

@@ -8,7 +8,7 @@ import importlib.util
 import os
 import tempfile
 from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ def measure(session: Session) -> None:
             images = 1 if what == "inference" else batch
             settings = {"encoder": encoder, "output_stride": stride, "side": sides, "batch": images}
             name = f"{what}, DeepLabV3Plus {encoder}, OS {stride}, {images}x{sides}x{sides}, float32"
-            pair = cache(partial(make_pair, encoder, stride, sides))
+            pair = partial(make_pair, encoder, stride, sides)
             session.row("keras_hub", name, settings, partial(contest, session, pair, batch=images, side=sides))
 
 

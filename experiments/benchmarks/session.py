@@ -132,7 +132,7 @@ def _numbers(result: Mapping[str, Any], name: str = "") -> Iterator[str]:
 def _difference(old: Any, new: Any) -> str:
     """Say what differs, "" where nothing does; a package that was not there makes no row wrong."""
     if isinstance(old, dict) and isinstance(new, dict):
-        changed = [key for key in new if old.get(key) not in (new[key], machine.NOT_INSTALLED)]
+        changed = [key for key in new if old.get(key, machine.NOT_INSTALLED) not in (new[key], machine.NOT_INSTALLED)]
         return "; ".join(f"{key} {old.get(key)}, here {new[key]}" for key in changed)
     return "" if old == new else f"{old}, here {new}"
 

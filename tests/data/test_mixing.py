@@ -266,12 +266,14 @@ def test_classes_are_named_or_those_that_sampling_prefers() -> None:
         ({}, True, "all classes are equally frequent; name the ids of those to paste, such as "
                    "--config.data.augment.copy_paste_classes=2"),
         ({"copy_paste_classes": (1, 3, 9)}, False, "lights has no class 3, 9; give class ids from 0 to 2"),
+        ({"copy_paste": 0.0, "copy_paste_classes": (1,)}, False, "nothing is pasted; add "
+                    "--config.data.augment.copy_paste=0.5, or leave the classes out"),
     ],
 )  # fmt: skip
 def test_classes_that_are_not_known_are_told_in_one_line(more, equal, message) -> None:
     sampling = sampling_by_class(np.array([[5, 5, 5]]), temperature=0.3, pixels=1) if equal else None
     with pytest.raises(UserError) as error:
-        name_classes(Augmentation(copy_paste=0.5, **more), Lights(), sampling)
+        name_classes(Augmentation(**{"copy_paste": 0.5, **more}), Lights(), sampling)
     assert str(error.value).endswith(message) and "\n" not in str(error.value)
 
 

@@ -13,12 +13,10 @@ import numpy as np
 import pytest
 
 from deeplab_jax.weights.convert import convert
-from tests.peers.parity import assert_same_map, random_images
+from tests.peers.parity import assert_same_map, import_peer, random_images
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
-INSTALL = "pip install --no-deps keras keras-hub h5py namex optree kagglehub kagglesdk regex tokenizers tqdm"
-keras = pytest.importorskip("keras", reason=f"keras is not installed: {INSTALL}")
-keras_hub = pytest.importorskip("keras_hub", reason=f"keras-hub is not installed: {INSTALL}")
+keras, keras_hub = import_peer("keras"), import_peer("keras_hub")
 
 RESNETS = {
     "resnet18": ((2, 2, 2, 2), "basic_block"),

@@ -8,11 +8,13 @@ from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
+from ml_collections import ConfigDict
 
 from deeplab_jax import distributed, tasks
 from deeplab_jax.cli import main
 from deeplab_jax.errors import UserError
-from deeplab_jax.train import allocator
+from deeplab_jax.train import allocator, find_lr
+from experiments.run import execute
 
 # Page faults of a program whose temporaries have 30 MB: each page that the system gives costs one.
 FAULTS = """
@@ -73,3 +75,18 @@ def test_training_calls_it_before_jax_starts(monkeypatch, how: str, tmp_path) ->
     else:
         assert main(["train", "--config", "absent.py", "--workdir", str(tmp_path)]) == 2
     assert calls == ["keep", "together"]
+
+
+def test_other_programs_that_train_call_it_first(monkeypatch, tmp_path) -> None:
+    class Kept(Exception):
+        pass
+
+    def keep() -> None:
+        raise Kept
+
+    for module in (find_lr, execute):
+        monkeypatch.setattr(module, "keep_freed_memory", keep)
+    with pytest.raises(Kept):
+        find_lr.find_lr(ConfigDict())
+    with pytest.raises(Kept):
+        execute.work(SimpleNamespace(name="job"), tmp_path, again=False)

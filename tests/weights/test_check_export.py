@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from deeplab_jax.errors import UserError
-from deeplab_jax.weights.check_export import check, check_classes
+from deeplab_jax.weights.check_export import check, check_int8
 
 IMAGES = [np.zeros((2, 3), np.float32), np.ones((1, 3), np.float32)]
 LARGEST = 8.0
@@ -61,8 +61,11 @@ ONE_LOGIT = SimpleNamespace(activation="sigmoid", multilabel=False)
 LABELS = SimpleNamespace(activation="sigmoid", multilabel=True)
 
 
-def on_classes(own: np.ndarray, found: np.ndarray, *, model: Any = SOFTMAX, threshold: float = 0.5) -> str:
-    return check_classes(lambda x: found, lambda x: own, [own], model=model, threshold=threshold, runtime="it")
+def on_classes(
+    own: np.ndarray, found: np.ndarray, *, model: Any = SOFTMAX, threshold: float = 0.5, returns: Any = None, **how: Any
+) -> str:
+    how |= {"returns": np.dtype(returns or found.dtype), "model": model, "threshold": threshold}
+    return check_int8(lambda x: found, lambda x: own, [own], **how, runtime="it")
 
 
 def leading(*leads: float) -> np.ndarray:
@@ -86,7 +89,7 @@ def test_int8_may_change_classes_that_are_not_clear() -> None:
     assert "98.00% of the 100%" in on_classes(own, other)
     other[0, 2, 0] = 9
     with pytest.raises(
-        UserError, match=r"97.00% of the 100% .* logits, less than 98%; nothing is written; calibrate with more images"
+        UserError, match=r"97.00% of the 100% .* logits, less than 98%; nothing is written; calibrate with images such"
     ):
         on_classes(own, other)
 
@@ -127,8 +130,30 @@ def test_of_sigmoids_the_distance_from_the_threshold_is_clear() -> None:
     assert "50.00% of the pixels have the same class" in on_classes(own, ids, model=LABELS, threshold=0.9)
 
 
-def test_without_a_clear_pixel_there_is_nothing_to_compare() -> None:
+@pytest.mark.parametrize(
+    ("found", "returns"),
+    [(np.array([[1, 0, 1]]), np.uint8), (np.array([[True, False, True]]), np.uint8), (leading(6, 4), np.uint8)],
+    ids=["int64", "bool", "logits"],
+)
+def test_an_int8_file_returns_what_was_asked_for(found: np.ndarray, returns: Any) -> None:
+    with pytest.raises(UserError, match=r"it returns .*, the model uint8 of \(1, 3\); nothing is written"):
+        on_classes(leading(6, 4), found, returns=returns)
+
+
+def test_with_few_clear_pixels_there_is_nothing_to_compare() -> None:
     own = np.zeros((1, 4, 3), np.float32)
     own[..., 0] = -np.arange(4)
-    with pytest.raises(UserError, match="no pixel's class leads by 5% of the range"):
+    with pytest.raises(UserError, match="0.00% of the 0% .* these pixels are fewer than 10%; nothing is written"):
         on_classes(own, own)
+    one = leading(*[1.0] * 99)  # One pixel of a hundred leads by the whole range.
+    with pytest.raises(UserError, match="100.00% of the 1% .* these pixels are fewer than 10%"):
+        on_classes(one, one)
+    assert "100.00% of the 1%" in on_classes(one, one, refuse=False)
+
+
+def test_batches_are_compared_by_the_range_of_all() -> None:
+    small, large = leading(6, 6)[:, :2], leading(*[60.0] * 3)
+    how = {"returns": np.dtype(np.float32), "model": SOFTMAX, "threshold": 0.5, "runtime": "it"}
+    found = check_int8(lambda x: x, lambda x: x, [small, large], **how)
+    assert "100.00% of the pixels" in found and "100% whose class" in found
+    assert "of the 67% whose class" in check_int8(lambda x: x, lambda x: x, [small, 2 * large], **how)
