@@ -1,4 +1,4 @@
-"""DenseCRF on the logits of a trained model: time of both forms, their agreement, and what it does to mean IoU.
+"""Apply DenseCRF to a trained model: the time of its fast and exact form, their agreement, and the change of mean IoU.
 
     python -m experiments.crf_study --model runs/camvid --data_dir DIR --images 20 --exact_images 3
 
@@ -31,17 +31,17 @@ from experiments.output import write_json
 
 RESULTS = Path(__file__).parent / "results" / "crf.json"
 METHODS: tuple[Literal["fast", "exact"], ...] = ("fast", "exact")
-# The time limit, 10 s for 480x360 and 5 iterations, is for so many classes. Those that a network lacks stay empty.
+# The goal, 10 s for 480x360 pixels and 5 iterations, is for this number of classes. A network with fewer gets empty ones.
 TIMED_CLASSES = 12
 
 
 class Timed:
-    """A function of arrays of one shape, compiled ahead, that keeps the seconds of its calls.
+    """A function of arrays of one shape, compiled ahead. It keeps the seconds of its calls.
 
     Attributes:
-      compile_seconds: of the compilation.
-      seconds: of each call by the clock.
-      cpu_seconds: of each call, summed over the processors that worked on it.
+      compile_seconds: seconds of the compilation.
+      seconds: seconds of each call by the clock.
+      cpu_seconds: seconds of each call, summed over the processors that worked on it.
     """
 
     def __init__(self, function: Callable[..., jax.Array], *arguments: jax.Array) -> None:
@@ -74,7 +74,7 @@ def refine(method: str, iterations: int) -> Callable[..., jax.Array]:
 
 
 def with_classes(probabilities: jax.Array, count: int) -> jax.Array:
-    """Add classes of probability 0 up to `count`; they change no label."""
+    """Add classes of probability 0, up to `count` classes; they change no label."""
     return jnp.pad(probabilities, ((0, 0), (0, 0), (0, max(0, count - probabilities.shape[-1]))))
 
 
@@ -111,7 +111,7 @@ def study(*, model: str, checkpoint: str, data_dir: str, images: int, exact_imag
     agreements = [row["agreement"] for row in rows if "agreement" in row]
     return {
         "data": "camvid val",
-        "size": list(size[0].tolist()),
+        "size": size[0].tolist(),
         "classes": arguments[0].shape[-1],
         "step": info.get("step"),
         "crf": {method: dataclasses.asdict(DenseCRF(iterations=iterations, method=method)) for method in METHODS},
@@ -126,20 +126,20 @@ def study(*, model: str, checkpoint: str, data_dir: str, images: int, exact_imag
 
 
 def print_row(row: dict[str, Any], seconds: dict[str, float]) -> None:
-    """Print what is known of one image."""
+    """Print the results of one image."""
     shares = "  ".join(f"{key} {100 * value:6.2f}%" for key, value in row.items() if key != "name")
     times = "  ".join(f"{method} {value:.1f} s" for method, value in seconds.items())
     print(f"{row['name']:24} {shares}   {times}", flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print one line per image and a summary, write both as JSON, and return the exit code."""
+    """Print a line for each image and a summary, write both as JSON, and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--model", required=True, help="model folder or run directory")
     parser.add_argument("--checkpoint", default="newest")
     parser.add_argument("--data_dir", required=True, help="folder of CamVid")
     parser.add_argument("--images", type=int, default=20)
-    parser.add_argument("--exact_images", type=int, default=3, help="so many of them are run exactly as well")
+    parser.add_argument("--exact_images", type=int, default=3, help="number of them that the exact form gets as well")
     parser.add_argument("--iterations", type=int, default=5)
     parser.add_argument("--out", type=Path, default=RESULTS)
     flags = vars(parser.parse_args(argv))

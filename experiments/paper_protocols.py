@@ -1,9 +1,9 @@
-"""The commands for every row of the papers' main tables at full size, with estimated hours, for the page that says how.
+"""Write the commands for all rows of the papers' main tables at full size, with estimated hours.
 
     python -m experiments.paper_protocols --write experiments/paper_protocols.md
 
-Hours are those of `experiments.benchmarks.tpu` (`results/tpu_estimated.json`): XLA compiled the training step for TPUs
-that are not there.
+The hours come from `experiments.benchmarks.tpu` (`results/tpu_estimated.json`): XLA compiled the training step for
+TPUs, and nothing was run on one.
 """
 
 import argparse
@@ -30,7 +30,7 @@ NOT_COMPILED = "not compiled yet"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the section, or write it. Returns 2 for what the user can fix."""
+    """Print the section, or write it, and return the exit code: 0, or 2 for an error that the user can fix."""
     args = parser().parse_args(argv)
     try:
         text = commands(read_results(RESULTS))
@@ -55,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def commands(estimated: Mapping[str, Any]) -> str:
-    """Return the section in Markdown: for each table its rows and hours, then a command for each row."""
+    """Return the section in Markdown: for each table its rows with their hours, then a command for each row."""
     names = {found.training_key: name for name, found in trainings("paper", DTYPE)}
     rows, numbers = estimated["rows"], dict[str, int]()
     targets = sorted({row["target"] for row in rows.values() if row["target"].startswith(CHIPS)})
@@ -73,10 +73,10 @@ def _table(
 
     Args:
       table: the table.
-      names: of the rows by whose estimates a training is known, by its key.
-      numbers: of the trainings by their keys; gets those of this table.
-      estimated: by `ROW on TARGET`.
-      targets: with a column of their own.
+      names: the row under which the estimates hold a training, by the training's key.
+      numbers: the number of each training, by its key; the function adds those of this table.
+      estimated: the estimates, by `ROW on TARGET`.
+      targets: the targets that get a column.
     """
     rows, lines = [], []
     for name, row in table.named_rows().items():
@@ -98,7 +98,7 @@ def _table(
 
 
 def _resolved(row: Row, table: Table) -> Resolved | None:
-    """Return what the row means at the paper's own scale, in the numbers of the estimates; None where it cannot run."""
+    """Return the row in the regime `paper`, with the estimates' type of numbers; None where it cannot run."""
     settings = Settings(overrides=(f"--config.model.options.dtype={DTYPE}",))
     found = resolve(row, table, REGIMES["paper"], settings)
     return found if isinstance(found, Resolved) else None
