@@ -31,7 +31,8 @@ from experiments.output import write_json
 
 RESULTS = Path(__file__).parent / "results" / "crf.json"
 METHODS: tuple[Literal["fast", "exact"], ...] = ("fast", "exact")
-# The goal, 10 s for 480x360 pixels and 5 iterations, is for this number of classes. A network with fewer gets empty ones.
+# The goal, 10 s for 480x360 pixels and 5 iterations, is for this number of classes. Classes that a network lacks stay
+# empty.
 TIMED_CLASSES = 12
 
 

@@ -140,11 +140,11 @@ def odd_one_out() -> str:
     alone, scales = (row for row in ROWS if row[:4] == (3, 16, 16, True) and not row.flip)
     ratio = counted(scales, "space_to_batch") / counted(alone, "space_to_batch")
     return (
-        f"{ODD} contradicts its own neighbours. The decoder works at output stride 4 whatever the backbone's, so it "
-        f"adds the same to every row without separable convolutions; in the paper it adds {added}. And over the six "
-        f"scales this network costs {ratio:.3f} times as much as at one, so the paper's {scales.paper} for them means "
-        f"{scales.paper / ratio:.2f} at one, which is what is counted here "
-        f"({counted(alone, 'space_to_batch') / 1e9:.2f}), not {ODD}."
+        f"{ODD} contradicts other numbers of the paper. The decoder works at output stride 4, whatever the output "
+        "stride of the backbone. So it adds the same number to every row without separable convolutions. In the paper "
+        f"it adds {added}. Also, this network costs {ratio:.3f} times as much at the six scales as at one. So the "
+        f"paper's {scales.paper} for six scales means {scales.paper / ratio:.2f} for one. The count here is "
+        f"{counted(alone, 'space_to_batch') / 1e9:.2f}, which fits this and not {ODD}."
     )
 
 
@@ -153,8 +153,9 @@ def markdown(results: Sequence[dict[str, Any]]) -> str:
     head = ("row", "paper", "counted the paper's way", "difference %", "counted exactly", "valid taps only")
     lines = [
         "# Multiply-adds of DeepLabv3+, Tables 3 and 5",
-        f"In 10⁹, for {SIDE}x{SIDE}; MS adds up the scales {', '.join(map(str, MULTI_SCALE))} (a side of n pixels has "
-        "(n - 1) s + 1), flip doubles. Written by `python -m experiments.multiply_adds`.",
+        f"All numbers are in 10⁹, for an image of {SIDE}x{SIDE}. MS is the sum over the scales s of "
+        f"{', '.join(map(str, MULTI_SCALE))}; at scale s a side of n pixels becomes (n - 1) s + 1. A flip doubles the "
+        "number. The command `python -m experiments.multiply_adds` writes this page.",
         markdown_table(head, map(cells, results)),
         odd_one_out(),
     ]

@@ -1,7 +1,7 @@
-"""DeepLabv3+, Table 3: inference with and without the decoder, and what it costs, on ResNet-101.
+"""DeepLabv3+, Table 3: inference with and without the decoder, and its multiply-adds, on ResNet-101.
 
-Multiply-adds are counted as the paper's are, with the zeros of TensorFlow's space-to-batch; 101.28 contradicts the rows
-beside it (`experiments.multiply_adds`).
+Multiply-adds are counted in the paper's way, with the zeros of TensorFlow's space-to-batch. The number 101.28
+contradicts other numbers of the paper (`experiments.multiply_adds`).
 """
 
 from experiments.tables.networks import deeplabv3, deeplabv3plus, inference

@@ -1,12 +1,12 @@
 """DeepLabv3+, Table 5: the modified Xception with the decoder, and with separable convolutions in ASPP and decoder.
 
-The network is trained at output stride 16. Multiply-adds as in Table 3.
+The network is trained at output stride 16. Multiply-adds are counted as in Table 3.
 """
 
 from experiments.tables.networks import deeplabv3, deeplabv3plus, inference
 from experiments.tables.table import Claim, Row, Table
 
-# (in evaluation: output stride; decoder, multi-scale, flip, separable, pre-trained on) -> mIoU, multiply-adds
+# (output stride in evaluation, decoder, multi-scale, flip, separable, pre-trained on) -> mIoU, multiply-adds
 PAPER = {
     (16, False, False, False, False, ""): (79.17, 68.0),
     (16, False, True, False, False, ""): (80.57, 601.74),
