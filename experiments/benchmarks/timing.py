@@ -91,9 +91,8 @@ def _seconds(call: Contestant, count: int, clock: Callable[[], float]) -> float:
 def summarize(result: Race, *, ours: str = "ours") -> dict[str, Any]:
     """Return a race as JSON: the times of each contestant, and the ratios of the others' times to ours.
 
-    Above 1, ours is faster.
-    For the ratio `of_rounds`, the two times of each round are divided; it is the median over the
-    rounds. The ratio `of_medians` divides the two medians.
+    A ratio above 1 means that ours is faster. For the ratio `of_rounds`, the two times of each round are divided; it is
+    the median over the rounds. The ratio `of_medians` divides the two medians.
 
     Raises:
       RuntimeError: ours failed in its first calls.
