@@ -30,7 +30,8 @@ from deeplab_jax.provenance import versions
 from experiments.output import write_json
 
 RESULTS = Path(__file__).parent / "results" / "crf.json"
-METHODS: tuple[Literal["fast", "exact"], ...] = ("fast", "exact")
+Method = Literal["fast", "exact"]
+METHODS: tuple[Method, ...] = ("fast", "exact")
 # The goal, 10 s for 480x360 pixels and 5 iterations, is for this number of classes. Classes that a network lacks stay
 # empty.
 TIMED_CLASSES = 12
@@ -68,9 +69,9 @@ class Timed:
         }
 
 
-def refine(method: str, iterations: int) -> Callable[..., jax.Array]:
-    """Return mean-field inference by one method, as a function of arrays alone."""
-    crf = DenseCRF(iterations=iterations, method=method)  # type: ignore[arg-type]
+def refine(method: Method, iterations: int) -> Callable[..., jax.Array]:
+    """Return mean-field inference in one form, as a function of arrays only."""
+    crf = DenseCRF(iterations=iterations, method=method)
     return lambda probabilities, image, mask: mean_field(probabilities, image, mask, crf=crf)
 
 
@@ -80,7 +81,7 @@ def with_classes(probabilities: jax.Array, count: int) -> jax.Array:
 
 
 def study(*, model: str, checkpoint: str, data_dir: str, images: int, exact_images: int, iterations: int) -> Any:
-    """Run both forms and return what `crf.json` holds."""
+    """Run both forms and return the content of `crf.json`."""
     network, variables, info = load(model, checkpoint=checkpoint)
     source = open_source("camvid", split="val", dir=data_dir)
     chosen = np.linspace(0, len(source) - 1, images).round().astype(int)

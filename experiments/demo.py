@@ -1,9 +1,10 @@
-"""The demo: train a small DeepLabv3+, evaluate it at output stride 16 and 8 with the same weights, draw what it sees.
+"""The demo: train a small DeepLabv3+, evaluate it at output stride 16 and 8, and draw its predictions.
 
     python -m experiments.demo --dataset scenes --workdir runs/demo-scenes
     python -m experiments.demo --dataset camvid --data_dir DIR --workdir runs/demo-camvid
 
-It ends with the per-class table and the paths of the pictures. A second start goes on where the first one stopped.
+Both evaluations use the same weights. The demo ends with the table of classes and the paths of the pictures. A second
+start goes on where the first one stopped.
 """
 
 import argparse

@@ -57,7 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print the table, and write it into a file's section."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument(
-        "--write", metavar="FILE", help="file whose section to replace, such as deeplab_jax/models/README.md"
+        "--write",
+        metavar="FILE",
+        help="write the table into its section of this file, such as deeplab_jax/models/README.md",
     )
     args = parser.parse_args(argv)
     content = table(model_names())

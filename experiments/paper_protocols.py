@@ -15,11 +15,11 @@ from typing import Any
 from deeplab_jax.cli import Parser
 from deeplab_jax.commands import fail
 from deeplab_jax.errors import UserError
-from experiments.benchmarks.tpu import RESULTS, read_results, trainings
+from experiments.benchmarks.tpu import RESULTS, in_dtype, read_results, trainings
 from experiments.output import Section, escape, markdown_table
 from experiments.regimes import REGIMES
-from experiments.run.resolve import Resolved, Settings, resolve
-from experiments.tables import TABLES, Row, Table
+from experiments.run.resolve import NotRun, resolve
+from experiments.tables import TABLES, Table
 
 SECTION = Section("<!-- commands:begin -->", "<!-- commands:end -->")
 SHOWN = ("v3_table5", "v3_table6", "v3plus_table3", "v3plus_table5", "v3plus_table7")
@@ -50,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
         description=(__doc__ or "").splitlines()[0],
         allow_abbrev=False,
     )
-    found.add_argument("--write", metavar="FILE", help="file whose section to replace; by default it is printed")
+    found.add_argument("--write", metavar="FILE", help="write the section into this file; by default it is printed")
     return found
 
 
@@ -80,9 +80,9 @@ def _table(
     """
     rows, lines = [], []
     for name, row in table.named_rows().items():
-        found = _resolved(row, table)
+        found = resolve(row, table, REGIMES["paper"], in_dtype(DTYPE))
         paper = f"{row.paper['miou']:.2f}"
-        if found is None:
+        if isinstance(found, NotRun):
             rows.append([f"`{name}`", paper, f"needs {row.needs}", *[""] * len(targets)])
             continue
         number = numbers.setdefault(found.training_key, len(numbers) + 1)
@@ -95,13 +95,6 @@ def _table(
     yield markdown_table(head, rows)
     settings = f"PAPER=(--regime paper --data_dir {FOLDERS[table.data]} --init models)"
     yield "\n".join(["```sh files", settings, *lines, "```"])
-
-
-def _resolved(row: Row, table: Table) -> Resolved | None:
-    """Return the row in the regime `paper`, with the estimates' type of numbers; None where it cannot run."""
-    settings = Settings(overrides=(f"--config.model.options.dtype={DTYPE}",))
-    found = resolve(row, table, REGIMES["paper"], settings)
-    return found if isinstance(found, Resolved) else None
 
 
 def _hours(row: Mapping[str, Any] | None) -> str:

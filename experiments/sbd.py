@@ -32,7 +32,7 @@ LISTS = "ImageSets/Segmentation"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write the masks and the list. Returns 2 for what the user can fix."""
+    """Write the masks and the list, and return the exit code: 0, or 2 for an error that the user can fix."""
     args = parser().parse_args(argv)
     try:
         count = augment(args.sbd, args.voc)

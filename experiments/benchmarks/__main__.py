@@ -1,4 +1,4 @@
-"""Measure this package beside the PyTorch peers, and write the tables of `experiments/benchmarks/README.md`.
+"""Measure this package against its peers in PyTorch, and write the tables of `experiments/benchmarks/README.md`.
 
     python -m experiments.benchmarks [--parts inference,training] [--out FILE] [--write FILE]
 
@@ -156,7 +156,9 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--quick", action="store_true", help="tiny sizes and networks, to test that everything works")
     flags.add_argument("--again", action="store_true", help="measure again the rows that the file already holds")
     flags.add_argument(
-        "--write", metavar="FILE", help="file whose section to replace, such as experiments/benchmarks/README.md"
+        "--write",
+        metavar="FILE",
+        help="write the tables into their section of this file, such as experiments/benchmarks/README.md",
     )
     flags.add_argument("--child", help=argparse.SUPPRESS)
     return flags

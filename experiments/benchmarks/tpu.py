@@ -66,12 +66,17 @@ def run(args: argparse.Namespace) -> Content:
     return content
 
 
+def in_dtype(dtype: str) -> Settings:
+    """Return the settings of trainings with activations in this dtype."""
+    return Settings(overrides=(f"--config.model.options.dtype={dtype}",))
+
+
 def trainings(scale: str, dtype: str) -> Iterator[tuple[str, Resolved]]:
     """Yield each training of the tables once, with the name of the first row that asks for it."""
-    settings, seen = Settings(overrides=(f"--config.model.options.dtype={dtype}",)), set()
+    seen = set()
     for table in TABLES.values():
         for name, row in table.named_rows().items():
-            found = resolve(row, table, REGIMES[scale], settings) if row.train else None
+            found = resolve(row, table, REGIMES[scale], in_dtype(dtype)) if row.train else None
             if isinstance(found, Resolved) and found.training_key not in seen:
                 seen.add(found.training_key)
                 yield f"{table.name}/{name}", found
@@ -149,7 +154,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--dtype", default="bfloat16", choices=("float32", "bfloat16"), help="dtype of the activations")
     flags.add_argument("--rows", default="", metavar="TEXT", help="only trainings with this text in their name")
     flags.add_argument("--out", type=Path, default=RESULTS, help="file of the results")
-    flags.add_argument("--write", metavar="FILE", help="file whose section to replace")
+    flags.add_argument("--write", metavar="FILE", help="write the table into its section of this file")
     return flags
 
 

@@ -149,7 +149,7 @@ def train(words: Sequence[str], workdir: Path, steps: int) -> None:
             process.wait()
         reached = newest_step(workdir)
         if reached < steps // 2:
-            raise UserError(f"{workdir}: the training ended at step {reached} of {steps}; see what it said above")
+            raise UserError(f"{workdir}: the training ended at step {reached} of {steps}; see its output above")
         how = "killed" if killed else "ended by itself"
         print(f"{how} at step {logged(workdir)}; the newest checkpoint is of step {reached}", flush=True)
     if newest_step(workdir) < steps:
@@ -182,7 +182,7 @@ def call(*words: str) -> None:
         process.kill()
         process.wait()
     if code:
-        raise UserError(f"{words[0]} ended with code {code}; see what it said above")
+        raise UserError(f"{words[0]} ended with code {code}; see its output above")
 
 
 if __name__ == "__main__":

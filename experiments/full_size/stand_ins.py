@@ -62,8 +62,8 @@ def voc(folder: Path, share: float) -> None:
 
     official = set(splits["trainval"])
     link_all(folder / "drawn", pictures(), names, place)
-    for split, own in splits.items():
-        write_lines(root / "ImageSets" / "Segmentation" / f"{split}.txt", own)
+    for split, listed in splits.items():
+        write_lines(root / "ImageSets" / "Segmentation" / f"{split}.txt", listed)
     annotated = [name for name in names if name not in splits["val"][::2]]
     write_lines(sbd / "train.txt", annotated[::2])
     write_lines(sbd / "val.txt", annotated[1::2])
@@ -83,7 +83,7 @@ def cityscapes(folder: Path, share: float) -> None:
         for number in range(min(DRAWN, len(names))):
             ids = regions((1024, 2048), CITYSCAPES.num_classes, number)
             stored = ids_of[ids]
-            stored[-40:] = 1  # The car's own bonnet, which does not count.
+            stored[-40:] = 1  # The bonnet of the recording car, which does not count.
             yield {
                 "leftImg8bit/{}_leftImg8bit.png": encode_image(painted(ids, CITYSCAPES.palette, number)),
                 "gtFine/{}_gtFine_labelIds.png": encode_mask(stored, None),
@@ -105,10 +105,10 @@ def link_all(
     """
     sources: list[dict[str, Path]] = []
     for number, files in enumerate(pictures):
-        own = {pattern: drawn / f"{number}{Path(pattern).suffix}{index}" for index, pattern in enumerate(files)}
+        written = {pattern: drawn / f"{number}{Path(pattern).suffix}{index}" for index, pattern in enumerate(files)}
         for pattern, data in files.items():
-            write_whole(own[pattern], partial(Path.write_bytes, data=data))
-        sources.append(own)
+            write_whole(written[pattern], partial(Path.write_bytes, data=data))
+        sources.append(written)
     for number, name in enumerate(names):
         for pattern, source in sources[number % len(sources)].items():
             file = place(pattern, name)

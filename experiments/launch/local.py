@@ -61,7 +61,7 @@ class Job:
                 process.send_signal(number)
 
     def kill(self) -> None:
-        """End what still runs."""
+        """Kill the processes that still run."""
         for process in self.processes:
             process.kill()
             process.wait()

@@ -43,7 +43,9 @@ def make_parser() -> argparse.ArgumentParser:
         "--regime", "--scale", nargs="+", default=[], metavar="NAME", help="by default all regimes with results"
     )
     parser.add_argument("--out", default="runs/report", help="folder of the report")
-    parser.add_argument("--write", metavar="FILE", help=f"file whose section to replace, such as {PAGE}")
+    parser.add_argument(
+        "--write", metavar="FILE", help=f"write the tables into their section of this file, such as {PAGE}"
+    )
     parser.add_argument(
         "--images", type=int, default=3, help="validation images to show with the predictions of each row; 0: none"
     )
@@ -76,7 +78,8 @@ def section(result: TableResult, runs: Path, out: Path, *, images: int) -> page.
     found, remarks = table_pictures(result, runs, count=images)
     for line in remarks:
         print(line, file=sys.stderr)
-    values, curves = ((draw(result, LIGHT), draw(result, DARK)) for draw in (values_plot, curves_plot))
+    values = values_plot(result, LIGHT), values_plot(result, DARK)
+    curves = curves_plot(result, LIGHT), curves_plot(result, DARK)
     for name, plot in ((f"{result.name}.png", values[0]), (f"{result.name}-curves.png", curves[0])):
         if plot is not None:
             write(out / name, plot)

@@ -169,7 +169,7 @@ def _read_trainings(folder: Path, remarks: list[str]) -> dict[str, Records]:
     try:
         return read_trainings(folder)
     except Unreadable as error:
-        remarks.append(f"{folder}: what its trainings logged cannot be read ({error}); left out")
+        remarks.append(f"{folder}: the logs of its trainings cannot be read ({error}); left out")
         return {}
 
 

@@ -76,14 +76,14 @@ def _verdict(result: TableResult, claim: Claim, better: RowResult, worse: RowRes
     counts = [
         (_counts(result, better, seed, ours[seed]), _counts(result, worse, seed, theirs[seed])) for seed in paired
     ]
-    whole = [(one, other) for one, other in counts if one is not None and other is not None]
+    kept = [(one, other) for one, other in counts if one is not None and other is not None]
     return Verdict(
         result,
         claim,
         result.table.difference(claim),
         differences,
         over_seeds(differences),
-        over_images(whole) if claim.measure == "miou" and whole else None,
+        over_images(kept) if claim.measure == "miou" and kept else None,
         p_value(differences),
         (better.training, better.evaluation, worse.training, worse.evaluation, claim.measure) if differences else (),
     )

@@ -1,4 +1,4 @@
-"""Reproduce tables of the papers by name: train what is missing, evaluate, and print the paper's numbers beside ours.
+"""Reproduce tables of the papers: run their missing trainings and evaluations, and print the paper's and our numbers.
 
     python -m experiments.run v3_table5
     python -m experiments.run v3_table5 v3_table6 --regime camvid --data_dir DIR --init MODEL_FOLDER --seeds 3

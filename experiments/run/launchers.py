@@ -59,7 +59,7 @@ class Local:
       left: message on the state of the jobs when the runner ends.
     """
 
-    left = "What ran has saved its state."
+    left = "The running jobs have saved their state."
 
     def __init__(self, limit: int = 1) -> None:
         self.limit = limit
@@ -150,7 +150,7 @@ class Slurm:
     """
 
     limit = 0
-    left = "What was submitted stays with Slurm (scancel ends it)."
+    left = "The submitted jobs stay with Slurm (scancel ends them)."
 
     def __init__(self, logs: Path, parameters: Mapping[str, Any]) -> None:
         try:

@@ -337,7 +337,7 @@ def test_damaged_records_of_trainings_cost_their_curves_only(store, tmp_path, ca
     (store / "scenes/trainings.json").write_text('{"a_seed0": [')
     assert report(tmp_path) == 0
     captured = capsys.readouterr()
-    assert "what its trainings logged cannot be read" in captured.err and "3 tables with 35 results" in captured.out
+    assert "the logs of its trainings cannot be read" in captured.err and "3 tables with 35 results" in captured.out
     assert not list((tmp_path / "out").glob("*-curves.png"))
 
 
