@@ -37,7 +37,7 @@ class Step(NamedTuple):
 
     Attributes:
       measure: calls `Session.row` for each of its rows.
-      words: a row is measured if its name contains one of them.
+      words: a row is measured if its name has one of them before a comma or at its end; "" takes all.
       dtype: dtype of the rows; "" takes all.
     """
 
@@ -61,7 +61,7 @@ class Timed(Session):
     def row(self, part: str, name: str, settings: Mapping[str, Any], measure: Callable[[], Result]) -> Result | None:
         """See `Session.row`."""
         step = self.step
-        if not any(f"{word}," in f"{name}," or word in ("", name) for word in step.words) or step.dtype not in name:
+        if not any(f"{word}," in f"{name}," for word in step.words) or step.dtype not in name:
             return None
         if time.monotonic() > self.end:
             self.left_out.append(f"{part}: {name}")

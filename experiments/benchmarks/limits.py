@@ -39,8 +39,8 @@ def rates(session: Session, contestants: Callable[[], dict[str, Contestant]], wo
     second.
     """
     result = summarize(race(contestants(), rounds=session.repeats), ours="jax")
-    rates = {name: significant(work / times["median"] / 1e9) for name, times in result["times"].items()}
-    return {**result, "rates": rates}
+    per_second = {name: significant(work / times["median"] / 1e9) for name, times in result["times"].items()}
+    return {**result, "rates": per_second}
 
 
 def products(side: int, dtype: str, alone: str | None) -> dict[str, Contestant]:

@@ -152,9 +152,10 @@ def compute(
 def torch_convolution(c: Convolution, direction: str, dtype: str, memory: str) -> Contestant:
     """Return PyTorch's convolution of the same shape in a memory format."""
     t, functional = peers.torch(), peers.torch().nn.functional
+    images, weights, gradients = (np.asarray(array, np.float32) for array in arrays(c, dtype))
+    # The kernel is HWIO. Seen as images [N, H, W, C], with N the outputs and C the inputs, it becomes PyTorch's OIHW.
     x, kernel, cotangent = (
-        peers.images_for(np.asarray(array, np.float32), memory, dtype)
-        for array in (*arrays(c, dtype)[:1], _kernel_as_images(c, dtype), arrays(c, dtype)[2])
+        peers.images_for(array, memory, dtype) for array in (images, weights.transpose(3, 0, 1, 2), gradients)
     )
     (top, bottom), (left, right) = c.padding
     symmetric = top == bottom and left == right
@@ -190,8 +191,3 @@ def spell(c: Convolution) -> str:
 
 def _run(program: Callable[..., Any], inputs: tuple[jax.Array, ...]) -> Any:
     return jax.block_until_ready(program(*inputs))
-
-
-def _kernel_as_images(c: Convolution, dtype: str) -> np.ndarray:
-    # HWIO, seen as [N, H, W, C] with N the outputs and C the inputs, so that its tensor is PyTorch's OIHW.
-    return np.asarray(arrays(c, dtype)[1], np.float32).transpose(3, 0, 1, 2)

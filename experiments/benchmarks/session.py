@@ -78,7 +78,8 @@ class Session:
             note = "" if old["code"] == self._code else ", with other code than today's (--again measures it again)"
             print(f"{part:10} {name}: kept from {old['date']}{note}", flush=True)
             return old["result"]
-        row: dict[str, Any] = {"settings": wanted, "date": _now(), "code": self._code}
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        row: dict[str, Any] = {"settings": wanted, "date": now, "code": self._code}
         result: Result | None = None
         jax.clear_caches()  # It releases the programs of other rows and their memory.
         others = machine.Others()
@@ -135,7 +136,3 @@ def _difference(old: Any, new: Any) -> str:
         changed = [key for key in new if old.get(key) not in (new[key], machine.NOT_INSTALLED)]
         return "; ".join(f"{key} {old.get(key)}, here {new[key]}" for key in changed)
     return "" if old == new else f"{old}, here {new}"
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
