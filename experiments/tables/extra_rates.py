@@ -38,7 +38,7 @@ def changes(side: int, rate: int, image_pooling: bool) -> dict[str, object]:
 TABLE = Table(
     name="extra_rates",
     title="One atrous rate by the size of the map",
-    source="not in the papers; what they say of it is DeepLabv3, sec. 3.3 and Fig. 4",
+    source="not in the papers; see DeepLabv3, sec. 3.3 and Fig. 4",
     columns=("map", "rate", "image_pooling"),
     rows=tuple(
         Row((side, rate, pooling), train=changes(side, rate, pooling))
