@@ -48,7 +48,7 @@ from experiments.run.resolve import Resolved
 RESULTS = "experiments/results/tables"  # unless the user names another folder
 PAGE = "experiments/results/README.md"  # holds the generated tables
 BILLION = 1e9
-RARE = ("pole", "sign symbol", "pedestrian")  # CamVid's rare classes, for the measure "IoU of rare classes"
+RARE = ("pole", "sign symbol", "pedestrian")  # CamVid's, of "IoU of rare classes"
 # The keys that the file of an evaluation and a row of a table's file must have.
 EVALUATION = ("miou", "commits", "seconds")
 ROW = ("seeds", "training", "evaluation")
