@@ -49,7 +49,7 @@ RESULTS = "experiments/results/tables"  # unless the user names another folder
 PAGE = "experiments/results/README.md"  # holds the generated tables
 BILLION = 1e9
 RARE = ("pole", "sign symbol", "pedestrian")  # CamVid's, of "IoU of rare classes"
-# The keys that the file of an evaluation and a row of a table's file must have.
+# What a run directory's file of an evaluation, and a row of a table's file, have to hold.
 EVALUATION = ("miou", "commits", "seconds")
 ROW = ("seeds", "training", "evaluation")
 
