@@ -1,4 +1,4 @@
-"""DenseCRF on the logits of a trained model: time of both forms, their agreement, and what it does to mean IoU.
+"""Apply DenseCRF to a trained model: the time of its fast and exact form, their agreement, and the change of mean IoU.
 
     python -m experiments.crf_study --model runs/camvid --data_dir DIR --images 20 --exact_images 3
 
@@ -30,18 +30,20 @@ from deeplab_jax.provenance import versions
 from experiments.output import write_json
 
 RESULTS = Path(__file__).parent / "results" / "crf.json"
-METHODS: tuple[Literal["fast", "exact"], ...] = ("fast", "exact")
-# The time limit, 10 s for 480x360 and 5 iterations, is for so many classes. Those that a network lacks stay empty.
+Method = Literal["fast", "exact"]
+METHODS: tuple[Method, ...] = ("fast", "exact")
+# The goal, 10 s for 480x360 pixels and 5 iterations, is for this number of classes. Classes that a network lacks stay
+# empty.
 TIMED_CLASSES = 12
 
 
 class Timed:
-    """A function of arrays of one shape, compiled ahead, that keeps the seconds of its calls.
+    """A function of arrays of one shape, compiled ahead. It keeps the seconds of its calls.
 
     Attributes:
-      compile_seconds: of the compilation.
-      seconds: of each call by the clock.
-      cpu_seconds: of each call, summed over the processors that worked on it.
+      compile_seconds: seconds of the compilation.
+      seconds: seconds of each call by the clock.
+      cpu_seconds: seconds of each call, summed over the processors that worked on it.
     """
 
     def __init__(self, function: Callable[..., jax.Array], *arguments: jax.Array) -> None:
@@ -67,19 +69,19 @@ class Timed:
         }
 
 
-def refine(method: str, iterations: int) -> Callable[..., jax.Array]:
-    """Return mean-field inference by one method, as a function of arrays alone."""
-    crf = DenseCRF(iterations=iterations, method=method)  # type: ignore[arg-type]
+def refine(method: Method, iterations: int) -> Callable[..., jax.Array]:
+    """Return mean-field inference in one form, as a function of arrays only."""
+    crf = DenseCRF(iterations=iterations, method=method)
     return lambda probabilities, image, mask: mean_field(probabilities, image, mask, crf=crf)
 
 
 def with_classes(probabilities: jax.Array, count: int) -> jax.Array:
-    """Add classes of probability 0 up to `count`; they change no label."""
+    """Add classes of probability 0, up to `count` classes; they change no label."""
     return jnp.pad(probabilities, ((0, 0), (0, 0), (0, max(0, count - probabilities.shape[-1]))))
 
 
 def study(*, model: str, checkpoint: str, data_dir: str, images: int, exact_images: int, iterations: int) -> Any:
-    """Run both forms and return what `crf.json` holds."""
+    """Run both forms and return the content of `crf.json`."""
     network, variables, info = load(model, checkpoint=checkpoint)
     source = open_source("camvid", split="val", dir=data_dir)
     chosen = np.linspace(0, len(source) - 1, images).round().astype(int)
@@ -111,7 +113,7 @@ def study(*, model: str, checkpoint: str, data_dir: str, images: int, exact_imag
     agreements = [row["agreement"] for row in rows if "agreement" in row]
     return {
         "data": "camvid val",
-        "size": list(size[0].tolist()),
+        "size": size[0].tolist(),
         "classes": arguments[0].shape[-1],
         "step": info.get("step"),
         "crf": {method: dataclasses.asdict(DenseCRF(iterations=iterations, method=method)) for method in METHODS},
@@ -126,20 +128,20 @@ def study(*, model: str, checkpoint: str, data_dir: str, images: int, exact_imag
 
 
 def print_row(row: dict[str, Any], seconds: dict[str, float]) -> None:
-    """Print what is known of one image."""
+    """Print the results of one image."""
     shares = "  ".join(f"{key} {100 * value:6.2f}%" for key, value in row.items() if key != "name")
     times = "  ".join(f"{method} {value:.1f} s" for method, value in seconds.items())
     print(f"{row['name']:24} {shares}   {times}", flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print one line per image and a summary, write both as JSON, and return the exit code."""
+    """Print a line for each image and a summary, write both as JSON, and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--model", required=True, help="model folder or run directory")
     parser.add_argument("--checkpoint", default="newest")
     parser.add_argument("--data_dir", required=True, help="folder of CamVid")
     parser.add_argument("--images", type=int, default=20)
-    parser.add_argument("--exact_images", type=int, default=3, help="so many of them are run exactly as well")
+    parser.add_argument("--exact_images", type=int, default=3, help="number of them that the exact form gets as well")
     parser.add_argument("--iterations", type=int, default=5)
     parser.add_argument("--out", type=Path, default=RESULTS)
     flags = vars(parser.parse_args(argv))

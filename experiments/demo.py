@@ -1,9 +1,10 @@
-"""The demo: train a small DeepLabv3+, evaluate it at output stride 16 and 8 with the same weights, draw what it sees.
+"""The demo: train a small DeepLabv3+, evaluate it at output stride 16 and 8, and draw its predictions.
 
     python -m experiments.demo --dataset scenes --workdir runs/demo-scenes
     python -m experiments.demo --dataset camvid --data_dir DIR --workdir runs/demo-camvid
 
-Ends with the per-class table and the paths of the pictures. A second start goes on where the first one stopped.
+Both evaluations use the same weights. The demo ends with the table of classes and the paths of the pictures. A second
+start goes on where the first one stopped.
 """
 
 import argparse
@@ -13,16 +14,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from deeplab_jax.cli import fail
 from deeplab_jax.cli import main as command_line
+from deeplab_jax.commands import fail
 from deeplab_jax.config import read_config
 from deeplab_jax.data.images import write_image
 from deeplab_jax.errors import UserError, end_process
-from deeplab_jax.evaluate.evaluator import (
-    Results,
-    evaluate,
-    write_results,
-)
+from deeplab_jax.evaluate.evaluator import Results, evaluate, write_results
 from deeplab_jax.evaluate.pictures import StripCollector, overlay, stack_strips
 from deeplab_jax.evaluate.protocol import split_section
 from deeplab_jax.terminal import class_table
@@ -65,13 +62,13 @@ def show(workdir: Path, console: Console, started: float) -> None:
     """Evaluate the run's last weights at both output strides, print the table, and write the pictures."""
     config = read_config(workdir / "config.json")
     model, variables, _ = load(workdir, checkpoint="newest")
-    source = open_split(config, config.data.val_split)
+    split = config.data.val_split
+    source = open_split(config, split)
     collector = StripCollector(source.labels, total=len(source), count=PICTURES)
     results: list[Results] = []
     for output_stride in OUTPUT_STRIDES:
         protocol, how = split_section({**config.evaluate.to_dict(), "output_stride": output_stride})
-        on_prediction = collector if not results else None
-        split = config.data.val_split
+        on_prediction = None if results else collector  # The pictures show the first output stride.
         result = evaluate(model, variables, source, protocol, split=split, on_prediction=on_prediction, **how)
         write_results(result, workdir / f"output_stride_{output_stride}")
         results.append(result)

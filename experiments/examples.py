@@ -1,11 +1,11 @@
-"""Generated files like those that people bring: aerial images of four bands and 16 bits on a map, and cracks.
+"""Generate files like those of users: aerial images of four bands and 16 bits with map coordinates, and cracks.
 
     python -m experiments.examples aerial --out examples/aerial
     python -m experiments.examples cracks --out examples/cracks
 
-`aerial` writes GeoTIFFs with red, green, blue and near infrared from 0 to 4095, with masks of three classes, and one
-larger image, `large.tif`. `cracks` writes grey photos with masks of 0 and 255. Both are drawn from a seed, so they are
-the same everywhere. They show how files are read and written; they say nothing about real images.
+`aerial` writes GeoTIFFs with red, green, blue and near infrared from 0 to 4095, masks of three classes, and one larger
+image, `large.tif`. `cracks` writes grey photos with masks of 0 and 255. Both are drawn from a seed, so they are the
+same on every machine. They show how files are read and written. They say nothing about real images.
 """
 
 import argparse
@@ -24,16 +24,16 @@ from deeplab_jax.evaluate.geo import load_rasterio
 
 CLASSES = ("background", "building", "vegetation")
 COLOURS = ((0, 0, 0), (220, 20, 60), (60, 140, 60))
-TOP = 4095  # of 12 bits, as sensors give them
+TOP = 4095  # The largest value of 12 bits, the usual depth of such sensors.
 # Reflectance of each class in red, green, blue and near infrared. Only the last band tells dark roofs from trees.
 REFLECTANCE = np.array([[0.42, 0.38, 0.32, 0.40], [0.22, 0.26, 0.24, 0.14], [0.18, 0.27, 0.20, 0.75]])
 SIDE, LARGE = 257, (500, 700)
-METRES = 0.5  # A pixel, in the coordinates of UTM zone 33 north.
+METRES = 0.5  # Side of a pixel, in the coordinates of UTM zone 33 north.
 CORNER = (500_000.0, 5_500_000.0)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write one of the examples. Returns 2 for what the user can fix."""
+    """Write one of the examples, and return the exit code: 0, or 2 for an error that the user can fix."""
     args = parser().parse_args(argv)
     try:
         EXAMPLES[args.name](args.out, args.count)
@@ -59,7 +59,7 @@ def write_aerial(out: Path, count: int) -> None:
 
 
 def aerial(rng: np.random.Generator, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Return bands uint16 `[H, W, 4]` and class ids uint8 `[H, W]` of ground with trees and turned buildings."""
+    """Return bands uint16 `[H, W, 4]` and class ids uint8 `[H, W]` of ground with trees and rotated buildings."""
     mask = np.zeros(size, np.uint8)
     for class_id, share in ((2, 900), (1, 2500)):  # Buildings stand in front of trees.
         for _ in range(max(1, size[0] * size[1] // (share * 3))):
@@ -97,7 +97,7 @@ def write_geotiff(path: Path, bands: np.ndarray, at: tuple[int, int]) -> None:
 
 
 def write_cracks(out: Path, count: int) -> None:
-    """Write `count` photos of 257x257 pixels and their masks, 0 and 255, of one object: a crack."""
+    """Write `count` photos of 257x257 pixels, and their masks: 255 on cracks, 0 elsewhere."""
     for part in ("images", "masks"):
         (out / part).mkdir(parents=True, exist_ok=True)
     for index in range(count):

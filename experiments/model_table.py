@@ -1,4 +1,4 @@
-"""The table of models for `deeplab_jax/models/README.md`: cost at 513x513, and what sets each model apart.
+"""Write the table of models in `deeplab_jax/models/README.md`: the cost of each at 513x513, and a note on each.
 
 python -m experiments.model_table [--write deeplab_jax/models/README.md]
 """
@@ -26,7 +26,9 @@ SECTION = Section(
 
 
 def cells(name: str) -> tuple[str, ...]:
-    """Return a model's cells; the first of an architecture says what that is, the others tell the backbones."""
+    """Return a model's cells. The note of an architecture's first model describes the architecture, and the notes of
+    its other models describe their backbones.
+    """
     model = create_model(name, lowering="direct")  # Counts are the same in every lowering; this one is traced fastest.
     parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_variables(model)["params"]))
     architecture_name, _, backbone = name.partition("_")
@@ -55,7 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print the table, and write it into a file's section."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument(
-        "--write", metavar="FILE", help="file whose section to replace, such as deeplab_jax/models/README.md"
+        "--write",
+        metavar="FILE",
+        help="write the table into its section of this file, such as deeplab_jax/models/README.md",
     )
     args = parser.parse_args(argv)
     content = table(model_names())

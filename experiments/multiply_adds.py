@@ -1,10 +1,10 @@
-"""The multiply-adds of DeepLabv3+ (arXiv 1802.02611), Tables 3 and 5, counted from the networks that run here.
+"""Count the multiply-adds of DeepLabv3+ (arXiv 1802.02611), Tables 3 and 5, on the networks of this package.
 
     python -m experiments.multiply_adds --out experiments/results
 
-Nothing is computed: each network is traced once for every size. The paper's numbers contain the padding of TensorFlow's
-space-to-batch, so they are met only when that is counted, too. Beside them stand what the convolutions need, and the
-part of it that touches no padding.
+Each network is traced once for every size; none is run. There are three counts. The first includes the padding of
+TensorFlow's space-to-batch, as the paper's numbers do. The second is exact. The third has only the taps that touch no
+padding.
 """
 
 import argparse
@@ -29,14 +29,14 @@ from experiments.tables import TABLES, Table
 from experiments.tables.networks import MULTI_SCALE
 
 SIDE = 513
-# The paper's own odd one out, in both rows of Table 3 that have it; see `odd_one_out`.
+# A number of Table 3 that contradicts other numbers of the paper. Two rows have it; see `odd_one_out`.
 ODD = 101.28
 BOUND = 0.5  # percent
 TABLE_3, TABLE_5 = (TABLES[f"v3plus_table{number}"] for number in (3, 5))
 
 
 class Row(NamedTuple):
-    """A row of the paper: how the network is trained and evaluated, and its multiply-adds in billions."""
+    """A row of the paper: the settings of training and evaluation, and its multiply-adds in billions."""
 
     table: int
     train_stride: int
@@ -50,12 +50,12 @@ class Row(NamedTuple):
 
     @property
     def backbone(self) -> str:
-        """What the paper calls the backbone."""
+        """The paper's name of the backbone."""
         return "ResNet-101" if self.table == 3 else "Xception"
 
     @property
     def label(self) -> str:
-        """What the paper calls the row."""
+        """The row in the paper's words."""
         words = [self.backbone, f"OS {self.eval_stride}"]
         flags = ((self.decoder, "decoder"), (self.separable, "SC"), (self.multi_scale, "MS"), (self.flip, "flip"))
         words += [word for given, word in flags if given]
@@ -67,7 +67,7 @@ class Row(NamedTuple):
 
 
 def rows_of(number: int, table: Table) -> list[Row]:
-    """Return the rows of a table as they are counted."""
+    """Return the rows of a table."""
     found = []
     for row in table.rows:
         cells = dict(zip(table.columns, row.cells, strict=True))
@@ -84,9 +84,9 @@ ROWS = (*rows_of(3, TABLE_3), *rows_of(5, TABLE_5))
 
 @cache
 def network(table: int, decoder: bool, separable: bool) -> Segmenter:
-    """Return the network that such rows train in the regime `paper`.
+    """Return the network that these rows train in the regime `paper`.
 
-    No lowering changes a count; this one is traced fastest.
+    It has the lowering that is traced fastest. The counts are the same with all.
     """
     data = TABLE_3 if table == 3 else TABLE_5
     same = (
@@ -116,7 +116,7 @@ def counted(row: Row, counting: Counting) -> int:
 
 
 def difference(row: Row) -> float:
-    """Return by how many percent the count, made the paper's way, is off the paper's number."""
+    """Return the difference of the count, in the paper's way, from the paper's number, in percent."""
     return 100 * (counted(row, "space_to_batch") / (row.paper * 1e9) - 1)
 
 
@@ -127,24 +127,24 @@ def result(row: Row) -> dict[str, Any]:
 
 
 def decoder_differences() -> list[tuple[Row, float]]:
-    """Return each single-scale row with a decoder, and the paper's number less that of the row without."""
+    """Return each single-scale row with a decoder, and the multiply-adds that its decoder adds in the paper."""
     plain = {(row.table, row.eval_stride): row.paper for row in ROWS if not (row.decoder or row.multi_scale)}
     rows = [row for row in ROWS if row.decoder and not (row.multi_scale or row.separable)]
     return [(row, row.paper - plain[row.table, row.eval_stride]) for row in rows]
 
 
 def odd_one_out() -> str:
-    """Say why 101.28 is the paper's own slip, from the rows beside it."""
+    """Return a paragraph on why 101.28 is an error in the paper."""
     added = ", ".join(f"{extra:.2f} ({row.backbone} at {row.eval_stride})" for row, extra in decoder_differences())
-    scales = Row(3, 16, 16, True, True, False, False, "", 898.69)
-    alone = scales._replace(multi_scale=False)
+    # ResNet-101 with the decoder at output stride 16, at one scale and at six.
+    alone, scales = (row for row in ROWS if row[:4] == (3, 16, 16, True) and not row.flip)
     ratio = counted(scales, "space_to_batch") / counted(alone, "space_to_batch")
     return (
-        f"{ODD} contradicts its own neighbours. The decoder works at output stride 4 whatever the backbone's, so it "
-        f"adds the same to every row without separable convolutions; in the paper it adds {added}. And over the six "
-        f"scales this network costs {ratio:.3f} times as much as at one, so the paper's {scales.paper} for them means "
-        f"{scales.paper / ratio:.2f} at one, which is what is counted here "
-        f"({counted(alone, 'space_to_batch') / 1e9:.2f}), not {ODD}."
+        f"{ODD} contradicts other numbers of the paper. The decoder works at output stride 4, whatever the output "
+        "stride of the backbone. So it adds the same number to every row without separable convolutions. In the paper "
+        f"it adds {added}. Also, this network costs {ratio:.3f} times as much at the six scales as at one. So the "
+        f"paper's {scales.paper} for six scales means {scales.paper / ratio:.2f} for one. The count here is "
+        f"{counted(alone, 'space_to_batch') / 1e9:.2f}, which fits this and not {ODD}."
     )
 
 
@@ -153,8 +153,9 @@ def markdown(results: Sequence[dict[str, Any]]) -> str:
     head = ("row", "paper", "counted the paper's way", "difference %", "counted exactly", "valid taps only")
     lines = [
         "# Multiply-adds of DeepLabv3+, Tables 3 and 5",
-        f"In 10⁹, for {SIDE}x{SIDE}; MS adds up the scales {', '.join(map(str, MULTI_SCALE))} (a side of n pixels has "
-        "(n - 1) s + 1), flip doubles. Written by `python -m experiments.multiply_adds`.",
+        f"All numbers are in 10⁹, for an image of {SIDE}x{SIDE}. MS is the sum over the scales s of "
+        f"{', '.join(map(str, MULTI_SCALE))}; at scale s a side of n pixels becomes (n - 1) s + 1. A flip doubles the "
+        "number. The command `python -m experiments.multiply_adds` writes this page.",
         markdown_table(head, map(cells, results)),
         odd_one_out(),
     ]
@@ -168,7 +169,7 @@ def cells(entry: dict[str, Any]) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Count, print the table, and write `multiply_adds.md` and `multiply_adds.json`."""
+    """Count, print the table, write `multiply_adds.md` and `multiply_adds.json`, and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--out", default="experiments/results", help="folder for the two files")
     args = parser.parse_args(argv)

@@ -1,4 +1,6 @@
-"""What the experiments write: JSON, Markdown tables, and the sections of a page that a command keeps up to date."""
+"""Writes the results of experiments: JSON, Markdown tables, and the sections of a page that a command keeps up to
+date.
+"""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -19,24 +21,24 @@ def write_json(file: Path, content: Any) -> None:
 
 
 def markdown_row(cells: Iterable[str]) -> str:
-    """Return one line of a Markdown table. The cells are Markdown already; see `escape`."""
+    """Return one line of a Markdown table. The cells must be Markdown; `escape` makes it from a text."""
     return f"| {' | '.join(cells)} |"
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Iterable[str]], *, numbers: int = 0) -> str:
-    """Return a Markdown table; so many last columns hold numbers, which stand at the right."""
+    """Return a Markdown table. The last `numbers` columns hold numbers, and are aligned to the right."""
     rule = "|" + "---|" * (len(head) - numbers) + "---:|" * numbers
     return "\n".join([markdown_row(head), rule, *map(markdown_row, rows)])
 
 
 def escape(text: str) -> str:
-    """Return a text that stays in its cell and is no mark-up."""
+    """Return a text on one line in which nothing is mark-up, so that it fits into a cell."""
     return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
 
 
 @dataclass(frozen=True)
 class Section:
-    """What stands between two lines of a file."""
+    """The part of a file between two given lines."""
 
     start: str
     end: str
@@ -45,7 +47,7 @@ class Section:
         """Return a text with the section's content replaced.
 
         Raises:
-          UserError: one of the two lines is missing, or there more than once.
+          UserError: one of the two lines is missing, or is there more than once.
         """
         if text.count(self.start) != 1 or text.count(self.end) != 1 or text.index(self.start) > text.index(self.end):
             raise UserError(

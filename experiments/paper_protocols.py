@@ -1,9 +1,9 @@
-"""The commands for every row of the papers' main tables at full size, with estimated hours, for the page that says how.
+"""Write the commands for all rows of the papers' main tables at full size, with estimated hours.
 
     python -m experiments.paper_protocols --write experiments/paper_protocols.md
 
-Hours are those of `experiments.benchmarks.tpu` (`results/tpu_estimated.json`): XLA compiled the training step for TPUs
-that are not there.
+The hours come from `experiments.benchmarks.tpu` (`results/tpu_estimated.json`): XLA compiled the training step for
+TPUs, and nothing was run on one.
 """
 
 import argparse
@@ -15,11 +15,11 @@ from typing import Any
 from deeplab_jax.cli import Parser
 from deeplab_jax.commands import fail
 from deeplab_jax.errors import UserError
-from experiments.benchmarks.tpu import RESULTS, read_results, trainings
+from experiments.benchmarks.tpu import RESULTS, in_dtype, read_results, trainings
 from experiments.output import Section, escape, markdown_table
 from experiments.regimes import REGIMES
-from experiments.run.resolve import Resolved, Settings, resolve
-from experiments.tables import TABLES, Row, Table
+from experiments.run.resolve import NotRun, resolve
+from experiments.tables import TABLES, Table
 
 SECTION = Section("<!-- commands:begin -->", "<!-- commands:end -->")
 SHOWN = ("v3_table5", "v3_table6", "v3plus_table3", "v3plus_table5", "v3plus_table7")
@@ -30,7 +30,7 @@ NOT_COMPILED = "not compiled yet"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the section, or write it. Returns 2 for what the user can fix."""
+    """Print the section, or write it, and return the exit code: 0, or 2 for an error that the user can fix."""
     args = parser().parse_args(argv)
     try:
         text = commands(read_results(RESULTS))
@@ -50,12 +50,12 @@ def parser() -> argparse.ArgumentParser:
         description=(__doc__ or "").splitlines()[0],
         allow_abbrev=False,
     )
-    found.add_argument("--write", metavar="FILE", help="file whose section to replace; by default it is printed")
+    found.add_argument("--write", metavar="FILE", help="write the section into this file; by default it is printed")
     return found
 
 
 def commands(estimated: Mapping[str, Any]) -> str:
-    """Return the section in Markdown: for each table its rows and hours, then a command for each row."""
+    """Return the section in Markdown: for each table its rows with their hours, then a command for each row."""
     names = {found.training_key: name for name, found in trainings("paper", DTYPE)}
     rows, numbers = estimated["rows"], dict[str, int]()
     targets = sorted({row["target"] for row in rows.values() if row["target"].startswith(CHIPS)})
@@ -73,16 +73,16 @@ def _table(
 
     Args:
       table: the table.
-      names: of the rows by whose estimates a training is known, by its key.
-      numbers: of the trainings by their keys; gets those of this table.
-      estimated: by `ROW on TARGET`.
-      targets: with a column of their own.
+      names: the row under which the estimates hold a training, by the training's key.
+      numbers: the number of each training, by its key; the function adds those of this table.
+      estimated: the estimates, by `ROW on TARGET`.
+      targets: the targets that get a column.
     """
     rows, lines = [], []
     for name, row in table.named_rows().items():
-        found = _resolved(row, table)
+        found = resolve(row, table, REGIMES["paper"], in_dtype(DTYPE))
         paper = f"{row.paper['miou']:.2f}"
-        if found is None:
+        if isinstance(found, NotRun):
             rows.append([f"`{name}`", paper, f"needs {row.needs}", *[""] * len(targets)])
             continue
         number = numbers.setdefault(found.training_key, len(numbers) + 1)
@@ -95,13 +95,6 @@ def _table(
     yield markdown_table(head, rows)
     settings = f"PAPER=(--regime paper --data_dir {FOLDERS[table.data]} --init models)"
     yield "\n".join(["```sh files", settings, *lines, "```"])
-
-
-def _resolved(row: Row, table: Table) -> Resolved | None:
-    """Return what the row means at the paper's own scale, in the numbers of the estimates; None where it cannot run."""
-    settings = Settings(overrides=(f"--config.model.options.dtype={DTYPE}",))
-    found = resolve(row, table, REGIMES["paper"], settings)
-    return found if isinstance(found, Resolved) else None
 
 
 def _hours(row: Mapping[str, Any] | None) -> str:

@@ -1,11 +1,12 @@
-"""Turn the Semantic Boundaries Data Set into what `trainaug` of PASCAL VOC needs.
+"""Add the masks of the Semantic Boundaries Data Set (SBD) to PASCAL VOC, for its split `trainaug`.
 
     python -m experiments.sbd --sbd benchmark_RELEASE/dataset --voc VOCdevkit/VOC2012
 
 It writes the folder SegmentationClassAug and the list ImageSets/Segmentation/trainaug.txt into the VOC folder. The list
-has all images of SBD (train and val) and VOC's train, without VOC's val: 10582 for the published archives. VOC's own
-mask is taken where there is one, and SBD's elsewhere (Hariharan et al., ICCV 2011; DeepLabv3, sec. 4). SBD's masks mark
-no void pixels. What is there is not written again, so after an interruption the same command goes on.
+has all images of SBD (train and val) and of VOC's train, but none of VOC's val. The published archives give 10582
+images. An image with a mask of VOC keeps it; all others get SBD's (Hariharan et al., ICCV 2011; DeepLabv3, sec. 4).
+SBD's masks mark no void pixels. Files that exist are not written again, so after an interruption the same command goes
+on.
 """
 
 import argparse
@@ -26,18 +27,18 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.files import write_whole
 from deeplab_jax.labels import VOC
 
-PUBLISHED = 10_582
+TRAINAUG = 10_582  # images, from the published archives
 LISTS = "ImageSets/Segmentation"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write the masks and the list. Returns 2 for what the user can fix."""
+    """Write the masks and the list, and return the exit code: 0, or 2 for an error that the user can fix."""
     args = parser().parse_args(argv)
     try:
         count = augment(args.sbd, args.voc)
     except UserError as error:
         return fail(str(error))
-    said = "as published" if count == PUBLISHED else f"the published archives give {PUBLISHED}"
+    said = "as published" if count == TRAINAUG else f"the published archives give {TRAINAUG}"
     print(f"{count} images of trainaug ({said}); masks in {args.voc / 'SegmentationClassAug'}")
     return 0
 
@@ -51,21 +52,26 @@ def parser() -> argparse.ArgumentParser:
 
 
 def augment(sbd: Path, voc: Path) -> int:
-    """Write what `trainaug` needs, and return the number of its images.
+    """Write the masks and the list of `trainaug`, and return the number of its images.
 
     Raises:
       UserError: a list or a file is missing or damaged, or nothing can be written.
     """
-    own, val = (set(read_names(voc / LISTS / f"{split}.txt")) for split in ("train", "val"))
-    names = own | {name for split in ("train", "val") for name in read_names(sbd / f"{split}.txt")}
-    for name in sorted(names - val):
+    train, val = (set(read_names(voc / LISTS / f"{split}.txt")) for split in ("train", "val"))
+    in_sbd = {name for split in ("train", "val") for name in read_names(sbd / f"{split}.txt")}
+    names = sorted((train | in_sbd) - val)
+    for name in names:
         target = voc / "SegmentationClassAug" / f"{name}.png"
         if not target.exists():
-            official, own_file = voc / "SegmentationClass" / f"{name}.png", sbd / "cls" / f"{name}.mat"
-            write_whole(target, partial(_write, official=official, file=own_file))
-    listed = voc / LISTS / "trainaug.txt"
-    write_whole(listed, lambda fresh: fresh.write_text("".join(f"{name}\n" for name in sorted(names - val)), "utf-8"))
-    return len(names - val)
+            official, file = voc / "SegmentationClass" / f"{name}.png", sbd / "cls" / f"{name}.mat"
+            write_whole(target, partial(_write, official=official, file=file))
+    write_lines(voc / LISTS / "trainaug.txt", names)
+    return len(names)
+
+
+def write_lines(file: Path, lines: Sequence[str]) -> None:
+    """Write a list, one entry on a line."""
+    write_whole(file, lambda fresh: fresh.write_text("".join(f"{line}\n" for line in lines), "utf-8"))
 
 
 def _write(fresh: Path, *, official: Path, file: Path) -> None:
@@ -79,7 +85,7 @@ def read_sbd(file: Path) -> np.ndarray:
     """Return the class ids of one of SBD's files, uint8 `[H, W]`.
 
     Raises:
-      UserError: it is missing or damaged, or holds no classes of VOC.
+      UserError: the file is missing or damaged, or holds no classes of VOC.
     """
     if not file.is_file():
         raise UserError(f"{file}: it is not there; give --sbd the folder dataset of SBD's archive")

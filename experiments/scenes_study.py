@@ -1,13 +1,13 @@
-"""How far colour alone goes on `scenes`: a look-up table of colours, and a network of 1x1 convolutions.
+"""The mIoU that colour alone reaches on `scenes`: a look-up table of colours, and a network of 1x1 convolutions.
 
     python -m experiments.scenes_study
 
-Both see one pixel at a time. What they lack is what the data set asks for: texture, surroundings, scale, and the light
-of the picture as a whole.
+Both see one pixel at a time. They do not see texture, surroundings, scale, or the light of the whole picture, which the
+data set is made to need.
 """
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -20,9 +20,12 @@ from deeplab_jax.data.sets.scenes import SCENES, Scenes
 from deeplab_jax.labels import IGNORE_LABEL
 from deeplab_jax.ops import metrics
 
+BITS = 5  # of each 8-bit channel that the table of colours keeps
+LEARNING_RATE = 3e-3
+
 
 def _pixels(source: Scenes, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Colours uint8 [P, 3] and class ids uint8 [P] of the first `count` examples, ignored pixels left out."""
+    """Return colours uint8 [P, 3] and class ids uint8 [P] of the first `count` examples, without ignored pixels."""
     examples = [source[i] for i in range(count)]
     colours = np.concatenate([example["image"].reshape(-1, 3) for example in examples])
     labels = np.concatenate([example["label"].reshape(-1) for example in examples])
@@ -35,51 +38,50 @@ def _confusion(labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
     return np.bincount(labels.astype(int) * classes + predictions, minlength=classes**2).reshape(classes, classes)
 
 
-def colour_table(*, train_images: int, val_images: int, bits: int = 5, balanced: bool = True) -> np.ndarray:
-    """Confusion matrix of a classifier that looks a pixel's colour up in a table of 2^bits levels per channel.
+def colour_table(*, train_images: int, val_images: int, balanced: bool) -> np.ndarray:
+    """Return the confusion matrix of a classifier that looks a pixel's colour up in a table.
 
     Args:
-      train_images: the table is counted on so many training images.
-      val_images: and judged on so many validation images.
-      bits: of each 8-bit channel that are kept.
-      balanced: every class weighs the same, which is what mean IoU rewards; otherwise every pixel does.
+      train_images: number of training images from which the table is counted.
+      val_images: number of validation images that are classified.
+      balanced: every class has the same weight, as in the mean IoU; otherwise every pixel has.
     """
 
     def cell(colours: np.ndarray) -> np.ndarray:
-        levels = (colours >> (8 - bits)).astype(int)
-        return (levels[:, 0] << 2 * bits) + (levels[:, 1] << bits) + levels[:, 2]
+        levels = (colours >> (8 - BITS)).astype(int)
+        return (levels[:, 0] << 2 * BITS) + (levels[:, 1] << BITS) + levels[:, 2]
 
     classes = SCENES.num_classes
     colours, labels = _pixels(Scenes("train"), train_images)
-    counts = np.bincount(cell(colours) * classes + labels, minlength=classes << 3 * bits).reshape(-1, classes)
+    counts = np.bincount(cell(colours) * classes + labels, minlength=classes << 3 * BITS).reshape(-1, classes)
     shares = counts / counts.sum(axis=0) if balanced else counts
     colours, labels = _pixels(Scenes("val"), val_images)
     return _confusion(labels, shares.argmax(axis=1)[cell(colours)])
 
 
 class PixelNetwork(nn.Module):
-    """1x1 convolutions with batch norm: all that a network can tell from one pixel."""
-
-    channels: Sequence[int] = (64, 64, 64)
+    """1x1 convolutions with batch norm. They see one pixel at a time."""
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
         x = images
-        for width in self.channels:
-            x = nn.Conv(width, (1, 1), use_bias=False)(x)
+        for _ in range(3):
+            x = nn.Conv(64, (1, 1), use_bias=False)(x)
             x = nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.9)(x))
         return nn.Conv(SCENES.num_classes, (1, 1))(x)
 
 
-def pixel_network(*, steps: int, batch: int, val_images: int, seed: int, learning_rate: float = 3e-3) -> np.ndarray:
-    """Confusion matrix of `PixelNetwork` after `steps` of Adam; every fourth row and column of a picture will do."""
+def pixel_network(*, steps: int, batch: int, val_images: int, seed: int) -> np.ndarray:
+    """Return the confusion matrix of `PixelNetwork` after `steps` of Adam, on every fourth row and column of a
+    picture.
+    """
     model = PixelNetwork()
 
     def preprocess(images: np.ndarray) -> jax.Array:
         return jnp.asarray(images, jnp.float32) / 127.5 - 1
 
     variables = model.init(jax.random.key(seed), jnp.zeros((1, 33, 33, 3)), train=False)
-    optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, steps))
+    optimizer = optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, steps))
     params, statistics = variables["params"], variables["batch_stats"]
     state = optimizer.init(params)
 
@@ -122,11 +124,11 @@ def pixel_network(*, steps: int, batch: int, val_images: int, seed: int, learnin
 
 
 def main() -> None:
-    """Print one line per classifier: mean IoU and the IoU of each class."""
+    """Print a line for each classifier: its mean IoU, and the IoU of each class."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--val_images", type=int, default=256)
-    parser.add_argument("--train_images", type=int, default=1024, help="that the colour tables are counted on")
-    parser.add_argument("--steps", type=int, default=400, help="of the network of 1x1 convolutions")
+    parser.add_argument("--train_images", type=int, default=1024, help="images from which the colour table is counted")
+    parser.add_argument("--steps", type=int, default=400, help="training steps of the network of 1x1 convolutions")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
     flags = parser.parse_args()

@@ -1,11 +1,12 @@
-"""How much gradient reaches each tap of an atrous kernel, by its rate and the size of the map (DeepLabv3, sec. 3.3).
+"""Measure the gradient of each tap of an atrous kernel, by its rate and the size of the map (DeepLabv3, sec. 3.3).
 
     python -m experiments.tap_gradients --out runs/tap_gradients.json
     python -m experiments.tap_gradients --out runs/tap_gradients.json --runs runs/tables --row map_17-rate_8
 
-The networks are those of `experiments/tables/extra_rates.py` in the regime `demo`. Of each one the gradient of a real
-training step is taken, at the random start of seed 0 and, where a run directory of that table is at hand, at its newest
-weights. Each network is written as soon as it is there. What the file has of the same weights is not computed again.
+The networks are those of `experiments/tables/extra_rates.py` in the regime `demo`. The gradient is that of a real
+training step. It is taken at the random weights of seed 0 and, where the run directory of the row exists, at its newest
+weights. Each result is written as soon as it is there. The gradients that the file holds for the same weights are not
+computed again.
 """
 
 import argparse
@@ -39,12 +40,14 @@ from experiments.tables import TABLES
 
 TABLE, REGIME = TABLES["extra_rates"], "demo"
 KERNEL = ("context", "branch_atrous1", "conv", "kernel")
-KEEPS = optax.trace(decay=0.0)  # An optimizer that changes nothing: its state is the gradient.
+KEEPS = optax.trace(decay=0.0)  # An optimizer with the gradient as its state.
 START, END = "start", "end"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Compute what the file lacks. Returns 2 for what the user can fix."""
+    """Compute the gradients that the file lacks, and return the exit code: 0, or 2 for an error that the user can
+    fix.
+    """
     args = parser().parse_args(argv)
     try:
         run(args)
@@ -61,12 +64,12 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--out", type=Path, required=True, help="file of the results, JSON")
     found.add_argument("--runs", type=Path, default=Path("runs/tables"), help="folder of the run directories")
     found.add_argument("--row", action="append", default=[], metavar="NAME", help="only this row; again for more")
-    found.add_argument("--images", type=int, default=8, help="of the step (8)")
+    found.add_argument("--images", type=int, default=8, help="images in the step (8)")
     return found
 
 
 def run(args: argparse.Namespace) -> None:
-    """Do the rows, one after another."""
+    """Compute the rows, one after another."""
     rows = TABLE.named_rows()
     for name in args.row:
         if name not in rows:
@@ -83,15 +86,14 @@ def run(args: argparse.Namespace) -> None:
         assert isinstance(found, Resolved)
         workdir = args.runs / REGIME / job_name(found.training_key, 0)
         step = newest_step(workdir)
-        lacking = [START, *([END] if step else [])]
-        # Of another number of images, or of another configuration, nothing counts.
+        # Results of another number of images or of another configuration do not count.
         asked = {"training": found.training_key, "images": args.images}
         kept = content["rows"].get(name, {})
         kept = kept if {key: kept.get(key) for key in asked} == asked else asked
         if kept.get("step", step) != step:  # The run has gone on since.
             kept = {key: value for key, value in kept.items() if key != END}
         kept = {**kept, "step": step}
-        for when in lacking:
+        for when in (START, END) if step else (START,):
             if when not in kept:
                 kept[when] = gradients(found, workdir if when == END else None, images=args.images).tolist()
                 content["rows"][name] = kept
@@ -102,8 +104,8 @@ def run(args: argparse.Namespace) -> None:
 
 
 def gradients(found: Resolved, workdir: Path | None, *, images: int) -> np.ndarray:
-    """Return the root mean square gradient of each tap, float32 `[3, 3]`, with the weights of a run; None: with those
-    of the start of seed 0.
+    """Return the root mean square gradient of each tap, float32 `[3, 3]`, at the newest weights in `workdir`, or at the
+    random weights of seed 0 where it is None.
     """
     source = open_split(found.config, found.config.data.train_split)
     model = model_for(found.config, source.labels)
@@ -116,7 +118,7 @@ def gradients(found: Resolved, workdir: Path | None, *, images: int) -> np.ndarr
 
 
 def state_of(variables: Variables) -> TrainState:
-    """Return a state with these variables."""
+    """Return a training state with these variables."""
     params = variables["params"]
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -137,7 +139,7 @@ def of_taps(state: TrainState, model: Segmenter, batch: dict[str, np.ndarray]) -
 
 
 def outer_share(taps: np.ndarray) -> float:
-    """Return the share, 0 to 1, of the squared gradient that the eight outer taps of `[3, 3]` have."""
+    """Return the share, 0 to 1, that the eight outer taps of `[3, 3]` have in the squared gradient."""
     squares: Any = taps.astype(np.float64) ** 2
     return float(1 - squares[1, 1] / squares.sum())
 

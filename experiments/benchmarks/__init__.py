@@ -1,1 +1,1 @@
-"""Time, memory and throughput of this package beside the PyTorch peers: `python -m experiments.benchmarks`."""
+"""Time, memory and throughput of this package, against its peers in PyTorch: `python -m experiments.benchmarks`."""

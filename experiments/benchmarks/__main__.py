@@ -1,8 +1,8 @@
-"""Measure this package beside the PyTorch peers, and write the tables of `experiments/benchmarks/README.md`.
+"""Measure this package against its peers in PyTorch, and write the tables of `experiments/benchmarks/README.md`.
 
     python -m experiments.benchmarks [--parts inference,training] [--out FILE] [--write FILE]
 
-Every row is written as soon as it is measured, and kept by the next run with the same settings.
+Each row is written as soon as it is measured. The next run with the same settings keeps it.
 """
 
 import argparse
@@ -65,8 +65,10 @@ RESULTS = Path(__file__).resolve().parents[1] / "results" / "benchmarks"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure the parts in turn. Returns 1 where a row failed, 2 for what the user can fix."""
-    # Memory is shared with PyTorch on a GPU, and a peak must be that of the program.
+    """Measure the parts in turn, and return the exit code: 0, 1 where a row failed, or 2 for an error that the user can
+    fix.
+    """
+    # PyTorch needs memory on the GPU, too. And a peak must be the program's, not that of a pool.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     args = parser().parse_args(argv)
     if args.child:
@@ -83,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> list[str]:
-    """Do what the flags ask for, and return the names of rows that failed."""
+    """Measure and report as the flags say, and return messages about rows that failed."""
     parts = chosen(args.parts)
     if args.repeats is not None and args.repeats < 1:
         raise UserError(f"--repeats {args.repeats}: give at least 1")
@@ -106,7 +108,7 @@ def summarize(file: Path) -> str:
     """Return the summary of a file of results.
 
     Raises:
-      UserError: it holds something else.
+      UserError: the file holds other results.
     """
     try:
         return report.summarize(read_results(file))
@@ -120,7 +122,7 @@ def summarize(file: Path) -> str:
 
 
 def chosen(parts: str) -> list[str]:
-    """Return the named parts in the order of the table.
+    """Return the named parts in the order of `PARTS`.
 
     Raises:
       UserError: an unknown name.
@@ -133,13 +135,13 @@ def chosen(parts: str) -> list[str]:
 
 
 def default_file(*, quick: bool) -> Path:
-    """Return the file of this machine's results. Those of a quick run go to the temporary folder."""
+    """Return the file of this machine's results. For a quick run it is in the temporary folder."""
     folder = Path(tempfile.gettempdir()) / "deeplab_jax_benchmarks" if quick else RESULTS
     return folder / f"{machine.file_name(machine.describe_machine())}.json"
 
 
 def files_to_report(args: argparse.Namespace, file: Path) -> list[Path]:
-    """Return the files of results to summarize: every machine's, unless one was named."""
+    """Return the files of results to summarize: those of all machines, or only `file` where the flags select it."""
     found = [] if args.out or args.quick else sorted(RESULTS.glob("*.json"))
     return found or [file]
 
@@ -147,14 +149,16 @@ def files_to_report(args: argparse.Namespace, file: Path) -> list[Path]:
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the flags."""
     flags = Parser(prog="python -m experiments.benchmarks", description=(__doc__ or "").split("\n")[0])
-    flags.add_argument("--parts", default=",".join(PARTS), help='some of the parts, or "" for the report alone')
-    flags.add_argument("--rows", default="", metavar="TEXT", help="only rows whose name has this in it")
+    flags.add_argument("--parts", default=",".join(PARTS), help='names of parts; "" writes the report only')
+    flags.add_argument("--rows", default="", metavar="TEXT", help="only rows with this text in their name")
     flags.add_argument("--out", help="file of the results; default experiments/results/benchmarks/MACHINE.json")
     flags.add_argument("--repeats", type=int, help=f"rounds of each race; default {ROUNDS}, with --quick 2")
-    flags.add_argument("--quick", action="store_true", help="tiny sizes and networks, to see that everything works")
-    flags.add_argument("--again", action="store_true", help="measure again what the file already holds")
+    flags.add_argument("--quick", action="store_true", help="tiny sizes and networks, to test that everything works")
+    flags.add_argument("--again", action="store_true", help="measure again the rows that the file already holds")
     flags.add_argument(
-        "--write", metavar="FILE", help="file whose section to replace, such as experiments/benchmarks/README.md"
+        "--write",
+        metavar="FILE",
+        help="write the tables into their section of this file, such as experiments/benchmarks/README.md",
     )
     flags.add_argument("--child", help=argparse.SUPPRESS)
     return flags

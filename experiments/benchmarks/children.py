@@ -1,4 +1,4 @@
-"""Measurements that need a process of their own: of memory, of a first compilation, on one core."""
+"""Runs measurements in a new process: those of memory, of a first compilation, and on one core."""
 
 import json
 import os
@@ -8,21 +8,21 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from experiments.benchmarks.machine import ROOT
+from experiments import ROOT
 
 MARK = "RESULT "
 
 
 def run_child(part: str, arguments: Mapping[str, Any], *, on: Collection[int] | None = None) -> dict[str, Any]:
-    """Run a part's `child` in a new process and return what it does.
+    """Run the function `child` of a part in a new process, and return its result.
 
     Args:
-      part: its name in the table of children.
-      arguments: JSON.
-      on: numbers of the processors that the process may use, its threads included; None is those of this one.
+      part: name of the part in `CHILDREN`.
+      arguments: arguments of the function, as JSON.
+      on: numbers of the processors that the new process and its threads may use; None: those of this process.
 
     Raises:
-      RuntimeError: the process failed; with the last line that it said.
+      RuntimeError: the process failed. The message has the last line of its output.
     """
     command = [sys.executable, "-m", "experiments.benchmarks", "--child", json.dumps({"part": part, **arguments})]
     with affinity(on):
@@ -35,7 +35,7 @@ def run_child(part: str, arguments: Mapping[str, Any], *, on: Collection[int] | 
 
 
 def print_result(result: Mapping[str, Any]) -> None:
-    """Hand a child's result to its parent."""
+    """Print a child's result for its parent."""
     print(MARK + json.dumps(result), flush=True)
 
 

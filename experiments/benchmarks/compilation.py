@@ -1,4 +1,4 @@
-"""Seconds from a function to its program: trace, lower, compile; without a cache and from the persistent one."""
+"""Seconds to trace, lower and compile a function, without a cache and from the persistent cache."""
 
 import tempfile
 import time
@@ -30,7 +30,7 @@ def measure(session: Session) -> None:
 
 
 def cold_and_warm(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the seconds of the stages without a cache (`cold`) and with a filled one (`warm`), in fresh processes."""
+    """Return the seconds of the stages without a cache (`cold`) and with a filled one (`warm`), in new processes."""
     cold = run_child("compile", {**settings, "cache": ""})
     with tempfile.TemporaryDirectory() as folder:
         run_child("compile", {**settings, "cache": folder})
@@ -55,7 +55,7 @@ def child(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def use_cache(folder: str) -> None:
-    """Keep every program in a folder, or none at all where it is ""."""
+    """Keep every compiled program in a folder, or none where `folder` is ""."""
     jax.config.update("jax_enable_compilation_cache", bool(folder))
     jax.config.update("jax_compilation_cache_dir", folder or None)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

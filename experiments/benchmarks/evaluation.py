@@ -1,4 +1,6 @@
-"""Evaluation of whole images, ours against a peer's by hand, and the compilations over many image sizes."""
+"""Evaluation of whole images, against the same evaluation written for a peer, and the number of compilations over many
+image sizes.
+"""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -22,14 +24,15 @@ from experiments.benchmarks import networks, pairs, peers
 from experiments.benchmarks.pairs import Pair
 from experiments.benchmarks.session import Session
 from experiments.benchmarks.timing import race, significant, summarize
+from experiments.tables.networks import MULTI_SCALE
 
-# The peers' networks take what their output stride divides, so that nothing is padded at scale 1.
+# The peers' output stride divides these sides, so nothing is padded at scale 1.
 SIDE, QUICK_SIDE = 512, 64
-SAME = 0.999  # Share of the pixels that must have the same class then.
+SAME = 0.999  # Share of the pixels that must have the same class at scale 1.
 PROTOCOLS: dict[str, tuple[tuple[float, ...], bool, int]] = {
     # name: scales, flip, images of one sample
     "single scale": ((1.0,), False, 4),
-    "6 scales and flip": ((0.5, 0.75, 1.0, 1.25, 1.5, 1.75), True, 1),
+    "6 scales and flip": (MULTI_SCALE, True, 1),
 }
 QUICK_PROTOCOLS: dict[str, tuple[tuple[float, ...], bool, int]] = {
     "single scale": ((1.0,), False, 1),
@@ -96,7 +99,7 @@ def contest_of(
     side: int,
     alone: str | None,
 ) -> dict[str, Any]:
-    """Race the evaluation of a few images in memory."""
+    """Race the evaluation of a few images that are in memory."""
     source = RandomPictures(((side, side),) * images)
     model = networks.create(pair().network)
     folded, variables = fold_norm(model, pair().variables)
@@ -121,7 +124,7 @@ def contest_of(
         }
     result = summarize(race(contestants, rounds=session.repeats))
     same = None if alone else _same(predicted, contestants["eager nchw"])
-    # The peer pads other views to a multiple of its output stride, so the two cannot agree everywhere.
+    # At other scales the peer's views are padded to a multiple of its output stride, so some classes differ.
     if same is not None and scales == (1.0,) and same < SAME:
         raise AssertionError(f"only {same:.4%} of the pixels have the peer's class")
     rates = {name: significant(images / times["median"]) for name, times in result["times"].items()}
@@ -129,9 +132,10 @@ def contest_of(
 
 
 class PeerEvaluation:
-    """The same protocol written by hand for a PyTorch network: probabilities averaged over views, confusion matrix.
+    """The same protocol, written for a PyTorch network: it averages probabilities over views, and counts the confusion
+    matrix.
 
-    Views are padded with zeros below and to the right to what the network takes.
+    Views are padded with zeros below and to the right, to a size that the network takes.
     """
 
     def __init__(
@@ -169,7 +173,7 @@ class PeerEvaluation:
         return confusion.cpu().numpy().reshape(classes, classes)
 
     def _outputs(self, image: np.ndarray) -> Any:
-        """Return the sum of the views' probabilities, or of a single view the logits, `[1, K, H, W]`."""
+        """Return the sum of the views' probabilities, or the logits where there is a single view, `[1, K, H, W]`."""
         functional = peers.torch().nn.functional
         x = (peers.images_for(image[None], self._memory) / 255 - self._mean) / self._std
         size = x.shape[2:]
@@ -189,7 +193,7 @@ class PeerEvaluation:
 
 
 def count_compilations(network: networks.Network, sizes: tuple[tuple[int, int], ...]) -> dict[str, Any]:
-    """Evaluate one image of each size, and count the compilations of all programs."""
+    """Evaluate one image of each size, and return the number of compilations."""
     model = networks.create(network)
     variables: Variables = networks.random_variables(model)
     model, variables = fold_norm(model, variables)
@@ -205,7 +209,7 @@ def count_compilations(network: networks.Network, sizes: tuple[tuple[int, int], 
 
 @contextmanager
 def compilations() -> Iterator[list[str]]:
-    """Note the names of the programs that the back end compiles in this context."""
+    """Yield a list that gets the names of the programs which the back end compiles in this context."""
     programs: list[str] = []
 
     def note(event: str, duration_secs: float, **kwargs: str | int) -> None:

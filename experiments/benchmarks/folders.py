@@ -1,4 +1,4 @@
-"""`predict` on a folder, beside the same images one at a time."""
+"""`predict` on a folder, against the same images one at a time."""
 
 import shutil
 import tempfile
@@ -27,7 +27,7 @@ BATCH = 8
 
 
 def measure(session: Session) -> None:
-    """Race a folder of one size, and one of VOC's sizes."""
+    """Race a folder with images of one size, and a folder with images of VOC's sizes."""
     network = networks.TINY if session.quick else networks.MOBILENET
     count = QUICK_IMAGES if session.quick else IMAGES
     for name, sizes in (("one size", (SIZE,)), ("mixed sizes", VOC_SIZES[:2] if session.quick else VOC_SIZES)):
@@ -37,9 +37,10 @@ def measure(session: Session) -> None:
 
 
 def race_folder(network: networks.Network, sizes: Sequence[tuple[int, int]], count: int, *, rounds: int) -> Any:
-    """Race whole folders, batches, and images one at a time: everything from the JPEG to the files that are written.
+    """Race whole folders, batches, and images one at a time. The time includes reading the JPEG and writing all files.
 
-    The images one at a time are as many calls of `predict_files`, which cannot read ahead then, nor write meanwhile.
+    "One at a time" calls `predict_files` for each image. These calls cannot read the next image ahead, nor write while
+    they compute.
     """
     model = networks.create(network)
     model, variables = fold_norm(model, networks.random_variables(model))
@@ -67,7 +68,7 @@ def race_folder(network: networks.Network, sizes: Sequence[tuple[int, int]], cou
 def predict_folder(
     model: Segmenter, variables: Variables, photos: Path, out: Path, *, batch_size: int, together: bool = True
 ) -> None:
-    """Predict the photos of a folder as the command does, with its page."""
+    """Predict the photos of a folder as the command `predict` does, and write its page."""
     shutil.rmtree(out, ignore_errors=True)
     found, labels = find_images([str(photos)]), label_set({}, model)
     page = page_of(out, labels, title="photos")

@@ -1,10 +1,10 @@
-"""Measure what matters most on a GPU in a few minutes, the most telling first.
+"""Measure the most important rows on a GPU in a few minutes.
 
     python -m experiments.benchmarks.gpu --out DIR [--minutes 12] [--camvid DIR]
 
-Each row is written to `DIR/results.json` as soon as it is measured; a row that is there is kept. No row starts after
-the minutes are over. PyTorch is raced where it is installed for the GPU, otherwise ours runs alone. `--camvid` trains
-the recipe of `configs/camvid.py` in what is left, and evaluates it.
+Each row is written to `DIR/results.json` as soon as it is measured. Rows that the file has are not measured again. No
+row starts after the minutes are over. PyTorch takes part where it is installed for the GPU; otherwise this package runs
+alone. `--camvid` trains the recipe of `configs/camvid.py` in the time that is left, and evaluates it.
 """
 
 import argparse
@@ -23,7 +23,8 @@ import jax
 from deeplab_jax.cli import Parser
 from deeplab_jax.commands import fail
 from deeplab_jax.errors import UserError
-from experiments.benchmarks import inference, lowerings, machine, memory, networks, pairs, training
+from experiments import ROOT
+from experiments.benchmarks import inference, lowerings, memory, networks, pairs, training
 from experiments.benchmarks.session import Result, Session
 
 REPEATS = 5
@@ -35,9 +36,9 @@ class Step(NamedTuple):
     """A part of the measurements.
 
     Attributes:
-      measure: offers rows to a session.
-      words: a row is measured if its name has one of them in it.
-      dtype: of the rows; "" takes all.
+      measure: calls `Session.row` for each of its rows.
+      words: a row is measured if its name has one of them before a comma or at its end; "" takes all.
+      dtype: dtype of the rows; "" takes all.
     """
 
     measure: Callable[[Session], None]
@@ -46,7 +47,7 @@ class Step(NamedTuple):
 
 
 class Timed(Session):
-    """A session that starts no row after its end, and takes only the rows of a step.
+    """A session that starts no row after its end, and measures only the rows of a step.
 
     Attributes:
       left_out: names of the rows for which no time was left.
@@ -60,7 +61,7 @@ class Timed(Session):
     def row(self, part: str, name: str, settings: Mapping[str, Any], measure: Callable[[], Result]) -> Result | None:
         """See `Session.row`."""
         step = self.step
-        if not any(f"{word}," in f"{name}," or word in ("", name) for word in step.words) or step.dtype not in name:
+        if not any(f"{word}," in f"{name}," for word in step.words) or step.dtype not in name:
             return None
         if time.monotonic() > self.end:
             self.left_out.append(f"{part}: {name}")
@@ -69,7 +70,9 @@ class Timed(Session):
 
 
 def headline(session: Session) -> None:
-    """Train the papers' main network, DeepLabv3+ on ResNet-101, with 16 crops of 513; ours alone, with its memory."""
+    """Measure time and memory of a training step of DeepLabv3+ on ResNet-101, with 16 crops of 513x513, without
+    peers.
+    """
     network = networks.TINY if session.quick else networks.RESNET101_PLUS
     batch, side = (2, 65) if session.quick else (16, 513)
     for dtype in ("bfloat16", "float32"):
@@ -98,8 +101,8 @@ STEPS = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure in turn. Returns 1 where a row failed, 2 for what the user can fix."""
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # Memory is shared with PyTorch and with children.
+    """Measure in turn, and return the exit code: 0, 1 where a row failed, or 2 for an error that the user can fix."""
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch and child processes need memory, too.
     args = parser().parse_args(argv)
     try:
         session = run(args)
@@ -130,7 +133,7 @@ def run(args: argparse.Namespace) -> Timed:
 
 
 def save_target(file: Path) -> None:
-    """Write the description of this GPU with which XLA can compile for it elsewhere."""
+    """Write the description of this GPU. With it, XLA can compile for this GPU on another machine."""
     from jax._src.lib import xla_client
 
     config = xla_client.get_topology_for_devices(jax.devices()).target_config
@@ -141,18 +144,18 @@ def camvid(folder: str, out: Path, seconds: float, *, quick: bool) -> Result:
     """Train the recipe until the seconds are over, then evaluate the newest checkpoint.
 
     Returns:
-      The `step` that was reached, mIoU in percent on the validation split, and the seconds of both.
+      The last `step`, the mIoU on the validation split in percent, and the seconds of training and evaluation.
 
     Raises:
       RuntimeError: a command failed.
     """
     run = out / "camvid"
-    config = f"{machine.ROOT}/configs/camvid.py{':debug' if quick else ''}"
+    config = f"{ROOT}/configs/camvid.py{':debug' if quick else ''}"
     data = [f"--config.data.dir={folder}"]
     start = time.monotonic()
     with subprocess.Popen(
         [sys.executable, "-m", "deeplab_jax", "train", "--config", config, *data, "--workdir", str(run)],
-        cwd=machine.ROOT,
+        cwd=ROOT,
     ) as process:
         try:
             process.wait(max(30.0, seconds - EVALUATION))
@@ -164,7 +167,7 @@ def camvid(folder: str, out: Path, seconds: float, *, quick: bool) -> Result:
     trained = time.monotonic()
     limit = ["--limit", "2"] if quick else []
     words = ["evaluate", "--model", str(run), "--checkpoint", "newest", "--out", str(run / "val"), *limit, *data]
-    subprocess.run([sys.executable, "-m", "deeplab_jax", *words], cwd=machine.ROOT, check=True)
+    subprocess.run([sys.executable, "-m", "deeplab_jax", *words], cwd=ROOT, check=True)
     metrics = json.loads((run / "val" / "metrics.json").read_text())
     return {
         "step": metrics["checkpoint"],
@@ -178,9 +181,9 @@ def parser() -> argparse.ArgumentParser:
     """Return the parser of the flags."""
     flags = Parser(prog="python -m experiments.benchmarks.gpu", description=(__doc__ or "").split("\n")[0])
     flags.add_argument("--out", type=Path, required=True, help="folder of the results")
-    flags.add_argument("--minutes", type=float, default=12.0, help="after which no row starts; default 12")
+    flags.add_argument("--minutes", type=float, default=12.0, help="no row starts after this time; default 12")
     flags.add_argument("--camvid", metavar="DIR", help="folder of CamVid (train/, trainannot/, val/, valannot/)")
-    flags.add_argument("--quick", action="store_true", help="tiny sizes and networks, to see that everything works")
+    flags.add_argument("--quick", action="store_true", help="tiny sizes and networks, to test that everything works")
     return flags
 
 

@@ -1,4 +1,4 @@
-"""Time of inference against pixels and against images of a batch, with fitted exponents and a plot."""
+"""The growth of inference time with the pixels and with the images of a batch: fitted exponents and a plot."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -52,7 +52,9 @@ def time_of(session: Session, network: Network, batch: int, side: int) -> dict[s
 
 
 def exponent(times: Mapping[float, float]) -> float | None:
-    """Fit seconds = a * x ** b to {x: seconds} by least squares of the logarithms; return b, None for less than two."""
+    """Return b of seconds = a * x ** b, fitted to {x: seconds} by least squares of the logarithms; None for less than
+    two points.
+    """
     if len(times) < 2:
         return None
     x, seconds = np.asarray(list(times.items())).T
@@ -64,7 +66,7 @@ def plot(
     exponents: Mapping[str, Mapping[str, float | None]],
     file: Path,
 ) -> None:
-    """Draw the times over both axes as a PNG; a dotted line is linear growth from the first point."""
+    """Write a PNG with the times over both axes. A dotted line shows linear growth from the first point."""
     figure = Figure(figsize=(10, 4.6), layout="constrained")
     panels = figure.subplots(1, 2)
     for panel, axis in zip(panels, ("pixels", "batch"), strict=True):

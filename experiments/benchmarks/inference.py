@@ -13,7 +13,7 @@ from experiments.benchmarks.pairs import Pair
 from experiments.benchmarks.session import Session
 from experiments.benchmarks.timing import Contestant
 
-LOGITS = 1e-4  # Largest difference of float32 logits, as a share of the largest.
+LOGITS = 1e-4  # Largest allowed difference of float32 logits, as a share of the largest logit.
 
 
 def measure(session: Session) -> None:
@@ -32,7 +32,7 @@ def measure(session: Session) -> None:
 def contest_of(
     session: Session, pair: Callable[[], Pair], *, side: int, dtype: str, alone: str | None
 ) -> dict[str, Any]:
-    """Compare the logits, then the times, of one image."""
+    """Compare the logits of one image, then the times."""
     network, peer, variables = pair().network, pair().peer, pair().variables
     images = networks.random_images(1, side)
     model = networks.create(network, dtype=dtype)
@@ -50,12 +50,13 @@ def contest_of(
 
 
 def check_logits(ours: Contestant, peer: Any, images: np.ndarray, dtype: str) -> float:
-    """Return the largest difference of the logits, as a share of the largest.
+    """Return the largest difference of the logits, as a share of the largest logit.
 
     Raises:
-      AssertionError: float32 logits differ by more than `LOGITS`; those of shorter dtypes only show their own rounding.
+      AssertionError: float32 logits differ by more than `LOGITS`. Logits of shorter dtypes differ by their rounding, so
+        they are not checked.
     """
-    with peers.exact_products():  # Ours is traced again in here, where that makes a difference.
+    with peers.exact_products():  # Where this changes the program, ours is traced again.
         logits = np.asarray(ours(), np.float32)
         theirs = peers.inference(peer, images, memory="nchw", precision=dtype)()
     error = pairs.relative_error(logits, theirs.float().cpu().numpy().transpose(0, 2, 3, 1))

@@ -1,4 +1,4 @@
-"""What the machine can do at best: the rate of matrix products, and that of copying memory."""
+"""The highest rates of the machine: of matrix products, and of copies in memory."""
 
 from collections.abc import Callable
 from functools import partial
@@ -35,10 +35,12 @@ def measure(session: Session) -> None:
 
 
 def rates(session: Session, contestants: Callable[[], dict[str, Contestant]], work: float) -> dict[str, Any]:
-    """Race JAX and PyTorch; return times, and the rates in 10^9 operations (products) or bytes (copies) a second."""
+    """Race JAX and PyTorch, and return the times and the rates, in 10^9 operations (products) or bytes (copies) a
+    second.
+    """
     result = summarize(race(contestants(), rounds=session.repeats), ours="jax")
-    rates = {name: significant(work / times["median"] / 1e9) for name, times in result["times"].items()}
-    return {**result, "rates": rates}
+    per_second = {name: significant(work / times["median"] / 1e9) for name, times in result["times"].items()}
+    return {**result, "rates": per_second}
 
 
 def products(side: int, dtype: str, alone: str | None) -> dict[str, Contestant]:
@@ -54,7 +56,7 @@ def products(side: int, dtype: str, alone: str | None) -> dict[str, Contestant]:
 
 
 def copies(mebibytes: int, dtype: str, alone: str | None) -> dict[str, Contestant]:
-    """Return contestants that read so much memory and write as much; XLA drops a mere copy, so it negates."""
+    """Return contestants that read and write this much memory. JAX negates, since XLA would remove a plain copy."""
     count = mebibytes * 2**20 // jnp.dtype(dtype).itemsize
     a = jnp.ones(count, dtype)
     negate = jax.jit(jnp.negative)

@@ -1,4 +1,4 @@
-"""Every lowering of every convolution that the networks use, forward and with its gradient."""
+"""The times of all lowerings of each convolution in the networks, forward and with its gradient."""
 
 import re
 from collections import Counter
@@ -20,8 +20,8 @@ from experiments.benchmarks.session import Session
 from experiments.benchmarks.timing import Contestant, Race, race, statistics, summarize
 
 TOO_SLOW = 10.0
-CLOSE = 0.15  # "auto" may take so much longer than the best lowering, or as much as the measured spread.
-# What each task computes of a convolution; the gradient comes with the forward pass.
+CLOSE = 0.15  # "auto" may take longer than the best lowering by this share, or by the measured spread.
+# The computation of each task; "gradient" includes the forward pass.
 DIRECTIONS = {"inference": "forward", "training": "gradient"}
 QUICK_SHAPES = 3
 
@@ -35,9 +35,8 @@ def measure(session: Session) -> None:
                 direction = DIRECTIONS[task]
                 name = f"{task} {direction}: {spell(convolution)}, {dtype}"
                 settings = {"task": task, "direction": direction, "dtype": dtype, "alone": alone}
-                run = partial(compare, session, convolution, direction, dtype, alone)
-                row = partial(_with_count, run, count)
-                session.row("lowerings", name, settings, row)
+                run = partial(compare, session, convolution, count, direction, dtype, alone)
+                session.row("lowerings", name, settings, run)
 
 
 def shapes_in_use(session: Session) -> dict[str, Counter[Convolution]]:
@@ -52,8 +51,8 @@ def shapes_in_use(session: Session) -> dict[str, Counter[Convolution]]:
 
 
 def collect(network: Network, batch: int, side: int, *, train: bool) -> Counter[Convolution]:
-    """Count the convolutions that a network calls on a batch, by shape; nothing is computed."""
-    model = networks.create(network, lowering="direct")  # The shapes are the same, and this is traced fastest.
+    """Count a network's convolutions on a batch, by shape, without computing them."""
+    model = networks.create(network, lowering="direct")  # All lowerings have the same shapes; this is traced fastest.
     variables, found = abstract_variables(model), list[Convolution]()
     images = jax.ShapeDtypeStruct((batch, side, side, 3), jnp.float32)
     apply = partial(
@@ -64,15 +63,22 @@ def collect(network: Network, batch: int, side: int, *, train: bool) -> Counter[
     return Counter(c for c in found if not c.transposed)
 
 
-def compare(session: Session, c: Convolution, direction: str, dtype: str, alone: str | None) -> dict[str, Any]:
-    """Race the lowerings, and PyTorch beside them; say which is best and how close "auto" comes."""
+def compare(
+    session: Session, c: Convolution, count: int, direction: str, dtype: str, alone: str | None
+) -> dict[str, Any]:
+    """Race the lowerings and PyTorch.
+
+    Returns:
+      `count`, the uses of the convolution in the networks; the race, as `summarize` returns it; `same_program`, the
+      lowerings whose program is that of "auto"; and the `verdict`.
+    """
     inputs = arrays(c, dtype)
     programs = {
         name: jax.jit(partial(compute, c, name, direction)).lower(*inputs).compile() for name in get_args(Lowering)
     }
     texts = {name: instructions(program.as_text() or "") for name, program in programs.items()}
     contestants: dict[str, Contestant] = {
-        # A lowering that does not cover the shape is "direct" again, and need not run twice.
+        # A lowering that does not cover the shape has the program of "direct", which need not run twice.
         name: partial(_run, program, inputs)
         for name, program in programs.items()
         if name in ("auto", "direct") or texts[name] != texts["direct"]
@@ -81,11 +87,11 @@ def compare(session: Session, c: Convolution, direction: str, dtype: str, alone:
         contestants |= {f"torch {memory}": torch_convolution(c, direction, dtype, memory) for memory in peers.FORMATS}
     result = race(contestants, rounds=session.repeats, too_slow=TOO_SLOW, keep=("auto",))
     same = [name for name in texts if name != "auto" and texts[name] == texts["auto"]]
-    return {**summarize(result, ours="auto"), "same_program": same, **verdict(result, same)}
+    return {"count": count, **summarize(result, ours="auto"), "same_program": same, **verdict(result, same)}
 
 
 def instructions(program: str) -> str:
-    """Return what a compiled program does, from its text: without the names and the origins of its values."""
+    """Return the text of a compiled program without the names and origins of its values, to compare programs."""
     lines = [line for line in program.splitlines() if line.startswith(("  ", "%", "ENTRY"))]
     body = "\n".join(line if line.startswith("  ") else line.split(" (")[0] for line in lines)
     body = re.sub(r", metadata=\{[^}]*\}", "", body)
@@ -94,19 +100,19 @@ def instructions(program: str) -> str:
 
 
 def verdict(result: Race, same: Iterable[str]) -> dict[str, Any]:
-    """Say how "auto" did in a race.
+    """Return a comparison of "auto" with the best lowering of a race.
 
     Args:
-      result: of the lowerings, and of others that do not count (PyTorch).
+      result: the race. Contestants other than lowerings (PyTorch) are left out.
       same: lowerings whose program is that of "auto".
 
     Returns:
-      `best`: the fastest lowering; `auto_over_best`: ratio of the medians; `spread`: the larger one of the two;
-      `close`: whether the ratio is within `CLOSE` or that spread, or both are one program.
+      `best`, the fastest lowering; `auto_over_best`, the ratio of their medians; `spread`, the larger of their spreads;
+      `close`, whether the ratio is within `CLOSE` or this spread, or both have the same program.
     """
     lowerings = [name for name in get_args(Lowering) if name != "auto" and name in result.seconds]
     times = {name: statistics(result.seconds[name]) for name in ("auto", *lowerings)}
-    # Where all others were left out for being slow, "auto" is none of them and best.
+    # Where all other lowerings were left out as too slow, "auto" is the best.
     best = min(lowerings or ["auto"], key=lambda name: times[name]["median"])
     over = times["auto"]["median"] / times[best]["median"]
     spread = max(times["auto"]["spread"], times[best]["spread"])
@@ -124,7 +130,7 @@ def arrays(c: Convolution, dtype: str) -> tuple[jax.Array, ...]:
 def compute(
     c: Convolution, lowering: Lowering, direction: str, x: jax.Array, kernel: jax.Array, cotangent: jax.Array
 ) -> Any:
-    """Compute the convolution, and with "gradient" also the gradients of the map and the kernel."""
+    """Return the convolution, with "gradient" also the gradients of the map and the kernel."""
 
     def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
         return conv2d(
@@ -146,9 +152,10 @@ def compute(
 def torch_convolution(c: Convolution, direction: str, dtype: str, memory: str) -> Contestant:
     """Return PyTorch's convolution of the same shape in a memory format."""
     t, functional = peers.torch(), peers.torch().nn.functional
+    images, weights, gradients = (np.asarray(array, np.float32) for array in arrays(c, dtype))
+    # The kernel is HWIO. Seen as images [N, H, W, C], with N the outputs and C the inputs, it becomes PyTorch's OIHW.
     x, kernel, cotangent = (
-        peers.images_for(np.asarray(array, np.float32), memory, dtype)
-        for array in (*arrays(c, dtype)[:1], _kernel_as_images(c, dtype), arrays(c, dtype)[2])
+        peers.images_for(array, memory, dtype) for array in (images, weights.transpose(3, 0, 1, 2), gradients)
     )
     (top, bottom), (left, right) = c.padding
     symmetric = top == bottom and left == right
@@ -173,7 +180,7 @@ def torch_convolution(c: Convolution, direction: str, dtype: str, memory: str) -
 
 
 def spell(c: Convolution) -> str:
-    """Say a shape in one line; strides and paddings only where they are not the usual ones."""
+    """Return a shape in one line. Stride and padding are left out where they are the usual ones."""
     kind = "depthwise " if c.groups > 1 else ""
     sides = "x".join(map(str, c.inputs))
     stride = f", stride {c.stride}" if c.stride > 1 else ""
@@ -182,14 +189,5 @@ def spell(c: Convolution) -> str:
     return f"{sides} {kind}{c.kernel[0]}x{c.kernel[1]} -> {c.kernel[3]}, rate {c.rate}{stride}{padding}"
 
 
-def _with_count(run: Callable[[], dict[str, Any]], count: int) -> dict[str, Any]:
-    return {"count": count, **run()}
-
-
 def _run(program: Callable[..., Any], inputs: tuple[jax.Array, ...]) -> Any:
     return jax.block_until_ready(program(*inputs))
-
-
-def _kernel_as_images(c: Convolution, dtype: str) -> np.ndarray:
-    # HWIO, seen as [N, H, W, C] with N the outputs and C the inputs, so that its tensor is PyTorch's OIHW.
-    return np.asarray(arrays(c, dtype)[1], np.float32).transpose(3, 0, 1, 2)

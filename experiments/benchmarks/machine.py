@@ -1,4 +1,4 @@
-"""What results depend on: the machine, the versions, the load and the code."""
+"""Describes the conditions of a measurement: the machine, the versions, the load and the code."""
 
 import hashlib
 import os
@@ -12,19 +12,19 @@ from typing import Any
 import jax
 
 from deeplab_jax.provenance import versions as own_versions
+from experiments import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 NOT_INSTALLED = "not installed"
 PEERS = ("torch", "torchvision", "segmentation_models_pytorch", "timm", "keras", "keras_hub")
 
 
 def cores() -> int:
-    """Return how many processors this process may use."""
+    """Return the number of processors that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
 def platform() -> str:
-    """Return "cpu" or "gpu" (any other name that JAX has for its default device)."""
+    """Return "cpu", "gpu" or another name of JAX for its default device."""
     return jax.default_backend()
 
 
@@ -43,13 +43,13 @@ def describe_machine() -> dict[str, Any]:
 
 
 def file_name(about: Mapping[str, Any]) -> str:
-    """Return what a machine's file of results is called, from its description: by its processor or accelerator."""
+    """Return the name of a machine's file of results, which is made from its processor or accelerator."""
     kind, name = ("gpu", about["accelerator"]) if about["accelerator"] else ("cpu", about["processor"])
     return "_".join([kind, *re.findall("[a-z0-9]+", name.lower().replace("(r)", "").replace("processor", ""))])
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of this package, of what it runs on, and of the peers that are installed."""
+    """Return the versions of this package, of its libraries, and of the peers that are installed."""
     found = own_versions()
     for package in PEERS:
         try:
@@ -65,22 +65,22 @@ def load() -> float:
 
 
 class Others:
-    """How busy other programs keep the machine from now on."""
+    """Measures how much other programs use the machine, from now on."""
 
     def __init__(self) -> None:
         self._start = self._seconds()
 
     def processors(self) -> float:
-        """Return how many processors' worth of work they did; what this process and its children do is not theirs.
+        """Return the mean number of processors that other programs have used, without this process and its children.
 
-        Time in which a virtual machine waited for other machines is theirs.
+        Time in which a virtual machine waits for other virtual machines counts.
         """
         wall, busy, own = (now - start for now, start in zip(self._seconds(), self._start, strict=True))
         return round(max(0.0, busy - own) / max(wall, 1e-9), 2)
 
     @staticmethod
     def _seconds() -> tuple[float, float, float]:
-        """Return the clock, what all processors have worked, and what this process and its ended children have."""
+        """Return the clock, the busy seconds of all processors, and those of this process and its ended children."""
         ticks = Path("/proc/stat").read_text().splitlines()[0].split()[1:9]
         user, nice, system, _idle, _waiting, interrupts, soft_interrupts, stolen = map(int, ticks)
         busy = (user + nice + system + interrupts + soft_interrupts + stolen) / os.sysconf("SC_CLK_TCK")
@@ -88,7 +88,7 @@ class Others:
 
 
 def code_fingerprint() -> str:
-    """Return a short hash of the package's source, so that a row tells whether it was measured with today's code."""
+    """Return a short hash of the package's source. It shows whether a row was measured with the present code."""
     digest = hashlib.sha256()
     for file in sorted((ROOT / "deeplab_jax").rglob("*.py")):
         digest.update(file.relative_to(ROOT).as_posix().encode())

@@ -18,7 +18,7 @@ from experiments.benchmarks.children import run_child
 from experiments.benchmarks.session import Session
 
 TASKS = ("inference", "training")
-# Evaluation of one image as large as those of Cityscapes.
+# The size of Cityscapes' images.
 LARGE = (1024, 2048)
 LARGE_STRIDE = 8
 
@@ -27,7 +27,8 @@ def measure(session: Session) -> None:
     """Measure ours and each peer's formats for every network and task."""
     for network in networks.networks(session):
         for task in TASKS:
-            batch, side = networks.training_batch(session, network) if task == "training" else (1, _side(session))
+            one_image = 1, networks.inference_sides(session)[0]
+            batch, side = networks.training_batch(session, network) if task == "training" else one_image
             for dtype in networks.dtypes(session):
                 alone = pairs.why_alone(network, side)
                 for who in ("ours", *(() if alone else peers.FORMATS)):
@@ -57,9 +58,9 @@ def child(arguments: dict[str, Any]) -> dict[str, Any]:
     """Run a task in this process.
 
     Returns:
-      In MiB above the process after its imports: `peak` of the process, and `peak_running`, without what building and
-      compiling took at their peaks (None where the system does not tell); on a GPU `device_peak`. `xla` is what XLA
-      planned for our program: arguments, results and temporaries.
+      Numbers in MiB. `peak` is the peak memory of the process, and `peak_running` its peak after building and compiling
+      (None where the system does not tell); both are counted from the memory after the imports. `device_peak` is the
+      peak on a GPU. `xla` is the memory that XLA planned for our program: arguments, results and temporaries.
     """
     network, who = networks.BY_NAME[arguments["network"]], arguments["who"]
     if who != "ours":
@@ -86,7 +87,7 @@ def child(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def our_task(arguments: dict[str, Any]) -> tuple[Callable[[], Any], float]:
-    """Return our task, and the MiB that XLA planned for it."""
+    """Return the task of this package, and the MiB that XLA planned for it."""
     network, batch, side = networks.BY_NAME[arguments["network"]], arguments["batch"], arguments["side"]
     model = networks.create(network, dtype=arguments["dtype"])
     variables = networks.random_variables(model)
@@ -102,7 +103,7 @@ def our_task(arguments: dict[str, Any]) -> tuple[Callable[[], Any], float]:
 
 
 def peer_task(arguments: dict[str, Any], peer: Any) -> Callable[[], Any]:
-    """Return a peer's task; the peer itself is not kept."""
+    """Return a peer's task."""
     batch, side, memory, dtype = (arguments[name] for name in ("batch", "side", "who", "dtype"))
     images = networks.random_images(batch, side)
     if arguments["task"] == "inference":
@@ -120,23 +121,25 @@ def evaluation(network: networks.Network, size: tuple[int, int]) -> Callable[[],
 
 
 def planned_mib(compiled: Any) -> float:
-    """Return what XLA planned for a program: arguments, results (unless they take an argument's place), temporaries."""
+    """Return the MiB that XLA planned for a program: arguments, temporaries, and results that do not reuse the memory
+    of an argument.
+    """
     m = compiled.memory_analysis()
     total = m.argument_size_in_bytes + m.output_size_in_bytes + m.temp_size_in_bytes - m.alias_size_in_bytes
     return round(total / 2**20, 1)
 
 
 def resident_peak() -> float:
-    """Return the most memory that this process has held so far, or since `reset_peak`, in MiB.
+    """Return the largest memory of this process so far, or since `reset_peak`, in MiB.
 
-    `getrusage` would not do: it starts a process with the peak of the one that it was started by.
+    `getrusage` is not used, since its peak starts with that of the parent process.
     """
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024
 
 
 def reset_peak() -> bool:
-    """Give back memory that is free, and let the kernel forget the peak of the process; whether it did."""
+    """Release free memory and reset the kernel's peak of this process. Return whether this is possible."""
     gc.collect()
     try:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
@@ -153,7 +156,3 @@ def device_peak(who: str) -> float | None:
     if who != "ours":
         return round(peers.torch().cuda.max_memory_allocated() / 2**20, 1)
     return round(jax.devices()[0].memory_stats()["peak_bytes_in_use"] / 2**20, 1)
-
-
-def _side(session: Session) -> int:
-    return networks.inference_sides(session)[0]

@@ -1,4 +1,4 @@
-"""One network on both sides with the same weights, and the race between them."""
+"""A network in this package and in PyTorch with the same weights, and the race between them."""
 
 import functools
 from collections.abc import Callable
@@ -18,12 +18,12 @@ HEAT_ROUNDS = 3
 
 @dataclass(frozen=True)
 class Pair:
-    """A peer, and the variables of ours that were converted from its weights.
+    """A peer, and our variables, converted from its weights.
 
     Attributes:
-      network: of the table.
-      peer: on the CPU, in evaluation mode; None where there is none.
-      variables: of ours, as arrays of the host.
+      network: the network.
+      peer: PyTorch's network, on the CPU, in evaluation mode; None where there is none.
+      variables: our variables, as arrays on the host.
     """
 
     network: Network
@@ -32,7 +32,7 @@ class Pair:
 
 
 def make_pair(network: Network) -> Pair:
-    """Build both sides; without a peer ours has random weights."""
+    """Return both networks. Without a peer, ours has random weights."""
     if why_alone(network):
         return Pair(network, None, networks.random_variables(networks.create(network)))
     peer = peers.build(network)
@@ -41,12 +41,14 @@ def make_pair(network: Network) -> Pair:
 
 
 def lazily(network: Network) -> Callable[[], Pair]:
-    """Return `make_pair`, which runs at the first call if there is one."""
+    """Return a function that makes the pair at its first call and keeps it."""
     return functools.cache(lambda: make_pair(network))
 
 
 def why_alone(network: Network, side: int | None = None) -> str | None:
-    """Say why ours is measured without a peer, for square images of a side; None where there is one."""
+    """Return the reason why ours is measured without a peer, for square images with this side; None where there is a
+    peer.
+    """
     if network.peer is None:
         return "no peer has this network"
     reason = peers.missing(network.peer[0])
@@ -61,15 +63,15 @@ def relative_error(ours: Any, theirs: Any) -> float:
 
 
 def against_peer(session: Session, ours: Contestant, peer: Callable[[str, bool], Contestant] | None) -> dict[str, Any]:
-    """Race ours against a peer, eagerly in both memory formats and compiled in the better one.
+    """Race ours against a peer. The peer runs eagerly in both memory formats, and compiled in the faster one.
 
     Args:
-      session: whose `repeats` are the rounds.
+      session: its `repeats` is the number of rounds.
       ours: our contestant.
-      peer: from (memory format, compiled) to a contestant; None where there is none.
+      peer: returns a contestant for (memory format, compiled); None where there is no peer.
 
     Returns:
-      What `timing.summarize` does.
+      The race, as `timing.summarize` returns it.
     """
     contestants = {"ours": ours}
     if peer is None:

@@ -1,8 +1,9 @@
-"""Where the time of a training step goes: CamVid's fine-tuning step, for which most of the experiments here wait.
+"""Profiles a training step by kinds of operations. The step is CamVid's fine-tuning step, which many experiments here
+use.
 
-A step is timed first, then traced. XLA's trace names the operations of the compiled program, and the program's text
-says which part of the step asked for each one. On a CPU two operations may run at once, so the sum is more than the
-time of a step.
+The step is timed first, then traced. XLA's trace names the operations of the compiled program, and the program's text
+names the part of the step from which each operation comes. On a CPU two operations may run at once, so the sum of the
+kinds may be more than the time of a step.
 """
 
 import statistics
@@ -25,7 +26,7 @@ from experiments.benchmarks.session import Session
 
 CLASSES = 11
 TRACED = 3  # steps
-# These run others, which have times of their own.
+# These operations run other operations, which have times of their own.
 CONTAINERS = ("while", "call", "conditional")
 
 
@@ -34,7 +35,7 @@ def _asked_by(*words: str) -> Callable[[ProgramText, Instruction], bool]:
 
 
 KINDS: Mapping[str, Callable[[ProgramText, Instruction], bool]] = {
-    # The logits are resized within the loss, by products that no module asks for.
+    # The loss resizes the logits, by products that belong to no module.
     "loss": lambda text, one: (
         any("/ops/loss" in name for name in text.files_of(one))
         or (not module_path(one.op_name) and (one.opcode == "dot" or "dot_general" in one.op_name))
@@ -45,7 +46,7 @@ KINDS: Mapping[str, Callable[[ProgramText, Instruction], bool]] = {
     "depthwise convolutions": _asked_by("/depthwise/conv"),
     "activations": _asked_by("select_n", "jit(relu", "/max", "/min"),
 }
-"""The first entry that fits names the kind of an operation; the rest is "other"."""
+"""The kind of an operation is the first entry whose function returns True, or else "other"."""
 
 
 def measure(session: Session) -> None:
@@ -92,7 +93,7 @@ def profile(config: Any, *, steps: int) -> dict[str, Any]:
 
 
 def events(folder: Path) -> Iterator[tuple[str, float]]:
-    """Yield name and nanoseconds of all that a trace has recorded."""
+    """Yield the name and the nanoseconds of each event in a trace."""
     for file in folder.rglob("*.xplane.pb"):
         for plane in ProfileData.from_file(str(file)).planes:
             for line in plane.lines:
@@ -101,7 +102,9 @@ def events(folder: Path) -> Iterator[tuple[str, float]]:
 
 
 def sum_by_kind(text: ProgramText, times: Mapping[str, float]) -> dict[str, float]:
-    """Return the times of a program's operations, given by name, summed by kind; the largest first."""
+    """Return the sums of the operations' times by kind, the largest first. `times` has the time of each operation by
+    its name.
+    """
     sums: dict[str, float] = defaultdict(float)
     for instructions in text.computations.values():
         for one in instructions:

@@ -1,4 +1,4 @@
-"""Rematerialisation: what a training step keeps for its gradient with and without it, and what it costs."""
+"""Rematerialisation: the memory that a training step keeps for its gradient, and its time, with and without it."""
 
 from functools import partial
 from typing import Any
@@ -13,7 +13,7 @@ from experiments.benchmarks.networks import Network
 from experiments.benchmarks.session import Session
 from experiments.benchmarks.timing import race, summarize
 
-# The papers' batch, whose activations are counted; nothing of that size is computed.
+# The activations of the papers' batch are counted; nothing of this size is computed.
 COUNTED = (16, 513, "bfloat16")
 QUICK_COUNTED = (2, 65, "bfloat16")
 WAYS = {"ours": False, "remat": True}
@@ -35,11 +35,12 @@ def measure(session: Session) -> None:
 def contest_of(
     session: Session, network: Network, *, batch: int, side: int, dtype: str, counted: tuple[int, int, str]
 ) -> dict[str, Any]:
-    """Race the steps with and without.
+    """Race the steps with and without rematerialisation.
 
     Returns:
-      What `timing.summarize` does; by contestant `planned_mib`, of XLA for the raced step, and `kept_mib`, the
-      activations that the gradient of a batch of `counted` (images, side, dtype) is computed from.
+      The race, as `timing.summarize` returns it, and two numbers by contestant. `planned_mib` is the memory that XLA
+      planned for the step of the race. `kept_mib` is the memory of the activations that a step keeps for its gradient,
+      for a batch of `counted` (images, side, dtype).
     """
     model = networks.create(network, dtype=dtype)
     variables = networks.random_variables(model)
@@ -58,9 +59,9 @@ def contest_of(
 
 
 def kept_mib(model: Segmenter, batch: int, side: int, *, remat: bool) -> float:
-    """Return the MiB of maps `[N, h, w, C]` that the gradient of the logits is computed from; nothing is computed.
+    """Return the MiB of the maps `[N, h, w, C]` that are kept for the gradient of the logits. Nothing is computed.
 
-    XLA may hold fewer, where it computes one from another.
+    XLA may keep fewer maps, where it computes one from another.
     """
 
     def logits(variables: Any, images: jax.Array) -> jax.Array:

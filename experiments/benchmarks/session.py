@@ -1,4 +1,4 @@
-"""One invocation: its settings, and the file of results, which is written after every row."""
+"""A run of the benchmarks: its settings, and its file of results, which is written after every row."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -15,24 +15,24 @@ from experiments.benchmarks.timing import first_line
 from experiments.output import write_json
 
 Result = dict[str, Any]
-# PyTorch's threads wait for each other, so a busy processor slows it down more than XLA, and no ratio is right.
-BUSY = 0.25  # Share of each processor that others use.
+# PyTorch's threads wait for each other, so a busy processor slows it down more than XLA, and ratios are wrong.
+BUSY = 0.25  # Share of each processor that other programs may use without a note.
 
 
 class Session:
-    """What the parts measure with.
+    """A run of the benchmarks, which measures rows and keeps their results.
 
-    A row that the file already holds is not measured again where it was made with the same settings and did not fail.
+    A row that the file already holds with the same settings is not measured again, unless it failed.
 
     Attributes:
-      file: of the results, JSON.
+      file: file of the results, JSON.
       repeats: rounds of each race.
-      quick: tiny sizes and networks, to see that everything works.
-      only: part of the names of the rows to measure; others stay as the file has them.
+      quick: tiny sizes and networks, to test that everything works.
+      only: text in the names of the rows to measure; other rows stay as the file has them.
       failures: "part: row" of rows that failed in this session.
 
     Raises:
-      UserError: a file that cannot be read, or that holds results of another machine, other versions or another size.
+      UserError: the file cannot be read, or holds results of another machine, other versions or another `quick`.
     """
 
     def __init__(self, file: Path, *, repeats: int, quick: bool, again: bool = False, only: str = "") -> None:
@@ -62,13 +62,13 @@ class Session:
         """Return a row's result: the file's, or else measured and written now.
 
         Args:
-          part, name: of the row.
-          settings: JSON; what would make it another measurement. The session's own are added.
-          measure: makes the result, JSON. What it raises becomes the row's error, where it has no older result, and the
-            session goes on.
+          part, name: the part and the name of the row.
+          settings: the settings of the measurement, JSON. The session's own settings are added.
+          measure: returns the result, JSON. Where it raises, the session goes on, and a row without an older result
+            gets the error.
 
         Returns:
-          The result, or None where it failed or is not there.
+          The result, or None where the measurement failed or `only` leaves out a row that the file lacks.
         """
         wanted = json.loads(json.dumps({**settings, "repeats": self.repeats}))
         old = self._content["parts"].get(part, {}).get(name)
@@ -78,9 +78,10 @@ class Session:
             note = "" if old["code"] == self._code else ", with other code than today's (--again measures it again)"
             print(f"{part:10} {name}: kept from {old['date']}{note}", flush=True)
             return old["result"]
-        row: dict[str, Any] = {"settings": wanted, "date": _now(), "code": self._code}
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        row: dict[str, Any] = {"settings": wanted, "date": now, "code": self._code}
         result: Result | None = None
-        jax.clear_caches()  # The programs of other rows, and what they hold.
+        jax.clear_caches()  # It releases the programs of other rows and their memory.
         others = machine.Others()
         try:
             result = row["result"] = measure()
@@ -98,7 +99,7 @@ class Session:
         return result
 
     def put(self, part: str, name: str, row: Mapping[str, Any]) -> None:
-        """Write a row that follows from others, or is finished."""
+        """Write a finished row, or a row that is computed from others."""
         self._content["parts"].setdefault(part, {})[name] = dict(row)
         write_json(self.file, self._content)
 
@@ -107,7 +108,7 @@ def read_results(file: Path) -> dict[str, Any]:
     """Read a file of results.
 
     Raises:
-      UserError: there is none, or it holds something else.
+      UserError: the file is missing, or holds no results of benchmarks.
     """
     try:
         content = read_json(file)
@@ -119,7 +120,7 @@ def read_results(file: Path) -> dict[str, Any]:
 
 
 def _numbers(result: Mapping[str, Any], name: str = "") -> Iterator[str]:
-    """Yield every number and word of a result behind its keys, but no lists of samples."""
+    """Yield every number and word of a result after its keys, without lists of samples."""
     for key, value in result.items():
         if isinstance(value, Mapping):
             yield from _numbers(value, f"{name}{key} ")
@@ -130,12 +131,8 @@ def _numbers(result: Mapping[str, Any], name: str = "") -> Iterator[str]:
 
 
 def _difference(old: Any, new: Any) -> str:
-    """Say what differs, "" where nothing does; a package that was not there makes no row wrong."""
+    """Return the differences in words, "" where there are none. A package that was installed since is no difference."""
     if isinstance(old, dict) and isinstance(new, dict):
         changed = [key for key in new if old.get(key, machine.NOT_INSTALLED) not in (new[key], machine.NOT_INSTALLED)]
         return "; ".join(f"{key} {old.get(key)}, here {new[key]}" for key in changed)
     return "" if old == new else f"{old}, here {new}"
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

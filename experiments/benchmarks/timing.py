@@ -1,4 +1,4 @@
-"""Times of contestants that take turns. So other work of the machine slows all of them alike."""
+"""Times functions ("contestants") that take turns, so that other work of the machine slows all of them alike."""
 
 import math
 import time
@@ -10,18 +10,18 @@ import numpy as np
 
 Contestant = Callable[[], Any]
 
-# A sample of a short function covers several calls, up to this many.
+# A sample of a short function has several calls, up to this many.
 MOST_CALLS = 1000
 
 
 @dataclass(frozen=True)
 class Race:
-    """What a race found.
+    """The result of a race.
 
     Attributes:
-      seconds: of one call, by contestant, one number for each round.
-      errors: first line of the error of each contestant that failed to warm up, which did not run.
-      slow: seconds of the one call of each contestant that was left out for being slow.
+      seconds: seconds of one call, by contestant, one number for each round.
+      errors: first line of the error of each contestant that failed in its first calls, and was left out.
+      slow: seconds of one call of each contestant that was left out as too slow.
     """
 
     seconds: dict[str, list[float]]
@@ -43,18 +43,18 @@ def race(
     """Time contestants in turns: A B C A B C ...
 
     Args:
-      contestants: functions that return when their work is done (on an accelerator, too).
-      rounds: samples of each, at least 1.
-      least: seconds that a sample should last; a shorter function is called several times for one sample.
-      pause: seconds of rest before a sample, in which the threads of the one before go to sleep.
-      too_slow: a contestant is left out if, once warm, it takes longer than this many times the fastest, and than
-        `least`.
-      keep: contestants that are never left out for that.
-      clock, sleep: for tests.
+      contestants: functions that return when their work is done, also on an accelerator.
+      rounds: samples of each contestant, at least 1.
+      least: smallest length of a sample in seconds; a shorter function is called several times for one sample.
+      pause: seconds before each sample, in which the threads of the previous contestant go to sleep.
+      too_slow: a contestant is left out if its call takes longer than this multiple of the fastest one's, and longer
+        than `least`. The first call of each does not count.
+      keep: contestants that are never left out as too slow.
+      clock, sleep: replaced in tests.
 
     Raises:
-      ValueError: less than one round.
-      Exception: what a contestant raises after it has warmed up.
+      ValueError: `rounds` is less than 1.
+      Exception: a contestant raises it after its first calls.
     """
     if rounds < 1:
         raise ValueError(f"rounds={rounds}: give at least 1")
@@ -89,12 +89,13 @@ def _seconds(call: Contestant, count: int, clock: Callable[[], float]) -> float:
 
 
 def summarize(result: Race, *, ours: str = "ours") -> dict[str, Any]:
-    """Return a race as JSON: times of each, and the others' times divided by ours (above 1: ours is faster).
+    """Return a race as JSON: the times of each contestant, and the ratios of the others' times to ours.
 
-    A ratio `of_rounds` is the median over the rounds of the ratio within one round; `of_medians` divides the medians.
+    A ratio above 1 means that ours is faster. For the ratio `of_rounds`, the two times of each round are divided; it is
+    the median over the rounds. The ratio `of_medians` divides the two medians.
 
     Raises:
-      RuntimeError: ours failed to warm up.
+      RuntimeError: ours failed in its first calls.
     """
     if ours in result.errors:
         raise RuntimeError(result.errors[ours])
@@ -126,13 +127,13 @@ def ratio(theirs: Sequence[float], ours: Sequence[float]) -> dict[str, float]:
     }
 
 
-def significant(value: float, digits: int = 5) -> float:
-    """Round to so many significant digits."""
-    return float(f"{float(value):.{digits}g}")
+def significant(value: float) -> float:
+    """Return a number, rounded to five significant digits."""
+    return float(f"{float(value):.5g}")
 
 
 def first_line(error: BaseException) -> str:
-    """Return an error's kind and the first line of its text, with the folders of any path in it left out."""
+    """Return the kind of an error and the first line of its text. Paths in it lose their folders."""
     lines = str(error).strip().splitlines() or [""]
     words = (word.rsplit("/", 1)[-1] if word.count("/") > 1 else word for word in lines[0].split())
     return f"{type(error).__name__}: {' '.join(words)}"[:300]

@@ -1,10 +1,10 @@
-"""Compile every training of the papers for TPUs that are not there, and write what each needs, as estimated by XLA.
+"""Compile every training of the papers for TPUs, without having one, and write XLA's estimates of memory and time.
 
     python -m experiments.benchmarks.tpu [--targets v5e:2x2,v6e:2x2] [--scale paper] [--rows v3_table6] \
         [--out FILE] [--write experiments/benchmarks/README.md]
 
-It needs `pip install 'deeplab_jax[tpu-compile]'`. One program takes ten minutes and more on two cores. Each row is
-written as soon as it is there, and kept by the next run with the same versions; Ctrl-C loses only the row at work.
+It needs `pip install 'deeplab_jax[tpu-compile]'`. A program takes ten minutes and more on two cores. Each row is
+written as soon as it is compiled. The next run with the same versions keeps it. Ctrl-C loses only the present row.
 """
 
 import argparse
@@ -32,7 +32,7 @@ Content = dict[str, Any]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Compile what the file lacks. Returns 2 for what the user can fix."""
+    """Compile the rows that the file lacks, and return the exit code: 0, or 2 for an error that the user can fix."""
     args = parser().parse_args(argv)
     try:
         content = run(args)
@@ -66,19 +66,24 @@ def run(args: argparse.Namespace) -> Content:
     return content
 
 
+def in_dtype(dtype: str) -> Settings:
+    """Return the settings of trainings with activations in this dtype."""
+    return Settings(overrides=(f"--config.model.options.dtype={dtype}",))
+
+
 def trainings(scale: str, dtype: str) -> Iterator[tuple[str, Resolved]]:
     """Yield each training of the tables once, with the name of the first row that asks for it."""
-    settings, seen = Settings(overrides=(f"--config.model.options.dtype={dtype}",)), set()
+    seen = set()
     for table in TABLES.values():
         for name, row in table.named_rows().items():
-            found = resolve(row, table, REGIMES[scale], settings) if row.train else None
+            found = resolve(row, table, REGIMES[scale], in_dtype(dtype)) if row.train else None
             if isinstance(found, Resolved) and found.training_key not in seen:
                 seen.add(found.training_key)
                 yield f"{table.name}/{name}", found
 
 
 def compiled(found: Resolved, target: Target) -> dict[str, Any]:
-    """Return the report of a training on a target, with its cycles by stage; `error` where it cannot be."""
+    """Return the report of a training on a target, with its cycles by stage, or an `error` where there is none."""
     try:
         report = Ahead(found.config, target, folder=cache_folder()).report()
     except UserError as error:
@@ -95,13 +100,13 @@ def summarize(content: Mapping[str, Any]) -> str:
     head = ("training", "images", "chips", "fits", "memory, GiB a chip", "10⁶ cycles", "bound by", "images/s", "hours")
     rows = [(escape(name), *cells(row)) for name, row in content["rows"].items()]
     return (
-        f"All of it is **estimated** by XLA ({', '.join(compilers)}); nothing was run on a TPU.\n\n"
+        f"All numbers are **estimated** by XLA ({', '.join(compilers)}); nothing was run on a TPU.\n\n"
         f"{markdown_table(head, rows, numbers=5)}"
     )
 
 
 def cells(row: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the cells of a row behind its name."""
+    """Yield the cells of a row, without its name."""
     if "error" in row:
         yield from ("-", "-", f"no: {escape(row['error'])}", "-", "-", "-", "-", "-")
         return
@@ -119,7 +124,7 @@ def cells(row: Mapping[str, Any]) -> Iterator[str]:
 
 
 def spell(row: Mapping[str, Any]) -> str:
-    """Return a row in one line."""
+    """Return a row as one line of text."""
     names = ("images", "chips", "fits", "memory (GiB a chip)", "estimated 10⁶ cycles", "bound by", "images/s", "hours")
     return ", ".join(f"{name} {cell}" for name, cell in zip(names, cells(row), strict=True))
 
@@ -128,7 +133,7 @@ def read_results(file: Path) -> Content:
     """Return the content of a file of results, or that of a new one.
 
     Raises:
-      UserError: the file holds something else.
+      UserError: the file holds no estimates of TPUs.
     """
     if not file.exists():
         return {"rows": {}}
@@ -146,10 +151,10 @@ def parser() -> argparse.ArgumentParser:
     flags = Parser(prog="python -m experiments.benchmarks.tpu", description=(__doc__ or "").split("\n")[0])
     flags.add_argument("--targets", default=TARGETS, help=f"slices, separated by commas; default {TARGETS}")
     flags.add_argument("--scale", default="paper", help="a regime of experiments/regimes.py; default paper")
-    flags.add_argument("--dtype", default="bfloat16", choices=("float32", "bfloat16"), help="of the activations")
-    flags.add_argument("--rows", default="", metavar="TEXT", help="only trainings whose name has this in it")
+    flags.add_argument("--dtype", default="bfloat16", choices=("float32", "bfloat16"), help="dtype of the activations")
+    flags.add_argument("--rows", default="", metavar="TEXT", help="only trainings with this text in their name")
     flags.add_argument("--out", type=Path, default=RESULTS, help="file of the results")
-    flags.add_argument("--write", metavar="FILE", help="file whose section to replace")
+    flags.add_argument("--write", metavar="FILE", help="write the table into its section of this file")
     return flags
 
 

@@ -14,7 +14,7 @@ from experiments.benchmarks import networks, pairs, peers
 from experiments.benchmarks.pairs import Pair
 from experiments.benchmarks.session import Session
 
-LOSS = 1e-3  # Largest relative difference of the first float32 losses.
+LOSS = 1e-3  # Largest allowed relative difference of the first float32 losses.
 
 
 def measure(session: Session) -> None:
@@ -33,7 +33,7 @@ def measure(session: Session) -> None:
 def contest_of(
     session: Session, pair: Callable[[], Pair], *, batch: int, side: int, dtype: str, alone: str | None
 ) -> dict[str, Any]:
-    """Compare the first losses, then the times, of a step on one batch."""
+    """Compare the first losses of a step on one batch, then the times."""
     network, peer, variables = pair().network, pair().peer, pair().variables
     examples = networks.random_examples(batch, side)
     losses = None if alone else check_loss(pair(), examples, dtype)
@@ -50,7 +50,7 @@ def contest_of(
 
 
 def stepper(step: Callable[..., Any], state: TrainState, examples: dict[str, np.ndarray]) -> Callable[[], Any]:
-    """Return a function that does one more step on the same batch, and returns its metrics."""
+    """Return a function that runs another step on the same batch, and returns its metrics."""
     batch = jax.device_put(examples)
 
     def run() -> Any:
@@ -62,16 +62,16 @@ def stepper(step: Callable[..., Any], state: TrainState, examples: dict[str, np.
 
 
 def check_loss(pair: Pair, examples: dict[str, np.ndarray], dtype: str) -> dict[str, float]:
-    """Return both first losses, without dropout.
+    """Return the first loss of both networks, without dropout.
 
     Raises:
-      AssertionError: in float32 they differ by more than `LOSS`.
+      AssertionError: float32 losses differ by more than `LOSS`.
     """
     model = networks.create(pair.network, dtype=dtype, dropout=0.0)
     images = np.asarray(model.preprocessing(jnp.asarray(examples["image"])))
     with peers.exact_products():
         step, state = networks.training(model, pair.variables)
-        # Nothing but the loss is asked for, so neither backward pass nor update are compiled.
+        # The function returns the loss only, so that XLA compiles no backward pass and no update.
         ours = float(jax.jit(lambda state, batch: step(state, batch)[1]["loss"])(state, examples))
         bare = peers.without_dropout(pair.peer)
         theirs = float(peers.training(bare, images, examples["label"], memory="nchw", precision=dtype)())

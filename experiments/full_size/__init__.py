@@ -1,1 +1,1 @@
-"""Both papers' protocols at full size, on generated stand-ins for their data."""
+"""The protocols of both papers at full size, on generated stand-ins for their data."""

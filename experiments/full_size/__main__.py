@@ -1,12 +1,12 @@
-"""Run one of the papers' protocols at full size, on generated stand-ins in the data set's own layout.
+"""Run a paper's protocol at full size, on generated stand-ins in the layout of the data set.
 
     python -m experiments.full_size voc
     python -m experiments.full_size cityscapes --steps 20 --share 0.02 --evaluate 4
 
-It types what a user types on the day of the real data: check-data, prepare, train with accumulation, and evaluate at
-output stride 8 with the papers' scales and flip. Half way it kills the training, and the same command goes on from the
-newest checkpoint. After an interruption the same command goes on. The words `--config.section.key=value` change the
-training.
+It runs the commands that the real data need: check-data, prepare, train with accumulation, and evaluate at output
+stride 8 with the papers' scales and flip. It kills the training half way and starts it again, to show that it goes on
+from the newest checkpoint. After an interruption the same command goes on. Arguments `--config.section.key=value`
+change the training.
 """
 
 import argparse
@@ -25,13 +25,12 @@ from deeplab_jax.commands import fail
 from deeplab_jax.errors import UserError, did_you_mean
 from deeplab_jax.train.writers import METRICS_FILE
 from deeplab_jax.weights.folder import METRICS_FILE as RESULTS_FILE
-from experiments import sbd
+from experiments import ROOT, sbd
 from experiments.full_size import stand_ins
 from experiments.output import write_json
 from experiments.run.files import newest_step, read_records, state_of
 from experiments.tables.networks import CITYSCAPES_SCALES, MULTI_SCALE
 
-ROOT = Path(__file__).resolve().parents[2]
 POLL = 0.5  # seconds
 ASKED_FILE = "asked.json"
 
@@ -41,9 +40,9 @@ class Protocol:
     """A paper's protocol.
 
     Attributes:
-      write: makes the stand-ins in a folder, of a share of the published number.
-      folder: the data set's, below that folder.
-      scales: of the evaluation.
+      write: writes the stand-ins into a folder; its second argument is the share of the published number of images.
+      folder: folder of the data set, below that folder.
+      scales: scales of the evaluation.
     """
 
     write: Callable[[Path, float], None]
@@ -58,7 +57,7 @@ PROTOCOLS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the protocol. Returns 2 for what the user can fix."""
+    """Run the protocol, and return the exit code: 0 on success, 2 for an error that the user can fix."""
     args, rest = parser().parse_known_args(argv)
     overrides, unknown = split_config_arguments(rest)
     try:
@@ -80,13 +79,13 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--steps", type=int, default=200, help="of the training (200)")
     found.add_argument("--share", type=float, default=1.0, help="of the published number of images (1)")
     found.add_argument("--accumulate", type=int, default=4, help="micro-batches of a step (4)")
-    found.add_argument("--evaluate", type=int, metavar="N", default=0, help="evaluate the first images only; 0: all")
-    found.add_argument("--model", default="", help="by default the configuration's own")
+    found.add_argument("--evaluate", type=int, metavar="N", default=0, help="evaluate the first N images; 0: all")
+    found.add_argument("--model", default="", help="name of another model than that of the configuration")
     return found
 
 
 def run(args: argparse.Namespace, overrides: Sequence[str]) -> None:
-    """Do what is not done yet."""
+    """Run the steps of the protocol that are not finished yet."""
     if args.name not in PROTOCOLS:
         raise UserError(f"{args.name!r}: {did_you_mean(args.name, PROTOCOLS)}")
     if args.steps < 4 or not 0 < args.share <= 1 or args.evaluate < 0:
@@ -118,10 +117,10 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> None:
 
 
 def keep_to(out: Path, asked: Mapping[str, Any]) -> None:
-    """Write down what was asked for in this folder.
+    """Write the settings of this run into its folder.
 
     Raises:
-      UserError: it holds something else, which would pass for what is asked for now.
+      UserError: the folder was made with other settings, and would pass for the result of these.
     """
     file = out / ASKED_FILE
     kept = json.loads(file.read_text()) if file.is_file() else dict(asked)
@@ -134,7 +133,7 @@ def keep_to(out: Path, asked: Mapping[str, Any]) -> None:
 
 
 def train(words: Sequence[str], workdir: Path, steps: int) -> None:
-    """Train; kill the training half way, and go on.
+    """Train, kill the training half way, and start it again.
 
     Raises:
       UserError: a start fails, or the second one does not go on from a checkpoint.
@@ -150,7 +149,7 @@ def train(words: Sequence[str], workdir: Path, steps: int) -> None:
             process.wait()
         reached = newest_step(workdir)
         if reached < steps // 2:
-            raise UserError(f"{workdir}: the training ended at step {reached} of {steps}; see what it said above")
+            raise UserError(f"{workdir}: the training ended at step {reached} of {steps}; see its output above")
         how = "killed" if killed else "ended by itself"
         print(f"{how} at step {logged(workdir)}; the newest checkpoint is of step {reached}", flush=True)
     if newest_step(workdir) < steps:
@@ -160,12 +159,12 @@ def train(words: Sequence[str], workdir: Path, steps: int) -> None:
 
 
 def logged(workdir: Path) -> int:
-    """Return the last step in the log."""
+    """Return the last step that the log has."""
     return state_of(read_records(workdir / METRICS_FILE))[0]
 
 
 def start(*words: str) -> subprocess.Popen[bytes]:
-    """Start a command of the package, and say so."""
+    """Start a command of the package, and print it."""
     print(f"$ python -m deeplab_jax {shlex.join(words)}", flush=True)
     return subprocess.Popen([sys.executable, "-m", "deeplab_jax", *words])
 
@@ -183,7 +182,7 @@ def call(*words: str) -> None:
         process.kill()
         process.wait()
     if code:
-        raise UserError(f"{words[0]} ended with code {code}; see what it said above")
+        raise UserError(f"{words[0]} ended with code {code}; see its output above")
 
 
 if __name__ == "__main__":

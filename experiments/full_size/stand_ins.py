@@ -1,7 +1,8 @@
-"""Generated data in the layouts, sizes, classes and numbers in which PASCAL VOC, SBD and Cityscapes are published.
+"""Generated stand-ins for PASCAL VOC, SBD and Cityscapes. They have the layouts, sizes, classes and numbers of the
+published data.
 
-The pictures are regions of one colour for each class, under noise. They show that the whole path runs; they say nothing
-of accuracy. A few pictures are drawn. All other files are links to them, so they take no space of their own.
+Each picture has regions of one colour for each class, under noise. They show that all commands work, and say nothing
+about accuracy. Only a few pictures are drawn. All other files are links to them, so they take no space.
 """
 
 import io
@@ -17,11 +18,12 @@ from scipy.io import savemat
 from deeplab_jax.data.images import encode_image, encode_mask
 from deeplab_jax.files import write_whole
 from deeplab_jax.labels import CITYSCAPES, IGNORE_LABEL, VOC
+from experiments.sbd import TRAINAUG, write_lines
 
 DRAWN = 24  # pictures that differ
 
 # The published numbers of images.
-VOC_TRAIN, VOC_VAL, TRAINAUG = 1464, 1449, 10_582
+VOC_TRAIN, VOC_VAL = 1464, 1449
 CITIES = {"train": 2975, "val": 500}
 
 Files = Mapping[str, bytes]
@@ -32,8 +34,8 @@ def voc(folder: Path, share: float) -> None:
     `folder/benchmark_RELEASE/dataset`.
 
     Args:
-      folder: to write into.
-      share: of the published numbers of images, above 0 to 1.
+      folder: where to write.
+      share: part of the published numbers of images to write, above 0 and at most 1.
     """
     train, val, more = (max(2, round(share * count)) for count in (VOC_TRAIN, VOC_VAL, TRAINAUG - VOC_TRAIN))
     names = [f"2007_{number:06d}" for number in range(train + val + more)]
@@ -42,7 +44,7 @@ def voc(folder: Path, share: float) -> None:
 
     def pictures() -> Iterator[Files]:
         for number in range(min(DRAWN, len(names))):
-            # Upright and lying, as VOC's photographs are.
+            # Two of three are wider than high, as most of VOC's photographs are.
             size = (375, 500) if number % 3 else (500, 375)
             ids = regions(size, VOC.num_classes, number)
             mask = ids.copy()
@@ -60,8 +62,8 @@ def voc(folder: Path, share: float) -> None:
 
     official = set(splits["trainval"])
     link_all(folder / "drawn", pictures(), names, place)
-    for split, own in splits.items():
-        write_lines(root / "ImageSets" / "Segmentation" / f"{split}.txt", own)
+    for split, listed in splits.items():
+        write_lines(root / "ImageSets" / "Segmentation" / f"{split}.txt", listed)
     annotated = [name for name in names if name not in splits["val"][::2]]
     write_lines(sbd / "train.txt", annotated[::2])
     write_lines(sbd / "val.txt", annotated[1::2])
@@ -81,7 +83,7 @@ def cityscapes(folder: Path, share: float) -> None:
         for number in range(min(DRAWN, len(names))):
             ids = regions((1024, 2048), CITYSCAPES.num_classes, number)
             stored = ids_of[ids]
-            stored[-40:] = 1  # The car's own bonnet, which does not count.
+            stored[-40:] = 1  # The bonnet of the recording car, which does not count.
             yield {
                 "leftImg8bit/{}_leftImg8bit.png": encode_image(painted(ids, CITYSCAPES.palette, number)),
                 "gtFine/{}_gtFine_labelIds.png": encode_mask(stored, None),
@@ -98,15 +100,15 @@ def link_all(
     Args:
       drawn: folder of the pictures.
       pictures: the bytes of each one's files, by a pattern of their names.
-      names: of all images.
-      place: gives the file of a pattern and a name; None where there is none.
+      names: the names of all images.
+      place: returns the file for a pattern and a name; None where the data set has none.
     """
     sources: list[dict[str, Path]] = []
     for number, files in enumerate(pictures):
-        own = {pattern: drawn / f"{number}{Path(pattern).suffix}{index}" for index, pattern in enumerate(files)}
+        written = {pattern: drawn / f"{number}{Path(pattern).suffix}{index}" for index, pattern in enumerate(files)}
         for pattern, data in files.items():
-            write_whole(own[pattern], partial(Path.write_bytes, data=data))
-        sources.append(own)
+            write_whole(written[pattern], partial(Path.write_bytes, data=data))
+        sources.append(written)
     for number, name in enumerate(names):
         for pattern, source in sources[number % len(sources)].items():
             file = place(pattern, name)
@@ -123,7 +125,7 @@ def regions(size: tuple[int, int], classes: int, seed: int) -> np.ndarray:
 
 
 def outlines(ids: np.ndarray) -> np.ndarray:
-    """Return where a class ends, as VOC's strips of void pixels, five pixels wide."""
+    """Return a mask of the borders between classes, five pixels wide, like VOC's strips of void pixels."""
     edges = cv2.morphologyEx(ids, cv2.MORPH_GRADIENT, np.ones((5, 5), np.uint8))
     return edges > 0
 
@@ -141,12 +143,7 @@ def jpeg(image: np.ndarray) -> bytes:
 
 
 def sbd_file(ids: np.ndarray) -> bytes:
-    """Return a file as SBD's: class ids in a field of a MATLAB structure."""
+    """Return a file in SBD's form: class ids in a field of a MATLAB structure."""
     stream = io.BytesIO()
     savemat(stream, {"GTcls": {"Segmentation": ids, "CategoriesPresent": np.unique(ids[ids > 0])[:, None]}})
     return stream.getvalue()
-
-
-def write_lines(file: Path, lines: Sequence[str]) -> None:
-    """Write a list."""
-    write_whole(file, lambda fresh: fresh.write_text("".join(f"{line}\n" for line in lines), "utf-8"))

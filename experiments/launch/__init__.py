@@ -1,1 +1,1 @@
-"""Ways to start one training, or one evaluation, as several processes on one machine or many."""
+"""Ways to start a training or an evaluation as several processes, on one machine or on many."""

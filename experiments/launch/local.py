@@ -1,4 +1,4 @@
-"""Start several processes of one job on this machine: to try out what a cluster runs, or one process for each GPU.
+"""Start several processes of one job on this machine, to test a job for a cluster or to use one process for each GPU.
 
     python -m experiments.launch.local --processes 2 --devices 2 -- train --config configs/scenes.py --workdir runs/two
 
@@ -28,7 +28,7 @@ GRACE = 20.0  # seconds for the others to notice that one is gone; longer than t
 
 
 class Job:
-    """The processes of one start of the command."""
+    """The processes of one command."""
 
     def __init__(self, words: Sequence[str], *, processes: int, devices: int) -> None:
         address = f"127.0.0.1:{free_port()}"
@@ -61,15 +61,16 @@ class Job:
                 process.send_signal(number)
 
     def kill(self) -> None:
-        """End what still runs."""
+        """Kill the processes that still run."""
         for process in self.processes:
             process.kill()
             process.wait()
 
     def wait(self, signals: Sequence[int]) -> int:
-        """Wait for all, or for one that fails and then the rest; return the exit code, negative for a signal.
+        """Wait for all processes, and return 0, or the exit code of the first one that failed (negative for a signal).
 
-        `signals` may grow meanwhile: each is sent once to those that still run.
+        After a failure the others have `GRACE` seconds to end. `signals` may grow meanwhile: each signal is sent once
+        to the processes that still run.
         """
         failure, deadline, sent = 0, float("inf"), 0
         while True:
@@ -90,34 +91,29 @@ class Job:
 
 
 def command(words: Sequence[str], *, address: str, processes: int, index: int) -> list[str]:
-    """Return the command line of a process; one on its own needs no address."""
+    """Return the command line of a process. A single process needs no address."""
     several = [] if processes == 1 else ["--distributed", f"{address},{processes},{index}"]
     return [sys.executable, "-u", "-m", "deeplab_jax", *words, *several]
 
 
 def free_port() -> int:
-    """Return a port of this machine that nothing listens on."""
+    """Return a free port of this machine."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
 
 
 def pass_on(source: IO[str], target: IO[str], prefix: str) -> None:
-    """Copy lines, each behind a prefix."""
+    """Copy lines, each with a prefix."""
     with source:
         for line in source:
             target.write(prefix + line)
             target.flush()
 
 
-def can_go_on(code: int) -> bool:
-    """Whether a start that ended with this code is to be repeated: preempted, lost a process, or was killed."""
-    return code == PREEMPTED or code < 0
-
-
 def run(words: Sequence[str], *, processes: int, devices: int, restarts: int) -> int:
-    """Start the command, again up to `restarts` times where it can go on; return the exit code."""
-    signals: list[int] = []  # Only noted when they come, so that none is lost between two starts or within one.
+    """Start the command, start it again up to `restarts` times where it can go on, and return the exit code."""
+    signals: list[int] = []  # The handler only notes them, so that none is lost between two starts or within one.
 
     def note(number: int, frame: FrameType | None) -> None:
         signals.append(number)
@@ -132,7 +128,8 @@ def run(words: Sequence[str], *, processes: int, devices: int, restarts: int) ->
             code = job.wait(signals)
         finally:
             job.kill()
-        if not can_go_on(code) or signals or start == restarts:
+        can_go_on = code == PREEMPTED or code < 0  # It was preempted, lost a process, or was killed.
+        if not can_go_on or signals or start == restarts:
             break
         print(f"ended with {code}; start {start + 2} of at most {restarts + 1}", file=sys.stderr, flush=True)
     return PREEMPTED if code < 0 else code
@@ -141,9 +138,9 @@ def run(words: Sequence[str], *, processes: int, devices: int, restarts: int) ->
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="python -m experiments.launch.local", description=__doc__.splitlines()[0])
-    parser.add_argument("--processes", type=int, default=2, help="how many")
-    parser.add_argument("--devices", type=int, default=0, help="CPU devices of each; 0: as JAX finds them")
-    parser.add_argument("--restarts", type=int, default=0, help="start again so often after a loss or SIGTERM")
+    parser.add_argument("--processes", type=int, default=2, help="number of processes")
+    parser.add_argument("--devices", type=int, default=0, help="CPU devices of each process; 0: those that JAX finds")
+    parser.add_argument("--restarts", type=int, default=0, help="number of restarts after a loss or SIGTERM")
     parser.add_argument("words", nargs="+", metavar="-- VERB ...", help="verb and flags of python -m deeplab_jax")
     args = parser.parse_args(argv)
     if args.processes < 1 or args.devices < 0 or args.restarts < 0:
@@ -152,7 +149,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the launcher; see the module."""
+    """Run the launcher, and return the exit code; see the module."""
     args = parse(argv)
     return run(args.words, processes=args.processes, devices=args.devices, restarts=args.restarts)
 

@@ -1,16 +1,16 @@
 #!/bin/bash
-# One training on all hosts of a Cloud TPU pod slice, started again until it is done or somebody has to fix something.
+# One training on all hosts of a Cloud TPU pod slice. It is started again until it is done or has an error to fix.
 #
 #   experiments/launch/tpu_pod.sh NAME ZONE --config configs/voc.py --config.data.dir=DIR --workdir DIR_THAT_ALL_HOSTS_SEE
 #
-# Before, once: the repository with its .venv (`pip install .[tpu]`) in ~/deeplab_jax on every host, for instance by
+# First put the repository with its .venv (`pip install .[tpu]`) into ~/deeplab_jax on every host, for instance by
 #   gcloud compute tpus tpu-vm ssh NAME --zone=ZONE --worker=all --command='git clone URL deeplab_jax && ...'
 # The hosts find each other by the TPU's metadata (--distributed auto).
 #
-# A spot TPU that was preempted never comes back: it has to be deleted and created, for which the environment says how:
+# A preempted spot TPU never comes back. It has to be deleted and created again, with these variables of the environment:
 #   TPU_CREATE='--accelerator-type=v5litepod-16 --version=v2-alpha-tpuv5-lite --spot'   flags of `tpu-vm create`
 #   TPU_SETUP='git clone URL deeplab_jax && ...'                                         what prepares every host
-# MAX_STARTS=30 bounds the starts, PAUSE=30 are the seconds between them.
+# MAX_STARTS is the largest number of starts (30), and PAUSE the seconds between them (30).
 set -uo pipefail
 name=${1:?NAME ZONE FLAGS...}
 zone=${2:?NAME ZONE FLAGS...}
@@ -51,8 +51,8 @@ for ((start = 1; start <= ${MAX_STARTS:-30}; start++)); do
     unprepared=
     on_all_hosts "cd deeplab_jax && .venv/bin/python -u -m deeplab_jax train --distributed auto $(printf '%q ' "$@")"
     code=$?
-    # 75: saved after SIGTERM, or a host was lost; 134, 137, 143, 255: a host or the connection to it went away. From a
-    # TPU that is gone any code may come.
+    # 75: saved after SIGTERM, or a host was lost. 134, 137, 143, 255: a host or the connection to it was lost. A TPU that
+    # is gone may give any code.
     case $code in
         0) exit 0 ;;
         75 | 134 | 137 | 143 | 255) ;;

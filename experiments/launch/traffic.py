@@ -1,4 +1,4 @@
-"""Bytes that data-parallel training sums over devices in a step: as the parameters say, and as the program does."""
+"""Count the bytes that data-parallel training sums over devices in a step, from the parameters and from the program."""
 
 import math
 import re
@@ -12,12 +12,12 @@ _ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
 
 
 def summed_bytes(variables: Any) -> int:
-    """Return the bytes of what has to be summed once: the gradient, and the statistics of batch norm."""
+    """Return the bytes that each step must sum: one gradient, and the statistics of batch norm."""
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(variables))
 
 
 def all_reduced(program: str) -> tuple[int, int]:
-    """Return how many all-reduces a compiled program (`compiled.as_text()`) has, and the bytes that they put out on
+    """Return the number of all-reduces in a compiled program (`compiled.as_text()`), and the bytes of their results on
     each device.
     """
     results = _ALL_REDUCE.findall(program)

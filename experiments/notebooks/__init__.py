@@ -1,1 +1,1 @@
-"""The papers' ideas to look at: notebooks, and the functions that they call."""
+"""Notebooks on the papers' ideas, and the functions that they call."""

@@ -1,7 +1,7 @@
 """Execute the notebooks and keep their outputs.
 
-python -m experiments.notebooks [NAME...]              # all or some, in place; minutes of training at the first time
-python -m experiments.notebooks --quick DIR [NAME...]  # every cell, at sizes that show nothing, into DIR
+python -m experiments.notebooks [NAME...]              # all or some, in place; the first time they train for minutes
+python -m experiments.notebooks --quick DIR [NAME...]  # every cell, at tiny sizes for a test, into DIR
 """
 
 import argparse
@@ -17,7 +17,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from traitlets.config import Config
 
-from deeplab_jax.cli import fail
+from deeplab_jax.commands import fail
 from deeplab_jax.errors import did_you_mean
 from experiments.notebooks.extent import QUICK
 
@@ -26,23 +26,25 @@ NAMES = ("effective_kernel", "output_stride", "boundaries", "your_own_folder")
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 WIDGET = "application/vnd.jupyter.widget-view+json"
 CELL_SECONDS = 3600
-# Without it kernels warn that what they say to their client can be overheard on this machine.
+# Without encryption, kernels warn that others on this machine can read their messages.
 ENCRYPTED = Config({"KernelManager": {"transport_encryption": "auto"}})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Execute the notebooks in turn. Returns 1 where a cell fails or warns, which leaves its notebook as it was."""
+    """Execute the notebooks in turn, and return the exit code: 0, 1 where a cell fails or warns, or 2 for an unknown
+    name. A notebook with such a cell is not written.
+    """
     parser = argparse.ArgumentParser(prog="experiments.notebooks", description="Execute the notebooks.")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"some of {', '.join(NAMES)}; by default all")
     parser.add_argument(
-        "--quick", metavar="DIR", default="", help="a handful of steps at small sizes, into this folder"
+        "--quick", metavar="DIR", default="", help="train for a few steps at tiny sizes, and write into this folder"
     )
     args = parser.parse_args(argv)
     for name in args.names:
         if name not in NAMES:
             return fail(f"notebook {name!r}: {did_you_mean(name, NAMES)}")
     out = Path(args.quick).resolve() if args.quick else FOLDER
-    # Tests and servers choose other back ends, with which no picture would come back.
+    # Tests and servers set other back ends, with which the notebooks get no pictures.
     environment = {**os.environ, "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
     environment[QUICK] = str(out / "runs") if args.quick else ""
     out.mkdir(parents=True, exist_ok=True)
@@ -65,10 +67,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def execute(notebook: Any, environment: dict[str, str]) -> Any:
-    """Execute a notebook where Jupyter would, in its own folder, and return it without what depends on the session.
+    """Execute a notebook in its own folder, as Jupyter does, and return it `stripped`.
 
     Raises:
-      CellExecutionError: of a cell, with its source.
+      CellExecutionError: a cell fails; the error has its source.
     """
     client = NotebookClient(
         notebook,
@@ -82,7 +84,7 @@ def execute(notebook: Any, environment: dict[str, str]) -> Any:
 
 
 def stripped(notebook: Any) -> Any:
-    """Leave out versions, times, and the state of widgets, which the next execution would change for nothing."""
+    """Return a notebook without versions, times and the state of widgets, which differ in every execution."""
     notebook.metadata = nbformat.from_dict({"kernelspec": KERNEL, "language_info": {"name": "python"}})
     for cell in notebook.cells:
         cell.metadata = nbformat.from_dict({})
@@ -92,7 +94,7 @@ def stripped(notebook: Any) -> Any:
 
 
 def warnings_of(notebook: Any) -> str:
-    """Return what the cells wrote to stderr."""
+    """Return the stderr of all cells."""
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     return "".join(output.text for output in outputs if getattr(output, "name", "") == "stderr")
 

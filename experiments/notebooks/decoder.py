@@ -1,16 +1,14 @@
-"""The low-level channels of a trained DeepLabv3+ decoder, and what is measured of their number."""
-
-from pathlib import Path
+"""The low-level channels of a trained DeepLabv3+ decoder, and the committed results on their number."""
 
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.segmenter import Variables
+from experiments import ROOT
 from experiments.report.gather import TableResult, read_tables
 from experiments.run.results import RESULTS
 
-ROOT = Path(__file__).resolve().parents[2]
 FIRST_CONV = ("params", "decoder", "conv2_conv1", "conv", "kernel")
 
 
@@ -18,14 +16,14 @@ def with_strongest_channels(variables: Variables, *, channels: int, keep: int) -
     """Return the variables of a DeepLabv3+ whose decoder reads only some of the reduced low-level channels.
 
     Args:
-      variables: of a model with `low_level=("conv2",)` and dense decoder convolutions.
-      channels: that the 1x1 convolution leaves (`low_level_channels`).
-      keep: how many of them stay: those that the decoder's first 3x3 convolution weighs most, by the root of the
-        squared weights. It reads zero from the others.
+      variables: variables of a model with `low_level=("conv2",)` and dense decoder convolutions.
+      channels: number of channels after the 1x1 convolution (`low_level_channels`).
+      keep: number of channels that stay: those with the largest weights in the decoder's first 3x3 convolution, by the
+        root of the summed squares. This convolution then ignores the others.
     """
     flat = flatten_dict(dict(variables))
     kernel = np.array(flat[FIRST_CONV])
-    # The low-level features follow those of the context.
+    # The low-level features come after those of the context.
     low = kernel[:, :, -channels:]
     order = np.argsort(-np.sqrt(np.sum(low**2, axis=(0, 1, 3))), kind="stable")
     low[:, :, order[keep:]] = 0
@@ -33,7 +31,7 @@ def with_strongest_channels(variables: Variables, *, channels: int, keep: int) -
 
 
 def committed_results(table: str) -> list[TableResult]:
-    """Return what `python -m experiments.run` has measured of a table: one result for each regime that has any."""
+    """Return the committed results of a table, one for each regime that has any."""
     try:
         tables, _ = read_tables(ROOT / RESULTS, ())
     except UserError:

@@ -1,25 +1,25 @@
-"""How large the notebooks' experiments are: as committed, or cut down so that tests can execute every cell."""
+"""The size of the notebooks' experiments: as committed, or tiny, so that tests can execute every cell."""
 
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
-# Names the folder of the runs of the quick form; not set, the notebooks are executed in full.
+# This variable has the folder of the runs at the tiny size. Without it, the notebooks are executed in full.
 QUICK = "DEEPLAB_JAX_NOTEBOOK_QUICK"
 
 
 @dataclass(frozen=True)
 class Extent:
-    """How large the experiments are.
+    """The size of the experiments.
 
     Attributes:
       runs: folder of the run directories.
-      steps: of a training.
-      width: of the backbones; 1 is the published network.
-      side: of the pictures that are trained on, in pixels.
-      large_side: of larger ones, which some evaluations see.
-      pictures: in each split; None: as many as the data set has.
-      evaluated: of them at `side`, and a quarter at `large_side`.
+      steps: steps of a training.
+      width: width of the backbones; 1 is the published network.
+      side: side of the training pictures, in pixels.
+      large_side: side of the larger pictures in some evaluations, in pixels.
+      pictures: pictures in each split; None: all of the data set.
+      evaluated: pictures that an evaluation at `side` sees; at `large_side` it sees a quarter of them.
     """
 
     runs: Path
@@ -32,7 +32,7 @@ class Extent:
 
 
 def extent() -> Extent:
-    """Return the extent that the environment asks for."""
+    """Return the extent that the environment variable `QUICK` sets."""
     if folder := os.environ.get(QUICK):
         return Extent(Path(folder), steps=2, width=0.125, side=65, large_side=97, pictures=4, evaluated=4)
     runs = Path("runs/notebooks")

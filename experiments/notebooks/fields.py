@@ -1,4 +1,4 @@
-"""What a position of a network sees of the image: effective receptive fields, and features as colours."""
+"""The part of an image that a position of a network sees: receptive fields, and features as colours."""
 
 from collections.abc import Callable, Sequence
 from functools import reduce
@@ -16,10 +16,11 @@ from deeplab_jax.models.segmenter import Segmenter, Variables, abstract_variable
 
 
 def stage_fields(name: str, *, output_stride: int, **options: Any) -> dict[str, Field]:
-    """Return the theoretical receptive fields of a DeepLabv3's stages and of its pyramid without image pooling, which
-    would see everything; `options` are those of `create_model`.
+    """Return the theoretical receptive fields of a DeepLabv3's stages and of its pyramid.
+
+    The pyramid has no image pooling, which would see the whole image. `options` are those of `create_model`.
     """
-    # With this lowering one convolution is one operation of the program.
+    # With this lowering each convolution is a single operation of the program.
     options = {"image_pooling": False, "lowering": "direct", **options}
     model = create_model(name, output_stride=output_stride, **options)
 
@@ -31,28 +32,27 @@ def stage_fields(name: str, *, output_stride: int, **options: Any) -> dict[str, 
 
 
 def paths(rates: Sequence[int]) -> np.ndarray:
-    """Return in how many ways a stack of 3-tap kernels of these rates, one after the other, reaches each sample along
-    one side.
+    """Return the number of ways in which a stack of 3-tap kernels with these rates reaches each sample of a line.
 
     Returns:
-      int64 `[2 * sum(rates) + 1]`; the middle is the sample under the output. Zeros in between are samples that the
-      stack never sees (gridding).
+      int64 `[2 * sum(rates) + 1]`; the middle entry is the sample under the output. Zeros are samples that the stack
+      never sees (gridding).
     """
     kernels = [np.bincount([0, rate, 2 * rate]) for rate in rates]
     return reduce(np.convolve, kernels, np.ones(1, np.int64))
 
 
 def influence(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> np.ndarray:
-    """Return how strongly the middle sample of a map depends on each sample of what it is computed from (Luo et al.,
-    "Understanding the Effective Receptive Field in Deep Convolutional Neural Networks", 2016).
+    """Return the influence of each sample of `x` on the middle sample of a map (Luo et al., "Understanding the
+    Effective Receptive Field in Deep Convolutional Neural Networks", 2016).
 
     Args:
-      function: from `x` to a map `[N, h', w', D]`.
-      x: `[N, h, w, C]`.
+      function: computes a map `[N, h', w', D]` from `x`.
+      x: the input `[N, h, w, C]`.
 
     Returns:
-      float32 `[h, w]`: the gradient of the sum over the middle sample's channels, its absolute value averaged over
-      images and summed over the channels of `x`.
+      float32 `[h, w]`: the absolute gradient of the sum over the middle sample's channels, summed over the channels of
+      `x` and averaged over images.
     """
 
     def middle(x: jax.Array) -> jax.Array:
@@ -64,8 +64,8 @@ def influence(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> np.nd
 
 
 def logit_influence(model: Segmenter, variables: Variables, images: np.ndarray) -> np.ndarray:
-    """Return the `influence`, `[H, W]`, of the pixels of uint8 images `[N, H, W, 3]` on the largest logit of the middle
-    pixel.
+    """Return the `influence` `[H, W]` of the pixels of uint8 images `[N, H, W, 3]` on the middle pixel's largest
+    logit.
     """
 
     def largest(x: jax.Array) -> jax.Array:
@@ -75,10 +75,10 @@ def logit_influence(model: Segmenter, variables: Variables, images: np.ndarray) 
 
 
 def pyramid_influence(model: Segmenter, variables: Variables, image: np.ndarray) -> np.ndarray:
-    """Return the `influence`, `[h, w]`, of the backbone's features of one uint8 image `[H, W, 3]` on the middle sample
-    of the pyramid's output, of a DeepLabv3.
+    """Return the `influence` `[h, w]` of a DeepLabv3's backbone features on the middle sample of its pyramid's output,
+    for one uint8 image `[H, W, 3]`.
     """
-    *_, (x, stride), _ = features(model, variables, image).values()  # The backbone's last, before the context.
+    *_, (x, stride), _ = features(model, variables, image).values()  # The last of the backbone, before the context.
     weights = {name: tree["context"] for name, tree in variables.items()}
     pyramid = cast(ASPP, model.context)
     return influence(lambda x: jnp.asarray(pyramid.apply(weights, x, output_stride=stride, train=False)), x)
@@ -91,18 +91,20 @@ def features(model: Segmenter, variables: Variables, image: np.ndarray) -> Featu
 
 
 def side_of(seen: np.ndarray, share: float) -> int:
-    """Return the side, in samples, of the smallest centred square that holds so much (0 to 1) of an influence."""
+    """Return the side, in samples, of the smallest centred square that holds a share (0 to 1) of an influence."""
     rows, columns = (np.abs(np.arange(n) - n // 2) for n in seen.shape)
     rings = np.bincount(np.maximum(rows[:, None], columns[None]).ravel(), weights=seen.ravel())
     return 2 * int(np.searchsorted(np.cumsum(rings), share * rings.sum())) + 1
 
 
 def principal_colours(maps: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Paint maps `[h, w, C]` by three principal components as red, green and blue, found on the first map and used for
-    all, so that equal colours are equal features.
+    """Return pictures of maps `[h, w, C]`, with three principal components as red, green and blue.
+
+    The components are those of the first map. All maps share them, so equal colours mean equal features.
 
     Returns:
-      For each map float `[h, w, 3]`, 0 to 1; the 2nd and 98th percentile of the first map are black and full.
+      For each map float `[h, w, 3]`, 0 to 1. The 2nd percentile of a component in the first map becomes 0, and the 98th
+      becomes 1.
     """
     first = maps[0].reshape(-1, maps[0].shape[-1])
     mean = first.mean(axis=0)

@@ -1,4 +1,4 @@
-"""How the notebooks' pictures look, and the sliders beside them."""
+"""The style of the notebooks' pictures, and sliders for them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +9,7 @@ from matplotlib.patches import Patch
 
 from deeplab_jax.labels import LabelSet
 
-# Light enough for a code host: a notebook with its pictures stays below half a megabyte.
+# With this resolution, a notebook with its pictures stays below half a megabyte.
 STYLE: dict[str, Any] = {
     "figure.dpi": 80,
     "figure.constrained_layout.use": True,
@@ -26,14 +26,16 @@ STYLE: dict[str, Any] = {
 
 
 def show_picture(axes: Axes, picture: Any, title: str, **options: Any) -> Any:
-    """Draw a picture or a map without axes, under its title; `options` are `imshow`'s. Returns what `imshow` does."""
+    """Draw a picture or a map with a title and without axes, and return the result of `imshow`, which gets
+    `options`.
+    """
     axes.set_title(title)
     axes.axis("off")
     return axes.imshow(picture, **options)
 
 
 def class_legend(figure: Figure, labels: LabelSet) -> None:
-    """Name the colours of the classes under a figure."""
+    """Draw a legend of the classes' colours under a figure."""
     boxes = [
         Patch(facecolor=(red / 255, green / 255, blue / 255), edgecolor="#888888", label=name)
         for (red, green, blue), name in zip(labels.palette, labels.names, strict=True)
@@ -42,13 +44,13 @@ def class_legend(figure: Figure, labels: LabelSet) -> None:
 
 
 def explore(draw: Callable[..., None], **ranges: tuple[int, int, int]) -> None:
-    """Put sliders under a picture: `draw` is called with the value of each.
+    """Put sliders beside a picture, which is drawn again for every change.
 
-    Without ipywidgets it says what is missing; the notebooks' own pictures do not need it.
+    Without ipywidgets it prints a line that names this package. All other pictures work without it.
 
     Args:
-      draw: makes the picture, with one whole number for each of `ranges`.
-      **ranges: smallest, largest and first value of a slider.
+      draw: draws the picture; it gets an integer for each of `ranges`.
+      **ranges: smallest, largest and first value of each slider.
     """
     try:
         from ipywidgets import IntSlider, interact

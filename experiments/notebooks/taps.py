@@ -1,5 +1,5 @@
-"""Which taps of an atrous 3x3 kernel lie on the map (DeepLabv3, sec. 3.3 and Fig. 4),
-and a trained pyramid without some of them.
+"""The taps of an atrous 3x3 kernel that lie on the map (DeepLabv3, sec. 3.3 and Fig. 4), and a trained pyramid without
+some of them.
 """
 
 from collections.abc import Mapping
@@ -19,10 +19,11 @@ PROJECTION = ("params", "context", "projection", "conv", "kernel")
 
 
 def valid_regions(size: int, rate: int) -> np.ndarray:
-    """Return where each tap of a 3x3 kernel that keeps the size lies on the map.
+    """Return whether each tap of a 3x3 kernel lies on the map, for each position of its centre on a map of
+    `size` x `size`.
 
     Returns:
-      bool `[3, 3, size, size]`: tap row, tap column, and the position of the kernel's centre.
+      bool `[3, 3, size, size]`: row and column of the tap, then row and column of the kernel's centre.
     """
     seen = taps_on_map(size, size, 3, stride=1, rate=rate, before=rate)
     return seen.T[:, None, :, None] & seen.T[None, :, None, :]
@@ -35,11 +36,12 @@ def valid_weight_map(size: int, rate: int) -> np.ndarray:
 
 
 def closed_form_shares(size: int, rate: int) -> dict[int, float]:
-    """Return the share (0 to 1) of the positions with 1, 2, 4, 6 and 9 valid weights, without visiting any.
+    """Return the share (0 to 1) of the positions with 1, 2, 4, 6 and 9 valid weights, by a formula.
 
-    Along one side of n samples, n - 2r positions see three taps (none from r = n/2 on), 2r - n see one (none before;
-    all from r = n on), and the others two. The two sides are independent, so the shares multiply. No position has three
-    valid weights, since no rate leaves positions with one tap and positions with three.
+    Take a side of n samples and the rate r. Three taps are valid at n - 2r positions, and at none if r >= n/2. One tap
+    is valid at 2r - n positions, at none if r <= n/2, and at all n if r >= n. Two taps are valid at the others. The two
+    sides are independent, so the shares multiply. No position has three valid weights, since no rate has both positions
+    with one valid tap and positions with three.
     """
     three = max(size - 2 * rate, 0) / size
     one = min(max(2 * rate - size, 0), size) / size
@@ -48,10 +50,13 @@ def closed_form_shares(size: int, rate: int) -> dict[int, float]:
 
 
 def with_outer_taps(variables: Variables, branch: int, *, key: jax.Array | None = None) -> Variables:
-    """Return the variables of a DeepLabv3 whose pyramid's atrous branch (from 1) keeps only its kernels' centre.
+    """Return the variables of a DeepLabv3 without the outer taps of one atrous branch of its pyramid.
 
-    With a `key`, the outer taps hold instead what initialisation would have put there: the normal distribution of He
-    et al. for the kernel's fan-in, before taps that nothing reaches are set to zero.
+    Args:
+      variables: variables of the DeepLabv3.
+      branch: number of the branch, from 1.
+      key: where it is given, the outer taps get random values as at the start of a training: the normal distribution of
+        He et al. for the kernel's fan-in. Taps that see only padding get random values too.
     """
     path = ("params", "context", f"branch_atrous{branch}", "conv", "kernel")
     flat = flatten_dict(dict(variables))
@@ -63,20 +68,20 @@ def with_outer_taps(variables: Variables, branch: int, *, key: jax.Array | None 
 
 
 def outer_tap_share(variables: Variables, branch: int) -> float:
-    """Return the share (0 to 1) of an atrous branch's squared weights that its eight outer taps hold."""
+    """Return the share (0 to 1) of the eight outer taps in an atrous branch's squared weights."""
     squares = np.asarray(variables["params"]["context"][f"branch_atrous{branch}"]["conv"]["kernel"]) ** 2
     outer = squares.sum() - squares[1, 1].sum()
     return float(outer / squares.sum())
 
 
 def branch_names(context: ASPP) -> list[str]:
-    """Return the names of a pyramid's branches, in the order in which it concatenates them."""
+    """Return the names of a pyramid's branches, in the order of their concatenation."""
     atrous = [f"branch_atrous{index + 1}" for index in range(len(context.aspp_rates))]
     return ["branch_1x1", *atrous, *(["image_pooling"] if context.image_pooling else [])]
 
 
 def without_branch(variables: Variables, context: ASPP, name: str) -> Variables:
-    """Return the variables of a DeepLabv3 whose pyramid's projection reads nothing from the branch `name`."""
+    """Return the variables of a DeepLabv3 in which the pyramid's projection ignores the branch `name`."""
     index = branch_names(context).index(name)
     flat: Mapping[Any, Any] = flatten_dict(dict(variables))
     kernel = np.array(flat[PROJECTION])
@@ -85,8 +90,8 @@ def without_branch(variables: Variables, context: ASPP, name: str) -> Variables:
 
 
 def logit_change(model: Segmenter, variables: Variables, changed: Variables, images: np.ndarray) -> float:
-    """Return how much other variables change the logits of uint8 images `[N, H, W, 3]`: the root of the mean squared
-    change, relative to that of the logits' deviations from their means.
+    """Return the relative change of the logits of uint8 images `[N, H, W, 3]` with other variables: the root mean
+    square of the change, divided by that of the logits' deviations from their means.
     """
     before, after = (_logits(model, each, jnp.asarray(images)) for each in (variables, changed))
     deviations = before - before.mean(axis=(0, 1, 2), keepdims=True)

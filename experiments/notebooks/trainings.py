@@ -1,6 +1,6 @@
-"""The networks that the notebooks look at, trained on the generated scenes: two or three minutes each on two CPU cores.
+"""The networks of the notebooks, trained on the generated scenes. Each takes two or three minutes on two CPU cores.
 
-A run directory keeps what is trained: a second execution reads it, and a training that was cut off goes on.
+A second execution reads the trained networks from their run directories. A training that was interrupted goes on.
 """
 
 from collections.abc import Mapping
@@ -22,8 +22,9 @@ from deeplab_jax.weights.folder import load
 from experiments.notebooks.extent import Extent, extent
 from experiments.run.files import read_records, training_records
 
-# A backbone that ends with conv3 has a field of 99 pixels, smaller than the pictures. The pyramid's rates at output
-# stride 8 are 4, 8, 12 and 18, on maps of 17x17 samples: from mostly on the map to beyond it.
+# A backbone that ends with conv3 has a receptive field of 99 pixels, which is smaller than the pictures. The pyramid's
+# rates at output stride 8 are 4, 8, 12 and 18, on maps of 17x17 samples. With 4 most taps lie on the map, and with 18
+# all outer taps lie beyond it.
 _PYRAMID: Mapping[str, Any] = {"last_stage": "conv3", "aspp_rates": (2, 4, 6, 9)}
 _BEYOND_THE_MAP: Mapping[str, Any] = {"last_stage": "conv3", "aspp_rates": (9,)}
 # The papers' rates 6, 12 and 18 are for maps of 33x33 samples; at output stride 16 these pictures give 9x9.
@@ -32,8 +33,8 @@ _RATES: Mapping[str, Any] = {"aspp_rates": (2, 4, 6)}
 
 @dataclass(frozen=True)
 class Training:
-    """A network as the difference from `configs/scenes.py`: the model's name, its options, and its output stride
-    (0: its own).
+    """A network as changes to `configs/scenes.py`: the model's name, its options, and its output stride (0: the model's
+    default).
     """
 
     model: str
@@ -64,13 +65,15 @@ def config_of(name: str, size: Extent) -> ConfigDict:
 
 
 def trained(name: str) -> tuple[Segmenter, Variables]:
-    """Return a network of `TRAININGS` and its weights, trained first where it is not yet, and say how that went."""
+    """Return a network of `TRAININGS` and its weights, and print a line about its training. It is trained first where
+    it has not been trained yet.
+    """
     size = extent()
     config, workdir = config_of(name, size), size.runs / name
     train(config, workdir, console=Console(quiet=True))
     model, variables, info = load(workdir, checkpoint="newest")
     batch = config.train.batch_size
-    # The median, since a training may have shared the machine for a while; 0 is logged where nothing was measured.
+    # The median, since other programs may have slowed a part of the training. A logged 0 means "not measured".
     speeds = (record["train/images_per_second"] for record in training_records(read_records(workdir / METRICS_FILE)))
     speed = median(speed for speed in speeds if speed)
     print(
@@ -84,7 +87,9 @@ def trained(name: str) -> tuple[Segmenter, Variables]:
 def evaluated(
     model: Segmenter, variables: Variables, *, large: bool = False, output_stride: int = 0, **protocol: Any
 ) -> Results:
-    """Evaluate on validation scenes of the training's side, or on the `large` ones; `protocol` are `Protocol`'s."""
+    """Evaluate on validation scenes with the side of the training, or on `large` ones. `protocol` has fields of
+    `Protocol`.
+    """
     size = extent()
     side, count = (size.large_side, size.evaluated // 4) if large else (size.side, size.evaluated)
     source = Scenes("val", size=(side, side), count=count)

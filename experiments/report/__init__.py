@@ -1,1 +1,1 @@
-"""The papers' tables as they came out here: Markdown, plots, and one HTML page."""
+"""Reports the results of the papers' tables: Markdown, plots, and one HTML page."""

@@ -3,8 +3,8 @@
     python -m experiments.report
     python -m experiments.report --regime scenes camvid --write experiments/results/README.md
 
-Reads what `experiments.run` left in RESULTS, and for the pictures the run directories in RUNS, where they are at hand.
-Writes `tables.md`, `REGIME-TABLE.png`, `REGIME-TABLE-curves.png` and `report.html` into OUT.
+It reads the results of `experiments.run` in RESULTS. For the pictures it also reads the run directories in RUNS, where
+they exist. It writes `tables.md`, `REGIME-TABLE.png`, `REGIME-TABLE-curves.png` and `report.html` into OUT.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from experiments.run.results import PAGE, RESULTS
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write the report and return the exit code: 0 on success, 2 for what the user can fix."""
+    """Write the report and return the exit code: 0 on success, 2 for an error that the user can fix."""
     try:
         return run(make_parser().parse_args(argv))
     except UserError as error:
@@ -40,18 +40,20 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--results", default=RESULTS, help="folder of the results")
     parser.add_argument("--runs", default="runs/tables", help="folder of the run directories")
     parser.add_argument(
-        "--regime", "--scale", nargs="+", default=[], metavar="NAME", help="only these; by default all with results"
+        "--regime", "--scale", nargs="+", default=[], metavar="NAME", help="by default all regimes with results"
     )
     parser.add_argument("--out", default="runs/report", help="folder of the report")
-    parser.add_argument("--write", metavar="FILE", help=f"file whose section to replace, such as {PAGE}")
     parser.add_argument(
-        "--images", type=int, default=3, help="validation images that each network is shown on; 0: none"
+        "--write", metavar="FILE", help=f"write the tables into their section of this file, such as {PAGE}"
+    )
+    parser.add_argument(
+        "--images", type=int, default=3, help="validation images to show with the predictions of each row; 0: none"
     )
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do what the arguments say."""
+    """Write the report as the arguments say, and return 0."""
     if args.images < 0:
         raise UserError(f"--images {args.images}: give 0 or more")
     results, remarks = read_tables(Path(args.results), tuple(dict.fromkeys(args.regime)))
@@ -72,11 +74,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def section(result: TableResult, runs: Path, out: Path, *, images: int) -> page.Section:
-    """Write a table's plots, and return its part of the page."""
+    """Write a table's plots, and return its section of the page."""
     found, remarks = table_pictures(result, runs, count=images)
     for line in remarks:
         print(line, file=sys.stderr)
-    values, curves = ((draw(result, LIGHT), draw(result, DARK)) for draw in (values_plot, curves_plot))
+    values = values_plot(result, LIGHT), values_plot(result, DARK)
+    curves = curves_plot(result, LIGHT), curves_plot(result, DARK)
     for name, plot in ((f"{result.name}.png", values[0]), (f"{result.name}-curves.png", curves[0])):
         if plot is not None:
             write(out / name, plot)

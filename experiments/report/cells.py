@@ -1,5 +1,7 @@
-"""The cells of a table, for Markdown and HTML alike: the paper's columns, then paper, ours, difference and spread. And
-those of a claim: the paper's difference, ours, the intervals and the verdict.
+"""The cells of tables and claims, for Markdown and HTML.
+
+A table has the paper's columns, then for each measure the paper's number, ours, their difference and the spread. A
+claim has the paper's difference, ours, the intervals and the verdict.
 """
 
 from collections.abc import Sequence
@@ -15,7 +17,7 @@ from experiments.tables.table import MEASURES, Cell
 
 @dataclass(frozen=True)
 class Shown:
-    """A cell: its text, and the number that it is sorted by, None where it is sorted by the text."""
+    """A cell: its text, and the number that sorts it, None where the text sorts it."""
 
     text: str
     number: float | None = None
@@ -36,7 +38,9 @@ def headings(result: TableResult) -> list[str]:
 
 
 def cells(result: TableResult, one: RowResult) -> list[Shown]:
-    """Return a row's cells, in the order of `headings`. Why a row has no result stands where its first number would."""
+    """Return a row's cells, in the order of `headings`. In a row without a result, the reason takes the place of the
+    first number.
+    """
     found = [_cell(cell) for cell in one.row.cells]
     said = False
     for name in result.table.measures:
@@ -68,7 +72,7 @@ def verdict_cells(one: Verdict) -> list[Shown]:
 
 
 def provenance(result: TableResult) -> list[str]:
-    """Return sentences on what was trained, and on what sets the rows apart from the paper's."""
+    """Return sentences on the trainings, and on the differences of the rows from the paper's."""
     lines = []
     trainings, pretrainings = list(result.trainings().values()), list(result.pretrainings().values())
     if trainings:
@@ -84,12 +88,16 @@ def provenance(result: TableResult) -> list[str]:
 
 
 def _compares(result: TableResult, name: str) -> bool:
-    """Whether a difference to the paper's number says something: what smaller networks multiply is another matter."""
+    """Return whether the table shows the difference from the paper's number. Multiply-adds of smaller networks have
+    none.
+    """
     return name in result.printed and (name != "multiply_adds" or result.regime == "paper")
 
 
 def cost(results: Sequence[TableResult]) -> str:
-    """Return what all tables of a regime took: trainings, those of backbones too, and evaluations, each once."""
+    """Return the number and the time of all trainings and evaluations of a regime. Each counts once, and trainings of
+    backbones count too.
+    """
     trainings: dict[str, Training] = {}
     evaluations: dict[tuple[str, str], float] = {}
     for result in results:
@@ -103,7 +111,9 @@ def cost(results: Sequence[TableResult]) -> str:
 
 
 def _has_spread(result: TableResult, name: str) -> bool:
-    """Whether seeds can change a measure, and there is a reader for it: the paper's number, or several seeds."""
+    """Return whether the table shows the spread over seeds: where seeds can change the measure, and where the paper has
+    a number or a row has several seeds.
+    """
     if name == "multiply_adds" or not any(row.trainings for row in result.rows):
         return False
     return name in result.printed or any(len(row.values.get(name, ())) > 1 for row in result.rows)
@@ -143,7 +153,7 @@ def _range(values: Sequence[int]) -> str:
 
 
 def hours(seconds: float | None) -> str:
-    """Return a time for a reader."""
+    """Return a time in words."""
     if seconds is None:
         return "unknown"
     return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.0f} min"

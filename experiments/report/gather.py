@@ -1,4 +1,4 @@
-"""What the report is made of, read from the files that `experiments.run` leaves."""
+"""Reads the results of `experiments.run` for the report."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,12 +20,12 @@ class Training:
     """One training of a row.
 
     Attributes:
-      name: of its run directory, and of the copy of its metrics.
-      steps, batch: how long it was, and how many images a step saw.
-      seconds: of the steps.
-      commits: of the code that trained and evaluated.
-      evaluating: seconds that the row's evaluation took.
-      seed: of the training.
+      name: name of its run directory, and of its log.
+      steps, batch: number of steps, and of images in a step.
+      seconds: time of the steps.
+      commits: commits of the code that trained and evaluated.
+      evaluating: seconds of the row's evaluation.
+      seed: seed of the training.
     """
 
     name: str
@@ -42,17 +42,17 @@ class RowResult:
     """A row and its result.
 
     Attributes:
-      row: as the table has it.
-      label: what it is, for a reader.
-      values: by measure, one number per seed, in the units of `MEASURES`; empty where there is no result.
-      missing: why there is no result, "" where there is one.
+      row: the row of the table.
+      label: the row in words.
+      values: for each measure one number per seed, in the units of `MEASURES`; empty where there is no result.
+      missing: the reason why there is no result, "" where there is one.
       training: key of the training, the same for all seeds; rows may share it; "" where there is none.
-      trainings: by seed; none where the row is computed.
-      left_out: trainings whose seed another row of the table lacks, although it shares the training.
-      pretraining: the training whose backbone they start from; None where there is none.
+      trainings: the trainings, in the order of their seeds; none where the row is computed without a network.
+      left_out: further trainings, with seeds that another row of the table with the same training key lacks.
+      pretraining: the training whose backbone the trainings start from; None where there is none.
       evaluation: key of the evaluation, "" where there is none.
-      network: that was trained, in place of the paper's.
-      notes: what sets the row apart from the paper's.
+      network: the network that was trained instead of the paper's.
+      notes: differences of the row from the paper's row.
     """
 
     row: Row
@@ -73,11 +73,11 @@ class TableResult:
     """A table in a regime.
 
     Attributes:
-      table: as data.
+      table: the table.
       regime: name of the regime.
-      rows: the table's, in its order.
-      folder: the regime's, with what each image counts.
-      logged: what the regime's trainings logged, by their names.
+      rows: the results of the table's rows, in their order.
+      folder: folder of the regime's results, which has the counts of each image.
+      logged: logs of the regime's trainings, by their names.
     """
 
     table: Table
@@ -88,42 +88,42 @@ class TableResult:
 
     @property
     def name(self) -> str:
-        """`REGIME-TABLE`: names files and places of the page."""
+        """`REGIME-TABLE`, the name of its files and of its section of the page."""
         return f"{self.regime}-{self.table.name}"
 
     @property
     def computed(self) -> bool:
-        """Whether the table takes no network."""
+        """Whether all rows are computed without a network."""
         return all(one.row.compute is not None for one in self.rows)
 
     @property
     def printed(self) -> tuple[str, ...]:
-        """The measures that the paper gives numbers for."""
+        """The measures for which the paper has numbers."""
         return tuple(name for name in self.table.measures if any(name in one.row.paper for one in self.rows))
 
     def trainings(self) -> dict[str, Training]:
-        """Return the trainings of all rows by name; rows share them."""
+        """Return the trainings of all rows, by name. Rows may share them."""
         return {training.name: training for row in self.rows for training in row.trainings}
 
     def pretrainings(self) -> dict[str, Training]:
-        """Return the trainings whose backbones they start from, by name."""
+        """Return the trainings whose backbones those of the rows start from, by name."""
         return {row.pretraining.name: row.pretraining for row in self.rows if row.pretraining}
 
 
 def read_tables(results: Path, regimes: Sequence[str]) -> tuple[list[TableResult], list[str]]:
     """Read every table that has results.
 
-    A table that is computed without a network is the same everywhere: it stands in the first of the regimes.
+    A table that is computed without a network is the same in all regimes. Only the first regime gets it.
 
     Args:
       results: folder of the results.
-      regimes: names of those to be read; none: all that have results.
+      regimes: names of the regimes; none: all that have results.
 
     Returns:
-      The tables, and a line for every file and every row that was left out.
+      The tables, and a message for every file and every row that was left out.
 
     Raises:
-      UserError: an unknown regime, or no results.
+      UserError: a regime is unknown, or there are no results.
     """
     for name in regimes:
         if name not in REGIMES:
@@ -169,21 +169,21 @@ def _read_trainings(folder: Path, remarks: list[str]) -> dict[str, Records]:
     try:
         return read_trainings(folder)
     except Unreadable as error:
-        remarks.append(f"{folder}: what its trainings logged cannot be read ({error}); left out")
+        remarks.append(f"{folder}: the logs of its trainings cannot be read ({error}); left out")
         return {}
 
 
 def table_result(
     table: Table, regime: Regime, contents: Mapping[str, Any], remarks: list[str], *, where: object = ""
 ) -> TableResult:
-    """Return a table with what the contents hold of its rows.
+    """Return a table with the results of its rows.
 
     Args:
-      table: as data.
-      regime: where it was run.
-      contents: of its rows by name, not yet checked.
-      remarks: gets a line for every row that cannot be read.
-      where: the contents are from, for the lines.
+      table: the table.
+      regime: the regime in which it was run.
+      contents: results of its rows by name, not yet checked.
+      remarks: a list; the function adds a message for every row that cannot be read.
+      where: source of the contents, for these messages.
     """
     rows = []
     for name, row in table.named_rows().items():
@@ -233,7 +233,7 @@ def _row_result(
 
 
 def _pool_seeds(tables: Sequence[TableResult]) -> list[TableResult]:
-    """Give each row the seeds of all rows that mean the same training and evaluation, in whichever table they stand."""
+    """Give each row the seeds of all rows with the same training and evaluation, in all tables."""
     found: dict[tuple[str, str, str], dict[str, tuple[Training, float]]] = {}
     for row in (row for table in tables for row in table.rows):
         for name, numbers in row.values.items():
@@ -255,7 +255,9 @@ def _pool_seeds(tables: Sequence[TableResult]) -> list[TableResult]:
 
 
 def _pair_seeds(table: TableResult) -> TableResult:
-    """Keep of rows that share a training the seeds that all of them have, so that they differ by no seed."""
+    """Keep only the seeds that all rows with the same training have, so that these rows are compared over the same
+    seeds.
+    """
     common: dict[str, set[str]] = {}
     for row in table.rows:
         names = {one.name for one in row.trainings}

@@ -1,5 +1,5 @@
-"""How sure a difference between two rows is: Student's t over trainings, the bootstrap over images, and what several
-comparisons cost.
+"""Confidence intervals of the difference between two rows: Student's t over trainings and the bootstrap over images;
+and Holm's correction for several comparisons.
 """
 
 from collections.abc import Sequence
@@ -17,19 +17,19 @@ SAMPLES = 2000
 
 
 class Interval(NamedTuple):
-    """Both ends, in the units of the differences."""
+    """An interval by its two ends, in the units of the differences."""
 
     low: float
     high: float
 
     @property
     def side(self) -> int:
-        """1 where all of it is above 0, -1 where all of it is below, 0 otherwise."""
+        """1 where the whole interval is above 0, -1 where it is below 0, 0 otherwise."""
         return (self.low > 0) - (self.high < 0)
 
 
 def over_seeds(differences: Sequence[float]) -> Interval | None:
-    """Return the 95% interval of the mean of paired differences by Student's t; None of fewer than two."""
+    """Return the 95% interval of the mean of paired differences by Student's t, None for fewer than two differences."""
     count = len(differences)
     if count < 2:
         return None
@@ -39,7 +39,7 @@ def over_seeds(differences: Sequence[float]) -> Interval | None:
 
 
 def p_value(differences: Sequence[float]) -> float | None:
-    """Return the two-sided p of the paired t-test that the mean difference is 0; None of fewer than two differences."""
+    """Return the two-sided p of the paired t-test (the mean difference is 0), None for fewer than two differences."""
     count = len(differences)
     if count < 2:
         return None
@@ -51,18 +51,18 @@ def p_value(differences: Sequence[float]) -> float | None:
 
 def over_images(pairs: Sequence[tuple[Counts, Counts]]) -> Interval | None:
     """Return the 95% interval of the difference in mIoU, in points, over resampled images (percentile bootstrap; Efron
-    and Tibshirani, 1993, ch. 13); None where there is no pair, or pairs are of other images.
+    and Tibshirani, 1993, ch. 13), None where there is no pair or where the images differ.
 
-    A resample draws as many images as there are, with replacement: the same ones for both rows and all trainings. Its
-    difference is the mean over trainings.
+    A resample has as many images as the split, drawn with replacement. Both rows and all trainings get the same
+    resample. Its difference is the mean over trainings.
 
     Args:
-      pairs: for each training, the counts of the row that should be better and of the other one.
+      pairs: for each training, the counts of the row that should be better and of the other row.
     """
     counts = [one for pair in pairs for one in pair]
     if not counts or not counts[0].names or any(one.names != counts[0].names for one in counts):
         return None
-    # A product in floating point, which is fast and exact: no sum comes near 2**53 pixels.
+    # Products in floating point are fast, and exact here: all sums are far below 2**53 pixels.
     flat = [(one.right.astype(np.float64), one.union.astype(np.float64)) for one in counts]
     found = []
     for times in resamples(len(counts[0].names), SAMPLES):
@@ -74,8 +74,12 @@ def over_images(pairs: Sequence[tuple[Counts, Counts]]) -> Interval | None:
 
 
 def holm(values: Sequence[float]) -> list[bool]:
-    """Return which of several hypotheses are rejected at 5% in all (Holm, 1979): the smallest p is compared with
-    5% / n, the next with 5% / (n - 1), and so on, up to the first that is too large.
+    """Return for each of n hypotheses whether it is rejected, at 5% for all together (Holm, 1979).
+
+    The smallest p is compared with 5% / n, the next with 5% / (n - 1), and so on, up to the first that is too large.
+
+    Args:
+      values: p of each hypothesis.
     """
     rejected = [False] * len(values)
     for rank, place in enumerate(sorted(range(len(values)), key=values.__getitem__)):

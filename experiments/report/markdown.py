@@ -1,4 +1,4 @@
-"""The tables in Markdown, and the marks of the section that holds them."""
+"""The tables in Markdown, and the section of the page that holds them."""
 
 from collections.abc import Sequence
 from itertools import groupby
@@ -12,29 +12,27 @@ SECTION = Section("<!-- tables:begin -->", "<!-- tables:end -->")
 
 
 def tables(results: Sequence[TableResult], verdicts: Sequence[Verdict]) -> str:
-    """Return the verdicts, those of `all_verdicts`, then all tables. Those of a regime are folded away: many rows stand
-    between a reader and what follows.
-    """
+    """Return the verdicts (those of `all_verdicts`), then all tables, folded by regime since they are long."""
     regimes = [(regime, list(group)) for regime, group in groupby(results, key=lambda result: result.regime)]
     parts = [RULE]
     for regime, _ in regimes:
         if found := [one for one in verdicts if one.result.regime == regime]:
             summary = f"<details>\n<summary>Verdicts at {regime}. {comparisons(found)}</summary>"
             parts += [summary, verdict_table(found), "</details>"]
-    for regime, own in regimes:
-        summary = f"<details>\n<summary>Tables at {regime}: {len(own)} ({cost(own)})</summary>"
-        parts += [summary, *map(table, own), "</details>"]
+    for regime, group in regimes:
+        summary = f"<details>\n<summary>Tables at {regime}: {len(group)} ({cost(group)})</summary>"
+        parts += [summary, *map(table, group), "</details>"]
     return "\n\n".join(parts)
 
 
 def verdict_table(found: Sequence[Verdict]) -> str:
-    """Return what the papers say of their rows, and what became of it."""
+    """Return a table of claims and their verdicts."""
     rows = ([f"`{one.result.table.name}`", *(escape(cell.text) for cell in verdict_cells(one))] for one in found)
     return markdown_table(("table", *VERDICT_HEADINGS), rows, numbers=5)
 
 
 def table(result: TableResult) -> str:
-    """Return one table under its heading, and what is to be said of it."""
+    """Return one table with its heading and its provenance."""
     rows = ([escape(cell.text) for cell in cells(result, row)] for row in result.rows)
     about = [f"{escape(result.table.source)}.", *map(escape, provenance(result))]
     title = f"#### `{result.table.name}` at `{result.regime}`: {escape(result.table.title)}"

@@ -1,4 +1,4 @@
-"""The HTML page. It is one file, so a reader can send it on and open it without a network."""
+"""The HTML page. It is a single file, so a reader can send it to others and open it without a network."""
 
 import base64
 from collections.abc import Sequence
@@ -20,12 +20,12 @@ Pictured = Sequence[tuple[RowResult, Pictures]]
 
 @dataclass(frozen=True)
 class Section:
-    """A table's part of the page.
+    """A table's section of the page.
 
     Attributes:
       result: the table.
-      pictured: rows with pictures.
-      values, curves: plots for light and for dark; None where there is nothing to draw.
+      pictured: rows with their pictures.
+      values, curves: plots for the light and for the dark theme; None where there is nothing to draw.
     """
 
     result: TableResult
@@ -35,7 +35,7 @@ class Section:
 
 
 def page(sections: Sequence[Section], verdicts: Sequence[Verdict]) -> str:
-    """Return the page, with style, script and pictures in it, and the verdicts of `all_verdicts`."""
+    """Return the page, with style, script and pictures in it. `verdicts` are those of `all_verdicts`."""
     environment = templates(HERE)
     functions = {"cells": cells, "headings": headings, "provenance": provenance, "same_images": same_images}
     functions |= {"verdict_cells": verdict_cells, "comparisons": comparisons}
@@ -51,7 +51,7 @@ def page(sections: Sequence[Section], verdicts: Sequence[Verdict]) -> str:
 
 
 def same_images(pictured: Pictured) -> list[list[tuple[RowResult, Pictures]]]:
-    """Return the rows in groups: a group shows the same images."""
+    """Return the rows in groups. The rows of a group show the same images."""
     groups: dict[tuple[str, tuple[str, ...]], list[tuple[RowResult, Pictures]]] = {}
     for row, pictures in pictured:
         groups.setdefault((pictures.data, pictures.names), []).append((row, pictures))
@@ -59,10 +59,10 @@ def same_images(pictured: Pictured) -> list[list[tuple[RowResult, Pictures]]]:
 
 
 def data_uri(data: bytes, suffix: str) -> str:
-    """Return a picture as an address that holds it."""
+    """Return a picture as a data URI."""
     return f"data:{MEDIA_TYPES[suffix]};base64,{base64.b64encode(data).decode()}"
 
 
 def embedded(file: Path) -> str:
-    """Return a picture's file as an address that holds it."""
+    """Return a picture's file as a data URI."""
     return data_uri(file.read_bytes(), file.suffix)

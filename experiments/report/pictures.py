@@ -1,4 +1,4 @@
-"""Predictions of the rows' networks for a few validation images, kept beside their runs."""
+"""Predictions of each row's network on a few validation images, kept in the run directories."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from experiments.output import write_json
 from experiments.report.gather import RowResult, TableResult
 from experiments.run.files import Unreadable, read_json
 
-INDEX = "index.json"  # Written last: what it names is there.
+INDEX = "index.json"  # It is written last, so the pictures that it names exist.
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,10 @@ class Pictures:
     """A row's pictures.
 
     Attributes:
-      folder: where they lie.
-      names: of the images; number i has the files `image_i.jpg`, `truth_i.png` and `prediction_i.png`.
+      folder: folder of the pictures.
+      names: names of the images; number i has the files `image_i.jpg`, `truth_i.png` and `prediction_i.png`.
       data: name of the data; rows of the same data show the same images.
-      classes: names and colours of those that the pictures show.
+      classes: names and colours of the classes in the pictures.
     """
 
     folder: Path
@@ -49,7 +49,7 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Few:
-    """Some examples of a source, evenly spread, as a source."""
+    """A source with at most `count` examples of another source, evenly spread."""
 
     source: Source
     count: int
@@ -78,12 +78,12 @@ class Few:
 def table_pictures(
     result: TableResult, runs: Path, *, count: int
 ) -> tuple[list[tuple[RowResult, Pictures]], list[str]]:
-    """Return the pictures of all rows whose run directory is at hand, and a line for every one that gives none.
+    """Return the pictures of all rows that have a run directory, and a message for every row that gives none.
 
     Args:
       result: the table.
-      runs: folder of the run directories, as `experiments.run --runs` has it.
-      count: images of each row; 0: none.
+      runs: folder of the run directories, the `--runs` of `experiments.run`.
+      count: number of images for each row; 0: none.
     """
     found: list[tuple[RowResult, Pictures]] = []
     remarks = []
@@ -99,10 +99,10 @@ def table_pictures(
 
 
 def row_pictures(row: RowResult, workdir: Path, *, count: int) -> Pictures:
-    """Return a row's pictures, drawn where they are not there yet.
+    """Return a row's pictures. They are drawn where they are not there yet.
 
     Raises:
-      UserError: the weights or the data cannot be read, or the pictures not be written.
+      UserError: the weights or the data cannot be read, or the pictures cannot be written.
     """
     folder = workdir / "report" / row.evaluation
     try:
@@ -148,7 +148,7 @@ def _draw(row: RowResult, workdir: Path, folder: Path, count: int) -> dict[str, 
 
 
 def _classes(drawn: Iterable[tuple[Example, np.ndarray]], labels: LabelSet) -> list[tuple[str, str]]:
-    """Return the names and colours of the classes in the truth or the predictions."""
+    """Return the names and colours of the classes in truth and predictions."""
     present = {int(value) for example, ids in drawn for value in np.union1d(example["label"], ids)}
     colours = ["#" + bytes(colour).hex() for colour in labels.palette]
     return [(labels.names[value], colours[value]) for value in sorted(present - {IGNORE_LABEL})]

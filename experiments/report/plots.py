@@ -1,4 +1,4 @@
-"""The plots, as PNG: paper beside ours for each table, and learning curves."""
+"""The plots, as PNG: the paper's and our numbers for each table, and learning curves."""
 
 import io
 from collections.abc import Mapping
@@ -17,21 +17,22 @@ from experiments.tables.table import MEASURES
 
 WIDTH = 8.0  # inches, at DPI
 DPI = 110
-# Those of Okabe and Ito, which colour-blind readers tell apart. Black and yellow would vanish on one of the themes.
+# The colours of Okabe and Ito, which colour-blind readers can tell apart, without black and yellow, which are hard to
+# see on one of the themes.
 COLOURS = ("#2f86c8", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#77c3ef", "#888888")
 PAPER, OURS = "#888888", "#2f86c8"
 
 
 @dataclass(frozen=True)
 class Theme:
-    """Ink and ground of a plot."""
+    """Colours of a plot."""
 
     ink: str
     ground: str
     grid: str
 
     def settings(self) -> Any:
-        """Return what matplotlib calls them (its stubs spell out all possible keys, hence Any)."""
+        """Return matplotlib's settings. They are Any, since its stubs spell out all possible keys."""
         inked = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
         return {
             **dict.fromkeys(inked, self.ink),
@@ -47,8 +48,9 @@ DARK = Theme(ink="#e2e5ea", ground="#1d2127", grid="#363c45")
 
 
 def values_plot(result: TableResult, theme: Theme) -> bytes:
-    """Return a table's numbers as a picture: curves where its rows are curves of the paper, else a point for each row,
-    the paper's and ours on axes of their own, since they are of different data.
+    """Return a plot of a table's numbers: curves where the paper has curves and no numbers, else a point for each row.
+
+    The paper's and our numbers have separate axes, since their data differ.
     """
     with matplotlib.rc_context(theme.settings()):
         if len(result.table.measures) > 1 and not result.printed:
@@ -61,8 +63,9 @@ def values_plot(result: TableResult, theme: Theme) -> bytes:
 
 
 def curves_plot(result: TableResult, theme: Theme) -> bytes | None:
-    """Return the losses and validation mIoUs of a table's trainings over the steps, one colour for what is trained in
-    the same way; None where there is no record of them.
+    """Return a plot of the losses and validation mIoUs of a table's trainings over the steps, None without any log.
+
+    Seeds of the same training have the same colour.
     """
     series = {name: result.logged.get(name, []) for name in result.trainings()}
     if not any(series.values()):
@@ -102,7 +105,9 @@ def _points(figure: Figure, result: TableResult, name: str) -> None:
 
 
 def _lines(panel: Axes, result: TableResult) -> None:
-    """A curve for each measure over the rows' only cell, a number; else one for each row over the measures."""
+    """Draw a curve for each measure over the rows where their only cell is a number, else one for each row over the
+    measures.
+    """
     rows = [row for row in result.rows if row.values]
     if all(len(row.row.cells) == 1 and isinstance(row.row.cells[0], int | float) for row in rows):
         for name in result.table.measures:
@@ -122,12 +127,12 @@ def _curves(panel: Axes, result: TableResult, series: Mapping[str, Records], key
             records = [r for r in series[name] if is_number(r.get("step")) and is_number(r.get(key))]
             drawn = [(record["step"], factor * record[key]) for record in records]
             if drawn:
-                own = None if number else text
-                panel.plot(*zip(*drawn, strict=True), "-", color=colour, linewidth=1.3, alpha=0.9, label=own)
+                label = None if number else text  # Once for all seeds.
+                panel.plot(*zip(*drawn, strict=True), "-", color=colour, linewidth=1.3, alpha=0.9, label=label)
 
 
 def _names(result: TableResult) -> dict[str, list[str]]:
-    """Return the names of the trainings under what is said of them: rows that share a training share a curve."""
+    """Return the names of the trainings by their labels in the plot. Rows that share a training share a curve."""
     shared: dict[tuple[str, ...], list[RowResult]] = {}
     for row in result.rows:
         if row.trainings:

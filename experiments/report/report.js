@@ -1,6 +1,6 @@
 "use strict";
 
-// Tables: a click on a heading sorts by it, a second one turns the order round, a third one brings the paper's back.
+// Tables: a click on a heading sorts by it, a second click reverses the order, a third one restores the paper's order.
 
 const NEXT = { none: "ascending", ascending: "descending", descending: "none" };
 
@@ -16,7 +16,7 @@ function sorted(rows, column, order) {
   keyed.sort(([a], [b]) => {
     if (!numeric) return sign * a.localeCompare(b);
     if (typeof a === typeof b) return typeof a === "number" ? sign * (a - b) : 0;
-    return typeof a === "number" ? -1 : 1; // What has no number stays below, whichever way.
+    return typeof a === "number" ? -1 : 1; // Cells without a number stay below, in both orders.
   });
   return keyed.map(([, row]) => row);
 }

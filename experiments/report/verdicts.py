@@ -1,12 +1,6 @@
-"""Whether what the papers say of their rows holds here.
+"""Decides whether the papers' claims about their rows hold here, by `RULE`.
 
-The rule, for each claim that one row is better than another: the claim holds where our difference is above 0 in both
-95% intervals, Student's t over paired trainings and the bootstrap over images; it is refuted where it is below 0 in
-both; all else is undecided. One training alone decides nothing. Where a claim is not about mIoU, or no counts by image
-were kept, trainings alone decide.
-
-Trainings are paired by their seed: it gives both rows the same images in the same order with the same augmentation, and
-the same initial weights wherever a tensor has one name and shape in both.
+Trainings are paired by their seed (`experiments/README.md`).
 """
 
 from collections.abc import Iterable, Sequence
@@ -20,9 +14,10 @@ from experiments.run.per_image import Counts, counts_file, read_counts
 from experiments.tables import Claim
 
 RULE = (
-    "A claim holds where our difference is above 0 in both 95% intervals, over paired trainings (Student's t) and over "
-    "images (bootstrap), and is refuted where it is below 0 in both. All else is undecided: one training decides "
-    "nothing. Where a claim is not about mIoU, or no counts by image were kept, trainings alone decide."
+    "Our difference has two 95% intervals: over paired trainings (Student's t) and over images (bootstrap). A claim "
+    "holds where both intervals are above 0. It is refuted where both are below 0. Otherwise it is undecided. A single "
+    "training decides nothing. Where a claim is not about mIoU, or no counts by image were kept, the interval over "
+    "trainings decides alone."
 )
 HOLDS, REFUTED, UNDECIDED, NOT_RUN = "holds", "refuted", "undecided", "not run"
 WORDS = {1: HOLDS, -1: REFUTED, 0: UNDECIDED}
@@ -30,17 +25,18 @@ WORDS = {1: HOLDS, -1: REFUTED, 0: UNDECIDED}
 
 @dataclass(frozen=True)
 class Verdict:
-    """A claim and what became of it. Differences are in points.
+    """A claim and its verdict. Differences are in points.
 
     Attributes:
       result: the table in its regime.
-      claim: the paper's.
-      paper: the paper's difference.
-      differences: ours, of each training that both rows have; none where one of them was not run.
+      claim: the claim.
+      paper: the difference in the paper.
+      differences: our difference for each seed that both rows have; none where one of the rows was not run.
       seeds: the interval over trainings.
       images: the interval over images.
-      p: of the t-test over trainings.
-      compared: keys of the two rows and the measure, for two tables may compare the same; empty: not known.
+      p: p of the t-test over trainings.
+      compared: keys of the two rows and the measure, which show that two tables make the same comparison; empty where a
+        row was not run.
     """
 
     result: TableResult
@@ -59,7 +55,7 @@ class Verdict:
 
     @property
     def word(self) -> str:
-        """The verdict, by the rule of this module."""
+        """The verdict, by `RULE`."""
         if not self.differences:
             return NOT_RUN
         known = {one.side for one in (self.seeds, self.images) if one is not None}
@@ -80,14 +76,14 @@ def _verdict(result: TableResult, claim: Claim, better: RowResult, worse: RowRes
     counts = [
         (_counts(result, better, seed, ours[seed]), _counts(result, worse, seed, theirs[seed])) for seed in paired
     ]
-    whole = [(one, other) for one, other in counts if one is not None and other is not None]
+    kept = [(one, other) for one, other in counts if one is not None and other is not None]
     return Verdict(
         result,
         claim,
         result.table.difference(claim),
         differences,
         over_seeds(differences),
-        over_images(whole) if claim.measure == "miou" and whole else None,
+        over_images(kept) if claim.measure == "miou" and kept else None,
         p_value(differences),
         (better.training, better.evaluation, worse.training, worse.evaluation, claim.measure) if differences else (),
     )
@@ -104,8 +100,8 @@ def _counts(result: TableResult, row: RowResult, seed: int, miou: float) -> Coun
 
 
 def comparisons(found: Sequence[Verdict]) -> str:
-    """Return a sentence on how many claims were compared, and what a correction for so many of them leaves. What two
-    tables compare alike counts once.
+    """Return sentences on the number of comparisons, and on their verdicts before and after Holm's correction. A
+    comparison that two tables make counts once.
     """
     found = list({one.compared or id(one): one for one in found}.values())
     run = [one for one in found if one.word != NOT_RUN]
@@ -116,8 +112,8 @@ def comparisons(found: Sequence[Verdict]) -> str:
     text = f"{len(run)} comparisons: {counts}"
     if left := len(found) - len(run):
         text += f"; {left} {'claims need' if left > 1 else 'claim needs'} a row that was not run"
-    text += f". {len(tested)} have several trainings; Holm's correction for so many leaves"
-    return f"{text} {kept} of the {sum(decided)} decided."
+    text += f". {len(tested)} have several trainings; Holm's correction for all of them leaves"
+    return f"{text} {kept} of their {sum(decided)} decided verdicts."
 
 
 def all_verdicts(results: Iterable[TableResult]) -> list[Verdict]:

@@ -1,1 +1,1 @@
-"""How the tables are run: jobs, their launchers, and what they leave behind."""
+"""Runs the tables: their jobs, the launchers of the jobs, and the files of results."""

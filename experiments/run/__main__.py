@@ -1,11 +1,11 @@
-"""Reproduce tables of the papers by name: train what is missing, evaluate, and print the paper's numbers beside ours.
+"""Reproduce tables of the papers: run their missing trainings and evaluations, and print the paper's and our numbers.
 
     python -m experiments.run v3_table5
     python -m experiments.run v3_table5 v3_table6 --regime camvid --data_dir DIR --init MODEL_FOLDER --seeds 3
     python -m experiments.run v3plus_table3 --regime paper --plan
 
-Rows that mean the same training share it. What is finished is not run again, and what was cut off goes on. Each table
-has one file of results, OUT/REGIME/TABLE.json.
+Rows that need the same training share it. Finished jobs are not run again, and interrupted ones go on. Each table has
+one file of results, OUT/REGIME/TABLE.json.
 """
 
 import argparse
@@ -42,8 +42,8 @@ PROGRAM = ("python", "-m", "experiments.run")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run tables and return the exit code: 0 on success, 2 for what the user can fix, 130 after Ctrl-C, 75 after
-    SIGTERM.
+    """Run tables and return the exit code: 0 on success, 2 for an error that the user can fix, 130 after Ctrl-C, 75
+    after SIGTERM.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     parser = make_parser()
@@ -72,29 +72,29 @@ def make_parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="python -m experiments.run",
         description=(__doc__ or "").splitlines()[0],
-        epilog="--config.section.key=value changes every training, but for what a row itself changes",
+        epilog="--config.section.key=value changes every training, except the keys that a row sets itself",
         allow_abbrev=False,
     )
     parser.add_argument("tables", nargs="+", metavar="TABLE", help=f"{', '.join(TABLES)}, or your own FILE.py")
     parser.add_argument(
-        "--regime", "--scale", default="scenes", help=f"where: {', '.join(REGIMES)}; see experiments/regimes.py"
+        "--regime", "--scale", default="scenes", help=f"one of {', '.join(REGIMES)}; see experiments/regimes.py"
     )
-    parser.add_argument("--row", action="append", default=[], metavar="NAME", help="only this row; again for more")
     parser.add_argument(
-        "--seeds", type=int, default=0, help="trainings of each row; by default the regime's own number"
+        "--row", action="append", default=[], metavar="NAME", help="run only this row; give it again for more rows"
     )
-    parser.add_argument("--steps", type=int, default=0, help="of each training; by default the regime's own number")
+    parser.add_argument("--seeds", type=int, default=0, help="trainings of each row; by default the regime's number")
+    parser.add_argument("--steps", type=int, default=0, help="steps of each training; by default the regime's number")
     parser.add_argument("--runs", default="runs/tables", help="folder of the run directories")
     parser.add_argument("--out", default=RESULTS, help="folder of the results")
     parser.add_argument("--data_dir", default="", help="folder of the data; scenes are generated")
     parser.add_argument(
-        "--init", default="", help="model folder of pre-trained weights, or a folder of such by backbone"
+        "--init", default="", help="model folder of pre-trained weights, or a folder with one for each backbone"
     )
-    parser.add_argument("--plan", action="store_true", help="say what would run, and for how long, and run nothing")
+    parser.add_argument("--plan", action="store_true", help="print the jobs and their estimated time, and run nothing")
     parser.add_argument(
         "--commands",
         action="store_true",
-        help="print a command for each job, and run nothing; afterwards the command without this gathers their results",
+        help="print a command for each job, and run nothing; once they are run, leave out --commands to get the tables",
     )
     parser.add_argument("--launcher", default="local", choices=("local", "slurm"), help="where the jobs run")
     parser.add_argument(
@@ -105,19 +105,19 @@ def make_parser() -> argparse.ArgumentParser:
         help="parameter of submitit, such as timeout_min=600",
     )
     parser.add_argument(
-        "--again", action="store_true", help="run again what another commit or another configuration has left"
+        "--again", action="store_true", help="replace results of another commit or of another configuration"
     )
     parser.add_argument(
         "--parallel", type=int, default=1, metavar="N", help="local jobs at once, each on a share of the cores (1)"
     )
-    parser.add_argument("--job", default="", help=argparse.SUPPRESS)  # As in the lines of --commands.
+    parser.add_argument("--job", default="", help=argparse.SUPPRESS)  # The lines of --commands have it.
     parser.add_argument("--tethered", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--cores", default="", help=argparse.SUPPRESS)
     return parser
 
 
 def run(args: argparse.Namespace, overrides: tuple[str, ...], words: Sequence[str]) -> int:
-    """Do what the arguments say."""
+    """Run the tables as the arguments say, and return the exit code."""
     if args.regime not in REGIMES:
         raise UserError(f"--regime {args.regime!r}: {did_you_mean(args.regime, REGIMES)}")
     if args.seeds < 0 or args.steps < 0:
@@ -135,7 +135,7 @@ def run(args: argparse.Namespace, overrides: tuple[str, ...], words: Sequence[st
         return one_job(args, jobs, runs)
     store = Store(out, runs, git_commit(), args.again)
     pending = find_pending(asked, jobs, store)
-    console = view.wide(Console(stderr=args.commands))  # A shell reads the commands, and nothing else.
+    console = view.wide(Console(stderr=args.commands))  # A shell may read the commands, so stdout has nothing else.
 
     def say(text: str) -> None:
         console.print(text, highlight=False, markup=False, soft_wrap=True)
@@ -174,7 +174,7 @@ def run(args: argparse.Namespace, overrides: tuple[str, ...], words: Sequence[st
 
 
 def alone(folder: str, option: str) -> AbstractContextManager[None]:
-    """Keep other runners out of a folder."""
+    """Return a context in which no other runner can work in a folder."""
     busy = f"{folder}: another runner is at work there; wait for it, or give another {option}"
     return locked(Path(folder, "runner.lock"), busy, option=option)
 
@@ -188,7 +188,7 @@ def check_rows(names: Sequence[str], tables: Sequence[Table]) -> None:
 
 
 def find_pending(asked: Sequence[Asked], jobs: Sequence[Job], store: Store) -> view.Pending:
-    """Return which evaluations each job lacks."""
+    """Return the keys of the evaluations that each job lacks."""
     lacking: dict[str, set[str]] = {job.name: set() for job in jobs}
     for one in asked:
         if isinstance(one.resolved, Resolved):
@@ -200,7 +200,7 @@ def find_pending(asked: Sequence[Asked], jobs: Sequence[Job], store: Store) -> v
 def plan(
     console: Console, jobs: Sequence[Job], pending: view.Pending, runs: Path, measured: view.Rates, at_once: int
 ) -> None:
-    """Print what would run."""
+    """Print the jobs and their estimated time."""
     console.print(view.plan_table(jobs, pending, runs, measured))
     count = sum(bool(pending[job.name]) for job in jobs)
     left = hours(view.time_left(jobs, pending, runs, measured, at_once))
@@ -221,7 +221,7 @@ def one_job(args: argparse.Namespace, jobs: Sequence[Job], runs: Path) -> int:
 
 
 def make_launcher(args: argparse.Namespace, runs: Path) -> Launcher:
-    """Return what starts the jobs."""
+    """Return the launcher of the jobs."""
     return Local(args.parallel) if args.launcher == "local" else Slurm(runs / "slurm", dict(map(parameter, args.slurm)))
 
 
@@ -239,10 +239,10 @@ def parameter(text: str) -> tuple[str, Any]:
 def show(console: Console, tables: Sequence[Table], regime: Regime, asked: Sequence[Asked], store: Store) -> None:
     """Write the results of every row that has some, and print the tables."""
     for table in tables:
-        own = [one for one in asked if one.table is table]
-        contents = {table.row_name(one.row): found for one in own if (found := store.collect(one)) is not None}
+        rows = [one for one in asked if one.table is table]
+        contents = {table.row_name(one.row): found for one in rows if (found := store.collect(one)) is not None}
         remarks: list[str] = []
-        result = table_result(replace(table, rows=tuple(one.row for one in own)), regime, contents, remarks)
+        result = table_result(replace(table, rows=tuple(one.row for one in rows)), regime, contents, remarks)
         result = replace(result, folder=store.out)
         console.print(f"\n{table.name}: {table.title}\n{table.source}", highlight=False, markup=False, soft_wrap=True)
         console.print(view.results_table(result))

@@ -1,6 +1,6 @@
-"""A job trains and evaluates what is missing. The runner starts the jobs and watches them.
+"""Runs jobs. A job trains a network and evaluates it. The runner starts the jobs and watches them.
 
-After a kill, the next start goes on.
+A job that was killed goes on at its next start.
 """
 
 import os
@@ -35,22 +35,22 @@ from experiments.run.plan import Asked, Job, evaluation_counts, evaluation_file,
 from experiments.run.results import EVALUATION, Store
 from experiments.run.view import View, rates
 
-# What an evaluation keeps of the metrics: all but the confusion matrix.
+# The metrics that the file of an evaluation keeps: all but the confusion matrix.
 KEPT = ("miou", "pixel_accuracy", "mean_accuracy", "per_class", "protocol", "model", "versions", "seconds")
 POLL = 0.5  # seconds
-RESTARTS = 100  # starts of one job whose machine a scheduler takes away
+RESTARTS = 100  # of one job after a scheduler has taken its machine away
 
 
 def work(job: Job, runs: Path, *, again: bool) -> None:
-    """Train and evaluate, in `runs/NAME`.
+    """Train and evaluate in the run directory `runs/NAME`.
 
     Args:
-      job: what to do.
+      job: the job.
       runs: folder of the run directories of the regime.
-      again: sets aside what another commit trained or evaluated, and does it again.
+      again: set trainings and evaluations of another commit aside, and run them again.
 
     Raises:
-      UserError: another process does this job already, or what `train` and `evaluate` raise.
+      UserError: another process works on this job, or `train` or `evaluate` raises it.
       Interrupted: after Ctrl-C, once the state is saved.
     """
     keep_freed_memory()
@@ -69,17 +69,21 @@ def work(job: Job, runs: Path, *, again: bool) -> None:
             config.init, config.init_scope = str(pretrained(job.pretraining, runs, again=again)), "backbone"
         # Trainings of one key differ in nothing that changes the weights.
         last = train(config, workdir, allow_config_change=True)
-        own = _key_of(job.config, job)
-        if last is not None and own in missing:
-            _write(workdir, own, last)
-            del missing[own]
+        final = _final_evaluation(job)
+        if last is not None and final in missing:
+            _write(workdir, final, last)
+            del missing[final]
         for key, options in missing.items():
             _write(workdir, key, _evaluate(workdir, job.config, options))
 
 
 def pretrained(config: ConfigDict, runs: Path, *, again: bool) -> Path:
-    """Return the run directory of the training that jobs start from; the first one that needs it trains it, and the
-    others wait. The arguments are those of `work`.
+    """Return the run directory of a training whose backbone jobs start from. The first job that needs it runs this
+    training, and the others wait for it.
+
+    Args:
+      config: configuration of the training.
+      runs, again: as in `work`.
     """
     workdir = runs / weights_name(config)
     with files.locked(workdir.with_suffix(".lock"), "", option="--runs"):
@@ -92,7 +96,7 @@ def pretrained(config: ConfigDict, runs: Path, *, again: bool) -> Path:
 
 
 def trained_commits(workdir: Path) -> set[str]:
-    """Return the commits under which a run was started and went on, "unknown" where it does not say."""
+    """Return the commits of the code at each start of a run, "unknown" where the run does not say."""
     try:
         return {str(start["commit"]) for start in files.read_json(workdir / RUN_FILE)} or {"unknown"}
     except (OSError, ValueError, LookupError, TypeError):
@@ -103,7 +107,7 @@ def end_with_parent() -> None:
     """End this process when its standard input ends. That happens when the runner that started it ends."""
 
     def watch() -> None:
-        while os.read(sys.stdin.fileno(), 1):  # No buffer: a process that ends would wait for its lock.
+        while os.read(sys.stdin.fileno(), 1):  # Without a buffer, whose lock would hold up the end of the process.
             pass
         os._exit(1)
 
@@ -111,7 +115,7 @@ def end_with_parent() -> None:
 
 
 def _evaluate(workdir: Path, config: ConfigDict, options: Any) -> Results:
-    """Evaluate the last weights, image by image too."""
+    """Evaluate the last weights, with the counts of each image."""
     model, variables, _ = load(workdir, checkpoint="newest")
     source = open_split(config, config.data.val_split)
     protocol, how = split_section({**options, "per_image": True})
@@ -128,9 +132,9 @@ def _evaluated(workdir: Path, key: str, again: bool) -> bool:
     return content is not None and not (again and set(content["commits"]) != {git_commit()})
 
 
-def _key_of(config: ConfigDict, job: Job) -> str:
-    """Return the key of the evaluation that the training itself ends with, "" where no row asks for it."""
-    plain = config.evaluate.to_dict()
+def _final_evaluation(job: Job) -> str:
+    """Return the key of the evaluation with which the training itself ends, "" where no row asks for it."""
+    plain = job.config.evaluate.to_dict()
     return next((key for key, options in job.evaluations.items() if dict(options) == plain), "")
 
 
@@ -151,7 +155,7 @@ def _set_aside(workdir: Path, commit: str) -> None:
 
 
 def check_data(jobs: Sequence[Job]) -> None:
-    """Raise a UserError where a job's data cannot be opened, before the first one starts."""
+    """Raise a UserError where the data of a job cannot be opened. It is called before the first job starts."""
     seen = set()
     for job in jobs:
         data = job.config.data
@@ -174,7 +178,7 @@ def run_jobs(
     asked: Sequence[Asked],
     store: Store,
 ) -> list[str]:
-    """Run jobs, write the rows of each as it ends, and return a line for every one that failed."""
+    """Run jobs, write the rows of each job when it ends, and return a line for every job that failed."""
     waiting, failed = list(jobs), []
     running: dict[str, tuple[Job, LocalJob | SlurmJob]] = {}
     tries: Counter[str] = Counter()
@@ -216,7 +220,7 @@ def run_jobs(
 
 
 def log_of(runs: Path, job: Job) -> Path:
-    """Return the file that gets what a job prints."""
+    """Return the file that gets the output of a job."""
     return runs / f"{job.name}.log"
 
 

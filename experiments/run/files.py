@@ -1,4 +1,4 @@
-"""Reads the files of tables and trainings and the logs of runs. Nobody has checked what they hold."""
+"""Reads the files of tables and trainings and the logs of runs. Their content is not trusted: it is checked here."""
 
 import itertools
 import re
@@ -12,14 +12,14 @@ from deeplab_jax.checkpoint import Checkpoints
 from deeplab_jax.weights.folder import CHECKPOINTS
 
 TRAININGS = "trainings"
-LARGEST = 1e18  # Of any number in results: multiply-adds of a network over all views.
+LARGEST = 1e18  # More than any number in results, even the multiply-adds of a network over all views.
 
 Content = dict[str, Any]
 Records = list[dict[str, Any]]
 
 
 class Unreadable(ValueError):
-    """A file does not hold what it should. The message says what is wrong."""
+    """A file has the wrong content. The message says what is wrong."""
 
 
 def is_number(value: Any) -> bool:
@@ -66,7 +66,7 @@ def _is_model(value: Any) -> bool:
     return isinstance(value, dict) and isinstance(value.get("name"), str) and is_number(value.get("output_stride"))
 
 
-# What the keys of results hold. Some become names of files.
+# The check of each key in results. Keys of trainings and evaluations become names of files.
 CHECKS: dict[str, Callable[[Any], bool]] = {
     "rows": lambda value: isinstance(value, dict),
     "seeds": lambda value: isinstance(value, list) and all(map(_is_entry, value)),
@@ -85,10 +85,10 @@ CHECKS: dict[str, Callable[[Any], bool]] = {
 
 
 def checked(content: Any, needs: Iterable[str]) -> Content:
-    """Return what JSON holds, if it is an object with certain keys.
+    """Return `content`, parsed from JSON, if it is an object with the keys `needs`.
 
     Raises:
-      Unreadable: it is not, or one of its keys holds something else than it should.
+      Unreadable: it is no such object, or one of its keys has a value of the wrong kind.
     """
     if not isinstance(content, dict):
         raise Unreadable("it holds no object")
@@ -105,7 +105,7 @@ def read_json(file: Path, *, needs: Iterable[str]) -> Content | None:
     """Return the object that a file holds, None where there is no file.
 
     Raises:
-      Unreadable: half a file, or one without the keys that it needs.
+      Unreadable: the file is damaged, or lacks one of the keys `needs`.
     """
     try:
         return checked(files.read_json(file), needs)
@@ -116,9 +116,9 @@ def read_json(file: Path, *, needs: Iterable[str]) -> Content | None:
 
 
 def read_rows(folder: Path, table: str) -> Content:
-    """Return what a regime's folder holds of a table by row, not yet checked.
+    """Return the results of a table by row from a regime's folder, not yet checked.
 
-    Earlier versions wrote a file for each row, `TABLE/ROW.json`. It counts where the table's file lacks the row.
+    Earlier versions wrote a file for each row, `TABLE/ROW.json`. It is used where the table's file lacks the row.
 
     Raises:
       Unreadable: the table's file is damaged.
@@ -133,13 +133,13 @@ def _earlier(file: Path) -> Content:
     try:
         return read_json(file, needs=()) or {}
     except Unreadable:
-        return {}  # The check of a row's keys names it.
+        return {}  # The later check of the row's keys reports it.
 
 
 def read_trainings(folder: Path) -> dict[str, Records]:
-    """Return what a regime's trainings logged, by their names.
+    """Return the logs of a regime's trainings, by their names.
 
-    Earlier versions wrote a file for each, `trainings/NAME.jsonl`.
+    Earlier versions wrote a file for each training, `trainings/NAME.jsonl`.
 
     Raises:
       Unreadable: the file is damaged.
@@ -152,17 +152,17 @@ def read_trainings(folder: Path) -> dict[str, Records]:
 
 
 def set_aside(file: Path) -> None:
-    """Copy a damaged file before it is replaced. A user may still want what it holds."""
+    """Copy a damaged file before it is replaced. The user may still want its content."""
     names = (file.with_suffix(f".damaged{number or ''}") for number in itertools.count())
     shutil.copyfile(file, next(name for name in names if not name.exists()))
 
 
-# What a training logs.
+# The log of a training.
 
 
 def read_records(file: Path) -> Records:
-    """Return the records of a run; none where there is no file. Lines that are no records do not count: a run that was
-    killed leaves half a line.
+    """Return the records of a run; none where there is no file. Lines that are no records are left out, since a run
+    that was killed may leave half a line.
     """
     try:
         lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -179,16 +179,15 @@ def _parsed(line: str) -> Any:
 
 
 def training_records(records: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Yield those of training steps."""
+    """Yield the records of training steps."""
     logged = ("step", "train/loss", "train/images_per_second")
     return (record for record in records if all(is_number(record.get(name)) for name in logged))
 
 
 def training_seconds(records: Iterable[dict[str, Any]], batch_size: int) -> float:
-    """Return how long the steps took, from the throughput that was logged with them.
+    """Return the seconds of all steps, from the throughput that was logged with them.
 
-    It is the same however often the run was interrupted. It includes compilation, and leaves out evaluation and
-    checkpoints.
+    Interruptions of the run do not change it. It includes compilation, but no evaluation and no checkpoints.
     """
     seconds, before, rate = 0.0, 0, 0.0
     for record in training_records(records):
@@ -201,7 +200,7 @@ def training_seconds(records: Iterable[dict[str, Any]], batch_size: int) -> floa
 def state_of(records: Iterable[dict[str, Any]]) -> tuple[int, float | None]:
     """Return the last step that was logged and its loss; (0, None) before the first."""
     last = None
-    for last in training_records(records):  # noqa: B007 - the last one is what counts
+    for last in training_records(records):  # noqa: B007 - only the last one is used
         pass
     return (last["step"], last["train/loss"]) if last else (0, None)
 

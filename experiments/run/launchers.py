@@ -1,4 +1,4 @@
-"""Where jobs run: on this machine one after another, on Slurm, or wherever the user takes their commands."""
+"""Launchers of jobs: on this machine, or on Slurm."""
 
 import contextlib
 import importlib
@@ -20,10 +20,11 @@ FORGOTTEN = 3600.0  # seconds after which a job that Slurm knows nothing of coun
 
 
 class LocalJob:
-    """A process that ends with this one: its standard input is a pipe that only this one holds.
+    """A job that is a process on this machine. It ends when this process ends: its standard input is a pipe that only
+    this process holds.
 
-    Jobs on this machine and on Slurm have the same two methods. `code` returns the exit code, None while the job runs.
-    `stop` has the job save and end.
+    `LocalJob` and `SlurmJob` have the same two methods. `code` returns the exit code, None while the job runs. `stop`
+    makes the job save and end.
     """
 
     def __init__(self, command: Command, log: Path) -> None:
@@ -51,14 +52,14 @@ class LocalJob:
 class Local:
     """Starts jobs on this machine: one after another, or several at once, each on its own share of the cores.
 
-    Small networks gain little by a second core: two jobs on a core each end sooner than one after the other on both.
+    Small networks gain little from a second core. On two cores, two jobs at once end sooner than one after the other.
 
     Attributes:
-      limit: of jobs at once; 0: none, as on Slurm.
-      left: says what becomes of the jobs when the runner ends.
+      limit: largest number of jobs at once; 0: no limit, as on Slurm.
+      left: message on the state of the jobs when the runner ends.
     """
 
-    left = "What ran has saved its state."
+    left = "The running jobs have saved their state."
 
     def __init__(self, limit: int = 1) -> None:
         self.limit = limit
@@ -88,12 +89,12 @@ def keep_to_cores(share: str) -> None:
 
 
 class OnNode:
-    """A command on the machine that Slurm chose; called, it returns the command's exit code.
+    """Runs a command on the machine that Slurm chose. A call returns the command's exit code.
 
-    What it prints goes to `log`, as on this machine.
+    The output of the command goes to `log`, as for a `LocalJob`.
 
-    Slurm sends SIGUSR2 before it ends or preempts a job. submitit then calls `checkpoint` and has Slurm start the job
-    again. The signal reaches the command, too, and would end it.
+    Slurm sends SIGUSR2 before it ends or preempts a job. submitit then calls `checkpoint`, and lets Slurm start the job
+    again. The signal also reaches the command, which must ignore it.
     """
 
     def __init__(self, command: Command, log: Path) -> None:
@@ -101,7 +102,7 @@ class OnNode:
         self._process: subprocess.Popen[bytes] | None = None
 
     def __call__(self) -> int:
-        handler = signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # A new process ignores it, too.
+        handler = signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # The new process inherits this.
         try:
             self._log.parent.mkdir(parents=True, exist_ok=True)
             with self._log.open("a", encoding="utf-8") as output:
@@ -111,17 +112,17 @@ class OnNode:
         return self._process.wait()
 
     def checkpoint(self) -> Any:
-        """Have the command save and end, and return its next start."""
+        """Make the command save and end, and return the submission of its next start."""
         if self._process is not None:
             self._process.terminate()
-            # This interrupts `__call__`, which waits for the process and holds the lock that `wait` needs.
+            # Not `wait`: `__call__`, which this interrupts, holds the lock that `wait` needs.
             os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
         again = OnNode(self._command, self._log)
         return importlib.import_module("submitit").helpers.DelayedSubmission(again)
 
 
 class SlurmJob:
-    """A job that submitit knows."""
+    """A job that was submitted to Slurm; see `LocalJob`."""
 
     def __init__(self, job: Any) -> None:
         self._job = job
@@ -135,21 +136,21 @@ class SlurmJob:
         return int(self._job.result())
 
     def stop(self) -> None:
-        """Leave it in Slurm's hands."""
+        """Do nothing: the job goes on in Slurm."""
 
 
 class Slurm:
-    """Submits all jobs at once. The nodes of Slurm must see the folder of the runs.
+    """Submits all jobs to Slurm at once. The nodes of Slurm must see the folder of the runs.
 
-    A file beside submitit's own keeps the number of each job. So a later runner waits for a job that Slurm still has,
-    and does not submit it again.
+    The folder of submitit's logs also gets a file with the number of each job. So a later runner waits for a job that
+    Slurm still has, and does not submit it again.
 
     Raises:
       UserError: submitit is not installed.
     """
 
     limit = 0
-    left = "What was submitted stays with Slurm (scancel ends it)."
+    left = "The submitted jobs stay with Slurm (scancel ends them)."
 
     def __init__(self, logs: Path, parameters: Mapping[str, Any]) -> None:
         try:
@@ -166,7 +167,7 @@ class Slurm:
         number = self._logs / f"{name}.id"
         with contextlib.suppress(OSError):
             job = self._known(folder=str(self._logs), job_id=number.read_text(encoding="utf-8").strip())
-            # Slurm's records do not know a job that was just submitted, nor one from long ago.
+            # Slurm's records lack a job that was submitted a moment ago, and one from long ago.
             forgotten = job.state.upper() == "UNKNOWN" and time.time() - number.stat().st_mtime > FORGOTTEN
             if not job.done(force_check=True) and not forgotten:
                 return SlurmJob(job)
@@ -179,7 +180,7 @@ class Slurm:
 
 @contextlib.contextmanager
 def _slurm_errors() -> Iterator[None]:
-    """Turn what submitit says of an unknown parameter, a missing srun or a refused job into a UserError."""
+    """Turn submitit's errors on an unknown parameter, a missing srun or a refused job into a UserError."""
     try:
         yield
     except (NameError, RuntimeError) as error:

@@ -1,7 +1,8 @@
-"""What an evaluation counts on every image, kept beside the tables: `OUT/REGIME/per_image/TRAINING-EVALUATION.npz`.
+"""The counts of an evaluation on every image. Their files are `OUT/REGIME/per_image/TRAINING-EVALUATION.npz`.
 
-From these, the report draws images anew (`experiments.report.intervals`). A file holds `names`, and for every image and
-class the pixels that are right (`right`) and those that are labelled or predicted as it (`union`).
+The report resamples images from these counts (`experiments.report.intervals`). A file holds the `names` of the images.
+For every image and class it holds the number of pixels that are labelled and predicted as this class (`right`), and of
+those that are labelled or predicted as it (`union`).
 """
 
 import zipfile
@@ -25,8 +26,8 @@ class Counts:
     """The counts of N images.
 
     Attributes:
-      names: of the images, in order.
-      right, union: pixels, int64 `[N, K]`.
+      names: names of the images, in order.
+      right, union: numbers of pixels, int64 `[N, K]`.
     """
 
     names: tuple[str, ...]
@@ -39,12 +40,12 @@ class Counts:
 
 
 def counts_file(folder: Path, training: str, evaluation: str) -> Path:
-    """Return where a regime's folder keeps the counts of an evaluation."""
+    """Return the file in a regime's folder that has the counts of an evaluation."""
     return folder / FOLDER / f"{training}-{evaluation}.npz"
 
 
 def counts_of(every: Sequence[Mapping[str, Any]]) -> Counts:
-    """Return the counts in `metrics.json`, entry `per_image.every`."""
+    """Return the counts from the entry `per_image.every` of `metrics.json`."""
     right, labelled, predicted = (
         np.array([one[key] for one in every], np.int64) for key in ("right", "labelled", "predicted")
     )
@@ -52,7 +53,7 @@ def counts_of(every: Sequence[Mapping[str, Any]]) -> Counts:
 
 
 def write_counts(file: Path, counts: Counts) -> None:
-    """Write counts, whole or not at all, in as few bits as they need.
+    """Write counts in the smallest type that holds them. The file is written whole or not at all.
 
     Raises:
       UserError: the file cannot be written.
@@ -68,9 +69,9 @@ def write_counts(file: Path, counts: Counts) -> None:
 
 
 def read_counts(file: Path, miou: float) -> Counts | None:
-    """Return the counts in a file; None where there is no file, or none of an evaluation with this mean IoU.
+    """Return the counts in a file, None where there is no file or where its counts give another mean IoU than `miou`.
 
-    Results and counts are two files, so one of them may be of an older training; the mean IoU tells.
+    Results and counts are two files, so one of them may come from an older training. The mean IoU shows this.
     """
     try:
         with file.open("rb") as stream, np.load(stream, allow_pickle=False) as held:

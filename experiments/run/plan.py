@@ -1,6 +1,6 @@
-"""The jobs that the asked tables take, and the rows that share them.
+"""Makes jobs from the rows that were asked for.
 
-A job is one training with one seed, and all evaluations that are asked of it.
+A job is a training with one seed, and the evaluations that rows need of it. Several rows may share a job.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,8 +20,10 @@ class Asked:
     """A row that was asked for.
 
     Attributes:
-      resolved: what it means in the regime; None where it is computed without a network.
-      seeds: of its trainings.
+      table: the row's table.
+      row: the row.
+      resolved: the row in its regime; None where it is computed without a network.
+      seeds: the seeds of its trainings.
     """
 
     table: Table
@@ -41,11 +43,11 @@ class Job:
 
     Attributes:
       key: hash of the training, see `Resolved.training_key`.
-      seed: of the training.
-      config: its configuration.
-      evaluations: the sections `evaluate` by their key.
-      serves: names of rows.
-      pretraining: of the training whose backbone it starts from; None: of none.
+      seed: seed of the training.
+      config: configuration of the training.
+      evaluations: the sections `evaluate`, by their keys.
+      serves: names of the rows that need this job.
+      pretraining: configuration of the training whose backbone this one starts from; None where there is none.
     """
 
     key: str
@@ -62,12 +64,12 @@ class Job:
 
     @property
     def network(self) -> str:
-        """The model and what it is trained at, for a reader."""
+        """The model and its output stride in training, as a text."""
         return f"{self.config.model.name}, output stride {self.config.model.output_stride}"
 
 
 def job_name(key: str, seed: int) -> str:
-    """Return the name of a training: that of its run directory, too."""
+    """Return the name of a training, which is also the name of its run directory."""
     return f"{key}_seed{seed}"
 
 
@@ -77,36 +79,36 @@ def weights_name(pretraining: ConfigDict) -> str:
 
 
 def evaluation_file(workdir: Path, key: str) -> Path:
-    """Return where a run directory keeps an evaluation."""
+    """Return the file of an evaluation in a run directory."""
     return workdir / "evaluations" / f"{key}.json"
 
 
 def evaluation_counts(workdir: Path, key: str) -> Path:
-    """Return where a run directory keeps what the evaluation counted on every image."""
+    """Return the file in a run directory with the counts of an evaluation on every image."""
     return evaluation_file(workdir, key).with_suffix(".npz")
 
 
 def ask(tables: Sequence[Table], names: Iterable[str], regime: Regime, settings: Settings, seeds: int) -> list[Asked]:
-    """Resolve the rows of tables.
+    """Return the rows of tables, resolved.
 
     Args:
-      tables: those asked for.
-      names: of the rows asked for; none means all.
-      regime: where they run.
-      settings: what the user gave.
-      seeds: trainings of each row; 0: the regime's own number.
+      tables: the tables.
+      names: names of the rows; none means all.
+      regime: the regime.
+      settings: the user's settings.
+      seeds: number of trainings of each row; 0: the regime's number.
     """
     chosen = set(names)
     asked = []
     for table in tables:
         rows = [row for name, row in table.named_rows().items() if not chosen or name in chosen]
         resolved = [None if row.compute else resolve(row, table, regime, settings) for row in rows]
-        # Rows that share trainings have all of them: the report compares such rows over the seeds that all have.
+        # Rows that share a training get the same seeds: the report compares such rows over the seeds that all have.
         counts: dict[str, int] = {}
         for row, one in zip(rows, resolved, strict=True):
             if isinstance(one, Resolved):
-                own = seeds or regime.trainings(table, row)
-                counts[one.training_key] = max(own, counts.get(one.training_key, 0))
+                count = seeds or regime.trainings(table, row)
+                counts[one.training_key] = max(count, counts.get(one.training_key, 0))
         for row, one in zip(rows, resolved, strict=True):
             count = counts[one.training_key] if isinstance(one, Resolved) else 1
             asked.append(Asked(table, row, one, tuple(range(count))))
@@ -114,9 +116,7 @@ def ask(tables: Sequence[Table], names: Iterable[str], regime: Regime, settings:
 
 
 def make_jobs(asked: Iterable[Asked]) -> list[Job]:
-    """Gather rows into jobs. The first seed of every training comes before the second, so that whole tables come
-    early.
-    """
+    """Return the jobs of the rows. The first seeds of all trainings come first, so that whole tables end early."""
     jobs: dict[str, Job] = {}
     for one in asked:
         if not isinstance(one.resolved, Resolved):

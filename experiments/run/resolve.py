@@ -1,4 +1,4 @@
-"""What a row of a table means in a regime: its whole configuration, and the keys by which its results are found."""
+"""Resolves a row of a table in a regime: its full configuration, and the keys of its results."""
 
 import hashlib
 import json
@@ -15,25 +15,25 @@ from deeplab_jax.config_keys import FREE
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.catalog import known_options
 from deeplab_jax.weights.folder import WEIGHTS_FILE
+from experiments import ROOT
 from experiments.regimes import MULTI_GRID, Network, Regime
 from experiments.tables import Row, Table
 
-ROOT = Path(__file__).resolve().parents[2]
 NORM = "model.options.norm"
 PLAIN = {"model.output_stride": 32, "model.options.aspp_rates": (), "model.options.image_pooling": False}
-# No weight depends on these, so a training's key leaves them out. The seed stands beside the key.
+# The key of a training leaves these out. Weights depend on none of them but the seed, which stands beside the key.
 OUTSIDE_KEY = (*FREE, "config.train.seed", "config.train.evaluate_every", "config.train.checkpoint_every")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the user gave besides tables and regime.
+    """The user's settings besides tables and regime.
 
     Attributes:
-      overrides: words `--config.key=value`; a row's own changes come after them.
-      data_dir: folder of the data; "" for those that are generated.
-      init: model folder of pre-trained weights, or a folder of such, named after the backbones.
-      steps: of every training; 0: the regime's own number.
+      overrides: arguments `--config.key=value`; the changes of a row come after them.
+      data_dir: folder of the data; "" for generated data.
+      init: model folder of pre-trained weights, or a folder of model folders that are named after their backbones.
+      steps: steps of every training; 0: the regime's number.
     """
 
     overrides: tuple[str, ...] = ()
@@ -47,10 +47,11 @@ class Resolved:
     """A row that can be run.
 
     Attributes:
-      config: of the training, but for its seed.
+      config: configuration of the training, without its seed.
       evaluation: the section `evaluate` for this row.
-      notes: what sets the row apart from the paper's in its regime.
-      pretraining: of the training whose backbone this one starts from; None: from given or random weights.
+      notes: differences of this row from the paper's row.
+      pretraining: configuration of the training whose backbone this one starts from; None where it starts from given or
+        random weights.
     """
 
     config: ConfigDict
@@ -65,18 +66,18 @@ class Resolved:
 
     @property
     def training_key(self) -> str:
-        """Hash of all that the weights depend on, but for the seed."""
+        """Hash of all settings on which the weights depend, except the seed."""
         return key_of(self.config, start="" if self.pretraining is None else key_of(self.pretraining))
 
     @property
     def evaluation_key(self) -> str:
-        """Hash of all that the metrics depend on besides the weights."""
-        own = beyond(to_plain(base().evaluate), to_plain(self.evaluation))
-        own = {key: value for key, value in own.items() if key not in ("batch_size", "devices")}
-        return _hash({**own, "split": self.config.data.val_split})
+        """Hash of all settings on which the metrics depend, besides the weights."""
+        changes = beyond(to_plain(base().evaluate), to_plain(self.evaluation))
+        changes = {key: value for key, value in changes.items() if key not in ("batch_size", "devices")}
+        return _hash({**changes, "split": self.config.data.val_split})
 
     def seeded(self, seed: int) -> ConfigDict:
-        """Return the configuration of one training."""
+        """Return the configuration of the training with this seed."""
         config = self.config.copy_and_resolve_references()
         config.train.seed = seed
         return config
@@ -90,13 +91,13 @@ class NotRun:
 
 
 def resolve(row: Row, table: Table, regime: Regime, settings: Settings) -> Resolved | NotRun:
-    """Return what a row means in a regime.
+    """Return a row with its full configuration in a regime.
 
-    Later changes win: first the regime's configuration file and network, then the user's `--config...`, then the
-    row's changes.
+    The regime's configuration file and network come first, then the user's `--config...`, then the row's changes. A
+    later change replaces an earlier one.
 
     Raises:
-      UserError: an override that does not fit, or pre-trained weights that are not there.
+      UserError: an override does not fit, or the pre-trained weights are not there.
     """
     if reason := regime.why_not(row):
         return NotRun(reason)
@@ -126,19 +127,19 @@ def resolve(row: Row, table: Table, regime: Regime, settings: Settings) -> Resol
         config.init, config.init_scope = initial_weights(settings.init, network.backbone), "backbone"
     evaluation = {**config.evaluate.to_dict(), **row.evaluate}
     if evaluation["output_stride"] == config.model.output_stride:
-        evaluation["output_stride"] = 0  # As the training's own evaluation says it.
+        evaluation["output_stride"] = 0  # The evaluation at the end of the training has the same key then.
     return Resolved(config, evaluation, tuple(notes), pretraining)
 
 
 def plain_network(config: ConfigDict, network: Network, table: Table, steps: int) -> ConfigDict:
-    """Return the training of a backbone by itself: DeepLabv3 without its pyramid, at output stride 32, without
-    multi-grid.
+    """Return the configuration that trains a backbone in a plain network: a DeepLabv3 without pyramid and multi-grid,
+    at output stride 32.
 
     Args:
-      config: of the regime, with the user's changes; data, optimizer and the layers' options are taken from it.
-      network: whose backbone it is.
-      table: whose data it is.
-      steps: of the training.
+      config: configuration of the regime with the user's changes; it gives data, optimizer and options of the layers.
+      network: the network with this backbone.
+      table: the table, which gives the data set.
+      steps: steps of the training.
     """
     file = network.config.format(model=f"deeplabv3_{network.backbone}", data=table.data, steps=steps)
     found = load_config([f"--config={ROOT / file}"]).copy_and_resolve_references()
@@ -155,13 +156,13 @@ def plain_network(config: ConfigDict, network: Network, table: Table, steps: int
 
 
 def key_of(config: ConfigDict, start: str = "") -> str:
-    """Return a hash of all that a training's weights depend on, but for the seed.
+    """Return a hash of all settings on which a training's weights depend, except the seed.
 
-    Defaults are left out. So a key that is new in the configuration changes no hash of an older result.
+    Defaults are left out. So a new key of the configuration does not change the hashes of older results.
 
     Args:
-      config: of the training.
-      start: key of the training that it starts from.
+      config: configuration of the training.
+      start: key of the training whose backbone it starts from; "" where there is none.
     """
     plain = to_plain(config)
     for name in OUTSIDE_KEY:
@@ -178,25 +179,25 @@ def initial_weights(folder: str, backbone: str) -> str:
     Raises:
       UserError: there are no weights in it.
     """
-    own = Path(folder, backbone)
-    chosen = own if own.is_dir() else Path(folder)
+    named = Path(folder, backbone)
+    chosen = named if named.is_dir() else Path(folder)
     if not (chosen / WEIGHTS_FILE).is_file():
         raise UserError(
-            f"--init {folder}: no {WEIGHTS_FILE} in it or in {own}; give a model folder as `convert` writes it, or a "
-            f"folder of such called {backbone} and so on"
+            f"--init {folder}: no {WEIGHTS_FILE} in it or in {named}; give a model folder as `convert` writes it, or a "
+            f"folder that holds model folders called {backbone} and so on"
         )
     return str(chosen)
 
 
 @cache
 def fingerprint(folder: str) -> str:
-    """Return a short hash of a model folder's weights: where they lie does not matter."""
+    """Return a short hash of a model folder's weights. It does not depend on the place of the folder."""
     return hashlib.sha256(Path(folder, WEIGHTS_FILE).read_bytes()).hexdigest()[:12]
 
 
 def check_init(rows: Iterable[tuple[Table, Row]], regime: Regime, init: str, *, needed: bool) -> None:
-    """Raise a UserError where a row starts from pre-trained weights and none are given, though they are `needed`; and
-    where weights are given that no row starts from.
+    """Raise a UserError where weights are `needed` and none are given for a row that starts from pre-trained weights,
+    and where weights are given that no row starts from.
     """
     used = False
     for table, row in rows:
@@ -214,19 +215,19 @@ def check_init(rows: Iterable[tuple[Table, Row]], regime: Regime, init: str, *, 
 
 
 def beyond(defaults: Mapping[str, Any], plain: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what of a plain configuration differs from the defaults."""
-    own = {}
+    """Return the entries of a plain configuration that differ from the defaults."""
+    found = {}
     for key, value in plain.items():
         default = defaults.get(key)
         if isinstance(value, Mapping) and isinstance(default, Mapping):
             value, default = beyond(default, value), {}
         if value != default:
-            own[key] = value
-    return own
+            found[key] = value
+    return found
 
 
 def _set_options(config: ConfigDict, network: Network, *, besides: Iterable[str] = ()) -> None:
-    """Set a network's options, but for those that words `--config.key=value` name."""
+    """Set a network's options, except those that the arguments `--config.key=value` in `besides` set."""
     named = {word.split("=", 1)[0].removeprefix("--config.") for word in besides}
     for option, value in network.options.items():
         if (key := f"model.options.{option}") not in named:

@@ -1,11 +1,10 @@
-"""What is kept of the tables: `OUT/REGIME/TABLE.json`, and what their trainings logged, `OUT/REGIME/trainings.json`.
+"""Keeps the results of tables in `OUT/REGIME/TABLE.json`, and the logs of trainings in `OUT/REGIME/trainings.json`.
 
-A table's file holds for each row the paper's values, the keys, the configuration and the protocol, and for every seed
-the metrics, the commit, the versions and the seconds. The file is enough by itself: a row that it holds is not run
-again, even where the run directory is gone. The counts of each image have files of their own
-(`experiments.run.per_image`).
+A table's file holds for each row the paper's values, the keys, the configuration and the protocol. For every seed it
+holds the metrics, the commit, the versions and the seconds. A row in this file is not run again, even where its run
+directory is gone. The counts of each image have files of their own (`experiments.run.per_image`).
 
-One runner at a time writes, since it locks OUT. Jobs, wherever they run, write into their run directories only.
+A runner locks OUT, so only one at a time writes there. Jobs write into their run directories only.
 """
 
 import filecmp
@@ -66,9 +65,9 @@ class Store:
       runs: folder of the run directories.
       commit: of the code as it is now.
       again: results of other commits and other configurations do not count.
-      remarks: what the user should know about the files that were read, each line once.
-      strange: lines about rows whose result is of another configuration.
-      kept: rows with results of another commit.
+      remarks: messages for the user about damaged files; a dictionary, so that each is there once.
+      strange: messages about rows with a result of another configuration.
+      kept: names of the rows with results of another commit.
     """
 
     out: Path
@@ -81,11 +80,11 @@ class Store:
     _damaged: set[Path] = field(default_factory=set)
 
     def file(self, one: Asked) -> Path:
-        """Return where a row's table is kept."""
+        """Return the file of a row's table."""
         return self.out / f"{one.table.name}.json"
 
     def entries(self, one: Asked) -> dict[int, Content]:
-        """Return a row's results by seed: those of its table's file, then those that wait in run directories."""
+        """Return a row's results by seed, from its table's file and from run directories."""
         content = self._read(one)
         found = {entry["seed"]: entry for entry in content["seeds"]} if content else {}
         for seed in one.seeds:
@@ -99,7 +98,7 @@ class Store:
         return counting
 
     def all_rows(self) -> Iterator[Content]:
-        """Yield what the files of all tables hold, asked for or not."""
+        """Yield the rows in the files of all tables, asked for or not."""
         for table in sorted({file.stem for file in self.out.glob("*")}):
             try:
                 rows = list(read_rows(self.out, table).values())
@@ -119,17 +118,17 @@ class Store:
         return [seed for seed in one.seeds if seed not in found]
 
     def collect(self, one: Asked) -> Content | None:
-        """Write a row where there is something new, and return its content; None where there is nothing yet.
+        """Write a row where it has new results, and return its content, None where it has no results yet.
 
-        New results replace old ones only when they have all seeds that were asked for and that the file had.
+        New results replace old ones only when they have every seed that was asked for and that the file already had.
         """
         if not isinstance(one.resolved, Resolved):
             return None
-        own, entries = self._read(one), self.entries(one)
+        old, entries = self._read(one), self.entries(one)
         if not entries or not self._seeds_in_file(one) & set(one.seeds) <= set(entries):
-            return own
-        if own is not None:
-            entries = {entry["seed"]: entry for entry in own["seeds"]} | entries
+            return old
+        if old is not None:
+            entries = {entry["seed"]: entry for entry in old["seeds"]} | entries
         first = next(iter(entries.values()))
         content = {
             "row": one.table.row_name(one.row),
@@ -138,7 +137,7 @@ class Store:
             "training": one.resolved.training_key,
             "evaluation": one.resolved.evaluation_key,
             "notes": list(one.resolved.notes),
-            **({"multiply_adds": self._multiply_adds(own, first)} if "multiply_adds" in one.table.measures else {}),
+            **({"multiply_adds": self._multiply_adds(old, first)} if "multiply_adds" in one.table.measures else {}),
             "protocol": first["protocol"],
             "config": to_plain(one.resolved.config),
             **self._pretraining(one.resolved.pretraining),
@@ -151,7 +150,7 @@ class Store:
         return content
 
     def _read(self, one: Asked) -> Content | None:
-        """Return what the table's file holds of a row, None where it holds nothing that counts."""
+        """Return a row of the table's file, None where the file has no valid result of this configuration."""
         file, name = self.file(one), one.table.row_name(one.row)
         try:
             rows = read_rows(self.out, one.table.name)
@@ -196,7 +195,7 @@ class Store:
         write_json(file, content)
 
     def _seeds_in_file(self, one: Asked) -> set[int]:
-        """Return the seeds of a row's result, also of one of another configuration."""
+        """Return the seeds of a row's result, even if it is of another configuration."""
         try:
             row = read_rows(self.out, one.table.name).get(one.table.row_name(one.row))
             return {entry["seed"] for entry in checked(row, ("seeds",))["seeds"]}
@@ -211,7 +210,7 @@ class Store:
         workdir = self.runs / job_name(one.resolved.training_key, seed)
         try:
             found = read_json(evaluation_file(workdir, one.resolved.evaluation_key), needs=EVALUATION)
-        except Unreadable:  # The worker says so, and evaluates again.
+        except Unreadable:  # The job reports it, and evaluates again.
             return None
         if found is None:
             return None
@@ -219,13 +218,13 @@ class Store:
         seconds = {"training": training, "evaluation": found["seconds"]}
         return {"seed": seed, **{key: value for key, value in found.items() if key != "seconds"}, "seconds": seconds}
 
-    def _multiply_adds(self, own: Content | None, first: Content) -> dict[str, int]:
-        """Count, or take what the row has of the same protocol: counting takes seconds for each row."""
-        kept: dict[str, int] | None = own.get("multiply_adds") if own is not None and not self.again else None
-        return kept if kept and own and own.get("protocol") == first["protocol"] else _multiply_adds(first)
+    def _multiply_adds(self, old: Content | None, first: Content) -> dict[str, int]:
+        """Return the old count where it is of the same protocol, since a count takes seconds; else count."""
+        kept: dict[str, int] | None = old.get("multiply_adds") if old is not None and not self.again else None
+        return kept if kept and old and old.get("protocol") == first["protocol"] else _multiply_adds(first)
 
     def _pretraining(self, config: ConfigDict | None) -> Content:
-        """Return what a row says of the training whose backbone it starts from."""
+        """Return a row's entry on the training whose backbone it starts from."""
         if config is None:
             return {}
         name = weights_name(config)
@@ -233,7 +232,7 @@ class Store:
         return {"pretraining": {"name": name, "seconds": seconds, "config": to_plain(config)}}
 
     def _keep_counts(self, training: str, evaluation: str, seed: int) -> None:
-        """Copy what an evaluation counted on every image, where the run directory still has it."""
+        """Copy the counts of an evaluation on every image, where the run directory still has them."""
         name = job_name(training, seed)
         found = evaluation_counts(self.runs / name, evaluation)
         kept = counts_file(self.out, name, evaluation)
@@ -249,7 +248,7 @@ class Store:
             return {}
 
     def _records(self, name: str, config: ConfigDict) -> Records:
-        """Return what a training has logged. What a finished one has logged is kept, and outlives the run directory."""
+        """Return the log of a training. The log of a finished training is kept in OUT, beyond its run directory."""
         found = read_records(self.runs / name / METRICS_FILE)
         if state_of(found)[0] >= config.train.steps and self._trainings.get(name) != found:
             self._trainings[name] = found
@@ -258,7 +257,7 @@ class Store:
 
 
 def refuse_strange(store: Store) -> None:
-    """Raise a UserError where a row has a result of another configuration, which must not be overwritten."""
+    """Raise a UserError where a row has a result of another configuration, and the user gave no --again."""
     if store.strange and not store.again:
         more = f", and {len(store.strange) - 1} rows more do so" if len(store.strange) > 1 else ""
         raise UserError(
@@ -267,8 +266,8 @@ def refuse_strange(store: Store) -> None:
 
 
 def measure(content: Mapping[str, Any], name: str) -> list[float]:
-    """Return a measure of a row's content, one number per seed (one in all for what no seed changes), in the units of
-    `MEASURES`.
+    """Return a measure of a row in the units of `MEASURES`: a number for each seed, or a single one for multiply-adds,
+    which no seed changes.
     """
     if name == "multiply_adds":
         return [_finite(content["multiply_adds"]["space_to_batch"] / BILLION)]
@@ -298,7 +297,9 @@ def _finite(value: float) -> float:
 
 
 def _multiply_adds(entry: Content) -> dict[str, int]:
-    """Count as the papers do and exactly, over all views of an image of the largest size that was run."""
+    """Return the count in the papers' way and the exact count, for all views of an image of the largest size that was
+    run.
+    """
     protocol = entry["protocol"]
     model = json.dumps(entry["model"], sort_keys=True)
     return _count(model, *max(protocol["sizes_run"], key=math.prod), tuple(protocol["scales"]), protocol["flip"])

@@ -1,6 +1,7 @@
-"""What the user sees: the plan, the jobs as they run and the time that is left, the paper's tables with our numbers.
+"""Shows the user the plan, the running jobs with the time that is left, and the tables with the paper's and our
+numbers.
 
-Times come from what was measured in the same regime, never from anything else.
+Times are estimated from finished jobs of the same regime only.
 """
 
 import time
@@ -30,16 +31,16 @@ Key = tuple[Any, ...]
 Pending = Mapping[str, Collection[str]]  # a job's name -> keys of the evaluations that it lacks
 
 
-# How long jobs take.
+# The time that jobs take.
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Mean times of what is finished. Each also stands under every beginning of its key.
+    """Mean times of finished jobs. Each beginning of a key is a key too, with the mean over all longer keys.
 
     Attributes:
       steps: seconds of a training step, by model, output stride and batch size.
-      evaluations: seconds of an evaluation, by its key and by the same.
+      evaluations: seconds of an evaluation, by its key, model, output stride and batch size.
     """
 
     steps: Mapping[Key, float]
@@ -50,7 +51,7 @@ class Rates:
         return _nearest(self.steps, _network(config))
 
     def seconds(self, job: Job, *, steps: int, evaluations: Collection[str]) -> float | None:
-        """Return the seconds of so many steps and these evaluations of a job, None where nothing was measured."""
+        """Return the seconds of these steps and evaluations of a job, None where nothing was measured."""
         network = _network(job.config)
         found = [_nearest(self.evaluations, (key, *network)) for key in evaluations]
         step = self.step(job.config)
@@ -61,7 +62,7 @@ class Rates:
 
 def rates(contents: Iterable[Mapping[str, Any]]) -> Rates:
     """Return the means over the rows of results."""
-    # Rows share trainings and evaluations. By these keys each counts once.
+    # Rows share trainings and evaluations. With these keys, each counts once.
     steps: dict[Any, tuple[Key, float]] = {}
     evaluations: dict[Any, tuple[Key, float]] = {}
     for content in contents:
@@ -74,7 +75,7 @@ def rates(contents: Iterable[Mapping[str, Any]]) -> Rates:
                 entry["seconds"]["evaluation"],
             )
         before = content.get("pretraining")
-        if before and before["seconds"]:  # 0 where its log is lost.
+        if before and before["seconds"]:  # 0 means that the log is lost.
             steps[before["name"]] = (_network(before["config"]), before["seconds"] / before["config"]["train"]["steps"])
     return Rates(_means(steps.values()), _means(evaluations.values()))
 
@@ -101,7 +102,7 @@ def _beginnings(key: Key) -> Iterator[Key]:
     return (key[:length] for length in range(len(key), -1, -1))
 
 
-# What is printed.
+# The tables.
 
 
 def grid(title: str, columns: Sequence[str]) -> Grid:
@@ -113,56 +114,57 @@ def grid(title: str, columns: Sequence[str]) -> Grid:
 
 
 def wide(console: Console) -> Console:
-    """Return a console that is wide enough for a row of a table, also where it is no terminal."""
+    """Return a console that is wide enough for a row of a table, even where it is no terminal."""
     return console if console.is_terminal else Console(width=max(console.width, 160), file=console.file)
 
 
 def plan_table(jobs: Sequence[Job], pending: Pending, runs: Path, rates: Rates) -> Grid:
-    """Return every job: what it serves, its state, and the estimated time that is left of it."""
+    """Return a table of all jobs: their rows, their states, and the estimated time that is left."""
     table = grid("jobs", ("job", "network", "steps", "serves", "state", "time left"))
     for job in jobs:
         step, _ = progress(runs, job.name)
-        steps = job.config.train.steps
         state = "finished" if not pending[job.name] else f"at step {step}" if step else "waiting"
-        left = rates.seconds(job, steps=steps - min(step, steps), evaluations=pending[job.name])
         serves = ", ".join(dict.fromkeys(name.split("/")[0] for name in job.serves))
         table.add_row(
             job.name,
             job.network,
-            str(steps),
+            str(job.config.train.steps),
             f"{serves} ({len(job.serves)} rows)",
             state,
-            hours(left) if pending[job.name] else "-",
+            hours(_job_left(job, step, pending, rates)) if pending[job.name] else "-",
         )
     return table
 
 
+def _job_left(job: Job, step: int, pending: Pending, rates: Rates) -> float | None:
+    """Return the estimated seconds of a job that has logged `step`, None where they are not known."""
+    return rates.seconds(job, steps=max(job.config.train.steps - step, 0), evaluations=pending[job.name])
+
+
 def time_left(jobs: Sequence[Job], pending: Pending, runs: Path, rates: Rates, at_once: int) -> float | None:
-    """Return the estimated seconds of all that is not finished, None where that is not known.
+    """Return the estimated seconds until all jobs are finished, None where they are not known.
 
     Args:
-      jobs: all of them.
-      pending: what each lacks.
-      runs: folder of their run directories.
-      rates: what was measured.
-      at_once: how many jobs run at the same time.
+      jobs: all jobs.
+      pending: the evaluations that each job lacks.
+      runs: folder of the run directories.
+      rates: the measured times.
+      at_once: number of jobs that run at the same time.
     """
+    unfinished = [job for job in jobs if pending[job.name]]
     total = 0.0
-    for job in jobs:
-        if pending[job.name]:
-            step, _ = progress(runs, job.name)
-            steps = max(job.config.train.steps - step, 0)
-            seconds = rates.seconds(job, steps=steps, evaluations=pending[job.name])
-            if seconds is None:
-                return None
-            total += seconds
-    for config, steps in _pretrainings_left([job for job in jobs if pending[job.name]], runs):
+    for job in unfinished:
+        seconds = _job_left(job, progress(runs, job.name)[0], pending, rates)
+        if seconds is None:
+            return None
+        total += seconds
+    for config, steps in _pretrainings_left(unfinished, runs):
         total += steps * (rates.step(config) or 0.0)
     return total / at_once
 
 
 def _pretrainings_left(jobs: Sequence[Job], runs: Path) -> list[tuple[ConfigDict, int]]:
-    """Return the trainings whose backbones jobs are going to start from, and the steps that are left of each."""
+    """Return the trainings whose backbones the jobs still need, and the steps that are left of each."""
     waiting = {
         weights_name(job.pretraining): job.pretraining
         for job in jobs
@@ -172,7 +174,7 @@ def _pretrainings_left(jobs: Sequence[Job], runs: Path) -> list[tuple[ConfigDict
 
 
 class View:
-    """The jobs as they run: a live table on a terminal, plain lines elsewhere."""
+    """Shows the jobs while they run: a live table on a terminal, plain lines elsewhere."""
 
     def __init__(self, console: Console, jobs: Sequence[Job], runs: Path, rates: Rates, at_once: int) -> None:
         self._console, self._jobs, self._runs, self.rates, self._at_once = console, jobs, runs, rates, at_once
@@ -190,7 +192,7 @@ class View:
             self._live.stop()
 
     def say(self, text: str) -> None:
-        """Print a line of its own."""
+        """Print a line."""
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def change(self, job: Job, state: str, *, why: str = "") -> None:
@@ -200,7 +202,7 @@ class View:
         self.say(f"{state}: {job.name} ({job.network}; {', '.join(job.serves)}){why}")
 
     def refresh(self) -> None:
-        """Show how far the running jobs are."""
+        """Show the progress of the running jobs."""
         if self._live:
             self._live.update(self._table(), refresh=True)
             return
@@ -235,7 +237,7 @@ class View:
 
 
 def results_table(result: TableResult) -> Grid:
-    """Return the paper's table with our numbers, as the report has it."""
+    """Return the paper's table with our numbers, with the columns of the report."""
     shown = grid("", headings(result))
     for row in result.rows:
         shown.add_row(*(Text(cell.text) for cell in cells(result, row)))

@@ -1,4 +1,4 @@
-"""The papers' tables by name. A new one is a file of this folder and a line here."""
+"""The papers' tables by name. A new table needs a file in this folder and a line here."""
 
 import re
 import runpy
@@ -40,10 +40,10 @@ TABLES: dict[str, Table] = {name: import_module(f"{__name__}.{name}").TABLE for 
 
 
 def find_table(name: str) -> Table:
-    """Return the table of this name, or the `TABLE` of a user's own Python file.
+    """Return the table of this name, or the `TABLE` of a user's Python file.
 
     Raises:
-      UserError: no table has this name; or the file cannot be run, or holds no table with a name of its own.
+      UserError: no table has this name; the file cannot be run; or its table is missing, or has a name that is taken.
     """
     if name in TABLES:
         return TABLES[name]

@@ -1,7 +1,7 @@
 """Class weights and hard-pixel mining in the loss of DeepLabv3+ (not in the papers).
 
-"balanced" weights are the square roots of median-frequency weights (Eigen and Fergus, arXiv 1411.4734), as
-`check-data` prints them.
+"balanced" weights are the square roots of median-frequency weights (Eigen and Fergus, arXiv 1411.4734). `check-data`
+prints the same weights.
 """
 
 from experiments.tables.networks import deeplabv3plus

@@ -1,7 +1,8 @@
-"""How far apart seeds lie under cheaper and dearer trainings: the curve of spread against cost (not in the papers).
+"""The spread over seeds for shorter and longer trainings (not in the papers).
 
-Each network is trained for longer, with and without the debiased average of the weights, and with larger batches. The
-average spans about a fifth of the training. A batch is stated in the papers' size, 16.
+Each network is trained for several lengths, with and without the debiased average of the weights, and once with larger
+batches. The average spans about a fifth of the training. The papers' batch has 16 images, so 32 means twice the usual
+batch.
 """
 
 from typing import Any
@@ -27,8 +28,8 @@ TABLE = Table(
     source="not in the papers",
     columns=("network", "training"),
     rows=tuple(
-        Row((network, training), train={**own, **changes})
-        for network, own in NETWORKS.items()
+        Row((network, training), train={**settings, **changes})
+        for network, settings in NETWORKS.items()
         for training, changes in TRAININGS.items()
     ),
 )

@@ -1,9 +1,9 @@
-"""Group against batch normalisation as batches get small (not in the papers; Wu and He, arXiv 1803.08494)."""
+"""Group normalisation against batch normalisation at small batches (not in the papers; Wu and He, arXiv 1803.08494)."""
 
 from experiments.tables.networks import deeplabv3
 from experiments.tables.table import Row, Table
 
-# Batch norm is what the other tables have, so it says nothing and shares their trainings.
+# Batch norm is the default. Its rows change nothing, so that they share the trainings of other tables.
 NORMS: dict[str, dict[str, str]] = {"batch": {}, "group": {"model.options.norm": "group"}}
 
 TABLE = Table(

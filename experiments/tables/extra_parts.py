@@ -1,4 +1,5 @@
-"""What each part of DeepLabv3+ is worth on the demo's network (not in the papers): the whole, and the same without one.
+"""The gain from each part of DeepLabv3+ on the demo's network (not in the papers). The first row has all parts, and
+each other row lacks one.
 
 It runs in the regime `demo`, from random weights: `python -m experiments.run extra_parts --regime demo`.
 """

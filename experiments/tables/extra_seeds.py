@@ -1,4 +1,4 @@
-"""How far apart seeds lie: what a difference between two rows of the other tables has to be compared with."""
+"""The spread over seeds. Compare differences between rows of the other tables with it."""
 
 from experiments.tables.networks import deeplabv3, deeplabv3plus
 from experiments.tables.table import Row, Table

@@ -1,7 +1,7 @@
-"""The networks of the papers' tables as changes to a training configuration.
+"""The networks of the papers' tables, as changes to a training configuration.
 
-Every option that some table varies is given each time, so that two rows which mean the same network are the same
-changes, and share one training.
+The changes always contain every option that some table varies. So two rows with the same network have the same changes,
+and share one training.
 """
 
 from typing import Any
@@ -19,9 +19,10 @@ Convs = tuple[tuple[int, int], ...]
 def cascade(
     backbone: str, *, last_block: int = 7, multi_grid: tuple[int, ...] = (1, 1, 1), output_stride: int = 16
 ) -> dict[str, Any]:
-    """DeepLabv3's cascade (sec. 3.2): blocks 5 to `last_block` are copies of block 4."""
+    """Return DeepLabv3's cascade (sec. 3.2): blocks 5 to `last_block` are copies of block 4."""
     return {
-        **_common(f"cascade_{backbone}", output_stride),
+        "model.name": f"cascade_{backbone}",
+        "model.output_stride": output_stride,
         "model.options.last_block": last_block,
         "model.options.multi_grid": multi_grid,
     }
@@ -36,14 +37,17 @@ def deeplabv3(
     separable: bool = False,
     output_stride: int = 16,
 ) -> dict[str, Any]:
-    """DeepLabv3 (sec. 3.3); its final form by default. Xception has no multi-grid (DeepLabv3+, sec. 4); `separable`,
-    the ASPP's convolutions, varies on it alone.
+    """Return DeepLabv3 (sec. 3.3), by default in its final form.
+
+    Xception has no multi-grid (DeepLabv3+, sec. 4). Only with Xception the tables vary `separable`, for the ASPP's
+    convolutions.
     """
     xception = backbone.startswith("xception")
-    own = {"model.options.separable": separable} if xception else {"model.options.multi_grid": multi_grid}
+    varied = {"model.options.separable": separable} if xception else {"model.options.multi_grid": multi_grid}
     return {
-        **_common(f"deeplabv3_{backbone}", output_stride),
-        **own,
+        "model.name": f"deeplabv3_{backbone}",
+        "model.output_stride": output_stride,
+        **varied,
         "model.options.aspp_rates": rates,
         "model.options.image_pooling": image_pooling,
     }
@@ -59,7 +63,9 @@ def deeplabv3plus(
     separable: bool = False,
     output_stride: int = 16,
 ) -> dict[str, Any]:
-    """DeepLabv3+ (sec. 3.1); its final form by default. `separable`: the ASPP's and the decoder's convolutions."""
+    """Return DeepLabv3+ (sec. 3.1), by default in its final form. `separable` is for the convolutions of ASPP and
+    decoder.
+    """
     return {
         **deeplabv3(backbone, image_pooling=image_pooling, separable=separable, output_stride=output_stride),
         "model.name": f"deeplabv3plus_{backbone}",
@@ -69,12 +75,8 @@ def deeplabv3plus(
     }
 
 
-def _common(name: str, output_stride: int) -> dict[str, Any]:
-    return {"model.name": name, "model.output_stride": output_stride}
-
-
 def inference(
     output_stride: int, *, multi_scale: bool = False, flip: bool = False, scales: tuple[float, ...] = MULTI_SCALE
 ) -> dict[str, Any]:
-    """The papers' three switches of inference, as changes to the section `evaluate`."""
+    """Return the papers' three settings of inference, as changes to the section `evaluate`."""
     return {"output_stride": output_stride, "scales": scales if multi_scale else (1.0,), "flip": flip}

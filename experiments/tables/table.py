@@ -1,7 +1,7 @@
-"""A table of a paper as data: what each row changes, and what the paper found.
+"""A table of a paper as data: the changes of each row, and the paper's numbers.
 
-A row speaks the paper's terms (its backbones, channels, crops and batches); `experiments.regimes` says what stands for
-them where it is run.
+A row has the backbones, channels, crops and batches of the paper. `experiments.regimes` replaces them by those of the
+regime in which the row is run.
 """
 
 import re
@@ -12,7 +12,7 @@ from typing import Any
 Cell = str | int | float | bool
 Changes = Mapping[str, Any]
 
-# What a row may be measured by, with the heading of its column. Values are in percent, multiply-adds in 10^9.
+# The measures of rows, with the headings of their columns. Values are in percent, multiply-adds in 10^9.
 MEASURES: dict[str, str] = {
     "miou": "mIoU",
     "rare_iou": "IoU of rare classes",
@@ -28,12 +28,12 @@ class Row:
     """One row.
 
     Attributes:
-      cells: what the paper's columns say of it, in the order of `Table.columns`.
+      cells: the row's cells in the paper, in the order of `Table.columns`.
       paper: the paper's values by measure; empty where it gives none.
       train: changes to the training configuration, by dotted key.
       evaluate: changes to the configuration's section `evaluate`.
-      needs: what cannot be had here, such as "COCO"; the row is then printed and not run.
-      compute: gives the measures of a row that takes no network, in place of `train` and `evaluate`.
+      needs: data that are not available here, such as "COCO"; a row that needs some is printed and not run.
+      compute: returns the measures of a row that needs no network; such a row has no `train` and `evaluate`.
     """
 
     cells: tuple[Cell, ...]
@@ -46,13 +46,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Claim:
-    """What a paper says of two rows of a table: one is better than the other.
+    """A claim of a paper: one row of a table is better than another.
 
     Attributes:
-      says: the claim, for a reader.
+      says: the claim in words.
       better, worse: cells of the two rows.
-      measure: key of `MEASURES` by which it is better.
-      paper: the difference in the paper, in points, where its rows have no numbers; 0: that of their numbers.
+      measure: key of `MEASURES` by which the row is better.
+      paper: the difference in the paper, in points, where the rows have no numbers; 0: the difference of their numbers.
     """
 
     says: str
@@ -67,14 +67,14 @@ class Table:
     """A table or figure of a paper, or one that the papers lack.
 
     Attributes:
-      name: by which `experiments.run` knows it.
-      title: the paper's, in short.
-      source: where it is from.
+      name: the name for `experiments.run`.
+      title: the paper's title of the table, shortened.
+      source: the paper and the number of the table.
       columns: headings of the rows' cells.
-      rows: in the paper's order.
+      rows: the rows, in the paper's order.
       measures: keys of `MEASURES`.
-      data: in the papers' own regime, "voc" or "cityscapes".
-      claims: what the paper's text says of its rows.
+      data: the data set in the regime `paper`, "voc" or "cityscapes".
+      claims: claims of the paper about these rows.
     """
 
     name: str
@@ -87,8 +87,8 @@ class Table:
     claims: tuple[Claim, ...] = ()
 
     def words(self, row: Row) -> list[str]:
-        """Return what a reader calls a row's cells: texts as they are, numbers behind their column's name, and the
-        column's name alone where the cell is ticked.
+        """Return a row's cells in words: a text as it is, a number behind its column's name, and the name of the column
+        alone for a cell that is True.
         """
         words = []
         for column, cell in zip(self.columns, row.cells, strict=True):
@@ -100,7 +100,7 @@ class Table:
         return words or ["plain"]
 
     def row_name(self, row: Row) -> str:
-        """Return a row's name, which is made of its words and is a file's name, too."""
+        """Return a row's name, which is made of its words and can be the name of a file."""
         return "-".join(map(_slug, self.words(row)))
 
     def named_rows(self) -> dict[str, Row]:
@@ -108,14 +108,14 @@ class Table:
         return {self.row_name(row): row for row in self.rows}
 
     def difference(self, claim: Claim) -> float:
-        """Return by how many points the paper's better row is better."""
+        """Return the difference of a claim's two rows in the paper, in points."""
         rows = {row.cells: row.paper for row in self.rows}
         return claim.paper or rows[claim.better][claim.measure] - rows[claim.worse][claim.measure]
 
     def at_stake(self, row: Row) -> float | None:
-        """Return the smallest difference in the paper of a claim that is about this row; None where there is none."""
-        own = (self.difference(claim) for claim in self.claims if row.cells in (claim.better, claim.worse))
-        return min(own, default=None)
+        """Return the smallest difference in the paper among the claims about this row, None where there is no claim."""
+        differences = (self.difference(claim) for claim in self.claims if row.cells in (claim.better, claim.worse))
+        return min(differences, default=None)
 
 
 def _slug(text: str) -> str:

@@ -1,5 +1,6 @@
-"""DeepLabv3, Figure 4: how many weights of a 3x3 kernel fall on a 65x65 map, by rate. Computed; the paper draws curves
-and gives no numbers.
+"""DeepLabv3, Figure 4: the number of weights of a 3x3 kernel that lie on a 65x65 map, by rate.
+
+The rows are computed without a network. The paper draws curves and gives no numbers.
 """
 
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ TAPS = (9, 6, 4, 3, 2, 1)
 
 
 def shares(rate: int) -> Mapping[str, float]:
-    """Return the positions with so many valid weights, in percent of all."""
+    """Return the positions by their number of valid weights, in percent of all positions."""
     counts = valid_weight_counts(SIZE, 3, rate)
     return {f"valid_{taps}": 100 * float(counts[taps - 1]) / SIZE**2 for taps in TAPS}
 

@@ -1,4 +1,4 @@
-"""DeepLabv3, Table 1: the cascade at ever larger output strides. Each is trained and evaluated at its own."""
+"""DeepLabv3, Table 1: the cascade at larger and larger output strides. Each row is trained and evaluated at its own."""
 
 from experiments.tables.networks import cascade
 from experiments.tables.table import Claim, Row, Table

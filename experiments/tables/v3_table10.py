@@ -1,4 +1,4 @@
-"""DeepLabv3, Table 10: output stride in training against evaluation. What fits into memory sets the batch size."""
+"""DeepLabv3, Table 10: the output stride in training and in evaluation. The batch sizes are what fits into memory."""
 
 from experiments.tables.networks import deeplabv3, inference
 from experiments.tables.table import Claim, Row, Table

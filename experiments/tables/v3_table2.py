@@ -1,4 +1,4 @@
-"""DeepLabv3, Table 2: how many blocks the cascade has."""
+"""DeepLabv3, Table 2: the number of blocks in the cascade."""
 
 from experiments.tables.networks import cascade
 from experiments.tables.table import Claim, Row, Table

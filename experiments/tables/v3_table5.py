@@ -1,4 +1,4 @@
-"""DeepLabv3, Table 5: what multi-grid, more rates and image-level features are worth to the ASPP."""
+"""DeepLabv3, Table 5: the ASPP with multi-grid, more rates and image-level features."""
 
 from experiments.tables.networks import deeplabv3
 from experiments.tables.table import Claim, Row, Table

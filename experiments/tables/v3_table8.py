@@ -1,7 +1,7 @@
 """DeepLabv3, Table 8: crop size, upsampled logits and batch-norm training.
 
-Without "fine-tuned batch norm" the statistics, scales and offsets of the pre-trained backbone stay as they are; the
-norms of the head see no batch either, as in the authors' code, and learn scales and offsets only.
+In rows without "fine-tuned batch norm", the backbone keeps its pre-trained statistics, scales and offsets. The norms of
+the head learn scales and offsets only, and use no statistics of the batch, as in the authors' code.
 """
 
 from experiments.tables.networks import deeplabv3

@@ -1,4 +1,4 @@
-"""DeepLabv3, Table 9: the batch size, that of batch normalisation too."""
+"""DeepLabv3, Table 9: the batch size, which is also that of batch normalisation."""
 
 from experiments.tables.networks import deeplabv3
 from experiments.tables.table import Claim, Row, Table

@@ -1,6 +1,6 @@
-"""DeepLabv3+, Figure 5(a): mIoU within a band around object boundaries, decoder against bilinear upsampling.
+"""DeepLabv3+, Figure 5(a): mIoU within a band around object boundaries, with the decoder and with bilinear upsampling.
 
-The paper draws curves; the only numbers in its text are what the decoder gains at the narrowest band.
+The paper draws curves. Its text only gives the gain from the decoder in the narrowest band.
 """
 
 from experiments.tables.networks import deeplabv3, deeplabv3plus, inference

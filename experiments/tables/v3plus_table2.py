@@ -1,4 +1,4 @@
-"""DeepLabv3+, Table 2: the decoder's structure, 48 channels of low-level features."""
+"""DeepLabv3+, Table 2: the structure of the decoder, with 48 channels of low-level features."""
 
 from experiments.tables.networks import deeplabv3plus
 from experiments.tables.table import Claim, Row, Table

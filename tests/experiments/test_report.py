@@ -251,7 +251,7 @@ def test_the_page_holds_numbers_and_plots_and_needs_no_network(store, tmp_path, 
     assert files == {*(f"{name}.png" for name in names), "scenes-v3plus_table1-curves.png"}
     assert sum(tag == "picture" for tag, _ in found.tags) == 4
     assert data_uri((tmp_path / "out/scenes-v3_table6.png").read_bytes(), ".png") in addresses
-    assert found.text.count("No predictions: no run directory of these rows was at hand.") == 2
+    assert found.text.count("There are no predictions, since these rows have no run directory.") == 2
 
 
 def test_text_from_files_stays_text(store, tmp_path) -> None:
@@ -337,7 +337,7 @@ def test_damaged_records_of_trainings_cost_their_curves_only(store, tmp_path, ca
     (store / "scenes/trainings.json").write_text('{"a_seed0": [')
     assert report(tmp_path) == 0
     captured = capsys.readouterr()
-    assert "what its trainings logged cannot be read" in captured.err and "3 tables with 35 results" in captured.out
+    assert "the logs of its trainings cannot be read" in captured.err and "3 tables with 35 results" in captured.out
     assert not list((tmp_path / "out").glob("*-curves.png"))
 
 

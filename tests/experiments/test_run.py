@@ -905,6 +905,6 @@ def test_a_runner_that_is_taken_away_has_its_jobs_save(tmp_path, repo_root) -> N
     first = start_and_save(tmp_path, repo_root)
     first.terminate()
     _, complaints = first.communicate(timeout=60)
-    assert first.returncode == 75 and "interrupted; the same command goes on from there. What ran" in complaints
+    assert first.returncode == 75 and "interrupted; the same command goes on from there. The running jobs" in complaints
     (log,) = (tmp_path / "runs/scenes").glob("*.log")
     assert "which is saved" in log.read_text()

@@ -200,7 +200,7 @@ def test_the_comparisons_are_counted() -> None:
     found = [verdict(1, 0.001), verdict(1, 0.04), verdict(-1, 0.002), verdict(0, 0.9), verdict(1, None)]
     assert comparisons([*found, Verdict(result, TABLE.claims[1], 1.0)]) == (
         "5 comparisons: 2 holds, 1 refuted, 2 undecided; 1 claim needs a row that was not run. "
-        "4 have several trainings; Holm's correction for so many leaves 2 of the 3 decided."
+        "4 have several trainings; Holm's correction for all of them leaves 2 of their 3 decided verdicts."
     )
 
 
