@@ -94,7 +94,8 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     raw, prepared, workdir, metrics = (out / part for part in ("raw", "prepared", "run", "os8_views"))
     model = f":model={args.model}" if args.model else ""
     config = f"--config={ROOT / 'configs' / args.name}.py{model}"
-    keep_to(out, {key: getattr(args, key) for key in ("steps", "share", "accumulate", "evaluate", "model")})
+    asked = {f"--{key}": getattr(args, key) for key in ("steps", "share", "accumulate", "evaluate", "model")}
+    keep_to(out, {**asked, "--config": shlex.join(overrides)})
     if not prepared.is_dir():
         protocol.write(raw, args.share)
         if args.name == "voc":
@@ -127,7 +128,8 @@ def keep_to(out: Path, asked: Mapping[str, Any]) -> None:
     if different := [key for key in asked if kept.get(key) != asked[key]]:
         key = different[0]
         raise UserError(
-            f"{out}: it was made with --{key} {kept.get(key)}, now {asked[key]}: give the same, or --out {out.parent}_2"
+            f"{out}: it was made with {key} {kept.get(key) or 'unset'}, now {asked[key] or 'unset'}: give the same, or "
+            f"--out {out.parent}_2"
         )
     write_json(file, kept)
 

@@ -26,11 +26,13 @@ def test_the_numbers_of_images_are_the_published_ones() -> None:
 
 
 def test_other_wishes_for_the_same_folder_are_refused(tmp_path) -> None:
-    wishes = {"steps": 200, "share": 1.0}
+    wishes = {"--steps": 200, "--share": 1.0, "--config": ""}
     full_size.keep_to(tmp_path / "out" / "voc", wishes)
     full_size.keep_to(tmp_path / "out" / "voc", wishes)
     with pytest.raises(UserError, match=r"it was made with --share 1.0, now 0.02: give the same, or --out .*/out_2$"):
-        full_size.keep_to(tmp_path / "out" / "voc", {**wishes, "share": 0.02})
+        full_size.keep_to(tmp_path / "out" / "voc", {**wishes, "--share": 0.02})
+    with pytest.raises(UserError, match=r"it was made with --config unset, now --config.train.seed=1: give the same"):
+        full_size.keep_to(tmp_path / "out" / "voc", {**wishes, "--config": "--config.train.seed=1"})
 
 
 @pytest.fixture(scope="module")
