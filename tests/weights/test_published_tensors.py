@@ -40,7 +40,7 @@ def without_values(monkeypatch):
     monkeypatch.setattr(
         fill_variables,
         "_random",
-        lambda model, names, seed: dict.fromkeys(names, np.float32(np.nan)),
+        lambda model, names: dict.fromkeys(names, np.float32(np.nan)),
     )
 
 
