@@ -24,7 +24,7 @@ STAGES: dict[str, dict[str, str]] = {
 }
 
 
-def zeros(model: Segmenter, names: Sequence[str], seed: int) -> dict[str, np.ndarray]:
+def zeros(model: Segmenter, names: Sequence[str]) -> dict[str, np.ndarray]:
     """In place of initial values, whose program takes longer to compile than all else; the backbone needs none."""
     shapes = flatten_variables(abstract_variables(model))
     return {name: np.zeros(shapes[name].shape, np.float32) for name in names}
