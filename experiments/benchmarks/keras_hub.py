@@ -31,20 +31,21 @@ UNITS = {"resnet18": ((2, 2, 2, 2), "basic_block"), "resnet50": ((3, 4, 6, 3), "
 
 
 def measure(session: Session) -> None:
-    """Race inference and training at each output stride; without KerasHub nothing is measured."""
+    """Race inference at both output strides, and training at 16; without KerasHub nothing is measured."""
     absent = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if absent:
         print(f"keras_hub  left out: {', '.join(absent)} not installed: `make peers` installs it", flush=True)
         return
     os.environ["KERAS_BACKEND"] = "jax"  # Keras reads it when it is first imported, which is below.
     encoder, side, batch = ("resnet18", 64, 2) if session.quick else ("resnet50", 512, 2)
-    for stride in STAGES:
-        for what, contest, sides in (("inference", infer, side), ("training", train, max(64, side // 2))):
-            images = 1 if what == "inference" else batch
-            settings = {"encoder": encoder, "output_stride": stride, "side": sides, "batch": images}
-            name = f"{what}, DeepLabV3Plus {encoder}, OS {stride}, {images}x{sides}x{sides}, float32"
-            pair = partial(make_pair, encoder, stride, sides)
-            session.row("keras_hub", name, settings, partial(contest, session, pair, batch=images, side=sides))
+    # In training, the heads' epsilons differ: 1e-3 there, 1e-5 here. At output stride 32 that shows in the loss, because
+    # the pooled features of two crops differ by so little.
+    for what, stride in (("inference", 32), ("inference", 16), ("training", 16)):
+        contest, images, size = (infer, 1, side) if what == "inference" else (train, batch, max(64, side // 2))
+        settings = {"encoder": encoder, "output_stride": stride, "side": size, "batch": images}
+        name = f"{what}, DeepLabV3Plus {encoder}, OS {stride}, {images}x{size}x{size}, float32"
+        pair = partial(make_pair, encoder, stride, size)
+        session.row("keras_hub", name, settings, partial(contest, session, pair, batch=images, side=size))
 
 
 Pair = tuple[Any, Segmenter, Variables]

@@ -501,7 +501,7 @@ def test_keras_hub_is_measured_with_the_same_weights(tmp_path: Path, repo_root: 
     )
     assert done.returncode == 0, done.stdout + done.stderr
     rows = read_results(out)["parts"]["keras_hub"]
-    assert len(rows) == 4
+    assert len(rows) == 3
     assert all(row["result"]["ratios"]["KerasHub"]["of_rounds"] > 0 for row in rows.values())
 
 
