@@ -38,8 +38,8 @@ def measure(session: Session) -> None:
         return
     os.environ["KERAS_BACKEND"] = "jax"  # Keras reads it when it is first imported, which is below.
     encoder, side, batch = ("resnet18", 64, 2) if session.quick else ("resnet50", 512, 2)
-    # In training, the heads' epsilons differ: 1e-3 there, 1e-5 here. At output stride 32 that shows in the loss, because
-    # the pooled features of two crops differ by so little.
+    # In training, the heads' epsilons differ: 1e-3 there, 1e-5 here. At output stride 32 that shows in the loss,
+    # because the pooled features of two crops differ by so little.
     for what, stride in (("inference", 32), ("inference", 16), ("training", 16)):
         contest, images, size = (infer, 1, side) if what == "inference" else (train, batch, max(64, side // 2))
         settings = {"encoder": encoder, "output_stride": stride, "side": size, "batch": images}

@@ -78,8 +78,8 @@ def recognise(shapes: Shapes, *, output_stride: int | None) -> TensorMap | None:
             f"rates {', '.join(map(str, RATES))} at its output stride of {stride}",
             "one 1x1 convolution in the decoder, and no bias in the classifier",
             "running statistics decay by 0.9 in the head too, KerasHub's there by 0.99",
-            "the head's variances are larger by 0.00099, which is what its epsilon of 0.001 does; in further training its "
-            "epsilon is 0.00001",
+            "the head's variances are larger by 0.00099, which is what its epsilon of 0.001 does; in further training "
+            "its epsilon is 0.00001",
         ),
         prepare=partial(_prepare, classifier=classifier, encoder=encoder),
     )
