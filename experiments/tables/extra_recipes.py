@@ -26,7 +26,8 @@ INGREDIENTS: dict[str, dict[str, Any]] = {
     "focal": {"train.loss": "focal"},
     "Dice + cross-entropy": {"train.loss": "cross_entropy + dice"},
     "Lovász + cross-entropy": {"train.loss": "cross_entropy + lovasz"},
-    "OHEM": {"train.loss": "ohem"},
+    # By default 100,000 pixels of an image are kept at least, more than a crop has here; this is a fifth of a crop.
+    "OHEM": {"train.loss": "ohem", "train.loss_options.ohem_min_kept": 13_000},
     "rare-class crops": {"data.augment.cat_max_ratio": 0.75, "data.class_temperature": 0.01},
     "vertical flip": {"data.augment.vertical_flip": True},
     "cosine": {"optimizer.schedule": "cosine"},
