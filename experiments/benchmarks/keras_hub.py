@@ -7,7 +7,7 @@ process and take turns.
 import importlib.util
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,12 @@ from experiments.benchmarks.session import Session
 from experiments.benchmarks.timing import race, summarize
 
 PACKAGES = ("keras", "keras_hub")
-STAGES = {32: "P5", 16: "P4"}
-"""Output stride -> the stage below the pyramid. The published preset has 32; at 16, KerasHub leaves out a stage."""
-LOW, LOW_STRIDE = "P2", 4
-UNITS = {"resnet18": ((2, 2, 2, 2), "basic_block"), "resnet50": ((3, 4, 6, 3), "bottleneck_block")}
+UNITS = {
+    "resnet18": ((2, 2, 2, 2), "basic_block"),
+    "resnet34": ((3, 4, 6, 3), "basic_block"),
+    "resnet50": ((3, 4, 6, 3), "bottleneck_block"),
+    "resnet101": ((3, 4, 23, 3), "bottleneck_block"),
+}
 
 
 def measure(session: Session) -> None:
@@ -53,33 +55,58 @@ Pair = tuple[Any, Segmenter, Variables]
 
 def make_pair(encoder: str, stride: int, side: int) -> Pair:
     """Return KerasHub's network with random weights, and ours converted from its own preset."""
-    import keras_hub
-
-    units, kind = UNITS[encoder]
-    size = (side, side, 3)
-    backbone = keras_hub.models.DeepLabV3Backbone(
-        image_encoder=keras_hub.models.ResNetBackbone(
-            input_conv_filters=[64],
-            input_conv_kernel_sizes=[7],
-            stackwise_num_filters=[64, 128, 256, 512],
-            stackwise_num_blocks=list(units),
-            stackwise_num_strides=[1, 2, 2, 2],
-            block_type=kind,
-            image_shape=size,
-        ),
-        projection_filters=48,
-        low_level_feature_key=LOW,
-        spatial_pyramid_pooling_key=STAGES[stride],
-        upsampling_size=stride // LOW_STRIDE,
-        dilation_rates=[6, 12, 18],
-        image_shape=size,
-    )
-    peer = keras_hub.models.DeepLabV3ImageSegmenter(backbone=backbone, num_classes=networks.CLASSES)
+    peer = build(encoder, stage=stride.bit_length() - 1, size=(side, side), classes=networks.CLASSES)
     randomise(peer)
     with tempfile.TemporaryDirectory() as folder:
         peer.save_to_preset(folder)
         model, variables, _ = convert(Path(folder))
     return peer, model, jax.device_get(variables)
+
+
+def build(
+    encoder: str,
+    *,
+    stage: int,
+    size: tuple[int, int],
+    classes: int,
+    low: int = 2,
+    rates: Sequence[int] = (6, 12, 18),
+    preprocessor: Any = None,
+) -> Any:
+    """Return KerasHub's segmenter on a ResNet of `UNITS`.
+
+    Args:
+      encoder: the ResNet.
+      stage: the stage below the pyramid, which has the output stride `2 ** stage`. The published preset has 5; with 4,
+        KerasHub leaves out a stage.
+      size: height and width of the images.
+      classes: number of classes.
+      low: stage of the low-level features.
+      rates: the pyramid's, at this output stride.
+      preprocessor: KerasHub's, None for none.
+    """
+    import keras_hub
+
+    (units, kind), shape = UNITS[encoder], (*size, 3)
+    image_encoder = keras_hub.models.ResNetBackbone(
+        input_conv_filters=[64],
+        input_conv_kernel_sizes=[7],
+        stackwise_num_filters=[64, 128, 256, 512],
+        stackwise_num_blocks=list(units),
+        stackwise_num_strides=[1, 2, 2, 2],
+        block_type=kind,
+        image_shape=shape,
+    )
+    backbone = keras_hub.models.DeepLabV3Backbone(
+        image_encoder=image_encoder,
+        projection_filters=48,
+        low_level_feature_key=f"P{low}",
+        spatial_pyramid_pooling_key=f"P{stage}",
+        upsampling_size=2 ** (stage - low),
+        dilation_rates=list(rates),
+        image_shape=shape,
+    )
+    return keras_hub.models.DeepLabV3ImageSegmenter(backbone=backbone, num_classes=classes, preprocessor=preprocessor)
 
 
 def randomise(peer: Any, *, seed: int = 0) -> None:
@@ -132,14 +159,11 @@ def train(session: Session, pair: Callable[[], Pair], *, batch: int, side: int) 
         from_logits=True, ignore_class=255, reduction="mean_with_sample_weight"
     )
     peer.compile(optimizer=optimizer, loss=loss, metrics=None)
-    first: dict[str, float] = {}
 
-    def keras_step() -> None:
-        found = float(np.ravel(peer.train_on_batch(images, labels))[0])
-        first.setdefault("KerasHub", found)
+    def theirs() -> float:
+        return float(np.ravel(peer.train_on_batch(images, labels))[0])
 
-    step = training.stepper(*networks.training(model, variables), examples)
-    first["ours"] = float(step()["loss"])
-    keras_step()
+    ours = training.stepper(*networks.training(model, variables), examples)
+    first = {"ours": float(ours()["loss"]), "KerasHub": theirs()}
     assert abs(first["ours"] - first["KerasHub"]) <= training.LOSS * abs(first["KerasHub"]), f"first losses {first}"
-    return {**summarize(race({"ours": step, "KerasHub": keras_step}, rounds=session.repeats)), "first_losses": first}
+    return {**summarize(race({"ours": ours, "KerasHub": theirs}, rounds=session.repeats)), "first_losses": first}

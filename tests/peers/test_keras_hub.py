@@ -13,58 +13,21 @@ import numpy as np
 import pytest
 
 from deeplab_jax.weights.convert import convert
+from experiments.benchmarks.keras_hub import build, randomise
 from tests.peers.parity import assert_same_map, import_peer, random_images
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
-keras, keras_hub = import_peer("keras"), import_peer("keras_hub")
+import_peer("keras")
+keras_hub = import_peer("keras_hub")
 
-RESNETS = {
-    "resnet18": ((2, 2, 2, 2), "basic_block"),
-    "resnet34": ((3, 4, 6, 3), "basic_block"),
-    "resnet50": ((3, 4, 6, 3), "bottleneck_block"),
-    "resnet101": ((3, 4, 23, 3), "bottleneck_block"),
-}
 # Keras's variables do not know numpy 2's `copy`.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 SCALE, OFFSET = [0.017, 0.0175, 0.0174], [-2.1, -2.0, -1.8]
 
 
-def make(encoder: str, *, stage: int, low: int, size: tuple[int, int], rates: tuple[int, ...], classes: int) -> Any:
-    blocks, kind = RESNETS[encoder]
-    shape = (*size, 3)
-    image_encoder = keras_hub.models.ResNetBackbone(
-        input_conv_filters=[64],
-        input_conv_kernel_sizes=[7],
-        stackwise_num_filters=[64, 128, 256, 512],
-        stackwise_num_blocks=list(blocks),
-        stackwise_num_strides=[1, 2, 2, 2],
-        block_type=kind,
-        image_shape=shape,
-    )
-    backbone = keras_hub.models.DeepLabV3Backbone(
-        image_encoder=image_encoder,
-        projection_filters=48,
-        low_level_feature_key=f"P{low}",
-        spatial_pyramid_pooling_key=f"P{stage}",
-        upsampling_size=2 ** (stage - low),
-        dilation_rates=list(rates),
-        image_shape=shape,
-    )
+def preprocessor(size: tuple[int, int]) -> Any:
     converter = keras_hub.layers.DeepLabV3ImageConverter(image_size=size, scale=SCALE, offset=OFFSET)
-    preprocessor = keras_hub.models.DeepLabV3ImageSegmenterPreprocessor(converter)
-    return keras_hub.models.DeepLabV3ImageSegmenter(backbone=backbone, num_classes=classes, preprocessor=preprocessor)
-
-
-def randomise(network: Any) -> None:
-    rng = np.random.default_rng(0)
-    for variable in network.weights:
-        normal = rng.normal(size=variable.shape)
-        kinds = {
-            "kernel": normal * (2 / np.prod(variable.shape[:-1])) ** 0.5,
-            "gamma": 1 + 0.2 * normal,
-            "moving_variance": np.exp(0.3 * normal),
-        }
-        variable.assign(kinds.get(variable.name, 0.1 * normal))
+    return keras_hub.models.DeepLabV3ImageSegmenterPreprocessor(converter)
 
 
 CASES = [
@@ -84,7 +47,7 @@ CASES = [
 def test_logits(
     encoder: str, stage: int, low: int, size: tuple[int, int], rates: tuple[int, ...], tmp_path: Path
 ) -> None:
-    peer = make(encoder, stage=stage, low=low, size=size, rates=rates, classes=5)
+    peer = build(encoder, stage=stage, low=low, size=size, rates=rates, classes=5, preprocessor=preprocessor(size))
     randomise(peer)
     peer.save_to_preset(str(tmp_path / "preset"))
 
