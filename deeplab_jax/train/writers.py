@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing, suppress
@@ -21,6 +22,7 @@ from deeplab_jax.files import replacing
 from deeplab_jax.models.segmenter import Segmenter, abstract_variables
 from deeplab_jax.train.events import EventFile
 from deeplab_jax.train.faults import recording
+from deeplab_jax.train.given import is_own
 from deeplab_jax.train.patience import records
 from deeplab_jax.train.schedules import Schedule
 from deeplab_jax.train.trackers import Trackers
@@ -216,21 +218,33 @@ def announce(
         f"{train_source.name}: {len(train_source)} training and {len(val_source)} validation images; "
         f"{t.steps} steps of {t.batch_size}{epochs} on {mesh.size} {jax.default_backend()} device(s)"
     )
+    for note in notes(config, model):
+        writers.say(f"note: {note}")
+
+
+def notes(config: ConfigDict, model: Segmenter) -> Iterator[str]:
+    """Yield what a training is known to lose by its settings, with a setting that would help."""
+    t = config.train
     warmup, evaluations = config.optimizer.warmup_steps, -(-t.steps // t.evaluate_every)
-    own_rate = any(part.startswith(("optimizer=", "schedule=")) for part in config.own)
-    if 2 * warmup > t.steps and not own_rate:
-        writers.say(
-            f"note: the learning rate rises for {warmup} of the {t.steps} steps; "
+    if 2 * warmup > t.steps and not (is_own(config, "optimizer") or is_own(config, "schedule")):
+        yield (
+            f"the learning rate rises for {warmup} of the {t.steps} steps; "
             f"--config.optimizer.warmup_steps={t.steps // 10} suits a short run"
         )
     if t.patience >= evaluations:
-        writers.say(
-            f"note: config.train.patience={t.patience} cannot end the run, which has {evaluations} evaluation(s); "
+        yield (
+            f"config.train.patience={t.patience} cannot end the run, which has {evaluations} evaluation(s); "
             f"--config.train.evaluate_every={max(1, t.steps // (4 * t.patience))} makes more"
+        )
+    pixels, least = math.prod(config.data.crop_size), t.loss_options.ohem_min_kept
+    if "ohem" in re.findall(r"\w+", t.loss) and least >= pixels and not is_own(config, "loss"):
+        yield (
+            f"OHEM keeps all {pixels} pixels of a crop, as config.train.loss_options.ohem_min_kept={least} says; "
+            f"--config.train.loss_options.ohem_min_kept={max(1, pixels // 5)} keeps the hardest fifth at least"
         )
     images = t.batch_size // t.accumulate
     if model.backbone_settings.norm == "batch" and images < BATCH_NORM_IMAGES:
-        writers.say(
-            f"note: batch norm sees {images} images at a time; the authors advise more than {BATCH_NORM_IMAGES}. "
+        yield (
+            f"batch norm sees {images} images at a time; the authors advise more than {BATCH_NORM_IMAGES}. "
             "Accumulation does not help; norm='group' does not depend on it"
         )

@@ -40,15 +40,6 @@ def test_more_steps_than_can_be_counted_are_refused() -> None:
         with_steps(tiny_config(**{"train.epochs": 1.0}), 0)
 
 
-def test_a_patience_that_cannot_act_and_a_long_warm_up_are_said(tmp_path) -> None:
-    config = tiny_config(**{"train.steps": 2, "train.patience": 3, "optimizer.warmup_steps": 2})
-    console = Console(record=True, width=300)
-    train(config, tmp_path / "run", console=console)
-    said = console.export_text()
-    assert "note: config.train.patience=3 cannot end the run, which has 1 evaluation(s)" in said
-    assert "note: the learning rate rises for 2 of the 2 steps" in said
-
-
 def test_a_run_of_epochs(tmp_path) -> None:
     """Five images in batches of two: two epochs are five steps, and the schedule ends there."""
     config = tiny_config(**{"train.epochs": 2.0})
