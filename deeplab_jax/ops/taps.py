@@ -7,16 +7,18 @@ Both operands of a matrix product here are matrices. If one has the rank of a ma
 times as long for the gradient.
 """
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from functools import reduce
 from itertools import product
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from deeplab_jax.ops.bilinear import Form
-from deeplab_jax.ops.geometry import NO_PADS, Pads, Window
+from deeplab_jax.ops.geometry import NO_PADS, Pads, Window, taps_on_map
 
 Tap = tuple[int, int]
 WHOLE_ROWS_SHARE = 0.7  # `python -m experiments.benchmarks --parts lowerings` measures it.
@@ -57,6 +59,8 @@ def _dense_taps(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
 
 def _depthwise_taps(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
     """Return the sum over the taps of the shifted map times the tap's weights; XLA fuses it into one pass."""
+    live, window = _on_map(x.shape[1:3], kernel.shape, window)
+    kernel = kernel[live]
     n, height, width, channels = x.shape
     rows, columns = window.output_size((height, width), kernel.shape)
     rate, stride, padded = window.rate, window.stride, pad(x, window.pads)
@@ -120,25 +124,26 @@ def kernel_gradient(x: jax.Array, kernel: jax.ShapeDtypeStruct, gradient: jax.Ar
       gradient: gradient of the result, `[N, H', W', D]`.
       window: window of the forward convolution.
     """
-    if window.groups > 1:
-        return _depthwise_kernel_gradient(x, kernel, gradient, window)
-    channels, features = kernel.shape[2:]
     result = jnp.zeros(kernel.shape, jnp.float32)
+    if window.groups > 1:
+        live, window = _on_map(x.shape[1:3], kernel.shape, window)
+        shape = result[live].shape
+        return result.at[live].set(_depthwise_kernel_gradient(x, shape, gradient, window)).astype(kernel.dtype)
+    channels, features = kernel.shape[2:]
     for tap, seen, there in _positions(x.shape[1:3], kernel.shape, window):
         samples, gradients = x[:, *seen].reshape(-1, channels), gradient[:, *there].reshape(-1, features)
         result = result.at[tap].set(jnp.matmul(samples.T, gradients, preferred_element_type=jnp.float32))
     return result.astype(kernel.dtype)
 
 
-def _depthwise_kernel_gradient(
-    x: jax.Array, kernel: jax.ShapeDtypeStruct, gradient: jax.Array, window: Window
-) -> jax.Array:
-    """Return the gradient `[kh, kw, 1, C]` of a depthwise kernel, summed row by row of the result's gradient.
+def _depthwise_kernel_gradient(x: jax.Array, shape: Sequence[int], gradient: jax.Array, window: Window) -> jax.Array:
+    """Return the gradient of a depthwise kernel of a shape `[kh, kw, 1, C]`, summed row by row of the result's
+    gradient.
 
     The loop keeps one sum `[N, W', C]` per tap. One reduction over rows and columns takes up to fourteen times as long,
     because XLA's CPU backend computes it channel by channel.
     """
-    height, width = kernel.shape[:2]
+    height, width = shape[:2]
     padded = pad(x, window.pads)
     reach = (gradient.shape[2] - 1) * window.stride + 1
 
@@ -156,12 +161,31 @@ def _depthwise_kernel_gradient(
     n, rows, columns, channels = gradient.shape
     zeros = (jnp.zeros((n, columns, channels), jnp.float32),) * (height * width)
     sums = lax.fori_loop(0, rows, add_row, zeros)
-    return jnp.stack([jnp.sum(each, axis=(0, 1)) for each in sums]).reshape(kernel.shape).astype(kernel.dtype)
+    return jnp.stack([jnp.sum(each, axis=(0, 1)) for each in sums]).reshape(shape)
 
 
 def _taps_of(kernel_shape: Sequence[int]) -> Iterator[Tap]:
     """Return the taps `(row, column)` of a kernel in reading order."""
     return product(range(kernel_shape[0]), range(kernel_shape[1]))
+
+
+def _on_map(size: Sequence[int], kernel_shape: Sequence[int], window: Window) -> tuple[tuple[slice, slice], Window]:
+    """Return the rows and columns of a kernel that meet the map, and the window of this part.
+
+    At a rate as large as the map, only the centre of a 3x3 kernel meets it. The others would only make the padded map
+    large: 30 times the map at rate 36 and 16x16 pixels. Of a map of unknown size, all taps count.
+    """
+    outputs = window.output_size(size, kernel_shape)
+    live, pads = [], []
+    for side, count, taps, (before, after) in zip(size, outputs, kernel_shape[:2], window.pads, strict=True):
+        seen = range(taps)
+        if isinstance(side, int):
+            on_map = taps_on_map(side, count, taps, stride=window.stride, rate=window.rate, before=before)
+            seen = np.flatnonzero(on_map.any(axis=0)).tolist() or seen
+        first, last = seen[0], seen[-1]
+        live.append(slice(first, last + 1))
+        pads.append((before - first * window.rate, after - (taps - 1 - last) * window.rate))
+    return (live[0], live[1]), dataclasses.replace(window, pads=(pads[0], pads[1]))
 
 
 def _positions(

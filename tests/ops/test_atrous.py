@@ -235,6 +235,24 @@ def test_the_depthwise_derivatives_equal_finite_differences(stride: int) -> None
     check_grads(convolve, (x, kernel), order=1, modes=["fwd", "rev"], atol=1e-2, rtol=1e-2)
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(("rate", "largest"), [(4, 15 * 13), (6, 19 * 5), (7, 7 * 5), (36, 7 * 5)])
+def test_depthwise_taps_pad_for_the_taps_that_meet_the_map_alone(rate: int, largest: int, stride: int) -> None:
+    """On a map of 7x5 the outer columns meet it up to rate 4, the outer rows up to rate 6."""
+    x, kernel = whole_numbers((1, 7, 5, 2), (3, 3, 1, 2))
+
+    def derivatives(lowering: Any) -> Any:
+        def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
+            return conv2d(x, kernel, rate=rate, stride=stride, feature_group_count=2, lowering=lowering)
+
+        return jax.jit(jax.grad(lambda *inputs: jnp.sum(convolve(*inputs) ** 2), argnums=(0, 1)))
+
+    found, expected = (derivatives(lowering)(x, kernel) for lowering in ("taps", "direct"))
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    text = derivatives("taps").lower(x, kernel).as_text()
+    assert max(int(h) * int(w) for h, w in re.findall(r"tensor<1x(\d+)x(\d+)x2xf32>", text)) == largest
+
+
 DERIVED = [  # Kernel and options of a convolution over 4 channels: dense, 1x1, strided, depthwise.
     ((3, 3, 4, 3), {"rate": 2}),
     ((1, 1, 4, 3), {"stride": 2}),
