@@ -19,6 +19,7 @@ from deeplab_jax.models.fold import fold_norm
 from deeplab_jax.models.preprocessing import IMAGENET
 from deeplab_jax.models.segmenter import Segmenter, Variables, abstract_variables
 from deeplab_jax.train.optimizer import make_optimizer
+from deeplab_jax.train.program import jit_step
 from deeplab_jax.train.schedules import make_schedule
 from deeplab_jax.train.state import TrainState
 from deeplab_jax.train.step import summed_loss, train_step
@@ -212,7 +213,7 @@ def training_step(
 
     objective = partial(summed_loss, model=model, remat=remat)
     step = partial(train_step, objective=objective, optimizer=optimizer, key=jax.random.key(0))
-    return jax.jit(step, donate_argnums=0), start
+    return jit_step(step, jax.devices()[0]), start
 
 
 def training(model: Segmenter, variables: Variables, *, remat: bool = False) -> tuple[Any, TrainState]:

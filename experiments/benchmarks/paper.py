@@ -18,6 +18,7 @@ from deeplab_jax.analysis.cost import multiply_adds
 from deeplab_jax.labels import CITYSCAPES, VOC
 from deeplab_jax.models.segmenter import Segmenter, abstract_variables
 from deeplab_jax.train.from_config import build_model, build_optimizer, build_step
+from deeplab_jax.train.program import jit_step
 from deeplab_jax.train.state import create_state
 from experiments.benchmarks import machine, memory
 from experiments.benchmarks.children import run_child
@@ -110,7 +111,7 @@ def step_program(config: ConfigDict, model: Segmenter, optimizer: Any, parts: in
     config = config.copy_and_resolve_references()
     config.train.accumulate = parts
     step = build_step(config, model, optimizer)
-    return jax.jit(step, donate_argnums=0).lower(state, batch).compile()
+    return jit_step(step, jax.devices()[0]).lower(state, batch).compile()
 
 
 def fitting(program: Any, state: Any, batch: dict[str, np.ndarray]) -> tuple[Any, float, int]:
