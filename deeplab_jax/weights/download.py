@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from deeplab_jax import files
-from deeplab_jax.errors import UserError
+from deeplab_jax.errors import UserError, in_one_line
 from deeplab_jax.files import DISK_ERRORS, locked, sha256_of, write_whole
 
 FOLDER = "DEEPLAB_JAX_WEIGHTS"
@@ -176,7 +176,7 @@ def _download(
         except (OSError, http.client.HTTPException, ValueError) as error:
             if isinstance(error, OSError) and error.filename:  # The disk, not the network.
                 raise UserError(f"{part}: cannot be written ({error.strerror}); free space, or set {FOLDER}") from None
-            problem = " ".join(str(error).split()) or type(error).__name__
+            problem = in_one_line(error)
         else:
             digest = sha256_of(part)
             if digest.startswith(sha256):

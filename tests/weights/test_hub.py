@@ -153,6 +153,8 @@ def test_offline_takes_what_is_here(server, monkeypatch):
     same(load(NAME)[1], variables)
     with pytest.raises(UserError, match=r"DEEPLAB_JAX_OFFLINE is set"):
         load(f"{NAME}@other")
+    with pytest.raises(UserError, match="hf://me/a--b: no name that a repository can have"):
+        load("hf://me/a--b")
     assert not server.requests
 
 
