@@ -99,12 +99,11 @@ def _smp(tensor_map: TensorMap, stated: Config) -> TensorMap:
 
 
 def _transformers(tensor_map: TensorMap, stated: Config) -> TensorMap:
-    for field, value in {"num_channels": 3, "hidden_act": "relu6", "tf_padding": True}.items():
+    options = dict(tensor_map.options)
+    facts = {"num_channels": options.get("in_channels", 3), "hidden_act": "relu6", "tf_padding": True}
+    for field, value in (facts | {"depth_multiplier": options["width"]}).items():
         if field in stated:
             _expect(field, stated[field], value)
-    options = dict(tensor_map.options)
-    if "depth_multiplier" in stated:
-        _expect("depth_multiplier", stated["depth_multiplier"], options["width"])
     # It is the backbone's; that of the head is fixed there.
     epsilon = stated.get("layer_norm_eps", HF_EPSILON)
     if epsilon == HF_HEAD_EPSILON:
