@@ -23,7 +23,7 @@ from deeplab_jax.weights.formats.write_torch import write_torch
 from deeplab_jax.weights.importers import mmsegmentation, smp, smp_names, torchvision
 from deeplab_jax.weights.peer_networks import DEFAULT_RATES
 from deeplab_jax.weights.stem import at_own_channels
-from deeplab_jax.weights.tensor_map import TORCH, Leaf, Rule, Shapes, TensorMap, layer_of, their_name
+from deeplab_jax.weights.tensor_map import TORCH, Leaf, Rule, Shapes, TensorMap, layer_of, reorder_inputs, their_name
 
 # Options that change neither the variables nor the logits of inference.
 FREE = ("activation", "dropout", "dtype", "lowering", "norm_momentum", "channels", "stored_range")
@@ -87,9 +87,8 @@ def export_state_dict(model: Segmenter, variables: Mapping[str, Any], *, kind: s
     for name, (theirs, leaf, shape) in places.items():
         value = flat[name] if name in flat else np.full(shape, float(name.endswith(("/scale", "/var"))))
         if name.endswith("/kernel") and (order := tensor_map.inputs.get(layer_of(name))):
-            value = np.take(value, np.argsort(order), axis=3 if shape[2] == 1 else 2)
-        back = value if leaf.axes is None else value.transpose(np.argsort(leaf.axes))
-        tensors[theirs] = np.ascontiguousarray(back, np.float32)
+            value = reorder_inputs(value, np.argsort(order).tolist())
+        tensors[theirs] = np.ascontiguousarray(leaf.to_theirs(value), np.float32)
         if theirs.endswith(MEAN):
             tensors[theirs.removesuffix(MEAN) + ".num_batches_tracked"] = np.asarray(0, np.int64)
     return tensors

@@ -125,7 +125,7 @@ def test_mmsegmentations_config_is_named() -> None:
             {**ON_MOBILENET, "aspp_rates": (6, 12)},
             "aspp_rates=[6, 12], smp has aspp_rates=(12, 24, 36)",
         ),
-        ("smp", "deeplabv3plus_mobilenet_v2", {**ON_MOBILENET, "output_stride": 32}, "runs at 8 or 16"),
+        ("smp", "deeplabv3plus_mobilenet_v2", {**ON_MOBILENET, "output_stride": 32}, "run at 8 or 16"),
     ],
 )
 def test_other_networks_are_refused_in_one_line(kind: str, name: str, options: dict[str, Any], words: str) -> None:

@@ -136,13 +136,29 @@ def xception_rules(prefix: str, *, units: int, bare: int) -> tuple[Rule, ...]:
     )
 
 
-def stride_of_16_or_8(asked: int | None, *, whose: str) -> int:
-    """Return the output stride at which a repository that has only 8 and 16 runs a network: the given one, or its
-    command line's default, 16.
+def aspp_rules(root: str, *, inside: str = "") -> tuple[Rule, ...]:
+    """Return the names that torchvision's ASPP has, and those of code bases made from it.
+
+    Args:
+      root: the name of the ASPP.
+      inside: of a separable branch: what its two convolutions' names have before their numbers, such as "body.".
+    """
+    return (
+        (r"context/branch_1x1", (f"{root}.convs.0.0", f"{root}.convs.0.1")),
+        (r"context/branch_atrous(\d)", lambda i: (f"{root}.convs.{i}.0", f"{root}.convs.{i}.1")),
+        (r"context/branch_atrous(\d)/depthwise", lambda i: (f"{root}.convs.{i}.0.{inside}0", "")),
+        (r"context/branch_atrous(\d)/pointwise", lambda i: (f"{root}.convs.{i}.0.{inside}1", f"{root}.convs.{i}.1")),
+        (r"context/image_pooling", (f"{root}.convs.4.1", f"{root}.convs.4.2")),
+        (r"context/projection", (f"{root}.project.0", f"{root}.project.1")),
+    )
+
+
+def stride_of_8_or_16(asked: int | None, *, default: int, whose: str) -> int:
+    """Return the output stride at which a code base that has only 8 and 16 runs a network.
 
     Raises:
       UserError: any other number.
     """
     if asked not in (None, 8, 16):
-        raise UserError(f"output_stride={asked}: {whose} networks have 8 and 16")
-    return asked or 16
+        raise UserError(f"output_stride={asked}: {whose} networks run at 8 or 16")
+    return default if asked is None else asked

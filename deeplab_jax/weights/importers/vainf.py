@@ -7,13 +7,14 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.models.preprocessing import IMAGENET
 from deeplab_jax.weights.importers.torch_names import (
     COUNTERS,
+    aspp_rules,
     mobilenet_v2_rules,
     resnet_rules,
-    stride_of_16_or_8,
+    stride_of_8_or_16,
     which_resnet,
     xception_rules,
 )
-from deeplab_jax.weights.tensor_map import TORCH, Names, Rule, Shapes, TensorMap
+from deeplab_jax.weights.tensor_map import TORCH, Names, Rule, Shapes, TensorMap, first_are_last
 
 KIND = "vainf"
 BACKBONE, HEAD = "backbone.", "classifier."
@@ -38,7 +39,7 @@ def recognise(shapes: Shapes, *, output_stride: int | None) -> TensorMap | None:
     backbone = _backbone(shapes)
     if backbone is None:
         return None
-    stride = stride_of_16_or_8(output_stride, whose="VainF's")
+    stride = stride_of_8_or_16(output_stride, default=16, whose="VainF's")
     name, backbone_options, backbone_rules, backbone_notes = backbone
     separable = f"{aspp}.convs.1.0.body.0.weight" in shapes
     options: dict[str, Any] = {
@@ -76,7 +77,7 @@ def recognise(shapes: Shapes, *, output_stride: int | None) -> TensorMap | None:
         # There the low-level features come first.
         inputs=dict.fromkeys(
             [f"decoder/conv2_conv1{part}" for part in ("", "/depthwise", "/pointwise")],
-            (*range(LOW_LEVEL_CHANNELS, LOW_LEVEL_CHANNELS + ASPP_CHANNELS), *range(LOW_LEVEL_CHANNELS)),
+            first_are_last(LOW_LEVEL_CHANNELS, LOW_LEVEL_CHANNELS + ASPP_CHANNELS),
         ),
         unused=(COUNTERS,),
         notes=tuple(notes),
@@ -135,15 +136,7 @@ def _head_rules(aspp: str, *, plus: bool) -> tuple[Rule, ...]:
     layer, number = ("decoder/conv2_conv1", 0) if plus else ("context/head1", 1)
     names = f"{classifier}{number}", f"{classifier}{number + 1}"
     return (
-        (r"context/branch_1x1", (f"{aspp}.convs.0.0", f"{aspp}.convs.0.1")),
-        (r"context/branch_atrous(\d)", lambda i: (f"{aspp}.convs.{i}.0", f"{aspp}.convs.{i}.1")),
-        (r"context/branch_atrous(\d)/depthwise", lambda i: (f"{aspp}.convs.{i}.0.body.0", "")),
-        (
-            r"context/branch_atrous(\d)/pointwise",
-            lambda i: (f"{aspp}.convs.{i}.0.body.1", f"{aspp}.convs.{i}.1"),
-        ),
-        (r"context/image_pooling", (f"{aspp}.convs.4.1", f"{aspp}.convs.4.2")),
-        (r"context/projection", (f"{aspp}.project.0", f"{aspp}.project.1")),
+        *aspp_rules(aspp, inside="body."),
         (r"decoder/conv2_reduction", (f"{HEAD}project.0", f"{HEAD}project.1")),
         (layer, names),
         (f"{layer}/depthwise", (f"{names[0]}.body.0", "")),
