@@ -21,7 +21,6 @@ from deeplab_jax.weights import peer_networks
 from deeplab_jax.weights.folder import compare, flatten_variables
 from deeplab_jax.weights.formats.write_torch import write_torch
 from deeplab_jax.weights.importers import mmsegmentation, smp, smp_names, torchvision
-from deeplab_jax.weights.peer_networks import DEFAULT_RATES
 from deeplab_jax.weights.stem import at_own_channels
 from deeplab_jax.weights.tensor_map import TORCH, Leaf, Rule, Shapes, TensorMap, layer_of, reorder_inputs, their_name
 
@@ -29,6 +28,7 @@ from deeplab_jax.weights.tensor_map import TORCH, Leaf, Rule, Shapes, TensorMap,
 FREE = ("activation", "dropout", "dtype", "lowering", "norm_momentum", "channels", "stored_range")
 # What the caller of the peer's network does, or says when building it; `Peer.network` says it in a line.
 STATED = ("mean", "std", "value_range", "aspp_rates")
+DEFAULT_RATES = (6, 12, 18)  # Ours, stated at output stride 16.
 NORMS = ("norm", "backbone_norm")  # Frozen norms have the same variables as batch norms.
 MEAN = ".running_mean"
 SUFFIXES = (".safetensors", ".pth", ".pt")

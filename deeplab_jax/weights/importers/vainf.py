@@ -1,6 +1,5 @@
 """The networks of the repository VainF/DeepLabV3Plus-Pytorch: DeepLabv3 and v3+ on ResNet, MobileNetV2, Xception."""
 
-import re
 from typing import Any
 
 from deeplab_jax.errors import UserError
@@ -14,7 +13,7 @@ from deeplab_jax.weights.importers.torch_names import (
     which_resnet,
     xception_rules,
 )
-from deeplab_jax.weights.tensor_map import TORCH, Names, Rule, Shapes, TensorMap, first_are_last
+from deeplab_jax.weights.tensor_map import TORCH, Rule, Shapes, TensorMap, first_are_last
 
 KIND = "vainf"
 BACKBONE, HEAD = "backbone.", "classifier."
@@ -92,7 +91,7 @@ def _backbone(shapes: Shapes) -> tuple[str, dict[str, Any], tuple[Rule, ...], tu
     if f"{BACKBONE}high_level_features.17.conv.2.weight" in shapes:
         options = {"first_unit_rate": "previous", "stem_padding": "valid", "pad_input": True}
         notes = ("the first convolution is not padded", "inverted residuals are padded before their expansion")
-        return "mobilenet_v2", options, tuple(_halved(rule) for rule in mobilenet_v2_rules(BACKBONE)), notes
+        return "mobilenet_v2", options, mobilenet_v2_rules(BACKBONE, features=_features), notes
     if f"{BACKBONE}block12.skip.weight" in shapes:
         options = {"first_unit_rate": "stage", "form": "original"}
         notes = (
@@ -103,21 +102,9 @@ def _backbone(shapes: Shapes) -> tuple[str, dict[str, Any], tuple[Rule, ...], tu
     return None
 
 
-def _halved(rule: Rule) -> Rule:
-    pattern, names = rule
-
-    def rename(name: str) -> str:
-        return re.sub(
-            r"features\.(\d+)",
-            lambda match: f"{'low' if int(match[1]) < LOW_LEVEL_UNITS else 'high'}_level_features.{match[1]}",
-            name,
-        )
-
-    def renamed(*numbers: int) -> Names:
-        conv, norm = names(*numbers) if callable(names) else names
-        return rename(conv), rename(norm)
-
-    return pattern, renamed
+def _features(place: int) -> str:
+    """Return the name of an entry of MobileNetV2's `features`, which it has in two halves."""
+    return f"{'low' if place < LOW_LEVEL_UNITS else 'high'}_level_features.{place}"
 
 
 def _exit_rules() -> tuple[Rule, ...]:
