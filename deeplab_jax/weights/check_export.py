@@ -30,8 +30,9 @@ ENOUGH = 0.1
 
 def in_float32(model: Segmenter, *, direct: bool = False) -> Segmenter:
     """Return a network whose activations are float32; `direct` computes each convolution as one, for other runtimes."""
-    changes = {"dtype": "float32", **({"lowering": "direct"} if direct else {})}
-    changed: Segmenter = change_settings(model, lambda settings: replace(settings, **changes))
+    changed: Segmenter = change_settings(
+        model, lambda own: replace(own, dtype="float32", lowering="direct" if direct else own.lowering)
+    )
     return changed
 
 

@@ -5,9 +5,9 @@ from typing import Any
 from deeplab_jax.models.catalog import describe
 from deeplab_jax.models.contexts.aspp import rates_at
 from deeplab_jax.models.segmenter import Segmenter
+from deeplab_jax.weights.importers import smp_names
 from deeplab_jax.weights.importers.torch_names import RESNETS
 
-SMP = {"deeplabv3": "DeepLabV3", "deeplabv3plus": "DeepLabV3Plus", "pspnet": "PSPNet", "unet": "Unet"}
 MMSEGMENTATION_HEADS = {"deeplabv3": "ASPPHead", "deeplabv3plus": "DepthwiseSeparableASPPHead"}
 
 
@@ -46,7 +46,7 @@ def smp(model: Segmenter) -> str:
     if options.get("norm") == "none":
         arguments["decoder_use_norm"] = False
     arguments |= {"in_channels": model.in_channels, "classes": model.num_classes}
-    return f"smp.{SMP[architecture]}({encoder!r}, {_spelt(arguments)})"
+    return f"smp.{smp_names.CLASSES[architecture]}({encoder!r}, {_spelt(arguments)})"
 
 
 def mmsegmentation(model: Segmenter) -> str:

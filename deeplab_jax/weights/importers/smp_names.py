@@ -12,6 +12,8 @@ CHANNELS = {
     "mobilenet_v2": (16, 24, 32, 96, 1280),
 }
 HEAD = "segmentation_head.0"
+CLASSES = {"deeplabv3": "DeepLabV3", "deeplabv3plus": "DeepLabV3Plus", "pspnet": "PSPNet", "unet": "Unet"}
+"""Our architectures, and its classes of them."""
 
 
 def _pair(block: str) -> Names:
