@@ -77,7 +77,7 @@ def export_state_dict(model: Segmenter, variables: Mapping[str, Any], *, kind: s
         raise UserError(f"model {described['name']!r} is none of {kind}'s: {', '.join(peer.networks)}")
     ours = _shapes(model)
     places = _places({**peer.whole(model), **ours}, rules)
-    tensor_map = _recognise(kind, model, {theirs: _their_shape(shape, leaf) for theirs, leaf, shape in places.values()})
+    tensor_map = _recognise(kind, model, {theirs: leaf.their_shape(shape) for theirs, leaf, shape in places.values()})
     _check_theirs(kind, described, tensor_map)
     if missing := ours.keys() - places.keys():
         raise KeyError(f"no rule for {missing.pop()}; the rules of {kind} are wrong")
@@ -135,10 +135,6 @@ def _places(shapes: Shapes, rules: Sequence[Rule]) -> dict[str, tuple[str, Leaf,
         except KeyError:  # An option that is not theirs has made the layer, and will be named.
             continue
     return places
-
-
-def _their_shape(shape: tuple[int, ...], leaf: Leaf) -> tuple[int, ...]:
-    return shape if leaf.axes is None else tuple(shape[axis] for axis in np.argsort(leaf.axes))
 
 
 def _recognise(kind: str, model: Segmenter, shapes: Shapes) -> TensorMap:

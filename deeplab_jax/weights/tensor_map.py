@@ -40,6 +40,10 @@ class Leaf:
         """Return our variable in their layout."""
         return value if self.axes is None else value.transpose(np.argsort(self.axes))
 
+    def their_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the shape there of a variable of ours."""
+        return shape if self.axes is None else tuple(shape[axis] for axis in np.argsort(self.axes))
+
 
 @dataclass(frozen=True)
 class Layout:
