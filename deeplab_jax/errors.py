@@ -53,6 +53,16 @@ def did_you_mean(word: str, choices: Iterable[object]) -> str:
     return f"did you mean {', '.join(near)}?" if near else f"choose from {', '.join(names)}"
 
 
+def printable(text: str) -> str:
+    """Return a text of somebody else's without what would steer a terminal or end a line."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+def in_one_line(error: BaseException) -> str:
+    """Return another library's message on one short line, or its type if it has none."""
+    return printable(" ".join(str(error).split())[:200]) or type(error).__name__
+
+
 def spell(values: Sequence[object], *, limit: int = 5, separator: str = ", ") -> str:
     """Return `1, 2, 3 and 7 more`: at most `limit` values of a list, for a message."""
     shown = separator.join(str(value) for value in values[:limit])

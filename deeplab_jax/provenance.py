@@ -24,13 +24,18 @@ def versions() -> dict[str, str]:
     """Return the versions and the device that results depend on."""
     found = {"python": platform.python_version()}
     for package in VERSIONED:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = "not installed as a package"
+        found[package] = version_of(package)
     device = jax.devices()[0]
     found["device"] = f"{jax.device_count()} x {device.platform} {device.device_kind}"
     return found
+
+
+def version_of(package: str) -> str:
+    """Return the version of a package; "not installed as a package" for one that runs from a checkout."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed as a package"
 
 
 def git_commit() -> str:

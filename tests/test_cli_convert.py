@@ -12,10 +12,9 @@ from safetensors.numpy import load_file, save_file
 
 from deeplab_jax.cli import main
 from deeplab_jax.models.catalog import create_model
-from deeplab_jax.models.segmenter import abstract_variables
 from deeplab_jax.weights import convert as module
 from deeplab_jax.weights.folder import load, save
-from tests.support.tiny import tiny_model, tiny_models
+from tests.support.tiny import filled, tiny_model, tiny_models
 from tests.weights.test_convert import make_tensors, recognise
 
 
@@ -113,8 +112,7 @@ def test_export_torchvision(tmp_path, capsys) -> None:
     assert not (tmp_path / "a.pth").exists()
 
     theirs = create_model("lraspp_mobilenet_v3_large", num_classes=2, norm_momentum=0.99)
-    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), abstract_variables(theirs))
-    save(tmp_path / "model", theirs, zeros, {})
+    save(tmp_path / "model", theirs, filled(theirs), {})
     assert run(*words, tmp_path / "b.safetensors") == 0
     assert load_file(tmp_path / "b.safetensors")["classifier.high_classifier.weight"].shape == (2, 128, 1, 1)
 

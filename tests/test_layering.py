@@ -37,7 +37,7 @@ ALLOWED: dict[str, set[str]] = {
     "models": {"errors", "extensions", "ops"},
     "analysis": {"errors", "ops", "models"},
     "checkpoint": {"errors", "distributed", "files", "ops", "models"},
-    "weights": {"errors", "extensions", "files", "labels", "ops", "models", "checkpoint", "terminal"},
+    "weights": {"errors", "extensions", "files", "provenance", "labels", "ops", "models", "checkpoint", "terminal"},
     "data": {"errors", "extensions", "files", "labels"},
     # Only the loop, the evaluator and the command line see a config; everything below takes keyword arguments.
     "config_keys": set(),

@@ -10,6 +10,11 @@ import pytest
 from deeplab_jax import provenance
 
 
+def test_a_checkout_that_is_not_installed_has_no_version() -> None:
+    assert provenance.version_of("deeplab_jax_99") == "not installed as a package"
+    assert re.match(r"\d", provenance.version_of("jax"))
+
+
 def test_results_do_not_make_the_code_another_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A runner that writes results which the repository keeps goes on under the same commit."""
     files = ("deeplab_jax/provenance.py", "experiments/results/a.json", "README.md")

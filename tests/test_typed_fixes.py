@@ -5,7 +5,6 @@ import shlex
 from collections.abc import Callable
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -14,10 +13,9 @@ from safetensors.numpy import save_file
 from deeplab_jax.cli import main
 from deeplab_jax.data.images import write_image, write_mask
 from deeplab_jax.models.catalog import create_model
-from deeplab_jax.models.segmenter import Segmenter, Variables, abstract_variables
 from deeplab_jax.weights.export_state_dict import export_state_dict
 from deeplab_jax.weights.folder import save
-from tests.support.tiny import tiny_config, tiny_model, tiny_models
+from tests.support.tiny import filled, tiny_config, tiny_model, tiny_models
 
 FOLDER = ("--config", "configs/folder.py")
 TWO = "--config.data.options.class_names=('a','b')"
@@ -84,13 +82,9 @@ def black_and_white_labels(tmp_path: Path) -> list[str]:
     return ["check-data", *FOLDER, "--config.data.name=multilabel", f"--config.data.dir={data}", names]
 
 
-def zeros(model: Segmenter) -> Variables:
-    return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), abstract_variables(model))
-
-
 def state_dict(classes: int) -> dict[str, np.ndarray]:
     model = create_model("lraspp_mobilenet_v3_large", num_classes=classes)
-    return export_state_dict(model, zeros(model), kind="torchvision")
+    return export_state_dict(model, filled(model), kind="torchvision")
 
 
 def other_classes(tmp_path: Path) -> list[str]:
@@ -106,7 +100,7 @@ def two_networks(tmp_path: Path) -> list[str]:
 
 def pyramid_of_any_size(tmp_path: Path) -> list[str]:
     model = create_model("pspnet_resnet18", num_classes=2, backbone_norm="none")
-    save(tmp_path / "model", model, zeros(model), {})
+    save(tmp_path / "model", model, filled(model), {})
     words = ["--format", "stablehlo", "--out", str(tmp_path / "model.zip")]
     return ["export", "--model", str(tmp_path / "model"), *words]
 

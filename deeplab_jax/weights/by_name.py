@@ -2,13 +2,13 @@
 
 import shutil
 import tempfile
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from deeplab_jax.errors import UserError
 from deeplab_jax.files import locked
 from deeplab_jax.models.segmenter import Segmenter, Variables
+from deeplab_jax.provenance import version_of
 from deeplab_jax.terminal import note
 from deeplab_jax.weights import folder, hub, named
 from deeplab_jax.weights.convert import convert
@@ -96,7 +96,4 @@ def _is_current(target: Path, module: str) -> bool:
 
 
 def _converter() -> str:
-    try:
-        return f"deeplab_jax {metadata.version('deeplab_jax')}"
-    except metadata.PackageNotFoundError:  # It runs from a checkout.
-        return "deeplab_jax, not installed as a package"
+    return f"deeplab_jax {version_of('deeplab_jax')}"

@@ -11,6 +11,7 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.files import read_json
 from deeplab_jax.models.catalog import describe
 from deeplab_jax.models.segmenter import Segmenter, Variables
+from deeplab_jax.terminal import percent
 from deeplab_jax.weights.hub import load_hub, parse
 from deeplab_jax.weights.published import UNKNOWN
 
@@ -54,7 +55,8 @@ def read_metrics(file: Path, model: Segmenter, *, step: int | None = None) -> di
             f"{file}: of {network[0]} with {network[1]} classes, and the model is {ours[0]} with {ours[1]}; give "
             "--metrics the file of this model"
         )
-    if None not in (step, evaluated := content.get("checkpoint")) and evaluated != step:
+    evaluated = content.get("checkpoint")
+    if evaluated != step and None not in (evaluated, step):
         raise UserError(
             f"{file}: of the checkpoint of step {evaluated}, and the model is that of step {step}; evaluate it again, "
             f"or give --checkpoint {evaluated}"
@@ -170,8 +172,8 @@ def _results(info: Mapping[str, Any], metrics: Mapping[str, Any] | None) -> str:
         return f"## Results\n\nOf the evaluation during training{step}:\n\n" + "\n".join(lines) if lines else ""
     protocol = dict(metrics["protocol"])
     data, split, images = (_cell(protocol.pop(key, UNKNOWN)) for key in OF_PROTOCOL)
-    table = [("", "%"), *((name, _percent(metrics[key])) for key, _, name in METRICS)]
-    rows = [(row["name"], *(_percent(row[key]) for key in PER_CLASS)) for row in metrics["per_class"]]
+    table = [("", "%"), *((name, percent(metrics[key])) for key, _, name in METRICS)]
+    rows = [(row["name"], *(percent(row[key]) for key in PER_CLASS)) for row in metrics["per_class"]]
     settings = ", ".join(
         f"`{key}` {json.dumps(value)}" for key, value in protocol.items() if value not in (None, [], False)
     )
@@ -203,10 +205,6 @@ def _origin(info: Mapping[str, Any], licence: str) -> str:
 def _table(rows: Sequence[tuple[str, ...]]) -> str:
     first, *rest = [f"| {' | '.join(map(_cell, row))} |" for row in rows]
     return "\n".join([first, "|" + "---|" * len(rows[0]), *rest])
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.2f}"
 
 
 def _cell(value: Any) -> str:

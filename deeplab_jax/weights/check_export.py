@@ -10,7 +10,7 @@ import numpy as np
 
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.decision import decide
-from deeplab_jax.models.layers import LayerSettings, change_settings
+from deeplab_jax.models.layers import change_settings
 from deeplab_jax.models.segmenter import Segmenter
 
 Run = Callable[[np.ndarray], np.ndarray]
@@ -30,11 +30,9 @@ ENOUGH = 0.1
 
 def in_float32(model: Segmenter, *, direct: bool = False) -> Segmenter:
     """Return a network whose activations are float32; `direct` computes each convolution as one, for other runtimes."""
-
-    def change(settings: LayerSettings) -> LayerSettings:
-        return replace(settings, dtype="float32", lowering="direct" if direct else settings.lowering)
-
-    changed: Segmenter = change_settings(model, change)
+    changed: Segmenter = change_settings(
+        model, lambda own: replace(own, dtype="float32", lowering="direct" if direct else own.lowering)
+    )
     return changed
 
 

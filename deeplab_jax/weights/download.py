@@ -4,16 +4,16 @@ import errno
 import http.client
 import os
 import re
+import shlex
 import shutil
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from deeplab_jax import files
-from deeplab_jax.errors import UserError
+from deeplab_jax.errors import UserError, in_one_line
 from deeplab_jax.files import DISK_ERRORS, locked, sha256_of, write_whole
 
 FOLDER = "DEEPLAB_JAX_WEIGHTS"
@@ -79,28 +79,22 @@ def fetch(
         if is_offline():
             candidates = [address for address in candidates if address.startswith("file:")]
         problems: list[_NotHere] = []
-        digest = _first_that_gives(candidates, target, problems, sha256=sha256, say=say, progress=progress)
-        if not digest:
-            raise UserError(_missing(target, addresses, problems))
-        _keep_record(target, digest)
-        os.replace(_part(target), target)
-    return target
+        for address in candidates:
+            try:
+                digest = _download(address, target, sha256=sha256, say=say, progress=progress)
+            except _NotHere as problem:
+                problems.append(type(problem)(f"{address}: {problem}"))
+                say(str(problems[-1]))
+                continue
+            _keep_record(target, digest)
+            os.replace(_part(target), target)
+            return target
+    raise UserError(_missing(target, addresses, problems))
 
 
 def recorded_sha256(file: Path) -> str:
     """Return the SHA-256 of a file of the cache, as it was written when the file was complete."""
     return _record(file).read_text("ascii").strip()
-
-
-def _first_that_gives(addresses: Sequence[str], target: Path, problems: list["_NotHere"], **how: Any) -> str:
-    """Return the SHA-256 of the file that the first working address gives, "" if none does; `problems` gets reasons."""
-    for address in addresses:
-        try:
-            return _download(address, target, **how)
-        except _NotHere as problem:
-            problems.append(type(problem)(f"{address}: {problem}"))
-            how["say"](str(problems[-1]))
-    return ""
 
 
 class _NotHere(Exception):
@@ -149,7 +143,7 @@ def _check_again(target: Path, sha256: str) -> None:
             _record(target).unlink(missing_ok=True)
             raise UserError(
                 f"{target}: its SHA-256 begins with {digest[:16]}, and {known[:16]} was expected, so it has changed; "
-                f"remove it, and the same command fetches it again: rm '{target}'"
+                f"remove it, and the same command fetches it again: rm {shlex.quote(str(target))}"
             )
 
 
@@ -164,7 +158,9 @@ def _download(
         try:
             _receive(address, part, say=say, progress=progress)
         except urllib.error.HTTPError as error:
-            if error.code < 500 and error.code != 429:
+            if error.code == 416:  # The part is as long as the file: a process was killed after the last byte.
+                part.unlink(missing_ok=True)
+            elif error.code < 500 and error.code != 429:
                 raise _NotHere(f"HTTP status {error.code} {error.reason}") from None
             problem = f"HTTP status {error.code} {error.reason}"
         except urllib.error.URLError as error:
@@ -176,7 +172,7 @@ def _download(
         except (OSError, http.client.HTTPException, ValueError) as error:
             if isinstance(error, OSError) and error.filename:  # The disk, not the network.
                 raise UserError(f"{part}: cannot be written ({error.strerror}); free space, or set {FOLDER}") from None
-            problem = " ".join(str(error).split()) or type(error).__name__
+            problem = in_one_line(error)
         else:
             digest = sha256_of(part)
             if digest.startswith(sha256):

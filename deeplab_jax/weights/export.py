@@ -21,7 +21,6 @@ import io
 import json
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import jax
@@ -34,6 +33,7 @@ from deeplab_jax.models.contexts.pyramid_pooling import PyramidPooling, SpatialP
 from deeplab_jax.models.decision import THRESHOLD, decide, to_probabilities
 from deeplab_jax.models.fold import fold_norm
 from deeplab_jax.models.segmenter import SMALLEST_SIDE, Segmenter, Variables
+from deeplab_jax.provenance import version_of
 
 STABLEHLO_FILE = "model.stablehlo"
 METADATA_FILE = "metadata.json"
@@ -145,11 +145,17 @@ def _check_size(model: Segmenter, size: tuple[int, int] | None) -> None:
             or isinstance(model.context, PyramidPooling | SpatialPyramidContext)
         ):
             name = describe(model)["name"]
-            raise UserError(f"{name}: cannot be exported for images of any size; give one, such as --size 513x513")
+            raise UserError(f"{name}: cannot be exported for images of any size; give one, such as {size_flag(model)}")
         return
     fitting = tuple(model.fitting_side(side) for side in size)
     if fitting != tuple(size):
         raise UserError(f"size={size[0]}x{size[1]}: does not fit this network; {fitting[0]}x{fitting[1]} would")
+
+
+def size_flag(model: Segmenter) -> str:
+    """Return a flag that gives the images of an export a size that fits."""
+    side = model.fitting_side(513)
+    return f"--size {side}x{side}"
 
 
 def _for_inference(model: Segmenter, variables: Mapping[str, Any]) -> tuple[Segmenter, Variables]:
@@ -236,19 +242,12 @@ def _metadata(
         **{key: info[key] for key in ("class_names", "palette") if key in info},
         "output_stride": model.output_stride,
         "model": describe(model),
-        "versions": {"deeplab_jax": _package_version(), "jax": jax.__version__},
+        "versions": {"deeplab_jax": version_of("deeplab_jax"), "jax": jax.__version__},
     }
 
 
 def _array(aval: Any) -> dict[str, Any]:
     return {"shape": [side if isinstance(side, int) else str(side) for side in aval.shape], "dtype": str(aval.dtype)}
-
-
-def _package_version() -> str:
-    try:
-        return version("deeplab_jax")
-    except PackageNotFoundError:
-        return "not installed as a package"
 
 
 def pack(entries: Mapping[str, bytes]) -> bytes:

@@ -11,7 +11,7 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.models.catalog import describe
 from deeplab_jax.models.segmenter import Segmenter
 from deeplab_jax.weights.check_export import check, images_like, in_float32
-from deeplab_jax.weights.export import prepare
+from deeplab_jax.weights.export import prepare, size_flag
 from deeplab_jax.weights.onnx_graph import INPUT, IR_VERSION, OPSET, Graph, convert, trace
 from deeplab_jax.weights.onnx_operations import OPERATIONS, element_type
 
@@ -46,7 +46,7 @@ def export_onnx(
         differ by more than the bound of `check_export`.
     """
     if size is None:
-        raise UserError("onnx: the size of the images has to be fixed; give it, such as --size 513x513")
+        raise UserError(f"onnx: the size of the images has to be fixed; give it, such as {size_flag(model)}")
     if precision not in PRECISIONS:
         raise UserError(f"precision={precision!r}: onnx is written in {' or '.join(PRECISIONS)}; tflite also in int8")
     onnx, onnxruntime = _packages()

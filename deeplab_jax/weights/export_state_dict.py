@@ -21,14 +21,14 @@ from deeplab_jax.weights import peer_networks
 from deeplab_jax.weights.folder import compare, flatten_variables
 from deeplab_jax.weights.formats.write_torch import write_torch
 from deeplab_jax.weights.importers import mmsegmentation, smp, smp_names, torchvision
-from deeplab_jax.weights.peer_networks import DEFAULT_RATES
 from deeplab_jax.weights.stem import at_own_channels
-from deeplab_jax.weights.tensor_map import TORCH, Leaf, Rule, Shapes, TensorMap, layer_of, their_name
+from deeplab_jax.weights.tensor_map import TORCH, Leaf, Rule, Shapes, TensorMap, layer_of, reorder_inputs, their_name
 
 # Options that change neither the variables nor the logits of inference.
 FREE = ("activation", "dropout", "dtype", "lowering", "norm_momentum", "channels", "stored_range")
 # What the caller of the peer's network does, or says when building it; `Peer.network` says it in a line.
 STATED = ("mean", "std", "value_range", "aspp_rates")
+DEFAULT_RATES = (6, 12, 18)  # Ours, stated at output stride 16.
 NORMS = ("norm", "backbone_norm")  # Frozen norms have the same variables as batch norms.
 MEAN = ".running_mean"
 SUFFIXES = (".safetensors", ".pth", ".pt")
@@ -77,7 +77,7 @@ def export_state_dict(model: Segmenter, variables: Mapping[str, Any], *, kind: s
         raise UserError(f"model {described['name']!r} is none of {kind}'s: {', '.join(peer.networks)}")
     ours = _shapes(model)
     places = _places({**peer.whole(model), **ours}, rules)
-    tensor_map = _recognise(kind, model, {theirs: _their_shape(shape, leaf) for theirs, leaf, shape in places.values()})
+    tensor_map = _recognise(kind, model, {theirs: leaf.their_shape(shape) for theirs, leaf, shape in places.values()})
     _check_theirs(kind, described, tensor_map)
     if missing := ours.keys() - places.keys():
         raise KeyError(f"no rule for {missing.pop()}; the rules of {kind} are wrong")
@@ -87,9 +87,8 @@ def export_state_dict(model: Segmenter, variables: Mapping[str, Any], *, kind: s
     for name, (theirs, leaf, shape) in places.items():
         value = flat[name] if name in flat else np.full(shape, float(name.endswith(("/scale", "/var"))))
         if name.endswith("/kernel") and (order := tensor_map.inputs.get(layer_of(name))):
-            value = np.take(value, np.argsort(order), axis=3 if shape[2] == 1 else 2)
-        back = value if leaf.axes is None else value.transpose(np.argsort(leaf.axes))
-        tensors[theirs] = np.ascontiguousarray(back, np.float32)
+            value = reorder_inputs(value, np.argsort(order).tolist())
+        tensors[theirs] = np.ascontiguousarray(leaf.to_theirs(value), np.float32)
         if theirs.endswith(MEAN):
             tensors[theirs.removesuffix(MEAN) + ".num_batches_tracked"] = np.asarray(0, np.int64)
     return tensors
@@ -136,10 +135,6 @@ def _places(shapes: Shapes, rules: Sequence[Rule]) -> dict[str, tuple[str, Leaf,
         except KeyError:  # An option that is not theirs has made the layer, and will be named.
             continue
     return places
-
-
-def _their_shape(shape: tuple[int, ...], leaf: Leaf) -> tuple[int, ...]:
-    return shape if leaf.axes is None else tuple(shape[axis] for axis in np.argsort(leaf.axes))
 
 
 def _recognise(kind: str, model: Segmenter, shapes: Shapes) -> TensorMap:

@@ -18,7 +18,7 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.models.decision import THRESHOLD
 from deeplab_jax.models.segmenter import Segmenter
 from deeplab_jax.weights.check_export import check, check_int8, images_like, in_float32
-from deeplab_jax.weights.export import METADATA_FILE, pack, prepare
+from deeplab_jax.weights.export import METADATA_FILE, pack, prepare, size_flag
 
 PRECISIONS = ("float32", "float16", "int8")
 MOST_CHECKED = 4  # Batches that are compared.
@@ -55,7 +55,7 @@ def export_tflite(
         or results that differ by more than the bound of `check_export`.
     """
     if size is None:
-        raise UserError("tflite: the size of the images has to be fixed; give it, such as --size 513x513")
+        raise UserError(f"tflite: the size of the images has to be fixed; give it, such as {size_flag(model)}")
     if precision not in PRECISIONS:
         raise UserError(f"precision={precision!r}: tflite is written in {', '.join(PRECISIONS)}")
     if precision == "int8" and not len(calibration):

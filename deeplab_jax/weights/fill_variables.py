@@ -12,7 +12,7 @@ from flax.traverse_util import unflatten_dict
 from deeplab_jax.errors import UserError, spell
 from deeplab_jax.models.segmenter import Segmenter, Variables, abstract_variables
 from deeplab_jax.weights.folder import flatten_variables
-from deeplab_jax.weights.tensor_map import Leaf, TensorMap, layer_of, path_of, their_name
+from deeplab_jax.weights.tensor_map import Leaf, TensorMap, layer_of, path_of, reorder_inputs, their_name
 
 
 def fill_variables(
@@ -65,8 +65,6 @@ def fill_variables(
     taken, problems = _take(tensor_map, tensors, {name: p for name, p in places.items() if name not in anew}, expected)
     used = {places[name][0] for name in taken}
     known = {theirs for theirs, _ in places.values()}
-    if len(known) < len(places):
-        raise KeyError(f"two of our tensors have one name there; the rules of {tensor_map.kind} are wrong")
     unused = [name for name in tensors if name not in used]
     unexpected = [
         name
@@ -104,21 +102,12 @@ def _take(
         shape, value = expected[name], tensors.get(theirs)
         if value is None:
             problems.append((name, f"missing {theirs}"))
-        elif value.ndim != len(shape) or (ours := _to_ours(value, leaf)).shape != shape:
+        elif value.ndim != len(shape) or (ours := leaf.to_ours(value)).shape != shape:
             problems.append((name, f"{theirs} has shape {value.shape}, {name} needs {shape}"))
         else:
             order = tensor_map.inputs.get(layer_of(name)) if name.endswith("/kernel") else None
-            taken[name] = np.asarray(ours if order is None else _reordered(ours, order), np.float32)
+            taken[name] = np.asarray(ours if order is None else reorder_inputs(ours, order), np.float32)
     return taken, problems
-
-
-def _to_ours(value: np.ndarray, leaf: Leaf) -> np.ndarray:
-    return value if leaf.axes is None else value.transpose(leaf.axes)
-
-
-def _reordered(kernel: np.ndarray, order: Sequence[int]) -> np.ndarray:
-    """Return a kernel with its inputs in another order; a depthwise kernel has them on its last axis."""
-    return np.take(kernel, np.asarray(order), axis=3 if kernel.shape[2] == 1 else 2)
 
 
 def is_classifier(path: str) -> bool:

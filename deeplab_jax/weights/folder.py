@@ -10,8 +10,7 @@ import flax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from deeplab_jax.checkpoint import Checkpoints, misfits
 from deeplab_jax.errors import UserError, spell
@@ -19,6 +18,7 @@ from deeplab_jax.files import read_json, replacing, write_whole
 from deeplab_jax.labels import BINARY, IGNORE_LABEL
 from deeplab_jax.models.catalog import describe, from_description
 from deeplab_jax.models.segmenter import Segmenter, Variables, abstract_variables
+from deeplab_jax.weights.formats.safetensors_file import read_safetensors
 
 MODEL_FILE = "model.json"
 WEIGHTS_FILE = "weights.safetensors"
@@ -201,9 +201,6 @@ def compare(expected: Mapping[str, Any], found: Mapping[str, Any], *, source: st
 
 
 def _read_weights(file: Path, model: Segmenter) -> Variables:
-    try:
-        tensors = load_file(str(file))
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{file}: not a readable safetensors file ({error}); write it again") from None
-    compare(flatten_variables(abstract_variables(model)), tensors, source=str(file))
-    return unflatten_dict({key: jnp.asarray(value) for key, value in tensors.items()}, sep="/")
+    tensors, expected = read_safetensors(file), flatten_variables(abstract_variables(model))
+    compare(expected, tensors, source=str(file))
+    return unflatten_dict({key: jnp.asarray(value, expected[key].dtype) for key, value in tensors.items()}, sep="/")

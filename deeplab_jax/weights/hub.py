@@ -7,7 +7,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from deeplab_jax.errors import UserError, spell
+from deeplab_jax.errors import UserError, in_one_line, printable, spell
 from deeplab_jax.files import DISK_ERRORS
 from deeplab_jax.weights.download import LARGEST, OFFLINE, is_offline
 from deeplab_jax.weights.folder import MODEL_FILE, WEIGHTS_FILE
@@ -88,7 +88,8 @@ def fetch(name: str, *, say: Callable[[str], object]) -> Snapshot:
                 return _snapshot(hub, repository, _download(hub, name, say))
         except Unreachable as error:
             reason = str(error)
-    folder = _cached(hub, repository, revision)
+    with one_line(hub, name):
+        folder = _cached(hub, repository, revision)
     if folder is None:
         problem = f"{hub.constants.ENDPOINT} cannot be reached ({reason})" if reason else f"{OFFLINE} is set"
         fix = "check the connection" if reason else f"unset {OFFLINE}"
@@ -129,9 +130,9 @@ def one_line(hub: ModuleType, name: str) -> Iterator[None]:
     except errors.RevisionNotFoundError:
         raise UserError(f"{name}: the repository has no revision {revision!r}; {where}/commits lists them") from None
     except errors.HFValidationError as error:
-        raise UserError(f"{name}: no name that a repository can have ({_line(error)}); write {FORM}") from None
+        raise UserError(f"{name}: no name that a repository can have ({in_one_line(error)}); write {FORM}") from None
     except errors.LocalEntryNotFoundError as error:
-        raise Unreachable(_line(error.__cause__ or error)) from None
+        raise Unreachable(in_one_line(error.__cause__ or error)) from None
     except errors.HfHubHTTPError as error:
         status = error.response.status_code
         if status in (401, 403):
@@ -140,13 +141,13 @@ def one_line(hub: ModuleType, name: str) -> Iterator[None]:
             ) from None
         if status == 429 or status >= 500:
             raise Unreachable(f"HTTP status {status}") from None
-        raise UserError(f"{name}: HTTP status {status} ({_line(error)}); see {where}") from None
+        raise UserError(f"{name}: HTTP status {status} ({in_one_line(error)}); see {where}") from None
     except (OSError, errors.HTTPError) as error:  # The second is its HTTP library's, which differs by its version.
         if isinstance(error, OSError) and error.errno in DISK_ERRORS:
             raise UserError(
                 f"{error.filename or hub.constants.HF_HUB_CACHE}: {error.strerror}; free space, or set HF_HUB_CACHE"
             ) from None
-        raise Unreachable(_line(error)) from None
+        raise Unreachable(in_one_line(error)) from None
 
 
 def _download(hub: ModuleType, name: str, say: Callable[[str], object]) -> Path:
@@ -180,7 +181,7 @@ def wanted(names: Collection[str], *, name: str) -> list[str]:
     if not set(found) <= set(names):
         weights = next((file for file in FOLDER_FILES if file in names), "")
         if not weights:
-            there = _printable(spell(sorted(set(names) - {".gitattributes", CARD_FILE}))) or "no files"
+            there = printable(spell(sorted(set(names) - {".gitattributes", CARD_FILE}))) or "no files"
             raise UserError(
                 f"{name}: no weights of a form that is read here: neither {MODEL_FILE} with {WEIGHTS_FILE} nor any of "
                 f"{', '.join(FOLDER_FILES)}; it holds {there}; other files go through hf download, then convert"
@@ -219,13 +220,3 @@ def licence_of(hub: ModuleType, card: Path) -> str:
         licence = f"other ({stated['license_name']})"
     fits = isinstance(licence, str) and licence.isprintable() and 0 < len(licence) <= LONGEST_LICENCE
     return licence if fits else UNKNOWN
-
-
-def _line(error: BaseException) -> str:
-    """Return an error's text on one short line, its type if it has none."""
-    return _printable(" ".join(str(error).split())[:200]) or type(error).__name__
-
-
-def _printable(text: str) -> str:
-    """Return a text of the hub's without what would steer a terminal."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)

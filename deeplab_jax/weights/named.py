@@ -31,18 +31,13 @@ def find(name: str) -> Named | None:
         return from_hub(hub.fetch(name, say=note))
     if name in PUBLISHED:
         return from_table(name)
-    if looks_like_name(name):
+    owner, _, rest = name.partition("/")
+    if rest and owner in {known.partition("/")[0] for known in PUBLISHED}:  # It may be a name with a mistake in it.
         raise UserError(
             f"{name}: neither a path nor a name of published weights: {did_you_mean(name, PUBLISHED)} "
             "(all: python -m deeplab_jax weights)"
         )
     return None
-
-
-def looks_like_name(text: str) -> bool:
-    """Return whether a text may be meant as a name of published weights."""
-    owner, slash, rest = text.partition("/")
-    return bool(slash and rest) and owner in {name.partition("/")[0] for name in PUBLISHED}
 
 
 def from_table(name: str) -> Named:

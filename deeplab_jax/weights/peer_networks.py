@@ -5,10 +5,9 @@ from typing import Any
 from deeplab_jax.models.catalog import describe
 from deeplab_jax.models.contexts.aspp import rates_at
 from deeplab_jax.models.segmenter import Segmenter
+from deeplab_jax.weights.importers import smp_names
 from deeplab_jax.weights.importers.torch_names import RESNETS
 
-DEFAULT_RATES = (6, 12, 18)  # Ours, stated at output stride 16.
-SMP = {"deeplabv3": "DeepLabV3", "deeplabv3plus": "DeepLabV3Plus", "pspnet": "PSPNet", "unet": "Unet"}
 MMSEGMENTATION_HEADS = {"deeplabv3": "ASPPHead", "deeplabv3plus": "DepthwiseSeparableASPPHead"}
 
 
@@ -47,7 +46,7 @@ def smp(model: Segmenter) -> str:
     if options.get("norm") == "none":
         arguments["decoder_use_norm"] = False
     arguments |= {"in_channels": model.in_channels, "classes": model.num_classes}
-    return f"smp.{SMP[architecture]}({encoder!r}, {_spelt(arguments)})"
+    return f"smp.{smp_names.CLASSES[architecture]}({encoder!r}, {_spelt(arguments)})"
 
 
 def mmsegmentation(model: Segmenter) -> str:
@@ -55,35 +54,32 @@ def mmsegmentation(model: Segmenter) -> str:
     described = describe(model)
     architecture, backbone = described["name"].split("_", 1)
     options = described["options"]
-    dilated = model.output_stride == 8
+    dilated, widening = model.output_stride == 8, 4 if RESNETS[backbone][1] else 1  # of a unit's last convolution
     values: dict[str, Any] = {
         "backbone.type": "ResNetV1c" if options.get("deep_stem") else "ResNet",
         "backbone.depth": int(backbone.removeprefix("resnet")),
         "backbone.in_channels": model.in_channels,
         "backbone.strides": (1, 2, 1, 1) if dilated else (1, 2, 2, 1),
         "backbone.dilations": (1, 1, 2, 4) if dilated else (1, 1, 1, 2),
-        "decode_head.in_channels": 2048 if RESNETS[backbone][1] else 512,
+        "decode_head.in_channels": 512 * widening,
         "decode_head.num_classes": model.num_classes,
     }
     if architecture.startswith("deeplab"):
-        separable = architecture == "deeplabv3plus" or options.get("separable")
+        plus = architecture == "deeplabv3plus"
+        separable = plus or options.get("separable")
         values |= {
             "decode_head.type": MMSEGMENTATION_HEADS["deeplabv3plus" if separable else "deeplabv3"],
             "decode_head.channels": _field(model, "aspp_channels"),
             "decode_head.dilations": (1, *_rates(model)),
         }
         if separable:
-            values["decode_head.c1_channels"] = (
-                _field(model, "low_level_channels") if architecture == "deeplabv3plus" else 0
-            )
-            values["decode_head.c1_in_channels"] = (
-                0 if architecture == "deeplabv3" else 256 if RESNETS[backbone][1] else 64
-            )
+            values["decode_head.c1_channels"] = _field(model, "low_level_channels") if plus else 0
+            values["decode_head.c1_in_channels"] = 64 * widening if plus else 0
     elif architecture == "pspnet":
         values["decode_head.channels"] = _field(model, "context_channels")
     if model.aux_features is not None:
-        values["auxiliary_head.in_channels"] = 1024 if RESNETS[backbone][1] else 256
-        values["auxiliary_head.channels"] = values["auxiliary_head.in_channels"] // 4
+        values["auxiliary_head.in_channels"] = 256 * widening
+        values["auxiliary_head.channels"] = 64 * widening
         values["auxiliary_head.num_classes"] = model.num_classes
     else:
         values["auxiliary_head"] = None

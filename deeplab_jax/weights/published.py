@@ -16,8 +16,16 @@ TENSORFLOW_MIRROR = "https://storage.googleapis.com/download.tensorflow.org/mode
 MMSEGMENTATION = "https://download.openmmlab.com/mmsegmentation/v0.5/deeplabv3plus/"
 HUGGING_FACE = "https://huggingface.co/"
 KAGGLE = "https://www.kaggle.com/api/v1/models/"
-COCO_AS_VOC = "COCO train2017, VOC's classes"
 IMAGENET = "ImageNet-1k"
+COCO_AS_VOC = "COCO train2017, VOC's classes"
+VOC_AUG, COCO_VOC_AUG, COCO_VOC_ALL = "VOC train_aug", "COCO, then VOC train_aug", "COCO, then VOC trainval"
+CITYSCAPES_TRAIN, ADE20K_TRAIN = "Cityscapes train", "ADE20K train"
+LABELS: dict[str, LabelSet] = {
+    **dict.fromkeys((COCO_AS_VOC, VOC_AUG, COCO_VOC_AUG, COCO_VOC_ALL), VOC),
+    CITYSCAPES_TRAIN: CITYSCAPES,
+    ADE20K_TRAIN: ADE20K,
+}
+"""The classes of networks by their training data; other data have none that are known here."""
 BSD, APACHE, MIT = "BSD-3-Clause", "Apache-2.0", "MIT"
 UNKNOWN = "unknown"
 
@@ -62,30 +70,21 @@ class Published:
 
 
 def _torchvision(
-    network: str, file: str, figure: str, parameters: float, megabytes: float, labels: LabelSet | None = None
+    network: str, parameters: float, file: str, megabytes: float, trained_on: str, figure: str
 ) -> Published:
     """An entry of torchvision, whose file names end in the first digits of the hash."""
     return Published(
         network=network,
         file=file,
         addresses=(PYTORCH + file,),
-        trained_on=COCO_AS_VOC if labels else IMAGENET,
+        trained_on=trained_on,
         figure=figure,
         licence=BSD,
         parameters=parameters,
         megabytes=megabytes,
         sha256=file.rpartition("-")[2].partition(".")[0],
-        labels=labels,
+        labels=LABELS.get(trained_on),
     )
-
-
-def _coco(network: str, file: str, miou: float, accuracy: float, parameters: float, megabytes: float) -> Published:
-    figure = f"mIoU {miou}, pixel accuracy {accuracy}: COCO val2017, shorter side 520"
-    return _torchvision(network, file, figure, parameters, megabytes, VOC)
-
-
-def _top1(network: str, file: str, top1: float, parameters: float, megabytes: float) -> Published:
-    return _torchvision(network, file, f"top-1 {top1}", parameters, megabytes)
 
 
 def _hub(
@@ -103,63 +102,58 @@ def _hub(
     )
 
 
-def _tensorflow(
-    network: str, archive: str, parameters: float, *, trained_on: str, figure: str, labels: LabelSet | None = None
-) -> Published:
-    file = f"{archive}.tar.gz"
-    return Published(
-        network=network,
-        file=file,
-        addresses=(TENSORFLOW + file, TENSORFLOW_MIRROR + file),
-        trained_on=trained_on,
-        figure=figure,
-        licence=APACHE,
-        parameters=parameters,
-        labels=labels,
-    )
+# Of classifiers: the network that each becomes, and the parameters of its backbone.
+_ENCODERS = {
+    "resnet18": ("deeplabv3plus_resnet18", 11.18),
+    "resnet34": ("deeplabv3plus_resnet34", 21.28),
+    "resnet50": ("deeplabv3plus_resnet50", 23.51),
+    "resnet101": ("deeplabv3plus_resnet101", 42.50),
+    "mobilenet_v2": ("deeplabv3plus_mobilenet_v2", 1.81),
+    "mobilenet_v3_large": ("deeplabv3plus_mobilenet_v3_large", 2.97),
+    "vgg16": ("fcn32s_vgg16", 134.26),
+    "vgg16_bn": ("segnet_vgg16", 14.72),
+}
 
-
-RESNET18, RESNET34 = "deeplabv3plus_resnet18", "deeplabv3plus_resnet34"
-RESNET50, RESNET101 = "deeplabv3plus_resnet50", "deeplabv3plus_resnet101"
-MOBILENET_V2, MOBILENET_V3 = "deeplabv3plus_mobilenet_v2", "deeplabv3plus_mobilenet_v3_large"
-
+# By network: the file, mIoU, pixel accuracy, parameters, MiB.
+_COCO = {
+    "deeplabv3_resnet50": ("deeplabv3_resnet50_coco-cd0a2569.pth", 66.4, 92.4, 42.00, 160.5),
+    "deeplabv3_resnet101": ("deeplabv3_resnet101_coco-586e9e4e.pth", 67.4, 92.4, 61.00, 233.2),
+    "deeplabv3_mobilenet_v3_large": ("deeplabv3_mobilenet_v3_large-fc3c493d.pth", 60.3, 91.2, 11.03, 42.3),
+    "lraspp_mobilenet_v3_large": ("lraspp_mobilenet_v3_large-d234d4ea.pth", 57.9, 91.2, 3.22, 12.5),
+    "fcn_resnet50": ("fcn_resnet50_coco-1167a1af.pth", 60.5, 91.4, 35.32, 135.0),
+    "fcn_resnet101": ("fcn_resnet101_coco-7ecb50ca.pth", 63.7, 91.9, 54.31, 207.7),
+}
+# By encoder and weights: the file, top-1 accuracy, MiB.
+_TOP1 = {
+    "resnet18.imagenet_v1": ("resnet18-f37072fd.pth", 69.758, 44.7),
+    "resnet34.imagenet_v1": ("resnet34-b627a593.pth", 73.314, 83.3),
+    "resnet50.imagenet_v1": ("resnet50-0676ba61.pth", 76.130, 97.8),
+    "resnet50.imagenet_v2": ("resnet50-11ad3fa6.pth", 80.858, 97.8),
+    "resnet101.imagenet_v1": ("resnet101-63fe2227.pth", 77.374, 170.5),
+    "resnet101.imagenet_v2": ("resnet101-cd907fc2.pth", 81.886, 170.5),
+    "mobilenet_v2.imagenet_v1": ("mobilenet_v2-b0353104.pth", 71.878, 13.6),
+    "mobilenet_v2.imagenet_v2": ("mobilenet_v2-7ebf99e0.pth", 72.154, 13.6),
+    "mobilenet_v3_large.imagenet_v1": ("mobilenet_v3_large-8738ca79.pth", 74.042, 21.1),
+    "mobilenet_v3_large.imagenet_v2": ("mobilenet_v3_large-5c1a4163.pth", 75.274, 21.1),
+    "vgg16.imagenet_v1": ("vgg16-397923af.pth", 71.592, 527.8),
+    "vgg16_bn.imagenet_v1": ("vgg16_bn-6c64b313.pth", 73.360, 527.9),
+}
+_COCO_FIGURE = "mIoU {}, pixel accuracy {}: COCO val2017, shorter side 520"
 TORCHVISION = {
-    "deeplabv3_resnet50_coco": _coco(
-        "deeplabv3_resnet50", "deeplabv3_resnet50_coco-cd0a2569.pth", 66.4, 92.4, 42.00, 160.5
-    ),
-    "deeplabv3_resnet101_coco": _coco(
-        "deeplabv3_resnet101", "deeplabv3_resnet101_coco-586e9e4e.pth", 67.4, 92.4, 61.00, 233.2
-    ),
-    "deeplabv3_mobilenet_v3_large_coco": _coco(
-        "deeplabv3_mobilenet_v3_large", "deeplabv3_mobilenet_v3_large-fc3c493d.pth", 60.3, 91.2, 11.03, 42.3
-    ),
-    "lraspp_mobilenet_v3_large_coco": _coco(
-        "lraspp_mobilenet_v3_large", "lraspp_mobilenet_v3_large-d234d4ea.pth", 57.9, 91.2, 3.22, 12.5
-    ),
-    "fcn_resnet50_coco": _coco("fcn_resnet50", "fcn_resnet50_coco-1167a1af.pth", 60.5, 91.4, 35.32, 135.0),
-    "fcn_resnet101_coco": _coco("fcn_resnet101", "fcn_resnet101_coco-7ecb50ca.pth", 63.7, 91.9, 54.31, 207.7),
-    "resnet18.imagenet_v1": _top1(RESNET18, "resnet18-f37072fd.pth", 69.758, 11.18, 44.7),
-    "resnet34.imagenet_v1": _top1(RESNET34, "resnet34-b627a593.pth", 73.314, 21.28, 83.3),
-    "resnet50.imagenet_v1": _top1(RESNET50, "resnet50-0676ba61.pth", 76.130, 23.51, 97.8),
-    "resnet50.imagenet_v2": _top1(RESNET50, "resnet50-11ad3fa6.pth", 80.858, 23.51, 97.8),
-    "resnet101.imagenet_v1": _top1(RESNET101, "resnet101-63fe2227.pth", 77.374, 42.50, 170.5),
-    "resnet101.imagenet_v2": _top1(RESNET101, "resnet101-cd907fc2.pth", 81.886, 42.50, 170.5),
-    "mobilenet_v2.imagenet_v1": _top1(MOBILENET_V2, "mobilenet_v2-b0353104.pth", 71.878, 1.81, 13.6),
-    "mobilenet_v2.imagenet_v2": _top1(MOBILENET_V2, "mobilenet_v2-7ebf99e0.pth", 72.154, 1.81, 13.6),
-    "mobilenet_v3_large.imagenet_v1": _top1(MOBILENET_V3, "mobilenet_v3_large-8738ca79.pth", 74.042, 2.97, 21.1),
-    "mobilenet_v3_large.imagenet_v2": _top1(MOBILENET_V3, "mobilenet_v3_large-5c1a4163.pth", 75.274, 2.97, 21.1),
-    "vgg16.imagenet_v1": _top1("fcn32s_vgg16", "vgg16-397923af.pth", 71.592, 134.26, 527.8),
-    "vgg16_bn.imagenet_v1": _top1("segnet_vgg16", "vgg16_bn-6c64b313.pth", 73.360, 14.72, 527.9),
+    **{
+        f"{name}_coco": _torchvision(name, parameters, file, size, COCO_AS_VOC, _COCO_FIGURE.format(miou, accuracy))
+        for name, (file, miou, accuracy, parameters, size) in _COCO.items()
+    },
+    **{
+        name: _torchvision(*_ENCODERS[name.partition(".")[0]], file, size, IMAGENET, f"top-1 {top1}")
+        for name, (file, top1, size) in _TOP1.items()
+    },
 }
 
 NON_COMMERCIAL = "CC-BY-NC-4.0"
-_RESNETS = {"resnet18": (RESNET18, 11.18), "resnet34": (RESNET34, 21.28), "resnet50": (RESNET50, 23.51)}
-_RESNETS["resnet101"] = (RESNET101, 42.50)
-_VGG = {"vgg16": ("fcn32s_vgg16", 134.26), "vgg16_bn": ("segnet_vgg16", 14.72)}
-
 # Encoder and recipe to the top-1 that timm reports, "" where it reports none here.
 _TIMM = {
-    **{f"{name}.tv_in1k": "" for name in (*_RESNETS, *_VGG)},
+    **{f"{name}.tv_in1k": "" for name in _ENCODERS if not name.startswith("mobilenet")},
     **{f"{name}.tv2_in1k": "" for name in ("resnet50", "resnet101")},
     "resnet18.a1_in1k": "top-1 73.16 at 288",
     "resnet34.a1_in1k": "top-1 77.93 at 288",
@@ -174,8 +168,7 @@ _TIMM = {
 def _timm(name: str, figure: str) -> Published:
     encoder, _, recipe = name.partition(".")
     licence = NON_COMMERCIAL if recipe.startswith("fb_") else BSD if recipe.startswith("tv") else APACHE
-    network, parameters = (_RESNETS | _VGG)[encoder]
-    return _hub(f"timm/{name}", network, parameters, figure=figure, licence=licence)
+    return _hub(f"timm/{name}", *_ENCODERS[encoder], figure=figure, licence=licence)
 
 
 TIMM = {name: _timm(name, figure) for name, figure in _TIMM.items()}
@@ -191,121 +184,66 @@ _SMP = {
     "vgg16_bn": "2c186d02fb519e93219a99a1c2af6295aef0bf0d",
 }
 SMP = {
-    f"{encoder}.imagenet": _hub(
-        f"smp-hub/{encoder}.imagenet",
-        *(_RESNETS | _VGG | {"mobilenet_v2": (MOBILENET_V2, 1.81)})[encoder],
-        revision=revision,
-        licence=UNKNOWN,
-    )
+    f"{encoder}.imagenet": _hub(f"smp-hub/{encoder}.imagenet", *_ENCODERS[encoder], revision=revision, licence=UNKNOWN)
     for encoder, revision in _SMP.items()
 }
 
-_VOC_AUG, _VOC_ALL = "COCO, then VOC train_aug", "COCO, then VOC trainval"
-_MOBILENET, _XCEPTION = "deeplabv3_mobilenet_v2", "deeplabv3plus_xception65"
-_MULTI = "OS 8, scales, flip"
 # Their masks' values are the class ids. Class 0 counts neither in their training nor in their figure.
 _ADE20K_AND_OTHER = LabelSet(("other", *ADE20K.names), ((0, 0, 0), *ADE20K.palette))
-TENSORFLOW_ZOO = {
-    "deeplabv3_mnv2_dm05_pascal_trainaug": _tensorflow(
-        _MOBILENET,
-        "deeplabv3_mnv2_dm05_pascal_trainaug_2018_10_01",
-        0.70,
-        trained_on=_VOC_AUG,
-        figure="mIoU 70.19: VOC val, OS 16",
-        labels=VOC,
-    ),
-    "deeplabv3_mnv2_dm05_pascal_trainval": _tensorflow(
-        _MOBILENET,
-        "deeplabv3_mnv2_dm05_pascal_trainval_2018_10_01",
-        0.70,
-        trained_on=_VOC_ALL,
-        figure="mIoU 71.83: VOC test, OS 8",
-        labels=VOC,
-    ),
-    "deeplabv3_mnv2_pascal_train_aug": _tensorflow(
-        _MOBILENET,
-        "deeplabv3_mnv2_pascal_train_aug_2018_01_29",
-        2.11,
-        trained_on=_VOC_AUG,
-        figure=f"mIoU 75.32: VOC val, OS 16; 77.33: {_MULTI}",
-        labels=VOC,
-    ),
-    "deeplabv3_mnv2_pascal_trainval": _tensorflow(
-        _MOBILENET,
-        "deeplabv3_mnv2_pascal_trainval_2018_01_29",
-        2.11,
-        trained_on=_VOC_ALL,
-        figure=f"mIoU 80.25: VOC test, {_MULTI}",
-        labels=VOC,
-    ),
-    "deeplabv3_pascal_train_aug": _tensorflow(
-        _XCEPTION,
-        "deeplabv3_pascal_train_aug_2018_01_04",
-        41.06,
-        trained_on=_VOC_AUG,
-        figure=f"mIoU 82.20: VOC val, OS 16; 83.58: {_MULTI}",
-        labels=VOC,
-    ),
-    "deeplabv3_pascal_trainval": _tensorflow(
-        _XCEPTION,
-        "deeplabv3_pascal_trainval_2018_01_04",
-        41.06,
-        trained_on=_VOC_ALL,
-        figure=f"mIoU 87.80: VOC test, {_MULTI}",
-        labels=VOC,
-    ),
-    "deeplabv3_mnv2_cityscapes_train": _tensorflow(
-        _MOBILENET,
-        "deeplabv3_mnv2_cityscapes_train_2018_02_05",
-        2.11,
-        trained_on="Cityscapes train",
-        figure=f"mIoU 70.71: Cityscapes val, OS 16; 73.57: {_MULTI}",
-        labels=CITYSCAPES,
-    ),
-    "deeplabv3_cityscapes_train": _tensorflow(
-        _XCEPTION,
-        "deeplabv3_cityscapes_train_2018_02_06",
-        41.05,
-        trained_on="Cityscapes train",
-        figure=f"mIoU 78.79: Cityscapes val, OS 16; 80.42: {_MULTI}",
-        labels=CITYSCAPES,
-    ),
-    "deeplabv3_xception_ade20k_train": _tensorflow(
-        _XCEPTION,
-        "deeplabv3_xception_ade20k_train_2018_05_29",
-        41.09,
-        trained_on="ADE20K train",
-        figure=f"mIoU 45.65: ADE20K val, {_MULTI}",
-        labels=_ADE20K_AND_OTHER,
-    ),
+
+
+def _tensorflow(network: str, archive: str, parameters: float, trained_on: str, figure: str) -> Published:
+    file = f"{archive}.tar.gz"
+    return Published(
+        network=network,
+        file=file,
+        addresses=(TENSORFLOW + file, TENSORFLOW_MIRROR + file),
+        trained_on=trained_on,
+        figure=figure,
+        licence=APACHE,
+        parameters=parameters,
+        labels=_ADE20K_AND_OTHER if trained_on == ADE20K_TRAIN else LABELS.get(trained_on),
+    )
+
+
+_V2, _X65 = "deeplabv3_mobilenet_v2", "deeplabv3plus_xception65"
+_MULTI = "OS 8, scales, flip"
+# The archive, whose name without the date is the name here; the network, parameters, data, and figure.
+_SEGMENTATION = (
+    ("deeplabv3_mnv2_dm05_pascal_trainaug_2018_10_01", _V2, 0.70, COCO_VOC_AUG, "70.19: VOC val, OS 16"),
+    ("deeplabv3_mnv2_dm05_pascal_trainval_2018_10_01", _V2, 0.70, COCO_VOC_ALL, "71.83: VOC test, OS 8"),
+    ("deeplabv3_mnv2_pascal_train_aug_2018_01_29", _V2, 2.11, COCO_VOC_AUG, f"75.32: VOC val, OS 16; 77.33: {_MULTI}"),
+    ("deeplabv3_mnv2_pascal_trainval_2018_01_29", _V2, 2.11, COCO_VOC_ALL, f"80.25: VOC test, {_MULTI}"),
+    ("deeplabv3_pascal_train_aug_2018_01_04", _X65, 41.06, COCO_VOC_AUG, f"82.20: VOC val, OS 16; 83.58: {_MULTI}"),
+    ("deeplabv3_pascal_trainval_2018_01_04", _X65, 41.06, COCO_VOC_ALL, f"87.80: VOC test, {_MULTI}"),
+    ("deeplabv3_mnv2_cityscapes_train_2018_02_05", _V2, 2.11, CITYSCAPES_TRAIN,
+     f"70.71: Cityscapes val, OS 16; 73.57: {_MULTI}"),
+    ("deeplabv3_cityscapes_train_2018_02_06", _X65, 41.05, CITYSCAPES_TRAIN,
+     f"78.79: Cityscapes val, OS 16; 80.42: {_MULTI}"),
+    ("deeplabv3_xception_ade20k_train_2018_05_29", _X65, 41.09, ADE20K_TRAIN, f"45.65: ADE20K val, {_MULTI}"),
     # Its options are not published. A separable decoder without a pyramid is what fits the size of its archive.
-    "deeplabv3_mnv2_ade20k_train": _tensorflow(
-        MOBILENET_V2,
-        "deeplabv3_mnv2_ade20k_train_2018_12_03",
-        2.30,
-        trained_on="ADE20K train",
-        figure="mIoU 32.04, pixel accuracy 75.41: ADE20K val, OS 16, images of at most 257",
-        labels=_ADE20K_AND_OTHER,
-    ),
+    ("deeplabv3_mnv2_ade20k_train_2018_12_03", "deeplabv3plus_mobilenet_v2", 2.30, ADE20K_TRAIN,
+     "32.04, pixel accuracy 75.41: ADE20K val, OS 16, images of at most 257"),
+)  # fmt: skip
+_COCO_AFTER = "ImageNet-1k, then COCO"
+TENSORFLOW_ZOO = {
     **{
-        name: _tensorflow(network, archive, parameters, trained_on=trained_on, figure="")
-        for name, network, archive, parameters, trained_on in (
-            ("xception_41.imagenet", "deeplabv3plus_xception41", "xception_41_2018_05_09", 24.92, IMAGENET),
-            ("xception_65.imagenet", _XCEPTION, "deeplabv3_xception_2018_01_04", 37.87, IMAGENET),
-            ("xception_65.coco", _XCEPTION, "xception_65_coco_pretrained_2018_10_02", 37.87, "ImageNet-1k, then COCO"),
-            ("xception_71.imagenet", "deeplabv3plus_xception71", "xception_71_2018_05_09", 40.29, IMAGENET),
-            ("resnet_v1_50_beta.imagenet", "deeplabv3plus_resnet50_beta", "resnet_v1_50_2018_05_04", 23.63, IMAGENET),
-            (
-                "resnet_v1_101_beta.imagenet",
-                "deeplabv3plus_resnet101_beta",
-                "resnet_v1_101_2018_05_04",
-                42.62,
-                IMAGENET,
-            ),
+        archive[: -len("_2018_10_01")]: _tensorflow(network, archive, parameters, trained_on, f"mIoU {figure}")
+        for archive, network, parameters, trained_on, figure in _SEGMENTATION
+    },
+    **{
+        name: _tensorflow(f"deeplabv3plus_{backbone}", archive, parameters, trained_on, "")
+        for name, backbone, archive, parameters, trained_on in (
+            ("xception_41.imagenet", "xception41", "xception_41_2018_05_09", 24.92, IMAGENET),
+            ("xception_65.imagenet", "xception65", "deeplabv3_xception_2018_01_04", 37.87, IMAGENET),
+            ("xception_65.coco", "xception65", "xception_65_coco_pretrained_2018_10_02", 37.87, _COCO_AFTER),
+            ("xception_71.imagenet", "xception71", "xception_71_2018_05_09", 40.29, IMAGENET),
+            ("resnet_v1_50_beta.imagenet", "resnet50_beta", "resnet_v1_50_2018_05_04", 23.63, IMAGENET),
+            ("resnet_v1_101_beta.imagenet", "resnet101_beta", "resnet_v1_101_2018_05_04", 42.62, IMAGENET),
         )
     },
     "deeplabv3_257_mv_gpu": replace(
-        _tensorflow(_MOBILENET, "", 0.69, trained_on=_VOC_AUG, figure="for inputs of 257x257", labels=VOC),
+        _tensorflow(_V2, "", 0.69, COCO_VOC_AUG, "for inputs of 257x257"),
         file="deeplabv3_257_mv_gpu.tflite",
         addresses=(TENSORFLOW_MIRROR + "tflite/gpu/deeplabv3_257_mv_gpu.tflite",),
         megabytes=2.7,
@@ -315,12 +253,13 @@ TENSORFLOW_ZOO = {
 
 
 def _mmsegmentation(
-    network: str, run: str, stamp: str, *, trained_on: str, miou: float, labels: LabelSet | None, parameters: float
+    name: str, backbone: str, schedule: str, stamp: str, trained_on: str, miou: float, parameters: float
 ) -> Published:
     """An entry of mmsegmentation's zoo of DeepLabv3+: OS 8, one scale, whole images; the names end in the hash."""
+    run = f"deeplabv3plus_{name.partition('_')[0]}-d8_{schedule}"
     file = f"{run}_{stamp}.pth"
     return Published(
-        network=network,
+        network=f"deeplabv3plus_{backbone}",
         file=file,
         addresses=(f"{MMSEGMENTATION}{run}/{file}",),
         trained_on=trained_on,
@@ -328,109 +267,31 @@ def _mmsegmentation(
         licence=APACHE,
         parameters=parameters,
         sha256=stamp.rpartition("-")[2],
-        labels=labels,
+        labels=LABELS.get(trained_on),
     )
 
 
-MMSEG = {
-    "deeplabv3plus_r18b_cityscapes": _mmsegmentation(
-        RESNET18,
-        "deeplabv3plus_r18b-d8_512x1024_80k_cityscapes",
-        "20201226_090828-e451abd9",
-        trained_on="Cityscapes train",
-        miou=75.87,
-        labels=CITYSCAPES,
-        parameters=12.45,
-    ),
-    "deeplabv3plus_r50b_cityscapes": _mmsegmentation(
-        RESNET50,
-        "deeplabv3plus_r50b-d8_512x1024_80k_cityscapes",
-        "20201225_213645-a97e4e43",
-        trained_on="Cityscapes train",
-        miou=80.28,
-        labels=CITYSCAPES,
-        parameters=43.57,
-    ),
-    "deeplabv3plus_r101b_cityscapes": _mmsegmentation(
-        RESNET101,
-        "deeplabv3plus_r101b-d8_512x1024_80k_cityscapes",
-        "20201226_190843-9c3c93a4",
-        trained_on="Cityscapes train",
-        miou=80.16,
-        labels=CITYSCAPES,
-        parameters=62.56,
-    ),
-    "deeplabv3plus_r101_voc": _mmsegmentation(
-        RESNET101,
-        "deeplabv3plus_r101-d8_512x512_40k_voc12aug",
-        "20200613_205333-faf03387",
-        trained_on="VOC train_aug",
-        miou=78.62,
-        labels=VOC,
-        parameters=62.58,
-    ),
-    "deeplabv3plus_r101_ade20k": _mmsegmentation(
-        RESNET101,
-        "deeplabv3plus_r101-d8_512x512_160k_ade20k",
-        "20200615_123232-38ed86bb",
-        trained_on="ADE20K train",
-        miou=45.47,
-        labels=ADE20K,
-        parameters=62.68,
-    ),
-    **{
-        name: _mmsegmentation(
-            RESNET50,
-            run,
-            stamp,
-            trained_on=trained_on,
-            miou=miou,
-            labels=None,
-            parameters=parameters,
-        )
-        for name, run, stamp, trained_on, miou, parameters in (
-            (
-                "deeplabv3plus_r50_loveda",
-                "deeplabv3plus_r50-d8_512x512_80k_loveda",
-                "20211105_080442-f0720392",
-                "LoveDA, aerial",
-                50.99,
-                43.58,
-            ),
-            (
-                "deeplabv3plus_r50_potsdam",
-                "deeplabv3plus_r50-d8_512x512_80k_potsdam",
-                "20211219_031508-7e7a2b24",
-                "ISPRS Potsdam, aerial",
-                78.33,
-                43.58,
-            ),
-            (
-                "deeplabv3plus_r50_vaihingen",
-                "deeplabv3plus_r50-d8_4x4_512x512_80k_vaihingen",
-                "20211231_230816-5040938d",
-                "ISPRS Vaihingen, aerial",
-                73.97,
-                43.58,
-            ),
-            (
-                "deeplabv3plus_r50_isaid",
-                "deeplabv3plus_r50-d8_4x4_896x896_80k_isaid",
-                "20220110_180526-598be439",
-                "iSAID, aerial",
-                67.06,
-                43.59,
-            ),
-        )
-    },
+_CITY, _POTSDAM, _VAIHINGEN = CITYSCAPES_TRAIN, "ISPRS Potsdam, aerial", "ISPRS Vaihingen, aerial"
+# By name after "deeplabv3plus_": the backbone, the end of the config's name, date and hash, data, mIoU, parameters.
+_MMSEG = {
+    "r18b_cityscapes": ("resnet18", "512x1024_80k_cityscapes", "20201226_090828-e451abd9", _CITY, 75.87, 12.45),
+    "r50b_cityscapes": ("resnet50", "512x1024_80k_cityscapes", "20201225_213645-a97e4e43", _CITY, 80.28, 43.57),
+    "r101b_cityscapes": ("resnet101", "512x1024_80k_cityscapes", "20201226_190843-9c3c93a4", _CITY, 80.16, 62.56),
+    "r101_voc": ("resnet101", "512x512_40k_voc12aug", "20200613_205333-faf03387", VOC_AUG, 78.62, 62.58),
+    "r101_ade20k": ("resnet101", "512x512_160k_ade20k", "20200615_123232-38ed86bb", ADE20K_TRAIN, 45.47, 62.68),
+    "r50_loveda": ("resnet50", "512x512_80k_loveda", "20211105_080442-f0720392", "LoveDA, aerial", 50.99, 43.58),
+    "r50_potsdam": ("resnet50", "512x512_80k_potsdam", "20211219_031508-7e7a2b24", _POTSDAM, 78.33, 43.58),
+    "r50_vaihingen": ("resnet50", "4x4_512x512_80k_vaihingen", "20211231_230816-5040938d", _VAIHINGEN, 73.97, 43.58),
+    "r50_isaid": ("resnet50", "4x4_896x896_80k_isaid", "20220110_180526-598be439", "iSAID, aerial", 67.06, 43.59),
 }
+MMSEG = {f"deeplabv3plus_{name}": _mmsegmentation(name, *row) for name, row in _MMSEG.items()}
 
 TRANSFORMERS = {
     "deeplabv3_mobilenet_v2_1.0_513": Published(
-        network=_MOBILENET,
+        network=_V2,
         file="google--deeplabv3_mobilenet_v2_1.0_513.bin",
         addresses=(f"{HUGGING_FACE}google/deeplabv3_mobilenet_v2_1.0_513/resolve/main/pytorch_model.bin",),
-        trained_on=_VOC_AUG,
+        trained_on=COCO_VOC_AUG,
         figure="",
         licence="other",
         parameters=2.11,
@@ -441,10 +302,10 @@ TRANSFORMERS = {
 KERAS_HUB = {
     # Its archive holds the preset's folder.
     "deeplab_v3_plus_resnet50_pascalvoc": Published(
-        network=RESNET50,
+        network="deeplabv3plus_resnet50",
         file="keras--deeplab_v3_plus_resnet50_pascalvoc-4.tar.gz",
         addresses=(f"{KAGGLE}keras/deeplabv3plus/keras/deeplab_v3_plus_resnet50_pascalvoc/4/download",),
-        trained_on="VOC train_aug",
+        trained_on=VOC_AUG,
         figure="mIoU 63, categorical accuracy 90.01: OS 32, split not stated",
         licence=APACHE,
         parameters=39.14,

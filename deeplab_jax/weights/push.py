@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from deeplab_jax.errors import UserError
 from deeplab_jax.files import write_whole
+from deeplab_jax.models.catalog import describe
 from deeplab_jax.models.segmenter import Segmenter, Variables
 from deeplab_jax.weights import folder
 from deeplab_jax.weights.card import model_card
@@ -91,7 +92,7 @@ def push(
                     repo_id=repository,
                     folder_path=made,
                     revision=branch or None,
-                    commit_message=f"Upload {json.loads(model.recipe)['name']} of deeplab_jax",
+                    commit_message=f"Upload {describe(model)['name']} of deeplab_jax",
                 )
         except Unreachable as error:
             raise UserError(

@@ -63,8 +63,6 @@ def said_of_channels(old: int, new: int) -> str:
 def at_own_channels(tensor_map: TensorMap, shapes: Shapes) -> TensorMap:
     """Return a tensor map for as many channels as the source's first convolution has; importers describe RGB."""
     model = tensor_map.model()
-    if not tensor_map.rules:
-        return tensor_map
     for name, leaf in flatten_variables(abstract_variables(model)).items():
         if not name.startswith("params/backbone/") or len(leaf.shape) != 4 or leaf.shape[2] != model.in_channels:
             continue

@@ -32,6 +32,18 @@ class Leaf:
     suffix: str
     axes: tuple[int, ...] | None = None
 
+    def to_ours(self, value: np.ndarray) -> np.ndarray:
+        """Return their tensor in our layout."""
+        return value if self.axes is None else value.transpose(self.axes)
+
+    def to_theirs(self, value: np.ndarray) -> np.ndarray:
+        """Return our variable in their layout."""
+        return value if self.axes is None else value.transpose(np.argsort(self.axes))
+
+    def their_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the shape there of a variable of ours."""
+        return shape if self.axes is None else tuple(shape[axis] for axis in np.argsort(self.axes))
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -150,6 +162,16 @@ def their_name(variable: str, shape: tuple[int, ...], *, rules: Sequence[Rule], 
     kernel = layout.depthwise if leaf == "kernel" and shape[2] == 1 < shape[3] else layout.kernel
     kind = layout.bias if leaf == "bias" else kernel
     return _names(layer, rules)[0] + kind.suffix, kind
+
+
+def first_are_last(first: int, inputs: int) -> tuple[int, ...]:
+    """Return the order of a layer's inputs (see `TensorMap.inputs`) of which the `first` ones there are our last."""
+    return (*range(first, inputs), *range(first))
+
+
+def reorder_inputs(kernel: np.ndarray, order: Sequence[int]) -> np.ndarray:
+    """Return a kernel of ours with its inputs in another order; a depthwise kernel has them on its last axis."""
+    return np.take(kernel, np.asarray(order), axis=3 if kernel.shape[2] == 1 else 2)
 
 
 def path_of(variable: str) -> str:

@@ -4,6 +4,7 @@ Nothing here knows the words of a framework. A file is a tree of mappings. Its t
 keys on the way to them. A network is found where an importer knows the names after some prefix.
 """
 
+import shlex
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -41,6 +42,11 @@ class Found:
     def title(self) -> str:
         """The prefix as `select` takes it."""
         return self.prefix.rstrip(".")
+
+    @property
+    def option(self) -> str:
+        """The title as a shell takes it."""
+        return shlex.quote(self.title)
 
 
 def flatten(tree: Mapping[Any, Any]) -> tuple[dict[str, Any], set[str]]:
@@ -80,21 +86,25 @@ def find_network(
       UserError: several networks, nothing under `select`, or a backbone in a network that nobody knows.
     """
     select = select and f"{select.rstrip('.')}."
-    if select:
-        if not any(name.startswith(select) for name in shapes):
-            tops = sorted({name.partition(".")[0] for name in shapes})
-            raise UserError(f"{source}: select={select[:-1]!r}: no tensor begins so; there are {spell(tops)}")
-        shapes = {name: shape for name, shape in shapes.items() if name.startswith(select)}
-    names = {name.removeprefix(select): name for name in shapes}
+    names = _under(select, {name: name for name in shapes}) or _under(select, plain_names(shapes))
+    if select and not names:
+        tops = sorted({name.partition(".")[0] for name in shapes})
+        raise UserError(f"{source}: select={select[:-1]!r}: no tensor begins so; there are {spell(tops)}")
+    shapes = {name: shapes[name] for name in names.values()}
     plain = {short: names[name] for short, name in plain_names(names).items()}
     found = _networks(names, shapes, recognise) or _networks(plain, shapes, recognise)
     found = [replace(one, prefix=select + one.prefix) for one in found]
     if len(found) > 1:
         which = "; ".join(f"{one.title} ({_short(one.tensor_map)})" for one in found[:5])
         raise UserError(
-            f"{source}: holds {len(found)} networks: {which}; choose one, such as --select {found[0].title}"
+            f"{source}: holds {len(found)} networks: {which}; choose one, such as --select {found[0].option}"
         )
     return _with_note(found[0], shapes, starts, source, chosen=bool(select)) if found else None
+
+
+def _under(prefix: str, names: Mapping[str, str]) -> dict[str, str]:
+    """Return what begins with a prefix, without it."""
+    return {name.removeprefix(prefix): theirs for name, theirs in names.items() if name.startswith(prefix)}
 
 
 def plain_names(names: Iterable[str]) -> dict[str, str]:
@@ -159,7 +169,7 @@ def _with_note(found: Found, shapes: Shapes, starts: set[str], source: str, *, c
         raise UserError(
             f"{source}: {found.title} is {_short(found.tensor_map)}, but beside it are {len(beside)} tensors that "
             f"belong to no network that this package converts ({spell(beside, limit=3)}); for that part alone, give "
-            f"--select {found.title}"
+            f"--select {found.option}"
         )
     if not found.prefix:
         return found

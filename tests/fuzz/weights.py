@@ -64,8 +64,7 @@ def mobilenet_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     for name, leaf in variables.items():
         if path_of(name).startswith("backbone/"):
             theirs, how = their_name(name, leaf.shape, rules=mobilenet_v2_rules(), layout=TORCH)
-            axes = how.axes
-            shapes[theirs] = tuple(leaf.shape[axes.index(i)] for i in range(len(axes))) if axes else tuple(leaf.shape)
+            shapes[theirs] = how.their_shape(leaf.shape)
     return shapes
 
 

@@ -52,6 +52,9 @@ class _Handler(BaseHTTPRequestHandler):
         start = int(found[1]) if (found := re.match(r"bytes=(\d+)-", span)) else 0
         if self.headers.get("If-Range", tag) != tag:
             start = 0
+        if start >= max(len(content), 1):
+            self.send_error(416)
+            return
         self.send_response(206 if start else 200)
         if start:
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")

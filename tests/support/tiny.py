@@ -26,7 +26,7 @@ from deeplab_jax.models.architectures import ARCHITECTURES, BACKBONES, Backbone
 from deeplab_jax.models.catalog import create_model
 from deeplab_jax.models.layers import ConvNorm, LayerSettings
 from deeplab_jax.models.preprocessing import IMAGENET
-from deeplab_jax.models.segmenter import Segmenter, Variables
+from deeplab_jax.models.segmenter import Segmenter, Variables, abstract_variables
 from deeplab_jax.train.loop import train
 from deeplab_jax.train.writers import METRICS_FILE
 from deeplab_jax.weights.folder import CHECKPOINTS
@@ -122,6 +122,11 @@ def make_variables(model: Segmenter, *, seed: int = 0) -> Variables:
     kernel = variables["params"]["classifier"]["kernel"]
     variables["params"]["classifier"]["kernel"] = 100 * kernel
     return variables
+
+
+def filled(model: Segmenter, value: float = 0) -> Variables:
+    """Variables that all have one value, which no program computes."""
+    return jax.tree.map(lambda leaf: np.full(leaf.shape, value, leaf.dtype), abstract_variables(model))
 
 
 def tiny_model(

@@ -21,7 +21,7 @@ NAME = "net-abc.pth"
 
 @pytest.fixture
 def server(monkeypatch, tmp_path):
-    monkeypatch.setenv(FOLDER, str(tmp_path / "cache"))
+    monkeypatch.setenv(FOLDER, str(tmp_path / "user's cache"))
     monkeypatch.delenv(MIRRORS, raising=False)
     monkeypatch.delenv(OFFLINE, raising=False)
     monkeypatch.setattr(download, "PAUSE", 0.01)
@@ -88,6 +88,17 @@ def test_a_later_start_goes_on(server):
     server.requests.clear()
     get(server)
     assert server.requests == [(NAME, "bytes=400000-")]
+
+
+def test_a_part_that_is_whole_is_fetched_anew(server):
+    """A process may be killed after the last byte; a server refuses to go on from there."""
+    server.faults[NAME] = ("cut", 100_000, 4)
+    with pytest.raises(UserError, match="ended after"):
+        get(server)
+    server.requests.clear()
+    (cache_folder() / f"{NAME}.part").write_bytes(CONTENT)
+    assert get(server)[0].read_bytes() == CONTENT
+    assert server.requests == [(NAME, f"bytes={len(CONTENT)}-"), (NAME, "")]
 
 
 def test_another_file_than_the_published_one_is_refused(server):

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -10,11 +9,11 @@ from safetensors.numpy import load_file
 from deeplab_jax.cli import main
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.catalog import create_model
-from deeplab_jax.models.segmenter import abstract_variables
 from deeplab_jax.weights.convert import convert
 from deeplab_jax.weights.export_state_dict import PEERS, export_state_dict
 from deeplab_jax.weights.folder import save
 from deeplab_jax.weights.importers import smp
+from tests.support.tiny import filled
 from tests.weights.importers.test_mmsegmentation import NETWORKS, generate
 
 FAST = ("mmseg_deeplabv3plus_resnet18_b", "mmseg_pspnet_resnet18_v1c")
@@ -32,10 +31,6 @@ SMP = {
     "aspp_rates": (12, 24, 36),
 }
 ON_MOBILENET: dict[str, Any] = {**SMP, "last_channels": 1280}
-
-
-def zeros(model: Any) -> Any:
-    return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), abstract_variables(model))
 
 
 @pytest.mark.parametrize(
@@ -65,7 +60,7 @@ def test_the_order_of_concatenated_inputs_is_theirs() -> None:
 
 def test_the_command_says_how_to_build_theirs(tmp_path: Any, capsys: Any) -> None:
     model = create_model("deeplabv3plus_mobilenet_v2", num_classes=3, output_stride=16, **ON_MOBILENET)
-    save(tmp_path / "model", model, zeros(model), {})
+    save(tmp_path / "model", model, filled(model), {})
     words = ["export", "--model", str(tmp_path / "model"), "--format", "smp", "--out", str(tmp_path / "a.safetensors")]
     assert main(words) == 0
     _, builds, takes = capsys.readouterr().out.splitlines()
@@ -125,7 +120,7 @@ def test_mmsegmentations_config_is_named() -> None:
             {**ON_MOBILENET, "aspp_rates": (6, 12)},
             "aspp_rates=[6, 12], smp has aspp_rates=(12, 24, 36)",
         ),
-        ("smp", "deeplabv3plus_mobilenet_v2", {**ON_MOBILENET, "output_stride": 32}, "runs at 8 or 16"),
+        ("smp", "deeplabv3plus_mobilenet_v2", {**ON_MOBILENET, "output_stride": 32}, "run at 8 or 16"),
     ],
 )
 def test_other_networks_are_refused_in_one_line(kind: str, name: str, options: dict[str, Any], words: str) -> None:

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import struct
 from pathlib import Path
 
 import jax
@@ -124,6 +125,28 @@ def test_truncated_weights_are_a_user_error(folder, size) -> None:
     os.truncate(file, size if size >= 0 else file.stat().st_size - 1)
     with pytest.raises(UserError, match=r"weights\.safetensors: not a readable safetensors file"):
         load(folder)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape", "size", "message"),
+    [
+        ("F8_E4M3", [1], 1, r"holds tensors of float8_e4m3fn, which are not read; save them as float32"),
+        ("F32", [2**62, 0, 2**62], 0, r"not a readable safetensors file \(array is too big"),
+        ("F32", [0] * 100, 0, r"not a readable safetensors file \(maximum supported dimension"),
+    ],
+)
+def test_weights_that_numpy_cannot_hold_are_a_user_error(folder, dtype, shape, size, message) -> None:
+    header = json.dumps({"a": {"dtype": dtype, "shape": shape, "data_offsets": [0, size]}}).encode()
+    (folder / WEIGHTS_FILE).write_bytes(struct.pack("<Q", len(header)) + header + bytes(size))
+    with pytest.raises(UserError, match=rf"weights\.safetensors: {message}"):
+        load(folder)
+
+
+def test_weights_of_another_type_become_float32(folder, made) -> None:
+    change(folder, lambda tensors: tensors.update({name: array.astype("f2") for name, array in tensors.items()}))
+    for name, value in flatten_variables(load(folder)[1]).items():
+        assert value.dtype == np.float32
+        np.testing.assert_allclose(value, flatten_variables(made[1])[name], rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize(

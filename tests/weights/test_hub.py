@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from safetensors.numpy import save as to_safetensors
@@ -17,14 +16,13 @@ from deeplab_jax.cli import main
 from deeplab_jax.data.images import write_image
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.catalog import create_model
-from deeplab_jax.models.segmenter import abstract_variables
 from deeplab_jax.weights import by_name, download, folder, hub
 from deeplab_jax.weights.by_name import load
 from deeplab_jax.weights.convert import IMPORTERS, convert
-from deeplab_jax.weights.folder import flatten_variables
 from tests.support.hub import Repository, hub_here
-from tests.support.tiny import tiny_config, tiny_models
+from tests.support.tiny import filled, tiny_config, tiny_models
 from tests.weights import test_convert as tiny_network
+from tests.weights.test_by_name import same
 
 huggingface_hub = pytest.importorskip("huggingface_hub", reason="pip install huggingface_hub")
 
@@ -47,13 +45,6 @@ def server(monkeypatch, tmp_path):
         here.repositories["me/tiny"] = Repository()
         here.repositories["me/tiny"].commit(saved())
         yield here
-
-
-def same(ours, theirs):
-    ours, theirs = flatten_variables(ours), flatten_variables(theirs)
-    assert ours.keys() == theirs.keys()
-    for name, value in ours.items():
-        np.testing.assert_array_equal(value, theirs[name])
 
 
 def files_asked(server):
@@ -110,7 +101,7 @@ def test_weights_in_several_files(server):
 
 def test_a_model_folder_of_ours(server, tmp_path, capsys):
     model = create_model("cascade_tiny", num_classes=3)
-    variables = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), abstract_variables(model))
+    variables = filled(model, 1)
     info = {"class_names": ["a", "b", "c"], "provenance": {"name": "timm/resnet18.a1_in1k"}, "source": {"kind": "x"}}
     made = deeplab_jax.save(tmp_path / "made", model, variables, info)
     server.repositories["me/own"] = Repository()
@@ -153,6 +144,8 @@ def test_offline_takes_what_is_here(server, monkeypatch):
     same(load(NAME)[1], variables)
     with pytest.raises(UserError, match=r"DEEPLAB_JAX_OFFLINE is set"):
         load(f"{NAME}@other")
+    with pytest.raises(UserError, match="hf://me/a--b: no name that a repository can have"):
+        load("hf://me/a--b")
     assert not server.requests
 
 
@@ -264,8 +257,7 @@ def test_a_branch_that_moves_meanwhile_is_said(server, monkeypatch):
 def test_the_environment_names_another_hub(server, tmp_path):
     """In a process of its own: huggingface_hub reads HF_ENDPOINT and HF_HOME when it is imported."""
     model = create_model("deeplabv3_mobilenet_v2", width=0.125)
-    variables = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), abstract_variables(model))
-    made = deeplab_jax.save(tmp_path / "made", model, variables, {})
+    made = deeplab_jax.save(tmp_path / "made", model, filled(model), {})
     server.repositories["me/own"] = Repository()
     server.repositories["me/own"].commit(
         {path.name: path.read_bytes() for path in made.iterdir()} | {"README.md": CARD}

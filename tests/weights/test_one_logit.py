@@ -63,14 +63,11 @@ def test_predictions_are_the_peers(name, classifier, stride, size) -> None:
 
 
 def state_dict_of(tensor_map):
-    """Random tensors of a foreign network, and our variables of the same values."""
-    model = tensor_map.model()
-    shapes = {name: leaf.shape for name, leaf in flatten_variables(abstract_variables(model)).items()}
-    places = {name: their_name(name, shape, rules=tensor_map.rules, layout=TORCH) for name, shape in shapes.items()}
+    """Random tensors of a foreign network."""
     theirs = {}
-    for name, (key, leaf) in places.items():
-        shape = shapes[name] if leaf.axes is None else tuple(shapes[name][axis] for axis in np.argsort(leaf.axes))
-        theirs[key] = shape
+    for name, variable in flatten_variables(abstract_variables(tensor_map.model())).items():
+        key, leaf = their_name(name, variable.shape, rules=tensor_map.rules, layout=TORCH)
+        theirs[key] = leaf.their_shape(variable.shape)
     return golden.generate(theirs)
 
 

@@ -2,7 +2,6 @@
 
 import json
 
-import jax
 import numpy as np
 import pytest
 
@@ -13,11 +12,10 @@ from deeplab_jax.evaluate.evaluator import METRICS_FILE, summarize_confusion
 from deeplab_jax.evaluate.protocol import DEFAULT
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.models.catalog import create_model, describe
-from deeplab_jax.models.segmenter import abstract_variables
 from deeplab_jax.weights import download, push
 from deeplab_jax.weights.folder import flatten_variables, load
 from tests.support.hub import TOKEN, Repository, hub_here
-from tests.support.tiny import run_training, tiny_config, tiny_models
+from tests.support.tiny import filled, run_training, tiny_config, tiny_models
 
 huggingface_hub = pytest.importorskip("huggingface_hub", reason="pip install huggingface_hub")
 
@@ -37,9 +35,8 @@ def made(tmp_path):
     """A model folder with the metrics of an evaluation."""
     with tiny_models():
         model = create_model("cascade_tiny", num_classes=2)
-    variables = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), abstract_variables(model))
     info = {**LABELS.info(), "data": "camvid", "provenance": {"name": "timm/x", "licence": "BSD-3-Clause"}}
-    folder = deeplab_jax.save(tmp_path / "made", model, variables, info)
+    folder = deeplab_jax.save(tmp_path / "made", model, filled(model, 1), info)
     results = {
         **summarize_confusion(np.array([[6, 2], [1, 1]]), LABELS),
         "protocol": {**DEFAULT.to_json(), "split": "val", "data": "folder", "images": 5},
@@ -205,8 +202,7 @@ def test_results_of_another_checkpoint_are_refused(server, made, capsys, tmp_pat
 
 def test_the_card_of_several_labels_a_pixel(server, tmp_path):
     model = create_model("cascade_tiny", num_classes=3, activation="sigmoid")
-    variables = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), abstract_variables(model))
-    deeplab_jax.save(tmp_path / "several", model, variables, {})
+    deeplab_jax.save(tmp_path / "several", model, filled(model, 1), {})
     assert main(["push", str(tmp_path / "several"), TARGET, "--out", str(tmp_path / "out")]) == 0
     text = (tmp_path / "out" / "README.md").read_text()
     assert "into 3 labels, of which a pixel can have several, at output stride" in text

@@ -74,7 +74,7 @@ def state_dict_of_four(name: str) -> tuple[dict[str, np.ndarray], dict[str, np.n
     theirs = {}
     for path, value in ours.items():
         key, leaf = their_name(path, value.shape, rules=described.rules, layout=TORCH)
-        theirs[key] = value if leaf.axes is None else value.transpose(np.argsort(leaf.axes))
+        theirs[key] = leaf.to_theirs(value)
     return theirs, ours
 
 

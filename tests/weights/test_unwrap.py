@@ -1,5 +1,7 @@
 """The network among what training scripts save: found by the names of its tensors, whatever stands around them."""
 
+import shlex
+
 import numpy as np
 import pytest
 
@@ -84,6 +86,13 @@ def test_what_was_taken_off_is_said():
         ),
         ({**under("encoder_q."), **under("encoder_k.", EMA), "queue": np.zeros((3, 4))}, ("encoder_q", "encoder_k")),
         ({"student": under("module."), "teacher": EMA}, ("student.module", "teacher")),
+        (
+            {
+                **under("module.student.", inside("_orig_mod", "net")),
+                **under("module.teacher.", inside("_orig_mod", "net", EMA)),
+            },
+            ("student", "teacher"),
+        ),
     ],
 )
 def test_of_two_networks_a_choice_is_asked_for(tree, names):
@@ -99,11 +108,11 @@ def test_of_two_networks_a_choice_is_asked_for(tree, names):
 
 def test_the_printed_choice_can_be_typed(tmp_path, capsys):
     file = tmp_path / "both.pth"
-    file.write_bytes(archive({"model": NETWORK, "model_ema": EMA}))
+    file.write_bytes(archive({"my model": NETWORK, "model_ema": EMA}))
     command = ["convert", str(file), "--out", str(tmp_path / "model")]
     assert main(command) == 2
-    flag = capsys.readouterr().err.strip().rpartition("such as ")[2].split()
-    assert flag == ["--select", "model"]
+    flag = shlex.split(capsys.readouterr().err.strip().rpartition("such as ")[2])
+    assert flag == ["--select", "my model"]
     assert main([*command, *flag]) == 0
     np.testing.assert_array_equal(bias(load(tmp_path / "model")[1]), NETWORK["score.bias"])
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from deeplab_jax.errors import UserError
+from deeplab_jax.errors import UserError, in_one_line
 from deeplab_jax.files import read_json
 
 MODEL_FILE, TASK_FILE = "model.weights.h5", "task.weights.h5"
@@ -77,8 +77,7 @@ def _tensors(path: Path) -> Iterator[tuple[str, np.ndarray]]:
     except UserError:
         raise
     except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
-        text = " ".join(str(error).split())[:200]
-        raise UserError(f"{path}: not a readable HDF5 file ({text}); fetch it again") from None
+        raise UserError(f"{path}: not a readable HDF5 file ({in_one_line(error)}); fetch it again") from None
 
 
 def _check(item: Any, where: str) -> None:

@@ -8,16 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
-from deeplab_jax.errors import UserError
+from deeplab_jax.errors import UserError, in_one_line
 from deeplab_jax.files import read_json
 from deeplab_jax.weights.formats import keras_weights
 from deeplab_jax.weights.formats.archive import is_tar_gz, unpack_weights
 from deeplab_jax.weights.formats.inert_pickle import Placeholder
+from deeplab_jax.weights.formats.safetensors_file import read_safetensors
 from deeplab_jax.weights.formats.tf_checkpoint import find_checkpoint, read_checkpoint
-from deeplab_jax.weights.formats.tflite import is_tflite, read_tflite
+from deeplab_jax.weights.formats.tflite import IDENTIFIER, read_tflite
 from deeplab_jax.weights.formats.torch_file import not_a_state_dict, read_torch
 
 # Files of a saved folder, in order of preference; an index names the files that hold the parts.
@@ -47,10 +46,8 @@ def read_tree(path: Path) -> tuple[Mapping[str, Any], int | None]:
     Raises:
       UserError: nothing to read there, or a damaged file.
     """
-    try:
+    with _readable(path):
         return _read(path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error}); check the path") from None
 
 
 @contextmanager
@@ -62,13 +59,8 @@ def unpacked(path: Path) -> Iterator[Path]:
     Raises:
       UserError: a damaged archive, one without weights, or one that cannot be read or unpacked.
     """
-    try:
-        head = b""
-        if path.is_file():
-            with path.open("rb") as stream:
-                head = stream.read(2)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error}); check the path") from None
+    with _readable(path):
+        head = _head(path) if path.is_file() else b""
     if not is_tar_gz(head):
         yield path
         return
@@ -105,6 +97,21 @@ def read_config(path: Path) -> dict[str, Any]:
         raise UserError(f"{file}: not a readable configuration ({error}); fetch it again") from None
 
 
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Name the file that the system does not let us read."""
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or path
+        raise UserError(f"{where}: cannot be read ({error.strerror or error}); check the path") from None
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as stream:
+        return stream.read(512)
+
+
 def _read(path: Path) -> tuple[Mapping[str, Any], int | None]:
     if path.is_dir():
         for name in FOLDER_FILES:
@@ -120,13 +127,12 @@ def _read(path: Path) -> tuple[Mapping[str, Any], int | None]:
         raise UserError(f"{path}: no such file; check the path")
     if path.name.endswith(INDEX):
         return _read_parts(path), None
-    with path.open("rb") as stream:
-        head = stream.read(512)
-    if is_tflite(path):
+    head = _head(path)
+    if head[4:8] == IDENTIFIER:
         graph = read_tflite(path)
         return graph.tensors, graph.output_stride
     if head[8:9] == b"{":
-        return _read_safetensors(path), None
+        return read_safetensors(path), None
     if head.startswith(keras_weights.MAGIC):
         return keras_weights.read_keras(path), None
     if head[:2] == b"PK" or head[:1] == b"\x80":
@@ -195,21 +201,5 @@ def _array(value: Any, key: object, name: str) -> np.ndarray:
         raise
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(
-            f"{name}: {key} does not become an array ({_line(error)}); save plain float32 tensors of the CPU"
+            f"{name}: {key} does not become an array ({in_one_line(error)}); save plain float32 tensors of the CPU"
         ) from None
-
-
-def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    """Return the tensors of a safetensors file; the library compares sizes with the file before it allocates."""
-    try:
-        return load_file(str(path))
-    except AttributeError as error:
-        raise UserError(f"{path}: holds tensors of {error.name}, which are not read; save them as float32") from None
-    except (SafetensorError, TypeError, ValueError, OverflowError) as error:
-        raise UserError(f"{path}: not a readable safetensors file ({_line(error)}); fetch it again") from None
-
-
-def _line(error: Exception) -> str:
-    """Return another library's message on one line."""
-    text = " ".join(str(error).split())[:200]
-    return "".join(letter if letter.isprintable() else "?" for letter in text)

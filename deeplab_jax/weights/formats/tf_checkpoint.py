@@ -96,16 +96,15 @@ def read_checkpoint(prefix: Path) -> dict[str, np.ndarray]:
       out.
 
     Raises:
-      UserError: a file that does not exist or is damaged, or uses a feature that no release of DeepLab uses (compressed
-        blocks, partitioned variables, big-endian numbers).
+      OSError: the index cannot be read.
+      UserError: a data file that cannot be read, a damaged file, or one with what no release of DeepLab uses
+        (compressed blocks, partitioned variables, big-endian numbers).
     """
     index = prefix.with_name(prefix.name + INDEX)
     try:
         shards, entries = _read_index(index.read_bytes())
     except UserError as error:
         raise UserError(f"{index}: {error}") from None
-    except OSError as error:
-        raise UserError(f"{index}: cannot be read ({error.strerror or error}); check the path") from None
     except DAMAGE as error:
         raise UserError(f"{index}: not a readable index of a TensorFlow checkpoint ({error}); fetch it again") from None
     tensors: dict[str, np.ndarray] = {}

@@ -15,6 +15,7 @@ import tflite
 from deeplab_jax.errors import UserError
 
 IDENTIFIER = b"TFL3"
+"""Bytes 4 to 7 of such a file."""
 CONV, DEPTHWISE, RESIZE = (
     tflite.BuiltinOperator.CONV_2D,
     tflite.BuiltinOperator.DEPTHWISE_CONV_2D,
@@ -60,24 +61,14 @@ class Graph(NamedTuple):
     output_stride: int
 
 
-def is_tflite(path: Path) -> bool:
-    """Return whether a path is a `.tflite` file, by its identifier."""
-    if not path.is_file():
-        return False
-    with path.open("rb") as stream:
-        return stream.read(8)[4:] == IDENTIFIER
-
-
 def read_tflite(path: Path) -> Graph:
     """Return the content of a float `.tflite` file.
 
     Raises:
+      OSError: it cannot be read.
       UserError: a damaged file, a quantised network, or a graph that pads or resizes differently from DeepLab's.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error}); check the path") from None
+    content = path.read_bytes()
     try:
         return _read(content, path)
     except UserError:
@@ -87,8 +78,6 @@ def read_tflite(path: Path) -> Graph:
 
 
 def _read(content: bytes, path: Path) -> Graph:
-    if content[4:8] != IDENTIFIER:
-        raise UserError(f"{path}: not a .tflite file (its identifier is {content[4:8]!r}); check the path")
     model = tflite.Model.GetRootAs(content, 0)
     graph = model.Subgraphs(0)
     tensors: dict[str, np.ndarray] = {}

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from deeplab_jax.errors import UserError
+from deeplab_jax.errors import UserError, in_one_line, printable
 from deeplab_jax.weights.formats.inert_pickle import Global, PickleError, Placeholder
 from deeplab_jax.weights.formats.torch_pickle import Block, Damaged, TorchPickle, item_size
 
@@ -38,6 +38,7 @@ def read_torch(path: str | Path) -> dict[str, Any]:
       argparse.Namespace, a numpy number) are `Placeholder`s without content.
 
     Raises:
+      OSError: it cannot be read.
       UserError: a damaged or hostile file, one that `torch.save` did not write, or one without a dict. A storage with a
         wrong checksum raises it later, when a tensor is read.
     """
@@ -47,8 +48,6 @@ def read_torch(path: str | Path) -> dict[str, Any]:
             size = os.fstat(file.fileno()).st_size
             read = _read_archive if file.read(2) == b"PK" else _read_legacy
             saved = read(path, file, size)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error}); check the path") from None
     except (Damaged, PickleError) as error:
         raise UserError(f"{path}: not a whole file of torch.save ({error}); fetch it again") from None
     if isinstance(saved, dict):
@@ -59,9 +58,8 @@ def read_torch(path: str | Path) -> dict[str, Any]:
 def not_a_state_dict(path: str | Path, saved: Any) -> UserError:
     """Return the error for a file that holds something else, such as a whole module."""
     what = saved.name if isinstance(saved, Placeholder | Global) else type(saved).__name__
-    what = "".join(letter if letter.isprintable() else "?" for letter in what[:100])
     return UserError(
-        f"{path}: holds a pickled {what}, not a state dict; in the program that wrote it, "
+        f"{path}: holds a pickled {printable(what[:100])}, not a state dict; in the program that wrote it, "
         "torch.save(model.state_dict(), ...)"
     )
 
@@ -78,7 +76,7 @@ def _read_archive(path: Path, file: _BoundedReader, size: int) -> Any:
         with zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
     except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, struct.error, IndexError) as error:
-        raise Damaged(_line(error)) from None
+        raise Damaged(in_one_line(error)) from None
     names = [entry.filename for entry in entries]
     prefix = min((name[: -len(PICKLE)] for name in names if name.endswith(f"/{PICKLE}")), key=len, default=None)
     if prefix is None:
@@ -143,7 +141,3 @@ def _read_legacy(path: Path, file: _BoundedReader, size: int) -> Any:
             raise Damaged("it ends within a storage")
     pickle.place(blocks, file_size=size)
     return saved
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

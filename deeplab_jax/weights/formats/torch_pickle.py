@@ -81,7 +81,7 @@ class Block:
                     file.seek(self.start)
                     count = file.readinto(data.data)
             except OSError as error:
-                raise UserError(f"{self.path}: cannot be read ({error.strerror or error})") from None
+                raise UserError(f"{self.path}: cannot be read ({error.strerror or error}); check the path") from None
             if count != self.size or (self.checksum is not None and zlib.crc32(data.data) != self.checksum):
                 raise UserError(f"{self.path}: not a whole file of torch.save (a checksum is wrong); fetch it again")
             self.data = data

@@ -44,9 +44,9 @@ def recognise(shapes: Shapes, *, output_stride: int | None) -> TensorMap | None:
     any other.
     """
     tensor_map = _recognise(shapes)
-    return (
-        tensor_map if tensor_map is None or output_stride is None else replace(tensor_map, output_stride=output_stride)
-    )
+    if tensor_map is None or output_stride is None:
+        return tensor_map
+    return replace(tensor_map, output_stride=output_stride)
 
 
 def _recognise(shapes: Shapes) -> TensorMap | None:

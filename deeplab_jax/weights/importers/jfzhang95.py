@@ -8,7 +8,7 @@ from deeplab_jax.weights.importers.torch_names import (
     COUNTERS,
     MOBILENET_V2_STAGES,
     resnet_rules,
-    stride_of_16_or_8,
+    stride_of_8_or_16,
     which_resnet,
     xception_rules,
 )
@@ -42,7 +42,7 @@ def recognise(shapes: Shapes, *, output_stride: int | None) -> TensorMap | None:
     backbone = _backbone(shapes)
     if backbone is None:
         return None
-    stride = stride_of_16_or_8(output_stride, whose="jfzhang95's")
+    stride = stride_of_8_or_16(output_stride, default=16, whose="jfzhang95's")
     name, backbone_options, backbone_rules, notes = backbone
     options: dict[str, Any] = {
         "align_corners": True,

@@ -8,13 +8,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from deeplab_jax.errors import UserError
-from deeplab_jax.weights.importers.torch_names import COUNTERS, RESNETS, resnet_rules, which_resnet
-from deeplab_jax.weights.tensor_map import TORCH, Names, Rule, Shapes, TensorMap
+from deeplab_jax.weights.importers.torch_names import COUNTERS, RESNETS, resnet_rules, stride_of_8_or_16, which_resnet
+from deeplab_jax.weights.tensor_map import TORCH, Names, Rule, Shapes, TensorMap, first_are_last
 
 KIND = "mmsegmentation"
 BACKBONE, HEAD, AUX = "backbone.", "decode_head.", "auxiliary_head."
 STEM = f"{BACKBONE}stem.0.weight"
-STRIDES = (8, 16)
 RATES = (6, 12, 18)
 """At output stride 16, as ours are stated; the configs for 8 have 12, 24 and 36."""
 ASPP_FIRST = f"{HEAD}aspp_modules.0.conv.weight"
@@ -85,17 +84,18 @@ def recognise(shapes: Shapes, *, output_stride: int | None) -> TensorMap | None:
     if backbone is None or first != (64, 64, 3, 3):
         raise UserError(f"mmsegmentation: the backbone is none of {', '.join(RESNETS)}; only these can be converted")
     architecture, options, inputs, notes = _head(shapes)
-    name, stride = f"{architecture}_{backbone}", output_stride or STRIDES[0]
-    if name == f"fcn_{backbone}" and not RESNETS[backbone][1]:
+    stride = stride_of_8_or_16(output_stride, default=8, whose="mmsegmentation's")
+    if architecture == "fcn" and not RESNETS[backbone][1]:
         raise UserError("mmsegmentation's FCN: only on resnet50 and resnet101 it can be converted")
-    if stride not in STRIDES:
-        raise UserError(f"output_stride={stride}: mmsegmentation's networks run at 8 or 16")
+    if shapes[LOGITS][0] == 1:
+        notes.append("its own code takes the object where the sigmoid is above 0.3; here --threshold 0.3 does so")
     if STEM in shapes:
         options["deep_stem"] = True
         notes.append("three 3x3 convolutions in the stem (ResNetV1c)")
     if not RESNETS[backbone][1]:
         options["dilate_second"] = False
         notes.append("the second 3x3 convolution of a unit is not dilated")
+    name = f"{architecture}_{backbone}"
     return TensorMap(
         kind=KIND,
         name=name,
@@ -120,11 +120,13 @@ def recognise(shapes: Shapes, *, output_stride: int | None) -> TensorMap | None:
 
 
 def labels_of(tree: Mapping[str, Any], num_classes: int) -> dict[str, Any]:
-    """Return the class names and colours that the file's `meta` states, if they are of this network."""
-    meta = _mapping(tree.get("meta"))
+    """Return the class names and colours that the file's `meta` states, if they are of this network, in which one logit
+    has two classes.
+    """
+    count, meta = max(num_classes, 2), _mapping(tree.get("meta"))
     now = _mapping(meta.get("dataset_meta"))  # Since version 1.
-    classes = _listed(now.get("classes") or meta.get("CLASSES"), num_classes)
-    palette = [_listed(colour, 3) for colour in _listed(now.get("palette") or meta.get("PALETTE"), num_classes)]
+    classes = _listed(now.get("classes") or meta.get("CLASSES"), count)
+    palette = [_listed(colour, 3) for colour in _listed(now.get("palette") or meta.get("PALETTE"), count)]
     info: dict[str, Any] = {}
     if classes and all(isinstance(name, str) for name in classes):
         info["class_names"] = classes
@@ -165,7 +167,7 @@ def _aspp(shapes: Shapes) -> Head:
     options: dict[str, Any] = {"aspp_channels": channels, "aspp_rates": RATES, "projection_kernel": 3}
     notes = ["rates 12, 24, 36 at output stride 8, and half of them at 16", "3x3 instead of 1x1 after the pyramid"]
     # There the pooled image comes first.
-    inputs = {"context/projection": (*range(channels, 5 * channels), *range(channels))}
+    inputs = {"context/projection": first_are_last(channels, 5 * channels)}
     low = shapes.get(f"{HEAD}c1_bottleneck.conv.weight")
     if low is None:
         return "deeplabv3", options | {"separable": separable}, inputs, notes

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from deeplab_jax.errors import UserError
+from deeplab_jax.weights.importers import smp_names
 from deeplab_jax.weights.tensor_map import TensorMap
 
 Config = Mapping[str, Any]
 # Before these the logits are the same. A class is chosen by its logit, so none of them changes it.
 ACTIVATIONS = (None, "identity", "sigmoid", "softmax", "softmax2d", "logsoftmax", "tanh")
-SMP_NAMES = {"DeepLabV3": "deeplabv3", "DeepLabV3Plus": "deeplabv3plus", "PSPNet": "pspnet", "Unet": "unet"}
 # What `smp.recognise` finds from the shapes, or what leaves the logits as they are.
 SMP_KNOWN = ("encoder_weights", "aux_params", "decoder_aspp_dropout", "psp_dropout", "encoder_output_stride")
 LARGEST_RATE = 4096
@@ -56,11 +56,13 @@ def _smp(tensor_map: TensorMap, stated: Config) -> TensorMap:
     options, notes = dict(tensor_map.options), list(tensor_map.notes)
     depth = int(str(options.get("last_stage", "conv5"))[-1])
     facts: dict[str, Any] = {
+        "_model_class": smp_names.CLASSES[architecture],
         "encoder_name": encoder,
         "encoder_depth": depth,
         "in_channels": options.get("in_channels", 3),
         "classes": tensor_map.num_classes,
         "decoder_attention_type": None,
+        "decoder_interpolation": "nearest",
     }
     if architecture.startswith("deeplab"):
         facts |= {"decoder_channels": options["aspp_channels"], "decoder_aspp_separable": options["aspp_separable"]}
@@ -72,13 +74,11 @@ def _smp(tensor_map: TensorMap, stated: Config) -> TensorMap:
     else:
         facts["decoder_channels"] = list(options["decoder_channels"])
     checked: dict[str, Callable[[Any], None]] = {
-        "_model_class": lambda value: _expect("_model_class", SMP_NAMES.get(value), architecture, shown=value),
         "activation": lambda value: _check_activation(value, options, notes),
         "decoder_use_norm": _check_norm,
         "decoder_use_batchnorm": _check_norm,
         "psp_use_batchnorm": _check_norm,
         "decoder_atrous_rates": lambda value: options.update(aspp_rates=_rates(value, tensor_map.output_stride)),
-        "decoder_interpolation": lambda value: _expect("decoder_interpolation", value, "nearest"),
     }
     for field, value in stated.items():
         if field in facts:
@@ -99,12 +99,11 @@ def _smp(tensor_map: TensorMap, stated: Config) -> TensorMap:
 
 
 def _transformers(tensor_map: TensorMap, stated: Config) -> TensorMap:
-    for field, value in {"num_channels": 3, "hidden_act": "relu6", "tf_padding": True}.items():
+    options = dict(tensor_map.options)
+    facts = {"num_channels": options.get("in_channels", 3), "hidden_act": "relu6", "tf_padding": True}
+    for field, value in (facts | {"depth_multiplier": options["width"]}).items():
         if field in stated:
             _expect(field, stated[field], value)
-    options = dict(tensor_map.options)
-    if "depth_multiplier" in stated:
-        _expect("depth_multiplier", stated["depth_multiplier"], options["width"])
     # It is the backbone's; that of the head is fixed there.
     epsilon = stated.get("layer_norm_eps", HF_EPSILON)
     if epsilon == HF_HEAD_EPSILON:
@@ -133,7 +132,8 @@ def _keras_hub(tensor_map: TensorMap, stated: Config) -> TensorMap:
     _expect("upsampling_size", size[0] if isinstance(size, list) and size[:1] == size[1:] else size, 2 ** (last - low))
     _expect("use_pre_activation", encoder.get("use_pre_activation", False), False)
     _expect("stackwise_num_strides", encoder.get("stackwise_num_strides", [1, 2, 2, 2]), [1, 2, 2, 2])
-    _expect("block_type", str(encoder.get("block_type", "")).endswith("_vd"), False, shown=encoder.get("block_type"))
+    if str(block := encoder.get("block_type")).endswith("_vd"):
+        raise _refused("block_type", block, "only blocks that are not of the kind 'vd' can be converted")
     if "dilation_rates" in backbone:
         rates = backbone["dilation_rates"]
         options["aspp_rates"] = _rates(rates, tensor_map.output_stride, field="dilation_rates")
@@ -224,9 +224,9 @@ def _number(stated: Config, field: str, options: Config) -> float:
     return float(value)
 
 
-def _expect(field: str, value: Any, wanted: Any, *, shown: Any = None) -> None:
+def _expect(field: str, value: Any, wanted: Any) -> None:
     if value != wanted or isinstance(value, bool) != isinstance(wanted, bool):
-        raise _refused(field, value if shown is None else shown, f"only {wanted!r} can be converted with these tensors")
+        raise _refused(field, value, f"only {wanted!r} can be converted with these tensors")
 
 
 def _refused(field: str, value: Any, fix: str) -> UserError:

@@ -7,7 +7,7 @@ from deeplab_jax.models.backbones.inverted_residual import scale_channels
 from deeplab_jax.models.backbones.mobilenet_v2 import ROWS, STEM_CHANNELS
 from deeplab_jax.models.preprocessing import CAFFE, SYMMETRIC
 from deeplab_jax.weights.importers.torch_names import MOBILENET_V2_STAGES
-from deeplab_jax.weights.tensor_map import SLIM, Names, Rule, Shapes, TensorMap
+from deeplab_jax.weights.tensor_map import SLIM, Names, Rule, Shapes, TensorMap, first_are_last
 
 KIND = "tensorflow"
 OUTPUT_STRIDE = 16  # The one of their training; a checkpoint does not state it.
@@ -268,8 +268,8 @@ def _pooling_first(shapes: Shapes) -> dict[str, tuple[int, ...]]:
     """Return the order of the projection's inputs: theirs begin with the image pooling, ours end with it."""
     if "image_pooling/weights" not in shapes:
         return {}
-    pooled = shapes["image_pooling/weights"][-1]
-    return {"context/projection": (*range(pooled, shapes["concat_projection/weights"][2]), *range(pooled))}
+    pooled, inputs = shapes["image_pooling/weights"][-1], shapes["concat_projection/weights"][2]
+    return {"context/projection": first_are_last(pooled, inputs)}
 
 
 def _head_notes(head: dict[str, Any], shapes: Shapes) -> list[str]:

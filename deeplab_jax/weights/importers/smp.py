@@ -13,13 +13,12 @@ from typing import Any
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.preprocessing import IMAGENET
 from deeplab_jax.weights.importers.smp_names import CHANNELS, DEEPLABV3, HEAD, NUMBERED, older_rules, rules_of
-from deeplab_jax.weights.importers.torch_names import COUNTERS, RESNETS, which_resnet
-from deeplab_jax.weights.tensor_map import TORCH, Shapes, TensorMap
+from deeplab_jax.weights.importers.torch_names import COUNTERS, RESNETS, stride_of_8_or_16, which_resnet
+from deeplab_jax.weights.tensor_map import TORCH, Shapes, TensorMap, first_are_last
 
 RATES = (12, 24, 36)
 RATES_NOTE = "rates 12, 24, 36 at any output stride, unless it was trained with others"
 DILATION_NOTE = "every convolution of a stage that lost its stride is dilated, and no multi-grid"
-DEEPLAB_STRIDES = (8, 16)
 DEPTHS = (3, 4, 5)
 
 
@@ -102,10 +101,10 @@ def _kernel(shapes: Shapes, layer: str) -> tuple[int, ...]:
 
 def _decoder(shapes: Shapes, encoder: str) -> _Decoder:
     if "decoder.aspp.0.convs.0.0.weight" in shapes:
-        return _deeplabv3plus(shapes)
+        return _deeplab("deeplabv3plus", shapes, "decoder.aspp.0")
     for aspp, conv, _ in (DEEPLABV3, NUMBERED):
         if f"{aspp}.convs.0.0.weight" in shapes and f"{conv}.weight" in shapes:
-            return _deeplabv3(shapes, aspp)
+            return _deeplab("deeplabv3", shapes, aspp)
     if "decoder.psp.blocks.0.pool.1.0.weight" in shapes and "decoder.conv.0.weight" in shapes:
         return _pspnet(shapes)
     if all(re.match(r"decoder\.blocks\.\d\.conv", name) for name in shapes if name.startswith("decoder.")):
@@ -116,45 +115,23 @@ def _decoder(shapes: Shapes, encoder: str) -> _Decoder:
     )
 
 
-def _deeplabv3(shapes: Shapes, aspp: str) -> _Decoder:
+def _deeplab(architecture: str, shapes: Shapes, aspp: str) -> _Decoder:
     channels, inputs = _kernel(shapes, f"{aspp}.convs.0.0")[:2]
-    separable = f"{aspp}.convs.1.0.0.weight" in shapes
-    return _Decoder(
-        "deeplabv3",
-        inputs,
-        {
-            "aspp_channels": channels,
-            "head_convs": ((3, channels),),
-            "aspp_separable": separable,
-            "depthwise_norm": False,
-            "dropout": 0.5,
-        },
-        (RATES_NOTE, "one more 3x3 convolution after the pyramid", DILATION_NOTE),
-    )
-
-
-def _deeplabv3plus(shapes: Shapes) -> _Decoder:
-    channels, inputs = _kernel(shapes, "decoder.aspp.0.convs.0.0")[:2]
-    separable = "decoder.aspp.0.convs.1.0.0.weight" in shapes
-    return _Decoder(
-        "deeplabv3plus",
-        inputs,
-        {
-            "aspp_channels": channels,
-            "head_convs": ((3, channels),),
-            "decoder_convs": ((3, channels),),
-            "separable": True,
-            "aspp_separable": separable,
-            "depthwise_norm": False,
-            "dropout": 0.5,
-        },
-        (
-            RATES_NOTE,
+    options: dict[str, Any] = {
+        "aspp_channels": channels,
+        "head_convs": ((3, channels),),
+        "aspp_separable": f"{aspp}.convs.1.0.0.weight" in shapes,
+        "depthwise_norm": False,
+        "dropout": 0.5,
+    }
+    notes: tuple[str, ...] = ("one more 3x3 convolution after the pyramid",)
+    if architecture == "deeplabv3plus":
+        options |= {"decoder_convs": ((3, channels),), "separable": True}
+        notes = (
             "one more separable 3x3 convolution after the pyramid, and one instead of two in the decoder",
             "nothing between the depthwise and the pointwise convolution of a separable one",
-            DILATION_NOTE,
-        ),
-    )
+        )
+    return _Decoder(architecture, inputs, options, (RATES_NOTE, *notes, DILATION_NOTE))
 
 
 def _pspnet(shapes: Shapes) -> _Decoder:
@@ -194,7 +171,7 @@ def _inputs(decoder: _Decoder) -> dict[str, tuple[int, ...]]:
     if decoder.architecture != "pspnet":
         return {}
     # There the pooled regions come first and the map last.
-    return {"context/projection": (*range(decoder.inputs, 2 * decoder.inputs), *range(decoder.inputs))}
+    return {"context/projection": first_are_last(decoder.inputs, 2 * decoder.inputs)}
 
 
 def _stride(architecture: str, depth: int, asked: int | None) -> int:
@@ -204,10 +181,7 @@ def _stride(architecture: str, depth: int, asked: int | None) -> int:
         if asked not in (None, deepest):
             raise UserError(f"output_stride={asked}: smp's {architecture} with this encoder runs at {deepest} only")
         return deepest
-    stride = asked or (8 if architecture == "deeplabv3" else 16)
-    if stride not in DEEPLAB_STRIDES:
-        raise UserError(f"output_stride={asked}: smp's {architecture} runs at 8 or 16")
-    return min(stride, deepest)
+    return min(stride_of_8_or_16(asked, default=8 if architecture == "deeplabv3" else 16, whose="smp's"), deepest)
 
 
 def _encoder_options(encoder: str, depth: int) -> dict[str, Any]:

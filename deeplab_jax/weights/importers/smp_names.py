@@ -1,6 +1,6 @@
 """segmentation_models_pytorch's names for our layers, and the encoders that are known."""
 
-from deeplab_jax.weights.importers.torch_names import mobilenet_v2_rules, resnet_rules
+from deeplab_jax.weights.importers.torch_names import aspp_rules, mobilenet_v2_rules, resnet_rules
 from deeplab_jax.weights.tensor_map import Names, Rule
 
 # Channels after each halving of the image's size.
@@ -12,6 +12,8 @@ CHANNELS = {
     "mobilenet_v2": (16, 24, 32, 96, 1280),
 }
 HEAD = "segmentation_head.0"
+CLASSES = {"deeplabv3": "DeepLabV3", "deeplabv3plus": "DeepLabV3Plus", "pspnet": "PSPNet", "unet": "Unet"}
+"""Our architectures, and its classes of them."""
 
 
 def _pair(block: str) -> Names:
@@ -19,25 +21,13 @@ def _pair(block: str) -> Names:
     return f"{block}.0", f"{block}.1"
 
 
-def _aspp_rules(aspp: str) -> tuple[Rule, ...]:
-    """Return the names of an ASPP, of separable branches, too."""
-    return (
-        (r"context/branch_1x1", _pair(f"{aspp}.convs.0")),
-        (r"context/branch_atrous(\d)", lambda i: _pair(f"{aspp}.convs.{i}")),
-        (r"context/branch_atrous(\d)/depthwise", lambda i: (f"{aspp}.convs.{i}.0.0", "")),
-        (r"context/branch_atrous(\d)/pointwise", lambda i: (f"{aspp}.convs.{i}.0.1", f"{aspp}.convs.{i}.1")),
-        (r"context/image_pooling", (f"{aspp}.convs.4.1", f"{aspp}.convs.4.2")),
-        (r"context/projection", _pair(f"{aspp}.project")),
-    )
-
-
 # Of DeepLabV3: its ASPP, and the convolution and norm after it. Older versions numbered them.
 DEEPLABV3 = ("decoder.aspp", "decoder.conv", "decoder.bn")
 NUMBERED = ("decoder.0", "decoder.1", "decoder.2")
 DECODERS: dict[str, tuple[Rule, ...]] = {
-    "deeplabv3": (*_aspp_rules(DEEPLABV3[0]), (r"context/head1", DEEPLABV3[1:])),
+    "deeplabv3": (*aspp_rules(DEEPLABV3[0]), (r"context/head1", DEEPLABV3[1:])),
     "deeplabv3plus": (
-        *_aspp_rules("decoder.aspp.0"),
+        *aspp_rules("decoder.aspp.0"),
         (r"context/head1/depthwise", ("decoder.aspp.1.0", "")),
         (r"context/head1/pointwise", ("decoder.aspp.1.1", "decoder.aspp.2")),
         (r"decoder/conv2_reduction", _pair("decoder.block1")),
@@ -63,4 +53,4 @@ def rules_of(name: str) -> tuple[Rule, ...]:
 
 def older_rules(name: str) -> tuple[Rule, ...]:
     """Return the names of DeepLabV3's layers in older versions."""
-    return (*_aspp_rules(NUMBERED[0]), (r"context/head1", NUMBERED[1:]), *rules_of(name))
+    return (*aspp_rules(NUMBERED[0]), (r"context/head1", NUMBERED[1:]), *rules_of(name))

@@ -1,5 +1,7 @@
 """Names that PyTorch code bases share: those of torchvision's backbones."""
 
+from collections.abc import Callable
+
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.backbones.mobilenet_v3 import ROWS, STEM_CHANNELS
 from deeplab_jax.weights.tensor_map import Rule, Shapes
@@ -48,25 +50,33 @@ def which_resnet(shapes: Shapes, prefix: str = "") -> str | None:
 
 # The number in `features` of the last unit before each of our stages.
 MOBILENET_V2_STAGES = {1: 0, 2: 1, 3: 3, 4: 6, 5: 13}
-MOBILENET_V2_LAST = 18
 
 
-def mobilenet_v2_rules(prefix: str = "") -> tuple[Rule, ...]:
-    """Return the names of torchvision's MobileNetV2 under a prefix such as "encoder.", before "features."."""
-    root = f"{prefix}features."
+def mobilenet_v2_rules(
+    prefix: str = "", *, features: Callable[[int], str] = lambda place: f"features.{place}"
+) -> tuple[Rule, ...]:
+    """Return the names of torchvision's MobileNetV2.
+
+    Args:
+      prefix: prefix of the names, such as "encoder.".
+      features: names the entry at a place of its list of layers.
+    """
+
+    def entry(place: int) -> str:
+        return f"{prefix}{features(place)}"
 
     def unit(stage: int, number: int) -> str:
-        return f"{root}{MOBILENET_V2_STAGES[stage] + number}.conv"
+        return f"{entry(MOBILENET_V2_STAGES[stage] + number)}.conv"
 
     # The first unit does not expand, so its other layers have a number less by one.
     return (
-        (r"backbone/stem", (f"{root}0.0", f"{root}0.1")),
+        (r"backbone/stem", (f"{entry(0)}.0", f"{entry(0)}.1")),
         (r"backbone/conv(\d)_unit(\d+)/expand", lambda s, u: (f"{unit(s, u)}.0.0", f"{unit(s, u)}.0.1")),
         (r"backbone/conv1_unit1/depthwise", (f"{unit(1, 1)}.0.0", f"{unit(1, 1)}.0.1")),
         (r"backbone/conv(\d)_unit(\d+)/depthwise", lambda s, u: (f"{unit(s, u)}.1.0", f"{unit(s, u)}.1.1")),
         (r"backbone/conv1_unit1/project", (f"{unit(1, 1)}.1", f"{unit(1, 1)}.2")),
         (r"backbone/conv(\d)_unit(\d+)/project", lambda s, u: (f"{unit(s, u)}.2", f"{unit(s, u)}.3")),
-        (r"backbone/last", (f"{root}{MOBILENET_V2_LAST}.0", f"{root}{MOBILENET_V2_LAST}.1")),
+        (r"backbone/last", (f"{entry(18)}.0", f"{entry(18)}.1")),
     )
 
 
@@ -136,13 +146,29 @@ def xception_rules(prefix: str, *, units: int, bare: int) -> tuple[Rule, ...]:
     )
 
 
-def stride_of_16_or_8(asked: int | None, *, whose: str) -> int:
-    """Return the output stride at which a repository that has only 8 and 16 runs a network: the given one, or its
-    command line's default, 16.
+def aspp_rules(root: str, *, inside: str = "") -> tuple[Rule, ...]:
+    """Return the names that torchvision's ASPP has, and those of code bases made from it.
+
+    Args:
+      root: the name of the ASPP.
+      inside: of a separable branch: what its two convolutions' names have before their numbers, such as "body.".
+    """
+    return (
+        (r"context/branch_1x1", (f"{root}.convs.0.0", f"{root}.convs.0.1")),
+        (r"context/branch_atrous(\d)", lambda i: (f"{root}.convs.{i}.0", f"{root}.convs.{i}.1")),
+        (r"context/branch_atrous(\d)/depthwise", lambda i: (f"{root}.convs.{i}.0.{inside}0", "")),
+        (r"context/branch_atrous(\d)/pointwise", lambda i: (f"{root}.convs.{i}.0.{inside}1", f"{root}.convs.{i}.1")),
+        (r"context/image_pooling", (f"{root}.convs.4.1", f"{root}.convs.4.2")),
+        (r"context/projection", (f"{root}.project.0", f"{root}.project.1")),
+    )
+
+
+def stride_of_8_or_16(asked: int | None, *, default: int, whose: str) -> int:
+    """Return the output stride at which a code base that has only 8 and 16 runs a network.
 
     Raises:
       UserError: any other number.
     """
     if asked not in (None, 8, 16):
-        raise UserError(f"output_stride={asked}: {whose} networks have 8 and 16")
-    return asked or 16
+        raise UserError(f"output_stride={asked}: {whose} networks run at 8 or 16")
+    return default if asked is None else asked

@@ -5,6 +5,7 @@ from dataclasses import replace
 from deeplab_jax.errors import UserError
 from deeplab_jax.weights.importers.torch_names import (
     COUNTERS,
+    aspp_rules,
     is_mobilenet_v3,
     mobilenet_v3_rules,
     resnet_rules,
@@ -27,10 +28,7 @@ RATES = (12, 24, 36)  # The same at any output stride; ours are stated at 16.
 
 HEADS: dict[str, tuple[Rule, ...]] = {
     "deeplabv3": (
-        (r"context/branch_1x1", ("classifier.0.convs.0.0", "classifier.0.convs.0.1")),
-        (r"context/branch_atrous(\d)", lambda i: (f"classifier.0.convs.{i}.0", f"classifier.0.convs.{i}.1")),
-        (r"context/image_pooling", ("classifier.0.convs.4.1", "classifier.0.convs.4.2")),
-        (r"context/projection", ("classifier.0.project.0", "classifier.0.project.1")),
+        *aspp_rules("classifier.0"),
         (r"context/head1", ("classifier.1", "classifier.2")),
         (r"classifier", ("classifier.4", "")),
     ),

@@ -3,7 +3,7 @@
 from deeplab_jax.models.backbones.inverted_residual import scale_channels
 from deeplab_jax.models.backbones.mobilenet_v2 import ROWS, STEM_CHANNELS
 from deeplab_jax.weights.importers.torch_names import COUNTERS, MOBILENET_V2_STAGES
-from deeplab_jax.weights.tensor_map import TORCH, Rule, Shapes, TensorMap
+from deeplab_jax.weights.tensor_map import TORCH, Rule, Shapes, TensorMap, first_are_last
 
 ROOT, HEAD = "mobilenet_v2.", "segmentation_head."
 OUTPUT_STRIDE = 8  # From the published model's configuration; a state dict does not state it.
@@ -56,7 +56,7 @@ def recognise(shapes: Shapes, *, output_stride: int | None) -> TensorMap | None:
             "dropout": 0.8,
         },
         # They concatenate the image-level features first.
-        inputs={"context/projection": (*range(half, 2 * half), *range(half))},
+        inputs={"context/projection": first_are_last(half, 2 * half)},
         # The file has the classification network's last convolution, but their head does not use it.
         unused=(COUNTERS, rf"^{ROOT}conv_1x1\."),
         notes=(

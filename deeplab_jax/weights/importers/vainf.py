@@ -1,19 +1,19 @@
 """The networks of the repository VainF/DeepLabV3Plus-Pytorch: DeepLabv3 and v3+ on ResNet, MobileNetV2, Xception."""
 
-import re
 from typing import Any
 
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.preprocessing import IMAGENET
 from deeplab_jax.weights.importers.torch_names import (
     COUNTERS,
+    aspp_rules,
     mobilenet_v2_rules,
     resnet_rules,
-    stride_of_16_or_8,
+    stride_of_8_or_16,
     which_resnet,
     xception_rules,
 )
-from deeplab_jax.weights.tensor_map import TORCH, Names, Rule, Shapes, TensorMap
+from deeplab_jax.weights.tensor_map import TORCH, Rule, Shapes, TensorMap, first_are_last
 
 KIND = "vainf"
 BACKBONE, HEAD = "backbone.", "classifier."
@@ -38,7 +38,7 @@ def recognise(shapes: Shapes, *, output_stride: int | None) -> TensorMap | None:
     backbone = _backbone(shapes)
     if backbone is None:
         return None
-    stride = stride_of_16_or_8(output_stride, whose="VainF's")
+    stride = stride_of_8_or_16(output_stride, default=16, whose="VainF's")
     name, backbone_options, backbone_rules, backbone_notes = backbone
     separable = f"{aspp}.convs.1.0.body.0.weight" in shapes
     options: dict[str, Any] = {
@@ -76,7 +76,7 @@ def recognise(shapes: Shapes, *, output_stride: int | None) -> TensorMap | None:
         # There the low-level features come first.
         inputs=dict.fromkeys(
             [f"decoder/conv2_conv1{part}" for part in ("", "/depthwise", "/pointwise")],
-            (*range(LOW_LEVEL_CHANNELS, LOW_LEVEL_CHANNELS + ASPP_CHANNELS), *range(LOW_LEVEL_CHANNELS)),
+            first_are_last(LOW_LEVEL_CHANNELS, LOW_LEVEL_CHANNELS + ASPP_CHANNELS),
         ),
         unused=(COUNTERS,),
         notes=tuple(notes),
@@ -91,7 +91,7 @@ def _backbone(shapes: Shapes) -> tuple[str, dict[str, Any], tuple[Rule, ...], tu
     if f"{BACKBONE}high_level_features.17.conv.2.weight" in shapes:
         options = {"first_unit_rate": "previous", "stem_padding": "valid", "pad_input": True}
         notes = ("the first convolution is not padded", "inverted residuals are padded before their expansion")
-        return "mobilenet_v2", options, tuple(_halved(rule) for rule in mobilenet_v2_rules(BACKBONE)), notes
+        return "mobilenet_v2", options, mobilenet_v2_rules(BACKBONE, features=_features), notes
     if f"{BACKBONE}block12.skip.weight" in shapes:
         options = {"first_unit_rate": "stage", "form": "original"}
         notes = (
@@ -102,21 +102,9 @@ def _backbone(shapes: Shapes) -> tuple[str, dict[str, Any], tuple[Rule, ...], tu
     return None
 
 
-def _halved(rule: Rule) -> Rule:
-    pattern, names = rule
-
-    def rename(name: str) -> str:
-        return re.sub(
-            r"features\.(\d+)",
-            lambda match: f"{'low' if int(match[1]) < LOW_LEVEL_UNITS else 'high'}_level_features.{match[1]}",
-            name,
-        )
-
-    def renamed(*numbers: int) -> Names:
-        conv, norm = names(*numbers) if callable(names) else names
-        return rename(conv), rename(norm)
-
-    return pattern, renamed
+def _features(place: int) -> str:
+    """Return the name of an entry of MobileNetV2's `features`, which it has in two halves."""
+    return f"{'low' if place < LOW_LEVEL_UNITS else 'high'}_level_features.{place}"
 
 
 def _exit_rules() -> tuple[Rule, ...]:
@@ -135,15 +123,7 @@ def _head_rules(aspp: str, *, plus: bool) -> tuple[Rule, ...]:
     layer, number = ("decoder/conv2_conv1", 0) if plus else ("context/head1", 1)
     names = f"{classifier}{number}", f"{classifier}{number + 1}"
     return (
-        (r"context/branch_1x1", (f"{aspp}.convs.0.0", f"{aspp}.convs.0.1")),
-        (r"context/branch_atrous(\d)", lambda i: (f"{aspp}.convs.{i}.0", f"{aspp}.convs.{i}.1")),
-        (r"context/branch_atrous(\d)/depthwise", lambda i: (f"{aspp}.convs.{i}.0.body.0", "")),
-        (
-            r"context/branch_atrous(\d)/pointwise",
-            lambda i: (f"{aspp}.convs.{i}.0.body.1", f"{aspp}.convs.{i}.1"),
-        ),
-        (r"context/image_pooling", (f"{aspp}.convs.4.1", f"{aspp}.convs.4.2")),
-        (r"context/projection", (f"{aspp}.project.0", f"{aspp}.project.1")),
+        *aspp_rules(aspp, inside="body."),
         (r"decoder/conv2_reduction", (f"{HEAD}project.0", f"{HEAD}project.1")),
         (layer, names),
         (f"{layer}/depthwise", (f"{names[0]}.body.0", "")),

@@ -1,6 +1,7 @@
 """What the tests of the readers ask of every file: arrays, or one line that names the file."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,12 +16,12 @@ def saved(folder: Path, content: bytes) -> Path:
     return path
 
 
-def refusal(path: Path) -> str:
-    """Return the one line that refuses a file."""
+def refusal(source: Any, *, name: str = "") -> str:
+    """Return the one line that refuses a file, or another source of that name."""
     with pytest.raises(UserError) as caught:
-        read_tensors(path)
+        read_tensors(source)
     line = str(caught.value)
-    assert line.isprintable() and str(path) in line
+    assert line.isprintable() and (name or str(source)) in line
     return line
 
 

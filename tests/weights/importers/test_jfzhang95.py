@@ -52,7 +52,7 @@ def test_drn_is_refused_by_name() -> None:
 
 def test_output_strides_that_it_does_not_have_are_refused() -> None:
     shapes = golden.read_shapes("jfzhang95_mobilenet")
-    with pytest.raises(UserError, match="8 and 16"):
+    with pytest.raises(UserError, match="run at 8 or 16"):
         jfzhang95.recognise(shapes, output_stride=32)
 
 

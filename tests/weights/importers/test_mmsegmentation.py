@@ -82,6 +82,15 @@ def test_class_names_are_those_that_the_file_states(meta: object, info: object) 
     assert labels_of({"meta": meta}, 2) == info
 
 
+def test_one_logit_has_the_names_of_both_classes_and_another_threshold() -> None:
+    shapes = golden.read_shapes("mmseg_pspnet_resnet18_v1c")
+    shapes |= {name: (1, *shape[1:]) for name, shape in shapes.items() if ".conv_seg." in name}
+    tensor_map = mmsegmentation.recognise(shapes, output_stride=None)
+    assert tensor_map is not None and tensor_map.num_classes == 1
+    assert any("above 0.3; here --threshold 0.3" in note for note in tensor_map.notes)
+    assert labels_of({"meta": META}, 1) == NAMED
+
+
 @pytest.mark.slow
 def test_a_checkpoint_as_it_is_published() -> None:
     name = "mmseg_deeplabv3plus_resnet50_v1c"

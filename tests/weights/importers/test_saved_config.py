@@ -55,6 +55,8 @@ def test_the_channels_are_those_of_the_first_convolution() -> None:
     assert apply_config(four, {**SAVED, "in_channels": 4}).options["in_channels"] == 4
     with pytest.raises(UserError, match="in_channels"):
         apply_config(four, {**SAVED, "in_channels": 3})
+    four = TensorMap(**{**vars(HF), "options": {**HF.options, "in_channels": 4}})
+    assert apply_config(four, {"num_channels": 4}).options["in_channels"] == 4
 
 
 def test_dropout_and_an_activation_after_the_logits() -> None:

@@ -1,7 +1,5 @@
 """What needs no PyTorch: torchvision's names and shapes, the recipes, the refusals, and the files that are written."""
 
-import hashlib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,24 +10,17 @@ from safetensors.numpy import load_file
 
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.catalog import create_model
-from deeplab_jax.models.segmenter import Segmenter, Variables, abstract_variables
+from deeplab_jax.models.segmenter import abstract_variables
 from deeplab_jax.weights import export_state_dict as export
 from deeplab_jax.weights.export_state_dict import export_state_dict, write_state_dict
 from deeplab_jax.weights.fill_variables import fill_variables
 from deeplab_jax.weights.formats.torch_file import read_torch
 from deeplab_jax.weights.importers import imagenet, torchvision
 from deeplab_jax.weights.tensor_map import TORCH, their_name
+from tests.support.tiny import filled
+from tests.weights.published_tensors import shapes_of
 
 LRASPP = "lraspp_mobilenet_v3_large"
-# Tensors of torchvision's networks (0.28, 21 classes, auxiliary head), and the digest of their names and shapes.
-TENSORS = {
-    "deeplabv3_resnet50": (370, "52394066aeb32367"),
-    "deeplabv3_resnet101": (676, "7d712749fb30c3c2"),
-    "deeplabv3_mobilenet_v3_large": (360, "f39d5d23ba9668ad"),
-    "fcn_resnet50": (334, "32ae09a78cb8d99b"),
-    "fcn_resnet101": (640, "2a072bbc3273fe85"),
-    "lraspp_mobilenet_v3_large": (319, "325c993b14d0b6e4"),
-}
 
 
 @pytest.fixture(autouse=True)
@@ -38,23 +29,14 @@ def untraced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("deeplab_jax.models.catalog.check_output_stride", lambda model, **_: None)
 
 
-def digest(shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, str]:
-    lines = sorted(f"{name} {shape}" for name, shape in shapes.items())
-    return len(lines), hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
-
-
-def zeros(model: Segmenter) -> Variables:
-    return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), abstract_variables(model))
-
-
 @pytest.mark.parametrize(
-    "name", [name if name == LRASPP else pytest.param(name, marks=pytest.mark.slow) for name in TENSORS]
+    "name", [name if name == LRASPP else pytest.param(name, marks=pytest.mark.slow) for name in torchvision.NETWORKS]
 )
 def test_names_and_shapes_are_torchvisions(name: str) -> None:
     tensor_map = torchvision.network(name, num_classes=21, aux_head=True)
     model = tensor_map.model()
-    shapes = {key: tensor.shape for key, tensor in export_state_dict(model, zeros(model), kind="torchvision").items()}
-    assert digest(shapes) == TENSORS[name]
+    shapes = {key: tensor.shape for key, tensor in export_state_dict(model, filled(model), kind="torchvision").items()}
+    assert shapes == shapes_of(f"torchvision/{name}_coco")
     found = torchvision.recognise(shapes, output_stride=None)
     assert found is not None
     assert (found.name, found.options, found.num_classes) == (name, tensor_map.options, 21)
@@ -108,7 +90,7 @@ def test_the_first_option_that_differs_is_named(name: str, options: dict[str, An
 def test_options_of_training_and_speed_do_not_matter() -> None:
     options: dict[str, Any] = {"norm": "frozen", "norm_momentum": 0.5, "dtype": "bfloat16", "lowering": "direct"}
     model = create_model(LRASPP, num_classes=3, value_range=(0.0, 1.0), **options)
-    exported = export_state_dict(model, zeros(model), kind="torchvision")
+    exported = export_state_dict(model, filled(model), kind="torchvision")
     assert exported["classifier.low_classifier.weight"].shape == (3, 40, 1, 1)
     assert all(tensor.flags["C_CONTIGUOUS"] for tensor in exported.values())
 

@@ -66,7 +66,7 @@ def test_hrnet_is_refused_by_name() -> None:
 
 def test_output_strides_that_it_does_not_have_are_refused() -> None:
     shapes = golden.read_shapes("vainf_deeplabv3plus_resnet50")
-    with pytest.raises(UserError, match="8 and 16"):
+    with pytest.raises(UserError, match="run at 8 or 16"):
         vainf.recognise(shapes, output_stride=32)
 
 
