@@ -100,7 +100,9 @@ def open_source(
     try:
         with own_errors(module):
             source = opener(split=split, **options)
-    except (TypeError, AttributeError, KeyError) as error:
+    except UserError:
+        raise
+    except (TypeError, AttributeError, KeyError, ValueError) as error:
         raise UserError(
             f"data set '{name}': an option has a value of the wrong type ({error}); see data.options"
         ) from error

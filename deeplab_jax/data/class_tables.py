@@ -2,7 +2,7 @@
 
 import csv
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from deeplab_jax.data.lists import read_lines
@@ -56,6 +56,20 @@ PALETTES = {
     ),
 }  # fmt: skip
 """Palettes by name."""
+
+
+def as_colours(palette: Sequence[Sequence[int]]) -> tuple[Colour, ...]:
+    """Return the option `palette` as colours, or raise a UserError."""
+    try:
+        colours = tuple((int(red), int(green), int(blue)) for red, green, blue in palette)
+    except (TypeError, ValueError):
+        colours = ((-1, -1, -1),)
+    if not all(0 <= value <= 255 for colour in colours for value in colour):
+        raise UserError(
+            f"palette is {palette!r:.100}; give one (red, green, blue) of 0 to 255 for each class: "
+            '"--config.data.options.palette=((0,0,0),(255,0,0))"'
+        )
+    return colours
 
 
 def named_palette(palette: str, root: Path) -> ClassTable:

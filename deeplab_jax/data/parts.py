@@ -51,7 +51,13 @@ def find_part(
     """
     if val_fraction is not None:
         check_fraction(val_fraction)
-    lists = None if split_lists is None else dict(split_lists)
+    try:
+        lists = None if split_lists is None else dict(split_lists)
+    except (TypeError, ValueError):
+        raise UserError(
+            f"split_lists is {split_lists!r:.100}; give pairs of a split and its list: "
+            "\"--config.data.options.split_lists=(('train','train.txt'),('val','val.txt'))\""
+        ) from None
     share = "" if val_fraction is None else f"; {val_fraction:g} of them for validation"
     divides = val_fraction is not None and split in ("train", "val")
     if "{split}" in images + masks:
