@@ -73,7 +73,7 @@ def read_mask(path: str | os.PathLike[str]) -> np.ndarray:
 
     Raises:
       UserError: the file does not exist, is empty, truncated, larger than `MAX_PIXELS`, or not an image; it is a JPEG;
-        or it holds colours.
+        it holds colours; or an index has no entry in a palette of greys.
     """
     return mask_values(stored_mask(path), name=os.fspath(path))
 
@@ -121,7 +121,13 @@ def mask_values(stored: Stored, *, name: str) -> np.ndarray:
         )
     values = np.ascontiguousarray(stored.samples[..., 0])
     greys = grey_palette(stored)
-    return values if greys is None else greys[np.minimum(values, len(greys) - 1)]
+    if greys is None:
+        return values
+    if (most := values.max(initial=0)) >= len(greys):
+        raise UserError(
+            f"{name}: index {most}, and a palette of {len(greys)} greys; save it as a grey PNG of class ids"
+        )
+    return greys[values]
 
 
 def _refuse_jpeg(stored: Stored, name: str) -> None:

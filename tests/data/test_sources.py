@@ -304,7 +304,7 @@ def test_outlines_are_filled_as_by_cocos_own_api():
 
 def test_run_lengths_go_down_the_columns():
     np.testing.assert_array_equal(fill_runs(np.array([1, 2, 3]), 2, 3).astype(int), [[0, 1, 0], [1, 0, 0]])
-    with pytest.raises(UserError, match="6 pixels for an image of 4x2"):
+    with pytest.raises(ValueError, match="6 pixels for an image of 4x2"):
         fill_runs(np.array([1, 2, 3]), 2, 4)
 
 

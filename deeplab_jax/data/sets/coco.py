@@ -189,7 +189,10 @@ def _draw(entry: Entry, overlap: str, name: str) -> np.ndarray:
     crowd = np.zeros(size, bool)
     inside = [(0, np.zeros(size, bool))]
     for region in entry.regions:
-        filled = fill_polygons(region.polygons, *size) if region.runs is None else fill_runs(region.runs, *size)
+        try:
+            filled = fill_polygons(region.polygons, *size) if region.runs is None else fill_runs(region.runs, *size)
+        except ValueError as error:
+            raise UserError(f"{name}: {error}; get the annotations again") from None
         if region.is_crowd:
             crowd |= filled
         else:
@@ -221,13 +224,11 @@ def fill_runs(runs: np.ndarray, height: int, width: int) -> np.ndarray:
     decoded here because COCO's API reads beyond the end of a damaged code.
 
     Raises:
-      UserError: the runs do not add up to the size.
+      ValueError: the runs do not add up to the size.
     """
     size = height * width
     if runs.min(initial=0) < 0 or runs.max(initial=0) > size or runs.sum() != size:
-        raise UserError(
-            f"a run-length code of {runs.sum()} pixels for an image of {width}x{height}; download the annotations again"
-        )
+        raise ValueError(f"a run-length code of {runs.sum()} pixels for an image of {width}x{height}")
     values = np.arange(len(runs)) % 2 == 1
     return np.repeat(values, runs).reshape(width, height).T
 
