@@ -43,7 +43,11 @@ class Region:
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """An image, and its instances."""
+    """An image, and its instances.
+
+    Raises:
+      ValueError: the size is none, or too large.
+    """
 
     image: str
     height: int
@@ -51,6 +55,12 @@ class Entry:
     image_id: int
     regions: tuple[Region, ...]
     name: str
+
+    def __post_init__(self) -> None:
+        if type(self.height) is not int or type(self.width) is not int or min(self.height, self.width) < 1:
+            raise ValueError(f"image {self.image_id!r:.50} has no size in pixels")
+        if self.height * self.width > MAX_PIXELS:
+            raise ValueError(f"image {self.image_id!r:.50} has {self.height * self.width} pixels; {LIMIT} sets more")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,11 +166,6 @@ def _entries(content: dict[str, Any], folder: Path) -> tuple[Entry, ...]:
         for image in content["images"]
         if areas.get(image["id"], 0.0) > MIN_PIXELS
     ]
-    for entry in entries:
-        if type(entry.height) is not int or type(entry.width) is not int or min(entry.height, entry.width) < 1:
-            raise ValueError(f"image {entry.image_id!r:.50} has no size in pixels")
-        if entry.height * entry.width > MAX_PIXELS:
-            raise ValueError(f"image {entry.image_id!r:.50} has {entry.height * entry.width} pixels; {LIMIT} sets more")
     return tuple(sorted(entries, key=lambda entry: entry.image))
 
 
