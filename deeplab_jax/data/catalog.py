@@ -48,11 +48,6 @@ data set's options.
 """
 
 
-def source_names() -> tuple[str, ...]:
-    """Return the names of the package's own data sets."""
-    return tuple(SOURCES)
-
-
 def open_source(
     name: str,
     *,

@@ -58,8 +58,8 @@ PALETTES = {
 """Palettes by name."""
 
 
-def as_colours(palette: Sequence[Sequence[int]]) -> tuple[Colour, ...]:
-    """Return the option `palette` as colours, or raise a UserError."""
+def triples(palette: Sequence[Sequence[int]]) -> tuple[Colour, ...]:
+    """Return the option `palette` as (red, green, blue) of 0 to 255, or raise a UserError."""
     try:
         colours = tuple((int(red), int(green), int(blue)) for red, green, blue in palette)
     except (TypeError, ValueError):

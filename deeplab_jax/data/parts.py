@@ -127,7 +127,7 @@ def _named(root: Path, images: str, masks: str) -> Files:
         if not (root / name).is_dir():
             raise UserError(
                 f"{root / name}: no such folder, and no other layout is there; correct data.dir, or set "
-                f"--config.data.options.{option} to a subfolder or glob"
+                f"--config.data.options.{option} to a folder or glob"
             )
     files = collect(root, root / images, root / masks)
     if files is None:

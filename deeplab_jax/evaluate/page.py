@@ -65,8 +65,6 @@ class Page:
             pictures["truth"] = drawable(_fewer(truth, small.shape[:2]), self._labels)[0]
         files = {kind: f"{kind}/{name}{'.jpg' if kind == 'image' else '.png'}" for kind in pictures}
         thumb = f"thumb/{name}.jpg"
-        for file in (*files.values(), thumb):
-            make_folder((folder / file).parent)
         write_image(folder / files["image"], pictures.pop("image"))
         for kind, ids in pictures.items():
             write_mask(folder / files[kind], ids, palette)

@@ -13,7 +13,7 @@ from PIL import Image
 from pycocotools import mask
 
 from deeplab_jax.data import images
-from deeplab_jax.data.catalog import open_source, source_names
+from deeplab_jax.data.catalog import SOURCES, open_source
 from deeplab_jax.data.holdout import held_out
 from deeplab_jax.data.sets.coco import CATEGORIES, CATEGORY_NAMES, decode_counts, fill_polygons, fill_runs
 from deeplab_jax.errors import UserError
@@ -62,7 +62,7 @@ def test_unknown_names_splits_and_options_name_the_nearest(tmp_path):
         open_source("camvid", split="train")
 
 
-@pytest.mark.parametrize("name", sorted({*source_names()} - {"scenes", "folder", "coco_file", "multilabel", "tfds"}))
+@pytest.mark.parametrize("name", sorted(SOURCES.keys() - {"scenes", "folder", "coco_file", "multilabel", "tfds"}))
 def test_missing_folders_and_splits_are_user_errors(tmp_path, name):
     with pytest.raises(UserError, match="gone: no such folder"):
         open_source(name, split="val", dir=tmp_path / "gone")

@@ -80,10 +80,10 @@ class CocoSource:
         return len(self.entries)
 
     def __getitem__(self, index: int) -> Example:
-        entry = self.entries[index]
+        entry, (_, mask) = self.entries[index], self.describe(index)
         image = read_image(entry.image, channels=self.channels, value_range=self.value_range)
-        label = _draw(entry, self.overlap, self.describe(index)[1])
-        check_sizes(image, label, image_name=entry.image, mask_name=self.describe(index)[1])
+        label = _draw(entry, self.overlap, mask)
+        check_sizes(image, label, image_name=entry.image, mask_name=mask)
         return {"image": image, "label": label, "name": entry.name}
 
     def describe(self, index: int) -> tuple[str, str]:

@@ -10,10 +10,10 @@ import numpy as np
 from deeplab_jax.data.class_tables import (
     BACKGROUNDS,
     ClassTable,
-    as_colours,
     background_first,
     find_classes,
     named_palette,
+    triples,
 )
 from deeplab_jax.data.holdout import held_out, hold_out
 from deeplab_jax.data.labelme import LabelmeMasks, ids_of, labels_in
@@ -60,7 +60,7 @@ def open_folder(
       palette: one (red, green, blue) per class id, or "voc", "cityscapes", or the path of a `labelmap.txt` relative to
         `dir`. Coloured masks are read by it. Default: that of `labelmap.txt`, or the PASCAL VOC colours for pictures
         only.
-      images: a subfolder, or a glob, relative to `dir`. If the glob's last part has one `*`, the part that it matches
+      images: a folder, or a glob, relative to `dir`. If the glob's last part has one `*`, the part that it matches
         is the example's name: `photos/*.jpg` with `masks/*_mask.png` pair `7.jpg` with `7_mask.png`. `{split}` stands
         for the split.
       masks: the same for masks.
@@ -115,7 +115,7 @@ def _classes(
     if isinstance(palette, str) and palette:
         table = named_palette(palette, root)
     elif palette:
-        table = ClassTable(class_names, as_colours(palette))
+        table = ClassTable(class_names, triples(palette))
     else:
         table = find_classes(root, files.folder)
     if not class_names:
