@@ -1,5 +1,6 @@
 """Class names, colours and stored values from the files that annotation programs write beside their masks."""
 
+import contextlib
 import csv
 import dataclasses
 from collections.abc import Iterable, Sequence
@@ -58,18 +59,16 @@ PALETTES = {
 """Palettes by name."""
 
 
-def triples(palette: Sequence[Sequence[int]]) -> tuple[Colour, ...]:
+def rgb(palette: Sequence[Sequence[int]]) -> tuple[Colour, ...]:
     """Return the option `palette` as (red, green, blue) of 0 to 255, or raise a UserError."""
-    try:
+    with contextlib.suppress(TypeError, ValueError, OverflowError):
         colours = tuple((int(red), int(green), int(blue)) for red, green, blue in palette)
-    except (TypeError, ValueError):
-        colours = ((-1, -1, -1),)
-    if not all(0 <= value <= 255 for colour in colours for value in colour):
-        raise UserError(
-            f"palette is {palette!r:.100}; give one (red, green, blue) of 0 to 255 for each class: "
-            '"--config.data.options.palette=((0,0,0),(255,0,0))"'
-        )
-    return colours
+        if all(0 <= value <= 255 for colour in colours for value in colour):
+            return colours
+    raise UserError(
+        f"palette is {palette!r:.100}; give one (red, green, blue) of 0 to 255 for each class: "
+        '"--config.data.options.palette=((0,0,0),(255,0,0))"'
+    )
 
 
 def named_palette(palette: str, root: Path) -> ClassTable:

@@ -7,14 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from deeplab_jax.data.class_tables import (
-    BACKGROUNDS,
-    ClassTable,
-    background_first,
-    find_classes,
-    named_palette,
-    triples,
-)
+from deeplab_jax.data.class_tables import BACKGROUNDS, ClassTable, background_first, find_classes, named_palette, rgb
 from deeplab_jax.data.holdout import held_out, hold_out
 from deeplab_jax.data.labelme import LabelmeMasks, ids_of, labels_in
 from deeplab_jax.data.layouts import Files
@@ -115,7 +108,7 @@ def _classes(
     if isinstance(palette, str) and palette:
         table = named_palette(palette, root)
     elif palette:
-        table = ClassTable(class_names, triples(palette))
+        table = ClassTable(class_names, rgb(palette))
     else:
         table = find_classes(root, files.folder)
     if not class_names:
