@@ -60,7 +60,7 @@ class Model:
 class Source:
     """`open_source`, once for each split."""
 
-    name: str = "scenes"  # one of source_names()
+    name: str = "scenes"  # one of catalog.SOURCES
     dir: str = key("", free=True)  # folder of the data
     channels: tuple[int, ...] = key((), 0, 65535)  # bands of an image file, from 0; empty: RGB as a viewer shows it
     # Stored values that become 0 and 255; empty: the full range of the files' integers.

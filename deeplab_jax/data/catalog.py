@@ -48,11 +48,6 @@ data set's options.
 """
 
 
-def source_names() -> tuple[str, ...]:
-    """Return the names of the package's own data sets."""
-    return tuple(SOURCES)
-
-
 def open_source(
     name: str,
     *,
@@ -100,7 +95,9 @@ def open_source(
     try:
         with own_errors(module):
             source = opener(split=split, **options)
-    except (TypeError, AttributeError, KeyError) as error:
+    except UserError:
+        raise
+    except (TypeError, AttributeError, KeyError, ValueError) as error:
         raise UserError(
             f"data set '{name}': an option has a value of the wrong type ({error}); see data.options"
         ) from error

@@ -1,8 +1,9 @@
 """Class names, colours and stored values from the files that annotation programs write beside their masks."""
 
+import contextlib
 import csv
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from deeplab_jax.data.lists import read_lines
@@ -56,6 +57,18 @@ PALETTES = {
     ),
 }  # fmt: skip
 """Palettes by name."""
+
+
+def rgb(palette: Sequence[Sequence[int]]) -> tuple[Colour, ...]:
+    """Return the option `palette` as (red, green, blue) of 0 to 255, or raise a UserError."""
+    with contextlib.suppress(TypeError, ValueError, OverflowError):
+        colours = tuple((int(red), int(green), int(blue)) for red, green, blue in palette)
+        if all(0 <= value <= 255 for colour in colours for value in colour):
+            return colours
+    raise UserError(
+        f"palette is {palette!r:.100}; give one (red, green, blue) of 0 to 255 for each class: "
+        '"--config.data.options.palette=((0,0,0),(255,0,0))"'
+    )
 
 
 def named_palette(palette: str, root: Path) -> ClassTable:

@@ -65,8 +65,7 @@ def apply_jitter(image: np.ndarray, colours: np.ndarray) -> np.ndarray:
     """Return an image with its colours mapped by a matrix of `sample_jitter`, clipped to 0..255; uint8 is rounded."""
     if image.dtype == np.uint8 and image.shape[2] == 3:
         return cv2.transform(image, colours)
-    mapped = np.clip(image @ colours[:, :-1].T + colours[:, -1], 0, 255)
-    return (np.rint(mapped) if image.dtype == np.uint8 else mapped).astype(image.dtype)
+    return to_dtype(image @ colours[:, :-1].T + colours[:, -1], image.dtype)
 
 
 def gamma(image: np.ndarray, rng: np.random.Generator, strength: float) -> np.ndarray:

@@ -8,7 +8,7 @@ compression, a colour coding) are refused, and the message names the fix.
 
 import io
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from deeplab_jax.data.levels import to_levels
 from deeplab_jax.data.png import write_rows
 from deeplab_jax.data.stored import JPEG_END, JPEGS, PNG_END, Stored, decode_stored, orientation
 from deeplab_jax.errors import UserError
-from deeplab_jax.files import replacing
+from deeplab_jax.files import write_whole
 from deeplab_jax.labels import IGNORE_LABEL
 
 VOID_COLOUR = (224, 224, 192)
@@ -73,7 +73,7 @@ def read_mask(path: str | os.PathLike[str]) -> np.ndarray:
 
     Raises:
       UserError: the file does not exist, is empty, truncated, larger than `MAX_PIXELS`, or not an image; it is a JPEG;
-        or it holds colours.
+        it holds colours; or an index has no entry in a palette of greys.
     """
     return mask_values(stored_mask(path), name=os.fspath(path))
 
@@ -121,7 +121,13 @@ def mask_values(stored: Stored, *, name: str) -> np.ndarray:
         )
     values = np.ascontiguousarray(stored.samples[..., 0])
     greys = grey_palette(stored)
-    return values if greys is None else greys[np.minimum(values, len(greys) - 1)]
+    if greys is None:
+        return values
+    if (most := values.max(initial=0)) >= len(greys):
+        raise UserError(
+            f"{name}: index {most}, and a palette of {len(greys)} greys; save it as a grey PNG of class ids"
+        )
+    return greys[values]
 
 
 def _refuse_jpeg(stored: Stored, name: str) -> None:
@@ -146,7 +152,7 @@ def write_mask(
     If it cannot be written completely, no file appears.
 
     Args:
-      path: the file to write; its folder must exist.
+      path: the file to write.
       class_ids: integers `[H, W]`, each in 0 to 255.
       palette: (red, green, blue) of each class id; None: the values are shown as greys.
 
@@ -156,7 +162,7 @@ def write_mask(
     ids = _checked_ids(class_ids)
     colours = None if palette is None else _colours(palette)
     parts = (ids[rows] for rows in row_parts(ids.shape))
-    _write(path, lambda fresh: write_rows(fresh, parts, size=ids.shape, palette=colours))
+    write_whole(Path(path), lambda fresh: write_rows(fresh, parts, size=ids.shape, palette=colours))
 
 
 def write_image(path: str | os.PathLike[str], rgb: np.ndarray) -> None:
@@ -171,7 +177,7 @@ def write_image(path: str | os.PathLike[str], rgb: np.ndarray) -> None:
     if suffix not in Image.registered_extensions():
         raise UserError(f"{os.fspath(path)}: '{suffix}' is no image format; write .png or .jpg")
     data = _encode(_image(rgb), Image.registered_extensions()[suffix])
-    _write(path, lambda fresh: fresh.write_bytes(data))
+    write_whole(Path(path), lambda fresh: fresh.write_bytes(data))
 
 
 def encode_mask(class_ids: np.ndarray, palette: Sequence[tuple[int, int, int]] | None) -> bytes:
@@ -222,13 +228,3 @@ def _encode(image: Image.Image, image_format: str) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, image_format, **({"quality": 95} if image_format == "JPEG" else {}))
     return buffer.getvalue()
-
-
-def _write(path: str | os.PathLike[str], fill: Callable[[Path], object]) -> None:
-    try:
-        with replacing(Path(path)) as fresh:
-            fill(fresh)
-    except OSError as error:
-        raise UserError(
-            f"{os.fspath(path)}: cannot write ({error.strerror}); check that the folder exists and the disk has room"
-        ) from error

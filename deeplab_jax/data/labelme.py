@@ -6,7 +6,6 @@ read.
 """
 
 import base64
-import binascii
 import contextlib
 import dataclasses
 import math
@@ -52,7 +51,7 @@ class LabelmeMasks:
                 )
             try:
                 label[draw_shape(shape, *label.shape)] = self.ids[name]
-            except (ValueError, TypeError, KeyError, OverflowError, binascii.Error) as error:
+            except Exception as error:  # The PNG of a mask can be damaged in any way.
                 raise UserError(
                     f"{file}: shape {number} ({name!r:.100}) cannot be drawn ({error}); draw it again in labelme"
                 ) from None

@@ -97,10 +97,10 @@ def find_layout(
 
 def collect(root: Path, folder: Path, masks_folder: Path) -> Files | None:
     """Return the images of one folder with the masks of another, or of the same; None if either has none."""
-    where = "the folder" if folder == root else f"{folder.relative_to(root)}/"
+    where = "the folder" if folder == root else f"{os.path.relpath(folder, root)}/"
     if folder == masks_folder:
         return _beside(folder, where)
-    where = f"{where} and {masks_folder.relative_to(root)}/"
+    where = f"{where} and {os.path.relpath(masks_folder, root)}/"
     images = by_stem(walk_files(folder), root=folder)
     files = walk_files(masks_folder)
     if images and files:

@@ -51,7 +51,13 @@ def find_part(
     """
     if val_fraction is not None:
         check_fraction(val_fraction)
-    lists = None if split_lists is None else dict(split_lists)
+    try:
+        lists = None if split_lists is None else dict(split_lists)
+    except (TypeError, ValueError):
+        raise UserError(
+            f"split_lists is {split_lists!r:.100}; give pairs of a split and its list: "
+            "\"--config.data.options.split_lists=(('train','train.txt'),('val','val.txt'))\""
+        ) from None
     share = "" if val_fraction is None else f"; {val_fraction:g} of them for validation"
     divides = val_fraction is not None and split in ("train", "val")
     if "{split}" in images + masks:
@@ -121,7 +127,7 @@ def _named(root: Path, images: str, masks: str) -> Files:
         if not (root / name).is_dir():
             raise UserError(
                 f"{root / name}: no such folder, and no other layout is there; correct data.dir, or set "
-                f"--config.data.options.{option} to a subfolder or glob"
+                f"--config.data.options.{option} to a folder or glob"
             )
     files = collect(root, root / images, root / masks)
     if files is None:

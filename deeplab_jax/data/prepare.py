@@ -5,6 +5,7 @@ plain RGB photograph keeps the bytes of its file, any other image becomes a PNG,
 ids and 255.
 """
 
+import contextlib
 import errno
 import io
 import os
@@ -147,7 +148,7 @@ def _features(source: Source, index: int) -> dict[str, Any]:
             f"{described if isinstance(described, str) else described[0]}: {example['image'].shape[2]} bands of "
             f"{example['image'].dtype}, and prepared folders hold 8-bit RGB; train from the files themselves"
         )
-    image = _file_bytes(source, index) or images.encode_image(example["image"])
+    image = _file_bytes(source, index, example["image"]) or images.encode_image(example["image"])
     return {
         "image": io.BytesIO(image),
         "label": io.BytesIO(images.encode_mask(example["label"], None)),
@@ -155,13 +156,16 @@ def _features(source: Source, index: int) -> dict[str, Any]:
     }
 
 
-def _file_bytes(source: Source, index: int) -> bytes | None:
-    """Return the bytes of an image file if whoever reads them sees the example's image, otherwise None."""
+def _file_bytes(source: Source, index: int, image: np.ndarray) -> bytes | None:
+    """Return the bytes of the example's file if whoever reads them sees the example's image, otherwise None."""
     described = source.describe(index)
-    if isinstance(described, str) or tuple(getattr(source, "channels", ())) not in ((), (0, 1, 2)):
+    if isinstance(described, str):
         return None
-    data = Path(described[0]).read_bytes()
-    return data if images.is_plain_rgb(data) else None
+    with contextlib.suppress(Exception):  # A user's own source may name any file, and change what it reads.
+        data = Path(described[0]).read_bytes()
+        if images.is_plain_rgb(data) and np.array_equal(images.decode_image(data, name=described[0]), image):
+            return data
+    return None
 
 
 def _write_side_file(path: Path, sources: Mapping[str, Source], name: str) -> None:

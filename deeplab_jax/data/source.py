@@ -212,26 +212,36 @@ def list_images(folder: Path, *, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> li
     return [folder / name for name in names]
 
 
-def walk_files(folder: Path, *, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> list[Path]:
-    """Return the files of a folder and of all folders in it that have one of the suffixes, without hidden ones.
+def walk_files(
+    root: Path, *, suffixes: Sequence[str] = IMAGE_SUFFIXES, skip: str | os.PathLike[str] | None = None
+) -> list[Path]:
+    """Return the files of a folder and of all folders below that have one of the suffixes, sorted by folder and name.
 
-    Links to folders are followed, each folder once.
+    Hidden files and folders are left out, and so is the folder `skip` below. A folder is visited once, by its own path
+    rather than that of a link.
+
+    Raises:
+      UserError: a folder that cannot be read.
     """
-    found: list[Path] = []
-    seen: set[str] = set()
-    for place, folders, files in os.walk(folder, followlinks=True):
-        seen.add(os.path.realpath(place))
-        folders[:] = sorted(
-            name
-            for name in folders
-            if not name.startswith(".") and os.path.realpath(os.path.join(place, name)) not in seen
-        )
-        found += [
-            Path(place, name)
-            for name in sorted(files)
-            if name.lower().endswith(tuple(suffixes)) and not name.startswith(".")
-        ]
-    return found
+    seen = {os.path.realpath(skip)} - {os.path.realpath(root)} if skip is not None else set()
+    folders, links, found = [root], list[Path](), list[Path]()
+    while folders or links:
+        folder = folders.pop() if folders else links.pop(0)  # Links come last.
+        if (real := os.path.realpath(folder)) in seen:
+            continue
+        seen.add(real)
+        try:
+            with os.scandir(folder) as entries:
+                visible = sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
+        except OSError as error:
+            raise UserError(f"{folder}: cannot be read ({error.strerror}); allow it, or name its files") from None
+        for entry in visible:
+            is_link = entry.is_symlink()
+            if os.path.isdir(entry) if is_link else entry.is_dir():  # `entry.is_dir` fails for a link to itself.
+                (links if is_link else folders).append(Path(entry.path))
+            elif entry.name.lower().endswith(tuple(suffixes)):
+                found.append(Path(entry.path))
+    return sorted(found, key=lambda file: (file.parent.parts, file.name))
 
 
 def normal_name(text: str) -> str:

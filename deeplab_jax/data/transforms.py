@@ -48,7 +48,8 @@ def sample_scale(rng: np.random.Generator, *, scale_range: tuple[float, float], 
 
 def sample_size(rng: np.random.Generator, size: Size, *, scale_range: tuple[float, float], scale_step: float) -> Size:
     """Return a size times one random factor, see `sample_scale`; sizes are rounded and at least 1."""
-    return _scaled(size, sample_scale(rng, scale_range=scale_range, scale_step=scale_step))
+    scale = sample_scale(rng, scale_range=scale_range, scale_step=scale_step)
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
 def resize_pair(
@@ -135,19 +136,8 @@ def sample_window(rng: np.random.Generator, size: Size, crop_size: Size) -> tupl
     that is shorter than the crop.
     """
     _check_size(crop_size)
-    top, left = _sample_offset(rng, (max(size[0], crop_size[0]), max(size[1], crop_size[1])), crop_size)
-    return top, left, min(crop_size[0], size[0] - top), min(crop_size[1], size[1] - left)
-
-
-def _sample_offset(rng: np.random.Generator, size: Size, crop_size: Size) -> Size:
-    spare = (size[0] - crop_size[0], size[1] - crop_size[1])
-    if min(spare) < 0:
-        raise ValueError(f"a crop of {crop_size} does not fit into {size}; pad first")
-    return int(rng.integers(spare[0] + 1)), int(rng.integers(spare[1] + 1))
-
-
-def _scaled(size: tuple[int, ...], scale: float) -> Size:
-    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+    top, left = (int(rng.integers(max(0, side - kept) + 1)) for side, kept in zip(size, crop_size, strict=True))
+    return top, left, min(crop_size[0], size[0]), min(crop_size[1], size[1])
 
 
 def _check_pair(image: np.ndarray, label: np.ndarray) -> None:

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate.results import Results, number
+from deeplab_jax.files import write_whole
 from deeplab_jax.labels import IGNORE_LABEL
 from deeplab_jax.models.segmenter import Segmenter
 from deeplab_jax.ops.metrics import ratio
@@ -105,7 +105,4 @@ def draw(calibration: Results, file: Path) -> None:
     below.set(xlabel="probability", ylabel="share of pixels")
     for axes in (above, below):
         axes.spines[["top", "right"]].set_visible(False)
-    try:
-        figure.savefig(file, dpi=120, format="png")
-    except OSError as error:
-        raise UserError(f"{file}: cannot be written ({error.strerror}); give another --out") from None
+    write_whole(file, lambda fresh: figure.savefig(fresh, dpi=120, format="png"))

@@ -15,7 +15,7 @@ from deeplab_jax.data.loader import TIMEOUT, examples_in_order
 from deeplab_jax.data.source import Example, Source, check_limit
 from deeplab_jax.data.transforms import resize_pair
 from deeplab_jax.distributed import in_step, listed, own_share, summed, together
-from deeplab_jax.errors import UserError
+from deeplab_jax.errors import UserError, spell
 from deeplab_jax.evaluate.boundary import Trimap
 from deeplab_jax.evaluate.calibration import summarize_confidences
 from deeplab_jax.evaluate.contours import Contours
@@ -86,6 +86,7 @@ def evaluate(
     check_limit(limit)
     chosen = local_devices(devices)
     at_once = batch_size * len(chosen)
+    fewer = "--config.evaluate.batch_size=1" if batch_size > 1 else ""
     model = protocol.at_stride(model)
     folded, variables = fold_norm(model, copy_to(chosen, variables))
     mine = own_share(len(source) if limit is None else min(limit, len(source)))
@@ -94,7 +95,8 @@ def evaluate(
     for group in in_step(grouped(parts(read, protocol, model), at_once, protocol)):
         with together():
             for size, batch in group:
-                with names_what_fits(batch[0]["name"], protocol, size):
+                names = spell([example["name"] for example in batch])
+                with names_what_fits(names, protocol, size, fewer=fewer):
                     predicted, counts = run_group(folded, variables, batch, size, protocol, chosen, at_once)
                 tally.add(size, batch, predicted, counts)
                 if on_prediction is not None:

@@ -14,7 +14,7 @@ import numpy as np
 from deeplab_jax.data.images import VOID_COLOUR
 from deeplab_jax.data.tiff import first_page
 from deeplab_jax.errors import UserError
-from deeplab_jax.files import replacing
+from deeplab_jax.files import replacing, write_whole
 from deeplab_jax.labels import IGNORE_LABEL
 
 Palette = Sequence[tuple[int, int, int]]
@@ -122,14 +122,15 @@ def write_polygons(path: Path, classes: np.ndarray, names: Sequence[str], ground
       UserError: the file cannot be written, or rasterio is missing.
     """
     crs = f'\n"crs": {json.dumps(_crs_member(ground.crs))},' if ground is not None and ground.crs else ""
-    try:
-        with replacing(path) as fresh, fresh.open("w", encoding="utf-8") as file:
+
+    def write(fresh: Path) -> None:
+        with fresh.open("w", encoding="utf-8") as file:
             file.write(f'{{"type": "FeatureCollection",{crs}\n"features": [')
             for index, feature in enumerate(polygons(classes, names, ground)):
                 file.write((",\n" if index else "\n") + json.dumps(feature, ensure_ascii=False))
             file.write("\n]}\n")
-    except OSError as error:
-        raise UserError(f"{path}: cannot write ({error.strerror}); check that the disk has room") from error
+
+    write_whole(path, write)
 
 
 def polygons(classes: np.ndarray, names: Sequence[str], ground: Ground | None = None) -> Iterator[dict[str, Any]]:

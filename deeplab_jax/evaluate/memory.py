@@ -13,26 +13,27 @@ SMALLEST_WINDOW = 65
 
 
 @contextlib.contextmanager
-def names_what_fits(name: str, protocol: Protocol, size: Size | None = None) -> Iterator[None]:
+def names_what_fits(name: str, protocol: Protocol, size: Size | None = None, *, fewer: str = "") -> Iterator[None]:
     """Turn "out of memory" within the block into a UserError that names what was run and the flag that needs less.
 
     Args:
       name: the file, or what else was run.
       protocol: how it was run.
       size: (height, width) of its image; None while it is read.
+      fewer: the flag with which images run alone, if several ran together. It changes no number, so it comes first.
     """
     try:
         yield
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        raise out_of_memory(name, protocol, size) from None
+        raise out_of_memory(name, protocol, size, fewer) from None
 
 
-def out_of_memory(name: str, protocol: Protocol, size: Size | None) -> UserError:
+def out_of_memory(name: str, protocol: Protocol, size: Size | None, fewer: str = "") -> UserError:
     """Return the error that `names_what_fits` raises."""
     pixels = f" for an image of {size[1]}x{size[0]} pixels" if size else ""
-    return UserError(f"{name}: out of memory{pixels}; {what_fits(protocol, size)}")
+    return UserError(f"{name}: out of memory{pixels}; {f'give {fewer}' if fewer else what_fits(protocol, size)}")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

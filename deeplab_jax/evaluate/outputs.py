@@ -122,9 +122,7 @@ class Outputs:
         classes = np.asarray(classes, np.uint8)
         if path is not None:
             self._on_map(path, name, classes)
-        make_folder((self.folder / name).parent)
         for each, ids, labels in self._layers(name, classes):
-            make_folder((self.folder / each).parent)
             self._write_map(self.folder / f"{each}.png", ids, labels)
         if not self.dataset_ids:
             step = math.ceil(math.sqrt(math.prod(classes.shape[:2]) / OVERLAY_PIXELS))

@@ -1,6 +1,7 @@
 """A page of predictions or labels: one `index.html` with small pictures beside it, for a browser without a network."""
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,14 @@ import jinja2
 import numpy as np
 
 from deeplab_jax.data.images import write_image, write_mask
-from deeplab_jax.data.large import row_parts
 from deeplab_jax.distributed import is_first, listed, together
 from deeplab_jax.errors import UserError
+from deeplab_jax.evaluate.per_image import LABELLED, areas, ious
 from deeplab_jax.evaluate.pictures import drawable, overlay
 from deeplab_jax.evaluate.reading import shown
 from deeplab_jax.files import write_whole
-from deeplab_jax.labels import IGNORE_LABEL, LabelSet
-from deeplab_jax.ops.metrics import iou_per_class
+from deeplab_jax.labels import LabelSet
+from deeplab_jax.ops.metrics import nanmean
 
 HERE = Path(__file__).parent
 PAGE = "index.html"
@@ -64,8 +65,6 @@ class Page:
             pictures["truth"] = drawable(_fewer(truth, small.shape[:2]), self._labels)[0]
         files = {kind: f"{kind}/{name}{'.jpg' if kind == 'image' else '.png'}" for kind in pictures}
         thumb = f"thumb/{name}.jpg"
-        for file in (*files.values(), thumb):
-            make_folder((folder / file).parent)
         write_image(folder / files["image"], pictures.pop("image"))
         for kind, ids in pictures.items():
             write_mask(folder / files[kind], ids, palette)
@@ -139,33 +138,15 @@ def measures(classes: np.ndarray, truth: np.ndarray | None, labels: LabelSet) ->
 
     Where a pixel can have several labels, each is counted alone, and class ids are those that are drawn.
     """
-    if labels.multilabel:
-        truths = [None] * labels.num_classes if truth is None else list(np.moveaxis(truth, -1, 0))
-        pairs = zip(np.moveaxis(classes, -1, 0), truths, strict=True)
-        of_labels = [_shares_and_ious(own, known, 2) for own, known in pairs]
-        shares = np.array([0, *(shares[1] for shares, _ in of_labels)])
-        ious = np.array([np.nan, *(ious[1] for _, ious in of_labels)])
-    else:
-        shares, ious = _shares_and_ious(classes, truth, labels.num_classes)
-    occurs = [k for k in range(len(shares)) if shares[k] or not np.isnan(ious[k])]
-    rows = [[k, round(float(shares[k]), 4), _number(ious[k])] for k in sorted(occurs, key=lambda k: -shares[k])]
-    known = ious[~np.isnan(ious)]
-    return {"miou": round(float(known.mean()), 4) if known.size else None, "rows": rows}
-
-
-def _shares_and_ious(classes: np.ndarray, truth: np.ndarray | None, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return each class's share of the predicted pixels, and its IoU or NaN."""
-    shares, confusion = np.zeros(num_classes), np.zeros((num_classes, num_classes), np.int64)
-    for rows in row_parts(classes.shape):
-        ids = classes[rows]
-        shares += np.bincount(ids.ravel(), minlength=num_classes)[:num_classes]
-        if truth is not None:
-            known = truth[rows]
-            counted = known != IGNORE_LABEL
-            pairs = known[counted].astype(np.int64) * num_classes + ids[counted]
-            confusion += np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
-    shares /= max(1, classes.size)
-    return shares, np.full(num_classes, np.nan) if truth is None else iou_per_class(confusion)
+    count, first = labels.num_classes, int(labels.multilabel)
+    shares = areas(classes, classes, count)[LABELLED] / max(1, math.prod(classes.shape[:2]))
+    of_classes = np.full(count, np.nan) if truth is None else ious(areas(truth, classes, count))
+    occurs = [k for k in range(count) if shares[k] or not np.isnan(of_classes[k])]
+    rows = [
+        [k + first, round(float(shares[k]), 4), _number(of_classes[k])]
+        for k in sorted(occurs, key=lambda k: -shares[k])
+    ]
+    return {"miou": _number(nanmean(of_classes)), "rows": rows}
 
 
 def _number(value: float) -> float | None:

@@ -62,14 +62,13 @@ def colour_labels(ids: np.ndarray, palette: Palette) -> np.ndarray:
     return colours
 
 
-def overlay(image: np.ndarray, ids: np.ndarray, palette: Palette, *, alpha: float = 0.5) -> np.ndarray:
+def overlay(image: np.ndarray, ids: np.ndarray, palette: Palette) -> np.ndarray:
     """Return the image under its class colours, with a thin light line between classes.
 
     Args:
       image: `[H, W, C]`; see `reading.shown`.
       ids: integers `[H, W]`, class ids or 255; ignored pixels show the darkened image.
       palette: (red, green, blue) of each class.
-      alpha: strength of the colours: 0 shows only the image, 1 only the colours.
 
     Returns:
       uint8 `[H, W, 3]` RGB.
@@ -79,11 +78,11 @@ def overlay(image: np.ndarray, ids: np.ndarray, palette: Palette, *, alpha: floa
     mixed = np.empty((*ids.shape, 3), np.uint8)
     for rows in row_parts(ids.shape, multiple=_DIAGONALS):
         own, seen = ids[rows], shown(image[rows])
-        part = cv2.addWeighted(seen, 1 - alpha, colour_labels(own, palette), alpha, 0)
+        part = cv2.addWeighted(seen, 0.5, colour_labels(own, palette), 0.5, 0)
         ignored = own == IGNORE_LABEL
-        part[ignored] = (seen[ignored] * (1 - 0.6 * alpha)).astype(np.uint8)
+        part[ignored] = (seen[ignored] * 0.7).astype(np.uint8)
         border = boundaries(ids[rows.start : rows.stop + 1])[: len(own)]
-        part[border] = (part[border] * (1 - alpha) + 255 * alpha).astype(np.uint8)
+        part[border] = (part[border] * 0.5 + 127.5).astype(np.uint8)
         mixed[rows] = part
     return mixed
 
@@ -98,38 +97,35 @@ def boundaries(ids: np.ndarray) -> np.ndarray:
 
 def prediction_strip(
     image: np.ndarray,
-    truth: np.ndarray | None,
+    truth: np.ndarray,
     prediction: np.ndarray,
     palette: Palette,
     *,
-    names: Sequence[str] = (),
+    names: Sequence[str],
     enlarge: int = 1,
 ) -> np.ndarray:
     """Return image, truth and prediction side by side, with titles, over a legend of the classes in either.
 
     Args:
       image: `[H, W, C]`; see `reading.shown`.
-      truth: class ids `[H, W]`, 255 where ignored; None leaves the column out.
+      truth: class ids `[H, W]`, 255 where ignored.
       prediction: class ids `[H, W]`.
       palette: (red, green, blue) of each class.
-      names: class names for the legend; None leaves it out.
+      names: class names for the legend.
       enlarge: factor of the picture's size, for small images.
 
     Returns:
       uint8 `[height, width, 3]` RGB.
     """
-    image, prediction = _enlarged(shown(image), enlarge), _enlarged(prediction, enlarge)
-    truth = None if truth is None else _enlarged(truth, enlarge)
-    columns = [("image", image), ("prediction", colour_labels(prediction, palette))]
-    drawn = [prediction]
-    if truth is not None:
-        columns.insert(1, ("truth", colour_labels(truth, palette)))
-        drawn.append(truth)
+    image, truth, prediction = (_enlarged(each, enlarge) for each in (shown(image), truth, prediction))
     font = _font(image.shape[0])
-    row = np.concatenate([_titled(panel, title, font) for title, panel in columns], axis=1)[:, : -_GAP or None]
-    if not names:
-        return row
-    present = np.unique(np.concatenate([ids.ravel() for ids in drawn]))
+    columns = (
+        ("image", image),
+        ("truth", colour_labels(truth, palette)),
+        ("prediction", colour_labels(prediction, palette)),
+    )
+    row = np.concatenate([_titled(panel, title, font) for title, panel in columns], axis=1)[:, :-_GAP]
+    present = np.union1d(truth, prediction)
     return np.concatenate([row, legend(present.tolist(), palette, names, width=row.shape[1], font=font)], axis=0)
 
 

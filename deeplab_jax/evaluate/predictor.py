@@ -11,7 +11,7 @@ import numpy as np
 
 from deeplab_jax.data.large import Image
 from deeplab_jax.data.source import Example
-from deeplab_jax.errors import UserError
+from deeplab_jax.errors import UserError, spell
 from deeplab_jax.evaluate.evaluator import LARGEST_BATCH, grouped
 from deeplab_jax.evaluate.image_list import Found
 from deeplab_jax.evaluate.inference import pad_images, predict, predict_classes, predict_large
@@ -69,6 +69,7 @@ def predict_files(
         another file, or a file that cannot be written.
     """
     count = min(checked_batch_size(batch_size), max(1, len(found))) if not protocol.window else 1
+    fewer = "--batch_size 1" if count > 1 else ""
     model = protocol.at_stride(model)
     outputs.check(found)
     make_folder(outputs.folder)
@@ -90,7 +91,8 @@ def predict_files(
         for size, batch in grouped(readable(), count, protocol):
             files, images = [found[item["index"]] for item in batch], [item["image"] for item in batch]
             try:
-                with names_what_fits(str(files[0].path), protocol, images[0].shape[:2]):
+                names = spell([file.path for file in files])
+                with names_what_fits(names, protocol, images[0].shape[:2], fewer=fewer):
                     predictions = predict_batch(
                         model,
                         variables,

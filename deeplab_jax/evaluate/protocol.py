@@ -118,13 +118,6 @@ class Protocol:
         """The thresholds, ascending, that an evaluation of sigmoids compares; the protocol's own is among them."""
         return tuple(sorted({*SWEEP, self.threshold}))
 
-    def check_threshold(self, model: Segmenter) -> None:
-        """Raise a UserError if a threshold is given for a softmax, which has none."""
-        if model.activation == "softmax" and self.threshold != THRESHOLD:
-            raise UserError(
-                f"threshold={self.threshold}: the model has a softmax, and its most probable class wins; leave this out"
-            )
-
     def at_stride(self, model: Segmenter) -> Segmenter:
         """Return the model at the output stride of the protocol.
 
@@ -132,7 +125,10 @@ class Protocol:
           UserError: the model cannot run at it, has no use for the protocol's threshold, or takes images on which the
             CRF cannot run.
         """
-        self.check_threshold(model)
+        if model.activation == "softmax" and self.threshold != THRESHOLD:
+            raise UserError(
+                f"threshold={self.threshold}: the model has a softmax, and its most probable class wins; leave this out"
+            )
         if self.crf and model.in_channels != 3:
             raise UserError(
                 f"crf: it compares the colours of RGB images, and the model takes {model.in_channels} channels; leave "

@@ -80,6 +80,18 @@ def test_deep_images_get_a_range(run):
     assert not stated.findings and stated.value_range is None
 
 
+def test_only_values_of_files_get_a_range():
+    class Levels(list):
+        name, labels = "levels", LABELS
+
+        def describe(self, index):
+            return self[index]["name"]
+
+    image = np.float32([[[3], [4]], [[5], [90]]])
+    report = check.check_source(Levels([{"image": image, "label": MASK, "name": "one"}]))
+    assert report.value_range is None and report.bands[0].maximum == 90
+
+
 @pytest.mark.parametrize(
     ("low", "high", "dtype", "expected"),
     [

@@ -104,6 +104,10 @@ def test_read_mask_keeps_stored_values(tmp_path):
     palette.putpalette([9] * 768)  # all colours equal: only the indices tell the classes apart
     palette.save(tmp_path / "p.png")
     np.testing.assert_array_equal(images.read_mask(tmp_path / "p.png"), values)
+    palette.putpalette(np.arange(20, dtype=np.uint8).repeat(3).tobytes())  # greys are the numbers, and 255 has none
+    palette.save(tmp_path / "g.png")
+    with pytest.raises(UserError, match=r"g\.png: index 255, and a palette of 20 greys"):
+        images.read_mask(tmp_path / "g.png")
     bits = images.read_mask(save(tmp_path / "1.png", values > 1))
     np.testing.assert_array_equal(bits, [[0, 0, 1, 1]])
     assert bits.dtype == np.uint8
@@ -138,8 +142,8 @@ def test_write_image(tmp_path, rgb):
     assert np.abs(images.read_image(tmp_path / "a.jpg").astype(int) - rgb).mean() < 5
     with pytest.raises(UserError, match="no image format"):
         images.write_image(tmp_path / "a.xyz", rgb)
-    with pytest.raises(UserError, match="cannot write"):
-        images.write_image(tmp_path / "gone" / "a.png", rgb)
+    with pytest.raises(UserError, match=r"a\.png/b\.png: cannot be written"):
+        images.write_image(tmp_path / "a.png" / "b.png", rgb)
 
 
 def test_to_class_ids_maps_and_reports_unknown_values():

@@ -126,7 +126,11 @@ def test_a_tilde_is_the_home(tmp_path, monkeypatch, capsys):
     assert main(words) == 0
     assert (tmp_path / "report.json").is_file() and not (tmp_path / "~").exists()
     assert "train: found images/ and masks/; listed in ~/list.txt" in capsys.readouterr().out
-    assert len(open_source("folder", split="all", dir="~/data", class_names=("a", "b"))) == 1
+    options = {"split": "all", "class_names": ("a", "b")}
+    assert len(open_source("folder", dir="~/data", **options)) == 1
+    (tmp_path / "other").mkdir()
+    elsewhere = open_source("folder", dir="~/other", images="~/data/images", masks=f"{tmp_path}/data/masks", **options)
+    assert len(elsewhere) == 1 and elsewhere.note == "found ../data/images/ and ../data/masks/"
 
 
 def test_check_data_says_the_layout(tmp_path, capsys):

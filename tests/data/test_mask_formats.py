@@ -196,12 +196,12 @@ def test_shapes_cover_their_outlines():
     assert pasted[1:3] == [[0, 0, 0, 1, 1, 0], [0, 0, 1, 0, 0, 0]]
 
 
-def labelme(file: Path, *shapes: tuple[str, str, list[list[float]]]) -> None:
+def labelme(file: Path, *shapes: tuple) -> None:
     content = {
         "imagePath": "x.jpg",
         "imageHeight": 2,
         "imageWidth": 4,
-        "shapes": [{"label": n, "shape_type": k, "points": p, "group_id": None} for n, k, p in shapes],
+        "shapes": [dict(zip(("label", "shape_type", "points", "mask"), shape, strict=False)) for shape in shapes],
     }
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(content))
@@ -229,6 +229,7 @@ def test_outlines_of_labelme(tmp_path, place):
         (("rust", "polygon", [[0, 0], [1, 1]]), "a polygon of 2 points"),
         (("rust", "star", [[0, 0]]), "unknown shape 'star'"),
         (("rust", "polygon", [[0, 0], [1, 1], [1e9, 0]]), "far from any image"),
+        (("rust", "mask", [[0, 0], [1, 1]], "Z2FyYmFnZQ=="), "cannot identify image file"),
     ],
 )
 def test_shapes_that_cannot_be_drawn(tmp_path, shape, complaint):

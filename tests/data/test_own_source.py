@@ -8,7 +8,7 @@ import pytest
 
 from deeplab_jax import extensions
 from deeplab_jax.cli import main
-from deeplab_jax.data.catalog import open_source, source_names
+from deeplab_jax.data.catalog import SOURCES, open_source
 from deeplab_jax.data.own import OwnSource
 from deeplab_jax.errors import UserError
 from tests.support.batches import batches_of
@@ -69,7 +69,7 @@ def test_it_opens_like_the_packages_own(mine: str, tmp_path: Path) -> None:
     (tmp_path / "pictures" / "a.png").touch()
     assert len(open_source("pictures", split="val", dir=tmp_path / "pictures", module=mine)) == 1
     assert len(open_source("scenes", split="val", module=mine)) == 256
-    assert "halves" not in source_names()
+    assert "halves" not in SOURCES
 
 
 def test_mistakes_name_the_fix(mine: str) -> None:

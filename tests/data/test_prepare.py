@@ -55,6 +55,20 @@ def test_a_prepared_folder_gives_the_same_examples(tmp_path, sources):
         open_source("tfds", split="test", dir=out)
 
 
+@pytest.mark.parametrize("file", [None, "no such file", __file__])
+def test_what_a_source_returns_is_written_whatever_its_files_hold(tmp_path, sources, file):
+    class Mirrored(list):
+        name, labels = "mirrored", sources["train"].labels
+
+        def describe(self, index):
+            return (file, "mask") if file else sources["train"].describe(index)
+
+    mirrored = Mirrored({**example, "image": example["image"][:, ::-1]} for example in sources["train"])
+    read = open_source("tfds", split="train", dir=prepare({"train": mirrored}, tmp_path / "out"))
+    for index, example in enumerate(mirrored):
+        np.testing.assert_array_equal(read[index]["image"], example["image"])
+
+
 def test_other_readers_of_tfds_see_class_ids(tmp_path, sources):
     import tensorflow_datasets as tfds
 

@@ -13,7 +13,7 @@ from PIL import Image
 from pycocotools import mask
 
 from deeplab_jax.data import images
-from deeplab_jax.data.catalog import open_source, source_names
+from deeplab_jax.data.catalog import SOURCES, open_source
 from deeplab_jax.data.holdout import held_out
 from deeplab_jax.data.sets.coco import CATEGORIES, CATEGORY_NAMES, decode_counts, fill_polygons, fill_runs
 from deeplab_jax.errors import UserError
@@ -62,7 +62,7 @@ def test_unknown_names_splits_and_options_name_the_nearest(tmp_path):
         open_source("camvid", split="train")
 
 
-@pytest.mark.parametrize("name", sorted({*source_names()} - {"scenes", "folder", "coco_file", "multilabel", "tfds"}))
+@pytest.mark.parametrize("name", sorted(SOURCES.keys() - {"scenes", "folder", "coco_file", "multilabel", "tfds"}))
 def test_missing_folders_and_splits_are_user_errors(tmp_path, name):
     with pytest.raises(UserError, match="gone: no such folder"):
         open_source(name, split="val", dir=tmp_path / "gone")
@@ -304,7 +304,7 @@ def test_outlines_are_filled_as_by_cocos_own_api():
 
 def test_run_lengths_go_down_the_columns():
     np.testing.assert_array_equal(fill_runs(np.array([1, 2, 3]), 2, 3).astype(int), [[0, 1, 0], [1, 0, 0]])
-    with pytest.raises(UserError, match="6 pixels for an image of 4x2"):
+    with pytest.raises(ValueError, match="6 pixels for an image of 4x2"):
         fill_runs(np.array([1, 2, 3]), 2, 4)
 
 
@@ -394,6 +394,10 @@ def test_folder_maps_stored_values(folder):
         ({"class_names": ()}, "class_names is"),
         ({"class_names": "road"}, "class_names is 'road'"),
         ({"palette": ((0, 0, 0),)}, "palette does not fit 2 classes"),
+        ({"palette": ((0, 0), (1, 1))}, r"palette is \(\(0, 0\), \(1, 1\)\); give one \(red, green, blue\)"),
+        ({"palette": (("red", 0, 0), (0, 0, 0))}, "palette is"),
+        ({"palette": ((0, 0, 0), (256, 0, 0))}, "palette is"),
+        ({"split_lists": ("train", "a.txt")}, r"split_lists is \('train', 'a\.txt'\); give pairs"),
         ({"ignore_label": 1}, "the id of class 'b' too"),
         ({"ignore_label": 2.0}, r"ignore_label is 2\.0; give a whole number"),
         ({"value_map": {0: 2}}, "value_map sends 0 to 2"),

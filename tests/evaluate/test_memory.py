@@ -117,6 +117,10 @@ def test_an_evaluation_names_the_image(monkeypatch) -> None:
     monkeypatch.setattr(evaluator, "evaluate_batch", run)
     with tiny_models():
         model, variables = tiny_model("cascade_tiny")
-        source = MadeUp(((40, 50),))
-        with pytest.raises(UserError, match=f"{source[0]['name']}: out of memory .*give --window"):
+        source = MadeUp(((40, 50),) * 2)
+        names = [example["name"] for example in source]
+        with pytest.raises(UserError, match=f"^{names[0]}: out of memory .*give --window"):
             evaluator.evaluate(model, variables, source)
+        fewer = "out of memory .*give --config.evaluate.batch_size=1"
+        with pytest.raises(UserError, match=f"^{names[0]}, {names[1]}: {fewer}"):
+            evaluator.evaluate(model, variables, source, batch_size=2)

@@ -132,6 +132,7 @@ def test_find_images_goes_into_folders(images) -> None:
     (images.parent / "else" / "e.png").write_bytes((images / "a.png").read_bytes())
     (images / "link").symlink_to(images.parent / "else")
     (images / "gone.png").symlink_to(images / "nothing.png")
+    (images / "loop").symlink_to(images / "loop")
     names = [found.name for found in find_images([images], out=images / "out")]
     assert names == ["a", "b.c", "d", "gone", "link/e", "odd/tiles.png/y", "video1/x", "video2/x"]
 

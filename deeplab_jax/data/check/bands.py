@@ -53,14 +53,8 @@ class Tally:
                 continue
             counts = np.bincount(_bins(values), minlength=256 if values.dtype == np.uint8 else 65536)
             exact = values.astype(np.float64)
-            added = _Band(
-                counts,
-                1,
-                float(np.min(exact)),
-                float(np.max(exact)),
-                float(np.sum(exact)),
-                float(np.vdot(exact, exact)),
-            )
+            ends = float(np.min(exact)), float(np.max(exact))
+            added = _Band(counts, 1, *ends, float(np.sum(exact)), float(np.vdot(exact, exact)))
             with self._lock:
                 key = values.dtype.name, number
                 self._bands[key] = self._bands[key].plus(added) if key in self._bands else added

@@ -54,18 +54,16 @@ def check_source(source: Source, *, limit: int | None = None, progress: Progress
     chosen = _spread(total, limit)
     unpaired: list[Finding] = []
     tally = Tally()
-    value_range: tuple[float, ...] = ()
     if isinstance(source, PairSource):
         unpaired = _unpaired(dict(source.images_without_mask), dict(source.masks_without_image))
         pairs = [source.describe(i) for i in chosen]
-        value_range = source.value_range
         inspect = partial(
             inspect_files,
             labels=source.labels,
             tally=tally,
             read_mask=source.read_mask,
             channels=source.channels,
-            value_range=value_range,
+            value_range=source.value_range,
         )
         seen = _run(lambda pair: inspect(*pair), pairs, progress)
     else:
@@ -78,7 +76,8 @@ def check_source(source: Source, *, limit: int | None = None, progress: Progress
         bands=bands,
         turned_images=sum(one.image_turned for one in seen),
         turned_masks=sum(one.mask_turned for one in seen),
-        value_range=None if value_range else _suggest_value_range(bands),
+        # The images of other sources are levels already, and not what files store.
+        value_range=_suggest_value_range(bands) if isinstance(source, PairSource) and not source.value_range else None,
     )
 
 

@@ -283,7 +283,8 @@ def _mask_error(file: str, labels: LabelSet, error: UserError) -> Finding:
             else f"{colour} is no class's colour"
             for colour in found
         ]
-        fix = f"save class ids as grey or palette PNG instead: {spell(hints)}"
+        fix = "say with --config.data.options.palette which colour each class has, or save class ids as grey PNG: "
+        fix += spell(hints)
     message = f"{mode} mask with {len(found)} colours, where class ids are needed; {fix}"
     return Finding("error", "colour mask", file, mode, message)
 

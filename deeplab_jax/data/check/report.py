@@ -57,7 +57,8 @@ class Report:
       value_map: suggested `{stored value: class id or 255}`, if the values found need another one than the present one.
       bands: what the images' bands hold, of each type of values.
       turned_images, turned_masks: number of files that an EXIF orientation turns.
-      value_range: suggested `config.data.value_range` (low, high); None if the present one fits.
+      value_range: suggested `config.data.value_range` (low, high); None if the present one fits, and for other
+        sources than a `PairSource`.
     """
 
     name: str

@@ -43,7 +43,11 @@ class Region:
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """An image, and its instances."""
+    """An image, and its instances.
+
+    Raises:
+      ValueError: the size is none, or too large.
+    """
 
     image: str
     height: int
@@ -51,6 +55,12 @@ class Entry:
     image_id: int
     regions: tuple[Region, ...]
     name: str
+
+    def __post_init__(self) -> None:
+        if type(self.height) is not int or type(self.width) is not int or min(self.height, self.width) < 1:
+            raise ValueError(f"image {self.image_id!r:.50} has no size in pixels")
+        if self.height * self.width > MAX_PIXELS:
+            raise ValueError(f"image {self.image_id!r:.50} has {self.height * self.width} pixels; {LIMIT} sets more")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,10 +80,10 @@ class CocoSource:
         return len(self.entries)
 
     def __getitem__(self, index: int) -> Example:
-        entry = self.entries[index]
+        entry, (_, mask) = self.entries[index], self.describe(index)
         image = read_image(entry.image, channels=self.channels, value_range=self.value_range)
-        label = _draw(entry, self.overlap, self.describe(index)[1])
-        check_sizes(image, label, image_name=entry.image, mask_name=self.describe(index)[1])
+        label = _draw(entry, self.overlap, mask)
+        check_sizes(image, label, image_name=entry.image, mask_name=mask)
         return {"image": image, "label": label, "name": entry.name}
 
     def describe(self, index: int) -> tuple[str, str]:
@@ -156,11 +166,6 @@ def _entries(content: dict[str, Any], folder: Path) -> tuple[Entry, ...]:
         for image in content["images"]
         if areas.get(image["id"], 0.0) > MIN_PIXELS
     ]
-    for entry in entries:
-        if type(entry.height) is not int or type(entry.width) is not int or min(entry.height, entry.width) < 1:
-            raise ValueError(f"image {entry.image_id!r:.50} has no size in pixels")
-        if entry.height * entry.width > MAX_PIXELS:
-            raise ValueError(f"image {entry.image_id!r:.50} has {entry.height * entry.width} pixels; {LIMIT} sets more")
     return tuple(sorted(entries, key=lambda entry: entry.image))
 
 
@@ -189,7 +194,10 @@ def _draw(entry: Entry, overlap: str, name: str) -> np.ndarray:
     crowd = np.zeros(size, bool)
     inside = [(0, np.zeros(size, bool))]
     for region in entry.regions:
-        filled = fill_polygons(region.polygons, *size) if region.runs is None else fill_runs(region.runs, *size)
+        try:
+            filled = fill_polygons(region.polygons, *size) if region.runs is None else fill_runs(region.runs, *size)
+        except ValueError as error:
+            raise UserError(f"{name}: {error}; get the annotations again") from None
         if region.is_crowd:
             crowd |= filled
         else:
@@ -221,13 +229,11 @@ def fill_runs(runs: np.ndarray, height: int, width: int) -> np.ndarray:
     decoded here because COCO's API reads beyond the end of a damaged code.
 
     Raises:
-      UserError: the runs do not add up to the size.
+      ValueError: the runs do not add up to the size.
     """
     size = height * width
     if runs.min(initial=0) < 0 or runs.max(initial=0) > size or runs.sum() != size:
-        raise UserError(
-            f"a run-length code of {runs.sum()} pixels for an image of {width}x{height}; download the annotations again"
-        )
+        raise ValueError(f"a run-length code of {runs.sum()} pixels for an image of {width}x{height}")
     values = np.arange(len(runs)) % 2 == 1
     return np.repeat(values, runs).reshape(width, height).T
 

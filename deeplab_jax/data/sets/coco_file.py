@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from deeplab_jax.data.holdout import hold_out
-from deeplab_jax.data.image_files import LIMIT, MAX_PIXELS
 from deeplab_jax.data.layouts import split_words
 from deeplab_jax.data.mask_formats import check_overlap
 from deeplab_jax.data.sets.coco import MAX_BYTES, CocoSource, Entry, read_region
@@ -183,10 +182,10 @@ def _entries(content: Any, ids: Mapping[int, int], places: _Places) -> tuple[tup
     regions: dict[int, list[Any]] = {image["id"]: [] for image in content["images"]}
     for annotation in content["annotations"]:
         class_id = ids.get(annotation["category_id"])
-        if class_id is None or not annotation.get("segmentation"):
-            if class_id is not None:
-                raise ValueError(f"annotation {annotation.get('id')!r:.50} has a box, but no outline")
+        if class_id is None:
             continue
+        if not annotation.get("segmentation"):
+            raise ValueError(f"annotation {annotation.get('id')!r:.50} has a box, but no outline")
         is_crowd = bool(annotation.get("iscrowd", 0))
         regions[annotation["image_id"]].append(read_region(class_id, is_crowd, annotation["segmentation"]))
     entries, lost = [], []
@@ -195,13 +194,9 @@ def _entries(content: Any, ids: Mapping[int, int], places: _Places) -> tuple[tup
         if path is None:
             lost.append(image["file_name"])
             continue
-        height, width = image["height"], image["width"]
-        if type(height) is not int or type(width) is not int or min(height, width) < 1:
-            raise ValueError(f"image {image['id']!r:.50} has no size in pixels")
-        if height * width > MAX_PIXELS:
-            raise ValueError(f"image {image['id']!r:.50} has {height * width} pixels; {LIMIT} sets more")
         name = normal_name(os.path.splitext(image["file_name"].replace("\\", "/"))[0]).lstrip("/")
-        entries.append(Entry(str(path), height, width, image["id"], tuple(regions[image["id"]]), name))
+        of_image = tuple(regions[image["id"]])
+        entries.append(Entry(str(path), image["height"], image["width"], image["id"], of_image, name))
     names = [entry.name for entry in entries]
     if len(set(names)) < len(names):
         raise ValueError("two images have one file_name")

@@ -1,17 +1,18 @@
 """Any folder of images and masks."""
 
 import dataclasses
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from deeplab_jax.data.class_tables import BACKGROUNDS, ClassTable, background_first, find_classes, named_palette
+from deeplab_jax.data.class_tables import BACKGROUNDS, ClassTable, background_first, find_classes, named_palette, rgb
 from deeplab_jax.data.holdout import held_out, hold_out
 from deeplab_jax.data.labelme import LabelmeMasks, ids_of, labels_in
 from deeplab_jax.data.layouts import Files
 from deeplab_jax.data.lists import Names, find_listed
-from deeplab_jax.data.mask_formats import ChannelMasks, ClassFiles, ColourMasks, IdMasks, check_overlap
+from deeplab_jax.data.mask_formats import ChannelMasks, ClassFiles, Colour, ColourMasks, IdMasks, check_overlap
 from deeplab_jax.data.parts import IMAGES, MASKS, Part, find_part
 from deeplab_jax.data.source import Listing, Pair, PairSource, pair_by_name, walk_files
 from deeplab_jax.errors import UserError, did_you_mean
@@ -52,7 +53,7 @@ def open_folder(
       palette: one (red, green, blue) per class id, or "voc", "cityscapes", or the path of a `labelmap.txt` relative to
         `dir`. Coloured masks are read by it. Default: that of `labelmap.txt`, or the PASCAL VOC colours for pictures
         only.
-      images: a subfolder, or a glob, relative to `dir`. If the glob's last part has one `*`, the part that it matches
+      images: a folder, or a glob, relative to `dir`. If the glob's last part has one `*`, the part that it matches
         is the example's name: `photos/*.jpg` with `masks/*_mask.png` pair `7.jpg` with `7_mask.png`. `{split}` stands
         for the split.
       masks: the same for masks.
@@ -76,11 +77,12 @@ def open_folder(
         raise UserError(f"config.data.options.val_rule={val_rule!r}: {did_you_mean(val_rule, VAL_RULES)}")
     check_overlap(overlap)
     root = Path(dir)
-    part = find_part(root, split, images, masks, split_lists, val_fraction, finds=val_rule == "share")
+    places = os.path.expanduser(images), os.path.expanduser(masks)
+    part = find_part(root, split, *places, split_lists, val_fraction, finds=val_rule == "share")
     _check_names(class_names)
     table = _classes(root, part.files, tuple(class_names), palette)
     value_map = value_map or table.value_map or None
-    labels = _labels(table.names, table.colours or None, ignore_label, value_map)
+    labels = _labels(table.names, table.colours, ignore_label, value_map)
     read_mask: Callable[[str], np.ndarray] = IdMasks()
     if part.files.outlines:
         labels, read_mask = labels.decoded(), LabelmeMasks(ids_of(labels.names))
@@ -106,8 +108,7 @@ def _classes(
     if isinstance(palette, str) and palette:
         table = named_palette(palette, root)
     elif palette:
-        colours = tuple((int(red), int(green), int(blue)) for red, green, blue in palette)
-        table = ClassTable(class_names, colours)
+        table = ClassTable(class_names, rgb(palette))
     else:
         table = find_classes(root, files.folder)
     if not class_names:
@@ -195,7 +196,7 @@ def _names_error(class_names: Sequence[str]) -> UserError:
 
 def _labels(
     class_names: tuple[str, ...],
-    palette: Sequence[Sequence[int]] | None,
+    palette: tuple[Colour, ...],
     ignore_label: int | None,
     value_map: ValueMap | None,
 ) -> LabelSet:
@@ -210,11 +211,9 @@ def _labels(
     if ignore_label is not None and type(ignore_label) is not int:
         raise UserError(f"ignore_label is {ignore_label!r}; give a whole number, or None if no value is ignored")
     count = len(class_names)
-    if palette is not None and (
-        len(palette) != count or any(len(c) != 3 or not all(0 <= v <= 255 for v in c) for c in palette)
-    ):
+    colours = palette or colormap(count)
+    if len(colours) != count:
         raise UserError(f"palette does not fit {count} classes; give {count} triples (red, green, blue) of 0 to 255")
-    colours = colormap(count) if palette is None else tuple((int(r), int(g), int(b)) for r, g, b in palette)
     if value_map is None and ignore_label == IGNORE_LABEL:
         return LabelSet(class_names, colours)
     if value_map is None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from deeplab_jax.data.class_tables import rgb
 from deeplab_jax.data.sets.folder import ValueMap, open_folder
 from deeplab_jax.data.source import Example, PairSource, check_sizes, decode_label
 from deeplab_jax.errors import UserError
@@ -109,10 +110,8 @@ def _labels(names: Sequence[str], palette: Sequence[Sequence[int]] | None) -> La
             f"class_names is {names!r:.100}; give 2 to {MAX_CLASSES - 1} different names of labels that a pixel can "
             "have: ('wet', 'cracked')"
         )
-    colours = (
-        colormap(len(names) + 1)[1:] if palette is None else tuple((int(r), int(g), int(b)) for r, g, b in palette)
-    )
-    if len(colours) != len(names) or not all(0 <= value <= 255 for colour in colours for value in colour):
+    colours = colormap(len(names) + 1)[1:] if palette is None else rgb(palette)
+    if len(colours) != len(names):
         raise UserError(
             f"palette does not fit {len(names)} labels; give {len(names)} triples (red, green, blue) of 0 to 255"
         )

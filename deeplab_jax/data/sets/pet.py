@@ -5,13 +5,7 @@ from pathlib import Path
 
 from deeplab_jax.data.holdout import held_out
 from deeplab_jax.data.lists import read_names
-from deeplab_jax.data.source import (
-    PairSource,
-    choose_split,
-    list_images,
-    pair_named,
-    require_folder,
-)
+from deeplab_jax.data.source import PairSource, choose_split, list_images, pair_named, require_folder
 from deeplab_jax.errors import UserError, did_you_mean
 from deeplab_jax.labels import IGNORE_LABEL, PET, LabelSet
 

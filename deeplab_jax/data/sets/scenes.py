@@ -279,12 +279,12 @@ class Scenes:
     def __post_init__(self) -> None:
         if self.split not in SPLITS:
             raise UserError(f"scenes: there is no split {self.split!r}; {did_you_mean(self.split, SPLITS)}")
-        if len(self.size) != 2 or min(self.size) < 33:
-            raise UserError(f"scenes: size {self.size!r} has to be a height and a width of at least 33 pixels")
-        if self.count is not None and self.count < 1:
-            raise UserError(f"scenes: count {self.count!r} has to be at least 1")
-        if self.seed < 0:
-            raise UserError(f"scenes: seed {self.seed!r} has to be 0 or more")
+        if len(self.size) != 2 or not all(type(side) is int and side >= 33 for side in self.size):
+            raise UserError(f"scenes: size {self.size!r} has to be a height and a width of at least 33 whole pixels")
+        if self.count is not None and (type(self.count) is not int or self.count < 1):
+            raise UserError(f"scenes: count {self.count!r} has to be a whole number, at least 1")
+        if type(self.seed) is not int or self.seed < 0:
+            raise UserError(f"scenes: seed {self.seed!r} has to be a whole number, 0 or more")
 
     def __len__(self) -> int:
         return SPLITS[self.split] if self.count is None else self.count

@@ -9,7 +9,7 @@ import dataclasses
 from pathlib import Path
 
 from deeplab_jax.data.lists import read_names
-from deeplab_jax.data.source import Pair, PairSource, choose_split, list_images, pair_named, require_folder
+from deeplab_jax.data.source import PairSource, choose_split, list_images, pair_named, require_folder
 from deeplab_jax.errors import UserError, did_you_mean
 from deeplab_jax.labels import IGNORE_LABEL, VOC
 
@@ -50,9 +50,7 @@ def open_voc(dir: str | Path, *, split: str, border: str = "ignore") -> PairSour
     require_folder(
         masks, source="voc", layout="SegmentationClassAug/ beside SegmentationClass/" if split == "trainaug" else LAYOUT
     )
-    pairs: tuple[Pair, ...] = pair_named(
-        read_names(names_file), list_images(images), list_images(masks), names_file=names_file
-    )
+    pairs = pair_named(read_names(names_file), list_images(images), list_images(masks), names_file=names_file)
     return PairSource("voc", BORDERS[border], pairs)
 
 

@@ -155,6 +155,12 @@ def test_faults_of_the_file_are_named(tmp_path, change, complaint):
         labels(tmp_path)
 
 
+def test_a_damaged_run_length_code_is_named(tmp_path):
+    write(tmp_path / "annotations.json", {"1.png": [(1, {"size": [HEIGHT, WIDTH], "counts": [3, 4]})]}, at=tmp_path)
+    with pytest.raises(UserError, match=r"annotations\.json#image_id=0: a run-length code of 7 pixels for an image"):
+        labels(tmp_path)
+
+
 def test_what_selects_the_images_has_to_be_said(tmp_path):
     with pytest.raises(UserError, match="no annotations of 'val'"):
         labels(tmp_path, "val")

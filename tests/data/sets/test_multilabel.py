@@ -79,6 +79,7 @@ def test_every_label_is_augmented_as_if_it_were_alone(folder) -> None:
         ({"class_names": ("wet", "wet")}, "different names of labels"),
         ({"class_names": ("wet", "dry")}, "masks/dry: no such folder"),
         ({"class_names": NAMES, "palette": [[0, 0, 0]]}, "palette does not fit 2 labels"),
+        ({"class_names": NAMES, "palette": [[0, 0], [1, 1]]}, "palette is"),
         ({"class_names": NAMES, "mask": "masks"}, "has no option 'mask'; did you mean masks"),
     ],
 )

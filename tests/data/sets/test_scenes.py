@@ -116,8 +116,11 @@ def test_out_of_range_ends_iteration():
     [
         ({"split": "vall"}, "did you mean val"),
         ({"size": (32, 129)}, "at least 33"),
+        ({"size": (65.5, 65)}, "at least 33"),
         ({"count": 0}, "at least 1"),
+        ({"count": 1.5}, "a whole number"),
         ({"seed": -1}, "0 or more"),
+        ({"seed": 0.5}, "a whole number"),
     ],
 )
 def test_wrong_options_say_the_fix(options, message):
