@@ -67,8 +67,8 @@ def set_option(options: ConfigDict, last: str, text: str, *, name: str, prefix: 
 
 
 def check(config: Any, *, name: str = "") -> None:
-    """Raise a UserError for a number that is not finite or too large, a list with items of another type, or a value
-    outside its limits.
+    """Raise a UserError for a missing key, a number that is not finite or too large, a list with items of another type,
+    or a value outside its limits.
 
     Args:
       config: complete.
@@ -79,7 +79,13 @@ def check(config: Any, *, name: str = "") -> None:
         raise UserError(f"{start}get_config returns no configuration; let it start from deeplab_jax.config.base()")
     _check_numbers(config.to_dict(), f"{start}config")
     for last, one in keys_of_sections().items():
-        _check_value(one, functools.reduce(getitem, last.split("."), config), f"{start}config.{last}")
+        try:
+            value = functools.reduce(getitem, last.split("."), config)
+        except (KeyError, TypeError):
+            raise UserError(
+                f"{start}there is no key config.{last}; let get_config start from deeplab_jax.config.base()"
+            ) from None
+        _check_value(one, value, f"{start}config.{last}")
 
 
 def _check_value(one: Field[Any], value: Any, where: str) -> None:

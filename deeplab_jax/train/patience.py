@@ -28,7 +28,7 @@ def with_steps(config: ConfigDict, examples: int) -> ConfigDict:
         return config
     config = config.copy_and_resolve_references()
     # As decimal fractions: in floating point 1.1 epochs of 10 images are more than 11.
-    steps = math.ceil(Fraction(str(config.train.epochs)) * examples / max(config.train.batch_size, 1))
+    steps = math.ceil(Fraction(str(config.train.epochs)) * examples / config.train.batch_size)
     if not 1 <= steps < 2**31:
         raise UserError(
             f"config.train.epochs={config.train.epochs:g}: {steps} steps of {config.train.batch_size} for {examples} "
