@@ -61,8 +61,8 @@ def create_state(
     if variables is None:
         watcher, images = Watcher(), jnp.zeros((1, *size, model.in_channels), jnp.float32)
         with watcher.watch():
-            variables = model.init({"params": key}, images, train=False)
-        variables = {**variables, "params": zero_unreached(variables["params"], watcher.calls)}
+            fresh = model.init({"params": key}, images, train=False)
+        variables = {**fresh, "params": zero_unreached(fresh["params"], watcher.calls)}
     params = variables["params"]
     return TrainState(
         step=jnp.zeros((), jnp.int32),
