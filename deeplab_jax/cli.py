@@ -15,6 +15,7 @@ from deeplab_jax import commands
 from deeplab_jax.commands import INTERRUPTED, PREEMPTED, USER_ERROR, fail
 from deeplab_jax.distributed import run_as_one
 from deeplab_jax.errors import ToldElsewhere, UserError, did_you_mean, end_process
+from deeplab_jax.evaluate.memory import is_out_of_memory
 from deeplab_jax.evaluate.windows import BLENDS
 from deeplab_jax.extensions import allow
 from deeplab_jax.files import DISK_ERRORS, cache_folder
@@ -64,8 +65,14 @@ def run_verb(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
-    except MemoryError as error:
-        return fail(f"{args.verb}: out of memory ({error or 'no more'}); give it smaller images, batches or windows")
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        less = "give it smaller images, batches or windows"
+        if args.verb in ("train", "find-lr"):
+            less = "lower config.train.batch_size or config.data.crop_size, or set config.train.remat=True"
+        first_line = str(error).partition("\n")[0]
+        return fail(f"{args.verb}: out of memory ({first_line or 'no more'}); {less}")
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise

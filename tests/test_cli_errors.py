@@ -3,10 +3,12 @@
 import re
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
+from deeplab_jax import commands
 from deeplab_jax.cli import main, split_config_arguments
 from deeplab_jax.weights.folder import save
 from tests.support.layouts import data_arguments, write_pair
@@ -124,6 +126,16 @@ def test_words_that_make_no_sense(complain, tmp_path, monkeypatch, words, messag
 def test_settings_that_make_no_sense(complain, tmp_path, word, message) -> None:
     assert re.search(message, complain("train", "--config", SCENES, "--workdir", tmp_path / "run", word))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("use", [lambda _: bytearray(2**60), lambda _: jnp.zeros(2**50, jnp.uint8)])
+def test_training_that_does_not_fit_is_one_line(complain, monkeypatch, use) -> None:
+    """Neither Python nor XLA has so much."""
+    monkeypatch.setattr(commands, "train", use)
+    assert re.search(
+        r"train: out of memory \(.*\); lower config\.train\.batch_size or config\.data\.crop_size, or set config",
+        complain("train", "--config", SCENES, "--workdir", "x"),
+    )
 
 
 # Data.
