@@ -100,7 +100,7 @@ def test_a_narrow_terminal_keeps_every_digit(capsys, monkeypatch) -> None:
         (["cascade_tiny", "--option", "num_classes=many"], "num_classes='many': give a whole number"),
         (["cascade_tiny", "--output_stride", "7"], "output_stride=7: choose 4, 8, 16 or 32"),
         (["cascade_tiny", "--output_stride", "0"], "output_stride=0"),
-        (["cascade_tiny", "--size", "33", "--json", "/no/such/folder/x.json"], "x.json: cannot be written"),
+        (["cascade_tiny", "--size", "33", "--json", "/dev/null/x.json"], "x.json: cannot be written"),
         ([], "required: NAME_OR_PATH"),
     ],
 )
