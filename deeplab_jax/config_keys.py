@@ -199,8 +199,8 @@ class Step:
     """`train_step`."""
 
     accumulate: int = key(1, 1)  # micro-batches of one update, each with its own batch norm statistics
-    ema_decay: float = key(0.0, 0, BELOW_1, give="0 (no average) to below 1, such as 0.999")  # of an average of the
-    # weights, which is evaluated and saved beside them
+    # Of an average of the weights, which is evaluated and saved beside them.
+    ema_decay: float = key(0.0, 0, BELOW_1, give="0 (no average) to below 1, such as 0.999")
     ema_debias: bool = False  # True: that average leaves the initial weights out, so it serves short runs too
 
 
@@ -212,9 +212,8 @@ class LossOptions:
     boundary_width: int = key(3, 1, 1000)  # pixels from a boundary of classes up to which a pixel is near
     boundary_weight: float = key(5.0, 0)  # factor of the loss of near pixels
     focal_gamma: float = key(2.0, 0, 100)  # exponent; 0: the cross-entropy
-    focal_alpha: float = key(
-        0.0, 0, BELOW_1
-    )  # sigmoids: weight of label 1, beside 1 - this; 0: none; 0.25 in the paper
+    # Sigmoids: weight of label 1, beside 1 - this; 0: none; 0.25 in the paper.
+    focal_alpha: float = key(0.0, 0, BELOW_1)
     # With a probability of the label below this, a pixel is hard.
     ohem_threshold: float = key(0.7, SMALLEST, BELOW_1, give="a probability above 0 and below 1")
     ohem_min_kept: int = key(100_000, 1)  # pixels for each image of a batch that are kept at least, the hardest

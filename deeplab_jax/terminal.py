@@ -12,6 +12,7 @@ from rich.progress import (
     DownloadColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     SpinnerColumn,
     TextColumn,
     TimeElapsedColumn,
@@ -92,29 +93,24 @@ def elapsed(console: Console) -> Callable[[str], AbstractContextManager[Any]]:
 
 
 @contextmanager
-def progress_bar(console: Console) -> Iterator[Callable[[int, int], None]]:
-    """Yield a function of (done, total) that moves a bar on a terminal and does nothing elsewhere."""
+def progress_bar(console: Console, *numbers: ProgressColumn) -> Iterator[Callable[[int, int], None]]:
+    """Yield a function of (done, total, 0 if unknown) that moves a bar on a terminal and does nothing elsewhere.
+
+    Args:
+      numbers: what stands beside the bar; by default how many are done.
+    """
     if not console.is_terminal:
         yield lambda done, total: None
         return
-    with Progress(
-        BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console, transient=True
-    ) as progress:
-        task = progress.add_task("")
-        yield lambda done, total: progress.update(task, completed=done, total=total)
-
-
-@contextmanager
-def progress_of_bytes() -> Iterator[Callable[[int, int], None]]:
-    """Yield a function of (bytes done, bytes in all, 0 if unknown) that moves a bar on stderr if that is a terminal."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda done, total: None
-        return
-    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    columns = (BarColumn(), *(numbers or [MofNCompleteColumn()]), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("", total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total or None)
+
+
+def progress_of_bytes() -> AbstractContextManager[Callable[[int, int], None]]:
+    """Return `progress_bar` for bytes, on stderr."""
+    return progress_bar(Console(stderr=True), DownloadColumn(), TransferSpeedColumn())
 
 
 def note(line: str) -> None:
