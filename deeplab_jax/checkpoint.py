@@ -165,7 +165,7 @@ class Checkpoints:
             return max(steps, key=lambda step: (self.metrics(step).get(METRIC, -1.0), step))
         if which == "newest":
             return steps[-1]
-        if not which.isdigit() or int(which) not in steps:
+        if which not in map(str, steps):
             raise UserError(
                 f"checkpoint {which!r}: choose from best, newest, {', '.join(map(str, steps))} in {self.directory}"
             )
