@@ -1,7 +1,6 @@
 """The command line: flags and dispatch, nothing else."""
 
 import argparse
-import ast
 import io
 import os
 import sys
@@ -13,6 +12,7 @@ import jax
 
 from deeplab_jax import commands
 from deeplab_jax.commands import INTERRUPTED, PREEMPTED, USER_ERROR, fail
+from deeplab_jax.config_values import literal
 from deeplab_jax.distributed import run_as_one
 from deeplab_jax.errors import ToldElsewhere, UserError, did_you_mean, end_process
 from deeplab_jax.evaluate.memory import is_out_of_memory
@@ -392,14 +392,11 @@ def image_size(text: str) -> tuple[int, int]:
 
 
 def option(text: str) -> tuple[str, Any]:
-    """Parse `key=value`, where the value is a Python literal or a word."""
+    """Parse `key=value`; see `literal`."""
     key, equals, value = text.partition("=")
     if not (key.isidentifier() and equals):
         raise argparse.ArgumentTypeError(f"{text!r}: give KEY=VALUE")
-    try:
-        return key, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return key, value
+    return key, literal(value)
 
 
 def with_home(word: str) -> str:

@@ -60,7 +60,7 @@ def set_option(options: ConfigDict, last: str, text: str, *, name: str, prefix: 
     if default is not None and text in (("None",) if isinstance(default, str) else ("None", "")):
         del options[last]
         return
-    value = text if isinstance(default, str) else _literal(text)
+    value = text if isinstance(default, str) else literal(text)
     if not isinstance(value, bool | int | float | str | tuple | list | dict | None):
         raise UserError(f"{name}: {prefix}{last} is {text:.100}; give a number, text, true or false, or a list")
     options[last] = _frozen(value) if default is None else _like(default, value, where=prefix + last, name=name)
@@ -112,7 +112,8 @@ def _check_value(one: Field[Any], value: Any, where: str) -> None:
         raise UserError(f"{where}={value!r:.100}: give {limits['give'] or number}")
 
 
-def _literal(text: str) -> Any:
+def literal(text: str) -> Any:
+    """Return what a text of the command line stands for: a Python literal, `true`, `false`, or the text itself."""
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
     try:

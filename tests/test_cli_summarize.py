@@ -50,7 +50,7 @@ def test_json_alone_is_printed(capsys) -> None:
 
 def test_size_stride_and_options(tmp_path) -> None:
     file = tmp_path / "summary.json"
-    words = ["--size", "65x97", "--output_stride", 8, "--option", "num_classes=3", "--option", "separable=True"]
+    words = ["--size", "65x97", "--output_stride", 8, "--option", "num_classes=3", "--option", "separable=true"]
     assert run("deeplabv3plus_tiny", *words, "--option", "aspp_rates=(2, 4)", "--json", file) == 0
     model = create_model("deeplabv3plus_tiny", num_classes=3, output_stride=8, separable=True, aspp_rates=(2, 4))
     assert json.loads(file.read_text()) == summarize(model, 65, 97).to_json()
