@@ -4,6 +4,7 @@ import argparse
 import json
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -410,7 +411,7 @@ def compile_(args: argparse.Namespace) -> int:
         size=args.predict or (513, 513),
         num_classes=args.num_classes or 0,
         folder=cache_folder(),
-        watch=elapsed(Console(stderr=True)),
+        watch=partial(elapsed, Console(stderr=True)),
     )
     report = ahead.report(args.batch or 0)
     console = Console()

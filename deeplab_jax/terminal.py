@@ -73,23 +73,17 @@ def percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.2f}"
 
 
-def elapsed(console: Console) -> Callable[[str], AbstractContextManager[Any]]:
-    """Return a function that makes a context from a text. There a terminal shows the text with the seconds so far;
-    anything else gets the text once.
-    """
-
-    @contextmanager
-    def watch(text: str) -> Iterator[None]:
-        if not console.is_terminal:
-            console.print(f"{text}, which takes up to some ten minutes", highlight=False, soft_wrap=True)
-            yield
-            return
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-        with Progress(*columns, console=console, transient=True) as progress:
-            progress.add_task(text, total=None)
-            yield
-
-    return watch
+@contextmanager
+def elapsed(console: Console, text: str) -> Iterator[None]:
+    """Show a text with the seconds so far on a terminal; print it once elsewhere."""
+    if not console.is_terminal:
+        console.print(f"{text}, which takes up to some ten minutes", highlight=False, soft_wrap=True)
+        yield
+        return
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        progress.add_task(text, total=None)
+        yield
 
 
 @contextmanager

@@ -179,11 +179,10 @@ class Run:
 
     def save(self, number: int, state: TrainState, results: dict[str, Any] | None = None) -> None:
         """Save a checkpoint, with the results of its evaluation if there was one; then call `on_evaluation`."""
-        if results is not None:
-            self._evaluations.add(number, kept_metrics(results)[METRIC])
-        self.checkpoints.save(
-            number, state.variables(), state.extra(), metrics=None if results is None else kept_metrics(results)
-        )
+        metrics = None if results is None else kept_metrics(results)
+        if metrics is not None:
+            self._evaluations.add(number, metrics[METRIC])
+        self.checkpoints.save(number, state.variables(), state.extra(), metrics=metrics)
         self.clock.restart()  # Only steps and waiting for data count.
         if results is not None:
             self._after_evaluation(number, results)
