@@ -56,8 +56,7 @@ def run_verb(args: argparse.Namespace) -> int:
     try:
         enable_compilation_cache()
         allow(args.module)
-        code = args.run(args)
-        return 0 if code is None else code
+        return args.run(args) or 0
     except ToldElsewhere:
         return USER_ERROR
     except UserError as error:
