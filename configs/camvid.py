@@ -24,7 +24,6 @@ from deeplab_jax.config import base, choose_model, parse_arg, shrink
 
 SQRT_MEDIAN_FREQUENCY = (0.529, 0.449, 2.188, 0.386, 1.000, 0.651, 1.961, 1.407, 0.888, 2.527, 2.970)
 
-
 # The official MobileNetV2 of width 0.5, as `convert` describes it, under a small decoder.
 OFFICIAL_BACKBONE = {"width": 0.5, "channel_divisor": 1, "strided_padding": "same", "backbone_norm": "batch"}
 FINETUNE_ASPP = {"aspp_channels": 128, "dropout": 0.1, "separable": True}

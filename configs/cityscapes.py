@@ -3,8 +3,8 @@
     python -m deeplab_jax train --config configs/cityscapes.py --config.data.dir=cityscapes \\
         --config.init=IMAGENET_MODEL --config.init_scope=backbone --workdir runs/cityscapes
 
-Arguments: `model=` (a name), `debug`. 90000 steps of 16 crops of 769; evaluation on whole images (DeepLabv3, sec. 4.3
-of the Cityscapes experiments). The config is for accelerators. It was not measured yet.
+Arguments: `model=` (a name), `debug`. 90000 steps of 16 crops of 769; evaluation on whole images (DeepLabv3, appendix
+C). The config is for accelerators. It was not measured yet.
 """
 
 from ml_collections import ConfigDict

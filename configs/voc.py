@@ -21,10 +21,13 @@ images with hard classes, and trains on COCO first (DeepLabv3, sec. 4.2).
 from ml_collections import ConfigDict
 
 from deeplab_jax.config import authors_weight_decay, base, choose_model, parse_arg, shrink
+from deeplab_jax.errors import UserError
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
     args = parse_arg(arg, model="deeplabv3plus_resnet101", stage=1)
+    if args.stage not in (1, 2):
+        raise UserError(f"config argument 'stage={args.stage}': give stage=1 or stage=2")
     config = base()
     choose_model(config, args.model, heads={name: {"separable": False} for name in ("deeplabv3", "deeplabv3plus")})
     config.data.name = "voc"

@@ -165,7 +165,7 @@ class Checkpoints:
             return max(steps, key=lambda step: (self.metrics(step).get(METRIC, -1.0), step))
         if which == "newest":
             return steps[-1]
-        if not which.isdigit() or int(which) not in steps:
+        if which not in map(str, steps):
             raise UserError(
                 f"checkpoint {which!r}: choose from best, newest, {', '.join(map(str, steps))} in {self.directory}"
             )
@@ -233,14 +233,14 @@ class Checkpoints:
                 )
 
     @contextlib.contextmanager
-    def _saving(self, step: int) -> Iterator[None]:
+    def _saving(self, step: int, what: str = "the checkpoint") -> Iterator[None]:
         try:
             yield
         except Exception as error:  # Orbax and TensorStore raise many kinds for a full or vanished disk.
             if is_lost(error):  # Another process is gone, and the disk is not at fault.
                 raise
             raise UserError(
-                f"{self.directory}: the checkpoint of step {step} could not be saved ({_reason(error)}); "
+                f"{self.directory}: {what} of step {step} could not be saved ({_reason(error)}); "
                 f"{self._others(step)}; free space and start again"
             ) from error
 
@@ -250,17 +250,10 @@ class Checkpoints:
         Raises:
           UserError: they could not be written.
         """
-        try:
+        with self._saving(step, "the metrics"):
             with ocp.Checkpointer(ocp.JsonCheckpointHandler(filename=_METRICS)) as writer:
                 writer.save(self.directory / str(step) / _METRICS, args=ocp.args.JsonSave(dict(metrics)), force=True)
             self._manager.reload()
-        except Exception as error:
-            if is_lost(error):
-                raise
-            raise UserError(
-                f"{self.directory / str(step)}: the metrics could not be saved ({_reason(error)}); free space and "
-                "start again"
-            ) from error
 
     def restore_variables(self, step: int, abstract: Any) -> Any:
         """Restore the variables of a step into the shapes of `abstract`.

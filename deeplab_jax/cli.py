@@ -1,7 +1,6 @@
 """The command line: flags and dispatch, nothing else."""
 
 import argparse
-import ast
 import io
 import os
 import sys
@@ -13,8 +12,10 @@ import jax
 
 from deeplab_jax import commands
 from deeplab_jax.commands import INTERRUPTED, PREEMPTED, USER_ERROR, fail
+from deeplab_jax.config_values import literal
 from deeplab_jax.distributed import run_as_one
 from deeplab_jax.errors import ToldElsewhere, UserError, did_you_mean, end_process
+from deeplab_jax.evaluate.memory import is_out_of_memory
 from deeplab_jax.evaluate.windows import BLENDS
 from deeplab_jax.extensions import allow
 from deeplab_jax.files import DISK_ERRORS, cache_folder
@@ -55,8 +56,7 @@ def run_verb(args: argparse.Namespace) -> int:
     try:
         enable_compilation_cache()
         allow(args.module)
-        code = args.run(args)
-        return 0 if code is None else code
+        return args.run(args) or 0
     except ToldElsewhere:
         return USER_ERROR
     except UserError as error:
@@ -64,8 +64,14 @@ def run_verb(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
-    except MemoryError as error:
-        return fail(f"{args.verb}: out of memory ({error or 'no more'}); give it smaller images, batches or windows")
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        less = "give it smaller images, batches or windows"
+        if args.verb in ("train", "find-lr"):
+            less = "lower config.train.batch_size or config.data.crop_size, or set config.train.remat=True"
+        first_line = str(error).partition("\n")[0]
+        return fail(f"{args.verb}: out of memory ({first_line or 'no more'}); {less}")
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
@@ -385,14 +391,11 @@ def image_size(text: str) -> tuple[int, int]:
 
 
 def option(text: str) -> tuple[str, Any]:
-    """Parse `key=value`, where the value is a Python literal or a word."""
+    """Parse `key=value`; see `literal`."""
     key, equals, value = text.partition("=")
     if not (key.isidentifier() and equals):
         raise argparse.ArgumentTypeError(f"{text!r}: give KEY=VALUE")
-    try:
-        return key, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return key, value
+    return key, literal(value)
 
 
 def with_home(word: str) -> str:

@@ -4,11 +4,13 @@ import argparse
 import json
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from deeplab_jax import tasks
 from deeplab_jax.errors import UserError, did_you_mean, spell
+from deeplab_jax.files import write_whole
 from deeplab_jax.tasks.arguments import config_of, run_config
 
 USER_ERROR = 2
@@ -156,7 +158,8 @@ def check_data(args: argparse.Namespace) -> int:
     config = required_config(args)
     reports = tasks.check_data(config, split=args.split or "", limit=args.limit, show=args.show or "", say=print)
     if args.json:
-        write_text(args.json, json.dumps({split: r.to_json() for split, r in reports.items()}, indent=1))
+        text = json.dumps({split: report.to_json() for split, report in reports.items()}, indent=1) + "\n"
+        write_whole(args.json, lambda file: file.write_text(text, "utf-8"))
     return 0 if reports.ok else USER_ERROR
 
 
@@ -251,7 +254,6 @@ EXPORT_FLAGS = ("size", "batch", "preprocess", "argmax", "threshold")
 
 def export(args: argparse.Namespace) -> None:
     """`export`."""
-    from deeplab_jax.files import write_whole
     from deeplab_jax.models.catalog import check_output_stride
     from deeplab_jax.weights.by_name import load
     from deeplab_jax.weights.export_state_dict import PEERS, export_state_dict, write_state_dict
@@ -375,18 +377,10 @@ def summarize(args: argparse.Namespace) -> None:
         print(text)
         return
     if args.json:
-        write_text(args.json, text)
+        write_whole(args.json, lambda file: file.write_text(text + "\n", "utf-8"))
     Console(width=table_width(Console().width)).print(summary_table(summary))
     for key, value in provenance.items():
         print(f"{key}: {value}")
-
-
-def write_text(file: str, text: str) -> None:
-    """Write what `--json` asks for."""
-    try:
-        Path(file).write_text(text + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{file}: cannot be written ({error.strerror}); give another --json") from None
 
 
 def compile_(args: argparse.Namespace) -> int:
@@ -395,7 +389,6 @@ def compile_(args: argparse.Namespace) -> int:
 
     from deeplab_jax.analysis import compiled_table
     from deeplab_jax.analysis.targets import parse_target, start_without_accelerator
-    from deeplab_jax.files import write_whole
     from deeplab_jax.terminal import elapsed
     from deeplab_jax.train.ahead import Ahead, cache_folder
 
@@ -418,7 +411,7 @@ def compile_(args: argparse.Namespace) -> int:
         size=args.predict or (513, 513),
         num_classes=args.num_classes or 0,
         folder=cache_folder(),
-        watch=elapsed(Console(stderr=True)),
+        watch=partial(elapsed, Console(stderr=True)),
     )
     report = ahead.report(args.batch or 0)
     console = Console()

@@ -114,8 +114,8 @@ def parse_arg(arg: str | None, *, flags: Sequence[str] = ("debug",), **defaults:
     """
     values: dict[str, Any] = {**dict.fromkeys(flags, False), **defaults}
     for word in filter(None, (arg or "").split(",")):
-        name, _, value = word.partition("=")
-        if name not in values:
+        name, equals, value = word.partition("=")
+        if name not in values or (name in flags and equals):
             raise UserError(f"config argument {word!r} is not known: {did_you_mean(name, values)}")
         if name in flags:
             values[name] = True
@@ -304,19 +304,3 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], *, prefix: str =
         elif before != after:
             lines.append(f"{name}: {before} -> {after}")
     return lines
-
-
-__all__ = [
-    "authors_weight_decay",
-    "base",
-    "choose_model",
-    "differences",
-    "load_config",
-    "parse_arg",
-    "read_config",
-    "shrink",
-    "state_val_rule",
-    "to_plain",
-    "train_on_few_images",
-    "with_defaults",
-]

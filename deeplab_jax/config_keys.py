@@ -151,9 +151,9 @@ class Data(Sampling, Skipping, Loader, Papers, Source):
 class Schedule:
     """`make_schedule`."""
 
-    learning_rate: float = 0.007
+    learning_rate: float = key(0.007, 0)
     schedule: str = "poly"  # one of schedules.SCHEDULES: poly, cosine, one_cycle, step, constant
-    power: float = 0.9  # exponent of the poly schedule: learning_rate * (1 - step / steps) ** power
+    power: float = key(0.9, 0)  # exponent of the poly schedule: learning_rate * (1 - step / steps) ** power
     milestones: tuple[int, ...] = key((), 1, most=SOME)  # of "step": steps at which the rate falls
     factor: float = key(0.1, 0)  # of "step": by which it is multiplied there
     warmup_steps: int = key(0, 0)  # linear increase from 0; of "one_cycle" the rise, 0: 30% of the steps
@@ -164,14 +164,14 @@ class Updates:
     """`make_optimizer`."""
 
     name: str = "sgd"  # one of optimizer.NAMES: sgd, adam, adamw, lamb, lion
-    momentum: float = 0.9  # sgd only
+    momentum: float = key(0.9, 0)  # sgd only
     nesterov: bool = False
     # Of the moving averages, not of sgd; empty: 0.9 and 0.999, or 0.99 for lion.
     betas: tuple[float, ...] = key((), 0, BELOW_1, give="two numbers from 0 to below 1", most=2)
-    weight_decay: float = 4e-5
+    weight_decay: float = key(4e-5, 0)
     no_decay: tuple[str, ...] = (r"(scale|bias)$",)  # patterns of parameters that do not decay
     clip_norm: float = key(0.0, 0)  # largest global norm of the gradient; 0: no clipping
-    multipliers: tuple[tuple[str, float], ...] = ()  # (pattern, factor) of the learning rate
+    multipliers: tuple[tuple[str, float], ...] = key((), 0)  # (pattern, factor) of the learning rate
     layer_decay: float = key(1.0, SMALLEST, 1)  # factor of the rate from each backbone stage to the one before it
     freeze: tuple[str, ...] = ()  # patterns of parameters that do not change
 
@@ -186,11 +186,11 @@ class Objective:
     """`summed_loss`."""
 
     loss: str = "cross_entropy"  # one of ops.losses.LOSSES, or a sum such as "cross_entropy + 0.5*dice"
-    class_weights: tuple[float, ...] = ()  # factor of each class in the loss
+    class_weights: tuple[float, ...] = key((), 0)  # factor of each class in the loss
     top_k: float = key(1.0, SMALLEST, 1, give="a share of the pixels, above 0 and up to 1")  # the hardest, in the loss
-    aux_weight: float = 0.5  # weight of the auxiliary head's loss, if the model has one
+    aux_weight: float = key(0.5, 0)  # weight of the auxiliary head's loss, if the model has one
     upsample_logits: bool = True  # loss at the labels' size; False: labels are shrunk to the logits instead
-    space: int = key(1, free=True)  # devices that share the rows of an image; other devices have other images
+    space: int = key(1, 1, free=True)  # devices that share the rows of an image; other devices have other images
     remat: bool = key(False, free=True)  # True: less memory for more time; see `summed_loss`
 
 
@@ -199,8 +199,8 @@ class Step:
     """`train_step`."""
 
     accumulate: int = key(1, 1)  # micro-batches of one update, each with its own batch norm statistics
-    ema_decay: float = key(0.0, 0, BELOW_1, give="0 (no average) to below 1, such as 0.999")  # of an average of the
-    # weights, which is evaluated and saved beside them
+    # Of an average of the weights, which is evaluated and saved beside them.
+    ema_decay: float = key(0.0, 0, BELOW_1, give="0 (no average) to below 1, such as 0.999")
     ema_debias: bool = False  # True: that average leaves the initial weights out, so it serves short runs too
 
 
@@ -212,9 +212,8 @@ class LossOptions:
     boundary_width: int = key(3, 1, 1000)  # pixels from a boundary of classes up to which a pixel is near
     boundary_weight: float = key(5.0, 0)  # factor of the loss of near pixels
     focal_gamma: float = key(2.0, 0, 100)  # exponent; 0: the cross-entropy
-    focal_alpha: float = key(
-        0.0, 0, BELOW_1
-    )  # sigmoids: weight of label 1, beside 1 - this; 0: none; 0.25 in the paper
+    # Sigmoids: weight of label 1, beside 1 - this; 0: none; 0.25 in the paper.
+    focal_alpha: float = key(0.0, 0, BELOW_1)
     # With a probability of the label below this, a pixel is hard.
     ohem_threshold: float = key(0.7, SMALLEST, BELOW_1, give="a probability above 0 and below 1")
     ohem_min_kept: int = key(100_000, 1)  # pixels for each image of a batch that are kept at least, the hardest
@@ -234,8 +233,8 @@ class Train(Step, Objective):
     loss_options: LossOptions = field(default_factory=LossOptions)
     steps: int = key(30_000, 1)
     epochs: float = key(0.0, 0, 10**6)  # passes over the training images, which then decide `steps`; 0: `steps` decides
-    batch_size: int = 16  # images of one update, over all devices
-    devices: int = key(0, free=True)  # to train on; 0: all
+    batch_size: int = key(16, 1)  # images of one update, over all devices
+    devices: int = key(0, 0, free=True)  # to train on; 0: all
     shard_state: bool = key(False, free=True)  # True: parameters and optimizer state are split over devices
     seed: int = key(0, 0)
     log_every: int = key(20, 1, give=NOT_NEVER, free=True)
@@ -243,7 +242,7 @@ class Train(Step, Objective):
     checkpoint_every: int = key(1_000, 1, give=NOT_NEVER)
     patience: int = key(0, 0, free=True)  # evaluations without a better mIoU after which the run ends; 0: it does not
     keep: int = key(2, 1, free=True)  # newest checkpoints; the best one is kept as well
-    pictures: int = key(4, free=True)  # validation images drawn at each evaluation
+    pictures: int = key(4, 0, free=True)  # validation images drawn at each evaluation
     trackers: tuple[str, ...] = key((), free=True)  # further places for the record: "wandb", "mlflow"
     # Seconds without a sign of the other processes, if any, before they count as lost.
     timeout: float = key(900.0, SMALLEST, give="seconds, more than config.data.timeout has", free=True)
@@ -280,7 +279,7 @@ class Evaluate(Protocol):
     """`evaluate`."""
 
     batch_size: int = key(1, 1, 2**16, free=True)  # images on each device
-    devices: int = key(0, free=True)  # of each process; 0: as many as train
+    devices: int = key(0, 0, free=True)  # of each process; 0: as many as train
 
 
 @dataclass(frozen=True)

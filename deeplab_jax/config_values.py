@@ -60,15 +60,15 @@ def set_option(options: ConfigDict, last: str, text: str, *, name: str, prefix: 
     if default is not None and text in (("None",) if isinstance(default, str) else ("None", "")):
         del options[last]
         return
-    value = text if isinstance(default, str) else _literal(text)
+    value = text if isinstance(default, str) else literal(text)
     if not isinstance(value, bool | int | float | str | tuple | list | dict | None):
         raise UserError(f"{name}: {prefix}{last} is {text:.100}; give a number, text, true or false, or a list")
     options[last] = _frozen(value) if default is None else _like(default, value, where=prefix + last, name=name)
 
 
 def check(config: Any, *, name: str = "") -> None:
-    """Raise a UserError for a number that is not finite or too large, a list with items of another type, or a value
-    outside its limits.
+    """Raise a UserError for a missing key, a number that is not finite or too large, a list with items of another type,
+    or a value outside its limits.
 
     Args:
       config: complete.
@@ -79,7 +79,13 @@ def check(config: Any, *, name: str = "") -> None:
         raise UserError(f"{start}get_config returns no configuration; let it start from deeplab_jax.config.base()")
     _check_numbers(config.to_dict(), f"{start}config")
     for last, one in keys_of_sections().items():
-        _check_value(one, functools.reduce(getitem, last.split("."), config), f"{start}config.{last}")
+        try:
+            value = functools.reduce(getitem, last.split("."), config)
+        except (KeyError, TypeError):
+            raise UserError(
+                f"{start}there is no key config.{last}; let get_config start from deeplab_jax.config.base()"
+            ) from None
+        _check_value(one, value, f"{start}config.{last}")
 
 
 def _check_value(one: Field[Any], value: Any, where: str) -> None:
@@ -106,7 +112,8 @@ def _check_value(one: Field[Any], value: Any, where: str) -> None:
         raise UserError(f"{where}={value!r:.100}: give {limits['give'] or number}")
 
 
-def _literal(text: str) -> Any:
+def literal(text: str) -> Any:
+    """Return what a text of the command line stands for: a Python literal, `true`, `false`, or the text itself."""
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
     try:

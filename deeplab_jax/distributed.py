@@ -150,11 +150,12 @@ def listed(lines: Sequence[str]) -> list[str]:
     """Return the lines of all processes, one process after another."""
     if jax.process_count() == 1:
         return list(lines)
-    text = np.frombuffer("\n".join(lines).encode(), np.uint8)
+    text = np.frombuffer("\n".join(lines).encode(errors="surrogateescape"), np.uint8)
     padded = np.zeros(largest(text.size) + 1, np.uint8)
     padded[: text.size] = text
     rows = multihost_utils.process_allgather(padded)
-    return [line for row in rows for line in row.tobytes().rstrip(b"\0").decode().split("\n") if line]
+    texts = [row.tobytes().rstrip(b"\0").decode(errors="surrogateescape") for row in rows]
+    return [line for text in texts for line in text.split("\n") if line]
 
 
 def gathered(items: list[Any]) -> list[Any]:

@@ -78,11 +78,14 @@ def replacing(file: Path) -> Iterator[Path]:
     """Yield a path beside `file` for writing, and at the end replace `file` by the written file at once.
 
     So `file` is the old one or the new one, never half of it; if the block fails, it is the old one. A killed process
-    may leave the other file, whose name ends in `TEMPORARY`.
+    may leave the other file, whose name ends in `TEMPORARY`. A device or a pipe, such as `/dev/stdout`, is written to.
 
     Raises:
       OSError: it cannot be written.
     """
+    if file.exists() and not file.is_file():
+        yield file
+        return
     fresh = file.with_name(f"{file.name}.{os.getpid()}{TEMPORARY}")
     try:
         yield fresh

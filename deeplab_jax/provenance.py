@@ -40,10 +40,11 @@ def version_of(package: str) -> str:
 
 def git_commit() -> str:
     """Return the commit of this checkout, with a mark if the code (not results or documents) differs from it; "unknown"
-    outside a checkout.
+    outside a checkout, such as in an environment that lies in a checkout of something else.
     """
     code = ("--", "deeplab_jax", "configs", "experiments", ":(exclude)experiments/results")
     try:
+        _git("ls-files", "--error-unmatch", __file__)
         commit, changed = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--untracked-files=no", *code)
     except (OSError, subprocess.SubprocessError):
         return "unknown"

@@ -12,6 +12,7 @@ from rich.progress import (
     DownloadColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     SpinnerColumn,
     TextColumn,
     TimeElapsedColumn,
@@ -72,49 +73,38 @@ def percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.2f}"
 
 
-def elapsed(console: Console) -> Callable[[str], AbstractContextManager[Any]]:
-    """Return a function that makes a context from a text. There a terminal shows the text with the seconds so far;
-    anything else gets the text once.
+@contextmanager
+def elapsed(console: Console, text: str) -> Iterator[None]:
+    """Show a text with the seconds so far on a terminal; print it once elsewhere."""
+    if not console.is_terminal:
+        console.print(f"{text}, which takes up to some ten minutes", highlight=False, soft_wrap=True)
+        yield
+        return
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        progress.add_task(text, total=None)
+        yield
+
+
+@contextmanager
+def progress_bar(console: Console, *numbers: ProgressColumn) -> Iterator[Callable[[int, int], None]]:
+    """Yield a function of (done, total, 0 if unknown) that moves a bar on a terminal and does nothing elsewhere.
+
+    Args:
+      numbers: what stands beside the bar; by default how many are done.
     """
-
-    @contextmanager
-    def watch(text: str) -> Iterator[None]:
-        if not console.is_terminal:
-            console.print(f"{text}, which takes up to some ten minutes", highlight=False, soft_wrap=True)
-            yield
-            return
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-        with Progress(*columns, console=console, transient=True) as progress:
-            progress.add_task(text, total=None)
-            yield
-
-    return watch
-
-
-@contextmanager
-def progress_bar(console: Console) -> Iterator[Callable[[int, int], None]]:
-    """Yield a function of (done, total) that moves a bar on a terminal and does nothing elsewhere."""
     if not console.is_terminal:
         yield lambda done, total: None
         return
-    with Progress(
-        BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console, transient=True
-    ) as progress:
-        task = progress.add_task("")
-        yield lambda done, total: progress.update(task, completed=done, total=total)
-
-
-@contextmanager
-def progress_of_bytes() -> Iterator[Callable[[int, int], None]]:
-    """Yield a function of (bytes done, bytes in all, 0 if unknown) that moves a bar on stderr if that is a terminal."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda done, total: None
-        return
-    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    columns = (BarColumn(), *(numbers or [MofNCompleteColumn()]), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("", total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total or None)
+
+
+def progress_of_bytes() -> AbstractContextManager[Callable[[int, int], None]]:
+    """Return `progress_bar` for bytes, on stderr."""
+    return progress_bar(Console(stderr=True), DownloadColumn(), TransferSpeedColumn())
 
 
 def note(line: str) -> None:

@@ -137,7 +137,7 @@ def test_unknown_steps_and_empty_folders_are_user_errors(tmp_path: Path) -> None
     fill(tmp_path / "run", [None, None])
     with Checkpoints(tmp_path / "run") as checkpoints:
         assert checkpoints.find("1") == 1
-        for which in ("7", "bset", "-1"):
+        for which in ("7", "bset", "-1", "²"):
             with pytest.raises(UserError, match=f"checkpoint '{which}': choose from best, newest, 1, 2"):
                 checkpoints.find(which)
 

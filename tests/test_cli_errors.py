@@ -3,10 +3,12 @@
 import re
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
+from deeplab_jax import commands
 from deeplab_jax.cli import main, split_config_arguments
 from deeplab_jax.weights.folder import save
 from tests.support.layouts import data_arguments, write_pair
@@ -110,8 +112,10 @@ def test_words_that_make_no_sense(complain, tmp_path, monkeypatch, words, messag
             "'deeplabv3plus_resnet19' is not known: did you mean deeplabv3plus_res",
         ),
         ("--config.model.output_stride=7", "7"),
-        ("--config.train.batch_size=0", "batch_size=0 does not split over 1 micro-batches on 1 devices; use 1"),
+        ("--config.train.batch_size=0", "batch_size=0: give at least 1"),
         ("--config.train.devices=99", "devices=99: there are"),
+        ("--config.optimizer.learning_rate=-0.1", "learning_rate=-0.1: give 0 or more"),
+        ("--config.train.class_weights=(1.0,-2.0)", r"class_weights=\(1.0, -2.0\): give 0 or more"),
         ("--config.train.class_weights=(1.0,2.0)", "class_weights has 2 values, the data has 9 classes"),
         ("--config.train.evaluate_every=0", "evaluate_every=0: give at least 1"),
         ("--config.data.crop_size=65", r"crop_size=\(65,\): give a height and a width"),
@@ -122,6 +126,16 @@ def test_words_that_make_no_sense(complain, tmp_path, monkeypatch, words, messag
 def test_settings_that_make_no_sense(complain, tmp_path, word, message) -> None:
     assert re.search(message, complain("train", "--config", SCENES, "--workdir", tmp_path / "run", word))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("use", [lambda _: bytearray(2**60), lambda _: jnp.zeros(2**50, jnp.uint8)])
+def test_training_that_does_not_fit_is_one_line(complain, monkeypatch, use) -> None:
+    """Neither Python nor XLA has so much."""
+    monkeypatch.setattr(commands, "train", use)
+    assert re.search(
+        r"train: out of memory \(.*\); lower config\.train\.batch_size or config\.data\.crop_size, or set config",
+        complain("train", "--config", SCENES, "--workdir", "x"),
+    )
 
 
 # Data.

@@ -50,7 +50,7 @@ def test_json_alone_is_printed(capsys) -> None:
 
 def test_size_stride_and_options(tmp_path) -> None:
     file = tmp_path / "summary.json"
-    words = ["--size", "65x97", "--output_stride", 8, "--option", "num_classes=3", "--option", "separable=True"]
+    words = ["--size", "65x97", "--output_stride", 8, "--option", "num_classes=3", "--option", "separable=true"]
     assert run("deeplabv3plus_tiny", *words, "--option", "aspp_rates=(2, 4)", "--json", file) == 0
     model = create_model("deeplabv3plus_tiny", num_classes=3, output_stride=8, separable=True, aspp_rates=(2, 4))
     assert json.loads(file.read_text()) == summarize(model, 65, 97).to_json()
@@ -100,7 +100,7 @@ def test_a_narrow_terminal_keeps_every_digit(capsys, monkeypatch) -> None:
         (["cascade_tiny", "--option", "num_classes=many"], "num_classes='many': give a whole number"),
         (["cascade_tiny", "--output_stride", "7"], "output_stride=7: choose 4, 8, 16 or 32"),
         (["cascade_tiny", "--output_stride", "0"], "output_stride=0"),
-        (["cascade_tiny", "--size", "33", "--json", "/no/such/folder/x.json"], "x.json: cannot be written"),
+        (["cascade_tiny", "--size", "33", "--json", "/dev/null/x.json"], "x.json: cannot be written"),
         ([], "required: NAME_OR_PATH"),
     ],
 )

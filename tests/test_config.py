@@ -51,6 +51,7 @@ def test_parse_arg_reads_flags_and_values_of_the_type_of_their_default() -> None
         ("dbug", "config argument 'dbug' is not known: did you mean debug"),
         ("step=3", "config argument 'step=3' is not known: did you mean steps"),
         ("steps=many", "config argument 'steps=many': give steps= a value of type int"),
+        ("debug=false", "config argument 'debug=false' is not known: did you mean debug"),
     ],
 )
 def test_parse_arg_refuses_other_words(arg, message) -> None:
@@ -133,6 +134,17 @@ def test_what_a_config_file_raises_for_its_argument_stays_one_line() -> None:
         load_config([f"{SCENES}:dbug"])
     with pytest.raises(UserError, match=r"config argument 'steps=x': give steps= a value of type int$"):
         load_config([f"--config={CONFIGS[0].parent}/camvid.py:steps=x"])
+    with pytest.raises(UserError, match=r"voc\.py:stage=3: config argument 'stage=3': give stage=1 or stage=2$"):
+        load_config([f"--config={CONFIGS[0].parent}/voc.py:stage=3"])
+
+
+@pytest.mark.parametrize(
+    ("line", "key"),
+    [('config.data = {"name": "scenes"}', "data.dir"), ("del config.train.seed", "train.seed")],
+)
+def test_a_config_file_that_drops_keys_is_a_user_error(tmp_path, line, key) -> None:
+    with pytest.raises(UserError, match=rf"there is no key config\.{key}; let get_config start from .*base\(\)$"):
+        load_config([file_of(tmp_path, ["config.unlock()", line])])
 
 
 @pytest.mark.parametrize("argument", ["--config=gone.py", "--config=gone.py:debug", "--config=", "--config=."])

@@ -38,6 +38,14 @@ def test_a_full_disk_leaves_the_old_file_alone(tmp_path: Path) -> None:
     assert file.read_bytes() == b"old" and os.listdir(file.parent) == ["a.bin"]
 
 
+def test_a_pipe_or_a_device_is_written_to_and_stays(tmp_path: Path) -> None:
+    os.mkfifo(pipe := tmp_path / "pipe")
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    write_whole(pipe, lambda file: file.write_bytes(b"whole"))
+    assert os.read(reader, 9) == b"whole" and pipe.is_fifo() and os.listdir(tmp_path) == ["pipe"]
+    os.close(reader)
+
+
 def test_a_folder_that_is_none_is_a_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot be written"):

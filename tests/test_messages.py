@@ -11,7 +11,7 @@ from deeplab_jax.config_keys import keys_of_sections
 
 ROOT = Path(__file__).resolve().parent.parent / "deeplab_jax"
 # Of Git, and words that stand for something.
-NOT_OURS = {"--porcelain", "--untracked-files", "--count"}
+NOT_OURS = {"--porcelain", "--untracked-files", "--error-unmatch", "--count"}
 
 
 def texts() -> Iterator[tuple[str, str]]:

@@ -31,3 +31,8 @@ def test_results_do_not_make_the_code_another_one(tmp_path: Path, monkeypatch: p
     for name, expected in zip(reversed(files), (clean, clean, f"{clean}-dirty"), strict=True):
         (tmp_path / name).write_text("2")
         assert provenance.git_commit() == expected, name
+    installed = tmp_path / ".venv/lib/site-packages/deeplab_jax/provenance.py"
+    installed.parent.mkdir(parents=True)
+    installed.touch()
+    monkeypatch.setattr(provenance, "__file__", str(installed))
+    assert provenance.git_commit() == "unknown"

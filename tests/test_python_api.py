@@ -378,6 +378,7 @@ def test_parts_of_another_kind_are_named(tmp_path) -> None:
     for wrong, words in (
         ({"sources": SOURCES[0]}, "sources: give two"),
         ({"sources": ("a", "b")}, "sources: 'a' is no source, it has no name; see deeplab_jax.data.source.Source"),
+        ({"sources": (SOURCES[0], MadeUp((), classes=3))}, "^sources: split .* classes .*; give both the same labels$"),
         ({"model": TinyBackbone()}, "model: TinyBackbone is no Segmenter"),
         ({"optimizer": 0.1}, "optimizer: float is none of optax"),
         ({"loss": "dice"}, "loss: 'dice' is no function"),

@@ -1,7 +1,6 @@
 """`evaluate` for a program."""
 
 import inspect
-from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,7 +82,8 @@ def evaluate(
             raise UserError("save_predictions=True: give the folder to write to, out=...")
         page = page_of(Path(out), source.labels, title=f"{split} of {source.name}")
         outputs = Outputs(Path(out), source.labels, page=page)
-        how["on_prediction"] = _both(prediction_writer(outputs), how.get("on_prediction"))
+        calls = [prediction_writer(outputs), *filter(None, [how.get("on_prediction")])]
+        how["on_prediction"] = lambda *seen: [call(*seen) for call in calls]
     if settings is not None:
         watch(settings.train.timeout)
     results = evaluator.evaluate(model, variables, source, protocol, split=split, **how)
@@ -151,15 +151,3 @@ def _no_data(given: Segmenter | str | Path) -> str:
         f"{given}: a model folder does not say which data to evaluate on; give --config configs/NAME.py (in Python: "
         "config= or source=)"
     )
-
-
-def _both(first: Callable[..., Any], second: Callable[..., Any] | None) -> Callable[..., Any]:
-    """Return a function that calls one function and then the other, if there is one."""
-    if second is None:
-        return first
-
-    def call(*args: Any) -> None:
-        first(*args)
-        second(*args)
-
-    return call

@@ -61,10 +61,6 @@ class Batches:
         mix = partial(mixed, seed=config.train.seed, crop_size=config.data.crop_size, more=more)
         self._mix = mix if more.mosaic or more.copy_paste else None
 
-    def __len__(self) -> int:
-        """The examples of the source."""
-        return len(self.source)
-
     def placed(self, start: int, *, stopped: Callable[[], bool]) -> Iterator[Any]:
         """Iterate over the batches of the steps after `start`, as global arrays, until `stopped` returns True.
 

@@ -39,7 +39,7 @@ class EventFile:
 
     Args:
       folder: created if it does not exist.
-      start: step after which the run resumes; TensorBoard hides what older files say of this step and later ones.
+      start: step after which the run resumes; TensorBoard hides what older files say of later ones.
 
     Raises:
       OSError: the file cannot be written; the methods raise it too.
@@ -50,8 +50,8 @@ class EventFile:
         name = f"events.out.tfevents.{time.time():.3f}.{socket.gethostname()}"
         self._records = RecordWriter(str(folder.absolute() / name))
         self._write(file_version="brain.Event:2")
-        if start:
-            self._write(step=start, session_log=SessionLog(status=SessionLog.START))
+        # It hides its own step, too, and does so from the second such record on. So the first file has one as well.
+        self._write(step=start + 1, session_log=SessionLog(status=SessionLog.START))
         self._records.flush()
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:

@@ -20,9 +20,6 @@ from deeplab_jax.train.step import Metrics
 Step = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
 
 
-# Steps that are not finite.
-
-
 def keep_finite(step: Step) -> Step:
     """Wrap a step so that it keeps the old state if the loss or the gradient's norm is not finite.
 
@@ -46,9 +43,6 @@ def is_finite(metrics: Metrics) -> bool:
 def describe_failure(number: int, metrics: Metrics) -> str:
     """Return `step 7: loss nan, gradient norm inf`."""
     return f"step {number}: loss {float(metrics['loss'])}, gradient norm {float(metrics['gradient_norm'])}"
-
-
-# Code around a step.
 
 
 @contextmanager

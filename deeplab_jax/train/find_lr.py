@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from deeplab_jax.config_values import check
 from deeplab_jax.data.faults import never
 from deeplab_jax.errors import UserError
-from deeplab_jax.files import write_json
+from deeplab_jax.files import write_json, write_whole
 from deeplab_jax.train.allocator import keep_freed_memory
 from deeplab_jax.train.batches import Batches
 from deeplab_jax.train.from_config import build_mesh, build_optimizer, build_step, model_for, open_split
@@ -150,13 +150,8 @@ def write_report(report: Report, folder: Path) -> Path:
     Raises:
       UserError: they cannot be written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / JSON, report)
-        _draw(report, folder / PICTURE)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror}); give another --out") from None
-    return folder / JSON
+    write_whole(folder / PICTURE, lambda file: _draw(report, file))
+    return write_whole(folder / JSON, lambda file: write_json(file, report))
 
 
 def _draw(report: Report, file: Path) -> None:

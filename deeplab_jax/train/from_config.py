@@ -64,10 +64,12 @@ def open_splits(config: ConfigDict, given: Given = NOTHING) -> tuple[ConfigDict,
     else:
         train, val = open_split(config, config.data.train_split), open_split(config, config.data.val_split)
     if train.labels.names != val.labels.names:
-        data = config.data.dir or config.data.name if given.sources is None else "sources"
+        data, fix = config.data.dir or config.data.name, "give all as config.data.options.class_names"
+        if given.sources is not None:
+            data, fix = "sources", "give both the same labels"
         raise UserError(
             f"{data}: split '{config.data.train_split}' has the classes {train.labels.names!r:.200}, "
-            f"and '{config.data.val_split}' has {val.labels.names!r:.200}; give all as config.data.options.class_names"
+            f"and '{config.data.val_split}' has {val.labels.names!r:.200}; {fix}"
         )
     if isinstance(train, PairSource) and isinstance(val, PairSource) and train.read_mask == val.read_mask:
         val = dataclasses.replace(val, read_mask=train.read_mask)  # It compares the palettes of both splits.

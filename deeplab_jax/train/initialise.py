@@ -33,7 +33,7 @@ COPY = re.compile(r"[^/]+/backbone/conv[678]_")
 
 
 def fresh_state(
-    initial: Callable[[jax.Array], TrainState],
+    initial: Callable[..., TrainState],
     shardings: TrainState,
     config: ConfigDict,
     *,
@@ -44,35 +44,37 @@ def fresh_state(
     """Return the state of step 0, on the devices in `shardings` (a tree with the same structure).
 
     Args:
-      initial: makes a state from a random key.
+      initial: `create_state` of a model and an optimizer.
       shardings: the place of each array.
       config: its seed, `init` and `init_scope` are used.
       model, images, say: see `initial_variables`.
     """
     # It runs once, so it is compiled quickly: a third of the time, the same numbers.
     hurry = {"xla_backend_optimization_level": 0}
-    state = jax.jit(initial, out_shardings=shardings, compiler_options=hurry)(jax.random.key(config.train.seed))
+    make, key = jax.jit(initial, out_shardings=shardings, compiler_options=hurry), jax.random.key(config.train.seed)
+    state = make(key)
     if not config.init:
         return state
-    return initial_variables(state, config.init, scope=config.init_scope, model=model, images=images, say=say)
+    fresh = state.variables()
+    return make(key, variables=initial_variables(fresh, config.init, config.init_scope, model, images=images, say=say))
 
 
 def initial_variables(
-    state: TrainState,
+    fresh: Variables,
     path: str,
-    *,
     scope: str,
     model: Segmenter,
+    *,
     images: Callable[[], jax.Array],
     say: Callable[[str], Any],
-) -> TrainState:
-    """Replace the fresh variables within a scope by those at `path`.
+) -> Variables:
+    """Return fresh variables, of which those within a scope are replaced by those at `path`.
 
     If the batch norms of those weights are folded into the convolutions and the new model has batch norms, these start
     as the identity, with the statistics of a few training images.
 
     Args:
-      state: a fresh state.
+      fresh: the random variables of `model`.
       path: model folder, run directory, or a name of published weights.
       scope: "all", "all_but_classifier" (for other classes) or "backbone". Within it, every tensor must exist and fit.
         The only exception are the cascade's copies of block 4, which start fresh if the weights have none.
@@ -85,7 +87,6 @@ def initial_variables(
     """
     if scope not in SCOPES:
         raise UserError(f"config.init_scope={scope!r}: {did_you_mean(scope, SCOPES)}")
-    fresh = {"params": state.params, **({"batch_stats": state.batch_stats} if state.batch_stats else {})}
     flat = flatten_variables(fresh)
     wanted = {name: value for name, value in flat.items() if SCOPES[scope](name)}
     source, variables, _ = load(path)
@@ -103,15 +104,13 @@ def initial_variables(
         found = {name: value for name, value in found.items() if name not in biases} | norms
     compare(wanted, found, source=path)
     placed = {name: jax.device_put(found[name], value.sharding) for name, value in wanted.items()}
-    merged = unflatten_dict({**flat, **placed}, sep="/")
     say(f"initialised {len(placed)} of {len(flat)} tensors from {path} (scope {scope})")
     if copies:
         say(f"it has no copies of block 4: {len(copies)} tensors of those start fresh")
     if norms:
         count = len({name.split("/", 1)[1].rsplit("/", 1)[0] for name in norms})
         say(f"its batch norms were folded away: {count} new ones start as the identity")
-    average = None if state.ema_params is None else jax.tree.map(lambda x: x.copy(), merged["params"])
-    return state.replace(params=merged["params"], batch_stats=merged.get("batch_stats", {}), ema_params=average)
+    return unflatten_dict({**flat, **placed}, sep="/")
 
 
 Statistics = dict[str, tuple[jax.Array, jax.Array]]

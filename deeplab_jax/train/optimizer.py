@@ -8,7 +8,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import flax
 import jax
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -180,7 +179,7 @@ def stage_factors(paths: Sequence[str], decay: float) -> Mapping[str, float]:
 def _scale_by(factors: Mapping[str, float]) -> optax.GradientTransformation:
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         # Frozen parameters are masked nodes here, without leaves.
-        flat = flatten_dict(flax.core.unfreeze(updates), sep="/")
+        flat = flatten_dict(updates, sep="/")
         scaled = {path: jax.tree.map(lambda u, f=factors[path]: u * f, update) for path, update in flat.items()}
         return unflatten_dict(scaled, sep="/"), state
 
@@ -188,7 +187,7 @@ def _scale_by(factors: Mapping[str, float]) -> optax.GradientTransformation:
 
 
 def _paths(params: Any) -> list[str]:
-    return list(flatten_dict(flax.core.unfreeze(params), sep="/"))
+    return list(flatten_dict(params, sep="/"))
 
 
 def matches(patterns: Sequence[str], path: str) -> bool:

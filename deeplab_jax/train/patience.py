@@ -28,7 +28,7 @@ def with_steps(config: ConfigDict, examples: int) -> ConfigDict:
         return config
     config = config.copy_and_resolve_references()
     # As decimal fractions: in floating point 1.1 epochs of 10 images are more than 11.
-    steps = math.ceil(Fraction(str(config.train.epochs)) * examples / max(config.train.batch_size, 1))
+    steps = math.ceil(Fraction(str(config.train.epochs)) * examples / config.train.batch_size)
     if not 1 <= steps < 2**31:
         raise UserError(
             f"config.train.epochs={config.train.epochs:g}: {steps} steps of {config.train.batch_size} for {examples} "
@@ -85,13 +85,13 @@ def last_evaluation(file: Path) -> dict[str, Any]:
     return found
 
 
-def read_mious(file: Path, *, until: int) -> list[str]:
-    """Return `step mIoU` for each evaluated step up to `until`, by the record of a run, `metrics.jsonl`.
+def read_mious(file: Path, *, until: int) -> list[tuple[int, float]]:
+    """Return the number and the mIoU of each evaluated step up to `until`, by the record of a run, `metrics.jsonl`.
 
     What cannot be read there counts as not evaluated. An evaluation without any labelled pixel counts as 0.
     """
     evaluated = [record for record in _evaluations(file) if record["step"] <= until]
-    return [f"{record['step']} {float(record.get('val/miou', 0.0))!r}" for record in evaluated]
+    return [(record["step"], float(record.get("val/miou", 0.0))) for record in evaluated]
 
 
 def _evaluations(file: Path) -> list[dict[str, Any]]:

@@ -35,12 +35,12 @@ class Program(NamedTuple):
     """The training program of a configuration.
 
     Attributes:
-      initial: makes the first state from a key.
+      initial: `create_state` of the model and the optimizer.
       shardings: the place of each array of the state.
       step: the jitted step of (state, batch), which takes the state's memory.
     """
 
-    initial: Callable[[jax.Array], TrainState]
+    initial: Callable[..., TrainState]
     shardings: TrainState
     step: Any
 

@@ -23,9 +23,10 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.train.faults import describe_failure
 from deeplab_jax.train.from_config import build_optimizer, build_step
 from deeplab_jax.train.given import require_named
+from deeplab_jax.train.program import build_program
 from deeplab_jax.train.run import BATCH_FILE
-from deeplab_jax.train.sharding import check_batch_size, check_crop_size, make_mesh, place_batch, state_shardings
-from deeplab_jax.train.state import create_state, restore
+from deeplab_jax.train.sharding import check_batch_size, check_crop_size, make_mesh, place_batch
+from deeplab_jax.train.state import restore
 from deeplab_jax.train.workdir import CONFIG_FILE
 from deeplab_jax.weights.folder import CHECKPOINTS, read_description
 
@@ -83,18 +84,16 @@ def replay(folder: str | Path) -> Replay:
     check_batch_size(t.batch_size, t.accumulate, mesh)
     check_crop_size(size, model.output_stride, mesh)
 
-    optimizer, _ = build_optimizer(config, model)
-    initial = partial(create_state, model=model, optimizer=optimizer, size=size, ema=t.ema_decay > 0)
-    with Checkpoints(folder / CHECKPOINTS, read_only=True) as checkpoints:
-        before = checkpoints.find("newest")
-        shardings = state_shardings(jax.eval_shape(initial, jax.random.key(0)), mesh, split=False)
-        state = restore(checkpoints, before, initial, shardings)
-    rows: dict[int, tuple[str, np.ndarray]] = {}
     # An optimizer whose state becomes the gradient; up to there the step computes the same as in training.
     keep_gradient = optax.GradientTransformation(
         lambda params: (), lambda gradient, state, params=None: (params, gradient)
     )
-    step = build_step(config, model, keep_gradient)
+    step, (optimizer, _) = build_step(config, model, keep_gradient), build_optimizer(config, model)
+    initial, shardings, _ = build_program(config, model, mesh, optimizer, step)
+    with Checkpoints(folder / CHECKPOINTS, read_only=True) as checkpoints:
+        before = checkpoints.find("newest")
+        state = restore(checkpoints, before, initial, shardings)
+    rows: dict[int, tuple[str, np.ndarray]] = {}
     with nn.intercept_methods(partial(_tap, rows, itertools.count())):
         after, metrics = jax.jit(step)(state, place_batch(batch, mesh))
         jax.block_until_ready(metrics)

@@ -16,7 +16,7 @@ from rich.console import Console
 from deeplab_jax.checkpoint import METRIC, Checkpoints
 from deeplab_jax.config import state_val_rule, to_plain
 from deeplab_jax.data.source import Source
-from deeplab_jax.distributed import is_first, listed, together, watch, whole
+from deeplab_jax.distributed import gathered, is_first, together, watch, whole
 from deeplab_jax.errors import UserError
 from deeplab_jax.files import write_json
 from deeplab_jax.models.segmenter import Segmenter
@@ -112,14 +112,14 @@ class Run:
         """
         self.start, self.model, self.info = start, model, model_info(source)
         self._schedule = jax.jit(schedule)  # One small program, not one for each of its operations.
-        evaluated: list[str] = []
+        evaluated: list[tuple[int, float]] = []
         with together():
             if is_first():
                 record_start(self.workdir, self.config)
                 write_description(self.workdir, model, self.info, named=not is_own(self.config, "model"))
                 with recording(self.workdir):
                     evaluated = read_mious(self.workdir / METRICS_FILE, until=start)
-        mious = {int(step): float(miou) for step, miou in map(str.split, listed(evaluated))}
+        mious = dict(gathered(evaluated))
         self._evaluations = Evaluations(mious, patience=self.settings.patience, steps=self.settings.steps)
         if start >= self.settings.steps and not self.lacks_evaluation(start):
             self.say(f"{self.workdir}: already trained for {start} of {self.settings.steps} steps; nothing to do")
@@ -179,11 +179,10 @@ class Run:
 
     def save(self, number: int, state: TrainState, results: dict[str, Any] | None = None) -> None:
         """Save a checkpoint, with the results of its evaluation if there was one; then call `on_evaluation`."""
-        if results is not None:
-            self._evaluations.add(number, kept_metrics(results)[METRIC])
-        self.checkpoints.save(
-            number, state.variables(), state.extra(), metrics=None if results is None else kept_metrics(results)
-        )
+        metrics = None if results is None else kept_metrics(results)
+        if metrics is not None:
+            self._evaluations.add(number, metrics[METRIC])
+        self.checkpoints.save(number, state.variables(), state.extra(), metrics=metrics)
         self.clock.restart()  # Only steps and waiting for data count.
         if results is not None:
             self._after_evaluation(number, results)

@@ -103,7 +103,7 @@ def check_batch_size(batch_size: int, accumulate: int, mesh: Mesh) -> None:
     """Raise a UserError if a batch does not split evenly over micro-batches and devices."""
     devices = mesh.shape[DATA]
     parts = accumulate * devices
-    if batch_size < 1 or batch_size % parts:
+    if batch_size % parts:
         nearest = max(parts, round(batch_size / parts) * parts)
         raise UserError(
             f"config.train.batch_size={batch_size} does not split over {accumulate} micro-batches on {devices} "

@@ -45,16 +45,25 @@ class TrainState(flax.struct.PyTreeNode):
 
 
 def create_state(
-    key: jax.Array, *, model: Segmenter, optimizer: optax.GradientTransformation, size: tuple[int, int], ema: bool
+    key: jax.Array,
+    *,
+    model: Segmenter,
+    optimizer: optax.GradientTransformation,
+    size: tuple[int, int],
+    ema: bool,
+    variables: Variables | None = None,
 ) -> TrainState:
-    """Initialise the state of a model for images of `size`; run it under `jit` (or `eval_shape`).
+    """Return the state of step 0 with these variables, or with random ones; run it under `jit` (or `eval_shape`).
 
-    Taps of atrous kernels that read only padding at that size start at zero; see `analysis.padding_taps`.
+    Random variables are for images of `size`: taps of atrous kernels that read only padding there start at zero; see
+    `analysis.padding_taps`.
     """
-    watcher = Watcher()
-    with watcher.watch():
-        variables = model.init({"params": key}, jnp.zeros((1, *size, model.in_channels), jnp.float32), train=False)
-    params = zero_unreached(variables["params"], watcher.calls)
+    if variables is None:
+        watcher, images = Watcher(), jnp.zeros((1, *size, model.in_channels), jnp.float32)
+        with watcher.watch():
+            fresh = model.init({"params": key}, images, train=False)
+        variables = {**fresh, "params": zero_unreached(fresh["params"], watcher.calls)}
+    params = variables["params"]
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,

@@ -474,6 +474,13 @@ def test_explicit_places_are_read() -> None:
     }
 
 
+def test_lines_with_names_of_no_encoding_reach_the_other_processes(monkeypatch) -> None:
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(distributed.multihost_utils, "process_allgather", lambda x, **_: np.stack([x, x]))
+    lines = [os.fsdecode(b"\xff.png"), "\u00e4"]
+    assert distributed.listed(lines) == 2 * lines
+
+
 def test_a_process_on_its_own_agrees_with_itself() -> None:
     counts = np.asarray([[2**40, 1]])
     assert distributed.is_first() and distributed.largest(3) == 3

@@ -1,14 +1,18 @@
 """Starting from weights that exist: what each scope takes, and what has to fit."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.catalog import create_model
-from deeplab_jax.train.initialise import initial_variables
-from deeplab_jax.train.state import TrainState
+from deeplab_jax.train.initialise import fresh_state, initial_variables
+from deeplab_jax.train.sharding import make_mesh, state_shardings
+from deeplab_jax.train.state import create_state
 from deeplab_jax.weights.folder import flatten_variables, save
 from tests.support.tiny import make_variables, run_training, tiny_config, tiny_model, tiny_models
 
@@ -19,33 +23,24 @@ def models():
         yield
 
 
-def make_state(variables, *, ema=False):
-    params = jax.tree.map(jnp.zeros_like, variables["params"])
-    batch_stats = jax.tree.map(jnp.zeros_like, variables["batch_stats"])
-    return TrainState(
-        step=jnp.zeros((), jnp.int32),
-        params=params,
-        batch_stats=batch_stats,
-        opt_state=(),
-        ema_params=jax.tree.map(jnp.copy, params) if ema else None,
-    )
+def zeros(variables):
+    """Fresh variables, all zero, of the shapes of others, and in the order of a state's."""
+    return {name: jax.tree.map(jnp.zeros_like, variables[name]) for name in ("params", "batch_stats")}
 
 
-def start(state, path, *, scope, say=lambda text: None, model=None, images=None):
+def start(fresh, path, *, scope, say=lambda text: None, model=None, images=None):
     """`initial_variables`, of which most tests need no images, and of the model only its number of channels."""
     model = create_model("cascade_tiny") if model is None else model
-    return initial_variables(state, str(path), scope=scope, say=say, model=model, images=images)
+    return initial_variables(fresh, str(path), scope, model, say=say, images=images)
 
 
-def taken(state, source):
+def taken(variables, source):
     """The names of the tensors that are the source's."""
-    flat = flatten_variables({"params": state.params, "batch_stats": state.batch_stats})
-    source = flatten_variables(source)
+    flat, source = flatten_variables(variables), flatten_variables(source)
     return {name for name in flat if name in source and np.array_equal(flat[name], source[name])}
 
 
-@pytest.mark.parametrize("ema", [False, True])
-def test_scopes(tmp_path, ema) -> None:
+def test_scopes(tmp_path) -> None:
     model, variables = tiny_model("cascade_tiny", aux_head=True)
     # No tensor is all zeros, as fresh biases and means are.
     variables = jax.tree.map(lambda x: x + 1.5, variables)
@@ -58,24 +53,37 @@ def test_scopes(tmp_path, ema) -> None:
         "backbone": {name for name in names if "/backbone/" in name},
     }
     for scope, wanted in expected.items():
-        state = start(make_state(variables, ema=ema), tmp_path, scope=scope, say=said.append)
-        assert taken(state, variables) == wanted, scope
+        assert taken(start(zeros(variables), tmp_path, scope=scope, say=said.append), variables) == wanted, scope
         assert f"initialised {len(wanted)} of {len(names)} tensors from {tmp_path} (scope {scope})" == said[-1]
-        if ema:
-            jax.tree.map(np.testing.assert_array_equal, state.ema_params, state.params)
-            # Both are donated to the step, so they may not share memory.
-            assert state.ema_params["backbone"] is not state.params["backbone"]
     assert expected["backbone"] < names
+
+
+def test_the_whole_state_starts_from_the_weights(tmp_path) -> None:
+    """Also what an optimizer remembers of the first parameters, as Prodigy and schedule-free ones do."""
+    model, variables = tiny_model("cascade_tiny")
+    save(tmp_path, model, variables, {})
+    remembers = optax.GradientTransformation(lambda params: params, lambda *_: None)
+    initial = partial(create_state, model=model, optimizer=remembers, size=(33, 33), ema=True)
+    shardings = state_shardings(jax.eval_shape(initial, jax.random.key(0)), make_mesh(1), split=False)
+    config, note = tiny_config(init=str(tmp_path)), lambda text: None
+    state = fresh_state(initial, shardings, config, model=model, images=None, say=note)
+    jax.tree.map(np.testing.assert_array_equal, state.variables(), variables)
+    kept = (state.params, state.ema_params, state.opt_state)
+    for tree in kept:
+        jax.tree.map(np.testing.assert_array_equal, tree, variables["params"])
+    # All are donated to the step, so they may not share memory.
+    places = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(kept)]
+    assert len(set(places)) == len(places)
 
 
 def test_other_classes_fit_all_but_the_classifier(tmp_path) -> None:
     model, variables = tiny_model("cascade_tiny", num_classes=7)
     save(tmp_path, model, variables, {})
     _, other = tiny_model("cascade_tiny", num_classes=3)
-    state = make_state(other)
+    fresh = zeros(other)
     with pytest.raises(UserError, match=r"params/classifier/bias is \(7,\), the model has \(3,\).*same architecture"):
-        start(state, tmp_path, scope="all")
-    start(state, tmp_path, scope="all_but_classifier")
+        start(fresh, tmp_path, scope="all")
+    start(fresh, tmp_path, scope="all_but_classifier")
 
 
 def test_missing_tensors_unknown_scopes_and_missing_folders_are_user_errors(tmp_path) -> None:
@@ -83,11 +91,11 @@ def test_missing_tensors_unknown_scopes_and_missing_folders_are_user_errors(tmp_
     save(tmp_path, model, variables, {})
     _, batch = tiny_model("cascade_tiny")
     with pytest.raises(UserError, match=r"missing params/backbone/.*norm"):
-        start(make_state(batch), tmp_path, scope="backbone")
+        start(zeros(batch), tmp_path, scope="backbone")
     with pytest.raises(UserError, match=r"config\.init_scope='bakbone': did you mean backbone"):
-        start(make_state(batch), tmp_path, scope="bakbone")
+        start(zeros(batch), tmp_path, scope="bakbone")
     with pytest.raises(UserError, match="gone: no such folder"):
-        start(make_state(batch), tmp_path / "gone", scope="all")
+        start(zeros(batch), tmp_path / "gone", scope="all")
 
 
 def test_a_cascade_starts_from_a_plain_network(tmp_path) -> None:
@@ -96,12 +104,12 @@ def test_a_cascade_starts_from_a_plain_network(tmp_path) -> None:
     save(tmp_path, model, variables, {})
     _, longer = tiny_model("cascade_resnet18", width=0.125, last_block=6)
     said = []
-    state = start(make_state(longer), tmp_path, scope="backbone", say=said.append)
-    assert taken(state, variables) == {name for name in flatten_variables(variables) if "/backbone/" in name}
+    started = start(zeros(longer), tmp_path, scope="backbone", say=said.append)
+    assert taken(started, variables) == {name for name in flatten_variables(variables) if "/backbone/" in name}
     copies = [name for name in flatten_variables(longer) if "/backbone/conv6_" in name or "/backbone/conv7_" in name]
     assert said[-1] == f"it has no copies of block 4: {len(copies)} tensors of those start fresh"
     with pytest.raises(UserError, match="missing params/backbone/conv6_unit1"):
-        start(make_state(longer), tmp_path, scope="all_but_classifier")
+        start(zeros(longer), tmp_path, scope="all_but_classifier")
 
 
 def test_folded_norms_come_back_as_the_identity(tmp_path) -> None:
@@ -111,15 +119,15 @@ def test_folded_norms_come_back_as_the_identity(tmp_path) -> None:
     model, fresh = tiny_model("cascade_tiny")
     images = jnp.asarray(np.random.default_rng(0).normal(size=(3, 33, 33, 3)), jnp.float32)
     said = []
-    state = start(make_state(fresh), tmp_path, scope="all", model=model, images=lambda: images, say=said.append)
+    started = start(zeros(fresh), tmp_path, scope="all", model=model, images=lambda: images, say=said.append)
     expected = folded.apply(variables, images, train=False)
     for train in (False, True):
-        ours, _ = model.apply(state.variables(), images, train=train, mutable=["batch_stats"])
+        ours, _ = model.apply(started, images, train=train, mutable=["batch_stats"])
         np.testing.assert_allclose(ours, expected, atol=2e-5 * np.abs(expected).max())
     count = len([name for name in flatten_variables(fresh) if name.endswith("norm/batch/scale")])
     assert said[-1] == f"its batch norms were folded away: {count} new ones start as the identity"
     # Elsewhere they are norms like any other: their statistics are not 0 and 1.
-    other, _ = model.apply(state.variables(), 2 * images, train=True, mutable=["batch_stats"])
+    other, _ = model.apply(started, 2 * images, train=True, mutable=["batch_stats"])
     assert np.abs(other - folded.apply(variables, 2 * images, train=False)).max() > 1e-2 * np.abs(expected).max()
 
 
@@ -129,15 +137,15 @@ def test_a_stem_of_three_channels_starts_one_of_four(tmp_path) -> None:
     save(tmp_path, model, variables, {})
     wide, fresh = tiny_model("cascade_tiny", in_channels=4)
     said = []
-    state = start(make_state(fresh), tmp_path, scope="all", model=wide, say=said.append)
+    started = start(zeros(fresh), tmp_path, scope="all", model=wide, say=said.append)
     assert said[0] == (
         f"{tmp_path}: the first convolution took 3 channels; for 4 it starts from its kernels in turn, times 3/4"
     )
     kernel = variables["params"]["backbone"]["stem"]["conv"]["kernel"]
-    found = state.params["backbone"]["stem"]["conv"]["kernel"]
+    found = started["params"]["backbone"]["stem"]["conv"]["kernel"]
     np.testing.assert_allclose(found, 0.75 * kernel[:, :, jnp.asarray([0, 1, 2, 0])], rtol=1e-6)
     untouched = flatten_variables(variables).keys() - {"params/backbone/stem/conv/kernel"}
-    assert taken(state, variables) == untouched
+    assert taken(started, variables) == untouched
     with pytest.raises(UserError, match=r"channels=\(0, 1\): 2 bands for a network of 4 channels"):
         tiny_model("cascade_tiny", in_channels=4, channels=(0, 1))
 
@@ -147,10 +155,10 @@ def test_folded_norms_come_back_for_more_channels(tmp_path) -> None:
     save(tmp_path, folded, variables, {})
     model, fresh = tiny_model("cascade_tiny", in_channels=6)
     images = jnp.asarray(np.random.default_rng(0).normal(size=(3, 33, 33, 6)), jnp.float32)
-    state = start(make_state(fresh), tmp_path, scope="all", model=model, images=lambda: images)
+    started = start(zeros(fresh), tmp_path, scope="all", model=model, images=lambda: images)
     # Six channels are the three old ones twice, each with half the weight.
     expected = folded.apply(variables, (images[..., :3] + images[..., 3:]) / 2, train=False)
-    ours = model.apply(state.variables(), images, train=False)
+    ours = model.apply(started, images, train=False)
     np.testing.assert_allclose(ours, expected, atol=2e-5 * np.abs(expected).max())
 
 

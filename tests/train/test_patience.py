@@ -104,7 +104,7 @@ def test_the_record_is_read_up_to_a_step(tmp_path) -> None:
         '{"step": 15, "val/mi',
     ]
     file.write_text("\n".join(lines))
-    assert read_mious(file, until=9) == ["3 0.1", "6 0.0", "4 0.0", "9 0.30000000000000004"]
+    assert read_mious(file, until=9) == [(3, 0.1), (6, 0.0), (4, 0.0), (9, 0.30000000000000004)]
     assert last_evaluation(file) == {"step": 12, "miou": 0.3, "seconds": 1.0, "per_class": []}
     assert [record["step"] for record in records(file)] == [1, 3, 6, 4, 5, 5, 5, 9, 12]
     text = json.dumps({"step": 3, "train/loss": 0.1 + 0.2, "val/iou/\u00e4 ": 1e-300})

@@ -267,7 +267,7 @@ def test_a_damaged_record_is_named(tmp_path, content) -> None:
         ({"train.ema_decay": 1.0}, r"config\.train\.ema_decay=1\.0"),
         ({"train.ema_debias": True}, r"there is no average; set config\.train\.ema_decay=0\.999 too"),
         ({"train.epochs": -1.0}, r"config\.train\.epochs=-1\.0: give 0 to 1000000"),
-        ({"train.epochs": 1.0, "train.batch_size": 0}, "batch_size=0 does not split"),
+        ({"train.epochs": 1.0, "train.batch_size": 0}, "batch_size=0: give at least 1"),
         ({"train.patience": -1}, r"config\.train\.patience=-1: give 0 or more"),
         ({"optimizer.schedule": "polly"}, r"config\.optimizer\.schedule='polly': did you mean poly"),
         ({"train.batch_size": 3, "train.accumulate": 2}, "batch_size=3 does not split over 2 .* on 1 devices; use 4"),

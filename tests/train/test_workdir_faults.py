@@ -226,8 +226,9 @@ def test_a_record_that_cannot_be_begun_or_ended_is_a_line(tmp_path) -> None:
     assert writers._events._records._writer.closed
 
 
-def test_events_are_the_records_that_tensorboard_reads(tmp_path) -> None:
-    with Writers(tmp_path, start=3, steps=9, console=quiet()) as writers:
+@pytest.mark.parametrize("start", [0, 3])
+def test_events_are_the_records_that_tensorboard_reads(tmp_path, start) -> None:
+    with Writers(tmp_path, start=start, steps=9, console=quiet()) as writers:
         writers.scalars(4, {"loss": 0.5, "speed": 2.0}, prefix="train")
     (file,) = (tmp_path / "tensorboard").glob("events.out.tfevents.*")
     events = []
@@ -237,7 +238,8 @@ def test_events_are_the_records_that_tensorboard_reads(tmp_path) -> None:
             assert (check, stream.read(4)) == tuple(struct.pack("<I", masked_crc32c(part)) for part in (head, content))
             events.append(Event.FromString(content))
     assert events[0].file_version == "brain.Event:2"
-    assert (events[1].step, events[1].session_log.status) == (3, SessionLog.START)
+    # The first step that TensorBoard hides in older files.
+    assert (events[1].step, events[1].session_log.status) == (start + 1, SessionLog.START)
     assert [(event.step, event.summary.value[0].tag, event.summary.value[0].simple_value) for event in events[2:]] == [
         (4, "train/loss", 0.5),
         (4, "train/speed", 2.0),
