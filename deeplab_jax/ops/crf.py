@@ -146,10 +146,9 @@ def _mean_field(probabilities: jax.Array, image: jax.Array, mask: jax.Array, crf
 
 
 class _Points(NamedTuple):
-    """Return positions `[..., 2]` and colours `[..., 3]`.
+    """Positions `[..., 2]` in pixels and colours `[..., 3]` in levels.
 
-    They are whole pixels and levels, so that squared distances of pixels are exact in float32 (up to 2,800 pixels a
-    side).
+    Both are whole numbers, so squared distances of pixels are exact in float32 (up to 2,800 pixels a side).
     """
 
     position: jax.Array

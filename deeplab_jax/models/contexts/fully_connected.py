@@ -49,7 +49,8 @@ class FullyConnected(nn.Module):
 
 class LargeFOV(FullyConnected):
     """DeepLabv1's fc6 and fc7 (arXiv 1412.7062, sec. 3.1 and 5): subsampled to 3x3 and 1024 channels, with rate 12 at
-    output stride 8.
+    output stride 8. The authors' Caffe network averages pool5 over 3x3 samples before fc6. The paper does not, and
+    neither does this network.
 
     Attributes: those of `FullyConnected`.
     """
