@@ -381,9 +381,9 @@ def test_widths_round_to_multiples_of_8(channels: int, width: float, expected: i
         (
             "deeplabv3_resnet18",
             {"multi_grid": (1, 2, 4)},
-            "multi_grid=(1, 2, 4): this backbone's last block has 2 units",
+            "multi_grid=(1, 2, 4): the last block has 2 units",
         ),
-        ("deeplabv3_resnet50", {"multi_grid": (1, 0, 4)}, "rates of at least 1"),
+        ("deeplabv3_resnet50", {"multi_grid": (1, 1.5, 4)}, "rates of at least 1"),
         ("deeplabv3_mobilenet_v2", {"multi_grid": (1, 2, 4)}, "option 'multi_grid' has no meaning"),
         ("deeplabv3_resnet18", {"first_unit_rate": "stge"}, "first_unit_rate='stge': did you mean stage?"),
         ("cascade_resnet50", {"last_block": 8}, "last_block=8"),

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from deeplab_jax.errors import UserError
-from deeplab_jax.models.layers import PADDINGS, ConvNorm, Features, LayerSettings, check_choices, parameter
+from deeplab_jax.models.layers import PADDINGS, CheckedModule, ConvNorm, Dropout, Features, LayerSettings, parameter
 from deeplab_jax.ops.transposed import conv_transpose2d
 
 # As published, 572 pixels become 388: 16 b + 124 become 16 b - 60, with b samples at the bottom before its
@@ -39,7 +39,7 @@ class UpConvolution(nn.Module):
         return x + bias.astype(dtype)[None, None, None]
 
 
-class UNetDecoder(nn.Module):
+class UNetDecoder(CheckedModule):
     """From the deepest features to the finest: double the size, concatenate the skip, convolve twice.
 
     Attributes:
@@ -64,7 +64,6 @@ class UNetDecoder(nn.Module):
     settings: LayerSettings = LayerSettings()
 
     def __post_init__(self) -> None:
-        check_choices(self)
         if len(self.skips) != len(self.decoder_channels):
             raise UserError(
                 f"decoder_channels={self.decoder_channels}: one number for each of the {len(self.skips)} skips "
@@ -87,7 +86,7 @@ class UNetDecoder(nn.Module):
         """Return `[N, h', w', decoder_channels[-1]]` at the resolution of the last skip, or of the images if the last
         step has none, for the deepest features `[N, h, w, C]`.
         """
-        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        x = Dropout(self.dropout, deterministic=not train)(x)
         stride = features["context"][1]
         for index, (name, channels) in enumerate(zip(self.skips, self.decoder_channels, strict=True)):
             if name and name not in features:

@@ -154,7 +154,7 @@ def test_a_unit_by_hand() -> None:
         "project": {"conv": {"kernel": jnp.full((1, 1, 1, 1), 6.0), "bias": jnp.zeros(1)}},
     }
     x = jnp.asarray([3, 1, -4], jnp.float32).reshape(1, 1, 3, 1)
-    np.testing.assert_allclose(unit.apply({"params": params}, x, train=False).ravel(), [21, 5, -4], rtol=1e-6)
+    np.testing.assert_allclose(unit.apply({"params": params}, x, train=False)[0].ravel(), [21, 5, -4], rtol=1e-6)
 
 
 def relative_differences(network: nn.Module, variables: Any) -> dict[str, float]:

@@ -77,7 +77,7 @@ def test_logits_have_the_stride_of_conv3(output_stride: int, side: int) -> None:
     assert logits.shape == (1, side, side, 3)
 
 
-@pytest.mark.parametrize("options", [{"context_channels": 0}, {"aspp_channels": 8}, {"multi_grid": (1, 2, 4)}])
+@pytest.mark.parametrize("options", [{"aspp_channels": 8}, {"multi_grid": (1, 2, 4)}])
 def test_what_has_no_meaning_is_refused(options: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=next(iter(options))):
         create_model(NAME, **options)
