@@ -25,7 +25,11 @@ def next_valid_side(side: int) -> int:
 
 
 class UpConvolution(nn.Module):
-    """A transposed 2x2 convolution of stride 2, which doubles the size of a map; parameters as in `Conv`."""
+    """A transposed 2x2 convolution of stride 2, which doubles the size of a map; parameters as in `Conv`.
+
+    Each pixel of the result sees one tap. So the N of the paper's initial deviation, sqrt(2 / N) (sec. 3), is the number
+    of input channels alone.
+    """
 
     features: int
     settings: LayerSettings = LayerSettings()
@@ -33,7 +37,8 @@ class UpConvolution(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         dtype = jnp.dtype(self.settings.dtype)
-        kernel = parameter(self, "kernel", nn.initializers.he_normal(), (2, 2, x.shape[-1], self.features))
+        init = nn.initializers.he_normal(batch_axis=(0, 1))
+        kernel = parameter(self, "kernel", init, (2, 2, x.shape[-1], self.features))
         bias = parameter(self, "bias", nn.initializers.zeros, (self.features,))
         x = conv_transpose2d(x.astype(dtype), kernel.astype(dtype), stride=2)
         return x + bias.astype(dtype)[None, None, None]

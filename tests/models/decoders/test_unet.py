@@ -62,6 +62,11 @@ def test_as_published_572_pixels_become_388(shapes_of: Any) -> None:
     }  # fmt: skip
 
 
+def test_up_convolutions_start_with_the_deviation_of_the_paper() -> None:
+    kernel = UpConvolution(128).init(jax.random.key(0), jnp.zeros((1, 1, 1, 64)))["params"]["kernel"]
+    assert float(jnp.std(kernel)) == pytest.approx(np.sqrt(2 / 64), rel=0.03)
+
+
 @pytest.mark.parametrize("size", [(33, 33), (47, 34), (65, 97)])
 @pytest.mark.parametrize("name", ["unet", "unet_resnet18"])
 def test_padded_logits_have_the_size_of_any_image(name: str, size: tuple[int, int], shapes_of: Any) -> None:
