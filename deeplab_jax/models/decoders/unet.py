@@ -27,8 +27,8 @@ def next_valid_side(side: int) -> int:
 class UpConvolution(nn.Module):
     """A transposed 2x2 convolution of stride 2, which doubles the size of a map; parameters as in `Conv`.
 
-    Each pixel of the result sees one tap. So the N of the paper's initial deviation, sqrt(2 / N) (sec. 3), is the number
-    of input channels alone.
+    Each pixel of the result sees one tap. So N in the paper's initial deviation, sqrt(2 / N) (sec. 3), is the number of
+    input channels.
     """
 
     features: int
