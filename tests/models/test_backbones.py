@@ -15,6 +15,7 @@ from deeplab_jax.models.backbones.inverted_residual import scale_channels
 from deeplab_jax.models.backbones.resnet import Unit
 from deeplab_jax.models.catalog import build_part, create_model
 from deeplab_jax.models.layers import LayerSettings
+from tests.support.traces import parameter_count
 
 DIRECT = LayerSettings(lowering="direct")
 # Thin enough to be quick; the structure is that of the full network.
@@ -24,10 +25,6 @@ THIN = {"resnet18": 1 / 16, "resnet34": 1 / 16, "resnet50": 1 / 16, "resnet101":
 def backbone(name: str, settings: LayerSettings = DIRECT, **options: Any) -> nn.Module:
     entry = BACKBONES[name]
     return build_part(entry.module, {**entry.defaults, **options}, settings=settings)
-
-
-def parameter_count(tree: Any) -> int:
-    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
 
 
 def spatial_convolutions(network: nn.Module, output_stride: int, find: Any, shapes_of: Any) -> list[Any]:

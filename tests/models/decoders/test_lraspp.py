@@ -1,6 +1,5 @@
 """Lite R-ASPP: torchvision's count, and the gate, the resize and the sum by hand."""
 
-import math
 from typing import Any
 
 import jax
@@ -13,6 +12,7 @@ from deeplab_jax.models.catalog import create_model
 from deeplab_jax.models.decoders.lraspp import LiteRASPP
 from deeplab_jax.models.layers import LayerSettings
 from deeplab_jax.models.segmenter import abstract_variables
+from tests.support.traces import parameter_count
 
 NAME = "lraspp_mobilenet_v3_large"
 BARE = LayerSettings(norm="none", align_corners=False)
@@ -20,7 +20,7 @@ BARE = LayerSettings(norm="none", align_corners=False)
 
 def test_parameter_count_of_torchvision() -> None:
     params = abstract_variables(create_model(NAME))["params"]
-    assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)) == 3_221_538
+    assert parameter_count(params) == 3_221_538
     head = {
         "/".join(key.key for key in path): leaf.shape for path, leaf in jax.tree.leaves_with_path(params["decoder"])
     }

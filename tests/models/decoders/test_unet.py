@@ -11,12 +11,9 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.models.catalog import create_model
 from deeplab_jax.models.decoders.unet import UNetDecoder, UpConvolution, centre_crop, extend_by_mirroring
 from tests.support.kernels import pass_through
+from tests.support.traces import parameter_count
 
 TINY = {"width": 1 / 64, "decoder_channels": (1, 1, 1, 1), "num_classes": 1}
-
-
-def parameter_count(tree: Any) -> int:
-    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
 
 
 def follow(source: int, shapes: Any) -> Any:
