@@ -139,57 +139,34 @@ BINARY = LabelSet(names=("background", "object"), palette=colormap(2))
 PRESENCE = LabelSet(names=("absent", "present"), palette=colormap(2))
 """The two classes of one of several labels that a pixel can have."""
 
+# (name, colour) by stored value.
+_CAMVID = (
+    ("sky", (128, 128, 128)),
+    ("building", (128, 0, 0)),
+    ("pole", (192, 192, 128)),
+    ("road", (128, 64, 128)),
+    ("pavement", (60, 40, 222)),
+    ("tree", (128, 128, 0)),
+    ("sign symbol", (192, 128, 128)),
+    ("fence", (64, 64, 128)),
+    ("car", (64, 0, 128)),
+    ("pedestrian", (64, 64, 0)),
+    ("bicyclist", (0, 128, 192)),
+)
+
 CAMVID = LabelSet(
-    names=(
-        "sky",
-        "building",
-        "pole",
-        "road",
-        "pavement",
-        "tree",
-        "sign symbol",
-        "fence",
-        "car",
-        "pedestrian",
-        "bicyclist",
-    ),
-    palette=(
-        (128, 128, 128),
-        (128, 0, 0),
-        (192, 192, 128),
-        (128, 64, 128),
-        (60, 40, 222),
-        (128, 128, 0),
-        (192, 128, 128),
-        (64, 64, 128),
-        (64, 0, 128),
-        (64, 64, 0),
-        (0, 128, 192),
-    ),
+    names=tuple(name for name, _ in _CAMVID),
+    palette=tuple(colour for _, colour in _CAMVID),
     value_map=(*((i, i) for i in range(11)), (11, IGNORE_LABEL)),
 )
 """CamVid in SegNet's grouping: 11 classes, stored value 11 is unlabelled."""
 
-VOC = LabelSet(
-    names=(
-        *(
-            "background",
-            "aeroplane",
-            "bicycle",
-            "bird",
-            "boat",
-            "bottle",
-            "bus",
-            "car",
-            "cat",
-            "chair",
-            "cow",
-            "diningtable",
-        ),
-        *("dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
-    ),
-    palette=colormap(21),
-)
+_VOC_NAMES = """
+    background aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person
+    pottedplant sheep sofa train tvmonitor
+"""
+
+VOC = LabelSet(names=tuple(_VOC_NAMES.split()), palette=colormap(21))
 """PASCAL VOC 2012: background and 20 objects; the void outline is stored as 255 already."""
 
 # (stored label id, name, colour) of the 19 classes that the Cityscapes benchmark evaluates, in the order of their train

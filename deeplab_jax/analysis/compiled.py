@@ -1,7 +1,7 @@
 """What a compiled program needs of each device: memory, operations, and the time that XLA's estimates come to.
 
-Times are estimates of one version of the compiler. They are no measurements: they leave out what the chips wait for
-each other, and what the host does. They compare two forms of one program.
+Times are estimates of one version of the compiler. They are no measurements: they leave out the time that
+the chips wait for each other, and the host. They compare two forms of one program.
 """
 
 import math

@@ -19,7 +19,7 @@ import numpy as np
 
 from deeplab_jax.errors import UserError, did_you_mean
 from deeplab_jax.models.segmenter import Segmenter, Variables
-from deeplab_jax.ops.geometry import scaled_side, taps_on_map
+from deeplab_jax.ops.geometry import scaled_side
 from deeplab_jax.ops.observe import Convolution, observe_convolutions
 
 Counting = Literal["exact", "valid", "space_to_batch"]
@@ -106,13 +106,12 @@ def products(convolution: Convolution, *, counting: Counting = "exact") -> int:
 
 def _output_taps(c: Convolution, axis: int, counting: Counting) -> int:
     """Return the number of pairs of an output sample and a tap along one axis."""
-    size, taps, outputs = c.inputs[axis + 1], c.kernel[axis], c.outputs[axis + 1]
     if counting == "valid":
-        on_map = taps_on_map(size, outputs, taps, stride=c.stride, rate=c.rate, before=c.padding[axis][0])
-        return int(np.sum(on_map))
+        return int(np.sum(c.taps_on_map(axis)))
+    outputs = c.outputs[axis + 1]
     if counting == "space_to_batch" and c.rate > 1 and c.stride == 1:
         outputs = c.rate * -(-outputs // c.rate)
-    return outputs * taps
+    return outputs * c.kernel[axis]
 
 
 @dataclass(frozen=True)

@@ -13,20 +13,13 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from deeplab_jax.analysis.cost import Call
-from deeplab_jax.ops.geometry import taps_on_map
 from deeplab_jax.ops.observe import Convolution
 
 
 def reached_taps(convolution: Convolution) -> np.ndarray:
     """Return for each tap of a kernel, bool `[kh, kw]`, whether it reads a sample of the map anywhere."""
-    c = convolution
-
-    def along(axis: int) -> np.ndarray:
-        size, outputs, taps = c.inputs[axis + 1], c.outputs[axis + 1], c.kernel[axis]
-        on_map = taps_on_map(size, outputs, taps, stride=c.stride, rate=c.rate, before=c.padding[axis][0])
-        return np.asarray(on_map.any(axis=0))
-
-    return along(0)[:, None] & along(1)[None]
+    rows, columns = (convolution.taps_on_map(axis).any(axis=0) for axis in (0, 1))
+    return np.asarray(rows[:, None] & columns[None])
 
 
 def reached_by_layer(calls: Iterable[Call]) -> dict[str, np.ndarray]:
@@ -44,6 +37,6 @@ def zero_unreached(params: Mapping[str, Any], calls: Iterable[Call]) -> dict[str
     flat = flatten_dict(dict(params), sep="/")
     for layer, mask in reached_by_layer(calls).items():
         if not mask.all():
-            name = f"{layer}/conv/kernel" if f"{layer}/conv/kernel" in flat else f"{layer}/kernel"
-            flat[name] = flat[name] * mask[:, :, None, None].astype(np.float32)
+            for name in {f"{layer}/conv/kernel", f"{layer}/kernel"} & flat.keys():
+                flat[name] = flat[name] * mask[:, :, None, None].astype(np.float32)
     return unflatten_dict(flat, sep="/")

@@ -65,7 +65,7 @@ class Instruction:
 
     @property
     def called(self) -> list[str]:
-        """Names of the computations that it runs, but for a loop's."""
+        """Names of the computations that it runs, except those of a loop."""
         branches = _BRANCHES.search(self.line)
         names = re.findall(r"%?([\w.\-]+)", branches[1]) if branches else []
         return [*_CALLED.findall(self.line), *names]

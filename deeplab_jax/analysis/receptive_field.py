@@ -79,8 +79,8 @@ def _local(at_shorter: int | None, at_taller: int | None) -> int | None:
 
 @dataclass(frozen=True)
 class _Measured:
-    """Return the results at one height: the largest field that ends before the padding, or None; whether even the first
-    sample depends on the last row; and the stride.
+    """The results at one height: the largest field that ends before the padding, or None; whether even the first sample
+    depends on the last row; and the stride.
     """
 
     pixels: int | None

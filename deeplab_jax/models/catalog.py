@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, get_args
 
 import flax.linen as nn
+from flax.traverse_util import flatten_dict
 
 from deeplab_jax.errors import UserError, did_you_mean
 from deeplab_jax.extensions import allow, own_errors, own_table
@@ -259,13 +260,15 @@ def from_description(description: Mapping[str, Any], *, module: str = "") -> Seg
 
 
 def check_output_stride(model: Segmenter, *, module: str = "") -> None:
-    """Raise a UserError if the model cannot run at its output stride, or if a user's own file has a mistake."""
+    """Raise a UserError if the model cannot run at its output stride, if a layer has no channels, or if a user's own
+    file has a mistake.
+    """
     try:
         with own_errors(module):
-            abstract_variables(model)
+            variables = abstract_variables(model)
     except UserError:
         raise
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise UserError(str(error)) from None
     except TypeError as error:
         if module:
@@ -274,6 +277,9 @@ def check_output_stride(model: Segmenter, *, module: str = "") -> None:
                 f"the wrong type ({error}); see deeplab_jax/models/README.md"
             ) from error
         raise UserError(f"an option of the model has a value of the wrong type ({error}); see create_model") from error
+    for path, leaf in flatten_dict(variables.get("params", {}), sep="/").items():
+        if 0 in leaf.shape:
+            raise UserError(f"{path} of shape {leaf.shape}: an option gives this layer 0 channels; give at least 1")
 
 
 def _frozen(value: Any) -> Any:

@@ -7,14 +7,14 @@ import jax
 import jax.numpy as jnp
 
 from deeplab_jax.errors import UserError
-from deeplab_jax.models.layers import SMALL_NORMAL, Conv, LayerSettings, check_choices
+from deeplab_jax.models.layers import SMALL_NORMAL, CheckedModule, Conv, LayerSettings
 from deeplab_jax.ops.geometry import scaled_side
 from deeplab_jax.ops.resize import resize_bilinear
 
 ATTENTION_CHANNELS = 512
 
 
-class ImagePyramid(nn.Module):
+class ImagePyramid(CheckedModule):
     """The scales of an image that a network reads, and how their logits become one.
 
     The logits are fused at the size of the first scale's. "max" is DeepLabv2's (sec. 4.1.2). "attention" (Chen et al.,
@@ -38,7 +38,6 @@ class ImagePyramid(nn.Module):
     settings: LayerSettings = LayerSettings()
 
     def __post_init__(self) -> None:
-        check_choices(self)
         scales = self.image_pyramid
         if not scales and (self.fusion, self.pyramid) != ("average", "resized"):
             raise UserError(

@@ -37,18 +37,27 @@ CONVOLUTION = "convolution"
 SMALL_NORMAL = nn.initializers.normal(0.01)
 
 
+BOOLEANS: dict[Any, tuple[Any, ...]] = {bool: (True, False), bool | None: (True, False, None)}
+
+
 def check_choices(part: Any) -> None:
-    """Raise a UserError if a field of a dataclass or module is not among the values of its `Literal` type."""
+    """Raise a UserError if a field of a dataclass or module has no value of its type, a `Literal` or a bool."""
     for field in dataclasses.fields(part):
-        choices, value = get_args(field.type), getattr(part, field.name)
-        if get_origin(field.type) is Literal and value not in choices:
+        choices = get_args(field.type) if get_origin(field.type) is Literal else BOOLEANS.get(field.type, ())
+        value = getattr(part, field.name)
+        if choices and value not in choices:
             word = str(value) if isinstance(choices[0], str) else ""  # All numbers are near.
             raise UserError(f"{field.name}={value!r:.100}: {did_you_mean(word, choices)}")
 
 
+def are_positive(values: tuple[int, ...]) -> bool:
+    """Return whether all values are whole numbers of at least 1."""
+    return all(isinstance(value, int) and value >= 1 for value in values)
+
+
 def check_positive(option: str, values: tuple[int, ...]) -> None:
     """Raise a UserError unless an option holds different whole numbers of at least 1."""
-    if not values or min(values) < 1 or len(set(values)) < len(values):
+    if not values or not are_positive(values) or len(set(values)) < len(values):
         raise UserError(f"{option}={values}: give whole numbers of at least 1, each once")
 
 
@@ -83,6 +92,23 @@ class LayerSettings:
             value = getattr(self, option)
             if not isinstance(value, int | float) or not 0 <= value <= 1:
                 raise UserError(f"{option}={value!r:.100}: give a number from 0 to 1")
+
+
+class CheckedModule(nn.Module):
+    """A module that raises a UserError for a value that is not of its field's type; see `check_choices`."""
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        super().__post_init__()
+
+
+class Dropout(nn.Dropout):
+    """flax's dropout, which raises a UserError for a rate that is no share."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rate < 1:
+            raise UserError(f"dropout={self.rate!r:.100}: give a share from 0 to below 1")
+        super().__post_init__()
 
 
 def change_settings(module: nn.Module, change: Callable[[LayerSettings], LayerSettings]) -> Any:

@@ -1,5 +1,6 @@
 """From stored pixels to the input of a network, as a record that belongs to the model."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -26,7 +27,7 @@ class Preprocessing:
         integer type.
 
     Raises:
-      UserError: lengths that differ, a band below 0, or a range that does not rise.
+      UserError: lengths that differ, a standard deviation of 0, a band below 0, or a range that does not rise.
     """
 
     value_range: tuple[float, float]
@@ -38,6 +39,8 @@ class Preprocessing:
     def __post_init__(self) -> None:
         if not self.mean or len(self.mean) != len(self.std):
             raise UserError(f"mean={self.mean}, std={self.std}: give one value of each for every channel")
+        if not all(map(math.isfinite, self.mean)) or not all(0 < value < math.inf for value in self.std):
+            raise UserError(f"mean={self.mean}, std={self.std}: give finite numbers, those of std above 0")
         if self.channels and len(self.channels) != self.in_channels:
             raise UserError(
                 f"channels={self.channels}: {len(self.channels)} bands for a network of {self.in_channels} channels; "
@@ -45,8 +48,9 @@ class Preprocessing:
             )
         if not all(isinstance(band, int) and band >= 0 for band in self.channels):
             raise UserError(f"channels={self.channels}: give the numbers of bands, from 0")
-        if self.stored_range and (len(self.stored_range) != 2 or not self.stored_range[0] < self.stored_range[1]):
-            raise UserError(f"stored_range={self.stored_range}: give the stored values (low, high) of black and white")
+        for option, ends in (("value_range", self.value_range), ("stored_range", self.stored_range or (0, 255))):
+            if len(ends) != 2 or not ends[0] < ends[1]:
+                raise UserError(f"{option}={ends}: give two numbers, the lower one first")
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """Map images `[..., C]`, uint8 or floats of 0 to 255, to float32 of the same shape."""

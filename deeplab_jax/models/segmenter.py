@@ -12,7 +12,7 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.models.decoders.fcn import FCNHead
 from deeplab_jax.models.decoders.unet import extend_by_mirroring, next_valid_side
 from deeplab_jax.models.image_pyramid import ImagePyramid
-from deeplab_jax.models.layers import SMALL_NORMAL, Conv, Features, LayerSettings, check_choices
+from deeplab_jax.models.layers import SMALL_NORMAL, CheckedModule, Conv, Features, LayerSettings
 from deeplab_jax.models.preprocessing import IMAGENET, Preprocessing
 from deeplab_jax.ops.resize import resize_bilinear
 
@@ -31,7 +31,7 @@ class NamedFeatures(dict[str, tuple[jax.Array, int]]):
         raise UserError(f"the decoder needs the features {name!r}; the backbone has {own}: name one of them {name!r}")
 
 
-class Segmenter(nn.Module):
+class Segmenter(CheckedModule):
     """A segmentation network made of parts: from a name by `create_model`, or from your own modules.
 
         image -> backbone -> context -> decoder -> classifier -> resize to the image
@@ -74,7 +74,6 @@ class Segmenter(nn.Module):
     activation: Activation = "softmax"
 
     def __post_init__(self) -> None:
-        check_choices(self)
         if self.num_classes == 1 and self.activation == "softmax":
             raise UserError("num_classes=1 with softmax: one class always has probability 1; give activation='sigmoid'")
         if self.valid and (self.pyramid or self.aux_features):

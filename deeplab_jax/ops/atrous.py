@@ -21,6 +21,27 @@ Padding = Literal["SAME", "VALID"] | Sequence[tuple[int, int]] | None
 Lowering = Literal["auto", "direct", "taps", "space_to_batch"]
 
 
+def direct(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
+    """Return the convolution as XLA computes it: `rhs_dilation` spreads the taps. It covers every case."""
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(window.stride, window.stride),
+        padding=window.pads,
+        rhs_dilation=(window.rate, window.rate),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=window.groups,
+    )
+
+
+FORMS: dict[Lowering, lowerings.Form] = {
+    "auto": lowerings.faster_on_cpu(direct),
+    "direct": direct,
+    "taps": lowerings.taps,
+    "space_to_batch": lowerings.space_to_batch,
+}
+
+
 def conv2d(
     x: jax.Array,
     kernel: jax.Array,
@@ -59,27 +80,6 @@ def conv2d(
     result = form(x, kernel, window)
     notify(Convolution(x.shape, kernel.shape, result.shape, rate, stride, pads, feature_group_count))
     return result
-
-
-def direct(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
-    """Return the convolution as XLA computes it: `rhs_dilation` spreads the taps. It covers every case."""
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        window_strides=(window.stride, window.stride),
-        padding=window.pads,
-        rhs_dilation=(window.rate, window.rate),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=window.groups,
-    )
-
-
-FORMS: dict[Lowering, lowerings.Form] = {
-    "auto": lowerings.faster_on_cpu(direct),
-    "direct": direct,
-    "taps": lowerings.taps,
-    "space_to_batch": lowerings.space_to_batch,
-}
 
 
 def explicit_padding(

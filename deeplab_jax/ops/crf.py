@@ -131,7 +131,7 @@ def _mean_field(probabilities: jax.Array, image: jax.Array, mask: jax.Array, crf
         else _fast_sums(points, mask.ravel(), bandwidths=bandwidths)
     )
     filters = [
-        (crf.appearance_weight, _normalised(_flattened(appearance), mask)),
+        (crf.appearance_weight, _normalised(lambda x: appearance(x.reshape(-1, x.shape[-1])).reshape(x.shape), mask)),
         (crf.smoothness_weight, _normalised(partial(_smoothness_sums, bandwidth=crf.smoothness_bandwidth), mask)),
     ]
     filters = [(weight, kernel) for weight, kernel in filters if weight != 0]
@@ -146,10 +146,9 @@ def _mean_field(probabilities: jax.Array, image: jax.Array, mask: jax.Array, crf
 
 
 class _Points(NamedTuple):
-    """Return positions `[..., 2]` and colours `[..., 3]`.
+    """Positions `[..., 2]` in pixels and colours `[..., 3]` in levels.
 
-    They are whole pixels and levels, so that squared distances of pixels are exact in float32 (up to 2,800 pixels a
-    side).
+    Both are whole numbers, so squared distances of pixels are exact in float32 (up to 2,800 pixels a side).
     """
 
     position: jax.Array
@@ -164,11 +163,6 @@ def _points(image: jax.Array) -> _Points:
     position = jnp.stack(jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing="ij"), axis=-1)
     colour = image.astype(jnp.float32) - 128
     return _Points(position.reshape(-1, 2).astype(jnp.float32), colour.reshape(-1, 3))
-
-
-def _flattened(sums: Filter) -> Filter:
-    """Turn a function that sums over pixels `[H * W, K]` into one that takes maps `[H, W, K]`."""
-    return lambda values: sums(values.reshape(-1, values.shape[-1])).reshape(values.shape)
 
 
 def _normalised(sums: Filter, mask: jax.Array) -> Filter:

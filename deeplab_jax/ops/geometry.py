@@ -27,7 +27,7 @@ def same_padding(kernel_size: int, rate: int) -> int:
       ValueError: the kernel is even, and no symmetric padding keeps the size.
     """
     if kernel_size % 2 == 0:
-        raise ValueError(f"a kernel of even size {kernel_size} has no symmetric padding; give the padding explicitly")
+        raise ValueError(f"a kernel of even size {kernel_size} has no symmetric padding; give an odd size or the zeros")
     return rate * (kernel_size - 1) // 2
 
 

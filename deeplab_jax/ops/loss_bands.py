@@ -84,8 +84,7 @@ def upsampled_losses(
     def compare(logits: jax.Array, labels: jax.Array) -> tuple[tuple[jax.Array, jax.Array], tuple[()]]:
         return (of_pixels(logits, labels, class_weights=class_weights), is_right(logits, labels)), ()
 
-    maps, _ = over_bands(compare, logits, labels, align_corners=align_corners, parts=parts)
-    losses, right = maps
+    (losses, right), _ = over_bands(compare, logits, labels, align_corners=align_corners, parts=parts)
     return losses, right
 
 

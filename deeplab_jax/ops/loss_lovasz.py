@@ -30,7 +30,7 @@ def lovasz(
 
     The classes come one after another. So the loss holds about ten maps `[N, H, W]` of 4 bytes a pixel at once, however
     many classes there are. Each class takes the time of two sorts, one of them for the gradient. A sort is over all
-    pixels, so each of several devices gets what is sorted of the global batch.
+    pixels of the global batch, so every device receives all of them.
 
     Args:
       logits, labels, align_corners, parts: see `over_bands`.

@@ -176,8 +176,8 @@ def hard_labels(losses: jax.Array, valid: jax.Array, *, threshold: float, least:
       losses: cross-entropy of each label, without weights: -log p.
       valid: which labels count.
       threshold: labels of a probability p below it are kept.
-      least: so many labels are kept at least, those with the smallest p, and all that are as hard as the last of them;
-        all labels if there are fewer.
+      least: the smallest number of labels to keep, from 1: those with the smallest p, and all that are as hard as the
+        last of them. If there are fewer labels, all are kept.
     """
     cut = -jnp.log(threshold)
     losses = jax.lax.stop_gradient(jnp.where(valid, losses, -1.0))

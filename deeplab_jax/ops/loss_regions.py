@@ -66,7 +66,8 @@ def tversky(
 def dice(logits: jax.Array, labels: jax.Array, *, region_smooth: float = 0.0, **how: Any) -> Results:
     """Return 1 - the mean Dice coefficient of the classes (Milletari et al., 3DV 2016, without squares), see `tversky`.
 
-    It is segmentation_models_pytorch's `DiceLoss`, whose argument `smooth` is `region_smooth`.
+    It is segmentation_models_pytorch's `DiceLoss`, whose argument `smooth` is `region_smooth` from version 0.5 on, and
+    twice that before.
     """
     return tversky(logits, labels, tversky_alpha=0.5, tversky_beta=0.5, region_smooth=region_smooth, **how)
 

@@ -131,7 +131,7 @@ def ohem(
       logits, labels, align_corners, parts: see `over_bands`.
       class_weights: see `cross_entropy`.
       ohem_threshold: probability, above 0 and below 1.
-      ohem_min_kept: so many pixels times the number of images are kept at least: the hardest ones of all images.
+      ohem_min_kept: times the number of images, the smallest number of pixels to keep: the hardest of all images.
 
     Returns:
       See `pixelwise`; the count is that of the kept labels.

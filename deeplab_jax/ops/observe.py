@@ -5,7 +5,9 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 
-from deeplab_jax.ops.geometry import Pads
+import numpy as np
+
+from deeplab_jax.ops.geometry import Pads, taps_on_map
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,11 @@ class Convolution:
     padding: Pads
     groups: int
     transposed: bool = False
+
+    def taps_on_map(self, axis: int) -> np.ndarray:
+        """Return which taps lie on the map, bool `[outputs, taps]`, along the rows (axis 0) or the columns (1)."""
+        size, outputs, taps = self.inputs[axis + 1], self.outputs[axis + 1], self.kernel[axis]
+        return taps_on_map(size, outputs, taps, stride=self.stride, rate=self.rate, before=self.padding[axis][0])
 
 
 _observer: ContextVar[Callable[[Convolution], None] | None] = ContextVar("observer", default=None)

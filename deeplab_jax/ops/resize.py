@@ -55,15 +55,19 @@ def interpolate_rows(x: jax.Array, weights: jax.Array) -> jax.Array:
     return result.reshape(n, weights.shape[1], columns, channels)
 
 
+def sample_positions(source: int, target: int, align_corners: bool) -> np.ndarray:
+    """Return where the samples of a result lie between those of its source, along one axis: float64 `[target]`."""
+    if align_corners:
+        return np.arange(target) * ((source - 1) / max(target - 1, 1))
+    return (np.arange(target) + 0.5) * (source / target) - 0.5
+
+
 @lru_cache(maxsize=256)
 def interpolation_matrix(source: int, target: int, align_corners: bool) -> np.ndarray:
     """Return the float32 `[target, source]` matrix of linear interpolation along one axis; every row sums to 1."""
-    if align_corners:
-        positions = np.arange(target) * ((source - 1) / (target - 1)) if target > 1 else np.zeros(1)
-    else:
-        positions = np.clip((np.arange(target) + 0.5) * (source / target) - 0.5, 0, source - 1)
-    lower = np.clip(np.floor(positions).astype(int), 0, max(source - 2, 0))
-    fraction = np.clip(positions - lower, 0, 1)  # Rounding leaves the last position slightly outside.
+    positions = np.clip(sample_positions(source, target, align_corners), 0, source - 1)
+    lower = np.minimum(positions.astype(int), max(source - 2, 0))
+    fraction = positions - lower
     matrix = np.zeros((target, source), np.float32)
     rows = np.arange(target)
     matrix[rows, lower] = 1 - fraction
@@ -101,10 +105,7 @@ def resize_labels(labels: jax.Array, size: Sequence[int], *, align_corners: bool
     """
     for axis, target in ((1, size[0]), (2, size[1])):
         source = labels.shape[axis]
-        if align_corners:
-            positions = np.arange(target) * ((source - 1) / max(target - 1, 1))
-        else:
-            positions = (np.arange(target) + 0.5) * (source / target) - 0.5
+        positions = sample_positions(source, target, align_corners)
         nearest = np.clip(np.ceil(positions - 0.5).astype(int), 0, source - 1)
         labels = jnp.take(labels, nearest, axis=axis)
     return labels

@@ -111,14 +111,15 @@ def _tap(
 ) -> Any:
     """Measure the output of a layer wherever the program runs it; `order` counts layers as they are traced."""
     output = call(*args, **kwargs)
-    if context.method_name == "__call__" and isinstance(output, jax.Array):
+    first = output[0] if isinstance(output, tuple) else output  # Units of backbones return a second map.
+    if context.method_name == "__call__" and isinstance(first, jax.Array):
         index, name = next(order), "/".join(context.module.path)
 
         def store(values: np.ndarray) -> None:
             seen = rows.get(index, (name, values))[1]  # The worst of several micro-batches.
             rows[index] = name, np.maximum(seen, values)
 
-        jax.debug.callback(store, _measure(output))
+        jax.debug.callback(store, _measure(first))
     return output
 
 

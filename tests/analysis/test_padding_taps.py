@@ -8,9 +8,10 @@ import numpy as np
 import optax
 import pytest
 
-from deeplab_jax.analysis.cost import record
-from deeplab_jax.analysis.padding_taps import reached_by_layer
+from deeplab_jax.analysis.cost import Call, record
+from deeplab_jax.analysis.padding_taps import reached_by_layer, zero_unreached
 from deeplab_jax.ops.geometry import taps_on_map
+from deeplab_jax.ops.observe import Convolution
 from deeplab_jax.train.state import create_state
 from tests.support.steps import step_of
 from tests.support.tiny import tiny_model, tiny_models
@@ -58,6 +59,14 @@ def test_they_start_at_zero() -> None:
     jax.tree.map(np.testing.assert_array_equal, state.params, state.ema_params)
     _, large = make((129, 129))
     assert all(outer_taps(large, 3).values())
+
+
+def test_parameters_of_other_names_are_left_alone() -> None:
+    """A user's part may call `conv2d` with any parameter."""
+    call = Call("own", Convolution((1, 5, 5, 1), (3, 3, 1, 1), (1, 5, 5, 1), 7, 1, ((7, 7), (7, 7)), 1))
+    for name, centre_alone in (("kernel", True), ("taps", False)):
+        (found,) = zero_unreached({"own": {name: np.ones((3, 3, 1, 1))}}, [call])["own"].values()
+        assert found.sum() == (1 if centre_alone else 9)
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from deeplab_jax.models.backbones.inverted_residual import scale_channels
 from deeplab_jax.models.backbones.resnet import Unit
 from deeplab_jax.models.catalog import build_part, create_model
 from deeplab_jax.models.layers import LayerSettings
+from tests.support.traces import parameter_count
 
 DIRECT = LayerSettings(lowering="direct")
 # Thin enough to be quick; the structure is that of the full network.
@@ -24,10 +25,6 @@ THIN = {"resnet18": 1 / 16, "resnet34": 1 / 16, "resnet50": 1 / 16, "resnet101":
 def backbone(name: str, settings: LayerSettings = DIRECT, **options: Any) -> nn.Module:
     entry = BACKBONES[name]
     return build_part(entry.module, {**entry.defaults, **options}, settings=settings)
-
-
-def parameter_count(tree: Any) -> int:
-    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
 
 
 def spatial_convolutions(network: nn.Module, output_stride: int, find: Any, shapes_of: Any) -> list[Any]:
@@ -381,9 +378,9 @@ def test_widths_round_to_multiples_of_8(channels: int, width: float, expected: i
         (
             "deeplabv3_resnet18",
             {"multi_grid": (1, 2, 4)},
-            "multi_grid=(1, 2, 4): this backbone's last block has 2 units",
+            "multi_grid=(1, 2, 4): the last block has 2 units",
         ),
-        ("deeplabv3_resnet50", {"multi_grid": (1, 0, 4)}, "rates of at least 1"),
+        ("deeplabv3_resnet50", {"multi_grid": (1, 1.5, 4)}, "rates of at least 1"),
         ("deeplabv3_mobilenet_v2", {"multi_grid": (1, 2, 4)}, "option 'multi_grid' has no meaning"),
         ("deeplabv3_resnet18", {"first_unit_rate": "stge"}, "first_unit_rate='stge': did you mean stage?"),
         ("cascade_resnet50", {"last_block": 8}, "last_block=8"),

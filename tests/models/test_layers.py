@@ -119,14 +119,6 @@ def test_one_value_per_channel_cannot_be_normalised_by_its_own_statistics() -> N
     assert jax.eval_shape(lambda x: norm.init(jax.random.key(0), x, train=True), x)  # initialising is no training
 
 
-def test_the_refusal_names_the_layer() -> None:
-    conv = ConvNorm(2, name="image_pooling")
-    x = jnp.ones((1, 1, 1, 3))
-    variables = jax.eval_shape(lambda x: conv.init(jax.random.key(0), x, train=False), x)
-    with pytest.raises(ValueError, match="norm"):
-        jax.eval_shape(lambda v, x: conv.apply(v, x, train=True, mutable=["batch_stats"]), variables, x)
-
-
 def test_group_norm_by_hand() -> None:
     """Two channels make two groups, each normalised over its own pixels of one image, in training and out of it."""
     norm = Norm(LayerSettings(norm="group", norm_epsilon=0.0))

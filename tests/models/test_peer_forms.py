@@ -66,7 +66,7 @@ def test_zeros_padded_before_the_expansion_become_its_bias(pad_input: bool, corn
         "depthwise": {"conv": {"kernel": jnp.full((3, 3, 1, 2), 0.1), "bias": jnp.zeros(2)}},
         "project": {"conv": {"kernel": jnp.full((1, 1, 2, 1), 5.0), "bias": jnp.zeros(1)}},
     }
-    y = unit.apply({"params": params}, jnp.full((1, 2, 2, 1), -2.0), train=False)
+    y, _ = unit.apply({"params": params}, jnp.full((1, 2, 2, 1), -2.0), train=False)
     assert y.shape == (1, 2, 2, 1)
     assert float(y[0, 0, 0, 0]) == pytest.approx(corner)
 

@@ -103,7 +103,9 @@ def test_options_decide_the_number_of_channels_and_travel_with_the_description()
         ({"in_channels": 4, "channels": (0, 1)}, "2 bands for a network of 4 channels"),
         ({"channels": (0, -1, 2)}, "give the numbers of bands, from 0"),
         ({"mean": (0.5,), "std": (1.0, 1.0)}, "give one value of each for every channel"),
-        ({"stored_range": (9.0, 9.0)}, r"give the stored values \(low, high\)"),
+        ({"std": (1.0, 0.0, 1.0)}, "those of std above 0"),
+        ({"value_range": (1.0,)}, "value_range=.*give two numbers, the lower one first"),
+        ({"stored_range": (9.0, 9.0)}, "stored_range=.*give two numbers, the lower one first"),
     ],
 )
 def test_options_that_make_no_sense(options: dict[str, object], message: str) -> None:

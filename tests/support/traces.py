@@ -9,6 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from deeplab_jax.ops.observe import Convolution as Call
+from deeplab_jax.ops.observe import observe_convolutions
+
 
 class Convolution(NamedTuple):
     """One convolution in a trace. Depthwise ones have `groups` above 1."""
@@ -47,6 +50,28 @@ def variable_shapes(model: nn.Module, *shape: int, **options: Any) -> dict[str, 
     """Return the shapes and dtypes of a module's variables; nothing is computed."""
     inputs = jax.ShapeDtypeStruct(shape, jnp.float32)
     return jax.eval_shape(lambda x: model.init(jax.random.key(0), x, **{"train": False, **options}), inputs)
+
+
+def parameter_count(tree: Any) -> int:
+    """Return the number of elements of a tree of arrays or of their shapes."""
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def louder(variables: Any) -> Any:
+    """Return larger kernels, so that deep features vary over the map rather than follow the offsets of the norms."""
+
+    def scale(path: Any, leaf: jax.Array) -> jax.Array:
+        return 1.5 * leaf if jax.tree_util.keystr(path).endswith("['conv']['kernel']") else leaf
+
+    return jax.tree_util.tree_map_with_path(scale, variables)
+
+
+def calls_of(network: nn.Module, output_stride: int, *, size: int = 65, channels: int = 3) -> list[Call]:
+    """Return every call of `conv2d` in a network, in order; nothing is computed."""
+    found: list[Call] = []
+    with observe_convolutions(found.append):
+        variable_shapes(network, 1, size, size, channels, output_stride=output_stride)
+    return found
 
 
 def find_convolutions(function: Callable[..., Any], *args: Any) -> list[Convolution]:

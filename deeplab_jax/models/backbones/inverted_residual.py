@@ -49,11 +49,8 @@ class InvertedResidual(nn.Module):
     settings: LayerSettings
     padding: Padding = None
 
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        return self.with_depthwise(x, train=train)[0]
-
     @nn.compact
-    def with_depthwise(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
         """Return the unit's output, and the map after its depthwise convolution and the activation."""
         s = self.settings
         y, padding = self.padded(x)

@@ -9,7 +9,7 @@ import jax
 
 from deeplab_jax.models.backbones.dilation import dilate_stages
 from deeplab_jax.models.backbones.inverted_residual import InvertedResidual, scale_channels
-from deeplab_jax.models.layers import ConvNorm, Features, LayerSettings, check_choices
+from deeplab_jax.models.layers import CheckedModule, ConvNorm, Features, LayerSettings
 
 Row = tuple[int, int, int, int, str]
 # Table 2 of the paper: expansion, channels, units, stride of the first unit, and the name of the features. The last row
@@ -27,7 +27,7 @@ STEM_CHANNELS = 32
 STEM_STRIDE = 2
 
 
-class MobileNetV2(nn.Module):
+class MobileNetV2(CheckedModule):
     """MobileNetV2 that returns the features of every stage.
 
     Attributes:
@@ -41,10 +41,6 @@ class MobileNetV2(nn.Module):
     width: float = 1.0
     first_unit_rate: Literal["previous", "stage", "next_stage"] = "previous"
     settings: LayerSettings = LayerSettings(norm_epsilon=1e-3)
-
-    def __post_init__(self) -> None:
-        check_choices(self)
-        super().__post_init__()
 
     @nn.compact
     def __call__(self, x: jax.Array, *, output_stride: int, train: bool) -> Features:
@@ -72,8 +68,8 @@ class MobileNetV2(nn.Module):
                     residual=not first,
                     name=f"{name}_unit{count[name]}",
                 )
-                x, kept = self.run(module, x, train=train)
-            features[name] = (kept, stage.output_stride)
+                x, depthwise = module(x, train=train)
+            features[name] = (self.stage_features(name, x, depthwise), stage.output_stride)
         return features
 
     # `MobileNetV2Variant` overrides these.
@@ -98,7 +94,6 @@ class MobileNetV2(nn.Module):
             3, expanded, channels, False, "relu6", stride, rate, residual, settings=self.settings, name=name
         )
 
-    def run(self, unit: nn.Module, x: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
-        """Return the output of a unit, and what the features of its stage are if it is the last one."""
-        y = unit(x, train=train)
-        return y, y
+    def stage_features(self, name: str, output: jax.Array, depthwise: jax.Array) -> jax.Array:
+        """Return the features of a stage, of the two maps that its last unit returns."""
+        return output

@@ -9,8 +9,6 @@ from deeplab_jax.models.backbones.inverted_residual import InvertedResidual, Pad
 from deeplab_jax.models.backbones.mobilenet_v2 import ROWS, STEM_CHANNELS, MobileNetV2, Row
 from deeplab_jax.models.layers import ConvNorm, Features, Padding, check_positive
 
-WITHIN = ("conv2", "conv3")
-
 
 class MobileNetV2Variant(MobileNetV2):
     """MobileNetV2 with what the weights of other code bases need.
@@ -96,8 +94,6 @@ class MobileNetV2Variant(MobileNetV2):
             name=name,
         )
 
-    def run(self, unit: nn.Module, x: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
-        """Return the output of a unit, and what the features of its stage are if it is the last one."""
-        if self.low_level_within and isinstance(unit, InvertedResidual) and str(unit.name)[:5] in WITHIN:
-            return unit.with_depthwise(x, train=train)
-        return super().run(unit, x, train=train)
+    def stage_features(self, name: str, output: jax.Array, depthwise: jax.Array) -> jax.Array:
+        """Return the features of a stage, of the two maps that its last unit returns."""
+        return depthwise if self.low_level_within and name in ("conv2", "conv3") else output

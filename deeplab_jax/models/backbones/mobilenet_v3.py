@@ -9,7 +9,7 @@ import jax
 
 from deeplab_jax.models.backbones.dilation import dilate_stages
 from deeplab_jax.models.backbones.inverted_residual import InvertedResidual, scale_channels
-from deeplab_jax.models.layers import Activation, ConvNorm, Features, LayerSettings, check_choices
+from deeplab_jax.models.layers import Activation, CheckedModule, ConvNorm, Features, LayerSettings
 
 # Table 1 of the paper: kernel size, expanded channels, channels, squeeze-and-excitation, activation, stride, and the
 # name of the features.
@@ -35,7 +35,7 @@ STEM_STRIDE = 2
 LAST_EXPANSION = 6
 
 
-class MobileNetV3Large(nn.Module):
+class MobileNetV3Large(CheckedModule):
     """MobileNetV3-Large that returns the features of every stage.
 
     "conv2", "conv3" and "conv4" end with the first unit at stride 4, 8 and 16. torchvision's heads take their low-level
@@ -55,10 +55,6 @@ class MobileNetV3Large(nn.Module):
     width: float = 1.0
     first_unit_rate: Literal["previous", "stage"] = "stage"
     settings: LayerSettings = LayerSettings(norm_epsilon=1e-3)
-
-    def __post_init__(self) -> None:
-        check_choices(self)
-        super().__post_init__()
 
     @nn.compact
     def __call__(self, x: jax.Array, *, output_stride: int, train: bool) -> Features:
@@ -83,7 +79,7 @@ class MobileNetV3Large(nn.Module):
             ROWS, stages, strict=True
         ):
             count[name] = count.get(name, 0) + 1
-            x = InvertedResidual(
+            x, _ = InvertedResidual(
                 kernel_size,
                 scale_channels(expanded, self.width),
                 scale_channels(channels, self.width),

@@ -9,7 +9,7 @@ import jax
 
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.backbones.dilation import FirstUnitRate, dilate_stages
-from deeplab_jax.models.layers import ConvNorm, Features, LayerSettings, check_choices
+from deeplab_jax.models.layers import CheckedModule, ConvNorm, Features, LayerSettings, are_positive
 from deeplab_jax.ops.pooling import max_pool
 
 STEM_STRIDE = 4
@@ -50,14 +50,13 @@ class Unit(nn.Module):
         if x.shape[-1] != features:
             x = ConvNorm(features, stride=self.stride, activation="none", settings=s, name="shortcut")(x, train=train)
         else:
-            # As in the authors' code. With a projection, the copies of block 4 would have parameters only where they
-            # have a stride.
-            # Not by x[:, ::stride]: for an image of any size, JAX writes that size in another way than a convolution's.
+            # As in the authors' code: a projection would have parameters only where a copy of block 4 has a stride.
+            # In exports for any size, JAX writes the size of x[:, ::stride] in another way than a convolution's.
             x = jax.lax.slice(x, (0, 0, 0, 0), x.shape, (1, self.stride, self.stride, 1))
         return jax.nn.relu(x + y), y
 
 
-class ResNet(nn.Module):
+class ResNet(CheckedModule):
     """A ResNet that returns the features of every stage.
 
     Attributes:
@@ -87,11 +86,8 @@ class ResNet(nn.Module):
 
     def __post_init__(self) -> None:
         grid, count = self.multi_grid, self.units[3]
-        if grid is not None and (len(grid) != count or min(grid) < 1):
-            raise UserError(
-                f"multi_grid={grid}: this backbone's last block has {count} units; give as many rates of at least 1"
-            )
-        check_choices(self)
+        if grid is not None and (len(grid) != count or not are_positive(grid)):
+            raise UserError(f"multi_grid={grid}: the last block has {count} units; give as many rates of at least 1")
         super().__post_init__()
 
     @nn.compact
@@ -100,7 +96,7 @@ class ResNet(nn.Module):
         `[N, H, W, C]`.
         """
         blocks = self.blocks()
-        copies = blocks - 4  # None if below 0.
+        copies = blocks - 4  # A list times a negative number is empty.
         units = (*self.units, *[self.units[3]] * copies)[:blocks]
         full_widths = (*STAGE_WIDTHS, *[STAGE_WIDTHS[3]] * copies)[:blocks]
         widths = [max(1, round(width * self.width)) for width in full_widths]

@@ -8,11 +8,11 @@ import flax.linen as nn
 import jax
 
 from deeplab_jax.models.backbones.dilation import dilate_stages
-from deeplab_jax.models.layers import PADDINGS, ConvNorm, Features, LayerSettings, check_choices
+from deeplab_jax.models.layers import PADDINGS, CheckedModule, ConvNorm, Features, LayerSettings
 from deeplab_jax.ops.pooling import max_pool
 
 
-class VGG(nn.Module):
+class VGG(CheckedModule):
     """Stages of 3x3 convolutions with ReLU, each with a max pooling of stride 2 after it.
 
     After the output stride is reached, a pooling keeps its window but has no stride, and its pixels lie as far apart as
@@ -38,10 +38,6 @@ class VGG(nn.Module):
     padding: Literal["same", "valid"] = "same"
     width: float = 1.0
     settings: LayerSettings = LayerSettings(norm="none")
-
-    def __post_init__(self) -> None:
-        check_choices(self)
-        super().__post_init__()
 
     @nn.compact
     def __call__(self, x: jax.Array, *, output_stride: int, train: bool) -> Features:

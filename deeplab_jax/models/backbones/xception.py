@@ -9,7 +9,7 @@ import jax
 
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.backbones.dilation import Stage, dilate_stages
-from deeplab_jax.models.layers import ConvNorm, Features, LayerSettings, SeparableConvNorm, check_choices
+from deeplab_jax.models.layers import CheckedModule, ConvNorm, Features, LayerSettings, SeparableConvNorm, are_positive
 
 Shortcut = Literal["projection", "identity", "none"]
 Row = tuple[tuple[int, ...], int, Shortcut]  # channels of its convolutions, stride and shortcut of a unit
@@ -75,7 +75,7 @@ def add_shortcut(
     return y if shortcut == "none" else x + y
 
 
-class Xception(nn.Module):
+class Xception(CheckedModule):
     """A modified aligned Xception that returns the features of every stage, for output strides 2, 4, 8, 16 and 32.
 
     The features, with their strides at output stride 32 (a smaller output stride limits them):
@@ -116,11 +116,10 @@ class Xception(nn.Module):
     settings: LayerSettings = LayerSettings(norm_epsilon=1e-3)
 
     def __post_init__(self) -> None:
-        if len(self.multi_grid) != 3 or min(self.multi_grid) < 1:
+        if len(self.multi_grid) != 3 or not are_positive(self.multi_grid):
             raise UserError(
                 f"multi_grid={self.multi_grid}: three rates of at least 1, for the last unit's convolutions"
             )
-        check_choices(self)
         super().__post_init__()
 
     @nn.compact

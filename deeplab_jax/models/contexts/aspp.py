@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from deeplab_jax.models.layers import ConvNorm, LayerSettings, spatial_conv
+from deeplab_jax.models.layers import CheckedModule, ConvNorm, Dropout, LayerSettings, spatial_conv
 from deeplab_jax.ops.pooling import global_average_pool
 from deeplab_jax.ops.resize import resize_bilinear
 
@@ -29,7 +29,7 @@ def rates_at(rates: tuple[int, ...], output_stride: int, *, stated_at: int = RAT
     return tuple(rate * stated_at // output_stride for rate in rates)
 
 
-class ASPP(nn.Module):
+class ASPP(CheckedModule):
     """Parallel branches over one map: a 1x1 convolution, one 3x3 for each rate, and image-level features. A 1x1
     convolution projects their concatenation.
 
@@ -67,7 +67,7 @@ class ASPP(nn.Module):
             branches.append(resize_bilinear(pooled, x.shape[1:3], align_corners=s.align_corners))
         y = jnp.concatenate(branches, axis=-1)
         y = ConvNorm(self.aspp_channels, self.projection_kernel, settings=s, name="projection")(y, train=train)
-        y = nn.Dropout(self.dropout, deterministic=not train)(y)
+        y = Dropout(self.dropout, deterministic=not train)(y)
         for index, (kernel_size, channels) in enumerate(self.head_convs):
             y = self.spatial_conv(channels, kernel_size, name=f"head{index + 1}")(y, train=train)
         return y

@@ -5,7 +5,6 @@ from typing import Literal
 import flax.linen as nn
 
 from deeplab_jax.models.contexts.aspp import ASPP
-from deeplab_jax.models.layers import check_choices
 from deeplab_jax.models.separable_variants import spatial_conv_variant
 
 
@@ -24,10 +23,6 @@ class ASPPVariant(ASPP):
     aspp_separable: bool | None = None
     depthwise_norm: bool = True
     projection_kernel: Literal[1, 3] = 1
-
-    def __post_init__(self) -> None:
-        check_choices(self)
-        super().__post_init__()
 
     def spatial_conv(self, features: int, kernel_size: int, *, rate: int = 1, name: str) -> nn.Module:
         """Return a convolution of a branch or of the head."""

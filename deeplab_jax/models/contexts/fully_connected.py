@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 
 from deeplab_jax.models.contexts.aspp import rates_at
-from deeplab_jax.models.layers import ConvNorm, LayerSettings, check_positive
+from deeplab_jax.models.layers import ConvNorm, Dropout, LayerSettings
 
 RATES_OUTPUT_STRIDE = 8
 
@@ -21,9 +21,6 @@ class FullyConnected(nn.Module):
       fc_channels: channels of fc6 and of fc7.
       fc_rate: atrous rate of fc6, stated at output stride 8; 0 means rate 1 at any output stride.
       dropout: share dropped in training after each of the two.
-
-    Raises:
-      UserError: `fc_channels` below 1.
     """
 
     fc_kernel: int = 7
@@ -32,24 +29,21 @@ class FullyConnected(nn.Module):
     dropout: float = 0.5
     settings: LayerSettings = LayerSettings()
 
-    def __post_init__(self) -> None:
-        check_positive("fc_channels", (self.fc_channels,))
-        super().__post_init__()
-
     @nn.compact
     def __call__(self, x: jax.Array, *, output_stride: int, train: bool) -> jax.Array:
         """Map `[N, h, w, C]` to `[N, h, w, fc_channels]`."""
         s = self.settings
         rate = rates_at((self.fc_rate,), output_stride, stated_at=RATES_OUTPUT_STRIDE)[0] if self.fc_rate else 1
         x = ConvNorm(self.fc_channels, self.fc_kernel, rate=rate, settings=s, name="fc6")(x, train=train)
-        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        x = Dropout(self.dropout, deterministic=not train)(x)
         x = ConvNorm(self.fc_channels, settings=s, name="fc7")(x, train=train)
-        return nn.Dropout(self.dropout, deterministic=not train)(x)
+        return Dropout(self.dropout, deterministic=not train)(x)
 
 
 class LargeFOV(FullyConnected):
     """DeepLabv1's fc6 and fc7 (arXiv 1412.7062, sec. 3.1 and 5): subsampled to 3x3 and 1024 channels, with rate 12 at
-    output stride 8.
+    output stride 8. The authors' Caffe network averages pool5 over 3x3 samples before fc6. The paper does not, and
+    neither does this network.
 
     Attributes: those of `FullyConnected`.
     """

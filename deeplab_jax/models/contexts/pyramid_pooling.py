@@ -5,12 +5,12 @@ import jax
 import jax.numpy as jnp
 
 from deeplab_jax.models.contexts.fully_connected import FullyConnected, LargeFOV
-from deeplab_jax.models.layers import ConvNorm, LayerSettings, check_positive, parameter
+from deeplab_jax.models.layers import CheckedModule, ConvNorm, Dropout, LayerSettings, check_positive, parameter
 from deeplab_jax.ops.pooling import adaptive_average_pool, global_average_pool, spatial_pyramid
 from deeplab_jax.ops.resize import resize_bilinear
 
 
-class PyramidPooling(nn.Module):
+class PyramidPooling(CheckedModule):
     """PSPNet's context (Zhao et al., arXiv 1612.01105, sec. 3.2): averages over 1x1, 2x2, 3x3 and 6x6 regions. A 1x1
     convolution reduces each, they are resized and joined with the map itself, and a 3x3 convolution follows.
 
@@ -48,7 +48,7 @@ class PyramidPooling(nn.Module):
             levels.append(resize_bilinear(reduced, x.shape[1:3], align_corners=s.align_corners))
         y = jnp.concatenate(levels, axis=-1)
         y = ConvNorm(self.context_channels, self.context_kernel, settings=s, name="projection")(y, train=train)
-        return nn.Dropout(self.dropout, deterministic=not train)(y)
+        return Dropout(self.dropout, deterministic=not train)(y)
 
     def level_settings(self, count: int) -> LayerSettings:
         """Return the settings of the level with so many regions along a side."""

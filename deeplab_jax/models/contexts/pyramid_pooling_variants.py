@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Literal
 
 from deeplab_jax.models.contexts.pyramid_pooling import PyramidPooling
-from deeplab_jax.models.layers import LayerSettings, check_choices
+from deeplab_jax.models.layers import LayerSettings
 
 
 class PyramidPoolingVariant(PyramidPooling):
@@ -23,10 +23,6 @@ class PyramidPoolingVariant(PyramidPooling):
     context_kernel: Literal[1, 3] = 3
     classifier_kernel: Literal[1, 3] = 1
     norm_single: bool = True
-
-    def __post_init__(self) -> None:
-        check_choices(self)
-        super().__post_init__()
 
     def level_settings(self, count: int) -> LayerSettings:
         """Return the settings of the level with so many regions along a side."""

@@ -40,17 +40,19 @@ class SummedPyramid(nn.Module):
         output_stride = features["context"][1]
         logits = []
         for index, rate in enumerate(self.aspp_rates):
-            branch, kernel_size, here = x, 3, rates_at((rate,), output_stride, stated_at=RATES_OUTPUT_STRIDE)[0]
             if self.fc_channels:
                 fully_connected = FullyConnected(
                     3, self.fc_channels, rate, self.dropout, self.settings, name=f"branch{index + 1}"
                 )
-                branch, kernel_size, here = fully_connected(x, output_stride=output_stride, train=train), 1, 1
+                branch, kernel_size, own_rate = fully_connected(x, output_stride=output_stride, train=train), 1, 1
+            else:
+                branch, kernel_size = x, 3
+                (own_rate,) = rates_at((rate,), output_stride, stated_at=RATES_OUTPUT_STRIDE)
             logits.append(
                 Conv(
                     self.num_classes,
                     kernel_size,
-                    rate=here,
+                    rate=own_rate,
                     use_bias=True,
                     settings=self.settings,
                     kernel_init=SMALL_NORMAL,

@@ -5,11 +5,11 @@ import jax
 import jax.numpy as jnp
 
 from deeplab_jax.errors import UserError
-from deeplab_jax.models.layers import ConvNorm, Features, LayerSettings, spatial_conv
+from deeplab_jax.models.layers import CheckedModule, ConvNorm, Features, LayerSettings, spatial_conv
 from deeplab_jax.ops.resize import resize_bilinear
 
 
-class DeepLabV3PlusDecoder(nn.Module):
+class DeepLabV3PlusDecoder(CheckedModule):
     """Refine the context's output with low-level features, from the coarsest to the finest.
 
     At each level: reduce the low-level features by a 1x1 convolution, resize the coarser map to their size, concatenate
@@ -22,7 +22,7 @@ class DeepLabV3PlusDecoder(nn.Module):
       separable: whether the convolutions are depthwise separable.
 
     Raises:
-      UserError: unknown low-level features, or none.
+      UserError: unknown low-level features, none, or the same twice.
     """
 
     low_level: tuple[str, ...] = ("conv2",)
@@ -32,8 +32,8 @@ class DeepLabV3PlusDecoder(nn.Module):
     settings: LayerSettings = LayerSettings()
 
     def __post_init__(self) -> None:
-        if not self.low_level or not {*self.low_level} <= {"conv2", "conv3"}:
-            raise UserError(f"low_level={self.low_level}: choose from 'conv2' and 'conv3'")
+        if sorted(self.low_level) not in (["conv2"], ["conv3"], ["conv2", "conv3"]):
+            raise UserError(f"low_level={self.low_level}: choose from 'conv2' and 'conv3', each once")
         super().__post_init__()
 
     @nn.compact

@@ -7,17 +7,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deeplab_jax.models.layers import SMALL_NORMAL, Conv, ConvNorm, Features, LayerSettings, parameter
+from deeplab_jax.models.layers import (
+    SMALL_NORMAL,
+    CheckedModule,
+    Conv,
+    ConvNorm,
+    Dropout,
+    Features,
+    LayerSettings,
+    parameter,
+)
 from deeplab_jax.ops.transposed import conv_transpose2d
 
 
 def reduce_channels(x: jax.Array, *, dropout: float, settings: LayerSettings, train: bool) -> jax.Array:
     """Apply a 3x3 convolution to a quarter of the channels (submodule `conv`) and dropout, within a compact method."""
     x = ConvNorm(x.shape[-1] // 4, 3, settings=settings, name="conv")(x, train=train)
-    return nn.Dropout(dropout, deterministic=not train)(x)
+    return Dropout(dropout, deterministic=not train)(x)
 
 
-class FCNReduction(nn.Module):
+class FCNReduction(CheckedModule):
     """torchvision's FCN before its classifier: 3x3 to a quarter of the channels, dropout.
 
     Attributes:

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from deeplab_jax.models.decoders.fcn import FCNReduction
-from deeplab_jax.models.layers import ConvNorm
+from deeplab_jax.models.layers import ConvNorm, Dropout
 
 
 class FCNReductionVariant(FCNReduction):
@@ -28,4 +28,4 @@ class FCNReductionVariant(FCNReduction):
             y = ConvNorm(x.shape[-1] // 4, 3, settings=s, name=name)(y, train=train)
         y = jnp.concatenate([x, y], axis=-1)
         y = ConvNorm(x.shape[-1] // 4, 3, settings=s, name="joined")(y, train=train)
-        return nn.Dropout(self.dropout, deterministic=not train)(y)
+        return Dropout(self.dropout, deterministic=not train)(y)

@@ -3,7 +3,7 @@
 import flax.linen as nn
 import jax
 
-from deeplab_jax.models.layers import SMALL_NORMAL, Conv, ConvNorm, Features, LayerSettings, check_positive
+from deeplab_jax.models.layers import SMALL_NORMAL, Conv, ConvNorm, Features, LayerSettings
 from deeplab_jax.ops.pooling import global_average_pool
 from deeplab_jax.ops.resize import resize_bilinear
 
@@ -18,9 +18,6 @@ class LiteRASPP(nn.Module):
     Attributes:
       num_classes: classes of the logits.
       context_channels: channels of the reduced map and its gate.
-
-    Raises:
-      UserError: `context_channels` below 1.
     """
 
     num_classes: int
@@ -28,10 +25,6 @@ class LiteRASPP(nn.Module):
     settings: LayerSettings = LayerSettings()
 
     classifier_kernel = 0
-
-    def __post_init__(self) -> None:
-        check_positive("context_channels", (self.context_channels,))
-        super().__post_init__()
 
     @nn.compact
     def __call__(self, x: jax.Array, features: Features, *, train: bool) -> jax.Array:

@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 
 from deeplab_jax.errors import UserError
-from deeplab_jax.models.layers import SMALL_NORMAL, Conv, Features, LayerSettings
+from deeplab_jax.models.layers import SMALL_NORMAL, Conv, Dropout, Features, LayerSettings
 from deeplab_jax.ops.pooling import max_pool
 from deeplab_jax.ops.resize import resize_bilinear
 
@@ -79,7 +79,7 @@ class RefineNetDecoder(nn.Module):
         for index, (name, channels) in enumerate(zip(STAGES, self.decoder_channels, strict=True)):
             y, _ = features[name]
             if index < 2:
-                y = nn.Dropout(self.dropout, deterministic=not train)(y)
+                y = Dropout(self.dropout, deterministic=not train)(y)
             y = Conv(channels, 3, settings=s, name=f"{name}_reduce")(y)
             for unit in (1, 2):
                 y = ResidualConvUnit(settings=s, name=f"{name}_adapt{unit}")(y)
@@ -91,4 +91,4 @@ class RefineNetDecoder(nn.Module):
             for unit in (1, 2, 3):
                 y = ResidualConvUnit(settings=s, name=f"{name}_refine{unit}")(y)
             coarser = y
-        return nn.Dropout(self.dropout, deterministic=not train)(y)
+        return Dropout(self.dropout, deterministic=not train)(y)

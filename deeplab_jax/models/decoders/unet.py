@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from deeplab_jax.errors import UserError
-from deeplab_jax.models.layers import PADDINGS, ConvNorm, Features, LayerSettings, check_choices, parameter
+from deeplab_jax.models.layers import PADDINGS, CheckedModule, ConvNorm, Dropout, Features, LayerSettings, parameter
 from deeplab_jax.ops.transposed import conv_transpose2d
 
 # As published, 572 pixels become 388: 16 b + 124 become 16 b - 60, with b samples at the bottom before its
@@ -25,7 +25,11 @@ def next_valid_side(side: int) -> int:
 
 
 class UpConvolution(nn.Module):
-    """A transposed 2x2 convolution of stride 2, which doubles the size of a map; parameters as in `Conv`."""
+    """A transposed 2x2 convolution of stride 2, which doubles the size of a map; parameters as in `Conv`.
+
+    Each pixel of the result sees one tap. So N in the paper's initial deviation, sqrt(2 / N) (sec. 3), is the number of
+    input channels.
+    """
 
     features: int
     settings: LayerSettings = LayerSettings()
@@ -33,13 +37,14 @@ class UpConvolution(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         dtype = jnp.dtype(self.settings.dtype)
-        kernel = parameter(self, "kernel", nn.initializers.he_normal(), (2, 2, x.shape[-1], self.features))
+        init = nn.initializers.he_normal(batch_axis=(0, 1))
+        kernel = parameter(self, "kernel", init, (2, 2, x.shape[-1], self.features))
         bias = parameter(self, "bias", nn.initializers.zeros, (self.features,))
         x = conv_transpose2d(x.astype(dtype), kernel.astype(dtype), stride=2)
         return x + bias.astype(dtype)[None, None, None]
 
 
-class UNetDecoder(nn.Module):
+class UNetDecoder(CheckedModule):
     """From the deepest features to the finest: double the size, concatenate the skip, convolve twice.
 
     Attributes:
@@ -64,7 +69,6 @@ class UNetDecoder(nn.Module):
     settings: LayerSettings = LayerSettings()
 
     def __post_init__(self) -> None:
-        check_choices(self)
         if len(self.skips) != len(self.decoder_channels):
             raise UserError(
                 f"decoder_channels={self.decoder_channels}: one number for each of the {len(self.skips)} skips "
@@ -87,7 +91,7 @@ class UNetDecoder(nn.Module):
         """Return `[N, h', w', decoder_channels[-1]]` at the resolution of the last skip, or of the images if the last
         step has none, for the deepest features `[N, h, w, C]`.
         """
-        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        x = Dropout(self.dropout, deterministic=not train)(x)
         stride = features["context"][1]
         for index, (name, channels) in enumerate(zip(self.skips, self.decoder_channels, strict=True)):
             if name and name not in features:

@@ -14,7 +14,7 @@ from deeplab_jax.models.backbones.mobilenet_v3 import MobileNetV3Large
 from deeplab_jax.models.catalog import create_model
 from deeplab_jax.models.layers import LayerSettings
 from deeplab_jax.models.segmenter import abstract_variables
-from deeplab_jax.ops.observe import Convolution, observe_convolutions
+from tests.support.traces import calls_of, louder, parameter_count
 
 DIRECT = LayerSettings(norm_epsilon=1e-3, lowering="direct")
 
@@ -25,22 +25,6 @@ def thin(**options: Any) -> MobileNetV3Large:
 
 def apply(network: nn.Module, variables: Any, x: jax.Array, output_stride: int) -> Any:
     return network.apply(variables, x, output_stride=output_stride, train=False)
-
-
-def convolutions_of(network: nn.Module, output_stride: int, size: int = 65) -> list[Convolution]:
-    """Every convolution that the network calls, in order; nothing is computed."""
-    found: list[Convolution] = []
-
-    def init(x: jax.Array) -> Any:
-        return network.init(jax.random.key(0), x, output_stride=output_stride, train=False)
-
-    with observe_convolutions(found.append):
-        jax.eval_shape(init, jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32))
-    return found
-
-
-def parameter_count(tree: Any) -> int:
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
 def test_parameter_count_of_the_published_network(shapes_of: Any) -> None:
@@ -60,7 +44,7 @@ def test_parameter_count_of_torchvisions_deeplabv3() -> None:
 
 def test_multiply_adds_at_224() -> None:
     """The paper's 219 million (Table 3), of which the classifier has 960 * 1280 + 1280 * 1000."""
-    found = convolutions_of(MobileNetV3Large(), 32, size=224)
+    found = calls_of(MobileNetV3Large(), 32, size=224)
     total = sum(math.prod(c.outputs[1:3]) * math.prod(c.kernel) for c in found) + 960 * 1280 + 1280 * 1000
     assert total / 1e6 == pytest.approx(219, rel=0.02)
 
@@ -83,7 +67,7 @@ KERNELS = [3, 3, 3, 5, 5, 5, 3, 3, 3, 3, 3, 3, 5, 5, 5]
 def test_kernels_rates_and_strides(
     output_stride: int, first_unit_rate: Any, rates: list[int], strides: list[int]
 ) -> None:
-    found = convolutions_of(thin(first_unit_rate=first_unit_rate), output_stride)
+    found = calls_of(thin(first_unit_rate=first_unit_rate), output_stride)
     assert (found[0].kernel[:2], found[0].stride) == ((3, 3), 2)
     depthwise = [c for c in found if c.groups > 1]
     assert [c.kernel[0] for c in depthwise] == KERNELS
@@ -154,7 +138,7 @@ def test_a_unit_by_hand() -> None:
         "project": {"conv": {"kernel": jnp.full((1, 1, 1, 1), 6.0), "bias": jnp.zeros(1)}},
     }
     x = jnp.asarray([3, 1, -4], jnp.float32).reshape(1, 1, 3, 1)
-    np.testing.assert_allclose(unit.apply({"params": params}, x, train=False).ravel(), [21, 5, -4], rtol=1e-6)
+    np.testing.assert_allclose(unit.apply({"params": params}, x, train=False)[0].ravel(), [21, 5, -4], rtol=1e-6)
 
 
 def relative_differences(network: nn.Module, variables: Any) -> dict[str, float]:
@@ -167,15 +151,6 @@ def relative_differences(network: nn.Module, variables: Any) -> dict[str, float]
         step = stride // fine_stride
         differences[stage] = float(jnp.max(jnp.abs(fine[:, ::step, ::step] - coarse)) / jnp.max(jnp.abs(coarse)))
     return differences
-
-
-def louder(variables: Any) -> Any:
-    """Larger kernels, so that the deep features vary over the map rather than follow the offsets of the norms."""
-
-    def scale(path: Any, leaf: jax.Array) -> jax.Array:
-        return 1.5 * leaf if jax.tree_util.keystr(path).endswith("['conv']['kernel']") else leaf
-
-    return jax.tree_util.tree_map_with_path(scale, variables)
 
 
 def with_constant_gates(variables: Any) -> Any:

@@ -13,16 +13,13 @@ from deeplab_jax.models.backbones.vgg import VGG
 from deeplab_jax.models.catalog import create_model
 from deeplab_jax.models.layers import LayerSettings
 from tests.support.params import first_fast
+from tests.support.traces import parameter_count
 
 BARE = LayerSettings(norm="none")
 STRIDES = {
     "conv1": 1, "pool1": 2, "conv2": 2, "pool2": 4, "conv3": 4, "pool3": 8, "conv4": 8, "pool4": 16, "conv5": 16,
     "pool5": 32,
 }  # fmt: skip
-
-
-def parameter_count(tree: Any) -> int:
-    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
 
 
 def run(network: nn.Module, variables: Any, x: jax.Array, output_stride: int) -> Any:

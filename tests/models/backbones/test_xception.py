@@ -14,8 +14,9 @@ from deeplab_jax.models.architectures import BACKBONES
 from deeplab_jax.models.backbones.xception import Unit, Xception
 from deeplab_jax.models.contexts.aspp import ASPP
 from deeplab_jax.models.layers import LayerSettings
-from deeplab_jax.ops.observe import Convolution, observe_convolutions
+from deeplab_jax.ops.observe import Convolution
 from tests.support.params import first_fast
+from tests.support.traces import calls_of, louder, parameter_count
 
 DIRECT = LayerSettings(norm_epsilon=1e-3, lowering="direct")
 
@@ -28,29 +29,8 @@ def thin(depth: int, **options: Any) -> Xception:
     return xception(depth, **{"width": 1 / 32, "settings": DIRECT, **options})
 
 
-def convolutions_of(network: nn.Module, output_stride: int, *, size: int = 65, channels: int = 3) -> list[Convolution]:
-    """Every convolution that the network calls, in order; nothing is computed."""
-    found: list[Convolution] = []
-
-    def init(x: jax.Array) -> Any:
-        return network.init(jax.random.key(0), x, output_stride=output_stride, train=False)
-
-    with observe_convolutions(found.append):
-        jax.eval_shape(init, jax.ShapeDtypeStruct((1, size, size, channels), jnp.float32))
-    return found
-
-
 def apply(network: nn.Module, variables: Any, x: jax.Array, output_stride: int) -> Any:
     return network.apply(variables, x, output_stride=output_stride, train=False)
-
-
-def louder(variables: Any) -> Any:
-    """Larger kernels, so that the deep features vary over the map rather than follow the offsets of the norms."""
-
-    def scale(path: Any, leaf: jax.Array) -> jax.Array:
-        return 1.5 * leaf if jax.tree_util.keystr(path).endswith("['conv']['kernel']") else leaf
-
-    return jax.tree_util.tree_map_with_path(scale, variables)
 
 
 def separable_parameters(inputs: int, outputs: int) -> int:
@@ -86,12 +66,12 @@ def test_parameter_counts(
     expected += unit_parameters(728, (728, 1024, 1024), projection=True)
     expected += unit_parameters(1024, (1536, 1536, 2048), projection=False)
     tree = shapes_of(xception(depth), 1, 33, 33, 3, output_stride=32)["params"]
-    assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree)) == expected == published
+    assert parameter_count(tree) == expected == published
 
 
 @pytest.mark.parametrize("depth", [41, 65, 71])
 def test_the_name_counts_the_stem_and_the_separable_convolutions(depth: int) -> None:
-    assert len([c for c in convolutions_of(thin(depth), 32) if c.kernel[0] == 3]) == depth
+    assert len([c for c in calls_of(thin(depth), 32) if c.kernel[0] == 3]) == depth
 
 
 def multiply_adds(convolutions: list[Convolution], *, padded: bool) -> int:
@@ -109,8 +89,8 @@ def multiply_adds(convolutions: list[Convolution], *, padded: bool) -> int:
 def test_multiply_adds_of_deeplabv3plus_table_5(output_stride: int, exact: float, padded: float, paper: float) -> None:
     """Xception-65, ASPP and the classifier at 513x513, without a decoder, in billions."""
     side = 512 // output_stride + 1
-    found = convolutions_of(xception(65), output_stride, size=513)
-    found += convolutions_of(ASPP(), output_stride, size=side, channels=2048)
+    found = calls_of(xception(65), output_stride, size=513)
+    found += calls_of(ASPP(), output_stride, size=side, channels=2048)
     classifier = side * side * 256 * 21
     assert (multiply_adds(found, padded=False) + classifier) / 1e9 == pytest.approx(exact, abs=0.005)
     assert (multiply_adds(found, padded=True) + classifier) / 1e9 == pytest.approx(padded, abs=0.005)
@@ -128,7 +108,7 @@ def test_multiply_adds_of_deeplabv3plus_table_5(output_stride: int, exact: float
     ],
 )
 def test_rates(output_stride: int, expected: list[int]) -> None:
-    depthwise = [c for c in convolutions_of(thin(41), output_stride) if c.groups > 1]
+    depthwise = [c for c in calls_of(thin(41), output_stride) if c.groups > 1]
     assert [c.rate for c in depthwise] == [rate for rate in expected for _ in range(3)]
     assert {c.kernel[:2] for c in depthwise} == {(3, 3)}
     assert {c.padding for c in depthwise} == {((r, r), (r, r)) for r in expected}
@@ -141,13 +121,13 @@ def test_rates(output_stride: int, expected: list[int]) -> None:
 def test_rates_of_the_longer_entry_flow_and_of_the_other_convention(
     depth: int, output_stride: int, first_unit_rate: Any, expected: list[int]
 ) -> None:
-    found = convolutions_of(thin(depth, first_unit_rate=first_unit_rate), output_stride)
+    found = calls_of(thin(depth, first_unit_rate=first_unit_rate), output_stride)
     assert [c.rate for c in found if c.groups > 1] == [rate for rate in expected for _ in range(3)]
 
 
 @pytest.mark.parametrize(("output_stride", "expected"), [(32, [1, 2, 4]), (16, [2, 4, 8]), (8, [4, 8, 16])])
 def test_multi_grid_multiplies_the_rates_of_the_last_unit(output_stride: int, expected: list[int]) -> None:
-    depthwise = [c for c in convolutions_of(thin(41, multi_grid=(1, 2, 4)), output_stride) if c.groups > 1]
+    depthwise = [c for c in calls_of(thin(41, multi_grid=(1, 2, 4)), output_stride) if c.groups > 1]
     assert [c.rate for c in depthwise[-3:]] == expected
     assert len({c.rate for c in depthwise[-6:-3]}) == 1
 
@@ -157,7 +137,7 @@ def test_only_convolutions_stride(depth: int, striding: list[int]) -> None:
     """The third separable convolution of four units, and the stem's first: together they make all of the output stride
     of 32, so nothing is left for a max pooling. Shortcuts stride along.
     """
-    found = convolutions_of(thin(depth), 32)
+    found = calls_of(thin(depth), 32)
     spatial = [c for c in found if c.kernel[0] == 3]
     assert [i for i, c in enumerate(spatial) if c.stride == 2] == [0, *[1 + n for n in striding]]
     shortcuts = [c for c in found if c.kernel[0] == 1 and c.stride == 2]

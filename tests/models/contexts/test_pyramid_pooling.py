@@ -17,6 +17,7 @@ from deeplab_jax.models.contexts.pyramid_pooling import (
 )
 from deeplab_jax.models.contexts.pyramid_pooling_variants import PyramidPoolingVariant
 from deeplab_jax.models.layers import LayerSettings
+from tests.support.traces import parameter_count
 
 BARE = LayerSettings(norm="none")
 
@@ -24,10 +25,6 @@ BARE = LayerSettings(norm="none")
 def layer(kernel: Any, bias: float = 0.0) -> dict[str, Any]:
     kernel = jnp.asarray(kernel, jnp.float32)
     return {"conv": {"kernel": kernel, "bias": jnp.full(kernel.shape[-1], bias)}}
-
-
-def parameter_count(tree: Any) -> int:
-    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
 
 
 def test_pyramid_pooling_by_hand() -> None:

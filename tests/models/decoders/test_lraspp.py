@@ -1,6 +1,5 @@
 """Lite R-ASPP: torchvision's count, and the gate, the resize and the sum by hand."""
 
-import math
 from typing import Any
 
 import jax
@@ -13,6 +12,7 @@ from deeplab_jax.models.catalog import create_model
 from deeplab_jax.models.decoders.lraspp import LiteRASPP
 from deeplab_jax.models.layers import LayerSettings
 from deeplab_jax.models.segmenter import abstract_variables
+from tests.support.traces import parameter_count
 
 NAME = "lraspp_mobilenet_v3_large"
 BARE = LayerSettings(norm="none", align_corners=False)
@@ -20,7 +20,7 @@ BARE = LayerSettings(norm="none", align_corners=False)
 
 def test_parameter_count_of_torchvision() -> None:
     params = abstract_variables(create_model(NAME))["params"]
-    assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)) == 3_221_538
+    assert parameter_count(params) == 3_221_538
     head = {
         "/".join(key.key for key in path): leaf.shape for path, leaf in jax.tree.leaves_with_path(params["decoder"])
     }
@@ -77,7 +77,7 @@ def test_logits_have_the_stride_of_conv3(output_stride: int, side: int) -> None:
     assert logits.shape == (1, side, side, 3)
 
 
-@pytest.mark.parametrize("options", [{"context_channels": 0}, {"aspp_channels": 8}, {"multi_grid": (1, 2, 4)}])
+@pytest.mark.parametrize("options", [{"aspp_channels": 8}, {"multi_grid": (1, 2, 4)}])
 def test_what_has_no_meaning_is_refused(options: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=next(iter(options))):
         create_model(NAME, **options)

@@ -10,6 +10,7 @@ import pytest
 from deeplab_jax.models.catalog import create_model
 from deeplab_jax.models.decoders.refinenet import ChainedResidualPooling, RefineNetDecoder, ResidualConvUnit
 from tests.support.kernels import pass_through
+from tests.support.traces import parameter_count
 
 TINY = {"width": 1 / 16, "decoder_channels": (8, 4, 4, 2)}
 
@@ -66,10 +67,7 @@ def test_the_parameter_count(shapes_of: Any) -> None:
 
     head = block(2048, 512, 0) + block(1024, 256, 512) + block(512, 256, 256) + block(256, 256, 256)
     variables = shapes_of(create_model("refinenet_resnet101", lowering="direct"), 1, 33, 33, 3)
-    counts = {
-        name: sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
-        for name, tree in variables["params"].items()
-    }
+    counts = {name: parameter_count(tree) for name, tree in variables["params"].items()}
     assert counts == {"backbone": 42_500_160, "decoder": head, "classifier": 9 * 256 * 21 + 21}
     assert set(variables["batch_stats"]) == {"backbone"}
     assert sum(counts.values()) == 118_052_437

@@ -11,12 +11,9 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.models.catalog import create_model
 from deeplab_jax.models.decoders.unet import UNetDecoder, UpConvolution, centre_crop, extend_by_mirroring
 from tests.support.kernels import pass_through
+from tests.support.traces import parameter_count
 
 TINY = {"width": 1 / 64, "decoder_channels": (1, 1, 1, 1), "num_classes": 1}
-
-
-def parameter_count(tree: Any) -> int:
-    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
 
 
 def follow(source: int, shapes: Any) -> Any:
@@ -60,6 +57,11 @@ def test_as_published_572_pixels_become_388(shapes_of: Any) -> None:
         "conv3": (136, 136, 256), "pool3": (68, 68, 256), "conv4": (64, 64, 512), "pool4": (32, 32, 512),
         "conv5": (28, 28, 1024), "context": (28, 28, 1024),
     }  # fmt: skip
+
+
+def test_up_convolutions_start_with_the_deviation_of_the_paper() -> None:
+    kernel = UpConvolution(128).init(jax.random.key(0), jnp.zeros((1, 1, 1, 64)))["params"]["kernel"]
+    assert float(jnp.std(kernel)) == pytest.approx(np.sqrt(2 / 64), rel=0.03)
 
 
 @pytest.mark.parametrize("size", [(33, 33), (47, 34), (65, 97)])
