@@ -1,6 +1,7 @@
 """Modified aligned Xception: the published counts, its rates, where activations stand, where the decoder attaches."""
 
 import math
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -28,6 +29,7 @@ def thin(depth: int, **options: Any) -> Xception:
     return xception(depth, **{"width": 1 / 32, "settings": DIRECT, **options})
 
 
+@cache
 def convolutions_of(network: nn.Module, output_stride: int, *, size: int = 65, channels: int = 3) -> list[Convolution]:
     """Every convolution that the network calls, in order; nothing is computed."""
     found: list[Convolution] = []
@@ -109,7 +111,7 @@ def multiply_adds(convolutions: list[Convolution], *, padded: bool) -> int:
 def test_multiply_adds_of_deeplabv3plus_table_5(output_stride: int, exact: float, padded: float, paper: float) -> None:
     """Xception-65, ASPP and the classifier at 513x513, without a decoder, in billions."""
     side = 512 // output_stride + 1
-    found = convolutions_of(xception(65), output_stride, size=513)
+    found = [*convolutions_of(xception(65), output_stride, size=513)]
     found += convolutions_of(ASPP(), output_stride, size=side, channels=2048)
     classifier = side * side * 256 * 21
     assert (multiply_adds(found, padded=False) + classifier) / 1e9 == pytest.approx(exact, abs=0.005)
@@ -184,6 +186,7 @@ def test_features_at_stride_4_subsampled_are_those_at_8_16_and_32(depth: int, fi
             np.testing.assert_allclose(fine[:, ::step, ::step], coarse, atol=1e-5 * scale, err_msg=f"{stage}, {stride}")
 
 
+@pytest.mark.slow
 def test_the_rate_of_the_stage_loses_that_property(fill_variables: Any) -> None:
     network = thin(41, first_unit_rate="stage", middle_units=1)
     variables = louder(fill_variables(network, 1, 50, 37, 3, output_stride=16))
