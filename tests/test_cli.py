@@ -257,14 +257,6 @@ def test_ctrl_c_saves_and_exits_with_130(tmp_path, compilation_cache) -> None:
 # The process itself.
 
 
-def test_a_process_says_what_went_wrong_in_one_line() -> None:
-    process = start("train", "--config", "gone.py", "--workdir", "nowhere")
-    output, errors = process.communicate(timeout=250)
-    assert process.returncode == 2 and output == ""
-    (line,) = errors.splitlines()
-    assert line.startswith("deeplab-jax: config file 'gone.py' does not exist: give --config the path of a file")
-
-
 def test_help_lists_the_verbs(capsys) -> None:
     with pytest.raises(SystemExit) as stop:
         run("--help")
