@@ -71,7 +71,7 @@ def compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def tiny_networks(compilation_cache: Path) -> Iterator[None]:
+def tiny_networks() -> Iterator[None]:
     """Put the networks of `tests.support.tiny` into the catalog, for tests that share few programs."""
     from tests.support.tiny import tiny_models
 
@@ -80,7 +80,7 @@ def tiny_networks(compilation_cache: Path) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def scenes_run(tmp_path_factory: pytest.TempPathFactory, compilation_cache: Path) -> Path:
+def scenes_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Train `configs/scenes.py:debug` through the command line and return the run directory."""
     from deeplab_jax.cli import main
 

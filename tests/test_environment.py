@@ -28,7 +28,7 @@ time.time = lambda: real() - 3600.0 * next(calls)
 
 
 @pytest.fixture(scope="module")
-def usual(tmp_path_factory, compilation_cache):
+def usual(tmp_path_factory):
     """A run in usual surroundings."""
     return train_in(tmp_path_factory.mktemp("usual"))
 
@@ -145,7 +145,7 @@ def test_a_process_with_a_thread_that_hangs_ends_with_its_code() -> None:
 @pytest.mark.parametrize(
     ("module", "words"), [("deeplab_jax", ("train",)), ("experiments.demo", ())], ids=["train", "demo"]
 )
-def test_a_process_whose_reader_hangs_ends(tmp_path, compilation_cache, module, words) -> None:
+def test_a_process_whose_reader_hangs_ends(tmp_path, module, words) -> None:
     """The thread that hangs does not keep it alive: 2 and a line, and the step before is saved."""
     config = write_config(tmp_path / "tiny.py", **{"data.timeout": 10.0, "train.checkpoint_every": 100})
     hanging = (

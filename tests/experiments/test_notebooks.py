@@ -308,7 +308,7 @@ def runner():
 
 
 @pytest.fixture(scope="module")
-def quick(tmp_path_factory, compilation_cache):
+def quick(tmp_path_factory):
     """A folder whose trainings the notebooks share."""
     return tmp_path_factory.mktemp("notebooks")
 
