@@ -4,13 +4,13 @@ import ast
 import functools
 import math
 from collections.abc import Mapping
-from dataclasses import Field
+from dataclasses import Field, fields
 from operator import getitem
 from typing import Any, get_args, get_origin
 
 from ml_collections import ConfigDict
 
-from deeplab_jax.config_keys import LARGEST, SMALLEST, defaults, is_options, key, keys_of_sections
+from deeplab_jax.config_keys import LARGEST, SMALLEST, Config, is_options, key, keys_of_sections
 from deeplab_jax.errors import UserError, did_you_mean
 
 WORDS = {int: "whole number", float: "number", str: "text", bool: "true or false", tuple: "list"}
@@ -75,7 +75,7 @@ def check(config: Any, *, name: str = "") -> None:
       name: of its file, for messages.
     """
     start = f"{name}: " if name else ""
-    if not isinstance(config, ConfigDict) or not {*defaults()} <= {*config}:
+    if not isinstance(config, ConfigDict) or not {one.name for one in fields(Config)} <= {*config}:
         raise UserError(f"{start}get_config returns no configuration; let it start from deeplab_jax.config.base()")
     _check_numbers(config.to_dict(), f"{start}config")
     for last, one in keys_of_sections().items():

@@ -16,7 +16,7 @@ os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 os.environ.setdefault("MPLBACKEND", "agg")
 # Tests compile much and compute little: without LLVM's optimisations the programs are ready in half the time.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
-# Set to nothing, it keeps the command line from the user's own cache; `compilation_cache` has another.
+# Set to nothing, it keeps the command line from the user's own cache until `compilation_cache` sets another.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = ""
 
 import jax
@@ -29,7 +29,7 @@ from jax.experimental.compilation_cache.compilation_cache import reset_cache
 # norms mix bfloat16 inputs with float32 statistics.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # JAX's persistent compilation cache writes its entries in place and without a lock, so that two test processes that
-# share a folder can read each other's half-written programs: it is off, or in a folder of the process's own.
+# share a folder can read each other's half-written programs: it is in a folder of the process's own.
 
 # The first call of a property test compiles, so a deadline for each example would fail at random; fixed examples keep
 # a failure repeatable.
@@ -51,19 +51,27 @@ def _data_dir(variable: str, name: str) -> Path:
     return path
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module", autouse=True)
+def freeze_what_is_left() -> Iterator[None]:
+    """Keep what a file leaves, traces and programs, out of later collections, which else take seconds each."""
+    yield
+    gc.collect(1)
+    gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
 def compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Compile each large program once for this process and those that its tests start; from now on for all tests."""
+    """Compile each larger program once for this process and those that its tests start."""
     folder = tmp_path_factory.mktemp("xla")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     reset_cache()
     return folder
 
 
 @pytest.fixture(scope="module")
-def tiny_networks(compilation_cache: Path) -> Iterator[None]:
+def tiny_networks() -> Iterator[None]:
     """Put the networks of `tests.support.tiny` into the catalog, for tests that share few programs."""
     from tests.support.tiny import tiny_models
 
@@ -72,7 +80,7 @@ def tiny_networks(compilation_cache: Path) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def scenes_run(tmp_path_factory: pytest.TempPathFactory, compilation_cache: Path) -> Path:
+def scenes_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Train `configs/scenes.py:debug` through the command line and return the run directory."""
     from deeplab_jax.cli import main
 

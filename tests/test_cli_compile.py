@@ -14,7 +14,7 @@ from tests.support.tiny import tiny_config, tiny_models
 
 
 @pytest.fixture(scope="module", autouse=True)
-def models(compilation_cache):
+def models():
     with tiny_models():
         yield
 

@@ -28,25 +28,27 @@ time.time = lambda: real() - 3600.0 * next(calls)
 
 
 @pytest.fixture(scope="module")
-def usual(tmp_path_factory, compilation_cache):
+def usual(tmp_path_factory):
     """A run in usual surroundings."""
-    folder = tmp_path_factory.mktemp("usual")
-    code, _, errors = finish(start("train", "--config", write_config(folder / "tiny.py"), "--workdir", folder / "run"))
-    assert code == 0, errors
-    return folder / "run"
+    return train_in(tmp_path_factory.mktemp("usual"))
 
 
-def assert_trains(usual, folder, **changes) -> None:
+def train_in(folder, **changes) -> Path:
     folder.mkdir(exist_ok=True)
     words = ["train", "--config", write_config(folder / "tiny.py"), "--workdir", folder / "run"]
     code, _, errors = finish(start(*words, **changes))
     assert (code, errors) == (0, "")
-    assert read_metrics(folder / "run") == read_metrics(usual)
+    return folder / "run"
+
+
+def assert_trains(usual, folder, **changes) -> None:
+    assert read_metrics(train_in(folder, **changes)) == read_metrics(usual)
     assert_same_arrays(read_checkpoint(folder / "run", 6), read_checkpoint(usual, 6))
 
 
-def test_names_with_spaces_and_other_scripts(usual, tmp_path) -> None:
-    assert_trains(usual, tmp_path / "mes données 数据", LC_ALL="C")
+def test_names_with_spaces_and_other_scripts(tmp_path) -> None:
+    run = train_in(tmp_path / "mes données 数据", LC_ALL="C")
+    assert read_metrics(run)[-1]["step"] == 6 and read_checkpoint(run, 6)
 
 
 @pytest.mark.slow
@@ -143,7 +145,7 @@ def test_a_process_with_a_thread_that_hangs_ends_with_its_code() -> None:
 @pytest.mark.parametrize(
     ("module", "words"), [("deeplab_jax", ("train",)), ("experiments.demo", ())], ids=["train", "demo"]
 )
-def test_a_process_whose_reader_hangs_ends(tmp_path, compilation_cache, module, words) -> None:
+def test_a_process_whose_reader_hangs_ends(tmp_path, module, words) -> None:
     """The thread that hangs does not keep it alive: 2 and a line, and the step before is saved."""
     config = write_config(tmp_path / "tiny.py", **{"data.timeout": 10.0, "train.checkpoint_every": 100})
     hanging = (

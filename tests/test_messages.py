@@ -3,7 +3,7 @@
 import argparse
 import ast
 import re
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 from deeplab_jax.cli import make_parser
@@ -14,19 +14,21 @@ ROOT = Path(__file__).resolve().parent.parent / "deeplab_jax"
 NOT_OURS = {"--porcelain", "--untracked-files", "--error-unmatch", "--count"}
 
 
-def texts() -> Iterator[tuple[str, str]]:
+@cache
+def texts() -> list[tuple[str, str]]:
     """Every text in the package's code that is no docstring, with its place; values inside are `{}`."""
+    found = []
     for file in sorted(ROOT.rglob("*.py")):
-        tree = ast.parse(file.read_text(encoding="utf-8"))
+        nodes = list(ast.walk(ast.parse(file.read_text(encoding="utf-8"))))
         documents = {
             id(node.body[0].value)
-            for node in ast.walk(tree)
+            for node in nodes
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and isinstance(node.body[0], ast.Expr)
         }
-        for node in ast.walk(tree):
-            place = f"{file.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}"
+        for node in nodes:
             if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in documents:
-                yield place, node.value
+                found.append((f"{file.relative_to(ROOT)}:{node.lineno}", node.value))
+    return found
 
 
 def flags() -> set[str]:

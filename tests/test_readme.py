@@ -16,6 +16,7 @@ import sys
 from functools import cache
 from pathlib import Path
 
+import jax
 import pytest
 
 from deeplab_jax import cli
@@ -320,11 +321,11 @@ PYTHON = [
 
 @pytest.mark.parametrize(("body", "need"), PYTHON)
 def test_python_runs(body: str, need: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks that need files are compiled, and what they take of the package is there."""
+    """Blocks that need files are compiled, and what they take of the package is there. The others compute shapes."""
     monkeypatch.chdir(tmp_path)
     code = compile(body, "block", "exec")
     if not need:
-        exec(code, {"__name__": "block"})
+        jax.eval_shape(lambda: exec(code, {"__name__": "block"}))
     import deeplab_jax
 
     for node in ast.walk(ast.parse(body)):

@@ -10,11 +10,12 @@ import pytest
 
 from deeplab_jax.analysis.cost import Call, record
 from deeplab_jax.analysis.padding_taps import reached_by_layer, zero_unreached
+from deeplab_jax.models.catalog import create_model
 from deeplab_jax.ops.geometry import taps_on_map
 from deeplab_jax.ops.observe import Convolution
 from deeplab_jax.train.state import create_state
 from tests.support.steps import step_of
-from tests.support.tiny import tiny_model, tiny_models
+from tests.support.tiny import tiny_models
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +42,8 @@ def test_by_hand(side, rate, stride, expected) -> None:
 
 def make(size):
     # Output stride 16 of 65x49 pixels is a map of 5x4: rates 2, 4 and 6.
-    model, _ = tiny_model("deeplabv3plus_tiny", num_classes=3, aspp_rates=(2, 4, 6), aspp_channels=8)
+    parts = {"aspp_rates": (2, 4, 6), "aspp_channels": 8, "low_level_channels": 4, "decoder_convs": ((3, 4),)}
+    model = create_model("deeplabv3plus_tiny", num_classes=3, **parts)
     create = partial(create_state, model=model, optimizer=optax.sgd(0.1), size=size, ema=True)
     return model, jax.jit(create)(jax.random.key(0))
 

@@ -123,16 +123,6 @@ def test_a_mirrored_image_gives_the_mirrored_prediction(made) -> None:
     assert np.abs(logits_of(made, image[:, ::-1]) - logits_of(made, image)[:, ::-1]).max() > 1e-2
 
 
-def test_several_views_average_probabilities(made) -> None:
-    """By hand, from the views one at a time; the order of the scales does not matter."""
-    image = image_of(49, 71)
-    both = probabilities_of(made, image, scales=(0.75, 1.5))
-    np.testing.assert_allclose(both.sum(-1), 1, rtol=1e-5)
-    single = [np.asarray(jax.nn.softmax(logits_of(made, image, scale=scale))) for scale in (0.75, 1.5)]
-    np.testing.assert_allclose(both, (single[0] + single[1]) / 2, rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(probabilities_of(made, image, scales=(1.5, 0.75)), both, rtol=1e-4, atol=1e-6)
-
-
 def test_scales_below_33_pixels_stop_there(made) -> None:
     assert segment(*made, image_of(40, 50), scales=(0.1, 1.0), flip=True).shape == (40, 50)
 

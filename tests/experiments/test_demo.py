@@ -5,20 +5,22 @@ import json
 import cv2
 import pytest
 
+from deeplab_jax.config import to_plain
 from deeplab_jax.train.from_config import build_model
 from experiments import demo
 from experiments.regimes import REGIMES
 from experiments.run.__main__ import main
 from experiments.run.resolve import Resolved, Settings, resolve
 from experiments.tables import TABLES
+from tests.support.tiny import tiny_config
 
 
-def test_demo_trains_evaluates_twice_and_draws(tmp_path, repo_root, monkeypatch, capsys):
-    monkeypatch.chdir(repo_root)
-    assert demo.main(["--config", "configs/scenes.py:debug", "--workdir", str(tmp_path / "run")]) == 0
+def test_demo_trains_evaluates_twice_and_draws(tmp_path, tiny_networks, capsys):
+    (tmp_path / "config.json").write_text(json.dumps(to_plain(tiny_config())))
+    assert demo.main(["--config", str(tmp_path / "config.json"), "--workdir", str(tmp_path / "run")]) == 0
     metrics = [json.loads((tmp_path / "run" / f"output_stride_{s}" / "metrics.json").read_text()) for s in (16, 8)]
     assert [m["protocol"]["output_stride"] for m in metrics] == [16, 8]
-    assert all(m["protocol"]["images"] == 4 for m in metrics)
+    assert all(m["protocol"]["images"] == 5 for m in metrics)
     assert cv2.imread(str(tmp_path / "run" / "demo.png")) is not None
     assert len(list((tmp_path / "run" / "overlays").glob("*_overlay.png"))) == 4
     printed = capsys.readouterr().out

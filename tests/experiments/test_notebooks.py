@@ -147,10 +147,10 @@ def test_influence_of_a_linear_map_is_its_absolute_kernel():
     np.testing.assert_allclose(seen, expected)
 
 
-def test_the_influence_of_pixels_on_a_logit_stays_in_the_field(image):
+def test_the_influence_of_pixels_on_a_logit_stays_in_the_field(image, fill_variables):
     """The cut network without context: conv3 of ResNet-18 sees 99 pixels, more than there are, the stem alone 7."""
     model = create_model("cascade_resnet18", num_classes=3, width=0.125)
-    seen = fields.logit_influence(model, make_variables(model), image[None])
+    seen = fields.logit_influence(model, fill_variables(model, 1, 65, 65, 3), image[None])
     assert seen.shape == (65, 65)
     assert (seen >= 0).all() and seen.max() > 0
 
@@ -171,9 +171,9 @@ def test_equal_features_have_equal_colours():
 # Decoder
 
 
-def test_the_strongest_channels_stay():
+def test_the_strongest_channels_stay(fill_variables):
     model = create_model("deeplabv3plus_resnet18", num_classes=3, width=0.125, aspp_channels=4, decoder_convs=((3, 4),))
-    variables = make_variables(model)
+    variables = fill_variables(model, 1, 65, 65, 3)
     path = ("params", "decoder", "conv2_conv1", "conv", "kernel")
     before = np.array(variables["params"]["decoder"]["conv2_conv1"]["conv"]["kernel"])
     assert path == decoder.FIRST_CONV and before.shape == (3, 3, 4 + 48, 4)
@@ -308,7 +308,7 @@ def runner():
 
 
 @pytest.fixture(scope="module")
-def quick(tmp_path_factory, compilation_cache):
+def quick(tmp_path_factory):
     """A folder whose trainings the notebooks share."""
     return tmp_path_factory.mktemp("notebooks")
 

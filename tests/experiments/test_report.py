@@ -19,6 +19,7 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate.pictures import colour_labels
 from experiments.output import Section as Marks
 from experiments.output import escape, write_json
+from experiments.report import __main__ as report_main
 from experiments.report import markdown
 from experiments.report import pictures as report_pictures
 from experiments.report import verdicts as report_verdicts
@@ -81,6 +82,13 @@ def report(tmp_path, *words: str) -> int:
     return main([*paths, *words])
 
 
+@pytest.fixture
+def no_plots(monkeypatch) -> None:
+    """Draw nothing, for tests of texts."""
+    for name in ("values_plot", "curves_plot"):
+        monkeypatch.setattr(report_main, name, lambda result, theme: None)
+
+
 def tables_by_name(store):
     return {result.table.name: result for result in read_tables(store, ())[0]}
 
@@ -102,7 +110,7 @@ def test_a_section_has_each_of_its_marks_once(tmp_path, text) -> None:
     assert file.read_text() == f"{text}\nthe rest\n"
 
 
-def test_each_verdict_is_computed_once(store, tmp_path, monkeypatch) -> None:
+def test_each_verdict_is_computed_once(store, tmp_path, no_plots, monkeypatch) -> None:
     asked: list[str] = []
 
     def counted(result: TableResult) -> list[Verdict]:
@@ -116,7 +124,7 @@ def test_each_verdict_is_computed_once(store, tmp_path, monkeypatch) -> None:
     assert (tmp_path / "out/report.html").read_text().count('class="words">48 channels are better than 8') == 2
 
 
-def test_tables_in_markdown(store, tmp_path) -> None:
+def test_tables_in_markdown(store, tmp_path, no_plots) -> None:
     readme = tmp_path / "README.md"
     readme.write_text("before\n<!-- tables:begin -->\nold\n<!-- tables:end -->\nafter\n")
     assert report(tmp_path, "--write", str(readme)) == 0
@@ -254,7 +262,7 @@ def test_the_page_holds_numbers_and_plots_and_needs_no_network(store, tmp_path, 
     assert found.text.count("There are no predictions, since these rows have no run directory.") == 2
 
 
-def test_text_from_files_stays_text(store, tmp_path) -> None:
+def test_text_from_files_stays_text(store, tmp_path, no_plots) -> None:
     assert report(tmp_path) == 0
     found = Tags((tmp_path / "out/report.html").read_text())
     assert sum(tag == "script" for tag, _ in found.tags) == 1
@@ -305,7 +313,7 @@ def test_an_out_that_is_a_file_is_refused(store, tmp_path, capsys) -> None:
 
 
 @pytest.mark.parametrize("damage", ['{"rows": [', "[]", "{}", '{"rows": 1}'])
-def test_a_file_that_cannot_be_read_is_named_and_left_out(store, tmp_path, capsys, damage) -> None:
+def test_a_file_that_cannot_be_read_is_named_and_left_out(store, tmp_path, no_plots, capsys, damage) -> None:
     file = store / "scenes/v3_table6.json"
     file.write_text(damage)
     assert report(tmp_path, "--images", "0") == 0
@@ -323,7 +331,7 @@ def test_a_row_that_cannot_be_read_is_named_and_left_out(store, tmp_path, capsys
     assert "| 16 |  |  |  | 77.21 | not yet |  |  |" in table and "| 8 |  |  |  | 78.51 | 80.00 |" in table
 
 
-def test_a_result_that_lacks_its_measure_is_left_out(store, tmp_path, capsys) -> None:
+def test_a_result_that_lacks_its_measure_is_left_out(store, tmp_path, no_plots, capsys) -> None:
     file = store / "scenes/v3_table6.json"
     rows = json.loads(file.read_text())["rows"]
     del rows["eval_os_16"]["seeds"][0]["miou"]
@@ -341,7 +349,7 @@ def test_damaged_records_of_trainings_cost_their_curves_only(store, tmp_path, ca
     assert not list((tmp_path / "out").glob("*-curves.png"))
 
 
-def test_a_row_of_no_table_is_named(store, tmp_path, capsys) -> None:
+def test_a_row_of_no_table_is_named(store, tmp_path, no_plots, capsys) -> None:
     put(store, "v3_table6/eval_os_4", 0.9)
     assert report(tmp_path) == 0
     assert "v3_table6.json: no table has a row 'eval_os_4'; left out" in capsys.readouterr().err
@@ -394,7 +402,7 @@ def test_a_few_examples_are_evenly_spread() -> None:
     assert len(Few(source, 9)) == 5
 
 
-def test_a_run_that_gives_no_pictures_costs_a_line_only(store, tmp_path, capsys) -> None:
+def test_a_run_that_gives_no_pictures_costs_a_line_only(store, tmp_path, no_plots, capsys) -> None:
     workdir = tmp_path / "runs/scenes/c_seed0"
     workdir.mkdir(parents=True)
     (workdir / "config.json").write_text("{")

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 import types
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
@@ -26,7 +27,7 @@ from experiments.run import __main__ as run
 from experiments.run import execute, results
 from experiments.run.execute import pretrained, work
 from experiments.run.files import read_records, state_of, training_seconds
-from experiments.run.launchers import FORGOTTEN, Local, LocalJob, OnNode, Slurm
+from experiments.run.launchers import FORGOTTEN, Local, LocalJob, OnNode, Slurm, keep_to_cores
 from experiments.run.per_image import counts_file, counts_of, read_counts, write_counts
 from experiments.run.plan import Job, evaluation_counts, evaluation_file
 from experiments.run.view import View, rates
@@ -721,14 +722,12 @@ def test_local_jobs_at_once_share_the_cores(tmp_path) -> None:
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="threads are not kept to cores here")
 def test_a_job_keeps_to_its_share_of_the_cores() -> None:
     cores = os.sched_getaffinity(0)
-    code = (
-        "import os, sys; from experiments.run.launchers import keep_to_cores;"
-        "keep_to_cores(sys.argv[1]); print(sorted(os.sched_getaffinity(0)))"
-    )
 
     def kept(share: str) -> set[int]:
-        command = [sys.executable, "-c", code, share]
-        return set(json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
+        """In a thread of its own, which stands for the process: the call concerns the thread that makes it."""
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(keep_to_cores, share).result()
+            return thread.submit(os.sched_getaffinity, 0).result()
 
     assert kept("") == cores
     several = kept("0/2"), kept("1/2")

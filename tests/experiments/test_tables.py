@@ -187,7 +187,7 @@ def test_every_row_is_a_configuration(regime) -> None:
     assert {"needs COCO", "needs COCO and JFT"} <= set(reasons)
 
 
-QUICK = {("scenes", table) for table in ("v3_table1", "v3_table5", "v3_table10", "v3plus_table1", "v3plus_table5")}
+QUICK = {("scenes", table) for table in ("v3_table1", "v3plus_table5")}
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from experiments.tables import TABLES
 from experiments.tables.extra_rates import rates
 from experiments.tap_gradients import KERNEL, main, of_taps, outer_share, state_of
 from tests.support.tiny import MadeUp, tiny_models
+from tests.support.traces import make_variables
 
 
 def test_the_rates_on_a_map() -> None:
@@ -47,7 +48,7 @@ def networks():
     def made(rate):
         rates = (rate // 2,)  # They double at output stride 8.
         model = create_model("deeplabv3_tiny", num_classes=4, output_stride=8, aspp_channels=4, aspp_rates=rates)
-        return state_of(model.init(jax.random.key(0), jnp.zeros((1, 33, 33, 3)), train=False)), model
+        return state_of(make_variables(model, 1, 33, 33, 3)), model
 
     with tiny_models():
         yield {rate: made(rate) for rate in (2, 4, 6)}, batch
@@ -66,7 +67,7 @@ def test_the_gradient_is_that_of_the_loss(networks) -> None:
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(labels == 255, 0, labels))
         return jnp.sum(losses * (labels != 255)) / jnp.sum(labels != 255)
 
-    kernel = jax.grad(loss)(state.params)
+    kernel = jax.jit(jax.grad(loss))(state.params)
     for name in KERNEL:
         kernel = kernel[name]
     expected = np.sqrt(np.mean(np.square(kernel), axis=(2, 3)))

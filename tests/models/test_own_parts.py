@@ -217,10 +217,10 @@ def test_an_edited_file_is_run_again_once_it_is_named_again(tmp_path: Path) -> N
     assert deeplab_jax.create_model("sum_convnext", module=str(parts)).decoder.decoder_width == 128
 
 
-def test_a_run_of_ones_own_parts_is_converted(tmp_path: Path, capsys) -> None:
+def test_a_run_of_ones_own_parts_is_converted(tmp_path: Path, capsys, fill_variables) -> None:
     parts, _ = write_parts(tmp_path)
     model = deeplab_jax.create_model("sum_convnext", module=str(parts), num_classes=3)
-    variables = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 33, 33, 3), np.float32))
+    variables = fill_variables(model, 1, 33, 33, 3)
     deeplab_jax.save(tmp_path / "folder", model, variables, {})
     words = ["convert", str(tmp_path / "folder"), f"--out={tmp_path / 'converted'}", f"--module={parts}"]
     assert main(words) == 0, capsys.readouterr().err

@@ -269,7 +269,7 @@ def test_gradients_reach_every_parameter(tiny: Any) -> None:
 def test_the_classifier_starts_small() -> None:
     """Logits near zero: the first loss is that of a uniform guess."""
     model = create_model("deeplabv3_resnet18", num_classes=7, **{**TINY_V3, "aspp_channels": 400})
-    initialise = jax.jit(lambda key: model.init(key, jnp.zeros((1, 33, 33, 3))))
-    kernel = initialise(jax.random.key(0))["params"]["classifier"]["kernel"]
+    initialise = jax.jit(lambda key: model.init(key, jnp.zeros((1, 33, 33, 3)))["params"]["classifier"]["kernel"])
+    kernel = initialise(jax.random.key(0))
     assert kernel.shape == (1, 1, 400, 7)
     assert float(jnp.std(kernel)) == pytest.approx(0.01, rel=0.1)

@@ -305,7 +305,7 @@ def test_vmap_is_a_loop(kernel: Any, options: dict[str, int], axes: Any, lowerin
     def total(x: jax.Array, w: jax.Array) -> jax.Array:
         return jnp.sum(conv2d(x, w, lowering=lowering, **options) ** 2)
 
-    each = jax.value_and_grad(total, (0, 1))
+    each = jax.jit(jax.value_and_grad(total, (0, 1)))
     operands = [a if axis is not None else a[0] for a, axis in zip((x, w), axes, strict=True)]
     loop = [each(*(a[i] if axis is not None else a for a, axis in zip(operands, axes, strict=True))) for i in range(3)]
     values, gradients = jax.tree.map(lambda *leaves: jnp.stack(leaves), *loop)

@@ -72,14 +72,13 @@ def run(probabilities, image, crf, mask=None):
     ("size", "classes", "crf"),
     first_fast(
         [
-            ((16, 23), 5, dataclasses.replace(WIDE, iterations=5)),
             ((50, 47), 3, WIDE),  # More than one block of queries and sources.
+            ((16, 23), 5, dataclasses.replace(WIDE, iterations=5)),
             ((1, 1), 3, WIDE),
             ((7, 5), 2, dataclasses.replace(WIDE, iterations=1)),
             ((20, 12), 12, DenseCRF()),
             ((9, 30), 4, dataclasses.replace(WIDE, colour_bandwidth=1.0, iterations=4)),
-        ],
-        fast=2,
+        ]
     ),
 )
 @pytest.mark.parametrize("method", METHODS)
@@ -109,7 +108,8 @@ def test_masked_pixels_are_left_out(method) -> None:
     np.testing.assert_allclose(result[~mask], probabilities[~mask], atol=1e-5)
 
 
-@pytest.mark.parametrize("method", ["fast", pytest.param("exact", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
 def test_padding_changes_nothing(method) -> None:
     """80 x 85 pixels and, padded with whatever, 84 x 88: both are 64 cells, of which each has half near."""
     probabilities, image = random_inputs(80, 85, 3)

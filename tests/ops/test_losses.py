@@ -235,7 +235,7 @@ def test_the_loss_of_resized_logits_holds_less_than_one_full_resolution_tensor()
     assert program.memory_analysis().temp_size_in_bytes < 2 * size[0] * size[1] * classes * 4
 
 
-@pytest.mark.parametrize(("height", "parts"), [(64, 2), (132, 4), (200, 2), (96, 3)])
+@pytest.mark.parametrize(("height", "parts"), first_fast([(132, 4), (96, 3), (64, 2), (200, 2)], fast=2))
 def test_bands_of_parts_give_what_bands_of_the_whole_give(height, parts) -> None:
     """A pixel's loss does not depend on the band that it is in."""
     rng = np.random.default_rng(0)

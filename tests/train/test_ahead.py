@@ -19,7 +19,7 @@ CPU = Target("cpu")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def models(compilation_cache):
+def models():
     with tiny_models():
         yield
 

@@ -20,14 +20,17 @@ from deeplab_jax.cli import main
 from deeplab_jax.errors import UserError
 from deeplab_jax.weights.folder import CHECKPOINTS
 from experiments.launch.local import free_port
+from tests.support.params import first_fast
 from tests.support.processes import environment, finish, write_config
 from tests.support.tiny import read_metrics, run_training, tiny_config
 
 pytestmark = pytest.mark.usefixtures("tiny_networks")
 needs_devices = pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices: JAX_NUM_CPU_DEVICES=8")
 
-# Batch norm, height for four parts at output stride 16, images for eight devices, an evaluation that does not divide.
+# Batch norm, height for four parts at output stride 16, images for eight devices, an evaluation that does not divide;
+# a learning rate that does not depend on the number of steps.
 RUN = {
+    "optimizer.power": 0.0,
     "train.steps": 4,
     "train.batch_size": 8,
     "train.evaluate_every": 2,
@@ -93,17 +96,12 @@ def assert_same_numbers(workdir, reference) -> None:
     assert scores(workdir) == scores(reference)
 
 
+@pytest.mark.slow
 @needs_devices
-@pytest.mark.parametrize(
-    ("layout", "changes"),
-    [
-        ("2 data x 4 space, split state", RUN),
-        *(pytest.param(layout, LONG, marks=pytest.mark.slow) for layout in LAYOUTS),
-    ],
-)
-def test_any_layout_of_devices_gives_the_numbers_of_one(tmp_path, alone, layout, changes) -> None:
-    reference, results = alone(changes["train.steps"])
-    found = run_training(tmp_path, tiny_config(**{**changes, **LAYOUTS[layout]}))
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_any_layout_of_devices_gives_the_numbers_of_one(tmp_path, alone, layout) -> None:
+    reference, results = alone(LONG["train.steps"])
+    found = run_training(tmp_path, tiny_config(**{**LONG, **LAYOUTS[layout]}))
     assert_same_numbers(tmp_path, reference)
     assert found["confusion_matrix"] == results["confusion_matrix"]
 
@@ -127,16 +125,15 @@ def says(text, errors):
 
 
 @needs_devices
-def test_two_processes_give_the_numbers_of_one_and_any_layout_goes_on_from_them(tmp_path) -> None:
-    half = write_config(tmp_path / "half.py", **{**RUN, "train.steps": 2, "optimizer.power": 0.0})
+def test_two_processes_give_the_numbers_of_one_and_any_layout_goes_on_from_them(tmp_path, alone) -> None:
+    half = write_config(tmp_path / "half.py", **{**RUN, "train.steps": 2})
     code, output, errors = finish(launch(half, "--workdir", tmp_path / "run"))
     assert code == 0, errors
     assert output.count("4 cpu device(s)") == 1  # Said once.
     # On from there on other devices, the state split, by rows as well.
-    changes = {**RUN, **LAYOUTS["4 data x 2 space"], "train.shard_state": True, "optimizer.power": 0.0}
+    changes = {**RUN, **LAYOUTS["4 data x 2 space"], "train.shard_state": True}
     found = run_training(tmp_path / "run", tiny_config(**changes), allow_config_change=True)
-    straight = tmp_path / "straight"
-    wanted = run_training(straight, tiny_config(**{**RUN, "train.devices": 1, "optimizer.power": 0.0}))
+    straight, wanted = alone(RUN["train.steps"])
     assert_same_numbers(tmp_path / "run", straight)
     assert found["confusion_matrix"] == wanted["confusion_matrix"]
     assert found["protocol"]["images"] == 11
@@ -448,7 +445,7 @@ def run_alone(program):
     return done.returncode, done.stderr
 
 
-@pytest.mark.parametrize("index", [0, 1])
+@pytest.mark.parametrize("index", first_fast([1, 0]))
 def test_others_that_do_not_come_end_in_one_line(index) -> None:
     program = ["distributed.JOINING = 1.5", f"distributed.join('127.0.0.1:{free_port()},2,{index}')"]
     code, errors = run_alone(program)

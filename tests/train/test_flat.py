@@ -18,7 +18,7 @@ SLOW = [pytest.mark.slow, pytest.mark.timeout(900)]
         for case in (("train", 300), ("evaluate", 300), ("train", 10_000), ("evaluate", 10_000))
     ],
 )
-def test_memory_files_and_threads_stay(tmp_path, compilation_cache, what, count) -> None:
+def test_memory_files_and_threads_stay(tmp_path, what, count) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "tests.support.flat", what, str(count), str(tmp_path / "run")],
         cwd=ROOT,

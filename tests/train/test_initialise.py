@@ -98,11 +98,10 @@ def test_missing_tensors_unknown_scopes_and_missing_folders_are_user_errors(tmp_
         start(zeros(batch), tmp_path / "gone", scope="all")
 
 
-def test_a_cascade_starts_from_a_plain_network(tmp_path) -> None:
-    model, variables = tiny_model("cascade_resnet18", width=0.125)
-    variables = jax.tree.map(lambda x: x + 1.5, variables)
+def test_a_cascade_starts_from_a_plain_network(tmp_path, fill_variables) -> None:
+    model, longer = (create_model("cascade_resnet18", width=0.125, last_block=last) for last in (4, 6))
+    variables, longer = (fill_variables(network, 1, 65, 65, 3) for network in (model, longer))
     save(tmp_path, model, variables, {})
-    _, longer = tiny_model("cascade_resnet18", width=0.125, last_block=6)
     said = []
     started = start(zeros(longer), tmp_path, scope="backbone", say=said.append)
     assert taken(started, variables) == {name for name in flatten_variables(variables) if "/backbone/" in name}

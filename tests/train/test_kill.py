@@ -66,10 +66,8 @@ def run_until_done(words, workdir, *, kills, seed):
     ("kills", "seed"),
     [(1, 0), *(pytest.param(10, seed, marks=[pytest.mark.slow, pytest.mark.timeout(900)]) for seed in range(1, 6))],
 )
-def test_a_run_that_is_killed_again_and_again_ends_as_the_one_that_was_not(
-    tmp_path, compilation_cache, kills, seed
-) -> None:
-    steps = 40 * kills
+def test_a_run_that_is_killed_again_and_again_ends_as_the_one_that_was_not(tmp_path, kills, seed) -> None:
+    steps = 20 if kills == 1 else 40 * kills
     words = ["train", "--config", write_config(tmp_path / "tiny.py", **EVERY, **{"train.steps": steps}), "--workdir"]
     code, _, errors = finish(start(*words, tmp_path / "whole"))
     assert code == 0, errors

@@ -14,6 +14,7 @@ from deeplab_jax.models.segmenter import Segmenter
 from deeplab_jax.ops.losses import cross_entropy
 from deeplab_jax.train.sharding import make_mesh, place_batch, replicated
 from deeplab_jax.train.state import TrainState
+from tests.support.params import first_fast
 from tests.support.steps import optimizer_of, step_of
 from tests.support.tiny import make_variables, tiny_models
 
@@ -74,7 +75,9 @@ def assert_same_change(one, two):
 
 @pytest.mark.parametrize(
     "options",
-    [{"class_weights": (0.5, 2.0), "accumulate": 2}, {"top_k": 0.4, "upsample_logits": False, "aux_weight": 0.7}],
+    first_fast(
+        [{"class_weights": (0.5, 2.0), "accumulate": 2}, {"top_k": 0.4, "upsample_logits": False, "aux_weight": 0.7}]
+    ),
 )
 def test_one_logit_trains_as_a_softmax_of_it_and_zero(options) -> None:
     one, two = networks()
@@ -85,6 +88,7 @@ def test_one_logit_trains_as_a_softmax_of_it_and_zero(options) -> None:
     assert_same_change(change, expected)
 
 
+@pytest.mark.slow
 def test_eight_devices_train_one_logit_as_one_does() -> None:
     made, _ = networks()
     (one, metrics), (eight, other) = (stepped(made, make_batch(8), devices=devices) for devices in (1, 8))

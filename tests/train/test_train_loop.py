@@ -72,7 +72,7 @@ VARIANTS = {
 }
 
 
-SLOW = {"eight devices": pytest.mark.slow}
+SLOW = dict.fromkeys(("sgd", "eight devices"), pytest.mark.slow)  # The first is that of `test_kill`.
 
 
 @pytest.mark.parametrize(

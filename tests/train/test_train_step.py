@@ -14,6 +14,7 @@ from deeplab_jax.ops.resize import resize_labels
 from deeplab_jax.train.state import TrainState, create_state
 from deeplab_jax.train.step import share_of_newest
 from experiments.benchmarks.remat import kept_mib
+from tests.support.params import first_fast
 from tests.support.steps import optimizer_of, step_of
 from tests.support.tiny import tiny_model, tiny_models
 
@@ -254,7 +255,7 @@ def test_frozen_parameters_stay_through_a_step() -> None:
     assert (np.asarray(deep["conv"]["kernel"]) != np.asarray(old["conv"]["kernel"])).any()
 
 
-@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("remat", first_fast([True, False]))
 def test_a_frozen_backbone_runs_as_in_inference(remat: bool) -> None:
     freeze = ("^backbone/",)
     _, state, step = set_up("deeplabv3plus_tiny", ema=True, optimizer={"freeze": freeze, "momentum": 0.9})

@@ -5,6 +5,7 @@ classifier's features, are kept for exactly these tensors (`importers/golden`).
 """
 
 import dataclasses
+import re
 
 import jax
 import numpy as np
@@ -23,6 +24,8 @@ from tests.weights.published_tensors import entries, shapes_of
 
 # One name of each list; the others say nothing about the tensors.
 NAMES = list({number: name for name, number in entries().items()}.values())
+# One name of each source and network, of whatever depth.
+FAST = {(name.split("/")[0], re.sub(r"\d+", "", PUBLISHED[name].network)): name for name in NAMES}.values()
 # What a classifier's file holds beyond the backbone.
 CLASSIFIERS = ("fc.", "classifier.", "features.18.", "pre_logits.", "head.", "mobilenet_v2.conv_1x1.")
 
@@ -77,7 +80,7 @@ def check(name, shapes):
     return variables
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in NAMES])
 def test_every_tensor_of_a_published_file_has_its_place(name, without_values):
     check(name, shapes_of(name))
 
