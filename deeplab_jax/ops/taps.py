@@ -178,7 +178,7 @@ def _on_map(size: Sequence[int], kernel_shape: Sequence[int], window: Window) ->
     outputs = window.output_size(size, kernel_shape)
     live, pads = [], []
     for side, count, taps, (before, after) in zip(size, outputs, kernel_shape[:2], window.pads, strict=True):
-        seen = range(taps)
+        seen: Sequence[int] = range(taps)
         if isinstance(side, int):
             on_map = taps_on_map(side, count, taps, stride=window.stride, rate=window.rate, before=before)
             seen = np.flatnonzero(on_map.any(axis=0)).tolist() or seen
