@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from deeplab_jax.checkpoint import Checkpoints, DamagedCheckpoint
@@ -18,21 +17,6 @@ from deeplab_jax.train.state import TrainState, restore
 from deeplab_jax.train.step import Metrics
 
 Step = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
-
-
-def keep_finite(step: Step) -> Step:
-    """Wrap a step so that it keeps the old state if the loss or the gradient's norm is not finite.
-
-    On the host it would be too late, because the buffers of the old state are donated. `state.step` keeps its value
-    too: the number of a step minus `state.step` after it is the number of updates skipped so far.
-    """
-
-    def guarded_train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
-        new, metrics = step(state, batch)
-        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["gradient_norm"])
-        return jax.tree.map(lambda after, before: jnp.where(finite, after, before), new, state), metrics
-
-    return guarded_train_step
 
 
 def is_finite(metrics: Metrics) -> bool:

@@ -22,14 +22,14 @@ from deeplab_jax.models.catalog import from_description
 from deeplab_jax.models.preprocessing import Preprocessing
 from deeplab_jax.models.segmenter import Segmenter, abstract_variables
 from deeplab_jax.ops.losses import Loss
-from deeplab_jax.train.faults import Step
 from deeplab_jax.train.given import NOTHING, Given, is_own, recorded, require_named
 from deeplab_jax.train.losses import find_loss
 from deeplab_jax.train.optimizer import make_optimizer, without_frozen
 from deeplab_jax.train.patience import with_steps
 from deeplab_jax.train.schedules import Schedule, checked_schedule, make_schedule
 from deeplab_jax.train.sharding import check_batch_size, check_crop_size, make_mesh
-from deeplab_jax.train.step import summed_loss, train_step
+from deeplab_jax.train.state import TrainState
+from deeplab_jax.train.step import Metrics, summed_loss, train_step
 
 
 def open_split(config: ConfigDict, split: str, *, strict: bool = True, reading: Preprocessing | None = None) -> Source:
@@ -184,7 +184,7 @@ def build_schedule(config: ConfigDict, given: Given = NOTHING) -> Schedule:
 
 def build_step(
     config: ConfigDict, model: Segmenter, optimizer: optax.GradientTransformation, *, own_loss: Loss | None = None
-) -> Step:
+) -> "partial[tuple[TrainState, Metrics]]":
     """Return `train_step` as a function of state and batch alone, with a loss of the user's own if it is given.
 
     Raises:

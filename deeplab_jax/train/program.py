@@ -21,7 +21,7 @@ from deeplab_jax.evaluate.protocol import Protocol, Size
 from deeplab_jax.models.fold import fold_norm
 from deeplab_jax.models.segmenter import Segmenter, abstract_variables
 from deeplab_jax.train.batches import abstract_batch
-from deeplab_jax.train.faults import Step, keep_finite
+from deeplab_jax.train.faults import Step
 from deeplab_jax.train.from_config import build_mesh, build_optimizer, build_step, evaluate_options
 from deeplab_jax.train.sharding import replicated, state_shardings
 from deeplab_jax.train.state import TrainState, abstract_state, create_state
@@ -67,7 +67,7 @@ def build_program(
     initial = partial(create_state, model=model, optimizer=optimizer, size=size, ema=ema)
     state = jax.eval_shape(initial, jax.random.key(0))
     shardings = state_shardings(state, mesh, split=config.train.shard_state)
-    jitted = jit_step(keep_finite(step), mesh.devices.flat[0], out_shardings=(shardings, replicated(mesh)))
+    jitted = jit_step(step, mesh.devices.flat[0], out_shardings=(shardings, replicated(mesh)))
     return Program(initial, shardings, jitted)
 
 

@@ -13,7 +13,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax.traverse_util import flatten_dict
 
 from deeplab_jax.checkpoint import Checkpoints
@@ -27,6 +26,7 @@ from deeplab_jax.train.program import build_program
 from deeplab_jax.train.run import BATCH_FILE
 from deeplab_jax.train.sharding import check_batch_size, check_crop_size, make_mesh, place_batch
 from deeplab_jax.train.state import restore
+from deeplab_jax.train.step import mean_gradient
 from deeplab_jax.train.workdir import CONFIG_FILE
 from deeplab_jax.weights.folder import CHECKPOINTS, read_description
 
@@ -84,24 +84,22 @@ def replay(folder: str | Path) -> Replay:
     check_batch_size(t.batch_size, t.accumulate, mesh)
     check_crop_size(size, model.output_stride, mesh)
 
-    # An optimizer whose state becomes the gradient; up to there the step computes the same as in training.
-    keep_gradient = optax.GradientTransformation(
-        lambda params: (), lambda gradient, state, params=None: (params, gradient)
-    )
-    step, (optimizer, _) = build_step(config, model, keep_gradient), build_optimizer(config, model)
+    optimizer, _ = build_optimizer(config, model)
+    step = build_step(config, model, optimizer)
     initial, shardings, _ = build_program(config, model, mesh, optimizer, step)
+    shared = {name: step.keywords[name] for name in ("objective", "key", "accumulate")}
     with Checkpoints(folder / CHECKPOINTS, read_only=True) as checkpoints:
         before = checkpoints.find("newest")
         state = restore(checkpoints, before, initial, shardings)
     rows: dict[int, tuple[str, np.ndarray]] = {}
     with nn.intercept_methods(partial(_tap, rows, itertools.count())):
-        after, metrics = jax.jit(step)(state, place_batch(batch, mesh))
+        gradient, _, metrics = jax.jit(partial(mean_gradient, **shared))(state, place_batch(batch, mesh))
         jax.block_until_ready(metrics)
         jax.effects_barrier()
     tensors = [
         *_leaves("before", {"params": state.params, "batch_stats": state.batch_stats}),
         *(_tensor("output", name, values) for _, (name, values) in sorted(rows.items())),
-        *_leaves("gradient", after.opt_state),
+        *_leaves("gradient", gradient),
     ]
     return Replay(describe_failure(before + 1, metrics), tuple(tensors))
 

@@ -207,7 +207,7 @@ class Run:
 
         Args:
           number, batch, metrics: of the step.
-          state: the state before the step; see `keep_finite`.
+          state: the state before the step, which a step that is not finite keeps.
         """
         skipped, what = number - int(state.step), describe_failure(number, metrics)
         if skipped <= self.settings.skip_nonfinite:

@@ -35,24 +35,50 @@ def train_step(
     ema_decay: float = 0.0,
     ema_debias: bool = False,
 ) -> tuple[TrainState, Metrics]:
-    """Update the state with one batch.
+    """Update the state with one batch, or keep it if the loss or the gradient's norm is not finite.
 
-    The gradient is that of the summed loss divided by its count in the whole batch. So micro-batches and devices with
-    few labelled pixels do not weigh more.
+    On the host it would be too late to keep it, because training donates the buffers of the old state. `state.step`
+    keeps its value too: the number of a step minus `state.step` after it is the number of updates skipped so far.
 
     Args:
       state: state before the step.
       batch: see `summed_loss`.
-      objective: `summed_loss` of a model; static, and so is the optimizer.
-      key: key of the run. The step is folded in, so a resumed run draws the same dropout masks.
-      accumulate: number of micro-batches, which run one after another.
+      objective, key, accumulate: see `mean_gradient`.
+      optimizer: static.
       ema_decay: d; the average of the parameters becomes `d * average + (1 - d) * params`.
       ema_debias: whether that average is of the parameters after each update, without the initial ones. See
         `share_of_newest`.
 
     Returns:
-      The state after the step, and float32 scalars: `loss` (over the labelled pixels), `pixel_accuracy`,
-      `gradient_norm`.
+      The state after the step, and the metrics of `mean_gradient`.
+    """
+    gradient, batch_stats, metrics = mean_gradient(state, batch, objective=objective, key=key, accumulate=accumulate)
+    average = partial(moved, decay=ema_decay)
+    if ema_debias and ema_decay:
+        average = partial(moved_by, share=share_of_newest(state.step + 1, ema_decay))
+    finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["gradient_norm"])
+    update = partial(updated, optimizer=optimizer, average=average)
+    # A condition, and no choice between two states: the update then starts after the gradient is complete, and takes
+    # the place of the old state without a copy.
+    return jax.lax.cond(finite, update, lambda state, *_: state, state, gradient, batch_stats), metrics
+
+
+def mean_gradient(
+    state: TrainState, batch: Batch, *, objective: SummedLoss, key: jax.Array, accumulate: int
+) -> tuple[Any, Any, Metrics]:
+    """Return the gradient of the mean loss of a batch, new batch statistics, and the metrics.
+
+    The gradient is that of the summed loss divided by its count in the whole batch. So micro-batches and devices with
+    few labelled pixels do not weigh more.
+
+    Args:
+      state, batch: see `train_step`.
+      objective: `summed_loss` of a model; static.
+      key: key of the run. The step is folded in, so a resumed run draws the same dropout masks.
+      accumulate: number of micro-batches, which run one after another.
+
+    Returns:
+      The metrics are float32 scalars: `loss` (over the labelled pixels), `pixel_accuracy`, `gradient_norm`.
     """
     key = jax.random.fold_in(key, state.step)
     gradient, batch_stats, sums = summed_gradient(objective, state, batch, key, accumulate=accumulate)
@@ -62,10 +88,7 @@ def train_step(
         "pixel_accuracy": mean_loss(sums["right"], sums["labelled"]),
         "gradient_norm": optax.tree.norm(gradient),
     }
-    average = partial(moved, decay=ema_decay)
-    if ema_debias and ema_decay:
-        average = partial(moved_by, share=share_of_newest(state.step + 1, ema_decay))
-    return updated(state, gradient, batch_stats, optimizer=optimizer, average=average), metrics
+    return gradient, batch_stats, metrics
 
 
 def summed_loss(

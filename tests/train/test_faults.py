@@ -8,8 +8,10 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,9 +19,9 @@ from hypothesis import strategies as st
 from deeplab_jax.cli import main
 from deeplab_jax.data.sets.scenes import Scenes
 from deeplab_jax.errors import UserError
-from deeplab_jax.train import batches, faults, from_config, validation
+from deeplab_jax.train import batches, faults, step, validation
 from deeplab_jax.train import run as run_module
-from deeplab_jax.train.faults import keep_finite, saving_first
+from deeplab_jax.train.faults import saving_first
 from deeplab_jax.train.loop import train
 from deeplab_jax.train.replay import read_batch, replay
 from deeplab_jax.train.run import BATCH_FILE, POSTMORTEM
@@ -40,32 +42,32 @@ pytestmark = pytest.mark.usefixtures("tiny_networks")
 
 
 def poison(monkeypatch, *numbers):
-    """Make the gradient, and with it the update, of these steps infinite."""
-    step = from_config.train_step
+    """Make the gradient of these steps infinite."""
+    healthy = step.mean_gradient
 
     def poisoned(state, batch, **options):
-        new, metrics = step(state, batch, **options)
-        bad = jnp.isin(state.step, jnp.asarray([number - 1 for number in numbers]))
-        factor = jnp.where(bad, jnp.inf, 1.0)
-        params = {name: {**part} for name, part in new.params.items()}
-        params["classifier"]["bias"] = params["classifier"]["bias"] * factor
-        return new.replace(params=params), {**metrics, "gradient_norm": metrics["gradient_norm"] * factor}
+        gradient, batch_stats, metrics = healthy(state, batch, **options)
+        factor = jnp.where(jnp.isin(state.step, jnp.asarray([number - 1 for number in numbers])), jnp.inf, 1.0)
+        gradient = jax.tree.map(lambda g: g * factor, gradient)
+        return gradient, batch_stats, {**metrics, "gradient_norm": metrics["gradient_norm"] * factor}
 
-    monkeypatch.setattr(from_config, "train_step", poisoned)
-
-
-def state_of(value):
-    return TrainState(jnp.asarray(3), {"w": jnp.asarray([value])}, {}, (), None)
+    monkeypatch.setattr(step, "mean_gradient", poisoned)
 
 
 @pytest.mark.parametrize(
-    ("loss", "norm", "made"), [(1.0, 2.0, True), (math.nan, 2.0, False), (1.0, math.inf, False), (-math.inf, 0, False)]
+    ("loss", "slope", "made"), [(1.0, 2.0, True), (math.nan, 2.0, False), (1.0, math.inf, False), (-math.inf, 0, False)]
 )
-def test_the_state_stays_where_loss_or_gradient_is_not_finite(loss, norm, made) -> None:
-    metrics = {"loss": jnp.asarray(loss), "gradient_norm": jnp.asarray(norm)}
-    step = keep_finite(lambda state, batch: (state_of(9.0).replace(step=state.step + 1), metrics))
-    after, _ = step(state_of(5.0), None)
-    assert (int(after.step), float(after.params["w"][0])) == ((4, 9.0) if made else (3, 5.0))
+def test_the_state_stays_where_loss_or_gradient_is_not_finite(loss, slope, made) -> None:
+    def objective(params, batch_stats, batch, key):
+        sums = {"total": jnp.asarray(loss), "count": 1.0, "right": 1.0, "labelled": 1.0}
+        return slope * params["w"][0], (jax.tree.map(lambda x: x + 1, batch_stats), sums)
+
+    params, optimizer = {"w": jnp.asarray([5.0])}, optax.sgd(2.0)
+    state = TrainState(jnp.asarray(3), params, {"mean": jnp.zeros(1)}, optimizer.init(params), None)
+    after, metrics = step.train_step(state, {}, objective=objective, optimizer=optimizer, key=jax.random.key(0))
+    assert (int(after.step), float(after.params["w"][0]), float(after.batch_stats["mean"][0])) == (
+        (4, 1.0, 1.0) if made else (3, 5.0, 0.0)
+    )
     assert faults.is_finite(metrics) is made
 
 

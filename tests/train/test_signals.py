@@ -12,7 +12,7 @@ from deeplab_jax.checkpoint import Checkpoints
 from deeplab_jax.cli import main
 from deeplab_jax.data.sets.scenes import Scenes
 from deeplab_jax.evaluate import evaluator
-from deeplab_jax.train import from_config, loop, program, validation
+from deeplab_jax.train import from_config, loop, validation
 from deeplab_jax.train import run as run_module
 from deeplab_jax.train.signals import Interrupted, stop_on_signals
 from deeplab_jax.weights.folder import CHECKPOINTS
@@ -154,7 +154,7 @@ def test_a_signal_before_the_first_step_ends_at_once(tmp_path, monkeypatch, undi
             with pytest.raises(error):
                 run_training(tmp_path, tiny_config())
     with monkeypatch.context() as patch:
-        patch.setattr(program, "keep_finite", lambda step: raising(signal.SIGTERM, step))  # While the step is traced.
+        patch.setattr(from_config, "train_step", raising(signal.SIGTERM, from_config.train_step))  # While it is traced.
         with pytest.raises(Interrupted, match="stopped before the first step"):
             run_training(tmp_path, tiny_config())
     run_training(tmp_path, tiny_config())
