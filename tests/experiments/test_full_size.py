@@ -11,7 +11,6 @@ from scipy.io import savemat
 from deeplab_jax.data.catalog import open_source
 from deeplab_jax.data.images import read_mask
 from deeplab_jax.data.sets.voc import SPLITS
-from deeplab_jax.errors import UserError
 from deeplab_jax.labels import CITYSCAPES, IGNORE_LABEL, VOC
 from experiments import sbd
 from experiments.full_size import __main__ as full_size
@@ -23,16 +22,6 @@ def test_the_numbers_of_images_are_the_published_ones() -> None:
     """DeepLabv3, sec. 4: 1464 (train), 1449 (val), 10582 (trainaug); Cityscapes: 2975 and 500."""
     assert (stand_ins.VOC_TRAIN, stand_ins.VOC_VAL, sbd.TRAINAUG) == (1464, 1449, 10_582)
     assert stand_ins.CITIES == {"train": 2975, "val": 500}
-
-
-def test_other_wishes_for_the_same_folder_are_refused(tmp_path) -> None:
-    wishes = {"--steps": 200, "--share": 1.0, "--config": ""}
-    full_size.keep_to(tmp_path / "out" / "voc", wishes)
-    full_size.keep_to(tmp_path / "out" / "voc", wishes)
-    with pytest.raises(UserError, match=r"it was made with --share 1.0, now 0.02: give the same, or --out .*/out_2$"):
-        full_size.keep_to(tmp_path / "out" / "voc", {**wishes, "--share": 0.02})
-    with pytest.raises(UserError, match=r"it was made with --config unset, now --config.train.seed=1: give the same"):
-        full_size.keep_to(tmp_path / "out" / "voc", {**wishes, "--config": "--config.train.seed=1"})
 
 
 @pytest.fixture(scope="module")
@@ -152,9 +141,8 @@ def test_the_whole_protocol_with_a_thin_network(tmp_path, capfd, name, share, si
     words = [name, "--out", str(tmp_path), "--share", share, *THIN]
     assert full_size.main(words) == 0
     out = capfd.readouterr().out
-    assert "no errors, no warnings" in out and "killed at step" in out
+    assert "no errors, no warnings" in out
     run = tmp_path / name / "run"
-    assert len(json.loads((run / "run.json").read_text())) == 2, "it was started twice"
     assert {record["step"] for record in read_records(run / "metrics.jsonl")} == {1, 2, 3, 4}
     found = json.loads((tmp_path / name / "os8_views" / "metrics.json").read_text())
     protocol = found["protocol"]
@@ -162,4 +150,4 @@ def test_the_whole_protocol_with_a_thin_network(tmp_path, capfd, name, share, si
     assert tuple(protocol["scales"]) == full_size.PROTOCOLS[name].scales
     assert protocol["sizes_run"] == [list(size)] and found["miou"] is not None
     assert full_size.main(words) == 0
-    assert "$ python" not in capfd.readouterr().out, "what is done is not done again"
+    assert "$ python -m deeplab_jax prepare" not in capfd.readouterr().out, "what is prepared is not prepared again"
