@@ -9,14 +9,12 @@ one file of results, OUT/REGIME/TABLE.json.
 """
 
 import argparse
-import ast
 import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -31,8 +29,8 @@ from experiments.report.cells import hours, provenance, verdict_cells
 from experiments.report.gather import table_result
 from experiments.report.verdicts import verdicts
 from experiments.run import view
-from experiments.run.execute import check_data, end_with_parent, run_jobs, work
-from experiments.run.launchers import Launcher, Local, Slurm, keep_to_cores
+from experiments.run.execute import work
+from experiments.run.jobs import check_data, end_with_parent, keep_to_cores, run_jobs
 from experiments.run.plan import Asked, Job, ask, job_name, make_jobs
 from experiments.run.resolve import Resolved, Settings, check_init
 from experiments.run.results import RESULTS, Store, refuse_strange
@@ -96,14 +94,6 @@ def make_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="print a command for each job, and run nothing; once they are run, leave out --commands to get the tables",
     )
-    parser.add_argument("--launcher", default="local", choices=("local", "slurm"), help="where the jobs run")
-    parser.add_argument(
-        "--slurm",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="parameter of submitit, such as timeout_min=600",
-    )
     parser.add_argument(
         "--again", action="store_true", help="replace results of another commit or of another configuration"
     )
@@ -122,8 +112,8 @@ def run(args: argparse.Namespace, overrides: tuple[str, ...], words: Sequence[st
         raise UserError(f"--regime {args.regime!r}: {did_you_mean(args.regime, REGIMES)}")
     if args.seeds < 0 or args.steps < 0:
         raise UserError(f"--seeds {args.seeds} --steps {args.steps}: give at least 1")
-    if args.parallel < 1 or (args.parallel > 1 and args.launcher != "local"):
-        raise UserError(f"--parallel {args.parallel}: give at least 1, and only where the jobs run on this machine")
+    if args.parallel < 1:
+        raise UserError(f"--parallel {args.parallel}: give at least 1")
     regime, tables = REGIMES[args.regime], [find_table(name) for name in dict.fromkeys(args.tables)]
     check_rows(args.row, tables)
     settings = Settings(overrides, args.data_dir, args.init, args.steps)
@@ -140,8 +130,6 @@ def run(args: argparse.Namespace, overrides: tuple[str, ...], words: Sequence[st
     def say(text: str) -> None:
         console.print(text, highlight=False, markup=False, soft_wrap=True)
 
-    for line in store.remarks:
-        say(line)
     if store.kept:
         count, now = len(store.kept), short(store.commit)
         say(f"{count} rows have results of other commits than {now}: kept; --again replaces them")
@@ -149,7 +137,7 @@ def run(args: argparse.Namespace, overrides: tuple[str, ...], words: Sequence[st
     if args.plan:
         for line in store.strange:
             say(f"{line}; refused without --again")
-        plan(console, jobs, pending, runs, view.rates(store.all_rows()), args.parallel)
+        plan(console, jobs, pending, runs, view.Rates(store.all_rows()), args.parallel)
         return 0
     refuse_strange(store)
     if args.commands:
@@ -160,8 +148,7 @@ def run(args: argparse.Namespace, overrides: tuple[str, ...], words: Sequence[st
     with alone(args.runs, "--runs"), alone(args.out, "--out"):
         if waiting:
             check_data(waiting)
-            launcher = make_launcher(args, runs)
-            failed = run_jobs(waiting, launcher, [*PROGRAM, *words], runs, console, asked, store)
+            failed = run_jobs(waiting, [*PROGRAM, *words], runs, console, asked, store, args.parallel)
         show(console, tables, regime, asked, store)
     if failed:
         raise UserError(f"{len(failed)} of {len(waiting)} jobs failed; {failed[0]}; the same command tries them again")
@@ -218,22 +205,6 @@ def one_job(args: argparse.Namespace, jobs: Sequence[Job], runs: Path) -> int:
     enable_compilation_cache()
     work(by_name[args.job], runs, again=args.again)
     return 0
-
-
-def make_launcher(args: argparse.Namespace, runs: Path) -> Launcher:
-    """Return the launcher of the jobs."""
-    return Local(args.parallel) if args.launcher == "local" else Slurm(runs / "slurm", dict(map(parameter, args.slurm)))
-
-
-def parameter(text: str) -> tuple[str, Any]:
-    """Parse `KEY=VALUE`, where the value is a Python literal or a word."""
-    key, equals, value = text.partition("=")
-    if not (key.isidentifier() and equals):
-        raise UserError(f"--slurm {text}: give KEY=VALUE, such as timeout_min=600")
-    try:
-        return key, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return key, value
 
 
 def show(console: Console, tables: Sequence[Table], regime: Regime, asked: Sequence[Asked], store: Store) -> None:

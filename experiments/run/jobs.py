@@ -1,0 +1,142 @@
+"""Starts jobs as processes on this machine, and watches them: one after another, or several at once.
+
+Small networks gain little from a second core. On two cores, two jobs at once end sooner than one after the other.
+"""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from deeplab_jax.commands import INTERRUPTED, PREEMPTED
+from deeplab_jax.errors import UserError
+from deeplab_jax.train.from_config import open_split
+from deeplab_jax.train.signals import Interrupted
+from experiments.run.plan import Asked, Job
+from experiments.run.results import Store
+from experiments.run.view import Rates, View
+
+POLL = 0.5  # seconds
+RESTARTS = 100  # of one job after a signal has stopped it
+
+
+def start_job(command: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
+    """Start a job. It ends when this process ends: its standard input is a pipe that only this process holds."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a", encoding="utf-8") as output:
+        words = [sys.executable, *command[1:], "--tethered"]
+        return subprocess.Popen(words, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT)
+
+
+def end_with_parent() -> None:
+    """End this process when its standard input ends. That happens when the runner that started it ends."""
+
+    def watch() -> None:
+        while os.read(sys.stdin.fileno(), 1):  # Without a buffer, whose lock would hold up the end of the process.
+            pass
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def keep_to_cores(share: str) -> None:
+    """Keep this process, and the threads that it is going to start, to a share of its cores.
+
+    Args:
+      share: `INDEX/COUNT`; empty: all of them.
+    """
+    if share and hasattr(os, "sched_setaffinity"):
+        index, count = map(int, share.split("/"))
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, cores[index::count] or [cores[index % len(cores)]])
+
+
+def check_data(jobs: Sequence[Job]) -> None:
+    """Raise a UserError where the data of a job cannot be opened. It is called before the first job starts."""
+    seen = set()
+    for job in jobs:
+        data = job.config.data
+        for split in (data.train_split, data.val_split):
+            key = (data.name, split, data.dir, str(data.options))
+            if key not in seen:
+                seen.add(key)
+                try:
+                    open_split(job.config, split)
+                except UserError as error:
+                    raise UserError(f"{error} (here: --data_dir)") from None
+
+
+def run_jobs(
+    jobs: Sequence[Job],
+    command: Sequence[str],
+    runs: Path,
+    console: Console,
+    asked: Sequence[Asked],
+    store: Store,
+    at_once: int,
+) -> list[str]:
+    """Run jobs, write the rows of each job when it ends, and return a line for every job that failed.
+
+    With several `at_once`, each has its own share of the cores.
+    """
+    waiting, failed, free = list(jobs), list[str](), list(range(at_once))
+    running: dict[int, tuple[Job, subprocess.Popen[bytes]]] = {}
+    tries: Counter[str] = Counter()
+    with View(console, jobs, runs, Rates(store.all_rows()), at_once) as view:
+        try:
+            while waiting or running:
+                while waiting and free:
+                    job, share = waiting.pop(0), free.pop(0)
+                    cores = ["--cores", f"{share}/{at_once}"] if at_once > 1 else []
+                    running[share] = job, start_job([*command, "--job", job.name, *cores], log_of(runs, job))
+                    view.change(job, "running")
+                time.sleep(POLL)
+                for share, (job, process) in list(running.items()):
+                    code = process.poll()
+                    if code is None:
+                        continue
+                    del running[share]
+                    free.append(share)
+                    if code == INTERRUPTED:
+                        raise KeyboardInterrupt
+                    if code == PREEMPTED and tries[job.name] < RESTARTS:
+                        tries[job.name] += 1
+                        waiting.insert(0, job)
+                        view.change(job, "waiting", why=": stopped by a signal, goes on")
+                        continue
+                    if code:
+                        failed.append(f"{job.name}: {last_line(log_of(runs, job))}")
+                    view.change(job, "failed" if code else "done", why=f": {failed[-1]}" if code else "")
+                    for one in asked:
+                        if one.name in job.serves:
+                            store.collect(one)
+                    view.rates = Rates(store.all_rows())
+                view.refresh()
+        except (KeyboardInterrupt, Interrupted) as stop:
+            for _, process in running.values():
+                process.terminate()
+            for _, process in running.values():
+                process.wait()
+            preempted = isinstance(stop, Interrupted) and stop.preempted
+            raise Interrupted("The running jobs have saved their state.", preempted=preempted) from None
+    return failed
+
+
+def log_of(runs: Path, job: Job) -> Path:
+    """Return the file that gets the output of a job."""
+    return runs / f"{job.name}.log"
+
+
+def last_line(log: Path) -> str:
+    """Return why a job failed: the last line of its log."""
+    try:
+        lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
+    except OSError:
+        lines = []
+    return next((line.strip() for line in reversed(lines) if line.strip()), f"it said nothing; see {log.parent}")
