@@ -15,12 +15,12 @@ from typing import Any
 from deeplab_jax.analysis.compiled_table import by_stage
 from deeplab_jax.analysis.targets import Target, compiler_version, devices_of, parse_target, start_without_accelerator
 from deeplab_jax.errors import UserError, did_you_mean
-from deeplab_jax.files import read_json
 from deeplab_jax.train.ahead import Ahead, cache_folder
 from experiments import ROOT
 from experiments.output import Section, add_write, escape, markdown_table, write_json
 from experiments.program import exits, parser_of
 from experiments.regimes import REGIMES
+from experiments.run.files import Unreadable, read_json
 from experiments.run.resolve import Resolved, Settings, resolve
 from experiments.tables import TABLES
 
@@ -121,15 +121,10 @@ def read_results(file: Path) -> Content:
     Raises:
       UserError: the file holds no estimates of TPUs.
     """
-    if not file.exists():
-        return {"rows": {}}
     try:
-        content = read_json(file)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: cannot be read as results ({error}); give another --out") from None
-    if not isinstance(content, dict) or not isinstance(content.get("rows"), dict):
-        raise UserError(f"{file}: holds no estimates of TPUs; give another --out")
-    return content
+        return read_json(file, needs=("rows",)) or {"rows": {}}
+    except Unreadable as error:
+        raise UserError(f"{file}: {error}, so it holds no estimates of TPUs; give another --out") from None
 
 
 if __name__ == "__main__":
