@@ -104,7 +104,7 @@ def study(args: argparse.Namespace) -> dict[str, Any]:
             counts += np.asarray(
                 metrics.confusion_matrix(jnp.asarray(label), jnp.asarray(labels[name]), num_classes=network.num_classes)
             )
-        row = {"name": example["name"], "changed": float((labels["fast"] != labels["none"]).mean())}
+        row: dict[str, Any] = {"name": example["name"], "changed": float((labels["fast"] != labels["none"]).mean())}
         if "exact" in labels:
             row["changed_by_exact"] = float((labels["exact"] != labels["none"]).mean())
             row["agreement"] = float((labels["fast"] == labels["exact"]).mean())

@@ -58,12 +58,8 @@ def smallest_size(source: Source, images: int) -> Size:
 def evaluate_file(run: Run, model: Segmenter, source: Source, size: Size, *, images: int) -> Row:
     """Return the metrics of an exported network on the first images of a source.
 
-    Args:
-      run: from preprocessed images `[1, *size, C]` to logits; see `runner` of the exports.
-      model: whose classes, preprocessing and activation it has.
-      source: labelled images, none larger than `size`.
-      size: height and width that the file takes. Images are padded at the bottom and right, as in `evaluate`.
-      images: number of images.
+    `run` makes logits from preprocessed images `[1, *size, C]`. It has the classes, preprocessing and activation of
+    `model`. Images are padded to `size` at the bottom and right, as in `evaluate`.
     """
     protocol = Protocol(mode="padded", pad_to=(size,))
     tally = Tally(protocol, model)

@@ -76,4 +76,6 @@ class Section:
 
 def add_write(parser: argparse.ArgumentParser, page: str) -> None:
     """Add the flag `--write FILE`, whose file has a `Section`."""
-    parser.add_argument("--write", type=Path, metavar="FILE", help=f"write into the section of this file, such as {page}")
+    parser.add_argument(
+        "--write", type=Path, metavar="FILE", help=f"write into the section of this file, such as {page}"
+    )
