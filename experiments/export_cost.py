@@ -117,22 +117,23 @@ def table(rows: dict[str, Row]) -> str:
 
 
 def read_kept(file: Path, setting: Row) -> dict[str, Row]:
-    """Return the finished rows of a file, {} if there is none, or it is of another setting.
+    """Return the finished rows of a file, {} if there is none.
 
     Raises:
-      UserError: it holds something else.
+      UserError: they are of another setting, or the file holds something else.
     """
     if not file.exists():
         return {}
     try:
         before = read_json(file)
-        if before["setting"] != setting:
-            return {}
+        different = [key for key in setting if before["setting"][key] != setting[key]]
         table(before["rows"])
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         raise UserError(
             f"{file}: not what this command has written; remove it: rm -r {shlex.quote(str(file))}"
         ) from None
+    if different:
+        raise UserError(f"{file}: it has results of other {' and '.join(different)}; give another --out")
     return dict(before["rows"])
 
 

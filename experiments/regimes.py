@@ -130,14 +130,14 @@ class Regime:
             case "low_level_channels":
                 return max(1, round(value * network.channels))
             case "decoder_convs":
-                return tuple((kernel, round(channels * network.channels)) for kernel, channels in value)
+                return tuple((kernel, max(1, round(channels * network.channels))) for kernel, channels in value)
             case "aspp_rates":
-                return tuple(rate // self.rates for rate in value)
+                return tuple(max(1, rate // self.rates) for rate in value)
             case "crop_size":  # In samples of the map at output stride 16, of which both ends count.
                 sides = zip(value, crop, strict=True)
                 return tuple(round((side - 1) * (own - 1) / (PAPER_CROP - 1)) + 1 for side, own in sides)
             case "batch_size":
-                return round(value * self.batch)
+                return max(1, round(value * self.batch))
             case "class_weights":
                 return self.class_weights if value == "balanced" else ()
             case "copy_paste_classes":

@@ -83,7 +83,7 @@ def read_sbd(file: Path) -> np.ndarray:
         ids = loadmat(file)["GTcls"][0, 0]["Segmentation"]
     except Exception as error:
         raise UserError(f"{file}: cannot be read ({type(error).__name__}: {error}); unpack the archive anew") from None
-    if ids.ndim != 2 or ids.dtype.kind not in "ui" or not ids.size or ids.max() >= VOC.num_classes:
+    if ids.ndim != 2 or ids.dtype.kind not in "ui" or not ids.size or not 0 <= ids.min() <= ids.max() < VOC.num_classes:
         raise UserError(f"{file}: it holds no class ids of VOC; unpack the archive anew")
     return np.asarray(ids, np.uint8)
 

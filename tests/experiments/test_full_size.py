@@ -67,6 +67,7 @@ def test_a_mask_of_sbd_keeps_its_classes(tmp_path) -> None:
         (b"no MATLAB", "cls/2007_x.mat: cannot be read"),
         ({"other": 1}, "cls/2007_x.mat: cannot be read"),
         ({"GTcls": {"Segmentation": np.full((2, 2), 21, np.uint8)}}, "it holds no class ids of VOC"),
+        ({"GTcls": {"Segmentation": np.full((2, 2), -1, np.int16)}}, "it holds no class ids of VOC"),
         ({"GTcls": {"Segmentation": np.full((2, 2), 0.5)}}, "it holds no class ids of VOC"),
     ],
 )
