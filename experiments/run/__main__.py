@@ -30,8 +30,9 @@ from experiments.report.gather import table_result
 from experiments.report.verdicts import verdicts
 from experiments.run import view
 from experiments.run.execute import work
-from experiments.run.jobs import check_data, end_with_parent, keep_to_cores, run_jobs
+from experiments.run.jobs import check_data, run_jobs
 from experiments.run.plan import Asked, Job, ask, job_name, make_jobs
+from experiments.run.processes import end_with_parent, keep_to_cores
 from experiments.run.resolve import Resolved, Settings, check_init
 from experiments.run.results import RESULTS, Store, refuse_strange
 from experiments.tables import TABLES, Table, find_table

@@ -1,12 +1,9 @@
-"""Starts jobs as processes on this machine, and watches them: one after another, or several at once.
+"""Runs jobs on this machine, and watches them: one after another, or several at once.
 
 Small networks gain little from a second core. On two cores, two jobs at once end sooner than one after the other.
 """
 
-import os
 import subprocess
-import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -19,42 +16,12 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.train.from_config import open_split
 from deeplab_jax.train.signals import Interrupted
 from experiments.run.plan import Asked, Job
+from experiments.run.processes import start_job
 from experiments.run.results import Store
 from experiments.run.view import Rates, View
 
 POLL = 0.5  # seconds
 RESTARTS = 100  # of one job after a signal has stopped it
-
-
-def start_job(command: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
-    """Start a job. It ends when this process ends: its standard input is a pipe that only this process holds."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("a", encoding="utf-8") as output:
-        words = [sys.executable, *command[1:], "--tethered"]
-        return subprocess.Popen(words, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT)
-
-
-def end_with_parent() -> None:
-    """End this process when its standard input ends. That happens when the runner that started it ends."""
-
-    def watch() -> None:
-        while os.read(sys.stdin.fileno(), 1):  # Without a buffer, whose lock would hold up the end of the process.
-            pass
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def keep_to_cores(share: str) -> None:
-    """Keep this process, and the threads that it is going to start, to a share of its cores.
-
-    Args:
-      share: `INDEX/COUNT`; empty: all of them.
-    """
-    if share and hasattr(os, "sched_setaffinity"):
-        index, count = map(int, share.split("/"))
-        cores = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, cores[index::count] or [cores[index % len(cores)]])
 
 
 def check_data(jobs: Sequence[Job]) -> None:

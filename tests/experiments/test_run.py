@@ -25,9 +25,9 @@ from experiments.run import __main__ as run
 from experiments.run import execute, jobs, results
 from experiments.run.execute import pretrained, work
 from experiments.run.files import read_records, state_of, training_seconds
-from experiments.run.jobs import start_job
 from experiments.run.per_image import counts_file, counts_of, read_counts, write_counts
 from experiments.run.plan import Job, evaluation_counts, evaluation_file
+from experiments.run.processes import start_job
 from experiments.run.view import Rates, View
 from tests.support.tiny import read_metrics, tiny_config, tiny_models
 
@@ -655,7 +655,7 @@ def test_seconds_follow_from_the_throughput(tmp_path) -> None:
 
 
 def test_a_job_ends_with_its_runner(tmp_path) -> None:
-    code = "import time; from experiments.run.jobs import end_with_parent as e; e(); time.sleep(60)"
+    code = "import time; from experiments.run.processes import end_with_parent as e; e(); time.sleep(60)"
     started = start_job(["python", "-c", code], tmp_path / "a.log")
     assert started.poll() is None
     started.stdin.close()
@@ -663,7 +663,7 @@ def test_a_job_ends_with_its_runner(tmp_path) -> None:
 
 
 def test_a_job_that_ends_by_itself_tells_its_code(tmp_path) -> None:
-    code = "from experiments.run.jobs import end_with_parent as e; e(); print('said'); raise SystemExit(3)"
+    code = "from experiments.run.processes import end_with_parent as e; e(); print('said'); raise SystemExit(3)"
     started = start_job(["python", "-c", code], tmp_path / "a.log")
     assert started.wait(timeout=120) == 3 and (tmp_path / "a.log").read_text() == "said\n"
     started.stdin.close()
@@ -686,7 +686,7 @@ def test_jobs_at_once_share_the_cores(here, tmp_path, monkeypatch) -> None:
 def test_a_job_keeps_to_its_share_of_the_cores() -> None:
     cores = os.sched_getaffinity(0)
     code = (
-        "import os, sys; from experiments.run.jobs import keep_to_cores;"
+        "import os, sys; from experiments.run.processes import keep_to_cores;"
         "keep_to_cores(sys.argv[1]); print(sorted(os.sched_getaffinity(0)))"
     )
 
