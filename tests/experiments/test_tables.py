@@ -21,7 +21,6 @@ from experiments.run.plan import ask
 from experiments.run.resolve import NotRun, Resolved, Settings, beyond, check_init, key_of, resolve
 from experiments.run.results import RARE
 from experiments.tables import TABLES
-from experiments.tables.extra_rates import rates
 from experiments.tables.table import MEASURES
 
 NOTHING = Settings()
@@ -296,26 +295,6 @@ def test_what_a_regime_cannot_run_it_says_in_words() -> None:
     ):
         found = resolve(row(table, name), TABLES[table], REGIMES[regime], NOTHING)
         assert isinstance(found, NotRun) and reason in found.reason
-
-
-def test_the_rates_on_a_map() -> None:
-    """A quarter, a half, three quarters of a map's 16, 32 and 64 steps, and all of them."""
-    assert rates(17) == (2, 4, 8, 12, 16)
-    assert rates(33) == (2, 8, 16, 24, 32) and rates(65) == (2, 16, 32, 48, 64)
-
-
-def test_maps_have_their_sides_at_output_stride_8() -> None:
-    table = TABLES["extra_rates"]
-    for row in table.rows:
-        found = resolve(row, table, REGIMES["demo"], Settings())
-        assert isinstance(found, Resolved)
-        side, rate, pooling = row.cells
-        config, pixels = found.config, 8 * (side - 1) + 1
-        assert config.data.crop_size == config.data.options["size"] == (pixels, pixels)
-        assert config.evaluate.pad_to == ((pixels, pixels),) and config.model.output_stride == 8
-        assert config.model.options.aspp_rates == (rate / 2,), "they double at output stride 8"
-        assert config.model.options.image_pooling is pooling
-    assert REGIMES["scenes"].why_not(table.rows[0]), "the regime has another backbone"
 
 
 # Keys.

@@ -1,0 +1,136 @@
+"""Measure the gradient of each tap of an atrous kernel, by its rate and the size of the map (DeepLabv3, sec. 3.3).
+
+    python -m experiments.tap_gradients --out runs/tap_gradients.json
+    python -m experiments.tap_gradients --out runs/tap_gradients.json --runs runs/tables --row map_17-rate_8
+
+The networks are those of `experiments/tables/extra_rates.py` in the regime `demo`. The gradient is that of a real
+training step. It is taken at the random weights of seed 0 and, where the run directory of the row exists, at its newest
+weights. Each result is written as soon as it is there. The gradients that the file holds for the same weights are not
+computed again.
+"""
+
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax.traverse_util import flatten_dict
+
+from deeplab_jax.cli import enable_compilation_cache
+from deeplab_jax.data.source import Source
+from deeplab_jax.errors import UserError, did_you_mean
+from deeplab_jax.models.segmenter import Segmenter, Variables
+from deeplab_jax.train.from_config import model_for, open_split
+from deeplab_jax.train.state import TrainState, create_state
+from deeplab_jax.train.step import summed_loss, train_step
+from deeplab_jax.weights.folder import load
+from experiments.output import write_json
+from experiments.program import exits, parser_of
+from experiments.regimes import REGIMES
+from experiments.run.files import Unreadable, newest_step, read_json
+from experiments.run.plan import job_name
+from experiments.run.resolve import Resolved, Settings, resolve
+from experiments.tables import TABLES
+
+TABLE, REGIME = TABLES["extra_rates"], "demo"
+KERNEL = ("context", "branch_atrous1", "conv", "kernel")
+KEEPS = optax.trace(decay=0.0)  # An optimizer with the gradient as its state.
+START, END = "start", "end"
+
+
+@exits
+def main(argv: Sequence[str] | None) -> None:
+    """Compute the gradients that the file lacks, one row after another."""
+    parser = parser_of("tap_gradients", __doc__)
+    parser.add_argument("--out", type=Path, required=True, help="file of the results, JSON")
+    parser.add_argument("--runs", type=Path, default=Path("runs/tables"), help="folder of the run directories")
+    parser.add_argument("--row", action="append", default=[], metavar="NAME", help="only this row; again for more")
+    parser.add_argument("--images", type=int, default=8, help="images in the step (8)")
+    args = parser.parse_args(argv)
+    rows = TABLE.named_rows()
+    for name in args.row:
+        if name not in rows:
+            raise UserError(f"--row {name!r}: {did_you_mean(name, rows)}")
+    if args.images < 2:
+        raise UserError(f"--images {args.images}: give at least 2, since batch norm needs them")
+    try:
+        content = read_json(args.out, needs=("rows",)) or {"rows": {}}
+    except Unreadable as error:
+        raise UserError(f"{args.out}: {error}; give another --out") from None
+    enable_compilation_cache()
+    for name in args.row or rows:
+        found = resolve(rows[name], TABLE, REGIMES[REGIME], Settings())
+        assert isinstance(found, Resolved)
+        workdir = args.runs / REGIME / job_name(found.training_key, 0)
+        step = newest_step(workdir)
+        # Results of another number of images or of another configuration do not count.
+        asked = {"training": found.training_key, "images": args.images}
+        kept = content["rows"].get(name, {})
+        kept = kept if {key: kept.get(key) for key in asked} == asked else asked
+        if kept.get("step", step) != step:  # The run has gone on since.
+            kept = {key: value for key, value in kept.items() if key != END}
+        kept = {**kept, "step": step}
+        for when in (START, END) if step else (START,):
+            if when not in kept:
+                kept[when] = gradients(found, workdir if when == END else None, images=args.images).tolist()
+                content["rows"][name] = kept
+                write_json(args.out, content)
+            print(
+                f"{name}, {when}: outer taps have {outer_share(np.array(kept[when])):.2%} of the gradient", flush=True
+            )
+
+
+def gradients(found: Resolved, workdir: Path | None, *, images: int) -> np.ndarray:
+    """Return the root mean square gradient of each tap, float32 `[3, 3]`, at the newest weights in `workdir`, or at the
+    random weights of seed 0 where it is None.
+    """
+    source = open_split(found.config, found.config.data.train_split)
+    model = model_for(found.config, source.labels)
+    batch = first_images(source, images)
+    if workdir is None:
+        size = batch["image"].shape[1:3]
+        make = partial(create_state, model=model, optimizer=KEEPS, size=size, ema=False)
+        return of_taps(jax.jit(make)(jax.random.key(0)), model, batch)
+    return of_taps(state_of(load(workdir, checkpoint="newest")[1]), model, batch)
+
+
+def state_of(variables: Variables) -> TrainState:
+    """Return a training state with these variables."""
+    params = variables["params"]
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        batch_stats=variables.get("batch_stats", {}),
+        opt_state=KEEPS.init(params),
+        ema_params=None,
+    )
+
+
+def of_taps(state: TrainState, model: Segmenter, batch: dict[str, np.ndarray]) -> np.ndarray:
+    """Return the root mean square gradient of each tap of the atrous branch, float32 `[3, 3]`, in one training step."""
+    objective = partial(summed_loss, model=model)
+    step = jax.jit(partial(train_step, objective=objective, optimizer=KEEPS, key=jax.random.key(0)))
+    after, _ = step(state, batch)
+    kernel = flatten_dict(after.opt_state.trace)[KERNEL]
+    return np.asarray(jnp.sqrt(jnp.mean(kernel**2, axis=(2, 3))))
+
+
+def outer_share(taps: np.ndarray) -> float:
+    """Return the share, 0 to 1, that the eight outer taps of `[3, 3]` have in the squared gradient."""
+    squares: Any = taps.astype(np.float64) ** 2
+    return float(1 - squares[1, 1] / squares.sum())
+
+
+def first_images(source: Source, count: int) -> dict[str, np.ndarray]:
+    """Return the first examples as a batch."""
+    examples = [source[index] for index in range(count)]
+    return {key: np.stack([example[key] for example in examples]) for key in ("image", "label")}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
