@@ -4,25 +4,31 @@
     python -m experiments.full_size cityscapes --steps 20 --share 0.02 --evaluate 4
 
 It runs the commands that the real data need: check-data, prepare, train with accumulation, and evaluate at output
-stride 8 with the papers' scales and flip. After an interruption the same command goes on. Arguments
-`--config.section.key=value` change the training.
+stride 8 with the papers' scales and flip. It kills the training half way and starts it again, to show that it goes on
+from the newest checkpoint. After an interruption the same command goes on. Arguments `--config.section.key=value`
+change the training.
 """
 
 import json
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from deeplab_jax.cli import split_config_arguments
 from deeplab_jax.errors import UserError, did_you_mean
-from deeplab_jax.weights.folder import METRICS_FILE
+from deeplab_jax.train.writers import METRICS_FILE
+from deeplab_jax.weights.folder import METRICS_FILE as RESULTS_FILE
 from experiments import ROOT, sbd
 from experiments.full_size import stand_ins
 from experiments.program import exits, parser_of
+from experiments.run.files import newest_step, read_records, state_of
 from experiments.tables.networks import CITYSCAPES_SCALES, MULTI_SCALE
+
+POLL = 0.5  # seconds
 
 
 class Protocol(NamedTuple):
@@ -76,26 +82,66 @@ def main(argv: Sequence[str] | None) -> None:
         data = f"--config.data.dir={raw / protocol.folder}"
         call("check-data", config, data)
         call("prepare", config, data, "--out", str(prepared))
-    training = [config, "--config.data.name=tfds", f"--config.data.dir={prepared}"]
+    training = ["train", config, "--config.data.name=tfds", f"--config.data.dir={prepared}"]
     training += [f"--config.train.steps={args.steps}", f"--config.train.accumulate={args.accumulate}"]
     training += [f"--config.train.checkpoint_every={max(1, args.steps // 4)}"]
     training += [f"--config.train.log_every={max(1, args.steps // 20)}", *overrides]
-    call("train", *training, "--workdir", str(out / "run"))
+    train([*training, "--workdir", str(out / "run")], out / "run", args.steps)
     metrics, limit = out / "os8_views", ["--limit", str(args.evaluate)] if args.evaluate else []
     views = ["--output_stride", "8", "--flip", "--scales", ",".join(map(str, protocol.scales))]
     call("evaluate", "--model", str(out / "run"), "--checkpoint", "newest", *views, "--out", str(metrics), *limit)
-    found = json.loads((metrics / METRICS_FILE).read_text())["protocol"]
+    found = json.loads((metrics / RESULTS_FILE).read_text())["protocol"]
     print(f"{args.steps} steps; {found['images']} images at output stride {found['output_stride']}: {metrics}")
 
 
+def train(words: Sequence[str], workdir: Path, steps: int) -> None:
+    """Train, kill the training half way, and start it again.
+
+    A training that is beyond its half is only started, so that its settings are checked.
+
+    Raises:
+      UserError: a start fails, or no checkpoint is of the last step.
+    """
+    if newest_step(workdir) < steps // 2:
+        process = start(*words)
+        try:
+            while process.poll() is None and min(logged(workdir), newest_step(workdir)) < steps // 2:
+                time.sleep(POLL)
+            how = "killed" if process.poll() is None else "ended by itself"
+        finally:
+            process.kill()
+            process.wait()
+        reached = newest_step(workdir)
+        if reached < steps // 2:
+            raise UserError(f"{workdir}: the training ended at step {reached} of {steps}; see its output above")
+        print(f"{how} at step {logged(workdir)}; the newest checkpoint is of step {reached}", flush=True)
+    call(*words)
+    if (reached := newest_step(workdir)) < steps:
+        raise UserError(f"{workdir}: the newest checkpoint is of step {reached}, not {steps}")
+
+
+def logged(workdir: Path) -> int:
+    """Return the last step that the log has."""
+    return state_of(read_records(workdir / METRICS_FILE))[0]
+
+
+def start(*words: str) -> subprocess.Popen[bytes]:
+    """Print a command of the package, and start it."""
+    print(f"$ python -m deeplab_jax {shlex.join(words)}", flush=True)
+    return subprocess.Popen([sys.executable, "-m", "deeplab_jax", *words])
+
+
 def call(*words: str) -> None:
-    """Print a command of the package, and run it.
+    """Run a command of the package.
 
     Raises:
       UserError: it fails.
     """
-    print(f"$ python -m deeplab_jax {shlex.join(words)}", flush=True)
-    code = subprocess.run([sys.executable, "-m", "deeplab_jax", *words], check=False).returncode
+    with start(*words) as process:
+        try:
+            code = process.wait()
+        finally:
+            process.kill()
     if code:
         raise UserError(f"{words[0]} ended with code {code}; see its output above")
 

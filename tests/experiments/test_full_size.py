@@ -142,8 +142,9 @@ def test_the_whole_protocol_with_a_thin_network(tmp_path, capfd, name, share, si
     words = [name, "--out", str(tmp_path), "--share", share, *THIN]
     assert full_size.main(words) == 0
     out = capfd.readouterr().out
-    assert "no errors, no warnings" in out
+    assert "no errors, no warnings" in out and "killed at step" in out
     run = tmp_path / name / "run"
+    assert len(json.loads((run / "run.json").read_text())) == 2, "it was started twice"
     assert {record["step"] for record in read_records(run / "metrics.jsonl")} == {1, 2, 3, 4}
     found = json.loads((tmp_path / name / "os8_views" / "metrics.json").read_text())
     protocol = found["protocol"]
