@@ -35,6 +35,7 @@ from experiments.run.plan import Asked, Job, ask, job_name, make_jobs
 from experiments.run.processes import end_with_parent, keep_to_cores
 from experiments.run.resolve import Resolved, Settings, check_init
 from experiments.run.results import RESULTS, Store, refuse_strange
+from experiments.run.slurm import Slurm
 from experiments.tables import TABLES, Table, find_table
 
 PROGRAM = ("python", "-m", "experiments.run")
@@ -95,6 +96,14 @@ def make_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="print a command for each job, and run nothing; once they are run, leave out --commands to get the tables",
     )
+    parser.add_argument("--launcher", default="local", choices=("local", "slurm"), help="where the jobs run")
+    parser.add_argument(
+        "--slurm",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="parameter of submitit, such as timeout_min=600",
+    )
     parser.add_argument(
         "--again", action="store_true", help="replace results of another commit or of another configuration"
     )
@@ -113,8 +122,8 @@ def run(args: argparse.Namespace, overrides: tuple[str, ...], words: Sequence[st
         raise UserError(f"--regime {args.regime!r}: {did_you_mean(args.regime, REGIMES)}")
     if args.seeds < 0 or args.steps < 0:
         raise UserError(f"--seeds {args.seeds} --steps {args.steps}: give at least 1")
-    if args.parallel < 1:
-        raise UserError(f"--parallel {args.parallel}: give at least 1")
+    if args.parallel < 1 or (args.parallel > 1 and args.launcher != "local"):
+        raise UserError(f"--parallel {args.parallel}: give at least 1, and only where the jobs run on this machine")
     regime, tables = REGIMES[args.regime], [find_table(name) for name in dict.fromkeys(args.tables)]
     check_rows(args.row, tables)
     settings = Settings(overrides, args.data_dir, args.init, args.steps)
@@ -149,7 +158,8 @@ def run(args: argparse.Namespace, overrides: tuple[str, ...], words: Sequence[st
     with alone(args.runs, "--runs"), alone(args.out, "--out"):
         if waiting:
             check_data(waiting)
-            failed = run_jobs(waiting, [*PROGRAM, *words], runs, console, asked, store, args.parallel)
+            slurm = Slurm(runs / "slurm", args.slurm) if args.launcher == "slurm" else None
+            failed = run_jobs(waiting, [*PROGRAM, *words], runs, console, asked, store, args.parallel, slurm)
         show(console, tables, regime, asked, store)
     if failed:
         raise UserError(f"{len(failed)} of {len(waiting)} jobs failed; {failed[0]}; the same command tries them again")

@@ -1,4 +1,4 @@
-"""Runs jobs on this machine, and watches them: one after another, or several at once.
+"""Runs jobs on this machine, one after another or several at once, or all on Slurm, and watches them.
 
 Small networks gain little from a second core. On two cores, two jobs at once end sooner than one after the other.
 """
@@ -6,7 +6,7 @@ Small networks gain little from a second core. On two cores, two jobs at once en
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -18,10 +18,16 @@ from deeplab_jax.train.signals import Interrupted
 from experiments.run.plan import Asked, Job
 from experiments.run.processes import start_job
 from experiments.run.results import Store
+from experiments.run.slurm import Slurm, SlurmJob
 from experiments.run.view import Rates, View
 
 POLL = 0.5  # seconds
 RESTARTS = 100  # of one job after a signal has stopped it
+SAVED = "The running jobs have saved their state."
+SUBMITTED = "The submitted jobs stay with Slurm (scancel ends them)."
+
+Started = subprocess.Popen[bytes] | SlurmJob
+Start = Callable[[Sequence[str], Path], Started]  # Takes the command and the file of its output.
 
 
 def check_data(jobs: Sequence[Job]) -> None:
@@ -47,13 +53,15 @@ def run_jobs(
     asked: Sequence[Asked],
     store: Store,
     at_once: int,
+    slurm: Slurm | None = None,
 ) -> list[str]:
     """Run jobs, write the rows of each job when it ends, and return a line for every job that failed.
 
-    With several `at_once`, each has its own share of the cores.
+    With several `at_once`, each has its own share of the cores. Slurm gets all jobs at once.
     """
-    waiting, failed, free = list(jobs), list[str](), list(range(at_once))
-    running: dict[int, tuple[Job, subprocess.Popen[bytes]]] = {}
+    waiting, failed, free = list(jobs), list[str](), list(range(len(jobs) if slurm else at_once))
+    start: Start = slurm.start if slurm else start_job
+    running: dict[int, tuple[Job, Started]] = {}
     tries: Counter[str] = Counter()
     with View(console, jobs, runs, Rates(store.all_rows()), at_once) as view:
         try:
@@ -61,7 +69,7 @@ def run_jobs(
                 while waiting and free:
                     job, share = waiting.pop(0), free.pop(0)
                     cores = ["--cores", f"{share}/{at_once}"] if at_once > 1 else []
-                    running[share] = job, start_job([*command, "--job", job.name, *cores], log_of(runs, job))
+                    running[share] = job, start([*command, "--job", job.name, *cores], log_of(runs, job))
                     view.change(job, "running")
                 time.sleep(POLL)
                 for share, (job, process) in list(running.items()):
@@ -91,7 +99,7 @@ def run_jobs(
             for _, process in running.values():
                 process.wait()
             preempted = isinstance(stop, Interrupted) and stop.preempted
-            raise Interrupted("The running jobs have saved their state.", preempted=preempted) from None
+            raise Interrupted(SUBMITTED if slurm else SAVED, preempted=preempted) from None
     return failed
 
 

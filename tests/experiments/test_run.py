@@ -2,6 +2,7 @@
 
 import fcntl
 import io
+import itertools
 import json
 import os
 import re
@@ -28,6 +29,7 @@ from experiments.run.files import read_records, state_of, training_seconds
 from experiments.run.per_image import counts_file, counts_of, read_counts, write_counts
 from experiments.run.plan import Job, evaluation_counts, evaluation_file
 from experiments.run.processes import start_job
+from experiments.run.slurm import FORGOTTEN, OnNode, Slurm, SlurmJob
 from experiments.run.view import Rates, View
 from tests.support.tiny import read_metrics, tiny_config, tiny_models
 
@@ -398,7 +400,9 @@ def test_commands_are_jobs(here, tmp_path, capsys) -> None:
         (["v3_table6", "--regime", "camvid"], "starts from pre-trained weights: give --init FOLDER"),
         (["v3_table1", "--regime", "camvid"], "data set 'camvid' reads files"),
         (["v3_table6", "--job", "abc_seed0"], "--job abc_seed0: none of these tables"),
+        (["v3_table6", "--launcher", "slrum"], "invalid choice"),
         (["v3_table6", "--parallel", "0"], "--parallel 0: give at least 1"),
+        (["v3_table6", "--parallel", "2", "--launcher", "slurm"], "only where the jobs run on this machine"),
     ],
 )
 def test_mistakes_get_one_line(here, tmp_path, capsys, words, message) -> None:
@@ -699,6 +703,128 @@ def test_a_job_keeps_to_its_share_of_the_cores() -> None:
     assert several[0] | several[1] == cores
     assert len(cores) == 1 or not several[0] & several[1]
     assert len(kept(f"{len(cores)}/{len(cores) + 1}")) == 1  # More jobs than cores.
+
+
+# Slurm.
+
+
+class FakeExecutor:
+    """What submitit's is used for; a job is done at the second look."""
+
+    count = itertools.count(7)
+
+    made: list["FakeExecutor"] = []  # noqa: RUF012
+
+    def __init__(self, folder, cluster):
+        self.folder, self.cluster, self.parameters, self.names = folder, cluster, {}, []
+        self.made.append(self)
+
+    def update_parameters(self, **parameters):
+        self.parameters.update(parameters)
+
+    def submit(self, function):
+        self.names.append(self.parameters["name"])
+        looks = iter([False, True, True, True])
+        return types.SimpleNamespace(
+            job_id=str(next(self.count)),
+            done=lambda: next(looks),
+            exception=lambda: None,
+            result=lambda: run.main(function._command[3:]),
+        )
+
+
+def fake_submitit(**more) -> types.SimpleNamespace:
+    return types.SimpleNamespace(**{"AutoExecutor": FakeExecutor, "SlurmJob": None, **more})
+
+
+def test_slurm_gets_all_jobs(here, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(FakeExecutor, "made", [])
+    monkeypatch.setitem(sys.modules, "submitit", fake_submitit())
+    words = ("--launcher", "slurm", "--slurm", "timeout_min=60", "--slurm", "slurm_partition=gpu")
+    assert call(tmp_path, "v3_table1", "--row", "output_stride_8", "--row", "output_stride_16", *words) == 0
+    (executor,) = FakeExecutor.made
+    assert executor.cluster == "slurm" and len(executor.names) == 2
+    assert executor.parameters["timeout_min"] == 60 and executor.parameters["slurm_partition"] == "gpu"
+    assert result(tmp_path, "v3_table1/output_stride_8")["seeds"][0]["miou"] == 0.5
+
+
+def test_ctrl_c_leaves_the_jobs_with_slurm(here, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(FakeExecutor, "made", [])
+    monkeypatch.setitem(sys.modules, "submitit", fake_submitit())
+    monkeypatch.setattr(SlurmJob, "poll", lambda self: interrupt())
+    words = ("--row", "output_stride_8", "--row", "output_stride_16", "--launcher", "slurm")
+    assert call(tmp_path, "v3_table1", *words) == 130
+    assert "goes on from there. The submitted jobs stay with Slurm (scancel ends them)." in capsys.readouterr().err
+    assert len(FakeExecutor.made[0].names) == 2, "both are submitted before the first look"
+
+
+@pytest.mark.parametrize(
+    ("done", "state", "age", "again"),
+    [
+        (False, "RUNNING", 0, False),
+        (True, "FAILED", 0, True),
+        (False, "UNKNOWN", 0, False),  # It has just come.
+        (False, "UNKNOWN", 2 * FORGOTTEN, True),
+    ],
+)
+def test_a_job_that_slurm_still_has_is_not_submitted_again(tmp_path, monkeypatch, done, state, age, again) -> None:
+    asked = []
+
+    def known(folder, job_id) -> types.SimpleNamespace:
+        asked.append((folder, job_id))
+        return types.SimpleNamespace(done=lambda force_check=False: done, state=state)
+
+    monkeypatch.setattr(FakeExecutor, "made", [])
+    monkeypatch.setitem(sys.modules, "submitit", fake_submitit(SlurmJob=known))
+    for _ in range(2):  # Two runners, one after the other.
+        Slurm(tmp_path, ()).start(["python", "-m", "experiments.run"], tmp_path / "job.log")
+        then = time.time() - age
+        os.utime(tmp_path / "job.id", (then, then))
+    first, second = FakeExecutor.made
+    assert first.names == ["job"] and second.names == ["job"] * again
+    assert len(asked) == 1 and asked[0][0] == str(tmp_path) and asked[0][1].isdigit()
+
+
+def test_a_job_on_slurm_saves_before_it_is_taken_away_and_asks_for_another_start(tmp_path, monkeypatch) -> None:
+    """submitit's signal reaches the command too, which must outlive it until it is asked to save."""
+    helpers = types.SimpleNamespace(DelayedSubmission=lambda function: ("again", function))
+    monkeypatch.setitem(sys.modules, "submitit", types.SimpleNamespace(helpers=helpers))
+    code = (
+        "import os, signal, sys, time; os.kill(os.getpid(), signal.SIGUSR2); "
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(75)); "
+        f"open({str(tmp_path / 'up')!r}, 'w').close(); time.sleep(60)"
+    )
+    job, asked = OnNode(["python", "-c", code], tmp_path / "logs" / "job.log"), []
+    before = signal.signal(signal.SIGUSR2, lambda *_: asked.append(job.checkpoint()))
+
+    def take_away() -> None:
+        while not (tmp_path / "up").exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGUSR2)
+
+    threading.Thread(target=take_away).start()
+    try:
+        assert job() == 75
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    ((again, function),) = asked
+    assert again == "again" and function._command == job._command
+
+
+def test_slurm_needs_submitit_and_what_it_refuses_is_a_line(tmp_path, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    with pytest.raises(UserError, match="needs submitit: python -m pip install submitit"):
+        Slurm(tmp_path, ())
+
+    def refuse(**given) -> None:
+        raise NameError("Unknown argument 'timeout_mim'")
+
+    monkeypatch.setattr(FakeExecutor, "update_parameters", lambda self, **given: refuse())
+    monkeypatch.setitem(sys.modules, "submitit", fake_submitit())
+    with pytest.raises(UserError, match="--launcher slurm: Unknown argument 'timeout_mim'; see --slurm"):
+        Slurm(tmp_path, ["timeout_mim=3"])
+    with pytest.raises(UserError, match="--slurm timeout: give KEY=VALUE"):
+        Slurm(tmp_path, ["timeout"])
 
 
 # All of it.
