@@ -7,7 +7,6 @@ Both evaluations use the same weights. The demo ends with the table of classes a
 start goes on where the first one stopped.
 """
 
-import argparse
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,6 @@ from pathlib import Path
 from rich.console import Console
 
 from deeplab_jax.cli import main as command_line
-from deeplab_jax.commands import fail
 from deeplab_jax.config import read_config
 from deeplab_jax.data.images import write_image
 from deeplab_jax.errors import UserError, end_process
@@ -25,15 +23,17 @@ from deeplab_jax.evaluate.protocol import split_section
 from deeplab_jax.terminal import class_table
 from deeplab_jax.train.from_config import open_split
 from deeplab_jax.weights.folder import load
+from experiments.program import exits, parser_of
 
 CONFIGS = {"scenes": "configs/scenes.py", "camvid": "configs/camvid.py:steps=300"}
 OUTPUT_STRIDES = (16, 8)
 PICTURES = 4
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@exits
+def main(argv: Sequence[str] | None) -> int:
     """Run the demo and return the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = parser_of("demo", __doc__)
     parser.add_argument("--dataset", choices=tuple(CONFIGS), default="scenes")
     parser.add_argument("--data_dir", default="", help="folder of the data; scenes are generated")
     parser.add_argument("--workdir", default="", help="run directory; by default runs/demo-DATASET")
@@ -42,20 +42,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     workdir = Path(args.workdir or f"runs/demo-{args.dataset}")
     started = time.perf_counter()
     if args.dataset != "scenes" and not args.data_dir:
-        return fail(
-            f"the {args.dataset} demo reads real images: name their folder, make demo DATASET={args.dataset} "
-            "DATA_DIR=..."
-        )
+        command = f"make demo DATASET={args.dataset} DATA_DIR=..."
+        raise UserError(f"the {args.dataset} demo reads real images: name their folder, {command}")
     overrides = [f"--config.data.dir={Path(args.data_dir).resolve()}"] if args.data_dir else []
     config = args.config or CONFIGS[args.dataset]
     code = command_line(["train", f"--config={config}", *overrides, "--workdir", str(workdir)])
-    if code:
-        return code
-    try:
+    if not code:
         show(workdir, Console(), started)
-    except UserError as error:
-        return fail(str(error))
-    return 0
+    return code
 
 
 def show(workdir: Path, console: Console, started: float) -> None:

@@ -8,7 +8,6 @@ image, `large.tif`. `cracks` writes grey photos with masks of 0 and 255. Both ar
 same on every machine. They show how files are read and written. They say nothing about real images.
 """
 
-import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,11 +15,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from deeplab_jax.cli import Parser
-from deeplab_jax.commands import fail
 from deeplab_jax.data.images import write_image, write_mask
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate.geo import load_rasterio
+from experiments.program import exits, parser_of
 
 CLASSES = ("background", "building", "vegetation")
 COLOURS = ((0, 0, 0), (220, 20, 60), (60, 140, 60))
@@ -30,19 +28,6 @@ REFLECTANCE = np.array([[0.42, 0.38, 0.32, 0.40], [0.22, 0.26, 0.24, 0.14], [0.1
 SIDE, LARGE = 257, (500, 700)
 METRES = 0.5  # Side of a pixel, in the coordinates of UTM zone 33 north.
 CORNER = (500_000.0, 5_500_000.0)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Write one of the examples, and return the exit code: 0, or 2 for an error that the user can fix."""
-    args = parser().parse_args(argv)
-    try:
-        EXAMPLES[args.name](args.out, args.count)
-    except UserError as error:
-        return fail(str(error))
-    except OSError as error:
-        return fail(f"{args.out}: cannot be written ({error.strerror}); give another --out")
-    print(f"{args.count} images and masks written to {args.out}")
-    return 0
 
 
 def write_aerial(out: Path, count: int) -> None:
@@ -121,13 +106,19 @@ def crack(rng: np.random.Generator, size: tuple[int, int]) -> tuple[np.ndarray, 
 EXAMPLES: dict[str, Callable[[Path, int], None]] = {"aerial": write_aerial, "cracks": write_cracks}
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the parser of the flags."""
-    flags = Parser(prog="python -m experiments.examples", description=(__doc__ or "").split("\n")[0])
-    flags.add_argument("name", choices=tuple(EXAMPLES))
-    flags.add_argument("--out", type=Path, required=True, help="the folder to write")
-    flags.add_argument("--count", type=int, default=24, choices=range(1, 100), metavar="N", help="images, 1 to 99")
-    return flags
+@exits
+def main(argv: Sequence[str] | None) -> None:
+    """Write one of the examples."""
+    parser = parser_of("examples", __doc__)
+    parser.add_argument("name", choices=tuple(EXAMPLES))
+    parser.add_argument("--out", type=Path, required=True, help="the folder to write")
+    parser.add_argument("--count", type=int, default=24, choices=range(1, 100), metavar="N", help="images, 1 to 99")
+    args = parser.parse_args(argv)
+    try:
+        EXAMPLES[args.name](args.out, args.count)
+    except OSError as error:
+        raise UserError(f"{args.out}: cannot be written ({error.strerror}); give another --out") from None
+    print(f"{args.count} images and masks written to {args.out}")
 
 
 if __name__ == "__main__":

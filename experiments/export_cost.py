@@ -21,7 +21,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from deeplab_jax import load
-from deeplab_jax.commands import fail
 from deeplab_jax.data.catalog import open_source
 from deeplab_jax.data.source import Source
 from deeplab_jax.errors import UserError
@@ -37,6 +36,7 @@ from deeplab_jax.provenance import versions
 from deeplab_jax.weights import export_onnx, export_tflite
 from deeplab_jax.weights.folder import flatten_variables
 from experiments.output import markdown_table, write_json
+from experiments.program import exits, parser_of
 
 Run = Callable[[np.ndarray], np.ndarray]
 Row = dict[str, Any]
@@ -58,12 +58,8 @@ def smallest_size(source: Source, images: int) -> Size:
 def evaluate_file(run: Run, model: Segmenter, source: Source, size: Size, *, images: int) -> Row:
     """Return the metrics of an exported network on the first images of a source.
 
-    Args:
-      run: from preprocessed images `[1, *size, C]` to logits; see `runner` of the exports.
-      model: whose classes, preprocessing and activation it has.
-      source: labelled images, none larger than `size`.
-      size: height and width that the file takes. Images are padded at the bottom and right, as in `evaluate`.
-      images: number of images.
+    `run` makes logits from preprocessed images `[1, *size, C]`. It has the classes, preprocessing and activation of
+    `model`. Images are padded to `size` at the bottom and right, as in `evaluate`.
     """
     protocol = Protocol(mode="padded", pad_to=(size,))
     tally = Tally(protocol, model)
@@ -98,50 +94,6 @@ def calibration(source: Source, size: Size, most: int) -> list[np.ndarray]:
     return [np.asarray(pad_images([image], size)[0][0], np.float32) for image in fitting]
 
 
-def study(
-    model: Segmenter,
-    variables: Variables,
-    source: Source,
-    examples: Callable[[], list[np.ndarray]],
-    *,
-    size: Size,
-    images: int,
-    programs: Sequence[str],
-    kept: dict[str, Row],
-    keep: Callable[[dict[str, Row]], object],
-) -> dict[str, Row]:
-    """Return a row for the network and for each program, by its name.
-
-    Args:
-      model, variables: from `load`.
-      source: the split to evaluate.
-      examples: returns the images for int8, from `calibration`.
-      size: height and width of the programs' images.
-      images: number of images to evaluate, the first ones.
-      programs: of `PROGRAMS`.
-      kept: rows that are finished.
-      keep: called with all rows after each new one.
-    """
-    rows = dict(kept)
-    for name in (OWN, *programs):
-        if name in rows:
-            continue
-        show(f"{name} ...")
-        if name == OWN:
-            protocol = Protocol(mode="padded", pad_to=(size,))
-            rows[name] = metrics(evaluate(model, variables, source, protocol, limit=images))
-        else:
-            form, precision = name.split()
-            write, runner, _ = RUNTIMES[form]
-            # What a file costs is worth knowing above all where its classes are far off.
-            more = {"calibration": examples(), "refuse": False} if precision == "int8" else {}
-            content, said = write(model, variables, size=size, batch=1, precision=precision, **more)
-            found = evaluate_file(runner(content), model, source, size, images=images)
-            rows[name] = {"megabytes": round(len(content) / 2**20, 2), "compared": said, **found}
-        keep(rows)
-    return rows
-
-
 def table(rows: dict[str, Row]) -> str:
     """Return the rows as a Markdown table: mIoU in percent, and the difference to the network's own; empty cells where
     the images have no labelled pixel.
@@ -165,22 +117,23 @@ def table(rows: dict[str, Row]) -> str:
 
 
 def read_kept(file: Path, setting: Row) -> dict[str, Row]:
-    """Return the finished rows of a file, {} if there is none, or it is of another setting.
+    """Return the finished rows of a file, {} if there is none.
 
     Raises:
-      UserError: it holds something else.
+      UserError: they are of another setting, or the file holds something else.
     """
     if not file.exists():
         return {}
     try:
         before = read_json(file)
-        if before["setting"] != setting:
-            return {}
+        different = [key for key in setting if before["setting"][key] != setting[key]]
         table(before["rows"])
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         raise UserError(
             f"{file}: not what this command has written; remove it: rm -r {shlex.quote(str(file))}"
         ) from None
+    if different:
+        raise UserError(f"{file}: it has results of other {' and '.join(different)}; give another --out")
     return dict(before["rows"])
 
 
@@ -205,10 +158,10 @@ def side_by_side(text: str) -> Size:
     return int(height), int(width)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Print the table, write it as JSON and Markdown, and return the exit code."""
-    assert __doc__
-    parser = argparse.ArgumentParser(prog="experiments.export_cost", description=__doc__.split("\n\n")[0])
+@exits
+def main(argv: Sequence[str] | None) -> None:
+    """Print the table, and write its rows as JSON."""
+    parser = parser_of("export_cost", __doc__)
     parser.add_argument("--model", required=True, help="model folder, run directory or name")
     parser.add_argument("--data", default="camvid", help="name of the data set (default: %(default)s)")
     parser.add_argument("--data_dir", help="its folder")
@@ -221,45 +174,47 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--programs", nargs="+", choices=PROGRAMS, default=PROGRAMS, metavar="NAME", help=names)
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     args = parser.parse_args(argv)
-    try:
-        model, variables, _ = load(args.model)
-        source = open_source(args.data, split=args.split, dir=args.data_dir)
-        check_classes(model, source)
-        for flag in ("images", "calibration_images"):
-            if (value := getattr(args, flag)) is not None and value < 1:
-                raise UserError(f"--{flag} {value}: give at least 1")
-        images = min(args.images or len(source), len(source))
-        fits = smallest_size(source, images)
-        size = args.size or fits
-        if size[0] < fits[0] or size[1] < fits[1]:
-            raise UserError(f"--size {size[0]}x{size[1]}: there are images of {fits[0]}x{fits[1]}; give at least that")
-        setting = {
-            "model": describe(model),
-            "weights": digest(variables),
-            "data": f"{source.name} {args.split}",
-            "images": images,
-            "size": list(size),
-            "calibration": [args.calibration_split, args.calibration_images],
-        }
-        file = args.out / FILE
-        rows = study(
-            model,
-            variables,
-            source,
-            lambda: calibration(
-                open_source(args.data, split=args.calibration_split, dir=args.data_dir), size, args.calibration_images
-            ),
-            size=size,
-            images=images,
-            programs=args.programs,
-            kept=read_kept(file, setting),
-            keep=lambda rows: write_json(file, {"setting": setting, "rows": rows, "versions": versions()}),
-        )
-    except UserError as error:
-        return fail(str(error))
+    model, variables, _ = load(args.model)
+    source = open_source(args.data, split=args.split, dir=args.data_dir)
+    check_classes(model, source)
+    for flag in ("images", "calibration_images"):
+        if (value := getattr(args, flag)) is not None and value < 1:
+            raise UserError(f"--{flag} {value}: give at least 1")
+    images = min(args.images or len(source), len(source))
+    fits = smallest_size(source, images)
+    size = args.size or fits
+    if size[0] < fits[0] or size[1] < fits[1]:
+        raise UserError(f"--size {size[0]}x{size[1]}: there are images of {fits[0]}x{fits[1]}; give at least that")
+    setting = {
+        "model": describe(model),
+        "weights": digest(variables),
+        "data": f"{source.name} {args.split}",
+        "images": images,
+        "size": list(size),
+        "calibration": [args.calibration_split, args.calibration_images],
+    }
+    file = args.out / FILE
+    rows = read_kept(file, setting)
+    for name in (OWN, *args.programs):
+        if name in rows:
+            continue
+        show(f"{name} ...")
+        if name == OWN:
+            protocol = Protocol(mode="padded", pad_to=(size,))
+            rows[name] = metrics(evaluate(model, variables, source, protocol, limit=images))
+        else:
+            form, precision = name.split()
+            write, runner, _ = RUNTIMES[form]
+            more: dict[str, Any] = {}
+            if precision == "int8":  # What a file costs is worth knowing above all where its classes are far off.
+                others = open_source(args.data, split=args.calibration_split, dir=args.data_dir)
+                more = {"calibration": calibration(others, size, args.calibration_images), "refuse": False}
+            content, said = write(model, variables, size=size, batch=1, precision=precision, **more)
+            found = evaluate_file(runner(content), model, source, size, images=images)
+            rows[name] = {"megabytes": round(len(content) / 2**20, 2), "compared": said, **found}
+        write_json(file, {"setting": setting, "rows": rows, "versions": versions()})
     print(table(rows))
     print(f"written to {file}")
-    return 0
 
 
 if __name__ == "__main__":

@@ -3,21 +3,18 @@
 python -m experiments.model_table [--write deeplab_jax/models/README.md]
 """
 
-import argparse
 import math
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import jax
 
 from deeplab_jax.analysis.cost import multiply_adds
-from deeplab_jax.commands import fail
-from deeplab_jax.errors import UserError
 from deeplab_jax.models.architectures import ARCHITECTURES, BACKBONES
 from deeplab_jax.models.catalog import create_model, model_names
 from deeplab_jax.models.segmenter import abstract_variables
-from experiments.output import Section, markdown_table
+from experiments.output import Section, add_write, markdown_table
+from experiments.program import exits, parser_of
 
 SIDE = 513
 SECTION = Section(
@@ -53,23 +50,15 @@ def table(names: Sequence[str]) -> str:
     return markdown_table(head, map(cells, names))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@exits
+def main(argv: Sequence[str] | None) -> None:
     """Print the table, and write it into a file's section."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument(
-        "--write",
-        metavar="FILE",
-        help="write the table into its section of this file, such as deeplab_jax/models/README.md",
-    )
+    parser = parser_of("model_table", __doc__)
+    add_write(parser, "deeplab_jax/models/README.md")
     args = parser.parse_args(argv)
     content = table(model_names())
     print(content)
-    try:
-        if args.write:
-            SECTION.write(Path(args.write), content)
-    except UserError as error:
-        return fail(str(error))
-    return 0
+    SECTION.write(args.write, content)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ TensorFlow's space-to-batch, as the paper's numbers do. The second is exact. The
 padding.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,17 +21,18 @@ from deeplab_jax.labels import VOC
 from deeplab_jax.models.segmenter import Segmenter
 from deeplab_jax.ops.geometry import scaled_side
 from deeplab_jax.train.from_config import build_model
+from experiments import tables
 from experiments.output import markdown_table, write_json
+from experiments.program import exits, parser_of
 from experiments.regimes import REGIMES
 from experiments.run.resolve import Resolved, Settings, resolve
-from experiments.tables import TABLES, Table
+from experiments.tables import TABLES
 from experiments.tables.networks import MULTI_SCALE
 
 SIDE = 513
 # A number of Table 3 that contradicts other numbers of the paper. Two rows have it; see `odd_one_out`.
 ODD = 101.28
 BOUND = 0.5  # percent
-TABLE_3, TABLE_5 = (TABLES[f"v3plus_table{number}"] for number in (3, 5))
 
 
 class Row(NamedTuple):
@@ -66,20 +66,22 @@ class Row(NamedTuple):
         return f"Table {self.table}: {', '.join(words)}"
 
 
-def rows_of(number: int, table: Table) -> list[Row]:
-    """Return the rows of a table."""
-    found = []
+def rows_of(number: int) -> dict[Row, tables.Row]:
+    """Return the rows of a table, with the settings that the runner has of them."""
+    found = {}
+    table = TABLES[f"v3plus_table{number}"]
     for row in table.rows:
         cells = dict(zip(table.columns, row.cells, strict=True))
         train_stride, eval_stride = int(cells.get("train_os", 16)), int(cells["eval_os"])
         decoder, multi_scale, flip, separable = (bool(cells.get(name)) for name in ("decoder", "ms", "flip", "sc"))
         pretraining = ", ".join(name for name in ("COCO", "JFT") if cells.get(name.lower()))
-        paper = row.paper["multiply_adds"]
-        found.append(Row(number, train_stride, eval_stride, decoder, multi_scale, flip, separable, pretraining, paper))
+        about = (train_stride, eval_stride, decoder, multi_scale, flip, separable, pretraining)
+        found[Row(number, *about, row.paper["multiply_adds"])] = row
     return found
 
 
-ROWS = (*rows_of(3, TABLE_3), *rows_of(5, TABLE_5))
+SETTINGS = {**rows_of(3), **rows_of(5)}
+ROWS = tuple(SETTINGS)
 
 
 @cache
@@ -88,13 +90,9 @@ def network(table: int, decoder: bool, separable: bool) -> Segmenter:
 
     It has the lowering that is traced fastest. The counts are the same with all.
     """
-    data = TABLE_3 if table == 3 else TABLE_5
-    same = (
-        row
-        for row, of in zip(data.rows, rows_of(table, data), strict=True)
-        if (of.decoder, of.separable) == (decoder, separable)
-    )
-    found = resolve(replace(next(same), needs=""), data, REGIMES["paper"], Settings())
+    kind = (table, decoder, separable)
+    row = next(row for of, row in SETTINGS.items() if (of.table, of.decoder, of.separable) == kind)
+    found = resolve(replace(row, needs=""), TABLES[f"v3plus_table{table}"], REGIMES["paper"], Settings())
     assert isinstance(found, Resolved), found
     found.config.model.options.lowering = "direct"
     return build_model(found.config, num_classes=VOC.num_classes)
@@ -168,10 +166,11 @@ def cells(entry: dict[str, Any]) -> list[str]:
     return [entry["label"], f"{entry['paper']:.2f}", counts[0], f"{entry['difference_percent']:+.2f}", *counts[1:]]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Count, print the table, write `multiply_adds.md` and `multiply_adds.json`, and return the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--out", default="experiments/results", help="folder for the two files")
+@exits
+def main(argv: Sequence[str] | None) -> None:
+    """Count, print the table, and write `multiply_adds.md` and `multiply_adds.json`."""
+    parser = parser_of("multiply_adds", __doc__)
+    parser.add_argument("--out", type=Path, default="experiments/results", help="folder for the two files")
     args = parser.parse_args(argv)
     results = []
     with Console(stderr=True).status("counting") as status:
@@ -181,10 +180,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     text = markdown(results)
     print(text)
     content = {"command": "python -m experiments.multiply_adds", "size": [SIDE, SIDE], "scales": MULTI_SCALE}
-    folder = Path(args.out)
-    write_json(folder / "multiply_adds.json", {**content, "rows": results})
-    (folder / "multiply_adds.md").write_text(text, encoding="utf-8")
-    return 0
+    write_json(args.out / "multiply_adds.json", {**content, "rows": results})
+    (args.out / "multiply_adds.md").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 date.
 """
 
+import argparse
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,12 +57,14 @@ class Section:
         before, after = text.split(self.start)[0], text.split(self.end)[1]
         return f"{before}{self.start}\n{content}\n{self.end}{after}"
 
-    def write(self, file: Path, content: str) -> None:
-        """Replace the section's content in a file.
+    def write(self, file: Path | None, content: str) -> None:
+        """Replace the section's content in a file; do nothing where there is none.
 
         Raises:
           UserError: the file cannot be read or written, or has no such section.
         """
+        if file is None:
+            return
         try:
             text = self.replace(file.read_text(encoding="utf-8"), content)
             files.write_whole(file, lambda fresh: fresh.write_text(text, encoding="utf-8"))
@@ -69,3 +72,10 @@ class Section:
             raise UserError(f"{file}: {error.strerror}; give --write a file that can be written") from None
         except UserError as error:
             raise UserError(f"{file}: {error}") from None
+
+
+def add_write(parser: argparse.ArgumentParser, page: str) -> None:
+    """Add the flag `--write FILE`, whose file has a `Section`."""
+    parser.add_argument(
+        "--write", type=Path, metavar="FILE", help=f"write into the section of this file, such as {page}"
+    )

@@ -1,18 +1,17 @@
-"""Where the papers' tables are run: at which data, with which networks in place of the papers', for how long.
+"""The regimes of the tables: their data, the networks that replace the papers', and the length of the trainings.
 
-- `scenes`: generated pictures of 129x129, thin ResNets and a thin Xception; for anyone. Backbones are first trained in
-  plain networks on the same pictures. A sample of the last block sees a whole picture, so that pyramid and image
-  pooling have little context to add.
+- `scenes`: generated pictures of 129x129, thin ResNets and a thin Xception. Backbones are first trained in plain
+  networks on the same pictures. A sample of the last block sees a whole picture, so pyramid and image pooling have
+  little context to add.
 - `demo`: the network of `make demo` and its configuration, on the same pictures, from random weights.
-- `camvid`: 257x257 crops of street scenes. ASPP and decoder on the authors' MobileNetV2 (`--init`: what `convert` makes
-  of deeplabv3_257_mv_gpu.tflite), the cascade and Xception from random weights.
+- `camvid`: 257x257 crops of street scenes. ASPP and decoder stand on the authors' MobileNetV2 (`--init`: what `convert`
+  makes of deeplabv3_257_mv_gpu.tflite). The cascade and Xception start from random weights.
 - `paper`: the published protocol. PASCAL VOC 2012 (trainaug) at 513, 30000 steps of 16 images, rate 0.007, poly;
-  Cityscapes at 769, 90000 steps; batch-norm decay 0.9997; backbones from ImageNet (`--init`). All tables here are of
-  the validation split, so of stage 1: stage 2 (output stride 8, frozen batch norm, trained on trainval) is for the test
-  set, and `configs/voc.py:stage=2`. ResNets are of the authors' own form ("beta"), whose strides end a block and whose
-  multiply-adds DeepLabv3+ states.
+  Cityscapes at 769, 90000 steps; batch-norm decay 0.9997; backbones from ImageNet (`--init`). All tables are of the
+  validation split, so they need stage 1 only. Stage 2 is for the test set: `configs/voc.py:stage=2`. ResNets have the
+  authors' own form ("beta"): strides end a block. DeepLabv3+ states the multiply-adds of this form.
 
-What is stated in the papers' terms is scaled with the network and the crop; see `Regime.translated`.
+`Regime.translated` scales a row's channels, rates, crops and batches to the networks and data of a regime.
 """
 
 from collections.abc import Mapping
@@ -28,32 +27,27 @@ MULTI_GRID = "model.options.multi_grid"
 
 Limits = Mapping[tuple[str, Any], str]
 
-WEIGHTS_NOT_COUNTED = "the class frequencies of this data are not known here"
-RARE_NOT_NAMED = "the rare classes of this data are not named here"
-BATCH_NORM_WEIGHTS = "the released weights have batch norm"
-NO_MULTI_GRID = "MobileNetV2 has no multi-grid"
-FROM_WEIGHTS: Limits = {("model.options.norm", "group"): BATCH_NORM_WEIGHTS}
-# Its rows of the papers' final multi-grid, (1, 2, 4), run without one.
+FROM_WEIGHTS: Limits = {("model.options.norm", "group"): "the released weights have batch norm"}
+# Rows with the papers' final multi-grid, (1, 2, 4), run without one.
 ON_MOBILENET: Limits = {
     **FROM_WEIGHTS,
-    **{("model.options.multi_grid", grid): NO_MULTI_GRID for grid in ((1, 1, 1), (1, 2, 1))},
+    **{(MULTI_GRID, grid): "MobileNetV2 has no multi-grid" for grid in ((1, 1, 1), (1, 2, 1))},
 }
 
 
 @dataclass(frozen=True)
 class Network:
-    """What stands for a backbone of the papers.
+    """The network that replaces a backbone of the papers.
 
     Attributes:
       backbone: its name.
       config: the configuration file and its arguments, with `{model}`, `{data}` and `{steps}` to be filled in.
-      channels: factor of the numbers of channels that a row states.
-      units: of the last block, and so the number of rates in a multi-grid; 0: the network has no multi-grid, and rows
-        run without theirs.
-      options: of the model, in place of the configuration's.
-      pretrained: starts from weights, given by `--init`.
-      limits: (key, value) of a row's change -> why such a row cannot be run.
-      note: what sets its rows apart from the papers', for the reader of the results.
+      channels: factor of a row's numbers of channels.
+      units: units of the last block, one for each rate of a multi-grid; 0: the network has no multi-grid.
+      options: options of the model that replace those of the configuration.
+      pretrained: whether it starts from weights, given by `--init`.
+      limits: the reason why a row with a change (key, value) cannot be run.
+      note: the difference of its rows from the papers', for the reader of the results.
     """
 
     backbone: str
@@ -68,20 +62,20 @@ class Network:
 
 @dataclass(frozen=True)
 class Regime:
-    """A place where tables are run.
+    """Data, networks and trainings with which tables are run.
 
     Attributes:
-      name: by which `experiments.run` knows it.
-      networks: by the papers' backbone, or by architecture and backbone where that differs.
-      steps: of a training; 0 leaves them to the configuration.
+      name: its name for `experiments.run`.
+      networks: the networks by the papers' backbone, or by architecture and backbone where they differ.
+      steps: steps of a training; 0: those of the configuration.
       batch: factor of the papers' batch sizes.
-      rates: by which the papers' atrous rates are divided, so that they fit the smaller maps.
-      seeds: of a table's rows; such a table takes no number from its claims.
-      claim_seeds: of rows that a claim of the paper is about.
-      close_seeds: of those that a claim of less than `CLOSE` points is about.
-      class_weights: what "balanced" means for its data; empty: not known.
-      rare_classes: ids of those that "rare" means for its data; empty: not named.
-      overrides: of the configuration files, as on a command line.
+      rates: divisor of the papers' atrous rates, for smaller maps.
+      seeds: the number of trainings of a row, for tables in which the claims do not decide it.
+      claim_seeds: the number for rows with a claim of the paper.
+      close_seeds: the number for rows with a claim of less than `CLOSE` points.
+      class_weights: the weights that "balanced" means for its data; empty: not known.
+      rare_classes: the class ids that "rare" means for its data; empty: not named.
+      overrides: arguments `--config.key=value`.
       pretraining: steps of a plain network that is trained first, on the regime's own data. Rows without given weights
         start from its backbone; the papers start from ImageNet. 0: such rows start from random weights.
     """
@@ -100,24 +94,24 @@ class Regime:
     pretraining: int = 0
 
     def network(self, model: str) -> Network:
-        """Return what stands for a model of the papers, given as `<architecture>_<backbone>`."""
+        """Return the network that replaces a model of the papers, given as `<architecture>_<backbone>`."""
         return self.networks[model] if model in self.networks else self.networks[model.split("_", 1)[1]]
 
     def trainings(self, table: Table, row: Row) -> int:
-        """Return how many trainings a row has."""
+        """Return the number of a row's trainings."""
         points = table.at_stake(row)
         if table.name in self.seeds or points is None:
             return self.seeds.get(table.name, 1)
         return self.close_seeds if points < CLOSE else self.claim_seeds
 
     def why_not(self, row: Row) -> str:
-        """Return why a row cannot be run here, "" where it can or takes no network."""
+        """Return the reason why a row cannot be run here, "" where it can or needs no network."""
         if row.needs:
             return f"needs {row.needs}"
         if "balanced" in row.train.values() and not self.class_weights:
-            return WEIGHTS_NOT_COUNTED
+            return "the class frequencies of this data are not known here"
         if "rare" in row.train.values() and not self.rare_classes:
-            return RARE_NOT_NAMED
+            return "the rare classes of this data are not named here"
         if not row.train:
             return ""
         try:
@@ -127,13 +121,8 @@ class Regime:
         return next((limits[change] for change in row.train.items() if change in limits), "")
 
     def translated(self, key: str, value: Any, network: Network, crop: tuple[int, int]) -> Any:
-        """Return the value here of a row's change that the papers state in channels, samples, pixels or images.
-
-        Args:
-          key: of the configuration.
-          value: the papers'.
-          network: what the row trains here.
-          crop: height and width of the crops here.
+        """Return the value here of a row's change that the papers state in channels, samples, pixels or images; `crop`
+        is the height and width of the crops here.
         """
         match key.split(".")[-1]:
             case "multi_grid":
@@ -141,14 +130,14 @@ class Regime:
             case "low_level_channels":
                 return max(1, round(value * network.channels))
             case "decoder_convs":
-                return tuple((kernel, round(channels * network.channels)) for kernel, channels in value)
+                return tuple((kernel, max(1, round(channels * network.channels))) for kernel, channels in value)
             case "aspp_rates":
-                return tuple(rate // self.rates for rate in value)
+                return tuple(max(1, rate // self.rates) for rate in value)
             case "crop_size":  # In samples of the map at output stride 16, of which both ends count.
                 sides = zip(value, crop, strict=True)
                 return tuple(round((side - 1) * (own - 1) / (PAPER_CROP - 1)) + 1 for side, own in sides)
             case "batch_size":
-                return round(value * self.batch)
+                return max(1, round(value * self.batch))
             case "class_weights":
                 return self.class_weights if value == "balanced" else ()
             case "copy_paste_classes":
@@ -159,7 +148,7 @@ class Regime:
 _SCENES = "configs/scenes.py:model={model}"
 _CAMVID = "configs/camvid.py:model={model},steps={steps}"
 _PAPER = "configs/{data}.py:model={model}"
-# Of a quarter of the channels: ResNets end in 128 of them, Xception's middle flow has 182.
+# A quarter of the channels: ResNets end in 128 channels, Xception's middle flow has 182.
 _THIN: Mapping[str, Any] = {"width": 0.25}
 # With the papers' rates: at output stride 16 and multi-grid (1, 2, 4), block 4 has 2, 4, 8.
 _THIN_RESNET: Mapping[str, Any] = {**_THIN, "first_unit_rate": "last_unit"}

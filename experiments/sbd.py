@@ -9,7 +9,6 @@ SBD's masks mark no void pixels. Files that exist are not written again, so afte
 on.
 """
 
-import argparse
 import shutil
 import sys
 from collections.abc import Sequence
@@ -19,36 +18,27 @@ from pathlib import Path
 import numpy as np
 from scipy.io import loadmat
 
-from deeplab_jax.cli import Parser
-from deeplab_jax.commands import fail
 from deeplab_jax.data.images import write_mask
 from deeplab_jax.data.lists import read_names
 from deeplab_jax.errors import UserError
 from deeplab_jax.files import write_whole
 from deeplab_jax.labels import VOC
+from experiments.program import exits, parser_of
 
 TRAINAUG = 10_582  # images, from the published archives
 LISTS = "ImageSets/Segmentation"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Write the masks and the list, and return the exit code: 0, or 2 for an error that the user can fix."""
-    args = parser().parse_args(argv)
-    try:
-        count = augment(args.sbd, args.voc)
-    except UserError as error:
-        return fail(str(error))
+@exits
+def main(argv: Sequence[str] | None) -> None:
+    """Write the masks and the list."""
+    parser = parser_of("sbd", __doc__)
+    parser.add_argument("--sbd", type=Path, required=True, help="folder of SBD with cls/, train.txt and val.txt")
+    parser.add_argument("--voc", type=Path, required=True, help="folder VOCdevkit/VOC2012, which gets the masks")
+    args = parser.parse_args(argv)
+    count = augment(args.sbd, args.voc)
     said = "as published" if count == TRAINAUG else f"the published archives give {TRAINAUG}"
     print(f"{count} images of trainaug ({said}); masks in {args.voc / 'SegmentationClassAug'}")
-    return 0
-
-
-def parser() -> argparse.ArgumentParser:
-    """Return the parser."""
-    found = Parser(prog="python -m experiments.sbd", description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
-    found.add_argument("--sbd", type=Path, required=True, help="folder of SBD with cls/, train.txt and val.txt")
-    found.add_argument("--voc", type=Path, required=True, help="folder VOCdevkit/VOC2012, which gets the masks")
-    return found
 
 
 def augment(sbd: Path, voc: Path) -> int:
@@ -93,7 +83,7 @@ def read_sbd(file: Path) -> np.ndarray:
         ids = loadmat(file)["GTcls"][0, 0]["Segmentation"]
     except Exception as error:
         raise UserError(f"{file}: cannot be read ({type(error).__name__}: {error}); unpack the archive anew") from None
-    if ids.ndim != 2 or ids.dtype.kind not in "ui" or not ids.size or ids.max() >= VOC.num_classes:
+    if ids.ndim != 2 or ids.dtype.kind not in "ui" or not ids.size or not 0 <= ids.min() <= ids.max() < VOC.num_classes:
         raise UserError(f"{file}: it holds no class ids of VOC; unpack the archive anew")
     return np.asarray(ids, np.uint8)
 

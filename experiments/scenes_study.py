@@ -6,8 +6,9 @@ Both see one pixel at a time. They do not see texture, surroundings, scale, or t
 data set is made to need.
 """
 
-import argparse
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ from flax import linen as nn
 from deeplab_jax.data.sets.scenes import SCENES, Scenes
 from deeplab_jax.labels import IGNORE_LABEL
 from deeplab_jax.ops import metrics
+from experiments.program import exits, parser_of
 
 BITS = 5  # of each 8-bit channel that the table of colours keeps
 LEARNING_RATE = 3e-3
@@ -123,21 +125,22 @@ def pixel_network(*, steps: int, batch: int, val_images: int, seed: int) -> np.n
     return confusion
 
 
-def main() -> None:
+@exits
+def main(argv: Sequence[str] | None) -> None:
     """Print a line for each classifier: its mean IoU, and the IoU of each class."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = parser_of("scenes_study", __doc__)
     parser.add_argument("--val_images", type=int, default=256)
     parser.add_argument("--train_images", type=int, default=1024, help="images from which the colour table is counted")
     parser.add_argument("--steps", type=int, default=400, help="training steps of the network of 1x1 convolutions")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
-    flags = parser.parse_args()
-    images = {"train_images": flags.train_images, "val_images": flags.val_images}
+    args = parser.parse_args(argv)
+    table = partial(colour_table, train_images=args.train_images, val_images=args.val_images)
     rows: dict[str, Callable[[], np.ndarray]] = {
-        "colour table, pixels weigh the same": lambda: colour_table(**images, balanced=False),
-        "colour table, classes weigh the same": lambda: colour_table(**images, balanced=True),
-        "network of 1x1 convolutions": lambda: pixel_network(
-            steps=flags.steps, batch=flags.batch, val_images=flags.val_images, seed=flags.seed
+        "colour table, pixels weigh the same": partial(table, balanced=False),
+        "colour table, classes weigh the same": partial(table, balanced=True),
+        "network of 1x1 convolutions": partial(
+            pixel_network, steps=args.steps, batch=args.batch, val_images=args.val_images, seed=args.seed
         ),
     }
     for name, measure in rows.items():
@@ -148,4 +151,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

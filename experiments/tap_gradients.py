@@ -9,7 +9,6 @@ weights. Each result is written as soon as it is there. The gradients that the f
 computed again.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -22,8 +21,7 @@ import numpy as np
 import optax
 from flax.traverse_util import flatten_dict
 
-from deeplab_jax.cli import Parser, enable_compilation_cache
-from deeplab_jax.commands import fail
+from deeplab_jax.cli import enable_compilation_cache
 from deeplab_jax.data.source import Source
 from deeplab_jax.errors import UserError, did_you_mean
 from deeplab_jax.models.segmenter import Segmenter, Variables
@@ -32,6 +30,7 @@ from deeplab_jax.train.state import TrainState, create_state
 from deeplab_jax.train.step import summed_loss, train_step
 from deeplab_jax.weights.folder import load
 from experiments.output import write_json
+from experiments.program import exits, parser_of
 from experiments.regimes import REGIMES
 from experiments.run.files import Unreadable, newest_step, read_json
 from experiments.run.plan import job_name
@@ -44,32 +43,15 @@ KEEPS = optax.trace(decay=0.0)  # An optimizer with the gradient as its state.
 START, END = "start", "end"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Compute the gradients that the file lacks, and return the exit code: 0, or 2 for an error that the user can
-    fix.
-    """
-    args = parser().parse_args(argv)
-    try:
-        run(args)
-    except UserError as error:
-        return fail(str(error))
-    return 0
-
-
-def parser() -> argparse.ArgumentParser:
-    """Return the parser."""
-    found = Parser(
-        prog="python -m experiments.tap_gradients", description=(__doc__ or "").splitlines()[0], allow_abbrev=False
-    )
-    found.add_argument("--out", type=Path, required=True, help="file of the results, JSON")
-    found.add_argument("--runs", type=Path, default=Path("runs/tables"), help="folder of the run directories")
-    found.add_argument("--row", action="append", default=[], metavar="NAME", help="only this row; again for more")
-    found.add_argument("--images", type=int, default=8, help="images in the step (8)")
-    return found
-
-
-def run(args: argparse.Namespace) -> None:
-    """Compute the rows, one after another."""
+@exits
+def main(argv: Sequence[str] | None) -> None:
+    """Compute the gradients that the file lacks, one row after another."""
+    parser = parser_of("tap_gradients", __doc__)
+    parser.add_argument("--out", type=Path, required=True, help="file of the results, JSON")
+    parser.add_argument("--runs", type=Path, default=Path("runs/tables"), help="folder of the run directories")
+    parser.add_argument("--row", action="append", default=[], metavar="NAME", help="only this row; again for more")
+    parser.add_argument("--images", type=int, default=8, help="images in the step (8)")
+    args = parser.parse_args(argv)
     rows = TABLE.named_rows()
     for name in args.row:
         if name not in rows:

@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,13 +13,13 @@ from experiments import ROOT
 MARK = "RESULT "
 
 
-def run_child(part: str, arguments: Mapping[str, Any], *, on: Collection[int] | None = None) -> dict[str, Any]:
+def run_child(part: str, *, on: Collection[int] | None = None, **arguments: Any) -> dict[str, Any]:
     """Run the function `child` of a part in a new process, and return its result.
 
     Args:
       part: name of the part in `CHILDREN`.
-      arguments: arguments of the function, as JSON.
       on: numbers of the processors that the new process and its threads may use; None: those of this process.
+      **arguments: arguments of the function, as JSON.
 
     Raises:
       RuntimeError: the process failed. The message has the last line of its output.
@@ -32,11 +32,6 @@ def run_child(part: str, arguments: Mapping[str, Any], *, on: Collection[int] | 
         said = (done.stderr.strip() or done.stdout.strip() or "nothing").splitlines()[-1]
         raise RuntimeError(f"the child process of {part} ended with {done.returncode}: {said}")
     return json.loads(results[-1].removeprefix(MARK))
-
-
-def print_result(result: Mapping[str, Any]) -> None:
-    """Print a child's result for its parent."""
-    print(MARK + json.dumps(result), flush=True)
 
 
 @contextmanager

@@ -20,31 +20,29 @@ STAGES = ("trace", "lower", "compile")
 def measure(session: Session) -> None:
     """Time the inference of each network, and the training steps of the deepest."""
     for network in networks.networks(session):
-        trained = session.quick or "resnet101" in network.model
-        for task in ("inference", "training") if trained else ("inference",):
-            sizes = networks.training_batch(session, network), (1, networks.inference_sides(session)[0])
-            batch, side = sizes[0] if task == "training" else sizes[1]
+        tasks = {"inference": (1, networks.inference_sides(session)[0])}
+        if session.quick or "resnet101" in network.model:
+            tasks["training"] = networks.training_batch(session, network)
+        for task, (batch, side) in tasks.items():
             settings = {"network": network.name, "task": task, "batch": batch, "side": side}
-            name = f"{network.name}, {task} {batch}x{side}x{side}"
-            session.row("compile", name, settings, partial(cold_and_warm, settings))
+            session.row("compile", f"{network.name}, {task} {batch}x{side}x{side}", settings, cold_and_warm)
 
 
-def cold_and_warm(settings: dict[str, Any]) -> dict[str, Any]:
+def cold_and_warm(**settings: Any) -> dict[str, Any]:
     """Return the seconds of the stages without a cache (`cold`) and with a filled one (`warm`), in new processes."""
-    cold = run_child("compile", {**settings, "cache": ""})
+    cold = run_child("compile", **settings, cache="")
     with tempfile.TemporaryDirectory() as folder:
-        run_child("compile", {**settings, "cache": folder})
-        warm = run_child("compile", {**settings, "cache": folder})
+        run_child("compile", **settings, cache=folder)
+        warm = run_child("compile", **settings, cache=folder)
     return {"cold": cold, "warm": warm}
 
 
-def child(arguments: dict[str, Any]) -> dict[str, Any]:
+def child(network: str, task: str, batch: int, side: int, cache: str) -> dict[str, Any]:
     """Trace, lower and compile in this process; return the seconds of each and their sum."""
-    use_cache(arguments["cache"])
-    network, batch, side = networks.BY_NAME[arguments["network"]], arguments["batch"], arguments["side"]
-    model = networks.create(network)
+    use_cache(cache)
+    model = networks.create(networks.BY_NAME[network])
     images = jax.ShapeDtypeStruct((batch, side, side, 3), jnp.float32)
-    if arguments["task"] == "inference":
+    if task == "inference":
         folded, variables = fold_norm(model, networks.random_variables(model))
         return stages(jax.jit(partial(folded.apply, train=False)), (variables, images))
     abstract = abstract_variables(model)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.monitoring
@@ -21,9 +21,8 @@ from deeplab_jax.models.fold import fold_norm
 from deeplab_jax.models.segmenter import Segmenter, Variables
 from deeplab_jax.ops.geometry import scaled_side
 from experiments.benchmarks import networks, pairs, peers
-from experiments.benchmarks.pairs import Pair
 from experiments.benchmarks.session import Session
-from experiments.benchmarks.timing import race, significant, summarize
+from experiments.benchmarks.timing import per_second, race, summarize
 from experiments.tables.networks import MULTI_SCALE
 
 # The peers' output stride divides these sides, so nothing is padded at scale 1.
@@ -73,36 +72,34 @@ class RandomPictures:
 def measure(session: Session) -> None:
     """Race both protocols, and count compilations."""
     network = networks.RESNET18 if session.quick else networks.MOBILENET
-    pair = pairs.lazily(network)
     side = QUICK_SIDE if session.quick else SIDE
     alone = pairs.why_alone(network)
     for protocol, (scales, flip, images) in (QUICK_PROTOCOLS if session.quick else PROTOCOLS).items():
         name = f"{network.name}, {protocol}, {side}x{side}"
         settings = {"network": network.name, "scales": scales, "flip": flip, "side": side, "images": images}
-        run = partial(contest_of, session, pair, scales=scales, flip=flip, images=images, side=side, alone=alone)
-        session.row("evaluation", name, {**settings, "alone": alone}, run)
+        session.row("evaluation", name, {**settings, "alone": alone}, partial(contest, session))
     sizes = VOC_SIZES[:2] if session.quick else VOC_SIZES
     counted = networks.TINY if session.quick else network
-    settings = {"network": counted.name, "sizes": sizes, "mode": "padded"}
-    run = partial(count_compilations, counted, sizes)
     name = f"compilations for {len(sizes)} sizes of VOC, padded"
-    session.row("evaluation", name, settings, run)
+    settings = {"network": counted.name, "sizes": sizes, "mode": "padded"}
+    session.row("evaluation", name, settings, count_compilations)
 
 
-def contest_of(
+def contest(
     session: Session,
-    pair: Callable[[], Pair],
     *,
+    network: str,
     scales: tuple[float, ...],
     flip: bool,
-    images: int,
     side: int,
+    images: int,
     alone: str | None,
 ) -> dict[str, Any]:
     """Race the evaluation of a few images that are in memory."""
     source = RandomPictures(((side, side),) * images)
-    model = networks.create(pair().network)
-    folded, variables = fold_norm(model, pair().variables)
+    pair = pairs.pair_of(network)
+    model = networks.create(pair.network)
+    folded, variables = fold_norm(model, pair.variables)
     variables = jax.device_put(variables)
     predicted: list[np.ndarray] = []
 
@@ -119,7 +116,7 @@ def contest_of(
     contestants: dict[str, Callable[[], Any]] = {"ours": ours}
     if not alone:
         contestants |= {
-            f"eager {memory}": PeerEvaluation(pair().peer, model, source, scales, flip, memory)
+            f"eager {memory}": PeerEvaluation(pair.peer, model, source, scales, flip, memory)
             for memory in peers.FORMATS
         }
     result = summarize(race(contestants, rounds=session.repeats))
@@ -127,8 +124,7 @@ def contest_of(
     # At other scales the peer's views are padded to a multiple of its output stride, so some classes differ.
     if same is not None and scales == (1.0,) and same < SAME:
         raise AssertionError(f"only {same:.4%} of the pixels have the peer's class")
-    rates = {name: significant(images / times["median"]) for name, times in result["times"].items()}
-    return {**result, "images_per_second": rates, "same_classes": same}
+    return {**result, "images_per_second": per_second(result, images), "same_classes": same}
 
 
 class PeerEvaluation:
@@ -192,19 +188,16 @@ class PeerEvaluation:
         return total
 
 
-def count_compilations(network: networks.Network, sizes: tuple[tuple[int, int], ...]) -> dict[str, Any]:
+def count_compilations(*, network: str, sizes: tuple[tuple[int, int], ...], mode: Literal["padded"]) -> dict[str, Any]:
     """Evaluate one image of each size, and return the number of compilations."""
-    model = networks.create(network)
+    model = networks.create(networks.BY_NAME[network])
     variables: Variables = networks.random_variables(model)
     model, variables = fold_norm(model, variables)
     jax.clear_caches()
     with compilations() as programs:
-        results = evaluate(model, variables, RandomPictures(sizes), Protocol(mode="padded"))
-    return {
-        "compilations": len(programs),
-        "programs": dict(Counter(programs)),
-        "sizes_run": results["protocol"]["sizes_run"],
-    }
+        results = evaluate(model, variables, RandomPictures(sizes), Protocol(mode=mode))
+    sizes_run = results["protocol"]["sizes_run"]
+    return {"compilations": len(programs), "programs": dict(Counter(programs)), "sizes_run": sizes_run}
 
 
 @contextmanager

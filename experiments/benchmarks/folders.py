@@ -20,7 +20,7 @@ from experiments.benchmarks import networks
 from experiments.benchmarks.evaluation import VOC_SIZES, compilations
 from experiments.benchmarks.pipeline import JPEG_QUALITY, SIZE, photo_like
 from experiments.benchmarks.session import Session
-from experiments.benchmarks.timing import race, significant, summarize
+from experiments.benchmarks.timing import per_second, race, summarize
 
 IMAGES, QUICK_IMAGES = 40, 3
 BATCH = 8
@@ -32,37 +32,37 @@ def measure(session: Session) -> None:
     count = QUICK_IMAGES if session.quick else IMAGES
     for name, sizes in (("one size", (SIZE,)), ("mixed sizes", VOC_SIZES[:2] if session.quick else VOC_SIZES)):
         settings = {"network": network.name, "images": count, "sizes": sizes, "batch": BATCH, "quality": JPEG_QUALITY}
-        run = partial(race_folder, network, sizes, count, rounds=session.repeats)
-        session.row("folders", f"{count} photos of {name}", settings, run)
+        session.row("folders", f"{count} photos of {name}", settings, partial(contest, session))
 
 
-def race_folder(network: networks.Network, sizes: Sequence[tuple[int, int]], count: int, *, rounds: int) -> Any:
+def contest(
+    session: Session, *, network: str, images: int, sizes: Sequence[tuple[int, int]], batch: int, quality: int
+) -> dict[str, Any]:
     """Race whole folders, batches, and images one at a time. The time includes reading the JPEG and writing all files.
 
     "One at a time" calls `predict_files` for each image. These calls cannot read the next image ahead, nor write while
     they compute.
     """
-    model = networks.create(network)
+    model = networks.create(networks.BY_NAME[network])
     model, variables = fold_norm(model, networks.random_variables(model))
     with tempfile.TemporaryDirectory() as folder:
         photos, out = Path(folder, "photos"), Path(folder, "out")
         photos.mkdir()
         rng = np.random.default_rng(0)
-        for index in range(count):
+        for index in range(images):
             photo = photo_like(rng, sizes[index % len(sizes)])
-            Image.fromarray(photo).save(photos / f"{index}.jpg", quality=JPEG_QUALITY)
+            Image.fromarray(photo).save(photos / f"{index}.jpg", quality=quality)
         run = partial(predict_folder, model, variables, photos, out)
         contestants: dict[str, Callable[[], Any]] = {
             "ours": partial(run, batch_size=1),
-            f"batches of {BATCH}": partial(run, batch_size=BATCH),
+            f"batches of {batch}": partial(run, batch_size=batch),
             "one at a time": partial(run, batch_size=1, together=False),
         }
         jax.clear_caches()
         with compilations() as programs:
             contestants["ours"]()
-        result = summarize(race(contestants, rounds=rounds))
-    rates = {name: significant(count / times["median"]) for name, times in result["times"].items()}
-    return {**result, "images_per_second": rates, "compiled": len(programs)}
+        result = summarize(race(contestants, rounds=session.repeats))
+    return {**result, "images_per_second": per_second(result, images), "compiled": len(programs)}
 
 
 def predict_folder(

@@ -7,7 +7,6 @@ row starts after the minutes are over. PyTorch takes part where it is installed 
 alone. `--camvid` trains the recipe of `configs/camvid.py` in the time that is left, and evaluates it.
 """
 
-import argparse
 import json
 import os
 import signal
@@ -20,12 +19,10 @@ from typing import Any, NamedTuple
 
 import jax
 
-from deeplab_jax.cli import Parser
-from deeplab_jax.commands import fail
-from deeplab_jax.errors import UserError
 from experiments import ROOT
-from experiments.benchmarks import inference, lowerings, memory, networks, pairs, training
+from experiments.benchmarks import inference, lowerings, memory, networks, training
 from experiments.benchmarks.session import Result, Session
+from experiments.program import exits, parser_of
 
 REPEATS = 5
 EVALUATION = 45.0  # Seconds that are kept for the evaluation of CamVid.
@@ -58,7 +55,7 @@ class Timed(Session):
         self.end, self.left_out = end, list[str]()
         self.step = Step(headline)
 
-    def row(self, part: str, name: str, settings: Mapping[str, Any], measure: Callable[[], Result]) -> Result | None:
+    def row(self, part: str, name: str, settings: Mapping[str, Any], measure: Callable[..., Result]) -> Result | None:
         """See `Session.row`."""
         step = self.step
         if not any(f"{word}," in f"{name}," for word in step.words) or step.dtype not in name:
@@ -79,12 +76,9 @@ def headline(session: Session) -> None:
         name = f"{network.name}, {batch}x{side}x{side}, {dtype}"
         settings = {"network": network.name, "side": side, "batch": batch, "dtype": dtype}
 
-        def run(dtype: str = dtype) -> Result:
-            alone = "only ours takes this size"
-            return {
-                **training.contest_of(session, pairs.lazily(network), batch=batch, side=side, dtype=dtype, alone=alone),
-                "device_peak_mib": memory.device_peak("ours"),
-            }
+        def run(**settings: Any) -> Result:
+            found = training.contest(session, **settings, alone="only ours takes this size")
+            return {**found, "device_peak_mib": memory.device_peak("ours")}
 
         session.row("headline", name, settings, run)
 
@@ -100,36 +94,30 @@ STEPS = (
 )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure in turn, and return the exit code: 0, 1 where a row failed, or 2 for an error that the user can fix."""
+@exits
+def main(argv: Sequence[str] | None) -> int:
+    """Measure all steps in turn, and return the exit code: 1 where a row failed."""
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch and child processes need memory, too.
-    args = parser().parse_args(argv)
-    try:
-        session = run(args)
-    except UserError as error:
-        return fail(str(error))
-    for name in session.left_out:
-        print(f"no time left for {name}")
-    for failure in session.failures:
-        print(f"failed: {failure}", file=sys.stderr)
-    return 1 if session.failures else 0
-
-
-def run(args: argparse.Namespace) -> Timed:
-    """Measure all steps, and return the session."""
-    out: Path = args.out
-    out.mkdir(parents=True, exist_ok=True)
-    session = Timed(out / "results.json", end=time.monotonic() + 60 * args.minutes, quick=args.quick)
+    parser = parser_of("benchmarks.gpu", __doc__)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the results")
+    parser.add_argument("--minutes", type=float, default=12.0, help="no row starts after this time; default 12")
+    parser.add_argument("--camvid", metavar="DIR", help="folder of CamVid (train/, trainannot/, val/, valannot/)")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes and networks, to test that everything works")
+    args = parser.parse_args(argv)
+    args.out.mkdir(parents=True, exist_ok=True)
+    session = Timed(args.out / "results.json", end=time.monotonic() + 60 * args.minutes, quick=args.quick)
     if session.platform != "cpu":
-        save_target(out / "target_config.txt")
+        save_target(args.out / "target_config.txt")
     for session.step in STEPS:
         session.step.measure(session)
     if args.camvid:
         session.step = Step(headline)
         left = session.end - time.monotonic()
         settings = {"recipe": "configs/camvid.py", "minutes": args.minutes}
-        session.row("camvid", "headline", settings, lambda: camvid(args.camvid, out, left, quick=args.quick))
-    return session
+        session.row("camvid", "headline", settings, lambda **_: camvid(args.camvid, args.out, left, quick=args.quick))
+    for name in session.left_out:
+        print(f"no time left for {name}")
+    return session.report_failures()
 
 
 def save_target(file: Path) -> None:
@@ -175,16 +163,6 @@ def camvid(folder: str, out: Path, seconds: float, *, quick: bool) -> Result:
         "training_seconds": round(trained - start, 1),
         "evaluation_seconds": round(time.monotonic() - trained, 1),
     }
-
-
-def parser() -> argparse.ArgumentParser:
-    """Return the parser of the flags."""
-    flags = Parser(prog="python -m experiments.benchmarks.gpu", description=(__doc__ or "").split("\n")[0])
-    flags.add_argument("--out", type=Path, required=True, help="folder of the results")
-    flags.add_argument("--minutes", type=float, default=12.0, help="no row starts after this time; default 12")
-    flags.add_argument("--camvid", metavar="DIR", help="folder of CamVid (train/, trainannot/, val/, valannot/)")
-    flags.add_argument("--quick", action="store_true", help="tiny sizes and networks, to test that everything works")
-    return flags
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.benchmarks import networks
-from experiments.benchmarks.networks import Network
 from experiments.benchmarks.session import Session
 from experiments.benchmarks.timing import race, summarize
 
@@ -30,7 +29,7 @@ def measure(session: Session) -> None:
         for batch, side in dict.fromkeys([*((1, side) for side in sides), *((b, batch_side) for b in batches)]):
             name = f"{network.name}, {batch}x{side}x{side}"
             settings = {"network": network.name, "batch": batch, "side": side, "dtype": "float32"}
-            row = session.row("growth", name, settings, partial(time_of, session, network, batch, side))
+            row = session.row("growth", name, settings, partial(contest, session))
             if row is not None and batch == 1:
                 axes["pixels"][float(side * side)] = row["median"]
             if row is not None and side == batch_side:
@@ -42,9 +41,9 @@ def measure(session: Session) -> None:
     plot(series, exponents, session.file.with_name(f"{session.file.stem}_growth.png"))
 
 
-def time_of(session: Session, network: Network, batch: int, side: int) -> dict[str, Any]:
+def contest(session: Session, *, network: str, batch: int, side: int, dtype: str) -> dict[str, Any]:
     """Time our inference of one batch."""
-    model = networks.create(network)
+    model = networks.create(networks.BY_NAME[network], dtype=dtype)
     apply, variables = networks.inference(model, networks.random_variables(model))
     images = jax.device_put(networks.random_images(batch, side))
     result = race({"ours": lambda: jax.block_until_ready(apply(variables, images))}, rounds=session.repeats)

@@ -1,6 +1,5 @@
 """Inference of one image, ours against the peers."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -9,7 +8,6 @@ import numpy as np
 
 from deeplab_jax.analysis.cost import multiply_adds
 from experiments.benchmarks import networks, pairs, peers
-from experiments.benchmarks.pairs import Pair
 from experiments.benchmarks.session import Session
 from experiments.benchmarks.timing import Contestant
 
@@ -19,30 +17,26 @@ LOGITS = 1e-4  # Largest allowed difference of float32 logits, as a share of the
 def measure(session: Session) -> None:
     """Race every network at every size and dtype."""
     for network in networks.networks(session):
-        pair = pairs.lazily(network)
         for side in networks.inference_sides(session):
             for dtype in networks.dtypes(session):
                 alone = pairs.why_alone(network, side)
                 name = f"{network.name}, {side}x{side}, {dtype}"
                 settings = {"network": network.name, "side": side, "batch": 1, "dtype": dtype, "alone": alone}
-                run = partial(contest_of, session, pair, side=side, dtype=dtype, alone=alone)
-                session.row("inference", name, settings, run)
+                session.row("inference", name, settings, partial(contest, session))
 
 
-def contest_of(
-    session: Session, pair: Callable[[], Pair], *, side: int, dtype: str, alone: str | None
-) -> dict[str, Any]:
-    """Compare the logits of one image, then the times."""
-    network, peer, variables = pair().network, pair().peer, pair().variables
-    images = networks.random_images(1, side)
-    model = networks.create(network, dtype=dtype)
-    apply, variables = networks.inference(model, variables)
+def contest(session: Session, *, network: str, side: int, batch: int, dtype: str, alone: str | None) -> dict[str, Any]:
+    """Compare the logits of images, then the times."""
+    pair = pairs.pair_of(network)
+    images = networks.random_images(batch, side)
+    model = networks.create(pair.network, dtype=dtype)
+    apply, variables = networks.inference(model, pair.variables)
     inputs = jax.device_put(images)
     ours: Contestant = lambda: jax.block_until_ready(apply(variables, inputs))  # noqa: E731
-    agreement = None if alone else check_logits(ours, peer, images, dtype)
+    agreement = None if alone else check_logits(ours, pair.peer, images, dtype)
 
     def theirs(memory: str, compiled: bool) -> Contestant:
-        return peers.inference(peer, images, memory=memory, precision=dtype, compiled=compiled)
+        return peers.inference(pair.peer, images, memory=memory, precision=dtype, compiled=compiled)
 
     result = pairs.against_peer(session, ours, None if alone else theirs)
     counts = {kind: multiply_adds(model, side, side, counting=kind).total for kind in ("exact", "valid")}

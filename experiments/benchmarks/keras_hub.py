@@ -7,7 +7,7 @@ process and take turns.
 import importlib.util
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -46,14 +46,10 @@ def measure(session: Session) -> None:
         contest, images, size = (infer, 1, side) if what == "inference" else (train, batch, max(64, side // 2))
         settings = {"encoder": encoder, "output_stride": stride, "side": size, "batch": images}
         name = f"{what}, DeepLabV3Plus {encoder}, OS {stride}, {images}x{size}x{size}, float32"
-        pair = partial(make_pair, encoder, stride, size)
-        session.row("keras_hub", name, settings, partial(contest, session, pair, batch=images, side=size))
+        session.row("keras_hub", name, settings, partial(contest, session))
 
 
-Pair = tuple[Any, Segmenter, Variables]
-
-
-def make_pair(encoder: str, stride: int, side: int) -> Pair:
+def make_pair(encoder: str, stride: int, side: int) -> tuple[Any, Segmenter, Variables]:
     """Return KerasHub's network with random weights, and ours converted from its own preset."""
     peer = build(encoder, stage=stride.bit_length() - 1, size=(side, side), classes=networks.CLASSES)
     randomise(peer)
@@ -73,17 +69,10 @@ def build(
     rates: Sequence[int] = (6, 12, 18),
     preprocessor: Any = None,
 ) -> Any:
-    """Return KerasHub's segmenter on a ResNet of `UNITS`.
+    """Return KerasHub's segmenter on a ResNet of `UNITS`, for images of `size` (height, width).
 
-    Args:
-      encoder: the ResNet.
-      stage: the stage below the pyramid, which has the output stride `2 ** stage`. The published preset has 5; with 4,
-        KerasHub leaves out a stage.
-      size: height and width of the images.
-      classes: number of classes.
-      low: stage of the low-level features.
-      rates: the pyramid's, at this output stride.
-      preprocessor: KerasHub's, None for none.
+    The stage below the pyramid has the output stride `2 ** stage`. The published preset has 5; with 4, KerasHub leaves
+    out a stage. `low` is the stage of the low-level features. `rates` are the pyramid's, at this output stride.
     """
     import keras_hub
 
@@ -122,13 +111,13 @@ def randomise(peer: Any, *, seed: int = 0) -> None:
         variable.assign(kinds.get(variable.name, 0.1 * normal))
 
 
-def infer(session: Session, pair: Callable[[], Pair], *, batch: int, side: int) -> dict[str, Any]:
+def infer(session: Session, *, encoder: str, output_stride: int, side: int, batch: int) -> dict[str, Any]:
     """Compare the logits, then the times, of images.
 
     Raises:
       AssertionError: the logits differ by more than `LOGITS` of the largest.
     """
-    peer, model, variables = pair()
+    peer, model, variables = make_pair(encoder, output_stride, side)
     images = networks.random_images(batch, side)
     apply, variables = networks.inference(model, variables)
     inputs = jax.device_put(images)
@@ -141,7 +130,7 @@ def infer(session: Session, pair: Callable[[], Pair], *, batch: int, side: int) 
     return {**summarize(race(contestants, rounds=session.repeats)), "logits_differ": error}
 
 
-def train(session: Session, pair: Callable[[], Pair], *, batch: int, side: int) -> dict[str, Any]:
+def train(session: Session, *, encoder: str, output_stride: int, side: int, batch: int) -> dict[str, Any]:
     """Compare the first losses, then the times, of steps on one batch. Neither network has dropout.
 
     Raises:
@@ -149,7 +138,7 @@ def train(session: Session, pair: Callable[[], Pair], *, batch: int, side: int) 
     """
     import keras
 
-    peer, model, variables = pair()
+    peer, model, variables = make_pair(encoder, output_stride, side)
     examples = networks.random_examples(batch, side)
     images = np.asarray(model.preprocessing(jnp.asarray(examples["image"])))
     labels = examples["label"][..., None]

@@ -1,6 +1,5 @@
 """The highest rates of the machine: of matrix products, and of copies in memory."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 
 from experiments.benchmarks import networks, peers
 from experiments.benchmarks.session import Session
-from experiments.benchmarks.timing import Contestant, race, significant, summarize
+from experiments.benchmarks.timing import Contestant, per_second, race, summarize
 
 SIDES = {"cpu": (1024, 2048, 4096), "gpu": (4096, 8192, 16384)}
 MEBIBYTES = {"cpu": (64, 256), "gpu": (256, 1024)}
@@ -20,27 +19,22 @@ QUICK_SIDES, QUICK_MEBIBYTES = (256,), (4,)
 def measure(session: Session) -> None:
     """Measure products and copies of each dtype at each size."""
     sides = QUICK_SIDES if session.quick else SIDES.get(session.platform, SIDES["gpu"])
-    sizes = QUICK_MEBIBYTES if session.quick else MEBIBYTES.get(session.platform, MEBIBYTES["gpu"])
+    mebibytes = QUICK_MEBIBYTES if session.quick else MEBIBYTES.get(session.platform, MEBIBYTES["gpu"])
     alone = peers.missing("torch")
     for dtype in networks.dtypes(session):
-        for part, runs in (
-            ("product", {f"{n}x{n}": (partial(products, n, dtype, alone), 2.0 * n**3) for n in sides}),
-            ("copy", {f"{m} MiB": (partial(copies, m, dtype, alone), 2.0 * m * 2**20) for m in sizes}),
-        ):
-            for size, (contestants, work) in runs.items():
-                name = f"{part} {size}, {dtype}"
-                settings = {"kind": part, "size": size, "dtype": dtype, "alone": alone}
-                run = partial(rates, session, contestants, work)
-                session.row("limits", name, settings, run)
+        for kind, sizes in (("product", {f"{n}x{n}": n for n in sides}), ("copy", {f"{m} MiB": m for m in mebibytes})):
+            for size, amount in sizes.items():
+                settings = {"kind": kind, "size": size, "dtype": dtype, "alone": alone}
+                session.row("limits", f"{kind} {size}, {dtype}", settings, partial(rates, session, amount))
 
 
-def rates(session: Session, contestants: Callable[[], dict[str, Contestant]], work: float) -> dict[str, Any]:
+def rates(session: Session, amount: int, *, kind: str, size: str, dtype: str, alone: str | None) -> dict[str, Any]:
     """Race JAX and PyTorch, and return the times and the rates, in 10^9 operations (products) or bytes (copies) a
     second.
     """
-    result = summarize(race(contestants(), rounds=session.repeats), ours="jax")
-    per_second = {name: significant(work / times["median"] / 1e9) for name, times in result["times"].items()}
-    return {**result, "rates": per_second}
+    contestants, work = (products, 2.0 * amount**3) if kind == "product" else (copies, 2.0 * amount * 2**20)
+    result = summarize(race(contestants(amount, dtype, alone), rounds=session.repeats), ours="jax")
+    return {**result, "rates": per_second(result, work / 1e9)}
 
 
 def products(side: int, dtype: str, alone: str | None) -> dict[str, Contestant]:

@@ -35,8 +35,7 @@ def measure(session: Session) -> None:
                 direction = DIRECTIONS[task]
                 name = f"{task} {direction}: {spell(convolution)}, {dtype}"
                 settings = {"task": task, "direction": direction, "dtype": dtype, "alone": alone}
-                run = partial(compare, session, convolution, count, direction, dtype, alone)
-                session.row("lowerings", name, settings, run)
+                session.row("lowerings", name, settings, partial(compare, session, convolution, count))
 
 
 def shapes_in_use(session: Session) -> dict[str, Counter[Convolution]]:
@@ -64,7 +63,7 @@ def collect(network: Network, batch: int, side: int, *, train: bool) -> Counter[
 
 
 def compare(
-    session: Session, c: Convolution, count: int, direction: str, dtype: str, alone: str | None
+    session: Session, c: Convolution, count: int, *, task: str, direction: str, dtype: str, alone: str | None
 ) -> dict[str, Any]:
     """Race the lowerings and PyTorch.
 
@@ -100,15 +99,9 @@ def instructions(program: str) -> str:
 
 
 def verdict(result: Race, same: Iterable[str]) -> dict[str, Any]:
-    """Return a comparison of "auto" with the best lowering of a race.
-
-    Args:
-      result: the race. Contestants other than lowerings (PyTorch) are left out.
-      same: lowerings whose program is that of "auto".
-
-    Returns:
-      `best`, the fastest lowering; `auto_over_best`, the ratio of their medians; `spread`, the larger of their spreads;
-      `close`, whether the ratio is within `CLOSE` or this spread, or both have the same program.
+    """Return a comparison of "auto" with the best lowering of a race: `best`, the fastest lowering; `auto_over_best`,
+    the ratio of their medians; `spread`, the larger of their spreads; and `close`, whether the ratio is within `CLOSE`
+    or this spread, or the best is of `same`, the lowerings with the program of "auto".
     """
     lowerings = [name for name in get_args(Lowering) if name != "auto" and name in result.seconds]
     times = {name: statistics(result.seconds[name]) for name in ("auto", *lowerings)}

@@ -2,7 +2,7 @@
 
 import ctypes
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,44 +17,35 @@ from experiments.benchmarks import machine, networks, pairs, peers, training
 from experiments.benchmarks.children import run_child
 from experiments.benchmarks.session import Session
 
-TASKS = ("inference", "training")
 # The size of Cityscapes' images.
 LARGE = (1024, 2048)
 LARGE_STRIDE = 8
 
 
 def measure(session: Session) -> None:
-    """Measure ours and each peer's formats for every network and task."""
+    """Measure ours and each peer's formats for every network and task, and the evaluation of one large image."""
     for network in networks.networks(session):
-        for task in TASKS:
-            one_image = 1, networks.inference_sides(session)[0]
-            batch, side = networks.training_batch(session, network) if task == "training" else one_image
+        one_image = 1, networks.inference_sides(session)[0]
+        for task, (batch, side) in {
+            "inference": one_image,
+            "training": networks.training_batch(session, network),
+        }.items():
             for dtype in networks.dtypes(session):
-                alone = pairs.why_alone(network, side)
-                for who in ("ours", *(() if alone else peers.FORMATS)):
+                for who in ("ours", *(() if pairs.why_alone(network, side) else peers.FORMATS)):
                     name = f"{network.name}, {task} {batch}x{side}x{side}, {dtype}, {who}"
-                    settings = {
-                        "network": network.name,
-                        "task": task,
-                        "batch": batch,
-                        "side": side,
-                        "dtype": dtype,
-                        "who": who,
-                    }
-                    session.row("memory", name, settings, partial(run_child, "memory", settings))
-    large_evaluation(session)
-
-
-def large_evaluation(session: Session) -> None:
-    """Measure the evaluation of one large image at output stride 8."""
+                    settings = {"network": network.name, "task": task, "batch": batch, "side": side}
+                    settings |= {"dtype": dtype, "who": who}
+                    session.row("memory", name, settings, partial(run_child, "memory"))
     network = networks.TINY if session.quick else networks.RESNET101_PLUS
     size = (65, 129) if session.quick else LARGE
     settings = {"network": network.name, "task": "evaluation", "size": size, "dtype": "float32", "who": "ours"}
     name = f"{network.model}, evaluation of {size[0]}x{size[1]} at output stride {LARGE_STRIDE}, ours"
-    session.row("memory", name, settings, partial(run_child, "memory", settings))
+    session.row("memory", name, settings, partial(run_child, "memory"))
 
 
-def child(arguments: dict[str, Any]) -> dict[str, Any]:
+def child(
+    network: str, task: str, dtype: str, who: str, batch: int = 1, side: int = 0, size: Sequence[int] = ()
+) -> dict[str, Any]:
     """Run a task in this process.
 
     Returns:
@@ -62,36 +53,32 @@ def child(arguments: dict[str, Any]) -> dict[str, Any]:
       (None where the system does not tell); both are counted from the memory after the imports. `device_peak` is the
       peak on a GPU. `xla` is the memory that XLA planned for our program: arguments, results and temporaries.
     """
-    network, who = networks.BY_NAME[arguments["network"]], arguments["who"]
+    about, planned = networks.BY_NAME[network], None
     if who != "ours":
         peers.torch()
     jax.devices()
     before = resident_peak()
-    if who != "ours":
-        call, planned = peer_task(arguments, peers.build(network)), None
-    elif arguments["task"] == "evaluation":
-        call, planned = evaluation(network, tuple(arguments["size"])), None
+    if task == "evaluation":
+        call = evaluation(about, size)
+    elif who == "ours":
+        call, planned = our_task(about, task, batch, side, dtype)
     else:
-        call, planned = our_task(arguments)
+        call = peer_task(peers.build(about), task, batch, side, dtype, who)
     call()
     peak, running = resident_peak() - before, None
     if reset_peak():
         call()
         running = round(resident_peak() - before, 1)
-    return {
-        "peak": round(peak, 1),
-        "peak_running": running,
-        "device_peak": device_peak(who),
-        "xla": planned,
-    }
+    return {"peak": round(peak, 1), "peak_running": running, "device_peak": device_peak(who), "xla": planned}
 
 
-def our_task(arguments: dict[str, Any]) -> tuple[Callable[[], Any], float]:
+def our_task(
+    network: networks.Network, task: str, batch: int, side: int, dtype: str
+) -> tuple[Callable[[], Any], float]:
     """Return the task of this package, and the MiB that XLA planned for it."""
-    network, batch, side = networks.BY_NAME[arguments["network"]], arguments["batch"], arguments["side"]
-    model = networks.create(network, dtype=arguments["dtype"])
+    model = networks.create(network, dtype=dtype)
     variables = networks.random_variables(model)
-    if arguments["task"] == "training":
+    if task == "training":
         examples = networks.random_examples(batch, side)
         step, state = networks.training(model, variables)
         program = step.lower(state, examples).compile()
@@ -102,17 +89,16 @@ def our_task(arguments: dict[str, Any]) -> tuple[Callable[[], Any], float]:
     return lambda: jax.block_until_ready(program(folded, images)), planned_mib(program)
 
 
-def peer_task(arguments: dict[str, Any], peer: Any) -> Callable[[], Any]:
+def peer_task(peer: Any, task: str, batch: int, side: int, dtype: str, memory: str) -> Callable[[], Any]:
     """Return a peer's task."""
-    batch, side, memory, dtype = (arguments[name] for name in ("batch", "side", "who", "dtype"))
     images = networks.random_images(batch, side)
-    if arguments["task"] == "inference":
+    if task == "inference":
         return peers.inference(peer, images, memory=memory, precision=dtype)
     labels = networks.random_examples(batch, side)["label"]
     return peers.training(peer, images, labels, memory=memory, precision=dtype)
 
 
-def evaluation(network: networks.Network, size: tuple[int, int]) -> Callable[[], Any]:
+def evaluation(network: networks.Network, size: Sequence[int]) -> Callable[[], Any]:
     """Return the evaluation of one image: class ids and confusion matrix."""
     model = networks.create(network).clone(output_stride=LARGE_STRIDE)
     model, variables = fold_norm(model, networks.random_variables(model))

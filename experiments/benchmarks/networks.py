@@ -191,12 +191,7 @@ def training_step(
 ) -> tuple[Any, Callable[[Variables], TrainState]]:
     """Return the jitted training step of (state, batch), as the loop makes it, and what makes its first state.
 
-    SGD with momentum, and weight decay on every parameter as `torch.optim.SGD` has it.
-
-    Args:
-      model: ours.
-      params: its parameters, or their shapes.
-      remat: as of `summed_loss`.
+    SGD with momentum, and weight decay on every parameter as `torch.optim.SGD` has it. `params` may be shapes.
     """
     schedule = make_schedule(LEARNING_RATE, steps=1_000_000)
     optimizer = make_optimizer(params, schedule, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY, no_decay=())

@@ -31,18 +31,15 @@ class Pair:
     variables: Variables
 
 
-def make_pair(network: Network) -> Pair:
-    """Return both networks. Without a peer, ours has random weights."""
+@functools.lru_cache(maxsize=1)
+def pair_of(name: str) -> Pair:
+    """Return both networks of `networks.BY_NAME`. Without a peer, ours has random weights."""
+    network = networks.BY_NAME[name]
     if why_alone(network):
         return Pair(network, None, networks.random_variables(networks.create(network)))
     peer = peers.build(network)
     _, variables = peers.converted(network, peer)
     return Pair(network, peer, jax.device_get(variables))
-
-
-def lazily(network: Network) -> Callable[[], Pair]:
-    """Return a function that makes the pair at its first call and keeps it."""
-    return functools.cache(lambda: make_pair(network))
 
 
 def why_alone(network: Network, side: int | None = None) -> str | None:
@@ -63,15 +60,10 @@ def relative_error(ours: Any, theirs: Any) -> float:
 
 
 def against_peer(session: Session, ours: Contestant, peer: Callable[[str, bool], Contestant] | None) -> dict[str, Any]:
-    """Race ours against a peer. The peer runs eagerly in both memory formats, and compiled in the faster one.
+    """Return the race of ours against a peer, as `timing.summarize` does. The peer runs eagerly in both memory formats,
+    and compiled in the faster one.
 
-    Args:
-      session: its `repeats` is the number of rounds.
-      ours: our contestant.
-      peer: returns a contestant for (memory format, compiled); None where there is no peer.
-
-    Returns:
-      The race, as `timing.summarize` returns it.
+    `peer` returns a contestant for (memory format, compiled); None where there is no peer.
     """
     contestants = {"ours": ours}
     if peer is None:

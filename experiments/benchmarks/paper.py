@@ -45,10 +45,10 @@ def measure(session: Session) -> None:
     """Make one step of each training."""
     for table, row in (QUICK,) if session.quick else TRAININGS:
         settings = {"table": table, "row": row, "scale": "scenes" if session.quick else "paper"}
-        session.row("paper", f"{table}/{row}", settings, partial(run_child, "paper", settings))
+        session.row("paper", f"{table}/{row}", settings, partial(run_child, "paper"))
 
 
-def child(arguments: dict[str, Any]) -> dict[str, Any]:
+def child(table: str, row: str, scale: str) -> dict[str, Any]:
     """Make a step in this process.
 
     Returns:
@@ -60,7 +60,7 @@ def child(arguments: dict[str, Any]) -> dict[str, Any]:
     Raises:
       FloatingPointError: the loss is not finite.
     """
-    config = training(arguments["table"], arguments["row"], arguments["scale"])
+    config = training(table, row, scale)
     t, (height, width) = config.train, config.data.crop_size
     model = build_model(config, num_classes=CLASSES.get(config.data.name, VOC.num_classes))
     parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_variables(model)["params"]))

@@ -166,15 +166,11 @@ def training(
     precision: str,
     compiled: bool = False,
 ) -> Contestant:
-    """Return a function that does one training step, with float32 parameters, and returns the loss before it.
+    """Return a function that does one training step of a copy of a peer, with float32 parameters, and returns the loss
+    before it.
 
-    Args:
-      peer: a network; a copy of it is trained.
-      images: preprocessed, float32 `[N, H, W, 3]`.
-      labels: `[N, H, W]`, 255 ignored.
-      memory: see `on_device`.
-      precision: "bfloat16" runs the forward pass under autocast.
-      compiled: whether forward and backward are compiled.
+    `images` are preprocessed, float32 `[N, H, W, 3]`, and `labels` `[N, H, W]`, 255 ignored. With "bfloat16" the
+    forward pass runs under autocast.
     """
     t = torch()
     trained = on_device(peer, memory).train()

@@ -56,8 +56,7 @@ def measure(session: Session) -> None:
             settings = {"task": task, **common, "threads": threads, "size": SIZE, "quality": JPEG_QUALITY}
             if task == "waiting":
                 settings |= waiting_settings(session)
-            run = partial(_in_child, {**settings, "folder": folder}, on, kilobytes)
-            session.row("pipeline", name, settings, run)
+            session.row("pipeline", name, settings, partial(_in_child, kilobytes, on=on, folder=folder))
 
 
 def write_images(folder: Path, count: int) -> float:
@@ -101,30 +100,20 @@ def regions(rng: np.random.Generator) -> np.ndarray:
     return labels
 
 
-def child(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Do one task in this process."""
-    tasks: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
-        "throughput": throughput,
-        "stages": stages,
-        "waiting": waiting,
-    }
-    return tasks[arguments["task"]](arguments)
+def child(task: str, **arguments: Any) -> dict[str, Any]:
+    """Do one task in this process. A task gets all settings of its row, and the folder."""
+    tasks: dict[str, Callable[..., dict[str, Any]]] = {"throughput": throughput, "stages": stages, "waiting": waiting}
+    return tasks[task](**arguments)
 
 
-def throughput(arguments: dict[str, Any]) -> dict[str, Any]:
+def throughput(*, folder: str, rounds: int, batches: int, threads: int, **_: Any) -> dict[str, Any]:
     """Return augmented images a second of the base configuration's loader."""
-    rounds, batches = arguments["rounds"], arguments["batches"]
-    loader = training_batches(
-        _open(arguments["folder"]),
-        papers_augmentation(),
-        batch_size=BATCH,
-        steps=(rounds + 1) * batches,
-        threads=arguments["threads"],
-    )
+    steps = (rounds + 1) * batches
+    loader = training_batches(_open(folder), papers_augmentation(), batch_size=BATCH, steps=steps, threads=threads)
     samples = []
-    for _ in range(rounds + 1):
+    for _round in range(rounds + 1):
         start = time.perf_counter()
-        for _ in range(batches):
+        for _batch in range(batches):
             next(loader)
         samples.append((time.perf_counter() - start) / (batches * BATCH))
     times = statistics(samples[1:])  # In the first one, threads start.
@@ -136,9 +125,9 @@ def papers_augmentation() -> Any:
     return partial(augment, **config_keys.arguments(base().data, config_keys.Papers))
 
 
-def stages(arguments: dict[str, Any]) -> dict[str, Any]:
+def stages(*, folder: str, rounds: int, **_: Any) -> dict[str, Any]:
     """Return the median milliseconds for one image of each stage, called one after another without the loader."""
-    source, rng = _open(arguments["folder"]), np.random.default_rng(0)
+    source, rng = _open(folder), np.random.default_rng(0)
     augmentation = papers_augmentation()
     seconds: dict[str, list[float]] = {name: [] for name in ("image", "mask", "class ids", "augment", "batch")}
 
@@ -148,7 +137,7 @@ def stages(arguments: dict[str, Any]) -> dict[str, Any]:
         seconds[name].append(time.perf_counter() - start)
         return result
 
-    for _ in range(arguments["rounds"]):
+    for _round in range(rounds):
         for first in range(0, len(source), BATCH):
             examples = []
             for pair in source.pairs[first : first + BATCH]:
@@ -168,12 +157,18 @@ def waiting_settings(session: Session) -> dict[str, Any]:
     return {"model": networks.MOBILENET.model, "width": 1.0, "crop": 513, "batch": batch, "steps": WAIT_STEPS}
 
 
-def waiting(arguments: dict[str, Any]) -> dict[str, Any]:
+def waiting(*, folder: str, model: str, width: float, crop: int, batch: int, steps: int, **_: Any) -> dict[str, Any]:
     """Train for a few steps from the files, and return what the loop reports: a median over its reports but the first,
     which is that of the step that compiles.
     """
+    config = base()
+    config.model.name, config.model.options = model, ConfigDict({"width": width})
+    config.data.update({"name": "folder", "dir": folder, "crop_size": (crop, crop)})
+    config.data.options = ConfigDict({"class_names": CLASS_NAMES})
+    config.train.update({"steps": steps, "batch_size": batch, "devices": 1, "log_every": max(1, steps // 6)})
+    config.train.update({"evaluate_every": steps, "checkpoint_every": steps, "pictures": 0})
     with tempfile.TemporaryDirectory() as workdir:
-        train(waiting_config(arguments), workdir, console=Console(quiet=True))
+        train(config, workdir, console=Console(quiet=True))
         lines = [json.loads(line) for line in (Path(workdir) / METRICS_FILE).read_text().splitlines()]
     reports = [line for line in lines if "train/data_wait" in line][1:]
     return {
@@ -182,23 +177,11 @@ def waiting(arguments: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def waiting_config(arguments: dict[str, Any]) -> ConfigDict:
-    """Return the base configuration on the written files."""
-    config = base()
-    config.model.name, config.model.options = arguments["model"], ConfigDict({"width": arguments["width"]})
-    config.data.update({"name": "folder", "dir": arguments["folder"], "crop_size": (arguments["crop"],) * 2})
-    config.data.options = ConfigDict({"class_names": CLASS_NAMES})
-    steps, batch = arguments["steps"], arguments["batch"]
-    config.train.update({"steps": steps, "batch_size": batch, "devices": 1, "log_every": max(1, steps // 6)})
-    config.train.update({"evaluate_every": steps, "checkpoint_every": steps, "pictures": 0})
-    return config
-
-
 def _open(folder: str) -> PairSource:
     source = open_source("folder", split="train", dir=folder, class_names=CLASS_NAMES)
     assert isinstance(source, PairSource)
     return source
 
 
-def _in_child(arguments: dict[str, Any], on: list[int] | None, kilobytes: float) -> dict[str, Any]:
-    return {**run_child("pipeline", arguments, on=on), "jpeg_kilobytes": round(kilobytes, 1)}
+def _in_child(kilobytes: float, **arguments: Any) -> dict[str, Any]:
+    return {**run_child("pipeline", **arguments), "jpeg_kilobytes": round(kilobytes, 1)}

@@ -54,7 +54,7 @@ def measure(session: Session) -> None:
     config = get_config("finetune,debug" if session.quick else "finetune")
     settings = {"crop": list(config.data.crop_size), "batch": config.train.batch_size}
     name = f"CamVid's fine-tuning step, {config.train.batch_size}x{'x'.join(map(str, config.data.crop_size))}"
-    session.row("profile", name, settings, lambda: profile(config, steps=session.repeats))
+    session.row("profile", name, settings, lambda **_: profile(config, steps=session.repeats))
 
 
 def profile(config: Any, *, steps: int) -> dict[str, Any]:

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from deeplab_jax.models.segmenter import Segmenter, abstract_variables
 from deeplab_jax.train.step import keep_convolutions
 from experiments.benchmarks import memory, networks, training
-from experiments.benchmarks.networks import Network
 from experiments.benchmarks.session import Session
 from experiments.benchmarks.timing import race, summarize
 
@@ -28,12 +27,11 @@ def measure(session: Session) -> None:
             name = f"{network.name}, {batch}x{side}x{side}, {dtype}"
             counted = QUICK_COUNTED if session.quick else COUNTED
             settings = {"network": network.name, "side": side, "batch": batch, "dtype": dtype, "counted": counted}
-            run = partial(contest_of, session, network, batch=batch, side=side, dtype=dtype, counted=counted)
-            session.row("remat", name, settings, run)
+            session.row("remat", name, settings, partial(contest, session))
 
 
-def contest_of(
-    session: Session, network: Network, *, batch: int, side: int, dtype: str, counted: tuple[int, int, str]
+def contest(
+    session: Session, *, network: str, side: int, batch: int, dtype: str, counted: tuple[int, int, str]
 ) -> dict[str, Any]:
     """Race the steps with and without rematerialisation.
 
@@ -42,7 +40,8 @@ def contest_of(
       planned for the step of the race. `kept_mib` is the memory of the activations that a step keeps for its gradient,
       for a batch of `counted` (images, side, dtype).
     """
-    model = networks.create(network, dtype=dtype)
+    create = partial(networks.create, networks.BY_NAME[network])
+    model = create(dtype=dtype)
     variables = networks.random_variables(model)
     examples = networks.random_examples(batch, side)
     planned, contestants = {}, {}
@@ -53,7 +52,7 @@ def contest_of(
         contestants[name] = training.stepper(program, state, examples)
     result = summarize(race(contestants, rounds=session.repeats))
     images, counted_side, counted_dtype = counted
-    large = networks.create(network, dtype=counted_dtype)
+    large = create(dtype=counted_dtype)
     kept = {name: kept_mib(large, images, counted_side, remat=remat) for name, remat in WAYS.items()}
     return {**result, "planned_mib": planned, "kept_mib": kept, "counted": counted}
 

@@ -31,7 +31,7 @@ def summarize(content: Mapping[str, Any]) -> str:
     parts = {name: results(rows) for name, rows in content["parts"].items()}
     limits = best_rates(parts.get("limits", {}), "product")
     tables = [
-        ratio_table(f"{title}", parts[part], limits, passes=passes)
+        ratio_table(title, parts[part], limits, passes=passes)
         for part, title, passes in (("inference", "Inference", 1), ("training", "Training step", TRAINING_PASSES))
         if parts.get(part)
     ]
@@ -52,22 +52,17 @@ def days(parts: Mapping[str, Rows]) -> str:
 
 def caveats(parts: Mapping[str, Rows], cores: int) -> list[str]:
     """Say what failed, which rows were measured beside other work, and whether all were with the same code."""
-    failed = [
-        f"{part}: {name} ({row['error']})"
-        for part, rows in parts.items()
-        for name, row in rows.items()
-        if "error" in row
-    ]
+    every = [(f"{part}: {name}", row) for part, rows in parts.items() for name, row in rows.items()]
+    failed = [f"{name} ({row['error']})" for name, row in every if "error" in row]
     failed += [
-        f"{part}: {name}, {contestant} ({error})"
-        for part, rows in parts.items()
-        for name, row in rows.items()
+        f"{name}, {contestant} ({error})"
+        for name, row in every
         for contestant, error in row.get("result", {}).get("errors", {}).items()
     ]
-    found = [row for rows in parts.values() for row in rows.values() if "result" in row]
+    found = [row for _, row in every if "result" in row]
     busy = sum(row.get("others", 0.0) > BUSY * cores for row in found)
     beside = f"{busy} of {len(found)} rows were measured while the machine did other work as well." if busy else ""
-    codes = {row["code"] for rows in parts.values() for row in rows.values() if "code" in row}
+    codes = {row["code"] for _, row in every if "code" in row}
     mixed = f"The rows were measured with {len(codes)} states of the code." if len(codes) > 1 else ""
     return [text for text in (f"Not measured: {'; '.join(failed)}." if failed else "", beside, mixed) if text]
 
@@ -79,19 +74,23 @@ def ratio_table(title: str, rows: Mapping[str, Any], limits: Mapping[str, float]
     """
     cells = []
     for name, row in rows.items():
-        times, eager = row["times"], better_eager(row)
+        eager = better_eager(row)
         achieved = share_of_limit(row, limits.get(name.rsplit(", ", 1)[-1]), passes=passes)
-        columns = [name, _milliseconds(times["ours"])]
-        columns += (
-            [f"{_milliseconds(times[eager])} ({eager.split()[1]})", _ratio(row, eager)] if eager else [NONE, NONE]
-        )
-        columns += [_milliseconds(times["compile"]), _ratio(row, "compile")] if "compile" in times else [NONE, NONE]
+        columns = [name, _milliseconds(row["times"]["ours"])]
+        columns += _beside(row, eager, f" ({eager.split()[1]})") if eager else [NONE, NONE]
+        columns += _beside(row, "compile")
         cells.append([*columns, NONE if achieved is None else f"{achieved:.0%}"])
     head = (title, "ours, ms", "PyTorch eager, ms", "ratio", "torch.compile, ms", "ratio", "of the matrix rate")
     table = markdown_table(head, cells)
-    texts = [mean_text(rows, better_eager, "eager"), mean_text(rows, lambda row: "compile", "compiled")]
-    found = [text for text in texts if text]
+    found = list(
+        filter(None, (mean_text(rows, better_eager, "eager"), mean_text(rows, lambda row: "compile", "compiled")))
+    )
     return f"{table}\n\n{title}: {'; '.join(found)}." if found else table
+
+
+def _beside(row: Mapping[str, Any], name: str, note: str = "") -> list[str]:
+    times = row["times"].get(name)
+    return [f"{_milliseconds(times)}{note}", _ratio(row, name)] if times else [NONE, NONE]
 
 
 def better_eager(row: Mapping[str, Any]) -> str | None:
@@ -149,21 +148,21 @@ def paper_table(rows: Mapping[str, Any]) -> str:
         return ""
     network = ("At the papers' scale", "crops", "output stride", "parameters", "multiply-adds a crop", "memory planned")
     head = (*network, "one step, its peak of memory", "steps", "hours at that pace")
-    lines = []
-    for name, row in rows.items():
-        parts = f", {row['micro_batches']} micro-batches" if row["micro_batches"] > 1 else ""
-        cells = [
+    lines = [
+        (
             f"{row['network']} ({name.split('/')[0]})",
             f"{row['batch']} x {row['crop'][0]}x{row['crop'][1]}",
             str(row["output_stride"]),
             f"{row['parameters'] / 1e6:.1f} M",
             f"{row['multiply_adds'] / 1e9:.1f} G",
             f"{row['planned_mib'] / 1024:.1f} GiB",
-            f"{row['seconds']:.0f} s{parts}, {row['peak_mib'] / 1024:.1f} GiB",
+            f"{row['seconds']:.0f} s{f', {n} micro-batches' if (n := row['micro_batches']) > 1 else ''}, "
+            f"{row['peak_mib'] / 1024:.1f} GiB",
             str(row["steps"]),
             f"{row['hours']:,.0f}",
-        ]
-        lines.append(cells)
+        )
+        for name, row in rows.items()
+    ]
     return markdown_table(head, lines)
 
 

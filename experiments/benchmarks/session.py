@@ -1,6 +1,7 @@
 """A run of the benchmarks: its settings, and its file of results, which is written after every row."""
 
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,10 +10,10 @@ from typing import Any
 import jax
 
 from deeplab_jax.errors import UserError
-from deeplab_jax.files import read_json
 from experiments.benchmarks import machine
 from experiments.benchmarks.timing import first_line
 from experiments.output import write_json
+from experiments.run.files import Unreadable, read_json
 
 Result = dict[str, Any]
 # PyTorch's threads wait for each other, so a busy processor slows it down more than XLA, and ratios are wrong.
@@ -52,18 +53,12 @@ class Session:
         if (load := machine.load()) > BUSY * machine.cores():
             print(f"note: the machine is busy (load {load}); times and ratios mean little", flush=True)
 
-    def row(
-        self,
-        part: str,
-        name: str,
-        settings: Mapping[str, Any],
-        measure: Callable[[], Result],
-    ) -> Result | None:
+    def row(self, part: str, name: str, settings: Mapping[str, Any], measure: Callable[..., Result]) -> Result | None:
         """Return a row's result: the file's, or else measured and written now.
 
         Args:
           part, name: the part and the name of the row.
-          settings: the settings of the measurement, JSON. The session's own settings are added.
+          settings: the keyword arguments of `measure`, JSON. The file also has the session's own settings.
           measure: returns the result, JSON. Where it raises, the session goes on, and a row without an older result
             gets the error.
 
@@ -84,7 +79,7 @@ class Session:
         jax.clear_caches()  # It releases the programs of other rows and their memory.
         others = machine.Others()
         try:
-            result = row["result"] = measure()
+            result = row["result"] = measure(**settings)
             text = ", ".join(_numbers(result))
         except Exception as error:
             row["error"] = text = first_line(error)
@@ -97,6 +92,12 @@ class Session:
         print(f"{part:10} {name}: {text}", flush=True)
         self.put(part, name, row)
         return result
+
+    def report_failures(self) -> int:
+        """Print the rows that failed, and return the exit code for them."""
+        for failure in self.failures:
+            print(f"failed: {failure}", file=sys.stderr)
+        return 1 if self.failures else 0
 
     def put(self, part: str, name: str, row: Mapping[str, Any]) -> None:
         """Write a finished row, or a row that is computed from others."""
@@ -111,11 +112,11 @@ def read_results(file: Path) -> dict[str, Any]:
       UserError: the file is missing, or holds no results of benchmarks.
     """
     try:
-        content = read_json(file)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: cannot be read as results ({error}); measure first, or give another --out") from None
-    if not isinstance(content, dict) or "parts" not in content:
-        raise UserError(f"{file}: holds no results of benchmarks; give another --out")
+        content = read_json(file, needs=("parts",))
+    except Unreadable as error:
+        raise UserError(f"{file}: {error}, so it holds no results of benchmarks; give another --out") from None
+    if content is None:
+        raise UserError(f"{file}: it is not there; measure first, or give another --out")
     return content
 
 

@@ -10,8 +10,9 @@ import numpy as np
 
 Contestant = Callable[[], Any]
 
-# A sample of a short function has several calls, up to this many.
-MOST_CALLS = 1000
+# A sample has this many seconds at least: a short function is called several times, up to `MOST_CALLS`.
+LEAST, MOST_CALLS = 0.005, 1000
+PAUSE = 0.01  # Seconds before each sample, in which the threads of the previous contestant go to sleep.
 
 
 @dataclass(frozen=True)
@@ -33,24 +34,17 @@ def race(
     contestants: Mapping[str, Contestant],
     *,
     rounds: int,
-    least: float = 0.005,
-    pause: float = 0.01,
     too_slow: float = math.inf,
     keep: Collection[str] = (),
-    clock: Callable[[], float] = time.perf_counter,
-    sleep: Callable[[float], None] = time.sleep,
 ) -> Race:
     """Time contestants in turns: A B C A B C ...
 
     Args:
       contestants: functions that return when their work is done, also on an accelerator.
       rounds: samples of each contestant, at least 1.
-      least: smallest length of a sample in seconds; a shorter function is called several times for one sample.
-      pause: seconds before each sample, in which the threads of the previous contestant go to sleep.
       too_slow: a contestant is left out if its call takes longer than this multiple of the fastest one's, and longer
-        than `least`. The first call of each does not count.
+        than `LEAST`. The first call of each does not count.
       keep: contestants that are never left out as too slow.
-      clock, sleep: replaced in tests.
 
     Raises:
       ValueError: `rounds` is less than 1.
@@ -63,29 +57,29 @@ def race(
     for name, call in contestants.items():
         try:
             call()
-            once[name] = min(_seconds(call, 1, clock) for _ in range(2))
+            once[name] = min(_seconds(call, 1) for _ in range(2))
         except Exception as error:
             errors[name] = first_line(error)
-    limit = max(least, too_slow * min(once.values(), default=0.0))
+    limit = max(LEAST, too_slow * min(once.values(), default=0.0))
     slow = {name: seconds for name, seconds in once.items() if seconds > limit and name not in keep}
     calls = {
-        name: min(MOST_CALLS, max(1, math.ceil(least / max(seconds, 1e-9))))
+        name: min(MOST_CALLS, max(1, math.ceil(LEAST / max(seconds, 1e-9))))
         for name, seconds in once.items()
         if name not in slow
     }
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, count in calls.items():
-            sleep(pause)
-            seconds[name].append(_seconds(contestants[name], count, clock))
+            time.sleep(PAUSE)
+            seconds[name].append(_seconds(contestants[name], count))
     return Race(seconds, errors, slow)
 
 
-def _seconds(call: Contestant, count: int, clock: Callable[[], float]) -> float:
-    start = clock()
+def _seconds(call: Contestant, count: int) -> float:
+    start = time.perf_counter()
     for _ in range(count):
         call()
-    return (clock() - start) / count
+    return (time.perf_counter() - start) / count
 
 
 def summarize(result: Race, *, ours: str = "ours") -> dict[str, Any]:
@@ -125,6 +119,11 @@ def ratio(theirs: Sequence[float], ours: Sequence[float]) -> dict[str, float]:
         "of_rounds": significant(np.median(in_rounds)),
         "of_medians": significant(np.median(np.asarray(theirs)) / np.median(np.asarray(ours))),
     }
+
+
+def per_second(result: Mapping[str, Any], work: float) -> dict[str, float]:
+    """Return by contestant how much of the work of one call a summarized race has done in a second."""
+    return {name: significant(work / times["median"]) for name, times in result["times"].items()}
 
 
 def significant(value: float) -> float:

@@ -7,7 +7,6 @@ It needs `pip install 'deeplab_jax[tpu-compile]'`. A program takes ten minutes a
 written as soon as it is compiled. The next run with the same versions keeps it. Ctrl-C loses only the present row.
 """
 
-import argparse
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,37 +14,34 @@ from typing import Any
 
 from deeplab_jax.analysis.compiled_table import by_stage
 from deeplab_jax.analysis.targets import Target, compiler_version, devices_of, parse_target, start_without_accelerator
-from deeplab_jax.cli import Parser
-from deeplab_jax.commands import fail
 from deeplab_jax.errors import UserError, did_you_mean
-from deeplab_jax.files import read_json
 from deeplab_jax.train.ahead import Ahead, cache_folder
-from experiments.output import Section, escape, markdown_table, write_json
+from experiments import ROOT
+from experiments.output import Section, add_write, escape, markdown_table, write_json
+from experiments.program import exits, parser_of
 from experiments.regimes import REGIMES
+from experiments.run.files import Unreadable, read_json
 from experiments.run.resolve import Resolved, Settings, resolve
 from experiments.tables import TABLES
 
-RESULTS = Path(__file__).resolve().parents[1] / "results" / "tpu_estimated.json"
+RESULTS = ROOT / "experiments" / "results" / "tpu_estimated.json"
 SECTION = Section("<!-- tpu:begin -->", "<!-- tpu:end -->")
 TARGETS = "v5e:2x2,v5e:4x4,v6e:2x2,v6e:4x4"
+HEAD = ("training", "images", "chips", "fits", "memory, GiB a chip", "10⁶ cycles", "bound by", "images/s", "hours")
 Content = dict[str, Any]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Compile the rows that the file lacks, and return the exit code: 0, or 2 for an error that the user can fix."""
-    args = parser().parse_args(argv)
-    try:
-        content = run(args)
-        print(f"\n{summarize(content)}")
-        if args.write:
-            SECTION.write(Path(args.write), summarize(content))
-    except UserError as error:
-        return fail(str(error))
-    return 0
-
-
-def run(args: argparse.Namespace) -> Content:
-    """Compile the trainings for the targets, and return the content of the file."""
+@exits
+def main(argv: Sequence[str] | None) -> None:
+    """Compile the trainings that the file lacks for the targets, and write the table."""
+    parser = parser_of("benchmarks.tpu", __doc__)
+    parser.add_argument("--targets", default=TARGETS, help=f"slices, separated by commas; default {TARGETS}")
+    parser.add_argument("--scale", default="paper", help="a regime of experiments/regimes.py; default paper")
+    parser.add_argument("--dtype", default="bfloat16", choices=("float32", "bfloat16"), help="dtype of the activations")
+    parser.add_argument("--rows", default="", metavar="TEXT", help="only trainings with this text in their name")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="file of the results")
+    add_write(parser, "experiments/benchmarks/README.md")
+    args = parser.parse_args(argv)
     if args.scale not in REGIMES:
         raise UserError(f"--scale {args.scale}: {did_you_mean(args.scale, REGIMES)}")
     targets = [parse_target(word) for word in args.targets.split(",")]
@@ -54,16 +50,18 @@ def run(args: argparse.Namespace) -> Content:
         devices_of(target)
     content = read_results(args.out)
     for name, found in trainings(args.scale, args.dtype):
-        if args.rows in name:
-            for target in targets:
-                row = f"{name} on {target.name}"
-                settings = {"scale": args.scale, "dtype": args.dtype, "compiler": compiler_version(target)}
-                old = content["rows"].get(row)
-                if old is None or old["settings"] != settings:
-                    content["rows"][row] = {"settings": settings, **compiled(found, target)}
-                    write_json(args.out, content)
-                print(f"{row}: {spell(content['rows'][row])}", flush=True)
-    return content
+        for target in targets if args.rows in name else ():
+            row = f"{name} on {target.name}"
+            settings = {"scale": args.scale, "dtype": args.dtype, "compiler": compiler_version(target)}
+            old = content["rows"].get(row)
+            if old is None or old["settings"] != settings:
+                content["rows"][row] = {"settings": settings, **compiled(found, target)}
+                write_json(args.out, content)
+            told = zip(HEAD[1:], cells(content["rows"][row]), strict=True)
+            print(f"{row}: {', '.join(f'{column} {cell}' for column, cell in told)}", flush=True)
+    text = summarize(content)
+    print(f"\n{text}")
+    SECTION.write(args.write, text)
 
 
 def in_dtype(dtype: str) -> Settings:
@@ -97,36 +95,24 @@ def compiled(found: Resolved, target: Target) -> dict[str, Any]:
 def summarize(content: Mapping[str, Any]) -> str:
     """Return the table of a file in Markdown."""
     compilers = sorted({row["settings"]["compiler"] for row in content["rows"].values()})
-    head = ("training", "images", "chips", "fits", "memory, GiB a chip", "10⁶ cycles", "bound by", "images/s", "hours")
     rows = [(escape(name), *cells(row)) for name, row in content["rows"].items()]
     return (
         f"All numbers are **estimated** by XLA ({', '.join(compilers)}); nothing was run on a TPU.\n\n"
-        f"{markdown_table(head, rows, numbers=5)}"
+        f"{markdown_table(HEAD, rows, numbers=5)}"
     )
 
 
-def cells(row: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the cells of a row, without its name."""
-    if "error" in row:
-        yield from ("-", "-", f"no: {escape(row['error'])}", "-", "-", "-", "-", "-")
-        return
-    yield from (str(row["images"]), str(row["devices"]))
-    if not row["fits"]:
-        yield from (f"no: {escape(row['why'])}", "-", "-", "-", "-", "-")
-        return
-    yield from ("yes", f"{row['total_memory'] / 2**30:.2f} of {row['chip_memory'] / 2**30:.2f}")
-    estimated = row.get("estimated")
-    if not estimated:
-        yield from ("-", "-", "-", "-")
-        return
-    yield from (f"{row['cycles'] / 1e6:.1f}", max(row["bounds"], key=row["bounds"].__getitem__))
-    yield from (f"{estimated['images_per_second']:.0f}", f"{estimated['hours']:.1f}")
-
-
-def spell(row: Mapping[str, Any]) -> str:
-    """Return a row as one line of text."""
-    names = ("images", "chips", "fits", "memory (GiB a chip)", "estimated 10⁶ cycles", "bound by", "images/s", "hours")
-    return ", ".join(f"{name} {cell}" for name, cell in zip(names, cells(row), strict=True))
+def cells(row: Mapping[str, Any]) -> list[str]:
+    """Return the cells of a row, without its name."""
+    found = ["-", "-", f"no: {escape(row['error'])}"] if "error" in row else [str(row["images"]), str(row["devices"])]
+    if "error" not in row and not row["fits"]:
+        found.append(f"no: {escape(row['why'])}")
+    elif "error" not in row:
+        found += ["yes", f"{row['total_memory'] / 2**30:.2f} of {row['chip_memory'] / 2**30:.2f}"]
+        if estimated := row.get("estimated"):
+            found += [f"{row['cycles'] / 1e6:.1f}", max(row["bounds"], key=row["bounds"].__getitem__)]
+            found += [f"{estimated['images_per_second']:.0f}", f"{estimated['hours']:.1f}"]
+    return found + ["-"] * (len(HEAD) - 1 - len(found))
 
 
 def read_results(file: Path) -> Content:
@@ -135,27 +121,10 @@ def read_results(file: Path) -> Content:
     Raises:
       UserError: the file holds no estimates of TPUs.
     """
-    if not file.exists():
-        return {"rows": {}}
     try:
-        content = read_json(file)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: cannot be read as results ({error}); give another --out") from None
-    if not isinstance(content, dict) or not isinstance(content.get("rows"), dict):
-        raise UserError(f"{file}: holds no estimates of TPUs; give another --out")
-    return content
-
-
-def parser() -> argparse.ArgumentParser:
-    """Return the parser of the flags."""
-    flags = Parser(prog="python -m experiments.benchmarks.tpu", description=(__doc__ or "").split("\n")[0])
-    flags.add_argument("--targets", default=TARGETS, help=f"slices, separated by commas; default {TARGETS}")
-    flags.add_argument("--scale", default="paper", help="a regime of experiments/regimes.py; default paper")
-    flags.add_argument("--dtype", default="bfloat16", choices=("float32", "bfloat16"), help="dtype of the activations")
-    flags.add_argument("--rows", default="", metavar="TEXT", help="only trainings with this text in their name")
-    flags.add_argument("--out", type=Path, default=RESULTS, help="file of the results")
-    flags.add_argument("--write", metavar="FILE", help="write the table into its section of this file")
-    return flags
+        return read_json(file, needs=("rows",)) or {"rows": {}}
+    except Unreadable as error:
+        raise UserError(f"{file}: {error}, so it holds no estimates of TPUs; give another --out") from None
 
 
 if __name__ == "__main__":

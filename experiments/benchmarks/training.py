@@ -20,30 +20,27 @@ LOSS = 1e-3  # Largest allowed relative difference of the first float32 losses.
 def measure(session: Session) -> None:
     """Race every network in every dtype."""
     for network in networks.networks(session):
-        pair = pairs.lazily(network)
         batch, side = networks.training_batch(session, network)
         for dtype in networks.dtypes(session):
             alone = pairs.why_alone(network, side)
             name = f"{network.name}, {batch}x{side}x{side}, {dtype}"
             settings = {"network": network.name, "side": side, "batch": batch, "dtype": dtype, "alone": alone}
-            run = partial(contest_of, session, pair, batch=batch, side=side, dtype=dtype, alone=alone)
-            session.row("training", name, settings, run)
+            session.row("training", name, settings, partial(contest, session))
 
 
-def contest_of(
-    session: Session, pair: Callable[[], Pair], *, batch: int, side: int, dtype: str, alone: str | None
-) -> dict[str, Any]:
+def contest(session: Session, *, network: str, side: int, batch: int, dtype: str, alone: str | None) -> dict[str, Any]:
     """Compare the first losses of a step on one batch, then the times."""
-    network, peer, variables = pair().network, pair().peer, pair().variables
+    pair = pairs.pair_of(network)
     examples = networks.random_examples(batch, side)
-    losses = None if alone else check_loss(pair(), examples, dtype)
-    model = networks.create(network, dtype=dtype)
+    losses = None if alone else check_loss(pair, examples, dtype)
+    model = networks.create(pair.network, dtype=dtype)
     images = np.asarray(model.preprocessing(jnp.asarray(examples["image"])))
 
     def theirs(memory: str, compiled: bool) -> Callable[[], Any]:
-        return peers.training(peer, images, examples["label"], memory=memory, precision=dtype, compiled=compiled)
+        labels = examples["label"]
+        return peers.training(pair.peer, images, labels, memory=memory, precision=dtype, compiled=compiled)
 
-    ours = stepper(*networks.training(model, variables), examples)
+    ours = stepper(*networks.training(model, pair.variables), examples)
     result = pairs.against_peer(session, ours, None if alone else theirs)
     counts = {kind: batch * multiply_adds(model, side, side, counting=kind).total for kind in ("exact", "valid")}
     return {**result, "first_losses": losses, "multiply_adds": counts}

@@ -31,11 +31,7 @@ Files = Mapping[str, bytes]
 
 def voc(folder: Path, share: float) -> None:
     """Write VOC 2012 into `folder/VOCdevkit/VOC2012`, without the masks of SBD, and SBD into
-    `folder/benchmark_RELEASE/dataset`.
-
-    Args:
-      folder: where to write.
-      share: part of the published numbers of images to write, above 0 and at most 1.
+    `folder/benchmark_RELEASE/dataset`: a share, above 0 and at most 1, of the published numbers of images.
     """
     train, val, more = (max(2, round(share * count)) for count in (VOC_TRAIN, VOC_VAL, TRAINAUG - VOC_TRAIN))
     names = [f"2007_{number:06d}" for number in range(train + val + more)]
@@ -95,13 +91,10 @@ def cityscapes(folder: Path, share: float) -> None:
 def link_all(
     drawn: Path, pictures: Iterator[Files], names: Sequence[str], place: Callable[[str, str], Path | None]
 ) -> None:
-    """Write each picture once, and link every name's files to one of them.
+    """Write each picture once into `drawn`, and link every name's files to one of them.
 
-    Args:
-      drawn: folder of the pictures.
-      pictures: the bytes of each one's files, by a pattern of their names.
-      names: the names of all images.
-      place: returns the file for a pattern and a name; None where the data set has none.
+    `pictures` gives the bytes of each one's files by a pattern of their names. `place` returns the file for a pattern
+    and a name, None where the data set has none.
     """
     sources: list[dict[str, Path]] = []
     for number, files in enumerate(pictures):

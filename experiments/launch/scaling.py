@@ -13,7 +13,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,6 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from deeplab_jax import distributed
 from deeplab_jax.analysis.cost import multiply_adds
-from deeplab_jax.commands import fail
 from deeplab_jax.config import load_config
 from deeplab_jax.errors import UserError
 from deeplab_jax.files import read_json
@@ -39,7 +38,8 @@ from deeplab_jax.train.state import create_state
 from experiments.benchmarks.children import affinity
 from experiments.launch.local import free_port
 from experiments.launch.traffic import all_reduced, summed_bytes
-from experiments.output import Section, markdown_table, write_json
+from experiments.output import Section, add_write, markdown_table, write_json
+from experiments.program import exits, parser_of
 
 SECTION = Section("<!-- scaling:begin -->", "<!-- scaling:end -->")
 CONFIG = "configs/scenes.py"
@@ -79,45 +79,41 @@ def step_seconds(devices: int, *, compute: float, summed: float, sums: int, link
     return compute + 2 * (devices - 1) / devices * summed / link.rate + sums * link.latency
 
 
-def most_devices(*, image: float, batch: int, summed: float, sums: int, link: Link) -> int:
+def most_devices(*, image: float, batch: int, summed: float, rate: float) -> int:
     """Return the most devices, powers of two up to one for each image, that still work at `LEAST` of what one does.
 
-    `image` is the seconds of one image on one device; see `step_seconds` for the others.
+    `image` is the seconds of one image on one device, `rate` that of a `Link` without latency.
     """
     best = devices = 1
     while (devices := devices * 2) <= batch:
-        seconds = step_seconds(devices, compute=image * batch / devices, summed=summed, sums=sums, link=link)
-        if image * batch / devices / seconds >= LEAST:
+        own = image * batch / devices
+        if own / step_seconds(devices, compute=own, summed=summed, sums=0, link=Link(rate)) >= LEAST:
             best = devices
     return best
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@exits
+def main(argv: Sequence[str] | None) -> None:
     """Measure, and write the page."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--out", default="experiments/results/scaling.json", help="file of the measurements")
-    parser.add_argument("--write", default="", help="page whose section is written")
+    parser = parser_of("launch.scaling", __doc__)
+    default = Path("experiments/results/scaling.json")
+    parser.add_argument("--out", type=Path, default=default, help="file of the measurements")
+    add_write(parser, "experiments/launch/SCALING.md")
     parser.add_argument("--child", default="", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.child:
         print(json.dumps(child(**json.loads(args.child))), flush=True)
-        return 0
-    file = Path(args.out)
+        return
+    if not args.out.exists():
+        if len(os.sched_getaffinity(0)) < 2:
+            raise UserError("the check needs two processor cores; this process may use one")
+        write_json(args.out, measure())
     try:
-        if not file.exists():
-            if len(os.sched_getaffinity(0)) < 2:
-                raise UserError("the check needs two processor cores; this process may use one")
-            write_json(file, measure())
-        try:
-            text = summarize(read_json(file))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{file}: no measurements ({error!r:.100}); remove it to measure again") from None
-        print(text)
-        if args.write:
-            SECTION.write(Path(args.write), text)
-    except UserError as error:
-        return fail(str(error))
-    return 0
+        text = "\n".join([*check(read_json(args.out)), "", beyond()])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{args.out}: no measurements ({error!r:.100}); remove it to measure again") from None
+    print(text)
+    SECTION.write(args.write, text)
 
 
 def measure() -> dict[str, Any]:
@@ -168,16 +164,16 @@ def child(address: str, processes: int, index: int, batch: int) -> dict[str, Any
     state = jax.jit(initial, out_shardings=replicated(mesh))(jax.random.key(0))
     step = build_step(config, model, optimizer)
     program = jax.jit(step, donate_argnums=0, out_shardings=replicated(mesh)).lower(state, placed).compile()
-    times = []
-    for _ in range(STEPS + 1):
-        start = time.perf_counter()
+
+    def run_step() -> Any:
+        nonlocal state
         state, metrics = program(state, placed)
-        jax.block_until_ready(metrics)
-        times.append(time.perf_counter() - start)
+        return metrics
+
     sums, summed = all_reduced(program.as_text() or "")
     gradient = summed_bytes(variables)
     return {
-        "step": statistics.median(times[1:]),
+        "step": median_seconds(STEPS, run_step),
         "gradient": gradient,
         "program": summed,
         "sums": sums,
@@ -189,10 +185,15 @@ def all_reduce_seconds(mesh: Any, count: int) -> float:
     """Return the median seconds in which `count` float32 numbers of each device are summed."""
     rows = jax.jit(lambda: jnp.ones((mesh.size, count)), out_shardings=NamedSharding(mesh, PartitionSpec("data")))()
     total = jax.jit(lambda x: x.sum(0), out_shardings=NamedSharding(mesh, PartitionSpec()))
+    return median_seconds(SUMS, lambda: total(rows))
+
+
+def median_seconds(count: int, call: Callable[[], Any]) -> float:
+    """Return the median seconds of a call, after one that compiles."""
     times = []
-    for _ in range(SUMS + 1):
+    for _ in range(count + 1):
         start = time.perf_counter()
-        jax.block_until_ready(total(rows))
+        jax.block_until_ready(call())
         times.append(time.perf_counter() - start)
     return statistics.median(times[1:])
 
@@ -204,11 +205,6 @@ def fitted_link(found: Mapping[str, Any], processes: int) -> Link:
     return Link(rate=moved / max(large - small, 1e-9), latency=small)
 
 
-def summarize(content: Mapping[str, Any]) -> str:
-    """Return the page's tables in Markdown: the check, then what the model says of larger networks and machines."""
-    return "\n".join([*check(content), "", beyond()])
-
-
 def check(content: Mapping[str, Any]) -> list[str]:
     """Return the table of the measured steps beside the model's, and where its numbers are from."""
     runs = {(found["processes"], found["batch"]): found for found in content["runs"]}
@@ -216,17 +212,11 @@ def check(content: Mapping[str, Any]) -> list[str]:
     rows, waits = [], []
     for (processes, batch), found in runs.items():
         alone = runs[1, batch // processes]
-        model = step_seconds(
-            processes,
-            compute=alone["step"],
-            summed=found["program"],
-            sums=found["sums"],
-            link=fitted_link(found, processes) if processes > 1 else Link(1.0),
-        )
+        link = fitted_link(found, processes) if processes > 1 else Link(1.0)
+        seconds = partial(step_seconds, processes, compute=alone["step"], summed=found["program"], link=link)
+        model = seconds(sums=found["sums"])
         if found["sums"]:
-            link = fitted_link(found, processes)
-            sent = step_seconds(processes, compute=alone["step"], summed=found["program"], sums=0, link=link)
-            waits.append((found["step"] - sent) / found["sums"])
+            waits.append((found["step"] - seconds(sums=0)) / found["sums"])
         gain = batch / found["step"] / (alone["batch"] / alone["step"])
         times = (f"{1e3 * found['step']:.0f}", f"{1e3 * model:.0f}", f"{model / found['step']:.2f}")
         rows.append((str(processes), str(batch), *times, f"x {gain:.2f}"))
@@ -252,7 +242,7 @@ def beyond() -> str:
         model = create_model(name, lowering="direct")
         image = PASSES * 2 * multiply_adds(model, SIDE, SIDE, counting="exact").total / DEVICE
         summed = summed_bytes(abstract_variables(model))
-        most = [most_devices(image=image, batch=BATCH, summed=summed, sums=0, link=Link(r)) for r in RATES.values()]
+        most = [most_devices(image=image, batch=BATCH, summed=summed, rate=rate) for rate in RATES.values()]
         rows.append((name, f"{summed / 1e6:.0f} MB", *map(str, most)))
     return markdown_table(head, rows)
 

@@ -4,7 +4,6 @@ python -m experiments.notebooks [NAME...]              # all or some, in place; 
 python -m experiments.notebooks --quick DIR [NAME...]  # every cell, at tiny sizes for a test, into DIR
 """
 
-import argparse
 import os
 import sys
 import time
@@ -17,9 +16,9 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from traitlets.config import Config
 
-from deeplab_jax.commands import fail
-from deeplab_jax.errors import did_you_mean
+from deeplab_jax.errors import UserError, did_you_mean
 from experiments.notebooks.extent import QUICK
+from experiments.program import exits, parser_of
 
 FOLDER = Path(__file__).resolve().parent
 NAMES = ("effective_kernel", "output_stride", "boundaries", "your_own_folder")
@@ -30,11 +29,12 @@ CELL_SECONDS = 3600
 ENCRYPTED = Config({"KernelManager": {"transport_encryption": "auto"}})
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Execute the notebooks in turn, and return the exit code: 0, 1 where a cell fails or warns, or 2 for an unknown
-    name. A notebook with such a cell is not written.
+@exits
+def main(argv: Sequence[str] | None) -> int:
+    """Execute the notebooks in turn, and return the exit code: 1 where a cell fails or warns. A notebook with such a
+    cell is not written.
     """
-    parser = argparse.ArgumentParser(prog="experiments.notebooks", description="Execute the notebooks.")
+    parser = parser_of("notebooks", __doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"some of {', '.join(NAMES)}; by default all")
     parser.add_argument(
         "--quick", metavar="DIR", default="", help="train for a few steps at tiny sizes, and write into this folder"
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     for name in args.names:
         if name not in NAMES:
-            return fail(f"notebook {name!r}: {did_you_mean(name, NAMES)}")
+            raise UserError(f"notebook {name!r}: {did_you_mean(name, NAMES)}")
     out = Path(args.quick).resolve() if args.quick else FOLDER
     # Tests and servers set other back ends, with which the notebooks get no pictures.
     environment = {**os.environ, "MPLBACKEND": "module://matplotlib_inline.backend_inline"}

@@ -7,15 +7,15 @@ It reads the results of `experiments.run` in RESULTS. For the pictures it also r
 they exist. It writes `tables.md`, `REGIME-TABLE.png`, `REGIME-TABLE-curves.png` and `report.html` into OUT.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from deeplab_jax.cli import Parser, enable_compilation_cache
-from deeplab_jax.commands import fail
+from deeplab_jax.cli import enable_compilation_cache
 from deeplab_jax.errors import UserError
 from deeplab_jax.files import write_whole
+from experiments.output import add_write
+from experiments.program import exits, parser_of
 from experiments.report import markdown, page
 from experiments.report.gather import TableResult, read_tables
 from experiments.report.pictures import table_pictures
@@ -24,53 +24,35 @@ from experiments.report.verdicts import all_verdicts
 from experiments.run.results import PAGE, RESULTS
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Write the report and return the exit code: 0 on success, 2 for an error that the user can fix."""
-    try:
-        return run(make_parser().parse_args(argv))
-    except UserError as error:
-        return fail(str(error))
-
-
-def make_parser() -> argparse.ArgumentParser:
-    """Return the parser."""
-    parser = Parser(
-        prog="python -m experiments.report", description=(__doc__ or "").splitlines()[0], allow_abbrev=False
-    )
-    parser.add_argument("--results", default=RESULTS, help="folder of the results")
-    parser.add_argument("--runs", default="runs/tables", help="folder of the run directories")
+@exits
+def main(argv: Sequence[str] | None) -> None:
+    """Write the report."""
+    parser = parser_of("report", __doc__)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
+    parser.add_argument("--runs", type=Path, default="runs/tables", help="folder of the run directories")
     parser.add_argument(
         "--regime", "--scale", nargs="+", default=[], metavar="NAME", help="by default all regimes with results"
     )
-    parser.add_argument("--out", default="runs/report", help="folder of the report")
-    parser.add_argument(
-        "--write", metavar="FILE", help=f"write the tables into their section of this file, such as {PAGE}"
-    )
+    parser.add_argument("--out", type=Path, default="runs/report", help="folder of the report")
+    add_write(parser, PAGE)
     parser.add_argument(
         "--images", type=int, default=3, help="validation images to show with the predictions of each row; 0: none"
     )
-    return parser
-
-
-def run(args: argparse.Namespace) -> int:
-    """Write the report as the arguments say, and return 0."""
+    args = parser.parse_args(argv)
     if args.images < 0:
         raise UserError(f"--images {args.images}: give 0 or more")
-    results, remarks = read_tables(Path(args.results), tuple(dict.fromkeys(args.regime)))
+    results, remarks = read_tables(args.results, tuple(dict.fromkeys(args.regime)))
     for line in remarks:
         print(line, file=sys.stderr)
-    out = Path(args.out)
     verdicts = all_verdicts(results)
     text = markdown.tables(results, verdicts)
-    write(out / "tables.md", (text + "\n").encode())
-    if args.write:
-        markdown.SECTION.write(Path(args.write), text)
+    write(args.out / "tables.md", (text + "\n").encode())
+    markdown.SECTION.write(args.write, text)
     enable_compilation_cache()
-    sections = [section(result, Path(args.runs), out, images=args.images) for result in results]
-    file = write(out / "report.html", page.page(sections, verdicts).encode())
+    sections = [section(result, args.runs, args.out, images=args.images) for result in results]
+    file = write(args.out / "report.html", page.page(sections, verdicts).encode())
     count = sum(not row.missing for result in results for row in result.rows)
     print(f"{len(results)} tables with {count} results: {file}")
-    return 0
 
 
 def section(result: TableResult, runs: Path, out: Path, *, images: int) -> page.Section:

@@ -9,7 +9,7 @@ from deeplab_jax.errors import UserError, did_you_mean
 from experiments.regimes import REGIMES, Regime
 from experiments.run.files import Records, Unreadable, checked, read_rows, read_trainings
 from experiments.run.plan import job_name
-from experiments.run.results import ROW, measure
+from experiments.run.results import ROW, measure, multiply_adds
 from experiments.tables import TABLES, Row, Table
 
 NOT_YET = "not yet"
@@ -26,6 +26,7 @@ class Training:
       commits: commits of the code that trained and evaluated.
       evaluating: seconds of the row's evaluation.
       seed: seed of the training.
+      values: its measures, in the units of `MEASURES`.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Training:
     commits: tuple[str, ...]
     evaluating: float = 0.0
     seed: int = 0
+    values: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class RowResult:
     Attributes:
       row: the row of the table.
       label: the row in words.
-      values: for each measure one number per seed, in the units of `MEASURES`; empty where there is no result.
+      fixed: measures that no training changes, in the units of `MEASURES`.
       missing: the reason why there is no result, "" where there is one.
       training: key of the training, the same for all seeds; rows may share it; "" where there is none.
       trainings: the trainings, in the order of their seeds; none where the row is computed without a network.
@@ -57,7 +59,7 @@ class RowResult:
 
     row: Row
     label: str
-    values: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    fixed: Mapping[str, float] = field(default_factory=dict)
     missing: str = ""
     training: str = ""
     trainings: tuple[Training, ...] = ()
@@ -66,6 +68,15 @@ class RowResult:
     evaluation: str = ""
     network: str = ""
     notes: tuple[str, ...] = ()
+
+    @property
+    def values(self) -> dict[str, list[float]]:
+        """The measures: a number for each training that has it, or a single one that no training changes."""
+        found = {name: [value] for name, value in self.fixed.items()}
+        for one in self.trainings:
+            for name, value in one.values.items():
+                found.setdefault(name, []).append(value)
+        return found
 
 
 @dataclass(frozen=True)
@@ -113,11 +124,8 @@ class TableResult:
 def read_tables(results: Path, regimes: Sequence[str]) -> tuple[list[TableResult], list[str]]:
     """Read every table that has results.
 
-    A table that is computed without a network is the same in all regimes. Only the first regime gets it.
-
-    Args:
-      results: folder of the results.
-      regimes: names of the regimes; none: all that have results.
+    A table that is computed without a network is the same in all regimes. Only the first regime gets it. No `regimes`
+    means all that have results.
 
     Returns:
       The tables, and a message for every file and every row that was left out.
@@ -176,14 +184,9 @@ def _read_trainings(folder: Path, remarks: list[str]) -> dict[str, Records]:
 def table_result(
     table: Table, regime: Regime, contents: Mapping[str, Any], remarks: list[str], *, where: object = ""
 ) -> TableResult:
-    """Return a table with the results of its rows.
+    """Return a table with the results of its rows; `contents` has them by name, not yet checked.
 
-    Args:
-      table: the table.
-      regime: the regime in which it was run.
-      contents: results of its rows by name, not yet checked.
-      remarks: a list; the function adds a message for every row that cannot be read.
-      where: source of the contents, for these messages.
+    The function adds a message to `remarks` for every row that cannot be read. The message names the source `where`.
     """
     rows = []
     for name, row in table.named_rows().items():
@@ -202,30 +205,28 @@ def _row_result(
     if reason := regime.why_not(row):
         return RowResult(row, about, missing=f"not run here: {reason}")
     if row.compute is not None:
-        return RowResult(row, about, {name: (value,) for name, value in row.compute().items()})
+        return RowResult(row, about, row.compute())
     if name not in contents:
         return RowResult(row, about, missing=NOT_YET)
     content = checked(contents[name], (*ROW, "config"))
+    config, before = content["config"], content.get("pretraining")
     try:
+        trainings = []
+        for entry in content["seeds"]:
+            seconds = entry["seconds"]
+            values = {one: value for one in measures if (value := measure(entry, one)) is not None}
+            known = {"evaluating": float(seconds["evaluation"]), "seed": entry["seed"], "values": values}
+            training = job_name(content["training"], entry["seed"])
+            trainings.append(_training(config, training, seconds["training"], entry["commits"], **known))
         return RowResult(
             row,
             about,
-            {name: measure(content, name) for name in measures},
+            {"multiply_adds": multiply_adds(content)} if "multiply_adds" in measures else {},
             training=content["training"],
-            trainings=tuple(
-                _training(
-                    content["config"],
-                    job_name(content["training"], entry["seed"]),
-                    entry["seconds"]["training"],
-                    entry["commits"],
-                    entry["seconds"]["evaluation"],
-                    entry["seed"],
-                )
-                for entry in content["seeds"]
-            ),
-            pretraining=_pretraining(content.get("pretraining")),
+            trainings=tuple(trainings),
+            pretraining=_training(before["config"], before["name"], before["seconds"]) if before else None,
             evaluation=content["evaluation"],
-            network=_network(content["config"]["model"]),
+            network=_network(config["model"]),
             notes=tuple(map(str, content["notes"])),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -234,22 +235,16 @@ def _row_result(
 
 def _pool_seeds(tables: Sequence[TableResult]) -> list[TableResult]:
     """Give each row the seeds of all rows with the same training and evaluation, in all tables."""
-    found: dict[tuple[str, str, str], dict[str, tuple[Training, float]]] = {}
+    found: dict[tuple[str, str], dict[int, Training]] = {}
     for row in (row for table in tables for row in table.rows):
-        for name, numbers in row.values.items():
-            if len(numbers) == len(row.trainings):
-                by_training = found.setdefault((row.training, row.evaluation, name), {})
-                by_training |= {one.name: (one, number) for one, number in zip(row.trainings, numbers, strict=True)}
+        pool = found.setdefault((row.training, row.evaluation), {})
+        for one in row.trainings:
+            values = {**pool.get(one.seed, one).values, **one.values}
+            pool[one.seed] = replace(one, values=values)
 
     def pooled(row: RowResult) -> RowResult:
-        values, trainings = dict(row.values), row.trainings
-        for name in row.values:
-            by_training = found.get((row.training, row.evaluation, name), {})
-            if len(by_training) > len(row.values[name]):
-                in_order = [by_training[seed] for seed in sorted(by_training, key=lambda seed: (len(seed), seed))]
-                values[name] = [number for _, number in in_order]
-                trainings = tuple(one for one, _ in in_order)
-        return replace(row, values=values, trainings=trainings)
+        every = {**found[row.training, row.evaluation], **{one.seed: one for one in row.trainings}}
+        return replace(row, trainings=tuple(every[seed] for seed in sorted(every)))
 
     return [replace(table, rows=tuple(map(pooled, table.rows))) for table in tables]
 
@@ -258,23 +253,17 @@ def _pair_seeds(table: TableResult) -> TableResult:
     """Keep only the seeds that all rows with the same training have, so that these rows are compared over the same
     seeds.
     """
-    common: dict[str, set[str]] = {}
+    common: dict[str, set[int]] = {}
     for row in table.rows:
-        names = {one.name for one in row.trainings}
-        if names:
-            common[row.training] = common.get(row.training, names) & names
+        seeds = {one.seed for one in row.trainings}
+        if seeds:
+            common[row.training] = common.get(row.training, seeds) & seeds
 
     def paired(row: RowResult) -> RowResult:
-        places = [place for place, one in enumerate(row.trainings) if one.name in common[row.training]]
-        if not places:
+        kept = tuple(one for one in row.trainings if one.seed in common[row.training])
+        if not kept:
             return row
-        values = {
-            name: [numbers[place] for place in places] if len(numbers) == len(row.trainings) else numbers
-            for name, numbers in row.values.items()
-        }
-        kept = tuple(row.trainings[place] for place in places)
-        left_out = tuple(one for one in row.trainings if one not in kept)
-        return replace(row, values=values, trainings=kept, left_out=left_out)
+        return replace(row, trainings=kept, left_out=tuple(one for one in row.trainings if one not in kept))
 
     return replace(table, rows=tuple(map(paired, table.rows)))
 
@@ -284,14 +273,8 @@ def _network(model: Mapping[str, Any]) -> str:
     return f"{model['name']}{'' if width == 1 else f' of width {width:g}'}"
 
 
-def _pretraining(about: Mapping[str, Any] | None) -> Training | None:
-    if about is None:
-        return None
-    return _training(about["config"], str(about["name"]), about["seconds"], ())
-
-
 def _training(
-    config: Mapping[str, Any], name: str, seconds: Any, commits: Iterable[str], evaluating: Any = 0.0, seed: int = 0
+    config: Mapping[str, Any], name: str, seconds: float, commits: Iterable[str] = (), **known: Any
 ) -> Training:
     steps, batch = (int(config["train"][key]) for key in ("steps", "batch_size"))
-    return Training(name, steps, batch, float(seconds), tuple(commits), float(evaluating), seed)
+    return Training(name, steps, batch, float(seconds), tuple(commits), **known)

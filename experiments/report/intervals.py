@@ -77,9 +77,6 @@ def holm(values: Sequence[float]) -> list[bool]:
     """Return for each of n hypotheses whether it is rejected, at 5% for all together (Holm, 1979).
 
     The smallest p is compared with 5% / n, the next with 5% / (n - 1), and so on, up to the first that is too large.
-
-    Args:
-      values: p of each hypothesis.
     """
     rejected = [False] * len(values)
     for rank, place in enumerate(sorted(range(len(values)), key=values.__getitem__)):

@@ -78,12 +78,8 @@ class Few:
 def table_pictures(
     result: TableResult, runs: Path, *, count: int
 ) -> tuple[list[tuple[RowResult, Pictures]], list[str]]:
-    """Return the pictures of all rows that have a run directory, and a message for every row that gives none.
-
-    Args:
-      result: the table.
-      runs: folder of the run directories, the `--runs` of `experiments.run`.
-      count: number of images for each row; 0: none.
+    """Return the pictures of all rows that have a run directory in `runs`, with `count` images each, and a message for
+    every row that gives none.
     """
     found: list[tuple[RowResult, Pictures]] = []
     remarks = []

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import chain
 from statistics import fmean
 
-from experiments.report.gather import RowResult, TableResult
+from experiments.report.gather import RowResult, TableResult, Training
 from experiments.report.intervals import Interval, holm, over_images, over_seeds, p_value
 from experiments.run.per_image import Counts, counts_file, read_counts
 from experiments.tables import Claim
@@ -70,33 +70,28 @@ def verdicts(result: TableResult) -> list[Verdict]:
 
 
 def _verdict(result: TableResult, claim: Claim, better: RowResult, worse: RowResult) -> Verdict:
-    ours, theirs = (_by_seed(row, claim.measure) for row in (better, worse))
+    name = claim.measure
+    ours, theirs = ({one.seed: one for one in row.trainings if name in one.values} for row in (better, worse))
     paired = sorted(ours.keys() & theirs.keys())
-    differences = tuple(ours[seed] - theirs[seed] for seed in paired)
+    differences = tuple(ours[seed].values[name] - theirs[seed].values[name] for seed in paired)
     counts = [
-        (_counts(result, better, seed, ours[seed]), _counts(result, worse, seed, theirs[seed])) for seed in paired
+        (_counts(result, better, ours[seed]), _counts(result, worse, theirs[seed]))
+        for seed in (paired if name == "miou" else ())
     ]
-    kept = [(one, other) for one, other in counts if one is not None and other is not None]
     return Verdict(
         result,
         claim,
         result.table.difference(claim),
         differences,
         over_seeds(differences),
-        over_images(kept) if claim.measure == "miou" and kept else None,
+        over_images([(one, other) for one, other in counts if one is not None and other is not None]),
         p_value(differences),
-        (better.training, better.evaluation, worse.training, worse.evaluation, claim.measure) if differences else (),
+        (better.training, better.evaluation, worse.training, worse.evaluation, name) if differences else (),
     )
 
 
-def _by_seed(row: RowResult, measure: str) -> dict[int, float]:
-    values = row.values.get(measure, ())
-    return {one.seed: value for one, value in zip(row.trainings, values, strict=len(values) > 0)}
-
-
-def _counts(result: TableResult, row: RowResult, seed: int, miou: float) -> Counts | None:
-    name = next(one.name for one in row.trainings if one.seed == seed)
-    return read_counts(counts_file(result.folder, name, row.evaluation), miou / 100)
+def _counts(result: TableResult, row: RowResult, training: Training) -> Counts | None:
+    return read_counts(counts_file(result.folder, training.name, row.evaluation), training.values["miou"] / 100)
 
 
 def comparisons(found: Sequence[Verdict]) -> str:

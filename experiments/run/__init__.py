@@ -1,1 +1,1 @@
-"""Runs the tables: their jobs, the launchers of the jobs, and the files of results."""
+"""Runs the tables: their jobs, and the files of results."""

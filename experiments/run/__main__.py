@@ -9,14 +9,12 @@ one file of results, OUT/REGIME/TABLE.json.
 """
 
 import argparse
-import ast
 import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -31,11 +29,13 @@ from experiments.report.cells import hours, provenance, verdict_cells
 from experiments.report.gather import table_result
 from experiments.report.verdicts import verdicts
 from experiments.run import view
-from experiments.run.execute import check_data, end_with_parent, run_jobs, work
-from experiments.run.launchers import Launcher, Local, Slurm, keep_to_cores
+from experiments.run.execute import work
+from experiments.run.jobs import check_data, run_jobs
 from experiments.run.plan import Asked, Job, ask, job_name, make_jobs
+from experiments.run.processes import end_with_parent, keep_to_cores
 from experiments.run.resolve import Resolved, Settings, check_init
 from experiments.run.results import RESULTS, Store, refuse_strange
+from experiments.run.slurm import Slurm
 from experiments.tables import TABLES, Table, find_table
 
 PROGRAM = ("python", "-m", "experiments.run")
@@ -140,8 +140,6 @@ def run(args: argparse.Namespace, overrides: tuple[str, ...], words: Sequence[st
     def say(text: str) -> None:
         console.print(text, highlight=False, markup=False, soft_wrap=True)
 
-    for line in store.remarks:
-        say(line)
     if store.kept:
         count, now = len(store.kept), short(store.commit)
         say(f"{count} rows have results of other commits than {now}: kept; --again replaces them")
@@ -149,7 +147,7 @@ def run(args: argparse.Namespace, overrides: tuple[str, ...], words: Sequence[st
     if args.plan:
         for line in store.strange:
             say(f"{line}; refused without --again")
-        plan(console, jobs, pending, runs, view.rates(store.all_rows()), args.parallel)
+        plan(console, jobs, pending, runs, view.Rates(store.all_rows()), args.parallel)
         return 0
     refuse_strange(store)
     if args.commands:
@@ -160,8 +158,8 @@ def run(args: argparse.Namespace, overrides: tuple[str, ...], words: Sequence[st
     with alone(args.runs, "--runs"), alone(args.out, "--out"):
         if waiting:
             check_data(waiting)
-            launcher = make_launcher(args, runs)
-            failed = run_jobs(waiting, launcher, [*PROGRAM, *words], runs, console, asked, store)
+            slurm = Slurm(runs / "slurm", args.slurm) if args.launcher == "slurm" else None
+            failed = run_jobs(waiting, [*PROGRAM, *words], runs, console, asked, store, args.parallel, slurm)
         show(console, tables, regime, asked, store)
     if failed:
         raise UserError(f"{len(failed)} of {len(waiting)} jobs failed; {failed[0]}; the same command tries them again")
@@ -218,22 +216,6 @@ def one_job(args: argparse.Namespace, jobs: Sequence[Job], runs: Path) -> int:
     enable_compilation_cache()
     work(by_name[args.job], runs, again=args.again)
     return 0
-
-
-def make_launcher(args: argparse.Namespace, runs: Path) -> Launcher:
-    """Return the launcher of the jobs."""
-    return Local(args.parallel) if args.launcher == "local" else Slurm(runs / "slurm", dict(map(parameter, args.slurm)))
-
-
-def parameter(text: str) -> tuple[str, Any]:
-    """Parse `KEY=VALUE`, where the value is a Python literal or a word."""
-    key, equals, value = text.partition("=")
-    if not (key.isidentifier() and equals):
-        raise UserError(f"--slurm {text}: give KEY=VALUE, such as timeout_min=600")
-    try:
-        return key, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return key, value
 
 
 def show(console: Console, tables: Sequence[Table], regime: Regime, asked: Sequence[Asked], store: Store) -> None:

@@ -1,8 +1,6 @@
 """Reads the files of tables and trainings and the logs of runs. Their content is not trusted: it is checked here."""
 
-import itertools
 import re
-import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -118,43 +116,24 @@ def read_json(file: Path, *, needs: Iterable[str]) -> Content | None:
 def read_rows(folder: Path, table: str) -> Content:
     """Return the results of a table by row from a regime's folder, not yet checked.
 
-    Earlier versions wrote a file for each row, `TABLE/ROW.json`. It is used where the table's file lacks the row.
-
     Raises:
       Unreadable: the table's file is damaged.
     """
     content = read_json(folder / f"{table}.json", needs=("rows",))
-    return {file.stem: _earlier(file) for file in (folder / table).glob("*.json")} | (
-        content["rows"] if content else {}
-    )
-
-
-def _earlier(file: Path) -> Content:
-    try:
-        return read_json(file, needs=()) or {}
-    except Unreadable:
-        return {}  # The later check of the row's keys reports it.
+    return dict(content["rows"]) if content else {}
 
 
 def read_trainings(folder: Path) -> dict[str, Records]:
     """Return the logs of a regime's trainings, by their names.
 
-    Earlier versions wrote a file for each training, `trainings/NAME.jsonl`.
-
     Raises:
       Unreadable: the file is damaged.
     """
     content = read_json(folder / f"{TRAININGS}.json", needs=()) or {}
-    found = {file.stem: read_records(file) for file in (folder / TRAININGS).glob("*.jsonl")}
-    for name, records in content.items():
-        found[name] = [one for one in records if isinstance(one, dict)] if isinstance(records, list) else []
-    return found
-
-
-def set_aside(file: Path) -> None:
-    """Copy a damaged file before it is replaced. The user may still want its content."""
-    names = (file.with_suffix(f".damaged{number or ''}") for number in itertools.count())
-    shutil.copyfile(file, next(name for name in names if not name.exists()))
+    return {
+        name: [one for one in records if isinstance(one, dict)] if isinstance(records, list) else []
+        for name, records in content.items()
+    }
 
 
 # The log of a training.

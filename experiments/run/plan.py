@@ -89,14 +89,8 @@ def evaluation_counts(workdir: Path, key: str) -> Path:
 
 
 def ask(tables: Sequence[Table], names: Iterable[str], regime: Regime, settings: Settings, seeds: int) -> list[Asked]:
-    """Return the rows of tables, resolved.
-
-    Args:
-      tables: the tables.
-      names: names of the rows; none means all.
-      regime: the regime.
-      settings: the user's settings.
-      seeds: number of trainings of each row; 0: the regime's number.
+    """Return the rows of tables, resolved: those with these names, or all, with `seeds` trainings or (0) the regime's
+    number.
     """
     chosen = set(names)
     asked = []

@@ -133,13 +133,8 @@ def resolve(row: Row, table: Table, regime: Regime, settings: Settings) -> Resol
 
 def plain_network(config: ConfigDict, network: Network, table: Table, steps: int) -> ConfigDict:
     """Return the configuration that trains a backbone in a plain network: a DeepLabv3 without pyramid and multi-grid,
-    at output stride 32.
-
-    Args:
-      config: configuration of the regime with the user's changes; it gives data, optimizer and options of the layers.
-      network: the network with this backbone.
-      table: the table, which gives the data set.
-      steps: steps of the training.
+    at output stride 32. `config`, that of the regime with the user's changes, gives data, optimizer and options of the
+    layers.
     """
     file = network.config.format(model=f"deeplabv3_{network.backbone}", data=table.data, steps=steps)
     found = load_config([f"--config={ROOT / file}"]).copy_and_resolve_references()
@@ -158,11 +153,8 @@ def plain_network(config: ConfigDict, network: Network, table: Table, steps: int
 def key_of(config: ConfigDict, start: str = "") -> str:
     """Return a hash of all settings on which a training's weights depend, except the seed.
 
-    Defaults are left out. So a new key of the configuration does not change the hashes of older results.
-
-    Args:
-      config: configuration of the training.
-      start: key of the training whose backbone it starts from; "" where there is none.
+    Defaults are left out. So a new key of the configuration does not change the hashes of older results. `start` is the
+    key of the training whose backbone it starts from, "" where there is none.
     """
     plain = to_plain(config)
     for name in OUTSIDE_KEY:

@@ -12,6 +12,7 @@ import json
 import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
@@ -37,7 +38,6 @@ from experiments.run.files import (
     read_records,
     read_rows,
     read_trainings,
-    set_aside,
     state_of,
     training_seconds,
 )
@@ -65,19 +65,19 @@ class Store:
       runs: folder of the run directories.
       commit: of the code as it is now.
       again: results of other commits and other configurations do not count.
-      remarks: messages for the user about damaged files; a dictionary, so that each is there once.
-      strange: messages about rows with a result of another configuration.
+      strange: messages about rows with a result of another configuration; a dictionary, so that each is there once.
       kept: names of the rows with results of another commit.
+
+    Raises:
+      UserError: a file of results, which one of the methods reads, is damaged.
     """
 
     out: Path
     runs: Path
     commit: str
     again: bool = False
-    remarks: dict[str, None] = field(default_factory=dict)
     strange: dict[str, None] = field(default_factory=dict)
     kept: set[str] = field(default_factory=set)
-    _damaged: set[Path] = field(default_factory=set)
 
     def file(self, one: Asked) -> Path:
         """Return the file of a row's table."""
@@ -98,17 +98,12 @@ class Store:
         return counting
 
     def all_rows(self) -> Iterator[Content]:
-        """Yield the rows in the files of all tables, asked for or not."""
-        for table in sorted({file.stem for file in self.out.glob("*")}):
-            try:
-                rows = list(read_rows(self.out, table).values())
-            except Unreadable:
-                continue
-            for content in rows:
-                try:
-                    yield checked(content, (*ROW, "config"))
-                except Unreadable:
-                    continue
+        """Yield the rows in the files of all tables, asked for or not. What is damaged is left out."""
+        for table in sorted(file.stem for file in self.out.glob("*.json")):
+            with suppress(Unreadable):
+                for content in read_rows(self.out, table).values():
+                    with suppress(Unreadable):
+                        yield checked(content, (*ROW, "config"))
 
     def missing(self, one: Asked) -> list[int]:
         """Return the seeds that a row still needs."""
@@ -124,14 +119,16 @@ class Store:
         """
         if not isinstance(one.resolved, Resolved):
             return None
+        rows, name = self._rows(one), one.table.row_name(one.row)
         old, entries = self._read(one), self.entries(one)
-        if not entries or not self._seeds_in_file(one) & set(one.seeds) <= set(entries):
+        in_file = {entry["seed"] for entry in rows[name]["seeds"]} if name in rows else set()
+        if not entries or not in_file & set(one.seeds) <= set(entries):
             return old
         if old is not None:
             entries = {entry["seed"]: entry for entry in old["seeds"]} | entries
         first = next(iter(entries.values()))
         content = {
-            "row": one.table.row_name(one.row),
+            "row": name,
             "cells": dict(zip(one.table.columns, one.row.cells, strict=True)),
             "paper": dict(one.row.paper),
             "training": one.resolved.training_key,
@@ -146,61 +143,37 @@ class Store:
         for seed in entries:
             self._records(job_name(one.resolved.training_key, seed), one.resolved.config)
             self._keep_counts(*one.resolved.keys, seed)
-        self._write(one, content)
-        return content
-
-    def _read(self, one: Asked) -> Content | None:
-        """Return a row of the table's file, None where the file has no valid result of this configuration."""
-        file, name = self.file(one), one.table.row_name(one.row)
-        try:
-            rows = read_rows(self.out, one.table.name)
-        except Unreadable as error:
-            self._note_damage(file, f"({error}); its rows run again")
-            return None
-        if name not in rows:
-            return None
-        try:
-            content = checked(rows[name], ("row", *ROW))
-        except Unreadable as error:
-            self._note_damage(file, f"(row {name}: {error}); the row runs again")
-            return None
-        assert isinstance(one.resolved, Resolved)
-        held, wanted = (content["training"], content["evaluation"]), one.resolved.keys
-        if held != wanted:
-            about = f"row {name} of {file} holds a result of another configuration"
-            self.strange[f"{about} ({'/'.join(held)}, now {'/'.join(wanted)})"] = None
-            return None
-        return content
-
-    def _note_damage(self, file: Path, why: str) -> None:
-        self.remarks[f"{file}: cannot be read as a result {why}"] = None
-        self._damaged.add(file)
-
-    def _write(self, one: Asked, content: Content) -> None:
-        file, name = self.file(one), content["row"]
-        try:
-            rows = read_rows(self.out, one.table.name)
-        except Unreadable:
-            rows = {}
         if rows.get(name) != content:
             rows[name] = content
             about = {"table": one.table.name, "title": one.table.title, "source": one.table.source}
             in_order = {row: rows[row] for row in one.table.named_rows() if row in rows}
-            self._replace(file, {**about, "measures": list(one.table.measures), "rows": in_order | rows})
+            write_json(self.file(one), {**about, "measures": list(one.table.measures), "rows": in_order | rows})
+        return content
 
-    def _replace(self, file: Path, content: Content) -> None:
-        if file in self._damaged and file.exists():
-            set_aside(file)
-        self._damaged.discard(file)
-        write_json(file, content)
-
-    def _seeds_in_file(self, one: Asked) -> set[int]:
-        """Return the seeds of a row's result, even if it is of another configuration."""
+    def _rows(self, one: Asked) -> Content:
+        """Return all rows in the file of a row's table; this row is checked."""
+        name = one.table.row_name(one.row)
         try:
-            row = read_rows(self.out, one.table.name).get(one.table.row_name(one.row))
-            return {entry["seed"] for entry in checked(row, ("seeds",))["seeds"]}
-        except Unreadable:
-            return set()
+            rows = read_rows(self.out, one.table.name)
+            if name in rows:
+                checked(rows[name], ("row", *ROW))
+        except Unreadable as error:
+            raise _damaged(self.file(one), f"row {name}: {error}") from None
+        return rows
+
+    def _read(self, one: Asked) -> Content | None:
+        """Return a row of the table's file, None where the file has no result of this configuration."""
+        assert isinstance(one.resolved, Resolved)
+        name = one.table.row_name(one.row)
+        content: Content | None = self._rows(one).get(name)
+        if content is None:
+            return None
+        held, wanted = (content["training"], content["evaluation"]), one.resolved.keys
+        if held != wanted:
+            about = f"row {name} of {self.file(one)} holds a result of another configuration"
+            self.strange[f"{about} ({'/'.join(held)}, now {'/'.join(wanted)})"] = None
+            return None
+        return content
 
     def _counts(self, entry: Content) -> bool:
         return not (self.again and set(entry["commits"]) != {self.commit})
@@ -243,17 +216,23 @@ class Store:
     def _trainings(self) -> dict[str, Records]:
         try:
             return read_trainings(self.out)
-        except Unreadable:
-            self._damaged.add(self.out / f"{TRAININGS}.json")
-            return {}
+        except Unreadable as error:
+            raise _damaged(self.out / f"{TRAININGS}.json", str(error)) from None
 
     def _records(self, name: str, config: ConfigDict) -> Records:
         """Return the log of a training. The log of a finished training is kept in OUT, beyond its run directory."""
         found = read_records(self.runs / name / METRICS_FILE)
         if state_of(found)[0] >= config.train.steps and self._trainings.get(name) != found:
             self._trainings[name] = found
-            self._replace(self.out / f"{TRAININGS}.json", dict(sorted(self._trainings.items())))
+            write_json(self.out / f"{TRAININGS}.json", dict(sorted(self._trainings.items())))
         return self._trainings.get(name, [])
+
+
+def _damaged(file: Path, why: str) -> UserError:
+    return UserError(
+        f"{file}: cannot be read as a result ({why}); repair it, or move it away: what its run directories still have "
+        "is not run again"
+    )
 
 
 def refuse_strange(store: Store) -> None:
@@ -265,22 +244,24 @@ def refuse_strange(store: Store) -> None:
         )
 
 
-def measure(content: Mapping[str, Any], name: str) -> list[float]:
-    """Return a measure of a row in the units of `MEASURES`: a number for each seed, or a single one for multiply-adds,
-    which no seed changes.
-    """
+def measure(entry: Mapping[str, Any], name: str) -> float | None:
+    """Return a measure of one seed of a row in the units of `MEASURES`, None where it has none."""
+    found: float | None
     if name == "multiply_adds":
-        return [_finite(content["multiply_adds"]["space_to_batch"] / BILLION)]
+        return None  # No seed changes it.
     if name.startswith("trimap_"):
-        width = int(name.removeprefix("trimap_"))
-        found = [
-            band["miou"] for entry in content["seeds"] for band in entry["trimap"]["bands"] if band["width"] == width
-        ]
+        bands = {band["width"]: band["miou"] for band in entry["trimap"]["bands"]}
+        found = bands.get(int(name.removeprefix("trimap_")))
     elif name in IOU_OF:
-        found = [iou_of(entry["per_class"], IOU_OF[name]) for entry in content["seeds"]]
+        found = iou_of(entry["per_class"], IOU_OF[name])
     else:
-        found = [entry[name] for entry in content["seeds"]]
-    return [_finite(100 * value) for value in found if value is not None]
+        found = entry[name]
+    return None if found is None else _finite(100 * found)
+
+
+def multiply_adds(content: Mapping[str, Any]) -> float:
+    """Return the multiply-adds of a row in the papers' way, in 10^9."""
+    return _finite(content["multiply_adds"]["space_to_batch"] / BILLION)
 
 
 def iou_of(per_class: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> float | None:

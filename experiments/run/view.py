@@ -5,8 +5,10 @@ Times are estimated from finished jobs of the same regime only.
 """
 
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import takewhile
+from operator import eq
 from pathlib import Path
 from statistics import mean
 from typing import Any, Self
@@ -34,50 +36,43 @@ Pending = Mapping[str, Collection[str]]  # a job's name -> keys of the evaluatio
 # The time that jobs take.
 
 
-@dataclass(frozen=True)
 class Rates:
-    """Mean times of finished jobs. Each beginning of a key is a key too, with the mean over all longer keys.
+    """Mean times of the finished jobs that are most alike.
 
-    Attributes:
-      steps: seconds of a training step, by model, output stride and batch size.
-      evaluations: seconds of an evaluation, by its key, model, output stride and batch size.
+    They are known by model, output stride and batch size, evaluations also by their key. The mean is over all jobs that
+    share as much of this as any job does, from its beginning.
+
+    Args:
+      contents: rows of results.
     """
 
-    steps: Mapping[Key, float]
-    evaluations: Mapping[Key, float]
+    def __init__(self, contents: Iterable[Mapping[str, Any]]) -> None:
+        # Rows share trainings and evaluations. With these keys, each counts once.
+        steps: dict[Any, tuple[Key, float]] = {}
+        evaluations: dict[Any, tuple[Key, float]] = {}
+        for content in contents:
+            network, length = _network(content["config"]), content["config"]["train"]["steps"]
+            for entry in content["seeds"]:
+                training, key = (content["training"], entry["seed"]), content["evaluation"]
+                steps[training] = network, entry["seconds"]["training"] / length
+                evaluations[training, key] = (key, *network), entry["seconds"]["evaluation"]
+            before = content.get("pretraining")
+            if before and before["seconds"]:  # 0 means that the log is lost.
+                config = before["config"]
+                steps[before["name"]] = _network(config), before["seconds"] / config["train"]["steps"]
+        self._steps, self._evaluations = list(steps.values()), list(evaluations.values())
 
     def step(self, config: Mapping[str, Any]) -> float | None:
         """Return the seconds of a training's step, None where nothing was measured."""
-        return _nearest(self.steps, _network(config))
+        return _mean(self._steps, _network(config))
 
     def seconds(self, job: Job, *, steps: int, evaluations: Collection[str]) -> float | None:
         """Return the seconds of these steps and evaluations of a job, None where nothing was measured."""
-        network = _network(job.config)
-        found = [_nearest(self.evaluations, (key, *network)) for key in evaluations]
-        step = self.step(job.config)
+        network, step = _network(job.config), self.step(job.config)
+        found = [_mean(self._evaluations, (key, *network)) for key in evaluations]
         if step is None or None in found:
             return None
         return steps * step + sum(seconds for seconds in found if seconds is not None)
-
-
-def rates(contents: Iterable[Mapping[str, Any]]) -> Rates:
-    """Return the means over the rows of results."""
-    # Rows share trainings and evaluations. With these keys, each counts once.
-    steps: dict[Any, tuple[Key, float]] = {}
-    evaluations: dict[Any, tuple[Key, float]] = {}
-    for content in contents:
-        network, length = _network(content["config"]), content["config"]["train"]["steps"]
-        for entry in content["seeds"]:
-            training = (content["training"], entry["seed"])
-            steps[training] = (network, entry["seconds"]["training"] / length)
-            evaluations[training, content["evaluation"]] = (
-                (content["evaluation"], *network),
-                entry["seconds"]["evaluation"],
-            )
-        before = content.get("pretraining")
-        if before and before["seconds"]:  # 0 means that the log is lost.
-            steps[before["name"]] = (_network(before["config"]), before["seconds"] / before["config"]["train"]["steps"])
-    return Rates(_means(steps.values()), _means(evaluations.values()))
 
 
 def _network(config: Mapping[str, Any]) -> Key:
@@ -85,21 +80,11 @@ def _network(config: Mapping[str, Any]) -> Key:
     return (*model, config["train"]["batch_size"])
 
 
-def _means(found: Iterable[tuple[Key, float]]) -> dict[Key, float]:
-    values: dict[Key, list[float]] = {}
-    for key, value in found:
-        for beginning in _beginnings(key):
-            values.setdefault(beginning, []).append(value)
-    return {key: mean(several) for key, several in values.items()}
-
-
-def _nearest(means: Mapping[Key, float], key: Key) -> float | None:
-    return next((means[beginning] for beginning in _beginnings(key) if beginning in means), None)
-
-
-def _beginnings(key: Key) -> Iterator[Key]:
-    """Yield the key, then its beginnings, down to the empty one."""
-    return (key[:length] for length in range(len(key), -1, -1))
+def _mean(measured: Iterable[tuple[Key, float]], key: Key) -> float | None:
+    by_likeness: dict[int, list[float]] = defaultdict(list)
+    for other, value in measured:
+        by_likeness[len(list(takewhile(bool, map(eq, key, other))))].append(value)
+    return mean(by_likeness[max(by_likeness)]) if by_likeness else None
 
 
 # The tables.
@@ -142,15 +127,7 @@ def _job_left(job: Job, step: int, pending: Pending, rates: Rates) -> float | No
 
 
 def time_left(jobs: Sequence[Job], pending: Pending, runs: Path, rates: Rates, at_once: int) -> float | None:
-    """Return the estimated seconds until all jobs are finished, None where they are not known.
-
-    Args:
-      jobs: all jobs.
-      pending: the evaluations that each job lacks.
-      runs: folder of the run directories.
-      rates: the measured times.
-      at_once: number of jobs that run at the same time.
-    """
+    """Return the estimated seconds until all jobs are finished, `at_once` at a time; None where they are not known."""
     unfinished = [job for job in jobs if pending[job.name]]
     total = 0.0
     for job in unfinished:

@@ -3,15 +3,10 @@
 import json
 
 import cv2
-import pytest
 
 from deeplab_jax.config import to_plain
-from deeplab_jax.train.from_config import build_model
 from experiments import demo
-from experiments.regimes import REGIMES
 from experiments.run.__main__ import main
-from experiments.run.resolve import Resolved, Settings, resolve
-from experiments.tables import TABLES
 from tests.support.tiny import tiny_config
 
 
@@ -31,24 +26,6 @@ def test_demo_trains_evaluates_twice_and_draws(tmp_path, tiny_networks, capsys):
 def test_demo_on_real_images_asks_for_their_folder(capsys):
     assert demo.main(["--dataset", "camvid"]) == 2
     assert "DATA_DIR" in capsys.readouterr().err
-
-
-ABLATION = TABLES["extra_parts"]
-
-
-@pytest.mark.parametrize("name", ABLATION.named_rows())
-def test_ablation_rows_are_models(name):
-    first, found = (
-        resolve(row, ABLATION, REGIMES["demo"], Settings()) for row in (ABLATION.rows[0], ABLATION.named_rows()[name])
-    )
-    assert isinstance(first, Resolved) and isinstance(found, Resolved) and found.pretraining is None
-    config = found.seeded(1)
-    assert config.train.seed == 1
-    assert config.train.steps == first.config.train.steps == 450
-
-    model = build_model(config, num_classes=9)
-    assert (model.output_stride == 32) == ("32" in name)
-    assert (model.decoder is None) == ("decoder" in name)
 
 
 def test_the_ablation_is_a_table_in_the_demos_regime(tmp_path, capsys):

@@ -105,22 +105,25 @@ def test_images_without_a_labelled_pixel_leave_cells_empty():
     assert "48.75 |  |  |" in nothing
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"setting": 1, "rows": []}', '{"setting": 1, "rows": {"x": 1}}'])
+@pytest.mark.parametrize(
+    "content", ["{", "[]", "{}", '{"setting": {"images": 2}, "rows": []}', '{"setting": {}, "rows": {}}']
+)
 def test_a_damaged_file_of_results_is_one_line_and_the_printed_fix_works(tmp_path, content):
     file = tmp_path / "my results.json"
     file.write_text(content)
     with pytest.raises(UserError, match="not what this command has written; remove it: ") as caught:
-        read_kept(file, 1)
+        read_kept(file, {"images": 2})
     subprocess.run(str(caught.value).rpartition(": ")[2], shell=True, check=True)
-    assert read_kept(file, 1) == {}
+    assert read_kept(file, {"images": 2}) == {}
 
 
-def test_rows_of_another_setting_are_not_kept(tmp_path):
+def test_rows_of_another_setting_are_not_lost(tmp_path):
     rows = {OWN: {"miou": 0.5, "pixel_accuracy": 0.75}}
     file = tmp_path / "export_cost.json"
     file.write_text(json.dumps({"setting": {"images": 2}, "rows": rows}))
     assert read_kept(file, {"images": 2}) == rows
-    assert read_kept(file, {"images": 3}) == {}
+    with pytest.raises(UserError, match=r"export_cost.json: it has results of other images; give another --out"):
+        read_kept(file, {"images": 3})
 
 
 def test_mistakes_are_told(made, tmp_path, capsys):

@@ -11,7 +11,6 @@ from scipy.io import savemat
 from deeplab_jax.data.catalog import open_source
 from deeplab_jax.data.images import read_mask
 from deeplab_jax.data.sets.voc import SPLITS
-from deeplab_jax.errors import UserError
 from deeplab_jax.labels import CITYSCAPES, IGNORE_LABEL, VOC
 from experiments import sbd
 from experiments.full_size import __main__ as full_size
@@ -23,16 +22,6 @@ def test_the_numbers_of_images_are_the_published_ones() -> None:
     """DeepLabv3, sec. 4: 1464 (train), 1449 (val), 10582 (trainaug); Cityscapes: 2975 and 500."""
     assert (stand_ins.VOC_TRAIN, stand_ins.VOC_VAL, sbd.TRAINAUG) == (1464, 1449, 10_582)
     assert stand_ins.CITIES == {"train": 2975, "val": 500}
-
-
-def test_other_wishes_for_the_same_folder_are_refused(tmp_path) -> None:
-    wishes = {"--steps": 200, "--share": 1.0, "--config": ""}
-    full_size.keep_to(tmp_path / "out" / "voc", wishes)
-    full_size.keep_to(tmp_path / "out" / "voc", wishes)
-    with pytest.raises(UserError, match=r"it was made with --share 1.0, now 0.02: give the same, or --out .*/out_2$"):
-        full_size.keep_to(tmp_path / "out" / "voc", {**wishes, "--share": 0.02})
-    with pytest.raises(UserError, match=r"it was made with --config unset, now --config.train.seed=1: give the same"):
-        full_size.keep_to(tmp_path / "out" / "voc", {**wishes, "--config": "--config.train.seed=1"})
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +67,7 @@ def test_a_mask_of_sbd_keeps_its_classes(tmp_path) -> None:
         (b"no MATLAB", "cls/2007_x.mat: cannot be read"),
         ({"other": 1}, "cls/2007_x.mat: cannot be read"),
         ({"GTcls": {"Segmentation": np.full((2, 2), 21, np.uint8)}}, "it holds no class ids of VOC"),
+        ({"GTcls": {"Segmentation": np.full((2, 2), -1, np.int16)}}, "it holds no class ids of VOC"),
         ({"GTcls": {"Segmentation": np.full((2, 2), 0.5)}}, "it holds no class ids of VOC"),
     ],
 )
@@ -162,4 +152,4 @@ def test_the_whole_protocol_with_a_thin_network(tmp_path, capfd, name, share, si
     assert tuple(protocol["scales"]) == full_size.PROTOCOLS[name].scales
     assert protocol["sizes_run"] == [list(size)] and found["miou"] is not None
     assert full_size.main(words) == 0
-    assert "$ python" not in capfd.readouterr().out, "what is done is not done again"
+    assert "$ python -m deeplab_jax prepare" not in capfd.readouterr().out, "what is prepared is not prepared again"

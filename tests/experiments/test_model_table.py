@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from deeplab_jax.errors import UserError
 from deeplab_jax.models.catalog import model_names
 from experiments.model_table import SECTION, cells
 from experiments.output import markdown_row
@@ -23,11 +22,3 @@ QUICK = ("deeplabv3plus_resnet18", "fcn8s_vgg16", "unet", "unet_resnet18")
 @pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in model_names()])
 def test_every_row_is_what_the_command_prints(name: str) -> None:
     assert markdown_row(cells(name)) in LINES
-
-
-def test_a_section_is_replaced_between_its_marks() -> None:
-    assert SECTION.replace(f"a\n{SECTION.start}\nold\n{SECTION.end}\nb", "new") == (
-        f"a\n{SECTION.start}\nnew\n{SECTION.end}\nb"
-    )
-    with pytest.raises(UserError, match="add the two lines"):
-        SECTION.replace("a", "new")

@@ -7,7 +7,7 @@ import pytest
 
 from experiments import paper_protocols
 from experiments.benchmarks.tpu import RESULTS, read_results
-from experiments.paper_protocols import SECTION, SHOWN, commands, main
+from experiments.paper_protocols import SECTION, SHOWN, commands
 from experiments.run.__main__ import make_parser
 from experiments.tables import TABLES
 
@@ -75,11 +75,3 @@ def test_hours_are_estimated_or_not_there(monkeypatch) -> None:
 def test_the_page_is_as_generated(text, repo_root) -> None:
     page = (repo_root / "experiments/paper_protocols.md").read_text(encoding="utf-8")
     assert SECTION.replace(page, text) == page
-
-
-def test_a_page_without_the_section_gets_one_line(tmp_path, capsys, monkeypatch) -> None:
-    monkeypatch.setattr(paper_protocols, "SHOWN", ())
-    (tmp_path / "page.md").write_text("nothing")
-    assert main(["--write", str(tmp_path / "page.md")]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "page.md: the file has no section between" in line

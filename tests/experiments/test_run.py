@@ -24,13 +24,14 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.files import locked
 from experiments.output import write_json
 from experiments.run import __main__ as run
-from experiments.run import execute, results
+from experiments.run import execute, jobs, results
 from experiments.run.execute import pretrained, work
 from experiments.run.files import read_records, state_of, training_seconds
-from experiments.run.launchers import FORGOTTEN, Local, LocalJob, OnNode, Slurm, keep_to_cores
 from experiments.run.per_image import counts_file, counts_of, read_counts, write_counts
 from experiments.run.plan import Job, evaluation_counts, evaluation_file
-from experiments.run.view import View, rates
+from experiments.run.processes import keep_to_cores, start_job
+from experiments.run.slurm import FORGOTTEN, OnNode, Slurm, SlurmJob
+from experiments.run.view import Rates, View
 from tests.support.tiny import read_metrics, tiny_config, tiny_models
 
 THIN = (
@@ -56,27 +57,33 @@ def metrics(miou: float, **more):
 
 
 class Here:
-    """A launcher whose jobs are calls of the command line in this process."""
-
-    limit = 1
-    left = "Said by the launcher."
+    """Starts a job as a call of the command line in this process."""
 
     def __init__(self) -> None:
-        self.names: list[str] = []
+        self.commands: list[list[str]] = []
 
-    def start(self, name, command, log):
-        self.names.append(name)
+    @property
+    def names(self) -> list[str]:
+        """The jobs that were started."""
+        return [command[command.index("--job") + 1] for command in self.commands]
+
+    def start(self, command, log):
+        self.commands.append(list(command))
         assert list(command[:3]) == ["python", "-m", "experiments.run"]
         log.parent.mkdir(parents=True, exist_ok=True)
         log.write_text("deeplab-jax: no luck\n")
-        code = run.main(list(command[3:]))
-        return types.SimpleNamespace(code=lambda: code, stop=lambda: None)
+        return process(run.main(list(command[3:])))
+
+
+def process(code, stop=lambda: None) -> types.SimpleNamespace:
+    """Return what is used of a process that has ended."""
+    return types.SimpleNamespace(poll=lambda: code, terminate=stop, wait=lambda: code)
 
 
 @pytest.fixture
 def here(monkeypatch, tmp_path):
     """Run everything but the training itself: each job leaves metrics that depend on its seed."""
-    launcher = Here()
+    started = Here()
 
     def pretend(job, runs, *, again):
         for key in job.evaluations:
@@ -86,10 +93,11 @@ def here(monkeypatch, tmp_path):
             (runs / job.name / "metrics.jsonl").write_text(json.dumps(record) + "\n")
 
     monkeypatch.setattr(run, "work", pretend)
-    monkeypatch.setattr(run, "make_launcher", lambda args, runs: launcher)
+    monkeypatch.setattr(jobs, "start_job", started.start)
+    monkeypatch.setattr(run, "keep_to_cores", lambda share: None)
     monkeypatch.setattr(run, "enable_compilation_cache", lambda: None)
-    monkeypatch.setattr("experiments.run.execute.POLL", 0.0)
-    return launcher
+    monkeypatch.setattr(jobs, "POLL", 0.0)
+    return started
 
 
 def call(tmp_path, *words):
@@ -274,11 +282,11 @@ def test_jobs_that_fail_cost_nothing_else(here, tmp_path, monkeypatch, capsys) -
 
 def test_ctrl_c_stops_the_runner_once_its_job_has_saved(here, tmp_path, monkeypatch, capsys) -> None:
     stopped = []
-    started = types.SimpleNamespace(code=lambda: 130, stop=lambda: stopped.append(True))
-    monkeypatch.setattr(here, "start", lambda name, command, log: started)
+    started = process(130)
+    monkeypatch.setattr(jobs, "start_job", lambda command, log: started)
     assert call(tmp_path, "v3_table1") == 130
-    assert "the same command goes on from there" in capsys.readouterr().err
-    monkeypatch.setattr(started, "code", lambda: interrupt())
+    assert "goes on from there. The running jobs have saved their state." in capsys.readouterr().err
+    started.poll, started.terminate = interrupt, lambda: stopped.append(True)
     assert call(tmp_path, "v3_table1") == 130
     assert stopped == [True]
 
@@ -288,17 +296,17 @@ def interrupt():
 
 
 def test_a_terminal_shows_how_far_the_jobs_are(tmp_path) -> None:
-    jobs = [Job(key, 0, tiny_config(), {"e": {}}, ["t/r"]) for key in ("first", "second")]
+    both = [Job(key, 0, tiny_config(), {"e": {}}, ["t/r"]) for key in ("first", "second")]
     (tmp_path / "first_seed0").mkdir()
     line = {"step": 3, "train/loss": 0.25, "train/images_per_second": 1.0}
     (tmp_path / "first_seed0/metrics.jsonl").write_text(json.dumps(line) + "\n")
     model = {"name": "cascade_tiny", "output_stride": 16}
     content = {"config": {"model": model, "train": {"steps": 6, "batch_size": 2}}, "training": "k", "evaluation": "e"}
     seconds = {"training": 3600.0, "evaluation": 1800.0}
-    measured = rates([{**content, "seeds": [{"seed": 0, "seconds": seconds}]}])
+    measured = Rates([{**content, "seeds": [{"seed": 0, "seconds": seconds}]}])
     console = Console(file=io.StringIO(), force_terminal=True, width=120)
-    with View(console, jobs, tmp_path, measured, 1) as view:
-        view.change(jobs[0], "running")
+    with View(console, both, tmp_path, measured, 1) as view:
+        view.change(both[0], "running")
         view.refresh()
     shown = console.file.getvalue()
     assert "step 3 of 6, loss 0.2500" in shown and "0 done, 1 running, 1 waiting, 0 failed" in shown
@@ -317,7 +325,7 @@ def test_times_are_those_of_what_is_most_alike() -> None:
 
     first = content("a", 16, "plain", 10, 1)
     # Two rows of one training and evaluation count once.
-    found = rates([first, first, content("a", 8, "plain", 30, 4), content("b", 16, "flip", 50, 7)])
+    found = Rates([first, first, content("a", 8, "plain", 30, 4), content("b", 16, "flip", 50, 7)])
 
     def seconds(name, stride, *evaluations) -> float | None:
         config = tiny_config(**{"model.name": name, "model.output_stride": stride})
@@ -328,7 +336,7 @@ def test_times_are_those_of_what_is_most_alike() -> None:
     assert seconds("a", 32, "plain") == 2 * 2 + 2.5, "no such output stride: the mean over the model's"
     assert seconds("c", 16) == 2 * 3, "no such model: the mean over all"
     assert seconds("c", 16, "scales") == 2 * 3 + 4
-    assert rates([]).seconds(Job("k", 0, tiny_config()), steps=2, evaluations=()) is None
+    assert Rates([]).seconds(Job("k", 0, tiny_config()), steps=2, evaluations=()) is None
 
 
 def test_the_plan_invents_no_times(here, tmp_path, capsys) -> None:
@@ -407,66 +415,44 @@ def test_mistakes_get_one_line(here, tmp_path, capsys, words, message) -> None:
     assert message in line and here.names == []
 
 
-def test_a_half_written_result_is_named_and_run_again(here, tmp_path, capsys) -> None:
+@pytest.mark.parametrize(
+    ("damage", "why"),
+    [
+        ("", ""),
+        ("[]", "it holds no object"),
+        ("{}", "it has no 'rows'"),
+        ('{"rows": {"eval_os_16": {"seeds": 1}}}', "row eval_os_16: it has no 'row'"),
+    ],
+)
+def test_a_damaged_result_is_refused_and_what_was_run_is_not_lost(here, tmp_path, capsys, damage, why) -> None:
     call(tmp_path, "v3_table6", "--row", "eval_os_16")
     file = table_file(tmp_path, "v3_table6")
     whole = file.read_text()
-    (tmp_path / "runs").rename(tmp_path / "gone")
-    for number, half in enumerate((whole[: len(whole) // 2], "", "[]", "{}", '{"rows": {"eval_os_16": {"seeds": 1}}}')):
-        file.write_text(half)
+    file.write_text(damage)
+    for more in ((), ("--plan",)):
         capsys.readouterr()
-        assert call(tmp_path, "v3_table6", "--row", "eval_os_16") == 0
-        assert f"{file}: cannot be read as a result" in capsys.readouterr().out.replace("\n", " ")
-        assert json.loads(file.read_text()) == json.loads(whole)
-        assert file.with_suffix(f".damaged{number or ''}").read_text() == half, "what it held is kept"
-        (tmp_path / "runs").rename(tmp_path / f"gone{number}")
-    assert len(here.names) == 6
+        assert call(tmp_path, "v3_table6", "--row", "eval_os_16", *more) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"{file}: cannot be read as a result (" in line and why in line and file.read_text() == damage
+    file.unlink()
+    assert call(tmp_path, "v3_table6", "--row", "eval_os_16") == 0
+    assert file.read_text() == whole and len(here.names) == 1
 
 
-def test_a_damaged_row_costs_no_other(here, tmp_path, capsys) -> None:
-    call(tmp_path, "v3_table6")
+def test_what_belongs_to_no_row_is_kept(here, tmp_path) -> None:
+    call(tmp_path, "v3_table6", "--row", "eval_os_16")
     file = table_file(tmp_path, "v3_table6")
-    before = json.loads(file.read_text())
-    damaged = {**before, "rows": {**before["rows"], "eval_os_8": {"seeds": "none"}, "of_no_row": {"mine": 1}}}
-    write_json(file, damaged)
-    capsys.readouterr()
+    write_json(file, {"rows": json.loads(file.read_text())["rows"] | {"of_no_row": {"mine": 1}}})
     assert call(tmp_path, "v3_table6") == 0
-    assert f"{file}: cannot be read as a result (row eval_os_8: it has no 'row')" in capsys.readouterr().out
-    rows = json.loads(file.read_text())["rows"]
-    assert rows == {**before["rows"], "of_no_row": {"mine": 1}}, "what belongs to no row is kept"
-    assert json.loads(file.with_suffix(".damaged").read_text()) == damaged
-    assert len(here.names) == 1, "the run directory has what the row lost"
+    assert json.loads(file.read_text())["rows"]["of_no_row"] == {"mine": 1}
 
 
-def test_damaged_records_of_trainings_are_set_aside(here, tmp_path) -> None:
+def test_damaged_records_of_trainings_are_refused(here, tmp_path, capsys) -> None:
     call(tmp_path, "v3_table6", "--row", "eval_os_16")
     file = tmp_path / "out/scenes/trainings.json"
-    whole = file.read_text()
-    file.write_text(whole[:20])
-    assert call(tmp_path, "v3_table6", "--row", "eval_os_16") == 0
-    assert file.read_text() == whole and file.with_suffix(".damaged").read_text() == whole[:20]
-
-
-def test_results_of_earlier_versions_count(here, tmp_path) -> None:
-    """They had a file for each row and for each training; what is written next holds them, too."""
-    call(tmp_path, "v3_table6")
-    out, rows = tmp_path / "out/scenes", json.loads(table_file(tmp_path, "v3_table6").read_text())["rows"]
-    logged = json.loads((out / "trainings.json").read_text())
-    shutil.rmtree(out)
-    for row, content in rows.items():
-        write_json(out / "v3_table6" / f"{row}.json", content)
-    (out / "trainings").mkdir()
-    for name, records in logged.items():
-        (out / "trainings" / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    (tmp_path / "runs").rename(tmp_path / "gone")
-    assert call(tmp_path, "v3_table6") == 0
-    assert len(here.names) == 1
-    assert call(tmp_path, "v3_table6", "--seeds", "2") == 0
-    assert len(here.names) == 2
-    now = json.loads(table_file(tmp_path, "v3_table6").read_text())["rows"]
-    assert [[entry["seed"] for entry in now[name]["seeds"]] for name in rows] == [[0, 1]] * 4
-    assert [now[name]["seeds"][0] for name in rows] == [rows[name]["seeds"][0] for name in rows]
-    assert logged.items() < json.loads((out / "trainings.json").read_text()).items()
+    file.write_text(file.read_text()[:20])
+    assert call(tmp_path, "v3_table6", "--row", "eval_os_16") == 2
+    assert f"{file}: cannot be read as a result (" in capsys.readouterr().err
 
 
 def test_a_result_of_another_commit_is_kept_unless_again(here, tmp_path, capsys, monkeypatch) -> None:
@@ -538,13 +524,7 @@ def test_two_runners_on_one_folder(here, tmp_path, capsys, folder) -> None:
 
 def test_a_job_that_a_signal_stopped_goes_on(here, tmp_path, monkeypatch) -> None:
     codes, started = [75, 75, 0], here.start
-
-    def start(name, command, log):
-        code = codes.pop(0)
-        done = started(name, command, log)
-        return types.SimpleNamespace(code=lambda: code or done.code(), stop=done.stop)
-
-    monkeypatch.setattr(here, "start", start)
+    monkeypatch.setattr(jobs, "start_job", lambda command, log: process(started(command, log).poll() or codes.pop(0)))
     assert call(tmp_path, "v3_table6", "--row", "eval_os_16") == 0
     assert len(here.names) == 3 and not codes
 
@@ -676,47 +656,35 @@ def test_seconds_follow_from_the_throughput(tmp_path) -> None:
     assert training_seconds([], 4) == 0.0 and state_of([]) == (0, None)
 
 
-# Launchers.
+# Processes.
 
 
 def test_a_job_ends_with_its_runner(tmp_path) -> None:
-    code = "import time; from experiments.run.execute import end_with_parent as e; e(); time.sleep(60)"
-    started = LocalJob(["python", "-c", code], tmp_path / "a.log")
-    assert started.code() is None
-    started._process.stdin.close()
-    assert started._process.wait(timeout=120) == 1
+    code = "import time; from experiments.run.processes import end_with_parent as e; e(); time.sleep(60)"
+    started = start_job(["python", "-c", code], tmp_path / "a.log")
+    assert started.poll() is None
+    started.stdin.close()
+    assert started.wait(timeout=120) == 1
 
 
 def test_a_job_that_ends_by_itself_tells_its_code(tmp_path) -> None:
-    code = "from experiments.run.execute import end_with_parent as e; e(); print('said'); raise SystemExit(3)"
-    started = LocalJob(["python", "-c", code], tmp_path / "a.log")
-    started._process.wait(timeout=120)
-    assert started.code() == 3 and (tmp_path / "a.log").read_text() == "said\n"
+    code = "from experiments.run.processes import end_with_parent as e; e(); print('said'); raise SystemExit(3)"
+    started = start_job(["python", "-c", code], tmp_path / "a.log")
+    assert started.wait(timeout=120) == 3 and (tmp_path / "a.log").read_text() == "said\n"
+    started.stdin.close()
 
 
-def test_a_job_that_is_stopped_saves_first(tmp_path) -> None:
-    code = (
-        "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(print('saved') or 75)); "
-        "print('up', flush=True); time.sleep(60)"
-    )
-    started = LocalJob(["python", "-c", code], tmp_path / "a.log")
-    while (tmp_path / "a.log").read_text() != "up\n":
-        time.sleep(0.05)
-    started.stop()
-    assert started.code() == 75 and (tmp_path / "a.log").read_text() == "up\nsaved\n"
+def test_jobs_at_once_share_the_cores(here, tmp_path, monkeypatch) -> None:
+    """Of three jobs, the third gets the share of the second, which ends first."""
+    codes = iter([None, 0, 0, 0])
 
+    def start(command, log):
+        found = here.start(command, log)
+        return types.SimpleNamespace(poll=lambda: next(codes), terminate=found.terminate, wait=found.wait)
 
-def test_local_jobs_at_once_share_the_cores(tmp_path) -> None:
-    launcher, lasting = Local(2), ["python", "-c", "import sys; sys.stdin.read()"]
-    first, second = (launcher.start(name, lasting, tmp_path / name) for name in "ab")
-    shares = [job._process.args[-2:] for job in (first, second)]
-    assert shares == [["0/2", "--tethered"], ["1/2", "--tethered"]]
-    first._process.stdin.close()
-    first._process.wait(timeout=60)
-    third = launcher.start("c", lasting, tmp_path / "c")
-    assert third._process.args[-2] == "0/2"  # The one that is free.
-    for job in (second, third):
-        job._process.communicate(timeout=60)
+    monkeypatch.setattr(jobs, "start_job", start)
+    assert call(tmp_path, "v3_table6", "v3_table10", "--parallel", "2") == 0
+    assert [command[-2:] for command in here.commands] == [["--cores", f"{share}/2"] for share in (0, 1, 1)]
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="threads are not kept to cores here")
@@ -734,6 +702,9 @@ def test_a_job_keeps_to_its_share_of_the_cores() -> None:
     assert several[0] | several[1] == cores
     assert len(cores) == 1 or not several[0] & several[1]
     assert len(kept(f"{len(cores)}/{len(cores) + 1}")) == 1  # More jobs than cores.
+
+
+# Slurm.
 
 
 class FakeExecutor:
@@ -768,7 +739,6 @@ def fake_submitit(**more) -> types.SimpleNamespace:
 def test_slurm_gets_all_jobs(here, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(FakeExecutor, "made", [])
     monkeypatch.setitem(sys.modules, "submitit", fake_submitit())
-    monkeypatch.setattr(run, "make_launcher", MAKE_LAUNCHER)
     words = ("--launcher", "slurm", "--slurm", "timeout_min=60", "--slurm", "slurm_partition=gpu")
     assert call(tmp_path, "v3_table1", "--row", "output_stride_8", "--row", "output_stride_16", *words) == 0
     (executor,) = FakeExecutor.made
@@ -777,7 +747,14 @@ def test_slurm_gets_all_jobs(here, tmp_path, monkeypatch) -> None:
     assert result(tmp_path, "v3_table1/output_stride_8")["seeds"][0]["miou"] == 0.5
 
 
-MAKE_LAUNCHER = run.make_launcher
+def test_ctrl_c_leaves_the_jobs_with_slurm(here, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(FakeExecutor, "made", [])
+    monkeypatch.setitem(sys.modules, "submitit", fake_submitit())
+    monkeypatch.setattr(SlurmJob, "poll", lambda self: interrupt())
+    words = ("--row", "output_stride_8", "--row", "output_stride_16", "--launcher", "slurm")
+    assert call(tmp_path, "v3_table1", *words) == 130
+    assert "goes on from there. The submitted jobs stay with Slurm (scancel ends them)." in capsys.readouterr().err
+    assert len(FakeExecutor.made[0].names) == 2, "both are submitted before the first look"
 
 
 @pytest.mark.parametrize(
@@ -799,7 +776,7 @@ def test_a_job_that_slurm_still_has_is_not_submitted_again(tmp_path, monkeypatch
     monkeypatch.setattr(FakeExecutor, "made", [])
     monkeypatch.setitem(sys.modules, "submitit", fake_submitit(SlurmJob=known))
     for _ in range(2):  # Two runners, one after the other.
-        Slurm(tmp_path, {}).start("job", ["python", "-m", "experiments.run"], tmp_path / "log")
+        Slurm(tmp_path, ()).start(["python", "-m", "experiments.run"], tmp_path / "job.log")
         then = time.time() - age
         os.utime(tmp_path / "job.id", (then, then))
     first, second = FakeExecutor.made
@@ -836,7 +813,7 @@ def test_a_job_on_slurm_saves_before_it_is_taken_away_and_asks_for_another_start
 def test_slurm_needs_submitit_and_what_it_refuses_is_a_line(tmp_path, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(UserError, match="needs submitit: python -m pip install submitit"):
-        Slurm(tmp_path, {})
+        Slurm(tmp_path, ())
 
     def refuse(**given) -> None:
         raise NameError("Unknown argument 'timeout_mim'")
@@ -844,9 +821,9 @@ def test_slurm_needs_submitit_and_what_it_refuses_is_a_line(tmp_path, monkeypatc
     monkeypatch.setattr(FakeExecutor, "update_parameters", lambda self, **given: refuse())
     monkeypatch.setitem(sys.modules, "submitit", fake_submitit())
     with pytest.raises(UserError, match="--launcher slurm: Unknown argument 'timeout_mim'; see --slurm"):
-        Slurm(tmp_path, {"timeout_mim": 3})
+        Slurm(tmp_path, ["timeout_mim=3"])
     with pytest.raises(UserError, match="--slurm timeout: give KEY=VALUE"):
-        run.parameter("timeout")
+        Slurm(tmp_path, ["timeout"])
 
 
 # All of it.

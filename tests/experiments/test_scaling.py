@@ -16,9 +16,9 @@ def test_a_step_is_its_own_images_and_the_sum() -> None:
 
 def test_devices_are_worth_it_as_long_as_they_work_half_of_the_time() -> None:
     # Two devices: 8 s and 1 s; four: 4 and 1.5; eight: 2 and 1.75; sixteen: 1 and 1.875.
-    assert most_devices(image=1.0, batch=16, summed=1e9, sums=0, link=Link(1e9)) == 8
-    assert most_devices(image=1.0, batch=16, summed=0, sums=0, link=Link(1e9)) == 16
-    assert most_devices(image=1.0, batch=16, summed=1e12, sums=0, link=Link(1e9)) == 1
+    assert most_devices(image=1.0, batch=16, summed=1e9, rate=1e9) == 8
+    assert most_devices(image=1.0, batch=16, summed=0, rate=1e9) == 16
+    assert most_devices(image=1.0, batch=16, summed=1e12, rate=1e9) == 1
 
 
 def test_the_link_is_that_of_two_measured_sums() -> None:

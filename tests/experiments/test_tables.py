@@ -273,6 +273,13 @@ def test_what_is_stated_in_the_papers_terms_is_scaled() -> None:
     # 321 of 513 pixels are 21 of 33 samples at output stride 16; here 6 of 9.
     assert resolved("v3_table8", "crop_size_321-upsampled_logits-fine_tuned_bn").config.data.crop_size == (81, 81)
     assert resolved("v3_table2", "resnet_50-last_block_7").config.model.options.multi_grid == (1, 1)
+    small, network = REGIMES["scenes"], REGIMES["scenes"].network("deeplabv3plus_resnet101")
+    scaled = {"model.options.aspp_rates": (2, 6), "model.options.decoder_convs": ((3, 1),), "train.batch_size": 1}
+    assert [small.translated(key, value, network, (129, 129)) for key, value in scaled.items()] == [
+        (1, 2),
+        ((3, 1),),
+        1,
+    ]
     loss = resolved("extra_loss", "balanced-top_k_0_25").config.train
     assert len(loss.class_weights) == 9 and loss.top_k == 0.25
     pasted = resolved("extra_recipes", "copy_paste", "camvid").config.data.augment

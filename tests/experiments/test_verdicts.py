@@ -145,9 +145,12 @@ def test_the_rule_at_its_borders(seeds, images, word) -> None:
 
 def row(cell: int, values: dict[int, float], *, evaluation: str = "e") -> RowResult:
     """A row with trainings of some seeds."""
-    trainings = tuple(Training(f"row{cell}_seed{seed}", 10, 8, 1.0, ("c",), seed=seed) for seed in values)
+    trainings = tuple(
+        Training(f"row{cell}_seed{seed}", 10, 8, 1.0, ("c",), seed=seed, values={"miou": value})
+        for seed, value in values.items()
+    )
     own = next(one for one in TABLE.rows if one.cells == (cell,))
-    return RowResult(own, str(cell), {"miou": tuple(values.values())}, trainings=trainings, evaluation=evaluation)
+    return RowResult(own, str(cell), trainings=trainings, evaluation=evaluation)
 
 
 def test_trainings_are_paired_by_their_seed(tmp_path) -> None:

@@ -53,34 +53,17 @@ def seeds(folder: Path) -> Seeds:
 
 
 def make_rows(seeds: Seeds, folder: Path, rng: random.Random) -> Case:
-    """Damage the file of a table and that of the trainings, or the files of an earlier version."""
+    """Damage the file of a table and that of the trainings."""
     results = folder / "results" / "scenes"
     results.mkdir(parents=True)
-    count = write_earlier(seeds, results, rng) if rng.random() < 0.3 else write_files(seeds, results, rng)
-    if rng.random() < 0.5:
-        words = [TABLE, "--plan", f"--out={folder / 'results'}", f"--runs={folder / 'runs'}"]
-        return Case(words, count, "tables")
-    words = [f"--results={folder / 'results'}", f"--runs={folder / 'runs'}", f"--out={folder / 'out'}"]
-    return Case(words, count + 1, "report")
-
-
-def write_files(seeds: Seeds, results: Path, rng: random.Random) -> int:
-    """Write a table's file, the trainings', and return how many files hold rows."""
     rows = {row: json.loads(text) for row, text in seeds.rows.items()}
     (results / f"{TABLE}.json").write_bytes(damaged_json(json.dumps({"table": TABLE, "rows": rows}), rng))
     (results / "trainings.json").write_bytes(damaged_json(json.dumps({"a_seed0": seeds.record}), rng))
-    return 1
-
-
-def write_earlier(seeds: Seeds, results: Path, rng: random.Random) -> int:
-    """Write a file for each row and for the training, and return how many files hold rows."""
-    for folder in (results / TABLE, results / "trainings"):
-        folder.mkdir()
-    for row, text in seeds.rows.items():
-        (results / TABLE / f"{row}.json").write_bytes(damaged_json(text, rng))
-    lines = [damaged_json(json.dumps(line), rng)[:10_000] for line in seeds.record]
-    (results / "trainings" / "a_seed0.jsonl").write_bytes(b"\n".join(lines))
-    return len(seeds.rows)
+    if rng.random() < 0.5:
+        words = [TABLE, "--plan", f"--out={folder / 'results'}", f"--runs={folder / 'runs'}"]
+        return Case(words, 1, "tables")
+    words = [f"--results={folder / 'results'}", f"--runs={folder / 'runs'}", f"--out={folder / 'out'}"]
+    return Case(words, 2, "report")
 
 
 def make_benchmarks(seeds: Seeds, folder: Path, rng: random.Random) -> Case:
