@@ -14,7 +14,7 @@ from pathlib import Path
 
 from PIL import Image, ImageFile, PngImagePlugin
 
-from deeplab_jax.errors import UserError
+from deeplab_jax.errors import UserError, in_one_line
 
 LIMIT = "DEEPLAB_JAX_MAX_PIXELS"
 FORMATS = (
@@ -119,5 +119,4 @@ def damage(data: bytes, error: Exception) -> str:
         )
     if isinstance(error, MemoryError):  # Also where a damaged file claims more than it holds.
         return f"out of memory while it is read; give a smaller image, or, if it is small, {REPLACE}"
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return f"truncated or damaged image ({reason[:200]}); {REPLACE}"
+    return f"truncated or damaged image ({in_one_line(error)}); {REPLACE}"

@@ -27,7 +27,7 @@ from deeplab_jax.train.sharding import replicated, state_shardings
 from deeplab_jax.train.state import TrainState, abstract_state, create_state
 
 # By default XLA's schedule for a CPU runs early what depends on the parameters alone, and keeps a copy of every kernel
-# until the gradient needs it. This one keeps 20 to 40% less, and takes 2% longer.
+# until the gradient needs it. This one keeps less (18% for CamVid, 37% for ResNet-101), and a step takes 2% longer.
 LITTLE_MEMORY = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from deeplab_jax.commands import USER_ERROR
-from deeplab_jax.errors import UserError
+from deeplab_jax.errors import UserError, in_one_line
 from deeplab_jax.files import write_whole
 
 FORGOTTEN = 3600.0  # seconds after which a job that Slurm knows nothing of counts as gone
@@ -132,4 +132,4 @@ def _slurm_errors() -> Iterator[None]:
     try:
         yield
     except (NameError, RuntimeError) as error:
-        raise UserError(f"--launcher slurm: {' '.join(str(error).split())}; see --slurm, or use --commands") from error
+        raise UserError(f"--launcher slurm: {in_one_line(error)}; see --slurm, or use --commands") from error

@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 
 from deeplab_jax.data.images import decode_image, decode_mask
 from deeplab_jax.data.source import Example, check_sizes, choose_split, decode_label
-from deeplab_jax.errors import UserError
+from deeplab_jax.errors import UserError, in_one_line
 from deeplab_jax.files import read_json
 from deeplab_jax.labels import LabelSet
 
@@ -101,8 +101,7 @@ def open_prepared(dir: str | Path, *, split: str) -> PreparedSource:
 
 
 def _damaged(where: str, error: Exception) -> UserError:
-    reason = " ".join(str(error).split())[:200]
-    return UserError(f"{where}: TFDS cannot read it ({reason}); write the folder again with 'prepare'")
+    return UserError(f"{where}: TFDS cannot read it ({in_one_line(error)}); write the folder again with 'prepare'")
 
 
 def _check_features(folder: Path) -> None:
