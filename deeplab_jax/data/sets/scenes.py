@@ -18,6 +18,11 @@ Each class is there for a reason:
 
 Noise, mottling and uneven light hide what colour alone would tell. Augmentation keeps the classes: after a flip from
 left to right, scaling and cropping every label is still true.
+
+With `lamp="on"` only far surroundings tell road from water. A picture then has either roads and cars or rivers and
+boats. They look the same, but for the colour of a lamp, a disc somewhere in the picture. With `lamp="off"` the lamp has
+the same colour in all pictures, so nothing tells them apart. The lamp's pixels count as road or water too, so a network
+learns its colours early. A crop may lose the lamp.
 """
 
 import dataclasses
@@ -49,6 +54,7 @@ SCENES = LabelSet(
 )
 
 SPLITS = {"train": 4096, "val": 256}  # name -> number of examples unless told otherwise
+LAMPS = ("none", "on", "off")
 
 _GRASS = (104, 138, 74)
 _HEDGE = (40, 70, 44)
@@ -57,6 +63,8 @@ _CROP = ((186, 164, 92), (122, 124, 62))  # ridge and furrow, of wheat and maize
 _BRIGHT, _DARK = (124, 148, 170), (58, 66, 84)  # water and road by day, road and water by night
 _BODIES = ((208, 70, 60), (226, 222, 214), (222, 186, 70), (240, 150, 60))
 _WINDOW = (40, 46, 58)
+_LAMPS = {ROAD: (230, 60, 200), WATER: (40, 220, 220)}
+_LAMP_OFF = (240, 240, 240)
 _WIRE = (28, 26, 34)
 _NIGHT = (96, 112, 168)  # of 256: what is left of each channel of unlit ground
 _RADII = (5, 6, 8, 10, 12, 14, 16, 18, 20, 22, 25, 28, 31, 35, 39, 45)  # in equal proportions, pixels
@@ -154,10 +162,11 @@ def _draw_water(canvas: _Canvas) -> None:
         cv2.fillPoly(canvas.image, shore, colour)
 
 
-def _draw_road(canvas: _Canvas) -> None:
+def _draw_road(canvas: _Canvas, kind: int) -> None:
+    """Draw a road, or a river that looks like one."""
     colour = _BRIGHT if canvas.night else _DARK
     course, width = [_course(canvas)], canvas.integer(19, 29)
-    cv2.polylines(canvas.label, course, False, ROAD, width)
+    cv2.polylines(canvas.label, course, False, kind, width)
     cv2.polylines(canvas.image, course, False, colour, width)
 
 
@@ -213,6 +222,13 @@ def _draw_wire(canvas: _Canvas) -> None:
                 cv2.rectangle(target, (x - 4, y - 4), (x + 4, y + 4), value, -1)
 
 
+def _draw_lamp(canvas: _Canvas, kind: int, colour: tuple[int, int, int]) -> None:
+    """Draw a lamp of road or water, a disc that is a fifth of the picture's height wide."""
+    centre, radius = canvas.point(), canvas.size[0] // 10
+    cv2.circle(canvas.label, centre, radius, kind, -1)
+    cv2.circle(canvas.image, centre, radius, colour, -1)
+
+
 def _mottle(canvas: _Canvas, cell: int, strength: int) -> np.ndarray:
     """Return smooth noise, int16 [H, W], between -strength and +strength, that changes over about `cell` pixels."""
     height, width = canvas.size
@@ -231,7 +247,7 @@ def _shade(canvas: _Canvas) -> np.ndarray:
     return np.clip((np.clip(surface, 0, 255) * light[..., None] >> 7) + noise + tint, 0, 255).astype(np.uint8)
 
 
-def _draw(rng: np.random.Generator, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+def _draw(rng: np.random.Generator, height: int, width: int, lamp: str) -> tuple[np.ndarray, np.ndarray]:
     """Return one scene: image uint8 [H, W, 3] and label uint8 [H, W]."""
     canvas = _Canvas(
         rng, np.empty((height, width, 3), np.uint8), np.full((height, width), MEADOW, np.uint8), bool(rng.integers(2))
@@ -241,16 +257,22 @@ def _draw(rng: np.random.Generator, height: int, width: int) -> tuple[np.ndarray
     surfaces = {kind: _stripes(canvas, kind) for kind in (WHEAT, MAIZE)}
     for _ in range(canvas.count(3, 4)):
         _draw_field(canvas, surfaces)
+    only = None if lamp == "none" else (ROAD, WATER)[canvas.integer(0, 1)]
     for _ in range(canvas.count(1, 1, lines=True)):
-        _draw_water(canvas)
+        if only is None:
+            _draw_water(canvas)
+        else:
+            _draw_road(canvas, only)
     for _ in range(canvas.count(2, 4)):
         _draw_paddock(canvas, grass)
     for _ in range(canvas.count(1, 1, lines=True)):
-        _draw_road(canvas)
+        _draw_road(canvas, ROAD if only is None else only)
     _draw_vehicles(canvas, BOAT, canvas.count(6, 9))
-    _draw_vehicles(canvas, CAR, canvas.count(3, 5))
+    _draw_vehicles(canvas, CAR, canvas.count(3, 5) if only is None else canvas.count(6, 9))
     for _ in range(canvas.count(1, 2, lines=True)):
         _draw_wire(canvas)
+    if only is not None:
+        _draw_lamp(canvas, only, _LAMPS[only] if lamp == "on" else _LAMP_OFF)
     return _shade(canvas), canvas.label
 
 
@@ -263,15 +285,17 @@ class Scenes:
       size: height and width in pixels, at least 33. Things keep their size; a larger picture has more of them.
       count: number of examples; by default 4096 in "train" and 256 in "val".
       seed: another seed is another data set of the same kind.
+      lamp: "none", or "on" or "off" where only a lamp tells road from water.
 
     Raises:
-      UserError: an unknown split, a size below 33, a count below 1, or a negative seed.
+      UserError: an unknown split or lamp, a size below 33, a count below 1, or a negative seed.
     """
 
     split: str = "train"
     size: tuple[int, int] = (129, 129)
     count: int | None = None
     seed: int = 0
+    lamp: str = "none"
 
     labels = SCENES
     name = "scenes"
@@ -285,6 +309,8 @@ class Scenes:
             raise UserError(f"scenes: count {self.count!r} has to be a whole number, at least 1")
         if type(self.seed) is not int or self.seed < 0:
             raise UserError(f"scenes: seed {self.seed!r} has to be a whole number, 0 or more")
+        if self.lamp not in LAMPS:
+            raise UserError(f"scenes: there is no lamp {self.lamp!r}; {did_you_mean(str(self.lamp), LAMPS)}")
 
     def __len__(self) -> int:
         return SPLITS[self.split] if self.count is None else self.count
@@ -293,7 +319,7 @@ class Scenes:
         if not 0 <= i < len(self):
             raise IndexError(f"scenes: no example {i} among {len(self)}")
         stream = np.random.SeedSequence((self.seed, zlib.crc32(self.split.encode()), int(i)))
-        image, label = _draw(np.random.Generator(np.random.PCG64(stream)), *self.size)
+        image, label = _draw(np.random.Generator(np.random.PCG64(stream)), *self.size, self.lamp)
         return {"image": image, "label": label, "name": self.describe(i)}
 
     def describe(self, i: int) -> str:

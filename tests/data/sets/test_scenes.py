@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from deeplab_jax.data.sets.scenes import BOAT, CAR, MAIZE, PADDOCK, SCENES, WHEAT, WIRE, Scenes
+from deeplab_jax.data.sets.scenes import BOAT, CAR, MAIZE, PADDOCK, ROAD, SCENES, WATER, WHEAT, WIRE, Scenes
 from deeplab_jax.errors import UserError
 
 SOME = 96
@@ -97,6 +97,24 @@ def test_flipped_stripes_keep_their_meaning(examples):
     assert roughness(MAIZE, 1) > 2 * roughness(MAIZE, 0)
 
 
+def test_only_the_lamp_tells_roads_from_rivers():
+    lit, unlit = (Scenes("val", lamp=lamp, count=24) for lamp in ("on", "off"))
+    colours = {ROAD: [], WATER: []}
+    for i in range(24):
+        on, off = lit[i], unlit[i]
+        np.testing.assert_array_equal(on["label"], off["label"])
+        lamp = (on["image"] != off["image"]).any(axis=-1)
+        present = {ROAD, WATER} & set(np.unique(on["label"]))
+        assert len(present) == 1
+        assert 0 < lamp.sum() < 600 and set(on["label"][lamp]) == present
+        assert {ROAD: BOAT, WATER: CAR}[min(present)] not in on["label"]
+        colours[min(present)].append(on["image"][lamp].astype(float).mean(axis=0))
+    # The lamp of roads is red rather than green, that of rivers green rather than red, under every light and tint.
+    assert len(colours[ROAD]) > 5 and len(colours[WATER]) > 5
+    assert all(red > green + 30 for red, green, _ in colours[ROAD])
+    assert all(green > red + 30 for red, green, _ in colours[WATER])
+
+
 def test_fast_enough_to_feed_training():
     source = Scenes("train")
     start = time.process_time()
@@ -121,6 +139,7 @@ def test_out_of_range_ends_iteration():
         ({"count": 1.5}, "a whole number"),
         ({"seed": -1}, "0 or more"),
         ({"seed": 0.5}, "a whole number"),
+        ({"lamp": "onn"}, "did you mean on"),
     ],
 )
 def test_wrong_options_say_the_fix(options, message):
