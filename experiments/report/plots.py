@@ -13,6 +13,7 @@ from matplotlib.rcsetup import cycler
 
 from experiments.report.gather import RowResult, TableResult
 from experiments.run.files import Records, is_number
+from experiments.tables import Row
 from experiments.tables.table import MEASURES
 
 WIDTH = 8.0  # inches, at DPI
@@ -53,7 +54,10 @@ def values_plot(result: TableResult, theme: Theme) -> bytes:
     The paper's and our numbers have separate axes, since their data differ.
     """
     with matplotlib.rc_context(theme.settings()):
-        if len(result.table.measures) > 1 and not result.printed:
+        if result.table.along:
+            figure = Figure(figsize=(WIDTH, 4.2), layout="constrained")
+            _along(figure.subplots(), result)
+        elif len(result.table.measures) > 1 and not result.printed:
             figure = Figure(figsize=(WIDTH, 4.2), layout="constrained")
             _lines(figure.subplots(), result)
         else:
@@ -105,19 +109,36 @@ def _points(figure: Figure, result: TableResult, name: str) -> None:
 
 
 def _lines(panel: Axes, result: TableResult) -> None:
-    """Draw a curve for each measure over the rows where their only cell is a number, else one for each row over the
-    measures.
-    """
-    rows = [row for row in result.rows if row.values]
-    if all(len(row.row.cells) == 1 and isinstance(row.row.cells[0], int | float) for row in rows):
-        for name in result.table.measures:
-            x, y = zip(*((row.row.cells[0], mean(row.values[name])) for row in rows), strict=True)
-            panel.plot(x, y, "o-", markersize=3, label=MEASURES[name])
-        panel.set_xlabel(result.table.columns[0])
-    else:
-        for row in rows:
-            drawn = [(MEASURES[name], mean(values)) for name, values in row.values.items() if values]
+    """Draw a curve for each row over the measures."""
+    for row in result.rows:
+        if drawn := [(MEASURES[name], mean(values)) for name, values in row.values.items() if values]:
             panel.plot(*zip(*drawn, strict=True), "o-", label=row.label)
+    panel.legend(fontsize="small")
+
+
+def curves_along(result: TableResult) -> dict[str, list[tuple[float, float]]]:
+    """Return curves over the column `Table.along`, by their labels. Where the table has no other column, each measure
+    has a curve. Else each combination of the other cells has one, of the last measure.
+    """
+    table = result.table
+    place = table.columns.index(table.along)
+    alone = len(table.columns) == 1
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for one in result.rows:
+        cells = one.row.cells
+        others = ", ".join(table.words(Row((*cells[:place], False, *cells[place + 1 :]))))
+        for name in table.measures if alone else table.measures[-1:]:
+            if values := one.values.get(name):
+                curves.setdefault(MEASURES[name] if alone else others, []).append((float(cells[place]), mean(values)))
+    return curves
+
+
+def _along(panel: Axes, result: TableResult) -> None:
+    for label, drawn in curves_along(result).items():
+        panel.plot(*zip(*drawn, strict=True), "o-", markersize=3, label=label)
+    panel.set_xlabel(result.table.along)
+    if len(result.table.columns) > 1:
+        panel.set_ylabel(MEASURES[result.table.measures[-1]])
     panel.legend(fontsize="small")
 
 

@@ -71,3 +71,41 @@ for (const compare of document.querySelectorAll(".compare")) {
   show();
   move();
 }
+
+// The kernel: how many of the nine weights of a 3x3 kernel lie on a map, at each position of its centre.
+
+const VALID = { 9: "#fde725", 6: "#5ec962", 4: "#21918c", 3: "#3b528b", 2: "#443983", 1: "#440154" };
+
+for (const kernel of document.querySelectorAll(".kernel")) {
+  const [rate, side] = kernel.querySelectorAll("input");
+  const canvas = kernel.querySelector("canvas");
+
+  const draw = () => {
+    const n = Number(side.value);
+    const r = Number(rate.value);
+    const along = (p) => 1 + (p >= r) + (p + r < n); // valid weights along one axis
+    const positions = Object.fromEntries(Object.keys(VALID).map((weights) => [weights, 0]));
+    canvas.width = canvas.height = n;
+    const brush = canvas.getContext("2d");
+    for (let y = 0; y < n; y += 1) {
+      for (let x = 0; x < n; x += 1) {
+        const weights = along(x) * along(y);
+        positions[weights] += 1;
+        brush.fillStyle = VALID[weights];
+        brush.fillRect(x, y, 1, 1);
+      }
+    }
+    for (const input of [rate, side]) input.parentElement.querySelector("output").textContent = input.value;
+    const lines = Object.entries(VALID).reverse().filter(([weights]) => positions[weights]).map(([weights, colour]) => {
+      const line = document.createElement("li");
+      const patch = document.createElement("span");
+      patch.style.background = colour;
+      line.append(patch, `${weights} valid: ${((100 * positions[weights]) / n ** 2).toFixed(1)}%`);
+      return line;
+    });
+    kernel.querySelector("ul").replaceChildren(...lines);
+  };
+
+  for (const input of [rate, side]) input.addEventListener("input", draw);
+  draw();
+}

@@ -51,4 +51,5 @@ TABLE = Table(
         for pooling in (False, True)
     ),
     measures=("miou", "light_iou"),
+    along="rate",
 )

@@ -75,6 +75,8 @@ class Table:
       measures: keys of `MEASURES`.
       data: the data set in the regime `paper`, "voc" or "cityscapes".
       claims: claims of the paper about these rows.
+      along: the column along which its plot draws curves, one for each combination of the other cells; empty: the plot
+        has a point for each row, or curves over the measures.
     """
 
     name: str
@@ -85,6 +87,7 @@ class Table:
     measures: tuple[str, ...] = ("miou",)
     data: str = "voc"
     claims: tuple[Claim, ...] = ()
+    along: str = ""
 
     def words(self, row: Row) -> list[str]:
         """Return a row's cells in words: a text as it is, a number behind its column's name, and the name of the column

@@ -27,4 +27,5 @@ TABLE = Table(
     columns=("rate",),
     rows=tuple(Row((rate,), compute=partial(shares, rate)) for rate in RATES),
     measures=tuple(f"valid_{taps}" for taps in TAPS),
+    along="rate",
 )

@@ -28,7 +28,7 @@ from experiments.report.cells import cells, headings
 from experiments.report.gather import RowResult, TableResult, read_tables
 from experiments.report.page import Section, data_uri, page
 from experiments.report.pictures import Few, Pictures, row_pictures, table_pictures
-from experiments.report.plots import LIGHT, curves_plot, values_plot
+from experiments.report.plots import LIGHT, curves_along, curves_plot, values_plot
 from experiments.report.verdicts import RULE, Verdict, verdicts
 from experiments.run.execute import work
 from experiments.run.plan import Job
@@ -202,6 +202,25 @@ def test_measures_without_the_papers_numbers_have_one_column(tmp_path) -> None:
     ]
     assert all(values_plot(result, LIGHT).startswith(b"\x89PNG") for result in (figure4, figure5))
     assert curves_plot(figure4, LIGHT) is None
+
+
+def test_curves_along_a_column() -> None:
+    """One for each combination of the other cells, of the last measure; of all measures where no other column is."""
+    table = TABLES["extra_rates"]
+    values = {("map 17", False): 40.0, ("map 17", True): 70.0}
+    rows = [
+        RowResult(row, "", {"miou": 1.0, "light_iou": values[f"map {row.cells[0]}", row.cells[2]] + row.cells[1]})
+        for row in table.rows
+        if row.cells[0] == 17
+    ]
+    found = curves_along(TableResult(table, "demo", tuple(rows)))
+    assert found["map 17"] == [(rate, 40.0 + rate) for rate in (2, 4, 8, 12, 16)]
+    assert found["map 17, image pooling"] == [(rate, 70.0 + rate) for rate in (2, 4, 8, 12, 16)]
+    figure4 = TABLES["v3_figure4"]
+    shares = [RowResult(row, "", row.compute()) for row in figure4.rows]
+    found = curves_along(TableResult(figure4, "scenes", tuple(shares)))
+    assert list(found) == ["9 valid", "6 valid", "4 valid", "3 valid", "2 valid", "1 valid"]
+    assert found["1 valid"][-1] == (100.0, 100.0)
 
 
 def test_a_computed_table_stands_in_the_first_regime_only(store) -> None:
@@ -497,6 +516,26 @@ def test_the_slider_compares_two_rows_on_one_image(store, tmp_path) -> None:
     blue = data_uri((tmp_path / "channels 48/prediction_1.png").read_bytes(), ".png")
     assert found["before"] == [red, green]
     assert found["after"] == ["second: channels 48", "second: image", blue, blue]
+
+
+def test_sliders_set_rate_and_side_of_the_drawn_map(tmp_path) -> None:
+    figure4 = TABLES["v3_figure4"]
+    result = TableResult(figure4, "scenes", tuple(RowResult(row, "", row.compute()) for row in figure4.rows))
+    script = """
+      const kernel = document.querySelector(".kernel"), canvas = kernel.querySelector("canvas");
+      const [rate, side] = kernel.querySelectorAll("input");
+      const state = () => [canvas.width, ...[...kernel.querySelectorAll("li")].map((line) => line.textContent)];
+      const set = (input, value) => { input.value = value; input.dispatchEvent(new Event("input")); return state(); };
+      const colour = (x, y) => [...canvas.getContext("2d").getImageData(x, y, 1, 1).data].join();
+      const found = { first: state(), corner: colour(0, 0), middle: colour(32, 32), beyond: set(rate, 65) };
+      set(rate, 2); found.small = set(side, 9);
+      return found;"""
+    found = in_browser(page([Section(result, [], (None, None), (None, None))], []), script, tmp_path)
+    # By hand: at rate 24 on 65 samples, 17 see three taps of an axis and 48 see two.
+    assert found["first"] == [65, "9 valid: 6.8%", "6 valid: 38.6%", "4 valid: 54.5%"]
+    assert found["corner"] == "33,145,140,255" and found["middle"] == "253,231,37,255"
+    assert found["beyond"] == [65, "1 valid: 100.0%"]
+    assert found["small"] == [9, "9 valid: 30.9%", "6 valid: 49.4%", "4 valid: 19.8%"]  # 25, 40 and 16 of 81
 
 
 def test_a_phone_scrolls_tables_and_not_the_page(store, tmp_path) -> None:

@@ -1,0 +1,147 @@
+"""Draw the spread over seeds against the cost of a training, from the results of the table `extra_noise`.
+
+    python -m experiments.run extra_noise
+    python -m experiments.spread --out experiments/results/spread.png --write experiments/results/README.md
+
+The spread is the largest minus the smallest validation mIoU of the trainings that a row has. The difference is that of
+the two networks at the same seed, which share the order of the images and the weights that both have.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from deeplab_jax.errors import UserError
+from deeplab_jax.files import write_whole
+from experiments.output import Section, add_write, markdown_table
+from experiments.program import exits, parser_of
+from experiments.report.gather import TableResult, read_tables
+from experiments.report.plots import DPI, LIGHT, WIDTH
+from experiments.run.results import PAGE, RESULTS
+from experiments.tables import TABLES
+
+SECTION = Section("<!-- spread:begin -->", "<!-- spread:end -->")
+AIM = 1.0  # points
+DIFFERENCE = "difference"
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """A way to train, and what it gives.
+
+    Attributes:
+      name: the way in words.
+      images: images that a training sees, repetitions counted.
+      seconds: mean time of a training.
+      mious: mIoU in % of each network by seed, and the differences of the two under `DIFFERENCE`.
+    """
+
+    name: str
+    images: int
+    seconds: float
+    mious: Mapping[str, Mapping[int, float]]
+
+    def spread(self, name: str) -> float:
+        """Return the largest minus the smallest value of a network or of the difference, in points."""
+        values = self.mious[name].values()
+        return max(values) - min(values)
+
+
+@exits
+def main(argv: Sequence[str] | None) -> None:
+    """Write the picture and the table."""
+    parser = parser_of("spread", __doc__)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
+    parser.add_argument("--regime", default="scenes", help="where extra_noise was run (scenes)")
+    parser.add_argument("--out", type=Path, default=Path("runs/report/spread.png"), help="the picture, PNG")
+    add_write(parser, PAGE)
+    args = parser.parse_args(argv)
+    results, _ = read_tables(args.results, (args.regime,))
+    found = protocols(next(one for one in results if one.table is TABLES["extra_noise"]))
+    if not found:
+        raise UserError(
+            f"{args.results / args.regime}: no protocol has two trainings of both networks; "
+            f"python -m experiments.run extra_noise --regime {args.regime} first"
+        )
+    write_whole(args.out, lambda fresh: draw(found).savefig(fresh, format="png", dpi=DPI))
+    print(text := table(found))
+    SECTION.write(args.write, text)
+
+
+def protocols(result: TableResult) -> list[Protocol]:
+    """Return the ways to train for which both networks have two trainings or more, over the seeds that both have."""
+    rows = {one.row.cells: one for one in result.rows}
+    networks = list(dict.fromkeys(str(network) for network, _ in rows))
+    found = []
+    for name in dict.fromkeys(str(training) for _, training in rows):
+        trainings = {network: {one.seed: one for one in rows[network, name].trainings} for network in networks}
+        seeds = sorted(set.intersection(*(set(one) for one in trainings.values())))
+        if len(seeds) < 2:
+            continue
+        mious = {network: {seed: trainings[network][seed].values["miou"] for seed in seeds} for network in networks}
+        first, second = mious.values()
+        every = [one for of_network in trainings.values() for one in of_network.values()]
+        found.append(
+            Protocol(
+                name,
+                every[0].steps * every[0].batch,
+                fmean(one.seconds for one in every),
+                {**mious, DIFFERENCE: {seed: second[seed] - first[seed] for seed in seeds}},
+            )
+        )
+    return found
+
+
+def table(found: Sequence[Protocol]) -> str:
+    """Return the protocols as a Markdown table: mean and spread of each network and of the difference."""
+    names = list(found[0].mious)
+    head = [
+        "training",
+        "trainings of each",
+        "images",
+        "seconds",
+        *(f"{name}: {word}" for name in names for word in ("mean", "spread")),
+    ]
+    rows = (
+        [
+            one.name,
+            str(len(one.mious[DIFFERENCE])),
+            f"{one.images:,}",
+            f"{one.seconds:.0f}",
+            *(f"{value:.2f}" for name in names for value in (fmean(one.mious[name].values()), one.spread(name))),
+        ]
+        for one in found
+    )
+    return markdown_table(head, rows, numbers=len(head) - 1)
+
+
+def draw(found: Sequence[Protocol]) -> Figure:
+    """Draw the spreads over the images of a training; a filled dot has averaged weights."""
+    with matplotlib.rc_context(LIGHT.settings()):
+        figure = Figure(figsize=(WIDTH, 4.2), layout="constrained")
+        axes = figure.subplots()
+        ordered = sorted(found, key=lambda one: one.images)
+        for index, name in enumerate(found[0].mious):
+            colour = f"C{index}"
+            for one in ordered:
+                filled = colour if "average" in one.name else "none"
+                axes.plot(one.images, one.spread(name), "o", color=colour, markerfacecolor=filled)
+            averaged = [one for one in ordered if "average" in one.name]
+            axes.plot(
+                [one.images for one in averaged], [one.spread(name) for one in averaged], "-", color=colour, label=name
+            )
+        axes.axhline(AIM, color="#888888", linestyle=":")
+        axes.set(
+            xscale="log", xlabel="images of a training", ylabel="largest minus smallest mIoU, points", ylim=(0, None)
+        )
+        axes.legend(title="filled: average of the weights")
+        return figure
+
+
+if __name__ == "__main__":
+    sys.exit(main())
