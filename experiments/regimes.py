@@ -3,6 +3,8 @@
 - `scenes`: generated pictures of 129x129, thin ResNets and a thin Xception. Backbones are first trained in plain
   networks on the same pictures. A sample of the last block sees a whole picture, so pyramid and image pooling have
   little context to add.
+- `lamps`: pictures of 257x257 in which only a lamp tells road from water, and the same ResNets. They see a lamp badly
+  where it is far away, so deeper cascades, multi-grid, pyramid and image pooling have context to add.
 - `demo`: the network of `make demo` and its configuration, on the same pictures, from random weights.
 - `camvid`: 257x257 crops of street scenes. ASPP and decoder stand on the authors' MobileNetV2 (`--init`: what `convert`
   makes of deeplabv3_257_mv_gpu.tflite). The cascade and Xception start from random weights.
@@ -146,6 +148,7 @@ class Regime:
 
 
 _SCENES = "configs/scenes.py:model={model}"
+_LAMPS = _SCENES + ",size=257"
 _CAMVID = "configs/camvid.py:model={model},steps={steps}"
 _PAPER = "configs/{data}.py:model={model}"
 # A quarter of the channels: ResNets end in 128 channels, Xception's middle flow has 182.
@@ -172,6 +175,24 @@ REGIMES: dict[str, Regime] = {
         # Of `check-data --config configs/scenes.py --split train --limit 400`.
         class_weights=(0.506, 1.023, 1.000, 0.773, 0.650, 1.676, 1.731, 0.676, 1.199),
         overrides=("--config.optimizer.learning_rate=0.01",),
+        pretraining=1500,
+    ),
+    "lamps": Regime(
+        name="lamps",
+        networks={
+            "resnet50": Network("resnet18", _LAMPS, channels=0.25, units=2, options=_THIN_RESNET),
+            "resnet101": Network("resnet34", _LAMPS, channels=0.25, options=_THIN_RESNET),
+        },
+        steps=450,
+        batch=0.5,
+        rates=2,
+        claim_seeds=3,
+        close_seeds=3,
+        overrides=(
+            "--config.data.options.lamp=on",
+            "--config.train.ema_decay=0.99",
+            "--config.train.ema_debias=True",
+        ),
         pretraining=1500,
     ),
     "demo": Regime(

@@ -2,8 +2,10 @@
 some of them.
 """
 
+import time
 from collections.abc import Mapping
 from functools import partial
+from statistics import median
 from typing import Any
 
 import jax
@@ -13,6 +15,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from deeplab_jax.models.contexts.aspp import ASPP
 from deeplab_jax.models.segmenter import Segmenter, Variables
+from deeplab_jax.ops.atrous import Lowering, conv2d
 from deeplab_jax.ops.geometry import taps_on_map, valid_tap_counts
 
 PROJECTION = ("params", "context", "projection", "conv", "kernel")
@@ -96,6 +99,22 @@ def logit_change(model: Segmenter, variables: Variables, changed: Variables, ima
     before, after = (_logits(model, each, jnp.asarray(images)) for each in (variables, changed))
     deviations = before - before.mean(axis=(0, 1, 2), keepdims=True)
     return float(jnp.sqrt(jnp.sum((after - before) ** 2) / jnp.sum(deviations**2)))
+
+
+def convolution_seconds(
+    size: int, rate: int, channels: int, lowering: Lowering, *, repeats: int = 5, batch: int = 1
+) -> float:
+    """Return the median time of a 3x3 atrous convolution with as many outputs as inputs, after one warm-up."""
+    x = jnp.ones((batch, size, size, channels))
+    kernel = jnp.ones((3, 3, channels, channels))
+    call = jax.jit(partial(conv2d, rate=rate, lowering=lowering))
+    call(x, kernel).block_until_ready()
+    found = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        call(x, kernel).block_until_ready()
+        found.append(time.perf_counter() - began)
+    return median(found)
 
 
 @partial(jax.jit, static_argnums=0)

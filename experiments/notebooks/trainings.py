@@ -24,29 +24,31 @@ from experiments.run.files import read_records, training_records
 
 # A backbone that ends with conv3 has a receptive field of 99 pixels, which is smaller than the pictures. The pyramid's
 # rates at output stride 8 are 4, 8, 12 and 18, on maps of 17x17 samples. With 4 most taps lie on the map, and with 18
-# all outer taps lie beyond it.
+# all outer taps lie beyond it. In these pictures only a lamp tells road from water.
 _PYRAMID: Mapping[str, Any] = {"last_stage": "conv3", "aspp_rates": (2, 4, 6, 9)}
 _BEYOND_THE_MAP: Mapping[str, Any] = {"last_stage": "conv3", "aspp_rates": (9,)}
+_NO_POOLING: Mapping[str, Any] = {"image_pooling": False}
 # The papers' rates 6, 12 and 18 are for maps of 33x33 samples; at output stride 16 these pictures give 9x9.
 _RATES: Mapping[str, Any] = {"aspp_rates": (2, 4, 6)}
 
 
 @dataclass(frozen=True)
 class Training:
-    """A network as changes to `configs/scenes.py`: the model's name, its options, and its output stride (0: the model's
-    default).
+    """A network as changes to `configs/scenes.py`: the model's name, its options, its output stride (0: the model's
+    default), and the lamp of the scenes.
     """
 
     model: str
     options: Mapping[str, Any]
     output_stride: int = 0
+    lamp: str = "none"
 
 
 TRAININGS: dict[str, Training] = {
-    "pyramid": Training("deeplabv3_resnet18", _PYRAMID, 8),
-    "pyramid_without_pooling": Training("deeplabv3_resnet18", {**_PYRAMID, "image_pooling": False}, 8),
-    "beyond_the_map": Training("deeplabv3_resnet18", _BEYOND_THE_MAP, 8),
-    "beyond_the_map_without_pooling": Training("deeplabv3_resnet18", {**_BEYOND_THE_MAP, "image_pooling": False}, 8),
+    "pyramid": Training("deeplabv3_resnet18", _PYRAMID, 8, "on"),
+    "pyramid_without_pooling": Training("deeplabv3_resnet18", {**_PYRAMID, **_NO_POOLING}, 8, "on"),
+    "beyond_the_map": Training("deeplabv3_resnet18", _BEYOND_THE_MAP, 8, "on"),
+    "beyond_the_map_without_pooling": Training("deeplabv3_resnet18", {**_BEYOND_THE_MAP, **_NO_POOLING}, 8, "on"),
     "deeplabv3": Training("deeplabv3_resnet18", _RATES),
     "deeplabv3plus": Training("deeplabv3plus_resnet18", _RATES),
 }
@@ -59,7 +61,7 @@ def config_of(name: str, size: Extent) -> ConfigDict:
     config.model.output_stride = training.output_stride
     with config.model.options.unlocked():
         config.model.options.update({**training.options, "width": size.width})
-    config.data.options.count = size.pictures
+    config.data.options.update({"count": size.pictures, "lamp": training.lamp})
     config.train.update({"devices": 1, "steps": size.steps})
     return config
 
@@ -85,14 +87,20 @@ def trained(name: str) -> tuple[Segmenter, Variables]:
 
 
 def evaluated(
-    model: Segmenter, variables: Variables, *, large: bool = False, output_stride: int = 0, **protocol: Any
+    model: Segmenter,
+    variables: Variables,
+    *,
+    large: bool = False,
+    lamp: str = "none",
+    output_stride: int = 0,
+    **protocol: Any,
 ) -> Results:
-    """Evaluate on validation scenes with the side of the training, or on `large` ones. `protocol` has fields of
-    `Protocol`.
+    """Evaluate on validation scenes with the side of the training, or on `large` ones. `lamp` is that of the scenes.
+    `protocol` has fields of `Protocol`.
     """
     size = extent()
     side, count = (size.large_side, size.evaluated // 4) if large else (size.side, size.evaluated)
-    source = Scenes("val", size=(side, side), count=count)
+    source = Scenes("val", size=(side, side), count=count, lamp=lamp)
     return evaluate(
         model,
         variables,
