@@ -35,6 +35,8 @@ ON_MOBILENET: Limits = {
     **FROM_WEIGHTS,
     **{(MULTI_GRID, grid): "MobileNetV2 has no multi-grid" for grid in ((1, 1, 1), (1, 2, 1))},
 }
+# The papers' rates 6 and 18, halved.
+ODD_RATES: Limits = {("model.output_stride", 32): "half of the rates 3 and 9 is no whole number"}
 
 
 @dataclass(frozen=True)
@@ -180,8 +182,8 @@ REGIMES: dict[str, Regime] = {
     "lamps": Regime(
         name="lamps",
         networks={
-            "resnet50": Network("resnet18", _LAMPS, channels=0.25, units=2, options=_THIN_RESNET),
-            "resnet101": Network("resnet34", _LAMPS, channels=0.25, options=_THIN_RESNET),
+            "resnet50": Network("resnet18", _LAMPS, channels=0.25, units=2, options=_THIN_RESNET, limits=ODD_RATES),
+            "resnet101": Network("resnet34", _LAMPS, channels=0.25, options=_THIN_RESNET, limits=ODD_RATES),
         },
         steps=450,
         batch=0.5,
