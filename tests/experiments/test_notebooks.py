@@ -97,6 +97,12 @@ def test_a_change_is_relative_to_the_spread_of_the_logits(pyramid, image):
     assert change == pytest.approx(float(jnp.sqrt(mean_square / variance)), rel=1e-4)
 
 
+def test_a_time_is_the_median_after_a_warm_up(monkeypatch):
+    clock = iter([0.0, 1.0, 10.0, 13.0, 20.0, 22.0])
+    monkeypatch.setattr(taps, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    assert taps.convolution_seconds(5, 2, 3, "taps", repeats=3) == 2.0
+
+
 def test_outer_taps_can_be_random_around_the_same_centre(pyramid):
     _, variables = pyramid
     kernels = [
