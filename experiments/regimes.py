@@ -3,8 +3,6 @@
 - `scenes`: generated pictures of 129x129, thin ResNets and a thin Xception. Backbones are first trained in plain
   networks on the same pictures. A sample of the last block sees a whole picture, so pyramid and image pooling have
   little context to add.
-- `lamps`: pictures of 257x257 in which only a lamp tells road from water, and the same ResNets. They see a lamp badly
-  where it is far away, so deeper cascades, multi-grid, pyramid and image pooling have context to add.
 - `demo`: the network of `make demo` and its configuration, on the same pictures, from random weights.
 - `camvid`: 257x257 crops of street scenes. ASPP and decoder stand on the authors' MobileNetV2 (`--init`: what `convert`
   makes of deeplabv3_257_mv_gpu.tflite). The cascade and Xception start from random weights.
@@ -35,8 +33,6 @@ ON_MOBILENET: Limits = {
     **FROM_WEIGHTS,
     **{(MULTI_GRID, grid): "MobileNetV2 has no multi-grid" for grid in ((1, 1, 1), (1, 2, 1))},
 }
-# The papers' rates 6 and 18, halved.
-ODD_RATES: Limits = {("model.output_stride", 32): "half of the rates 3 and 9 is no whole number"}
 
 
 @dataclass(frozen=True)
@@ -150,7 +146,6 @@ class Regime:
 
 
 _SCENES = "configs/scenes.py:model={model}"
-_LAMPS = _SCENES + ",size=257"
 _CAMVID = "configs/camvid.py:model={model},steps={steps}"
 _PAPER = "configs/{data}.py:model={model}"
 # A quarter of the channels: ResNets end in 128 channels, Xception's middle flow has 182.
@@ -179,31 +174,13 @@ REGIMES: dict[str, Regime] = {
         overrides=("--config.optimizer.learning_rate=0.01",),
         pretraining=1500,
     ),
-    "lamps": Regime(
-        name="lamps",
-        networks={
-            "resnet50": Network("resnet18", _LAMPS, channels=0.25, units=2, options=_THIN_RESNET, limits=ODD_RATES),
-            "resnet101": Network("resnet34", _LAMPS, channels=0.25, options=_THIN_RESNET, limits=ODD_RATES),
-        },
-        steps=450,
-        batch=0.5,
-        rates=2,
-        claim_seeds=3,
-        close_seeds=3,
-        overrides=(
-            "--config.data.options.lamp=on",
-            "--config.train.ema_decay=0.99",
-            "--config.train.ema_debias=True",
-        ),
-        pretraining=1500,
-    ),
     "demo": Regime(
         name="demo",
         networks={"resnet18": Network("resnet18", _SCENES, units=2)},
         steps=0,
         batch=1.0,
         rates=1,
-        seeds={"extra_context": 3},
+        seeds={"extra_context": 2},
     ),
     "camvid": Regime(
         name="camvid",

@@ -286,23 +286,12 @@ def test_what_is_stated_in_the_papers_terms_is_scaled() -> None:
     assert [CAMVID.names[class_id] for class_id in pasted.copy_paste_classes] == list(RARE)
 
 
-def test_lamps_need_context_and_leave_the_rates_on_the_map() -> None:
-    """Pictures of 257 pixels give maps of 17 samples, half of the papers' distances, so rates are half of theirs."""
-    found = resolved("v3_table5", "1_2_4-6_12_18-image_pooling", "lamps")
-    for config in (found.config, found.pretraining):
-        assert dict(config.data.options) == {"size": (257, 257), "lamp": "on"} and config.data.crop_size == (257, 257)
-    assert found.config.evaluate.pad_to == ((257, 257),)
-    assert found.config.model.options.aspp_rates == (3, 6, 9)
-    assert found.config.model.options.multi_grid == (1, 2, 4)
-
-
 def test_what_a_regime_cannot_run_it_says_in_words() -> None:
     for table, name, regime, reason in (
         ("v3_table5", "1_2_1-6_12_18", "camvid", "MobileNetV2 has no multi-grid"),
         ("extra_norm", "group-batch_size_4", "camvid", "the released weights have batch norm"),
         ("extra_loss", "balanced-top_k_1_0", "paper", "class frequencies"),
         ("extra_recipes", "copy_paste", "paper", "rare classes"),
-        ("v3_table10", "train_os_32-eval_os_16", "lamps", "no whole number"),
     ):
         found = resolve(row(table, name), TABLES[table], REGIMES[regime], NOTHING)
         assert isinstance(found, NotRun) and reason in found.reason
