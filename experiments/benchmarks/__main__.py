@@ -57,6 +57,7 @@ PARTS: dict[str, Callable[[Session], None]] = {
 }
 CHILDREN: dict[str, Callable[..., dict[str, Any]]] = {
     "compile": compilation.child,
+    "keras_hub": keras_hub.child,
     "memory": memory.child,
     "paper": paper.child,
     "pipeline": pipeline.child,

@@ -1,13 +1,14 @@
 """KerasHub's DeepLabV3Plus on JAX against ours with the same weights: what a user of JAX would take instead.
 
-Keras is called as its users call it: `predict_on_batch` and `train_on_batch` of a compiled model. Both sides run in one
-process and take turns.
+Keras is called as its users call it: `predict_on_batch` and `train_on_batch` of a compiled model. For times, both sides
+run in one process and take turns. For the first call and the memory, each has a process of its own.
 """
 
 import importlib.util
 import os
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deeplab_jax import convert
+from deeplab_jax import convert, load, save
+from deeplab_jax.models.preprocessing import IMAGENET, Preprocessing
 from deeplab_jax.models.segmenter import Segmenter, Variables
-from experiments.benchmarks import networks, pairs, training
+from experiments.benchmarks import compilation, memory, networks, pairs, training
+from experiments.benchmarks.children import run_child
 from experiments.benchmarks.inference import LOGITS
 from experiments.benchmarks.session import Session
 from experiments.benchmarks.timing import race, summarize
@@ -33,7 +36,9 @@ UNITS = {
 
 
 def measure(session: Session) -> None:
-    """Race inference at both output strides, and training at 16; without KerasHub nothing is measured."""
+    """Race inference at both output strides, and training at 16. Then measure the first call and the memory of both
+    sides. Without KerasHub nothing is measured.
+    """
     absent = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if absent:
         print(f"keras_hub  left out: {', '.join(absent)} not installed: `make peers` installs it", flush=True)
@@ -47,6 +52,8 @@ def measure(session: Session) -> None:
         settings = {"encoder": encoder, "output_stride": stride, "side": size, "batch": images}
         name = f"{what}, DeepLabV3Plus {encoder}, OS {stride}, {images}x{size}x{size}, float32"
         session.row("keras_hub", name, settings, partial(contest, session))
+        if stride == 16:
+            session.row("keras_hub", f"first call and memory, {name}", {**settings, "what": what}, apart)
 
 
 def make_pair(encoder: str, stride: int, side: int) -> tuple[Any, Segmenter, Variables]:
@@ -118,12 +125,9 @@ def infer(session: Session, *, encoder: str, output_stride: int, side: int, batc
       AssertionError: the logits differ by more than `LOGITS` of the largest.
     """
     peer, model, variables = make_pair(encoder, output_stride, side)
-    images = networks.random_images(batch, side)
-    apply, variables = networks.inference(model, variables)
-    inputs = jax.device_put(images)
     contestants = {
-        "ours": lambda: jax.block_until_ready(apply(variables, inputs)),
-        "KerasHub": lambda: peer.predict_on_batch(images),
+        "ours": our_call("inference", model, variables, batch, side),
+        "KerasHub": their_call("inference", peer, batch, side),
     }
     error = pairs.relative_error(np.asarray(contestants["ours"]()), contestants["KerasHub"]())
     assert error <= LOGITS, f"logits differ by {error:.1e} of the largest"
@@ -136,11 +140,75 @@ def train(session: Session, *, encoder: str, output_stride: int, side: int, batc
     Raises:
       AssertionError: the first losses differ by more than `training.LOSS`.
     """
+    peer, model, variables = make_pair(encoder, output_stride, side)
+    ours = our_call("training", model, variables, batch, side)
+    theirs = their_call("training", peer, batch, side, model.preprocessing)
+    first = {"ours": float(ours()["loss"]), "KerasHub": theirs()}
+    assert abs(first["ours"] - first["KerasHub"]) <= training.LOSS * abs(first["KerasHub"]), f"first losses {first}"
+    return {**summarize(race({"ours": ours, "KerasHub": theirs}, rounds=session.repeats)), "first_losses": first}
+
+
+def apart(*, what: str, encoder: str, output_stride: int, side: int, batch: int) -> dict[str, Any]:
+    """Return what `child` returns for both sides, each in a new process that loads its network from a file."""
+    peer, model, variables = make_pair(encoder, output_stride, side)
+    with tempfile.TemporaryDirectory() as folder:
+        files = {who: str(Path(folder, who)) for who in ("ours", "KerasHub")}
+        save(files["ours"], model, variables, {})
+        peer.save_to_preset(files["KerasHub"])
+        return {
+            who: run_child("keras_hub", what=what, who=who, folder=file, batch=batch, side=side)
+            for who, file in files.items()
+        }
+
+
+def child(what: str, who: str, folder: str, batch: int, side: int) -> dict[str, Any]:
+    """Load a network in this process and call it twice, without any cache of programs.
+
+    Returns:
+      `first_call`, the seconds until the first result, loading included, and `peak_running`, the peak of memory in MiB
+      during the second call, counted from the memory after the imports; None where the system does not tell.
+    """
+    if who == "KerasHub":
+        os.environ["KERAS_BACKEND"] = "jax"
+        import keras_hub
+    compilation.use_cache("")
+    jax.devices()
+    before, began = memory.resident_peak(), time.perf_counter()
+    if who == "KerasHub":
+        peer = keras_hub.models.DeepLabV3ImageSegmenter.from_preset(folder)
+        call = their_call(what, peer, batch, side)
+    else:
+        model, variables, _ = load(folder)
+        call = our_call(what, model, variables, batch, side)
+    call()
+    first = time.perf_counter() - began
+    running = None
+    if memory.reset_peak():
+        call()
+        running = round(memory.resident_peak() - before, 1)
+    return {"first_call": round(first, 2), "peak_running": running}
+
+
+def our_call(what: str, model: Segmenter, variables: Variables, batch: int, side: int) -> Callable[[], Any]:
+    """Return what computes the logits of images, or what does a training step on one batch."""
+    if what == "training":
+        return training.stepper(*networks.training(model, variables), networks.random_examples(batch, side))
+    apply, variables = networks.inference(model, variables)
+    inputs = jax.device_put(networks.random_images(batch, side))
+    return lambda: jax.block_until_ready(apply(variables, inputs))
+
+
+def their_call(
+    what: str, peer: Any, batch: int, side: int, preprocessing: Preprocessing = IMAGENET
+) -> Callable[[], Any]:
+    """Return the same of KerasHub's network; a training step returns its loss. `preprocessing` makes its images."""
+    if what == "inference":
+        images = networks.random_images(batch, side)
+        return lambda: peer.predict_on_batch(images)
     import keras
 
-    peer, model, variables = make_pair(encoder, output_stride, side)
     examples = networks.random_examples(batch, side)
-    images = np.asarray(model.preprocessing(jnp.asarray(examples["image"])))
+    images = np.asarray(preprocessing(jnp.asarray(examples["image"])))
     labels = examples["label"][..., None]
     # Keras decays its weights apart from the gradient, and multiplies by one minus the rate times the decay.
     optimizer = keras.optimizers.SGD(networks.LEARNING_RATE, networks.MOMENTUM, weight_decay=networks.WEIGHT_DECAY)
@@ -148,11 +216,4 @@ def train(session: Session, *, encoder: str, output_stride: int, side: int, batc
         from_logits=True, ignore_class=255, reduction="mean_with_sample_weight"
     )
     peer.compile(optimizer=optimizer, loss=loss, metrics=None)
-
-    def theirs() -> float:
-        return float(np.ravel(peer.train_on_batch(images, labels))[0])
-
-    ours = training.stepper(*networks.training(model, variables), examples)
-    first = {"ours": float(ours()["loss"]), "KerasHub": theirs()}
-    assert abs(first["ours"] - first["KerasHub"]) <= training.LOSS * abs(first["KerasHub"]), f"first losses {first}"
-    return {**summarize(race({"ours": ours, "KerasHub": theirs}, rounds=session.repeats)), "first_losses": first}
+    return lambda: float(np.ravel(peer.train_on_batch(images, labels))[0])

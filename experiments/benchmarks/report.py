@@ -213,6 +213,12 @@ def _range(values: Sequence[float]) -> str:
 
 def _keras_hub(rows: Mapping[str, Any]) -> Lines:
     for name, row in rows.items():
+        if "times" not in row:
+            first, peaks = ([row[who][key] for who in ("ours", "KerasHub")] for key in ("first_call", "peak_running"))
+            text = f"first result after {first[0]:.1f} s, KerasHub {first[1]:.1f} s"
+            text += "" if None in peaks else f"; peak memory {peaks[0]:,.0f} MiB, KerasHub {peaks[1]:,.0f} MiB"
+            yield f"KerasHub, {name}", text
+            continue
         ours, theirs = (1000 * row["times"][who]["median"] for who in ("ours", "KerasHub"))
         yield f"KerasHub, {name}", f"{ours:,.1f} ms, KerasHub {theirs:,.1f} ms, ratio {_ratio(row, 'KerasHub')}"
 

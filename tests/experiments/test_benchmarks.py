@@ -486,8 +486,15 @@ def test_the_report_has_keras_hubs_times() -> None:
     times = {"ours": {"median": 0.5}, "KerasHub": {"median": 2.0}}
     row = {"times": times, "ratios": {"KerasHub": {"of_rounds": 4.0}}}
     full["parts"]["keras_hub"] = {"inference, n, OS 16": {"code": "c", "date": "2026-01-02", "result": row}}
+    sides = {
+        "ours": {"first_call": 5.25, "peak_running": 1200.0},
+        "KerasHub": {"first_call": 9.0, "peak_running": 2400},
+    }
+    full["parts"]["keras_hub"]["first call and memory, n"] = {"code": "c", "date": "2026-01-02", "result": sides}
     full["versions"]["keras_hub"] = "0.32.0"
     text = report.summarize(full)
+    text_of_sides = "first result after 5.2 s, KerasHub 9.0 s; peak memory 1,200 MiB, KerasHub 2,400 MiB"
+    assert f"| KerasHub, first call and memory, n | {text_of_sides} |" in text
     assert "| KerasHub, inference, n, OS 16 | 500.0 ms, KerasHub 2,000.0 ms, ratio 4.00 |" in text
     assert "segmentation_models_pytorch 1, keras_hub 0.32.0; freed memory" in text
 
@@ -504,8 +511,11 @@ def test_keras_hub_is_measured_with_the_same_weights(tmp_path: Path, repo_root: 
     )
     assert done.returncode == 0, done.stdout + done.stderr
     rows = read_results(out)["parts"]["keras_hub"]
-    assert len(rows) == 3
-    assert all(row["result"]["ratios"]["KerasHub"]["of_rounds"] > 0 for row in rows.values())
+    assert len(rows) == 5
+    races = [row["result"] for row in rows.values() if "ratios" in row["result"]]
+    assert len(races) == 3 and all(race["ratios"]["KerasHub"]["of_rounds"] > 0 for race in races)
+    sides = [side for row in rows.values() if "ours" in row["result"] for side in row["result"].values()]
+    assert len(sides) == 4 and all(side["first_call"] > 0 and side["peak_running"] > 0 for side in sides)
 
 
 def test_times_of_a_step_are_summed_by_what_asked_for_them() -> None:
