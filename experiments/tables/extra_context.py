@@ -1,10 +1,9 @@
-"""What a context module is worth where only the far surroundings tell, by what the backbone sees (not in the papers).
+"""What a context module is worth where only the far surroundings tell (not in the papers).
 
 In these scenes road and water look the same, and so do car and boat. Only a lamp somewhere in the picture tells them
-apart (`deeplab_jax/data/sets/scenes.py`). A feature of a ResNet-18 up to conv3 depends on 49 pixels to each side, and
-on most of them weakly, so it needs a pyramid or image pooling to find the lamp. A feature of the whole ResNet-18
-depends on the whole picture: these rows have unlimited context. In the controls the lamp is off, so no network can
-succeed.
+apart (`deeplab_jax/data/sets/scenes.py`). A feature of a ResNet-18 up to conv3 depends on 49 pixels to each side. A
+feature of the whole ResNet-18 depends on the whole picture in theory, but hardly on what is far away. Image pooling sees
+everything, so its rows have unlimited context. In the controls the lamp is off, so no network can succeed.
 
 It runs in the regime `demo`, from random weights: `python -m experiments.run extra_context --regime demo`. Maps have 17
 samples a side, so the rates are a third of the papers' and all taps stay on the map.
