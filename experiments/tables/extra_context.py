@@ -2,8 +2,8 @@
 
 In these scenes road and water look the same, and so do car and boat. Only a lamp somewhere in the picture tells them
 apart (`deeplab_jax/data/sets/scenes.py`). A feature of a ResNet-18 up to conv3 depends on 49 pixels to each side. A
-feature of the whole ResNet-18 depends on the whole picture in theory, but hardly on what is far away. Image pooling sees
-everything, so its rows have unlimited context. In the controls the lamp is off, so no network can succeed.
+feature of the whole ResNet-18 depends on the whole picture in theory, but hardly on what is far away. Image pooling
+sees everything, so its rows have unlimited context. In the controls the lamp is off, so no network can succeed.
 
 It runs in the regime `demo`, from random weights: `python -m experiments.run extra_context --regime demo`. Maps have 17
 samples a side, so the rates are a third of the papers' and all taps stay on the map.
