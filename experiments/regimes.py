@@ -163,7 +163,7 @@ REGIMES: dict[str, Regime] = {
             "xception65": Network("xception41", _SCENES, channels=0.25, options=_THIN),
             "xception71": Network("xception65", _SCENES, channels=0.25, options=_THIN),
         },
-        steps=150,
+        steps=450,
         batch=0.5,
         rates=3,
         seeds={"extra_seeds": 5, "extra_noise": 5},
