@@ -121,25 +121,23 @@ def table(found: Sequence[Protocol]) -> str:
 
 
 def draw(found: Sequence[Protocol]) -> Figure:
-    """Draw the spreads over the images of a training; a filled dot has averaged weights."""
+    """Draw the spreads over the images of a training: solid curves and filled dots are those of averaged weights."""
     with matplotlib.rc_context(LIGHT.settings()):
         figure = Figure(figsize=(WIDTH, 4.2), layout="constrained")
         axes = figure.subplots()
-        ordered = sorted(found, key=lambda one: one.images)
-        for index, name in enumerate(found[0].mious):
-            colour = f"C{index}"
-            for one in ordered:
-                filled = colour if "average" in one.name else "none"
-                axes.plot(one.images, one.spread(name), "o", color=colour, markerfacecolor=filled)
-            averaged = [one for one in ordered if "average" in one.name]
-            axes.plot(
-                [one.images for one in averaged], [one.spread(name) for one in averaged], "-", color=colour, label=name
-            )
+        for averaged in (True, False):
+            ways = sorted((one for one in found if ("average" in one.name) == averaged), key=lambda one: one.images)
+            for index, name in enumerate(found[0].mious):
+                style = {"color": f"C{index}", "label": f"{name}, averaged" if averaged else name}
+                style |= {"linestyle": "-"} if averaged else {"linestyle": "--", "markerfacecolor": "none"}
+                axes.plot([one.images for one in ways], [one.spread(name) for one in ways], marker="o", **style)
         axes.axhline(AIM, color="#888888", linestyle=":")
-        axes.set(
-            xscale="log", xlabel="images of a training", ylabel="largest minus smallest mIoU, points", ylim=(0, None)
-        )
-        axes.legend(title="filled: average of the weights")
+        axes.set(xscale="log", xlabel="images of a training", ylabel="largest minus smallest mIoU, points")
+        axes.set_ylim(0, None)
+        axes.set_xticks([], minor=True)
+        images = sorted({one.images for one in found})
+        axes.set_xticks(images, [f"{count:,}" for count in images])
+        axes.legend(fontsize="small")
         return figure
 
 
