@@ -234,7 +234,9 @@ def _row_result(
 
 
 def _pool_seeds(tables: Sequence[TableResult]) -> list[TableResult]:
-    """Give each row the seeds of all rows with the same training and evaluation, in all tables."""
+    """Give each row the seeds of all rows with the same training and evaluation, in all tables, as far as the same code
+    made them.
+    """
     found: dict[tuple[str, str], dict[int, Training]] = {}
     for row in (row for table in tables for row in table.rows):
         pool = found.setdefault((row.training, row.evaluation), {})
@@ -243,7 +245,10 @@ def _pool_seeds(tables: Sequence[TableResult]) -> list[TableResult]:
             pool[one.seed] = replace(one, values=values)
 
     def pooled(row: RowResult) -> RowResult:
-        every = {**found[row.training, row.evaluation], **{one.seed: one for one in row.trainings}}
+        own = {commit for one in row.trainings for commit in one.commits}
+        pool = found[row.training, row.evaluation]
+        every = {seed: one for seed, one in pool.items() if own.issuperset(one.commits)}
+        every |= {one.seed: one for one in row.trainings}
         return replace(row, trainings=tuple(every[seed] for seed in sorted(every)))
 
     return [replace(table, rows=tuple(map(pooled, table.rows))) for table in tables]

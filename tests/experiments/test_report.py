@@ -174,6 +174,19 @@ def test_a_network_has_the_seeds_of_all_tables_that_it_stands_in(tmp_path) -> No
     assert [len(row.trainings) for row in found["v3_table10"].rows if row.trainings] == [1]
 
 
+def test_seeds_of_other_code_are_not_added(tmp_path) -> None:
+    put(tmp_path, "v3_table6/eval_os_16", 0.50, key="c")
+    file = put(tmp_path, "extra_seeds/deeplabv3", 0.60, 0.62, key="c")
+    rows = json.loads(file.read_text())["rows"]
+    for entry in rows["deeplabv3"]["seeds"]:
+        entry["commits"] = ["fedcba9876543210"]
+    write_json(file, {"rows": rows})
+    found = tables_by_name(tmp_path)
+    for name, mious in (("v3_table6", [50]), ("extra_seeds", [60, 62])):
+        row = next(row for row in found[name].rows if row.trainings)
+        assert row.values["miou"] == pytest.approx(mious)
+
+
 def test_rows_of_the_same_weights_have_the_same_seeds(tmp_path) -> None:
     """Seed 0 alone has both evaluations."""
     put(tmp_path, "v3_table6/eval_os_16", 0.50, 0.60, 0.61, key="c", evaluation="e16")
