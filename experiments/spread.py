@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -128,7 +129,7 @@ def draw(found: Sequence[Protocol]) -> Figure:
         for averaged in (True, False):
             ways = sorted((one for one in found if ("average" in one.name) == averaged), key=lambda one: one.images)
             for index, name in enumerate(found[0].mious):
-                style = {"color": f"C{index}", "label": f"{name}, averaged" if averaged else name}
+                style: dict[str, Any] = {"color": f"C{index}", "label": f"{name}, averaged" if averaged else name}
                 style |= {"linestyle": "-"} if averaged else {"linestyle": "--", "markerfacecolor": "none"}
                 axes.plot([one.images for one in ways], [one.spread(name) for one in ways], marker="o", **style)
         axes.axhline(AIM, color="#888888", linestyle=":")
