@@ -129,15 +129,15 @@ def test_a_table_is_run_written_and_printed(here, tmp_path, capsys) -> None:
     assert "not run here: needs COCO" in printed
     found = result(tmp_path, "v3_table6/eval_os_8-ms")
     assert found["cells"] == {"eval_os": 8, "ms": True, "flip": False, "coco": False}
-    assert found["paper"] == {"miou": 79.45} and found["config"]["train"]["steps"] == 150
+    assert found["paper"] == {"miou": 79.45} and found["config"]["train"]["steps"] == 450
     first, second = found["seeds"]
     assert (first["seed"], second["seed"], second["miou"]) == (0, 1, 0.51)
-    # 300 steps of 8 images at 8 images a second.
-    assert first["seconds"] == {"training": 150.0, "evaluation": 2.0}
+    # 450 steps of 8 images at 8 images a second.
+    assert first["seconds"] == {"training": 450.0, "evaluation": 2.0}
     assert {"commits", "versions", "per_class", "protocol"} <= set(first)
     kept = json.loads((tmp_path / "out/scenes/trainings.json").read_text())
     assert list(kept) == sorted(here.names)
-    assert [record["step"] for record in kept[here.names[0]]] == [150]
+    assert [record["step"] for record in kept[here.names[0]]] == [450]
     names = ["eval_os_16", "eval_os_8", "eval_os_8-ms", "eval_os_8-ms-flip"]
     whole = json.loads(table_file(tmp_path, "v3_table6").read_text())
     assert list(whole["rows"]) == names, "the row that needs COCO has none"
@@ -232,7 +232,7 @@ def test_a_table_of_ones_own_is_a_file(here, tmp_path, capsys) -> None:
     assert list(json.loads(table_file(tmp_path, "my_rates").read_text())["rows"]) == ["12_24"]
     # Its finished row tells how long the other one takes, and the training of the backbone.
     assert call(tmp_path, str(file), "--plan") == 0
-    assert "1 of 2 jobs to run, estimated time: 28 min" in capsys.readouterr().out
+    assert "1 of 2 jobs to run, estimated time: 33 min" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -352,8 +352,8 @@ def test_the_plan_estimates_from_what_was_measured(here, tmp_path, capsys) -> No
     capsys.readouterr()
     assert call(tmp_path, "v3_table6", "v3_table10", "--plan") == 0
     printed = capsys.readouterr().out
-    # Two trainings of 150 steps at a second each, with two evaluations of 2 s; and the 1500 steps of their backbone.
-    assert "2 of 3 jobs to run, estimated time: 30 min" in printed and "finished" in printed
+    # Two trainings of 450 steps at a second each, with two evaluations of 2 s; and the 1500 steps of their backbone.
+    assert "2 of 3 jobs to run, estimated time: 40 min" in printed and "finished" in printed
 
 
 @pytest.mark.parametrize("option", ["--regime", "--scale"])  # Older commands have the second.
