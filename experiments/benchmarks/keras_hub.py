@@ -182,11 +182,7 @@ def child(what: str, who: str, folder: str, batch: int, side: int) -> dict[str, 
         call = our_call(what, model, variables, batch, side)
     call()
     first = time.perf_counter() - began
-    running = None
-    if memory.reset_peak():
-        call()
-        running = round(memory.resident_peak() - before, 1)
-    return {"first_call": round(first, 2), "peak_running": running}
+    return {"first_call": round(first, 2), "peak_running": memory.running_peak(call, before)}
 
 
 def our_call(what: str, model: Segmenter, variables: Variables, batch: int, side: int) -> Callable[[], Any]:

@@ -65,10 +65,8 @@ def child(
     else:
         call = peer_task(peers.build(about), task, batch, side, dtype, who)
     call()
-    peak, running = resident_peak() - before, None
-    if reset_peak():
-        call()
-        running = round(resident_peak() - before, 1)
+    peak = resident_peak() - before
+    running = running_peak(call, before)
     return {"peak": round(peak, 1), "peak_running": running, "device_peak": device_peak(who), "xla": planned}
 
 
@@ -133,6 +131,16 @@ def reset_peak() -> bool:
     except OSError:
         return False
     return True
+
+
+def running_peak(call: Callable[[], Any], before: float) -> float | None:
+    """Return the peak of memory in MiB during a call of what is compiled already, counted from `before`, None where the
+    system does not tell.
+    """
+    if not reset_peak():
+        return None
+    call()
+    return round(resident_peak() - before, 1)
 
 
 def device_peak(who: str) -> float | None:

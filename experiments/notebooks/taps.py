@@ -101,11 +101,9 @@ def logit_change(model: Segmenter, variables: Variables, changed: Variables, ima
     return float(jnp.sqrt(jnp.sum((after - before) ** 2) / jnp.sum(deviations**2)))
 
 
-def convolution_seconds(
-    size: int, rate: int, channels: int, lowering: Lowering, *, repeats: int = 5, batch: int = 1
-) -> float:
+def convolution_seconds(size: int, rate: int, channels: int, lowering: Lowering, *, repeats: int = 5) -> float:
     """Return the median time of a 3x3 atrous convolution with as many outputs as inputs, after one warm-up."""
-    x = jnp.ones((batch, size, size, channels))
+    x = jnp.ones((1, size, size, channels))
     kernel = jnp.ones((3, 3, channels, channels))
     call = jax.jit(partial(conv2d, rate=rate, lowering=lowering))
     call(x, kernel).block_until_ready()

@@ -237,17 +237,17 @@ def _pool_seeds(tables: Sequence[TableResult]) -> list[TableResult]:
     """Give each row the seeds of all rows with the same training and evaluation, in all tables, as far as the same code
     made them.
     """
-    found: dict[tuple[str, str], dict[int, Training]] = {}
+    found: dict[tuple[str, str], dict[tuple[int, tuple[str, ...]], Training]] = {}
     for row in (row for table in tables for row in table.rows):
         pool = found.setdefault((row.training, row.evaluation), {})
         for one in row.trainings:
-            values = {**pool.get(one.seed, one).values, **one.values}
-            pool[one.seed] = replace(one, values=values)
+            key = one.seed, one.commits
+            pool[key] = replace(one, values={**pool.get(key, one).values, **one.values})
 
     def pooled(row: RowResult) -> RowResult:
         own = {commit for one in row.trainings for commit in one.commits}
         pool = found[row.training, row.evaluation]
-        every = {seed: one for seed, one in pool.items() if own.issuperset(one.commits)}
+        every = {seed: one for (seed, commits), one in pool.items() if own.issuperset(commits)}
         every |= {one.seed: one for one in row.trainings}
         return replace(row, trainings=tuple(every[seed] for seed in sorted(every)))
 

@@ -181,10 +181,17 @@ def test_seeds_of_other_code_are_not_added(tmp_path) -> None:
     for entry in rows["deeplabv3"]["seeds"]:
         entry["commits"] = ["fedcba9876543210"]
     write_json(file, {"rows": rows})
-    found = tables_by_name(tmp_path)
-    for name, mious in (("v3_table6", [50]), ("extra_seeds", [60, 62])):
-        row = next(row for row in found[name].rows if row.trainings)
+
+    def check(name, mious):
+        row = next(row for row in tables_by_name(tmp_path)[name].rows if row.trainings)
         assert row.values["miou"] == pytest.approx(mious)
+
+    check("v3_table6", [50])
+    check("extra_seeds", [60, 62])
+    # Seed 1 of the same code, in a table that is read before the one of other code, still counts.
+    put(tmp_path, "v3_table9/batch_size_16", 0.50, 0.51, key="c")
+    check("v3_table6", [50, 51])
+    check("extra_seeds", [60, 62])
 
 
 def test_rows_of_the_same_weights_have_the_same_seeds(tmp_path) -> None:

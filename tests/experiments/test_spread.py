@@ -48,6 +48,13 @@ def test_the_table_and_the_picture(result) -> None:
     assert curves["DeepLabv3, averaged"] == ([3600], [0.5]) and curves["DeepLabv3"] == ([1200], [4.0])
 
 
+def test_a_regime_without_the_table_says_what_makes_it(capsys) -> None:
+    """CamVid has committed results, and none of this table."""
+    assert spread.main(["--regime", "camvid"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "python -m experiments.run extra_noise --regime camvid first" in line
+
+
 def test_without_results_it_says_what_makes_them(tmp_path, capsys) -> None:
     assert spread.main(["--results", str(tmp_path)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
