@@ -168,7 +168,9 @@ def load_config(argv: Sequence[str]) -> ConfigDict:
     else:
         define = config_flags.DEFINE_config_file
     absl_logging.use_absl_handler()
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    logger = logging.getLogger("absl")
+    shown = logger.level
+    logger.setLevel(logging.CRITICAL)  # It would log what is raised.
     try:
         define("config", lock_config=True, flag_values=values, sys_argv=["deeplab_jax", *argv])
         values(["deeplab_jax", *argv], known_only=False)
@@ -179,6 +181,8 @@ def load_config(argv: Sequence[str]) -> ConfigDict:
         raise
     except Exception as error:  # Errors of the file, and of the parsers of its keys.
         raise UserError(f"config {path}: {_complaint(error, file)}") from None
+    finally:
+        logger.setLevel(shown)
     check(config, name=path)
     state_val_rule(config.data, "share")
     if kind == ".py":  # A Python file is code itself; JSON may come from anybody.

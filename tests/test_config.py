@@ -1,8 +1,10 @@
 """Configs: arguments, overrides, and refusals that name the fix."""
 
+import contextlib
 import dataclasses
 import inspect
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -151,6 +153,15 @@ def test_a_config_file_that_drops_keys_is_a_user_error(tmp_path, line, key) -> N
 def test_missing_config_files_are_user_errors(argument) -> None:
     with pytest.raises(UserError, match=r"does not exist: give --config the path of a file such as configs/scenes\.py"):
         load_config([argument])
+
+
+@pytest.mark.parametrize("words", [(), ("--config.train.steps=many",)])
+def test_loading_leaves_the_messages_of_absl_to_others(words) -> None:
+    logger = logging.getLogger("absl")
+    level = logger.level
+    with contextlib.suppress(UserError):
+        load_config([SCENES, *words])
+    assert logger.level == level <= logging.WARNING
 
 
 @pytest.mark.parametrize("argument", ["--config", "--config.train.steps=3"])

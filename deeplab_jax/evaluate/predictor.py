@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
@@ -75,6 +76,7 @@ def predict_files(
     make_folder(outputs.folder)
     model, variables = fold_norm(model, variables)
     outcomes = Outcomes(found, progress)
+    run = partial(predict_batch, model, variables, protocol=protocol, count=count)
     reading, writing = ThreadPoolExecutor(THREADS), ThreadPoolExecutor(THREADS)
 
     def readable() -> Iterator[dict[str, Any]]:
@@ -93,16 +95,7 @@ def predict_files(
             try:
                 names = spell([file.path for file in files])
                 with names_what_fits(names, protocol, images[0].shape[:2], fewer=fewer):
-                    predictions = predict_batch(
-                        model,
-                        variables,
-                        images,
-                        size,
-                        protocol,
-                        count=count,
-                        probabilities=outputs.needs_probabilities,
-                        folder=outputs.folder,
-                    )
+                    predictions = run(images, size, probabilities=outputs.needs_probabilities, folder=outputs.folder)
             except UserError as error:
                 for item in batch:
                     outcomes.add(item["index"], error)
@@ -149,8 +142,8 @@ def predict_batch(
     variables: Variables,
     images: Sequence[Image],
     size: Size,
-    protocol: Protocol,
     *,
+    protocol: Protocol,
     count: int,
     probabilities: bool = False,
     folder: Path | None = None,

@@ -92,7 +92,7 @@ def predict_video(
         frames = chain([first], frames)
         with _writer(out, _rate(video), (width // 2 * 2, height // 2 * 2)) as writer:
             while batch := list(islice(frames, count)):
-                predictions = predict_batch(model, variables, batch, size, protocol, count=count)
+                predictions = predict_batch(model, variables, batch, size, protocol=protocol, count=count)
                 for frame, (classes, _) in zip(batch, predictions, strict=True):
                     ids, drawn = drawable(classes, labels)
                     shown = overlay(frame, ids, drawn.palette)[: height // 2 * 2, : width // 2 * 2]

@@ -16,6 +16,7 @@ from deeplab_jax.tasks.arguments import check_names, config_of, run_config
 if TYPE_CHECKING:
     from deeplab_jax.data.source import Source
     from deeplab_jax.evaluate import protocol as protocols
+    from deeplab_jax.evaluate.outputs import Outputs
 
 
 def evaluate(
@@ -59,7 +60,6 @@ def evaluate(
     from deeplab_jax.distributed import is_first, together, watch
     from deeplab_jax.evaluate import evaluator
     from deeplab_jax.evaluate.calibration import PICTURE, draw
-    from deeplab_jax.evaluate.outputs import Outputs, page_of
     from deeplab_jax.evaluate.predictor import prediction_writer
     from deeplab_jax.train.from_config import open_split
     from deeplab_jax.train.given import require_named
@@ -76,12 +76,8 @@ def evaluate(
             source = open_split(settings, split, reading=model.preprocessing)
         protocol, how = _protocol_and_arguments(protocol, settings, how)
         source = read_in_parts(source) if protocol.window else source
-    outputs = None
-    if save_predictions:
-        if not out:
-            raise UserError("save_predictions=True: give the folder to write to, out=...")
-        page = page_of(Path(out), source.labels, title=f"{split} of {source.name}")
-        outputs = Outputs(Path(out), source.labels, page=page)
+    outputs = _outputs(out, source, split) if save_predictions else None
+    if outputs is not None:
         calls = [prediction_writer(outputs), *filter(None, [how.get("on_prediction")])]
         how["on_prediction"] = lambda *seen: [call(*seen) for call in calls]
     if settings is not None:
@@ -118,6 +114,15 @@ def _model_and_settings(
             "evaluate(model): a network alone has no weights; give its variables, too, or the path of a run"
         )
     return given, variables, {}, settings
+
+
+def _outputs(out: str | Path, source: "Source", split: str) -> "Outputs":
+    """Return what writes the predictions and their page."""
+    from deeplab_jax.evaluate.outputs import Outputs, page_of
+
+    if not out:
+        raise UserError("save_predictions=True: give the folder to write to, out=...")
+    return Outputs(Path(out), source.labels, page=page_of(Path(out), source.labels, title=f"{split} of {source.name}"))
 
 
 def _protocol_and_arguments(

@@ -1,13 +1,9 @@
-"""The low-level channels of a trained DeepLabv3+ decoder, and the committed results on their number."""
+"""The low-level channels of a trained DeepLabv3+ decoder."""
 
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from deeplab_jax.errors import UserError
 from deeplab_jax.models.segmenter import Variables
-from experiments import ROOT
-from experiments.report.gather import TableResult, read_tables
-from experiments.run.results import RESULTS
 
 FIRST_CONV = ("params", "decoder", "conv2_conv1", "conv", "kernel")
 
@@ -28,12 +24,3 @@ def with_strongest_channels(variables: Variables, *, channels: int, keep: int) -
     order = np.argsort(-np.sqrt(np.sum(low**2, axis=(0, 1, 3))), kind="stable")
     low[:, :, order[keep:]] = 0
     return unflatten_dict({**flat, FIRST_CONV: kernel})
-
-
-def committed_results(table: str) -> list[TableResult]:
-    """Return the committed results of a table, one for each regime that has any."""
-    try:
-        tables, _ = read_tables(ROOT / RESULTS, ())
-    except UserError:
-        return []
-    return [result for result in tables if result.table.name == table]

@@ -50,7 +50,7 @@ PAGE = "experiments/results/README.md"  # holds the generated tables
 BILLION = 1e9
 # Measures that are means over some classes: CamVid's rare ones, and those of `scenes` that a lamp tells apart.
 RARE = ("pole", "sign symbol", "pedestrian")
-IOU_OF: Mapping[str, tuple[str, ...]] = {"rare_iou": RARE, "light_iou": ("water", "road", "boat", "car")}
+IOU_OF: Mapping[str, tuple[str, ...]] = {"rare_iou": RARE, "lamp_iou": ("water", "road", "boat", "car")}
 # What a run directory's file of an evaluation, and a row of a table's file, have to hold.
 EVALUATION = ("miou", "commits", "seconds")
 ROW = ("seeds", "training", "evaluation")

@@ -44,5 +44,5 @@ TABLE = Table(
         *(_row(last, context, "on") for last in ("conv3", "conv5") for context in CONTEXTS),
         *(_row(last, context, "off") for last, context in CONTROLS),
     ),
-    measures=("miou", "light_iou"),
+    measures=("miou", "lamp_iou"),
 )

@@ -50,6 +50,6 @@ TABLE = Table(
         for rate in rates(side)
         for pooling in (False, True)
     ),
-    measures=("miou", "light_iou"),
+    measures=("miou", "lamp_iou"),
     along="rate",
 )

@@ -16,7 +16,7 @@ Changes = Mapping[str, Any]
 MEASURES: dict[str, str] = {
     "miou": "mIoU",
     "rare_iou": "IoU of rare classes",
-    "light_iou": "IoU of water, road, boat and car",
+    "lamp_iou": "IoU of water, road, boat and car",
     "multiply_adds": "multiply-adds, 10⁹",
     **{f"trimap_{width}": f"mIoU within {width} px" for width in (1, 2, 4, 8, 16, 32)},
     **{f"valid_{taps}": f"{taps} valid" for taps in (9, 6, 4, 3, 2, 1)},

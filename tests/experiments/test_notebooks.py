@@ -14,7 +14,7 @@ import pytest
 from deeplab_jax.data.sets.scenes import Scenes
 from deeplab_jax.models.catalog import create_model
 from deeplab_jax.ops.geometry import valid_weight_counts
-from experiments.notebooks import decoder, fields, figures, taps
+from experiments.notebooks import committed, decoder, fields, figures, taps
 from experiments.notebooks.extent import QUICK, extent
 from experiments.notebooks.trainings import TRAININGS, config_of
 from experiments.output import write_json
@@ -27,7 +27,7 @@ SIZE_LIMIT = 500_000
 MACHINE_PATH = re.compile(r"(?<![\w.<])/(home|root|tmp|opt|mnt|srv|usr|var|work|Users)/|[A-Z]:\\")
 
 
-def committed(name: str) -> dict:
+def read_notebook(name: str) -> dict:
     return json.loads((FOLDER / f"{name}.ipynb").read_text(encoding="utf-8"))
 
 
@@ -193,14 +193,14 @@ def test_the_strongest_channels_stay(fill_variables):
 
 
 def test_committed_results_are_those_of_the_runner(monkeypatch, tmp_path):
-    monkeypatch.setattr(decoder, "ROOT", tmp_path)
-    assert decoder.committed_results("v3_table9") == []
+    monkeypatch.setattr(committed, "ROOT", tmp_path)
+    assert committed.committed_results("v3_table9") == []
     config = {"train": {"steps": 1, "batch_size": 2}, "model": {"name": "m", "output_stride": 16, "options": {}}}
     seconds = {"training": 1.0, "evaluation": 1.0}
     row = {"training": "k", "evaluation": "e", "config": config, "notes": []}
     row["seeds"] = [{"seed": 0, "miou": 0.5, "commits": ["c"], "seconds": seconds}]
     write_json(tmp_path / RESULTS / "scenes" / "v3_table9.json", {"rows": {"batch_size_8": row}})
-    (found,) = decoder.committed_results("v3_table9")
+    (found,) = committed.committed_results("v3_table9")
     assert [row.label for row in found.rows if not row.missing] == ["batch size 8"]
 
 
@@ -236,7 +236,7 @@ def test_quick_trainings_differ_in_size_alone(name, repo_root, monkeypatch, tmp_
 
 @pytest.mark.parametrize("name", NAMES)
 def test_committed_notebooks_are_executed_and_light(name):
-    notebook = committed(name)
+    notebook = read_notebook(name)
     assert (FOLDER / f"{name}.ipynb").stat().st_size < SIZE_LIMIT
     assert set(notebook["metadata"]) == {"kernelspec", "language_info"}
     cells = code_cells(notebook)
@@ -251,14 +251,14 @@ def test_committed_notebooks_are_executed_and_light(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_committed_notebooks_name_no_machine(name):
-    for cell in committed(name)["cells"]:
+    for cell in read_notebook(name)["cells"]:
         texts = [*cell["source"], *(line for output in cell.get("outputs", []) for line in output.get("text", []))]
         assert [text for text in texts if MACHINE_PATH.search(text)] == []
 
 
 def test_the_notebook_of_an_own_folder_needs_no_checkout():
     """It runs where only the package is: it imports nothing of `experiments` and `configs`, and calls no command."""
-    notebook = committed("your_own_folder")
+    notebook = read_notebook("your_own_folder")
     source = "\n".join("".join(cell["source"]) for cell in code_cells(notebook))
     assert not re.search(r"experiments|configs|subprocess|^!", source, re.MULTILINE)
     for name in ("check_data", "train", "evaluate", "predict", "LivePlot", "load", "save", "segment"):
@@ -278,7 +278,7 @@ def test_the_notebook_of_an_own_folder_needs_no_checkout():
 )
 def test_the_first_cell_finds_a_checkout_or_installs(tmp_path, monkeypatch, package, start, found):
     """A folder with the package's name is not the package."""
-    source = "".join(code_cells(committed("your_own_folder"))[0]["source"])
+    source = "".join(code_cells(read_notebook("your_own_folder"))[0]["source"])
     source = source.replace("deeplab_jax", "nobodys").replace(
         '%pip install -q "{PACKAGE}"', "installed.append(PACKAGE)"
     )
@@ -327,7 +327,7 @@ def test_every_cell_runs(name, runner, quick, monkeypatch, tmp_path, capfd):
     monkeypatch.chdir(tmp_path)
     assert runner.main([name, "--quick", str(quick)]) == 0
     executed = json.loads((quick / f"{name}.ipynb").read_text(encoding="utf-8"))
-    sources = [cell["source"] for cell in committed(name)["cells"]]
+    sources = [cell["source"] for cell in read_notebook(name)["cells"]]
     assert [cell["source"] for cell in executed["cells"]] == sources
     assert all(cell["execution_count"] for cell in code_cells(executed))
     captured = capfd.readouterr()

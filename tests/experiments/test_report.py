@@ -229,7 +229,7 @@ def test_curves_along_a_column() -> None:
     table = TABLES["extra_rates"]
     values = {("map 17", False): 40.0, ("map 17", True): 70.0}
     rows = [
-        RowResult(row, "", {"miou": 1.0, "light_iou": values[f"map {row.cells[0]}", row.cells[2]] + row.cells[1]})
+        RowResult(row, "", {"miou": 1.0, "lamp_iou": values[f"map {row.cells[0]}", row.cells[2]] + row.cells[1]})
         for row in table.rows
         if row.cells[0] == 17
     ]

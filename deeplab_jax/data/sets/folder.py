@@ -83,15 +83,9 @@ def open_folder(
     table = _classes(root, part.files, tuple(class_names), palette)
     value_map = value_map or table.value_map or None
     labels = _labels(table.names, table.colours, ignore_label, value_map)
-    read_mask: Callable[[str], np.ndarray] = IdMasks()
-    if part.files.outlines:
-        labels, read_mask = labels.decoded(), LabelmeMasks(ids_of(labels.names))
-    elif part.files.parts:
-        labels, read_mask = labels.decoded(), _class_files(part.files, labels.names, overlap)
-    elif mask_channel is not None:
-        read_mask = ChannelMasks(mask_channel)
-    elif table.colours and not value_map:
-        read_mask = ColourMasks(table.meanings)
+    if part.files.outlines or part.files.parts:  # Their readers return class ids.
+        labels = labels.decoded()
+    read_mask = _mask_reader(part.files, labels.names, table, overlap, mask_channel, mapped=bool(value_map))
     pairs, lonely_images, lonely_masks = _paired(part, root, where=f"{root}: images='{images}'")
     if part.keeps is not None:
         pairs = _divided(pairs, part.keeps, val_fraction or 0.0, val_rule)
@@ -140,6 +134,19 @@ def _classes_of_masks(root: Path, files: Files, table: ClassTable) -> ClassTable
         return table
     names = found if found[0].lower() in BACKGROUNDS else (BACKGROUNDS[0], *found)
     return dataclasses.replace(table, names=names, origin="the names of the masks")
+
+
+def _mask_reader(
+    files: Files, names: tuple[str, ...], table: ClassTable, overlap: str, mask_channel: int | None, *, mapped: bool
+) -> Callable[[str], np.ndarray]:
+    """Return what reads a mask; `mapped`: stored values are class ids only after a map."""
+    if files.outlines:
+        return LabelmeMasks(ids_of(names))
+    if files.parts:
+        return _class_files(files, names, overlap)
+    if mask_channel is not None:
+        return ChannelMasks(mask_channel)
+    return ColourMasks(table.meanings) if table.colours and not mapped else IdMasks()
 
 
 def _class_files(files: Files, names: tuple[str, ...], overlap: str) -> ClassFiles:
