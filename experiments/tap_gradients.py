@@ -1,11 +1,12 @@
 """Measure the gradient of each tap of an atrous kernel, by its rate and the size of the map (DeepLabv3, sec. 3.3).
 
+    python -m experiments.run extra_rates --regime demo --config.train.checkpoint_every=50 --config.train.keep=100
     python -m experiments.tap_gradients --out runs/tap_gradients.json
     python -m experiments.tap_gradients --out runs/tap_gradients.json --runs runs/tables --row map_17-rate_8
 
 The networks are those of `experiments/tables/extra_rates.py` in the regime `demo`. The gradient is that of a real
-training step. It is taken at the random weights of seed 0 and, where the run directory of the row exists, at its newest
-weights. Each result is written as soon as it is there. The gradients that the file holds for the same weights are not
+training step. It is taken at the random weights of seed 0, and at every checkpoint in the run directory of the row.
+Each result is written as soon as it is there. The gradients that the file holds for a step of the same training are not
 computed again.
 """
 
@@ -32,7 +33,7 @@ from deeplab_jax.weights.folder import load
 from experiments.output import write_json
 from experiments.program import exits, parser_of
 from experiments.regimes import REGIMES
-from experiments.run.files import Unreadable, newest_step, read_json
+from experiments.run.files import Unreadable, checkpoint_steps, read_json
 from experiments.run.plan import job_name
 from experiments.run.resolve import Resolved, Settings, resolve
 from experiments.tables import TABLES
@@ -40,7 +41,6 @@ from experiments.tables import TABLES
 TABLE, REGIME = TABLES["extra_rates"], "demo"
 KERNEL = ("context", "branch_atrous1", "conv", "kernel")
 KEEPS = optax.trace(decay=0.0)  # An optimizer with the gradient as its state.
-START, END = "start", "end"
 
 
 @exits
@@ -67,36 +67,31 @@ def main(argv: Sequence[str] | None) -> None:
         found = resolve(rows[name], TABLE, REGIMES[REGIME], Settings())
         assert isinstance(found, Resolved)
         workdir = args.runs / REGIME / job_name(found.training_key, 0)
-        step = newest_step(workdir)
         # Results of another number of images or of another configuration do not count.
         asked = {"training": found.training_key, "images": args.images}
         kept = content["rows"].get(name, {})
-        kept = kept if {key: kept.get(key) for key in asked} == asked else asked
-        if kept.get("step", step) != step:  # The run has gone on since.
-            kept = {key: value for key, value in kept.items() if key != END}
-        kept = {**kept, "step": step}
-        for when in (START, END) if step else (START,):
-            if when not in kept:
-                kept[when] = gradients(found, workdir if when == END else None, images=args.images).tolist()
-                content["rows"][name] = kept
+        taps = kept["taps"] if {key: kept.get(key) for key in asked} == asked else {}
+        for step in (0, *checkpoint_steps(workdir)):
+            if str(step) not in taps:
+                taps[str(step)] = gradients(found, workdir, step, images=args.images).tolist()
+                content["rows"][name] = {**asked, "taps": dict(sorted(taps.items(), key=lambda one: int(one[0])))}
                 write_json(args.out, content)
-            print(
-                f"{name}, {when}: outer taps have {outer_share(np.array(kept[when])):.2%} of the gradient", flush=True
-            )
+            share = outer_share(np.array(taps[str(step)]))
+            print(f"{name}, step {step}: outer taps have {share:.2%} of the gradient", flush=True)
 
 
-def gradients(found: Resolved, workdir: Path | None, *, images: int) -> np.ndarray:
-    """Return the root mean square gradient of each tap, float32 `[3, 3]`, at the newest weights in `workdir`, or at the
-    random weights of seed 0 where it is None.
+def gradients(found: Resolved, workdir: Path, step: int, *, images: int) -> np.ndarray:
+    """Return the root mean square gradient of each tap, float32 `[3, 3]`, at the weights that a run has after a step;
+    after 0 steps at the random weights of seed 0.
     """
     source = open_split(found.config, found.config.data.train_split)
     model = model_for(found.config, source.labels)
     batch = first_images(source, images)
-    if workdir is None:
+    if not step:
         size = batch["image"].shape[1:3]
         make = partial(create_state, model=model, optimizer=KEEPS, size=size, ema=False)
         return of_taps(jax.jit(make)(jax.random.key(0)), model, batch)
-    return of_taps(state_of(load(workdir, checkpoint="newest")[1]), model, batch)
+    return of_taps(state_of(load(workdir, checkpoint=str(step))[1]), model, batch)
 
 
 def state_of(variables: Variables) -> TrainState:

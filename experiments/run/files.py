@@ -184,9 +184,14 @@ def state_of(records: Iterable[dict[str, Any]]) -> tuple[int, float | None]:
     return (last["step"], last["train/loss"]) if last else (0, None)
 
 
+def checkpoint_steps(workdir: Path) -> list[int]:
+    """Return the steps of the checkpoints in a run directory, ascending."""
+    if not (workdir / CHECKPOINTS).is_dir():
+        return []
+    with Checkpoints(workdir / CHECKPOINTS, read_only=True) as checkpoints:
+        return checkpoints.steps()
+
+
 def newest_step(workdir: Path) -> int:
     """Return the step of the newest checkpoint, 0 where there is none."""
-    if not (workdir / CHECKPOINTS).is_dir():
-        return 0
-    with Checkpoints(workdir / CHECKPOINTS, read_only=True) as checkpoints:
-        return checkpoints.latest() or 0
+    return max(checkpoint_steps(workdir), default=0)

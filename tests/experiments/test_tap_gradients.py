@@ -90,28 +90,31 @@ def test_outer_share_by_hand() -> None:
 def test_what_is_there_is_not_computed_again(tmp_path, monkeypatch, capsys) -> None:
     asked = []
 
-    def pretend(found, workdir, *, images):
-        asked.append((found.config.model.options.aspp_rates, workdir and workdir.name, images))
+    def pretend(found, workdir, step, *, images):
+        asked.append((found.config.model.options.aspp_rates, workdir.name, step, images))
         return np.ones((3, 3))
 
     monkeypatch.setattr(tap_gradients, "gradients", pretend)
     monkeypatch.setattr(tap_gradients, "enable_compilation_cache", lambda: None)
-    reached = [0]
-    monkeypatch.setattr(tap_gradients, "newest_step", lambda workdir: reached[0])
+    steps: list[int] = []
+    monkeypatch.setattr(tap_gradients, "checkpoint_steps", lambda workdir: steps)
     out = tmp_path / "taps.json"
     words = ["--out", str(out), "--runs", str(tmp_path), "--row", "map_17-rate_8", "--row", "map_33-rate_8"]
     for _ in range(2):
         assert main(words) == 0
-    assert asked == [((4,), None, 8)] * 2
-    assert "map_17-rate_8, start: outer taps have 88.89% of the gradient" in capsys.readouterr().out
+    assert [one[0::2] for one in asked] == [((4,), 0), ((4,), 0)]
+    assert "map_17-rate_8, step 0: outer taps have 88.89% of the gradient" in capsys.readouterr().out
     kept = json.loads(out.read_text())["rows"]["map_17-rate_8"]
-    assert kept["start"] == [[1.0] * 3] * 3
-    # A run adds its newest weights, and again when it has gone on; another number of images starts anew.
+    assert kept["taps"] == {"0": [[1.0] * 3] * 3}
+    # A run adds its checkpoints, also those that come later. What it has deleted since is kept.
     run = f"{kept['training']}_seed0"
-    for reached[0] in (100, 100, 450):
+    for steps[:] in ([50, 100], [100, 450]):
         assert main(words[:6]) == 0
-    assert asked[2:] == [((4,), run, 8)] * 2
-    assert main([*words[:6], "--images", "2"]) == 0 and [images for _, _, images in asked[4:]] == [2, 2]
+    assert asked[2:] == [((4,), run, step, 8) for step in (50, 100, 450)]
+    assert list(json.loads(out.read_text())["rows"]["map_17-rate_8"]["taps"]) == ["0", "50", "100", "450"]
+    # Another number of images starts anew.
+    assert main([*words[:6], "--images", "2"]) == 0
+    assert [one[2:] for one in asked[5:]] == [(0, 2), (100, 2), (450, 2)]
 
 
 @pytest.mark.parametrize(
