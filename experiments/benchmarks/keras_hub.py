@@ -1,7 +1,7 @@
 """KerasHub's DeepLabV3Plus on JAX against ours with the same weights: what a user of JAX would take instead.
 
-Keras is called as its users call it: `predict_on_batch` and `train_on_batch` of a compiled model. For times, both sides
-run in one process and take turns. For the first call and the memory, each has a process of its own.
+Keras is called as its users call it: `predict_on_batch`, `train_on_batch` and `evaluate` of a compiled model. For
+times, both sides run in one process and take turns. For the first call and the memory, each has a process of its own.
 """
 
 import importlib.util
@@ -18,15 +18,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from deeplab_jax import convert, load, save
+from deeplab_jax.evaluate.evaluator import evaluate
+from deeplab_jax.evaluate.protocol import Protocol
+from deeplab_jax.models.fold import fold_norm
 from deeplab_jax.models.preprocessing import IMAGENET, Preprocessing
 from deeplab_jax.models.segmenter import Segmenter, Variables
 from experiments.benchmarks import compilation, memory, networks, pairs, training
 from experiments.benchmarks.children import run_child
+from experiments.benchmarks.evaluation import RandomPictures
 from experiments.benchmarks.inference import LOGITS
 from experiments.benchmarks.session import Session
 from experiments.benchmarks.timing import race, summarize
 
 PACKAGES = ("keras", "keras_hub")
+MIOU = 1e-4  # The classes of a few pixels may differ, where two logits are nearly equal.
 UNITS = {
     "resnet18": ((2, 2, 2, 2), "basic_block"),
     "resnet34": ((3, 4, 6, 3), "basic_block"),
@@ -36,8 +41,8 @@ UNITS = {
 
 
 def measure(session: Session) -> None:
-    """Race inference at both output strides, and training at 16. Then measure the first call and the memory of both
-    sides. Without KerasHub nothing is measured.
+    """Race inference at both output strides, and training and evaluation at 16. Also measure the first call and the
+    memory of both sides. Without KerasHub nothing is measured.
     """
     absent = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if absent:
@@ -47,12 +52,17 @@ def measure(session: Session) -> None:
     encoder, side, batch = ("resnet18", 64, 2) if session.quick else ("resnet50", 512, 2)
     # In training, the heads' epsilons differ: 1e-3 there, 1e-5 here. At output stride 32 that shows in the loss,
     # because the pooled features of two crops differ by so little.
-    for what, stride in (("inference", 32), ("inference", 16), ("training", 16)):
-        contest, images, size = (infer, 1, side) if what == "inference" else (train, batch, max(64, side // 2))
+    contests = {
+        "inference": (infer, 1, side),
+        "training": (train, batch, max(64, side // 2)),
+        "evaluation": (assess, 2 * batch, side),
+    }
+    for what, stride in (("inference", 32), ("inference", 16), ("training", 16), ("evaluation", 16)):
+        contest, images, size = contests[what]
         settings = {"encoder": encoder, "output_stride": stride, "side": size, "batch": images}
         name = f"{what}, DeepLabV3Plus {encoder}, OS {stride}, {images}x{size}x{size}, float32"
         session.row("keras_hub", name, settings, partial(contest, session))
-        if stride == 16:
+        if stride == 16 and what != "evaluation":
             session.row("keras_hub", f"first call and memory, {name}", {**settings, "what": what}, apart)
 
 
@@ -146,6 +156,33 @@ def train(session: Session, *, encoder: str, output_stride: int, side: int, batc
     first = {"ours": float(ours()["loss"]), "KerasHub": theirs()}
     assert abs(first["ours"] - first["KerasHub"]) <= training.LOSS * abs(first["KerasHub"]), f"first losses {first}"
     return {**summarize(race({"ours": ours, "KerasHub": theirs}, rounds=session.repeats)), "first_losses": first}
+
+
+def assess(session: Session, *, encoder: str, output_stride: int, side: int, batch: int) -> dict[str, Any]:
+    """Compare the mIoU, then the times, of the evaluation of images in memory, one at a time.
+
+    Raises:
+      AssertionError: the mIoU differs by more than `MIOU`.
+    """
+    import keras
+
+    peer, model, variables = make_pair(encoder, output_stride, side)
+    source = RandomPictures(((side, side),) * batch)
+    examples = [source[index] for index in range(batch)]
+    images = np.concatenate([model.preprocessing(jnp.asarray(one["image"])[None]) for one in examples])
+    labels = np.stack([one["label"] for one in examples])[..., None]
+    peer.compile(
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=[keras.metrics.MeanIoU(networks.CLASSES, sparse_y_pred=False, name="miou")],
+    )
+    folded, folded_variables = fold_norm(model, jax.device_put(variables))
+    contestants = {
+        "ours": lambda: evaluate(folded, folded_variables, source, Protocol(mode="exact"))["miou"],
+        "KerasHub": lambda: peer.evaluate(images, labels, batch_size=1, verbose=0, return_dict=True)["miou"],
+    }
+    mious = {who: float(call()) for who, call in contestants.items()}
+    assert abs(mious["ours"] - mious["KerasHub"]) <= MIOU, f"mIoU {mious}"
+    return {**summarize(race(contestants, rounds=session.repeats)), "miou": mious}
 
 
 def apart(*, what: str, encoder: str, output_stride: int, side: int, batch: int) -> dict[str, Any]:

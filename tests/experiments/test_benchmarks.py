@@ -511,9 +511,9 @@ def test_keras_hub_is_measured_with_the_same_weights(tmp_path: Path, repo_root: 
     )
     assert done.returncode == 0, done.stdout + done.stderr
     rows = read_results(out)["parts"]["keras_hub"]
-    assert len(rows) == 5
+    assert len(rows) == 6
     races = [row["result"] for row in rows.values() if "ratios" in row["result"]]
-    assert len(races) == 3 and all(race["ratios"]["KerasHub"]["of_rounds"] > 0 for race in races)
+    assert len(races) == 4 and all(race["ratios"]["KerasHub"]["of_rounds"] > 0 for race in races)
     sides = [side for row in rows.values() if "ours" in row["result"] for side in row["result"].values()]
     assert len(sides) == 4 and all(side["first_call"] > 0 and side["peak_running"] > 0 for side in sides)
 
