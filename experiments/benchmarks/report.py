@@ -270,7 +270,8 @@ def _memory(rows: Mapping[str, Any]) -> Lines:
     for name, row in rows.items():
         what, _, who = name.rpartition(", ")
         peak = next(row[kind] for kind in ("device_peak", "peak_running", "peak") if row[kind] is not None)
-        gathered.setdefault(what, []).append(f"{who} {peak:,.0f} MiB")
+        with_compilation = f" ({row['peak']:,.0f} with its compilation)" if who == "ours" and row["peak"] > peak else ""
+        gathered.setdefault(what, []).append(f"{who} {peak:,.0f} MiB{with_compilation}")
     for what, texts in gathered.items():
         yield f"peak memory, {what}", ", ".join(texts)
 

@@ -208,7 +208,14 @@ def fitted_link(found: Mapping[str, Any], processes: int) -> Link:
 def check(content: Mapping[str, Any]) -> list[str]:
     """Return the table of the measured steps beside the model's, and where its numbers are from."""
     runs = {(found["processes"], found["batch"]): found for found in content["runs"]}
-    head = ("processes", "images a step", "step, ms", "the model, ms", "model / step", "images/s of one process alone")
+    head = (
+        "processes",
+        "images a step",
+        "step, ms",
+        "the model, ms",
+        "model / step",
+        "images/s, times one process alone",
+    )
     rows, waits = [], []
     for (processes, batch), found in runs.items():
         alone = runs[1, batch // processes]

@@ -51,11 +51,11 @@ for ((start = 1; start <= ${MAX_STARTS:-30}; start++)); do
     unprepared=
     on_all_hosts "cd deeplab_jax && .venv/bin/python -u -m deeplab_jax train --distributed auto $(printf '%q ' "$@")"
     code=$?
-    # 75: saved after SIGTERM, or a host was lost. 134, 137, 143, 255: a host or the connection to it was lost. A TPU that
-    # is gone may give any code.
+    # 75: saved after SIGTERM, or a host was lost. 134, 137, 143, 255: a host or the connection to it was lost. 139: a
+    # segmentation fault. A TPU that is gone may give any code.
     case $code in
         0) exit 0 ;;
-        75 | 134 | 137 | 143 | 255) ;;
+        75 | 134 | 137 | 139 | 143 | 255) ;;
         *) is_gone || exit "$code" ;;
     esac
 done

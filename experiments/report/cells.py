@@ -80,7 +80,9 @@ def provenance(result: TableResult) -> list[str]:
         longest = max(one.seconds for one in trainings)
         lines.append(f"{_effort(trainings)}, the longest {longest:.0f} s; commit {', '.join(commits)}.")
     if pretrainings:
-        lines.append(f"Before them {_effort(pretrainings)} for the backbones.")
+        backbones = sorted({one.backbone for one in trainings if one.backbone is not None})
+        reached = f"; mIoU {', '.join(f'{100 * one:.2f}' for one in backbones)}" if backbones else ""
+        lines.append(f"Before them {_effort(pretrainings)} for the backbones{reached}.")
     if networks := dict.fromkeys(row.network for row in result.rows if row.network):
         lines.append(f"Networks here: {', '.join(networks)}.")
     lines += dict.fromkeys(f"{note[:1].upper()}{note[1:]}." for row in result.rows for note in row.notes)

@@ -26,6 +26,7 @@ class Training:
       commits: commits of the code that trained and evaluated.
       evaluating: seconds of the row's evaluation.
       seed: seed of the training.
+      backbone: mIoU, 0 to 1, of the network whose backbone it starts from; None where there is none or it is not known.
       values: its measures, in the units of `MEASURES`.
     """
 
@@ -36,6 +37,7 @@ class Training:
     commits: tuple[str, ...]
     evaluating: float = 0.0
     seed: int = 0
+    backbone: float | None = None
     values: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -216,6 +218,7 @@ def _row_result(
             seconds = entry["seconds"]
             values = {one: value for one in measures if (value := measure(entry, one)) is not None}
             known = {"evaluating": float(seconds["evaluation"]), "seed": entry["seed"], "values": values}
+            known["backbone"] = entry.get("backbone")
             training = job_name(content["training"], entry["seed"])
             trainings.append(_training(config, training, seconds["training"], entry["commits"], **known))
         return RowResult(
@@ -235,19 +238,20 @@ def _row_result(
 
 def _pool_seeds(tables: Sequence[TableResult]) -> list[TableResult]:
     """Give each row the seeds of all rows with the same training and evaluation, in all tables, as far as the same code
-    made them.
+    made them from the same backbone.
     """
-    found: dict[tuple[str, str], dict[tuple[int, tuple[str, ...]], Training]] = {}
+    found: dict[tuple[str, str], dict[tuple[int, tuple[str, ...], float | None], Training]] = {}
     for row in (row for table in tables for row in table.rows):
         pool = found.setdefault((row.training, row.evaluation), {})
         for one in row.trainings:
-            key = one.seed, one.commits
+            key = one.seed, one.commits, one.backbone
             pool[key] = replace(one, values={**pool.get(key, one).values, **one.values})
 
     def pooled(row: RowResult) -> RowResult:
         own = {commit for one in row.trainings for commit in one.commits}
-        pool = found[row.training, row.evaluation]
-        every = {seed: one for (seed, commits), one in pool.items() if own.issuperset(commits)}
+        backbones = {one.backbone for one in row.trainings}
+        pool = found[row.training, row.evaluation].values()
+        every = {one.seed: one for one in pool if own.issuperset(one.commits) and one.backbone in backbones}
         every |= {one.seed: one for one in row.trainings}
         return replace(row, trainings=tuple(every[seed] for seed in sorted(every)))
 

@@ -1,6 +1,6 @@
 """Decides whether the papers' claims about their rows hold here, by `RULE`.
 
-Trainings are paired by their seed (`experiments/README.md`).
+Trainings are paired by their seed (`experiments/README.md`), if they start from the same backbone.
 """
 
 from collections.abc import Iterable, Sequence
@@ -31,7 +31,8 @@ class Verdict:
       result: the table in its regime.
       claim: the claim.
       paper: the difference in the paper.
-      differences: our difference for each seed that both rows have; none where one of the rows was not run.
+      differences: our difference for each seed that both rows have, from the same backbone; none where one of the rows
+        was not run.
       seeds: the interval over trainings.
       images: the interval over images.
       p: p of the t-test over trainings.
@@ -72,7 +73,7 @@ def verdicts(result: TableResult) -> list[Verdict]:
 def _verdict(result: TableResult, claim: Claim, better: RowResult, worse: RowResult) -> Verdict:
     name = claim.measure
     ours, theirs = ({one.seed: one for one in row.trainings if name in one.values} for row in (better, worse))
-    paired = sorted(ours.keys() & theirs.keys())
+    paired = sorted(seed for seed in ours.keys() & theirs.keys() if ours[seed].backbone == theirs[seed].backbone)
     differences = tuple(ours[seed].values[name] - theirs[seed].values[name] for seed in paired)
     counts = [
         (_counts(result, better, ours[seed]), _counts(result, worse, theirs[seed]))

@@ -43,6 +43,7 @@ def _is_entry(value: Any) -> bool:
         and type(value.get("seed")) is int
         and _are_texts(value.get("commits"))
         and _are_numbers(value.get("seconds"), "training", "evaluation")
+        and (value.get("backbone") is None or is_number(value["backbone"]))
     )
 
 
@@ -190,6 +191,13 @@ def checkpoint_steps(workdir: Path) -> list[int]:
         return []
     with Checkpoints(workdir / CHECKPOINTS, read_only=True) as checkpoints:
         return checkpoints.steps()
+
+
+def last_miou(records: Records) -> float | None:
+    """Return the last validation mIoU of a log, 0 to 1, None where it has none. It tells two trainings of one
+    configuration apart: on another machine the weights differ.
+    """
+    return next((one["val/miou"] for one in reversed(records) if is_number(one.get("val/miou"))), None)
 
 
 def newest_step(workdir: Path) -> int:

@@ -1,8 +1,9 @@
 """Keeps the results of tables in `OUT/REGIME/TABLE.json`, and the logs of trainings in `OUT/REGIME/trainings.json`.
 
 A table's file holds for each row the paper's values, the keys, the configuration and the protocol. For every seed it
-holds the metrics, the commit, the versions and the seconds. A row in this file is not run again, even where its run
-directory is gone. The counts of each image have files of their own (`experiments.run.per_image`).
+holds the metrics, the commit, the versions, the seconds, and the mIoU of the network that the backbone comes from. A
+row in this file is not run again, even where its run directory is gone. The counts of each image have files of their
+own (`experiments.run.per_image`).
 
 A runner locks OUT, so only one at a time writes there. Jobs write into their run directories only.
 """
@@ -34,6 +35,7 @@ from experiments.run.files import (
     Records,
     Unreadable,
     checked,
+    last_miou,
     read_json,
     read_records,
     read_rows,
@@ -189,7 +191,11 @@ class Store:
             return None
         training = training_seconds(read_records(workdir / METRICS_FILE), one.resolved.config.train.batch_size)
         seconds = {"training": training, "evaluation": found["seconds"]}
-        return {"seed": seed, **{key: value for key, value in found.items() if key != "seconds"}, "seconds": seconds}
+        entry = {"seed": seed, **{key: value for key, value in found.items() if key != "seconds"}, "seconds": seconds}
+        if one.resolved.pretraining is not None:
+            weights = self.runs / weights_name(one.resolved.pretraining)
+            entry["backbone"] = last_miou(read_records(weights / METRICS_FILE))
+        return entry
 
     def _multiply_adds(self, old: Content | None, first: Content) -> dict[str, int]:
         """Return the old count where it is of the same protocol, since a count takes seconds; else count."""

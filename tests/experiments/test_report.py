@@ -174,12 +174,13 @@ def test_a_network_has_the_seeds_of_all_tables_that_it_stands_in(tmp_path) -> No
     assert [len(row.trainings) for row in found["v3_table10"].rows if row.trainings] == [1]
 
 
-def test_seeds_of_other_code_are_not_added(tmp_path) -> None:
+@pytest.mark.parametrize("other", [{"commits": ["fedcba9876543210"]}, {"backbone": 0.46}])
+def test_seeds_of_other_code_or_another_backbone_are_not_added(tmp_path, other) -> None:
     put(tmp_path, "v3_table6/eval_os_16", 0.50, key="c")
     file = put(tmp_path, "extra_seeds/deeplabv3", 0.60, 0.62, key="c")
     rows = json.loads(file.read_text())["rows"]
     for entry in rows["deeplabv3"]["seeds"]:
-        entry["commits"] = ["fedcba9876543210"]
+        entry |= other
     write_json(file, {"rows": rows})
 
     def check(name, mious):

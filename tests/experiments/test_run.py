@@ -543,7 +543,10 @@ def test_a_row_says_what_its_backbone_took(here, tmp_path) -> None:
     weights = tmp_path / "runs/scenes" / first["name"]
     weights.mkdir()
     record = {"step": 1500, "train/loss": 1.0, "train/images_per_second": 8.0}
-    (weights / "metrics.jsonl").write_text(json.dumps(record) + "\n")
+    records = [json.dumps(one) for one in (record, {"step": 1500, "val/miou": 0.25})]
+    (weights / "metrics.jsonl").write_text("\n".join(records) + "\n")
+    call(tmp_path, "v3_table6", "--row", "eval_os_16", "--seeds", "4")  # The fourth seed is new.
+    assert result(tmp_path, "v3_table6/eval_os_16")["seeds"][3]["backbone"] == 0.25
     for _ in range(2):
         call(tmp_path, "v3_table6", "--row", "eval_os_16")
         assert result(tmp_path, "v3_table6/eval_os_16")["pretraining"]["seconds"] == 1500.0

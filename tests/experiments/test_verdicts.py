@@ -171,6 +171,17 @@ def test_trainings_are_paired_by_their_seed(tmp_path) -> None:
     assert "| `t` | two is better than three | not run | +0.50 |  |  |  |  |" in verdict_table([first, second])
 
 
+def test_trainings_from_different_backbones_are_not_compared(tmp_path) -> None:
+    """Seed 1 of the second row starts from another training of the backbone, as on another machine."""
+    first, second = row(1, {0: 50, 1: 60, 2: 40}), row(2, {0: 52, 1: 61, 2: 43})
+    from_one = replace(first, trainings=tuple(replace(one, backbone=0.46) for one in first.trainings))
+    backbones = (0.46, 0.47, 0.46)
+    from_two = tuple(replace(one, backbone=miou) for one, miou in zip(second.trainings, backbones, strict=True))
+    rows = (from_one, replace(second, trainings=from_two), row(3, {}))
+    found, _ = verdicts(TableResult(TABLE, "scenes", rows, folder=tmp_path))
+    assert found.differences == (2, 3)
+
+
 def test_images_can_leave_undecided_what_trainings_decide(tmp_path) -> None:
     """Both trainings agree; of ten images, two have all of the gain."""
     images = [((50,), (100,))] * 10
