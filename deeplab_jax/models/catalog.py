@@ -1,6 +1,7 @@
 """From names to networks: `create_model` builds the parts in the tables of `architectures`, and composes them."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -178,6 +179,9 @@ def _create(name: str, num_classes: int, output_stride: int | None, module: str,
         recipe["module"] = module
     defaults = {key: value for key, value in entry.defaults.items() if value is not FIXED}
     given = {**defaults, **{key: _frozen(value) for key, value in options.items() if value is not None}}
+    width = given.get("width", 1)
+    if not module and isinstance(width, int | float) and not 0 < width < math.inf:  # A user's part may mean another.
+        raise UserError(f"width={width}: give a number above 0, the factor of all channel counts")
     try:
         model = _compose(entry, num_classes, stride, given, recipe)
     except TypeError as error:

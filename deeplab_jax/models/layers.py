@@ -68,12 +68,14 @@ class LayerSettings:
     Attributes:
       norm: "batch" normalises with the statistics of the batch in training and with running ones otherwise. "frozen"
         always uses the running ones (the second stage of the papers' protocol; freeze the scales and offsets too, by
-        the optimizer's pattern). "group" is group normalisation. "none" gives the convolution a bias instead.
+        the optimizer's pattern). "group" is group normalisation (arXiv 1803.08494), with the groups of `norm_groups`.
+        "none" gives the convolution a bias instead.
       norm_epsilon: added to the variance.
       norm_momentum: decay of the running statistics; the papers use 0.9997, which suits tens of thousands of steps.
       dtype: dtype of the activations, "float32" or "bfloat16"; parameters and statistics stay float32.
       lowering: how `conv2d` computes a convolution.
-      align_corners: corner alignment of every bilinear resize.
+      align_corners: corner alignment of every bilinear resize of features and logits. Views of an image pyramid always
+        align their corners.
 
     Raises:
       UserError: an unknown value.
@@ -205,6 +207,19 @@ class BatchNorm(nn.Module):
         return y
 
 
+def norm_groups(height: int, width: int, channels: int) -> int:
+    """Return the number of groups of group normalisation on a map: 32, or the largest divisor of 32 that divides the
+    channels and leaves two of them in a group.
+
+    A group of one channel would take away what is constant over the map, such as image-level features. On a map of one
+    sample there is a single group, since small groups would leave nothing of it.
+    """
+    if height * width == 1:
+        return 1
+    groups = gcd(GROUP_NORM_GROUPS, channels)
+    return groups if groups < channels else max(1, channels // 2)
+
+
 class Norm(nn.Module):
     """The normalisation that the settings name; batch statistics are in the collection `batch_stats`."""
 
@@ -215,7 +230,7 @@ class Norm(nn.Module):
         s = self.settings
         dtype = jnp.dtype(s.dtype)
         if s.norm == "group":
-            groups = gcd(GROUP_NORM_GROUPS, x.shape[-1])
+            groups = norm_groups(*x.shape[1:])
             return nn.GroupNorm(groups, epsilon=s.norm_epsilon, dtype=dtype, name="group")(x)
         batch_statistics = train and s.norm == "batch"
         if batch_statistics and x.size == x.shape[-1] and not self.is_initializing():

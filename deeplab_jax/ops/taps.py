@@ -58,7 +58,10 @@ def _dense_taps(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
 
 
 def _depthwise_taps(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
-    """Return the sum over the taps of the shifted map times the tap's weights; XLA fuses it into one pass."""
+    """Return the sum over the taps of the shifted map times the tap's weights; XLA fuses it into one pass.
+
+    The sum is in float32.
+    """
     live, window = _on_map(x.shape[1:3], kernel.shape, window)
     kernel = kernel[live]
     n, height, width, channels = x.shape
@@ -68,9 +71,10 @@ def _depthwise_taps(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Arra
     def seen_by(row: int, column: int) -> jax.Array:
         top, left = row * rate, column * rate
         stop = (n, top + (rows - 1) * stride + 1, left + (columns - 1) * stride + 1, channels)
-        return lax.slice(padded, (0, top, left, 0), stop, (1, stride, stride, 1))
+        return lax.slice(padded, (0, top, left, 0), stop, (1, stride, stride, 1)).astype(jnp.float32)
 
-    return reduce(jnp.add, [seen_by(*tap) * kernel[tap][None, None] for tap in _taps_of(kernel.shape)])
+    weights = kernel.astype(jnp.float32)
+    return reduce(jnp.add, [seen_by(*tap) * weights[tap][None, None] for tap in _taps_of(kernel.shape)]).astype(x.dtype)
 
 
 def input_gradient(

@@ -131,7 +131,7 @@ def _places(shapes: Shapes, rules: Sequence[Rule]) -> dict[str, tuple[str, Leaf,
     places = {}
     for name, shape in shapes.items():
         try:
-            places[name] = (*their_name(name, shape, rules=rules, layout=TORCH), shape)
+            places[name] = (*their_name(name, rules=rules, layout=TORCH), shape)
         except KeyError:  # An option that is not theirs has made the layer, and will be named.
             continue
     return places

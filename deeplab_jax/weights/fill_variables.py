@@ -58,7 +58,7 @@ def fill_variables(
         )
     anew = absent | (heads if reinit == "head" else set())
     places = {
-        name: their_name(name, shape, rules=tensor_map.rules, layout=tensor_map.layout)
+        name: their_name(name, rules=tensor_map.rules, layout=tensor_map.layout)
         for name, shape in expected.items()
         if name not in absent
     }

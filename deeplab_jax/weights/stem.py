@@ -66,7 +66,7 @@ def at_own_channels(tensor_map: TensorMap, shapes: Shapes) -> TensorMap:
     for name, leaf in flatten_variables(abstract_variables(model)).items():
         if not name.startswith("params/backbone/") or len(leaf.shape) != 4 or leaf.shape[2] != model.in_channels:
             continue
-        theirs, kind = their_name(name, leaf.shape, rules=tensor_map.rules, layout=tensor_map.layout)
+        theirs, kind = their_name(name, rules=tensor_map.rules, layout=tensor_map.layout)
         shape = shapes.get(theirs, ())
         if len(shape) == 4 and (found := shape[kind.axes[2] if kind.axes else 2]) != model.in_channels:
             return replace(tensor_map, options=options_for(dict(tensor_map.options), model.preprocessing, found))

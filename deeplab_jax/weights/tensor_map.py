@@ -141,12 +141,11 @@ class TensorMap:
         )
 
 
-def their_name(variable: str, shape: tuple[int, ...], *, rules: Sequence[Rule], layout: Layout) -> tuple[str, Leaf]:
+def their_name(variable: str, *, rules: Sequence[Rule], layout: Layout) -> tuple[str, Leaf]:
     """Return the name there of one of our variables, and its kind.
 
     Args:
       variable: path such as "params/backbone/conv1/norm/batch/scale".
-      shape: its shape, which shows whether a kernel is depthwise.
       rules: see `TensorMap`.
       layout: see `Layout`.
 
@@ -159,7 +158,7 @@ def their_name(variable: str, shape: tuple[int, ...], *, rules: Sequence[Rule], 
     layer = layer_of(variable)
     if "/norm/batch/" in variable:
         return _names(layer, rules)[1] + layout.norm[leaf].suffix, layout.norm[leaf]
-    kernel = layout.depthwise if leaf == "kernel" and shape[2] == 1 < shape[3] else layout.kernel
+    kernel = layout.depthwise if layer.endswith("depthwise") else layout.kernel  # A grey image's stem has its shape.
     kind = layout.bias if leaf == "bias" else kernel
     return _names(layer, rules)[0] + kind.suffix, kind
 

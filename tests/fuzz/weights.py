@@ -63,7 +63,7 @@ def mobilenet_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     variables = flatten_variables(abstract_variables(create_model("deeplabv3plus_mobilenet_v2")))
     for name, leaf in variables.items():
         if path_of(name).startswith("backbone/"):
-            theirs, how = their_name(name, leaf.shape, rules=mobilenet_v2_rules(), layout=TORCH)
+            theirs, how = their_name(name, rules=mobilenet_v2_rules(), layout=TORCH)
             shapes[theirs] = how.their_shape(leaf.shape)
     return shapes
 

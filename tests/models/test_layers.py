@@ -10,7 +10,7 @@ import pytest
 from flax.errors import ScopeCollectionNotFound, ScopeParamShapeError
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from deeplab_jax.models.layers import Conv, ConvNorm, LayerSettings, Norm, SeparableConvNorm, spatial_conv
+from deeplab_jax.models.layers import Conv, ConvNorm, LayerSettings, Norm, SeparableConvNorm, norm_groups, spatial_conv
 from deeplab_jax.models.separable_variants import BareSeparableConvNorm
 
 BATCH = jnp.asarray([[1, 10], [3, 30], [5, 20], [7, 40]], jnp.float32).reshape(2, 2, 1, 2)
@@ -120,13 +120,21 @@ def test_one_value_per_channel_cannot_be_normalised_by_its_own_statistics() -> N
 
 
 def test_group_norm_by_hand() -> None:
-    """Two channels make two groups, each normalised over its own pixels of one image, in training and out of it."""
+    """Two channels make one group, normalised over its own pixels of one image, in training and out of it."""
     norm = Norm(LayerSettings(norm="group", norm_epsilon=0.0))
     variables = {"params": {"group": {"scale": jnp.ones(2), "bias": jnp.zeros(2)}}}
     for train in (False, True):
         y = norm.apply(variables, BATCH, train=train)
-        np.testing.assert_allclose(y[0].reshape(2, 2), [[-1, -1], [1, 1]], rtol=1e-5)
-        np.testing.assert_allclose(y[1].reshape(2, 2), [[-1, -1], [1, 1]], rtol=1e-5)
+        # Of 1, 10, 3 and 30 the mean is 11 and the variance 131.5; of 5, 20, 7 and 40 they are 18 and 194.5.
+        np.testing.assert_allclose(y[0].reshape(2, 2), np.array([[-10, -1], [-8, 19]]) / 131.5**0.5, rtol=1e-5)
+        np.testing.assert_allclose(y[1].reshape(2, 2), np.array([[-13, 2], [-11, 22]]) / 194.5**0.5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("channels", "groups"), [(1, 1), (2, 1), (4, 2), (24, 8), (32, 16), (48, 16), (64, 32), (304, 16), (2048, 32)]
+)
+def test_groups_of_group_norm(channels: int, groups: int) -> None:
+    assert norm_groups(3, 1, channels) == groups and norm_groups(1, 1, channels) == 1
 
 
 @pytest.mark.parametrize("channels", [24, 32, 48, 256])

@@ -208,6 +208,22 @@ def test_every_lowering_is_near_xla_in_bfloat16(case: dict[str, Any]) -> None:
         assert np.all(np.abs(found - expected) <= 16 * 2.0**-8 * magnitude + 1e-6)
 
 
+@pytest.mark.parametrize("depthwise", [False, True])
+def test_taps_in_bfloat16_round_once(depthwise: bool) -> None:
+    """The sum is in float32, so the result is the nearest bfloat16 of the sum: half of 2**-7 at most."""
+    rng = np.random.default_rng(0)
+    x, kernel = (
+        jnp.asarray(rng.normal(size=shape), jnp.bfloat16)
+        for shape in ((1, 17, 17, 8), (5, 5, 1 if depthwise else 8, 8))
+    )
+    groups = 8 if depthwise else 1
+    found = conv2d(x, kernel, rate=2, feature_group_count=groups, lowering="taps")
+    wide = [one.astype(jnp.float32) for one in (x, kernel)]
+    exact = conv2d(*wide, rate=2, feature_group_count=groups, lowering="direct")
+    assert found.dtype == jnp.bfloat16
+    np.testing.assert_allclose(found.astype(jnp.float32), exact, rtol=2.0**-8 + 1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("size", [8, 9])
 @pytest.mark.parametrize("depthwise", [False, True])
 def test_subsampling_commutes_with_the_stride(size: int, depthwise: bool) -> None:

@@ -66,7 +66,7 @@ def state_dict_of(tensor_map):
     """Random tensors of a foreign network."""
     theirs = {}
     for name, variable in flatten_variables(abstract_variables(tensor_map.model())).items():
-        key, leaf = their_name(name, variable.shape, rules=tensor_map.rules, layout=TORCH)
+        key, leaf = their_name(name, rules=tensor_map.rules, layout=TORCH)
         theirs[key] = leaf.their_shape(variable.shape)
     return golden.generate(theirs)
 

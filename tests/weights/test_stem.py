@@ -73,7 +73,7 @@ def state_dict_of_four(name: str) -> tuple[dict[str, np.ndarray], dict[str, np.n
     ours = flatten_variables(random_variables(model))
     theirs = {}
     for path, value in ours.items():
-        key, leaf = their_name(path, value.shape, rules=described.rules, layout=TORCH)
+        key, leaf = their_name(path, rules=described.rules, layout=TORCH)
         theirs[key] = leaf.to_theirs(value)
     return theirs, ours
 

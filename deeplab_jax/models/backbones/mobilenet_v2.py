@@ -9,7 +9,7 @@ import jax
 
 from deeplab_jax.models.backbones.dilation import dilate_stages
 from deeplab_jax.models.backbones.inverted_residual import InvertedResidual, scale_channels
-from deeplab_jax.models.layers import CheckedModule, ConvNorm, Features, LayerSettings
+from deeplab_jax.models.layers import CheckedModule, ConvNorm, Features, LayerSettings, Padding
 
 Row = tuple[int, int, int, int, str]
 # Table 2 of the paper: expansion, channels, units, stride of the first unit, and the name of the features. The last row
@@ -72,7 +72,50 @@ class MobileNetV2(CheckedModule):
             features[name] = (self.stage_features(name, x, depthwise), stage.output_stride)
         return features
 
+    def stem(self) -> nn.Module:
+        """Return the first convolution."""
+        return ConvNorm(
+            self.scaled(STEM_CHANNELS),
+            3,
+            stride=2,
+            activation="relu6",
+            padding=self.stem_pads,
+            settings=self.settings,
+            name="stem",
+        )
+
+    def unit(self, expanded: int, channels: int, *, stride: int, rate: int, residual: bool, name: str) -> nn.Module:
+        """Return one inverted residual."""
+        return self.unit_class(
+            3,
+            expanded,
+            channels,
+            False,
+            "relu6",
+            stride,
+            rate,
+            residual,
+            settings=self.settings,
+            padding=self.pads,
+            name=name,
+        )
+
     # `MobileNetV2Variant` overrides these.
+
+    @property
+    def stem_pads(self) -> Padding:
+        """Padding of the first convolution."""
+        return None
+
+    @property
+    def pads(self) -> Padding:
+        """Padding of the depthwise convolutions."""
+        return None
+
+    @property
+    def unit_class(self) -> type[InvertedResidual]:
+        """The class of the units."""
+        return InvertedResidual
 
     def rows(self) -> tuple[Row, ...]:
         """Return the rows to build."""
@@ -81,18 +124,6 @@ class MobileNetV2(CheckedModule):
     def scaled(self, channels: int) -> int:
         """Return a channel count times the width."""
         return scale_channels(channels, self.width)
-
-    def stem(self) -> nn.Module:
-        """Return the first convolution."""
-        return ConvNorm(
-            self.scaled(STEM_CHANNELS), 3, stride=2, activation="relu6", settings=self.settings, name="stem"
-        )
-
-    def unit(self, expanded: int, channels: int, *, stride: int, rate: int, residual: bool, name: str) -> nn.Module:
-        """Return one inverted residual."""
-        return InvertedResidual(
-            3, expanded, channels, False, "relu6", stride, rate, residual, settings=self.settings, name=name
-        )
 
     def stage_features(self, name: str, output: jax.Array, depthwise: jax.Array) -> jax.Array:
         """Return the features of a stage, of the two maps that its last unit returns."""

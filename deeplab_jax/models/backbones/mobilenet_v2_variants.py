@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 
 from deeplab_jax.models.backbones.inverted_residual import InvertedResidual, PaddedFirst, scale_channels
-from deeplab_jax.models.backbones.mobilenet_v2 import ROWS, STEM_CHANNELS, MobileNetV2, Row
+from deeplab_jax.models.backbones.mobilenet_v2 import ROWS, MobileNetV2, Row
 from deeplab_jax.models.layers import ConvNorm, Features, Padding, check_positive
 
 
@@ -54,8 +54,19 @@ class MobileNetV2Variant(MobileNetV2):
         return features
 
     @property
-    def _padding(self) -> Padding:
+    def stem_pads(self) -> Padding:
+        """Padding of the first convolution."""
+        return "VALID" if self.stem_padding == "valid" else self.pads
+
+    @property
+    def pads(self) -> Padding:
+        """Padding of the depthwise convolutions."""
         return "SAME" if self.strided_padding == "same" else None
+
+    @property
+    def unit_class(self) -> type[InvertedResidual]:
+        """The class of the units."""
+        return PaddedFirst if self.pad_input else InvertedResidual
 
     def rows(self) -> tuple[Row, ...]:
         """Return the rows to build."""
@@ -64,35 +75,6 @@ class MobileNetV2Variant(MobileNetV2):
     def scaled(self, channels: int) -> int:
         """Return a channel count times the width."""
         return scale_channels(channels, self.width, divisor=self.channel_divisor)
-
-    def stem(self) -> nn.Module:
-        """Return the first convolution."""
-        return ConvNorm(
-            self.scaled(STEM_CHANNELS),
-            3,
-            stride=2,
-            activation="relu6",
-            padding="VALID" if self.stem_padding == "valid" else self._padding,
-            settings=self.settings,
-            name="stem",
-        )
-
-    def unit(self, expanded: int, channels: int, *, stride: int, rate: int, residual: bool, name: str) -> nn.Module:
-        """Return one inverted residual."""
-        kind = PaddedFirst if self.pad_input else InvertedResidual
-        return kind(
-            3,
-            expanded,
-            channels,
-            False,
-            "relu6",
-            stride,
-            rate,
-            residual,
-            settings=self.settings,
-            padding=self._padding,
-            name=name,
-        )
 
     def stage_features(self, name: str, output: jax.Array, depthwise: jax.Array) -> jax.Array:
         """Return the features of a stage, of the two maps that its last unit returns."""

@@ -42,7 +42,7 @@ class DeepLabV3PlusDecoder(CheckedModule):
         `[N, h, w, C]`.
         """
         s = self.settings
-        for name in sorted(self.low_level, key=lambda name: -features[name][1]):
+        for name in sorted(self.low_level, reverse=True):  # Not by stride: it can be the same at small output strides.
             low, _ = features[name]
             low = ConvNorm(self.low_level_channels, settings=s, name=f"{name}_reduction")(low, train=train)
             x = jnp.concatenate([resize_bilinear(x, low.shape[1:3], align_corners=s.align_corners), low], axis=-1)

@@ -96,7 +96,8 @@ class FCNSkips(nn.Module):
             finer, finer_stride = features[name]
             logits = self._upsample(logits, stride // finer_stride, finer, name) + self._classify(name, finer)
             stride = finer_stride
-        return self._upsample(logits, stride, features["image"][0], "image")
+        # In float32, as the last resize of other networks: in bfloat16 near classes become equal.
+        return self._upsample(logits.astype(jnp.float32), stride, features["image"][0], "image")
 
     def _classify(self, name: str, x: jax.Array) -> jax.Array:
         # The original starts from zero. Then no gradient would reach the layers before it in the first step.

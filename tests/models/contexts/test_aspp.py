@@ -145,6 +145,23 @@ def test_a_single_image_in_training_is_refused_where_it_is_pooled(shapes_of: Any
     assert train(ASPP(4, settings=LayerSettings(norm="group")), 1)
 
 
+@pytest.mark.parametrize("channels", [4, 32, 64])
+def test_group_norm_keeps_what_image_pooling_says(channels: int) -> None:
+    """The pooled map has one value per channel. With a group for each, every image would get the same."""
+    aspp = ASPP(channels, aspp_rates=(), settings=LayerSettings(norm="group"))
+    x = jax.random.normal(jax.random.key(0), (2, 3, 3, 8))
+    params = aspp.init(jax.random.key(1), x, output_stride=16, train=False)["params"]
+
+    weights = jax.random.normal(jax.random.key(2), (2, 3, 3, channels))
+
+    def weighted(kernel: jax.Array) -> jax.Array:
+        pooling = {**params["image_pooling"], "conv": {"kernel": kernel}}
+        changed = {"params": {**params, "image_pooling": pooling}}
+        return jnp.sum(weights * aspp.apply(changed, x, output_stride=16, train=True))
+
+    assert np.abs(jax.grad(weighted)(params["image_pooling"]["conv"]["kernel"])).max() > 0.01
+
+
 @pytest.mark.parametrize("branches", [False, True])
 def test_branches_and_head_may_differ_in_being_separable(branches: bool, shapes_of: Any) -> None:
     aspp = ASPPVariant(4, head_convs=((3, 5),), separable=not branches, aspp_separable=branches, depthwise_norm=False)

@@ -13,14 +13,14 @@ from deeplab_jax.models.layers import LayerSettings
 BARE = LayerSettings(norm="none", lowering="direct")
 
 
-def variables_and_output(decoder: DeepLabV3PlusDecoder) -> tuple[Any, Any]:
+def variables_and_output(decoder: DeepLabV3PlusDecoder, strides: tuple[int, int] = (4, 8)) -> tuple[Any, Any]:
     """Shapes, for a context at stride 16 and backbone features of 8 and 12 channels at strides 4 and 8."""
     x = jax.ShapeDtypeStruct((1, 3, 4, 16), jnp.float32)
     conv2 = jax.ShapeDtypeStruct((1, 9, 13, 8), jnp.float32)
     conv3 = jax.ShapeDtypeStruct((1, 5, 7, 12), jnp.float32)
 
     def init(x: jax.Array, conv2: jax.Array, conv3: jax.Array) -> Any:
-        features = {"conv2": (conv2, 4), "conv3": (conv3, 8)}
+        features = {"conv2": (conv2, strides[0]), "conv3": (conv3, strides[1])}
         return decoder.init_with_output(jax.random.key(0), x, features, train=False)
 
     y, variables = jax.eval_shape(init, x, conv2, conv3)
@@ -84,9 +84,10 @@ def test_table_2_convolutions(convs: tuple[tuple[int, int], ...]) -> None:
     assert output == (1, 9, 13, inputs)
 
 
+@pytest.mark.parametrize("strides", [(4, 8), (4, 4)])  # At output stride 4 both levels have the same stride.
 @pytest.mark.parametrize("low_level", [("conv2", "conv3"), ("conv3", "conv2")])
-def test_two_levels_go_from_coarse_to_fine(low_level: tuple[str, ...]) -> None:
-    params, output = variables_and_output(DeepLabV3PlusDecoder(low_level=low_level, decoder_convs=((3, 10),)))
+def test_two_levels_go_from_coarse_to_fine(low_level: tuple[str, ...], strides: tuple[int, int]) -> None:
+    params, output = variables_and_output(DeepLabV3PlusDecoder(low_level=low_level, decoder_convs=((3, 10),)), strides)
     assert output == (1, 9, 13, 10)
     assert params["conv3_reduction"]["conv"]["kernel"] == (1, 1, 12, 48)
     assert params["conv3_conv1"]["conv"]["kernel"] == (3, 3, 16 + 48, 10)

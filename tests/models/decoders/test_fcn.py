@@ -141,3 +141,17 @@ def test_the_head_of_torchvision_by_hand() -> None:
     variables = {"params": {"conv": {"conv": {"kernel": jnp.ones((3, 3, 4, 1)), "bias": jnp.asarray([-30.0])}}}}
     y = head.apply(variables, jnp.ones((1, 3, 3, 4)), output_stride=8, train=False)
     assert y[0, :, :, 0].tolist() == [[0, 0, 0], [0, 6, 0], [0, 0, 0]]
+
+
+def test_logits_of_bfloat16_are_upsampled_in_float32() -> None:
+    """Halfway between 1 and its next bfloat16, 1.0078125, lies a value that bfloat16 does not have."""
+    decoder = FCNSkips(2, (), LayerSettings(norm="none", dtype="bfloat16"))
+    x = jnp.asarray([[1.0, 0.0], [1.0078125, 0.0]], jnp.bfloat16).reshape(1, 1, 2, 2)
+    features: Any = {"context": (x, 32), "image": (jnp.zeros((1, 32, 64, 3)), 1)}
+    params = decoder.init(jax.random.key(0), x, features, train=False)["params"]
+    params["classifier_fc7"]["kernel"] = jnp.eye(2)[None, None]
+    logits = decoder.apply({"params": params}, x, features, train=False)
+    assert logits.dtype == jnp.float32
+    # Pixels 31 and 32 have the weights 33/64 and 31/64 of the first sample, and row 16 has 63/64 of the only row.
+    left, right = logits[0, 16, 31:33, 0]
+    np.testing.assert_allclose(right - left, 63 / 64 * 0.0078125 / 32, rtol=1e-3)

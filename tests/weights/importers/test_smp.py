@@ -70,7 +70,7 @@ def names_of(tensor_map: TensorMap) -> dict[str, str]:
     """Return our variables' paths and their names."""
     shapes = {name: leaf.shape for name, leaf in flatten_variables(abstract_variables(tensor_map.model())).items()}
     return {
-        name.split("/", 1)[1]: their_name(name, shape, rules=tensor_map.rules, layout=tensor_map.layout)[0]
+        name.split("/", 1)[1]: their_name(name, rules=tensor_map.rules, layout=tensor_map.layout)[0]
         for name, shape in shapes.items()
     }
 

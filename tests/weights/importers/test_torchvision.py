@@ -238,9 +238,9 @@ def test_every_variable_of_vgg16s_encoder_has_a_tensor() -> None:
     assert tensor_map is not None
     variables = abstract_variables(tensor_map.model())
     names = set()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
+    for path, _ in jax.tree_util.tree_leaves_with_path(variables):
         variable = "/".join(key.key for key in path)
         if "/backbone/" in variable:
-            names.add(their_name(variable, leaf.shape, rules=tensor_map.rules, layout=TORCH)[0])
+            names.add(their_name(variable, rules=tensor_map.rules, layout=TORCH)[0])
     biases = {f"{conv}.bias" for conv, _ in imagenet.vgg16_names(normalised=True).values()}
     assert names == {name for name in shapes if name.startswith("features")} - biases
