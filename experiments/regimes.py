@@ -180,7 +180,6 @@ REGIMES: dict[str, Regime] = {
         steps=0,
         batch=1.0,
         rates=1,
-        seeds={"extra_context": 2},
     ),
     "camvid": Regime(
         name="camvid",

@@ -47,6 +47,11 @@ class Protocol:
     seconds: float
     mious: Mapping[str, Mapping[int, float]]
 
+    @property
+    def count(self) -> int:
+        """The number of trainings of each network."""
+        return len(self.mious[DIFFERENCE])
+
     def spread(self, name: str) -> float:
         """Return the largest minus the smallest value of a network or of the difference, in points."""
         values = self.mious[name].values()
@@ -111,7 +116,7 @@ def table(found: Sequence[Protocol]) -> str:
     rows = (
         [
             one.name,
-            str(len(one.mious[DIFFERENCE])),
+            str(one.count),
             f"{one.images:,}",
             f"{one.seconds:.0f}",
             *(f"{value:.2f}" for name in names for value in (fmean(one.mious[name].values()), one.spread(name))),
@@ -122,7 +127,9 @@ def table(found: Sequence[Protocol]) -> str:
 
 
 def draw(found: Sequence[Protocol]) -> Figure:
-    """Draw the spreads over the images of a training: solid curves and filled dots are those of averaged weights."""
+    """Draw the spreads over the images of a training, with the number of trainings. Solid curves and filled dots are
+    those of averaged weights.
+    """
     with matplotlib.rc_context(LIGHT.settings()):
         figure = Figure(figsize=(WIDTH, 4.2), layout="constrained")
         axes = figure.subplots()
@@ -132,6 +139,11 @@ def draw(found: Sequence[Protocol]) -> Figure:
                 style: dict[str, Any] = {"color": f"C{index}", "label": f"{name}, averaged" if averaged else name}
                 style |= {"linestyle": "-"} if averaged else {"linestyle": "--", "markerfacecolor": "none"}
                 axes.plot([one.images for one in ways], [one.spread(name) for one in ways], marker="o", **style)
+            for one in ways:  # A range grows with the number of trainings.
+                highest = max(one.spread(name) for name in one.mious)
+                axes.annotate(
+                    f"{one.count} each", (one.images, highest), (0, 6), textcoords="offset points", ha="center"
+                )
         axes.axhline(AIM, color="#888888", linestyle=":")
         axes.set(xscale="log", xlabel="images of a training", ylabel="largest minus smallest mIoU, points")
         axes.set_ylim(0, None)
