@@ -150,7 +150,7 @@ class Checkpoints:
         """Return the newest step, or None."""
         return max(self.steps(), default=None)
 
-    def find(self, which: str = "best") -> int:
+    def find(self, which: str | int = "best") -> int:
         """Return the step for "best" (the newest if none was evaluated), "newest", or a number.
 
         Raises:
@@ -165,7 +165,7 @@ class Checkpoints:
             return max(steps, key=lambda step: (self.metrics(step).get(METRIC, -1.0), step))
         if which == "newest":
             return steps[-1]
-        if which not in map(str, steps):
+        if str(which) not in map(str, steps):
             raise UserError(
                 f"checkpoint {which!r}: choose from best, newest, {', '.join(map(str, steps))} in {self.directory}"
             )

@@ -44,8 +44,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None and args.verb == "train":  # Set now: imports and the wait for other processes take long.
         end_on_sigterm(PREEMPTED)
     try:
-        if args.distributed == "none":
-            return run_verb(args)
         return run_as_one(args.distributed, partial(run_verb, args))
     except UserError as error:
         return fail(str(error))

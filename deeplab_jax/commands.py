@@ -68,11 +68,13 @@ def find_lr(args: argparse.Namespace) -> None:
     """`find-lr`."""
     from rich.console import Console
 
+    from deeplab_jax.evaluate.page import make_folder
     from deeplab_jax.terminal import progress_bar
     from deeplab_jax.train.find_lr import check_sweep, find_lr, write_report
 
     check_sweep(args.low, args.high, args.steps)
     config = required_config(args)
+    make_folder(Path(args.out))
     with progress_bar(Console(stderr=True)) as progress:
         report = find_lr(config, low=args.low, high=args.high, steps=args.steps, progress=progress)
     file = write_report(report, Path(args.out))

@@ -235,6 +235,13 @@ def test_views_that_make_no_sense(complain, model, tmp_path, verb, words, messag
     assert re.search(message, line), line
 
 
+def test_a_start_that_saved_nothing_takes_its_corrected_command(complain, data, tmp_path) -> None:
+    words = [*tiny_config_words(tmp_path), *data[1], "--workdir", tmp_path / "run"]
+    assert "no such folder" in complain(*words, f"--config.init={tmp_path / 'nowhere'}")
+    assert main([str(word) for word in words]) == 0
+    assert "holds a run of another configuration" in complain(*words, "--config.train.seed=7")
+
+
 def test_checkpoints_of_other_networks_list_what_does_not_fit(complain, data, tmp_path) -> None:
     words = [*tiny_config_words(tmp_path), *data[1], "--workdir", tmp_path / "run"]
     assert main([str(word) for word in words]) == 0

@@ -5,6 +5,7 @@ parts of one's own.
 import json
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -187,8 +188,27 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path, undisturbed, photo) -> None
         deeplab_jax.predict(undisturbed, photo, tmp_path, widnow=(33, 33))
     with pytest.raises(UserError, match="ids='clases': did you mean classes"):
         deeplab_jax.predict(undisturbed, photo, tmp_path, ids="clases")
+    with pytest.raises(UserError, match="probabilities=True: choose from npy, png"):
+        deeplab_jax.predict(undisturbed, photo, tmp_path, probabilities=True)
     with pytest.raises(UserError, match="give the folder to write to, out="):
         deeplab_jax.evaluate(undisturbed, save_predictions=True)
+    with pytest.raises(UserError, match="checkpoint 7: choose from best, newest, "):
+        deeplab_jax.evaluate(undisturbed, checkpoint=7)
+
+
+def test_a_folder_that_cannot_be_made_is_told_before_the_evaluation(tmp_path, undisturbed) -> None:
+    (tmp_path / "file").touch()
+    seen = []
+    with pytest.raises(UserError, match="file/out: cannot be made .*; give another --out"):
+        deeplab_jax.evaluate(undisturbed, out=tmp_path / "file" / "out", on_prediction=lambda *one: seen.append(one))
+    assert not seen
+
+
+def test_a_run_of_more_devices_is_evaluated_on_those_that_are_there(monkeypatch) -> None:
+    monkeypatch.setattr(jax, "local_device_count", lambda: 2)
+    for trained, devices, used in ((8, 0, 2), (1, 0, 1), (0, 0, 0), (8, 3, 3)):
+        settings = tiny_config(**{"train.devices": trained, "evaluate.devices": devices})
+        assert evaluation._protocol_and_arguments(None, settings, {})[1]["devices"] == used
 
 
 def test_a_finished_run_answers_from_its_record(undisturbed) -> None:

@@ -88,11 +88,16 @@ def find_layout(
     if found:
         one, two = found[0][1].layout, found[1][1].layout
         options = [
-            f"--config.data.options.{key}='{path.relative_to(root)}'"
+            f"--config.data.options.{key}='{_of_any_split(path.relative_to(root), split)}'"
             for key, path in zip(("images", "masks"), found[0][0], strict=True)
         ]
         raise UserError(f"{root}: both {one} and {two} could be the data; choose with options: {' '.join(options)}")
     return None
+
+
+def _of_any_split(path: Path, split: str | None) -> Path:
+    """Return a path with the folder that is named after a split as `{split}`, so that it serves the other splits."""
+    return Path(*("{split}" if part == split else part for part in path.parts))
 
 
 def collect(root: Path, folder: Path, masks_folder: Path) -> Files | None:

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from deeplab_jax.data.check.dataset import check_labels
 from deeplab_jax.data.faults import never
 from deeplab_jax.data.loader import TIMEOUT, examples_in_order
 from deeplab_jax.data.source import Example, Source, check_limit
@@ -33,6 +34,7 @@ from deeplab_jax.models.segmenter import Segmenter, Variables
 from deeplab_jax.provenance import versions
 from deeplab_jax.weights.folder import METRICS_FILE
 
+WINDOW = "--config.evaluate.window="
 WAITING = 8  # In batches: images that wait for others of their size. In `exact` mode all sizes may differ.
 LARGEST_BATCH = 2**16
 Devices = Sequence[jax.Device]
@@ -96,7 +98,7 @@ def evaluate(
         with together():
             for size, batch in group:
                 names = spell([example["name"] for example in batch])
-                with names_what_fits(names, protocol, size, fewer=fewer):
+                with names_what_fits(names, protocol, size, fewer=fewer, window=WINDOW):
                     predicted, counts = run_group(folded, variables, batch, size, protocol, chosen, at_once)
                 tally.add(size, batch, predicted, counts)
                 if on_prediction is not None:
@@ -250,10 +252,14 @@ def check_batch_size(batch_size: int) -> None:
 
 
 def parts(examples: Iterable[Example], protocol: Protocol, model: Segmenter) -> Iterator[Example]:
-    """Yield the evaluated part of each example, or raise a UserError if it has not the model's channels."""
+    """Yield the evaluated part of each example, or raise a UserError if it has not the model's channels or classes."""
+    classes = 2 if model.multilabel else model.label_classes
     for example in examples:
-        model.preprocessing.check(example["image"], name=f"example {example['name']!r}")
-        yield part_of(example, protocol)
+        name = f"example {example['name']!r}"
+        model.preprocessing.check(example["image"], name=name)
+        part = part_of(example, protocol)
+        check_labels(part["label"], classes, name=name)
+        yield part
 
 
 def part_of(example: Example, protocol: Protocol) -> Example:

@@ -132,17 +132,12 @@ def predict(
 def predict_classes(
     model: Segmenter, variables: Variables, images: Array, sizes: Array, protocol: Protocol
 ) -> jax.Array:
-    """Return the class ids of `predict`, with less memory if no CRF needs the probabilities."""
+    """Return the class ids of `predict`, with less memory if no CRF needs the probabilities. No window slides; see
+    `predict_large`.
+    """
     if protocol.crf:
         return predict(model, variables, images, sizes, protocol)[0]
-    if not protocol.slides(padded_to(images)):
-        return _classes(model, variables, images, sizes, protocol.views, protocol.threshold)
-    classes = no_classes(model, images.shape[:3]).astype(np.int32)
-    for index, (height, width) in enumerate(np.asarray(sizes)):
-        if height and width:
-            own = np.asarray(images[index])[:height, :width]
-            classes[index, :height, :width] = predict_large(model, variables, own, protocol, size=padded_to(images))
-    return jnp.asarray(classes)
+    return _classes(model, variables, images, sizes, protocol.views, protocol.threshold)
 
 
 def predict_large(
@@ -151,7 +146,6 @@ def predict_large(
     image: "Image",
     protocol: Protocol,
     *,
-    size: Size | None = None,
     onto: np.ndarray | None = None,
 ) -> np.ndarray:
     """Return the class of each pixel of an image that is larger than the window, as from `predict_classes`. Beside the
@@ -161,14 +155,13 @@ def predict_large(
       model, variables: with batch norm folded, for speed.
       image: uint8 `[H, W, C]`; an array, or one that is read a part at a time.
       protocol: its scales, flip and windows; without a CRF, which needs the whole image.
-      size: (height, width) over which the windows are spread; None: the protocol's for such an image.
       onto: an array for the ids, such as one of `scratch`; None: a new one.
 
     Returns:
       Class ids `[H, W]`: uint8 if they fit, else int32. Where a pixel has several labels, `[H, W, K]`.
     """
     classes = no_classes(model, image.shape[:2]) if onto is None else onto
-    size = size or protocol.run_size((image.shape[0], image.shape[1]))
+    size = protocol.run_size((image.shape[0], image.shape[1]))
     for tile in _means(model, variables, image, protocol, size=size):
         classes[tile.place] = decide(model, tile.probabilities, protocol.threshold)
     return classes

@@ -10,10 +10,13 @@ from deeplab_jax.evaluate.protocol import Protocol, Size
 
 USUAL_WINDOW = (513, 513)
 SMALLEST_WINDOW = 65
+FLAG = "--window "
 
 
 @contextlib.contextmanager
-def names_what_fits(name: str, protocol: Protocol, size: Size | None = None, *, fewer: str = "") -> Iterator[None]:
+def names_what_fits(
+    name: str, protocol: Protocol, size: Size | None = None, *, fewer: str = "", window: str = FLAG
+) -> Iterator[None]:
     """Turn "out of memory" within the block into a UserError that names what was run and the flag that needs less.
 
     Args:
@@ -21,19 +24,22 @@ def names_what_fits(name: str, protocol: Protocol, size: Size | None = None, *, 
       protocol: how it was run.
       size: (height, width) of its image; None while it is read.
       fewer: the flag with which images run alone, if several ran together. It changes no number, so it comes first.
+      window: how the flag of a window begins.
     """
     try:
         yield
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        raise out_of_memory(name, protocol, size, fewer) from None
+        raise out_of_memory(name, protocol, size, fewer, window) from None
 
 
-def out_of_memory(name: str, protocol: Protocol, size: Size | None, fewer: str = "") -> UserError:
+def out_of_memory(name: str, protocol: Protocol, size: Size | None, fewer: str = "", window: str = FLAG) -> UserError:
     """Return the error that `names_what_fits` raises."""
-    pixels = f" for an image of {size[1]}x{size[0]} pixels" if size else ""
-    return UserError(f"{name}: out of memory{pixels}; {f'give {fewer}' if fewer else what_fits(protocol, size)}")
+    pixels = f" at {size[1]}x{size[0]} pixels" if size else ""
+    return UserError(
+        f"{name}: out of memory{pixels}; {f'give {fewer}' if fewer else what_fits(protocol, size, window)}"
+    )
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -45,7 +51,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or "Insufficient memory" in str(error)
 
 
-def what_fits(protocol: Protocol, size: Size | None) -> str:
+def what_fits(protocol: Protocol, size: Size | None, window: str = FLAG) -> str:
     """Return the flag that needs less memory."""
     if size is None:
         return "give a smaller image, or a machine with more memory"
@@ -57,7 +63,7 @@ def what_fits(protocol: Protocol, size: Size | None) -> str:
         fits = _half((protocol.window[0], protocol.window[1]))
     if fits is None:
         return "give a machine with more memory"
-    return f"give --window {fits[0]},{fits[1]}"
+    return f"give {window}{fits[0]},{fits[1]}"
 
 
 def _half(size: Size) -> Size | None:

@@ -58,4 +58,4 @@ def check_names(given: Iterable[str], known: Collection[str]) -> None:
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
     """Raise a UserError for a value that an argument does not take."""
     if value not in choices:
-        raise UserError(f"{name}={value!r}: {did_you_mean(value, [choice for choice in choices if choice])}")
+        raise UserError(f"{name}={value!r}: {did_you_mean(str(value), [choice for choice in choices if choice])}")

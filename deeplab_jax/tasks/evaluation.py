@@ -60,6 +60,7 @@ def evaluate(
     from deeplab_jax.distributed import is_first, together, watch
     from deeplab_jax.evaluate import evaluator
     from deeplab_jax.evaluate.calibration import PICTURE, draw
+    from deeplab_jax.evaluate.page import make_folder
     from deeplab_jax.evaluate.predictor import prediction_writer
     from deeplab_jax.train.from_config import open_split
     from deeplab_jax.train.given import require_named
@@ -76,6 +77,9 @@ def evaluate(
             source = open_split(settings, split, reading=model.preprocessing)
         protocol, how = _protocol_and_arguments(protocol, settings, how)
         source = read_in_parts(source) if protocol.window else source
+        evaluator.check_classes(model, source)
+        if out and is_first():  # Now, and not after hours.
+            make_folder(Path(out))
     outputs = _outputs(out, source, split) if save_predictions else None
     if outputs is not None:
         calls = [prediction_writer(outputs), *filter(None, [how.get("on_prediction")])]

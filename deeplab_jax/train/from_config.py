@@ -218,7 +218,9 @@ def build_step(
 
 def evaluate_options(config: ConfigDict, **given: Any) -> tuple[Protocol, dict[str, Any]]:
     """Return the protocol of a configuration, and the arguments with which `evaluate` runs it. Unless the configuration
-    says how many devices, they are as many as in training. The given arguments replace the configuration's values.
+    says how many devices, they are as many as in training, if this process has so many. The given arguments replace the
+    configuration's values.
     """
     section = {**config.evaluate.to_dict(), **given}
-    return split_section({**section, "devices": section["devices"] or config.train.devices})
+    usual = min(config.train.devices, jax.local_device_count())
+    return split_section({**section, "devices": section["devices"] or usual})

@@ -5,7 +5,8 @@ A pattern is a regular expression that is searched for in a parameter's path, su
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -39,6 +40,9 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """Return the gradient transformation: clipping, the rule of the update, factors and the learning rate.
 
+    Clipping, factors and decay have no state, and none of them moves the state of the rest. So a run can go on from
+    its checkpoint with another value of `clip_norm`, `weight_decay`, `multipliers` or `layer_decay`.
+
     Args:
       params: the parameters or their shapes; only their paths matter.
       schedule: the learning rate of each step.
@@ -56,10 +60,13 @@ def make_optimizer(
     paths = _paths(params)
     decayed = unflatten_dict({path: not matches(no_decay, path) for path in paths}, sep="/")
     factors = rate_factors(paths, multipliers, layer_decay)
-    clip = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
     rule = update_rule(name, decayed, momentum=momentum, nesterov=nesterov, betas=betas, weight_decay=weight_decay)
-    scale = [_scale_by(factors)] if multipliers or layer_decay != 1 else []
-    trained = optax.chain(*clip, *rule, *scale, optax.scale_by_learning_rate(schedule))
+    rate = optax.scale_by_learning_rate(schedule)
+    if multipliers or layer_decay != 1:
+        rate = _after(partial(_scaled, factors=factors), rate)
+    trained = optax.chain(*rule, rate)
+    if clip_norm:
+        trained = _after(partial(_clipped, norm=clip_norm), trained)
     return without_frozen(trained, params, freeze)
 
 
@@ -92,15 +99,15 @@ def update_rule(
             f"config.optimizer.betas={tuple(betas)}: "
             + ("sgd has none; set config.optimizer.momentum" if name == "sgd" else "give two, such as (0.9,0.95)")
         )
-    decay = [optax.add_decayed_weights(weight_decay, mask=decayed)] if weight_decay else []
+    decay = optax.masked(optax.add_decayed_weights(weight_decay) if weight_decay else optax.identity(), decayed)
     if name == "sgd":
-        return [*decay, optax.trace(decay=momentum, nesterov=nesterov)]
+        return [decay, optax.trace(decay=momentum, nesterov=nesterov)]
     betas = betas or BETAS[name]
     if name == "lion":
-        return [optax.scale_by_lion(*betas), *decay]
+        return [optax.scale_by_lion(*betas), decay]
     if name == "lamb":
-        return [optax.scale_by_adam(*betas, eps=1e-6), *decay, optax.masked(optax.scale_by_trust_ratio(), decayed)]
-    return [optax.scale_by_adam(*betas), *decay]
+        return [optax.scale_by_adam(*betas, eps=1e-6), decay, optax.masked(optax.scale_by_trust_ratio(), decayed)]
+    return [optax.scale_by_adam(*betas), decay]
 
 
 def without_frozen(
@@ -176,14 +183,25 @@ def stage_factors(paths: Sequence[str], decay: float) -> Mapping[str, float]:
     return {path: decay ** (1 + order.index(stages[path])) if path in stages else 1.0 for path in paths}
 
 
-def _scale_by(factors: Mapping[str, float]) -> optax.GradientTransformation:
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        # Frozen parameters are masked nodes here, without leaves.
-        flat = flatten_dict(updates, sep="/")
-        scaled = {path: jax.tree.map(lambda u, f=factors[path]: u * f, update) for path, update in flat.items()}
-        return unflatten_dict(scaled, sep="/"), state
+def _after(change: Callable[[Any], Any], rule: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Return a rule that sees changed gradients. Its state is the rule's own, which a chain of the two would move."""
 
-    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+    def update(gradients: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        return rule.update(change(gradients), state, params)
+
+    return optax.GradientTransformation(rule.init, update)
+
+
+def _clipped(gradients: Any, *, norm: float) -> Any:
+    clipped, _ = optax.clip_by_global_norm(norm).update(gradients, optax.EmptyState())
+    return clipped
+
+
+def _scaled(updates: Any, *, factors: Mapping[str, float]) -> Any:
+    # Frozen parameters are masked nodes here, without leaves.
+    flat = flatten_dict(updates, sep="/")
+    scaled = {path: jax.tree.map(lambda u, f=factors[path]: u * f, update) for path, update in flat.items()}
+    return unflatten_dict(scaled, sep="/")
 
 
 def _paths(params: Any) -> list[str]:

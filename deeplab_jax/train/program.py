@@ -110,7 +110,7 @@ def lower_evaluation(config: ConfigDict, model: Segmenter, devices: Sequence[Any
     protocol, how = evaluate_options(config)
     height, width = protocol.window or max(protocol.pad_to, default=protocol.run_size(tuple(config.data.crop_size)))
     first = [device for device in devices if device.process_index == devices[0].process_index]
-    used = first[: how["devices"] or len(first)]
+    used = first[: config.evaluate.devices or config.train.devices or len(first)]
     return _lower_inference(model, protocol, how["batch_size"] * len(used), (height, width), used, labels=True)
 
 

@@ -222,8 +222,9 @@ class Run:
         except UserError as error:
             saved = f"no post-mortem ({error})"
         raise UserError(
-            f"{what}; {saved}; lower config.optimizer.learning_rate, set config.optimizer.clip_norm, or set "
-            "config.train.skip_nonfinite to skip such updates, and start again from the last checkpoint"
+            f"{what}; {saved}; to go on from the last checkpoint, start again with --config.train.skip_nonfinite=10, "
+            "which skips such updates, or with --allow_config_change and --config.optimizer.clip_norm=1 or a lower "
+            "--config.optimizer.learning_rate"
         )
 
     def say_skipped_updates(self, state: TrainState) -> None:

@@ -13,6 +13,7 @@ from deeplab_jax.errors import UserError, spell
 from deeplab_jax.files import TEMPORARY, locked, read_json, write_json
 from deeplab_jax.provenance import git_commit, versions
 from deeplab_jax.train.faults import as_user_errors
+from deeplab_jax.weights.folder import CHECKPOINTS
 
 CONFIG_FILE = "config.json"
 RUN_FILE = "run.json"
@@ -43,14 +44,14 @@ def make_workdir(workdir: Path) -> None:
 
 def open_workdir(workdir: Path, config: Any, *, allow_config_change: bool) -> None:
     """Record the configuration of a new run, or check that it equals an older run's. The directory exists and is
-    locked.
+    locked. A run without any checkpoint may get another configuration: nothing of it would go on.
 
     Raises:
       UserError: it cannot be written, or contains a run of another configuration.
     """
     file = workdir / CONFIG_FILE
     with as_user_errors(workdir):
-        if file.exists():
+        if file.exists() and any(path.name.isdecimal() for path in (workdir / CHECKPOINTS).glob("*")):
             _check_same(file, to_plain(config), allow_config_change)
         else:
             write_json(file, to_plain(config))

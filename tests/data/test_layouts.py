@@ -1,6 +1,7 @@
 """Folders of users: the layouts that are found by themselves, their names, their lists, and what is held out."""
 
 import os
+import re
 import unicodedata
 from pathlib import Path
 
@@ -91,6 +92,19 @@ def test_two_layouts_that_fit_are_named_with_the_option_to_choose(tmp_path):
     flags = [word.strip("'") for word in str(error.value).split() if word.startswith("--config")]
     assert flags == ["--config.data.options.images='imgs", "--config.data.options.masks='labels"]
     assert found(tmp_path, "all", images="imgs", masks="gt") == {"1": 1}
+
+
+def test_the_option_to_choose_serves_every_split(tmp_path):
+    for split, count in (("train", 3), ("val", 2)):
+        for index, images, masks in (
+            (i, *pair) for i in range(count) for pair in (("image", "label"), ("img", "mask"))
+        ):
+            put(tmp_path / split / images / f"{index}.jpg", tmp_path / split / masks / f"{index}.png")
+    with pytest.raises(UserError, match="could be the data; choose with options: ") as error:
+        found(tmp_path, "train")
+    options = re.findall(r"--config\.data\.options\.(\w+)='(.*?)'", str(error.value))
+    assert options == [("images", "{split}/image"), ("masks", "{split}/mask")]
+    assert [len(found(tmp_path, split, **dict(options))) for split in ("train", "val")] == [3, 2]
 
 
 def test_equal_names_in_folders_keep_the_folder(tmp_path):

@@ -393,6 +393,7 @@ def test_folder_maps_stored_values(folder):
     [
         ({"class_names": ()}, "class_names is"),
         ({"class_names": "road"}, "class_names is 'road'"),
+        ({"class_names": ("a", "b", "a")}, "two classes are called 'a'; rename one"),
         ({"palette": ((0, 0, 0),)}, "palette does not fit 2 classes"),
         ({"palette": ((0, 0), (1, 1))}, r"palette is \(\(0, 0\), \(1, 1\)\); give one \(red, green, blue\)"),
         ({"palette": (("red", 0, 0), (0, 0, 0))}, "palette is"),

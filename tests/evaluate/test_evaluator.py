@@ -235,6 +235,18 @@ def test_other_classes_are_refused(made) -> None:
         evaluate(*made, dataclasses.replace(SOURCE, classes=3), split="val")
 
 
+@pytest.mark.parametrize("protocol", [Protocol(), Protocol(trimap=(2,))])
+def test_labels_that_are_no_class_are_refused(made, protocol) -> None:
+    class Foreign(MadeUp):
+        def __getitem__(self, index):
+            example = super().__getitem__(index)
+            example["label"][:2, :3] = 9
+            return example
+
+    with pytest.raises(UserError, match="label values 9 in 6 pixels are outside of classes 0 to 3"):
+        evaluate(*made, Foreign(((40, 50),)), protocol, split="val")
+
+
 def test_results_that_cannot_be_written_are_a_user_error(tmp_path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"metrics\.json: cannot be written .*give another --out"):

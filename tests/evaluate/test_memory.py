@@ -22,7 +22,7 @@ EXHAUSTED = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory alloca
 @pytest.mark.parametrize(
     ("protocol", "size", "fix"),
     [
-        (Protocol(), (4000, 6000), "a.png: out of memory for an image of 6000x4000 pixels; give --window 513,513"),
+        (Protocol(), (4000, 6000), "a.png: out of memory at 6000x4000 pixels; give --window 513,513"),
         (Protocol(), (513, 513), "give --window 257,257"),
         (Protocol(window=(513, 769)), (4000, 6000), "give --window 257,385"),
         (Protocol(window=(100, 65)), (4000, 6000), "give --window 65,65"),
@@ -35,6 +35,17 @@ def test_the_message_has_what_fits(protocol, size, fix) -> None:
     for error in (MemoryError(), EXHAUSTED):
         with pytest.raises(UserError, match=fix), names_what_fits("a.png", protocol, size):
             raise error
+
+
+def test_evaluation_names_the_key_of_the_configuration(monkeypatch) -> None:
+    """`train` has no flag for a window, and `evaluate` takes the key too."""
+
+    def exhausted(*_):
+        raise EXHAUSTED
+
+    monkeypatch.setattr(evaluator, "run_group", exhausted)
+    with tiny_models(), pytest.raises(UserError, match=r"at 769x641 pixels; give --config\.evaluate\.window=513,513$"):
+        evaluator.evaluate(*tiny_model("cascade_tiny"), MadeUp(((600, 700),)), Protocol())
 
 
 def test_other_faults_keep_their_traceback() -> None:
@@ -63,9 +74,7 @@ def test_predict_does_the_other_images(tmp_path, capsys, monkeypatch) -> None:
     said = capsys.readouterr()
     assert said.out.startswith("2 of 3 images")
     lines = [line for line in said.err.splitlines() if line.startswith("deeplab-jax:")]
-    assert lines == [
-        f"deeplab-jax: {tmp_path}/b.png: out of memory for an image of 50x600 pixels; give --window 513,513"
-    ]
+    assert lines == [f"deeplab-jax: {tmp_path}/b.png: out of memory at 50x600 pixels; give --window 513,513"]
     assert {path.name for path in (tmp_path / "out").glob("?.png")} == {"a.png", "c.png"}
 
 
@@ -83,7 +92,7 @@ def test_a_prediction_that_does_not_fit_while_it_is_written_is_named(tmp_path, m
         told = list(predictor.predict_files(model, variables, find_images([tmp_path]), outputs))
     (a, error), (b, none) = told
     assert (a.name, b.name, none) == ("a", "b", None)
-    assert "a.png: out of memory for an image of 50x40 pixels" in str(error)
+    assert "a.png: out of memory at 50x40 pixels" in str(error)
 
 
 def test_an_image_that_does_not_fit_while_it_is_read_is_named(tmp_path, monkeypatch) -> None:
@@ -119,7 +128,7 @@ def test_an_evaluation_names_the_image(monkeypatch) -> None:
         model, variables = tiny_model("cascade_tiny")
         source = MadeUp(((40, 50),) * 2)
         names = [example["name"] for example in source]
-        with pytest.raises(UserError, match=f"^{names[0]}: out of memory .*give --window"):
+        with pytest.raises(UserError, match=f"^{names[0]}: out of memory .*give --config.evaluate.window="):
             evaluator.evaluate(model, variables, source)
         fewer = "out of memory .*give --config.evaluate.batch_size=1"
         with pytest.raises(UserError, match=f"^{names[0]}, {names[1]}: {fewer}"):

@@ -150,11 +150,27 @@ def test_updates_may_be_skipped_and_are_counted(tmp_path, monkeypatch, capsys) -
         assert_same_arrays(fourth, read_checkpoint(tmp_path, 6))
 
 
+@pytest.mark.parametrize("clip_norm", [0.0, 1.0])
+def test_a_run_goes_on_with_the_settings_that_the_message_names(tmp_path, monkeypatch, clip_norm) -> None:
+    """Clipping, decay and factors may change either way: none of them moves the state in the checkpoint."""
+    poison(monkeypatch, 5)
+    changes = {"optimizer.name": "adam", "train.checkpoint_every": 2, "optimizer.clip_norm": clip_norm}
+    with pytest.raises(UserError, match=r"step 5: .*--allow_config_change and --config\.optimizer\.clip_norm=1"):
+        run_training(tmp_path, tiny_config(**changes))
+    monkeypatch.undo()
+    others = {"optimizer.clip_norm": 1 - clip_norm, "optimizer.learning_rate": 0.01, "optimizer.weight_decay": 0.0}
+    others["optimizer.multipliers"] = (("^backbone/", 0.1),)
+    train(tiny_config(**{**changes, **others}), tmp_path, allow_config_change=True)
+    assert read_metrics(tmp_path)[-1]["step"] == 6
+
+
 def test_a_post_mortem_that_cannot_be_written_hides_nothing(tmp_path, monkeypatch) -> None:
     poison(monkeypatch, 2)
     (tmp_path / "run").mkdir()
     monkeypatch.setattr(run_module, "POSTMORTEM", "gone/postmortem")
-    with pytest.raises(UserError, match=r"step 2: .*; no post-mortem \(.*gone/postmortem: cannot be used.*\); lower"):
+    with pytest.raises(
+        UserError, match=r"step 2: .*; no post-mortem \(.*gone/postmortem: cannot be used.*\); to go on"
+    ):
         run_training(tmp_path / "run", tiny_config())
 
 

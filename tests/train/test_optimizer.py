@@ -190,3 +190,14 @@ def test_what_makes_no_sense_is_refused(options, message) -> None:
 def test_the_message_names_a_parameter() -> None:
     with pytest.raises(UserError, match="a parameter is called 'backbone/conv/kernel'"):
         optimizer_of(PARAMS, steps=3, freeze=("x",))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_options_without_a_state_do_not_move_the_state(name) -> None:
+    def structure(**options):
+        return jax.tree.structure(optimizer_of(PARAMS, steps=10, learning_rate=1.0, name=name, **options).init(PARAMS))
+
+    usual = structure()
+    assert usual.num_leaves > 4
+    for options in ({"clip_norm": 1.0}, {"weight_decay": 0.0}, {"multipliers": (("^backbone", 0.1),)}):
+        assert structure(**options) == usual

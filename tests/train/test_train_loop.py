@@ -20,7 +20,7 @@ from deeplab_jax.train import run as run_module
 from deeplab_jax.train.batches import checked
 from deeplab_jax.train.workdir import CONFIG_FILE, RUN_FILE, open_workdir, record_start
 from deeplab_jax.train.writers import METRICS_FILE, Writers
-from deeplab_jax.weights.folder import MODEL_FILE, load
+from deeplab_jax.weights.folder import CHECKPOINTS, MODEL_FILE, load
 from tests.support.tiny import (
     assert_same_arrays,
     quiet,
@@ -199,8 +199,24 @@ def test_an_allowed_change_is_recorded(finished, tmp_path) -> None:
     assert len(json.loads((tmp_path / RUN_FILE).read_text())) == 2
 
 
+@pytest.fixture
+def saved(tmp_path):
+    """A run directory with a checkpoint."""
+    (tmp_path / CHECKPOINTS / "2").mkdir(parents=True)
+    return tmp_path
+
+
+@pytest.mark.parametrize("leftovers", [(), ("3.damaged",)])
+def test_without_a_checkpoint_any_configuration_may_start(tmp_path, leftovers) -> None:
+    for name in leftovers:
+        (tmp_path / CHECKPOINTS / name).mkdir(parents=True)
+    for seed in (0, 1):
+        open_workdir(tmp_path, tiny_config(**{"train.seed": seed}), allow_config_change=False)
+        assert json.loads((tmp_path / CONFIG_FILE).read_text())["train"]["seed"] == seed
+
+
 @pytest.mark.parametrize("key", FREE)
-def test_what_moves_no_number_may_differ(tmp_path, key) -> None:
+def test_what_moves_no_number_may_differ(saved, tmp_path, key) -> None:
     config = tiny_config()
     open_workdir(tmp_path, config, allow_config_change=False)
     _, section, name = key.split(".")
@@ -213,7 +229,7 @@ def test_what_moves_no_number_may_differ(tmp_path, key) -> None:
     open_workdir(tmp_path, other, allow_config_change=True)
 
 
-def test_a_run_from_before_a_key_was_there_had_its_default(tmp_path) -> None:
+def test_a_run_from_before_a_key_was_there_had_its_default(saved, tmp_path) -> None:
     open_workdir(tmp_path, tiny_config(), allow_config_change=False)
     stored = json.loads((tmp_path / CONFIG_FILE).read_text())
     del stored["evaluate"]["crop"], stored["train"]["skip_nonfinite"]
@@ -224,7 +240,7 @@ def test_a_run_from_before_a_key_was_there_had_its_default(tmp_path) -> None:
         open_workdir(tmp_path, tiny_config(**{"evaluate.crop": (33, 33)}), allow_config_change=False)
 
 
-def test_many_changes_are_counted(tmp_path) -> None:
+def test_many_changes_are_counted(saved, tmp_path) -> None:
     open_workdir(tmp_path, tiny_config(), allow_config_change=False)
     names = ("steps", "seed", "batch_size", "checkpoint_every", "evaluate_every")
     other = tiny_config(**{f"train.{name}": 9 for name in names})
@@ -242,7 +258,7 @@ def test_a_directory_that_holds_something_else_is_refused(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("content", ['{"train": ', "[1]", "7"])
-def test_a_damaged_record_is_named(tmp_path, content) -> None:
+def test_a_damaged_record_is_named(saved, tmp_path, content) -> None:
     (tmp_path / CONFIG_FILE).write_text(content)
     with pytest.raises(UserError, match=r"config\.json: is damaged"):
         open_workdir(tmp_path, tiny_config(), allow_config_change=False)
@@ -288,6 +304,7 @@ def test_a_damaged_record_is_named(tmp_path, content) -> None:
         ({"evaluate.crop": (65,)}, r"config\.evaluate\.crop=\(65,\)"),
         ({"evaluate.trimap": (2, 2)}, r"config\.evaluate\.trimap=\(2, 2\)"),
         ({"evaluate.trimap_around": "vod"}, "trimap_around='vod': did you mean void"),
+        ({"evaluate.devices": 1000}, r"config\.evaluate\.devices=1000: there are"),
     ],
     ids=lambda value: ",".join(value) if isinstance(value, dict) else "",
 )

@@ -209,6 +209,8 @@ def _labels(
 ) -> LabelSet:
     if not 1 <= len(class_names) <= MAX_CLASSES:
         raise _names_error(class_names)
+    if twice := next((name for name in class_names if class_names.count(name) > 1), None):
+        raise UserError(f"class_names is {class_names!r:.200}: two classes are called {twice!r}; rename one")
     if len(class_names) == 1:
         raise UserError(
             f"class_names is {class_names}: one class, and nothing to tell it from; name the background too: "
