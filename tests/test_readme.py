@@ -107,6 +107,15 @@ def test_the_readme_is_one_page() -> None:
     assert (ROOT / picture).stat().st_size < 150_000
 
 
+def test_the_readme_counts_the_verdicts_as_the_results_do() -> None:
+    page = (ROOT / "experiments" / "results" / "README.md").read_text(encoding="utf-8")
+    pattern = r"Verdicts at (\w+)\. (\d+) comparisons: (\d+) holds, (\d+) refuted, (\d+) undecided"
+    regimes = re.findall(pattern, page)
+    assert [regime for regime, *_ in regimes] == ["scenes", "camvid"]
+    for regime, count, holds, refuted, undecided in regimes:
+        assert f"`{regime}`, {count} claims: {holds} hold, {refuted} are refuted, {undecided} undecided" in README
+
+
 # How one step runs.
 
 STEP = README.split("## How one step runs")[1].split("\n## ")[0]
