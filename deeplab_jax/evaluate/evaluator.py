@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from deeplab_jax.data.check.dataset import check_labels
 from deeplab_jax.data.faults import never
+from deeplab_jax.data.large import row_parts
 from deeplab_jax.data.loader import TIMEOUT, examples_in_order
 from deeplab_jax.data.source import Example, Source, check_limit
 from deeplab_jax.data.transforms import resize_pair
@@ -258,7 +259,8 @@ def parts(examples: Iterable[Example], protocol: Protocol, model: Segmenter) -> 
         name = f"example {example['name']!r}"
         model.preprocessing.check(example["image"], name=name)
         part = part_of(example, protocol)
-        check_labels(part["label"], classes, name=name)
+        for rows in row_parts(part["label"].shape):  # A large image's at once would take several times its memory.
+            check_labels(part["label"][rows], classes, name=name)
         yield part
 
 
