@@ -131,3 +131,17 @@ def test_valid_weight_counts_equal_brute_force(size: int, kernel_size: int, rate
             valid = sum(0 <= row + dy < size and 0 <= column + dx < size for dy in reach for dx in reach)
             expected[valid - 1] += 1
     np.testing.assert_array_equal(geometry.valid_weight_counts(size, kernel_size, rate), expected)
+
+
+def test_valid_weight_fraction_by_hand() -> None:
+    # At rate 18 each outer tap lies on a map of 33 at 33 - 18 = 15 positions.
+    assert geometry.valid_weight_fraction(33, 33, (3, 3), 18) == pytest.approx(((33 + 15 + 15) / 99) ** 2)
+    assert geometry.valid_weight_fraction(33, 33, (1, 1), 18) == 1.0
+    assert geometry.valid_weight_fraction(4, 7, (3, 1), 4) == pytest.approx(1 / 3)
+
+
+@given(st.integers(1, 12), st.sampled_from([1, 3, 5]), st.integers(1, 13))
+def test_valid_weight_fraction_is_the_mean_of_the_counts(size: int, kernel_size: int, rate: int) -> None:
+    counts = geometry.valid_weight_counts(size, kernel_size, rate)
+    mean = np.dot(counts, np.arange(1, kernel_size**2 + 1)) / (size * size * kernel_size**2)
+    assert geometry.valid_weight_fraction(size, size, (kernel_size, kernel_size), rate) == pytest.approx(mean)
