@@ -245,7 +245,11 @@ def check_module(module: str, argv: list[str]) -> None:
         found.main()
     assert stopped.value.code == 0, module
     own = argv[: argv.index("--")] if "--" in argv else argv
-    for flag in (word.split("=")[0] for word in own if word.startswith("--")):
+    changes = [word for word in own if word.startswith("--config.")]
+    if changes:
+        assert "--config.section.key=value" in out.getvalue(), module
+        load_config([f"--config={ROOT}/configs/scenes.py", *changes])
+    for flag in (word.split("=")[0] for word in own if word.startswith("--") and word not in changes):
         assert re.search(rf"{flag}\b", out.getvalue()), f"{module}: {flag}"
 
 
