@@ -21,6 +21,7 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.files import write_whole
 from experiments.output import Section, add_write, markdown_table
 from experiments.program import exits, parser_of
+from experiments.regimes import REGIMES
 from experiments.report.gather import TableResult, read_tables
 from experiments.report.plots import DPI, LIGHT, WIDTH
 from experiments.run.results import PAGE, RESULTS
@@ -70,9 +71,11 @@ def main(argv: Sequence[str] | None) -> None:
     results, _ = read_tables(args.results, (args.regime,))
     found = [way for one in results if one.table is TABLES["extra_noise"] for way in protocols(one)]
     if not found:
+        given = any(network.pretrained for network in REGIMES[args.regime].networks.values())
+        needs = " --data_dir DIR --init MODEL_FOLDER" if given else ""
         raise UserError(
             f"{args.results / args.regime}: no protocol has two trainings of both networks; "
-            f"python -m experiments.run extra_noise --regime {args.regime} first"
+            f"python -m experiments.run extra_noise --regime {args.regime}{needs} first"
         )
     write_whole(args.out, lambda fresh: draw(found).savefig(fresh, format="png", dpi=DPI))
     print(text := table(found))
