@@ -52,7 +52,7 @@ def test_a_regime_without_the_table_says_what_makes_it(capsys) -> None:
     """CamVid has committed results, and none of this table."""
     assert spread.main(["--regime", "camvid"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "python -m experiments.run extra_noise --regime camvid first" in line
+    assert "python -m experiments.run extra_noise --regime camvid --data_dir DIR --init MODEL_FOLDER first" in line
 
 
 def test_without_results_it_says_what_makes_them(tmp_path, capsys) -> None:
