@@ -12,7 +12,7 @@ computed again.
 
 import sys
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None) -> None:
         # Results of another number of images or of another configuration do not count.
         asked = {"training": found.training_key, "images": args.images}
         kept = content["rows"].get(name, {})
-        taps = kept["taps"] if {key: kept.get(key) for key in asked} == asked else {}
+        taps = kept.get("taps", {}) if {key: kept.get(key) for key in asked} == asked else {}
         for step in (0, *checkpoint_steps(workdir)):
             if str(step) not in taps:
                 taps[str(step)] = gradients(found, workdir, step, images=args.images).tolist()
@@ -108,11 +108,16 @@ def state_of(variables: Variables) -> TrainState:
 
 def of_taps(state: TrainState, model: Segmenter, batch: dict[str, np.ndarray]) -> np.ndarray:
     """Return the root mean square gradient of each tap of the atrous branch, float32 `[3, 3]`, in one training step."""
-    objective = partial(summed_loss, model=model)
-    step = jax.jit(partial(train_step, objective=objective, optimizer=KEEPS, key=jax.random.key(0)))
-    after, _ = step(state, batch)
+    after, _ = _step(model)(state, batch)
     kernel = flatten_dict(after.opt_state.trace)[KERNEL]
     return np.asarray(jnp.sqrt(jnp.mean(kernel**2, axis=(2, 3))))
+
+
+@cache
+def _step(model: Segmenter) -> Any:
+    """Return the compiled step, one for all checkpoints of a network."""
+    objective = partial(summed_loss, model=model)
+    return jax.jit(partial(train_step, objective=objective, optimizer=KEEPS, key=jax.random.key(0)))
 
 
 def outer_share(taps: np.ndarray) -> float:

@@ -84,13 +84,10 @@ def evaluate(
       UserError: classes or arguments that do not fit.
     """
     check_classes(model, source)
-    check_boundaries(model, protocol)
-    check_batch_size(batch_size)
     check_limit(limit)
-    chosen = local_devices(devices)
+    model, chosen = settled(model, protocol, batch_size=batch_size, devices=devices)
     at_once = batch_size * len(chosen)
     fewer = "--config.evaluate.batch_size=1" if batch_size > 1 else ""
-    model = protocol.at_stride(model)
     folded, variables = fold_norm(model, copy_to(chosen, variables))
     mine = own_share(len(source) if limit is None else min(limit, len(source)))
     tally, start = Tally(protocol, model), time.perf_counter()
@@ -234,6 +231,15 @@ def check_classes(model: Segmenter, source: Source) -> None:
             f"the model has {model.label_classes} classes, {source.name} has {source.labels.num_classes}; evaluate on "
             "the data it was trained for"
         )
+
+
+def settled(model: Segmenter, protocol: Protocol, *, batch_size: int, devices: int) -> tuple[Segmenter, Devices]:
+    """Return the model at the protocol's output stride and the devices of an evaluation, or raise a UserError if it
+    cannot run; see `evaluate`.
+    """
+    check_boundaries(model, protocol)
+    check_batch_size(batch_size)
+    return protocol.at_stride(model), local_devices(devices)
 
 
 def check_boundaries(model: Segmenter, protocol: Protocol) -> None:

@@ -59,7 +59,6 @@ def evaluate(
     from deeplab_jax.data.source import read_in_parts
     from deeplab_jax.distributed import is_first, together, watch
     from deeplab_jax.evaluate import evaluator
-    from deeplab_jax.evaluate.calibration import PICTURE, draw
     from deeplab_jax.evaluate.page import make_folder
     from deeplab_jax.evaluate.predictor import prediction_writer
     from deeplab_jax.train.from_config import open_split
@@ -90,11 +89,7 @@ def evaluate(
     if not isinstance(given, Segmenter):
         results["checkpoint"] = info.get("step")
     if out:
-        with together():
-            if is_first():
-                file = evaluator.write_results(results, Path(out))
-                if "calibration" in results:
-                    draw(results["calibration"], file.with_name(PICTURE))
+        _write(results, Path(out))
     if outputs is not None and outputs.page is not None:
         outputs.page.write()
     return results
@@ -127,6 +122,19 @@ def _outputs(out: str | Path, source: "Source", split: str) -> "Outputs":
     if not out:
         raise UserError("save_predictions=True: give the folder to write to, out=...")
     return Outputs(Path(out), source.labels, page=page_of(Path(out), source.labels, title=f"{split} of {source.name}"))
+
+
+def _write(results: dict[str, Any], out: Path) -> None:
+    """Write the results, on the first process."""
+    from deeplab_jax.distributed import is_first, together
+    from deeplab_jax.evaluate.calibration import PICTURE, draw
+    from deeplab_jax.evaluate.evaluator import write_results
+
+    with together():
+        if is_first():
+            file = write_results(results, out)
+            if "calibration" in results:
+                draw(results["calibration"], file.with_name(PICTURE))
 
 
 def _protocol_and_arguments(

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from deeplab_jax.data.images import write_image
 from deeplab_jax.data.source import Source
 from deeplab_jax.distributed import is_first, own_share, together
-from deeplab_jax.evaluate.evaluator import Results, check_batch_size, check_boundaries, evaluate, local_devices
+from deeplab_jax.evaluate.evaluator import Results, evaluate, settled
 from deeplab_jax.evaluate.pictures import StripCollector, stack_strips
 from deeplab_jax.models.segmenter import Segmenter
 from deeplab_jax.train.faults import recording
@@ -40,10 +40,7 @@ class Validation:
 
     def __post_init__(self) -> None:
         protocol, how = evaluate_options(self.config)
-        protocol.at_stride(self.model)
-        check_batch_size(how["batch_size"])
-        check_boundaries(self.model, protocol)
-        local_devices(how["devices"])
+        settled(self.model, protocol, batch_size=how["batch_size"], devices=how["devices"])
 
     def __call__(self, run: Run, number: int, state: TrainState) -> Results:
         """Return the results of step `number`, as in `metrics.json`; record and draw them."""
