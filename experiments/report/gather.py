@@ -89,8 +89,8 @@ class TableResult:
       table: the table.
       regime: name of the regime.
       rows: the results of the table's rows, in their order.
-      folder: folder of the regime's results, which has the counts of each image.
-      logged: logs of the regime's trainings, by their names.
+      folder: folder with the counts of each image.
+      logged: logs of the trainings, by their names.
     """
 
     table: Table
@@ -141,17 +141,16 @@ def read_tables(results: Path, regimes: Sequence[str]) -> tuple[list[TableResult
     tables: list[TableResult] = []
     remarks: list[str] = []
     for name in regimes or REGIMES:
-        found = _pool_seeds([_read_table(table, REGIMES[name], results / name, remarks) for table in TABLES.values()])
+        found = [_read_table(table, REGIMES[name], results / name, remarks) for table in TABLES.values()]
         if not any(row.trainings for one in found for row in one.rows):
             if regimes:
                 raise UserError(
                     f"{results / name}: no results there; python -m experiments.run TABLE --regime {name} first"
                 )
             continue
-        logged = _read_trainings(results / name, remarks)
         known = {one.table.name for one in tables if one.computed}
         tables += [
-            replace(_pair_seeds(one), folder=results / name, logged=logged)
+            _pair_seeds(one)
             for one in found
             if any(row.trainings for row in one.rows) or (one.computed and one.table.name not in known)
         ]
@@ -170,9 +169,10 @@ def _read_table(table: Table, regime: Regime, folder: Path, remarks: list[str]) 
     except Unreadable as error:
         remarks.append(f"{file}: cannot be read as a result ({error}); left out")
         rows = {}
-    names = table.named_rows()
+    names, own = table.named_rows(), folder / table.name
     remarks += [f"{file}: no table has a row {name!r:.100}; left out" for name in rows if name not in names]
-    return table_result(table, regime, rows, remarks, where=file)
+    found = table_result(table, regime, rows, remarks, where=file)
+    return replace(found, folder=own, logged=_read_trainings(own, remarks) if rows else {})
 
 
 def _read_trainings(folder: Path, remarks: list[str]) -> dict[str, Records]:
@@ -234,28 +234,6 @@ def _row_result(
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise Unreadable(f"{type(error).__name__} {error}") from None
-
-
-def _pool_seeds(tables: Sequence[TableResult]) -> list[TableResult]:
-    """Give each row the seeds of all rows with the same training and evaluation, in all tables, as far as the same code
-    made them from the same backbone.
-    """
-    found: dict[tuple[str, str], dict[tuple[int, tuple[str, ...], float | None], Training]] = {}
-    for row in (row for table in tables for row in table.rows):
-        pool = found.setdefault((row.training, row.evaluation), {})
-        for one in row.trainings:
-            key = one.seed, one.commits, one.backbone
-            pool[key] = replace(one, values={**pool.get(key, one).values, **one.values})
-
-    def pooled(row: RowResult) -> RowResult:
-        own = {commit for one in row.trainings for commit in one.commits}
-        backbones = {one.backbone for one in row.trainings}
-        pool = found[row.training, row.evaluation].values()
-        every = {one.seed: one for one in pool if own.issuperset(one.commits) and one.backbone in backbones}
-        every |= {one.seed: one for one in row.trainings}
-        return replace(row, trainings=tuple(every[seed] for seed in sorted(every)))
-
-    return [replace(table, rows=tuple(map(pooled, table.rows))) for table in tables]
 
 
 def _pair_seeds(table: TableResult) -> TableResult:

@@ -125,7 +125,7 @@ def read_rows(folder: Path, table: str) -> Content:
 
 
 def read_trainings(folder: Path) -> dict[str, Records]:
-    """Return the logs of a regime's trainings, by their names.
+    """Return the logs of a table's trainings from its folder, by their names.
 
     Raises:
       Unreadable: the file is damaged.

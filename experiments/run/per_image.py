@@ -1,4 +1,4 @@
-"""The counts of an evaluation on every image. Their files are `OUT/REGIME/per_image/TRAINING-EVALUATION.npz`.
+"""The counts of an evaluation on every image. Their files are `OUT/REGIME/TABLE/TRAINING-EVALUATION.npz`.
 
 The report resamples images from these counts (`experiments.report.intervals`). A file holds the `names` of the images.
 For every image and class it holds the number of pixels that are labelled and predicted as this class (`right`), and of
@@ -17,7 +17,6 @@ import numpy as np
 from deeplab_jax.files import write_whole
 from deeplab_jax.ops.metrics import nanmean, ratio
 
-FOLDER = "per_image"
 SMALLEST = (np.uint8, np.uint16, np.uint32)
 
 
@@ -40,8 +39,8 @@ class Counts:
 
 
 def counts_file(folder: Path, training: str, evaluation: str) -> Path:
-    """Return the file in a regime's folder that has the counts of an evaluation."""
-    return folder / FOLDER / f"{training}-{evaluation}.npz"
+    """Return the file in a table's folder that has the counts of an evaluation."""
+    return folder / f"{training}-{evaluation}.npz"
 
 
 def counts_of(every: Sequence[Mapping[str, Any]]) -> Counts:

@@ -1,9 +1,10 @@
-"""Keeps the results of tables in `OUT/REGIME/TABLE.json`, and the logs of trainings in `OUT/REGIME/trainings.json`.
+"""Keeps the results of a table in `OUT/REGIME/TABLE.json`, and what belongs to them in the folder `OUT/REGIME/TABLE`.
 
 A table's file holds for each row the paper's values, the keys, the configuration and the protocol. For every seed it
 holds the metrics, the commit, the versions, the seconds, and the mIoU of the network that the backbone comes from. A
-row in this file is not run again, even where its run directory is gone. The counts of each image have files of their
-own (`experiments.run.per_image`).
+row in this file is not run again, even where its run directory is gone. The folder has the logs of the trainings
+(`trainings.json`) and the counts of each image (`experiments.run.per_image`). Tables share no files: the same training
+differs from machine to machine, and tables may come from different ones.
 
 A runner locks OUT, so only one at a time writes there. Jobs write into their run directories only.
 """
@@ -15,7 +16,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cache
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -80,10 +81,15 @@ class Store:
     again: bool = False
     strange: dict[str, None] = field(default_factory=dict)
     kept: set[str] = field(default_factory=set)
+    _read_logs: dict[Path, dict[str, Records]] = field(default_factory=dict)
 
     def file(self, one: Asked) -> Path:
         """Return the file of a row's table."""
         return self.out / f"{one.table.name}.json"
+
+    def folder(self, one: Asked) -> Path:
+        """Return the folder with the logs and counts of a row's table."""
+        return self.out / one.table.name
 
     def entries(self, one: Asked) -> dict[int, Content]:
         """Return a row's results by seed, from its table's file and from run directories."""
@@ -139,12 +145,12 @@ class Store:
             **({"multiply_adds": self._multiply_adds(old, first)} if "multiply_adds" in one.table.measures else {}),
             "protocol": first["protocol"],
             "config": to_plain(one.resolved.config),
-            **self._pretraining(one.resolved.pretraining),
+            **self._pretraining(self.folder(one), one.resolved.pretraining),
             "seeds": [entries[seed] for seed in sorted(entries)],
         }
         for seed in entries:
-            self._records(job_name(one.resolved.training_key, seed), one.resolved.config)
-            self._keep_counts(*one.resolved.keys, seed)
+            self._records(self.folder(one), job_name(one.resolved.training_key, seed), one.resolved.config)
+            self._keep_counts(self.folder(one), *one.resolved.keys, seed)
         if rows.get(name) != content:
             rows[name] = content
             about = {"table": one.table.name, "title": one.table.title, "source": one.table.source}
@@ -202,36 +208,40 @@ class Store:
         kept: dict[str, int] | None = old.get("multiply_adds") if old is not None and not self.again else None
         return kept if kept and old and old.get("protocol") == first["protocol"] else _multiply_adds(first)
 
-    def _pretraining(self, config: ConfigDict | None) -> Content:
+    def _pretraining(self, folder: Path, config: ConfigDict | None) -> Content:
         """Return a row's entry on the training whose backbone it starts from."""
         if config is None:
             return {}
         name = weights_name(config)
-        seconds = training_seconds(self._records(name, config), config.train.batch_size)
+        seconds = training_seconds(self._records(folder, name, config), config.train.batch_size)
         return {"pretraining": {"name": name, "seconds": seconds, "config": to_plain(config)}}
 
-    def _keep_counts(self, training: str, evaluation: str, seed: int) -> None:
+    def _keep_counts(self, folder: Path, training: str, evaluation: str, seed: int) -> None:
         """Copy the counts of an evaluation on every image, where the run directory still has them."""
         name = job_name(training, seed)
         found = evaluation_counts(self.runs / name, evaluation)
-        kept = counts_file(self.out, name, evaluation)
+        kept = counts_file(folder, name, evaluation)
         if found.is_file() and not (kept.is_file() and filecmp.cmp(found, kept, shallow=False)):
             write_whole(kept, lambda fresh: shutil.copyfile(found, fresh))
 
-    @cached_property
-    def _trainings(self) -> dict[str, Records]:
-        try:
-            return read_trainings(self.out)
-        except Unreadable as error:
-            raise _damaged(self.out / f"{TRAININGS}.json", str(error)) from None
-
-    def _records(self, name: str, config: ConfigDict) -> Records:
-        """Return the log of a training. The log of a finished training is kept in OUT, beyond its run directory."""
+    def _records(self, folder: Path, name: str, config: ConfigDict) -> Records:
+        """Return the log of a training. The log of a finished training is kept in its table's folder, beyond its run
+        directory.
+        """
+        kept = self._logs(folder)
         found = read_records(self.runs / name / METRICS_FILE)
-        if state_of(found)[0] >= config.train.steps and self._trainings.get(name) != found:
-            self._trainings[name] = found
-            write_json(self.out / f"{TRAININGS}.json", dict(sorted(self._trainings.items())))
-        return self._trainings.get(name, [])
+        if state_of(found)[0] >= config.train.steps and kept.get(name) != found:
+            kept[name] = found
+            write_json(folder / f"{TRAININGS}.json", dict(sorted(kept.items())))
+        return kept.get(name, [])
+
+    def _logs(self, folder: Path) -> dict[str, Records]:
+        if folder not in self._read_logs:
+            try:
+                self._read_logs[folder] = read_trainings(folder)
+            except Unreadable as error:
+                raise _damaged(folder / f"{TRAININGS}.json", str(error)) from None
+        return self._read_logs[folder]
 
 
 def _damaged(file: Path, why: str) -> UserError:

@@ -73,7 +73,7 @@ def store(tmp_path) -> Path:
     put(folder, "v3_table6/eval_os_8", 0.8, key="c", notes=[HOSTILE, 7.5])
     lines = [{"step": step, "train/loss": 2.0 - step / 10} for step in range(1, 6)]
     lines += [{"step": 3, "val/miou": 0.4}, {"step": 5, "val/miou": 0.7}]
-    write_json(folder / "scenes/trainings.json", {"a_seed0": [*lines, "half"]})
+    write_json(folder / "scenes/v3plus_table1/trainings.json", {"a_seed0": [*lines, "half"]})
     return folder
 
 
@@ -163,36 +163,17 @@ commit 0123456789ab. Networks here: deeplabv3_resnet18 of width 0.5.
     assert readme.read_text() == f"before\n<!-- tables:begin -->\n{text}<!-- tables:end -->\nafter\n"
 
 
-def test_a_network_has_the_seeds_of_all_tables_that_it_stands_in(tmp_path) -> None:
+def test_each_table_stands_on_its_own_trainings(tmp_path) -> None:
+    """The same configuration, trained for two tables, perhaps on two machines."""
     put(tmp_path, "v3_table6/eval_os_16", 0.50, key="c")
-    put(tmp_path, "extra_seeds/deeplabv3", 0.50, 0.52, 0.57, key="c")
-    put(tmp_path, "v3_table10/train_os_16-eval_os_16", 0.50, key="c", evaluation="another")
+    put(tmp_path, "extra_seeds/deeplabv3", 0.60, 0.62, key="c")
+    for name, miou in (("v3_table6", 0.5), ("extra_seeds", 0.6)):
+        write_json(tmp_path / f"scenes/{name}/trainings.json", {"c_seed0": [{"step": 5, "val/miou": miou}]})
     found = tables_by_name(tmp_path)
-    for name in ("v3_table6", "extra_seeds"):
+    for name, mious, log in (("v3_table6", [50], 0.5), ("extra_seeds", [60, 62], 0.6)):
         row = next(row for row in found[name].rows if row.trainings)
-        assert row.values["miou"] == pytest.approx([50, 52, 57]) and len(row.trainings) == 3
-    assert [len(row.trainings) for row in found["v3_table10"].rows if row.trainings] == [1]
-
-
-@pytest.mark.parametrize("other", [{"commits": ["fedcba9876543210"]}, {"backbone": 0.46}])
-def test_seeds_of_other_code_or_another_backbone_are_not_added(tmp_path, other) -> None:
-    put(tmp_path, "v3_table6/eval_os_16", 0.50, key="c")
-    file = put(tmp_path, "extra_seeds/deeplabv3", 0.60, 0.62, key="c")
-    rows = json.loads(file.read_text())["rows"]
-    for entry in rows["deeplabv3"]["seeds"]:
-        entry |= other
-    write_json(file, {"rows": rows})
-
-    def check(name, mious):
-        row = next(row for row in tables_by_name(tmp_path)[name].rows if row.trainings)
         assert row.values["miou"] == pytest.approx(mious)
-
-    check("v3_table6", [50])
-    check("extra_seeds", [60, 62])
-    # Seed 1 of the same code, in a table that is read before the one of other code, still counts.
-    put(tmp_path, "v3_table9/batch_size_16", 0.50, 0.51, key="c")
-    check("v3_table6", [50, 51])
-    check("extra_seeds", [60, 62])
+        assert found[name].logged["c_seed0"][0]["val/miou"] == log
 
 
 def test_rows_of_the_same_weights_have_the_same_seeds(tmp_path) -> None:
@@ -382,7 +363,7 @@ def test_a_result_that_lacks_its_measure_is_left_out(store, tmp_path, no_plots, 
 
 
 def test_damaged_records_of_trainings_cost_their_curves_only(store, tmp_path, capsys) -> None:
-    (store / "scenes/trainings.json").write_text('{"a_seed0": [')
+    (store / "scenes/v3plus_table1/trainings.json").write_text('{"a_seed0": [')
     assert report(tmp_path) == 0
     captured = capsys.readouterr()
     assert "the logs of its trainings cannot be read" in captured.err and "3 tables with 35 results" in captured.out

@@ -135,15 +135,19 @@ def test_a_table_is_run_written_and_printed(here, tmp_path, capsys) -> None:
     # 450 steps of 8 images at 8 images a second.
     assert first["seconds"] == {"training": 450.0, "evaluation": 2.0}
     assert {"commits", "versions", "per_class", "protocol"} <= set(first)
-    kept = json.loads((tmp_path / "out/scenes/trainings.json").read_text())
-    assert list(kept) == sorted(here.names)
-    assert [record["step"] for record in kept[here.names[0]]] == [450]
+    kept = [
+        json.loads((tmp_path / f"out/scenes/{name}/trainings.json").read_text()) for name in ("v3_table6", "v3_table10")
+    ]
+    assert sorted({**kept[0], **kept[1]}) == sorted(here.names)
+    # Table 6's training is one of Table 10's, and each table has its log.
+    assert set(kept[0]) < set(kept[1]) and len(kept[0]) == 2
+    assert [record["step"] for record in kept[0][here.names[0]]] == [450]
     names = ["eval_os_16", "eval_os_8", "eval_os_8-ms", "eval_os_8-ms-flip"]
     whole = json.loads(table_file(tmp_path, "v3_table6").read_text())
     assert list(whole["rows"]) == names, "the row that needs COCO has none"
     assert (whole["table"], whole["measures"]) == ("v3_table6", ["miou"])
     files = {path.name for path in (tmp_path / "out/scenes").iterdir()}
-    assert files == {"v3_table6.json", "v3_table10.json", "trainings.json"}
+    assert files == {"v3_table6.json", "v3_table10.json", "v3_table6", "v3_table10"}
 
 
 def test_counts_by_image_outlive_the_runs(here, tmp_path, monkeypatch) -> None:
@@ -161,8 +165,8 @@ def test_counts_by_image_outlive_the_runs(here, tmp_path, monkeypatch) -> None:
     shutil.rmtree(tmp_path / "runs")
     assert call(tmp_path, "v3_table6") == 0
     row = result(tmp_path, "v3_table6/eval_os_8")
-    kept = counts_file(tmp_path / "out/scenes", f"{row['training']}_seed0", row["evaluation"])
-    assert read_counts(kept, 0.5) is not None and len(list(kept.parent.iterdir())) == 4
+    kept = counts_file(tmp_path / "out/scenes/v3_table6", f"{row['training']}_seed0", row["evaluation"])
+    assert read_counts(kept, 0.5) is not None and len(list(kept.parent.glob("*.npz"))) == 4
     assert len(here.names) == 1
 
 
@@ -449,7 +453,7 @@ def test_what_belongs_to_no_row_is_kept(here, tmp_path) -> None:
 
 def test_damaged_records_of_trainings_are_refused(here, tmp_path, capsys) -> None:
     call(tmp_path, "v3_table6", "--row", "eval_os_16")
-    file = tmp_path / "out/scenes/trainings.json"
+    file = tmp_path / "out/scenes/v3_table6/trainings.json"
     file.write_text(file.read_text()[:20])
     assert call(tmp_path, "v3_table6", "--row", "eval_os_16") == 2
     assert f"{file}: cannot be read as a result (" in capsys.readouterr().err

@@ -55,10 +55,10 @@ def seeds(folder: Path) -> Seeds:
 def make_rows(seeds: Seeds, folder: Path, rng: random.Random) -> Case:
     """Damage the file of a table and that of the trainings."""
     results = folder / "results" / "scenes"
-    results.mkdir(parents=True)
+    (results / TABLE).mkdir(parents=True)
     rows = {row: json.loads(text) for row, text in seeds.rows.items()}
     (results / f"{TABLE}.json").write_bytes(damaged_json(json.dumps({"table": TABLE, "rows": rows}), rng))
-    (results / "trainings.json").write_bytes(damaged_json(json.dumps({"a_seed0": seeds.record}), rng))
+    (results / TABLE / "trainings.json").write_bytes(damaged_json(json.dumps({"a_seed0": seeds.record}), rng))
     if rng.random() < 0.5:
         words = [TABLE, "--plan", f"--out={folder / 'results'}", f"--runs={folder / 'runs'}"]
         return Case(words, 1, "tables")
