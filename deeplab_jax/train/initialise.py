@@ -4,13 +4,16 @@ The weights are a model folder, or an earlier run (the second stage of the paper
 folded into the convolutions, new batch norms start as the identity.
 """
 
+import dataclasses
 import re
+import shlex
 from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.traverse_util import unflatten_dict
 from ml_collections import ConfigDict
 
@@ -28,6 +31,8 @@ SCOPES: dict[str, Callable[[str], bool]] = {
     "all_but_classifier": lambda name: "/classifier" not in name and "/aux_head/" not in name,
     "backbone": lambda name: name.split("/")[1] == "backbone",
 }
+# What a backbone may have otherwise than the network whose weights it takes: where its context comes from.
+ATROUS = ("multi_grid", "first_unit_rate", "last_block")
 # The copies of block 4 in DeepLabv3's cascade; a classification network has none.
 COPY = re.compile(r"[^/]+/backbone/conv[678]_")
 
@@ -103,6 +108,8 @@ def initial_variables(
         biases = {name.replace("/norm/batch/", "/conv/") for name in norms if name.startswith("params/")}
         found = {name: value for name, value in found.items() if name not in biases} | norms
     compare(wanted, found, source=path)
+    if unlike := unlike_options(source, model):
+        say(f"note: {path} was made with other settings than this network; its own: {' '.join(unlike)}")
     placed = {name: jax.device_put(found[name], value.sharding) for name, value in wanted.items()}
     say(f"initialised {len(placed)} of {len(flat)} tensors from {path} (scope {scope})")
     if copies:
@@ -111,6 +118,36 @@ def initial_variables(
         count = len({name.split("/", 1)[1].rsplit("/", 1)[0] for name in norms})
         say(f"its batch norms were folded away: {count} new ones start as the identity")
     return unflatten_dict({**flat, **placed}, sep="/")
+
+
+def unlike_options(source: Segmenter, model: Segmenter) -> list[str]:
+    """Return the options, as a command line has them, with which `model` would normalise and pad as `source` does, as
+    far as it does not. No tensor shows these differences.
+    """
+    defaults = {**_defaults(model.backbone), **_defaults(source.backbone)}  # A network without variants lacks fields.
+    ours, theirs = ({**defaults, **_settings(one)} for one in (model, source))
+    unlike = {key: value for key, value in theirs.items() if key in ours and ours[key] != value}
+    black_and_white = jnp.array([[0.0], [255.0]])
+    if not np.allclose(
+        source.preprocessing(black_and_white), model.preprocessing(black_and_white), rtol=1e-4, atol=1e-4
+    ):
+        unlike |= source.preprocessing.normalisation
+    return [shlex.quote(f"--config.model.options.{key}={value!r}") for key, value in unlike.items()]
+
+
+def _defaults(backbone: nn.Module) -> dict[str, Any]:
+    """Return the default of every field that changes features but not the shape of a tensor, except those of
+    `ATROUS`.
+    """
+    left_out = ("parent", "name", "settings", *ATROUS)
+    fields = (field for field in dataclasses.fields(backbone) if field.name not in left_out)
+    return {field.name: field.default for field in fields if field.default is not dataclasses.MISSING}
+
+
+def _settings(model: Segmenter) -> dict[str, Any]:
+    backbone, settings = model.backbone, model.backbone_settings
+    found = {name: getattr(backbone, name) for name in _defaults(backbone)}
+    return found if settings.norm == "none" else {**found, "norm_epsilon": settings.norm_epsilon}
 
 
 Statistics = dict[str, tuple[jax.Array, jax.Array]]

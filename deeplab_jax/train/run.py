@@ -31,7 +31,8 @@ from deeplab_jax.train.step import Metrics
 from deeplab_jax.train.trackers import check_trackers
 from deeplab_jax.train.workdir import CONFIG_FILE, lock_workdir, make_workdir, open_workdir, record_start
 from deeplab_jax.train.writers import METRICS_FILE, Clock, NoWriters, Writers, report
-from deeplab_jax.weights.folder import CHECKPOINTS, write_description
+from deeplab_jax.weights.by_name import origin_of
+from deeplab_jax.weights.folder import CHECKPOINTS, INITIALISED, write_description
 
 POSTMORTEM, BATCH_FILE = "postmortem", "batch.npz"
 
@@ -110,7 +111,7 @@ class Run:
           model, source: the model to train, and its data.
           schedule: of the learning rate, for the record.
         """
-        self.start, self.model, self.info = start, model, model_info(source)
+        self.start, self.model, self.info = start, model, model_info(source, self.config.init)
         self._schedule = jax.jit(schedule)  # One small program, not one for each of its operations.
         evaluated: list[tuple[int, float]] = []
         with together():
@@ -238,12 +239,13 @@ def kept_metrics(results: dict[str, Any]) -> dict[str, float]:
     return {METRIC: results["miou"] or 0.0}
 
 
-def model_info(source: Source) -> dict[str, Any]:
-    """Return the `info` of a model trained on a source."""
+def model_info(source: Source, init: str) -> dict[str, Any]:
+    """Return the `info` of a model trained on a source, from the weights `init`, "" for random ones."""
     return {
         **source.labels.info(),
         "value_map": None if source.labels.value_map is None else [list(pair) for pair in source.labels.value_map],
         "data": source.name,
+        **({INITIALISED: origin_of(init)} if init else {}),
     }
 
 

@@ -2,11 +2,12 @@
 
 import shutil
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from deeplab_jax.errors import UserError
-from deeplab_jax.files import locked
+from deeplab_jax.files import locked, read_json
 from deeplab_jax.models.segmenter import Segmenter, Variables
 from deeplab_jax.provenance import version_of
 from deeplab_jax.terminal import note
@@ -61,6 +62,8 @@ def converted(name: str, *, module: str = "") -> Path:
     snapshot = hub.fetch(name, say=note) if name.startswith(hub.PREFIX) else None
     where = f"hf/{snapshot.repository}/{snapshot.commit}" if snapshot else name
     target = cache_folder() / "models" / where
+    if _is_current(target, module):
+        return target
     with locked(target.with_name(f"{target.name}.lock"), "", option=f"folder with {FOLDER}", say=note):
         if _is_current(target, module):
             return target
@@ -78,6 +81,22 @@ def converted(name: str, *, module: str = "") -> Path:
             shutil.rmtree(target, ignore_errors=True)
             made.replace(target)
     return target
+
+
+def origin_of(path_or_name: str | Path) -> dict[str, Any]:
+    """Return where weights of `load` come from, for the `info` of a model that starts from them: what they are called,
+    and their licence where the table or the folder has it. Nothing is fetched.
+    """
+    name, path, known = str(path_or_name), Path(path_or_name), {}
+    if path.is_dir():
+        name = path.name  # The rest of the path tells others nothing.
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            info = read_json(path / folder.MODEL_FILE)["info"]
+            known = dict(info.get("provenance") or info.get(folder.INITIALISED) or {})
+    elif name in PUBLISHED:
+        known = {"name": name, "licence": PUBLISHED[name].licence}
+    before = {key: known[key] for key in ("name", "address", "licence") if isinstance(known.get(key), str)}
+    return {"name": name} | before
 
 
 def is_here(name: str) -> bool:

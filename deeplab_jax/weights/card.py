@@ -12,6 +12,7 @@ from deeplab_jax.files import read_json
 from deeplab_jax.models.catalog import describe
 from deeplab_jax.models.segmenter import Segmenter, Variables
 from deeplab_jax.terminal import percent
+from deeplab_jax.weights.folder import INITIALISED
 from deeplab_jax.weights.hub import load_hub, parse
 from deeplab_jax.weights.published import UNKNOWN
 
@@ -191,11 +192,12 @@ def _network(model: Segmenter) -> str:
 
 
 def _origin(info: Mapping[str, Any], licence: str) -> str:
-    provenance, source = info.get("provenance", {}), info.get("source", {})
+    provenance, source, start = (info.get(key, {}) for key in ("provenance", "source", INITIALISED))
     lines = [f"- {key}: {_cell(value)}" for key, value in provenance.items() if key != "licence"]
     if source:
         lines.append(f"- converted from: {_cell(source.get('kind'))}, {_cell(source.get('file'))}")
         lines += [f"- {_cell(note)}" for note in source.get("notes", ())]
+    lines += [f"- its training started from weights of: {_cell(key)} {_cell(value)}" for key, value in start.items()]
     if info.get("data") in DATASETS:
         lines.append(f"- trained on: {_cell(info['data'])}")
     lines.append(f"- licence: {_cell('not stated' if licence == UNKNOWN else licence)}")

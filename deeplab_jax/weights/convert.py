@@ -13,6 +13,7 @@ from deeplab_jax.labels import BINARY
 from deeplab_jax.models.catalog import describe
 from deeplab_jax.models.segmenter import Segmenter, Variables
 from deeplab_jax.weights import folder, named
+from deeplab_jax.weights.download import fix_of
 from deeplab_jax.weights.fill_variables import fill_variables
 from deeplab_jax.weights.formats.read import arrays, no_tensors, read_config, read_tree, unpacked
 from deeplab_jax.weights.importers import (
@@ -45,8 +46,9 @@ IMPORTERS: dict[str, Callable[..., TensorMap | None]] = {
     "keras_hub": keras_hub.recognise,
 }
 RUN = "run"
-# The parts of `info` that are wrong for other classes.
-OF_CLASSES = ("class_names", "palette", "value_map", "metrics")
+# The parts of `info` that are wrong for other classes, and the one that is wrong for other logits.
+OF_CLASSES = ("class_names", "palette", "value_map")
+METRICS = "metrics"
 
 
 def convert(
@@ -95,7 +97,7 @@ def convert(
         raise UserError(f"kind={kind!r}: {did_you_mean(kind, kinds)}")
     name = "state dict" if isinstance(source, Mapping) else str(source)
     path, by_name = (None, {}) if isinstance(source, Mapping) else _find(source)
-    if path is not None and (path / folder.MODEL_FILE).is_file():
+    if path is not None and kind in ("auto", RUN) and (path / folder.MODEL_FILE).is_file():
         tensor_map, tensors, info = _ours(path, output_stride=output_stride, module=module)
     elif kind == RUN:
         raise UserError(f"{name}: neither a run directory nor a model folder of ours, there is no {folder.MODEL_FILE}")
@@ -109,6 +111,8 @@ def convert(
     )
     info = _of_classes({**info, **by_name}, before=tensor_map.num_classes, now=model.num_classes)
     notes = list(tensor_map.notes)
+    if report["random"] or in_channels not in (None, model.in_channels):
+        info.pop(METRICS, None)
     if in_channels not in (None, model.in_channels):
         notes.append(said_of_channels(model.in_channels, in_channels))
         model, variables = fit_channels(model, variables, in_channels)
@@ -163,8 +167,11 @@ def _of_classes(info: dict[str, Any], *, before: int, now: int) -> dict[str, Any
 
 def _read(path: Path) -> tuple[Mapping[str, Any], int | None, dict[str, Any]]:
     """Return what a file or folder of weights holds, the output stride if its format stores it, and `config.json`."""
-    with unpacked(path) as unarchived:
-        return *read_tree(unarchived), read_config(unarchived)
+    try:
+        with unpacked(path) as unarchived:
+            return *read_tree(unarchived), read_config(unarchived)
+    except UserError as error:
+        raise UserError(f"{error}{fix_of(path)}") from None
 
 
 def _find(source: str | Path) -> tuple[Path, dict[str, Any]]:
@@ -229,4 +236,6 @@ def _ours(
         module=described.get("module", ""),
     )
     tensors = {name: np.asarray(value) for name, value in folder.flatten_variables(variables).items()}
+    if tensor_map.output_stride != model.output_stride:
+        info.pop(METRICS, None)
     return tensor_map, tensors, info

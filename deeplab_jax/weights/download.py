@@ -33,10 +33,16 @@ Progress = Callable[[int, int], None]
 
 
 def cache_folder() -> Path:
-    """Return the folder of downloaded weights: `DEEPLAB_JAX_WEIGHTS`, else `weights` in the user's cache."""
-    if own := os.environ.get(FOLDER):
-        return Path(own).expanduser()
-    return files.cache_folder("weights")
+    """Return the folder of downloaded weights: `DEEPLAB_JAX_WEIGHTS`, else `weights` in the user's cache.
+
+    Raises:
+      UserError: the user has no home for a cache.
+    """
+    try:
+        own = os.environ.get(FOLDER)
+        return Path(own).expanduser() if own else files.cache_folder("weights")
+    except RuntimeError:
+        raise UserError(f"there is no home folder for downloaded weights; set {FOLDER} to a folder") from None
 
 
 def is_offline() -> bool:
@@ -70,6 +76,9 @@ def fetch(
     """
     folder = cache_folder()
     target = folder / file
+    if target.is_file() and _record(target).is_file():  # It is whole; the folder may be somebody else's.
+        _check_again(target, sha256)
+        return target
     with locked(target.with_name(f"{file}.lock"), "", option=f"folder with {FOLDER}", say=say):
         if target.is_file():
             _check_again(target, sha256)
@@ -107,7 +116,7 @@ class _OtherFile(_NotHere):
 
 def _missing(target: Path, addresses: Sequence[str], problems: Sequence[_NotHere]) -> str:
     put = f"download {addresses[0]} elsewhere and put it there as {target.name}"
-    if not problems:
+    if is_offline():
         return f"{target}: not here, and {OFFLINE} is set: {put}, or unset {OFFLINE}"
     last = problems[-1]
     fix = put if isinstance(last, _OtherFile) else f"check the connection, or {put}"
@@ -140,11 +149,18 @@ def _check_again(target: Path, sha256: str) -> None:
         _keep_record(target, digest)
     for known in wanted:
         if not digest.startswith(known):
-            _record(target).unlink(missing_ok=True)
             raise UserError(
-                f"{target}: its SHA-256 begins with {digest[:16]}, and {known[:16]} was expected, so it has changed; "
-                f"remove it, and the same command fetches it again: rm {shlex.quote(str(target))}"
+                f"{target}: its SHA-256 begins with {digest[:16]}, and {known[:16]} was expected, so it has changed"
+                f"{fix_of(target)}"
             )
+
+
+def fix_of(file: Path) -> str:
+    """Return the end of a message about a file that cannot be used: "" unless `fetch` has fetched it."""
+    if not _record(file).is_file():
+        return ""
+    both = f"{shlex.quote(str(file))} {shlex.quote(str(_record(file)))}"
+    return f"; remove it and its record, and the same command fetches it again: rm {both}"
 
 
 def _download(
@@ -156,7 +172,7 @@ def _download(
         if attempt:
             time.sleep(PAUSE * 2 ** (attempt - 1))
         try:
-            _receive(address, part, say=say, progress=progress)
+            _receive(address, part, checked=bool(sha256), say=say, progress=progress)
         except urllib.error.HTTPError as error:
             if error.code == 416:  # The part is as long as the file: a process was killed after the last byte.
                 part.unlink(missing_ok=True)
@@ -182,10 +198,13 @@ def _download(
     raise _NotHere(problem)
 
 
-def _receive(address: str, part: Path, *, say: Callable[[str], object], progress: Progress | None) -> None:
+def _receive(
+    address: str, part: Path, *, checked: bool, say: Callable[[str], object], progress: Progress | None
+) -> None:
     """Append to the part file what it lacks of an address.
 
-    A file beside it holds the address and the entity tag. Without a tag nobody knows whether both parts are of one
+    Unless the content will be `checked`, the address must say how long the file is, so that no part passes for all. A
+    file beside it holds the address and the entity tag. Without a tag nobody knows whether both parts are of one
     file, so the download starts again.
     """
     tag_file = part.with_name(f"{part.name}.tag")
@@ -202,6 +221,8 @@ def _receive(address: str, part: Path, *, say: Callable[[str], object], progress
         done = done if goes_on else 0
         left = int(response.headers.get("Content-Length") or 0)
         total = done + left if left else 0
+        if not (total or checked or response.headers.get("Transfer-Encoding") == "chunked"):
+            raise _NotHere("it does not say how long the file is, so nobody knows whether all of it came")
         if total > LARGEST:
             raise _NotHere(f"{total} bytes, and {LARGEST} are the limit")
         say(f"fetching {address}" + (f", {total / 2**20:.1f} MiB" if total else "") + (" (going on)" if done else ""))

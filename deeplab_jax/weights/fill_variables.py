@@ -102,6 +102,8 @@ def _take(
         shape, value = expected[name], tensors.get(theirs)
         if value is None:
             problems.append((name, f"missing {theirs}"))
+        elif not jnp.issubdtype(value.dtype, jnp.floating):  # Of integers the scale is not known.
+            problems.append((name, f"{theirs} holds {value.dtype}, and weights are floating-point numbers"))
         elif value.ndim != len(shape) or (ours := leaf.to_ours(value)).shape != shape:
             problems.append((name, f"{theirs} has shape {value.shape}, {name} needs {shape}"))
         else:
@@ -133,3 +135,5 @@ def _check_finite(variables: Mapping[str, np.ndarray], source: str) -> None:
     for name, value in variables.items():
         if not np.isfinite(value).all():
             raise UserError(f"{source}: the tensor for {name} holds values that are not finite; the file is damaged")
+        if name.endswith("/var") and value.min(initial=0.0) < 0:
+            raise UserError(f"{source}: the tensor for {name} holds a variance below 0; the file is damaged")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ MODEL_FILE = "model.json"
 WEIGHTS_FILE = "weights.safetensors"
 METRICS_FILE = "metrics.json"  # of an evaluation
 CHECKPOINTS = "checkpoints"
+INITIALISED = "initialised_from"  # The key of a trained model's `info` for the weights that it started from.
 FORMAT = 1
 LARGEST_STORED = 2**16 - 1  # Of a mask with 16 bits.
 
@@ -32,7 +34,8 @@ def save(path: str | Path, model: Segmenter, variables: Mapping[str, Any], info:
     """Write a model folder.
 
     Args:
-      path: the folder; it is created if it does not exist, and its two files are replaced at once when all is written.
+      path: the folder; it is created if it does not exist. Each of its two files is replaced at once when both are
+        written. The metrics of an evaluation there are removed: they were of other weights.
       model: from `create_model`, or a clone of it at another output stride.
       variables: `params` and, with batch norm, `batch_stats`.
       info: values for JSON: class names, palette, provenance, metrics.
@@ -51,6 +54,7 @@ def save(path: str | Path, model: Segmenter, variables: Mapping[str, Any], info:
         with replacing(folder / MODEL_FILE) as description, replacing(folder / WEIGHTS_FILE) as weights:
             save_file(tensors, str(weights), metadata={"format": "flax"})
             description.write_text(_description(model, info), encoding="utf-8")
+            (folder / METRICS_FILE).unlink(missing_ok=True)
     except OSError as error:
         raise UserError(
             f"{folder}: cannot write the model folder ({error.strerror or error}); free space or choose another"
@@ -79,6 +83,9 @@ def load(
         model (the message lists them).
     """
     folder = Path(os.path.expanduser(path))
+    if folder.is_file():
+        fix = f"python -m deeplab_jax convert {shlex.quote(str(folder))} --out models/{folder.stem.replace(' ', '_')}"
+        raise UserError(f"{folder}: a file and no model folder; convert it first: {fix}")
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give a model folder or a run directory")
     if not (folder / MODEL_FILE).is_file():

@@ -12,7 +12,7 @@ from deeplab_jax.files import DISK_ERRORS
 from deeplab_jax.weights.download import LARGEST, OFFLINE, is_offline
 from deeplab_jax.weights.folder import MODEL_FILE, WEIGHTS_FILE
 from deeplab_jax.weights.formats import keras_weights
-from deeplab_jax.weights.formats.read import CONFIG_FILE, FOLDER_FILES, INDEX
+from deeplab_jax.weights.formats.read import CONFIG_FILE, FOLDER_FILES, INDEX, PROCESSOR_FILE
 from deeplab_jax.weights.published import UNKNOWN
 
 PREFIX = "hf://"
@@ -192,7 +192,7 @@ def wanted(names: Collection[str], *, name: str) -> list[str]:
             parts = [each for each in names if re.fullmatch(rf"{stem}-\d+-of-\d+\.{suffix}", each)]
         if weights == keras_weights.MODEL_FILE:
             parts = [*keras_weights.CONFIG_FILES.values(), keras_weights.TASK_FILE]
-        found = [CONFIG_FILE, *parts, weights]
+        found = [CONFIG_FILE, PROCESSOR_FILE, *parts, weights]
     return [each for each in (CARD_FILE, *found) if each in names]
 
 

@@ -1,5 +1,6 @@
 """Weights by name, as their authors published them: an entry of the table, or a repository of the Hugging Face hub."""
 
+import difflib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,7 +33,10 @@ def find(name: str) -> Named | None:
     if name in PUBLISHED:
         return from_table(name)
     owner, _, rest = name.partition("/")
-    if rest and owner in {known.partition("/")[0] for known in PUBLISHED}:  # It may be a name with a mistake in it.
+    owners = {known.partition("/")[0] for known in PUBLISHED}
+    without_owner = {known.partition("/")[2] for known in PUBLISHED}
+    # It may be a name with a mistake in it.
+    if (rest and owner in owners) or name in without_owner or difflib.get_close_matches(name, PUBLISHED, cutoff=0.9):
         raise UserError(
             f"{name}: neither a path nor a name of published weights: {did_you_mean(name, PUBLISHED)} "
             "(all: python -m deeplab_jax weights)"

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import numpy as np
+
 from deeplab_jax.models.catalog import describe
 from deeplab_jax.models.contexts.aspp import rates_at
 from deeplab_jax.models.segmenter import Segmenter
@@ -65,16 +67,14 @@ def mmsegmentation(model: Segmenter) -> str:
         "decode_head.num_classes": model.num_classes,
     }
     if architecture.startswith("deeplab"):
-        plus = architecture == "deeplabv3plus"
-        separable = plus or options.get("separable")
         values |= {
-            "decode_head.type": MMSEGMENTATION_HEADS["deeplabv3plus" if separable else "deeplabv3"],
+            "decode_head.type": MMSEGMENTATION_HEADS[architecture],
             "decode_head.channels": _field(model, "aspp_channels"),
             "decode_head.dilations": (1, *_rates(model)),
         }
-        if separable:
-            values["decode_head.c1_channels"] = _field(model, "low_level_channels") if plus else 0
-            values["decode_head.c1_in_channels"] = 64 * widening if plus else 0
+        if architecture == "deeplabv3plus":
+            values["decode_head.c1_channels"] = _field(model, "low_level_channels")
+            values["decode_head.c1_in_channels"] = 64 * widening
     elif architecture == "pspnet":
         values["decode_head.channels"] = _field(model, "context_channels")
     if model.aux_features is not None:
@@ -88,11 +88,16 @@ def mmsegmentation(model: Segmenter) -> str:
 
 def normalisation(model: Segmenter) -> str:
     """Return how the caller of such a network prepares images."""
-    low, high = model.preprocessing.value_range
+    how = model.preprocessing
+    low, high = how.value_range
     mean, std = (
-        ", ".join(f"{value:g}" for value in values) for values in (model.preprocessing.mean, model.preprocessing.std)
+        ", ".join(np.format_float_positional(value, trim="-") for value in values) for values in (how.mean, how.std)
     )
-    return f"images of {low:g} to {high:g}, minus the mean ({mean}), divided by ({std})"
+    bands = f"bands {', '.join(map(str, how.channels))} (from 0) of a file as " if how.channels else ""
+    stored = (
+        f", which stored values of {how.stored_range[0]} to {how.stored_range[1]} become" if how.stored_range else ""
+    )
+    return f"{bands}images of {low:g} to {high:g}{stored}, minus the mean ({mean}), divided by ({std})"
 
 
 def _rates(model: Segmenter) -> tuple[int, ...]:

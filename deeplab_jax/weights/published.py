@@ -11,8 +11,9 @@ from typing import Any
 from deeplab_jax.labels import ADE20K, CITYSCAPES, VOC, LabelSet
 
 PYTORCH = "https://download.pytorch.org/models/"
-TENSORFLOW = "http://download.tensorflow.org/models/"
-TENSORFLOW_MIRROR = "https://storage.googleapis.com/download.tensorflow.org/models/"
+TENSORFLOW = "https://storage.googleapis.com/download.tensorflow.org/models/"
+TENSORFLOW_PLAIN = "http://download.tensorflow.org/models/"
+"""The authors' own address of the same files, which has no encrypted form."""
 MMSEGMENTATION = "https://download.openmmlab.com/mmsegmentation/v0.5/deeplabv3plus/"
 HUGGING_FACE = "https://huggingface.co/"
 KAGGLE = "https://www.kaggle.com/api/v1/models/"
@@ -197,7 +198,7 @@ def _tensorflow(network: str, archive: str, parameters: float, trained_on: str, 
     return Published(
         network=network,
         file=file,
-        addresses=(TENSORFLOW + file, TENSORFLOW_MIRROR + file),
+        addresses=(TENSORFLOW + file, TENSORFLOW_PLAIN + file),
         trained_on=trained_on,
         figure=figure,
         licence=APACHE,
@@ -245,7 +246,7 @@ TENSORFLOW_ZOO = {
     "deeplabv3_257_mv_gpu": replace(
         _tensorflow(_V2, "", 0.69, COCO_VOC_AUG, "for inputs of 257x257"),
         file="deeplabv3_257_mv_gpu.tflite",
-        addresses=(TENSORFLOW_MIRROR + "tflite/gpu/deeplabv3_257_mv_gpu.tflite",),
+        addresses=(TENSORFLOW + "tflite/gpu/deeplabv3_257_mv_gpu.tflite",),
         megabytes=2.7,
         sha256="68a539782c2c6a72f8aac3724600124a85ed977162b44e84cbae5db717c933c6",
     ),

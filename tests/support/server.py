@@ -16,7 +16,7 @@ class FileServer(ThreadingHTTPServer):
 
     Attributes:
       faults: name to what goes wrong there: ("status", code), ("cut", bytes sent of each answer, number of answers),
-        ("redirect", other name), ("slow", seconds before each KiB).
+        ("redirect", other name), ("slow", seconds before each KiB), ("no length",).
       requests: (name, value of the header Range or "") of every request.
       tags: whether answers carry an entity tag, which allows to go on.
     """
@@ -60,7 +60,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
         if self.server.tags:
             self.send_header("ETag", tag)
-        self.send_header("Content-Length", str(len(content) - start))
+        if kind != "no length":
+            self.send_header("Content-Length", str(len(content) - start))
         self.end_headers()
         body = content[start:]
         if kind == "cut" and values[1]:

@@ -1,5 +1,7 @@
 """Starting from weights that exist: what each scope takes, and what has to fit."""
 
+import ast
+import shlex
 from functools import partial
 
 import jax
@@ -10,7 +12,7 @@ import pytest
 
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.catalog import create_model
-from deeplab_jax.train.initialise import fresh_state, initial_variables
+from deeplab_jax.train.initialise import fresh_state, initial_variables, unlike_options
 from deeplab_jax.train.sharding import make_mesh, state_shardings
 from deeplab_jax.train.state import create_state
 from deeplab_jax.weights.folder import flatten_variables, save
@@ -159,6 +161,25 @@ def test_folded_norms_come_back_for_more_channels(tmp_path) -> None:
     expected = folded.apply(variables, (images[..., :3] + images[..., 3:]) / 2, train=False)
     ours = model.apply(started, images, train=False)
     np.testing.assert_allclose(ours, expected, atol=2e-5 * np.abs(expected).max())
+
+
+def test_settings_that_no_tensor_shows_are_named(tmp_path) -> None:
+    """What the message prints makes it vanish."""
+    other = {"norm_epsilon": 1e-3, "value_range": (-1.0, 1.0), "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+    save(tmp_path, *tiny_model("cascade_tiny", **other), {})
+    model, fresh = tiny_model("cascade_tiny")
+    said = []
+    start(zeros(fresh), tmp_path, scope="backbone", model=model, say=said.append)
+    note = next(line for line in said if line.startswith("note: "))
+    typed = [word.removeprefix("--config.model.options.") for word in shlex.split(note) if word.startswith("--")]
+    options = {key: ast.literal_eval(value) for key, value in (word.split("=", 1) for word in typed)}
+    assert options == other
+    # The same images, written in another way, and a context of its own.
+    own = {"value_range": (0.0, 1.0), "mean": (0.5,) * 3, "std": (0.5,) * 3, "multi_grid": (1, 2)}
+    source = create_model("cascade_resnet18", **options, pool_padding="same")
+    assert unlike_options(source, create_model("cascade_resnet18", **options, pool_padding="same")) == []
+    (padding,) = unlike_options(source, create_model("cascade_resnet18", **{**options, **own}))
+    assert shlex.split(padding) == ["--config.model.options.pool_padding='same'"]
 
 
 @pytest.mark.slow

@@ -146,8 +146,13 @@ def test_convert_takes_a_name(server, tmp_path, capsys):
     assert main(["convert", NAME, *words]) == 0
     info = json.loads((tmp_path / "two" / "model.json").read_text())["info"]
     assert (info["provenance"]["name"], info["source"]["file"]) == (NAME, ENTRY.file)
-    assert main(["convert", "torchvision/deeplabv3_resnet101_coc", "--out", str(tmp_path / "x")]) == 2
-    assert "did you mean torchvision/deeplabv3_resnet101_coco" in capsys.readouterr().err
+    for slip in (
+        "torchvision/deeplabv3_resnet101_coc",
+        "torchvison/deeplabv3_resnet101_coco",
+        "deeplabv3_resnet101_coco",
+    ):
+        assert main(["convert", slip, "--out", str(tmp_path / "x")]) == 2
+        assert "did you mean torchvision/deeplabv3_resnet101_coco" in capsys.readouterr().err
 
 
 def test_summarize_says_where_weights_come_from(server, capsys):
@@ -200,8 +205,9 @@ def test_every_entry_is_complete():
     for name, entry in PUBLISHED.items():
         assert entry.network in names, name
         assert re.fullmatch(r"[0-9a-f]*", entry.sha256), name
-        assert entry.addresses
-        assert all(address.startswith(("https://", "http://download.tensorflow.org/")) for address in entry.addresses)
+        first, *others = entry.addresses
+        assert first.startswith("https://")
+        assert all(address.startswith(("https://", "http://download.tensorflow.org/")) for address in others)
         assert re.fullmatch(r"[\w.-]+", entry.file), name
     files = [entry.file for entry in PUBLISHED.values()]
     assert len(set(files)) == len(files)

@@ -99,6 +99,9 @@ def test_half_precision_becomes_float32_without_loss() -> None:
         ({"net.b.weight": np.zeros((16, 8, 1, 1))}, r"net.b.weight has shape \(16, 8, 1, 1\), params/backbone/deep/"),
         ({"score.bias": np.zeros((5, 1))}, r"score.bias has shape \(5, 1\)"),
         ({"net.b_bn.bias": np.full(16, np.nan)}, "values that are not finite"),
+        ({"net.b_bn.running_var": np.full(16, -0.1)}, "a variance below 0"),
+        ({"net.b_bn.bias": np.ones(16, np.int8)}, "net.b_bn.bias holds int8, and weights are floating-point numbers"),
+        ({"net.b_bn.bias": np.ones(16, np.complex64)}, "net.b_bn.bias holds complex64"),
     ],
 )
 def test_what_does_not_fit_is_named(changes, message) -> None:
@@ -168,6 +171,23 @@ def test_a_model_folder_takes_other_classes(tmp_path) -> None:
     assert other.num_classes == 2
     assert "class_names" not in info
     jax.tree.map(np.testing.assert_array_equal, changed["params"]["backbone"], variables["params"]["backbone"])
+
+
+def test_the_metrics_of_other_logits_are_left_out(tmp_path) -> None:
+    model, variables = tiny_model("cascade_tiny")
+    save(tmp_path, model, variables, {"metrics": {"miou": 0.8}, "step": 100})
+    for options in ({"reinit": "head"}, {"in_channels": 4}, {"output_stride": 8}):
+        info = convert(tmp_path, **options)[2]
+        assert "metrics" not in info and info["step"] == 100, options
+    for options in ({}, {"output_stride": 16}, {"in_channels": 3}):
+        assert convert(tmp_path, **options)[2]["metrics"] == {"miou": 0.8}, options
+
+
+def test_kind_decides_even_where_a_folder_is_ours(tmp_path) -> None:
+    save(tmp_path, *tiny_model("cascade_tiny"), {})
+    assert convert(tmp_path, kind="run")[2]["source"]["kind"] == "run"
+    with pytest.raises(UserError):
+        convert(tmp_path, kind="torchvision")
 
 
 @pytest.mark.parametrize(

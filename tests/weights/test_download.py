@@ -115,11 +115,33 @@ def test_another_file_than_the_published_one_is_refused(server):
 def test_a_file_that_changes_in_the_cache_is_noticed_and_the_printed_fix_works(server):
     file, _ = get(server, sha256="")
     file.write_bytes(CONTENT[:-1] + b"x")
-    with pytest.raises(UserError, match="so it has changed; remove it") as caught:
-        get(server, sha256="")
+    for _ in range(2):  # The same command again does not trust it.
+        with pytest.raises(UserError, match="so it has changed; remove it and its record, and the same") as caught:
+            get(server, sha256="")
     fix = str(caught.value).rpartition(": ")[2]
     subprocess.run(fix, shell=True, check=True)
     assert get(server, sha256="")[0].read_bytes() == CONTENT
+
+
+def test_without_a_length_only_a_published_hash_tells_whether_all_came(server):
+    server.faults[NAME] = ("no length",)
+    with pytest.raises(UserError, match="it does not say how long the file is"):
+        get(server, sha256="")
+    assert get(server)[0].read_bytes() == CONTENT
+
+
+def test_what_is_here_needs_no_lock(server, monkeypatch):
+    file, _ = get(server)
+    monkeypatch.setattr(download, "locked", None)
+    assert get(server) == (file, [])
+
+
+def test_without_a_home_the_folder_has_to_be_named(monkeypatch):
+    for name in (FOLDER, "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+    with pytest.raises(UserError, match=f"no home folder for downloaded weights; set {FOLDER} to a folder"):
+        cache_folder()
 
 
 def test_mirrors_come_first_and_the_next_address_helps(server, monkeypatch, tmp_path):
@@ -181,6 +203,9 @@ def test_offline_says_what_is_missing_and_where_to_put_it(server, monkeypatch, t
         f"it there as {NAME}, or unset {OFFLINE}"
     )
     assert server.requests == []
+    monkeypatch.setenv(MIRRORS, str(tmp_path))  # A folder without the file, which is no matter of the connection.
+    with pytest.raises(UserError, match=f"not here, and {OFFLINE} is set: download"):
+        get(server)
     (cache_folder() / NAME).write_bytes(CONTENT)
     assert get(server)[0].read_bytes() == CONTENT  # As it says.
 

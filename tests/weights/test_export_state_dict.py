@@ -13,6 +13,7 @@ from deeplab_jax.weights.convert import convert
 from deeplab_jax.weights.export_state_dict import PEERS, export_state_dict
 from deeplab_jax.weights.folder import save
 from deeplab_jax.weights.importers import smp
+from deeplab_jax.weights.peer_networks import normalisation
 from tests.support.tiny import filled
 from tests.weights.importers.test_mmsegmentation import NETWORKS, generate
 
@@ -88,6 +89,14 @@ def test_values_that_a_model_leaves_to_their_defaults_are_said() -> None:
     assert "decode_head.channels=256" in said and "decode_head.c1_channels=48" in said
 
 
+def test_how_images_are_prepared_is_said_to_the_last_digit() -> None:
+    options = {"mean": (0.48512345, 0.5, 0.0), "std": (1.0, 1.0, 1.0), "channels": (3, 2, 1), "stored_range": (0, 4095)}
+    assert normalisation(create_model("fcn_resnet50", value_range=(0, 1), **options)) == (
+        "bands 3, 2, 1 (from 0) of a file as images of 0 to 1, which stored values of 0 to 4095 become, "
+        "minus the mean (0.48512345, 0.5, 0), divided by (1, 1, 1)"
+    )
+
+
 def test_mmsegmentations_config_is_named() -> None:
     options = {"norm_epsilon": 1e-5, "align_corners": False, "first_unit_rate": "previous", "multi_grid": (1, 1)}
     model = create_model("pspnet_resnet18", num_classes=6, output_stride=16, context_channels=128, **options)
@@ -121,6 +130,12 @@ def test_mmsegmentations_config_is_named() -> None:
             "aspp_rates=[6, 12], smp has aspp_rates=(12, 24, 36)",
         ),
         ("smp", "deeplabv3plus_mobilenet_v2", {**ON_MOBILENET, "output_stride": 32}, "run at 8 or 16"),
+        (
+            "mmsegmentation",
+            "deeplabv3_resnet18",
+            {"separable": True, "projection_kernel": 3},
+            "a separable pyramid without low-level features cannot be converted",
+        ),
     ],
 )
 def test_other_networks_are_refused_in_one_line(kind: str, name: str, options: dict[str, Any], words: str) -> None:

@@ -15,6 +15,7 @@ from deeplab_jax.checkpoint import METRIC, Checkpoints
 from deeplab_jax.errors import UserError
 from deeplab_jax.weights.folder import (
     CHECKPOINTS,
+    METRICS_FILE,
     MODEL_FILE,
     WEIGHTS_FILE,
     flatten_variables,
@@ -83,6 +84,12 @@ def test_saving_again_replaces_both_files(folder, made) -> None:
     np.testing.assert_array_equal(
         read["params"]["classifier"]["bias"], np.asarray(variables["params"]["classifier"]["bias"]) + 1
     )
+
+
+def test_new_weights_have_not_the_metrics_of_old_ones(folder, made) -> None:
+    (folder / METRICS_FILE).write_text("{}")
+    save(folder, *made, INFO)
+    assert not (folder / METRICS_FILE).exists()
 
 
 def test_what_json_cannot_hold_leaves_the_old_folder(folder, made) -> None:
@@ -178,6 +185,10 @@ def test_broken_descriptions_are_user_errors(folder, text, message) -> None:
 def test_folders_that_hold_no_model_are_user_errors(tmp_path, made) -> None:
     with pytest.raises(UserError, match="gone: no such folder"):
         load(tmp_path / "gone")
+    (tmp_path / "best model.pth").touch()
+    fix = f"convert '{tmp_path}/best model.pth' --out models/best_model"
+    with pytest.raises(UserError, match=f"best model.pth: a file and no model folder; convert it first: .* {fix}$"):
+        load(tmp_path / "best model.pth")
     with pytest.raises(UserError, match=r"neither a model folder nor a run directory, there is no model\.json"):
         load(tmp_path)
     write_description(tmp_path, made[0], {})

@@ -13,7 +13,7 @@ from deeplab_jax.evaluate.protocol import DEFAULT
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.models.catalog import create_model, describe
 from deeplab_jax.weights import download, push
-from deeplab_jax.weights.folder import flatten_variables, load
+from deeplab_jax.weights.folder import flatten_variables, load, save
 from tests.support.hub import TOKEN, Repository, hub_here
 from tests.support.tiny import filled, run_training, tiny_config, tiny_models
 
@@ -148,6 +148,17 @@ def test_a_run(server, tmp_path):
     assert "datasets" not in text_of(server)
     assert "- licence: not stated" in text_of(server)
     assert deeplab_jax.load(TARGET)[2]["data"] == "scenes"
+
+
+def test_a_run_names_the_weights_that_it_started_from(server, made, tmp_path):
+    """And their licence, through a folder in between."""
+    info = {"provenance": {"name": "timm/tiny", "licence": "CC-BY-NC-4.0", "sha256": "0" * 64}}
+    save(tmp_path / "start", *load(made)[:2], info)
+    run_training(tmp_path / "run", tiny_config(**{"init": str(tmp_path / "start"), "init_scope": "backbone"}))
+    assert main(["push", str(tmp_path / "run"), TARGET]) == 0
+    assert "- its training started from weights of: name timm/tiny\n" in text_of(server)
+    assert "- its training started from weights of: licence CC-BY-NC-4.0\n" in text_of(server)
+    assert str(tmp_path) not in text_of(server)
 
 
 def one_line(capsys, *words):

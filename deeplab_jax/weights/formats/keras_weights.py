@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from deeplab_jax.errors import UserError, in_one_line
-from deeplab_jax.files import read_json
 
 MODEL_FILE, TASK_FILE = "model.weights.h5", "task.weights.h5"
 """A preset's files: of the backbone, which for DeepLab is all but the classifier, and of the task around it."""
@@ -43,15 +42,6 @@ def read_keras(path: Path) -> dict[str, np.ndarray]:
     if file.name == MODEL_FILE and task.is_file():
         tensors |= {TASK + name: value for name, value in _tensors(task)}
     return tensors
-
-
-def read_configs(folder: Path) -> dict[str, Any]:
-    """Return what stands beside a preset's `config.json`: its task, and how its images are prepared.
-
-    Raises:
-      OSError, ValueError: a file cannot be read.
-    """
-    return {key: read_json(folder / name) for key, name in CONFIG_FILES.items() if (folder / name).is_file()}
 
 
 def _tensors(path: Path) -> Iterator[tuple[str, np.ndarray]]:

@@ -29,6 +29,7 @@ FOLDER_FILES = (
 )
 INDEX = ".index.json"
 CONFIG_FILE = "config.json"
+PROCESSOR_FILE = "preprocessor_config.json"
 LONGEST_NAME = 500
 
 
@@ -79,7 +80,8 @@ def unpacked(path: Path) -> Iterator[Path]:
 
 def read_config(path: Path) -> dict[str, Any]:
     """Return the `config.json` of a saved folder, given by its own path or by that of its weights; {} if there is none.
-    Of a KerasHub preset, `task.json` and `image_converter.json` stand in it under "task" and "image_converter".
+    Of a KerasHub preset, `task.json` and `image_converter.json` stand in it under "task" and "image_converter"; of
+    transformers, `preprocessor_config.json` under "preprocessor".
 
     Raises:
       UserError: it cannot be read.
@@ -90,9 +92,16 @@ def read_config(path: Path) -> dict[str, Any]:
         return {}
     if path != folder and path.name not in FOLDER_FILES:
         return {}
+    beside = {"preprocessor": PROCESSOR_FILE}
+    if (folder / keras_weights.MODEL_FILE).is_file():
+        beside |= keras_weights.CONFIG_FILES
+    more = {key: _config(folder / name) for key, name in beside.items() if (folder / name).is_file()}
+    return {**_config(file), **more}
+
+
+def _config(file: Path) -> dict[str, Any]:
     try:
-        of_keras = keras_weights.read_configs(folder) if (folder / keras_weights.MODEL_FILE).is_file() else {}
-        return {**read_json(file), **of_keras}
+        return dict(read_json(file))
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{file}: not a readable configuration ({error}); fetch it again") from None
 

@@ -169,8 +169,13 @@ def _aspp(shapes: Shapes) -> Head:
     # There the pooled image comes first.
     inputs = {"context/projection": first_are_last(channels, 5 * channels)}
     low = shapes.get(f"{HEAD}c1_bottleneck.conv.weight")
+    if low is None and separable:
+        raise UserError(
+            "mmsegmentation: a separable pyramid without low-level features cannot be converted: its head has two more "
+            "separable convolutions (sep_bottleneck), which no DeepLabv3 here has"
+        )
     if low is None:
-        return "deeplabv3", options | {"separable": separable}, inputs, notes
+        return "deeplabv3", options, inputs, notes
     notes.append("its dropout stands before the classifier, this one after the pyramid")
     options |= {"separable": True, "low_level_channels": low[0], "decoder_convs": ((3, channels), (3, channels))}
     return "deeplabv3plus", options, inputs, notes

@@ -1,5 +1,5 @@
-"""`config.json` in a saved folder: what segmentation_models_pytorch, transformers and KerasHub state about a network,
-and its tensors do not show.
+"""`config.json` in a saved folder: what segmentation_models_pytorch, timm, transformers and KerasHub state about a
+network, and its tensors do not show.
 """
 
 import math
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from deeplab_jax.errors import UserError
+from deeplab_jax.weights.formats.read import CONFIG_FILE, PROCESSOR_FILE
 from deeplab_jax.weights.importers import smp_names
 from deeplab_jax.weights.tensor_map import TensorMap
 
@@ -21,6 +22,8 @@ SMP_KNOWN = ("encoder_weights", "aux_params", "decoder_aspp_dropout", "psp_dropo
 LARGEST_RATE = 4096
 FLOAT32 = np.finfo(np.float32)
 
+# Of transformers: the fields of the file that says how it prepares images.
+OF_IMAGES = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
 # Of transformers' MobileNetV2: the default of `layer_norm_eps`, and what its segmentation head has in any case.
 HF_EPSILON, HF_HEAD_EPSILON = 1e-3, 1e-5
 
@@ -47,7 +50,8 @@ def apply_config(tensor_map: TensorMap, stated: Config) -> TensorMap:
     Raises:
       UserError: a field that contradicts the tensors, or stands for something that this package cannot build.
     """
-    apply = {"smp": _smp, "transformers": _transformers, "keras_hub": _keras_hub}.get(tensor_map.kind)
+    of_kinds = {"smp": _smp, "imagenet": _timm, "transformers": _transformers, "keras_hub": _keras_hub}
+    apply = of_kinds.get(tensor_map.kind)
     return apply(tensor_map, stated) if apply and stated else tensor_map
 
 
@@ -98,6 +102,14 @@ def _smp(tensor_map: TensorMap, stated: Config) -> TensorMap:
     return replace(tensor_map, options=options, notes=tuple(notes))
 
 
+def _timm(tensor_map: TensorMap, stated: Config) -> TensorMap:
+    """The images that a classifier was trained on; its tensors tell the network."""
+    images, channels = _mapping(stated.get("pretrained_cfg")), tensor_map.options.get("in_channels", 3)
+    if not {"mean", "std"} <= images.keys():
+        return tensor_map
+    return replace(tensor_map, options={**tensor_map.options, **_mean_and_std(images, "mean", "std", channels)})
+
+
 def _transformers(tensor_map: TensorMap, stated: Config) -> TensorMap:
     options = dict(tensor_map.options)
     facts = {"num_channels": options.get("in_channels", 3), "hidden_act": "relu6", "tf_padding": True}
@@ -112,6 +124,7 @@ def _transformers(tensor_map: TensorMap, stated: Config) -> TensorMap:
         raise _refused("layer_norm_eps", epsilon, f"only {HF_EPSILON} and {HF_HEAD_EPSILON} can be converted")
     if "classifier_dropout_prob" in stated:
         options["dropout"] = _number(stated, "classifier_dropout_prob", options)
+    options |= _of_processor(_mapping(stated.get("preprocessor")), options.get("in_channels", 3))
     names = _names(stated.get("id2label"), tensor_map.num_classes)
     return replace(tensor_map, options=options, info={**tensor_map.info, **names})
 
@@ -143,10 +156,37 @@ def _keras_hub(tensor_map: TensorMap, stated: Config) -> TensorMap:
     return replace(tensor_map, options=options, notes=tuple(notes))
 
 
+def _of_processor(processor: Config, channels: int) -> dict[str, Any]:
+    """Return our options for the images of transformers' MobileNetV2, whose processor makes -1 to 1 of them unless its
+    file says otherwise.
+    """
+    for field in ("do_rescale", "do_normalize"):
+        _expect(field, processor.get(field, True), True)
+    factor = processor.get("rescale_factor", 1 / 255)
+    if not (type(factor) is float and math.isclose(factor, 1 / 255, rel_tol=1e-6)):
+        raise _refused("rescale_factor", factor, "only 1/255 can be converted")
+    if not {"image_mean", "image_std"} & processor.keys():
+        return {}
+    stated = {"image_mean": [0.5] * channels, "image_std": [0.5] * channels, **processor}
+    return _mean_and_std(stated, "image_mean", "image_std", channels)
+
+
+def _mean_and_std(images: Config, mean: str, std: str, channels: int) -> dict[str, Any]:
+    """Return our options for images of 0 to 1, from the fields with their mean and deviation."""
+    means, deviations = (tuple(_per_channel(images, field, 0.0, channels)) for field in (mean, std))
+    for field, values, fit in ((mean, means, all(map(math.isfinite, means))), (std, deviations, min(deviations) > 0)):
+        if not (fit and max(values) <= float(FLOAT32.max)):
+            raise _refused(field, images.get(field), "give finite numbers, of deviations above 0")
+    return {"value_range": (0.0, 1.0), "mean": means, "std": deviations}
+
+
 def _inside(saved: Any) -> Config:
     """Return the arguments of an object that Keras has written; {} if there are none."""
-    inner = saved.get("config") if isinstance(saved, Mapping) else None
-    return inner if isinstance(inner, Mapping) else {}
+    return _mapping(_mapping(saved).get("config"))
+
+
+def _mapping(value: Any) -> Config:
+    return value if isinstance(value, Mapping) else {}
 
 
 def _normalisation(converter: Config, channels: int) -> dict[str, Any]:
@@ -230,4 +270,5 @@ def _expect(field: str, value: Any, wanted: Any) -> None:
 
 
 def _refused(field: str, value: Any, fix: str) -> UserError:
-    return UserError(f"config.json: {field} is {value!r:.100}; {fix}")
+    file = PROCESSOR_FILE if field in OF_IMAGES else CONFIG_FILE
+    return UserError(f"{file}: {field} is {value!r:.100}; {fix}")

@@ -109,4 +109,7 @@ def test_what_cannot_be_converted_is_refused_by_name() -> None:
         mmsegmentation.recognise({**shapes, "backbone.layer4.2.conv1.weight": (512, 512, 3, 3)}, output_stride=None)
     with pytest.raises(UserError, match="run at 8 or 16"):
         mmsegmentation.recognise(shapes, output_stride=32)
+    without = {name: shape for name, shape in shapes.items() if "c1_bottleneck" not in name}
+    with pytest.raises(UserError, match="a separable pyramid without low-level features cannot be converted"):
+        mmsegmentation.recognise(without, output_stride=None)
     assert mmsegmentation.recognise(backbone, output_stride=None) is None

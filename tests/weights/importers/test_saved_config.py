@@ -114,6 +114,28 @@ def test_transformers_names_epsilon_and_dropout() -> None:
     assert apply_config(HF, {"id2label": {"0": "LABEL_0", "1": "LABEL_1"}}).info == {}
 
 
+def test_timm_states_the_images_of_its_training() -> None:
+    plain = TensorMap("imagenet", "fcn_resnet34", 21, 32, options={})
+    images = {"mean": [0.5, 0.5, 0.4], "std": [0.25, 0.5, 0.5]}
+    stated = {"value_range": (0.0, 1.0), "mean": (0.5, 0.5, 0.4), "std": (0.25, 0.5, 0.5)}
+    assert apply_config(plain, {"architecture": "resnet34", "pretrained_cfg": images}).options == stated
+    assert apply_config(plain, {"architecture": "resnet34"}).options == {}
+    for wrong in ([0.5, 0.5], [0.5, 0.5, 0.0], [0.5, 0.5, "a"]):
+        with pytest.raises(UserError, match=r"config\.json: std is "):
+            apply_config(plain, {"pretrained_cfg": {**images, "std": wrong}})
+
+
+def test_transformers_states_its_images_in_a_file_of_its_own() -> None:
+    """Its own default is -1 to 1, which the network here has without options."""
+    assert "mean" not in apply_config(HF, {"preprocessor": {"do_normalize": True, "rescale_factor": 1 / 255}}).options
+    own = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225], "size": {"shortest_edge": 544}}
+    found = apply_config(HF, {"preprocessor": own}).options
+    assert (found["value_range"], found["mean"], found["std"]) == ((0.0, 1.0), *map(tuple, list(own.values())[:2]))
+    for field, value in (("do_normalize", False), ("do_rescale", False), ("rescale_factor", 1.0)):
+        with pytest.raises(UserError, match=rf"preprocessor_config\.json: {field} is "):
+            apply_config(HF, {"preprocessor": {field: value}})
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [
