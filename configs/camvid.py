@@ -1,13 +1,14 @@
 """CamVid on two CPU cores: 367 training and 101 validation street scenes of 480x360, 11 classes.
 
     python -m deeplab_jax train --config configs/camvid.py --config.data.dir=DIR --workdir runs/camvid
-    python -m deeplab_jax train --config configs/camvid.py:best --config.init=MODEL_FOLDER --config.data.dir=DIR \\
+    python -m deeplab_jax convert tensorflow/deeplabv3_257_mv_gpu --out models/mobilenet_v2
+    python -m deeplab_jax train --config configs/camvid.py:best --config.init=models/mobilenet_v2 --config.data.dir=DIR \\
         --workdir runs/camvid_best
 
 `DIR` holds `train/`, `trainannot/`, `val/` and `valannot/`, as in SegNet's tutorial copy of the data.
 
 The first command starts from random weights. `best` starts from the backbone of the official MobileNetV2 of width 0.5.
-`convert` makes MODEL_FOLDER from deeplabv3_257_mv_gpu.tflite. The batch norms of these weights were folded away. New
+The batch norms of these weights were folded away. New
 ones start as the identity; `--config.model.options.backbone_norm=none` trains without batch norms. `finetune` is the
 plain recipe for the same start, as the tables have it: fewer steps, a lower rate and cross-entropy without Dice.
 

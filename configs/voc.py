@@ -7,7 +7,8 @@
 
 Stage 1 trains batch norm at output stride 16: 30000 steps of 16 crops of 513, rate 0.007 (DeepLabv3, sec. 4.1). Stage 2
 freezes batch norm (statistics, scales and offsets) and trains at output stride 8 on trainval, rate 0.001, from the run
-of stage 1. Arguments: `model=` (a name), `stage=`, `debug`. The config is for accelerators. It was not measured yet.
+of stage 1. Its validation images are among its training images. So its mIoU is no result, and `--checkpoint newest` is
+the one to take. Arguments: `model=` (a name), `stage=`, `debug`. The config is for accelerators. It was not measured yet.
 
 Protocol: whole images padded with the mean to 513x513, labels at their own resolution, single scale. The papers report
 77.21 (DeepLabv3, ResNet-101, output stride 16, Table 6) and 78.85 (DeepLabv3+ decoder, Table 2) on val.
@@ -15,7 +16,7 @@ Protocol: whole images padded with the mean to 513x513, labels at their own reso
 The papers do not state momentum, weight decay and the step of the scales; these are those of the authors' code. Two
 things of that code are left out: its dropout of 0.1 after the ASPP (the model's option `dropout`), and its rule that
 depthwise kernels have no weight decay (`no_decay`). What it does for the test server only is left out, too: it repeats
-images with hard classes, and trains on COCO first (DeepLabv3, sec. 4.2).
+images with hard classes, and trains on COCO first (DeepLabv3, sec. 4.3).
 """
 
 from ml_collections import ConfigDict

@@ -95,7 +95,9 @@ def make_parser() -> argparse.ArgumentParser:
     def verb(
         name: str, run: Callable[[argparse.Namespace], int | None], text: str, *, config: str = ""
     ) -> argparse.ArgumentParser:
-        epilog = "--config FILE.py[:args] and --config.section.key=value set the configuration" if config else None
+        needed = "--config FILE.py[:args] or FILE.json is required (see configs/); " if config == "required" else ""
+        changed = "--config.section.key=value changes the configuration, whose keys deeplab_jax/config_keys.py lists"
+        epilog = needed + changed if config else None
         sub = subparsers.add_parser(name, help=text, description=text, epilog=epilog, allow_abbrev=False)
         sub.set_defaults(run=run, parser=sub, takes_config=bool(config), distributed="none")
         sub.add_argument(
@@ -358,7 +360,9 @@ def add_inference_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overlap", type=float, help="of windows, as a share of one; by default at least a third")
     parser.add_argument("--blend", choices=BLENDS, help="weight of a window's pixels: all equal, or the centre more")
     parser.add_argument("--crf", action="store_true", default=None, help="refine labels by a fully connected CRF")
-    parser.add_argument("--threshold", type=float, help="with sigmoids: probability above which an object is (0.5)")
+    parser.add_argument(
+        "--threshold", type=float, help="with sigmoids: a pixel is of the object above this probability (0.5)"
+    )
 
 
 def numbers(kind: type) -> Callable[[str], tuple[Any, ...]]:

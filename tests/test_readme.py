@@ -22,6 +22,8 @@ import pytest
 from deeplab_jax import cli
 from deeplab_jax.config import load_config
 from deeplab_jax.errors import UserError
+from deeplab_jax.models.catalog import model_names
+from deeplab_jax.weights.published import PUBLISHED
 from experiments import examples
 from tests.test_layering import ALLOWED, imported_modules
 
@@ -113,7 +115,7 @@ def test_the_readme_counts_the_verdicts_as_the_results_do() -> None:
     regimes = re.findall(pattern, page)
     assert [regime for regime, *_ in regimes] == ["scenes", "camvid"]
     for regime, count, holds, refuted, undecided in regimes:
-        assert f"`{regime}`, {count} claims: {holds} hold, {refuted} are refuted, {undecided} undecided" in README
+        assert f"`{regime}`, {count} comparisons: {holds} hold, {refuted} are refuted, {undecided} undecided" in README
 
 
 # How one step runs.
@@ -223,6 +225,10 @@ def check_command(words: list[str]) -> None:
             pytest.fail(f"the test knows no such command: {words}")
 
 
+# Of the reader's own: in a folder that the pages use, a file by its suffix, or a word in capitals.
+A_FOLDER_OR_FILE = re.compile(r"(models|runs|hf:/)/|.+\.(pth|pt|tflite|tar\.gz|safetensors|h5)$|[A-Z_]+$")
+
+
 def check_flags(argv: list[str]) -> None:
     """Parse a command of the package, and load the configuration that it names."""
     args, rest = cli.make_parser().parse_known_args(argv)
@@ -232,6 +238,10 @@ def check_flags(argv: list[str]) -> None:
         with contextlib.chdir(ROOT):
             load_config(config)
     assert args.takes_config or not config, argv
+    named = [word.partition("=")[2] for word in config if word.startswith("--config.init=")]
+    named += [value for key in ("source", "model") if (value := getattr(args, key, None))]
+    for name in named:
+        assert name in PUBLISHED or name in model_names() or A_FOLDER_OR_FILE.match(name), f"{argv}: no weights have the name {name}"
 
 
 def check_module(module: str, argv: list[str]) -> None:

@@ -97,9 +97,9 @@ def _counts(result: TableResult, row: RowResult, training: Training) -> Counts |
 
 def comparisons(found: Sequence[Verdict]) -> str:
     """Return sentences on the number of comparisons, and on their verdicts before and after Holm's correction. A
-    comparison that two tables make counts once.
+    comparison that two tables make of the same trainings counts once.
     """
-    found = list({one.compared or id(one): one for one in found}.values())
+    found = list({(one.compared, one.differences) if one.compared else id(one): one for one in found}.values())
     run = [one for one in found if one.word != NOT_RUN]
     tested = [one for one in run if one.p is not None]
     decided = [one.word in (HOLDS, REFUTED) for one in tested]
