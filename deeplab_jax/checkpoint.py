@@ -92,11 +92,35 @@ def _report_unraisable(report: Any, *, otherwise: Callable[[Any], Any]) -> None:
 
 
 class DamagedCheckpoint(UserError):
-    """A checkpoint that cannot be read; older ones may be complete. `reason` says in a few words what is wrong."""
+    """A checkpoint with the wrong content; older ones may be complete. `reason` says in a few words what is wrong."""
 
     def __init__(self, folder: Path, reason: str) -> None:
         super().__init__(f"{folder}: is damaged ({reason}); remove it to use the one before")
         self.reason = reason
+
+
+class UnreadableCheckpoint(UserError):
+    """A checkpoint that the system does not let us read, perhaps only now. Its content may be right."""
+
+    def __init__(self, path: Path, error: OSError) -> None:
+        super().__init__(
+            f"{path}: cannot be read ({error.strerror or error}); see to the disk and its rights, start again"
+        )
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Tell what the system does not let us read from content that is wrong. Memory that is used up is neither."""
+    try:
+        yield
+    except (MemoryError, jax.errors.JaxRuntimeError, UserError):
+        raise
+    except Exception as error:  # Orbax and TensorStore raise many kinds.
+        if is_lost(error):
+            raise
+        if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+            raise UnreadableCheckpoint(path, error) from None
+        raise DamagedCheckpoint(path, _reason(error)) from error
 
 
 class Checkpoints:
@@ -120,9 +144,12 @@ class Checkpoints:
     def __init__(self, directory: str | Path, *, keep: int = 2, read_only: bool = False) -> None:
         _prepare_orbax()
         self.directory = Path(directory).resolve()
-        with together():
-            if read_only or is_first():
-                _check_metrics(self.directory, fix=not read_only)
+        if read_only:  # Of several processes each may do that for itself.
+            _check_metrics(self.directory, fix=False)
+        else:
+            with together():
+                if is_first():
+                    _check_metrics(self.directory, fix=True)
         self._keep = keep
         options = ocp.CheckpointManagerOptions(
             best_fn=lambda metrics: metrics[METRIC],  # Without it no metrics are written.
@@ -260,7 +287,8 @@ class Checkpoints:
 
         Raises:
           UserError: the checkpoint is of another network; the message names the differences.
-          DamagedCheckpoint: it cannot be read.
+          DamagedCheckpoint: its content is wrong.
+          UnreadableCheckpoint: the system does not let us read it.
         """
         return self._restore(step, _VARIABLES, abstract)
 
@@ -287,28 +315,25 @@ class Checkpoints:
         return aside
 
     def _restore(self, step: int, item: str, abstract: Any) -> Any:
-        if reason := damage(self.directory / str(step), item):
-            raise DamagedCheckpoint(self.directory / str(step), reason)
+        folder = self.directory / str(step)
+        with _readable(folder):
+            reason = damage(folder, item)
+        if reason:
+            raise DamagedCheckpoint(folder, reason)
         return self._load(step, item, abstract)
 
     def _load(self, step: int, item: str, abstract: Any) -> Any:
         self._compare(step, item, abstract)
-        try:
+        with _readable(self.directory / str(step)):
             restored = self._manager.restore(
                 step, args=ocp.args.Composite(**{item: ocp.args.StandardRestore(_placed(abstract))})
             )
-        except Exception as error:
-            if is_lost(error):
-                raise
-            raise DamagedCheckpoint(self.directory / str(step), _reason(error)) from error
         return restored[item]
 
     def _compare(self, step: int, item: str, abstract: Any) -> None:
-        try:
+        with _readable(self.directory / str(step)):
             metadata = self._manager.item_metadata(step)[item]
             stored = _shapes(metadata.tree)
-        except Exception as error:
-            raise DamagedCheckpoint(self.directory / str(step), f"{error!r:.200}") from error
         if problems := misfits(_shapes(abstract), stored):
             raise UserError(
                 f"{self.directory / str(step)}: a checkpoint of another model or optimizer: "
@@ -359,7 +384,11 @@ def _check_metrics(directory: Path, *, fix: bool) -> None:
         try:
             if not 0 <= read_json(file)[METRIC] <= 1:
                 raise ValueError(f"{METRIC} is not between 0 and 1")
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except FileNotFoundError:  # Another process has removed the checkpoint.
+            continue
+        except OSError as error:
+            raise UnreadableCheckpoint(file, error) from None
+        except (ValueError, KeyError, TypeError) as error:
             if not fix:
                 raise UserError(f"{file}: is damaged ({error}); remove the folder {file.parent}") from None
             shutil.rmtree(file.parent)

@@ -121,7 +121,7 @@ def make_parser() -> argparse.ArgumentParser:
 def add_training_verbs(verb: Verb) -> None:
     """Add `train`, `find-lr` and `replay`."""
     train = verb("train", commands.train, "Train a model, or resume a run.", config="required")
-    train.add_argument("--workdir", required=True, help="run directory; a second start in it resumes")
+    train.add_argument("--workdir", type=path, required=True, help="run directory; a second start in it resumes")
     train.add_argument("--allow_config_change", action="store_true", help="resume a run that has another configuration")
     add_distributed_flag(train)
 
@@ -131,13 +131,13 @@ def add_training_verbs(verb: Verb) -> None:
         "Suggest a learning rate: train a few steps while it grows; writes find_lr.json and find_lr.png.",
         config="required",
     )
-    find.add_argument("--out", required=True, help="folder for both files")
+    find.add_argument("--out", type=path, required=True, help="folder for both files")
     find.add_argument("--from", dest="low", type=float, default=1e-6, metavar="RATE", help="the first rate (1e-6)")
     find.add_argument("--to", dest="high", type=float, default=1.0, metavar="RATE", help="the last rate (1)")
     find.add_argument("--steps", type=int, default=100, help="number of rates (100)")
 
     replay = verb("replay", commands.replay, "Repeat the step at which training stopped, and show every tensor's size.")
-    replay.add_argument("folder", metavar="FOLDER", help="postmortem/ of a run directory")
+    replay.add_argument("folder", type=path, metavar="FOLDER", help="postmortem/ of a run directory")
 
 
 def add_inference_verbs(verb: Verb) -> None:
@@ -145,8 +145,8 @@ def add_inference_verbs(verb: Verb) -> None:
     evaluate = verb(
         "evaluate", commands.evaluate, "Evaluate a model on labelled images; writes metrics.json.", config="optional"
     )
-    evaluate.add_argument("--model", required=True, help=MODEL)
-    evaluate.add_argument("--out", required=True, help="folder for metrics.json")
+    evaluate.add_argument("--model", type=path, required=True, help=MODEL)
+    evaluate.add_argument("--out", type=path, required=True, help="folder for metrics.json")
     evaluate.add_argument("--split", help="split to evaluate on; by default the configuration's validation split")
     evaluate.add_argument(
         "--save_predictions",
@@ -157,7 +157,10 @@ def add_inference_verbs(verb: Verb) -> None:
     evaluate.add_argument("--trimap", type=numbers(int), help="such as 1,2,4: mIoU within so many pixels of boundaries")
     evaluate.add_argument("--boundary", action="store_true", default=None, help="Boundary IoU and boundary F-score too")
     evaluate.add_argument(
-        "--calibration", action="store_true", default=None, help="whether probabilities mean what they say, with a plot"
+        "--calibration",
+        action="store_true",
+        default=None,
+        help="whether probabilities mean what they say, with a plot",
     )
     evaluate.add_argument(
         "--bootstrap", type=int, metavar="N", help="such as 1000: 95%% intervals by so many resamples"
@@ -172,9 +175,13 @@ def add_inference_verbs(verb: Verb) -> None:
         "Segment images; writes NAME.png (class ids with a palette), NAME_overlay.png and index.html to look at them. "
         "Of a video it writes NAME_overlay.mp4.",
     )
-    predict.add_argument("images", nargs="+", metavar="IMAGE_OR_FOLDER", help="a folder with all folders below it")
-    predict.add_argument("--model", required=True, help=MODEL)
-    predict.add_argument("--out", required=True, help="folder for the pictures; folders below a folder are kept")
+    predict.add_argument(
+        "images", type=path, nargs="+", metavar="IMAGE_OR_FOLDER", help="a folder with all folders below it"
+    )
+    predict.add_argument("--model", type=path, required=True, help=MODEL)
+    predict.add_argument(
+        "--out", type=path, required=True, help="folder for the pictures; folders below a folder are kept"
+    )
     predict.add_argument("--channels", type=numbers(int), help="such as 3,2,1: bands of the files, if not the model's")
     predict.add_argument("--batch_size", type=int, help="images that run together; by default 1 on CPUs, otherwise 8")
     predict.add_argument(
@@ -200,8 +207,10 @@ def add_data_verbs(verb: Verb) -> None:
     check = verb("check-data", commands.check_data, "Find the faults of a data set.", config="required")
     check.add_argument("--split", help="split to check; by default the training and the validation split")
     check.add_argument("--limit", type=int, help="check only so many images, evenly spread")
-    check.add_argument("--json", help="write the report to this file as well")
-    check.add_argument("--show", metavar="FOLDER", help="write a page of training images as they are augmented")
+    check.add_argument("--json", type=path, help="write the report to this file as well")
+    check.add_argument(
+        "--show", type=path, metavar="FOLDER", help="write a page of training images as they are augmented"
+    )
 
     prepare = verb(
         "prepare",
@@ -209,7 +218,7 @@ def add_data_verbs(verb: Verb) -> None:
         "Write a data set as a TFDS folder (array_record), readable as data.name='tfds'.",
         config="required",
     )
-    prepare.add_argument("--out", required=True, help="folder to write")
+    prepare.add_argument("--out", type=path, required=True, help="folder to write")
 
 
 def add_weight_verbs(verb: Verb) -> None:
@@ -223,10 +232,11 @@ def add_weight_verbs(verb: Verb) -> None:
     )
     convert.add_argument(
         "source",
+        type=path,
         metavar="SOURCE",
         help="PyTorch, safetensors, Keras or .tflite file, TensorFlow checkpoint, folder, run, or a name",
     )
-    convert.add_argument("--out", required=True, help="model folder to write")
+    convert.add_argument("--out", type=path, required=True, help="model folder to write")
     convert.add_argument("--kind", default="auto", help="who wrote them; by default found from the tensors' names")
     convert.add_argument(
         "--select", default="", metavar="PREFIX", help="of several networks in a file, the one whose names begin so"
@@ -253,7 +263,7 @@ def add_publishing_verbs(verb: Verb) -> None:
         commands.export,
         "Write a model for programs that have JAX, PyTorch, ONNX or LiteRT, but not this package.",
     )
-    export.add_argument("--model", required=True, help=MODEL)
+    export.add_argument("--model", type=path, required=True, help=MODEL)
     export.add_argument("--checkpoint", default="best", help="in a run directory: best (default), newest, or a step")
     export.add_argument(
         "--format",
@@ -262,7 +272,10 @@ def add_publishing_verbs(verb: Verb) -> None:
         help="what to write: for a runtime, or a state dict of another code base",
     )
     export.add_argument(
-        "--out", required=True, help="file to write: .zip for stablehlo, .onnx, .tflite, .pth or .safetensors else"
+        "--out",
+        type=path,
+        required=True,
+        help="file to write: .zip for stablehlo, .onnx, .tflite, .pth or .safetensors else",
     )
     export.add_argument("--output_stride", type=int, help="8, 16, 32, ...; by default the model's own")
     runtimes = export.add_argument_group("stablehlo, onnx, tflite")
@@ -271,18 +284,24 @@ def add_publishing_verbs(verb: Verb) -> None:
     runtimes.add_argument("--preprocess", action="store_true", help="take uint8 images as they are stored")
     runtimes.add_argument("--argmax", action="store_true", help="return class ids instead of logits")
     runtimes.add_argument("--precision", choices=("float32", "float16", "int8"), help="onnx, tflite; int8: tflite only")
-    runtimes.add_argument("--calibration", metavar="FOLDER", help="for int8: some images such as it will see")
+    runtimes.add_argument(
+        "--calibration", type=path, metavar="FOLDER", help="for int8: some images such as it will see"
+    )
     runtimes.add_argument("--threshold", type=float, help="with --argmax and sigmoids: as in predict (0.5)")
 
     push = verb("push", commands.push, "Upload a model with a model card to the Hugging Face hub.")
-    push.add_argument("model", metavar="MODEL_OR_RUN", help=MODEL)
+    push.add_argument("model", type=path, metavar="MODEL_OR_RUN", help=MODEL)
     push.add_argument("target", metavar="hf://owner/repo", help="repository; it is created if it does not exist")
     push.add_argument("--private", action="store_true", help="make a new repository private")
     push.add_argument("--revision", default="", help="branch to upload to; it is created if it does not exist")
     push.add_argument("--checkpoint", default="best", help="in a run directory: best (default), newest, or a step")
     push.add_argument("--licence", default="", help="of the weights, such as apache-2.0; by default their source's")
-    push.add_argument("--metrics", help="metrics.json of an evaluation; by default the one in the model's folder")
-    push.add_argument("--out", metavar="FOLDER", help="write the folder with the card there, and upload nothing")
+    push.add_argument(
+        "--metrics", type=path, help="metrics.json of an evaluation; by default the one in the model's folder"
+    )
+    push.add_argument(
+        "--out", type=path, metavar="FOLDER", help="write the folder with the card there, and upload nothing"
+    )
 
 
 def add_summarize_verb(verb: Verb) -> None:
@@ -292,7 +311,9 @@ def add_summarize_verb(verb: Verb) -> None:
         commands.summarize,
         "Count what each stage of a network costs; needs no weights and computes nothing.",
     )
-    summarize.add_argument("model", metavar="NAME_OR_PATH", help="name of a model, model folder or run directory")
+    summarize.add_argument(
+        "model", type=path, metavar="NAME_OR_PATH", help="name of a model, model folder or run directory"
+    )
     summarize.add_argument("--size", type=image_size, default=(513, 513), help="HEIGHTxWIDTH of the image (513x513)")
     summarize.add_argument("--output_stride", type=int, help="8, 16, 32, ...; by default the model's own")
     summarize.add_argument(
@@ -305,6 +326,7 @@ def add_summarize_verb(verb: Verb) -> None:
     )
     summarize.add_argument(
         "--json",
+        type=path,
         metavar="FILE",
         nargs="?",
         const="-",
@@ -333,9 +355,9 @@ def add_compile_verb(verb: Verb) -> None:
     ahead.add_argument(
         "--largest_batch", "--largest-batch", action="store_true", help="also search the most images of a call that fit"
     )
-    ahead.add_argument("--json", metavar="FILE", help="write the report to this file as well")
-    ahead.add_argument("--picture", metavar="FILE.png", help="draw memory and cycles")
-    ahead.add_argument("--out", metavar="DIR", help="folder for compile.json and compile.png")
+    ahead.add_argument("--json", type=path, metavar="FILE", help="write the report to this file as well")
+    ahead.add_argument("--picture", type=path, metavar="FILE.png", help="draw memory and cycles")
+    ahead.add_argument("--out", type=path, metavar="DIR", help="folder for compile.json and compile.png")
 
 
 def add_distributed_flag(parser: argparse.ArgumentParser) -> None:
@@ -375,6 +397,13 @@ def numbers(kind: type) -> Callable[[str], tuple[Any, ...]]:
             raise argparse.ArgumentTypeError(f"{text!r}: give numbers separated by commas") from None
 
     return parse
+
+
+def path(text: str) -> str:
+    """Return the path that a flag names; it is an argparse type. "" is what a shell makes of a name that is not set."""
+    if not text:
+        raise argparse.ArgumentTypeError("empty: give a path")
+    return text
 
 
 def positive(text: str) -> int:

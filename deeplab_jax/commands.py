@@ -77,13 +77,13 @@ def find_lr(args: argparse.Namespace) -> None:
     make_folder(Path(args.out))
     with progress_bar(Console(stderr=True)) as progress:
         report = find_lr(config, low=args.low, high=args.high, steps=args.steps, progress=progress)
-    file = write_report(report, Path(args.out))
     if report["diverged"]:
         print(f"the loss diverged at {report['steps'][-1]['learning_rate']:.2g}")
     if report["suggested"] is None:
-        print(f"no suggestion: the loss never fell; give another --from and --to, or more --steps; written to {file}")
+        print("no suggestion: the loss never fell; give another --from and --to, or more --steps")
     else:
-        print(f"suggested: --config.optimizer.learning_rate={report['suggested']:.2g}; written to {file}")
+        print(f"suggested: --config.optimizer.learning_rate={report['suggested']:.2g}")
+    print(f"written to {write_report(report, Path(args.out))}")
 
 
 def replay(args: argparse.Namespace) -> None:
@@ -109,6 +109,14 @@ def evaluate(args: argparse.Namespace) -> None:
     with together():
         config = config_of_run(args.config, args.model)
     console = Console(quiet=not is_first())
+
+    def show(results: dict[str, Any]) -> None:
+        protocol = results["protocol"]
+        console.print(class_table([results], [f"{protocol['split']}, output stride {protocol['output_stride']}"]))
+        if "bootstrap" in results and (interval := results["bootstrap"].get("miou")):
+            low, high = map(percent, interval)
+            console.print(f"95% of {results['bootstrap']['samples']} resamples of the images: mean IoU {low} to {high}")
+
     with progress_bar(console) as progress:
         results = tasks.evaluate(
             args.model,
@@ -120,15 +128,11 @@ def evaluate(args: argparse.Namespace) -> None:
             save_predictions=args.save_predictions,
             limit=args.limit,
             progress=progress,
+            on_results=show,
             **given(args, *INFERENCE_FLAGS, *METRIC_FLAGS),
         )
-    protocol = results["protocol"]
-    console.print(class_table([results], [f"{protocol['split']}, output stride {protocol['output_stride']}"]))
-    if "bootstrap" in results and (interval := results["bootstrap"].get("miou")):
-        low, high = map(percent, interval)
-        console.print(f"95% of {results['bootstrap']['samples']} resamples of the images: mean IoU {low} to {high}")
     console.print(
-        f"{protocol['images']} images in {results['seconds']} s; written to {Path(args.out, METRICS_FILE)}",
+        f"{results['protocol']['images']} images in {results['seconds']} s; written to {Path(args.out, METRICS_FILE)}",
         highlight=False,
         soft_wrap=True,
     )
@@ -162,6 +166,8 @@ def check_data(args: argparse.Namespace) -> int:
     if args.json:
         text = json.dumps({split: report.to_json() for split, report in reports.items()}, indent=1) + "\n"
         write_whole(args.json, lambda file: file.write_text(text, "utf-8"))
+    if reports.fault:
+        return fail(reports.fault)
     return 0 if reports.ok else USER_ERROR
 
 
@@ -396,6 +402,8 @@ def compile_(args: argparse.Namespace) -> int:
 
     if args.predict and args.evaluate:
         raise UserError("--predict and --evaluate: one program at a time; leave one of them out")
+    if (args.predict or args.evaluate) and (unused := given(args, "space", "remat")):
+        raise UserError(f"--{next(iter(unused))}: changes the training only; leave it out")
     target = parse_target(args.target)
     start_without_accelerator(target)
     config = required_config(args)
@@ -435,7 +443,12 @@ def compile_(args: argparse.Namespace) -> int:
         write_whole(files["png"], lambda file: compiled_table.draw(report, file))
     if report["fits"]:
         return 0
-    return fail(f"--target {args.target}: {report['images']} images do not fit; give fewer with --batch, or --remat")
+    fewer = ["fewer images with --batch"] if report["images"] > 1 else []
+    fewer += (
+        ["--remat"] if kind == "training" and not config.train.remat else ["a smaller --predict"] * bool(args.predict)
+    )
+    give = f"give {' or '.join(fewer)}" if fewer else "choose another --target"
+    return fail(f"--target {args.target}: {report['images']} images do not fit; {give}")
 
 
 def given(args: argparse.Namespace, *names: str) -> dict[str, Any]:

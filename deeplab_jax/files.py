@@ -174,13 +174,16 @@ def damage(folder: Path, part: str) -> str:
     """Return in a few words which files of a sub-folder have changed since they were written, "" if none has.
 
     It is also "" without sums: a process may have been killed before it wrote them.
+
+    Raises:
+      OSError: a file cannot be read, which says nothing about its content.
     """
     try:
         wanted = {name: digest for name, digest in read_json(folder / CHECKSUMS).items() if name.startswith(f"{part}/")}
         found = _sums(folder, part)
     except FileNotFoundError:
         return ""
-    except (OSError, ValueError, AttributeError) as error:
+    except (ValueError, AttributeError) as error:
         return f"{CHECKSUMS}: {error}"
     changed = [name for name, digest in wanted.items() if found.get(name) != digest]
     return f"not what was written: {changed[0]}, {len(changed)} of {len(wanted)} files" if changed else ""

@@ -56,7 +56,7 @@ def test_prediction_and_the_largest_batch(tmp_path, capsys, monkeypatch) -> None
     file = tmp_path / "report.json"
     assert run("--target", "cpu", "--predict", "33x49", "--json", file) == 0
     report = json.loads(file.read_text())
-    assert (report["kind"], report["images"], report["size"]) == ("prediction", 1, [33, 49])
+    assert (report["kind"], report["images"], report["size"]) == ("prediction", 1, [129, 129])  # As `predict` pads.
     monkeypatch.setattr(
         Ahead, "largest", lambda self: (48, [{"images": 48, "fits": True}, {"images": 49, "fits": False}])
     )
@@ -70,8 +70,10 @@ def test_what_does_not_fit_ends_with_one_line(capsys, monkeypatch) -> None:
     assert run("--target", "cpu", "--predict", "33x33", "--num_classes", 3) == 2
     captured = capsys.readouterr()
     assert "does not fit: " in captured.out
-    assert captured.err.splitlines()[-1] == (
-        "deeplab-jax: --target cpu: 1 images do not fit; give fewer with --batch, or --remat"
+    assert captured.err.splitlines()[-1] == ("deeplab-jax: --target cpu: 1 images do not fit; give a smaller --predict")
+    assert run("--target", "cpu", "--num_classes", 3) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "deeplab-jax: --target cpu: 8 images do not fit; give fewer images with --batch or --remat"
     )
 
 
@@ -85,6 +87,9 @@ def test_what_does_not_fit_ends_with_one_line(capsys, monkeypatch) -> None:
         (("--target", "cpu", "--space", 3), "config.train.space=3"),
         (("--target", "cpu", "--evaluate", "--predict", 33), "one program at a time"),
         (("--target", "cpu", "--output_stride", 7), "output_stride=7"),
+        (("--target", "cpu", "--evaluate", "--remat"), "--remat: changes the training only; leave it out"),
+        (("--target", "cpu", "--predict", 33, "--space", 2), "--space: changes the training only; leave it out"),
+        (("--target", "cpu", "--predict", 33, "--batch", 5000), "images of a call: give at most 4096"),
         (("--target", "v5e:2x2"), "pip install 'deeplab_jax[tpu-compile]'"),
     ],
 )

@@ -199,7 +199,7 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path, undisturbed, photo) -> None
 def test_a_folder_that_cannot_be_made_is_told_before_the_evaluation(tmp_path, undisturbed) -> None:
     (tmp_path / "file").touch()
     seen = []
-    with pytest.raises(UserError, match="file/out: cannot be made .*; give another --out"):
+    with pytest.raises(UserError, match="file/out: cannot be written .*; give another --out"):
         deeplab_jax.evaluate(undisturbed, out=tmp_path / "file" / "out", on_prediction=lambda *one: seen.append(one))
     assert not seen
 

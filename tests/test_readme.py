@@ -241,7 +241,9 @@ def check_flags(argv: list[str]) -> None:
     named = [word.partition("=")[2] for word in config if word.startswith("--config.init=")]
     named += [value for key in ("source", "model") if (value := getattr(args, key, None))]
     for name in named:
-        assert name in PUBLISHED or name in model_names() or A_FOLDER_OR_FILE.match(name), f"{argv}: no weights have the name {name}"
+        assert name in PUBLISHED or name in model_names() or A_FOLDER_OR_FILE.match(name), (
+            f"{argv}: no weights have the name {name}"
+        )
 
 
 def check_module(module: str, argv: list[str]) -> None:

@@ -19,6 +19,8 @@ Rows = np.ndarray
 NOTHING = 1 << 40
 EMPTY = np.array([NOTHING, NOTHING, 0])
 PADDING = np.array([NOTHING, NOTHING, -1])
+LARGEST = 2**26
+"""Most facts about a result that are kept, 8 bytes each."""
 
 
 class _Known:
@@ -249,6 +251,8 @@ def _product(equation: JaxprEqn, operands: list[Any]) -> Rows:
             batch, own = 1 + len(batched[1]), len(free[1])
             rows = rows.transpose(order[:batch] + order[batch + own :] + order[batch : batch + own])
         sides.append(rows)
+    if math.prod(np.broadcast_shapes(*(rows.shape for rows in sides))) > LARGEST:  # Such as those of an attention.
+        raise NotImplementedError("the receptive field of a product of two maps is too large to be followed")
     return reduce(np.minimum, sides)
 
 
@@ -270,9 +274,10 @@ CALLS = frozenset(
     {"jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call", "checkpoint", "remat2"}
 )
 _ELEMENTWISE = """
-abs add add_any and ceil clamp convert_element_type copy cos div eq erf exp exp2 expm1 floor ge gt integer_pow
-is_finite le log log1p logistic lt max min mul name ne neg nextafter not or pow reduce_precision rem round rsqrt
-select_n sign sin sqrt square stop_gradient sub tanh xor
+abs acos acosh add add_any and asin asinh atan atan2 atanh cbrt ceil clamp convert_element_type copy cos cosh div eq
+erf erf_inv erfc exp exp2 expm1 floor ge gt integer_pow is_finite le log log1p logistic lt max min mul name ne neg
+nextafter not or pow reduce_precision rem round rsqrt select_n sign sin sinh sqrt square stop_gradient sub tan tanh
+xor
 """
 ELEMENTWISE = frozenset(_ELEMENTWISE.split())
 OF_CONSTANTS = frozenset({"broadcast_in_dim", "convert_element_type", "transpose", "reshape", "squeeze"})

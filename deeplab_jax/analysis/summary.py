@@ -31,7 +31,8 @@ class Stage:
       activation_bytes: all its convolutions' outputs in the model's dtype, the least that a backward pass keeps.
       largest_pair_bytes: the largest input and output of one convolution, the least that inference keeps.
       receptive_field: pixels that a sample of its output depends on, along one side; "whole image" if that grows with
-        the image (image pooling); None if the stage has no output of its own.
+        the image (image pooling); None if the stage has no output of its own, or the network has an operation for which
+        it is not known.
       output_stride: pixels of the image per sample of its output; for the total, that of the context.
       output_shape: [N, h, w, C] for one image. With an image pyramid, that of the first scale.
     """
@@ -87,7 +88,10 @@ def summarize(model: Segmenter, height: int, width: int) -> Summary:
     # With this lowering each convolution is one operation of the program; the counts are the same for any.
     direct = change_settings(model, lambda settings: replace(settings, lowering="direct"))
     run = record(direct, height, width)
-    fields = _fields(direct, run.variables)
+    try:
+        fields = _fields(direct, run.variables)
+    except NotImplementedError:  # An operation of somebody's own; only this column is not known.
+        fields = {}
     parameters = {path: prod(leaf.shape) for path, leaf in flatten_dict(run.variables["params"]).items()}
     dtype = jnp.dtype(model.settings.dtype)
 

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -125,11 +126,15 @@ def templates(folder: Path) -> jinja2.Environment:
 
 
 def make_folder(folder: Path, *, option: str = "--out") -> None:
-    """Create a folder that an option of the command line names, or raise a UserError."""
+    """Create a folder that an option of the command line names, or raise a UserError if files cannot be written
+    there.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as error:
-        raise UserError(f"{folder}: cannot be made ({error.strerror}); give another {option}") from None
+        raise UserError(f"{folder}: cannot be written ({error.strerror}); give another {option}") from None
 
 
 def measures(classes: np.ndarray, truth: np.ndarray | None, labels: LabelSet) -> dict[str, Any]:

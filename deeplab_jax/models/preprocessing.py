@@ -65,6 +65,13 @@ class Preprocessing:
         return len(self.mean)
 
     @property
+    def stored_as(self) -> type:
+        """The type of images before preprocessing: uint8, or float32 where `stored_range` makes fractions of levels.
+        Files of more than 8 bits are float32, too, which only the files say.
+        """
+        return np.float32 if self.stored_range else np.uint8
+
+    @property
     def bands(self) -> tuple[int, ...]:
         """The bands to read of a file: `channels`, or the first ones if the network does not take three; empty: RGB."""
         return self.channels or (() if self.in_channels == 3 else tuple(range(self.in_channels)))

@@ -29,8 +29,17 @@ def sum_of_taps(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
     if window.groups > 1:
         return _depthwise_taps(x, kernel, window)
     if kernel.shape[:2] == (1, 1) and window.pads == NO_PADS:
-        return _matrix_product(x[:, :: window.stride, :: window.stride], kernel[0, 0]).astype(x.dtype)
+        return _matrix_product(_every(x, window.stride), kernel[0, 0]).astype(x.dtype)
     return _dense_taps(x, kernel, window)
+
+
+def _every(x: jax.Array, stride: int) -> jax.Array:
+    """Return every `stride`-th sample of a map, from the first one on. The slice ends with the last of them, so that an
+    unknown size gives the same formula as `Window.output_size`.
+    """
+    n, height, width, channels = x.shape
+    rows, columns = ((side - 1) // stride * stride + 1 for side in (height, width))
+    return lax.slice(x, (0, 0, 0, 0), (n, rows, columns, channels), (1, stride, stride, 1))
 
 
 def _matrix_product(samples: jax.Array, matrix: jax.Array) -> jax.Array:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deeplab_jax.errors import UserError
 from deeplab_jax.tasks.arguments import config_of
 
 if TYPE_CHECKING:
@@ -16,12 +17,14 @@ class Reports(dict[str, "Report"]):
     Attributes:
       lines: that text.
       page: the page of training images, if it was asked for.
+      fault: why there is no such page although it was asked for.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.lines: list[str] = []
         self.page: Path | None = None
+        self.fault = ""
 
     @property
     def ok(self) -> bool:
@@ -51,7 +54,7 @@ def check_data(
       say: receives each line of the text as soon as it is known.
 
     Raises:
-      UserError: a data set that cannot be opened, or a page that cannot be written.
+      UserError: a data set that cannot be opened.
     """
     from rich.console import Console
 
@@ -77,6 +80,9 @@ def check_data(
             reports[name] = check_source(source, limit=limit, progress=progress)
         add(f"{name}: {format_report(reports[name])}\n")
     if show:
-        reports.page = show_samples(config, open_split(config, config.data.train_split), show)
-        add(f"training images after augmentation: open {reports.page}")
+        try:
+            reports.page = show_samples(config, open_split(config, config.data.train_split), show)
+            add(f"training images after augmentation: open {reports.page}")
+        except UserError as error:  # Such as a fault of the data, which the reports say.
+            reports.fault = f"no page of training images: {error}"
     return reports

@@ -14,6 +14,8 @@ from deeplab_jax.models.segmenter import Segmenter, Variables
 from deeplab_jax.tasks.arguments import check_names, config_of, run_config
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from deeplab_jax.data.source import Source
     from deeplab_jax.evaluate import protocol as protocols
     from deeplab_jax.evaluate.outputs import Outputs
@@ -31,6 +33,7 @@ def evaluate(
     module: str = "",
     out: str | Path = "",
     save_predictions: bool = False,
+    on_results: "Callable[[dict[str, Any]], object] | None" = None,
     **how: Any,
 ) -> dict[str, Any]:
     """Return the contents of `metrics.json` for a model on labelled images.
@@ -50,6 +53,7 @@ def evaluate(
       out: folder for `metrics.json` and the calibration's picture; "" writes none.
       save_predictions: whether to write `NAME.png` and `NAME_overlay.png` of each image there, and `index.html`. An
         `on_prediction` in `how` is called, too.
+      on_results: receives the results before they are written. So they are not lost where the disk is full.
       how: other arguments of `evaluate.evaluator.evaluate`, such as `limit` and `progress`. Without a `protocol`, also
         keys of `config.evaluate`, such as `scales`, `flip` and `batch_size`.
 
@@ -88,6 +92,8 @@ def evaluate(
     results = evaluator.evaluate(model, variables, source, protocol, split=split, **how)
     if not isinstance(given, Segmenter):
         results["checkpoint"] = info.get("step")
+    if on_results is not None:
+        on_results(results)
     if out:
         _write(results, Path(out))
     if outputs is not None and outputs.page is not None:

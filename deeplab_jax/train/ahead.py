@@ -18,6 +18,7 @@ from deeplab_jax.analysis.compiled import read_compiled
 from deeplab_jax.analysis.targets import Target, compiler_version, devices_of
 from deeplab_jax.config_values import check
 from deeplab_jax.data.sets.multilabel import MULTILABEL
+from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate.protocol import Size
 from deeplab_jax.files import read_json, write_json
 from deeplab_jax.labels import ADE20K, CAMVID, CITYSCAPES, PET, VOC
@@ -80,6 +81,13 @@ class Ahead:
         """Return the program for so many images of a call, and the model."""
         config = self.config.copy_and_resolve_references()
         devices = devices_of(self.target)
+        unit = self.unit()
+        if images > MOST_IMAGES:
+            raise UserError(f"{images} images of a call: give at most {MOST_IMAGES}")
+        if self.kind == "evaluation" and images % unit:  # A training says so itself.
+            fewer = [images - images % unit] if images > unit else []
+            near = " or ".join(map(str, [*fewer, images - images % unit + unit]))
+            raise UserError(f"{images} images of a call: each of {unit} devices has as many; use {near}")
         if images and self.kind == "training":
             config.train.batch_size = images
         check(config)
@@ -89,7 +97,7 @@ class Ahead:
             return lower_training(config, model, devices), model
         if self.kind == "evaluation":
             if images:
-                config.evaluate.batch_size = images // self.unit()
+                config.evaluate.batch_size = images // unit
             return lower_evaluation(config, model, devices), model
         return lower_prediction(model, self.size, devices[0], images=images or 1), model
 

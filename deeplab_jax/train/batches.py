@@ -33,9 +33,11 @@ SAMPLED_BATCHES = 3
 def abstract_batch(config: ConfigDict, model: Segmenter, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
     """Return the shapes, dtypes and places of a training batch."""
     shape = (config.train.batch_size, *config.data.crop_size)
-    shapes = {"image": (*shape, len(model.preprocessing.mean)), "label": (*shape, *model.label_axes)}
     place = batch_sharding(mesh)
-    return {name: jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=place) for name, shape in shapes.items()}
+    return {
+        "image": jax.ShapeDtypeStruct((*shape, model.in_channels), model.preprocessing.stored_as, sharding=place),
+        "label": jax.ShapeDtypeStruct((*shape, *model.label_axes), jnp.uint8, sharding=place),
+    }
 
 
 class Batches:

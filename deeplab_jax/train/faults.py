@@ -10,7 +10,7 @@ import numpy as np
 
 from deeplab_jax.checkpoint import Checkpoints, DamagedCheckpoint
 from deeplab_jax.data.faults import Skipped
-from deeplab_jax.distributed import is_lost, listed
+from deeplab_jax.distributed import is_lost, listed, together
 from deeplab_jax.errors import UserError
 from deeplab_jax.train.signals import Interrupted
 from deeplab_jax.train.state import TrainState, restore
@@ -75,18 +75,20 @@ def restore_newest(
 ) -> tuple[TrainState, int]:
     """Return the newest state that can be read, and its step; report newer damaged ones and rename them.
 
-    A state that one process cannot read counts as damaged on all of them.
+    A state that is damaged for one process counts as damaged on all of them.
 
     Raises:
-      UserError: all are damaged (and keep their names), or the newest that can be read is of another network.
+      UserError: all are damaged (and keep their names), the system does not let a process read one, or the newest that
+        can be read is of another network.
     """
     damaged: dict[int, str] = {}
     for step in reversed(checkpoints.steps()):
         own: list[str] = []
-        try:
-            state = restore(checkpoints, step, initial, shardings)
-        except DamagedCheckpoint as error:
-            own = [error.reason or "cannot be read"]
+        with together():
+            try:
+                state = restore(checkpoints, step, initial, shardings)
+            except DamagedCheckpoint as error:
+                own = [error.reason or "cannot be read"]
         if found := listed(own):
             damaged[step] = found[0]
             continue

@@ -17,6 +17,7 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 from ml_collections import ConfigDict
 
+from deeplab_jax.distributed import together
 from deeplab_jax.errors import UserError, did_you_mean
 from deeplab_jax.models.layers import Conv
 from deeplab_jax.models.segmenter import Segmenter, Variables
@@ -94,7 +95,8 @@ def initial_variables(
         raise UserError(f"config.init_scope={scope!r}: {did_you_mean(scope, SCOPES)}")
     flat = flatten_variables(fresh)
     wanted = {name: value for name, value in flat.items() if SCOPES[scope](name)}
-    source, variables, _ = load(path)
+    with together():
+        source, variables, _ = load(path)
     if source.in_channels != model.in_channels:
         say(f"{path}: {said_of_channels(source.in_channels, model.in_channels)}")
         source, variables = fit_channels(source, variables, model.in_channels)

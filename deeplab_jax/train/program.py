@@ -5,6 +5,7 @@ need not be there.
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from math import prod
 from typing import Any, NamedTuple
 
 import jax
@@ -108,7 +109,9 @@ def lower_evaluation(config: ConfigDict, model: Segmenter, devices: Sequence[Any
     their own images. A CRF is left out. With a window, it is that of images that are as large as the window.
     """
     protocol, how = evaluate_options(config)
-    height, width = protocol.window or max(protocol.pad_to, default=protocol.run_size(tuple(config.data.crop_size)))
+    height, width = protocol.window or max(
+        protocol.pad_to, key=prod, default=protocol.run_size(tuple(config.data.crop_size))
+    )
     first = [device for device in devices if device.process_index == devices[0].process_index]
     used = first[: config.evaluate.devices or config.train.devices or len(first)]
     return _lower_inference(model, protocol, how["batch_size"] * len(used), (height, width), used, labels=True)
@@ -116,7 +119,8 @@ def lower_evaluation(config: ConfigDict, model: Segmenter, devices: Sequence[Any
 
 def lower_prediction(model: Segmenter, size: Size, device: Any, *, images: int = 1) -> Lowered:
     """Return the classes of images of a size on one device, as `predict` computes them with its defaults."""
-    return _lower_inference(model, Protocol(), images, size, [device], labels=False)
+    protocol = Protocol()
+    return _lower_inference(model, protocol, images, protocol.run_size(size), [device], labels=False)
 
 
 def _lower_inference(
@@ -137,7 +141,9 @@ def _lower_inference(
         jax.eval_shape(fold, abstract_variables(protocol.at_stride(model))),
     )
     batch = {
-        "images": jax.ShapeDtypeStruct((images, *size, len(model.preprocessing.mean)), jnp.uint8, sharding=split),
+        "images": jax.ShapeDtypeStruct(
+            (images, *size, model.in_channels), model.preprocessing.stored_as, sharding=split
+        ),
         "sizes": jax.ShapeDtypeStruct((images, 2), jnp.int32, sharding=split),
     }
     if labels:

@@ -235,6 +235,15 @@ def test_an_unknown_operation_is_named() -> None:
         field_of(lambda x: conv2d(x, x[0, :3, :3, :, None], lowering="direct"))
 
 
+def test_a_product_of_two_large_maps_is_not_followed() -> None:
+    def attention(x):
+        flat = x.reshape(-1, x.shape[-1])
+        return (flat @ flat.T @ flat).reshape(x.shape)
+
+    with pytest.raises(NotImplementedError, match="a product of two maps is too large"):
+        field_of(lambda x: attention(jnp.concatenate([x] * 60, axis=2)))
+
+
 def test_a_map_without_the_image_has_no_field() -> None:
     with pytest.raises(ValueError, match="map: does not depend on the image"):
         field_of(lambda x: jnp.zeros((1, 4, 4, 1)))

@@ -10,8 +10,11 @@ from deeplab_jax.analysis.compiled import sum_cycles
 from deeplab_jax.analysis.program_text import read_program
 from deeplab_jax.analysis.targets import Target, devices_of, parse_target
 from deeplab_jax.errors import UserError
+from deeplab_jax.models.catalog import create_model
 from deeplab_jax.train import ahead as module
 from deeplab_jax.train.ahead import Ahead, bisect, count_classes
+from deeplab_jax.train.batches import abstract_batch
+from deeplab_jax.train.from_config import build_mesh
 from deeplab_jax.train.program import lower_training
 from tests.support.tiny import tiny_config, tiny_models
 
@@ -70,15 +73,33 @@ def test_a_stored_report_is_read_and_not_made_again(tmp_path, monkeypatch) -> No
     monkeypatch.setattr(module, "read_compiled", None)  # It would fail.
     assert ahead.report() == first
     with pytest.raises(TypeError):
-        Ahead(tiny_config(), CPU, kind="prediction", size=(33, 49), folder=tmp_path).report()
+        Ahead(tiny_config(), CPU, kind="prediction", size=(33, 149), folder=tmp_path).report()
 
 
-@pytest.mark.parametrize(("kind", "images", "size"), [("evaluation", 4, [33, 33]), ("prediction", 1, [65, 49])])
+@pytest.mark.parametrize(("kind", "images", "size"), [("evaluation", 4, [33, 33]), ("prediction", 1, [129, 129])])
 def test_inference(kind, images, size) -> None:
     """Evaluation has `evaluate.batch_size` images on each device, of the size that the protocol pads to."""
     report = Ahead(tiny_config(**{"train.devices": 2}), CPU, kind=kind, size=(65, 49)).report()
     assert (report["kind"], report["images"], report["size"]) == (kind, images, size)
     assert "optimizer" not in report["memory"] and "batch statistics" not in report["memory"]
+
+
+def test_images_of_an_evaluation_split_evenly() -> None:
+    ahead = Ahead(tiny_config(**{"evaluate.devices": 4}), CPU, kind="evaluation")
+    for images, message in ((2, "each of 4 devices has as many; use 4"), (6, "use 4 or 8")):
+        with pytest.raises(UserError, match=f"{images} images of a call: .*{message}$"):
+            ahead.lower(images)
+    assert ahead.lower(8)[0].about["images"] == 8
+
+
+def test_the_batch_is_that_of_the_verbs() -> None:
+    """The largest of the sizes that images are padded to; floats where stored values become fractions of levels."""
+    config = tiny_config(**{"evaluate.pad_to": ((97, 33), (65, 65))})
+    assert Ahead(config, CPU, kind="evaluation").lower()[0].about["size"] == [65, 65]
+    for stored, dtype in (((), "uint8"), ((0, 4095), "float32")):
+        model = create_model("cascade_tiny", stored_range=stored)
+        batch = abstract_batch(tiny_config(), model, build_mesh(tiny_config(), model))
+        assert (batch["image"].dtype, batch["label"].dtype) == (dtype, "uint8")
 
 
 def test_what_does_not_fit_is_a_report_too(monkeypatch) -> None:

@@ -76,7 +76,7 @@ def test_a_page_that_cannot_be_written_is_one_line(config, tmp_path, capsys) -> 
     (tmp_path / "file").write_text("")
     assert main(["check-data", config, "--limit=1", "--show", str(tmp_path / "file")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert re.search(r"file: cannot be made \(File exists\); give another --show$", line)
+    assert re.search(r"file: cannot be written \(File exists\); give another --show$", line)
 
 
 def test_what_images_do_not_have_is_refused_when_it_is_shown(config, tmp_path, capsys) -> None:

@@ -14,6 +14,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.record_writer import masked_crc32c
 
+from deeplab_jax import checkpoint, files
 from deeplab_jax.checkpoint import Checkpoints
 from deeplab_jax.errors import UserError
 from deeplab_jax.files import CHECKSUMS, damage
@@ -158,6 +159,51 @@ def test_damaged_metrics_are_computed_again(copy, finished, content) -> None:
     with Checkpoints(copy / CHECKPOINTS) as repaired, Checkpoints(finished / CHECKPOINTS) as whole:
         assert repaired.metrics(6) == whole.metrics(6) != {}
     assert load(copy)[2]["step"] == 6
+
+
+def unreadable(reads, unless):
+    """`reads`, with an error of a network's disk for each path that holds a text."""
+
+    def failing(file):
+        if unless in str(file):
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(file))
+        return reads(file)
+
+    return failing
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "file"), [(files, "sha256_of", "6/variables"), (checkpoint, "read_json", "6/metrics")]
+)
+def test_what_cannot_be_read_now_is_not_damaged(copy, monkeypatch, capsys, module, name, file) -> None:
+    """Nothing is renamed or removed; once the disk answers again, the run is as it was."""
+    before = sorted(str(path) for path in copy.rglob("*"))
+    with monkeypatch.context() as patch:
+        patch.setattr(module, name, unreadable(getattr(module, name), file))
+        for use in (load, lambda path: train(tiny_config(**THREE), path)):
+            with pytest.raises(UserError, match=r"6.*: cannot be read \(Stale file handle\); .*start again"):
+                use(copy)
+    assert set(before) <= {str(path) for path in copy.rglob("*")}
+    capsys.readouterr()
+    assert run_training(copy, tiny_config(**THREE)) is None
+    assert load(copy)[2]["step"] == 6
+
+
+def test_memory_that_is_used_up_is_no_damage(copy, monkeypatch) -> None:
+    def restore(*args, **more):
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.ocp.CheckpointManager, "restore", restore)
+        with pytest.raises(MemoryError):
+            train(tiny_config(**THREE), copy)
+    assert steps_in(copy) == [2, 4, 6]
+
+
+def test_readers_wait_for_no_other_process(copy, monkeypatch) -> None:
+    """A process that fails on its way to the same call would be waited for."""
+    monkeypatch.setattr(checkpoint, "together", None)
+    assert steps_in(copy) == [2, 4, 6]
 
 
 # The disk.
