@@ -1,6 +1,7 @@
 """The command line: flags and dispatch, nothing else."""
 
 import argparse
+import errno
 import io
 import os
 import sys
@@ -18,9 +19,18 @@ from deeplab_jax.errors import ToldElsewhere, UserError, did_you_mean, end_proce
 from deeplab_jax.evaluate.memory import is_out_of_memory
 from deeplab_jax.evaluate.windows import BLENDS
 from deeplab_jax.extensions import allow
-from deeplab_jax.files import DISK_ERRORS, cache_folder
+from deeplab_jax.files import cache_folder
 from deeplab_jax.train.signals import end_on_sigterm
 
+OTHER_FOLDER = "free space or choose another folder, then start again"
+# Errors of the system that the user can fix, and how.
+OS_FIXES = {
+    errno.ENOSPC: OTHER_FOLDER,
+    errno.EDQUOT: OTHER_FOLDER,
+    errno.EROFS: OTHER_FOLDER,
+    errno.EACCES: "see to its rights, or choose another folder",
+    errno.ENAMETOOLONG: "give a shorter name",
+}
 Verb = Callable[..., argparse.ArgumentParser]
 MODEL = "model folder, run directory, a name that the verb `weights` lists, or hf://owner/repo[@revision]"
 
@@ -37,8 +47,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     # `--config file`, `--config=file` and every `--config.key=value` go to the config's own parser.
     config_args, unknown = split_config_arguments(rest)
     if unknown or (config_args and not args.takes_config):
-        flags = [option for action in args.parser._actions for option in action.option_strings]
         word = (unknown or config_args)[0].split("=")[0]
+        if not word.startswith("-"):
+            return fail(f"{args.verb}: {word!r} belongs to no option; leave it out, or put its option before it")
+        flags = [option for action in args.parser._actions for option in action.option_strings]
+        flags += ["--config"] if args.takes_config else []
         return fail(f"{args.verb}: {word} is not an option of this verb: {did_you_mean(word, flags)}")
     args.config = config_args
     if argv is None and args.verb == "train":  # Set now: imports and the wait for other processes take long.
@@ -71,11 +84,9 @@ def run_verb(args: argparse.Namespace) -> int:
         first_line = str(error).partition("\n")[0]
         return fail(f"{args.verb}: out of memory ({first_line or 'no more'}); {less}")
     except OSError as error:
-        if error.errno not in DISK_ERRORS:
+        if error.errno not in OS_FIXES:
             raise
-        return fail(
-            f"{error.filename or 'a file'}: {error.strerror}; free space or choose another folder, then start again"
-        )
+        return fail(f"{error.filename or 'a file'!s:.200}: {error.strerror}; {OS_FIXES[error.errno]}")
 
 
 class Parser(argparse.ArgumentParser):

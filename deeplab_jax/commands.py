@@ -186,8 +186,10 @@ def prepare(args: argparse.Namespace) -> None:
         folder = prepare(sources, args.out, progress=lambda split, done, total: progress(done, total))
     counts = ", ".join(f"{len(source)} of {split}" for split, source in sources.items())
     words = ["--config.data.name=tfds", f"--config.data.dir={args.out}"]
-    if config.data.options:  # Those of the set that was read; the prepared one has none.
+    # Those of the set that was read; the prepared one has none.
+    if config.data.options:
         words.append("--config.data.options={}")
+    words += [f"--config.data.{key}=()" for key in ("channels", "value_range") if config.data[key]]
     print(f"wrote {counts} to {folder}; read them with {shlex.join(words)}")
 
 
@@ -287,7 +289,8 @@ def _check_flags(args: argparse.Namespace) -> None:
     """Raise a UserError for a flag that the format does not have."""
     own = RUNTIMES.get(args.format)
     for name in (*EXPORT_FLAGS, "precision", "calibration"):
-        if getattr(args, name) in (None, False, ""):
+        value = getattr(args, name)
+        if value is None or value is False or value == "":
             continue
         if own is None:
             raise UserError(f"--{name}: a state dict has none; leave it out, or use --format stablehlo")

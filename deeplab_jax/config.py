@@ -126,6 +126,8 @@ def parse_arg(arg: str | None, *, flags: Sequence[str] = ("debug",), **defaults:
             raise UserError(
                 f"config argument {word!r}: give {name}= a value of type {type(values[name]).__name__}"
             ) from None
+        if isinstance(values[name], int | float) and values[name] < 0:
+            raise UserError(f"config argument {word!r}: give {name}= a number of 0 or more")
     return ConfigDict(values)
 
 
@@ -140,8 +142,8 @@ def load_config(argv: Sequence[str]) -> ConfigDict:
       UserError: a file that does not exist, an error in it (with its line), an unknown key, or a value of another type.
     """
     values = flags.FlagValues()
-    options = {word: match for word in argv if (match := OPTION.fullmatch(word))}
-    argv = [word for word in argv if word not in options]
+    options = [match for word in argv if (match := OPTION.fullmatch(word))]  # In their order.
+    argv = [word for word in argv if not OPTION.fullmatch(word)]
     given = [word.split("=", 1)[1] for word in argv if word.startswith("--config=")]
     if len(given) > 1:
         raise UserError(f"--config is given {len(given)} times ({', '.join(given)}); give it once")
@@ -160,6 +162,10 @@ def load_config(argv: Sequence[str]) -> ConfigDict:
         )
     if kind not in (".py", ".json"):  # No other file, such as a config.json.old, is run by mistake.
         raise UserError(f"config file {file!r} is neither Python nor JSON by its name; give a .py or a .json file")
+    try:
+        Path(file).open("rb").close()
+    except OSError as error:
+        raise UserError(f"config file {file!r} cannot be read ({error.strerror}); see to its rights") from None
     if kind == ".json":
         if arg is not None:
             raise UserError(f"config file {file!r} is JSON, which takes no argument ':{arg}'; leave it out")
@@ -175,7 +181,7 @@ def load_config(argv: Sequence[str]) -> ConfigDict:
         define("config", lock_config=True, flag_values=values, sys_argv=["deeplab_jax", *argv])
         values(["deeplab_jax", *argv], known_only=False)
         config: ConfigDict = values["config"].value
-        for section, key, text in (match.groups() for match in options.values()):
+        for section, key, text in (match.groups() for match in options):
             set_option(config[section].options, key, text, name=f"config {path}", prefix=f"config.{section}.options.")
     except UserError:
         raise
@@ -213,7 +219,9 @@ def _complaint(error: BaseException, file: str) -> str:
         if isinstance(cause, SyntaxError):
             lines.append(cause.lineno)
         if lines:
-            return f"line {lines[-1]}: {_one_line(cause)}"
+            text = _one_line(cause)
+            only_a_key = isinstance(cause, KeyError) and " " not in text
+            return f"line {lines[-1]}: {'no key ' if only_a_key else ''}{text}"
     text = _one_line(error)
     if isinstance(error, flags.IllegalFlagValueError):
         flag, _, reason = text.partition(": ")

@@ -63,6 +63,9 @@ def set_option(options: ConfigDict, last: str, text: str, *, name: str, prefix: 
     value = text if isinstance(default, str) else literal(text)
     if not isinstance(value, bool | int | float | str | tuple | list | dict | None):
         raise UserError(f"{name}: {prefix}{last} is {text:.100}; give a number, text, true or false, or a list")
+    if type(default) is int and type(value) is float:  # The present value does not say that only whole numbers fit.
+        del options[last]
+        default = None
     options[last] = _frozen(value) if default is None else _like(default, value, where=prefix + last, name=name)
 
 

@@ -40,6 +40,9 @@ class LabelSet:
             raise ValueError(f"{len(self.names)} classes; a label set holds 1 to {MAX_CLASSES}")
         if len(self.palette) != len(self.names):
             raise ValueError(f"{len(self.palette)} colours for {len(self.names)} classes")
+        stored_values = [stored for stored, _ in self.value_map or ()]
+        if len(set(stored_values)) < len(stored_values):
+            raise ValueError(f"value_map {self.value_map!r:.100} has a stored value twice")
         for stored, class_id in self.value_map or ():
             if stored < 0 or not (0 <= class_id < len(self.names) or class_id == IGNORE_LABEL):
                 raise ValueError(f"value_map sends {stored} to {class_id}, which is no class id and not {IGNORE_LABEL}")

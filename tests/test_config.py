@@ -52,6 +52,7 @@ def test_parse_arg_reads_flags_and_values_of_the_type_of_their_default() -> None
     [
         ("dbug", "config argument 'dbug' is not known: did you mean debug"),
         ("step=3", "config argument 'step=3' is not known: did you mean steps"),
+        ("steps=-1", "config argument 'steps=-1': give steps= a number of 0 or more"),
         ("steps=many", "config argument 'steps=many': give steps= a value of type int"),
         ("debug=false", "config argument 'debug=false' is not known: did you mean debug"),
     ],
@@ -72,6 +73,16 @@ def test_overrides_apply_and_keep_the_types() -> None:
     assert config.optimizer.learning_rate == 1.0 and isinstance(config.optimizer.learning_rate, float)
     assert config.optimizer.multipliers == (("classifier", 10.0),)
     assert config.model.options.width == 1.5
+
+
+def test_a_whole_number_does_not_say_that_fractions_do_not_fit() -> None:
+    words = [SCENES, "--config.model.options.width=1", "--config.model.options.width=0.5"]
+    assert load_config(words).model.options.width == 0.5
+
+
+def test_options_are_set_in_their_order() -> None:
+    words = [f"--config.model.options.width={width}" for width in (1, 2, 1)]
+    assert load_config([SCENES, *words]).model.options.width == 1
 
 
 def test_options_need_not_be_in_the_file() -> None:
@@ -120,6 +131,7 @@ def test_overrides_that_do_not_fit_are_user_errors(words, message) -> None:
         (["unknown_name()"], "line 4: name 'unknown_name' is not defined"),
         (["import no_such_module"], "line 4: No module named 'no_such_module'"),
         (["x = 1 / 0"], "line 4: division by zero"),
+        (["x = {}['medium']"], "line 4: no key medium$"),
         (["x ="], "line 4: invalid syntax"),
     ],
 )

@@ -76,9 +76,10 @@ def choose(bands: Bands, channels: Sequence[int], *, name: str) -> Bands:
     if samples.shape[2] == 1 and max(channels) < 3:
         channels = (0,) * len(channels)
     if max(channels) >= samples.shape[2]:
+        first = ",".join(map(str, range(min(3, count))))
         raise UserError(
             f"{name}: an image of {count} bands, counted from 0, and no band {max(channels)}; choose from them: "
-            f"{CHANNELS}={','.join(map(str, range(min(3, count))))}"
+            f"{CHANNELS}={first}, in predict --channels={first}"
         )
     if list(channels) != list(range(samples.shape[2])):
         samples = samples[..., list(channels)]

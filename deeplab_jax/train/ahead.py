@@ -30,7 +30,7 @@ FORMAT = 1  # of a stored report; a change of what it holds makes another one
 MOST_IMAGES = 4096
 Report = dict[str, Any]
 Watch = Callable[[str], AbstractContextManager[Any]]
-KNOWN = {"ade20k": ADE20K, "camvid": CAMVID, "cityscapes": CITYSCAPES, "pet": PET, "voc": VOC}
+KNOWN = {"ade20k": ADE20K, "camvid": CAMVID, "cityscapes": CITYSCAPES, "coco": VOC, "pet": PET, "voc": VOC}
 
 
 @dataclass(frozen=True)

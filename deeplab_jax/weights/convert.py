@@ -98,6 +98,8 @@ def convert(
     name = "state dict" if isinstance(source, Mapping) else str(source)
     path, by_name = (None, {}) if isinstance(source, Mapping) else _find(source)
     if path is not None and kind in ("auto", RUN) and (path / folder.MODEL_FILE).is_file():
+        if select:
+            raise UserError(f"{name}: one of our models, with one network; leave out select (--select)")
         tensor_map, tensors, info = _ours(path, output_stride=output_stride, module=module)
     elif kind == RUN:
         raise UserError(f"{name}: neither a run directory nor a model folder of ours, there is no {folder.MODEL_FILE}")

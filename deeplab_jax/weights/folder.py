@@ -92,6 +92,8 @@ def load(
         raise UserError(f"{folder}: neither a model folder nor a run directory, there is no {MODEL_FILE} in it")
     model, info = read_description(folder, module=module, model=model)
     if (folder / WEIGHTS_FILE).is_file():
+        if checkpoint != "best":
+            raise UserError(f"{folder}: a model folder, which has no checkpoint {checkpoint!r}; leave that out")
         return model, _read_weights(folder / WEIGHTS_FILE, model), info
     if (folder / CHECKPOINTS).is_dir():
         with Checkpoints(folder / CHECKPOINTS, read_only=True) as checkpoints:

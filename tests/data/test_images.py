@@ -168,7 +168,9 @@ def test_published_label_sets():
     assert to_class_ids(np.array([[10, 11]], np.uint8), CAMVID)[0].tolist() == [[10, 255]]
 
 
-@pytest.mark.parametrize("options", [{"names": ()}, {"palette": ()}, {"value_map": ((0, 2),)}])
+@pytest.mark.parametrize(
+    "options", [{"names": ()}, {"palette": ()}, {"value_map": ((0, 2),)}, {"value_map": ((0, 0), (0, 1))}]
+)
 def test_label_sets_must_be_consistent(options):
     with pytest.raises(ValueError):
         LabelSet(**{"names": ("a", "b"), "palette": colormap(2), **options})

@@ -402,6 +402,7 @@ def test_folder_maps_stored_values(folder):
         ({"ignore_label": 1}, "the id of class 'b' too"),
         ({"ignore_label": 2.0}, r"ignore_label is 2\.0; give a whole number"),
         ({"value_map": {0: 2}}, "value_map sends 0 to 2"),
+        ({"value_map": ((0, 0), (0, 1), (1, 1))}, "value_map sends 0 to 0 and to 1; give it once"),
         ({"value_map": {"x": 2}}, "not pairs of integers"),
         ({"images": "pictures"}, "pictures: no such folder"),
     ],

@@ -126,7 +126,9 @@ def test_alpha_is_not_lost():
         images.decode_image(data, name="a.png")
     np.testing.assert_array_equal(images.decode_image(data, name="a", channels=(0, 1, 2)), rgba[..., :3])
     np.testing.assert_array_equal(images.decode_image(data, name="a", channels=(3, 0)), rgba[..., [3, 0]])
-    with pytest.raises(UserError, match=r"no band 4; choose from them: --config\.data\.channels=0,1,2$"):
+    with pytest.raises(
+        UserError, match=r"no band 4; choose from them: --config\.data\.channels=0,1,2, in predict --channels=0,1,2$"
+    ):
         images.decode_image(data, name="a", channels=(4,))
     grey = png(rgba[..., [0, 3]], bits=8, colour=4)
     with pytest.raises(UserError, match=r"--config\.data\.channels=0,0,0 \(the first as grey\) or .*channels=0,1 "):

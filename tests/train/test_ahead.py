@@ -41,7 +41,7 @@ def test_classes_of_known_data_need_no_files() -> None:
     config = tiny_config()
     assert count_classes(config) == 9  # of the generated scenes
     config.data.options = {}
-    for name, classes in (("voc", 21), ("cityscapes", 19), ("camvid", 11), ("ade20k", 150)):
+    for name, classes in (("voc", 21), ("cityscapes", 19), ("camvid", 11), ("ade20k", 150), ("coco", 21)):
         config.data.name = name
         assert count_classes(config) == classes
     config.data.name = "folder"

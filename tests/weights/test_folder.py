@@ -86,6 +86,11 @@ def test_saving_again_replaces_both_files(folder, made) -> None:
     )
 
 
+def test_a_model_folder_has_no_checkpoints(folder) -> None:
+    with pytest.raises(UserError, match="a model folder, which has no checkpoint 9; leave that out"):
+        load(folder, checkpoint=9)
+
+
 def test_new_weights_have_not_the_metrics_of_old_ones(folder, made) -> None:
     (folder / METRICS_FILE).write_text("{}")
     save(folder, *made, INFO)

@@ -236,12 +236,16 @@ def _labels(
         # A ConfigDict has items() as well, but is not a Mapping; its keys are strings.
         entries = value_map.items() if hasattr(value_map, "items") else value_map
         try:
-            mapped = {int(stored): int(class_id) for stored, class_id in entries}
+            pairs = [(int(stored), int(class_id)) for stored, class_id in entries]
         except (TypeError, ValueError) as error:
             raise UserError(
                 f"value_map {value_map!r:.100} is not pairs of integers; give pairs (stored value, class id): "
                 '"--config.data.options.value_map=((0,0),(255,1))"'
             ) from error
+        mapped = dict(pairs)
+        for stored, class_id in pairs:
+            if mapped[stored] != class_id:
+                raise UserError(f"value_map sends {stored} to {class_id} and to {mapped[stored]}; give it once")
     if ignore_label is not None:
         mapped.setdefault(ignore_label, IGNORE_LABEL)
     for stored, class_id in mapped.items():
