@@ -2,6 +2,7 @@
 
 import re
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -12,7 +13,7 @@ from deeplab_jax.evaluate import inference
 from deeplab_jax.evaluate.image_list import find_images
 from deeplab_jax.evaluate.inference import segment
 from deeplab_jax.evaluate.outputs import Outputs, file_names, label_set
-from deeplab_jax.evaluate.predictor import predict_files, prediction_writer
+from deeplab_jax.evaluate.predictor import checked_batch_size, predict_files, prediction_writer
 from deeplab_jax.evaluate.protocol import DEFAULT, Protocol
 from deeplab_jax.labels import ADE20K, CITYSCAPES, LabelSet, colormap, to_stored
 from deeplab_jax.models.catalog import create_model
@@ -75,9 +76,12 @@ def test_a_bad_image_does_not_end_the_run(made, images, tmp_path) -> None:
 def test_modes_and_views(made, images, tmp_path) -> None:
     found = find_images([images / "a.png"])
     padded, views = {"mode": "padded", "pad_to": ((65, 65),)}, {"scales": (0.75, 1.0), "flip": True}
-    for options in (padded, views, {"window": (33, 40)}):
-        predict(made, found, tmp_path / "out", Protocol(**options))
-        assert read_mask(tmp_path / "out" / "a.png").shape == (40, 50)
+    image = read_image(images / "a.png")
+    for options in (views, {"window": (33, 40)}):
+        predict(made, found, tmp_path / "out", Protocol(mode="exact", **options))
+        np.testing.assert_array_equal(read_mask(tmp_path / "out" / "a.png"), segment(*made, image, **options))
+    predict(made, found, tmp_path / "out", Protocol(**padded))
+    assert read_mask(tmp_path / "out" / "a.png").shape == (40, 50)
     with pytest.raises(UserError, match="window="):
         Protocol(window=(33,))
 
@@ -101,11 +105,18 @@ def test_batches_predict_what_single_images_do_in_few_programs(made, tmp_path) -
             predict(made, found, tmp_path / "one", batch_size=batch_size)
 
 
+def test_images_run_alone_on_cpus_and_in_eights_elsewhere(monkeypatch) -> None:
+    assert checked_batch_size(None) == 1
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert checked_batch_size(None) == 8 and checked_batch_size(3) == 3
+
+
 def test_ctrl_c_leaves_whole_files(made, images, tmp_path) -> None:
     run = predict_files(*made, find_images([images]), Outputs(tmp_path / "out", LABELS), Protocol(pad_to=((65, 65),)))
     next(run)
     with pytest.raises(KeyboardInterrupt):
         run.throw(KeyboardInterrupt())
+    assert {"a.png", "a_overlay.png"} <= {file.name for file in (tmp_path / "out").iterdir()}
     for file in (tmp_path / "out").iterdir():
         assert file.suffix == ".png" and read_image(file).size
 

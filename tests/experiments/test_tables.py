@@ -223,6 +223,12 @@ def test_the_papers_protocol_at_their_scale() -> None:
     )
     assert (config.evaluate.pad_to, config.evaluate.scales, config.evaluate.flip) == (((513, 513),), (1.0,), False)
     assert (config.data.scale_range, config.train.upsample_logits) == ((0.5, 2.0), True)
+    assert (config.data.scale_step, config.data.flip, config.data.color_jitter) == (0.25, True, 0.0)
+    optimizer = config.optimizer
+    assert (optimizer.nesterov, optimizer.clip_norm, optimizer.warmup_steps) == (False, 0.0, 0)
+    assert config.evaluate.trimap_around == "void"
+    # The authors' weight decay of their other backbones.
+    assert resolved("v3plus_table5", "eval_os_16", "paper").config.optimizer.weight_decay == 4e-5
     model = build_model(config, num_classes=21)
     assert model.settings.norm_momentum == 0.9997
     cityscapes = resolved("v3_cityscapes", "eval_os_16", "paper").config

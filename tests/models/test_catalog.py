@@ -124,12 +124,6 @@ def test_an_epsilon_that_is_given_is_that_of_all_norms() -> None:
     assert model.settings.norm_epsilon == model.backbone.settings.norm_epsilon == 0.5
 
 
-def test_the_papers_multi_grid() -> None:
-    for name, grid in MULTI_GRIDS.items():
-        assert ARCHITECTURES["deeplabv3"].backbones[name]["multi_grid"] == grid
-    assert "mobilenet_v2" not in ARCHITECTURES["deeplabv3"].backbones
-
-
 @pytest.mark.parametrize(
     ("name", "options", "words"),
     [
