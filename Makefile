@@ -27,7 +27,7 @@ LOCK := $(TOOLS)/uv pip compile --no-config --universal --python-version 3.11 --
 # lists lack stands behind them: torchmetrics needs lightning-utilities, the part of cityscapesscripts that the tests run needs pyquaternion, and
 # keras-hub needs all that follows it.
 PEERS := torch==2.13.0 ai-edge-litert==2.3.0 pyyaml==6.0.4 regex==2026.11.15 tokenizers==0.23.3
-PEERS_ALONE := torchvision==0.29.2 segmentation_models_pytorch==0.6.0 timm==1.0.31 transformers==5.23.0 \
+PEERS_ALONE := torchvision==0.29.2 segmentation_models_pytorch==0.6.0 timm==1.0.31 monai==1.6.1 transformers==5.23.0 \
 	torchmetrics==1.9.0 lightning-utilities==0.15.3 cityscapesscripts==2.3.0 pyquaternion==0.9.9 \
 	keras==3.15.1 keras-hub==0.32.0 kagglehub==1.0.3 kagglesdk==0.1.38 namex==0.1.0 optree==0.20.0
 
