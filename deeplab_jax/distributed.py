@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from deeplab_jax.errors import ToldElsewhere, UserError
+from deeplab_jax.errors import ToldElsewhere, UserError, in_one_line
 
 Item = TypeVar("Item")
 
@@ -57,7 +57,7 @@ def run_as_one(where: str, run: Callable[[], int]) -> int:
         code = run()
     except BaseException as error:
         if is_lost(error):
-            give_up(f"a collective failed ({_first_line(error)})")
+            give_up(f"a collective failed ({in_one_line(error)})")
         traceback.print_exc()
         code = 1
     leave(code)
@@ -97,7 +97,7 @@ def join(where: str) -> None:
         if not isinstance(error, RuntimeError | ValueError):
             raise error
         raise UserError(
-            f"--distributed {where}: the other processes were not found ({_first_line(error)}); give "
+            f"--distributed {where}: the other processes were not found ({in_one_line(error)}); give "
             "HOST:PORT,COUNT,INDEX, the same HOST:PORT on all of them"
         ) from None
     _watchdog.start()
@@ -273,7 +273,3 @@ def _end(code: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]

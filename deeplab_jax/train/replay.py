@@ -19,6 +19,7 @@ from deeplab_jax.checkpoint import Checkpoints
 from deeplab_jax.config import read_config
 from deeplab_jax.data.image_files import LIMIT, MAX_BYTES, MAX_PIXELS
 from deeplab_jax.errors import UserError
+from deeplab_jax.extensions import one_line
 from deeplab_jax.train.faults import describe_failure
 from deeplab_jax.train.from_config import build_optimizer, build_step
 from deeplab_jax.train.given import require_named
@@ -161,9 +162,8 @@ def read_batch(file: Path) -> dict[str, np.ndarray]:
             raise ValueError(f"image {image.shape}, label {label.shape}")
         return {"image": image, "label": label}
     except Exception as error:  # `zipfile` raises almost every built-in exception on damaged files.
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise UserError(
-            f"{file}: no batch to replay ({reason}); give the postmortem/ folder of a run directory"
+            f"{file}: no batch to replay ({one_line(error):.200}); give the postmortem/ folder of a run directory"
         ) from None
 
 

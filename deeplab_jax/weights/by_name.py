@@ -45,13 +45,10 @@ def folder_of(path_or_name: str | Path, *, module: str = "") -> Path:
     Raises:
       UserError: a name that the table does not have, or one that cannot be fetched.
     """
-    name, path = str(path_or_name), Path(path_or_name)
+    name, path = str(path_or_name), Path(path_or_name).expanduser()
     if path.exists():
         return path
-    if name in PUBLISHED or name.startswith(hub.PREFIX):
-        return converted(name, module=module)
-    named.find(name)  # It may be a name with a mistake in it.
-    return path
+    return converted(name, module=module) if named.is_name(name) else path
 
 
 def converted(name: str, *, module: str = "") -> Path:

@@ -1,6 +1,5 @@
 """From foreign weights, in a file or a state dict in memory, to one of our models."""
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -178,8 +177,8 @@ def _read(path: Path) -> tuple[Mapping[str, Any], int | None, dict[str, Any]]:
 
 def _find(source: str | Path) -> tuple[Path, dict[str, Any]]:
     """Return where a source lies, and what the name that it may be says for `info`."""
-    found = None if os.path.exists(source) else named.find(str(source))
-    return found or (Path(source), {})
+    path = Path(source).expanduser()
+    return named.find(str(source)) if not path.exists() and named.is_name(str(source)) else (path, {})
 
 
 def _recognise(

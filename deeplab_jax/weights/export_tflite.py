@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deeplab_jax.errors import UserError
+from deeplab_jax.errors import UserError, in_one_line
 from deeplab_jax.models.decision import THRESHOLD
 from deeplab_jax.models.segmenter import Segmenter
 from deeplab_jax.weights.check_export import check, check_int8, images_like, in_float32
@@ -148,8 +148,7 @@ def _converted(
             content: bytes = converter.convert()
             return content
     except Exception as error:  # Its own errors, and those of MLIR, have no common class.
-        first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise UserError(f"tflite: TensorFlow's converter refuses this network: {first}") from None
+        raise UserError(f"tflite: TensorFlow's converter refuses this network: {in_one_line(error)}") from None
 
 
 def _in_whole_numbers(lite: Any, converter: Any, inputs: Sequence[np.ndarray]) -> bytes:

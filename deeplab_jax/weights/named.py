@@ -22,26 +22,32 @@ class Named(NamedTuple):
     info: dict[str, Any]
 
 
-def find(name: str) -> Named | None:
-    """Return what a name stands for, fetched if it is not here; None for a text that is no such name.
+def is_name(text: str) -> bool:
+    """Return whether a text is a name of weights, rather than a path.
 
     Raises:
-      UserError: an unknown name that looks like one, or one that cannot be fetched.
+      UserError: it is neither, and looks like a name with a mistake in it.
     """
-    if name.startswith(hub.PREFIX):
-        return from_hub(hub.fetch(name, say=note))
-    if name in PUBLISHED:
-        return from_table(name)
-    owner, _, rest = name.partition("/")
+    if text.startswith(hub.PREFIX) or text in PUBLISHED:
+        return True
+    owner, _, rest = text.partition("/")
     owners = {known.partition("/")[0] for known in PUBLISHED}
     without_owner = {known.partition("/")[2] for known in PUBLISHED}
-    # It may be a name with a mistake in it.
-    if (rest and owner in owners) or name in without_owner or difflib.get_close_matches(name, PUBLISHED, cutoff=0.9):
+    if (rest and owner in owners) or text in without_owner or difflib.get_close_matches(text, PUBLISHED, cutoff=0.9):
         raise UserError(
-            f"{name}: neither a path nor a name of published weights: {did_you_mean(name, PUBLISHED)} "
+            f"{text}: neither a path nor a name of published weights: {did_you_mean(text, PUBLISHED)} "
             "(all: python -m deeplab_jax weights)"
         )
-    return None
+    return False
+
+
+def find(name: str) -> Named:
+    """Return what a name stands for, fetched if it is not here.
+
+    Raises:
+      UserError: it cannot be fetched.
+    """
+    return from_hub(hub.fetch(name, say=note)) if name.startswith(hub.PREFIX) else from_table(name)
 
 
 def from_table(name: str) -> Named:
