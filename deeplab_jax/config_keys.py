@@ -15,7 +15,6 @@ LARGEST = 2**31 - 1
 SMALLEST = 1e-12  # The smallest number other than 0.
 BELOW_1 = math.nextafter(1, 0)
 LONGEST_SIDE = 2**15  # pixels
-SOME = 32  # most values of a list if each value costs a run over the images
 
 
 def key(
@@ -154,7 +153,7 @@ class Schedule:
     learning_rate: float = key(0.007, 0)
     schedule: str = "poly"  # one of schedules.SCHEDULES: poly, cosine, one_cycle, step, constant
     power: float = key(0.9, 0)  # exponent of the poly schedule: learning_rate * (1 - step / steps) ** power
-    milestones: tuple[int, ...] = key((), 1, most=SOME)  # of "step": steps at which the rate falls
+    milestones: tuple[int, ...] = key((), 1, most=32)  # of "step": steps at which the rate falls
     factor: float = key(0.1, 0)  # of "step": by which it is multiplied there
     warmup_steps: int = key(0, 0)  # linear increase from 0; of "one_cycle" the rise, 0: 30% of the steps
 
@@ -251,26 +250,25 @@ class Train(Step, Objective):
 
 @dataclass(frozen=True)
 class Protocol:
-    """The protocol of an evaluation."""
+    """The protocol of an evaluation. `evaluate.protocol`, whose arguments have no config, has its limits."""
 
     mode: str = "padded"  # padded with the mean pixel, or "exact": no padding
-    pad_to: tuple[tuple[int, int], ...] = key((), 1, LONGEST_SIDE)  # sizes to pad to; empty: see `padded_size`
+    pad_to: tuple[tuple[int, int], ...] = ()  # sizes to pad to; empty: see `padded_size`
     output_stride: int = 0  # 0: the model's own
-    scales: tuple[float, ...] = key((1.0,), 0.01, 16, most=SOME)
+    scales: tuple[float, ...] = (1.0,)
     flip: bool = False
     window: tuple[int, ...] = ()  # (height, width) of a sliding window; empty: whole image
-    overlap: float = key(1 / 3, 0, BELOW_1)  # smallest overlap of windows, as a share of a window
+    overlap: float = 1 / 3  # smallest overlap of windows, as a share of a window
     blend: str = "uniform"  # weight of a window's pixels; "gaussian": the centre counts more than the edges
-    # With sigmoids: the probability above which a pixel is of the object.
-    threshold: float = key(0.5, SMALLEST, BELOW_1, give="a probability above 0 and below 1")
-    resize: int = key(0, 0, LONGEST_SIDE)  # pixels of the shorter side, labels too; 0: the labels' own resolution
+    threshold: float = 0.5  # with sigmoids: the probability above which a pixel is of the object
+    resize: int = 0  # pixels of the shorter side, labels too; 0: the labels' own resolution
     crop: tuple[int, ...] = ()  # (height, width) of the centre that is evaluated; empty: all
     # Widths in pixels of bands around boundaries, which are also evaluated.
-    trimap: tuple[int, ...] = key((), most=SOME, free=True)
+    trimap: tuple[int, ...] = key((), free=True)
     trimap_around: str = key("labels", free=True)  # any change of label; "void": VOC's strips of void pixels
     boundary: bool = key(False, free=True)  # Boundary IoU and boundary F-score too
     calibration: bool = key(False, free=True)  # how often probabilities are right, too
-    bootstrap: int = key(0, 0, 100_000, free=True)  # resamples of the images for intervals of the metrics, such as 1000
+    bootstrap: int = key(0, free=True)  # resamples of the images for intervals of the metrics, such as 1000
     per_image: bool = key(False, free=True)  # the counts of every image too
 
 
