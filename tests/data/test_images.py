@@ -168,6 +168,13 @@ def test_published_label_sets():
     assert to_class_ids(np.array([[10, 11]], np.uint8), CAMVID)[0].tolist() == [[10, 255]]
 
 
+def test_of_several_pictures_in_a_file_the_first_is_read(tmp_path) -> None:
+    frames = [Image.fromarray(np.full((5, 7, 3), value, np.uint8)) for value in (10, 200)]
+    for name in ("a.gif", "a.webp"):
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], lossless=True)
+        np.testing.assert_array_equal(images.read_image(tmp_path / name), np.full((5, 7, 3), 10, np.uint8))
+
+
 @pytest.mark.parametrize(
     "options", [{"names": ()}, {"palette": ()}, {"value_map": ((0, 2),)}, {"value_map": ((0, 0), (0, 1))}]
 )
