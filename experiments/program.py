@@ -3,9 +3,9 @@
 import functools
 from collections.abc import Callable, Sequence
 
-from deeplab_jax.cli import Parser
 from deeplab_jax.commands import fail
 from deeplab_jax.errors import UserError
+from deeplab_jax.flags import Parser
 
 Main = Callable[[Sequence[str] | None], int | None]
 

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from deeplab_jax import commands
-from deeplab_jax.cli import main, split_config_arguments
+from deeplab_jax.cli import main
+from deeplab_jax.flags import split_config_arguments
 from deeplab_jax.weights.folder import save
 from tests.support.layouts import data_arguments, write_pair
 from tests.support.tiny import tiny_model, tiny_models

@@ -51,6 +51,7 @@ ALLOWED["tasks"] = set(ALLOWED) | {"terminal"}
 ALLOWED["__init__"] = set(ALLOWED)
 ALLOWED["terminal"] = set()
 ALLOWED["commands"] = set(ALLOWED)
+ALLOWED["flags"] = set(ALLOWED)
 ALLOWED["cli"] = set(ALLOWED)
 ALLOWED["__main__"] = {"cli"}
 

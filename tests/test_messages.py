@@ -6,8 +6,8 @@ import re
 from functools import cache
 from pathlib import Path
 
-from deeplab_jax.cli import make_parser
 from deeplab_jax.config_keys import keys_of_sections
+from deeplab_jax.flags import make_parser
 
 ROOT = Path(__file__).resolve().parent.parent / "deeplab_jax"
 # Of Git, and words that stand for something.

@@ -19,7 +19,8 @@ from pathlib import Path
 import jax
 import pytest
 
-from deeplab_jax import cli
+from deeplab_jax import flags
+from deeplab_jax.cli import main
 from deeplab_jax.config import load_config
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.catalog import model_names
@@ -231,8 +232,8 @@ A_FOLDER_OR_FILE = re.compile(r"(models|runs|hf:/)/|.+\.(pth|pt|tflite|tar\.gz|s
 
 def check_flags(argv: list[str]) -> None:
     """Parse a command of the package, and load the configuration that it names."""
-    args, rest = cli.make_parser().parse_known_args(argv)
-    config, unknown = cli.split_config_arguments(rest)
+    args, rest = flags.make_parser().parse_known_args(argv)
+    config, unknown = flags.split_config_arguments(rest)
     assert not unknown, f"{argv}: {unknown}"
     if any(word.startswith("--config=configs/") for word in config):
         with contextlib.chdir(ROOT):
@@ -312,7 +313,7 @@ def test_commands_that_need_nothing_run(name: str, tmp_path: Path, monkeypatch: 
     monkeypatch.chdir(tmp_path)
     for words in todo:
         assert words[:3] == ["python", "-m", "deeplab_jax"], words
-        assert cli.main(words[3:]) == 0, words
+        assert main(words[3:]) == 0, words
 
 
 @pytest.mark.slow
@@ -329,7 +330,7 @@ def test_the_generated_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             assert examples.main([*words[3:], "--count", "4"]) == 0
             continue
         short = ["--config.train.steps=2", "--config.data.crop_size=(65,65)", "--config.model.options.width=0.125"]
-        assert cli.main([*words[3:], *(short if words[3] == "train" else [])]) == 0, words
+        assert main([*words[3:], *(short if words[3] == "train" else [])]) == 0, words
     assert json.loads(Path("maps/large.geojson").read_text())["crs"]["properties"]["name"].endswith("32633")
     assert Path("maps/large.tif").is_file()
     assert len(json.loads(Path("runs/cracks/val/metrics.json").read_text())["thresholds"][0]["table"]) == 19

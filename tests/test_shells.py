@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deeplab_jax.cli import main, make_parser, with_home
+from deeplab_jax.cli import main, with_home
+from deeplab_jax.flags import make_parser
 from deeplab_jax.models.catalog import create_model
 from deeplab_jax.weights.folder import load, save
 from tests.support.processes import environment, write_config

@@ -18,8 +18,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from deeplab_jax.cli import split_config_arguments
 from deeplab_jax.errors import UserError, did_you_mean
+from deeplab_jax.flags import split_config_arguments
 from deeplab_jax.train.writers import METRICS_FILE
 from deeplab_jax.weights.folder import METRICS_FILE as RESULTS_FILE
 from experiments import ROOT, sbd

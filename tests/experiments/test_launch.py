@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from deeplab_jax.cli import make_parser, split_config_arguments
 from deeplab_jax.distributed import explicit
+from deeplab_jax.flags import make_parser, split_config_arguments
 from experiments.launch import local
 from tests.support.processes import environment
 
