@@ -354,7 +354,7 @@ def summarize(args: argparse.Namespace) -> None:
     from rich.console import Console
 
     from deeplab_jax.analysis.summary import summarize
-    from deeplab_jax.analysis.summary_table import summary_table, table_width
+    from deeplab_jax.analysis.summary_table import summary_table
     from deeplab_jax.models.catalog import describe, from_description, model_names
     from deeplab_jax.weights.by_name import folder_of
     from deeplab_jax.weights.folder import MODEL_FILE, read_description
@@ -389,7 +389,8 @@ def summarize(args: argparse.Namespace) -> None:
         return
     if args.json:
         write_whole(args.json, lambda file: file.write_text(text + "\n", "utf-8"))
-    Console(width=table_width(Console().width)).print(summary_table(summary))
+    # A narrower terminal breaks the lines, which keeps every digit.
+    Console(width=max(Console().width, 100)).print(summary_table(summary))
     for key, value in provenance.items():
         print(f"{key}: {value}")
 

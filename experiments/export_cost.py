@@ -7,7 +7,6 @@ The first row is the network as `evaluate` runs it, on images padded to the same
 `export_cost.json`; the same command goes on with the rest. The packages of the extras onnx and tflite do the work.
 """
 
-import argparse
 import hashlib
 import shlex
 import sys
@@ -29,6 +28,7 @@ from deeplab_jax.evaluate.evaluator import Tally, check_classes, cut_back, evalu
 from deeplab_jax.evaluate.inference import pad_images, preprocess
 from deeplab_jax.evaluate.protocol import Protocol, Size
 from deeplab_jax.files import read_json
+from deeplab_jax.flags import image_size
 from deeplab_jax.models.catalog import describe
 from deeplab_jax.models.decision import decide, to_probabilities
 from deeplab_jax.models.segmenter import Segmenter, Variables
@@ -150,14 +150,6 @@ def show(text: str, *, end: str = "\n") -> None:
     print(text, end=end, file=sys.stderr, flush=True)
 
 
-def side_by_side(text: str) -> Size:
-    """Return a size of the form 360x480."""
-    height, _, width = text.partition("x")
-    if not (height.isdigit() and width.isdigit()):
-        raise argparse.ArgumentTypeError(f"{text!r}: write HEIGHTxWIDTH, such as 360x480")
-    return int(height), int(width)
-
-
 @exits
 def main(argv: Sequence[str] | None) -> None:
     """Print the table, and write its rows as JSON."""
@@ -168,7 +160,7 @@ def main(argv: Sequence[str] | None) -> None:
     parser.add_argument("--split", default="val")
     parser.add_argument("--calibration_split", default="train", help="where the images for int8 are from")
     parser.add_argument("--calibration_images", type=int, default=100, metavar="N")
-    parser.add_argument("--size", type=side_by_side, help="of the programs' images; default: in which all images fit")
+    parser.add_argument("--size", type=image_size, help="of the programs' images; default: in which all images fit")
     parser.add_argument("--images", type=int, metavar="N", help="evaluate only the first ones")
     names = ", ".join(PROGRAMS)
     parser.add_argument("--programs", nargs="+", choices=PROGRAMS, default=PROGRAMS, metavar="NAME", help=names)

@@ -25,10 +25,10 @@ from flax.traverse_util import flatten_dict
 from deeplab_jax.cli import enable_compilation_cache
 from deeplab_jax.data.source import Source
 from deeplab_jax.errors import UserError, did_you_mean
-from deeplab_jax.models.segmenter import Segmenter, Variables
+from deeplab_jax.models.segmenter import Segmenter
 from deeplab_jax.train.from_config import model_for, open_split
 from deeplab_jax.train.state import TrainState, create_state
-from deeplab_jax.train.step import summed_loss, train_step
+from deeplab_jax.train.step import mean_gradient, summed_loss
 from deeplab_jax.weights.folder import load
 from experiments.output import write_json
 from experiments.program import exits, parser_of
@@ -40,7 +40,6 @@ from experiments.tables import TABLES
 
 TABLE, REGIME = TABLES["extra_rates"], "demo"
 KERNEL = ("context", "branch_atrous1", "conv", "kernel")
-KEEPS = optax.trace(decay=0.0)  # An optimizer with the gradient as its state.
 
 
 @exits
@@ -87,37 +86,23 @@ def gradients(found: Resolved, workdir: Path, step: int, *, images: int) -> np.n
     source = open_split(found.config, found.config.data.train_split)
     model = model_for(found.config, source.labels)
     batch = first_images(source, images)
-    if not step:
-        size = batch["image"].shape[1:3]
-        make = partial(create_state, model=model, optimizer=KEEPS, size=size, ema=False)
-        return of_taps(jax.jit(make)(jax.random.key(0)), model, batch)
-    return of_taps(state_of(load(workdir, checkpoint=str(step))[1]), model, batch)
-
-
-def state_of(variables: Variables) -> TrainState:
-    """Return a training state with these variables."""
-    params = variables["params"]
-    return TrainState(
-        step=jnp.zeros((), jnp.int32),
-        params=params,
-        batch_stats=variables.get("batch_stats", {}),
-        opt_state=KEEPS.init(params),
-        ema_params=None,
-    )
+    make = partial(create_state, model=model, optimizer=optax.identity(), size=batch["image"].shape[1:3], ema=False)
+    variables = load(workdir, checkpoint=str(step))[1] if step else None
+    return of_taps(jax.jit(make)(jax.random.key(0), variables=variables), model, batch)
 
 
 def of_taps(state: TrainState, model: Segmenter, batch: dict[str, np.ndarray]) -> np.ndarray:
     """Return the root mean square gradient of each tap of the atrous branch, float32 `[3, 3]`, in one training step."""
-    after, _ = _step(model)(state, batch)
-    kernel = flatten_dict(after.opt_state.trace)[KERNEL]
+    gradient, *_ = _gradient(model)(state, batch)
+    kernel = flatten_dict(gradient)[KERNEL]
     return np.asarray(jnp.sqrt(jnp.mean(kernel**2, axis=(2, 3))))
 
 
 @cache
-def _step(model: Segmenter) -> Any:
-    """Return the compiled step, one for all checkpoints of a network."""
+def _gradient(model: Segmenter) -> Any:
+    """Return the compiled gradient, one for all checkpoints of a network."""
     objective = partial(summed_loss, model=model)
-    return jax.jit(partial(train_step, objective=objective, optimizer=KEEPS, key=jax.random.key(0)))
+    return jax.jit(partial(mean_gradient, objective=objective, key=jax.random.key(0), accumulate=1))
 
 
 def outer_share(taps: np.ndarray) -> float:

@@ -43,7 +43,7 @@ ALLOWED: dict[str, set[str]] = {
     "config_keys": set(),
     "config_values": {"errors", "config_keys"},
     "config": {"errors", "extensions", "files", "config_keys", "config_values"},
-    "evaluate": _TO_WEIGHTS | {"config", "data", "distributed"},
+    "evaluate": _TO_WEIGHTS | {"config", "config_keys", "data", "distributed"},
     "train": _TO_WEIGHTS | {"config", "config_keys", "config_values", "data", "distributed", "evaluate"},
 }
 ALLOWED["tasks"] = set(ALLOWED) | {"terminal"}

@@ -339,7 +339,7 @@ def test_a_run_of_own_parts_goes_on_bit_for_bit(tmp_path, capsys) -> None:
     with pytest.raises(UserError, match=r"config\.own: \['sources=MadeUp and MadeUp'.* -> \[\]"):
         train(tmp_path / "whole", config)
     changed = own_parts() | {"loss": LOSSES["cross_entropy"]}
-    with pytest.raises(UserError, match=r"config\.own: .*loss=doubled.* -> .*loss=smoothed_cross_entropy"):
+    with pytest.raises(UserError, match=r"config\.own: .*loss=doubled.* -> .*loss=cross_entropy"):
         train(tmp_path / "whole", config, **changed)
     assert main(["evaluate", f"--model={tmp_path / 'whole'}", f"--out={tmp_path / 'out'}"]) == 2
     assert "composed in Python" in capsys.readouterr().err

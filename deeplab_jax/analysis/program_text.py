@@ -166,7 +166,7 @@ KINDS: Mapping[str, Callable[[ProgramText, Instruction], bool]] = {
     "loss": lambda text, one: any("/ops/loss" in name for name in text.files_of(one)),
     "elementwise": lambda text, one: bool(module_path(one.op_name)),
     "update": lambda text, one: (
-        text.comes_from(one, "train/faults.py") or any("/optax/" in name for name in text.files_of(one))
+        text.comes_from(one, "train/step.py") or any("/optax/" in name for name in text.files_of(one))
     ),
 }
 """What is no convolution and no collective: the first entry that fits names its kind. The rest is "other". The

@@ -43,10 +43,3 @@ def _cells(stage: Stage) -> list[str]:
         "-" if stage.output_stride is None else str(stage.output_stride),
         shape,
     ]
-
-
-def table_width(console_width: int) -> int:
-    """Return the width in columns for printing a summary; a narrower terminal breaks its lines, which keeps every
-    digit.
-    """
-    return max(console_width, 100)

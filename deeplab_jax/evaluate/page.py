@@ -1,6 +1,5 @@
 """A page of predictions or labels: one `index.html` with small pictures beside it, for a browser without a network."""
 
-import json
 import math
 import os
 import tempfile
@@ -13,7 +12,7 @@ import jinja2
 import numpy as np
 
 from deeplab_jax.data.images import write_image, write_mask
-from deeplab_jax.distributed import is_first, listed, together
+from deeplab_jax.distributed import gathered, is_first, together
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate.per_image import LABELLED, areas, ious
 from deeplab_jax.evaluate.pictures import drawable, overlay
@@ -90,8 +89,9 @@ class Page:
         Raises:
           UserError: it cannot be written.
         """
-        entries = [json.loads(line) for line in listed([json.dumps(entry) for entry in self._entries])]
-        entries.sort(key=lambda entry: (entry["miou"] is None, entry["miou"] or 0, entry["key"]))
+        entries = sorted(
+            gathered(self._entries), key=lambda entry: (entry["miou"] is None, entry["miou"] or 0, entry["key"])
+        )
         known = [entry["miou"] for entry in entries if entry["miou"] is not None]
         text = (
             templates(HERE)

@@ -14,8 +14,9 @@ from collections.abc import Callable, Mapping, Sequence
 from operator import index
 from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
+from deeplab_jax import config_keys
 from deeplab_jax.errors import UserError, did_you_mean
-from deeplab_jax.evaluate.windows import BLENDS, OVERLAP
+from deeplab_jax.evaluate.windows import BLENDS
 from deeplab_jax.labels import IGNORE_LABEL
 from deeplab_jax.models.catalog import check_output_stride
 from deeplab_jax.models.decision import THRESHOLD
@@ -43,7 +44,7 @@ class View(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Protocol:
+class Protocol(config_keys.Protocol):
     """What an evaluation computes. Batches, devices and threads change no number, but for the last digits of a
     calibration, so they are not part of it.
 
@@ -69,30 +70,13 @@ class Protocol:
       bootstrap: number of resamples of the images from which intervals of the metrics come; 0: none. See `per_image`.
       per_image: whether to keep the counts of every image, from which other statistics can be made.
 
-    Sequences of any kind become tuples.
+    The defaults are those of `config_keys.Protocol`. Sequences of any kind become tuples.
 
     Raises:
       UserError: a value that makes no sense.
     """
 
-    mode: str = "padded"
-    pad_to: tuple[Size, ...] = ()
-    output_stride: int = 0
-    scales: tuple[float, ...] = (1.0,)
-    flip: bool = False
-    window: tuple[int, ...] = ()
-    overlap: float = OVERLAP
-    blend: str = "uniform"
     crf: DenseCRF | bool = False
-    threshold: float = THRESHOLD
-    resize: int = 0
-    crop: tuple[int, ...] = ()
-    trimap: tuple[int, ...] = ()
-    trimap_around: str = "labels"
-    boundary: bool = False
-    calibration: bool = False
-    bootstrap: int = 0
-    per_image: bool = False
 
     def __post_init__(self) -> None:
         for key, choices in (("mode", MODES), ("blend", BLENDS), ("trimap_around", get_args(Around))):

@@ -33,7 +33,7 @@ ACTIVATIONS: dict[Activation, Callable[[jax.Array], jax.Array]] = {
 GROUP_NORM_GROUPS = 32
 # Rematerialisation keeps the convolutions' results, which have this name.
 CONVOLUTION = "convolution"
-# For layers that end in logits: small logits, so that the first loss is that of a uniform guess.
+# For layers whose results should be near zero at first.
 SMALL_NORMAL = nn.initializers.normal(0.01)
 
 
@@ -175,6 +175,15 @@ class Conv(nn.Module):
             bias = parameter(self, "bias", nn.initializers.zeros, (self.features,))
             x = x + bias.astype(dtype)[None, None, None]
         return x
+
+
+def classifier(
+    classes: int, kernel_size: int = 1, *, rate: int = 1, settings: LayerSettings, name: str | None = None
+) -> Conv:
+    """Return the layer that ends in logits. It has a bias, and its kernel is small at first, so that the first loss is
+    that of a uniform guess.
+    """
+    return Conv(classes, kernel_size, rate=rate, use_bias=True, settings=settings, kernel_init=SMALL_NORMAL, name=name)
 
 
 class BatchNorm(nn.Module):

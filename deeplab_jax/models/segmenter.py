@@ -12,7 +12,7 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.models.decoders.fcn import FCNHead
 from deeplab_jax.models.decoders.unet import extend_by_mirroring, next_valid_side
 from deeplab_jax.models.image_pyramid import ImagePyramid
-from deeplab_jax.models.layers import SMALL_NORMAL, CheckedModule, Conv, Features, LayerSettings
+from deeplab_jax.models.layers import CheckedModule, Features, LayerSettings, classifier
 from deeplab_jax.models.preprocessing import IMAGENET, Preprocessing
 from deeplab_jax.ops.resize import resize_bilinear
 
@@ -84,13 +84,7 @@ class Segmenter(CheckedModule):
         if self.aux_features is not None:
             self.aux_head = FCNHead(self.num_classes, settings=self.settings, name="aux_head")
         if self.classifier_kernel:
-            self.classifier = Conv(
-                self.num_classes,
-                self.classifier_kernel,
-                use_bias=True,
-                settings=self.settings,
-                kernel_init=SMALL_NORMAL,
-            )
+            self.classifier = classifier(self.num_classes, self.classifier_kernel, settings=self.settings)
 
     @property
     def classifier_kernel(self) -> int:

@@ -5,7 +5,7 @@
 - `pooling`: the average of image-level features, PSPNet's and SPP-net's regions, SegNet's unpooling.
 - `batch_norm`: batch normalisation in training.
 - `losses`: the table of losses. `loss_pixels`: cross-entropy, focal loss, hard pixels. `loss_regions`: Dice, Jaccard,
-  Tversky. `loss_lovasz`: Lovász. `loss_boundary`: pixels near boundaries.
+  Tversky. `loss_lovasz`: Lovász.
 - `crf`: mean-field inference of the DenseCRF (DeepLabv1 and v2).
 - `metrics`: mean IoU and others, from a confusion matrix.
 

@@ -31,7 +31,7 @@ def over_bands(
       compare: function of logits `[N, r, W, K]` and labels `[N, r, W]` or `[N, r, W, K]` that returns a tree of maps
         `[N, r, ...]`, and a tree of sums over the rows. Its labels have rows of ignored pixels in addition.
       logits: `[N, h, w, K]`.
-      labels: `[N, H, W]` or `[N, H, W, K]`, see `ops.loss_pixels.cross_entropy`.
+      labels: `[N, H, W]` or `[N, H, W, K]`, see `ops.loss_pixels.pixel_losses`.
       align_corners: see `ops.resize`.
       parts: number of equal parts of the rows that are on different devices. A band takes rows of each part, so that
         all devices work.
@@ -74,7 +74,7 @@ def upsampled_losses(
 
     Args:
       logits, labels, align_corners, parts: see `over_bands`.
-      class_weights: see `cross_entropy`.
+      class_weights: see `pixel_losses`.
       of_pixels: function such as `pixel_losses` that returns the loss of every pixel.
 
     Returns:

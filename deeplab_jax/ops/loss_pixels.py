@@ -15,9 +15,9 @@ Results = tuple[jax.Array, jax.Array, jax.Array]
 """What a loss of the table `LOSSES` returns: `(sum, count, right)`."""
 
 
-def valid_pixels(labels: jax.Array, *, ignore_label: int = IGNORE_LABEL) -> jax.Array:
+def valid_pixels(labels: jax.Array) -> jax.Array:
     """Return which pixels have a label, as booleans of the shape of `labels`."""
-    return labels != ignore_label
+    return labels != IGNORE_LABEL
 
 
 def stands_alone(logits: jax.Array, labels: jax.Array) -> bool:
@@ -40,45 +40,14 @@ def is_right(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return (positive[..., 0] if labels.ndim < logits.ndim else positive) == labels.astype(jnp.int32)
 
 
-def cross_entropy(
-    logits: jax.Array,
-    labels: jax.Array,
-    *,
-    ignore_label: int = IGNORE_LABEL,
-    class_weights: jax.Array | None = None,
-    smoothing: float = 0.0,
-    top_k: float = 1.0,
-) -> tuple[jax.Array, jax.Array]:
-    """Return the cross-entropy summed over the labelled pixels, or over all labels where a pixel has several.
-
-    Args:
-      logits: `[..., K]`, any floating dtype; the sum is taken in float32.
-      labels: integer `[...]`, class ids 0 to K - 1 or `ignore_label`; for one logit, 0 and 1. Or `[..., K]`, 0 or 1 for
-        each label. Other values are not noticed here (an accelerator cannot raise); training checks its first batches
-        on the host.
-      ignore_label: labels of this value do not count.
-      class_weights: float, the factor of each class's pixels: `[K]`, for one logit `[2]`; None is 1. The count stays
-        the number of pixels, as in the authors' TensorFlow code; PyTorch divides by the sum of the weights instead.
-      smoothing: see `pixel_losses`.
-      top_k: share (above 0, up to 1) of the labelled pixels to keep, those with the largest loss (hard-pixel mining),
-        among all given pixels. Under `jit` with a sharded batch these are the global batch.
-
-    Returns:
-      `(sum of losses, number of summed labels)`, float32 scalars; both are 0 if no pixel is labelled.
-    """
-    losses = pixel_losses(logits, labels, ignore_label=ignore_label, class_weights=class_weights, smoothing=smoothing)
-    return sum_hardest(losses, valid_pixels(labels, ignore_label=ignore_label), top_k=top_k)
-
-
 def pixel_losses(
     logits: jax.Array,
     labels: jax.Array,
     *,
-    ignore_label: int = IGNORE_LABEL,
     class_weights: jax.Array | None = None,
     smoothing: float = 0.0,
 ) -> jax.Array:
-    """Return the cross-entropy of every label, float32 of the labels' shape, 0 where ignored; see `cross_entropy`.
+    """Return the cross-entropy of every label, float32 of the labels' shape, 0 where ignored.
 
     With label smoothing (Szegedy et al., CVPR 2016, sec. 7) it is the cross-entropy to 1 - e for the label plus e / K
     for each of the K classes, as in PyTorch and optax. The class weight is that of the label. A sigmoid has two
@@ -86,10 +55,15 @@ def pixel_losses(
     segmentation_models_pytorch's `SoftBCEWithLogitsLoss` is half of ours.
 
     Args:
-      logits, labels, ignore_label, class_weights: see `cross_entropy`.
+      logits: `[..., K]`, any floating dtype; the losses are taken in float32.
+      labels: integer `[...]`, class ids 0 to K - 1 or 255, which is ignored; for one logit, 0 and 1. Or `[..., K]`, 0
+        or 1 for each label. Other values are not noticed here (an accelerator cannot raise); training checks its first
+        batches on the host.
+      class_weights: float, the factor of each class's pixels: `[K]`, for one logit `[2]`; None is 1. A mean divides by
+        the number of pixels, as in the authors' TensorFlow code; PyTorch divides by the sum of the weights instead.
       smoothing: e, from 0 to below 1.
     """
-    valid = valid_pixels(labels, ignore_label=ignore_label)
+    valid = valid_pixels(labels)
     target = jnp.where(valid, labels, 0).astype(jnp.int32)
     if stands_alone(logits, labels):
         # It equals the softmax cross-entropy of two logits, 0 and the given one.
@@ -114,7 +88,7 @@ def label_weights(labels: jax.Array, class_weights: jax.Array, *, of_pixel: bool
     """Return the class weight of every label, float32 of the shape of `labels`; that of an ignored one has no meaning.
 
     Args:
-      labels: see `cross_entropy`.
+      labels: see `pixel_losses`.
       class_weights: one for each class.
       of_pixel: whether a label is the class of its pixel; otherwise the last axis is that of the classes.
     """
@@ -141,7 +115,7 @@ def focal_losses(
     logit instead, although its networks are evaluated with a softmax.
 
     Args:
-      logits, labels, class_weights: see `cross_entropy`.
+      logits, labels, class_weights: see `pixel_losses`.
       gamma: from 0, the cross-entropy.
       alpha: for sigmoids, weight of label 1; label 0 has the weight 1 - alpha. 0: both have the weight 1.
     """
@@ -157,7 +131,14 @@ def focal_losses(
 
 
 def sum_hardest(losses: jax.Array, valid: jax.Array, *, top_k: float = 1.0) -> tuple[jax.Array, jax.Array]:
-    """Return the sum of the largest losses, of the share `top_k` of the `valid` ones; see `cross_entropy`."""
+    """Return the sum of the largest losses, and how many there are, float32 scalars; both are 0 if no label is valid.
+
+    Args:
+      losses: of every label, 0 where ignored.
+      valid: which labels count, booleans of the same shape.
+      top_k: share (above 0, up to 1) of the valid labels to keep, those with the largest loss (hard-pixel mining).
+        Under `jit` with a sharded batch it is that of the global batch.
+    """
     count = jnp.sum(valid, dtype=jnp.float32)
     if top_k >= 1.0:
         return jnp.sum(losses), count

@@ -10,13 +10,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from deeplab_jax.ops.loss_bands import upsampled_losses
-from deeplab_jax.ops.loss_boundary import near_boundary
 from deeplab_jax.ops.loss_lovasz import lovasz
 from deeplab_jax.ops.loss_pixels import (
     Results,
-    cross_entropy,
     focal_losses,
     hard_labels,
     label_weights,
@@ -47,7 +46,7 @@ def pixelwise(
       of_pixels: function such as `pixel_losses` that returns the loss of every pixel.
       logits, labels: `[N, h, w, K]`, and `[N, H, W]` or `[N, H, W, K]`; the logits are resized to the labels.
       align_corners, class_weights, parts: see `upsampled_losses`.
-      top_k: see `cross_entropy`.
+      top_k: see `sum_hardest`.
       factors: of the losses, float32 of the shape of `labels`; None is 1.
 
     Returns:
@@ -61,11 +60,34 @@ def pixelwise(
     return *sum_hardest(losses, valid_pixels(labels), top_k=top_k), right
 
 
-def smoothed_cross_entropy(
+def cross_entropy(
     logits: jax.Array, labels: jax.Array, *, top_k: float = 1.0, smoothing: float = 0.0, **how: Any
 ) -> Results:
     """Return the cross-entropy; see `pixelwise`, and `pixel_losses` for the smoothing of labels."""
     return pixelwise(partial(pixel_losses, smoothing=smoothing), logits, labels, top_k=top_k, **how)
+
+
+def near_boundary(labels: jax.Array, *, width: int) -> jax.Array:
+    """Return which labelled pixels have a pixel of another label within `width` steps, booleans of the shape of
+    `labels`.
+
+    Diagonal steps count as one, as in `evaluate.boundary`. But an ignored pixel is no other label here: neither are the
+    pixels around a padded crop. So where a strip of ignored pixels parts two classes, the width has to reach across it.
+
+    Args:
+      labels: integer `[N, H, W]`, or `[N, H, W, K]` with boundaries of their own for each of several labels a pixel.
+      width: in pixels, from 1.
+    """
+    valid = valid_pixels(labels)
+    labels = labels.astype(jnp.int32)
+    # Both extremes of a square around each pixel, from rows and then columns.
+    low, high = jnp.where(valid, labels, jnp.iinfo(jnp.int32).max), jnp.where(valid, labels, -1)
+    for axis in (1, 2):
+        window = tuple(2 * width + 1 if axis == other else 1 for other in range(labels.ndim))
+        ones = (1,) * labels.ndim
+        low = lax.reduce_window(low, jnp.iinfo(jnp.int32).max, lax.min, window, ones, "SAME")
+        high = lax.reduce_window(high, -1, lax.max, window, ones, "SAME")
+    return valid & (low != high)
 
 
 def boundary_cross_entropy(
@@ -86,7 +108,7 @@ def boundary_cross_entropy(
 
     Args:
       logits, labels, how: see `pixelwise`.
-      top_k: see `cross_entropy`; the weighted losses are ranked.
+      top_k: see `sum_hardest`; the weighted losses are ranked.
       smoothing: see `pixel_losses`.
       boundary_width: see `near_boundary`.
       boundary_weight: factor of these pixels' losses.
@@ -129,7 +151,7 @@ def ohem(
 
     Args:
       logits, labels, align_corners, parts: see `over_bands`.
-      class_weights: see `cross_entropy`.
+      class_weights: see `pixel_losses`.
       ohem_threshold: probability, above 0 and below 1.
       ohem_min_kept: times the number of images, the smallest number of pixels to keep: the hardest of all images.
 
@@ -162,7 +184,7 @@ def weighted_sum(terms: Sequence[tuple[float, Loss]], logits: jax.Array, labels:
 OF_REGIONS = ("dice", "jaccard", "tversky", "lovasz")
 """Losses that compare regions: with one logit, those of the object alone."""
 LOSSES: dict[str, Loss] = {
-    "cross_entropy": smoothed_cross_entropy,
+    "cross_entropy": cross_entropy,
     "boundary_cross_entropy": boundary_cross_entropy,
     "focal": focal,
     "ohem": ohem,

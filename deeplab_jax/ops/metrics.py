@@ -8,41 +8,33 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deeplab_jax.labels import IGNORE_LABEL
 
-
-def confusion_matrix(
-    labels: jax.Array, predictions: jax.Array, *, num_classes: int, ignore_label: int = IGNORE_LABEL
-) -> jax.Array:
+def confusion_matrix(labels: jax.Array, predictions: jax.Array, *, num_classes: int) -> jax.Array:
     """Return the number of pixels for each (labelled class, predicted class).
 
     Args:
       labels: integer `[...]`; values outside 0 to `num_classes - 1`, as the ignore label usually is, are not counted.
       predictions: integer `[...]`, class ids 0 to `num_classes - 1`.
       num_classes: K.
-      ignore_label: not counted even when it is below K.
 
     Returns:
       int32 `[K, K]`, rows are labels. Exact up to 2**31 pixels per call; sum over calls in int64 on the host.
     """
     labels = labels.astype(jnp.int32).ravel()
     predictions = predictions.astype(jnp.int32).ravel()
-    valid = (labels >= 0) & (labels < num_classes) & (labels != ignore_label)
+    valid = (labels >= 0) & (labels < num_classes)
     cells = jnp.where(valid, labels * num_classes + predictions, num_classes**2)
     counts = jnp.zeros(num_classes**2 + 1, jnp.int32).at[cells].add(1)
     return counts[:-1].reshape(num_classes, num_classes)
 
 
-def threshold_counts(
-    labels: jax.Array, probabilities: jax.Array, *, thresholds: Sequence[float], ignore_label: int = IGNORE_LABEL
-) -> jax.Array:
+def threshold_counts(labels: jax.Array, probabilities: jax.Array, *, thresholds: Sequence[float]) -> jax.Array:
     """Return the number of labels for each (sigmoid, label 0 or 1, number of thresholds below the probability).
 
     Args:
       labels: integer `[...]` for one sigmoid, or `[..., K]`; values other than 0 and 1 are not counted.
       probabilities: float `[..., K]`; the number of sigmoids, K, is 1 for labels without their axis.
       thresholds: T ascending numbers.
-      ignore_label: not counted even when it is 0 or 1.
 
     Returns:
       int32 `[K, 2, T + 1]`. Exact up to 2**31 pixels per call; sum over calls in int64 on the host. `confusion_at`
@@ -50,7 +42,7 @@ def threshold_counts(
     """
     count, bins = probabilities.shape[-1], len(thresholds) + 1
     labels = labels.astype(jnp.int32).reshape(probabilities.shape)
-    valid = ((labels == 0) | (labels == 1)) & (labels != ignore_label)
+    valid = (labels == 0) | (labels == 1)
     below = jnp.searchsorted(jnp.asarray(thresholds, jnp.float32), probabilities, side="left")
     pair = 2 * jax.lax.broadcasted_iota(jnp.int32, labels.shape, labels.ndim - 1) + labels
     cells = jnp.where(valid, pair * bins + below, 2 * count * bins)

@@ -53,11 +53,9 @@ def train_step(
       The state after the step, and the metrics of `mean_gradient`.
     """
     gradient, batch_stats, metrics = mean_gradient(state, batch, objective=objective, key=key, accumulate=accumulate)
-    average = partial(moved, decay=ema_decay)
-    if ema_debias and ema_decay:
-        average = partial(moved_by, share=share_of_newest(state.step + 1, ema_decay))
+    share = share_of_newest(state.step + 1, ema_decay) if ema_debias else 1 - ema_decay
     finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["gradient_norm"])
-    update = partial(updated, optimizer=optimizer, average=average)
+    update = partial(updated, optimizer=optimizer, share=share)
     # A condition, and no choice between two states: the update then starts after the gradient is complete, and takes
     # the place of the old state without a copy.
     return jax.lax.cond(finite, update, lambda state, *_: state, state, gradient, batch_stats), metrics
@@ -116,7 +114,7 @@ def summed_loss(
       key: of the dropout.
       model: static.
       loss: an entry of `ops.losses.LOSSES`; one that ranks or compares pixels sees those of a micro-batch.
-      class_weights, top_k: see `ops.losses.cross_entropy`.
+      class_weights, top_k: see `ops.losses.pixel_losses` and `sum_hardest`.
       aux_weight: weight of the auxiliary head's loss.
       upsample_logits: whether logits are resized to the labels (DeepLabv3, sec. 4.1), or labels to the logits; also for
         an auxiliary head.
@@ -188,30 +186,22 @@ def share_of_newest(updates: jax.Array, decay: float) -> jax.Array:
     return -(1 - decay) / jnp.expm1(updates * math.log(decay))
 
 
-def moved(average: jax.Array, value: jax.Array, *, decay: float) -> jax.Array:
-    """Return the next running average of a parameter; that of a frozen one is the parameter, without rounding."""
-    return jnp.where(average == value, average, decay * average + (1 - decay) * value)
-
-
-def moved_by(average: jax.Array, value: jax.Array, *, share: jax.Array) -> jax.Array:
-    """Return the same for a value that has a share of the average. Its parts have the sum 1 without rounding."""
-    return average + share * (value - average)
-
-
 def updated(
     state: TrainState,
     gradient: Any,
     batch_stats: Any,
     *,
     optimizer: optax.GradientTransformation,
-    average: Callable[[jax.Array, jax.Array], jax.Array],
+    share: float | jax.Array,
 ) -> TrainState:
-    """Return the state after an update: parameters, their `average` from the last one, and the optimizer's state."""
+    """Return the state after an update: parameters, their average, in which the new ones have a `share`, and the
+    optimizer's state.
+    """
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     ema_params = state.ema_params
-    if ema_params is not None:
-        ema_params = jax.tree.map(average, ema_params, params)
+    if ema_params is not None:  # In this form a frozen parameter is its own average, without rounding.
+        ema_params = jax.tree.map(lambda average, new: average + share * (new - average), ema_params, params)
     return state.replace(
         step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state, ema_params=ema_params
     )

@@ -185,8 +185,9 @@ def _function(model: Segmenter, variables: Variables, *, preprocess: bool, argma
 
 def _prepared(model: Segmenter, images: jax.Array) -> jax.Array:
     """Preprocess images as stored."""
-    if (stored := model.preprocessing.stored_range) and len(stored) == 2:
-        images = jnp.clip((images - stored[0]) * (255.0 / (stored[1] - stored[0])), 0.0, 255.0)
+    if stored := model.preprocessing.stored_range:
+        low, high = stored
+        images = jnp.clip((images - low) * (255.0 / (high - low)), 0.0, 255.0)
     return model.preprocessing(images)
 
 

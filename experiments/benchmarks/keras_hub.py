@@ -23,6 +23,7 @@ from deeplab_jax.evaluate.protocol import Protocol
 from deeplab_jax.models.fold import fold_norm
 from deeplab_jax.models.preprocessing import IMAGENET, Preprocessing
 from deeplab_jax.models.segmenter import Segmenter, Variables
+from deeplab_jax.weights.importers.torch_names import RESNETS
 from experiments.benchmarks import compilation, memory, networks, pairs, training
 from experiments.benchmarks.children import run_child
 from experiments.benchmarks.evaluation import RandomPictures
@@ -32,12 +33,6 @@ from experiments.benchmarks.timing import race, summarize
 
 PACKAGES = ("keras", "keras_hub")
 MIOU = 1e-4  # The classes of a few pixels may differ, where two logits are nearly equal.
-UNITS = {
-    "resnet18": ((2, 2, 2, 2), "basic_block"),
-    "resnet34": ((3, 4, 6, 3), "basic_block"),
-    "resnet50": ((3, 4, 6, 3), "bottleneck_block"),
-    "resnet101": ((3, 4, 23, 3), "bottleneck_block"),
-}
 
 
 def measure(session: Session) -> None:
@@ -86,21 +81,21 @@ def build(
     rates: Sequence[int] = (6, 12, 18),
     preprocessor: Any = None,
 ) -> Any:
-    """Return KerasHub's segmenter on a ResNet of `UNITS`, for images of `size` (height, width).
+    """Return KerasHub's segmenter on a ResNet of `RESNETS`, for images of `size` (height, width).
 
     The stage below the pyramid has the output stride `2 ** stage`. The published preset has 5; with 4, KerasHub leaves
     out a stage. `low` is the stage of the low-level features. `rates` are the pyramid's, at this output stride.
     """
     import keras_hub
 
-    (units, kind), shape = UNITS[encoder], (*size, 3)
+    (units, bottleneck), shape = RESNETS[encoder], (*size, 3)
     image_encoder = keras_hub.models.ResNetBackbone(
         input_conv_filters=[64],
         input_conv_kernel_sizes=[7],
         stackwise_num_filters=[64, 128, 256, 512],
         stackwise_num_blocks=list(units),
         stackwise_num_strides=[1, 2, 2, 2],
-        block_type=kind,
+        block_type="bottleneck_block" if bottleneck else "basic_block",
         image_shape=shape,
     )
     backbone = keras_hub.models.DeepLabV3Backbone(

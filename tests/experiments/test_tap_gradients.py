@@ -9,12 +9,13 @@ import optax
 import pytest
 
 from deeplab_jax.models.catalog import create_model
+from deeplab_jax.train.state import create_state
 from experiments import tap_gradients
 from experiments.regimes import REGIMES
 from experiments.run.resolve import Resolved, Settings, resolve
 from experiments.tables import TABLES
 from experiments.tables.extra_rates import rates
-from experiments.tap_gradients import KERNEL, main, of_taps, outer_share, state_of
+from experiments.tap_gradients import KERNEL, main, of_taps, outer_share
 from tests.support.tiny import MadeUp, tiny_models
 from tests.support.traces import make_variables
 
@@ -48,7 +49,9 @@ def networks():
     def made(rate):
         rates = (rate // 2,)  # They double at output stride 8.
         model = create_model("deeplabv3_tiny", num_classes=4, output_stride=8, aspp_channels=4, aspp_rates=rates)
-        return state_of(make_variables(model, 1, 33, 33, 3)), model
+        variables = make_variables(model, 1, 33, 33, 3)
+        how = {"model": model, "optimizer": optax.identity(), "size": (33, 33), "ema": False}
+        return create_state(jax.random.key(0), **how, variables=variables), model
 
     with tiny_models():
         yield {rate: made(rate) for rate in (2, 4, 6)}, batch

@@ -12,9 +12,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jax.test_util import check_grads
 
 from deeplab_jax.evaluate.boundary import boundary_distance
-from deeplab_jax.ops.loss_boundary import near_boundary
 from deeplab_jax.ops.loss_lovasz import jaccard_weights
-from deeplab_jax.ops.losses import LOSSES, Loss, mean_loss, pixel_losses, weighted_sum
+from deeplab_jax.ops.losses import LOSSES, Loss, mean_loss, near_boundary, pixel_losses, weighted_sum
 from deeplab_jax.ops.resize import resize_bilinear
 from tests.support.params import first_fast
 

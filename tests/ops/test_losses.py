@@ -13,7 +13,6 @@ from jax.test_util import check_grads
 
 from deeplab_jax.ops.losses import (
     LOSSES,
-    cross_entropy,
     mean_loss,
     pixelwise,
     sum_hardest,
@@ -21,10 +20,11 @@ from deeplab_jax.ops.losses import (
     valid_pixels,
 )
 from deeplab_jax.ops.resize import resize_bilinear
+from tests.support.losses import cross_entropy
 from tests.support.params import first_fast
 
 # One program for each shape compiles faster than its operations one by one.
-jit_cross_entropy = jax.jit(cross_entropy, static_argnames=("ignore_label", "top_k"))
+jit_cross_entropy = jax.jit(cross_entropy, static_argnames="top_k")
 LN2, LN3, LN4 = np.log(2), np.log(3), np.log(4)
 # Softmax (1/4, 3/4) at every pixel: label 0 costs ln 4, label 1 costs ln 4/3.
 LOGITS = jnp.broadcast_to(jnp.asarray([0.0, LN3], jnp.float32), (4, 2))
@@ -57,16 +57,13 @@ def with_border(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Ar
         ({"top_k": 1.0}, 2 * LN4 + (LN4 - LN3), 3),
         # The weighted losses are ranked: ln 4 / 10 < ln 4/3.
         ({"top_k": 0.3, "class_weights": jnp.asarray([0.1, 1.0])}, LN4 - LN3, 1),
-        ({"ignore_label": 0}, LN4 - LN3, 1),
     ],
 )
 def test_by_hand(jit: bool, options: dict[str, Any], total: float, count: int) -> None:
-    labels = jnp.asarray([0, 1, 0, 0]) if options.get("ignore_label") == 0 else LABELS
-
     def loss(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
         return cross_entropy(logits, labels, **options)
 
-    found, pixels = (jax.jit(loss) if jit else loss)(LOGITS, labels)
+    found, pixels = (jax.jit(loss) if jit else loss)(LOGITS, LABELS)
     assert found.dtype == pixels.dtype == jnp.float32
     assert float(found) == pytest.approx(total, rel=1e-6)
     assert float(pixels) == count
@@ -74,7 +71,6 @@ def test_by_hand(jit: bool, options: dict[str, Any], total: float, count: int) -
 
 def test_valid_pixels() -> None:
     assert valid_pixels(LABELS).tolist() == [True, True, False, True]
-    assert valid_pixels(LABELS, ignore_label=0).tolist() == [False, True, True, False]
 
 
 @pytest.mark.parametrize("dtype", [jnp.uint8, jnp.int32])

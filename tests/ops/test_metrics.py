@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from deeplab_jax.ops import metrics
 
-confusion_matrix = jax.jit(metrics.confusion_matrix, static_argnames=("num_classes", "ignore_label"))
+confusion_matrix = jax.jit(metrics.confusion_matrix, static_argnames="num_classes")
 CONFUSION = np.asarray([[3, 1], [2, 4]])
 
 
@@ -74,11 +74,6 @@ def test_equals_a_second_implementation(num_classes: int, dtype: type, seed: int
         np.testing.assert_equal(metrics.accuracy_per_class(found)[c], hit / of_class if of_class else np.nan)
     if known.any():
         assert metrics.pixel_accuracy(found) == np.mean(labels[known] == predictions[known])
-
-
-def test_an_ignore_label_among_the_classes_is_not_counted() -> None:
-    found = confusion_matrix(jnp.asarray([0, 1, 2]), jnp.asarray([1, 1, 2]), num_classes=3, ignore_label=0)
-    assert found.tolist() == [[0, 0, 0], [0, 1, 0], [0, 0, 1]]
 
 
 def test_negative_labels_are_not_counted() -> None:

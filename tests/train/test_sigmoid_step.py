@@ -11,9 +11,9 @@ import pytest
 
 from deeplab_jax.models.catalog import create_model
 from deeplab_jax.models.segmenter import Segmenter
-from deeplab_jax.ops.losses import cross_entropy
 from deeplab_jax.train.sharding import make_mesh, place_batch, replicated
 from deeplab_jax.train.state import TrainState
+from tests.support.losses import cross_entropy
 from tests.support.params import first_fast
 from tests.support.steps import optimizer_of, step_of
 from tests.support.tiny import make_variables, tiny_models

@@ -11,11 +11,12 @@ import optax
 import pytest
 
 from deeplab_jax.models.catalog import create_model
-from deeplab_jax.ops.losses import LOSSES, cross_entropy, mean_loss
+from deeplab_jax.ops.losses import LOSSES, mean_loss
 from deeplab_jax.ops.resize import resize_labels
 from deeplab_jax.train.state import TrainState, create_state
 from deeplab_jax.train.step import share_of_newest
 from experiments.benchmarks.remat import kept_mib
+from tests.support.losses import cross_entropy
 from tests.support.params import first_fast
 from tests.support.steps import optimizer_of, step_of
 from tests.support.tiny import tiny_model, tiny_models

@@ -5,7 +5,7 @@ import jax
 
 from deeplab_jax.models.contexts.aspp import rates_at
 from deeplab_jax.models.contexts.fully_connected import RATES_OUTPUT_STRIDE, FullyConnected
-from deeplab_jax.models.layers import SMALL_NORMAL, Conv, Features, LayerSettings, check_positive
+from deeplab_jax.models.layers import Features, LayerSettings, check_positive, classifier
 
 
 class SummedPyramid(nn.Module):
@@ -49,13 +49,11 @@ class SummedPyramid(nn.Module):
                 branch, kernel_size = x, 3
                 (own_rate,) = rates_at((rate,), output_stride, stated_at=RATES_OUTPUT_STRIDE)
             logits.append(
-                Conv(
+                classifier(
                     self.num_classes,
                     kernel_size,
                     rate=own_rate,
-                    use_bias=True,
                     settings=self.settings,
-                    kernel_init=SMALL_NORMAL,
                     name=f"classifier_branch{index + 1}",
                 )(branch)
             )

@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from deeplab_jax.models.layers import (
-    SMALL_NORMAL,
     CheckedModule,
     Conv,
     ConvNorm,
     Dropout,
     Features,
     LayerSettings,
+    classifier,
     parameter,
 )
 from deeplab_jax.ops.transposed import conv_transpose2d
@@ -101,9 +101,7 @@ class FCNSkips(nn.Module):
 
     def _classify(self, name: str, x: jax.Array) -> jax.Array:
         # The original starts from zero. Then no gradient would reach the layers before it in the first step.
-        return Conv(
-            self.num_classes, use_bias=True, settings=self.settings, kernel_init=SMALL_NORMAL, name=f"classifier_{name}"
-        )(x)
+        return classifier(self.num_classes, settings=self.settings, name=f"classifier_{name}")(x)
 
     def _upsample(self, logits: jax.Array, factor: int, target: jax.Array, name: str) -> jax.Array:
         shape = (2 * factor, 2 * factor, self.num_classes, self.num_classes)

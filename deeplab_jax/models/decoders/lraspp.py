@@ -3,7 +3,7 @@
 import flax.linen as nn
 import jax
 
-from deeplab_jax.models.layers import SMALL_NORMAL, Conv, ConvNorm, Features, LayerSettings
+from deeplab_jax.models.layers import Conv, ConvNorm, Features, LayerSettings, classifier
 from deeplab_jax.ops.pooling import global_average_pool
 from deeplab_jax.ops.resize import resize_bilinear
 
@@ -34,9 +34,8 @@ class LiteRASPP(nn.Module):
         gate = jax.nn.sigmoid(Conv(self.context_channels, settings=s, name="gate")(global_average_pool(x)))
         reduced = gate * ConvNorm(self.context_channels, settings=s, name="reduction")(x, train=train)
         high = resize_bilinear(reduced, low.shape[1:3], align_corners=s.align_corners)
-        return self._classify("low", low) + self._classify("high", high)
-
-    def _classify(self, name: str, x: jax.Array) -> jax.Array:
-        return Conv(
-            self.num_classes, use_bias=True, settings=self.settings, kernel_init=SMALL_NORMAL, name=f"classifier_{name}"
-        )(x)
+        logits = [
+            classifier(self.num_classes, settings=s, name=f"classifier_{name}")(x)
+            for name, x in (("low", low), ("high", high))
+        ]
+        return logits[0] + logits[1]
