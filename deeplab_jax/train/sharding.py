@@ -45,8 +45,12 @@ def make_mesh(devices: int = 0, space: int = 1, *, among: Sequence[Any] = ()) ->
             f"config.train.space={space}: an image is split over devices of one process; choose from "
             f"{', '.join(map(str, fitting))}"
         )
-    shape, axes = (count // space, space), (DATA, SPACE)
-    return jax.make_mesh(shape, axes, axis_types=(AxisType.Auto, AxisType.Auto), devices=found[:count])
+    shape, axes, types = (count // space, space), (DATA, SPACE), (AxisType.Auto, AxisType.Auto)
+    if space == 1:
+        return jax.make_mesh(shape, axes, axis_types=types, devices=found[:count])
+    # `jax.make_mesh` would let an image lie on devices of two processes, or find no place for such a mesh.
+    by_process = sorted(found[:count], key=lambda device: (device.process_index, device.id))
+    return Mesh(np.asarray(by_process).reshape(shape), axes, axis_types=types)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

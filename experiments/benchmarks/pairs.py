@@ -69,7 +69,7 @@ def against_peer(session: Session, ours: Contestant, peer: Callable[[str, bool],
     if peer is None:
         return summarize(race(contestants, rounds=session.repeats))
     eager = {f"eager {memory}": peer(memory, False) for memory in peers.FORMATS}
-    if not session.quick:  # torch.compile takes a minute.
+    if session.compiled_peers:
         heat = race(eager, rounds=HEAT_ROUNDS)
         better = min(heat.seconds, key=lambda name: statistics(heat.seconds[name])["median"], default=None)
         if better:

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import gc
 import importlib
 import importlib.util
 import sys
@@ -204,8 +205,11 @@ def without_dropout(peer: Any) -> Any:
 
 
 def forget_compiled() -> None:
-    """Drop what `torch.compile` keeps."""
+    """Drop what `torch.compile` keeps, and the memory of a GPU that nothing uses."""
     torch()._dynamo.reset()
+    if torch().cuda.is_available():
+        gc.collect()
+        torch().cuda.empty_cache()
 
 
 def _format(memory: str) -> Any:

@@ -300,7 +300,24 @@ def _profile(rows: Mapping[str, Any]) -> Lines:
         yield f"where time goes, {name}", f"{row['images_per_second']:.1f} images/s: {shares}"
 
 
+def _headline(rows: Mapping[str, Any]) -> Lines:
+    for name, row in rows.items():
+        peak = row["device_peak_mib"]
+        yield (
+            f"training step, {name}",
+            _milliseconds(row["times"]["ours"]) + " ms" + (f", {peak:.0f} MiB" if peak else ""),
+        )
+
+
+def _camvid(rows: Mapping[str, Any]) -> Lines:
+    for row in rows.values():
+        minutes = (row["training_seconds"] + row["evaluation_seconds"]) / 60
+        yield "configs/camvid.py", f"mIoU {row['miou']:.2f} after {row['step']} steps, {minutes:.1f} minutes"
+
+
 DESCRIPTIONS: dict[str, Callable[[Mapping[str, Any]], Lines]] = {
+    "headline": _headline,
+    "camvid": _camvid,
     "limits": _limits,
     "keras_hub": _keras_hub,
     "lowerings": _lowerings,

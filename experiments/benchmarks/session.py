@@ -29,6 +29,7 @@ class Session:
       file: file of the results, JSON.
       repeats: rounds of each race.
       quick: tiny sizes and networks, to test that everything works.
+      compiled_peers: whether PyTorch also runs by `torch.compile`, which takes a minute for each network.
       only: text in the names of the rows to measure; other rows stay as the file has them.
       failures: "part: row" of rows that failed in this session.
 
@@ -36,7 +37,17 @@ class Session:
       UserError: the file cannot be read, or holds results of another machine, other versions or another `quick`.
     """
 
-    def __init__(self, file: Path, *, repeats: int, quick: bool, again: bool = False, only: str = "") -> None:
+    def __init__(
+        self,
+        file: Path,
+        *,
+        repeats: int,
+        quick: bool,
+        again: bool = False,
+        only: str = "",
+        compiled_peers: bool = True,
+    ) -> None:
+        self.compiled_peers = compiled_peers and not quick
         self.file, self.repeats, self.quick, self.only, self._again = file, repeats, quick, only, again
         self.failures: list[str] = []
         self.platform = machine.platform()

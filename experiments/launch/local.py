@@ -1,6 +1,9 @@
 """Start several processes of one job on this machine, to test a job for a cluster or to use one process for each GPU.
 
     python -m experiments.launch.local --processes 2 --devices 2 -- train --config configs/scenes.py --workdir runs/two
+    python -m experiments.launch.local --processes 4 --gpus -- train --config configs/voc.py --workdir runs/voc
+
+With `--gpus`, process 0 has the first GPU, process 1 the second, and so on.
 
 Every line of output gets the number of its process. When one process ends badly, the others get a few seconds to
 notice it, and are then killed. The launcher passes Ctrl-C and SIGTERM on to all of them. If it is killed itself, they
@@ -30,7 +33,7 @@ GRACE = 20.0  # seconds for the others to notice that one is gone; longer than t
 class Job:
     """The processes of one command."""
 
-    def __init__(self, words: Sequence[str], *, processes: int, devices: int) -> None:
+    def __init__(self, words: Sequence[str], *, processes: int, devices: int, gpus: bool = False) -> None:
         address = f"127.0.0.1:{free_port()}"
         environment = dict(os.environ)
         if devices:
@@ -44,7 +47,7 @@ class Job:
                 stderr=subprocess.PIPE,
                 text=True,
                 errors="replace",
-                env=environment,
+                env=environment | ({"JAX_LOCAL_DEVICE_IDS": str(index)} if gpus else {}),
                 start_new_session=True,  # Ctrl-C reaches them once, through this process.
             )
             self.processes.append(process)
@@ -111,7 +114,7 @@ def pass_on(source: IO[str], target: IO[str], prefix: str) -> None:
             target.flush()
 
 
-def run(words: Sequence[str], *, processes: int, devices: int, restarts: int) -> int:
+def run(words: Sequence[str], *, processes: int, devices: int, restarts: int, gpus: bool = False) -> int:
     """Start the command, start it again up to `restarts` times where it can go on, and return the exit code."""
     signals: list[int] = []  # The handler only notes them, so that none is lost between two starts or within one.
 
@@ -123,7 +126,7 @@ def run(words: Sequence[str], *, processes: int, devices: int, restarts: int) ->
     for start in range(restarts + 1):
         if signals:
             return PREEMPTED if signal.SIGTERM in signals else INTERRUPTED
-        job = Job(words, processes=processes, devices=devices)
+        job = Job(words, processes=processes, devices=devices, gpus=gpus)
         try:
             code = job.wait(signals)
         finally:
@@ -140,6 +143,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m experiments.launch.local", description=__doc__.splitlines()[0])
     parser.add_argument("--processes", type=int, default=2, help="number of processes")
     parser.add_argument("--devices", type=int, default=0, help="CPU devices of each process; 0: those that JAX finds")
+    parser.add_argument("--gpus", action="store_true", help="give each process one GPU, in their order")
     parser.add_argument("--restarts", type=int, default=0, help="number of restarts after a loss or SIGTERM")
     parser.add_argument("words", nargs="+", metavar="-- VERB ...", help="verb and flags of python -m deeplab_jax")
     args = parser.parse_args(argv)

@@ -13,7 +13,8 @@ def start_job(command: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a", encoding="utf-8") as output:
         words = [sys.executable, *command[1:], "--tethered"]
-        return subprocess.Popen(words, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT)
+        environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **os.environ}  # Several jobs may share one GPU.
+        return subprocess.Popen(words, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT, env=environment)
 
 
 def end_with_parent() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from deeplab_jax.train.ahead import Ahead
 from experiments.benchmarks import gpu, tpu
-from experiments.benchmarks.gpu import STEPS, Timed
+from experiments.benchmarks.gpu import STEPS, Step, Timed, of, of_kernels
 
 FITS = {
     "images": 16,
@@ -71,7 +71,7 @@ def test_one_line_for_what_cannot_be(words, message, tmp_path, capsys) -> None:
 def test_no_row_of_a_gpu_starts_too_late_and_steps_choose_theirs(tmp_path, monkeypatch) -> None:
     now = [0.0]
     monkeypatch.setattr(gpu.time, "monotonic", lambda: now[0])
-    session = Timed(tmp_path / "results.json", end=10.0, quick=True)
+    session = Timed(tmp_path / "results.json", end=10.0, quick=False)
 
     def measure() -> dict[str, float]:
         now[0] += 6
@@ -80,26 +80,39 @@ def test_no_row_of_a_gpu_starts_too_late_and_steps_choose_theirs(tmp_path, monke
     def offered(part: str, *names: str) -> list[str]:
         return [name for name in names if session.row(part, name, {}, measure) is not None]
 
-    session.step = STEPS[1]
+    session.step = Step(gpu.training.measure, of("bfloat16"))
     assert offered("training", "a, float32", "a, bfloat16", "b, bfloat16", "c, bfloat16") == [
         "a, bfloat16",
         "b, bfloat16",
     ]
     assert session.left_out == ["training: c, bfloat16"]
-    session.end, session.step = 100.0, STEPS[-1]
+    session.end, session.step = 100.0, Step(gpu.lowerings.measure, of_kernels)
     atrous = ("x 3x3 -> 8, rate 6, bfloat16", "x 3x3 -> 8, rate 12, stride 2, bfloat16")
-    assert offered("lowerings", "x 3x3 -> 8, rate 1, bfloat16", *atrous) == list(atrous)
-    session.step = STEPS[-2]
-    assert offered("memory", "a, float32, nchw", "a, float32, ours") == ["a, float32, ours"]
+    names = [f"training gradient: {name}" for name in atrous]
+    others = (
+        "training gradient: x 3x3 -> 8, rate 1, bfloat16",
+        f"inference forward: {atrous[0]}",
+        "training gradient: x",
+    )
+    assert offered("lowerings", *others, *names) == names
+    session.step = STEPS[0]
+    network = gpu.networks.RESNET101_PLUS.name
+    lowered = [f"{network}, 16x513x513, lowering {how}, bfloat16" for how in ("auto", "taps")]
+    assert offered("headline", *lowered, f"{network}, 16x513x513, lowering auto, float32") == lowered[:1]
+
+
+def test_without_a_gpu_nothing_is_measured(tmp_path, capsys) -> None:
+    assert gpu.main(["--out", str(tmp_path)]) == 2
+    assert "JAX has found no GPU: install '.[cuda]', or give --quick" in capsys.readouterr().err
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_script_for_a_gpu_runs_on_a_cpu(tmp_path) -> None:
     """Tiny sizes; a second run keeps all rows."""
-    assert gpu.main(["--out", str(tmp_path), "--quick", "--minutes", "12"]) == 0
+    assert gpu.main(["--out", str(tmp_path), "--quick", "--minutes", "8"]) == 0
     parts = json.loads((tmp_path / "results.json").read_text())["parts"]
-    assert {"headline", "training", "inference", "memory"} <= set(parts)
+    assert {"headline", "training", "inference", "lowerings", "limits"} <= set(parts)
     assert all("error" not in row for rows in parts.values() for row in rows.values())
     assert any(name.endswith("bfloat16") for name in parts["headline"])
     assert gpu.main(["--out", str(tmp_path), "--quick", "--minutes", "0"]) == 0

@@ -75,7 +75,7 @@ exit $highest
 def test_the_sbatch_script_requeues_what_can_go_on(repo_root, tmp_path, codes, code, requeued, restarts) -> None:
     write_program(tmp_path / "bin" / "srun", SRUN)
     write_program(tmp_path / "bin" / "scontrol", f"echo $@ > {tmp_path}/asked")
-    write_program(tmp_path / ".venv" / "bin" / "python", "exit $CODE")
+    write_program(tmp_path / ".venv-cuda" / "bin" / "python", "exit $CODE")
     environment = {
         "PATH": f"{tmp_path}/bin:{os.environ['PATH']}",
         "SLURM_SUBMIT_DIR": str(tmp_path),
@@ -97,7 +97,7 @@ def test_the_shell_around_a_task_of_slurm_leaves_it_time_to_save(repo_root, tmp_
         "import signal, sys, time; signal.signal(15, lambda *_: (time.sleep(1), sys.exit(75))); "
         'open("ready", "w").close(); time.sleep(30)'
     )
-    write_program(tmp_path / ".venv" / "bin" / "python", f"exec {sys.executable} -c '{program}'")
+    write_program(tmp_path / ".venv-cuda" / "bin" / "python", f"exec {sys.executable} -c '{program}'")
     environment = {
         "PATH": f"{tmp_path}/bin:{os.environ['PATH']}",
         "SLURM_SUBMIT_DIR": str(tmp_path),

@@ -16,6 +16,7 @@ from deeplab_jax.train.ahead import Ahead, bisect, count_classes
 from deeplab_jax.train.batches import abstract_batch
 from deeplab_jax.train.from_config import build_mesh
 from deeplab_jax.train.program import lower_training
+from deeplab_jax.train.sharding import make_mesh
 from tests.support.tiny import tiny_config, tiny_models
 
 CPU = Target("cpu")
@@ -167,3 +168,11 @@ def test_a_step_for_four_chips_is_what_the_papers_ask_for() -> None:
     assert sums and {summed_over(one.line) for one in sums} == {4}
     assert sum(cycles for _, cycles in sum_cycles(text, text.kind).items()) > 0
     assert jax.default_backend() != "tpu"
+
+
+@pytest.mark.parametrize(("target", "space"), [("v6e:4x4", 2), ("v6e:4x4", 4), ("v5e:4x4", 4), ("v4:4x4x4", 2)])
+def test_the_rows_of_an_image_stay_on_chips_of_one_process(target: str, space: int) -> None:
+    pytest.importorskip("libtpu", reason="libtpu compiles for TPUs: pip install 'deeplab_jax[tpu-compile]'")
+    mesh = make_mesh(space=space, among=devices_of(parse_target(target)))
+    assert mesh.shape == {"data": mesh.size // space, "space": space}
+    assert all(len({chip.process_index for chip in of_image}) == 1 for of_image in mesh.devices)
