@@ -236,3 +236,12 @@ PET = LabelSet(
     value_map=((1, 1), (2, 0), (3, IGNORE_LABEL)),
 )
 """Oxford-IIIT Pet trimaps: 1 pet, 2 background, 3 the border, which is ignored."""
+PUBLISHED_SETS: dict[str, LabelSet] = {
+    "ade20k": ADE20K,
+    "camvid": CAMVID,
+    "cityscapes": CITYSCAPES,
+    "coco": VOC,
+    "pet": PET,
+    "voc": VOC,
+}
+"""The data sets that others know by name, with their classes; COCO has those of VOC."""

@@ -25,9 +25,9 @@ from deeplab_jax.tasks import evaluation
 from deeplab_jax.tasks.arguments import config_of
 from deeplab_jax.train.from_config import build_model, model_for
 from deeplab_jax.train.given import Given, recorded
+from deeplab_jax.train.record import METRICS_FILE
 from deeplab_jax.train.replay import replay
 from deeplab_jax.train.signals import Interrupted
-from deeplab_jax.train.writers import METRICS_FILE
 from deeplab_jax.weights.folder import CHECKPOINTS
 from tests.support.tiny import (
     MadeUp,

@@ -58,12 +58,6 @@ class Instruction:
         return int(found[1]) if found else 0
 
     @property
-    def dtype(self) -> str:
-        """Dtype of the first array of its result, as XLA spells it."""
-        found = _ARRAY.search(self.type)
-        return found[1] if found else ""
-
-    @property
     def called(self) -> list[str]:
         """Names of the computations that it runs, except those of a loop."""
         branches = _BRANCHES.search(self.line)
@@ -148,14 +142,6 @@ class ProgramText:
         """Return the Python files that led to an instruction."""
         frame = _FRAME.search(one.line)
         return self.files.get(frame[1], frozenset()) if frame else frozenset()
-
-    def convolutions(self) -> Iterator[tuple[Instruction, tuple[str, ...]]]:
-        """Yield each convolution of the program, fused or not, with the dtypes of its two operands."""
-        for instructions in self.computations.values():
-            types = {one.name: one.dtype for one in instructions}
-            for one in instructions:
-                if one.opcode == "convolution":
-                    yield one, tuple(types[name] for name in one.operands)
 
 
 KINDS: Mapping[str, Callable[[ProgramText, Instruction], bool]] = {

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from deeplab_jax.data.source import Example, Source
+from deeplab_jax.data.source import OF_SOURCES, Example, Source
 from deeplab_jax.errors import UserError
 from deeplab_jax.extensions import own_errors
 from deeplab_jax.labels import LabelSet
@@ -31,7 +31,7 @@ class OwnSource:
 
     def __post_init__(self) -> None:
         where = f"{self.module}: SOURCES[{self.called!r}]"
-        for needed in ("name", "labels", "describe", "__len__", "__getitem__"):
+        for needed in OF_SOURCES:
             if not hasattr(self.source, needed):
                 raise UserError(f"{where}: it opens a {type(self.source).__name__} without {needed}; add it")
         if not isinstance(self.source.labels, LabelSet):

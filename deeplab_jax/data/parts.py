@@ -1,13 +1,13 @@
 """Which files of a folder belong to a split: folders of the splits, lists, or a share held out for validation."""
 
 import dataclasses
+import glob
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from deeplab_jax.data.globs import is_glob, match_glob
 from deeplab_jax.data.holdout import check_fraction
 from deeplab_jax.data.layouts import Files, collect, find_layout, find_list
-from deeplab_jax.data.source import IMAGE_SUFFIXES, walk_files
+from deeplab_jax.data.source import IMAGE_SUFFIXES, normal_name, walk_files
 from deeplab_jax.errors import UserError, did_you_mean
 
 IMAGES, MASKS = "images", "masks"
@@ -137,3 +137,41 @@ def _named(root: Path, images: str, masks: str) -> Files:
             f"{', '.join(IMAGE_SUFFIXES)} count)"
         )
     return files
+
+
+# Folders and globs that an option names.
+
+
+def is_glob(root: Path, pattern: str) -> bool:
+    """Return whether a pattern is a glob, and not the name of a folder that has such characters."""
+    return glob.has_magic(pattern) and not (root / pattern).is_dir()
+
+
+def match_glob(root: Path, pattern: str, *, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> dict[str, Path]:
+    """Return name -> file of the files that match a glob, or lie in a folder.
+
+    If the last part of the glob has one `*` and an end after it, the part that `*` matches is the name; otherwise the
+    name is the stem.
+
+    Raises:
+      UserError: two files have one name.
+    """
+    if not is_glob(root, pattern):
+        pattern = f"{glob.escape(pattern)}/*"
+    absolute = PurePosixPath(pattern).is_absolute()
+    base, relative = (Path("/"), pattern.lstrip("/")) if absolute else (root, pattern)
+    last = PurePosixPath(pattern).name
+    before, star, after = last.partition("*")
+    has_one_star = star and not set(after) & set("*?[") and not set(before) & set("?[")
+    found: dict[str, Path] = {}
+    for path in sorted(base.glob(relative)):
+        if path.name.startswith(".") or path.suffix.lower() not in suffixes or not path.is_file():
+            continue
+        name = path.name[len(before) : len(path.name) - len(after)] if has_one_star and after else path.stem
+        name = normal_name(name)
+        if name in found:
+            raise UserError(
+                f"{path}: also called '{name}', like {found[name]}; rename one, or narrow the glob '{pattern}'"
+            )
+        found[name] = path
+    return found

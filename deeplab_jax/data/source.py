@@ -31,6 +31,10 @@ class Example(TypedDict):
     name: str
 
 
+OF_SOURCES = ("name", "labels", "describe", "__len__", "__getitem__")
+"""What a source has."""
+
+
 class Source(Protocol):
     """Random access to the examples of one split. Sources can be pickled and read from many threads."""
 

@@ -20,7 +20,7 @@ from deeplab_jax.evaluate.page import PAGE, Page, make_folder
 from deeplab_jax.evaluate.pictures import drawable, overlay
 from deeplab_jax.evaluate.reading import shown_fewer
 from deeplab_jax.files import write_whole
-from deeplab_jax.labels import ADE20K, CAMVID, CITYSCAPES, MAX_CLASSES, PET, VOC, LabelSet, colormap, to_stored
+from deeplab_jax.labels import MAX_CLASSES, PUBLISHED_SETS, LabelSet, colormap, to_stored
 from deeplab_jax.models.segmenter import Segmenter
 
 KINDS = ("npy", "png")
@@ -214,7 +214,7 @@ def label_set(info: Mapping[str, Any], model: Segmenter, *, dataset_ids: bool = 
     palette = tuple((red, green, blue) for red, green, blue in colours)
     value_map = None
     if dataset_ids:
-        known = [each for each in (VOC, CITYSCAPES, ADE20K, CAMVID, PET) if each.names == names]
+        known = [each for each in PUBLISHED_SETS.values() if each.names == names]
         if "value_map" in info:
             pairs = info["value_map"]
             value_map = None if pairs is None else tuple((stored, class_id) for stored, class_id in pairs)

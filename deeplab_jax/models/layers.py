@@ -341,8 +341,15 @@ class SeparableConvNorm(nn.Module):
 
 
 def spatial_conv(
-    features: int, kernel_size: int, *, rate: int = 1, separable: bool, settings: LayerSettings, name: str
+    features: int,
+    kernel_size: int,
+    *,
+    rate: int = 1,
+    separable: bool,
+    settings: LayerSettings,
+    name: str,
+    form: type[SeparableConvNorm] = SeparableConvNorm,
 ) -> nn.Module:
-    """Return a `ConvNorm`, or its separable form if the layer is separable and its kernel larger than 1x1."""
-    kind = SeparableConvNorm if separable and kernel_size > 1 else ConvNorm
+    """Return a `ConvNorm`, or its separable `form` if the layer is separable and its kernel larger than 1x1."""
+    kind = form if separable and kernel_size > 1 else ConvNorm
     return kind(features, kernel_size, rate=rate, settings=settings, name=name)

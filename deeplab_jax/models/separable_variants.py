@@ -1,9 +1,8 @@
 """Separable convolutions as segmentation_models_pytorch and VainF's Xception have them."""
 
-import flax.linen as nn
 import jax
 
-from deeplab_jax.models.layers import Conv, LayerSettings, SeparableConvNorm, spatial_conv
+from deeplab_jax.models.layers import Conv, SeparableConvNorm
 
 
 class BareSeparableConvNorm(SeparableConvNorm):
@@ -22,19 +21,3 @@ class BareSeparableConvNorm(SeparableConvNorm):
             settings=self.settings,
             name="depthwise",
         )(x)
-
-
-def spatial_conv_variant(
-    features: int,
-    kernel_size: int,
-    *,
-    rate: int = 1,
-    separable: bool,
-    depthwise_norm: bool,
-    settings: LayerSettings,
-    name: str,
-) -> nn.Module:
-    """Return what `spatial_conv` does; without `depthwise_norm`, nothing follows the depthwise convolution."""
-    if separable and kernel_size > 1 and not depthwise_norm:
-        return BareSeparableConvNorm(features, kernel_size, rate=rate, settings=settings, name=name)
-    return spatial_conv(features, kernel_size, rate=rate, separable=separable, settings=settings, name=name)

@@ -61,8 +61,7 @@ def train(
     from deeplab_jax.train import loop
     from deeplab_jax.train.allocator import keep_freed_memory
     from deeplab_jax.train.given import Given
-    from deeplab_jax.train.patience import last_evaluation
-    from deeplab_jax.train.writers import METRICS_FILE
+    from deeplab_jax.train.record import METRICS_FILE, last_evaluation
 
     keep_freed_memory()  # Before the next line starts JAX's threads.
     with together():

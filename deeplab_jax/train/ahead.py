@@ -21,7 +21,7 @@ from deeplab_jax.data.sets.multilabel import MULTILABEL
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate.protocol import Size
 from deeplab_jax.files import read_json, write_json
-from deeplab_jax.labels import ADE20K, CAMVID, CITYSCAPES, PET, VOC
+from deeplab_jax.labels import PUBLISHED_SETS
 from deeplab_jax.models.catalog import describe
 from deeplab_jax.train.from_config import build_model, open_split
 from deeplab_jax.train.program import Lowered, lower_evaluation, lower_prediction, lower_training
@@ -30,7 +30,6 @@ FORMAT = 1  # of a stored report; a change of what it holds makes another one
 MOST_IMAGES = 4096
 Report = dict[str, Any]
 Watch = Callable[[str], AbstractContextManager[Any]]
-KNOWN = {"ade20k": ADE20K, "camvid": CAMVID, "cityscapes": CITYSCAPES, "coco": VOC, "pet": PET, "voc": VOC}
 
 
 @dataclass(frozen=True)
@@ -219,7 +218,7 @@ def count_classes(config: ConfigDict) -> int:
     options = config.data.options.to_dict()
     if names := options.get("class_names"):
         return len(names)
-    known = KNOWN.get(config.data.name) if not options and not config.data.dir else None
+    known = PUBLISHED_SETS.get(config.data.name) if not options and not config.data.dir else None
     return (known or open_split(config, config.data.train_split).labels).num_classes
 
 

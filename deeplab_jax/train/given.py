@@ -7,7 +7,7 @@ from typing import Any
 import optax
 from ml_collections import ConfigDict
 
-from deeplab_jax.data.source import Source
+from deeplab_jax.data.source import OF_SOURCES, Source
 from deeplab_jax.distributed import is_first, largest, together
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.catalog import described
@@ -20,7 +20,6 @@ from deeplab_jax.train.signals import Stop
 Call = Callable[[int, Mapping[str, Any]], Any]
 ON_STEP, ON_EVALUATION = "on_step", "on_evaluation"
 PARTS = ("sources", "model", "loss", "optimizer", "schedule")
-SOURCE = ("name", "labels", "describe", "__len__", "__getitem__")
 
 
 @dataclass(frozen=True)
@@ -115,7 +114,7 @@ def _check(given: Given) -> None:
     if given.sources is not None and not (isinstance(given.sources, tuple | list) and len(given.sources) == 2):
         raise UserError("sources: give two, (those for training, those for evaluation)")
     for source in given.sources or ():
-        if lacks := [name for name in SOURCE if not hasattr(source, name)]:
+        if lacks := [name for name in OF_SOURCES if not hasattr(source, name)]:
             raise UserError(
                 f"sources: {source!r:.50} is no source, it has no {lacks[0]}; see deeplab_jax.data.source.Source"
             )

@@ -105,8 +105,7 @@ class LivePlot:
             self._shown.update(picture)
 
     def _read(self, workdir: Path) -> None:
-        from deeplab_jax.train.patience import records
-        from deeplab_jax.train.writers import METRICS_FILE
+        from deeplab_jax.train.record import METRICS_FILE, records
 
         for values in records(workdir / METRICS_FILE):
             for prefix, name, found in (("train/", "loss", self.steps), ("val/", "miou", self.evaluations)):

@@ -23,14 +23,15 @@ from deeplab_jax.models.segmenter import Segmenter
 from deeplab_jax.terminal import plain_console
 from deeplab_jax.train.faults import as_user_errors, describe_failure, recording, restore_newest, saving_first
 from deeplab_jax.train.given import NOTHING, ON_EVALUATION, ON_STEP, Calls, Given, is_own, spell_own
-from deeplab_jax.train.patience import Evaluations, read_mious
+from deeplab_jax.train.patience import Evaluations
+from deeplab_jax.train.record import METRICS_FILE, read_mious
 from deeplab_jax.train.schedules import Schedule
 from deeplab_jax.train.signals import stop_on_signals
 from deeplab_jax.train.state import TrainState
 from deeplab_jax.train.step import Metrics
 from deeplab_jax.train.trackers import check_trackers
 from deeplab_jax.train.workdir import CONFIG_FILE, lock_workdir, make_workdir, open_workdir, record_start
-from deeplab_jax.train.writers import METRICS_FILE, Clock, NoWriters, Writers, report
+from deeplab_jax.train.writers import Clock, NoWriters, Writers, report
 from deeplab_jax.weights.by_name import origin_of
 from deeplab_jax.weights.folder import CHECKPOINTS, INITIALISED, write_description
 

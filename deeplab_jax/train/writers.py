@@ -23,11 +23,10 @@ from deeplab_jax.models.segmenter import Segmenter, abstract_variables
 from deeplab_jax.train.events import EventFile
 from deeplab_jax.train.faults import recording
 from deeplab_jax.train.given import is_own
-from deeplab_jax.train.patience import records
+from deeplab_jax.train.record import METRICS_FILE, records
 from deeplab_jax.train.schedules import Schedule
 from deeplab_jax.train.trackers import Trackers
 
-METRICS_FILE = "metrics.jsonl"
 BATCH_NORM_IMAGES = 12  # The authors' advice: more than 12 images per batch to train batch norm, better 16.
 
 

@@ -9,6 +9,7 @@ import jax
 
 from deeplab_jax.errors import UserError
 from deeplab_jax.files import read_json
+from deeplab_jax.labels import PUBLISHED_SETS
 from deeplab_jax.models.catalog import describe
 from deeplab_jax.models.segmenter import Segmenter, Variables
 from deeplab_jax.terminal import percent
@@ -24,8 +25,6 @@ METRICS = (
     ("mean_accuracy", "mean_accuracy", "mean accuracy of the classes"),
 )
 PER_CLASS = ("iou", "precision", "recall")
-DATASETS = ("camvid", "voc", "cityscapes", "ade20k", "coco", "pet")
-"""The sets of this package that others know by name; a folder of somebody's own images has none."""
 OF_PROTOCOL = ("data", "split", "images")
 """Parts of the protocol that stand in the heading of the results."""
 
@@ -120,7 +119,7 @@ def _front_matter(title: str, info: Mapping[str, Any], metrics: Mapping[str, Any
         library_name=LIBRARY,
         pipeline_tag=TASK,
         tags=["semantic-segmentation", "deeplab", "jax", "flax"],
-        datasets=[info["data"]] if info.get("data") in DATASETS else None,
+        datasets=[info["data"]] if info.get("data") in PUBLISHED_SETS else None,
         metrics=[theirs for _, theirs, _ in known] or None,
         model_name=title,
         eval_results=results or None,
@@ -198,7 +197,7 @@ def _origin(info: Mapping[str, Any], licence: str) -> str:
         lines.append(f"- converted from: {_cell(source.get('kind'))}, {_cell(source.get('file'))}")
         lines += [f"- {_cell(note)}" for note in source.get("notes", ())]
     lines += [f"- its training started from weights of: {_cell(key)} {_cell(value)}" for key, value in start.items()]
-    if info.get("data") in DATASETS:
+    if info.get("data") in PUBLISHED_SETS:
         lines.append(f"- trained on: {_cell(info['data'])}")
     lines.append(f"- licence: {_cell('not stated' if licence == UNKNOWN else licence)}")
     return "## Where the weights come from\n\n" + "\n".join(lines)

@@ -1,6 +1,5 @@
 """The input pipeline alone, and how long training waits for it."""
 
-import json
 import os
 import tempfile
 import time
@@ -24,7 +23,7 @@ from deeplab_jax.data.loader import training_batches
 from deeplab_jax.data.source import PairSource
 from deeplab_jax.labels import colormap, to_class_ids
 from deeplab_jax.tasks.training import train
-from deeplab_jax.train.writers import METRICS_FILE
+from deeplab_jax.train.record import METRICS_FILE, records
 from experiments.benchmarks import machine, networks
 from experiments.benchmarks.children import run_child
 from experiments.benchmarks.session import Session
@@ -169,7 +168,7 @@ def waiting(*, folder: str, model: str, width: float, crop: int, batch: int, ste
     config.train.update({"evaluate_every": steps, "checkpoint_every": steps, "pictures": 0})
     with tempfile.TemporaryDirectory() as workdir:
         train(config, workdir, console=Console(quiet=True))
-        lines = [json.loads(line) for line in (Path(workdir) / METRICS_FILE).read_text().splitlines()]
+        lines = records(Path(workdir) / METRICS_FILE)
     reports = [line for line in lines if "train/data_wait" in line][1:]
     return {
         name: significant(np.median([line[f"train/{name}"] for line in reports]))

@@ -86,7 +86,7 @@ def summarize(result: Race, *, ours: str = "ours") -> dict[str, Any]:
     """Return a race as JSON: the times of each contestant, and the ratios of the others' times to ours.
 
     A ratio above 1 means that ours is faster. For the ratio `of_rounds`, the two times of each round are divided; it is
-    the median over the rounds. The ratio `of_medians` divides the two medians.
+    the median over the rounds.
 
     Raises:
       RuntimeError: ours failed in its first calls.
@@ -113,12 +113,8 @@ def statistics(samples: Sequence[float]) -> dict[str, Any]:
 
 
 def ratio(theirs: Sequence[float], ours: Sequence[float]) -> dict[str, float]:
-    """Return both ratios of two contestants of one race; see `summarize`."""
-    in_rounds = np.asarray(theirs) / np.asarray(ours)
-    return {
-        "of_rounds": significant(np.median(in_rounds)),
-        "of_medians": significant(np.median(np.asarray(theirs)) / np.median(np.asarray(ours))),
-    }
+    """Return the ratio of two contestants of one race; see `summarize`."""
+    return {"of_rounds": significant(np.median(np.asarray(theirs) / np.asarray(ours)))}
 
 
 def per_second(result: Mapping[str, Any], work: float) -> dict[str, float]:

@@ -20,12 +20,12 @@ from typing import NamedTuple
 
 from deeplab_jax.errors import UserError, did_you_mean
 from deeplab_jax.flags import split_config_arguments
-from deeplab_jax.train.writers import METRICS_FILE
+from deeplab_jax.train.record import METRICS_FILE, records
 from deeplab_jax.weights.folder import METRICS_FILE as RESULTS_FILE
 from experiments import ROOT, sbd
 from experiments.full_size import stand_ins
 from experiments.program import exits, parser_of
-from experiments.run.files import newest_step, read_records, state_of
+from experiments.run.files import newest_step, state_of
 from experiments.tables.networks import CITYSCAPES_SCALES, MULTI_SCALE
 
 POLL = 0.5  # seconds
@@ -122,7 +122,7 @@ def train(words: Sequence[str], workdir: Path, steps: int) -> None:
 
 def logged(workdir: Path) -> int:
     """Return the last step that the log has."""
-    return state_of(read_records(workdir / METRICS_FILE))[0]
+    return state_of(records(workdir / METRICS_FILE))[0]
 
 
 def start(*words: str) -> subprocess.Popen[bytes]:

@@ -8,6 +8,7 @@ against what the model makes of one process alone and of the measured rate of an
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -25,7 +26,9 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from deeplab_jax import distributed
+from deeplab_jax.analysis.compiled import count_collectives
 from deeplab_jax.analysis.cost import multiply_adds
+from deeplab_jax.analysis.program_text import read_program
 from deeplab_jax.config import load_config
 from deeplab_jax.errors import UserError
 from deeplab_jax.files import read_json
@@ -37,7 +40,6 @@ from deeplab_jax.train.sharding import make_mesh, own_rows, place_batch, replica
 from deeplab_jax.train.state import create_state
 from experiments.benchmarks.children import affinity
 from experiments.launch.local import free_port
-from experiments.launch.traffic import all_reduced, summed_bytes
 from experiments.output import Section, add_write, markdown_table, write_json
 from experiments.program import exits, parser_of
 
@@ -170,15 +172,20 @@ def child(address: str, processes: int, index: int, batch: int) -> dict[str, Any
         state, metrics = program(state, placed)
         return metrics
 
-    sums, summed = all_reduced(program.as_text() or "")
+    reduced = count_collectives(read_program(program.as_text() or "")).get("all-reduce", {"count": 0, "bytes": 0})
     gradient = summed_bytes(variables)
     return {
         "step": median_seconds(STEPS, run_step),
         "gradient": gradient,
-        "program": summed,
-        "sums": sums,
+        "program": reduced["bytes"],
+        "sums": reduced["count"],
         "all_reduce": {str(count): all_reduce_seconds(mesh, count) for count in (1, gradient // 4)},
     }
+
+
+def summed_bytes(variables: Any) -> int:
+    """Return the bytes that each step must sum: one gradient, and the statistics of batch norm."""
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(variables))
 
 
 def all_reduce_seconds(mesh: Any, count: int) -> float:

@@ -17,10 +17,10 @@ from deeplab_jax.evaluate.evaluator import Results, evaluate
 from deeplab_jax.evaluate.protocol import Protocol
 from deeplab_jax.models.segmenter import Segmenter, Variables
 from deeplab_jax.tasks.training import train
-from deeplab_jax.train.writers import METRICS_FILE
+from deeplab_jax.train.record import METRICS_FILE, records
 from deeplab_jax.weights.folder import load
 from experiments.notebooks.extent import Extent, extent
-from experiments.run.files import read_records, training_records
+from experiments.run.files import training_records
 
 # A backbone that ends with conv3 has a receptive field of 99 pixels, which is smaller than the pictures. The pyramid's
 # rates at output stride 8 are 4, 8, 12 and 18, on maps of 17x17 samples. With 4 most taps lie on the map, and with 18
@@ -76,7 +76,7 @@ def trained(name: str) -> tuple[Segmenter, Variables]:
     model, variables, info = load(workdir, checkpoint="newest")
     batch = config.train.batch_size
     # The median, since other programs may have slowed a part of the training. A logged 0 means "not measured".
-    speeds = (record["train/images_per_second"] for record in training_records(read_records(workdir / METRICS_FILE)))
+    speeds = (record["train/images_per_second"] for record in training_records(records(workdir / METRICS_FILE)))
     speed = median(speed for speed in speeds if speed)
     print(
         f"{name}: {config.model.name} at output stride {model.output_stride}, {info['step']} steps of {batch} pictures "

@@ -140,24 +140,6 @@ def read_trainings(folder: Path) -> dict[str, Records]:
 # The log of a training.
 
 
-def read_records(file: Path) -> Records:
-    """Return the records of a run; none where there is no file. Lines that are no records are left out, since a run
-    that was killed may leave half a line.
-    """
-    try:
-        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return []
-    return [record for line in lines if isinstance(record := _parsed(line), dict)]
-
-
-def _parsed(line: str) -> Any:
-    try:
-        return files.parse_json(line)
-    except ValueError:
-        return None
-
-
 def training_records(records: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Yield the records of training steps."""
     logged = ("step", "train/loss", "train/images_per_second")

@@ -28,7 +28,7 @@ from deeplab_jax.config import to_plain
 from deeplab_jax.errors import UserError
 from deeplab_jax.files import write_whole
 from deeplab_jax.models.catalog import from_description
-from deeplab_jax.train.writers import METRICS_FILE
+from deeplab_jax.train.record import METRICS_FILE, records
 from experiments.output import write_json
 from experiments.run.files import (
     TRAININGS,
@@ -38,7 +38,6 @@ from experiments.run.files import (
     checked,
     last_miou,
     read_json,
-    read_records,
     read_rows,
     read_trainings,
     state_of,
@@ -195,12 +194,12 @@ class Store:
             return None
         if found is None:
             return None
-        training = training_seconds(read_records(workdir / METRICS_FILE), one.resolved.config.train.batch_size)
+        training = training_seconds(records(workdir / METRICS_FILE), one.resolved.config.train.batch_size)
         seconds = {"training": training, "evaluation": found["seconds"]}
         entry = {"seed": seed, **{key: value for key, value in found.items() if key != "seconds"}, "seconds": seconds}
         if one.resolved.pretraining is not None:
             weights = self.runs / weights_name(one.resolved.pretraining)
-            entry["backbone"] = last_miou(read_records(weights / METRICS_FILE))
+            entry["backbone"] = last_miou(records(weights / METRICS_FILE))
         return entry
 
     def _multiply_adds(self, old: Content | None, first: Content) -> dict[str, int]:
@@ -229,7 +228,7 @@ class Store:
         directory.
         """
         kept = self._logs(folder)
-        found = read_records(self.runs / name / METRICS_FILE)
+        found = records(self.runs / name / METRICS_FILE)
         if state_of(found)[0] >= config.train.steps and kept.get(name) != found:
             kept[name] = found
             write_json(folder / f"{TRAININGS}.json", dict(sorted(kept.items())))

@@ -20,10 +20,10 @@ from rich.live import Live
 from rich.table import Table as Grid
 from rich.text import Text
 
-from deeplab_jax.train.writers import METRICS_FILE
+from deeplab_jax.train.record import METRICS_FILE, records
 from experiments.report.cells import cells, headings, hours
 from experiments.report.gather import TableResult
-from experiments.run.files import read_records, state_of
+from experiments.run.files import state_of
 from experiments.run.plan import Job, weights_name
 
 LINE_EVERY = 60.0  # seconds between two plain lines about one job
@@ -223,4 +223,4 @@ def results_table(result: TableResult) -> Grid:
 
 def progress(runs: Path, name: str) -> tuple[int, float | None]:
     """Return the last step that a run has logged, and its loss."""
-    return state_of(read_records(runs / name / METRICS_FILE))
+    return state_of(records(runs / name / METRICS_FILE))

@@ -121,12 +121,6 @@ def test_collectives_are_counted_once_with_the_bytes_of_their_results() -> None:
     }
 
 
-def test_convolutions_with_the_dtypes_of_their_operands() -> None:
-    fused, plain = read_program(TEXT).convolutions()
-    assert fused[1] == ("bf16", "bf16") and "rhs_dilate=6x6" in fused[0].line
-    assert plain[1] == ("bf16", "bf16") and plain[0].dtype == "f32"
-
-
 @pytest.mark.parametrize(
     ("name", "path"),
     [

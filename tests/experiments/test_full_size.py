@@ -12,10 +12,10 @@ from deeplab_jax.data.catalog import open_source
 from deeplab_jax.data.images import read_mask
 from deeplab_jax.data.sets.voc import SPLITS
 from deeplab_jax.labels import CITYSCAPES, IGNORE_LABEL, VOC
+from deeplab_jax.train.record import records
 from experiments import sbd
 from experiments.full_size import __main__ as full_size
 from experiments.full_size import stand_ins
-from experiments.run.files import read_records
 
 
 def test_the_numbers_of_images_are_the_published_ones() -> None:
@@ -145,7 +145,7 @@ def test_the_whole_protocol_with_a_thin_network(tmp_path, capfd, name, share, si
     assert "no errors, no warnings" in out and "killed at step" in out
     run = tmp_path / name / "run"
     assert len(json.loads((run / "run.json").read_text())) == 2, "it was started twice"
-    assert {record["step"] for record in read_records(run / "metrics.jsonl")} == {1, 2, 3, 4}
+    assert {record["step"] for record in records(run / "metrics.jsonl")} == {1, 2, 3, 4}
     found = json.loads((tmp_path / name / "os8_views" / "metrics.json").read_text())
     protocol = found["protocol"]
     assert (protocol["output_stride"], protocol["flip"], protocol["images"]) == (8, True, 1)

@@ -22,11 +22,12 @@ from rich.console import Console
 
 from deeplab_jax.errors import UserError
 from deeplab_jax.files import locked
+from deeplab_jax.train.record import records
 from experiments.output import write_json
 from experiments.run import __main__ as run
 from experiments.run import execute, jobs, results
 from experiments.run.execute import pretrained, work
-from experiments.run.files import read_records, state_of, training_seconds
+from experiments.run.files import state_of, training_seconds
 from experiments.run.per_image import counts_file, counts_of, read_counts, write_counts
 from experiments.run.plan import Job, evaluation_counts, evaluation_file
 from experiments.run.processes import keep_to_cores, start_job
@@ -593,7 +594,7 @@ def test_a_job_trains_once_and_evaluates_what_is_missing(job, tmp_path, capsys) 
     assert "own.json: cannot be read" in capsys.readouterr().out
     assert json.loads(evaluation_file(tmp_path / "k_seed0", "own").read_text())["miou"] == own["miou"]
     assert times(tmp_path)["flip.json"] == before["flip.json"]
-    assert training_seconds(read_records(tmp_path / "k_seed0/metrics.jsonl"), 2) > 0
+    assert training_seconds(records(tmp_path / "k_seed0/metrics.jsonl"), 2) > 0
 
 
 def test_again_sets_the_run_of_another_commit_aside(job, tmp_path) -> None:
@@ -657,9 +658,9 @@ def test_seconds_follow_from_the_throughput(tmp_path) -> None:
     lines = [{"step": step, "train/loss": 1.0, "train/images_per_second": rate} for step, rate in logged]
     text = "".join(json.dumps(line) + "\n" for line in [*lines, {"step": 6, "val/miou": 0.5}])
     file.write_text(text + '{"step": 7, "tra')
-    assert training_seconds(read_records(file), 4) == 4.0 + 2.0 + 0.5
-    assert state_of(read_records(file)) == (6, 1.0)
-    assert read_records(tmp_path / "none") == []
+    assert training_seconds(records(file), 4) == 4.0 + 2.0 + 0.5
+    assert state_of(records(file)) == (6, 1.0)
+    assert records(tmp_path / "none") == []
     assert training_seconds([], 4) == 0.0 and state_of([]) == (0, None)
 
 

@@ -28,7 +28,7 @@ from deeplab_jax.models.layers import ConvNorm, LayerSettings
 from deeplab_jax.models.preprocessing import IMAGENET
 from deeplab_jax.models.segmenter import Segmenter, Variables, abstract_variables
 from deeplab_jax.train.loop import train
-from deeplab_jax.train.writers import METRICS_FILE
+from deeplab_jax.train.record import METRICS_FILE
 from deeplab_jax.weights.folder import CHECKPOINTS
 
 TIMES = ("train/images_per_second", "train/data_wait", "val/seconds")

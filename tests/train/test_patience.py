@@ -10,9 +10,10 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.train import run as run_module
 from deeplab_jax.train import validation
 from deeplab_jax.train.loop import train
-from deeplab_jax.train.patience import Evaluations, last_evaluation, read_mious, records, with_steps
+from deeplab_jax.train.patience import Evaluations, with_steps
+from deeplab_jax.train.record import METRICS_FILE, last_evaluation, read_mious, records
 from deeplab_jax.train.workdir import CONFIG_FILE
-from deeplab_jax.train.writers import METRICS_FILE, Writers
+from deeplab_jax.train.writers import Writers
 from tests.support.tiny import read_checkpoint, read_metrics, run_training, tiny_config
 
 pytestmark = pytest.mark.usefixtures("tiny_networks")

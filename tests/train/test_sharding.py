@@ -7,6 +7,8 @@ import jax
 import numpy as np
 import pytest
 
+from deeplab_jax.analysis.compiled import count_collectives
+from deeplab_jax.analysis.program_text import read_program
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.catalog import create_model
 from deeplab_jax.models.segmenter import abstract_variables
@@ -21,7 +23,6 @@ from deeplab_jax.train.sharding import (
     state_shardings,
 )
 from deeplab_jax.train.state import TrainState, create_state
-from experiments.launch.traffic import all_reduced, summed_bytes
 from tests.support.steps import optimizer_of, step_of
 from tests.support.tiny import tiny_model, tiny_models
 
@@ -158,6 +159,9 @@ def test_all_reduced_bytes_are_those_of_the_gradient_and_of_batch_norm() -> None
     """The program may reduce a statistic twice, forwards and backwards, and the scalars of the metrics."""
     with tiny_models():
         program, variables = compile_step(make_mesh(8), name="cascade_tiny", size=(33, 33))
-    statistics = summed_bytes(variables["batch_stats"])
-    _, found = all_reduced(program.as_text())
-    assert summed_bytes(variables) <= found <= summed_bytes(variables) + statistics + 64
+    parameters, statistics = (
+        sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(variables[name]))
+        for name in ("params", "batch_stats")
+    )
+    found = count_collectives(read_program(program.as_text()))["all-reduce"]["bytes"]
+    assert parameters + statistics <= found <= parameters + 2 * statistics + 64

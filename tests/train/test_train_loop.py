@@ -18,8 +18,9 @@ from deeplab_jax.models.catalog import create_model
 from deeplab_jax.train import batches
 from deeplab_jax.train import run as run_module
 from deeplab_jax.train.batches import checked
+from deeplab_jax.train.record import METRICS_FILE
 from deeplab_jax.train.workdir import CONFIG_FILE, RUN_FILE, open_workdir, record_start
-from deeplab_jax.train.writers import METRICS_FILE, Writers
+from deeplab_jax.train.writers import Writers
 from deeplab_jax.weights.folder import CHECKPOINTS, MODEL_FILE, load
 from tests.support.tiny import (
     assert_same_arrays,

@@ -5,7 +5,8 @@ from typing import Literal
 import flax.linen as nn
 
 from deeplab_jax.models.contexts.aspp import ASPP
-from deeplab_jax.models.separable_variants import spatial_conv_variant
+from deeplab_jax.models.layers import SeparableConvNorm, spatial_conv
+from deeplab_jax.models.separable_variants import BareSeparableConvNorm
 
 
 class ASPPVariant(ASPP):
@@ -27,12 +28,12 @@ class ASPPVariant(ASPP):
     def spatial_conv(self, features: int, kernel_size: int, *, rate: int = 1, name: str) -> nn.Module:
         """Return a convolution of a branch or of the head."""
         of_branch = name.startswith("branch") and self.aspp_separable is not None
-        return spatial_conv_variant(
+        return spatial_conv(
             features,
             kernel_size,
             rate=rate,
             separable=bool(self.aspp_separable) if of_branch else self.separable,
-            depthwise_norm=self.depthwise_norm,
+            form=SeparableConvNorm if self.depthwise_norm else BareSeparableConvNorm,
             settings=self.settings,
             name=name,
         )

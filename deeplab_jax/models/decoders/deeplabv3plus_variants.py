@@ -3,7 +3,8 @@
 import flax.linen as nn
 
 from deeplab_jax.models.decoders.deeplabv3plus import DeepLabV3PlusDecoder
-from deeplab_jax.models.separable_variants import spatial_conv_variant
+from deeplab_jax.models.layers import SeparableConvNorm, spatial_conv
+from deeplab_jax.models.separable_variants import BareSeparableConvNorm
 
 
 class DeepLabV3PlusDecoderVariant(DeepLabV3PlusDecoder):
@@ -17,11 +18,11 @@ class DeepLabV3PlusDecoderVariant(DeepLabV3PlusDecoder):
 
     def spatial_conv(self, features: int, kernel_size: int, *, name: str) -> nn.Module:
         """Return one of the convolutions at a level."""
-        return spatial_conv_variant(
+        return spatial_conv(
             features,
             kernel_size,
             separable=self.separable,
-            depthwise_norm=self.depthwise_norm,
+            form=SeparableConvNorm if self.depthwise_norm else BareSeparableConvNorm,
             settings=self.settings,
             name=name,
         )
