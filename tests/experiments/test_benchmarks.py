@@ -79,7 +79,7 @@ def test_contestants_take_turns_after_warming_up() -> None:
     assert found == Race({"ours": [1, 2, 4], "b": [3, 4, 4]})
     result = summarize(found)
     assert result["times"]["ours"] == {"median": 2.0, "spread": 0.75, "seconds": [1.0, 2.0, 4.0]}
-    # In the rounds 3, 2 and 1; of the medians 4 / 2.
+    # In the rounds 3, 2 and 1.
     assert result["ratios"] == {"b": {"of_rounds": 2.0}}
 
 
