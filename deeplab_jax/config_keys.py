@@ -104,7 +104,9 @@ class Augment:
     elastic: float = key(0.0, 0, 1000)  # standard deviation of smooth displacements, in pixels; 10 as in U-Net
     elastic_grid: int = key(3, 2, 100)  # points along each side of a crop between which they are interpolated
     # Pixels before random scaling: of the shorter side, or (height, width); empty: the image's own.
-    resize: tuple[int, ...] = key((), 1, LONGEST_SIDE, most=2)
+    resize: tuple[int, ...] = key(
+        (), 1, LONGEST_SIDE, most=2, give="the shorter side, such as 512, or height and width, such as 512,1024"
+    )
     keep_ratio: bool = False  # largest size within `resize`, turned as the image is, without distortion
     cat_max_ratio: float = key(1.0, SMALLEST, 1)  # of a class in a crop, else it is drawn again; 0.75 in mmsegmentation
     brightness: float = key(0.0, 0, BELOW_1)  # factors 1 - this to 1 + this; so are the next two
@@ -136,7 +138,9 @@ class Skipping:
     """`skipped_examples`."""
 
     on_error: str = key("stop", free=True)  # if a training image cannot be read; "skip" takes the next one
-    max_skipped: float = key(0.01, 0, 1, free=True)  # share of the training images that may be skipped
+    max_skipped: float = key(
+        0.01, 0, 1, free=True, give="a share of the examples, 0 to 1"
+    )  # share of the training images that may be skipped
 
 
 @dataclass(frozen=True)

@@ -70,13 +70,6 @@ class Augmentation:
     copy_paste: float = 0.0
     copy_paste_classes: tuple[int, ...] = ()
 
-    def __post_init__(self) -> None:
-        if len(self.resize) > 2 or min(self.resize, default=1) < 1:
-            raise UserError(
-                f"config.data.augment.resize={self.resize}: give the shorter side, such as 512, or height and width, "
-                "such as 512,1024"
-            )
-
     def check(self, channels: int, dtype: np.dtype | type = np.uint8) -> None:
         """Raise a UserError if the options have no meaning for images of so many channels and this type."""
         for name in ("saturation", "hue"):

@@ -184,10 +184,8 @@ def skipped_examples(source: Source, *, on_error: str, max_skipped: float) -> Sk
     """Return what collects the examples that cannot be read, or None if the first one stops the run.
 
     Raises:
-      UserError: `on_error` is neither "stop" nor "skip", or `max_skipped` is not a share.
+      UserError: `on_error` is neither "stop" nor "skip".
     """
     if on_error not in ON_ERROR:
         raise UserError(f"config.data.on_error={on_error!r}: {did_you_mean(on_error, ON_ERROR)}")
-    if not 0 <= max_skipped <= 1:
-        raise UserError(f"config.data.max_skipped={max_skipped}: give a share of the examples, 0 to 1")
     return Skipped(source, max_skipped) if on_error == "skip" else None

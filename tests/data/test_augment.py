@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
+from deeplab_jax.config import load_config
 from deeplab_jax.data import colour, transforms, warp
 from deeplab_jax.data.augment import augment, choose_window, cut_out, resized, sample_warp
 from deeplab_jax.data.augmentation import Augmentation
@@ -446,9 +447,9 @@ def test_colours_that_images_do_not_have_are_refused(more, channels, dtype, mess
 
 
 def test_other_mistakes_are_named() -> None:
-    for resize in ((1, 2, 3), (0,), (5, -1)):
-        with pytest.raises(UserError, match=r"augment\.resize=.*such as 512,1024"):
-            Augmentation(resize=resize)
+    for resize, fix in (("(1,2,3)", "give 2"), ("(0,)", "such as 512,1024"), ("(5,-1)", "such as 512,1024")):
+        with pytest.raises(UserError, match=rf"augment\.resize.*{fix}"):
+            load_config(["--config=configs/scenes.py", f"--config.data.augment.resize={resize}"])
     image, label = positions(9, 9)
     with pytest.raises(ValueError, match="one size"):
         varied(image, label[:5], 0, Augmentation(rotation=10.0, probability=1.0))
