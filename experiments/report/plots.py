@@ -3,6 +3,7 @@
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 from statistics import mean
 from typing import Any
 
@@ -109,10 +110,15 @@ def _points(figure: Figure, result: TableResult, name: str) -> None:
 
 
 def _lines(panel: Axes, result: TableResult) -> None:
-    """Draw a curve for each row over the measures."""
+    """Draw a curve for each row over the measures. What the names of all measures begin with names the axis."""
+    names = [MEASURES[name].split() for name in result.table.measures]
+    alike = takewhile(lambda words: len(set(words)) == 1, zip(*names, strict=False))
+    shared = " ".join(words[0] for words in alike)
     for row in result.rows:
         if drawn := [(MEASURES[name], mean(values)) for name, values in row.values.items() if values]:
-            panel.plot(*zip(*drawn, strict=True), "o-", label=row.label)
+            labels, values = zip(*drawn, strict=True)
+            panel.plot([label.removeprefix(shared).strip() for label in labels], values, "o-", label=row.label)
+    panel.set_ylabel(shared)
     panel.legend(fontsize="small")
 
 
