@@ -77,7 +77,7 @@ audit: $(VENV)/.ready ## list the packages' licences, and look the packages up a
 	@$(BIN)/python .ci/vulnerabilities.py $(TOOLS)/pip-audit requirements.txt
 
 clean: ## remove the virtual environment, caches and runs of the demo
-	rm -rf .venv .venv-* .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist runs/demo-*
+	rm -rf .venv .venv-3.* .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist runs/demo-*
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
 
 $(VENV)/.packages: requirements.txt

@@ -2,7 +2,8 @@
 
     python -m deeplab_jax train --config configs/camvid.py --config.data.dir=DIR --workdir runs/camvid
     python -m deeplab_jax convert tensorflow/deeplabv3_257_mv_gpu --out models/mobilenet_v2
-    python -m deeplab_jax train --config configs/camvid.py:best --config.init=models/mobilenet_v2 --config.data.dir=DIR \\
+    python -m deeplab_jax train --config configs/camvid.py:best --config.data.dir=DIR \\
+        --config.init=models/mobilenet_v2 \\
         --workdir runs/camvid_best
 
 `DIR` holds `train/`, `trainannot/`, `val/` and `valannot/`, as in SegNet's tutorial copy of the data.

@@ -8,7 +8,8 @@
 Stage 1 trains batch norm at output stride 16: 30000 steps of 16 crops of 513, rate 0.007 (DeepLabv3, sec. 4.1). Stage 2
 freezes batch norm (statistics, scales and offsets) and trains at output stride 8 on trainval, rate 0.001, from the run
 of stage 1. Its validation images are among its training images. So its mIoU is no result, and `--checkpoint newest` is
-the one to take. Arguments: `model=` (a name), `stage=`, `debug`. The config is for accelerators. It was not measured yet.
+the one to take. Arguments: `model=` (a name), `stage=`, `debug`. The config is for accelerators. It was not measured
+yet.
 
 Protocol: whole images padded with the mean to 513x513, labels at their own resolution, single scale. The papers report
 77.21 (DeepLabv3, ResNet-101, output stride 16, Table 6) and 78.85 (DeepLabv3+ decoder, Table 2) on val.

@@ -104,7 +104,7 @@ class UnreadableCheckpoint(UserError):
 
     def __init__(self, path: Path, error: OSError) -> None:
         super().__init__(
-            f"{path}: cannot be read ({error.strerror or error}); see to the disk and its rights, start again"
+            f"{path}: cannot be read ({error.strerror or error}); see to the disk and its rights, then start again"
         )
 
 

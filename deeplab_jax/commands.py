@@ -447,11 +447,11 @@ def compile_(args: argparse.Namespace) -> int:
         write_whole(files["png"], lambda file: compiled_table.draw(report, file))
     if report["fits"]:
         return 0
-    fewer = ["fewer images with --batch"] if report["images"] > 1 else []
-    fewer += (
+    less = (
         ["--remat"] if kind == "training" and not config.train.remat else ["a smaller --predict"] * bool(args.predict)
     )
-    give = f"give {' or '.join(fewer)}" if fewer else "choose another --target"
+    less += ["fewer images with --batch"] if report["images"] > ahead.unit() else []
+    give = f"give {' or '.join(less)}" if less else "choose another --target"
     return fail(f"--target {args.target}: {report['images']} images do not fit; {give}")
 
 

@@ -254,7 +254,9 @@ class Train(Step, Objective):
 
 @dataclass(frozen=True)
 class Protocol:
-    """The protocol of an evaluation. `evaluate.protocol`, whose arguments have no config, has its limits."""
+    """The protocol of an evaluation. Its limits stand in `evaluate/protocol.py`, since a program can make one without a
+    config.
+    """
 
     mode: str = "padded"  # padded with the mean pixel, or "exact": no padding
     pad_to: tuple[tuple[int, int], ...] = ()  # sizes to pad to; empty: see `padded_size`

@@ -72,9 +72,7 @@ def test_what_does_not_fit_ends_with_one_line(capsys, monkeypatch) -> None:
     assert "does not fit: " in captured.out
     assert captured.err.splitlines()[-1] == ("deeplab-jax: --target cpu: 1 images do not fit; give a smaller --predict")
     assert run("--target", "cpu", "--num_classes", 3) == 2
-    assert capsys.readouterr().err.splitlines()[-1] == (
-        "deeplab-jax: --target cpu: 8 images do not fit; give fewer images with --batch or --remat"
-    )
+    assert capsys.readouterr().err.splitlines()[-1] == ("deeplab-jax: --target cpu: 8 images do not fit; give --remat")
 
 
 @pytest.mark.parametrize(

@@ -96,6 +96,10 @@ def tiny_training(*words):
         (["evaluate", "--model", "x" * 300, "--out", "x"], "File name too long; give a shorter name|no such folder"),
         (["predict", "--model", "gone", "--out", "x", "y" * 300], "File name too long; give a shorter name|no such"),
         (["check-data", "--config", f"{ROOT}/configs/folder.py:steps=-5"], "'steps=-5': give steps= a number of 0"),
+        (
+            ["train", "--config", SCENES, "--config.evaluate.overlap=1.0", "--workdir", "x"],
+            r"config\.evaluate\.overlap=1\.0: give a share of a window",
+        ),
         (["check-data"], "check-data: --config is missing"),
         (["check-data", "--config", SCENES, "--json", ""], "argument --json: empty: give a path"),
         (["evaluate", "--model", "runs/first", "--out", ""], "argument --out: empty: give a path"),

@@ -85,8 +85,7 @@ def evaluate(
             make_folder(Path(out))
     outputs = _outputs(out, source, split) if save_predictions else None
     if outputs is not None:
-        calls = [prediction_writer(outputs), *filter(None, [how.get("on_prediction")])]
-        how["on_prediction"] = lambda *seen: [call(*seen) for call in calls]
+        how["on_prediction"] = _both(prediction_writer(outputs), how.get("on_prediction"))
     if settings is not None:
         watch(settings.train.timeout)
     results = evaluator.evaluate(model, variables, source, protocol, split=split, **how)
@@ -99,6 +98,11 @@ def evaluate(
     if outputs is not None and outputs.page is not None:
         outputs.page.write()
     return results
+
+
+def _both(write: Any, call: Any) -> Any:
+    """Return a function that calls two with its arguments; the second may be None."""
+    return lambda *seen: [each(*seen) for each in (write, call) if each is not None]
 
 
 def _model_and_settings(

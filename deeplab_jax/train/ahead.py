@@ -81,12 +81,12 @@ class Ahead:
         config = self.config.copy_and_resolve_references()
         devices = devices_of(self.target)
         unit = self.unit()
-        if images > MOST_IMAGES:
+        if images > MOST_IMAGES and self.kind != "training":
             raise UserError(f"{images} images of a call: give at most {MOST_IMAGES}")
         if self.kind == "evaluation" and images % unit:  # A training says so itself.
             fewer = [images - images % unit] if images > unit else []
             near = " or ".join(map(str, [*fewer, images - images % unit + unit]))
-            raise UserError(f"{images} images of a call: each of {unit} devices has as many; use {near}")
+            raise UserError(f"{images} images of a call: {unit} devices take equal shares, so use {near}")
         if images and self.kind == "training":
             config.train.batch_size = images
         check(config)

@@ -223,4 +223,8 @@ def evaluate_options(config: ConfigDict, **given: Any) -> tuple[Protocol, dict[s
     """
     section = {**config.evaluate.to_dict(), **given}
     usual = min(config.train.devices, jax.local_device_count())
-    return split_section({**section, "devices": section["devices"] or usual})
+    try:
+        return split_section({**section, "devices": section["devices"] or usual})
+    except UserError as error:
+        key = str(error).partition("=")[0]  # A flag of `predict` is a key here.
+        raise UserError(f"config.evaluate.{error}" if key in section and key not in given else str(error)) from None

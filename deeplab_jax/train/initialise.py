@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 
 from deeplab_jax.distributed import together
 from deeplab_jax.errors import UserError, did_you_mean
+from deeplab_jax.models.catalog import describe, known_options
 from deeplab_jax.models.layers import Conv
 from deeplab_jax.models.segmenter import Segmenter, Variables
 from deeplab_jax.train.state import TrainState
@@ -111,7 +112,7 @@ def initial_variables(
         found = {name: value for name, value in found.items() if name not in biases} | norms
     compare(wanted, found, source=path)
     if unlike := unlike_options(source, model):
-        say(f"note: {path} was made with other settings than this network; its own: {' '.join(unlike)}")
+        say(f"note: the network of {path} has other settings, which no tensor shows: {' '.join(unlike)}")
     placed = {name: jax.device_put(found[name], value.sharding) for name, value in wanted.items()}
     say(f"initialised {len(placed)} of {len(flat)} tensors from {path} (scope {scope})")
     if copies:
@@ -124,7 +125,8 @@ def initial_variables(
 
 def unlike_options(source: Segmenter, model: Segmenter) -> list[str]:
     """Return the options, as a command line has them, with which `model` would normalise and pad as `source` does, as
-    far as it does not. No tensor shows these differences.
+    far as it does not. No tensor shows these differences. An option that the model's network does not take stands in
+    brackets.
     """
     defaults = {**_defaults(model.backbone), **_defaults(source.backbone)}  # A network without variants lacks fields.
     ours, theirs = ({**defaults, **_settings(one)} for one in (model, source))
@@ -134,7 +136,11 @@ def unlike_options(source: Segmenter, model: Segmenter) -> list[str]:
         source.preprocessing(black_and_white), model.preprocessing(black_and_white), rtol=1e-4, atol=1e-4
     ):
         unlike |= source.preprocessing.normalisation
-    return [shlex.quote(f"--config.model.options.{key}={value!r}") for key, value in unlike.items()]
+    taken = known_options(describe(model)["name"], module=describe(model).get("module", "")) if model.recipe else unlike
+    return [
+        shlex.quote(f"--config.model.options.{key}={value!r}") if key in taken else f"({key}={value!r})"
+        for key, value in unlike.items()
+    ]
 
 
 def _defaults(backbone: nn.Module) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -18,7 +18,7 @@ from deeplab_jax.config import state_val_rule, to_plain
 from deeplab_jax.data.source import Source
 from deeplab_jax.distributed import gathered, is_first, together, watch, whole
 from deeplab_jax.errors import UserError
-from deeplab_jax.files import write_json
+from deeplab_jax.files import read_json, write_json
 from deeplab_jax.models.segmenter import Segmenter
 from deeplab_jax.terminal import plain_console
 from deeplab_jax.train.faults import as_user_errors, describe_failure, recording, restore_newest, saving_first
@@ -33,7 +33,7 @@ from deeplab_jax.train.trackers import check_trackers
 from deeplab_jax.train.workdir import CONFIG_FILE, lock_workdir, make_workdir, open_workdir, record_start
 from deeplab_jax.train.writers import Clock, NoWriters, Writers, report
 from deeplab_jax.weights.by_name import origin_of
-from deeplab_jax.weights.folder import CHECKPOINTS, INITIALISED, write_description
+from deeplab_jax.weights.folder import CHECKPOINTS, INITIALISED, MODEL_FILE, write_description
 
 POSTMORTEM, BATCH_FILE = "postmortem", "batch.npz"
 
@@ -112,7 +112,8 @@ class Run:
           model, source: the model to train, and its data.
           schedule: of the learning rate, for the record.
         """
-        self.start, self.model, self.info = start, model, model_info(source, self.config.init)
+        self.start, self.model = start, model
+        self.info = model_info(source) | self._origin()
         self._schedule = jax.jit(schedule)  # One small program, not one for each of its operations.
         evaluated: list[tuple[int, float]] = []
         with together():
@@ -151,6 +152,15 @@ class Run:
             self.writers.say(f"ended by {self._call.ended_by} after step {self._done} of {self.settings.steps}")
         elif self._done < self.settings.steps:
             self.writers.say(self._evaluations.why())
+
+    def _origin(self) -> dict[str, Any]:
+        """Return the entry of `info` on the weights that the run started from, as its first start found them."""
+        if not self.config.init:
+            return {}
+        known: Any = None
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            known = read_json(self.workdir / MODEL_FILE)["info"][INITIALISED]
+        return {INITIALISED: known or origin_of(self.config.init)}
 
     def is_due(self, number: int) -> bool:
         """Whether there is an evaluation after step `number`."""
@@ -240,13 +250,12 @@ def kept_metrics(results: dict[str, Any]) -> dict[str, float]:
     return {METRIC: results["miou"] or 0.0}
 
 
-def model_info(source: Source, init: str) -> dict[str, Any]:
-    """Return the `info` of a model trained on a source, from the weights `init`, "" for random ones."""
+def model_info(source: Source) -> dict[str, Any]:
+    """Return the `info` of a model trained on a source."""
     return {
         **source.labels.info(),
         "value_map": None if source.labels.value_map is None else [list(pair) for pair in source.labels.value_map],
         "data": source.name,
-        **({INITIALISED: origin_of(init)} if init else {}),
     }
 
 

@@ -1,5 +1,6 @@
 """`load`: a model by its path, or by a name of published weights."""
 
+import os
 import shutil
 import tempfile
 from contextlib import suppress
@@ -45,7 +46,7 @@ def folder_of(path_or_name: str | Path, *, module: str = "") -> Path:
     Raises:
       UserError: a name that the table does not have, or one that cannot be fetched.
     """
-    name, path = str(path_or_name), Path(path_or_name).expanduser()
+    name, path = str(path_or_name), Path(os.path.expanduser(path_or_name))
     if path.exists():
         return path
     return converted(name, module=module) if named.is_name(name) else path
@@ -84,9 +85,10 @@ def origin_of(path_or_name: str | Path) -> dict[str, Any]:
     """Return where weights of `load` come from, for the `info` of a model that starts from them: what they are called,
     and their licence where the table or the folder has it. Nothing is fetched.
     """
-    name, path, known = str(path_or_name), Path(path_or_name), {}
-    if path.is_dir():
+    name, path, known = str(path_or_name), Path(os.path.expanduser(path_or_name)), {}
+    if name not in PUBLISHED and not name.startswith(hub.PREFIX):
         name = path.name  # The rest of the path tells others nothing.
+    if path.is_dir():
         with suppress(OSError, ValueError, KeyError, TypeError):
             info = read_json(path / folder.MODEL_FILE)["info"]
             known = dict(info.get("provenance") or info.get(folder.INITIALISED) or {})

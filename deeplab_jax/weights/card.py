@@ -196,7 +196,11 @@ def _origin(info: Mapping[str, Any], licence: str) -> str:
     if source:
         lines.append(f"- converted from: {_cell(source.get('kind'))}, {_cell(source.get('file'))}")
         lines += [f"- {_cell(note)}" for note in source.get("notes", ())]
-    lines += [f"- its training started from weights of: {_cell(key)} {_cell(value)}" for key, value in start.items()]
+    if start:
+        known = ", ".join(f"{key} {start[key]}" for key in ("licence", "address") if key in start)
+        lines.append(
+            _cell(f"- its training started from the weights {start.get('name')}{f' ({known})' if known else ''}")
+        )
     if info.get("data") in PUBLISHED_SETS:
         lines.append(f"- trained on: {_cell(info['data'])}")
     lines.append(f"- licence: {_cell('not stated' if licence == UNKNOWN else licence)}")

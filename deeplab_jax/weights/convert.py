@@ -1,5 +1,6 @@
 """From foreign weights, in a file or a state dict in memory, to one of our models."""
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -172,12 +173,13 @@ def _read(path: Path) -> tuple[Mapping[str, Any], int | None, dict[str, Any]]:
         with unpacked(path) as unarchived:
             return *read_tree(unarchived), read_config(unarchived)
     except UserError as error:
-        raise UserError(f"{error}{fix_of(path)}") from None
+        wrong = "fetch it again" in str(error)  # Of its content; other faults have fixes of their own.
+        raise UserError(f"{error}{fix_of(path) if wrong else ''}") from None
 
 
 def _find(source: str | Path) -> tuple[Path, dict[str, Any]]:
     """Return where a source lies, and what the name that it may be says for `info`."""
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     return named.find(str(source)) if not path.exists() and named.is_name(str(source)) else (path, {})
 
 

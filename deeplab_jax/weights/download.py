@@ -142,25 +142,26 @@ def _keep_record(target: Path, digest: str) -> None:
 def _check_again(target: Path, sha256: str) -> None:
     """Compare a file of the cache with its published SHA-256, and with the one at its first use."""
     digest = sha256_of(target)
-    wanted = [sha256]
-    if _record(target).is_file():
-        wanted.append(recorded_sha256(target))
-    else:  # The user has put it here.
-        _keep_record(target, digest)
-    for known in wanted:
+    own = recorded_sha256(target) if _record(target).is_file() else digest
+    for known in (sha256, own if not sha256 else ""):
         if not digest.startswith(known):
             raise UserError(
                 f"{target}: its SHA-256 begins with {digest[:16]}, and {known[:16]} was expected, so it has changed"
-                f"{fix_of(target)}"
+                f"; {_fix(target)}"
             )
+    if not _record(target).is_file() or own != digest:  # The user has put it here.
+        _keep_record(target, digest)
 
 
 def fix_of(file: Path) -> str:
     """Return the end of a message about a file that cannot be used: "" unless `fetch` has fetched it."""
-    if not _record(file).is_file():
-        return ""
-    both = f"{shlex.quote(str(file))} {shlex.quote(str(_record(file)))}"
-    return f"; remove it and its record, and the same command fetches it again: rm {both}"
+    return f"; {_fix(file)}" if _record(file).is_file() else ""
+
+
+def _fix(file: Path) -> str:
+    there = [shlex.quote(str(one)) for one in (file, _record(file)) if one.is_file()]
+    what = "the file and its record" if len(there) > 1 else "the file"
+    return f"remove {what}, and the same command fetches it again: rm {' '.join(there)}"
 
 
 def _download(

@@ -84,8 +84,10 @@ def load(
     """
     folder = Path(os.path.expanduser(path))
     if folder.is_file():
-        fix = f"python -m deeplab_jax convert {shlex.quote(str(folder))} --out models/{folder.stem.replace(' ', '_')}"
-        raise UserError(f"{folder}: a file and no model folder; convert it first: {fix}")
+        if (folder.parent / MODEL_FILE).is_file():
+            raise UserError(f"{folder}: a file of a model folder; give the folder: {shlex.quote(str(folder.parent))}")
+        words = ["python", "-m", "deeplab_jax", "convert", str(folder), "--out", f"models/{folder.stem}"]
+        raise UserError(f"{folder}: a file and no model folder; convert it first: {shlex.join(words)}")
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give a model folder or a run directory")
     if not (folder / MODEL_FILE).is_file():

@@ -180,6 +180,9 @@ def test_settings_that_no_tensor_shows_are_named(tmp_path) -> None:
     assert unlike_options(source, create_model("cascade_resnet18", **options, pool_padding="same")) == []
     (padding,) = unlike_options(source, create_model("cascade_resnet18", **{**options, **own}))
     assert shlex.split(padding) == ["--config.model.options.pool_padding='same'"]
+    # An FCN has the windows of VGG-16 itself, and takes no other.
+    pooling = create_model("largefov_vgg16"), create_model("fcn8s_vgg16")
+    assert unlike_options(*pooling) == ["(pool_window=3)"]
 
 
 @pytest.mark.slow

@@ -146,6 +146,7 @@ def test_convert_takes_a_name(server, tmp_path, capsys):
     assert main(["convert", NAME, *words]) == 0
     info = json.loads((tmp_path / "two" / "model.json").read_text())["info"]
     assert (info["provenance"]["name"], info["source"]["file"]) == (NAME, ENTRY.file)
+    assert main(["convert", "~somebody/x.pth", "--out", str(tmp_path / "x")]) == 2
     for slip in (
         "torchvision/deeplabv3_resnet101_coc",
         "torchvison/deeplabv3_resnet101_coco",

@@ -116,11 +116,25 @@ def test_a_file_that_changes_in_the_cache_is_noticed_and_the_printed_fix_works(s
     file, _ = get(server, sha256="")
     file.write_bytes(CONTENT[:-1] + b"x")
     for _ in range(2):  # The same command again does not trust it.
-        with pytest.raises(UserError, match="so it has changed; remove it and its record, and the same") as caught:
+        with pytest.raises(
+            UserError, match="so it has changed; remove the file and its record, and the same"
+        ) as caught:
             get(server, sha256="")
     fix = str(caught.value).rpartition(": ")[2]
     subprocess.run(fix, shell=True, check=True)
     assert get(server, sha256="")[0].read_bytes() == CONTENT
+
+
+def test_a_file_that_the_user_puts_there_is_judged_by_the_published_hash(server):
+    """A truncated one first, then the whole one."""
+    cache_folder().mkdir(parents=True)
+    file = cache_folder() / NAME
+    file.write_bytes(CONTENT[:-1])
+    with pytest.raises(UserError, match=f"remove the file, and the same command fetches it again: rm .*{NAME}'$"):
+        get(server)
+    file.write_bytes(CONTENT)
+    assert get(server) == (file, []) and server.requests == []
+    assert get(server) == (file, [])
 
 
 def test_without_a_length_only_a_published_hash_tells_whether_all_came(server):

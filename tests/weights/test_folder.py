@@ -86,6 +86,11 @@ def test_saving_again_replaces_both_files(folder, made) -> None:
     )
 
 
+def test_a_file_of_a_model_folder_names_the_folder(folder) -> None:
+    with pytest.raises(UserError, match=f"a file of a model folder; give the folder: {folder}$"):
+        load(folder / WEIGHTS_FILE)
+
+
 def test_a_model_folder_has_no_checkpoints(folder) -> None:
     with pytest.raises(UserError, match="a model folder, which has no checkpoint 9; leave that out"):
         load(folder, checkpoint=9)
@@ -191,7 +196,7 @@ def test_folders_that_hold_no_model_are_user_errors(tmp_path, made) -> None:
     with pytest.raises(UserError, match="gone: no such folder"):
         load(tmp_path / "gone")
     (tmp_path / "best model.pth").touch()
-    fix = f"convert '{tmp_path}/best model.pth' --out models/best_model"
+    fix = f"convert '{tmp_path}/best model.pth' --out 'models/best model'"
     with pytest.raises(UserError, match=f"best model.pth: a file and no model folder; convert it first: .* {fix}$"):
         load(tmp_path / "best model.pth")
     with pytest.raises(UserError, match=r"neither a model folder nor a run directory, there is no model\.json"):

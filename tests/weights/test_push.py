@@ -1,6 +1,7 @@
 """`push`: what it uploads to a hub on this machine, and the card that it writes."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -154,10 +155,12 @@ def test_a_run_names_the_weights_that_it_started_from(server, made, tmp_path):
     """And their licence, through a folder in between."""
     info = {"provenance": {"name": "timm/tiny", "licence": "CC-BY-NC-4.0", "sha256": "0" * 64}}
     save(tmp_path / "start", *load(made)[:2], info)
-    run_training(tmp_path / "run", tiny_config(**{"init": str(tmp_path / "start"), "init_scope": "backbone"}))
+    config = tiny_config(**{"init": str(tmp_path / "start"), "init_scope": "backbone"})
+    run_training(tmp_path / "run", config)
+    shutil.rmtree(tmp_path / "start")
+    assert run_training(tmp_path / "run", config) is None  # Nothing to do, and nothing forgotten.
     assert main(["push", str(tmp_path / "run"), TARGET]) == 0
-    assert "- its training started from weights of: name timm/tiny\n" in text_of(server)
-    assert "- its training started from weights of: licence CC-BY-NC-4.0\n" in text_of(server)
+    assert "- its training started from the weights timm/tiny (licence CC-BY-NC-4.0)\n" in text_of(server)
     assert str(tmp_path) not in text_of(server)
 
 

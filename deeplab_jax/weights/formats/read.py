@@ -152,7 +152,7 @@ def _read(path: Path) -> tuple[Mapping[str, Any], int | None]:
         )
     raise UserError(
         f"{path}: neither a PyTorch, safetensors, Keras 3 or .tflite file nor a TensorFlow checkpoint (it begins with "
-        f"{head[:4]!r}); unpack archives first"
+        f"{head[:4]!r}); fetch it again, or unpack archives first"
     )
 
 

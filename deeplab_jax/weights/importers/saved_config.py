@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from deeplab_jax.errors import UserError
+from deeplab_jax.models.preprocessing import Preprocessing
 from deeplab_jax.weights.formats.read import CONFIG_FILE, PROCESSOR_FILE
 from deeplab_jax.weights.importers import smp_names
 from deeplab_jax.weights.tensor_map import TensorMap
@@ -85,6 +86,8 @@ def _smp(tensor_map: TensorMap, stated: Config) -> TensorMap:
         "decoder_atrous_rates": lambda value: options.update(aspp_rates=_rates(value, tensor_map.output_stride)),
     }
     for field, value in stated.items():
+        if field == "preprocessor":  # Another program's file in the same folder.
+            continue
         if field in facts:
             if not (field == "upsampling" and value is None):
                 _expect(field, value, facts[field])
@@ -107,7 +110,10 @@ def _timm(tensor_map: TensorMap, stated: Config) -> TensorMap:
     images, channels = _mapping(stated.get("pretrained_cfg")), tensor_map.options.get("in_channels", 3)
     if not {"mean", "std"} <= images.keys():
         return tensor_map
-    return replace(tensor_map, options={**tensor_map.options, **_mean_and_std(images, "mean", "std", channels)})
+    found = Preprocessing(**_mean_and_std(images, "mean", "std", 3)).for_channels(
+        channels
+    )  # Its file always has three.
+    return replace(tensor_map, options={**tensor_map.options, **found.normalisation})
 
 
 def _transformers(tensor_map: TensorMap, stated: Config) -> TensorMap:

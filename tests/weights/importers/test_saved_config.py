@@ -37,6 +37,7 @@ HF = TensorMap("transformers", "deeplabv3_mobilenet_v2", 2, 8, options={"width":
 
 
 def test_smps_defaults_change_nothing() -> None:
+    assert apply_config(SMP, {**SAVED, "preprocessor": {"image_mean": [0, 0, 0]}}).options == SMP.options
     assert apply_config(SMP, SAVED).options == SMP.options
     assert apply_config(SMP, {}) is SMP
 
@@ -120,6 +121,9 @@ def test_timm_states_the_images_of_its_training() -> None:
     stated = {"value_range": (0.0, 1.0), "mean": (0.5, 0.5, 0.4), "std": (0.25, 0.5, 0.5)}
     assert apply_config(plain, {"architecture": "resnet34", "pretrained_cfg": images}).options == stated
     assert apply_config(plain, {"architecture": "resnet34"}).options == {}
+    grey = TensorMap("imagenet", "fcn_resnet34", 21, 32, options={"in_channels": 1})
+    found = apply_config(grey, {"pretrained_cfg": {"mean": [0.3, 0.6, 0.9], "std": [0.5] * 3}}).options
+    assert (found["mean"], found["std"]) == (pytest.approx((0.6,)), (0.5,))
     for wrong in ([0.5, 0.5], [0.5, 0.5, 0.0], [0.5, 0.5, "a"]):
         with pytest.raises(UserError, match=r"config\.json: std is "):
             apply_config(plain, {"pretrained_cfg": {**images, "std": wrong}})
