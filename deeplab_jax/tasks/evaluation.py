@@ -33,7 +33,7 @@ def evaluate(
     module: str = "",
     out: str | Path = "",
     save_predictions: bool = False,
-    on_results: "Callable[[dict[str, Any]], object] | None" = None,
+    on_results: "Callable[[dict[str, Any]], object]" = lambda results: None,
     **how: Any,
 ) -> dict[str, Any]:
     """Return the contents of `metrics.json` for a model on labelled images.
@@ -83,16 +83,14 @@ def evaluate(
         evaluator.check_classes(model, source)
         if out and is_first():  # Now, and not after hours.
             make_folder(Path(out))
-    outputs = _outputs(out, source, split) if save_predictions else None
-    if outputs is not None:
+    if (outputs := _outputs(out, source, split) if save_predictions else None) is not None:
         how["on_prediction"] = _both(prediction_writer(outputs), how.get("on_prediction"))
     if settings is not None:
         watch(settings.train.timeout)
     results = evaluator.evaluate(model, variables, source, protocol, split=split, **how)
     if not isinstance(given, Segmenter):
         results["checkpoint"] = info.get("step")
-    if on_results is not None:
-        on_results(results)
+    on_results(results)
     if out:
         _write(results, Path(out))
     if outputs is not None and outputs.page is not None:
