@@ -97,6 +97,10 @@ def tiny_training(*words):
         (["predict", "--model", "gone", "--out", "x", "y" * 300], "File name too long; give a shorter name|no such"),
         (["check-data", "--config", f"{ROOT}/configs/folder.py:steps=-5"], "'steps=-5': give steps= a number of 0"),
         (
+            ["train", "--config", SCENES, "--config.evaluate.scales=(255,)", "--workdir", "x"],
+            r"config\.evaluate\.scales=\(255.*\): give one or more positive factors, at most 32, from 0\.01 to 16",
+        ),
+        (
             ["train", "--config", SCENES, "--config.evaluate.overlap=1.0", "--workdir", "x"],
             r"config\.evaluate\.overlap=1\.0: give a share of a window",
         ),

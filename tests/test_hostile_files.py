@@ -197,8 +197,6 @@ def test_a_json_config_runs_nothing(tmp_path: Path, complain, name, arg, message
         ({"model__options": {"num_classes": 2}}, "'num_classes' is no option"),
         ({"data__scale_range": [1.0]}, "config.data.scale_range has 1 values; give 2"),
         ({"data__scale_step": 1e-320}, "config.data.scale_step is out of range"),
-        ({"evaluate__scales": [255]}, "config.evaluate.scales=(255,): give 0.01 to 16"),
-        ({"evaluate__scales": [1.0] * 1000}, "config.evaluate.scales has 1000 values; give 32"),
         ({"data__dir": "x" * 5000}, "no such folder"),
         ({"data__flip": 1}, "data.flip is 1; give a true or false"),
         ({"data__crop_size": [65, "x"]}, "config.data.crop_size=(65, 'x'): give a list; each item is"),

@@ -81,7 +81,7 @@ def test_the_command_writes_a_report_and_no_run(tmp_path, tiny_networks, capsys)
     assert main([*words, "--from", "1e-3", "--to", "1e4", "--steps", "40"]) == 0
     report = json.loads((tmp_path / "out" / JSON).read_text())
     said = capsys.readouterr().out
-    assert f"--config.optimizer.learning_rate={report['suggested']:.2g}; written to" in said
+    assert f"suggested: --config.optimizer.learning_rate={report['suggested']:.2g}\nwritten to {tmp_path}" in said
     # A rate of 10,000 is too much for anything.
     assert report["diverged"] and "the loss diverged at" in said and len(report["steps"]) < 40
     rates = [row["learning_rate"] for row in report["steps"]]
