@@ -155,7 +155,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the launcher, and return the exit code; see the module."""
     args = parse(argv)
-    return run(args.words, processes=args.processes, devices=args.devices, restarts=args.restarts)
+    return run(**vars(args))
 
 
 if __name__ == "__main__":

@@ -246,6 +246,14 @@ def test_a_signal_while_processes_are_started_reaches_all(run_script, monkeypatc
     assert run_script(script) == 5
 
 
+def test_each_process_can_have_a_gpu_of_its_own(monkeypatch, capfd) -> None:
+    program = "import os; print('has', os.environ.get('JAX_LOCAL_DEVICE_IDS'))"
+    monkeypatch.setattr(local, "command", lambda words, **_: [sys.executable, "-c", program])
+    for flags, ids in ((["--gpus"], ["0", "1"]), ([], ["None", "None"])):
+        assert local.main(["--processes", "2", *flags, "--", "train"]) == 0
+        assert sorted(capfd.readouterr().out.splitlines()) == [f"[{k}] has {ids[k]}" for k in (0, 1)]
+
+
 @pytest.mark.skipif(not local.TETHER, reason="needs setpriv")
 def test_a_killed_launcher_leaves_nothing_behind(tmp_path) -> None:
     child = "import signal, time; print('ready', flush=True); time.sleep(100)"
