@@ -16,16 +16,13 @@ from deeplab_jax.distributed import run_as_one
 from deeplab_jax.errors import ToldElsewhere, UserError, did_you_mean, end_process
 from deeplab_jax.evaluate.memory import is_out_of_memory
 from deeplab_jax.extensions import allow
-from deeplab_jax.files import cache_folder
+from deeplab_jax.files import DISK_ERRORS, cache_folder
 from deeplab_jax.flags import make_parser, split_config_arguments
 from deeplab_jax.train.signals import end_on_sigterm
 
-OTHER_FOLDER = "free space or choose another folder, then start again"
 # Errors of the system that the user can fix, and how.
 OS_FIXES = {
-    errno.ENOSPC: OTHER_FOLDER,
-    errno.EDQUOT: OTHER_FOLDER,
-    errno.EROFS: OTHER_FOLDER,
+    **dict.fromkeys(DISK_ERRORS, "free space or choose another folder, then start again"),
     errno.EACCES: "see to its rights, or choose another folder",
     errno.ENAMETOOLONG: "give a shorter name",
 }

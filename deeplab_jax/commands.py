@@ -186,10 +186,9 @@ def prepare(args: argparse.Namespace) -> None:
         folder = prepare(sources, args.out, progress=lambda split, done, total: progress(done, total))
     counts = ", ".join(f"{len(source)} of {split}" for split, source in sources.items())
     words = ["--config.data.name=tfds", f"--config.data.dir={args.out}"]
-    # Those of the set that was read; the prepared one has none.
-    if config.data.options:
-        words.append("--config.data.options={}")
-    words += [f"--config.data.{key}=()" for key in ("channels", "value_range") if config.data[key]]
+    # What was read by these must not be read by them again.
+    empty = {"options": "{}", "channels": "()", "value_range": "()"}
+    words += [f"--config.data.{key}={value}" for key, value in empty.items() if config.data[key]]
     print(f"wrote {counts} to {folder}; read them with {shlex.join(words)}")
 
 
@@ -290,7 +289,7 @@ def _check_flags(args: argparse.Namespace) -> None:
     own = RUNTIMES.get(args.format)
     for name in (*EXPORT_FLAGS, "precision", "calibration"):
         value = getattr(args, name)
-        if value is None or value is False or value == "":
+        if value in (None, "") or value is False:
             continue
         if own is None:
             raise UserError(f"--{name}: a state dict has none; leave it out, or use --format stablehlo")

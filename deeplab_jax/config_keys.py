@@ -138,9 +138,8 @@ class Skipping:
     """`skipped_examples`."""
 
     on_error: str = key("stop", free=True)  # if a training image cannot be read; "skip" takes the next one
-    max_skipped: float = key(
-        0.01, 0, 1, free=True, give="a share of the examples, 0 to 1"
-    )  # share of the training images that may be skipped
+    # Share of the training images that may be skipped.
+    max_skipped: float = key(0.01, 0, 1, free=True, give="a share of the examples, 0 to 1")
 
 
 @dataclass(frozen=True)

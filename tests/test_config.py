@@ -19,6 +19,7 @@ from deeplab_jax.data.catalog import open_source
 from deeplab_jax.data.loader import skipped_examples, training_batches
 from deeplab_jax.data.sampling import sampling_of
 from deeplab_jax.errors import UserError
+from deeplab_jax.evaluate.protocol import Protocol
 from deeplab_jax.models.catalog import create_model, model_names
 from deeplab_jax.train.optimizer import make_optimizer
 from deeplab_jax.train.schedules import make_schedule
@@ -242,6 +243,7 @@ def test_options_take_any_key() -> None:
         (keys.Updates, make_optimizer),
         (keys.Objective, summed_loss),
         (keys.Step, train_step),
+        (keys.Protocol, Protocol),
     ],
 )
 def test_a_section_holds_keyword_arguments_with_the_defaults_of_the_function(section, function) -> None:

@@ -136,7 +136,8 @@ def unlike_options(source: Segmenter, model: Segmenter) -> list[str]:
         source.preprocessing(black_and_white), model.preprocessing(black_and_white), rtol=1e-4, atol=1e-4
     ):
         unlike |= source.preprocessing.normalisation
-    taken = known_options(describe(model)["name"], module=describe(model).get("module", "")) if model.recipe else unlike
+    own = describe(model) if model.recipe else {}
+    taken = known_options(own["name"], module=own.get("module", "")) if own else unlike
     return [
         shlex.quote(f"--config.model.options.{key}={value!r}") if key in taken else f"({key}={value!r})"
         for key, value in unlike.items()

@@ -143,13 +143,13 @@ def _check_again(target: Path, sha256: str) -> None:
     """Compare a file of the cache with its published SHA-256, and with the one at its first use."""
     digest = sha256_of(target)
     own = recorded_sha256(target) if _record(target).is_file() else digest
-    for known in (sha256, own if not sha256 else ""):
+    for known in (sha256, own):
         if not digest.startswith(known):
             raise UserError(
-                f"{target}: its SHA-256 begins with {digest[:16]}, and {known[:16]} was expected, so it has changed"
-                f"; {_fix(target)}"
+                f"{target}: its SHA-256 begins with {digest[:16]}, and {known[:16]} was expected, so it has changed; "
+                f"{_fix(target)}"
             )
-    if not _record(target).is_file() or own != digest:  # The user has put it here.
+    if not _record(target).is_file():  # The user has put it here.
         _keep_record(target, digest)
 
 

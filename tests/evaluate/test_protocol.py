@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate.evaluator import evaluate
 from deeplab_jax.evaluate.protocol import Protocol, padded_size, split_section
+from deeplab_jax.evaluate.windows import OVERLAP
+from deeplab_jax.models.decision import THRESHOLD
 from deeplab_jax.ops.crf import DenseCRF
 from tests.support.tiny import MadeUp, tiny_model, tiny_models
 
@@ -70,6 +72,10 @@ def test_values_that_make_no_sense_are_refused(options, message) -> None:
     with pytest.raises(UserError) as refused:
         Protocol(**options)
     assert message in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_the_defaults_are_those_of_the_functions_without_a_config() -> None:
+    assert (Protocol().overlap, Protocol().threshold) == (OVERLAP, THRESHOLD)
 
 
 def test_a_section_is_a_protocol_and_how_it_is_run() -> None:

@@ -99,6 +99,11 @@ def read_config(path: Path) -> dict[str, Any]:
     return {**_config(file), **more}
 
 
+def mapping_of(value: Any) -> Mapping[str, Any]:
+    """Return a part of somebody else's content if it is a mapping, else an empty one."""
+    return value if isinstance(value, Mapping) else {}
+
+
 def _config(file: Path) -> dict[str, Any]:
     try:
         return dict(read_json(file))

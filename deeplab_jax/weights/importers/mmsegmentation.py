@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from deeplab_jax.errors import UserError
+from deeplab_jax.weights.formats.read import mapping_of
 from deeplab_jax.weights.importers.torch_names import COUNTERS, RESNETS, resnet_rules, stride_of_8_or_16, which_resnet
 from deeplab_jax.weights.tensor_map import TORCH, Names, Rule, Shapes, TensorMap, first_are_last
 
@@ -123,8 +124,8 @@ def labels_of(tree: Mapping[str, Any], num_classes: int) -> dict[str, Any]:
     """Return the class names and colours that the file's `meta` states, if they are of this network, in which one logit
     has two classes.
     """
-    count, meta = max(num_classes, 2), _mapping(tree.get("meta"))
-    now = _mapping(meta.get("dataset_meta"))  # Since version 1.
+    count, meta = max(num_classes, 2), mapping_of(tree.get("meta"))
+    now = mapping_of(meta.get("dataset_meta"))  # Since version 1.
     classes = _listed(now.get("classes") or meta.get("CLASSES"), count)
     palette = [_listed(colour, 3) for colour in _listed(now.get("palette") or meta.get("PALETTE"), count)]
     info: dict[str, Any] = {}
@@ -133,10 +134,6 @@ def labels_of(tree: Mapping[str, Any], num_classes: int) -> dict[str, Any]:
     if palette and all(colour and all(type(v) is int and 0 <= v <= 255 for v in colour) for colour in palette):
         info["palette"] = palette
     return info
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
 
 
 def _listed(value: Any, length: int) -> list[Any]:

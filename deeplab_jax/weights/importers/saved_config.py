@@ -11,7 +11,7 @@ import numpy as np
 
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.preprocessing import Preprocessing
-from deeplab_jax.weights.formats.read import CONFIG_FILE, PROCESSOR_FILE
+from deeplab_jax.weights.formats.read import CONFIG_FILE, PROCESSOR_FILE, mapping_of
 from deeplab_jax.weights.importers import smp_names
 from deeplab_jax.weights.tensor_map import TensorMap
 
@@ -107,12 +107,11 @@ def _smp(tensor_map: TensorMap, stated: Config) -> TensorMap:
 
 def _timm(tensor_map: TensorMap, stated: Config) -> TensorMap:
     """The images that a classifier was trained on; its tensors tell the network."""
-    images, channels = _mapping(stated.get("pretrained_cfg")), tensor_map.options.get("in_channels", 3)
+    images, channels = mapping_of(stated.get("pretrained_cfg")), tensor_map.options.get("in_channels", 3)
     if not {"mean", "std"} <= images.keys():
         return tensor_map
-    found = Preprocessing(**_mean_and_std(images, "mean", "std", 3)).for_channels(
-        channels
-    )  # Its file always has three.
+    # The file has three channels, whatever the network has.
+    found = Preprocessing(**_mean_and_std(images, "mean", "std", 3)).for_channels(channels)
     return replace(tensor_map, options={**tensor_map.options, **found.normalisation})
 
 
@@ -130,7 +129,7 @@ def _transformers(tensor_map: TensorMap, stated: Config) -> TensorMap:
         raise _refused("layer_norm_eps", epsilon, f"only {HF_EPSILON} and {HF_HEAD_EPSILON} can be converted")
     if "classifier_dropout_prob" in stated:
         options["dropout"] = _number(stated, "classifier_dropout_prob", options)
-    options |= _of_processor(_mapping(stated.get("preprocessor")), options.get("in_channels", 3))
+    options |= _of_processor(mapping_of(stated.get("preprocessor")), options.get("in_channels", 3))
     names = _names(stated.get("id2label"), tensor_map.num_classes)
     return replace(tensor_map, options=options, info={**tensor_map.info, **names})
 
@@ -188,11 +187,7 @@ def _mean_and_std(images: Config, mean: str, std: str, channels: int) -> dict[st
 
 def _inside(saved: Any) -> Config:
     """Return the arguments of an object that Keras has written; {} if there are none."""
-    return _mapping(_mapping(saved).get("config"))
-
-
-def _mapping(value: Any) -> Config:
-    return value if isinstance(value, Mapping) else {}
+    return mapping_of(mapping_of(saved).get("config"))
 
 
 def _normalisation(converter: Config, channels: int) -> dict[str, Any]:
