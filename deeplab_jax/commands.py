@@ -9,20 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from deeplab_jax import tasks
-from deeplab_jax.errors import UserError, did_you_mean, spell
+from deeplab_jax.errors import UserError, did_you_mean, printable, spell
 from deeplab_jax.files import write_whole
 from deeplab_jax.tasks.arguments import config_of, run_config
 
 USER_ERROR = 2
 INTERRUPTED = 130
 PREEMPTED = 75  # EX_TEMPFAIL, after SIGTERM: a scheduler may start the same command again, and nothing is lost.
-INFERENCE_FLAGS = ("mode", "output_stride", "scales", "flip", "window", "overlap", "blend", "crf", "threshold")
-METRIC_FLAGS = ("trimap", "boundary", "calibration", "bootstrap", "per_image")
 
 
 def fail(message: str) -> int:
     """Print one line to stderr and return the exit code for it."""
-    print("deeplab-jax: " + " ".join(message.split()), file=sys.stderr)
+    print("deeplab-jax: " + printable(" ".join(message.split())), file=sys.stderr)
     return USER_ERROR
 
 
@@ -118,19 +116,8 @@ def evaluate(args: argparse.Namespace) -> None:
             console.print(f"95% of {results['bootstrap']['samples']} resamples of the images: mean IoU {low} to {high}")
 
     with progress_bar(console) as progress:
-        results = tasks.evaluate(
-            args.model,
-            config=config,
-            split=args.split or "",
-            checkpoint=args.checkpoint,
-            module=args.module,
-            out=args.out,
-            save_predictions=args.save_predictions,
-            limit=args.limit,
-            progress=progress,
-            on_results=show,
-            **given(args, *INFERENCE_FLAGS, *METRIC_FLAGS),
-        )
+        flags = {key: value for key, value in arguments(args).items() if not _configured(args.config, key)}
+        results = tasks.evaluate(**flags, config=config, progress=progress, on_results=show)
     console.print(
         f"{results['protocol']['images']} images in {results['seconds']} s; written to {Path(args.out, METRICS_FILE)}",
         highlight=False,
@@ -138,25 +125,16 @@ def evaluate(args: argparse.Namespace) -> None:
     )
 
 
+def _configured(words: list[str], key: str) -> bool:
+    """Return whether the words of a configuration set a key of its `evaluate`. So a printed fix such as
+    `--config.evaluate.window=257,257` also works behind a command that has the flag.
+    """
+    return any(word.startswith(f"--config.evaluate.{key}=") for word in words)
+
+
 def predict(args: argparse.Namespace) -> int:
     """`predict`."""
-    done = tasks.predict(
-        args.model,
-        args.images,
-        args.out,
-        checkpoint=args.checkpoint,
-        module=args.module,
-        channels=args.channels or (),
-        batch_size=args.batch_size,
-        probabilities=args.probabilities or "",
-        confidence=args.confidence,
-        ids=args.ids,
-        polygons=args.polygons,
-        warn=fail,
-        fail=fail,
-        **given(args, *INFERENCE_FLAGS),
-    )
-    return USER_ERROR if done.failed else 0
+    return USER_ERROR if tasks.predict(**arguments(args), warn=fail, fail=fail).failed else 0
 
 
 def check_data(args: argparse.Namespace) -> int:
@@ -452,6 +430,12 @@ def compile_(args: argparse.Namespace) -> int:
     less += ["fewer images with --batch"] if report["images"] > ahead.unit() else []
     give = f"give {' or '.join(less)}" if less else "choose another --target"
     return fail(f"--target {args.target}: {report['images']} images do not fit; {give}")
+
+
+def arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """Return what was given to a verb whose flags are the arguments of one function; see `flags.OMITTED`."""
+    of_program = {"verb", "run", "parser", "takes_config", "distributed", "config"}
+    return {name: value for name, value in vars(args).items() if name not in of_program}
 
 
 def given(args: argparse.Namespace, *names: str) -> dict[str, Any]:

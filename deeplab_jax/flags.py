@@ -11,6 +11,7 @@ from deeplab_jax.config_values import literal
 from deeplab_jax.evaluate.windows import BLENDS
 
 Verb = Callable[..., argparse.ArgumentParser]
+OMITTED = argparse.SUPPRESS  # Of a flag that is not given nothing arrives, so the function's own default holds.
 MODEL = "model folder, run directory, a name that the verb `weights` lists, or hf://owner/repo[@revision]"
 
 
@@ -29,12 +30,19 @@ def make_parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=Parser)
 
     def verb(
-        name: str, run: Callable[[argparse.Namespace], int | None], text: str, *, config: str = ""
+        name: str,
+        run: Callable[[argparse.Namespace], int | None],
+        text: str,
+        *,
+        config: str = "",
+        omitted: str | None = None,
     ) -> argparse.ArgumentParser:
         needed = "--config FILE.py[:args] or FILE.json is required (see configs/); " if config == "required" else ""
         changed = "--config.section.key=value changes the configuration, whose keys deeplab_jax/config_keys.py lists"
         epilog = needed + changed if config else None
-        sub = subparsers.add_parser(name, help=text, description=text, epilog=epilog, allow_abbrev=False)
+        sub = subparsers.add_parser(
+            name, help=text, description=text, epilog=epilog, allow_abbrev=False, argument_default=omitted
+        )
         sub.set_defaults(run=run, parser=sub, takes_config=bool(config), distributed="none")
         sub.add_argument(
             "--module",
@@ -79,7 +87,11 @@ def add_training_verbs(verb: Verb) -> None:
 def add_inference_verbs(verb: Verb) -> None:
     """Add `evaluate` and `predict`."""
     evaluate = verb(
-        "evaluate", commands.evaluate, "Evaluate a model on labelled images; writes metrics.json.", config="optional"
+        "evaluate",
+        commands.evaluate,
+        "Evaluate a model on labelled images; writes metrics.json. What no flag says is the configuration's.",
+        config="optional",
+        omitted=OMITTED,
     )
     evaluate.add_argument("--model", type=path, required=True, help=MODEL)
     evaluate.add_argument("--out", type=path, required=True, help="folder for metrics.json")
@@ -91,17 +103,16 @@ def add_inference_verbs(verb: Verb) -> None:
     )
     evaluate.add_argument("--limit", type=int, help="evaluate only the first images")
     evaluate.add_argument("--trimap", type=numbers(int), help="such as 1,2,4: mIoU within so many pixels of boundaries")
-    evaluate.add_argument("--boundary", action="store_true", default=None, help="Boundary IoU and boundary F-score too")
+    evaluate.add_argument("--boundary", action="store_true", help="Boundary IoU and boundary F-score too")
     evaluate.add_argument(
         "--calibration",
         action="store_true",
-        default=None,
         help="whether probabilities mean what they say, with a plot",
     )
     evaluate.add_argument(
         "--bootstrap", type=int, metavar="N", help="such as 1000: 95%% intervals by so many resamples"
     )
-    evaluate.add_argument("--per_image", action="store_true", default=None, help="the counts of every image too")
+    evaluate.add_argument("--per_image", action="store_true", help="the counts of every image too")
     add_inference_flags(evaluate)
     add_distributed_flag(evaluate)
 
@@ -109,7 +120,8 @@ def add_inference_verbs(verb: Verb) -> None:
         "predict",
         commands.predict,
         "Segment images; writes NAME.png (class ids with a palette), NAME_overlay.png and index.html to look at them. "
-        "Of a video it writes NAME_overlay.mp4.",
+        "Of a video it writes NAME_overlay.mp4. It takes nothing from config.evaluate of a run.",
+        omitted=OMITTED,
     )
     predict.add_argument(
         "images", type=path, nargs="+", metavar="IMAGE_OR_FOLDER", help="a folder with all folders below it"
@@ -131,7 +143,6 @@ def add_inference_verbs(verb: Verb) -> None:
     predict.add_argument(
         "--ids",
         choices=("classes", "dataset"),
-        default="classes",
         help="dataset: NAME.png holds the values of the data set's own masks, and nothing lies beside it",
     )
     predict.add_argument("--polygons", action="store_true", help="write NAME.geojson too, with each region's outline")
@@ -309,17 +320,17 @@ def add_distributed_flag(parser: argparse.ArgumentParser) -> None:
 
 def add_inference_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags for how a model runs."""
-    parser.add_argument("--checkpoint", default="best", help="in a run directory: best (default), newest, or a step")
+    parser.add_argument("--checkpoint", help="in a run directory: best (default), newest, or a step")
     parser.add_argument("--mode", choices=("padded", "exact"), help="pad images to few sizes, or run each at its own")
-    parser.add_argument("--output_stride", type=int, help="8, 16, 32, ...; by default the model's own")
+    parser.add_argument("--output_stride", type=int, help="8, 16, 32, ..., or 0 for the model's own")
     parser.add_argument("--scales", type=numbers(float), help="such as 0.5,0.75,1: average over these sizes")
-    parser.add_argument("--flip", action="store_true", default=None, help="average with the mirrored image")
+    parser.add_argument("--flip", action="store_true", help="average with the mirrored image")
     parser.add_argument("--window", type=numbers(int), help="height,width of a sliding window for large images")
-    parser.add_argument("--overlap", type=float, help="of windows, as a share of one; by default at least a third")
+    parser.add_argument("--overlap", type=float, help="of windows, as a share of one, such as 0.5")
     parser.add_argument("--blend", choices=BLENDS, help="weight of a window's pixels: all equal, or the centre more")
-    parser.add_argument("--crf", action="store_true", default=None, help="refine labels by a fully connected CRF")
+    parser.add_argument("--crf", action="store_true", help="refine labels by a fully connected CRF")
     parser.add_argument(
-        "--threshold", type=float, help="with sigmoids: a pixel is of the object above this probability (0.5)"
+        "--threshold", type=float, help="with sigmoids: a pixel is of the object above this probability, such as 0.5"
     )
 
 
@@ -352,7 +363,7 @@ def positive(text: str) -> int:
 def image_size(text: str) -> tuple[int, int]:
     """Parse `HEIGHTxWIDTH`, or one number for both."""
     sides = text.lower().split("x")
-    if len(sides) > 2 or not all(side.isdecimal() for side in sides):
+    if len(sides) > 2 or not all(side.isdecimal() and int(side) for side in sides):
         raise argparse.ArgumentTypeError(f"{text!r}: give HEIGHTxWIDTH in pixels, such as 513x513")
     return int(sides[0]), int(sides[-1])
 

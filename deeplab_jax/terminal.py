@@ -20,6 +20,9 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 from rich.table import Table
+from rich.text import Text
+
+from deeplab_jax.errors import printable
 
 
 def class_table(results: Sequence[dict[str, Any]], titles: Sequence[str]) -> Table:
@@ -37,7 +40,7 @@ def class_table(results: Sequence[dict[str, Any]], titles: Sequence[str]) -> Tab
         totals = [sum(map(sum, own)) for own in confusion]
     for index, (row, total) in enumerate(zip(rows, totals, strict=True)):
         cells = [percent(result["per_class"][index]["iou"]) for result in results]
-        table.add_row(row["name"], percent(row["support"] / max(1, total)), *cells)
+        table.add_row(Text(printable(row["name"])), percent(row["support"] / max(1, total)), *cells)
     table.add_section()
     table.add_row("mean IoU", "", *(percent(result["miou"]) for result in results))
     table.add_row("pixel accuracy", "", *(percent(result["pixel_accuracy"]) for result in results))

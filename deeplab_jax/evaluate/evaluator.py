@@ -105,6 +105,7 @@ def evaluate(
         if progress is not None:
             progress(tally.images, len(mine))
     found = {"split": split, "data": source.name, "output_stride": model.output_stride, **tally.found()}
+    found["value_map"] = source.labels.value_map
     if model.activation == "sigmoid":
         found["threshold"] = protocol.threshold
         found["miou_over"] = "the presence of each label" if model.multilabel else "both classes"

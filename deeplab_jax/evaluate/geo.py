@@ -1,6 +1,7 @@
 """Predictions on the map: GeoTIFFs of class ids, and GeoJSON polygons. Both use rasterio, the extra `geo`."""
 
 import json
+import shlex
 import warnings
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
@@ -66,11 +67,14 @@ def read_ground(path: Path) -> Ground:
     try:
         with rasterio.open(path) as file:
             crs, transform = file.crs, file.transform
+            file.read(1, window=rasterio.windows.Window(0, 0, 1, 1))  # Its compression may be unknown.
     except rasterio.errors.RasterioError as error:
-        raise UserError(f"{path}: its map coordinates cannot be read ({error}); write it again with gdalwarp") from None
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise UserError(f"{path}: rasterio cannot read it ({reason}); save it with another compression") from None
     if turned or transform.is_identity:
         reason = "an orientation tag that turns it" if turned else "no affine transform, such as with control points"
-        raise UserError(f"{path}: a GeoTIFF with {reason}; write it again with gdalwarp")
+        fresh = path.with_name(f"{path.stem}_warped.tif")
+        raise UserError(f"{path}: a GeoTIFF with {reason}; type {shlex.join(['gdalwarp', str(path), str(fresh)])}")
     return Ground(crs, transform)
 
 

@@ -27,6 +27,7 @@ KINDS = ("npy", "png")
 OVERLAY_PIXELS = 2**25
 """An overlay of more pixels has every second, third, ... row and column."""
 _LONGEST_NAME = 60  # Of a class, in a file's name.
+_APART = "predict them into different --out folders"
 _CITYSCAPES_END = "_leftImg8bit"
 
 
@@ -81,10 +82,8 @@ class Outputs:
             for file in (*self.files(name), *(f"{each}.tif" for each in self._maps(name))):
                 other = claimed.setdefault(file, path)
                 if other != path:
-                    raise UserError(
-                        f"{path}: its prediction would overwrite that of {other} ({file}); predict them into different "
-                        "--out folders"
-                    )
+                    fix = "rename one of them" if other.parent == path.parent else _APART
+                    raise UserError(f"{path}: its prediction would overwrite that of {other} ({file}); {fix}")
                 if (self.folder / file).resolve() in images:
                     raise UserError(
                         f"{self.folder / file}: an image that a prediction would overwrite; give another --out"
@@ -94,7 +93,7 @@ class Outputs:
                 if str(parent) in claimed:
                     raise UserError(
                         f"{path}: the folder of its prediction has the name of the prediction of "
-                        f"{claimed[str(parent)]} ({parent}); predict them into different --out folders"
+                        f"{claimed[str(parent)]} ({parent}); {_APART}"
                     )
 
     def write(
@@ -114,13 +113,13 @@ class Outputs:
           classes: class ids `[H, W]`, or labels `[H, W, K]`; set to 255 where a GeoTIFF has no data.
           probabilities: float `[H, W, K]` as from `segment`, if they are needed.
           truth: as `classes`, 255 where unknown; shown on the page.
-          path: the image file, for its place on a map.
+          path: the image file, for its place on a map. With `dataset_ids` it is not used: servers score every pixel.
 
         Raises:
           UserError: a file cannot be written.
         """
         classes = np.asarray(classes, np.uint8)
-        if path is not None:
+        if path is not None and not self.dataset_ids:
             self._on_map(path, name, classes)
         for each, ids, labels in self._layers(name, classes):
             self._write_map(self.folder / f"{each}.png", ids, labels)
@@ -145,13 +144,22 @@ class Outputs:
             for k, each in enumerate(self._maps(name))
         ]
 
+    def ground(self, path: Path) -> geo.Ground | None:
+        """Return where an image lies; None if its prediction has no place on a map.
+
+        Raises:
+          UserError: see `geo.read_ground`.
+        """
+        if self.dataset_ids or not geo.has_ground(path) or not (self.polygons or geo.is_installed()):
+            return None
+        return geo.read_ground(path)
+
     def _on_map(self, path: Path, name: str, classes: np.ndarray) -> None:
         """Write the prediction as a GeoTIFF if the image is one, and the polygons. Where the image has no data, set the
         class ids to the ignore label.
         """
-        ground = None
-        if geo.has_ground(path) and (self.polygons or geo.is_installed()):
-            ground = geo.read_ground(path)
+        ground = self.ground(path)
+        if ground is not None:
             geo.mark_nodata(path, classes)
         for each, ids, labels in self._layers(name, classes):
             make_folder((self.folder / each).parent)

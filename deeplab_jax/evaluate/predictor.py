@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from deeplab_jax.data.large import Image
-from deeplab_jax.data.source import Example
+from deeplab_jax.data.source import Example, Source
 from deeplab_jax.errors import UserError, spell
 from deeplab_jax.evaluate.evaluator import LARGEST_BATCH, grouped
 from deeplab_jax.evaluate.image_list import Found
@@ -81,7 +81,8 @@ def predict_files(
 
     def readable() -> Iterator[dict[str, Any]]:
         in_parts = not (outputs.needs_probabilities or protocol.crf)
-        images = ahead(reading, lambda each: _read(each, model, protocol, in_parts), found, count=count + THREADS)
+        read = partial(_read, model=model, protocol=protocol, outputs=outputs, in_parts=in_parts)
+        images = ahead(reading, read, found, count=count + THREADS)
         for index, image in enumerate(images):
             if isinstance(image, UserError):
                 outcomes.add(index, image)
@@ -197,8 +198,10 @@ def checked_batch_size(batch_size: int | None) -> int:
     return batch_size
 
 
-def _read(found: Found, model: Segmenter, protocol: Protocol, in_parts: bool) -> Image | UserError:
-    """Return an image: whole, or what reads it a part at a time if it slides; or the reason why it cannot be read."""
+def _read(found: Found, *, model: Segmenter, protocol: Protocol, outputs: Outputs, in_parts: bool) -> Image | UserError:
+    """Return an image: whole, or what reads it a part at a time if it slides; or the reason why it cannot be read or
+    put on its map.
+    """
     try:
         with names_what_fits(str(found.path), protocol):
             opening = open_for if in_parts and protocol.window else read_for
@@ -206,6 +209,7 @@ def _read(found: Found, model: Segmenter, protocol: Protocol, in_parts: bool) ->
             size = image.shape[0], image.shape[1]
             image = image if protocol.slides(protocol.run_size(size)) else image[:]
         check_whole(size, protocol, name=str(found.path))
+        outputs.ground(found.path)  # A fault in it is this file's alone.
         return image
     except UserError as error:
         return error
@@ -237,20 +241,43 @@ def check_whole(size: Size, protocol: Protocol, *, name: str) -> None:
         )
 
 
-def prediction_writer(outputs: Outputs) -> Callable[[Example, np.ndarray], None]:
-    """Return a function that `evaluate` calls with each example and its class ids, which writes them.
+class PredictionWriter:
+    """Writes what `evaluate` calls it with: each example and its class ids.
 
-    Names keep their folders: the prediction of `sub/a` is in the folder `sub`. None leads out of the folder.
+    Names keep their folders: the prediction of `sub/a` is in the folder `sub`. None leads out of the folder. After the
+    first fault it writes nothing more, so that no metric is lost.
+
+    Args:
+      outputs: what is written, and where.
+      source: its files are never overwritten.
+
+    Attributes:
+      fault: why a prediction could not be written; None so far.
     """
-    claimed: dict[str, str] = {}
 
-    def write(example: Example, classes: np.ndarray) -> None:
-        parts = PurePosixPath(example["name"]).parts
-        name = "/".join(part for part in parts if part not in ("/", "//", ".."))
-        if (other := claimed.setdefault(name, example["name"])) != example["name"]:
-            raise UserError(
-                f"{example['name']}: its prediction would overwrite that of {other}; give the examples other names"
-            )
-        outputs.write(name, example["image"], classes, truth=example["label"])
+    def __init__(self, outputs: Outputs, source: Source) -> None:
+        self.fault: UserError | None = None
+        self._outputs = outputs
+        self._claimed: dict[str, str] = {}
+        files = (source.describe(index) for index in range(len(source)))
+        self._of_source = {Path(file).resolve() for pair in files if isinstance(pair, tuple) for file in pair}
 
-    return write
+    def __call__(self, example: Example, classes: np.ndarray) -> None:
+        if self.fault is not None:
+            return
+        try:
+            self._outputs.write(self._claim(example["name"]), example["image"], classes, truth=example["label"])
+        except UserError as error:
+            self.fault = error
+
+    def _claim(self, example: str) -> str:
+        """Return the name of an example's prediction, or raise a UserError if a file of it has another owner."""
+        name = "/".join(part for part in PurePosixPath(example).parts if part not in ("/", "//", ".."))
+        for file in self._outputs.files(name):
+            if (other := self._claimed.setdefault(file, example)) != example:
+                raise UserError(
+                    f"{example}: its prediction would overwrite that of {other} ({file}); give the examples other names"
+                )
+            if (path := self._outputs.folder / file).resolve() in self._of_source:
+                raise UserError(f"{path}: a file of the data set that a prediction would overwrite; give another --out")
+        return name

@@ -10,7 +10,7 @@ Two modes:
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from operator import index
 from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
@@ -82,15 +82,13 @@ class Protocol(config_keys.Protocol):
         for key, choices in (("mode", MODES), ("blend", BLENDS), ("trimap_around", get_args(Around))):
             value = getattr(self, key)
             if value not in choices:
-                name = key if key in _FLAGS else f"config.evaluate.{key}"
-                raise UserError(f"{name}={value!r}: {did_you_mean(str(value), choices)}")
+                raise UserError(f"{key}={value!r}: {did_you_mean(str(value), choices)}")
         for key, (settle, fix) in _RULES.items():
             value = getattr(self, key)
             try:
                 object.__setattr__(self, key, settle(value))
             except (TypeError, ValueError, OverflowError):
-                name = key if key in _FLAGS else f"config.evaluate.{key}"
-                raise UserError(f"{name}={value!r:.100}: give {fix}") from None
+                raise UserError(f"{key}={value!r:.100}: give {fix}") from None
 
     @property
     def views(self) -> tuple[View, ...]:
@@ -146,10 +144,20 @@ class Protocol(config_keys.Protocol):
             "blend": self.blend if self.window else None,
             "crf": dataclasses.asdict(self.crf) if isinstance(self.crf, DenseCRF) else None,
             "mode": self.mode,
+            "pad_to": [list(size) for size in self.pad_to] if self.mode == "padded" else None,
             "view": ", ".join(words) or "whole image",
             "label_resolution": f"shorter side {self.resize}" if self.resize else "original",
             "ignore_label": IGNORE_LABEL,
         }
+
+
+def check_used(protocol: Protocol, given: Collection[str]) -> None:
+    """Raise a UserError for a given field that changes nothing, because there is no window."""
+    for key in ("overlap", "blend"):
+        if key in given and not protocol.window:
+            raise UserError(
+                f"{key}={getattr(protocol, key)!r}: no window slides; give --window 513,513 too, or leave this out"
+            )
 
 
 def split_section(section: Mapping[str, Any]) -> tuple[Protocol, dict[str, Any]]:
@@ -177,6 +185,11 @@ def padded_size(size: Size, pad_to: Sequence[Size]) -> Size:
 def _pair(values: Any) -> tuple[int, ...]:
     sides = () if values is None else tuple(map(index, values))
     return _checked(sides, len(sides) in (0, 2) and min(sides, default=1) >= 1)
+
+
+def _window(values: Any) -> tuple[int, ...]:
+    sides = _pair(values)
+    return _checked(sides, min(sides, default=SMALLEST_SIDE) >= SMALLEST_SIDE)
 
 
 def _sizes(values: Any) -> tuple[tuple[int, ...], ...]:
@@ -226,8 +239,6 @@ def _checked(value: Value, good: bool) -> Value:
     return value
 
 
-# Also arguments of `predict` and `segment`, which have no config.
-_FLAGS = ("scales", "window", "overlap", "blend", "threshold")
 _RULES: dict[str, tuple[Callable[[Any], Any], str]] = {
     "pad_to": (_sizes, f"heights and widths from 1 to {LONGEST_SIDE} pixels, such as ((513, 513),)"),
     "output_stride": (index, "a whole number such as 8 or 16, or 0 for the model's own"),
@@ -236,7 +247,7 @@ _RULES: dict[str, tuple[Callable[[Any], Any], str]] = {
         f"one or more positive factors, at most {MOST_VALUES}, from {SMALLEST_SCALE} to {LARGEST_SCALE:g}",
     ),
     "flip": (_flag, "true or false"),
-    "window": (_pair, "a height and a width in pixels, such as 513,513"),
+    "window": (_window, f"a height and a width of at least {SMALLEST_SIDE} pixels, such as 513,513"),
     "overlap": (_share, "a share of a window from 0 to below 1, such as 0.5"),
     "crf": (_crf, "true, false or a DenseCRF"),
     "threshold": (_probability, "a probability above 0 and below 1, such as 0.5"),

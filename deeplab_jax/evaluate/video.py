@@ -13,15 +13,18 @@ import numpy as np
 
 from deeplab_jax.data.image_files import MAX_PIXELS
 from deeplab_jax.errors import UserError
+from deeplab_jax.evaluate.memory import names_what_fits
 from deeplab_jax.evaluate.pictures import drawable, overlay
 from deeplab_jax.evaluate.predictor import check_whole, checked_batch_size, predict_batch
 from deeplab_jax.evaluate.protocol import Protocol
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.models.fold import fold_norm
+from deeplab_jax.models.preprocessing import Preprocessing
 from deeplab_jax.models.segmenter import Segmenter, Variables
 
 CODEC = "mp4v"
 """MPEG-4 Part 2: `opencv-python-headless` has no encoder for H.264."""
+SHARE = 0.9  # Some formats only estimate the number of frames, so fewer than this share are missing.
 USUAL_RATE = 25.0  # Frames a second of a file that does not state it.
 # OpenCV reads these once. It and FFmpeg print remarks on damaged files, but the command says what is wrong in one line.
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
@@ -77,9 +80,11 @@ def predict_video(
       progress: called with the number of frames done and in all; the latter is what the file claims.
 
     Raises:
-      UserError: the video cannot be read, is too large, or the file cannot be written.
+      UserError: the video cannot be read, is too large, has not the network's bands or does not fit into memory, or the
+        file cannot be written. Of a video that ends early the file holds the frames that can be read.
     """
     count = 1 if protocol.window else checked_batch_size(batch_size)
+    fewer = "--batch_size 1" if count > 1 else ""
     model, variables = fold_norm(protocol.at_stride(model), variables)
     with _opened(path) as video:
         frames = _frames(video)
@@ -92,7 +97,9 @@ def predict_video(
         frames = chain([first], frames)
         with _writer(out, _rate(video), (width // 2 * 2, height // 2 * 2)) as writer:
             while batch := list(islice(frames, count)):
-                predictions = predict_batch(model, variables, batch, size, protocol=protocol, count=count)
+                seen = [as_read(frame, model.preprocessing, name=str(path)) for frame in batch]
+                with names_what_fits(str(path), protocol, (height, width), fewer=fewer):
+                    predictions = predict_batch(model, variables, seen, size, protocol=protocol, count=count)
                 for frame, (classes, _) in zip(batch, predictions, strict=True):
                     ids, drawn = drawable(classes, labels)
                     shown = overlay(frame, ids, drawn.palette)[: height // 2 * 2, : width // 2 * 2]
@@ -100,7 +107,21 @@ def predict_video(
                 done += len(batch)
                 if progress is not None:
                     progress(done, max(done, claimed))
+    if done < SHARE * claimed:
+        raise UserError(f"{path}: only {done} of its {claimed} frames can be read; {out} holds these")
     return done
+
+
+def as_read(frame: np.ndarray, preprocessing: Preprocessing, *, name: str) -> np.ndarray:
+    """Return a frame uint8 `[H, W, 3]` as a network reads an image file: its bands, and levels 0 to 255.
+
+    Raises:
+      UserError: the network reads bands that a video has not.
+    """
+    bands = preprocessing.bands
+    if max(bands, default=0) > 2:
+        raise UserError(f"{name}: a video has 3 bands, and the network reads {bands}; give --channels or image files")
+    return preprocessing.levels(frame[..., list(bands)] if bands else frame)
 
 
 @contextmanager
@@ -132,6 +153,17 @@ def _rate(video: Any) -> float:
     return rate if 0 < rate < 1000 else USUAL_RATE
 
 
+def _is_whole(file: Path) -> bool:
+    """Return whether a written video can be opened: OpenCV does not say that the disk is full, and its index, at the
+    end of the file, is then missing.
+    """
+    video = cv2.VideoCapture(str(file), cv2.CAP_FFMPEG)
+    try:
+        return bool(video.isOpened() and video.read()[0])
+    finally:
+        video.release()
+
+
 @contextmanager
 def _writer(out: Path, rate: float, size: tuple[int, int]) -> Iterator[Any]:
     """Yield a writer of frames (blue, green, red); `out` is replaced at the end, if the block does not fail."""
@@ -148,6 +180,8 @@ def _writer(out: Path, rate: float, size: tuple[int, int]) -> Iterator[Any]:
                 yield writer
             finally:
                 writer.release()
+            if not _is_whole(fresh):
+                raise UserError(f"{out}: cannot be written; free space or give another --out")
             os.replace(fresh, out)
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error.strerror}); free space or give another --out") from None

@@ -64,7 +64,7 @@ def evaluate(
     from deeplab_jax.distributed import is_first, together, watch
     from deeplab_jax.evaluate import evaluator
     from deeplab_jax.evaluate.page import make_folder
-    from deeplab_jax.evaluate.predictor import prediction_writer
+    from deeplab_jax.evaluate.predictor import PredictionWriter
     from deeplab_jax.train.from_config import open_split
     from deeplab_jax.train.given import require_named
 
@@ -83,18 +83,24 @@ def evaluate(
         evaluator.check_classes(model, source)
         if out and is_first():  # Now, and not after hours.
             make_folder(Path(out))
+    writer = None
     if (outputs := _outputs(out, source, split) if save_predictions else None) is not None:
-        how["on_prediction"] = _both(prediction_writer(outputs), how.get("on_prediction"))
+        writer = PredictionWriter(outputs, source)
+        how["on_prediction"] = _both(writer, how.get("on_prediction"))
     if settings is not None:
         watch(settings.train.timeout)
     results = evaluator.evaluate(model, variables, source, protocol, split=split, **how)
     if not isinstance(given, Segmenter):
         results["checkpoint"] = info.get("step")
-    on_results(results)
-    if out:
-        _write(results, Path(out))
+    try:
+        on_results(results)
+    finally:
+        if out:
+            _write(results, Path(out))
     if outputs is not None and outputs.page is not None:
         outputs.page.write()
+    if writer is not None and writer.fault is not None:
+        raise writer.fault
     return results
 
 

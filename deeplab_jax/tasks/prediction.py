@@ -74,7 +74,7 @@ def predict(
     """
     from deeplab_jax.evaluate.image_list import find_images, is_video
     from deeplab_jax.evaluate.outputs import KINDS, Outputs, label_set, page_of
-    from deeplab_jax.evaluate.protocol import Protocol
+    from deeplab_jax.evaluate.protocol import Protocol, check_used
     from deeplab_jax.evaluate.video import check_videos
     from deeplab_jax.labels import to_stored
     from deeplab_jax.terminal import note
@@ -86,12 +86,16 @@ def predict(
     check_choice("ids", ids, ("classes", "dataset"))
     allow(module)
     folder, dataset_ids = Path(out), ids == "dataset"
+    more = {"--probabilities": probabilities, "--confidence": confidence, "--polygons": polygons}
+    if dataset_ids and (given := [flag for flag, value in more.items() if value]):
+        raise UserError(f"--ids dataset: servers read every file in the folder; leave out {' and '.join(given)}")
     found = find_images([images] if isinstance(images, str | Path) else images, out=folder)
     pictures = [each for each in found if not is_video(each.path)]
     videos = [each.path for each in found if is_video(each.path)]
     check_videos(videos, folder)
     _check_rasterio(pictures, polygons, warn)
     how = Protocol(**protocol)
+    check_used(how, protocol)
     network, variables, info = model if isinstance(model, tuple) else load(model, checkpoint=checkpoint, module=module)
     if channels:
         network = network.clone(preprocessing=replace(network.preprocessing, channels=tuple(channels)))

@@ -16,7 +16,7 @@ from deeplab_jax.config_keys import arguments
 from deeplab_jax.data.catalog import open_source
 from deeplab_jax.data.source import PairSource, Source, read_as
 from deeplab_jax.errors import UserError
-from deeplab_jax.evaluate.protocol import Protocol, split_section
+from deeplab_jax.evaluate.protocol import Protocol, check_used, split_section
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.models.catalog import from_description
 from deeplab_jax.models.preprocessing import Preprocessing
@@ -218,13 +218,15 @@ def build_step(
 
 def evaluate_options(config: ConfigDict, **given: Any) -> tuple[Protocol, dict[str, Any]]:
     """Return the protocol of a configuration, and the arguments with which `evaluate` runs it. Unless the configuration
-    says how many devices, they are as many as in training, if this process has so many. The given arguments replace the
-    configuration's values.
+    says how many devices, they are as many as in training, if this process has so many. The given fields of a
+    `Protocol` replace the configuration's values.
     """
-    section = {**config.evaluate.to_dict(), **given}
+    section = config.evaluate.to_dict()
     usual = min(config.train.devices, jax.local_device_count())
     try:
-        return split_section({**section, "devices": section["devices"] or usual})
+        protocol, how = split_section({**section, "devices": section["devices"] or usual})
     except UserError as error:
-        key = str(error).partition("=")[0]  # A flag of `predict` is a key here.
-        raise UserError(f"config.evaluate.{error}" if key in section and key not in given else str(error)) from None
+        raise UserError(f"config.evaluate.{error}") from None
+    protocol = dataclasses.replace(protocol, **given)
+    check_used(protocol, given)
+    return protocol, how

@@ -147,6 +147,8 @@ def test_metrics_keep_their_contract(made, tmp_path) -> None:
         "label_resolution": "original",
         "ignore_label": 255,
         "data": "made up",
+        "pad_to": [[65, 65]],
+        "value_map": None,
     }
     assert read["model"]["name"] == "deeplabv3plus_tiny" and read["model"]["output_stride"] == 8
     assert {"jax", "flax", "python", "device"} <= set(read["versions"])

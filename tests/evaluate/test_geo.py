@@ -11,6 +11,7 @@ from deeplab_jax.data.images import read_mask, write_image
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate import geo
 from deeplab_jax.labels import colormap
+from deeplab_jax.tasks import predict
 from deeplab_jax.weights.folder import save
 from tests.support.tiny import MadeUp, tiny_model, tiny_models
 
@@ -129,5 +130,30 @@ def test_a_geotiff_that_is_turned_or_has_no_transform_is_refused(tmp_path) -> No
     ):
         file.gcps = (points, rasterio.crs.CRS.from_epsg(4326))
     assert geo.has_ground(tmp_path / "points.tif")
-    with pytest.raises(UserError, match=r"points\.tif: a GeoTIFF with no affine transform.*gdalwarp"):
+    with pytest.raises(UserError, match=r"points\.tif: a GeoTIFF with no affine.*; type gdalwarp .*_warped\.tif$"):
         geo.read_ground(tmp_path / "points.tif")
+    files = [tmp_path / name for name in ("a.png", "points.tif", "b.png")]
+    for file in (files[0], files[2]):
+        write_image(file, MadeUp(((40, 50),))[0]["image"])
+    with tiny_models():
+        done = predict((*tiny_model("cascade_tiny"), {}), files, tmp_path / "out")
+    assert list(done.files) == [files[0], files[2]] and list(done.failed) == [files[1]]
+
+
+def test_a_server_gets_every_pixel_and_nothing_else(tmp_path) -> None:
+    """Also where a GeoTIFF has no data."""
+    rasterio = pytest.importorskip("rasterio")
+    image = MadeUp(((40, 50),))[0]["image"].transpose(2, 0, 1)
+    image[:, :9] = 0
+    kind = {"driver": "GTiff", "dtype": "uint8", "count": 3, "height": 40, "width": 50, "nodata": 0}
+    place = rasterio.transform.from_origin(0, 0, 2, 2)
+    with rasterio.open(tmp_path / "field.tif", "w", transform=place, **kind) as file:
+        file.write(image)
+    info = {"class_names": list("abcd"), "value_map": [[10, 0], [20, 1], [30, 2], [40, 3]]}
+    with tiny_models():
+        model = (*tiny_model("cascade_tiny"), info)
+        predict(model, tmp_path / "field.tif", tmp_path / "out", ids="dataset")
+        with pytest.raises(UserError, match="^--ids dataset: .*leave out --confidence and --polygons$"):
+            predict(model, tmp_path / "field.tif", tmp_path / "out", ids="dataset", confidence=True, polygons=True)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["field.png"]
+    assert set(np.unique(read_mask(tmp_path / "out" / "field.png"))) <= {10, 20, 30, 40}

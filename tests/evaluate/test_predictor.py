@@ -13,7 +13,7 @@ from deeplab_jax.evaluate import inference
 from deeplab_jax.evaluate.image_list import find_images
 from deeplab_jax.evaluate.inference import segment
 from deeplab_jax.evaluate.outputs import Outputs, file_names, label_set
-from deeplab_jax.evaluate.predictor import checked_batch_size, predict_files, prediction_writer
+from deeplab_jax.evaluate.predictor import PredictionWriter, checked_batch_size, predict_files
 from deeplab_jax.evaluate.protocol import DEFAULT, Protocol
 from deeplab_jax.labels import ADE20K, CITYSCAPES, LabelSet, colormap, to_stored
 from deeplab_jax.models.catalog import create_model
@@ -160,7 +160,7 @@ def test_nested_folders_are_kept(made, images, tmp_path) -> None:
 def test_files_of_one_name_are_refused(images, tmp_path) -> None:
     outputs = Outputs(tmp_path / "out", LABELS)
     write_image(images / "a.jpg", SOURCE[0]["image"])
-    with pytest.raises(UserError, match=r"a\.png: its prediction would overwrite that of .*a\.jpg"):
+    with pytest.raises(UserError, match=r"a\.png: .* overwrite that of .*a\.jpg \(a\.png\); rename one of them"):
         outputs.check(find_images([images]))
     (images / "a.jpg").rename(images / "d_overlay.png")
     with pytest.raises(UserError, match=r"d_overlay\.png: its prediction would overwrite that of .*d\.png"):
@@ -191,15 +191,38 @@ def test_a_folder_that_cannot_be_made_is_a_user_error(made, images) -> None:
 
 
 def test_names_with_dots_and_folders_keep_apart(tmp_path) -> None:
-    write = prediction_writer(Outputs(tmp_path / "out", LABELS))
+    write = PredictionWriter(Outputs(tmp_path / "out", LABELS), SOURCE)
     for name in ("scene.1", "scene.2", "ulm/3"):
         write({**SOURCE[0], "name": name}, SOURCE[0]["label"] % 4)
     write({**SOURCE[0], "name": "../ulm/4"}, SOURCE[0]["label"] % 4)
     assert {path.relative_to(tmp_path / "out").as_posix() for path in tmp_path.rglob("*.png")} == {
         f"{name}{kind}.png" for name in ("scene.1", "scene.2", "ulm/3", "ulm/4") for kind in ("", "_overlay")
     }
-    with pytest.raises(UserError, match=re.escape("/ulm/3: its prediction would overwrite that of ulm/3")):
-        write({**SOURCE[0], "name": "/ulm/3"}, SOURCE[0]["label"] % 4)
+    write({**SOURCE[0], "name": "/ulm/3"}, SOURCE[0]["label"] % 4)
+    assert str(write.fault).startswith("/ulm/3: its prediction would overwrite that of ulm/3 (ulm/3.png)")
+
+
+def test_an_evaluation_writes_over_no_file_of_the_data_and_goes_on_after_a_fault(tmp_path) -> None:
+    write_image(tmp_path / "a.png", SOURCE[0]["image"])
+    before = (tmp_path / "a.png").read_bytes()
+
+    class Files(MadeUp):
+        def describe(self, index):
+            return str(tmp_path / "a.png"), str(tmp_path / "masks" / "a.png")
+
+    ids = SOURCE[0]["label"] % 4
+    write = PredictionWriter(Outputs(tmp_path, LABELS), Files(((40, 50),)))
+    write({**SOURCE[0], "name": "a"}, ids)
+    assert str(write.fault) == f"{tmp_path}/a.png: a file of the data set that a prediction would overwrite; " + (
+        "give another --out"
+    )
+    write({**SOURCE[0], "name": "b"}, ids)
+    assert (tmp_path / "a.png").read_bytes() == before and not (tmp_path / "b.png").exists()
+    write = PredictionWriter(Outputs(tmp_path / "out", LABELS), SOURCE)
+    for name in ("x", "x_overlay"):
+        write({**SOURCE[0], "name": name}, ids)
+    assert str(write.fault).startswith("x_overlay: its prediction would overwrite that of x (x_overlay.png)")
+    assert not (tmp_path / "out" / "x_overlay_overlay.png").exists()
 
 
 def test_probabilities_and_confidence_are_those_of_segment(made, images, tmp_path) -> None:

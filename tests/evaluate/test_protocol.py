@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate.evaluator import evaluate
-from deeplab_jax.evaluate.protocol import Protocol, padded_size, split_section
+from deeplab_jax.evaluate.protocol import Protocol, check_used, padded_size, split_section
 from deeplab_jax.evaluate.windows import OVERLAP
 from deeplab_jax.models.decision import THRESHOLD
 from deeplab_jax.ops.crf import DenseCRF
@@ -36,11 +36,11 @@ def test_values_are_settled_so_that_equal_protocols_are_equal() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"mode": "paded"}, "config.evaluate.mode='paded': did you mean padded"),
-        ({"pad_to": ((65,),)}, "config.evaluate.pad_to=((65,),): give heights and widths"),
-        ({"pad_to": (65, 65)}, "config.evaluate.pad_to=(65, 65)"),
+        ({"mode": "paded"}, "mode='paded': did you mean padded"),
+        ({"pad_to": ((65,),)}, "pad_to=((65,),): give heights and widths"),
+        ({"pad_to": (65, 65)}, "pad_to=(65, 65)"),
         ({"pad_to": ((65, 2**15 + 1),)}, "1 to 32768"),
-        ({"output_stride": 8.5}, "config.evaluate.output_stride=8.5: give a whole number"),
+        ({"output_stride": 8.5}, "output_stride=8.5: give a whole number"),
         ({"scales": ()}, "scales=(): give one or more positive factors"),
         ({"scales": (-1.0,)}, "scales=(-1.0,)"),
         ({"scales": (0.0,)}, "scales=(0.0,)"),
@@ -50,21 +50,22 @@ def test_values_are_settled_so_that_equal_protocols_are_equal() -> None:
         ({"scales": (1.0,) * 33}, "at most 32"),
         ({"scales": "all"}, "scales='all'"),
         ({"scales": (10**400,)}, "scales=(1000000"),
-        ({"flip": "false"}, "config.evaluate.flip='false': give true or false"),
+        ({"flip": "false"}, "flip='false': give true or false"),
         ({"scales": 1.0}, "scales=1.0"),
-        ({"window": (65,)}, "window=(65,): give a height and a width in pixels, such as 513,513"),
+        ({"window": (65,)}, "window=(65,): give a height and a width of at least 33 pixels, such as 513,513"),
         ({"window": (65, 0)}, "window=(65, 0)"),
+        ({"window": (32, 65)}, "window=(32, 65): give a height and a width of at least 33 pixels"),
         ({"window": (65.5, 65)}, "window=(65.5, 65)"),
         ({"window": (1, 2, 3)}, "window=(1, 2, 3)"),
-        ({"crf": "fast"}, "config.evaluate.crf='fast'"),
-        ({"resize": -1}, "config.evaluate.resize=-1: give the pixels of the shorter side"),
-        ({"resize": 2**15 + 1}, "config.evaluate.resize=32769"),
-        ({"crop": (3,)}, "config.evaluate.crop=(3,): give a height and a width"),
-        ({"crop": (0, 3)}, "config.evaluate.crop=(0, 3)"),
-        ({"trimap": (0, 1)}, "config.evaluate.trimap=(0, 1)"),
+        ({"crf": "fast"}, "crf='fast'"),
+        ({"resize": -1}, "resize=-1: give the pixels of the shorter side"),
+        ({"resize": 2**15 + 1}, "resize=32769"),
+        ({"crop": (3,)}, "crop=(3,): give a height and a width"),
+        ({"crop": (0, 3)}, "crop=(0, 3)"),
+        ({"trimap": (0, 1)}, "trimap=(0, 1)"),
         ({"trimap": (2, 2)}, "each once"),
         ({"trimap": tuple(range(1, 34))}, "up to 32 widths"),
-        ({"trimap": (1,), "trimap_around": "voids"}, "config.evaluate.trimap_around='voids': did you mean void"),
+        ({"trimap": (1,), "trimap_around": "voids"}, "trimap_around='voids': did you mean void"),
     ],
     ids=str,
 )
@@ -76,6 +77,14 @@ def test_values_that_make_no_sense_are_refused(options, message) -> None:
 
 def test_the_defaults_are_those_of_the_functions_without_a_config() -> None:
     assert (Protocol().overlap, Protocol().threshold) == (OVERLAP, THRESHOLD)
+
+
+def test_options_of_a_window_need_one() -> None:
+    check_used(Protocol(window=(65, 65), overlap=0.5), {"overlap"})
+    check_used(Protocol(overlap=0.5), {"scales"})  # A configuration may hold it for the day when there is a window.
+    for key, value in (("overlap", 0.5), ("blend", "gaussian")):
+        with pytest.raises(UserError, match=f"^{key}=.*: no window slides; give --window 513,513 too"):
+            check_used(Protocol(**{key: value}), {key})
 
 
 def test_a_section_is_a_protocol_and_how_it_is_run() -> None:
@@ -101,6 +110,7 @@ def test_json_says_what_was_asked() -> None:
         "blend": "uniform",
         "crf": dataclasses.asdict(DenseCRF(iterations=2)),
         "mode": "padded",
+        "pad_to": [],
         "view": "centre crop 33x34, sliding window",
         "label_resolution": "shorter side 50",
         "ignore_label": 255,

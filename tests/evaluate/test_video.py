@@ -1,5 +1,8 @@
 """Prediction of videos: frames, size, rate, and files that are no video."""
 
+import dataclasses
+import resource
+
 import cv2
 import numpy as np
 import pytest
@@ -10,7 +13,7 @@ from deeplab_jax.evaluate.inference import segment
 from deeplab_jax.evaluate.outputs import label_set
 from deeplab_jax.evaluate.pictures import overlay
 from deeplab_jax.evaluate.protocol import Protocol
-from deeplab_jax.evaluate.video import check_videos, predict_video
+from deeplab_jax.evaluate.video import as_read, check_videos, predict_video
 from deeplab_jax.labels import colormap
 from tests.support.tiny import MadeUp, tiny_model, tiny_models
 
@@ -105,3 +108,55 @@ def test_a_failure_leaves_the_older_file(made, tmp_path, monkeypatch) -> None:
     with pytest.raises(ZeroDivisionError):
         predict_video(*made, clip, out, EXACT, labels=label_set({}, made[0]))
     assert out.read_bytes() == b"older" and sorted(path.name for path in tmp_path.iterdir()) == ["clip.mp4", "out.mp4"]
+
+
+def test_a_frame_is_read_as_an_image_file_is(made, tmp_path) -> None:
+    frame = MadeUp((SIZE,))[0]["image"]
+    preprocessing = made[0].preprocessing
+    assert as_read(frame, preprocessing, name="clip") is frame
+    turned = as_read(frame, dataclasses.replace(preprocessing, channels=(2, 0, 0)), name="clip")
+    np.testing.assert_array_equal(turned, frame[..., [2, 0, 0]])
+    grey = as_read(frame, preprocessing.for_channels(1), name="clip")
+    np.testing.assert_array_equal(grey, frame[..., :1])
+    stretched = as_read(
+        np.full((1, 1, 3), 40, np.uint8), dataclasses.replace(preprocessing, stored_range=(0, 50)), name=""
+    )
+    assert stretched.dtype == np.float32 and stretched.max() == pytest.approx(204)
+    four = made[0].clone(preprocessing=preprocessing.for_channels(4))
+    clip = write_video(tmp_path / "clip.mp4", "mp4v")
+    with pytest.raises(UserError, match=r"clip\.mp4: a video has 3 bands, and the network reads \(0, 1, 2, 3\)"):
+        predict_video(four, made[1], clip, tmp_path / "out.mp4", EXACT, labels=label_set({}, four))
+    assert not (tmp_path / "out.mp4").exists()
+
+
+def test_a_video_that_ends_early_is_said_after_what_there_is(made, tmp_path) -> None:
+    clip = write_video(tmp_path / "clip.avi", "MJPG")
+    clip.write_bytes(clip.read_bytes()[: clip.stat().st_size // 2])
+    with pytest.raises(UserError, match=rf"clip\.avi: only [1-4] of its {COUNT} frames can be read; .*out\.mp4 holds"):
+        predict_video(*made, clip, tmp_path / "out.mp4", EXACT, labels=label_set({}, made[0]))
+    assert 1 <= len(read_video(tmp_path / "out.mp4")[0]) < COUNT
+
+
+def test_a_full_disk_leaves_the_older_video(made, tmp_path) -> None:
+    """OpenCV writes nothing more, and says nothing."""
+    clip, out = write_video(tmp_path / "clip.mp4", "mp4v"), tmp_path / "out.mp4"
+    out.write_bytes(b"older")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(UserError, match=r"out\.mp4: cannot be written; free space or give another --out"):
+            predict_video(*made, clip, out, EXACT, labels=label_set({}, made[0]))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert out.read_bytes() == b"older"
+
+
+def test_out_of_memory_names_the_video_and_what_fits(made, tmp_path, monkeypatch) -> None:
+    def full(*args: object, **options: object) -> None:
+        raise MemoryError
+
+    clip = write_video(tmp_path / "clip.mp4", "mp4v")
+    monkeypatch.setattr(video_module, "predict_batch", full)
+    for size, fix in ((1, "a machine with more memory"), (2, "--batch_size 1")):
+        with pytest.raises(UserError, match=rf"clip\.mp4: out of memory at 64x48 pixels; give {fix}"):
+            predict_video(*made, clip, tmp_path / "out.mp4", EXACT, labels=label_set({}, made[0]), batch_size=size)
