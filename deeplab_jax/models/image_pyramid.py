@@ -1,5 +1,6 @@
 """Image pyramids: one network with shared weights over several scales of the image, their logits fused."""
 
+from functools import partial
 from typing import Literal
 
 import flax.linen as nn
@@ -54,12 +55,11 @@ class ImagePyramid(CheckedModule):
         sizes = [
             [max(smallest, scaled_side(side, scale)) for side in images.shape[1:3]] for scale in self.image_pyramid
         ]
-        levels = [resize_bilinear(images, size, align_corners=True) for size in sizes]
+        resize = partial(resize_bilinear, align_corners=self.settings.align_corners)
+        levels = [resize(images, size) for size in sizes]
         if self.pyramid == "resized":
             return levels
-        coarser = [
-            resize_bilinear(level, size, align_corners=True) for level, size in zip(levels[1:], sizes, strict=False)
-        ]
+        coarser = [resize(level, size) for level, size in zip(levels[1:], sizes, strict=False)]
         return [level - above for level, above in zip(levels, coarser, strict=False)] + levels[-1:]
 
     @nn.compact

@@ -3,6 +3,7 @@
 import dataclasses
 from functools import partial
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,6 +29,8 @@ from deeplab_jax.evaluate.predictor import predict_files
 from deeplab_jax.evaluate.protocol import Protocol, View
 from deeplab_jax.evaluate.windows import window_starts
 from deeplab_jax.models.catalog import create_model
+from deeplab_jax.models.image_pyramid import ImagePyramid
+from deeplab_jax.models.layers import LayerSettings
 from deeplab_jax.ops.crf import DenseCRF, mean_field
 from deeplab_jax.ops.resize import resize_bilinear
 from tests.support.tiny import MadeUp, make_variables, tiny_model, tiny_models
@@ -132,6 +135,31 @@ def test_scales_below_33_pixels_stop_there(made) -> None:
     logits = model.apply(variables, small, method="coarse_logits_of_whole")
     expected = resize_bilinear(logits, (40, 50), align_corners=model.settings.align_corners)[0]
     np.testing.assert_allclose(logits_of(made, image, scale=0.1), expected, rtol=1e-4, atol=1e-5)
+
+
+class Identity(nn.Module):
+    """A network whose logits are its images."""
+
+    settings: LayerSettings
+
+    def coarse_logits_of_whole(self, images):
+        return images
+
+
+@pytest.mark.parametrize("scale", [0.75, 1.75, 2.0])
+@pytest.mark.parametrize("align_corners", [True, False])
+def test_each_pixel_gets_back_its_own_logits(align_corners, scale) -> None:
+    """Two resizes hand a ramp through. With different corners it would move by up to (scale - 1) / 2 pixels."""
+    network = Identity(LayerSettings(align_corners=align_corners))
+    ramp = jnp.broadcast_to(
+        jnp.arange(65.0)[None, :, None, None] + jnp.arange(97.0)[None, None, :, None], (1, 65, 97, 1)
+    )
+    logits = view_logits(network, {}, ramp, View(scale, mirrored=False))
+    inside = (0, slice(2, -2), slice(2, -2))  # At the border, half-pixel centres repeat the last sample.
+    np.testing.assert_allclose(logits[inside], ramp[inside], atol=2e-4)
+    levels = ImagePyramid((2.0, 1.0), settings=network.settings).views(ramp, smallest=33)
+    back = resize_bilinear(levels[0], (65, 97), align_corners=align_corners)
+    np.testing.assert_allclose(back[inside], levels[1][inside], atol=2e-4)
 
 
 @pytest.mark.parametrize("output_stride", [8, 32])
