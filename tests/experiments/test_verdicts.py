@@ -17,7 +17,17 @@ from experiments.report.cells import verdict_cells
 from experiments.report.gather import RowResult, TableResult, Training
 from experiments.report.intervals import Interval, holm, over_images, over_seeds, p_value
 from experiments.report.markdown import verdict_table
-from experiments.report.verdicts import HOLDS, NOT_RUN, REFUTED, UNDECIDED, Verdict, all_verdicts, comparisons, verdicts
+from experiments.report.verdicts import (
+    HOLDS,
+    NO_PAIR,
+    NOT_RUN,
+    REFUTED,
+    UNDECIDED,
+    Verdict,
+    all_verdicts,
+    comparisons,
+    verdicts,
+)
 from experiments.run.per_image import Counts, counts_file, counts_of, read_counts, write_counts
 from experiments.tables import TABLES, Claim, Row, Table
 from tests.support.tiny import tiny_models
@@ -171,15 +181,33 @@ def test_trainings_are_paired_by_their_seed(tmp_path) -> None:
     assert "| `t` | two is better than three | not run | +0.50 |  |  |  |  |" in verdict_table([first, second])
 
 
+def starting(one: RowResult, pretraining: str, *backbones: float) -> RowResult:
+    """A row whose trainings start from backbones of these mIoUs, trained as the pretraining of this name."""
+    trainings = tuple(replace(training, backbone=miou) for training, miou in zip(one.trainings, backbones, strict=True))
+    return replace(one, trainings=trainings, pretraining=Training(pretraining, 10, 8, 1.0, ()))
+
+
 def test_trainings_from_different_backbones_are_not_compared(tmp_path) -> None:
-    """Seed 1 of the second row starts from another training of the backbone, as on another machine."""
-    first, second = row(1, {0: 50, 1: 60, 2: 40}), row(2, {0: 52, 1: 61, 2: 43})
-    from_one = replace(first, trainings=tuple(replace(one, backbone=0.46) for one in first.trainings))
-    backbones = (0.46, 0.47, 0.46)
-    from_two = tuple(replace(one, backbone=miou) for one, miou in zip(second.trainings, backbones, strict=True))
-    rows = (from_one, replace(second, trainings=from_two), row(3, {}))
-    found, _ = verdicts(TableResult(TABLE, "scenes", rows, folder=tmp_path))
+    """Seed 1 of the second row starts from another training of the same pretraining, as on another machine."""
+    first = starting(row(1, {0: 50, 1: 60, 2: 40}), "plain", 0.46, 0.46, 0.46)
+    second = starting(row(2, {0: 52, 1: 61, 2: 43}), "plain", 0.46, 0.47, 0.46)
+    found, _ = verdicts(TableResult(TABLE, "scenes", (first, second, row(3, {})), folder=tmp_path))
     assert found.differences == (2, 3)
+    second = starting(second, "plain", 0.47, 0.47, 0.47)
+    both = verdicts(TableResult(TABLE, "scenes", (first, second, row(3, {})), folder=tmp_path))
+    assert [one.word for one in both] == [NO_PAIR, NOT_RUN]
+    assert comparisons(both).startswith(
+        "0 comparisons: 0 holds, 0 refuted, 0 undecided; 1 claim needs a row that was not run; "
+        "1 claim has no pair of trainings."
+    )
+
+
+def test_backbones_that_differ_by_design_are_compared(tmp_path) -> None:
+    """As Xception-65 and Xception-71, whose plain networks have two mIoUs and two names."""
+    first = starting(row(1, {0: 50, 1: 60}), "shallow", 0.46, 0.46)
+    second = starting(row(2, {0: 52, 1: 61}), "deep", 0.49, 0.49)
+    found, _ = verdicts(TableResult(TABLE, "scenes", (first, second, row(3, {})), folder=tmp_path))
+    assert found.differences == (2, 1)
 
 
 def test_images_can_leave_undecided_what_trainings_decide(tmp_path) -> None:
