@@ -49,7 +49,7 @@ class Claim:
     """A claim of a paper: one row of a table is better than another.
 
     Attributes:
-      says: the claim in words.
+      says: the claim in words: what is better, since this is tested. "X does not help" would be another claim.
       better, worse: cells of the two rows.
       measure: key of `MEASURES` by which the row is better.
       paper: the difference in the paper, in points, where the rows have no numbers; 0: the difference of their numbers.

@@ -24,7 +24,7 @@ TABLE = Table(
         for network, text, better, worse in (
             ("ResNet-50", "block5 helps", 5, 4),
             ("ResNet-50", "block6 helps", 6, 5),
-            ("ResNet-50", "block7 does not help", 6, 7),
+            ("ResNet-50", "block6 is better than block7", 6, 7),
             ("ResNet-101", "block5 helps", 5, 4),
             ("ResNet-101", "block6 helps", 6, 5),
             ("ResNet-101", "block7 helps", 7, 6),
