@@ -1,7 +1,7 @@
 """The cells of tables and claims, for Markdown and HTML.
 
 A table has the paper's columns, then for each measure the paper's number, ours, their difference and the spread. A
-claim has the paper's difference, ours, the intervals and the verdict.
+claim has the paper's difference, ours, its interval and the verdict.
 """
 
 from collections.abc import Sequence
@@ -10,17 +10,19 @@ from statistics import mean
 
 from deeplab_jax.provenance import short
 from experiments.report.gather import RowResult, TableResult, Training
-from experiments.report.intervals import Interval
 from experiments.report.verdicts import Verdict
 from experiments.tables.table import MEASURES, Cell
 
 
 @dataclass(frozen=True)
 class Shown:
-    """A cell: its text, and the number that sorts it, None where the text sorts it."""
+    """A cell: its text, the number that sorts it, None where the text sorts it, and what the page shows under the
+    pointer.
+    """
 
     text: str
     number: float | None = None
+    hint: str = ""
 
 
 EMPTY = Shown("")
@@ -55,7 +57,7 @@ def cells(result: TableResult, one: RowResult) -> list[Shown]:
     return found
 
 
-VERDICT_HEADINGS = ("the paper says", "verdict", "paper", "ours", "over trainings", "over images", "trainings")
+VERDICT_HEADINGS = ("the paper says", "verdict", "paper", "ours", "95% interval", "trainings")
 
 
 def verdict_cells(one: Verdict) -> list[Shown]:
@@ -65,8 +67,7 @@ def verdict_cells(one: Verdict) -> list[Shown]:
         Shown(one.word),
         _number(one.paper, sign="+"),
         _number(one.ours, sign="+"),
-        _interval(one.seeds),
-        _interval(one.images),
+        _interval(one),
         Shown(str(len(one.differences)), len(one.differences)) if one.differences else EMPTY,
     ]
 
@@ -138,8 +139,15 @@ def _spread(values: Sequence[float]) -> Shown:
     return Shown(f"{low:.2f} to {high:.2f}, {len(values)} seeds", high - low)
 
 
-def _interval(value: Interval | None) -> Shown:
-    return EMPTY if value is None else Shown(f"{value.low:+.2f} to {value.high:+.2f}", value.low)
+def _interval(one: Verdict) -> Shown:
+    if one.seeds is None or one.interval is None:
+        return EMPTY
+    low, high = one.interval
+    text = f"{low:+.2f} to {high:+.2f}"
+    hint = f"Standard error over {len(one.differences)} trainings (t): {one.seeds.size:.2f}"
+    if one.images is None:
+        return Shown(f"{text}, trainings only", low, f"{hint}; over images: not known")
+    return Shown(text, low, f"{hint}; over {one.images.freedom + 1:.0f} images (bootstrap): {one.images.size:.2f}")
 
 
 def _effort(trainings: Sequence[Training]) -> str:

@@ -1,9 +1,10 @@
-"""Confidence intervals of the difference between two rows: Student's t over trainings and the bootstrap over images;
+"""The standard error of the difference between two rows, over trainings and over images; its interval by Student's t;
 and Holm's correction for several comparisons.
 """
 
 from collections.abc import Sequence
-from statistics import fmean, stdev
+from math import hypot
+from statistics import stdev
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +15,13 @@ from deeplab_jax.ops.metrics import ratio
 from experiments.run.per_image import Counts
 
 SAMPLES = 2000
+
+
+class Error(NamedTuple):
+    """A standard error, in the units of the differences, and its degrees of freedom."""
+
+    size: float
+    freedom: float
 
 
 class Interval(NamedTuple):
@@ -28,30 +36,15 @@ class Interval(NamedTuple):
         return (self.low > 0) - (self.high < 0)
 
 
-def over_seeds(differences: Sequence[float]) -> Interval | None:
-    """Return the 95% interval of the mean of paired differences by Student's t, None for fewer than two differences."""
+def over_seeds(differences: Sequence[float]) -> Error | None:
+    """Return the standard error of the mean of paired differences, None for fewer than two differences."""
     count = len(differences)
-    if count < 2:
-        return None
-    half = float(stdtrit(count - 1, (1 + LEVEL) / 2)) * stdev(differences) / count**0.5
-    middle = fmean(differences)
-    return Interval(middle - half, middle + half)
+    return Error(stdev(differences) / count**0.5, count - 1) if count > 1 else None
 
 
-def p_value(differences: Sequence[float]) -> float | None:
-    """Return the two-sided p of the paired t-test (the mean difference is 0), None for fewer than two differences."""
-    count = len(differences)
-    if count < 2:
-        return None
-    middle, spread = fmean(differences), stdev(differences)
-    if spread == 0:
-        return 0.0 if middle else 1.0
-    return float(2 * stdtr(count - 1, -abs(middle) / (spread / count**0.5)))
-
-
-def over_images(pairs: Sequence[tuple[Counts, Counts]]) -> Interval | None:
-    """Return the 95% interval of the difference in mIoU, in points, over resampled images (percentile bootstrap; Efron
-    and Tibshirani, 1993, ch. 13), None where there is no pair or where the images differ.
+def over_images(pairs: Sequence[tuple[Counts, Counts]]) -> Error | None:
+    """Return the standard error of the difference in mIoU, in points, over resampled images (bootstrap; Efron and
+    Tibshirani, 1993, ch. 6), None where there is no pair, where the images differ, or where there is one image only.
 
     A resample has as many images as the split, drawn with replacement. Both rows and all trainings get the same
     resample. Its difference is the mean over trainings.
@@ -60,7 +53,7 @@ def over_images(pairs: Sequence[tuple[Counts, Counts]]) -> Interval | None:
       pairs: for each training, the counts of the row that should be better and of the other row.
     """
     counts = [one for pair in pairs for one in pair]
-    if not counts or not counts[0].names or any(one.names != counts[0].names for one in counts):
+    if not counts or len(counts[0].names) < 2 or any(one.names != counts[0].names for one in counts):
         return None
     # Products in floating point are fast, and exact here: all sums are far below 2**53 pixels.
     flat = [(one.right.astype(np.float64), one.union.astype(np.float64)) for one in counts]
@@ -68,9 +61,30 @@ def over_images(pairs: Sequence[tuple[Counts, Counts]]) -> Interval | None:
     for times in resamples(len(counts[0].names), SAMPLES):
         mious = [np.nanmean(ratio(times @ right, times @ union), axis=1) for right, union in flat]
         found.append(np.mean(mious[::2], axis=0) - np.mean(mious[1::2], axis=0))
-    tail = 50 * (1 - LEVEL)
-    low, high = np.percentile(100 * np.concatenate(found), [tail, 100 - tail])
-    return Interval(float(low), float(high))
+    return Error(100 * float(np.std(np.concatenate(found), ddof=1)), len(counts[0].names) - 1)
+
+
+def together(one: Error, other: Error) -> Error:
+    """Return the error of a difference that has two independent ones (degrees of freedom: Satterthwaite, 1946; Welch,
+    1947).
+    """
+    size = hypot(one.size, other.size)
+    if size == 0:
+        return one
+    return Error(size, 1 / sum((part.size / size) ** 4 / part.freedom for part in (one, other)))
+
+
+def t_interval(middle: float, error: Error) -> Interval:
+    """Return the 95% interval around a mean difference by Student's t."""
+    half = float(stdtrit(error.freedom, (1 + LEVEL) / 2)) * error.size
+    return Interval(middle - half, middle + half)
+
+
+def p_value(middle: float, error: Error) -> float:
+    """Return the two-sided p of the t-test that the mean difference is 0."""
+    if error.size == 0:
+        return 0.0 if middle else 1.0
+    return float(2 * stdtr(error.freedom, -abs(middle) / error.size))
 
 
 def holm(values: Sequence[float]) -> list[bool]:

@@ -28,7 +28,7 @@ def tables(results: Sequence[TableResult], verdicts: Sequence[Verdict]) -> str:
 def verdict_table(found: Sequence[Verdict]) -> str:
     """Return a table of claims and their verdicts."""
     rows = ([f"`{one.result.table.name}`", *(escape(cell.text) for cell in verdict_cells(one))] for one in found)
-    return markdown_table(("table", *VERDICT_HEADINGS), rows, numbers=5)
+    return markdown_table(("table", *VERDICT_HEADINGS), rows, numbers=4)
 
 
 def table(result: TableResult) -> str:

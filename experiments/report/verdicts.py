@@ -10,15 +10,14 @@ from itertools import chain
 from statistics import fmean
 
 from experiments.report.gather import RowResult, TableResult, Training
-from experiments.report.intervals import Interval, holm, over_images, over_seeds, p_value
+from experiments.report.intervals import Error, Interval, holm, over_images, over_seeds, p_value, t_interval, together
 from experiments.run.per_image import Counts, counts_file, read_counts
 from experiments.tables import Claim
 
 RULE = (
-    "Our difference has two 95% intervals: over paired trainings (Student's t) and over images (bootstrap). A claim "
-    "holds where both intervals are above 0. It is refuted where both are below 0. Otherwise it is undecided. A single "
-    "training decides nothing. Where a claim is not about mIoU, or no counts by image were kept, the interval over "
-    "trainings decides alone."
+    "A claim holds where the 95% interval of our difference is above 0, and is refuted where it is below 0; else, and "
+    "with a single training, it is undecided. The interval is Student's t over paired trainings and resampled images "
+    'together, never narrower than over the trainings alone; "trainings only" marks rows without counts by image.'
 )
 HOLDS, REFUTED, UNDECIDED, NOT_RUN, NO_PAIR = "holds", "refuted", "undecided", "not run", "no pair"
 WORDS = {1: HOLDS, -1: REFUTED, 0: UNDECIDED}
@@ -34,9 +33,9 @@ class Verdict:
       paper: the difference in the paper.
       differences: our difference for each pair of trainings; none where one of the rows was not run, or where no two
         trainings make a pair.
-      seeds: the interval over trainings.
-      images: the interval over images.
-      p: p of the t-test over trainings.
+      seeds: the standard error over trainings; None where there are fewer than two pairs.
+      images: the standard error over images; None where `seeds` is None, where the claim is not about mIoU, and where a
+        training has no counts by image.
       compared: keys of the two rows and the measure, which show that two tables make the same comparison; empty where
         there is no difference.
       run: whether both rows were run.
@@ -46,9 +45,8 @@ class Verdict:
     claim: Claim
     paper: float
     differences: tuple[float, ...] = ()
-    seeds: Interval | None = None
-    images: Interval | None = None
-    p: float | None = None
+    seeds: Error | None = None
+    images: Error | None = None
     compared: tuple[str, ...] = ()
     run: bool = False
 
@@ -58,12 +56,31 @@ class Verdict:
         return fmean(self.differences) if self.differences else None
 
     @property
+    def _errors(self) -> list[Error]:
+        """The errors whose intervals both have to leave out 0. With few trainings, that of trainings and images may be
+        the narrower one, since it has more degrees of freedom. Alone it would decide more than 5% by chance.
+        """
+        if self.seeds is None:
+            return []
+        return [self.seeds] if self.images is None else [self.seeds, together(self.seeds, self.images)]
+
+    @property
+    def interval(self) -> Interval | None:
+        """The 95% interval of the mean difference, None for fewer than two pairs."""
+        found = [t_interval(fmean(self.differences), error) for error in self._errors]
+        return max(found, key=lambda one: one.high - one.low, default=None)
+
+    @property
+    def p(self) -> float | None:
+        """The p of the same test as the interval's, None for fewer than two pairs."""
+        return max((p_value(fmean(self.differences), error) for error in self._errors), default=None)
+
+    @property
     def word(self) -> str:
         """The verdict, by `RULE`."""
         if not self.differences:
             return NO_PAIR if self.run else NOT_RUN
-        known = {one.side for one in (self.seeds, self.images) if one is not None}
-        return UNDECIDED if self.seeds is None or len(known) > 1 else WORDS[known.pop()]
+        return UNDECIDED if self.interval is None else WORDS[self.interval.side]
 
 
 def verdicts(result: TableResult) -> list[Verdict]:
@@ -81,18 +98,14 @@ def _verdict(result: TableResult, claim: Claim, better: RowResult, worse: RowRes
         seed for seed in ours.keys() & theirs.keys() if not same_start or ours[seed].backbone == theirs[seed].backbone
     )
     differences = tuple(ours[seed].values[name] - theirs[seed].values[name] for seed in paired)
-    counts = [
-        (_counts(result, better, ours[seed]), _counts(result, worse, theirs[seed]))
-        for seed in (paired if name == "miou" else ())
-    ]
+    several = name == "miou" and len(paired) > 1
     return Verdict(
         result,
         claim,
         result.table.difference(claim),
         differences,
         over_seeds(differences),
-        over_images([(one, other) for one, other in counts if one is not None and other is not None]),
-        p_value(differences),
+        _over_images(result, [(better, ours[seed], worse, theirs[seed]) for seed in paired]) if several else None,
         (better.training, better.evaluation, worse.training, worse.evaluation, name) if differences else (),
         bool(ours and theirs),
     )
@@ -101,6 +114,13 @@ def _verdict(result: TableResult, claim: Claim, better: RowResult, worse: RowRes
 def _start(row: RowResult) -> str:
     """Return the name of the pretraining that a row starts from, "" where there is none."""
     return row.pretraining.name if row.pretraining else ""
+
+
+def _over_images(result: TableResult, pairs: Iterable[tuple[RowResult, Training, RowResult, Training]]) -> Error | None:
+    """Return the error over images, None where a training has no counts: those of the others are not of this mean."""
+    found = [(_counts(result, *pair[:2]), _counts(result, *pair[2:])) for pair in pairs]
+    whole = [(one, other) for one, other in found if one is not None and other is not None]
+    return over_images(whole) if len(whole) == len(found) else None
 
 
 def _counts(result: TableResult, row: RowResult, training: Training) -> Counts | None:

@@ -1,6 +1,7 @@
 """The papers' claims: differences, their intervals and the rule, worked out by hand."""
 
 import itertools
+import statistics
 from dataclasses import replace
 
 import jax
@@ -15,7 +16,7 @@ from deeplab_jax.models.catalog import create_model
 from experiments.report import intervals
 from experiments.report.cells import verdict_cells
 from experiments.report.gather import RowResult, TableResult, Training
-from experiments.report.intervals import Interval, holm, over_images, over_seeds, p_value
+from experiments.report.intervals import Error, holm, over_images, over_seeds, p_value, t_interval, together
 from experiments.report.markdown import verdict_table
 from experiments.report.verdicts import (
     HOLDS,
@@ -56,28 +57,46 @@ def counts(*images: tuple[tuple[int, ...], tuple[int, ...]]) -> Counts:
 
 def test_students_t_of_three_differences_by_hand() -> None:
     """Of 1, 2 and 3: mean 2, standard error 1 / root 3; t of 2 degrees of freedom is 4.3027 at 97.5%."""
-    low, high = over_seeds([1.0, 2.0, 3.0])
-    assert (low, high) == pytest.approx((2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5), abs=1e-5)
+    error = over_seeds([1.0, 2.0, 3.0])
+    assert error == pytest.approx((1 / 3**0.5, 2))
+    assert t_interval(2.0, error) == pytest.approx((2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5), abs=1e-5)
     # With two degrees of freedom, P(|T| > t) is 1 - t / root(2 + t^2); t is 2 root 3.
-    assert p_value([1.0, 2.0, 3.0]) == pytest.approx(1 - 12**0.5 / 14**0.5)
+    assert p_value(2.0, error) == pytest.approx(1 - 12**0.5 / 14**0.5)
     # With one degree of freedom (Cauchy) the quantile is tan(0.475 pi) = 12.7062, and the standard error here 0.5.
-    assert over_seeds([1.0, 2.0]) == pytest.approx((1.5 - 6.3531, 1.5 + 6.3531), abs=1e-4)
+    assert t_interval(1.5, over_seeds([1.0, 2.0])) == pytest.approx((1.5 - 6.3531, 1.5 + 6.3531), abs=1e-4)
+
+
+def test_two_errors_together_by_hand() -> None:
+    """3 and 4 make 5. Degrees of freedom: 5^4 / (3^4 / 2 + 4^4 / 64) = 625 / 44.5."""
+    assert together(Error(3.0, 2), Error(4.0, 64)) == pytest.approx((5.0, 625 / 44.5))
+    # Two equal ones of one degree of freedom have two together.
+    both = together(Error(1.0, 1), Error(1.0, 1))
+    assert both == pytest.approx((2**0.5, 2))
+    assert t_interval(0.0, both).high == pytest.approx(4.302653 * 2**0.5, abs=1e-5)
+    assert p_value(4.0, both) == pytest.approx(1 - 8**0.5 / 10**0.5)
+    # One that is 0 changes nothing.
+    assert together(Error(0.0, 2), Error(4.0, 64)) == pytest.approx((4.0, 64))
+    assert together(Error(0.0, 2), Error(0.0, 64)) == (0.0, 2)
 
 
 def test_the_interval_leaves_out_0_where_p_is_below_5_percent() -> None:
     for shift in np.linspace(0, 4, 41):
-        differences = [shift - 1, shift, shift + 1.5]
-        assert (over_seeds(differences).side != 0) == (p_value(differences) < 0.05)
+        for images in (None, Error(0.1, 255), Error(1.0, 255)):
+            found = verdict((shift - 1, shift, shift + 1.5), over_seeds([shift - 1, shift, shift + 1.5]), images)
+            assert (found.interval.side != 0) == (found.p < 0.05)
 
 
 def test_one_training_has_no_interval_and_equal_ones_no_width() -> None:
-    assert over_seeds([3.0]) is None and p_value([3.0]) is None
-    assert over_seeds([3.0, 3.0]) == (3.0, 3.0)
-    assert p_value([3.0, 3.0]) == 0.0 and p_value([0.0, 0.0]) == 1.0
+    assert over_seeds([3.0]) is None
+    error = over_seeds([3.0, 3.0])
+    assert error == (0.0, 1) and t_interval(3.0, error) == (3.0, 3.0)
+    assert p_value(3.0, error) == 0.0 and p_value(0.0, error) == 1.0
 
 
 def test_the_bootstrap_of_three_images_is_that_of_all_27_draws(monkeypatch) -> None:
-    """One class: each row's IoU of a draw is the sum of right by that of union. All 27 draws are equally likely."""
+    """One class: each row's IoU of a draw is the sum of right by that of union. All 27 draws are equally likely, so the
+    standard error is the standard deviation over them.
+    """
     better = counts(((9,), (10,)), ((8,), (10,)), ((1,), (10,)))
     worse = counts(((6,), (10,)), ((8,), (20,)), ((5,), (10,)))
     draws = [
@@ -85,12 +104,10 @@ def test_the_bootstrap_of_three_images_is_that_of_all_27_draws(monkeypatch) -> N
         for draw in itertools.product(range(3), repeat=3)
         for union in [sum(worse.union[i, 0] for i in draw)]
     ]
-    monkeypatch.setattr(intervals, "SAMPLES", 20_000)
-    low, high = over_images([(better, worse)])
-    # The extremes, image 2 or image 1 three times, have 1 / 27 each, more than 2.5%: 0.1 - 0.5 and 0.8 - 0.4.
-    assert (min(draws), max(draws)) == pytest.approx((-40.0, 40.0))
-    assert (low, high) == pytest.approx((-40.0, 40.0))
-    assert over_images([(better, worse)]) == (low, high), "the draws are fixed"
+    monkeypatch.setattr(intervals, "SAMPLES", 100_000)
+    error = over_images([(better, worse)])
+    assert error == pytest.approx((statistics.pstdev(draws), 2), rel=0.01)
+    assert over_images([(better, worse)]) == error, "the draws are fixed"
 
 
 def test_the_bootstrap_by_a_plain_loop(monkeypatch) -> None:
@@ -114,14 +131,16 @@ def test_the_bootstrap_by_a_plain_loop(monkeypatch) -> None:
         return np.mean([r / u for r, u in zip(right, union, strict=True) if u])
 
     gains = [np.mean([miou(one, times) - miou(other, times) for one, other in pairs]) for times in draws]
-    assert over_images(pairs) == pytest.approx(100 * np.percentile(gains, [2.5, 97.5]))
+    assert over_images(pairs) == pytest.approx((100 * statistics.stdev(gains), 2))
 
 
-def test_images_that_differ_have_no_interval() -> None:
-    one = counts(((1,), (2,)))
+def test_images_that_differ_have_no_error_and_a_single_one_has_none() -> None:
+    one = counts(((1,), (2,)), ((1,), (3,)))
     assert over_images([]) is None
-    assert over_images([(one, replace(one, names=("another",)))]) is None
-    assert over_images([(one, counts(((1,), (2,)), ((1,), (2,))))]) is None
+    single = counts(((1,), (2,)))
+    assert over_images([(single, single)]) is None
+    assert over_images([(one, replace(one, names=("another", "two")))]) is None
+    assert over_images([(one, counts(((1,), (2,)), ((1,), (2,)), ((1,), (2,))))]) is None
 
 
 def test_holm_by_hand() -> None:
@@ -133,24 +152,39 @@ def test_holm_by_hand() -> None:
 # The rule.
 
 
+def verdict(differences: tuple[float, ...], seeds: Error | None = None, images: Error | None = None) -> Verdict:
+    """The verdict on the first claim."""
+    return Verdict(TableResult(TABLE, "scenes", ()), TABLE.claims[0], 1.5, differences, seeds, images)
+
+
 @pytest.mark.parametrize(
     ("seeds", "images", "word"),
     [
-        (Interval(0.1, 2), Interval(0.1, 2), HOLDS),
-        (Interval(0.1, 2), None, HOLDS),
-        (Interval(0.1, 2), Interval(-0.1, 2), UNDECIDED),
-        (Interval(0.0, 2), Interval(0.1, 2), UNDECIDED),
-        (Interval(-2, -0.1), Interval(-2, -0.1), REFUTED),
-        (Interval(-2, -0.1), None, REFUTED),
-        (Interval(-2, 0.0), Interval(-2, -0.1), UNDECIDED),
-        (Interval(0.1, 2), Interval(-2, -0.1), UNDECIDED),
-        (None, Interval(0.1, 2), UNDECIDED),
+        # t of 2 degrees of freedom is 4.3027 at 97.5%.
+        (Error(0.23, 2), None, HOLDS),
+        (Error(0.24, 2), None, UNDECIDED),
+        # Over images alone, 1 is beyond 1.96 * 0.5. Together: root(0.23^2 + 0.5^2) = 0.5504, of 62.8 degrees of freedom
+        # (0.5504^4 / (0.23^4 / 2 + 0.5^4 / 1000)), so 1 is within 1.998 * 0.5504 = 1.0998.
+        (Error(0.23, 2), Error(0.5, 1000), UNDECIDED),
+        (Error(0.23, 2), Error(0.1, 1000), HOLDS),
+        # Together: 0.2693 of 2.69 degrees of freedom, t is 3.4: narrower than over trainings alone.
+        (Error(0.25, 2), Error(0.1, 1000), UNDECIDED),
+        (Error(0.0, 2), Error(0.5, 1000), HOLDS),
         (None, None, UNDECIDED),
     ],
 )
 def test_the_rule_at_its_borders(seeds, images, word) -> None:
-    result = TableResult(TABLE, "scenes", ())
-    assert Verdict(result, TABLE.claims[0], 1.5, (1.0,), seeds, images).word == word
+    assert verdict((1.0,), seeds, images).word == word
+    assert verdict((-1.0,), seeds, images).word == (REFUTED if word == HOLDS else word)
+
+
+def test_the_interval_covers_trainings_and_images() -> None:
+    """By hand: 0.5504 of 62.8 degrees of freedom, whose t is 1.9985; and 4.3027 * 0.25 over trainings alone."""
+    found = verdict((1.0,), Error(0.23, 2), Error(0.5, 1000))
+    assert found.interval == pytest.approx((1 - 1.9985 * 0.55037, 1 + 1.9985 * 0.55037), abs=1e-3)
+    alone = verdict((1.0,), Error(0.25, 2), Error(0.1, 1000))
+    assert alone.interval == pytest.approx((1 - 4.302653 * 0.25, 1 + 4.302653 * 0.25), abs=1e-5)
+    assert alone.p == p_value(1.0, Error(0.25, 2))
 
 
 def row(cell: int, values: dict[int, float], *, evaluation: str = "e") -> RowResult:
@@ -167,18 +201,17 @@ def test_trainings_are_paired_by_their_seed(tmp_path) -> None:
     rows = (row(1, {0: 50, 1: 60, 2: 40}), row(2, {1: 61, 2: 43, 3: 99, 0: 52}), row(3, {}))
     first, second = verdicts(TableResult(TABLE, "scenes", rows, folder=tmp_path))
     assert first.differences == (2, 1, 3) and first.paper == 1.5 and first.word == UNDECIDED, "2 - 2.48 to 2 + 2.48"
-    assert first.seeds == pytest.approx(over_seeds([1, 2, 3])) and first.images is None
+    assert first.seeds == pytest.approx((1 / 3**0.5, 2)) and first.images is None
     assert [cell.text for cell in verdict_cells(first)] == [
         "two is better than one",
         UNDECIDED,
         "+1.50",
         "+2.00",
-        "-0.48 to +4.48",
-        "",
+        "-0.48 to +4.48, trainings only",
         "3",
     ]
     assert second.word == NOT_RUN and second.ours is None
-    assert "| `t` | two is better than three | not run | +0.50 |  |  |  |  |" in verdict_table([first, second])
+    assert "| `t` | two is better than three | not run | +0.50 |  |  |  |" in verdict_table([first, second])
 
 
 def starting(one: RowResult, pretraining: str, *backbones: float) -> RowResult:
@@ -211,36 +244,44 @@ def test_backbones_that_differ_by_design_are_compared(tmp_path) -> None:
 
 
 def test_images_can_leave_undecided_what_trainings_decide(tmp_path) -> None:
-    """Both trainings agree; of ten images, two have all of the gain."""
+    """Both trainings agree. Of ten images, two have all of the gain of 2 points. The number of draws of these two has
+    the variance 10 * 0.2 * 0.8, and each gives a point. So the standard error is root 1.6, and t of 9 degrees is 2.26.
+    """
     images = [((50,), (100,))] * 10
     worse = counts(*images)
     better = {
         "two images": counts(*[((60,), (100,))] * 2, *images[2:]),
         "all images": counts(*[((52,), (100,))] * 10),
     }
-    for name, word in (("two images", UNDECIDED), ("all images", HOLDS)):
+    for name, error, word in (("two images", 1.6**0.5, UNDECIDED), ("all images", 0.0, HOLDS)):
         rows = (row(1, {0: 50.0, 1: 50.0}), row(2, {0: 52.0, 1: 52.0}), row(3, {}))
         for seed in (0, 1):
             write_counts(counts_file(tmp_path, f"row1_seed{seed}", "e"), worse)
             write_counts(counts_file(tmp_path, f"row2_seed{seed}", "e"), better[name])
         found = verdicts(TableResult(TABLE, "scenes", rows, folder=tmp_path))[0]
-        assert found.word == word and found.images is not None
-    assert found.images == pytest.approx((2, 2))
-    # Without the counts of one training, images are drawn from those of the other.
-    write_counts(counts_file(tmp_path, "row2_seed0", "e"), better["two images"])
-    counts_file(tmp_path, "row2_seed1", "e").unlink()
-    assert verdicts(TableResult(TABLE, "scenes", rows, folder=tmp_path))[0].word == UNDECIDED
+        assert found.images == pytest.approx((error, 9), rel=0.03, abs=1e-9)
+        assert found.word == word and found.seeds == (0.0, 1)
+    shown = verdict_cells(found)[4]
+    assert shown.text == "+2.00 to +2.00"
+    assert shown.hint == "Standard error over 2 trainings (t): 0.00; over 10 images (bootstrap): 0.00"
+
+
+def test_counts_of_some_trainings_say_nothing_about_the_mean_of_all(tmp_path) -> None:
+    images = [((50,), (100,))] * 10
+    rows = (row(1, {0: 50.0, 1: 50.0}), row(2, {0: 60.0, 1: 50.5}), row(3, {}))
+    for place, right in ((1, 50), (2, 60)):
+        write_counts(counts_file(tmp_path, f"row{place}_seed0", "e"), counts(*[((right,), (100,))] * 2, *images[2:]))
+    write_counts(counts_file(tmp_path, "row1_seed1", "e"), counts(*images))
+    found = verdicts(TableResult(TABLE, "scenes", rows, folder=tmp_path))[0]
+    assert found.images is None and found.interval == t_interval(5.25, found.seeds)
+    shown = verdict_cells(found)[4]
+    assert shown.text.endswith(", trainings only") and shown.hint.endswith("over images: not known")
 
 
 def test_the_comparisons_are_counted() -> None:
-    result = TableResult(TABLE, "scenes", ())
-
-    def verdict(side: int, p: float | None) -> Verdict:
-        interval = None if p is None else Interval(side - 0.5, side + 0.5)
-        return Verdict(result, TABLE.claims[0], 1.0, (float(side),), interval, None, p)
-
-    found = [verdict(1, 0.001), verdict(1, 0.04), verdict(-1, 0.002), verdict(0, 0.9), verdict(1, None)]
-    assert comparisons([*found, Verdict(result, TABLE.claims[1], 1.0)]) == (
+    """With two degrees of freedom, t of 40, 5, -25 and 0.1 have p of 0.0006, 0.038, 0.0016 and 0.93."""
+    found = [*(verdict((t,), Error(1.0, 2)) for t in (40.0, 5.0, -25.0, 0.1)), verdict((1.0,))]
+    assert comparisons([*found, Verdict(found[0].result, TABLE.claims[1], 1.0)]) == (
         "5 comparisons: 2 holds, 1 refuted, 2 undecided; 1 claim needs a row that was not run. "
         "4 have several trainings; Holm's correction for all of them leaves 2 of their 3 decided verdicts."
     )
