@@ -108,6 +108,8 @@ class Regime:
         """Return the reason why a row cannot be run here, "" where it can or needs no network."""
         if row.needs:
             return f"needs {row.needs}"
+        if row.repeats and self.name != "paper":
+            return f"on this data it is {row.repeats} again"
         if "balanced" in row.train.values() and not self.class_weights:
             return "the class frequencies of this data are not known here"
         if "rare" in row.train.values() and not self.rare_classes:

@@ -36,8 +36,6 @@ class Verdict:
       seeds: the standard error over trainings; None where there are fewer than two pairs.
       images: the standard error over images; None where `seeds` is None, where the claim is not about mIoU, and where a
         training has no counts by image.
-      compared: keys of the two rows and the measure, which show that two tables make the same comparison; empty where
-        there is no difference.
       run: whether both rows were run.
     """
 
@@ -47,7 +45,6 @@ class Verdict:
     differences: tuple[float, ...] = ()
     seeds: Error | None = None
     images: Error | None = None
-    compared: tuple[str, ...] = ()
     run: bool = False
 
     @property
@@ -106,7 +103,6 @@ def _verdict(result: TableResult, claim: Claim, better: RowResult, worse: RowRes
         differences,
         over_seeds(differences),
         _over_images(result, [(better, ours[seed], worse, theirs[seed]) for seed in paired]) if several else None,
-        (better.training, better.evaluation, worse.training, worse.evaluation, name) if differences else (),
         bool(ours and theirs),
     )
 
@@ -128,10 +124,7 @@ def _counts(result: TableResult, row: RowResult, training: Training) -> Counts |
 
 
 def comparisons(found: Sequence[Verdict]) -> str:
-    """Return sentences on the number of comparisons, and on their verdicts before and after Holm's correction. A
-    comparison that two tables make of the same trainings counts once.
-    """
-    found = list({(one.compared, one.differences) if one.compared else id(one): one for one in found}.values())
+    """Return sentences on the number of comparisons, and on their verdicts before and after Holm's correction."""
     run = [one for one in found if one.differences]
     tested = [one for one in run if one.p is not None]
     decided = [one.word in (HOLDS, REFUTED) for one in tested]

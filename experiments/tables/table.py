@@ -33,6 +33,8 @@ class Row:
       train: changes to the training configuration, by dotted key.
       evaluate: changes to the configuration's section `evaluate`.
       needs: data that are not available here, such as "COCO"; a row that needs some is printed and not run.
+      repeats: the table with the same network on the papers' other data set; a row with one is run in the regime
+        `paper` alone.
       compute: returns the measures of a row that needs no network; such a row has no `train` and `evaluate`.
     """
 
@@ -41,6 +43,7 @@ class Row:
     train: Changes = field(default_factory=dict)
     evaluate: Changes = field(default_factory=dict)
     needs: str = ""
+    repeats: str = ""
     compute: Callable[[], Mapping[str, float]] | None = None
 
 

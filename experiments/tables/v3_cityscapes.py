@@ -22,6 +22,7 @@ TABLE = Table(
             {"miou": miou},
             train=deeplabv3(),
             evaluate=inference(stride, multi_scale=multi_scale, flip=flip, scales=CITYSCAPES_SCALES),
+            repeats="v3_table6",
         )
         for (stride, multi_scale, flip), miou in PAPER.items()
     ),

@@ -177,7 +177,7 @@ def test_what_is_finished_is_not_run_again(here, tmp_path) -> None:
     assert len(here.names) == 1
     # More seeds, more evaluations of the same training: only what is missing.
     assert call(tmp_path, "v3_table6", "--seeds", "2") == 0
-    assert call(tmp_path, "v3_cityscapes", "--row", "eval_os_8-ms") == 0
+    assert call(tmp_path, "v3plus_figure5", "--row", "resnet_101") == 0
     assert [name[-1] for name in here.names] == ["0", "1", "0"]
     assert [entry["seed"] for entry in result(tmp_path, "v3_table6/eval_os_16")["seeds"]] == [0, 1]
 
@@ -257,6 +257,11 @@ def test_a_file_that_holds_no_table_gets_one_line(here, tmp_path, capsys, text, 
     assert call(tmp_path, str(file)) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert f"{file}: " in line and message in line
+
+
+def test_the_cityscapes_table_is_not_run_on_the_data_of_others(here, tmp_path, capsys) -> None:
+    assert call(tmp_path, "v3_cityscapes") == 0
+    assert here.names == [] and "not run here: on this data it is v3_table6 again" in capsys.readouterr().out
 
 
 def test_figure_4_takes_no_job(here, tmp_path, capsys) -> None:

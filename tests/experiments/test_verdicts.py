@@ -25,7 +25,6 @@ from experiments.report.verdicts import (
     REFUTED,
     UNDECIDED,
     Verdict,
-    all_verdicts,
     comparisons,
     verdicts,
 )
@@ -284,20 +283,6 @@ def test_the_comparisons_are_counted() -> None:
     assert comparisons([*found, Verdict(found[0].result, TABLE.claims[1], 1.0)]) == (
         "5 comparisons: 2 holds, 1 refuted, 2 undecided; 1 claim needs a row that was not run. "
         "4 have several trainings; Holm's correction for all of them leaves 2 of their 3 decided verdicts."
-    )
-
-
-def test_what_two_tables_compare_alike_is_one_comparison(tmp_path) -> None:
-    rows = tuple(
-        replace(row(place, {0: 50 + gain, 1: 60 + gain}), training=str(place))
-        for place, gain in ((1, 0), (2, 2), (3, 1))
-    )
-    tables = [TableResult(TABLE, "scenes", rows, folder=tmp_path) for _ in range(2)]
-    assert [one.word for one in all_verdicts(tables)] == [HOLDS] * 4
-    assert comparisons(all_verdicts(tables)).startswith("2 comparisons: 2 holds, 0 refuted")
-    nothing = TableResult(TABLE, "scenes", (row(1, {}), row(2, {}), row(3, {})), folder=tmp_path)
-    assert comparisons(all_verdicts([nothing])).startswith("0 comparisons") and "2 claims need" in comparisons(
-        all_verdicts([nothing])
     )
 
 
