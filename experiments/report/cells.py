@@ -57,7 +57,7 @@ def cells(result: TableResult, one: RowResult) -> list[Shown]:
     return found
 
 
-VERDICT_HEADINGS = ("the paper says", "verdict", "paper", "ours", "95% interval", "trainings")
+VERDICT_HEADINGS = ("the paper says", "verdict", "after Holm", "paper", "ours", "95% interval", "trainings")
 
 
 def verdict_cells(one: Verdict) -> list[Shown]:
@@ -65,6 +65,7 @@ def verdict_cells(one: Verdict) -> list[Shown]:
     return [
         Shown(one.claim.says),
         Shown(one.word),
+        Shown(one.after_holm if one.differences else ""),
         _number(one.paper, sign="+"),
         _number(one.ours, sign="+"),
         _interval(one),

@@ -5,8 +5,8 @@ also needs the same training of it: on another machine its weights differ.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from itertools import chain
+from dataclasses import dataclass, replace
+from itertools import chain, groupby
 from statistics import fmean
 
 from experiments.report.gather import RowResult, TableResult, Training
@@ -37,6 +37,7 @@ class Verdict:
       images: the standard error over images; None where `seeds` is None, where the claim is not about mIoU, and where a
         training has no counts by image.
       run: whether both rows were run.
+      kept: whether Holm's correction leaves the difference significant; see `corrected`.
     """
 
     result: TableResult
@@ -46,6 +47,7 @@ class Verdict:
     seeds: Error | None = None
     images: Error | None = None
     run: bool = False
+    kept: bool = False
 
     @property
     def ours(self) -> float | None:
@@ -78,6 +80,11 @@ class Verdict:
         if not self.differences:
             return NO_PAIR if self.run else NOT_RUN
         return UNDECIDED if self.interval is None else WORDS[self.interval.side]
+
+    @property
+    def after_holm(self) -> str:
+        """The verdict after Holm's correction."""
+        return self.word if self.kept or not self.differences else UNDECIDED
 
 
 def verdicts(result: TableResult) -> list[Verdict]:
@@ -123,24 +130,33 @@ def _counts(result: TableResult, row: RowResult, training: Training) -> Counts |
     return read_counts(counts_file(result.folder, training.name, row.evaluation), training.values["miou"] / 100)
 
 
+def corrected(found: Sequence[Verdict]) -> list[Verdict]:
+    """Return the verdicts of a regime with Holm's correction for all of its claims that have several trainings."""
+    kept = iter(holm([one.p for one in found if one.p is not None]))
+    return [replace(one, kept=one.p is not None and next(kept)) for one in found]
+
+
 def comparisons(found: Sequence[Verdict]) -> str:
-    """Return sentences on the number of comparisons, and on their verdicts before and after Holm's correction."""
+    """Return a sentence on the number of comparisons, and on their verdicts before and after Holm's correction; `found`
+    comes from `corrected`.
+    """
     run = [one for one in found if one.differences]
-    tested = [one for one in run if one.p is not None]
-    decided = [one.word in (HOLDS, REFUTED) for one in tested]
-    kept = sum(map(all, zip(decided, holm([one.p for one in tested if one.p is not None]), strict=True)))
-    counts = ", ".join(f"{sum(one.word == word for one in found)} {word}" for word in (HOLDS, REFUTED, UNDECIDED))
-    text = f"{len(run)} comparisons: {counts}"
+    before, after = (
+        ", ".join(f"{words.count(word)} {word}" for word in (HOLDS, REFUTED, UNDECIDED))
+        for words in ([one.word for one in run], [one.after_holm for one in run])
+    )
+    tested = sum(one.p is not None for one in run)
+    text = f"{len(run)} comparisons: {before} (after Holm's correction for {tested} with several trainings: {after})"
     for word, one, several, what in (
         (NOT_RUN, "claim needs", "claims need", "a row that was not run"),
         (NO_PAIR, "claim has", "claims have", "no pair of trainings"),
     ):
         if left := sum(verdict.word == word for verdict in found):
             text += f"; {left} {several if left > 1 else one} {what}"
-    text += f". {len(tested)} have several trainings; Holm's correction for all of them leaves"
-    return f"{text} {kept} of their {sum(decided)} decided verdicts."
+    return f"{text}."
 
 
 def all_verdicts(results: Iterable[TableResult]) -> list[Verdict]:
-    """Return the verdicts on the claims of all tables."""
-    return list(chain.from_iterable(map(verdicts, results)))
+    """Return the verdicts on the claims of all tables, those of a regime beside each other in `results`."""
+    regimes = groupby(results, key=lambda result: result.regime)
+    return [one for _, tables in regimes for one in corrected(list(chain.from_iterable(map(verdicts, tables))))]

@@ -25,7 +25,9 @@ from experiments.report.verdicts import (
     REFUTED,
     UNDECIDED,
     Verdict,
+    all_verdicts,
     comparisons,
+    corrected,
     verdicts,
 )
 from experiments.run.per_image import Counts, counts_file, counts_of, read_counts, write_counts
@@ -204,13 +206,14 @@ def test_trainings_are_paired_by_their_seed(tmp_path) -> None:
     assert [cell.text for cell in verdict_cells(first)] == [
         "two is better than one",
         UNDECIDED,
+        UNDECIDED,
         "+1.50",
         "+2.00",
         "-0.48 to +4.48, trainings only",
         "3",
     ]
     assert second.word == NOT_RUN and second.ours is None
-    assert "| `t` | two is better than three | not run | +0.50 |  |  |  |" in verdict_table([first, second])
+    assert "| `t` | two is better than three | not run |  | +0.50 |  |  |  |" in verdict_table([first, second])
 
 
 def starting(one: RowResult, pretraining: str, *backbones: float) -> RowResult:
@@ -228,10 +231,7 @@ def test_trainings_from_different_backbones_are_not_compared(tmp_path) -> None:
     second = starting(second, "plain", 0.47, 0.47, 0.47)
     both = verdicts(TableResult(TABLE, "scenes", (first, second, row(3, {})), folder=tmp_path))
     assert [one.word for one in both] == [NO_PAIR, NOT_RUN]
-    assert comparisons(both).startswith(
-        "0 comparisons: 0 holds, 0 refuted, 0 undecided; 1 claim needs a row that was not run; "
-        "1 claim has no pair of trainings."
-    )
+    assert comparisons(both).endswith("; 1 claim needs a row that was not run; 1 claim has no pair of trainings.")
 
 
 def test_backbones_that_differ_by_design_are_compared(tmp_path) -> None:
@@ -260,7 +260,7 @@ def test_images_can_leave_undecided_what_trainings_decide(tmp_path) -> None:
         found = verdicts(TableResult(TABLE, "scenes", rows, folder=tmp_path))[0]
         assert found.images == pytest.approx((error, 9), rel=0.03, abs=1e-9)
         assert found.word == word and found.seeds == (0.0, 1)
-    shown = verdict_cells(found)[4]
+    shown = verdict_cells(found)[5]
     assert shown.text == "+2.00 to +2.00"
     assert shown.hint == "Standard error over 2 trainings (t): 0.00; over 10 images (bootstrap): 0.00"
 
@@ -273,17 +273,34 @@ def test_counts_of_some_trainings_say_nothing_about_the_mean_of_all(tmp_path) ->
     write_counts(counts_file(tmp_path, "row1_seed1", "e"), counts(*images))
     found = verdicts(TableResult(TABLE, "scenes", rows, folder=tmp_path))[0]
     assert found.images is None and found.interval == t_interval(5.25, found.seeds)
-    shown = verdict_cells(found)[4]
+    shown = verdict_cells(found)[5]
     assert shown.text.endswith(", trainings only") and shown.hint.endswith("over images: not known")
 
 
 def test_the_comparisons_are_counted() -> None:
     """With two degrees of freedom, t of 40, 5, -25 and 0.1 have p of 0.0006, 0.038, 0.0016 and 0.93."""
-    found = [*(verdict((t,), Error(1.0, 2)) for t in (40.0, 5.0, -25.0, 0.1)), verdict((1.0,))]
-    assert comparisons([*found, Verdict(found[0].result, TABLE.claims[1], 1.0)]) == (
-        "5 comparisons: 2 holds, 1 refuted, 2 undecided; 1 claim needs a row that was not run. "
-        "4 have several trainings; Holm's correction for all of them leaves 2 of their 3 decided verdicts."
+    made = [*(verdict((t,), Error(1.0, 2)) for t in (40.0, 5.0, -25.0, 0.1)), verdict((1.0,))]
+    found = corrected([*made, Verdict(made[0].result, TABLE.claims[1], 1.0)])
+    assert [one.word for one in found] == [HOLDS, HOLDS, REFUTED, UNDECIDED, UNDECIDED, NOT_RUN]
+    # 0.0006 <= 0.05 / 4 and 0.0016 <= 0.05 / 3, but 0.038 > 0.05 / 2.
+    assert [one.after_holm for one in found] == [HOLDS, UNDECIDED, REFUTED, UNDECIDED, UNDECIDED, NOT_RUN]
+    assert [verdict_cells(one)[2].text for one in found] == [*(one.after_holm for one in found[:5]), ""]
+    assert comparisons(found) == (
+        "5 comparisons: 2 holds, 1 refuted, 2 undecided (after Holm's correction for 4 with several trainings: "
+        "1 holds, 1 refuted, 3 undecided); 1 claim needs a row that was not run."
     )
+
+
+def test_holms_correction_is_for_the_claims_of_a_regime(tmp_path) -> None:
+    """Of 2.5, 3.5 and 4.5, t is 3.5 root 3 and p is 0.0262: enough for one claim, and not for two of one regime."""
+    worse = {0: 50.0, 1: 60.0, 2: 40.0}
+    better = row(2, {0: 52.5, 1: 63.5, 2: 44.5})
+    one, two = (
+        [TableResult(TABLE, regime, (row(1, worse), better, row(3, third)), folder=tmp_path) for regime in ("a", "b")]
+        for third in ({}, worse)
+    )
+    assert [found.after_holm for found in all_verdicts(one)] == [HOLDS, NOT_RUN] * 2
+    assert [(found.word, found.after_holm) for found in all_verdicts(two)] == [(HOLDS, UNDECIDED)] * 4
 
 
 @pytest.mark.parametrize(
