@@ -43,7 +43,7 @@ from experiments.run.files import (
     state_of,
     training_seconds,
 )
-from experiments.run.per_image import counts_file
+from experiments.run.per_image import counts_file, read_counts
 from experiments.run.plan import Asked, evaluation_counts, evaluation_file, job_name, weights_name
 from experiments.run.resolve import Resolved
 
@@ -127,7 +127,9 @@ class Store:
     def collect(self, one: Asked) -> Content | None:
         """Write a row where it has new results, and return its content, None where it has no results yet.
 
-        New results replace old ones only when they have every seed that was asked for and that the file already had.
+        New results replace old ones only when they have every seed that was asked for and that the file already had. A
+        run directory may hold another training of the same key, as on another machine. So logs and counts of a result
+        that stays are not replaced by what does not belong to it.
         """
         if not isinstance(one.resolved, Resolved):
             return None
@@ -136,25 +138,28 @@ class Store:
         in_file = {entry["seed"] for entry in rows[name]["seeds"]} if name in rows else set()
         if not entries or not in_file & set(one.seeds) <= set(entries):
             return old
-        if old is not None:
-            entries = {entry["seed"]: entry for entry in old["seeds"]} | entries
+        held = {entry["seed"]: entry for entry in old["seeds"]} if old is not None else {}
+        fresh = [seed for seed, entry in entries.items() if held.get(seed) != entry]
+        entries = held | entries
         first = next(iter(entries.values()))
+        folder, (training, evaluation) = self.folder(one), one.resolved.keys
+        for seed in fresh:
+            self._keep_log(folder, job_name(training, seed), one.resolved.config)
+        for seed, entry in entries.items():
+            self._keep_counts(folder, job_name(training, seed), evaluation, entry["miou"])
         content = {
             "row": name,
             "cells": dict(zip(one.table.columns, one.row.cells, strict=True)),
             "paper": dict(one.row.paper),
-            "training": one.resolved.training_key,
-            "evaluation": one.resolved.evaluation_key,
+            "training": training,
+            "evaluation": evaluation,
             "notes": list(one.resolved.notes),
             **({"multiply_adds": self._multiply_adds(old, first)} if "multiply_adds" in one.table.measures else {}),
             "protocol": first["protocol"],
             "config": to_plain(one.resolved.config),
-            **self._pretraining(self.folder(one), one.resolved.pretraining),
+            **self._pretraining(folder, one.resolved.pretraining, fresh=bool(fresh)),
             "seeds": [entries[seed] for seed in sorted(entries)],
         }
-        for seed in entries:
-            self._records(self.folder(one), job_name(one.resolved.training_key, seed), one.resolved.config)
-            self._keep_counts(self.folder(one), *one.resolved.keys, seed)
         if rows.get(name) != content:
             rows[name] = content
             about = {"table": one.table.name, "title": one.table.title, "source": one.table.source}
@@ -212,32 +217,32 @@ class Store:
         kept: dict[str, int] | None = old.get("multiply_adds") if old is not None and not self.again else None
         return kept if kept and old and old.get("protocol") == first["protocol"] else _multiply_adds(first)
 
-    def _pretraining(self, folder: Path, config: ConfigDict | None) -> Content:
-        """Return a row's entry on the training whose backbone it starts from."""
+    def _pretraining(self, folder: Path, config: ConfigDict | None, *, fresh: bool) -> Content:
+        """Return a row's entry on the training whose backbone it starts from; `fresh`: the row has new results."""
         if config is None:
             return {}
         name = weights_name(config)
-        seconds = training_seconds(self._records(folder, name, config), config.train.batch_size)
+        if fresh and (self.again or name not in self._logs(folder)):
+            self._keep_log(folder, name, config)
+        seconds = training_seconds(self._logs(folder).get(name, []), config.train.batch_size)
         return {"pretraining": {"name": name, "seconds": seconds, "config": to_plain(config)}}
 
-    def _keep_counts(self, folder: Path, training: str, evaluation: str, seed: int) -> None:
-        """Copy the counts of an evaluation on every image, where the run directory still has them."""
-        name = job_name(training, seed)
+    def _keep_counts(self, folder: Path, name: str, evaluation: str, miou: float | None) -> None:
+        """Copy the counts of an evaluation on every image, where the run directory still has those of this mIoU."""
         found = evaluation_counts(self.runs / name, evaluation)
         kept = counts_file(folder, name, evaluation)
-        if found.is_file() and not (kept.is_file() and filecmp.cmp(found, kept, shallow=False)):
+        if not found.is_file() or (kept.is_file() and filecmp.cmp(found, kept, shallow=False)):
+            return
+        if miou is not None and read_counts(found, miou) is not None:
             write_whole(kept, lambda fresh: shutil.copyfile(found, fresh))
 
-    def _records(self, folder: Path, name: str, config: ConfigDict) -> Records:
-        """Return the log of a training. The log of a finished training is kept in its table's folder, beyond its run
-        directory.
-        """
+    def _keep_log(self, folder: Path, name: str, config: ConfigDict) -> None:
+        """Copy the log of a finished training to its table's folder, where it outlives the run directory."""
         kept = self._logs(folder)
         found = records(self.runs / name / METRICS_FILE)
         if state_of(found)[0] >= config.train.steps and kept.get(name) != found:
             kept[name] = found
             write_json(folder / f"{TRAININGS}.json", dict(sorted(kept.items())))
-        return kept.get(name, [])
 
     def _logs(self, folder: Path) -> dict[str, Records]:
         if folder not in self._read_logs:

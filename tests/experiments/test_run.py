@@ -171,6 +171,50 @@ def test_counts_by_image_outlive_the_runs(here, tmp_path, monkeypatch) -> None:
     assert len(here.names) == 1
 
 
+def test_another_run_of_the_same_key_leaves_counts_and_logs_of_a_result_alone(here, tmp_path, monkeypatch) -> None:
+    """As what an earlier `--out` of one's own left in the run directories, beside results from another machine."""
+    pretend = run.work
+
+    def with_right(right: int):
+        def work(job, runs, *, again):
+            pretend(job, runs, again=again)
+            every = [{"name": "a", "right": [right], "labelled": [100], "predicted": [100]}]
+            counts = counts_of(every)
+            for key in job.evaluations:
+                found = evaluation_file(runs / job.name, key)
+                write_json(found, {**json.loads(found.read_text()), "miou": counts.miou()})
+                write_counts(evaluation_counts(runs / job.name, key), counts)
+            weights = runs / results.weights_name(job.pretraining)
+            weights.mkdir(exist_ok=True)
+            for folder, step in ((runs / job.name, job.config.train.steps), (weights, 1500)):
+                record = {"step": step, "train/loss": right, "train/images_per_second": 8.0}
+                (folder / "metrics.jsonl").write_text(json.dumps(record) + "\n")
+
+        return work
+
+    words = ("v3_table6", "--row", "eval_os_16")
+    monkeypatch.setattr(run, "work", with_right(50))
+    assert call(tmp_path, *words) == 0
+    row, folder = result(tmp_path, "v3_table6/eval_os_16"), tmp_path / "out/scenes/v3_table6"
+    assert row["seeds"][0]["miou"] == 50 / 150
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert len(json.loads(before["trainings.json"])) == len(before) == 2, "the training, its backbone; its counts"
+    # Another training of the same key, in the same run directories.
+    monkeypatch.setattr(run, "work", with_right(60))
+    shutil.rmtree(tmp_path / "runs")
+    run.main([*words, "--seeds=1", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "mine")])
+    assert call(tmp_path, *words) == 0
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert result(tmp_path, "v3_table6/eval_os_16") == row
+    # A new seed brings its own counts and its own log.
+    assert call(tmp_path, *words, "--seeds", "2") == 0
+    after = {path.name: path.read_bytes() for path in folder.iterdir()}
+    logs = json.loads(after.pop("trainings.json"))
+    assert len(after) == 2 and before.items() - {("trainings.json", before["trainings.json"])} <= after.items()
+    losses = {name[-5:]: log[0]["train/loss"] for name, log in logs.items()}
+    assert losses == {"seed0": 50, "seed1": 60, "ights": 50}
+
+
 def test_what_is_finished_is_not_run_again(here, tmp_path) -> None:
     assert call(tmp_path, "v3_table6") == 0
     assert call(tmp_path, "v3_table6") == 0
