@@ -78,6 +78,7 @@ class Regime:
       overrides: arguments `--config.key=value`.
       pretraining: steps of a plain network that is trained first, on the regime's own data. Rows without given weights
         start from its backbone; the papers start from ImageNet. 0: such rows start from random weights.
+      differs: where its trainings differ from the papers', for the reader of the results, and the units of the cells.
     """
 
     name: str
@@ -92,6 +93,7 @@ class Regime:
     rare_classes: tuple[int, ...] = ()
     overrides: tuple[str, ...] = ()
     pretraining: int = 0
+    differs: str = ""
 
     def network(self, model: str) -> Network:
         """Return the network that replaces a model of the papers, given as `<architecture>_<backbone>`."""
@@ -155,6 +157,8 @@ _THIN: Mapping[str, Any] = {"width": 0.25}
 # With the papers' rates: at output stride 16 and multi-grid (1, 2, 4), block 4 has 2, 4, 8.
 _THIN_RESNET: Mapping[str, Any] = {**_THIN, "first_unit_rate": "last_unit"}
 _AT_RANDOM = "starts from random weights"
+_SGD = "where the papers have SGD with momentum at 0.007"
+_CELLS = "The cells of a row have the papers' units"
 
 REGIMES: dict[str, Regime] = {
     "scenes": Regime(
@@ -175,6 +179,12 @@ REGIMES: dict[str, Regime] = {
         class_weights=(0.506, 1.023, 1.000, 0.773, 0.650, 1.676, 1.731, 0.676, 1.199),
         overrides=("--config.optimizer.learning_rate=0.01",),
         pretraining=1500,
+        differs=(
+            f"Adam at 0.01 with 20 steps of warm-up, {_SGD}; 450 steps; no random scale; crops of 129x129 for 513x513; "
+            "a third of the papers' rates, a quarter of their channels, half of their batches; ResNet-18 and 34 for 50 "
+            "and 101, Xception-41 and 65 for 65 and 71; batch-norm decay 0.95; a trimap around any change of label. "
+            f"{_CELLS}: 48 channels are 12 here, rates (6, 12, 18) are (2, 4, 6), and 16 images are 8."
+        ),
     ),
     "demo": Regime(
         name="demo",
@@ -182,6 +192,12 @@ REGIMES: dict[str, Regime] = {
         steps=0,
         batch=1.0,
         rates=1,
+        differs=(
+            f"Adam at 0.003 with 20 steps of warm-up, {_SGD}; 450 steps of 8 images, fewer where the pictures are "
+            "larger; no random scale; pictures of 129x129 where a row says nothing else; ResNet-18 of half the width, "
+            "from random weights, with heads of 64 channels; batch-norm decay 0.95. The cells of a row are what was "
+            "run."
+        ),
     ),
     "camvid": Regime(
         name="camvid",
@@ -208,6 +224,14 @@ REGIMES: dict[str, Regime] = {
         close_seeds=3,
         class_weights=SQRT_MEDIAN_FREQUENCY,
         rare_classes=(2, 6, 9),  # Pole, sign symbol, pedestrian: those of "IoU of rare classes".
+        differs=(
+            f"Adam at 0.002 with 100 steps of warm-up, at half of that for the backbone MobileNetV2, {_SGD}; 300 "
+            "steps; random scales of 0.6 to 1.6; class weights; colour jitter of 0.2; crops of 257x257 for 513x513; "
+            "the papers' rates, half of their channels, half of their batches; MobileNetV2 for ResNet-101, in "
+            "cascades ResNet-18 and 34 for 50 and 101, and Xception-41 and 65 of a quarter of the channels for 65 and "
+            f"71; batch-norm decay 0.98; a trimap around any change of label. {_CELLS}: 48 channels are 24 here "
+            "(12 beside Xception), and 16 images are 8. The rows of extra_recipes set some of this themselves."
+        ),
     ),
     "paper": Regime(
         name="paper",

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from experiments.output import Section, escape, markdown_table
+from experiments.regimes import REGIMES
 from experiments.report.cells import VERDICT_HEADINGS, cells, cost, headings, provenance, verdict_cells
 from experiments.report.gather import TableResult
 from experiments.report.verdicts import RULE, Verdict, comparisons
@@ -12,9 +13,14 @@ SECTION = Section("<!-- tables:begin -->", "<!-- tables:end -->")
 
 
 def tables(results: Sequence[TableResult], verdicts: Sequence[Verdict]) -> str:
-    """Return the verdicts (those of `all_verdicts`), then all tables, folded by regime since they are long."""
+    """Return how the regimes differ from the papers, the verdicts (those of `all_verdicts`), and all tables, folded by
+    regime since they are long.
+    """
     regimes = [(regime, list(group)) for regime, group in groupby(results, key=lambda result: result.regime)]
     parts = [RULE]
+    parts += [
+        f"The trainings at `{regime}`: {differs}" for regime, _ in regimes if (differs := REGIMES[regime].differs)
+    ]
     for regime, _ in regimes:
         if found := [one for one in verdicts if one.result.regime == regime]:
             summary = f"<details>\n<summary>Verdicts at {regime}. {comparisons(found)}</summary>"

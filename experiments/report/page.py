@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deeplab_jax.evaluate.page import templates
+from experiments.regimes import REGIMES
 from experiments.report.cells import VERDICT_HEADINGS, cells, headings, provenance, verdict_cells
 from experiments.report.gather import RowResult, TableResult
 from experiments.report.pictures import Pictures
@@ -47,6 +48,7 @@ def page(sections: Sequence[Section], verdicts: Sequence[Verdict]) -> str:
         verdicts=verdicts,
         rule=RULE,
         verdict_headings=VERDICT_HEADINGS,
+        differs={name: regime.differs for name, regime in REGIMES.items()},
     )
 
 

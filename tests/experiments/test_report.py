@@ -19,6 +19,7 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate.pictures import colour_labels
 from experiments.output import Section as Marks
 from experiments.output import escape, write_json
+from experiments.regimes import REGIMES
 from experiments.report import __main__ as report_main
 from experiments.report import markdown
 from experiments.report import pictures as report_pictures
@@ -150,6 +151,7 @@ commit 0123456789ab. Networks here: deeplabv3_resnet18 of width 0.5.
     summary = r"Tables at scenes: \d \(7 trainings, 7 min; 7 evaluations, 0 min\)"
     assert re.search(rf"<details>\n<summary>{summary}</summary>\n\n#### `v3_table", text)
     assert text.startswith(RULE), "the verdicts come first"
+    assert text.count(REGIMES["scenes"].differs) == 1
     # 48 channels over 8: 10, 6 and 7.7 points; t of two degrees of freedom is 4.3027. Table 6 has one training.
     spread = 4.302653 * statistics.stdev([10, 6, 7.7]) / 3**0.5
     low, high = 7.9 - spread, 7.9 + spread
@@ -267,6 +269,7 @@ def test_the_page_holds_numbers_and_plots_and_needs_no_network(store, tmp_path, 
     source = (tmp_path / "out/report.html").read_text()
     found = Tags(source)
     assert {"77.61", "71.10", "-6.51", "70.00 to 72.00, 3 seeds", "not run here: needs COCO"} <= set(found.text)
+    assert sum(REGIMES["scenes"].differs in text for text in found.text) == 1
     assert not re.search(r"https?://|@import|url\(", source)
     addresses = [value for _, given in found.tags for name in ("src", "href", "srcset") if (value := given.get(name))]
     assert addresses and all(value.startswith(("data:image/png;base64,", "#")) for value in addresses)

@@ -294,6 +294,54 @@ def test_what_is_stated_in_the_papers_terms_is_scaled() -> None:
     assert [CAMVID.names[class_id] for class_id in pasted.copy_paste_classes] == list(RARE)
 
 
+@pytest.mark.parametrize(
+    ("name", "table", "row_name"),
+    [
+        ("scenes", "v3plus_table1", "channels_48"),
+        ("camvid", "v3plus_table1", "channels_48"),
+        ("demo", "extra_parts", "deeplabv3_plus_output_stride_16"),
+    ],
+)
+def test_what_a_regime_says_of_its_trainings_is_what_they_are(name, table, row_name) -> None:
+    regime, config = REGIMES[name], resolved(table, row_name, name).config
+    assert config.optimizer.name == "adam" and config.evaluate.trimap_around == "labels"
+    scales, crop = config.data.scale_range, config.data.crop_size
+    said = [
+        f"Adam at {config.optimizer.learning_rate:g} with {config.optimizer.warmup_steps} steps of warm-up",
+        f"{config.train.steps} steps",
+        "no random scale" if scales == (1.0, 1.0) else f"random scales of {scales[0]} to {scales[1]}",
+        f"of {crop[0]}x{crop[1]}",
+        f"batch-norm decay {config.model.options.norm_momentum}",
+    ]
+    jitter, multipliers = config.data.color_jitter, dict(config.optimizer.multipliers)
+    assert (f"colour jitter of {jitter}" in regime.differs) == bool(jitter)
+    assert ("class weights" in regime.differs) == bool(config.train.class_weights)
+    assert ("at half of that for the backbone MobileNetV2" in regime.differs) == (multipliers.get("^backbone/") == 0.5)
+    if name == "demo":
+        options = config.model.options
+        assert (options.width, options.aspp_channels, config.train.batch_size) == (0.5, 64, 8)
+        said += ["steps of 8 images", "half the width", "heads of 64 channels", "what was run"]
+        assert (regime.rates, regime.batch, regime.network("deeplabv3_resnet18").channels) == (1, 1, 1)
+    else:
+        part = {0.25: "a quarter", 0.5: "half"}
+        channels = regime.network("deeplabv3plus_resnet101").channels
+        said += [f"{part[channels]} of their channels", f"{part[regime.batch]} of their batches"]
+        said += [{1: "the papers' rates", 3: "a third of the papers' rates"}[regime.rates]]
+        said += [
+            f"48 channels are {config.model.options.low_level_channels} here",
+            f"16 images are {config.train.batch_size}",
+        ]
+        said += [f"rates (6, 12, 18) are {config.model.options.aspp_rates}"] if regime.rates > 1 else []
+        for kind, deep in (("ResNet", (50, 101)), ("Xception", (65, 71))):
+            stands = (regime.network(f"cascade_{kind.lower()}{depth}").backbone for depth in deep)
+            said += [f"{kind}-{' and '.join(backbone.removeprefix(kind.lower()) for backbone in stands)}"]
+    assert [text for text in said if text not in regime.differs] == []
+
+
+def test_the_papers_regime_differs_in_nothing() -> None:
+    assert not REGIMES["paper"].differs and all(one.differs for name, one in REGIMES.items() if name != "paper")
+
+
 def test_what_a_regime_cannot_run_it_says_in_words() -> None:
     for table, name, regime, reason in (
         ("v3_table5", "1_2_1-6_12_18", "camvid", "MobileNetV2 has no multi-grid"),
