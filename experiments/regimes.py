@@ -97,7 +97,7 @@ class Regime:
 
     def network(self, model: str) -> Network:
         """Return the network that replaces a model of the papers, given as `<architecture>_<backbone>`."""
-        return self.networks[model] if model in self.networks else self.networks[model.split("_", 1)[1]]
+        return self.networks[model] if model in self.networks else self.networks[model.partition("_")[2]]
 
     def trainings(self, table: Table, row: Row) -> int:
         """Return the number of a row's trainings."""

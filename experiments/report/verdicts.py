@@ -30,7 +30,7 @@ class Verdict:
     Attributes:
       result: the table in its regime.
       claim: the claim.
-      paper: the difference in the paper.
+      paper: the difference in the paper, None where it gives none.
       differences: our difference for each pair of trainings; none where one of the rows was not run, or where no two
         trainings make a pair.
       seeds: the standard error over trainings; None where there are fewer than two pairs.
@@ -42,7 +42,7 @@ class Verdict:
 
     result: TableResult
     claim: Claim
-    paper: float
+    paper: float | None
     differences: tuple[float, ...] = ()
     seeds: Error | None = None
     images: Error | None = None

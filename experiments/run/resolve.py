@@ -8,11 +8,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from deeplab_jax.config import base, load_config, to_plain
 from deeplab_jax.config_keys import FREE
-from deeplab_jax.errors import UserError
+from deeplab_jax.errors import UserError, did_you_mean
 from deeplab_jax.models.catalog import known_options
 from deeplab_jax.weights.folder import WEIGHTS_FILE
 from experiments import ROOT
@@ -97,7 +98,7 @@ def resolve(row: Row, table: Table, regime: Regime, settings: Settings) -> Resol
     later change replaces an earlier one.
 
     Raises:
-      UserError: an override does not fit, or the pre-trained weights are not there.
+      UserError: an override or a row's change does not fit, or the pre-trained weights are not there.
     """
     if reason := regime.why_not(row):
         return NotRun(reason)
@@ -118,11 +119,13 @@ def resolve(row: Row, table: Table, regime: Regime, settings: Settings) -> Resol
             _set(pretraining, NORM, "group")
         about = f"starts from the backbone of a plain network, {pretraining.train.steps} steps on the same data"
         notes.append(f"{about}, one for all seeds")
+    where = f"table {table.name}, row {table.row_name(row)}"
+    _check_keys(row, config, where)
     for key, value in row.train.items():
         if key == MULTI_GRID and not network.units:
             continue
         if key != "model.name":
-            _set(config, key, regime.translated(key, value, network, config.data.crop_size))
+            _change(config, key, regime.translated(key, value, network, config.data.crop_size), where)
     if network.pretrained and settings.init:
         config.init, config.init_scope = initial_weights(settings.init, network.backbone), "backbone"
     evaluation = {**config.evaluate.to_dict(), **row.evaluate}
@@ -224,6 +227,30 @@ def _set_options(config: ConfigDict, network: Network, *, besides: Iterable[str]
     for option, value in network.options.items():
         if (key := f"model.options.{option}") not in named:
             _set(config, key, value)
+
+
+def _check_keys(row: Row, config: ConfigDict, where: str) -> None:
+    """Raise a UserError for a change of a key that the configuration lacks. Options of models and data are free here:
+    the model and the data set refuse those that they do not know.
+    """
+    known = _flat(config)
+    for key in (*row.train, *(f"evaluate.{name}" for name in row.evaluate)):
+        if key not in known and not key.startswith(("model.options.", "data.options.")):
+            raise UserError(f"{where}: {key} is no key of the configuration: {did_you_mean(key, known)}")
+
+
+def _change(config: ConfigDict, key: str, value: Any, where: str) -> None:
+    """Set a value of a row."""
+    try:
+        _set(config, key, value)
+    except TypeError:  # A ConfigDict keeps the types of its values.
+        raise UserError(f"{where}: {key} is {value!r}; give a value such as {_flat(config).get(key)!r}") from None
+
+
+def _flat(config: ConfigDict) -> dict[str, Any]:
+    """Return all values by their dotted keys."""
+    found: dict[str, Any] = flatten_dict(config.to_dict(), sep=".")
+    return found
 
 
 def _set(config: ConfigDict, key: str, value: Any) -> None:

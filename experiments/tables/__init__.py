@@ -5,7 +5,7 @@ import runpy
 from importlib import import_module
 
 from deeplab_jax.errors import UserError, did_you_mean
-from experiments.tables.table import Claim, Row, Table
+from experiments.tables.table import MEASURES, Claim, Row, Table
 
 __all__ = ["TABLES", "Claim", "Row", "Table", "find_table"]
 
@@ -43,7 +43,8 @@ def find_table(name: str) -> Table:
     """Return the table of this name, or the `TABLE` of a user's Python file.
 
     Raises:
-      UserError: no table has this name; the file cannot be run; or its table is missing, or has a name that is taken.
+      UserError: no table has this name; the file cannot be run; its table is missing, or has a name that is taken; or
+        its rows and claims do not fit together.
     """
     if name in TABLES:
         return TABLES[name]
@@ -59,4 +60,24 @@ def find_table(name: str) -> Table:
         raise UserError(
             f"{name}: the name {table.name!r} is taken, or is no name of a file; give the table another name"
         )
+    if fault := fault_of(table):
+        raise UserError(f"{name}: {fault}")
     return table
+
+
+def fault_of(table: Table) -> str:
+    """Return what does not fit together in a table, and the fix; "" where all does."""
+    for row in table.rows:
+        if not isinstance(row.cells, tuple) or len(row.cells) != len(table.columns):
+            return f"row {row.cells!r}: give a tuple with one cell for each of the columns {table.columns}"
+        if row.train and "model.name" not in row.train:
+            return f'row {row.cells} trains no model; give its train a "model.name", such as "deeplabv3_resnet101"'
+    rows = [row.cells for row in table.rows]
+    for claim in table.claims:
+        for cells in (claim.better, claim.worse):
+            if cells not in rows:
+                return f"claim {claim.says!r} is about {cells}: {did_you_mean(str(cells), rows)}"
+    for measure in (*table.measures, *(claim.measure for claim in table.claims)):
+        if measure not in MEASURES:
+            return f"measure {measure!r} is not known: {did_you_mean(measure, MEASURES)}"
+    return ""

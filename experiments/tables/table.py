@@ -4,6 +4,7 @@ A row has the backbones, channels, crops and batches of the paper. `experiments.
 regime in which the row is run.
 """
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -113,15 +114,18 @@ class Table:
         """Return the rows by name."""
         return {self.row_name(row): row for row in self.rows}
 
-    def difference(self, claim: Claim) -> float:
-        """Return the difference of a claim's two rows in the paper, in points."""
+    def difference(self, claim: Claim) -> float | None:
+        """Return the difference of a claim's two rows in the paper, in points, None where the paper gives none."""
         rows = {row.cells: row.paper for row in self.rows}
-        return claim.paper or rows[claim.better][claim.measure] - rows[claim.worse][claim.measure]
+        better, worse = (rows[cells].get(claim.measure) for cells in (claim.better, claim.worse))
+        return claim.paper or (None if better is None or worse is None else better - worse)
 
     def at_stake(self, row: Row) -> float | None:
-        """Return the smallest difference in the paper among the claims about this row, None where there is no claim."""
-        differences = (self.difference(claim) for claim in self.claims if row.cells in (claim.better, claim.worse))
-        return min(differences, default=None)
+        """Return the smallest difference in the paper among the claims about this row, infinity where the paper gives
+        none, None where there is no claim.
+        """
+        differences = [self.difference(claim) for claim in self.claims if row.cells in (claim.better, claim.worse)]
+        return min((math.inf if one is None else one for one in differences), default=None)
 
 
 def _slug(text: str) -> str:

@@ -271,6 +271,43 @@ TABLE = Table(
 """
 
 
+CLAIM = (
+    OWN.format(name="mine")
+    .replace("import Row", "import Claim, Row")
+    .replace("columns=", 'claims=(Claim("fewer is better", better=("(6, 12)",), worse=("{worse}",)),), columns=')
+)
+
+
+def test_a_claim_of_ones_own_needs_no_number(here, tmp_path, capsys) -> None:
+    """Its rows are trained as often as those with a claim of a paper, and it gets a verdict."""
+    file = tmp_path / "mine.py"
+    file.write_text(CLAIM.format(worse="(12, 24)"))
+    assert run.main([str(file), "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
+    assert sorted(name[-1] for name in here.names) == ["0", "0", "1", "1", "2", "2"]
+    assert "fewer is better: undecided" in capsys.readouterr().out, "all differences are 0"
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ('**deeplabv3(rates=rates), "optimizer.learning_rat": 0.1', "optimizer.learning_rat is no key of the confi"),
+        ('**deeplabv3(rates=rates), "train.steps": "many"', "train.steps is 'many'; give a value such as 450"),
+        ('"model.name": "segnet"', "0 of 0 jobs"),
+    ],
+)
+def test_a_mistyped_change_of_a_row_gets_one_line(here, tmp_path, capsys, changed, message) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(OWN.format(name="mine").replace("deeplabv3(rates=rates)", f"{{{changed}}}"))
+    code = call(tmp_path, str(file), "--plan")
+    captured = capsys.readouterr()
+    assert (code, message in captured.err + captured.out) == (0 if "segnet" in changed else 2, True)
+    if code:
+        (line,) = captured.err.splitlines()
+        assert "table mine, row 6_12: " in line
+    if "learning_rat" in changed:
+        assert "did you mean optimizer.learning_rate" in line
+
+
 def test_a_table_of_ones_own_is_a_file(here, tmp_path, capsys) -> None:
     file = tmp_path / "my_rates.py"
     file.write_text(OWN.format(name="my_rates"))
@@ -291,6 +328,23 @@ def test_a_table_of_ones_own_is_a_file(here, tmp_path, capsys) -> None:
         (OWN.format(name="../out"), "'../out' is taken, or is no name of a file"),
         ("TABLE = 1", "it holds no TABLE"),
         ("import nothing_at_all", "it cannot be run (ModuleNotFoundError"),
+        (
+            OWN.format(name="mine").replace("(str(rates),)", "(str(rates), 1)"),
+            "row ('(6, 12)', 1): give a tuple with one cell for each of the columns ('rates',)",
+        ),
+        (
+            OWN.format(name="mine").replace("(str(rates),)", "[str(rates)]"),
+            "row ['(6, 12)']: give a tuple with one cell",
+        ),
+        (
+            OWN.format(name="mine").replace("deeplabv3(rates=rates)", '{"train.steps": 9}'),
+            'row (\'(6, 12)\',) trains no model; give its train a "model.name", such as "deeplabv3_resnet101"',
+        ),
+        (CLAIM.format(worse="(6, 13)"), "claim 'fewer is better' is about ('(6, 13)',): did you mean ('(6, 12)',)"),
+        (
+            CLAIM.format(worse="(12, 24)").replace("claims=", 'measures=("mioo",), claims='),
+            "measure 'mioo' is not known: did you mean miou?",
+        ),
         (None, "it cannot be run (FileNotFoundError"),
     ],
 )
