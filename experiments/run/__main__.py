@@ -59,6 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         for key, option in (("--config.init=", "--init"), ("--config.train.seed=", "--seeds")):
             if any(word.startswith(key) for word in overrides):
                 raise UserError(f"{key.rstrip('=')}: the runner sets it; give {option}")
+        if any(word.startswith("--config.train.patience=") for word in overrides):
+            raise UserError("--config.train.patience: the trainings of a table have one length; leave it out")
         with stop_on_signals():
             return run(args, tuple(overrides), words)
     except UserError as error:

@@ -72,6 +72,8 @@ def fault_of(table: Table) -> str:
             return f"row {row.cells!r}: give a tuple with one cell for each of the columns {table.columns}"
         if row.train and "model.name" not in row.train:
             return f'row {row.cells} trains no model; give its train a "model.name", such as "deeplabv3_resnet101"'
+        if "train.patience" in row.train:
+            return f"row {row.cells} sets train.patience: the trainings of a table have one length; leave it out"
     rows = [row.cells for row in table.rows]
     for claim in table.claims:
         for cells in (claim.better, claim.worse):

@@ -340,6 +340,10 @@ def test_a_table_of_ones_own_is_a_file(here, tmp_path, capsys) -> None:
             OWN.format(name="mine").replace("deeplabv3(rates=rates)", '{"train.steps": 9}'),
             'row (\'(6, 12)\',) trains no model; give its train a "model.name", such as "deeplabv3_resnet101"',
         ),
+        (
+            OWN.format(name="mine").replace("deeplabv3(rates=rates)", '{**deeplabv3(), "train.patience": 1}'),
+            "row ('(6, 12)',) sets train.patience: the trainings of a table have one length; leave it out",
+        ),
         (CLAIM.format(worse="(6, 13)"), "claim 'fewer is better' is about ('(6, 13)',): did you mean ('(6, 12)',)"),
         (
             CLAIM.format(worse="(12, 24)").replace("claims=", 'measures=("mioo",), claims='),
@@ -503,6 +507,7 @@ def test_commands_are_jobs(here, tmp_path, capsys) -> None:
         (["v3_table6", "--sedes", "2"], "--sedes is not an option: did you mean --seeds"),
         (["v3_table6", "--config.init=models/x"], "--config.init: the runner sets it; give --init"),
         (["v3_table6", "--config.train.seed=3"], "--config.train.seed: the runner sets it; give --seeds"),
+        (["v3_table6", "--config.train.patience=1"], "the trainings of a table have one length; leave it out"),
         (["v3_table6", "--seeds", "-1"], "--seeds -1"),
         (["v3_table6", "--config.train.stepps=3"], "stepps"),
         (["v3_table6", "--config=configs/voc.py"], "the regime chooses the configuration file"),
