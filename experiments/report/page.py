@@ -10,6 +10,7 @@ from experiments.regimes import REGIMES
 from experiments.report.cells import VERDICT_HEADINGS, cells, headings, provenance, verdict_cells
 from experiments.report.gather import RowResult, TableResult
 from experiments.report.pictures import Pictures
+from experiments.report.plots import has_bars
 from experiments.report.verdicts import RULE, Verdict, comparisons
 
 HERE = Path(__file__).parent
@@ -39,7 +40,7 @@ def page(sections: Sequence[Section], verdicts: Sequence[Verdict]) -> str:
     """Return the page, with style, script and pictures in it. `verdicts` are those of `all_verdicts`."""
     environment = templates(HERE)
     functions = {"cells": cells, "headings": headings, "provenance": provenance, "same_images": same_images}
-    functions |= {"verdict_cells": verdict_cells, "comparisons": comparisons}
+    functions |= {"verdict_cells": verdict_cells, "comparisons": comparisons, "has_bars": has_bars}
     environment.globals |= {**functions, "png": lambda data: data_uri(data, ".png"), "embedded": embedded}
     return environment.get_template("page.html").render(
         style=(HERE / "report.css").read_text(encoding="utf-8"),

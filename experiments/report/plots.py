@@ -1,9 +1,9 @@
 """The plots, as PNG: the paper's and our numbers for each table, and learning curves."""
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
+from itertools import cycle, takewhile
 from statistics import mean
 from typing import Any
 
@@ -22,6 +22,8 @@ DPI = 110
 # The colours of Okabe and Ito, which colour-blind readers can tell apart, without black and yellow, which are hard to
 # see on one of the themes.
 COLOURS = ("#2f86c8", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#77c3ef", "#888888")
+# All colours solid, then all of them dashed, and so on.
+LINES = cycler(linestyle=("-", "--", ":", "-.")) * cycler(color=COLOURS)
 PAPER, OURS = "#888888", "#2f86c8"
 
 
@@ -41,7 +43,7 @@ class Theme:
             **dict.fromkeys(("figure.facecolor", "axes.facecolor", "legend.facecolor"), self.ground),
             **{"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": self.grid},
             **{"legend.frameon": False, "font.size": 10, "axes.axisbelow": True},
-            "axes.prop_cycle": cycler(color=COLOURS),
+            "axes.prop_cycle": LINES,
         }
 
 
@@ -58,7 +60,7 @@ def values_plot(result: TableResult, theme: Theme) -> bytes:
         if result.table.along:
             figure = Figure(figsize=(WIDTH, 4.2), layout="constrained")
             _along(figure.subplots(), result)
-        elif len(result.table.measures) > 1 and not result.printed:
+        elif not has_bars(result):
             figure = Figure(figsize=(WIDTH, 4.2), layout="constrained")
             _lines(figure.subplots(), result)
         else:
@@ -67,10 +69,15 @@ def values_plot(result: TableResult, theme: Theme) -> bytes:
         return _png(figure)
 
 
+def has_bars(result: TableResult) -> bool:
+    """Return whether the plot of a table's numbers has a bar for each row, from the smallest to the largest seed."""
+    return not result.table.along and (len(result.table.measures) == 1 or bool(result.printed))
+
+
 def curves_plot(result: TableResult, theme: Theme) -> bytes | None:
     """Return a plot of the losses and validation mIoUs of a table's trainings over the steps, None without any log.
 
-    Seeds of the same training have the same colour.
+    Seeds of the same training have the same colour and style.
     """
     series = {name: result.logged.get(name, []) for name in result.trainings()}
     if not any(series.values()):
@@ -105,8 +112,17 @@ def _points(figure: Figure, result: TableResult, name: str) -> None:
             if values := one.values.get(name):
                 panel.plot([min(values), max(values)], [at, at], "-", color=OURS, linewidth=2, solid_capstyle="round")
                 panel.plot(mean(values), at, "o", color=OURS, markersize=7)
+    _same_span(panels)
     panels[0].set_yticks(places, [row.label for row in rows])
     panels[0].set_ylim(places[-1] - 0.6, 0.6)
+
+
+def _same_span(panels: Sequence[Axes]) -> None:
+    """Give all panels as many points as the widest has, so that equal differences have equal lengths."""
+    limits = [panel.get_xlim() for panel in panels]
+    half = max(high - low for low, high in limits) / 2
+    for panel, (low, high) in zip(panels, limits, strict=True):
+        panel.set_xlim((low + high) / 2 - half, (low + high) / 2 + half)
 
 
 def _lines(panel: Axes, result: TableResult) -> None:
@@ -117,7 +133,7 @@ def _lines(panel: Axes, result: TableResult) -> None:
     for row in result.rows:
         if drawn := [(MEASURES[name], mean(values)) for name, values in row.values.items() if values]:
             labels, values = zip(*drawn, strict=True)
-            panel.plot([label.removeprefix(shared).strip() for label in labels], values, "o-", label=row.label)
+            panel.plot([label.removeprefix(shared).strip() for label in labels], values, marker="o", label=row.label)
     panel.set_ylabel(shared)
     panel.legend(fontsize="small")
 
@@ -141,7 +157,7 @@ def curves_along(result: TableResult) -> dict[str, list[tuple[float, float]]]:
 
 def _along(panel: Axes, result: TableResult) -> None:
     for label, drawn in curves_along(result).items():
-        panel.plot(*zip(*drawn, strict=True), "o-", markersize=3, label=label)
+        panel.plot(*zip(*drawn, strict=True), marker="o", markersize=3, label=label)
     panel.set_xlabel(result.table.along)
     if len(result.table.columns) > 1:
         panel.set_ylabel(MEASURES[result.table.measures[-1]])
@@ -149,13 +165,13 @@ def _along(panel: Axes, result: TableResult) -> None:
 
 
 def _curves(panel: Axes, result: TableResult, series: Mapping[str, Records], key: str, factor: float) -> None:
-    for (text, names), colour in zip(_names(result).items(), COLOURS * len(series), strict=False):
+    for (text, names), look in zip(_names(result).items(), cycle(LINES), strict=False):
         for number, name in enumerate(names):
             records = [r for r in series[name] if is_number(r.get("step")) and is_number(r.get(key))]
             drawn = [(record["step"], factor * record[key]) for record in records]
             if drawn:
                 label = None if number else text  # Once for all seeds.
-                panel.plot(*zip(*drawn, strict=True), "-", color=colour, linewidth=1.3, alpha=0.9, label=label)
+                panel.plot(*zip(*drawn, strict=True), **look, linewidth=1.3, alpha=0.9, label=label)
 
 
 def _names(result: TableResult) -> dict[str, list[str]]:

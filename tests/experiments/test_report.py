@@ -21,12 +21,12 @@ from experiments.output import Section as Marks
 from experiments.output import escape, write_json
 from experiments.regimes import REGIMES
 from experiments.report import __main__ as report_main
-from experiments.report import markdown
+from experiments.report import markdown, plots
 from experiments.report import pictures as report_pictures
 from experiments.report import verdicts as report_verdicts
 from experiments.report.__main__ import main
 from experiments.report.cells import cells, headings
-from experiments.report.gather import RowResult, TableResult, read_tables
+from experiments.report.gather import RowResult, TableResult, Training, read_tables
 from experiments.report.page import Section, data_uri, page
 from experiments.report.pictures import Few, Pictures, row_pictures, table_pictures
 from experiments.report.plots import LIGHT, curves_along, curves_plot, values_plot
@@ -230,6 +230,28 @@ def test_curves_along_a_column() -> None:
     assert found["1 valid"][-1] == (100.0, 100.0)
 
 
+def test_the_papers_numbers_and_ours_are_drawn_at_one_scale(store, monkeypatch) -> None:
+    monkeypatch.setattr(plots, "_png", lambda figure: figure)
+    paper, ours = values_plot(tables_by_name(store)["v3plus_table1"], LIGHT).axes
+    # 70 to 80 with a margin of 12% on both sides is the wider span; 77.61 to 78.21 stands in the middle of the other.
+    assert ours.get_xlim() == pytest.approx((68.8, 81.2))
+    assert paper.get_xlim() == pytest.approx((77.91 - 6.2, 77.91 + 6.2))
+
+
+def test_each_training_of_a_large_table_has_its_own_look(monkeypatch) -> None:
+    monkeypatch.setattr(plots, "_png", lambda figure: figure)
+    table = TABLES["v3_table3"]
+    rows = [
+        RowResult(row, str(row.cells), trainings=tuple(Training(f"{place}_{seed}", 9, 8, 1.0, ()) for seed in (0, 1)))
+        for place, row in enumerate(table.rows)
+    ]
+    logged = {one.name: [{"step": step, "train/loss": 1.0} for step in (1, 2)] for row in rows for one in row.trainings}
+    (panel,) = curves_plot(TableResult(table, "scenes", tuple(rows), logged=logged), LIGHT).axes
+    looks = [(line.get_color(), line.get_linestyle()) for line in panel.lines]
+    assert len(looks) == 40 and len(set(looks)) == 20, "both seeds of a training look alike"
+    assert [style for _, style in looks[::2]] == ["-"] * 7 + ["--"] * 7 + [":"] * 6
+
+
 def test_a_computed_table_stands_in_the_first_regime_only(store) -> None:
     shutil.copytree(store / "scenes", store / "camvid")
 
@@ -273,6 +295,9 @@ def test_the_page_holds_numbers_and_plots_and_needs_no_network(store, tmp_path, 
     assert not re.search(r"https?://|@import|url\(", source)
     addresses = [value for _, given in found.tags for name in ("src", "href", "srcset") if (value := given.get(name))]
     assert addresses and all(value.startswith(("data:image/png;base64,", "#")) for value in addresses)
+    drawn = [text for text in found.text if text.startswith("The table, drawn")]
+    assert sorted(text == "The table, drawn" for text in drawn) == [False, False, True], "Figure 4 has no bars"
+    assert all("from the smallest to the largest seed" in text for text in drawn if text != "The table, drawn")
     places = {given["id"] for tag, given in found.tags if tag == "section"}
     names = {"scenes-v3_table6", "scenes-v3_figure4", "scenes-v3plus_table1"}
     assert places == {*names, "verdicts"} and {value[1:] for value in addresses if value[0] == "#"} == names
