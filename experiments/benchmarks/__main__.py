@@ -20,7 +20,6 @@ from experiments.benchmarks import (
     compilation,
     evaluation,
     folders,
-    growth,
     inference,
     keras_hub,
     limits,
@@ -51,7 +50,6 @@ PARTS: dict[str, Callable[[Session], None]] = {
     "compile": compilation.measure,
     "memory": memory.measure,
     "remat": remat.measure,
-    "growth": growth.measure,
     "profile": profile.measure,
     "paper": paper.measure,
 }

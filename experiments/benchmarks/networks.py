@@ -1,6 +1,6 @@
 """The networks that are compared: the peer's, and the same network of ours.
 
-The table spells ours out. So what needs no peer (shapes, compile time, growth) runs without one. Where the peer is
+The table spells ours out. So what needs no peer (shapes, compile time) runs without one. Where the peer is
 there, its converted weights must give exactly that network.
 """
 

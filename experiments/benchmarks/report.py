@@ -287,12 +287,6 @@ def _remat(rows: Mapping[str, Any]) -> Lines:
         yield f"rematerialisation, {name}", text
 
 
-def _growth(rows: Mapping[str, Any]) -> Lines:
-    for name, exponents in rows.get("exponents", {}).items():
-        powers = (f"{axis} {NONE if value is None else f'{value:.2f}'}" for axis, value in exponents.items())
-        yield f"time grows as a power, {name}", ", ".join(powers)
-
-
 def _profile(rows: Mapping[str, Any]) -> Lines:
     for name, row in rows.items():
         total = sum(row["by_kind"].values())
@@ -327,7 +321,6 @@ DESCRIPTIONS: dict[str, Callable[[Mapping[str, Any]], Lines]] = {
     "compile": _compile,
     "memory": _memory,
     "remat": _remat,
-    "growth": _growth,
     "profile": _profile,
 }
 

@@ -23,7 +23,6 @@ from deeplab_jax.models.segmenter import abstract_variables
 from deeplab_jax.ops.atrous import conv2d
 from experiments.benchmarks import __main__ as benchmarks
 from experiments.benchmarks import (
-    growth,
     keras_hub,
     lowerings,
     machine,
@@ -416,12 +415,6 @@ def test_random_variables_have_the_shapes_of_the_model() -> None:
     flat, shapes = flatten_dict(variables), flatten_dict(abstract_variables(model))
     assert {path: leaf.shape for path, leaf in flat.items()} == {path: leaf.shape for path, leaf in shapes.items()}
     assert all((leaf > 0).all() for path, leaf in flat.items() if path[-1] == "var")
-
-
-def test_exponents_are_fitted() -> None:
-    assert growth.exponent({10.0: 3e-2, 100.0: 3e-1, 1000.0: 3.0}) == pytest.approx(1.0)
-    assert growth.exponent({1.0: 2.0, 4.0: 4.0}) == pytest.approx(0.5)
-    assert growth.exponent({1.0: 2.0}) is None
 
 
 def test_wrong_flags_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
