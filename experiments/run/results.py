@@ -82,11 +82,6 @@ class Store:
     kept: set[str] = field(default_factory=set)
     _read_logs: dict[Path, dict[str, Records]] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        old = self.out / f"{TRAININGS}.json"
-        if old.is_file():
-            raise UserError(f"{old}: results of an older version, which had all logs in this file; give another --out")
-
     def file(self, one: Asked) -> Path:
         """Return the file of a row's table."""
         return self.out / f"{one.table.name}.json"

@@ -56,7 +56,7 @@ def find_table(name: str) -> Table:
         raise UserError(f"{name}: it cannot be run ({type(error).__name__}: {error}); fix the file") from None
     if not isinstance(table, Table):
         raise UserError(f"{name}: it holds no TABLE; experiments/tables/v3_table5.py shows how to write one")
-    if table.name in (*TABLES, "trainings") or not re.fullmatch(r"\w+", table.name, re.ASCII):
+    if table.name in TABLES or not re.fullmatch(r"\w+", table.name, re.ASCII):
         raise UserError(
             f"{name}: the name {table.name!r} is taken, or is no name of a file; give the table another name"
         )

@@ -560,12 +560,6 @@ def test_what_belongs_to_no_row_is_kept(here, tmp_path) -> None:
     assert json.loads(file.read_text())["rows"]["of_no_row"] == {"mine": 1}
 
 
-def test_results_of_the_older_form_are_refused(here, tmp_path, capsys) -> None:
-    write_json(tmp_path / "out/scenes/trainings.json", {})
-    assert call(tmp_path, "v3_table6", "--row", "eval_os_16") == 2
-    assert "trainings.json: results of an older version" in capsys.readouterr().err
-
-
 def test_damaged_records_of_trainings_are_refused(here, tmp_path, capsys) -> None:
     call(tmp_path, "v3_table6", "--row", "eval_os_16")
     file = tmp_path / "out/scenes/v3_table6/trainings.json"
