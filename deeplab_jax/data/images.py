@@ -18,7 +18,7 @@ from deeplab_jax.data.image_files import open_encoded, read_bytes
 from deeplab_jax.data.large import row_parts
 from deeplab_jax.data.levels import to_levels
 from deeplab_jax.data.png import write_rows
-from deeplab_jax.data.stored import JPEG_END, JPEGS, PNG_END, Stored, decode_stored, orientation
+from deeplab_jax.data.stored import JPEG_END, PNG_END, Stored, decode_stored, orientation
 from deeplab_jax.errors import UserError
 from deeplab_jax.files import write_whole
 from deeplab_jax.labels import IGNORE_LABEL
@@ -131,7 +131,7 @@ def mask_values(stored: Stored, *, name: str) -> np.ndarray:
 
 
 def _refuse_jpeg(stored: Stored, name: str) -> None:
-    if stored.format in JPEGS:
+    if stored.is_jpeg:
         raise UserError(f"{name}: a JPEG mask, whose compression changes label values; export the masks again as PNG")
 
 

@@ -37,6 +37,7 @@ class Stored:
       kind: the mode or the kind of the file, for messages.
       format: name of the format, such as PNG.
       orientation: 1 to 8, as EXIF counts; it has been applied.
+      is_jpeg: whether JPEG has compressed the samples, also inside a TIFF.
       has_alpha: whether the last band is alpha.
       white_is_zero: whether a viewer shows 0 as white.
       palette: uint8 `[entries, 3 or 4]`, RGB or RGBA; None without one.
@@ -47,6 +48,7 @@ class Stored:
     kind: str
     format: str
     orientation: int = 1
+    is_jpeg: bool = False
     has_alpha: bool = False
     white_is_zero: bool = False
     palette: np.ndarray | None = None
@@ -97,7 +99,9 @@ def turned(stored: np.ndarray, orientation: int) -> np.ndarray:
 def _through_pillow(image: ImageFile.ImageFile, data: bytes, name: str) -> Stored:
     turn = orientation(image)
     mode, form = image.mode, image.format or ""
-    stored = Stored(np.empty(0), 255, mode, form, turn)
+    tags = getattr(image, "tag_v2", {})
+    is_jpeg = form in JPEGS or tags.get(259) in tiff.JPEGS
+    stored = Stored(np.empty(0), 255, mode, form, turn, is_jpeg)
     # OpenCV reads JPEG three times as fast, but fills the missing part of a truncated file with grey. So it reads only
     # complete files of plain modes.
     if form == "JPEG" and mode in ("RGB", "L") and data.endswith(JPEG_END):
@@ -120,7 +124,6 @@ def _through_pillow(image: ImageFile.ImageFile, data: bytes, name: str) -> Store
     elif mode not in ("1", "L", "LA", "RGB", "RGBA", "F") and not mode.startswith("I"):
         shown = image.convert("RGB")
     is_tiff = isinstance(image, TiffImagePlugin.TiffImageFile)
-    tags = getattr(image, "tag_v2", {})
     stored = replace(stored, has_alpha=shown.mode in ("LA", "RGBA"), white_is_zero=tags.get(262) == _WHITE_IS_ZERO)
     bits = _bits(image, data, tags.get(258, (0,))[0])
     unsigned = is_tiff and tags.get(339, (1,))[0] == 1
@@ -156,6 +159,7 @@ def described(tags: tiff.Tags) -> Stored:
         f"{tags.bands} bands of {max(tags.bits)} bits",
         "TIFF",
         tags.orientation,
+        tags.compression in tiff.JPEGS,
         has_alpha=tags.has_alpha,
         white_is_zero=tags.photometric == _WHITE_IS_ZERO and tags.samples == 1,
     )

@@ -26,6 +26,8 @@ _UNSIGNED, _SIGNED, _FLOAT = 1, 2, 3
 _NOT_FULL_IMAGE = 1 | 4  # A reduced copy, or a transparency mask.
 _WHITE_IS_ZERO, _GREY, _RGB, _PALETTE, _YCBCR = 0, 1, 2, 3, 6
 _JPEG = 7  # The compression.
+JPEGS = (6, _JPEG)
+"""The compressions that are JPEG; 6 is the form of TIFF 6.0 itself, which few programs write."""
 _ALPHA = (1, 2)
 
 

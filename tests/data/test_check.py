@@ -100,6 +100,10 @@ def as_jpeg(path: Path) -> None:
     Image.open(path).copy().save(path, "JPEG")
 
 
+def as_jpeg_in_tiff(path: Path) -> None:
+    Image.open(path).copy().save(path, "TIFF", compression="jpeg")
+
+
 MASK_FAULTS: list[tuple[Callable[[Path], object], str, str, str]] = [
     (lambda p: save(recode(2, 7), p), "unknown values", "error", "7 (40 pixels)"),
     (lambda p: save(good_mask(3)[:, :-1], p), "sizes differ", "error", "mask of 29x20 pixels for an image of 30x20"),
@@ -108,6 +112,7 @@ MASK_FAULTS: list[tuple[Callable[[Path], object], str, str, str]] = [
     (truncate, "unreadable mask", "error", "truncated"),
     (lambda p: p.write_bytes(b"not an image at all"), "unreadable mask", "error", "not an image"),
     (as_jpeg, "JPEG mask", "error", "PNG"),
+    (as_jpeg_in_tiff, "JPEG mask", "error", "PNG"),
     (grey_as_rgb, "colour mask", "error", "save one of them (values 0, 1, 2, 255)"),
     (in_colours, "colour mask", "error", "(0, 0, 142) is 2 car"),
     (as_photograph, "colour mask", "error", "photograph"),

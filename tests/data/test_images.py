@@ -121,6 +121,8 @@ def test_read_mask_keeps_stored_values(tmp_path):
 def test_read_mask_refuses_jpeg_and_colours(tmp_path, rgb):
     with pytest.raises(UserError, match=r"m\.jpg: a JPEG mask"):
         images.read_mask(save(tmp_path / "m.jpg", rgb[..., 0]))
+    with pytest.raises(UserError, match=r"m\.tif: a JPEG mask"):
+        images.read_mask(save(tmp_path / "m.tif", rgb[..., 0], compression="jpeg"))
     with pytest.raises(UserError, match=r"m\.png: mask of mode RGB holds colours"):
         images.read_mask(save(tmp_path / "m.png", rgb))
 

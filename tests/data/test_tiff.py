@@ -139,6 +139,17 @@ def test_masks_of_every_integer_type(tmp_path):
 
 
 @needs_tifffile
+@pytest.mark.parametrize("bands", [1, 2])
+def test_masks_in_jpeg_tiles_are_refused(tmp_path, bands):
+    """One band is read by Pillow, two by tifffile, also in parts."""
+    pages = np.moveaxis(samples(bands), 2, 0)
+    tifffile.imwrite(tmp_path / "m.tif", pages, photometric="minisblack", compression="jpeg", tile=(16, 16))
+    assert images.stored_mask(tmp_path / "m.tif").samples.shape == (35, 21, bands)
+    with pytest.raises(UserError, match=r"m\.tif: a JPEG mask"):
+        images.read_mask(tmp_path / "m.tif")
+
+
+@needs_tifffile
 @pytest.mark.parametrize("compression", [None, "zlib", "lzw"])
 def test_damaged_files_end_in_one_line(tmp_path, compression):
     path = tmp_path / "a.tif"

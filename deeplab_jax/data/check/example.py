@@ -258,13 +258,13 @@ def _shuffled_index(values: Sequence[int], palette: dict[int, Colour], labels: L
 def _mask_error(file: str, labels: LabelSet, error: UserError) -> Finding:
     """Return which of the usual reasons explains that a mask could not be read as numbers."""
     try:
+        if images.stored_mask(file).is_jpeg:
+            return _from_error("JPEG mask", file, error)
         with open_encoded(read_bytes(file, "mask")) as image:
-            mode, is_jpeg = image.mode, image.format in ("JPEG", "MPO")
+            mode = image.mode
             pixels = np.asarray(image.convert("RGB")).astype(np.uint32)
     except Exception:  # Damaged; the first error says how.
         return _from_error("unreadable mask", file, error)
-    if is_jpeg:
-        return _from_error("JPEG mask", file, error)
     if mode not in ("RGB", "RGBA", "LA", "PA", "CMYK"):
         return _from_error("unreadable mask", file, error)
     packed, counts = np.unique(pixels[..., 0] << 16 | pixels[..., 1] << 8 | pixels[..., 2], return_counts=True)
