@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -82,6 +83,19 @@ def black_and_white_labels(tmp_path: Path) -> list[str]:
     return ["check-data", *FOLDER, "--config.data.name=multilabel", f"--config.data.dir={data}", names]
 
 
+def two_layouts(words: tuple[str, str], image: str, masks: tuple[str, str]) -> Callable[[Path], list[str]]:
+    """Return what writes folders for training and for validation, with two folders of masks for each."""
+
+    def situation(tmp_path: Path) -> list[str]:
+        for word in words:
+            source = make_folder(tmp_path / word, (0, 1))
+            for row, kind in ((image, "images"), *((row, "masks") for row in masks)):
+                shutil.copytree(source / kind, tmp_path / "data" / row.format(word))
+        return ["check-data", *FOLDER, f"--config.data.dir={tmp_path / 'data'}", TWO]
+
+    return situation
+
+
 def state_dict(classes: int) -> dict[str, np.ndarray]:
     model = create_model("lraspp_mobilenet_v3_large", num_classes=classes)
     return export_state_dict(model, filled(model), kind="torchvision")
@@ -135,6 +149,17 @@ def another_configuration(tmp_path: Path) -> list[str]:
         (no_class, ["--config.data.options.class_names=('background','road')"]),
         (no_validation, ["--config.data.options.val_fraction=0.2"]),
         (black_and_white_labels, ["--config.data.options.value_map=((0,0),(255,1))"]),
+        *(
+            (
+                two_layouts(words, "images/{}", ("labels/{}", "annotations/{}")),
+                ["--config.data.options.images=images/{split}", "--config.data.options.masks=labels/{split}"],
+            )
+            for words in (("training", "validation"), ("train", "valid"), ("Train", "Val"))
+        ),
+        (
+            two_layouts(("train", "val"), "{}", ("{}_masks", "{}_labels")),
+            ["--config.data.options.images={split}", "--config.data.options.masks={split}_masks"],
+        ),
         (other_classes, ["--reinit", "head"]),
         (two_networks, ["--select", "model"]),
         (pyramid_of_any_size, ["--size", "513x513"]),

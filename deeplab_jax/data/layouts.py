@@ -76,7 +76,7 @@ def find_layout(
     Raises:
       UserError: several layouts fit; the message names two of them, and the options to choose.
     """
-    fitting = dict.fromkeys(_candidates(root, split, images, masks))
+    fitting = dict(_candidates(root, split, images, masks))
     found = [(pair, files) for pair in fitting if (files := collect(root, *pair)) is not None]
     usual = [
         files
@@ -88,16 +88,11 @@ def find_layout(
     if found:
         one, two = found[0][1].layout, found[1][1].layout
         options = [
-            f"--config.data.options.{key}='{_of_any_split(path.relative_to(root), split)}'"
-            for key, path in zip(("images", "masks"), found[0][0], strict=True)
+            f"--config.data.options.{key}='{place}'"
+            for key, place in zip(("images", "masks"), fitting[found[0][0]], strict=True)
         ]
         raise UserError(f"{root}: both {one} and {two} could be the data; choose with options: {' '.join(options)}")
     return None
-
-
-def _of_any_split(path: Path, split: str | None) -> Path:
-    """Return a path with the folder that is named after a split as `{split}`, so that it serves the other splits."""
-    return Path(*("{split}" if part == split else part for part in path.parts))
 
 
 def collect(root: Path, folder: Path, masks_folder: Path) -> Files | None:
@@ -165,13 +160,21 @@ def _owner(name: str, images: Mapping[str, Path]) -> str | None:
 
 def _candidates(
     root: Path, split: str | None, images: Sequence[str], masks: Sequence[str]
-) -> Iterator[tuple[Path, Path]]:
+) -> Iterator[tuple[tuple[Path, Path], tuple[str, ...]]]:
+    """Yield pairs of folders of images and of masks, each with the options that name it for every split."""
     names = functools.cache(_names)
     for row in ROWS if split is None else SPLIT_ROWS:
         for word, image, mask in itertools.product(split_words(split or ""), images, masks):
             at, masks_at = (_descend(root, part.format(split=word, images=image, masks=mask), names) for part in row)
             if at is not None and masks_at is not None and at.is_dir() and masks_at.is_dir():
-                yield at, masks_at
+                parts = zip(row, (at, masks_at), strict=True)
+                yield (at, masks_at), tuple(_of_any_split(part, place.relative_to(root), word) for part, place in parts)
+
+
+def _of_any_split(row: str, found: Path, word: str) -> str:
+    """Return the folder found for a part of a row, with `{split}` again in place of a split's word."""
+    parts = zip(Path(row).parts, found.parts, strict=True)
+    return str(Path(*("{split}" + name[len(word) :] if part.startswith("{split}") else name for part, name in parts)))
 
 
 def _beside(folder: Path, where: str) -> Files | None:

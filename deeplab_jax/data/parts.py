@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from deeplab_jax.data.holdout import check_fraction
-from deeplab_jax.data.layouts import Files, collect, find_layout, find_list
+from deeplab_jax.data.layouts import Files, collect, find_layout, find_list, split_words
 from deeplab_jax.data.source import IMAGE_SUFFIXES, normal_name, walk_files
 from deeplab_jax.errors import UserError, did_you_mean
 
@@ -61,7 +61,11 @@ def find_part(
     share = "" if val_fraction is None else f"; {val_fraction:g} of them for validation"
     divides = val_fraction is not None and split in ("train", "val")
     if "{split}" in images + masks:
-        return Part(_named(root, images.replace("{split}", split), masks.replace("{split}", split)))
+        places = {one: _places(root, one, images, masks) for one in (split, "train", "val")}
+        if places["train"] and not places["val"] and divides:
+            return Part(_named(root, *places["train"]), share, keeps=split)
+        missing = images.replace("{split}", split), masks.replace("{split}", split)  # For the message.
+        return Part(_named(root, *(places[split] or missing)))
     if not lists and split != "all" and (finds or val_fraction is None):
         own = {one: _of_split(root, one, images, masks, finds=finds) for one in dict.fromkeys((split, "train", "val"))}
         if own["train"] is not None and own["val"] is None and divides:
@@ -91,6 +95,23 @@ def find_part(
     if split not in ("train", "val"):
         raise UserError(f"val_fraction makes no split '{split}'; {did_you_mean(split, ('train', 'val', 'all'))}")
     return Part(files, share, keeps=split)
+
+
+def _places(root: Path, split: str, images: str, masks: str) -> tuple[str, str] | None:
+    """Return the folders or globs of a split that stands as `{split}` in the options: those of the first of its words
+    under which both are there; None if there are none.
+    """
+    for word in split_words(split):
+        found = [_spelled(root, place, word) for place in (images, masks)]
+        if found[0] is not None and found[1] is not None:
+            return found[0], found[1]
+    return None
+
+
+def _spelled(root: Path, place: str, word: str) -> str | None:
+    """Return a folder or glob with a word for `{split}`, in the letters that are there; None if it is not there."""
+    spelled = [place.replace("{split}", form) for form in (word, word.capitalize(), word.upper())]
+    return next((one for one in spelled if (root / one).is_dir() or any(glob.iglob(one, root_dir=root))), None)
 
 
 def _of_split(root: Path, split: str, images: str, masks: str, *, finds: bool) -> Files | None:

@@ -107,6 +107,39 @@ def test_the_option_to_choose_serves_every_split(tmp_path):
     assert [len(found(tmp_path, split, **dict(options))) for split in ("train", "val")] == [3, 2]
 
 
+@pytest.mark.parametrize("val", ["val", "valid", "Validation", ""])
+@pytest.mark.parametrize(
+    ("image", "masks"),
+    [
+        ("images/{}", ("labels/{}", "annotations/{}")),
+        ("{}", ("{}_masks", "{}_labels")),
+        ("{}/img", ("{}/mask", "{}/annot")),
+        ("{}", ("{}_gt", "{}annot")),
+    ],
+)
+def test_the_choice_between_two_layouts_keeps_each_split_with_its_masks(tmp_path, image, masks, val):
+    """Training masks are of class 0, those of validation of class 1; without a folder for validation a part is held
+    out.
+    """
+    for word, names, value in (("train", "wxyz", 0), (val, "uv", 1)):
+        for name, row in ((name, row) for name in names for row in masks if word):
+            put(tmp_path / image.format(word) / f"{name}.jpg", tmp_path / row.format(word) / f"{name}.png", value)
+    with pytest.raises(UserError, match="could be the data; choose with options: ") as error:
+        found(tmp_path, "val", val_fraction=0.25)
+    options = dict(re.findall(r"--config\.data\.options\.(\w+)='(.*?)'", str(error.value)))
+    assert options == {"images": image.format("{split}"), "masks": masks[0].format("{split}")}
+    train, held = (found(tmp_path, split, val_fraction=0.25, **options) for split in ("train", "val"))
+    assert (len(train), set(train.values())) == (4 if val else 3, {0})
+    assert (len(held), set(held.values())) == ((2, {1}) if val else (1, {0}))
+
+
+def test_a_glob_for_each_split(tmp_path):
+    for word, value in (("train", 0), ("valid", 1)):
+        put(tmp_path / f"photos/{word}/1.jpg", tmp_path / f"truth/{word}_1.png", value)
+    options = {"images": "photos/{split}/*.jpg", "masks": "truth/{split}_*.png"}
+    assert [found(tmp_path, split, **options) for split in ("train", "val")] == [{"1": 0}, {"1": 1}]
+
+
 def test_equal_names_in_folders_keep_the_folder(tmp_path):
     for video, value in (("v1", 0), ("v2", 1)):
         put(tmp_path / f"images/{video}/0001.png", tmp_path / f"masks/{video}/0001.png", value)
