@@ -6,6 +6,7 @@ colours. Masks hold numbers, not colours: they are read as stored. Files in whic
 compression, a colour coding) are refused, and the message names the fix.
 """
 
+import dataclasses
 import io
 import os
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from PIL import Image
 
 from deeplab_jax.data.image_files import open_encoded, read_bytes
 from deeplab_jax.data.large import row_parts
-from deeplab_jax.data.levels import to_levels
+from deeplab_jax.data.levels import to_levels, viewed, without_opaque_alpha
 from deeplab_jax.data.png import write_rows
 from deeplab_jax.data.stored import JPEG_END, PNG_END, Stored, decode_stored, orientation
 from deeplab_jax.errors import UserError
@@ -100,10 +101,18 @@ def mask_colours(stored: Stored, *, name: str) -> np.ndarray:
 
     Raises:
       UserError: the file, which errors call `name`, is a JPEG, whose compression changes colours; or it has other bands
-        than RGB.
+        than RGB, alpha that is not opaque, or more than 8 bits.
     """
     _refuse_jpeg(stored, name)
-    return to_levels(stored, channels=(), value_range=(), name=name)
+    if stored.palette is not None:  # Its entries are colours of classes, also where they are transparent.
+        stored = dataclasses.replace(stored, palette=stored.palette[:, :3])
+    shown = viewed(stored)
+    samples = without_opaque_alpha(shown)
+    if shown.top is None or 255 % shown.top or samples.shape[2] not in (1, 3):
+        raise UserError(
+            f"{name}: a mask of mode {stored.kind}, where colours of 8 bits are read; save it as RGB PNG without alpha"
+        )
+    return np.broadcast_to(samples * np.uint8(255 // shown.top), (*samples.shape[:2], 3))
 
 
 def decode_mask(data: bytes, *, name: str) -> np.ndarray:

@@ -53,6 +53,12 @@ def viewed(stored: Stored) -> Bands:
     return Bands(stored.samples, stored.top, stored.has_alpha)
 
 
+def without_opaque_alpha(bands: Bands) -> np.ndarray:
+    """Return the samples without an alpha band that is opaque everywhere."""
+    is_opaque = bands.has_alpha and bool((bands.samples[..., -1] == bands.top).all())
+    return bands.samples[..., :-1] if is_opaque else bands.samples
+
+
 def choose(bands: Bands, channels: Sequence[int], *, name: str) -> Bands:
     """Return the chosen bands, or RGB; a grey image has the same in red, green and blue.
 
@@ -61,8 +67,7 @@ def choose(bands: Bands, channels: Sequence[int], *, name: str) -> Bands:
     """
     samples, count = bands.samples, bands.samples.shape[2]
     if not channels:
-        if bands.has_alpha and (samples[..., -1] == bands.top).all():
-            samples = samples[..., :-1]
+        samples = without_opaque_alpha(bands)
         if samples.shape[2] not in (1, 3):
             first = "0,0,0" if count < 3 else "0,1,2"
             every = ",".join(map(str, range(count)))

@@ -100,6 +100,11 @@ def as_jpeg(path: Path) -> None:
     Image.open(path).copy().save(path, "JPEG")
 
 
+def with_transparency(path: Path) -> None:
+    colours = np.array(LABELS.palette, np.uint8)[good_mask(3) % 255]
+    save(np.dstack([colours, np.uint8(255) * (good_mask(3) > 0)]), path)
+
+
 def as_jpeg_in_tiff(path: Path) -> None:
     Image.open(path).copy().save(path, "TIFF", compression="jpeg")
 
@@ -116,6 +121,12 @@ MASK_FAULTS: list[tuple[Callable[[Path], object], str, str, str]] = [
     (grey_as_rgb, "colour mask", "error", "save one of them (values 0, 1, 2, 255)"),
     (in_colours, "colour mask", "error", "(0, 0, 142) is 2 car"),
     (as_photograph, "colour mask", "error", "photograph"),
+    (
+        with_transparency,
+        "colour mask",
+        "error",
+        "mask of mode RGBA holds colours or fractions, not class ids; save it as",
+    ),
     (shuffle_palette, "palette order", "warning", "index 0 is drawn in the colour of class 2 (car)"),
     (lambda p: save(np.full((HEIGHT, WIDTH), 255, np.uint8), p), "all ignored", "warning", "stored values 255"),
     (lambda p: save(np.zeros((HEIGHT, WIDTH), np.uint8), p), "single class", "warning", "class 0 (ground)"),

@@ -7,6 +7,7 @@ import pickle
 import re
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -146,7 +147,47 @@ def test_the_red_channel_of_carla(coloured):
         only(coloured, class_names=("a", "b", "c"), mask_channel=3)
 
 
+def transparent(path: Path, class_ids: np.ndarray) -> None:
+    """Write what programs for drawing write: where there is no object, the picture is transparent."""
+    put(path, np.dstack([COLOURS[class_ids], np.where(class_ids, np.uint8(255), np.uint8(0))]))
+
+
+def deep(path: Path, class_ids: np.ndarray) -> None:
+    cv2.imwrite(str(path), 257 * COLOURS[class_ids][..., ::-1].astype(np.uint16))
+
+
+@pytest.mark.parametrize(("write", "kind"), [(transparent, "RGBA"), (deep, "RGB")])
+@pytest.mark.parametrize("options", [{"palette": (BLACK, RED, GREEN)}, {"mask_channel": 0}])
+def test_colours_that_are_not_read_say_how_to_save_them(coloured, write, kind, options):
+    write(coloured / "masks/1.png", IDS)
+    message = (
+        rf"masks/1\.png: a mask of mode {kind}, where colours of 8 bits are read; save it as RGB PNG without alpha$"
+    )
+    with pytest.raises(UserError, match=message):
+        only(coloured, class_names=("a", "b", "c"), **options)
+    Image.open(coloured / "masks/1.png").convert("RGB").save(coloured / "masks/1.png")
+    value_map = {} if "palette" in options else {"value_map": tuple((int(c[0]), i) for i, c in enumerate(COLOURS))}
+    np.testing.assert_array_equal(only(coloured, class_names=("a", "b", "c"), **options, **value_map), IDS)
+
+
+def test_a_transparent_entry_of_a_palette_has_its_colour(coloured):
+    indexed = Image.fromarray(np.array([7, 3, 5], np.uint8)[IDS])
+    colours = np.zeros((256, 3), np.uint8)
+    colours[[7, 3, 5]] = COLOURS
+    indexed.putpalette(colours.tobytes())
+    indexed.save(coloured / "masks/1.png", transparency=7)
+    names = ("background", "rust", "crack")
+    np.testing.assert_array_equal(only(coloured, class_names=names, palette=(BLACK, RED, GREEN)), IDS)
+
+
 # One file for each class.
+
+
+def test_a_transparent_file_of_a_class_says_how_to_save_it(tmp_path):
+    image(tmp_path / "images/1.jpg")
+    transparent(tmp_path / "masks/1/rust.png", IDS)
+    with pytest.raises(UserError, match=r"rust\.png: a mask of mode RGBA, .*; save it as RGB PNG without alpha"):
+        only(tmp_path)
 
 
 @pytest.mark.parametrize("mask", ["masks/1/{}.png", "masks/1_{}.png"])

@@ -8,8 +8,8 @@ import numpy as np
 from deeplab_jax.data import images
 from deeplab_jax.data.check.bands import Tally
 from deeplab_jax.data.check.report import Finding
-from deeplab_jax.data.image_files import open_encoded, read_bytes
-from deeplab_jax.data.levels import RANGE, spell_range, suggest_range, to_levels, viewed
+from deeplab_jax.data.image_files import read_bytes
+from deeplab_jax.data.levels import RANGE, spell_range, suggest_range, to_levels, viewed, without_opaque_alpha
 from deeplab_jax.data.mask_formats import IdMasks, index_colours
 from deeplab_jax.data.source import Source, spell_ranges, value_map_flag
 from deeplab_jax.data.stored import decode_stored
@@ -149,9 +149,7 @@ def _inspect_image(file: str, tally: Tally, channels: Sequence[int], value_range
     except UserError as error:
         return Seen([_from_error("unreadable image", file, error)])
     bands = viewed(stored)
-    samples = bands.samples
-    if bands.has_alpha and (samples[..., -1] == bands.top).all():
-        samples = samples[..., :-1]
+    samples = without_opaque_alpha(bands)
     tally.add(samples)
     depth = f"{bands.top.bit_length()} bits" if bands.top else samples.dtype.name
     seen = Seen(image_file=file, size=_size(samples), bands=samples.shape[2], depth=depth)
@@ -258,15 +256,17 @@ def _shuffled_index(values: Sequence[int], palette: dict[int, Colour], labels: L
 def _mask_error(file: str, labels: LabelSet, error: UserError) -> Finding:
     """Return which of the usual reasons explains that a mask could not be read as numbers."""
     try:
-        if images.stored_mask(file).is_jpeg:
-            return _from_error("JPEG mask", file, error)
-        with open_encoded(read_bytes(file, "mask")) as image:
-            mode = image.mode
-            pixels = np.asarray(image.convert("RGB")).astype(np.uint32)
-    except Exception:  # Damaged; the first error says how.
+        stored = images.stored_mask(file)
+    except UserError:
         return _from_error("unreadable mask", file, error)
-    if mode not in ("RGB", "RGBA", "LA", "PA", "CMYK"):
+    if stored.is_jpeg:
+        return _from_error("JPEG mask", file, error)
+    if not images.holds_colours(stored):
         return _from_error("unreadable mask", file, error)
+    try:
+        pixels = images.mask_colours(stored, name=file).astype(np.uint32)
+    except UserError:  # Other bands than RGB.
+        return _from_error("colour mask", file, error)
     packed, counts = np.unique(pixels[..., 0] << 16 | pixels[..., 1] << 8 | pixels[..., 2], return_counts=True)
     codes = packed[np.argsort(-counts, kind="stable")].tolist()
     found: list[Colour] = [(code >> 16, code >> 8 & 255, code & 255) for code in codes]
@@ -285,8 +285,8 @@ def _mask_error(file: str, labels: LabelSet, error: UserError) -> Finding:
         ]
         fix = "say with --config.data.options.palette which colour each class has, or save class ids as grey PNG: "
         fix += spell(hints)
-    message = f"{mode} mask with {len(found)} colours, where class ids are needed; {fix}"
-    return Finding("error", "colour mask", file, mode, message)
+    message = f"{stored.kind} mask with {len(found)} colours, where class ids are needed; {fix}"
+    return Finding("error", "colour mask", file, stored.kind, message)
 
 
 def _from_error(kind: str, file: str, error: UserError) -> Finding:

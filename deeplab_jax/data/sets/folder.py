@@ -55,7 +55,7 @@ def open_folder(
         only.
       images: a folder, or a glob, relative to `dir`. If the glob's last part has one `*`, the part that it matches
         is the example's name: `photos/*.jpg` with `masks/*_mask.png` pair `7.jpg` with `7_mask.png`. `{split}` stands
-        for the split.
+        for the split, by any name in `layouts.SPLIT_WORDS`.
       masks: the same for masks.
       mask_channel: the channel (0 red, 1 green, 2 blue) of coloured masks that holds the stored values.
       overlap: for masks of one file for each class, what becomes of pixels that two classes claim: "refuse", "ignore"
