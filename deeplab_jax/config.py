@@ -21,6 +21,8 @@ from deeplab_jax.errors import UserError, did_you_mean
 from deeplab_jax.extensions import allow
 from deeplab_jax.files import read_json
 
+CONFIG_FILE, RUN_FILE = "config.json", "run.json"
+"""The files of a run directory that hold its configuration, and the record of its starts."""
 # An argument of the command line that sets an option of a model or a data set: section, key, value.
 OPTION = re.compile(r"--config\.(model|data)\.options\.(\w+)=(.*)", re.DOTALL)
 # absl's messages for a flag value of another type, and the fixes.
@@ -261,7 +263,7 @@ def read_config(path: Path) -> ConfigDict:
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: not a readable configuration ({error}); give another --config") from None
     config = base()
-    if isinstance(plain, dict):
+    if isinstance(plain, dict) and path.name == CONFIG_FILE and (path.parent / RUN_FILE).is_file():
         state_val_rule(plain.get("data"), "hash")
     try:
         fill(config, plain, name=str(path))
@@ -277,8 +279,8 @@ def state_val_rule(data: Any, rule: str) -> None:
     """Put the rule by which data set 'folder' holds images out into a section `data`, if it holds some out and states
     no rule.
 
-    Until the rule "share" came, the rule was "hash", and configurations did not state it. So a JSON file without one
-    means "hash": a run keeps its validation images.
+    Until the rule "share" came, the rule was "hash", and configurations did not state it. So a run's own `config.json`
+    without one means "hash": the run keeps its validation images. Any other configuration means "share".
 
     Args:
       data: a section, or what a JSON file has in its place.

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from deeplab_jax.config import base, differences, state_val_rule, to_plain, with_defaults
+from deeplab_jax.config import CONFIG_FILE, RUN_FILE, base, differences, state_val_rule, to_plain, with_defaults
 from deeplab_jax.config_keys import FREE
 from deeplab_jax.errors import UserError, spell
 from deeplab_jax.files import TEMPORARY, locked, read_json, write_json
@@ -15,8 +15,6 @@ from deeplab_jax.provenance import git_commit, versions
 from deeplab_jax.train.faults import as_user_errors
 from deeplab_jax.weights.folder import CHECKPOINTS
 
-CONFIG_FILE = "config.json"
-RUN_FILE = "run.json"
 LOCK_FILE = ".lock"
 
 

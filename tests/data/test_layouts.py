@@ -201,8 +201,12 @@ def test_a_flag_unsets_an_option(tmp_path):
 
 def test_older_runs_keep_their_validation_images(tmp_path):
     text = '{"data": {"name": "folder", "options": {"class_names": ["a", "b"], "val_fraction": 0.2}}}'
-    (tmp_path / "config.json").write_text(text)
+    for name in ("config.json", "mine.json"):
+        (tmp_path / name).write_text(text)
+    assert load_config([f"--config={tmp_path}/config.json"]).data.options.val_rule == "share"
+    (tmp_path / "run.json").write_text("[]")  # Now it is the configuration of a run.
     assert load_config([f"--config={tmp_path}/config.json"]).data.options.val_rule == "hash"
+    assert load_config([f"--config={tmp_path}/mine.json"]).data.options.val_rule == "share"
     assert load_config([CONFIG]).data.options.val_rule == "share"
     again = load_config([CONFIG, "--config.data.options.val_rule=hash"])
     assert again.data.options.val_rule == "hash"

@@ -66,8 +66,9 @@ def open_folder(
       split_lists: split -> path of a text file, relative to `dir`; a mapping or a sequence of pairs. Empty: lists are
         not looked for.
       val_fraction: share of the examples in `val`; the others are `train`.
-      val_rule: "share" takes exactly that share, and looks for layouts and lists. "hash" is for runs of before
-        version 0.2: every name by itself falls into the share or not, and only folders named here are looked for.
+      val_rule: "share" takes exactly that share, and looks for layouts and lists. "hash" is for older runs, whose
+        `config.json` states no rule: every name by itself falls into the share or not, and only folders named here are
+        looked for.
 
     Raises:
       UserError: no class names, a map to something that is not a class, missing or unpaired files, an unknown split,
