@@ -183,18 +183,19 @@ def _beside(folder: Path, where: str) -> Files | None:
     pictures = [path for path in files if path.suffix.lower() != ".json"]
     stems = {path.stem for path in pictures}
     for end in MASK_ENDS:
-        masks = [path for path in pictures if path.stem.endswith(end) and path.stem.removesuffix(end) in stems]
-        if masks:
-            found = {name.removesuffix(end): path for name, path in by_stem(masks).items()}
-            images = by_stem([path for path in pictures if path not in masks])
+        marked = {stem for stem in stems if stem.endswith(end) and stem.removesuffix(end) in stems}
+        if marked:
+            masks = by_stem([path for path in pictures if path.stem in marked])
+            images = by_stem([path for path in pictures if path.stem not in marked])
+            found = {name.removesuffix(end): path for name, path in masks.items()}
             return Files(images, found, f"{where} (NAME and NAME{end})", folder)
     outlines = by_stem([path for path in files if path.suffix.lower() == ".json" and path.stem in stems])
     if outlines:
         return Files(by_stem(pictures), outlines, f"{where} (labelme)", folder, outlines=True)
     photos = [path for path in pictures if path.suffix.lower() in (".jpg", ".jpeg")]
-    masks = [path for path in pictures if path.suffix.lower() == ".png"]
-    if {path.stem for path in photos} & {path.stem for path in masks}:
-        return Files(by_stem(photos), by_stem(masks), f"{where} (NAME.jpg and NAME.png)", folder)
+    drawings = [path for path in pictures if path.suffix.lower() == ".png"]
+    if {path.stem for path in photos} & {path.stem for path in drawings}:
+        return Files(by_stem(photos), by_stem(drawings), f"{where} (NAME.jpg and NAME.png)", folder)
     return None
 
 

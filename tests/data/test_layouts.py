@@ -13,6 +13,7 @@ from deeplab_jax.cli import main
 from deeplab_jax.config import load_config
 from deeplab_jax.data.catalog import open_source
 from deeplab_jax.data.holdout import hold_out
+from deeplab_jax.data.layouts import collect
 from deeplab_jax.data.lists import read_lines
 from deeplab_jax.errors import UserError
 
@@ -152,6 +153,26 @@ def test_both_unicode_forms_are_one_name(tmp_path):
     put(tmp_path / f"images/{name}.jpg", tmp_path / f"masks/{unicodedata.normalize('NFD', name)}.png", 1)
     (tmp_path / "list.txt").write_text(unicodedata.normalize("NFD", name), encoding="utf-8")
     assert found(tmp_path, "train", split_lists={"train": "list.txt"}) == {name: 1}
+
+
+def test_masks_beside_many_images_are_found_in_time(tmp_path):
+    """Each path is compared with a few others only. Masks in a list took as many comparisons as its square."""
+    compared = 0
+
+    class Counting(type(tmp_path)):  # type: ignore[misc]
+        def __eq__(self, other):
+            nonlocal compared
+            compared += 1
+            return super().__eq__(other)
+
+        __hash__ = type(tmp_path).__hash__
+
+    for index in range(300):
+        (tmp_path / f"{index}.jpg").touch()
+        (tmp_path / f"{index}_mask.png").touch()
+    files = collect(Counting(tmp_path), Counting(tmp_path), Counting(tmp_path))
+    assert len(files.images) == len(files.masks) == 300 and files.masks["7"].name == "7_mask.png"
+    assert compared < 10 * 600
 
 
 def test_names_that_look_like_globs(tmp_path):
