@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from deeplab_jax.data.source import IMAGE_SUFFIXES, by_stem, list_images, walk_files
+from deeplab_jax.data.source import IMAGE_SUFFIXES, by_stem, list_images, normal_name, walk_files
 from deeplab_jax.errors import UserError
 
 IMAGE_WORDS = ("images", "image", "imgs", "img", "img_dir", "jpegimages", "photos", "pictures")
@@ -115,11 +115,11 @@ def match(images: Mapping[str, Path], files: Sequence[Path], masks_folder: Path,
     """Return the files of images and of masks in another folder, whose names may have an end, or classes."""
     in_folders: dict[str, list[tuple[str, Path]]] = {}
     for path in files:
-        inner = path.relative_to(masks_folder).parent.as_posix()
-        in_folders.setdefault(inner, []).append((path.stem, path))
+        inner = normal_name(path.relative_to(masks_folder).parent.as_posix())
+        in_folders.setdefault(inner, []).append((normal_name(path.stem), path))
     if in_folders.keys() <= images.keys():
         parts = {name: tuple(some) for name, some in in_folders.items()}
-        masks = {name: masks_folder / name for name in parts}
+        masks = {name: some[0][1].parent for name, some in parts.items()}
         return Files(images, masks, f"{layout} (NAME/CLASS)", folder, parts)
     masks = by_stem(files, root=masks_folder)
     if images.keys() & masks.keys():
@@ -181,20 +181,20 @@ def _beside(folder: Path, where: str) -> Files | None:
     """Return images with masks in the same folder: NAME_mask, NAME.json, or a PNG with a JPEG of the same name."""
     files = list_images(folder, suffixes=(*IMAGE_SUFFIXES, ".json"))
     pictures = [path for path in files if path.suffix.lower() != ".json"]
-    stems = {path.stem for path in pictures}
+    stems = {normal_name(path.stem) for path in pictures}
     for end in MASK_ENDS:
         marked = {stem for stem in stems if stem.endswith(end) and stem.removesuffix(end) in stems}
         if marked:
-            masks = by_stem([path for path in pictures if path.stem in marked])
-            images = by_stem([path for path in pictures if path.stem not in marked])
+            masks = by_stem([path for path in pictures if normal_name(path.stem) in marked])
+            images = by_stem([path for path in pictures if normal_name(path.stem) not in marked])
             found = {name.removesuffix(end): path for name, path in masks.items()}
             return Files(images, found, f"{where} (NAME and NAME{end})", folder)
-    outlines = by_stem([path for path in files if path.suffix.lower() == ".json" and path.stem in stems])
+    outlines = by_stem([path for path in files if path.suffix.lower() == ".json" and normal_name(path.stem) in stems])
     if outlines:
         return Files(by_stem(pictures), outlines, f"{where} (labelme)", folder, outlines=True)
     photos = [path for path in pictures if path.suffix.lower() in (".jpg", ".jpeg")]
     drawings = [path for path in pictures if path.suffix.lower() == ".png"]
-    if {path.stem for path in photos} & {path.stem for path in drawings}:
+    if {normal_name(path.stem) for path in photos} & {normal_name(path.stem) for path in drawings}:
         return Files(by_stem(photos), by_stem(drawings), f"{where} (NAME.jpg and NAME.png)", folder)
     return None
 

@@ -155,6 +155,21 @@ def test_both_unicode_forms_are_one_name(tmp_path):
     assert found(tmp_path, "train", split_lists={"train": "list.txt"}) == {name: 1}
 
 
+@pytest.mark.parametrize("mask", ["{}_mask.png", "{}.png", "masks/{}/b.png", "masks/{}_mask.png"])
+def test_both_unicode_forms_are_one_name_in_every_layout(tmp_path, mask):
+    name = "Stra\u00dfe \u00e9"
+    folder = "images/" if "masks/" in mask else ""
+    put(tmp_path / f"{folder}{name}.jpg", tmp_path / mask.format(unicodedata.normalize("NFD", name)), 1)
+    assert found(tmp_path, "all") == {name: 1}
+
+
+def test_both_unicode_forms_are_one_class(tmp_path):
+    name = "b\u00e9ton"
+    put(tmp_path / "images/1.jpg", tmp_path / f"masks/1/{unicodedata.normalize('NFD', name)}.png", 1)
+    assert found(tmp_path, "all", class_names=("background", name)) == {"1": 1}
+    assert open_source("folder", split="all", dir=tmp_path).labels.names == ("background", name)
+
+
 def test_masks_beside_many_images_are_found_in_time(tmp_path):
     """Each path is compared with a few others only. Masks in a list took as many comparisons as its square."""
     compared = 0
