@@ -14,7 +14,8 @@ from deeplab_jax.errors import UserError
 
 IGNORE_LABEL = 255
 MAX_CLASSES = 254  # 255 is the ignore label, and 254 is kept free to mark unknown values in the look-up table.
-_UNKNOWN = 254
+UNKNOWN = 254
+"""What a look-up table of class ids has for a value without meaning."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,8 +86,8 @@ def to_class_ids(stored: np.ndarray, labels: LabelSet) -> tuple[np.ndarray, list
         # Values beyond the table are unknown too: index 0 keeps the look-up in range, and a later line marks them.
         outside = (stored < 0) | (stored >= len(table))
         ids = table[np.where(outside, 0, stored)]
-        ids[outside] = _UNKNOWN
-    strange = ids == _UNKNOWN
+        ids[outside] = UNKNOWN
+    strange = ids == UNKNOWN
     if not strange.any():
         return ids, []
     ids[strange] = IGNORE_LABEL
@@ -118,7 +119,7 @@ def _table(labels: LabelSet) -> np.ndarray:
     pairs = labels.value_map
     if pairs is None:
         pairs = (*((i, i) for i in range(labels.num_classes)), (IGNORE_LABEL, IGNORE_LABEL))
-    table = np.full(max(256, 1 + max((stored for stored, _ in pairs), default=0)), _UNKNOWN, np.uint8)
+    table = np.full(max(256, 1 + max((stored for stored, _ in pairs), default=0)), UNKNOWN, np.uint8)
     for stored, class_id in pairs:
         table[stored] = class_id
     return table

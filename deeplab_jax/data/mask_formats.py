@@ -5,13 +5,14 @@ ids: `images.read_mask`, which also compares the palettes of the files.
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from deeplab_jax.data import images
 from deeplab_jax.errors import UserError, did_you_mean, spell
-from deeplab_jax.labels import IGNORE_LABEL
+from deeplab_jax.labels import IGNORE_LABEL, UNKNOWN
 
 Colour = tuple[int, int, int]
 OVERLAPS = ("refuse", "ignore", "last")
@@ -103,21 +104,29 @@ class ColourMasks:
         stored = images.stored_mask(file)
         if stored.palette is None and not images.holds_colours(stored):
             return images.mask_values(stored, name=file)
-        pixels = images.mask_colours(stored, name=file).astype(np.int64)
-        codes, places, counts = np.unique(
-            pixels[..., 0] << 16 | pixels[..., 1] << 8 | pixels[..., 2], return_inverse=True, return_counts=True
-        )
-        known = {r << 16 | g << 8 | b: class_id for (r, g, b), class_id in self.meanings}
-        strange = [(int(codes[i]), int(counts[i])) for i in np.argsort(-counts) if int(codes[i]) not in known]
-        if strange and stored.palette is not None:
+        pixels = images.mask_colours(stored, name=file).astype(np.int32)
+        codes = pixels[..., 0] << 16 | pixels[..., 1] << 8 | pixels[..., 2]
+        ids = _ids_of_colours(self.meanings)[codes]
+        is_strange = ids == UNKNOWN
+        if not is_strange.any():
+            return ids
+        if stored.palette is not None:
             return self.ids.values(stored, file)
-        if strange:
-            spelled = spell([f"{(c >> 16, c >> 8 & 255, c & 255)} in {pixels} pixels" for c, pixels in strange])
-            raise UserError(
-                f"{file}: {len(strange)} colours have no class: {spelled}; add them to the palette, or correct the mask"
-            )
-        ids = np.array([known[int(code)] for code in codes], np.uint8)
-        return ids[places.reshape(pixels.shape[:2])]
+        strange, counts = np.unique(codes[is_strange], return_counts=True)
+        found = [(int(strange[i]), counts[i]) for i in np.argsort(-counts, kind="stable")]
+        spelled = spell([f"{(code >> 16, code >> 8 & 255, code & 255)} in {count} pixels" for code, count in found])
+        raise UserError(
+            f"{file}: {len(found)} colours have no class: {spelled}; add them to the palette, or correct the mask"
+        )
+
+
+@functools.lru_cache(maxsize=2)
+def _ids_of_colours(meanings: tuple[tuple[Colour, int], ...]) -> np.ndarray:
+    """Return the class id or 255 of each colour, uint8 `[2**24]`; `UNKNOWN` for a colour without meaning."""
+    ids = np.full(2**24, UNKNOWN, np.uint8)
+    for (red, green, blue), class_id in meanings:
+        ids[red << 16 | green << 8 | blue] = class_id
+    return ids
 
 
 @dataclasses.dataclass(frozen=True)
