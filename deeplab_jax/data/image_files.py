@@ -22,6 +22,8 @@ FORMATS = (
     "WEBP",
 )  # fmt: skip
 """The formats that Pillow may read. Others are left out, such as EPS, for which it would start Ghostscript."""
+IMAGE_SUFFIXES = tuple(sorted(end for end, form in Image.registered_extensions().items() if form in FORMATS))
+"""The ends of the names of such files, in small letters; a file of another name is read only where it is named."""
 
 
 def _max_pixels(text: str | None) -> int:

@@ -7,7 +7,8 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from deeplab_jax.data.source import IMAGE_SUFFIXES, by_stem, list_images, normal_name, walk_files
+from deeplab_jax.data.image_files import IMAGE_SUFFIXES
+from deeplab_jax.data.source import by_stem, list_images, normal_name, walk_files
 from deeplab_jax.errors import UserError
 
 IMAGE_WORDS = ("images", "image", "imgs", "img", "img_dir", "jpegimages", "photos", "pictures")

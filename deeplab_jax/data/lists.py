@@ -14,7 +14,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from deeplab_jax.data.source import IMAGE_SUFFIXES, normal_name
+from deeplab_jax.data.image_files import IMAGE_SUFFIXES
+from deeplab_jax.data.source import normal_name
 from deeplab_jax.errors import UserError
 
 _MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))

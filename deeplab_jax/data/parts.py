@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from deeplab_jax.data.holdout import check_fraction
+from deeplab_jax.data.image_files import IMAGE_SUFFIXES
 from deeplab_jax.data.layouts import Files, collect, find_layout, find_list, split_words
-from deeplab_jax.data.source import IMAGE_SUFFIXES, normal_name, walk_files
+from deeplab_jax.data.source import normal_name, walk_files
 from deeplab_jax.errors import UserError, did_you_mean
 
 IMAGES, MASKS = "images", "masks"

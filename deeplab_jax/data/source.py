@@ -10,12 +10,11 @@ from typing import Any, NamedTuple, Protocol, TypedDict
 import numpy as np
 
 from deeplab_jax.data import images
+from deeplab_jax.data.image_files import IMAGE_SUFFIXES
 from deeplab_jax.data.large import Image, open_large
 from deeplab_jax.data.mask_formats import IdMasks
 from deeplab_jax.errors import UserError, did_you_mean, spell
 from deeplab_jax.labels import IGNORE_LABEL, LabelSet, to_class_ids
-
-IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 
 class Example(TypedDict):

@@ -16,7 +16,9 @@ from deeplab_jax.data import images
 from deeplab_jax.data.catalog import SOURCES, open_source
 from deeplab_jax.data.holdout import held_out
 from deeplab_jax.data.sets.coco import CATEGORIES, CATEGORY_NAMES, decode_counts, fill_polygons, fill_runs
+from deeplab_jax.data.source import list_images, walk_files
 from deeplab_jax.errors import UserError
+from deeplab_jax.evaluate.image_list import find_images
 
 CAMVID_DIR = Path(os.environ.get("CAMVID_DIR", Path(__file__).parents[2] / "../shared/data/camvid"))
 
@@ -46,6 +48,31 @@ def values(source):
         assert example["image"].shape == (*example["label"].shape, 3)
         (found[example["name"]],) = np.unique(example["label"]).tolist()
     return found
+
+
+# What is found.
+
+
+@pytest.mark.parametrize(
+    "suffix",
+    [
+        *("avif", "bmp", "gif", "jfif", "jp2", "jpe", "jpeg", "jpg", "pcx", "png"),
+        *("ppm", "qoi", "sgi", "tga", "tif", "tiff", "webp"),
+    ],
+)
+def test_every_format_that_is_read_is_found_by_its_name(tmp_path, suffix):
+    """In upper case, too."""
+    put(tmp_path, mask="masks/a.png", value=1)
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (6, 4)).save(tmp_path / f"images/a.{suffix.upper()}")
+    assert values(open_source("folder", split="all", dir=tmp_path, class_names=("a", "b"))) == {"a": 1}
+    assert [found.name for found in find_images([tmp_path / "images"])] == ["a"]
+
+
+def test_no_other_file_is_an_image(tmp_path):
+    for name in ("a.eps", "a.pdf", "a.mpo", "a.txt", ".a.png", "png"):
+        (tmp_path / name).touch()
+    assert walk_files(tmp_path) == list_images(tmp_path) == []
 
 
 # What open_source refuses.
