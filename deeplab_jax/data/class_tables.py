@@ -12,8 +12,9 @@ from deeplab_jax.errors import UserError, did_you_mean
 from deeplab_jax.labels import CITYSCAPES, IGNORE_LABEL, VOC, LabelSet
 
 BACKGROUNDS = ("background", "_background_")
-"""Names of the class that gets id 0, wherever a file lists it."""
-IGNORED = "__ignore__"  # of labelme2voc: no class
+"""Names of the class that gets id 0, wherever a file lists it; the second is labelme's."""
+IGNORED = "__ignore__"
+"""labelme's name of what is no class."""
 NAME_FILES = ("labels.txt", "class_names.txt", "classes.txt")
 LABELMAP = "labelmap.txt"
 ROBOFLOW = "_classes.csv"
@@ -152,3 +153,9 @@ def find_classes(root: Path, folder: Path) -> ClassTable:
 def background_first(names: Iterable[str]) -> tuple[str, ...]:
     """Return names in their order, but that of the background first, if there is one."""
     return tuple(sorted(names, key=lambda name: name.lower() not in BACKGROUNDS))
+
+
+def with_background(names: Iterable[str], *, called: str = BACKGROUNDS[0]) -> tuple[str, ...]:
+    """Return names of classes with the background first; if there is none, one that is `called` so."""
+    ordered = background_first(names)
+    return ordered if any(name.lower() in BACKGROUNDS for name in ordered) else (called, *ordered)

@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from deeplab_jax.data.class_tables import BACKGROUNDS, IGNORED, with_background
 from deeplab_jax.data.image_files import LIMIT, MAX_BYTES, MAX_PIXELS, open_encoded
 from deeplab_jax.errors import UserError, did_you_mean
 from deeplab_jax.files import read_json
 from deeplab_jax.labels import IGNORE_LABEL
 
-BACKGROUND = "_background_"
-IGNORE = "__ignore__"
+BACKGROUND = BACKGROUNDS[1]
 LINE_WIDTH = 10  # of lines, in pixels; labelme's default
 POINT_RADIUS = 5  # of points
 FARTHEST = 1e6  # largest coordinate; Pillow takes time for each row of an outline
@@ -92,12 +92,12 @@ def labels_in(files: Sequence[Path], *, others: Sequence[Path] = ()) -> tuple[st
     for file in set(others) - set(files):
         with contextlib.suppress(UserError):
             found |= {shape["label"] for shape in read_labelme(file)["shapes"]}
-    return BACKGROUND, *sorted(found - {BACKGROUND, IGNORE})
+    return with_background(sorted(found - {IGNORED}), called=BACKGROUND)
 
 
 def ids_of(class_names: Sequence[str]) -> dict[str, int]:
     """Return label -> class id for `LabelmeMasks`; labelme's names of the background and of ignored pixels, too."""
-    return {BACKGROUND: 0, IGNORE: IGNORE_LABEL, **{name: i for i, name in enumerate(class_names)}}
+    return {BACKGROUND: 0, IGNORED: IGNORE_LABEL, **{name: i for i, name in enumerate(class_names)}}
 
 
 def draw_shape(shape: Mapping[str, Any], height: int, width: int) -> np.ndarray:

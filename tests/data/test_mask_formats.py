@@ -283,6 +283,15 @@ def test_outlines_of_labelme(tmp_path, place):
         open_source("folder", split="all", dir=tmp_path, class_names=("background", "crack"))[0]
 
 
+@pytest.mark.parametrize("name", ["background", "Background", "_background_"])
+def test_a_background_that_is_drawn_is_the_background(tmp_path, name):
+    image(tmp_path / "1.jpg")
+    labelme(tmp_path / "1.json", ("crack", "rectangle", [[0, 0], [2, 1]]), (name, "rectangle", [[0, 0], [0, 1]]))
+    source = open_source("folder", split="all", dir=tmp_path)
+    assert source.labels.names == (name, "crack")
+    assert source[0]["label"].tolist() == [[0, 1, 1, 0]] * 2
+
+
 @pytest.mark.parametrize(
     ("shape", "complaint"),
     [

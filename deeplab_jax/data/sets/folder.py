@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from deeplab_jax.data.class_tables import BACKGROUNDS, ClassTable, background_first, find_classes, named_palette, rgb
+from deeplab_jax.data.class_tables import BACKGROUNDS, ClassTable, find_classes, named_palette, rgb, with_background
 from deeplab_jax.data.holdout import held_out, hold_out
 from deeplab_jax.data.labelme import LabelmeMasks, ids_of, labels_in
 from deeplab_jax.data.layouts import Files
@@ -130,11 +130,10 @@ def _classes_of_masks(root: Path, files: Files, table: ClassTable) -> ClassTable
     if files.outlines:
         names = labels_in(list(files.masks.values()), others=walk_files(root, suffixes=(".json",)))
         return dataclasses.replace(table, names=names, origin="the outlines' labels")
-    found = background_first(sorted({name for parts in files.parts.values() for name, _ in parts}))
+    found = {name for parts in files.parts.values() for name, _ in parts}
     if not found:
         return table
-    names = found if found[0].lower() in BACKGROUNDS else (BACKGROUNDS[0], *found)
-    return dataclasses.replace(table, names=names, origin="the names of the masks")
+    return dataclasses.replace(table, names=with_background(sorted(found)), origin="the names of the masks")
 
 
 def _mask_reader(
