@@ -63,7 +63,7 @@ def open_coco_file(
     content = _read(file)
     try:
         names, ids = _classes(content, tuple(class_names), file)
-        entries, lost = _entries(content, ids, _Places(root, file.parent, split))
+        entries, lost = _entries(content, ids, _Places(root, file.parent, split), file)
     except UserError:
         raise
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
@@ -177,17 +177,26 @@ class _Places:
         return found[0] if len(found) == 1 else None
 
 
-def _entries(content: Any, ids: Mapping[int, int], places: _Places) -> tuple[tuple[Entry, ...], list[str]]:
-    """Return the images by name, and the names of those that do not exist."""
+def _entries(content: Any, ids: Mapping[int, int], places: _Places, file: Path) -> tuple[tuple[Entry, ...], list[str]]:
+    """Return the images by name, and the names of those that do not exist.
+
+    Raises:
+      UserError: an annotation without an outline, or of an image that the file does not list.
+    """
     regions: dict[int, list[Any]] = {image["id"]: [] for image in content["images"]}
     for annotation in content["annotations"]:
         class_id = ids.get(annotation["category_id"])
         if class_id is None:
             continue
+        which, image_id = f"{file}: annotation {annotation.get('id')!r:.50}", annotation["image_id"]
+        if image_id not in regions:
+            raise UserError(
+                f"{which} is of image {image_id!r:.50}, which the file does not list; delete it, or add the image"
+            )
         if not annotation.get("segmentation"):
-            raise ValueError(f"annotation {annotation.get('id')!r:.50} has a box, but no outline")
-        is_crowd = bool(annotation.get("iscrowd", 0))
-        regions[annotation["image_id"]].append(read_region(class_id, is_crowd, annotation["segmentation"]))
+            raise UserError(f"{which} has a box and no outline; draw its outline, or delete it")
+        region = read_region(class_id, bool(annotation.get("iscrowd", 0)), annotation["segmentation"])
+        regions[image_id].append(region)
     entries, lost = [], []
     for image in content["images"]:
         path = places.find(image["file_name"])

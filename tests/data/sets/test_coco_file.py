@@ -144,7 +144,8 @@ def test_categories_of_ones_own_are_never_taken_for_cocos(tmp_path, capsys):
         ({"categories": [{"id": 3, "name": "a"}]}, "annotations are of category 1, which it does not list"),
         ({"images": [{"id": 0, "file_name": "x.png", "height": 6, "width": 10}]}, r"x\.png: no such image in"),
         ({"images": [{"id": 0, "file_name": "1.png", "height": 6}]}, "not COCO annotations"),
-        ({"images": []}, "not COCO annotations"),
+        ({"images": []}, "annotation 0 is of image 0, which the file does not list"),
+        ({"images": [], "annotations": []}, "lists no image; export it again"),
     ],
 )
 def test_faults_of_the_file_are_named(tmp_path, change, complaint):
@@ -169,3 +170,21 @@ def test_what_selects_the_images_has_to_be_said(tmp_path):
         labels(tmp_path, "val")
     with pytest.raises(UserError, match=r"gone\.json: no such file"):
         labels(tmp_path, annotations="gone.json")
+
+
+def test_annotations_that_cannot_be_drawn_are_named(tmp_path):
+    """A box alone, as programs for detection write it, and an annotation whose image was deleted."""
+    file = tmp_path / "annotations.json"
+    for segmentation in ([], None):
+        write(file, {"1.png": [(1, box(0, 0, 4, 2)), (1, segmentation)]}, at=tmp_path)
+        with pytest.raises(UserError) as error:
+            labels(tmp_path)
+        assert str(error.value) == f"{file}: annotation 1 has a box and no outline; draw its outline, or delete it"
+    write(file, {"1.png": [(1, box(0, 0, 4, 2)), (1, box(0, 0, 4, 2))]}, at=tmp_path)
+    content = json.loads(file.read_text())
+    content["annotations"][1]["image_id"] = 9
+    file.write_text(json.dumps(content))
+    with pytest.raises(
+        UserError, match=r"annotation 1 is of image 9, which the file does not list; delete it, or add the"
+    ):
+        labels(tmp_path)
