@@ -17,9 +17,12 @@ MASK_WORDS = (
     *("segmentationclass", "segmentationclasspng", "labelme", "json"),
 )
 SPLIT_WORDS = {
-    "train": ("train", "training"),
-    "val": ("val", "valid", "validation"),
-    "test": ("test", "testing"),
+    split: (*words, *(f"{word}2017" for word in words))  # COCO's names have the year.
+    for split, words in {
+        "train": ("train", "training"),
+        "val": ("val", "valid", "validation"),
+        "test": ("test", "testing"),
+    }.items()
 }
 SPLIT_ROWS = (
     ("{images}/{split}", "{masks}/{split}"),  # also mmsegmentation's img_dir/train with ann_dir/train

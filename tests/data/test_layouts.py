@@ -78,6 +78,15 @@ def test_layouts_without_splits(tmp_path, image, mask):
     assert (len(train), len(val)) == (8, 2) and not train.keys() & val.keys()
 
 
+def test_the_splits_of_coco_are_not_divided_anew(tmp_path):
+    """As in COCO-Stuff: the year stands in the names of the folders."""
+    for word, names, value in (("train2017", "wxyz", 0), ("val2017", "uv", 1)):
+        for name in names:
+            put(tmp_path / f"images/{word}/{name}.jpg", tmp_path / f"annotations/{word}/{name}.png", value)
+    assert found(tmp_path, "train", val_fraction=0.2) == dict.fromkeys("wxyz", 0)
+    assert found(tmp_path, "val", val_fraction=0.2) == {"u": 1, "v": 1}
+
+
 def test_only_training_folders_are_divided(tmp_path):
     for index in range(5):
         put(tmp_path / f"train/images/{index}.jpg", tmp_path / f"train/masks/{index}.png")

@@ -17,7 +17,6 @@ from deeplab_jax.labels import MAX_CLASSES, LabelSet, colormap
 
 FILES = (
     "{split}/_annotations.coco.json",  # Roboflow
-    "annotations/instances_{split}2017.json",
     "annotations/instances_{split}.json",
     "annotations/{split}.json",
     "instances_{split}.json",
@@ -111,7 +110,7 @@ def _find_file(root: Path, split: str, annotations: str) -> tuple[Path, bool]:
         if file.is_file():
             return file, True
     raise UserError(
-        f"{root}: no annotations of '{split}' (such as {FILES[2].format(split=split)} or {WHOLE_FILES[0]}); correct "
+        f"{root}: no annotations of '{split}' (such as {FILES[1].format(split=split)} or {WHOLE_FILES[0]}); correct "
         "data.dir, or set --config.data.options.annotations to the path of the file"
     )
 
@@ -155,9 +154,7 @@ class _Places:
     """Where the images of a file may be."""
 
     def __init__(self, root: Path, beside: Path, split: str) -> None:
-        words = [
-            word for one in split_words(split) for word in (one, f"{one}2017", f"images/{one}", f"images/{one}2017")
-        ]
+        words = [place for word in split_words(split) for place in (word, f"images/{word}")]
         self._folders = [beside, *(root / word for word in ("", "images", *words))]
         self._root = root
         self._by_name: Mapping[str, list[Path]] | None = None
