@@ -207,12 +207,15 @@ def require_folder(path: Path, *, source: str, layout: str) -> Path:
 
 
 def list_images(folder: Path, *, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> list[Path]:
-    """Return the image files of a folder, sorted by name, without hidden ones."""
+    """Return the image files of a folder, sorted by name, without hidden ones and without folders."""
+    ends = tuple(suffixes)
     with os.scandir(folder) as entries:
-        names = sorted(
-            e.name for e in entries if e.name.lower().endswith(tuple(suffixes)) and not e.name.startswith(".")
-        )
-    return [folder / name for name in names]
+        files = [entry.name for entry in entries if entry.name.lower().endswith(ends) and not _is_folder(entry)]
+    return [folder / name for name in sorted(files) if not name.startswith(".")]
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    return os.path.isdir(entry) if entry.is_symlink() else entry.is_dir()  # The latter fails for a link to itself.
 
 
 def walk_files(
@@ -239,9 +242,8 @@ def walk_files(
         except OSError as error:
             raise UserError(f"{folder}: cannot be read ({error.strerror}); allow it, or name its files") from None
         for entry in visible:
-            is_link = entry.is_symlink()
-            if os.path.isdir(entry) if is_link else entry.is_dir():  # `entry.is_dir` fails for a link to itself.
-                (links if is_link else folders).append(Path(entry.path))
+            if _is_folder(entry):
+                (links if entry.is_symlink() else folders).append(Path(entry.path))
             elif entry.name.lower().endswith(tuple(suffixes)):
                 found.append(Path(entry.path))
     return sorted(found, key=lambda file: (file.parent.parts, file.name))

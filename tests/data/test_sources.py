@@ -3,6 +3,8 @@
 import json
 import os
 import pickle
+import shutil
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -72,6 +74,8 @@ def test_every_format_that_is_read_is_found_by_its_name(tmp_path, suffix):
 def test_no_other_file_is_an_image(tmp_path):
     for name in ("a.eps", "a.pdf", "a.mpo", "a.txt", ".a.png", "png"):
         (tmp_path / name).touch()
+    (tmp_path / "tiles.png").mkdir()
+    (tmp_path / "link.png").symlink_to(tmp_path / "tiles.png")
     assert walk_files(tmp_path) == list_images(tmp_path) == []
 
 
@@ -252,6 +256,16 @@ def test_packed_pet_archives_say_how_to_unpack(tmp_path):
         (tmp_path / f"{name}.tar.gz").touch()
     with pytest.raises(UserError, match=r"tar -xzf .*images\.tar\.gz -C .*; tar -xzf .*annotations\.tar\.gz"):
         open_source("pet", split="trainval", dir=tmp_path)
+    root = tmp_path / "my pets"  # A shell would split this name.
+    for name in ("images", "annotations"):
+        (root / name).mkdir(parents=True)
+        (root / name / "list.txt").touch()
+        shutil.make_archive(str(root / name), "gztar", root, name)
+        shutil.rmtree(root / name)
+    with pytest.raises(UserError) as error:
+        open_source("pet", split="trainval", dir=root)
+    subprocess.run(str(error.value).partition("run: ")[2], shell=True, check=True)
+    assert (root / "images/list.txt").is_file() and (root / "annotations/list.txt").is_file()
 
 
 # COCO: outlines and run-length codes become masks.

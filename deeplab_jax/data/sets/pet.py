@@ -1,6 +1,7 @@
 """Oxford-IIIT Pet: 7349 photographs of cats and dogs with trimaps (pet, background, border)."""
 
 import dataclasses
+import shlex
 from pathlib import Path
 
 from deeplab_jax.data.holdout import held_out
@@ -59,5 +60,5 @@ def _refuse_archives(root: Path) -> None:
         if (root / f"{name}.tar.gz").is_file() and not (root / name).is_dir()
     ]
     if packed:
-        commands = "; ".join(f"tar -xzf {root / name} -C {root}" for name in packed)
+        commands = "; ".join(shlex.join(["tar", "-xzf", str(root / name), "-C", str(root)]) for name in packed)
         raise UserError(f"{root}: {' and '.join(packed)} not unpacked; run: {commands}")
