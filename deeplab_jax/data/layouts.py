@@ -16,6 +16,7 @@ MASK_WORDS = (
     *("masks", "mask", "labels", "label", "annotations", "annotation", "ann_dir", "annot", "gt"),
     *("segmentationclass", "segmentationclasspng", "labelme", "json"),
 )
+"""Possible names of the folders, in small letters; the first of each together win over others."""
 SPLIT_WORDS = {
     split: (*words, *(f"{word}2017" for word in words))  # COCO's names have the year.
     for split, words in {
@@ -67,25 +68,22 @@ class Files:
     outlines: bool = False
 
 
-def find_layout(
-    root: Path, split: str | None, *, images: Sequence[str] = IMAGE_WORDS, masks: Sequence[str] = MASK_WORDS
-) -> Files | None:
+def find_layout(root: Path, split: str | None) -> Files | None:
     """Return the files of a split in its own folders, or with None those in folders without splits; None if none are.
 
     Args:
       root: the folder of the data set.
       split: such as "val".
-      images, masks: possible names of the folders, in small letters; the first of each together win over others.
 
     Raises:
       UserError: several layouts fit; the message names two of them, and the options to choose.
     """
-    fitting = dict(_candidates(root, split, images, masks))
+    fitting = dict(_candidates(root, split))
     found = [(pair, files) for pair in fitting if (files := collect(root, *pair)) is not None]
     usual = [
         files
         for (at, masks_at), files in found
-        if at != masks_at and {images[0], masks[0]} <= _words(root, at, masks_at)
+        if at != masks_at and {IMAGE_WORDS[0], MASK_WORDS[0]} <= _words(root, at, masks_at)
     ]
     if len(usual) == 1 or len(found) == 1:
         return usual[0] if len(usual) == 1 else found[0][1]
@@ -162,13 +160,11 @@ def _owner(name: str, images: Mapping[str, Path]) -> str | None:
     return next((name[:at] for at in range(len(name) - 1, 0, -1) if name[at] in "_-" and name[:at] in images), None)
 
 
-def _candidates(
-    root: Path, split: str | None, images: Sequence[str], masks: Sequence[str]
-) -> Iterator[tuple[tuple[Path, Path], tuple[str, ...]]]:
+def _candidates(root: Path, split: str | None) -> Iterator[tuple[tuple[Path, Path], tuple[str, ...]]]:
     """Yield pairs of folders of images and of masks, each with the options that name it for every split."""
     names = functools.cache(_names)
     for row in ROWS if split is None else SPLIT_ROWS:
-        for word, image, mask in itertools.product(split_words(split or ""), images, masks):
+        for word, image, mask in itertools.product(split_words(split or ""), IMAGE_WORDS, MASK_WORDS):
             at, masks_at = (_descend(root, part.format(split=word, images=image, masks=mask), names) for part in row)
             if at is not None and masks_at is not None and at.is_dir() and masks_at.is_dir():
                 parts = zip(row, (at, masks_at), strict=True)
