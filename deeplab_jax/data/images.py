@@ -189,12 +189,9 @@ def write_image(path: str | os.PathLike[str], rgb: np.ndarray) -> None:
     write_whole(Path(path), lambda fresh: fresh.write_bytes(data))
 
 
-def encode_mask(class_ids: np.ndarray, palette: Sequence[tuple[int, int, int]] | None) -> bytes:
-    """Return the bytes of the PNG that `write_mask` writes; of a grey PNG with the same values if `palette` is None."""
-    image = Image.fromarray(np.ascontiguousarray(_checked_ids(class_ids)))
-    if palette is not None:
-        image.putpalette(_colours(palette).tobytes())
-    return _encode(image, "PNG")
+def encode_grey(values: np.ndarray) -> bytes:
+    """Return the bytes of a grey PNG of integers `[H, W]`, each in 0 to 255."""
+    return _encode(Image.fromarray(np.ascontiguousarray(_checked_ids(values))), "PNG")
 
 
 def _checked_ids(class_ids: np.ndarray) -> np.ndarray:

@@ -151,7 +151,7 @@ def _features(source: Source, index: int) -> dict[str, Any]:
     image = _file_bytes(source, index, example["image"]) or images.encode_image(example["image"])
     return {
         "image": io.BytesIO(image),
-        "label": io.BytesIO(images.encode_mask(example["label"], None)),
+        "label": io.BytesIO(images.encode_grey(example["label"])),
         "name": example["name"],
     }
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from deeplab_jax.data.images import encode_mask, write_image, write_mask
+from deeplab_jax.data.images import encode_grey, write_image, write_mask
 from deeplab_jax.data.large import Image, row_parts
 from deeplab_jax.data.png import write_rows
 from deeplab_jax.errors import UserError
@@ -191,9 +191,9 @@ class Outputs:
             np.save(buffer, probabilities.astype(np.float16))
             contents.append(buffer.getvalue())
         if self.probabilities == "png":
-            contents += [encode_mask(_to_byte(probabilities[..., k]), None) for k in range(probabilities.shape[-1])]
+            contents += [encode_grey(_to_byte(probabilities[..., k])) for k in range(probabilities.shape[-1])]
         if self.confidence:
-            contents.append(encode_mask(_to_byte(self._confidence(probabilities)), None))
+            contents.append(encode_grey(_to_byte(self._confidence(probabilities))))
         return contents
 
     def _confidence(self, probabilities: np.ndarray) -> np.ndarray:

@@ -5,7 +5,6 @@ Each picture has regions of one colour for each class, under noise. They show th
 about accuracy. Only a few pictures are drawn. All other files are links to them, so they take no space.
 """
 
-import io
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -15,7 +14,7 @@ import cv2
 import numpy as np
 from scipy.io import savemat
 
-from deeplab_jax.data.images import encode_image, encode_mask
+from deeplab_jax.data.images import write_image, write_mask
 from deeplab_jax.files import write_whole
 from deeplab_jax.labels import CITYSCAPES, IGNORE_LABEL, VOC
 from experiments.sbd import TRAINAUG, write_lines
@@ -26,7 +25,8 @@ DRAWN = 24  # pictures that differ
 VOC_TRAIN, VOC_VAL = 1464, 1449
 CITIES = {"train": 2975, "val": 500}
 
-Files = Mapping[str, bytes]
+Files = Mapping[str, Callable[[Path], object]]
+"""Pattern of a file's name -> what writes such a file."""
 
 
 def voc(folder: Path, share: float) -> None:
@@ -46,9 +46,9 @@ def voc(folder: Path, share: float) -> None:
             mask = ids.copy()
             mask[outlines(ids)] = IGNORE_LABEL
             yield {
-                "JPEGImages/{}.jpg": jpeg(painted(ids, VOC.palette, number)),
-                "SegmentationClass/{}.png": encode_mask(mask, VOC.palette),
-                "cls/{}.mat": sbd_file(ids),
+                "JPEGImages/{}.jpg": partial(write_image, rgb=painted(ids, VOC.palette, number)),
+                "SegmentationClass/{}.png": partial(write_mask, class_ids=mask, palette=VOC.palette),
+                "cls/{}.mat": partial(write_sbd, ids=ids),
             }
 
     def place(pattern: str, name: str) -> Path | None:
@@ -81,8 +81,8 @@ def cityscapes(folder: Path, share: float) -> None:
             stored = ids_of[ids]
             stored[-40:] = 1  # The bonnet of the recording car, which does not count.
             yield {
-                "leftImg8bit/{}_leftImg8bit.png": encode_image(painted(ids, CITYSCAPES.palette, number)),
-                "gtFine/{}_gtFine_labelIds.png": encode_mask(stored, None),
+                "leftImg8bit/{}_leftImg8bit.png": partial(write_image, rgb=painted(ids, CITYSCAPES.palette, number)),
+                "gtFine/{}_gtFine_labelIds.png": partial(write_mask, class_ids=stored, palette=None),
             }
 
     link_all(folder / "drawn", pictures(), names, lambda pattern, name: folder / pattern.format(name))
@@ -93,14 +93,14 @@ def link_all(
 ) -> None:
     """Write each picture once into `drawn`, and link every name's files to one of them.
 
-    `pictures` gives the bytes of each one's files by a pattern of their names. `place` returns the file for a pattern
+    `pictures` gives what writes each one's files by a pattern of their names. `place` returns the file for a pattern
     and a name, None where the data set has none.
     """
     sources: list[dict[str, Path]] = []
     for number, files in enumerate(pictures):
-        written = {pattern: drawn / f"{number}{Path(pattern).suffix}{index}" for index, pattern in enumerate(files)}
-        for pattern, data in files.items():
-            write_whole(written[pattern], partial(Path.write_bytes, data=data))
+        written = {pattern: drawn / f"{number}_{index}{Path(pattern).suffix}" for index, pattern in enumerate(files)}
+        for pattern, write in files.items():
+            write(written[pattern])
         sources.append(written)
     for number, name in enumerate(names):
         for pattern, source in sources[number % len(sources)].items():
@@ -130,13 +130,7 @@ def painted(ids: np.ndarray, palette: Sequence[tuple[int, int, int]], seed: int)
     return np.clip(colours + noise, 0, 255).astype(np.uint8)
 
 
-def jpeg(image: np.ndarray) -> bytes:
-    """Return a JPEG."""
-    return bytes(cv2.imencode(".jpg", image[..., ::-1])[1])
-
-
-def sbd_file(ids: np.ndarray) -> bytes:
-    """Return a file in SBD's form: class ids in a field of a MATLAB structure."""
-    stream = io.BytesIO()
-    savemat(stream, {"GTcls": {"Segmentation": ids, "CategoriesPresent": np.unique(ids[ids > 0])[:, None]}})
-    return stream.getvalue()
+def write_sbd(path: Path, ids: np.ndarray) -> None:
+    """Write a file in SBD's form: class ids in a field of a MATLAB structure."""
+    content = {"GTcls": {"Segmentation": ids, "CategoriesPresent": np.unique(ids[ids > 0])[:, None]}}
+    write_whole(path, lambda fresh: savemat(fresh, content, appendmat=False))
