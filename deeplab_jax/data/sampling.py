@@ -3,8 +3,8 @@
 import hashlib
 import os
 import pickle
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import stat
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -12,11 +12,10 @@ from typing import NamedTuple
 import numpy as np
 
 from deeplab_jax.data.source import PairSource, Source, decode_label
+from deeplab_jax.data.threads import Progress, in_threads
 from deeplab_jax.errors import UserError
 from deeplab_jax.files import cache_folder, replacing
 from deeplab_jax.labels import IGNORE_LABEL
-
-Progress = Callable[[int, int], None]
 
 
 class Drawn(NamedTuple):
@@ -142,12 +141,8 @@ def class_counts(source: Source, *, skip: bool = False, progress: Progress | Non
             failed.append(index)
             return np.zeros(source.labels.num_classes, np.int64)
 
-    counts = np.zeros((len(source), source.labels.num_classes), np.int64)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for index, row in enumerate(pool.map(count, range(len(source)))):
-            counts[index] = row
-            if progress is not None:
-                progress(index + 1, len(source))
+    rows = in_threads(count, range(len(source)), progress)
+    counts = np.array(rows, np.int64).reshape(len(source), source.labels.num_classes)
     if file is not None and not failed:
         _write_counts(file, counts)
     return counts
@@ -166,7 +161,7 @@ def _cache_file(source: Source) -> Path | None:
         return None
     try:
         stats = [os.stat(pair.mask) for pair in source.pairs]
-        if not all(Path(pair.mask).is_file() for pair in source.pairs):
+        if not all(stat.S_ISREG(one.st_mode) for one in stats):
             return None
         seen = [(one.st_size, one.st_mtime_ns) for one in stats]
         content = pickle.dumps((source.pairs, source.labels, source.read_mask, seen))

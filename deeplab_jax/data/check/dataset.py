@@ -9,12 +9,9 @@ prints.
 import bisect
 import collections
 import dataclasses
-import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
@@ -24,6 +21,7 @@ from deeplab_jax.data.check.files import compare_kinds, compare_palettes
 from deeplab_jax.data.check.report import MAX_PER_KIND, Finding, Report, format_report, median_frequency_weights
 from deeplab_jax.data.levels import suggest_range
 from deeplab_jax.data.source import PairSource, Source, check_limit, stored_meanings
+from deeplab_jax.data.threads import Progress, in_threads
 from deeplab_jax.errors import UserError, spell
 from deeplab_jax.labels import IGNORE_LABEL, LabelSet
 
@@ -33,9 +31,6 @@ __all__ = ["Finding", "Report", "check_labels", "check_source", "format_report"]
 _RARE = 100
 # More unknown values than this in a data set are noise (interpolation, compression), not classes.
 _MANY_VALUES = 32
-Item = TypeVar("Item")
-
-Progress = Callable[[int, int], None]
 
 
 def check_source(source: Source, *, limit: int | None = None, progress: Progress | None = None) -> Report:
@@ -65,9 +60,9 @@ def check_source(source: Source, *, limit: int | None = None, progress: Progress
             channels=source.channels,
             value_range=source.value_range,
         )
-        seen = _run(lambda pair: inspect(*pair), pairs, progress)
+        seen = in_threads(lambda pair: inspect(*pair), pairs, progress)
     else:
-        seen = _run(lambda i: inspect_example(source, i, tally), chosen, progress)
+        seen = in_threads(lambda i: inspect_example(source, i, tally), chosen, progress)
     unlike = [*unpaired, *compare_palettes(seen), *compare_kinds(seen)]
     report = _report(source.name, source.labels, seen, unlike, total)
     bands = tally.statistics()
@@ -100,22 +95,6 @@ def check_labels(label: np.ndarray, num_classes: int, *, name: str) -> None:
             f"and not {IGNORE_LABEL} (ignored); correct the number of classes, the masks or "
             "config.data.options.value_map, and run check-data"
         )
-
-
-def _run(inspect: Callable[[Item], Seen], items: Sequence[Item], progress: Progress | None) -> list[Seen]:
-    """Return the results for the examples, in order. They are checked in threads: decoding releases the interpreter
-    lock.
-    """
-    seen: list[Seen] = []
-    pool = ThreadPoolExecutor(os.cpu_count())
-    try:
-        for result in pool.map(inspect, items):
-            seen.append(result)
-            if progress is not None:
-                progress(len(seen), len(items))
-    finally:
-        pool.shutdown(cancel_futures=True)  # An interrupt does not wait for the rest.
-    return seen
 
 
 def _spread(total: int, limit: int | None) -> Sequence[int]:
