@@ -17,9 +17,9 @@ import numpy as np
 
 from deeplab_jax.data.check.bands import BandStatistics, Tally
 from deeplab_jax.data.check.example import Seen, inspect_example, inspect_files, meaning
-from deeplab_jax.data.check.files import compare_kinds, compare_palettes
 from deeplab_jax.data.check.report import MAX_PER_KIND, Finding, Report, format_report, median_frequency_weights
 from deeplab_jax.data.levels import suggest_range
+from deeplab_jax.data.mask_formats import Colour, palette_fault
 from deeplab_jax.data.source import PairSource, Source, check_limit, stored_meanings
 from deeplab_jax.data.threads import Progress, in_threads
 from deeplab_jax.errors import UserError, spell
@@ -63,7 +63,7 @@ def check_source(source: Source, *, limit: int | None = None, progress: Progress
         seen = in_threads(lambda pair: inspect(*pair), pairs, progress)
     else:
         seen = in_threads(lambda i: inspect_example(source, i, tally), chosen, progress)
-    unlike = [*unpaired, *compare_palettes(seen), *compare_kinds(seen)]
+    unlike = [*unpaired, *_compare_palettes(seen), *_compare_kinds(seen)]
     report = _report(source.name, source.labels, seen, unlike, total)
     bands = tally.statistics()
     return dataclasses.replace(
@@ -118,6 +118,41 @@ def _unpaired(by_name: dict[str, str], masks_by_name: dict[str, str]) -> list[Fi
     for name in lonely_masks:
         message = f"no image is called '{name}'; add the image or remove the mask"
         findings.append(Finding("error", "mask without image", masks_by_name[name], name, message))
+    return findings
+
+
+def _compare_kinds(seen: Sequence[Seen]) -> list[Finding]:
+    """Return a finding for each image of other bands or bits than most. Grey images among RGB ones of the same bits are
+    read as RGB, so they are none.
+    """
+    read = [(one, (3 if one.bands == 1 else one.bands, one.depth)) for one in seen if one.bands]
+    kinds = collections.Counter(kind for _, kind in read)
+    if len(kinds) < 2:
+        return []
+    usual = kinds.most_common(1)[0][0]
+    spelled = "{} bands of {}".format(*usual)
+    return [
+        Finding(
+            "warning",
+            "images of different kinds",
+            one.image_file,
+            f"{one.bands} x {one.depth}",
+            f"has {one.bands} bands of {one.depth}, and most images have {spelled}; export all images in one way, or "
+            "remove those that do not belong here",
+        )
+        for one, kind in read
+        if kind != usual
+    ]
+
+
+def _compare_palettes(seen: Sequence[Seen]) -> list[Finding]:
+    """Return a finding for each mask whose palette gives an index that it uses another colour than an earlier mask."""
+    first: dict[int, tuple[Colour, str]] = {}
+    findings = []
+    for one in seen:
+        if fault := palette_fault(first, one.palette, one.mask_file):
+            index, message = fault
+            findings.append(Finding("error", "palettes differ", one.mask_file, str(index), message))
     return findings
 
 

@@ -10,13 +10,11 @@ from deeplab_jax.data.check.bands import Tally
 from deeplab_jax.data.check.report import Finding
 from deeplab_jax.data.image_files import read_bytes
 from deeplab_jax.data.levels import RANGE, spell_range, suggest_range, to_levels, viewed, without_opaque_alpha
-from deeplab_jax.data.mask_formats import IdMasks, index_colours
+from deeplab_jax.data.mask_formats import Colour, IdMasks, index_colours
 from deeplab_jax.data.source import Source, spell_ranges, value_map_flag
 from deeplab_jax.data.stored import decode_stored
 from deeplab_jax.errors import UserError, spell
 from deeplab_jax.labels import IGNORE_LABEL, LabelSet, to_class_ids
-
-Colour = tuple[int, int, int]
 
 NARROW = 0.05
 """An image that uses less than this share of the range of its values gets a warning."""
