@@ -24,11 +24,11 @@ from deeplab_jax.data.source import Source
 from deeplab_jax.errors import UserError
 from deeplab_jax.files import write_json
 
-Progress = Callable[[str, int, int], None]
+SplitProgress = Callable[[str, int, int], None]
 """Called as `progress(split, done, total)` after each example."""
 
 
-def prepare(sources: Mapping[str, Source], out_dir: str | Path, *, progress: Progress | None = None) -> Path:
+def prepare(sources: Mapping[str, Source], out_dir: str | Path, *, progress: SplitProgress | None = None) -> Path:
     """Write the splits of a data set into a TFDS folder, which `open_source("tfds", dir=out_dir, split=...)` reads.
 
     The folder appears when all of it is written. Until then everything is in a hidden folder beside it, which a failure
@@ -87,7 +87,7 @@ def _check(sources: Mapping[str, Source], target: Path) -> None:
             raise UserError(f"split '{split}' has no example; leave it out")
 
 
-def _write(sources: Mapping[str, Source], work: Path, name: str, progress: Progress | None) -> Path:
+def _write(sources: Mapping[str, Source], work: Path, name: str, progress: SplitProgress | None) -> Path:
     tfds.disable_progress_bar()
     failures: list[Exception] = []
 
@@ -170,10 +170,4 @@ def _file_bytes(source: Source, index: int, image: np.ndarray) -> bytes | None:
 
 def _write_side_file(path: Path, sources: Mapping[str, Source], name: str) -> None:
     labels = next(iter(sources.values())).labels
-    content = {
-        "source": name,
-        "names": labels.names,
-        "palette": labels.palette,
-        "examples": {s: len(source) for s, source in sources.items()},
-    }
-    write_json(path, content)
+    write_json(path, {"source": name, "names": labels.names, "palette": labels.palette})
