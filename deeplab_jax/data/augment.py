@@ -23,7 +23,7 @@ from deeplab_jax.data.colour import apply_jitter, sample_jitter
 from deeplab_jax.data.sampling import count_classes
 from deeplab_jax.data.transforms import (
     MEAN_COLOR,
-    Pair,
+    Arrays,
     Size,
     pad_to,
     padding_of,
@@ -56,7 +56,7 @@ def augment(
     fill: Sequence[float] = MEAN_COLOR,
     more: Augmentation = NONE,
     wanted: Wanted | None = None,
-) -> Pair:
+) -> Arrays:
     """Return an example after the papers' augmentation, and more.
 
     With the default `more`, it equals `resize_pair`, the jitter, `pad_to`, a random crop and `random_flip` in this
@@ -223,7 +223,7 @@ def cut_out(
     count: int,
     size: float,
     ignored: bool,
-) -> Pair:
+) -> Arrays:
     """Return an image with random rectangles of the colour `fill`, and its label; see `Augmentation.cutout`.
 
     A rectangle's sides are uniform up to `size` times the image's, at least one pixel. Its centre is any pixel.

@@ -11,7 +11,7 @@ from deeplab_jax.data.augment import Wanted
 from deeplab_jax.data.faults import NOT_REPLACED, Read, Replacing, Skipped, never, start_worker, within
 from deeplab_jax.data.sampling import ClassSampling
 from deeplab_jax.data.source import Example, Source
-from deeplab_jax.data.transforms import Pair
+from deeplab_jax.data.transforms import Arrays
 from deeplab_jax.errors import UserError, did_you_mean, spell
 
 ON_ERROR = ("stop", "skip")
@@ -55,7 +55,7 @@ class Transform(Protocol):
 
     def __call__(
         self, image: np.ndarray, label: np.ndarray, rng: np.random.Generator, *, wanted: Wanted | None
-    ) -> Pair: ...
+    ) -> Arrays: ...
 
 
 def training_batches(

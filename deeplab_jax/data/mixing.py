@@ -16,7 +16,7 @@ from deeplab_jax.data.augmentation import Augmentation
 from deeplab_jax.data.faults import NOT_REPLACED
 from deeplab_jax.data.sampling import ClassSampling
 from deeplab_jax.data.source import Source
-from deeplab_jax.data.transforms import Pair, Size
+from deeplab_jax.data.transforms import Arrays, Size
 from deeplab_jax.errors import UserError, spell
 
 Crop = Mapping[str, np.ndarray]
@@ -134,7 +134,7 @@ def mosaic(four: Sequence[np.ndarray], centre: Size) -> np.ndarray:
 
 def paste(
     image: np.ndarray, label: np.ndarray, other: np.ndarray, other_label: np.ndarray, *, classes: Sequence[int]
-) -> Pair:
+) -> Arrays:
     """Return a crop in which the pixels of some classes of another one replace those at their places.
 
     This is Simple Copy-Paste (Ghiasi et al. 2021, section 3) without instances: all pixels of the classes are pasted,

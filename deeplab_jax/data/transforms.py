@@ -21,7 +21,8 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.labels import IGNORE_LABEL
 
 Size = tuple[int, int]
-Pair = tuple[np.ndarray, np.ndarray]
+Arrays = tuple[np.ndarray, np.ndarray]
+"""An image and its label."""
 
 # The mean colour of ImageNet, rounded. Normalised by the model, the padding is close to zero.
 MEAN_COLOR = (124, 116, 104)
@@ -54,7 +55,7 @@ def sample_size(rng: np.random.Generator, size: Size, *, scale_range: tuple[floa
 
 def resize_pair(
     image: np.ndarray, label: np.ndarray, size: Size, *, window: tuple[int, int, int, int] | None = None
-) -> Pair:
+) -> Arrays:
     """Resize an image bilinearly and its label to the nearest pixel, in the same geometry.
 
     Pixel centres lie at half integers; outside the image its edge pixels are repeated.
@@ -103,7 +104,7 @@ def _warped(image: np.ndarray, to_source: np.ndarray, size: Size) -> np.ndarray:
     return each_band(warped, image)
 
 
-def pad_to(image: np.ndarray, label: np.ndarray, size: Size, *, fill: Sequence[float] = MEAN_COLOR) -> Pair:
+def pad_to(image: np.ndarray, label: np.ndarray, size: Size, *, fill: Sequence[float] = MEAN_COLOR) -> Arrays:
     """Pad below and to the right up to at least `size`, the image with `fill` and the label with the ignore label."""
     _check_pair(image, label)
     height, width = max(size[0], label.shape[0]), max(size[1], label.shape[1])
@@ -123,7 +124,7 @@ def padding_of(shape: tuple[int, ...]) -> tuple[Any, Any]:
     return np.s_[shape[0] :], np.s_[: shape[0], shape[1] :]
 
 
-def random_flip(image: np.ndarray, label: np.ndarray, rng: np.random.Generator) -> Pair:
+def random_flip(image: np.ndarray, label: np.ndarray, rng: np.random.Generator) -> Arrays:
     """Mirror both left to right with probability one half."""
     _check_pair(image, label)
     if rng.random() < 0.5:
