@@ -31,16 +31,19 @@ def fold_norm(model: Segmenter, variables: Mapping[str, Any]) -> tuple[Segmenter
     (0 to 7% less time there; compiling takes 10 to 20% less). The result is for inference only: its `norm` and
     `backbone_norm` are "none" where they were "batch" or "frozen", and `describe` and `save` know it as such. Group
     norm, output stride, preprocessing and an auxiliary head (folded as well) stay. The new parameters are float32
-    whatever the dtype of the activations. The cost is one pass over the parameters, and a trace at the first call with
-    a model. The function may be called within `jit`; a second call changes nothing.
+    whatever the dtype of the activations. The cost is one pass over the parameters, and two traces at the first call
+    with a model. The function may be called within `jit`; a second call changes nothing.
+
+    The norms are changed through the fields of modules. So a layer of your own part with other settings than a field
+    holds, such as `ConvNorm(8)` or `ConvNorm(8, settings=replace(self.settings, norm="batch"))`, keeps its batch norm.
 
     Args:
       model: as from `create_model`, `load` or `convert`.
       variables: `params` and `batch_stats`.
 
     Returns:
-      `(model, variables)`. Both are unchanged if the network has no batch norm. Otherwise each convolution that had one
-      has a `bias` instead, and there are no `batch_stats`.
+      `(model, variables)`. Both are unchanged if the network has no batch norm to fold. Otherwise each convolution that
+      had one has a `bias` instead, and there are no `batch_stats`, except for layers that keep theirs.
     """
     norms = _find_norms(model)
     if not norms:
@@ -48,8 +51,17 @@ def fold_norm(model: Segmenter, variables: Mapping[str, Any]) -> tuple[Segmenter
     return _without_batch_norm(model), _fold(norms, flax.core.unfreeze(dict(variables)))
 
 
-@lru_cache(maxsize=128)
 def _find_norms(model: Segmenter) -> Norms:
+    """Return each batch norm that follows a convolution, and that the network without batch norms no longer has."""
+    norms = _norms(model)
+    if not norms:
+        return ()
+    kept = dict(_norms(_without_batch_norm(model)))
+    return tuple((path, epsilon) for path, epsilon in norms if path not in kept)
+
+
+@lru_cache(maxsize=128)
+def _norms(model: Segmenter) -> Norms:
     """Trace the network, and return each batch norm that follows a convolution."""
     found: dict[tuple[str, ...], float] = {}
 

@@ -1,6 +1,7 @@
 """Parts of a user's own: composed in Python, and named by a config from a file outside the package."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import flax.linen as nn
@@ -14,6 +15,8 @@ from deeplab_jax import extensions
 from deeplab_jax.cli import main
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.catalog import describe, model_names
+from deeplab_jax.models.fold import fold_norm
+from deeplab_jax.models.layers import ConvNorm, LayerSettings
 from deeplab_jax.models.segmenter import Segmenter
 
 PARTS = '''
@@ -262,3 +265,31 @@ def test_a_network_is_composed_of_ones_own_modules() -> None:
     assert deeplab_jax.multiply_adds(model, 40, 50).total == 3 * 4 * 3 * 5
     with pytest.raises(UserError, match=r"composed in Python has no name.*create_model\(name, module=FILE\)"):
         describe(model)
+
+
+class Mixed(nn.Module):
+    """A backbone whose second layer does not have the network's settings."""
+
+    settings: LayerSettings = LayerSettings()
+
+    @nn.compact
+    def __call__(self, images, *, output_stride, train):
+        x = ConvNorm(4, 3, 4, settings=self.settings, name="follows")(images, train=train)
+        x = ConvNorm(4, 3, 4, settings=replace(self.settings, norm="batch"), name="keeps")(x, train=train)
+        return {"conv": (x, 16)}
+
+
+def test_a_layer_with_settings_of_its_own_keeps_its_batch_norm(fill_variables) -> None:
+    model = Segmenter(Mixed(), num_classes=3)
+    variables = fill_variables(model, 1, 33, 33, 3)
+    images = np.random.default_rng(0).normal(size=(1, 33, 33, 3)).astype(np.float32)
+    folded, folded_variables = fold_norm(model, variables)
+    before, after = (
+        np.asarray(jax.jit(m.apply)(v, images)) for m, v in ((model, variables), (folded, folded_variables))
+    )
+    np.testing.assert_allclose(after, before, atol=1e-5 * np.abs(before).max())
+    layers = folded_variables["params"]["backbone"]
+    assert {name: sorted(layers[name]) for name in layers} == {"follows": ["conv"], "keeps": ["conv", "norm"]}
+    assert {*folded_variables["batch_stats"]["backbone"]} == {"keeps"}
+    assert fold_norm(folded, folded_variables)[0] is folded
+    assert deeplab_jax.segment(model, variables, np.zeros((33, 33, 3), np.uint8)).shape == (33, 33)
