@@ -1,6 +1,6 @@
 """The one composition: image -> backbone -> context -> decoder -> classifier -> resize to the image."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -10,7 +10,6 @@ import jax.numpy as jnp
 
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.decoders.fcn import FCNHead
-from deeplab_jax.models.decoders.unet import extend_by_mirroring, next_valid_side
 from deeplab_jax.models.image_pyramid import ImagePyramid
 from deeplab_jax.models.layers import CheckedModule, Features, LayerSettings, classifier
 from deeplab_jax.models.preprocessing import IMAGENET, Preprocessing
@@ -46,7 +45,9 @@ class Segmenter(CheckedModule):
       decoder: module `(map, features, train=) -> map`, or None. The features are those of the method `features`, and
         the images themselves as "image". If it has an attribute `classifier_kernel`, that is the classifier's kernel
         size instead of 1; if that is 0, the decoder returns the logits. (The same holds for a context without a
-        decoder.) If it has a true attribute `valid`, these logits cover only the centre of the images.
+        decoder.) If it has an attribute `border`, the logits, one for each pixel, do not cover so many pixels on each
+        side of the images. If it has a method `fitting_side(side)`, that returns the smallest side of images, of at
+        least `side` pixels, that the network takes.
       pyramid: an `ImagePyramid` around all of these, or None.
       preprocessing: how stored pixels become the images that `__call__` takes, and how many channels they have.
       settings: settings of the classifier and the resizes.
@@ -77,7 +78,10 @@ class Segmenter(CheckedModule):
         if self.num_classes == 1 and self.activation == "softmax":
             raise UserError("num_classes=1 with softmax: one class always has probability 1; give activation='sigmoid'")
         if self.valid and (self.pyramid or self.aux_features):
-            raise UserError("padding='valid': its logits cover the centre only; leave out image_pyramid and aux_head")
+            raise UserError(
+                "the logits of this decoder (U-Net: padding='valid') cover only the centre of the images; leave out "
+                "image_pyramid and aux_head"
+            )
         super().__post_init__()
 
     def setup(self) -> None:
@@ -117,24 +121,30 @@ class Segmenter(CheckedModule):
         return self.preprocessing.in_channels
 
     @property
+    def border(self) -> int:
+        """Pixels on each side of the images that the logits do not cover; 0 but for U-Net as published."""
+        return getattr(self.decoder, "border", 0)
+
+    @property
     def valid(self) -> bool:
-        """Whether the logits cover only the centre of the images (U-Net as published)."""
-        return getattr(self.decoder, "valid", False)
+        """Whether the logits cover only the centre of the images."""
+        return self.border > 0
 
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
         """Return logits at the size of the images.
 
         Args:
-          images: preprocessed floats `[N, H, W, in_channels]`, H and W from 33 up; where `valid`, 188, 204, 220, ...
+          images: preprocessed floats `[N, H, W, in_channels]`, H and W from 33 up; U-Net as published takes 188, 204,
+            220, ...
           train: whether batch statistics and dropout work as in training.
 
         Returns:
-          float32 `[N, H, W, num_classes]`; if `valid`, 184 pixels less per side. The logits of an auxiliary head, of
+          float32 `[N, H, W, num_classes]`, H and W less the `border` on both sides. The logits of an auxiliary head, of
           the same shape, are sown under `intermediates/aux`.
 
         Raises:
-          UserError: images that are too small, of another rank or number of channels, or, if `valid`, of a side that
-            does not fit.
+          UserError: images that are too small, of another rank or number of channels, or of a side that does not fit; a
+            decoder that does not lose the `border` that it names.
         """
         return self.resize(self._all_logits(images, train=train, resize_aux=True), images)
 
@@ -178,12 +188,20 @@ class Segmenter(CheckedModule):
             )
         fitting = tuple(self.fitting_side(side) for side in images.shape[1:3])
         if fitting != images.shape[1:3]:
+            smallest = self.fitting_side(1)
             raise UserError(
-                f"images of {images.shape[1]}x{images.shape[2]}: without padding this network takes 188, 204, ... "
-                f"pixels on each side; {fitting[0]}x{fitting[1]} would fit"
+                f"images of {images.shape[1]}x{images.shape[2]}: this network takes {smallest}, "
+                f"{self.fitting_side(smallest + 1)}, ... pixels on each side; {fitting[0]}x{fitting[1]} would fit"
             )
         if self.pyramid is None:
-            return self._logits(images, images, train=train, resize_aux=resize_aux)[0]
+            whole, _ = self._logits(images, images, train=train, resize_aux=resize_aux)
+            covered = tuple(side - 2 * self.border for side in images.shape[1:3])
+            if self.valid and whole.shape[1:3] != covered:
+                raise UserError(
+                    f"{type(self.decoder).__name__}.border={self.border}: the logits of images of {images.shape[1]}x"
+                    f"{images.shape[2]} have to be {covered[0]}x{covered[1]}, not {whole.shape[1]}x{whole.shape[2]}"
+                )
+            return whole
         views = self.pyramid.views(images, smallest=SMALLEST_SIDE)
         logits, seen = zip(
             *[self._logits(view, images, train=train, resize_aux=resize_aux) for view in views], strict=True
@@ -194,7 +212,7 @@ class Segmenter(CheckedModule):
         """Return logits that cover the images to their borders, which are mirrored if the network is `valid`."""
         if not self.valid:
             return self.coarse_logits(images)
-        logits = self.coarse_logits(extend_by_mirroring(images))
+        logits = self.coarse_logits(extend_by_mirroring(images, border=self.border, fit=self.fitting_side))
         return logits[:, : images.shape[1], : images.shape[2]]
 
     def features(self, images: jax.Array, *, train: bool = False) -> Features:
@@ -213,8 +231,19 @@ class Segmenter(CheckedModule):
         return resize_bilinear(logits, images.shape[1:3], align_corners=self.settings.align_corners)
 
     def fitting_side(self, side: int) -> int:
-        """Return the smallest valid side of an image, in pixels, of at least `side`."""
-        return next_valid_side(side) if self.valid else side if side >= SMALLEST_SIDE else SMALLEST_SIDE
+        """Return the smallest side of an image, in pixels, of at least `side` that the network takes."""
+        fit: Callable[[int], int] = getattr(self.decoder, "fitting_side", lambda side: side)
+        # In this order: a symbol in a shape is known to be at least the smallest side, but not whether it is larger.
+        return fit(max(side, SMALLEST_SIDE))
+
+
+def extend_by_mirroring(images: jax.Array, *, border: int, fit: Callable[[int], int]) -> jax.Array:
+    """Return images `[N, H, W, C]` extended beyond their borders by mirroring, so that the logits of a network that
+    loses a border cover them: so many pixels before, and after them as many as make a side that `fit` returns (U-Net,
+    arXiv 1505.04597, sec. 2, Fig. 2).
+    """
+    pads = [(border, fit(side + 2 * border) - side - border) for side in images.shape[1:3]]
+    return jnp.pad(images, ((0, 0), *pads, (0, 0)), mode="symmetric")
 
 
 def abstract_variables(model: Segmenter) -> Variables:

@@ -293,3 +293,40 @@ def test_a_layer_with_settings_of_its_own_keeps_its_batch_norm(fill_variables) -
     assert {*folded_variables["batch_stats"]["backbone"]} == {"keeps"}
     assert fold_norm(folded, folded_variables)[0] is folded
     assert deeplab_jax.segment(model, variables, np.zeros((33, 33, 3), np.uint8)).shape == (33, 33)
+
+
+class Same(nn.Module):
+    """A backbone that hands the images on."""
+
+    @nn.compact
+    def __call__(self, images, *, output_stride, train):
+        return {"conv": (images, 1)}
+
+
+class Centre(nn.Module):
+    """A decoder that loses 10 pixels on each side, and takes multiples of 8."""
+
+    border: int = 10
+    classifier_kernel = 0
+
+    def fitting_side(self, side):
+        return -(-side // 8) * 8
+
+    def __call__(self, x, features, *, train):
+        return x[:, 10:-10, 10:-10]
+
+
+def test_a_decoder_that_loses_a_border_says_which() -> None:
+    """Its logits of a whole image are not shifted. They were taken for those of U-Net, which loses 92 pixels."""
+    model = Segmenter(Same(), decoder=Centre(), num_classes=3)
+    images = np.random.default_rng(0).normal(size=(1, 40, 45, 3)).astype(np.float32)
+    whole = model.apply({}, images, method="coarse_logits_of_whole")
+    np.testing.assert_array_equal(whole, images)
+    assert model.apply({}, images[:, :, :40]).shape == (1, 20, 20, 3)
+    with pytest.raises(UserError, match="images of 40x45: this network takes 40, 48, ... pixels .*; 40x48 would fit"):
+        model.apply({}, images)
+    wrong = Segmenter(Same(), decoder=Centre(border=8), num_classes=3)
+    with pytest.raises(UserError, match=r"Centre.border=8: .* of images of 40x40 have to be 24x24, not 20x20"):
+        wrong.apply({}, images[:, :, :40])
+    with pytest.raises(UserError, match="leave out image_pyramid and aux_head"):
+        Segmenter(Same(), decoder=Centre(), num_classes=3, aux_features="conv")

@@ -82,9 +82,13 @@ class UNetDecoder(CheckedModule):
         return 1 if self.upsampling == "transposed" else 3
 
     @property
-    def valid(self) -> bool:
-        """Whether the result covers the centre of the images only."""
-        return self.padding == "valid"
+    def border(self) -> int:
+        """Pixels on each side of the images that the result does not cover."""
+        return VALID_BORDER if self.padding == "valid" else 0
+
+    def fitting_side(self, side: int) -> int:
+        """Return the smallest side of an image, in pixels, of at least `side` that fits."""
+        return next_valid_side(side) if self.padding == "valid" else side
 
     @nn.compact
     def __call__(self, x: jax.Array, features: Features, *, train: bool) -> jax.Array:
@@ -127,14 +131,3 @@ def centre_crop(x: jax.Array, size: tuple[int, ...]) -> jax.Array:
     """Return the centre of `[N, H, W, ...]`, of `size` (height, width)."""
     top, left = ((have - want) // 2 for have, want in zip(x.shape[1:3], size, strict=True))
     return x[:, top : top + size[0], left : left + size[1]]
-
-
-def extend_by_mirroring(images: jax.Array) -> jax.Array:
-    """Return images `[N, H, W, C]` extended beyond their borders by mirroring, so that the published U-Net's logits
-    cover them: 92 pixels before, and after them as many as every pooling needs to halve the size without a remainder
-    (sec. 2, Fig. 2).
-    """
-    pads = []
-    for side in images.shape[1:3]:
-        pads.append((VALID_BORDER, next_valid_side(side + 2 * VALID_BORDER) - side - VALID_BORDER))
-    return jnp.pad(images, ((0, 0), *pads, (0, 0)), mode="symmetric")

@@ -1,5 +1,6 @@
 """U-Net: the published network and its sizes, skips that are aligned, mirrored borders, other encoders."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -9,11 +10,13 @@ import pytest
 
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.catalog import create_model
-from deeplab_jax.models.decoders.unet import UNetDecoder, UpConvolution, centre_crop, extend_by_mirroring
+from deeplab_jax.models.decoders.unet import UNetDecoder, UpConvolution, centre_crop, next_valid_side
+from deeplab_jax.models.segmenter import extend_by_mirroring
 from tests.support.kernels import pass_through
 from tests.support.traces import parameter_count
 
 TINY = {"width": 1 / 64, "decoder_channels": (1, 1, 1, 1), "num_classes": 1}
+PUBLISHED = {"border": 92, "fit": next_valid_side}
 
 
 def follow(source: int, shapes: Any) -> Any:
@@ -139,14 +142,15 @@ def test_centre_crop() -> None:
 @pytest.mark.parametrize("size", [(33, 50), (36, 20), (189, 572)])
 def test_mirrored_images_cover_themselves(size: tuple[int, int]) -> None:
     """A size 16 b + 124 of which 92 pixels at the start and at least as many at the end are added."""
-    extended = jax.eval_shape(extend_by_mirroring, jnp.zeros((1, *size, 3))).shape[1:3]
+    extend = partial(extend_by_mirroring, **PUBLISHED)
+    extended = jax.eval_shape(extend, jnp.zeros((1, *size, 3))).shape[1:3]
     for side, whole in zip(size, extended, strict=True):
         assert whole % 16 == 124 % 16
         assert 0 <= whole - 184 - side < 16
 
 
 def test_mirroring_repeats_the_border() -> None:
-    extended = extend_by_mirroring(ramp(40, 37, 1))
+    extended = extend_by_mirroring(ramp(40, 37, 1), **PUBLISHED)
     assert extended[0, 100, 88:96, 0].tolist() == [4, 3, 2, 1, 1, 2, 3, 4]
     assert extended[0, 100, 92 + 34 : 92 + 40, 0].tolist() == [35, 36, 37, 37, 36, 35]
     np.testing.assert_array_equal(extended[:, 92 : 92 + 40, 92 : 92 + 37], ramp(40, 37, 1))
@@ -186,7 +190,8 @@ def test_the_published_form_takes_sizes_that_halve_at_every_pooling(shapes_of: A
     model = create_model("unet", padding="valid", **TINY)
     variables = shapes_of(model, 1, 188, 188, 3)
     for height, fitting in ((187, 188), (189, 204)):
-        with pytest.raises(ValueError, match=f"images of {height}x188: without padding .*; {fitting}x188 would fit"):
+        words = rf"images of {height}x188: this network takes 188, 204, \.\.\. pixels .*; {fitting}x188 would fit"
+        with pytest.raises(ValueError, match=words):
             jax.eval_shape(model.apply, variables, jax.ShapeDtypeStruct((1, height, 188, 3), jnp.float32))
     assert jax.eval_shape(model.apply, variables, jnp.zeros((1, 188, 204, 3))).shape == (1, 4, 20, 1)
 
