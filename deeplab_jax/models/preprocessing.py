@@ -27,7 +27,8 @@ class Preprocessing:
         integer type.
 
     Raises:
-      UserError: lengths that differ, a standard deviation of 0, a band below 0, or a range that does not rise.
+      UserError: lengths that differ, a mean outside `value_range`, a standard deviation of 0, a band below 0, or a
+        range that does not rise.
     """
 
     value_range: tuple[float, float]
@@ -51,6 +52,12 @@ class Preprocessing:
         for option, ends in (("value_range", self.value_range), ("stored_range", self.stored_range or (0, 255))):
             if len(ends) != 2 or not ends[0] < ends[1]:
                 raise UserError(f"{option}={ends}: give two numbers, the lower one first")
+        low, high = self.value_range
+        if not all(low <= value <= high for value in self.mean):
+            raise UserError(
+                f"mean={self.mean}: outside value_range={self.value_range}; give a mean in that range, or "
+                "value_range=(0,255) for a mean in levels"
+            )
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """Map images `[..., C]`, uint8 or floats of 0 to 255, to float32 of the same shape."""

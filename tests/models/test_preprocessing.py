@@ -104,6 +104,11 @@ def test_options_decide_the_number_of_channels_and_travel_with_the_description()
         ({"channels": (0, -1, 2)}, "give the numbers of bands, from 0"),
         ({"mean": (0.5,), "std": (1.0, 1.0)}, "give one value of each for every channel"),
         ({"std": (1.0, 0.0, 1.0)}, "those of std above 0"),
+        (
+            {"mean": (123.675, 116.28, 103.53), "std": (58.395, 57.12, 57.375)},
+            r"mean=\(123.675, 116.28, 103.53\): outside value_range=\(-1.0, 1.0\); .* or value_range=\(0,255\)",
+        ),
+        ({"mean": (0.0, -1.5, 0.0)}, r"mean=\(0.0, -1.5, 0.0\): outside value_range=\(-1.0, 1.0\)"),
         ({"value_range": (1.0,)}, "value_range=.*give two numbers, the lower one first"),
         ({"stored_range": (9.0, 9.0)}, "stored_range=.*give two numbers, the lower one first"),
     ],
