@@ -64,7 +64,8 @@ def conv2d(
         with fewer zeros before an even side than after it; "VALID" means none; or `((top, bottom), (left, right))`.
       feature_group_count: 1 for a dense convolution, C for a depthwise one.
       lowering: how to compute it; see `lowerings`. "auto" is fast on the platform that runs the program. "direct" is
-        XLA's own convolution, which also replaces a lowering that does not cover the case.
+        XLA's own convolution, which also replaces a lowering that does not cover the case. Give "direct" under
+        `jax.shard_map` and on a mesh with explicit axes: JAX cannot check or infer there how the others split.
 
     Raises:
       ValueError: an unknown lowering, or an even kernel with `padding=None`.

@@ -1,6 +1,7 @@
 """Atrous convolution: values by hand, and every lowering against XLA's own convolution, values and gradients."""
 
 import re
+from functools import partial
 from typing import Any
 
 import chex
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
+from jax.sharding import AxisType, PartitionSpec
 from jax.test_util import check_grads
 
 from deeplab_jax.ops import geometry
@@ -331,6 +333,23 @@ def test_vmap_is_a_loop(kernel: Any, options: dict[str, int], axes: Any, lowerin
     around = jax.jit(jax.grad(lambda *inputs: jnp.sum(jax.vmap(total, axes)(*inputs)), (0, 1)))(*moved)
     for got, right, axis in zip(around, gradients, axes, strict=True):
         np.testing.assert_array_equal(got, jnp.sum(right, 0) if axis is None else jnp.moveaxis(right, 0, axis))
+
+
+@pytest.mark.parametrize("kernel", [(3, 3, 4, 3), (3, 3, 1, 4)])
+def test_the_direct_form_works_under_shard_map(kernel: Any) -> None:
+    """Each device convolves its images; the kernel's gradient is the sum over the devices."""
+    x, w = whole_numbers((4, 9, 7, 4), kernel)
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
+
+    def total(x: jax.Array, w: jax.Array) -> jax.Array:
+        return jnp.sum(conv2d(x, w, rate=2, feature_group_count=4 // kernel[2], lowering="direct") ** 2)
+
+    @partial(jax.shard_map, mesh=mesh, in_specs=(PartitionSpec("data"), PartitionSpec()), out_specs=PartitionSpec())
+    def split(x: jax.Array, w: jax.Array) -> jax.Array:
+        return lax.psum(total(x, w), "data")
+
+    found, expected = (jax.jit(jax.value_and_grad(function, (0, 1)))(x, w) for function in (split, total))
+    chex.assert_trees_all_equal(found, expected)
 
 
 def test_without_jit_the_values_are_the_same() -> None:
