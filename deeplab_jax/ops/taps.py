@@ -3,6 +3,8 @@
 Each tap adds one product, over only the positions whose sample lies on the map: a matrix product for dense kernels, a
 shifted product for depthwise ones.
 
+Sums are in float32, or in float64 if the map is.
+
 Both operands of a matrix product here are matrices. If one has the rank of a map, XLA's CPU backend takes up to five
 times as long for the gradient.
 """
@@ -11,6 +13,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from functools import reduce
 from itertools import product
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +25,11 @@ from deeplab_jax.ops.geometry import NO_PADS, Pads, Window, taps_on_map
 
 Tap = tuple[int, int]
 WHOLE_ROWS_SHARE = 0.7  # `python -m experiments.benchmarks --parts lowerings` measures it.
+
+
+def sum_dtype(dtype: Any) -> Any:
+    """Return the dtype in which the products of a dtype are added up."""
+    return jnp.promote_types(dtype, jnp.float32)
 
 
 def sum_of_taps(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
@@ -43,19 +51,19 @@ def _every(x: jax.Array, stride: int) -> jax.Array:
 
 
 def _matrix_product(samples: jax.Array, matrix: jax.Array) -> jax.Array:
-    """Return every sample `[N, H, W, C]` times a matrix `[C, D]`: float32 `[N, H, W, D]`."""
-    flat = jnp.matmul(samples.reshape(-1, matrix.shape[0]), matrix, preferred_element_type=jnp.float32)
+    """Return every sample `[N, H, W, C]` times a matrix `[C, D]`: `[N, H, W, D]` of the sums' dtype."""
+    flat = jnp.matmul(samples.reshape(-1, matrix.shape[0]), matrix, preferred_element_type=sum_dtype(samples.dtype))
     return flat.reshape(*samples.shape[:3], matrix.shape[1])
 
 
 def _dense_taps(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
     """Return the sum of the taps' matrix products, over only the positions whose sample lies on the map.
 
-    The sum is in float32. Whole rows of the map are one block of memory; a part of each row must be copied first. So if
+    Whole rows of the map are one block of memory; a part of each row must be copied first. So if
     most columns lie on the map, it multiplies whole rows and cuts the product.
     """
     size = x.shape[1:3]
-    total = jnp.zeros((x.shape[0], *window.output_size(size, kernel.shape), kernel.shape[3]), jnp.float32)
+    total = jnp.zeros((x.shape[0], *window.output_size(size, kernel.shape), kernel.shape[3]), sum_dtype(x.dtype))
     whole_rows = window.stride == 1 and window.shares_on_map(size, kernel.shape)[1] >= WHOLE_ROWS_SHARE
     for tap, (seen_rows, seen_columns), (rows, columns) in _positions(size, kernel.shape, window):
         if whole_rows:
@@ -67,10 +75,7 @@ def _dense_taps(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
 
 
 def _depthwise_taps(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
-    """Return the sum over the taps of the shifted map times the tap's weights; XLA fuses it into one pass.
-
-    The sum is in float32.
-    """
+    """Return the sum over the taps of the shifted map times the tap's weights; XLA fuses it into one pass."""
     live, window = _on_map(x.shape[1:3], kernel.shape, window)
     kernel = kernel[live]
     n, height, width, channels = x.shape
@@ -80,9 +85,9 @@ def _depthwise_taps(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Arra
     def seen_by(row: int, column: int) -> jax.Array:
         top, left = row * rate, column * rate
         stop = (n, top + (rows - 1) * stride + 1, left + (columns - 1) * stride + 1, channels)
-        return lax.slice(padded, (0, top, left, 0), stop, (1, stride, stride, 1)).astype(jnp.float32)
+        return lax.slice(padded, (0, top, left, 0), stop, (1, stride, stride, 1)).astype(sum_dtype(x.dtype))
 
-    weights = kernel.astype(jnp.float32)
+    weights = kernel.astype(sum_dtype(kernel.dtype))
     return reduce(jnp.add, [seen_by(*tap) * weights[tap][None, None] for tap in _taps_of(kernel.shape)]).astype(x.dtype)
 
 
@@ -137,7 +142,7 @@ def kernel_gradient(x: jax.Array, kernel: jax.ShapeDtypeStruct, gradient: jax.Ar
       gradient: gradient of the result, `[N, H', W', D]`.
       window: window of the forward convolution.
     """
-    result = jnp.zeros(kernel.shape, jnp.float32)
+    result = jnp.zeros(kernel.shape, sum_dtype(x.dtype))
     if window.groups > 1:
         live, window = _on_map(x.shape[1:3], kernel.shape, window)
         shape = result[live].shape
@@ -145,7 +150,7 @@ def kernel_gradient(x: jax.Array, kernel: jax.ShapeDtypeStruct, gradient: jax.Ar
     channels, features = kernel.shape[2:]
     for tap, seen, there in _positions(x.shape[1:3], kernel.shape, window):
         samples, gradients = x[:, *seen].reshape(-1, channels), gradient[:, *there].reshape(-1, features)
-        result = result.at[tap].set(jnp.matmul(samples.T, gradients, preferred_element_type=jnp.float32))
+        result = result.at[tap].set(jnp.matmul(samples.T, gradients, preferred_element_type=result.dtype))
     return result.astype(kernel.dtype)
 
 
@@ -159,20 +164,21 @@ def _depthwise_kernel_gradient(x: jax.Array, shape: Sequence[int], gradient: jax
     height, width = shape[:2]
     padded = pad(x, window.pads)
     reach = (gradient.shape[2] - 1) * window.stride + 1
+    dtype = sum_dtype(x.dtype)
 
     def add_row(index: jax.Array, sums: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        there = lax.dynamic_index_in_dim(gradient, index, axis=1, keepdims=False).astype(jnp.float32)
+        there = lax.dynamic_index_in_dim(gradient, index, axis=1, keepdims=False).astype(dtype)
         products = []
         for row in range(height):
             seen = lax.dynamic_index_in_dim(padded, index * window.stride + row * window.rate, axis=1, keepdims=False)
             for column in range(width):
                 start = column * window.rate
                 view = lax.slice_in_dim(seen, start, start + reach, window.stride, axis=1)
-                products.append(view.astype(jnp.float32) * there)
+                products.append(view.astype(dtype) * there)
         return tuple(map(jnp.add, sums, products))
 
     n, rows, columns, channels = gradient.shape
-    zeros = (jnp.zeros((n, columns, channels), jnp.float32),) * (height * width)
+    zeros = (jnp.zeros((n, columns, channels), dtype),) * (height * width)
     sums = lax.fori_loop(0, rows, add_row, zeros)
     return jnp.stack([jnp.sum(each, axis=(0, 1)) for each in sums]).reshape(shape)
 

@@ -226,6 +226,26 @@ def test_taps_in_bfloat16_round_once(depthwise: bool) -> None:
     np.testing.assert_allclose(found.astype(jnp.float32), exact, rtol=2.0**-8 + 1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("lowering", ["auto", "taps"])
+@pytest.mark.parametrize("kernel", [(1, 1, 8, 4), (3, 3, 8, 4), (3, 3, 1, 8)])
+def test_float64_is_summed_in_float64(kernel: Any, lowering: Any) -> None:
+    """Values and both gradients are those of XLA up to the roundings of float64, 2**-52."""
+    rng = np.random.default_rng(0)
+    with jax.enable_x64():
+        x, w = (jnp.asarray(rng.normal(size=shape)) for shape in ((1, 9, 9, 8), kernel))
+
+        def derivatives(lowering: Any) -> Any:
+            def total(x: jax.Array, w: jax.Array) -> tuple[jax.Array, jax.Array]:
+                y = conv2d(x, w, rate=2, feature_group_count=8 // kernel[2], lowering=lowering)
+                return jnp.sum(y**2), y
+
+            return jax.jit(jax.grad(total, (0, 1), has_aux=True))(x, w)
+
+        for found, expected in zip(*map(jax.tree.leaves, map(derivatives, (lowering, "direct"))), strict=True):
+            assert found.dtype == jnp.float64
+            np.testing.assert_allclose(found, expected, atol=1e-13 * np.abs(expected).max())
+
+
 @pytest.mark.parametrize("size", [8, 9])
 @pytest.mark.parametrize("depthwise", [False, True])
 def test_subsampling_commutes_with_the_stride(size: int, depthwise: bool) -> None:
