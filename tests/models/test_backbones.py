@@ -11,7 +11,7 @@ import pytest
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.architectures import ARCHITECTURES, BACKBONES
 from deeplab_jax.models.backbones.dilation import Stage, dilate_stages
-from deeplab_jax.models.backbones.inverted_residual import scale_channels
+from deeplab_jax.models.backbones.inverted_residual import InvertedResidual, scale_channels
 from deeplab_jax.models.backbones.resnet import Unit
 from deeplab_jax.models.catalog import build_part, create_model
 from deeplab_jax.models.layers import LayerSettings
@@ -256,6 +256,43 @@ def test_rates_of_mobilenet_at_8(convolutions: Any, shapes_of: Any) -> None:
     assert rates == [1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 4, 4, 4]
     assert [c.stride for c in found] == [2, 1, 2, 1, 2, *[1] * 13]
     assert all(c.groups == c.kernel[-1] for c in found[1:])
+
+
+@pytest.mark.parametrize(
+    ("width", "shortcuts"), [(1.0, set()), (0.25, {"conv1_unit1"}), (0.15, {"conv1_unit1", "conv4_unit5"})]
+)
+def test_a_thin_mobilenet_has_a_shortcut_wherever_the_channels_are_equal(width: float, shortcuts: set[str]) -> None:
+    """Sec. 3.3: units without a stride whose input has as many channels as their output. A stage's first unit whose
+    stride became a rate stays without one, so the weights compute the same at any output stride.
+    """
+    found = set()
+
+    def note(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        result = call(*args, **kwargs)
+        if isinstance(context.module, InvertedResidual) and context.method_name == "__call__":
+            (x,), (y, _) = args, result
+            if x.shape == y.shape and context.module.residual:
+                found.add(context.module.name)
+        return result
+
+    network = backbone("mobilenet_v2", width=width)
+    with nn.intercept_methods(note):
+        jax.eval_shape(
+            lambda x: network.init(jax.random.key(0), x, output_stride=8, train=False), jnp.zeros((1, 65, 65, 3))
+        )
+    later = {"conv2_unit2", *(f"conv3_unit{i}" for i in (2, 3)), *(f"conv4_unit{i}" for i in (2, 3, 4, 6, 7))}
+    assert found == {*later, "conv5_unit2", "conv5_unit3"} | shortcuts
+
+
+def test_the_shortcut_of_a_thin_mobilenet_is_the_identity(fill_variables: Any) -> None:
+    """With a projection of nothing, its first unit hands the stem on."""
+    network = backbone("mobilenet_v2", width=0.25)
+    variables = fill_variables(network, 1, 33, 33, 3, output_stride=32)
+    norm = variables["params"]["conv1_unit1"]["project"]["norm"]["batch"]
+    norm.update(jax.tree.map(jnp.zeros_like, norm))
+    features = network.apply(variables, jnp.ones((1, 33, 33, 3)), output_stride=32, train=False)
+    assert float(jnp.max(features["stem"][0])) > 0
+    np.testing.assert_array_equal(features["conv1"][0], features["stem"][0])
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """torchvision's networks compute the same here from the same tensors, and theirs from ours."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from deeplab_jax.models.catalog import create_model
 from deeplab_jax.models.segmenter import Segmenter, Variables, abstract_variables
 from deeplab_jax.weights.convert import convert
 from deeplab_jax.weights.export_state_dict import export_state_dict, write_state_dict
+from deeplab_jax.weights.fill_variables import fill_variables
+from deeplab_jax.weights.importers import imagenet
 from deeplab_jax.weights.importers.torchvision import NETWORKS, network
 from tests.peers.backbones import STAGES, assert_same_fc7, assert_same_features, zeros
 from tests.peers.parity import (
@@ -244,6 +247,18 @@ def test_an_imagenet_classifier_gives_its_features(name: str, monkeypatch: pytes
     theirs, ours = assert_same_features(name, peer, model, variables, images)
     if name == "vgg16":
         assert_same_fc7(peer.classifier[:5](theirs["pool5"].flatten(1)), ours, channels=24)
+
+
+def test_a_thin_mobilenet_v2_has_the_shortcuts_of_equal_channels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At width 0.25 the stem and conv1 both have 8 channels. `convert` takes width 1 only, so the map is made here."""
+    monkeypatch.setattr("deeplab_jax.weights.fill_variables._random", zeros)
+    peer = settle(torchvision.models.mobilenet_v2(weights=None, width_mult=0.25))
+    found = imagenet.recognise({"features.18.0.weight": (1280, 320, 1, 1)}, output_stride=32)
+    assert found is not None
+    thin = replace(found, options={**found.options, "width": 0.25})
+    model, variables, report = fill_variables(thin, state_dict(peer), source="torchvision")
+    assert report["mismatched"] == []
+    assert_same_features("mobilenet_v2", peer, model, variables, random_images(65, 97))
 
 
 def test_timms_resnet_has_the_same_names_and_epsilon(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,7 +55,7 @@ class MobileNetV2(CheckedModule):
         x = self.stem()(x, train=train)
         features: Features = {"stem": (x, STEM_STRIDE)}
         count: dict[str, int] = {}
-        for (expansion, channels, units, _, name), stage in zip(rows, stages, strict=True):
+        for (expansion, channels, units, stride, name), stage in zip(rows, stages, strict=True):
             for unit in range(units):
                 first = unit == 0
                 count[name] = count.get(name, 0) + 1
@@ -65,7 +65,7 @@ class MobileNetV2(CheckedModule):
                     self.scaled(channels),
                     stride=stage.stride if first else 1,
                     rate=stage.first_rate if first else stage.rate,
-                    residual=not first,
+                    residual=not first or stride == 1,  # Thin networks have equal channels there (sec. 3.3).
                     name=f"{name}_unit{count[name]}",
                 )
                 x, depthwise = module(x, train=train)
