@@ -9,7 +9,6 @@ import numpy as np
 
 from deeplab_jax.models.layers import (
     CheckedModule,
-    Conv,
     ConvNorm,
     Dropout,
     Features,
@@ -52,7 +51,7 @@ class FCNHead(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         x = reduce_channels(x, dropout=self.dropout, settings=self.settings, train=train)
-        return Conv(self.num_classes, use_bias=True, settings=self.settings, name="classifier")(x)
+        return classifier(self.num_classes, settings=self.settings, name="classifier")(x)
 
 
 def bilinear_kernel(key: Any, shape: tuple[int, int, int, int], dtype: Any = jnp.float32) -> jax.Array:

@@ -10,7 +10,7 @@ import pytest
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.catalog import create_model
 from deeplab_jax.models.contexts.fully_connected import FullyConnected
-from deeplab_jax.models.decoders.fcn import FCNReduction, FCNSkips, bilinear_kernel
+from deeplab_jax.models.decoders.fcn import FCNHead, FCNReduction, FCNSkips, bilinear_kernel
 from deeplab_jax.models.layers import LayerSettings
 from tests.support.kernels import pass_through
 from tests.support.params import first_fast
@@ -141,6 +141,16 @@ def test_the_head_of_torchvision_by_hand() -> None:
     variables = {"params": {"conv": {"conv": {"kernel": jnp.ones((3, 3, 4, 1)), "bias": jnp.asarray([-30.0])}}}}
     y = head.apply(variables, jnp.ones((1, 3, 3, 4)), output_stride=8, train=False)
     assert y[0, :, :, 0].tolist() == [[0, 0, 0], [0, 6, 0], [0, 0, 0]]
+
+
+def test_the_first_loss_of_the_auxiliary_head_is_that_of_a_uniform_guess() -> None:
+    """21 classes: log 21 = 3.04. Logits of unit size, as He's kernels give them, would add half of their variance."""
+    x = jnp.abs(jnp.asarray(np.random.default_rng(0).normal(size=(2, 9, 9, 64)), jnp.float32))
+    head = FCNHead(21)
+    variables = head.init(jax.random.key(0), x, train=False)
+    logits, _ = head.apply(variables, x, train=True, mutable=["batch_stats"], rngs={"dropout": jax.random.key(1)})
+    loss = jnp.mean(jax.nn.logsumexp(logits, axis=-1) - jnp.mean(logits, axis=-1))
+    assert float(loss) == pytest.approx(np.log(21), abs=0.01)
 
 
 def test_logits_of_bfloat16_are_upsampled_in_float32() -> None:
