@@ -71,7 +71,9 @@ class FCNSkips(nn.Module):
     transposed convolution of stride t and 2t taps, cropped by t / 2, preserves that. So the logits end at the image's
     own size without another resize. Within half a stride of the border the next sample is missing, and each axis
     weakens the logits down to a half; the original's padded image has these pixels outside. All skips train together
-    ("at once"); the paper's stages are runs with `init_from`.
+    ("at once"); the paper's stages are runs with `config.init`.
+
+    The authors' code fixes the bilinear kernels, one for each class. Here all of them are learned, and mix the classes.
 
     Attributes:
       num_classes: classes of the logits.
