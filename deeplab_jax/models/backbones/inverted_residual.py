@@ -41,12 +41,12 @@ class InvertedResidual(nn.Module):
     kernel_size: int
     expanded: int
     channels: int
-    squeeze: bool
     activation: Activation
     stride: int
-    rate: int
     residual: bool
     settings: LayerSettings
+    squeeze: bool = False
+    rate: int = 1
     padding: Padding = None
 
     @nn.compact

@@ -87,14 +87,13 @@ class MobileNetV2(CheckedModule):
     def unit(self, expanded: int, channels: int, *, stride: int, rate: int, residual: bool, name: str) -> nn.Module:
         """Return one inverted residual."""
         return self.unit_class(
-            3,
-            expanded,
-            channels,
-            False,
-            "relu6",
-            stride,
-            rate,
-            residual,
+            kernel_size=3,
+            expanded=expanded,
+            channels=channels,
+            activation="relu6",
+            stride=stride,
+            rate=rate,
+            residual=residual,
             settings=self.settings,
             padding=self.pads,
             name=name,

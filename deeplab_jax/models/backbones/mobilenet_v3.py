@@ -80,11 +80,11 @@ class MobileNetV3Large(CheckedModule):
         ):
             count[name] = count.get(name, 0) + 1
             x, _ = InvertedResidual(
-                kernel_size,
-                scale_channels(expanded, self.width),
-                scale_channels(channels, self.width),
-                squeeze,
-                activation,
+                kernel_size=kernel_size,
+                expanded=scale_channels(expanded, self.width),
+                channels=scale_channels(channels, self.width),
+                squeeze=squeeze,
+                activation=activation,
                 stride=stage.stride,
                 rate=stage.first_rate,
                 residual=stride == 1,

@@ -78,7 +78,12 @@ class GlobalContext(LargeFOV):
     def __call__(self, x: jax.Array, *, output_stride: int, train: bool) -> jax.Array:
         """Map `[N, h, w, C]` to `[N, h, w, 2 fc_channels]`."""
         local = FullyConnected(
-            self.fc_kernel, self.fc_channels, self.fc_rate, self.dropout, self.settings, name="local"
+            fc_kernel=self.fc_kernel,
+            fc_channels=self.fc_channels,
+            fc_rate=self.fc_rate,
+            dropout=self.dropout,
+            settings=self.settings,
+            name="local",
         )
         x = local(x, output_stride=output_stride, train=train)
         average = L2Normalisation(name="norm_global")(global_average_pool(x))

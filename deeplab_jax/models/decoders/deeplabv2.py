@@ -42,7 +42,12 @@ class SummedPyramid(nn.Module):
         for index, rate in enumerate(self.aspp_rates):
             if self.fc_channels:
                 fully_connected = FullyConnected(
-                    3, self.fc_channels, rate, self.dropout, self.settings, name=f"branch{index + 1}"
+                    fc_kernel=3,
+                    fc_channels=self.fc_channels,
+                    fc_rate=rate,
+                    dropout=self.dropout,
+                    settings=self.settings,
+                    name=f"branch{index + 1}",
                 )
                 branch, kernel_size, own_rate = fully_connected(x, output_stride=output_stride, train=train), 1, 1
             else:

@@ -131,7 +131,15 @@ def test_the_gate_has_a_quarter_of_the_channels_in_multiples_of_8(channels: int,
 
 def test_a_unit_by_hand() -> None:
     """No expansion, a centred depthwise kernel and hard swish (3 -> 3, 1 -> 2/3, -4 -> 0), times 6, plus the input."""
-    unit = InvertedResidual(3, 1, 1, False, "hard_swish", 1, 1, True, LayerSettings(norm="none"))
+    unit = InvertedResidual(
+        kernel_size=3,
+        expanded=1,
+        channels=1,
+        activation="hard_swish",
+        stride=1,
+        residual=True,
+        settings=LayerSettings(norm="none"),
+    )
     centre = jnp.zeros((3, 3, 1, 1)).at[1, 1].set(1.0)
     params = {
         "depthwise": {"conv": {"kernel": centre, "bias": jnp.zeros(1)}},
