@@ -230,7 +230,10 @@ def norm_groups(height: int, width: int, channels: int) -> int:
 
 
 class Norm(nn.Module):
-    """The normalisation that the settings name; batch statistics are in the collection `batch_stats`."""
+    """The normalisation that the settings name; batch statistics are in the collection `batch_stats`.
+
+    With "none", `ConvNorm` leaves this layer out. By itself it would still normalise, by the running statistics.
+    """
 
     settings: LayerSettings
 
