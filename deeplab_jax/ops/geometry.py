@@ -103,15 +103,6 @@ def valid_weight_counts(size: int, kernel_size: int, rate: int) -> np.ndarray:
     return counts[1:]
 
 
-def valid_weight_fraction(height: int, width: int, kernel_size: Sequence[int], rate: int) -> float:
-    """Return the share (0 to 1) of a convolution's multiply-adds that fall on pixels and not on padding, where its
-    stride is 1 and it keeps the size.
-    """
-    rows = valid_tap_counts(height, kernel_size[0], rate).sum() / (height * kernel_size[0])
-    columns = valid_tap_counts(width, kernel_size[1], rate).sum() / (width * kernel_size[1])
-    return float(rows * columns)
-
-
 @dataclass(frozen=True)
 class Window:
     """How a kernel `[kh, kw, C / groups, D]` lies on a map.

@@ -15,7 +15,7 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.models.catalog import create_model
 from deeplab_jax.models.segmenter import abstract_variables
 from deeplab_jax.ops.atrous import Lowering, conv2d
-from deeplab_jax.ops.geometry import valid_weight_fraction
+from deeplab_jax.ops.geometry import Window
 from deeplab_jax.ops.observe import Convolution, observe_convolutions
 from deeplab_jax.ops.transposed import conv_transpose2d
 from tests.support.tiny import tiny_models
@@ -94,7 +94,8 @@ def test_every_product_of_a_transposed_convolution_is_on_the_map() -> None:
 @pytest.mark.parametrize("rate", [1, 6, 12, 18, 40, 64])
 def test_valid_share_is_that_of_figure_4(rate) -> None:
     exact, valid, _ = counts(lambda x, k: conv2d(x, k, rate=rate), (1, 65, 65, 8), (3, 3, 8, 16))
-    assert valid / exact == pytest.approx(valid_weight_fraction(65, 65, (3, 3), rate), rel=1e-12)
+    window = Window(rate, 1, ((rate, rate), (rate, rate)), 1)
+    assert valid / exact == pytest.approx(prod(window.shares_on_map((65, 65), (3, 3))), rel=1e-12)
 
 
 @pytest.mark.parametrize("options", [{"rate": 3}, {"rate": 3, "feature_group_count": 6}, {"stride": 2}])

@@ -133,15 +133,23 @@ def test_valid_weight_counts_equal_brute_force(size: int, kernel_size: int, rate
     np.testing.assert_array_equal(geometry.valid_weight_counts(size, kernel_size, rate), expected)
 
 
-def test_valid_weight_fraction_by_hand() -> None:
+def shares_on_map(size: tuple[int, int], kernel_size: tuple[int, int], rate: int) -> tuple[float, float]:
+    """Those of a convolution of stride 1 that keeps the size."""
+    rows, columns = (geometry.same_padding(taps, rate) for taps in kernel_size)
+    window = geometry.Window(rate, 1, ((rows, rows), (columns, columns)), 1)
+    return window.shares_on_map(size, kernel_size)
+
+
+def test_shares_on_the_map_by_hand() -> None:
     # At rate 18 each outer tap lies on a map of 33 at 33 - 18 = 15 positions.
-    assert geometry.valid_weight_fraction(33, 33, (3, 3), 18) == pytest.approx(((33 + 15 + 15) / 99) ** 2)
-    assert geometry.valid_weight_fraction(33, 33, (1, 1), 18) == 1.0
-    assert geometry.valid_weight_fraction(4, 7, (3, 1), 4) == pytest.approx(1 / 3)
+    assert shares_on_map((33, 33), (3, 3), 18) == pytest.approx(((33 + 15 + 15) / 99,) * 2)
+    assert shares_on_map((33, 33), (1, 1), 18) == (1.0, 1.0)
+    assert shares_on_map((4, 7), (3, 1), 4) == pytest.approx((1 / 3, 1.0))
 
 
 @given(st.integers(1, 12), st.sampled_from([1, 3, 5]), st.integers(1, 13))
-def test_valid_weight_fraction_is_the_mean_of_the_counts(size: int, kernel_size: int, rate: int) -> None:
+def test_the_product_of_the_shares_is_the_mean_of_the_counts(size: int, kernel_size: int, rate: int) -> None:
     counts = geometry.valid_weight_counts(size, kernel_size, rate)
     mean = np.dot(counts, np.arange(1, kernel_size**2 + 1)) / (size * size * kernel_size**2)
-    assert geometry.valid_weight_fraction(size, size, (kernel_size, kernel_size), rate) == pytest.approx(mean)
+    rows, columns = shares_on_map((size, size), (kernel_size, kernel_size), rate)
+    assert rows * columns == pytest.approx(mean)
