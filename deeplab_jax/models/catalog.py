@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import Any, get_args
+from typing import Any
 
 import flax.linen as nn
 from flax.traverse_util import flatten_dict
@@ -23,7 +23,7 @@ from deeplab_jax.models.architectures import (
     Part,
 )
 from deeplab_jax.models.image_pyramid import ImagePyramid
-from deeplab_jax.models.layers import LayerSettings, NormKind
+from deeplab_jax.models.layers import LayerSettings, NormKind, check_value
 from deeplab_jax.models.preprocessing import Preprocessing, preprocessing_with
 from deeplab_jax.models.segmenter import Segmenter, abstract_variables
 
@@ -184,9 +184,14 @@ def _create(name: str, num_classes: int, output_stride: int | None, module: str,
         raise UserError(f"width={width}: give a number above 0, the factor of all channel counts")
     try:
         model = _compose(entry, num_classes, stride, given, recipe)
+        check_output_stride(model, module=module)
     except TypeError as error:
-        raise UserError(f"{name}: an option has a value of the wrong type ({error}); see create_model") from error
-    check_output_stride(model, module=module)
+        if not module:
+            raise
+        raise UserError(
+            f"{module}: a part does not take the arguments that it is called with, or an option has a value of the "
+            f"wrong type ({error}); see deeplab_jax/models/README.md"
+        ) from error
     return model
 
 
@@ -196,8 +201,8 @@ def _compose(entry: _Entry, num_classes: int, output_stride: int, given: Options
     own: LayerSettings = getattr(_class(kind), "settings", LayerSettings())
     settings = build_part(LayerSettings, {"norm": own.norm, **given})
     backbone_norm = given.get("backbone_norm", settings.norm)
-    if backbone_norm not in get_args(NormKind):
-        raise UserError(f"backbone_norm={backbone_norm!r}: {did_you_mean(str(backbone_norm), get_args(NormKind))}")
+    check_value("backbone_norm", backbone_norm, NormKind)
+    check_value("aux_head", given.get("aux_head", False), bool)
     backbone_epsilon = given.get("norm_epsilon", own.norm_epsilon)
     aux = entry.backbone.aux if given.get("aux_head") else None
     if aux and given.get("last_stage", aux) < aux:
@@ -274,13 +279,6 @@ def check_output_stride(model: Segmenter, *, module: str = "") -> None:
         raise
     except (ValueError, OverflowError) as error:
         raise UserError(str(error)) from None
-    except TypeError as error:
-        if module:
-            raise UserError(
-                f"{module}: a part does not take the arguments that it is called with, or an option has a value of "
-                f"the wrong type ({error}); see deeplab_jax/models/README.md"
-            ) from error
-        raise UserError(f"an option of the model has a value of the wrong type ({error}); see create_model") from error
     for path, leaf in flatten_dict(variables.get("params", {}), sep="/").items():
         if 0 in leaf.shape:
             raise UserError(f"{path} of shape {leaf.shape}: an option gives this layer 0 channels; give at least 1")

@@ -39,6 +39,7 @@ class ImagePyramid(CheckedModule):
     settings: LayerSettings = LayerSettings()
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         scales = self.image_pyramid
         if not scales and (self.fusion, self.pyramid) != ("average", "resized"):
             raise UserError(
@@ -48,7 +49,6 @@ class ImagePyramid(CheckedModule):
             raise UserError(f"image_pyramid={scales}: give factors above 0 and up to 4")
         if list(scales) != sorted(set(scales), reverse=True):
             raise UserError(f"image_pyramid={scales}: give different scales from fine to coarse")
-        super().__post_init__()
 
     def views(self, images: jax.Array, *, smallest: int) -> list[jax.Array]:
         """Return the images `[N, H, W, C]` at each scale, with no side below `smallest`."""

@@ -4,8 +4,10 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from math import gcd
-from typing import Any, Literal, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import flax.linen as nn
 import jax
@@ -37,22 +39,64 @@ CONVOLUTION = "convolution"
 SMALL_NORMAL = nn.initializers.normal(0.01)
 
 
-BOOLEANS: dict[Any, tuple[Any, ...]] = {bool: (True, False), bool | None: (True, False, None)}
+def fits(value: Any, kind: Any) -> bool:
+    """Return whether a value is of a type: a `Literal`, a bool, an int, a float, a str, None, a tuple of these, or a
+    union. A bool is no number, and a whole number is a float. Values of other types are not looked at.
+    """
+    form, parts = get_origin(kind), get_args(kind)
+    if form is Literal:
+        return any(type(value) is type(choice) and value == choice for choice in parts)
+    if form in (Union, UnionType):
+        return any(fits(value, part) for part in parts)
+    if form is tuple:
+        kinds = parts[:1] * len(value) if parts[-1] is ... and isinstance(value, tuple) else parts
+        return isinstance(value, tuple) and len(value) == len(kinds) and all(map(fits, value, kinds))
+    if kind in (int, float):
+        return isinstance(value, int | kind) and not isinstance(value, bool)
+    return isinstance(value, kind) if kind in (bool, str, NoneType) else True
 
 
-def check_choices(part: Any) -> None:
-    """Raise a UserError if a field of a dataclass or module has no value of its type, a `Literal` or a bool."""
+def check_value(option: str, value: Any, kind: Any, *, example: Any = None) -> None:
+    """Raise a UserError, with the choices or an example, unless an option has a value of its type; see `fits`."""
+    if fits(value, kind):
+        return
+    choices = (True, False) if kind is bool else get_args(kind) if get_origin(kind) is Literal else ()
+    if choices:
+        word = str(value) if isinstance(choices[0], str) else ""  # All numbers are near.
+        raise UserError(f"{option}={value!r:.100}: {did_you_mean(word, choices)}")
+    name = kind.__name__ if isinstance(kind, type) else kind
+    such_as = "" if example in (None, (), dataclasses.MISSING) else f", such as {example!r}"
+    raise UserError(f"{option}={value!r:.100}: give {name}{such_as}")
+
+
+@cache
+def _field_types(kind: type) -> dict[str, Any]:
+    """Return the types of a class's fields. Those that `from __future__ import annotations` made texts become types."""
+    try:
+        hints = get_type_hints(kind)
+    except NameError:  # A name that is imported for type checkers alone.
+        hints = {}
+    return {field.name: hints.get(field.name, field.type) for field in dataclasses.fields(kind)}
+
+
+def check_fields(part: Any) -> None:
+    """Raise a UserError if a field of a dataclass or module has no value of its type; see `fits`."""
+    kinds = _field_types(part.__class__)
     for field in dataclasses.fields(part):
-        choices = get_args(field.type) if get_origin(field.type) is Literal else BOOLEANS.get(field.type, ())
-        value = getattr(part, field.name)
-        if choices and value not in choices:
-            word = str(value) if isinstance(choices[0], str) else ""  # All numbers are near.
-            raise UserError(f"{field.name}={value!r:.100}: {did_you_mean(word, choices)}")
+        check_value(field.name, getattr(part, field.name), kinds[field.name], example=field.default)
 
 
-def are_positive(values: tuple[int, ...]) -> bool:
-    """Return whether all values are whole numbers of at least 1."""
-    return all(isinstance(value, int) and value >= 1 for value in values)
+def are_positive(values: Any) -> bool:
+    """Return whether a number, or every number of a tuple of any depth, is at least 1."""
+    return all(value >= 1 for value in jax.tree.leaves(values))
+
+
+def check_counts(part: Any, *options: str) -> None:
+    """Raise a UserError unless fields hold numbers of at least 1, or tuples of these."""
+    for option in options:
+        value = getattr(part, option)
+        if not are_positive(value):
+            raise UserError(f"{option}={value}: give whole numbers of at least 1")
 
 
 def check_positive(option: str, values: tuple[int, ...]) -> None:
@@ -89,18 +133,18 @@ class LayerSettings:
     align_corners: bool = True
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_fields(self)
         for option in ("norm_epsilon", "norm_momentum"):
             value = getattr(self, option)
-            if not isinstance(value, int | float) or not 0 <= value <= 1:
+            if not 0 <= value <= 1:
                 raise UserError(f"{option}={value!r:.100}: give a number from 0 to 1")
 
 
 class CheckedModule(nn.Module):
-    """A module that raises a UserError for a value that is not of its field's type; see `check_choices`."""
+    """A module that raises a UserError for a value that is not of its field's type; see `fits`."""
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_fields(self)
         super().__post_init__()
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from deeplab_jax.errors import UserError
+from deeplab_jax.models.layers import check_fields
 
 MOST_CHANNELS = 1024
 
@@ -38,6 +39,7 @@ class Preprocessing:
     stored_range: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not self.mean or len(self.mean) != len(self.std):
             raise UserError(f"mean={self.mean}, std={self.std}: give one value of each for every channel")
         if not all(map(math.isfinite, self.mean)) or not all(0 < value < math.inf for value in self.std):
@@ -47,7 +49,7 @@ class Preprocessing:
                 f"channels={self.channels}: {len(self.channels)} bands for a network of {self.in_channels} channels; "
                 "give as many bands, or another in_channels"
             )
-        if not all(isinstance(band, int) and band >= 0 for band in self.channels):
+        if not all(band >= 0 for band in self.channels):
             raise UserError(f"channels={self.channels}: give the numbers of bands, from 0")
         for option, ends in (("value_range", self.value_range), ("stored_range", self.stored_range or (0, 255))):
             if len(ends) != 2 or not ends[0] < ends[1]:
@@ -141,6 +143,6 @@ def preprocessing_with(base: Preprocessing, options: dict[str, Any]) -> Preproce
       UserError: an impossible number of channels, or options that name different ones.
     """
     given = {key: value for key, value in options.items() if key != "in_channels"}
-    lengths = (len(given[key]) for key in ("channels", "mean", "std") if given.get(key))
+    lengths = (len(given[key]) for key in ("channels", "mean", "std") if given.get(key) and type(given[key]) is tuple)
     count = options["in_channels"] if "in_channels" in options else next(lengths, base.in_channels)
     return replace(base.for_channels(count), **given)

@@ -203,8 +203,8 @@ def test_attention_starts_with_nearly_equal_weights() -> None:
         ({"image_pyramid": (8.0, 1.0)}, "up to 4"),
         ({"image_pyramid": (0.5, 1.0)}, "image_pyramid=(0.5, 1.0): give different scales from fine to coarse"),
         ({"image_pyramid": (1.0, 1.0)}, "different scales"),
-        ({"image_pyramid": ("half",)}, "a value of the wrong type"),
-        ({"image_pyramid": 0.5}, "a value of the wrong type"),
+        ({"image_pyramid": ("half",)}, "image_pyramid=('half',): give tuple[float, ...]"),
+        ({"image_pyramid": 0.5}, "image_pyramid=0.5: give tuple[float, ...]"),
     ],
 )
 def test_bad_options_are_refused_in_one_line(options: dict[str, Any], words: str) -> None:

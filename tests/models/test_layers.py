@@ -1,6 +1,6 @@
 """Layers: convolutions and norms by hand, what training changes and what it must not."""
 
-from typing import Any
+from typing import Any, Literal
 
 import chex
 import jax
@@ -10,11 +10,84 @@ import pytest
 from flax.errors import ScopeCollectionNotFound, ScopeParamShapeError
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from deeplab_jax.models.layers import Conv, ConvNorm, LayerSettings, Norm, SeparableConvNorm, norm_groups, spatial_conv
+from deeplab_jax.errors import UserError
+from deeplab_jax.models.layers import (
+    CheckedModule,
+    Conv,
+    ConvNorm,
+    LayerSettings,
+    Norm,
+    SeparableConvNorm,
+    norm_groups,
+    spatial_conv,
+)
 from deeplab_jax.models.separable_variants import BareSeparableConvNorm
 
 BATCH = jnp.asarray([[1, 10], [3, 30], [5, 20], [7, 40]], jnp.float32).reshape(2, 2, 1, 2)
 MEAN, VARIANCE = np.asarray([4.0, 25.0]), np.asarray([5.0, 125.0])
+
+
+class Checked(CheckedModule):
+    kind: Literal["a", "b"] = "a"
+    flag: bool | None = None
+    convs: tuple[tuple[int, int], ...] = ((3, 8),)
+    share: float = 0.5
+    count: int = 1
+    name_of: str = "x"
+    settings: Any = None
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"kind": "b", "flag": True, "share": 1, "count": -2, "name_of": "", "settings": object()},
+        {"flag": None, "convs": (), "share": np.float64(0.25)},
+        {"convs": ((3, 8), (1, 4))},
+    ],
+)
+def test_values_of_their_fields_types_are_taken(values: dict[str, Any]) -> None:
+    assert all(getattr(Checked(**values), name) is value for name, value in values.items())
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("kind", "bb", "kind='bb': did you mean b?"),
+        ("kind", 1, "kind=1: choose from a, b"),
+        ("flag", 1, "flag=1: give bool | None"),
+        ("convs", (3, 8), "convs=(3, 8): give tuple[tuple[int, int], ...], such as ((3, 8),)"),
+        ("convs", ((3, 8, 1),), "convs=((3, 8, 1),): give tuple[tuple[int, int], ...], such as ((3, 8),)"),
+        ("convs", ((3, True),), "convs=((3, True),): give"),
+        ("convs", [[3, 8]], "convs=[[3, 8]]: give"),
+        ("share", True, "share=True: give float, such as 0.5"),
+        ("share", "0.5", "share='0.5': give float, such as 0.5"),
+        ("count", 1.0, "count=1.0: give int, such as 1"),
+        ("name_of", None, "name_of=None: give str, such as 'x'"),
+    ],
+)
+def test_a_value_of_another_type_than_its_fields_is_refused(option: str, value: Any, words: str) -> None:
+    with pytest.raises(UserError) as error:
+        Checked(**{option: value})
+    assert str(error.value).startswith(words)
+
+
+def test_types_that_are_texts_are_checked_too() -> None:
+    """`from __future__ import annotations` makes texts of them. A name that is not there checks nothing."""
+    scope: dict[str, Any] = {"__name__": __name__}
+    exec(
+        """
+from __future__ import annotations
+from deeplab_jax.models.layers import CheckedModule
+class Texts(CheckedModule):
+    kind: Literal["a", "b"] = "a"
+class Unknown(CheckedModule):
+    kind: Nowhere = "a"
+""",
+        scope,
+    )
+    with pytest.raises(UserError, match="kind='zzz': choose from a, b"):
+        scope["Texts"](kind="zzz")
+    assert scope["Unknown"](kind="zzz").kind == "zzz"
 
 
 def norm_variables(scale: float = 2.0, bias: float = 1.0) -> dict[str, Any]:

@@ -232,6 +232,22 @@ def test_a_run_of_ones_own_parts_is_converted(tmp_path: Path, capsys, fill_varia
     jax.tree.map(np.testing.assert_array_equal, variables, same)
 
 
+@pytest.mark.parametrize(
+    ("width", "words"),
+    [
+        (0, "an option gives this layer 0 channels; give at least 1"),
+        ("8", "my_parts.py, line 44: TypeError"),
+        ({8}, "my_parts.py: a part does not take the arguments that it is called with, or an option has a value"),
+    ],
+)
+def test_a_bad_value_of_an_option_of_ones_own_is_one_line(tmp_path: Path, width: object, words: str) -> None:
+    """The field of a plain `nn.Module` is not checked; what fails with it is."""
+    parts, _ = write_parts(tmp_path)
+    with pytest.raises(UserError) as error:
+        deeplab_jax.create_model("sum_convnext", module=str(parts), decoder_width=width)
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize("where", ["module", "options"])
 def test_a_model_folder_does_not_run_code(tmp_path: Path, where: str, forget) -> None:
     """Whether it names the file where it belongs, or among the options."""

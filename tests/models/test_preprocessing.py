@@ -109,7 +109,8 @@ def test_options_decide_the_number_of_channels_and_travel_with_the_description()
             r"mean=\(123.675, 116.28, 103.53\): outside value_range=\(-1.0, 1.0\); .* or value_range=\(0,255\)",
         ),
         ({"mean": (0.0, -1.5, 0.0)}, r"mean=\(0.0, -1.5, 0.0\): outside value_range=\(-1.0, 1.0\)"),
-        ({"value_range": (1.0,)}, "value_range=.*give two numbers, the lower one first"),
+        ({"value_range": (1.0,)}, r"value_range=\(1.0,\): give tuple\[float, float\]"),
+        ({"value_range": (1.0, 0.0)}, "value_range=.*give two numbers, the lower one first"),
         ({"stored_range": (9.0, 9.0)}, "stored_range=.*give two numbers, the lower one first"),
     ],
 )

@@ -5,9 +5,10 @@ from typing import Literal
 import flax.linen as nn
 import jax
 
+from deeplab_jax.errors import UserError
 from deeplab_jax.models.backbones.inverted_residual import InvertedResidual, PaddedFirst, scale_channels
 from deeplab_jax.models.backbones.mobilenet_v2 import ROWS, MobileNetV2, Row
-from deeplab_jax.models.layers import ConvNorm, Features, Padding, check_positive
+from deeplab_jax.models.layers import ConvNorm, Features, Padding, check_counts
 
 
 class MobileNetV2Variant(MobileNetV2):
@@ -40,8 +41,10 @@ class MobileNetV2Variant(MobileNetV2):
     low_level_within: bool = False
 
     def __post_init__(self) -> None:
-        check_positive("channel_divisor", (self.channel_divisor,))
         super().__post_init__()
+        check_counts(self, "channel_divisor")
+        if self.last_channels < 0:
+            raise UserError(f"last_channels={self.last_channels}: give a number of channels, or 0 for no convolution")
 
     @nn.compact
     def __call__(self, x: jax.Array, *, output_stride: int, train: bool) -> Features:

@@ -85,10 +85,10 @@ class ResNet(CheckedModule):
     settings: LayerSettings = LayerSettings()
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         grid, count = self.multi_grid, self.units[3]
         if grid is not None and (len(grid) != count or not are_positive(grid)):
             raise UserError(f"multi_grid={grid}: the last block has {count} units; give as many rates of at least 1")
-        super().__post_init__()
 
     @nn.compact
     def __call__(self, x: jax.Array, *, output_stride: int, train: bool) -> Features:

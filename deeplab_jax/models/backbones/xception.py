@@ -7,9 +7,8 @@ from typing import Literal
 import flax.linen as nn
 import jax
 
-from deeplab_jax.errors import UserError
 from deeplab_jax.models.backbones.dilation import Stage, dilate_stages
-from deeplab_jax.models.layers import CheckedModule, ConvNorm, Features, LayerSettings, SeparableConvNorm, are_positive
+from deeplab_jax.models.layers import CheckedModule, ConvNorm, Features, LayerSettings, SeparableConvNorm, check_counts
 
 Shortcut = Literal["projection", "identity", "none"]
 Row = tuple[tuple[int, ...], int, Shortcut]  # channels of its convolutions, stride and shortcut of a unit
@@ -116,11 +115,8 @@ class Xception(CheckedModule):
     settings: LayerSettings = LayerSettings(norm_epsilon=1e-3)
 
     def __post_init__(self) -> None:
-        if len(self.multi_grid) != 3 or not are_positive(self.multi_grid):
-            raise UserError(
-                f"multi_grid={self.multi_grid}: three rates of at least 1, for the last unit's convolutions"
-            )
         super().__post_init__()
+        check_counts(self, "multi_grid")
 
     @nn.compact
     def __call__(self, x: jax.Array, *, output_stride: int, train: bool) -> Features:

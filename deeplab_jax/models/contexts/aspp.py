@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from deeplab_jax.models.layers import CheckedModule, ConvNorm, Dropout, LayerSettings, spatial_conv
+from deeplab_jax.models.layers import CheckedModule, ConvNorm, Dropout, LayerSettings, check_counts, spatial_conv
 from deeplab_jax.ops.pooling import global_average_pool
 from deeplab_jax.ops.resize import resize_bilinear
 
@@ -42,6 +42,9 @@ class ASPP(CheckedModule):
       head_convs: (kernel size, channels) of convolutions after the projection; torchvision has one 3x3 of 256 there.
       dropout: share dropped in training after the projection: none in the papers, 0.1 in the authors' code, 0.5 in
         torchvision.
+
+    Raises:
+      UserError: channels, rates or kernel sizes below 1.
     """
 
     aspp_channels: int = 256
@@ -53,6 +56,10 @@ class ASPP(CheckedModule):
     settings: LayerSettings = LayerSettings()
 
     projection_kernel = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_counts(self, "aspp_channels", "aspp_rates", "head_convs")
 
     @nn.compact
     def __call__(self, x: jax.Array, *, output_stride: int, train: bool) -> jax.Array:

@@ -4,12 +4,12 @@ import flax.linen as nn
 import jax
 
 from deeplab_jax.models.contexts.aspp import rates_at
-from deeplab_jax.models.layers import ConvNorm, Dropout, LayerSettings
+from deeplab_jax.models.layers import CheckedModule, ConvNorm, Dropout, LayerSettings, check_counts
 
 RATES_OUTPUT_STRIDE = 8
 
 
-class FullyConnected(nn.Module):
+class FullyConnected(CheckedModule):
     """fc6, a spatial convolution, and fc7, a 1x1, each with ReLU and dropout (FCN, arXiv 1411.4038, sec. 3.1).
 
     The kernels of FCN are the classifier's matrices: 7x7 and 4096 channels. FCN's own fc6 shrinks its map; FCN pads the
@@ -21,6 +21,9 @@ class FullyConnected(nn.Module):
       fc_channels: channels of fc6 and of fc7.
       fc_rate: atrous rate of fc6, stated at output stride 8; 0 means rate 1 at any output stride.
       dropout: share dropped in training after each of the two.
+
+    Raises:
+      UserError: a kernel size or channels below 1.
     """
 
     fc_kernel: int = 7
@@ -28,6 +31,10 @@ class FullyConnected(nn.Module):
     fc_rate: int = 0
     dropout: float = 0.5
     settings: LayerSettings = LayerSettings()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_counts(self, "fc_kernel", "fc_channels")
 
     @nn.compact
     def __call__(self, x: jax.Array, *, output_stride: int, train: bool) -> jax.Array:

@@ -5,7 +5,15 @@ import jax
 import jax.numpy as jnp
 
 from deeplab_jax.models.contexts.fully_connected import FullyConnected, LargeFOV
-from deeplab_jax.models.layers import CheckedModule, ConvNorm, Dropout, LayerSettings, check_positive, parameter
+from deeplab_jax.models.layers import (
+    CheckedModule,
+    ConvNorm,
+    Dropout,
+    LayerSettings,
+    check_counts,
+    check_positive,
+    parameter,
+)
 from deeplab_jax.ops.pooling import adaptive_average_pool, global_average_pool, spatial_pyramid
 from deeplab_jax.ops.resize import resize_bilinear
 
@@ -20,7 +28,7 @@ class PyramidPooling(CheckedModule):
       dropout: share dropped in training after it.
 
     Raises:
-      UserError: `bins` are not different whole numbers of at least 1.
+      UserError: `bins` are not different whole numbers of at least 1, or channels below 1.
     """
 
     bins: tuple[int, ...] = (1, 2, 3, 6)
@@ -31,8 +39,9 @@ class PyramidPooling(CheckedModule):
     context_kernel = 3  # Of the last convolution.
 
     def __post_init__(self) -> None:
-        check_positive("bins", self.bins)
         super().__post_init__()
+        check_positive("bins", self.bins)
+        check_counts(self, "context_channels")
 
     @nn.compact
     def __call__(self, x: jax.Array, *, output_stride: int, train: bool) -> jax.Array:
@@ -90,7 +99,7 @@ class GlobalContext(LargeFOV):
         return jnp.concatenate([L2Normalisation(name="norm_local")(x), jnp.broadcast_to(average, x.shape)], axis=-1)
 
 
-class SpatialPyramidContext(nn.Module):
+class SpatialPyramidContext(CheckedModule):
     """The vector of the original spatial pyramid pooling (He et al., arXiv 1406.4729, sec. 2.2) as context.
 
     SPP-net classifies. Its maxima over 4x4, 2x2 and 1x1 regions turn a map of any size into a vector of fixed length
@@ -102,7 +111,7 @@ class SpatialPyramidContext(nn.Module):
       context_channels: channels of the fully connected layer and of the result.
 
     Raises:
-      UserError: `bins` are not different whole numbers of at least 1.
+      UserError: `bins` are not different whole numbers of at least 1, or channels below 1.
     """
 
     bins: tuple[int, ...] = (4, 2, 1)
@@ -110,8 +119,9 @@ class SpatialPyramidContext(nn.Module):
     settings: LayerSettings = LayerSettings()
 
     def __post_init__(self) -> None:
-        check_positive("bins", self.bins)
         super().__post_init__()
+        check_positive("bins", self.bins)
+        check_counts(self, "context_channels")
 
     @nn.compact
     def __call__(self, x: jax.Array, *, output_stride: int, train: bool) -> jax.Array:

@@ -5,10 +5,10 @@ import jax
 
 from deeplab_jax.models.contexts.aspp import rates_at
 from deeplab_jax.models.contexts.fully_connected import RATES_OUTPUT_STRIDE, FullyConnected
-from deeplab_jax.models.layers import Features, LayerSettings, check_positive, classifier
+from deeplab_jax.models.layers import CheckedModule, Features, LayerSettings, check_positive, classifier
 
 
-class SummedPyramid(nn.Module):
+class SummedPyramid(CheckedModule):
     """Parallel atrous branches that each end in class logits; the logits are added. No normalisation.
 
     Attributes:
@@ -31,8 +31,8 @@ class SummedPyramid(nn.Module):
     classifier_kernel = 0
 
     def __post_init__(self) -> None:
-        check_positive("aspp_rates", self.aspp_rates)
         super().__post_init__()
+        check_positive("aspp_rates", self.aspp_rates)
 
     @nn.compact
     def __call__(self, x: jax.Array, features: Features, *, train: bool) -> jax.Array:

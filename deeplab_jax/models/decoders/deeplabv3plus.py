@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from deeplab_jax.errors import UserError
-from deeplab_jax.models.layers import CheckedModule, ConvNorm, Features, LayerSettings, spatial_conv
+from deeplab_jax.models.layers import CheckedModule, ConvNorm, Features, LayerSettings, check_counts, spatial_conv
 from deeplab_jax.ops.resize import resize_bilinear
 
 
@@ -22,7 +22,7 @@ class DeepLabV3PlusDecoder(CheckedModule):
       separable: whether the convolutions are depthwise separable.
 
     Raises:
-      UserError: unknown low-level features, none, or the same twice.
+      UserError: unknown low-level features, none, or the same twice; channels or kernel sizes below 1.
     """
 
     low_level: tuple[str, ...] = ("conv2",)
@@ -32,9 +32,10 @@ class DeepLabV3PlusDecoder(CheckedModule):
     settings: LayerSettings = LayerSettings()
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        check_counts(self, "low_level_channels", "decoder_convs")
         if sorted(self.low_level) not in (["conv2"], ["conv3"], ["conv2", "conv3"]):
             raise UserError(f"low_level={self.low_level}: choose from 'conv2' and 'conv3', each once")
-        super().__post_init__()
 
     @nn.compact
     def __call__(self, x: jax.Array, features: Features, *, train: bool) -> jax.Array:

@@ -63,7 +63,7 @@ def bilinear_kernel(key: Any, shape: tuple[int, int, int, int], dtype: Any = jnp
     return jnp.asarray(taps[:, None, None, None] * taps[None, :, None, None] * np.eye(shape[2])[None, None], dtype)
 
 
-class FCNSkips(nn.Module):
+class FCNSkips(CheckedModule):
     """Classify the deepest map and those of finer stages, and sum the logits from coarse to fine. A learned transposed
     convolution, which starts as bilinear interpolation, upsamples each of them (sec. 3.3 and 4.2).
 

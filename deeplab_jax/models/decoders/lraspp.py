@@ -3,14 +3,14 @@
 import flax.linen as nn
 import jax
 
-from deeplab_jax.models.layers import Conv, ConvNorm, Features, LayerSettings, classifier
+from deeplab_jax.models.layers import CheckedModule, Conv, ConvNorm, Features, LayerSettings, check_counts, classifier
 from deeplab_jax.ops.pooling import global_average_pool
 from deeplab_jax.ops.resize import resize_bilinear
 
 LOW_LEVEL = "conv3"  # Name of the finer features, at stride 8.
 
 
-class LiteRASPP(nn.Module):
+class LiteRASPP(CheckedModule):
     """A reduced map, weighted by a gate of image-level features; its logits and those of finer features are added.
 
     The gate averages the whole map, as in torchvision; the paper's averages windows of 49x49 samples.
@@ -18,6 +18,9 @@ class LiteRASPP(nn.Module):
     Attributes:
       num_classes: classes of the logits.
       context_channels: channels of the reduced map and its gate.
+
+    Raises:
+      UserError: channels below 1.
     """
 
     num_classes: int
@@ -25,6 +28,10 @@ class LiteRASPP(nn.Module):
     settings: LayerSettings = LayerSettings()
 
     classifier_kernel = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_counts(self, "context_channels")
 
     @nn.compact
     def __call__(self, x: jax.Array, features: Features, *, train: bool) -> jax.Array:

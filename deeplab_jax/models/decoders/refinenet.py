@@ -3,8 +3,7 @@
 import flax.linen as nn
 import jax
 
-from deeplab_jax.errors import UserError
-from deeplab_jax.models.layers import SMALL_NORMAL, Conv, Dropout, Features, LayerSettings
+from deeplab_jax.models.layers import SMALL_NORMAL, CheckedModule, Conv, Dropout, Features, LayerSettings, check_counts
 from deeplab_jax.ops.pooling import max_pool
 from deeplab_jax.ops.resize import resize_bilinear
 
@@ -45,7 +44,7 @@ class ChainedResidualPooling(nn.Module):
         return x
 
 
-class RefineNetDecoder(nn.Module):
+class RefineNetDecoder(CheckedModule):
     """Four RefineNet blocks, from conv5 to conv2: reduce and adapt the features (two residual units), fuse them with
     the coarser result, pool in a chain, and refine (three residual units; sec. 3.1 and 3.2).
 
@@ -57,7 +56,7 @@ class RefineNetDecoder(nn.Module):
       dropout: share dropped in training from the two coarsest features and before the classifier.
 
     Raises:
-      UserError: `decoder_channels` are not four.
+      UserError: `decoder_channels` are not four of at least 1.
     """
 
     decoder_channels: tuple[int, int, int, int] = (512, 256, 256, 256)
@@ -67,9 +66,8 @@ class RefineNetDecoder(nn.Module):
     classifier_kernel = 3
 
     def __post_init__(self) -> None:
-        if len(self.decoder_channels) != len(STAGES):
-            raise UserError(f"decoder_channels={self.decoder_channels}: four numbers, of the blocks of conv5 to conv2")
         super().__post_init__()
+        check_counts(self, "decoder_channels")
 
     @nn.compact
     def __call__(self, x: jax.Array, features: Features, *, train: bool) -> jax.Array:

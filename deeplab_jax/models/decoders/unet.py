@@ -7,7 +7,16 @@ import jax
 import jax.numpy as jnp
 
 from deeplab_jax.errors import UserError
-from deeplab_jax.models.layers import PADDINGS, CheckedModule, ConvNorm, Dropout, Features, LayerSettings, parameter
+from deeplab_jax.models.layers import (
+    PADDINGS,
+    CheckedModule,
+    ConvNorm,
+    Dropout,
+    Features,
+    LayerSettings,
+    check_counts,
+    parameter,
+)
 from deeplab_jax.ops.transposed import conv_transpose2d
 
 # As published, 572 pixels become 388: 16 b + 124 become 16 b - 60, with b samples at the bottom before its
@@ -58,7 +67,8 @@ class UNetDecoder(CheckedModule):
         path).
 
     Raises:
-      UserError: an unknown upsampling or padding, or a number of `decoder_channels` other than that of the skips.
+      UserError: an unknown upsampling or padding, a number of `decoder_channels` other than that of the skips, or
+        channels below 1.
     """
 
     skips: tuple[str, ...] = ("conv4", "conv3", "conv2", "conv1")
@@ -69,12 +79,13 @@ class UNetDecoder(CheckedModule):
     settings: LayerSettings = LayerSettings()
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        check_counts(self, "decoder_channels")
         if len(self.skips) != len(self.decoder_channels):
             raise UserError(
                 f"decoder_channels={self.decoder_channels}: one number for each of the {len(self.skips)} skips "
                 f"{self.skips}"
             )
-        super().__post_init__()
 
     @property
     def classifier_kernel(self) -> int:
