@@ -103,8 +103,7 @@ def _hub(
     )
 
 
-# Of classifiers: the network that each becomes, and the parameters of its backbone.
-_ENCODERS = {
+ENCODERS = {
     "resnet18": ("deeplabv3plus_resnet18", 11.18),
     "resnet34": ("deeplabv3plus_resnet34", 21.28),
     "resnet50": ("deeplabv3plus_resnet50", 23.51),
@@ -114,6 +113,7 @@ _ENCODERS = {
     "vgg16": ("fcn32s_vgg16", 134.26),
     "vgg16_bn": ("segnet_vgg16", 14.72),
 }
+"""Of classifiers: the network that each becomes, and the parameters of its backbone."""
 
 # By network: the file, mIoU, pixel accuracy, parameters, MiB.
 _COCO = {
@@ -146,7 +146,7 @@ TORCHVISION = {
         for name, (file, miou, accuracy, parameters, size) in _COCO.items()
     },
     **{
-        name: _torchvision(*_ENCODERS[name.partition(".")[0]], file, size, IMAGENET, f"top-1 {top1}")
+        name: _torchvision(*ENCODERS[name.partition(".")[0]], file, size, IMAGENET, f"top-1 {top1}")
         for name, (file, top1, size) in _TOP1.items()
     },
 }
@@ -154,7 +154,7 @@ TORCHVISION = {
 NON_COMMERCIAL = "CC-BY-NC-4.0"
 # Encoder and recipe to the top-1 that timm reports, "" where it reports none here.
 _TIMM = {
-    **{f"{name}.tv_in1k": "" for name in _ENCODERS if not name.startswith("mobilenet")},
+    **{f"{name}.tv_in1k": "" for name in ENCODERS if not name.startswith("mobilenet")},
     **{f"{name}.tv2_in1k": "" for name in ("resnet50", "resnet101")},
     "resnet18.a1_in1k": "top-1 73.16 at 288",
     "resnet34.a1_in1k": "top-1 77.93 at 288",
@@ -169,7 +169,7 @@ _TIMM = {
 def _timm(name: str, figure: str) -> Published:
     encoder, _, recipe = name.partition(".")
     licence = NON_COMMERCIAL if recipe.startswith("fb_") else BSD if recipe.startswith("tv") else APACHE
-    return _hub(f"timm/{name}", *_ENCODERS[encoder], figure=figure, licence=licence)
+    return _hub(f"timm/{name}", *ENCODERS[encoder], figure=figure, licence=licence)
 
 
 TIMM = {name: _timm(name, figure) for name, figure in _TIMM.items()}
@@ -185,7 +185,7 @@ _SMP = {
     "vgg16_bn": "2c186d02fb519e93219a99a1c2af6295aef0bf0d",
 }
 SMP = {
-    f"{encoder}.imagenet": _hub(f"smp-hub/{encoder}.imagenet", *_ENCODERS[encoder], revision=revision, licence=UNKNOWN)
+    f"{encoder}.imagenet": _hub(f"smp-hub/{encoder}.imagenet", *ENCODERS[encoder], revision=revision, licence=UNKNOWN)
     for encoder, revision in _SMP.items()
 }
 

@@ -3,6 +3,7 @@ network, and its tensors do not show.
 """
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -13,6 +14,7 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.models.preprocessing import Preprocessing
 from deeplab_jax.weights.formats.read import CONFIG_FILE, PROCESSOR_FILE, mapping_of
 from deeplab_jax.weights.importers import smp_names
+from deeplab_jax.weights.published import ENCODERS
 from deeplab_jax.weights.tensor_map import TensorMap
 
 Config = Mapping[str, Any]
@@ -20,6 +22,8 @@ Config = Mapping[str, Any]
 ACTIVATIONS = (None, "identity", "sigmoid", "softmax", "softmax2d", "logsoftmax", "tanh")
 # What `smp.recognise` finds from the shapes, or what leaves the logits as they are.
 SMP_KNOWN = ("encoder_weights", "aux_params", "decoder_aspp_dropout", "psp_dropout", "encoder_output_stride")
+# Arguments of timm's `create_model` that leave the backbone as it is.
+TIMM_KNOWN = ("num_classes", "in_chans", "global_pool")
 LARGEST_RATE = 4096
 FLOAT32 = np.finfo(np.float32)
 
@@ -106,7 +110,16 @@ def _smp(tensor_map: TensorMap, stated: Config) -> TensorMap:
 
 
 def _timm(tensor_map: TensorMap, stated: Config) -> TensorMap:
-    """The images that a classifier was trained on; its tensors tell the network."""
+    """The images that a classifier was trained on. Its tensors tell the network, but for what has none of its own: the
+    anti-aliased ResNets have exactly the tensors of the plain ones.
+    """
+    wanted = next(encoder for encoder, (network, _) in ENCODERS.items() if network == tensor_map.name)
+    name = stated.get("architecture", wanted)
+    if not re.fullmatch(rf"(tv_|ssl_|swsl_|gluon_)?{wanted}(_v1b)?", str(name)):
+        raise _refused("architecture", name, f"only {wanted} can be converted with these tensors")
+    for argument, value in mapping_of(stated.get("model_args")).items():
+        if argument not in TIMM_KNOWN:
+            raise _refused(f"model_args.{argument}", value, f"of these only {', '.join(TIMM_KNOWN)} can be converted")
     images, channels = mapping_of(stated.get("pretrained_cfg")), tensor_map.options.get("in_channels", 3)
     if not {"mean", "std"} <= images.keys():
         return tensor_map

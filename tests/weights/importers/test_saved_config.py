@@ -116,17 +116,45 @@ def test_transformers_names_epsilon_and_dropout() -> None:
 
 
 def test_timm_states_the_images_of_its_training() -> None:
-    plain = TensorMap("imagenet", "fcn_resnet34", 21, 32, options={})
+    plain = TensorMap("imagenet", "deeplabv3plus_resnet34", 21, 32, options={})
     images = {"mean": [0.5, 0.5, 0.4], "std": [0.25, 0.5, 0.5]}
     stated = {"value_range": (0.0, 1.0), "mean": (0.5, 0.5, 0.4), "std": (0.25, 0.5, 0.5)}
     assert apply_config(plain, {"architecture": "resnet34", "pretrained_cfg": images}).options == stated
     assert apply_config(plain, {"architecture": "resnet34"}).options == {}
-    grey = TensorMap("imagenet", "fcn_resnet34", 21, 32, options={"in_channels": 1})
+    grey = TensorMap("imagenet", "deeplabv3plus_resnet34", 21, 32, options={"in_channels": 1})
     found = apply_config(grey, {"pretrained_cfg": {"mean": [0.3, 0.6, 0.9], "std": [0.5] * 3}}).options
     assert (found["mean"], found["std"]) == (pytest.approx((0.6,)), (0.5,))
     for wrong in ([0.5, 0.5], [0.5, 0.5, 0.0], [0.5, 0.5, "a"]):
         with pytest.raises(UserError, match=r"config\.json: std is "):
             apply_config(plain, {"pretrained_cfg": {**images, "std": wrong}})
+
+
+@pytest.mark.parametrize(
+    ("network", "stated", "said"),
+    [
+        ("deeplabv3plus_resnet50", {"architecture": "resnetblur50"}, "architecture is 'resnetblur50'; only resnet50"),
+        ("deeplabv3plus_resnet50", {"architecture": "resnetaa50"}, "architecture is 'resnetaa50'; only resnet50 can"),
+        ("deeplabv3plus_resnet18", {"architecture": "resnetblur18"}, "only resnet18 can be converted with these"),
+        ("deeplabv3plus_resnet50", {"architecture": None}, "architecture is None; only resnet50 can"),
+        ("segnet_vgg16", {"architecture": "vgg16"}, "architecture is 'vgg16'; only vgg16_bn can"),
+        (
+            "deeplabv3plus_resnet50",
+            {"architecture": "resnet50", "model_args": {"in_chans": 4, "aa_layer": "blur"}},
+            "model_args.aa_layer is 'blur'; of these only num_classes, in_chans, global_pool can be converted",
+        ),
+    ],
+)
+def test_networks_of_timm_with_the_tensors_of_another_are_refused(network: str, stated: Any, said: str) -> None:
+    with pytest.raises(UserError, match=r"^config\.json: ") as caught:
+        apply_config(TensorMap("imagenet", network, 21, 16), stated)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["resnet50", "tv_resnet50", "ssl_resnet50", "swsl_resnet50", "gluon_resnet50_v1b"])
+def test_timms_names_of_the_plain_network(name: str) -> None:
+    plain = TensorMap("imagenet", "deeplabv3plus_resnet50", 21, 16)
+    arguments = {"num_classes": 3, "in_chans": 3, "global_pool": "avg"}
+    assert apply_config(plain, {"architecture": name, "model_args": arguments}) == plain
 
 
 def test_transformers_states_its_images_in_a_file_of_its_own() -> None:
