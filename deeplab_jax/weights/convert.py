@@ -15,7 +15,7 @@ from deeplab_jax.models.segmenter import Segmenter, Variables
 from deeplab_jax.weights import folder, named
 from deeplab_jax.weights.download import fix_of
 from deeplab_jax.weights.fill_variables import fill_variables
-from deeplab_jax.weights.formats.read import arrays, no_tensors, read_config, read_tree, unpacked
+from deeplab_jax.weights.formats.read import arrays, mapping_of, no_tensors, read_config, read_tree, unpacked
 from deeplab_jax.weights.importers import (
     imagenet,
     jfzhang95,
@@ -27,7 +27,7 @@ from deeplab_jax.weights.importers import (
     transformers,
     vainf,
 )
-from deeplab_jax.weights.importers.saved_config import apply_config, stated_stride
+from deeplab_jax.weights.importers.saved_config import META, apply_config, stated_stride
 from deeplab_jax.weights.known_classes import known_classes
 from deeplab_jax.weights.stem import at_own_channels, fit_channels, said_of_channels
 from deeplab_jax.weights.tensor_map import Shapes, TensorMap
@@ -135,16 +135,15 @@ def _foreign(
 ) -> tuple[TensorMap, dict[str, np.ndarray], dict[str, Any]]:
     """Return the network of somebody else's file or state dict, its tensors, and what is known of its classes."""
     tree, own_stride, config = (source, None, {}) if isinstance(source, Mapping) else _read(path or Path(source))
+    if meta := mapping_of(tree.get(META)):
+        config = {**config, META: meta}
     try:
         stride = next((one for one in (output_stride, own_stride, stated_stride(config)) if one is not None), None)
     except UserError as error:
         raise UserError(f"{name}: {error}") from None
     tensor_map, tensors = _recognise(tree, kind=kind, output_stride=stride, config=config, select=select, source=name)
     known = known_classes(path, tensor_map.num_classes) if path else {}
-    info = {**known, **tensor_map.info}
-    if tensor_map.kind == mmsegmentation.KIND:
-        info |= mmsegmentation.labels_of(tree, tensor_map.num_classes)
-    return tensor_map, tensors, info
+    return tensor_map, tensors, {**known, **tensor_map.info}
 
 
 def _with_activation(tensor_map: TensorMap, activation: str, num_classes: int | None, name: str) -> TensorMap:

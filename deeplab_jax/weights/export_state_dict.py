@@ -26,7 +26,7 @@ from deeplab_jax.weights.tensor_map import TORCH, Leaf, Rule, Shapes, TensorMap,
 
 # Options that change neither the variables nor the logits of inference.
 FREE = ("activation", "dropout", "dtype", "lowering", "norm_momentum", "channels", "stored_range")
-# What the caller of the peer's network does, or says when building it; `Peer.network` says it in a line.
+# Of every code base; see `Peer.stated`.
 STATED = ("mean", "std", "value_range", "aspp_rates")
 DEFAULT_RATES = (6, 12, 18)  # Ours, stated at output stride 16.
 NORMS = ("norm", "backbone_norm")  # Frozen norms have the same variables as batch norms.
@@ -44,7 +44,8 @@ class Peer:
       networks: its networks, for messages.
       network: says how to build the network that takes the state dict, and what to feed it.
       whole: the shapes of the whole backbone's variables, where the state dict holds parts that do not run.
-      fixed: whether its networks have one output stride, and `STATED` at one value.
+      stated: what the caller of its network does, or says when building it; `network` says it in a line.
+      fixed: whether its networks have one output stride, and `stated` at one value.
     """
 
     recognise: Callable[..., TensorMap | None]
@@ -52,6 +53,7 @@ class Peer:
     networks: Sequence[str]
     network: Callable[[Segmenter], str]
     whole: Callable[[Segmenter], Shapes] = lambda model: {}
+    stated: Sequence[str] = STATED
     fixed: bool = False
 
 
@@ -162,7 +164,7 @@ def _check_theirs(kind: str, described: Mapping[str, Any], tensor_map: TensorMap
     name, ours = described["name"], _that_count(described["options"])
     theirs = _that_count(tensor_map.options)
     if not PEERS[kind].fixed:
-        theirs = _as_stated(theirs, ours)
+        theirs = _as_stated(theirs, ours, PEERS[kind].stated)
     build = partial(_build, name, described["num_classes"], described["output_stride"])
     target = build(theirs)
     if build(ours) == target:
@@ -178,10 +180,10 @@ def _check_theirs(kind: str, described: Mapping[str, Any], tensor_map: TensorMap
     raise UserError(f"{name}: its options {ours} together are not those of {kind}'s network, {theirs}")
 
 
-def _as_stated(theirs: dict[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
-    """Return their options with our values of `STATED`; the number of rates is fixed by the tensors."""
+def _as_stated(theirs: dict[str, Any], ours: Mapping[str, Any], stated: Sequence[str]) -> dict[str, Any]:
+    """Return their options with our values of those that are stated; the number of rates is fixed by the tensors."""
     rates = [options.get("aspp_rates", DEFAULT_RATES) for options in (theirs, ours)]
-    stated = [key for key in STATED if key != "aspp_rates" or len(rates[0]) == len(rates[1])]
+    stated = [key for key in stated if key != "aspp_rates" or len(rates[0]) == len(rates[1])]
     return {
         **{key: value for key, value in theirs.items() if key not in stated},
         **{key: ours[key] for key in stated if key in ours},
@@ -224,5 +226,6 @@ PEERS = {
         mmsegmentation.rules_of,
         tuple(f"{architecture}_RESNET" for architecture in mmsegmentation.HEADS),
         peer_networks.mmsegmentation,
+        stated=(*STATED, "align_corners"),
     ),
 }

@@ -8,6 +8,7 @@ from deeplab_jax.models.catalog import describe
 from deeplab_jax.models.contexts.aspp import rates_at
 from deeplab_jax.models.segmenter import Segmenter
 from deeplab_jax.weights.importers import smp_names
+from deeplab_jax.weights.importers.mmsegmentation import STAGES
 from deeplab_jax.weights.importers.torch_names import RESNETS
 
 MMSEGMENTATION_HEADS = {"deeplabv3": "ASPPHead", "deeplabv3plus": "DepthwiseSeparableASPPHead"}
@@ -56,15 +57,17 @@ def mmsegmentation(model: Segmenter) -> str:
     described = describe(model)
     architecture, backbone = described["name"].split("_", 1)
     options = described["options"]
-    dilated, widening = model.output_stride == 8, 4 if RESNETS[backbone][1] else 1  # of a unit's last convolution
+    strides, dilations = STAGES[model.output_stride]
+    widening = 4 if RESNETS[backbone][1] else 1  # of a unit's last convolution
     values: dict[str, Any] = {
         "backbone.type": "ResNetV1c" if options.get("deep_stem") else "ResNet",
         "backbone.depth": int(backbone.removeprefix("resnet")),
         "backbone.in_channels": model.in_channels,
-        "backbone.strides": (1, 2, 1, 1) if dilated else (1, 2, 2, 1),
-        "backbone.dilations": (1, 1, 2, 4) if dilated else (1, 1, 1, 2),
+        "backbone.strides": strides,
+        "backbone.dilations": dilations,
         "decode_head.in_channels": 512 * widening,
         "decode_head.num_classes": model.num_classes,
+        "decode_head.align_corners": model.settings.align_corners,
     }
     if architecture.startswith("deeplab"):
         values |= {

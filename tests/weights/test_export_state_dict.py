@@ -8,7 +8,7 @@ from safetensors.numpy import load_file
 
 from deeplab_jax.cli import main
 from deeplab_jax.errors import UserError
-from deeplab_jax.models.catalog import create_model
+from deeplab_jax.models.catalog import create_model, describe, from_description
 from deeplab_jax.weights.convert import convert
 from deeplab_jax.weights.export_state_dict import PEERS, export_state_dict
 from deeplab_jax.weights.folder import save
@@ -102,7 +102,19 @@ def test_mmsegmentations_config_is_named() -> None:
     model = create_model("pspnet_resnet18", num_classes=6, output_stride=16, context_channels=128, **options)
     said = PEERS["mmsegmentation"].network(model)
     assert said.startswith("configs/_base_/models/pspnet_r50-d8.py with backbone.type='ResNet', backbone.depth=18, ")
-    assert "backbone.dilations=(1, 1, 1, 2)" in said and "decode_head.channels=128" in said
+    assert "backbone.strides=(1, 2, 2, 1), backbone.dilations=(1, 1, 1, 2)" in said
+    assert "decode_head.align_corners=False" in said and "decode_head.channels=128" in said
+
+
+def test_mmsegmentation_takes_aligned_corners() -> None:
+    """Its config says them, as it does the rates."""
+    model, variables, _ = convert(generate(FAST[1]))
+    exported = export_state_dict(model, variables, kind="mmsegmentation")
+    described = describe(model)
+    aligned = from_description({**described, "options": {**described["options"], "align_corners": True}})
+    same = export_state_dict(aligned, variables, kind="mmsegmentation")
+    assert all(np.array_equal(same[name], tensor) for name, tensor in exported.items())
+    assert "decode_head.align_corners=True" in PEERS["mmsegmentation"].network(aligned)
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,11 @@
 """mmsegmentation: its DeepLabv3, DeepLabv3+, PSPNet and FCN on ResNets (its ResNetV1c, and the plain `b` variants).
 
 These are the networks of its configs, such as `deeplabv3plus_r50-d8`. The shapes show channels and depth. A state dict
-holds neither the rates nor the output stride: they are those of the configs.
+holds neither the rates nor the output stride: they are those of the configs, unless the file's `meta` has its own.
 """
 
+import ast
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +19,11 @@ BACKBONE, HEAD, AUX = "backbone.", "decode_head.", "auxiliary_head."
 STEM = f"{BACKBONE}stem.0.weight"
 RATES = (6, 12, 18)
 """At output stride 16, as ours are stated; the configs for 8 have 12, 24 and 36."""
+STAGES = {8: ((1, 2, 1, 1), (1, 1, 2, 4)), 16: ((1, 2, 2, 1), (1, 1, 1, 2))}
+"""Output stride to the strides and the dilations of the backbone's stages."""
+NOT_ALIGNED = "bilinear resizes do not align corners"
+LONGEST_CONFIG = 2**17
+"""Most characters of a config that is read; mmsegmentation's own have less than a quarter of it."""
 ASPP_FIRST = f"{HEAD}aspp_modules.0.conv.weight"
 LOGITS = f"{HEAD}conv_seg.weight"
 
@@ -116,8 +123,44 @@ def recognise(shapes: Shapes, *, output_stride: int | None) -> TensorMap | None:
         layout=TORCH,
         inputs=inputs,
         unused=(COUNTERS,),
-        notes=("bilinear resizes do not align corners", "no multi-grid", *notes),
+        notes=(NOT_ALIGNED, "no multi-grid", *notes),
     )
+
+
+def network_of(tree: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return `model` of the config that the file's `meta` holds; {} if there is none that can be read.
+
+    The config is a Python text, which is not run: a value that is no literal becomes `...`.
+    """
+    meta = mapping_of(tree.get("meta"))
+    text = meta.get("cfg", meta.get("config"))  # Since version 1, and before.
+    if not isinstance(text, str) or len(text) > LONGEST_CONFIG:
+        return {}
+    try:
+        with warnings.catch_warnings(action="ignore"):  # They concern unusual escapes and numbers.
+            statements = ast.parse(text).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return {}
+    found: Any = {}
+    for statement in statements:
+        match statement:
+            case ast.Assign(targets=[ast.Name(id="model")], value=value):
+                found = _value(value)
+    return mapping_of(found)
+
+
+def _value(node: ast.expr) -> Any:
+    match node:
+        case ast.Constant(value=value):
+            return value
+        case ast.Tuple(elts=items) | ast.List(elts=items):
+            return tuple(map(_value, items))
+        case ast.Call(func=ast.Name(id="dict"), args=[], keywords=words):
+            return {word.arg: _value(word.value) for word in words}
+        case ast.Dict(keys=keys, values=values):
+            pairs = zip(keys, values, strict=True)
+            return {key.value: _value(value) for key, value in pairs if isinstance(key, ast.Constant)}
+    return ...
 
 
 def labels_of(tree: Mapping[str, Any], num_classes: int) -> dict[str, Any]:

@@ -1,5 +1,5 @@
-"""`config.json` in a saved folder: what segmentation_models_pytorch, timm, transformers and KerasHub state about a
-network, and its tensors do not show.
+"""What files state about a network, and its tensors do not show: `config.json` in a saved folder, of
+segmentation_models_pytorch, timm, transformers and KerasHub, and `meta` in a file of mmsegmentation.
 """
 
 import math
@@ -13,11 +13,13 @@ import numpy as np
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.preprocessing import Preprocessing
 from deeplab_jax.weights.formats.read import CONFIG_FILE, PROCESSOR_FILE, mapping_of
-from deeplab_jax.weights.importers import smp_names
+from deeplab_jax.weights.importers import mmsegmentation, smp_names
 from deeplab_jax.weights.published import ENCODERS
 from deeplab_jax.weights.tensor_map import TensorMap
 
 Config = Mapping[str, Any]
+META = "meta"
+"""Under this key a configuration holds what mmsegmentation saves beside the tensors."""
 # Before these the logits are the same. A class is chosen by its logit, so none of them changes it.
 ACTIVATIONS = (None, "identity", "sigmoid", "softmax", "softmax2d", "logsoftmax", "tanh")
 # What `smp.recognise` finds from the shapes, or what leaves the logits as they are.
@@ -29,6 +31,8 @@ FLOAT32 = np.finfo(np.float32)
 
 # Of transformers: the fields of the file that says how it prepares images.
 OF_IMAGES = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
+# Of mmsegmentation: what the fields of the config in `meta` begin with.
+OF_NETWORK = ("backbone.", "decode_head.")
 # Of transformers' MobileNetV2: the default of `layer_norm_eps`, and what its segmentation head has in any case.
 HF_EPSILON, HF_HEAD_EPSILON = 1e-3, 1e-5
 
@@ -39,23 +43,30 @@ def stated_stride(stated: Config) -> int | None:
     Raises:
       UserError: it is no whole number.
     """
-    stride = stated.get("encoder_output_stride", stated.get("output_stride"))
+    in_meta = _stages(mapping_of(mmsegmentation.network_of(stated).get("backbone")))[1]
+    stride = stated.get("encoder_output_stride", stated.get("output_stride", in_meta))
     if stride is not None and type(stride) is not int:
         raise _refused("output_stride", stride, "give 8 or 16")
     return stride
 
 
 def apply_config(tensor_map: TensorMap, stated: Config) -> TensorMap:
-    """Return a network as its `config.json` states it.
+    """Return a network as its `config.json` or its `meta` states it.
 
     Args:
       tensor_map: as recognised from the tensors, at the stated output stride or at another that was asked for.
-      stated: content of the file; that of other code bases is ignored.
+      stated: content of `config.json`, and `meta` under its name; that of other code bases is ignored.
 
     Raises:
       UserError: a field that contradicts the tensors, or stands for something that this package cannot build.
     """
-    of_kinds = {"smp": _smp, "imagenet": _timm, "transformers": _transformers, "keras_hub": _keras_hub}
+    of_kinds = {
+        "smp": _smp,
+        "imagenet": _timm,
+        "transformers": _transformers,
+        "keras_hub": _keras_hub,
+        mmsegmentation.KIND: _mmsegmentation,
+    }
     apply = of_kinds.get(tensor_map.kind)
     return apply(tensor_map, stated) if apply and stated else tensor_map
 
@@ -90,7 +101,7 @@ def _smp(tensor_map: TensorMap, stated: Config) -> TensorMap:
         "decoder_atrous_rates": lambda value: options.update(aspp_rates=_rates(value, tensor_map.output_stride)),
     }
     for field, value in stated.items():
-        if field == "preprocessor":  # Another program's file in the same folder.
+        if field in ("preprocessor", META):  # Of other programs: a file in the same folder, and what they save.
             continue
         if field in facts:
             if not (field == "upsampling" and value is None):
@@ -172,6 +183,46 @@ def _keras_hub(tensor_map: TensorMap, stated: Config) -> TensorMap:
     _check_activation(_inside(stated.get("task")).get("activation"), options, notes)
     options |= _normalisation(_inside(stated.get("image_converter")), options.get("in_channels", 3))
     return replace(tensor_map, options=options, notes=tuple(notes))
+
+
+def _mmsegmentation(tensor_map: TensorMap, stated: Config) -> TensorMap:
+    """The class names, and what the config that trained the network says; its rates are those at its own stride."""
+    options, notes = dict(tensor_map.options), list(tensor_map.notes)
+    network = mmsegmentation.network_of(stated)
+    backbone, head = mapping_of(network.get("backbone")), mapping_of(network.get("decode_head"))
+    stages, stride = _stages(backbone)
+    if backbone:
+        if stride is None:
+            raise _refused("backbone.(strides, dilations)", stages, "only those of output strides 8 and 16 are known")
+        _expect("backbone.style", backbone.get("style", "pytorch"), "pytorch")
+        _expect("backbone.contract_dilation", backbone.get("contract_dilation", False), True)
+        # These are the rates themselves; ours multiply that of the stage.
+        _expect("backbone.multi_grid", backbone.get("multi_grid"), None)
+    aligned = head.get("align_corners", False)
+    if type(aligned) is not bool:
+        raise _refused("decode_head.align_corners", aligned, "only True and False can be converted")
+    if aligned:
+        options["align_corners"] = True
+        notes.remove(mmsegmentation.NOT_ALIGNED)
+    if "dilations" in head and "aspp_rates" in options:
+        stride, rates = stride or tensor_map.output_stride, head["dilations"]
+        if isinstance(rates, tuple) and rates[:1] == (1,):  # That of the 1x1 convolution.
+            rates = list(rates[1:])
+        options["aspp_rates"] = _rates(rates, stride, field="decode_head.dilations")
+        said = f"rates {', '.join(map(str, rates))} at output stride {stride}"
+        notes = [said if note.startswith("rates ") else note for note in notes]
+    return replace(
+        tensor_map,
+        options=options,
+        notes=tuple(notes),
+        info={**tensor_map.info, **mmsegmentation.labels_of(stated, tensor_map.num_classes)},
+    )
+
+
+def _stages(backbone: Config) -> tuple[Any, int | None]:
+    """Return the strides and dilations of mmsegmentation's ResNet, and their output stride if it is known."""
+    stages = backbone.get("strides", (1, 2, 2, 2)), backbone.get("dilations", (1, 1, 1, 1))
+    return stages, next((stride for stride, known in mmsegmentation.STAGES.items() if known == stages), None)
 
 
 def _of_processor(processor: Config, channels: int) -> dict[str, Any]:
@@ -284,5 +335,5 @@ def _expect(field: str, value: Any, wanted: Any) -> None:
 
 
 def _refused(field: str, value: Any, fix: str) -> UserError:
-    file = PROCESSOR_FILE if field in OF_IMAGES else CONFIG_FILE
+    file = PROCESSOR_FILE if field in OF_IMAGES else META if field.startswith(OF_NETWORK) else CONFIG_FILE
     return UserError(f"{file}: {field} is {value!r:.100}; {fix}")
