@@ -17,6 +17,8 @@ from deeplab_jax.weights.convert import convert
 from deeplab_jax.weights.download import FOLDER, cache_folder
 from deeplab_jax.weights.published import PUBLISHED
 
+CONVERSION = 2  # Raise it with every change of what `convert` returns; then the models in caches are made again.
+
 
 def load(
     path_or_name: str | Path, *, checkpoint: str = "best", module: str = "", model: Segmenter | None = None
@@ -55,7 +57,8 @@ def folder_of(path_or_name: str | Path, *, module: str = "") -> Path:
 def converted(name: str, *, module: str = "") -> Path:
     """Return the model folder of weights by name in the cache; fetch and convert them if it is not there.
 
-    Another version of this package converts again. Several processes that want one name convert it once.
+    Another version of this package, or of its importers, converts again. Several processes that want one name convert
+    it once.
     """
     snapshot = hub.fetch(name, say=note) if name.startswith(hub.PREFIX) else None
     where = f"hf/{snapshot.repository}/{snapshot.commit}" if snapshot else name
@@ -114,4 +117,4 @@ def _is_current(target: Path, module: str) -> bool:
 
 
 def _converter() -> str:
-    return f"deeplab_jax {version_of('deeplab_jax')}"
+    return f"deeplab_jax {version_of('deeplab_jax')}, conversion {CONVERSION}"

@@ -88,7 +88,16 @@ def test_a_name_is_fetched_and_converted_once(server, capsys):
 def test_another_version_converts_again_without_fetching(server, monkeypatch):
     load(NAME)
     monkeypatch.setattr(by_name, "version_of", lambda package: "99")
-    assert load(NAME)[2]["provenance"]["converted_by"] == "deeplab_jax 99"
+    assert load(NAME)[2]["provenance"]["converted_by"] == f"deeplab_jax 99, conversion {by_name.CONVERSION}"
+    assert len(server.requests) == 1
+
+
+def test_a_fixed_importer_converts_again(server, monkeypatch):
+    """The version stays the same between releases."""
+    assert load(NAME)[0].output_stride == 16
+    monkeypatch.setitem(IMPORTERS, "tiny", lambda shapes, **_: tiny_network.recognise(shapes, output_stride=8))
+    monkeypatch.setattr(by_name, "CONVERSION", by_name.CONVERSION + 1)
+    assert load(NAME)[0].output_stride == 8
     assert len(server.requests) == 1
 
 
