@@ -1,5 +1,6 @@
 """Foreign weights read by `convert`, and model folders read by `summarize`, `convert`, `export` and `predict`."""
 
+import json
 import random
 import shutil
 from pathlib import Path
@@ -21,13 +22,14 @@ from tests.weights.formats.torch_writer import archive, legacy, tensor
 
 DATA = Path(__file__).resolve().parents[1] / "weights" / "formats" / "data"
 CHECKPOINT = "model.ckpt"
+INDEX = "model.safetensors.index.json"
 
 
 class Seeds(NamedTuple):
-    """Foreign files, and the files of TensorFlow checkpoints."""
+    """Foreign files, and the files of folders: TensorFlow checkpoints, and a network in parts."""
 
     files: list[bytes]
-    checkpoints: list[dict[str, bytes]]
+    folders: list[dict[str, bytes]]
 
 
 class Network(NamedTuple):
@@ -49,7 +51,9 @@ def seeds(folder: Path) -> Seeds:
         {f"{CHECKPOINT}{file.suffix}": file.read_bytes() for file in (DATA / "tf_checkpoint").glob(f"{name}.*")}
         for name in ("saver", "object", "partitioned")
     ]
-    return Seeds(files, checkpoints)
+    part = "model-1.safetensors"  # Damage also puts one value in the place of another.
+    index = {"metadata": {"this": INDEX}, "weight_map": dict.fromkeys(tensors, part)}
+    return Seeds(files, [*checkpoints, {INDEX: json.dumps(index).encode(), part: save(tensors)}])
 
 
 def network(folder: Path) -> Network:
@@ -72,11 +76,13 @@ def make_foreign(seeds: Seeds, folder: Path, rng: random.Random) -> Case:
     """Damage a file of another code base."""
     source = folder / "weights.bin"
     if rng.random() < 0.25:
-        files = rng.choice(seeds.checkpoints)
+        files = rng.choice(seeds.folders)
         hurt = rng.choice(list(files))
         for name, content in files.items():
-            (folder / name).write_bytes(damaged(content, rng) if name == hurt else content)
-        source = rng.choice((folder, folder / CHECKPOINT))
+            if name == hurt:
+                content = damaged_json(content.decode(), rng) if name == INDEX else damaged(content, rng)
+            (folder / name).write_bytes(content)
+        source = rng.choice((folder, folder / (INDEX if INDEX in files else CHECKPOINT)))
     else:
         source.write_bytes(damaged(rng.choice(seeds.files), rng))
     return Case(["convert", str(source), f"--out={folder / 'out'}"])

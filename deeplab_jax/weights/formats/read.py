@@ -192,8 +192,10 @@ def _read_parts(index: Path) -> dict[str, Any]:
         raise UserError(f"{index}: not a readable index of weights ({error}); fetch it again") from None
     tensors: dict[str, Any] = {}
     for name in names:
-        if not name or Path(name).name != name:
+        if not name or not name.isprintable() or Path(name).name != name:
             raise UserError(f"{index}: names {name!r:.100}, which is not beside it; fetch it again")
+        if name.endswith(INDEX):  # It might name this one.
+            raise UserError(f"{index}: names {name!r:.100}, which is an index and holds no tensors; fetch it again")
         if not index.with_name(name).is_file():
             raise UserError(f"{index}: names {name}, which is not beside it; fetch it as well")
         tensors.update(_read(index.with_name(name))[0])

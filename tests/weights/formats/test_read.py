@@ -86,9 +86,19 @@ def test_a_model_in_several_files(tmp_path: Path) -> None:
         np.testing.assert_array_equal(read["a"] + 1, read["b"])
 
 
-@pytest.mark.parametrize("file", ("../1.safetensors", "/etc/passwd", ""))
+@pytest.mark.parametrize("file", ("../1.safetensors", "/etc/passwd", "", "a\x1b[2J"))
 def test_an_index_names_only_files_beside_it(tmp_path: Path, file: str) -> None:
     assert "which is not beside it" in refusal(parts(tmp_path, a=file))
+
+
+def test_an_index_names_no_index(tmp_path: Path) -> None:
+    """It might be itself, or one that names it."""
+    index = parts(tmp_path, a="model.safetensors.index.json")
+    for source in (tmp_path, index):
+        assert "names 'model.safetensors.index.json', which is an index and holds no tensors" in refusal(source)
+    parts(tmp_path, a="other.index.json")
+    (tmp_path / "other.index.json").write_text(json.dumps({"weight_map": {"a": index.name}}))
+    assert "names 'other.index.json', which is an index" in refusal(index)
 
 
 @pytest.mark.parametrize("text", ("{", "[]", '{"weight_map": 1}', "{}"))
