@@ -10,13 +10,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from deeplab_jax.errors import UserError, spell
+from deeplab_jax.weights.formats.read import LONGEST_NAME
 from deeplab_jax.weights.tensor_map import Shapes, TensorMap
 
 Recognise = Callable[[Shapes], TensorMap | None]
 
 DEEPEST = 16
 """Levels of mappings in which tensors are searched; a hostile file's mapping may contain itself."""
-MOST_MAPPINGS = 100_000
+MOST_ITEMS = 500_000
+"""Keys and values that are looked at; a small file's mapping may stand in many others."""
 MOST_PREFIXES = 2_000
 FEWEST = 8
 """Fewest tensors of a network."""
@@ -50,21 +52,25 @@ class Found:
 
 
 def flatten(tree: Mapping[Any, Any]) -> tuple[dict[str, Any], set[str]]:
-    """Return all tensors of nested mappings by their dotted names, and the prefixes at which a mapping begins."""
+    """Return all tensors of nested mappings by their dotted names, and the prefixes at which a mapping begins.
+
+    The outer ones come first, and it ends after `MOST_ITEMS`.
+    """
     tensors: dict[str, Any] = {}
     starts = {""}
-    level, visited = [("", tree)], 0
+    level, seen = [("", tree)], 0
     for _ in range(DEEPEST):
         deeper = []
         for prefix, mapping in level:
             for key, value in mapping.items():
-                if isinstance(value, Mapping):
-                    deeper.append((f"{prefix}{key}.", value))
+                seen += 1
+                if seen > MOST_ITEMS:
+                    return tensors, starts
+                name = f"{prefix}{key}"
+                if isinstance(value, Mapping) and len(name) < LONGEST_NAME:  # Below it no name would be taken.
+                    deeper.append((f"{name}.", value))
                 elif hasattr(value, "shape"):
-                    tensors[f"{prefix}{key}"] = value
-        visited += len(deeper)
-        if visited > MOST_MAPPINGS:
-            break
+                    tensors[name] = value
         starts.update(prefix for prefix, _ in deeper)
         level = deeper
     return tensors, starts
