@@ -166,8 +166,8 @@ def _classes(info: Mapping[str, Any], count: int) -> str:
 
 def _results(info: Mapping[str, Any], metrics: Mapping[str, Any] | None) -> str:
     if metrics is None:
-        kept = info.get("metrics") or {}
-        lines = [f"- {key}: {value:.4f}" for key, value in kept.items() if isinstance(value, int | float)]
+        kept = info.get("metrics", {}).items()
+        lines = [f"- {key}: {value:.4f}" for key, value in kept if isinstance(value, int | float)]
         step = f" at step {info['step']}" if "step" in info else ""
         return f"## Results\n\nOf the evaluation during training{step}:\n\n" + "\n".join(lines) if lines else ""
     protocol = dict(metrics["protocol"])

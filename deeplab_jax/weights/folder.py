@@ -27,6 +27,7 @@ METRICS_FILE = "metrics.json"  # of an evaluation
 CHECKPOINTS = "checkpoints"
 INITIALISED = "initialised_from"  # The key of a trained model's `info` for the weights that it started from.
 FORMAT = 1
+MAPPINGS = ("provenance", "source", "metrics", INITIALISED)
 LARGEST_STORED = 2**16 - 1  # Of a mask with 16 bits.
 
 
@@ -44,16 +45,17 @@ def save(path: str | Path, model: Segmenter, variables: Mapping[str, Any], info:
       The folder's path.
 
     Raises:
-      UserError: the folder cannot be written.
+      UserError: an `info` that `load` would refuse, or the folder cannot be written.
     """
     folder = Path(path)
+    text = _description(folder, model, info)
     # In row-major order: `save_file` writes the memory of an array in its order there, whatever its strides say.
     tensors = {key: np.asarray(value, order="C") for key, value in flatten_variables(variables).items()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(folder / MODEL_FILE) as description, replacing(folder / WEIGHTS_FILE) as weights:
             save_file(tensors, str(weights), metadata={"format": "flax"})
-            description.write_text(_description(model, info), encoding="utf-8")
+            description.write_text(text, encoding="utf-8")
             (folder / METRICS_FILE).unlink(missing_ok=True)
     except OSError as error:
         raise UserError(
@@ -113,14 +115,18 @@ def write_description(folder: Path, model: Segmenter, info: Mapping[str, Any], *
     A network that is not `named`, because it was composed in Python, is left out.
 
     Raises:
-      UserError: it cannot be written.
+      UserError: an `info` that `load` would refuse, or it cannot be written.
     """
-    text = _description(model, info, named=named)
+    text = _description(folder, model, info, named=named)
     write_whole(folder / MODEL_FILE, lambda file: file.write_text(text, encoding="utf-8"))
 
 
-def _description(model: Segmenter, info: Mapping[str, Any], *, named: bool = True) -> str:
-    """Return how to build the network, its preprocessing for readers that do not build it, and `info` as JSON."""
+def _description(folder: Path, model: Segmenter, info: Mapping[str, Any], *, named: bool = True) -> str:
+    """Return how to build the network, its preprocessing for readers that do not build it, and `info` as JSON.
+
+    Raises:
+      UserError: an `info` that `load` would refuse.
+    """
     preprocessing = vars(model.preprocessing)
     content = {
         "format": FORMAT,
@@ -128,7 +134,12 @@ def _description(model: Segmenter, info: Mapping[str, Any], *, named: bool = Tru
         "preprocessing": preprocessing,
         "info": dict(info),
     }
-    return json.dumps(content, indent=1) + "\n"
+    text = json.dumps(content, indent=1) + "\n"
+    try:
+        _checked_info(json.loads(text)["info"], model)
+    except UserError as error:
+        raise UserError(f"{folder / MODEL_FILE}: {error}") from None
+    return text
 
 
 def read_description(
@@ -148,10 +159,8 @@ def read_description(
                 "the network was composed in Python, and the file holds only its classes; give it again, as in "
                 f"deeplab_jax.load({str(folder)!r}, model=...)"
             )
-        model, info = model or from_description(content["model"], module=module), dict(content["info"])
-        info = _with_background(info) if model.num_classes == 1 else info
-        _check_info(info, model.label_classes)
-        return model, info
+        model = model or from_description(content["model"], module=module)
+        return model, _checked_info(dict(content["info"]), model)
     except UserError as error:
         raise UserError(f"{file}: {error}") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -160,17 +169,27 @@ def read_description(
         ) from None
 
 
+def _checked_info(info: dict[str, Any], model: Segmenter) -> dict[str, Any]:
+    """Return the `info` of a model, or raise a UserError about a part that others could not use."""
+    info = _with_background(info) if model.num_classes == 1 else info
+    _check_classes(info, model.label_classes)
+    _check_origin(info)
+    return info
+
+
 def _with_background(info: Mapping[str, Any]) -> dict[str, Any]:
     """Return the `info` of one logit with both of its classes: folders of before named the object alone."""
     added = {"class_names": BINARY.names[0], "palette": list(BINARY.palette[0])}
     return {key: [added[key], *value] if key in added and _is_list(value, 1) else value for key, value in info.items()}
 
 
-def _check_info(info: Mapping[str, Any], num_classes: int) -> None:
+def _check_classes(info: Mapping[str, Any], num_classes: int) -> None:
     """Raise a UserError unless there are one name and one colour for each class, and stored values of classes."""
     names, colours = info.get("class_names"), info.get("palette")
     if names is not None and not (_is_list(names, num_classes) and all(isinstance(name, str) for name in names)):
         raise UserError(f"class_names is {_short(names)}; give {num_classes} names, or leave it out")
+    if odd := [name for name in names or () if not name.isprintable()]:
+        raise UserError(f"class_names has {_short(odd[0])}, which cannot be printed; rename it, or leave it out")
     if colours is not None and not (
         _is_list(colours, num_classes)
         and all(_is_list(colour, 3) and all(type(v) is int and 0 <= v <= 255 for v in colour) for colour in colours)
@@ -186,6 +205,20 @@ def _check_info(info: Mapping[str, Any], num_classes: int) -> None:
         and all(0 <= k < num_classes or k == IGNORE_LABEL for _, k in pairs)
     ):
         raise UserError(f"value_map is {_short(pairs)}; give pairs [stored value, class id], or leave it out")
+
+
+def _check_origin(info: Mapping[str, Any]) -> None:
+    """Raise a UserError unless what is known of the data and of the weights' origin has the form that a card needs."""
+    for key in MAPPINGS:
+        if not isinstance(info.get(key, {}), dict):
+            raise UserError(f"{key} is {_short(info[key])}; give a mapping, or leave it out")
+    provenance, source = info.get("provenance", {}), info.get("source", {})
+    for key, text in (("provenance.licence", provenance.get("licence", "")), ("data", info.get("data", ""))):
+        if not isinstance(text, str):
+            raise UserError(f"{key} is {_short(text)}; give a text, or leave it out")
+    notes = source.get("notes", [])
+    if not (isinstance(notes, list) and all(isinstance(note, str) for note in notes)):
+        raise UserError(f"source.notes is {_short(notes)}; give a list of texts, or leave it out")
 
 
 def _is_list(value: Any, length: int) -> bool:

@@ -86,6 +86,42 @@ def test_saving_again_replaces_both_files(folder, made) -> None:
     )
 
 
+UNFIT = [
+    ({"class_names": ["a", "b"]}, "class_names is ['a', 'b']; give 4 names, or leave it out"),
+    ({"class_names": ["a", "b", "c", "\x1b[2J"]}, "class_names has '\\x1b[2J', which cannot be printed; rename it, or"),
+    ({"palette": [[0, 0, 0]]}, "palette is [[0, 0, 0]]; give 4 triples"),
+    ({"provenance": "trained by me"}, "provenance is 'trained by me'; give a mapping, or leave it out"),
+    ({"source": "x"}, "source is 'x'; give a mapping, or leave it out"),
+    ({"metrics": 0.6}, "metrics is 0.6; give a mapping, or leave it out"),
+    ({"metrics": None}, "metrics is None; give a mapping, or leave it out"),
+    ({"initialised_from": ["x"]}, "initialised_from is ['x']; give a mapping, or leave it out"),
+    ({"provenance": {"licence": 5}}, "provenance.licence is 5; give a text, or leave it out"),
+    ({"data": ["voc"]}, "data is ['voc']; give a text, or leave it out"),
+    ({"source": {"notes": 5}}, "source.notes is 5; give a list of texts, or leave it out"),
+    ({"source": {"notes": ["a", 1]}}, "source.notes is ['a', 1]; give a list of texts, or leave it out"),
+]
+
+
+@pytest.mark.parametrize(("info", "words"), UNFIT)
+def test_what_could_not_be_loaded_is_not_saved(folder, made, info, words) -> None:
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    for write in (lambda: save(folder, *made, info), lambda: write_description(folder, made[0], info)):
+        with pytest.raises(UserError, match=r"model\.json: ") as caught:
+            write()
+        assert words in str(caught.value) and str(caught.value).isprintable()
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+    content = json.loads(before[MODEL_FILE])
+    (folder / MODEL_FILE).write_text(json.dumps({**content, "info": info}))
+    with pytest.raises(UserError, match=r"model\.json: ") as caught:
+        load(folder)
+    assert words in str(caught.value)
+
+
+def test_a_tuple_of_names_is_saved_as_the_list_that_it_becomes(folder, made) -> None:
+    save(folder, *made, {"class_names": tuple("abcd")})
+    assert load(folder)[2] == {"class_names": list("abcd")}
+
+
 def test_a_file_of_a_model_folder_names_the_folder(folder) -> None:
     with pytest.raises(UserError, match=f"a file of a model folder; give the folder: {folder}$"):
         load(folder / WEIGHTS_FILE)

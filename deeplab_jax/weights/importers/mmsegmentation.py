@@ -172,7 +172,7 @@ def labels_of(tree: Mapping[str, Any], num_classes: int) -> dict[str, Any]:
     classes = _listed(now.get("classes") or meta.get("CLASSES"), count)
     palette = [_listed(colour, 3) for colour in _listed(now.get("palette") or meta.get("PALETTE"), count)]
     info: dict[str, Any] = {}
-    if classes and all(isinstance(name, str) for name in classes):
+    if classes and all(isinstance(name, str) and name.isprintable() for name in classes):
         info["class_names"] = classes
     if palette and all(colour and all(type(v) is int and 0 <= v <= 255 for v in colour) for colour in palette):
         info["palette"] = palette

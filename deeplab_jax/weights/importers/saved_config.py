@@ -286,7 +286,7 @@ def _names(labels: Any, count: int) -> dict[str, Any]:
     if (
         not isinstance(labels, dict)
         or set(labels) != set(wanted)
-        or not all(isinstance(v, str) for v in labels.values())
+        or not all(isinstance(v, str) and v.isprintable() for v in labels.values())
     ):
         raise _refused("id2label", labels, f"the tensors have {count} classes; give one name for each, from 0")
     names = [labels[key] for key in wanted]

@@ -74,6 +74,7 @@ NAMED = {"class_names": ["road", "roof"], "palette": [[1, 2, 3], [4, 5, 6]]}
         (META, NAMED),
         ({"dataset_meta": {"classes": ("road", "roof"), "palette": [[1, 2, 3], [4, 5, 6]]}}, NAMED),
         ({"CLASSES": ("road", "roof", "tree")}, {}),
+        ({"CLASSES": ("road", "roof\x1b[2J")}, {}),
         ({"CLASSES": ("road", 3), "PALETTE": [[1, 2, 3], [4, 5, 256]]}, {}),
         ({"CLASSES": None, "dataset_meta": 7}, {}),
         (None, {}),

@@ -175,6 +175,7 @@ def test_transformers_states_its_images_in_a_file_of_its_own() -> None:
         ("tf_padding", False),
         ("num_channels", 4),
         ("id2label", {"0": "sky"}),
+        ("id2label", {"0": "sky", "1": "\x1b[2J"}),
         ("depth_multiplier", 0.5),
         ("layer_norm_eps", 0.01),
         ("layer_norm_eps", "small"),
