@@ -192,7 +192,7 @@ def _recognise(
     source: str,
 ) -> tuple[TensorMap, dict[str, np.ndarray]]:
     """Return the network that a file holds, and its tensors by the names that its importer knows."""
-    tensors, starts = flatten(tree)
+    tensors, starts = flatten(tree, source=source)
     if not tensors:
         raise no_tensors(tree, name=source)
     asked = IMPORTERS if kind == "auto" else {kind: IMPORTERS[kind]}
@@ -215,7 +215,6 @@ def _recognise(
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     found = find_network(shapes, starts, recognise, select=select, source=source)
     if found is None:
-        arrays(dict(list(tensors.items())[:3]), name=source)  # Their names stand in the message.
         raise UserError(
             f"{source}: its {len(shapes)} tensors ({', '.join(list(shapes)[:3])}, ...) belong to no network that "
             f"{'this package converts' if kind == 'auto' else f'kind={kind!r} knows'}; it knows {', '.join(IMPORTERS)}"

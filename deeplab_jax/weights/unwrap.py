@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from deeplab_jax.errors import UserError, spell
-from deeplab_jax.weights.formats.read import LONGEST_NAME
 from deeplab_jax.weights.tensor_map import Shapes, TensorMap
 
 Recognise = Callable[[Shapes], TensorMap | None]
@@ -19,6 +18,8 @@ DEEPEST = 16
 """Levels of mappings in which tensors are searched; a hostile file's mapping may contain itself."""
 MOST_ITEMS = 500_000
 """Keys and values that are looked at; a small file's mapping may stand in many others."""
+LONGEST_NAME = 500
+"""Characters of a tensor's name."""
 MOST_PREFIXES = 2_000
 FEWEST = 8
 """Fewest tensors of a network."""
@@ -51,10 +52,13 @@ class Found:
         return shlex.quote(self.title)
 
 
-def flatten(tree: Mapping[Any, Any]) -> tuple[dict[str, Any], set[str]]:
+def flatten(tree: Mapping[Any, Any], *, source: str) -> tuple[dict[str, Any], set[str]]:
     """Return all tensors of nested mappings by their dotted names, and the prefixes at which a mapping begins.
 
-    The outer ones come first, and it ends after `MOST_ITEMS`.
+    The outer ones come first, and it ends after `MOST_ITEMS`. Any message can repeat the names on its one line.
+
+    Raises:
+      UserError: a name that no framework writes; `source` is what the message calls the file.
     """
     tensors: dict[str, Any] = {}
     starts = {""}
@@ -70,10 +74,16 @@ def flatten(tree: Mapping[Any, Any]) -> tuple[dict[str, Any], set[str]]:
                 if isinstance(value, Mapping) and len(name) < LONGEST_NAME:  # Below it no name would be taken.
                     deeper.append((f"{name}.", value))
                 elif hasattr(value, "shape"):
-                    tensors[name] = value
+                    tensors[_checked(name, source)] = value
         starts.update(prefix for prefix, _ in deeper)
         level = deeper
     return tensors, starts
+
+
+def _checked(name: str, source: str) -> str:
+    if len(name) > LONGEST_NAME or not name.isprintable():
+        raise UserError(f"{source}: a tensor's name is {name[:50]!a}, no name that a framework writes; fetch it again")
+    return name
 
 
 def find_network(

@@ -18,7 +18,7 @@ def read_tensors(source: str | Path | Mapping[str, Any], *, within: str = "") ->
     else:
         with unpacked(Path(source)) as path:
             tree = read_tree(path)[0]
-    tensors, _ = flatten(tree)
+    tensors, _ = flatten(tree, source=name)
     if not tensors:
         raise no_tensors(tree, name=name)
     inside = {key.removeprefix(within): value for key, value in tensors.items() if key.startswith(within)}

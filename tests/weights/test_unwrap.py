@@ -141,10 +141,24 @@ def test_no_network_is_refused_by_the_names_that_are_there():
         convert({f"x.{name}s": value for name, value in NETWORK.items()})
 
 
+@pytest.mark.parametrize("name", ["\x1b]0;owned\x07\nerror: all is well", "x" * 600])
+@pytest.mark.parametrize("count", [1, 100])
+def test_no_raw_name_is_in_a_message_or_a_note(name, count):
+    """Of a tensor beside the network, which the note would name, or of many, which the message would."""
+    tree = {**under("net."), **{f"{name}{index}": np.zeros(1) for index in range(count)}}
+    with pytest.raises(
+        UserError, match="state dict: a tensor's name is '.*, no name that a framework writes"
+    ) as caught:
+        convert(tree)
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 300
+    with pytest.raises(UserError, match="no name that a framework writes"):
+        convert(tree, select="net")
+
+
 def test_mappings_that_hold_themselves_end():
     itself = {"a": np.zeros(3)}
     itself["b"] = itself
-    tensors, starts = flatten(itself)
+    tensors, starts = flatten(itself, source="x")
     assert list(tensors)[:2] == ["a", "b.a"]
     assert len(tensors) == DEEPEST
     assert "b.b." in starts
@@ -158,7 +172,7 @@ def test_a_mapping_that_stands_in_many_others_takes_no_more_than_its_share():
     far = {"weight": np.zeros(3), **{str(index): named for index in range(1000)}}
     tracemalloc.start()
     for tree in (wide, far):
-        assert list(flatten(tree)[0]) == ["weight"]
+        assert list(flatten(tree, source="x")[0]) == ["weight"]
     assert tracemalloc.get_traced_memory()[1] < 2**27
     tracemalloc.stop()
 

@@ -30,7 +30,6 @@ FOLDER_FILES = (
 INDEX = ".index.json"
 CONFIG_FILE = "config.json"
 PROCESSOR_FILE = "preprocessor_config.json"
-LONGEST_NAME = 500
 
 
 def read_tree(path: Path) -> tuple[Mapping[str, Any], int | None]:
@@ -169,9 +168,9 @@ def arrays(tensors: Mapping[str, Any], *, name: str) -> dict[str, np.ndarray]:
       name: name of the file, for messages.
 
     Raises:
-      UserError: a name or a tensor that no framework writes, or one that is not on the CPU.
+      UserError: a tensor that no framework writes, or one that is not on the CPU.
     """
-    return {_checked(key, name): _array(value, key, name) for key, value in tensors.items()}
+    return {key: _array(value, key, name) for key, value in tensors.items()}
 
 
 def no_tensors(tree: Mapping[str, Any], *, name: str) -> UserError:
@@ -202,15 +201,7 @@ def _read_parts(index: Path) -> dict[str, Any]:
     return tensors
 
 
-def _checked(key: object, name: str) -> str:
-    """Return a tensor's name, which later messages repeat on their one line."""
-    text = str(key)
-    if len(text) > LONGEST_NAME or not text.isprintable():
-        raise UserError(f"{name}: a tensor's name is {text[:50]!a}, no name that a framework writes; fetch it again")
-    return text
-
-
-def _array(value: Any, key: object, name: str) -> np.ndarray:
+def _array(value: Any, key: str, name: str) -> np.ndarray:
     try:
         return np.asarray(value)
     except UserError:
