@@ -1,6 +1,7 @@
 """`load`: a model by its path, or by a name of published weights."""
 
 import os
+import shlex
 import shutil
 import tempfile
 from contextlib import suppress
@@ -39,7 +40,15 @@ def load(
     Raises:
       UserError: nothing to load there, an unknown name, a file that cannot be fetched, or weights that do not fit.
     """
-    return folder.load(folder_of(path_or_name, module=module), checkpoint=checkpoint, module=module, model=model)
+    path = folder_of(path_or_name, module=module)
+    try:
+        return folder.load(path, checkpoint=checkpoint, module=module, model=model)
+    except UserError as error:
+        given = path == Path(os.path.expanduser(path_or_name))
+        if given or not str(error).startswith(str(path / folder.WEIGHTS_FILE)):
+            raise
+        fix = f"remove its folder, and the same command makes it again: rm -r {shlex.quote(str(path))}"
+        raise UserError(f"{error}; {fix}") from None
 
 
 def folder_of(path_or_name: str | Path, *, module: str = "") -> Path:

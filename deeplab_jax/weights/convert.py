@@ -177,8 +177,12 @@ def _read(path: Path) -> tuple[Mapping[str, Any], int | None, dict[str, Any]]:
 
 
 def _find(source: str | Path) -> tuple[Path, dict[str, Any]]:
-    """Return where a source lies, and what the name that it may be says for `info`."""
+    """Return where a source lies, and what the name that it may be says for `info`. The weights of a model folder stand
+    for the folder.
+    """
     path = Path(os.path.expanduser(source))
+    if path.name == folder.WEIGHTS_FILE and (path.parent / folder.MODEL_FILE).is_file():
+        return path.parent, {}
     return named.find(str(source)) if not path.exists() and named.is_name(str(source)) else (path, {})
 
 

@@ -19,6 +19,7 @@ from deeplab_jax.files import read_json, replacing, write_whole
 from deeplab_jax.labels import BINARY, IGNORE_LABEL
 from deeplab_jax.models.catalog import describe, from_description
 from deeplab_jax.models.segmenter import Segmenter, Variables, abstract_variables
+from deeplab_jax.weights.formats.read import FOLDER_FILES
 from deeplab_jax.weights.formats.safetensors_file import read_safetensors
 
 MODEL_FILE = "model.json"
@@ -88,11 +89,13 @@ def load(
     if folder.is_file():
         if (folder.parent / MODEL_FILE).is_file():
             raise UserError(f"{folder}: a file of a model folder; give the folder: {shlex.quote(str(folder.parent))}")
-        words = ["python", "-m", "deeplab_jax", "convert", str(folder), "--out", f"models/{folder.stem}"]
-        raise UserError(f"{folder}: a file and no model folder; convert it first: {shlex.join(words)}")
+        raise UserError(f"{folder}: a file and no model folder; convert it first: {_convert(folder, folder.stem)}")
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give a model folder or a run directory")
     if not (folder / MODEL_FILE).is_file():
+        if any((folder / name).is_file() for name in FOLDER_FILES):
+            command = _convert(folder, folder.resolve().name)
+            raise UserError(f"{folder}: a saved folder of another code base; convert it first: {command}")
         raise UserError(f"{folder}: neither a model folder nor a run directory, there is no {MODEL_FILE} in it")
     model, info = read_description(folder, module=module, model=model)
     if (folder / WEIGHTS_FILE).is_file():
@@ -107,6 +110,11 @@ def load(
     raise UserError(
         f"{folder}: has {MODEL_FILE} but neither {WEIGHTS_FILE} nor {CHECKPOINTS}/; the run has saved nothing yet"
     )
+
+
+def _convert(source: Path, name: str) -> str:
+    """Return the command that makes a model folder of somebody else's weights."""
+    return shlex.join(["python", "-m", "deeplab_jax", "convert", str(source), "--out", f"models/{name}"])
 
 
 def write_description(folder: Path, model: Segmenter, info: Mapping[str, Any], *, named: bool = True) -> None:

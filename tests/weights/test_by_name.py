@@ -4,7 +4,9 @@ import dataclasses
 import hashlib
 import json
 import re
+import shlex
 import shutil
+import subprocess
 import tarfile
 from pathlib import Path
 
@@ -108,6 +110,25 @@ def test_a_conversion_that_was_interrupted_is_done_again(server):
     same(load(NAME)[1], convert(tiny_network.make_tensors())[1])
     shutil.rmtree(folder)
     load(NAME)
+
+
+def test_damaged_weights_in_the_cache_are_made_again_by_what_is_printed(server, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv(download.FOLDER, str(tmp_path / "my cache"))
+    variables = load(NAME)[1]
+    file = by_name.converted(NAME) / "weights.safetensors"
+    file.write_bytes(file.read_bytes()[:-10])
+    capsys.readouterr()
+    words = ["export", "--model", NAME, "--format", "smp", "--out", str(tmp_path / "x.pth")]
+    assert main(words) == 2
+    start, _, command = (
+        capsys.readouterr().err.strip().rpartition("remove its folder, and the same command makes it again: ")
+    )
+    assert f"{file}: not a readable safetensors file" in start
+    with pytest.raises(UserError, match="not a readable safetensors file") as caught:
+        load(file.parent)
+    assert "rm -r" not in str(caught.value)  # Nobody makes a folder again that was given by its path.
+    subprocess.run(shlex.split(command), check=True)
+    same(load(NAME)[1], variables)
 
 
 def test_class_names_are_those_of_the_table(server, monkeypatch):

@@ -7,7 +7,7 @@ import pytest
 from deeplab_jax.errors import UserError
 from deeplab_jax.weights import convert as module
 from deeplab_jax.weights.convert import convert
-from deeplab_jax.weights.folder import flatten_variables, load, save
+from deeplab_jax.weights.folder import WEIGHTS_FILE, flatten_variables, load, save
 from deeplab_jax.weights.tensor_map import TORCH, TensorMap
 from tests.support.tiny import run_training, tiny_config, tiny_model, tiny_models
 from tests.weights.importers import golden
@@ -171,6 +171,15 @@ def test_a_model_folder_takes_other_classes(tmp_path) -> None:
     assert other.num_classes == 2
     assert "class_names" not in info
     jax.tree.map(np.testing.assert_array_equal, changed["params"]["backbone"], variables["params"]["backbone"])
+
+
+def test_the_weights_of_a_model_folder_stand_for_it(tmp_path) -> None:
+    model, variables = tiny_model("cascade_tiny")
+    save(tmp_path / "ours", model, variables, {"step": 3})
+    for kind in ("auto", "run"):
+        found, same, info = convert(tmp_path / "ours" / WEIGHTS_FILE, kind=kind)
+        assert found == model and (info["step"], info["source"]["file"]) == (3, "ours")
+        jax.tree.map(np.testing.assert_array_equal, same, variables)
 
 
 def test_the_metrics_of_other_logits_are_left_out(tmp_path) -> None:

@@ -237,6 +237,13 @@ def test_folders_that_hold_no_model_are_user_errors(tmp_path, made) -> None:
         load(tmp_path / "best model.pth")
     with pytest.raises(UserError, match=r"neither a model folder nor a run directory, there is no model\.json"):
         load(tmp_path)
+    (tmp_path / "saved v1.5").mkdir()
+    (tmp_path / "saved v1.5" / "model.safetensors").touch()
+    fix = f"convert '{tmp_path}/saved v1.5' --out 'models/saved v1.5'"
+    with pytest.raises(
+        UserError, match=f"saved v1.5: a saved folder of another code base; convert it first: .* {fix}$"
+    ):
+        load(tmp_path / "saved v1.5")
     write_description(tmp_path, made[0], {})
     with pytest.raises(UserError, match="the run has saved nothing yet"):
         load(tmp_path)
