@@ -28,7 +28,7 @@ from deeplab_jax.weights.importers import (
     vainf,
 )
 from deeplab_jax.weights.importers.saved_config import META, apply_config, stated_stride
-from deeplab_jax.weights.known_classes import known_classes
+from deeplab_jax.weights.published import known_classes
 from deeplab_jax.weights.stem import at_own_channels, fit_channels, said_of_channels
 from deeplab_jax.weights.tensor_map import Shapes, TensorMap
 from deeplab_jax.weights.unwrap import find_network, flatten

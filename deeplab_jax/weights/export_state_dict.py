@@ -20,7 +20,7 @@ from deeplab_jax.models.segmenter import Segmenter, abstract_variables
 from deeplab_jax.weights import peer_networks
 from deeplab_jax.weights.folder import compare, flatten_variables
 from deeplab_jax.weights.formats.write_torch import write_torch
-from deeplab_jax.weights.importers import mmsegmentation, smp, smp_names, torchvision
+from deeplab_jax.weights.importers import mmsegmentation, smp, torchvision
 from deeplab_jax.weights.stem import at_own_channels
 from deeplab_jax.weights.tensor_map import TORCH, Leaf, Rule, Shapes, TensorMap, layer_of, reorder_inputs, their_name
 
@@ -123,7 +123,7 @@ def _shapes(model: Segmenter) -> dict[str, tuple[int, ...]]:
 def _smp_encoder(model: Segmenter) -> Shapes:
     """Return the variables of smp's encoder, of which a network of less depth runs the first part."""
     encoder = describe(model)["name"].split("_", 1)[1]
-    options: dict[str, Any] = {"last_channels": smp_names.CHANNELS[encoder][-1]} if encoder == "mobilenet_v2" else {}
+    options: dict[str, Any] = {"last_channels": smp.CHANNELS[encoder][-1]} if encoder == "mobilenet_v2" else {}
     whole = create_model(f"deeplabv3_{encoder}", in_channels=model.in_channels, **options)
     return {name: shape for name, shape in _shapes(whole).items() if name.split("/")[1] == "backbone"}
 
@@ -216,8 +216,8 @@ PEERS = {
     ),
     "smp": Peer(
         smp.recognise,
-        smp_names.rules_of,
-        tuple(f"{architecture}_ENCODER" for architecture in smp_names.DECODERS),
+        smp.rules_of,
+        tuple(f"{architecture}_ENCODER" for architecture in smp.DECODERS),
         peer_networks.smp,
         whole=_smp_encoder,
     ),

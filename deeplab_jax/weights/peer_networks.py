@@ -7,8 +7,8 @@ import numpy as np
 from deeplab_jax.models.catalog import describe
 from deeplab_jax.models.contexts.aspp import rates_at
 from deeplab_jax.models.segmenter import Segmenter
-from deeplab_jax.weights.importers import smp_names
 from deeplab_jax.weights.importers.mmsegmentation import STAGES
+from deeplab_jax.weights.importers.smp import CLASSES
 from deeplab_jax.weights.importers.torch_names import RESNETS
 
 MMSEGMENTATION_HEADS = {"deeplabv3": "ASPPHead", "deeplabv3plus": "DepthwiseSeparableASPPHead"}
@@ -49,7 +49,7 @@ def smp(model: Segmenter) -> str:
     if options.get("norm") == "none":
         arguments["decoder_use_norm"] = False
     arguments |= {"in_channels": model.in_channels, "classes": model.num_classes}
-    return f"smp.{smp_names.CLASSES[architecture]}({encoder!r}, {_spelt(arguments)})"
+    return f"smp.{CLASSES[architecture]}({encoder!r}, {_spelt(arguments)})"
 
 
 def mmsegmentation(model: Segmenter) -> str:

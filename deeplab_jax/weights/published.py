@@ -5,9 +5,12 @@ segmentation_models_pytorch, the model zoos of TensorFlow's DeepLab and of mmseg
 `by_name` fetches and converts what the table names.
 """
 
+import re
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
+from deeplab_jax.files import sha256_of
 from deeplab_jax.labels import ADE20K, CITYSCAPES, VOC, LabelSet
 
 PYTORCH = "https://download.pytorch.org/models/"
@@ -328,3 +331,34 @@ PUBLISHED: dict[str, Published] = {
     for name, entry in entries.items()
 }
 """Every name that `load` takes besides paths: `owner/name`."""
+
+# Names that the authors' archives and the training scripts of others give: of the file, or of a folder around it.
+KNOWN_FILES: tuple[tuple[str, LabelSet], ...] = (
+    (r"deeplabv3(_mnv2(_dm05)?|_xception)?_pascal_train(_aug|val)(_20\d\d_\d\d_\d\d)?", VOC),
+    (r"deeplab(v3)?(_mnv2|_mnv3_\w+)?_cityscapes(_xception71)?_train\w*", CITYSCAPES),
+    (r"best_deeplabv3(plus)?_\w+_voc_os\d+\.pth", VOC),
+    (r"best_deeplabv3(plus)?_\w+_cityscapes_os\d+\.pth", CITYSCAPES),
+)
+
+
+def known_classes(path: Path, num_classes: int) -> dict[str, Any]:
+    """Return `class_names` and `palette` of published weights that the user gives as a file or folder; {} if they are
+    not known for certain. The number of classes alone says nothing: somebody's own network may have as many.
+    """
+    labels = _by_name(path) or (_by_content(path) if path.is_file() else None)
+    if labels is None or labels.num_classes != num_classes:
+        return {}
+    return labels.info()
+
+
+def _by_name(path: Path) -> LabelSet | None:
+    for name in (path.name, path.absolute().parent.name):
+        for pattern, labels in KNOWN_FILES:
+            if re.fullmatch(pattern, name):
+                return labels
+    return None
+
+
+def _by_content(file: Path) -> LabelSet | None:
+    digest = sha256_of(file)
+    return next((one.labels for one in PUBLISHED.values() if one.sha256 and digest.startswith(one.sha256)), None)

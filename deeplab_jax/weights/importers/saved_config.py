@@ -13,7 +13,7 @@ import numpy as np
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.preprocessing import Preprocessing
 from deeplab_jax.weights.formats.read import CONFIG_FILE, PROCESSOR_FILE, mapping_of
-from deeplab_jax.weights.importers import mmsegmentation, smp_names
+from deeplab_jax.weights.importers import mmsegmentation, smp
 from deeplab_jax.weights.published import ENCODERS
 from deeplab_jax.weights.tensor_map import TensorMap
 
@@ -76,7 +76,7 @@ def _smp(tensor_map: TensorMap, stated: Config) -> TensorMap:
     options, notes = dict(tensor_map.options), list(tensor_map.notes)
     depth = int(str(options.get("last_stage", "conv5"))[-1])
     facts: dict[str, Any] = {
-        "_model_class": smp_names.CLASSES[architecture],
+        "_model_class": smp.CLASSES[architecture],
         "encoder_name": encoder,
         "encoder_depth": depth,
         "in_channels": options.get("in_channels", 3),

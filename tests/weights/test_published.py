@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from deeplab_jax.labels import CITYSCAPES, VOC
-from deeplab_jax.weights.known_classes import known_classes
-from deeplab_jax.weights.published import PUBLISHED
+from deeplab_jax.weights.published import PUBLISHED, known_classes
 
 
 @pytest.mark.parametrize(
