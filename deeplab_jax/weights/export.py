@@ -5,16 +5,10 @@ An exported model is a zip file of two entries:
 - `model.stablehlo`: the function with its weights, as `jax.export` serialises it;
 - `metadata.json`: its inputs and outputs.
 
-A program with JAX reads it with
-
-    archive = zipfile.ZipFile("model.zip")
-    metadata = json.loads(archive.read("metadata.json"))
-    exported = jax.export.deserialize(bytearray(archive.read("model.stablehlo")))
-    result = exported.call(images)  # within jax.jit, to compile it once for each size
-
-For other compilers `exported.mlir_module()` is the StableHLO text. Export for one platform then: for several, the
-function takes a platform's number first. JAX promises to read such files for six months after the version in the
-metadata; keep the model folder beside them.
+`README.md` in this folder has the lines by which a program with JAX reads it. For other compilers
+`exported.mlir_module()` is the StableHLO text. Export for one platform then: for several, the function takes a
+platform's number first. JAX promises to read such files for six months after the version in the metadata; keep the
+model folder beside them.
 """
 
 import io
@@ -57,7 +51,7 @@ def export_stablehlo(
     platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
     info: Mapping[str, Any] | None = None,
 ) -> bytes:
-    """Return a network exported for inference; the module's docstring describes the file and how to read it.
+    """Return a network exported for inference; the module's docstring describes the file.
 
     Batch norm is folded and an auxiliary head left out. If the model's `lowering` is "auto", one file contains for each
     platform the lowering that suits it.

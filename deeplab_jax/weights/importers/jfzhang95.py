@@ -12,7 +12,7 @@ from deeplab_jax.weights.importers.torch_names import (
     which_resnet,
     xception_rules,
 )
-from deeplab_jax.weights.tensor_map import TORCH, Names, Rule, Shapes, TensorMap
+from deeplab_jax.weights.tensor_map import Names, Rule, Shapes, TensorMap
 
 KIND = "jfzhang95"
 BACKBONE = "backbone."
@@ -60,7 +60,6 @@ def recognise(shapes: Shapes, *, output_stride: int | None) -> TensorMap | None:
         output_stride=stride,
         options=options,
         rules=(*backbone_rules, *HEAD),
-        layout=TORCH,
         # MobileNetV2's tensors occur twice.
         unused=(COUNTERS, rf"^{BACKBONE}features\."),
         notes=(*notes, "no dropout in the decoder, where jfzhang95's has 0.5 and 0.1 in training"),

@@ -12,7 +12,7 @@ from typing import Any
 from deeplab_jax.errors import UserError
 from deeplab_jax.weights.formats.read import mapping_of
 from deeplab_jax.weights.importers.torch_names import COUNTERS, RESNETS, resnet_rules, stride_of_8_or_16, which_resnet
-from deeplab_jax.weights.tensor_map import TORCH, Names, Rule, Shapes, TensorMap, first_are_last
+from deeplab_jax.weights.tensor_map import Names, Rule, Shapes, TensorMap, first_are_last
 
 KIND = "mmsegmentation"
 BACKBONE, HEAD, AUX = "backbone.", "decode_head.", "auxiliary_head."
@@ -120,7 +120,6 @@ def recognise(shapes: Shapes, *, output_stride: int | None) -> TensorMap | None:
             "aux_head": f"{AUX}conv_seg.weight" in shapes,
         },
         rules=rules_of(name),
-        layout=TORCH,
         inputs=inputs,
         unused=(COUNTERS,),
         notes=(NOT_ALIGNED, "no multi-grid", *notes),

@@ -21,7 +21,7 @@ from deeplab_jax.weights.importers.torch_names import (
     stride_of_8_or_16,
     which_resnet,
 )
-from deeplab_jax.weights.tensor_map import TORCH, Names, Rule, Shapes, TensorMap, first_are_last
+from deeplab_jax.weights.tensor_map import Names, Rule, Shapes, TensorMap, first_are_last
 
 RATES = (12, 24, 36)
 RATES_NOTE = "rates 12, 24, 36 at any output stride, unless it was trained with others"
@@ -128,7 +128,6 @@ def recognise(shapes: Shapes, *, output_stride: int | None) -> TensorMap | None:
         output_stride=stride,
         options=options,
         rules=_older_rules(name) if f"{NUMBERED[0]}.convs.0.0.weight" in shapes else rules_of(name),
-        layout=TORCH,
         inputs=_inputs(decoder),
         # An auxiliary classifier of whole images, and the part that a shortened encoder does not run.
         unused=(COUNTERS, r"^classification_head\.", *_unused(encoder, depth)),

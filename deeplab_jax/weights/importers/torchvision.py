@@ -11,7 +11,7 @@ from deeplab_jax.weights.importers.torch_names import (
     resnet_rules,
     which_resnet,
 )
-from deeplab_jax.weights.tensor_map import TORCH, Rule, Shapes, TensorMap
+from deeplab_jax.weights.tensor_map import Rule, Shapes, TensorMap
 
 KIND = "torchvision"
 PREFIX = "backbone."
@@ -124,7 +124,6 @@ def network(name: str, *, num_classes: int, output_stride: int | None = None, au
         output_stride=stride,
         options=options | {"norm_momentum": 0.99 if backbone == "mobilenet_v3_large" else 0.9},
         rules=rules_of(name),
-        layout=TORCH,
         unused=(COUNTERS,),
         notes=tuple(notes),
     )

@@ -3,7 +3,7 @@
 from deeplab_jax.models.backbones.inverted_residual import scale_channels
 from deeplab_jax.models.backbones.mobilenet_v2 import ROWS, STEM_CHANNELS
 from deeplab_jax.weights.importers.torch_names import COUNTERS, MOBILENET_V2_STAGES
-from deeplab_jax.weights.tensor_map import TORCH, Rule, Shapes, TensorMap, first_are_last
+from deeplab_jax.weights.tensor_map import Rule, Shapes, TensorMap, first_are_last
 
 ROOT, HEAD = "mobilenet_v2.", "segmentation_head."
 OUTPUT_STRIDE = 8  # From the published model's configuration; a state dict does not state it.
@@ -47,7 +47,6 @@ def recognise(shapes: Shapes, *, output_stride: int | None) -> TensorMap | None:
         num_classes=classifier[0],
         output_stride=OUTPUT_STRIDE if output_stride is None else output_stride,
         rules=RULES,
-        layout=TORCH,
         options={
             "width": width,
             "aspp_rates": (),

@@ -13,7 +13,7 @@ from deeplab_jax.weights.importers.torch_names import (
     which_resnet,
     xception_rules,
 )
-from deeplab_jax.weights.tensor_map import TORCH, Rule, Shapes, TensorMap, first_are_last
+from deeplab_jax.weights.tensor_map import Rule, Shapes, TensorMap, first_are_last
 
 KIND = "vainf"
 BACKBONE, HEAD = "backbone.", "classifier."
@@ -72,7 +72,6 @@ def recognise(shapes: Shapes, *, output_stride: int | None) -> TensorMap | None:
         output_stride=stride,
         options=options,
         rules=(*backbone_rules, *_head_rules(aspp, plus=plus)),
-        layout=TORCH,
         # There the low-level features come first.
         inputs=dict.fromkeys(
             [f"decoder/conv2_conv1{part}" for part in ("", "/depthwise", "/pointwise")],
