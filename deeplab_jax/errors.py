@@ -1,9 +1,11 @@
 """The one exception for any fault that the user can fix."""
 
 import difflib
+import importlib
 import os
 import sys
 from collections.abc import Iterable, Sequence
+from types import ModuleType
 from typing import NoReturn
 
 
@@ -36,6 +38,24 @@ def end_process(code: int) -> NoReturn:
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
+
+
+def optional(what: str, *modules: str, install: str) -> list[ModuleType]:
+    """Return modules of packages that only some users need.
+
+    Args:
+      what: the file or option that needs them.
+      modules: their dotted names.
+      install: the packages, as pip takes them.
+
+    Raises:
+      UserError: one of them is not installed.
+    """
+    try:
+        return [importlib.import_module(name) for name in modules]
+    except ImportError as error:
+        missing = error.name or modules[0]
+        raise UserError(f"{what}: needs {missing}, which is not installed; type pip install {install}") from None
 
 
 def did_you_mean(word: str, choices: Iterable[object]) -> str:

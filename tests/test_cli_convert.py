@@ -127,10 +127,13 @@ def test_export_torchvision(tmp_path, capsys) -> None:
         (("onnx", "--calibration", "x"), "--calibration: onnx has none; leave it out, or use --format tflite"),
         (("onnx",), "onnx: the size of the images has to be fixed; give it, such as --size 513x513"),
         (("tflite",), "tflite: the size of the images has to be fixed; give it, such as --size 513x513"),
-        (("onnx", "--size", "33x33"), "--format onnx: onnx is not installed; type pip install onnx onnxruntime"),
+        (
+            ("onnx", "--size", "33x33"),
+            "--format onnx: needs onnx, which is not installed; type pip install onnx onnxruntime",
+        ),
         (
             ("tflite", "--size", "33x33"),
-            "--format tflite: tensorflow is not installed; type pip install tensorflow-cpu ai-edge-litert",
+            "--format tflite: needs tensorflow, which is not installed; type pip install tensorflow-cpu ai-edge-litert",
         ),
         (("tflite", "--size", "33x33", "--precision", "int8", "--calibration", "EMPTY"), "no image in this folder"),
     ],

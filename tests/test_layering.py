@@ -63,8 +63,6 @@ BANNED = {
 }
 # The interface of Orbax changes between releases, so one file knows it.
 ONLY_CHECKPOINT = {"orbax"}
-# TensorFlow's converter writes LiteRT's files; it is an extra, and imported only then.
-ONLY_TFLITE = {"tensorflow"}
 
 
 def imported_modules(tree: ast.AST, package: str) -> Iterator[tuple[int, str]]:
@@ -93,8 +91,7 @@ def import_faults(source: str, path: Path) -> list[str]:
         return [
             f"{path}: {layer!r} has no place in the order of the layers; add it to ALLOWED in {Path(__file__).name}"
         ]
-    everywhere = BANNED_EVERYWHERE - (ONLY_TFLITE if path == Path("weights/export_tflite.py") else set())
-    banned = everywhere | BANNED.get(layer, set()) | (ONLY_CHECKPOINT if layer != "checkpoint" else set())
+    banned = BANNED_EVERYWHERE | BANNED.get(layer, set()) | (ONLY_CHECKPOINT if layer != "checkpoint" else set())
     faults = []
     for line, name in imported_modules(ast.parse(source), ".".join(["deeplab_jax", *path.parts[:-1]])):
         top, *rest = name.split(".")

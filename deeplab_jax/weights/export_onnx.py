@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Callable, Mapping
+from types import ModuleType
 from typing import Any
 
 import jax
 import numpy as np
 
-from deeplab_jax.errors import UserError
+from deeplab_jax.errors import UserError, optional
 from deeplab_jax.models.catalog import describe
 from deeplab_jax.models.segmenter import Segmenter
 from deeplab_jax.weights.check_export import check, images_like, in_float32
@@ -108,13 +109,8 @@ def to_onnx(function: Any, images: jax.ShapeDtypeStruct, *, name: str, output: s
     )
 
 
-def _packages() -> tuple[Any, Any]:
-    try:
-        import onnx
-        import onnxruntime
-    except ImportError as error:
-        raise UserError(f"--format onnx: {error.name} is not installed; type pip install onnx onnxruntime") from None
-    return onnx, onnxruntime
+def _packages() -> list[ModuleType]:
+    return optional("--format onnx", "onnx", "onnxruntime", install="onnx onnxruntime")
 
 
 def _side(side: Any) -> int | str:

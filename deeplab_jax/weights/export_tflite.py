@@ -8,13 +8,14 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from types import ModuleType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deeplab_jax.errors import UserError, in_one_line
+from deeplab_jax.errors import UserError, in_one_line, optional
 from deeplab_jax.models.decision import THRESHOLD
 from deeplab_jax.models.segmenter import Segmenter
 from deeplab_jax.weights.check_export import check, check_int8, images_like, in_float32
@@ -97,17 +98,11 @@ def runner(content: bytes) -> Callable[[np.ndarray], np.ndarray]:
     return run
 
 
-def _packages() -> tuple[Any, Any]:
+def _packages() -> list[ModuleType]:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # It is read at the import.
-    try:
-        with _quiet():
-            import tensorflow
-            from ai_edge_litert import interpreter
-    except ImportError as error:
-        raise UserError(
-            f"--format tflite: {error.name} is not installed; type pip install tensorflow-cpu ai-edge-litert"
-        ) from None
-    return tensorflow, interpreter
+    modules = "tensorflow", "ai_edge_litert.interpreter"
+    with _quiet():
+        return optional("--format tflite", *modules, install="tensorflow-cpu ai-edge-litert")
 
 
 def _batches(model: Segmenter, images: Sequence[np.ndarray], batch: int, *, preprocess: bool) -> list[np.ndarray]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from deeplab_jax.errors import UserError, in_one_line, printable, spell
+from deeplab_jax.errors import UserError, in_one_line, optional, printable, spell
 from deeplab_jax.files import DISK_ERRORS
 from deeplab_jax.weights.download import LARGEST, OFFLINE, is_offline
 from deeplab_jax.weights.folder import MODEL_FILE, WEIGHTS_FILE
@@ -59,15 +59,8 @@ def parse(name: str) -> Address:
 
 def load_hub(what: str) -> ModuleType:
     """Return the package huggingface_hub, or raise a UserError that says what needs it."""
-    try:
-        import huggingface_hub
-        import huggingface_hub.constants
-        import huggingface_hub.errors
-    except ImportError:
-        raise UserError(
-            f"{what}: needs huggingface_hub, which is not installed; type pip install huggingface_hub"
-        ) from None
-    return huggingface_hub
+    name = "huggingface_hub"
+    return optional(what, name, f"{name}.constants", f"{name}.errors", install=name)[0]
 
 
 def fetch(name: str, *, say: Callable[[str], object]) -> Snapshot:

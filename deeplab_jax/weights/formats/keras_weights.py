@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from deeplab_jax.errors import UserError, in_one_line
+from deeplab_jax.errors import UserError, in_one_line, optional
 
 MODEL_FILE, TASK_FILE = "model.weights.h5", "task.weights.h5"
 """A preset's files: of the backbone, which for DeepLab is all but the classifier, and of the task around it."""
@@ -45,10 +45,7 @@ def read_keras(path: Path) -> dict[str, np.ndarray]:
 
 
 def _tensors(path: Path) -> Iterator[tuple[str, np.ndarray]]:
-    try:
-        import h5py
-    except ImportError:
-        raise UserError(f"{path}: Keras's weights need h5py, which is not installed; type pip install h5py") from None
+    (h5py,) = optional(str(path), "h5py", install="h5py")
     try:
         with h5py.File(path, "r") as file:
             found: list[tuple[str, Any]] = []

@@ -100,7 +100,7 @@ def test_a_missing_h5py_is_told_of_the_archive(preset, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "h5py", None)
     with pytest.raises(UserError) as error:
         convert(archive)
-    assert str(error.value).startswith(f"{archive}/model.weights.h5: Keras's weights need h5py")
+    assert str(error.value).startswith(f"{archive}/model.weights.h5: needs h5py, which is not installed; type")
 
 
 def test_what_keras_does_not_write_is_refused(tmp_path):
