@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from flax.traverse_util import path_aware_map
 
 from deeplab_jax.models.decoders.unet import centre_crop
 from deeplab_jax.models.layers import CONVOLUTION, running_statistics
@@ -76,7 +77,8 @@ def mean_gradient(
       accumulate: number of micro-batches, which run one after another.
 
     Returns:
-      The metrics are float32 scalars: `loss` (over the labelled pixels), `pixel_accuracy`, `gradient_norm`.
+      The metrics are float32 scalars: `loss` (over the labelled pixels), `pixel_accuracy`, `gradient_norm` (of the
+      trained parameters, before it is clipped).
     """
     key = jax.random.fold_in(key, state.step)
     gradient, batch_stats, sums = summed_gradient(objective, state, batch, key, accumulate=accumulate)
@@ -121,13 +123,13 @@ def summed_loss(
       space: number of devices that share the rows of an image.
       remat: whether to keep only the convolutions' results of the activations, and compute the others again for the
         gradient.
-      freeze: patterns of the frozen parameters; see `make_optimizer`.
+      freeze: patterns of the frozen parameters, which have no gradient; see `make_optimizer`.
     """
     weights = jnp.asarray(class_weights, jnp.float32) if len(class_weights) else None
     loss = partial(loss, align_corners=model.settings.align_corners, class_weights=weights, parts=space)
     plain = partial(model.apply, train=True, method="coarse_logits", mutable=["batch_stats", "intermediates"])
     apply = keep_convolutions(plain) if remat else plain
-    variables = {"params": params, **({"batch_stats": batch_stats} if batch_stats else {})}
+    variables = {"params": constant(params, freeze), **({"batch_stats": batch_stats} if batch_stats else {})}
     with running_statistics(partial(matches, freeze)) if freeze else nullcontext():
         logits, updates = apply(variables, model.preprocessing(batch["image"]), rngs={"dropout": key})
     labels = batch["label"]
@@ -144,6 +146,15 @@ def summed_loss(
     right, labelled = (jnp.sum(which, dtype=jnp.float32) for which in (right & valid, valid))
     sums = {"total": total, "count": count, "right": right, "labelled": labelled}
     return total, (updates.get("batch_stats", {}), sums)
+
+
+def constant(params: Any, freeze: Sequence[str]) -> Any:
+    """Return the parameters; for those that match a pattern no gradient is computed, and theirs is 0."""
+
+    def stopped(path: tuple[Any, ...], leaf: Any) -> Any:
+        return jax.lax.stop_gradient(leaf) if matches(freeze, "/".join(path)) else leaf
+
+    return path_aware_map(stopped, params) if freeze else params
 
 
 def keep_convolutions(apply: Callable[..., Any]) -> Callable[..., Any]:

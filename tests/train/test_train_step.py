@@ -1,5 +1,6 @@
 """One training step against its definition: loss, gradient, update, and every option that changes them."""
 
+import importlib
 import math
 from functools import cache, partial
 
@@ -9,12 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax.traverse_util import flatten_dict
 
 from deeplab_jax.models.catalog import create_model
 from deeplab_jax.ops.losses import LOSSES, mean_loss
 from deeplab_jax.ops.resize import resize_labels
+from deeplab_jax.train.optimizer import matches
 from deeplab_jax.train.state import TrainState, create_state
-from deeplab_jax.train.step import share_of_newest
+from deeplab_jax.train.step import share_of_newest, summed_loss
 from experiments.benchmarks.remat import kept_mib
 from tests.support.losses import cross_entropy
 from tests.support.params import first_fast
@@ -307,6 +310,34 @@ def test_a_frozen_network_has_the_logits_of_inference() -> None:
     assert float(metrics["loss"]) == pytest.approx(float(mean_loss(total, count)), rel=1e-5)
     _, unfrozen = step(state, batch)
     assert abs(float(unfrozen["loss"]) - float(metrics["loss"])) > 1e-3
+
+
+def test_a_frozen_backbone_has_no_gradient(monkeypatch) -> None:
+    """Nothing is computed for it, and the norm is that of the trained parameters, which is the one that is clipped."""
+    freeze = ("^backbone/", r"norm/batch/(scale|bias)$")
+    model, state, step = set_up("deeplabv3plus_tiny")
+    batch = make_batch()
+
+    def gradient():
+        """The gradient of the summed loss by path, and the operations that it takes."""
+        arguments = (state.params, state.batch_stats, batch, jax.random.fold_in(jax.random.key(7), 0))
+        loss = partial(summed_loss, model=model, freeze=freeze)
+        compiled = jax.jit(jax.grad(loss, has_aux=True)).lower(*arguments).compile()
+        return flatten_dict(compiled(*arguments)[0], sep="/"), compiled.cost_analysis()["flops"]
+
+    found, flops = gradient()
+    _, metrics = step(state, batch, freeze=freeze)
+    squares = sum(float((np.asarray(leaf, np.float64) ** 2).sum()) for leaf in found.values())
+    assert float(metrics["gradient_norm"]) == pytest.approx(squares**0.5 / (batch["label"] != 255).sum(), rel=1e-4)
+    monkeypatch.setattr(importlib.import_module("deeplab_jax.train.step"), "constant", lambda params, _: params)
+    whole, more = gradient()
+    for path, leaf in found.items():
+        if matches(freeze, path):
+            assert not leaf.any()
+        else:
+            np.testing.assert_allclose(leaf, whole[path], rtol=1e-4, atol=1e-5)
+    assert whole["backbone/stem/conv/kernel"].any()
+    assert flops < 0.9 * more
 
 
 def test_norms_with_a_trained_scale_follow_their_batches() -> None:
