@@ -1,7 +1,10 @@
 """Checkpoints of a training run: the only file that knows Orbax.
 
-All processes of a run take part in every call. A checkpoint joins their parts, so it does not depend on how the state
+All processes of a run take part in every save. A checkpoint joins their parts, so it does not depend on how the state
 was spread, and can be restored onto any devices. All processes must have access to the folder.
+
+Orbax's handler writes and reads the arrays of one tree, and waits for no other process. The folders, their names and
+what is kept are decided here.
 
 Saving is synchronous: a checkpoint of these networks takes under a second, a full disk is noticed at the step in
 question, and a background copy cannot change when the next step donates its buffers.
@@ -17,20 +20,20 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache, partial
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from etils.epath import backend
 
-from deeplab_jax.distributed import is_first, is_lost, together
+from deeplab_jax.distributed import is_first, is_lost, largest, together
 from deeplab_jax.errors import UserError, spell
-from deeplab_jax.files import damage, read_json, write_checksums
+from deeplab_jax.files import TEMPORARY, damage, read_json, write_checksums, write_json
 
 METRIC = "miou"
-_VARIABLES, _EXTRA, _METRICS = "variables", "optimizer", "metrics"  # The last is Orbax's own name.
+_VARIABLES, _EXTRA, _METRICS = "variables", "optimizer", "metrics/metrics"
 
 
 @cache
@@ -55,14 +58,6 @@ def _glob(path: Any) -> Any:
     return glob.glob(os.path.join(glob.escape(folder), pattern))
 
 
-OF_OUR_OWN = (
-    "Requested `tracked_metric`",  # A save without an evaluation.
-    "CheckpointManagerOptions.read_only=True",  # A model that is loaded.
-    "Given directory is read only",
-)
-"""Beginnings of Orbax's warnings about what is meant so here."""
-
-
 class _Warnings(logging.Filter):
     """Pass on each warning once, on one line; nothing else."""
 
@@ -74,7 +69,7 @@ class _Warnings(logging.Filter):
         if record.levelno != logging.WARNING:
             return False
         text = " ".join(record.getMessage().split())
-        if text in self._shown or text.startswith(OF_OUR_OWN):
+        if text in self._shown:
             return False
         self._shown.add(text)
         record.msg, record.args = text, ()
@@ -110,13 +105,21 @@ class UnreadableCheckpoint(UserError):
 
 @contextlib.contextmanager
 def _readable(path: Path) -> Iterator[None]:
-    """Tell what the system does not let us read from content that is wrong. Memory that is used up is neither."""
+    """Tell what the system does not let us read, or what is gone, from content that is wrong. Memory that is used up is
+    none of these.
+    """
     try:
         yield
-    except (MemoryError, jax.errors.JaxRuntimeError, UserError):
+    except (MemoryError, jax.errors.JaxRuntimeError):
         raise
     except Exception as error:  # Orbax and TensorStore raise many kinds.
         if is_lost(error):
+            raise
+        if not path.exists():
+            raise UserError(
+                f"{path}: was removed while it was read, as a training does with older checkpoints; start again"
+            ) from None
+        if isinstance(error, UserError):
             raise
         if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
             raise UnreadableCheckpoint(path, error) from None
@@ -126,10 +129,10 @@ def _readable(path: Path) -> Iterator[None]:
 class Checkpoints:
     """The checkpoints in one folder: it keeps the newest ones and the best by validation mIoU.
 
-    A checkpoint has two parts: the variables for prediction, and the rest of the training state. A save is written
-    under a temporary name and renamed at the end, so a folder with a step as its name is complete. It is then read back
-    and compared; only after that older checkpoints are removed. Checksums of its files are written, too, and compared
-    at a restore. A checkpoint without them, as after a kill in between, is accepted.
+    A checkpoint has two parts: the variables for prediction, and the rest of the training state. It is written under a
+    temporary name, with the checksums of its files, read back and compared, and only then renamed. So a folder with a
+    step as its name is complete, and could be read. After that older checkpoints are removed. Those of older versions
+    may lack checksums, and are accepted.
 
     Args:
       directory: created if it does not exist.
@@ -137,41 +140,38 @@ class Checkpoints:
       read_only: change nothing there, for example because another process trains there.
 
     Raises:
-      UserError: the metrics of a checkpoint are damaged. Without `read_only` they are removed instead, and the
-        checkpoint counts as not evaluated.
+      UserError: the folder cannot be created.
     """
 
     def __init__(self, directory: str | Path, *, keep: int = 2, read_only: bool = False) -> None:
         _prepare_orbax()
-        self.directory = Path(directory).resolve()
-        if read_only:  # Of several processes each may do that for itself.
-            _check_metrics(self.directory, fix=False)
-        else:
+        self.directory, self._keep, self._read_only = Path(directory).resolve(), keep, read_only
+        if not read_only:
             with together():
                 if is_first():
-                    _check_metrics(self.directory, fix=True)
-        self._keep = keep
-        options = ocp.CheckpointManagerOptions(
-            best_fn=lambda metrics: metrics[METRIC],  # Without it no metrics are written.
-            enable_async_checkpointing=False,
-            # Files that look like the remains of a killed save may belong to another process's save in progress.
-            read_only=read_only,
-            create=not read_only,
-            cleanup_tmp_directories=not read_only,
-        )
-        self._manager = ocp.CheckpointManager(self.directory, options=options, handler_registry=_handlers())
+                    self._prepare()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._manager.close()
+    def _prepare(self) -> None:
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{self.directory}: cannot be created ({error.strerror}); give another --workdir") from None
+        for left in self.directory.glob("[0-9]*tmp*"):  # By a process that was killed; Orbax's own names, too.
+            shutil.rmtree(left, ignore_errors=True)
 
     def steps(self) -> list[int]:
-        """Return the steps with a complete checkpoint, ascending."""
-        return sorted(self._manager.all_steps())
+        """Return the steps with a complete checkpoint, ascending.
+
+        Raises:
+          UnreadableCheckpoint: the system does not let us read the folder.
+        """
+        try:
+            names = os.listdir(self.directory)
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise UnreadableCheckpoint(self.directory, error) from None
+        return sorted(int(name) for name in names if name.isdecimal())
 
     def latest(self) -> int | None:
         """Return the newest step, or None."""
@@ -181,7 +181,7 @@ class Checkpoints:
         """Return the step for "best" (the newest if none was evaluated), "newest", or a number.
 
         Raises:
-          UserError: there is no such checkpoint.
+          UserError: there is no such checkpoint, or the metrics of one are damaged.
         """
         steps = self.steps()
         if not steps:
@@ -199,8 +199,25 @@ class Checkpoints:
         return int(which)
 
     def metrics(self, step: int) -> dict[str, float]:
-        """Return the validation metrics saved with a step, {} if it was not evaluated."""
-        return dict(self._manager.metrics(step) or {})
+        """Return the validation metrics saved with a step, {} if it was not evaluated.
+
+        Raises:
+          UserError: they are damaged. Without `read_only` the step counts as not evaluated instead.
+        """
+        file = self.directory / str(step) / _METRICS
+        try:
+            found = read_json(file)
+            if not 0 <= found[METRIC] <= 1:
+                raise ValueError(f"{METRIC} is not between 0 and 1")
+            return {METRIC: found[METRIC]}
+        except FileNotFoundError:
+            return {}
+        except OSError as error:
+            raise UnreadableCheckpoint(file, error) from None
+        except (ValueError, KeyError, TypeError) as error:
+            if self._read_only:
+                raise UserError(f"{file}: is damaged ({error}); remove the folder {file.parent}") from None
+            return {}
 
     def save(self, step: int, variables: Any, extra: Any, *, metrics: Mapping[str, float] | None = None) -> None:
         """Save a checkpoint, read it back, and remove those that are no longer kept. A step that exists already is not
@@ -211,23 +228,42 @@ class Checkpoints:
         Raises:
           UserError: it could not be written, or is not what was written. The older checkpoints are intact.
         """
-        if step in self._manager.all_steps():
+        with together():
+            known = step in self.steps()
+        if largest(int(known)):  # A process may see a shared folder as it was some seconds ago.
             return
-        parts = {_VARIABLES: variables, _EXTRA: extra}
-        items = ocp.args.Composite(**{name: ocp.args.StandardSave(tree) for name, tree in parts.items()})
-        with self._saving(step):
-            if not self.directory.is_dir():  # Orbax would create a new one, without the older checkpoints.
-                raise FileNotFoundError(errno.ENOENT, "the folder has vanished")
-            self._manager.save(step, args=items, metrics=None if metrics is None else dict(metrics), force=True)
-            self._manager.wait_until_finished()
+        fresh = self.directory / f"{step}{TEMPORARY}"
+        try:
+            self._write(step, fresh, {_VARIABLES: variables, _EXTRA: extra}, metrics)
+        except Exception:
+            if is_first():
+                shutil.rmtree(fresh, ignore_errors=True)  # Its space is free again.
+            raise
         with together(), self._saving(step):
             if is_first():
-                write_checksums(self.directory / str(step), parts)
-        for name, tree in parts.items():
-            self._read_back(step, name, tree)
-        with self._saving(step):
-            for old in set(self.steps()) - self._kept():
-                self._manager.delete(old)
+                fresh.rename(self.directory / str(step))
+                for old in set(self.steps()) - self._kept():
+                    self._remove(old)
+
+    def _write(self, step: int, fresh: Path, parts: Mapping[str, Any], metrics: Mapping[str, float] | None) -> None:
+        """Write a checkpoint to a new folder and read it back."""
+        with together(), self._saving(step):
+            if is_first():
+                shutil.rmtree(fresh, ignore_errors=True)
+                fresh.mkdir()
+        with together(), self._saving(step):
+            for name, tree in parts.items():
+                _handler().save(epath.Path(fresh / name), args=ocp.args.StandardSave(tree))
+        with together(), self._saving(step):
+            if is_first():
+                for name in parts:
+                    _handler().finalize(epath.Path(fresh / name))
+                write_checksums(fresh, parts)
+                if metrics is not None:
+                    _write_metrics(fresh, metrics)
+        with together():
+            for name, tree in parts.items():
+                self._read_back(step, fresh, name, tree)
 
     def _kept(self) -> set[int]:
         """Return the newest steps, and the best of those that were evaluated."""
@@ -235,29 +271,27 @@ class Checkpoints:
         evaluated = [step for step in steps if self.metrics(step)]
         return {*steps[-self._keep :], *([self.find("best")] if evaluated else [])}
 
-    def _read_back(self, step: int, item: str, tree: Any) -> None:
-        """Remove a new checkpoint and raise a UserError unless a part of it is, bit for bit, the tree."""
-        with together():  # Of several processes each reads all, and compares what it has.
-            try:
-                stored = self._load(step, item, jax.tree.map(_on_host, tree))
-                changed = [
-                    _path(path)
-                    for (path, leaf), found in zip(
-                        jax.tree_util.tree_leaves_with_path(tree), jax.tree.leaves(stored), strict=True
-                    )
-                    if not _is_same(leaf, found)
-                ]
-                reason = f"not what was written: {spell(changed, limit=3)}" if changed else ""
-            except UserError as error:
-                reason = getattr(error, "reason", str(error))
-            if reason:
-                kept = self._others(step)
-                if is_first():
-                    shutil.rmtree(self.directory / str(step), ignore_errors=True)
-                raise UserError(
-                    f"{self.directory}: the checkpoint of step {step} could not be read back ({reason}); {kept}; check "
-                    "this disk and start again"
-                )
+    def _remove(self, step: int) -> None:
+        """Remove a checkpoint, which a kill or a reader never sees by half."""
+        left = (self.directory / str(step)).rename(self.directory / f"{step}.old{TEMPORARY}")
+        shutil.rmtree(left, ignore_errors=True)  # What a network's disk holds for a reader goes at the next start.
+
+    def _read_back(self, step: int, folder: Path, item: str, tree: Any) -> None:
+        """Raise a UserError unless a part of a new checkpoint is, bit for bit, the tree. Each process reads all of it,
+        and compares what it has.
+        """
+        try:
+            stored = self._load(folder, item, jax.tree.map(_on_host, tree))
+            leaves = zip(jax.tree_util.tree_leaves_with_path(tree), jax.tree.leaves(stored), strict=True)
+            changed = [_path(path) for (path, leaf), found in leaves if not _is_same(leaf, found)]
+            reason = f"not what was written: {spell(changed, limit=3)}" if changed else ""
+        except UserError as error:
+            reason = getattr(error, "reason", str(error))
+        if reason:
+            raise UserError(
+                f"{self.directory}: the checkpoint of step {step} could not be read back ({reason}); "
+                f"{self._others(step)}; check this disk and start again"
+            )
 
     @contextlib.contextmanager
     def _saving(self, step: int, what: str = "the checkpoint") -> Iterator[None]:
@@ -277,10 +311,9 @@ class Checkpoints:
         Raises:
           UserError: they could not be written.
         """
-        with self._saving(step, "the metrics"):
-            with ocp.Checkpointer(ocp.JsonCheckpointHandler(filename=_METRICS)) as writer:
-                writer.save(self.directory / str(step) / _METRICS, args=ocp.args.JsonSave(dict(metrics)), force=True)
-            self._manager.reload()
+        with together(), self._saving(step, "the metrics"):
+            if is_first():
+                _write_metrics(self.directory / str(step), metrics)
 
     def restore_variables(self, step: int, abstract: Any) -> Any:
         """Restore the variables of a step into the shapes of `abstract`.
@@ -311,42 +344,42 @@ class Checkpoints:
                     folder.rename(aside)
             except OSError as error:
                 raise UserError(f"{folder}: is damaged and cannot be renamed ({error.strerror}); remove it") from None
-        self._manager.reload()
         return aside
 
     def _restore(self, step: int, item: str, abstract: Any) -> Any:
         folder = self.directory / str(step)
         with _readable(folder):
-            reason = damage(folder, item)
-        if reason:
-            raise DamagedCheckpoint(folder, reason)
-        return self._load(step, item, abstract)
+            if reason := damage(folder, item):
+                raise DamagedCheckpoint(folder, reason)
+        return self._load(folder, item, abstract)
 
-    def _load(self, step: int, item: str, abstract: Any) -> Any:
-        self._compare(step, item, abstract)
-        with _readable(self.directory / str(step)):
-            restored = self._manager.restore(
-                step, args=ocp.args.Composite(**{item: ocp.args.StandardRestore(_placed(abstract))})
-            )
-        return restored[item]
-
-    def _compare(self, step: int, item: str, abstract: Any) -> None:
-        with _readable(self.directory / str(step)):
-            metadata = self._manager.item_metadata(step)[item]
-            stored = _shapes(metadata.tree)
+    def _load(self, folder: Path, item: str, abstract: Any) -> Any:
+        """Return a part in the shapes of `abstract`; no process waits for another."""
+        part = epath.Path(folder / item)
+        with _readable(folder):
+            stored = _shapes(_handler().metadata(part).tree)
         if problems := misfits(_shapes(abstract), stored):
             raise UserError(
-                f"{self.directory / str(step)}: a checkpoint of another model or optimizer: "
-                f"{spell(problems, separator='; ')}; "
+                f"{folder}: a checkpoint of another model or optimizer: {spell(problems, separator='; ')}; "
                 "use the configuration it was trained with, or another --workdir"
             )
+        with _readable(folder):
+            return _handler().restore(part, args=ocp.args.StandardRestore(_placed(abstract)))
 
     def _others(self, step: int) -> str:
         """Return as a phrase which checkpoint there is beside a failed one."""
         steps: list[int] = []
-        with contextlib.suppress(OSError):
-            steps = [int(name) for name in os.listdir(self.directory) if name.isdigit() and int(name) != step]
+        with contextlib.suppress(UserError):
+            steps = [other for other in self.steps() if other != step]
         return f"step {max(steps)} is intact" if steps else "none was saved before"
+
+
+_handler = cache(ocp.StandardCheckpointHandler)
+
+
+def _write_metrics(folder: Path, metrics: Mapping[str, float]) -> None:
+    (folder / _METRICS).parent.mkdir(exist_ok=True)
+    write_json(folder / _METRICS, dict(metrics))
 
 
 def misfits(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> list[str]:
@@ -374,34 +407,6 @@ def _is_same(leaf: Any, found: Any) -> bool:
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
         return all(_is_same(np.asarray(shard.data), found[shard.index]) for shard in leaf.addressable_shards)
     return np.asarray(leaf).tobytes() == np.asarray(found).tobytes()
-
-
-def _check_metrics(directory: Path, *, fix: bool) -> None:
-    """Check the metrics of every checkpoint, because Orbax reads all of them at once and fails on a single bad one."""
-    for file in directory.glob(f"[0-9]*/{_METRICS}/{_METRICS}"):
-        if not file.parts[-3].isdigit():  # A checkpoint that was renamed as damaged, or is being written.
-            continue
-        try:
-            if not 0 <= read_json(file)[METRIC] <= 1:
-                raise ValueError(f"{METRIC} is not between 0 and 1")
-        except FileNotFoundError:  # Another process has removed the checkpoint.
-            continue
-        except OSError as error:
-            raise UnreadableCheckpoint(file, error) from None
-        except (ValueError, KeyError, TypeError) as error:
-            if not fix:
-                raise UserError(f"{file}: is damaged ({error}); remove the folder {file.parent}") from None
-            shutil.rmtree(file.parent)
-
-
-def _handlers() -> ocp.handlers.DefaultCheckpointHandlerRegistry:
-    """Describe the two parts: a manager that has saved nothing yet does not know them, and then reads no shapes."""
-    registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
-    for item in (_VARIABLES, _EXTRA):
-        handler = ocp.StandardCheckpointHandler()
-        registry.add(item, ocp.args.StandardSave, handler)
-        registry.add(item, ocp.args.StandardRestore, handler)
-    return registry
 
 
 def _reason(error: Exception) -> str:

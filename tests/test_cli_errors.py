@@ -306,16 +306,15 @@ def test_a_disk_that_is_full_is_a_line_and_keeps_the_older_checkpoint(complain, 
 
     words = [*tiny_config_words(tmp_path), *data[1], "--workdir", tmp_path / "run"]
     words += ["--config.train.steps=3", "--config.train.checkpoint_every=1"]
-    save_one, calls = ocp.CheckpointManager.save, []
+    save_one = ocp.StandardCheckpointHandler.save
 
-    def full(self, step, *args, **options):
-        calls.append(step)
-        if step > 1:
+    def full(self, folder, **options):
+        if not folder.parent.name.startswith("1"):
             raise OSError(errno.ENOSPC, "No space left on device")
-        return save_one(self, step, *args, **options)
+        return save_one(self, folder, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(ocp.CheckpointManager, "save", full)
+        patch.setattr(ocp.StandardCheckpointHandler, "save", full)
         line = complain(*words)
     assert re.search(r"checkpoint of step 2 could not be saved \(.*No space left on device\); step 1 is intact", line)
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["1"]

@@ -124,8 +124,8 @@ def test_a_process_that_sigterm_stops_ends_with_75_and_goes_on(usual, tmp_path) 
     assert code == 75 and time.monotonic() - began < 60
     (line,) = errors.splitlines()
     assert line.startswith("deeplab-jax: stopped at step ") and line.endswith("the same command goes on from there")
-    with Checkpoints(tmp_path / "run" / CHECKPOINTS, read_only=True) as checkpoints:
-        step = checkpoints.latest()
+    checkpoints = Checkpoints(tmp_path / "run" / CHECKPOINTS, read_only=True)
+    step = checkpoints.latest()
     second = start(*words)
     assert second.stdout is not None and second.stdout.readline().startswith(f"resuming from step {step} in ")
     second.kill()
@@ -157,5 +157,5 @@ def test_a_process_whose_reader_hangs_ends(tmp_path, module, words) -> None:
     code, _, errors = finish(start(*words, "--config", config, "--workdir", tmp_path / "run", module=module))
     (line,) = errors.splitlines()
     assert code == 2 and "no data for 10 s: a thread hangs in reading" in line
-    with Checkpoints(tmp_path / "run" / CHECKPOINTS, read_only=True) as checkpoints:
-        assert checkpoints.latest() in (2, 3, 4)
+    checkpoints = Checkpoints(tmp_path / "run" / CHECKPOINTS, read_only=True)
+    assert checkpoints.latest() in (2, 3, 4)

@@ -249,12 +249,12 @@ def raising(at, error):
 def test_a_failing_function_costs_nothing(tmp_path, undisturbed) -> None:
     with pytest.raises(ZeroDivisionError):
         train(tmp_path, on_step=raising(2, ZeroDivisionError()))
-    with Checkpoints(tmp_path / CHECKPOINTS, read_only=True) as checkpoints:
-        assert checkpoints.latest() == 2
+    checkpoints = Checkpoints(tmp_path / CHECKPOINTS, read_only=True)
+    assert checkpoints.latest() == 2
     with pytest.raises(ZeroDivisionError):
         train(tmp_path, on_evaluation=raising(3, ZeroDivisionError()))
-    with Checkpoints(tmp_path / CHECKPOINTS, read_only=True) as checkpoints:
-        assert checkpoints.latest() == 3 and checkpoints.metrics(3) != {}
+    checkpoints = Checkpoints(tmp_path / CHECKPOINTS, read_only=True)
+    assert checkpoints.latest() == 3 and checkpoints.metrics(3) != {}
     seen = []
     train(tmp_path, on_evaluation=lambda step, metrics: seen.append(step))
     assert seen == [6]  # That of step 3 is not repeated.
@@ -269,8 +269,8 @@ SLOW = pytest.mark.slow
 def test_a_function_that_returns_true_ends_the_run_and_the_same_call_goes_on(tmp_path, undisturbed, which, at) -> None:
     results = train(tmp_path, **{which: lambda step, metrics: step == at})
     assert results["step"] == at and 0 <= results["miou"] <= 1
-    with Checkpoints(tmp_path / CHECKPOINTS, read_only=True) as checkpoints:
-        assert checkpoints.latest() == at and checkpoints.metrics(at) != {}
+    checkpoints = Checkpoints(tmp_path / CHECKPOINTS, read_only=True)
+    assert checkpoints.latest() == at and checkpoints.metrics(at) != {}
     assert train(tmp_path)["step"] == 6
     assert_same_end(tmp_path, undisturbed)
 

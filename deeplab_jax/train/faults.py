@@ -10,7 +10,7 @@ import numpy as np
 
 from deeplab_jax.checkpoint import Checkpoints, DamagedCheckpoint
 from deeplab_jax.data.faults import Skipped
-from deeplab_jax.distributed import is_lost, listed, together
+from deeplab_jax.distributed import gathered, is_first, is_lost, listed, together
 from deeplab_jax.errors import UserError
 from deeplab_jax.train.signals import Interrupted
 from deeplab_jax.train.state import TrainState, restore
@@ -72,8 +72,9 @@ def restore_newest(
     initial: Callable[[jax.Array], TrainState],
     shardings: TrainState,
     say: Callable[[str], Any],
-) -> tuple[TrainState, int]:
-    """Return the newest state that can be read, and its step; report newer damaged ones and rename them.
+) -> tuple[TrainState | None, int]:
+    """Return the newest state that can be read, and its step; report newer damaged ones and rename them. It is None
+    and 0 where there is no checkpoint.
 
     A state that is damaged for one process counts as damaged on all of them.
 
@@ -82,23 +83,28 @@ def restore_newest(
         can be read is of another network.
     """
     damaged: dict[int, str] = {}
-    for step in reversed(checkpoints.steps()):
+    with together():
+        found = checkpoints.steps() if is_first() else []
+    steps = gathered(found)  # Other processes may see a shared folder as it was some seconds ago.
+    if not steps:
+        return None, 0
+    for step in reversed(steps):
         own: list[str] = []
         with together():
             try:
                 state = restore(checkpoints, step, initial, shardings)
             except DamagedCheckpoint as error:
                 own = [error.reason or "cannot be read"]
-        if found := listed(own):
-            damaged[step] = found[0]
+        if reasons := listed(own):
+            damaged[step] = reasons[0]
             continue
         for bad, reason in damaged.items():
             aside = checkpoints.set_aside(bad)
             say(f"the checkpoint of step {bad} is damaged ({reason}) and now called {aside.name}")
         return state, step
-    reasons = "; ".join(f"step {step}: {reason}" for step, reason in damaged.items())
+    why = "; ".join(f"step {step}: {reason}" for step, reason in damaged.items())
     raise UserError(
-        f"{checkpoints.directory}: every checkpoint is damaged ({reasons}); bring one back from a backup, or give "
+        f"{checkpoints.directory}: every checkpoint is damaged ({why}); bring one back from a backup, or give "
         "another --workdir"
     )
 

@@ -89,9 +89,9 @@ def replay(folder: str | Path) -> Replay:
     step = build_step(config, model, optimizer)
     initial, shardings, _ = build_program(config, model, mesh, optimizer, step)
     shared = {name: step.keywords[name] for name in ("objective", "key", "accumulate")}
-    with Checkpoints(folder / CHECKPOINTS, read_only=True) as checkpoints:
-        before = checkpoints.find("newest")
-        state = restore(checkpoints, before, initial, shardings)
+    checkpoints = Checkpoints(folder / CHECKPOINTS, read_only=True)
+    before = checkpoints.find("newest")
+    state = restore(checkpoints, before, initial, shardings)
     rows: dict[int, tuple[str, np.ndarray]] = {}
     with nn.intercept_methods(partial(_tap, rows, itertools.count())):
         gradient, _, metrics = jax.jit(partial(mean_gradient, **shared))(state, place_batch(batch, mesh))

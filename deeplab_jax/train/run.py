@@ -97,10 +97,10 @@ class Run:
         self, initial: Callable[[jax.Array], TrainState], shardings: TrainState
     ) -> tuple[TrainState | None, int]:
         """Return the state of the newest checkpoint that can be read, and its step; None and 0 if there is none."""
-        self.checkpoints = self._held.enter_context(Checkpoints(self.workdir / CHECKPOINTS, keep=self.settings.keep))
-        if self.checkpoints.latest() is None:
-            return None, 0
+        self.checkpoints = Checkpoints(self.workdir / CHECKPOINTS, keep=self.settings.keep)
         state, step = restore_newest(self.checkpoints, initial, shardings, self.say)
+        if state is None:
+            return None, 0
         self.say(f"resuming from step {step} in {self.checkpoints.directory}")
         return state, step
 
@@ -169,7 +169,8 @@ class Run:
 
     def lacks_evaluation(self, start: int) -> bool:
         """Whether the evaluation of the restored step was cut short."""
-        return start > 0 and self.is_due(start) and not self.checkpoints.metrics(start)
+        with together():
+            return start > 0 and self.is_due(start) and not self.checkpoints.metrics(start)
 
     def log(self, number: int, state: TrainState, metrics: Metrics) -> None:
         """Record a step's numbers if it is time, and call `on_step` with them."""
@@ -285,5 +286,4 @@ def write_postmortem(
             write_json(folder / CONFIG_FILE, to_plain(config))
             write_description(folder, model, info, named=not is_own(config, "model"))
             np.savez_compressed(folder / BATCH_FILE, image=batch["image"], label=batch["label"])
-    with Checkpoints(folder / CHECKPOINTS) as checkpoints:
-        checkpoints.save(number - 1, state.variables(), state.extra())
+    Checkpoints(folder / CHECKPOINTS).save(number - 1, state.variables(), state.extra())

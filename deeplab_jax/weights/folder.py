@@ -103,10 +103,10 @@ def load(
             raise UserError(f"{folder}: a model folder, which has no checkpoint {checkpoint!r}; leave that out")
         return model, _read_weights(folder / WEIGHTS_FILE, model), info
     if (folder / CHECKPOINTS).is_dir():
-        with Checkpoints(folder / CHECKPOINTS, read_only=True) as checkpoints:
-            step = checkpoints.find(checkpoint)
-            variables = checkpoints.restore_variables(step, abstract_variables(model))
-            return model, variables, {**info, "step": step, "metrics": checkpoints.metrics(step)}
+        checkpoints = Checkpoints(folder / CHECKPOINTS, read_only=True)
+        step = checkpoints.find(checkpoint)
+        variables = checkpoints.restore_variables(step, abstract_variables(model))
+        return model, variables, {**info, "step": step, "metrics": checkpoints.metrics(step)}
     raise UserError(
         f"{folder}: has {MODEL_FILE} but neither {WEIGHTS_FILE} nor {CHECKPOINTS}/; the run has saved nothing yet"
     )

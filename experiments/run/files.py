@@ -171,8 +171,7 @@ def checkpoint_steps(workdir: Path) -> list[int]:
     """Return the steps of the checkpoints in a run directory, ascending."""
     if not (workdir / CHECKPOINTS).is_dir():
         return []
-    with Checkpoints(workdir / CHECKPOINTS, read_only=True) as checkpoints:
-        return checkpoints.steps()
+    return Checkpoints(workdir / CHECKPOINTS, read_only=True).steps()
 
 
 def last_miou(records: Records) -> float | None:

@@ -14,7 +14,9 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
+from etils import epath
 from ml_collections import ConfigDict
 from rich.console import Console
 
@@ -99,9 +101,9 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
 
 def read_checkpoint(workdir: Path, step: int) -> dict[str, np.ndarray]:
     """All arrays of a checkpoint by path, of whatever kind of run."""
-    with Checkpoints(workdir / CHECKPOINTS) as checkpoints:
-        items = checkpoints._manager.restore(step)
-    trees = {name: items[name] for name in ("variables", "optimizer")}
+    folder = epath.Path(Checkpoints(workdir / CHECKPOINTS, read_only=True).directory / str(step))
+    handler = ocp.StandardCheckpointHandler()
+    trees = {name: handler.restore(folder / name) for name in ("variables", "optimizer")}
     leaves = jax.tree_util.tree_leaves_with_path(trees)
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
 

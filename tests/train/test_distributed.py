@@ -205,8 +205,8 @@ def test_a_process_that_dies_hangs_or_is_preempted_ends_all_with_75(tmp_path, wh
     assert code == 75, errors
     assert time.monotonic() - began < 60
     steps = [int(step) for step in re.findall(r"step (\d+):", output)] or [8]
-    with Checkpoints(tmp_path / "run" / CHECKPOINTS, read_only=True) as checkpoints:
-        newest = checkpoints.latest()
+    checkpoints = Checkpoints(tmp_path / "run" / CHECKPOINTS, read_only=True)
+    newest = checkpoints.latest()
     assert newest >= 5
     if number == signal.SIGTERM:
         assert says(rf"stopped at step {newest} of 4000, which is saved", errors) == 1 and newest == max(steps)
@@ -273,11 +273,12 @@ def write_faulty_config(file, which, fault, **changes):
     patches = (f"if any(word.endswith(',2,{which}') for word in sys.argv):", *(f"    {line}" for line in fault))
     head = (
         "import sys",
-        "from deeplab_jax.checkpoint import DamagedCheckpoint",
+        "from functools import partialmethod",
+        "from deeplab_jax import checkpoint",
         "from deeplab_jax.data.sets import scenes",
         "from deeplab_jax.errors import UserError",
         "from deeplab_jax.evaluate import outputs",
-        "from deeplab_jax.train import faults, run",
+        "from deeplab_jax.train import run",
         "def fail(*args, when=lambda *args, **options: True, otherwise=None, **options):",
         "    if when(*args, **options):",
         "        raise UserError('made up')",
@@ -295,10 +296,17 @@ def write_faulty_config(file, which, fault, **changes):
         pytest.param(0, "run.Writers.__init__ = fail", None, id="writers"),
         pytest.param(
             0,
-            "from functools import partialmethod; run.Writers.scalars = partialmethod("
+            "run.Writers.scalars = partialmethod("
             "fail, when=lambda *_, prefix: prefix == 'val', otherwise=run.Writers.scalars)",
             2,
             id="record of an evaluation",
+        ),
+        pytest.param(
+            1,
+            "handler = checkpoint.ocp.StandardCheckpointHandler; handler.save = partialmethod("
+            "fail, when=lambda _, folder, **__: folder.parent.name.startswith('4'), otherwise=handler.save)",
+            2,
+            id="disk",
         ),
     ],
 )
@@ -306,8 +314,8 @@ def test_what_fails_on_one_process_ends_all_with_2(tmp_path, which, fault, saved
     config = write_faulty_config(tmp_path / "tiny.py", which, [fault], **RUN)
     code, _, errors = finish(launch(config, "--workdir", tmp_path / "run", devices=1))
     assert code == 2 and errors.count("deeplab-jax:") == says("made up", errors) == 1, errors
-    with Checkpoints(tmp_path / "run" / CHECKPOINTS, read_only=True) as checkpoints:
-        assert checkpoints.latest() == saved
+    checkpoints = Checkpoints(tmp_path / "run" / CHECKPOINTS, read_only=True)
+    assert checkpoints.latest() == saved
 
 
 TRAINS_WITH_A_FUNCTION = """
@@ -362,8 +370,8 @@ def test_a_function_of_the_first_process_alone_keeps_all_in_step(tmp_path, case,
     if ends is None:
         assert [code for code, _, _ in found] == [1, 1], errors
         assert "ambiguous" in found[0][2] and "process 0 of 2 failed, and says why" in found[1][2]
-        with Checkpoints(tmp_path / "run" / CHECKPOINTS, read_only=True) as checkpoints:
-            assert checkpoints.latest() == 2
+        checkpoints = Checkpoints(tmp_path / "run" / CHECKPOINTS, read_only=True)
+        assert checkpoints.latest() == 2
     else:
         assert [code for code, _, _ in found] == [0, 0], errors
         assert all(f"ended at {ends}" in output for _, output, _ in found)
@@ -386,8 +394,8 @@ def test_a_signal_to_a_process_that_waits_for_data_has_all_save(tmp_path) -> Non
     ]
     config = write_faulty_config(tmp_path / "tiny.py", 1, fault, **{**FAULT, "train.checkpoint_every": 4000})
     code, _, errors = finish(launch(config, "--workdir", tmp_path / "run", devices=1))
-    with Checkpoints(tmp_path / "run" / CHECKPOINTS, read_only=True) as checkpoints:
-        newest = checkpoints.latest()
+    checkpoints = Checkpoints(tmp_path / "run" / CHECKPOINTS, read_only=True)
+    newest = checkpoints.latest()
     assert code == 75 and says(f"stopped at step {newest} of 4000, which is saved", errors) == 1, errors
     assert errors.count("deeplab-jax:") == 1
 
@@ -406,14 +414,7 @@ def test_a_prediction_that_one_process_cannot_write_ends_all_with_2(tmp_path, al
 def test_a_checkpoint_that_one_process_cannot_read_is_damaged_for_all(tmp_path, alone) -> None:
     reference, _ = alone(RUN["train.steps"])
     shutil.copytree(reference, tmp_path / "run")
-    fault = [
-        "def restore(checkpoints, step, *args, wrapped=faults.restore):",
-        "    state = wrapped(checkpoints, step, *args)",
-        "    if step == 4:",
-        "        raise DamagedCheckpoint(checkpoints.directory, 'made up')",
-        "    return state",
-        "faults.restore = restore",
-    ]
+    fault = ["checkpoint.damage = lambda folder, part: 'made up' if folder.name == '4' else ''"]
     config = write_faulty_config(tmp_path / "tiny.py", 1, fault, **RUN)
     words = ("--workdir", tmp_path / "run", "--allow_config_change")
     code, output, errors = finish(launch(config, *words, devices=1))

@@ -54,8 +54,8 @@ def run_until_done(words, workdir, *, kills, seed):
         assert killed, f"done with {kills - number} kills to come: {lines[-3:]}"
         hits[IN_EVALUATION] += comes_before(IN_EVALUATION, lines[-1])
         hits[IN_SAVE] += any("tmp" in path.name for path in (workdir / CHECKPOINTS).iterdir())
-        with Checkpoints(workdir / CHECKPOINTS, read_only=True) as checkpoints:
-            newest = checkpoints.latest()
+        checkpoints = Checkpoints(workdir / CHECKPOINTS, read_only=True)
+        newest = checkpoints.latest()
     code, output, errors = finish(start(*words))
     assert code == 0, errors
     assert newest is None or output.startswith(f"resuming from step {newest} in ")

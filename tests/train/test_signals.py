@@ -53,11 +53,8 @@ def raising(number, call, *, when=lambda *args: True):
 def assert_same_run(workdir, undisturbed) -> None:
     assert read_metrics(workdir) == read_metrics(undisturbed)
     assert_same_arrays(read_checkpoint(workdir, 6), read_checkpoint(undisturbed, 6))
-    with (
-        Checkpoints(workdir / CHECKPOINTS, read_only=True) as a,
-        Checkpoints(undisturbed / CHECKPOINTS, read_only=True) as b,
-    ):
-        assert a.metrics(6) == b.metrics(6) != {} and a.find("best") == b.find("best")
+    a, b = (Checkpoints(run / CHECKPOINTS, read_only=True) for run in (workdir, undisturbed))
+    assert a.metrics(6) == b.metrics(6) != {} and a.find("best") == b.find("best")
 
 
 @pytest.mark.parametrize("number", first_fast(SIGNALS))
@@ -98,8 +95,8 @@ def test_a_signal_in_an_evaluation_does_not_wait_for_its_end(tmp_path, monkeypat
         with pytest.raises(Interrupted, match=f"stopped at step {step} of 6, which is saved"):
             run_training(tmp_path, tiny_config())
     assert len(batches) == 1  # Of three.
-    with Checkpoints(tmp_path / CHECKPOINTS, read_only=True) as checkpoints:
-        assert checkpoints.latest() == step and checkpoints.metrics(step) == {}
+    checkpoints = Checkpoints(tmp_path / CHECKPOINTS, read_only=True)
+    assert checkpoints.latest() == step and checkpoints.metrics(step) == {}
     assert run_training(tmp_path, tiny_config())["step"] == 6
     assert_same_run(tmp_path, undisturbed)
     assert run_training(tmp_path, tiny_config()) is None
@@ -141,8 +138,8 @@ def test_a_signal_does_not_wait_for_data(tmp_path, monkeypatch, undisturbed, spl
         finally:
             hanging.released.set()
         assert time.monotonic() - began < 30
-    with Checkpoints(tmp_path / CHECKPOINTS, read_only=True) as checkpoints:
-        assert checkpoints.latest() == step
+    checkpoints = Checkpoints(tmp_path / CHECKPOINTS, read_only=True)
+    assert checkpoints.latest() == step
     run_training(tmp_path, tiny_config())
     assert_same_run(tmp_path, undisturbed)
 

@@ -49,8 +49,8 @@ def copy(finished, tmp_path):
 
 
 def steps_in(workdir):
-    with Checkpoints(workdir / CHECKPOINTS, read_only=True) as checkpoints:
-        return checkpoints.steps()
+    checkpoints = Checkpoints(workdir / CHECKPOINTS, read_only=True)
+    return checkpoints.steps()
 
 
 def truncate_data(folder):
@@ -156,8 +156,8 @@ def test_damaged_metrics_are_computed_again(copy, finished, content) -> None:
     with pytest.raises(UserError, match=r"6/metrics/metrics: is damaged .*; remove the folder"):
         load(copy)
     assert run_training(copy, tiny_config(**THREE))["step"] == 6
-    with Checkpoints(copy / CHECKPOINTS) as repaired, Checkpoints(finished / CHECKPOINTS) as whole:
-        assert repaired.metrics(6) == whole.metrics(6) != {}
+    repaired, whole = (Checkpoints(run / CHECKPOINTS, read_only=True) for run in (copy, finished))
+    assert repaired.metrics(6) == whole.metrics(6) != {}
     assert load(copy)[2]["step"] == 6
 
 
@@ -194,7 +194,7 @@ def test_memory_that_is_used_up_is_no_damage(copy, monkeypatch) -> None:
         raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint.ocp.CheckpointManager, "restore", restore)
+        patch.setattr(checkpoint.ocp.StandardCheckpointHandler, "restore", restore)
         with pytest.raises(MemoryError):
             train(tiny_config(**THREE), copy)
     assert steps_in(copy) == [2, 4, 6]
@@ -213,14 +213,14 @@ def test_readers_wait_for_no_other_process(copy, monkeypatch) -> None:
 def test_a_disk_that_takes_no_more_is_a_line_and_keeps_what_is_there(tmp_path, monkeypatch, error) -> None:
     import orbax.checkpoint as ocp
 
-    save = ocp.CheckpointManager.save
+    save = ocp.StandardCheckpointHandler.save
 
-    def failing(self, step, *args, **options):
-        if step == 6:
+    def failing(self, folder, **options):
+        if folder.parent.name.startswith("6"):
             raise OSError(error, os.strerror(error))
-        return save(self, step, *args, **options)
+        return save(self, folder, **options)
 
-    monkeypatch.setattr(ocp.CheckpointManager, "save", failing)
+    monkeypatch.setattr(ocp.StandardCheckpointHandler, "save", failing)
     with pytest.raises(UserError, match=rf"step 6 could not be saved .*{os.strerror(error)}.*step 3 is intact"):
         run_training(tmp_path, tiny_config())
     assert steps_in(tmp_path) == [3]

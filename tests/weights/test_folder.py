@@ -275,12 +275,10 @@ def test_a_description_that_cannot_be_written_leaves_the_one_before(tmp_path, ma
 def test_a_run_directory_gives_its_best_checkpoint_or_else_the_newest(tmp_path, made) -> None:
     model, variables = made
     write_description(tmp_path, model, INFO)
-    with Checkpoints(tmp_path / CHECKPOINTS, keep=3) as checkpoints:
-        for step, score in enumerate((None, 0.7, 0.6, None), start=1):
-            shifted = jax.tree.map(lambda x, step=step: x + step, variables)
-            checkpoints.save(
-                step, shifted, {"step": np.int32(step)}, metrics=None if score is None else {METRIC: score}
-            )
+    checkpoints = Checkpoints(tmp_path / CHECKPOINTS, keep=3)
+    for step, score in enumerate((None, 0.7, 0.6, None), start=1):
+        shifted = jax.tree.map(lambda x, step=step: x + step, variables)
+        checkpoints.save(step, shifted, {"step": np.int32(step)}, metrics=None if score is None else {METRIC: score})
 
     def first(**options):
         _, read, info = load(tmp_path, **options)
