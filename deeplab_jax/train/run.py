@@ -21,7 +21,14 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.files import read_json, write_json
 from deeplab_jax.models.segmenter import Segmenter
 from deeplab_jax.terminal import plain_console
-from deeplab_jax.train.faults import as_user_errors, describe_failure, recording, restore_newest, saving_first
+from deeplab_jax.train.faults import (
+    as_user_errors,
+    describe_failure,
+    is_finite,
+    recording,
+    restore_newest,
+    saving_first,
+)
 from deeplab_jax.train.given import NOTHING, ON_EVALUATION, ON_STEP, Calls, Given, is_own, spell_own
 from deeplab_jax.train.patience import Evaluations
 from deeplab_jax.train.record import METRICS_FILE, read_mious
@@ -173,11 +180,11 @@ class Run:
             return start > 0 and self.is_due(start) and not self.checkpoints.metrics(start)
 
     def log(self, number: int, state: TrainState, metrics: Metrics) -> None:
-        """Record a step's numbers if it is time, and call `on_step` with them."""
-        if (values := self._record(number, state, metrics)) is not None:
-            with saving_first(partial(self.save, number, state)):  # A failing function costs no step.
+        """Record a step's numbers if it is time, and call `on_step` with them. What fails there costs no step."""
+        with saving_first(partial(self.save, number, state)):
+            if (values := self._record(number, state, metrics)) is not None:
                 self._call(ON_STEP, number, values)
-            self.clock.restart()  # The user's time is not the step's.
+                self.clock.restart()  # The user's time is not the step's.
 
     def _record(self, number: int, state: TrainState, metrics: Metrics) -> dict[str, float] | None:
         """Record a step's numbers and return them, or return None if it is not time."""
@@ -186,9 +193,7 @@ class Run:
         if number % self.settings.log_every and number not in (self.start + 1, self.settings.steps):
             return None
         with together():
-            values = report(number, int(state.step), metrics, self._schedule, self.clock, self.writers)
-        self.clock.restart()
-        return values
+            return report(number, int(state.step), metrics, self._schedule, self.clock, self.writers)
 
     def save(self, number: int, state: TrainState, results: dict[str, Any] | None = None) -> None:
         """Save a checkpoint, with the results of its evaluation if there was one; then call `on_evaluation`."""
@@ -205,9 +210,18 @@ class Run:
         self.stop.check(number, self.settings.steps)
 
     def log_and_save(self, number: int, state: TrainState, metrics: Metrics) -> None:
-        """Record a step's numbers and save it before the run ends."""
-        self._record(number, state, metrics)
-        self.save(number, state)
+        """Record a step's numbers and save it before the run ends; without an update, which the next start decides on
+        again, save the step before it.
+        """
+        save = partial(self.save, number, state) if is_finite(metrics) else partial(self._save_before, number, state)
+        with saving_first(save):
+            self._record(number, state, metrics)
+        save()
+
+    def _save_before(self, number: int, state: TrainState) -> None:
+        """Save the state before step `number`, if that is one of a step."""
+        if number > 1:
+            self.save(number - 1, state)
 
     def add_evaluation(self, number: int, results: dict[str, Any]) -> None:
         """Add the results of an evaluation to a checkpoint that has none."""
@@ -216,7 +230,8 @@ class Run:
         self._after_evaluation(number, results)
 
     def stop_or_skip(self, number: int, state: TrainState, batch: Any, metrics: Metrics) -> None:
-        """Continue without the update of a step that is not finite, or write a post-mortem and raise a UserError.
+        """Continue without the update of a step that is not finite, or write a post-mortem, save the state before it
+        and raise a UserError.
 
         Args:
           number, batch, metrics: of the step.
@@ -224,7 +239,7 @@ class Run:
         """
         skipped, what = number - int(state.step), describe_failure(number, metrics)
         if skipped <= self.settings.skip_nonfinite:
-            with together():
+            with saving_first(partial(self.save, number, state)), together():
                 self.writers.scalars(number, {"skipped_updates": skipped}, prefix="train")
             self.writers.say(f"{what}: update skipped, {skipped} of at most {self.settings.skip_nonfinite}")
             return
@@ -235,9 +250,12 @@ class Run:
         except UserError as error:
             saved = f"no post-mortem ({error})"
         raise UserError(
-            f"{what}; {saved}; to go on from the last checkpoint, start again with --config.train.skip_nonfinite=10, "
-            "which skips such updates, or with --allow_config_change and --config.optimizer.clip_norm=1 or a lower "
-            "--config.optimizer.learning_rate"
+        with suppress(UserError):  # The step is the failure to report.
+            self._save_before(number, state)
+        newest = self.checkpoints.latest()
+            f"{what}; {saved}; to go on{'' if newest is None else f' from step {newest}'}, start again with "
+            f"--config.train.skip_nonfinite={skipped + 9}, which skips such updates, or with --allow_config_change and "
+            "--config.optimizer.clip_norm=1 or a lower --config.optimizer.learning_rate"
         )
 
     def say_skipped_updates(self, state: TrainState) -> None:

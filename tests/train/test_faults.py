@@ -28,7 +28,8 @@ from deeplab_jax.train.run import BATCH_FILE, POSTMORTEM
 from deeplab_jax.train.signals import Interrupted
 from deeplab_jax.train.state import TrainState
 from deeplab_jax.train.workdir import CONFIG_FILE
-from deeplab_jax.weights.folder import load
+from deeplab_jax.train.writers import Clock, Writers
+from deeplab_jax.weights.folder import CHECKPOINTS, load
 from tests.support.params import first_fast
 from tests.support.tiny import (
     assert_same_arrays,
@@ -148,6 +149,64 @@ def test_updates_may_be_skipped_and_are_counted(tmp_path, monkeypatch, capsys) -
     assert "2 of 6 updates were skipped: their loss or gradient was not finite" in capsys.readouterr().out
     with pytest.raises(AssertionError):
         assert_same_arrays(fourth, read_checkpoint(tmp_path, 6))
+
+
+@pytest.mark.parametrize("allowed", [0, 10])
+def test_the_printed_number_of_skips_lets_the_run_go_on(tmp_path, monkeypatch, allowed) -> None:
+    """From the step before the fault, which is saved although none was due."""
+    changes = {"train.steps": 30, "train.checkpoint_every": 100, "train.evaluate_every": 100}
+    poison(monkeypatch, 3)
+    with pytest.raises(UserError, match="; to go on from step ") as caught:
+        run_training(tmp_path, tiny_config(**changes, **{"train.skip_nonfinite": allowed}))
+    step, more = 2 + allowed, 10 + allowed
+    assert f"to go on from step {step}, start again with --config.train.skip_nonfinite={more}, " in str(caught.value)
+    assert_same_arrays(read_checkpoint(tmp_path, step), read_checkpoint(tmp_path / POSTMORTEM, step))
+    with pytest.raises(UserError, match=rf"step {3 + more}: "):  # All that it allows.
+        run_training(tmp_path, tiny_config(**changes, **{"train.skip_nonfinite": more}))
+
+
+def test_a_first_step_that_is_not_finite_saves_nothing(tmp_path, monkeypatch) -> None:
+    poison(monkeypatch, 1)
+    with pytest.raises(UserError, match="step 1: .*; to go on, start again with --config.train.skip_nonfinite=10, "):
+        run_training(tmp_path, tiny_config())
+    assert not list((tmp_path / CHECKPOINTS).iterdir())
+
+
+@pytest.mark.parametrize(("fault", "saved"), [("finite", 4), ("not finite", 3)])
+def test_data_that_fail_after_a_step_cost_none_and_hide_no_fault(tmp_path, monkeypatch, fault, saved) -> None:
+    """With an update to skip, the step before it is saved: the next start finds the fault again."""
+    if fault == "not finite":
+        poison(monkeypatch, 4)
+    fetch, calls = Clock.fetch, []
+
+    def failing(self, batches):
+        calls.append(1)
+        if len(calls) == 4:
+            raise UserError("made up")
+        return fetch(self, batches)
+
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="made up"):
+        patch.setattr(Clock, "fetch", failing)
+        run_training(tmp_path, tiny_config(**{"train.checkpoint_every": 100, "train.evaluate_every": 100}))
+    assert os.listdir(tmp_path / CHECKPOINTS) == [str(saved)]
+
+
+@pytest.mark.parametrize("allowed", [0, 3])
+def test_a_record_that_cannot_be_written_costs_no_step(tmp_path, monkeypatch, allowed) -> None:
+    if allowed:
+        poison(monkeypatch, 4)
+    scalars = Writers.scalars
+
+    def failing(self, step, values, *, prefix):
+        if step == 4:
+            raise UserError("made up")
+        scalars(self, step, values, prefix=prefix)
+
+    monkeypatch.setattr(Writers, "scalars", failing)
+    changes = {"train.checkpoint_every": 100, "train.evaluate_every": 100, "train.skip_nonfinite": allowed}
+    with pytest.raises(UserError, match="made up"):
+        run_training(tmp_path, tiny_config(**changes))
+    assert os.listdir(tmp_path / CHECKPOINTS) == ["4"]
 
 
 @pytest.mark.parametrize("clip_norm", [0.0, 1.0])
