@@ -8,6 +8,7 @@ import dataclasses
 import re
 import shlex
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import flax.linen as nn
@@ -24,7 +25,7 @@ from deeplab_jax.models.layers import Conv
 from deeplab_jax.models.segmenter import Segmenter, Variables
 from deeplab_jax.train.state import TrainState
 from deeplab_jax.weights.by_name import load
-from deeplab_jax.weights.folder import compare, flatten_variables
+from deeplab_jax.weights.folder import FIX, compare, flatten_variables
 from deeplab_jax.weights.stem import fit_channels, said_of_channels
 
 SCOPES: dict[str, Callable[[str], bool]] = {
@@ -110,7 +111,8 @@ def initial_variables(
         norms = put_identity_norms(without_norm, source, variables, images(), target=model)
         biases = {name.replace("/norm/batch/", "/conv/") for name in norms if name.startswith("params/")}
         found = {name: value for name, value in found.items() if name not in biases} | norms
-    compare(wanted, found, source=path)
+    fitting = _fitting_scope(flat, flatten_variables(variables))
+    compare(wanted, found, source=path, fix=f"add --config.init_scope={fitting}" if fitting else FIX)
     if unlike := unlike_options(source, model):
         say(f"note: the network of {path} has other settings, which no tensor shows: {' '.join(unlike)}")
     placed = {name: jax.device_put(found[name], value.sharding) for name, value in wanted.items()}
@@ -121,6 +123,16 @@ def initial_variables(
         count = len({name.split("/", 1)[1].rsplit("/", 1)[0] for name in norms})
         say(f"its batch norms were folded away: {count} new ones start as the identity")
     return unflatten_dict({**flat, **placed}, sep="/")
+
+
+def _fitting_scope(expected: dict[str, Any], found: dict[str, Any]) -> str:
+    """Return the largest scope within which weights fit a model, "" for none."""
+    for scope, holds in SCOPES.items():
+        within = ({name: value for name, value in flat.items() if holds(name)} for flat in (expected, found))
+        with suppress(UserError):
+            compare(*within, source="")
+            return scope
+    return ""
 
 
 def unlike_options(source: Segmenter, model: Segmenter) -> list[str]:

@@ -27,6 +27,7 @@ WEIGHTS_FILE = "weights.safetensors"
 METRICS_FILE = "metrics.json"  # of an evaluation
 CHECKPOINTS = "checkpoints"
 INITIALISED = "initialised_from"  # The key of a trained model's `info` for the weights that it started from.
+FIX = "give weights of the same architecture and class count"
 FORMAT = 1
 MAPPINGS = ("provenance", "source", "metrics", INITIALISED)
 LARGEST_STORED = 2**16 - 1  # Of a mask with 16 bits.
@@ -242,14 +243,11 @@ def flatten_variables(variables: Mapping[str, Any]) -> dict[str, Any]:
     return flatten_dict(flax.core.unfreeze(dict(variables)), sep="/")
 
 
-def compare(expected: Mapping[str, Any], found: Mapping[str, Any], *, source: str) -> None:
+def compare(expected: Mapping[str, Any], found: Mapping[str, Any], *, source: str, fix: str = FIX) -> None:
     """Raise a UserError that names the first missing, unexpected or mis-shaped tensors; both mappings are flat."""
     problems = misfits(*({name: tuple(array.shape) for name, array in flat.items()} for flat in (expected, found)))
     if problems:
-        raise UserError(
-            f"{source}: does not fit the model: {spell(problems, separator='; ')}; give weights of the same "
-            "architecture and class count"
-        )
+        raise UserError(f"{source}: does not fit the model: {spell(problems, separator='; ')}; {fix}")
 
 
 def _read_weights(file: Path, model: Segmenter) -> Variables:

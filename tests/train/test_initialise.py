@@ -83,7 +83,8 @@ def test_other_classes_fit_all_but_the_classifier(tmp_path) -> None:
     save(tmp_path, model, variables, {})
     _, other = tiny_model("cascade_tiny", num_classes=3)
     fresh = zeros(other)
-    with pytest.raises(UserError, match=r"params/classifier/bias is \(7,\), the model has \(3,\).*same architecture"):
+    fix = "add --config.init_scope=all_but_classifier$"
+    with pytest.raises(UserError, match=rf"params/classifier/bias is \(7,\), the model has \(3,\); .*{fix}"):
         start(fresh, tmp_path, scope="all")
     start(fresh, tmp_path, scope="all_but_classifier")
 
@@ -92,8 +93,11 @@ def test_missing_tensors_unknown_scopes_and_missing_folders_are_user_errors(tmp_
     model, variables = tiny_model("cascade_tiny", norm="group")
     save(tmp_path, model, variables, {})
     _, batch = tiny_model("cascade_tiny")
-    with pytest.raises(UserError, match=r"missing params/backbone/.*norm"):
+    with pytest.raises(UserError, match=r"missing params/backbone/.*norm.*; give weights of the same architecture"):
         start(zeros(batch), tmp_path, scope="backbone")
+    _, larger = tiny_model("deeplabv3plus_tiny", norm="group")
+    with pytest.raises(UserError, match=r"missing params/context/.*; add --config.init_scope=backbone$"):
+        start({"params": larger["params"]}, tmp_path, scope="all")
     with pytest.raises(UserError, match=r"config\.init_scope='bakbone': did you mean backbone"):
         start(zeros(batch), tmp_path, scope="bakbone")
     with pytest.raises(UserError, match="gone: no such folder"):
