@@ -35,7 +35,7 @@ def key(
       give: text that a message shows instead of these limits.
       most: the largest number of values in a list.
       free: whether two starts of one run may differ in it: it changes numbers only by rounding, or only says when the
-        run ends, or what happens after a fault.
+        run is evaluated or saved, when it ends, or what happens after a fault.
       without: for options: keys that are not allowed, because they have their own place.
     """
     kinds = {"low": low, "high": high, "give": give, "most": most, "free": free, "without": without}
@@ -240,8 +240,8 @@ class Train(Step, Objective):
     shard_state: bool = key(False, free=True)  # True: parameters and optimizer state are split over devices
     seed: int = key(0, 0)
     log_every: int = key(20, 1, give=NOT_NEVER, free=True)
-    evaluate_every: int = key(2_000, 1, give=NOT_NEVER)
-    checkpoint_every: int = key(1_000, 1, give=NOT_NEVER)
+    evaluate_every: int = key(2_000, 1, give=NOT_NEVER, free=True)
+    checkpoint_every: int = key(1_000, 1, give=NOT_NEVER, free=True)
     patience: int = key(0, 0, free=True)  # evaluations without a better mIoU after which the run ends; 0: it does not
     keep: int = key(2, 1, free=True)  # newest checkpoints; the best one is kept as well
     pictures: int = key(4, 0, free=True)  # validation images drawn at each evaluation

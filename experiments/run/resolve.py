@@ -23,7 +23,7 @@ from experiments.tables import Row, Table
 NORM = "model.options.norm"
 PLAIN = {"model.output_stride": 32, "model.options.aspp_rates": (), "model.options.image_pooling": False}
 # The key of a training leaves these out. Weights depend on none of them but the seed, which stands beside the key.
-OUTSIDE_KEY = (*FREE, "config.train.seed", "config.train.evaluate_every", "config.train.checkpoint_every")
+OUTSIDE_KEY = (*FREE, "config.train.seed")
 
 
 @dataclass(frozen=True)

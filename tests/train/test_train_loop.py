@@ -247,7 +247,7 @@ def test_a_run_from_before_a_key_was_there_had_its_default(saved, tmp_path) -> N
 
 def test_many_changes_are_counted(saved, tmp_path) -> None:
     open_workdir(tmp_path, tiny_config(), allow_config_change=False)
-    names = ("steps", "seed", "batch_size", "checkpoint_every", "evaluate_every")
+    names = ("steps", "seed", "batch_size", "accumulate", "aux_weight")
     other = tiny_config(**{f"train.{name}": 9 for name in names})
     with pytest.raises(UserError, match=" and 1 more"):
         open_workdir(tmp_path, other, allow_config_change=False)
