@@ -178,7 +178,8 @@ class Checkpoints:
         return max(self.steps(), default=None)
 
     def find(self, which: str | int = "best") -> int:
-        """Return the step for "best" (the newest if none was evaluated), "newest", or a number.
+        """Return the step for "best" (the first with the largest mIoU, the newest if none was evaluated), "newest" or a
+        number.
 
         Raises:
           UserError: there is no such checkpoint, or the metrics of one are damaged.
@@ -189,7 +190,8 @@ class Checkpoints:
                 f"{self.directory}: holds no complete checkpoint; train for longer, or give another run directory"
             )
         if which == "best":
-            return max(steps, key=lambda step: (self.metrics(step).get(METRIC, -1.0), step))
+            mious = {step: found[METRIC] for step in steps if (found := self.metrics(step))}
+            return max(mious, key=lambda step: (mious[step], -step), default=steps[-1])
         if which == "newest":
             return steps[-1]
         if str(which) not in map(str, steps):
@@ -267,9 +269,7 @@ class Checkpoints:
 
     def _kept(self) -> set[int]:
         """Return the newest steps, and the best of those that were evaluated."""
-        steps = self.steps()
-        evaluated = [step for step in steps if self.metrics(step)]
-        return {*steps[-self._keep :], *([self.find("best")] if evaluated else [])}
+        return {*self.steps()[-self._keep :], self.find("best")}
 
     def _remove(self, step: int) -> None:
         """Remove a checkpoint, which a kill or a reader never sees by half."""

@@ -46,7 +46,7 @@ def fill(folder, scores, *, keep=2):
         ([None, None, None, None], [3, 4], 4),
         ([0.1, 0.5, 0.2, None, 0.3, None], [2, 5, 6], 2),
         ([0.1, 0.5, 0.2, 0.6, None], [4, 5], 4),
-        ([0.0, 0.0, 0.0], [2, 3], 3),  # the later one of equals
+        ([0.5, 0.5, 0.0, 0.5], [1, 3, 4], 1),  # the first of equals, as where a run ends early
     ],
 )
 def test_the_best_and_the_newest_are_kept(tmp_path: Path, scores, kept, best) -> None:
