@@ -119,19 +119,18 @@ def without_frozen(
       UserError: a pattern that is not a regular expression, or matches nothing.
     """
     paths = _paths(params)
-    _check_patterns(freeze, paths)
+    _check_patterns("freeze", freeze, paths)
     if not freeze:
         return optimizer
     labels = {path: "frozen" if matches(freeze, path) else "trained" for path in paths}
     return optax.partition({"trained": optimizer, "frozen": optax.set_to_zero()}, unflatten_dict(labels, sep="/"))
 
 
-def _check_patterns(patterns: Sequence[str], paths: Sequence[str]) -> None:
+def _check_patterns(key: str, patterns: Sequence[str], paths: Sequence[str]) -> None:
     for pattern in patterns:
         if not any(_search(pattern, path) for path in paths):
             raise UserError(
-                f"pattern {pattern!r} of the optimizer matches no parameter; a parameter is called {paths[0]!r}, for "
-                "instance"
+                f"config.optimizer.{key}: {pattern!r} matches no parameter; one is called {paths[0]!r}, for instance"
             )
 
 
@@ -148,7 +147,7 @@ def rate_factors(
     Raises:
       UserError: as `stage_factors`; a pattern that is not a regular expression, or matches nothing.
     """
-    _check_patterns([pattern for pattern, _ in multipliers], paths)
+    _check_patterns("multipliers", [pattern for pattern, _ in multipliers], paths)
     of_stage = stage_factors(paths, layer_decay)
     return {
         path: of_stage[path] * next((factor for pattern, factor in multipliers if _search(pattern, path)), 1.0)

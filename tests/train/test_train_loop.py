@@ -301,7 +301,10 @@ def test_a_damaged_record_is_named(saved, tmp_path, content) -> None:
         ({"model.name": "cascade_tinny"}, "model 'cascade_tinny' is not known: did you mean cascade_tiny"),
         ({"model.options": {"nrom": "batch"}}, "option 'nrom' has no meaning for cascade_tiny: did you mean norm"),
         ({"optimizer.name": "sdg"}, "did you mean sgd"),
-        ({"optimizer.freeze": ("resnet",)}, "pattern 'resnet' of the optimizer matches no parameter"),
+        (
+            {"optimizer.freeze": ("resnet",)},
+            "config.optimizer.freeze: 'resnet' matches no parameter",
+        ),
         # The first evaluation may be hours away.
         ({"evaluate.mode": "paded"}, r"config\.evaluate\.mode='paded': did you mean padded"),
         ({"evaluate.output_stride": 7}, "output_stride=7"),
