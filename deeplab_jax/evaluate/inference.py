@@ -137,7 +137,7 @@ def predict_classes(
     """
     if protocol.crf:
         return predict(model, variables, images, sizes, protocol)[0]
-    return _classes(model, variables, images, sizes, protocol.views, protocol.threshold)
+    return jitted_classes(model, variables, images, sizes, protocol.views, protocol.threshold)
 
 
 def predict_large(
@@ -176,8 +176,8 @@ def evaluate_batch(
       Class ids `[N, H, W]` and the int32 counts of `counts.count`; only these leave the device.
     """
     if not protocol.slides(padded_to(images)) and not protocol.crf:
-        counting = protocol.views, wanted(protocol)
-        classes, counts = _classes_and_counts(model, variables, images, labels, sizes, protocol.threshold, *counting)
+        how = protocol.threshold, protocol.views, wanted(protocol)
+        classes, counts = jitted_classes_and_counts(model, variables, images, labels, sizes, *how)
     else:
         classes, probabilities = predict(model, variables, images, sizes, protocol)
         counts = count(model, jnp.asarray(labels), classes, probabilities, wanted=wanted(protocol))
@@ -241,14 +241,15 @@ _count = jax.jit(count, static_argnums=0, static_argnames="wanted")
 
 
 @partial(jax.jit, static_argnums=(0, 4))
-def _classes(
+def jitted_classes(
     model: Segmenter, variables: Variables, images: jax.Array, sizes: jax.Array, views: Views, threshold: Number
 ) -> jax.Array:
+    """Compute `predict_classes` of a whole batch; no window slides."""
     return _predict(model, variables, images, sizes, views, threshold)[0]
 
 
 @partial(jax.jit, static_argnums=(0, 6, 7))
-def _classes_and_counts(
+def jitted_classes_and_counts(
     model: Segmenter,
     variables: Variables,
     images: jax.Array,
@@ -258,6 +259,7 @@ def _classes_and_counts(
     views: Views,
     wanted: Wanted,
 ) -> tuple[jax.Array, Counts]:
+    """Compute `evaluate_batch` of a whole batch; no window slides."""
     classes, probabilities = _predict(model, variables, images, sizes, views, threshold)
     return classes, count(model, labels, classes, probabilities, wanted=wanted)
 

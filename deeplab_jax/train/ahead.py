@@ -24,7 +24,7 @@ from deeplab_jax.files import read_json, write_json
 from deeplab_jax.labels import PUBLISHED_SETS
 from deeplab_jax.models.catalog import describe
 from deeplab_jax.train.from_config import build_model, open_split
-from deeplab_jax.train.program import Lowered, lower_evaluation, lower_prediction, lower_training
+from deeplab_jax.train.lower import Lowered, lower_evaluation, lower_prediction, lower_training
 
 FORMAT = 1  # of a stored report; a change of what it holds makes another one
 MOST_IMAGES = 4096

@@ -102,10 +102,10 @@ def test_padded_predictions_are_cut_back(made) -> None:
 
 def test_padded_compiles_for_few_sizes(made) -> None:
     sizes = (*((34 + 3 * i, 120 - 5 * i) for i in range(14)), (200, 40))
-    before = inference._classes_and_counts._cache_size()
+    before = inference.jitted_classes_and_counts._cache_size()
     results = evaluate(*made, MadeUp(sizes), split="val", batch_size=2)
     assert results["protocol"]["sizes_run"] == [[129, 129], [257, 129]]
-    assert inference._classes_and_counts._cache_size() - before == 2
+    assert inference.jitted_classes_and_counts._cache_size() - before == 2
     assert results["protocol"]["images"] == 15
 
 

@@ -94,9 +94,9 @@ def test_batches_predict_what_single_images_do_in_few_programs(made, tmp_path) -
         write_image(folder / f"{index:02}.png", source[index]["image"])
     protocol, found = Protocol(pad_to=((65, 65), (97, 97))), find_images([folder])
     predict(made, found, tmp_path / "one", protocol, batch_size=1)
-    before = inference._classes._cache_size()
+    before = inference.jitted_classes._cache_size()
     done = predict(made, found, tmp_path / "many", protocol, batch_size=4)
-    assert inference._classes._cache_size() - before == 2
+    assert inference.jitted_classes._cache_size() - before == 2
     assert [each.name for each, _ in done] == [f"{index:02}" for index in range(12)]
     for file in (tmp_path / "one").iterdir():
         assert file.read_bytes() == (tmp_path / "many" / file.name).read_bytes()

@@ -15,7 +15,7 @@ from deeplab_jax.train import ahead as module
 from deeplab_jax.train.ahead import Ahead, bisect, count_classes
 from deeplab_jax.train.batches import abstract_batch
 from deeplab_jax.train.from_config import build_mesh
-from deeplab_jax.train.program import lower_training
+from deeplab_jax.train.lower import lower_training
 from deeplab_jax.train.sharding import make_mesh
 from tests.support.tiny import tiny_config, tiny_models
 
