@@ -14,11 +14,11 @@ from deeplab_jax.train.faults import Step, is_finite, saving_first, saying_skipp
 from deeplab_jax.train.from_config import build_mesh, build_optimizer, build_step, model_for, open_splits
 from deeplab_jax.train.given import NOTHING, Given
 from deeplab_jax.train.initialise import fresh_state
+from deeplab_jax.train.notes import announce
 from deeplab_jax.train.program import build_program
 from deeplab_jax.train.run import Run
 from deeplab_jax.train.state import TrainState
 from deeplab_jax.train.validation import Results, Validation
-from deeplab_jax.train.writers import announce
 
 
 def train(config: ConfigDict, workdir: str | Path, *, given: Given = NOTHING, **how: Any) -> Results | None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from deeplab_jax.models.catalog import create_model
-from deeplab_jax.train.writers import notes
+from deeplab_jax.train.notes import notes
 from tests.support.tiny import tiny_config
 
 GOOD = {"train.steps": 100, "train.batch_size": 16}
