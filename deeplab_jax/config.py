@@ -293,28 +293,3 @@ def state_val_rule(data: Any, rule: str) -> None:
         and options.get("val_fraction") is not None
     ):
         options["val_rule"] = options.get("val_rule") or rule
-
-
-def with_defaults(plain: Mapping[str, Any], default: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a plain config; keys that it lacks, at every level, come from the default one."""
-    return {
-        **default,
-        **{
-            key: with_defaults(value, default[key])
-            if isinstance(value, Mapping) and isinstance(default.get(key), Mapping)
-            else value
-            for key, value in plain.items()
-        },
-    }
-
-
-def differences(old: Mapping[str, Any], new: Mapping[str, Any], *, prefix: str = "config") -> list[str]:
-    """List the differences of two plain configs, as `config.train.steps: 100 -> 200`."""
-    lines = []
-    for key in sorted({*old, *new}):
-        name, before, after = f"{prefix}.{key}", old.get(key), new.get(key)
-        if isinstance(before, Mapping) and isinstance(after, Mapping):
-            lines += differences(before, after, prefix=name)
-        elif before != after:
-            lines.append(f"{name}: {before} -> {after}")
-    return lines

@@ -11,7 +11,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from deeplab_jax import config_keys as keys
-from deeplab_jax.config import base, differences, load_config, parse_arg, read_config, shrink, to_plain
+from deeplab_jax.config import base, load_config, parse_arg, read_config, shrink, to_plain
 from deeplab_jax.config_values import check
 from deeplab_jax.data.augment import augment
 from deeplab_jax.data.augmentation import Augmentation
@@ -24,6 +24,7 @@ from deeplab_jax.models.catalog import create_model, model_names
 from deeplab_jax.train.optimizer import make_optimizer
 from deeplab_jax.train.schedules import make_schedule
 from deeplab_jax.train.step import summed_loss, train_step
+from deeplab_jax.train.workdir import differences
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
 SCENES = f"--config={CONFIGS[0].parent}/scenes.py"
@@ -327,16 +328,3 @@ def test_a_config_survives_json(tmp_path) -> None:
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UserError, match=r"config\.json: not a readable configuration"):
         read_config(tmp_path / "config.json")
-
-
-def test_differences_are_listed_by_key() -> None:
-    old, new = to_plain(base()), to_plain(base())
-    new["train"]["steps"] = 7
-    new["data"]["crop_size"] = [65, 65]
-    new["model"]["options"] = {"width": 2}
-    assert differences(old, new) == [
-        "config.data.crop_size: [513, 513] -> [65, 65]",
-        "config.model.options.width: None -> 2",
-        "config.train.steps: 30000 -> 7",
-    ]
-    assert differences(old, old) == []

@@ -161,12 +161,13 @@ class Run:
             self.writers.say(self._evaluations.why())
 
     def _origin(self) -> dict[str, Any]:
-        """Return the entry of `info` on the weights that the run started from, as its first start found them."""
+        """Return the entry of `info` on the weights that the run started from, as the start from step 0 found them."""
         if not self.config.init:
             return {}
         known: Any = None
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            known = read_json(self.workdir / MODEL_FILE)["info"][INITIALISED]
+        if self.start:
+            with suppress(OSError, ValueError, KeyError, TypeError):
+                known = read_json(self.workdir / MODEL_FILE)["info"][INITIALISED]
         return {INITIALISED: known or origin_of(self.config.init)}
 
     def is_due(self, number: int) -> bool:
@@ -249,10 +250,10 @@ class Run:
             saved = f"see python -m deeplab_jax replay {folder}"
         except UserError as error:
             saved = f"no post-mortem ({error})"
-        raise UserError(
         with suppress(UserError):  # The step is the failure to report.
             self._save_before(number, state)
         newest = self.checkpoints.latest()
+        raise UserError(
             f"{what}; {saved}; to go on{'' if newest is None else f' from step {newest}'}, start again with "
             f"--config.train.skip_nonfinite={skipped + 9}, which skips such updates, or with --allow_config_change and "
             "--config.optimizer.clip_norm=1 or a lower --config.optimizer.learning_rate"

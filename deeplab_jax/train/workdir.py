@@ -2,17 +2,18 @@
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from deeplab_jax.config import CONFIG_FILE, RUN_FILE, base, differences, state_val_rule, to_plain, with_defaults
+from deeplab_jax.config import CONFIG_FILE, RUN_FILE, base, state_val_rule, to_plain
 from deeplab_jax.config_keys import FREE
 from deeplab_jax.errors import UserError, spell
 from deeplab_jax.files import TEMPORARY, locked, read_json, write_json
 from deeplab_jax.provenance import git_commit, versions
 from deeplab_jax.train.faults import as_user_errors
+from deeplab_jax.train.trackers import IDS_FILE
 from deeplab_jax.weights.folder import CHECKPOINTS
 
 LOCK_FILE = ".lock"
@@ -42,17 +43,21 @@ def make_workdir(workdir: Path) -> None:
 
 def open_workdir(workdir: Path, config: Any, *, allow_config_change: bool) -> None:
     """Record the configuration of a new run, or check that it equals an older run's. The directory exists and is
-    locked. A run without any checkpoint may get another configuration: nothing of it would go on.
+    locked. A run without any checkpoint may get another configuration: nothing of it would go on, and its trackers
+    begin new records.
 
     Raises:
       UserError: it cannot be written, or contains a run of another configuration.
     """
-    file = workdir / CONFIG_FILE
+    file, plain = workdir / CONFIG_FILE, to_plain(config)
     with as_user_errors(workdir):
-        if file.exists() and any(path.name.isdecimal() for path in (workdir / CHECKPOINTS).glob("*")):
-            _check_same(file, to_plain(config), allow_config_change)
-        else:
-            write_json(file, to_plain(config))
+        saved = any(path.name.isdecimal() for path in (workdir / CHECKPOINTS).glob("*"))
+        if file.exists() and saved:
+            _check_same(file, plain, allow_config_change)
+            return
+        if file.exists() and _is_another(file, plain):
+            (workdir / IDS_FILE).unlink(missing_ok=True)
+        write_json(file, plain)
 
 
 def record_start(workdir: Path, config: Any) -> None:
@@ -82,7 +87,24 @@ def lock_workdir(workdir: Path, say: Callable[[str], Any]) -> AbstractContextMan
     return locked(workdir / LOCK_FILE, busy, option="--workdir", say=say)
 
 
+def _is_another(file: Path, plain: dict[str, Any]) -> bool:
+    try:
+        return bool(_changes(file, plain))
+    except UserError:  # A damaged record; nothing of that run would go on.
+        return True
+
+
 def _check_same(file: Path, plain: dict[str, Any], allow_config_change: bool) -> None:
+    changed = _changes(file, plain)
+    if changed and not allow_config_change:
+        raise UserError(
+            f"{file.parent}: holds a run of another configuration ({spell(changed, limit=4, separator='; ')}); "
+            "give another --workdir, or --allow_config_change to go on with the new one"
+        )
+
+
+def _changes(file: Path, plain: dict[str, Any]) -> list[str]:
+    """List the differences to a recorded configuration that matter; see `FREE`."""
     try:
         stored = dict(read_json(file))
     except (ValueError, TypeError) as error:
@@ -93,9 +115,29 @@ def _check_same(file: Path, plain: dict[str, Any], allow_config_change: bool) ->
     # Options that are new since that run started had their defaults then.
     stored = with_defaults(stored, to_plain(base()))
     state_val_rule(stored["data"], "hash")
-    changed = [line for line in differences(stored, plain) if line.split(":")[0] not in FREE]
-    if changed and not allow_config_change:
-        raise UserError(
-            f"{file.parent}: holds a run of another configuration ({spell(changed, limit=4, separator='; ')}); "
-            "give another --workdir, or --allow_config_change to go on with the new one"
-        )
+    return [line for line in differences(stored, plain) if line.split(":")[0] not in FREE]
+
+
+def with_defaults(plain: Mapping[str, Any], default: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a plain config; keys that it lacks, at every level, come from the default one."""
+    return {
+        **default,
+        **{
+            key: with_defaults(value, default[key])
+            if isinstance(value, Mapping) and isinstance(default.get(key), Mapping)
+            else value
+            for key, value in plain.items()
+        },
+    }
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], *, prefix: str = "config") -> list[str]:
+    """List the differences of two plain configs, as `config.train.steps: 100 -> 200`."""
+    lines = []
+    for key in sorted({*old, *new}):
+        name, before, after = f"{prefix}.{key}", old.get(key), new.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            lines += differences(before, after, prefix=name)
+        elif before != after:
+            lines.append(f"{name}: {before} -> {after}")
+    return lines

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import deeplab_jax
-from deeplab_jax.config import to_plain
+from deeplab_jax.config import base, to_plain
 from deeplab_jax.config_keys import FREE
 from deeplab_jax.errors import UserError
 from deeplab_jax.extensions import allow
@@ -19,9 +19,12 @@ from deeplab_jax.train import batches
 from deeplab_jax.train import run as run_module
 from deeplab_jax.train.batches import checked
 from deeplab_jax.train.record import METRICS_FILE
-from deeplab_jax.train.workdir import CONFIG_FILE, RUN_FILE, open_workdir, record_start
+from deeplab_jax.train.run import Run
+from deeplab_jax.train.trackers import IDS_FILE
+from deeplab_jax.train.workdir import CONFIG_FILE, RUN_FILE, differences, open_workdir, record_start
 from deeplab_jax.train.writers import Writers
-from deeplab_jax.weights.folder import CHECKPOINTS, MODEL_FILE, load
+from deeplab_jax.weights.by_name import origin_of
+from deeplab_jax.weights.folder import CHECKPOINTS, INITIALISED, MODEL_FILE, load
 from tests.support.tiny import (
     assert_same_arrays,
     quiet,
@@ -220,6 +223,33 @@ def test_without_a_checkpoint_any_configuration_may_start(tmp_path, leftovers) -
         assert json.loads((tmp_path / CONFIG_FILE).read_text())["train"]["seed"] == seed
 
 
+def test_the_origin_is_that_of_the_weights_that_a_run_started_from(tmp_path) -> None:
+    """A start from step 0 uses those of its configuration, whatever an older one did there."""
+    for start, init, origin in (
+        (0, "timm/resnet18.a1_in1k", "timm/resnet18.a1_in1k"),
+        (0, "torchvision/resnet18", "torchvision/resnet18"),
+        (5, "timm/resnet18.a1_in1k", "torchvision/resnet18"),
+    ):
+        run = Run(tmp_path)
+        run.config, run.start = tiny_config(init=init), start
+        info = run._origin()
+        assert info == {INITIALISED: origin_of(origin)}
+        (tmp_path / MODEL_FILE).write_text(json.dumps({"info": info}))
+
+
+def test_another_configuration_over_a_run_that_saved_nothing_gets_other_records(tmp_path) -> None:
+    ids = tmp_path / IDS_FILE
+    open_workdir(tmp_path, tiny_config(), allow_config_change=False)
+    for changes, kept in (({}, True), ({"train.log_every": 5}, True), ({"train.seed": 1}, False)):
+        ids.write_text("{}")
+        open_workdir(tmp_path, tiny_config(**changes), allow_config_change=False)
+        assert ids.exists() == kept
+    ids.write_text("{}")
+    (tmp_path / CONFIG_FILE).write_text("{")
+    open_workdir(tmp_path, tiny_config(), allow_config_change=False)
+    assert not ids.exists()
+
+
 @pytest.mark.parametrize("key", FREE)
 def test_what_moves_no_number_may_differ(saved, tmp_path, key) -> None:
     config = tiny_config()
@@ -243,6 +273,19 @@ def test_a_run_from_before_a_key_was_there_had_its_default(saved, tmp_path) -> N
     open_workdir(tmp_path, tiny_config(), allow_config_change=False)
     with pytest.raises(UserError, match=r"config\.evaluate\.crop: .* -> \[33, 33\]"):
         open_workdir(tmp_path, tiny_config(**{"evaluate.crop": (33, 33)}), allow_config_change=False)
+
+
+def test_differences_are_listed_by_key() -> None:
+    old, new = to_plain(base()), to_plain(base())
+    new["train"]["steps"] = 7
+    new["data"]["crop_size"] = [65, 65]
+    new["model"]["options"] = {"width": 2}
+    assert differences(old, new) == [
+        "config.data.crop_size: [513, 513] -> [65, 65]",
+        "config.model.options.width: None -> 2",
+        "config.train.steps: 30000 -> 7",
+    ]
+    assert differences(old, old) == []
 
 
 def test_many_changes_are_counted(saved, tmp_path) -> None:
