@@ -1,10 +1,13 @@
 """Reading and writing images and masks: every mode that data sets hold, and every kind of damage."""
 
+import hashlib
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from deeplab_jax.data import images
+from deeplab_jax.data.sets.coco import CATEGORIES, CATEGORY_NAMES
 from deeplab_jax.errors import UserError
 from deeplab_jax.labels import (
     ADE20K,
@@ -168,6 +171,40 @@ def test_published_label_sets():
     assert ids.tolist() == [[0, 18, 255, 255]] and unknown == [34]
     assert to_class_ids(np.array([[1, 2, 3]], np.uint8), PET)[0].tolist() == [[1, 0, 255]]
     assert to_class_ids(np.array([[10, 11]], np.uint8), CAMVID)[0].tolist() == [[10, 255]]
+
+
+# From objectInfo150.txt of ADE20K's development kit: the stored value, and the first name that stands there.
+SOME_OF_ADE20K = {
+    **{1: "wall", 2: "building", 3: "sky", 5: "tree", 6: "ceiling", 13: "person", 21: "car", 27: "sea", 40: "cushion"},
+    **{54: "stairs", 60: "stairway", 69: "hill", 88: "streetlight", 97: "escalator", 111: "stool", 128: "bicycle"},
+    **{129: "lake", 137: "traffic light", 142: "crt screen", 149: "clock", 150: "flag"},
+}
+# The SHA-256 of all 150, one a line. Number 90, "television, television receiver, ...", has its second name here.
+ALL_OF_ADE20K = "f9dbd8a75a0722c971d8c82db76dc205e06cb422d98153f4e5bbf90408ef5438"
+
+
+def test_ade20k_has_the_published_names_at_the_published_values() -> None:
+    stored = dict(ADE20K.value_map)
+    assert {value: ADE20K.names[stored[value]] for value in SOME_OF_ADE20K} == SOME_OF_ADE20K
+    assert hashlib.sha256("\n".join(ADE20K.names).encode()).hexdigest() == ALL_OF_ADE20K
+
+
+def test_voc_has_the_names_of_the_development_kit() -> None:
+    """The objects follow the alphabet; the indices are those of VOCinit.m."""
+    some = {0: "background", 1: "aeroplane", 5: "bottle", 10: "cow", 11: "diningtable", 15: "person"}
+    some |= {16: "pottedplant", 18: "sofa", 19: "train", 20: "tvmonitor"}
+    assert {index: VOC.names[index] for index in some} == some
+    assert list(VOC.names[1:]) == sorted(VOC.names[1:])
+
+
+def test_coco_has_the_classes_of_voc_under_its_own_names_and_ids() -> None:
+    other = {"airplane": "aeroplane", "dining table": "diningtable", "motorcycle": "motorbike"}
+    other |= {"potted plant": "pottedplant", "couch": "sofa", "tv": "tvmonitor"}
+    assert tuple(other.get(name, name) for name in CATEGORY_NAMES) == VOC.names[1:]
+    # In the order of the ids in instances_val2017.json.
+    published = "person bicycle car motorcycle airplane bus train boat bird cat dog horse sheep cow bottle chair couch"
+    by_id = [name for _, name in sorted(zip(CATEGORIES, CATEGORY_NAMES, strict=True))]
+    assert by_id == [*published.split(), "potted plant", "dining table", "tv"]
 
 
 def test_of_several_pictures_in_a_file_the_first_is_read(tmp_path) -> None:

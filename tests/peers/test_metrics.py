@@ -6,7 +6,7 @@ import pytest
 from deeplab_jax.evaluate.calibration import BINS, PARTS, count_confidences, summarize_confidences
 from deeplab_jax.evaluate.per_image import areas, ious
 from deeplab_jax.evaluate.results import summarize_confusion
-from deeplab_jax.labels import LabelSet, colormap
+from deeplab_jax.labels import CITYSCAPES, IGNORE_LABEL, LabelSet, colormap
 from deeplab_jax.ops import metrics
 from tests.evaluate.test_calibration import HALF, Kind
 from tests.peers.parity import import_peer
@@ -76,12 +76,17 @@ def test_torchmetrics_has_the_same_calibration_error(activation, norm) -> None:
     assert pytest.approx(0.5 / BINS) == PARTS * HALF
 
 
-def test_cityscapes_own_script_has_the_same_iou(tmp_path) -> None:
+def test_cityscapes_own_script_has_the_same_classes_and_iou(tmp_path) -> None:
     script = import_peer("cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling")
     helpers = import_peer("cityscapesscripts.helpers.labels")
     from deeplab_jax.data.images import write_mask
 
     trained = sorted((label for label in helpers.labels if not label.ignoreInEval), key=lambda label: label.trainId)
+    assert CITYSCAPES.names == tuple(label.name for label in trained)
+    assert CITYSCAPES.palette == tuple(label.color for label in trained)
+    stored = {label.id: IGNORE_LABEL if label.ignoreInEval else label.trainId for label in helpers.labels}
+    del stored[-1]  # The licence plate, which an 8-bit file can store only as 255.
+    assert dict(CITYSCAPES.value_map) == {**stored, 255: IGNORE_LABEL}
     ids = np.zeros(256, np.uint8)  # 255 becomes 0, "unlabeled".
     ids[: len(trained)] = [label.id for label in trained]
     confusion, total = script.generateMatrix(script.args), np.zeros((len(trained),) * 2, np.int64)
