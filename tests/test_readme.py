@@ -4,17 +4,21 @@ The first line of a block names its language, and then what its commands need: "
 reader's) or "long" (minutes to hours). Blocks that need nothing are run. The real parsers read all of them.
 """
 
+import argparse
 import ast
 import contextlib
 import importlib
-import io
+import inspect
 import json
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import NoReturn
+from unittest import mock
 
 import jax
 import pytest
@@ -25,7 +29,10 @@ from deeplab_jax.config import load_config
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.catalog import model_names
 from deeplab_jax.weights.published import PUBLISHED
-from experiments import examples
+from experiments import examples, tables
+from experiments.benchmarks.__main__ import PARTS as BENCHMARKS
+from experiments.full_size.__main__ import PROTOCOLS
+from experiments.regimes import REGIMES
 from tests.test_layering import ALLOWED, imported_modules
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -230,6 +237,7 @@ def check_command(words: list[str]) -> None:
 
 # Of the reader's own: in a folder that the pages use, a file by its suffix, or a word in capitals.
 A_FOLDER_OR_FILE = re.compile(r"(models|runs|hf:/)/|.+\.(pth|pt|tflite|tar\.gz|safetensors|h5)$|[A-Z_]+$")
+A_TABLE_OF_ONES_OWN = re.compile(r"\w+\.py$|TABLE$")
 
 
 def check_flags(argv: list[str]) -> None:
@@ -249,28 +257,82 @@ def check_flags(argv: list[str]) -> None:
         )
 
 
-def check_module(module: str, argv: list[str]) -> None:
-    """Check the flags of a module's command against its help."""
+class Parsed(BaseException):
+    """Ends a program as soon as it has read its command line."""
+
+    def __init__(self, options: argparse.Namespace, rest: list[str]) -> None:
+        super().__init__()
+        self.options, self.rest = options, rest
+
+
+# What a `main` may call before it parses its arguments: nothing that has an effect beyond the parser.
+BEFORE_PARSING = {
+    *("ArgumentParser", "Path", "add_argument", "add_write", "join", "list", "make_parser", "parser", "parser_of"),
+    *("partition", "setdefault", "tuple", "range"),
+}
+PARSING = {"parse", "parse_args", "parse_known_args"}
+
+
+def called_before_parsing(main: Callable[..., object]) -> set[str]:
+    """Return the names of the functions that a `main` calls up to the statement that parses its arguments."""
+    (function,) = ast.parse(inspect.getsource(inspect.unwrap(main))).body
+    assert isinstance(function, ast.FunctionDef)
+    names: set[str] = set()
+    for statement in function.body:
+        calls = [node.func for node in ast.walk(statement) if isinstance(node, ast.Call)]
+        names |= {ast.unparse(call).rpartition(".")[2] for call in calls}
+        if names & PARSING:
+            return names - PARSING
+    pytest.fail(f"{main.__module__}: its main does not parse its arguments itself")
+
+
+def parsed(module: str, argv: list[str]) -> Parsed:
+    """Return how a module's `main` reads a command line. It does nothing else."""
     found = importlib.import_module(module)
     if hasattr(found, "__path__"):
         found = importlib.import_module(f"{module}.__main__")
-    out = io.StringIO()
-    with pytest.raises(SystemExit) as stopped, contextlib.redirect_stdout(out), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", [module, "--help"])
+    assert called_before_parsing(found.main) <= BEFORE_PARSING, module
+    read = argparse.ArgumentParser.parse_known_args
+
+    def stop(parser: argparse.ArgumentParser, args: object = None, namespace: object = None) -> NoReturn:
+        raise Parsed(*read(parser, args, namespace))
+
+    with pytest.raises(Parsed) as stopped, pytest.MonkeyPatch.context() as patch, mock.patch.dict(os.environ):
+        patch.setattr(argparse.ArgumentParser, "parse_known_args", stop)
+        patch.setattr(sys, "argv", [module, *argv])
         found.main()
-    assert stopped.value.code == 0, module
-    own = argv[: argv.index("--")] if "--" in argv else argv
-    changes = [word for word in own if word.startswith("--config.")]
+    return stopped.value
+
+
+# By their names on the command line; argparse checks those that it knows as choices.
+KNOWN = {"tables": tables.TABLES, "regime": REGIMES, "parts": BENCHMARKS, "name": {**PROTOCOLS, **examples.EXAMPLES}}
+
+
+def check_module(module: str, argv: list[str]) -> None:
+    """Parse a command of a module, and check the tables, rows, regimes and parts that it names."""
+    done = parsed(module, argv)
+    changes, unknown = flags.split_config_arguments(done.rest)
+    assert not unknown, f"{module}: {unknown}"
     if changes:
-        assert "--config.section.key=value" in out.getvalue(), module
+        assert module in ("experiments.run", "experiments.full_size"), f"{module}: {changes}"
         load_config([f"--config={ROOT}/configs/scenes.py", *changes])
-    for flag in (word.split("=")[0] for word in own if word.startswith("--") and word not in changes):
-        assert re.search(rf"{flag}\b", out.getvalue()), f"{module}: {flag}"
+    given = {key: value for key, value in vars(done.options).items() if value}
+    for key, known in KNOWN.items():
+        values = given.get(key, [])
+        for value in values.split(",") if isinstance(values, str) else values:
+            assert value in known or A_TABLE_OF_ONES_OWN.match(value), f"{module}: {key} {value}"
+    asked = [table for name, table in tables.TABLES.items() if name in given.get("tables", tables.TABLES)]
+    for row in given.get("row", []):
+        assert any(row in table.named_rows() for table in asked), f"{module}: row {row}"
+    if "words" in given:
+        check_flags(given["words"])
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_command_is_understood(name: str, tmp_path: Path) -> None:
     for words in commands(shell_of((ROOT / name).read_text(encoding="utf-8")), tmp_path):
+        if name == "CHANGELOG.md" and len(words) > 2 and words[2].startswith("experiments."):
+            continue  # It names the programs, without what they need.
         check_command(words)
 
 
@@ -291,6 +353,18 @@ def test_every_command_of_a_config_is_understood(config: Path, tmp_path: Path) -
         "python -m deeplab_jax train --config configs/scenes.py:debgu --workdir runs",
         "python -m deeplab_jax train --config configs/scenes.py --config.train.stpes=1 --workdir runs",
         "python -m experiments.run --sclae scenes",
+        "python -m experiments.run v3_tabel5 --parallel two",
+        "python -m experiments.run v3_tabel5",
+        "python -m experiments.run v3_table5 --parallel two",
+        "python -m experiments.run v3_table5 --regime sceens",
+        "python -m experiments.run v3_table5 --row nothing",
+        "python -m experiments.run v3_table5 --launcher slrum",
+        "python -m experiments.run v3_table5 --config.train.stpes=1",
+        "python -m experiments.full_size vco",
+        "python -m experiments.export_cost --out x",
+        "python -m experiments.benchmarks --parts inferrence",
+        "python -m experiments.report --config.train.steps=1",
+        "python -m experiments.launch.local --processes 2 -- trian --config configs/scenes.py",
         "python -m pytest tests/none",
     ],
 )

@@ -121,13 +121,13 @@ def main(argv: Sequence[str] | None) -> int:
     """Measure all steps in turn, and return the exit code: 1 where a row failed."""
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch needs memory, too.
     os.environ.setdefault("XLA_CLIENT_MEM_FRACTION", "0.95")
-    enable_compilation_cache()  # For a second start.
     parser = parser_of("benchmarks.gpu", __doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     parser.add_argument("--minutes", type=float, default=8.0, help="no row starts after this time; default 8")
     parser.add_argument("--camvid", metavar="DIR", help="folder of CamVid (train/, trainannot/, val/, valannot/)")
     parser.add_argument("--quick", action="store_true", help="tiny sizes and networks, to test that everything works")
     args = parser.parse_args(argv)
+    enable_compilation_cache()  # For a second start.
     args.out.mkdir(parents=True, exist_ok=True)
     session = Timed(args.out / "results.json", end=time.monotonic() + 60 * args.minutes, quick=args.quick)
     if session.platform == "cpu" and not args.quick:
