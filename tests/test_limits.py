@@ -119,18 +119,18 @@ BOMBS = {
 }
 PIXELS = {kind: LARGE[0] * LARGE[1] for kind in BOMBS} | {"AVIF": 16_000**2, "WEBP": 16_383**2}
 READ = """
-import json, resource, sys
+import json, sys
 from deeplab_jax.data.images import read_image, read_mask
 from deeplab_jax.errors import UserError
-memory = lambda: 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+from tests.support.memory import reset_peak, status
 for file in sys.argv[1:]:
-    before, lines = memory(), []
+    before, lines = reset_peak(), []
     for read in (read_image, read_mask):
         try:
             read(file)
         except UserError as error:
             lines.append(str(error))
-    print(json.dumps([lines, memory() - before]))
+    print(json.dumps([lines, status('VmHWM') - before]))
 """
 
 

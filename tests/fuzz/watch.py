@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tests.fuzz.cases import PROGRAMS, Case
-from tests.fuzz.worker import MAX_PIXELS, status
+from tests.fuzz.worker import MAX_PIXELS
+from tests.support.memory import status
 
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 10  # That a case may take.

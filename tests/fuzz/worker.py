@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from tests.fuzz.cases import PROGRAMS, Case, families, generator, sound_cases
+from tests.support.memory import reset_peak, status
 
 MAX_GROWTH = 512 * 2**20  # Bytes that one case may take beyond what the process has.
 MAX_PIXELS = 2**22  # Of an image, so that the growth says something.
@@ -81,8 +82,7 @@ def run(case: Case, printed: Any) -> tuple[int, str]:
     for file in printed:
         file.seek(0)
         file.truncate()
-    Path("/proc/self/clear_refs").write_text("5")  # Resets the peak.
-    before = status("VmRSS")
+    before = reset_peak()
     code, trace = -1, ""
     try:
         code = program(case.words)
@@ -116,14 +116,6 @@ def judge(code: int, trace: str, stdout: str, stderr: str, growth: int) -> str:
 def is_complaint(line: str) -> bool:
     """Whether a line is one of the command line's own (it says so, or names what was left out), or a decoder's."""
     return line.startswith("deeplab-jax: ") or "; left out" in line or REMARK.match(line) is not None
-
-
-def status(field: str, process: int | str = "self") -> int:
-    """Return a figure of a process's memory, in bytes."""
-    for line in Path(f"/proc/{process}/status").read_text().splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) * 1024
-    raise KeyError(field)
 
 
 def run_arguments(words: Sequence[str]) -> None:

@@ -2,7 +2,6 @@
 
 import io
 import pickle
-import resource
 import struct
 import time
 import tracemalloc
@@ -16,6 +15,7 @@ import pytest
 
 from deeplab_jax.weights.formats import inert_pickle
 from deeplab_jax.weights.formats.torch_file import MAX_READ
+from tests.support.memory import grows_by_less_than
 from tests.support.tensors import read_tensors
 from tests.weights.formats.mutations import mutated
 from tests.weights.formats.reading import is_read_or_refused, refusal, saved
@@ -285,12 +285,10 @@ def test_damaged_files(tmp_path: Path, source: str) -> None:
     """Thousands of them: each is read or refused in one line, within bounded memory."""
     files = list(damaged(source, count=FILES))
     path = tmp_path / "weights.pth"
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     read = 0
-    for content in files:
-        path.write_bytes(content)
-        read += is_read_or_refused(path)
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    assert grown * 1024 < 2 * MEMORY
+    with grows_by_less_than(2 * MEMORY):
+        for content in files:
+            path.write_bytes(content)
+            read += is_read_or_refused(path)
     assert 0 < read < FILES
     assert list(tmp_path.iterdir()) == [path]
