@@ -130,7 +130,8 @@ def test_the_readme_counts_the_verdicts_as_the_results_do() -> None:
 
 # How one step runs.
 
-STEP = README.split("## How one step runs")[1].split("\n## ")[0]
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+STEP = CONTRIBUTING.split("## How one step runs")[1].split("\n## ")[0]
 STEP_FILES = [span for span in SPAN.findall(STEP) if span.endswith(".py")]
 PARTS = ("backbones", "contexts", "decoders")
 # These know all parts, and all losses.
@@ -170,7 +171,7 @@ def test_no_file_of_a_step_is_missing() -> None:
 
 def test_the_layers_stand_in_their_order() -> None:
     """In CONTRIBUTING.md a layer stands below all that it may import."""
-    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split("## Where things go")[1]
+    text = CONTRIBUTING.split("## Where things go")[1]
     lines = [line.strip().split(", ") for line in re.findall(r"^    (\w.*)$", text, re.MULTILINE)]
     place = {layer: index for index, line in enumerate(lines) for layer in line}
     assert {"errors", "ops", "models", "train", "cli"} <= set(place) <= set(ALLOWED)
@@ -396,7 +397,8 @@ def test_commands_that_need_nothing_run(name: str, tmp_path: Path, monkeypatch: 
 def test_the_generated_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As the page has them, but for two steps of small crops, or one evaluation."""
     pytest.importorskip("rasterio")
-    blocks = [body for _, _, body in BLOCK.findall((ROOT / "README.md").read_text()) if "experiments.examples" in body]
+    page = (ROOT / "deeplab_jax/data/README.md").read_text(encoding="utf-8")
+    blocks = [body for _, _, body in BLOCK.findall(page) if "experiments.examples" in body]
     todo = commands("\n".join(blocks), tmp_path)
     assert [words[3] for words in todo].count("train") == 2
     (tmp_path / "configs").symlink_to(ROOT / "configs")
