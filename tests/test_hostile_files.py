@@ -224,7 +224,9 @@ def test_values_of_a_json_config_are_checked(written, complain, changes, message
 )
 def test_what_a_model_folder_says_of_its_classes_is_checked(tmp_path: Path, complain, info, message) -> None:
     with tiny_models():
-        model = save(tmp_path / "model", *tiny_model("cascade_tiny", num_classes=2), info)
+        model = save(tmp_path / "model", *tiny_model("cascade_tiny", num_classes=2), {})
+        content = json.loads((model / "model.json").read_text())
+        (model / "model.json").write_text(json.dumps({**content, "info": info}))
         line = complain("summarize", model)
     assert f"{model}/model.json: " in line and message in line
 
