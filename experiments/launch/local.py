@@ -25,6 +25,7 @@ from types import FrameType
 from typing import IO
 
 from deeplab_jax.commands import INTERRUPTED, PREEMPTED
+from experiments.program import parser_of
 
 TETHER = ("setpriv", "--pdeathsig", "TERM", "--") if shutil.which("setpriv") else ()
 GRACE = 20.0  # seconds for the others to notice that one is gone; longer than they wait for each other at the end
@@ -140,7 +141,7 @@ def run(words: Sequence[str], *, processes: int, devices: int, restarts: int, gp
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.launch.local", description=__doc__.splitlines()[0])
+    parser = parser_of("launch.local", __doc__)
     parser.add_argument("--processes", type=int, default=2, help="number of processes")
     parser.add_argument("--devices", type=int, default=0, help="CPU devices of each process; 0: those that JAX finds")
     parser.add_argument("--gpus", action="store_true", help="give each process one GPU, in their order")

@@ -277,11 +277,22 @@ def alive(pid):
     return status.exists() and status.read_text().rsplit(")", 1)[1].split()[0] != "Z"
 
 
-@pytest.mark.parametrize("words", [["--processes", "0", "--", "train"], ["--restarts", "-1", "--", "train"], []])
-def test_flags_that_make_no_sense_are_refused(words) -> None:
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--processes", "0", "--", "train"], "--processes has to be at least 1"),
+        (["--restarts", "-1", "--", "train"], "--devices and --restarts at least 0"),
+        (["--proceses", "2", "--", "train"], "unrecognized arguments: --proceses"),
+        (["--processes", "two", "--", "train"], "argument --processes: invalid int value: 'two'"),
+        ([], "the following arguments are required: -- VERB ..."),
+    ],
+)
+def test_flags_that_make_no_sense_are_refused_in_one_line(words, message, capsys) -> None:
     with pytest.raises(SystemExit) as stop:
         local.parse(words)
     assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line and line.endswith("see python -m experiments.launch.local --help")
 
 
 def test_flags_of_the_verb_stay_its_own() -> None:
