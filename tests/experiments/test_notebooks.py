@@ -153,12 +153,16 @@ def test_influence_of_a_linear_map_is_its_absolute_kernel():
     np.testing.assert_allclose(seen, expected)
 
 
-def test_the_influence_of_pixels_on_a_logit_stays_in_the_field(image, fill_variables):
-    """The cut network without context: conv3 of ResNet-18 sees 99 pixels, more than there are, the stem alone 7."""
-    model = create_model("cascade_resnet18", num_classes=3, width=0.125)
-    seen = fields.logit_influence(model, fill_variables(model, 1, 65, 65, 3), image[None])
-    assert seen.shape == (65, 65)
-    assert (seen >= 0).all() and seen.max() > 0
+def test_the_influence_of_pixels_on_a_logit_stays_in_the_field(fill_variables):
+    """Conv3 of ResNet-18 sees 99 pixels, and a rate of 2 at stride 8 sees 32 more: 65 on each side of the middle."""
+    cut = {"output_stride": 8, "last_stage": "conv3", "width": 0.125}
+    model = create_model("deeplabv3_resnet18", num_classes=3, aspp_rates=(1,), image_pooling=False, **cut)
+    image = Scenes("val", size=(145, 145))[0]["image"]
+    seen = fields.logit_influence(model, fill_variables(model, 1, 145, 145, 3), image[None])
+    assert seen.shape == (145, 145) and (seen >= 0).all()
+    first, last = 72 - 65, 72 + 65
+    rows, columns = np.nonzero(seen)
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (first, last, first, last)
 
 
 def test_side_of_by_hand():

@@ -79,13 +79,17 @@ def test_lion_by_hand() -> None:
     assert float(params["classifier"]["kernel"][0]) == pytest.approx(weight, rel=1e-5)
 
 
+@pytest.mark.parametrize("size", [1.0, 1e-6])  # Beside the smaller one, the epsilon of the moments counts.
 @pytest.mark.parametrize(("name", "whole"), [("adamw", optax.adamw), ("lamb", optax.lamb), ("lion", optax.lion)])
-def test_without_exceptions_it_is_the_optimizer_of_optax(name, whole) -> None:
-    params = after(name=name, updates=3, weight_decay=0.02, no_decay=(), betas=(0.8, 0.95), learning_rate=0.1)
+def test_without_exceptions_it_is_the_optimizer_of_optax(name, whole, size) -> None:
+    gradient = jax.tree.map(lambda g: size * g, GRADIENT)
+    params = after(
+        gradient=gradient, name=name, updates=3, weight_decay=0.02, no_decay=(), betas=(0.8, 0.95), learning_rate=0.1
+    )
     optimizer, expected = whole(0.1, b1=0.8, b2=0.95, weight_decay=0.02), PARAMS
     state = optimizer.init(expected)
     for _ in range(3):
-        update, state = optimizer.update(GRADIENT, state, expected)
+        update, state = optimizer.update(gradient, state, expected)
         expected = optax.apply_updates(expected, update)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), params, expected)
 
