@@ -22,7 +22,6 @@ from deeplab_jax.data.augmentation import NONE, Augmentation
 from deeplab_jax.data.colour import apply_jitter, sample_jitter
 from deeplab_jax.data.sampling import count_classes
 from deeplab_jax.data.transforms import (
-    MEAN_COLOR,
     Arrays,
     Size,
     pad_to,
@@ -49,11 +48,11 @@ def augment(
     rng: np.random.Generator,
     *,
     crop_size: Size,
+    fill: Sequence[float],
     scale_range: tuple[float, float] = (0.5, 2.0),
     scale_step: float = 0.25,
     flip: bool = True,
     color_jitter: float = 0.0,
-    fill: Sequence[float] = MEAN_COLOR,
     more: Augmentation = NONE,
     wanted: Wanted | None = None,
 ) -> Arrays:
@@ -68,11 +67,11 @@ def augment(
       label: uint8 `[H, W]`, or `[H, W, K]` where a pixel can have several labels.
       rng: the only source of randomness.
       crop_size: (height, width) of the result.
+      fill: value of each channel in the padding.
       scale_range: smallest and largest scale factor; `(1, 1)` keeps the size.
       scale_step: distance between the factors; 0 draws them from the whole interval.
       flip: mirror left to right with probability one half.
       color_jitter: strength in `[0, 1)`, see `colour.sample_jitter`; 0 leaves the colours alone.
-      fill: value of each channel in the padding.
       more: what happens beside these.
       wanted: (class id, pixels): a crop is drawn again, up to 10 times, unless it has more pixels of this class.
 

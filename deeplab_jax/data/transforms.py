@@ -24,9 +24,6 @@ Size = tuple[int, int]
 Arrays = tuple[np.ndarray, np.ndarray]
 """An image and its label."""
 
-# The mean colour of ImageNet, rounded. Normalised by the model, the padding is close to zero.
-MEAN_COLOR = (124, 116, 104)
-
 
 def sample_scale(rng: np.random.Generator, *, scale_range: tuple[float, float], scale_step: float) -> float:
     """Return a random factor: one of `low + k * step` up to `high`, or uniform over the interval if the step is 0.
@@ -104,7 +101,7 @@ def _warped(image: np.ndarray, to_source: np.ndarray, size: Size) -> np.ndarray:
     return each_band(warped, image)
 
 
-def pad_to(image: np.ndarray, label: np.ndarray, size: Size, *, fill: Sequence[float] = MEAN_COLOR) -> Arrays:
+def pad_to(image: np.ndarray, label: np.ndarray, size: Size, *, fill: Sequence[float]) -> Arrays:
     """Pad below and to the right up to at least `size`, the image with `fill` and the label with the ignore label."""
     _check_pair(image, label)
     height, width = max(size[0], label.shape[0]), max(size[1], label.shape[1])

@@ -138,9 +138,8 @@ def test_augment_keeps_the_pair_together(step: float) -> None:
 def test_augment_is_a_function_of_the_generator() -> None:
     image, label = random_pair(80, 100)
     before = image.copy(), label.copy()
-    first, second, other = (
-        augment(image, label, np.random.default_rng(seed), crop_size=(65, 65), color_jitter=0.2) for seed in (1, 1, 2)
-    )
+    how = {"crop_size": (65, 65), "fill": FILL, "color_jitter": 0.2}
+    first, second, other = (augment(image, label, np.random.default_rng(seed), **how) for seed in (1, 1, 2))
     np.testing.assert_array_equal(first[0], second[0])
     np.testing.assert_array_equal(first[1], second[1])
     assert (first[0] != other[0]).any()
@@ -213,11 +212,11 @@ def test_jitter_by_hand() -> None:
 def test_bad_options_are_named(options: dict, value: str) -> None:
     image, label = random_pair(4, 5)
     with pytest.raises(UserError, match="give") as error:
-        augment(image, label, np.random.default_rng(0), **{"crop_size": (4, 4), **options})
+        augment(image, label, np.random.default_rng(0), **{"crop_size": (4, 4), "fill": FILL, **options})
     assert value in str(error.value)
 
 
 def test_a_pair_of_two_sizes_is_refused() -> None:
     image, label = random_pair(4, 5)
     with pytest.raises(ValueError, match="one size"):
-        transforms.pad_to(image, label[:3], (8, 8))
+        transforms.pad_to(image, label[:3], (8, 8), fill=FILL)

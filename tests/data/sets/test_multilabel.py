@@ -64,9 +64,11 @@ def test_every_label_is_augmented_as_if_it_were_alone(folder) -> None:
     example = open_source("multilabel", split="all", dir=folder, class_names=NAMES)[0]
     image, label = example["image"], example["label"]
     for seed in range(5):
-        crop, found = augment(image, label, np.random.default_rng(seed), crop_size=(9, 7))
+        crop, found = augment(image, label, np.random.default_rng(seed), crop_size=(9, 7), fill=(7, 8, 9))
         for k in range(2):
-            alone, expected = augment(image, label[..., k], np.random.default_rng(seed), crop_size=(9, 7))
+            alone, expected = augment(
+                image, label[..., k], np.random.default_rng(seed), crop_size=(9, 7), fill=(7, 8, 9)
+            )
             np.testing.assert_array_equal(crop, alone)
             np.testing.assert_array_equal(found[..., k], expected)
     assert resize_pair(image, label, (6, 8))[1].shape == (6, 8, 2)
