@@ -1,6 +1,6 @@
 """Apply DenseCRF to a trained model: the time of its fast and exact form, their agreement, and the change of mean IoU.
 
-    python -m experiments.crf_study --model runs/camvid --data_dir DIR --images 20 --exact_images 3
+    python -m experiments.crf_study --model runs/camvid --data_dir DIR --images 20 --exact_images 3 --out FILE
 
 The images are spread evenly over CamVid's validation split, at their own size. The exact form takes minutes per image.
 """
@@ -30,7 +30,6 @@ from deeplab_jax.provenance import versions
 from experiments.output import write_json
 from experiments.program import exits, parser_of
 
-RESULTS = Path(__file__).parent / "results" / "crf.json"
 # The goal, 10 s for 480x360 pixels and 5 iterations, is for this number of classes. Classes that a network lacks stay
 # empty, which changes no label.
 TIMED_CLASSES = 12
@@ -41,12 +40,12 @@ def main(argv: Sequence[str] | None) -> None:
     """Print a line for each image and a summary, and write both as JSON."""
     parser = parser_of("crf_study", __doc__)
     parser.add_argument("--model", required=True, help="model folder or run directory")
-    parser.add_argument("--checkpoint", default="newest")
+    parser.add_argument("--checkpoint", default="best", help="of a run directory: best (the default), newest or a step")
     parser.add_argument("--data_dir", required=True, help="folder of CamVid")
     parser.add_argument("--images", type=int, default=20)
     parser.add_argument("--exact_images", type=int, default=3, help="number of them that the exact form gets as well")
     parser.add_argument("--iterations", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, required=True, help="file of the results, JSON")
     args = parser.parse_args(argv)
     if args.images < 1 or not 0 <= args.exact_images <= args.images:
         raise UserError(
@@ -67,7 +66,7 @@ def main(argv: Sequence[str] | None) -> None:
 
 
 def study(args: argparse.Namespace) -> dict[str, Any]:
-    """Run both forms and return the content of `crf.json`."""
+    """Run both forms and return the results, for JSON."""
     network, variables, info = load(args.model, checkpoint=args.checkpoint)
     source = open_source("camvid", split="val", dir=args.data_dir)
     chosen = np.linspace(0, len(source) - 1, args.images).round().astype(int)
