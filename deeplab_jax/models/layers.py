@@ -49,7 +49,7 @@ def fits(value: Any, kind: Any) -> bool:
     if form in (Union, UnionType):
         return any(fits(value, part) for part in parts)
     if form is tuple:
-        kinds = parts[:1] * len(value) if parts[-1] is ... and isinstance(value, tuple) else parts
+        kinds = parts[:1] * len(value) if parts[1:] == (...,) and isinstance(value, tuple) else parts
         return isinstance(value, tuple) and len(value) == len(kinds) and all(map(fits, value, kinds))
     if kind in (int, float):
         return isinstance(value, int | kind) and not isinstance(value, bool)
