@@ -191,5 +191,5 @@ def test_the_command_has_every_metric_on_request(tmp_path, capsys) -> None:
 
 
 def test_a_number_of_resamples_that_makes_no_sense_is_refused() -> None:
-    with pytest.raises(UserError, match=r"config\.evaluate\.bootstrap=-1: give a number of resamples such as 1000"):
+    with pytest.raises(UserError, match=r"^bootstrap=-1: give a number of resamples such as 1000"):
         Protocol(bootstrap=-1)

@@ -60,7 +60,7 @@ def test_a_rate_that_begins_with_the_next_stage() -> None:
 def test_zeros_padded_before_the_expansion_become_its_bias(pad_input: bool, corner: float) -> None:
     """A 2x2 map of -2, expanded to y + 3 = 1, summed over 3x3: four pixels in the map, five zeros beside it."""
     kind = PaddedFirst if pad_input else InvertedResidual
-    unit = kind(3, 2, 1, False, "relu6", stride=1, rate=1, residual=False, settings=BARE)
+    unit = kind(3, expanded=2, channels=1, activation="relu6", stride=1, residual=False, settings=BARE)
     params = {
         "expand": {"conv": {"kernel": jnp.ones((1, 1, 1, 2)), "bias": jnp.full(2, 3.0)}},
         "depthwise": {"conv": {"kernel": jnp.full((3, 3, 1, 2), 0.1), "bias": jnp.zeros(2)}},
