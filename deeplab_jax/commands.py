@@ -369,7 +369,7 @@ def summarize(args: argparse.Namespace) -> None:
     # A narrower terminal breaks the lines, which keeps every digit.
     Console(width=max(Console().width, 100)).print(summary_table(summary))
     for key, value in provenance.items():
-        print(f"{key}: {value}")
+        print(printable(f"{key}: {value}"))
 
 
 def compile_(args: argparse.Namespace) -> int:

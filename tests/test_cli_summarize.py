@@ -118,3 +118,16 @@ def test_a_folder_that_is_no_model(tmp_path, capsys) -> None:
     assert run(tmp_path) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert str(Path(tmp_path, "model.json")) in line
+
+
+def test_where_a_model_comes_from_cannot_move_the_cursor(tmp_path, capsys) -> None:
+    """A model folder may be anybody's."""
+    info = {"class_names": list("abcd"), "provenance": {"data": "tiles\x1b[2J"}}
+    save(tmp_path / "model", *tiny_model("cascade_tiny"), info)
+    assert run(tmp_path / "model", "--size", 65) == 0
+    assert "\x1b" not in (printed := capsys.readouterr().out) and "data: tiles" in printed
+
+
+def test_a_size_of_nothing_is_refused(capsys) -> None:
+    assert run("cascade_tiny", "--size", "0x65") == 2
+    assert "'0x65': give HEIGHTxWIDTH in pixels, such as 513x513" in capsys.readouterr().err
