@@ -9,7 +9,6 @@ import gc
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
@@ -42,13 +41,6 @@ settings.load_profile("deeplab_jax")
 gc.set_threshold(200_000, 20, 100)
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-def _data_dir(variable: str, name: str) -> Path:
-    path = Path(os.environ.get(variable) or ROOT.parent / "shared" / "data" / name)
-    if not path.is_dir():
-        pytest.skip(f"{path} is not a folder; set {variable} to the folder of the data to run this test")
-    return path
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -95,37 +87,21 @@ def repo_root() -> Path:
     return ROOT
 
 
-@pytest.fixture(scope="session")
-def camvid_dir() -> Path:
-    """Return the folder of CamVid (train/, trainannot/, val/, valannot/); skip where it is absent."""
-    return _data_dir("CAMVID_DIR", "camvid")
+@pytest.fixture
+def complain(capsys: pytest.CaptureFixture) -> Callable[..., str]:
+    """Run the command line and return its one line of complaint."""
+    from deeplab_jax.cli import main
 
+    def run(*words: object) -> str:
+        try:
+            code = main([str(word) for word in words])
+        except SystemExit as stop:
+            code = stop.code
+        printed = capsys.readouterr()
+        assert code == 2, printed
+        assert "Traceback" not in printed.err + printed.out
+        (line,) = printed.err.splitlines()
+        assert line.startswith("deeplab-jax: ")
+        return line
 
-@pytest.fixture(scope="session")
-def voc_samples_dir() -> Path:
-    """Return the folder of VOC images with colour labels (N_image.png, N_target.png); skip where it is absent."""
-    return _data_dir("VOC_SAMPLES_DIR", "voc_samples")
-
-
-@pytest.fixture(scope="session")
-def fill_variables() -> Callable[..., dict[str, Any]]:
-    """Return `tests.support.traces.make_variables`."""
-    from tests.support.traces import make_variables
-
-    return make_variables
-
-
-@pytest.fixture(scope="session")
-def shapes_of() -> Callable[..., dict[str, Any]]:
-    """Return `tests.support.traces.variable_shapes`."""
-    from tests.support.traces import variable_shapes
-
-    return variable_shapes
-
-
-@pytest.fixture(scope="session")
-def convolutions() -> Callable[..., list[Any]]:
-    """Return `tests.support.traces.find_convolutions`."""
-    from tests.support.traces import find_convolutions
-
-    return find_convolutions
+    return run

@@ -12,6 +12,8 @@ from deeplab_jax.data.images import read_image, read_mask
 from deeplab_jax.weights.folder import load
 from tests.support.tiny import tiny_config, tiny_models
 
+pytestmark = pytest.mark.usefixtures("tiny_networks")
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
@@ -27,12 +29,6 @@ def folder(tmp_path_factory):
         Image.fromarray(image, "RGBA").save(root / "images" / f"{index}.png")
         Image.fromarray(mask).save(root / "masks" / f"{index}.png")
     return root
-
-
-@pytest.fixture(autouse=True)
-def models():
-    with tiny_models():
-        yield
 
 
 def train(folder, workdir, *flags: str) -> int:

@@ -10,13 +10,9 @@ import pytest
 from deeplab_jax.cli import main
 from deeplab_jax.config import to_plain
 from deeplab_jax.train.ahead import Ahead
-from tests.support.tiny import tiny_config, tiny_models
+from tests.support.tiny import tiny_config
 
-
-@pytest.fixture(scope="module", autouse=True)
-def models():
-    with tiny_models():
-        yield
+pytestmark = pytest.mark.usefixtures("tiny_networks")
 
 
 @pytest.fixture(autouse=True)

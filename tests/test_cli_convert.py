@@ -14,15 +14,13 @@ from deeplab_jax.cli import main
 from deeplab_jax.models.catalog import create_model
 from deeplab_jax.weights import convert as module
 from deeplab_jax.weights.folder import load, save
-from tests.support.tiny import filled, tiny_model, tiny_models
+from tests.support.tiny import filled, tiny_model
 from tests.weights.test_convert import make_tensors, recognise
 
 
 @pytest.fixture(autouse=True)
-def tiny(monkeypatch):
+def tiny(monkeypatch, tiny_networks):
     monkeypatch.setitem(module.IMPORTERS, "tiny", recognise)
-    with tiny_models():
-        yield
 
 
 def run(*words: object) -> int:

@@ -13,17 +13,13 @@ from deeplab_jax.cli import main
 from deeplab_jax.flags import split_config_arguments
 from deeplab_jax.weights.folder import save
 from tests.support.layouts import data_arguments, write_pair
-from tests.support.tiny import tiny_model, tiny_models
+from tests.support.tiny import tiny_model
 
 ROOT = Path(__file__).resolve().parent.parent
 SCENES = f"{ROOT}/configs/scenes.py:debug"
 FOLDER = f"{ROOT}/configs/folder.py:debug"
 
-
-@pytest.fixture(scope="module", autouse=True)
-def models():
-    with tiny_models():
-        yield
+pytestmark = pytest.mark.usefixtures("tiny_networks")
 
 
 @pytest.fixture(scope="module")
@@ -31,25 +27,6 @@ def model(tmp_path_factory):
     """A model folder of nine classes, as many as `scenes` has."""
     made = tiny_model("cascade_tiny", num_classes=9)
     return save(tmp_path_factory.mktemp("model") / "nine", *made, {"class_names": list("abcdefghi")})
-
-
-@pytest.fixture
-def complain(capsys):
-    """Run the command line and return its one line of complaint."""
-
-    def run(*words):
-        try:
-            code = main([str(word) for word in words])
-        except SystemExit as stop:
-            code = stop.code
-        printed = capsys.readouterr()
-        assert code == 2, printed
-        assert "Traceback" not in printed.err + printed.out
-        (line,) = printed.err.splitlines()
-        assert line.startswith("deeplab-jax: ")
-        return line
-
-    return run
 
 
 def tiny_training(*words):

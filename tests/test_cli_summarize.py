@@ -9,13 +9,9 @@ from deeplab_jax.analysis.summary import summarize
 from deeplab_jax.cli import main
 from deeplab_jax.models.catalog import create_model
 from deeplab_jax.weights.folder import save, write_description
-from tests.support.tiny import tiny_model, tiny_models
+from tests.support.tiny import tiny_model
 
-
-@pytest.fixture(scope="module", autouse=True)
-def models():
-    with tiny_models():
-        yield
+pytestmark = pytest.mark.usefixtures("tiny_networks")
 
 
 def run(*words: object) -> int:

@@ -21,18 +21,6 @@ from tests.support.tiny import tiny_model, tiny_models
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@pytest.fixture
-def complain(capsys):
-    """Run the command line and return its one line of complaint."""
-
-    def run(*words) -> str:
-        assert main([str(word) for word in words]) == 2
-        (line,) = capsys.readouterr().err.splitlines()
-        return line
-
-    return run
-
-
 # Code.
 
 

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deeplab_jax.cli import main
 from deeplab_jax.data.image_files import FORMATS, MAX_PIXELS, webp_pixels
 from deeplab_jax.data.images import read_image
 from deeplab_jax.errors import UserError
@@ -25,18 +24,6 @@ from tests.support.params import first_fast
 from tests.support.tiny import tiny_model, tiny_models
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-@pytest.fixture
-def complain(capsys):
-    """Run the command line and return its one line of complaint."""
-
-    def run(*words) -> str:
-        assert main([str(word) for word in words]) == 2
-        (line,) = capsys.readouterr().err.splitlines()
-        return line
-
-    return run
 
 
 def png(width: int, height: int) -> bytes:

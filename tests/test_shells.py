@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +15,7 @@ from deeplab_jax.models.catalog import create_model
 from deeplab_jax.weights.folder import load, save
 from tests.support.processes import environment, write_config
 from tests.support.tiny import tiny_models
+from tests.support.traces import fill_variables
 
 NAME = '[v2] a*b? 100% exp%20 #1 it\'s "q" 中é'
 
@@ -62,7 +62,7 @@ def test_a_tilde_is_the_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert parse(["summarize", "m", "--json"])[0].json == "-"
 
 
-def test_a_reader_that_ends_early_costs_nothing(tmp_path: Path, fill_variables: Any) -> None:
+def test_a_reader_that_ends_early_costs_nothing(tmp_path: Path) -> None:
     """`convert ... | true`: the model is written, and the exit code is that of success."""
     model = create_model("deeplabv3_resnet18", width=0.125, aspp_channels=8)
     save(tmp_path / "source", model, fill_variables(model, 1, 33, 33, 3), {})

@@ -15,7 +15,7 @@ from deeplab_jax.models.catalog import create_model
 from deeplab_jax.weights.folder import save
 from experiments import export_cost
 from experiments.export_cost import OWN, evaluate_file, main, read_kept, smallest_size, table
-from tests.support.traces import make_variables
+from tests.support.traces import fill_variables
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def source():
 def made(source):
     options = {"width": 0.25, "aspp_channels": 8}
     model = create_model("deeplabv3_mobilenet_v2", num_classes=source.labels.num_classes, **options)
-    return model, make_variables(model, 1, 65, 65, 3)
+    return model, fill_variables(model, 1, 65, 65, 3)
 
 
 def test_the_same_logits_have_the_same_metrics(made, source):

@@ -20,6 +20,7 @@ from experiments.notebooks.trainings import TRAININGS, config_of
 from experiments.output import write_json
 from experiments.run.results import RESULTS
 from tests.support.tiny import make_variables
+from tests.support.traces import fill_variables
 
 FOLDER = Path(figures.__file__).parent
 NAMES = ("effective_kernel", "output_stride", "boundaries", "your_own_folder")
@@ -153,7 +154,7 @@ def test_influence_of_a_linear_map_is_its_absolute_kernel():
     np.testing.assert_allclose(seen, expected)
 
 
-def test_the_influence_of_pixels_on_a_logit_stays_in_the_field(fill_variables):
+def test_the_influence_of_pixels_on_a_logit_stays_in_the_field():
     """Conv3 of ResNet-18 sees 99 pixels, and a rate of 2 at stride 8 sees 32 more: 65 on each side of the middle."""
     cut = {"output_stride": 8, "last_stage": "conv3", "width": 0.125}
     model = create_model("deeplabv3_resnet18", num_classes=3, aspp_rates=(1,), image_pooling=False, **cut)
@@ -181,7 +182,7 @@ def test_equal_features_have_equal_colours():
 # Decoder
 
 
-def test_the_strongest_channels_stay(fill_variables):
+def test_the_strongest_channels_stay():
     model = create_model("deeplabv3plus_resnet18", num_classes=3, width=0.125, aspp_channels=4, decoder_convs=((3, 4),))
     variables = fill_variables(model, 1, 65, 65, 3)
     path = ("params", "decoder", "conv2_conv1", "conv", "kernel")

@@ -17,7 +17,7 @@ from experiments.tables import TABLES
 from experiments.tables.extra_rates import rates
 from experiments.tap_gradients import KERNEL, main, of_taps, outer_share
 from tests.support.tiny import MadeUp, tiny_models
-from tests.support.traces import make_variables
+from tests.support.traces import fill_variables
 
 
 def test_the_rates_on_a_map() -> None:
@@ -49,7 +49,7 @@ def networks():
     def made(rate):
         rates = (rate // 2,)  # They double at output stride 8.
         model = create_model("deeplabv3_tiny", num_classes=4, output_stride=8, aspp_channels=4, aspp_rates=rates)
-        variables = make_variables(model, 1, 33, 33, 3)
+        variables = fill_variables(model, 1, 33, 33, 3)
         how = {"model": model, "optimizer": optax.identity(), "size": (33, 33), "ema": False}
         return create_state(jax.random.key(0), **how, variables=variables), model
 

@@ -15,7 +15,7 @@ from deeplab_jax.models.backbones.inverted_residual import InvertedResidual, sca
 from deeplab_jax.models.backbones.resnet import Unit
 from deeplab_jax.models.catalog import build_part, create_model
 from deeplab_jax.models.layers import LayerSettings
-from tests.support.traces import parameter_count
+from tests.support.traces import fill_variables, find_convolutions, parameter_count, variable_shapes
 
 DIRECT = LayerSettings(lowering="direct")
 # Thin enough to be quick; the structure is that of the full network.
@@ -27,15 +27,15 @@ def backbone(name: str, settings: LayerSettings = DIRECT, **options: Any) -> nn.
     return build_part(entry.module, {**entry.defaults, **options}, settings=settings)
 
 
-def spatial_convolutions(network: nn.Module, output_stride: int, find: Any, shapes_of: Any) -> list[Any]:
+def spatial_convolutions(network: nn.Module, output_stride: int) -> list[Any]:
     """The convolutions of a network that are larger than 1x1, in order."""
     x = jax.ShapeDtypeStruct((1, 65, 65, 3), jnp.float32)
-    variables = shapes_of(network, *x.shape, output_stride=output_stride)
+    variables = variable_shapes(network, *x.shape, output_stride=output_stride)
 
     def apply(variables: Any, x: jax.Array) -> Any:
         return network.apply(variables, x, output_stride=output_stride, train=False)["conv5"][0]
 
-    return [c for c in find(apply, variables, x) if c.kernel[0] > 1]
+    return [c for c in find_convolutions(apply, variables, x) if c.kernel[0] > 1]
 
 
 def test_dilate_stages_by_hand() -> None:
@@ -69,7 +69,7 @@ def test_an_output_stride_that_the_stages_do_not_have_raises(output_stride: int)
         *(pytest.param(n, marks=pytest.mark.slow) for n in ("mobilenet_v2", "resnet34", "resnet50", "resnet101")),
     ],
 )  # fmt: skip
-def test_features_at_stride_4_subsampled_are_those_at_8_and_16(name: str, fill_variables: Any) -> None:
+def test_features_at_stride_4_subsampled_are_those_at_8_and_16(name: str) -> None:
     """The map is neither square nor a multiple of a stride; multi-grid is on where the paper has it."""
     grid = {} if name == "mobilenet_v2" else {"multi_grid": ARCHITECTURES["deeplabv3"].backbones[name]["multi_grid"]}
     network = backbone(name, width=THIN[name], **grid)
@@ -90,7 +90,7 @@ def test_features_at_stride_4_subsampled_are_those_at_8_and_16(name: str, fill_v
             )
 
 
-def test_the_rate_of_the_stage_in_its_first_unit_loses_that_property(fill_variables: Any) -> None:
+def test_the_rate_of_the_stage_in_its_first_unit_loses_that_property() -> None:
     """The convention of some peers, for their weights: the same numbers at one stride, others at another."""
     network = backbone("resnet18", width=1 / 16, first_unit_rate="stage")
     variables = fill_variables(network, 1, 50, 37, 3, output_stride=16)
@@ -102,7 +102,7 @@ def test_the_rate_of_the_stage_in_its_first_unit_loses_that_property(fill_variab
 
 @pytest.mark.parametrize("output_stride", [8, 16, 32])
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "mobilenet_v2"])
-def test_strides_that_are_reported_are_those_of_the_arrays(name: str, output_stride: int, shapes_of: Any) -> None:
+def test_strides_that_are_reported_are_those_of_the_arrays(name: str, output_stride: int) -> None:
     network = backbone(name)
     height, width = 97, 66
     images = jax.ShapeDtypeStruct((2, height, width, 3), jnp.float32)
@@ -123,34 +123,32 @@ def test_strides_that_are_reported_are_those_of_the_arrays(name: str, output_str
 
 
 @pytest.mark.parametrize(("output_stride", "expected"), [(32, [1, 2, 4]), (16, [1, 4, 8]), (8, [2, 8, 16])])
-def test_multi_grid_multiplies_the_rates_of_the_last_block(
-    output_stride: int, expected: list[int], convolutions: Any, shapes_of: Any
-) -> None:
+def test_multi_grid_multiplies_the_rates_of_the_last_block(output_stride: int, expected: list[int]) -> None:
     """At output stride 16 the stage's rate is 2; its first unit, whose stride was removed, has the rate before it."""
     network = backbone("resnet50", width=1 / 16, multi_grid=(1, 2, 4))
-    found = spatial_convolutions(network, output_stride, convolutions, shapes_of)
+    found = spatial_convolutions(network, output_stride)
     assert len(found) == 1 + 16
     assert [c.rate for c in found[-3:]] == expected
     assert {c.rate for c in found[:8]} == {1}  # the stem, conv2 and conv3
 
 
-def test_multi_grid_with_the_rate_of_the_stage(convolutions: Any, shapes_of: Any) -> None:
+def test_multi_grid_with_the_rate_of_the_stage() -> None:
     network = backbone("resnet50", width=1 / 16, multi_grid=(1, 2, 4), first_unit_rate="stage")
-    found = spatial_convolutions(network, 16, convolutions, shapes_of)
+    found = spatial_convolutions(network, 16)
     assert [c.rate for c in found[-3:]] == [2, 4, 8]
 
 
-def test_the_beta_form_has_the_rates_of_the_paper(convolutions: Any, shapes_of: Any) -> None:
+def test_the_beta_form_has_the_rates_of_the_paper() -> None:
     """Its stages stride in their last unit, so that every unit of block 4 comes after the stride that it lost."""
     network = backbone("resnet50_beta", width=1 / 16, multi_grid=(1, 2, 4))
-    found = spatial_convolutions(network, 16, convolutions, shapes_of)
+    found = spatial_convolutions(network, 16)
     assert len(found) == 3 + 16
     assert [c.rate for c in found[-3:]] == [2, 4, 8]
     assert {c.rate for c in found[:-3]} == {1}
     # Blocks of 3, 4, 6 and 3 units.
     assert [c.stride for c in found] == [2, 1, 1, *[1, 1, 2], *[1, 1, 1, 2], *[1] * 6, *[1] * 3]
-    assert [c.rate for c in spatial_convolutions(network, 8, convolutions, shapes_of)[-9:]] == [2] * 6 + [4, 8, 16]
-    found = spatial_convolutions(network, 32, convolutions, shapes_of)
+    assert [c.rate for c in spatial_convolutions(network, 8)[-9:]] == [2] * 6 + [4, 8, 16]
+    found = spatial_convolutions(network, 32)
     assert [c.rate for c in found[-3:]] == [1, 2, 4]
     assert [c.stride for c in found[-9:]] == [1, 1, 1, 1, 1, 2, 1, 1, 1]
 
@@ -159,9 +157,7 @@ def test_the_beta_form_has_the_rates_of_the_paper(convolutions: Any, shapes_of: 
     ("name", "multi_grid"),
     [("resnet18", (1, 2)), pytest.param("resnet50_beta", (1, 2, 4), marks=pytest.mark.slow)],
 )
-def test_features_are_consistent_with_the_stride_in_the_last_unit(
-    name: str, multi_grid: tuple[int, ...], fill_variables: Any
-) -> None:
+def test_features_are_consistent_with_the_stride_in_the_last_unit(name: str, multi_grid: tuple[int, ...]) -> None:
     network = backbone(name, width=1 / 16, multi_grid=multi_grid, first_unit_rate="last_unit")
     variables = fill_variables(network, 1, 50, 37, 3, output_stride=16)
     x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 50, 37, 3)), jnp.float32)
@@ -190,10 +186,10 @@ def test_features_are_consistent_with_the_stride_in_the_last_unit(
             np.testing.assert_allclose(fine, coarse, atol=1e-5 * scale, err_msg=f"{stage} at {output_stride}")
 
 
-def test_the_beta_form_differs_from_the_plain_one_in_its_stem_only(shapes_of: Any) -> None:
+def test_the_beta_form_differs_from_the_plain_one_in_its_stem_only() -> None:
     """Three 3x3 convolutions instead of the 7x7, of which the first unit sees twice the channels."""
     plain, beta = (
-        shapes_of(backbone(n), 1, 33, 33, 3, output_stride=32)["params"] for n in ("resnet50", "resnet50_beta")
+        variable_shapes(backbone(n), 1, 33, 33, 3, output_stride=32)["params"] for n in ("resnet50", "resnet50_beta")
     )
     stem = {name: beta[name]["conv"]["kernel"].shape for name in beta if name.startswith("stem")}
     assert stem == {"stem_conv1": (3, 3, 3, 64), "stem_conv2": (3, 3, 64, 64), "stem_conv3": (3, 3, 64, 128)}
@@ -208,15 +204,17 @@ def test_the_beta_form_differs_from_the_plain_one_in_its_stem_only(shapes_of: An
 
 
 @pytest.mark.parametrize("first_unit_rate", ["previous", "stage", "last_unit"])
-def test_the_conventions_share_their_parameters(first_unit_rate: Any, shapes_of: Any) -> None:
+def test_the_conventions_share_their_parameters(first_unit_rate: Any) -> None:
     trees = [
-        shapes_of(backbone("resnet50", width=1 / 16, first_unit_rate=convention), 1, 33, 33, 3, output_stride=stride)
+        variable_shapes(
+            backbone("resnet50", width=1 / 16, first_unit_rate=convention), 1, 33, 33, 3, output_stride=stride
+        )
         for convention, stride in (("previous", 32), (first_unit_rate, 32), (first_unit_rate, 8))
     ]
     assert trees[0] == trees[1] == trees[2]
 
 
-def test_the_beta_forms_features_are_residual_branches_before_the_stride(fill_variables: Any) -> None:
+def test_the_beta_forms_features_are_residual_branches_before_the_stride() -> None:
     """What the authors' decoder takes: of the last unit at the stage's own resolution, before its addition."""
     network = backbone("resnet50_beta", width=1 / 16)
     variables = fill_variables(network, 1, 33, 33, 3, output_stride=32)
@@ -242,15 +240,15 @@ def test_the_beta_forms_features_are_residual_branches_before_the_stride(fill_va
     assert [features[f"conv{i}"].shape[1] for i in (2, 3, 4, 5)] == [9, 5, 3, 2]
 
 
-def test_rates_and_strides_of_a_basic_block(convolutions: Any, shapes_of: Any) -> None:
+def test_rates_and_strides_of_a_basic_block() -> None:
     """Of two 3x3 convolutions the first carries the removed stride, so only it has the rate of the stage before."""
-    found = spatial_convolutions(backbone("resnet18", width=1 / 16), 8, convolutions, shapes_of)
+    found = spatial_convolutions(backbone("resnet18", width=1 / 16), 8)
     assert [c.stride for c in found] == [2, *[1] * 4, 2, *[1] * 11]
     assert [c.rate for c in found[-8:]] == [1, 2, 2, 2, 2, 4, 4, 4]
 
 
-def test_rates_of_mobilenet_at_8(convolutions: Any, shapes_of: Any) -> None:
-    found = spatial_convolutions(backbone("mobilenet_v2", width=0.25), 8, convolutions, shapes_of)
+def test_rates_of_mobilenet_at_8() -> None:
+    found = spatial_convolutions(backbone("mobilenet_v2", width=0.25), 8)
     rates = [c.rate for c in found]
     # The stem; then units of 1, 2, 3 (stride 8 reached), 4 of which the first lost its stride, 3, 3 likewise, 1.
     assert rates == [1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 4, 4, 4]
@@ -284,7 +282,7 @@ def test_a_thin_mobilenet_has_a_shortcut_wherever_the_channels_are_equal(width: 
     assert found == {*later, "conv5_unit2", "conv5_unit3"} | shortcuts
 
 
-def test_the_shortcut_of_a_thin_mobilenet_is_the_identity(fill_variables: Any) -> None:
+def test_the_shortcut_of_a_thin_mobilenet_is_the_identity() -> None:
     """With a projection of nothing, its first unit hands the stem on."""
     network = backbone("mobilenet_v2", width=0.25)
     variables = fill_variables(network, 1, 33, 33, 3, output_stride=32)
@@ -307,24 +305,24 @@ def test_the_shortcut_of_a_thin_mobilenet_is_the_identity(fill_variables: Any) -
         ("mobilenet_v2", 3_504_872 - 1_281_000 - 412_160),
     ],
 )
-def test_parameter_counts_of_the_published_networks(name: str, count: int, shapes_of: Any) -> None:
-    assert parameter_count(shapes_of(backbone(name), 1, 33, 33, 3, output_stride=32)["params"]) == count
+def test_parameter_counts_of_the_published_networks(name: str, count: int) -> None:
+    assert parameter_count(variable_shapes(backbone(name), 1, 33, 33, 3, output_stride=32)["params"]) == count
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "mobilenet_v2"])
-def test_parameters_do_not_depend_on_the_output_stride(name: str, shapes_of: Any) -> None:
-    trees = [shapes_of(backbone(name), 1, 33, 33, 3, output_stride=stride) for stride in (4, 8, 16, 32)]
+def test_parameters_do_not_depend_on_the_output_stride(name: str) -> None:
+    trees = [variable_shapes(backbone(name), 1, 33, 33, 3, output_stride=stride) for stride in (4, 8, 16, 32)]
     assert all(tree == trees[0] for tree in trees)
 
 
-def test_parameters_of_a_cascade_do_not_depend_on_the_output_stride(shapes_of: Any) -> None:
+def test_parameters_of_a_cascade_do_not_depend_on_the_output_stride() -> None:
     network = backbone("resnet50", width=1 / 16, last_block=7)
-    trees = [shapes_of(network, 1, 65, 65, 3, output_stride=stride) for stride in (16, 32, 64, 256)]
+    trees = [variable_shapes(network, 1, 65, 65, 3, output_stride=stride) for stride in (16, 32, 64, 256)]
     assert all(tree == trees[0] for tree in trees)
 
 
 @pytest.mark.parametrize("output_stride", [16, 64, 256])
-def test_a_cascade_goes_to_output_stride_256(output_stride: int, shapes_of: Any) -> None:
+def test_a_cascade_goes_to_output_stride_256(output_stride: int) -> None:
     """DeepLabv3, Table 1: block 7 ends at stride 256; every block copies block 4."""
     network = backbone("resnet50", width=1 / 16, last_block=7)
     found: dict[str, int] = {}
@@ -341,7 +339,7 @@ def test_a_cascade_goes_to_output_stride_256(output_stride: int, shapes_of: Any)
     assert [found[f"conv{i}"] for i in range(5, 9)] == [min(output_stride, s) for s in (32, 64, 128, 256)]
 
 
-def test_a_cascade_is_consistent_over_output_strides(fill_variables: Any) -> None:
+def test_a_cascade_is_consistent_over_output_strides() -> None:
     network = backbone("resnet50", width=1 / 16, last_block=6, multi_grid=(1, 2, 1))
     variables = fill_variables(network, 1, 70, 65, 3, output_stride=64)
     x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 70, 65, 3)), jnp.float32)
@@ -352,21 +350,21 @@ def test_a_cascade_is_consistent_over_output_strides(fill_variables: Any) -> Non
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
 @pytest.mark.parametrize(("last_stage", "deepest"), [("conv3", 8), ("conv4", 16)])
-def test_a_backbone_may_end_early(name: str, last_stage: str, deepest: int, shapes_of: Any) -> None:
+def test_a_backbone_may_end_early(name: str, last_stage: str, deepest: int) -> None:
     """What it keeps has the parameters and the strides of the whole one."""
     whole, cut = backbone(name, width=THIN[name]), backbone(name, width=THIN[name], last_stage=last_stage)
-    trees = [shapes_of(network, 1, 65, 65, 3, output_stride=8)["params"] for network in (whole, cut)]
+    trees = [variable_shapes(network, 1, 65, 65, 3, output_stride=8)["params"] for network in (whole, cut)]
     kept = {layer: tree for layer, tree in trees[0].items() if layer.split("_")[0] <= last_stage or layer == "stem"}
     assert trees[1] == kept
     assert kept != trees[0]
     with pytest.raises(ValueError, match=rf"output_stride={2 * deepest}: this backbone offers .*{deepest}(\n|$)"):
-        shapes_of(cut, 1, 65, 65, 3, output_stride=2 * deepest)
+        variable_shapes(cut, 1, 65, 65, 3, output_stride=2 * deepest)
 
 
-def test_mobilenet_v2_may_have_its_last_convolution(shapes_of: Any) -> None:
+def test_mobilenet_v2_may_have_its_last_convolution() -> None:
     """1x1 from 320 to 1280 (Table 2), whatever the width; its output are the last features."""
     network = backbone("mobilenet_v2", last_channels=1280)
-    shapes = shapes_of(network, 1, 65, 65, 3, output_stride=32)
+    shapes = variable_shapes(network, 1, 65, 65, 3, output_stride=32)
     assert shapes["params"]["last"]["conv"]["kernel"].shape == (1, 1, 320, 1280)
     x = jax.ShapeDtypeStruct((1, 65, 65, 3), jnp.float32)
     apply = lambda v, x: network.apply(v, x, output_stride=32, train=False)["conv5"][0]  # noqa: E731

@@ -28,7 +28,7 @@ from deeplab_jax.models.image_pyramid import ImagePyramid
 from deeplab_jax.models.layers import LayerSettings
 from deeplab_jax.models.preprocessing import IMAGENET, SYMMETRIC, Preprocessing
 from deeplab_jax.models.segmenter import abstract_variables
-from tests.support.traces import parameter_count
+from tests.support.traces import parameter_count, variable_shapes
 
 SMALL = {"width": 0.25, "aspp_channels": 8}
 
@@ -335,11 +335,11 @@ def test_published_parameter_counts(name: str, options: dict[str, Any], count: i
 
 
 @pytest.mark.parametrize("name", ["deeplabv3plus_resnet18", "deeplabv3plus_mobilenet_v2"])
-def test_variables_do_not_depend_on_the_output_stride(name: str, shapes_of: Any) -> None:
+def test_variables_do_not_depend_on_the_output_stride(name: str) -> None:
     model = create_model(name, **SMALL, aux_head=True)
-    trees = [shapes_of(model.clone(output_stride=stride), 1, 65, 65, 3) for stride in (8, 32)]
+    trees = [variable_shapes(model.clone(output_stride=stride), 1, 65, 65, 3) for stride in (8, 32)]
     assert trees[0] == trees[1]
-    assert trees[0] == shapes_of(model, 2, 40, 33, 3)  # nor on the images
+    assert trees[0] == variable_shapes(model, 2, 40, 33, 3)  # nor on the images
 
 
 def test_separable_is_smaller() -> None:

@@ -13,6 +13,7 @@ from flax.traverse_util import flatten_dict
 
 from deeplab_jax.models.catalog import create_model, model_names
 from deeplab_jax.models.segmenter import abstract_variables
+from tests.support.traces import fill_variables
 
 HEIGHT, WIDTH = 97, 66
 # What older model folders and checkpoints hold: `tree_digest` of each name with 7 classes.
@@ -90,7 +91,7 @@ def test_logits_and_features_have_the_promised_sizes(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", model_names())
-def test_one_gradient_step_moves_every_parameter(name: str, fill_variables: Any) -> None:
+def test_one_gradient_step_moves_every_parameter(name: str) -> None:
     model = create_model(name, num_classes=3, **thin(name))
     rng = np.random.default_rng(0)
     images = jnp.asarray(rng.normal(size=(2, HEIGHT, WIDTH, 3)), jnp.float32)

@@ -16,6 +16,7 @@ from deeplab_jax.models.segmenter import Segmenter, abstract_variables, trace
 from deeplab_jax.weights.folder import load, save
 from tests.models.test_every_name import thin
 from tests.support.params import first_fast
+from tests.support.traces import fill_variables
 
 FAST = ("deeplabv3plus_mobilenet_v2",)
 EVERY_NAME = [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in model_names()]
@@ -64,7 +65,7 @@ def assert_folds(model: Segmenter, variables: Any, *, bound: float = BOUND) -> t
 
 
 @pytest.mark.parametrize("name", EVERY_NAME)
-def test_the_logits_stay(name: str, fill_variables: Any) -> None:
+def test_the_logits_stay(name: str) -> None:
     model = make(name)
     images = images_of(model)
     assert_folds(model, fill_variables(model, *images.shape))
@@ -105,7 +106,7 @@ def test_a_folded_network_is_described_and_fits_its_variables(name: str) -> None
         fast=2,
     ),
 )
-def test_parts_and_surroundings(name: str, options: Any, fill_variables: Any) -> None:
+def test_parts_and_surroundings(name: str, options: Any) -> None:
     model = make(name, **options)
     variables = fill_variables(model, *images_of(model).shape)
     folded, _ = assert_folds(model, variables)
@@ -114,7 +115,7 @@ def test_parts_and_surroundings(name: str, options: Any, fill_variables: Any) ->
 
 
 @pytest.mark.slow
-def test_the_auxiliary_head_is_folded_too(fill_variables: Any) -> None:
+def test_the_auxiliary_head_is_folded_too() -> None:
     model = make("deeplabv3_resnet18", aux_head=True)
     images = images_of(model)
     results = []
@@ -135,7 +136,7 @@ def test_the_auxiliary_head_is_folded_too(fill_variables: Any) -> None:
         ),
     ],
 )
-def test_group_norm_stays(norms: Any, folded_norms: Any, fill_variables: Any) -> None:
+def test_group_norm_stays(norms: Any, folded_norms: Any) -> None:
     model = make("deeplabv3_resnet18", **norms)
     folded, variables = assert_folds(model, fill_variables(model, *images_of(model).shape))
     options = describe(folded)["options"]
@@ -153,7 +154,7 @@ def test_group_norm_stays(norms: Any, folded_norms: Any, fill_variables: Any) ->
         ("refinenet_resnet50", {"norm": "batch", "backbone_norm": "none"}),
     ],
 )
-def test_a_network_without_batch_norm_is_returned_as_it_is(name: str, options: Any, fill_variables: Any) -> None:
+def test_a_network_without_batch_norm_is_returned_as_it_is(name: str, options: Any) -> None:
     model = make(name, **options)
     variables = fill_variables(model, 1, 65, 65, 3)
     folded, same = fold_norm(model, variables)
@@ -161,7 +162,7 @@ def test_a_network_without_batch_norm_is_returned_as_it_is(name: str, options: A
     jax.tree.map(np.testing.assert_array_equal, same, variables)
 
 
-def test_folding_twice_changes_nothing(fill_variables: Any) -> None:
+def test_folding_twice_changes_nothing() -> None:
     model = make("deeplabv3plus_mobilenet_v2")
     once = fold_norm(model, fill_variables(model, 1, 65, 65, 3))
     twice = fold_norm(*once)
@@ -169,7 +170,7 @@ def test_folding_twice_changes_nothing(fill_variables: Any) -> None:
     jax.tree.map(np.testing.assert_array_equal, twice[1], once[1])
 
 
-def test_the_variables_given_are_not_changed(fill_variables: Any) -> None:
+def test_the_variables_given_are_not_changed() -> None:
     model = make("deeplabv3_resnet18")
     variables = fill_variables(model, 1, 65, 65, 3)
     before = jax.tree.map(np.array, variables)
@@ -178,7 +179,7 @@ def test_the_variables_given_are_not_changed(fill_variables: Any) -> None:
 
 
 @pytest.mark.slow
-def test_bfloat16_is_folded_in_float32(fill_variables: Any) -> None:
+def test_bfloat16_is_folded_in_float32() -> None:
     """Both round their activations; folded, the network is as close to float32 as it was."""
     exact, coarse = make("deeplabv3_resnet18"), make("deeplabv3_resnet18", dtype="bfloat16")
     variables = fill_variables(exact, 1, 66, 66, 3)
@@ -192,13 +193,13 @@ def test_bfloat16_is_folded_in_float32(fill_variables: Any) -> None:
     assert 0 < after < 1.5 * before
 
 
-def test_a_clone_keeps_what_it_changed(fill_variables: Any) -> None:
+def test_a_clone_keeps_what_it_changed() -> None:
     model = make("deeplabv3_resnet18").clone(output_stride=8)
     folded, _ = assert_folds(model, fill_variables(model, 1, 65, 65, 3))
     assert folded.output_stride == 8 and describe(folded)["output_stride"] == 8
 
 
-def test_a_folded_network_is_saved_and_loaded(tmp_path: Any, fill_variables: Any) -> None:
+def test_a_folded_network_is_saved_and_loaded(tmp_path: Any) -> None:
     model = make("deeplabv3plus_mobilenet_v2")
     folded, variables = fold_norm(model, fill_variables(model, 1, 65, 65, 3))
     save(tmp_path, folded, variables, {})

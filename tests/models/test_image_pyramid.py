@@ -1,6 +1,5 @@
 """Image pyramids: views, fusion by hand, shared weights, and options that are refused."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -12,13 +11,9 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.models.catalog import create_model
 from deeplab_jax.models.image_pyramid import ImagePyramid
 from deeplab_jax.ops.resize import resize_bilinear
-from tests.support.tiny import tiny_models
+from tests.support.traces import fill_variables, variable_shapes
 
-
-@pytest.fixture(autouse=True)
-def tiny() -> Iterator[None]:
-    with tiny_models():
-        yield
+pytestmark = pytest.mark.usefixtures("tiny_networks")
 
 
 def noise(*shape: int, seed: int = 0) -> jax.Array:
@@ -30,7 +25,7 @@ def logits(*values: Any) -> list[jax.Array]:
 
 
 @pytest.mark.parametrize("options", [{}, {"fusion": "max"}, {"pyramid": "laplacian"}])
-def test_with_one_scale_it_is_the_bare_network(options: dict[str, Any], fill_variables: Any) -> None:
+def test_with_one_scale_it_is_the_bare_network(options: dict[str, Any]) -> None:
     bare = create_model("cascade_tiny", num_classes=3)
     model = create_model("cascade_tiny", num_classes=3, image_pyramid=(1.0,), **options)
     variables = fill_variables(bare, 1, 65, 50, 3)
@@ -106,11 +101,11 @@ def test_attention_by_hand() -> None:
 
 
 @pytest.mark.parametrize("fusion", ["average", "max", "attention"])
-def test_weights_are_shared(fusion: str, shapes_of: Any) -> None:
+def test_weights_are_shared(fusion: str) -> None:
     """A pyramid adds nothing but its attention."""
-    bare = shapes_of(create_model("deeplabv3plus_tiny"), 1, 33, 33, 3)
+    bare = variable_shapes(create_model("deeplabv3plus_tiny"), 1, 33, 33, 3)
     model = create_model("deeplabv3plus_tiny", image_pyramid=(1.0, 0.75, 0.5), fusion=fusion)
-    variables = shapes_of(model, 1, 33, 33, 3)
+    variables = variable_shapes(model, 1, 33, 33, 3)
     added = variables["params"].pop("pyramid", None)
     assert variables == bare
     if fusion == "attention":
@@ -120,7 +115,7 @@ def test_weights_are_shared(fusion: str, shapes_of: Any) -> None:
         assert added is None
 
 
-def test_logits_are_fused_from_the_network_at_each_scale(fill_variables: Any) -> None:
+def test_logits_are_fused_from_the_network_at_each_scale() -> None:
     """The same network on each resized image, one after the other, and the mean of its logits."""
     bare = create_model("cascade_tiny", num_classes=3)
     model = create_model("cascade_tiny", num_classes=3, image_pyramid=(1.0, 0.5))
@@ -142,10 +137,10 @@ def test_logits_are_fused_from_the_network_at_each_scale(fill_variables: Any) ->
 @pytest.mark.parametrize("fusion", ["average", "max", "attention"])
 @pytest.mark.parametrize("pyramid", ["resized", "laplacian"])
 @pytest.mark.parametrize("size", [(33, 33), (50, 71)])
-def test_any_size(fusion: str, pyramid: str, size: tuple[int, int], shapes_of: Any) -> None:
+def test_any_size(fusion: str, pyramid: str, size: tuple[int, int]) -> None:
     options: dict[str, Any] = {"image_pyramid": (1.0, 0.75, 0.5), "fusion": fusion, "pyramid": pyramid}
     model = create_model("cascade_tiny", num_classes=3, aux_head=True, **options)
-    variables = shapes_of(model, 1, 65, 65, 3)
+    variables = variable_shapes(model, 1, 65, 65, 3)
     x = jax.ShapeDtypeStruct((2, *size, 3), jnp.float32)
     logits, sown = jax.eval_shape(lambda v, x: model.apply(v, x, mutable=["intermediates"]), variables, x)
     assert logits.shape == (2, *size, 3)
@@ -153,7 +148,7 @@ def test_any_size(fusion: str, pyramid: str, size: tuple[int, int], shapes_of: A
     assert [aux.shape for aux in sown["intermediates"]["aux"]] == [(2, *size, 3)] * 3
 
 
-def test_the_first_scale_may_be_another_than_1(fill_variables: Any) -> None:
+def test_the_first_scale_may_be_another_than_1() -> None:
     bare = create_model("cascade_tiny", num_classes=3)
     model = create_model("cascade_tiny", num_classes=3, image_pyramid=(0.5,))
     variables = fill_variables(bare, 1, 65, 65, 3)
@@ -164,7 +159,7 @@ def test_the_first_scale_may_be_another_than_1(fill_variables: Any) -> None:
     assert jax.eval_shape(model.apply, variables, x).shape == (1, 81, 97, 3)
 
 
-def test_gradients_reach_the_attention(fill_variables: Any) -> None:
+def test_gradients_reach_the_attention() -> None:
     model = create_model("cascade_tiny", num_classes=3, image_pyramid=(1.0, 0.5), fusion="attention")
     variables = fill_variables(model, 1, 65, 65, 3)
     x = noise(2, 65, 65, 3)

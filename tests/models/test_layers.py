@@ -22,6 +22,7 @@ from deeplab_jax.models.layers import (
     spatial_conv,
 )
 from deeplab_jax.models.separable_variants import BareSeparableConvNorm
+from tests.support.traces import variable_shapes
 
 BATCH = jnp.asarray([[1, 10], [3, 30], [5, 20], [7, 40]], jnp.float32).reshape(2, 2, 1, 2)
 MEAN, VARIANCE = np.asarray([4.0, 25.0]), np.asarray([5.0, 125.0])
@@ -211,8 +212,8 @@ def test_groups_of_group_norm(channels: int, groups: int) -> None:
 
 
 @pytest.mark.parametrize("channels", [24, 32, 48, 256])
-def test_group_norm_takes_any_number_of_channels(channels: int, shapes_of: Any) -> None:
-    variables = shapes_of(Norm(LayerSettings(norm="group")), 1, 3, 3, channels)
+def test_group_norm_takes_any_number_of_channels(channels: int) -> None:
+    variables = variable_shapes(Norm(LayerSettings(norm="group")), 1, 3, 3, channels)
     assert set(variables) == {"params"}
     assert variables["params"]["group"]["scale"].shape == (channels,)
 
@@ -226,10 +227,8 @@ def test_group_norm_takes_any_number_of_channels(channels: int, shapes_of: Any) 
         ("none", {"params"}, {"kernel", "bias"}, {"conv"}),
     ],
 )
-def test_a_bias_replaces_the_norm(
-    norm: Any, collections: set[str], conv: set[str], rest: set[str], shapes_of: Any
-) -> None:
-    variables = shapes_of(ConvNorm(4, 3, settings=LayerSettings(norm=norm)), 1, 5, 5, 2)
+def test_a_bias_replaces_the_norm(norm: Any, collections: set[str], conv: set[str], rest: set[str]) -> None:
+    variables = variable_shapes(ConvNorm(4, 3, settings=LayerSettings(norm=norm)), 1, 5, 5, 2)
     assert set(variables) == collections
     assert set(variables["params"]["conv"]) == conv
     assert set(variables["params"]) == rest
@@ -258,15 +257,15 @@ def test_separable_by_hand() -> None:
     assert layer.apply(variables, x, train=False).ravel().tolist() == [30, 60, 31]
 
 
-def test_separable_has_a_norm_after_each_part(shapes_of: Any) -> None:
-    params = shapes_of(SeparableConvNorm(6, 3, rate=2), 1, 9, 9, 4)["params"]
+def test_separable_has_a_norm_after_each_part() -> None:
+    params = variable_shapes(SeparableConvNorm(6, 3, rate=2), 1, 9, 9, 4)["params"]
     assert params["depthwise"]["conv"]["kernel"].shape == (3, 3, 1, 4)
     assert params["depthwise"]["norm"]["batch"]["scale"].shape == (4,)
     assert params["pointwise"]["conv"]["kernel"].shape == (1, 1, 4, 6)
     assert params["pointwise"]["norm"]["batch"]["scale"].shape == (6,)
 
 
-def test_nothing_between_depthwise_and_pointwise(shapes_of: Any) -> None:
+def test_nothing_between_depthwise_and_pointwise() -> None:
     """Neither norm nor ReLU: the negative channel reaches the pointwise convolution."""
     layer = BareSeparableConvNorm(1, 1, settings=LayerSettings(norm="none"))
     variables = {
@@ -277,7 +276,7 @@ def test_nothing_between_depthwise_and_pointwise(shapes_of: Any) -> None:
     }
     x = jnp.asarray([[1, 5], [-2, 21]], jnp.float32).reshape(1, 1, 2, 2)
     assert layer.apply(variables, x, train=False).ravel().tolist() == [15, 1]
-    params = shapes_of(BareSeparableConvNorm(6, 3), 1, 9, 9, 4)["params"]
+    params = variable_shapes(BareSeparableConvNorm(6, 3), 1, 9, 9, 4)["params"]
     assert set(params["depthwise"]) == {"kernel"}
     assert params["pointwise"]["norm"]["batch"]["scale"].shape == (6,)
 

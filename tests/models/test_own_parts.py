@@ -18,6 +18,7 @@ from deeplab_jax.models.catalog import describe, model_names
 from deeplab_jax.models.fold import fold_norm
 from deeplab_jax.models.layers import ConvNorm, LayerSettings
 from deeplab_jax.models.segmenter import Segmenter
+from tests.support.traces import fill_variables
 
 PARTS = '''
 import flax.linen as nn
@@ -220,7 +221,7 @@ def test_an_edited_file_is_run_again_once_it_is_named_again(tmp_path: Path) -> N
     assert deeplab_jax.create_model("sum_convnext", module=str(parts)).decoder.decoder_width == 128
 
 
-def test_a_run_of_ones_own_parts_is_converted(tmp_path: Path, capsys, fill_variables) -> None:
+def test_a_run_of_ones_own_parts_is_converted(tmp_path: Path, capsys) -> None:
     parts, _ = write_parts(tmp_path)
     model = deeplab_jax.create_model("sum_convnext", module=str(parts), num_classes=3)
     variables = fill_variables(model, 1, 33, 33, 3)
@@ -295,7 +296,7 @@ class Mixed(nn.Module):
         return {"conv": (x, 16)}
 
 
-def test_a_layer_with_settings_of_its_own_keeps_its_batch_norm(fill_variables) -> None:
+def test_a_layer_with_settings_of_its_own_keeps_its_batch_norm() -> None:
     model = Segmenter(Mixed(), num_classes=3)
     variables = fill_variables(model, 1, 33, 33, 3)
     images = np.random.default_rng(0).normal(size=(1, 33, 33, 3)).astype(np.float32)

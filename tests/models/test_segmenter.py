@@ -12,6 +12,7 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.models.catalog import create_model
 from deeplab_jax.models.decoders.fcn import FCNHead
 from deeplab_jax.models.layers import LayerSettings
+from tests.support.traces import fill_variables, variable_shapes
 
 TINY = {"width": 1 / 16, "aspp_channels": 4, "low_level_channels": 3, "decoder_convs": ((3, 4),)}
 TINY_V3 = {"width": 1 / 16, "aspp_channels": 4}
@@ -27,7 +28,7 @@ def output(model: Any, variables: Any, x: Any, **options: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def tiny(fill_variables: Any) -> Any:
+def tiny() -> Any:
     """A thin DeepLabv3+ on ResNet-18, its variables, and its compiled inference and training calls."""
     model = create_model("deeplabv3plus_resnet18", num_classes=5, **TINY, dropout=0.5, aux_head=True, norm_momentum=0.5)
     variables = fill_variables(model, 1, 33, 35, 3)
@@ -47,27 +48,27 @@ def tiny(fill_variables: Any) -> Any:
     "name",
     ["deeplabv3_resnet18", "deeplabv3plus_mobilenet_v2", pytest.param("cascade_resnet50", marks=pytest.mark.slow)],
 )
-def test_logits_have_the_size_of_any_image(name: str, shapes_of: Any) -> None:
+def test_logits_have_the_size_of_any_image(name: str) -> None:
     model = create_model(name, num_classes=5, width=0.25)
-    variables = shapes_of(model, 1, 65, 65, 3)
+    variables = variable_shapes(model, 1, 65, 65, 3)
     for height, width in [(33, 33), (34, 47), (101, 64)]:
         x = jax.ShapeDtypeStruct((2, height, width, 3), jnp.float32)
         logits = output(model, variables, x, train=False)
         assert (logits.shape, logits.dtype) == ((2, height, width, 5), jnp.float32)
 
 
-def test_images_below_33_pixels_are_refused(shapes_of: Any) -> None:
+def test_images_below_33_pixels_are_refused() -> None:
     model = create_model("deeplabv3_resnet18", **TINY_V3)
-    variables = shapes_of(model, 1, 33, 33, 3)
+    variables = variable_shapes(model, 1, 33, 33, 3)
     for shape in [(1, 32, 40, 3), (1, 40, 32, 3), (40, 40, 3)]:
         with pytest.raises(ValueError, match="H and W of at least 33"):
             output(model, variables, jax.ShapeDtypeStruct(shape, jnp.float32))
 
 
 @pytest.mark.parametrize("name", ["deeplabv3plus_resnet18", "deeplabv3plus_mobilenet_v2"])
-def test_bfloat16_gives_float32_logits_and_keeps_float32_variables(name: str, shapes_of: Any) -> None:
+def test_bfloat16_gives_float32_logits_and_keeps_float32_variables(name: str) -> None:
     model = create_model(name, dtype="bfloat16", width=0.25, aux_head=True)
-    variables = shapes_of(model, 1, 33, 33, 3)
+    variables = variable_shapes(model, 1, 33, 33, 3)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
     x = jax.ShapeDtypeStruct((2, 33, 41, 3), jnp.float32)
     logits, sown = output(model, variables, x, train=False, mutable=["intermediates"])
@@ -201,26 +202,26 @@ def test_frozen_norms_keep_their_statistics_in_training(tiny: Any) -> None:
         ({"norm": "none"}, {"params"}),
     ],
 )
-def test_collections_by_norm(options: dict[str, Any], collections: set[str], shapes_of: Any) -> None:
+def test_collections_by_norm(options: dict[str, Any], collections: set[str]) -> None:
     model = create_model("deeplabv3plus_resnet18", **TINY, **options)
-    variables = shapes_of(model, 1, 33, 33, 3)
+    variables = variable_shapes(model, 1, 33, 33, 3)
     assert set(variables) == collections
     x = jax.ShapeDtypeStruct((2, 33, 33, 3), jnp.float32)
     _, updates = output(model, variables, x, train=True, mutable=["batch_stats"])
     assert set(updates) == collections - {"params"}
 
 
-def test_head_and_backbone_may_differ_in_their_norm(shapes_of: Any) -> None:
+def test_head_and_backbone_may_differ_in_their_norm() -> None:
     model = create_model("deeplabv3_resnet18", **TINY_V3, norm="group", backbone_norm="frozen")
-    variables = shapes_of(model, 1, 33, 33, 3)
+    variables = variable_shapes(model, 1, 33, 33, 3)
     assert set(variables["batch_stats"]) == {"backbone"}
     assert "group" in variables["params"]["context"]["projection"]["norm"]
 
 
-def test_one_image_in_training_is_refused_with_batch_norm(shapes_of: Any) -> None:
+def test_one_image_in_training_is_refused_with_batch_norm() -> None:
     """The image-level features are one value per channel; normalised by itself it would be a constant."""
     model = create_model("deeplabv3_resnet18", **TINY_V3)
-    variables = shapes_of(model, 1, 65, 65, 3)
+    variables = variable_shapes(model, 1, 65, 65, 3)
     one, two = (jax.ShapeDtypeStruct((n, 65, 65, 3), jnp.float32) for n in (1, 2))
     with pytest.raises(UserError, match=r"image_pooling.*train with at least 2 images per batch"):
         output(model, variables, one, train=True, mutable=["batch_stats"])
@@ -228,7 +229,7 @@ def test_one_image_in_training_is_refused_with_batch_norm(shapes_of: Any) -> Non
     assert output(model, variables, one, train=False)
 
 
-def test_the_same_weights_run_at_another_output_stride(fill_variables: Any) -> None:
+def test_the_same_weights_run_at_another_output_stride() -> None:
     """Without image pooling, whose average sees another number of samples, even the logits agree.
 
     The pyramid's rates double as the stride halves, so every tap lands on the same pixel.

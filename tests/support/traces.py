@@ -38,7 +38,7 @@ def _fill(path: Any, leaf: Any) -> jax.Array:
     return jnp.asarray(values, leaf.dtype)
 
 
-def make_variables(model: nn.Module, *shape: int, **options: Any) -> dict[str, Any]:
+def fill_variables(model: nn.Module, *shape: int, **options: Any) -> dict[str, Any]:
     """Return variables of the right shapes with fixed random values, for inputs of one shape.
 
     A random initialiser costs a compilation for every shape of parameter, more than the rest of most tests.

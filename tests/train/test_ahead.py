@@ -17,15 +17,11 @@ from deeplab_jax.train.batches import abstract_batch
 from deeplab_jax.train.from_config import build_mesh
 from deeplab_jax.train.lower import lower_training
 from deeplab_jax.train.sharding import make_mesh
-from tests.support.tiny import tiny_config, tiny_models
+from tests.support.tiny import tiny_config
 
 CPU = Target("cpu")
 
-
-@pytest.fixture(scope="module", autouse=True)
-def models():
-    with tiny_models():
-        yield
+pytestmark = pytest.mark.usefixtures("tiny_networks")
 
 
 def test_bisect_finds_the_largest_that_fits() -> None:

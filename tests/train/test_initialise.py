@@ -16,13 +16,10 @@ from deeplab_jax.train.initialise import fresh_state, initial_variables, unlike_
 from deeplab_jax.train.sharding import make_mesh, state_shardings
 from deeplab_jax.train.state import create_state
 from deeplab_jax.weights.folder import flatten_variables, save
-from tests.support.tiny import make_variables, run_training, tiny_config, tiny_model, tiny_models
+from tests.support.tiny import make_variables, run_training, tiny_config, tiny_model
+from tests.support.traces import fill_variables
 
-
-@pytest.fixture(autouse=True)
-def models():
-    with tiny_models():
-        yield
+pytestmark = pytest.mark.usefixtures("tiny_networks")
 
 
 def zeros(variables):
@@ -104,7 +101,7 @@ def test_missing_tensors_unknown_scopes_and_missing_folders_are_user_errors(tmp_
         start(zeros(batch), tmp_path / "gone", scope="all")
 
 
-def test_a_cascade_starts_from_a_plain_network(tmp_path, fill_variables) -> None:
+def test_a_cascade_starts_from_a_plain_network(tmp_path) -> None:
     model, longer = (create_model("cascade_resnet18", width=0.125, last_block=last) for last in (4, 6))
     variables, longer = (fill_variables(network, 1, 65, 65, 3) for network in (model, longer))
     save(tmp_path, model, variables, {})

@@ -16,16 +16,10 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.extensions import allow
 from deeplab_jax.ops.losses import LOSSES
 from deeplab_jax.train.losses import find_loss, read_sum
-from tests.support.tiny import read_metrics, run_training, tiny_config, tiny_models
+from tests.support.tiny import read_metrics, run_training, tiny_config
 
 LOGITS = jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 5, 3)), jnp.float32)
 LABELS = jnp.asarray(np.random.default_rng(1).choice([0, 1, 2, 255], (2, 4, 5)), jnp.uint8)
-
-
-@pytest.fixture
-def tiny_networks():
-    with tiny_models():
-        yield
 
 
 def mean(loss: Any, **how: Any) -> float:

@@ -9,7 +9,7 @@ from deeplab_jax.weights import convert as module
 from deeplab_jax.weights.convert import convert
 from deeplab_jax.weights.folder import WEIGHTS_FILE, flatten_variables, load, save
 from deeplab_jax.weights.tensor_map import TORCH, TensorMap
-from tests.support.tiny import run_training, tiny_config, tiny_model, tiny_models
+from tests.support.tiny import run_training, tiny_config, tiny_model
 from tests.weights.importers import golden
 
 SHAPES = {
@@ -50,10 +50,8 @@ def recognise(shapes, *, output_stride):
 
 
 @pytest.fixture(autouse=True)
-def tiny(monkeypatch):
+def tiny(monkeypatch, tiny_networks):
     monkeypatch.setitem(module.IMPORTERS, "tiny", recognise)
-    with tiny_models():
-        yield
 
 
 def make_tensors(**changes):

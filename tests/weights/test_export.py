@@ -18,7 +18,7 @@ from deeplab_jax.models.catalog import create_model, describe, model_names
 from deeplab_jax.weights.export import METADATA_FILE, STABLEHLO_FILE, export_stablehlo
 from tests.models.test_every_name import thin
 from tests.support.tiny import tiny_models
-from tests.support.traces import make_variables
+from tests.support.traces import fill_variables
 
 # Atrous and depthwise convolutions, image pooling, resizes, an auxiliary head: what differs between lowerings.
 OPTIONS: dict[str, Any] = {
@@ -30,7 +30,7 @@ OPTIONS: dict[str, Any] = {
 def made() -> Any:
     with tiny_models():
         model = create_model("deeplabv3plus_tiny", num_classes=5, output_stride=8, **OPTIONS)
-    return model, make_variables(model, 1, 65, 65, 3)
+    return model, fill_variables(model, 1, 65, 65, 3)
 
 
 def open_export(content: bytes) -> tuple[jax.export.Exported, dict[str, Any]]:
@@ -78,7 +78,7 @@ def test_the_size_is_free(made: Any) -> None:
 def test_a_free_size_keeps_the_corner_alignment(align_corners: bool) -> None:
     with tiny_models():
         model = create_model("cascade_tiny", num_classes=2, align_corners=align_corners)
-    made = (model, make_variables(model, 1, 65, 65, 3))
+    made = (model, fill_variables(model, 1, 65, 65, 3))
     images = np.random.default_rng(0).normal(size=(1, 71, 50, 3)).astype(np.float32)
     exported, _ = open_export(export_stablehlo(*made, size=None, platforms=("cpu",)))
     assert_same(exported.call(images), logits_of(made, images))
@@ -100,7 +100,7 @@ def test_preprocessing_and_argmax_move_inside(made: Any) -> None:
 def test_more_than_256_classes_are_int32() -> None:
     with tiny_models():
         model = create_model("cascade_tiny", num_classes=257)
-    content = export_stablehlo(model, make_variables(model, 1, 65, 65, 3), size=(33, 33), argmax=True)
+    content = export_stablehlo(model, fill_variables(model, 1, 65, 65, 3), size=(33, 33), argmax=True)
     assert open_export(content)[1]["output"]["dtype"] == "int32"
 
 
@@ -207,7 +207,7 @@ def test_what_cannot_be_exported_is_refused(made: Any, options: Any, message: st
 def test_networks_that_need_a_size_say_so(name: str, options: Any) -> None:
     model = create_model(name, num_classes=3, lowering="direct", **options)
     side = model.fitting_side(65)
-    variables = make_variables(model, 1, side, side, 3)
+    variables = fill_variables(model, 1, side, side, 3)
     fitting = "524x524" if name == "unet" else "513x513"  # Of U-Net without padding, few sides are valid.
     with pytest.raises(
         UserError, match=f"{name}: cannot be exported for images of any size; give one, such as --size {fitting}"
@@ -235,7 +235,7 @@ FAST = "deeplabv3plus_resnet18"
 def test_every_other_network_is_exported_for_any_size(name: str) -> None:
     """In the lowering that users get."""
     model = create_model(name, num_classes=3, **thin(name))
-    made = (model, make_variables(model, 1, 65, 65, 3))
+    made = (model, fill_variables(model, 1, 65, 65, 3))
     exported, _ = open_export(export_stablehlo(*made, size=None, platforms=("cpu",)))
     images = jnp.asarray(np.random.default_rng(0).normal(size=(2, 97, 66, 3)), jnp.float32)
     assert_same(exported.call(images), logits_of(made, images))

@@ -16,7 +16,7 @@ from deeplab_jax.weights import export_onnx as module
 from deeplab_jax.weights.export_onnx import METADATA, export_onnx, to_onnx
 from tests.models.test_every_name import thin
 from tests.support.tiny import tiny_models
-from tests.support.traces import make_variables
+from tests.support.traces import fill_variables
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed: pip install onnx onnxruntime")
 onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install onnxruntime")
@@ -99,7 +99,7 @@ def made() -> Any:
             "deeplabv3plus_tiny", num_classes=5, output_stride=8, aspp_channels=4, low_level_channels=4,
             decoder_convs=((3, 4),), separable=True, aux_head=True,
         )  # fmt: skip
-    return model, make_variables(model, 1, 65, 65, 3)
+    return model, fill_variables(model, 1, 65, 65, 3)
 
 
 def attributes(made: Any, operation: str, name: str) -> list[Any]:
@@ -199,7 +199,7 @@ NETWORKS = {
 def test_networks_and_their_atrous_rates(name: str) -> None:
     stride = None if "vgg16" in name or name == "unet" else 16
     model = create_model(name, num_classes=3, output_stride=stride, **thin(name))
-    variables = make_variables(model, 1, 65, 65, 3)
+    variables = fill_variables(model, 1, 65, 65, 3)
     content, _ = export_onnx(model, variables, size=(65, 97))
     dilated = [d[0] for d in attributes(onnx.load_from_string(content), "Conv", "dilations") if max(d) > 1]
     if NETWORKS[name] is not None:

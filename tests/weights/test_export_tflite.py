@@ -14,7 +14,7 @@ import pytest
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.catalog import create_model
 from deeplab_jax.weights.export_tflite import export_tflite
-from tests.support.traces import make_variables
+from tests.support.traces import fill_variables
 
 SIZE = (49, 65)
 
@@ -23,7 +23,7 @@ SIZE = (49, 65)
 def made() -> Any:
     options: dict[str, Any] = {"width": 0.25, "aspp_channels": 8, "low_level_channels": 8, "decoder_convs": ((3, 8),)}
     model = create_model("deeplabv3plus_mobilenet_v2", num_classes=5, output_stride=16, **options)
-    return model, make_variables(model, 1, 65, 65, 3)
+    return model, fill_variables(model, 1, 65, 65, 3)
 
 
 def calibration(count: int) -> list[np.ndarray]:
@@ -102,7 +102,7 @@ def test_networks(interpreter: Any, name: str) -> None:
     from tests.models.test_every_name import thin
 
     model = create_model(name, num_classes=3, output_stride=16, **thin(name))
-    content, _ = export_tflite(model, make_variables(model, 1, 65, 65, 3), size=SIZE)
+    content, _ = export_tflite(model, fill_variables(model, 1, 65, 65, 3), size=SIZE)
     assert content[4:8] == b"TFL3"
     metadata = json.loads(zipfile.ZipFile(io.BytesIO(content)).read("metadata.json"))
     assert metadata["input"]["shape"] == [1, *SIZE, 3] and metadata["precision"] == "float32"

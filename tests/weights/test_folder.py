@@ -24,15 +24,11 @@ from deeplab_jax.weights.folder import (
     save,
     write_description,
 )
-from tests.support.tiny import tiny_model, tiny_models
+from tests.support.tiny import tiny_model
 
 INFO = {"class_names": ["a", "b", "c", "d"], "palette": [[0, 0, 0]] * 4, "metrics": {"miou": 0.5}}
 
-
-@pytest.fixture(scope="module", autouse=True)
-def models():
-    with tiny_models():
-        yield
+pytestmark = pytest.mark.usefixtures("tiny_networks")
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,6 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.weights.convert import IMPORTERS, convert
 from deeplab_jax.weights.folder import flatten_variables, load
 from deeplab_jax.weights.unwrap import DEEPEST, flatten, plain_names
-from tests.support.tiny import tiny_models
 from tests.weights.formats.torch_writer import archive
 from tests.weights.test_convert import make_tensors, recognise
 
@@ -21,10 +20,8 @@ OPTIMIZER = {"state": {index: {"exp_avg": np.zeros(8), "exp_avg_sq": np.zeros(8)
 
 
 @pytest.fixture(autouse=True)
-def tiny(monkeypatch):
+def tiny(monkeypatch, tiny_networks):
     monkeypatch.setitem(IMPORTERS, "tiny", recognise)
-    with tiny_models():
-        yield
 
 
 def under(prefix, tensors=NETWORK):

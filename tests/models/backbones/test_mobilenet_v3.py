@@ -14,7 +14,7 @@ from deeplab_jax.models.backbones.mobilenet_v3 import MobileNetV3Large
 from deeplab_jax.models.catalog import create_model
 from deeplab_jax.models.layers import LayerSettings
 from deeplab_jax.models.segmenter import abstract_variables
-from tests.support.traces import calls_of, louder, parameter_count
+from tests.support.traces import calls_of, fill_variables, louder, parameter_count, variable_shapes
 
 DIRECT = LayerSettings(norm_epsilon=1e-3, lowering="direct")
 
@@ -27,10 +27,10 @@ def apply(network: nn.Module, variables: Any, x: jax.Array, output_stride: int) 
     return network.apply(variables, x, output_stride=output_stride, train=False)
 
 
-def test_parameter_count_of_the_published_network(shapes_of: Any) -> None:
+def test_parameter_count_of_the_published_network() -> None:
     """torchvision's 5,483,032 without its classifier: 960 to 1280 to 1000, with biases."""
     classifier = (960 * 1280 + 1280) + (1280 * 1000 + 1000)
-    count = parameter_count(shapes_of(MobileNetV3Large(), 1, 33, 33, 3, output_stride=32)["params"])
+    count = parameter_count(variable_shapes(MobileNetV3Large(), 1, 33, 33, 3, output_stride=32)["params"])
     assert count == 5_483_032 - classifier == 2_971_952
 
 
@@ -96,8 +96,8 @@ def test_strides_and_channels_of_the_features(output_stride: int) -> None:
         assert array.shape == (2, -(-height // stride), -(-width // stride), nominal[stage][1])
 
 
-def test_parameters_do_not_depend_on_the_output_stride_and_units_are_named_after_stages(shapes_of: Any) -> None:
-    trees = [shapes_of(thin(), 1, 33, 33, 3, output_stride=stride) for stride in (4, 8, 16, 32)]
+def test_parameters_do_not_depend_on_the_output_stride_and_units_are_named_after_stages() -> None:
+    trees = [variable_shapes(thin(), 1, 33, 33, 3, output_stride=stride) for stride in (4, 8, 16, 32)]
     assert all(tree == trees[0] for tree in trees)
     units = {"conv2": 2, "conv3": 2, "conv4": 3, "conv5": 8}
     names = {f"{stage}_unit{i + 1}" for stage, count in units.items() for i in range(count)}
@@ -171,7 +171,7 @@ def with_constant_gates(variables: Any) -> Any:
 
 
 @pytest.mark.slow
-def test_features_at_stride_4_subsampled_are_those_at_16_but_for_the_averages(fill_variables: Any) -> None:
+def test_features_at_stride_4_subsampled_are_those_at_16_but_for_the_averages() -> None:
     """Exactly where the gates are constant and the rates are the previous ones; the averages move it; torchvision's
     rates move it even without them.
     """

@@ -13,7 +13,7 @@ from deeplab_jax.models.backbones.vgg import VGG
 from deeplab_jax.models.catalog import create_model
 from deeplab_jax.models.layers import LayerSettings
 from tests.support.params import first_fast
-from tests.support.traces import parameter_count
+from tests.support.traces import fill_variables, parameter_count, variable_shapes
 
 BARE = LayerSettings(norm="none")
 STRIDES = {
@@ -55,7 +55,7 @@ def test_features_have_the_promised_strides_and_sizes(output_stride: int) -> Non
 
 
 @pytest.mark.parametrize("pool_window", first_fast([3, 2]))
-def test_features_at_stride_8_subsampled_are_those_at_16_and_32(pool_window: int, fill_variables: Any) -> None:
+def test_features_at_stride_8_subsampled_are_those_at_16_and_32(pool_window: int) -> None:
     network = VGG(pool_window=pool_window, width=1 / 64, settings=BARE)
     variables = fill_variables(network, 1, 50, 37, 3, output_stride=32)
     x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 50, 37, 3)), jnp.float32)
@@ -95,21 +95,21 @@ def test_without_the_last_pooling_it_is_the_contracting_path_of_unet() -> None:
     assert features["conv5"].shape == (1, 3, 3, 1024)
 
 
-def test_the_published_parameter_counts(shapes_of: Any) -> None:
+def test_the_published_parameter_counts() -> None:
     """Of torchvision's vgg16, 138,357,544 parameters, all but the last layer's 4,097,000 are FCN's."""
     features, fc6, fc7 = 14_714_688, 102_764_544, 16_781_312
     assert features + fc6 + fc7 == 138_357_544 - 4_097_000
-    tree = shapes_of(VGG(settings=BARE), 1, 33, 33, 3, output_stride=32)
+    tree = variable_shapes(VGG(settings=BARE), 1, 33, 33, 3, output_stride=32)
     assert set(tree) == {"params"}
     assert parameter_count(tree) == features
-    model = shapes_of(create_model("fcn32s_vgg16"), 1, 33, 33, 3)["params"]
+    model = variable_shapes(create_model("fcn32s_vgg16"), 1, 33, 33, 3)["params"]
     counts = {name: parameter_count(model["context"][name]) for name in model["context"]}
     assert counts == {"fc6": fc6, "fc7": fc7}
     assert parameter_count(model["backbone"]) == features
 
 
-def test_parameters_do_not_depend_on_the_output_stride(shapes_of: Any) -> None:
-    trees = [shapes_of(VGG(width=1 / 16), 1, 33, 33, 3, output_stride=stride) for stride in (1, 8, 32)]
+def test_parameters_do_not_depend_on_the_output_stride() -> None:
+    trees = [variable_shapes(VGG(width=1 / 16), 1, 33, 33, 3, output_stride=stride) for stride in (1, 8, 32)]
     assert trees[0] == trees[1] == trees[2]
 
 

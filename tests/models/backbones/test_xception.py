@@ -16,7 +16,7 @@ from deeplab_jax.models.contexts.aspp import ASPP
 from deeplab_jax.models.layers import LayerSettings
 from deeplab_jax.ops.observe import Convolution
 from tests.support.params import first_fast
-from tests.support.traces import calls_of, louder, parameter_count
+from tests.support.traces import calls_of, fill_variables, louder, parameter_count, variable_shapes
 
 DIRECT = LayerSettings(norm_epsilon=1e-3, lowering="direct")
 
@@ -56,16 +56,14 @@ def unit_parameters(inputs: int, channels: tuple[int, int, int], *, projection: 
         ]
     ),
 )
-def test_parameter_counts(
-    depth: int, entry: tuple[int, ...], middle_units: int, published: int, shapes_of: Any
-) -> None:
+def test_parameter_counts(depth: int, entry: tuple[int, ...], middle_units: int, published: int) -> None:
     """Derived from the layout, and those of the ImageNet networks (26.97, 39.92 and 42.34 million with 2048 x 1000)."""
     expected = (9 * 3 * 32 + 64) + (9 * 32 * 64 + 128)  # the stem
     expected += sum(unit_parameters(inputs, (outputs,) * 3, projection=True) for inputs, outputs in pairwise(entry))
     expected += middle_units * unit_parameters(728, (728,) * 3, projection=False)
     expected += unit_parameters(728, (728, 1024, 1024), projection=True)
     expected += unit_parameters(1024, (1536, 1536, 2048), projection=False)
-    tree = shapes_of(xception(depth), 1, 33, 33, 3, output_stride=32)["params"]
+    tree = variable_shapes(xception(depth), 1, 33, 33, 3, output_stride=32)["params"]
     assert parameter_count(tree) == expected == published
 
 
@@ -147,7 +145,7 @@ def test_only_convolutions_stride(depth: int, striding: list[int]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("depth", [41, 65, 71])
-def test_features_at_stride_4_subsampled_are_those_at_8_16_and_32(depth: int, fill_variables: Any) -> None:
+def test_features_at_stride_4_subsampled_are_those_at_8_16_and_32(depth: int) -> None:
     network = thin(depth)
     variables = louder(fill_variables(network, 1, 50, 37, 3, output_stride=16))
     x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 50, 37, 3)), jnp.float32)
@@ -165,7 +163,7 @@ def test_features_at_stride_4_subsampled_are_those_at_8_16_and_32(depth: int, fi
 
 
 @pytest.mark.slow
-def test_the_rate_of_the_stage_loses_that_property(fill_variables: Any) -> None:
+def test_the_rate_of_the_stage_loses_that_property() -> None:
     network = thin(41, first_unit_rate="stage", middle_units=1)
     variables = louder(fill_variables(network, 1, 50, 37, 3, output_stride=16))
     x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 50, 37, 3)), jnp.float32)
@@ -195,27 +193,27 @@ def test_strides_and_channels_of_the_features(depth: int, output_stride: int) ->
         assert array.shape == (2, -(-height // stride), -(-width // stride), nominal[stage][1])
 
 
-def test_an_output_stride_beyond_32_raises(shapes_of: Any) -> None:
+def test_an_output_stride_beyond_32_raises() -> None:
     with pytest.raises(ValueError, match="output_stride=64: this backbone offers 2, 4, 8, 16, 32"):
-        shapes_of(thin(41), 1, 65, 65, 3, output_stride=64)
+        variable_shapes(thin(41), 1, 65, 65, 3, output_stride=64)
 
 
-def test_parameters_depend_neither_on_the_output_stride_nor_on_the_activations(shapes_of: Any) -> None:
+def test_parameters_depend_neither_on_the_output_stride_nor_on_the_activations() -> None:
     network = xception(71, middle_units=1)
-    trees = [shapes_of(network, 1, 33, 33, 3, output_stride=stride) for stride in (2, 8, 32)]
-    trees.append(shapes_of(network.clone(depthwise_activation=False), 1, 33, 33, 3, output_stride=16))
+    trees = [variable_shapes(network, 1, 33, 33, 3, output_stride=stride) for stride in (2, 8, 32)]
+    trees.append(variable_shapes(network.clone(depthwise_activation=False), 1, 33, 33, 3, output_stride=16))
     assert all(tree == trees[0] for tree in trees)
 
 
-def test_units_are_named_after_the_stride_at_which_they_end(shapes_of: Any) -> None:
+def test_units_are_named_after_the_stride_at_which_they_end() -> None:
     short = ["stem_conv1", "stem_conv2", "conv2_unit1", "conv3_unit1"]
     exit_flow = ["conv5_unit1", "conv5_unit2"]
-    names = shapes_of(thin(41), 1, 33, 33, 3, output_stride=16)["params"]
+    names = variable_shapes(thin(41), 1, 33, 33, 3, output_stride=16)["params"]
     assert set(names) == {*short, *[f"conv4_unit{i}" for i in range(1, 10)], *exit_flow}
     assert set(names["conv3_unit1"]) == {"separable1", "separable2", "separable3", "shortcut"}
     assert set(names["conv4_unit2"]) == {"separable1", "separable2", "separable3"}
     assert set(names["conv5_unit2"]["separable1"]) == {"depthwise", "pointwise"}
-    names = shapes_of(thin(71), 1, 33, 33, 3, output_stride=16)["params"]
+    names = variable_shapes(thin(71), 1, 33, 33, 3, output_stride=16)["params"]
     assert set(names) == {
         *short, "conv2_unit2", "conv3_unit2", *[f"conv4_unit{i}" for i in range(1, 18)], *exit_flow
     }  # fmt: skip
@@ -226,9 +224,7 @@ def test_units_are_named_after_the_stride_at_which_they_end(shapes_of: Any) -> N
 @pytest.mark.parametrize(
     ("stage", "unit"), [pytest.param("conv2", "conv3_unit1", marks=pytest.mark.slow), ("conv3", "conv4_unit1")]
 )
-def test_the_decoder_attaches_before_the_relu_of_the_striding_convolution(
-    depth: int, stage: str, unit: str, fill_variables: Any
-) -> None:
+def test_the_decoder_attaches_before_the_relu_of_the_striding_convolution(depth: int, stage: str, unit: str) -> None:
     """An offset of the unit's second pointwise norm arrives unrectified; what comes after it does not arrive at all."""
     network = thin(depth, middle_units=1)
     variables = fill_variables(network, 1, 33, 33, 3, output_stride=16)
@@ -283,7 +279,7 @@ def test_activations_of_the_last_unit_by_hand(depthwise_activation: bool) -> Non
     assert toy == [[1, 0], [0, 1]]
 
 
-def test_the_two_forms_and_the_relu_in_the_whole_network(fill_variables: Any) -> None:
+def test_the_two_forms_and_the_relu_in_the_whole_network() -> None:
     """The last features are rectified, the sums before them are not."""
     network = thin(41, middle_units=1)
     variables = fill_variables(network, 1, 33, 33, 3, output_stride=16)

@@ -11,6 +11,7 @@ import pytest
 from deeplab_jax.models.contexts.aspp import ASPP, rates_at
 from deeplab_jax.models.contexts.aspp_variants import ASPPVariant
 from deeplab_jax.models.layers import LayerSettings
+from tests.support.traces import find_convolutions, variable_shapes
 
 BARE = LayerSettings(norm="none", lowering="direct")
 
@@ -28,7 +29,7 @@ def params_of(**kernels: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("output_stride", "expected"), [(4, (24, 48, 72)), (8, (12, 24, 36)), (16, (6, 12, 18)), (32, (3, 6, 9))]
 )
-def test_rates_scale_with_the_output_stride(output_stride: int, expected: tuple[int, ...], convolutions: Any) -> None:
+def test_rates_scale_with_the_output_stride(output_stride: int, expected: tuple[int, ...]) -> None:
     assert rates_at((6, 12, 18), output_stride) == expected
 
     aspp, x = ASPP(2, settings=BARE), jax.ShapeDtypeStruct((1, 9, 9, 3), jnp.float32)
@@ -36,7 +37,7 @@ def test_rates_scale_with_the_output_stride(output_stride: int, expected: tuple[
     def init(x: jax.Array) -> Any:
         return aspp.init_with_output(jax.random.key(0), x, output_stride=output_stride, train=False)
 
-    found = convolutions(init, x)
+    found = find_convolutions(init, x)
     assert [c.rate for c in found if c.kernel[:2] == (3, 3)] == list(expected)
 
 
@@ -95,8 +96,8 @@ def test_branches_are_concatenated_in_order() -> None:
         ),
     ],
 )
-def test_options_shape_the_parameters(options: dict[str, Any], names: set[str], shapes_of: Any) -> None:
-    params = shapes_of(ASPP(4, **options), 1, 9, 9, 3, output_stride=16)["params"]
+def test_options_shape_the_parameters(options: dict[str, Any], names: set[str]) -> None:
+    params = variable_shapes(ASPP(4, **options), 1, 9, 9, 3, output_stride=16)["params"]
     assert set(params) == names
     branches = len(names - {"projection", "head1", "head2"})
     assert params["projection"]["conv"]["kernel"].shape == (1, 1, 4 * branches, 4)
@@ -105,16 +106,16 @@ def test_options_shape_the_parameters(options: dict[str, Any], names: set[str], 
         assert params["head2"]["conv"]["kernel"].shape == (1, 1, 5, 7)
 
 
-def test_separable_branches_and_head(shapes_of: Any) -> None:
-    params = shapes_of(ASPP(4, separable=True, head_convs=((3, 5),)), 1, 9, 9, 3, output_stride=16)["params"]
+def test_separable_branches_and_head() -> None:
+    params = variable_shapes(ASPP(4, separable=True, head_convs=((3, 5),)), 1, 9, 9, 3, output_stride=16)["params"]
     assert params["branch_atrous3"]["depthwise"]["conv"]["kernel"].shape == (3, 3, 1, 3)
     assert params["branch_atrous3"]["pointwise"]["conv"]["kernel"].shape == (1, 1, 3, 4)
     assert params["head1"]["pointwise"]["conv"]["kernel"].shape == (1, 1, 4, 5)
     assert set(params["branch_1x1"]) == set(params["projection"]) == {"conv", "norm"}
 
 
-def test_parameters_do_not_depend_on_the_output_stride(shapes_of: Any) -> None:
-    trees = [shapes_of(ASPP(4), 1, 9, 9, 3, output_stride=stride) for stride in (8, 16, 32)]
+def test_parameters_do_not_depend_on_the_output_stride() -> None:
+    trees = [variable_shapes(ASPP(4), 1, 9, 9, 3, output_stride=stride) for stride in (8, 16, 32)]
     assert trees[0] == trees[1] == trees[2]
 
 
@@ -129,10 +130,10 @@ def test_dropout_acts_in_training_only() -> None:
     assert 0.4 < float(jnp.mean(y == 0)) < 0.6
 
 
-def test_a_single_image_in_training_is_refused_where_it_is_pooled(shapes_of: Any) -> None:
+def test_a_single_image_in_training_is_refused_where_it_is_pooled() -> None:
     def train(aspp: nn.Module, images: int) -> Any:
         x = jax.ShapeDtypeStruct((images, 9, 9, 3), jnp.float32)
-        variables = shapes_of(aspp, *x.shape, output_stride=16)
+        variables = variable_shapes(aspp, *x.shape, output_stride=16)
         return jax.eval_shape(
             lambda v, x: aspp.apply(v, x, output_stride=16, train=True, mutable=["batch_stats"]), variables, x
         )
@@ -163,9 +164,9 @@ def test_group_norm_keeps_what_image_pooling_says(channels: int) -> None:
 
 
 @pytest.mark.parametrize("branches", [False, True])
-def test_branches_and_head_may_differ_in_being_separable(branches: bool, shapes_of: Any) -> None:
+def test_branches_and_head_may_differ_in_being_separable(branches: bool) -> None:
     aspp = ASPPVariant(4, head_convs=((3, 5),), separable=not branches, aspp_separable=branches, depthwise_norm=False)
-    params = shapes_of(aspp, 1, 9, 9, 3, output_stride=16)["params"]
+    params = variable_shapes(aspp, 1, 9, 9, 3, output_stride=16)["params"]
     bare = {"depthwise", "pointwise"}
     assert set(params["branch_atrous1"]) == (bare if branches else {"conv", "norm"})
     assert set(params["head1"]) == ({"conv", "norm"} if branches else bare)

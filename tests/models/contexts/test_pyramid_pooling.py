@@ -17,7 +17,7 @@ from deeplab_jax.models.contexts.pyramid_pooling import (
 )
 from deeplab_jax.models.contexts.pyramid_pooling_variants import PyramidPoolingVariant
 from deeplab_jax.models.layers import LayerSettings
-from tests.support.traces import parameter_count
+from tests.support.traces import parameter_count, variable_shapes
 
 BARE = LayerSettings(norm="none")
 
@@ -49,32 +49,34 @@ def test_pyramid_pooling_by_hand() -> None:
 
 
 @pytest.mark.parametrize("size", [(33, 33), (65, 97)])
-def test_pspnet_keeps_the_size_of_the_map(size: tuple[int, int], shapes_of: Any) -> None:
+def test_pspnet_keeps_the_size_of_the_map(size: tuple[int, int]) -> None:
     model = create_model("pspnet_resnet50", width=1 / 16, context_channels=8)
     x = jax.ShapeDtypeStruct((2, *size, 3), jnp.float32)
-    logits = jax.eval_shape(lambda v, x: model.apply(v, x, method="coarse_logits"), shapes_of(model, 1, 33, 33, 3), x)
+    logits = jax.eval_shape(
+        lambda v, x: model.apply(v, x, method="coarse_logits"), variable_shapes(model, 1, 33, 33, 3), x
+    )
     assert logits.shape == (2, *(-(-side // 8) for side in size), 21)
 
 
-def test_parameters_of_pspnet(shapes_of: Any) -> None:
+def test_parameters_of_pspnet() -> None:
     """Four levels of 512 channels from 2048, then 3x3 from 4096 to 512, each with its norm."""
-    params = shapes_of(create_model("pspnet_resnet50", lowering="direct"), 1, 33, 33, 3)["params"]
+    params = variable_shapes(create_model("pspnet_resnet50", lowering="direct"), 1, 33, 33, 3)["params"]
     assert parameter_count(params["context"]) == 4 * (2048 * 512 + 2 * 512) + 9 * 4096 * 512 + 2 * 512
     assert parameter_count(params["classifier"]) == 512 * 21 + 21
 
 
-def test_the_level_of_one_region_may_have_no_norm(shapes_of: Any) -> None:
+def test_the_level_of_one_region_may_have_no_norm() -> None:
     context = PyramidPoolingVariant((1, 2), 5, context_kernel=1, norm_single=False)
-    params = shapes_of(context, 1, 9, 9, 4, output_stride=8)["params"]
+    params = variable_shapes(context, 1, 9, 9, 4, output_stride=8)["params"]
     assert (set(params["bins1"]), set(params["bins1"]["conv"])) == ({"conv"}, {"kernel", "bias"})
     assert set(params["bins2"]) == {"conv", "norm"}
     assert params["projection"]["conv"]["kernel"].shape == (1, 1, 8, 5)
 
 
 @pytest.mark.parametrize("option", ["context_kernel", "classifier_kernel"])
-def test_kernels_of_pspnet(option: str, shapes_of: Any) -> None:
+def test_kernels_of_pspnet(option: str) -> None:
     model = create_model("pspnet_resnet18", width=1 / 16, context_channels=8, **{option: 3})
-    params = shapes_of(model, 1, 33, 33, 3)["params"]
+    params = variable_shapes(model, 1, 33, 33, 3)["params"]
     layer = params["context"]["projection"]["conv"] if option == "context_kernel" else params["classifier"]
     assert layer["kernel"].shape[:2] == (3, 3)
     with pytest.raises(UserError, match=f"{option}=5: choose from 1, 3"):
@@ -107,9 +109,9 @@ def test_the_global_vector_is_at_every_pixel() -> None:
     np.testing.assert_allclose(y.reshape(4, 4), np.concatenate([local, [[6, 8]] * 4], -1), rtol=1e-5)
 
 
-def test_parsenet_doubles_the_channels_of_fc7(shapes_of: Any) -> None:
-    params = shapes_of(create_model("parsenet_vgg16", lowering="direct"), 1, 33, 33, 3)["params"]
-    largefov = shapes_of(create_model("largefov_vgg16", lowering="direct"), 1, 33, 33, 3)["params"]
+def test_parsenet_doubles_the_channels_of_fc7() -> None:
+    params = variable_shapes(create_model("parsenet_vgg16", lowering="direct"), 1, 33, 33, 3)["params"]
+    largefov = variable_shapes(create_model("largefov_vgg16", lowering="direct"), 1, 33, 33, 3)["params"]
     assert params["context"]["local"] == largefov["context"]
     assert params["backbone"] == largefov["backbone"]
     assert parameter_count(params["context"]) == parameter_count(largefov["context"]) + 2 * 1024
@@ -117,11 +119,11 @@ def test_parsenet_doubles_the_channels_of_fc7(shapes_of: Any) -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 2), (9, 12)])
-def test_the_vector_of_the_spatial_pyramid_is_at_every_pixel(size: tuple[int, int], shapes_of: Any) -> None:
+def test_the_vector_of_the_spatial_pyramid_is_at_every_pixel(size: tuple[int, int]) -> None:
     """One fully connected layer reads 21 maxima per channel; here it hands the last on, the maximum of the map."""
     x = jnp.asarray(np.random.default_rng(0).uniform(1, 2, (2, *size, 3)), jnp.float32)
     module = SpatialPyramidContext(context_channels=2, settings=BARE)
-    shapes = shapes_of(module, *x.shape, output_stride=16)["params"]
+    shapes = variable_shapes(module, *x.shape, output_stride=16)["params"]
     assert shapes["vector"]["conv"]["kernel"].shape == (1, 1, 21 * 3, 2)
     params = {
         "vector": layer(np.zeros((1, 1, 63, 2))),
@@ -136,9 +138,9 @@ def test_the_vector_of_the_spatial_pyramid_is_at_every_pixel(size: tuple[int, in
     np.testing.assert_allclose(y[..., 1], highest, rtol=1e-6)
 
 
-def test_the_spatial_pyramid_takes_any_image(shapes_of: Any) -> None:
+def test_the_spatial_pyramid_takes_any_image() -> None:
     model = create_model("spp_vgg16", num_classes=3, width=1 / 16, context_channels=4)
-    variables = shapes_of(model, 1, 65, 65, 3)
+    variables = variable_shapes(model, 1, 65, 65, 3)
     for size in ((33, 33), (50, 97)):
         x = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
         assert jax.eval_shape(model.apply, variables, x).shape == (1, *size, 3)

@@ -13,6 +13,7 @@ from deeplab_jax.models.decoders.deeplabv2 import SummedPyramid
 from deeplab_jax.models.layers import LayerSettings
 from deeplab_jax.ops.observe import Convolution, observe_convolutions
 from tests.support.params import first_fast
+from tests.support.traces import fill_variables, variable_shapes
 
 
 def head_convolutions(name: str, output_stride: int, backbone_convolutions: int, **options: Any) -> list[Convolution]:
@@ -65,12 +66,12 @@ def test_the_rate_of_largefov(output_stride: int, rate: int) -> None:
     assert [(c.kernel, c.rate) for c in found] == [((3, 3, 32, 5), rate), ((1, 1, 5, 5), 1), ((1, 1, 5, 21), 1)]
 
 
-def test_parameters_of_the_heads(shapes_of: Any) -> None:
+def test_parameters_of_the_heads() -> None:
     """As published: on VGG-16 each branch has fc6 and fc7 of 1024; on ResNet-101 it is one convolution."""
     fc6, fc7, logits = 3 * 3 * 512 * 1024 + 1024, 1024 * 1024 + 1024, 1024 * 21 + 21
 
     def counts(name: str) -> dict[str, int]:
-        variables = shapes_of(create_model(name, lowering="direct"), 1, 33, 33, 3)
+        variables = variable_shapes(create_model(name, lowering="direct"), 1, 33, 33, 3)
         # No normalisation, so a bias after every kernel.
         assert set(variables.get("batch_stats", {})) <= {"backbone"}
         heads = {key: tree for key, tree in variables["params"].items() if key != "backbone"}
@@ -86,7 +87,7 @@ def test_parameters_of_the_heads(shapes_of: Any) -> None:
     assert counts("largefov_vgg16") == {"context": fc6 + fc7, "classifier": logits}
 
 
-def test_logits_at_stride_8_subsampled_are_those_at_16(fill_variables: Any) -> None:
+def test_logits_at_stride_8_subsampled_are_those_at_16() -> None:
     """Poolings and branches turn their strides into rates alike; no normalisation or image-level feature is between."""
     model = create_model("deeplabv2_vgg16", num_classes=2, width=1 / 64, fc_channels=3, aspp_rates=(2, 4))
     variables = fill_variables(model, 1, 50, 37, 3)

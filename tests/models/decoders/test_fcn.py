@@ -14,6 +14,7 @@ from deeplab_jax.models.decoders.fcn import FCNHead, FCNReduction, FCNSkips, bil
 from deeplab_jax.models.layers import LayerSettings
 from tests.support.kernels import pass_through
 from tests.support.params import first_fast
+from tests.support.traces import variable_shapes
 
 BARE = LayerSettings(norm="none")
 SKIPS = {"fcn32s": (), "fcn16s": ("pool4",), "fcn8s": ("pool4", "pool3")}
@@ -93,10 +94,10 @@ def test_an_impulse_in_a_skip_is_centred_on_its_pixels(feature: str) -> None:
 
 @pytest.mark.parametrize("name", SKIPS)
 @pytest.mark.parametrize(("row", "column"), first_fast([(64, 22), (37, 41)]))
-def test_a_bright_pixel_has_the_highest_logit_where_it_is(name: str, row: int, column: int, shapes_of: Any) -> None:
+def test_a_bright_pixel_has_the_highest_logit_where_it_is(name: str, row: int, column: int) -> None:
     """Through VGG, poolings, fc6 and the skips, all of which hand the first channel on."""
     model = create_model(f"{name}_vgg16", num_classes=1, width=1 / 64, fc_channels=1)
-    variables = pass_through(shapes_of(model, 1, 97, 80, 3))
+    variables = pass_through(variable_shapes(model, 1, 97, 80, 3))
     for key, leaf in variables["params"]["decoder"].items():
         if key.startswith("classifier_to"):
             variables["params"]["decoder"][key] = bilinear_kernel(None, leaf.shape)
@@ -108,10 +109,12 @@ def test_a_bright_pixel_has_the_highest_logit_where_it_is(name: str, row: int, c
 
 @pytest.mark.parametrize("name", SKIPS)
 @pytest.mark.parametrize("size", [(33, 33), (64, 96), (65, 127)])
-def test_logits_have_the_size_of_any_image_without_a_resize(name: str, size: tuple[int, int], shapes_of: Any) -> None:
+def test_logits_have_the_size_of_any_image_without_a_resize(name: str, size: tuple[int, int]) -> None:
     model = create_model(f"{name}_vgg16", num_classes=3, width=1 / 64, fc_channels=2)
     x = jax.ShapeDtypeStruct((2, *size, 3), jnp.float32)
-    logits = jax.eval_shape(lambda v, x: model.apply(v, x, method="coarse_logits"), shapes_of(model, 1, 33, 33, 3), x)
+    logits = jax.eval_shape(
+        lambda v, x: model.apply(v, x, method="coarse_logits"), variable_shapes(model, 1, 33, 33, 3), x
+    )
     assert logits.shape == (2, *size, 3)
 
 

@@ -11,7 +11,7 @@ from deeplab_jax.models.catalog import create_model
 from deeplab_jax.models.decoders.refinenet import ChainedResidualPooling, RefineNetDecoder, ResidualConvUnit
 from tests.support.kernels import pass_through
 from tests.support.params import first_fast
-from tests.support.traces import parameter_count
+from tests.support.traces import fill_variables, parameter_count, variable_shapes
 
 TINY = {"width": 1 / 16, "decoder_channels": (8, 4, 4, 2)}
 
@@ -39,7 +39,7 @@ def test_chained_pooling_by_hand() -> None:
     assert y.tolist() == [*right[:0:-1], *right]
 
 
-def test_fusion_goes_from_coarse_to_fine(shapes_of: Any) -> None:
+def test_fusion_goes_from_coarse_to_fine() -> None:
     """Each block adds its own features to the coarser result; units whose kernels are zero hand their input on."""
     decoder = RefineNetDecoder((1, 1, 1, 1))
     sizes = {"conv2": 9, "conv3": 5, "conv4": 3, "conv5": 2}
@@ -58,7 +58,7 @@ def test_fusion_goes_from_coarse_to_fine(shapes_of: Any) -> None:
     np.testing.assert_allclose(y[0, :, :, 0], np.full((9, 9), 7.0), rtol=1e-6)
 
 
-def test_the_parameter_count(shapes_of: Any) -> None:
+def test_the_parameter_count() -> None:
     """Every 3x3 of the four blocks; biases only in the first convolution of a unit and in the classifier."""
 
     def block(inputs: int, channels: int, coarser: int) -> int:
@@ -67,7 +67,7 @@ def test_the_parameter_count(shapes_of: Any) -> None:
         return 9 * inputs * channels + units + chain + (square + 9 * coarser * channels if coarser else 0)
 
     head = block(2048, 512, 0) + block(1024, 256, 512) + block(512, 256, 256) + block(256, 256, 256)
-    variables = shapes_of(create_model("refinenet_resnet101", lowering="direct"), 1, 33, 33, 3)
+    variables = variable_shapes(create_model("refinenet_resnet101", lowering="direct"), 1, 33, 33, 3)
     counts = {name: parameter_count(tree) for name, tree in variables["params"].items()}
     assert counts == {"backbone": 42_500_160, "decoder": head, "classifier": 9 * 256 * 21 + 21}
     assert set(variables["batch_stats"]) == {"backbone"}
@@ -75,16 +75,16 @@ def test_the_parameter_count(shapes_of: Any) -> None:
 
 
 @pytest.mark.parametrize("output_stride", first_fast([8, 32]))
-def test_logits_have_stride_4_at_any_output_stride(output_stride: int, shapes_of: Any) -> None:
+def test_logits_have_stride_4_at_any_output_stride(output_stride: int) -> None:
     model = create_model("refinenet_resnet50", num_classes=3, output_stride=output_stride, **TINY)
     x = jax.ShapeDtypeStruct((1, 97, 66, 3), jnp.float32)
-    variables = shapes_of(model, 1, 33, 33, 3)
+    variables = variable_shapes(model, 1, 33, 33, 3)
     assert jax.eval_shape(lambda v, x: model.apply(v, x, method="coarse_logits"), variables, x).shape == (1, 25, 17, 3)
-    assert variables == shapes_of(model.clone(output_stride=32), 1, 33, 33, 3)
+    assert variables == variable_shapes(model.clone(output_stride=32), 1, 33, 33, 3)
 
 
 @pytest.mark.slow
-def test_at_output_stride_16_conv5_has_the_size_of_conv4(fill_variables: Any) -> None:
+def test_at_output_stride_16_conv5_has_the_size_of_conv4() -> None:
     """The same weights, another map below: other logits, of the same size."""
     model = create_model("refinenet_resnet50", num_classes=2, **TINY)
     variables = fill_variables(model, 1, 65, 50, 3)

@@ -1,7 +1,6 @@
 """SegNet: values return to the pixels where the encoder found them; its size."""
 
 from itertools import pairwise
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,14 +10,15 @@ import pytest
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.catalog import create_model
 from tests.support.kernels import pass_through
+from tests.support.traces import variable_shapes
 
 
 @pytest.mark.parametrize("size", [(64, 96), (37, 50)])
-def test_maxima_return_to_their_pixels(size: tuple[int, int], shapes_of: Any) -> None:
+def test_maxima_return_to_their_pixels(size: tuple[int, int]) -> None:
     """Without arithmetic between, the result is zero but for the brightest pixel of each block of 32x32."""
     height, width = size
     model = create_model("segnet_vgg16", num_classes=1, width=1 / 64, norm="none")
-    variables = pass_through(shapes_of(model, 1, 33, 33, 3))
+    variables = pass_through(variable_shapes(model, 1, 33, 33, 3))
     image = np.random.default_rng(0).permutation(height * width).reshape(size).astype(np.float32) + 1
     x = jnp.broadcast_to(image[None, :, :, None], (1, *size, 3))
     expected = np.zeros(size, np.float32)
@@ -30,9 +30,9 @@ def test_maxima_return_to_their_pixels(size: tuple[int, int], shapes_of: Any) ->
     np.testing.assert_array_equal(jax.jit(model.apply)(variables, x)[0, :, :, 0], expected)
 
 
-def test_the_parameter_count(shapes_of: Any) -> None:
+def test_the_parameter_count() -> None:
     """Encoder and decoder mirror each other, a norm instead of a bias in all but the classifier."""
-    variables = shapes_of(create_model("segnet_vgg16", lowering="direct"), 1, 33, 33, 3)
+    variables = variable_shapes(create_model("segnet_vgg16", lowering="direct"), 1, 33, 33, 3)
     channels = [3, 64, 64, 128, 128, 256, 256, 256, *[512] * 6]
     encoder = list(pairwise(channels))
     # Reversed, without the one from 64 to the image: the classifier takes its place.
@@ -48,10 +48,12 @@ def test_the_parameter_count(shapes_of: Any) -> None:
 
 
 @pytest.mark.parametrize("size", [(33, 33), (65, 98)])
-def test_logits_have_the_size_of_any_image(size: tuple[int, int], shapes_of: Any) -> None:
+def test_logits_have_the_size_of_any_image(size: tuple[int, int]) -> None:
     model = create_model("segnet_vgg16", num_classes=5, width=1 / 64)
     x = jax.ShapeDtypeStruct((2, *size, 3), jnp.float32)
-    logits = jax.eval_shape(lambda v, x: model.apply(v, x, method="coarse_logits"), shapes_of(model, 1, 33, 33, 3), x)
+    logits = jax.eval_shape(
+        lambda v, x: model.apply(v, x, method="coarse_logits"), variable_shapes(model, 1, 33, 33, 3), x
+    )
     assert logits.shape == (2, *size, 5)
 
 

@@ -13,7 +13,7 @@ from deeplab_jax.models.catalog import create_model
 from deeplab_jax.models.decoders.unet import UNetDecoder, UpConvolution, centre_crop, next_valid_side
 from deeplab_jax.models.segmenter import extend_by_mirroring
 from tests.support.kernels import pass_through
-from tests.support.traces import parameter_count
+from tests.support.traces import fill_variables, parameter_count, variable_shapes
 
 TINY = {"width": 1 / 64, "decoder_channels": (1, 1, 1, 1), "num_classes": 1}
 PUBLISHED = {"border": 92, "fit": next_valid_side}
@@ -40,13 +40,16 @@ def ramp(height: int, width: int, axis: int) -> jax.Array:
     return jnp.broadcast_to(positions.reshape(shape), (1, height, width, 3))
 
 
-def test_as_published_572_pixels_become_388(shapes_of: Any) -> None:
+def test_as_published_572_pixels_become_388() -> None:
     """1 channel in, 2 classes out, 31,030,658 parameters: 23 convolutions, each with a bias."""
     model = create_model("unet", num_classes=2, padding="valid", lowering="direct", in_channels=1)
-    variables = shapes_of(model, 1, 572, 572, 1)
+    variables = variable_shapes(model, 1, 572, 572, 1)
     assert set(variables) == {"params"}
     assert parameter_count(variables) == 31_030_658
-    assert parameter_count(shapes_of(create_model("unet", num_classes=2, in_channels=1), 1, 572, 572, 1)) == 31_030_658
+    assert (
+        parameter_count(variable_shapes(create_model("unet", num_classes=2, in_channels=1), 1, 572, 572, 1))
+        == 31_030_658
+    )
     sizes: dict[str, tuple[int, ...]] = {}
 
     def run(variables: Any, x: jax.Array) -> Any:
@@ -69,24 +72,24 @@ def test_up_convolutions_start_with_the_deviation_of_the_paper() -> None:
 
 @pytest.mark.parametrize("size", [(33, 33), (47, 34), (65, 97)])
 @pytest.mark.parametrize("name", ["unet", "unet_resnet18"])
-def test_padded_logits_have_the_size_of_any_image(name: str, size: tuple[int, int], shapes_of: Any) -> None:
+def test_padded_logits_have_the_size_of_any_image(name: str, size: tuple[int, int]) -> None:
     channels = (4,) * (4 if name == "unet" else 5)
     model = create_model(name, num_classes=3, width=1 / 16, decoder_channels=channels)
     x = jax.ShapeDtypeStruct((2, *size, 3), jnp.float32)
-    logits = jax.eval_shape(lambda v, x: model.apply(v, x, method="coarse_logits"), shapes_of(model, 1, 33, 33, 3), x)
+    logits = jax.eval_shape(
+        lambda v, x: model.apply(v, x, method="coarse_logits"), variable_shapes(model, 1, 33, 33, 3), x
+    )
     assert logits.shape == (2, *size, 3)
 
 
 @pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize(("padding", "size", "border"), [("valid", (220, 188), 92), ("same", (53, 47), 0)])
-def test_positions_survive_the_way_down_and_up(
-    padding: str, size: tuple[int, int], border: int, axis: int, shapes_of: Any
-) -> None:
+def test_positions_survive_the_way_down_and_up(padding: str, size: tuple[int, int], border: int, axis: int) -> None:
     """Along the skips a pixel arrives where it was, counted from the border that is lost; through the bottom, what
     arrives is the highest position of the 16 pixels that share its sample.
     """
     model = create_model("unet", padding=padding, **TINY)
-    shapes = shapes_of(model, 1, 188, 188, 3)
+    shapes = variable_shapes(model, 1, 188, 188, 3)
     x = ramp(*size, axis)
     logits = jax.jit(model.apply)
     inside = slice(border, size[0] - border), slice(border, size[1] - border)
@@ -109,7 +112,7 @@ def test_up_convolution_by_hand() -> None:
     assert y[0, :, :, 0].tolist() == [[1.5, 2.5, 10.5, 20.5], [3.5, 4.5, 30.5, 40.5]]
 
 
-def test_nearest_upsampling_repeats_pixels_before_the_skip(shapes_of: Any) -> None:
+def test_nearest_upsampling_repeats_pixels_before_the_skip() -> None:
     """The channels of the way up come first; what is a pixel too many is cut off at the end."""
     decoder = UNetDecoder(("conv2",), (1,), "nearest")
     x = jnp.asarray([[1.0, 2], [3, 4]])[None, :, :, None]
@@ -157,7 +160,7 @@ def test_mirroring_repeats_the_border() -> None:
 
 
 @pytest.mark.slow
-def test_logits_of_whole_images_of_the_published_form(fill_variables: Any) -> None:
+def test_logits_of_whole_images_of_the_published_form() -> None:
     """They cover an image of odd size; where no mirrored pixel is seen they are those of the plain network.
 
     Pixel p is p + 92 of the mirrored image; the crop starts at 4, so that both are pooled alike (4 + 92 = 6 * 16).
@@ -174,9 +177,9 @@ def test_logits_of_whole_images_of_the_published_form(fill_variables: Any) -> No
     np.testing.assert_allclose(whole[:, 96:100, 96:100], plain, atol=1e-5 * scale)
 
 
-def test_logits_of_whole_images_of_the_padded_form(shapes_of: Any) -> None:
+def test_logits_of_whole_images_of_the_padded_form() -> None:
     model = create_model("unet", **TINY)
-    variables = pass_through(shapes_of(model, 1, 33, 33, 3))
+    variables = pass_through(variable_shapes(model, 1, 33, 33, 3))
     x = ramp(35, 33, 0)
     whole, logits = (
         jax.jit(lambda v, x, m=method: model.apply(v, x, method=m))(variables, x)
@@ -186,9 +189,9 @@ def test_logits_of_whole_images_of_the_padded_form(shapes_of: Any) -> None:
     np.testing.assert_array_equal(whole, logits)
 
 
-def test_the_published_form_takes_sizes_that_halve_at_every_pooling(shapes_of: Any) -> None:
+def test_the_published_form_takes_sizes_that_halve_at_every_pooling() -> None:
     model = create_model("unet", padding="valid", **TINY)
-    variables = shapes_of(model, 1, 188, 188, 3)
+    variables = variable_shapes(model, 1, 188, 188, 3)
     for height, fitting in ((187, 188), (189, 204)):
         words = rf"images of {height}x188: this network takes 188, 204, \.\.\. pixels .*; {fitting}x188 would fit"
         with pytest.raises(ValueError, match=words):
@@ -196,10 +199,10 @@ def test_the_published_form_takes_sizes_that_halve_at_every_pooling(shapes_of: A
     assert jax.eval_shape(model.apply, variables, jnp.zeros((1, 188, 204, 3))).shape == (1, 4, 20, 1)
 
 
-def test_unet_on_resnet18_has_the_peers_parameters(shapes_of: Any) -> None:
+def test_unet_on_resnet18_has_the_peers_parameters() -> None:
     """segmentation_models_pytorch's Unet("resnet18", classes=1)."""
     model = create_model("unet_resnet18", num_classes=1)
-    variables = shapes_of(model, 1, 64, 64, 3)
+    variables = variable_shapes(model, 1, 64, 64, 3)
     assert parameter_count(variables["params"]) == 14_328_209
     decoder = variables["params"]["decoder"]
     assert decoder["step1_conv1"]["conv"]["kernel"].shape == (3, 3, 512 + 256, 256)
