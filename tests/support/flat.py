@@ -34,8 +34,9 @@ def main(what: str, count: int, folder: str) -> None:
             report = run.report
 
             def watched(*args):
-                report(*args)
+                values = report(*args)
                 samples.append(sample())
+                return values
 
             run.report = watched
             every = count // SAMPLES

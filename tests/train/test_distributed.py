@@ -386,10 +386,11 @@ def test_a_signal_to_a_process_that_waits_for_data_has_all_save(tmp_path) -> Non
         "    time.sleep(1000 * hangs.is_set())",
         "    return wrapped(self, index)",
         "def report(number, *args, wrapped=run.report):",
-        "    wrapped(number, *args)",
+        "    values = wrapped(number, *args)",
         "    if number == 2:",
         "        hangs.set()",
         "        threading.Timer(5, os.kill, [os.getpid(), signal.SIGTERM]).start()",
+        "    return values",
         "scenes.Scenes.__getitem__, run.report = read, report",
     ]
     config = write_faulty_config(tmp_path / "tiny.py", 1, fault, **{**FAULT, "train.checkpoint_every": 4000})
@@ -429,9 +430,10 @@ from deeplab_jax.train import run
 
 
 def reporting(number, *args, wrapped=run.report):
-    wrapped(number, *args)
+    values = wrapped(number, *args)
     if number == 2:
         signal.raise_signal(signal.SIGTERM)
+    return values
 
 
 run.report = reporting
