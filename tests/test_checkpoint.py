@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -221,39 +222,39 @@ def test_the_other_reads_of_a_damaged_checkpoint_say_nothing(monkeypatch: pytest
     assert [str(report.exc_value) for report in heard] == ["of another kind"]
 
 
-def test_a_full_disk_leaves_the_older_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fill_disk(*_, **__):
-        raise OSError(errno.ENOSPC, "No space left on device")
+def fill_disk(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
 
+
+async def fill_disk_in_between(*_: object, **__: object) -> None:
+    fill_disk()
+
+
+@pytest.mark.parametrize(
+    ("call", "fault"),
+    [
+        pytest.param("save", fill_disk, id="at the start"),
+        pytest.param("async_save", fill_disk_in_between, id="while arrays are written"),
+    ],
+)
+def test_a_full_disk_leaves_the_older_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, fault: Callable[..., object]
+) -> None:
+    """The half-written folder is not taken for a checkpoint, and saving goes on when there is room again."""
     checkpoints = Checkpoints(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(ocp.StandardCheckpointHandler, "save", fill_disk)
+        patch.setattr(ocp.StandardCheckpointHandler, call, fault)
         with pytest.raises(UserError, match="No space left on device.*none was saved before; free space"):
             checkpoints.save(1, variables(1), EXTRA)
     checkpoints.save(1, variables(1), EXTRA)
     with monkeypatch.context() as patch:
-        patch.setattr(ocp.StandardCheckpointHandler, "save", fill_disk)
+        patch.setattr(ocp.StandardCheckpointHandler, call, fault)
         with pytest.raises(UserError, match="step 2 could not be saved .*No space left on device.*step 1 is intact"):
             checkpoints.save(2, variables(2), EXTRA)
     checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.steps() == [1]
     restored = checkpoints.restore_variables(checkpoints.latest(), abstract(variables()))
     np.testing.assert_array_equal(restored["params"]["layer"]["kernel"], [1, 2, 3])
-
-
-def test_a_disk_that_fills_up_while_arrays_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The half-written folder is not taken for a checkpoint, and saving goes on when there is room again."""
-
-    async def fill_disk(*_, **__):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(1, variables(1), EXTRA)
-    with monkeypatch.context() as patch:
-        patch.setattr(ocp.StandardCheckpointHandler, "async_save", fill_disk)
-        with pytest.raises(UserError, match="step 1 is intact"):
-            checkpoints.save(2, variables(2), EXTRA)
-    checkpoints = Checkpoints(tmp_path)
-    assert checkpoints.steps() == [1]
     checkpoints.save(2, variables(2), EXTRA)
     assert checkpoints.steps() == [1, 2]
     restored = checkpoints.restore_variables(2, abstract(variables()))

@@ -67,15 +67,34 @@ def read_ground(path: Path) -> Ground:
     try:
         with rasterio.open(path) as file:
             crs, transform = file.crs, file.transform
-            file.read(1, window=rasterio.windows.Window(0, 0, 1, 1))  # Its compression may be unknown.
     except rasterio.errors.RasterioError as error:
-        reason = " ".join(str(error.__cause__ or error).split())
-        raise UserError(f"{path}: rasterio cannot read it ({reason}); save it with another compression") from None
+        raise _unreadable(path, error) from None
     if turned or transform.is_identity:
         reason = "an orientation tag that turns it" if turned else "no affine transform, such as with control points"
         fresh = path.with_name(f"{path.stem}_warped.tif")
         raise UserError(f"{path}: a GeoTIFF with {reason}; type {shlex.join(['gdalwarp', str(path), str(fresh)])}")
     return Ground(crs, transform)
+
+
+def check_nodata(path: Path) -> None:
+    """Raise a UserError if `mark_nodata` could not read a GeoTIFF: its compression may be unknown to rasterio."""
+    rasterio = load_rasterio(str(path))
+    try:
+        with rasterio.Env(**CACHE), rasterio.open(path) as file:
+            if _may_lack_data(file):
+                file.dataset_mask(window=rasterio.windows.Window(0, 0, 1, 1))
+    except rasterio.errors.RasterioError as error:
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    reason = " ".join(str(error.__cause__ or error).split())
+    return UserError(f"{path}: rasterio cannot read it ({reason}); save it with another compression")
+
+
+def _may_lack_data(file: Any) -> bool:
+    flags = load_rasterio("a mask").enums.MaskFlags
+    return not all(flags.all_valid in of_band for of_band in file.mask_flag_enums)
 
 
 def mark_nodata(path: Path, classes: np.ndarray) -> None:
@@ -84,7 +103,7 @@ def mark_nodata(path: Path, classes: np.ndarray) -> None:
     """
     rasterio = load_rasterio(str(path))
     with rasterio.Env(**CACHE), rasterio.open(path) as file:
-        if all(rasterio.enums.MaskFlags.all_valid in flags for flags in file.mask_flag_enums):
+        if not _may_lack_data(file):
             return
         for top in range(0, file.height, ROWS):
             rows = classes[top : top + ROWS]

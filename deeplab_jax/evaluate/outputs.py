@@ -154,6 +154,11 @@ class Outputs:
             return None
         return geo.read_ground(path)
 
+    def check_ground(self, path: Path) -> None:
+        """Raise a UserError if the prediction of an image cannot be put on its map."""
+        if self.ground(path) is not None:
+            geo.check_nodata(path)
+
     def _on_map(self, path: Path, name: str, classes: np.ndarray) -> None:
         """Write the prediction as a GeoTIFF if the image is one, and the polygons. Where the image has no data, set the
         class ids to the ignore label.

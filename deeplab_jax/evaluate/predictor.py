@@ -209,7 +209,7 @@ def _read(found: Found, *, model: Segmenter, protocol: Protocol, outputs: Output
             size = image.shape[0], image.shape[1]
             image = image if protocol.slides(protocol.run_size(size)) else image[:]
         check_whole(size, protocol, name=str(found.path))
-        outputs.ground(found.path)  # A fault in it is this file's alone.
+        outputs.check_ground(found.path)  # A fault in it is this file's alone.
         return image
     except UserError as error:
         return error
@@ -245,7 +245,7 @@ class PredictionWriter:
     """Writes what `evaluate` calls it with: each example and its class ids.
 
     Names keep their folders: the prediction of `sub/a` is in the folder `sub`. None leads out of the folder. After the
-    first fault it writes nothing more, so that no metric is lost.
+    first fault it writes nothing more, so that no metric is lost; `finish` raises it.
 
     Args:
       outputs: what is written, and where.
@@ -269,6 +269,13 @@ class PredictionWriter:
             self._outputs.write(self._claim(example["name"]), example["image"], classes, truth=example["label"])
         except UserError as error:
             self.fault = error
+
+    def finish(self) -> None:
+        """Write the page, and raise the fault if there was one."""
+        if self._outputs.page is not None:
+            self._outputs.page.write()
+        if self.fault is not None:
+            raise self.fault
 
     def _claim(self, example: str) -> str:
         """Return the name of an example's prediction, or raise a UserError if a file of it has another owner."""

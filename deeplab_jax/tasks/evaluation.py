@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from deeplab_jax.data.source import Source
     from deeplab_jax.evaluate import protocol as protocols
-    from deeplab_jax.evaluate.outputs import Outputs
+    from deeplab_jax.evaluate.predictor import PredictionWriter
 
 
 def evaluate(
@@ -47,8 +47,7 @@ def evaluate(
       protocol: how the model runs; by default the configuration's `evaluate` section with the changes in `how`. Batch
         size and devices are the configuration's even so.
       config: see `config_of`; by default that of the run directory.
-      split: to evaluate on; by default the configuration's validation split. Of a given source, its
-        name for the record.
+      split: to evaluate on; by default the configuration's validation split. Of a given source: its name in the record.
       checkpoint, module: see `load`.
       out: folder for `metrics.json` and the calibration's picture; "" writes none.
       save_predictions: whether to write `NAME.png` and `NAME_overlay.png` of each image there, and `index.html`. An
@@ -64,7 +63,6 @@ def evaluate(
     from deeplab_jax.distributed import is_first, together, watch
     from deeplab_jax.evaluate import evaluator
     from deeplab_jax.evaluate.page import make_folder
-    from deeplab_jax.evaluate.predictor import PredictionWriter
     from deeplab_jax.train.from_config import open_split
     from deeplab_jax.train.given import require_named
 
@@ -83,9 +81,8 @@ def evaluate(
         evaluator.check_classes(model, source)
         if out and is_first():  # Now, and not after hours.
             make_folder(Path(out))
-    writer = None
-    if (outputs := _outputs(out, source, split) if save_predictions else None) is not None:
-        writer = PredictionWriter(outputs, source)
+    writer = _writer(out, source, split) if save_predictions else None
+    if writer is not None:
         how["on_prediction"] = _both(writer, how.get("on_prediction"))
     if settings is not None:
         watch(settings.train.timeout)
@@ -95,12 +92,9 @@ def evaluate(
     try:
         on_results(results)
     finally:
-        if out:
-            _write(results, Path(out))
-    if outputs is not None and outputs.page is not None:
-        outputs.page.write()
-    if writer is not None and writer.fault is not None:
-        raise writer.fault
+        _write(results, out)
+    if writer is not None:
+        writer.finish()
     return results
 
 
@@ -129,24 +123,26 @@ def _model_and_settings(
     return given, variables, {}, settings
 
 
-def _outputs(out: str | Path, source: "Source", split: str) -> "Outputs":
+def _writer(out: str | Path, source: "Source", split: str) -> "PredictionWriter":
     """Return what writes the predictions and their page."""
     from deeplab_jax.evaluate.outputs import Outputs, page_of
+    from deeplab_jax.evaluate.predictor import PredictionWriter
 
     if not out:
         raise UserError("save_predictions=True: give the folder to write to, out=...")
-    return Outputs(Path(out), source.labels, page=page_of(Path(out), source.labels, title=f"{split} of {source.name}"))
+    page = page_of(Path(out), source.labels, title=f"{split} of {source.name}")
+    return PredictionWriter(Outputs(Path(out), source.labels, page=page), source)
 
 
-def _write(results: dict[str, Any], out: Path) -> None:
-    """Write the results, on the first process."""
+def _write(results: dict[str, Any], out: str | Path) -> None:
+    """Write the results, on the first process; to "", nothing."""
     from deeplab_jax.distributed import is_first, together
     from deeplab_jax.evaluate.calibration import PICTURE, draw
     from deeplab_jax.evaluate.evaluator import write_results
 
     with together():
-        if is_first():
-            file = write_results(results, out)
+        if out and is_first():
+            file = write_results(results, Path(out))
             if "calibration" in results:
                 draw(results["calibration"], file.with_name(PICTURE))
 

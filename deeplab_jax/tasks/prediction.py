@@ -86,9 +86,8 @@ def predict(
     check_choice("ids", ids, ("classes", "dataset"))
     allow(module)
     folder, dataset_ids = Path(out), ids == "dataset"
-    more = {"--probabilities": probabilities, "--confidence": confidence, "--polygons": polygons}
-    if dataset_ids and (given := [flag for flag, value in more.items() if value]):
-        raise UserError(f"--ids dataset: servers read every file in the folder; leave out {' and '.join(given)}")
+    if dataset_ids:
+        _check_alone({"--probabilities": probabilities, "--confidence": confidence, "--polygons": polygons})
     found = find_images([images] if isinstance(images, str | Path) else images, out=folder)
     pictures = [each for each in found if not is_video(each.path)]
     videos = [each.path for each in found if is_video(each.path)]
@@ -111,6 +110,12 @@ def predict(
     for video in videos:
         _predict_video(done, network, variables, video, how, labels, batch_size=batch_size, say=say, fail=fail)
     return done
+
+
+def _check_alone(more: dict[str, Any]) -> None:
+    """Raise a UserError for a flag that writes more than the ids of the data set."""
+    if given := [flag for flag, value in more.items() if value]:
+        raise UserError(f"--ids dataset: servers read every file in the folder; leave out {' and '.join(given)}")
 
 
 def _check_rasterio(pictures: "Sequence[Found]", polygons: bool, warn: Say) -> None:
