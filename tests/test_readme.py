@@ -98,8 +98,6 @@ def test_a_broken_link_is_found() -> None:
 def test_every_file_that_a_page_names_is_there(name: str) -> None:
     """A path in backquotes is relative to the root, to the page, to the package or to the tests."""
     page = ROOT / name
-    if name == "CHANGELOG.md":  # Which speaks of files that are gone.
-        return
     spans = SPAN.findall(prose(page.read_text(encoding="utf-8")))
     paths = {
         span for span in spans if re.fullmatch(r"[\w./]+/[\w.]+\.(py|md)|\w+\.py", span) and not span.startswith("my_")
@@ -332,8 +330,6 @@ def check_module(module: str, argv: list[str]) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_every_command_is_understood(name: str, tmp_path: Path) -> None:
     for words in commands(shell_of((ROOT / name).read_text(encoding="utf-8")), tmp_path):
-        if name == "CHANGELOG.md" and len(words) > 2 and words[2].startswith("experiments."):
-            continue  # It names the programs, without what they need.
         check_command(words)
 
 
