@@ -9,10 +9,10 @@ padding.
 
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
-from functools import cache
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, get_args
 
 from rich.console import Console
 
@@ -21,12 +21,11 @@ from deeplab_jax.labels import VOC
 from deeplab_jax.models.segmenter import Segmenter
 from deeplab_jax.ops.geometry import scaled_side
 from deeplab_jax.train.from_config import build_model
-from experiments import tables
 from experiments.output import markdown_table, write_json
 from experiments.program import exits, parser_of
 from experiments.regimes import REGIMES
 from experiments.run.resolve import Resolved, Settings, resolve
-from experiments.tables import TABLES
+from experiments.tables import TABLES, Row, Table
 from experiments.tables.networks import MULTI_SCALE
 
 SIDE = 513
@@ -35,107 +34,88 @@ ODD = 101.28
 BOUND = 0.5  # percent
 
 
-class Row(NamedTuple):
-    """A row of the paper: the settings of training and evaluation, and its multiply-adds in billions."""
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """A row whose multiply-adds the paper states."""
 
-    table: int
-    train_stride: int
-    eval_stride: int
-    decoder: bool
-    multi_scale: bool
-    flip: bool
-    separable: bool
-    pretraining: str
-    paper: float
-
-    @property
-    def backbone(self) -> str:
-        """The paper's name of the backbone."""
-        return "ResNet-101" if self.table == 3 else "Xception"
+    table: Table
+    row: Row
 
     @property
     def label(self) -> str:
-        """The row in the paper's words."""
-        words = [self.backbone, f"OS {self.eval_stride}"]
-        flags = ((self.decoder, "decoder"), (self.separable, "SC"), (self.multi_scale, "MS"), (self.flip, "flip"))
-        words += [word for given, word in flags if given]
-        if self.pretraining:
-            words.append(self.pretraining)
-        if self.train_stride != self.eval_stride:
-            words.append(f"trained at {self.train_stride}")
-        return f"Table {self.table}: {', '.join(words)}"
+        """The row in words."""
+        return f"{self.table.name}: {', '.join(self.table.words(self.row))}"
+
+    @property
+    def paper(self) -> float:
+        """The paper's multiply-adds, in billions."""
+        return self.row.paper["multiply_adds"]
+
+    @property
+    def cells(self) -> dict[str, Any]:
+        """The row's cells by column."""
+        return dict(zip(self.table.columns, self.row.cells, strict=True))
+
+    @cached_property
+    def resolved(self) -> Resolved:
+        """The row as the runner has it in the regime `paper`; its data are not needed."""
+        found = resolve(replace(self.row, needs=""), self.table, REGIMES["paper"], Settings())
+        assert isinstance(found, Resolved), found
+        return found
+
+    @property
+    def model(self) -> Segmenter:
+        """Its network at the output stride of its evaluation, with the lowering that is traced fastest: all have the
+        same counts.
+        """
+        self.resolved.config.model.options.lowering = "direct"
+        model = build_model(self.resolved.config, num_classes=VOC.num_classes)
+        # 0 is that of the training.
+        return model.clone(output_stride=self.resolved.evaluation["output_stride"] or model.output_stride)
 
 
-def rows_of(number: int) -> dict[Row, tables.Row]:
-    """Return the rows of a table, with the settings that the runner has of them."""
-    found = {}
-    table = TABLES[f"v3plus_table{number}"]
-    for row in table.rows:
-        cells = dict(zip(table.columns, row.cells, strict=True))
-        train_stride, eval_stride = int(cells.get("train_os", 16)), int(cells["eval_os"])
-        decoder, multi_scale, flip, separable = (bool(cells.get(name)) for name in ("decoder", "ms", "flip", "sc"))
-        pretraining = ", ".join(name for name in ("COCO", "JFT") if cells.get(name.lower()))
-        about = (train_stride, eval_stride, decoder, multi_scale, flip, separable, pretraining)
-        found[Row(number, *about, row.paper["multiply_adds"])] = row
-    return found
-
-
-SETTINGS = {**rows_of(3), **rows_of(5)}
-ROWS = tuple(SETTINGS)
-
-
-@cache
-def network(table: int, decoder: bool, separable: bool) -> Segmenter:
-    """Return the network that these rows train in the regime `paper`.
-
-    It has the lowering that is traced fastest. The counts are the same with all.
-    """
-    kind = (table, decoder, separable)
-    row = next(row for of, row in SETTINGS.items() if (of.table, of.decoder, of.separable) == kind)
-    found = resolve(replace(row, needs=""), TABLES[f"v3plus_table{table}"], REGIMES["paper"], Settings())
-    assert isinstance(found, Resolved), found
-    found.config.model.options.lowering = "direct"
-    return build_model(found.config, num_classes=VOC.num_classes)
+ENTRIES = tuple(Entry(TABLES[name], row) for name in ("v3plus_table3", "v3plus_table5") for row in TABLES[name].rows)
 
 
 @cache
-def calls(table: int, decoder: bool, separable: bool, output_stride: int, side: int) -> tuple[Call, ...]:
+def calls(model: Segmenter, side: int) -> tuple[Call, ...]:
     """Return a network's convolutions for one image of `side x side`."""
-    return record(network(table, decoder, separable).clone(output_stride=output_stride), side, side).calls
+    return record(model, side, side).calls
 
 
-def counted(row: Row, counting: Counting) -> int:
+def counted(entry: Entry, counting: Counting) -> int:
     """Return the multiply-adds of a row, over all its scales and the mirrored image."""
-    scales = MULTI_SCALE if row.multi_scale else (1.0,)
-    sides = [scaled_side(SIDE, scale) for scale in scales]
-    kind = row.table, row.decoder, row.separable
-    totals = [count(calls(*kind, row.eval_stride, side), counting=counting).total for side in sides]
-    return (2 if row.flip else 1) * sum(totals)
+    evaluation, model = entry.resolved.evaluation, entry.model
+    sides = [scaled_side(SIDE, scale) for scale in evaluation["scales"]]
+    views = 2 if evaluation["flip"] else 1
+    return views * sum(count(calls(model, side), counting=counting).total for side in sides)
 
 
-def difference(row: Row) -> float:
+def difference(entry: Entry) -> float:
     """Return the difference of the count, in the paper's way, from the paper's number, in percent."""
-    return 100 * (counted(row, "space_to_batch") / (row.paper * 1e9) - 1)
+    return 100 * (counted(entry, "space_to_batch") / (entry.paper * 1e9) - 1)
 
 
-def result(row: Row) -> dict[str, Any]:
+def result(entry: Entry) -> dict[str, Any]:
     """Return a row with its counts, for JSON."""
-    counts = {counting: counted(row, counting) for counting in get_args(Counting)}
-    return {"label": row.label, **row._asdict(), "counted": counts, "difference_percent": round(difference(row), 3)}
+    counts = {counting: counted(entry, counting) for counting in get_args(Counting)}
+    about = {"label": entry.label, "table": entry.table.name, **entry.cells, "paper": entry.paper}
+    return {**about, "counted": counts, "difference_percent": round(difference(entry), 3)}
 
 
-def decoder_differences() -> list[tuple[Row, float]]:
+def decoder_differences() -> list[tuple[Entry, float]]:
     """Return each single-scale row with a decoder, and the multiply-adds that its decoder adds in the paper."""
-    plain = {(row.table, row.eval_stride): row.paper for row in ROWS if not (row.decoder or row.multi_scale)}
-    rows = [row for row in ROWS if row.decoder and not (row.multi_scale or row.separable)]
-    return [(row, row.paper - plain[row.table, row.eval_stride]) for row in rows]
+    single = [entry for entry in ENTRIES if not (entry.cells["ms"] or entry.cells.get("sc"))]
+    plain = {(one.table.name, one.cells["eval_os"]): one.paper for one in single if not one.cells["decoder"]}
+    with_decoder = [entry for entry in single if entry.cells["decoder"]]
+    return [(entry, entry.paper - plain[entry.table.name, entry.cells["eval_os"]]) for entry in with_decoder]
 
 
 def odd_one_out() -> str:
     """Return a paragraph on why 101.28 is an error in the paper."""
-    added = ", ".join(f"{extra:.2f} ({row.backbone} at {row.eval_stride})" for row, extra in decoder_differences())
+    added = ", ".join(f"{extra:.2f} ({entry.label})" for entry, extra in decoder_differences())
     # ResNet-101 with the decoder at output stride 16, at one scale and at six.
-    alone, scales = (row for row in ROWS if row[:4] == (3, 16, 16, True) and not row.flip)
+    alone, scales = (entry for entry in ENTRIES if entry.row.cells[:3] == (16, 16, True) and not entry.cells["flip"])
     ratio = counted(scales, "space_to_batch") / counted(alone, "space_to_batch")
     return (
         f"{ODD} contradicts other numbers of the paper. The decoder works at output stride 4, whatever the output "
@@ -151,9 +131,10 @@ def markdown(results: Sequence[dict[str, Any]]) -> str:
     head = ("row", "paper", "counted the paper's way", "difference %", "counted exactly", "valid taps only")
     lines = [
         "# Multiply-adds of DeepLabv3+, Tables 3 and 5",
-        f"All numbers are in 10⁹, for an image of {SIDE}x{SIDE}. MS is the sum over the scales s of "
-        f"{', '.join(map(str, MULTI_SCALE))}; at scale s a side of n pixels becomes (n - 1) s + 1. A flip doubles the "
-        "number. The command `python -m experiments.multiply_adds` writes this page.",
+        f"All numbers are in 10⁹, for an image of {SIDE}x{SIDE}. Table 3 has ResNet-101, Table 5 Xception. `os` is the "
+        "output stride, in training and in evaluation. `sc`: separable convolutions in ASPP and decoder. `ms`: the sum "
+        f"over the scales s of {', '.join(map(str, MULTI_SCALE))}; at scale s a side of n pixels becomes "
+        "(n - 1) s + 1. A flip doubles the number. The command `python -m experiments.multiply_adds` writes this page.",
         markdown_table(head, map(cells, results)),
         odd_one_out(),
     ]
@@ -174,9 +155,9 @@ def main(argv: Sequence[str] | None) -> None:
     args = parser.parse_args(argv)
     results = []
     with Console(stderr=True).status("counting") as status:
-        for row in ROWS:
-            status.update(row.label)
-            results.append(result(row))
+        for entry in ENTRIES:
+            status.update(entry.label)
+            results.append(result(entry))
     text = markdown(results)
     print(text)
     content = {"command": "python -m experiments.multiply_adds", "size": [SIDE, SIDE], "scales": MULTI_SCALE}
