@@ -28,6 +28,7 @@ Views = tuple[View, ...]
 Number = float | jax.Array
 COUNTED_AT_ONCE = 2**20  # pixels
 Place = Callable[..., Sequence[Array]]
+Prediction = tuple[np.ndarray, np.ndarray | None]  # class ids, and probabilities if wanted
 
 
 def unplaced(*arrays: Array) -> Sequence[Array]:
@@ -93,17 +94,50 @@ def segment(
             "uint16 or float32"
         )
     image = model.preprocessing.levels(image)
-    height, width = image.shape[:2]
     model, variables = fold_norm(model, variables)
-    if not return_probabilities and not protocol.crf and protocol.slides(protocol.run_size((height, width))):
-        return predict_large(model, variables, image, protocol).astype(np.int32)
-    images, sizes = pad_images([image], protocol.run_size((height, width)))
-    if not return_probabilities:
-        classes = predict_classes(model, variables, images, sizes, protocol)
-        return np.asarray(classes[0, :height, :width], np.int32)
-    classes, probabilities = predict(model, variables, images, sizes, protocol)
-    inside = (0, slice(height), slice(width))
-    return np.asarray(classes[inside], np.int32), np.asarray(probabilities[inside], np.float32)
+    size = protocol.run_size((image.shape[0], image.shape[1]))
+    made = predict_images(model, variables, [image], size, protocol, probabilities=return_probabilities)
+    classes, probabilities = made[0][0].astype(np.int32), made[0][1]
+    return classes if probabilities is None else (classes, probabilities)
+
+
+def predict_images(
+    model: Segmenter,
+    variables: Variables,
+    images: Sequence["Image"],
+    size: Size,
+    protocol: Protocol,
+    *,
+    count: int | None = None,
+    probabilities: bool = False,
+    onto: Callable[["Image"], np.ndarray | None] = lambda image: None,
+) -> list[Prediction]:
+    """Return the class ids of each image, uint8 if they fit, and its probabilities float32 `[H, W, K]` if wanted.
+
+    The images run together, padded to `size`. One that a window slides over runs alone, and may be read a part at a
+    time.
+
+    Args:
+      model, variables: with batch norm folded, for speed.
+      images: uint8 or float32 `[H, W, C]`, 0 to 255.
+      size: (height, width) at which they run, from `protocol.run_size`.
+      protocol: its scales, flip, window, CRF and threshold.
+      count: empty images fill the batch up to so many.
+      probabilities: whether the probabilities are wanted.
+      onto: returns the array for the ids of an image that a window slides over; None: a new one.
+    """
+    if not probabilities and not protocol.crf and protocol.slides(size):
+        return [(predict_large(model, variables, image, protocol, onto=onto(image)), None) for image in images]
+    padded, sizes = pad_images([image[:] for image in images], size, count=count)
+    shares: Any = None
+    if probabilities:
+        classes, shares = predict(model, variables, padded, sizes, protocol)
+    else:
+        classes = predict_classes(model, variables, padded, sizes, protocol)
+    ids = np.asarray(classes).astype(ids_type(model))
+    every = None if shares is None else np.asarray(shares, np.float32)
+    places = [(k, slice(image.shape[0]), slice(image.shape[1])) for k, image in enumerate(images)]
+    return [(ids[place], None if every is None else every[place]) for place in places]
 
 
 def predict(
@@ -217,7 +251,12 @@ def evaluate_large(
 
 def no_classes(model: Segmenter, shape: tuple[int, ...]) -> np.ndarray:
     """Return zeros for the classes of so many pixels, uint8 if they fit; `[..., K]` for several labels a pixel."""
-    return np.zeros((*shape, *model.label_axes), np.uint8 if model.label_classes <= 2**8 else np.int32)
+    return np.zeros((*shape, *model.label_axes), ids_type(model))
+
+
+def ids_type(model: Segmenter) -> type[np.integer]:
+    """Return the type of class ids: uint8 if they fit, else int32."""
+    return np.uint8 if model.label_classes <= 2**8 else np.int32
 
 
 def _counts_of_tile(

@@ -15,7 +15,7 @@ from deeplab_jax.data.source import Example, Source
 from deeplab_jax.errors import UserError, spell
 from deeplab_jax.evaluate.evaluator import LARGEST_BATCH, grouped
 from deeplab_jax.evaluate.image_list import Found
-from deeplab_jax.evaluate.inference import pad_images, predict, predict_classes, predict_large
+from deeplab_jax.evaluate.inference import Prediction, predict_images
 from deeplab_jax.evaluate.memory import is_out_of_memory, names_what_fits, out_of_memory
 from deeplab_jax.evaluate.outputs import Outputs
 from deeplab_jax.evaluate.page import make_folder
@@ -27,7 +27,6 @@ from deeplab_jax.models.segmenter import Segmenter, Variables
 
 In = TypeVar("In")
 Out = TypeVar("Out")
-Prediction = tuple[np.ndarray, np.ndarray | None]
 Outcome = Future[UserError | None] | UserError
 
 LONGEST_WHOLE = 2**14
@@ -76,7 +75,8 @@ def predict_files(
     make_folder(outputs.folder)
     model, variables = fold_norm(model, variables)
     outcomes = Outcomes(found, progress)
-    run = partial(predict_batch, model, variables, protocol=protocol, count=count)
+    how: dict[str, Any] = {"count": count, "probabilities": outputs.needs_probabilities}
+    how["onto"] = partial(_onto, model, outputs.folder)
     reading, writing = ThreadPoolExecutor(THREADS), ThreadPoolExecutor(THREADS)
 
     def readable() -> Iterator[dict[str, Any]]:
@@ -96,7 +96,7 @@ def predict_files(
             try:
                 names = spell([file.path for file in files])
                 with names_what_fits(names, protocol, images[0].shape[:2], fewer=fewer):
-                    predictions = run(images, size, probabilities=outputs.needs_probabilities, folder=outputs.folder)
+                    predictions = predict_images(model, variables, images, size, protocol, **how)
             except UserError as error:
                 for item in batch:
                     outcomes.add(item["index"], error)
@@ -138,44 +138,9 @@ class Outcomes:
             yield self._found[self._told - 1], error
 
 
-def predict_batch(
-    model: Segmenter,
-    variables: Variables,
-    images: Sequence[Image],
-    size: Size,
-    *,
-    protocol: Protocol,
-    count: int,
-    probabilities: bool = False,
-    folder: Path | None = None,
-) -> list[Prediction]:
-    """Return the classes of each image, uint8, as from `segment`, and its probabilities `[H, W, K]` if wanted.
-
-    The images run together, padded to `size` and filled up with empty ones to `count`. The ids of an image that slides
-    and is read a part at a time are in a file of `folder` without a name.
-    """
-    if not probabilities and not protocol.crf and protocol.slides(size):
-        return [(_slide(model, variables, image, protocol, folder), None) for image in images]
-    padded, sizes = pad_images([image[:] for image in images], size, count=count)
-    shares: jax.Array | None = None
-    if probabilities:
-        classes, shares = predict(model, variables, padded, sizes, protocol)
-    else:
-        classes = predict_classes(model, variables, padded, sizes, protocol)
-    ids = np.asarray(classes).astype(np.uint8)
-    every = None if shares is None else np.asarray(shares, np.float32)
-    predictions: list[Prediction] = []
-    for k, image in enumerate(images):
-        inside = (k, slice(image.shape[0]), slice(image.shape[1]))
-        predictions.append((ids[inside], None if every is None else every[inside]))
-    return predictions
-
-
-def _slide(model: Segmenter, variables: Variables, image: Image, protocol: Protocol, folder: Path | None) -> np.ndarray:
-    if isinstance(image, np.ndarray) or folder is None:
-        return predict_large(model, variables, image, protocol)
-    shape = (*image.shape[:2], *model.label_axes)
-    return predict_large(model, variables, image, protocol, onto=scratch(folder, shape))
+def _onto(model: Segmenter, folder: Path, image: Image) -> np.ndarray | None:
+    """Return an array in a file of the folder without a name, for the ids of an image that is read a part at a time."""
+    return None if isinstance(image, np.ndarray) else scratch(folder, (*image.shape[:2], *model.label_axes))
 
 
 def ahead(pool: ThreadPoolExecutor, function: Callable[[In], Out], items: Iterable[In], *, count: int) -> Iterator[Out]:

@@ -13,9 +13,10 @@ import numpy as np
 
 from deeplab_jax.data.image_files import MAX_PIXELS
 from deeplab_jax.errors import UserError
+from deeplab_jax.evaluate.inference import predict_images
 from deeplab_jax.evaluate.memory import names_what_fits
 from deeplab_jax.evaluate.pictures import drawable, overlay
-from deeplab_jax.evaluate.predictor import check_whole, checked_batch_size, predict_batch
+from deeplab_jax.evaluate.predictor import check_whole, checked_batch_size
 from deeplab_jax.evaluate.protocol import Protocol
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.models.fold import fold_norm
@@ -99,7 +100,7 @@ def predict_video(
             while batch := list(islice(frames, count)):
                 seen = [as_read(frame, model.preprocessing, name=str(path)) for frame in batch]
                 with names_what_fits(str(path), protocol, (height, width), fewer=fewer):
-                    predictions = predict_batch(model, variables, seen, size, protocol=protocol, count=count)
+                    predictions = predict_images(model, variables, seen, size, protocol, count=count)
                 for frame, (classes, _) in zip(batch, predictions, strict=True):
                     ids, drawn = drawable(classes, labels)
                     shown = overlay(frame, ids, drawn.palette)[: height // 2 * 2, : width // 2 * 2]

@@ -8,7 +8,7 @@ from deeplab_jax.cli import main
 from deeplab_jax.data import images, stored
 from deeplab_jax.data.images import write_image
 from deeplab_jax.errors import UserError
-from deeplab_jax.evaluate import evaluator, predictor
+from deeplab_jax.evaluate import evaluator, inference, predictor
 from deeplab_jax.evaluate.image_list import find_images
 from deeplab_jax.evaluate.memory import is_out_of_memory, names_what_fits
 from deeplab_jax.evaluate.outputs import Outputs, label_set
@@ -56,14 +56,14 @@ def test_other_faults_keep_their_traceback() -> None:
 
 
 def test_predict_does_the_other_images(tmp_path, capsys, monkeypatch) -> None:
-    usual = predictor.predict_classes
+    usual = inference.predict_classes
 
     def run(model, variables, images, sizes, protocol):
         if images.shape[1] > 129:
             raise EXHAUSTED
         return usual(model, variables, images, sizes, protocol)
 
-    monkeypatch.setattr(predictor, "predict_classes", run)
+    monkeypatch.setattr(inference, "predict_classes", run)
     for name, size in (("a", (40, 50)), ("b", (600, 50)), ("c", (50, 40))):
         write_image(tmp_path / f"{name}.png", MadeUp((size,))[0]["image"])
     with tiny_models():

@@ -156,7 +156,7 @@ def test_out_of_memory_names_the_video_and_what_fits(made, tmp_path, monkeypatch
         raise MemoryError
 
     clip = write_video(tmp_path / "clip.mp4", "mp4v")
-    monkeypatch.setattr(video_module, "predict_batch", full)
+    monkeypatch.setattr(video_module, "predict_images", full)
     for size, fix in ((1, "a machine with more memory"), (2, "--batch_size 1")):
         with pytest.raises(UserError, match=rf"clip\.mp4: out of memory at 64x48 pixels; give {fix}"):
             predict_video(*made, clip, tmp_path / "out.mp4", EXACT, labels=label_set({}, made[0]), batch_size=size)
