@@ -16,7 +16,7 @@ from deeplab_jax.distributed import run_as_one
 from deeplab_jax.errors import ToldElsewhere, UserError, did_you_mean, end_process
 from deeplab_jax.evaluate.memory import is_out_of_memory
 from deeplab_jax.extensions import allow
-from deeplab_jax.files import DISK_ERRORS, cache_folder
+from deeplab_jax.files import DISK_ERRORS, cache_folder, with_home
 from deeplab_jax.flags import make_parser, split_config_arguments
 from deeplab_jax.train.signals import end_on_sigterm
 
@@ -80,12 +80,6 @@ def run_verb(args: argparse.Namespace) -> int:
         if error.errno not in OS_FIXES:
             raise
         return fail(f"{error.filename or 'a file'!s:.200}: {error.strerror}; {OS_FIXES[error.errno]}")
-
-
-def with_home(word: str) -> str:
-    """Return an argument in which a `~` at the start of a path is the home folder; shells leave it after a "="."""
-    flag, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
-    return f"{flag}{equals}{os.path.expanduser(value)}"
 
 
 def enable_compilation_cache() -> None:

@@ -19,7 +19,7 @@ from deeplab_jax.config_keys import defaults
 from deeplab_jax.config_values import check, fill, set_option
 from deeplab_jax.errors import UserError, did_you_mean
 from deeplab_jax.extensions import allow
-from deeplab_jax.files import read_json
+from deeplab_jax.files import read_json, with_home
 
 CONFIG_FILE, RUN_FILE = "config.json", "run.json"
 """The files of a run directory that hold its configuration, and the record of its starts."""
@@ -143,7 +143,7 @@ def load_config(argv: Sequence[str]) -> ConfigDict:
     Raises:
       UserError: a file that does not exist, an error in it (with its line), an unknown key, or a value of another type.
     """
-    values = flags.FlagValues()
+    values, argv = flags.FlagValues(), [with_home(word) for word in argv]
     options = [match for word in argv if (match := OPTION.fullmatch(word))]  # In their order.
     argv = [word for word in argv if not OPTION.fullmatch(word)]
     given = [word.split("=", 1)[1] for word in argv if word.startswith("--config=")]

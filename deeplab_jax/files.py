@@ -1,4 +1,4 @@
-"""Files from other people, and files that must be complete: reading JSON, writing, locking, checksums."""
+"""Files from other people, and files that must be complete: paths, reading JSON, writing, locking, checksums."""
 
 import errno
 import fcntl
@@ -22,6 +22,17 @@ DEEPEST = 64
 """Levels of lists and objects; code that visits the content is as deeply recursive."""
 MAX_BYTES = 64 * 2**20
 """Most bytes of a file; a row of results or a run's configuration has some thousand."""
+
+
+def at_home(path: str | os.PathLike[str]) -> Path:
+    """Return a path in which a `~` at the start is the home folder, as in a shell."""
+    return Path(os.path.expanduser(path))
+
+
+def with_home(word: str) -> str:
+    """Return an argument in which a `~` at the start of a path is the home folder; shells leave it after a "="."""
+    flag, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    return f"{flag}{equals}{os.path.expanduser(value)}"
 
 
 def read_json(file: Path, *, limit: int = MAX_BYTES) -> Any:

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deeplab_jax.cli import main, with_home
+import deeplab_jax
+from deeplab_jax.cli import main
+from deeplab_jax.files import with_home
 from deeplab_jax.flags import make_parser
 from deeplab_jax.models.catalog import create_model
 from deeplab_jax.weights.folder import load, save
@@ -60,6 +62,25 @@ def test_a_tilde_is_the_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         assert getattr(parse([with_home(word) for word in words])[0], name) == str(tmp_path / "x"), words
     assert parse(["predict", with_home("~/x"), "--model=.", "--out=."])[0].images == [str(tmp_path / "x")]
     assert parse(["summarize", "m", "--json"])[0].json == "-"
+
+
+def test_a_tilde_is_the_home_from_python_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is written below `~` is where `load` looks for it, and no folder has the name `~`."""
+    (tmp_path / "home").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    write_config(tmp_path / "home" / "tiny.py", **{"train.steps": 1})
+    Image.fromarray(np.zeros((33, 33, 3), np.uint8)).save(tmp_path / "home" / "photo.png")
+    with tiny_models():
+        metrics = deeplab_jax.train("~/tiny.py", "~/run")
+        assert deeplab_jax.evaluate("~/run", out="~/metrics")["miou"] == metrics["miou"]
+        deeplab_jax.save("~/model", *deeplab_jax.load("~/run"))
+        deeplab_jax.predict("~/model", "~/photo.png", "~/out")
+        deeplab_jax.check_data(deeplab_jax.load_config(["--config=~/tiny.py"]), limit=1, show="~/samples")
+    assert metrics["workdir"] == str(tmp_path / "home" / "run")
+    for made in ("metrics/metrics.json", "model/model.json", "out/photo.png", "samples/index.html"):
+        assert (tmp_path / "home" / made).is_file(), made
+    assert [each.name for each in tmp_path.iterdir()] == ["home"]
 
 
 def test_a_reader_that_ends_early_costs_nothing(tmp_path: Path) -> None:

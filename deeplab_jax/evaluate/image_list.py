@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from deeplab_jax.data.source import walk_files
 from deeplab_jax.errors import UserError
+from deeplab_jax.files import at_home
 
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
 
@@ -31,7 +32,7 @@ def find_images(paths: Iterable[str | Path], *, out: str | Path | None = None) -
       UserError: a path that does not exist, or a folder without images.
     """
     found: list[Found] = []
-    for path in map(Path, paths):
+    for path in map(at_home, paths):
         if path.is_dir():
             images = [Found(file, str(file.relative_to(path).with_suffix(""))) for file in walk_files(path, skip=out)]
             if not images:

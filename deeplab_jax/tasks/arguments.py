@@ -10,6 +10,7 @@ from deeplab_jax.config import base, load_config, to_plain
 from deeplab_jax.config_values import check, fill
 from deeplab_jax.errors import UserError, did_you_mean
 from deeplab_jax.extensions import allow
+from deeplab_jax.files import at_home
 
 
 def config_of(config: Any, *, module: str = "") -> ConfigDict:
@@ -44,7 +45,7 @@ def run_config(model: str | Path, changes: Sequence[str] = ()) -> ConfigDict | N
     """
     from deeplab_jax.train.workdir import CONFIG_FILE
 
-    own = Path(model, CONFIG_FILE)
+    own = at_home(model) / CONFIG_FILE
     return load_config([f"--config={own}", *changes]) if own.is_file() else None
 
 

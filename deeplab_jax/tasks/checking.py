@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deeplab_jax.errors import UserError
+from deeplab_jax.files import at_home
 from deeplab_jax.tasks.arguments import config_of
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def check_data(
         add(f"{name}: {format_report(reports[name])}\n")
     if show:
         try:
-            reports.page = show_samples(config, open_split(config, config.data.train_split), show)
+            reports.page = show_samples(config, open_split(config, config.data.train_split), at_home(show))
             add(f"training images after augmentation: open {reports.page}")
         except UserError as error:  # Such as a fault of the data, which the reports say.
             reports.fault = f"no page of training images: {error}"

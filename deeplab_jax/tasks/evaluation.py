@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from deeplab_jax.config import base
 from deeplab_jax.errors import UserError
 from deeplab_jax.extensions import allow
+from deeplab_jax.files import at_home
 from deeplab_jax.models.segmenter import Segmenter, Variables
 from deeplab_jax.tasks.arguments import check_names, config_of, run_config
 
@@ -66,7 +67,7 @@ def evaluate(
     from deeplab_jax.train.from_config import open_split
     from deeplab_jax.train.given import require_named
 
-    given = model
+    given, folder = model, at_home(out) if out else None
     with together():
         model, variables, info, settings = _model_and_settings(given, variables, config, checkpoint, module)
         split = split or (settings.data.val_split if settings is not None else "val")
@@ -79,9 +80,9 @@ def evaluate(
         protocol, how = _protocol_and_arguments(protocol, settings, how)
         source = read_in_parts(source) if protocol.window else source
         evaluator.check_classes(model, source)
-        if out and is_first():  # Now, and not after hours.
-            make_folder(Path(out))
-    writer = _writer(out, source, split) if save_predictions else None
+        if folder and is_first():  # Now, and not after hours.
+            make_folder(folder)
+    writer = _writer(folder, source, split) if save_predictions else None
     if writer is not None:
         how["on_prediction"] = _both(writer, how.get("on_prediction"))
     if settings is not None:
@@ -92,7 +93,7 @@ def evaluate(
     try:
         on_results(results)
     finally:
-        _write(results, out)
+        _write(results, folder)
     if writer is not None:
         writer.finish()
     return results
@@ -123,26 +124,26 @@ def _model_and_settings(
     return given, variables, {}, settings
 
 
-def _writer(out: str | Path, source: "Source", split: str) -> "PredictionWriter":
+def _writer(out: Path | None, source: "Source", split: str) -> "PredictionWriter":
     """Return what writes the predictions and their page."""
     from deeplab_jax.evaluate.outputs import Outputs, page_of
     from deeplab_jax.evaluate.predictor import PredictionWriter
 
     if not out:
         raise UserError("save_predictions=True: give the folder to write to, out=...")
-    page = page_of(Path(out), source.labels, title=f"{split} of {source.name}")
-    return PredictionWriter(Outputs(Path(out), source.labels, page=page), source)
+    page = page_of(out, source.labels, title=f"{split} of {source.name}")
+    return PredictionWriter(Outputs(out, source.labels, page=page), source)
 
 
-def _write(results: dict[str, Any], out: str | Path) -> None:
-    """Write the results, on the first process; to "", nothing."""
+def _write(results: dict[str, Any], out: Path | None) -> None:
+    """Write the results, on the first process; to None, nothing."""
     from deeplab_jax.distributed import is_first, together
     from deeplab_jax.evaluate.calibration import PICTURE, draw
     from deeplab_jax.evaluate.evaluator import write_results
 
     with together():
         if out and is_first():
-            file = write_results(results, Path(out))
+            file = write_results(results, out)
             if "calibration" in results:
                 draw(results["calibration"], file.with_name(PICTURE))
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from deeplab_jax.errors import UserError, spell
 from deeplab_jax.extensions import allow
+from deeplab_jax.files import at_home
 from deeplab_jax.models.segmenter import Segmenter, Variables
 from deeplab_jax.tasks.arguments import check_choice, check_names
 
@@ -85,7 +86,7 @@ def predict(
     check_choice("probabilities", probabilities, ("", *KINDS))
     check_choice("ids", ids, ("classes", "dataset"))
     allow(module)
-    folder, dataset_ids = Path(out), ids == "dataset"
+    folder, dataset_ids = at_home(out), ids == "dataset"
     if dataset_ids:
         _check_alone({"--probabilities": probabilities, "--confidence": confidence, "--polygons": polygons})
     found = find_images([images] if isinstance(images, str | Path) else images, out=folder)

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deeplab_jax.files import at_home
 from deeplab_jax.models.segmenter import Segmenter
 from deeplab_jax.tasks.arguments import config_of
 
@@ -63,6 +64,7 @@ def train(
     from deeplab_jax.train.given import Given
     from deeplab_jax.train.record import METRICS_FILE, last_evaluation
 
+    workdir = at_home(workdir)
     keep_freed_memory()  # Before the next line starts JAX's threads.
     with together():
         config = config_of(config, module=module)

@@ -1,6 +1,5 @@
 """`load`: a model by its path, or by a name of published weights."""
 
-import os
 import shlex
 import shutil
 import tempfile
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from deeplab_jax.errors import UserError
-from deeplab_jax.files import locked, read_json
+from deeplab_jax.files import at_home, locked, read_json
 from deeplab_jax.models.segmenter import Segmenter, Variables
 from deeplab_jax.provenance import version_of
 from deeplab_jax.terminal import note
@@ -44,7 +43,7 @@ def load(
     try:
         return folder.load(path, checkpoint=checkpoint, module=module, model=model)
     except UserError as error:
-        given = path == Path(os.path.expanduser(path_or_name))
+        given = path == at_home(path_or_name)
         if given or not str(error).startswith(str(path / folder.WEIGHTS_FILE)):
             raise
         fix = f"remove its folder, and the same command makes it again: rm -r {shlex.quote(str(path))}"
@@ -57,7 +56,7 @@ def folder_of(path_or_name: str | Path, *, module: str = "") -> Path:
     Raises:
       UserError: a name that the table does not have, or one that cannot be fetched.
     """
-    name, path = str(path_or_name), Path(os.path.expanduser(path_or_name))
+    name, path = str(path_or_name), at_home(path_or_name)
     if path.exists():
         return path
     return converted(name, module=module) if named.is_name(name) else path
@@ -97,7 +96,7 @@ def origin_of(path_or_name: str | Path) -> dict[str, Any]:
     """Return where weights of `load` come from, for the `info` of a model that starts from them: what they are called,
     and their licence where the table or the folder has it. Nothing is fetched.
     """
-    name, path, known = str(path_or_name), Path(os.path.expanduser(path_or_name)), {}
+    name, path, known = str(path_or_name), at_home(path_or_name), {}
     if name not in PUBLISHED and not name.startswith(hub.PREFIX):
         name = path.name  # The rest of the path tells others nothing.
     if path.is_dir():

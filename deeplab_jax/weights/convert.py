@@ -1,6 +1,5 @@
 """From foreign weights, in a file or a state dict in memory, to one of our models."""
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from deeplab_jax.errors import UserError, did_you_mean
+from deeplab_jax.files import at_home
 from deeplab_jax.labels import BINARY
 from deeplab_jax.models.catalog import describe
 from deeplab_jax.models.segmenter import Segmenter, Variables
@@ -180,7 +180,7 @@ def _find(source: str | Path) -> tuple[Path, dict[str, Any]]:
     """Return where a source lies, and what the name that it may be says for `info`. The weights of a model folder stand
     for the folder.
     """
-    path = Path(os.path.expanduser(source))
+    path = at_home(source)
     if path.name == folder.WEIGHTS_FILE and (path.parent / folder.MODEL_FILE).is_file():
         return path.parent, {}
     return named.find(str(source)) if not path.exists() and named.is_name(str(source)) else (path, {})

@@ -1,7 +1,6 @@
 """A model folder: `model.json` describes the network, `weights.safetensors` holds its variables by path."""
 
 import json
-import os
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +14,7 @@ from safetensors.numpy import save_file
 
 from deeplab_jax.checkpoint import Checkpoints, misfits
 from deeplab_jax.errors import UserError, spell
-from deeplab_jax.files import read_json, replacing, write_whole
+from deeplab_jax.files import at_home, read_json, replacing, write_whole
 from deeplab_jax.labels import BINARY, IGNORE_LABEL
 from deeplab_jax.models.catalog import describe, from_description
 from deeplab_jax.models.segmenter import Segmenter, Variables, abstract_variables
@@ -49,7 +48,7 @@ def save(path: str | Path, model: Segmenter, variables: Mapping[str, Any], info:
     Raises:
       UserError: an `info` that `load` would refuse, or the folder cannot be written.
     """
-    folder = Path(path)
+    folder = at_home(path)
     text = _description(folder, model, info)
     # In row-major order: `save_file` writes the memory of an array in its order there, whatever its strides say.
     tensors = {key: np.asarray(value, order="C") for key, value in flatten_variables(variables).items()}
@@ -86,7 +85,7 @@ def load(
       UserError: nothing to load there, a module that does not exist or fails, or weights that do not fit the described
         model (the message lists them).
     """
-    folder = Path(os.path.expanduser(path))
+    folder = at_home(path)
     if folder.is_file():
         if (folder.parent / MODEL_FILE).is_file():
             raise UserError(f"{folder}: a file of a model folder; give the folder: {shlex.quote(str(folder.parent))}")
