@@ -68,13 +68,15 @@ def conv2d(
         `jax.shard_map` and on a mesh with explicit axes: JAX cannot check or infer there how the others split.
 
     Raises:
-      ValueError: an unknown lowering, or an even kernel with `padding=None`.
+      ValueError: an unknown lowering or padding, a rate or stride below 1, or an even kernel with `padding=None`.
       AssertionError: shapes that do not fit.
     """
     chex.assert_rank([x, kernel], 4)
     chex.assert_axis_dimension(kernel, 2, x.shape[-1] // feature_group_count)
     if lowering not in FORMS:
         raise ValueError(f"lowering={lowering!r}: choose from {', '.join(FORMS)}")
+    if rate < 1 or stride < 1:
+        raise ValueError(f"rate={rate}, stride={stride}: give at least 1")
     pads = explicit_padding(x.shape[1:3], kernel.shape[:2], rate=rate, stride=stride, padding=padding)
     window = Window(rate, stride, pads, feature_group_count)
     form = FORMS[lowering] if lowerings.covers(lowering, x.shape, kernel.shape, window) else direct
@@ -95,5 +97,7 @@ def explicit_padding(
     if padding == "SAME":
         extent = [effective_kernel_size(k, rate) for k in kernel_size]
         padding = lax.padtype_to_pads(size, extent, (stride, stride), "SAME")
+    if isinstance(padding, str):
+        raise ValueError(f"padding={padding!r}: give None, 'SAME', 'VALID' or ((top, bottom), (left, right))")
     (top, bottom), (left, right) = padding
     return (int(top), int(bottom)), (int(left), int(right))

@@ -458,6 +458,12 @@ def test_bad_arguments_raise() -> None:
         conv2d(x, kernel, lowering="fast")
     with pytest.raises(ValueError, match="even size 2"):
         conv2d(x, kernel[:2])
+    for wrong in ({"rate": 0}, {"stride": 0}, {"stride": -1, "padding": "VALID"}):
+        for lowering in LOWERINGS:
+            with pytest.raises(ValueError, match="give at least 1"):
+                conv2d(x, kernel, lowering=lowering, **wrong)
+    with pytest.raises(ValueError, match="padding='same': give None, 'SAME', 'VALID' or"):
+        conv2d(x, kernel, padding="same")
     with pytest.raises(AssertionError):
         conv2d(x[0], kernel)
     with pytest.raises(AssertionError):
