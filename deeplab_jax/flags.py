@@ -162,7 +162,7 @@ def add_data_verbs(verb: Verb) -> None:
     prepare = verb(
         "prepare",
         commands.prepare,
-        "Write a data set as a TFDS folder (array_record), readable as data.name='tfds'.",
+        "Write a data set as a TFDS folder (array_record), readable by --config.data.name=tfds.",
         config="required",
     )
     prepare.add_argument("--out", type=path, required=True, help="folder to write")

@@ -87,7 +87,7 @@ def tiny_training(*words):
         (["predict", "--model", "runs/first", "--out", "out", ""], "argument IMAGE_OR_FOLDER: empty: give a path"),
         (["check-data", "--config", SCENES, "--split", "vall"], "no split 'vall'; did you mean val"),
         (["check-data", "--config", f"{ROOT}/configs/camvid.py", "--config.data.dir=gone"], "gone: no such folder"),
-        (["check-data", "--config", f"{ROOT}/configs/camvid.py"], r"set data\.dir"),
+        (["check-data", "--config", f"{ROOT}/configs/camvid.py"], r"set --config\.data\.dir"),
         (["check-data", "--config", SCENES, "--config.data.name=scnes"], "'scnes'; did you mean scenes"),
         (["prepare", "--config", SCENES], "required: --out"),
     ],

@@ -47,6 +47,13 @@ def test_every_flag_in_a_message_is_one_of_the_command_line() -> None:
     assert {flag: place for flag, place in found.items() if flag not in known} == {}
 
 
+def test_a_key_in_a_message_begins_with_config() -> None:
+    """`data.dir` alone is no word of a command."""
+    keys = "|".join(map(re.escape, keys_of_sections()))
+    short = re.compile(rf"(?<![\w.])({keys}|data\.split)(?![\w.])")
+    assert [place for place, text in texts() if " " in text and short.search(text)] == []
+
+
 def test_every_key_in_a_message_is_one_of_the_configuration() -> None:
     keys = {f"config.{name}" for name in keys_of_sections()}
     sections = {key.rsplit(".", 1)[0] for key in keys}

@@ -99,7 +99,7 @@ def open_source(
         raise
     except (TypeError, AttributeError, KeyError, ValueError) as error:
         raise UserError(
-            f"data set '{name}': an option has a value of the wrong type ({error}); see data.options"
+            f"data set '{name}': an option has a value of the wrong type ({error}); see config.data.options"
         ) from error
     as_opened, source = source, read_as(source, channels=channels, value_range=value_range)
     if (channels or value_range) and source is as_opened:
@@ -114,8 +114,8 @@ def open_source(
 
 def _folder(name: str, dir: str | Path | None) -> Path:
     if not dir:
-        raise UserError(f"data set '{name}' reads files; set data.dir to the folder that holds them")
+        raise UserError(f"data set '{name}' reads files; set --config.data.dir to the folder that holds them")
     dir = os.path.expanduser(dir)
     if not os.path.isdir(dir):  # Unlike Path.is_dir, it takes names of any length.
-        raise UserError(f"{dir}: no such folder; set data.dir to the folder of data set '{name}'")
+        raise UserError(f"{dir}: no such folder; set --config.data.dir to the folder of data set '{name}'")
     return Path(dir)

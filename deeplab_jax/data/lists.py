@@ -40,7 +40,8 @@ def read_lines(path: Path) -> list[Line]:
         text = _decode(path.read_bytes())
     except OSError as error:
         raise UserError(
-            f"{path}: cannot read the list of the split; add it (one name per line), or correct data.dir or data.split"
+            f"{path}: cannot read the list of the split; add it (one name per line), or correct --config.data.dir or "
+            "the name of the split"
         ) from error
     except ValueError as error:
         raise UserError(

@@ -148,15 +148,15 @@ def _named(root: Path, images: str, masks: str) -> Files:
     for option, name in (("images", images), ("masks", masks)):
         if not (root / name).is_dir():
             raise UserError(
-                f"{root / name}: no such folder, and no other layout is there; correct data.dir, or set "
+                f"{root / name}: no such folder, and no other layout is there; correct --config.data.dir, or set "
                 f"--config.data.options.{option} to a folder or glob"
             )
     files = collect(root, root / images, root / masks)
     if files is None:
         empty = root / images if not walk_files(root / images) else root / masks
         raise UserError(
-            f"{empty}: no {'image' if empty == root / images else 'mask'} found; check data.dir (files ending in "
-            f"{', '.join(IMAGE_SUFFIXES)} count)"
+            f"{empty}: no {'image' if empty == root / images else 'mask'} found; check --config.data.dir (files ending "
+            f"in {', '.join(IMAGE_SUFFIXES)} count)"
         )
     return files
 

@@ -201,7 +201,8 @@ def require_folder(path: Path, *, source: str, layout: str) -> Path:
     """Return `path`, or raise a UserError that shows the expected `layout` if it is not a folder."""
     if not path.is_dir():
         raise UserError(
-            f"{path}: no such folder; set data.dir to the folder of data set '{source}', which is laid out as {layout}"
+            f"{path}: no such folder; set --config.data.dir to the folder of data set '{source}', which is laid out as "
+            f"{layout}"
         )
     return path
 
@@ -266,7 +267,9 @@ def pair_by_stem(images_found: Sequence[Path], masks_found: Sequence[Path], *, w
 def pair_by_name(images_found: Mapping[str, Path], masks_found: Mapping[str, Path], *, where: str) -> Listing:
     """Return the result of `pair_by_stem` for files whose names are already known (name -> path)."""
     if not images_found:
-        raise UserError(f"{where}: no image found; check data.dir (files ending in {', '.join(IMAGE_SUFFIXES)} count)")
+        raise UserError(
+            f"{where}: no image found; check --config.data.dir (files ending in {', '.join(IMAGE_SUFFIXES)} count)"
+        )
     paired = sorted(images_found.keys() & masks_found.keys())
     return Listing(
         tuple(Pair(str(images_found[name]), str(masks_found[name]), name) for name in paired),

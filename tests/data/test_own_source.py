@@ -77,7 +77,7 @@ def test_mistakes_name_the_fix(mine: str) -> None:
         open_source("halves", split="val", module=mine, cuont=3)
     with pytest.raises(UserError, match="no data set is called 'halvs'; did you mean halves"):
         open_source("halvs", split="val", module=mine)
-    with pytest.raises(UserError, match=r"'pictures' reads files; set data\.dir"):
+    with pytest.raises(UserError, match=r"'pictures' reads files; set --config\.data\.dir"):
         open_source("pictures", split="val", module=mine)
     with pytest.raises(UserError, match=r"halves_of_mine\.py, line \d+: TypeError: can only concatenate") as error:
         open_source("wrong", split="val", module=mine)  # A mistake in the user's code.

@@ -89,7 +89,7 @@ def test_unknown_names_splits_and_options_name_the_nearest(tmp_path):
         open_source("folder", split="train", dir=tmp_path, class_name=("a",))
     with pytest.raises(UserError, match="no option 'size'; it takes none"):
         open_source("camvid", split="train", dir=tmp_path, size=3)
-    with pytest.raises(UserError, match=r"set data\.dir"):
+    with pytest.raises(UserError, match=r"set --config\.data\.dir"):
         open_source("camvid", split="train")
 
 

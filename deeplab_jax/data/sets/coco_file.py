@@ -111,7 +111,7 @@ def _find_file(root: Path, split: str, annotations: str) -> tuple[Path, bool]:
             return file, True
     raise UserError(
         f"{root}: no annotations of '{split}' (such as {FILES[1].format(split=split)} or {WHOLE_FILES[0]}); correct "
-        "data.dir, or set --config.data.options.annotations to the path of the file"
+        "--config.data.dir, or set --config.data.options.annotations to the path of the file"
     )
 
 
@@ -119,7 +119,9 @@ def _read(file: Path) -> Any:
     try:
         return read_json(file, limit=MAX_BYTES)
     except FileNotFoundError as error:
-        raise UserError(f"{file}: no such file; correct data.dir or config.data.options.annotations") from error
+        raise UserError(
+            f"{file}: no such file; correct --config.data.dir or --config.data.options.annotations"
+        ) from error
     except (OSError, ValueError) as error:
         raise UserError(f"{file}: not JSON ({error}); export the annotations again") from error
 

@@ -80,7 +80,8 @@ def open_prepared(dir: str | Path, *, split: str) -> PreparedSource:
         name = str(content["source"])
     except FileNotFoundError as error:
         raise UserError(
-            f"{folder}: no {SIDE_FILE}, so 'prepare' did not write it; set data.dir to the folder of 'prepare --out'"
+            f"{folder}: no {SIDE_FILE}, so 'prepare' did not write it; set --config.data.dir to the folder "
+            "of 'prepare --out'"
         ) from error
     except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise UserError(f"{folder / SIDE_FILE}: damaged ({error}); write the folder again with 'prepare'") from error

@@ -60,5 +60,6 @@ def _find_root(dir: Path) -> Path:
         if (root / "JPEGImages").is_dir():
             return root
     raise UserError(
-        f"{dir}: no JPEGImages in it, in VOC2012 or in VOCdevkit/VOC2012; set data.dir to the folder of {LAYOUT}"
+        f"{dir}: no JPEGImages in it, in VOC2012 or in VOCdevkit/VOC2012; set --config.data.dir to the "
+        f"folder of {LAYOUT}"
     )
