@@ -75,16 +75,17 @@ def choose(bands: Bands, channels: Sequence[int], *, name: str) -> Bands:
             raise UserError(
                 f"{name}: an image of {count} bands{about}; choose some of them: {CHANNELS}={first} "
                 f"({'the first as grey' if count < 3 else 'the first three'}) or {CHANNELS}={every} (all); "
-                f"in predict --channels={first} or --channels={every}"
+                f"in predict --channels={first}"
             )
         channels = (0, 1, 2)
     if samples.shape[2] == 1 and max(channels) < 3:
         channels = (0,) * len(channels)
     if max(channels) >= samples.shape[2]:
-        first = ",".join(map(str, range(min(3, count))))
+        first, wanted = ",".join(map(str, range(min(3, count)))), len(channels)  # A trained network keeps their number.
+        few = f"give files of {wanted} bands" if wanted > count else f"--channels={','.join(map(str, range(wanted)))}"
         raise UserError(
             f"{name}: an image of {count} bands, counted from 0, and no band {max(channels)}; choose from them: "
-            f"{CHANNELS}={first}, in predict --channels={first}"
+            f"{CHANNELS}={first}, in predict {few}"
         )
     if list(channels) != list(range(samples.shape[2])):
         samples = samples[..., list(channels)]
