@@ -77,9 +77,10 @@ def segment(
       ValueError: the image is no uint8, uint16 or float32 `[H, W, C]` with the channels of the model.
       UserError: scales, a window or a threshold that make no sense, or a CRF for a model of other than three channels.
     """
+    views: Any = scales  # The protocol makes a tuple of them, or says what is wrong.
     protocol = Protocol(
         mode="exact",
-        scales=tuple(scales),
+        scales=views,
         flip=flip,
         window=window or (),
         overlap=overlap,

@@ -97,7 +97,7 @@ def test_segment_refuses_what_is_no_rgb_image(made) -> None:
         np.testing.assert_array_equal(segment(*made, image), segment(*made, same))
 
 
-@pytest.mark.parametrize("options", [{"scales": ()}, {"scales": (0.0,)}, {"window": (0, 33)}], ids=str)
+@pytest.mark.parametrize("options", [{"scales": ()}, {"scales": 0.5}, {"scales": (0.0,)}, {"window": (0, 33)}], ids=str)
 def test_segment_refuses_views_that_make_no_sense(made, options) -> None:
     with pytest.raises(UserError, match=f"{next(iter(options))}="):
         segment(*made, image_of(40, 40), **options)
