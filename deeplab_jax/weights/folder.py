@@ -96,7 +96,9 @@ def load(
         if any((folder / name).is_file() for name in FOLDER_FILES):
             command = _convert(folder, folder.resolve().name)
             raise UserError(f"{folder}: a saved folder of another code base; convert it first: {command}")
-        raise UserError(f"{folder}: neither a model folder nor a run directory, there is no {MODEL_FILE} in it")
+        raise UserError(
+            f"{folder}: neither a model folder nor a run directory, there is no {MODEL_FILE} in it; give one of these"
+        )
     model, info = read_description(folder, module=module, model=model)
     if (folder / WEIGHTS_FILE).is_file():
         if checkpoint != "best":
