@@ -32,6 +32,7 @@ NAMES = (
     "extra_seeds",
     "extra_parts",
     "extra_context",
+    "extra_depth",
     "extra_recipes",
     "extra_noise",
     "extra_rates",
