@@ -63,6 +63,18 @@ def no_class(tmp_path: Path) -> list[str]:
     return ["check-data", *FOLDER, f"--config.data.dir={make_folder(tmp_path / 'data', (0, 1))}"]
 
 
+def coloured(*colours: tuple[int, int, int]) -> Callable[[Path], list[str]]:
+    """Return what writes masks of two classes in these colours."""
+
+    def situation(tmp_path: Path) -> list[str]:
+        data = make_folder(tmp_path / "data", (0, 1))
+        for file in (data / "masks").iterdir():
+            write_image(file, np.array(colours, np.uint8)[np.asarray(Image.open(file))])
+        return ["check-data", *FOLDER, f"--config.data.dir={data}", TWO]
+
+    return situation
+
+
 def no_validation(tmp_path: Path) -> list[str]:
     data = make_folder(tmp_path / "data", (0, 1))
     return ["check-data", *FOLDER, f"--config.data.dir={data}", TWO, "--config.data.options.val_fraction=None"]
@@ -147,6 +159,9 @@ def another_configuration(tmp_path: Path) -> list[str]:
             ],
         ),
         (no_class, ["--config.data.options.class_names=('background','road')"]),
+        (coloured((0, 0, 0), (1, 1, 1)), ["--config.data.options.mask_channel=0"]),
+        (coloured((0, 0, 0), (255, 0, 0)), ["--config.data.options.palette=((0,0,0),(255,0,0))"]),
+        (coloured((0, 0, 0), (128, 0, 0)), ["--config.data.options.palette=((0,0,0),(128,0,0))"]),
         (no_validation, ["--config.data.options.val_fraction=0.2"]),
         (black_and_white_labels, ["--config.data.options.value_map=((0,0),(255,1))"]),
         *(

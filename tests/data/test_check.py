@@ -118,7 +118,12 @@ MASK_FAULTS: list[tuple[Callable[[Path], object], str, str, str]] = [
     (lambda p: p.write_bytes(b"not an image at all"), "unreadable mask", "error", "not an image"),
     (as_jpeg, "JPEG mask", "error", "PNG"),
     (as_jpeg_in_tiff, "JPEG mask", "error", "PNG"),
-    (grey_as_rgb, "colour mask", "error", "save one of them (values 0, 1, 2, 255)"),
+    (
+        grey_as_rgb,
+        "colour mask",
+        "error",
+        "(values 0, 1, 2, 255): give --config.data.options.mask_channel=0, which reads the first",
+    ),
     (in_colours, "colour mask", "error", "(0, 0, 142) is 2 car"),
     (as_photograph, "colour mask", "error", "photograph"),
     (

@@ -273,7 +273,15 @@ def _mask_error(file: str, labels: LabelSet, error: UserError) -> Finding:
             "is it a photograph, or resized with interpolation? Export the original mask, resize with nearest neighbour"
         )
     elif all(r == g == b for r, g, b in found):
-        fix = f"its channels are equal: save one of them (values {spell(sorted(colour[0] for colour in found))})"
+        fix = (
+            f"its channels are equal (values {spell(sorted(colour[0] for colour in found))}): give "
+            "--config.data.options.mask_channel=0, which reads the first, or save one of them"
+        )
+    elif len(found) == labels.num_classes:
+        order = labels.palette if {*found} == {*labels.palette} else tuple(sorted(found))
+        flag = f'"--config.data.options.palette={order}"'.replace(" ", "")
+        meant = [f"{colour} is {i} {labels.names[i]}" for i, colour in enumerate(order)]
+        fix = f"give {flag} if {spell(meant)}; else give these colours in the order of the classes"
     else:
         hints = [
             f"{colour} is {labels.palette.index(colour)} {labels.names[labels.palette.index(colour)]}"
