@@ -7,6 +7,7 @@ each. To add a key, add its line here and the argument in the function that uses
 import math
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields, is_dataclass
+from types import MappingProxyType
 from typing import Any, get_origin
 
 from ml_collections import ConfigDict
@@ -25,7 +26,7 @@ def key(
     give: str = "",
     most: int = LARGEST,
     free: bool = False,
-    without: tuple[str, ...] = (),
+    without: Mapping[str, str] = MappingProxyType({}),
 ) -> Any:
     """Declare a key.
 
@@ -36,7 +37,7 @@ def key(
       most: the largest number of values in a list.
       free: whether two starts of one run may differ in it: it changes numbers only by rounding, or only says when the
         run is evaluated or saved, when it ends, or what happens after a fault.
-      without: for options: keys that are not allowed, because they have their own place.
+      without: for options: keys that are not allowed, because they have their own place, each with what to do instead.
     """
     kinds = {"low": low, "high": high, "give": give, "most": most, "free": free, "without": without}
     if isinstance(default, dict):
@@ -51,7 +52,15 @@ class Model:
     name: str = "deeplabv3plus_resnet50"  # one of model_names(); its options go under `options`
     output_stride: int = 0  # in training; 0: that of the architecture
     options: Mapping[str, Any] = key(
-        {}, without=("name", "num_classes", "output_stride", "module", "channels", "stored_range")
+        {},
+        without={
+            "name": "config.model.name is its place",
+            "num_classes": "the data set's classes decide it",
+            "output_stride": "config.model.output_stride is its place",
+            "module": "config.module is its place",
+            "channels": "config.data.channels chooses the bands of images",
+            "stored_range": "config.data.value_range is its place",
+        },
     )
 
 
@@ -68,7 +77,16 @@ class Source:
     val_split: str = "val"
     # Further arguments of the data set's opener.
     options: Mapping[str, Any] = key(
-        {}, without=("name", "dir", "split", "strict", "module", "channels", "value_range")
+        {},
+        without={
+            "name": "config.data.name is its place",
+            "dir": "config.data.dir is its place",
+            "split": "config.data.train_split and config.data.val_split are its places",
+            "strict": "each command sets it",
+            "module": "config.module is its place",
+            "channels": "config.data.channels is its place",
+            "value_range": "config.data.value_range is its place",
+        },
     )
 
 

@@ -63,6 +63,9 @@ def set_option(options: ConfigDict, last: str, text: str, *, name: str, prefix: 
     value = text if isinstance(default, str) else literal(text)
     if not isinstance(value, bool | int | float | str | tuple | list | dict | None):
         raise UserError(f"{name}: {prefix}{last} is {text:.100}; give a number, text, true or false, or a list")
+    if isinstance(default, tuple) and isinstance(value, str):
+        words = tuple(word.strip(" ()[]'\"") for word in value.split(","))
+        raise UserError(f'{name}: {prefix}{last} is {value!r:.100}; give a list: "--{prefix}{last}={words}"')
     if type(default) is int and type(value) is float:  # The present value does not say that only whole numbers fit.
         del options[last]
         default = None
@@ -95,9 +98,9 @@ def _check_value(one: Field[Any], value: Any, where: str) -> None:
     """Raise a UserError for a value that is not valid for its key, whose name is `where`."""
     limits = one.metadata or key(None).metadata
     if is_options(one):
-        for last in limits["without"]:
+        for last, instead in limits["without"].items():
             if last in value:
-                raise UserError(f"{where}.{last}: {last!r} is no option; leave it out")
+                raise UserError(f"{where}.{last}: {last!r} is no option, because {instead}; leave it out")
         return
     if get_origin(one.type) is tuple:
         kinds = get_args(one.type)

@@ -107,6 +107,11 @@ def test_options_need_not_be_in_the_file() -> None:
         (["--config.model.options.width=wide"], r"config\.model\.options\.width is 'wide'; give a number$"),
         (["--config.model.options.norm={1}"], r"config\.model\.options\.norm is \{1\}; give a number, text"),
         (["--config.model.options.decoder_convs=3"], r"config\.model\.options\.decoder_convs is 3; give a list$"),
+        (
+            ["--config.model.options.decoder_convs=(a,'b')"],
+            r"""decoder_convs is "\(a,'b'\)"; give a list: "--config\.model\.options\.decoder_convs=\('a', 'b'\)"$""",
+        ),
+        (["--config.model.options.decoder_convs=('a')"], r"""give a list: "--config\.\S+=\('a',\)"$"""),
         (["--config.train.steps=many"], "flag --config.train.steps=many: give a whole number$"),
         (["--config.train.steps=1.5"], "flag --config.train.steps=1.5: give a whole number$"),
         (["--config.train.remat=maybe"], "flag --config.train.remat=maybe: give true or false$"),
