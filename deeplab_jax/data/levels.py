@@ -81,11 +81,13 @@ def choose(bands: Bands, channels: Sequence[int], *, name: str) -> Bands:
     if samples.shape[2] == 1 and max(channels) < 3:
         channels = (0,) * len(channels)
     if max(channels) >= samples.shape[2]:
-        first, wanted = ",".join(map(str, range(min(3, count)))), len(channels)  # A trained network keeps their number.
-        few = f"give files of {wanted} bands" if wanted > count else f"--channels={','.join(map(str, range(wanted)))}"
+        first = ",".join(map(str, range(min(3, count))))
+        wanted = len(channels)  # A trained network keeps their number; one band stands for up to three.
+        fits = wanted <= (3 if count == 1 else count)
+        few = f"--channels={','.join(map(str, range(wanted)))}" if fits else f"give files of {wanted} bands"
         raise UserError(
-            f"{name}: an image of {count} bands, counted from 0, and no band {max(channels)}; choose from them: "
-            f"{CHANNELS}={first}, in predict {few}"
+            f"{name}: an image of {count} band{'s' * (count > 1)}, counted from 0, and no band {max(channels)}; choose "
+            f"from them: {CHANNELS}={first}, in predict {few}"
         )
     if list(channels) != list(range(samples.shape[2])):
         samples = samples[..., list(channels)]

@@ -134,6 +134,10 @@ def test_alpha_is_not_lost():
         said = rf"no band 4; choose from them: --config\.data\.channels=0,1,2, in predict {fix}$"
         with pytest.raises(UserError, match=said):
             images.decode_image(data, name="a", channels=channels)
+    one = png(rgba[..., :1], bits=8, colour=0)  # It stands for red, green and blue.
+    said = r"an image of 1 band, .* --config\.data\.channels=0, in predict --channels=0,1,2$"
+    with pytest.raises(UserError, match=said):
+        images.decode_image(one, name="a", channels=(0, 1, 3))
     grey = png(rgba[..., [0, 3]], bits=8, colour=4)
     with pytest.raises(UserError, match=r"--config\.data\.channels=0,0,0 \(the first as grey\) or .*channels=0,1 "):
         images.decode_image(grey, name="a")
