@@ -34,7 +34,7 @@ from experiments.run.execute import work
 from experiments.run.jobs import check_data, run_jobs
 from experiments.run.plan import Asked, Job, ask, job_name, make_jobs
 from experiments.run.processes import end_with_parent, keep_to_cores
-from experiments.run.resolve import Resolved, Settings, check_init
+from experiments.run.resolve import NotRun, Resolved, Settings, check_init
 from experiments.run.results import RESULTS, Store, refuse_strange
 from experiments.run.slurm import Slurm
 from experiments.tables import TABLES, Table, find_table
@@ -150,6 +150,9 @@ def run(args: argparse.Namespace, overrides: tuple[str, ...], words: Sequence[st
     if args.plan:
         for line in store.strange:
             say(f"{line}; refused without --again")
+        for one in asked:
+            if isinstance(one.resolved, NotRun):
+                say(f"{one.name} is not run: {one.resolved.reason}")
         plan(console, jobs, pending, runs, view.Rates(store.all_rows()), args.parallel)
         return 0
     refuse_strange(store)
