@@ -192,6 +192,7 @@ REGIMES: dict[str, Regime] = {
         steps=0,
         batch=1.0,
         rates=1,
+        claim_seeds=3,
         differs=(
             f"Adam at 0.003 with 20 steps of warm-up, {_SGD}; 450 steps of 8 images, fewer where the pictures are "
             "larger; no random scale; pictures of 129x129 where a row says nothing else; ResNet-18 of half the width, "

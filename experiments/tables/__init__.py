@@ -3,6 +3,7 @@
 import re
 import runpy
 from importlib import import_module
+from pathlib import Path
 
 from deeplab_jax.errors import UserError, did_you_mean
 from experiments.tables.table import MEASURES, Claim, Row, Table
@@ -51,6 +52,8 @@ def find_table(name: str) -> Table:
         return TABLES[name]
     if not name.endswith(".py"):
         raise UserError(f"table {name!r} is not known: {did_you_mean(name, TABLES)}")
+    if not Path(name).is_file():
+        raise UserError(f"{name}: no such file; correct the path")
     try:
         table = runpy.run_path(name).get("TABLE")
     except Exception as error:

@@ -349,7 +349,7 @@ def test_a_table_of_ones_own_is_a_file(here, tmp_path, capsys) -> None:
             CLAIM.format(worse="(12, 24)").replace("claims=", 'measures=("mioo",), claims='),
             "measure 'mioo' is not known: did you mean miou?",
         ),
-        (None, "it cannot be run (FileNotFoundError"),
+        (None, "no such file; correct the path"),
     ],
 )
 def test_a_file_that_holds_no_table_gets_one_line(here, tmp_path, capsys, text, message) -> None:
