@@ -46,12 +46,14 @@ def save(path: str | Path, model: Segmenter, variables: Mapping[str, Any], info:
       The folder's path.
 
     Raises:
-      UserError: an `info` that `load` would refuse, or the folder cannot be written.
+      UserError: an `info` or variables that `load` would refuse, or the folder cannot be written.
     """
     folder = at_home(path)
     text = _description(folder, model, info)
     # In row-major order: `save_file` writes the memory of an array in its order there, whatever its strides say.
     tensors = {key: np.asarray(value, order="C") for key, value in flatten_variables(variables).items()}
+    expected = flatten_variables(abstract_variables(model))
+    compare(expected, tensors, source=str(folder), fix="give the variables of this model")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(folder / MODEL_FILE) as description, replacing(folder / WEIGHTS_FILE) as weights:

@@ -113,6 +113,19 @@ def test_what_could_not_be_loaded_is_not_saved(folder, made, info, words) -> Non
     assert words in str(caught.value)
 
 
+def test_variables_of_another_network_are_not_saved(folder, made) -> None:
+    model, variables = made
+    before = (folder / WEIGHTS_FILE).read_bytes()
+    for wrong, words in (
+        ({"params": variables["params"]}, "missing batch_stats/"),
+        (tiny_model("cascade_tiny")[1], "missing params/aux_head/"),
+        ({**variables, "intermediates": {"aux": np.zeros(3, np.float32)}}, "unexpected intermediates/aux"),
+    ):
+        with pytest.raises(UserError, match=f"model: does not fit the model: .*{words}.*; give the variables of this"):
+            save(folder, model, wrong, INFO)
+    assert (folder / WEIGHTS_FILE).read_bytes() == before
+
+
 def test_a_tuple_of_names_is_saved_as_the_list_that_it_becomes(folder, made) -> None:
     save(folder, *made, {"class_names": tuple("abcd")})
     assert load(folder)[2] == {"class_names": list("abcd")}
