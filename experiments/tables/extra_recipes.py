@@ -17,6 +17,8 @@ BASE: dict[str, Any] = {
     "train.steps": STEPS,
     "train.evaluate_every": STEPS,
     "train.class_weights": "none",
+    "train.loss": "cross_entropy",
+    "optimizer.learning_rate": 2e-3,
     "train.ema_decay": 0.99,
     "train.ema_debias": True,
 }
