@@ -20,10 +20,9 @@ Noise, mottling and uneven light hide what colour alone would tell. Augmentation
 left to right, scaling and cropping every label is still true.
 
 With `lamp="on"` only far surroundings tell road from water. A picture then has either roads and cars or rivers and
-boats. They look the same, but for the colour of a lamp, a disc somewhere in the picture. With `lamp="end"` it is at the
-left end, so the distance to it is known. With `lamp="off"` the lamp has the same colour in all pictures, so nothing
-tells them apart. The lamp's pixels count as road or water too, so a network learns its colours early. A crop may lose
-the lamp.
+boats. They look the same, but for the colour of a lamp, a disc somewhere in the picture. With `lamp="off"` the lamp has
+the same colour in all pictures, so nothing tells them apart. The lamp's pixels count as road or water too, so a network
+learns its colours early. A crop may lose the lamp.
 """
 
 import dataclasses
@@ -55,7 +54,7 @@ SCENES = LabelSet(
 )
 
 SPLITS = {"train": 4096, "val": 256}  # name -> number of examples unless told otherwise
-LAMPS = ("none", "on", "end", "off")
+LAMPS = ("none", "on", "off")
 
 _GRASS = (104, 138, 74)
 _HEDGE = (40, 70, 44)
@@ -223,12 +222,11 @@ def _draw_wire(canvas: _Canvas) -> None:
                 cv2.rectangle(target, (x - 4, y - 4), (x + 4, y + 4), value, -1)
 
 
-def _draw_lamp(canvas: _Canvas, kind: int, lamp: str) -> None:
-    """Draw the lamp of road or water, a disc that is a fifth of the picture's height wide."""
-    (x, y), radius = canvas.point(), canvas.size[0] // 10
-    centre = (radius if lamp == "end" else x, y)
+def _draw_lamp(canvas: _Canvas, kind: int, colour: tuple[int, int, int]) -> None:
+    """Draw a lamp of road or water, a disc that is a fifth of the picture's height wide."""
+    centre, radius = canvas.point(), canvas.size[0] // 10
     cv2.circle(canvas.label, centre, radius, kind, -1)
-    cv2.circle(canvas.image, centre, radius, _LAMP_OFF if lamp == "off" else _LAMPS[kind], -1)
+    cv2.circle(canvas.image, centre, radius, colour, -1)
 
 
 def _mottle(canvas: _Canvas, cell: int, strength: int) -> np.ndarray:
@@ -274,7 +272,7 @@ def _draw(rng: np.random.Generator, height: int, width: int, lamp: str) -> tuple
     for _ in range(canvas.count(1, 2, lines=True)):
         _draw_wire(canvas)
     if only is not None:
-        _draw_lamp(canvas, only, lamp)
+        _draw_lamp(canvas, only, _LAMPS[only] if lamp == "on" else _LAMP_OFF)
     return _shade(canvas), canvas.label
 
 
@@ -287,7 +285,7 @@ class Scenes:
       size: height and width in pixels, at least 33. Things keep their size; a larger picture has more of them.
       count: number of examples; by default 4096 in "train" and 256 in "val".
       seed: another seed is another data set of the same kind.
-      lamp: "none"; or "on", "end" or "off" where only a lamp tells road from water, or nothing does.
+      lamp: "none", or "on" or "off" where only a lamp tells road from water.
 
     Raises:
       UserError: an unknown split or lamp, a size below 33, a count below 1, or a negative seed.
