@@ -2,7 +2,7 @@
 
 - `scenes`: generated pictures of 129x129, thin ResNets and a thin Xception. Backbones are first trained in plain
   networks on the same pictures. Nothing far away tells their classes apart, so pyramid and image pooling have little
-  context to add; the tables `extra_context`, `extra_depth` and `extra_rates` have other pictures.
+  context to add; the tables `extra_context` and `extra_rates` have other pictures.
 - `demo`: the network of `make demo` and its configuration, on the same pictures, from random weights.
 - `camvid`: 257x257 crops of street scenes. ASPP and decoder stand on the authors' MobileNetV2 (`--init`: what `convert`
   makes of deeplabv3_257_mv_gpu.tflite). The cascade and Xception start from random weights.
@@ -192,7 +192,6 @@ REGIMES: dict[str, Regime] = {
         steps=0,
         batch=1.0,
         rates=1,
-        claim_seeds=3,
         differs=(
             f"Adam at 0.003 with 20 steps of warm-up, {_SGD}; 450 steps of 8 images, fewer where the pictures are "
             "larger; no random scale; pictures of 129x129 where a row says nothing else; ResNet-18 of half the width, "

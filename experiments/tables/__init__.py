@@ -33,7 +33,6 @@ NAMES = (
     "extra_seeds",
     "extra_parts",
     "extra_context",
-    "extra_depth",
     "extra_recipes",
     "extra_noise",
     "extra_rates",

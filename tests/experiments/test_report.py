@@ -602,13 +602,7 @@ def test_every_table_of_the_papers_can_be_shown(tmp_path) -> None:
         }
         write_json(file, {"rows": rows})
     results, remarks = read_tables(tmp_path / "results", ("scenes",))
-    elsewhere = {
-        "extra_parts",
-        "extra_context",
-        "extra_depth",
-        "extra_rates",
-        "v3_cityscapes",
-    }  # In the regimes `demo` and `paper`.
+    elsewhere = {"extra_parts", "extra_context", "extra_rates", "v3_cityscapes"}  # In the regimes `demo` and `paper`.
     assert [result.table.name for result in results] == [name for name in TABLES if name not in elsewhere]
     assert remarks == []
     for result in results:
