@@ -63,7 +63,7 @@ class Entry:
         assert isinstance(found, Resolved), found
         return found
 
-    @property
+    @cached_property
     def model(self) -> Segmenter:
         """Its network at the output stride of its evaluation, with the lowering that is traced fastest: all have the
         same counts.
@@ -85,10 +85,10 @@ def calls(model: Segmenter, side: int) -> tuple[Call, ...]:
 
 def counted(entry: Entry, counting: Counting) -> int:
     """Return the multiply-adds of a row, over all its scales and the mirrored image."""
-    evaluation, model = entry.resolved.evaluation, entry.model
+    evaluation = entry.resolved.evaluation
     sides = [scaled_side(SIDE, scale) for scale in evaluation["scales"]]
     views = 2 if evaluation["flip"] else 1
-    return views * sum(count(calls(model, side), counting=counting).total for side in sides)
+    return views * sum(count(calls(entry.model, side), counting=counting).total for side in sides)
 
 
 def difference(entry: Entry) -> float:

@@ -20,6 +20,7 @@ from deeplab_jax.data.sets.voc import open_voc
 from deeplab_jax.data.source import PairSource, Source, read_as
 from deeplab_jax.errors import UserError, did_you_mean
 from deeplab_jax.extensions import own_errors, own_table
+from deeplab_jax.files import at_home
 
 
 def open_prepared(dir: str | Path, *, split: str) -> Source:
@@ -115,7 +116,7 @@ def open_source(
 def _folder(name: str, dir: str | Path | None) -> Path:
     if not dir:
         raise UserError(f"data set '{name}' reads files; set --config.data.dir to the folder that holds them")
-    dir = os.path.expanduser(dir)
+    dir = at_home(dir)
     if not os.path.isdir(dir):  # Unlike Path.is_dir, it takes names of any length.
         raise UserError(f"{dir}: no such folder; set --config.data.dir to the folder of data set '{name}'")
-    return Path(dir)
+    return dir

@@ -9,6 +9,7 @@ from pathlib import Path
 from deeplab_jax.data.lists import read_lines
 from deeplab_jax.data.mask_formats import Colour
 from deeplab_jax.errors import UserError, did_you_mean
+from deeplab_jax.files import at_home
 from deeplab_jax.labels import CITYSCAPES, IGNORE_LABEL, VOC, LabelSet
 
 BACKGROUNDS = ("background", "_background_")
@@ -80,7 +81,7 @@ def named_palette(palette: str, root: Path) -> ClassTable:
     """
     if palette in PALETTES:
         return PALETTES[palette]
-    file = root / Path(palette).expanduser()
+    file = root / at_home(palette)
     if not file.is_file():
         raise UserError(
             f"config.data.options.palette={palette!r}: {did_you_mean(palette, PALETTES)} Or give the path of a "

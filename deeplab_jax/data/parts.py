@@ -10,6 +10,7 @@ from deeplab_jax.data.image_files import IMAGE_SUFFIXES
 from deeplab_jax.data.layouts import Files, collect, find_layout, find_list, split_words
 from deeplab_jax.data.source import normal_name, walk_files
 from deeplab_jax.errors import UserError, did_you_mean
+from deeplab_jax.files import at_home
 
 IMAGES, MASKS = "images", "masks"
 """The usual folders; where an option says so, other layouts are looked for, too."""
@@ -79,7 +80,7 @@ def find_part(
     if lists:
         if split not in lists:
             raise UserError(f"split_lists has no split '{split}'; {did_you_mean(split, lists)}")
-        return Part(files, f"; listed in {lists[split]}", root / Path(lists[split]).expanduser())
+        return Part(files, f"; listed in {lists[split]}", root / at_home(lists[split]))
     if finds and lists is None:
         found = {one: find_list(root, one) for one in dict.fromkeys((split, "train", "val", "default"))}
         whole = found["train"] or found["default"]

@@ -40,7 +40,7 @@ def cache_folder() -> Path:
     """
     try:
         own = os.environ.get(FOLDER)
-        return Path(own).expanduser() if own else files.cache_folder("weights")
+        return files.at_home(own) if own else files.cache_folder("weights")
     except RuntimeError:
         raise UserError(f"there is no home folder for downloaded weights; set {FOLDER} to a folder") from None
 
@@ -124,7 +124,7 @@ def _missing(target: Path, addresses: Sequence[str], problems: Sequence[_NotHere
 
 
 def _address(mirror: str) -> str:
-    return mirror if "://" in mirror else Path(mirror).expanduser().absolute().as_uri()
+    return mirror if "://" in mirror else files.at_home(mirror).absolute().as_uri()
 
 
 def _part(target: Path) -> Path:

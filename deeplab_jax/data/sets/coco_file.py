@@ -12,7 +12,7 @@ from deeplab_jax.data.mask_formats import check_overlap
 from deeplab_jax.data.sets.coco import MAX_BYTES, CocoSource, Entry, read_region
 from deeplab_jax.data.source import normal_name, walk_files
 from deeplab_jax.errors import UserError, did_you_mean, spell
-from deeplab_jax.files import read_json
+from deeplab_jax.files import at_home, read_json
 from deeplab_jax.labels import MAX_CLASSES, LabelSet, colormap
 
 FILES = (
@@ -94,7 +94,7 @@ def open_coco_file(
 def _find_file(root: Path, split: str, annotations: str) -> tuple[Path, bool]:
     """Return the file, and whether it holds the images of all splits."""
     if annotations:
-        file = root / Path(annotations.replace("{split}", split)).expanduser()
+        file = root / at_home(annotations.replace("{split}", split))
         return file, "{split}" not in annotations
     own = [root / row.format(split=word) for row in FILES for word in split_words(split)]
     whole = [root / name for name in WHOLE_FILES]
