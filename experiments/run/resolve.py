@@ -113,7 +113,8 @@ def resolve(row: Row, table: Table, regime: Regime, settings: Settings) -> Resol
     _set_options(config, network, besides=settings.overrides)
     notes = [network.note] if network.note else []
     pretraining = None
-    if regime.pretraining and not network.pretrained:
+    given = initial_weights(settings.init, network.backbone) if network.pretrained and settings.init else ""
+    if regime.pretraining:
         pretraining = plain_network(config, network, table, settings.steps or regime.pretraining)
         if row.train.get(NORM) == "group":
             _set(pretraining, NORM, "group")
@@ -126,8 +127,9 @@ def resolve(row: Row, table: Table, regime: Regime, settings: Settings) -> Resol
             continue
         if key != "model.name":
             _change(config, key, regime.translated(key, value, network, config.data.crop_size), where)
-    if network.pretrained and settings.init:
-        config.init, config.init_scope = initial_weights(settings.init, network.backbone), "backbone"
+    if given:
+        first = config if pretraining is None else pretraining
+        first.init, first.init_scope = given, "backbone"
     evaluation = {**config.evaluate.to_dict(), **row.evaluate}
     if evaluation["output_stride"] == config.model.output_stride:
         evaluation["output_stride"] = 0  # The evaluation at the end of the training has the same key then.

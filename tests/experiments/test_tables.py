@@ -326,12 +326,12 @@ def test_what_a_regime_says_of_its_trainings_is_what_they_are(name, table, row_n
         part = {0.25: "a quarter", 0.5: "half"}
         channels = regime.network("deeplabv3plus_resnet101").channels
         said += [f"{part[channels]} of their channels", f"{part[regime.batch]} of their batches"]
-        said += [{1: "the papers' rates", 3: "a third of the papers' rates"}[regime.rates]]
         said += [
             f"48 channels are {config.model.options.low_level_channels} here",
             f"16 images are {config.train.batch_size}",
         ]
-        said += [f"rates (6, 12, 18) are {config.model.options.aspp_rates}"] if regime.rates > 1 else []
+        assert regime.rates == 3
+        said += ["a third of the papers' rates", f"rates (6, 12, 18) are {config.model.options.aspp_rates}"]
         for kind, deep in (("ResNet", (50, 101)), ("Xception", (65, 71))):
             stands = (regime.network(f"cascade_{kind.lower()}{depth}").backbone for depth in deep)
             said += [f"{kind}-{' and '.join(backbone.removeprefix(kind.lower()) for backbone in stands)}"]
@@ -409,12 +409,19 @@ def test_weights_count_by_what_they_are_and_not_where(tmp_path) -> None:
         (tmp_path / folder).mkdir(parents=True)
         save_file({"x": np.full(2, value, np.float32)}, tmp_path / folder / "weights.safetensors")
         found = resolved("v3_table6", "eval_os_16", "camvid", Settings(init=str(tmp_path / folder.split("/")[0])))
-        assert found.config.init == str(tmp_path / folder) and found.config.init_scope == "backbone"
+        plain = found.pretraining
+        assert (plain.init, plain.init_scope, found.config.init) == (str(tmp_path / folder), "backbone", "")
         keys.append(found.training_key)
     assert keys[0] == keys[1] != keys[2]
 
 
-def test_rows_without_weights_start_from_a_plain_network() -> None:
+def test_without_a_plain_network_the_training_itself_starts_from_the_given_weights(tmp_path) -> None:
+    save_file({"x": np.zeros(2, np.float32)}, tmp_path / "weights.safetensors")
+    found = resolved("v3_table6", "eval_os_16", "paper", Settings(init=str(tmp_path)))
+    assert (found.config.init, found.config.init_scope, found.pretraining) == (str(tmp_path), "backbone", None)
+
+
+def test_rows_start_from_a_plain_network() -> None:
     def start(table, name, *words, **settings):
         return resolved(table, name, settings=Settings(words, **settings)).pretraining
 
@@ -444,7 +451,7 @@ def test_rows_without_weights_start_from_a_plain_network() -> None:
     assert len({key_of(one) for one in (plain, *others)}) == 6
     keys = [resolved("v3_table5", "1_2_4-6_12_18", settings=Settings(steps=steps)).training_key for steps in (0, 150)]
     assert keys[0] != keys[1], "the same steps after another start are another training"
-    assert resolved("v3_table1", "output_stride_8", "camvid").pretraining is None
+    assert resolved("extra_parts", "deeplabv3_plus_output_stride_16", "demo").pretraining is None
 
 
 def check(table, regime, init, *, needed=True):
