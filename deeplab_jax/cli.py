@@ -5,8 +5,9 @@ import errno
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import takewhile
 from typing import Any, NoReturn
 
 import jax
@@ -36,16 +37,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     arguments = [with_home(word) for word in (sys.argv[1:] if argv is None else argv)]
     parser = make_parser()
+    if misspelt := unknown_flag(parser.verbs, arguments):
+        return fail(misspelt)
     args, rest = parser.parse_known_args(arguments)
     # `--config file`, `--config=file` and every `--config.key=value` go to the config's own parser.
     config_args, unknown = split_config_arguments(rest)
-    if unknown or (config_args and not args.takes_config):
-        word = (unknown or config_args)[0].split("=")[0]
-        if not word.startswith("-"):
-            return fail(f"{args.verb}: {word!r} belongs to no option; leave it out, or put its option before it")
-        flags = [option for action in args.parser._actions for option in action.option_strings]
-        flags += ["--config"] if args.takes_config else []
-        return fail(f"{args.verb}: {word} is not an option of this verb: {did_you_mean(word, flags)}")
+    if unknown:
+        return fail(f"{args.verb}: {unknown[0]!r} belongs to no option; leave it out, or put its option before it")
     args.config = config_args
     if argv is None and args.verb == "train":  # Set now: imports and the wait for other processes take long.
         end_on_sigterm(PREEMPTED)
@@ -53,6 +51,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         return run_as_one(args.distributed, partial(run_verb, args))
     except UserError as error:
         return fail(str(error))
+
+
+def unknown_flag(verbs: Mapping[str, argparse.ArgumentParser], words: Sequence[str]) -> str:
+    """Return what is wrong with the first flag that the verb does not have, "" where it has all of them.
+
+    argparse would first name the flags that are missing, and a misspelt flag is often one of these.
+    """
+    verb, *others = words or [""]
+    if verb not in verbs:
+        return ""
+    takes_config = verbs[verb].get_default("takes_config")
+    flags = [option for action in verbs[verb]._actions for option in action.option_strings]
+    for word in takewhile(lambda word: word != "--", others):
+        flag = word.split("=")[0]
+        if flag.startswith("--") and flag not in flags and not (takes_config and flag.split(".")[0] == "--config"):
+            known = [*flags, "--config"] if takes_config else flags
+            return f"{verb}: {flag} is not an option of this verb: {did_you_mean(flag, known)}"
+    return ""
 
 
 def run_verb(args: argparse.Namespace) -> int:

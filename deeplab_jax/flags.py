@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from deeplab_jax import commands
@@ -16,13 +16,15 @@ MODEL = "model folder, run directory, a name that the verb `weights` lists, or h
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose error messages are one line, like all others."""
+    """A parser whose error messages are one line, like all others; `verbs` has those of its verbs."""
+
+    verbs: Mapping[str, argparse.ArgumentParser]
 
     def error(self, message: str) -> Any:
         sys.exit(fail(f"{message}; see {self.prog} --help"))
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> Parser:
     """Return the parser of all verbs."""
     parser = Parser(
         prog="deeplab-jax", description="DeepLabv3 and DeepLabv3+ semantic segmentation.", allow_abbrev=False
@@ -59,6 +61,7 @@ def make_parser() -> argparse.ArgumentParser:
     add_publishing_verbs(verb)
     add_summarize_verb(verb)
     add_compile_verb(verb)
+    parser.verbs = subparsers.choices
     return parser
 
 

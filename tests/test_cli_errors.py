@@ -63,6 +63,11 @@ def tiny_training(*words):
         ),
         (["evaluate", "--model", "gone", "--out", "x", "--limit", "few"], "--limit: invalid int value: 'few'"),
         (["predict", "--model", "gone", "--out", "x"], "required: IMAGE_OR_FOLDER"),
+        (
+            ["predict", "--modle", "gone", "a.jpg"],
+            "predict: --modle is not an option of this verb: did you mean .*--model",
+        ),
+        (["evaluate", "--model=gone", "--uot=x"], "--uot is not an option of this verb: did you mean --out"),
         (["predict", "--model", "gone", "--out", "x", "gone.jpg"], r"gone\.jpg: no such file or folder"),
         (
             ["predict", "--model", "gone", "--out", "x", "--config", SCENES, "a.jpg"],

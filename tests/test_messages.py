@@ -1,6 +1,5 @@
 """Every flag and every configuration key that a message prints exists: a user can type what is printed."""
 
-import argparse
 import ast
 import re
 from functools import cache
@@ -32,10 +31,8 @@ def texts() -> list[tuple[str, str]]:
 
 
 def flags() -> set[str]:
-    (verbs,) = (a for a in make_parser()._actions if isinstance(a, argparse._SubParsersAction))
-    return {
-        option for parser in verbs.choices.values() for action in parser._actions for option in action.option_strings
-    }
+    verbs = make_parser().verbs.values()
+    return {option for parser in verbs for action in parser._actions for option in action.option_strings}
 
 
 def test_every_flag_in_a_message_is_one_of_the_command_line() -> None:

@@ -84,10 +84,10 @@ def choose(bands: Bands, channels: Sequence[int], *, name: str) -> Bands:
         first = ",".join(map(str, range(min(3, count))))
         wanted = len(channels)  # A trained network keeps their number; one band stands for up to three.
         fits = wanted <= (3 if count == 1 else count)
-        few = f"--channels={','.join(map(str, range(wanted)))}" if fits else f"give files of {wanted} bands"
+        few = f"in predict --channels={','.join(map(str, range(wanted)))}" if fits else "other files"
         raise UserError(
-            f"{name}: an image of {count} band{'s' * (count > 1)}, counted from 0, and no band {max(channels)}; choose "
-            f"from them: {CHANNELS}={first}, in predict {few}"
+            f"{name}: an image of {count} band{'s' * (count > 1)}, counted from 0, and no band {max(channels)}; a new "
+            f"network takes {CHANNELS}={first}, a trained one {wanted} band{'s' * (wanted > 1)}: {few}"
         )
     if list(channels) != list(range(samples.shape[2])):
         samples = samples[..., list(channels)]

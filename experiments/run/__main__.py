@@ -22,7 +22,7 @@ from deeplab_jax.cli import enable_compilation_cache
 from deeplab_jax.commands import INTERRUPTED, PREEMPTED, fail
 from deeplab_jax.errors import UserError, did_you_mean, end_process
 from deeplab_jax.files import locked
-from deeplab_jax.flags import Parser, split_config_arguments
+from deeplab_jax.flags import Parser, positive, split_config_arguments
 from deeplab_jax.provenance import git_commit, short
 from deeplab_jax.train.signals import Interrupted, stop_on_signals
 from experiments.regimes import REGIMES, Regime
@@ -85,8 +85,12 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--row", action="append", default=[], metavar="NAME", help="run only this row; give it again for more rows"
     )
-    parser.add_argument("--seeds", type=int, default=0, help="trainings of each row; by default the regime's number")
-    parser.add_argument("--steps", type=int, default=0, help="steps of each training; by default the regime's number")
+    parser.add_argument(
+        "--seeds", type=positive, default=0, help="trainings of each row; by default the regime's number"
+    )
+    parser.add_argument(
+        "--steps", type=positive, default=0, help="steps of each training; by default the regime's number"
+    )
     parser.add_argument("--runs", default="runs/tables", help="folder of the run directories")
     parser.add_argument("--out", default=RESULTS, help="folder of the results")
     parser.add_argument("--data_dir", default="", help="folder of the data; scenes are generated")
@@ -111,7 +115,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--again", action="store_true", help="replace results of another commit or of another configuration"
     )
     parser.add_argument(
-        "--parallel", type=int, default=1, metavar="N", help="local jobs at once, each on a share of the cores (1)"
+        "--parallel", type=positive, default=1, metavar="N", help="local jobs at once, each on a share of the cores (1)"
     )
     parser.add_argument("--job", default="", help=argparse.SUPPRESS)  # The lines of --commands have it.
     parser.add_argument("--tethered", action="store_true", help=argparse.SUPPRESS)
@@ -123,10 +127,8 @@ def run(args: argparse.Namespace, overrides: tuple[str, ...], words: Sequence[st
     """Run the tables as the arguments say, and return the exit code."""
     if args.regime not in REGIMES:
         raise UserError(f"--regime {args.regime!r}: {did_you_mean(args.regime, REGIMES)}")
-    if args.seeds < 0 or args.steps < 0:
-        raise UserError(f"--seeds {args.seeds} --steps {args.steps}: give at least 1")
-    if args.parallel < 1 or (args.parallel > 1 and args.launcher != "local"):
-        raise UserError(f"--parallel {args.parallel}: give at least 1, and only where the jobs run on this machine")
+    if args.parallel > 1 and args.launcher != "local":
+        raise UserError(f"--parallel {args.parallel}: jobs of {args.launcher} all run at once; leave it out")
     regime, tables = REGIMES[args.regime], [find_table(name) for name in dict.fromkeys(args.tables)]
     check_rows(args.row, tables)
     settings = Settings(overrides, args.data_dir, args.init, args.steps)

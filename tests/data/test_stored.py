@@ -130,12 +130,16 @@ def test_alpha_is_not_lost():
     np.testing.assert_array_equal(images.decode_image(data, name="a", channels=(0, 1, 2)), rgba[..., :3])
     np.testing.assert_array_equal(images.decode_image(data, name="a", channels=(3, 0)), rgba[..., [3, 0]])
     # A network that is trained takes as many bands as before.
-    for channels, fix in (((4,), "--channels=0"), ((4, 3), "--channels=0,1"), (range(5), "give files of 5 bands")):
-        said = rf"no band 4; choose from them: --config\.data\.channels=0,1,2, in predict {fix}$"
+    for channels, fix in (
+        ((4,), "1 band: in predict --channels=0"),
+        ((4, 3), "2 bands: in predict --channels=0,1"),
+        (range(5), "5 bands: other files"),
+    ):
+        said = rf"no band 4; a new network takes --config\.data\.channels=0,1,2, a trained one {fix}$"
         with pytest.raises(UserError, match=said):
             images.decode_image(data, name="a", channels=channels)
     one = png(rgba[..., :1], bits=8, colour=0)  # It stands for red, green and blue.
-    said = r"an image of 1 band, .* --config\.data\.channels=0, in predict --channels=0,1,2$"
+    said = r"an image of 1 band, .* --config\.data\.channels=0, a trained one 3 bands: in predict --channels=0,1,2$"
     with pytest.raises(UserError, match=said):
         images.decode_image(one, name="a", channels=(0, 1, 3))
     grey = png(rgba[..., [0, 3]], bits=8, colour=4)
