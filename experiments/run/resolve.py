@@ -121,12 +121,11 @@ def resolve(row: Row, table: Table, regime: Regime, settings: Settings) -> Resol
         about = f"starts from the backbone of a plain network, {pretraining.train.steps} steps on the same data"
         notes.append(f"{about}, one for all seeds")
     where = f"table {table.name}, row {table.row_name(row)}"
-    _check_keys(row, config, where)
-    for key, value in row.train.items():
-        if key == MULTI_GRID and not network.units:
-            continue
-        if key != "model.name":
-            _change(config, key, regime.translated(key, value, network, config.data.crop_size), where)
+    left_out = {"model.name"} if network.units else {"model.name", MULTI_GRID}
+    changes = {key: value for key, value in row.train.items() if key not in left_out}
+    _check_keys([*changes, *(f"evaluate.{key}" for key in row.evaluate)], config, where)
+    for key, value in changes.items():
+        _change(config, key, regime.translated(key, value, network, config.data.crop_size), where)
     if given:
         first = config if pretraining is None else pretraining
         first.init, first.init_scope = given, "backbone"
@@ -231,13 +230,14 @@ def _set_options(config: ConfigDict, network: Network, *, besides: Iterable[str]
             _set(config, key, value)
 
 
-def _check_keys(row: Row, config: ConfigDict, where: str) -> None:
-    """Raise a UserError for a change of a key that the configuration lacks. Options of models and data are free here:
-    the model and the data set refuse those that they do not know.
+def _check_keys(keys: Iterable[str], config: ConfigDict, where: str) -> None:
+    """Raise a UserError for a change of a key that neither the configuration nor the model has. Options of data are
+    free here: the data set refuses those that it does not know.
     """
-    known = _flat(config)
-    for key in (*row.train, *(f"evaluate.{name}" for name in row.evaluate)):
-        if key not in known and not key.startswith(("model.options.", "data.options.")):
+    options = (f"model.options.{name}" for name in known_options(config.model.name, module=config.module))
+    known = {*_flat(config), *options}
+    for key in keys:
+        if key not in known and not key.startswith("data.options."):
             raise UserError(f"{where}: {key} is no key of the configuration: {did_you_mean(key, known)}")
 
 

@@ -291,6 +291,7 @@ def test_a_claim_of_ones_own_needs_no_number(here, tmp_path, capsys) -> None:
     ("changed", "message"),
     [
         ('**deeplabv3(rates=rates), "optimizer.learning_rat": 0.1', "optimizer.learning_rat is no key of the confi"),
+        ('**deeplabv3(rates=rates), "model.options.aspp_rate": (1,)', "did you mean model.options.aspp_rates"),
         ('**deeplabv3(rates=rates), "train.steps": "many"', "train.steps is 'many'; give a value such as 450"),
         ('"model.name": "segnet"', "0 of 0 jobs"),
     ],
