@@ -22,8 +22,9 @@ from deeplab_jax.models.architectures import (
     Options,
     Part,
 )
+from deeplab_jax.models.checks import check_value
 from deeplab_jax.models.image_pyramid import ImagePyramid
-from deeplab_jax.models.layers import LayerSettings, NormKind, check_value
+from deeplab_jax.models.layers import LayerSettings, NormKind
 from deeplab_jax.models.preprocessing import Preprocessing, preprocessing_with
 from deeplab_jax.models.segmenter import Segmenter, abstract_variables
 

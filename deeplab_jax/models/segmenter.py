@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from deeplab_jax.errors import UserError
+from deeplab_jax.models.checks import CheckedModule
 from deeplab_jax.models.decoders.fcn import FCNHead
 from deeplab_jax.models.image_pyramid import ImagePyramid
-from deeplab_jax.models.layers import CheckedModule, Features, LayerSettings, classifier
+from deeplab_jax.models.layers import Features, LayerSettings, classifier
 from deeplab_jax.models.preprocessing import IMAGENET, Preprocessing
 from deeplab_jax.ops.resize import resize_bilinear
 

@@ -8,7 +8,8 @@ import jax
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.backbones.inverted_residual import InvertedResidual, PaddedFirst, scale_channels
 from deeplab_jax.models.backbones.mobilenet_v2 import ROWS, MobileNetV2, Row
-from deeplab_jax.models.layers import ConvNorm, Features, Padding, check_counts
+from deeplab_jax.models.checks import check_counts
+from deeplab_jax.models.layers import ConvNorm, Features, Padding
 
 
 class MobileNetV2Variant(MobileNetV2):

@@ -8,7 +8,8 @@ import flax.linen as nn
 import jax
 
 from deeplab_jax.models.backbones.dilation import Stage, dilate_stages
-from deeplab_jax.models.layers import CheckedModule, ConvNorm, Features, LayerSettings, SeparableConvNorm, check_counts
+from deeplab_jax.models.checks import CheckedModule, check_counts
+from deeplab_jax.models.layers import ConvNorm, Features, LayerSettings, SeparableConvNorm
 
 Shortcut = Literal["projection", "identity", "none"]
 Row = tuple[tuple[int, ...], int, Shortcut]  # channels of its convolutions, stride and shortcut of a unit

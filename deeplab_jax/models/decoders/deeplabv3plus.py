@@ -5,7 +5,8 @@ import jax
 import jax.numpy as jnp
 
 from deeplab_jax.errors import UserError
-from deeplab_jax.models.layers import CheckedModule, ConvNorm, Features, LayerSettings, check_counts, spatial_conv
+from deeplab_jax.models.checks import CheckedModule, check_counts
+from deeplab_jax.models.layers import ConvNorm, Features, LayerSettings, spatial_conv
 from deeplab_jax.ops.resize import resize_bilinear
 
 

@@ -7,16 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from deeplab_jax.errors import UserError
-from deeplab_jax.models.layers import (
-    PADDINGS,
-    CheckedModule,
-    ConvNorm,
-    Dropout,
-    Features,
-    LayerSettings,
-    check_counts,
-    parameter,
-)
+from deeplab_jax.models.checks import CheckedModule, check_counts
+from deeplab_jax.models.layers import PADDINGS, ConvNorm, Dropout, Features, LayerSettings, parameter
 from deeplab_jax.ops.transposed import conv_transpose2d
 
 # As published, 572 pixels become 388: 16 b + 124 become 16 b - 60, with b samples at the bottom before its
