@@ -10,7 +10,7 @@ from typing import Any
 
 from deeplab_jax import tasks
 from deeplab_jax.errors import UserError, did_you_mean, printable, spell
-from deeplab_jax.files import write_whole
+from deeplab_jax.files import save_json, write_whole
 from deeplab_jax.tasks.arguments import config_of, run_config
 
 USER_ERROR = 2
@@ -142,8 +142,7 @@ def check_data(args: argparse.Namespace) -> int:
     config = required_config(args)
     reports = tasks.check_data(config, split=args.split or "", limit=args.limit, show=args.show or "", say=print)
     if args.json:
-        text = json.dumps({split: report.to_json() for split, report in reports.items()}, indent=1) + "\n"
-        write_whole(args.json, lambda file: file.write_text(text, "utf-8"))
+        save_json(args.json, {split: report.to_json() for split, report in reports.items()})
     if reports.fault:
         return fail(reports.fault)
     return 0 if reports.ok else USER_ERROR
@@ -360,12 +359,11 @@ def summarize(args: argparse.Namespace) -> None:
     if args.output_stride is not None:
         description["output_stride"] = args.output_stride
     summary = summarize(from_description({**description, "options": options}), *args.size)
-    text = json.dumps(summary.to_json(), indent=1)
     if args.json == "-":
-        print(text)
+        print(json.dumps(summary.to_json(), indent=1))
         return
     if args.json:
-        write_whole(args.json, lambda file: file.write_text(text + "\n", "utf-8"))
+        save_json(args.json, summary.to_json())
     # A narrower terminal breaks the lines, which keeps every digit.
     Console(width=max(Console().width, 100)).print(summary_table(summary))
     for key, value in provenance.items():
@@ -419,7 +417,7 @@ def compile_(args: argparse.Namespace) -> int:
     files = {name: Path(args.out, f"compile.{name}") for name in ("json", "png")} if args.out else {}
     files |= {name: Path(file) for name, file in (("json", args.json), ("png", args.picture)) if file}
     if "json" in files:
-        write_whole(files["json"], lambda file: file.write_text(json.dumps(report, indent=1) + "\n", "utf-8"))
+        save_json(files["json"], report)
     if "png" in files and report["fits"]:
         write_whole(files["png"], lambda file: compiled_table.draw(report, file))
     if report["fits"]:

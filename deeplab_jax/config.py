@@ -221,10 +221,10 @@ def _complaint(error: BaseException, file: str) -> str:
         if isinstance(cause, SyntaxError):
             lines.append(cause.lineno)
         if lines:
-            text = _one_line(cause)
+            text = _without_list_of_keys(cause)
             only_a_key = isinstance(cause, KeyError) and " " not in text
             return f"line {lines[-1]}: {'no key ' if only_a_key else ''}{text}"
-    text = _one_line(error)
+    text = _without_list_of_keys(error)
     if isinstance(error, flags.IllegalFlagValueError):
         flag, _, reason = text.partition(": ")
         text = f"{flag}: {next((fix for part, fix in FLAG_FIXES.items() if part in reason), reason)}"
@@ -232,7 +232,7 @@ def _complaint(error: BaseException, file: str) -> str:
     return f"there is no key {text}" if unknown_key else text
 
 
-def _one_line(error: BaseException) -> str:
+def _without_list_of_keys(error: BaseException) -> str:
     """Return an error's text without line breaks and without ml_collections' list of all keys."""
     text = str(error.args[0]) if error.args else type(error).__name__
     text = re.sub(r'Other fields present: "\{.*\}"', "", text.replace("\\n", " ").replace("\\'", "'"), flags=re.DOTALL)
@@ -270,7 +270,7 @@ def read_config(path: Path) -> ConfigDict:
     except UserError:
         raise
     except (ValueError, TypeError) as error:  # A ConfigDict refuses some keys, such as one with a dot.
-        raise UserError(f"{path}: {_one_line(error)}") from None
+        raise UserError(f"{path}: {_without_list_of_keys(error)}") from None
     check(config, name=str(path))
     return config
 

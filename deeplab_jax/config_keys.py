@@ -186,7 +186,7 @@ class Updates:
     name: str = "sgd"  # one of optimizer.NAMES: sgd, adam, adamw, lamb, lion
     momentum: float = key(0.9, 0)  # sgd only
     nesterov: bool = False
-    # Of the moving averages, not of sgd; empty: 0.9 and 0.999, or 0.99 for lion.
+    # Decay of the two moving averages (sgd has none); empty: 0.9 and 0.999, or 0.99 for lion.
     betas: tuple[float, ...] = key((), 0, BELOW_1, give="two numbers from 0 to below 1", most=2)
     weight_decay: float = key(4e-5, 0)
     no_decay: tuple[str, ...] = (r"(scale|bias)$",)  # patterns of parameters that do not decay
@@ -219,7 +219,7 @@ class Step:
     """`train_step`."""
 
     accumulate: int = key(1, 1)  # micro-batches of one update, each with its own batch norm statistics
-    # Of an average of the weights, which is evaluated and saved beside them.
+    # Decay of an average of the weights, which is evaluated and saved beside them.
     ema_decay: float = key(0.0, 0, BELOW_1, give="0 (no average) to below 1, such as 0.999")
     ema_debias: bool = False  # True: that average leaves the initial weights out, so it serves short runs too
 

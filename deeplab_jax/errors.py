@@ -83,6 +83,11 @@ def in_one_line(error: BaseException) -> str:
     return printable(" ".join(str(error).split())[:200]) or type(error).__name__
 
 
+def kind_and_text(error: BaseException) -> str:
+    """Return the type and the text of an error in a user's own code, in one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".")
+
+
 def spell(values: Sequence[object], *, limit: int = 5, separator: str = ", ") -> str:
     """Return `1, 2, 3 and 7 more`: at most `limit` values of a list, for a message."""
     shown = separator.join(str(value) for value in values[:limit])

@@ -18,7 +18,7 @@ from typing import Any
 
 import cloudpickle
 
-from deeplab_jax.errors import UserError
+from deeplab_jax.errors import UserError, kind_and_text
 
 TABLES = ("BACKBONES", "ARCHITECTURES", "LOSSES", "SOURCES")
 # The files that may run, each with the time and size that it had when its user named it last.
@@ -74,12 +74,7 @@ def own_errors(module: str) -> Iterator[None]:
         line = _failing_line(error, module)
         if not line:
             raise
-        raise UserError(f"{module}, line {line}: {one_line(error)}; correct this line") from error
-
-
-def one_line(error: BaseException) -> str:
-    """Return the kind and the text of an error, in one line."""
-    return " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".")
+        raise UserError(f"{module}, line {line}: {kind_and_text(error)}; correct this line") from error
 
 
 def _failing_line(error: BaseException, module: str) -> int | None:
@@ -109,7 +104,9 @@ def _load(path: Path, state: tuple[int, int]) -> ModuleType:
     except Exception as error:
         line = _failing_line(error, str(path))
         where = f", line {line}" if line else ""
-        raise UserError(f"{path}{where}: it cannot be run ({one_line(error)}); fix it, or leave out --module") from None
+        raise UserError(
+            f"{path}{where}: it cannot be run ({kind_and_text(error)}); fix it, or leave out --module"
+        ) from None
     if not any(hasattr(module, table) for table in TABLES):
         raise UserError(f"{path}: it has none of the tables {', '.join(TABLES)}; add one, or correct its name")
     return module

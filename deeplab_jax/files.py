@@ -119,6 +119,11 @@ def write_json(file: Path, content: Any) -> None:
         os.fsync(stream.fileno())
 
 
+def save_json(path: str | Path, content: Any) -> Path:
+    """Write a JSON file that the user named, as `write_whole` does."""
+    return write_whole(path, lambda fresh: write_json(fresh, content))
+
+
 def write_whole(path: str | Path, write: Callable[[Path], object]) -> Path:
     """Let `write` fill a file that the user named, completely or not at all; create its folder if it does not exist.
 

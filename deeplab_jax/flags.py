@@ -11,7 +11,7 @@ from deeplab_jax.config_values import literal
 from deeplab_jax.evaluate.windows import BLENDS
 
 Verb = Callable[..., argparse.ArgumentParser]
-OMITTED = argparse.SUPPRESS  # Of a flag that is not given nothing arrives, so the function's own default holds.
+OMITTED = argparse.SUPPRESS  # A flag that is not given is left out, so the function's own default holds.
 MODEL = "model folder, run directory, a name that the verb `weights` lists, or hf://owner/repo[@revision]"
 
 

@@ -36,7 +36,7 @@ def class_table(results: Sequence[dict[str, Any]], titles: Sequence[str]) -> Tab
         table.add_column(title, justify="right")
     rows, confusion = results[0]["per_class"], results[0].get("confusion_matrix")
     totals = [sum(row["support"] for row in rows)] * len(rows)
-    if confusion and isinstance(confusion[0][0], list):  # Of several labels each has a matrix of its known pixels.
+    if confusion and isinstance(confusion[0][0], list):  # With several labels a pixel, each label has its own matrix.
         totals = [sum(map(sum, own)) for own in confusion]
     for index, (row, total) in enumerate(zip(rows, totals, strict=True)):
         cells = [percent(result["per_class"][index]["iou"]) for result in results]

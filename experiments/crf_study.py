@@ -24,10 +24,10 @@ from deeplab_jax.data.catalog import open_source
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate.inference import predict
 from deeplab_jax.evaluate.protocol import Protocol
+from deeplab_jax.files import save_json
 from deeplab_jax.ops import metrics
 from deeplab_jax.ops.crf import DenseCRF, mean_field
 from deeplab_jax.provenance import versions
-from experiments.output import write_json
 from experiments.program import exits, parser_of
 
 # The goal, 10 s for 480x360 pixels and 5 iterations, is for this number of classes. Classes that a network lacks stay
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None) -> None:
             f"--images {args.images} --exact_images {args.exact_images}: give at least 1, and no more of them exactly"
         )
     results = study(args)
-    write_json(args.out, results)
+    save_json(args.out, results)
     for method, times in results["times"].items():
         print(
             f"{method:6} median {np.median(times['seconds']):7.1f} s per image (processor time "

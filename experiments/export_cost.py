@@ -27,7 +27,7 @@ from deeplab_jax.evaluate.counts import count, wanted
 from deeplab_jax.evaluate.evaluator import Tally, check_classes, cut_back, evaluate, padded
 from deeplab_jax.evaluate.inference import pad_images, preprocess
 from deeplab_jax.evaluate.protocol import Protocol, Size
-from deeplab_jax.files import read_json
+from deeplab_jax.files import read_json, save_json
 from deeplab_jax.flags import image_size
 from deeplab_jax.models.catalog import describe
 from deeplab_jax.models.decision import decide, to_probabilities
@@ -35,7 +35,7 @@ from deeplab_jax.models.segmenter import Segmenter, Variables
 from deeplab_jax.provenance import versions
 from deeplab_jax.weights import export_onnx, export_tflite
 from deeplab_jax.weights.folder import flatten_variables
-from experiments.output import markdown_table, write_json
+from experiments.output import markdown_table
 from experiments.program import exits, parser_of
 
 Run = Callable[[np.ndarray], np.ndarray]
@@ -204,7 +204,7 @@ def main(argv: Sequence[str] | None) -> None:
             content, said = write(model, variables, size=size, batch=1, precision=precision, **more)
             found = evaluate_file(runner(content), model, source, size, images=images)
             rows[name] = {"megabytes": round(len(content) / 2**20, 2), "compared": said, **found}
-        write_json(file, {"setting": setting, "rows": rows, "versions": versions()})
+        save_json(file, {"setting": setting, "rows": rows, "versions": versions()})
     print(table(rows))
     print(f"written to {file}")
 

@@ -17,11 +17,12 @@ from typing import Any, get_args
 from rich.console import Console
 
 from deeplab_jax.analysis.cost import Call, Counting, count, record
+from deeplab_jax.files import save_json
 from deeplab_jax.labels import VOC
 from deeplab_jax.models.segmenter import Segmenter
 from deeplab_jax.ops.geometry import scaled_side
 from deeplab_jax.train.from_config import build_model
-from experiments.output import markdown_table, write_json
+from experiments.output import markdown_table
 from experiments.program import exits, parser_of
 from experiments.regimes import REGIMES
 from experiments.run.resolve import Resolved, Settings, resolve
@@ -161,7 +162,7 @@ def main(argv: Sequence[str] | None) -> None:
     text = markdown(results)
     print(text)
     content = {"command": "python -m experiments.multiply_adds", "size": [SIDE, SIDE], "scales": MULTI_SCALE}
-    write_json(args.out / "multiply_adds.json", {**content, "rows": results})
+    save_json(args.out / "multiply_adds.json", {**content, "rows": results})
     (args.out / "multiply_adds.md").write_text(text, encoding="utf-8")
 
 

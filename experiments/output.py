@@ -1,24 +1,12 @@
-"""Writes the results of experiments: JSON, Markdown tables, and the sections of a page that a command keeps up to
-date.
-"""
+"""Writes the results of experiments: Markdown tables, and the sections of a page that a command keeps up to date."""
 
 import argparse
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from deeplab_jax import files
 from deeplab_jax.errors import UserError
-
-
-def write_json(file: Path, content: Any) -> None:
-    """Write a file whole or not at all, and make its folder.
-
-    Raises:
-      UserError: the file cannot be written.
-    """
-    files.write_whole(file, lambda fresh: files.write_json(fresh, content))
 
 
 def markdown_row(cells: Iterable[str]) -> str:

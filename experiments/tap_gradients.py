@@ -25,12 +25,12 @@ from flax.traverse_util import flatten_dict
 from deeplab_jax.cli import enable_compilation_cache
 from deeplab_jax.data.source import Source
 from deeplab_jax.errors import UserError, did_you_mean
+from deeplab_jax.files import save_json
 from deeplab_jax.models.segmenter import Segmenter
 from deeplab_jax.train.from_config import model_for, open_split
 from deeplab_jax.train.state import TrainState, create_state
 from deeplab_jax.train.step import mean_gradient, summed_loss
 from deeplab_jax.weights.folder import load
-from experiments.output import write_json
 from experiments.program import exits, parser_of
 from experiments.regimes import REGIMES
 from experiments.run.files import Unreadable, checkpoint_steps, read_json
@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None) -> None:
             if str(step) not in taps:
                 taps[str(step)] = gradients(found, workdir, step, images=args.images).tolist()
                 content["rows"][name] = {**asked, "taps": dict(sorted(taps.items(), key=lambda one: int(one[0])))}
-                write_json(args.out, content)
+                save_json(args.out, content)
             share = outer_share(np.array(taps[str(step)]))
             print(f"{name}, step {step}: outer taps have {share:.2%} of the gradient", flush=True)
 

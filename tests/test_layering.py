@@ -38,7 +38,7 @@ ALLOWED: dict[str, set[str]] = {
     "analysis": {"errors", "ops", "models"},
     "checkpoint": {"errors", "distributed", "files", "ops", "models"},
     "weights": {"errors", "extensions", "files", "provenance", "labels", "ops", "models", "checkpoint", "terminal"},
-    "data": {"errors", "extensions", "files", "labels"},
+    "data": {"errors", "extensions", "files", "labels", "config_keys"},
     # Only the loop, the evaluator and the command line see a config; everything below takes keyword arguments.
     "config_keys": set(),
     "config_values": {"errors", "config_keys"},

@@ -117,14 +117,15 @@ def test_objects_and_paths_evaluate_alike(tmp_path, undisturbed) -> None:
         deeplab_jax.evaluate(model)
 
 
-def test_a_protocol_keeps_the_configurations_batch_size(undisturbed) -> None:
-    protocol, settings = deeplab_jax.Protocol(flip=True), tiny_config(**{"evaluate.batch_size": 3, "train.devices": 1})
-    made = evaluation._protocol_and_arguments
-    assert made(protocol, settings, {"limit": 2}) == (protocol, {"batch_size": 3, "devices": 1, "limit": 2})
-    assert made(protocol, settings, {"batch_size": 5}) == (protocol, {"batch_size": 5, "devices": 1})
+def test_a_protocol_keeps_the_configurations_batch_size_and_patience(undisturbed) -> None:
+    protocol = deeplab_jax.Protocol(flip=True)
+    settings = tiny_config(**{"evaluate.batch_size": 3, "train.devices": 1, "data.timeout": 5.0})
+    made, rest = evaluation._protocol_and_arguments, {"devices": 1, "timeout": 5.0}
+    assert made(protocol, settings, {"limit": 2}) == (protocol, {"batch_size": 3, "limit": 2, **rest})
+    assert made(protocol, settings, {"batch_size": 5}) == (protocol, {"batch_size": 5, **rest})
     assert made(protocol, None, {"limit": 2}) == (protocol, {"limit": 2})
     found, how = made(None, settings, {"flip": True, "limit": 2})
-    assert found.flip and found.pad_to == ((33, 33),) and how == {"batch_size": 3, "devices": 1, "limit": 2}
+    assert found.flip and found.pad_to == ((33, 33),) and how == {"batch_size": 3, "limit": 2, **rest}
     found, how = made(None, None, {"scales": (0.5,)})
     assert found.scales == (0.5,) and how == {}
 

@@ -81,8 +81,8 @@ class ProgramText:
 
     @cached_property
     def runs(self) -> tuple[tuple[Instruction, int], ...]:
-        """Every instruction that is scheduled, and how often. A loop of unknown length counts once. Of the branches of
-        a condition, each counts.
+        """Every instruction that is scheduled, and how often. A loop of unknown length counts once. Each branch
+        of a condition counts.
         """
         return tuple(self._run(self.entry, 1))
 

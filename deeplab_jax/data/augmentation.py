@@ -4,12 +4,15 @@ import dataclasses
 
 import numpy as np
 
+from deeplab_jax import config_keys
 from deeplab_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
-class Augmentation:
-    """What happens to an example beside the papers' augmentation; the defaults are off. `config_keys` has the limits.
+class Augmentation(config_keys.Augment):
+    """What happens to an example beside the papers' augmentation; the defaults are off.
+
+    `config_keys.Augment` has the types, the defaults and the limits.
 
     Attributes:
       probability: of each of the following but `vertical_flip`, `quarter_turns`, `resize`, `cat_max_ratio`, `mosaic`
@@ -44,31 +47,6 @@ class Augmentation:
     Raises:
       UserError: `resize` has more than two numbers, or one below 1.
     """
-
-    probability: float = 0.5
-    vertical_flip: bool = False
-    quarter_turns: bool = False
-    rotation: float = 0.0
-    perspective: float = 0.0
-    elastic: float = 0.0
-    elastic_grid: int = 3
-    resize: tuple[int, ...] = ()
-    keep_ratio: bool = False
-    cat_max_ratio: float = 1.0
-    brightness: float = 0.0
-    contrast: float = 0.0
-    saturation: float = 0.0
-    hue: float = 0.0
-    gamma: float = 0.0
-    blur: float = 0.0
-    noise: float = 0.0
-    jpeg: int = 0
-    cutout: int = 0
-    cutout_size: float = 0.2
-    cutout_ignored: bool = False
-    mosaic: float = 0.0
-    copy_paste: float = 0.0
-    copy_paste_classes: tuple[int, ...] = ()
 
     def check(self, channels: int, dtype: np.dtype | type = np.uint8) -> None:
         """Raise a UserError if the options have no meaning for images of so many channels and this type."""

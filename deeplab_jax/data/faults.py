@@ -120,7 +120,7 @@ def within(
                 kill_workers()
                 raise StuckError(
                     f"no data for {seconds:g} s: {reader} hangs in reading {what(number)}; check that these "
-                    "files can be read, or give config.data.timeout more seconds"
+                    f"files can be read, or wait longer: --config.data.timeout={2 * seconds:g}"
                 ) from None
             if item is END:
                 return

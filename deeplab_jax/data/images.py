@@ -34,8 +34,8 @@ def read_image(
     """Return an image of any format and mode, as it is displayed.
 
     Grey and palette images and those in printing colours become RGB. An alpha channel that is opaque everywhere is left
-    out. Files with more bands than that are refused unless `channels` chooses some. Of an animation the first frame is
-    taken.
+    out. Files with more bands than that are refused unless `channels` chooses some. The first frame of an animation
+    is taken.
 
     Args:
       path: the file.

@@ -28,8 +28,8 @@ Table = Sequence[dict[str, Any]]
 def count_confidences(model: Segmenter, labels: jax.Array, classes: jax.Array, probabilities: jax.Array) -> jax.Array:
     """Return the number of labelled pixels, wrong and right, in each part of each bin, int32 `[2, BINS * PARTS]`.
 
-    The confidence of a softmax is the probability of its class, and its class is right or wrong. Of a sigmoid it is the
-    probability itself, which is right where the object is; where a pixel has several labels, each counts.
+    The confidence of a softmax is the probability of its class, and its class is right or wrong. That of a sigmoid is
+    the probability itself, which is right where the object is; where a pixel has several labels, each counts.
 
     Args:
       model: says which of them.

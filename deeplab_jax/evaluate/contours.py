@@ -83,7 +83,7 @@ def f_scores(label: np.ndarray, predicted: np.ndarray, num_classes: int) -> Iter
 def _near(contour: np.ndarray, other: np.ndarray, most: int) -> float:
     """Return the share of a contour's pixels that are at most so many pixels from another one."""
     distance = cv2.distanceTransform((~other).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    return float(np.mean(distance[contour] < most + 1e-3))  # Of whole squares; their roots are rounded.
+    return float(np.mean(distance[contour] < most + 1e-3))  # The squares are whole numbers; their roots are rounded.
 
 
 class Contours:
@@ -104,7 +104,7 @@ class Contours:
     def results(self, labels: LabelSet) -> Results:
         """Return the entry in `metrics.json`, over the images of all processes; None where nothing has a boundary.
 
-        `f1` is the mean over images of the mean over an image's classes. Of each class it is the mean over images.
+        `f1` is the mean over images of the mean over an image's classes. That of a class is the mean over images.
         """
         both, theirs, ours = summed(self._inner)
         ious = ratio(both, theirs + ours - both)

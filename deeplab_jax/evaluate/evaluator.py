@@ -61,7 +61,7 @@ def evaluate(
 ) -> Results:
     """Return the contents of `metrics.json` for a model on every image of a source; see the README.
 
-    Of each image only its name and three counts a class stay in memory. Several processes divide the images, and each
+    Only the name and three counts a class of each image stay in memory. Several processes divide the images, and each
     returns the results of all.
 
     Args:
@@ -129,7 +129,7 @@ def run_group(
 ) -> tuple[Sequence[np.ndarray], Counts]:
     """Return the classes of each example of a group from `grouped`, and its counts; see `evaluate_batch`.
 
-    Of images `at_once` run together; of the windows of a large image, as many.
+    `at_once` images run together, or as many windows of a large image.
     """
     if alone(size, protocol):
         (example,) = batch

@@ -331,7 +331,7 @@ def view_logits(model: Segmenter, variables: Variables, images: jax.Array, view:
     A side of n pixels becomes `(n - 1) * scale + 1`, as in the papers' counts of multiply-adds. Images and logits have
     the corner alignment of the network, so that each pixel gets back its own logits. The logits are resized once. The
     authors' code (`multi_scale_logits` in TensorFlow's deeplab) resizes those of a scale below 1 to the grid of scale 1
-    first. Of its scales only 0.75 differs by that; see "Protocol switches" in the README beside this file.
+    first. Only its scale 0.75 differs by that; see "Protocol switches" in the README beside this file.
     """
     height, width = (max(SMALLEST_SIDE, scaled_side(side, view.scale)) for side in images.shape[1:3])
     seen = resize_bilinear(images, (height, width), align_corners=model.settings.align_corners)

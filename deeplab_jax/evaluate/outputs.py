@@ -26,7 +26,7 @@ from deeplab_jax.models.segmenter import Segmenter
 KINDS = ("npy", "png")
 OVERLAY_PIXELS = 2**25
 """An overlay of more pixels has every second, third, ... row and column."""
-_LONGEST_NAME = 60  # Of a class, in a file's name.
+_LONGEST_NAME = 60  # Letters of a class in a file's name.
 _APART = "predict them into different --out folders"
 _CITYSCAPES_END = "_leftImg8bit"
 
@@ -41,8 +41,8 @@ class Outputs:
         set `multilabel` reads them, and no `NAME.png` is written.
       probabilities: "npy" writes `NAME_probabilities.npy`, float16 `[H, W, K]`; "png" one 8-bit grey image
         `NAME_probability_CLASS.png` for each class; "" neither. One logit has two classes.
-      confidence: whether to write `NAME_confidence.png`, 8-bit grey: the largest probability * 255. Of several labels
-        a pixel, it is that of the least certain decision: the smallest of max(p, 1 - p).
+      confidence: whether to write `NAME_confidence.png`, 8-bit grey: the largest probability * 255. With several
+        labels a pixel, it is that of the least certain decision: the smallest of max(p, 1 - p).
       dataset_ids: whether `NAME.png` holds the values that the data set's masks store, under the name that its server
         takes. Then there is no overlay and no page, because servers read every picture in the folder.
       page: shows every prediction, if given.

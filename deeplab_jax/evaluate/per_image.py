@@ -147,7 +147,7 @@ def _metrics_of(counts: np.ndarray, *, several: bool) -> dict[str, np.ndarray]:
         "frequency_weighted_iou": ratio((labelled * np.nan_to_num(of_classes)).sum(-1), total),
         "iou": of_classes,
     }
-    # Of several labels a pixel, those that are rightly absent count too, and they are not known here.
+    # With several labels a pixel, a label that is rightly absent counts too, and these counts do not hold it.
     return found if several else {**found, "pixel_accuracy": ratio(right.sum(-1), total)}
 
 

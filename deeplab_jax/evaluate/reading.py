@@ -47,7 +47,8 @@ def shown_fewer(image: Image, step: int) -> np.ndarray:
 def shown(image: np.ndarray) -> np.ndarray:
     """Return an image `[H, W, C]`, uint8 or floats of 0 to 255, as people see it: uint8 `[H, W, 3]`.
 
-    The first three channels are red, green and blue. A single one is grey. Of two, the second is green and blue.
+    The first three channels are red, green and blue. A single one is grey. If there are two, the second is green
+    and blue.
     """
     bands = image if image.shape[2] == 3 else image[..., np.minimum((0, 1, 2), image.shape[2] - 1)]
     return bands if bands.dtype == np.uint8 else np.rint(bands.clip(0, 255)).astype(np.uint8)

@@ -92,7 +92,7 @@ def _swept(name: str, confusions: np.ndarray, thresholds: Sequence[float]) -> Re
         }
         for threshold, confusion in zip(thresholds, confusions, strict=True)
     ]
-    # Of equal ones, the threshold nearest to the middle.
+    # If several are equal, the threshold nearest to 0.5.
     best = max(rows, key=lambda row: (row["iou"] or 0.0, -abs(row["threshold"] - 0.5)))
     return {"name": name, "table": rows, "best": best}
 

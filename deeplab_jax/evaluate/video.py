@@ -82,7 +82,7 @@ def predict_video(
 
     Raises:
       UserError: the video cannot be read, is too large, has not the network's bands or does not fit into memory, or the
-        file cannot be written. Of a video that ends early the file holds the frames that can be read.
+        file cannot be written. If the video ends early, the file holds the frames that can be read.
     """
     count = 1 if protocol.window else checked_batch_size(batch_size)
     fewer = "--batch_size 1" if count > 1 else ""

@@ -26,7 +26,8 @@ OVERLAP = 1 / 3
 SIGMA = 0.125  # The standard deviation of the Gaussian, in sides of a window.
 SMALLEST_WEIGHT = 1e-3
 BAND_BYTES = 2**28
-FEWEST_STEPS = 4  # Of windows in a column, however large its band: each column runs the windows across its edge again.
+# A column has at least so many steps of windows, however large its band: it runs the windows across its edge again.
+FEWEST_STEPS = 4
 
 
 class Tile(NamedTuple):

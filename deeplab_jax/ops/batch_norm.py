@@ -55,7 +55,7 @@ def _derivative(
     x, scale, offset = inputs
     mean, var = moments(x)
     y = normalise(x, mean, var, scale, offset, epsilon)
-    # The gradient keeps one map, the centred one in float32. Of a narrower map it keeps the map itself.
+    # The gradient keeps one map, the centred one in float32. If the map is narrower, it keeps the map itself.
     tangent = _tangent if x.dtype == jnp.float32 else jax.checkpoint(_tangent, prevent_cse=False)
     y_tangent = tangent(x, mean, lax.rsqrt(var + epsilon), scale, *tangents)
     return (y, (mean, var)), (y_tangent, (jnp.zeros_like(mean), jnp.zeros_like(var)))

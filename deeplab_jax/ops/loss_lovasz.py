@@ -73,8 +73,8 @@ def jaccard_weights(errors: jax.Array, there: jax.Array, valid: jax.Array) -> ja
 
     It is what the Jaccard loss grows by if a pixel is wrong in addition to all those with a larger error. Here each
     growth is a quotient of whole numbers. The paper's code subtracts neighbours among the Jaccard losses, whose digits
-    do not suffice for millions of pixels. Of equal errors, those of the class come first; the loss is the same in any
-    order.
+    do not suffice for millions of pixels. Where errors are equal, those of the class come first; the loss is the same
+    in any order.
 
     Args:
       errors: `[...]`, float32; below 0 counts as 0.

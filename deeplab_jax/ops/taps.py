@@ -192,7 +192,7 @@ def _on_map(size: Sequence[int], kernel_shape: Sequence[int], window: Window) ->
     """Return the rows and columns of a kernel that meet the map, and the window of this part.
 
     At a rate as large as the map, only the centre of a 3x3 kernel meets it. The others would only make the padded map
-    large: 30 times the map at rate 36 and 16x16 pixels. Of a map of unknown size, all taps count.
+    large: 30 times the map at rate 36 and 16x16 pixels. If the size of the map is not known, all taps count.
     """
     outputs = window.output_size(size, kernel_shape)
     live, pads = [], []

@@ -48,7 +48,8 @@ def evaluate(
       protocol: how the model runs; by default the configuration's `evaluate` section with the changes in `how`. Batch
         size and devices are the configuration's even so.
       config: see `config_of`; by default that of the run directory.
-      split: to evaluate on; by default the configuration's validation split. Of a given source: its name in the record.
+      split: to evaluate on; by default the configuration's validation split. With a `source`, only its name in the
+        record.
       checkpoint, module: see `load`.
       out: folder for `metrics.json` and the calibration's picture; "" writes none.
       save_predictions: whether to write `NAME.png` and `NAME_overlay.png` of each image there, and `index.html`. An
@@ -67,19 +68,19 @@ def evaluate(
     from deeplab_jax.train.from_config import open_split
     from deeplab_jax.train.given import require_named
 
-    given, folder = model, at_home(out) if out else None
+    folder = at_home(out) if out else None
     with together():
-        model, variables, info, settings = _model_and_settings(given, variables, config, checkpoint, module)
+        network, variables, info, settings = _model_and_settings(model, variables, config, checkpoint, module)
         split = split or (settings.data.val_split if settings is not None else "val")
         if source is None:
             if settings is None:
-                raise UserError(_no_data(given))
-            name = "model, variables" if isinstance(given, Segmenter) else repr(str(given))
+                raise UserError(_no_data(model))
+            name = "model, variables" if isinstance(model, Segmenter) else repr(str(model))
             require_named(settings, "sources", fix=f"give it again, as in deeplab_jax.evaluate({name}, source=...)")
-            source = open_split(settings, split, reading=model.preprocessing)
+            source = open_split(settings, split, reading=network.preprocessing)
         protocol, how = _protocol_and_arguments(protocol, settings, how)
         source = read_in_parts(source) if protocol.window else source
-        evaluator.check_classes(model, source)
+        evaluator.check_classes(network, source)
         if folder and is_first():  # Now, and not after hours.
             make_folder(folder)
     writer = _writer(folder, source, split) if save_predictions else None
@@ -87,8 +88,8 @@ def evaluate(
         how["on_prediction"] = _both(writer, how.get("on_prediction"))
     if settings is not None:
         watch(settings.train.timeout)
-    results = evaluator.evaluate(model, variables, source, protocol, split=split, **how)
-    if not isinstance(given, Segmenter):
+    results = evaluator.evaluate(network, variables, source, protocol, split=split, **how)
+    if not isinstance(model, Segmenter):
         results["checkpoint"] = info.get("step")
     try:
         on_results(results)
@@ -105,23 +106,23 @@ def _both(write: Any, call: Any) -> Any:
 
 
 def _model_and_settings(
-    given: Segmenter | str | Path, variables: Variables | None, config: Any, checkpoint: str, module: str
+    model: Segmenter | str | Path, variables: Variables | None, config: Any, checkpoint: str, module: str
 ) -> tuple[Segmenter, Variables, dict[str, Any], ConfigDict | None]:
     """Return the network, its variables and its `info`, and the configuration: that given, or that of the run."""
     from deeplab_jax.weights.by_name import load
 
     allow(module)
-    if config is None and not isinstance(given, Segmenter):
-        config = run_config(given)
+    if config is None and not isinstance(model, Segmenter):
+        config = run_config(model)
     # First: a Python file may name the module of the model.
     settings = None if config is None else config_of(config, module=module)
-    if not isinstance(given, Segmenter):
-        return *load(given, checkpoint=checkpoint, module=module), settings
+    if not isinstance(model, Segmenter):
+        return *load(model, checkpoint=checkpoint, module=module), settings
     if variables is None:
         raise UserError(
             "evaluate(model): a network alone has no weights; give its variables, too, or the path of a run"
         )
-    return given, variables, {}, settings
+    return model, variables, {}, settings
 
 
 def _writer(out: Path | None, source: "Source", split: str) -> "PredictionWriter":
@@ -172,10 +173,10 @@ def _protocol_and_arguments(
     return configured if protocol is None else protocol, how
 
 
-def _no_data(given: Segmenter | str | Path) -> str:
-    if isinstance(given, Segmenter):
+def _no_data(model: Segmenter | str | Path) -> str:
+    if isinstance(model, Segmenter):
         return "evaluate(model, variables): nothing says which data to evaluate on; give source= or config="
     return (
-        f"{given}: a model folder does not say which data to evaluate on; give --config configs/NAME.py (in Python: "
+        f"{model}: a model folder does not say which data to evaluate on; give --config configs/NAME.py (in Python: "
         "config= or source=)"
     )

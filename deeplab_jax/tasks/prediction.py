@@ -52,7 +52,7 @@ def predict(
     say: Say = print,
     warn: Say | None = None,
     fail: Say | None = None,
-    **protocol: Any,
+    **how: Any,
 ) -> Predictions:
     """Segment images and videos, write the predictions, and return what was written.
 
@@ -68,7 +68,7 @@ def predict(
       probabilities, confidence, polygons: see `evaluate.outputs.Outputs`.
       ids: "classes", or "dataset" for the values of the data set's own masks.
       say, warn, fail: receive lines about what was done, what is missing, and each file that failed.
-      protocol: how the model runs: fields of `Protocol` such as `output_stride`, `scales`, `flip` and `window`.
+      how: how the model runs: fields of `Protocol` such as `output_stride`, `scales`, `flip` and `window`.
 
     Raises:
       UserError: anything in the model, the paths or the arguments that the user can fix.
@@ -82,7 +82,7 @@ def predict(
     from deeplab_jax.weights.by_name import load
 
     warn, fail = warn or note, fail or note
-    check_names(protocol, [one.name for one in fields(Protocol)])
+    check_names(how, [one.name for one in fields(Protocol)])
     check_choice("probabilities", probabilities, ("", *KINDS))
     check_choice("ids", ids, ("classes", "dataset"))
     allow(module)
@@ -94,8 +94,8 @@ def predict(
     videos = [each.path for each in found if is_video(each.path)]
     check_videos(videos, folder)
     _check_rasterio(pictures, polygons, warn)
-    how = Protocol(**protocol)
-    check_used(how, protocol)
+    protocol = Protocol(**how)
+    check_used(protocol, how)
     network, variables, info = model if isinstance(model, tuple) else load(model, checkpoint=checkpoint, module=module)
     if channels:
         network = network.clone(preprocessing=replace(network.preprocessing, channels=tuple(channels)))
@@ -107,9 +107,9 @@ def predict(
         name = "a network" if isinstance(model, tuple) else Path(model).name
         page = page_of(folder, labels, title=f"Predictions of {name}")
     outputs, done = Outputs(folder, labels, probabilities, confidence, dataset_ids, page, polygons), Predictions(folder)
-    _predict_pictures(done, network, variables, pictures, how, outputs, batch_size=batch_size, say=say, fail=fail)
+    _predict_pictures(done, network, variables, pictures, protocol, outputs, batch_size=batch_size, say=say, fail=fail)
     for video in videos:
-        _predict_video(done, network, variables, video, how, labels, batch_size=batch_size, say=say, fail=fail)
+        _predict_video(done, network, variables, video, protocol, labels, batch_size=batch_size, say=say, fail=fail)
     return done
 
 

@@ -51,8 +51,8 @@ def train(
       console: where to print; None is standard output.
 
     Returns:
-      What `evaluate` returns, with the `step` and the `workdir`. Of a run that was complete before, it has only what
-      its record holds: the means, and each class's IoU.
+      What `evaluate` returns, with the `step` and the `workdir`. If the run was complete before, it has only
+      what its record holds: the means, and each class's IoU.
 
     Raises:
       UserError: anything in the configuration, data or directory that the user can fix.

@@ -158,7 +158,7 @@ class Ahead:
         needs = read_compiled(compiled, lowered.arguments)
         limit = self.limit()
         return {
-            "fits": needs.total_memory <= limit or self.target.chip is not None,  # Of a chip, the compiler decides.
+            "fits": needs.total_memory <= limit or self.target.chip is not None,  # For a chip, the compiler decides.
             "why": "" if needs.total_memory <= limit else f"{needs.total_memory} bytes are more than {limit}",
             **needs.to_json(),
             "bounds": needs.bounds(self.target.chip) if self.target.chip else {},

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from deeplab_jax.config_values import check
 from deeplab_jax.data.faults import never
 from deeplab_jax.errors import UserError
-from deeplab_jax.files import write_json, write_whole
+from deeplab_jax.files import save_json, write_whole
 from deeplab_jax.train.allocator import keep_freed_memory
 from deeplab_jax.train.batches import Batches
 from deeplab_jax.train.from_config import build_mesh, build_optimizer, build_step, model_for, open_split
@@ -26,7 +26,7 @@ from deeplab_jax.train.program import build_program
 
 JSON, PICTURE = "find_lr.json", "find_lr.png"
 FEWEST, MOST = 10, 2000  # steps
-MEMORY = 0.9  # Of the running mean of the loss that notices divergence.
+MEMORY = 0.9  # The running mean of the loss, which notices divergence, keeps this share.
 DIVERGED = 4.0  # The running mean is so many times its smallest.
 Report = dict[str, Any]
 
@@ -151,7 +151,7 @@ def write_report(report: Report, folder: Path) -> Path:
       UserError: they cannot be written.
     """
     write_whole(folder / PICTURE, lambda file: _draw(report, file))
-    return write_whole(folder / JSON, lambda file: write_json(file, report))
+    return save_json(folder / JSON, report)
 
 
 def _draw(report: Report, file: Path) -> None:

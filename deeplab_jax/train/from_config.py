@@ -229,4 +229,4 @@ def evaluate_options(config: ConfigDict, **given: Any) -> tuple[Protocol, dict[s
         raise UserError(f"config.evaluate.{error}") from None
     protocol = dataclasses.replace(protocol, **given)
     check_used(protocol, given)
-    return protocol, how
+    return protocol, {**how, "timeout": config.data.timeout}

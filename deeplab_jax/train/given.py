@@ -52,8 +52,8 @@ NOTHING = Given()
 def recorded(config: ConfigDict, given: Given) -> ConfigDict:
     """Return a configuration that says which parts were given.
 
-    A model from `create_model` is named as any other, so the run directory holds it. Of other parts, `config.own` has
-    the names. How the data's files are read is in `config.data`, whoever says it.
+    A model from `create_model` is named as any other, so the run directory holds it. `config.own` has the names of
+    other parts. How the data's files are read is in `config.data`, whoever says it.
 
     Raises:
       UserError: a part of another kind, or the configuration of a run with such a part, which is not given now; or a
@@ -148,7 +148,7 @@ def _name(value: Any) -> str:
     """Return the name of an object for the record of a run."""
     if isinstance(value, tuple | list) and not hasattr(value, "_fields"):
         return " and ".join(map(_name, value))
-    value = getattr(value, "func", value)  # Of a `partial`.
+    value = getattr(value, "func", value)  # A `partial` has it.
     return str(getattr(value, "__qualname__", type(value).__qualname__))
 
 

@@ -18,8 +18,7 @@ from flax.traverse_util import flatten_dict
 from deeplab_jax.checkpoint import Checkpoints
 from deeplab_jax.config import read_config
 from deeplab_jax.data.image_files import LIMIT, MAX_BYTES, MAX_PIXELS
-from deeplab_jax.errors import UserError
-from deeplab_jax.extensions import one_line
+from deeplab_jax.errors import UserError, kind_and_text
 from deeplab_jax.train.faults import describe_failure
 from deeplab_jax.train.from_config import build_optimizer, build_step
 from deeplab_jax.train.given import require_named
@@ -163,7 +162,7 @@ def read_batch(file: Path) -> dict[str, np.ndarray]:
         return {"image": image, "label": label}
     except Exception as error:  # `zipfile` raises almost every built-in exception on damaged files.
         raise UserError(
-            f"{file}: no batch to replay ({one_line(error):.200}); give the postmortem/ folder of a run directory"
+            f"{file}: no batch to replay ({kind_and_text(error):.200}); give the postmortem/ folder of a run directory"
         ) from None
 
 

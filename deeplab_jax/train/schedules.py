@@ -6,8 +6,7 @@ from typing import Any
 import jax
 import optax
 
-from deeplab_jax.errors import UserError, did_you_mean
-from deeplab_jax.extensions import one_line
+from deeplab_jax.errors import UserError, did_you_mean, kind_and_text
 
 Schedule = Callable[[Any], Any]
 
@@ -68,8 +67,8 @@ def checked_schedule(schedule: Schedule) -> Schedule:
         shape = jax.eval_shape(schedule, jax.ShapeDtypeStruct((), jax.numpy.int32)).shape
     except Exception as error:
         raise UserError(
-            f"schedule: {one_line(error)[:200]}; give a function of JAX operations from a step to its learning rate, "
-            "such as optax.cosine_decay_schedule(0.1, 1000)"
+            f"schedule: {kind_and_text(error)[:200]}; give a function of JAX operations from a step to its learning "
+            "rate, such as optax.cosine_decay_schedule(0.1, 1000)"
         ) from error
     if shape != ():
         raise UserError(f"schedule: it returns an array of shape {shape}; return one number for a step")

@@ -16,8 +16,7 @@ from typing import Any, Protocol
 
 from flax.traverse_util import flatten_dict
 
-from deeplab_jax.errors import UserError, did_you_mean
-from deeplab_jax.extensions import one_line
+from deeplab_jax.errors import UserError, did_you_mean, kind_and_text
 from deeplab_jax.files import read_json, write_json
 
 IDS_FILE = "trackers.json"
@@ -175,4 +174,4 @@ class Trackers:
             if (failed := self._open.pop(name, None)) is not None:
                 with suppress(Exception):
                     failed.close(failed=True)
-            self._say(f"note: {name}: {one_line(error)[:300]}; it gets no more of this run, and training goes on")
+            self._say(f"note: {name}: {kind_and_text(error)[:300]}; it gets no more of this run, and training goes on")

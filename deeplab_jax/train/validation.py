@@ -53,7 +53,6 @@ class Validation:
             source,
             protocol,
             split=config.data.val_split,
-            timeout=config.data.timeout,
             stopped=run.stop.heard,
             on_prediction=collector,
             progress=lambda done, total: run.stop.check(number, steps),

@@ -172,7 +172,7 @@ def _read(path: Path) -> tuple[Mapping[str, Any], int | None, dict[str, Any]]:
         with unpacked(path) as unarchived:
             return *read_tree(unarchived), read_config(unarchived)
     except UserError as error:
-        wrong = "fetch it again" in str(error)  # Of its content; other faults have fixes of their own.
+        wrong = "fetch it again" in str(error)  # The content is wrong; other faults have fixes of their own.
         raise UserError(f"{error}{fix_of(path) if wrong else ''}") from None
 
 

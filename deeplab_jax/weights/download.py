@@ -242,7 +242,7 @@ def _receive(
                     if progress is not None:
                         progress(done, total)
         except OSError as error:
-            if error.errno in DISK_ERRORS:  # Of the file, not of the connection: name it.
+            if error.errno in DISK_ERRORS:  # The file failed, not the connection: name it.
                 raise OSError(error.errno, error.strerror, str(part)) from None
             raise
     if total and done < total:

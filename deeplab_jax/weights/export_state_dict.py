@@ -26,7 +26,7 @@ from deeplab_jax.weights.tensor_map import TORCH, Leaf, Rule, Shapes, TensorMap,
 
 # Options that change neither the variables nor the logits of inference.
 FREE = ("activation", "dropout", "dtype", "lowering", "norm_momentum", "channels", "stored_range")
-# Of every code base; see `Peer.stated`.
+# For each code base; see `Peer.stated`.
 STATED = ("mean", "std", "value_range", "aspp_rates")
 DEFAULT_RATES = (6, 12, 18)  # Ours, stated at output stride 16.
 NORMS = ("norm", "backbone_norm")  # Frozen norms have the same variables as batch norms.

@@ -102,7 +102,7 @@ def _take(
         shape, value = expected[name], tensors.get(theirs)
         if value is None:
             problems.append((name, f"missing {theirs}"))
-        elif not jax.dtypes.issubdtype(value.dtype, np.floating):  # Of integers the scale is not known.
+        elif not jax.dtypes.issubdtype(value.dtype, np.floating):  # The scale of integers is not known.
             problems.append((name, f"{theirs} holds {value.dtype}, and weights are floating-point numbers"))
         elif value.ndim != len(shape) or (ours := leaf.to_ours(value)).shape != shape:
             problems.append((name, f"{theirs} has shape {value.shape}, {name} needs {shape}"))

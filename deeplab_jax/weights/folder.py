@@ -29,7 +29,7 @@ INITIALISED = "initialised_from"  # The key of a trained model's `info` for the 
 FIX = "give weights of the same architecture and class count"
 FORMAT = 1
 MAPPINGS = ("provenance", "source", "metrics", INITIALISED)
-LARGEST_STORED = 2**16 - 1  # Of a mask with 16 bits.
+LARGEST_STORED = 2**16 - 1  # The largest value of a mask with 16 bits.
 
 
 def save(path: str | Path, model: Segmenter, variables: Mapping[str, Any], info: Mapping[str, Any]) -> Path:

@@ -77,11 +77,11 @@ def fetch(name: str, *, say: Callable[[str], object]) -> Snapshot:
     reason = ""
     if not is_offline():
         try:
-            with one_line(hub, name):
+            with hub_errors(hub, name):
                 return _snapshot(hub, repository, _download(hub, name, say))
         except Unreachable as error:
             reason = str(error)
-    with one_line(hub, name):
+    with hub_errors(hub, name):
         folder = _cached(hub, repository, revision)
     if folder is None:
         problem = f"{hub.constants.ENDPOINT} cannot be reached ({reason})" if reason else f"{OFFLINE} is set"
@@ -102,7 +102,7 @@ class Unreachable(Exception):
 
 
 @contextmanager
-def one_line(hub: ModuleType, name: str) -> Iterator[None]:
+def hub_errors(hub: ModuleType, name: str) -> Iterator[None]:
     """Turn the errors of huggingface_hub about a repository into one line with a fix.
 
     Raises:

@@ -44,7 +44,7 @@ class Published:
     """One published file.
 
     Attributes:
-      network: the network that it becomes, a name of `create_model`. Of a classifier, its backbone with a fresh head.
+      network: the network that it becomes, a name of `create_model`. A classifier becomes a backbone with a fresh head.
       file: name of the file in the cache and in a mirror.
       addresses: where it is published, in the order in which they are tried.
       trained_on: the training data.
@@ -116,7 +116,7 @@ ENCODERS = {
     "vgg16": ("fcn32s_vgg16", 134.26),
     "vgg16_bn": ("segnet_vgg16", 14.72),
 }
-"""Of classifiers: the network that each becomes, and the parameters of its backbone."""
+"""The network that each classifier becomes, and the parameters of its backbone."""
 
 # By network: the file, mIoU, pixel accuracy, parameters, MiB.
 _COCO = {

@@ -1,20 +1,19 @@
 """`push`: a model folder with its card to the Hugging Face hub."""
 
-import json
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from deeplab_jax.errors import UserError
-from deeplab_jax.files import write_whole
+from deeplab_jax.files import save_json, write_whole
 from deeplab_jax.models.catalog import describe
 from deeplab_jax.models.segmenter import Segmenter, Variables
 from deeplab_jax.weights import folder
 from deeplab_jax.weights.card import model_card
 from deeplab_jax.weights.download import OFFLINE, is_offline
 from deeplab_jax.weights.folder import METRICS_FILE
-from deeplab_jax.weights.hub import CARD_FILE, PREFIX, Unreachable, load_hub, one_line, parse
+from deeplab_jax.weights.hub import CARD_FILE, PREFIX, Unreachable, hub_errors, load_hub, parse
 
 
 class Pushed(NamedTuple):
@@ -46,8 +45,7 @@ def write_folder(
     made = folder.save(path, model, variables, info)
     write_whole(made / CARD_FILE, lambda file: file.write_text(card, encoding="utf-8"))
     if metrics is not None:
-        text = json.dumps(metrics, indent=1) + "\n"
-        write_whole(made / METRICS_FILE, lambda file: file.write_text(text, encoding="utf-8"))
+        save_json(made / METRICS_FILE, metrics)
     return made
 
 
@@ -83,7 +81,7 @@ def push(
         made = write_folder(Path(fresh, "model"), name, model, variables, info, metrics=metrics, licence=licence)
         files = {file.name: file.stat().st_size for file in sorted(made.iterdir())}
         try:
-            with one_line(hub, name):
+            with hub_errors(hub, name):
                 api = hub.HfApi()
                 api.create_repo(repository, private=private or None, exist_ok=True)
                 if branch:

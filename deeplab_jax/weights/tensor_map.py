@@ -15,7 +15,7 @@ from deeplab_jax.models.catalog import create_model
 from deeplab_jax.models.segmenter import Segmenter
 
 Shapes = Mapping[str, tuple[int, ...]]
-Names = tuple[str, str]  # Of a layer's convolution and of its norm; "" if it has none.
+Names = tuple[str, str]  # A layer's convolution and its norm; "" if it has none.
 # A pattern for the path of one of our layers, and its names there: fixed, or made from the numbers in the path.
 Rule = tuple[str, Names | Callable[..., Names]]
 

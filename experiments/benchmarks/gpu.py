@@ -91,7 +91,7 @@ def headline(session: Session) -> None:
         def run(**settings: Any) -> Result:
             before = memory.device_peak("ours")
             found = training.contest(session, **settings, alone="only ours takes this size")
-            after = memory.device_peak("ours")  # Of all that this process has run: unknown, unless this row raised it.
+            after = memory.device_peak("ours")  # The peak of this whole process: unknown, unless this row raised it.
             return {**found, "device_peak_mib": after if after != before else None}
 
         session.row("headline", name, settings, run)

@@ -38,7 +38,7 @@ TRAININGS = (
 )
 QUICK = ("v3plus_table2", "3x3_256_x_2")
 CLASSES = {"voc": VOC.num_classes, "cityscapes": CITYSCAPES.num_classes}
-SHARE = 0.8  # Of the memory; the rest of the process takes some.
+SHARE = 0.8  # A program may plan this share of the memory; the rest of the process takes some.
 
 
 def measure(session: Session) -> None:

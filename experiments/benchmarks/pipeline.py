@@ -34,7 +34,7 @@ IMAGES, QUICK_IMAGES = 64, 8
 VALIDATION = 2
 JPEG_QUALITY = 90
 BATCH = 8
-BATCHES = 16  # Of one sample.
+BATCHES = 16  # in one sample
 CLASS_NAMES = tuple(f"class {k}" for k in range(networks.CLASSES))
 WAIT_STEPS, QUICK_WAIT_STEPS = 30, 4
 

@@ -102,7 +102,7 @@ def better_eager(row: Mapping[str, Any]) -> str | None:
 def mean_text(rows: Mapping[str, Any], who: Callable[[Any], str | None], label: str) -> str:
     """Say the geometric mean and the smallest of the ratios against a contestant, "" where there is none.
 
-    Of a network with several rows of one dtype their geometric mean counts, so that each network weighs the same.
+    If a network has several rows of one dtype, their geometric mean counts, so that each network weighs the same.
     """
     by_dtype: dict[str, dict[str, list[float]]] = {}
     for name, row in rows.items():

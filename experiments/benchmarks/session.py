@@ -10,9 +10,9 @@ from typing import Any
 import jax
 
 from deeplab_jax.errors import UserError
+from deeplab_jax.files import save_json
 from experiments.benchmarks import machine
 from experiments.benchmarks.timing import first_line
-from experiments.output import write_json
 from experiments.run.files import Unreadable, read_json
 
 Result = dict[str, Any]
@@ -113,7 +113,7 @@ class Session:
     def put(self, part: str, name: str, row: Mapping[str, Any]) -> None:
         """Write a finished row, or a row that is computed from others."""
         self._content["parts"].setdefault(part, {})[name] = dict(row)
-        write_json(self.file, self._content)
+        save_json(self.file, self._content)
 
 
 def read_results(file: Path) -> dict[str, Any]:

@@ -15,9 +15,10 @@ from typing import Any
 from deeplab_jax.analysis.compiled_table import by_stage
 from deeplab_jax.analysis.targets import Target, compiler_version, devices_of, parse_target, start_without_accelerator
 from deeplab_jax.errors import UserError, did_you_mean
+from deeplab_jax.files import save_json
 from deeplab_jax.train.ahead import Ahead, cache_folder
 from experiments import ROOT
-from experiments.output import Section, add_write, escape, markdown_table, write_json
+from experiments.output import Section, add_write, escape, markdown_table
 from experiments.program import exits, parser_of
 from experiments.regimes import REGIMES
 from experiments.run.files import Unreadable, read_json
@@ -56,7 +57,7 @@ def main(argv: Sequence[str] | None) -> None:
             old = content["rows"].get(row)
             if old is None or old["settings"] != settings:
                 content["rows"][row] = {"settings": settings, **compiled(found, target)}
-                write_json(args.out, content)
+                save_json(args.out, content)
             told = zip(HEAD[1:], cells(content["rows"][row]), strict=True)
             print(f"{row}: {', '.join(f'{column} {cell}' for column, cell in told)}", flush=True)
     text = summarize(content)

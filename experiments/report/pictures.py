@@ -15,10 +15,10 @@ from deeplab_jax.evaluate.evaluator import evaluate
 from deeplab_jax.evaluate.page import make_folder
 from deeplab_jax.evaluate.pictures import colour_labels
 from deeplab_jax.evaluate.protocol import split_section
+from deeplab_jax.files import save_json
 from deeplab_jax.labels import IGNORE_LABEL, LabelSet
 from deeplab_jax.train.from_config import open_split
 from deeplab_jax.weights.folder import load
-from experiments.output import write_json
 from experiments.report.gather import RowResult, TableResult
 from experiments.run.files import Unreadable, read_json
 
@@ -139,7 +139,7 @@ def _draw(row: RowResult, workdir: Path, folder: Path, count: int) -> dict[str, 
         "data": source.name,
         "classes": _classes(drawn, source.labels),
     }
-    write_json(folder / INDEX, index)
+    save_json(folder / INDEX, index)
     return index
 
 

@@ -8,13 +8,13 @@ from ml_collections import ConfigDict
 from deeplab_jax import files
 from deeplab_jax.evaluate.evaluator import Results, evaluate
 from deeplab_jax.evaluate.protocol import split_section
+from deeplab_jax.files import save_json
 from deeplab_jax.provenance import git_commit
 from deeplab_jax.train.allocator import keep_freed_memory
 from deeplab_jax.train.from_config import open_split
 from deeplab_jax.train.loop import train
 from deeplab_jax.train.workdir import RUN_FILE
 from deeplab_jax.weights.folder import load
-from experiments.output import write_json
 from experiments.run.files import Unreadable, newest_step, read_json
 from experiments.run.per_image import counts_of, write_counts
 from experiments.run.plan import Job, evaluation_counts, evaluation_file, weights_name
@@ -106,7 +106,7 @@ def _write(workdir: Path, key: str, results: Results) -> None:
     write_counts(evaluation_counts(workdir, key), counts_of(results["per_image"]["every"]))
     commits = sorted({*trained_commits(workdir), git_commit()})
     kept = {name: results[name] for name in (*KEPT, *(["trimap"] if "trimap" in results else []))}
-    write_json(evaluation_file(workdir, key), {"commits": commits, **kept})
+    save_json(evaluation_file(workdir, key), {"commits": commits, **kept})
 
 
 def _set_aside(workdir: Path, commit: str) -> None:

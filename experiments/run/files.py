@@ -53,7 +53,7 @@ def _is_config(value: Any) -> bool:
         isinstance(train, dict)
         and _are_numbers(train, "steps", "batch_size")
         and min(train["steps"], train["batch_size"]) >= 1
-        and _is_model(value.get("model", {"name": "", "output_stride": 0}))
+        and _is_model(value.get("model"))
     )
 
 

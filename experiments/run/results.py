@@ -26,10 +26,9 @@ from ml_collections import ConfigDict
 from deeplab_jax.analysis.cost import Counting, multi_view_multiply_adds
 from deeplab_jax.config import to_plain
 from deeplab_jax.errors import UserError
-from deeplab_jax.files import write_whole
+from deeplab_jax.files import save_json, write_whole
 from deeplab_jax.models.catalog import from_description
 from deeplab_jax.train.record import METRICS_FILE, records
-from experiments.output import write_json
 from experiments.run.files import (
     TRAININGS,
     Content,
@@ -159,7 +158,7 @@ class Store:
             rows[name] = content
             about = {"table": one.table.name, "title": one.table.title, "source": one.table.source}
             in_order = {row: rows[row] for row in one.table.named_rows() if row in rows}
-            write_json(self.file(one), {**about, "measures": list(one.table.measures), "rows": in_order | rows})
+            save_json(self.file(one), {**about, "measures": list(one.table.measures), "rows": in_order | rows})
         return content
 
     def _rows(self, one: Asked) -> Content:
@@ -237,7 +236,7 @@ class Store:
         found = records(self.runs / name / METRICS_FILE)
         if state_of(found)[0] >= config.train.steps and kept.get(name) != found:
             kept[name] = found
-            write_json(folder / f"{TRAININGS}.json", dict(sorted(kept.items())))
+            save_json(folder / f"{TRAININGS}.json", dict(sorted(kept.items())))
 
     def _logs(self, folder: Path) -> dict[str, Records]:
         if folder not in self._read_logs:

@@ -76,8 +76,7 @@ class Rates:
 
 
 def _network(config: Mapping[str, Any]) -> Key:
-    model = (config["model"]["name"], config["model"]["output_stride"]) if "model" in config else ()
-    return (*model, config["train"]["batch_size"])
+    return config["model"]["name"], config["model"]["output_stride"], config["train"]["batch_size"]
 
 
 def _mean(measured: Iterable[tuple[Key, float]], key: Key) -> float | None:

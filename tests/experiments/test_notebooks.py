@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from deeplab_jax.data.sets.scenes import Scenes
+from deeplab_jax.files import save_json
 from deeplab_jax.models.catalog import create_model
 from deeplab_jax.ops.geometry import valid_weight_counts
 from experiments.notebooks import committed, decoder, fields, figures, taps
 from experiments.notebooks.extent import QUICK, extent
 from experiments.notebooks.trainings import TRAININGS, config_of
-from experiments.output import write_json
 from experiments.run.results import RESULTS
 from tests.support.tiny import make_variables
 from tests.support.traces import fill_variables
@@ -204,7 +204,7 @@ def test_committed_results_are_those_of_the_runner(monkeypatch, tmp_path):
     seconds = {"training": 1.0, "evaluation": 1.0}
     row = {"training": "k", "evaluation": "e", "config": config, "notes": []}
     row["seeds"] = [{"seed": 0, "miou": 0.5, "commits": ["c"], "seconds": seconds}]
-    write_json(tmp_path / RESULTS / "scenes" / "v3_table9.json", {"rows": {"batch_size_8": row}})
+    save_json(tmp_path / RESULTS / "scenes" / "v3_table9.json", {"rows": {"batch_size_8": row}})
     (found,) = committed.committed_results("v3_table9")
     assert [row.label for row in found.rows if not row.missing] == ["batch size 8"]
 

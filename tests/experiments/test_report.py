@@ -17,8 +17,9 @@ from deeplab_jax.data.catalog import open_source
 from deeplab_jax.data.images import read_image, write_image
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate.pictures import colour_labels
+from deeplab_jax.files import save_json
 from experiments.output import Section as Marks
-from experiments.output import escape, write_json
+from experiments.output import escape
 from experiments.regimes import REGIMES
 from experiments.report import __main__ as report_main
 from experiments.report import markdown, plots
@@ -60,7 +61,7 @@ def put(folder: Path, name: str, *mious: float, key: str = "k", **more) -> Path:
 def change_rows(file: Path, change: Callable[[dict], dict]) -> Path:
     """Write a table's file anew with other rows."""
     rows = json.loads(file.read_text())["rows"] if file.exists() else {}
-    write_json(file, {"rows": change(rows)})
+    save_json(file, {"rows": change(rows)})
     return file
 
 
@@ -74,7 +75,7 @@ def store(tmp_path) -> Path:
     put(folder, "v3_table6/eval_os_8", 0.8, key="c", notes=[HOSTILE, 7.5])
     lines = [{"step": step, "train/loss": 2.0 - step / 10} for step in range(1, 6)]
     lines += [{"step": 3, "val/miou": 0.4}, {"step": 5, "val/miou": 0.7}]
-    write_json(folder / "scenes/v3plus_table1/trainings.json", {"a_seed0": [*lines, "half"]})
+    save_json(folder / "scenes/v3plus_table1/trainings.json", {"a_seed0": [*lines, "half"]})
     return folder
 
 
@@ -173,7 +174,7 @@ def test_each_table_stands_on_its_own_trainings(tmp_path) -> None:
     put(tmp_path, "v3_table6/eval_os_16", 0.50, key="c")
     put(tmp_path, "extra_seeds/deeplabv3", 0.60, 0.62, key="c")
     for name, miou in (("v3_table6", 0.5), ("extra_seeds", 0.6)):
-        write_json(tmp_path / f"scenes/{name}/trainings.json", {"c_seed0": [{"step": 5, "val/miou": miou}]})
+        save_json(tmp_path / f"scenes/{name}/trainings.json", {"c_seed0": [{"step": 5, "val/miou": miou}]})
     found = tables_by_name(tmp_path)
     for name, mious, log in (("v3_table6", [50], 0.5), ("extra_seeds", [60, 62], 0.6)):
         row = next(row for row in found[name].rows if row.trainings)
@@ -194,7 +195,7 @@ def test_measures_without_the_papers_numbers_have_one_column(tmp_path) -> None:
     file = put(tmp_path, "v3plus_figure5/resnet_101", 0.5)
     rows = json.loads(file.read_text())["rows"]
     rows["resnet_101"]["seeds"][0]["trimap"] = {"bands": bands}
-    write_json(file, {"rows": rows})
+    save_json(file, {"rows": rows})
     results = tables_by_name(tmp_path)
     figure5, figure4 = results["v3plus_figure5"], results["v3_figure4"]
     assert headings(figure5)[:4] == ["backbone", "decoder", "mIoU within 1 px", "mIoU within 2 px"]
@@ -387,7 +388,7 @@ def test_a_result_that_lacks_its_measure_is_left_out(store, tmp_path, no_plots, 
     file = store / "scenes/v3_table6.json"
     rows = json.loads(file.read_text())["rows"]
     del rows["eval_os_16"]["seeds"][0]["miou"]
-    write_json(file, {"rows": rows})
+    save_json(file, {"rows": rows})
     assert report(tmp_path) == 0
     assert f"{file}: cannot be read as a result (row eval_os_16: KeyError 'miou'); left out" in capsys.readouterr().err
     assert "| 8 |  |  |  | 78.51 | 80.00 |" in (tmp_path / "out/tables.md").read_text(), "the other rows stay"
@@ -600,7 +601,7 @@ def test_every_table_of_the_papers_can_be_shown(tmp_path) -> None:
             "trimap": {"bands": bands},
             "per_class": [{"name": name, "iou": 0.5} for name in RARE],
         }
-        write_json(file, {"rows": rows})
+        save_json(file, {"rows": rows})
     results, remarks = read_tables(tmp_path / "results", ("scenes",))
     elsewhere = {"extra_parts", "extra_context", "extra_rates", "v3_cityscapes"}  # In the regimes `demo` and `paper`.
     assert [result.table.name for result in results] == [name for name in TABLES if name not in elsewhere]

@@ -21,9 +21,8 @@ import pytest
 from rich.console import Console
 
 from deeplab_jax.errors import UserError
-from deeplab_jax.files import locked
+from deeplab_jax.files import locked, save_json
 from deeplab_jax.train.record import records
-from experiments.output import write_json
 from experiments.run import __main__ as run
 from experiments.run import execute, jobs, results
 from experiments.run.execute import pretrained, work
@@ -90,7 +89,7 @@ def here(monkeypatch, tmp_path):
         for key in job.evaluations:
             record = {"step": job.config.train.steps, "train/loss": 1.0, "train/images_per_second": 8.0}
             file = evaluation_file(runs / job.name, key)
-            write_json(file, {"commits": [run.git_commit()], **metrics(0.5 + 0.01 * job.seed)})
+            save_json(file, {"commits": [run.git_commit()], **metrics(0.5 + 0.01 * job.seed)})
             (runs / job.name / "metrics.jsonl").write_text(json.dumps(record) + "\n")
 
     monkeypatch.setattr(run, "work", pretend)
@@ -182,7 +181,7 @@ def test_another_run_of_the_same_key_leaves_counts_and_logs_of_a_result_alone(he
             counts = counts_of(every)
             for key in job.evaluations:
                 found = evaluation_file(runs / job.name, key)
-                write_json(found, {**json.loads(found.read_text()), "miou": counts.miou()})
+                save_json(found, {**json.loads(found.read_text()), "miou": counts.miou()})
                 write_counts(evaluation_counts(runs / job.name, key), counts)
             weights = runs / results.weights_name(job.pretraining)
             weights.mkdir(exist_ok=True)
@@ -557,7 +556,7 @@ def test_a_damaged_result_is_refused_and_what_was_run_is_not_lost(here, tmp_path
 def test_what_belongs_to_no_row_is_kept(here, tmp_path) -> None:
     call(tmp_path, "v3_table6", "--row", "eval_os_16")
     file = table_file(tmp_path, "v3_table6")
-    write_json(file, {"rows": json.loads(file.read_text())["rows"] | {"of_no_row": {"mine": 1}}})
+    save_json(file, {"rows": json.loads(file.read_text())["rows"] | {"of_no_row": {"mine": 1}}})
     assert call(tmp_path, "v3_table6") == 0
     assert json.loads(file.read_text())["rows"]["of_no_row"] == {"mine": 1}
 

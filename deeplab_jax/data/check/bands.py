@@ -21,8 +21,8 @@ class BandStatistics:
       band: number, from 0.
       images: number of images that have it.
       minimum, maximum, mean, std: of the pixels.
-      p1, p99: percentiles: 1% and 99% of the pixels are not above them. Of integers of up to 16 bits they are exact,
-        otherwise a value less than 1% too small in magnitude.
+      p1, p99: percentiles: 1% and 99% of the pixels are not above them. For integers of up to 16 bits they are
+        exact, otherwise a value less than 1% too small in magnitude.
     """
 
     kind: str

@@ -29,7 +29,7 @@ class PyramidPooling(CheckedModule):
     dropout: float = 0.1
     settings: LayerSettings = LayerSettings()
 
-    context_kernel = 3  # Of the last convolution.
+    context_kernel = 3  # The kernel of the last convolution.
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -79,8 +79,8 @@ def unpacked(path: Path) -> Iterator[Path]:
 
 def read_config(path: Path) -> dict[str, Any]:
     """Return the `config.json` of a saved folder, given by its own path or by that of its weights; {} if there is none.
-    Of a KerasHub preset, `task.json` and `image_converter.json` stand in it under "task" and "image_converter"; of
-    transformers, `preprocessor_config.json` under "preprocessor".
+    It also holds a KerasHub preset's `task.json` and `image_converter.json`, under "task" and "image_converter", and
+    the `preprocessor_config.json` of transformers, under "preprocessor".
 
     Raises:
       UserError: it cannot be read.

@@ -23,7 +23,7 @@ PROTOCOL = 1001
 PICKLE = "data.pkl"
 # Most bytes of a pickle or of an archive's directory; a thousand tensors and their optimizer's state take 500,000.
 MAX_READ = 16 * 2**20
-LOCAL_HEADER = struct.Struct("<26xHH")  # Of an entry: it ends with the lengths of its name and of its extra field.
+LOCAL_HEADER = struct.Struct("<26xHH")  # It ends with the lengths of an entry's name and of its extra field.
 
 
 def read_torch(path: str | Path) -> dict[str, Any]:

@@ -53,7 +53,7 @@ class _Tensor(NamedTuple):
 
 
 class _Pickler(pickle._Pickler):
-    write: Callable[[bytes], object]  # Of the standard library's class, whose type stubs lack it.
+    write: Callable[[bytes], object]  # The standard library's class has it; its type stubs lack it.
 
     def persistent_id(self, value: Any) -> Any:
         return value.identity if isinstance(value, _Storage) else None

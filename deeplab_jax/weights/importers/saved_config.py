@@ -29,11 +29,11 @@ TIMM_KNOWN = ("num_classes", "in_chans", "global_pool")
 LARGEST_RATE = 4096
 FLOAT32 = np.finfo(np.float32)
 
-# Of transformers: the fields of the file that says how it prepares images.
+# The fields of the file that says how transformers prepares images.
 OF_IMAGES = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
-# Of mmsegmentation: what the fields of the config in `meta` begin with.
+# What the fields of mmsegmentation's config in `meta` begin with.
 OF_NETWORK = ("backbone.", "decode_head.")
-# Of transformers' MobileNetV2: the default of `layer_norm_eps`, and what its segmentation head has in any case.
+# The default of `layer_norm_eps` in transformers' MobileNetV2, and what its segmentation head has in any case.
 HF_EPSILON, HF_HEAD_EPSILON = 1e-3, 1e-5
 
 
@@ -101,7 +101,7 @@ def _smp(tensor_map: TensorMap, stated: Config) -> TensorMap:
         "decoder_atrous_rates": lambda value: options.update(aspp_rates=_rates(value, tensor_map.output_stride)),
     }
     for field, value in stated.items():
-        if field in ("preprocessor", META):  # Of other programs: a file in the same folder, and what they save.
+        if field in ("preprocessor", META):  # Other programs write these: a file in the folder, and what they save.
             continue
         if field in facts:
             if not (field == "upsampling" and value is None):
