@@ -46,6 +46,7 @@ class Network:
       channels: factor of a row's numbers of channels.
       units: units of the last block, one for each rate of a multi-grid; 0: the network has no multi-grid.
       options: options of the model that replace those of the configuration.
+      overrides: arguments `--config.key=value` of its rows; its plain network (`Regime.pretraining`) goes without them.
       pretrained: whether it starts from weights, given by `--init`.
       limits: the reason why a row with a change (key, value) cannot be run.
       note: the difference of its rows from the papers', for the reader of the results.
@@ -56,6 +57,7 @@ class Network:
     channels: float = 1.0
     units: int = 3
     options: Mapping[str, Any] = field(default_factory=dict)
+    overrides: tuple[str, ...] = ()
     pretrained: bool = False
     limits: Limits = field(default_factory=dict)
     note: str = ""
@@ -208,6 +210,7 @@ REGIMES: dict[str, Regime] = {
                 _CAMVID + ",finetune",
                 channels=0.5,
                 units=0,
+                overrides=('--config.optimizer.multipliers=(("^backbone/", 0.1),)',),
                 pretrained=True,
                 limits=ON_MOBILENET,
                 note="MobileNetV2: no multi-grid; separable convolutions in ASPP and decoder",
@@ -231,10 +234,10 @@ REGIMES: dict[str, Regime] = {
             "--config.train.ema_debias=True",
             "--config.train.evaluate_every=100000",  # At the end only.
         ),
-        pretraining=1500,
+        pretraining=4000,
         rare_classes=(2, 6, 9),  # Pole, sign symbol, pedestrian: those of "IoU of rare classes".
         differs=(
-            f"Adam at 0.003 with 100 steps of warm-up, at half of that for the backbone MobileNetV2, {_SGD}; 600 "
+            f"Adam at 0.003 with 100 steps of warm-up, at a tenth of that for the backbone MobileNetV2, {_SGD}; 600 "
             "steps; Dice beside cross-entropy, with class weights; a debiased average of the weights (0.99); random "
             "scales of 0.6 to 1.6; colour jitter of 0.2; crops of 257x257 for 513x513; a third of the papers' rates, "
             "half of their channels, half of their batches; MobileNetV2 for ResNet-101, in cascades ResNet-18 and 34 "

@@ -109,13 +109,18 @@ def resolve(row: Row, table: Table, regime: Regime, settings: Settings) -> Resol
     words = [f"--config={ROOT / file}"]
     words += [f"--config.train.steps={steps}"] if steps else []
     words += [f"--config.data.dir={settings.data_dir}"] if settings.data_dir else []
-    config = load_config([*words, *regime.overrides, *settings.overrides]).copy_and_resolve_references()
-    _set_options(config, network, besides=settings.overrides)
+
+    def configured(*overrides: str) -> ConfigDict:
+        found = load_config([*words, *regime.overrides, *overrides, *settings.overrides]).copy_and_resolve_references()
+        _set_options(found, network, besides=settings.overrides)
+        return found
+
+    config = configured(*network.overrides)
     notes = [network.note] if network.note else []
     pretraining = None
     given = initial_weights(settings.init, network.backbone) if network.pretrained and settings.init else ""
     if regime.pretraining:
-        pretraining = plain_network(config, network, table, settings.steps or regime.pretraining)
+        pretraining = plain_network(configured(), network, table, settings.steps or regime.pretraining)
         if row.train.get(NORM) == "group":
             _set(pretraining, NORM, "group")
         about = f"starts from the backbone of a plain network, {pretraining.train.steps} steps on the same data"

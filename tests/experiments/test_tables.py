@@ -316,7 +316,7 @@ def test_what_a_regime_says_of_its_trainings_is_what_they_are(name, table, row_n
     jitter, multipliers = config.data.color_jitter, dict(config.optimizer.multipliers)
     assert (f"colour jitter of {jitter}" in regime.differs) == bool(jitter)
     assert ("class weights" in regime.differs) == bool(config.train.class_weights)
-    assert ("at half of that for the backbone MobileNetV2" in regime.differs) == (multipliers.get("^backbone/") == 0.5)
+    assert ("at a tenth of that for the backbone MobileNetV2" in regime.differs) == (multipliers == {"^backbone/": 0.1})
     if name == "demo":
         options = config.model.options
         assert (options.width, options.aspp_channels, config.train.batch_size) == (0.5, 64, 8)
