@@ -3,6 +3,7 @@ parts of one's own.
 """
 
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -115,6 +116,37 @@ def test_objects_and_paths_evaluate_alike(tmp_path, undisturbed) -> None:
         deeplab_jax.evaluate(model, variables, SOURCES[1], protocol, flip=True)
     with pytest.raises(UserError, match="no weights"):
         deeplab_jax.evaluate(model)
+
+
+def test_classes_are_compared_by_their_names(tmp_path, capsys) -> None:
+    """A class in another place would be scored as another class."""
+    info = {"class_names": ["road", "tree", "car"], "palette": [[0, 0, 0], [1, 0, 0], [2, 0, 0]]}
+    model = deeplab_jax.create_model("deeplabv3_tiny", num_classes=3)
+    variables = model.init(jax.random.key(0), jnp.zeros((1, 33, 33, 3)), train=False)
+    folder = deeplab_jax.save(tmp_path / "folder", model, variables, info)
+    fix = r"give the data those of the model: \"--config\.data\.options\.class_names=\('road', 'tree', 'car'\)\"$"
+    for names in (("road", "car", "tree"), ("road", "car")):
+        with pytest.raises(UserError, match=fix):
+            deeplab_jax.evaluate(folder, source=MadeUp(((33, 33),), classes=len(names), names=names))
+    assert deeplab_jax.evaluate(folder, source=MadeUp(((33, 33),), classes=3, names=("road", "tree", "car")))
+    assert capsys.readouterr().err == ""
+    assert deeplab_jax.evaluate(folder, source=MadeUp(((33, 33),), classes=3, names=("way", "tree", "car")))
+    assert "the model calls its classes ('road', 'tree', 'car'), and" in capsys.readouterr().err
+
+
+def test_a_run_goes_on_with_the_classes_that_it_began_with(tmp_path, undisturbed) -> None:
+    """Files name the classes of some data sets, so these may change between two starts."""
+    workdir = tmp_path / "run"
+    shutil.copytree(undisturbed, workdir)
+    description = json.loads((workdir / "model.json").read_text())
+    names = description["info"]["class_names"]
+    description["info"]["class_names"] = [names[1], names[0], *names[2:]]
+    (workdir / "model.json").write_text(json.dumps(description))
+    with pytest.raises(UserError, match="the run began with the classes .*, and the data now have .*give another"):
+        train(workdir)
+    assert json.loads((workdir / "model.json").read_text()) == description
+    train(workdir, allow_config_change=True)
+    assert json.loads((workdir / "model.json").read_text())["info"]["class_names"] == names
 
 
 def test_a_protocol_keeps_the_configurations_batch_size_and_patience(undisturbed) -> None:

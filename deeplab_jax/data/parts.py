@@ -78,6 +78,8 @@ def find_part(
     if split == "all" and not lists:
         return Part(files)
     if lists:
+        if divides and "train" in lists and "val" not in lists:
+            return Part(files, f"; listed in {lists['train']}{share}", root / at_home(lists["train"]), keeps=split)
         if split not in lists:
             raise UserError(f"split_lists has no split '{split}'; {did_you_mean(split, lists)}")
         return Part(files, f"; listed in {lists[split]}", root / at_home(lists[split]))

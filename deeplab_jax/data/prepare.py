@@ -148,6 +148,10 @@ def _features(source: Source, index: int) -> dict[str, Any]:
             f"{described if isinstance(described, str) else described[0]}: {example['image'].shape[2]} bands of "
             f"{example['image'].dtype}, and prepared folders hold 8-bit RGB; train from the files themselves"
         )
+    try:
+        example["name"].encode("utf-8")
+    except UnicodeEncodeError:
+        raise UserError(f"{example['name']}: a name that is not UTF-8, as TFDS stores names; rename the file") from None
     image = _file_bytes(source, index, example["image"]) or images.encode_image(example["image"])
     return {
         "image": io.BytesIO(image),
@@ -170,4 +174,5 @@ def _file_bytes(source: Source, index: int, image: np.ndarray) -> bytes | None:
 
 def _write_side_file(path: Path, sources: Mapping[str, Source], name: str) -> None:
     labels = next(iter(sources.values())).labels
-    write_json(path, {"source": name, "names": labels.names, "palette": labels.palette})
+    stored = {"names": labels.names, "palette": labels.palette, "value_map": labels.value_map}
+    write_json(path, {"source": name, **stored})

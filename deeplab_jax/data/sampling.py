@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from deeplab_jax.data.faults import Skipped
+from deeplab_jax.data.mask_formats import PalettesDifferError
 from deeplab_jax.data.source import PairSource, Source, decode_label
 from deeplab_jax.data.threads import Progress, in_threads
 from deeplab_jax.errors import UserError
@@ -79,10 +81,15 @@ def sampling_by_class(counts: np.ndarray, *, temperature: float, pixels: int) ->
 
 
 def sampling_of(
-    source: Source, *, class_temperature: float, class_pixels: int, skip: bool = False, progress: Progress | None = None
+    source: Source,
+    *,
+    class_temperature: float,
+    class_pixels: int,
+    skipped: Skipped | None = None,
+    progress: Progress | None = None,
 ) -> ClassSampling:
     """Return how the images of a source are drawn: `sampling_by_class` of its `class_counts`."""
-    counts = class_counts(source, skip=skip, progress=progress)
+    counts = class_counts(source, skipped=skipped, progress=progress)
     return sampling_by_class(counts, temperature=class_temperature, pixels=class_pixels)
 
 
@@ -114,18 +121,18 @@ def count_classes(label: np.ndarray) -> np.ndarray:
     return np.bincount(label.ravel(), minlength=IGNORE_LABEL + 1)[:IGNORE_LABEL]
 
 
-def class_counts(source: Source, *, skip: bool = False, progress: Progress | None = None) -> np.ndarray:
+def class_counts(source: Source, *, skipped: Skipped | None = None, progress: Progress | None = None) -> np.ndarray:
     """Return the pixels of each class in each example of a source, int64 `[N, C]`.
 
     All masks are read. Where masks are files, the counts are kept in the user's cache, until a mask changes.
 
     Args:
       source: any source.
-      skip: whether examples that cannot be read count as without classes.
+      skipped: gets the examples that cannot be read, which then count as without classes.
       progress: called with (examples done, examples to do).
 
     Raises:
-      UserError: an example cannot be read.
+      UserError: an example cannot be read and nothing gets it, or too many were skipped, or palettes differ.
     """
     file = _cache_file(source)
     if file is not None and (known := _read_counts(file, (len(source), source.labels.num_classes))) is not None:
@@ -135,13 +142,18 @@ def class_counts(source: Source, *, skip: bool = False, progress: Progress | Non
     def count(index: int) -> np.ndarray:
         try:
             return count_classes(_read_label(source, index))[: source.labels.num_classes]
+        except PalettesDifferError:
+            raise
         except UserError:
-            if not skip:
+            if skipped is None:
                 raise
             failed.append(index)
             return np.zeros(source.labels.num_classes, np.int64)
 
     rows = in_threads(count, range(len(source)), progress)
+    if skipped is not None:
+        for index in sorted(failed):
+            skipped.add(index)
     counts = np.array(rows, np.int64).reshape(len(source), source.labels.num_classes)
     if file is not None and not failed:
         _write_counts(file, counts)

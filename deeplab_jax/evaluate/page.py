@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import cv2
 import jinja2
 import numpy as np
 
@@ -15,7 +14,7 @@ from deeplab_jax.data.images import write_image, write_mask
 from deeplab_jax.distributed import gathered, is_first, together
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate.per_image import LABELLED, areas, ious
-from deeplab_jax.evaluate.pictures import drawable, overlay
+from deeplab_jax.evaluate.pictures import drawable, fewer, overlay, smaller
 from deeplab_jax.evaluate.reading import shown
 from deeplab_jax.files import write_whole
 from deeplab_jax.labels import LabelSet
@@ -25,7 +24,6 @@ HERE = Path(__file__).parent
 PAGE = "index.html"
 PICTURES = "index_files"
 _LONGEST_THUMB = 240
-_LONGEST_SHOWN = 1024
 
 
 class Page:
@@ -58,18 +56,18 @@ class Page:
         """
         palette, folder = self._drawn.palette, self._file.parent / PICTURES
         of_image = measures(classes, truth, self._labels)
-        size, small = list(classes.shape[:2]), _smaller(shown(image))
-        classes, _ = drawable(_fewer(classes, small.shape[:2]), self._labels)
+        size, small = list(classes.shape[:2]), smaller(shown(image))
+        classes, _ = drawable(fewer(classes, small.shape[:2]), self._labels)
         pictures = {"image": small, self._shows: classes}
         if truth is not None:
-            pictures["truth"] = drawable(_fewer(truth, small.shape[:2]), self._labels)[0]
+            pictures["truth"] = drawable(fewer(truth, small.shape[:2]), self._labels)[0]
         files = {kind: f"{kind}/{name}{'.jpg' if kind == 'image' else '.png'}" for kind in pictures}
         thumb = f"thumb/{name}.jpg"
         write_image(folder / files["image"], pictures.pop("image"))
         for kind, ids in pictures.items():
             write_mask(folder / files[kind], ids, palette)
-        small = _smaller(shown(image), _LONGEST_THUMB)
-        write_image(folder / thumb, overlay(small, _fewer(classes, small.shape[:2]), palette))
+        small = smaller(shown(image), _LONGEST_THUMB)
+        write_image(folder / thumb, overlay(small, fewer(classes, small.shape[:2]), palette))
         self._entries.append(
             {
                 "name": os.fsencode(name).decode("utf-8", "replace"),
@@ -156,22 +154,6 @@ def measures(classes: np.ndarray, truth: np.ndarray | None, labels: LabelSet) ->
 
 def _number(value: float) -> float | None:
     return None if np.isnan(value) else round(float(value), 4)
-
-
-def _smaller(image: np.ndarray, longest: int = _LONGEST_SHOWN) -> np.ndarray:
-    """Return an image with sides of at most `longest` pixels."""
-    height, width = image.shape[:2]
-    scale = longest / max(height, width)
-    if scale >= 1:
-        return image
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA))
-
-
-def _fewer(ids: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
-    """Return the nearest labels at a size, `[h, w]` or `[h, w, K]`."""
-    (height, width), (rows, columns) = ids.shape[:2], size
-    return ids[np.ix_(np.arange(rows) * height // rows, np.arange(columns) * width // columns)]
 
 
 def _address(file: str) -> str:

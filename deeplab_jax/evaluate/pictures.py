@@ -24,6 +24,7 @@ _PAPER = (255, 255, 255)
 _INK = (32, 32, 32)
 _GAP = 4
 _LEGIBLE_HEIGHT = 256
+_LONGEST_SHOWN = 1024
 # Found without an import of Matplotlib, which takes long and complains where a home folder cannot be written.
 _MATPLOTLIB = Path(getattr(find_spec("matplotlib"), "origin", None) or "matplotlib")
 _FONTS = (
@@ -144,11 +145,27 @@ def drawable(labels: np.ndarray, label_set: LabelSet) -> tuple[np.ndarray, Label
     return ids, LabelSet(("none", *label_set.names), ((0, 0, 0), *label_set.palette))
 
 
+def smaller(image: np.ndarray, longest: int = _LONGEST_SHOWN) -> np.ndarray:
+    """Return an image with sides of at most `longest` pixels."""
+    height, width = image.shape[:2]
+    scale = longest / max(height, width)
+    if scale >= 1:
+        return image
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA))
+
+
+def fewer(ids: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    """Return the nearest labels at a size, `[h, w]` or `[h, w, K]`."""
+    (height, width), (rows, columns) = ids.shape[:2], size
+    return ids[np.ix_(np.arange(rows) * height // rows, np.arange(columns) * width // columns)]
+
+
 class StripCollector:
     """Draws a few, evenly spread, of the examples that `evaluate` reports; pass it as `on_prediction`.
 
     Attributes:
-      strips: the pictures, as from `prediction_strip`; small images are enlarged.
+      strips: the pictures, as from `prediction_strip`, of at most 1024 pixels a panel; small images are enlarged.
       drawn: the examples and their class ids.
     """
 
@@ -162,10 +179,14 @@ class StripCollector:
     def __call__(self, example: Example, classes: np.ndarray) -> None:
         """Take the next example and its classes, as `evaluate` reports them."""
         if self._seen in self._chosen:
-            enlarge = -(-_LEGIBLE_HEIGHT // classes.shape[0])
-            (truth, _), (ids, drawn) = (drawable(each, self._labels) for each in (example["label"], classes))
+            image = smaller(shown(example["image"]))
+            height, width = image.shape[:2]
+            enlarge = min(-(-_LEGIBLE_HEIGHT // height), max(1, _LONGEST_SHOWN // width))
+            (truth, _), (ids, drawn) = (
+                drawable(fewer(each, (height, width)), self._labels) for each in (example["label"], classes)
+            )
             names, palette = drawn.names, drawn.palette
-            strip = prediction_strip(example["image"], truth, ids, palette, names=names, enlarge=enlarge)
+            strip = prediction_strip(image, truth, ids, palette, names=names, enlarge=enlarge)
             self.strips.append(strip)
             self.drawn.append((example, classes))
         self._seen += 1

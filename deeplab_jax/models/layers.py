@@ -51,8 +51,7 @@ class LayerSettings:
       norm_momentum: decay of the running statistics; the papers use 0.9997, which suits tens of thousands of steps.
       dtype: dtype of the activations, "float32" or "bfloat16"; parameters and statistics stay float32.
       lowering: how `conv2d` computes a convolution.
-      align_corners: corner alignment of every bilinear resize of features and logits. Views of an image pyramid always
-        align their corners.
+      align_corners: corner alignment of every bilinear resize: of features, logits and the views of an image pyramid.
 
     Raises:
       UserError: an unknown value.

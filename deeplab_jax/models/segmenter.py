@@ -52,7 +52,9 @@ class Segmenter(CheckedModule):
       pyramid: an `ImagePyramid` around all of these, or None.
       preprocessing: how stored pixels become the images that `__call__` takes, and how many channels they have.
       settings: settings of the classifier and the resizes.
-      aux_features: name of the features under an auxiliary FCN head, or None.
+      aux_features: name of the features under an auxiliary FCN head, or None. Where strides end a block
+        (`first_unit_rate="last_unit"`), these are the authors' end point before the last unit, as for the decoder;
+        torchvision, whose strides begin a block, has the block's output.
       recipe: the name and options that `create_model` received, as JSON text; `save` writes it.
       activation: what makes probabilities of the logits. "softmax": a pixel has one of `num_classes` classes.
         "sigmoid": each logit stands alone, and a pixel has any number of `num_classes` labels. One logit divides two
@@ -152,9 +154,11 @@ class Segmenter(CheckedModule):
     def _logits(
         self, view: jax.Array, images: jax.Array, *, train: bool, resize_aux: bool
     ) -> tuple[jax.Array, jax.Array]:
-        """Return the float32 logits of one view of the images, and the map before the classifier."""
+        """Return the float32 logits of one view of the images, and the map before the classifier. If the decoder itself
+        returns the logits, that is the map before the decoder.
+        """
         features = self._features(view, train=train)
-        x, _ = features["context"]
+        x = before = features["context"][0]
         if self.aux_features is not None:
             if self.aux_features not in features:
                 raise UserError(f"aux_head: it needs {self.aux_features}; this backbone has {', '.join(features)}")
@@ -162,8 +166,9 @@ class Segmenter(CheckedModule):
             self.sow("intermediates", "aux", self.resize(aux, images) if resize_aux else aux.astype(jnp.float32))
         if self.decoder is not None:
             x = self.decoder(x, NamedFeatures({**features, "image": (view, 1)}), train=train)
-        logits = self.classifier(x) if self.classifier_kernel else x
-        return logits.astype(jnp.float32), x
+        if not self.classifier_kernel:
+            return x.astype(jnp.float32), before
+        return self.classifier(x).astype(jnp.float32), x
 
     def _features(self, images: jax.Array, *, train: bool) -> Features:
         if images.shape[-1] != self.in_channels:

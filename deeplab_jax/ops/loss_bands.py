@@ -43,6 +43,7 @@ def over_bands(
     if logits.shape[1:3] == labels.shape[1:3]:
         return compare(logits, labels)
     (height, width, *several), rows = labels.shape[1:], logits.shape[1]
+    parts = parts if height % parts == 0 else 1  # Labels that were resized to logits may not split.
     bands = -(-height // BAND_ROWS)
     missing = -(height // parts) % bands
     weights = interpolation_matrix(rows, height, align_corners).reshape(parts, -1, rows)

@@ -58,7 +58,7 @@ def interpolate_rows(x: jax.Array, weights: jax.Array) -> jax.Array:
 def sample_positions(source: int, target: int, align_corners: bool) -> np.ndarray:
     """Return where the samples of a result lie between those of its source, along one axis: float64 `[target]`."""
     if align_corners:
-        return np.arange(target) * ((source - 1) / max(target - 1, 1))
+        return np.arange(target) * (source - 1) / max(target - 1, 1)  # In this order, halves are exact.
     return (np.arange(target) + 0.5) * (source / target) - 0.5
 
 

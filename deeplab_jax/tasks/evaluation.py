@@ -80,6 +80,7 @@ def evaluate(
             source = open_split(settings, split, reading=network.preprocessing)
         protocol, how = _protocol_and_arguments(protocol, settings, how)
         source = read_in_parts(source) if protocol.window else source
+        _check_names(info, source)
         evaluator.check_classes(network, source)
         if folder and is_first():  # Now, and not after hours.
             make_folder(folder)
@@ -123,6 +124,24 @@ def _model_and_settings(
             "evaluate(model): a network alone has no weights; give its variables, too, or the path of a run"
         )
     return model, variables, {}, settings
+
+
+def _check_names(info: dict[str, Any], source: "Source") -> None:
+    """Raise a UserError where the data lack some of a model's classes or have them in another order. Say it where they
+    are called otherwise.
+    """
+    from deeplab_jax.terminal import note
+
+    known, names = tuple(info.get("class_names") or ()), source.labels.names
+    if not known or names == known:
+        return
+    if set(names) <= set(known):
+        raise UserError(
+            f"{source.name} has the classes {names!r:.200}, and the model {known!r:.200}; give the data those of the "
+            f'model: "--config.data.options.class_names={known!r}"'
+        )
+    if len(names) == len(known):
+        note(f"the model calls its classes {known!r:.200}, and {source.name} calls them {names!r:.200}")
 
 
 def _writer(out: Path | None, source: "Source", split: str) -> "PredictionWriter":

@@ -17,6 +17,7 @@ from deeplab_jax import files
 from deeplab_jax.analysis.compiled import read_compiled
 from deeplab_jax.analysis.targets import Target, compiler_version, devices_of
 from deeplab_jax.config_values import check
+from deeplab_jax.data.catalog import SOURCES
 from deeplab_jax.data.sets.multilabel import MULTILABEL
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate.protocol import Size
@@ -90,8 +91,9 @@ class Ahead:
         if images and self.kind == "training":
             config.train.batch_size = images
         check(config)
-        classes = self.num_classes or count_classes(config)
-        model = build_model(config, num_classes=classes, multilabel=config.data.name == MULTILABEL)
+        known = self.num_classes, config.data.name == MULTILABEL
+        classes, multilabel = known if self.num_classes else classes_of(config)
+        model = build_model(config, num_classes=classes, multilabel=multilabel)
         if self.kind == "training":
             return lower_training(config, model, devices), model
         if self.kind == "evaluation":
@@ -213,13 +215,16 @@ def bisect(fits: Callable[[int], bool], *, unit: int, start: int) -> int:
     return low * unit
 
 
-def count_classes(config: ConfigDict) -> int:
-    """Return the classes of a configuration's data, without its files where they are known."""
+def classes_of(config: ConfigDict) -> tuple[int, bool]:
+    """Return the number of classes of a configuration's data, and whether a pixel can have several; without its files
+    where they are known.
+    """
     options = config.data.options.to_dict()
-    if names := options.get("class_names"):
-        return len(names)
+    if (names := options.get("class_names")) and config.data.name in SOURCES:
+        return len(names), config.data.name == MULTILABEL
     known = PUBLISHED_SETS.get(config.data.name) if not options and not config.data.dir else None
-    return (known or open_split(config, config.data.train_split).labels).num_classes
+    labels = known or open_split(config, config.data.train_split).labels
+    return labels.num_classes, labels.multilabel
 
 
 def cache_folder() -> Path | None:

@@ -56,9 +56,9 @@ class Batches:
         self._augment = partial(augment, **papers, fill=model.preprocessing.mean_pixel, more=more)
         self._sampling: ClassSampling | None = None
         if config.data.class_temperature:
-            how, skip = arguments(config.data, Sampling), self.skipped is not None
+            how = arguments(config.data, Sampling)
             with progress_bar(Console(stderr=True)) as progress:
-                self._sampling = sampling_of(source, **how, skip=skip, progress=progress)
+                self._sampling = sampling_of(source, **how, skipped=self.skipped, progress=progress)
         more = name_classes(more, source, self._sampling)
         mix = partial(mixed, seed=config.train.seed, crop_size=config.data.crop_size, more=more)
         self._mix = mix if more.mosaic or more.copy_paste else None

@@ -148,7 +148,7 @@ def build_mesh(config: ConfigDict, model: Segmenter, *, among: Sequence[Any] = (
     t = config.train
     mesh = make_mesh(t.devices, t.space, among=among)
     check_batch_size(t.batch_size, t.accumulate, mesh)
-    check_crop_size(config.data.crop_size, model.output_stride, mesh)
+    check_crop_size(config.data.crop_size, model, mesh)
     return mesh
 
 

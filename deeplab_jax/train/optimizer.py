@@ -19,6 +19,7 @@ from deeplab_jax.train.schedules import Schedule
 BETAS = {"adam": (0.9, 0.999), "adamw": (0.9, 0.999), "lamb": (0.9, 0.999), "lion": (0.9, 0.99)}
 NAMES = ("sgd", *BETAS)
 STAGE = re.compile(r"backbone/conv(\d+)_")
+LAST = re.compile(r"backbone/last/")  # MobileNetV2's last convolution belongs to the stage before it.
 # ResNets call their stem conv1, without a unit.
 STEM = re.compile(r"backbone/(stem|conv1/)")
 
@@ -167,17 +168,20 @@ def stage_factors(paths: Sequence[str], decay: float) -> Mapping[str, float]:
     """
     if decay == 1:
         return dict.fromkeys(paths, 1.0)
-    stages: dict[str, int] = {}
+    stages, last = dict[str, int](), list[str]()
     for path in (path for path in paths if path.startswith("backbone/")):
         if found := STAGE.match(path):
             stages[path] = int(found[1])
         elif STEM.match(path):
             stages[path] = 0
+        elif LAST.match(path):
+            last.append(path)
         else:
             raise UserError(
                 f"config.optimizer.layer_decay={decay}: {path} shows no stage of the backbone, such as conv2_...; give "
                 "config.optimizer.multipliers instead"
             )
+    stages |= {path: max(stages.values()) for path in last}
     order = sorted(set(stages.values()), reverse=True)
     return {path: decay ** (1 + order.index(stages[path])) if path in stages else 1.0 for path in paths}
 

@@ -82,7 +82,7 @@ def replay(folder: str | Path) -> Replay:
         )
     mesh = make_mesh(_fitting_devices(t.devices, t.batch_size // t.accumulate))
     check_batch_size(t.batch_size, t.accumulate, mesh)
-    check_crop_size(size, model.output_stride, mesh)
+    check_crop_size(size, model, mesh)
 
     optimizer, _ = build_optimizer(config, model)
     step = build_step(config, model, optimizer)

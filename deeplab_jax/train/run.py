@@ -37,7 +37,14 @@ from deeplab_jax.train.signals import stop_on_signals
 from deeplab_jax.train.state import TrainState
 from deeplab_jax.train.step import Metrics
 from deeplab_jax.train.trackers import check_trackers
-from deeplab_jax.train.workdir import CONFIG_FILE, lock_workdir, make_workdir, open_workdir, record_start
+from deeplab_jax.train.workdir import (
+    CONFIG_FILE,
+    check_class_names,
+    lock_workdir,
+    make_workdir,
+    open_workdir,
+    record_start,
+)
 from deeplab_jax.train.writers import Clock, NoWriters, Writers, report
 from deeplab_jax.weights.by_name import origin_of
 from deeplab_jax.weights.folder import CHECKPOINTS, INITIALISED, MODEL_FILE, write_description
@@ -125,6 +132,8 @@ class Run:
         evaluated: list[tuple[int, float]] = []
         with together():
             if is_first():
+                if start and not self._allow_config_change:
+                    check_class_names(self.workdir, source.labels.names)
                 record_start(self.workdir, self.config)
                 write_description(self.workdir, model, self.info, named=not is_own(self.config, "model"))
                 with recording(self.workdir):

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from deeplab_jax.errors import UserError
-from deeplab_jax.models.segmenter import SMALLEST_SIDE
+from deeplab_jax.models.segmenter import SMALLEST_SIDE, Segmenter
 
 DATA, SPACE = "data", "space"
 
@@ -115,14 +115,19 @@ def check_batch_size(batch_size: int, accumulate: int, mesh: Mesh) -> None:
         )
 
 
-def check_crop_size(crop_size: Sequence[int], output_stride: int, mesh: Mesh) -> None:
+def check_crop_size(crop_size: Sequence[int], model: Segmenter, mesh: Mesh) -> None:
     """Raise a UserError if the crops are too small for any network, or do not split by rows so that every map splits
     too.
     """
+    output_stride = model.output_stride
     start = f"config.data.crop_size={tuple(crop_size)}"
     if len(crop_size) != 2 or min(crop_size) < SMALLEST_SIDE:
         raise UserError(f"{start}: give a height and a width of at least {SMALLEST_SIDE} pixels")
     space, (height, width) = mesh.shape[SPACE], crop_size
+    if space > 1 and model.valid:
+        raise UserError(
+            f"config.train.space={space}: the maps of a network without padding do not split by rows; set it to 1"
+        )
     parts = space * output_stride
     if space > 1 and height % parts:
         nearest = max(-(-SMALLEST_SIDE // parts), round(height / parts)) * parts

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from deeplab_jax.files import TEMPORARY, locked, read_json, write_json
 from deeplab_jax.provenance import git_commit, versions
 from deeplab_jax.train.faults import as_user_errors
 from deeplab_jax.train.trackers import IDS_FILE
-from deeplab_jax.weights.folder import CHECKPOINTS
+from deeplab_jax.weights.folder import CHECKPOINTS, MODEL_FILE
 
 LOCK_FILE = ".lock"
 
@@ -58,6 +58,22 @@ def open_workdir(workdir: Path, config: Any, *, allow_config_change: bool) -> No
         if file.exists() and _is_another(file, plain):
             (workdir / IDS_FILE).unlink(missing_ok=True)
         write_json(file, plain)
+
+
+def check_class_names(workdir: Path, names: Sequence[str]) -> None:
+    """Raise a UserError where the data of a run had other classes, or the same in another order, when it started.
+
+    Files name the classes of some data sets, so they may change between two starts.
+    """
+    try:
+        before = tuple(read_json(workdir / MODEL_FILE)["info"]["class_names"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return
+    if before != tuple(names):
+        raise UserError(
+            f"{workdir}: the run began with the classes {before!r:.200}, and the data now have {tuple(names)!r:.200}; "
+            "give another --workdir, correct the data, or --allow_config_change to go on with the new ones"
+        )
 
 
 def record_start(workdir: Path, config: Any) -> None:

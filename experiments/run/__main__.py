@@ -12,7 +12,7 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -163,7 +163,8 @@ def run(args: argparse.Namespace, overrides: tuple[str, ...], words: Sequence[st
             print(shlex.join([*PROGRAM, *(word for word in words if word != "--commands"), "--job", job.name]))
         return 0
     failed: list[str] = []
-    with alone(args.runs, "--runs"), alone(args.out, "--out"):
+    one_folder = Path(args.runs).resolve() == Path(args.out).resolve()
+    with alone(args.runs, "--runs"), nullcontext() if one_folder else alone(args.out, "--out"):
         if waiting:
             check_data(waiting)
             slurm = Slurm(runs / "slurm", args.slurm) if args.launcher == "slurm" else None

@@ -168,6 +168,8 @@ def test_scales_and_flip() -> None:
     scales = {"scales": (1.0, 0.5, 1.5), "counting": "valid"}
     assert multi_view_multiply_adds(model, 65, 97, **scales) == sum(single)
     assert multi_view_multiply_adds(model, 65, 97, flip=True, **scales) == 2 * sum(single)
+    smallest = multiply_adds(model, 33, 33).total  # 65 at 0.25 has 17 pixels, and a network takes 33.
+    assert multi_view_multiply_adds(model, 65, 65, scales=(0.25,)) == smallest
 
 
 def test_what_cannot_be_counted_is_refused() -> None:

@@ -213,7 +213,7 @@ def test_a_tilde_is_the_home(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     put(tmp_path / "data/images/1.jpg", tmp_path / "data/masks/1.png", 1)
     (tmp_path / "list.txt").write_text("~/data/images/1.jpg\n")
-    lists = "--config.data.options.split_lists=(('train','~/list.txt'),)"
+    lists = "--config.data.options.split_lists=(('train','~/list.txt'),('val','~/list.txt'))"
     words = ["check-data", CONFIG, NAMES, "--config.data.dir=~/data", lists, "--split", "train", "--json=~/report.json"]
     assert main(words) == 0
     assert (tmp_path / "report.json").is_file() and not (tmp_path / "~").exists()
@@ -267,6 +267,20 @@ def test_the_share_is_exact(count, fraction, kept):
     assert hold_out(names[::-1], fraction) == hold_out(names, fraction)
 
 
+def test_files_without_a_partner_are_named_before_the_share(tmp_path, capsys):
+    """Names that do not match are the first mistake of many: nothing is left to divide."""
+    for index in range(3):
+        put(tmp_path / f"images/photo{index}.jpg", tmp_path / f"masks/mask{index}.png", 1)
+    options = {"dir": tmp_path, "class_names": ("no", "yes"), "val_fraction": 0.2}
+    for name in ("photo0.png", "photo1.png"):
+        with pytest.raises(UserError, match=r"photo2\.jpg: no mask of that name"):
+            open_source("folder", split="train", **options)
+        (tmp_path / "masks" / name).write_bytes((tmp_path / "masks/mask0.png").read_bytes())
+    words = ["check-data", f"--config={ROOT}/configs/folder.py:debug", f"--config.data.dir={tmp_path}"]
+    assert main([*words, "--config.data.options.class_names=('no','yes')"]) == 2
+    assert "photo2.jpg: no mask is called 'photo2'; add the mask or remove the image" in capsys.readouterr().out
+
+
 def test_one_example_cannot_be_divided():
     with pytest.raises(UserError, match="cannot divide 1 example"):
         hold_out(["a"], 0.2)
@@ -306,6 +320,14 @@ def listed(tmp_path):
 def test_lists_of_every_editor(listed, data, names):
     (listed / "x.txt").write_bytes(data.replace(b"{root}", os.fsencode(listed)))
     assert list(found(listed, "train", split_lists={"train": "x.txt"})) == names
+
+
+def test_a_list_for_training_alone_is_divided(listed):
+    (listed / "x.txt").write_text("a\nb\nphoto 1\n")
+    names = {one: set(found(listed, one, split_lists={"train": "x.txt"}, val_fraction=0.3)) for one in ("train", "val")}
+    assert len(names["val"]) == 1 and names["train"] | names["val"] == {"a", "b", "photo 1"}
+    with pytest.raises(UserError, match="split_lists has no split 'val'"):
+        found(listed, "val", split_lists={"train": "x.txt"})
 
 
 def test_a_list_may_pair_other_names(listed):

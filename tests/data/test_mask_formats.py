@@ -283,6 +283,22 @@ def test_outlines_of_labelme(tmp_path, place):
         open_source("folder", split="all", dir=tmp_path, class_names=("background", "crack"))[0]
 
 
+def test_outlines_need_a_class_for_what_is_outside(tmp_path):
+    """A list may name only what is drawn. Pixels outside of all outlines are never of a class that is drawn."""
+    image(tmp_path / "1.jpg")
+    labelme(tmp_path / "1.json", ("crack", "rectangle", [[0, 0], [1, 1]]))
+    (tmp_path / "labels.txt").write_text("crack\nrust\n")
+    source = open_source("folder", split="all", dir=tmp_path)
+    assert source.labels.names == ("_background_", "crack", "rust")
+    assert source[0]["label"].tolist() == [[1, 1, 0, 0]] * 2
+    fix = r"name the background first: \"--config\.data\.options\.class_names=\('_background_', 'crack', 'rust'\)\"$"
+    with pytest.raises(UserError, match=f"there are outlines of 'crack'; {fix}"):
+        open_source("folder", split="all", dir=tmp_path, class_names=("crack", "rust"))
+    # The first class may have any name, as long as it is not drawn.
+    source = open_source("folder", split="all", dir=tmp_path, class_names=("sound", "crack"))
+    assert source[0]["label"].tolist() == [[1, 1, 0, 0]] * 2
+
+
 @pytest.mark.parametrize("name", ["background", "Background", "_background_"])
 def test_a_background_that_is_drawn_is_the_background(tmp_path, name):
     image(tmp_path / "1.jpg")

@@ -1,5 +1,6 @@
 """Writing a data set as TFDS array_record files and reading it back."""
 
+import dataclasses
 import pickle
 import subprocess
 import sys
@@ -53,6 +54,25 @@ def test_a_prepared_folder_gives_the_same_examples(tmp_path, sources):
             assert example["name"] == expected["name"] == read.describe(index)
     with pytest.raises(UserError, match="no split 'test'"):
         open_source("tfds", split="test", dir=out)
+
+
+def test_a_prepared_folder_knows_what_the_masks_of_its_source_store(tmp_path, sources):
+    """So `predict --ids dataset` can write that, though the folder itself holds class ids."""
+    value_map = ((0, 1), (1, 2), (2, 0), (255, 255))
+    labels = dataclasses.replace(sources["train"].labels, value_map=value_map)
+    sources = {split: dataclasses.replace(source, labels=labels) for split, source in sources.items()}
+    out = prepare(sources, tmp_path / "out")
+    for split, source in sources.items():
+        read = open_source("tfds", split=split, dir=out)
+        assert read.labels.value_map == value_map
+        np.testing.assert_array_equal(read[0]["label"], source[0]["label"])
+
+
+def test_a_name_that_is_not_utf8_is_named(tmp_path, sources):
+    pair = sources["val"].pairs[0]
+    odd = dataclasses.replace(sources["val"], pairs=(dataclasses.replace(pair, name="caf\udce9"),))
+    with pytest.raises(UserError, match="a name that is not UTF-8, as TFDS stores names; rename the file"):
+        prepare({**sources, "val": odd}, tmp_path / "out")
 
 
 @pytest.mark.parametrize("file", [None, "no such file", __file__])

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from deeplab_jax.data import sampling
+from deeplab_jax.data.faults import Skipped
 from deeplab_jax.data.images import write_image, write_mask
 from deeplab_jax.data.loader import skipped_examples
+from deeplab_jax.data.mask_formats import PalettesDifferError
 from deeplab_jax.data.sampling import class_counts, class_probabilities, count_classes, sampling_by_class, sampling_of
 from deeplab_jax.data.sets.folder import open_folder
 from deeplab_jax.errors import UserError
@@ -173,8 +175,19 @@ def test_masks_that_cannot_be_read_stop_or_are_left_out(folder) -> None:
     (folder / "masks" / "train" / "1.png").write_bytes(b"no image")
     with pytest.raises(UserError, match=r"1\.png"):
         class_counts(open_train(folder))
-    assert class_counts(open_train(folder), skip=True).tolist() == [[108, 0], [0, 0], [106, 2], [105, 3]]
+    skipped = Skipped(open_train(folder), 0.25)
+    counts = class_counts(open_train(folder), skipped=skipped)
+    assert counts.tolist() == [[108, 0], [0, 0], [106, 2], [105, 3]] and "1.png" in skipped.lines()[0]
     assert not (folder / "cache").exists()  # The next run looks again.
+    with pytest.raises(UserError, match=r"1 of 4 examples of folder cannot be read, more than .*=0\.2 allows"):
+        class_counts(open_train(folder), skipped=Skipped(open_train(folder), 0.2))
+
+
+def test_palettes_that_differ_stop_where_others_are_skipped(folder) -> None:
+    for index, colours in enumerate((((0, 0, 0), (9, 9, 9)), ((9, 9, 9), (0, 0, 0)))):
+        write_mask(folder / "masks" / "train" / f"{index}.png", np.eye(9, 12, dtype=np.uint8), colours)
+    with pytest.raises(PalettesDifferError):
+        class_counts(open_train(folder), skipped=Skipped(open_train(folder), 1.0))
 
 
 def test_each_set_has_a_sampling_of_its_own(folder) -> None:

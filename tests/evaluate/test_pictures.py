@@ -4,10 +4,25 @@ import numpy as np
 import pytest
 
 from deeplab_jax.evaluate import pictures
-from deeplab_jax.labels import colormap
+from deeplab_jax.labels import LabelSet, colormap
 
 PALETTE = ((0, 0, 0), (200, 100, 50), (10, 20, 250))
 NAMES = ("ground", "road", "a class with quite a long name")
+
+
+@pytest.mark.parametrize(
+    ("size", "panel"),
+    [((2048, 1024), (1024, 512)), ((16, 8), (256, 128)), ((2, 200), (10, 1000)), ((10, 5000), (2, 1024))],
+)
+def test_strips_are_neither_large_nor_tiny(size, panel) -> None:
+    """Three panels of at most 1024 pixels a side, enlarged up to 256 rows."""
+    collector = pictures.StripCollector(LabelSet(("a", "b"), colormap(2)), total=1, count=1)
+    label = np.ones(size, np.uint8)
+    collector({"image": np.zeros((*size, 3), np.uint8), "label": label, "name": "x"}, label)
+    (strip,) = collector.strips
+    assert strip.shape[1] == 3 * panel[1] + 2 * 4 and strip.shape[0] >= panel[0]
+    title_and_legend = strip.shape[0] - panel[0]
+    assert 0 < title_and_legend < 100
 
 
 def test_colour_labels_by_hand() -> None:

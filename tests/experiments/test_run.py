@@ -308,6 +308,12 @@ def test_a_mistyped_change_of_a_row_gets_one_line(here, tmp_path, capsys, change
         assert "did you mean optimizer.learning_rate" in line
 
 
+def test_runs_and_results_may_share_a_folder(here, tmp_path) -> None:
+    both = str(tmp_path / "both")
+    assert run.main(["v3_table6", "--row", "eval_os_16", "--runs", both, "--out", both]) == 0
+    assert here.names and (tmp_path / "both" / "scenes" / "v3_table6.json").is_file()
+
+
 def test_a_table_of_ones_own_is_a_file(here, tmp_path, capsys) -> None:
     file = tmp_path / "my_rates.py"
     file.write_text(OWN.format(name="my_rates"))

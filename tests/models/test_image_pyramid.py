@@ -10,6 +10,7 @@ import pytest
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.catalog import create_model
 from deeplab_jax.models.image_pyramid import ImagePyramid
+from deeplab_jax.models.segmenter import abstract_variables
 from deeplab_jax.ops.resize import resize_bilinear
 from tests.support.traces import fill_variables, variable_shapes
 
@@ -157,6 +158,17 @@ def test_the_first_scale_may_be_another_than_1() -> None:
     expected = jax.jit(lambda v, x: bare.apply(v, x, method="coarse_logits"))(variables, x[:, ::2, ::2])
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert jax.eval_shape(model.apply, variables, x).shape == (1, 81, 97, 3)
+
+
+@pytest.mark.parametrize("name", ["deeplabv2_vgg16", "lraspp_mobilenet_v3_large", "fcn32s_vgg16"])
+def test_attention_reads_features_where_the_decoder_returns_the_logits(name: str) -> None:
+    """So its kernels do not depend on the number of classes."""
+    options = {"width": 0.05} if "vgg" in name else {}
+    shapes = []
+    for count in (2, 21):
+        model = create_model(name, num_classes=count, image_pyramid=(1.0, 0.5), fusion="attention", **options)
+        shapes.append(abstract_variables(model)["params"]["pyramid"]["attention1"]["kernel"].shape)
+    assert shapes[0] == shapes[1]
 
 
 def test_gradients_reach_the_attention() -> None:

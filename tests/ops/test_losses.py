@@ -244,6 +244,16 @@ def test_bands_of_parts_give_what_bands_of_the_whole_give(height, parts) -> None
         assert one.shape == labels.shape
 
 
+def test_rows_that_do_not_split_are_one_part() -> None:
+    """Labels that were resized to logits can have an odd number of rows."""
+    rng = np.random.default_rng(0)
+    coarse = jnp.asarray(rng.normal(size=(1, 3, 3, 4)), jnp.float32)
+    labels = jnp.asarray(rng.integers(0, 4, (1, 5, 5)), jnp.int32)
+    whole, split = (upsampled_losses(coarse, labels, align_corners=True, parts=parts) for parts in (1, 2))
+    for one, other in zip(whole, split, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_a_loss_of_the_table_is_cross_entropy_on_resized_logits() -> None:
     logits, _ = random_batch((2, 5, 5))
     labels = with_border(*random_batch((2, 6, 8)))[1]

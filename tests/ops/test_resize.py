@@ -1,5 +1,6 @@
 """Bilinear resizing: hand values, numpy's interpolation, and the points that corner alignment promises to keep."""
 
+import math
 from fractions import Fraction
 
 import jax
@@ -153,6 +154,17 @@ def test_labels_take_the_nearest_sample_and_the_lower_of_two(align_corners: bool
         found = np.asarray(resize_labels(labels, (target, 1), align_corners=align_corners)).ravel()
         expected = [nearest_sample(i, source, target, align_corners) for i in range(target)]
         assert found.tolist() == expected, (source, target)
+
+
+@pytest.mark.parametrize("stride", [4, 8, 16])
+def test_exact_halves_go_to_the_lower_label(stride: int) -> None:
+    """Rows of 0, 1, 2, ..., whose positions are known as fractions."""
+    for source in range(33, 300, 7):
+        target = -(-source // stride)
+        labels = jnp.arange(source, dtype=jnp.int32)[None, :, None]
+        found = resize_labels(labels, (target, 1), align_corners=True)[0, :, 0]
+        exact = [Fraction(row * (source - 1), target - 1) for row in range(target)]
+        assert found.tolist() == [math.ceil(position - Fraction(1, 2)) for position in exact]
 
 
 def test_labels_are_never_mixed() -> None:

@@ -148,10 +148,11 @@ class MadeUp:
     sizes: tuple[tuple[int, int], ...]
     classes: int = 4
     name: str = "made up"
+    names: tuple[str, ...] = ()  # of the classes
 
     @property
     def labels(self) -> LabelSet:
-        return LabelSet(tuple(f"class {k}" for k in range(self.classes)), colormap(self.classes))
+        return LabelSet(self.names or tuple(f"class {k}" for k in range(self.classes)), colormap(self.classes))
 
     def __len__(self) -> int:
         return len(self.sizes)

@@ -10,9 +10,10 @@ from deeplab_jax.analysis.compiled import sum_cycles
 from deeplab_jax.analysis.program_text import read_program
 from deeplab_jax.analysis.targets import Target, devices_of, parse_target
 from deeplab_jax.errors import UserError
+from deeplab_jax.extensions import allow
 from deeplab_jax.models.catalog import create_model
 from deeplab_jax.train import ahead as module
-from deeplab_jax.train.ahead import Ahead, bisect, count_classes
+from deeplab_jax.train.ahead import Ahead, bisect, classes_of
 from deeplab_jax.train.batches import abstract_batch
 from deeplab_jax.train.from_config import build_mesh
 from deeplab_jax.train.lower import lower_training
@@ -34,18 +35,46 @@ def test_bisect_finds_the_largest_that_fits() -> None:
                 assert len(tried) == len(set(tried)) <= 14 and all(n % unit == 0 for n in tried)
 
 
+OWN_LABELS = """
+import numpy as np
+from deeplab_jax.labels import LabelSet
+
+class Mine(list):
+    name = "mine"
+    labels = LabelSet(("a", "b", "c"), ((9, 0, 0), (0, 9, 0), (0, 0, 9)), multilabel=True)
+
+    def describe(self, index):
+        return str(index)
+
+def open_mine(*, split):
+    return Mine([{"image": np.zeros((8, 8, 3), np.uint8), "label": np.zeros((8, 8, 3), np.uint8), "name": "0"}])
+
+SOURCES = {"mine": open_mine}
+"""
+
+
 def test_classes_of_known_data_need_no_files() -> None:
     config = tiny_config()
-    assert count_classes(config) == 9  # of the generated scenes
+    assert classes_of(config) == (9, False)  # of the generated scenes
     config.data.options = {}
     for name, classes in (("voc", 21), ("cityscapes", 19), ("camvid", 11), ("ade20k", 150), ("coco", 21)):
         config.data.name = name
-        assert count_classes(config) == classes
+        assert classes_of(config) == (classes, False)
     config.data.name = "folder"
     with pytest.raises(UserError, match="data set 'folder' reads files"):
-        count_classes(config)
+        classes_of(config)
     config.data.options = {"class_names": ("a", "b", "c")}
-    assert count_classes(config) == 3
+    assert classes_of(config) == (3, False)
+    config.data.name = "multilabel"
+    assert classes_of(config) == (3, True)
+
+
+def test_data_of_ones_own_say_themselves_what_a_pixel_can_have(tmp_path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(OWN_LABELS)
+    allow(str(file))
+    config = tiny_config(**{"data.name": "mine", "data.options": {}, "module": str(file)})
+    assert classes_of(config) == (3, True)
 
 
 def test_the_report_of_a_step_on_cpus(tmp_path) -> None:

@@ -136,6 +136,13 @@ def test_layer_decay_follows_the_stages_of_the_backbone(model, stages) -> None:
     assert len(set(factors.values())) == len(stages) + 1
 
 
+def test_the_last_convolution_of_mobilenet_belongs_to_its_last_stage() -> None:
+    params = abstract_variables(create_model("deeplabv3_mobilenet_v2", num_classes=2, last_channels=32))["params"]
+    factors = stage_factors(list(flatten_dict(params, sep="/")), 0.5)
+    last = {factor for path, factor in factors.items() if path.startswith(("backbone/last/", "backbone/conv5_"))}
+    assert last == {0.5}
+
+
 def test_layer_decay_and_multipliers_scale_together() -> None:
     params = {"backbone": {"stem": {"kernel": jnp.array([1.0])}, "conv2_unit1": {"bias": jnp.array([1.0])}}}
     params["classifier"] = {"kernel": jnp.array([1.0]), "bias": jnp.array([1.0])}

@@ -101,12 +101,19 @@ def test_space_divides_the_devices_and_the_rows_of_the_crops() -> None:
     with pytest.raises(UserError, match="config.train.space=3: .*; choose from 1, 2, 4, 8$"):
         make_mesh(8, 3)
     check_batch_size(4, 1, mesh)
-    check_crop_size((64, 33), 16, mesh)
-    check_crop_size((513, 513), 16, make_mesh(8))
+    model = create_model("deeplabv3_resnet18")
+    check_crop_size((64, 33), model, mesh)
+    check_crop_size((513, 513), model, make_mesh(8))
     for height, nearest in ((513, 512), (33, 64), (1000, 992)):
         message = re.escape(f"{height} rows do not split over 2 devices at output stride 16; use {(nearest, 33)}")
         with pytest.raises(UserError, match=message):
-            check_crop_size((height, 33), 16, mesh)
+            check_crop_size((height, 33), model, mesh)
+    unet = create_model("unet", padding="valid")
+    check_crop_size((188, 188), unet, make_mesh(8))
+    with pytest.raises(
+        UserError, match="space=2: the maps of a network without padding do not split by rows; set it t"
+    ):
+        check_crop_size((188, 188), unet, mesh)
 
 
 @needs_devices

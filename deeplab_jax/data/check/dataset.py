@@ -158,17 +158,20 @@ def _compare_palettes(seen: Sequence[Seen]) -> list[Finding]:
 
 def _report(name: str, labels: LabelSet, seen: Sequence[Seen], findings: list[Finding], total: int) -> Report:
     count = labels.num_classes
-    pixels, present, where_present = np.zeros(256, np.int64), np.zeros(count, np.int64), np.zeros(count, np.int64)
+    pixels, (present, known, where_present) = np.zeros(256, np.int64), np.zeros((3, count), np.int64)
     read = [one for one in seen if one.values]
     for one in read:
         pixels += one.pixels
         shown = one.pixels[:count] > 0
         present += shown
-        where_present += shown * one.pixels[:count].sum()
+        of_image = one.known if one.known.size else one.pixels[:count].sum()
+        known += of_image
+        where_present += shown * of_image
     findings = [*findings, *(finding for one in seen for finding in one.findings)]
     findings = _escalate(findings, len(read))
+    shares = pixels[:count] / np.maximum(known, 1)
     if read:
-        findings += _class_findings(name, labels, pixels[:count], len(read))
+        findings += _class_findings(name, labels, pixels[:count], shares, len(read))
     order = {"error": 0, "warning": 1}
     findings.sort(key=lambda finding: order[finding.severity])
     counts = collections.Counter(finding.kind for finding in findings)
@@ -188,6 +191,7 @@ def _report(name: str, labels: LabelSet, seen: Sequence[Seen], findings: list[Fi
         findings=tuple(kept),
         counts=dict(counts),
         class_pixels=tuple(pixels[:count].tolist()),
+        class_shares=tuple(shares.tolist()),
         class_images=tuple(present.tolist()),
         ignored_pixels=int(pixels[IGNORE_LABEL]),
         smallest=(min(w for w, _ in sizes), min(h for _, h in sizes)) if sizes else None,
@@ -207,7 +211,7 @@ def _escalate(findings: list[Finding], masks: int) -> list[Finding]:
     return [dataclasses.replace(f, severity="error") if f.kind in faults else f for f in findings]
 
 
-def _class_findings(name: str, labels: LabelSet, pixels: np.ndarray, masks: int) -> list[Finding]:
+def _class_findings(name: str, labels: LabelSet, pixels: np.ndarray, shares: np.ndarray, masks: int) -> list[Finding]:
     findings = []
     for i, class_name in enumerate(labels.names):
         if pixels[i] == 0:
@@ -217,9 +221,8 @@ def _class_findings(name: str, labels: LabelSet, pixels: np.ndarray, masks: int)
             )
             findings.append(Finding("warning", "absent class", name, class_name, message))
         elif pixels[i] * _RARE < pixels.max():
-            share = pixels[i] / pixels.sum()
             message = (
-                f"class {i} ({class_name}) has {share:.3%} of the pixels, {pixels.max() / pixels[i]:.0f} times "
+                f"class {i} ({class_name}) has {shares[i]:.3%} of the pixels, {pixels.max() / pixels[i]:.0f} times "
                 "fewer than the most frequent class; consider the class weights below"
             )
             findings.append(Finding("warning", "rare class", name, class_name, message))

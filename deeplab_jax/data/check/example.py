@@ -30,6 +30,7 @@ class Seen:
       values: the stored values of the mask; empty if it could not be read.
       unknown: the stored values that have no meaning.
       pixels: `[256]` pixels of each class id, the ignore label included.
+      known: `[K]` pixels of which it is known whether they have each of several labels; empty for one class a pixel.
       image_file, mask_file: the files; empty for an example without.
       bands: number of bands of the image as a viewer shows them, without an opaque alpha; 0 if it could not be read.
       depth: what a sample of the image is, such as "16 bits".
@@ -42,6 +43,7 @@ class Seen:
     values: frozenset[int] = frozenset()
     unknown: tuple[int, ...] = ()
     pixels: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(256, np.int64))
+    known: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int64))
     image_file: str = ""
     mask_file: str = ""
     bands: int = 0
@@ -73,6 +75,7 @@ def _inspect_several(label: np.ndarray, class_names: Sequence[str], name: str) -
     """Return the result for labels `[H, W, K]`; the pixels of a class are those that have it."""
     seen = Seen(values=frozenset(np.unique(label).tolist()))
     seen.pixels[: label.shape[2]] = np.sum(label == 1, axis=(0, 1))
+    seen.known = np.sum(label != IGNORE_LABEL, axis=(0, 1))
     seen.pixels[IGNORE_LABEL] = np.sum(label == IGNORE_LABEL)
     if seen.values == {IGNORE_LABEL}:
         message = "every label of every pixel is ignored; label the image or remove it"

@@ -49,6 +49,7 @@ class Report:
       findings: errors first, at most `MAX_PER_KIND` of each kind.
       counts: number of findings of each kind, with the unlisted ones.
       class_pixels: pixels of each class.
+      class_shares: their share of the pixels of which it is known whether they have the class.
       class_images: number of images that show each class.
       ignored_pixels: pixels with the ignore label.
       smallest, largest: (width, height) that bound the images' sizes; None if no image could be read.
@@ -68,6 +69,7 @@ class Report:
     findings: tuple[Finding, ...]
     counts: dict[str, int]
     class_pixels: tuple[int, ...]
+    class_shares: tuple[float, ...]
     class_images: tuple[int, ...]
     ignored_pixels: int
     smallest: tuple[int, int] | None
@@ -110,10 +112,9 @@ def format_report(report: Report) -> str:
     lines += _bands(report)
     width = max(len(name) for name in report.class_names)
     lines += ["", f"{'class':>5}  {'':{width}} {'pixels':>13} {'share':>8} {'images':>7} {'weight':>8} {'sqrt':>6}"]
-    valid = max(1, sum(report.class_pixels))
     for i, name in enumerate(report.class_names):
         lines.append(
-            f"{i:>5}  {name:{width}} {report.class_pixels[i]:>13} {report.class_pixels[i] / valid:>8.3%} "
+            f"{i:>5}  {name:{width}} {report.class_pixels[i]:>13} {report.class_shares[i]:>8.3%} "
             f"{report.class_images[i]:>7} {report.class_weights[i]:>8.3f} {report.sqrt_class_weights[i]:>6.3f}"
         )
     lines.append(f"{IGNORE_LABEL:>5}  {'(ignored)':{width}} {report.ignored_pixels:>13}")

@@ -1,8 +1,9 @@
 """Annotations in COCO's format with categories of their own, as annotation programs export them."""
 
+import contextlib
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def open_coco_file(
     file, is_whole = _find_file(root, split, annotations)
     content = _read(file)
     try:
-        names, ids = _classes(content, tuple(class_names), file)
+        names, ids = _classes(content, tuple(class_names), file, lambda: _other_names(root, annotations))
         entries, lost = _entries(content, ids, _Places(root, file.parent, split), file)
     except UserError:
         raise
@@ -115,6 +116,17 @@ def _find_file(root: Path, split: str, annotations: str) -> tuple[Path, bool]:
     )
 
 
+def _other_names(root: Path, annotations: str) -> set[str]:
+    """Return the names of the categories in the files of all splits, as far as they can be read."""
+    names: set[str] = set()
+    for split in ("train", "val", "test"):
+        with contextlib.suppress(UserError, KeyError, TypeError):
+            names |= {
+                str(category["name"]) for category in _read(_find_file(root, split, annotations)[0])["categories"]
+            }
+    return names
+
+
 def _read(file: Path) -> Any:
     try:
         return read_json(file, limit=MAX_BYTES)
@@ -126,8 +138,12 @@ def _read(file: Path) -> Any:
         raise UserError(f"{file}: not JSON ({error}); export the annotations again") from error
 
 
-def _classes(content: Any, chosen: tuple[str, ...], file: Path) -> tuple[tuple[str, ...], dict[int, int]]:
-    """Return the class names, and category id -> class id."""
+def _classes(
+    content: Any, chosen: tuple[str, ...], file: Path, others: Callable[[], set[str]]
+) -> tuple[tuple[str, ...], dict[int, int]]:
+    """Return the class names, and category id -> class id. A chosen name may be one of the `others` alone, the
+    categories of other splits.
+    """
     categories = sorted(content["categories"], key=lambda category: category["id"])
     used = {annotation["category_id"] for annotation in content["annotations"]}
     groups = {category.get("supercategory") for category in categories}
@@ -140,11 +156,13 @@ def _classes(content: Any, chosen: tuple[str, ...], file: Path) -> tuple[tuple[s
         raise UserError(f"{file}: annotations are of category {spell(unknown)}, which it does not list; export again")
     background = next((name for name in names.values() if name.lower() == "background"), "background")
     classes = (background, *(name for name in names.values() if name != background))
-    for name in chosen:
-        if name not in classes:
-            raise UserError(
-                f"{file}: class_names has {name!r:.100}, which is no category; {did_you_mean(name, classes)}"
-            )
+    if strange := [name for name in chosen if name not in classes]:
+        known = dict.fromkeys([*classes, *sorted(others())])
+        for name in strange:
+            if name not in known:
+                raise UserError(
+                    f"{file}: class_names has {name!r:.100}, which is no category; {did_you_mean(name, known)}"
+                )
     if chosen:
         classes = (background, *(name for name in chosen if name != background))
     if len(classes) > MAX_CLASSES:

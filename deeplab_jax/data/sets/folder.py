@@ -9,7 +9,7 @@ import numpy as np
 
 from deeplab_jax.data.class_tables import BACKGROUNDS, ClassTable, find_classes, named_palette, rgb, with_background
 from deeplab_jax.data.holdout import held_out, hold_out
-from deeplab_jax.data.labelme import LabelmeMasks, ids_of, labels_in
+from deeplab_jax.data.labelme import BACKGROUND, LabelmeMasks, ids_of, labels_in
 from deeplab_jax.data.layouts import Files
 from deeplab_jax.data.lists import Names, find_listed
 from deeplab_jax.data.mask_formats import ChannelMasks, ClassFiles, Colour, ColourMasks, IdMasks, check_overlap
@@ -88,7 +88,7 @@ def open_folder(
         labels = labels.decoded()
     read_mask = _mask_reader(part.files, labels.names, table, overlap, mask_channel, mapped=bool(value_map))
     pairs, lonely_images, lonely_masks = _paired(part, root, where=f"{root}: images='{images}'")
-    if part.keeps is not None:
+    if part.keeps is not None and not (len(pairs) < 2 and (lonely_images or lonely_masks)):  # Those are the fault.
         pairs = _divided(pairs, part.keeps, val_fraction or 0.0, val_rule)
     if not pairs and not lonely_images:
         raise UserError(f"{root}: split '{split}' has no example; add some, or change val_fraction or the list")
@@ -106,6 +106,8 @@ def _classes(
         table = ClassTable(class_names, rgb(palette))
     else:
         table = find_classes(root, files.folder)
+    if files.outlines and (class_names or table.names):
+        table, class_names = _with_outside(root, files, table, class_names)
     if not class_names:
         return table if table.names else _classes_of_masks(root, files, table)
     if not table.names or not (table.colours or table.value_map) or table.names == class_names:
@@ -125,11 +127,36 @@ def _classes(
     )
 
 
+def _with_outside(
+    root: Path, files: Files, table: ClassTable, class_names: tuple[str, ...]
+) -> tuple[ClassTable, tuple[str, ...]]:
+    """Return the classes of outlines, of which the first is that of all pixels outside of them. A list in a file may
+    name only what is drawn; then the background comes before it.
+
+    Raises:
+      UserError: the options name a class first that is drawn.
+    """
+    first = (class_names or table.names)[0]
+    if first.lower() in BACKGROUNDS or first not in _drawn(root, files):
+        return table, class_names
+    names = with_background(class_names or table.names, called=BACKGROUND)
+    if class_names or table.colours:
+        raise UserError(
+            f"{root}: the first class is that of all pixels outside of the outlines, and there are outlines of "
+            f'{first!r}; name the background first: "--config.data.options.class_names={names!r}"'
+        )
+    return dataclasses.replace(table, names=names), class_names
+
+
+def _drawn(root: Path, files: Files) -> tuple[str, ...]:
+    """Return the labels of the outlines of all splits, the background first."""
+    return labels_in(list(files.masks.values()), others=walk_files(root, suffixes=(".json",)))
+
+
 def _classes_of_masks(root: Path, files: Files, table: ClassTable) -> ClassTable:
     """Return the table with the class names that the masks themselves tell, if they tell any."""
     if files.outlines:
-        names = labels_in(list(files.masks.values()), others=walk_files(root, suffixes=(".json",)))
-        return dataclasses.replace(table, names=names, origin="the outlines' labels")
+        return dataclasses.replace(table, names=_drawn(root, files), origin="the outlines' labels")
     found = {name for parts in files.parts.values() for name, _ in parts}
     if not found:
         return table

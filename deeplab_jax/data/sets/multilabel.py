@@ -98,9 +98,25 @@ def open_multilabel(
         )
         for name in labels.names
     )
-    for part in parts:
-        part.require_pairs()
+    lonely = {
+        name: {file for _, file in part.masks_without_image} for name, part in zip(labels.names, parts, strict=True)
+    }
+    for name, part in zip(labels.names, parts, strict=True):
+        # A glob of one label may also match the masks of another whose name ends with it: crack, and wet_crack.
+        taken = {
+            file
+            for file in lonely[name]
+            for other in labels.names
+            if other != name and file not in lonely[other] and Path(file).match(_pattern(named, other))
+        }
+        left = tuple(one for one in part.masks_without_image if one[1] not in taken)
+        dataclasses.replace(part, masks_without_image=left).require_pairs()
     return MultilabelSource(labels, parts)
+
+
+def _pattern(named: str, name: str) -> str:
+    """Return what the path of a label's mask matches in any split."""
+    return named.replace("{class}", name).replace("{split}", "*")
 
 
 def _labels(names: Sequence[str], palette: Sequence[Sequence[int]] | None) -> LabelSet:

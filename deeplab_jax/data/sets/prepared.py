@@ -46,7 +46,7 @@ class PreparedSource:
         name = record["name"]
         where = f"{self.dir}: example '{name}'"
         image = decode_image(record["image"], name=where)
-        label = decode_label(decode_mask(record["label"], name=where), self.labels, name=where)
+        label = decode_label(decode_mask(record["label"], name=where), self.labels.decoded(), name=where)
         check_sizes(image, label, image_name=where, mask_name=where)
         return {"image": image, "label": label, "name": name}
 
@@ -74,7 +74,10 @@ def open_prepared(dir: str | Path, *, split: str) -> PreparedSource:
     try:
         content = read_json(folder / SIDE_FILE)
         names = tuple(content["names"])
-        labels = LabelSet(names, tuple((int(r), int(g), int(b)) for r, g, b in content["palette"]))
+        palette = tuple((int(r), int(g), int(b)) for r, g, b in content["palette"])
+        value_map = content.get("value_map")  # Folders of older versions have none.
+        pairs = None if value_map is None else tuple((int(stored), int(class_id)) for stored, class_id in value_map)
+        labels = LabelSet(names, palette, pairs)
         if not all(isinstance(name, str) for name in names):
             raise TypeError(f"class names {names!r:.100}")
         name = str(content["source"])

@@ -73,6 +73,27 @@ def test_outlines_and_both_run_length_codes(tmp_path):
         labels(tmp_path, class_names=("crak",))
 
 
+def test_splits_of_other_categories_can_have_the_same_classes(tmp_path):
+    """The names of all can be given, as the message says."""
+    for split, names in (("train", ("crack", "rust")), ("valid", ("rust",))):
+        content = {
+            "images": [{"id": 1, "file_name": "1.jpg", "width": 4, "height": 4}],
+            "categories": [{"id": k, "name": name} for k, name in enumerate(names, start=1)],
+            "annotations": [
+                {"id": 1, "image_id": 1, "category_id": len(names), "segmentation": [[0, 0, 2, 0, 2, 2]], "iscrowd": 0}
+            ],
+        }
+        (tmp_path / split).mkdir()
+        (tmp_path / split / "_annotations.coco.json").write_text(json.dumps(content))
+        Image.new("RGB", (4, 4)).save(tmp_path / split / "1.jpg")
+    options = {"dir": tmp_path, "class_names": ("crack", "rust")}
+    for split in ("train", "val"):
+        source = open_source("coco_file", split=split, **options)
+        assert source.labels.names == ("background", "crack", "rust") and source[0]["label"].max() == 2
+    with pytest.raises(UserError, match="class_names has 'crak', which is no category; did you mean crack"):
+        open_source("coco_file", split="val", dir=tmp_path, class_names=("crak", "rust"))
+
+
 def test_crowds_and_overlaps(tmp_path):
     regions = [(1, box(0, 0, 4, 2)), (2, box(2, 0, 6, 2)), (8, box(0, 0, 10, 3), True)]
     write(tmp_path / "annotations.json", {"1.png": regions}, at=tmp_path)

@@ -8,6 +8,7 @@ import pytest
 from deeplab_jax.cli import main
 from deeplab_jax.data.augment import augment
 from deeplab_jax.data.catalog import open_source
+from deeplab_jax.data.check.dataset import check_source
 from deeplab_jax.data.images import write_image, write_mask
 from deeplab_jax.data.transforms import resize_pair
 from deeplab_jax.errors import UserError
@@ -94,6 +95,37 @@ def test_an_image_without_the_mask_of_a_label_is_named(folder) -> None:
     (folder / "masks" / "cracked" / "2.png").unlink()
     with pytest.raises(UserError, match=re.escape(f"{folder / 'images' / '2.png'}: no mask of that name")):
         open_source("multilabel", split="all", dir=folder, class_names=NAMES)
+
+
+def test_a_label_may_end_another(tmp_path) -> None:
+    """`*_crack.png` also matches the masks of `wet_crack`."""
+    (tmp_path / "images").mkdir()
+    for name in ("a", "b"):
+        write_image(tmp_path / f"images/{name}.png", np.zeros((4, 4, 3), np.uint8))
+        (tmp_path / "masks").mkdir(exist_ok=True)
+        for label, value in (("crack", 0), ("wet_crack", 1)):
+            write_mask(tmp_path / f"masks/{name}_{label}.png", np.full((4, 4), value, np.uint8), None)
+    options = {"dir": tmp_path, "class_names": ("crack", "wet_crack"), "masks": "masks/*_{class}.png"}
+    for more in ({}, {"val_fraction": 0.5}):
+        source = open_source("multilabel", split="train" if more else "all", **options, **more)
+        assert source[0]["label"][0, 0].tolist() == [0, 1]
+    write_mask(tmp_path / "masks/c_wet_crack.png", np.zeros((4, 4), np.uint8), None)
+    with pytest.raises(UserError, match=r"c_wet_crack\.png: no image of that name"):
+        open_source("multilabel", split="all", **options)
+
+
+def test_shares_are_those_of_the_pixels_that_are_known(tmp_path) -> None:
+    """Wet everywhere, and a crack in the upper half, of which one row is not known."""
+    crack = np.zeros((4, 4), np.uint8)
+    crack[:2], crack[3] = 1, 255
+    for folder in ("images", "masks/wet", "masks/crack"):
+        (tmp_path / folder).mkdir(parents=True)
+    write_image(tmp_path / "images/a.png", np.zeros((4, 4, 3), np.uint8))
+    write_mask(tmp_path / "masks/wet/a.png", np.ones((4, 4), np.uint8), None)
+    write_mask(tmp_path / "masks/crack/a.png", crack, None)
+    report = check_source(open_source("multilabel", split="all", dir=tmp_path, class_names=("wet", "crack")))
+    assert report.class_shares == (1.0, 8 / 12) and report.class_pixels == (16, 8)
+    assert report.class_weights == ((1 + 8 / 12) / 2, (1 + 8 / 12) / 2 / (8 / 12))
 
 
 def test_prepare_refuses_it(folder, tmp_path, capsys) -> None:
