@@ -414,12 +414,10 @@ def compile_(args: argparse.Namespace) -> int:
         largest, tried = ahead.largest()
         report = {**report, "largest_batch": largest, "tried": {one["images"]: one["fits"] for one in tried}}
         print(f"largest batch that fits: {largest} images (tried {', '.join(map(str, sorted(report['tried'])))})")
-    files = {name: Path(args.out, f"compile.{name}") for name in ("json", "png")} if args.out else {}
-    files |= {name: Path(file) for name, file in (("json", args.json), ("png", args.picture)) if file}
-    if "json" in files:
-        save_json(files["json"], report)
-    if "png" in files and report["fits"]:
-        write_whole(files["png"], lambda file: compiled_table.draw(report, file))
+    if args.out:
+        save_json(Path(args.out, "compile.json"), report)
+    if args.out and report["fits"]:
+        write_whole(Path(args.out, "compile.png"), lambda file: compiled_table.draw(report, file))
     if report["fits"]:
         return 0
     less = (

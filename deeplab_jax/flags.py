@@ -305,9 +305,9 @@ def add_compile_verb(verb: Verb) -> None:
     ahead.add_argument(
         "--largest_batch", "--largest-batch", action="store_true", help="also search the most images of a call that fit"
     )
-    ahead.add_argument("--json", type=path, metavar="FILE", help="write the report to this file as well")
-    ahead.add_argument("--picture", type=path, metavar="FILE.png", help="draw memory and cycles")
-    ahead.add_argument("--out", type=path, metavar="DIR", help="folder for compile.json and compile.png")
+    ahead.add_argument(
+        "--out", type=path, metavar="DIR", help="write the report to compile.json and a picture to compile.png there"
+    )
 
 
 def add_distributed_flag(parser: argparse.ArgumentParser) -> None:

@@ -49,14 +49,14 @@ def test_training_as_tables_json_and_picture(tmp_path, capsys) -> None:
 
 
 def test_prediction_and_the_largest_batch(tmp_path, capsys, monkeypatch) -> None:
-    file = tmp_path / "report.json"
-    assert run("--target", "cpu", "--predict", "33x49", "--json", file) == 0
+    file = tmp_path / "compile.json"
+    assert run("--target", "cpu", "--predict", "33x49", "--out", tmp_path) == 0
     report = json.loads(file.read_text())
     assert (report["kind"], report["images"], report["size"]) == ("prediction", 1, [129, 129])  # As `predict` pads.
     monkeypatch.setattr(
         Ahead, "largest", lambda self: (48, [{"images": 48, "fits": True}, {"images": 49, "fits": False}])
     )
-    assert run("--target", "cpu", "--predict", "33x49", "--largest-batch", "--json", file) == 0
+    assert run("--target", "cpu", "--predict", "33x49", "--largest-batch", "--out", tmp_path) == 0
     assert "largest batch that fits: 48 images (tried 48, 49)" in capsys.readouterr().out
     assert json.loads(file.read_text())["largest_batch"] == 48
 
