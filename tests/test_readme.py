@@ -122,8 +122,8 @@ def test_the_readme_counts_the_verdicts_as_the_results_do() -> None:
     regimes = re.findall(pattern, page)
     assert [regime for regime, *_ in regimes] == ["scenes", "camvid"]
     for regime, count, holds, refuted, undecided, *after in regimes:
-        said = f"`{regime}`, {count} comparisons: {holds} hold, {refuted} are refuted, {undecided} undecided"
-        assert f"{said} (after Holm's correction {after[0]} and {after[1]})" in README
+        said = f"`{regime}`, {count} comparisons: {holds} hold, {refuted} refuted, {undecided} undecided"
+        assert f"{said}; after Holm's correction {after[0]} hold, {after[1]} refuted" in README
 
 
 # How one step runs.
