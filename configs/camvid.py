@@ -9,10 +9,10 @@
 `DIR` holds `train/`, `trainannot/`, `val/` and `valannot/`, as in SegNet's tutorial copy of the data.
 
 The first command starts from random weights. `best` starts from the backbone of the official MobileNetV2 of width 0.5.
-The batch norms of these weights were folded away. New
-ones start as the identity; `--config.model.options.backbone_norm=none` trains without batch norms. `finetune` is the
-plain recipe for the same start: fewer steps, a lower rate and cross-entropy without Dice. The papers' tables at `camvid`
-change it (`experiments/regimes.py`).
+The batch norms of these weights were folded away. New ones start as the identity;
+`--config.model.options.backbone_norm=none` trains without batch norms. `finetune` is the plain recipe for the same
+start: fewer steps, a lower rate and cross-entropy without Dice. The papers' tables at `camvid` change it
+(`experiments/regimes.py`).
 
 Arguments: `debug` takes seconds; `steps=` sets the length; `model=` names another network. Class weights are the square
 roots of median-frequency weights, as `check-data` prints them.
