@@ -236,7 +236,7 @@ def test_results_name_no_files_outside_and_hold_numbers(tmp_path: Path, changes,
         "seeds": [{"seed": 0, "commits": ["c"], "seconds": {"training": 1.0, "evaluation": 1.0}}],
         "training": "0123456789ab",
         "evaluation": "0123456789ab",
-        "config": {"train": {"steps": 1, "batch_size": 1}},
+        "config": {"train": {"steps": 1, "batch_size": 1}, "model": {"name": "a", "output_stride": 16}},
     }
     file = tmp_path / "row.json"
     file.write_text(json.dumps(good))

@@ -10,6 +10,7 @@ from typing import Any
 import flax.linen as nn
 from flax.traverse_util import flatten_dict
 
+from deeplab_jax.checks import check_value
 from deeplab_jax.errors import UserError, did_you_mean
 from deeplab_jax.extensions import allow, own_errors, own_table
 from deeplab_jax.models.architectures import (
@@ -22,7 +23,6 @@ from deeplab_jax.models.architectures import (
     Options,
     Part,
 )
-from deeplab_jax.models.checks import check_value
 from deeplab_jax.models.image_pyramid import ImagePyramid
 from deeplab_jax.models.layers import LayerSettings, NormKind
 from deeplab_jax.models.preprocessing import Preprocessing, preprocessing_with

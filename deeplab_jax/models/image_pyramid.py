@@ -7,8 +7,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from deeplab_jax.checks import CheckedModule
 from deeplab_jax.errors import UserError
-from deeplab_jax.models.checks import CheckedModule
 from deeplab_jax.models.layers import SMALL_NORMAL, Conv, LayerSettings
 from deeplab_jax.ops.geometry import scaled_side
 from deeplab_jax.ops.resize import resize_bilinear

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from deeplab_jax.checks import check_fields
 from deeplab_jax.errors import UserError
-from deeplab_jax.models.checks import check_fields
 from deeplab_jax.ops.atrous import Lowering, conv2d
 from deeplab_jax.ops.batch_norm import batch_norm, normalise
 

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from deeplab_jax.checks import check_fields
 from deeplab_jax.errors import UserError
-from deeplab_jax.models.checks import check_fields
 
 MOST_CHANNELS = 1024
 

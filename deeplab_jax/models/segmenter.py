@@ -8,8 +8,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from deeplab_jax.checks import CheckedModule
 from deeplab_jax.errors import UserError
-from deeplab_jax.models.checks import CheckedModule
 from deeplab_jax.models.decoders.fcn import FCNHead
 from deeplab_jax.models.image_pyramid import ImagePyramid
 from deeplab_jax.models.layers import Features, LayerSettings, classifier

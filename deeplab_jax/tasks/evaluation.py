@@ -65,6 +65,7 @@ def evaluate(
     from deeplab_jax.distributed import is_first, together, watch
     from deeplab_jax.evaluate import evaluator
     from deeplab_jax.evaluate.page import make_folder
+    from deeplab_jax.terminal import note
     from deeplab_jax.train.from_config import open_split
     from deeplab_jax.train.given import require_named
 
@@ -80,7 +81,7 @@ def evaluate(
             source = open_split(settings, split, reading=network.preprocessing)
         protocol, how = _protocol_and_arguments(protocol, settings, how)
         source = read_in_parts(source) if protocol.window else source
-        _check_names(info, source)
+        renamed = _compare_names(info, source)
         evaluator.check_classes(network, source)
         if folder and is_first():  # Now, and not after hours.
             make_folder(folder)
@@ -90,6 +91,8 @@ def evaluate(
     if settings is not None:
         watch(settings.train.timeout)
     results = evaluator.evaluate(network, variables, source, protocol, split=split, **how)
+    if renamed:
+        note(renamed)
     if not isinstance(model, Segmenter):
         results["checkpoint"] = info.get("step")
     try:
@@ -126,22 +129,19 @@ def _model_and_settings(
     return model, variables, {}, settings
 
 
-def _check_names(info: dict[str, Any], source: "Source") -> None:
-    """Raise a UserError where the data lack some of a model's classes or have them in another order. Say it where they
-    are called otherwise.
+def _compare_names(info: dict[str, Any], source: "Source") -> str:
+    """Return a note where the data call a model's classes otherwise, else "". Raise a UserError where the data lack
+    some of them or have them in another order.
     """
-    from deeplab_jax.terminal import note
-
     known, names = tuple(info.get("class_names") or ()), source.labels.names
     if not known or names == known:
-        return
+        return ""
     if set(names) <= set(known):
         raise UserError(
             f"{source.name} has the classes {names!r:.200}, and the model {known!r:.200}; give the data those of the "
             f'model: "--config.data.options.class_names={known!r}"'
         )
-    if len(names) == len(known):
-        note(f"the model calls its classes {known!r:.200}, and {source.name} calls them {names!r:.200}")
+    return f"the model calls its classes {known!r:.200}, and {source.name} calls them {names!r:.200}"
 
 
 def _writer(out: Path | None, source: "Source", split: str) -> "PredictionWriter":

@@ -10,8 +10,8 @@ import pytest
 from flax.errors import ScopeCollectionNotFound, ScopeParamShapeError
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from deeplab_jax.checks import CheckedModule
 from deeplab_jax.errors import UserError
-from deeplab_jax.models.checks import CheckedModule
 from deeplab_jax.models.layers import Conv, ConvNorm, LayerSettings, Norm, SeparableConvNorm, norm_groups, spatial_conv
 from deeplab_jax.models.separable_variants import BareSeparableConvNorm
 from tests.support.traces import variable_shapes
@@ -70,7 +70,7 @@ def test_types_that_are_texts_are_checked_too() -> None:
     exec(
         """
 from __future__ import annotations
-from deeplab_jax.models.checks import CheckedModule
+from deeplab_jax.checks import CheckedModule
 class Texts(CheckedModule):
     kind: Literal["a", "b"] = "a"
 class Unknown(CheckedModule):

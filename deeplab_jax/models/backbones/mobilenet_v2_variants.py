@@ -5,10 +5,10 @@ from typing import Literal
 import flax.linen as nn
 import jax
 
+from deeplab_jax.checks import check_counts
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.backbones.inverted_residual import InvertedResidual, PaddedFirst, scale_channels
 from deeplab_jax.models.backbones.mobilenet_v2 import ROWS, MobileNetV2, Row
-from deeplab_jax.models.checks import check_counts
 from deeplab_jax.models.layers import ConvNorm, Features, Padding
 
 

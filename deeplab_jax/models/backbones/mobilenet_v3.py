@@ -7,9 +7,9 @@ from typing import Literal
 import flax.linen as nn
 import jax
 
+from deeplab_jax.checks import CheckedModule
 from deeplab_jax.models.backbones.dilation import dilate_stages
 from deeplab_jax.models.backbones.inverted_residual import InvertedResidual, scale_channels
-from deeplab_jax.models.checks import CheckedModule
 from deeplab_jax.models.layers import Activation, ConvNorm, Features, LayerSettings
 
 # Table 1 of the paper: kernel size, expanded channels, channels, squeeze-and-excitation, activation, stride, and the

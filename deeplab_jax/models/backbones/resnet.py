@@ -7,9 +7,9 @@ from typing import Literal
 import flax.linen as nn
 import jax
 
+from deeplab_jax.checks import CheckedModule, are_positive
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.backbones.dilation import FirstUnitRate, dilate_stages
-from deeplab_jax.models.checks import CheckedModule, are_positive
 from deeplab_jax.models.layers import ConvNorm, Features, LayerSettings
 from deeplab_jax.ops.pooling import max_pool
 

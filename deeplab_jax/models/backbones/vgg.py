@@ -7,8 +7,8 @@ from typing import Literal
 import flax.linen as nn
 import jax
 
+from deeplab_jax.checks import CheckedModule
 from deeplab_jax.models.backbones.dilation import dilate_stages
-from deeplab_jax.models.checks import CheckedModule
 from deeplab_jax.models.layers import PADDINGS, ConvNorm, Features, LayerSettings
 from deeplab_jax.ops.pooling import max_pool
 

@@ -7,8 +7,8 @@ from typing import Literal
 import flax.linen as nn
 import jax
 
+from deeplab_jax.checks import CheckedModule, check_counts
 from deeplab_jax.models.backbones.dilation import Stage, dilate_stages
-from deeplab_jax.models.checks import CheckedModule, check_counts
 from deeplab_jax.models.layers import ConvNorm, Features, LayerSettings, SeparableConvNorm
 
 Shortcut = Literal["projection", "identity", "none"]

@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from deeplab_jax.models.checks import CheckedModule, check_counts
+from deeplab_jax.checks import CheckedModule, check_counts
 from deeplab_jax.models.layers import ConvNorm, Dropout, LayerSettings, spatial_conv
 from deeplab_jax.ops.pooling import global_average_pool
 from deeplab_jax.ops.resize import resize_bilinear

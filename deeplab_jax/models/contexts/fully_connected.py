@@ -3,7 +3,7 @@
 import flax.linen as nn
 import jax
 
-from deeplab_jax.models.checks import CheckedModule, check_counts
+from deeplab_jax.checks import CheckedModule, check_counts
 from deeplab_jax.models.contexts.aspp import rates_at
 from deeplab_jax.models.layers import ConvNorm, Dropout, LayerSettings
 

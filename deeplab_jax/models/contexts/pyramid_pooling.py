@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from deeplab_jax.models.checks import CheckedModule, check_counts, check_positive
+from deeplab_jax.checks import CheckedModule, check_counts, check_positive
 from deeplab_jax.models.contexts.fully_connected import FullyConnected, LargeFOV
 from deeplab_jax.models.layers import ConvNorm, Dropout, LayerSettings, parameter
 from deeplab_jax.ops.pooling import adaptive_average_pool, global_average_pool, spatial_pyramid

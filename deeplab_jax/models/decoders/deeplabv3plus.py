@@ -4,8 +4,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from deeplab_jax.checks import CheckedModule, check_counts
 from deeplab_jax.errors import UserError
-from deeplab_jax.models.checks import CheckedModule, check_counts
 from deeplab_jax.models.layers import ConvNorm, Features, LayerSettings, spatial_conv
 from deeplab_jax.ops.resize import resize_bilinear
 

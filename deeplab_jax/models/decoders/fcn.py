@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deeplab_jax.models.checks import CheckedModule
+from deeplab_jax.checks import CheckedModule
 from deeplab_jax.models.layers import ConvNorm, Dropout, Features, LayerSettings, classifier, parameter
 from deeplab_jax.ops.transposed import conv_transpose2d
 

@@ -3,7 +3,7 @@
 import flax.linen as nn
 import jax
 
-from deeplab_jax.models.checks import CheckedModule, check_counts
+from deeplab_jax.checks import CheckedModule, check_counts
 from deeplab_jax.models.layers import Conv, ConvNorm, Features, LayerSettings, classifier
 from deeplab_jax.ops.pooling import global_average_pool
 from deeplab_jax.ops.resize import resize_bilinear

@@ -3,7 +3,7 @@
 import flax.linen as nn
 import jax
 
-from deeplab_jax.models.checks import CheckedModule, check_counts
+from deeplab_jax.checks import CheckedModule, check_counts
 from deeplab_jax.models.layers import SMALL_NORMAL, Conv, Dropout, Features, LayerSettings
 from deeplab_jax.ops.pooling import max_pool
 from deeplab_jax.ops.resize import resize_bilinear

@@ -6,8 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from deeplab_jax.checks import CheckedModule, check_counts
 from deeplab_jax.errors import UserError
-from deeplab_jax.models.checks import CheckedModule, check_counts
 from deeplab_jax.models.layers import PADDINGS, ConvNorm, Dropout, Features, LayerSettings, parameter
 from deeplab_jax.ops.transposed import conv_transpose2d
 
