@@ -430,7 +430,7 @@ def compile_(args: argparse.Namespace) -> int:
 
 def arguments(args: argparse.Namespace) -> dict[str, Any]:
     """Return what was given to a verb whose flags are the arguments of one function; see `flags.OMITTED`."""
-    of_program = {"verb", "run", "parser", "takes_config", "distributed", "config"}
+    of_program = {"verb", "run", "takes_config", "distributed", "config"}
     return {name: value for name, value in vars(args).items() if name not in of_program}
 
 

@@ -45,7 +45,7 @@ def make_parser() -> Parser:
         sub = subparsers.add_parser(
             name, help=text, description=text, epilog=epilog, allow_abbrev=False, argument_default=omitted
         )
-        sub.set_defaults(run=run, parser=sub, takes_config=bool(config), distributed="none")
+        sub.set_defaults(run=run, takes_config=bool(config), distributed="none")
         sub.add_argument(
             "--module",
             metavar="FILE.py",

@@ -66,19 +66,13 @@ def evaluate(
     from deeplab_jax.evaluate import evaluator
     from deeplab_jax.evaluate.page import make_folder
     from deeplab_jax.terminal import note
-    from deeplab_jax.train.from_config import open_split
-    from deeplab_jax.train.given import require_named
 
     folder = at_home(out) if out else None
     with together():
         network, variables, info, settings = _model_and_settings(model, variables, config, checkpoint, module)
         split = split or (settings.data.val_split if settings is not None else "val")
         if source is None:
-            if settings is None:
-                raise UserError(_no_data(model))
-            name = "model, variables" if isinstance(model, Segmenter) else repr(str(model))
-            require_named(settings, "sources", fix=f"give it again, as in deeplab_jax.evaluate({name}, source=...)")
-            source = open_split(settings, split, reading=network.preprocessing)
+            source = _configured_source(model, network, settings, split)
         protocol, how = _protocol_and_arguments(protocol, settings, how)
         source = read_in_parts(source) if protocol.window else source
         renamed = _compare_names(info, source)
@@ -127,6 +121,20 @@ def _model_and_settings(
             "evaluate(model): a network alone has no weights; give its variables, too, or the path of a run"
         )
     return model, variables, {}, settings
+
+
+def _configured_source(
+    model: Segmenter | str | Path, network: Segmenter, settings: ConfigDict | None, split: str
+) -> "Source":
+    """Return the split of the data that the configuration names, read as the network takes images."""
+    from deeplab_jax.train.from_config import open_split
+    from deeplab_jax.train.given import require_named
+
+    if settings is None:
+        raise UserError(_no_data(model))
+    name = "model, variables" if isinstance(model, Segmenter) else repr(str(model))
+    require_named(settings, "sources", fix=f"give it again, as in deeplab_jax.evaluate({name}, source=...)")
+    return open_split(settings, split, reading=network.preprocessing)
 
 
 def _compare_names(info: dict[str, Any], source: "Source") -> str:

@@ -91,8 +91,7 @@ class Ahead:
         if images and self.kind == "training":
             config.train.batch_size = images
         check(config)
-        known = self.num_classes, config.data.name == MULTILABEL
-        classes, multilabel = known if self.num_classes else classes_of(config)
+        classes, multilabel = classes_of(config, self.num_classes)
         model = build_model(config, num_classes=classes, multilabel=multilabel)
         if self.kind == "training":
             return lower_training(config, model, devices), model
@@ -215,13 +214,15 @@ def bisect(fits: Callable[[int], bool], *, unit: int, start: int) -> int:
     return low * unit
 
 
-def classes_of(config: ConfigDict) -> tuple[int, bool]:
-    """Return the number of classes of a configuration's data, and whether a pixel can have several; without its files
-    where they are known.
+def classes_of(config: ConfigDict, count: int = 0) -> tuple[int, bool]:
+    """Return the number of classes of a configuration's data, or `count` where it is given, and whether a pixel can
+    have several; without its files where they are known.
     """
     options = config.data.options.to_dict()
-    if (names := options.get("class_names")) and config.data.name in SOURCES:
-        return len(names), config.data.name == MULTILABEL
+    if not count and config.data.name in SOURCES:
+        count = len(options.get("class_names") or ())
+    if count:
+        return count, config.data.name == MULTILABEL
     known = PUBLISHED_SETS.get(config.data.name) if not options and not config.data.dir else None
     labels = known or open_split(config, config.data.train_split).labels
     return labels.num_classes, labels.multilabel

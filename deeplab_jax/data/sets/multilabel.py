@@ -98,10 +98,9 @@ def open_multilabel(
         )
         for name in labels.names
     )
-    lonely = {
-        name: {file for _, file in part.masks_without_image} for name, part in zip(labels.names, parts, strict=True)
-    }
-    for name, part in zip(labels.names, parts, strict=True):
+    by_label = dict(zip(labels.names, parts, strict=True))
+    lonely = {name: {file for _, file in part.masks_without_image} for name, part in by_label.items()}
+    for name, part in by_label.items():
         # A glob of one label may also match the masks of another whose name ends with it: crack, and wet_crack.
         taken = {
             file
