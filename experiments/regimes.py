@@ -103,6 +103,12 @@ class Regime:
         """Return the network that replaces a model of the papers, given as `<architecture>_<backbone>`."""
         return self.networks[model] if model in self.networks else self.networks[model.partition("_")[2]]
 
+    def command(self, table: str) -> str:
+        """Return the command that runs a table here."""
+        given = any(network.pretrained for network in self.networks.values())
+        needs = " --data_dir DIR --init MODEL_FOLDER" if given else ""
+        return f"python -m experiments.run {table} --regime {self.name}{needs}"
+
     def trainings(self, table: Table, row: Row) -> int:
         """Return the number of a row's trainings."""
         points = table.at_stake(row)

@@ -69,13 +69,14 @@ def main(argv: Sequence[str] | None) -> None:
     add_write(parser, PAGE)
     args = parser.parse_args(argv)
     results, _ = read_tables(args.results, (args.regime,))
-    found = [way for one in results if one.table is TABLES["extra_noise"] for way in protocols(one)]
+    regime, noise = REGIMES[args.regime], TABLES["extra_noise"]
+    if reason := next(filter(None, map(regime.why_not, noise.rows)), ""):
+        raise UserError(f"--regime {args.regime}: {reason}; leave out --regime, or give camvid")
+    found = [way for one in results if one.table is noise for way in protocols(one)]
     if not found:
-        given = any(network.pretrained for network in REGIMES[args.regime].networks.values())
-        needs = " --data_dir DIR --init MODEL_FOLDER" if given else ""
         raise UserError(
             f"{args.results / args.regime}: no protocol has two trainings of both networks; "
-            f"python -m experiments.run extra_noise --regime {args.regime}{needs} first"
+            f"{regime.command(noise.name)} first"
         )
     write_whole(args.out, lambda fresh: draw(found).savefig(fresh, format="png", dpi=DPI))
     print(text := table(found))

@@ -1,8 +1,12 @@
 """Measure the gradient of each tap of an atrous kernel, by its rate and the size of the map (DeepLabv3, sec. 3.3).
 
-    python -m experiments.run extra_rates --regime demo --config.train.checkpoint_every=50 --config.train.keep=100
+    python -m experiments.run extra_rates --regime demo --out runs/mine --config.train.checkpoint_every=50 \\
+        --config.train.keep=100
     python -m experiments.tap_gradients --out runs/tap_gradients.json
-    python -m experiments.tap_gradients --out runs/tap_gradients.json --runs runs/tables --row map_17-rate_8
+    python -m experiments.tap_gradients --out runs/tap_gradients.json --row map_17-rate_8
+
+The first command trains the rows with their checkpoints. Its own `--out` keeps the committed results apart, which would
+count as finished.
 
 The networks are those of `experiments/tables/extra_rates.py` in the regime `demo`. The gradient is that of a real
 training step. It is taken at the random weights of seed 0, and at every checkpoint in the run directory of the row.
@@ -70,7 +74,15 @@ def main(argv: Sequence[str] | None) -> None:
         asked = {"training": found.training_key, "images": args.images}
         kept = content["rows"].get(name, {})
         taps = kept.get("taps", {}) if {key: kept.get(key) for key in asked} == asked else {}
-        for step in (0, *checkpoint_steps(workdir)):
+        steps = {0, *checkpoint_steps(workdir), *map(int, taps)}
+        if len(steps) == 1:
+            print(
+                f"{workdir}: no checkpoints there, so only the random weights are measured; python -m experiments.run "
+                f"extra_rates --regime {REGIME} --row {name} --out runs/mine --config.train.checkpoint_every=50 "
+                "--config.train.keep=100 makes them",
+                file=sys.stderr,
+            )
+        for step in sorted(steps):
             if str(step) not in taps:
                 taps[str(step)] = gradients(found, workdir, step, images=args.images).tolist()
                 content["rows"][name] = {**asked, "taps": dict(sorted(taps.items(), key=lambda one: int(one[0])))}

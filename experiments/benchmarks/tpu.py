@@ -1,6 +1,6 @@
 """Compile every training of the papers for TPUs, without having one, and write XLA's estimates of memory and time.
 
-    python -m experiments.benchmarks.tpu [--targets v5e:2x2,v6e:2x2] [--scale paper] [--rows v3_table6] \
+    python -m experiments.benchmarks.tpu [--targets v5e:2x2,v6e:2x2] [--regime paper] [--rows v3_table6] \
         [--out FILE] [--write experiments/benchmarks/README.md]
 
 It needs `pip install 'deeplab_jax[tpu-compile]'`. A program takes ten minutes and more on two cores. Each row is
@@ -37,23 +37,25 @@ def main(argv: Sequence[str] | None) -> None:
     """Compile the trainings that the file lacks for the targets, and write the table."""
     parser = parser_of("benchmarks.tpu", __doc__)
     parser.add_argument("--targets", default=TARGETS, help=f"slices, separated by commas; default {TARGETS}")
-    parser.add_argument("--scale", default="paper", help="a regime of experiments/regimes.py; default paper")
+    parser.add_argument(
+        "--regime", "--scale", default="paper", help="a regime of experiments/regimes.py; default paper"
+    )
     parser.add_argument("--dtype", default="bfloat16", choices=("float32", "bfloat16"), help="dtype of the activations")
     parser.add_argument("--rows", default="", metavar="TEXT", help="only trainings with this text in their name")
     parser.add_argument("--out", type=Path, default=RESULTS, help="file of the results")
     add_write(parser, "experiments/benchmarks/README.md")
     args = parser.parse_args(argv)
-    if args.scale not in REGIMES:
-        raise UserError(f"--scale {args.scale}: {did_you_mean(args.scale, REGIMES)}")
+    if args.regime not in REGIMES:
+        raise UserError(f"--regime {args.regime}: {did_you_mean(args.regime, REGIMES)}")
     targets = [parse_target(word) for word in args.targets.split(",")]
     for target in targets:
         start_without_accelerator(target)
         devices_of(target)
     content = read_results(args.out)
-    for name, found in trainings(args.scale, args.dtype):
+    for name, found in trainings(args.regime, args.dtype):
         for target in targets if args.rows in name else ():
             row = f"{name} on {target.name}"
-            settings = {"scale": args.scale, "dtype": args.dtype, "compiler": compiler_version(target)}
+            settings = {"training": found.training_key, "compiler": compiler_version(target)}
             old = content["rows"].get(row)
             if old is None or old["settings"] != settings:
                 content["rows"][row] = {"settings": settings, **compiled(found, target)}
@@ -70,12 +72,12 @@ def in_dtype(dtype: str) -> Settings:
     return Settings(overrides=(f"--config.model.options.dtype={dtype}",))
 
 
-def trainings(scale: str, dtype: str) -> Iterator[tuple[str, Resolved]]:
-    """Yield each training of the tables once, with the name of the first row that asks for it."""
+def trainings(regime: str, dtype: str) -> Iterator[tuple[str, Resolved]]:
+    """Yield each training of the papers' tables once, with the name of the first row that asks for it."""
     seen = set()
-    for table in TABLES.values():
+    for table in (one for one in TABLES.values() if not one.name.startswith("extra_")):
         for name, row in table.named_rows().items():
-            found = resolve(row, table, REGIMES[scale], in_dtype(dtype)) if row.train else None
+            found = resolve(row, table, REGIMES[regime], in_dtype(dtype)) if row.train else None
             if isinstance(found, Resolved) and found.training_key not in seen:
                 seen.add(found.training_key)
                 yield f"{table.name}/{name}", found

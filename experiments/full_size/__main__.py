@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None) -> None:
     if args.steps < 4 or not 0 < args.share <= 1 or args.evaluate < 0:
         raise UserError("give --steps of at least 4, a --share above 0 and at most 1, and --evaluate 0 or more")
     protocol, out = PROTOCOLS[args.name], args.out / args.name
-    raw, prepared = (out / f"{part}_{args.share:g}" for part in ("raw", "prepared"))
+    raw, prepared, run = (out / f"{part}_{args.share:g}" for part in ("raw", "prepared", "run"))
     model = f":model={args.model}" if args.model else ""
     config = f"--config={ROOT / 'configs' / args.name}.py{model}"
     if not prepared.is_dir():
@@ -86,10 +86,10 @@ def main(argv: Sequence[str] | None) -> None:
     training += [f"--config.train.steps={args.steps}", f"--config.train.accumulate={args.accumulate}"]
     training += [f"--config.train.checkpoint_every={max(1, args.steps // 4)}"]
     training += [f"--config.train.log_every={max(1, args.steps // 20)}", *overrides]
-    train([*training, "--workdir", str(out / "run")], out / "run", args.steps)
-    metrics, limit = out / "os8_views", ["--limit", str(args.evaluate)] if args.evaluate else []
+    train([*training, "--workdir", str(run)], run, args.steps)
+    metrics, limit = run / "os8_views", ["--limit", str(args.evaluate)] if args.evaluate else []
     views = ["--output_stride", "8", "--flip", "--scales", ",".join(map(str, protocol.scales))]
-    call("evaluate", "--model", str(out / "run"), "--checkpoint", "newest", *views, "--out", str(metrics), *limit)
+    call("evaluate", "--model", str(run), "--checkpoint", "newest", *views, "--out", str(metrics), *limit)
     found = json.loads((metrics / RESULTS_FILE).read_text())["protocol"]
     print(f"{args.steps} steps; {found['images']} images at output stride {found['output_stride']}: {metrics}")
 

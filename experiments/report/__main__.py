@@ -1,7 +1,8 @@
 """Report on the papers' tables: Markdown, plots, and one HTML page that needs no network.
 
     python -m experiments.report
-    python -m experiments.report --regime scenes camvid --write experiments/results/README.md
+    python -m experiments.report --write experiments/results/README.md
+    python -m experiments.report --regime scenes camvid
 
 It reads the results of `experiments.run` in RESULTS. For the pictures it also reads the run directories in RUNS, where
 they exist. It writes `tables.md`, `REGIME-TABLE.png`, `REGIME-TABLE-curves.png` and `report.html` into OUT.
@@ -41,6 +42,8 @@ def main(argv: Sequence[str] | None) -> None:
     args = parser.parse_args(argv)
     if args.images < 0:
         raise UserError(f"--images {args.images}: give 0 or more")
+    if args.write and args.regime:
+        raise UserError("--write replaces the tables of all regimes; leave out --regime")
     results, remarks = read_tables(args.results, tuple(dict.fromkeys(args.regime)))
     for line in remarks:
         print(line, file=sys.stderr)
@@ -50,12 +53,12 @@ def main(argv: Sequence[str] | None) -> None:
     markdown.SECTION.write(args.write, text)
     enable_compilation_cache()
     sections = [section(result, args.runs, args.out, images=args.images) for result in results]
-    file = write(args.out / "report.html", page.page(sections, verdicts).encode())
+    file = write(args.out / "report.html", page.page(sections, verdicts, images=args.images).encode())
     count = sum(not row.missing for result in results for row in result.rows)
     print(f"{len(results)} tables with {count} results: {file}")
 
 
-def section(result: TableResult, runs: Path, out: Path, *, images: int) -> page.Section:
+def section(result: TableResult, runs: Path, out: Path, *, images: int) -> page.TablePart:
     """Write a table's plots, and return its section of the page."""
     found, remarks = table_pictures(result, runs, count=images)
     for line in remarks:
@@ -65,7 +68,7 @@ def section(result: TableResult, runs: Path, out: Path, *, images: int) -> page.
     for name, plot in ((f"{result.name}.png", values[0]), (f"{result.name}-curves.png", curves[0])):
         if plot is not None:
             write(out / name, plot)
-    return page.Section(result, found, values, curves)
+    return page.TablePart(result, found, values, curves)
 
 
 def write(file: Path, data: bytes) -> Path:

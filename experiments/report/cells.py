@@ -1,7 +1,7 @@
 """The cells of tables and claims, for Markdown and HTML.
 
-A table has the paper's columns, then for each measure the paper's number, ours, their difference and the spread. A
-claim has the paper's difference, ours, its interval and the verdict.
+A table has the paper's columns, then for each measure the paper's number, ours and the spread; in the regime `paper`
+their difference as well. A claim has the paper's difference, ours, its interval and the verdict.
 """
 
 from collections.abc import Sequence
@@ -85,31 +85,36 @@ def provenance(result: TableResult) -> list[str]:
         backbones = sorted({one.backbone for one in trainings if one.backbone is not None})
         reached = f"; mIoU {', '.join(f'{100 * one:.2f}' for one in backbones)}" if backbones else ""
         lines.append(f"Before them {_effort(pretrainings)} for the backbones{reached}.")
-    if networks := dict.fromkeys(row.network for row in result.rows if row.network):
-        lines.append(f"Networks here: {', '.join(networks)}.")
+    if found := networks(result):
+        lines.append(f"Networks here: {', '.join(found)}.")
     lines += dict.fromkeys(f"{note[:1].upper()}{note[1:]}." for row in result.rows for note in row.notes)
     return lines
 
 
+def networks(result: TableResult) -> list[str]:
+    """Return the networks that were trained in place of the paper's."""
+    return list(dict.fromkeys(row.network for row in result.rows if row.network))
+
+
 def _compares(result: TableResult, name: str) -> bool:
-    """Return whether the table shows the difference from the paper's number. Multiply-adds of smaller networks have
-    none.
+    """Return whether the table shows the difference from the paper's number: only where data and networks are the
+    paper's.
     """
-    return name in result.printed and (name != "multiply_adds" or result.regime == "paper")
+    return name in result.printed and result.regime == "paper"
 
 
 def cost(results: Sequence[TableResult]) -> str:
     """Return the number and the time of all trainings and evaluations of a regime. Each counts once, and trainings of
-    backbones count too.
+    backbones count too. Tables from two machines hold different trainings of one name; their times tell them apart.
     """
-    trainings: dict[str, Training] = {}
-    evaluations: dict[tuple[str, str], float] = {}
+    trainings: dict[tuple[str, float], Training] = {}
+    evaluations: dict[tuple[str, float, str], float] = {}
     for result in results:
-        trainings |= result.pretrainings()
+        trainings |= {(one.name, one.seconds): one for one in result.pretrainings().values()}
         for row in result.rows:
-            for one in (*row.trainings, *row.left_out):
-                trainings[one.name] = one
-                evaluations[one.name, row.evaluation] = one.evaluating
+            for one in row.trainings:
+                trainings[one.name, one.seconds] = one
+                evaluations[one.name, one.seconds, row.evaluation] = one.evaluating
     training = hours(sum(one.seconds for one in trainings.values()))
     return f"{len(trainings)} trainings, {training}; {len(evaluations)} evaluations, {hours(sum(evaluations.values()))}"
 

@@ -52,7 +52,6 @@ class RowResult:
       missing: the reason why there is no result, "" where there is one.
       training: key of the training, the same for all seeds; rows may share it; "" where there is none.
       trainings: the trainings, in the order of their seeds; none where the row is computed without a network.
-      left_out: further trainings, with seeds that another row of the table with the same training key lacks.
       pretraining: the training whose backbone the trainings start from; None where there is none.
       evaluation: key of the evaluation, "" where there is none.
       network: the network that was trained instead of the paper's.
@@ -65,7 +64,6 @@ class RowResult:
     missing: str = ""
     training: str = ""
     trainings: tuple[Training, ...] = ()
-    left_out: tuple[Training, ...] = ()
     pretraining: Training | None = None
     evaluation: str = ""
     network: str = ""
@@ -144,13 +142,11 @@ def read_tables(results: Path, regimes: Sequence[str]) -> tuple[list[TableResult
         found = [_read_table(table, REGIMES[name], results / name, remarks) for table in TABLES.values()]
         if not any(row.trainings for one in found for row in one.rows):
             if regimes:
-                raise UserError(
-                    f"{results / name}: no results there; python -m experiments.run TABLE --regime {name} first"
-                )
+                raise UserError(f"{results / name}: no results there; {REGIMES[name].command('TABLE')} first")
             continue
         known = {one.table.name for one in tables if one.computed}
         tables += [
-            _pair_seeds(one)
+            one
             for one in found
             if any(row.trainings for row in one.rows) or (one.computed and one.table.name not in known)
         ]
@@ -234,25 +230,6 @@ def _row_result(
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise Unreadable(f"{type(error).__name__} {error}") from None
-
-
-def _pair_seeds(table: TableResult) -> TableResult:
-    """Keep only the seeds that all rows with the same training have, so that these rows are compared over the same
-    seeds.
-    """
-    common: dict[str, set[int]] = {}
-    for row in table.rows:
-        seeds = {one.seed for one in row.trainings}
-        if seeds:
-            common[row.training] = common.get(row.training, seeds) & seeds
-
-    def paired(row: RowResult) -> RowResult:
-        kept = tuple(one for one in row.trainings if one.seed in common[row.training])
-        if not kept:
-            return row
-        return replace(row, trainings=kept, left_out=tuple(one for one in row.trainings if one not in kept))
-
-    return replace(table, rows=tuple(map(paired, table.rows)))
 
 
 def _network(model: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from deeplab_jax.evaluate.page import templates
 from experiments.regimes import REGIMES
-from experiments.report.cells import VERDICT_HEADINGS, cells, headings, provenance, verdict_cells
+from experiments.report.cells import VERDICT_HEADINGS, cells, headings, networks, provenance, verdict_cells
 from experiments.report.gather import RowResult, TableResult
 from experiments.report.pictures import Pictures
 from experiments.report.plots import has_bars
@@ -21,8 +21,8 @@ Pictured = Sequence[tuple[RowResult, Pictures]]
 
 
 @dataclass(frozen=True)
-class Section:
-    """A table's section of the page.
+class TablePart:
+    """A table's part of the page.
 
     Attributes:
       result: the table.
@@ -36,10 +36,18 @@ class Section:
     curves: Plots
 
 
-def page(sections: Sequence[Section], verdicts: Sequence[Verdict]) -> str:
-    """Return the page, with style, script and pictures in it. `verdicts` are those of `all_verdicts`."""
+def page(sections: Sequence[TablePart], verdicts: Sequence[Verdict], *, images: int) -> str:
+    """Return the page, with style, script and pictures in it. `verdicts` are those of `all_verdicts`; `images` is the
+    number of images that were asked for.
+    """
     environment = templates(HERE)
-    functions = {"cells": cells, "headings": headings, "provenance": provenance, "same_images": same_images}
+    functions = {
+        "cells": cells,
+        "headings": headings,
+        "provenance": provenance,
+        "same_images": same_images,
+        "networks": networks,
+    }
     functions |= {"verdict_cells": verdict_cells, "comparisons": comparisons, "has_bars": has_bars}
     environment.globals |= {**functions, "png": lambda data: data_uri(data, ".png"), "embedded": embedded}
     return environment.get_template("page.html").render(
@@ -48,6 +56,7 @@ def page(sections: Sequence[Section], verdicts: Sequence[Verdict]) -> str:
         sections=sections,
         verdicts=verdicts,
         rule=RULE,
+        images=images,
         verdict_headings=VERDICT_HEADINGS,
         differs={name: regime.differs for name, regime in REGIMES.items()},
     )

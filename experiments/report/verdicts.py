@@ -17,7 +17,8 @@ from experiments.tables import Claim
 RULE = (
     "A claim holds where the 95% interval of our difference is above 0, and is refuted where it is below 0; else, and "
     "with a single training, it is undecided. The interval is Student's t over paired trainings and resampled images "
-    'together, never narrower than over the trainings alone; "trainings only" marks rows without counts by image.'
+    'together, never narrower than over the trainings alone; "trainings only" marks rows without counts by image. A '
+    "difference is the mean over the seeds that both rows have, so it can differ from that of the two means in a table."
 )
 HOLDS, REFUTED, UNDECIDED, NOT_RUN, NO_PAIR = "holds", "refuted", "undecided", "not run", "no pair"
 WORDS = {1: HOLDS, -1: REFUTED, 0: UNDECIDED}

@@ -40,6 +40,12 @@ from experiments.run.slurm import Slurm
 from experiments.tables import TABLES, Table, find_table
 
 PROGRAM = ("python", "-m", "experiments.run")
+# Keys of the configuration that no flag sets here, and what to do instead.
+NOT_HERE = {
+    "init": "the runner sets it; give --init",
+    "train.seed": "the runner counts the seeds of a row from 0; leave it out, or give their number with --seeds",
+    "train.patience": "the trainings of a table have one length; leave it out",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,11 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError(f"{unknown[0]} is not an option: {did_you_mean(unknown[0].split('=')[0], flags)}")
         if any(word.startswith("--config=") for word in overrides):
             raise UserError("--config: the regime chooses the configuration file; give --config.section.key=value")
-        for key, option in (("--config.init=", "--init"), ("--config.train.seed=", "--seeds")):
-            if any(word.startswith(key) for word in overrides):
-                raise UserError(f"{key.rstrip('=')}: the runner sets it; give {option}")
-        if any(word.startswith("--config.train.patience=") for word in overrides):
-            raise UserError("--config.train.patience: the trainings of a table have one length; leave it out")
+        for key, fix in NOT_HERE.items():
+            if any(word.startswith(f"--config.{key}=") for word in overrides):
+                raise UserError(f"--config.{key}: {fix}")
         with stop_on_signals():
             return run(args, tuple(overrides), words)
     except UserError as error:
@@ -150,6 +154,8 @@ def run(args: argparse.Namespace, overrides: tuple[str, ...], words: Sequence[st
         say(f"{count} rows have results of other commits than {now}: kept; --again replaces them")
     waiting = [job for job in jobs if pending[job.name]]
     if args.plan:
+        if store.strange:  # Without the weights, finished rows look like those of another configuration.
+            check_init(((one.table, one.row) for one in asked if one.resolved), regime, args.init, needed=True)
         for line in store.strange:
             say(f"{line}; refused without --again")
         for one in asked:
@@ -234,7 +240,7 @@ def show(console: Console, tables: Sequence[Table], regime: Regime, asked: Seque
         contents = {table.row_name(one.row): found for one in rows if (found := store.collect(one)) is not None}
         remarks: list[str] = []
         result = table_result(replace(table, rows=tuple(one.row for one in rows)), regime, contents, remarks)
-        result = replace(result, folder=store.out)
+        result = replace(result, folder=store.out / table.name)
         console.print(f"\n{table.name}: {table.title}\n{table.source}", highlight=False, markup=False, soft_wrap=True)
         console.print(view.results_table(result))
         said = (": ".join(cell.text for cell in verdict_cells(one)[:2]) for one in verdicts(result))

@@ -13,11 +13,12 @@ from deeplab_jax.provenance import git_commit
 from deeplab_jax.train.allocator import keep_freed_memory
 from deeplab_jax.train.from_config import open_split
 from deeplab_jax.train.loop import train
+from deeplab_jax.train.record import METRICS_FILE, records
 from deeplab_jax.train.workdir import RUN_FILE
 from deeplab_jax.weights.folder import load
-from experiments.run.files import Unreadable, newest_step, read_json
+from experiments.run.files import Unreadable, last_miou, newest_step, read_json
 from experiments.run.per_image import counts_of, write_counts
-from experiments.run.plan import Job, evaluation_counts, evaluation_file, weights_name
+from experiments.run.plan import Job, evaluation_counts, evaluation_file, start_file, weights_name
 from experiments.run.results import EVALUATION
 
 # The metrics that the file of an evaluation keeps: all but the confusion matrix.
@@ -45,7 +46,9 @@ def work(job: Job, runs: Path, *, again: bool) -> None:
         config = job.config.copy_and_resolve_references()
         config.evaluate.per_image = True
         if job.pretraining is not None and not newest_step(workdir):
-            config.init, config.init_scope = str(pretrained(job.pretraining, runs, again=again)), "backbone"
+            weights = pretrained(job.pretraining, runs, again=again)
+            config.init, config.init_scope = str(weights), "backbone"
+            save_json(start_file(workdir), {"backbone": last_miou(records(weights / METRICS_FILE))})
         # Trainings of one key differ in nothing that changes the weights.
         last = train(config, workdir, allow_config_change=True)
         final = _final_evaluation(job)

@@ -43,7 +43,7 @@ def _is_entry(value: Any) -> bool:
         and type(value.get("seed")) is int
         and _are_texts(value.get("commits"))
         and _are_numbers(value.get("seconds"), "training", "evaluation")
-        and (value.get("backbone") is None or is_number(value["backbone"]))
+        and CHECKS["backbone"](value.get("backbone"))
     )
 
 
@@ -73,6 +73,7 @@ CHECKS: dict[str, Callable[[Any], bool]] = {
     "evaluation": _is_key,
     "config": _is_config,
     "pretraining": _is_pretraining,
+    "backbone": lambda value: value is None or is_number(value),
     "commits": _are_texts,
     "miou": lambda value: value is None or is_number(value),
     "seconds": is_number,

@@ -78,6 +78,11 @@ def weights_name(pretraining: ConfigDict) -> str:
     return f"{key_of(pretraining)}_weights"
 
 
+def start_file(workdir: Path) -> Path:
+    """Return the file beside a run directory with the `backbone` that the run started from: the mIoU of its network."""
+    return workdir.with_name(f"{workdir.name}.start.json")
+
+
 def evaluation_file(workdir: Path, key: str) -> Path:
     """Return the file of an evaluation in a run directory."""
     return workdir / "evaluations" / f"{key}.json"

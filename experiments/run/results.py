@@ -35,7 +35,6 @@ from experiments.run.files import (
     Records,
     Unreadable,
     checked,
-    last_miou,
     read_json,
     read_rows,
     read_trainings,
@@ -43,7 +42,7 @@ from experiments.run.files import (
     training_seconds,
 )
 from experiments.run.per_image import counts_file, read_counts
-from experiments.run.plan import Asked, evaluation_counts, evaluation_file, job_name, weights_name
+from experiments.run.plan import Asked, evaluation_counts, evaluation_file, job_name, start_file, weights_name
 from experiments.run.resolve import Resolved
 
 RESULTS = "experiments/results/tables"  # unless the user names another folder
@@ -202,8 +201,8 @@ class Store:
         seconds = {"training": training, "evaluation": found["seconds"]}
         entry = {"seed": seed, **{key: value for key, value in found.items() if key != "seconds"}, "seconds": seconds}
         if one.resolved.pretraining is not None:
-            weights = self.runs / weights_name(one.resolved.pretraining)
-            entry["backbone"] = last_miou(records(weights / METRICS_FILE))
+            with suppress(Unreadable):
+                entry["backbone"] = (read_json(start_file(workdir), needs=("backbone",)) or {}).get("backbone")
         return entry
 
     def _multiply_adds(self, old: Content | None, first: Content) -> dict[str, int]:

@@ -53,10 +53,15 @@ def test_rows_are_written_as_they_come_and_kept(tmp_path, monkeypatch, capsys) -
     assert "| no: 20.00G exceeds 15.75G | - | - | - | - | - |" in table
 
 
+def test_the_trainings_are_those_of_the_papers() -> None:
+    names = [name for name, _ in tpu.trainings("paper", "bfloat16")]
+    assert len(names) == 62 and {name.split("_")[0] for name in names} == {"v3", "v3plus"}
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--scale", "papers"), "--scale papers: did you mean paper?"),
+        (("--regime", "papers"), "--regime papers: did you mean paper?"),
         (("--targets", "v5e:3x3"), "--target v5e:3x3: "),
         (("--targets", "cpu", "--out", "{file}"), "holds no estimates of TPUs; give another --out"),
     ],

@@ -143,10 +143,10 @@ def test_the_whole_protocol_with_a_thin_network(tmp_path, capfd, name, share, si
     assert full_size.main(words) == 0
     out = capfd.readouterr().out
     assert "no errors, no warnings" in out and "killed at step" in out
-    run = tmp_path / name / "run"
+    run = tmp_path / name / f"run_{share}"
     assert len(json.loads((run / "run.json").read_text())) == 2, "it was started twice"
     assert {record["step"] for record in records(run / "metrics.jsonl")} == {1, 2, 3, 4}
-    found = json.loads((tmp_path / name / "os8_views" / "metrics.json").read_text())
+    found = json.loads((run / "os8_views" / "metrics.json").read_text())
     protocol = found["protocol"]
     assert (protocol["output_stride"], protocol["flip"], protocol["images"]) == (8, True, 1)
     assert tuple(protocol["scales"]) == full_size.PROTOCOLS[name].scales

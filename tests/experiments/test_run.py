@@ -23,12 +23,14 @@ from rich.console import Console
 from deeplab_jax.errors import UserError
 from deeplab_jax.files import locked, save_json
 from deeplab_jax.train.record import records
+from experiments.report.gather import read_tables
+from experiments.report.verdicts import verdicts
 from experiments.run import __main__ as run
 from experiments.run import execute, jobs, results
 from experiments.run.execute import pretrained, work
 from experiments.run.files import state_of, training_seconds
 from experiments.run.per_image import counts_file, counts_of, read_counts, write_counts
-from experiments.run.plan import Job, evaluation_counts, evaluation_file
+from experiments.run.plan import Job, evaluation_counts, evaluation_file, job_name, start_file
 from experiments.run.processes import keep_to_cores, start_job
 from experiments.run.slurm import FORGOTTEN, OnNode, Slurm, SlurmJob
 from experiments.run.view import Rates, View
@@ -110,6 +112,11 @@ def table_file(tmp_path, name):
     return tmp_path / "out" / "scenes" / f"{name}.json"
 
 
+def row_job(tmp_path, name, seed):
+    """The run directory of a row's training."""
+    return tmp_path / "runs/scenes" / job_name(result(tmp_path, name)["training"], seed)
+
+
 def result(tmp_path, name):
     """What is kept of a row, given as `TABLE/ROW`."""
     table, row = name.split("/")
@@ -168,6 +175,33 @@ def test_counts_by_image_outlive_the_runs(here, tmp_path, monkeypatch) -> None:
     kept = counts_file(tmp_path / "out/scenes/v3_table6", f"{row['training']}_seed0", row["evaluation"])
     assert read_counts(kept, 0.5) is not None and len(list(kept.parent.glob("*.npz"))) == 4
     assert len(here.names) == 1
+
+
+def test_the_runner_judges_by_the_counts_of_its_tables(here, tmp_path, monkeypatch) -> None:
+    """The verdicts that it prints are those of the report, whose intervals are also over images."""
+    pretend, judged = run.work, []
+
+    def with_counts(job, runs, *, again):
+        pretend(job, runs, again=again)
+        for key in job.evaluations:
+            rights = {"a": 50, "b": 60 + 10 * job.evaluations[key]["flip"]}
+            counts = counts_of(
+                [
+                    {"name": name, "right": [right], "labelled": [100], "predicted": [100]}
+                    for name, right in rights.items()
+                ]
+            )
+            found = evaluation_file(runs / job.name, key)
+            save_json(found, {**json.loads(found.read_text()), "miou": counts.miou()})
+            write_counts(evaluation_counts(runs / job.name, key), counts)
+
+    monkeypatch.setattr(run, "work", with_counts)
+    monkeypatch.setattr(run, "verdicts", lambda result: judged.extend(verdicts(result)) or [])
+    assert call(tmp_path, "v3_table6", "--seeds", "2") == 0
+    reported, _ = read_tables(tmp_path / "out", ("scenes",))
+    assert len(judged) == 3 and all(one.images is not None for one in judged)
+    (expected,) = (verdicts(one) for one in reported if one.table.name == "v3_table6")
+    assert [(one.word, one.interval) for one in judged] == [(one.word, one.interval) for one in expected]
 
 
 def test_another_run_of_the_same_key_leaves_counts_and_logs_of_a_result_alone(here, tmp_path, monkeypatch) -> None:
@@ -481,6 +515,18 @@ def test_a_plan_needs_no_weights(tmp_path, capsys, option) -> None:
     assert call(tmp_path, "v3plus_table1", option, "paper") == 2
 
 
+def test_a_plan_of_rows_with_results_needs_their_weights(here, tmp_path, capsys, monkeypatch) -> None:
+    """Without them finished rows would look like those of another configuration."""
+    monkeypatch.setattr(run, "check_data", lambda waiting: None)
+    (tmp_path / "weights.safetensors").write_bytes(b"weights")
+    words = ("v3_table6", "--row", "eval_os_16", "--regime", "camvid")
+    assert call(tmp_path, *words, "--init", str(tmp_path)) == 0
+    assert call(tmp_path, *words, "--init", str(tmp_path), "--plan") == 0
+    assert "0 of 1 jobs to run" in capsys.readouterr().out
+    assert call(tmp_path, *words, "--plan") == 2
+    assert "starts from pre-trained weights: give --init FOLDER" in capsys.readouterr().err
+
+
 def test_commands_are_all_that_a_shell_gets(here, tmp_path, capsys, monkeypatch) -> None:
     call(tmp_path, "v3_table6")
     monkeypatch.setattr(run, "git_commit", lambda: "another")
@@ -512,7 +558,10 @@ def test_commands_are_jobs(here, tmp_path, capsys) -> None:
         (["v3_table6", "--row", "eval_os_9"], "--row 'eval_os_9' is not known: did you mean eval_os_8"),
         (["v3_table6", "--sedes", "2"], "--sedes is not an option: did you mean --seeds"),
         (["v3_table6", "--config.init=models/x"], "--config.init: the runner sets it; give --init"),
-        (["v3_table6", "--config.train.seed=3"], "--config.train.seed: the runner sets it; give --seeds"),
+        (
+            ["v3_table6", "--config.train.seed=3"],
+            "counts the seeds of a row from 0; leave it out, or give their number",
+        ),
         (["v3_table6", "--config.train.patience=1"], "the trainings of a table have one length; leave it out"),
         (["v3_table6", "--config.train.stepps=3"], "stepps"),
         (["v3_table6", "--config=configs/voc.py"], "the regime chooses the configuration file"),
@@ -663,8 +712,9 @@ def test_a_row_says_what_its_backbone_took(here, tmp_path) -> None:
     weights = tmp_path / "runs/scenes" / first["name"]
     weights.mkdir()
     record = {"step": 1500, "train/loss": 1.0, "train/images_per_second": 8.0}
-    records = [json.dumps(one) for one in (record, {"step": 1500, "val/miou": 0.25})]
-    (weights / "metrics.jsonl").write_text("\n".join(records) + "\n")
+    (weights / "metrics.jsonl").write_text(json.dumps(record) + "\n")
+    fourth = row_job(tmp_path, "v3_table6/eval_os_16", 3)
+    save_json(start_file(fourth), {"backbone": 0.25})
     call(tmp_path, "v3_table6", "--row", "eval_os_16", "--seeds", "4")  # The fourth seed is new.
     assert result(tmp_path, "v3_table6/eval_os_16")["seeds"][3]["backbone"] == 0.25
     for _ in range(2):
@@ -732,7 +782,14 @@ def test_jobs_start_from_one_backbone_that_is_trained_once(job, tmp_path, capsys
     assert capsys.readouterr().out.count("first the backbone") == 1
     work(job, tmp_path, again=False)
     assert f"tensors from {weights} (scope backbone)" in capsys.readouterr().out
-    shutil.rmtree(weights)  # A training that goes on needs it no more.
+    start = start_file(tmp_path / job.name).read_text()
+    assert json.loads(start) == {"backbone": read_metrics(weights)[-1]["val/miou"]}
+    # A training that goes on needs the backbone no more, and remembers its own.
+    (weights / "metrics.jsonl").write_text(json.dumps({"step": 2, "val/miou": 0.99}) + "\n")
+    (tmp_path / "k_seed0/evaluations/own.json").unlink()
+    work(job, tmp_path, again=False)
+    assert start_file(tmp_path / job.name).read_text() == start
+    shutil.rmtree(weights)
     (tmp_path / "k_seed0/evaluations/flip.json").unlink()
     work(job, tmp_path, again=False)
     assert not weights.exists()

@@ -55,6 +55,13 @@ def test_a_regime_without_the_table_says_what_makes_it(capsys) -> None:
     assert "python -m experiments.run extra_noise --regime camvid --data_dir DIR --init MODEL_FOLDER first" in line
 
 
+def test_a_regime_without_the_networks_says_so(capsys) -> None:
+    """Its command would run no row."""
+    assert spread.main(["--regime", "demo"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "--regime demo: no network stands for deeplabv3_resnet101 in the regime demo; leave out --regime" in line
+
+
 def test_without_results_it_says_what_makes_them(tmp_path, capsys) -> None:
     assert spread.main(["--results", str(tmp_path)]) == 2
     (line,) = capsys.readouterr().err.splitlines()

@@ -2,7 +2,9 @@
 
 import json
 import math
+from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import jax
 import numpy as np
@@ -20,7 +22,7 @@ from experiments import ROOT
 from experiments.regimes import REGIMES
 from experiments.run.files import read_rows
 from experiments.run.plan import ask
-from experiments.run.resolve import NotRun, Resolved, Settings, beyond, check_init, key_of, resolve
+from experiments.run.resolve import OUTSIDE_KEY, NotRun, Resolved, Settings, beyond, check_init, key_of, resolve
 from experiments.run.results import RARE, RESULTS
 from experiments.tables import TABLES
 from experiments.tables.table import MEASURES
@@ -479,6 +481,14 @@ def test_committed_results_are_of_the_rows_as_they_are(name: str) -> None:
             if row_name in held:
                 found = resolve(row, table, regime, Settings())
                 keys = held[row_name]["training"], held[row_name]["evaluation"]
-                if not isinstance(found, Resolved) or found.keys != keys:
+                if not isinstance(found, Resolved) or found.keys != keys or other_values(found, held[row_name]):
                     others.append(f"{table.name}/{row_name}")
     assert not others
+
+
+def other_values(found: Resolved, held: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a training that differ from those of a result. Keys do not show a default that has changed."""
+    then, now = (flatten_dict(config, sep=".") for config in (held["config"], to_plain(found.config)))
+    outside = [key.removeprefix("config.") for key in OUTSIDE_KEY]
+    kept = (key for key in now.keys() & then.keys() if not key.startswith(("evaluate.", *outside)))
+    return {key: now[key] for key in kept if now[key] != then[key]}

@@ -106,7 +106,9 @@ def test_what_is_there_is_not_computed_again(tmp_path, monkeypatch, capsys) -> N
     for _ in range(2):
         assert main(words) == 0
     assert [one[0::2] for one in asked] == [((4,), 0), ((4,), 0)]
-    assert "map_17-rate_8, step 0: outer taps have 88.89% of the gradient" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "map_17-rate_8, step 0: outer taps have 88.89% of the gradient" in said.out
+    assert "no checkpoints there, so only the random weights are measured; python -m experiments.run" in said.err
     kept = json.loads(out.read_text())["rows"]["map_17-rate_8"]
     assert kept["taps"] == {"0": [[1.0] * 3] * 3}
     # A run adds its checkpoints, also those that come later. What it has deleted since is kept.
@@ -115,6 +117,12 @@ def test_what_is_there_is_not_computed_again(tmp_path, monkeypatch, capsys) -> N
         assert main(words[:6]) == 0
     assert asked[2:] == [((4,), run, step, 8) for step in (50, 100, 450)]
     assert list(json.loads(out.read_text())["rows"]["map_17-rate_8"]["taps"]) == ["0", "50", "100", "450"]
+    capsys.readouterr()
+    steps.clear()  # The run directory is gone; the gradients are still told.
+    assert main(words[:6]) == 0
+    said = capsys.readouterr()
+    assert said.err == "" and "map_17-rate_8, step 450: outer taps have 88.89% of the gradient" in said.out
+    steps[:] = [100, 450]
     # Another number of images starts anew.
     assert main([*words[:6], "--images", "2"]) == 0
     assert [one[2:] for one in asked[5:]] == [(0, 2), (100, 2), (450, 2)]
