@@ -11,7 +11,8 @@ import io
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from deeplab_jax.files import write_json
 
 SplitProgress = Callable[[str, int, int], None]
 """Called as `progress(split, done, total)` after each example."""
+
+PER_FILE = 256  # Examples; TFDS holds the examples of a file in memory while it writes.
 
 
 def prepare(sources: Mapping[str, Source], out_dir: str | Path, *, progress: SplitProgress | None = None) -> Path:
@@ -91,27 +94,23 @@ def _write(sources: Mapping[str, Source], work: Path, name: str, progress: Split
     tfds.disable_progress_bar()
     failures: list[Exception] = []
 
-    def generate(split: str, source: Source) -> Iterator[tuple[int, dict[str, Any]]]:
-        for index in range(len(source)):
+    def generate(split: str, indices: range) -> Iterator[tuple[int, dict[str, Any]]]:
+        for index in indices:
             try:
-                features = _features(source, index)
+                features = _features(sources[split], index)
             except Exception as error:
                 failures.append(error)
                 raise
             yield index, features
             if progress is not None:
-                progress(split, index + 1, len(source))
+                progress(split, index + 1, len(sources[split]))
 
-    builder = _Builder(
-        name=name,
-        version="1.0.0",
-        features=FEATURES,
-        split_datasets={split: generate(split, source) for split, source in sources.items()},
-        data_dir=str(work),
-        description="Written by deeplab_jax.data.prepare; class names and colours are in " + SIDE_FILE + ".",
-        file_format="array_record",
-        disable_shuffling=True,
-    )
+    every = {split: range(len(source)) for split, source in sources.items()}
+    files = {
+        split: [partial(generate, split, indices[start : start + PER_FILE]) for start in indices[::PER_FILE]]
+        for split, indices in every.items()
+    }
+    builder = _Builder(name, files, data_dir=str(work), version="1.0.0", file_format="array_record")
     try:
         builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
     except Exception as error:
@@ -124,14 +123,26 @@ def _write(sources: Mapping[str, Source], work: Path, name: str, progress: Split
     return Path(builder.data_dir)
 
 
-class _Builder(tfds.dataset_builders.AdhocBuilder, skip_registration=True):  # type: ignore[call-arg]
+class _Builder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
+    """Writes each file from a function that yields its examples. A builder that is not based on shards sorts all
+    examples of a split. Beyond a gigabyte it does this on the disk, which needs TensorFlow.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
     # Nothing is downloaded, so there are no checksums beside the code. TFDS's search for them needs a package that it
     # does not declare.
     code_path = None
 
-    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[Any]]:
-        # The parent's method asks whether the examples are a tf.data.Dataset, which needs TensorFlow.
-        return dict(self._split_datasets)
+    def __init__(self, name: str, files: Mapping[str, Sequence[Callable[[], Iterator[Any]]]], **how: Any) -> None:
+        self.name, self._files = name, files
+        super().__init__(**how)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        about = f"Written by deeplab_jax.data.prepare; class names and colours are in {SIDE_FILE}."
+        return tfds.core.DatasetInfo(builder=self, description=about, features=FEATURES, disable_shuffling=True)
+
+    def _shard_iterators_per_split(self, dl_manager: Any) -> Mapping[str, Sequence[Callable[[], Iterator[Any]]]]:
+        return self._files
 
     def _log_download_bytes(self) -> None:
         """Print nothing: TFDS would announce a download."""

@@ -8,6 +8,7 @@ import textwrap
 
 import numpy as np
 import pytest
+from tensorflow_datasets.core import shuffle
 
 from deeplab_jax.data import images
 from deeplab_jax.data.catalog import open_source
@@ -66,6 +67,22 @@ def test_a_prepared_folder_knows_what_the_masks_of_its_source_store(tmp_path, so
         read = open_source("tfds", split=split, dir=out)
         assert read.labels.value_map == value_map
         np.testing.assert_array_equal(read[0]["label"], source[0]["label"])
+
+
+def test_no_split_is_too_large(tmp_path, sources, monkeypatch):
+    """Beyond a gigabyte TFDS sorts examples on the disk, with TensorFlow; files of a few examples need no sorting."""
+    monkeypatch.setattr(shuffle, "MAX_MEM_BUFFER_SIZE", 0)
+    monkeypatch.setattr("deeplab_jax.data.prepare.PER_FILE", 2)
+    told = []
+    folder = prepare(sources, tmp_path / "out", progress=lambda *one: told.append(one))
+    split, source = "train", sources["train"]
+    assert len(source) >= 3
+    assert len(list(folder.glob(f"*-{split}.array_record-*"))) == -(-len(source) // 2)
+    assert [one for one in told if one[0] == split] == [(split, done + 1, len(source)) for done in range(len(source))]
+    written = open_source("tfds", dir=folder, split=split)
+    assert [written[index]["name"] for index in range(len(source))] == [
+        source[index]["name"] for index in range(len(source))
+    ]
 
 
 def test_a_name_that_is_not_utf8_is_named(tmp_path, sources):
