@@ -172,11 +172,8 @@ def prepare(args: argparse.Namespace) -> None:
 def convert(args: argparse.Namespace) -> None:
     """`convert`."""
     from deeplab_jax.weights.convert import convert
-    from deeplab_jax.weights.folder import CHECKPOINTS, save
+    from deeplab_jax.weights.folder import save
 
-    out = Path(args.out)
-    if (out / CHECKPOINTS).exists():
-        raise UserError(f"{out}: is a run directory; choose another --out")
     model, variables, info = convert(
         args.source,
         kind=args.kind,
@@ -189,7 +186,7 @@ def convert(args: argparse.Namespace) -> None:
         activation=args.activation,
         module=args.module,
     )
-    folder = save(out, model, variables, info)  # First: a reader of what is printed may end early.
+    folder = save(args.out, model, variables, info)  # First: a reader of what is printed may end early.
     source = info["source"]
     name = describe_short(model)
     print(f"{args.source}: read as {source['kind']}'s {name}; {source['tensors']} tensors used")
@@ -297,12 +294,10 @@ def push(args: argparse.Namespace) -> None:
     from deeplab_jax.weights import push
     from deeplab_jax.weights.by_name import load
     from deeplab_jax.weights.card import read_metrics
-    from deeplab_jax.weights.folder import CHECKPOINTS, METRICS_FILE
+    from deeplab_jax.weights.folder import METRICS_FILE
     from deeplab_jax.weights.hub import load_hub, parse
 
     parse(args.target)  # First: reading a model takes longer.
-    if args.out and Path(args.out, CHECKPOINTS).exists():
-        raise UserError(f"{args.out}: is a run directory; choose another --out")
     load_hub("push")
     model, variables, info = load(args.model, checkpoint=args.checkpoint, module=args.module)
     file = Path(args.metrics or Path(args.model, METRICS_FILE))
