@@ -215,11 +215,13 @@ def weights(args: argparse.Namespace) -> None:
     from deeplab_jax.terminal import weights_table
     from deeplab_jax.weights.by_name import is_here
     from deeplab_jax.weights.download import cache_folder
-    from deeplab_jax.weights.published import PUBLISHED
+    from deeplab_jax.weights.published import LISTS_NAMES, PUBLISHED
 
     rows = [entry.row(name) | {"here": is_here(name)} for name, entry in PUBLISHED.items() if args.part in name]
     if not rows:
-        raise UserError(f"weights: no name holds {args.part!r}; {did_you_mean(args.part, PUBLISHED)}")
+        raise UserError(
+            f"weights: no name holds {args.part!r}; {did_you_mean(args.part, PUBLISHED, listed_by=LISTS_NAMES)}"
+        )
     if args.json:
         print(json.dumps(rows, indent=1))
         return
@@ -326,7 +328,7 @@ def summarize(args: argparse.Namespace) -> None:
 
     from deeplab_jax.analysis.summary import summarize
     from deeplab_jax.analysis.summary_table import summary_table
-    from deeplab_jax.models.catalog import describe, from_description, model_names
+    from deeplab_jax.models.catalog import LISTS_MODELS, describe, from_description, model_names
     from deeplab_jax.weights.by_name import folder_of
     from deeplab_jax.weights.folder import MODEL_FILE, read_description
 
@@ -344,7 +346,7 @@ def summarize(args: argparse.Namespace) -> None:
         description, provenance = describe(model), info.get("provenance", {})
     else:
         own = "" if args.module else "; for a model of your own, give --module the path of its file"
-        near = did_you_mean(args.model, names)
+        near = did_you_mean(args.model, names, listed_by=LISTS_MODELS)
         raise UserError(f"{args.model}: neither a model's name nor a folder with {MODEL_FILE}: {near}{own}")
     options = {**description["options"], **dict(args.option)}
     for key in ("num_classes", "output_stride"):

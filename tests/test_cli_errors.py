@@ -303,6 +303,18 @@ def test_a_disk_that_is_full_is_a_line_and_keeps_the_older_checkpoint(complain, 
     assert main([str(word) for word in words]) == 0
 
 
+@pytest.mark.parametrize(
+    ("words", "lists"),
+    [
+        (["weights", "zzz"], "python -m deeplab_jax weights"),
+        (["summarize", "zzz"], "python -c 'import deeplab_jax; print(*deeplab_jax.model_names())'"),
+    ],
+)
+def test_a_long_list_is_cut_and_the_command_that_prints_it_is_named(complain, words, lists) -> None:
+    line = complain(*words)
+    assert f"more (all: {lists})" in line and len(line) < 400
+
+
 def test_config_arguments_are_told_from_the_rest() -> None:
     words = ["--config", "a.py", "--config.train.steps=3", "--config.data.dir", "d", "--workdir", "x"]
     assert split_config_arguments(words) == (

@@ -32,6 +32,7 @@ LABELS: dict[str, LabelSet] = {
 """The classes of networks by their training data; other data have none that are known here."""
 BSD, APACHE, MIT = "BSD-3-Clause", "Apache-2.0", "MIT"
 UNKNOWN = "unknown"
+LISTS_NAMES = "python -m deeplab_jax weights"
 
 
 def is_free(licence: str) -> bool:
