@@ -33,8 +33,6 @@ STABLEHLO_FILE = "model.stablehlo"
 METADATA_FILE = "metadata.json"
 FORMAT = 1
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
-# The same model always gives the same bytes: every entry has zip's first date.
-_DATE = (1980, 1, 1, 0, 0, 0)
 
 Run = Callable[[jax.Array], jax.Array]
 
@@ -246,9 +244,11 @@ def _array(aval: Any) -> dict[str, Any]:
 
 
 def pack(entries: Mapping[str, bytes]) -> bytes:
-    """Pack files uncompressed, because compression does not shrink weights."""
+    """Pack files uncompressed, because compression does not shrink weights. `ZipInfo` dates every entry alike, so the
+    same files give the same bytes.
+    """
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
         for name, content in entries.items():
-            archive.writestr(zipfile.ZipInfo(name, _DATE), content)
+            archive.writestr(zipfile.ZipInfo(name), content)
     return file.getvalue()
