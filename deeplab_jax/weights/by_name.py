@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from deeplab_jax.errors import UserError
+from deeplab_jax.errors import DamagedFile, UserError
 from deeplab_jax.files import at_home, locked, read_json
 from deeplab_jax.models.segmenter import Segmenter, Variables
 from deeplab_jax.provenance import version_of
@@ -42,12 +42,11 @@ def load(
     path = folder_of(path_or_name, module=module)
     try:
         return folder.load(path, checkpoint=checkpoint, module=module, model=model)
-    except UserError as error:
-        given = path == at_home(path_or_name)
-        if given or not str(error).startswith(str(path / folder.WEIGHTS_FILE)):
+    except DamagedFile as error:
+        if path == at_home(path_or_name):
             raise
         fix = f"remove its folder, and the same command makes it again: rm -r {shlex.quote(str(path))}"
-        raise UserError(f"{error}; {fix}") from None
+        raise DamagedFile(f"{error}; {fix}") from None
 
 
 def folder_of(path_or_name: str | Path, *, module: str = "") -> Path:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from deeplab_jax.errors import UserError, did_you_mean
+from deeplab_jax.errors import DamagedFile, UserError, did_you_mean
 from deeplab_jax.files import at_home
 from deeplab_jax.labels import BINARY
 from deeplab_jax.models.catalog import describe
@@ -171,9 +171,8 @@ def _read(path: Path) -> tuple[Mapping[str, Any], int | None, dict[str, Any]]:
     try:
         with unpacked(path) as unarchived:
             return *read_tree(unarchived), read_config(unarchived)
-    except UserError as error:
-        wrong = "fetch it again" in str(error)  # The content is wrong; other faults have fixes of their own.
-        raise UserError(f"{error}{fix_of(path) if wrong else ''}") from None
+    except DamagedFile as error:
+        raise DamagedFile(f"{error}{fix_of(path)}") from None
 
 
 def _find(source: str | Path) -> tuple[Path, dict[str, Any]]:

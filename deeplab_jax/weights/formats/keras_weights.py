@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from deeplab_jax.errors import UserError, in_one_line, optional
+from deeplab_jax.errors import DamagedFile, UserError, in_one_line, optional
 
 MODEL_FILE, TASK_FILE = "model.weights.h5", "task.weights.h5"
 """A preset's files: of the backbone, which for DeepLab is all but the classifier, and of the task around it."""
@@ -58,13 +58,13 @@ def _tensors(path: Path) -> Iterator[tuple[str, np.ndarray]]:
                 _check(item, f"{path}: {name[:200]!a}")
             # Keras compresses none. A tensor that nobody has written takes no space, and would be read as zeros.
             if sum(item.nbytes for _, item in wanted) > path.stat().st_size:
-                raise UserError(f"{path}: its tensors are larger than the file, as Keras's never are; fetch it again")
+                raise DamagedFile(f"{path}: its tensors are larger than the file, as Keras's never are; fetch it again")
             for name, item in wanted:
                 yield _named(name), np.asarray(item[()])
     except UserError:
         raise
     except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not a readable HDF5 file ({in_one_line(error)}); fetch it again") from None
+        raise DamagedFile(f"{path}: not a readable HDF5 file ({in_one_line(error)}); fetch it again") from None
 
 
 def _check(item: Any, where: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from deeplab_jax.errors import UserError, in_one_line
+from deeplab_jax.errors import DamagedFile, UserError, in_one_line
 from deeplab_jax.files import read_json
 from deeplab_jax.weights.formats import keras_weights
 from deeplab_jax.weights.formats.archive import is_tar_gz, unpack_weights
@@ -74,7 +74,7 @@ def unpacked(path: Path) -> Iterator[Path]:
         try:
             yield Path(folder)
         except UserError as error:
-            raise UserError(str(error).replace(folder, str(path))) from None
+            raise type(error)(str(error).replace(folder, str(path))) from None
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -107,7 +107,7 @@ def _config(file: Path) -> dict[str, Any]:
     try:
         return dict(read_json(file))
     except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{file}: not a readable configuration ({error}); fetch it again") from None
+        raise DamagedFile(f"{file}: not a readable configuration ({error}); fetch it again") from None
 
 
 @contextmanager
@@ -154,7 +154,7 @@ def _read(path: Path) -> tuple[Mapping[str, Any], int | None]:
         raise UserError(
             f"{path}: a tar archive; unpack it first, or, if PyTorch 0.1 wrote it, save it again with a newer one"
         )
-    raise UserError(
+    raise DamagedFile(
         f"{path}: neither a PyTorch, safetensors, Keras 3 or .tflite file nor a TensorFlow checkpoint (it begins with "
         f"{head[:4]!r}); fetch it again, or unpack archives first"
     )
@@ -188,13 +188,13 @@ def _read_parts(index: Path) -> dict[str, Any]:
     try:
         names = sorted({str(file) for file in read_json(index)["weight_map"].values()})
     except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise UserError(f"{index}: not a readable index of weights ({error}); fetch it again") from None
+        raise DamagedFile(f"{index}: not a readable index of weights ({error}); fetch it again") from None
     tensors: dict[str, Any] = {}
     for name in names:
         if not name or not name.isprintable() or Path(name).name != name:
-            raise UserError(f"{index}: names {name!r:.100}, which is not beside it; fetch it again")
+            raise DamagedFile(f"{index}: names {name!r:.100}, which is not beside it; fetch it again")
         if name.endswith(INDEX):  # It might name this one.
-            raise UserError(f"{index}: names {name!r:.100}, which is an index and holds no tensors; fetch it again")
+            raise DamagedFile(f"{index}: names {name!r:.100}, which is an index and holds no tensors; fetch it again")
         if not index.with_name(name).is_file():
             raise UserError(f"{index}: names {name}, which is not beside it; fetch it as well")
         tensors.update(_read(index.with_name(name))[0])

@@ -14,7 +14,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from deeplab_jax.errors import UserError
+from deeplab_jax.errors import DamagedFile, UserError
 from deeplab_jax.weights.formats.leveldb import MAGIC, masked_crc32c, read_table, varint
 
 INDEX = ".index"
@@ -106,7 +106,9 @@ def read_checkpoint(prefix: Path) -> dict[str, np.ndarray]:
     except UserError as error:
         raise UserError(f"{index}: {error}") from None
     except DAMAGE as error:
-        raise UserError(f"{index}: not a readable index of a TensorFlow checkpoint ({error}); fetch it again") from None
+        raise DamagedFile(
+            f"{index}: not a readable index of a TensorFlow checkpoint ({error}); fetch it again"
+        ) from None
     tensors: dict[str, np.ndarray] = {}
     for shard in sorted({entry.shard for entry in entries}):
         file = prefix.with_name(f"{prefix.name}.data-{shard:05d}-of-{shards:05d}")
@@ -117,7 +119,7 @@ def read_checkpoint(prefix: Path) -> dict[str, np.ndarray]:
                 f"{file}: cannot be read ({error.strerror or error}); it belongs beside {index.name}"
             ) from None
         except ValueError as error:
-            raise UserError(f"{file}: {error}; fetch the checkpoint again") from None
+            raise DamagedFile(f"{file}: {error}; fetch the checkpoint again") from None
     return {entry.name: tensors[entry.name] for entry in entries}
 
 
