@@ -15,6 +15,7 @@ from deeplab_jax.tasks.arguments import config_of, run_config
 
 USER_ERROR = 2
 INTERRUPTED = 130
+FLAGS_OF_MODEL = ("num_classes", "output_stride")  # Of `summarize`; everything else of a model is an --option.
 PREEMPTED = 75  # EX_TEMPFAIL, after SIGTERM: a scheduler may start the same command again, and nothing is lost.
 
 
@@ -334,13 +335,8 @@ def summarize(args: argparse.Namespace) -> None:
 
     names, provenance = model_names(module=args.module), {}
     if args.model in names:
-        description = {
-            "name": args.model,
-            "num_classes": 21,
-            "output_stride": None,
-            "options": {},
-            "module": args.module,
-        }
+        usual = {"num_classes": 21, "output_stride": None, "options": {}}
+        description = {"name": args.model, "module": args.module, **usual}
     elif ((folder := folder_of(args.model, module=args.module)) / MODEL_FILE).is_file():
         model, info = read_description(folder, module=args.module)
         description, provenance = describe(model), info.get("provenance", {})
@@ -348,14 +344,8 @@ def summarize(args: argparse.Namespace) -> None:
         own = "" if args.module else "; for a model of your own, give --module the path of its file"
         near = did_you_mean(args.model, names, listed_by=LISTS_MODELS)
         raise UserError(f"{args.model}: neither a model's name nor a folder with {MODEL_FILE}: {near}{own}")
-    options = {**description["options"], **dict(args.option)}
-    for key in ("num_classes", "output_stride"):
-        description[key] = options.pop(key, description[key])
-        if not isinstance(description[key], int | None):
-            raise UserError(f"{key}={description[key]!r}: give a whole number")
-    if args.output_stride is not None:
-        description["output_stride"] = args.output_stride
-    summary = summarize(from_description({**description, "options": options}), *args.size)
+    changes = {**given(args, *FLAGS_OF_MODEL), "options": {**description["options"], **dict(args.option)}}
+    summary = summarize(from_description({**description, **changes}), *args.size)
     if args.json == "-":
         print(json.dumps(summary.to_json(), indent=1))
         return
@@ -376,8 +366,6 @@ def compile_(args: argparse.Namespace) -> int:
     from deeplab_jax.terminal import elapsed
     from deeplab_jax.train.ahead import Ahead, cache_folder
 
-    if args.predict and args.evaluate:
-        raise UserError("--predict and --evaluate: one program at a time; leave one of them out")
     if (args.predict or args.evaluate) and (unused := given(args, "space", "remat")):
         raise UserError(f"--{next(iter(unused))}: changes the training only; leave it out")
     target = parse_target(args.target)

@@ -266,13 +266,14 @@ def add_summarize_verb(verb: Verb) -> None:
     )
     summarize.add_argument("--size", type=image_size, default=(513, 513), help="HEIGHTxWIDTH of the image (513x513)")
     summarize.add_argument("--output_stride", type=int, help="8, 16, 32, ...; by default the model's own")
+    summarize.add_argument("--num_classes", type=positive, help="by default the model's own, or 21 of a name")
     summarize.add_argument(
         "--option",
         type=option,
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="option of the model, such as num_classes=19, separable=True or 'aspp_rates=(6, 12)'; repeat it for more",
+        help="option of the model, such as separable=True or 'aspp_rates=(6, 12)'; repeat it for more",
     )
     summarize.add_argument(
         "--json",
@@ -300,8 +301,9 @@ def add_compile_verb(verb: Verb) -> None:
     ahead.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the activations")
     ahead.add_argument("--output_stride", "--output-stride", type=positive, help="8, 16, 32, ...")
     ahead.add_argument("--num_classes", "--num-classes", type=positive, help="by default those of the data set")
-    ahead.add_argument("--predict", type=image_size, metavar="HEIGHTxWIDTH", help="compile prediction, not training")
-    ahead.add_argument("--evaluate", action="store_true", help="compile evaluation, not training")
+    other = ahead.add_mutually_exclusive_group()
+    other.add_argument("--predict", type=image_size, metavar="HEIGHTxWIDTH", help="compile prediction, not training")
+    other.add_argument("--evaluate", action="store_true", help="compile evaluation, not training")
     ahead.add_argument(
         "--largest_batch", "--largest-batch", action="store_true", help="also search the most images of a call that fit"
     )
@@ -376,6 +378,8 @@ def option(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not (key.isidentifier() and equals):
         raise argparse.ArgumentTypeError(f"{text!r}: give KEY=VALUE")
+    if key in commands.FLAGS_OF_MODEL:
+        raise argparse.ArgumentTypeError(f"{text!r}: has a flag of its own; give --{key} {value}")
     return key, literal(value)
 
 
