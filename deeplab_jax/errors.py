@@ -8,7 +8,6 @@ from collections.abc import Iterable, Sequence
 from types import ModuleType
 from typing import NoReturn
 
-
 MOST_CHOICES = 6  # That a message names where a command lists all.
 
 
