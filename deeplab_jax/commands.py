@@ -11,7 +11,7 @@ from typing import Any
 from deeplab_jax import tasks
 from deeplab_jax.errors import UserError, did_you_mean, printable, spell
 from deeplab_jax.files import save_json, write_whole
-from deeplab_jax.tasks.arguments import config_of, run_config
+from deeplab_jax.tasks.arguments import config_of
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -36,16 +36,6 @@ def required_words(args: argparse.Namespace) -> list[str]:
 def required_config(args: argparse.Namespace) -> Any:
     """Load the configuration that a verb needs."""
     return config_of(required_words(args), module=args.module)
-
-
-def config_of_run(words: list[str], model: str) -> Any:
-    """Return the configuration that the words name, or else that of a run directory, with the words' changes; None
-    where there is neither.
-    """
-    from deeplab_jax.config import load_config
-
-    named = any(word.startswith("--config=") for word in words)
-    return load_config(words) if named else run_config(model, words)
 
 
 def train(args: argparse.Namespace) -> int:
@@ -101,12 +91,10 @@ def evaluate(args: argparse.Namespace) -> None:
     """`evaluate`."""
     from rich.console import Console
 
-    from deeplab_jax.distributed import is_first, together
+    from deeplab_jax.distributed import is_first
     from deeplab_jax.terminal import class_table, percent, progress_bar
     from deeplab_jax.weights.folder import METRICS_FILE
 
-    with together():
-        config = config_of_run(args.config, args.model)
     console = Console(quiet=not is_first())
 
     def show(results: dict[str, Any]) -> None:
@@ -118,7 +106,7 @@ def evaluate(args: argparse.Namespace) -> None:
 
     with progress_bar(console) as progress:
         flags = {key: value for key, value in arguments(args).items() if not _configured(args.config, key)}
-        results = tasks.evaluate(**flags, config=config, progress=progress, on_results=show)
+        results = tasks.evaluate(**flags, config=args.config, progress=progress, on_results=show)
     console.print(
         f"{results['protocol']['images']} images in {results['seconds']} s; written to {Path(args.out, METRICS_FILE)}",
         highlight=False,

@@ -23,7 +23,7 @@ from deeplab_jax.models.layers import LayerSettings
 from deeplab_jax.models.segmenter import Segmenter
 from deeplab_jax.ops.losses import LOSSES
 from deeplab_jax.tasks import evaluation
-from deeplab_jax.tasks.arguments import config_of
+from deeplab_jax.tasks.arguments import config_of, or_of_run
 from deeplab_jax.train.from_config import build_model, model_for
 from deeplab_jax.train.given import Given, recorded
 from deeplab_jax.train.record import METRICS_FILE
@@ -187,6 +187,14 @@ def test_a_configuration_can_be_the_words_of_a_command(repo_root) -> None:
     assert (config.train.steps, config.model.options.width) == (9, 0.125)
     with pytest.raises(UserError, match="there is no key 'stepz'"):
         config_of([f"--config={repo_root / 'configs/scenes.py'}", "--config.train.stepz=9"])
+
+
+def test_words_that_name_no_file_change_the_configuration_of_the_run(undisturbed, tmp_path) -> None:
+    config = config_of(or_of_run(["--config.evaluate.flip=true"], undisturbed))
+    assert config.evaluate.flip and config.train.steps == config_of(or_of_run(None, undisturbed)).train.steps
+    named = ["--config=configs/scenes.py", "--config.evaluate.flip=true"]
+    assert or_of_run(named, undisturbed) == named
+    assert or_of_run([], tmp_path) is None and or_of_run(None, tmp_path) is None
 
 
 def test_predict_names_what_failed(tmp_path, undisturbed, photo) -> None:

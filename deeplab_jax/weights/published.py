@@ -336,7 +336,7 @@ PUBLISHED: dict[str, Published] = {
 # Names that the authors' archives and the training scripts of others give: of the file, or of a folder around it.
 KNOWN_FILES: tuple[tuple[str, LabelSet], ...] = (
     (r"deeplabv3(_mnv2(_dm05)?|_xception)?_pascal_train(_aug|val)(_20\d\d_\d\d_\d\d)?", VOC),
-    (r"deeplab(v3)?(_mnv2|_mnv3_\w+)?_cityscapes(_xception71)?_train\w*", CITYSCAPES),
+    (r"deeplab(v3)?(_mnv2)?_cityscapes(_xception71)?_train\w*", CITYSCAPES),
     (r"best_deeplabv3(plus)?_\w+_voc_os\d+\.pth", VOC),
     (r"best_deeplabv3(plus)?_\w+_cityscapes_os\d+\.pth", CITYSCAPES),
 )
