@@ -152,7 +152,7 @@ def prepare(args: argparse.Namespace) -> None:
         folder = prepare(sources, args.out, progress=lambda split, done, total: progress(done, total))
     counts = ", ".join(f"{len(source)} of {split}" for split, source in sources.items())
     words = ["--config.data.name=tfds", f"--config.data.dir={args.out}"]
-    # What was read by these must not be read by them again.
+    # The prepared images were already read with these keys. Applying them again would be wrong.
     empty = {"options": "{}", "channels": "()", "value_range": "()"}
     words += [f"--config.data.{key}={value}" for key, value in empty.items() if config.data[key]]
     print(f"wrote {counts} to {folder}; read them with {shlex.join(words)}")

@@ -92,7 +92,7 @@ def add_inference_verbs(verb: Verb) -> None:
     evaluate = verb(
         "evaluate",
         commands.evaluate,
-        "Evaluate a model on labelled images; writes metrics.json. What no flag says is the configuration's.",
+        "Evaluate a model on labelled images; writes metrics.json. Without a flag, the configuration's value holds.",
         config="optional",
         omitted=OMITTED,
     )
@@ -146,7 +146,7 @@ def add_inference_verbs(verb: Verb) -> None:
     predict.add_argument(
         "--ids",
         choices=("classes", "dataset"),
-        help="dataset: NAME.png holds the values of the data set's own masks, and nothing lies beside it",
+        help="dataset: write only NAME.png, with the values that the data set's own masks store",
     )
     predict.add_argument("--polygons", action="store_true", help="write NAME.geojson too, with each region's outline")
     add_inference_flags(predict)
@@ -189,7 +189,10 @@ def add_weight_verbs(verb: Verb) -> None:
     convert.add_argument("--out", type=path, required=True, help="model folder to write")
     convert.add_argument("--kind", default="auto", help="who wrote them; by default found from the tensors' names")
     convert.add_argument(
-        "--select", default="", metavar="PREFIX", help="of several networks in a file, the one whose names begin so"
+        "--select",
+        default="",
+        metavar="PREFIX",
+        help="if a file holds several networks: the one whose tensor names begin with PREFIX",
     )
     convert.add_argument("--output_stride", type=int, help="at which to run the source; by default its own")
     convert.add_argument("--num_classes", type=int, help="of the model; if not the source's, add --reinit head")
@@ -198,7 +201,7 @@ def add_weight_verbs(verb: Verb) -> None:
         "--activation",
         default="",
         choices=("softmax", "sigmoid"),
-        help="sigmoid if a pixel can have several labels, which a file does not say; one logit has it anyway",
+        help="sigmoid: a pixel can have several labels. A file does not say this. One logit always has a sigmoid",
     )
     convert.add_argument("--reinit", default="", choices=("head",), help="start the classifiers at random")
     convert.add_argument(

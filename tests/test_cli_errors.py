@@ -73,7 +73,7 @@ def tiny_training(*words):
             ["predict", "--model", "gone", "--out", "x", "--config", SCENES, "a.jpg"],
             "--config is not an option of this verb",
         ),
-        (["check-data", "extra"], "'extra' belongs to no option; leave it out, or put its option before it"),
+        (["check-data", "extra"], "'extra': no option takes it; leave it out, or write its option before it"),
         (["check-data", "--confg", SCENES], "--confg is not an option of this verb: did you mean --config"),
         (["evaluate", "--model", "x" * 300, "--out", "x"], "File name too long; give a shorter name|no such folder"),
         (["predict", "--model", "gone", "--out", "x", "y" * 300], "File name too long; give a shorter name|no such"),

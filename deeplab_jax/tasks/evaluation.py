@@ -45,8 +45,8 @@ def evaluate(
     Args:
       model, variables: from `load`. Or `model` is what `load` takes.
       source: labelled images; by default the configuration's split.
-      protocol: how the model runs; by default the configuration's `evaluate` section with the changes in `how`. Batch
-        size and devices are the configuration's even so.
+      protocol: how the model runs; by default the configuration's `evaluate` section with the changes in `how`. The
+        batch size and the number of devices still come from the configuration.
       config: see `config_of`; by default that of the run directory. A list of words may change that one:
         ["--config.data.dir=elsewhere"].
       split: to evaluate on; by default the configuration's validation split. With a `source`, only its name in the
@@ -139,7 +139,7 @@ def _configured_source(
 
 
 def _compare_names(info: dict[str, Any], source: "Source") -> str:
-    """Return a note where the data call a model's classes otherwise, else "". Raise a UserError where the data lack
+    """Return a note if the data have other names for the model's classes, else "". Raise a UserError if the data lack
     some of them or have them in another order.
     """
     known, names = tuple(info.get("class_names") or ()), source.labels.names

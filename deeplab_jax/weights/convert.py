@@ -64,7 +64,7 @@ def convert(
     activation: str = "",
     module: str = "",
 ) -> tuple[Segmenter, Variables, dict[str, Any]]:
-    """Return a model of this package with somebody else's weights, whose logits are the same.
+    """Return a model of this package with another code base's weights, whose logits are the same.
 
     Args:
       source: a file, a folder, a name of published weights or hf://owner/repo[@revision], or a mapping of names to
@@ -133,7 +133,7 @@ def _foreign(
     select: str,
     name: str,
 ) -> tuple[TensorMap, dict[str, np.ndarray], dict[str, Any]]:
-    """Return the network of somebody else's file or state dict, its tensors, and what is known of its classes."""
+    """Return the network of another code base's file or state dict, its tensors, and what is known of its classes."""
     tree, own_stride, config = (source, None, {}) if isinstance(source, Mapping) else _read(path or Path(source))
     if meta := mapping_of(tree.get(META)):
         config = {**config, META: meta}

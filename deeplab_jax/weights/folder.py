@@ -119,7 +119,7 @@ def load(
 
 
 def _convert(source: Path, name: str) -> str:
-    """Return the command that makes a model folder of somebody else's weights."""
+    """Return the command that makes a model folder of another code base's weights."""
     return shlex.join(["python", "-m", "deeplab_jax", "convert", str(source), "--out", f"models/{name}"])
 
 

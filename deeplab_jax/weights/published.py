@@ -344,7 +344,7 @@ KNOWN_FILES: tuple[tuple[str, LabelSet], ...] = (
 
 def known_classes(path: Path, num_classes: int) -> dict[str, Any]:
     """Return `class_names` and `palette` of published weights that the user gives as a file or folder; {} if they are
-    not known for certain. The number of classes alone says nothing: somebody's own network may have as many.
+    not known for certain. The number of classes alone says nothing: a network of the user's own may have as many.
     """
     labels = _by_name(path) or (_by_content(path) if path.is_file() else None)
     if labels is None or labels.num_classes != num_classes:

@@ -99,7 +99,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def mapping_of(value: Any) -> Mapping[str, Any]:
-    """Return a part of somebody else's content if it is a mapping, else an empty one."""
+    """Return a part of content from outside if it is a mapping, else an empty one."""
     return value if isinstance(value, Mapping) else {}
 
 

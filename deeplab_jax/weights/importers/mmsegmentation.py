@@ -94,7 +94,7 @@ def recognise(shapes: Shapes, *, output_stride: int | None) -> TensorMap | None:
     architecture, options, inputs, notes = _head(shapes)
     stride = stride_of_8_or_16(output_stride, default=8, whose="mmsegmentation's")
     if architecture == "fcn" and not RESNETS[backbone][1]:
-        raise UserError("mmsegmentation's FCN: only on resnet50 and resnet101 it can be converted")
+        raise UserError("mmsegmentation's FCN can be converted only on resnet50 and resnet101")
     if shapes[LOGITS][0] == 1:
         notes.append("its own code takes the object where the sigmoid is above 0.3; here --threshold 0.3 does so")
     if STEM in shapes:
