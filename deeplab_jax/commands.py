@@ -221,7 +221,7 @@ def weights(args: argparse.Namespace) -> None:
     )
 
 
-# The flags of `export` that say what is inside, and the formats that have them.
+# The flags of `export` for runtimes: those that each format has, and the fields of its `Signature`.
 RUNTIMES = {"stablehlo": (), "onnx": ("precision",), "tflite": ("precision", "calibration")}
 EXPORT_FLAGS = ("size", "batch", "preprocess", "argmax", "threshold")
 
@@ -266,18 +266,18 @@ def _check_flags(args: argparse.Namespace) -> None:
 def _exported(args: argparse.Namespace, model: Any, variables: Any, info: dict[str, Any]) -> tuple[Any, ...]:
     """Return the content of a file for a runtime, and what to say of it."""
     from deeplab_jax.evaluate.calibration_images import calibration_images
-    from deeplab_jax.weights.export import export_stablehlo
+    from deeplab_jax.weights.export import Signature, export_stablehlo
     from deeplab_jax.weights.export_onnx import export_onnx
     from deeplab_jax.weights.export_tflite import export_tflite
 
-    inside = {"size": args.size, **given(args, *EXPORT_FLAGS, "precision")}
+    signature, precision = Signature(**given(args, *EXPORT_FLAGS)), given(args, "precision")
     if args.format == "stablehlo":
-        return (export_stablehlo(model, variables, info=info, **inside),)
+        return (export_stablehlo(model, variables, signature, info=info),)
     if args.format == "onnx":
-        return export_onnx(model, variables, info=info, **inside)
-    if args.calibration and args.size:
-        inside["calibration"] = calibration_images(args.calibration, size=args.size, model=model)
-    return export_tflite(model, variables, info=info, **inside)
+        return export_onnx(model, variables, signature, info=info, **precision)
+    chosen = bool(args.calibration and args.size)
+    images = calibration_images(args.calibration, size=args.size, model=model) if chosen else ()
+    return export_tflite(model, variables, signature, info=info, calibration=images, **precision)
 
 
 def push(args: argparse.Namespace) -> None:

@@ -66,8 +66,8 @@ def test_a_model_folder(tmp_path) -> None:
     words = ["--size", 65, "--output_stride", 32, "--num_classes", 9, "--json", tmp_path / "coarse.json"]
     assert run(folder, *words) == 0
     coarse = json.loads((tmp_path / "coarse.json").read_text())
-    other = create_model("deeplabv3plus_tiny", num_classes=9, output_stride=32)
-    assert coarse == summarize(other, 65, 65).to_json()
+    other, _ = tiny_model("deeplabv3plus_tiny", num_classes=9)
+    assert coarse == summarize(other.clone(output_stride=32), 65, 65).to_json()
 
 
 def test_a_run_directory_that_has_saved_nothing_yet(tmp_path) -> None:
