@@ -26,7 +26,7 @@ from deeplab_jax.tasks import evaluation
 from deeplab_jax.tasks.arguments import config_of, or_of_run
 from deeplab_jax.train.from_config import build_model, model_for
 from deeplab_jax.train.given import Given, recorded
-from deeplab_jax.train.record import METRICS_FILE
+from deeplab_jax.train.record import RECORD_FILE
 from deeplab_jax.train.replay import replay
 from deeplab_jax.train.signals import Interrupted
 from deeplab_jax.weights.folder import CHECKPOINTS
@@ -254,7 +254,7 @@ def test_a_run_of_more_devices_is_evaluated_on_those_that_are_there(monkeypatch)
 
 def test_a_finished_run_answers_from_its_record(undisturbed) -> None:
     again = train(undisturbed)
-    last = json.loads((undisturbed / METRICS_FILE).read_text().splitlines()[-1])
+    last = json.loads((undisturbed / RECORD_FILE).read_text().splitlines()[-1])
     assert again["step"] == 6 and again["miou"] == last["val/miou"] and again["workdir"] == str(undisturbed)
     assert {row["name"]: row["iou"] for row in again["per_class"]} == {
         name.removeprefix("val/iou/"): value for name, value in last.items() if name.startswith("val/iou/")
@@ -270,7 +270,7 @@ def test_functions_see_what_the_record_has(tmp_path, undisturbed) -> None:
     results = train(tmp_path, config, on_step=steps.__setitem__, on_evaluation=evaluations.__setitem__)
     assert list(steps) == [1, 2, 4, 6] and list(evaluations) == [3, 6]
     assert evaluations[6] == {key: value for key, value in results.items() if key != "workdir"}
-    lines = [json.loads(line) for line in (tmp_path / METRICS_FILE).read_text().splitlines()]
+    lines = [json.loads(line) for line in (tmp_path / RECORD_FILE).read_text().splitlines()]
     for step, metrics in steps.items():
         (line,) = [line for line in lines if line["step"] == step and "train/loss" in line]
         assert {f"train/{name}": value for name, value in metrics.items()} | {"step": step} == line

@@ -62,7 +62,7 @@ def train(
     from deeplab_jax.train import loop
     from deeplab_jax.train.allocator import keep_freed_memory
     from deeplab_jax.train.given import Given
-    from deeplab_jax.train.record import METRICS_FILE, last_evaluation
+    from deeplab_jax.train.record import RECORD_FILE, last_evaluation
 
     workdir = at_home(workdir)
     keep_freed_memory()  # Before the next line starts JAX's threads.
@@ -70,4 +70,4 @@ def train(
         config = config_of(config, module=module)
         given = Given(sources, model, loss, optimizer, schedule, on_step, on_evaluation)
     results = loop.train(config, workdir, given=given, allow_config_change=allow_config_change, console=console)
-    return {**(results or last_evaluation(Path(workdir, METRICS_FILE))), "workdir": str(workdir)}
+    return {**(results or last_evaluation(Path(workdir, RECORD_FILE))), "workdir": str(workdir)}

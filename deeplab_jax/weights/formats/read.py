@@ -25,10 +25,10 @@ FOLDER_FILES = (
     "model.safetensors.index.json",
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
-    keras_weights.MODEL_FILE,
+    keras_weights.PRESET_FILE,
 )
-INDEX = ".index.json"
-CONFIG_FILE = "config.json"
+PARTS_INDEX = ".index.json"
+SAVED_CONFIG = "config.json"
 PROCESSOR_FILE = "preprocessor_config.json"
 
 
@@ -86,13 +86,13 @@ def read_config(path: Path) -> dict[str, Any]:
       UserError: it cannot be read.
     """
     folder = path if path.is_dir() else path.parent
-    file = folder / CONFIG_FILE
+    file = folder / SAVED_CONFIG
     if not file.is_file() or not any((folder / name).is_file() for name in FOLDER_FILES):
         return {}
     if path != folder and path.name not in FOLDER_FILES:
         return {}
     beside = {"preprocessor": PROCESSOR_FILE}
-    if (folder / keras_weights.MODEL_FILE).is_file():
+    if (folder / keras_weights.PRESET_FILE).is_file():
         beside |= keras_weights.CONFIG_FILES
     more = {key: _config(folder / name) for key, name in beside.items() if (folder / name).is_file()}
     return {**_config(file), **more}
@@ -138,7 +138,7 @@ def _read(path: Path) -> tuple[Mapping[str, Any], int | None]:
         )
     if not path.is_file():  # A pipe would wait for ever, and a device has no end.
         raise UserError(f"{path}: no such file; check the path")
-    if path.name.endswith(INDEX):
+    if path.name.endswith(PARTS_INDEX):
         return _read_parts(path), None
     head = _head(path)
     if head[4:8] == IDENTIFIER:
@@ -193,7 +193,7 @@ def _read_parts(index: Path) -> dict[str, Any]:
     for name in names:
         if not name or not name.isprintable() or Path(name).name != name:
             raise DamagedFile(f"{index}: names {name!r:.100}, which is not beside it; fetch it again")
-        if name.endswith(INDEX):  # It might name this one.
+        if name.endswith(PARTS_INDEX):  # It might name this one.
             raise DamagedFile(f"{index}: names {name!r:.100}, which is an index and holds no tensors; fetch it again")
         if not index.with_name(name).is_file():
             raise UserError(f"{index}: names {name}, which is not beside it; fetch it as well")

@@ -12,7 +12,7 @@ import numpy as np
 
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.preprocessing import Preprocessing
-from deeplab_jax.weights.formats.read import CONFIG_FILE, PROCESSOR_FILE, mapping_of
+from deeplab_jax.weights.formats.read import PROCESSOR_FILE, SAVED_CONFIG, mapping_of
 from deeplab_jax.weights.importers import mmsegmentation, smp
 from deeplab_jax.weights.published import ENCODERS
 from deeplab_jax.weights.tensor_map import TensorMap
@@ -335,5 +335,5 @@ def _expect(field: str, value: Any, wanted: Any) -> None:
 
 
 def _refused(field: str, value: Any, fix: str) -> UserError:
-    file = PROCESSOR_FILE if field in OF_IMAGES else META if field.startswith(OF_NETWORK) else CONFIG_FILE
+    file = PROCESSOR_FILE if field in OF_IMAGES else META if field.startswith(OF_NETWORK) else SAVED_CONFIG
     return UserError(f"{file}: {field} is {value!r:.100}; {fix}")
