@@ -323,7 +323,7 @@ def summarize(args: argparse.Namespace) -> None:
 
     names, provenance = model_names(module=args.module), {}
     if args.model in names:
-        usual = {"num_classes": 21, "output_stride": None, "options": {}}
+        usual: dict[str, Any] = {"num_classes": 21, "output_stride": None, "options": {}}
         description = {"name": args.model, "module": args.module, **usual}
     elif ((folder := folder_of(args.model, module=args.module)) / MODEL_FILE).is_file():
         model, info = read_description(folder, module=args.module)
