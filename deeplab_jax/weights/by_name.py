@@ -12,7 +12,7 @@ from deeplab_jax.files import at_home, locked, read_json
 from deeplab_jax.models.segmenter import Segmenter, Variables
 from deeplab_jax.provenance import version_of
 from deeplab_jax.terminal import note
-from deeplab_jax.weights import folder, hub, named
+from deeplab_jax.weights import fetch_named, folder, hub
 from deeplab_jax.weights.convert import convert
 from deeplab_jax.weights.download import FOLDER, cache_folder
 from deeplab_jax.weights.published import PUBLISHED
@@ -58,7 +58,7 @@ def folder_of(path_or_name: str | Path, *, module: str = "") -> Path:
     name, path = str(path_or_name), at_home(path_or_name)
     if path.exists():
         return path
-    return converted(name, module=module) if named.is_name(name) else path
+    return converted(name, module=module) if fetch_named.is_name(name) else path
 
 
 def converted(name: str, *, module: str = "") -> Path:
@@ -75,7 +75,7 @@ def converted(name: str, *, module: str = "") -> Path:
     with locked(target.with_name(f"{target.name}.lock"), "", option=f"folder with {FOLDER}", say=note):
         if _is_current(target, module):
             return target
-        source = named.from_hub(snapshot) if snapshot else named.from_table(name)
+        source = fetch_named.from_hub(snapshot) if snapshot else fetch_named.from_table(name)
         if (source.path / folder.MODEL_FILE).is_file():
             model, variables, info = folder.load(source.path, module=module)
         else:

@@ -12,9 +12,11 @@ from deeplab_jax.files import at_home
 from deeplab_jax.labels import BINARY
 from deeplab_jax.models.catalog import describe
 from deeplab_jax.models.segmenter import Segmenter, Variables
-from deeplab_jax.weights import folder, named
+from deeplab_jax.weights import fetch_named, folder
 from deeplab_jax.weights.download import fix_of
 from deeplab_jax.weights.fill_variables import fill_variables
+from deeplab_jax.weights.find_network import find_network, flatten
+from deeplab_jax.weights.fit_channels import at_own_channels, fit_channels, said_of_channels
 from deeplab_jax.weights.formats.read import arrays, mapping_of, no_tensors, read_config, read_tree, unpacked
 from deeplab_jax.weights.importers import (
     imagenet,
@@ -29,9 +31,7 @@ from deeplab_jax.weights.importers import (
 )
 from deeplab_jax.weights.importers.saved_config import META, apply_config, stated_stride
 from deeplab_jax.weights.published import known_classes
-from deeplab_jax.weights.stem import at_own_channels, fit_channels, said_of_channels
 from deeplab_jax.weights.tensor_map import Shapes, TensorMap
-from deeplab_jax.weights.unwrap import find_network, flatten
 
 # In the order in which they try; the names are those that `kind=` takes.
 IMPORTERS: dict[str, Callable[..., TensorMap | None]] = {
@@ -77,7 +77,7 @@ def convert(
         classes: the object is where the logit's sigmoid is large.
       reinit: "head" starts the classifiers at random.
       in_channels: channels of the model's images; None is the source's. If it has others, its first convolution is
-        fitted to them (`weights.stem`).
+        fitted to them (`weights.fit_channels`).
       strict: whether to refuse missing, unexpected and mis-shaped tensors; otherwise `info` lists them.
       select: where the source holds several networks, what the names of the wanted one's tensors begin with, such as
         "model_ema".
@@ -182,7 +182,7 @@ def _find(source: str | Path) -> tuple[Path, dict[str, Any]]:
     path = at_home(source)
     if path.name == folder.WEIGHTS_FILE and (path.parent / folder.MODEL_FILE).is_file():
         return path.parent, {}
-    return named.find(str(source)) if not path.exists() and named.is_name(str(source)) else (path, {})
+    return fetch_named.find(str(source)) if not path.exists() and fetch_named.is_name(str(source)) else (path, {})
 
 
 def _recognise(

@@ -18,10 +18,10 @@ from deeplab_jax.files import write_whole
 from deeplab_jax.models.catalog import create_model, describe
 from deeplab_jax.models.segmenter import Segmenter, abstract_variables
 from deeplab_jax.weights import peer_networks
+from deeplab_jax.weights.fit_channels import at_own_channels
 from deeplab_jax.weights.folder import compare, flatten_variables
 from deeplab_jax.weights.formats.write_torch import write_torch
 from deeplab_jax.weights.importers import mmsegmentation, smp, torchvision
-from deeplab_jax.weights.stem import at_own_channels
 from deeplab_jax.weights.tensor_map import TORCH, Leaf, Rule, Shapes, TensorMap, layer_of, reorder_inputs, their_name
 
 # Options that change neither the variables nor the logits of inference.
