@@ -20,7 +20,7 @@ from tests.weights.test_convert import make_tensors, recognise
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch, tiny_networks):
-    monkeypatch.setitem(module.IMPORTERS, "tiny", recognise)
+    monkeypatch.setitem(module.IMPORTERS, "tiny", module.Importer(recognise))
 
 
 def run(*words: object) -> int:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,21 +29,29 @@ from deeplab_jax.weights.importers import (
     transformers,
     vainf,
 )
-from deeplab_jax.weights.importers.saved_config import META, apply_config, stated_stride
+from deeplab_jax.weights.importers.saved_config import META, Config, refused
 from deeplab_jax.weights.published import known_classes
 from deeplab_jax.weights.tensor_map import Shapes, TensorMap
 
+
+class Importer(NamedTuple):
+    """What knows the tensors of a code base, and what the file beside them states of the network."""
+
+    recognise: Callable[..., TensorMap | None]
+    apply_config: Callable[[TensorMap, Config], TensorMap] = lambda tensor_map, stated: tensor_map
+
+
 # In the order in which they try; the names are those that `kind=` takes.
-IMPORTERS: dict[str, Callable[..., TensorMap | None]] = {
-    "mmsegmentation": mmsegmentation.recognise,
-    "torchvision": torchvision.recognise,
-    "imagenet": imagenet.recognise,
-    "smp": smp.recognise,
-    "vainf": vainf.recognise,
-    "jfzhang95": jfzhang95.recognise,
-    "transformers": transformers.recognise,
-    "tensorflow": slim.recognise,
-    "keras_hub": keras_hub.recognise,
+IMPORTERS = {
+    "mmsegmentation": Importer(mmsegmentation.recognise, mmsegmentation.apply_config),
+    "torchvision": Importer(torchvision.recognise),
+    "imagenet": Importer(imagenet.recognise, imagenet.apply_config),
+    "smp": Importer(smp.recognise, smp.apply_config),
+    "vainf": Importer(vainf.recognise),
+    "jfzhang95": Importer(jfzhang95.recognise),
+    "transformers": Importer(transformers.recognise, transformers.apply_config),
+    "tensorflow": Importer(slim.recognise),
+    "keras_hub": Importer(keras_hub.recognise, keras_hub.apply_config),
 }
 RUN = "run"
 # The parts of `info` that are wrong for other classes, and the one that is wrong for other logits.
@@ -146,6 +154,19 @@ def _foreign(
     return tensor_map, tensors, {**known, **tensor_map.info}
 
 
+def stated_stride(stated: Config) -> int | None:
+    """Return the output stride that a configuration states.
+
+    Raises:
+      UserError: it is no whole number.
+    """
+    in_meta = mmsegmentation.stated_stride(stated)
+    stride = stated.get("encoder_output_stride", stated.get("output_stride", in_meta))
+    if stride is not None and type(stride) is not int:
+        raise refused("output_stride", stride, "give 8 or 16")
+    return stride
+
+
 def _with_activation(tensor_map: TensorMap, activation: str, num_classes: int | None, name: str) -> TensorMap:
     """Return a network with the activation that was asked for, if one was."""
     options = tensor_map.options
@@ -203,9 +224,10 @@ def _recognise(
     def recognise(shapes: Shapes) -> TensorMap | None:
         for name, importer in asked.items():
             try:
-                tensor_map = importer(shapes, output_stride=output_stride)
+                tensor_map = importer.recognise(shapes, output_stride=output_stride)
                 if tensor_map is not None:
-                    return apply_config(at_own_channels(tensor_map, shapes), config)
+                    tensor_map = replace(at_own_channels(tensor_map, shapes), kind=name)
+                    return importer.apply_config(tensor_map, config) if config else tensor_map
             except UserError as error:
                 raise UserError(f"{source}: {error}") from None
             except (LookupError, ZeroDivisionError):  # From a tensor that is missing, or has other axes.

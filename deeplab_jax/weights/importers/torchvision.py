@@ -13,7 +13,6 @@ from deeplab_jax.weights.importers.torch_names import (
 )
 from deeplab_jax.weights.tensor_map import Rule, Shapes, TensorMap
 
-KIND = "torchvision"
 PREFIX = "backbone."
 # Name to the output stride at which torchvision runs it.
 NETWORKS = {
@@ -118,7 +117,6 @@ def network(name: str, *, num_classes: int, output_stride: int | None = None, au
             "running statistics decay by 0.99 in the heads too, torchvision's there by 0.9",
         ]
     return TensorMap(
-        kind=KIND,
         name=name,
         num_classes=num_classes,
         output_stride=stride,
