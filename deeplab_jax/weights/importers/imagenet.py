@@ -40,8 +40,6 @@ ALL_BUT_BACKBONE = r"(?!backbone/)"
 ONLY_BACKBONE = "only the backbone is from the file, the rest starts at random"
 # MobileNetV2's default here is its authors' training; torchvision trained differently.
 MOBILENET_V2 = {"norm_epsilon": 1e-5, **IMAGENET.normalisation}
-
-
 # Arguments of timm's `create_model` that leave the backbone as it is.
 TIMM_ARGUMENTS = ("num_classes", "in_chans", "global_pool")
 
