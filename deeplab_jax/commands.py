@@ -15,8 +15,8 @@ from deeplab_jax.tasks.arguments import config_of
 
 USER_ERROR = 2
 INTERRUPTED = 130
-FLAGS_OF_MODEL = ("num_classes", "output_stride")  # Of `summarize`; everything else of a model is an --option.
 PREEMPTED = 75  # EX_TEMPFAIL, after SIGTERM: a scheduler may start the same command again, and nothing is lost.
+FLAGS_OF_MODEL = ("num_classes", "output_stride")  # Of `summarize`; everything else of a model is an --option.
 
 
 def fail(message: str) -> int:

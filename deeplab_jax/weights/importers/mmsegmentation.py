@@ -11,9 +11,12 @@ from dataclasses import replace
 from typing import Any
 
 from deeplab_jax.errors import UserError
+from deeplab_jax.models.catalog import describe
+from deeplab_jax.models.segmenter import Segmenter
 from deeplab_jax.weights.formats.read import mapping_of
 from deeplab_jax.weights.importers.saved_config import META, Config, expect, rates_at_16, refused
 from deeplab_jax.weights.importers.torch_names import COUNTERS, RESNETS, resnet_rules, stride_of_8_or_16, which_resnet
+from deeplab_jax.weights.peer_networks import option_of, rates_of, spelt
 from deeplab_jax.weights.tensor_map import Names, Rule, Shapes, TensorMap, first_are_last
 
 BACKBONE, HEAD, AUX = "backbone.", "decode_head.", "auxiliary_head."
@@ -22,6 +25,8 @@ RATES = (6, 12, 18)
 """At output stride 16, as ours are stated; the configs for 8 have 12, 24 and 36."""
 STAGES = {8: ((1, 2, 1, 1), (1, 1, 2, 4)), 16: ((1, 2, 2, 1), (1, 1, 1, 2))}
 """Output stride to the strides and the dilations of the backbone's stages."""
+CLASSES = {"deeplabv3": "ASPPHead", "deeplabv3plus": "DepthwiseSeparableASPPHead"}
+"""Our architectures, and its classes of their heads."""
 NOT_ALIGNED = "bilinear resizes do not align corners"
 LONGEST_CONFIG = 2**17
 """Most characters of a config that is read; mmsegmentation's own have less than a quarter of it."""
@@ -174,6 +179,43 @@ def _stages(backbone: Config) -> tuple[Any, int | None]:
     """Return the strides and dilations of mmsegmentation's ResNet, and their output stride if it is known."""
     stages = backbone.get("strides", (1, 2, 2, 2)), backbone.get("dilations", (1, 1, 1, 1))
     return stages, next((stride for stride, known in STAGES.items() if known == stages), None)
+
+
+def how_to_build(model: Segmenter) -> str:
+    """Return the config of mmsegmentation that fits, and the values to set in it."""
+    described = describe(model)
+    architecture, backbone = described["name"].split("_", 1)
+    options = described["options"]
+    strides, dilations = STAGES[model.output_stride]
+    widening = 4 if RESNETS[backbone][1] else 1  # of a unit's last convolution
+    values: dict[str, Any] = {
+        "backbone.type": "ResNetV1c" if options.get("deep_stem") else "ResNet",
+        "backbone.depth": int(backbone.removeprefix("resnet")),
+        "backbone.in_channels": model.in_channels,
+        "backbone.strides": strides,
+        "backbone.dilations": dilations,
+        "decode_head.in_channels": 512 * widening,
+        "decode_head.num_classes": model.num_classes,
+        "decode_head.align_corners": model.settings.align_corners,
+    }
+    if architecture.startswith("deeplab"):
+        values |= {
+            "decode_head.type": CLASSES[architecture],
+            "decode_head.channels": option_of(model, "aspp_channels"),
+            "decode_head.dilations": (1, *rates_of(model)),
+        }
+        if architecture == "deeplabv3plus":
+            values["decode_head.c1_channels"] = option_of(model, "low_level_channels")
+            values["decode_head.c1_in_channels"] = 64 * widening
+    elif architecture == "pspnet":
+        values["decode_head.channels"] = option_of(model, "context_channels")
+    if model.aux_features is not None:
+        values["auxiliary_head.in_channels"] = 256 * widening
+        values["auxiliary_head.channels"] = 64 * widening
+        values["auxiliary_head.num_classes"] = model.num_classes
+    else:
+        values["auxiliary_head"] = None
+    return f"configs/_base_/models/{architecture}_r50-d8.py with {spelt(values)}"
 
 
 def network_of(tree: Mapping[str, Any]) -> Mapping[str, Any]:

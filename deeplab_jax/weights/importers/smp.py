@@ -11,7 +11,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from deeplab_jax.errors import UserError
+from deeplab_jax.models.catalog import describe
 from deeplab_jax.models.preprocessing import IMAGENET
+from deeplab_jax.models.segmenter import Segmenter
 from deeplab_jax.weights.importers.saved_config import (
     META,
     Config,
@@ -30,6 +32,7 @@ from deeplab_jax.weights.importers.torch_names import (
     stride_of_8_or_16,
     which_resnet,
 )
+from deeplab_jax.weights.peer_networks import option_of, rates_of, spelt
 from deeplab_jax.weights.tensor_map import Names, Rule, Shapes, TensorMap, first_are_last
 
 RATES = (12, 24, 36)
@@ -203,6 +206,35 @@ def _check_norm(value: Any) -> None:
     kind = value["type"] if isinstance(value, dict) and set(value) == {"type"} else value
     if kind not in (True, False, "batchnorm", "identity"):
         raise refused("decoder_use_norm", value, "only batch norm and none can be converted")
+
+
+def how_to_build(model: Segmenter) -> str:
+    """Return the call that builds the network of segmentation_models_pytorch, as `smp`."""
+    described = describe(model)
+    architecture, encoder = described["name"].split("_", 1)
+    options = described["options"]
+    depth = (
+        len(option_of(model, "decoder_channels"))
+        if architecture == "unet"
+        else int((option_of(model, "last_stage") or "conv5")[-1])
+    )
+    arguments: dict[str, Any] = {"encoder_weights": None, "encoder_depth": depth}
+    if architecture.startswith("deeplab"):
+        branches = option_of(model, "aspp_separable")
+        arguments |= {
+            "encoder_output_stride": 8 if model.output_stride == 8 and depth > 3 else 16,
+            "decoder_channels": option_of(model, "aspp_channels"),
+            "decoder_aspp_separable": bool(option_of(model, "separable") if branches is None else branches),
+            "decoder_atrous_rates": rates_of(model),
+        }
+    elif architecture == "pspnet":
+        arguments |= {"psp_out_channels": option_of(model, "context_channels"), "upsampling": 2**depth}
+    else:
+        arguments["decoder_channels"] = tuple(option_of(model, "decoder_channels"))
+    if options.get("norm") == "none":
+        arguments["decoder_use_norm"] = False
+    arguments |= {"in_channels": model.in_channels, "classes": model.num_classes}
+    return f"smp.{CLASSES[architecture]}({encoder!r}, {spelt(arguments)})"
 
 
 def _encoder(shapes: Shapes) -> str:
