@@ -37,7 +37,6 @@ def recognise(shapes, *, output_stride):
     if "net.a.weight" not in shapes:
         return None
     return TensorMap(
-        "tiny",
         "cascade_tiny",
         5,
         output_stride or 16,
