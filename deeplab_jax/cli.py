@@ -24,7 +24,7 @@ from deeplab_jax.train.signals import end_on_sigterm
 # Errors of the system that the user can fix, and how.
 OS_FIXES = {
     **dict.fromkeys(DISK_ERRORS, "free space or choose another folder, then start again"),
-    errno.EACCES: "see to its rights, or choose another folder",
+    errno.EACCES: "allow access to it, or choose another folder",
     errno.ENAMETOOLONG: "give a shorter name",
 }
 
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # `--config file`, `--config=file` and every `--config.key=value` go to the config's own parser.
     config_args, unknown = split_config_arguments(rest)
     if unknown:
-        return fail(f"{args.verb}: {unknown[0]!r} belongs to no option; leave it out, or put its option before it")
+        return fail(f"{args.verb}: {unknown[0]!r}: no option takes it; leave it out, or write its option before it")
     args.config = config_args
     if argv is None and args.verb == "train":  # Set now: imports and the wait for other processes take long.
         end_on_sigterm(PREEMPTED)
@@ -112,8 +112,8 @@ def enable_compilation_cache() -> None:
 
 
 class Pipe(io.FileIO):
-    """Standard output, whose reader may end early, such as `head`: what is printed then goes nowhere, and the work
-    goes on.
+    """Standard output, whose reader may end early, such as `head`. What is printed then goes nowhere, and the work
+    continues.
     """
 
     def write(self, data: Any) -> int:

@@ -11,11 +11,12 @@ from typing import Any
 from deeplab_jax import tasks
 from deeplab_jax.errors import UserError, did_you_mean, printable, spell
 from deeplab_jax.files import save_json, write_whole
-from deeplab_jax.tasks.arguments import config_of, run_config
+from deeplab_jax.tasks.arguments import config_of
 
 USER_ERROR = 2
 INTERRUPTED = 130
 PREEMPTED = 75  # EX_TEMPFAIL, after SIGTERM: a scheduler may start the same command again, and nothing is lost.
+FLAGS_OF_MODEL = ("num_classes", "output_stride")  # Of `summarize`; everything else of a model is an --option.
 
 
 def fail(message: str) -> int:
@@ -35,16 +36,6 @@ def required_words(args: argparse.Namespace) -> list[str]:
 def required_config(args: argparse.Namespace) -> Any:
     """Load the configuration that a verb needs."""
     return config_of(required_words(args), module=args.module)
-
-
-def config_of_run(words: list[str], model: str) -> Any:
-    """Return the configuration that the words name, or else that of a run directory, with the words' changes; None
-    where there is neither.
-    """
-    from deeplab_jax.config import load_config
-
-    named = any(word.startswith("--config=") for word in words)
-    return load_config(words) if named else run_config(model, words)
 
 
 def train(args: argparse.Namespace) -> int:
@@ -100,12 +91,10 @@ def evaluate(args: argparse.Namespace) -> None:
     """`evaluate`."""
     from rich.console import Console
 
-    from deeplab_jax.distributed import is_first, together
+    from deeplab_jax.distributed import is_first
     from deeplab_jax.terminal import class_table, percent, progress_bar
     from deeplab_jax.weights.folder import METRICS_FILE
 
-    with together():
-        config = config_of_run(args.config, args.model)
     console = Console(quiet=not is_first())
 
     def show(results: dict[str, Any]) -> None:
@@ -117,7 +106,7 @@ def evaluate(args: argparse.Namespace) -> None:
 
     with progress_bar(console) as progress:
         flags = {key: value for key, value in arguments(args).items() if not _configured(args.config, key)}
-        results = tasks.evaluate(**flags, config=config, progress=progress, on_results=show)
+        results = tasks.evaluate(**flags, config=args.config, progress=progress, on_results=show)
     console.print(
         f"{results['protocol']['images']} images in {results['seconds']} s; written to {Path(args.out, METRICS_FILE)}",
         highlight=False,
@@ -163,7 +152,7 @@ def prepare(args: argparse.Namespace) -> None:
         folder = prepare(sources, args.out, progress=lambda split, done, total: progress(done, total))
     counts = ", ".join(f"{len(source)} of {split}" for split, source in sources.items())
     words = ["--config.data.name=tfds", f"--config.data.dir={args.out}"]
-    # What was read by these must not be read by them again.
+    # The prepared images were already read with these keys. Applying them again would be wrong.
     empty = {"options": "{}", "channels": "()", "value_range": "()"}
     words += [f"--config.data.{key}={value}" for key, value in empty.items() if config.data[key]]
     print(f"wrote {counts} to {folder}; read them with {shlex.join(words)}")
@@ -172,11 +161,8 @@ def prepare(args: argparse.Namespace) -> None:
 def convert(args: argparse.Namespace) -> None:
     """`convert`."""
     from deeplab_jax.weights.convert import convert
-    from deeplab_jax.weights.folder import CHECKPOINTS, save
+    from deeplab_jax.weights.folder import save
 
-    out = Path(args.out)
-    if (out / CHECKPOINTS).exists():
-        raise UserError(f"{out}: is a run directory; choose another --out")
     model, variables, info = convert(
         args.source,
         kind=args.kind,
@@ -189,7 +175,7 @@ def convert(args: argparse.Namespace) -> None:
         activation=args.activation,
         module=args.module,
     )
-    folder = save(out, model, variables, info)  # First: a reader of what is printed may end early.
+    folder = save(args.out, model, variables, info)  # First: a reader of what is printed may end early.
     source = info["source"]
     name = describe_short(model)
     print(f"{args.source}: read as {source['kind']}'s {name}; {source['tensors']} tensors used")
@@ -218,11 +204,13 @@ def weights(args: argparse.Namespace) -> None:
     from deeplab_jax.terminal import weights_table
     from deeplab_jax.weights.by_name import is_here
     from deeplab_jax.weights.download import cache_folder
-    from deeplab_jax.weights.published import PUBLISHED
+    from deeplab_jax.weights.published import LISTS_NAMES, PUBLISHED
 
     rows = [entry.row(name) | {"here": is_here(name)} for name, entry in PUBLISHED.items() if args.part in name]
     if not rows:
-        raise UserError(f"weights: no name holds {args.part!r}; {did_you_mean(args.part, PUBLISHED)}")
+        raise UserError(
+            f"weights: no name holds {args.part!r}; {did_you_mean(args.part, PUBLISHED, listed_by=LISTS_NAMES)}"
+        )
     if args.json:
         print(json.dumps(rows, indent=1))
         return
@@ -233,7 +221,7 @@ def weights(args: argparse.Namespace) -> None:
     )
 
 
-# The flags of `export` that say what is inside, and the formats that have them.
+# The flags of `export` for runtimes: those that each format has, and the fields of its `Signature`.
 RUNTIMES = {"stablehlo": (), "onnx": ("precision",), "tflite": ("precision", "calibration")}
 EXPORT_FLAGS = ("size", "batch", "preprocess", "argmax", "threshold")
 
@@ -278,18 +266,18 @@ def _check_flags(args: argparse.Namespace) -> None:
 def _exported(args: argparse.Namespace, model: Any, variables: Any, info: dict[str, Any]) -> tuple[Any, ...]:
     """Return the content of a file for a runtime, and what to say of it."""
     from deeplab_jax.evaluate.calibration_images import calibration_images
-    from deeplab_jax.weights.export import export_stablehlo
+    from deeplab_jax.weights.export import Signature, export_stablehlo
     from deeplab_jax.weights.export_onnx import export_onnx
     from deeplab_jax.weights.export_tflite import export_tflite
 
-    inside = {"size": args.size, **given(args, *EXPORT_FLAGS, "precision")}
+    signature, precision = Signature(**given(args, *EXPORT_FLAGS)), given(args, "precision")
     if args.format == "stablehlo":
-        return (export_stablehlo(model, variables, info=info, **inside),)
+        return (export_stablehlo(model, variables, signature, info=info),)
     if args.format == "onnx":
-        return export_onnx(model, variables, info=info, **inside)
-    if args.calibration and args.size:
-        inside["calibration"] = calibration_images(args.calibration, size=args.size, model=model)
-    return export_tflite(model, variables, info=info, **inside)
+        return export_onnx(model, variables, signature, info=info, **precision)
+    chosen = bool(args.calibration and args.size)
+    images = calibration_images(args.calibration, size=args.size, model=model) if chosen else ()
+    return export_tflite(model, variables, signature, info=info, calibration=images, **precision)
 
 
 def push(args: argparse.Namespace) -> None:
@@ -297,12 +285,10 @@ def push(args: argparse.Namespace) -> None:
     from deeplab_jax.weights import push
     from deeplab_jax.weights.by_name import load
     from deeplab_jax.weights.card import read_metrics
-    from deeplab_jax.weights.folder import CHECKPOINTS, METRICS_FILE
+    from deeplab_jax.weights.folder import METRICS_FILE
     from deeplab_jax.weights.hub import load_hub, parse
 
     parse(args.target)  # First: reading a model takes longer.
-    if args.out and Path(args.out, CHECKPOINTS).exists():
-        raise UserError(f"{args.out}: is a run directory; choose another --out")
     load_hub("push")
     model, variables, info = load(args.model, checkpoint=args.checkpoint, module=args.module)
     file = Path(args.metrics or Path(args.model, METRICS_FILE))
@@ -331,34 +317,23 @@ def summarize(args: argparse.Namespace) -> None:
 
     from deeplab_jax.analysis.summary import summarize
     from deeplab_jax.analysis.summary_table import summary_table
-    from deeplab_jax.models.catalog import describe, from_description, model_names
+    from deeplab_jax.models.catalog import LISTS_MODELS, describe, from_description, model_names
     from deeplab_jax.weights.by_name import folder_of
     from deeplab_jax.weights.folder import MODEL_FILE, read_description
 
     names, provenance = model_names(module=args.module), {}
     if args.model in names:
-        description = {
-            "name": args.model,
-            "num_classes": 21,
-            "output_stride": None,
-            "options": {},
-            "module": args.module,
-        }
+        usual: dict[str, Any] = {"num_classes": 21, "output_stride": None, "options": {}}
+        description = {"name": args.model, "module": args.module, **usual}
     elif ((folder := folder_of(args.model, module=args.module)) / MODEL_FILE).is_file():
         model, info = read_description(folder, module=args.module)
         description, provenance = describe(model), info.get("provenance", {})
     else:
         own = "" if args.module else "; for a model of your own, give --module the path of its file"
-        near = did_you_mean(args.model, names)
+        near = did_you_mean(args.model, names, listed_by=LISTS_MODELS)
         raise UserError(f"{args.model}: neither a model's name nor a folder with {MODEL_FILE}: {near}{own}")
-    options = {**description["options"], **dict(args.option)}
-    for key in ("num_classes", "output_stride"):
-        description[key] = options.pop(key, description[key])
-        if not isinstance(description[key], int | None):
-            raise UserError(f"{key}={description[key]!r}: give a whole number")
-    if args.output_stride is not None:
-        description["output_stride"] = args.output_stride
-    summary = summarize(from_description({**description, "options": options}), *args.size)
+    changes = {**given(args, *FLAGS_OF_MODEL), "options": {**description["options"], **dict(args.option)}}
+    summary = summarize(from_description({**description, **changes}), *args.size)
     if args.json == "-":
         print(json.dumps(summary.to_json(), indent=1))
         return
@@ -379,8 +354,6 @@ def compile_(args: argparse.Namespace) -> int:
     from deeplab_jax.terminal import elapsed
     from deeplab_jax.train.ahead import Ahead, cache_folder
 
-    if args.predict and args.evaluate:
-        raise UserError("--predict and --evaluate: one program at a time; leave one of them out")
     if (args.predict or args.evaluate) and (unused := given(args, "space", "remat")):
         raise UserError(f"--{next(iter(unused))}: changes the training only; leave it out")
     target = parse_target(args.target)

@@ -167,7 +167,7 @@ def load_config(argv: Sequence[str]) -> ConfigDict:
     try:
         Path(file).open("rb").close()
     except OSError as error:
-        raise UserError(f"config file {file!r} cannot be read ({error.strerror}); see to its rights") from None
+        raise UserError(f"config file {file!r} cannot be read ({error.strerror}); allow access to it") from None
     if kind == ".json":
         if arg is not None:
             raise UserError(f"config file {file!r} is JSON, which takes no argument ':{arg}'; leave it out")

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from types import ModuleType
 from typing import NoReturn
 
+MOST_CHOICES = 6  # That a message names where a command lists all.
+
 
 class UserError(ValueError):
     """A mistake of the user.
@@ -15,6 +17,10 @@ class UserError(ValueError):
     The message is one line: it names the file or option, the wrong value, and the fix. The command line prints it to
     stderr and exits with code 2. Every other exception is a fault of the program and keeps its traceback.
     """
+
+
+class DamagedFile(UserError):
+    """A file from outside whose content is wrong. Another copy of it may be right."""
 
 
 class StuckError(UserError):
@@ -58,23 +64,28 @@ def optional(what: str, *modules: str, install: str) -> list[ModuleType]:
         raise UserError(f"{what}: needs {missing}, which is not installed; type pip install {install}") from None
 
 
-def did_you_mean(word: str, choices: Iterable[object]) -> str:
+def did_you_mean(word: str, choices: Iterable[object], *, listed_by: str = "") -> str:
     """Return a phrase that names the choices nearest to `word`, or all of them if none is near.
 
     Args:
       word: what the user wrote.
       choices: the valid words.
+      listed_by: the command that lists them all; then the phrase names it, and `MOST_CHOICES` of them at most.
 
     Returns:
       `"did you mean a, b?"` or `"choose from a, b, c"`.
     """
     names = [str(choice) for choice in choices]
     near = difflib.get_close_matches(word, names, n=3, cutoff=0.6)
-    return f"did you mean {', '.join(near)}?" if near else f"choose from {', '.join(names)}"
+    some = spell(names, limit=MOST_CHOICES if listed_by else len(names))
+    phrase = f"did you mean {', '.join(near)}?" if near else f"choose from {some}"
+    return f"{phrase} (all: {listed_by})" if listed_by else phrase
 
 
 def printable(text: str) -> str:
-    """Return a text of somebody else's without what would steer a terminal or end a line."""
+    """Return a text in which `?` replaces every character that cannot be printed, such as a line break or a terminal
+    code.
+    """
     return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 

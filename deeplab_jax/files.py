@@ -19,9 +19,9 @@ TEMPORARY = ".tmp"
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 """Errors of the system that say that a folder cannot be written."""
 DEEPEST = 64
-"""Levels of lists and objects; code that visits the content is as deeply recursive."""
+"""Most levels of nested lists and objects. Code that visits them recurses as deeply."""
 MAX_BYTES = 64 * 2**20
-"""Most bytes of a file; a row of results or a run's configuration has some thousand."""
+"""Largest size of a file, in bytes. A run's configuration has a few thousand."""
 
 
 def at_home(path: str | os.PathLike[str]) -> Path:

@@ -92,7 +92,7 @@ def add_inference_verbs(verb: Verb) -> None:
     evaluate = verb(
         "evaluate",
         commands.evaluate,
-        "Evaluate a model on labelled images; writes metrics.json. What no flag says is the configuration's.",
+        "Evaluate a model on labelled images; writes metrics.json. Without a flag, the configuration's value holds.",
         config="optional",
         omitted=OMITTED,
     )
@@ -146,7 +146,7 @@ def add_inference_verbs(verb: Verb) -> None:
     predict.add_argument(
         "--ids",
         choices=("classes", "dataset"),
-        help="dataset: NAME.png holds the values of the data set's own masks, and nothing lies beside it",
+        help="dataset: write only NAME.png, with the values that the data set's own masks store",
     )
     predict.add_argument("--polygons", action="store_true", help="write NAME.geojson too, with each region's outline")
     add_inference_flags(predict)
@@ -189,7 +189,10 @@ def add_weight_verbs(verb: Verb) -> None:
     convert.add_argument("--out", type=path, required=True, help="model folder to write")
     convert.add_argument("--kind", default="auto", help="who wrote them; by default found from the tensors' names")
     convert.add_argument(
-        "--select", default="", metavar="PREFIX", help="of several networks in a file, the one whose names begin so"
+        "--select",
+        default="",
+        metavar="PREFIX",
+        help="if a file holds several networks: the one whose tensor names begin with PREFIX",
     )
     convert.add_argument("--output_stride", type=int, help="at which to run the source; by default its own")
     convert.add_argument("--num_classes", type=int, help="of the model; if not the source's, add --reinit head")
@@ -198,7 +201,7 @@ def add_weight_verbs(verb: Verb) -> None:
         "--activation",
         default="",
         choices=("softmax", "sigmoid"),
-        help="sigmoid if a pixel can have several labels, which a file does not say; one logit has it anyway",
+        help="sigmoid: a pixel can have several labels. A file does not say this. One logit always has a sigmoid",
     )
     convert.add_argument("--reinit", default="", choices=("head",), help="start the classifiers at random")
     convert.add_argument(
@@ -266,13 +269,14 @@ def add_summarize_verb(verb: Verb) -> None:
     )
     summarize.add_argument("--size", type=image_size, default=(513, 513), help="HEIGHTxWIDTH of the image (513x513)")
     summarize.add_argument("--output_stride", type=int, help="8, 16, 32, ...; by default the model's own")
+    summarize.add_argument("--num_classes", type=positive, help="by default the model's own, or 21 of a name")
     summarize.add_argument(
         "--option",
         type=option,
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="option of the model, such as num_classes=19, separable=True or 'aspp_rates=(6, 12)'; repeat it for more",
+        help="option of the model, such as separable=True or 'aspp_rates=(6, 12)'; repeat it for more",
     )
     summarize.add_argument(
         "--json",
@@ -300,8 +304,9 @@ def add_compile_verb(verb: Verb) -> None:
     ahead.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the activations")
     ahead.add_argument("--output_stride", "--output-stride", type=positive, help="8, 16, 32, ...")
     ahead.add_argument("--num_classes", "--num-classes", type=positive, help="by default those of the data set")
-    ahead.add_argument("--predict", type=image_size, metavar="HEIGHTxWIDTH", help="compile prediction, not training")
-    ahead.add_argument("--evaluate", action="store_true", help="compile evaluation, not training")
+    other = ahead.add_mutually_exclusive_group()
+    other.add_argument("--predict", type=image_size, metavar="HEIGHTxWIDTH", help="compile prediction, not training")
+    other.add_argument("--evaluate", action="store_true", help="compile evaluation, not training")
     ahead.add_argument(
         "--largest_batch", "--largest-batch", action="store_true", help="also search the most images of a call that fit"
     )
@@ -376,6 +381,8 @@ def option(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not (key.isidentifier() and equals):
         raise argparse.ArgumentTypeError(f"{text!r}: give KEY=VALUE")
+    if key in commands.FLAGS_OF_MODEL:
+        raise argparse.ArgumentTypeError(f"{text!r}: has a flag of its own; give --{key} {value}")
     return key, literal(value)
 
 

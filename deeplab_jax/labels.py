@@ -141,7 +141,7 @@ def colormap(count: int) -> tuple[tuple[int, int, int], ...]:
 BINARY = LabelSet(names=("background", "object"), palette=colormap(2))
 """The two classes of a network with one logit, where nobody has named them."""
 PRESENCE = LabelSet(names=("absent", "present"), palette=colormap(2))
-"""The two classes of one of several labels that a pixel can have."""
+"""The two classes of one label, absent and present, where a pixel can have several labels."""
 
 # (name, colour) by stored value.
 _CAMVID = (

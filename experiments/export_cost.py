@@ -34,6 +34,7 @@ from deeplab_jax.models.decision import decide, to_probabilities
 from deeplab_jax.models.segmenter import Segmenter, Variables
 from deeplab_jax.provenance import versions
 from deeplab_jax.weights import export_onnx, export_tflite
+from deeplab_jax.weights.export import Signature
 from deeplab_jax.weights.folder import flatten_variables
 from experiments.output import markdown_table
 from experiments.program import exits, parser_of
@@ -201,7 +202,7 @@ def main(argv: Sequence[str] | None) -> None:
             if precision == "int8":  # What a file costs is worth knowing above all where its classes are far off.
                 others = open_source(args.data, split=args.calibration_split, dir=args.data_dir)
                 more = {"calibration": calibration(others, size, args.calibration_images), "refuse": False}
-            content, said = write(model, variables, size=size, batch=1, precision=precision, **more)
+            content, said = write(model, variables, Signature(size, batch=1), precision=precision, **more)
             found = evaluate_file(runner(content), model, source, size, images=images)
             rows[name] = {"megabytes": round(len(content) / 2**20, 2), "compared": said, **found}
         save_json(file, {"setting": setting, "rows": rows, "versions": versions()})

@@ -79,7 +79,10 @@ def test_what_does_not_fit_ends_with_one_line(capsys, monkeypatch) -> None:
         (("--target", "cpu", "--batch", 0), "give a whole number of at least 1"),
         (("--target", "cpu", "--batch", 7), "config.train.batch_size=7 does not split"),
         (("--target", "cpu", "--space", 3), "config.train.space=3"),
-        (("--target", "cpu", "--evaluate", "--predict", 33), "one program at a time"),
+        (
+            ("--target", "cpu", "--evaluate", "--predict", 33),
+            "argument --predict: not allowed with argument --evaluate",
+        ),
         (("--target", "cpu", "--output_stride", 7), "output_stride=7"),
         (("--target", "cpu", "--evaluate", "--remat"), "--remat: changes the training only; leave it out"),
         (("--target", "cpu", "--predict", 33, "--space", 2), "--space: changes the training only; leave it out"),

@@ -20,7 +20,7 @@ from tests.weights.test_convert import make_tensors, recognise
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch, tiny_networks):
-    monkeypatch.setitem(module.IMPORTERS, "tiny", recognise)
+    monkeypatch.setitem(module.IMPORTERS, "tiny", module.Importer(recognise))
 
 
 def run(*words: object) -> int:
@@ -79,7 +79,9 @@ def test_convert_refuses_in_one_line_and_writes_nothing(tmp_path, source, capsys
 def test_convert_does_not_write_into_a_run(tmp_path, source, capsys) -> None:
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     assert run("convert", source, "--out", tmp_path / "run") == 2
-    assert "is a run directory; choose another --out" in capsys.readouterr().err
+    assert (
+        "is a run directory, and has checkpoints of its own; choose another folder (--out)" in capsys.readouterr().err
+    )
 
 
 def test_export_stablehlo(tmp_path) -> None:

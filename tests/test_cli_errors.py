@@ -73,7 +73,7 @@ def tiny_training(*words):
             ["predict", "--model", "gone", "--out", "x", "--config", SCENES, "a.jpg"],
             "--config is not an option of this verb",
         ),
-        (["check-data", "extra"], "'extra' belongs to no option; leave it out, or put its option before it"),
+        (["check-data", "extra"], "'extra': no option takes it; leave it out, or write its option before it"),
         (["check-data", "--confg", SCENES], "--confg is not an option of this verb: did you mean --config"),
         (["evaluate", "--model", "x" * 300, "--out", "x"], "File name too long; give a shorter name|no such folder"),
         (["predict", "--model", "gone", "--out", "x", "y" * 300], "File name too long; give a shorter name|no such"),
@@ -301,6 +301,18 @@ def test_a_disk_that_is_full_is_a_line_and_keeps_the_older_checkpoint(complain, 
     assert re.search(r"checkpoint of step 2 could not be saved \(.*No space left on device\); step 1 is intact", line)
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["1"]
     assert main([str(word) for word in words]) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "lists"),
+    [
+        (["weights", "zzz"], "python -m deeplab_jax weights"),
+        (["summarize", "zzz"], "python -c 'import deeplab_jax; print(*deeplab_jax.model_names())'"),
+    ],
+)
+def test_a_long_list_is_cut_and_the_command_that_prints_it_is_named(complain, words, lists) -> None:
+    line = complain(*words)
+    assert f"more (all: {lists})" in line and len(line) < 400
 
 
 def test_config_arguments_are_told_from_the_rest() -> None:

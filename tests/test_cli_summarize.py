@@ -46,7 +46,7 @@ def test_json_alone_is_printed(capsys) -> None:
 
 def test_size_stride_and_options(tmp_path) -> None:
     file = tmp_path / "summary.json"
-    words = ["--size", "65x97", "--output_stride", 8, "--option", "num_classes=3", "--option", "separable=true"]
+    words = ["--size", "65x97", "--output_stride", 8, "--num_classes", 3, "--option", "separable=true"]
     assert run("deeplabv3plus_tiny", *words, "--option", "aspp_rates=(2, 4)", "--json", file) == 0
     model = create_model("deeplabv3plus_tiny", num_classes=3, output_stride=8, separable=True, aspp_rates=(2, 4))
     assert json.loads(file.read_text()) == summarize(model, 65, 97).to_json()
@@ -63,9 +63,11 @@ def test_a_model_folder(tmp_path) -> None:
     folder = save(tmp_path / "model", model, variables, {})
     assert run(folder, "--size", 65, "--json", tmp_path / "plain.json") == 0
     assert json.loads((tmp_path / "plain.json").read_text()) == summarize(model, 65, 65).to_json()
-    assert run(folder, "--size", 65, "--output_stride", 32, "--json", tmp_path / "coarse.json") == 0
+    words = ["--size", 65, "--output_stride", 32, "--num_classes", 9, "--json", tmp_path / "coarse.json"]
+    assert run(folder, *words) == 0
     coarse = json.loads((tmp_path / "coarse.json").read_text())
-    assert coarse == summarize(model.clone(output_stride=32), 65, 65).to_json()
+    other, _ = tiny_model("deeplabv3plus_tiny", num_classes=9)
+    assert coarse == summarize(other.clone(output_stride=32), 65, 65).to_json()
 
 
 def test_a_run_directory_that_has_saved_nothing_yet(tmp_path) -> None:
@@ -93,7 +95,10 @@ def test_a_narrow_terminal_keeps_every_digit(capsys, monkeypatch) -> None:
         (["cascade_tinny"], "cascade_tinny: neither a model's name nor a folder with model.json: did you mean cascade"),
         (["cascade_tiny", "--option", "colour=3"], "option 'colour' has no meaning for cascade_tiny"),
         (["cascade_tiny", "--option", "colour"], "argument --option: 'colour': give KEY=VALUE"),
-        (["cascade_tiny", "--option", "num_classes=many"], "num_classes='many': give a whole number"),
+        (["cascade_tiny", "--option", "num_classes=3"], "'num_classes=3': has a flag of its own; give --num_classes 3"),
+        (["cascade_tiny", "--option", "output_stride=8"], "has a flag of its own; give --output_stride 8"),
+        (["cascade_tiny", "--num_classes", "many"], "--num_classes: 'many': give a whole number of at least 1"),
+        (["cascade_tiny", "--num_classes", "0"], "--num_classes: '0': give a whole number of at least 1"),
         (["cascade_tiny", "--output_stride", "7"], "output_stride=7: choose 4, 8, 16 or 32"),
         (["cascade_tiny", "--output_stride", "0"], "output_stride=0"),
         (["cascade_tiny", "--size", "33", "--json", "/dev/null/x.json"], "x.json: cannot be written"),

@@ -23,10 +23,10 @@ from deeplab_jax.models.layers import LayerSettings
 from deeplab_jax.models.segmenter import Segmenter
 from deeplab_jax.ops.losses import LOSSES
 from deeplab_jax.tasks import evaluation
-from deeplab_jax.tasks.arguments import config_of
+from deeplab_jax.tasks.arguments import config_of, or_of_run
 from deeplab_jax.train.from_config import build_model, model_for
 from deeplab_jax.train.given import Given, recorded
-from deeplab_jax.train.record import METRICS_FILE
+from deeplab_jax.train.record import RECORD_FILE
 from deeplab_jax.train.replay import replay
 from deeplab_jax.train.signals import Interrupted
 from deeplab_jax.weights.folder import CHECKPOINTS
@@ -189,6 +189,14 @@ def test_a_configuration_can_be_the_words_of_a_command(repo_root) -> None:
         config_of([f"--config={repo_root / 'configs/scenes.py'}", "--config.train.stepz=9"])
 
 
+def test_words_that_name_no_file_change_the_configuration_of_the_run(undisturbed, tmp_path) -> None:
+    config = config_of(or_of_run(["--config.evaluate.flip=true"], undisturbed))
+    assert config.evaluate.flip and config.train.steps == config_of(or_of_run(None, undisturbed)).train.steps
+    named = ["--config=configs/scenes.py", "--config.evaluate.flip=true"]
+    assert or_of_run(named, undisturbed) == named
+    assert or_of_run([], tmp_path) is None and or_of_run(None, tmp_path) is None
+
+
 def test_predict_names_what_failed(tmp_path, undisturbed, photo) -> None:
     bad, said = tmp_path / "bad.png", []
     bad.write_text("no image")
@@ -246,7 +254,7 @@ def test_a_run_of_more_devices_is_evaluated_on_those_that_are_there(monkeypatch)
 
 def test_a_finished_run_answers_from_its_record(undisturbed) -> None:
     again = train(undisturbed)
-    last = json.loads((undisturbed / METRICS_FILE).read_text().splitlines()[-1])
+    last = json.loads((undisturbed / RECORD_FILE).read_text().splitlines()[-1])
     assert again["step"] == 6 and again["miou"] == last["val/miou"] and again["workdir"] == str(undisturbed)
     assert {row["name"]: row["iou"] for row in again["per_class"]} == {
         name.removeprefix("val/iou/"): value for name, value in last.items() if name.startswith("val/iou/")
@@ -262,7 +270,7 @@ def test_functions_see_what_the_record_has(tmp_path, undisturbed) -> None:
     results = train(tmp_path, config, on_step=steps.__setitem__, on_evaluation=evaluations.__setitem__)
     assert list(steps) == [1, 2, 4, 6] and list(evaluations) == [3, 6]
     assert evaluations[6] == {key: value for key, value in results.items() if key != "workdir"}
-    lines = [json.loads(line) for line in (tmp_path / METRICS_FILE).read_text().splitlines()]
+    lines = [json.loads(line) for line in (tmp_path / RECORD_FILE).read_text().splitlines()]
     for step, metrics in steps.items():
         (line,) = [line for line in lines if line["step"] == step and "train/loss" in line]
         assert {f"train/{name}": value for name, value in metrics.items()} | {"step": step} == line

@@ -90,7 +90,7 @@ def summarize(model: Segmenter, height: int, width: int) -> Summary:
     run = record(direct, height, width)
     try:
         fields = _fields(direct, run.variables)
-    except NotImplementedError:  # An operation of somebody's own; only this column is not known.
+    except NotImplementedError:  # An operation from outside; only this column is not known.
         fields = {}
     parameters = {path: prod(leaf.shape) for path, leaf in flatten_dict(run.variables["params"]).items()}
     dtype = jnp.dtype(model.settings.dtype)

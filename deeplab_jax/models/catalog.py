@@ -28,6 +28,7 @@ from deeplab_jax.models.layers import LayerSettings, NormKind
 from deeplab_jax.models.preprocessing import Preprocessing, preprocessing_with
 from deeplab_jax.models.segmenter import Segmenter, abstract_variables
 
+LISTS_MODELS = "python -c 'import deeplab_jax; print(*deeplab_jax.model_names())'"
 # Fields of modules that are not options.
 NOT_OPTIONS = {"settings", "num_classes", "name", "parent"}
 
@@ -74,7 +75,7 @@ def _entry(name: str, module: str) -> _Entry:
     entries = _entries(module)
     if name not in entries:
         own = "" if module else "; for a model of your own, give --module the path of its file"
-        raise UserError(f"model {name!r} is not known: {did_you_mean(name, entries)}{own}")
+        raise UserError(f"model {name!r} is not known: {did_you_mean(name, entries, listed_by=LISTS_MODELS)}{own}")
     for part in filter(None, entries[name].parts):
         if not (isinstance(_class(part), type) and issubclass(_class(part), nn.Module)):
             raise UserError(f"{module}: {_class(part)!r} of {name} is no class of modules; derive it from nn.Module")

@@ -6,7 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from deeplab_jax.config import base, load_config, to_plain
+from deeplab_jax.config import CONFIG_FILE, base, load_config, to_plain
 from deeplab_jax.config_values import check, fill
 from deeplab_jax.errors import UserError, did_you_mean
 from deeplab_jax.extensions import allow
@@ -39,14 +39,15 @@ def config_of(config: Any, *, module: str = "") -> ConfigDict:
     return config
 
 
-def run_config(model: str | Path, changes: Sequence[str] = ()) -> ConfigDict | None:
-    """Return the configuration of a run directory with changes such as `--config.evaluate.flip=true`; None for another
-    model.
+def or_of_run(config: Any, model: str | Path) -> Any:
+    """Return a configuration for `config_of`: the given one or, where it is None or words that name no file, that of
+    the run directory `model` with the words' changes. It is None where there is neither.
     """
-    from deeplab_jax.train.workdir import CONFIG_FILE
-
+    words = [] if config is None else config
+    if not isinstance(words, list) or any(word.startswith("--config=") for word in words):
+        return config
     own = at_home(model) / CONFIG_FILE
-    return load_config([f"--config={own}", *changes]) if own.is_file() else None
+    return [f"--config={own}", *words] if own.is_file() else None
 
 
 def check_names(given: Iterable[str], known: Collection[str]) -> None:

@@ -18,7 +18,7 @@ class Reports(dict[str, "Report"]):
     Attributes:
       lines: that text.
       page: the page of training images, if it was asked for.
-      fault: why there is no such page although it was asked for.
+      fault: why the requested page could not be made.
     """
 
     def __init__(self) -> None:

@@ -12,7 +12,7 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.extensions import allow
 from deeplab_jax.files import at_home
 from deeplab_jax.models.segmenter import Segmenter, Variables
-from deeplab_jax.tasks.arguments import check_names, config_of, run_config
+from deeplab_jax.tasks.arguments import check_names, config_of, or_of_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,9 +45,10 @@ def evaluate(
     Args:
       model, variables: from `load`. Or `model` is what `load` takes.
       source: labelled images; by default the configuration's split.
-      protocol: how the model runs; by default the configuration's `evaluate` section with the changes in `how`. Batch
-        size and devices are the configuration's even so.
-      config: see `config_of`; by default that of the run directory.
+      protocol: how the model runs; by default the configuration's `evaluate` section with the changes in `how`. The
+        batch size and the number of devices still come from the configuration.
+      config: see `config_of`; by default that of the run directory. A list of words may change that one:
+        ["--config.data.dir=elsewhere"].
       split: to evaluate on; by default the configuration's validation split. With a `source`, only its name in the
         record.
       checkpoint, module: see `load`.
@@ -110,8 +111,8 @@ def _model_and_settings(
     from deeplab_jax.weights.by_name import load
 
     allow(module)
-    if config is None and not isinstance(model, Segmenter):
-        config = run_config(model)
+    if not isinstance(model, Segmenter):
+        config = or_of_run(config, model)
     # First: a Python file may name the module of the model.
     settings = None if config is None else config_of(config, module=module)
     if not isinstance(model, Segmenter):
@@ -138,7 +139,7 @@ def _configured_source(
 
 
 def _compare_names(info: dict[str, Any], source: "Source") -> str:
-    """Return a note where the data call a model's classes otherwise, else "". Raise a UserError where the data lack
+    """Return a note if the data have other names for the model's classes, else "". Raise a UserError if the data lack
     some of them or have them in another order.
     """
     known, names = tuple(info.get("class_names") or ()), source.labels.names

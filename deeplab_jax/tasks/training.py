@@ -32,7 +32,7 @@ def train(
     allow_config_change: bool = False,
     console: "Console | None" = None,
 ) -> dict[str, Any]:
-    """Train as a configuration says, or go on in the run directory, and return the last evaluation.
+    """Train as a configuration says, or resume the run of the directory, and return the last evaluation.
 
     Args:
       config, module: see `config_of`.
@@ -43,11 +43,11 @@ def train(
       on_evaluation: called as `on_evaluation(step, metrics)` once an evaluation is saved; `metrics` is as `evaluate`
         returns it. If one of the two returns something true, the run ends as after its last step: the state is
         evaluated and saved. A KeyboardInterrupt in them is a Ctrl-C. After another error the state is saved, and the
-        error is raised. Several processes call them on the first one.
+        error is raised. With several processes, only the first one calls them.
       sources, model, loss, optimizer, schedule: objects in the place of what the configuration names; see
-        `train.given.Given`. The run directory does not hold them, so a start that goes on needs them again. It does
+        `train.given.Given`. The run directory does not hold them, so a start that resumes it needs them again. It does
         hold a model from `create_model`.
-      allow_config_change: whether to go on in a directory of another configuration.
+      allow_config_change: whether to resume a run of another configuration.
       console: where to print; None is standard output.
 
     Returns:
@@ -56,13 +56,13 @@ def train(
 
     Raises:
       UserError: anything in the configuration, data or directory that the user can fix.
-      train.signals.Interrupted: after Ctrl-C or SIGTERM, once the state is saved. The same call goes on.
+      train.signals.Interrupted: after Ctrl-C or SIGTERM, once the state is saved. The same call resumes.
     """
     from deeplab_jax.distributed import together
     from deeplab_jax.train import loop
     from deeplab_jax.train.allocator import keep_freed_memory
     from deeplab_jax.train.given import Given
-    from deeplab_jax.train.record import METRICS_FILE, last_evaluation
+    from deeplab_jax.train.record import RECORD_FILE, last_evaluation
 
     workdir = at_home(workdir)
     keep_freed_memory()  # Before the next line starts JAX's threads.
@@ -70,4 +70,4 @@ def train(
         config = config_of(config, module=module)
         given = Given(sources, model, loss, optimizer, schedule, on_step, on_evaluation)
     results = loop.train(config, workdir, given=given, allow_config_change=allow_config_change, console=console)
-    return {**(results or last_evaluation(Path(workdir, METRICS_FILE))), "workdir": str(workdir)}
+    return {**(results or last_evaluation(Path(workdir, RECORD_FILE))), "workdir": str(workdir)}

@@ -25,8 +25,8 @@ from deeplab_jax.models.layers import Conv
 from deeplab_jax.models.segmenter import Segmenter, Variables
 from deeplab_jax.train.state import TrainState
 from deeplab_jax.weights.by_name import load
+from deeplab_jax.weights.fit_channels import fit_channels, said_of_channels
 from deeplab_jax.weights.folder import FIX, compare, flatten_variables
-from deeplab_jax.weights.stem import fit_channels, said_of_channels
 
 SCOPES: dict[str, Callable[[str], bool]] = {
     "all": lambda name: True,

@@ -105,9 +105,9 @@ class LivePlot:
             self._shown.update(picture)
 
     def _read(self, workdir: Path) -> None:
-        from deeplab_jax.train.record import METRICS_FILE, records
+        from deeplab_jax.train.record import RECORD_FILE, records
 
-        for values in records(workdir / METRICS_FILE):
+        for values in records(workdir / RECORD_FILE):
             for prefix, name, found in (("train/", "loss", self.steps), ("val/", "miou", self.evaluations)):
                 if prefix + name in values:
                     found[values["step"]] = {key.removeprefix(prefix): value for key, value in values.items()}

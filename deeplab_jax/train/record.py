@@ -7,7 +7,7 @@ from typing import Any
 
 from deeplab_jax.files import parse_json
 
-METRICS_FILE = "metrics.jsonl"
+RECORD_FILE = "metrics.jsonl"
 
 
 def last_evaluation(file: Path) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from deeplab_jax.train.faults import (
 )
 from deeplab_jax.train.given import NOTHING, ON_EVALUATION, ON_STEP, Calls, Given, is_own, spell_own
 from deeplab_jax.train.patience import Evaluations
-from deeplab_jax.train.record import METRICS_FILE, read_mious
+from deeplab_jax.train.record import RECORD_FILE, read_mious
 from deeplab_jax.train.schedules import Schedule
 from deeplab_jax.train.signals import stop_on_signals
 from deeplab_jax.train.state import TrainState
@@ -137,7 +137,7 @@ class Run:
                 record_start(self.workdir, self.config)
                 write_description(self.workdir, model, self.info, named=not is_own(self.config, "model"))
                 with recording(self.workdir):
-                    evaluated = read_mious(self.workdir / METRICS_FILE, until=start)
+                    evaluated = read_mious(self.workdir / RECORD_FILE, until=start)
         mious = dict(gathered(evaluated))
         self._evaluations = Evaluations(mious, patience=self.settings.patience, steps=self.settings.steps)
         if start >= self.settings.steps and not self.lacks_evaluation(start):

@@ -18,7 +18,7 @@ from deeplab_jax.config import to_plain
 from deeplab_jax.files import replacing
 from deeplab_jax.train.events import EventFile
 from deeplab_jax.train.faults import recording
-from deeplab_jax.train.record import METRICS_FILE, records
+from deeplab_jax.train.record import RECORD_FILE, records
 from deeplab_jax.train.schedules import Schedule
 from deeplab_jax.train.trackers import Trackers
 
@@ -41,7 +41,7 @@ class Writers:
         self, workdir: Path, *, start: int, steps: int, console: Console, config: ConfigDict | None = None
     ) -> None:
         self.workdir, self._console = workdir, console
-        self._file = workdir / METRICS_FILE
+        self._file = workdir / RECORD_FILE
         with recording(workdir):
             self._truncate(start)
             self._jsonl = self._file.open("a", encoding="utf-8")

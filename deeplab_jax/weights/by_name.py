@@ -7,12 +7,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from deeplab_jax.errors import UserError
+from deeplab_jax.errors import DamagedFile, UserError
 from deeplab_jax.files import at_home, locked, read_json
 from deeplab_jax.models.segmenter import Segmenter, Variables
 from deeplab_jax.provenance import version_of
 from deeplab_jax.terminal import note
-from deeplab_jax.weights import folder, hub, named
+from deeplab_jax.weights import fetch_named, folder, hub
 from deeplab_jax.weights.convert import convert
 from deeplab_jax.weights.download import FOLDER, cache_folder
 from deeplab_jax.weights.published import PUBLISHED
@@ -42,12 +42,11 @@ def load(
     path = folder_of(path_or_name, module=module)
     try:
         return folder.load(path, checkpoint=checkpoint, module=module, model=model)
-    except UserError as error:
-        given = path == at_home(path_or_name)
-        if given or not str(error).startswith(str(path / folder.WEIGHTS_FILE)):
+    except DamagedFile as error:
+        if path == at_home(path_or_name):
             raise
         fix = f"remove its folder, and the same command makes it again: rm -r {shlex.quote(str(path))}"
-        raise UserError(f"{error}; {fix}") from None
+        raise DamagedFile(f"{error}; {fix}") from None
 
 
 def folder_of(path_or_name: str | Path, *, module: str = "") -> Path:
@@ -59,7 +58,7 @@ def folder_of(path_or_name: str | Path, *, module: str = "") -> Path:
     name, path = str(path_or_name), at_home(path_or_name)
     if path.exists():
         return path
-    return converted(name, module=module) if named.is_name(name) else path
+    return converted(name, module=module) if fetch_named.is_name(name) else path
 
 
 def converted(name: str, *, module: str = "") -> Path:
@@ -76,7 +75,7 @@ def converted(name: str, *, module: str = "") -> Path:
     with locked(target.with_name(f"{target.name}.lock"), "", option=f"folder with {FOLDER}", say=note):
         if _is_current(target, module):
             return target
-        source = named.from_hub(snapshot) if snapshot else named.from_table(name)
+        source = fetch_named.from_hub(snapshot) if snapshot else fetch_named.from_table(name)
         if (source.path / folder.MODEL_FILE).is_file():
             model, variables, info = folder.load(source.path, module=module)
         else:

@@ -3,18 +3,20 @@
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from deeplab_jax.errors import UserError, did_you_mean
+from deeplab_jax.errors import DamagedFile, UserError, did_you_mean
 from deeplab_jax.files import at_home
 from deeplab_jax.labels import BINARY
 from deeplab_jax.models.catalog import describe
 from deeplab_jax.models.segmenter import Segmenter, Variables
-from deeplab_jax.weights import folder, named
+from deeplab_jax.weights import fetch_named, folder
 from deeplab_jax.weights.download import fix_of
 from deeplab_jax.weights.fill_variables import fill_variables
+from deeplab_jax.weights.find_network import find_network, flatten
+from deeplab_jax.weights.fit_channels import at_own_channels, fit_channels, said_of_channels
 from deeplab_jax.weights.formats.read import arrays, mapping_of, no_tensors, read_config, read_tree, unpacked
 from deeplab_jax.weights.importers import (
     imagenet,
@@ -27,23 +29,29 @@ from deeplab_jax.weights.importers import (
     transformers,
     vainf,
 )
-from deeplab_jax.weights.importers.saved_config import META, apply_config, stated_stride
+from deeplab_jax.weights.importers.saved_config import META, Config, refused
 from deeplab_jax.weights.published import known_classes
-from deeplab_jax.weights.stem import at_own_channels, fit_channels, said_of_channels
 from deeplab_jax.weights.tensor_map import Shapes, TensorMap
-from deeplab_jax.weights.unwrap import find_network, flatten
+
+
+class Importer(NamedTuple):
+    """What knows the tensors of a code base, and what the file beside them states of the network."""
+
+    recognise: Callable[..., TensorMap | None]
+    apply_config: Callable[[TensorMap, Config], TensorMap] = lambda tensor_map, stated: tensor_map
+
 
 # In the order in which they try; the names are those that `kind=` takes.
-IMPORTERS: dict[str, Callable[..., TensorMap | None]] = {
-    "mmsegmentation": mmsegmentation.recognise,
-    "torchvision": torchvision.recognise,
-    "imagenet": imagenet.recognise,
-    "smp": smp.recognise,
-    "vainf": vainf.recognise,
-    "jfzhang95": jfzhang95.recognise,
-    "transformers": transformers.recognise,
-    "tensorflow": slim.recognise,
-    "keras_hub": keras_hub.recognise,
+IMPORTERS = {
+    "mmsegmentation": Importer(mmsegmentation.recognise, mmsegmentation.apply_config),
+    "torchvision": Importer(torchvision.recognise),
+    "imagenet": Importer(imagenet.recognise, imagenet.apply_config),
+    "smp": Importer(smp.recognise, smp.apply_config),
+    "vainf": Importer(vainf.recognise),
+    "jfzhang95": Importer(jfzhang95.recognise),
+    "transformers": Importer(transformers.recognise, transformers.apply_config),
+    "tensorflow": Importer(slim.recognise),
+    "keras_hub": Importer(keras_hub.recognise, keras_hub.apply_config),
 }
 RUN = "run"
 # The parts of `info` that are wrong for other classes, and the one that is wrong for other logits.
@@ -64,7 +72,7 @@ def convert(
     activation: str = "",
     module: str = "",
 ) -> tuple[Segmenter, Variables, dict[str, Any]]:
-    """Return a model of this package with somebody else's weights, whose logits are the same.
+    """Return a model of this package with another code base's weights, whose logits are the same.
 
     Args:
       source: a file, a folder, a name of published weights or hf://owner/repo[@revision], or a mapping of names to
@@ -77,7 +85,7 @@ def convert(
         classes: the object is where the logit's sigmoid is large.
       reinit: "head" starts the classifiers at random.
       in_channels: channels of the model's images; None is the source's. If it has others, its first convolution is
-        fitted to them (`weights.stem`).
+        fitted to them (`weights.fit_channels`).
       strict: whether to refuse missing, unexpected and mis-shaped tensors; otherwise `info` lists them.
       select: where the source holds several networks, what the names of the wanted one's tensors begin with, such as
         "model_ema".
@@ -133,7 +141,7 @@ def _foreign(
     select: str,
     name: str,
 ) -> tuple[TensorMap, dict[str, np.ndarray], dict[str, Any]]:
-    """Return the network of somebody else's file or state dict, its tensors, and what is known of its classes."""
+    """Return the network of another code base's file or state dict, its tensors, and what is known of its classes."""
     tree, own_stride, config = (source, None, {}) if isinstance(source, Mapping) else _read(path or Path(source))
     if meta := mapping_of(tree.get(META)):
         config = {**config, META: meta}
@@ -144,6 +152,19 @@ def _foreign(
     tensor_map, tensors = _recognise(tree, kind=kind, output_stride=stride, config=config, select=select, source=name)
     known = known_classes(path, tensor_map.num_classes) if path else {}
     return tensor_map, tensors, {**known, **tensor_map.info}
+
+
+def stated_stride(stated: Config) -> int | None:
+    """Return the output stride that a configuration states.
+
+    Raises:
+      UserError: it is no whole number.
+    """
+    in_meta = mmsegmentation.stated_stride(stated)
+    stride = stated.get("encoder_output_stride", stated.get("output_stride", in_meta))
+    if stride is not None and type(stride) is not int:
+        raise refused("output_stride", stride, "give 8 or 16")
+    return stride
 
 
 def _with_activation(tensor_map: TensorMap, activation: str, num_classes: int | None, name: str) -> TensorMap:
@@ -171,9 +192,8 @@ def _read(path: Path) -> tuple[Mapping[str, Any], int | None, dict[str, Any]]:
     try:
         with unpacked(path) as unarchived:
             return *read_tree(unarchived), read_config(unarchived)
-    except UserError as error:
-        wrong = "fetch it again" in str(error)  # The content is wrong; other faults have fixes of their own.
-        raise UserError(f"{error}{fix_of(path) if wrong else ''}") from None
+    except DamagedFile as error:
+        raise DamagedFile(f"{error}{fix_of(path)}") from None
 
 
 def _find(source: str | Path) -> tuple[Path, dict[str, Any]]:
@@ -183,7 +203,7 @@ def _find(source: str | Path) -> tuple[Path, dict[str, Any]]:
     path = at_home(source)
     if path.name == folder.WEIGHTS_FILE and (path.parent / folder.MODEL_FILE).is_file():
         return path.parent, {}
-    return named.find(str(source)) if not path.exists() and named.is_name(str(source)) else (path, {})
+    return fetch_named.find(str(source)) if not path.exists() and fetch_named.is_name(str(source)) else (path, {})
 
 
 def _recognise(
@@ -204,9 +224,10 @@ def _recognise(
     def recognise(shapes: Shapes) -> TensorMap | None:
         for name, importer in asked.items():
             try:
-                tensor_map = importer(shapes, output_stride=output_stride)
+                tensor_map = importer.recognise(shapes, output_stride=output_stride)
                 if tensor_map is not None:
-                    return apply_config(at_own_channels(tensor_map, shapes), config)
+                    tensor_map = replace(at_own_channels(tensor_map, shapes), kind=name)
+                    return importer.apply_config(tensor_map, config) if config else tensor_map
             except UserError as error:
                 raise UserError(f"{source}: {error}") from None
             except (LookupError, ZeroDivisionError):  # From a tensor that is missing, or has other axes.

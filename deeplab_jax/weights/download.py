@@ -1,4 +1,6 @@
-"""Files from the network: fetched once, whole or not at all, checked, and gone on with after a break."""
+"""Files from the network: each is fetched once, checked, and kept only when it is complete. An interrupted download
+resumes.
+"""
 
 import errno
 import http.client
@@ -22,7 +24,7 @@ OFFLINE = "DEEPLAB_JAX_OFFLINE"
 TIMEOUT = 30.0
 """Seconds without a byte after which a connection counts as lost."""
 TRIES = 4
-"""Attempts at one address; each goes on where the one before broke off."""
+"""Attempts at one address; each resumes where the one before broke off."""
 PAUSE = 1.0
 """Seconds before the second attempt; twice as long before each further one."""
 CHUNK = 2**18
@@ -61,7 +63,7 @@ def fetch(
     """Return a file of the cache; download it if it is not there.
 
     The mirrors of the user come first (`DEEPLAB_JAX_MIRRORS`: folders or addresses, separated by spaces), then
-    `addresses`, in their order. An interrupted download goes on where it stopped. Several processes that want one file
+    `addresses`, in their order. An interrupted download resumes where it stopped. Several processes that want one file
     fetch it once. The SHA-256 of a complete file is written beside it and compared at every later use.
 
     Args:
@@ -76,7 +78,7 @@ def fetch(
     """
     folder = cache_folder()
     target = folder / file
-    if target.is_file() and _record(target).is_file():  # It is whole; the folder may be somebody else's.
+    if target.is_file() and _record(target).is_file():  # It is whole; another user may own the folder.
         _check_again(target, sha256)
         return target
     with locked(target.with_name(f"{file}.lock"), "", option=f"folder with {FOLDER}", say=say):
@@ -223,10 +225,12 @@ def _receive(
         left = int(response.headers.get("Content-Length") or 0)
         total = done + left if left else 0
         if not (total or checked or response.headers.get("Transfer-Encoding") == "chunked"):
-            raise _NotHere("it does not say how long the file is, so nobody knows whether all of it came")
+            raise _NotHere(
+                "it does not say how long the file is, so a complete download cannot be told from a broken one"
+            )
         if total > LARGEST:
             raise _NotHere(f"{total} bytes, and {LARGEST} are the limit")
-        say(f"fetching {address}" + (f", {total / 2**20:.1f} MiB" if total else "") + (" (going on)" if done else ""))
+        say(f"fetching {address}" + (f", {total / 2**20:.1f} MiB" if total else "") + (" (resumed)" if done else ""))
         validator = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
         try:
             free = shutil.disk_usage(part.parent).free

@@ -15,6 +15,7 @@ import io
 import json
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -33,31 +34,15 @@ STABLEHLO_FILE = "model.stablehlo"
 METADATA_FILE = "metadata.json"
 FORMAT = 1
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
-# The same model always gives the same bytes: every entry has zip's first date.
-_DATE = (1980, 1, 1, 0, 0, 0)
 
 Run = Callable[[jax.Array], jax.Array]
 
 
-def export_stablehlo(
-    model: Segmenter,
-    variables: Mapping[str, Any],
-    *,
-    size: tuple[int, int] | None,
-    batch: int | None = None,
-    preprocess: bool = False,
-    argmax: bool = False,
-    threshold: float = THRESHOLD,
-    platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
-    info: Mapping[str, Any] | None = None,
-) -> bytes:
-    """Return a network exported for inference; the module's docstring describes the file.
+@dataclass(frozen=True)
+class Signature:
+    """What an exported function takes and returns.
 
-    Batch norm is folded and an auxiliary head left out. If the model's `lowering` is "auto", one file contains for each
-    platform the lowering that suits it.
-
-    Args:
-      model, variables: from `load`.
+    Attributes:
       size: height and width of the images. None leaves both free, from 33 pixels up; PSPNet, SPP, U-Net without padding
         and image pyramids need a fixed size. A fixed size runs faster: on a CPU, convolutions of large rates then leave
         out their padding.
@@ -68,6 +53,56 @@ def export_stablehlo(
         logits `[N, H, W, num_classes]`. For one logit, 0 and 1; for several labels a pixel, 0 or 1 for each,
         `[N, H, W, num_classes]`.
       threshold: with `argmax` and sigmoids: an object is where its probability is above it.
+    """
+
+    size: tuple[int, int] | None = None
+    batch: int | None = None
+    preprocess: bool = False
+    argmax: bool = False
+    threshold: float = THRESHOLD
+
+    def check(self, model: Segmenter) -> None:
+        """Raise a UserError unless this network can be exported so."""
+        if self.threshold != THRESHOLD and model.activation == "sigmoid" and not self.argmax:
+            raise UserError(f"threshold={self.threshold}: it is for class ids; add --argmax, or leave it out")
+        if not 0 < self.threshold < 1 or (self.threshold != THRESHOLD and model.activation == "softmax"):
+            raise UserError(
+                f"threshold={self.threshold}: give one above 0 and below 1, for the class ids of a network with "
+                "sigmoids, or leave it out"
+            )
+        if self.batch is not None and self.batch < 1:
+            raise UserError(f"batch={self.batch}: give at least 1, or leave it out for any number of images")
+        if self.size is None:
+            _check_free_size(model)
+        elif (fitting := tuple(model.fitting_side(side) for side in self.size)) != tuple(self.size):
+            height, width = self.size
+            raise UserError(f"size={height}x{width}: does not fit this network; {fitting[0]}x{fitting[1]} would")
+
+    def images(self, model: Segmenter) -> jax.ShapeDtypeStruct:
+        """Return the shape, with names for free sizes, and the type of what goes in."""
+        height, width = self.size or ("h", "w")
+        limits = [] if self.size else [f"{side} >= {SMALLEST_SIDE}" for side in ("h", "w")]
+        text = f"{self.batch or 'b'}, {height}, {width}, {model.in_channels}"
+        dtype = jnp.uint8 if self.preprocess and not model.preprocessing.stored_range else jnp.float32
+        return jax.ShapeDtypeStruct(jax.export.symbolic_shape(text, constraints=limits), dtype)
+
+
+def export_stablehlo(
+    model: Segmenter,
+    variables: Mapping[str, Any],
+    signature: Signature,
+    *,
+    platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
+    info: Mapping[str, Any] | None = None,
+) -> bytes:
+    """Return a network exported for inference; the module's docstring describes the file.
+
+    Batch norm is folded and an auxiliary head left out. If the model's `lowering` is "auto", one file contains for each
+    platform the lowering that suits it.
+
+    Args:
+      model, variables: from `load`.
+      signature: what goes in and comes out.
       platforms: where it will run: "cpu", "cuda", "rocm", "tpu".
       info: from `load`; its class names and palette go into the metadata.
 
@@ -75,75 +110,45 @@ def export_stablehlo(
       The zip file's content.
 
     Raises:
-      UserError: an impossible size, batch, threshold or platform, or an architecture that needs a fixed size.
+      UserError: a signature that the network cannot have, or an impossible platform.
     """
     unknown = [platform for platform in platforms if platform not in PLATFORMS]
     if unknown or not platforms:
         raise UserError(f"platforms={tuple(platforms)}: give one or more of {', '.join(PLATFORMS)}")
-    function, images, metadata = prepare(
-        model,
-        variables,
-        size=size,
-        batch=batch,
-        preprocess=preprocess,
-        argmax=argmax,
-        threshold=threshold,
-        info=info,
-    )
+    function, images, metadata = exported_function(model, variables, signature, info=info)
     exported = jax.export.export(jax.jit(function), platforms=tuple(platforms))(images)
     metadata["platforms"] = list(exported.platforms)
     metadata["calling_convention_version"] = exported.calling_convention_version
     return pack({STABLEHLO_FILE: bytes(exported.serialize()), METADATA_FILE: json.dumps(metadata, indent=1).encode()})
 
 
-def prepare(
+def exported_function(
     model: Segmenter,
     variables: Mapping[str, Any],
+    signature: Signature,
     *,
-    size: tuple[int, int] | None,
-    batch: int | None = None,
-    preprocess: bool = False,
-    argmax: bool = False,
-    threshold: float = THRESHOLD,
     info: Mapping[str, Any] | None = None,
     fold: bool = True,
 ) -> tuple[Run, jax.ShapeDtypeStruct, dict[str, Any]]:
     """Return the function of images to export with its weights inside, what goes in, and the metadata, for any format.
 
-    The arguments and errors are those of `export_stablehlo`; `fold` is whether batch norms are folded.
+    The arguments are those of `export_stablehlo`; `fold` is whether batch norms are folded.
+
+    Raises:
+      UserError: a signature that the network cannot have.
     """
-    if threshold != THRESHOLD and model.activation == "sigmoid" and not argmax:
-        raise UserError(f"threshold={threshold}: it is for class ids; add --argmax, or leave it out")
-    if not 0 < threshold < 1 or (threshold != THRESHOLD and model.activation == "softmax"):
-        raise UserError(
-            f"threshold={threshold}: give one above 0 and below 1, for the class ids of a network with sigmoids, or "
-            "leave it out"
-        )
-    if batch is not None and batch < 1:
-        raise UserError(f"batch={batch}: give at least 1, or leave it out for any number of images")
-    _check_size(model, size)
+    signature.check(model)
     inference_model, variables = _for_inference(model, variables) if fold else (model, dict(variables))
-    dtype = jnp.uint8 if preprocess and not model.preprocessing.stored_range else jnp.float32
-    images = jax.ShapeDtypeStruct(_input_shape(size, batch, model.in_channels), dtype)
-    function = _function(inference_model, variables, preprocess=preprocess, argmax=argmax, threshold=threshold)
-    result, meaning = jax.eval_shape(function, images), _meaning(model, argmax=argmax, threshold=threshold)
-    return function, images, _metadata(model, images, result, preprocess=preprocess, meaning=meaning, info=info or {})
+    images, function = signature.images(model), _function(inference_model, variables, signature)
+    result = jax.eval_shape(function, images)
+    return function, images, _metadata(model, signature, images, result, info or {})
 
 
-def _check_size(model: Segmenter, size: tuple[int, int] | None) -> None:
-    if size is None:
-        # These compute regions, views or sizes, for which they need numbers.
-        if (
-            model.valid
-            or model.pyramid is not None
-            or isinstance(model.context, PyramidPooling | SpatialPyramidContext)
-        ):
-            name = describe(model)["name"]
-            raise UserError(f"{name}: cannot be exported for images of any size; give one, such as {size_flag(model)}")
-        return
-    fitting = tuple(model.fitting_side(side) for side in size)
-    if fitting != tuple(size):
-        raise UserError(f"size={size[0]}x{size[1]}: does not fit this network; {fitting[0]}x{fitting[1]} would")
+def _check_free_size(model: Segmenter) -> None:
+    """Raise a UserError for a network that computes regions, views or sizes, for which it needs numbers."""
+    if model.valid or model.pyramid is not None or isinstance(model.context, PyramidPooling | SpatialPyramidContext):
+        name = describe(model)["name"]
+        raise UserError(f"{name}: cannot be exported for images of any size; give one, such as {size_flag(model)}")
 
 
 def size_flag(model: Segmenter) -> str:
@@ -159,20 +164,15 @@ def _for_inference(model: Segmenter, variables: Mapping[str, Any]) -> tuple[Segm
     return model.clone(aux_features=None), {**variables, "params": params}
 
 
-def _input_shape(size: tuple[int, int] | None, batch: int | None, channels: int) -> tuple[Any, ...]:
-    height, width = ("h", "w") if size is None else size
-    constraints = [f"{side} >= {SMALLEST_SIDE}" for side in ("h", "w")] if size is None else []
-    return tuple(jax.export.symbolic_shape(f"{batch or 'b'}, {height}, {width}, {channels}", constraints=constraints))
-
-
-def _function(model: Segmenter, variables: Variables, *, preprocess: bool, argmax: bool, threshold: float) -> Run:
+def _function(model: Segmenter, variables: Variables, signature: Signature) -> Run:
     def run(images: jax.Array) -> jax.Array:
-        logits: Any = model.apply(variables, _prepared(model, images) if preprocess else images)
-        if not argmax:
+        logits: Any = model.apply(variables, _prepared(model, images) if signature.preprocess else images)
+        if not signature.argmax:
             return logits
         # The largest logit has the largest probability, so a softmax need not be computed.
         decided = logits if model.activation == "softmax" else to_probabilities(model, logits)
-        return decide(model, decided, threshold).astype(jnp.uint8 if model.label_classes <= 256 else jnp.int32)
+        ids = decide(model, decided, signature.threshold)
+        return ids.astype(jnp.uint8 if model.label_classes <= 256 else jnp.int32)
 
     return run
 
@@ -185,47 +185,43 @@ def _prepared(model: Segmenter, images: jax.Array) -> jax.Array:
     return model.preprocessing(images)
 
 
-def _meaning(model: Segmenter, *, argmax: bool, threshold: float) -> tuple[str, str]:
+def _meaning(model: Segmenter, signature: Signature) -> tuple[str, str]:
     """Return the name of the output, and its meaning."""
     if model.activation == "softmax":
         meanings = "class ids", "logits; softmax over the last axis gives probabilities"
     elif model.multilabel:
         meanings = (
-            f"0 or 1 for each label: 1 where its probability is above {threshold}",
+            f"0 or 1 for each label: 1 where its probability is above {signature.threshold}",
             "logits of labels that do not exclude each other; the sigmoid of each is its probability",
         )
     else:
         meanings = (
-            f"class ids: 1 where the object's probability is above {threshold}, else 0",
+            f"class ids: 1 where the object's probability is above {signature.threshold}, else 0",
             "the object's logit; its sigmoid is the object's probability",
         )
-    return ("classes", meanings[0]) if argmax else ("logits", meanings[1])
+    return ("classes", meanings[0]) if signature.argmax else ("logits", meanings[1])
 
 
 def _metadata(
-    model: Segmenter,
-    images: Any,
-    result: Any,
-    *,
-    preprocess: bool,
-    meaning: tuple[str, str],
-    info: Mapping[str, Any],
+    model: Segmenter, signature: Signature, images: Any, result: Any, info: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return the metadata: inputs and outputs of the function, with the names b, h and w for free sizes."""
-    reading = model.preprocessing
-    low, high = (reading.stored_range or (0, 255)) if preprocess else reading.value_range
+    reading, (name, meaning) = model.preprocessing, _meaning(model, signature)
+    low, high = (reading.stored_range or (0, 255)) if signature.preprocess else reading.value_range
     described = {
         "name": "images",
         **_array(images),
         "colours": f"bands {', '.join(map(str, reading.bands))} of a file, from 0" if reading.bands else "RGB",
         "value_range": [low, high],
-        "normalised": "within the function" if preprocess else "by the caller: (image - mean) / std in value_range",
+        "normalised": "within the function"
+        if signature.preprocess
+        else "by the caller: (image - mean) / std in value_range",
         "smallest_side": model.fitting_side(1),
     }
     returned = {
-        "name": meaning[0],
+        "name": name,
         **_array(result),
-        "meaning": meaning[1],
+        "meaning": meaning,
         "covers": "the centre of the images" if model.valid else "the images",
     }
     return {
@@ -246,9 +242,11 @@ def _array(aval: Any) -> dict[str, Any]:
 
 
 def pack(entries: Mapping[str, bytes]) -> bytes:
-    """Pack files uncompressed, because compression does not shrink weights."""
+    """Pack files uncompressed, because compression does not shrink weights. `ZipInfo` dates every entry alike, so the
+    same files give the same bytes.
+    """
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
         for name, content in entries.items():
-            archive.writestr(zipfile.ZipInfo(name, _DATE), content)
+            archive.writestr(zipfile.ZipInfo(name), content)
     return file.getvalue()

@@ -12,7 +12,7 @@ from deeplab_jax.errors import UserError, optional
 from deeplab_jax.models.catalog import describe
 from deeplab_jax.models.segmenter import Segmenter
 from deeplab_jax.weights.check_export import check, images_like, in_float32
-from deeplab_jax.weights.export import prepare, size_flag
+from deeplab_jax.weights.export import Signature, exported_function, size_flag
 from deeplab_jax.weights.onnx_graph import INPUT, IR_VERSION, OPSET, Graph, convert, trace
 from deeplab_jax.weights.onnx_operations import OPERATIONS, element_type
 
@@ -23,12 +23,10 @@ METADATA = "deeplab_jax"
 def export_onnx(
     model: Segmenter,
     variables: Mapping[str, Any],
+    signature: Signature,
     *,
-    size: tuple[int, int] | None,
-    batch: int | None = None,
     precision: str = "float32",
     info: Mapping[str, Any] | None = None,
-    **inside: Any,
 ) -> tuple[bytes, str]:
     """Return a network as an ONNX file, and a sentence on how far onnxruntime's results differ from ours.
 
@@ -37,34 +35,28 @@ def export_onnx(
 
     Args:
       model, variables, info: from `load`.
-      size: height and width of the images.
-      batch: images per call; None leaves it free.
+      signature: what goes in and comes out; its size is fixed.
       precision: "float16" halves the file; images and logits stay float32, and what is between them is float16.
-      **inside: `preprocess`, `argmax` and `threshold`, as in `export_stablehlo`.
 
     Raises:
       UserError: a package that is missing, no size, a network with operations that have no form here, or results that
         differ by more than the bound of `check_export`.
     """
-    if size is None:
+    if signature.size is None:
         raise UserError(f"onnx: the size of the images has to be fixed; give it, such as {size_flag(model)}")
     if precision not in PRECISIONS:
         raise UserError(f"precision={precision!r}: onnx is written in {' or '.join(PRECISIONS)}; tflite also in int8")
     onnx, onnxruntime = _packages()
-    function, images, metadata = prepare(
-        in_float32(model, direct=True), variables, size=size, batch=batch, info=info, **inside
-    )
+    function, images, metadata = exported_function(in_float32(model, direct=True), variables, signature, info=info)
     made = to_onnx(function, images, name=describe(model)["name"], output=metadata["output"]["name"])
     if precision == "float16":
         made = _halved(made)
     onnx.helper.set_model_props(made, {METADATA: json.dumps({**metadata, "precision": precision})})
     onnx.checker.check_model(made, full_check=True)
     content = made.SerializeToString(deterministic=True)
-    inputs = [
-        images_like(images, model, batch=count, preprocess=inside.get("preprocess", False))
-        for count in ((batch,) if batch else (1, 3))
-    ]
-    reference = prepare(in_float32(model), variables, size=size, batch=batch, fold=False, **inside)[0]
+    counts = (signature.batch,) if signature.batch else (1, 3)
+    inputs = [images_like(images, model, batch=count, preprocess=signature.preprocess) for count in counts]
+    reference = exported_function(in_float32(model), variables, signature, fold=False)[0]
     said = check(
         runner(content),
         jax.jit(reference),

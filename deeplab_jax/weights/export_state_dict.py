@@ -17,11 +17,10 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.files import write_whole
 from deeplab_jax.models.catalog import create_model, describe
 from deeplab_jax.models.segmenter import Segmenter, abstract_variables
-from deeplab_jax.weights import peer_networks
+from deeplab_jax.weights.fit_channels import at_own_channels
 from deeplab_jax.weights.folder import compare, flatten_variables
 from deeplab_jax.weights.formats.write_torch import write_torch
 from deeplab_jax.weights.importers import mmsegmentation, smp, torchvision
-from deeplab_jax.weights.stem import at_own_channels
 from deeplab_jax.weights.tensor_map import TORCH, Leaf, Rule, Shapes, TensorMap, layer_of, reorder_inputs, their_name
 
 # Options that change neither the variables nor the logits of inference.
@@ -211,21 +210,21 @@ PEERS = {
         torchvision.recognise,
         torchvision.rules_of,
         tuple(torchvision.NETWORKS),
-        peer_networks.torchvision,
+        torchvision.how_to_build,
         fixed=True,
     ),
     "smp": Peer(
         smp.recognise,
         smp.rules_of,
         tuple(f"{architecture}_ENCODER" for architecture in smp.DECODERS),
-        peer_networks.smp,
+        smp.how_to_build,
         whole=_smp_encoder,
     ),
     "mmsegmentation": Peer(
         mmsegmentation.recognise,
         mmsegmentation.rules_of,
         tuple(f"{architecture}_RESNET" for architecture in mmsegmentation.HEADS),
-        peer_networks.mmsegmentation,
+        mmsegmentation.how_to_build,
         stated=(*STATED, "align_corners"),
     ),
 }

@@ -7,6 +7,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from types import ModuleType
 from typing import Any
@@ -19,7 +20,7 @@ from deeplab_jax.errors import UserError, in_one_line, optional
 from deeplab_jax.models.decision import THRESHOLD
 from deeplab_jax.models.segmenter import Segmenter
 from deeplab_jax.weights.check_export import check, check_int8, images_like, in_float32
-from deeplab_jax.weights.export import METADATA_FILE, pack, prepare, size_flag
+from deeplab_jax.weights.export import METADATA_FILE, Signature, exported_function, pack, size_flag
 
 PRECISIONS = ("float32", "float16", "int8")
 MOST_CHECKED = 4  # Batches that are compared.
@@ -28,14 +29,12 @@ MOST_CHECKED = 4  # Batches that are compared.
 def export_tflite(
     model: Segmenter,
     variables: Mapping[str, Any],
+    signature: Signature,
     *,
-    size: tuple[int, int] | None,
-    batch: int | None = None,
     precision: str = "float32",
     calibration: Sequence[np.ndarray] = (),
     info: Mapping[str, Any] | None = None,
     refuse: bool = True,
-    **inside: Any,
 ) -> tuple[bytes, str]:
     """Return a network as a `.tflite` file, and a sentence on how far LiteRT's results differ from ours.
 
@@ -44,18 +43,17 @@ def export_tflite(
 
     Args:
       model, variables, info: from `load`.
-      size: height and width of the images.
-      batch: images per call, 1 if it is None; the converter has no free batch.
+      signature: what goes in and comes out; its size is fixed. Its batch is 1 if it is None: the converter has no free
+        batch.
       precision: of the weights; "int8" is of the activations, too. Images and logits have the types of float32.
       calibration: for "int8": images `[H, W, channels]` of that size, of 0 to 255, which show the range of activations.
       refuse: of "int8": see `check_int8`.
-      **inside: `preprocess`, `argmax` and `threshold`, as in `export_stablehlo`.
 
     Raises:
       UserError: a package that is missing, no size, no images to calibrate with, a network that the converter refuses,
         or results that differ by more than the bound of `check_export`.
     """
-    if size is None:
+    if signature.size is None:
         raise UserError(f"tflite: the size of the images has to be fixed; give it, such as {size_flag(model)}")
     if precision not in PRECISIONS:
         raise UserError(f"precision={precision!r}: tflite is written in {', '.join(PRECISIONS)}")
@@ -64,21 +62,19 @@ def export_tflite(
     if precision != "int8" and len(calibration):
         raise UserError("--calibration: only int8 takes it; add --precision int8, or leave it out")
     tensorflow, _ = _packages()
-    batch = 1 if batch is None else batch
-    function, images, metadata = prepare(
-        in_float32(model, direct=True), variables, size=size, batch=batch, info=info, **inside
-    )
-    preprocess = bool(inside.get("preprocess"))
+    batch, preprocess = 1 if signature.batch is None else signature.batch, signature.preprocess
+    signature = replace(signature, batch=batch)
+    function, images, metadata = exported_function(in_float32(model, direct=True), variables, signature, info=info)
     inputs = _batches(model, calibration, batch, preprocess=preprocess)
     content = _converted(tensorflow, function, images, metadata, precision, inputs)
     content += pack({METADATA_FILE: json.dumps({**metadata, "precision": precision}, indent=1).encode()})
-    run, own = runner(content), partial(prepare, in_float32(model), variables, size=size, batch=batch, fold=False)
+    run, own = runner(content), partial(exported_function, in_float32(model), variables, fold=False)
     if precision == "int8":
-        logits, threshold = jax.jit(own(preprocess=preprocess)[0]), inside.get("threshold", THRESHOLD)
-        how = {"returns": np.dtype(metadata["output"]["dtype"]), "model": model, "threshold": threshold}
+        logits = jax.jit(own(replace(signature, argmax=False, threshold=THRESHOLD))[0])
+        how = {"returns": np.dtype(metadata["output"]["dtype"]), "model": model, "threshold": signature.threshold}
         return content, check_int8(run, logits, inputs[:MOST_CHECKED], **how, runtime="LiteRT", refuse=refuse)
     random = [images_like(images, model, batch=batch, preprocess=preprocess, seed=seed) for seed in range(2)]
-    return content, check(run, jax.jit(own(**inside)[0]), random, precision=precision, runtime="LiteRT")
+    return content, check(run, jax.jit(own(signature)[0]), random, precision=precision, runtime="LiteRT")
 
 
 def runner(content: bytes) -> Callable[[np.ndarray], np.ndarray]:

@@ -1,7 +1,7 @@
 """From a tensor map and a state dict to variables: every tensor is used exactly once, or listed."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -49,28 +49,18 @@ def fill_variables(
     classes = tensor_map.num_classes if num_classes is None else num_classes
     model = tensor_map.model(num_classes=classes)
     expected = {name: leaf.shape for name, leaf in flatten_variables(abstract_variables(model)).items()}
-    absent = {name for name in expected if any(re.match(pattern, path_of(name)) for pattern in tensor_map.absent)}
-    heads = {name for name in expected if is_classifier(name)}
+    places = _places(tensor_map, expected)
+    absent, heads = expected.keys() - places.keys(), {name for name in expected if is_classifier(name)}
     if classes != tensor_map.num_classes and reinit != "head" and not heads <= absent:
         raise UserError(
             f"{source}: its classifier has {tensor_map.num_classes} classes, num_classes={classes} was asked for; "
             "add reinit='head' (--reinit head) to start the classifier at random"
         )
     anew = absent | (heads if reinit == "head" else set())
-    places = {
-        name: their_name(name, rules=tensor_map.rules, layout=tensor_map.layout)
-        for name, shape in expected.items()
-        if name not in absent
-    }
     taken, problems = _take(tensor_map, tensors, {name: p for name, p in places.items() if name not in anew}, expected)
     used = {places[name][0] for name in taken}
-    known = {theirs for theirs, _ in places.values()}
     unused = [name for name in tensors if name not in used]
-    unexpected = [
-        name
-        for name in unused
-        if name not in known and not any(re.search(pattern, name) for pattern in tensor_map.unused)
-    ]
+    unexpected = _unexpected(tensor_map, unused, known={theirs for theirs, _ in places.values()})
     texts = [text for _, text in problems] + [f"unexpected {name}" for name in unexpected]
     if texts and strict:
         raise UserError(
@@ -80,13 +70,22 @@ def fill_variables(
     _check_finite(taken, source)
     at_random = sorted(anew | {name for name, _ in problems})
     found = {**taken, **_random(model, at_random)}
-    report = {
-        "tensors": len(expected) - len(at_random),
-        "unused": unused,
-        "random": at_random,
-        "mismatched": texts,
-    }
+    report = {"tensors": len(taken), "unused": unused, "random": at_random, "mismatched": texts}
     return model, unflatten_dict({name: jnp.asarray(found[name]) for name in expected}, sep="/"), report
+
+
+def _places(tensor_map: TensorMap, names: Iterable[str]) -> dict[str, tuple[str, Leaf]]:
+    """Return the name in the source, and its kind, of each of our variables that the source has."""
+    there = [name for name in names if not any(re.match(pattern, path_of(name)) for pattern in tensor_map.absent)]
+    return {name: their_name(name, rules=tensor_map.rules, layout=tensor_map.layout) for name in there}
+
+
+def _unexpected(tensor_map: TensorMap, unused: Iterable[str], *, known: Collection[str]) -> list[str]:
+    """Return the unused tensors that the network should not have: no variable is made of them, and the importer does
+    not know that they are left out.
+    """
+    patterns = tensor_map.unused
+    return [name for name in unused if name not in known and not any(re.search(one, name) for one in patterns)]
 
 
 def _take(

@@ -46,9 +46,11 @@ def save(path: str | Path, model: Segmenter, variables: Mapping[str, Any], info:
       The folder's path.
 
     Raises:
-      UserError: an `info` or variables that `load` would refuse, or the folder cannot be written.
+      UserError: a run directory; an `info` or variables that `load` would refuse; or the folder cannot be written.
     """
     folder = at_home(path)
+    if (folder / CHECKPOINTS).is_dir():
+        raise UserError(f"{folder}: is a run directory, and has checkpoints of its own; choose another folder (--out)")
     text = _description(folder, model, info)
     # In row-major order: `save_file` writes the memory of an array in its order there, whatever its strides say.
     tensors = {key: np.asarray(value, order="C") for key, value in flatten_variables(variables).items()}
@@ -117,7 +119,7 @@ def load(
 
 
 def _convert(source: Path, name: str) -> str:
-    """Return the command that makes a model folder of somebody else's weights."""
+    """Return the command that makes a model folder of another code base's weights."""
     return shlex.join(["python", "-m", "deeplab_jax", "convert", str(source), "--out", f"models/{name}"])
 
 

@@ -12,7 +12,7 @@ from deeplab_jax.files import DISK_ERRORS
 from deeplab_jax.weights.download import LARGEST, OFFLINE, is_offline
 from deeplab_jax.weights.folder import MODEL_FILE, WEIGHTS_FILE
 from deeplab_jax.weights.formats import keras_weights
-from deeplab_jax.weights.formats.read import CONFIG_FILE, FOLDER_FILES, INDEX, PROCESSOR_FILE
+from deeplab_jax.weights.formats.read import FOLDER_FILES, PARTS_INDEX, PROCESSOR_FILE, SAVED_CONFIG
 from deeplab_jax.weights.published import UNKNOWN
 
 PREFIX = "hf://"
@@ -180,12 +180,12 @@ def wanted(names: Collection[str], *, name: str) -> list[str]:
                 f"{', '.join(FOLDER_FILES)}; it holds {there}; other files go through hf download, then convert"
             )
         parts: list[str] = []
-        if weights.endswith(INDEX):  # Such as model.safetensors.index.json, of model-00001-of-00002.safetensors.
-            stem, suffix = weights.removesuffix(INDEX).split(".")
+        if weights.endswith(PARTS_INDEX):  # Such as model.safetensors.index.json, of model-00001-of-00002.safetensors.
+            stem, suffix = weights.removesuffix(PARTS_INDEX).split(".")
             parts = [each for each in names if re.fullmatch(rf"{stem}-\d+-of-\d+\.{suffix}", each)]
-        if weights == keras_weights.MODEL_FILE:
+        if weights == keras_weights.PRESET_FILE:
             parts = [*keras_weights.CONFIG_FILES.values(), keras_weights.TASK_FILE]
-        found = [CONFIG_FILE, PROCESSOR_FILE, *parts, weights]
+        found = [SAVED_CONFIG, PROCESSOR_FILE, *parts, weights]
     return [each for each in (CARD_FILE, *found) if each in names]
 
 

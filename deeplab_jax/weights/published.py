@@ -32,6 +32,7 @@ LABELS: dict[str, LabelSet] = {
 """The classes of networks by their training data; other data have none that are known here."""
 BSD, APACHE, MIT = "BSD-3-Clause", "Apache-2.0", "MIT"
 UNKNOWN = "unknown"
+LISTS_NAMES = "python -m deeplab_jax weights"
 
 
 def is_free(licence: str) -> bool:
@@ -335,7 +336,7 @@ PUBLISHED: dict[str, Published] = {
 # Names that the authors' archives and the training scripts of others give: of the file, or of a folder around it.
 KNOWN_FILES: tuple[tuple[str, LabelSet], ...] = (
     (r"deeplabv3(_mnv2(_dm05)?|_xception)?_pascal_train(_aug|val)(_20\d\d_\d\d_\d\d)?", VOC),
-    (r"deeplab(v3)?(_mnv2|_mnv3_\w+)?_cityscapes(_xception71)?_train\w*", CITYSCAPES),
+    (r"deeplab(v3)?(_mnv2)?_cityscapes(_xception71)?_train\w*", CITYSCAPES),
     (r"best_deeplabv3(plus)?_\w+_voc_os\d+\.pth", VOC),
     (r"best_deeplabv3(plus)?_\w+_cityscapes_os\d+\.pth", CITYSCAPES),
 )
@@ -343,7 +344,7 @@ KNOWN_FILES: tuple[tuple[str, LabelSet], ...] = (
 
 def known_classes(path: Path, num_classes: int) -> dict[str, Any]:
     """Return `class_names` and `palette` of published weights that the user gives as a file or folder; {} if they are
-    not known for certain. The number of classes alone says nothing: somebody's own network may have as many.
+    not known for certain. The number of classes alone says nothing: a network of the user's own may have as many.
     """
     labels = _by_name(path) or (_by_content(path) if path.is_file() else None)
     if labels is None or labels.num_classes != num_classes:

@@ -97,8 +97,7 @@ class TensorMap:
     """How to turn a foreign state dict into a model folder.
 
     Attributes:
-      kind: name of the importer.
-      name: the argument of `create_model`, as are the next three.
+      name: the argument of `create_model`, as are the next two, the options and the module.
       num_classes: classes of the source.
       output_stride: output stride at which the peer runs.
       options: all values that differ from our defaults.
@@ -111,11 +110,11 @@ class TensorMap:
         of each of our input channels.
       absent: patterns of our variables' paths that the source does not have and that start at random.
       notes: the network's differences from the paper's, one sentence each.
+      kind: name of the importer, which `convert` adds.
       info: other known facts: class names, palette.
       prepare: rewrites the tensors first, if some of ours are not equal to one of theirs; None changes nothing.
     """
 
-    kind: str
     name: str
     num_classes: int
     output_stride: int
@@ -127,6 +126,7 @@ class TensorMap:
     unused: tuple[str, ...] = ()
     absent: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    kind: str = ""
     info: Mapping[str, Any] = field(default_factory=dict)
     prepare: Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]] | None = None
 

@@ -23,7 +23,7 @@ from deeplab_jax.data.loader import training_batches
 from deeplab_jax.data.source import PairSource
 from deeplab_jax.labels import colormap, to_class_ids
 from deeplab_jax.tasks.training import train
-from deeplab_jax.train.record import METRICS_FILE, records
+from deeplab_jax.train.record import RECORD_FILE, records
 from experiments.benchmarks import machine, networks
 from experiments.benchmarks.children import run_child
 from experiments.benchmarks.session import Session
@@ -168,7 +168,7 @@ def waiting(*, folder: str, model: str, width: float, crop: int, batch: int, ste
     config.train.update({"evaluate_every": steps, "checkpoint_every": steps, "pictures": 0})
     with tempfile.TemporaryDirectory() as workdir:
         train(config, workdir, console=Console(quiet=True))
-        lines = records(Path(workdir) / METRICS_FILE)
+        lines = records(Path(workdir) / RECORD_FILE)
     reports = [line for line in lines if "train/data_wait" in line][1:]
     return {
         name: significant(np.median([line[f"train/{name}"] for line in reports]))

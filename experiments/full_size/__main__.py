@@ -20,8 +20,8 @@ from typing import NamedTuple
 
 from deeplab_jax.errors import UserError, did_you_mean
 from deeplab_jax.flags import split_config_arguments
-from deeplab_jax.train.record import METRICS_FILE, records
-from deeplab_jax.weights.folder import METRICS_FILE as RESULTS_FILE
+from deeplab_jax.train.record import RECORD_FILE, records
+from deeplab_jax.weights.folder import METRICS_FILE
 from experiments import ROOT, sbd
 from experiments.full_size import stand_ins
 from experiments.program import exits, parser_of
@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None) -> None:
     metrics, limit = run / "os8_views", ["--limit", str(args.evaluate)] if args.evaluate else []
     views = ["--output_stride", "8", "--flip", "--scales", ",".join(map(str, protocol.scales))]
     call("evaluate", "--model", str(run), "--checkpoint", "newest", *views, "--out", str(metrics), *limit)
-    found = json.loads((metrics / RESULTS_FILE).read_text())["protocol"]
+    found = json.loads((metrics / METRICS_FILE).read_text())["protocol"]
     print(f"{args.steps} steps; {found['images']} images at output stride {found['output_stride']}: {metrics}")
 
 
@@ -122,7 +122,7 @@ def train(words: Sequence[str], workdir: Path, steps: int) -> None:
 
 def logged(workdir: Path) -> int:
     """Return the last step that the log has."""
-    return state_of(records(workdir / METRICS_FILE))[0]
+    return state_of(records(workdir / RECORD_FILE))[0]
 
 
 def start(*words: str) -> subprocess.Popen[bytes]:

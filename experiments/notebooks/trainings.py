@@ -17,7 +17,7 @@ from deeplab_jax.evaluate.evaluator import Results, evaluate
 from deeplab_jax.evaluate.protocol import Protocol
 from deeplab_jax.models.segmenter import Segmenter, Variables
 from deeplab_jax.tasks.training import train
-from deeplab_jax.train.record import METRICS_FILE, records
+from deeplab_jax.train.record import RECORD_FILE, records
 from deeplab_jax.weights.folder import load
 from experiments.notebooks.extent import Extent, extent
 from experiments.run.files import training_records
@@ -76,7 +76,7 @@ def trained(name: str) -> tuple[Segmenter, Variables]:
     model, variables, info = load(workdir, checkpoint="newest")
     batch = config.train.batch_size
     # The median, since other programs may have slowed a part of the training. A logged 0 means "not measured".
-    speeds = (record["train/images_per_second"] for record in training_records(records(workdir / METRICS_FILE)))
+    speeds = (record["train/images_per_second"] for record in training_records(records(workdir / RECORD_FILE)))
     speed = median(speed for speed in speeds if speed)
     print(
         f"{name}: {config.model.name} at output stride {model.output_stride}, {info['step']} steps of {batch} pictures "

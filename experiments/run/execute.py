@@ -13,7 +13,7 @@ from deeplab_jax.provenance import git_commit
 from deeplab_jax.train.allocator import keep_freed_memory
 from deeplab_jax.train.from_config import open_split
 from deeplab_jax.train.loop import train
-from deeplab_jax.train.record import METRICS_FILE, records
+from deeplab_jax.train.record import RECORD_FILE, records
 from deeplab_jax.train.workdir import RUN_FILE
 from deeplab_jax.weights.folder import load
 from experiments.run.files import Unreadable, last_miou, newest_step, read_json
@@ -48,7 +48,7 @@ def work(job: Job, runs: Path, *, again: bool) -> None:
         if job.pretraining is not None and not newest_step(workdir):
             weights = pretrained(job.pretraining, runs, again=again)
             config.init, config.init_scope = str(weights), "backbone"
-            save_json(start_file(workdir), {"backbone": last_miou(records(weights / METRICS_FILE))})
+            save_json(start_file(workdir), {"backbone": last_miou(records(weights / RECORD_FILE))})
         # Trainings of one key differ in nothing that changes the weights.
         last = train(config, workdir, allow_config_change=True)
         final = _final_evaluation(job)

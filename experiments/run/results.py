@@ -28,7 +28,7 @@ from deeplab_jax.config import to_plain
 from deeplab_jax.errors import UserError
 from deeplab_jax.files import save_json, write_whole
 from deeplab_jax.models.catalog import from_description
-from deeplab_jax.train.record import METRICS_FILE, records
+from deeplab_jax.train.record import RECORD_FILE, records
 from experiments.run.files import (
     TRAININGS,
     Content,
@@ -197,7 +197,7 @@ class Store:
             return None
         if found is None:
             return None
-        training = training_seconds(records(workdir / METRICS_FILE), one.resolved.config.train.batch_size)
+        training = training_seconds(records(workdir / RECORD_FILE), one.resolved.config.train.batch_size)
         seconds = {"training": training, "evaluation": found["seconds"]}
         entry = {"seed": seed, **{key: value for key, value in found.items() if key != "seconds"}, "seconds": seconds}
         if one.resolved.pretraining is not None:
@@ -232,7 +232,7 @@ class Store:
     def _keep_log(self, folder: Path, name: str, config: ConfigDict) -> None:
         """Copy the log of a finished training to its table's folder, where it outlives the run directory."""
         kept = self._logs(folder)
-        found = records(self.runs / name / METRICS_FILE)
+        found = records(self.runs / name / RECORD_FILE)
         if state_of(found)[0] >= config.train.steps and kept.get(name) != found:
             kept[name] = found
             save_json(folder / f"{TRAININGS}.json", dict(sorted(kept.items())))

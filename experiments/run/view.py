@@ -20,7 +20,7 @@ from rich.live import Live
 from rich.table import Table as Grid
 from rich.text import Text
 
-from deeplab_jax.train.record import METRICS_FILE, records
+from deeplab_jax.train.record import RECORD_FILE, records
 from experiments.report.cells import cells, headings, hours
 from experiments.report.gather import TableResult
 from experiments.run.files import state_of
@@ -222,4 +222,4 @@ def results_table(result: TableResult) -> Grid:
 
 def progress(runs: Path, name: str) -> tuple[int, float | None]:
     """Return the last step that a run has logged, and its loss."""
-    return state_of(records(runs / name / METRICS_FILE))
+    return state_of(records(runs / name / RECORD_FILE))

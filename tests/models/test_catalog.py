@@ -129,7 +129,7 @@ def test_an_epsilon_that_is_given_is_that_of_all_norms() -> None:
     [
         ("deeplabv3_resnet5", {}, "model 'deeplabv3_resnet5' is not known: did you mean deeplabv3_resnet50"),
         ("deeplabv4", {}, "did you mean deeplabv3_"),
-        ("???", {}, "choose from deeplabv3_resnet18"),
+        ("???", {}, "choose from deeplabv3_resnet18, "),
         ("cascade_mobilenet_v2", {}, "is not known"),
         (
             "deeplabv3_resnet18",

@@ -200,7 +200,7 @@ def test_a_field_that_cannot_be_built_is_refused(tmp_path) -> None:
 def test_weights_for_rgb_are_fitted_to_other_channels_as_there(in_channels: int) -> None:
     import torch
 
-    from deeplab_jax.weights.stem import fit_kernel
+    from deeplab_jax.weights.fit_channels import fit_kernel
 
     encoder = smp.encoders.get_encoder("resnet18", in_channels=3, weights=None)
     with torch.no_grad():

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from deeplab_jax.weights.find_network import flatten
 from deeplab_jax.weights.formats.read import arrays, no_tensors, read_tree, unpacked
-from deeplab_jax.weights.unwrap import flatten
 
 
 def read_tensors(source: str | Path | Mapping[str, Any], *, within: str = "") -> dict[str, np.ndarray]:

@@ -30,7 +30,7 @@ from deeplab_jax.models.layers import ConvNorm, LayerSettings
 from deeplab_jax.models.preprocessing import IMAGENET
 from deeplab_jax.models.segmenter import Segmenter, Variables, abstract_variables
 from deeplab_jax.train.loop import train
-from deeplab_jax.train.record import METRICS_FILE
+from deeplab_jax.train.record import RECORD_FILE
 from deeplab_jax.weights.folder import CHECKPOINTS
 
 TIMES = ("train/images_per_second", "train/data_wait", "val/seconds")
@@ -95,7 +95,7 @@ def run_training(workdir: Path, config: ConfigDict, **options: Any) -> Any:
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
     """The lines of `metrics.jsonl` without those entries that depend on the clock."""
-    lines = [json.loads(line) for line in (workdir / METRICS_FILE).read_text().splitlines()]
+    lines = [json.loads(line) for line in (workdir / RECORD_FILE).read_text().splitlines()]
     return [{name: value for name, value in line.items() if name not in TIMES} for line in lines]
 
 

@@ -11,7 +11,7 @@ from deeplab_jax.train import run as run_module
 from deeplab_jax.train import validation
 from deeplab_jax.train.loop import train
 from deeplab_jax.train.patience import Evaluations, with_steps
-from deeplab_jax.train.record import METRICS_FILE, last_evaluation, read_mious, records
+from deeplab_jax.train.record import RECORD_FILE, last_evaluation, read_mious, records
 from deeplab_jax.train.workdir import CONFIG_FILE
 from deeplab_jax.train.writers import Writers
 from tests.support.tiny import read_checkpoint, read_metrics, run_training, tiny_config
@@ -86,7 +86,7 @@ def test_the_reason_in_words() -> None:
 
 
 def test_the_record_is_read_up_to_a_step(tmp_path) -> None:
-    file = tmp_path / METRICS_FILE
+    file = tmp_path / RECORD_FILE
     assert read_mious(file, until=9) == []
     lines = [
         '{"step": 1, "train/loss": 2.0}',
@@ -139,10 +139,10 @@ def test_a_run_ends_early_and_says_so(tmp_path, scripted, monkeypatch) -> None:
     assert said.getvalue().splitlines()[-1] == why
     assert read_checkpoint(tmp_path / "whole", 4)
     # The same command finds it ended.
-    before = (tmp_path / "whole" / METRICS_FILE).read_bytes()
+    before = (tmp_path / "whole" / RECORD_FILE).read_bytes()
     assert train(tiny_config(**changes), tmp_path / "whole", console=console()) is None
     assert f"{why}; nothing to do, unless with --config.train.patience=0" in said.getvalue()
-    assert (tmp_path / "whole" / METRICS_FILE).read_bytes() == before
+    assert (tmp_path / "whole" / RECORD_FILE).read_bytes() == before
     # A run that was killed in between ends where the other one did.
     report = run_module.report
 

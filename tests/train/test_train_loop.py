@@ -18,7 +18,7 @@ from deeplab_jax.models.catalog import create_model
 from deeplab_jax.train import batches
 from deeplab_jax.train import run as run_module
 from deeplab_jax.train.batches import checked
-from deeplab_jax.train.record import METRICS_FILE
+from deeplab_jax.train.record import RECORD_FILE
 from deeplab_jax.train.run import Run
 from deeplab_jax.train.trackers import IDS_FILE
 from deeplab_jax.train.workdir import CONFIG_FILE, RUN_FILE, differences, open_workdir, record_start
@@ -128,10 +128,10 @@ def test_a_killed_run_that_goes_on_is_the_run_that_was_never_killed(tmp_path, mo
 
 def test_a_finished_run_stays_as_it_is(finished) -> None:
     workdir, results = finished
-    before = (workdir / METRICS_FILE).read_bytes()
+    before = (workdir / RECORD_FILE).read_bytes()
     assert results["step"] == 6 and 0 <= results["miou"] <= 1
     assert run_training(workdir, tiny_config()) is None
-    assert (workdir / METRICS_FILE).read_bytes() == before
+    assert (workdir / RECORD_FILE).read_bytes() == before
 
 
 def test_the_step_is_compiled_once(tmp_path, caplog) -> None:
@@ -147,7 +147,7 @@ def test_the_step_is_compiled_once(tmp_path, caplog) -> None:
 
 
 def test_metrics_have_each_step_once_with_its_numbers(finished) -> None:
-    lines = [json.loads(line) for line in (finished[0] / METRICS_FILE).read_text().splitlines()]
+    lines = [json.loads(line) for line in (finished[0] / RECORD_FILE).read_text().splitlines()]
     train = [line for line in lines if "train/loss" in line]
     assert [line["step"] for line in train] == [1, 2, 3, 4, 5, 6]
     for line in train:
@@ -174,10 +174,10 @@ def test_a_run_directory_records_how_it_came_about(finished) -> None:
 def test_writers_drop_what_a_killed_run_wrote_past_its_checkpoint(tmp_path) -> None:
     lines = [json.dumps({"step": step, name: 1}) for step, name in ((1, "a"), (2, "a"), (2, "b"), (3, "a"), (4, "a"))]
     lines[-1] = lines[-1][:12]
-    (tmp_path / METRICS_FILE).write_text("\n".join(lines))
+    (tmp_path / RECORD_FILE).write_text("\n".join(lines))
     with Writers(tmp_path, start=2, steps=9, console=quiet()) as writers:
         writers.scalars(3, {"a": 0.5}, prefix="train")
-    assert (tmp_path / METRICS_FILE).read_text().splitlines() == [*lines[:3], '{"step": 3, "train/a": 0.5}']
+    assert (tmp_path / RECORD_FILE).read_text().splitlines() == [*lines[:3], '{"step": 3, "train/a": 0.5}']
 
 
 # What a directory refuses.

@@ -23,7 +23,7 @@ from deeplab_jax.labels import VOC
 from deeplab_jax.models.catalog import model_names
 from deeplab_jax.weights import by_name, download, published
 from deeplab_jax.weights.by_name import load
-from deeplab_jax.weights.convert import IMPORTERS, convert
+from deeplab_jax.weights.convert import IMPORTERS, Importer, convert
 from deeplab_jax.weights.published import PUBLISHED, Published
 from tests.support.server import serve
 from tests.support.tiny import tiny_config, tiny_models
@@ -48,7 +48,7 @@ def server(monkeypatch, tmp_path):
     content = to_safetensors(tiny_network.make_tensors())
     monkeypatch.setenv(download.FOLDER, str(tmp_path / "cache"))
     monkeypatch.delenv(download.OFFLINE, raising=False)
-    monkeypatch.setitem(IMPORTERS, "tiny", tiny_network.recognise)
+    monkeypatch.setitem(IMPORTERS, "tiny", Importer(tiny_network.recognise))
     with serve({ENTRY.file: content}) as running, tiny_models():
         add(monkeypatch, running, content)
         yield running
@@ -97,7 +97,9 @@ def test_another_version_converts_again_without_fetching(server, monkeypatch):
 def test_a_fixed_importer_converts_again(server, monkeypatch):
     """The version stays the same between releases."""
     assert load(NAME)[0].output_stride == 16
-    monkeypatch.setitem(IMPORTERS, "tiny", lambda shapes, **_: tiny_network.recognise(shapes, output_stride=8))
+    monkeypatch.setitem(
+        IMPORTERS, "tiny", Importer(lambda shapes, **_: tiny_network.recognise(shapes, output_stride=8))
+    )
     monkeypatch.setattr(by_name, "CONVERSION", by_name.CONVERSION + 1)
     assert load(NAME)[0].output_stride == 8
     assert len(server.requests) == 1

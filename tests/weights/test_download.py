@@ -59,7 +59,7 @@ def test_a_cut_connection_goes_on_where_it_broke_off(server):
     file, said = get(server)
     assert file.read_bytes() == CONTENT
     assert server.requests == [(NAME, ""), (NAME, "bytes=300000-"), (NAME, "bytes=600000-")]
-    assert said[-1].endswith("(going on)")
+    assert said[-1].endswith("(resumed)")
 
 
 def test_without_an_entity_tag_it_starts_again(server):

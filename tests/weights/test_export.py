@@ -15,7 +15,7 @@ import pytest
 
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.catalog import create_model, describe, model_names
-from deeplab_jax.weights.export import METADATA_FILE, STABLEHLO_FILE, export_stablehlo
+from deeplab_jax.weights.export import METADATA_FILE, STABLEHLO_FILE, Signature, export_stablehlo
 from tests.models.test_every_name import thin
 from tests.support.tiny import tiny_models
 from tests.support.traces import fill_variables
@@ -54,7 +54,7 @@ def assert_same(found: Any, expected: np.ndarray) -> None:
 
 
 def test_the_batch_is_free_and_the_size_fixed(made: Any) -> None:
-    exported, metadata = open_export(export_stablehlo(*made, size=(97, 66)))
+    exported, metadata = open_export(export_stablehlo(*made, Signature(size=(97, 66))))
     assert exported.platforms == ("cpu", "cuda", "tpu")
     for batch in (1, 3):
         images = np.asarray(made[0].preprocessing(images_of(batch, 97, 66)))
@@ -65,7 +65,7 @@ def test_the_batch_is_free_and_the_size_fixed(made: Any) -> None:
 
 
 def test_the_size_is_free(made: Any) -> None:
-    exported, metadata = open_export(export_stablehlo(*made, size=None))
+    exported, metadata = open_export(export_stablehlo(*made, Signature(size=None)))
     for shape in ((1, 33, 33), (3, 97, 66)):
         images = np.asarray(made[0].preprocessing(images_of(*shape)))
         assert_same(exported.call(images), logits_of(made, images))
@@ -80,7 +80,7 @@ def test_a_free_size_keeps_the_corner_alignment(align_corners: bool) -> None:
         model = create_model("cascade_tiny", num_classes=2, align_corners=align_corners)
     made = (model, fill_variables(model, 1, 65, 65, 3))
     images = np.random.default_rng(0).normal(size=(1, 71, 50, 3)).astype(np.float32)
-    exported, _ = open_export(export_stablehlo(*made, size=None, platforms=("cpu",)))
+    exported, _ = open_export(export_stablehlo(*made, Signature(size=None), platforms=("cpu",)))
     assert_same(exported.call(images), logits_of(made, images))
 
 
@@ -88,7 +88,7 @@ def test_preprocessing_and_argmax_move_inside(made: Any) -> None:
     model, _ = made
     images = images_of(2, 65, 49)
     logits = logits_of(made, np.asarray(model.preprocessing(images)))
-    exported, metadata = open_export(export_stablehlo(*made, size=(65, 49), preprocess=True, argmax=True))
+    exported, metadata = open_export(export_stablehlo(*made, Signature(size=(65, 49), preprocess=True, argmax=True)))
     classes = np.asarray(exported.call(images))
     assert classes.dtype == np.uint8 and len(np.unique(classes)) > 1
     assert (classes == logits.argmax(-1)).mean() >= 0.9999
@@ -100,14 +100,14 @@ def test_preprocessing_and_argmax_move_inside(made: Any) -> None:
 def test_more_than_256_classes_are_int32() -> None:
     with tiny_models():
         model = create_model("cascade_tiny", num_classes=257)
-    content = export_stablehlo(model, fill_variables(model, 1, 65, 65, 3), size=(33, 33), argmax=True)
+    content = export_stablehlo(model, fill_variables(model, 1, 65, 65, 3), Signature(size=(33, 33), argmax=True))
     assert open_export(content)[1]["output"]["dtype"] == "int32"
 
 
 def test_the_metadata_says_what_the_function_wants(made: Any) -> None:
     model, _ = made
     info = {"class_names": list("abcde"), "palette": [[0, 0, 0]] * 5, "metrics": {"miou": 0.5}}
-    _, metadata = open_export(export_stablehlo(*made, size=(33, 40), batch=2, platforms=("cpu",), info=info))
+    _, metadata = open_export(export_stablehlo(*made, Signature(size=(33, 40), batch=2), platforms=("cpu",), info=info))
     assert metadata["input"]["shape"] == [2, 33, 40, 3] and metadata["input"]["dtype"] == "float32"
     assert metadata["input"]["value_range"] == list(model.preprocessing.value_range)
     assert metadata["preprocessing"]["mean"] == list(model.preprocessing.mean)
@@ -119,12 +119,12 @@ def test_the_metadata_says_what_the_function_wants(made: Any) -> None:
 
 
 def test_the_same_model_gives_the_same_bytes(made: Any) -> None:
-    first, second = (export_stablehlo(*made, size=(33, 33), platforms=("cpu",)) for _ in range(2))
+    first, second = (export_stablehlo(*made, Signature(size=(33, 33)), platforms=("cpu",)) for _ in range(2))
     assert first == second
 
 
 def test_norm_is_folded_and_the_auxiliary_head_left_out(made: Any) -> None:
-    exported, _ = open_export(export_stablehlo(*made, size=(33, 33), platforms=("cpu",)))
+    exported, _ = open_export(export_stablehlo(*made, Signature(size=(33, 33)), platforms=("cpu",)))
     text = exported.mlir_module()
     assert "rsqrt" not in text
     with tiny_models():
@@ -134,7 +134,7 @@ def test_norm_is_folded_and_the_auxiliary_head_left_out(made: Any) -> None:
 
 
 def export_size(model: Any, variables: Any) -> int:
-    exported, _ = open_export(export_stablehlo(model, variables, size=(33, 33), platforms=("cpu",)))
+    exported, _ = open_export(export_stablehlo(model, variables, Signature(size=(33, 33)), platforms=("cpu",)))
     return len(exported.mlir_module_serialized)
 
 
@@ -142,7 +142,7 @@ def test_each_platform_has_its_lowering(made: Any) -> None:
     """A CPU adds shifted products where others convolve depthwise, also where one file serves both."""
     images = jax.ShapeDtypeStruct((1, 33, 33, 3), jnp.float32)
     exports = {
-        platforms: open_export(export_stablehlo(*made, size=(33, 33), platforms=platforms))[0]
+        platforms: open_export(export_stablehlo(*made, Signature(size=(33, 33)), platforms=platforms))[0]
         for platforms in (("cpu",), ("cuda",), ("cpu", "cuda", "tpu"))
     }
     depthwise = re.compile(r"feature_group_count ?= ?([2-9]|1\d)")
@@ -169,7 +169,7 @@ print(metadata["output"]["name"])
 
 def test_it_is_read_without_this_package(made: Any, tmp_path: Any) -> None:
     images = np.asarray(made[0].preprocessing(images_of(3, 49, 65)))
-    (tmp_path / "model.zip").write_bytes(export_stablehlo(*made, size=(49, 65)))
+    (tmp_path / "model.zip").write_bytes(export_stablehlo(*made, Signature(size=(49, 65))))
     np.save(tmp_path / "images.npy", images)
     # Isolated, and away from the repository.
     command = [sys.executable, "-I", "-c", READER, "model.zip", "images.npy", "logits.npy"]
@@ -182,10 +182,13 @@ def test_it_is_read_without_this_package(made: Any, tmp_path: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"size": (97, 32)}, r"size=97x32: does not fit this network; 97x33 would"),
-        ({"size": (65, 65), "batch": 0}, "batch=0: give at least 1"),
-        ({"size": (65, 65), "platforms": ("cpu", "gpu")}, r"platforms=\('cpu', 'gpu'\): give one or more of cpu, cuda"),
-        ({"size": (65, 65), "platforms": ()}, r"platforms=\(\): give one or more"),
+        ({"signature": Signature(size=(97, 32))}, r"size=97x32: does not fit this network; 97x33 would"),
+        ({"signature": Signature(size=(65, 65), batch=0)}, "batch=0: give at least 1"),
+        (
+            {"signature": Signature(size=(65, 65)), "platforms": ("cpu", "gpu")},
+            r"platforms=\('cpu', 'gpu'\): give one or more of cpu, cuda",
+        ),
+        ({"signature": Signature(size=(65, 65)), "platforms": ()}, r"platforms=\(\): give one or more"),
     ],
 )
 def test_what_cannot_be_exported_is_refused(made: Any, options: Any, message: str) -> None:
@@ -212,10 +215,10 @@ def test_networks_that_need_a_size_say_so(name: str, options: Any) -> None:
     with pytest.raises(
         UserError, match=f"{name}: cannot be exported for images of any size; give one, such as --size {fitting}"
     ):
-        export_stablehlo(model, variables, size=None, platforms=("cpu",))
+        export_stablehlo(model, variables, Signature(size=None), platforms=("cpu",))
     made = (model, variables)
     images = jnp.asarray(np.random.default_rng(0).normal(size=(2, side, side, 3)), jnp.float32)
-    exported, metadata = open_export(export_stablehlo(*made, size=(side, side), platforms=("cpu",)))
+    exported, metadata = open_export(export_stablehlo(*made, Signature(size=(side, side)), platforms=("cpu",)))
     expected = logits_of(made, images)
     assert_same(exported.call(images), expected)
     assert metadata["output"]["shape"] == ["b", *expected.shape[1:]]
@@ -236,6 +239,6 @@ def test_every_other_network_is_exported_for_any_size(name: str) -> None:
     """In the lowering that users get."""
     model = create_model(name, num_classes=3, **thin(name))
     made = (model, fill_variables(model, 1, 65, 65, 3))
-    exported, _ = open_export(export_stablehlo(*made, size=None, platforms=("cpu",)))
+    exported, _ = open_export(export_stablehlo(*made, Signature(size=None), platforms=("cpu",)))
     images = jnp.asarray(np.random.default_rng(0).normal(size=(2, 97, 66, 3)), jnp.float32)
     assert_same(exported.call(images), logits_of(made, images))

@@ -13,6 +13,7 @@ import pytest
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.catalog import create_model
 from deeplab_jax.weights import export_onnx as module
+from deeplab_jax.weights.export import Signature
 from deeplab_jax.weights.export_onnx import METADATA, export_onnx, to_onnx
 from tests.models.test_every_name import thin
 from tests.support.tiny import tiny_models
@@ -113,7 +114,7 @@ def run(content: bytes, images: np.ndarray) -> Any:
 
 def test_any_batch_of_one_size(made: Any) -> None:
     model, variables = made
-    content, said = export_onnx(model, variables, size=(49, 65), info={"class_names": list("abcde")})
+    content, said = export_onnx(model, variables, Signature(size=(49, 65)), info={"class_names": list("abcde")})
     assert said.startswith("compared in onnxruntime ") and "on batches of 1, 3 images" in said
     images = np.random.default_rng(0).normal(size=(5, 49, 65, 3)).astype(np.float32)
     expected = np.asarray(jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, images))
@@ -128,12 +129,12 @@ def test_any_batch_of_one_size(made: Any) -> None:
     metadata = json.loads({entry.key: entry.value for entry in graph.metadata_props}[METADATA])
     assert metadata["input"]["shape"] == ["b", 49, 65, 3] and metadata["class_names"] == list("abcde")
     assert metadata["precision"] == "float32"
-    assert export_onnx(model, variables, size=(49, 65), info={"class_names": list("abcde")})[0] == content
+    assert export_onnx(model, variables, Signature(size=(49, 65)), info={"class_names": list("abcde")})[0] == content
 
 
 def test_preprocessing_and_argmax_move_inside(made: Any) -> None:
     model, variables = made
-    content, said = export_onnx(model, variables, size=(33, 33), batch=2, preprocess=True, argmax=True)
+    content, said = export_onnx(model, variables, Signature(size=(33, 33), batch=2, preprocess=True, argmax=True))
     assert "of the pixels have another class" in said
     images = np.random.default_rng(0).integers(0, 256, (2, 33, 33, 3), np.uint8)
     prepared = model.preprocessing(jnp.asarray(images))
@@ -146,7 +147,7 @@ def test_preprocessing_and_argmax_move_inside(made: Any) -> None:
 
 
 def test_float16_is_inside_and_float32_outside(made: Any) -> None:
-    content, said = export_onnx(*made, size=(33, 33), precision="float16")
+    content, said = export_onnx(*made, Signature(size=(33, 33)), precision="float16")
     assert said.endswith("(bound 2.00%)")
     graph = onnx.load_from_string(content).graph
     kernels = {node.input[1] for node in graph.node if node.op_type == "Conv"}
@@ -159,15 +160,21 @@ def test_float16_is_inside_and_float32_outside(made: Any) -> None:
 def test_what_differs_is_not_handed_out(made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(module.OPERATIONS, "max", module.OPERATIONS["min"])
     with pytest.raises(UserError, match=r"onnxruntime .*: the logits differ by at most .* nothing is written"):
-        export_onnx(*made, size=(33, 33))
+        export_onnx(*made, Signature(size=(33, 33)))
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"size": None}, "onnx: the size of the images has to be fixed; give it, such as --size 513x513"),
-        ({"size": (33, 32)}, "size=33x32: does not fit this network"),
-        ({"size": (33, 33), "precision": "int8"}, "precision='int8': onnx is written in float32 or float16"),
+        (
+            {"signature": Signature(size=None)},
+            "onnx: the size of the images has to be fixed; give it, such as --size 513x513",
+        ),
+        ({"signature": Signature(size=(33, 32))}, "size=33x32: does not fit this network"),
+        (
+            {"signature": Signature(size=(33, 33)), "precision": "int8"},
+            "precision='int8': onnx is written in float32 or float16",
+        ),
     ],
 )
 def test_what_cannot_be_exported_is_refused(made: Any, options: Any, message: str) -> None:
@@ -200,7 +207,7 @@ def test_networks_and_their_atrous_rates(name: str) -> None:
     stride = None if "vgg16" in name or name == "unet" else 16
     model = create_model(name, num_classes=3, output_stride=stride, **thin(name))
     variables = fill_variables(model, 1, 65, 65, 3)
-    content, _ = export_onnx(model, variables, size=(65, 97))
+    content, _ = export_onnx(model, variables, Signature(size=(65, 97)))
     dilated = [d[0] for d in attributes(onnx.load_from_string(content), "Conv", "dilations") if max(d) > 1]
     if NETWORKS[name] is not None:
         assert tuple(dilated) == NETWORKS[name]

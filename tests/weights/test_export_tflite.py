@@ -13,6 +13,7 @@ import pytest
 
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.catalog import create_model
+from deeplab_jax.weights.export import Signature
 from deeplab_jax.weights.export_tflite import export_tflite
 from tests.support.traces import fill_variables
 
@@ -33,10 +34,22 @@ def calibration(count: int) -> list[np.ndarray]:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"size": None}, "tflite: the size of the images has to be fixed; give it, such as --size 513x513"),
-        ({"size": SIZE, "precision": "int8"}, "--precision int8: needs images .* give --calibration FOLDER"),
-        ({"size": SIZE, "calibration": calibration(1)}, "--calibration: only int8 takes it; add --precision int8"),
-        ({"size": SIZE, "precision": "bfloat16"}, "precision='bfloat16': tflite is written in float32, float16, int8"),
+        (
+            {"signature": Signature(size=None)},
+            "tflite: the size of the images has to be fixed; give it, such as --size 513x513",
+        ),
+        (
+            {"signature": Signature(size=SIZE), "precision": "int8"},
+            "--precision int8: needs images .* give --calibration FOLDER",
+        ),
+        (
+            {"signature": Signature(size=SIZE), "calibration": calibration(1)},
+            "--calibration: only int8 takes it; add --precision int8",
+        ),
+        (
+            {"signature": Signature(size=SIZE), "precision": "bfloat16"},
+            "precision='bfloat16': tflite is written in float32, float16, int8",
+        ),
     ],
 )
 def test_what_cannot_be_exported_is_refused_before_it_starts(made: Any, options: Any, message: str) -> None:
@@ -69,7 +82,7 @@ def expected_logits(made: Any, images: Any) -> np.ndarray:
 @pytest.mark.parametrize(("precision", "bound"), [("float32", 1e-5), ("float16", 5e-3), ("int8", 0.1)])
 def test_logits(made: Any, interpreter: Any, precision: str, bound: float) -> None:
     images = calibration(4) if precision == "int8" else []
-    content, said = export_tflite(*made, size=SIZE, batch=2, precision=precision, calibration=images)
+    content, said = export_tflite(*made, Signature(size=SIZE, batch=2), precision=precision, calibration=images)
     found_out = "100.00% of the 97% whose class leads" if precision == "int8" else "the logits differ by at most "
     assert said.startswith("compared in LiteRT, on batches of 2, 2 images: ") and found_out in said
     prepared = np.asarray(made[0].preprocessing(jnp.asarray(np.stack(calibration(2)))), np.float32)
@@ -86,7 +99,7 @@ def test_logits(made: Any, interpreter: Any, precision: str, bound: float) -> No
 def test_preprocessing_and_argmax_move_inside(made: Any, interpreter: Any, precision: str) -> None:
     images = calibration(2) if precision == "int8" else []
     content, said = export_tflite(
-        *made, size=SIZE, precision=precision, calibration=images, preprocess=True, argmax=True
+        *made, Signature(size=SIZE, preprocess=True, argmax=True), precision=precision, calibration=images
     )
     assert f"of the pixels have {'the same' if precision == 'int8' else 'another'} class" in said
     stored = calibration(1)[0].round().astype(np.uint8)[None]
@@ -102,7 +115,7 @@ def test_networks(interpreter: Any, name: str) -> None:
     from tests.models.test_every_name import thin
 
     model = create_model(name, num_classes=3, output_stride=16, **thin(name))
-    content, _ = export_tflite(model, fill_variables(model, 1, 65, 65, 3), size=SIZE)
+    content, _ = export_tflite(model, fill_variables(model, 1, 65, 65, 3), Signature(size=SIZE))
     assert content[4:8] == b"TFL3"
     metadata = json.loads(zipfile.ZipFile(io.BytesIO(content)).read("metadata.json"))
     assert metadata["input"]["shape"] == [1, *SIZE, 3] and metadata["precision"] == "float32"

@@ -147,6 +147,17 @@ def test_new_weights_have_not_the_metrics_of_old_ones(folder, made) -> None:
     assert not (folder / METRICS_FILE).exists()
 
 
+def test_a_run_directory_is_not_saved_into(tmp_path, made) -> None:
+    write_description(tmp_path, made[0], INFO)
+    (tmp_path / CHECKPOINTS).mkdir()
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(
+        UserError, match=f"{tmp_path}: is a run directory, and has checkpoints of its own; choose another"
+    ):
+        save(tmp_path, *made, INFO)
+    assert sorted(tmp_path.iterdir()) == before
+
+
 def test_what_json_cannot_hold_leaves_the_old_folder(folder, made) -> None:
     before = (folder / MODEL_FILE).read_bytes()
     with pytest.raises(TypeError):

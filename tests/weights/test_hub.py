@@ -18,7 +18,7 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.models.catalog import create_model
 from deeplab_jax.weights import by_name, download, folder, hub
 from deeplab_jax.weights.by_name import load
-from deeplab_jax.weights.convert import IMPORTERS, convert
+from deeplab_jax.weights.convert import IMPORTERS, Importer, convert
 from tests.support.hub import Repository, hub_here
 from tests.support.tiny import filled, tiny_config, tiny_models
 from tests.weights import test_convert as tiny_network
@@ -40,7 +40,7 @@ def saved(**changes):
 @pytest.fixture
 def server(monkeypatch, tmp_path):
     """A hub with the repository me/tiny."""
-    monkeypatch.setitem(IMPORTERS, "tiny", tiny_network.recognise)
+    monkeypatch.setitem(IMPORTERS, "tiny", Importer(tiny_network.recognise))
     with hub_here(tmp_path) as here, tiny_models():
         here.repositories["me/tiny"] = Repository()
         here.repositories["me/tiny"].commit(saved())

@@ -18,7 +18,7 @@ from deeplab_jax.models.catalog import create_model
 from deeplab_jax.models.decision import decide, to_probabilities
 from deeplab_jax.models.segmenter import abstract_variables
 from deeplab_jax.weights.convert import convert
-from deeplab_jax.weights.export import METADATA_FILE, STABLEHLO_FILE, export_stablehlo
+from deeplab_jax.weights.export import METADATA_FILE, STABLEHLO_FILE, Signature, export_stablehlo
 from deeplab_jax.weights.export_state_dict import export_state_dict
 from deeplab_jax.weights.folder import MODEL_FILE, flatten_variables, load, save
 from deeplab_jax.weights.importers import smp, torchvision
@@ -149,7 +149,7 @@ def open_export(content):
 
 @pytest.mark.parametrize("threshold", [0.5, 0.3])
 def test_stablehlo_returns_classes_at_a_threshold(made, threshold) -> None:
-    content = export_stablehlo(*made, size=(40, 50), preprocess=True, argmax=True, threshold=threshold)
+    content = export_stablehlo(*made, Signature(size=(40, 50), preprocess=True, argmax=True, threshold=threshold))
     exported, metadata = open_export(content)
     classes = exported.call(PHOTO[None])
     assert classes.shape == (1, 40, 50) and classes.dtype == np.uint8
@@ -160,11 +160,11 @@ def test_stablehlo_returns_classes_at_a_threshold(made, threshold) -> None:
 
 
 def test_stablehlo_says_what_the_logit_means(made) -> None:
-    _, metadata = open_export(export_stablehlo(*made, size=(40, 50)))
+    _, metadata = open_export(export_stablehlo(*made, Signature(size=(40, 50))))
     assert metadata["output"]["shape"] == ["b", 40, 50, 1]
     assert metadata["output"]["meaning"] == "the object's logit; its sigmoid is the object's probability"
     with pytest.raises(UserError, match=r"threshold=0.3: it is for class ids; add --argmax, or leave it out"):
-        export_stablehlo(*made, size=(40, 50), threshold=0.3)
+        export_stablehlo(*made, Signature(size=(40, 50), threshold=0.3))
 
 
 def test_the_command_line_exports_at_a_threshold(made, tmp_path, capsys) -> None:

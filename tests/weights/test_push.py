@@ -176,7 +176,9 @@ def test_faults_are_one_line(server, made, monkeypatch, capsys, tmp_path):
     assert "no such folder" in one_line(capsys, tmp_path / "none", TARGET)
     assert "no metrics of an evaluation" in one_line(capsys, made, TARGET, "--metrics", made / "model.json")
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-    assert "is a run directory; choose another --out" in one_line(capsys, made, TARGET, "--out", tmp_path / "run")
+    assert "is a run directory, and has checkpoints of its own" in one_line(
+        capsys, made, TARGET, "--out", tmp_path / "run"
+    )
     other = json.loads((made / METRICS_FILE).read_text())
     other["model"]["num_classes"] = 21
     (tmp_path / "other.json").write_text(json.dumps(other))

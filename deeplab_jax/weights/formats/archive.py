@@ -7,9 +7,9 @@ import tarfile
 import zlib
 from pathlib import Path
 
-from deeplab_jax.errors import UserError, in_one_line
-from deeplab_jax.weights.formats.keras_weights import MODEL_FILE
-from deeplab_jax.weights.formats.tf_checkpoint import INDEX
+from deeplab_jax.errors import DamagedFile, UserError, in_one_line
+from deeplab_jax.weights.formats.keras_weights import PRESET_FILE
+from deeplab_jax.weights.formats.tf_checkpoint import CHECKPOINT_INDEX
 
 WANTED = re.compile(
     r"[\w.-]*ckpt[\w.-]*\.(index|data-\d{5}-of-\d{5})|(model|task)\.weights\.h5|(config|task|image_converter)\.json",
@@ -78,8 +78,8 @@ def unpack_weights(archive: Path, folder: Path) -> None:
     except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error, ValueError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{archive}: a damaged archive ({in_one_line(error)}); fetch it again") from None
-    if not any(name == MODEL_FILE or name.endswith(INDEX) for name in found):
+        raise DamagedFile(f"{archive}: a damaged archive ({in_one_line(error)}); fetch it again") from None
+    if not any(name == PRESET_FILE or name.endswith(CHECKPOINT_INDEX) for name in found):
         raise UserError(
             f"{archive}: an archive without a checkpoint (no *.ckpt*.index) or a preset (no model.weights.h5); give "
             "one of DeepLab's model zoo or of KerasHub"

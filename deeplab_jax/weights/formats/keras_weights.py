@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from deeplab_jax.errors import UserError, in_one_line, optional
+from deeplab_jax.errors import DamagedFile, UserError, in_one_line, optional
 
-MODEL_FILE, TASK_FILE = "model.weights.h5", "task.weights.h5"
+PRESET_FILE, TASK_FILE = "model.weights.h5", "task.weights.h5"
 """A preset's files: of the backbone, which for DeepLab is all but the classifier, and of the task around it."""
 CONFIG_FILES = {"task": "task.json", "image_converter": "image_converter.json"}
 TASK = "task/"
@@ -37,9 +37,9 @@ def read_keras(path: Path) -> dict[str, np.ndarray]:
     Raises:
       UserError: a damaged file, or h5py is missing.
     """
-    file = path / MODEL_FILE if path.is_dir() else path
+    file = path / PRESET_FILE if path.is_dir() else path
     tensors, task = dict(_tensors(file)), file.with_name(TASK_FILE)
-    if file.name == MODEL_FILE and task.is_file():
+    if file.name == PRESET_FILE and task.is_file():
         tensors |= {TASK + name: value for name, value in _tensors(task)}
     return tensors
 
@@ -58,13 +58,13 @@ def _tensors(path: Path) -> Iterator[tuple[str, np.ndarray]]:
                 _check(item, f"{path}: {name[:200]!a}")
             # Keras compresses none. A tensor that nobody has written takes no space, and would be read as zeros.
             if sum(item.nbytes for _, item in wanted) > path.stat().st_size:
-                raise UserError(f"{path}: its tensors are larger than the file, as Keras's never are; fetch it again")
+                raise DamagedFile(f"{path}: its tensors are larger than the file, as Keras's never are; fetch it again")
             for name, item in wanted:
                 yield _named(name), np.asarray(item[()])
     except UserError:
         raise
     except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not a readable HDF5 file ({in_one_line(error)}); fetch it again") from None
+        raise DamagedFile(f"{path}: not a readable HDF5 file ({in_one_line(error)}); fetch it again") from None
 
 
 def _check(item: Any, where: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from deeplab_jax.errors import UserError, in_one_line
+from deeplab_jax.errors import DamagedFile, UserError, in_one_line
 from deeplab_jax.files import read_json
 from deeplab_jax.weights.formats import keras_weights
 from deeplab_jax.weights.formats.archive import is_tar_gz, unpack_weights
@@ -25,10 +25,10 @@ FOLDER_FILES = (
     "model.safetensors.index.json",
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
-    keras_weights.MODEL_FILE,
+    keras_weights.PRESET_FILE,
 )
-INDEX = ".index.json"
-CONFIG_FILE = "config.json"
+PARTS_INDEX = ".index.json"
+SAVED_CONFIG = "config.json"
 PROCESSOR_FILE = "preprocessor_config.json"
 
 
@@ -74,7 +74,7 @@ def unpacked(path: Path) -> Iterator[Path]:
         try:
             yield Path(folder)
         except UserError as error:
-            raise UserError(str(error).replace(folder, str(path))) from None
+            raise type(error)(str(error).replace(folder, str(path))) from None
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -86,20 +86,20 @@ def read_config(path: Path) -> dict[str, Any]:
       UserError: it cannot be read.
     """
     folder = path if path.is_dir() else path.parent
-    file = folder / CONFIG_FILE
+    file = folder / SAVED_CONFIG
     if not file.is_file() or not any((folder / name).is_file() for name in FOLDER_FILES):
         return {}
     if path != folder and path.name not in FOLDER_FILES:
         return {}
     beside = {"preprocessor": PROCESSOR_FILE}
-    if (folder / keras_weights.MODEL_FILE).is_file():
+    if (folder / keras_weights.PRESET_FILE).is_file():
         beside |= keras_weights.CONFIG_FILES
     more = {key: _config(folder / name) for key, name in beside.items() if (folder / name).is_file()}
     return {**_config(file), **more}
 
 
 def mapping_of(value: Any) -> Mapping[str, Any]:
-    """Return a part of somebody else's content if it is a mapping, else an empty one."""
+    """Return a part of content from outside if it is a mapping, else an empty one."""
     return value if isinstance(value, Mapping) else {}
 
 
@@ -107,7 +107,7 @@ def _config(file: Path) -> dict[str, Any]:
     try:
         return dict(read_json(file))
     except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{file}: not a readable configuration ({error}); fetch it again") from None
+        raise DamagedFile(f"{file}: not a readable configuration ({error}); fetch it again") from None
 
 
 @contextmanager
@@ -138,7 +138,7 @@ def _read(path: Path) -> tuple[Mapping[str, Any], int | None]:
         )
     if not path.is_file():  # A pipe would wait for ever, and a device has no end.
         raise UserError(f"{path}: no such file; check the path")
-    if path.name.endswith(INDEX):
+    if path.name.endswith(PARTS_INDEX):
         return _read_parts(path), None
     head = _head(path)
     if head[4:8] == IDENTIFIER:
@@ -154,7 +154,7 @@ def _read(path: Path) -> tuple[Mapping[str, Any], int | None]:
         raise UserError(
             f"{path}: a tar archive; unpack it first, or, if PyTorch 0.1 wrote it, save it again with a newer one"
         )
-    raise UserError(
+    raise DamagedFile(
         f"{path}: neither a PyTorch, safetensors, Keras 3 or .tflite file nor a TensorFlow checkpoint (it begins with "
         f"{head[:4]!r}); fetch it again, or unpack archives first"
     )
@@ -188,13 +188,13 @@ def _read_parts(index: Path) -> dict[str, Any]:
     try:
         names = sorted({str(file) for file in read_json(index)["weight_map"].values()})
     except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise UserError(f"{index}: not a readable index of weights ({error}); fetch it again") from None
+        raise DamagedFile(f"{index}: not a readable index of weights ({error}); fetch it again") from None
     tensors: dict[str, Any] = {}
     for name in names:
         if not name or not name.isprintable() or Path(name).name != name:
-            raise UserError(f"{index}: names {name!r:.100}, which is not beside it; fetch it again")
-        if name.endswith(INDEX):  # It might name this one.
-            raise UserError(f"{index}: names {name!r:.100}, which is an index and holds no tensors; fetch it again")
+            raise DamagedFile(f"{index}: names {name!r:.100}, which is not beside it; fetch it again")
+        if name.endswith(PARTS_INDEX):  # It might name this one.
+            raise DamagedFile(f"{index}: names {name!r:.100}, which is an index and holds no tensors; fetch it again")
         if not index.with_name(name).is_file():
             raise UserError(f"{index}: names {name}, which is not beside it; fetch it as well")
         tensors.update(_read(index.with_name(name))[0])

@@ -6,7 +6,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from deeplab_jax.errors import UserError, in_one_line
+from deeplab_jax.errors import DamagedFile, UserError, in_one_line
 
 
 def read_safetensors(path: Path) -> dict[str, np.ndarray]:
@@ -20,6 +20,6 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray]:
     except AttributeError as error:
         raise UserError(f"{path}: holds tensors of {error.name}, which are not read; save them as float32") from None
     except (SafetensorError, OSError, TypeError, ValueError, OverflowError) as error:
-        raise UserError(
+        raise DamagedFile(
             f"{path}: not a readable safetensors file ({in_one_line(error)}); fetch or write it again"
         ) from None

@@ -14,10 +14,10 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from deeplab_jax.errors import UserError
+from deeplab_jax.errors import DamagedFile, UserError
 from deeplab_jax.weights.formats.leveldb import MAGIC, masked_crc32c, read_table, varint
 
-INDEX = ".index"
+CHECKPOINT_INDEX = ".index"
 STATE = "checkpoint"
 # The types of `DataType` in TensorFlow's types.proto that are arrays of numbers; strings and others are left out.
 DTYPES: dict[int, type] = {
@@ -70,9 +70,9 @@ def find_checkpoint(path: Path) -> Path | None:
     """
     if path.is_dir():
         return _find_in_folder(path)
-    if path.name.endswith(INDEX) and path.is_file():
-        return path.with_name(path.name.removesuffix(INDEX))
-    if path.with_name(path.name + INDEX).is_file():
+    if path.name.endswith(CHECKPOINT_INDEX) and path.is_file():
+        return path.with_name(path.name.removesuffix(CHECKPOINT_INDEX))
+    if path.with_name(path.name + CHECKPOINT_INDEX).is_file():
         return path
     if path.is_file() and _ends_with_magic(path):
         raise UserError(
@@ -100,13 +100,15 @@ def read_checkpoint(prefix: Path) -> dict[str, np.ndarray]:
       UserError: a data file that cannot be read, a damaged file, or one with what no release of DeepLab uses
         (compressed blocks, partitioned variables, big-endian numbers).
     """
-    index = prefix.with_name(prefix.name + INDEX)
+    index = prefix.with_name(prefix.name + CHECKPOINT_INDEX)
     try:
         shards, entries = _read_index(index.read_bytes())
     except UserError as error:
         raise UserError(f"{index}: {error}") from None
     except DAMAGE as error:
-        raise UserError(f"{index}: not a readable index of a TensorFlow checkpoint ({error}); fetch it again") from None
+        raise DamagedFile(
+            f"{index}: not a readable index of a TensorFlow checkpoint ({error}); fetch it again"
+        ) from None
     tensors: dict[str, np.ndarray] = {}
     for shard in sorted({entry.shard for entry in entries}):
         file = prefix.with_name(f"{prefix.name}.data-{shard:05d}-of-{shards:05d}")
@@ -117,12 +119,14 @@ def read_checkpoint(prefix: Path) -> dict[str, np.ndarray]:
                 f"{file}: cannot be read ({error.strerror or error}); it belongs beside {index.name}"
             ) from None
         except ValueError as error:
-            raise UserError(f"{file}: {error}; fetch the checkpoint again") from None
+            raise DamagedFile(f"{file}: {error}; fetch the checkpoint again") from None
     return {entry.name: tensors[entry.name] for entry in entries}
 
 
 def _find_in_folder(folder: Path) -> Path | None:
-    prefixes = sorted(file.with_name(file.name.removesuffix(INDEX)) for file in folder.glob(f"*{INDEX}"))
+    prefixes = sorted(
+        file.with_name(file.name.removesuffix(CHECKPOINT_INDEX)) for file in folder.glob(f"*{CHECKPOINT_INDEX}")
+    )
     if len(prefixes) < 2:
         return prefixes[0] if prefixes else None
     try:

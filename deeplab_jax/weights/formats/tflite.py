@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tflite
 
-from deeplab_jax.errors import UserError
+from deeplab_jax.errors import DamagedFile, UserError
 
 IDENTIFIER = b"TFL3"
 """Bytes 4 to 7 of such a file."""
@@ -74,7 +74,7 @@ def read_tflite(path: Path) -> Graph:
     except UserError:
         raise
     except DAMAGE as error:
-        raise UserError(f"{path}: a damaged .tflite file ({type(error).__name__}: {error}); fetch it again") from None
+        raise DamagedFile(f"{path}: a damaged .tflite file ({type(error).__name__}: {error}); fetch it again") from None
 
 
 def _read(content: bytes, path: Path) -> Graph:

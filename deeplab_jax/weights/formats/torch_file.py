@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from deeplab_jax.errors import UserError, in_one_line, printable
+from deeplab_jax.errors import DamagedFile, UserError, in_one_line, printable
 from deeplab_jax.weights.formats.inert_pickle import Global, PickleError, Placeholder
 from deeplab_jax.weights.formats.torch_pickle import Block, Damaged, TorchPickle, item_size
 
@@ -49,7 +49,7 @@ def read_torch(path: str | Path) -> dict[str, Any]:
             read = _read_archive if file.read(2) == b"PK" else _read_legacy
             saved = read(path, file, size)
     except (Damaged, PickleError) as error:
-        raise UserError(f"{path}: not a whole file of torch.save ({error}); fetch it again") from None
+        raise DamagedFile(f"{path}: not a whole file of torch.save ({error}); fetch it again") from None
     if isinstance(saved, dict):
         return saved
     raise not_a_state_dict(path, saved)

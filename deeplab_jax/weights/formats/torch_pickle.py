@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from deeplab_jax.errors import UserError
+from deeplab_jax.errors import DamagedFile, UserError
 from deeplab_jax.weights.formats.inert_pickle import Global, PickleError, is_key, loads
 
 MAX_DIMENSIONS = 32
@@ -83,7 +83,7 @@ class Block:
             except OSError as error:
                 raise UserError(f"{self.path}: cannot be read ({error.strerror or error}); check the path") from None
             if count != self.size or (self.checksum is not None and zlib.crc32(data.data) != self.checksum):
-                raise UserError(f"{self.path}: not a whole file of torch.save (a checksum is wrong); fetch it again")
+                raise DamagedFile(f"{self.path}: not a whole file of torch.save (a checksum is wrong); fetch it again")
             self.data = data
         return self.data
 

@@ -12,7 +12,6 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 STORAGES = {"float32": "FloatStorage", "int64": "LongStorage"}
-EARLIEST = (1980, 1, 1, 0, 0, 0)  # The earliest date of a zip archive; so the same tensors give the same bytes.
 
 
 def write_torch(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
@@ -26,7 +25,7 @@ def write_torch(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
     storages = ((f"data/{key}", array.tobytes()) for key, array in enumerate(arrays.values()))
     with zipfile.ZipFile(path, "w") as archive:
         for name, content in chain(entries.items(), storages):
-            archive.writestr(zipfile.ZipInfo(f"archive/{name}", EARLIEST), content)
+            archive.writestr(zipfile.ZipInfo(f"archive/{name}"), content)  # Dated alike: the same bytes each time.
 
 
 class _Name(NamedTuple):

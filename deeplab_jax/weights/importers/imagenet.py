@@ -3,6 +3,7 @@
 Only the backbone (for VGG-16 also fc6 and fc7) is theirs. The rest starts at random, and the options are our defaults.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -10,7 +11,9 @@ from typing import Any
 import numpy as np
 
 from deeplab_jax.models.catalog import default_output_stride
-from deeplab_jax.models.preprocessing import IMAGENET
+from deeplab_jax.models.preprocessing import IMAGENET, Preprocessing
+from deeplab_jax.weights.formats.read import mapping_of
+from deeplab_jax.weights.importers.saved_config import Config, mean_and_std, refused
 from deeplab_jax.weights.importers.torch_names import (
     COUNTERS,
     is_mobilenet_v3,
@@ -19,11 +22,11 @@ from deeplab_jax.weights.importers.torch_names import (
     resnet_rules,
     which_resnet,
 )
+from deeplab_jax.weights.published import ENCODERS
 from deeplab_jax.weights.tensor_map import Names, Rule, Shapes, TensorMap
 
 Tensors = Mapping[str, np.ndarray]
 
-KIND = "imagenet"
 FEATURES = "features."
 VGG_UNITS = (2, 2, 3, 3, 3)
 # The linear layers that FCN turns into convolutions, and the side of each one's input map.
@@ -37,6 +40,8 @@ ALL_BUT_BACKBONE = r"(?!backbone/)"
 ONLY_BACKBONE = "only the backbone is from the file, the rest starts at random"
 # MobileNetV2's default here is its authors' training; torchvision trained differently.
 MOBILENET_V2 = {"norm_epsilon": 1e-5, **IMAGENET.normalisation}
+# Arguments of timm's `create_model` that leave the backbone as it is.
+TIMM_ARGUMENTS = ("num_classes", "in_chans", "global_pool")
 
 
 def recognise(shapes: Shapes, *, output_stride: int | None) -> TensorMap | None:
@@ -66,6 +71,31 @@ def _recognise(shapes: Shapes) -> TensorMap | None:
         if kernels == {f"{conv}.weight" for conv, _ in names.values()}:
             return _vgg16(shapes, tuple(names.items()), normalised=normalised)
     return None
+
+
+def apply_config(tensor_map: TensorMap, stated: Config) -> TensorMap:
+    """Return a network with the images that timm's classifier was trained on, as `config.json` states them.
+
+    The tensors tell the network, but for what has none of its own: the anti-aliased ResNets have exactly the tensors of
+    the plain ones.
+
+    Raises:
+      UserError: another network, or a field that is not what it should be.
+    """
+    wanted = next(encoder for encoder, (network, _) in ENCODERS.items() if network == tensor_map.name)
+    name = stated.get("architecture", wanted)
+    if not re.fullmatch(rf"(tv_|ssl_|swsl_|gluon_)?{wanted}(_v1b)?", str(name)):
+        raise refused("architecture", name, f"only {wanted} can be converted with these tensors")
+    for argument, value in mapping_of(stated.get("model_args")).items():
+        if argument not in TIMM_ARGUMENTS:
+            known = ", ".join(TIMM_ARGUMENTS)
+            raise refused(f"model_args.{argument}", value, f"of these only {known} can be converted")
+    images, channels = mapping_of(stated.get("pretrained_cfg")), tensor_map.options.get("in_channels", 3)
+    if not {"mean", "std"} <= images.keys():
+        return tensor_map
+    # The file has three channels, whatever the network has.
+    found = Preprocessing(**mean_and_std(images, "mean", "std", 3)).for_channels(channels)
+    return replace(tensor_map, options={**tensor_map.options, **found.normalisation})
 
 
 def _vgg16(shapes: Shapes, rules: tuple[Rule, ...], *, normalised: bool) -> TensorMap:
@@ -135,7 +165,6 @@ def _tensor_map(
     note: str = ONLY_BACKBONE,
 ) -> TensorMap:
     return TensorMap(
-        kind=KIND,
         name=name,
         num_classes=21,
         output_stride=default_output_stride(name),

@@ -14,7 +14,6 @@ from deeplab_jax.weights.importers.torch_names import (
 )
 from deeplab_jax.weights.tensor_map import Names, Rule, Shapes, TensorMap
 
-KIND = "jfzhang95"
 BACKBONE = "backbone."
 HEAD: tuple[Rule, ...] = (
     (r"context/branch_1x1", ("aspp.aspp1.atrous_conv", "aspp.aspp1.bn")),
@@ -54,7 +53,6 @@ def recognise(shapes: Shapes, *, output_stride: int | None) -> TensorMap | None:
         **backbone_options,
     }
     return TensorMap(
-        kind=KIND,
         name=f"deeplabv3plus_{name}",
         num_classes=logits[0],
         output_stride=stride,

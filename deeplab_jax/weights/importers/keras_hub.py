@@ -4,17 +4,29 @@ Keras numbers the layers of a kind in the order in which the network is built, s
 residual unit builds its projection just before its last convolution.
 """
 
+import math
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 
 from deeplab_jax.errors import UserError
 from deeplab_jax.weights.formats.keras_weights import TASK
+from deeplab_jax.weights.formats.read import mapping_of
+from deeplab_jax.weights.importers.saved_config import (
+    FLOAT32,
+    Config,
+    check_activation,
+    expect,
+    per_channel,
+    rates_at_16,
+    refused,
+)
 from deeplab_jax.weights.importers.torch_names import RESNETS
 from deeplab_jax.weights.tensor_map import KERAS, Names, Rule, Shapes, TensorMap
 
-KIND = "keras_hub"
 PYRAMID = "layers/spatial_pyramid_pooling/"
 BRANCHES = f"{PYRAMID}aspp_parallel_channels/sequential"
 # Where the encoder's layers stand, by the version of Keras that wrote the file.
@@ -54,7 +66,6 @@ def recognise(shapes: Shapes, *, output_stride: int | None) -> TensorMap | None:
         raise UserError(f"output_stride={output_stride}: this network of KerasHub runs at {stride}; leave it out")
     classifier = next((name for name in CLASSIFIERS if _kernel(shapes, name)), None)
     return TensorMap(
-        kind=KIND,
         name=f"deeplabv3plus_{backbone}",
         num_classes=shapes[classifier][-1] if classifier else CLASSES,
         output_stride=stride,
@@ -83,6 +94,56 @@ def recognise(shapes: Shapes, *, output_stride: int | None) -> TensorMap | None:
         ),
         prepare=partial(_prepare, classifier=classifier, encoder=encoder),
     )
+
+
+def apply_config(tensor_map: TensorMap, stated: Config) -> TensorMap:
+    """Return a network as its `config.json` states it; see `saved_config`.
+
+    Raises:
+      UserError: a field that contradicts the tensors, or stands for something that this package cannot build.
+    """
+    options, notes = dict(tensor_map.options), list(tensor_map.notes)
+    backbone = _inside(stated)
+    encoder = _inside(backbone.get("image_encoder"))
+    last, low = int(options["last_stage"][-1]), int(options["low_level"][0][-1])
+    size = backbone.get("upsampling_size", 2 ** (last - low))
+    facts = {
+        "spatial_pyramid_pooling_key": f"P{last}",
+        "low_level_feature_key": f"P{low}",
+        "projection_filters": options["low_level_channels"],
+    }
+    for field, value in facts.items():
+        expect(field, backbone.get(field, value), value)
+    expect("upsampling_size", size[0] if isinstance(size, list) and size[:1] == size[1:] else size, 2 ** (last - low))
+    expect("use_pre_activation", encoder.get("use_pre_activation", False), False)
+    expect("stackwise_num_strides", encoder.get("stackwise_num_strides", [1, 2, 2, 2]), [1, 2, 2, 2])
+    if str(block := encoder.get("block_type")).endswith("_vd"):
+        raise refused("block_type", block, "only blocks that are not of the kind 'vd' can be converted")
+    if "dilation_rates" in backbone:
+        rates = backbone["dilation_rates"]
+        options["aspp_rates"] = rates_at_16(rates, tensor_map.output_stride, field="dilation_rates")
+        notes = [f"rates {', '.join(map(str, rates))} at any output stride", *notes[1:]]
+    check_activation(_inside(stated.get("task")).get("activation"), options, notes)
+    options |= _normalisation(_inside(stated.get("image_converter")), options.get("in_channels", 3))
+    return replace(tensor_map, options=options, notes=tuple(notes))
+
+
+def _inside(saved: Any) -> Config:
+    """Return the arguments of an object that Keras has written; {} if there are none."""
+    return mapping_of(mapping_of(saved).get("config"))
+
+
+def _normalisation(converter: Config, channels: int) -> dict[str, Any]:
+    """Return our options for pixels (0 to 255) times a scale plus an offset, each None, a number or one per channel."""
+    scale, offset = (
+        per_channel(converter, field, default, channels) for field, default in (("scale", 1.0), ("offset", 0.0))
+    )
+    std = tuple(1 / s / 255 if s else math.inf for s in scale)
+    mean = tuple(-o * deviation for o, deviation in zip(offset, std, strict=True))
+    for field, values, least in (("scale", std, float(FLOAT32.tiny)), ("offset", mean, 0)):
+        if not all(least <= abs(value) <= float(FLOAT32.max) for value in values):  # False for NaN.
+            raise refused(field, converter.get(field), "give numbers, of scale other than 0, that float32 can hold")
+    return {"value_range": (0.0, 1.0), "mean": mean, "std": std}
 
 
 def _kernel(shapes: Shapes, name: str) -> tuple[int, ...]:

@@ -7,20 +7,26 @@ holds neither the rates nor the output stride: they are those of the configs, un
 import ast
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from deeplab_jax.errors import UserError
+from deeplab_jax.models.catalog import describe
+from deeplab_jax.models.segmenter import Segmenter
 from deeplab_jax.weights.formats.read import mapping_of
+from deeplab_jax.weights.importers.saved_config import META, Config, expect, rates_at_16, refused
 from deeplab_jax.weights.importers.torch_names import COUNTERS, RESNETS, resnet_rules, stride_of_8_or_16, which_resnet
+from deeplab_jax.weights.peer_networks import option_of, rates_of, spelt
 from deeplab_jax.weights.tensor_map import Names, Rule, Shapes, TensorMap, first_are_last
 
-KIND = "mmsegmentation"
 BACKBONE, HEAD, AUX = "backbone.", "decode_head.", "auxiliary_head."
 STEM = f"{BACKBONE}stem.0.weight"
 RATES = (6, 12, 18)
 """At output stride 16, as ours are stated; the configs for 8 have 12, 24 and 36."""
 STAGES = {8: ((1, 2, 1, 1), (1, 1, 2, 4)), 16: ((1, 2, 2, 1), (1, 1, 1, 2))}
 """Output stride to the strides and the dilations of the backbone's stages."""
+CLASSES = {"deeplabv3": "ASPPHead", "deeplabv3plus": "DepthwiseSeparableASPPHead"}
+"""Our architectures, and its classes of their heads."""
 NOT_ALIGNED = "bilinear resizes do not align corners"
 LONGEST_CONFIG = 2**17
 """Most characters of a config that is read; mmsegmentation's own have less than a quarter of it."""
@@ -94,7 +100,7 @@ def recognise(shapes: Shapes, *, output_stride: int | None) -> TensorMap | None:
     architecture, options, inputs, notes = _head(shapes)
     stride = stride_of_8_or_16(output_stride, default=8, whose="mmsegmentation's")
     if architecture == "fcn" and not RESNETS[backbone][1]:
-        raise UserError("mmsegmentation's FCN: only on resnet50 and resnet101 it can be converted")
+        raise UserError("mmsegmentation's FCN can be converted only on resnet50 and resnet101")
     if shapes[LOGITS][0] == 1:
         notes.append("its own code takes the object where the sigmoid is above 0.3; here --threshold 0.3 does so")
     if STEM in shapes:
@@ -105,7 +111,6 @@ def recognise(shapes: Shapes, *, output_stride: int | None) -> TensorMap | None:
         notes.append("the second 3x3 convolution of a unit is not dilated")
     name = f"{architecture}_{backbone}"
     return TensorMap(
-        kind=KIND,
         name=name,
         num_classes=shapes[LOGITS][0],
         output_stride=stride,
@@ -126,12 +131,99 @@ def recognise(shapes: Shapes, *, output_stride: int | None) -> TensorMap | None:
     )
 
 
+def stated_stride(stated: Config) -> int | None:
+    """Return the output stride of the config in `meta`; None if it is not known."""
+    return _stages(mapping_of(network_of(stated).get("backbone")))[1]
+
+
+def apply_config(tensor_map: TensorMap, stated: Config) -> TensorMap:
+    """Return a network with the class names, and what the config that trained it says; its rates are those at its own
+    stride.
+
+    Raises:
+      UserError: a field that contradicts the tensors, or stands for something that this package cannot build.
+    """
+    options, notes = dict(tensor_map.options), list(tensor_map.notes)
+    network = network_of(stated)
+    backbone, head = mapping_of(network.get("backbone")), mapping_of(network.get("decode_head"))
+    stages, stride = _stages(backbone)
+    if backbone:
+        if stride is None:
+            raise refused("backbone.(strides, dilations)", stages, "only those of output strides 8 and 16 are known")
+        expect("backbone.style", backbone.get("style", "pytorch"), "pytorch")
+        expect("backbone.contract_dilation", backbone.get("contract_dilation", False), True)
+        # These are the rates themselves; ours multiply that of the stage.
+        expect("backbone.multi_grid", backbone.get("multi_grid"), None)
+    aligned = head.get("align_corners", False)
+    if type(aligned) is not bool:
+        raise refused("decode_head.align_corners", aligned, "only True and False can be converted")
+    if aligned:
+        options["align_corners"] = True
+        notes.remove(NOT_ALIGNED)
+    if "dilations" in head and "aspp_rates" in options:
+        stride, rates = stride or tensor_map.output_stride, head["dilations"]
+        if isinstance(rates, tuple) and rates[:1] == (1,):  # That of the 1x1 convolution.
+            rates = list(rates[1:])
+        options["aspp_rates"] = rates_at_16(rates, stride, field="decode_head.dilations")
+        said = f"rates {', '.join(map(str, rates))} at output stride {stride}"
+        notes = [said if note.startswith("rates ") else note for note in notes]
+    return replace(
+        tensor_map,
+        options=options,
+        notes=tuple(notes),
+        info={**tensor_map.info, **labels_of(stated, tensor_map.num_classes)},
+    )
+
+
+def _stages(backbone: Config) -> tuple[Any, int | None]:
+    """Return the strides and dilations of mmsegmentation's ResNet, and their output stride if it is known."""
+    stages = backbone.get("strides", (1, 2, 2, 2)), backbone.get("dilations", (1, 1, 1, 1))
+    return stages, next((stride for stride, known in STAGES.items() if known == stages), None)
+
+
+def how_to_build(model: Segmenter) -> str:
+    """Return the config of mmsegmentation that fits, and the values to set in it."""
+    described = describe(model)
+    architecture, backbone = described["name"].split("_", 1)
+    options = described["options"]
+    strides, dilations = STAGES[model.output_stride]
+    widening = 4 if RESNETS[backbone][1] else 1  # of a unit's last convolution
+    values: dict[str, Any] = {
+        "backbone.type": "ResNetV1c" if options.get("deep_stem") else "ResNet",
+        "backbone.depth": int(backbone.removeprefix("resnet")),
+        "backbone.in_channels": model.in_channels,
+        "backbone.strides": strides,
+        "backbone.dilations": dilations,
+        "decode_head.in_channels": 512 * widening,
+        "decode_head.num_classes": model.num_classes,
+        "decode_head.align_corners": model.settings.align_corners,
+    }
+    if architecture.startswith("deeplab"):
+        values |= {
+            "decode_head.type": CLASSES[architecture],
+            "decode_head.channels": option_of(model, "aspp_channels"),
+            "decode_head.dilations": (1, *rates_of(model)),
+        }
+        if architecture == "deeplabv3plus":
+            values["decode_head.c1_channels"] = option_of(model, "low_level_channels")
+            values["decode_head.c1_in_channels"] = 64 * widening
+    elif architecture == "pspnet":
+        values["decode_head.channels"] = option_of(model, "context_channels")
+    if model.aux_features is not None:
+        values["auxiliary_head.in_channels"] = 256 * widening
+        values["auxiliary_head.channels"] = 64 * widening
+        values["auxiliary_head.num_classes"] = model.num_classes
+    else:
+        values["auxiliary_head"] = None
+    return f"configs/_base_/models/{architecture}_r50-d8.py with {spelt(values)}"
+
+
 def network_of(tree: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return `model` of the config that the file's `meta` holds; {} if there is none that can be read.
 
     The config is a Python text, which is not run: a value that is no literal becomes `...`.
     """
-    meta = mapping_of(tree.get("meta"))
+    meta = mapping_of(tree.get(META))
     text = meta.get("cfg", meta.get("config"))  # Since version 1, and before.
     if not isinstance(text, str) or len(text) > LONGEST_CONFIG:
         return {}
@@ -166,7 +258,7 @@ def labels_of(tree: Mapping[str, Any], num_classes: int) -> dict[str, Any]:
     """Return the class names and colours that the file's `meta` states, if they are of this network, in which one logit
     has two classes.
     """
-    count, meta = max(num_classes, 2), mapping_of(tree.get("meta"))
+    count, meta = max(num_classes, 2), mapping_of(tree.get(META))
     now = mapping_of(meta.get("dataset_meta"))  # Since version 1.
     classes = _listed(now.get("classes") or meta.get("CLASSES"), count)
     palette = [_listed(colour, 3) for colour in _listed(now.get("palette") or meta.get("PALETTE"), count)]

@@ -9,7 +9,6 @@ from deeplab_jax.models.preprocessing import CAFFE, SYMMETRIC
 from deeplab_jax.weights.importers.torch_names import MOBILENET_V2_STAGES
 from deeplab_jax.weights.tensor_map import SLIM, Names, Rule, Shapes, TensorMap, first_are_last
 
-KIND = "tensorflow"
 OUTPUT_STRIDE = 16  # The one of their training; a checkpoint does not state it.
 LOGITS = "logits/semantic"
 CLASSES = 21  # For a network without a classifier in the file.
@@ -66,7 +65,6 @@ def recognise(shapes: Shapes, *, output_stride: int | None) -> TensorMap | None:
         architecture = "deeplabv3plus" if "low_level" in head else "deeplabv3"
         inputs = _pooling_first(shapes)
     return TensorMap(
-        kind=KIND,
         name=f"{architecture}_{backbone}",
         num_classes=logits[-1] if logits else CLASSES,
         output_stride=OUTPUT_STRIDE if output_stride is None else output_stride,

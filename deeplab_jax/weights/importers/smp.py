@@ -6,12 +6,23 @@ activation of the logits: they are taken as smp's defaults.
 """
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from deeplab_jax.errors import UserError
+from deeplab_jax.models.catalog import describe
 from deeplab_jax.models.preprocessing import IMAGENET
+from deeplab_jax.models.segmenter import Segmenter
+from deeplab_jax.weights.importers.saved_config import (
+    META,
+    Config,
+    check_activation,
+    dropout_of,
+    expect,
+    rates_at_16,
+    refused,
+)
 from deeplab_jax.weights.importers.torch_names import (
     COUNTERS,
     RESNETS,
@@ -21,6 +32,7 @@ from deeplab_jax.weights.importers.torch_names import (
     stride_of_8_or_16,
     which_resnet,
 )
+from deeplab_jax.weights.peer_networks import option_of, rates_of, spelt
 from deeplab_jax.weights.tensor_map import Names, Rule, Shapes, TensorMap, first_are_last
 
 RATES = (12, 24, 36)
@@ -38,6 +50,8 @@ CHANNELS = {
 HEAD = "segmentation_head.0"
 CLASSES = {"deeplabv3": "DeepLabV3", "deeplabv3plus": "DeepLabV3Plus", "pspnet": "PSPNet", "unet": "Unet"}
 """Our architectures, and its classes of them."""
+# Fields of `config.json` that the shapes show, too, or that leave the logits as they are.
+KNOWN_FIELDS = ("encoder_weights", "aux_params", "decoder_aspp_dropout", "psp_dropout", "encoder_output_stride")
 
 
 def _pair(block: str) -> Names:
@@ -122,7 +136,6 @@ def recognise(shapes: Shapes, *, output_stride: int | None) -> TensorMap | None:
         options["skips"] = ("conv4", "conv3", "conv2", finest, "")[5 - depth :]
     name = f"{decoder.architecture}_{encoder}"
     return TensorMap(
-        kind="smp",
         name=name,
         num_classes=_kernel(shapes, HEAD)[0],
         output_stride=stride,
@@ -133,6 +146,95 @@ def recognise(shapes: Shapes, *, output_stride: int | None) -> TensorMap | None:
         unused=(COUNTERS, r"^classification_head\.", *_unused(encoder, depth)),
         notes=decoder.notes,
     )
+
+
+def apply_config(tensor_map: TensorMap, stated: Config) -> TensorMap:
+    """Return a network as its `config.json` states it; see `saved_config`.
+
+    Raises:
+      UserError: a field that contradicts the tensors, or stands for something that this package cannot build.
+    """
+    architecture, encoder = tensor_map.name.split("_", 1)
+    options, notes = dict(tensor_map.options), list(tensor_map.notes)
+    depth = int(str(options.get("last_stage", "conv5"))[-1])
+    facts: dict[str, Any] = {
+        "_model_class": CLASSES[architecture],
+        "encoder_name": encoder,
+        "encoder_depth": depth,
+        "in_channels": options.get("in_channels", 3),
+        "classes": tensor_map.num_classes,
+        "decoder_attention_type": None,
+        "decoder_interpolation": "nearest",
+    }
+    if architecture.startswith("deeplab"):
+        facts |= {"decoder_channels": options["aspp_channels"], "decoder_aspp_separable": options["aspp_separable"]}
+        stride = stated.get("encoder_output_stride") or tensor_map.output_stride
+        # None is the factor that leads to the image's size.
+        facts["upsampling"] = 4 if architecture == "deeplabv3plus" else min(stride, 2**depth)
+    elif architecture == "pspnet":
+        facts |= {"psp_out_channels": options["context_channels"], "upsampling": 2**depth}
+    else:
+        facts["decoder_channels"] = list(options["decoder_channels"])
+    checked: dict[str, Callable[[Any], None]] = {
+        "activation": lambda value: check_activation(value, options, notes),
+        "decoder_use_norm": _check_norm,
+        "decoder_use_batchnorm": _check_norm,
+        "psp_use_batchnorm": _check_norm,
+        "decoder_atrous_rates": lambda value: options.update(aspp_rates=rates_at_16(value, tensor_map.output_stride)),
+    }
+    for field, value in stated.items():
+        if field in ("preprocessor", META):  # Other programs write these: a file in the folder, and what they save.
+            continue
+        if field in facts:
+            if not (field == "upsampling" and value is None):
+                expect(field, value, facts[field])
+        elif field in checked:
+            checked[field](value)
+        elif field not in KNOWN_FIELDS:
+            raise refused(field, value, "it is not known here; remove the line if it changes no logits")
+    if "dropout" in options:
+        options["dropout"] = dropout_of(
+            stated, "psp_dropout" if architecture == "pspnet" else "decoder_aspp_dropout", options
+        )
+    if "decoder_atrous_rates" in stated:
+        rates = ", ".join(map(str, stated["decoder_atrous_rates"]))
+        notes = [f"rates {rates} at any output stride" if note.startswith("rates ") else note for note in notes]
+    return replace(tensor_map, options=options, notes=tuple(notes))
+
+
+def _check_norm(value: Any) -> None:
+    kind = value["type"] if isinstance(value, dict) and set(value) == {"type"} else value
+    if kind not in (True, False, "batchnorm", "identity"):
+        raise refused("decoder_use_norm", value, "only batch norm and none can be converted")
+
+
+def how_to_build(model: Segmenter) -> str:
+    """Return the call that builds the network of segmentation_models_pytorch, as `smp`."""
+    described = describe(model)
+    architecture, encoder = described["name"].split("_", 1)
+    options = described["options"]
+    depth = (
+        len(option_of(model, "decoder_channels"))
+        if architecture == "unet"
+        else int((option_of(model, "last_stage") or "conv5")[-1])
+    )
+    arguments: dict[str, Any] = {"encoder_weights": None, "encoder_depth": depth}
+    if architecture.startswith("deeplab"):
+        branches = option_of(model, "aspp_separable")
+        arguments |= {
+            "encoder_output_stride": 8 if model.output_stride == 8 and depth > 3 else 16,
+            "decoder_channels": option_of(model, "aspp_channels"),
+            "decoder_aspp_separable": bool(option_of(model, "separable") if branches is None else branches),
+            "decoder_atrous_rates": rates_of(model),
+        }
+    elif architecture == "pspnet":
+        arguments |= {"psp_out_channels": option_of(model, "context_channels"), "upsampling": 2**depth}
+    else:
+        arguments["decoder_channels"] = tuple(option_of(model, "decoder_channels"))
+    if options.get("norm") == "none":
+        arguments["decoder_use_norm"] = False
+    arguments |= {"in_channels": model.in_channels, "classes": model.num_classes}
+    return f"smp.{CLASSES[architecture]}({encoder!r}, {spelt(arguments)})"
 
 
 def _encoder(shapes: Shapes) -> str:

@@ -1,8 +1,11 @@
 """torchvision's segmentation models (its ImageNet classifiers: `imagenet`)."""
 
 from dataclasses import replace
+from typing import Any
 
 from deeplab_jax.errors import UserError
+from deeplab_jax.models.catalog import describe
+from deeplab_jax.models.segmenter import Segmenter
 from deeplab_jax.weights.importers.torch_names import (
     COUNTERS,
     aspp_rules,
@@ -11,9 +14,9 @@ from deeplab_jax.weights.importers.torch_names import (
     resnet_rules,
     which_resnet,
 )
+from deeplab_jax.weights.peer_networks import spelt
 from deeplab_jax.weights.tensor_map import Rule, Shapes, TensorMap
 
-KIND = "torchvision"
 PREFIX = "backbone."
 # Name to the output stride at which torchvision runs it.
 NETWORKS = {
@@ -83,6 +86,15 @@ def recognise(shapes: Shapes, *, output_stride: int | None) -> TensorMap | None:
     return replace(found, unused=(*found.unused, r"^aux_classifier\."), notes=(*found.notes, note))
 
 
+def how_to_build(model: Segmenter) -> str:
+    """Return the call that builds torchvision's network."""
+    described = describe(model)
+    arguments: dict[str, Any] = {"weights": None, "weights_backbone": None, "num_classes": model.num_classes}
+    if not described["name"].startswith("lraspp"):
+        arguments["aux_loss"] = model.aux_features is not None
+    return f"torchvision.models.segmentation.{described['name']}({spelt(arguments)})"
+
+
 def network(name: str, *, num_classes: int, output_stride: int | None = None, aux_head: bool = False) -> TensorMap:
     """Describe one of torchvision's networks.
 
@@ -118,7 +130,6 @@ def network(name: str, *, num_classes: int, output_stride: int | None = None, au
             "running statistics decay by 0.99 in the heads too, torchvision's there by 0.9",
         ]
     return TensorMap(
-        kind=KIND,
         name=name,
         num_classes=num_classes,
         output_stride=stride,

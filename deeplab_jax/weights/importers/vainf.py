@@ -15,7 +15,6 @@ from deeplab_jax.weights.importers.torch_names import (
 )
 from deeplab_jax.weights.tensor_map import Rule, Shapes, TensorMap, first_are_last
 
-KIND = "vainf"
 BACKBONE, HEAD = "backbone.", "classifier."
 ASPP_CHANNELS, LOW_LEVEL_CHANNELS = 256, 48
 # The first so many entries of MobileNetV2's `features` are called `low_level_features`, the rest `high_level_features`.
@@ -66,7 +65,6 @@ def recognise(shapes: Shapes, *, output_stride: int | None) -> TensorMap | None:
         options["head_convs"] = ((3, ASPP_CHANNELS),)
         notes.append("one more 3x3 convolution after the pyramid")
     return TensorMap(
-        kind=KIND,
         name=f"{'deeplabv3plus' if plus else 'deeplabv3'}_{name}",
         num_classes=logits[0],
         output_stride=stride,

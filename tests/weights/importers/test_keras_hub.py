@@ -13,7 +13,6 @@ import pytest
 
 from deeplab_jax.errors import UserError
 from deeplab_jax.weights.importers import keras_hub
-from deeplab_jax.weights.importers.saved_config import apply_config
 from deeplab_jax.weights.tensor_map import Shapes
 from tests.weights.importers import golden
 
@@ -134,7 +133,7 @@ def test_the_configuration_is_applied() -> None:
     tensor_map = keras_hub.recognise(golden.read_shapes("keras_hub_resnet18_p4"), output_stride=None)
     assert tensor_map is not None
     converter = {"scale": [1 / 255 / 0.25, 1 / 255 / 0.5, 1 / 255], "offset": [-2.0, -1.0, 0.0]}
-    applied = apply_config(
+    applied = keras_hub.apply_config(
         tensor_map, stated({"dilation_rates": [2, 4, 6]}, task={"activation": "sigmoid"}, image_converter=converter)
     )
     assert (applied.options["aspp_rates"], applied.options["activation"]) == ((2, 4, 6), "sigmoid")
@@ -143,7 +142,7 @@ def test_the_configuration_is_applied() -> None:
     assert applied.options["std"] == pytest.approx((0.25, 0.5, 1.0))
     # Without a converter, pixels go in as they are.
     pixels = np.asarray([[[0, 128, 255]]], np.uint8)
-    plain = apply_config(tensor_map, stated({}))
+    plain = keras_hub.apply_config(tensor_map, stated({}))
     np.testing.assert_allclose(plain.model().preprocessing(pixels), [[[0.0, 128.0, 255.0]]], atol=1e-4)
 
 
@@ -176,5 +175,5 @@ def test_a_configuration_that_does_not_fit_is_refused(
     tensor_map = keras_hub.recognise(golden.read_shapes("keras_hub_resnet18_p4"), output_stride=None)
     assert tensor_map is not None
     with pytest.raises(UserError) as error:
-        apply_config(tensor_map, stated(backbone, **others))
+        keras_hub.apply_config(tensor_map, stated(backbone, **others))
     assert message in str(error.value)

@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 
 from deeplab_jax.errors import UserError
-from deeplab_jax.weights.convert import convert
+from deeplab_jax.weights.convert import convert, stated_stride
 from deeplab_jax.weights.importers import mmsegmentation
 from deeplab_jax.weights.importers.mmsegmentation import LONGEST_CONFIG, labels_of, network_of
-from deeplab_jax.weights.importers.saved_config import apply_config, stated_stride
 from deeplab_jax.weights.tensor_map import Shapes, TensorMap
 from tests.weights.importers import golden
 
@@ -129,7 +128,7 @@ def stated(changes: dict[str, str], *, key: str = "config") -> dict[str, object]
 def with_config(name: str, content: dict[str, object]) -> TensorMap:
     found = mmsegmentation.recognise(golden.read_shapes(name), output_stride=stated_stride(content))
     assert found is not None
-    return apply_config(found, content)
+    return mmsegmentation.apply_config(found, content)
 
 
 @pytest.mark.parametrize("key", ["config", "cfg"])
@@ -156,7 +155,7 @@ def test_a_stride_that_is_asked_for_keeps_what_the_rates_see() -> None:
     shapes = golden.read_shapes("mmseg_deeplabv3_resnet50_v1c")
     found = mmsegmentation.recognise(shapes, output_stride=16)
     assert found is not None
-    found = apply_config(found, stated({"12, 24, 36": "6, 12, 24"}))
+    found = mmsegmentation.apply_config(found, stated({"12, 24, 36": "6, 12, 24"}))
     assert (found.output_stride, found.options["aspp_rates"]) == (16, (3, 6, 12))
 
 

@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 
 from deeplab_jax.errors import UserError
-from deeplab_jax.weights.importers.saved_config import apply_config, stated_stride
+from deeplab_jax.weights.convert import stated_stride
+from deeplab_jax.weights.importers import imagenet, smp, transformers
 from deeplab_jax.weights.tensor_map import TensorMap
 
 SMP = TensorMap(
-    kind="smp",
     name="deeplabv3plus_mobilenet_v2",
     num_classes=5,
     output_stride=16,
@@ -33,39 +33,38 @@ SAVED: dict[str, Any] = {
     "in_channels": 3,
     "upsampling": 4,
 }
-HF = TensorMap("transformers", "deeplabv3_mobilenet_v2", 2, 8, options={"width": 1.0, "dropout": 0.8})
+HF = TensorMap("deeplabv3_mobilenet_v2", 2, 8, options={"width": 1.0, "dropout": 0.8})
 
 
 def test_smps_defaults_change_nothing() -> None:
-    assert apply_config(SMP, {**SAVED, "preprocessor": {"image_mean": [0, 0, 0]}}).options == SMP.options
-    assert apply_config(SMP, SAVED).options == SMP.options
-    assert apply_config(SMP, {}) is SMP
+    assert smp.apply_config(SMP, {**SAVED, "preprocessor": {"image_mean": [0, 0, 0]}}).options == SMP.options
+    assert smp.apply_config(SMP, SAVED).options == SMP.options
 
 
 @pytest.mark.parametrize(("stride", "rates"), [(16, (6, 12, 18)), (8, (3, 6, 9))])
 def test_rates_are_stated_at_16(stride: int, rates: tuple[int, ...]) -> None:
     config = {**SAVED, "decoder_atrous_rates": [6, 12, 18], "encoder_output_stride": stride}
     assert stated_stride(config) == stride
-    found = apply_config(TensorMap(**{**vars(SMP), "output_stride": stride}), config)
+    found = smp.apply_config(TensorMap(**{**vars(SMP), "output_stride": stride}), config)
     assert found.options["aspp_rates"] == rates
     assert found.notes == ("rates 6, 12, 18 at any output stride",)
 
 
 def test_the_channels_are_those_of_the_first_convolution() -> None:
     four = TensorMap(**{**vars(SMP), "options": {**SMP.options, "in_channels": 4}})
-    assert apply_config(four, {**SAVED, "in_channels": 4}).options["in_channels"] == 4
+    assert smp.apply_config(four, {**SAVED, "in_channels": 4}).options["in_channels"] == 4
     with pytest.raises(UserError, match="in_channels"):
-        apply_config(four, {**SAVED, "in_channels": 3})
+        smp.apply_config(four, {**SAVED, "in_channels": 3})
     four = TensorMap(**{**vars(HF), "options": {**HF.options, "in_channels": 4}})
-    assert apply_config(four, {"num_channels": 4}).options["in_channels"] == 4
+    assert transformers.apply_config(four, {"num_channels": 4}).options["in_channels"] == 4
 
 
 def test_dropout_and_an_activation_after_the_logits() -> None:
-    found = apply_config(SMP, {**SAVED, "decoder_aspp_dropout": 0.25, "activation": "softmax"})
+    found = smp.apply_config(SMP, {**SAVED, "decoder_aspp_dropout": 0.25, "activation": "softmax"})
     assert found.options["dropout"] == 0.25
     assert "theirs ends with softmax; ours returns the logits before it" in found.notes
     assert "activation" not in found.options
-    assert apply_config(SMP, {**SAVED, "activation": "sigmoid"}).options["activation"] == "sigmoid"
+    assert smp.apply_config(SMP, {**SAVED, "activation": "sigmoid"}).options["activation"] == "sigmoid"
 
 
 @pytest.mark.parametrize(
@@ -94,39 +93,39 @@ def test_what_cannot_be_built_is_refused_by_name(field: str, value: Any) -> None
     with pytest.raises(UserError, match=r"^config\.json: (encoder_)?") as caught:
         config = {**SAVED, field: value}
         stated_stride(config)
-        apply_config(SMP, config)
+        smp.apply_config(SMP, config)
     assert field.removeprefix("encoder_") in str(caught.value) and repr(value) in str(caught.value)
 
 
 def test_odd_rates_have_no_equal_at_output_stride_8() -> None:
     config = {**SAVED, "decoder_atrous_rates": [3, 5, 7], "encoder_output_stride": 8}
     with pytest.raises(UserError, match=r"decoder_atrous_rates is \[3, 5, 7\]; at output stride 8 only multiples of 2"):
-        apply_config(TensorMap(**{**vars(SMP), "output_stride": 8}), config)
+        smp.apply_config(TensorMap(**{**vars(SMP), "output_stride": 8}), config)
 
 
 def test_transformers_names_epsilon_and_dropout() -> None:
     config = {"output_stride": 16, "id2label": {"0": "sky", "1": "crack"}, "layer_norm_eps": 1e-5, "num_channels": 3}
-    found = apply_config(HF, {**config, "classifier_dropout_prob": 0.1, "torch_dtype": "float32"})
+    found = transformers.apply_config(HF, {**config, "classifier_dropout_prob": 0.1, "torch_dtype": "float32"})
     assert stated_stride(config) == 16
     assert found.info == {"class_names": ["sky", "crack"]}
     assert (found.options["norm_epsilon"], found.options["dropout"]) == (1e-5, 0.1)
     # The default is the backbone's alone: the head has 1e-5 there, as ours has without the option.
-    assert "norm_epsilon" not in apply_config(HF, {**config, "layer_norm_eps": 0.001}).options
-    assert apply_config(HF, {"id2label": {"0": "LABEL_0", "1": "LABEL_1"}}).info == {}
+    assert "norm_epsilon" not in transformers.apply_config(HF, {**config, "layer_norm_eps": 0.001}).options
+    assert transformers.apply_config(HF, {"id2label": {"0": "LABEL_0", "1": "LABEL_1"}}).info == {}
 
 
 def test_timm_states_the_images_of_its_training() -> None:
-    plain = TensorMap("imagenet", "deeplabv3plus_resnet34", 21, 32, options={})
+    plain = TensorMap("deeplabv3plus_resnet34", 21, 32, options={})
     images = {"mean": [0.5, 0.5, 0.4], "std": [0.25, 0.5, 0.5]}
     stated = {"value_range": (0.0, 1.0), "mean": (0.5, 0.5, 0.4), "std": (0.25, 0.5, 0.5)}
-    assert apply_config(plain, {"architecture": "resnet34", "pretrained_cfg": images}).options == stated
-    assert apply_config(plain, {"architecture": "resnet34"}).options == {}
-    grey = TensorMap("imagenet", "deeplabv3plus_resnet34", 21, 32, options={"in_channels": 1})
-    found = apply_config(grey, {"pretrained_cfg": {"mean": [0.3, 0.6, 0.9], "std": [0.5] * 3}}).options
+    assert imagenet.apply_config(plain, {"architecture": "resnet34", "pretrained_cfg": images}).options == stated
+    assert imagenet.apply_config(plain, {"architecture": "resnet34"}).options == {}
+    grey = TensorMap("deeplabv3plus_resnet34", 21, 32, options={"in_channels": 1})
+    found = imagenet.apply_config(grey, {"pretrained_cfg": {"mean": [0.3, 0.6, 0.9], "std": [0.5] * 3}}).options
     assert (found["mean"], found["std"]) == (pytest.approx((0.6,)), (0.5,))
     for wrong in ([0.5, 0.5], [0.5, 0.5, 0.0], [0.5, 0.5, "a"]):
         with pytest.raises(UserError, match=r"config\.json: std is "):
-            apply_config(plain, {"pretrained_cfg": {**images, "std": wrong}})
+            imagenet.apply_config(plain, {"pretrained_cfg": {**images, "std": wrong}})
 
 
 @pytest.mark.parametrize(
@@ -146,26 +145,27 @@ def test_timm_states_the_images_of_its_training() -> None:
 )
 def test_networks_of_timm_with_the_tensors_of_another_are_refused(network: str, stated: Any, said: str) -> None:
     with pytest.raises(UserError, match=r"^config\.json: ") as caught:
-        apply_config(TensorMap("imagenet", network, 21, 16), stated)
+        imagenet.apply_config(TensorMap(network, 21, 16), stated)
     assert said in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["resnet50", "tv_resnet50", "ssl_resnet50", "swsl_resnet50", "gluon_resnet50_v1b"])
 def test_timms_names_of_the_plain_network(name: str) -> None:
-    plain = TensorMap("imagenet", "deeplabv3plus_resnet50", 21, 16)
+    plain = TensorMap("deeplabv3plus_resnet50", 21, 16)
     arguments = {"num_classes": 3, "in_chans": 3, "global_pool": "avg"}
-    assert apply_config(plain, {"architecture": name, "model_args": arguments}) == plain
+    assert imagenet.apply_config(plain, {"architecture": name, "model_args": arguments}) == plain
 
 
 def test_transformers_states_its_images_in_a_file_of_its_own() -> None:
     """Its own default is -1 to 1, which the network here has without options."""
-    assert "mean" not in apply_config(HF, {"preprocessor": {"do_normalize": True, "rescale_factor": 1 / 255}}).options
+    usual = {"do_normalize": True, "rescale_factor": 1 / 255}
+    assert "mean" not in transformers.apply_config(HF, {"preprocessor": usual}).options
     own = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225], "size": {"shortest_edge": 544}}
-    found = apply_config(HF, {"preprocessor": own}).options
+    found = transformers.apply_config(HF, {"preprocessor": own}).options
     assert (found["value_range"], found["mean"], found["std"]) == ((0.0, 1.0), *map(tuple, list(own.values())[:2]))
     for field, value in (("do_normalize", False), ("do_rescale", False), ("rescale_factor", 1.0)):
         with pytest.raises(UserError, match=rf"preprocessor_config\.json: {field} is "):
-            apply_config(HF, {"preprocessor": {field: value}})
+            transformers.apply_config(HF, {"preprocessor": {field: value}})
 
 
 @pytest.mark.parametrize(
@@ -183,4 +183,4 @@ def test_transformers_states_its_images_in_a_file_of_its_own() -> None:
 )
 def test_what_transformers_states_and_is_not_built(field: str, value: Any) -> None:
     with pytest.raises(UserError, match=rf"config\.json: {field} is "):
-        apply_config(HF, {field: value})
+        transformers.apply_config(HF, {field: value})

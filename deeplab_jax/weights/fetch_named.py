@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from deeplab_jax.errors import UserError, did_you_mean
 from deeplab_jax.terminal import note, progress_of_bytes
 from deeplab_jax.weights import download, hub
-from deeplab_jax.weights.published import PUBLISHED, Published, is_free
+from deeplab_jax.weights.published import LISTS_NAMES, PUBLISHED, Published, is_free
 
 
 class Named(NamedTuple):
@@ -35,8 +35,8 @@ def is_name(text: str) -> bool:
     without_owner = {known.partition("/")[2] for known in PUBLISHED}
     if (rest and owner in owners) or text in without_owner or difflib.get_close_matches(text, PUBLISHED, cutoff=0.9):
         raise UserError(
-            f"{text}: neither a path nor a name of published weights: {did_you_mean(text, PUBLISHED)} "
-            "(all: python -m deeplab_jax weights)"
+            f"{text}: neither a path nor a name of published weights: "
+            f"{did_you_mean(text, PUBLISHED, listed_by=LISTS_NAMES)}"
         )
     return False
 

@@ -10,9 +10,9 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.models.catalog import create_model
 from deeplab_jax.models.segmenter import abstract_variables
 from deeplab_jax.weights.convert import convert
+from deeplab_jax.weights.fit_channels import fit_channels, fit_kernel
 from deeplab_jax.weights.folder import flatten_variables
 from deeplab_jax.weights.importers.torchvision import network
-from deeplab_jax.weights.stem import fit_channels, fit_kernel
 from deeplab_jax.weights.tensor_map import TORCH, their_name
 
 

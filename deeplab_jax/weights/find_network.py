@@ -1,4 +1,5 @@
-"""Which tensors of a file are the network: the rest of the training script's state, and prefixes of its names, go.
+"""Finds the network among a file's tensors. The rest of the training script's state and the prefixes of the names are
+dropped.
 
 Nothing here knows the words of a framework. A file is a tree of mappings. Its tensors get dotted names, made of the
 keys on the way to them. A network is found where an importer knows the names after some prefix.

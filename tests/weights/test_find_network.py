@@ -8,9 +8,9 @@ import pytest
 
 from deeplab_jax.cli import main
 from deeplab_jax.errors import UserError
-from deeplab_jax.weights.convert import IMPORTERS, convert
+from deeplab_jax.weights.convert import IMPORTERS, Importer, convert
+from deeplab_jax.weights.find_network import DEEPEST, flatten, plain_names
 from deeplab_jax.weights.folder import flatten_variables, load
-from deeplab_jax.weights.unwrap import DEEPEST, flatten, plain_names
 from tests.weights.formats.torch_writer import archive
 from tests.weights.test_convert import make_tensors, recognise
 
@@ -21,7 +21,7 @@ OPTIMIZER = {"state": {index: {"exp_avg": np.zeros(8), "exp_avg_sq": np.zeros(8)
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch, tiny_networks):
-    monkeypatch.setitem(IMPORTERS, "tiny", recognise)
+    monkeypatch.setitem(IMPORTERS, "tiny", Importer(recognise))
 
 
 def under(prefix, tensors=NETWORK):
