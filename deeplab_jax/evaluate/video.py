@@ -84,7 +84,7 @@ def predict_video(
       UserError: the video cannot be read, is too large, has not the network's bands or does not fit into memory, or the
         file cannot be written. If the video ends early, the file holds the frames that can be read.
     """
-    count = 1 if protocol.window else checked_batch_size(batch_size)
+    count = checked_batch_size(batch_size, protocol)
     fewer = "--batch_size 1" if count > 1 else ""
     model, variables = fold_norm(protocol.at_stride(model), variables)
     with _opened(path) as video:

@@ -79,7 +79,7 @@ def evaluate(
         evaluator.check_classes(network, source)
         if folder and is_first():  # Now, and not after hours.
             make_folder(folder)
-    writer = _writer(folder, source, split) if save_predictions else None
+    writer = _writer(folder, source, split, protocol) if save_predictions else None
     if writer is not None:
         how["on_prediction"] = _both(writer, how.get("on_prediction"))
     if settings is not None:
@@ -152,7 +152,7 @@ def _compare_names(info: dict[str, Any], source: "Source") -> str:
     return f"the model calls its classes {known!r:.200}, and {source.name} calls them {names!r:.200}"
 
 
-def _writer(out: Path | None, source: "Source", split: str) -> "PredictionWriter":
+def _writer(out: Path | None, source: "Source", split: str, protocol: "protocols.Protocol") -> "PredictionWriter":
     """Return what writes the predictions and their page."""
     from deeplab_jax.evaluate.outputs import Outputs, page_of
     from deeplab_jax.evaluate.predictor import PredictionWriter
@@ -160,7 +160,7 @@ def _writer(out: Path | None, source: "Source", split: str) -> "PredictionWriter
     if not out:
         raise UserError("save_predictions=True: give the folder to write to, out=...")
     page = page_of(out, source.labels, title=f"{split} of {source.name}")
-    return PredictionWriter(Outputs(out, source.labels, page=page), source)
+    return PredictionWriter(Outputs(out, source.labels, page=page), source, protocol)
 
 
 def _write(results: dict[str, Any], out: Path | None) -> None:

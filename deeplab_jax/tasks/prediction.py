@@ -68,7 +68,8 @@ def predict(
       probabilities, confidence, polygons: see `evaluate.outputs.Outputs`.
       ids: "classes", or "dataset" for the values of the data set's own masks.
       say, warn, fail: receive lines about what was done, what is missing, and each file that failed.
-      how: how the model runs: fields of `Protocol` such as `output_stride`, `scales`, `flip` and `window`.
+      how: how the model runs: fields of `Protocol` such as `output_stride`, `scales`, `flip` and `window`, but none
+        that concerns labels.
 
     Raises:
       UserError: anything in the model, the paths or the arguments that the user can fix.
@@ -95,7 +96,7 @@ def predict(
     check_videos(videos, folder)
     _check_rasterio(pictures, polygons, warn)
     protocol = Protocol(**how)
-    check_used(protocol, how)
+    check_used(protocol, how, labelled=False)
     network, variables, info = model if isinstance(model, tuple) else load(model, checkpoint=checkpoint, module=module)
     if channels:
         network = network.clone(preprocessing=replace(network.preprocessing, channels=tuple(channels)))
