@@ -72,7 +72,7 @@ def augment(
       scale_step: distance between the factors; 0 draws them from the whole interval.
       flip: mirror left to right with probability one half.
       color_jitter: strength in `[0, 1)`, see `colour.sample_jitter`; 0 leaves the colours alone.
-      more: what happens beside these.
+      more: what happens in addition to these.
       wanted: (class id, pixels): a crop is drawn again, up to 10 times, unless it has more pixels of this class.
 
     Returns:

@@ -1,6 +1,7 @@
 """The samples of an image file as they are stored, turned as the image is displayed.
 
-Both doors of `images.py` begin here: an image's samples become levels of 0 to 255, a mask's samples are its values.
+`read_image` and `read_mask` of `images.py` begin here: an image's samples become levels of 0 to 255, a mask's samples
+are its values.
 """
 
 import contextlib

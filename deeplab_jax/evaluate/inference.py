@@ -183,8 +183,8 @@ def predict_large(
     *,
     onto: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Return the class of each pixel of an image that is larger than the window, as from `predict_classes`. Beside the
-    image and the ids, it takes the memory of some windows.
+    """Return the class of each pixel of an image that is larger than the window, as from `predict_classes`. In
+    addition to the image and the ids, it takes the memory of some windows.
 
     Args:
       model, variables: with batch norm folded, for speed.

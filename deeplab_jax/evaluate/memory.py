@@ -1,4 +1,4 @@
-"""Out of memory, on the host or a device, told as a fault of the user's that a smaller window can fix."""
+"""Turns an out-of-memory error of the host or a device into a UserError that names a smaller window."""
 
 import contextlib
 from collections.abc import Iterator

@@ -203,7 +203,9 @@ def _report(name: str, labels: LabelSet, seen: Sequence[Seen], findings: list[Fi
 
 
 def _escalate(findings: list[Finding], masks: int) -> list[Finding]:
-    """In one mask this may be intended; it is a fault if most masks (0 and 255) or all of them (one class) show it."""
+    """Return the findings with some raised to errors. What one mask may intend is a fault if most masks (0/255) or all
+    masks (a single class, all ignored) show it.
+    """
     counts = collections.Counter(finding.kind for finding in findings)
     faults = {kind for kind in ("single class", "all ignored") if masks > 1 and counts[kind] == masks}
     if 2 * counts["0/255 mask"] >= masks:
