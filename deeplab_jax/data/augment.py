@@ -36,7 +36,7 @@ from deeplab_jax.data.warp import Window, elastic, perspective, read_at, rotatio
 from deeplab_jax.errors import UserError
 from deeplab_jax.labels import IGNORE_LABEL
 
-Wanted = tuple[int, float]
+ClassInCrop = tuple[int, float]
 
 NONE = Augment()
 """The papers' augmentation alone."""
@@ -57,7 +57,7 @@ def augment(
     flip: bool = True,
     color_jitter: float = 0.0,
     more: Augment = NONE,
-    wanted: Wanted | None = None,
+    wanted: ClassInCrop | None = None,
 ) -> Arrays:
     """Return an example after the papers' augmentation, and more.
 
@@ -147,7 +147,7 @@ def choose_window(
     crop_size: Size,
     *,
     cat_max_ratio: float = 1.0,
-    wanted: Wanted | None = None,
+    wanted: ClassInCrop | None = None,
 ) -> Window:
     """Return the part (top, left, height, width) of a resized image that a random crop holds.
 
