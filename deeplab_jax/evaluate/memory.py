@@ -6,7 +6,8 @@ from collections.abc import Iterator
 import jax
 
 from deeplab_jax.errors import UserError
-from deeplab_jax.evaluate.protocol import Protocol, Size
+from deeplab_jax.evaluate.protocol import Protocol
+from deeplab_jax.evaluate.windows import Size
 
 USUAL_WINDOW = (513, 513)
 SMALLEST_WINDOW = 65

@@ -13,15 +13,17 @@ import numpy as np
 from deeplab_jax.data.large import Image
 from deeplab_jax.data.source import Example, Source
 from deeplab_jax.errors import UserError, spell
-from deeplab_jax.evaluate.evaluator import LARGEST_BATCH, WINDOW, grouped
+from deeplab_jax.evaluate.claims import Claims
+from deeplab_jax.evaluate.evaluator import LARGEST_BATCH, THREADS, WINDOW, grouped
 from deeplab_jax.evaluate.image_list import Found
 from deeplab_jax.evaluate.inference import Prediction, predict_images
 from deeplab_jax.evaluate.memory import is_out_of_memory, names_what_fits, out_of_memory
 from deeplab_jax.evaluate.outputs import Outputs
-from deeplab_jax.evaluate.page import make_folder
-from deeplab_jax.evaluate.protocol import DEFAULT, Protocol, Size
+from deeplab_jax.evaluate.protocol import DEFAULT, Protocol
 from deeplab_jax.evaluate.reading import open_for, read_for
 from deeplab_jax.evaluate.scratch import scratch
+from deeplab_jax.evaluate.windows import Size
+from deeplab_jax.files import make_folder
 from deeplab_jax.models.fold import fold_norm
 from deeplab_jax.models.segmenter import Segmenter, Variables
 
@@ -33,8 +35,6 @@ LONGEST_WHOLE = 2**14
 """Longest side of an image, in pixels, that runs whole: the matrix that resizes logits along it has side² / output
 stride entries.
 """
-THREADS = 2
-"""Threads that read, and as many that write."""
 
 
 def predict_files(
@@ -226,9 +226,9 @@ class PredictionWriter:
     def __init__(self, outputs: Outputs, source: Source, protocol: Protocol) -> None:
         self.fault: Exception | None = None
         self._outputs, self._protocol = outputs, protocol
-        self._claimed: dict[str, str] = {}
         files = (source.describe(index) for index in range(len(source)))
-        self._of_source = {Path(file).resolve() for pair in files if isinstance(pair, tuple) for file in pair}
+        inputs = [file for pair in files if isinstance(pair, tuple) for file in pair]
+        self._claims = Claims(outputs.folder, inputs, fix="give the examples other names")
 
     def __call__(self, example: Example, classes: np.ndarray) -> None:
         if self.fault is not None:
@@ -250,11 +250,5 @@ class PredictionWriter:
     def _claim(self, example: str) -> str:
         """Return the name of an example's prediction, or raise a UserError if a file of it has another owner."""
         name = "/".join(part for part in PurePosixPath(example).parts if part not in ("/", "//", ".."))
-        for file in self._outputs.files(name):
-            if (other := self._claimed.setdefault(file, example)) != example:
-                raise UserError(
-                    f"{example}: its prediction would overwrite that of {other} ({file}); give the examples other names"
-                )
-            if (path := self._outputs.folder / file).resolve() in self._of_source:
-                raise UserError(f"{path}: a file of the data set that a prediction would overwrite; give another --out")
+        self._claims.claim(example, self._outputs.files(name))
         return name

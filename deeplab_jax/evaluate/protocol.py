@@ -16,14 +16,13 @@ from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 from deeplab_jax import config_keys
 from deeplab_jax.errors import UserError, did_you_mean
-from deeplab_jax.evaluate.windows import BLENDS
+from deeplab_jax.evaluate.windows import BLENDS, Size
 from deeplab_jax.labels import IGNORE_LABEL
 from deeplab_jax.models.catalog import check_output_stride
 from deeplab_jax.models.decision import THRESHOLD
 from deeplab_jax.models.segmenter import SMALLEST_SIDE, Segmenter
 from deeplab_jax.ops.crf import DenseCRF
 
-Size = tuple[int, int]
 Around = Literal["labels", "void"]
 Value = TypeVar("Value")
 

@@ -75,7 +75,8 @@ def predict(
       UserError: anything in the model, the paths or the arguments that the user can fix.
     """
     from deeplab_jax.evaluate.image_list import find_images, is_video
-    from deeplab_jax.evaluate.outputs import KINDS, Outputs, label_set, page_of
+    from deeplab_jax.evaluate.outputs import KINDS, Outputs, label_set
+    from deeplab_jax.evaluate.page import PAGE, Page
     from deeplab_jax.evaluate.protocol import Protocol, check_used
     from deeplab_jax.evaluate.video import check_videos
     from deeplab_jax.labels import to_stored
@@ -106,7 +107,7 @@ def predict(
     page = None
     if pictures and not dataset_ids:
         name = "a network" if isinstance(model, tuple) else Path(model).name
-        page = page_of(folder, labels, title=f"Predictions of {name}")
+        page = Page(folder / PAGE, labels, title=f"Predictions of {name}")
     outputs, done = Outputs(folder, labels, probabilities, confidence, dataset_ids, page, polygons), Predictions(folder)
     _predict_pictures(done, network, variables, pictures, protocol, outputs, batch_size=batch_size, say=say, fail=fail)
     for video in videos:

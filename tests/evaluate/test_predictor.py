@@ -187,7 +187,7 @@ def test_more_classes_than_a_byte_holds_are_refused() -> None:
 
 def test_images_are_not_overwritten(made, images) -> None:
     before = {path: path.read_bytes() for path in images.iterdir()}
-    with pytest.raises(UserError, match=r"a\.png: an image that a prediction would overwrite; give another --out"):
+    with pytest.raises(UserError, match=r"a\.png: an input that a prediction would overwrite; give another --out"):
         predict(made, find_images([images]), images)
     assert before == {path: path.read_bytes() for path in images.iterdir()}
 
@@ -220,7 +220,7 @@ def test_an_evaluation_writes_over_no_file_of_the_data_and_goes_on_after_a_fault
     ids = SOURCE[0]["label"] % 4
     write = PredictionWriter(Outputs(tmp_path, LABELS), Files(((40, 50),)), DEFAULT)
     write({**SOURCE[0], "name": "a"}, ids)
-    assert str(write.fault) == f"{tmp_path}/a.png: a file of the data set that a prediction would overwrite; " + (
+    assert str(write.fault) == f"{tmp_path}/a.png: an input that a prediction would overwrite; " + (
         "give another --out"
     )
     write({**SOURCE[0], "name": "b"}, ids)
