@@ -57,7 +57,7 @@ def find_lr(args: argparse.Namespace) -> None:
     """`find-lr`."""
     from rich.console import Console
 
-    from deeplab_jax.evaluate.page import make_folder
+    from deeplab_jax.files import make_folder
     from deeplab_jax.terminal import progress_bar
     from deeplab_jax.train.find_lr import check_sweep, find_lr, write_report
 
@@ -265,7 +265,7 @@ def _check_flags(args: argparse.Namespace) -> None:
 
 def _exported(args: argparse.Namespace, model: Any, variables: Any, info: dict[str, Any]) -> tuple[Any, ...]:
     """Return the content of a file for a runtime, and what to say of it."""
-    from deeplab_jax.evaluate.calibration_images import calibration_images
+    from deeplab_jax.evaluate.int8_images import int8_images
     from deeplab_jax.weights.export import Signature, export_stablehlo
     from deeplab_jax.weights.export_onnx import export_onnx
     from deeplab_jax.weights.export_tflite import export_tflite
@@ -276,7 +276,7 @@ def _exported(args: argparse.Namespace, model: Any, variables: Any, info: dict[s
     if args.format == "onnx":
         return export_onnx(model, variables, signature, info=info, **precision)
     chosen = bool(args.calibration and args.size)
-    images = calibration_images(args.calibration, size=args.size, model=model) if chosen else ()
+    images = int8_images(args.calibration, size=args.size, model=model) if chosen else ()
     return export_tflite(model, variables, signature, info=info, calibration=images, **precision)
 
 

@@ -112,9 +112,10 @@ class Loader:
 
 @dataclass(frozen=True)
 class Augment:
-    """`augmentation.Augmentation`: what happens to a training image beside the papers' scaling, crop and mirroring."""
+    """`augment`: what happens to a training image in addition to the papers' scaling, crop and mirroring."""
 
-    probability: float = key(0.5, 0, 1)  # of each of the following that has no other
+    # Of each of the following that has no other and is not always done, such as `resize`; drawn apart for each.
+    probability: float = key(0.5, 0, 1)
     vertical_flip: bool = False  # with probability 1/2
     quarter_turns: bool = False  # 0, 90, 180 or 270 degrees
     rotation: float = key(0.0, 0, 180)  # largest angle in degrees, either way
@@ -127,7 +128,8 @@ class Augment:
     )
     keep_ratio: bool = False  # largest size within `resize`, turned as the image is, without distortion
     cat_max_ratio: float = key(1.0, SMALLEST, 1)  # of a class in a crop, else it is drawn again; 0.75 in mmsegmentation
-    brightness: float = key(0.0, 0, BELOW_1)  # factors 1 - this to 1 + this; so are the next two
+    # Factors 1 - this to 1 + this, as the next two; these three and the hue are drawn as one.
+    brightness: float = key(0.0, 0, BELOW_1)
     contrast: float = key(0.0, 0, BELOW_1)
     saturation: float = key(0.0, 0, BELOW_1)  # RGB only
     hue: float = key(0.0, 0, 180)  # largest angle in degrees, either way; RGB only

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import stat
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -105,6 +106,18 @@ def replacing(file: Path) -> Iterator[Path]:
         with suppress(OSError):
             fresh.unlink(missing_ok=True)
         raise
+
+
+def make_folder(folder: Path, *, option: str = "--out") -> None:
+    """Create a folder that an option of the command line names, or raise a UserError if files cannot be written
+    there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror}); give another {option}") from None
 
 
 def write_json(file: Path, content: Any) -> None:

@@ -17,12 +17,13 @@ from deeplab_jax.cli import main as command_line
 from deeplab_jax.config import read_config
 from deeplab_jax.data.images import write_image
 from deeplab_jax.errors import UserError, end_process
-from deeplab_jax.evaluate.evaluator import Results, evaluate, write_results
+from deeplab_jax.evaluate.evaluator import Results, evaluate
 from deeplab_jax.evaluate.pictures import StripCollector, overlay, stack_strips
 from deeplab_jax.evaluate.protocol import split_section
+from deeplab_jax.files import save_json
 from deeplab_jax.terminal import class_table
 from deeplab_jax.train.from_config import open_split
-from deeplab_jax.weights.folder import load
+from deeplab_jax.weights.folder import METRICS_FILE, load
 from experiments.program import exits, parser_of
 
 CONFIGS = {"scenes": "configs/scenes.py", "camvid": "configs/camvid.py:steps=300"}
@@ -64,7 +65,7 @@ def show(workdir: Path, console: Console, started: float) -> None:
         protocol, how = split_section({**config.evaluate.to_dict(), "output_stride": output_stride})
         on_prediction = None if results else collector  # The pictures show the first output stride.
         result = evaluate(model, variables, source, protocol, split=split, on_prediction=on_prediction, **how)
-        write_results(result, workdir / f"output_stride_{output_stride}")
+        save_json(workdir / f"output_stride_{output_stride}" / METRICS_FILE, result)
         results.append(result)
     write_image(workdir / "demo.png", stack_strips(collector.strips))
     (workdir / "overlays").mkdir(exist_ok=True)

@@ -23,7 +23,7 @@ from deeplab_jax import load
 from deeplab_jax.data.catalog import open_source
 from deeplab_jax.data.source import Source
 from deeplab_jax.errors import UserError
-from deeplab_jax.evaluate.counts import count, wanted
+from deeplab_jax.evaluate.counts import count, counted
 from deeplab_jax.evaluate.evaluator import Tally, check_classes, cut_back, evaluate, padded
 from deeplab_jax.evaluate.inference import pad_images, preprocess
 from deeplab_jax.evaluate.protocol import Protocol, Size
@@ -70,7 +70,7 @@ def evaluate_file(run: Run, model: Segmenter, source: Source, size: Size, *, ima
     def classes_and_counts(logits: jax.Array, labels: jax.Array) -> Any:
         probabilities = to_probabilities(model, logits)
         classes = decide(model, logits if model.activation == "softmax" else probabilities, protocol.threshold)
-        return classes, count(model, labels, classes, probabilities, wanted=wanted(protocol))
+        return classes, count(model, labels, classes, probabilities, what=counted(protocol))
 
     for index in range(images):
         batch = [source[index]]

@@ -12,9 +12,9 @@ from ml_collections import ConfigDict
 
 from deeplab_jax import config_keys as keys
 from deeplab_jax.config import base, load_config, parse_arg, read_config, shrink, to_plain
+from deeplab_jax.config_keys import Augment
 from deeplab_jax.config_values import check
 from deeplab_jax.data.augment import augment
-from deeplab_jax.data.augmentation import Augmentation
 from deeplab_jax.data.catalog import open_source
 from deeplab_jax.data.loader import skipped_examples, training_batches
 from deeplab_jax.data.sampling import sampling_of
@@ -242,7 +242,6 @@ def test_options_take_any_key() -> None:
     [
         (keys.Papers, augment),
         (keys.Loader, training_batches),
-        (keys.Augment, Augmentation),
         (keys.Sampling, sampling_of),
         (keys.Skipping, skipped_examples),
         (keys.Schedule, make_schedule),
@@ -294,13 +293,13 @@ def test_a_new_key_is_checked_by_its_line(monkeypatch, name, value, message) -> 
 def test_a_section_in_a_section_has_keys_with_limits_and_survives_json(tmp_path) -> None:
     assert keys.keys_of_sections()["data.augment.rotation"].metadata["high"] == 180
     assert "data.augment" not in keys.keys_of_sections() and "init" not in keys.keys_of_sections()
-    assert Augmentation(**base().data.augment) == Augmentation()
+    assert Augment(**base().data.augment) == Augment()
     plain = to_plain(base())
     plain["data"]["augment"] = {"resize": [40, 50], "rotation": 3, "jpeg": 5}
     file = tmp_path / "config.json"
     file.write_text(json.dumps(plain))
     config = read_config(file)
-    assert Augmentation(**config.data.augment) == Augmentation(resize=(40, 50), rotation=3.0, jpeg=5)
+    assert Augment(**config.data.augment) == Augment(resize=(40, 50), rotation=3.0, jpeg=5)
     assert differences(to_plain(base()), to_plain(config))[0] == "config.data.augment.jpeg: 0 -> 5"
     del plain["data"]["augment"]  # As in run directories of before.
     file.write_text(json.dumps(plain))

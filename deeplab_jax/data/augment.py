@@ -2,7 +2,7 @@
 
 The papers' augmentation is that of DeepLabv3 (Chen et al. 2017, section 4.1) and of the authors' TensorFlow code: scale
 by a factor between 0.5 and 2.0 (in steps of 0.25, or continuous), pad with the mean colour and the ignore label up to
-the crop size, take a random crop, mirror with probability one half. With an `Augmentation`, the whole order is:
+the crop size, take a random crop, mirror with probability one half. With a `config_keys.Augment`, the whole order is:
 
 1. a fixed size, if there is one, times the papers' random factor;
 2. the papers' random crop, which may be drawn again for the sake of its classes;
@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from deeplab_jax.config_keys import Augment
 from deeplab_jax.data import colour
-from deeplab_jax.data.augmentation import NONE, Augmentation
 from deeplab_jax.data.colour import apply_jitter, sample_jitter
 from deeplab_jax.data.sampling import count_classes
 from deeplab_jax.data.transforms import (
@@ -33,10 +33,13 @@ from deeplab_jax.data.transforms import (
     sample_window,
 )
 from deeplab_jax.data.warp import Window, elastic, perspective, read_at, rotation, source_positions
+from deeplab_jax.errors import UserError
 from deeplab_jax.labels import IGNORE_LABEL
 
-Wanted = tuple[int, float]
+ClassInCrop = tuple[int, float]
 
+NONE = Augment()
+"""The papers' augmentation alone."""
 TRIES = 10
 """How often a crop is checked and drawn again, as in mmsegmentation and DAFormer."""
 _VALUES = {"gamma": colour.gamma, "blur": colour.blur, "noise": colour.noise, "jpeg": colour.jpeg}
@@ -53,8 +56,8 @@ def augment(
     scale_step: float = 0.25,
     flip: bool = True,
     color_jitter: float = 0.0,
-    more: Augmentation = NONE,
-    wanted: Wanted | None = None,
+    more: Augment = NONE,
+    wanted: ClassInCrop | None = None,
 ) -> Arrays:
     """Return an example after the papers' augmentation, and more.
 
@@ -72,7 +75,7 @@ def augment(
       scale_step: distance between the factors; 0 draws them from the whole interval.
       flip: mirror left to right with probability one half.
       color_jitter: strength in `[0, 1)`, see `colour.sample_jitter`; 0 leaves the colours alone.
-      more: what happens beside these.
+      more: what happens in addition to these.
       wanted: (class id, pixels): a crop is drawn again, up to 10 times, unless it has more pixels of this class.
 
     Returns:
@@ -82,7 +85,7 @@ def augment(
       UserError: a scale range, step, strength or crop size that makes no sense, or an option that has none for such
         images.
     """
-    more.check(image.shape[2], image.dtype)
+    check_augment(more, image.shape[2], image.dtype)
     turns = int(rng.integers(4)) if more.quarter_turns else 0
     before = (crop_size[1], crop_size[0]) if turns % 2 else crop_size
     size = resized(label.shape[:2], more.resize, keep_ratio=more.keep_ratio)
@@ -112,8 +115,23 @@ def augment(
     return np.rot90(changed, turns), np.rot90(label, turns)
 
 
+def check_augment(more: Augment, channels: int, dtype: np.dtype | type = np.uint8) -> None:
+    """Raise a UserError if options have no meaning for images of so many channels and this type."""
+    for name in ("saturation", "hue"):
+        if getattr(more, name) and channels != 3:
+            raise UserError(
+                f"config.data.augment.{name}={getattr(more, name)}: images of {channels} channels have no {name}; "
+                f"leave it out: --config.data.augment.{name}=0"
+            )
+    if more.jpeg and (dtype != np.uint8 or channels not in (1, 3)):
+        raise UserError(
+            f"config.data.augment.jpeg={more.jpeg}: JPEG has 8 bits and one or three channels, and the images are "
+            f"{np.dtype(dtype)} of {channels}; leave it out: --config.data.augment.jpeg=0"
+        )
+
+
 def resized(size: Size, to: tuple[int, ...], *, keep_ratio: bool = False) -> Size:
-    """Return the size of an image of `size` after a resize `to`: see `Augmentation.resize`. Halves are rounded up."""
+    """Return the size of an image of `size` after a resize `to`: see `config_keys.Augment`. Halves are rounded up."""
     if not to or (len(to) == 2 and not keep_ratio):
         return (to[0], to[1]) if to else size
     factors = ((to[0], min(size)),) if len(to) == 1 else ((max(to), max(size)), (min(to), min(size)))
@@ -129,7 +147,7 @@ def choose_window(
     crop_size: Size,
     *,
     cat_max_ratio: float = 1.0,
-    wanted: Wanted | None = None,
+    wanted: ClassInCrop | None = None,
 ) -> Window:
     """Return the part (top, left, height, width) of a resized image that a random crop holds.
 
@@ -138,7 +156,8 @@ def choose_window(
       label: of the stored image, `[H, W]` or `[H, W, K]`.
       size: (height, width) of the resized image.
       crop_size: (height, width) of the crop.
-      cat_max_ratio: see `Augmentation`.
+      cat_max_ratio: a crop is drawn again, up to 10 times, unless it has two classes or more, and the share of each
+        among the labelled pixels is below this (mmsegmentation's RandomCrop: 0.75); 1: any crop is taken.
       wanted: see `augment`.
     """
     window = sample_window(rng, size, crop_size)
@@ -165,7 +184,7 @@ def _cropped(
     image: np.ndarray,
     label: np.ndarray,
     rng: np.random.Generator,
-    options: Augmentation,
+    options: Augment,
     *,
     size: Size,
     window: Window,
@@ -186,7 +205,7 @@ def _cropped(
 
 
 def sample_warp(
-    rng: np.random.Generator, options: Augmentation, crop_size: Size
+    rng: np.random.Generator, options: Augment, crop_size: Size
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
     """Return a random homography and random displacements, see `source_positions`; None: there are none."""
     matrix = displacement = None
@@ -201,7 +220,7 @@ def sample_warp(
     return matrix, displacement
 
 
-def _change_values(image: np.ndarray, rng: np.random.Generator, options: Augmentation) -> np.ndarray:
+def _change_values(image: np.ndarray, rng: np.random.Generator, options: Augment) -> np.ndarray:
     """Return an image after random changes of its values, or the image itself if there are none."""
     strengths = (options.brightness, options.contrast, options.saturation)
     if any((*strengths, options.hue)) and rng.random() < options.probability:
@@ -223,7 +242,7 @@ def cut_out(
     size: float,
     ignored: bool,
 ) -> Arrays:
-    """Return an image with random rectangles of the colour `fill`, and its label; see `Augmentation.cutout`.
+    """Return an image with random rectangles of the colour `fill`, and its label; see `config_keys.Augment`.
 
     A rectangle's sides are uniform up to `size` times the image's, at least one pixel. Its centre is any pixel.
     """

@@ -84,8 +84,8 @@ def named_palette(palette: str, root: Path) -> ClassTable:
     file = root / at_home(palette)
     if not file.is_file():
         raise UserError(
-            f"config.data.options.palette={palette!r}: {did_you_mean(palette, PALETTES)} Or give the path of a "
-            f"labelmap.txt, seen from {root}"
+            f"config.data.options.palette={palette!r}: no such file in {root}; give the path of a labelmap.txt from "
+            f"there, or a name: {did_you_mean(palette, PALETTES)}"
         )
     return read_labelmap(file)
 
@@ -157,6 +157,8 @@ def background_first(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def with_background(names: Iterable[str], *, called: str = BACKGROUNDS[0]) -> tuple[str, ...]:
-    """Return names of classes with the background first; if there is none, one that is `called` so."""
+    """Return names of classes with the background first; if there is none, one with the name `called` is
+    added.
+    """
     ordered = background_first(names)
     return ordered if any(name.lower() in BACKGROUNDS for name in ordered) else (called, *ordered)

@@ -187,7 +187,9 @@ class Arrivals:
 
 
 def kill_workers() -> None:
-    """End this process's worker processes at once: they share its order of batches, so one alone is of no use."""
+    """End this process's worker processes at once: the batches are divided among them, so the others are useless once
+    one has stopped.
+    """
     for process in multiprocessing.active_children():
         if process.name.startswith("grain-"):
             process.kill()

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 
-from deeplab_jax.errors import UserError, spell
+from deeplab_jax.errors import UserError
 
 
 def check_fraction(fraction: float) -> None:
@@ -15,7 +15,8 @@ def check_fraction(fraction: float) -> None:
 def held_out(name: str, fraction: float) -> bool:
     """Return whether the example called `name` belongs to the share `fraction` that is kept for validation.
 
-    It depends on nothing else, so new files move no other file; of few files the share may be far from `fraction`.
+    It depends only on the name, so a new file never moves another. With few files, the share may be far from
+    `fraction`.
 
     Raises:
       UserError: the fraction is not between 0 and 1.
@@ -35,7 +36,8 @@ def hold_out(names: Sequence[str], fraction: float) -> set[str]:
     """
     check_fraction(fraction)
     if len(names) < 2:
-        raise UserError(f"{spell(list(names))}: val_fraction cannot divide {len(names)} example; add some")
+        there = f"only {names[0]}" if names else "none"
+        raise UserError(f"val_fraction={fraction:g} divides two examples or more, and there is {there}; add some")
     count = min(max(round(fraction * len(names)), 1), len(names) - 1)
     return set(sorted(names, key=_hash)[:count])
 

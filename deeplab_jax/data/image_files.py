@@ -23,7 +23,7 @@ FORMATS = (
 )  # fmt: skip
 """The formats that Pillow may read. Others are left out, such as EPS, for which it would start Ghostscript."""
 IMAGE_SUFFIXES = tuple(sorted(end for end, form in Image.registered_extensions().items() if form in FORMATS))
-"""The ends of the names of such files, in small letters; a file of another name is read only where it is named."""
+"""The suffixes of these formats, in lower case. A file with another suffix is read only if it is named itself."""
 
 
 def _max_pixels(text: str | None) -> int:

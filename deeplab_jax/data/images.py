@@ -1,8 +1,8 @@
 """Reading and writing images and masks.
 
-`read_image` and `read_mask` are the doors to the pixels of files; `large.open_large` has the parts of what the first
-one returns. They return what a viewer displays: the EXIF orientation is applied. Images become levels of 0 to 255, in
-colours. Masks hold numbers, not colours: they are read as stored. Files in which these numbers are not safe (JPEG
+`read_image` and `read_mask` read the pixels of a file. `large.open_large` reads part of an image, with the same values
+as `read_image`. They return what a viewer displays: the EXIF orientation is applied. Images become levels of 0 to 255,
+in colours. Masks hold numbers, not colours: they are read as stored. Files in which these numbers are not safe (JPEG
 compression, a colour coding) are refused, and the message names the fix.
 """
 

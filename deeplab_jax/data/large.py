@@ -186,7 +186,7 @@ def _segments(path: Path) -> tuple[Segments, Stored] | None:
         if not tiff.stored_alike(tags):
             return None
         stored = replace(stored, has_alpha=tags.samples == 4)
-    with tiff.import_tifffile().TiffFile(path) as opened:
+    with tiff.import_tifffile(str(path)).TiffFile(path) as opened:
         return Segments(path, opened.pages[0]), stored
 
 

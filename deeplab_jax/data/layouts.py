@@ -16,7 +16,7 @@ MASK_WORDS = (
     *("masks", "mask", "labels", "label", "annotations", "annotation", "ann_dir", "annot", "gt"),
     *("segmentationclass", "segmentationclasspng", "labelme", "json"),
 )
-"""Possible names of the folders, in small letters; the first of each together win over others."""
+"""Possible names of the folders, in lower case; the first of each together win over others."""
 SPLIT_WORDS = {
     split: (*words, *(f"{word}2017" for word in words))  # COCO's names have the year.
     for split, words in {
@@ -40,7 +40,7 @@ ROWS = (
     (".", "."),
     ("{images}", "{images}"),
 )
-"""Layouts without."""
+"""Layouts without folders for the splits."""
 MASK_ENDS = ("_mask", "_masks", "_label", "_labels", "_gt", "_seg", "_segmentation", "_annotation", "-mask", "-label")
 """What may follow the image's name in the mask's name."""
 LISTS = ("ImageSets/Segmentation/{split}.txt", "{split}.txt", "lists/{split}.txt", "splits/{split}.txt")
@@ -204,7 +204,7 @@ def _words(root: Path, *folders: Path) -> set[str]:
 
 
 def _descend(root: Path, path: str, names: Callable[[Path], Mapping[str, str]]) -> Path | None:
-    """Return the folder or file at a path, whose words may differ in large and small letters; None if there is none."""
+    """Return the folder or file at a path, whose words may differ in upper and lower case; None if there is none."""
     at = root
     for word in Path(path).parts:
         found = names(at).get(word.lower())
@@ -215,7 +215,7 @@ def _descend(root: Path, path: str, names: Callable[[Path], Mapping[str, str]]) 
 
 
 def _names(folder: Path) -> dict[str, str]:
-    """Return name in small letters -> name of what a folder holds; the first in the order of names wins."""
+    """Return name in lower case -> name of what a folder holds; the first in the order of names wins."""
     if not folder.is_dir():
         return {}
     return {name.lower(): name for name in sorted(os.listdir(folder), reverse=True)}

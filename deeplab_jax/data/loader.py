@@ -7,7 +7,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from deeplab_jax.data.augment import Wanted
+from deeplab_jax.data.augment import ClassInCrop
 from deeplab_jax.data.faults import NOT_REPLACED, Read, Replacing, Skipped, never, start_worker, within
 from deeplab_jax.data.sampling import ClassSampling
 from deeplab_jax.data.source import Example, Source
@@ -54,7 +54,7 @@ class Transform(Protocol):
     """`augment` with its options."""
 
     def __call__(
-        self, image: np.ndarray, label: np.ndarray, rng: np.random.Generator, *, wanted: Wanted | None
+        self, image: np.ndarray, label: np.ndarray, rng: np.random.Generator, *, wanted: ClassInCrop | None
     ) -> Arrays: ...
 
 
@@ -138,7 +138,7 @@ def _sequences(
     """Return the endless sequences of the examples' indices, and of the augmented examples."""
 
     def transformed(
-        read: Example | Read, rng: np.random.Generator, wanted: Wanted | None = None
+        read: Example | Read, rng: np.random.Generator, wanted: ClassInCrop | None = None
     ) -> dict[str, np.ndarray]:
         example, replaced = read if isinstance(read, Read) else (read, NOT_REPLACED)
         image, label = transform(example["image"], example["label"], rng, wanted=wanted)

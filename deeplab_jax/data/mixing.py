@@ -12,7 +12,7 @@ from typing import NamedTuple
 import grain
 import numpy as np
 
-from deeplab_jax.data.augmentation import Augmentation
+from deeplab_jax.config_keys import Augment
 from deeplab_jax.data.faults import NOT_REPLACED
 from deeplab_jax.data.sampling import ClassSampling
 from deeplab_jax.data.source import Source
@@ -42,7 +42,7 @@ class Plan(NamedTuple):
     pastes: bool
 
 
-def name_classes(more: Augmentation, source: Source, sampling: ClassSampling | None) -> Augmentation:
+def name_classes(more: Augment, source: Source, sampling: ClassSampling | None) -> Augment:
     """Return the augmentation with the classes to paste: those that it names, else those that the sampling prefers.
 
     Raises:
@@ -73,7 +73,7 @@ def name_classes(more: Augmentation, source: Source, sampling: ClassSampling | N
 
 
 def mixed(
-    indices: grain.MapDataset, crops: grain.MapDataset, *, seed: int, crop_size: Size, more: Augmentation
+    indices: grain.MapDataset, crops: grain.MapDataset, *, seed: int, crop_size: Size, more: Augment
 ) -> tuple[grain.MapDataset, grain.MapDataset]:
     """Return the endless sequences of the examples that are read for each crop, and of the mixed crops.
 
@@ -96,7 +96,7 @@ def mixed(
     return read, plans.map(lambda one: _mix(one, [crops[position] for position in one.positions], more))
 
 
-def make_plan(rng: np.random.Generator, position: int, *, crop_size: Size, more: Augmentation) -> Plan:
+def make_plan(rng: np.random.Generator, position: int, *, crop_size: Size, more: Augment) -> Plan:
     """Return how the crop at a position is made. The centre of a mosaic lies in the middle half of each side."""
     joins, pastes = rng.random(2) < (more.mosaic, more.copy_paste)
     row, column = (int(rng.integers(max(1, side // 4), max(1, side - side // 4) + 1)) for side in crop_size)
@@ -105,7 +105,7 @@ def make_plan(rng: np.random.Generator, position: int, *, crop_size: Size, more:
     return Plan(positions, (row, column) if joins else None, bool(pastes))
 
 
-def _mix(plan: Plan, crops: Sequence[Crop], more: Augmentation) -> dict[str, np.ndarray]:
+def _mix(plan: Plan, crops: Sequence[Crop], more: Augment) -> dict[str, np.ndarray]:
     image, label = crops[0]["image"], crops[0]["label"]
     if plan.centre is not None:
         image, label = (mosaic([crop[name] for crop in crops[:4]], plan.centre) for name in ("image", "label"))

@@ -20,6 +20,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from deeplab_jax.data import images
+from deeplab_jax.data.loader import describe
 from deeplab_jax.data.sets.prepared import FEATURES, SIDE_FILE
 from deeplab_jax.data.source import Source
 from deeplab_jax.errors import UserError
@@ -154,9 +155,8 @@ class _Builder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type: ig
 def _features(source: Source, index: int) -> dict[str, Any]:
     example = source[index]
     if example["image"].dtype != np.uint8 or example["image"].shape[2] != 3:
-        described = source.describe(index)
         raise UserError(
-            f"{described if isinstance(described, str) else described[0]}: {example['image'].shape[2]} bands of "
+            f"{describe(source, index)}: {example['image'].shape[2]} bands of "
             f"{example['image'].dtype}, and prepared folders hold 8-bit RGB; train from the files themselves"
         )
     try:

@@ -66,7 +66,8 @@ def sampling_by_class(counts: np.ndarray, *, temperature: float, pixels: int) ->
     Args:
       counts: pixels of each class in each image, integers `[N, C]`.
       temperature: see `class_probabilities`.
-      pixels: an image shows a class if it has more pixels of it. If there is no such image, all that have any count.
+      pixels: an image shows a class if it has more than this many of its pixels. If no image has, every image with any
+        such pixel shows it.
 
     Raises:
       UserError: no image has a class.
@@ -178,7 +179,9 @@ def _cache_file(source: Source) -> Path | None:
         seen = [(one.st_size, one.st_mtime_ns) for one in stats]
         content = pickle.dumps((source.pairs, source.labels, source.read_mask, seen))
         return cache_folder("classes") / f"{hashlib.sha256(content).hexdigest()}.npy"
-    except (OSError, RuntimeError, pickle.PicklingError):
+    except (OSError, RuntimeError):
+        return None
+    except (pickle.PicklingError, AttributeError, TypeError):  # The last two, too: `read_mask` may be any function.
         return None
 
 

@@ -121,7 +121,9 @@ class PairSource:
 
 
 def read_as(source: Source, *, channels: Sequence[int], value_range: Sequence[float]) -> Source:
-    """Return a source that reads its image files so (see `images.read_image`), or itself if it reads none."""
+    """Return a source that reads image files with these bands and this range (see `images.read_image`). A source
+    without image files is returned unchanged.
+    """
     if not (channels or value_range) or not hasattr(source, "value_range"):
         return source
     changes: dict[str, Any] = {"channels": tuple(channels), "value_range": tuple(value_range)}

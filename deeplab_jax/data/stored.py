@@ -1,6 +1,7 @@
 """The samples of an image file as they are stored, turned as the image is displayed.
 
-Both doors of `images.py` begin here: an image's samples become levels of 0 to 255, a mask's samples are its values.
+`read_image` and `read_mask` of `images.py` begin here: an image's samples become levels of 0 to 255, a mask's samples
+are its values.
 """
 
 import contextlib
@@ -19,11 +20,9 @@ from deeplab_jax.errors import UserError
 # The loader runs in parallel; OpenCV's own threads would slow it (and do not survive a fork).
 cv2.setNumThreads(0)
 
-ORIENTATION = 0x0112
 JPEG_END = b"\xff\xd9"
 PNG_END = b"IEND\xaeB`\x82"
 JPEGS = ("JPEG", "MPO")
-_WHITE_IS_ZERO = 0  # A TIFF's photometric interpretation.
 _GREY_AND_ALPHA = 4  # A PNG's colour type.
 
 
@@ -81,7 +80,7 @@ def decode_stored(data: bytes, *, name: str) -> Stored:
 def orientation(image: Image.Image) -> int:
     """Return the EXIF orientation of an opened image, 1 to 8; 1 if there is none, or if it cannot be read."""
     with contextlib.suppress(Exception):  # Damaged metadata does not damage the pixels.
-        value = image.getexif().get(ORIENTATION, 1)
+        value = image.getexif().get(tiff.ORIENTATION, 1)
         if value in range(1, 9):
             return int(value)
     return 1
@@ -124,7 +123,7 @@ def _through_pillow(image: ImageFile.ImageFile, data: bytes, name: str) -> Store
     elif mode not in ("1", "L", "LA", "RGB", "RGBA", "F") and not mode.startswith("I"):
         shown = image.convert("RGB")
     is_tiff = isinstance(image, TiffImagePlugin.TiffImageFile)
-    stored = replace(stored, has_alpha=shown.mode in ("LA", "RGBA"), white_is_zero=tags.get(262) == _WHITE_IS_ZERO)
+    stored = replace(stored, has_alpha=shown.mode in ("LA", "RGBA"), white_is_zero=tags.get(262) == tiff.WHITE_IS_ZERO)
     bits = _bits(image, data, tags.get(258, (0,))[0])
     unsigned = is_tiff and tags.get(339, (1,))[0] == 1
     limit = _greymap_limit(image)
@@ -161,7 +160,7 @@ def described(tags: tiff.Tags) -> Stored:
         tags.orientation,
         tags.compression in tiff.JPEGS,
         has_alpha=tags.has_alpha,
-        white_is_zero=tags.photometric == _WHITE_IS_ZERO and tags.samples == 1,
+        white_is_zero=tags.photometric == tiff.WHITE_IS_ZERO and tags.samples == 1,
     )
 
 

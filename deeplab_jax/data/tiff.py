@@ -4,7 +4,6 @@ Pillow reads the usual pictures. It cuts several bands of 16 bits to 8, and drop
 reads is stated here. The rest goes through tifffile, an optional package: the extra `tiff`.
 """
 
-import importlib
 import io
 import logging
 from collections.abc import Mapping
@@ -15,16 +14,17 @@ import numpy as np
 from PIL import Image, TiffImagePlugin
 
 from deeplab_jax.data.image_files import MAX_BYTES, MAX_PIXELS
-from deeplab_jax.errors import UserError
+from deeplab_jax.errors import optional
 
 SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # The last two are BigTIFF's.
 MOST_BANDS = 4096
 MOST_PAGES = 1024
-INSTALL = "python -m pip install tifffile imagecodecs"
+ORIENTATION = 274  # The tag, in EXIF too.
+WHITE_IS_ZERO = 0  # A photometric interpretation.
 
 _UNSIGNED, _SIGNED, _FLOAT = 1, 2, 3
 _NOT_FULL_IMAGE = 1 | 4  # A reduced copy, or a transparency mask.
-_WHITE_IS_ZERO, _GREY, _RGB, _PALETTE, _YCBCR = 0, 1, 2, 3, 6
+_GREY, _RGB, _PALETTE, _YCBCR = 1, 2, 3, 6
 _JPEG = 7  # The compression.
 JPEGS = (6, _JPEG)
 """The compressions that are JPEG; 6 is the form of TIFF 6.0 itself, which few programs write."""
@@ -81,7 +81,7 @@ def read_tags(file: BinaryIO) -> Tags | None:
     first = pages[0]
     size = first[256], first[257]
     same = [page for page in pages if not page.get(254, 0) & _NOT_FULL_IMAGE and (page.get(256), page.get(257)) == size]
-    turn = first.get(274, 1)
+    turn = first.get(ORIENTATION, 1)
     tags = Tags(
         width=size[0],
         height=size[1],
@@ -122,18 +122,18 @@ def stored_alike(tags: Tags) -> bool:
     """
     if tags.samples == 1:
         numbers = (tags.kind, tags.bits[0]) in ((_UNSIGNED, 8), (_UNSIGNED, 16), (_FLOAT, 32))
-        return numbers and tags.photometric in (_WHITE_IS_ZERO, _GREY)
+        return numbers and tags.photometric in (WHITE_IS_ZERO, _GREY)
     return tags.photometric == _RGB or (tags.photometric == _YCBCR and tags.compression == _JPEG)
 
 
-def import_tifffile() -> Any:
+def import_tifffile(what: str) -> Any:
     """Return the package tifffile, which then no longer writes about damaged tags to stderr.
 
     Raises:
-      ImportError: it is not installed.
+      UserError: it is not installed; the message says what needs it.
     """
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)
-    return importlib.import_module("tifffile")
+    return optional(what, "tifffile", install="tifffile imagecodecs")[0]
 
 
 def decode(data: bytes, tags: Tags, *, name: str) -> np.ndarray:
@@ -143,13 +143,7 @@ def decode(data: bytes, tags: Tags, *, name: str) -> np.ndarray:
       UserError: tifffile is not installed; the message calls the file `name`.
       Exception: of many types on damaged data.
     """
-    try:
-        tifffile = import_tifffile()
-    except ImportError:
-        raise UserError(
-            f"{name}: a TIFF of {tags.bands} bands of {max(tags.bits)} bits, which needs tifffile; install it: "
-            f"{INSTALL}"
-        ) from None
+    tifffile = import_tifffile(f"{name}: a TIFF of {tags.bands} bands of {max(tags.bits)} bits")
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         pages = [file.pages[0]]
         if tags.bands > tags.samples:

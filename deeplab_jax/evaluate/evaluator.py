@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
@@ -21,23 +20,24 @@ from deeplab_jax.errors import UserError, spell
 from deeplab_jax.evaluate.boundary import Trimap
 from deeplab_jax.evaluate.calibration import summarize_confidences
 from deeplab_jax.evaluate.contours import Contours
-from deeplab_jax.evaluate.counts import Counts, added, no_counts, wanted
+from deeplab_jax.evaluate.counts import Counts, added, counted, no_counts
 from deeplab_jax.evaluate.inference import evaluate_batch, evaluate_large, pad_images
 from deeplab_jax.evaluate.memory import names_what_fits
 from deeplab_jax.evaluate.per_image import PerImage
-from deeplab_jax.evaluate.protocol import DEFAULT, Protocol, Size
+from deeplab_jax.evaluate.protocol import DEFAULT, Protocol
 from deeplab_jax.evaluate.results import Results, summarize_confusion, summarize_sigmoids
-from deeplab_jax.files import write_json
+from deeplab_jax.evaluate.windows import Size
 from deeplab_jax.labels import IGNORE_LABEL, LabelSet
 from deeplab_jax.models.catalog import describe
 from deeplab_jax.models.fold import fold_norm
 from deeplab_jax.models.segmenter import Segmenter, Variables
 from deeplab_jax.provenance import versions
-from deeplab_jax.weights.folder import METRICS_FILE
 
 WINDOW = "--config.evaluate.window="
 WAITING = 8  # In batches: images that wait for others of their size. In `exact` mode all sizes may differ.
 LARGEST_BATCH = 2**16
+THREADS = 2
+"""Threads that read ahead. A prediction has as many that write."""
 Devices = Sequence[jax.Device]
 Item = TypeVar("Item", bound=Mapping[str, Any])
 OnPrediction = Callable[[Example, np.ndarray], None]
@@ -52,7 +52,6 @@ def evaluate(
     split: str = "val",
     batch_size: int = 1,
     devices: int = 1,
-    threads: int = 2,
     timeout: float = TIMEOUT,
     stopped: Callable[[], bool] = never,
     limit: int | None = None,
@@ -72,7 +71,6 @@ def evaluate(
       batch_size: number of images of one size, or of windows, that run together on a device. Empty ones, which do not
         count, fill up the last batch.
       devices: number of devices of this process, each with its own batch; 0: all.
-      threads: number of threads that read ahead.
       timeout: seconds within which an image must be read.
       stopped: ends the evaluation before the next image when it returns True; the results are then of the images so
         far.
@@ -91,7 +89,7 @@ def evaluate(
     folded, variables = fold_norm(model, copy_to(chosen, variables))
     mine = own_share(len(source) if limit is None else min(limit, len(source)))
     tally, start = Tally(protocol, model), time.perf_counter()
-    read = examples_in_order(source, mine, threads=threads, timeout=timeout, stopped=stopped)
+    read = examples_in_order(source, mine, threads=THREADS, timeout=timeout, stopped=stopped)
     for group in in_step(grouped(parts(read, protocol, model), at_once, protocol)):
         with together():
             for size, batch in group:
@@ -163,7 +161,7 @@ class Tally:
     def __init__(self, protocol: Protocol, model: Segmenter) -> None:
         self.images = 0
         self._protocol, self._model = protocol, model
-        self._counts = no_counts(model, wanted(protocol))
+        self._counts = no_counts(model, counted(protocol))
         self._sizes: set[Size] = set()
         self._per_image = PerImage(model.label_classes, bootstrap=protocol.bootstrap, every=protocol.per_image)
         self._contours = Contours(model.label_classes) if protocol.boundary else None
@@ -207,17 +205,6 @@ class Tally:
             "images": int(summed(np.asarray(self.images))),
             "sizes_run": [list(size) for size in sorted(sizes)],
         }
-
-
-def write_results(results: Results, folder: Path) -> Path:
-    """Write `metrics.json` and return its path."""
-    file = folder / METRICS_FILE
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(file, results)
-    except OSError as error:
-        raise UserError(f"{file}: cannot be written ({error.strerror}); give another --out") from None
-    return file
 
 
 def check_classes(model: Segmenter, source: Source) -> None:

@@ -13,15 +13,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from deeplab_jax.data.images import VOID_COLOUR
-from deeplab_jax.data.tiff import first_page
-from deeplab_jax.errors import UserError
+from deeplab_jax.data.tiff import ORIENTATION, first_page
+from deeplab_jax.errors import UserError, optional
+from deeplab_jax.evaluate.pictures import Palette
 from deeplab_jax.files import replacing, write_whole
 from deeplab_jax.labels import IGNORE_LABEL
 
-Palette = Sequence[tuple[int, int, int]]
 Ring = list[tuple[float, float]]
 
-ORIENTATION = 274
 MAP_TAGS = (33550, 33922, 34264, 34735)  # Pixel scale, tie points, transformation, keys: GeoTIFF 1.1, section 7.
 ROWS = 1024  # read or written at once
 CACHE = {"GDAL_CACHEMAX": 64}  # MiB; GDAL would take 5% of the machine's memory.
@@ -47,10 +46,7 @@ def is_installed() -> bool:
 
 def load_rasterio(what: str) -> ModuleType:
     """Return the package, or raise a UserError that says what needs it."""
-    try:
-        import rasterio.features
-    except ImportError:
-        raise UserError(f"{what}: needs rasterio, which is not installed; type pip install rasterio") from None
+    rasterio, _ = optional(what, "rasterio", "rasterio.features", install="rasterio")
     # An image without a map is no fault. Threads write, and `warnings.catch_warnings` is not for threads.
     warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
     return rasterio

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deeplab_jax.evaluate.counts import Counts, Wanted, added, count, no_counts, wanted
-from deeplab_jax.evaluate.protocol import Protocol, Size, View
-from deeplab_jax.evaluate.windows import OVERLAP, Tile, mean_of_windows
+from deeplab_jax.evaluate.counts import Counted, Counts, added, count, counted, no_counts
+from deeplab_jax.evaluate.protocol import Protocol, View
+from deeplab_jax.evaluate.windows import OVERLAP, Size, Tile, mean_of_windows
 from deeplab_jax.labels import IGNORE_LABEL
 from deeplab_jax.models.decision import THRESHOLD, by_pairs, decide, to_probabilities
 from deeplab_jax.models.fold import fold_norm
@@ -183,8 +183,8 @@ def predict_large(
     *,
     onto: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Return the class of each pixel of an image that is larger than the window, as from `predict_classes`. Beside the
-    image and the ids, it takes the memory of some windows.
+    """Return the class of each pixel of an image that is larger than the window, as from `predict_classes`. In
+    addition to the image and the ids, it takes the memory of some windows.
 
     Args:
       model, variables: with batch norm folded, for speed.
@@ -211,11 +211,11 @@ def evaluate_batch(
       Class ids `[N, H, W]` and the int32 counts of `counts.count`; only these leave the device.
     """
     if not protocol.slides(padded_to(images)) and not protocol.crf:
-        how = protocol.threshold, protocol.views, wanted(protocol)
+        how = protocol.views, protocol.threshold, counted(protocol)
         classes, counts = jitted_classes_and_counts(model, variables, images, labels, sizes, *how)
     else:
         classes, probabilities = predict(model, variables, images, sizes, protocol)
-        counts = count(model, jnp.asarray(labels), classes, probabilities, wanted=wanted(protocol))
+        counts = count(model, jnp.asarray(labels), classes, probabilities, what=counted(protocol))
     return np.asarray(classes), jax.device_get(counts)
 
 
@@ -241,7 +241,7 @@ def evaluate_large(
       The classes, and the int64 counts of `counts.count`.
     """
     classes = no_classes(model, image.shape[:2])
-    counts = no_counts(model, wanted(protocol))
+    counts = no_counts(model, counted(protocol))
     size = protocol.run_size((image.shape[0], image.shape[1]))
     for tile in _means(model, variables, image, protocol, size=size, batch_size=batch_size, place=place):
         classes[tile.place] = decide(model, tile.probabilities, protocol.threshold)
@@ -264,7 +264,7 @@ def _counts_of_tile(
     model: Segmenter, label: np.ndarray, classes: np.ndarray, probabilities: np.ndarray, protocol: Protocol
 ) -> Counts:
     """Return the counts of a part of an image, `COUNTED_AT_ONCE` pixels at a time, so that one program counts all."""
-    counts = no_counts(model, wanted(protocol))
+    counts = no_counts(model, counted(protocol))
     # A softmax's pixels are counted by the ids.
     needed = classes if model.activation == "softmax" and not protocol.calibration else probabilities
     flat = [array.reshape(-1, *array.shape[2:]) for array in (label, classes, needed)]
@@ -273,11 +273,11 @@ def _counts_of_tile(
         for k, (array, filler) in enumerate(zip(cut, (IGNORE_LABEL, 0, 0), strict=True)):
             missing = [(0, COUNTED_AT_ONCE - len(array)), *[(0, 0)] * (array.ndim - 1)]
             cut[k] = np.pad(array, missing, constant_values=filler)
-        counts = added(counts, _count(model, *cut, wanted=wanted(protocol)))
+        counts = added(counts, _count(model, *cut, what=counted(protocol)))
     return counts
 
 
-_count = jax.jit(count, static_argnums=0, static_argnames="wanted")
+_count = jax.jit(count, static_argnums=0, static_argnames="what")
 
 
 @partial(jax.jit, static_argnums=(0, 4))
@@ -288,20 +288,20 @@ def jitted_classes(
     return _predict(model, variables, images, sizes, views, threshold)[0]
 
 
-@partial(jax.jit, static_argnums=(0, 6, 7))
+@partial(jax.jit, static_argnums=(0, 5, 7))
 def jitted_classes_and_counts(
     model: Segmenter,
     variables: Variables,
     images: jax.Array,
     labels: jax.Array,
     sizes: jax.Array,
-    threshold: Number,
     views: Views,
-    wanted: Wanted,
+    threshold: Number,
+    what: Counted,
 ) -> tuple[jax.Array, Counts]:
     """Compute `evaluate_batch` of a whole batch; no window slides."""
     classes, probabilities = _predict(model, variables, images, sizes, views, threshold)
-    return classes, count(model, labels, classes, probabilities, wanted=wanted)
+    return classes, count(model, labels, classes, probabilities, what=what)
 
 
 @partial(jax.jit, static_argnums=(0, 4))

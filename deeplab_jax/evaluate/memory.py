@@ -1,4 +1,4 @@
-"""Out of memory, on the host or a device, told as a fault of the user's that a smaller window can fix."""
+"""Turns an out-of-memory error of the host or a device into a UserError that names a smaller window."""
 
 import contextlib
 from collections.abc import Iterator
@@ -6,7 +6,8 @@ from collections.abc import Iterator
 import jax
 
 from deeplab_jax.errors import UserError
-from deeplab_jax.evaluate.protocol import Protocol, Size
+from deeplab_jax.evaluate.protocol import Protocol
+from deeplab_jax.evaluate.windows import Size
 
 USUAL_WINDOW = (513, 513)
 SMALLEST_WINDOW = 65

@@ -4,7 +4,8 @@ import dataclasses
 import io
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ from deeplab_jax.data.large import Image, row_parts
 from deeplab_jax.data.png import write_rows
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate import geo
+from deeplab_jax.evaluate.claims import Claims
 from deeplab_jax.evaluate.image_list import Found
-from deeplab_jax.evaluate.page import PAGE, Page, make_folder
+from deeplab_jax.evaluate.page import Page
 from deeplab_jax.evaluate.pictures import drawable, overlay
 from deeplab_jax.evaluate.reading import shown_fewer
-from deeplab_jax.files import write_whole
+from deeplab_jax.files import make_folder, write_whole
 from deeplab_jax.labels import MAX_CLASSES, PUBLISHED_SETS, LabelSet, colormap, to_stored
 from deeplab_jax.models.segmenter import Segmenter
 
@@ -27,7 +29,7 @@ KINDS = ("npy", "png")
 OVERLAY_PIXELS = 2**25
 """An overlay of more pixels has every second, third, ... row and column."""
 _LONGEST_NAME = 60  # Letters of a class in a file's name.
-_APART = "predict them into different --out folders"
+APART = "predict them into different --out folders"
 _CITYSCAPES_END = "_leftImg8bit"
 
 
@@ -66,7 +68,7 @@ class Outputs:
     def files(self, name: str) -> list[str]:
         """Return the names of a prediction's files in the folder, those of the class ids first."""
         overlays = [] if self.dataset_ids else [f"{name}_overlay.png"]
-        return [*(f"{each}.png" for each in self._maps(name)), *overlays, *self._probability_files(name)]
+        return [*(f"{each}.png" for each in self._maps(name)), *overlays, *self._of_probabilities(name)]
 
     def _maps(self, name: str) -> list[str]:
         """Return the names, without suffix, of what holds class ids: one, or one for each of several labels a pixel."""
@@ -75,25 +77,16 @@ class Outputs:
         return [name.removesuffix(_CITYSCAPES_END) if self.dataset_ids else name]
 
     def check(self, found: Sequence[Found]) -> None:
-        """Raise a UserError if a file would overwrite another or an image."""
-        images = {each.path.resolve() for each in found}
-        claimed: dict[str, Path] = {}
+        """Raise a UserError if a file would overwrite another or an image, or has the name of another's folder."""
+        claims = Claims(self.folder, [each.path for each in found], fix=f"rename one of them, or {APART}")
         for path, name in found:
-            for file in (*self.files(name), *(f"{each}.tif" for each in self._maps(name))):
-                other = claimed.setdefault(file, path)
-                if other != path:
-                    fix = "rename one of them" if other.parent == path.parent else _APART
-                    raise UserError(f"{path}: its prediction would overwrite that of {other} ({file}); {fix}")
-                if (self.folder / file).resolve() in images:
-                    raise UserError(
-                        f"{self.folder / file}: an image that a prediction would overwrite; give another --out"
-                    )
+            claims.claim(str(path), (*self.files(name), *(f"{each}.tif" for each in self._maps(name))))
         for path, name in found:
-            for parent in Path(name).parents:
-                if str(parent) in claimed:
+            for parent in map(str, Path(name).parents):
+                if other := claims.owner(parent):
                     raise UserError(
-                        f"{path}: the folder of its prediction has the name of the prediction of "
-                        f"{claimed[str(parent)]} ({parent}); {_APART}"
+                        f"{path}: the folder of its prediction has the name of the prediction of {other} ({parent}); "
+                        f"{APART}"
                     )
 
     def write(
@@ -129,9 +122,10 @@ class Outputs:
             drawn_ids, drawn = drawable(classes[::step, ::step], self.labels)
             write_image(self.folder / f"{name}_overlay.png", overlay(image, drawn_ids, drawn.palette))
         if probabilities is not None:
-            files, contents = self._probability_files(name), self._probability_contents(probabilities)
-            for file, content in zip(files, contents, strict=True):
-                _write(self.folder / file, content)
+            if probabilities.shape[-1] == 1:  # One logit: the object's probability alone.
+                probabilities = np.concatenate([1 - probabilities, probabilities], axis=-1)
+            for file, encoded in self._of_probabilities(name).items():
+                _write(self.folder / file, encoded(probabilities))
         if self.page is not None:
             self.page.add(name, image[:], classes, truth)
 
@@ -182,24 +176,17 @@ class Outputs:
         parts = (table[classes[rows]] for rows in row_parts(classes.shape))
         write_whole(file, lambda fresh: write_rows(fresh, parts, size=classes.shape))
 
-    def _probability_files(self, name: str) -> list[str]:
-        npy = [f"{name}_probabilities.npy"] if self.probabilities == "npy" else []
-        png = [f"{name}_probability_{each}.png" for each in file_names(self.labels.names)]
-        return [*npy, *(png if self.probabilities == "png" else []), *([f"{name}_confidence.png"] * self.confidence)]
-
-    def _probability_contents(self, probabilities: np.ndarray) -> list[bytes]:
-        if probabilities.shape[-1] == 1:  # One logit: the object's probability alone.
-            probabilities = np.concatenate([1 - probabilities, probabilities], axis=-1)
-        contents = []
+    def _of_probabilities(self, name: str) -> dict[str, Callable[[np.ndarray], bytes]]:
+        """Return each file that is written of the probabilities `[H, W, K]`, and what makes its content of them."""
+        files: dict[str, Callable[[np.ndarray], bytes]] = {}
         if self.probabilities == "npy":
-            buffer = io.BytesIO()
-            np.save(buffer, probabilities.astype(np.float16))
-            contents.append(buffer.getvalue())
+            files[f"{name}_probabilities.npy"] = _npy
         if self.probabilities == "png":
-            contents += [encode_grey(_to_byte(probabilities[..., k])) for k in range(probabilities.shape[-1])]
+            for k, each in enumerate(file_names(self.labels.names)):
+                files[f"{name}_probability_{each}.png"] = partial(_grey_of, k)
         if self.confidence:
-            contents.append(encode_grey(_to_byte(self._confidence(probabilities))))
-        return contents
+            files[f"{name}_confidence.png"] = lambda shares: _grey(self._confidence(shares))
+        return files
 
     def _confidence(self, probabilities: np.ndarray) -> np.ndarray:
         if self.labels.multilabel:
@@ -251,13 +238,18 @@ def file_names(names: Sequence[str]) -> list[str]:
     return safe if unique else [f"{k}_{name}" for k, name in enumerate(safe)]
 
 
-def page_of(folder: Path, labels: LabelSet, *, title: str) -> Page:
-    """Return the page of a folder of predictions."""
-    return Page(folder / PAGE, labels, title=title)
+def _npy(shares: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, shares.astype(np.float16))
+    return buffer.getvalue()
 
 
-def _to_byte(share: np.ndarray) -> np.ndarray:
-    return np.rint(np.clip(share, 0, 1) * 255).astype(np.uint8)
+def _grey_of(k: int, shares: np.ndarray) -> bytes:
+    return _grey(shares[..., k])
+
+
+def _grey(share: np.ndarray) -> bytes:
+    return encode_grey(np.rint(np.clip(share, 0, 1) * 255).astype(np.uint8))
 
 
 def _write(file: Path, content: bytes) -> None:

@@ -2,7 +2,6 @@
 
 import math
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -12,7 +11,6 @@ import numpy as np
 
 from deeplab_jax.data.images import write_image, write_mask
 from deeplab_jax.distributed import gathered, is_first, together
-from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate.per_image import LABELLED, areas, ious
 from deeplab_jax.evaluate.pictures import drawable, fewer, overlay, smaller
 from deeplab_jax.evaluate.reading import shown
@@ -121,18 +119,6 @@ def templates(folder: Path) -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-
-
-def make_folder(folder: Path, *, option: str = "--out") -> None:
-    """Create a folder that an option of the command line names, or raise a UserError if files cannot be written
-    there.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror}); give another {option}") from None
 
 
 def measures(classes: np.ndarray, truth: np.ndarray | None, labels: LabelSet) -> dict[str, Any]:

@@ -250,8 +250,8 @@ def font_for(text: str, font: Font) -> Font | None:
 
 
 def _has_letters(font: Font, text: str) -> bool:
-    """Return whether a font draws no letter of a text as what stands for letters that it does not have."""
-    missing = bytes(font.getmask("\U0010ffff"))
+    """Return whether a font has every letter of a text."""
+    missing = bytes(font.getmask("\U0010ffff"))  # What stands for letters that it does not have.
     return all(letter.isspace() or bytes(font.getmask(letter)) != missing for letter in text)
 
 

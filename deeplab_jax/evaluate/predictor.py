@@ -13,15 +13,17 @@ import numpy as np
 from deeplab_jax.data.large import Image
 from deeplab_jax.data.source import Example, Source
 from deeplab_jax.errors import UserError, spell
-from deeplab_jax.evaluate.evaluator import LARGEST_BATCH, grouped
+from deeplab_jax.evaluate.claims import Claims
+from deeplab_jax.evaluate.evaluator import LARGEST_BATCH, THREADS, WINDOW, grouped
 from deeplab_jax.evaluate.image_list import Found
 from deeplab_jax.evaluate.inference import Prediction, predict_images
 from deeplab_jax.evaluate.memory import is_out_of_memory, names_what_fits, out_of_memory
 from deeplab_jax.evaluate.outputs import Outputs
-from deeplab_jax.evaluate.page import make_folder
-from deeplab_jax.evaluate.protocol import DEFAULT, Protocol, Size
+from deeplab_jax.evaluate.protocol import DEFAULT, Protocol
 from deeplab_jax.evaluate.reading import open_for, read_for
 from deeplab_jax.evaluate.scratch import scratch
+from deeplab_jax.evaluate.windows import Size
+from deeplab_jax.files import make_folder
 from deeplab_jax.models.fold import fold_norm
 from deeplab_jax.models.segmenter import Segmenter, Variables
 
@@ -33,8 +35,6 @@ LONGEST_WHOLE = 2**14
 """Longest side of an image, in pixels, that runs whole: the matrix that resizes logits along it has side² / output
 stride entries.
 """
-THREADS = 2
-"""Threads that read, and as many that write."""
 
 
 def predict_files(
@@ -68,7 +68,7 @@ def predict_files(
       UserError: an output stride at which the model cannot run, a batch size below 1, a prediction that would overwrite
         another file, or a file that cannot be written.
     """
-    count = min(checked_batch_size(batch_size), max(1, len(found))) if not protocol.window else 1
+    count = min(checked_batch_size(batch_size, protocol), max(1, len(found)))
     fewer = "--batch_size 1" if count > 1 else ""
     model = protocol.at_stride(model)
     outputs.check(found)
@@ -115,7 +115,7 @@ def predict_files(
 
 
 class Outcomes:
-    """What became of each file: it comes in any order, and is told in the order of the files."""
+    """The outcome of each file. Outcomes arrive in any order and are yielded in the order of the files."""
 
     def __init__(self, found: Sequence[Found], progress: Callable[[int, int], None] | None) -> None:
         self._found, self._progress = found, progress
@@ -154,13 +154,15 @@ def ahead(pool: ThreadPoolExecutor, function: Callable[[In], Out], items: Iterab
         yield waiting.popleft().result()
 
 
-def checked_batch_size(batch_size: int | None) -> int:
-    """Return the number of images that run together, by default 1 on a CPU and otherwise 8; or raise a UserError."""
-    if batch_size is None:
-        return 1 if jax.default_backend() == "cpu" else 8
-    if not 1 <= batch_size <= LARGEST_BATCH:
+def checked_batch_size(batch_size: int | None, protocol: Protocol) -> int:
+    """Return the number of images that run together, or raise a UserError: by default 1 on a CPU and otherwise 8, with
+    a sliding window always 1.
+    """
+    if batch_size is not None and not 1 <= batch_size <= LARGEST_BATCH:
         raise UserError(f"--batch_size {batch_size}: give at least 1, and at most {LARGEST_BATCH}")
-    return batch_size
+    if protocol.window:
+        return 1
+    return batch_size or (1 if jax.default_backend() == "cpu" else 8)
 
 
 def _read(found: Found, *, model: Segmenter, protocol: Protocol, outputs: Outputs, in_parts: bool) -> Image | UserError:
@@ -210,29 +212,32 @@ class PredictionWriter:
     """Writes what `evaluate` calls it with: each example and its class ids.
 
     Names keep their folders: the prediction of `sub/a` is in the folder `sub`. None leads out of the folder. After the
-    first fault it writes nothing more, so that no metric is lost; `finish` raises it.
+    first fault of whatever kind it writes nothing more, so that no metric is lost; `finish` raises it.
 
     Args:
       outputs: what is written, and where.
       source: its files are never overwritten.
+      protocol: how the model runs, for the fix of a prediction that does not fit into memory.
 
     Attributes:
       fault: why a prediction could not be written; None so far.
     """
 
-    def __init__(self, outputs: Outputs, source: Source) -> None:
-        self.fault: UserError | None = None
-        self._outputs = outputs
-        self._claimed: dict[str, str] = {}
+    def __init__(self, outputs: Outputs, source: Source, protocol: Protocol) -> None:
+        self.fault: Exception | None = None
+        self._outputs, self._protocol = outputs, protocol
         files = (source.describe(index) for index in range(len(source)))
-        self._of_source = {Path(file).resolve() for pair in files if isinstance(pair, tuple) for file in pair}
+        inputs = [file for pair in files if isinstance(pair, tuple) for file in pair]
+        self._claims = Claims(outputs.folder, inputs, fix="give the examples other names")
 
     def __call__(self, example: Example, classes: np.ndarray) -> None:
         if self.fault is not None:
             return
+        size = classes.shape[0], classes.shape[1]
         try:
-            self._outputs.write(self._claim(example["name"]), example["image"], classes, truth=example["label"])
-        except UserError as error:
+            with names_what_fits(example["name"], self._protocol, size, window=WINDOW):
+                self._outputs.write(self._claim(example["name"]), example["image"], classes, truth=example["label"])
+        except Exception as error:
             self.fault = error
 
     def finish(self) -> None:
@@ -245,11 +250,5 @@ class PredictionWriter:
     def _claim(self, example: str) -> str:
         """Return the name of an example's prediction, or raise a UserError if a file of it has another owner."""
         name = "/".join(part for part in PurePosixPath(example).parts if part not in ("/", "//", ".."))
-        for file in self._outputs.files(name):
-            if (other := self._claimed.setdefault(file, example)) != example:
-                raise UserError(
-                    f"{example}: its prediction would overwrite that of {other} ({file}); give the examples other names"
-                )
-            if (path := self._outputs.folder / file).resolve() in self._of_source:
-                raise UserError(f"{path}: a file of the data set that a prediction would overwrite; give another --out")
+        self._claims.claim(example, self._outputs.files(name))
         return name

@@ -16,18 +16,19 @@ from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 from deeplab_jax import config_keys
 from deeplab_jax.errors import UserError, did_you_mean
-from deeplab_jax.evaluate.windows import BLENDS
+from deeplab_jax.evaluate.windows import BLENDS, Size
 from deeplab_jax.labels import IGNORE_LABEL
 from deeplab_jax.models.catalog import check_output_stride
 from deeplab_jax.models.decision import THRESHOLD
 from deeplab_jax.models.segmenter import SMALLEST_SIDE, Segmenter
 from deeplab_jax.ops.crf import DenseCRF
 
-Size = tuple[int, int]
 Around = Literal["labels", "void"]
 Value = TypeVar("Value")
 
 MODES = ("padded", "exact")
+OF_WINDOWS = ("overlap", "blend")
+OF_LABELS = ("resize", "crop", "trimap", "trimap_around", "boundary", "calibration", "bootstrap", "per_image")
 PAD_STEP = 128
 LONGEST_SIDE = 2**15
 SMALLEST_SCALE, LARGEST_SCALE = 0.01, 16.0  # Memory has no bound beyond these.
@@ -151,12 +152,16 @@ class Protocol(config_keys.Protocol):
         }
 
 
-def check_used(protocol: Protocol, given: Collection[str]) -> None:
-    """Raise a UserError for a given field that changes nothing, because there is no window."""
-    for key in ("overlap", "blend"):
-        if key in given and not protocol.window:
+def check_used(protocol: Protocol, given: Collection[str], *, labelled: bool = True) -> None:
+    """Raise a UserError for a given field that changes nothing, because no window slides or images have no labels."""
+    for key in given:
+        if key in OF_WINDOWS and not protocol.window:
             raise UserError(
                 f"{key}={getattr(protocol, key)!r}: no window slides; give --window 513,513 too, or leave this out"
+            )
+        if key in OF_LABELS and not labelled:
+            raise UserError(
+                f"{key}={getattr(protocol, key)!r}: it concerns labels, which only evaluate reads; leave it out"
             )
 
 
@@ -182,8 +187,14 @@ def padded_size(size: Size, pad_to: Sequence[Size]) -> Size:
 # OverflowError.
 
 
+def _whole(value: Any) -> int:
+    if isinstance(value, bool):  # `index` takes it for 0 or 1.
+        raise TypeError
+    return index(value)
+
+
 def _pair(values: Any) -> tuple[int, ...]:
-    sides = () if values is None else tuple(map(index, values))
+    sides = () if values is None else tuple(map(_whole, values))
     return _checked(sides, len(sides) in (0, 2) and min(sides, default=1) >= 1)
 
 
@@ -204,7 +215,7 @@ def _scales(values: Any) -> tuple[float, ...]:
 
 
 def _widths(values: Any) -> tuple[int, ...]:
-    widths = tuple(map(index, values))
+    widths = tuple(map(_whole, values))
     return _checked(widths, min(widths, default=1) >= 1 and len(set(widths)) == len(widths) <= MOST_VALUES)
 
 
@@ -217,11 +228,11 @@ def _probability(value: Any) -> float:
 
 
 def _side(value: Any) -> int:
-    return _checked(index(value), 0 <= value <= LONGEST_SIDE)
+    return _checked(_whole(value), 0 <= value <= LONGEST_SIDE)
 
 
 def _samples(value: Any) -> int:
-    return _checked(index(value), 0 <= value <= MOST_SAMPLES)
+    return _checked(_whole(value), 0 <= value <= MOST_SAMPLES)
 
 
 def _flag(value: Any) -> bool:
@@ -241,7 +252,7 @@ def _checked(value: Value, good: bool) -> Value:
 
 _RULES: dict[str, tuple[Callable[[Any], Any], str]] = {
     "pad_to": (_sizes, f"heights and widths from 1 to {LONGEST_SIDE} pixels, such as ((513, 513),)"),
-    "output_stride": (index, "a whole number such as 8 or 16, or 0 for the model's own"),
+    "output_stride": (_whole, "a whole number such as 8 or 16, or 0 for the model's own"),
     "scales": (
         _scales,
         f"one or more positive factors, at most {MOST_VALUES}, from {SMALLEST_SCALE} to {LARGEST_SCALE:g}",

@@ -13,8 +13,10 @@ import numpy as np
 
 from deeplab_jax.data.image_files import MAX_PIXELS
 from deeplab_jax.errors import UserError
+from deeplab_jax.evaluate.claims import Claims
 from deeplab_jax.evaluate.inference import predict_images
 from deeplab_jax.evaluate.memory import names_what_fits
+from deeplab_jax.evaluate.outputs import APART
 from deeplab_jax.evaluate.pictures import drawable, overlay
 from deeplab_jax.evaluate.predictor import check_whole, checked_batch_size
 from deeplab_jax.evaluate.protocol import Protocol
@@ -40,18 +42,9 @@ def overlay_name(path: Path) -> str:
 
 def check_videos(videos: Sequence[Path], out: Path) -> None:
     """Raise a UserError if the overlay of a video would overwrite that of another, or a video."""
-    inputs = {video.resolve() for video in videos}
-    claimed: dict[str, Path] = {}
+    claims = Claims(out, videos, fix=f"rename one of them, or {APART}")
     for video in videos:
-        name = overlay_name(video)
-        other = claimed.setdefault(name, video)
-        if other.resolve() != video.resolve():
-            raise UserError(
-                f"{video}: its overlay would overwrite that of {other} ({name}); predict them into different --out "
-                "folders"
-            )
-        if (out / name).resolve() in inputs:
-            raise UserError(f"{out / name}: a video that an overlay would overwrite; give another --out")
+        claims.claim(str(video), [overlay_name(video)])
 
 
 def predict_video(
@@ -84,7 +77,7 @@ def predict_video(
       UserError: the video cannot be read, is too large, has not the network's bands or does not fit into memory, or the
         file cannot be written. If the video ends early, the file holds the frames that can be read.
     """
-    count = 1 if protocol.window else checked_batch_size(batch_size)
+    count = checked_batch_size(batch_size, protocol)
     fewer = "--batch_size 1" if count > 1 else ""
     model, variables = fold_norm(protocol.at_stride(model), variables)
     with _opened(path) as video:

@@ -85,8 +85,8 @@ def mean_of_windows(
     Args:
       image: `[H, W, C]`; an array, or one that is read a part at a time.
       run: takes windows `[N, h, w, C]` and the part of each that lies on the image, int32 `[N, 2]` from its top left;
-        returns their probabilities `[N, h, w, K]`. It is called before the result of the call before is read, so that
-        a device computes meanwhile.
+        returns their probabilities `[N, h, w, K]`. Each call is made before the previous result is read, so the device
+        keeps computing.
       size: (height, width) over which the windows are spread, at least the image's: a padded image.
       window: (height, width) of a window; cut to `size`.
       classes: K.

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from deeplab_jax.config import base
 from deeplab_jax.errors import UserError
 from deeplab_jax.extensions import allow
-from deeplab_jax.files import at_home
+from deeplab_jax.files import at_home, make_folder, save_json
 from deeplab_jax.models.segmenter import Segmenter, Variables
 from deeplab_jax.tasks.arguments import check_names, config_of, or_of_run
 
@@ -65,7 +65,6 @@ def evaluate(
     from deeplab_jax.data.source import read_in_parts
     from deeplab_jax.distributed import is_first, together, watch
     from deeplab_jax.evaluate import evaluator
-    from deeplab_jax.evaluate.page import make_folder
     from deeplab_jax.terminal import note
 
     folder = at_home(out) if out else None
@@ -80,7 +79,7 @@ def evaluate(
         evaluator.check_classes(network, source)
         if folder and is_first():  # Now, and not after hours.
             make_folder(folder)
-    writer = _writer(folder, source, split) if save_predictions else None
+    writer = _writer(folder, source, split, protocol) if save_predictions else None
     if writer is not None:
         how["on_prediction"] = _both(writer, how.get("on_prediction"))
     if settings is not None:
@@ -153,26 +152,27 @@ def _compare_names(info: dict[str, Any], source: "Source") -> str:
     return f"the model calls its classes {known!r:.200}, and {source.name} calls them {names!r:.200}"
 
 
-def _writer(out: Path | None, source: "Source", split: str) -> "PredictionWriter":
+def _writer(out: Path | None, source: "Source", split: str, protocol: "protocols.Protocol") -> "PredictionWriter":
     """Return what writes the predictions and their page."""
-    from deeplab_jax.evaluate.outputs import Outputs, page_of
+    from deeplab_jax.evaluate.outputs import Outputs
+    from deeplab_jax.evaluate.page import PAGE, Page
     from deeplab_jax.evaluate.predictor import PredictionWriter
 
     if not out:
         raise UserError("save_predictions=True: give the folder to write to, out=...")
-    page = page_of(out, source.labels, title=f"{split} of {source.name}")
-    return PredictionWriter(Outputs(out, source.labels, page=page), source)
+    page = Page(out / PAGE, source.labels, title=f"{split} of {source.name}")
+    return PredictionWriter(Outputs(out, source.labels, page=page), source, protocol)
 
 
 def _write(results: dict[str, Any], out: Path | None) -> None:
     """Write the results, on the first process; to None, nothing."""
     from deeplab_jax.distributed import is_first, together
     from deeplab_jax.evaluate.calibration import PICTURE, draw
-    from deeplab_jax.evaluate.evaluator import write_results
+    from deeplab_jax.weights.folder import METRICS_FILE
 
     with together():
         if out and is_first():
-            file = write_results(results, out)
+            file = save_json(out / METRICS_FILE, results)
             if "calibration" in results:
                 draw(results["calibration"], file.with_name(PICTURE))
 

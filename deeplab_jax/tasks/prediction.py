@@ -1,8 +1,9 @@
 """`predict` for a program."""
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from deeplab_jax.evaluate.outputs import Outputs
 
 Say = Callable[[str], Any]
+Outcomes = Iterator[tuple[Path, Path, UserError | None]]  # An input, its first file, and why it failed.
 
 
 @dataclass
@@ -34,6 +36,15 @@ class Predictions:
     files: dict[Path, Path] = field(default_factory=dict)
     failed: dict[Path, str] = field(default_factory=dict)
     page: Path | None = None
+
+    def add(self, outcomes: Outcomes, fail: Say) -> None:
+        """Add what was done with images or videos; `fail` receives why one failed."""
+        for path, file, error in outcomes:
+            if error is None:
+                self.files[path] = file
+            else:
+                self.failed[path] = str(error)
+                fail(str(error))
 
 
 def predict(
@@ -68,15 +79,18 @@ def predict(
       probabilities, confidence, polygons: see `evaluate.outputs.Outputs`.
       ids: "classes", or "dataset" for the values of the data set's own masks.
       say, warn, fail: receive lines about what was done, what is missing, and each file that failed.
-      how: how the model runs: fields of `Protocol` such as `output_stride`, `scales`, `flip` and `window`.
+      how: how the model runs: fields of `Protocol` such as `output_stride`, `scales`, `flip` and `window`, but none
+        that concerns labels.
 
     Raises:
       UserError: anything in the model, the paths or the arguments that the user can fix.
     """
     from deeplab_jax.evaluate.image_list import find_images, is_video
-    from deeplab_jax.evaluate.outputs import KINDS, Outputs, label_set, page_of
+    from deeplab_jax.evaluate.outputs import KINDS, Outputs, label_set
+    from deeplab_jax.evaluate.page import PAGE, Page
+    from deeplab_jax.evaluate.predictor import predict_files
     from deeplab_jax.evaluate.protocol import Protocol, check_used
-    from deeplab_jax.evaluate.video import check_videos
+    from deeplab_jax.evaluate.video import check_videos, predict_video
     from deeplab_jax.labels import to_stored
     from deeplab_jax.terminal import note
     from deeplab_jax.weights.by_name import load
@@ -95,7 +109,7 @@ def predict(
     check_videos(videos, folder)
     _check_rasterio(pictures, polygons, warn)
     protocol = Protocol(**how)
-    check_used(protocol, how)
+    check_used(protocol, how, labelled=False)
     network, variables, info = model if isinstance(model, tuple) else load(model, checkpoint=checkpoint, module=module)
     if channels:
         network = network.clone(preprocessing=replace(network.preprocessing, channels=tuple(channels)))
@@ -105,11 +119,16 @@ def predict(
     page = None
     if pictures and not dataset_ids:
         name = "a network" if isinstance(model, tuple) else Path(model).name
-        page = page_of(folder, labels, title=f"Predictions of {name}")
+        page = Page(folder / PAGE, labels, title=f"Predictions of {name}")
     outputs, done = Outputs(folder, labels, probabilities, confidence, dataset_ids, page, polygons), Predictions(folder)
-    _predict_pictures(done, network, variables, pictures, protocol, outputs, batch_size=batch_size, say=say, fail=fail)
-    for video in videos:
-        _predict_video(done, network, variables, video, protocol, labels, batch_size=batch_size, say=say, fail=fail)
+    run: dict[str, Any] = {"protocol": protocol, "batch_size": batch_size}
+    done.add(_of_pictures(partial(predict_files, network, variables, pictures, outputs, **run), outputs), fail)
+    if pictures:
+        say(f"{len(done.files)} of {len(pictures)} images segmented into {folder}")
+    if page is not None and done.files:
+        done.page = page.write()
+        say(f"to look at them, open {done.page}")
+    done.add(_of_videos(partial(predict_video, network, variables, labels=labels, **run), videos, folder, say), fail)
     return done
 
 
@@ -132,68 +151,32 @@ def _check_rasterio(pictures: "Sequence[Found]", polygons: bool, warn: Say) -> N
         )
 
 
-def _predict_pictures(
-    done: Predictions,
-    model: Segmenter,
-    variables: Variables,
-    pictures: "Sequence[Found]",
-    protocol: Any,
-    outputs: "Outputs",
-    *,
-    batch_size: int | None,
-    say: Say,
-    fail: Say,
-) -> None:
-    """Predict images, write their page, and add them to what was done."""
+def _of_pictures(predict: "Callable[..., Iterator[tuple[Found, UserError | None]]]", outputs: "Outputs") -> Outcomes:
+    """Predict images by `predict_files`, with a progress bar."""
     from rich.console import Console
 
-    from deeplab_jax.evaluate.predictor import predict_files
     from deeplab_jax.terminal import progress_bar
 
     with progress_bar(Console(stderr=True)) as progress:
-        for each, error in predict_files(
-            model, variables, pictures, outputs, protocol, batch_size=batch_size, progress=progress
-        ):
-            if error is None:
-                done.files[each.path] = done.folder / outputs.files(each.name)[0]
-            else:
-                done.failed[each.path] = str(error)
-                fail(str(error))
-    if pictures:
-        say(f"{len(done.files)} of {len(pictures)} images segmented into {done.folder}")
-    if outputs.page is not None and done.files:
-        done.page = outputs.page.write()
-        say(f"to look at them, open {done.page}")
+        for each, error in predict(progress=progress):
+            yield each.path, outputs.folder / outputs.files(each.name)[0], error
 
 
-def _predict_video(
-    done: Predictions,
-    model: Segmenter,
-    variables: Variables,
-    video: Path,
-    protocol: Any,
-    labels: Any,
-    *,
-    batch_size: int | None,
-    say: Say,
-    fail: Say,
-) -> None:
-    """Predict a video, say how fast that was, and add it to what was done."""
+def _of_videos(predict: Callable[..., int], videos: Sequence[Path], folder: Path, say: Say) -> Outcomes:
+    """Predict videos by `predict_video`, each with a progress bar, and say how fast that was."""
     from rich.console import Console
 
-    from deeplab_jax.evaluate.video import overlay_name, predict_video
+    from deeplab_jax.evaluate.video import overlay_name
     from deeplab_jax.terminal import progress_bar
 
-    file, start = done.folder / overlay_name(video), time.perf_counter()
-    try:
-        with progress_bar(Console(stderr=True)) as progress:
-            frames = predict_video(
-                model, variables, video, file, protocol, labels=labels, batch_size=batch_size, progress=progress
-            )
-    except UserError as error:
-        done.failed[video] = str(error)
-        fail(str(error))
-        return
-    seconds = time.perf_counter() - start
-    say(f"{video}: {frames} frames in {seconds:.1f} s, {frames / seconds:.1f} frames/s; written to {file}")
-    done.files[video] = file
+    for video in videos:
+        file, start = folder / overlay_name(video), time.perf_counter()
+        try:
+            with progress_bar(Console(stderr=True)) as progress:
+                frames = predict(video, file, progress=progress)
+        except UserError as error:
+            yield video, file, error
+            continue
+        seconds = time.perf_counter() - start
+        say(f"{video}: {frames} frames in {seconds:.1f} s, {frames / seconds:.1f} frames/s; written to {file}")
+        yield video, file, None

@@ -20,7 +20,7 @@ from deeplab_jax.config_values import check
 from deeplab_jax.data.catalog import SOURCES
 from deeplab_jax.data.sets.multilabel import MULTILABEL
 from deeplab_jax.errors import UserError
-from deeplab_jax.evaluate.protocol import Size
+from deeplab_jax.evaluate.windows import Size
 from deeplab_jax.files import read_json, write_json
 from deeplab_jax.labels import PUBLISHED_SETS
 from deeplab_jax.models.catalog import describe

@@ -12,9 +12,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from deeplab_jax.config_keys import Loader, Papers, Sampling, Skipping, arguments
-from deeplab_jax.data.augment import augment
-from deeplab_jax.data.augmentation import Augmentation
+from deeplab_jax.config_keys import Augment, Loader, Papers, Sampling, Skipping, arguments
+from deeplab_jax.data.augment import augment, check_augment
 from deeplab_jax.data.check.dataset import check_labels
 from deeplab_jax.data.faults import never
 from deeplab_jax.data.loader import Batch, skipped_examples, training_batches
@@ -50,8 +49,8 @@ class Batches:
     def __init__(self, config: ConfigDict, model: Segmenter, source: Source, mesh: Mesh | None = None) -> None:
         self.source, self.skipped = source, skipped_examples(source, **arguments(config.data, Skipping))
         self._config, self._model, self._mesh = config, model, mesh
-        more = Augmentation(**config.data.augment)
-        more.check(model.in_channels)  # Before anything is read or compiled.
+        more = Augment(**config.data.augment)
+        check_augment(more, model.in_channels)  # Before anything is read or compiled.
         papers = arguments(config.data, Papers)
         self._augment = partial(augment, **papers, fill=model.preprocessing.mean_pixel, more=more)
         self._sampling: ClassSampling | None = None

@@ -11,9 +11,10 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from deeplab_jax.analysis.compiled import argument_bytes
-from deeplab_jax.evaluate.counts import wanted
+from deeplab_jax.evaluate.counts import counted
 from deeplab_jax.evaluate.inference import jitted_classes, jitted_classes_and_counts
-from deeplab_jax.evaluate.protocol import Protocol, Size
+from deeplab_jax.evaluate.protocol import Protocol
+from deeplab_jax.evaluate.windows import Size
 from deeplab_jax.models.fold import fold_norm
 from deeplab_jax.models.segmenter import Segmenter, abstract_variables
 from deeplab_jax.train.batches import abstract_batch
@@ -90,7 +91,7 @@ def _lower_inference(
     batch = _batch(model, images, size, mesh, labels=labels)
     if labels:
         lowered = jitted_classes_and_counts.lower(
-            model, variables, *batch, protocol.threshold, protocol.views, wanted(protocol)
+            model, variables, *batch, protocol.views, protocol.threshold, counted(protocol)
         )
     else:
         lowered = jitted_classes.lower(model, variables, *batch, protocol.views, protocol.threshold)

@@ -6,7 +6,8 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from deeplab_jax.data.source import Source
-from deeplab_jax.evaluate.page import PAGE, Page, make_folder
+from deeplab_jax.evaluate.page import PAGE, Page
+from deeplab_jax.files import make_folder
 from deeplab_jax.train.batches import Batches, check_pixels
 from deeplab_jax.train.from_config import model_for
 

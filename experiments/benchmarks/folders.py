@@ -12,7 +12,8 @@ import numpy as np
 from PIL import Image
 
 from deeplab_jax.evaluate.image_list import find_images
-from deeplab_jax.evaluate.outputs import Outputs, label_set, page_of
+from deeplab_jax.evaluate.outputs import Outputs, label_set
+from deeplab_jax.evaluate.page import PAGE, Page
 from deeplab_jax.evaluate.predictor import predict_files
 from deeplab_jax.models.fold import fold_norm
 from deeplab_jax.models.segmenter import Segmenter, Variables
@@ -71,7 +72,7 @@ def predict_folder(
     """Predict the photos of a folder as the command `predict` does, and write its page."""
     shutil.rmtree(out, ignore_errors=True)
     found, labels = find_images([str(photos)]), label_set({}, model)
-    page = page_of(out, labels, title="photos")
+    page = Page(out / PAGE, labels, title="photos")
     outputs = Outputs(out, labels, page=page)
     for group in [found] if together else [[each] for each in found]:
         for _, error in predict_files(model, variables, group, outputs, batch_size=batch_size):

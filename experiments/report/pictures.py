@@ -12,10 +12,9 @@ from deeplab_jax.data.images import write_image
 from deeplab_jax.data.source import Example, Source
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate.evaluator import evaluate
-from deeplab_jax.evaluate.page import make_folder
 from deeplab_jax.evaluate.pictures import colour_labels
 from deeplab_jax.evaluate.protocol import split_section
-from deeplab_jax.files import save_json
+from deeplab_jax.files import make_folder, save_json
 from deeplab_jax.labels import IGNORE_LABEL, LabelSet
 from deeplab_jax.train.from_config import open_split
 from deeplab_jax.weights.folder import load

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from deeplab_jax.config import load_config
+from deeplab_jax.config_keys import Augment
 from deeplab_jax.data import colour, transforms, warp
 from deeplab_jax.data.augment import augment, choose_window, cut_out, resized, sample_warp
-from deeplab_jax.data.augmentation import Augmentation
 from deeplab_jax.errors import UserError
 
 FILL = (7, 8, 9)
@@ -39,9 +39,9 @@ ALL = {**GEOMETRY, **VALUES}
 ANY_CHANNELS = ("brightness", "contrast", "gamma", "blur", "noise", "cutout")
 
 
-def options(*names: str, probability: float = 1.0) -> Augmentation:
+def options(*names: str, probability: float = 1.0) -> Augment:
     """Those augmentations of the table."""
-    return Augmentation(probability=probability, **{k: v for name in names for k, v in ALL[name].items()})  # type: ignore
+    return Augment(probability=probability, **{k: v for name in names for k, v in ALL[name].items()})  # type: ignore
 
 
 CHAINS = {name: options(name) for name in ALL}
@@ -55,7 +55,7 @@ def positions(height: int, width: int, dtype: type = np.float32) -> tuple[np.nda
     return np.stack([rows, columns, np.full_like(rows, 100)], axis=-1), columns.astype(np.uint8)
 
 
-def varied(image: np.ndarray, label: np.ndarray, seed: int, more: Augmentation, **how) -> tuple[np.ndarray, np.ndarray]:
+def varied(image: np.ndarray, label: np.ndarray, seed: int, more: Augment, **how) -> tuple[np.ndarray, np.ndarray]:
     how = {"crop_size": (64, 80), "fill": FILL, "scale_step": 0.0, **how}
     return augment(image, label, np.random.default_rng(seed), more=more, **how)
 
@@ -152,10 +152,10 @@ def test_a_quarter_turn_and_a_vertical_flip_by_hand() -> None:
     how = {"crop_size": (3, 3), "scale_range": (1.0, 1.0), "flip": False}
     flips, turns = set(), set()
     for seed in range(30):
-        pixels, ids = varied(image, label, seed, Augmentation(vertical_flip=True), **how)
+        pixels, ids = varied(image, label, seed, Augment(vertical_flip=True), **how)
         np.testing.assert_array_equal(pixels[ids != 255][:, 0], ids[ids != 255] * 10)
         flips.add(str(np.where(ids == 255, 0, ids).tolist()))
-        pixels, ids = varied(image, label, seed, Augmentation(quarter_turns=True), **how)
+        pixels, ids = varied(image, label, seed, Augment(quarter_turns=True), **how)
         turns.add(str(np.where(ids == 255, 0, ids).tolist()))
     assert flips == {"[[1, 2, 3], [4, 5, 6], [0, 0, 0]]", "[[0, 0, 0], [4, 5, 6], [1, 2, 3]]"}
     assert turns == {
@@ -197,7 +197,7 @@ def test_perspective_by_hand() -> None:
 
 def test_a_crop_is_turned_and_tilted_at_once() -> None:
     """A small tilt leaves the direction of the crop's middle as the rotation turned it, and its size."""
-    more, directions = Augmentation(probability=1.0, rotation=180.0, perspective=0.02), []
+    more, directions = Augment(probability=1.0, rotation=180.0, perspective=0.02), []
     tilts = []
     for seed in range(30):
         matrix, displacement = sample_warp(np.random.default_rng(seed), more, (50, 50))
@@ -418,7 +418,7 @@ def test_cut_out_rectangles_and_their_labels() -> None:
 def test_probability_is_that_of_each_alone() -> None:
     image, label = np.zeros((20, 20, 3), np.uint8), np.zeros((20, 20), np.uint8)
     how = {"crop_size": (20, 20), "scale_range": (1.0, 1.0)}
-    more = Augmentation(probability=0.25, noise=30.0, cutout=5)
+    more = Augment(probability=0.25, noise=30.0, cutout=5)
     made = [varied(image, label, seed, more, **how)[0] for seed in range(300)]
     cut = np.array([(one == FILL).all(axis=-1).any() for one in made])
     noisy = np.array([((one != 0) & (one != FILL)).any() for one in made])
@@ -442,7 +442,7 @@ def test_probability_is_that_of_each_alone() -> None:
 def test_colours_that_images_do_not_have_are_refused(more, channels, dtype, message) -> None:
     image, label = np.zeros((9, 9, channels), dtype), np.zeros((9, 9), np.uint8)
     with pytest.raises(UserError, match=message) as error:
-        varied(image, label, 0, Augmentation(**more), fill=(0,) * channels)
+        varied(image, label, 0, Augment(**more), fill=(0,) * channels)
     assert "\n" not in str(error.value)
 
 
@@ -452,6 +452,6 @@ def test_other_mistakes_are_named() -> None:
             load_config(["--config=configs/scenes.py", f"--config.data.augment.resize={resize}"])
     image, label = positions(9, 9)
     with pytest.raises(ValueError, match="one size"):
-        varied(image, label[:5], 0, Augmentation(rotation=10.0, probability=1.0))
+        varied(image, label[:5], 0, Augment(rotation=10.0, probability=1.0))
     with pytest.raises(UserError, match="crop_size"):
-        varied(image, label, 0, Augmentation(), crop_size=(0, 5))
+        varied(image, label, 0, Augment(), crop_size=(0, 5))

@@ -43,13 +43,13 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(folder: Path, labels: LabelSet = LABELS, **options: int) -> check.Report:
+def run(folder: Path, labels: LabelSet = LABELS, **options: int) -> report.Report:
     found = pair_by_stem(list((folder / "images").iterdir()), list((folder / "masks").iterdir()), where=str(folder))
     return check.check_source(PairSource("folder", labels, *found), **options)
 
 
-def only(found: check.Report, kind: str) -> check.Finding:
-    assert [finding.kind for finding in found.findings] == [kind], check.format_report(found)
+def only(found: report.Report, kind: str) -> report.Finding:
+    assert [finding.kind for finding in found.findings] == [kind], report.format_report(found)
     return found.findings[0]
 
 
@@ -223,7 +223,7 @@ def test_findings_of_one_kind_are_capped(folder: Path) -> None:
     found = run(folder)
     assert len(found.findings) == report.MAX_PER_KIND
     assert found.counts == {"unreadable image": 3 * report.MAX_PER_KIND}
-    assert f"and {2 * report.MAX_PER_KIND} more: unreadable image" in check.format_report(found)
+    assert f"and {2 * report.MAX_PER_KIND} more: unreadable image" in report.format_report(found)
 
 
 def test_limit_and_progress(folder: Path) -> None:
@@ -271,7 +271,7 @@ def test_a_source_without_files() -> None:
 def test_report_as_text_and_json(folder: Path) -> None:
     truncate(folder / "images" / "1.jpg")
     found = run(folder)
-    text = check.format_report(found)
+    text = report.format_report(found)
     assert text.count("\n") < 20 and "1.jpg" in text and "car" in text and "1 error" in text
     data = json.loads(json.dumps(found.to_json()))
     assert data["ok"] is False and data["findings"][0]["kind"] == "unreadable image"

@@ -8,6 +8,7 @@ from PIL import Image
 
 from deeplab_jax.data.check import dataset as check
 from deeplab_jax.data.check.bands import Tally
+from deeplab_jax.data.check.report import Report, format_report
 from deeplab_jax.data.levels import suggest_range
 from deeplab_jax.data.source import Pair, PairSource
 from deeplab_jax.labels import LabelSet
@@ -20,7 +21,7 @@ MASK = np.array([[0, 1], [2, 0]], np.uint8)
 def run(tmp_path):
     """Check pairs of images and masks: arrays, or palette masks as (indices, colours)."""
 
-    def run(images, masks=None, suffix="png", **reading) -> check.Report:
+    def run(images, masks=None, suffix="png", **reading) -> Report:
         pairs = []
         for i, image in enumerate(images):
             pair = Pair(str(tmp_path / f"{i}.{suffix}"), str(tmp_path / f"{i}_mask.png"), str(i))
@@ -61,7 +62,7 @@ def test_bands_are_reported(run):
     rgb[..., 1], rgb[0, 0, 2] = 100, 200
     report = run([rgb, rgb])
     assert report.ok and [band.mean for band in report.bands] == [0, 100, 50] and report.value_range is None
-    text = check.format_report(report)
+    text = format_report(report)
     assert "   2    uint8         0       200        50    86.603         0       200       2" in text
     assert json.loads(json.dumps(report.to_json()))["bands"][1]["maximum"] == 100
 
@@ -70,7 +71,7 @@ def test_deep_images_get_a_range(run):
     deep = np.array([[0, 1000], [2000, 4000]], np.uint16)
     report = run([deep, deep // 2])
     assert report.value_range == (0, 4095)
-    assert "--config.data.value_range=0,4095" in check.format_report(report)
+    assert "--config.data.value_range=0,4095" in format_report(report)
     narrow = run([deep // 2])
     (finding,) = narrow.findings
     assert finding.kind == "narrow range" and finding.severity == "warning"

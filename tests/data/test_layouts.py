@@ -282,8 +282,11 @@ def test_files_without_a_partner_are_named_before_the_share(tmp_path, capsys):
 
 
 def test_one_example_cannot_be_divided():
-    with pytest.raises(UserError, match="cannot divide 1 example"):
-        hold_out(["a"], 0.2)
+    for names, there in ((["a"], "only a"), ([], "none")):
+        with pytest.raises(
+            UserError, match=f"^val_fraction=0.2 divides two examples or more, and there is {there}; add"
+        ):
+            hold_out(names, 0.2)
 
 
 # Lists.

@@ -6,7 +6,8 @@ import itertools
 import numpy as np
 import pytest
 
-from deeplab_jax.data.augmentation import NONE, Augmentation
+from deeplab_jax.config_keys import Augment
+from deeplab_jax.data.augment import NONE
 from deeplab_jax.data.loader import examples_in_order
 from deeplab_jax.errors import UserError
 from deeplab_jax.labels import LabelSet, colormap
@@ -81,13 +82,13 @@ def test_nothing_depends_on_threads_or_on_the_number_of_steps() -> None:
     assert_same(batches(steps=4, **AUGMENTED), whole[:4])
 
 
-MORE = Augmentation(quarter_turns=True, rotation=45.0, elastic=3.0, noise=9.0, jpeg=40, cutout=2, cat_max_ratio=0.7)
+MORE = Augment(quarter_turns=True, rotation=45.0, elastic=3.0, noise=9.0, jpeg=40, cutout=2, cat_max_ratio=0.7)
 
 
 def test_further_augmentation_depends_on_seed_and_position_alone() -> None:
     whole = batches(more=MORE, **AUGMENTED)
     assert_same(batches(more=MORE, start=3, threads=5, **AUGMENTED), whole[3:])
-    assert_same(batches(more=Augmentation(probability=0.1), **AUGMENTED), batches(**AUGMENTED))
+    assert_same(batches(more=Augment(probability=0.1), **AUGMENTED), batches(**AUGMENTED))
     assert any((a["image"] != b["image"]).any() for a, b in zip(whole, batches(**AUGMENTED), strict=True))
     assert seen(batches(more=MORE, seed=1, **AUGMENTED)) != seen(whole)
 

@@ -109,8 +109,10 @@ def test_published_palettes(coloured):
     np.testing.assert_array_equal(only(coloured, palette="cityscapes"), expected)
     put(coloured / "masks/1.png", np.array([(224, 224, 192), (128, 0, 0), BLACK], np.uint8)[IDS])
     np.testing.assert_array_equal(only(coloured, palette="voc"), np.array([255, 1, 0], np.uint8)[IDS])
-    with pytest.raises(UserError, match=r"palette='vocs': did you mean voc\?"):
-        only(coloured, palette="vocs")
+    for name, names in (("vocs", r"did you mean voc\?"), ("x", "choose from voc, cityscapes")):
+        fix = rf"give the path of a labelmap\.txt from there, or a name: {names}$"
+        with pytest.raises(UserError, match=rf"palette='{name}': no such file in .*; {fix}"):
+            only(coloured, palette=name)
 
 
 def cvat(root: Path) -> None:

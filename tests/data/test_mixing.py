@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from deeplab_jax.cli import main
-from deeplab_jax.data.augmentation import NONE, Augmentation
+from deeplab_jax.config_keys import Augment
+from deeplab_jax.data.augment import NONE
 from deeplab_jax.data.loader import skipped_examples
 from deeplab_jax.data.mixing import AWAY, make_plan, mixed, mosaic, name_classes, paste
 from deeplab_jax.data.sampling import sampling_by_class
@@ -18,7 +19,7 @@ from tests.support.batches import batches_of
 
 SIZE = (40, 50)
 FILL = (9, 9, 9)
-BOTH = Augmentation(mosaic=0.4, copy_paste=0.5, copy_paste_classes=(1, 2))
+BOTH = Augment(mosaic=0.4, copy_paste=0.5, copy_paste_classes=(1, 2))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +126,7 @@ def test_plans_have_their_probabilities_and_centres() -> None:
     read = [position for one in plans for position in one.positions]
     assert len(set(read)) == len(read) and [one.positions[0] for one in plans] == [*range(2000)]
     assert all(position >= AWAY for one in plans for position in one.positions[1:])
-    smallest = make_plan(np.random.default_rng(0), 0, crop_size=(1, 2), more=Augmentation(mosaic=1.0))
+    smallest = make_plan(np.random.default_rng(0), 0, crop_size=(1, 2), more=Augment(mosaic=1.0))
     assert smallest.centre == (1, 1)
 
 
@@ -159,7 +160,7 @@ def test_crops_that_stay_alone_are_those_without_mixing() -> None:
 
 def test_a_mosaic_is_of_crops_as_training_has_them() -> None:
     source, how = Numbered(), {"scale_range": (1.0, 1.0), "crop_size": SIZE, "steps": 20}
-    plain, found = (crops(batches(more, source, **how)) for more in (NONE, Augmentation(mosaic=1.0)))
+    plain, found = (crops(batches(more, source, **how)) for more in (NONE, Augment(mosaic=1.0)))
     others = []
     for (_, alone), (image, label) in zip(plain, found, strict=True):
         np.testing.assert_array_equal(image[..., 0], label)
@@ -199,7 +200,7 @@ def test_worker_processes_mix_the_same() -> None:
 
 
 def test_several_labels_a_pixel_are_mixed_in_batches() -> None:
-    found = crops(batches(Augmentation(copy_paste=1.0, copy_paste_classes=(1,)), Several(), steps=20))
+    found = crops(batches(Augment(copy_paste=1.0, copy_paste_classes=(1,)), Several(), steps=20))
     for image, label in found:
         assert label.shape == (36, 36, 3)
         pure = (image == 255).sum(axis=-1) == 1
@@ -222,7 +223,7 @@ class Several(Lights):
 
 def test_another_crop_that_cannot_be_read_is_replaced_or_stops() -> None:
     """The first crop of eight seeds; the four numbers in it are those of what was read."""
-    more, how = Augmentation(mosaic=1.0), {"batch_size": 1, "steps": 1, "scale_range": (1.0, 1.0), "crop_size": SIZE}
+    more, how = Augment(mosaic=1.0), {"batch_size": 1, "steps": 1, "scale_range": (1.0, 1.0), "crop_size": SIZE}
     hit = []
     for seed in range(8):
         ((_, healthy),) = crops(batches(more, Numbered(), seed=seed, **how))
@@ -241,7 +242,7 @@ def test_another_crop_that_cannot_be_read_is_replaced_or_stops() -> None:
 
 def test_a_hanging_reader_is_told_with_all_files() -> None:
     with pytest.raises(StuckError, match=r"reading (\d\.png, ){3}\d\.png \(step 1\)"):
-        batches(Augmentation(mosaic=1.0), Lights(hangs=True), batch_size=1, timeout=0.1)
+        batches(Augment(mosaic=1.0), Lights(hangs=True), batch_size=1, timeout=0.1)
 
 
 # The classes.
@@ -251,10 +252,10 @@ def test_classes_are_named_or_those_that_sampling_prefers() -> None:
     source = Lights()
     counts = np.array([[900, 60, 40]])  # Of these, 1 and 2 are below the mean at any temperature.
     rare = sampling_by_class(counts, temperature=1.0, pixels=1)
-    given = Augmentation(copy_paste=0.5, copy_paste_classes=(0,))
+    given = Augment(copy_paste=0.5, copy_paste_classes=(0,))
     assert name_classes(given, source, None) == given == name_classes(given, source, rare)
-    assert name_classes(Augmentation(copy_paste=0.5), source, rare).copy_paste_classes == (1, 2)
-    assert name_classes(Augmentation(mosaic=0.5), source, None).copy_paste_classes == ()
+    assert name_classes(Augment(copy_paste=0.5), source, rare).copy_paste_classes == (1, 2)
+    assert name_classes(Augment(mosaic=0.5), source, None).copy_paste_classes == ()
 
 
 @pytest.mark.parametrize(
@@ -273,7 +274,7 @@ def test_classes_are_named_or_those_that_sampling_prefers() -> None:
 def test_classes_that_are_not_known_are_told_in_one_line(more, equal, message) -> None:
     sampling = sampling_by_class(np.array([[5, 5, 5]]), temperature=0.3, pixels=1) if equal else None
     with pytest.raises(UserError) as error:
-        name_classes(Augmentation(**{"copy_paste": 0.5, **more}), Lights(), sampling)
+        name_classes(Augment(**{"copy_paste": 0.5, **more}), Lights(), sampling)
     assert str(error.value).endswith(message) and "\n" not in str(error.value)
 
 

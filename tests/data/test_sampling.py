@@ -1,14 +1,16 @@
 """Images drawn by their classes: probabilities by hand, what is counted, and what the cache keeps."""
 
 import dataclasses
+import functools
 import os
+import threading
 
 import numpy as np
 import pytest
 
 from deeplab_jax.data import sampling
 from deeplab_jax.data.faults import Skipped
-from deeplab_jax.data.images import write_image, write_mask
+from deeplab_jax.data.images import read_mask, write_image, write_mask
 from deeplab_jax.data.loader import skipped_examples
 from deeplab_jax.data.mask_formats import PalettesDifferError
 from deeplab_jax.data.sampling import class_counts, class_probabilities, count_classes, sampling_by_class, sampling_of
@@ -169,6 +171,15 @@ def test_a_cache_that_cannot_be_written_does_no_harm(folder, monkeypatch) -> Non
     (folder / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "file"))
     assert class_counts(open_train(folder))[:, 1].tolist() == [0, 1, 2, 3]
+
+
+def test_counts_of_a_reader_without_a_name_are_not_kept(folder) -> None:
+    """A function inside a function, or an object that nothing can store, is no part of a file's name."""
+    lock = threading.Lock()
+    for read in (lambda path: read_mask(path), functools.partial(lambda held, path: read_mask(path), lock)):
+        source = dataclasses.replace(open_train(folder), read_mask=read)
+        assert class_counts(source)[:, 1].tolist() == [0, 1, 2, 3]
+    assert not (folder / "cache").exists()
 
 
 def test_masks_that_cannot_be_read_stop_or_are_left_out(folder) -> None:

@@ -214,7 +214,7 @@ def test_usual_pictures_need_no_tifffile_and_others_name_it(tmp_path, monkeypatc
             tmp_path / "a.tif", samples(12, "uint16", 3000), photometric="minisblack", planarconfig="contig"
         )
         with pytest.raises(
-            UserError, match="12 bands of 16 bits, which needs tifffile; .*pip install tifffile imagecodecs"
+            UserError, match="12 bands of 16 bits: needs tifffile, .*; type pip install tifffile imagecodecs"
         ):
             images.read_image(tmp_path / "a.tif", channels=(0,))
 

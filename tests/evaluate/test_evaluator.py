@@ -9,9 +9,10 @@ import pytest
 import deeplab_jax
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate import inference
-from deeplab_jax.evaluate.evaluator import WAITING, evaluate, grouped, part_of, summarize_confusion, write_results
+from deeplab_jax.evaluate.evaluator import WAITING, evaluate, grouped, part_of, summarize_confusion
 from deeplab_jax.evaluate.inference import segment
 from deeplab_jax.evaluate.protocol import Protocol
+from deeplab_jax.files import save_json
 from tests.support.tiny import MadeUp, tiny_model, tiny_models
 
 SOURCE = MadeUp(((49, 65), (33, 47), (65, 50), (60, 60), (20, 25), (49, 65), (64, 33)))
@@ -122,8 +123,7 @@ def test_metrics_keep_their_contract(made, tmp_path) -> None:
     seen = []
     protocol = deeplab_jax.Protocol(pad_to=((65, 65),), output_stride=8, flip=True)
     results = deeplab_jax.evaluate(*made, SOURCE, protocol, limit=3, progress=lambda *call: seen.append(call))
-    file = write_results(results, tmp_path / "new" / "folder")
-    assert file.name == "metrics.json"
+    file = save_json(tmp_path / "new" / "folder" / "metrics.json", results)
     read = json.loads(file.read_text())
     assert read == json.loads(json.dumps(results))
     assert set(read) == {
@@ -247,9 +247,3 @@ def test_labels_that_are_no_class_are_refused(made, protocol) -> None:
 
     with pytest.raises(UserError, match="label values 9 in 6 pixels are outside of classes 0 to 3"):
         evaluate(*made, Foreign(((40, 50),)), protocol, split="val")
-
-
-def test_results_that_cannot_be_written_are_a_user_error(tmp_path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"metrics\.json: cannot be written .*give another --out"):
-        write_results({}, tmp_path / "file")

@@ -98,7 +98,7 @@ def test_predict_keeps_a_geotiff_on_its_map(tmp_path, capsys) -> None:
         flags = ["--polygons", "--window", "40,48", "--overlap", "0.5", "--blend", "gaussian"]
         assert main(["predict", "--model", str(tmp_path / "model"), "--out", str(out), *flags, *inputs]) == 0
         assert main(["predict", "--model", str(tmp_path / "model"), "--out", str(tmp_path), inputs[0]]) == 2
-    assert "field.tif: an image that a prediction would overwrite" in capsys.readouterr().err
+    assert "field.tif: an input that a prediction would overwrite" in capsys.readouterr().err
     kinds = (".geojson", ".png", "_overlay.png")
     assert {path.name for path in out.iterdir()} == {
         "field.tif",

@@ -106,9 +106,16 @@ def test_batches_predict_what_single_images_do_in_few_programs(made, tmp_path) -
 
 
 def test_images_run_alone_on_cpus_and_in_eights_elsewhere(monkeypatch) -> None:
-    assert checked_batch_size(None) == 1
+    assert checked_batch_size(None, DEFAULT) == 1
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert checked_batch_size(None) == 8 and checked_batch_size(3) == 3
+    assert checked_batch_size(None, DEFAULT) == 8 and checked_batch_size(3, DEFAULT) == 3
+
+
+def test_a_batch_size_is_checked_where_a_window_takes_one_image_at_a_time() -> None:
+    window = Protocol(window=(33, 33))
+    assert checked_batch_size(None, window) == checked_batch_size(3, window) == 1
+    with pytest.raises(UserError, match="--batch_size 0: give at least 1"):
+        checked_batch_size(0, window)
 
 
 def test_ctrl_c_leaves_whole_files(made, images, tmp_path) -> None:
@@ -180,7 +187,7 @@ def test_more_classes_than_a_byte_holds_are_refused() -> None:
 
 def test_images_are_not_overwritten(made, images) -> None:
     before = {path: path.read_bytes() for path in images.iterdir()}
-    with pytest.raises(UserError, match=r"a\.png: an image that a prediction would overwrite; give another --out"):
+    with pytest.raises(UserError, match=r"a\.png: an input that a prediction would overwrite; give another --out"):
         predict(made, find_images([images]), images)
     assert before == {path: path.read_bytes() for path in images.iterdir()}
 
@@ -191,7 +198,7 @@ def test_a_folder_that_cannot_be_made_is_a_user_error(made, images) -> None:
 
 
 def test_names_with_dots_and_folders_keep_apart(tmp_path) -> None:
-    write = PredictionWriter(Outputs(tmp_path / "out", LABELS), SOURCE)
+    write = PredictionWriter(Outputs(tmp_path / "out", LABELS), SOURCE, DEFAULT)
     for name in ("scene.1", "scene.2", "ulm/3"):
         write({**SOURCE[0], "name": name}, SOURCE[0]["label"] % 4)
     write({**SOURCE[0], "name": "../ulm/4"}, SOURCE[0]["label"] % 4)
@@ -211,18 +218,45 @@ def test_an_evaluation_writes_over_no_file_of_the_data_and_goes_on_after_a_fault
             return str(tmp_path / "a.png"), str(tmp_path / "masks" / "a.png")
 
     ids = SOURCE[0]["label"] % 4
-    write = PredictionWriter(Outputs(tmp_path, LABELS), Files(((40, 50),)))
+    write = PredictionWriter(Outputs(tmp_path, LABELS), Files(((40, 50),)), DEFAULT)
     write({**SOURCE[0], "name": "a"}, ids)
-    assert str(write.fault) == f"{tmp_path}/a.png: a file of the data set that a prediction would overwrite; " + (
+    assert str(write.fault) == f"{tmp_path}/a.png: an input that a prediction would overwrite; " + (
         "give another --out"
     )
     write({**SOURCE[0], "name": "b"}, ids)
     assert (tmp_path / "a.png").read_bytes() == before and not (tmp_path / "b.png").exists()
-    write = PredictionWriter(Outputs(tmp_path / "out", LABELS), SOURCE)
+    write = PredictionWriter(Outputs(tmp_path / "out", LABELS), SOURCE, DEFAULT)
     for name in ("x", "x_overlay"):
         write({**SOURCE[0], "name": name}, ids)
     assert str(write.fault).startswith("x_overlay: its prediction would overwrite that of x (x_overlay.png)")
     assert not (tmp_path / "out" / "x_overlay_overlay.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (MemoryError(), "UserError: b: out of memory at 50x40 pixels; give a machine with more memory"),
+        (OSError(28, "No space left on device"), "OSError: .*No space left"),
+        (ZeroDivisionError("division by zero"), "ZeroDivisionError: division"),
+    ],
+    ids=["memory", "disk", "program"],
+)
+def test_no_fault_of_a_write_ends_an_evaluation(tmp_path, monkeypatch, error, told) -> None:
+    """`finish`, after the metrics are written, raises the first fault."""
+    write, tried = PredictionWriter(Outputs(tmp_path, LABELS), SOURCE, DEFAULT), []
+
+    def fails(outputs, name, *args, **how) -> None:
+        tried.append(name)
+        if name == "b":
+            raise error
+
+    monkeypatch.setattr(Outputs, "write", fails)
+    for name in "abc":
+        write({**SOURCE[0], "name": name}, SOURCE[0]["label"] % 4)
+    assert tried == ["a", "b"]
+    with pytest.raises(type(write.fault)) as raised:
+        write.finish()
+    assert re.match(told, f"{raised.type.__name__}: {raised.value}")
 
 
 def test_probabilities_and_confidence_are_those_of_segment(made, images, tmp_path) -> None:

@@ -58,6 +58,10 @@ def test_values_are_settled_so_that_equal_protocols_are_equal() -> None:
         ({"window": (65.5, 65)}, "window=(65.5, 65)"),
         ({"window": (1, 2, 3)}, "window=(1, 2, 3)"),
         ({"crf": "fast"}, "crf='fast'"),
+        ({"output_stride": True}, "output_stride=True: give a whole number such as 8 or 16"),
+        ({"bootstrap": True}, "bootstrap=True: give a number of resamples"),
+        ({"crop": (True, True)}, "crop=(True, True): give a height and a width"),
+        ({"trimap": (True,)}, "trimap=(True,)"),
         ({"resize": -1}, "resize=-1: give the pixels of the shorter side"),
         ({"resize": 2**15 + 1}, "resize=32769"),
         ({"crop": (3,)}, "crop=(3,): give a height and a width"),
@@ -85,6 +89,20 @@ def test_options_of_a_window_need_one() -> None:
     for key, value in (("overlap", 0.5), ("blend", "gaussian")):
         with pytest.raises(UserError, match=f"^{key}=.*: no window slides; give --window 513,513 too"):
             check_used(Protocol(**{key: value}), {key})
+
+
+def test_what_concerns_labels_is_of_no_use_without_them() -> None:
+    """An evaluation reads labels; a prediction has none."""
+    given = {"resize": 50, "crop": (10, 10), "trimap": (1,), "trimap_around": "void", "bootstrap": 99}
+    given |= dict.fromkeys(("boundary", "calibration", "per_image"), True)
+    used = {"mode": "exact", "pad_to": (), "output_stride": 8, "scales": (0.5,), "flip": True, "threshold": 0.5}
+    used |= {"window": (65, 65), "overlap": 0.5, "blend": "uniform", "crf": False}
+    assert {*given, *used} == {field.name for field in dataclasses.fields(Protocol)}
+    check_used(Protocol(**given), given)
+    check_used(Protocol(**used), used, labelled=False)
+    for key in given:
+        with pytest.raises(UserError, match=f"^{key}=.*: it concerns labels, which only evaluate reads; leave it out"):
+            check_used(Protocol(**given), {key}, labelled=False)
 
 
 def test_a_section_is_a_protocol_and_how_it_is_run() -> None:

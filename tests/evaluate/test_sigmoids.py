@@ -15,8 +15,8 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate.evaluator import evaluate
 from deeplab_jax.evaluate.image_list import find_images
 from deeplab_jax.evaluate.inference import segment
-from deeplab_jax.evaluate.outputs import Outputs, label_set, page_of
-from deeplab_jax.evaluate.page import measures
+from deeplab_jax.evaluate.outputs import Outputs, label_set
+from deeplab_jax.evaluate.page import PAGE, Page, measures
 from deeplab_jax.evaluate.predictor import predict_files
 from deeplab_jax.evaluate.protocol import Protocol
 from deeplab_jax.evaluate.results import summarize_sigmoids
@@ -204,7 +204,7 @@ def test_what_is_written_for_several_labels(tmp_path) -> None:
     image = np.full((2, 2, 3), 100, np.uint8)
     classes = np.array([[[1, 1], [1, 0]], [[0, 1], [0, 0]]])
     probabilities = np.array([[[0.9, 0.6], [0.8, 0.3]], [[0.2, 1.0], [0.5, 0.0]]], np.float32)
-    page = page_of(tmp_path, labels, title="t")
+    page = Page(tmp_path / PAGE, labels, title="t")
     Outputs(tmp_path, labels, "png", True, page=page).write("sub/a", image, classes, probabilities, truth=classes)
     np.testing.assert_array_equal(read_mask(tmp_path / "wet" / "sub" / "a.png"), classes[..., 0])
     np.testing.assert_array_equal(read_mask(tmp_path / "worn_old" / "sub" / "a.png"), classes[..., 1])

@@ -30,10 +30,10 @@ def made():
 def test_an_overlay_overwrites_no_other_file(tmp_path):
     videos = [tmp_path / "clip.mp4", tmp_path / "clip.mov"]
     with pytest.raises(
-        UserError, match=r"clip\.mov: its overlay would overwrite that of .*clip\.mp4 \(clip_overlay\.mp4\)"
+        UserError, match=r"clip\.mov: its prediction would overwrite that of .*clip\.mp4 \(clip_overlay\.mp4\)"
     ):
         check_videos(videos, tmp_path / "out")
-    with pytest.raises(UserError, match=r"clip_overlay\.mp4: a video that an overlay would overwrite"):
+    with pytest.raises(UserError, match=r"clip_overlay\.mp4: an input that a prediction would overwrite"):
         check_videos([videos[0], tmp_path / "clip_overlay.mp4"], tmp_path)
     check_videos([videos[0], tmp_path / "clip_overlay.mp4"], tmp_path / "out")
 

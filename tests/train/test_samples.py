@@ -9,7 +9,7 @@ import pytest
 
 from deeplab_jax.cli import main
 from deeplab_jax.config import load_config
-from deeplab_jax.data.augmentation import Augmentation
+from deeplab_jax.config_keys import Augment
 from deeplab_jax.data.images import read_image, read_mask
 from deeplab_jax.train.batches import Batches
 from deeplab_jax.train.from_config import build_model, open_split
@@ -43,7 +43,7 @@ def test_the_page_shows_what_training_sees(config, tmp_path, capsys) -> None:
     assert [entry["key"] for entry in entries] == names  # 32 images in batches of 2.
     assert 'const SHOWS = "labels";' in text and "prediction" not in entries[0]
     settings = load_config(words)
-    assert Augmentation(**settings.data.augment).resize == (40,)
+    assert Augment(**settings.data.augment).resize == (40,)
     source = open_split(settings, "train")
     batches = Batches(settings, build_model(settings, num_classes=source.labels.num_classes), source)
     padded = 0

@@ -17,15 +17,13 @@ import numpy as np
 
 from deeplab_jax.data.check.bands import BandStatistics, Tally
 from deeplab_jax.data.check.example import Seen, inspect_example, inspect_files, meaning
-from deeplab_jax.data.check.report import MAX_PER_KIND, Finding, Report, format_report, median_frequency_weights
+from deeplab_jax.data.check.report import MAX_PER_KIND, Finding, Report, median_frequency_weights
 from deeplab_jax.data.levels import suggest_range
 from deeplab_jax.data.mask_formats import Colour, palette_fault
 from deeplab_jax.data.source import PairSource, Source, check_limit, stored_meanings
 from deeplab_jax.data.threads import Progress, in_threads
 from deeplab_jax.errors import UserError, spell
 from deeplab_jax.labels import IGNORE_LABEL, LabelSet
-
-__all__ = ["Finding", "Report", "check_labels", "check_source", "format_report"]
 
 # A class this many times rarer than the most frequent one gets a warning.
 _RARE = 100
@@ -64,16 +62,10 @@ def check_source(source: Source, *, limit: int | None = None, progress: Progress
     else:
         seen = in_threads(lambda i: inspect_example(source, i, tally), chosen, progress)
     unlike = [*unpaired, *_compare_palettes(seen), *_compare_kinds(seen)]
-    report = _report(source.name, source.labels, seen, unlike, total)
     bands = tally.statistics()
-    return dataclasses.replace(
-        report,
-        bands=bands,
-        turned_images=sum(one.image_turned for one in seen),
-        turned_masks=sum(one.mask_turned for one in seen),
-        # The images of other sources are levels already, and not what files store.
-        value_range=_suggest_value_range(bands) if isinstance(source, PairSource) and not source.value_range else None,
-    )
+    # The images of other sources are levels already, and not what files store.
+    value_range = _suggest_value_range(bands) if isinstance(source, PairSource) and not source.value_range else None
+    return _report(source.name, source.labels, seen, unlike, total, bands=bands, value_range=value_range)
 
 
 def check_labels(label: np.ndarray, num_classes: int, *, name: str) -> None:
@@ -156,7 +148,16 @@ def _compare_palettes(seen: Sequence[Seen]) -> list[Finding]:
     return findings
 
 
-def _report(name: str, labels: LabelSet, seen: Sequence[Seen], findings: list[Finding], total: int) -> Report:
+def _report(
+    name: str,
+    labels: LabelSet,
+    seen: Sequence[Seen],
+    findings: list[Finding],
+    total: int,
+    *,
+    bands: tuple[BandStatistics, ...],
+    value_range: tuple[float, float] | None,
+) -> Report:
     count = labels.num_classes
     pixels, (present, known, where_present) = np.zeros(256, np.int64), np.zeros((3, count), np.int64)
     read = [one for one in seen if one.values]
@@ -197,13 +198,18 @@ def _report(name: str, labels: LabelSet, seen: Sequence[Seen], findings: list[Fi
         smallest=(min(w for w, _ in sizes), min(h for _, h in sizes)) if sizes else None,
         largest=(max(w for w, _ in sizes), max(h for _, h in sizes)) if sizes else None,
         class_weights=tuple(weights.tolist()),
-        sqrt_class_weights=tuple(np.sqrt(weights).tolist()),
         value_map=_suggest_value_map(labels, read),
+        bands=bands,
+        turned_images=sum(one.image_turned for one in seen),
+        turned_masks=sum(one.mask_turned for one in seen),
+        value_range=value_range,
     )
 
 
 def _escalate(findings: list[Finding], masks: int) -> list[Finding]:
-    """In one mask this may be intended; it is a fault if most masks (0 and 255) or all of them (one class) show it."""
+    """Return the findings with some raised to errors. What one mask may intend is a fault if most masks (0/255) or all
+    masks (a single class, all ignored) show it.
+    """
     counts = collections.Counter(finding.kind for finding in findings)
     faults = {kind for kind in ("single class", "all ignored") if masks > 1 and counts[kind] == masks}
     if 2 * counts["0/255 mask"] >= masks:

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import math
 from typing import Any, Literal
 
 import numpy as np
@@ -54,7 +55,6 @@ class Report:
       ignored_pixels: pixels with the ignore label.
       smallest, largest: (width, height) that bound the images' sizes; None if no image could be read.
       class_weights: suggestion for the loss, see `median_frequency_weights`.
-      sqrt_class_weights: their square roots, which are smaller for very rare classes.
       value_map: suggested `{stored value: class id or 255}`, if the values found need another one than the present one.
       bands: what the images' bands hold, of each type of values.
       turned_images, turned_masks: number of files that an EXIF orientation turns.
@@ -75,12 +75,11 @@ class Report:
     smallest: tuple[int, int] | None
     largest: tuple[int, int] | None
     class_weights: tuple[float, ...]
-    sqrt_class_weights: tuple[float, ...]
     value_map: dict[int, int] | None
-    bands: tuple[BandStatistics, ...] = ()
-    turned_images: int = 0
-    turned_masks: int = 0
-    value_range: tuple[float, float] | None = None
+    bands: tuple[BandStatistics, ...]
+    turned_images: int
+    turned_masks: int
+    value_range: tuple[float, float] | None
 
     @property
     def ok(self) -> bool:
@@ -115,7 +114,7 @@ def format_report(report: Report) -> str:
     for i, name in enumerate(report.class_names):
         lines.append(
             f"{i:>5}  {name:{width}} {report.class_pixels[i]:>13} {report.class_shares[i]:>8.3%} "
-            f"{report.class_images[i]:>7} {report.class_weights[i]:>8.3f} {report.sqrt_class_weights[i]:>6.3f}"
+            f"{report.class_images[i]:>7} {report.class_weights[i]:>8.3f} {math.sqrt(report.class_weights[i]):>6.3f}"
         )
     lines.append(f"{IGNORE_LABEL:>5}  {'(ignored)':{width}} {report.ignored_pixels:>13}")
     errors = sum(report.counts[kind] for kind in {f.kind for f in report.findings if f.severity == "error"})

@@ -41,8 +41,8 @@ def open_coco_file(
 
     Class 0 is the background, unless a category has this name; the others follow in the order of the categories' ids.
     Crowd regions get the ignore label, because they are coarse and hold background between the objects. Images without
-    annotations are all background. Images are looked for by their `file_name`, from the file's folder, the data set's
-    folder and its folders `images` and that of the split, and then by their last name in all folders.
+    annotations are all background. An image's `file_name` is looked up in the file's folder, then in the data set's
+    folder, its `images/` and the split's folder. If it is in none, all folders are searched for a file of that name.
 
     Args:
       dir: the folder of the data set.
@@ -72,6 +72,8 @@ def open_coco_file(
         raise UserError(
             f"{spell(lost)}: no such image in {root}, but {file.name} lists it; add the images, or export again"
         )
+    if not entries:
+        raise UserError(f"{file}: lists no image; export it again")
     if is_whole and split != "all":
         if val_fraction is None or split not in ("train", "val"):
             raise UserError(
@@ -80,8 +82,6 @@ def open_coco_file(
             )
         kept = hold_out([entry.name for entry in entries], val_fraction)
         entries = tuple(entry for entry in entries if (entry.name in kept) == (split == "val"))
-    if not entries:
-        raise UserError(f"{file}: lists no image; export it again")
     without = sum(not entry.regions for entry in entries)
     counts = Counter(region.class_id for entry in entries for region in entry.regions)
     found = ", ".join(f"{name} ({counts[i]} instances)" if i or counts[i] else name for i, name in enumerate(names))

@@ -13,8 +13,8 @@ from deeplab_jax.data.labelme import BACKGROUND, LabelmeMasks, ids_of, labels_in
 from deeplab_jax.data.layouts import Files
 from deeplab_jax.data.lists import Names, find_listed
 from deeplab_jax.data.mask_formats import ChannelMasks, ClassFiles, Colour, ColourMasks, IdMasks, check_overlap
-from deeplab_jax.data.parts import IMAGES, MASKS, Part, find_part
 from deeplab_jax.data.source import Listing, Pair, PairSource, pair_by_name, walk_files
+from deeplab_jax.data.splits import IMAGES, MASKS, SplitFiles, find_split
 from deeplab_jax.errors import UserError, did_you_mean
 from deeplab_jax.labels import IGNORE_LABEL, MAX_CLASSES, LabelSet, colormap
 
@@ -79,20 +79,20 @@ def open_folder(
     check_overlap(overlap)
     root = Path(dir)
     places = os.path.expanduser(images), os.path.expanduser(masks)
-    part = find_part(root, split, *places, split_lists, val_fraction, finds=val_rule == "share")
+    found = find_split(root, split, *places, split_lists, val_fraction, finds=val_rule == "share")
     _check_names(class_names)
-    table = _classes(root, part.files, tuple(class_names), palette)
+    table = _classes(root, found.files, tuple(class_names), palette)
     value_map = value_map or table.value_map or None
     labels = _labels(table.names, table.colours, ignore_label, value_map)
-    if part.files.outlines or part.files.parts:  # Their readers return class ids.
+    if found.files.outlines or found.files.parts:  # Their readers return class ids.
         labels = labels.decoded()
-    read_mask = _mask_reader(part.files, labels.names, table, overlap, mask_channel, mapped=bool(value_map))
-    pairs, lonely_images, lonely_masks = _paired(part, root, where=f"{root}: images='{images}'")
-    if part.keeps is not None and not (len(pairs) < 2 and (lonely_images or lonely_masks)):  # Those are the fault.
-        pairs = _divided(pairs, part.keeps, val_fraction or 0.0, val_rule)
+    read_mask = _mask_reader(found.files, labels.names, table, overlap, mask_channel, mapped=bool(value_map))
+    pairs, lonely_images, lonely_masks = _paired(found, root, where=f"{root}: images='{images}'")
+    if found.keeps is not None and not (len(pairs) < 2 and (lonely_images or lonely_masks)):  # Those are the fault.
+        pairs = _divided(pairs, found.keeps, val_fraction or 0.0, val_rule)
     if not pairs and not lonely_images:
         raise UserError(f"{root}: split '{split}' has no example; add some, or change val_fraction or the list")
-    note = f"found {part.files.layout}{part.how}{f'; classes from {table.origin}' if table.origin else ''}"
+    note = f"found {found.files.layout}{found.how}{f'; classes from {table.origin}' if table.origin else ''}"
     return PairSource("folder", labels, pairs, lonely_images, lonely_masks, read_mask=read_mask, note=note)
 
 
@@ -188,14 +188,14 @@ def _class_files(files: Files, names: tuple[str, ...], overlap: str) -> ClassFil
     return ClassFiles(by_mask, background, overlap)
 
 
-def _paired(part: Part, root: Path, *, where: str) -> Listing:
+def _paired(found: SplitFiles, root: Path, *, where: str) -> Listing:
     """Return the pairs of a split's files, or those that its list names, and the images and masks that have no pair."""
-    files = part.files
-    found = pair_by_name(files.images, files.masks, where=where)
-    if part.names_file is None:
-        return found
-    names = find_listed(part.names_file, Names(files.images, root), Names(files.masks, root))
-    return Listing(_listed(files, names, part.names_file), (), ())  # The list says which files count.
+    files = found.files
+    pairs = pair_by_name(files.images, files.masks, where=where)
+    if found.names_file is None:
+        return pairs
+    names = find_listed(found.names_file, Names(files.images, root), Names(files.masks, root))
+    return Listing(_listed(files, names, found.names_file), (), ())  # The list says which files count.
 
 
 def _divided(pairs: tuple[Pair, ...], split: str, fraction: float, rule: str) -> tuple[Pair, ...]:

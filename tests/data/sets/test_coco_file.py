@@ -175,6 +175,8 @@ def test_faults_of_the_file_are_named(tmp_path, change, complaint):
     (tmp_path / "annotations.json").write_text(json.dumps({**content, **change}))
     with pytest.raises(UserError, match=complaint):
         labels(tmp_path)
+    with pytest.raises(UserError, match=complaint):
+        labels(tmp_path, "train", val_fraction=0.2)
 
 
 def test_a_damaged_run_length_code_is_named(tmp_path):

@@ -13,7 +13,7 @@ from deeplab_jax.models.segmenter import Segmenter
 MOST = 100  # More images hardly change the ranges.
 
 
-def calibration_images(folder: str | Path, *, size: tuple[int, int], model: Segmenter) -> list[np.ndarray]:
+def int8_images(folder: str | Path, *, size: tuple[int, int], model: Segmenter) -> list[np.ndarray]:
     """Return images of a folder, read as the model reads them and scaled to one size, without keeping their shape.
 
     Args:

@@ -17,7 +17,7 @@ IMAGES, MASKS = "images", "masks"
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class SplitFiles:
     """The files of a split, or of more.
 
     Attributes:
@@ -33,7 +33,40 @@ class Part:
     keeps: str | None = None
 
 
-def find_part(
+@dataclasses.dataclass(frozen=True)
+class _Asked:
+    """What `find_split` is asked for; see `sets.folder.open_folder`."""
+
+    root: Path
+    split: str
+    images: str
+    masks: str
+    lists: dict[str, str] | None
+    val_fraction: float | None
+    finds: bool
+
+    @property
+    def divides(self) -> bool:
+        """Whether the split is a share of what else would be the files for training."""
+        return self.val_fraction is not None and self.split in ("train", "val")
+
+    @property
+    def share(self) -> str:
+        """The share for validation, for a note."""
+        return "" if self.val_fraction is None else f"; {self.val_fraction:g} of them for validation"
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits to look for: this one, and those that say whether it is a share."""
+        return tuple(dict.fromkeys((self.split, "train", "val")))
+
+    def listed(self, file: Path, name: object, *, divided: bool = False) -> SplitFiles:
+        """Return the files that a list names, or a share of them."""
+        share, keeps = (self.share, self.split) if divided else ("", None)
+        return SplitFiles(_all(self), f"; listed in {name}{share}", file, keeps)
+
+
+def find_split(
     root: Path,
     split: str,
     images: str,
@@ -42,8 +75,9 @@ def find_part(
     val_fraction: float | None,
     *,
     finds: bool,
-) -> Part:
-    """Return the files of a split, and how they are selected among those that the layout has.
+) -> SplitFiles:
+    """Return the files of a split, and how they are selected among those that the layout has, by the first rule that
+    applies.
 
     The arguments are those of `sets.folder.open_folder`; `finds`: whether to look for layouts and lists that no option
     names.
@@ -60,45 +94,79 @@ def find_part(
             f"split_lists is {split_lists!r:.100}; give pairs of a split and its list: "
             "\"--config.data.options.split_lists=(('train','train.txt'),('val','val.txt'))\""
         ) from None
-    share = "" if val_fraction is None else f"; {val_fraction:g} of them for validation"
-    divides = val_fraction is not None and split in ("train", "val")
-    if "{split}" in images + masks:
-        places = {one: _places(root, one, images, masks) for one in (split, "train", "val")}
-        if places["train"] and not places["val"] and divides:
-            return Part(_named(root, *places["train"]), share, keeps=split)
-        missing = images.replace("{split}", split), masks.replace("{split}", split)  # For the message.
-        return Part(_named(root, *(places[split] or missing)))
-    if not lists and split != "all" and (finds or val_fraction is None):
-        own = {one: _of_split(root, one, images, masks, finds=finds) for one in dict.fromkeys((split, "train", "val"))}
-        if own["train"] is not None and own["val"] is None and divides:
-            return Part(own["train"], share, keeps=split)
-        if (files := own[split]) is not None:
-            return Part(files)
-    files = _all(root, images, masks, finds=finds)
-    if split == "all" and not lists:
-        return Part(files)
-    if lists:
-        if divides and "train" in lists and "val" not in lists:
-            return Part(files, f"; listed in {lists['train']}{share}", root / at_home(lists["train"]), keeps=split)
-        if split not in lists:
-            raise UserError(f"split_lists has no split '{split}'; {did_you_mean(split, lists)}")
-        return Part(files, f"; listed in {lists[split]}", root / at_home(lists[split]))
-    if finds and lists is None:
-        found = {one: find_list(root, one) for one in dict.fromkeys((split, "train", "val", "default"))}
-        whole = found["train"] or found["default"]
-        if divides and whole and not found["val"]:
-            return Part(files, f"; listed in {whole.relative_to(root)}{share}", whole, keeps=split)
-        # A single list beside the images may be of anything; with the other one it is of the splits.
-        if (own_list := found[split]) is not None and (found["train"] or split == "test"):
-            return Part(files, f"; listed in {own_list.relative_to(root)}", own_list)
-    if val_fraction is None:
+    asked = _Asked(root, split, images, masks, lists, val_fraction, finds)
+    for rule in (_by_placeholder, _by_split_lists, _by_folders, _whole, _by_lists):
+        if (found := rule(asked)) is not None:
+            return found
+    return _by_fraction(asked)
+
+
+def _by_placeholder(asked: _Asked) -> SplitFiles | None:
+    """Return the files in the places that the options name with `{split}`."""
+    images, masks = asked.images, asked.masks
+    if "{split}" not in images + masks:
+        return None
+    places = {one: _places(asked.root, one, images, masks) for one in asked.splits}
+    if places["train"] and not places["val"] and asked.divides:
+        return SplitFiles(_named(asked.root, *places["train"]), asked.share, keeps=asked.split)
+    missing = images.replace("{split}", asked.split), masks.replace("{split}", asked.split)  # For the message.
+    return SplitFiles(_named(asked.root, *(places[asked.split] or missing)))
+
+
+def _by_split_lists(asked: _Asked) -> SplitFiles | None:
+    """Return the files that the option `split_lists` names, if it is given."""
+    if not (lists := asked.lists):
+        return None
+    divided = asked.divides and "train" in lists and "val" not in lists
+    split = "train" if divided else asked.split
+    if split not in lists:
+        raise UserError(f"split_lists has no split '{split}'; {did_you_mean(split, lists)}")
+    return asked.listed(asked.root / at_home(lists[split]), lists[split], divided=divided)
+
+
+def _by_folders(asked: _Asked) -> SplitFiles | None:
+    """Return the files in folders of the splits, if there are any. Folders for training alone are divided."""
+    if asked.split == "all" or not (asked.finds or asked.val_fraction is None):
+        return None
+    own = {one: _of_split(asked, one) for one in asked.splits}
+    if own["train"] is not None and own["val"] is None and asked.divides:
+        return SplitFiles(own["train"], asked.share, keeps=asked.split)
+    files = own[asked.split]
+    return None if files is None else SplitFiles(files)
+
+
+def _whole(asked: _Asked) -> SplitFiles | None:
+    """Return all files, for the split `all`."""
+    return SplitFiles(_all(asked)) if asked.split == "all" else None
+
+
+def _by_lists(asked: _Asked) -> SplitFiles | None:
+    """Return the files that a list in a usual place names, if there is one. A list for training alone is divided."""
+    if not asked.finds or asked.lists is not None:
+        return None
+    found = {one: find_list(asked.root, one) for one in (*asked.splits, "default")}
+    whole, own = found["train"] or found["default"], found[asked.split]
+    if asked.divides and whole and not found["val"]:
+        return asked.listed(whole, whole.relative_to(asked.root), divided=True)
+    # A single list beside the images may be of anything; with the other one it is of the splits.
+    if own is not None and (found["train"] or asked.split == "test"):
+        return asked.listed(own, own.relative_to(asked.root))
+    return None
+
+
+def _by_fraction(asked: _Asked) -> SplitFiles:
+    """Return all files, of which `val_fraction` is for validation; or raise a UserError if nothing divides them."""
+    files = _all(asked)
+    if asked.val_fraction is None:
         raise UserError(
-            f"{root}: nothing says which examples are '{split}'; set --config.data.options.val_fraction=0.2 or "
-            f"split_lists, or make {images}/{split} and {masks}/{split}; split 'all' takes everything"
+            f"{asked.root}: nothing says which examples are '{asked.split}'; set "
+            f"--config.data.options.val_fraction=0.2 or split_lists, or make {asked.images}/{asked.split} and "
+            f"{asked.masks}/{asked.split}; split 'all' takes everything"
         )
-    if split not in ("train", "val"):
-        raise UserError(f"val_fraction makes no split '{split}'; {did_you_mean(split, ('train', 'val', 'all'))}")
-    return Part(files, share, keeps=split)
+    if not asked.divides:
+        fix = did_you_mean(asked.split, ("train", "val", "all"))
+        raise UserError(f"val_fraction makes no split '{asked.split}'; {fix}")
+    return SplitFiles(files, asked.share, keeps=asked.split)
 
 
 def _places(root: Path, split: str, images: str, masks: str) -> tuple[str, str] | None:
@@ -118,21 +186,22 @@ def _spelled(root: Path, place: str, word: str) -> str | None:
     return next((one for one in spelled if (root / one).is_dir() or any(glob.iglob(one, root_dir=root))), None)
 
 
-def _of_split(root: Path, split: str, images: str, masks: str, *, finds: bool) -> Files | None:
+def _of_split(asked: _Asked, split: str) -> Files | None:
     """Return the files in folders of a split, or None if there are none."""
+    root, images, masks = asked.root, asked.images, asked.masks
     if is_glob(root, images) or is_glob(root, masks):
         return None
-    if finds and (images, masks) == (IMAGES, MASKS):
+    if asked.finds and (images, masks) == (IMAGES, MASKS):
         return find_layout(root, split)
     at, masks_at = root / images / split, root / masks / split
     return collect(root, at, masks_at) if at.is_dir() and masks_at.is_dir() else None
 
 
-def _all(root: Path, images: str, masks: str, *, finds: bool) -> Files:
+def _all(asked: _Asked) -> Files:
     """Return the files in folders without splits."""
-    if finds and (images, masks) == (IMAGES, MASKS) and (files := find_layout(root, None)) is not None:
-        return files
-    return _named(root, images, masks)
+    usual = asked.finds and (asked.images, asked.masks) == (IMAGES, MASKS)
+    files = find_layout(asked.root, None) if usual else None
+    return _named(asked.root, asked.images, asked.masks) if files is None else files
 
 
 def _named(root: Path, images: str, masks: str) -> Files:
