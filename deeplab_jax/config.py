@@ -96,7 +96,7 @@ def shrink(config: ConfigDict) -> None:
             "class_weights": (),
         }
     )
-    config.init = ""
+    config.init, config.init_scope = "", "all"
     config.evaluate.pad_to = ()
 
 
