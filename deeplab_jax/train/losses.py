@@ -11,7 +11,7 @@ import jax
 from deeplab_jax.config_keys import LossOptions, defaults
 from deeplab_jax.errors import UserError, did_you_mean
 from deeplab_jax.extensions import own_errors, own_table
-from deeplab_jax.ops.losses import LOSSES, OF_REGIONS, Loss, weighted_sum
+from deeplab_jax.ops.losses import LOSSES, OF_REGIONS, RANKED, Loss, weighted_sum
 
 KEY = "config.train.loss"
 
@@ -54,7 +54,7 @@ def find_loss(
     options = {**defaults(LossOptions), **(options or {})}
     taken = {name: _arguments(losses[name]) for name in weights}
     _check_options(text, options, losses, used=set().union(*taken.values()))
-    if top_k != 1 and not any(name in own or "top_k" in taken[name] for name in weights):
+    if top_k != 1 and not any(name in own or name in RANKED for name in weights):
         raise UserError(f"config.train.top_k={top_k}: {text} ranks no pixels by their loss; set it to 1.0")
     if one_logit and len(class_weights) and set(weights) <= set(OF_REGIONS):
         raise UserError(
