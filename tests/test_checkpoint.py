@@ -226,7 +226,11 @@ def test_the_other_reads_of_a_damaged_checkpoint_say_nothing(monkeypatch: pytest
     heard = []
     monkeypatch.setattr(sys, "unraisablehook", partial(_report_unraisable, otherwise=heard.append))
 
-    lines = ("async def read(waited):", " try: await waited", " except BaseException as error: raise OSError from error")
+    lines = (
+        "async def read(waited):",
+        " try: await waited",
+        " except BaseException as error: raise OSError from error",
+    )
     read_as_orbax: dict[str, Any] = {}
     exec(compile("\n".join(lines), "/packages/orbax/read.py", "exec"), read_as_orbax)
 
