@@ -79,8 +79,8 @@ def check_scope(scope: str, path: str) -> None:
         raise UserError(f"config.init_scope={scope!r}: {did_you_mean(scope, SCOPES)}")
     if scope != "all" and not path:
         raise UserError(
-            f"config.init_scope={scope!r}: there are no weights to take it from; add --config.init=MODEL, or start from "
-            "random weights with --config.init_scope=all"
+            f"config.init_scope={scope!r}: no weights are given to take it from; add --config.init=MODEL, or start "
+            "from random weights with --config.init_scope=all"
         )
 
 

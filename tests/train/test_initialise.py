@@ -105,7 +105,7 @@ def test_missing_tensors_unknown_scopes_and_missing_folders_are_user_errors(tmp_
     ("scope", "message"),
     [
         ("bakbone", r"config\.init_scope='bakbone': did you mean backbone"),
-        ("backbone", r"config\.init_scope='backbone': there are no weights .*; add --config\.init=MODEL, or .*"),
+        ("backbone", r"config\.init_scope='backbone': no weights are given .*; add --config\.init=MODEL, or .*"),
     ],
 )
 def test_a_scope_without_weights_is_refused_before_a_start_and_a_run_goes_on(tmp_path, scope, message) -> None:
