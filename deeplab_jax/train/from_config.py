@@ -127,6 +127,11 @@ def build_model(config: ConfigDict, *, num_classes: int, multilabel: bool = Fals
         )
     if one_logit:  # The network has it anyway; with the option, more classes would become labels of one pixel.
         del options["activation"]
+    if (ends := config.data.value_range) and (len(ends) != 2 or not ends[0] < ends[1]):
+        raise UserError(
+            f"config.data.value_range={ends}: give the stored values of black and white, the lower one first, such as "
+            "(0,4095)"
+        )
     reading = {"channels": config.data.channels, "stored_range": config.data.value_range}
     return from_description(
         {
@@ -188,8 +193,8 @@ def build_step(
     """Return `train_step` as a function of state and batch alone, with a loss of the user's own if it is given.
 
     Raises:
-      UserError: an unknown loss, options that it does not take, an average that is debiased but not kept, or class
-        weights that are not one per class.
+      UserError: an unknown loss, options that it does not take, an average that is debiased but not kept, the weight of
+        an auxiliary head that the model lacks, or class weights that are not one per class.
     """
     t = config.train
     if own_loss is None:
@@ -206,6 +211,12 @@ def build_step(
     )
     if t.ema_debias and not t.ema_decay:
         raise UserError("config.train.ema_debias=True: there is no average; set config.train.ema_decay=0.999 too")
+    usual = keys.Objective().aux_weight
+    if t.aux_weight != usual and model.aux_features is None:
+        raise UserError(
+            f"config.train.aux_weight={t.aux_weight}: the model has no auxiliary head; leave it at {usual}, or set "
+            "config.model.options.aux_head=True too"
+        )
     if (count := len(t.class_weights)) not in (0, model.label_classes):
         raise UserError(
             f"config.train.class_weights has {count} values, the data has {model.label_classes} classes; give one for "
