@@ -52,7 +52,7 @@ def resize_bilinear(x: jax.Array, size: Sequence[int], *, align_corners: bool) -
 
 
 def require_floating(x: jax.Array) -> None:
-    """Raise a TypeError unless an array has a floating dtype. In another one, averages and weights between 0 and 1 would
+    """Raise a TypeError unless an array has a floating dtype: in another, averages and weights between 0 and 1 would
     lose their fractions.
     """
     if not jnp.issubdtype(x.dtype, jnp.floating):
