@@ -18,8 +18,6 @@ from deeplab_jax.ops.resize import resize_bilinear
 
 Variables = dict[str, Any]
 
-Activation = Literal["softmax", "sigmoid"]
-
 SMALLEST_SIDE = 33
 
 
@@ -75,7 +73,7 @@ class Segmenter(CheckedModule):
     settings: LayerSettings = LayerSettings()
     aux_features: str | None = None
     recipe: str = ""
-    activation: Activation = "softmax"
+    activation: Literal["softmax", "sigmoid"] = "softmax"
 
     def __post_init__(self) -> None:
         if self.num_classes == 1 and self.activation == "softmax":

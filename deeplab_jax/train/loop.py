@@ -10,7 +10,7 @@ from rich.console import Console
 from deeplab_jax.config_values import check
 from deeplab_jax.distributed import together
 from deeplab_jax.train.batches import Batches
-from deeplab_jax.train.faults import Step, saying_skipped
+from deeplab_jax.train.faults import saying_skipped
 from deeplab_jax.train.from_config import build_mesh, build_optimizer, build_step, model_for, open_splits
 from deeplab_jax.train.given import NOTHING, Given
 from deeplab_jax.train.initialise import fresh_state
@@ -18,6 +18,7 @@ from deeplab_jax.train.notes import announce
 from deeplab_jax.train.program import build_program
 from deeplab_jax.train.run import Run
 from deeplab_jax.train.state import TrainState
+from deeplab_jax.train.step import Step
 from deeplab_jax.train.validation import Results, Validation
 
 
