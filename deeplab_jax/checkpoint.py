@@ -13,13 +13,17 @@ question, and a background copy cannot change when the next step donates its buf
 import contextlib
 import errno
 import glob
+import inspect
 import logging
 import os
+import re
 import shutil
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache, partial
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import jax
@@ -36,20 +40,23 @@ METRIC = "miou"
 _VARIABLES, _EXTRA, _METRICS = "variables", "optimizer", "metrics/metrics"
 
 
-@cache
-def _prepare_orbax() -> None:
-    """Make Orbax fit for the user's folders and terminal, for the rest of the process.
+# Files that Orbax's reports come from, as their paths have them.
+OF_ORBAX = re.compile(r"[\\/](orbax|tensorstore)[\\/]")
+_handler = cache(ocp.StandardCheckpointHandler)
+
+
+def _orbax(method: str, *args: Any, **how: Any) -> Any:
+    """Call a method of Orbax's handler, which finds its files in a folder of any name, and reports little.
 
     Orbax lists files by patterns in which the folder's own name counts as pattern, too: in a folder `[v2]` it finds
     nothing, and leaves out what it did not find.
-
-    It reports every phase of every save through absl. Only its warnings are shown. Its errors come once for each of its
-    threads; they are raised, too. asyncio reports the reads that Orbax no longer waited for. Some of these come late.
     """
-    backend.os_backend.glob = _glob
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-    logging.getLogger("absl").addFilter(_Warnings())
-    sys.unraisablehook = partial(_report_unraisable, otherwise=sys.unraisablehook)
+    _hush_orbax()
+    usual, backend.os_backend.glob = backend.os_backend.glob, _glob
+    try:
+        return getattr(_handler(), method)(*args, **how)
+    finally:
+        backend.os_backend.glob = usual
 
 
 def _glob(path: Any) -> Any:
@@ -58,14 +65,41 @@ def _glob(path: Any) -> Any:
     return glob.glob(os.path.join(glob.escape(folder), pattern))
 
 
+@cache
+def _hush_orbax() -> None:
+    """Show little of what Orbax and TensorStore report, for the rest of the process: some of it comes late. Whatever
+    comes from elsewhere passes.
+
+    Orbax reports every phase of every save through absl. Only its warnings are shown. Its errors come once for each of
+    its threads; they are raised, too. asyncio reports the reads that Orbax no longer waited for.
+    """
+    logging.getLogger("asyncio").addFilter(lambda record: not _is_of_orbax(record))
+    logging.getLogger("absl").addFilter(_Warnings())
+    sys.unraisablehook = partial(_report_unraisable, otherwise=sys.unraisablehook)
+
+
+def _is_of_orbax(record: logging.LogRecord) -> bool:
+    """Whether Orbax or TensorStore logged a record, or asyncio about their code."""
+    places = [record.pathname, *(_files(record.exc_info[2]) if record.exc_info else ())]
+    if record.name == "asyncio":
+        places.append(record.getMessage())  # It says where a coroutine stands.
+    return any(map(OF_ORBAX.search, places))
+
+
+def _files(trace: TracebackType | None) -> list[str]:
+    return [frame.filename for frame in traceback.extract_tb(trace)]
+
+
 class _Warnings(logging.Filter):
-    """Pass on each warning once, on one line; nothing else."""
+    """Pass on each of Orbax's warnings once, on one line, and nothing else of Orbax."""
 
     def __init__(self) -> None:
         super().__init__()
         self._shown: set[str] = set()
 
     def filter(self, record: logging.LogRecord) -> bool:
+        if not _is_of_orbax(record):
+            return True
         if record.levelno != logging.WARNING:
             return False
         text = " ".join(record.getMessage().split())
@@ -80,10 +114,14 @@ def _report_unraisable(report: Any, *, otherwise: Callable[[Any], Any]) -> None:
     """Pass on errors that cannot be raised, except those of a checkpoint's other reads after one has failed.
 
     TensorStore sends a message to a loop that is closed, and Orbax answers the end of its coroutine with an error.
+    Where Python code sent the message, such as a `__del__`, the report names its function.
     """
     ended = isinstance(getattr(report.exc_value, "__cause__", None), GeneratorExit)
-    if not ended and str(report.exc_value) != "Event loop is closed":
-        otherwise(report)
+    if ended and any(map(OF_ORBAX.search, _files(report.exc_traceback))):
+        return
+    if str(report.exc_value) == "Event loop is closed" and not inspect.isfunction(report.object):
+        return
+    otherwise(report)
 
 
 class DamagedCheckpoint(UserError):
@@ -144,7 +182,6 @@ class Checkpoints:
     """
 
     def __init__(self, directory: str | Path, *, keep: int = 2, read_only: bool = False) -> None:
-        _prepare_orbax()
         self.directory, self._keep, self._read_only = Path(directory).resolve(), keep, read_only
         if not read_only:
             with together():
@@ -255,11 +292,11 @@ class Checkpoints:
                 fresh.mkdir()
         with together(), self._saving(step):
             for name, tree in parts.items():
-                _handler().save(epath.Path(fresh / name), args=ocp.args.StandardSave(tree))
+                _orbax("save", epath.Path(fresh / name), args=ocp.args.StandardSave(tree))
         with together(), self._saving(step):
             if is_first():
                 for name in parts:
-                    _handler().finalize(epath.Path(fresh / name))
+                    _orbax("finalize", epath.Path(fresh / name))
                 write_checksums(fresh, parts)
                 if metrics is not None:
                     _write_metrics(fresh, metrics)
@@ -357,14 +394,14 @@ class Checkpoints:
         """Return a part in the shapes of `abstract`; no process waits for another."""
         part = epath.Path(folder / item)
         with _readable(folder):
-            stored = _shapes(_handler().metadata(part).tree)
+            stored = _shapes(_orbax("metadata", part).tree)
         if problems := misfits(_shapes(abstract), stored):
             raise UserError(
                 f"{folder}: a checkpoint of another model or optimizer: {spell(problems, separator='; ')}; "
                 "use the configuration it was trained with, or another --workdir"
             )
         with _readable(folder):
-            return _handler().restore(part, args=ocp.args.StandardRestore(_placed(abstract)))
+            return _orbax("restore", part, args=ocp.args.StandardRestore(_placed(abstract)))
 
     def _others(self, step: int) -> str:
         """Return as a phrase which checkpoint there is beside a failed one."""
@@ -372,9 +409,6 @@ class Checkpoints:
         with contextlib.suppress(UserError):
             steps = [other for other in self.steps() if other != step]
         return f"step {max(steps)} is intact" if steps else "none was saved before"
-
-
-_handler = cache(ocp.StandardCheckpointHandler)
 
 
 def _write_metrics(folder: Path, metrics: Mapping[str, float]) -> None:

@@ -96,7 +96,7 @@ def shrink(config: ConfigDict) -> None:
             "class_weights": (),
         }
     )
-    config.init = ""
+    config.init, config.init_scope = "", "all"
     config.evaluate.pad_to = ()
 
 
@@ -143,34 +143,12 @@ def load_config(argv: Sequence[str]) -> ConfigDict:
     Raises:
       UserError: a file that does not exist, an error in it (with its line), an unknown key, or a value of another type.
     """
-    values, argv = flags.FlagValues(), [with_home(word) for word in argv]
+    argv = [with_home(word) for word in argv]
     options = [match for word in argv if (match := OPTION.fullmatch(word))]  # In their order.
     argv = [word for word in argv if not OPTION.fullmatch(word)]
-    given = [word.split("=", 1)[1] for word in argv if word.startswith("--config=")]
-    if len(given) > 1:
-        raise UserError(f"--config is given {len(given)} times ({', '.join(given)}); give it once")
-    if not given:
-        raise UserError(
-            f"{' '.join(argv) or 'config'}: no configuration is named; give --config the path of a file such as "
-            "configs/scenes.py"
-        )
-    path = "".join(given)
-    file, arg = _split(path)
-    kind = Path(file).suffix.lower()
-    if not Path(file).is_file():
-        raise UserError(
-            f"config file {file!r} does not exist: give --config the path of a file such as configs/scenes.py, seen "
-            f"from this folder, {Path.cwd()}"
-        )
-    if kind not in (".py", ".json"):  # No other file, such as a config.json.old, is run by mistake.
-        raise UserError(f"config file {file!r} is neither Python nor JSON by its name; give a .py or a .json file")
-    try:
-        Path(file).open("rb").close()
-    except OSError as error:
-        raise UserError(f"config file {file!r} cannot be read ({error.strerror}); allow access to it") from None
-    if kind == ".json":
-        if arg is not None:
-            raise UserError(f"config file {file!r} is JSON, which takes no argument ':{arg}'; leave it out")
+    path, file = _config_file(argv)
+    values = flags.FlagValues()
+    if is_json := Path(file).suffix.lower() == ".json":
         argv = [word for word in argv if not word.startswith("--config=")]
         define = partial(config_flags.DEFINE_config_dict, config=read_config(Path(file)))
     else:
@@ -193,9 +171,41 @@ def load_config(argv: Sequence[str]) -> ConfigDict:
         logger.setLevel(shown)
     check(config, name=path)
     state_val_rule(config.data, "share")
-    if kind == ".py":  # A Python file is code itself; JSON may come from anybody.
+    if not is_json:  # A Python file is code itself; JSON may come from anybody.
         allow(config.module)
     return config
+
+
+def _config_file(argv: Sequence[str]) -> tuple[str, str]:
+    """Return what the one `--config=FILE[:arg]` names, and its file, Python or JSON, which can be read.
+
+    Raises:
+      UserError: there is none, more than one, or not such a file.
+    """
+    given = [word.split("=", 1)[1] for word in argv if word.startswith("--config=")]
+    if len(given) > 1:
+        raise UserError(f"--config is given {len(given)} times ({', '.join(given)}); give it once")
+    if not given:
+        raise UserError(
+            f"{' '.join(argv) or 'config'}: no configuration is named; give --config the path of a file such as "
+            "configs/scenes.py"
+        )
+    file, arg = _split(given[0])
+    kind = Path(file).suffix.lower()
+    if not Path(file).is_file():
+        raise UserError(
+            f"config file {file!r} does not exist: give --config the path of a file such as configs/scenes.py, seen "
+            f"from this folder, {Path.cwd()}"
+        )
+    if kind not in (".py", ".json"):  # No other file, such as a config.json.old, is run by mistake.
+        raise UserError(f"config file {file!r} is neither Python nor JSON by its name; give a .py or a .json file")
+    try:
+        Path(file).open("rb").close()
+    except OSError as error:
+        raise UserError(f"config file {file!r} cannot be read ({error.strerror}); allow access to it") from None
+    if kind == ".json" and arg is not None:
+        raise UserError(f"config file {file!r} is JSON, which takes no argument ':{arg}'; leave it out")
+    return given[0], file
 
 
 def _split(path: str) -> tuple[str, str | None]:

@@ -1,14 +1,17 @@
 """Images of other than three channels through the real command line: RGBA files hold red, green, blue, infrared."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from deeplab_jax.cli import main
-from deeplab_jax.config import to_plain
+from deeplab_jax.config import base, to_plain
 from deeplab_jax.data.images import read_image, read_mask
+from deeplab_jax.errors import UserError
+from deeplab_jax.train.from_config import build_model
 from deeplab_jax.weights.folder import load
 from tests.support.tiny import tiny_config, tiny_models
 
@@ -133,3 +136,11 @@ def test_bands_of_generated_scenes_are_refused(tmp_path, capsys) -> None:
     flags = ["--config=configs/scenes.py:debug", "--config.data.channels=(0,1,2)"]
     assert main(["train", *flags, "--workdir", str(tmp_path / "run")]) == 2
     assert "data set 'scenes': it does not read bands of image files" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("ends", [(9.0, 5.0), (5.0,), (5.0, 5.0)])
+def test_a_value_range_that_does_not_rise_is_named_as_it_was_given(ends) -> None:
+    config = base()
+    config.data.value_range = ends
+    with pytest.raises(UserError, match=rf"config\.data\.value_range={re.escape(str(ends))}: give the stored values"):
+        build_model(config, num_classes=3)

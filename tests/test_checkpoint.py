@@ -10,15 +10,17 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from etils.epath import backend
 
 from deeplab_jax import checkpoint
-from deeplab_jax.checkpoint import METRIC, Checkpoints, _report_unraisable, _Warnings
+from deeplab_jax.checkpoint import METRIC, Checkpoints, _is_of_orbax, _report_unraisable, _Warnings
 from deeplab_jax.errors import UserError
 from tests.support.params import first_fast
 
@@ -143,11 +145,36 @@ def test_a_save_counts_only_when_it_has_been_read_back(tmp_path: Path, monkeypat
 def test_a_warning_of_orbax_is_shown_once_and_its_errors_never() -> None:
     shown = _Warnings()
     records = [
-        logging.LogRecord("absl", level, "file", 1, "two\n%s", ("lines",), None)
+        logging.LogRecord("absl", level, "/packages/orbax/file.py", 1, "two\n%s", ("lines",), None)
         for level in (logging.INFO, logging.WARNING, logging.WARNING, logging.ERROR)
     ]
     assert [shown.filter(record) for record in records] == [False, True, False, False]
     assert records[1].getMessage() == "two lines"
+
+
+def test_a_programs_own_messages_stay_as_they_are(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Also those of its absl logger and of its loops, and what its folders' names mean to etils."""
+    glob, level = backend.os_backend.glob, logging.getLogger("asyncio").level
+    fill(tmp_path, [None])
+    assert backend.os_backend.glob == glob and logging.getLogger("asyncio").level == level
+    for name in ("absl", "asyncio"):
+        caplog.set_level(logging.INFO, logger=name)
+        caplog.clear()
+        logger = logging.getLogger(name)
+        logger.addHandler(caplog.handler)
+        logger.info("two\nlines")
+        logger.error("wrong")
+        logger.removeHandler(caplog.handler)
+        assert {"two\nlines", "wrong"} == set(caplog.messages)
+
+
+def test_asyncio_says_nothing_of_reads_of_orbax() -> None:
+    lost = "Task was destroyed but it is pending! coro=<read() running at /packages/%s/read.py:1>"
+    records = [
+        logging.LogRecord("asyncio", logging.ERROR, "/lib/asyncio/base_events.py", 1, lost, (package,), None)
+        for package in ("orbax", "tensorstore", "mine")
+    ]
+    assert [_is_of_orbax(record) for record in records] == [True, True, False]
 
 
 def test_unknown_steps_and_empty_folders_are_user_errors(tmp_path: Path) -> None:
@@ -199,18 +226,20 @@ def test_the_other_reads_of_a_damaged_checkpoint_say_nothing(monkeypatch: pytest
     heard = []
     monkeypatch.setattr(sys, "unraisablehook", partial(_report_unraisable, otherwise=heard.append))
 
-    async def read() -> None:  # As Orbax does.
-        try:
-            await asyncio.Future(loop=loop)
-        except BaseException as error:
-            raise Exception("cannot read") from error
+    lines = (
+        "async def read(waited):",
+        " try: await waited",
+        " except BaseException as error: raise OSError from error",
+    )
+    read_as_orbax: dict[str, Any] = {}
+    exec(compile("\n".join(lines), "/packages/orbax/read.py", "exec"), read_as_orbax)
 
     class Fault:
         def __del__(self) -> None:
             raise OSError("of another kind")
 
     loop = asyncio.new_event_loop()
-    reading = read()
+    reading = read_as_orbax["read"](asyncio.Future(loop=loop))
     reading.send(None)
     loop.close()
     del reading

@@ -208,7 +208,9 @@ def test_every_config_has_the_base_keys_and_no_others(path, arg) -> None:
 def test_shrink_makes_any_config_small() -> None:
     config = base()
     config.optimizer.freeze = ("norm",)
+    config.init, config.init_scope = "models/resnet101", "backbone"
     shrink(config)
+    assert (config.init, config.init_scope) == ("", "all")
     assert config.model.name == "deeplabv3plus_resnet18" and config.model.options.width == 0.125
     assert config.train.steps == config.train.batch_size == 2
     assert config.data.crop_size == (65, 65) and config.optimizer.freeze == ()

@@ -2,7 +2,10 @@
 
 The papers' augmentation is that of DeepLabv3 (Chen et al. 2017, section 4.1) and of the authors' TensorFlow code: scale
 by a factor between 0.5 and 2.0 (in steps of 0.25, or continuous), pad with the mean colour and the ignore label up to
-the crop size, take a random crop, mirror with probability one half. With a `config_keys.Augment`, the whole order is:
+the crop size, take a random crop, mirror with probability one half. The resize differs from the authors': scaled sides
+are rounded, and theirs lose their fraction; pixel centres lie at half integers, as in most image libraries, and theirs
+align the corners. So crops of one seed differ by a pixel or a fraction of it. It stays so, because published results of
+this project were trained with it. With a `config_keys.Augment`, the whole order is:
 
 1. a fixed size, if there is one, times the papers' random factor;
 2. the papers' random crop, which may be drawn again for the sake of its classes;

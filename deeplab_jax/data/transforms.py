@@ -45,7 +45,10 @@ def sample_scale(rng: np.random.Generator, *, scale_range: tuple[float, float], 
 
 
 def sample_size(rng: np.random.Generator, size: Size, *, scale_range: tuple[float, float], scale_step: float) -> Size:
-    """Return a size times one random factor, see `sample_scale`; sizes are rounded and at least 1."""
+    """Return a size times one random factor, see `sample_scale`; sizes are rounded and at least 1.
+
+    The authors' code cuts the fraction off instead; see `augment`.
+    """
     scale = sample_scale(rng, scale_range=scale_range, scale_step=scale_step)
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
@@ -55,7 +58,8 @@ def resize_pair(
 ) -> Arrays:
     """Resize an image bilinearly and its label to the nearest pixel, in the same geometry.
 
-    Pixel centres lie at half integers; outside the image its edge pixels are repeated.
+    Pixel centres lie at half integers; outside the image its edge pixels are repeated. The authors' code aligns the
+    corners instead; see `augment`.
 
     Args:
       image: `[H, W, C]`.

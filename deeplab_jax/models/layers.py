@@ -14,11 +14,10 @@ from jax.ad_checkpoint import checkpoint_name
 
 from deeplab_jax.checks import check_fields
 from deeplab_jax.errors import UserError
-from deeplab_jax.ops.atrous import Lowering, conv2d
+from deeplab_jax.ops.atrous import Lowering, Padding, conv2d
 from deeplab_jax.ops.batch_norm import batch_norm, normalise
 
 NormKind = Literal["batch", "frozen", "group", "none"]
-Padding = Literal["VALID", "SAME"] | None
 # For networks that can be built with or without padding.
 PADDINGS: dict[str, Padding] = {"same": None, "valid": "VALID"}
 Activation = Literal["relu", "relu6", "hard_swish", "none"]

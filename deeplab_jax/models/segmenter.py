@@ -18,8 +18,6 @@ from deeplab_jax.ops.resize import resize_bilinear
 
 Variables = dict[str, Any]
 
-Activation = Literal["softmax", "sigmoid"]
-
 SMALLEST_SIDE = 33
 
 
@@ -75,7 +73,7 @@ class Segmenter(CheckedModule):
     settings: LayerSettings = LayerSettings()
     aux_features: str | None = None
     recipe: str = ""
-    activation: Activation = "softmax"
+    activation: Literal["softmax", "sigmoid"] = "softmax"
 
     def __post_init__(self) -> None:
         if self.num_classes == 1 and self.activation == "softmax":
@@ -92,6 +90,66 @@ class Segmenter(CheckedModule):
             self.aux_head = FCNHead(self.num_classes, settings=self.settings, name="aux_head")
         if self.classifier_kernel:
             self.classifier = classifier(self.num_classes, self.classifier_kernel, settings=self.settings)
+
+    def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
+        """Return logits at the size of the images.
+
+        Args:
+          images: preprocessed floats `[N, H, W, in_channels]`, H and W from 33 up; U-Net as published takes 188, 204,
+            220, ...
+          train: whether batch statistics and dropout work as in training.
+
+        Returns:
+          float32 `[N, H, W, num_classes]`, H and W less the `border` on both sides. The logits of an auxiliary head, of
+          the same shape, are sown under `intermediates/aux`.
+
+        Raises:
+          UserError: images that are too small, of another rank or number of channels, or of a side that does not fit; a
+            decoder that does not lose the `border` that it names.
+        """
+        return self.resize(self._all_logits(images, train=train, resize_aux=True), images)
+
+    def _all_logits(self, images: jax.Array, *, train: bool, resize_aux: bool) -> jax.Array:
+        check_size(self, images)
+        if self.pyramid is None:
+            whole, _ = self._logits(images, images, train=train, resize_aux=resize_aux)
+            check_border(self, whole, images)
+            return whole
+        views = self.pyramid.views(images, smallest=SMALLEST_SIDE)
+        logits, seen = zip(
+            *[self._logits(view, images, train=train, resize_aux=resize_aux) for view in views], strict=True
+        )
+        return self.pyramid(list(logits), list(seen))
+
+    def _logits(
+        self, view: jax.Array, images: jax.Array, *, train: bool, resize_aux: bool
+    ) -> tuple[jax.Array, jax.Array]:
+        """Return the float32 logits of one view of the images, and the map before the classifier. If the decoder itself
+        returns the logits, that is the map before the decoder.
+        """
+        features = self._features(view, train=train)
+        x = before = features["context"][0]
+        if self.aux_features is not None:
+            if self.aux_features not in features:
+                raise UserError(f"aux_head: it needs {self.aux_features}; this backbone has {', '.join(features)}")
+            aux = self.aux_head(features[self.aux_features][0], train=train)
+            self.sow("intermediates", "aux", self.resize(aux, images) if resize_aux else aux.astype(jnp.float32))
+        if self.decoder is not None:
+            x = self.decoder(x, NamedFeatures({**features, "image": (view, 1)}), train=train)
+        if not self.classifier_kernel:
+            return x.astype(jnp.float32), before
+        return self.classifier(x).astype(jnp.float32), x
+
+    def _features(self, images: jax.Array, *, train: bool) -> Features:
+        if images.shape[-1] != self.in_channels:
+            raise UserError(f"images of shape {images.shape}: this network takes {self.in_channels} channels")
+        features = self.backbone(images, output_stride=self.output_stride, train=train)
+        if not isinstance(features, Mapping) or not all(isinstance(entry, tuple) for entry in features.values()):
+            raise UserError(f"{type(self.backbone).__name__}: a backbone has to return {{name: (map, stride)}}")
+        x, stride = list(features.values())[-1]
+        if self.context is not None:
+            x = self.context(x, output_stride=stride, train=train)
+        return {**features, "context": (x, stride)}
 
     @property
     def classifier_kernel(self) -> int:
@@ -133,86 +191,11 @@ class Segmenter(CheckedModule):
         """Whether the logits cover only the centre of the images."""
         return self.border > 0
 
-    def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        """Return logits at the size of the images.
-
-        Args:
-          images: preprocessed floats `[N, H, W, in_channels]`, H and W from 33 up; U-Net as published takes 188, 204,
-            220, ...
-          train: whether batch statistics and dropout work as in training.
-
-        Returns:
-          float32 `[N, H, W, num_classes]`, H and W less the `border` on both sides. The logits of an auxiliary head, of
-          the same shape, are sown under `intermediates/aux`.
-
-        Raises:
-          UserError: images that are too small, of another rank or number of channels, or of a side that does not fit; a
-            decoder that does not lose the `border` that it names.
-        """
-        return self.resize(self._all_logits(images, train=train, resize_aux=True), images)
-
-    def _logits(
-        self, view: jax.Array, images: jax.Array, *, train: bool, resize_aux: bool
-    ) -> tuple[jax.Array, jax.Array]:
-        """Return the float32 logits of one view of the images, and the map before the classifier. If the decoder itself
-        returns the logits, that is the map before the decoder.
-        """
-        features = self._features(view, train=train)
-        x = before = features["context"][0]
-        if self.aux_features is not None:
-            if self.aux_features not in features:
-                raise UserError(f"aux_head: it needs {self.aux_features}; this backbone has {', '.join(features)}")
-            aux = self.aux_head(features[self.aux_features][0], train=train)
-            self.sow("intermediates", "aux", self.resize(aux, images) if resize_aux else aux.astype(jnp.float32))
-        if self.decoder is not None:
-            x = self.decoder(x, NamedFeatures({**features, "image": (view, 1)}), train=train)
-        if not self.classifier_kernel:
-            return x.astype(jnp.float32), before
-        return self.classifier(x).astype(jnp.float32), x
-
-    def _features(self, images: jax.Array, *, train: bool) -> Features:
-        if images.shape[-1] != self.in_channels:
-            raise UserError(f"images of shape {images.shape}: this network takes {self.in_channels} channels")
-        features = self.backbone(images, output_stride=self.output_stride, train=train)
-        if not isinstance(features, Mapping) or not all(isinstance(entry, tuple) for entry in features.values()):
-            raise UserError(f"{type(self.backbone).__name__}: a backbone has to return {{name: (map, stride)}}")
-        x, stride = list(features.values())[-1]
-        if self.context is not None:
-            x = self.context(x, output_stride=stride, train=train)
-        return {**features, "context": (x, stride)}
-
     def coarse_logits(self, images: jax.Array, *, train: bool = False) -> jax.Array:
         """Return the classifier's float32 output `[N, h, w, num_classes]` before it is resized to the image. An
         auxiliary head's output is sown without a resize too.
         """
         return self._all_logits(images, train=train, resize_aux=False)
-
-    def _all_logits(self, images: jax.Array, *, train: bool, resize_aux: bool) -> jax.Array:
-        if images.ndim != 4 or any(side < SMALLEST_SIDE for side in images.shape[1:3]):
-            raise UserError(
-                f"images of shape {images.shape}: expected [N, H, W, C] with H and W of at least {SMALLEST_SIDE}"
-            )
-        fitting = tuple(self.fitting_side(side) for side in images.shape[1:3])
-        if fitting != images.shape[1:3]:
-            smallest = self.fitting_side(1)
-            raise UserError(
-                f"images of {images.shape[1]}x{images.shape[2]}: this network takes {smallest}, "
-                f"{self.fitting_side(smallest + 1)}, ... pixels on each side; {fitting[0]}x{fitting[1]} would fit"
-            )
-        if self.pyramid is None:
-            whole, _ = self._logits(images, images, train=train, resize_aux=resize_aux)
-            covered = tuple(side - 2 * self.border for side in images.shape[1:3])
-            if self.valid and whole.shape[1:3] != covered:
-                raise UserError(
-                    f"{type(self.decoder).__name__}.border={self.border}: the logits of images of {images.shape[1]}x"
-                    f"{images.shape[2]} have to be {covered[0]}x{covered[1]}, not {whole.shape[1]}x{whole.shape[2]}"
-                )
-            return whole
-        views = self.pyramid.views(images, smallest=SMALLEST_SIDE)
-        logits, seen = zip(
-            *[self._logits(view, images, train=train, resize_aux=resize_aux) for view in views], strict=True
-        )
-        return self.pyramid(list(logits), list(seen))
 
     def coarse_logits_of_whole(self, images: jax.Array) -> jax.Array:
         """Return logits that cover the images to their borders, which are mirrored if the network is `valid`."""
@@ -241,6 +224,31 @@ class Segmenter(CheckedModule):
         fit: Callable[[int], int] = getattr(self.decoder, "fitting_side", lambda side: side)
         # In this order: a symbol in a shape is known to be at least the smallest side, but not whether it is larger.
         return fit(max(side, SMALLEST_SIDE))
+
+
+def check_size(model: Segmenter, images: jax.Array) -> None:
+    """Raise a UserError unless images `[N, H, W, C]` have sides that a network takes."""
+    if images.ndim != 4 or any(side < SMALLEST_SIDE for side in images.shape[1:3]):
+        raise UserError(
+            f"images of shape {images.shape}: expected [N, H, W, C] with H and W of at least {SMALLEST_SIDE}"
+        )
+    fitting = tuple(model.fitting_side(side) for side in images.shape[1:3])
+    if fitting != images.shape[1:3]:
+        smallest = model.fitting_side(1)
+        raise UserError(
+            f"images of {images.shape[1]}x{images.shape[2]}: this network takes {smallest}, "
+            f"{model.fitting_side(smallest + 1)}, ... pixels on each side; {fitting[0]}x{fitting[1]} would fit"
+        )
+
+
+def check_border(model: Segmenter, logits: jax.Array, images: jax.Array) -> None:
+    """Raise a UserError where a decoder loses another border than it names."""
+    covered = tuple(side - 2 * model.border for side in images.shape[1:3])
+    if model.valid and logits.shape[1:3] != covered:
+        raise UserError(
+            f"{type(model.decoder).__name__}.border={model.border}: the logits of images of {images.shape[1]}x"
+            f"{images.shape[2]} have to be {covered[0]}x{covered[1]}, not {logits.shape[1]}x{logits.shape[2]}"
+        )
 
 
 def extend_by_mirroring(images: jax.Array, *, border: int, fit: Callable[[int], int]) -> jax.Array:

@@ -9,7 +9,7 @@
 - `crf`: mean-field inference of the DenseCRF (DeepLabv1 and v2).
 - `metrics`: mean IoU and others, from a confusion matrix.
 
-`lowerings`, `taps`, `bilinear` and `loss_bands` compute the same numbers in less time or memory. `observe` counts
+`lowerings`, `taps`, `primitive` and `loss_bands` compute the same numbers in less time or memory. `observe` counts
 convolutions.
 """
 

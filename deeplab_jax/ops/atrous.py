@@ -69,10 +69,13 @@ def conv2d(
 
     Raises:
       ValueError: an unknown lowering or padding, a rate or stride below 1, or an even kernel with `padding=None`.
+      TypeError: a map and a kernel of different dtypes.
       AssertionError: shapes that do not fit.
     """
     chex.assert_rank([x, kernel], 4)
     chex.assert_axis_dimension(kernel, 2, x.shape[-1] // feature_group_count)
+    if x.dtype != kernel.dtype:
+        raise TypeError(f"the map is {x.dtype} and the kernel {kernel.dtype}: give both the same dtype")
     if lowering not in FORMS:
         raise ValueError(f"lowering={lowering!r}: choose from {', '.join(FORMS)}")
     if rate < 1 or stride < 1:

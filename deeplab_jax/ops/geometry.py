@@ -78,8 +78,11 @@ def valid_tap_counts(size: int, kernel_size: int, rate: int) -> np.ndarray:
 
     Returns:
       int64 array `[size]`, values 1 to `kernel_size`.
+
+    Raises:
+      ValueError: the kernel is even, and has no centre.
     """
-    before = (kernel_size - 1) // 2 * rate
+    before = same_padding(kernel_size, rate)
     return np.sum(taps_on_map(size, size, kernel_size, stride=1, rate=rate, before=before), axis=1)
 
 
@@ -97,6 +100,9 @@ def valid_weight_counts(size: int, kernel_size: int, rate: int) -> np.ndarray:
     Returns:
       int64 array `[k * k]`; element `i` is the number of positions with `i + 1` valid weights. The sum is `size *
       size`.
+
+    Raises:
+      ValueError: the kernel is even, and has no centre.
     """
     per_axis = valid_tap_counts(size, kernel_size, rate)
     counts = np.bincount(np.outer(per_axis, per_axis).ravel(), minlength=kernel_size**2 + 1)

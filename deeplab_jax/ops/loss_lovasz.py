@@ -1,7 +1,5 @@
 """The Lovász losses (Berman et al., CVPR 2018): a convex extension of the Jaccard loss of the predicted classes."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
@@ -17,8 +15,8 @@ def lovasz(
     *,
     align_corners: bool,
     class_weights: jax.Array | None = None,
+    top_k: float = 1.0,
     parts: int = 1,
-    **_: Any,
 ) -> Results:
     """Return the Lovász-softmax, or for sigmoids the Lovász hinge, in the form of `LOSSES`.
 
@@ -35,6 +33,7 @@ def lovasz(
     Args:
       logits, labels, align_corners, parts: see `over_bands`.
       class_weights: `[K]`, for a weighted mean of the classes; of no effect for one logit.
+      top_k: of no effect; the loss is no sum over pixels.
 
     Returns:
       `(loss times count, count, right)`: the count is that of the labelled pixels, or of all labels where a pixel has

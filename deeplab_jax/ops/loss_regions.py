@@ -22,12 +22,12 @@ def tversky(
     *,
     align_corners: bool,
     class_weights: jax.Array | None = None,
+    top_k: float = 1.0,
     parts: int = 1,
     tversky_alpha: float = 0.3,
     tversky_beta: float = 0.7,
     tversky_gamma: float = 1.0,
     region_smooth: float = 0.0,
-    **_: Any,
 ) -> Results:
     """Return 1 - the mean Tversky index of the classes (Salehi et al., MLMI 2017), in the form of `LOSSES`.
 
@@ -43,6 +43,7 @@ def tversky(
     Args:
       logits, labels, align_corners, parts: see `over_bands`.
       class_weights: `[K]`, for a weighted mean of the classes; of no effect for one logit.
+      top_k: of no effect; the loss is no sum over pixels.
       tversky_alpha, tversky_beta: factors of the false positives, and of the false negatives; at 0.5 both it is the
         Dice loss, at 1 the Jaccard loss.
       tversky_gamma: exponent of each class's loss; 0.75 in the paper of the focal Tversky loss.

@@ -138,10 +138,10 @@ def ohem(
     *,
     align_corners: bool,
     class_weights: jax.Array | None = None,
+    top_k: float = 1.0,
     parts: int = 1,
     ohem_threshold: float = 0.7,
     ohem_min_kept: int = 100_000,
-    **_: Any,
 ) -> Results:
     """Return the cross-entropy of the hard pixels: those whose label has a probability below a threshold.
 
@@ -152,6 +152,7 @@ def ohem(
     Args:
       logits, labels, align_corners, parts: see `over_bands`.
       class_weights: see `pixel_losses`.
+      top_k: of no effect; the threshold ranks the pixels.
       ohem_threshold: probability, above 0 and below 1.
       ohem_min_kept: times the number of images, the smallest number of pixels to keep: the hardest of all images.
 
@@ -181,6 +182,8 @@ def weighted_sum(terms: Sequence[tuple[float, Loss]], logits: jax.Array, labels:
     return mean * count, count, results[0][1][2]
 
 
+RANKED = ("cross_entropy", "boundary_cross_entropy", "focal")
+"""Losses that sum the hardest pixels alone where `top_k` says so; the others take it and do not use it."""
 OF_REGIONS = ("dice", "jaccard", "tversky", "lovasz")
 """Losses that compare regions: with one logit, those of the object alone."""
 LOSSES: dict[str, Loss] = {
@@ -196,8 +199,8 @@ LOSSES: dict[str, Loss] = {
 """Name -> `loss(logits, labels, *, align_corners, class_weights, top_k, parts)` -> `(sum, count, right)`.
 
 A batch's gradient is that of the sum of all sums divided by the sum of all counts. A loss that is not a sum over pixels
-resizes the logits itself (`ops.resize`, or in bands with `ops.loss_bands.over_bands`), and may take unused arguments as
-`**_`. An argument that has the name of a key of `config.train.loss_options` gets its value.
+resizes the logits itself (`ops.resize`, or in bands with `ops.loss_bands.over_bands`), and takes arguments
+that it does not use. An argument that has the name of a key of `config.train.loss_options` gets its value.
 """
 
 __all__ = [

@@ -16,8 +16,8 @@ from typing import Literal
 import jax
 from jax import lax
 
-from deeplab_jax.ops.bilinear import Form, bilinear, gradient_by_jax
 from deeplab_jax.ops.geometry import Window
+from deeplab_jax.ops.primitive import Form, convolution_primitive, gradient_by_jax
 from deeplab_jax.ops.taps import input_gradient, kernel_gradient, pad, sum_of_taps
 
 # The limits that `choose_on_cpu` uses; `python -m experiments.benchmarks --parts lowerings` measures them.
@@ -46,7 +46,9 @@ def covers(lowering: str, shape: Sequence[int], kernel_shape: Sequence[int], win
     }[lowering]
 
 
-taps: Form = bilinear("convolution_by_taps", sum_of_taps, partial(input_gradient, sum_of_taps), kernel_gradient)
+taps: Form = convolution_primitive(
+    "convolution_by_taps", sum_of_taps, partial(input_gradient, sum_of_taps), kernel_gradient
+)
 
 
 def faster_on_cpu(direct: Form) -> Form:
@@ -87,7 +89,7 @@ def faster_on_cpu(direct: Form) -> Form:
 
         return lax.platform_dependent(x, gradient, cpu=cpu, default=default)
 
-    return bilinear("convolution_by_platform", auto, of_input, of_kernel)
+    return convolution_primitive("convolution_by_platform", auto, of_input, of_kernel)
 
 
 def choose_on_cpu(shape: Sequence[int], kernel_shape: Sequence[int], window: Window) -> Literal["direct", "taps"]:

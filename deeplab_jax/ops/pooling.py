@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from deeplab_jax.ops.resize import require_floating
+
 
 def max_pool(
     x: jax.Array, *, window: int, stride: int, rate: int = 1, padding: Literal["SAME"] | None = None
@@ -30,7 +32,12 @@ def max_pool(
       rate: distance of the pixels within a window, for maps whose stride became a rate.
       padding: None is symmetric; "SAME" is TensorFlow's, whose windows are not centred where a stride meets an even
         side.
+
+    Raises:
+      ValueError: another padding.
     """
+    if padding not in (None, "SAME"):
+        raise ValueError(f"padding={padding!r}: give None or 'SAME'")
     extent = (window - 1) * rate
     lowest = jnp.array(-jnp.inf, x.dtype)
     for axis in (1, 2):
@@ -50,7 +57,12 @@ def max_pool(
 
 
 def global_average_pool(x: jax.Array) -> jax.Array:
-    """Return the average over height and width, in float32: `[N, H, W, C] -> [N, 1, 1, C]` of the dtype of `x`."""
+    """Return the average over height and width, in float32: `[N, H, W, C] -> [N, 1, 1, C]` of the dtype of `x`.
+
+    Raises:
+      TypeError: `x` is not of a floating dtype.
+    """
+    require_floating(x)
     return jnp.mean(x, axis=(1, 2), keepdims=True, dtype=jnp.float32).astype(x.dtype)
 
 
@@ -88,7 +100,11 @@ def adaptive_average_pool(x: jax.Array, bins: int) -> jax.Array:
 
     Region i reaches from `floor(i H / bins)` to `ceil((i + 1) H / bins)`, as in PyTorch, so regions may share a row.
     The averages are computed in float32.
+
+    Raises:
+      TypeError: `x` is not of a floating dtype.
     """
+    require_floating(x)
     rows, columns = (jnp.asarray(_averaging_matrix(size, bins)) for size in x.shape[1:3])
     averages = jnp.einsum("ph,qw,nhwc->npqc", rows, columns, x.astype(jnp.float32), precision=lax.Precision.HIGHEST)
     return averages.astype(x.dtype)

@@ -29,7 +29,11 @@ def resize_bilinear(x: jax.Array, size: Sequence[int], *, align_corners: bool) -
 
     Returns:
       `[N, height, width, C]` of the dtype of `x`; `x` itself if it has that size.
+
+    Raises:
+      TypeError: `x` is not of a floating dtype.
     """
+    require_floating(x)
     for axis, target in ((2, size[1]), (1, size[0])):
         source = x.shape[axis]
         if source == target:
@@ -45,6 +49,14 @@ def resize_bilinear(x: jax.Array, size: Sequence[int], *, align_corners: bool) -
         else:
             x = interpolate_rows(x, weights)
     return x
+
+
+def require_floating(x: jax.Array) -> None:
+    """Raise a TypeError unless an array has a floating dtype: in another, averages and weights between 0 and 1 would
+    lose their fractions.
+    """
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(f"the map is {x.dtype}: convert it to a floating dtype first")
 
 
 def interpolate_rows(x: jax.Array, weights: jax.Array) -> jax.Array:

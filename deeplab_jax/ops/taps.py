@@ -20,8 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from deeplab_jax.ops.bilinear import Form
 from deeplab_jax.ops.geometry import NO_PADS, Pads, Window, taps_on_map
+from deeplab_jax.ops.primitive import Form
 
 Tap = tuple[int, int]
 WHOLE_ROWS_SHARE = 0.7  # `python -m experiments.benchmarks --parts lowerings` measures it.

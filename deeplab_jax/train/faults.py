@@ -16,8 +16,6 @@ from deeplab_jax.train.signals import Interrupted
 from deeplab_jax.train.state import TrainState, restore
 from deeplab_jax.train.step import Metrics
 
-Step = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
-
 
 def is_finite(metrics: Metrics) -> bool:
     """Whether a step's update was made; waits for the step."""

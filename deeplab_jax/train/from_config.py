@@ -23,7 +23,7 @@ from deeplab_jax.models.preprocessing import Preprocessing
 from deeplab_jax.models.segmenter import Segmenter, abstract_variables
 from deeplab_jax.ops.losses import Loss
 from deeplab_jax.train.given import NOTHING, Given, is_own, recorded, require_named
-from deeplab_jax.train.losses import find_loss
+from deeplab_jax.train.losses import check_loss, find_loss
 from deeplab_jax.train.optimizer import make_optimizer, without_frozen
 from deeplab_jax.train.patience import with_steps
 from deeplab_jax.train.schedules import Schedule, checked_schedule, make_schedule
@@ -127,6 +127,11 @@ def build_model(config: ConfigDict, *, num_classes: int, multilabel: bool = Fals
         )
     if one_logit:  # The network has it anyway; with the option, more classes would become labels of one pixel.
         del options["activation"]
+    if (ends := config.data.value_range) and (len(ends) != 2 or not ends[0] < ends[1]):
+        raise UserError(
+            f"config.data.value_range={ends}: give the stored values of black and white, the lower one first, such as "
+            "(0,4095)"
+        )
     reading = {"channels": config.data.channels, "stored_range": config.data.value_range}
     return from_description(
         {
@@ -188,29 +193,15 @@ def build_step(
     """Return `train_step` as a function of state and batch alone, with a loss of the user's own if it is given.
 
     Raises:
-      UserError: an unknown loss, options that it does not take, an average that is debiased but not kept, or class
-        weights that are not one per class.
+      UserError: as `find_loss` and `check_loss`, or an average that is debiased but not kept.
     """
     t = config.train
     if own_loss is None:
         require_named(config, "loss")
-    loss = find_loss(
-        t.loss,
-        options=t.loss_options,
-        top_k=t.top_k,
-        class_weights=t.class_weights,
-        module=config.module,
-        one_logit=model.num_classes == 1,
-        softmax=model.num_classes > 1 and not model.multilabel,
-        given=own_loss,
-    )
+    check_loss(t, model, module=config.module, given=own_loss)
+    loss = find_loss(t.loss, model, options=t.loss_options, module=config.module, given=own_loss)
     if t.ema_debias and not t.ema_decay:
         raise UserError("config.train.ema_debias=True: there is no average; set config.train.ema_decay=0.999 too")
-    if (count := len(t.class_weights)) not in (0, model.label_classes):
-        raise UserError(
-            f"config.train.class_weights has {count} values, the data has {model.label_classes} classes; give one for "
-            "each"
-        )
     of_model = {**arguments(t, keys.Objective), "loss": loss, "freeze": tuple(config.optimizer.freeze)}
     objective, key = partial(summed_loss, model=model, **of_model), jax.random.key(t.seed)
     return partial(train_step, objective=objective, optimizer=optimizer, key=key, **arguments(t, keys.Step))

@@ -56,7 +56,11 @@ def fresh_state(
       shardings: the place of each array.
       config: its seed, `init` and `init_scope` are used.
       model, images, say: see `initial_variables`.
+
+    Raises:
+      UserError: as `check_scope` and `initial_variables`.
     """
+    check_scope(config.init_scope, config.init)
     # It runs once, so it is compiled quickly: a third of the time, the same numbers.
     hurry = {"xla_backend_optimization_level": 0}
     make, key = jax.jit(initial, out_shardings=shardings, compiler_options=hurry), jax.random.key(config.train.seed)
@@ -65,6 +69,19 @@ def fresh_state(
         return state
     fresh = state.variables()
     return make(key, variables=initial_variables(fresh, config.init, config.init_scope, model, images=images, say=say))
+
+
+def check_scope(scope: str, path: str) -> None:
+    """Raise a UserError for an unknown scope, or a part that no weights are given for: training would start from random
+    weights alone.
+    """
+    if scope not in SCOPES:
+        raise UserError(f"config.init_scope={scope!r}: {did_you_mean(scope, SCOPES)}")
+    if scope != "all" and not path:
+        raise UserError(
+            f"config.init_scope={scope!r}: no weights are given to take it from; add --config.init=MODEL, or start "
+            "from random weights with --config.init_scope=all"
+        )
 
 
 def initial_variables(
@@ -93,8 +110,7 @@ def initial_variables(
     Raises:
       UserError: an unknown scope, nothing at the path, or tensors that do not fit.
     """
-    if scope not in SCOPES:
-        raise UserError(f"config.init_scope={scope!r}: {did_you_mean(scope, SCOPES)}")
+    check_scope(scope, path)
     flat = flatten_variables(fresh)
     wanted = {name: value for name, value in flat.items() if SCOPES[scope](name)}
     with together():

@@ -1,16 +1,16 @@
 """The training loop: create, restore, and for each batch step, log, evaluate, save."""
 
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
+from rich.console import Console
 
 from deeplab_jax.config_values import check
 from deeplab_jax.distributed import together
 from deeplab_jax.train.batches import Batches
-from deeplab_jax.train.faults import Step, is_finite, saving_first, saying_skipped
+from deeplab_jax.train.faults import saying_skipped
 from deeplab_jax.train.from_config import build_mesh, build_optimizer, build_step, model_for, open_splits
 from deeplab_jax.train.given import NOTHING, Given
 from deeplab_jax.train.initialise import fresh_state
@@ -18,10 +18,18 @@ from deeplab_jax.train.notes import announce
 from deeplab_jax.train.program import build_program
 from deeplab_jax.train.run import Run
 from deeplab_jax.train.state import TrainState
+from deeplab_jax.train.step import Step
 from deeplab_jax.train.validation import Results, Validation
 
 
-def train(config: ConfigDict, workdir: str | Path, *, given: Given = NOTHING, **how: Any) -> Results | None:
+def train(
+    config: ConfigDict,
+    workdir: str | Path,
+    *,
+    given: Given = NOTHING,
+    allow_config_change: bool = False,
+    console: Console | None = None,
+) -> Results | None:
     """Train a model, or resume in this run directory.
 
     Args:
@@ -29,7 +37,7 @@ def train(config: ConfigDict, workdir: str | Path, *, given: Given = NOTHING, **
       workdir: receives `config.json`, `run.json`, `model.json`, `checkpoints/`, `metrics.jsonl`, `tensorboard/` and
         `pictures/`.
       given: parts in the place of those that the configuration names, and functions to call.
-      how: `allow_config_change` and `console`; see `Run`.
+      allow_config_change, console: see `Run`.
 
     Returns:
       The last evaluation, or None if the run was already complete.
@@ -38,7 +46,7 @@ def train(config: ConfigDict, workdir: str | Path, *, given: Given = NOTHING, **
       UserError: anything in the configuration, data or directory that the user can fix.
       Interrupted: after Ctrl-C or SIGTERM, once the state is saved.
     """
-    with Run(Path(workdir), given, **how) as run:
+    with Run(Path(workdir), given, allow_config_change=allow_config_change, console=console) as run:
         with together():  # A failure on one process is a failure on all of them, before anything is written.
             check(config)
             config, train_source, val_source = open_splits(config, given)
@@ -64,31 +72,13 @@ def run_steps(
     run: Run, state: TrainState, step: Step, batches: Iterator[Any], evaluate: Callable[..., Results]
 ) -> Results | None:
     """Run the steps after `run.start`; return the last evaluation."""
-    results = None
-    if run.lacks_evaluation(run.start):
-        results = evaluate(run, run.start, state)
-        run.add_evaluation(run.start, results)
-    with together():
-        batch = next(batches, None)
-    run.clock.restart()
+    results = run.catch_up(state, evaluate)
+    batch = run.first_batch(batches)
     for number in run.numbers():
         state, metrics = step(state, batch)
-        run.stop.wait_for_step()  # Only now: the first step takes long to compile.
-        used, new = batch, None
-        with saving_first(partial(run.log_and_save, number, state, metrics)), together():
-            batch = run.clock.fetch(batches)  # While the devices work.
-            run.clock.wait_for_step(metrics)
-        if not is_finite(metrics):
-            run.stop_or_skip(number, state, used, metrics)
+        used, batch = batch, run.next_batch(number, state, metrics, batches)  # While the devices work.
+        run.check_finite(number, state, metrics, used)
         run.log(number, state, metrics)
-        due = run.is_due(number)
-        if due and not run.stop.asked():
-            with saving_first(partial(run.save, number, state)):
-                results = new = evaluate(run, number, state)
-        asked = run.stop.asked()
-        if due or asked or number % run.settings.checkpoint_every == 0:
-            run.save(number, state, new)
-        if asked:
-            run.stop.check(number, run.settings.steps)
+        results = run.finish(number, state, evaluate) or results  # Evaluates and saves if it is time.
     run.say_skipped_updates(state)
     return results

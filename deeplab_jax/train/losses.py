@@ -2,77 +2,100 @@
 
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 import jax
+from ml_collections import ConfigDict
 
-from deeplab_jax.config_keys import LossOptions, defaults
+from deeplab_jax.config_keys import LossOptions, Objective, defaults
 from deeplab_jax.errors import UserError, did_you_mean
 from deeplab_jax.extensions import own_errors, own_table
-from deeplab_jax.ops.losses import LOSSES, OF_REGIONS, Loss, weighted_sum
+from deeplab_jax.models.segmenter import Segmenter
+from deeplab_jax.ops.losses import LOSSES, OF_REGIONS, RANKED, Loss, weighted_sum
 
 KEY = "config.train.loss"
+GIVEN = "the loss that was given"
 
 
 def find_loss(
     text: str,
+    model: Segmenter,
     *,
     options: Mapping[str, Any] | None = None,
-    top_k: float = 1.0,
-    class_weights: Sequence[float] = (),
     module: str = "",
-    one_logit: bool = False,
-    softmax: bool = True,
     given: Loss | None = None,
 ) -> Loss:
     """Return the loss that a text names: an entry of `ops.losses.LOSSES` or of the table `LOSSES` of a user's own file,
     or a weighted sum of several, such as `cross_entropy + 0.5*dice`.
 
-    A user's own loss sees one logit (`one_logit`) as two, 0 and the logit. Their softmax is the logit's sigmoid, so a
+    A user's own loss sees the one logit of a model as two, 0 and the logit. Their softmax is the logit's sigmoid, so a
     loss that was written for classes holds for it, too.
 
     Args:
       text: value of `config.train.loss`.
+      model: the network whose logits the loss gets.
       options: values of `config.train.loss_options`; each loss takes those that it has as arguments.
-      top_k, class_weights: the values of `config.train`, which the loss gets later; here they are only checked.
       module: path of the user's own file, or "".
-      one_logit: whether the network has one logit.
-      softmax: whether the classes of a pixel exclude each other, with a logit for each.
       given: a loss of the user's own, which takes the place of the named one.
 
     Raises:
-      UserError: there is none of that name, the sum cannot be read, or an option is set that no loss takes or that
-        would change nothing.
+      UserError: there is none of that name, or the sum cannot be read.
     """
-    own = own_table(module, "LOSSES")
-    if given is not None:
-        text, module, own = "the loss that was given", "", {"the loss that was given": given}
-    losses = {**LOSSES, **own}
-    weights = {text: 1.0} if text in losses else read_sum(text, losses)
+    weights, losses, own = _chosen(text, module, given)
     options = {**defaults(LossOptions), **(options or {})}
-    taken = {name: _arguments(losses[name]) for name in weights}
-    _check_options(text, options, losses, used=set().union(*taken.values()))
-    if top_k != 1 and not any(name in own or "top_k" in taken[name] for name in weights):
-        raise UserError(f"config.train.top_k={top_k}: {text} ranks no pixels by their loss; set it to 1.0")
-    if one_logit and len(class_weights) and set(weights) <= set(OF_REGIONS):
-        raise UserError(
-            f"config.train.class_weights={tuple(class_weights)}: {text} of one logit is of the object alone, so they "
-            "change nothing; set it to (), or add cross_entropy to the loss"
-        )
-    if softmax and options["focal_alpha"]:
-        raise UserError(
-            f"{KEY}_options.focal_alpha={options['focal_alpha']}: it weights label 1 against label 0 of a sigmoid, and "
-            "the model has a softmax; set it to 0, and weight the classes by config.train.class_weights"
-        )
     terms = []
     for name, weight in weights.items():
-        loss = partial(losses[name], **{key: value for key, value in options.items() if key in taken[name]})
+        taken = _arguments(losses[name])
+        loss = partial(losses[name], **{key: value for key, value in options.items() if key in taken})
         if name in own:
-            loss = partial(_checked, loss, f"{module}: LOSSES[{name!r}]" if module else name, module, one_logit)
+            what = name if given is not None else f"{module}: LOSSES[{name!r}]"
+            loss = partial(_checked, loss, what, "" if given is not None else module, model.num_classes == 1)
         terms.append((weight, loss))
-    return terms[0][1] if text in losses else partial(weighted_sum, terms)
+    alone = given is not None or text in losses
+    return terms[0][1] if alone else partial(weighted_sum, terms)
+
+
+def check_loss(train: ConfigDict, model: Segmenter, *, module: str = "", given: Loss | None = None) -> None:
+    """Raise a UserError where the section `train` sets something about the loss that the chosen one, or the model,
+    has no use for; see `find_loss`.
+    """
+    weights, losses, own = _chosen(train.loss, module, given)
+    text, options = train.loss if given is None else GIVEN, train.loss_options
+    _check_options(text, options, losses, used=set().union(*(_arguments(losses[name]) for name in weights)))
+    if train.top_k != 1 and not any(name in own or name in RANKED for name in weights):
+        raise UserError(f"config.train.top_k={train.top_k}: {text} ranks no pixels by their loss; set it to 1.0")
+    if model.num_classes == 1 and train.class_weights and set(weights) <= set(OF_REGIONS):
+        raise UserError(
+            f"config.train.class_weights={tuple(train.class_weights)}: {text} of one logit is of the object alone, so "
+            "they change nothing; set it to (), or add cross_entropy to the loss"
+        )
+    if options.focal_alpha and model.num_classes > 1 and not model.multilabel:
+        raise UserError(
+            f"{KEY}_options.focal_alpha={options.focal_alpha}: it weights label 1 against label 0 of a sigmoid, and "
+            "the model has a softmax; set it to 0, and weight the classes by config.train.class_weights"
+        )
+    if (count := len(train.class_weights)) not in (0, model.label_classes):
+        raise UserError(
+            f"config.train.class_weights has {count} values, the data has {model.label_classes} classes; give one for "
+            "each"
+        )
+    usual = Objective().aux_weight
+    if train.aux_weight != usual and model.aux_features is None:
+        raise UserError(
+            f"config.train.aux_weight={train.aux_weight}: the model has no auxiliary head; leave it at {usual}, or set "
+            "config.model.options.aux_head=True too"
+        )
+
+
+def _chosen(text: str, module: str, given: Loss | None) -> tuple[dict[str, float], dict[str, Loss], set[str]]:
+    """Return the names and weights of the chosen losses, all losses by name, and which names are the user's own."""
+    if given is not None:
+        return {GIVEN: 1.0}, {**LOSSES, GIVEN: given}, {GIVEN}
+    own = own_table(module, "LOSSES")
+    losses = {**LOSSES, **own}
+    return {text: 1.0} if text in losses else read_sum(text, losses), losses, set(own)
 
 
 def read_sum(text: str, losses: Mapping[str, Any]) -> dict[str, float]:

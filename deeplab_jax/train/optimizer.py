@@ -18,6 +18,7 @@ from deeplab_jax.train.schedules import Schedule
 
 BETAS = {"adam": (0.9, 0.999), "adamw": (0.9, 0.999), "lamb": (0.9, 0.999), "lion": (0.9, 0.99)}
 NAMES = ("sgd", *BETAS)
+MOMENTUM = 0.9
 STAGE = re.compile(r"backbone/conv(\d+)_")
 LAST = re.compile(r"backbone/last/")  # MobileNetV2's last convolution belongs to the stage before it.
 # ResNets call their stem conv1, without a unit.
@@ -29,7 +30,7 @@ def make_optimizer(
     schedule: Schedule,
     *,
     name: str = "sgd",
-    momentum: float = 0.9,
+    momentum: float = MOMENTUM,
     nesterov: bool = False,
     betas: Sequence[float] = (),
     weight_decay: float = 4e-5,
@@ -95,6 +96,11 @@ def update_rule(
         raise UserError(f"config.optimizer.name={name!r}: {did_you_mean(name, NAMES)}")
     if nesterov and name != "sgd":
         raise UserError(f"config.optimizer.nesterov=True: {name} has none; set it to False, or choose sgd")
+    if momentum != MOMENTUM and name != "sgd":
+        raise UserError(
+            f"config.optimizer.momentum={momentum}: {name} has none; leave it at {MOMENTUM}, and set "
+            "config.optimizer.betas"
+        )
     if betas and (name == "sgd" or len(betas) != 2):
         raise UserError(
             f"config.optimizer.betas={tuple(betas)}: "

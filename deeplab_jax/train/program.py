@@ -10,9 +10,9 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from deeplab_jax.models.segmenter import Segmenter
-from deeplab_jax.train.faults import Step
 from deeplab_jax.train.sharding import replicated, state_shardings
 from deeplab_jax.train.state import TrainState, create_state
+from deeplab_jax.train.step import Step
 
 # By default XLA's schedule for a CPU runs early what depends on the parameters alone, and keeps a copy of every kernel
 # until the gradient needs it. This one keeps less (18% for CamVid, 37% for ResNet-101), and a step takes 2% longer.

@@ -18,6 +18,7 @@ from deeplab_jax.config import state_val_rule, to_plain
 from deeplab_jax.data.source import Source
 from deeplab_jax.distributed import gathered, is_first, together, watch, whole
 from deeplab_jax.errors import UserError
+from deeplab_jax.evaluate.results import Results
 from deeplab_jax.files import read_json, write_json
 from deeplab_jax.models.segmenter import Segmenter
 from deeplab_jax.terminal import plain_console
@@ -50,6 +51,8 @@ from deeplab_jax.weights.by_name import origin_of
 from deeplab_jax.weights.folder import CHECKPOINTS, INITIALISED, MODEL_FILE, write_description
 
 POSTMORTEM, BATCH_FILE = "postmortem", "batch.npz"
+# Called with the run, the number of a step and its state.
+Evaluate = Callable[..., Results]
 
 
 class Run:
@@ -189,6 +192,52 @@ class Run:
         with together():
             return start > 0 and self.is_due(start) and not self.checkpoints.metrics(start)
 
+    def catch_up(self, state: TrainState, evaluate: Evaluate) -> Results | None:
+        """Evaluate the restored step if its evaluation was cut short, add the results to its checkpoint and return
+        them.
+        """
+        if not self.lacks_evaluation(self.start):
+            return None
+        results = evaluate(self, self.start, state)
+        self._evaluations.add(self.start, kept_metrics(results)[METRIC])
+        self.checkpoints.add_metrics(self.start, kept_metrics(results))
+        self._after_evaluation(self.start, results)
+        return results
+
+    def first_batch(self, batches: Iterator[Any]) -> Any:
+        """Return the batch of the first step; the clock starts behind it."""
+        with together():
+            batch = next(batches, None)
+        self.clock.restart()
+        return batch
+
+    def next_batch(self, number: int, state: TrainState, metrics: Metrics, batches: Iterator[Any]) -> Any:
+        """Return the batch after that of step `number`, None after the last, once this step is done. What fails here
+        costs no step.
+        """
+        self.stop.wait_for_step()  # Only now: the first step takes long to compile.
+        with saving_first(partial(self.log_and_save, number, state, metrics)), together():
+            batch = self.clock.fetch(batches)
+            self.clock.wait_for_step(metrics)
+        return batch
+
+    def finish(self, number: int, state: TrainState, evaluate: Evaluate) -> Results | None:
+        """Evaluate the state of a step and save it, each if it is time; return the results, or None without any.
+
+        Raises:
+          Interrupted: a signal asks to stop. The state is saved, and no evaluation begins.
+        """
+        results, due = None, self.is_due(number)
+        if due and not self.stop.asked():
+            with saving_first(partial(self.save, number, state)):
+                results = evaluate(self, number, state)
+        asked = self.stop.asked()
+        if due or asked or number % self.settings.checkpoint_every == 0:
+            self.save(number, state, results)
+        if asked:
+            self.stop.check(number, self.settings.steps)
+        return results
+
     def log(self, number: int, state: TrainState, metrics: Metrics) -> None:
         """Record a step's numbers if it is time, and call `on_step` with them. What fails there costs no step."""
         with saving_first(partial(self.save, number, state)):
@@ -205,7 +254,7 @@ class Run:
         with together():
             return report(number, int(state.step), metrics, self._schedule, self.clock, self.writers)
 
-    def save(self, number: int, state: TrainState, results: dict[str, Any] | None = None) -> None:
+    def save(self, number: int, state: TrainState, results: Results | None = None) -> None:
         """Save a checkpoint, with the results of its evaluation if there was one; then call `on_evaluation`."""
         metrics = None if results is None else kept_metrics(results)
         if metrics is not None:
@@ -215,7 +264,7 @@ class Run:
         if results is not None:
             self._after_evaluation(number, results)
 
-    def _after_evaluation(self, number: int, results: dict[str, Any]) -> None:
+    def _after_evaluation(self, number: int, results: Results) -> None:
         self._call(ON_EVALUATION, number, results)
         self.stop.check(number, self.settings.steps)
 
@@ -233,20 +282,16 @@ class Run:
         if number > 1:
             self.save(number - 1, state)
 
-    def add_evaluation(self, number: int, results: dict[str, Any]) -> None:
-        """Add the results of an evaluation to a checkpoint that has none."""
-        self._evaluations.add(number, kept_metrics(results)[METRIC])
-        self.checkpoints.add_metrics(number, kept_metrics(results))
-        self._after_evaluation(number, results)
-
-    def stop_or_skip(self, number: int, state: TrainState, batch: Any, metrics: Metrics) -> None:
+    def check_finite(self, number: int, state: TrainState, metrics: Metrics, batch: Any) -> None:
         """Continue without the update of a step that is not finite, or write a post-mortem, save the state before it
         and raise a UserError.
 
         Args:
-          number, batch, metrics: of the step.
-          state: the state before the step, which a step that is not finite keeps.
+          number, metrics, batch: of the step.
+          state: the state after the step; if that is not finite, it is the state before it.
         """
+        if is_finite(metrics):
+            return
         skipped, what = number - int(state.step), describe_failure(number, metrics)
         if skipped <= self.settings.skip_nonfinite:
             with saving_first(partial(self.save, number, state)), together():
@@ -274,7 +319,7 @@ class Run:
             self.writers.say(f"{skipped} of {self._done} updates were skipped: their loss or gradient was not finite")
 
 
-def kept_metrics(results: dict[str, Any]) -> dict[str, float]:
+def kept_metrics(results: Results) -> dict[str, float]:
     """Return what a checkpoint keeps of an evaluation."""
     return {METRIC: results["miou"] or 0.0}
 

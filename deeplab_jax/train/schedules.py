@@ -12,6 +12,7 @@ Schedule = Callable[[Any], Any]
 
 # The one-cycle policy (Smith and Topin, 2018) with the numbers of fastai, PyTorch and optax.
 RISE, START, END = 0.3, 25.0, 1e4
+POWER, FACTOR = 0.9, 0.1
 
 
 def make_schedule(
@@ -19,10 +20,10 @@ def make_schedule(
     *,
     steps: int,
     schedule: str = "poly",
-    power: float = 0.9,
+    power: float = POWER,
     warmup_steps: int = 0,
     milestones: Sequence[int] = (),
-    factor: float = 0.1,
+    factor: float = FACTOR,
 ) -> Schedule:
     """Return the function from a step, counted from 0, to its learning rate.
 
@@ -43,11 +44,17 @@ def make_schedule(
       factor: of "step".
 
     Raises:
-      UserError: an unknown schedule, or milestones that are missing, do not ascend, belong to another schedule or lie
+      UserError: an unknown schedule, an option of another one, or milestones that are missing, do not ascend or lie
         behind the end.
     """
     if schedule not in SCHEDULES:
         raise UserError(f"config.optimizer.schedule={schedule!r}: {did_you_mean(schedule, SCHEDULES)}")
+    for key, value, default, owner in (("power", power, POWER, "poly"), ("factor", factor, FACTOR, "step")):
+        if value != default and schedule != owner:
+            raise UserError(
+                f"config.optimizer.{key}={value}: the schedule {schedule!r} has none; leave it at {default}, or set "
+                f"config.optimizer.schedule={owner} too"
+            )
     check_milestones(milestones, schedule, steps=steps)
     shape = SCHEDULES[schedule](
         learning_rate, steps=steps, power=power, rise=warmup_steps, milestones=milestones, factor=factor

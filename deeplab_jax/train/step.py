@@ -22,6 +22,7 @@ from deeplab_jax.train.state import TrainState
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 # (params, batch_stats, micro-batch, key) -> summed loss, (new batch_stats, sums for the metrics)
+Step = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
 SummedLoss = Callable[[Any, Any, Batch, jax.Array], tuple[jax.Array, tuple[Any, Metrics]]]
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.architectures import ARCHITECTURES, BACKBONES
-from deeplab_jax.models.backbones.dilation import Stage, dilate_stages
+from deeplab_jax.models.backbones.dilation import Stage, dilate_stages, plan_units
 from deeplab_jax.models.backbones.inverted_residual import InvertedResidual, scale_channels
 from deeplab_jax.models.backbones.resnet import Unit
 from deeplab_jax.models.catalog import build_part, create_model
@@ -36,6 +36,19 @@ def spatial_convolutions(network: nn.Module, output_stride: int) -> list[Any]:
         return network.apply(variables, x, output_stride=output_stride, train=False)["conv5"][0]
 
     return [c for c in find_convolutions(apply, variables, x) if c.kernel[0] > 1]
+
+
+def test_units_by_hand() -> None:
+    """Block 3 of a ResNet at output stride 16, before block 4 whose stride became a rate, and block 4."""
+    third, fourth = Stage(2, 1, 1, 16), Stage(1, 2, 1, 16)
+    assert plan_units(third, fourth, (1, 1, 1), first_unit_rate="previous") == [(2, 1, 1), (1, 1, 1), (1, 1, 1)]
+    assert plan_units(fourth, None, (1, 2, 4), first_unit_rate="previous") == [(1, 1, 2), (1, 4, 4), (1, 8, 8)]
+    # With the stride in its last unit, block 3 has none here, and that unit ends at the rate of block 4.
+    last = Stage(1, 2, 2, 16)
+    assert plan_units(third, last, (1, 1, 1), first_unit_rate="last_unit") == [(1, 1, 1), (1, 1, 1), (1, 1, 2)]
+    assert plan_units(last, None, (1, 2, 4), first_unit_rate="last_unit") == [(1, 2, 2), (1, 4, 4), (1, 8, 8)]
+    # A stage before one that keeps its stride has it in its last unit.
+    assert plan_units(Stage(1, 1, 1, 4), third, (1, 1), first_unit_rate="last_unit") == [(1, 1, 1), (2, 1, 1)]
 
 
 def test_dilate_stages_by_hand() -> None:

@@ -558,3 +558,9 @@ def test_observers_nest_and_are_removed_after_an_error() -> None:
         conv2d(x, kernel)
         conv2d(x, kernel)
     assert (len(outer), len(inner)) == (2, 1)
+
+
+@pytest.mark.parametrize("lowering", ["auto", "direct", "taps", "space_to_batch"])
+def test_a_map_and_a_kernel_of_different_dtypes_are_refused(lowering: Any) -> None:
+    with pytest.raises(TypeError, match="the map is float32 and the kernel bfloat16"):
+        conv2d(jnp.ones((1, 9, 9, 16)), jnp.ones((3, 3, 16, 4), jnp.bfloat16), rate=2, lowering=lowering)

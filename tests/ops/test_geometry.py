@@ -153,3 +153,8 @@ def test_the_product_of_the_shares_is_the_mean_of_the_counts(size: int, kernel_s
     mean = np.dot(counts, np.arange(1, kernel_size**2 + 1)) / (size * size * kernel_size**2)
     rows, columns = shares_on_map((size, size), (kernel_size, kernel_size), rate)
     assert rows * columns == pytest.approx(mean)
+
+
+def test_valid_weights_are_of_a_kernel_with_a_centre() -> None:
+    with pytest.raises(ValueError, match="even size 2 has no symmetric padding"):
+        geometry.valid_weight_counts(5, 2, 1)

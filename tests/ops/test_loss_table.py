@@ -314,3 +314,10 @@ def test_a_loss_holds_less_than_one_full_resolution_tensor(name: str) -> None:
     gradient = jax.grad(lambda x, y: LOSSES[name](x, y, align_corners=True)[0])
     program = jax.jit(gradient).lower(coarse, labels).compile()
     assert program.memory_analysis().temp_size_in_bytes < 2 * size[0] * size[1] * classes * 4
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_misspelt_option_is_refused(name: str) -> None:
+    logits, labels = jnp.zeros((1, 4, 4, 3)), jnp.zeros((1, 4, 4), jnp.uint8)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'region_smoth'"):
+        LOSSES[name](logits, labels, align_corners=True, class_weights=None, top_k=1.0, parts=1, region_smoth=30.0)

@@ -1,5 +1,8 @@
 """Pooling: values by hand, the symmetric padding that subsampling needs, and unpooling as the inverse."""
 
+from functools import partial
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -147,3 +150,15 @@ def test_global_average_pool_adds_in_float32() -> None:
     pooled = global_average_pool(jnp.full((1, 65, 65, 1), 1.5, jnp.bfloat16))
     assert pooled.dtype == jnp.bfloat16
     assert pooled.tolist() == [[[[1.5]]]]
+
+
+@pytest.mark.parametrize("padding", ["VALID", "same", "symmetric"])
+def test_an_unknown_padding_is_refused(padding: Any) -> None:
+    with pytest.raises(ValueError, match=rf"padding='{padding}': give None or 'SAME'"):
+        max_pool(jnp.ones((1, 5, 5, 1)), window=3, stride=2, padding=padding)
+
+
+def test_averages_of_whole_numbers_are_refused() -> None:
+    for pool in (global_average_pool, partial(adaptive_average_pool, bins=2)):
+        with pytest.raises(TypeError, match="the map is int32: convert it to a floating dtype first"):
+            pool(jnp.arange(9, dtype=jnp.int32).reshape(1, 3, 3, 1))

@@ -2,6 +2,7 @@
 
 import math
 from fractions import Fraction
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -112,6 +113,14 @@ def test_constants_stay_and_bfloat16_stays() -> None:
     y = resize_bilinear(jnp.full((1, 3, 5, 2), 1.5, jnp.bfloat16), (7, 8), align_corners=False)
     assert y.dtype == jnp.bfloat16
     np.testing.assert_array_equal(np.asarray(y, np.float32), 1.5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.uint8, jnp.int32, bool])
+def test_maps_without_fractions_are_refused(dtype: Any) -> None:
+    """A constant map of 100 in uint8 became 0 between its samples."""
+    ones = jnp.ones((1, 5, 5, 1), dtype)
+    with pytest.raises(TypeError, match=rf"the map is {ones.dtype}: convert it to a floating dtype first"):
+        resize_bilinear(ones, (9, 9), align_corners=True)
 
 
 def test_the_gradient_spreads_the_weights() -> None:

@@ -101,6 +101,26 @@ def test_missing_tensors_unknown_scopes_and_missing_folders_are_user_errors(tmp_
         start(zeros(batch), tmp_path / "gone", scope="all")
 
 
+@pytest.mark.parametrize(
+    ("scope", "message"),
+    [
+        ("bakbone", r"config\.init_scope='bakbone': did you mean backbone"),
+        ("backbone", r"config\.init_scope='backbone': no weights are given .*; add --config\.init=MODEL, or .*"),
+    ],
+)
+def test_a_scope_without_weights_is_refused_before_a_start_and_a_run_goes_on(tmp_path, scope, message) -> None:
+    config = tiny_config(init_scope=scope, **{"train.steps": 3})
+    with pytest.raises(UserError, match=message):
+        run_training(tmp_path / "run", config)
+    model, variables = tiny_model("cascade_tiny", num_classes=9)
+    save(tmp_path / "weights", model, variables, {})
+    config.init, config.init_scope = str(tmp_path / "weights"), "backbone"
+    run_training(tmp_path / "run", config)
+    # It has its weights, so they need not be given again.
+    config.init, config.train.steps = "", 4
+    assert run_training(tmp_path / "run", config, allow_config_change=True) is not None
+
+
 def test_a_cascade_starts_from_a_plain_network(tmp_path) -> None:
     model, longer = (create_model("cascade_resnet18", width=0.125, last_block=last) for last in (4, 6))
     variables, longer = (fill_variables(network, 1, 65, 65, 3) for network in (model, longer))

@@ -14,11 +14,13 @@ from deeplab_jax.config import base, read_config
 from deeplab_jax.config_keys import LossOptions, defaults
 from deeplab_jax.errors import UserError
 from deeplab_jax.extensions import allow
+from deeplab_jax.models.catalog import create_model
 from deeplab_jax.ops.losses import LOSSES
-from deeplab_jax.train.losses import find_loss, read_sum
+from deeplab_jax.train.losses import check_loss, find_loss, read_sum
 from tests.support.tiny import read_metrics, run_training, tiny_config
 
 LOGITS = jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 5, 3)), jnp.float32)
+MODEL = create_model("deeplabv3_resnet18", num_classes=3)
 LABELS = jnp.asarray(np.random.default_rng(1).choice([0, 1, 2, 255], (2, 4, 5)), jnp.uint8)
 
 
@@ -45,13 +47,13 @@ def test_every_option_is_an_argument_of_a_loss_with_the_same_default() -> None:
 def test_a_sum_is_read(text: str, weights: dict[str, float]) -> None:
     assert read_sum(text, LOSSES) == weights
     expected = sum(weight * mean(LOSSES[name]) for name, weight in weights.items())
-    assert mean(find_loss(text)) == pytest.approx(expected, rel=1e-6)
+    assert mean(find_loss(text, MODEL)) == pytest.approx(expected, rel=1e-6)
 
 
 def test_each_loss_takes_its_own_options() -> None:
     options = {"smoothing": 0.2, "region_smooth": 3.0}
     expected = mean(LOSSES["cross_entropy"], smoothing=0.2) + 0.5 * mean(LOSSES["dice"], region_smooth=3.0)
-    assert mean(find_loss("cross_entropy + 0.5*dice", options=options)) == pytest.approx(expected, rel=1e-6)
+    assert mean(find_loss("cross_entropy + 0.5*dice", MODEL, options=options)) == pytest.approx(expected, rel=1e-6)
 
 
 def test_a_loss_of_the_users_own_can_be_in_a_sum_and_takes_options(tmp_path) -> None:
@@ -63,23 +65,26 @@ def test_a_loss_of_the_users_own_can_be_in_a_sum_and_takes_options(tmp_path) -> 
     )
     module = str(tmp_path / "mine.py")
     allow(module)
-    assert mean(find_loss("own", options={"smoothing": 0.25}, module=module, top_k=0.5)) == 0.25
-    both = find_loss("dice + 2*own", options={"smoothing": 0.25}, module=module)
+    assert mean(find_loss("own", MODEL, options={"smoothing": 0.25}, module=module)) == 0.25
+    both = find_loss("dice + 2*own", MODEL, options={"smoothing": 0.25}, module=module)
     assert mean(both) == pytest.approx(mean(LOSSES["dice"]) + 0.5, rel=1e-6)
-    assert mean(find_loss("a+b", options={"smoothing": 0.5}, module=module)) == 0.5
+    assert mean(find_loss("a+b", MODEL, options={"smoothing": 0.5}, module=module)) == 0.5
 
 
 @pytest.mark.parametrize("text", ["dice", "lovasz + 0.5*jaccard"])
 def test_class_weights_that_would_change_nothing_are_refused(text) -> None:
-    with pytest.raises(UserError, match=r"class_weights=\(1, 50\): .* of one logit is of the object alone"):
-        find_loss(text, class_weights=(1, 50), one_logit=True, softmax=False)
-    find_loss(f"{text} + cross_entropy", class_weights=(1, 50), one_logit=True, softmax=False)
-    find_loss(text, class_weights=(1, 50))
+    one, two = (create_model("deeplabv3_resnet18", num_classes=count) for count in (1, 2))
+    train = tiny_config(**{"train.loss": text, "train.class_weights": (1.0, 50.0)}).train
+    with pytest.raises(UserError, match=r"class_weights=\(1\.0, 50\.0\): .* of one logit is of the object alone"):
+        check_loss(train, one)
+    check_loss(train, two)
+    train.loss = f"{text} + cross_entropy"
+    check_loss(train, one)
 
 
 def test_a_weight_behind_its_loss_is_shown_in_front() -> None:
     with pytest.raises(UserError, match=r"loss='dice\*0\.5': write the weight first, as in '0\.5\*dice'$"):
-        find_loss("dice*0.5")
+        find_loss("dice*0.5", MODEL)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,8 @@ GRADIENT = jax.tree.map(lambda x: jnp.full_like(x, 0.1), PARAMS)
 
 def after(params=PARAMS, gradient=GRADIENT, *, updates=1, **options):
     """The parameters after some updates with one gradient; no momentum and no decay unless asked for."""
-    options = {"steps": 10, "learning_rate": 1.0, "power": 0.0, "momentum": 0.0, "weight_decay": 0.0, **options}
+    momentum = {"momentum": 0.0} if options.get("name", "sgd") == "sgd" else {}
+    options = {"steps": 10, "learning_rate": 1.0, "power": 0.0, "weight_decay": 0.0, **momentum, **options}
     optimizer = optimizer_of(params, **options)
     state = optimizer.init(params)
     for _ in range(updates):
@@ -185,6 +186,7 @@ def test_only_paths_matter() -> None:
         ({"name": "sdg"}, "config.optimizer.name='sdg': did you mean sgd"),
         ({"name": "lionn"}, "config.optimizer.name='lionn': did you mean lion"),
         ({"name": "lion", "betas": (0.9,)}, r"config.optimizer.betas=\(0.9,\): give two, such as \(0.9,0.95\)"),
+        ({"name": "adam", "momentum": 0.5}, r"momentum=0\.5: adam has none; leave it at 0\.9, and set .*\.betas$"),
         ({"betas": (0.9, 0.99)}, r"betas=\(0.9, 0.99\): sgd has none; set config.optimizer.momentum"),
         ({"layer_decay": 0.5}, "backbone/conv/kernel shows no stage of the backbone.*config.optimizer.multipliers"),
         (

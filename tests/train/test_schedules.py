@@ -74,6 +74,11 @@ def test_a_warm_up_changes_nothing_after_it(name) -> None:
             {"milestones": (10,)},
             r"milestones=\(10,\): the schedule 'poly' has none; set .*schedule=step",
         ),
+        (
+            {"schedule": "cosine", "power": 3.0},
+            r"power=3\.0: the schedule 'cosine' has none; leave it at 0\.9, or set .*schedule=poly",
+        ),
+        ({"factor": 0.5}, r"factor=0\.5: the schedule 'poly' has none; leave it at 0\.1, or set .*schedule=step"),
     ],
 )
 def test_what_makes_no_sense_is_refused(options, message) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 FirstUnitRate = Literal["previous", "stage", "last_unit", "next_stage"]
 
@@ -22,6 +22,44 @@ class Stage:
     rate: int
     first_rate: int
     output_stride: int
+
+
+class UnitPlan(NamedTuple):
+    """How one residual unit runs.
+
+    Attributes:
+      stride: of the unit.
+      first_rate: rate of the spatial convolution that carries the stride.
+      rate: rate of a spatial convolution after it.
+    """
+
+    stride: int
+    first_rate: int
+    rate: int
+
+
+def plan_units(
+    stage: Stage, following: Stage | None, grid: Sequence[int], *, first_unit_rate: FirstUnitRate
+) -> list[UnitPlan]:
+    """Return how the units of a stage run, one for each number of its multi-grid, which multiplies the rates.
+
+    Args:
+      stage: of `dilate_stages`.
+      following: the next stage, None for the last. With "last_unit" its stride is in this stage's last unit, and what
+        follows there has its rate.
+      grid: the multi-grid.
+      first_unit_rate: see `dilate_stages`.
+    """
+    strides, rates = [1] * len(grid), [stage.rate] * len(grid)
+    if first_unit_rate != "last_unit":
+        strides[0] = stage.stride
+    elif following is not None:
+        strides[-1], rates[-1] = following.stride, following.rate
+    first_rates = [stage.first_rate, *[stage.rate] * (len(grid) - 1)]
+    return [
+        UnitPlan(stride, first * factor, rate * factor)
+        for stride, first, rate, factor in zip(strides, first_rates, rates, grid, strict=True)
+    ]
 
 
 def dilate_stages(

@@ -4,7 +4,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from deeplab_jax.models.layers import Activation, Conv, ConvNorm, LayerSettings, Padding
+from deeplab_jax.models.layers import Activation, Conv, ConvNorm, LayerSettings
+from deeplab_jax.ops.atrous import Padding
 from deeplab_jax.ops.pooling import global_average_pool
 
 

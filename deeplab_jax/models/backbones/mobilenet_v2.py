@@ -10,7 +10,8 @@ import jax
 from deeplab_jax.checks import CheckedModule
 from deeplab_jax.models.backbones.dilation import dilate_stages
 from deeplab_jax.models.backbones.inverted_residual import InvertedResidual, scale_channels
-from deeplab_jax.models.layers import ConvNorm, Features, LayerSettings, Padding
+from deeplab_jax.models.layers import ConvNorm, Features, LayerSettings
+from deeplab_jax.ops.atrous import Padding
 
 Row = tuple[int, int, int, int, str]
 # Table 2 of the paper: expansion, channels, units, stride of the first unit, and the name of the features. The last row

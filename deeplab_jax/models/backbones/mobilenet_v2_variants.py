@@ -9,7 +9,8 @@ from deeplab_jax.checks import check_counts
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.backbones.inverted_residual import InvertedResidual, PaddedFirst, scale_channels
 from deeplab_jax.models.backbones.mobilenet_v2 import ROWS, MobileNetV2, Row
-from deeplab_jax.models.layers import ConvNorm, Features, Padding
+from deeplab_jax.models.layers import ConvNorm, Features
+from deeplab_jax.ops.atrous import Padding
 
 
 class MobileNetV2Variant(MobileNetV2):

@@ -9,7 +9,7 @@ import jax
 
 from deeplab_jax.checks import CheckedModule, are_positive
 from deeplab_jax.errors import UserError
-from deeplab_jax.models.backbones.dilation import FirstUnitRate, dilate_stages
+from deeplab_jax.models.backbones.dilation import FirstUnitRate, dilate_stages, plan_units
 from deeplab_jax.models.layers import ConvNorm, Features, LayerSettings
 from deeplab_jax.ops.pooling import max_pool
 
@@ -120,25 +120,20 @@ class ResNet(CheckedModule):
         x = self.pool(x)
         for index, (count, width, stage) in enumerate(zip(units, widths, stages, strict=True)):
             grid = self.multi_grid if self.multi_grid and index >= 3 else (1,) * count
-            strides, rates = [1] * count, [stage.rate] * count
-            if self.first_unit_rate != "last_unit":
-                strides[0] = stage.stride
-            elif index + 1 < len(stages):
-                # After that stride, the rest of the unit already runs at the next stage's rate.
-                strides[-1], rates[-1] = stages[index + 1].stride, stages[index + 1].rate
+            following = stages[index + 1] if index + 1 < len(stages) else None
             branches = []
-            for unit in range(count):
+            for unit, plan in enumerate(plan_units(stage, following, grid, first_unit_rate=self.first_unit_rate)):
                 x, branch = Unit(
                     width,
                     self.kind,
-                    stride=strides[unit],
-                    rate=self.second_rate(rates[unit] * grid[unit]),
-                    first_rate=(stage.rate if unit else stage.first_rate) * grid[unit],
+                    stride=plan.stride,
+                    rate=self.second_rate(plan.rate),
+                    first_rate=plan.first_rate,
                     settings=self.settings,
                     name=f"conv{index + 2}_unit{unit + 1}",
                 )(x, train=train)
                 branches.append(branch)
-            early = self.first_unit_rate == "last_unit" and index + 1 < len(stages)
+            early = self.first_unit_rate == "last_unit" and following is not None
             features[f"conv{index + 2}"] = (branches[-2] if early else x, stage.output_stride)
         return features
 

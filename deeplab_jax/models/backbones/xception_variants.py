@@ -15,8 +15,9 @@ from deeplab_jax.models.backbones.xception import (
     Xception,
     add_shortcut,
 )
-from deeplab_jax.models.layers import Conv, ConvNorm, Features, LayerSettings, Padding, SeparableConvNorm
+from deeplab_jax.models.layers import Conv, ConvNorm, Features, LayerSettings, SeparableConvNorm
 from deeplab_jax.models.separable_variants import BareSeparableConvNorm
+from deeplab_jax.ops.atrous import Padding
 from deeplab_jax.ops.pooling import max_pool
 
 

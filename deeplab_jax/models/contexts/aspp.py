@@ -13,9 +13,11 @@ RATES_OUTPUT_STRIDE = 16
 LARGEST_OUTPUT_STRIDE = 32
 
 
-def rates_at(rates: tuple[int, ...], output_stride: int, *, stated_at: int = RATES_OUTPUT_STRIDE) -> tuple[int, ...]:
+def rates_at(
+    rates: tuple[int, ...], output_stride: int, *, stated_at: int = RATES_OUTPUT_STRIDE, option: str = ""
+) -> tuple[int, ...]:
     """Return atrous rates at another output stride than the one they are stated at (DeepLabv3: 16): doubled at half of
-    it, and so on.
+    it, and so on. A message calls them `option`, or else aspp_rates with their values.
 
     Raises:
       ValueError: an output stride above 32, for which the paper has no pyramid, or a rate that is not a whole number.
@@ -24,8 +26,8 @@ def rates_at(rates: tuple[int, ...], output_stride: int, *, stated_at: int = RAT
         raise ValueError(f"output_stride={output_stride}: ASPP is defined up to 32; use a cascade beyond it")
     if any(rate * stated_at % output_stride for rate in rates):
         raise ValueError(
-            f"aspp_rates={rates} (stated at output stride {stated_at}) are no whole rates at output stride "
-            f"{output_stride}"
+            f"{option or f'aspp_rates={rates}'} (stated at output stride {stated_at}) gives no whole rates at output "
+            f"stride {output_stride}"
         )
     return tuple(rate * stated_at // output_stride for rate in rates)
 

@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 
 from deeplab_jax.checks import CheckedModule, check_counts
+from deeplab_jax.errors import UserError
 from deeplab_jax.models.contexts.aspp import rates_at
 from deeplab_jax.models.layers import ConvNorm, Dropout, LayerSettings
 
@@ -24,7 +25,7 @@ class FullyConnected(CheckedModule):
       dropout: share dropped in training after each of the two.
 
     Raises:
-      UserError: a kernel size or channels below 1.
+      UserError: a kernel size or channels below 1, or a rate below 0.
     """
 
     fc_kernel: int = 7
@@ -36,12 +37,21 @@ class FullyConnected(CheckedModule):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_counts(self, "fc_kernel", "fc_channels")
+        if self.fc_rate < 0:
+            raise UserError(f"fc_rate={self.fc_rate}: give a whole number of at least 0")
+
+    def rate_at(self, output_stride: int) -> int:
+        """Return the rate of fc6 at an output stride."""
+        if not self.fc_rate:
+            return 1
+        option = f"fc_rate={self.fc_rate}"
+        return rates_at((self.fc_rate,), output_stride, stated_at=RATES_OUTPUT_STRIDE, option=option)[0]
 
     @nn.compact
     def __call__(self, x: jax.Array, *, output_stride: int, train: bool) -> jax.Array:
         """Map `[N, h, w, C]` to `[N, h, w, fc_channels]`."""
         s = self.settings
-        rate = rates_at((self.fc_rate,), output_stride, stated_at=RATES_OUTPUT_STRIDE)[0] if self.fc_rate else 1
+        rate = self.rate_at(output_stride)
         x = ConvNorm(self.fc_channels, self.fc_kernel, rate=rate, settings=s, name="fc6")(x, train=train)
         x = Dropout(self.dropout, deterministic=not train)(x)
         x = ConvNorm(self.fc_channels, settings=s, name="fc7")(x, train=train)

@@ -24,7 +24,9 @@ InputGradient = Callable[[jax.ShapeDtypeStruct, jax.Array, jax.Array, Window], j
 KernelGradient = Callable[[jax.Array, jax.ShapeDtypeStruct, jax.Array, Window], jax.Array]
 
 
-def bilinear(name: str, form: Form, input_gradient: InputGradient, kernel_gradient: KernelGradient) -> Form:
+def convolution_primitive(
+    name: str, form: Form, input_gradient: InputGradient, kernel_gradient: KernelGradient
+) -> Form:
     """Return a function that computes the same as `form`, with both derivatives.
 
     Args:
