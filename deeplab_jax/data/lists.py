@@ -95,8 +95,8 @@ class Names:
         return None
 
 
-def find_listed(file: Path, images: Names, masks: Names) -> list[tuple[str, str]]:
-    """Return the names of image and mask for each line of a list, in its order.
+def find_listed(file: Path, images: Names, masks: Names) -> list[tuple[str, str, int]]:
+    """Return the names of image and mask for each line of a list, and its number, in its order.
 
     A whole line that names a file here wins; then a split of the line into two, an image and a mask; then a whole line
     that names a file of another folder; then a first word, if only numbers follow. An image alone has the mask of
@@ -113,7 +113,7 @@ def find_listed(file: Path, images: Names, masks: Names) -> list[tuple[str, str]
                 f"{file}, line {line.number}: {line.text!r:.200} names no image here, whole or as an image and a mask; "
                 "correct the line, or add the file"
             )
-        listed.append(found)
+        listed.append((*found, line.number))
     return listed
 
 

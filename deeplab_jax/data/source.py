@@ -66,11 +66,12 @@ Unpaired = tuple[tuple[str, str], ...]
 
 
 class Listing(NamedTuple):
-    """The contents of a folder: pairs, and the files without a partner."""
+    """The contents of a folder: pairs, the files without a partner, and (name, line) of lines that repeat a name."""
 
     pairs: tuple[Pair, ...]
     images_without_mask: Unpaired
     masks_without_image: Unpaired
+    repeated: tuple[tuple[str, str], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,8 +80,9 @@ class PairSource:
 
     The listing is made when the source is opened; reading an example opens only its files. `read_mask` returns the
     stored values of a pair's mask, integers `[H, W]`, whatever its format. `channels` and `value_range` say how images
-    are read; see `images.read_image`. `note` says in one line how the files were found. With `in_parts` an image whose
-    format allows it is read a part at a time, when it is used; see `large.LargeImage`.
+    are read; see `images.read_image`. `note` says in one line how the files were found. `repeated` is that of
+    `Listing`. With `in_parts` an image whose format allows it is read a part at a time, when it is used; see
+    `large.LargeImage`.
     """
 
     name: str
@@ -88,6 +90,7 @@ class PairSource:
     pairs: tuple[Pair, ...]
     images_without_mask: Unpaired = ()
     masks_without_image: Unpaired = ()
+    repeated: tuple[tuple[str, str], ...] = ()
     channels: tuple[int, ...] = ()
     value_range: tuple[float, ...] = ()
     read_mask: Callable[[str], np.ndarray] = dataclasses.field(default_factory=IdMasks)

@@ -10,6 +10,7 @@ from deeplab_jax.tasks.arguments import config_of
 
 if TYPE_CHECKING:
     from deeplab_jax.data.check.report import Report
+    from deeplab_jax.data.source import Source
 
 
 class Reports(dict[str, "Report"]):
@@ -73,12 +74,14 @@ def check_data(
             say(line)
 
     splits = [split] if split else [config.data.train_split, config.data.val_split]
+    opened: dict[str, Source] = {}
     for name in dict.fromkeys(splits):
         source = open_split(config, name, strict=False)
         if note := getattr(source, "note", ""):
             add(f"{name}: {note}")
         with progress_bar(Console(stderr=True)) as progress:
-            reports[name] = check_source(source, limit=limit, progress=progress)
+            reports[name] = check_source(source, limit=limit, progress=progress, others=opened, split=name)
+        opened[name] = source
         add(f"{name}: {format_report(reports[name])}\n")
     if show:
         try:

@@ -361,6 +361,24 @@ def test_lists_say_what_is_wrong_with_them(listed):
         found(listed, "train", split_lists={"train": "x.txt"})
 
 
+def test_images_in_two_splits_and_lines_that_repeat_a_name(listed, capsys):
+    (listed / "t.txt").write_text("a\nb\nphoto 1\n")
+    (listed / "v.txt").write_text("b\n# a comment\nphoto 1\nphoto 2\nphoto 2.jpg\n")
+    lists = "--config.data.options.split_lists=(('train','t.txt'),('val','v.txt'))"
+    words = ["check-data", "--config", "configs/folder.py", f"--config.data.dir={listed}", lists]
+    words += ["--config.data.options.class_names=('x','y')"]
+    main(words)
+    train, _, val = capsys.readouterr().out.partition("val: found")
+    assert "2 images are in train and val (b, photo 1); leave them in one" in val and "twice" not in train
+    assert f"warning: {listed / 'v.txt'}, line 5: photo 2 is listed twice and counts double; remove the line" in val
+    main([*words, "--split", "val"])
+    alone = capsys.readouterr().out
+    assert "line 5: photo 2 is listed twice" in alone and "train and val" not in alone
+    (listed / "v.txt").write_text("photo 2\n")
+    main(words)
+    assert "images are in" not in capsys.readouterr().out
+
+
 def test_a_name_in_two_folders_needs_its_folder(tmp_path):
     for folder, value in (("v1", 0), ("v2", 1)):
         put(tmp_path / f"images/{folder}/1.jpg", tmp_path / f"masks/{folder}/1.png", value)

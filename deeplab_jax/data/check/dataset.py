@@ -9,9 +9,10 @@ prints.
 import bisect
 import collections
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
@@ -31,13 +32,22 @@ _RARE = 100
 _MANY_VALUES = 32
 
 
-def check_source(source: Source, *, limit: int | None = None, progress: Progress | None = None) -> Report:
+def check_source(
+    source: Source,
+    *,
+    limit: int | None = None,
+    progress: Progress | None = None,
+    others: Mapping[str, Source] = MappingProxyType({}),
+    split: str = "this split",
+) -> Report:
     """Return a report of what is wrong with the examples of a source, after reading them.
 
     Args:
       source: any source; of a `PairSource` the files are checked, of another one the examples that it returns.
       limit: number of examples to check, evenly spread over the source; None: all.
       progress: called with (examples done, examples to do).
+      others: split -> source of other splits, which should share no image with this one.
+      split: the name of this one, for messages.
 
     Raises:
       UserError: a limit below 1.
@@ -45,10 +55,10 @@ def check_source(source: Source, *, limit: int | None = None, progress: Progress
     check_limit(limit)
     total = len(source)
     chosen = _spread(total, limit)
-    unpaired: list[Finding] = []
+    of_files = [*_shared(source, split, others), *_repeated(getattr(source, "repeated", ()))]
     tally = Tally()
     if isinstance(source, PairSource):
-        unpaired = _unpaired(dict(source.images_without_mask), dict(source.masks_without_image))
+        of_files += _unpaired(dict(source.images_without_mask), dict(source.masks_without_image))
         pairs = [source.describe(i) for i in chosen]
         inspect = partial(
             inspect_files,
@@ -61,7 +71,7 @@ def check_source(source: Source, *, limit: int | None = None, progress: Progress
         seen = in_threads(lambda pair: inspect(*pair), pairs, progress)
     else:
         seen = in_threads(lambda i: inspect_example(source, i, tally), chosen, progress)
-    unlike = [*unpaired, *_compare_palettes(seen), *_compare_kinds(seen)]
+    unlike = [*of_files, *_compare_palettes(seen), *_compare_kinds(seen)]
     bands = tally.statistics()
     # The images of other sources are levels already, and not what files store.
     value_range = _suggest_value_range(bands) if isinstance(source, PairSource) and not source.value_range else None
@@ -92,6 +102,36 @@ def check_labels(label: np.ndarray, num_classes: int, *, name: str) -> None:
 def _spread(total: int, limit: int | None) -> Sequence[int]:
     """Return all indices, or `limit` of them at even distances."""
     return range(total) if limit is None or limit >= total else [i * total // limit for i in range(limit)]
+
+
+def _shared(source: Source, split: str, others: Mapping[str, Source]) -> list[Finding]:
+    """Return a finding for each other split that has an image of this one."""
+    findings = []
+    ours = _image_files(source) if others else set()
+    for other, theirs in others.items():
+        names = [Path(file).stem for file in sorted(ours & _image_files(theirs))]
+        if names:
+            are, them = ("image is", "it") if len(names) == 1 else ("images are", "them")
+            message = (
+                f"{len(names)} {are} in {other} and {split} ({spell(names)}); leave {them} in one of the two, or the "
+                "results are those of images that were learned"
+            )
+            findings.append(Finding("warning", "images in two splits", source.name, str(len(names)), message))
+    return findings
+
+
+def _image_files(source: Source) -> set[str]:
+    """Return the image files of a source; none if it has names only, which may be those of any images."""
+    if not len(source) or isinstance(source.describe(0), str):
+        return set()
+    return {source.describe(i)[0] for i in range(len(source))}
+
+
+def _repeated(lines: Sequence[tuple[str, str]]) -> list[Finding]:
+    return [
+        Finding("warning", "listed twice", place, name, f"{name} is listed twice and counts double; remove the line")
+        for name, place in lines
+    ]
 
 
 def _unpaired(by_name: dict[str, str], masks_by_name: dict[str, str]) -> list[Finding]:

@@ -87,13 +87,15 @@ def open_folder(
     if found.files.outlines or found.files.parts:  # Their readers return class ids.
         labels = labels.decoded()
     read_mask = _mask_reader(found.files, labels.names, table, overlap, mask_channel, mapped=bool(value_map))
-    pairs, lonely_images, lonely_masks = _paired(found, root, where=f"{root}: images='{images}'")
+    pairs, lonely_images, lonely_masks, repeated = _paired(found, root, where=f"{root}: images='{images}'")
     if found.keeps is not None and not (len(pairs) < 2 and (lonely_images or lonely_masks)):  # Those are the fault.
         pairs = _divided(pairs, found.keeps, val_fraction or 0.0, val_rule)
+        kept = {pair.name for pair in pairs}
+        repeated = tuple(one for one in repeated if one[0] in kept)
     if not pairs and not lonely_images:
         raise UserError(f"{root}: split '{split}' has no example; add some, or change val_fraction or the list")
     note = f"found {found.files.layout}{found.how}{f'; classes from {table.origin}' if table.origin else ''}"
-    return PairSource("folder", labels, pairs, lonely_images, lonely_masks, read_mask=read_mask, note=note)
+    return PairSource("folder", labels, pairs, lonely_images, lonely_masks, repeated, read_mask=read_mask, note=note)
 
 
 def _classes(
@@ -189,13 +191,20 @@ def _class_files(files: Files, names: tuple[str, ...], overlap: str) -> ClassFil
 
 
 def _paired(found: SplitFiles, root: Path, *, where: str) -> Listing:
-    """Return the pairs of a split's files, or those that its list names, and the images and masks that have no pair."""
+    """Return the pairs of a split's files and what has no pair, or those that its list names and what it repeats."""
     files = found.files
     pairs = pair_by_name(files.images, files.masks, where=where)
     if found.names_file is None:
         return pairs
-    names = find_listed(found.names_file, Names(files.images, root), Names(files.masks, root))
-    return Listing(_listed(files, names, found.names_file), (), ())  # The list says which files count.
+    listed = find_listed(found.names_file, Names(files.images, root), Names(files.masks, root))
+    first = dict[str, int]()
+    repeated = tuple(
+        (image, f"{found.names_file}, line {line}")
+        for image, _, line in listed
+        if first.setdefault(image, line) != line
+    )
+    named = _listed(files, [(image, mask) for image, mask, _ in listed], found.names_file)
+    return Listing(named, (), (), repeated)  # The list says which files count.
 
 
 def _divided(pairs: tuple[Pair, ...], split: str, fraction: float, rule: str) -> tuple[Pair, ...]:

@@ -47,6 +47,11 @@ class MultilabelSource:
             check_sizes(first["image"], label[-1], image_name=pair.image, mask_name=pair.mask)
         return {**first, "label": np.stack(label, axis=-1)}
 
+    @property
+    def repeated(self) -> tuple[tuple[str, str], ...]:
+        """The lines that repeat a name; see `PairSource`."""
+        return self.parts[0].repeated
+
     def describe(self, index: int) -> tuple[str, str]:
         return self.parts[0].describe(index)
 
