@@ -14,7 +14,7 @@ from deeplab_jax.data.image_files import IMAGE_SUFFIXES
 from deeplab_jax.data.large import Image, open_large
 from deeplab_jax.data.mask_formats import IdMasks
 from deeplab_jax.errors import UserError, did_you_mean, spell
-from deeplab_jax.labels import IGNORE_LABEL, LabelSet, to_class_ids
+from deeplab_jax.labels import IGNORE_LABEL, PRESENCE, LabelSet, to_class_ids
 
 
 class Example(TypedDict):
@@ -156,10 +156,12 @@ def decode_label(stored: np.ndarray, labels: LabelSet, *, name: str) -> np.ndarr
     """
     label, unknown = to_class_ids(stored, labels)
     if unknown:
+        # Of a single label, what is not 0 is present: the masks of other labels may be in another form.
+        means = 1 if labels.names == PRESENCE.names else IGNORE_LABEL
         raise UserError(
             f"{name}: mask values {spell(unknown)} are none of those expected ({spell_ranges(labels.stored_values)}) "
             f"for the {labels.num_classes} classes; correct the mask, or (data set 'folder') map every stored value: "
-            f"{value_map_flag({**stored_meanings(labels), **dict.fromkeys(unknown[:32], IGNORE_LABEL)})}"
+            f"{value_map_flag({**stored_meanings(labels), **dict.fromkeys(unknown[:32], means)})}"
         )
     return label
 

@@ -268,6 +268,16 @@ def test_a_source_without_files() -> None:
     assert found.checked == 4 and found.class_images == (3, 3, 3)
 
 
+def test_a_data_set_without_the_option_gets_no_value_map(folder: Path) -> None:
+    """Crowds of COCO are ignored, beside a background: masks of 0 and 255."""
+    for i in range(8):
+        save(np.where(good_mask(i) == 2, 255, 0).astype(np.uint8), folder / "masks" / f"{i}.png")
+    pairs = pair_by_stem(list((folder / "images").iterdir()), list((folder / "masks").iterdir()), where="")
+    found = check.check_source(PairSource("coco_file", LABELS, *pairs))
+    assert found.ok and found.value_map is None and "value_map" not in report.format_report(found)
+    assert found.counts == {"absent class": 2}
+
+
 def test_report_as_text_and_json(folder: Path) -> None:
     truncate(folder / "images" / "1.jpg")
     found = run(folder)

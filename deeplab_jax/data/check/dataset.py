@@ -21,6 +21,7 @@ from deeplab_jax.data.check.example import Seen, inspect_example, inspect_files,
 from deeplab_jax.data.check.report import MAX_PER_KIND, Finding, Report, median_frequency_weights
 from deeplab_jax.data.levels import suggest_range
 from deeplab_jax.data.mask_formats import Colour, palette_fault
+from deeplab_jax.data.sets.folder import FOLDER
 from deeplab_jax.data.source import PairSource, Source, check_limit, stored_meanings
 from deeplab_jax.data.threads import Progress, in_threads
 from deeplab_jax.errors import UserError, spell
@@ -57,6 +58,7 @@ def check_source(
     chosen = _spread(total, limit)
     of_files = [*_shared(source, split, others), *_repeated(getattr(source, "repeated", ()))]
     tally = Tally()
+    takes_map = source.name == FOLDER
     if isinstance(source, PairSource):
         of_files += _unpaired(dict(source.images_without_mask), dict(source.masks_without_image))
         pairs = [source.describe(i) for i in chosen]
@@ -67,6 +69,7 @@ def check_source(
             read_mask=source.read_mask,
             channels=source.channels,
             value_range=source.value_range,
+            takes_map=takes_map,
         )
         seen = in_threads(lambda pair: inspect(*pair), pairs, progress)
     else:
@@ -75,7 +78,9 @@ def check_source(
     bands = tally.statistics()
     # The images of other sources are levels already, and not what files store.
     value_range = _suggest_value_range(bands) if isinstance(source, PairSource) and not source.value_range else None
-    return _report(source.name, source.labels, seen, unlike, total, bands=bands, value_range=value_range)
+    return _report(
+        source.name, source.labels, seen, unlike, total, bands=bands, value_range=value_range, takes_map=takes_map
+    )
 
 
 def check_labels(label: np.ndarray, num_classes: int, *, name: str) -> None:
@@ -197,6 +202,7 @@ def _report(
     *,
     bands: tuple[BandStatistics, ...],
     value_range: tuple[float, float] | None,
+    takes_map: bool,
 ) -> Report:
     count = labels.num_classes
     pixels, (present, known, where_present) = np.zeros(256, np.int64), np.zeros((3, count), np.int64)
@@ -238,7 +244,7 @@ def _report(
         smallest=(min(w for w, _ in sizes), min(h for _, h in sizes)) if sizes else None,
         largest=(max(w for w, _ in sizes), max(h for _, h in sizes)) if sizes else None,
         class_weights=tuple(weights.tolist()),
-        value_map=_suggest_value_map(labels, read),
+        value_map=_suggest_value_map(labels, read) if takes_map else None,
         bands=bands,
         turned_images=sum(one.image_turned for one in seen),
         turned_masks=sum(one.mask_turned for one in seen),

@@ -11,6 +11,7 @@ from deeplab_jax.data.check.report import Finding
 from deeplab_jax.data.image_files import read_bytes
 from deeplab_jax.data.levels import RANGE, spell_range, suggest_range, to_levels, viewed, without_opaque_alpha
 from deeplab_jax.data.mask_formats import Colour, IdMasks, index_colours
+from deeplab_jax.data.sets.multilabel import MultilabelSource
 from deeplab_jax.data.source import Source, spell_ranges, value_map_flag
 from deeplab_jax.data.stored import decode_stored
 from deeplab_jax.errors import UserError, spell
@@ -57,22 +58,26 @@ def inspect_example(source: Source, index: int, tally: Tally) -> Seen:
     """Return the result for one index of a source; the values of its image are added to `tally`."""
     described = source.describe(index)
     name = described if isinstance(described, str) else described[1]
+    masks: Sequence[str] = source.mask_files(index) if isinstance(source, MultilabelSource) else ()
     try:
         example = source[index]
     except UserError as error:
-        return Seen([_from_error("unreadable example", name, error)])
+        at_fault = next((mask for mask in masks if str(error).startswith(f"{mask}: ")), name)
+        return Seen([_from_error("unreadable example", at_fault, error)])
     if source.labels.multilabel:
-        seen = _inspect_several(example["label"], source.labels.names, name)
+        seen = _inspect_several(example["label"], source.labels.names, name, masks)
     else:  # A source returns class ids, whatever its files store.
-        seen = _inspect_values(example["label"], source.labels.decoded(), name, {})
+        seen = _inspect_values(example["label"], source.labels.decoded(), name, {}, takes_map=False)
     seen.size = _size(example["image"])
     tally.add(example["image"])
     _compare_sizes(seen, example["label"], name)
     return seen
 
 
-def _inspect_several(label: np.ndarray, class_names: Sequence[str], name: str) -> Seen:
-    """Return the result for labels `[H, W, K]`; the pixels of a class are those that have it."""
+def _inspect_several(label: np.ndarray, class_names: Sequence[str], name: str, masks: Sequence[str]) -> Seen:
+    """Return the result for labels `[H, W, K]`; the pixels of a class are those that have it. `masks` are the files of
+    the labels, if they have files.
+    """
     seen = Seen(values=frozenset(np.unique(label).tolist()))
     seen.pixels[: label.shape[2]] = np.sum(label == 1, axis=(0, 1))
     seen.known = np.sum(label != IGNORE_LABEL, axis=(0, 1))
@@ -83,11 +88,10 @@ def _inspect_several(label: np.ndarray, class_names: Sequence[str], name: str) -
         return seen
     for k, class_name in enumerate(class_names):
         if set(np.unique(label[..., k]).tolist()) == {0, IGNORE_LABEL}:
-            message = (
-                f"0/255 mask of {class_name}: 255 is the ignore label, so this label is never present; if 255 is your "
-                f"object, give {value_map_flag({0: 0, 255: 1})}"
-            )
-            seen.findings.append(Finding("warning", "0/255 mask", name, class_name, message))
+            message = f"0/255 mask of {class_name}: 255 is the ignore label, so this label is never present"
+            if masks:  # The masks of other labels may hold 0 and 1.
+                message += f"; if 255 is your object, give {value_map_flag({0: 0, 1: 1, 255: 1})}"
+            seen.findings.append(Finding("warning", "0/255 mask", masks[k] if masks else name, class_name, message))
     return seen
 
 
@@ -100,6 +104,7 @@ def inspect_files(
     read_mask: Callable[[str], np.ndarray],
     channels: Sequence[int] = (),
     value_range: Sequence[float] = (),
+    takes_map: bool = True,
 ) -> Seen:
     """Return the result for an image file and its mask file; the values of the image are added to `tally`.
 
@@ -110,6 +115,7 @@ def inspect_files(
       tally: of all images.
       read_mask: returns the stored values of a mask.
       channels, value_range: how images are read; see `images.read_image`.
+      takes_map: whether the data set has the option `value_map`.
     """
     of_image = _inspect_image(image_file, tally, channels, value_range)
     holds_ids = isinstance(read_mask, IdMasks)
@@ -121,7 +127,7 @@ def inspect_files(
         of_image.findings.append(fault)
         return of_image
     palette = index_colours(stored) if stored else {}
-    seen = _inspect_values(values, labels, mask_file, palette)
+    seen = _inspect_values(values, labels, mask_file, palette, takes_map=takes_map)
     if stored and stored.white_is_zero:
         message = (
             "a TIFF in which 0 is white, so a viewer shows the ids the other way around; the stored ids are read: if "
@@ -183,14 +189,16 @@ def _compare_sizes(seen: Seen, mask: np.ndarray, name: str) -> None:
     seen.findings.append(Finding("error", "sizes differ", name, f"{size[0]}x{size[1]}", f"{spelled}; {fix}"))
 
 
-def _inspect_values(stored: np.ndarray, labels: LabelSet, name: str, palette: dict[int, Colour]) -> Seen:
+def _inspect_values(
+    stored: np.ndarray, labels: LabelSet, name: str, palette: dict[int, Colour], *, takes_map: bool
+) -> Seen:
     ids, unknown = to_class_ids(stored, labels)
     values, counts = np.unique(stored, return_counts=True)
     amount = dict(zip(values.tolist(), counts.tolist(), strict=True))
     seen = Seen(values=frozenset(amount), pixels=np.bincount(ids.ravel(), minlength=256)[:256], unknown=tuple(unknown))
     add = seen.findings.append
     object_is = meaning(labels, IGNORE_LABEL)
-    if set(amount) == {0, IGNORE_LABEL} and object_is in (None, IGNORE_LABEL):
+    if takes_map and set(amount) == {0, IGNORE_LABEL} and object_is in (None, IGNORE_LABEL):
         harm = "stops training" if object_is is None else "is neither learned nor evaluated"
         message = (
             f"0/255 mask: 255 is the ignore label and no class, so what covers {amount[IGNORE_LABEL]} pixels {harm}; "
@@ -202,7 +210,9 @@ def _inspect_values(stored: np.ndarray, labels: LabelSet, name: str, palette: di
             [f"{value} ({amount[value]} pixels{_colour_hint(value, palette, labels)})" for value in unknown]
         )
         expected = spell_ranges(labels.stored_values)
-        fix = "correct the mask, or say with --config.data.options.value_map what they are (255: ignore)"
+        fix = "correct the mask"
+        if takes_map:
+            fix += ", or say with --config.data.options.value_map what they are (255: ignore)"
         message = f"holds {spelled}, where {expected} are expected; {fix}"
         add(Finding("error", "unknown values", name, spell(unknown), message))
     elif (ids == IGNORE_LABEL).all():

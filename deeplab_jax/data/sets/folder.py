@@ -19,6 +19,7 @@ from deeplab_jax.errors import UserError, did_you_mean
 from deeplab_jax.labels import IGNORE_LABEL, MAX_CLASSES, LabelSet, colormap
 
 ValueMap = Mapping[int, int] | Mapping[str, int] | Sequence[tuple[int, int]]
+FOLDER = "folder"
 VAL_RULES = ("share", "hash")
 
 
@@ -95,7 +96,7 @@ def open_folder(
     if not pairs and not lonely_images:
         raise UserError(f"{root}: split '{split}' has no example; add some, or change val_fraction or the list")
     note = f"found {found.files.layout}{found.how}{f'; classes from {table.origin}' if table.origin else ''}"
-    return PairSource("folder", labels, pairs, lonely_images, lonely_masks, repeated, read_mask=read_mask, note=note)
+    return PairSource(FOLDER, labels, pairs, lonely_images, lonely_masks, repeated, read_mask=read_mask, note=note)
 
 
 def _classes(

@@ -55,6 +55,10 @@ class MultilabelSource:
     def describe(self, index: int) -> tuple[str, str]:
         return self.parts[0].describe(index)
 
+    def mask_files(self, index: int) -> tuple[str, ...]:
+        """Return the mask of each label."""
+        return tuple(part.pairs[index].mask for part in self.parts)
+
 
 def open_multilabel(
     dir: str | Path,

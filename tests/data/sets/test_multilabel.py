@@ -61,6 +61,22 @@ def test_black_and_white_masks_need_a_value_map(folder, capsys) -> None:
     assert "0/255" not in capsys.readouterr().out
 
 
+def test_labels_in_two_forms_keep_both(folder, capsys) -> None:
+    """The masks of one label hold 0 and 1, those of the other 0 and 255."""
+    for file in (folder / "masks" / "cracked").iterdir():
+        write_mask(file, np.where(np.arange(48).reshape(6, 8) % 3, 255, 0).astype(np.uint8), None)
+    words = ["check-data", "--config", "configs/folder.py", f"--config.data.dir={folder}", "--split", "all"]
+    words += ["--config.data.name=multilabel", f"--config.data.options.class_names={NAMES}"]
+    fix = "--config.data.options.value_map=((0,0),(1,1),(255,1))"
+    assert main(words) == 2
+    printed = capsys.readouterr().out
+    assert f"{folder / 'masks' / 'cracked' / '0.png'}: 0/255 mask of cracked" in printed and fix in printed
+    assert main([*words, "--config.data.options.value_map=((0,0),(255,1))"]) == 2
+    printed = capsys.readouterr().out
+    assert f"error: {folder / 'masks' / 'wet' / '1.png'}: mask values 1 are none" in printed and fix in printed
+    assert main([*words, fix]) == 0
+
+
 def test_every_label_is_augmented_as_if_it_were_alone(folder) -> None:
     example = open_source("multilabel", split="all", dir=folder, class_names=NAMES)[0]
     image, label = example["image"], example["label"]
