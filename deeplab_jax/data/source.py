@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypedDict
 
@@ -15,6 +15,11 @@ from deeplab_jax.data.large import Image, open_large
 from deeplab_jax.data.mask_formats import IdMasks
 from deeplab_jax.errors import UserError, did_you_mean, spell
 from deeplab_jax.labels import IGNORE_LABEL, PRESENCE, LabelSet, to_class_ids
+
+_MANY_VALUES = 32
+"""More unknown values than this are noise (interpolation, compression), not classes."""
+_LARGEST_VALUE = 65535
+"""The largest stored value that a map may have."""
 
 
 class Example(TypedDict):
@@ -156,14 +161,49 @@ def decode_label(stored: np.ndarray, labels: LabelSet, *, name: str) -> np.ndarr
     """
     label, unknown = to_class_ids(stored, labels)
     if unknown:
-        # Of a single label, what is not 0 is present: the masks of other labels may be in another form.
-        means = 1 if labels.names == PRESENCE.names else IGNORE_LABEL
+        value_map = suggest_value_map(labels, np.unique(stored).tolist())
+        fix = "correct the mask"
+        if value_map is not None:
+            fix += f", or (data set 'folder') map every stored value: {spell_value_map(value_map, labels.num_classes)}"
         raise UserError(
             f"{name}: mask values {spell(unknown)} are none of those expected ({spell_ranges(labels.stored_values)}) "
-            f"for the {labels.num_classes} classes; correct the mask, or (data set 'folder') map every stored value: "
-            f"{value_map_flag({**stored_meanings(labels), **dict.fromkeys(unknown[:32], means)})}"
+            f"for the {labels.num_classes} classes; {fix}"
         )
     return label
+
+
+def suggest_value_map(labels: LabelSet, stored: Collection[int]) -> dict[int, int] | None:
+    """Return stored value -> class id or 255, in which all values of masks have a meaning; None if none is likely.
+
+    Args:
+      labels: do not list some of the values.
+      stored: the values that the masks hold.
+    """
+    known, count = stored_meanings(labels), labels.num_classes
+    unknown = sorted(set(stored) - known.keys())
+    if not unknown or len(unknown) > _MANY_VALUES or unknown[0] < 0 or unknown[-1] > _LARGEST_VALUE:
+        return None
+    if labels.names == PRESENCE.names:  # The masks of other labels may be in another form.
+        return {**known, **dict.fromkeys(unknown, 1)}
+    ignored = {value: class_id for value, class_id in known.items() if class_id == IGNORE_LABEL}
+    classes = sorted(set(stored) - ignored.keys())
+    from_one = labels.value_map is None and unknown == [count]  # Some of the ids before it may not be here.
+    others = list(range(1, count + 1)) if from_one else [value for value in classes if value != 0]
+    if from_one or others == unknown:
+        if len(others) == count:
+            of_0 = {0: IGNORE_LABEL} if 0 in classes else {}
+            return {**ignored, **of_0, **{value: i for i, value in enumerate(others)}}
+        if len(classes) == count:  # 0 is the first class.
+            return {**ignored, **{value: i for i, value in enumerate(classes)}}
+    suggested = {**known, **dict.fromkeys(unknown, IGNORE_LABEL)}
+    return None if all(suggested[value] == IGNORE_LABEL for value in stored) else suggested
+
+
+def spell_value_map(value_map: Mapping[int, int], num_classes: int) -> str:
+    """Return what to do with a suggested map."""
+    flag = value_map_flag(value_map)
+    may_be_a_class = value_map.get(0) == IGNORE_LABEL
+    return f"{flag} if 0 is no label; else give {num_classes + 1} class_names" if may_be_a_class else flag
 
 
 def stored_meanings(labels: LabelSet) -> dict[int, int]:

@@ -203,6 +203,31 @@ def test_unknown_values_are_suggested_as_ignored(folder: Path) -> None:
     assert run(folder).value_map == {0: 0, 1: 1, 2: 2, 200: 255, 255: 255}
 
 
+@pytest.mark.parametrize(
+    ("values", "value_map", "text"),
+    [
+        ((0, 1, 2, 3), {0: 255, 1: 0, 2: 1, 3: 2, 255: 255}, '(255,255))" if 0 is no label; else give 4 class_names'),
+        ((1, 2, 3), {1: 0, 2: 1, 3: 2, 255: 255}, '(255,255))"\n'),
+        ((1000, 2000, 3000), {1000: 0, 2000: 1, 3000: 2, 255: 255}, '(3000,2))"\n'),
+        ((0, 100, 200), {0: 0, 100: 1, 200: 2, 255: 255}, '(255,255))"\n'),
+        ((0, 1, 2, 7), {0: 0, 1: 1, 2: 2, 7: 255, 255: 255}, '(255,255))"\n'),
+        ((1000,), None, "8 errors"),
+    ],
+)
+def test_the_suggested_map_keeps_every_class(
+    folder: Path, values: tuple[int, ...], value_map: dict[int, int] | None, text: str
+) -> None:
+    for i in range(8):
+        mask = np.resize(np.array(values, np.uint16), WIDTH)[None].repeat(HEIGHT, axis=0)
+        save(mask, folder / "masks" / f"{i}.png")
+    found = run(folder)
+    assert found.value_map == value_map and text in report.format_report(found)
+    pair = str(folder / "images" / "0.jpg"), str(folder / "masks" / "0.png"), "0"
+    with pytest.raises(UserError, match="mask values") as error:
+        PairSource("folder", LABELS, (Pair(*pair),))[0]
+    assert ("value_map" in str(error.value)) == (value_map is not None)
+
+
 def test_absent_and_rare_classes(folder: Path) -> None:
     for i in range(8):
         mask = np.where(good_mask(i) == 2, 0, good_mask(i))

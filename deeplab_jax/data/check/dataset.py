@@ -22,15 +22,13 @@ from deeplab_jax.data.check.report import MAX_PER_KIND, Finding, Report, median_
 from deeplab_jax.data.levels import suggest_range
 from deeplab_jax.data.mask_formats import Colour, palette_fault
 from deeplab_jax.data.sets.folder import FOLDER
-from deeplab_jax.data.source import PairSource, Source, check_limit, stored_meanings
+from deeplab_jax.data.source import PairSource, Source, check_limit, suggest_value_map
 from deeplab_jax.data.threads import Progress, in_threads
 from deeplab_jax.errors import UserError, spell
 from deeplab_jax.labels import IGNORE_LABEL, LabelSet
 
 # A class this many times rarer than the most frequent one gets a warning.
 _RARE = 100
-# More unknown values than this in a data set are noise (interpolation, compression), not classes.
-_MANY_VALUES = 32
 
 
 def check_source(
@@ -283,15 +281,9 @@ def _class_findings(name: str, labels: LabelSet, pixels: np.ndarray, shares: np.
 
 def _suggest_value_map(labels: LabelSet, read: Sequence[Seen]) -> dict[int, int] | None:
     values = frozenset[int]().union(*(one.values for one in read))
-    unknown = sorted({value for one in read for value in one.unknown})
     if values == {0, IGNORE_LABEL} and labels.num_classes == 2 and meaning(labels, 255) in (None, IGNORE_LABEL):
         return {0: 0, IGNORE_LABEL: 1}
-    if not unknown or len(unknown) > _MANY_VALUES:
-        return None
-    if unknown == [labels.num_classes] and 0 not in values and labels.value_map is None:
-        # Values 1 to C and no 0: the masks count from 1.
-        return {**{i + 1: i for i in range(labels.num_classes)}, IGNORE_LABEL: IGNORE_LABEL}
-    return {**stored_meanings(labels), **dict.fromkeys(unknown, IGNORE_LABEL)}
+    return suggest_value_map(labels, values)
 
 
 def _suggest_value_range(bands: Sequence[BandStatistics]) -> tuple[float, float] | None:

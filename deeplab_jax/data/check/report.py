@@ -9,7 +9,7 @@ import numpy as np
 
 from deeplab_jax.data.check.bands import BandStatistics
 from deeplab_jax.data.levels import RANGE, spell_range
-from deeplab_jax.data.source import value_map_flag
+from deeplab_jax.data.source import spell_value_map
 from deeplab_jax.labels import IGNORE_LABEL
 
 MAX_PER_KIND = 10
@@ -102,7 +102,8 @@ def format_report(report: Report) -> str:
         if report.counts[kind] > listed[kind]:
             lines.append(f"  and {report.counts[kind] - listed[kind]} more: {kind}")
     if report.value_map is not None:
-        lines.append(f"suggestion (stored value, class id; 255 is ignored): {value_map_flag(report.value_map)}")
+        flag = spell_value_map(report.value_map, len(report.class_names))
+        lines.append(f"suggestion (stored value, class id; 255 is ignored): {flag}")
     if report.turned_images or report.turned_masks:
         lines.append(
             f"turned by an EXIF orientation, and read as a viewer displays them: "
