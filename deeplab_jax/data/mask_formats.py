@@ -116,7 +116,8 @@ class ColourMasks:
         found = [(int(strange[i]), counts[i]) for i in np.argsort(-counts, kind="stable")]
         spelled = spell([f"{(code >> 16, code >> 8 & 255, code & 255)} in {count} pixels" for code, count in found])
         raise UserError(
-            f"{file}: {len(found)} colours have no class: {spelled}; add them to the palette, or correct the mask"
+            f"{file}: {len(found)} colours have no class: {spelled}; correct the mask, or add them to the palette (of "
+            "more colours than classes, config.data.options.value_map says the class id of each, or 255)"
         )
 
 

@@ -103,6 +103,37 @@ def test_unknown_colours_are_named_with_the_file_and_the_count(coloured, capsys)
     assert "(9, 8, 7) in 3 pixels" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("value_map", "ids", "shown"),
+    [
+        (((0, 0), (1, 1), (2, 1)), [0, 1, 1], (BLACK, RED)),
+        (((0, 0), (1, 1), (2, 255)), [0, 1, 255], (BLACK, RED)),
+        (((0, 1), (1, 0), (2, 1)), [1, 0, 1], (RED, BLACK)),
+    ],
+)
+def test_a_map_of_the_colours_of_a_palette(coloured, value_map, ids, shown):
+    options = {"class_names": ("a", "b"), "palette": (BLACK, RED, GREEN), "value_map": value_map}
+    np.testing.assert_array_equal(only(coloured, **options), np.array(ids)[IDS])
+    assert open_source("folder", split="all", dir=coloured, **options).labels.palette == shown
+    put(coloured / "masks/1.png", IDS)  # Grey masks store these numbers themselves.
+    np.testing.assert_array_equal(only(coloured, **options), np.array(ids)[IDS])
+
+
+def test_a_palette_of_pictures_leaves_the_map_to_the_values(coloured):
+    put(coloured / "masks/1.png", np.array([0, 255, 255], np.uint8)[IDS])
+    options = {"class_names": ("a", "b"), "palette": (BLACK, RED), "value_map": ((0, 0), (255, 1))}
+    np.testing.assert_array_equal(only(coloured, **options), IDS > 0)
+
+
+def test_more_colours_than_classes_have_a_fix_that_can_be_typed(coloured, capsys):
+    words = [f"--config={ROOT}/configs/folder.py", f"--config.data.dir={coloured}", "--split=all"]
+    words += ["--config.data.options.class_names=('a','b')", f"--config.data.options.palette={(BLACK, RED, GREEN)}"]
+    assert main(["check-data", *words]) == 2
+    fix = "--config.data.options.value_map=((0,0),(1,1),(2,255))"
+    assert f'the class id of each of the 3 (255: ignored), here "{fix}"' in capsys.readouterr().err
+    assert main(["check-data", *words, fix]) == 0
+
+
 def test_published_palettes(coloured):
     put(coloured / "masks/1.png", np.array([BLACK, (128, 64, 128), (0, 0, 142)], np.uint8)[IDS])
     expected = np.array([255, 0, CITYSCAPES.names.index("car")], np.uint8)[IDS]

@@ -13,7 +13,7 @@ from deeplab_jax.data.labelme import BACKGROUND, LabelmeMasks, ids_of, labels_in
 from deeplab_jax.data.layouts import Files
 from deeplab_jax.data.lists import Names, find_listed
 from deeplab_jax.data.mask_formats import ChannelMasks, ClassFiles, Colour, ColourMasks, IdMasks, check_overlap
-from deeplab_jax.data.source import Listing, Pair, PairSource, pair_by_name, walk_files
+from deeplab_jax.data.source import Listing, Pair, PairSource, pair_by_name, value_map_flag, walk_files
 from deeplab_jax.data.splits import IMAGES, MASKS, SplitFiles, find_split
 from deeplab_jax.errors import UserError, did_you_mean
 from deeplab_jax.labels import IGNORE_LABEL, MAX_CLASSES, LabelSet, colormap
@@ -63,7 +63,9 @@ def open_folder(
         (the ignore label) or "last" (the class with the larger id).
       ignore_label: the stored value that marks ignored pixels; None if there is none.
       value_map: stored value -> class id (or 255), a mapping or a sequence of pairs, for masks that do not store class
-        ids (0/255 masks, for example). Values that it does not list are errors, except `ignore_label`.
+        ids (0/255 masks, for example). Values that it does not list are errors, except `ignore_label`. With a
+        `palette` of triples, and no key beyond it, coloured masks store the number of their colour in it, from 0: so
+        a class may have several colours, and a colour no class.
       split_lists: split -> path of a text file, relative to `dir`; a mapping or a sequence of pairs. Empty: lists are
         not looked for.
       val_fraction: share of the examples in `val`; the others are `train`.
@@ -84,10 +86,12 @@ def open_folder(
     _check_names(class_names)
     table = _classes(root, found.files, tuple(class_names), palette)
     value_map = value_map or table.value_map or None
-    labels = _labels(table.names, table.colours, ignore_label, value_map)
+    listed = table.colours if palette and not isinstance(palette, str) else ()
+    labels = _labels(table.names, table.colours, ignore_label, value_map, listed)
     if found.files.outlines or found.files.parts:  # Their readers return class ids.
         labels = labels.decoded()
-    read_mask = _mask_reader(found.files, labels.names, table, overlap, mask_channel, mapped=bool(value_map))
+    mapped = bool(value_map) and not _numbers_colours(dict(labels.value_map or ()), listed, ignore_label)
+    read_mask = _mask_reader(found.files, labels.names, table, overlap, mask_channel, mapped=mapped)
     pairs, lonely_images, lonely_masks, repeated = _paired(found, root, where=f"{root}: images='{images}'")
     if found.keeps is not None and not (len(pairs) < 2 and (lonely_images or lonely_masks)):  # Those are the fault.
         pairs = _divided(pairs, found.keeps, val_fraction or 0.0, val_rule)
@@ -169,7 +173,7 @@ def _classes_of_masks(root: Path, files: Files, table: ClassTable) -> ClassTable
 def _mask_reader(
     files: Files, names: tuple[str, ...], table: ClassTable, overlap: str, mask_channel: int | None, *, mapped: bool
 ) -> Callable[[str], np.ndarray]:
-    """Return what reads a mask; `mapped`: stored values are class ids only after a map."""
+    """Return what reads a mask; `mapped`: a map is for the values of masks, and not for the numbers of colours."""
     if files.outlines:
         return LabelmeMasks(ids_of(names))
     if files.parts:
@@ -243,7 +247,9 @@ def _labels(
     palette: tuple[Colour, ...],
     ignore_label: int | None,
     value_map: ValueMap | None,
+    listed: tuple[Colour, ...],
 ) -> LabelSet:
+    """Return the classes; `listed` are the colours that an option lists, of which a map may number more."""
     if not 1 <= len(class_names) <= MAX_CLASSES:
         raise _names_error(class_names)
     if twice := next((name for name in class_names if class_names.count(name) > 1), None):
@@ -258,8 +264,8 @@ def _labels(
         raise UserError(f"ignore_label is {ignore_label!r}; give a whole number, or None if no value is ignored")
     count = len(class_names)
     colours = palette or colormap(count)
-    if len(colours) != count:
-        raise UserError(f"palette does not fit {count} classes; give {count} triples (red, green, blue) of 0 to 255")
+    if value_map is None:
+        _check_colours(colours, count)
     if value_map is None and ignore_label == IGNORE_LABEL:
         return LabelSet(class_names, colours)
     if value_map is None:
@@ -291,4 +297,23 @@ def _labels(
                 f"value_map sends {stored} to {class_id}; "
                 f"map stored values (0 to 65535) to class ids 0 to {count - 1}, or to 255 to ignore"
             )
+    if value_map is not None and _numbers_colours(mapped, listed, ignore_label):
+        first = {mapped[i]: listed[i] for i in reversed(range(len(listed))) if i in mapped}
+        colours = tuple(first.get(class_id, other) for class_id, other in enumerate(colormap(count)))
+    _check_colours(colours, count)
     return LabelSet(class_names, colours, tuple(sorted(mapped.items())))
+
+
+def _numbers_colours(mapped: Mapping[int, int], listed: Sequence[Colour], ignore_label: int | None) -> bool:
+    """Return whether a map can be one of the numbers of listed colours, from 0."""
+    return 0 < len(listed) <= MAX_CLASSES and all(i < len(listed) or i == ignore_label for i in mapped)
+
+
+def _check_colours(colours: Sequence[Colour], count: int) -> None:
+    """Raise a UserError unless there is one colour for each class."""
+    if len(colours) != count:
+        fix = f"give {count} triples (red, green, blue) of 0 to 255"
+        if count < len(colours) <= MAX_CLASSES:
+            numbers = {i: i if i < count else IGNORE_LABEL for i in range(len(colours))}
+            fix += f", or the class id of each of the {len(colours)} (255: ignored), here {value_map_flag(numbers)}"
+        raise UserError(f"palette does not fit {count} classes; {fix}")
