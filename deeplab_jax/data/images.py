@@ -124,10 +124,13 @@ def mask_values(stored: Stored, *, name: str) -> np.ndarray:
     """Return the result of `read_mask` for the samples of a file; errors call it `name`."""
     _refuse_jpeg(stored, name)
     if stored.samples.shape[2] > 1 or stored.samples.dtype.kind == "f":
-        raise UserError(
-            f"{name}: mask of mode {stored.kind} holds colours or fractions, not class ids; "
-            "save it as a grey or palette PNG of class ids"
-        )
+        fix = "save it as a grey or palette PNG of class ids"
+        if stored.samples.shape[2] == 3:
+            fix += (
+                ", or (data set 'folder') say with --config.data.options.palette which colour each class has; "
+                "check-data names the colours"
+            )
+        raise UserError(f"{name}: mask of mode {stored.kind} holds colours or fractions, not class ids; {fix}")
     values = np.ascontiguousarray(stored.samples[..., 0])
     greys = grey_palette(stored)
     if greys is None:

@@ -106,7 +106,10 @@ class PairSource:
         """Raise a UserError that names the files without a partner, if there are any."""
         if self.images_without_mask:
             files = spell([file for _, file in self.images_without_mask])
-            raise UserError(f"{files}: no mask of that name; add the masks or remove these images")
+            raise UserError(
+                f"{files}: no mask of that name; add the masks, remove these images, or (data set 'folder') list the "
+                "others: \"--config.data.options.split_lists=(('train','train.txt'),('val','val.txt'))\""
+            )
         if self.masks_without_image:
             files = spell([file for _, file in self.masks_without_image])
             raise UserError(f"{files}: no image of that name; add the images or remove these masks")

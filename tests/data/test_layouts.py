@@ -281,6 +281,15 @@ def test_files_without_a_partner_are_named_before_the_share(tmp_path, capsys):
     assert "photo2.jpg: no mask is called 'photo2'; add the mask or remove the image" in capsys.readouterr().out
 
 
+def test_images_without_a_mask_can_be_left_out_by_lists(listed):
+    (listed / "masks/b.png").unlink()
+    with pytest.raises(UserError, match=r"b\.jpg: no mask of that name") as error:
+        open_source("folder", split="all", dir=listed, class_names=("no", "yes"))
+    assert "\"--config.data.options.split_lists=(('train','train.txt'),('val','val.txt'))\"" in str(error.value)
+    (listed / "train.txt").write_text("a\nphoto 1\n")
+    assert list(found(listed, "train", split_lists=(("train", "train.txt"), ("val", "val.txt")))) == ["a", "photo 1"]
+
+
 def test_one_example_cannot_be_divided():
     for names, there in ((["a"], "only a"), ([], "none")):
         with pytest.raises(

@@ -134,6 +134,11 @@ def test_more_colours_than_classes_have_a_fix_that_can_be_typed(coloured, capsys
     assert main(["check-data", *words, fix]) == 0
 
 
+def test_colours_without_a_palette_name_the_option(coloured):
+    with pytest.raises(UserError, match=r"masks/1\.png: mask of mode RGB .* say with --config\.data\.options\.palette"):
+        only(coloured, class_names=("a", "b", "c"))
+
+
 def test_published_palettes(coloured):
     put(coloured / "masks/1.png", np.array([BLACK, (128, 64, 128), (0, 0, 142)], np.uint8)[IDS])
     expected = np.array([255, 0, CITYSCAPES.names.index("car")], np.uint8)[IDS]
