@@ -2,7 +2,7 @@
 as DeepLab uses it.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -11,7 +11,6 @@ from deeplab_jax.checks import CheckedModule
 from deeplab_jax.models.backbones.dilation import dilate_stages
 from deeplab_jax.models.backbones.inverted_residual import InvertedResidual, scale_channels
 from deeplab_jax.models.layers import ConvNorm, Features, LayerSettings
-from deeplab_jax.ops.atrous import Padding
 
 Row = tuple[int, int, int, int, str]
 # Table 2 of the paper: expansion, channels, units, stride of the first unit, and the name of the features. The last row
@@ -63,8 +62,8 @@ class MobileNetV2(CheckedModule):
                 count[name] = count.get(name, 0) + 1
                 module = self.unit(
                     # Every form rounds these to multiples of 8.
-                    x.shape[-1] if expansion == 1 else scale_channels(x.shape[-1] * expansion, 1.0),
-                    self.scaled(channels),
+                    expanded=x.shape[-1] if expansion == 1 else scale_channels(x.shape[-1] * expansion, 1.0),
+                    channels=self.scaled(channels),
                     stride=stage.stride if first else 1,
                     rate=stage.first_rate if first else stage.rate,
                     residual=not first or stride == 1,  # Thin networks have equal channels there (sec. 3.3).
@@ -74,49 +73,16 @@ class MobileNetV2(CheckedModule):
             features[name] = (self.stage_features(name, x, depthwise), stage.output_stride)
         return features
 
-    def stem(self) -> nn.Module:
-        """Return the first convolution."""
-        return ConvNorm(
-            self.scaled(STEM_CHANNELS),
-            3,
-            stride=2,
-            activation="relu6",
-            padding=self.stem_pads,
-            settings=self.settings,
-            name="stem",
-        )
-
-    def unit(self, expanded: int, channels: int, *, stride: int, rate: int, residual: bool, name: str) -> nn.Module:
-        """Return one inverted residual."""
-        return self.unit_class(
-            kernel_size=3,
-            expanded=expanded,
-            channels=channels,
-            activation="relu6",
-            stride=stride,
-            rate=rate,
-            residual=residual,
-            settings=self.settings,
-            padding=self.pads,
-            name=name,
-        )
-
     # `MobileNetV2Variant` overrides these.
 
-    @property
-    def stem_pads(self) -> Padding:
-        """Padding of the first convolution."""
-        return None
+    def stem(self, **how: Any) -> nn.Module:
+        """Return the first convolution; `how` has more fields of `ConvNorm`."""
+        channels = self.scaled(STEM_CHANNELS)
+        return ConvNorm(channels, 3, stride=2, activation="relu6", settings=self.settings, name="stem", **how)
 
-    @property
-    def pads(self) -> Padding:
-        """Padding of the depthwise convolutions."""
-        return None
-
-    @property
-    def unit_class(self) -> type[InvertedResidual]:
-        """The class of the units."""
-        return InvertedResidual
+    def unit(self, form: type[InvertedResidual] = InvertedResidual, **how: Any) -> nn.Module:
+        """Return one inverted residual; `how` has its other fields."""
+        return form(kernel_size=3, activation="relu6", settings=self.settings, **how)
 
     def rows(self) -> tuple[Row, ...]:
         """Return the rows to build."""

@@ -1,6 +1,6 @@
 """MobileNetV2 as other code bases build it: their paddings, roundings and ends."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -58,20 +58,18 @@ class MobileNetV2Variant(MobileNetV2):
             features[self.last_stage] = (last(x, train=train), stride)
         return features
 
-    @property
-    def stem_pads(self) -> Padding:
-        """Padding of the first convolution."""
-        return "VALID" if self.stem_padding == "valid" else self.pads
+    def stem(self, **how: Any) -> nn.Module:
+        """Return the first convolution."""
+        return super().stem(padding="VALID" if self.stem_padding == "valid" else self.pads, **how)
+
+    def unit(self, form: type[InvertedResidual] = InvertedResidual, **how: Any) -> nn.Module:
+        """Return one inverted residual."""
+        return super().unit(PaddedFirst if self.pad_input else form, padding=self.pads, **how)
 
     @property
     def pads(self) -> Padding:
-        """Padding of the depthwise convolutions."""
+        """Padding of the strided and the depthwise convolutions."""
         return "SAME" if self.strided_padding == "same" else None
-
-    @property
-    def unit_class(self) -> type[InvertedResidual]:
-        """The class of the units."""
-        return PaddedFirst if self.pad_input else InvertedResidual
 
     def rows(self) -> tuple[Row, ...]:
         """Return the rows to build."""
