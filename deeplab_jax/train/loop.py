@@ -10,7 +10,6 @@ from rich.console import Console
 from deeplab_jax.config_values import check
 from deeplab_jax.distributed import together
 from deeplab_jax.train.batches import Batches
-from deeplab_jax.train.faults import saying_skipped
 from deeplab_jax.train.from_config import build_mesh, build_optimizer, build_step, model_for, open_splits
 from deeplab_jax.train.given import NOTHING, Given
 from deeplab_jax.train.initialise import fresh_state
@@ -64,7 +63,7 @@ def train(
         if not run.begin(start, model, train_source, schedule):
             return None
         announce(config, model, train_source, val_source, mesh, run.writers)
-        with saying_skipped(batches.skipped, len(train_source), run.writers.say):
+        with run.saying_skipped(batches):
             return run_steps(run, state, step, batches.placed(start, stopped=run.stop.heard), validation)
 
 

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +22,7 @@ from deeplab_jax.evaluate.results import Results
 from deeplab_jax.files import read_json, write_json
 from deeplab_jax.models.segmenter import Segmenter
 from deeplab_jax.terminal import plain_console
+from deeplab_jax.train.batches import Batches
 from deeplab_jax.train.faults import (
     as_user_errors,
     describe_failure,
@@ -29,6 +30,7 @@ from deeplab_jax.train.faults import (
     recording,
     restore_newest,
     saving_first,
+    saying_skipped,
 )
 from deeplab_jax.train.given import NOTHING, ON_EVALUATION, ON_STEP, Calls, Given, is_own, spell_own
 from deeplab_jax.train.patience import Evaluations
@@ -220,6 +222,10 @@ class Run:
             batch = self.clock.fetch(batches)
             self.clock.wait_for_step(metrics)
         return batch
+
+    def saying_skipped(self, batches: Batches) -> AbstractContextManager[None]:
+        """Return a context at whose end the training images that could not be read are listed."""
+        return saying_skipped(batches.skipped, len(batches.source), self.writers.say)
 
     def finish(self, number: int, state: TrainState, evaluate: Evaluate) -> Results | None:
         """Evaluate the state of a step and save it, each if it is time; return the results, or None without any.
