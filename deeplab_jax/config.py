@@ -166,7 +166,7 @@ def load_config(argv: Sequence[str]) -> ConfigDict:
     except UserError:
         raise
     except Exception as error:  # Errors of the file, and of the parsers of its keys.
-        raise UserError(f"config {path}: {_complaint(error, file)}") from None
+        raise UserError(f"config {path}: {_unknown_key(argv) or _complaint(error, file)}") from None
     finally:
         logger.setLevel(shown)
     check(config, name=path)
@@ -240,6 +240,22 @@ def _complaint(error: BaseException, file: str) -> str:
         text = f"{flag}: {next((fix for part, fix in FLAG_FIXES.items() if part in reason), reason)}"
     unknown_key = isinstance(error, KeyError | AttributeError) and "has no attribute" not in text
     return f"there is no key {text}" if unknown_key else text
+
+
+def _unknown_key(argv: Sequence[str]) -> str:
+    """Return the fault of the first `--config.section.key=value` that names no key, with the nearest; "" if all do."""
+    for word in argv:
+        prefix, *keys = word.partition("=")[0].split(".")
+        section: Any = base() if prefix == "--config" else None
+        for last in keys:
+            if not isinstance(section, ConfigDict) or not section.is_locked:
+                break
+            prefix += "."
+            if last not in section:
+                near = did_you_mean(last, list(section), prefix=prefix)
+                return f"there is no key {prefix.removeprefix('--')}{last}; {near}"
+            prefix, section = prefix + last, section[last]
+    return ""
 
 
 def _without_list_of_keys(error: BaseException) -> str:

@@ -64,13 +64,14 @@ def optional(what: str, *modules: str, install: str) -> list[ModuleType]:
         raise UserError(f"{what}: needs {missing}, which is not installed; type pip install {install}") from None
 
 
-def did_you_mean(word: str, choices: Iterable[object], *, listed_by: str = "") -> str:
+def did_you_mean(word: str, choices: Iterable[object], *, listed_by: str = "", prefix: str = "") -> str:
     """Return a phrase that names the choices nearest to `word`, or all of them if none is near.
 
     Args:
       word: what the user wrote.
       choices: the valid words.
       listed_by: the command that lists them all; then the phrase names it, and `MOST_CHOICES` of them at most.
+      prefix: stands before each of the nearest.
 
     Returns:
       `"did you mean a, b?"` or `"choose from a, b, c"`.
@@ -78,7 +79,7 @@ def did_you_mean(word: str, choices: Iterable[object], *, listed_by: str = "") -
     names = [str(choice) for choice in choices]
     near = difflib.get_close_matches(word, names, n=3, cutoff=0.6)
     some = spell(names, limit=MOST_CHOICES if listed_by else len(names))
-    phrase = f"did you mean {', '.join(near)}?" if near else f"choose from {some}"
+    phrase = f"did you mean {', '.join(prefix + name for name in near)}?" if near else f"choose from {some}"
     return f"{phrase} (all: {listed_by})" if listed_by else phrase
 
 

@@ -149,8 +149,10 @@ def write_whole(path: str | Path, write: Callable[[Path], object]) -> Path:
         with replacing(file) as fresh:
             write(fresh)
     except OSError as error:
+        if file.is_dir():
+            raise UserError(f"{file}: is a folder; give the path of a file") from None
         raise UserError(
-            f"{file}: cannot be written ({error.strerror or error}); free space or choose another"
+            f"{file}: cannot be written ({error.strerror or error}); free space or choose another path"
         ) from None
     return file
 

@@ -98,7 +98,11 @@ def add_inference_verbs(verb: Verb) -> None:
     )
     evaluate.add_argument("--model", type=path, required=True, help=MODEL)
     evaluate.add_argument("--out", type=path, required=True, help="folder for metrics.json")
-    evaluate.add_argument("--split", help="split to evaluate on; by default the configuration's validation split")
+    evaluate.add_argument(
+        "--split",
+        help="split to evaluate on, or all; by default the configuration's validation split, of a folder without parts "
+        "a fifth",
+    )
     evaluate.add_argument(
         "--save_predictions",
         action="store_true",

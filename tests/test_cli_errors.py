@@ -47,7 +47,10 @@ def tiny_training(*words):
         (["train", "--config", SCENES], "required: --workdir"),
         (["train", "--config", SCENES, "--workdir", "x", "--alow_config_change"], "did you mean --allow_config_change"),
         (["train", "--config", "gone.py", "--workdir", "x"], r"config file 'gone\.py' does not exist"),
-        (["train", "--config", SCENES, "--workdir", "x", "--config.train.stepz=3"], 'Did you mean "steps"'),
+        (
+            ["train", "--config", SCENES, "--workdir", "x", "--config.train.stepz=3"],
+            r"did you mean --config\.train\.steps",
+        ),
         (
             ["train", "--config", SCENES, "--workdir", "x", "--config.train.steps", "many"],
             "steps=many: give a whole number",

@@ -38,6 +38,11 @@ def test_a_full_disk_leaves_the_old_file_alone(tmp_path: Path) -> None:
     assert file.read_bytes() == b"old" and os.listdir(file.parent) == ["a.bin"]
 
 
+def test_a_folder_in_the_place_of_a_file_is_said(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"^{tmp_path}: is a folder; give the path of a file$"):
+        write_whole(tmp_path, lambda fresh: fresh.write_bytes(b"new"))
+
+
 def test_a_pipe_or_a_device_is_written_to_and_stays(tmp_path: Path) -> None:
     os.mkfifo(pipe := tmp_path / "pipe")
     reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)

@@ -2,9 +2,11 @@
 parts of one's own.
 """
 
+import io
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +15,16 @@ import optax
 import pytest
 from ml_collections import ConfigDict, FrozenConfigDict
 from PIL import Image
+from rich.console import Console
 
 import deeplab_jax
 from deeplab_jax.checkpoint import Checkpoints
 from deeplab_jax.cli import main
 from deeplab_jax.config import base, to_plain
+from deeplab_jax.data.catalog import open_source
 from deeplab_jax.errors import UserError
+from deeplab_jax.evaluate.results import summarize_confusion, unlabelled
+from deeplab_jax.labels import LabelSet, colormap
 from deeplab_jax.models.layers import LayerSettings
 from deeplab_jax.models.segmenter import Segmenter
 from deeplab_jax.ops.losses import LOSSES
@@ -30,6 +36,7 @@ from deeplab_jax.train.record import RECORD_FILE
 from deeplab_jax.train.replay import replay
 from deeplab_jax.train.signals import Interrupted
 from deeplab_jax.weights.folder import CHECKPOINTS
+from tests.support.layouts import data_arguments, write_pair
 from tests.support.tiny import (
     MadeUp,
     TinyBackbone,
@@ -38,6 +45,7 @@ from tests.support.tiny import (
     read_checkpoint,
     read_metrics,
     tiny_config,
+    tiny_model,
 )
 
 pytestmark = pytest.mark.usefixtures("tiny_networks")
@@ -134,6 +142,57 @@ def test_classes_are_compared_by_their_names(tmp_path, capsys) -> None:
     assert "the model calls its classes ('road', 'tree', 'car'), and" in capsys.readouterr().err
 
 
+def test_stored_values_are_compared_with_those_of_the_model(tmp_path) -> None:
+    data_arguments("folder", tmp_path / "data")
+    model, variables = tiny_model("cascade_tiny", num_classes=2)
+    pairs = [[0, 1], [1, 0]]
+
+    def evaluated(known: list[list[int]] | None, **options: Any) -> dict[str, Any]:
+        info = {"class_names": ["a", "b"], "palette": [[0, 0, 0], [1, 0, 0]], "value_map": known}
+        folder = deeplab_jax.save(tmp_path / "model", model, variables, info)
+        source = open_source("folder", dir=tmp_path / "data", split="all", class_names=("a", "b"), **options)
+        return deeplab_jax.evaluate(folder, source=source, pad_to=((65, 65),))
+
+    fixes = r"map=\(\(0,1\),\(1,0\)\)\".*map=\(\(0,0\),\(1,1\),\(255,255\)\)\"$"
+    with pytest.raises(UserError, match=f"^folder: .* training had other values; .*{fixes}"):
+        evaluated(pairs)
+    assert evaluated(pairs, value_map=pairs)["protocol"]["images"] == 12
+    assert evaluated(None)["protocol"]["images"] == 12
+    assert evaluated(pairs, value_map=((0, 0), (1, 1)))["protocol"]["images"] == 12  # The data say what they mean.
+    # A value that class ids cannot be, as in CamVid's map.
+    assert evaluated([[0, 0], [1, 1], [11, 255]])["protocol"]["images"] == 12
+
+
+def test_classes_without_a_label_are_said_once(tmp_path, capsys) -> None:
+    """255 of black and white masks is the ignore label, so without a map the object is never learned."""
+    data = tmp_path / "data"
+    for index in range(12):
+        write_pair(data / f"images/{index}.png", data / f"masks/{index}.png", values=(0, 255), seed=index)
+    options = {"class_names": ("background", "crack"), "val_fraction": 0.2, "val_rule": "share"}
+    of_data = {"data.name": "folder", "data.dir": str(data), "data.options": options}
+    said, line = io.StringIO(), "class 1 (crack): in no label of val; run check-data"
+    config = tiny_config(**of_data, **{"train.steps": 2, "train.evaluate_every": 1})
+    deeplab_jax.train(config, tmp_path / "run", console=Console(file=said, width=200))
+    assert said.getvalue().count(f"note: {line}\n") == 1
+    capsys.readouterr()
+    deeplab_jax.evaluate(tmp_path / "run")
+    assert capsys.readouterr().err == f"{line}\n"
+    for crack, complaint in ((255, "every label of val is ignored, so nothing is measured; run check-data\n"), (1, "")):
+        found = {0: crack, 255: crack} if crack == 255 else {0: 0, 255: 1}
+        more = {"class_names": options["class_names"], "value_map": found}
+        deeplab_jax.evaluate(tmp_path / "run", source=open_source("folder", dir=data, split="all", **more))
+        assert capsys.readouterr().err == complaint
+
+
+def test_at_most_six_classes_without_a_label_are_named() -> None:
+    labels = LabelSet(tuple("abcdefghi"), colormap(9))
+    results = {**summarize_confusion(np.diag([5, *[0] * 8]), labels), "protocol": {"split": "val"}}
+    assert unlabelled(results) == (
+        "classes 1 (b), 2 (c), 3 (d), 4 (e), 5 (f), 6 (g) and 2 more: in no label of val; run check-data"
+    )
+    assert unlabelled({**results, "per_class": results["per_class"][:1]}) == ""
+
+
 def test_a_run_goes_on_with_the_classes_that_it_began_with(tmp_path, undisturbed) -> None:
     """Files name the classes of some data sets, so these may change between two starts."""
     workdir = tmp_path / "run"
@@ -145,7 +204,7 @@ def test_a_run_goes_on_with_the_classes_that_it_began_with(tmp_path, undisturbed
     with pytest.raises(UserError, match="the run began with the classes .*, and the data now have .*give another"):
         train(workdir)
     assert json.loads((workdir / "model.json").read_text()) == description
-    train(workdir, allow_config_change=True)
+    train(workdir, tiny_config(**{"train.steps": 7}), allow_config_change=True)
     assert json.loads((workdir / "model.json").read_text())["info"]["class_names"] == names
 
 

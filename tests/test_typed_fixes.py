@@ -146,6 +146,16 @@ def another_configuration(tmp_path: Path) -> list[str]:
     return [*words, "--config.optimizer.learning_rate=0.05", "--config.train.steps=3"]
 
 
+def map_left_out(tmp_path: Path) -> list[str]:
+    """Evaluate a model of black and white masks whose images have no map: 255 would be ignored."""
+    model, variables = tiny_model("cascade_tiny", num_classes=2)
+    info = {"class_names": ["a", "b"], "palette": [[0, 0, 0], [1, 1, 1]], "value_map": [[0, 0], [255, 1]]}
+    save(tmp_path / "model", model, variables, info)
+    data = make_folder(tmp_path / "data", (0, 255))
+    words = [*FOLDER, f"--config.data.dir={data}", TWO, "--out", str(tmp_path / "out")]
+    return ["evaluate", "--model", str(tmp_path / "model"), *words]
+
+
 @pytest.mark.parametrize(
     ("situation", "fix"),
     [
@@ -175,6 +185,7 @@ def another_configuration(tmp_path: Path) -> list[str]:
             two_layouts(("train", "val"), "{}", ("{}_masks", "{}_labels")),
             ["--config.data.options.images={split}", "--config.data.options.masks={split}_masks"],
         ),
+        (map_left_out, ["--config.data.options.value_map=((0,0),(255,1))"]),
         (other_classes, ["--reinit", "head"]),
         (two_networks, ["--select", "model"]),
         (pyramid_of_any_size, ["--size", "513x513"]),

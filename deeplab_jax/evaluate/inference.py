@@ -1,5 +1,6 @@
 """Inference on images of any size, by a protocol: whole or by sliding window, at several scales, mirrored, refined."""
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial, reduce
 from typing import TYPE_CHECKING, Any
@@ -27,8 +28,16 @@ Array = np.ndarray | jax.Array
 Views = tuple[View, ...]
 Number = float | jax.Array
 COUNTED_AT_ONCE = 2**20  # pixels
+FAINT = 16
 Place = Callable[..., Sequence[Array]]
 Prediction = tuple[np.ndarray, np.ndarray | None]  # class ids, and probabilities if wanted
+
+
+def is_faint(image: Any) -> bool:
+    """Whether a whole image of levels 0 to 255 was probably in another range: it is not black, has fractions of levels,
+    and stays below 16, as 12 bits in 16 do, and floats of 0 to 1.
+    """
+    return isinstance(image, np.ndarray) and image.dtype != np.uint8 and 0 < image.max(initial=0) < FAINT
 
 
 def unplaced(*arrays: Array) -> Sequence[Array]:
@@ -57,7 +66,8 @@ def segment(
     Args:
       model, variables: from `load`.
       image: `[H, W, C]` of any size, RGB for most models: uint8 or uint16 as stored, or float32 from 0 to 255. uint16
-        values become such floats by the model's `preprocessing.stored_range`, or else by their type's full range.
+        values become such floats by the model's `preprocessing.stored_range`, or else by their type's full range. A
+        warning says so if the largest level is below 16, as of floats from 0 to 1.
       scales: scales of the image; the class probabilities are averaged.
       flip: whether to add the mirrored image.
       window: (height, width) of a sliding window for large images; None runs the image whole.
@@ -95,6 +105,10 @@ def segment(
             "uint16 or float32"
         )
     image = model.preprocessing.levels(image)
+    if is_faint(image):
+        warnings.warn(
+            f"image: its largest level is {image.max():.3g} of 255; give uint8, or floats from 0 to 255", stacklevel=2
+        )
     model, variables = fold_norm(model, variables)
     size = protocol.run_size((image.shape[0], image.shape[1]))
     made = predict_images(model, variables, [image], size, protocol, probabilities=return_probabilities)

@@ -78,7 +78,7 @@ class Outputs:
 
     def check(self, found: Sequence[Found]) -> None:
         """Raise a UserError if a file would overwrite another or an image, or has the name of another's folder."""
-        claims = Claims(self.folder, [each.path for each in found], fix=f"rename one of them, or {APART}")
+        claims = Claims(self.folder, [each.path for each in found], fix=f"rename one of them, or {APART}", apart=True)
         for path, name in found:
             claims.claim(str(path), (*self.files(name), *(f"{each}.tif" for each in self._maps(name))))
         for path, name in found:

@@ -16,7 +16,7 @@ from deeplab_jax.errors import UserError, spell
 from deeplab_jax.evaluate.claims import Claims
 from deeplab_jax.evaluate.evaluator import LARGEST_BATCH, THREADS, WINDOW, grouped
 from deeplab_jax.evaluate.image_list import Found
-from deeplab_jax.evaluate.inference import Prediction, predict_images
+from deeplab_jax.evaluate.inference import Prediction, is_faint, predict_images
 from deeplab_jax.evaluate.memory import is_out_of_memory, names_what_fits, out_of_memory
 from deeplab_jax.evaluate.outputs import Outputs
 from deeplab_jax.evaluate.protocol import DEFAULT, Protocol
@@ -26,6 +26,7 @@ from deeplab_jax.evaluate.windows import Size
 from deeplab_jax.files import make_folder
 from deeplab_jax.models.fold import fold_norm
 from deeplab_jax.models.segmenter import Segmenter, Variables
+from deeplab_jax.terminal import note
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -46,6 +47,7 @@ def predict_files(
     *,
     batch_size: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    warn: Callable[[str], Any] = note,
 ) -> Iterator[tuple[Found, UserError | None]]:
     """Predict image files and write what `outputs` says.
 
@@ -60,6 +62,7 @@ def predict_files(
       protocol: how the model runs.
       batch_size: images that run together; by default 1 on a CPU, otherwise 8. With a sliding window it is 1.
       progress: called with the number of images done and in all.
+      warn: receives one line for the first image whose values are probably in another range than the model's.
 
     Yields:
       Each file in order, with None or the reason why it failed.
@@ -83,10 +86,13 @@ def predict_files(
         in_parts = not (outputs.needs_probabilities or protocol.crf)
         read = partial(_read, model=model, protocol=protocol, outputs=outputs, in_parts=in_parts)
         images = ahead(reading, read, found, count=count + THREADS)
+        told = False
         for index, image in enumerate(images):
             if isinstance(image, UserError):
                 outcomes.add(index, image)
             else:
+                if not told and (told := is_faint(image)):
+                    warn(_faint(found[index].path, model, image))
                 yield {"image": image, "index": index}
 
     try:
@@ -136,6 +142,16 @@ class Outcomes:
             if self._progress is not None:
                 self._progress(self._told, len(self._found))
             yield self._found[self._told - 1], error
+
+
+def _faint(path: Path, model: Segmenter, image: Image) -> str:
+    """Return the note on an image that is probably in another range than the model's."""
+    ends = model.preprocessing.stored_range
+    trained = f"values from {ends[0]:g} to {ends[1]:g}" if ends else "the full range of the files' type"
+    return (
+        f"{path}: its values reach {image[:].max() / 255:.1%} of what the model was trained for, {trained}; scale the "
+        "images to it, or train a model with the range of these, such as --config.data.value_range=0,4095"
+    )
 
 
 def _onto(model: Segmenter, folder: Path, image: Image) -> np.ndarray | None:

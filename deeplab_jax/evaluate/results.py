@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from deeplab_jax.errors import MOST_CHOICES, spell
 from deeplab_jax.labels import PRESENCE, LabelSet
 from deeplab_jax.ops import metrics
 
@@ -72,6 +73,18 @@ def summarize_sigmoids(
         "confusion_matrix": at.tolist(),
         "thresholds": swept,
     }
+
+
+def unlabelled(results: Results) -> str:
+    """Return a note on the classes of which the labels have no pixel, and "" if there are none."""
+    images, rows = results["protocol"]["split"], results["per_class"]
+    if not np.any(results["confusion_matrix"]):
+        return f"every label of {images} is ignored, so nothing is measured; run check-data"
+    absent = [f"{k} ({row['name']})" for k, row in enumerate(rows) if not row["support"]]
+    if not absent:
+        return ""
+    named = spell(absent, limit=MOST_CHOICES)
+    return f"{'class' if len(absent) == 1 else 'classes'} {named}: in no label of {images}; run check-data"
 
 
 def _presence(name: str, confusion: np.ndarray) -> Results:

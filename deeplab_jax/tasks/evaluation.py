@@ -65,6 +65,7 @@ def evaluate(
     from deeplab_jax.data.source import read_in_parts
     from deeplab_jax.distributed import is_first, together, watch
     from deeplab_jax.evaluate import evaluator
+    from deeplab_jax.evaluate.results import unlabelled
     from deeplab_jax.terminal import note
 
     folder = at_home(out) if out else None
@@ -76,6 +77,7 @@ def evaluate(
         protocol, how = _protocol_and_arguments(protocol, settings, how)
         source = read_in_parts(source) if protocol.window else source
         renamed = _compare_names(info, source)
+        _compare_stored_values(info, source)
         evaluator.check_classes(network, source)
         if folder and is_first():  # Now, and not after hours.
             make_folder(folder)
@@ -85,8 +87,9 @@ def evaluate(
     if settings is not None:
         watch(settings.train.timeout)
     results = evaluator.evaluate(network, variables, source, protocol, split=split, **how)
-    if renamed:
-        note(renamed)
+    for line in (renamed, "" if how.get("limit") else unlabelled(results)):
+        if line and is_first():
+            note(line)
     if not isinstance(model, Segmenter):
         results["checkpoint"] = info.get("step")
     try:
@@ -150,6 +153,24 @@ def _compare_names(info: dict[str, Any], source: "Source") -> str:
             f'model: "--config.data.options.class_names={known!r}"'
         )
     return f"the model calls its classes {known!r:.200}, and {source.name} calls them {names!r:.200}"
+
+
+def _compare_stored_values(info: dict[str, Any], source: "Source") -> None:
+    """Raise a UserError if nothing maps the stored values of the masks, and they mean other classes to the model. A map
+    that the data have says itself what they mean; masks of colours, outlines and class files have none.
+    """
+    from deeplab_jax.data.mask_formats import ChannelMasks, IdMasks
+    from deeplab_jax.data.source import stored_meanings, value_map_flag
+
+    known, as_ids = dict(info.get("value_map") or ()), stored_meanings(source.labels)
+    stores_ids = isinstance(getattr(source, "read_mask", None), IdMasks | ChannelMasks)
+    if source.labels.value_map is not None or not stores_ids:
+        return
+    if any(as_ids.get(stored, class_id) != class_id for stored, class_id in known.items()):
+        raise UserError(
+            f"{source.name}: its masks are read as class ids, and those of the model's training had other values; give "
+            f"their map: {value_map_flag(known)}; or, if these masks hold class ids, say so: {value_map_flag(as_ids)}"
+        )
 
 
 def _writer(out: Path | None, source: "Source", split: str, protocol: "protocols.Protocol") -> "PredictionWriter":

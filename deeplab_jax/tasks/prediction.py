@@ -122,7 +122,8 @@ def predict(
         page = Page(folder / PAGE, labels, title=f"Predictions of {name}")
     outputs, done = Outputs(folder, labels, probabilities, confidence, dataset_ids, page, polygons), Predictions(folder)
     run: dict[str, Any] = {"protocol": protocol, "batch_size": batch_size}
-    done.add(_of_pictures(partial(predict_files, network, variables, pictures, outputs, **run), outputs), fail)
+    files = partial(predict_files, network, variables, pictures, outputs, warn=warn, **run)
+    done.add(_of_pictures(files, outputs), fail)
     if pictures:
         say(f"{len(done.files)} of {len(pictures)} images segmented into {folder}")
     if page is not None and done.files:

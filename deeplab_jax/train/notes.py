@@ -56,5 +56,5 @@ def notes(config: ConfigDict, model: Segmenter) -> Iterator[str]:
     if model.backbone_settings.norm == "batch" and images < BATCH_NORM_IMAGES:
         yield (
             f"batch norm sees {images} images at a time; the authors advise more than {BATCH_NORM_IMAGES}. "
-            "Accumulation does not help; norm='group' does not depend on it"
+            "Accumulation does not help; --config.model.options.norm=group does not depend on the batch"
         )

@@ -47,6 +47,9 @@ class Evaluations:
     def __init__(self, mious: Mapping[int, float], *, patience: int, steps: int) -> None:
         self._mious, self._patience, self._steps = dict(mious), patience, steps
 
+    def __len__(self) -> int:
+        return len(self._mious)
+
     def add(self, step: int, miou: float) -> None:
         """Add an evaluation, or replace that of the same step."""
         self._mious[step] = miou

@@ -124,7 +124,10 @@ class Run:
         return state, step
 
     def begin(self, start: int, model: Segmenter, source: Source, schedule: Schedule) -> bool:
-        """Record this start, open the record of the steps after `start`, and return whether there is anything to do.
+        """Return whether there is anything to do; if so, open the record of the steps after `start`.
+
+        This start is recorded only if a step follows: finished weights keep their configuration, and what their classes
+        mean.
 
         Args:
           start: the step that was restored, or 0.
@@ -139,8 +142,6 @@ class Run:
             if is_first():
                 if start and not self._allow_config_change:
                     check_class_names(self.workdir, source.labels.names)
-                record_start(self.workdir, self.config)
-                write_description(self.workdir, model, self.info, named=not is_own(self.config, "model"))
                 with recording(self.workdir):
                     evaluated = read_mious(self.workdir / RECORD_FILE, until=start)
         mious = dict(gathered(evaluated))
@@ -152,6 +153,9 @@ class Run:
             self.say(f"{self.workdir}: {self._evaluations.why()}; nothing to do, unless with --config.train.patience=0")
             return False
         with together():
+            if is_first() and start < self.settings.steps and not self._evaluations.exhausted():
+                record_start(self.workdir, self.config)
+                write_description(self.workdir, model, self.info, named=not is_own(self.config, "model"))
             self.writers = self._held.enter_context(
                 Writers(self.workdir, start=start, steps=self.settings.steps, console=self._console, config=self.config)
                 if is_first()
@@ -183,6 +187,10 @@ class Run:
             with suppress(OSError, ValueError, KeyError, TypeError):
                 known = read_json(self.workdir / MODEL_FILE)["info"][INITIALISED]
         return {INITIALISED: known or origin_of(self.config.init)}
+
+    def has_evaluations(self) -> bool:
+        """Whether some step of the run is evaluated."""
+        return len(self._evaluations) > 0
 
     def is_due(self, number: int) -> bool:
         """Whether there is an evaluation after step `number`."""

@@ -11,6 +11,7 @@ from deeplab_jax.data.source import Source
 from deeplab_jax.distributed import is_first, own_share, together
 from deeplab_jax.evaluate.evaluator import Results, evaluate, settled
 from deeplab_jax.evaluate.pictures import StripCollector, stack_strips
+from deeplab_jax.evaluate.results import unlabelled
 from deeplab_jax.models.segmenter import Segmenter
 from deeplab_jax.train.faults import recording
 from deeplab_jax.train.from_config import evaluate_options
@@ -74,4 +75,6 @@ class Validation:
             f"step {number}: validation mIoU {results['miou'] or 0:.4f} on {results['protocol']['images']} images in "
             f"{results['seconds']:.1f} s"
         )
+        if not run.has_evaluations() and (missing := unlabelled(results)):
+            run.writers.say(f"note: {missing}")
         return {**results, "step": number}

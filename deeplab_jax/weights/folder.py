@@ -64,7 +64,7 @@ def save(path: str | Path, model: Segmenter, variables: Mapping[str, Any], info:
             (folder / METRICS_FILE).unlink(missing_ok=True)
     except OSError as error:
         raise UserError(
-            f"{folder}: cannot write the model folder ({error.strerror or error}); free space or choose another"
+            f"{folder}: cannot write the model folder ({error.strerror or error}); free space or choose another path"
         ) from None
     return folder
 

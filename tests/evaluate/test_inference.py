@@ -97,6 +97,16 @@ def test_segment_refuses_what_is_no_rgb_image(made) -> None:
         np.testing.assert_array_equal(segment(*made, image), segment(*made, same))
 
 
+def test_segment_warns_of_levels_in_another_range(made) -> None:
+    image = image_of(40, 50)
+    for other in (image.astype(np.float32) / 255, image.astype(np.uint16) * 16):
+        with pytest.warns(UserWarning, match=r"its largest level is \S+ of 255; give uint8, or floats from 0 to 255"):
+            segment(*made, other)
+    segment(*made, np.zeros_like(image, np.float32))  # Black.
+    ranged = made[0].clone(preprocessing=dataclasses.replace(made[0].preprocessing, stored_range=(0, 4095)))
+    segment(ranged, made[1], image.astype(np.uint16) * 16)
+
+
 @pytest.mark.parametrize("options", [{"scales": ()}, {"scales": 0.5}, {"scales": (0.0,)}, {"window": (0, 33)}], ids=str)
 def test_segment_refuses_views_that_make_no_sense(made, options) -> None:
     with pytest.raises(UserError, match=f"{next(iter(options))}="):

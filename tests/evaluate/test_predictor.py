@@ -192,6 +192,30 @@ def test_images_are_not_overwritten(made, images) -> None:
     assert before == {path: path.read_bytes() for path in images.iterdir()}
 
 
+def test_no_prediction_is_written_beside_the_images(made, tmp_path) -> None:
+    """The next `check-data` would read it as an image."""
+    (tmp_path / "photo.jpg").write_bytes(b"")
+    with pytest.raises(
+        UserError, match=r"photo\.png: a prediction beside the images that are read; give another --out"
+    ):
+        predict(made, find_images([tmp_path / "photo.jpg"]), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["photo.jpg"]
+
+
+def test_the_first_image_in_another_range_is_said(made, tmp_path) -> None:
+    """12 bits in 16 look black to a network of 8 bits."""
+    for name, factor in (("black", 0), ("deep", 257), ("faint", 16), ("more", 16)):
+        pixels = SOURCE[0]["image"][..., 0].astype(np.uint16) * factor
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+    said: list[str] = []
+    found = find_images([tmp_path / f"{name}.png" for name in ("black", "deep", "faint", "more")])
+    assert not any(
+        error for _, error in predict_files(*made, found, Outputs(tmp_path / "out", LABELS), warn=said.append)
+    )
+    (line,) = said
+    assert re.search(r"faint\.png: its values reach 6\.\d% of what .* full range of the files' type; .*=0,4095$", line)
+
+
 def test_a_folder_that_cannot_be_made_is_a_user_error(made, images) -> None:
     with pytest.raises(UserError, match="give another --out"):
         predict(made, find_images([images]), images / "a.png" / "out")

@@ -115,5 +115,5 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path) -> None:
     from deeplab_jax.train.find_lr import write_report
 
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="file/find_lr.png: cannot be written .*; free space or choose another"):
+    with pytest.raises(UserError, match="file/find_lr.png: cannot be written .*; free space or choose another path"):
         write_report(summarize([0.1, 0.2], [2.0, 1.0]), tmp_path / "file")

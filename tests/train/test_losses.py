@@ -140,7 +140,7 @@ def test_a_sum_from_the_command_line(tmp_path, tiny_networks, capsys) -> None:
     assert saved["loss"] == "cross_entropy+0.5*dice" and saved["loss_options"]["region_smooth"] == 1.0
     capsys.readouterr()
     for word, message in {
-        "--config.train.loss_options.gama=1": "there is no key gama",
+        "--config.train.loss_options.gama=1": "there is no key config.train.loss_options.gama",
         "--config.train.loss_options.smoothing=1": "smoothing=1.0: give 0 (none) to below 1",
         "--config.train.loss_options.ohem_threshold=0": "give a probability above 0 and below 1",
         "--config.train.loss_options.ohem_min_kept=0": "give at least 1",

@@ -55,3 +55,8 @@ def test_a_setting_that_does_not_act_is_said_and_the_printed_one_does(values, st
 def test_a_small_batch_for_batch_norm_is_said() -> None:
     (note,) = said(**{"train.batch_size": 22, "train.accumulate": 2})
     assert note.startswith("batch norm sees 11 images at a time; the authors advise more than 12.")
+    (printed,) = re.findall(r"--config\.(\S+)", note)
+    key, _, value = printed.partition("=")
+    assert (key, value) == ("model.options.norm", "group")
+    model = create_model("deeplabv3_mobilenet_v2", num_classes=3, norm=value)
+    assert list(notes(tiny_config(**{**GOOD, "train.batch_size": 22, "train.accumulate": 2}), model)) == []

@@ -25,6 +25,7 @@ from deeplab_jax.train.workdir import CONFIG_FILE, RUN_FILE, differences, open_w
 from deeplab_jax.train.writers import Writers
 from deeplab_jax.weights.by_name import origin_of
 from deeplab_jax.weights.folder import CHECKPOINTS, INITIALISED, MODEL_FILE, load
+from tests.support.layouts import data_arguments
 from tests.support.tiny import (
     assert_same_arrays,
     quiet,
@@ -205,6 +206,24 @@ def test_an_allowed_change_is_recorded(finished, tmp_path) -> None:
     assert results["step"] == 2
     assert json.loads((tmp_path / CONFIG_FILE).read_text())["train"]["steps"] == 2
     assert len(json.loads((tmp_path / RUN_FILE).read_text())) == 2
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_change_without_a_step_rewrites_nothing(tmp_path, steps) -> None:
+    """Finished weights keep what their classes mean, also if the data now map other values."""
+    data_arguments("folder", tmp_path / "data")
+    folder = {"data.name": "folder", "data.dir": str(tmp_path / "data"), "train.steps": 2}
+    options = {"class_names": ("a", "b"), "val_fraction": 0.2, "val_rule": "share"}
+    run_training(tmp_path / "run", tiny_config(**folder, **{"data.options": options}))
+    before = {name: (tmp_path / "run" / name).read_bytes() for name in (CONFIG_FILE, RUN_FILE, MODEL_FILE)}
+    swapped = tiny_config(
+        **{**folder, "train.steps": steps, "data.options": {**options, "value_map": ((0, 1), (1, 0))}}
+    )
+    assert run_training(tmp_path / "run", swapped, allow_config_change=True) is None
+    assert before == {name: (tmp_path / "run" / name).read_bytes() for name in before}
+    swapped.train.steps = 3
+    run_training(tmp_path / "run", swapped, allow_config_change=True)
+    assert load(tmp_path / "run")[2]["value_map"] == [[0, 1], [1, 0], [255, 255]]
 
 
 @pytest.fixture
