@@ -180,8 +180,12 @@ def test_predict_takes_nested_folders_and_writes_what_is_asked_for(scenes_run, t
     assert files == {"one/a.png", "two/a.png", "top.png"}
     np.testing.assert_array_equal(read_mask(tmp_path / "ids" / "top.png"), read_mask(tmp_path / "out" / "top.png"))
     (tmp_path / "clip.mp4").write_bytes(b"")
-    assert run("predict", "--model", scenes_run, tmp_path / "clip.mp4", "--out", tmp_path / "video") == 2
-    assert re.search(r"clip\.mp4: not a video that can be read", capsys.readouterr().err)
+    clip = ("predict", "--model", scenes_run, tmp_path / "clip.mp4", "--out", tmp_path / "video")
+    assert run(*clip) == 2
+    said = capsys.readouterr().err
+    assert re.search(r"clip\.mp4: not a video that can be read", said) and "overlay alone" not in said
+    assert run(*clip, "--confidence", "--probabilities", "png") == 2
+    assert "a video has its overlay alone, without --probabilities and --confidence" in capsys.readouterr().err
 
 
 def test_check_data_then_prepare_then_train_from_the_prepared_folder(tmp_path, capsys) -> None:

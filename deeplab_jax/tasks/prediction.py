@@ -101,12 +101,15 @@ def predict(
     check_choice("ids", ids, ("classes", "dataset"))
     allow(module)
     folder, dataset_ids = at_home(out), ids == "dataset"
+    more = {"--probabilities": probabilities, "--confidence": confidence, "--polygons": polygons}
     if dataset_ids:
-        _check_alone({"--probabilities": probabilities, "--confidence": confidence, "--polygons": polygons})
+        _check_alone(more)
     found = find_images([images] if isinstance(images, str | Path) else images, out=folder)
     pictures = [each for each in found if not is_video(each.path)]
     videos = [each.path for each in found if is_video(each.path)]
     check_videos(videos, folder)
+    if videos and (unused := [flag for flag, value in more.items() if value]):
+        warn(f"{spell(videos, limit=1)}: a video has its overlay alone, without {' and '.join(unused)}")
     _check_rasterio(pictures, polygons, warn)
     protocol = Protocol(**how)
     check_used(protocol, how, labelled=False)
