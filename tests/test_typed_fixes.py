@@ -173,7 +173,7 @@ def map_left_out(tmp_path: Path) -> list[str]:
         (coloured((0, 0, 0), (255, 0, 0)), ["--config.data.options.palette=((0,0,0),(255,0,0))"]),
         (coloured((0, 0, 0), (128, 0, 0)), ["--config.data.options.palette=((0,0,0),(128,0,0))"]),
         (no_validation, ["--config.data.options.val_fraction=0.2"]),
-        (black_and_white_labels, ["--config.data.options.value_map=((0,0),(255,1))"]),
+        (black_and_white_labels, ["--config.data.options.value_map=((0,0),(1,1),(255,1))"]),
         *(
             (
                 two_layouts(words, "images/{}", ("labels/{}", "annotations/{}")),

@@ -132,7 +132,7 @@ def test_a_table_is_run_written_and_printed(here, tmp_path, capsys) -> None:
     assert len(here.names) == len(set(here.names)) == 6
     assert [name[-1] for name in here.names] == ["0"] * 3 + ["1"] * 3
     printed = capsys.readouterr().out
-    assert re.search(r"16 +77\.21 +50\.50 +-26\.71 +50\.00 to 51\.00, 2 seeds", printed)
+    assert re.search(r"16 +77\.21 +50\.50 +50\.00 to 51\.00, 2 seeds", printed)
     assert "not run here: needs COCO" in printed
     found = result(tmp_path, "v3_table6/eval_os_8-ms")
     assert found["cells"] == {"eval_os": 8, "ms": True, "flip": False, "coco": False}

@@ -62,7 +62,7 @@ def test_the_page_shows_what_training_sees(config, tmp_path, capsys) -> None:
         ("cat_max_ratio=0", r"config\.data\.augment\.cat_max_ratio=0\.0: give "),
         ("resize=1,2,3", r"config\.data\.augment\.resize has 3 values; give 2"),
         ("jpeg=101", r"config\.data\.augment\.jpeg=101: give 0 to 100"),
-        ("rotatoin=3", r"there is no key 'rotatoin' Did you mean \"rotation\""),
+        ("rotatoin=3", r"no key config\.data\.augment\.rotatoin; did you mean --config\.data\.augment\.rotation"),
         ("hue=many", "augment.hue=many: give a number"),
     ],
 )

@@ -9,12 +9,12 @@ import pytest
 import deeplab_jax
 from deeplab_jax.cli import main
 from deeplab_jax.data.images import write_image
-from deeplab_jax.evaluate.evaluator import METRICS_FILE, summarize_confusion
+from deeplab_jax.evaluate.evaluator import summarize_confusion
 from deeplab_jax.evaluate.protocol import DEFAULT
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.models.catalog import create_model, describe
 from deeplab_jax.weights import download, push
-from deeplab_jax.weights.folder import flatten_variables, load, save
+from deeplab_jax.weights.folder import METRICS_FILE, flatten_variables, load, save
 from tests.support.hub import TOKEN, Repository, hub_here
 from tests.support.tiny import filled, run_training, tiny_config, tiny_models
 

@@ -104,5 +104,7 @@ def test_logits_at_stride_8_subsampled_are_those_at_16() -> None:
 
 
 def test_a_rate_of_no_whole_number_of_samples_is_refused() -> None:
-    with pytest.raises(UserError, match=r"\(stated at output stride 8\) are no whole rates at output stride 32"):
+    with pytest.raises(
+        UserError, match=r"fc_rate=6 \(stated at output stride 8\) gives no whole rates at output stride 32"
+    ):
         create_model("deeplabv2_vgg16", width=1 / 64, fc_channels=1, output_stride=32)
