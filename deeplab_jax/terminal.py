@@ -111,5 +111,5 @@ def progress_of_bytes() -> AbstractContextManager[Callable[[int, int], None]]:
 
 
 def note(line: str) -> None:
-    """Print a progress line to stderr. Results go to stdout."""
+    """Print a note to stderr. Results go to stdout."""
     print(line, file=sys.stderr, flush=True)

@@ -160,7 +160,7 @@ def choose_window(
       size: (height, width) of the resized image.
       crop_size: (height, width) of the crop.
       cat_max_ratio: a crop is drawn again, up to 10 times, unless it has two classes or more, and the share of each
-        among the labelled pixels is below this (mmsegmentation's RandomCrop: 0.75); 1: any crop is taken.
+        among the labelled pixels is below this; 1: any crop is taken.
       wanted: see `augment`.
     """
     window = sample_window(rng, size, crop_size)

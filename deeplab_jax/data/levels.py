@@ -94,17 +94,22 @@ def choose(bands: Bands, channels: Sequence[int], *, name: str) -> Bands:
     return Bands(samples, bands.top, False)
 
 
+def check_range(value_range: Sequence[float]) -> None:
+    """Raise a UserError unless a range is two values that rise."""
+    if len(value_range) != 2 or not value_range[0] < value_range[1]:
+        raise UserError(
+            f"config.data.value_range={tuple(value_range)}: give the stored values of black and white, the lower one "
+            f"first: {RANGE}=0,4095"
+        )
+
+
 def scale(samples: np.ndarray, value_range: Sequence[float], *, name: str) -> np.ndarray:
     """Return samples as float32 levels: the low value becomes 0, the high one 255, and values beyond them too.
 
     Raises:
       UserError: a range that is none, or samples that are not finite.
     """
-    if len(value_range) != 2 or not value_range[0] < value_range[1]:
-        raise UserError(
-            f"config.data.value_range={tuple(value_range)}: give the stored values of black and white, the lower one "
-            f"first: {RANGE}=0,4095"
-        )
+    check_range(value_range)
     measured(samples, name=name)
     low, high = value_range
     levels = (samples.astype(np.float64) - low) * (255.0 / (high - low))

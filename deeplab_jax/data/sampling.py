@@ -179,10 +179,8 @@ def _cache_file(source: Source) -> Path | None:
         seen = [(one.st_size, one.st_mtime_ns) for one in stats]
         content = pickle.dumps((source.pairs, source.labels, source.read_mask, seen))
         return cache_folder("classes") / f"{hashlib.sha256(content).hexdigest()}.npy"
-    except (OSError, RuntimeError):
-        return None
-    except (pickle.PicklingError, AttributeError, TypeError):  # The last two, too: `read_mask` may be any function.
-        return None
+    except (OSError, RuntimeError, pickle.PicklingError, AttributeError, TypeError):
+        return None  # The last two, too: `read_mask` may be any function.
 
 
 def _read_counts(file: Path, shape: Sequence[int]) -> np.ndarray | None:

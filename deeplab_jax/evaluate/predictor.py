@@ -81,23 +81,12 @@ def predict_files(
     how: dict[str, Any] = {"count": count, "probabilities": outputs.needs_probabilities}
     how["onto"] = partial(_onto, model, outputs.folder)
     reading, writing = ThreadPoolExecutor(THREADS), ThreadPoolExecutor(THREADS)
-
-    def readable() -> Iterator[dict[str, Any]]:
-        in_parts = not (outputs.needs_probabilities or protocol.crf)
-        read = partial(_read, model=model, protocol=protocol, outputs=outputs, in_parts=in_parts)
-        images = ahead(reading, read, found, count=count + THREADS)
-        told = False
-        for index, image in enumerate(images):
-            if isinstance(image, UserError):
-                outcomes.add(index, image)
-            else:
-                if not told and (told := is_faint(image)):
-                    warn(_faint(found[index].path, model, image))
-                yield {"image": image, "index": index}
-
+    in_parts = not (outputs.needs_probabilities or protocol.crf)
+    read = partial(_read, model=model, protocol=protocol, outputs=outputs, in_parts=in_parts)
+    images_ahead = ahead(reading, read, found, count=count + THREADS)
     try:
         unwritten = deque[Future[UserError | None]]()
-        for size, batch in grouped(readable(), count, protocol):
+        for size, batch in grouped(_readable(images_ahead, found, outcomes, model, warn), count, protocol):
             files, images = [found[item["index"]] for item in batch], [item["image"] for item in batch]
             try:
                 names = spell([file.path for file in files])
@@ -142,6 +131,24 @@ class Outcomes:
             if self._progress is not None:
                 self._progress(self._told, len(self._found))
             yield self._found[self._told - 1], error
+
+
+def _readable(
+    images: Iterable[Image | UserError],
+    found: Sequence[Found],
+    outcomes: Outcomes,
+    model: Segmenter,
+    warn: Callable[[str], Any],
+) -> Iterator[dict[str, Any]]:
+    """Yield each image that could be read, with its index. The first one in another range gets a note."""
+    told = False
+    for index, image in enumerate(images):
+        if isinstance(image, UserError):
+            outcomes.add(index, image)
+        else:
+            if not told and (told := is_faint(image)):
+                warn(_faint(found[index].path, model, image))
+            yield {"image": image, "index": index}
 
 
 def _faint(path: Path, model: Segmenter, image: Image) -> str:

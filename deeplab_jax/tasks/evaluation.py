@@ -66,7 +66,6 @@ def evaluate(
     from deeplab_jax.distributed import is_first, together, watch
     from deeplab_jax.evaluate import evaluator
     from deeplab_jax.evaluate.results import unlabelled
-    from deeplab_jax.terminal import note
 
     folder = at_home(out) if out else None
     with together():
@@ -87,9 +86,7 @@ def evaluate(
     if settings is not None:
         watch(settings.train.timeout)
     results = evaluator.evaluate(network, variables, source, protocol, split=split, **how)
-    for line in (renamed, "" if how.get("limit") else unlabelled(results)):
-        if line and is_first():
-            note(line)
+    _note(renamed, "" if how.get("limit") else unlabelled(results))
     if not isinstance(model, Segmenter):
         results["checkpoint"] = info.get("step")
     try:
@@ -99,6 +96,16 @@ def evaluate(
     if writer is not None:
         writer.finish()
     return results
+
+
+def _note(*lines: str) -> None:
+    """Print the lines that say something, on the first process."""
+    from deeplab_jax.distributed import is_first
+    from deeplab_jax.terminal import note
+
+    for line in filter(None, lines):
+        if is_first():
+            note(line)
 
 
 def _both(write: Any, call: Any) -> Any:

@@ -108,8 +108,7 @@ def predict(
     pictures = [each for each in found if not is_video(each.path)]
     videos = [each.path for each in found if is_video(each.path)]
     check_videos(videos, folder)
-    if videos and (unused := [flag for flag, value in more.items() if value]):
-        warn(f"{spell(videos, limit=1)}: a video has its overlay alone, without {' and '.join(unused)}")
+    _say_unused(more, videos, warn)
     _check_rasterio(pictures, polygons, warn)
     protocol = Protocol(**how)
     check_used(protocol, how, labelled=False)
@@ -119,10 +118,8 @@ def predict(
     labels = label_set(info, network, dataset_ids=dataset_ids)
     if dataset_ids and (shared := to_stored(labels)[1]):
         warn(f"several stored values stand for {spell(shared)}; the smallest is written")
-    page = None
-    if pictures and not dataset_ids:
-        name = "a network" if isinstance(model, tuple) else Path(model).name
-        page = Page(folder / PAGE, labels, title=f"Predictions of {name}")
+    name = "a network" if isinstance(model, tuple) else Path(model).name
+    page = Page(folder / PAGE, labels, title=f"Predictions of {name}") if pictures and not dataset_ids else None
     outputs, done = Outputs(folder, labels, probabilities, confidence, dataset_ids, page, polygons), Predictions(folder)
     run: dict[str, Any] = {"protocol": protocol, "batch_size": batch_size}
     files = partial(predict_files, network, variables, pictures, outputs, warn=warn, **run)
@@ -140,6 +137,12 @@ def _check_alone(more: dict[str, Any]) -> None:
     """Raise a UserError for a flag that writes more than the ids of the data set."""
     if given := [flag for flag, value in more.items() if value]:
         raise UserError(f"--ids dataset: servers read every file in the folder; leave out {' and '.join(given)}")
+
+
+def _say_unused(more: dict[str, Any], videos: Sequence[Path], warn: Say) -> None:
+    """Say which flags do nothing for videos."""
+    if videos and (unused := [flag for flag, value in more.items() if value]):
+        warn(f"{spell(videos, limit=1)}: a video has its overlay alone, without {' and '.join(unused)}")
 
 
 def _check_rasterio(pictures: "Sequence[Found]", polygons: bool, warn: Say) -> None:

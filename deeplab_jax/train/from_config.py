@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from deeplab_jax import config_keys as keys
 from deeplab_jax.config_keys import arguments
 from deeplab_jax.data.catalog import open_source
+from deeplab_jax.data.levels import check_range
 from deeplab_jax.data.source import PairSource, Source, read_as
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate.protocol import Protocol, check_used, split_section
@@ -127,11 +128,8 @@ def build_model(config: ConfigDict, *, num_classes: int, multilabel: bool = Fals
         )
     if one_logit:  # The network has it anyway; with the option, more classes would become labels of one pixel.
         del options["activation"]
-    if (ends := config.data.value_range) and (len(ends) != 2 or not ends[0] < ends[1]):
-        raise UserError(
-            f"config.data.value_range={ends}: give the stored values of black and white, the lower one first, such as "
-            "(0,4095)"
-        )
+    if config.data.value_range:
+        check_range(config.data.value_range)
     reading = {"channels": config.data.channels, "stored_range": config.data.value_range}
     return from_description(
         {

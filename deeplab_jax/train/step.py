@@ -21,8 +21,8 @@ from deeplab_jax.train.state import TrainState
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
-# (params, batch_stats, micro-batch, key) -> summed loss, (new batch_stats, sums for the metrics)
 Step = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
+# (params, batch_stats, micro-batch, key) -> summed loss, (new batch_stats, sums for the metrics)
 SummedLoss = Callable[[Any, Any, Batch, jax.Array], tuple[jax.Array, tuple[Any, Metrics]]]
 
 

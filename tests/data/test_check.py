@@ -45,7 +45,7 @@ def folder(tmp_path: Path) -> Path:
 
 def run(folder: Path, labels: LabelSet = LABELS, **options: int) -> report.Report:
     found = pair_by_stem(list((folder / "images").iterdir()), list((folder / "masks").iterdir()), where=str(folder))
-    return check.check_source(PairSource("folder", labels, *found), **options)
+    return check.check_source(PairSource("folder", labels, *found, takes_map=True), **options)
 
 
 def only(found: report.Report, kind: str) -> report.Finding:

@@ -21,7 +21,6 @@ from deeplab_jax.data.check.example import Seen, inspect_example, inspect_files,
 from deeplab_jax.data.check.report import MAX_PER_KIND, Finding, Report, median_frequency_weights
 from deeplab_jax.data.levels import suggest_range
 from deeplab_jax.data.mask_formats import Colour, palette_fault
-from deeplab_jax.data.sets.folder import FOLDER
 from deeplab_jax.data.source import PairSource, Source, check_limit, suggest_value_map
 from deeplab_jax.data.threads import Progress, in_threads
 from deeplab_jax.errors import UserError, spell
@@ -56,7 +55,7 @@ def check_source(
     chosen = _spread(total, limit)
     of_files = [*_shared(source, split, others), *_repeated(getattr(source, "repeated", ()))]
     tally = Tally()
-    takes_map = source.name == FOLDER
+    takes_map = getattr(source, "takes_map", False)
     if isinstance(source, PairSource):
         of_files += _unpaired(dict(source.images_without_mask), dict(source.masks_without_image))
         pairs = [source.describe(i) for i in chosen]

@@ -11,7 +11,6 @@ from deeplab_jax.data.check.report import Finding
 from deeplab_jax.data.image_files import read_bytes
 from deeplab_jax.data.levels import RANGE, spell_range, suggest_range, to_levels, viewed, without_opaque_alpha
 from deeplab_jax.data.mask_formats import Colour, IdMasks, index_colours
-from deeplab_jax.data.sets.multilabel import MultilabelSource
 from deeplab_jax.data.source import Source, spell_ranges, value_map_flag
 from deeplab_jax.data.stored import decode_stored
 from deeplab_jax.errors import UserError, spell
@@ -58,7 +57,7 @@ def inspect_example(source: Source, index: int, tally: Tally) -> Seen:
     """Return the result for one index of a source; the values of its image are added to `tally`."""
     described = source.describe(index)
     name = described if isinstance(described, str) else described[1]
-    masks: Sequence[str] = source.mask_files(index) if isinstance(source, MultilabelSource) else ()
+    masks: Sequence[str] = source.mask_files(index) if hasattr(source, "mask_files") else ()
     try:
         example = source[index]
     except UserError as error:

@@ -19,7 +19,6 @@ from deeplab_jax.errors import UserError, did_you_mean
 from deeplab_jax.labels import IGNORE_LABEL, MAX_CLASSES, LabelSet, colormap
 
 ValueMap = Mapping[int, int] | Mapping[str, int] | Sequence[tuple[int, int]]
-FOLDER = "folder"
 VAL_RULES = ("share", "hash")
 
 
@@ -92,15 +91,14 @@ def open_folder(
         labels = labels.decoded()
     mapped = bool(value_map) and not _numbers_colours(dict(labels.value_map or ()), listed, ignore_label)
     read_mask = _mask_reader(found.files, labels.names, table, overlap, mask_channel, mapped=mapped)
-    pairs, lonely_images, lonely_masks, repeated = _paired(found, root, where=f"{root}: images='{images}'")
-    if found.keeps is not None and not (len(pairs) < 2 and (lonely_images or lonely_masks)):  # Those are the fault.
-        pairs = _divided(pairs, found.keeps, val_fraction or 0.0, val_rule)
-        kept = {pair.name for pair in pairs}
-        repeated = tuple(one for one in repeated if one[0] in kept)
-    if not pairs and not lonely_images:
+    listing = _paired(found, root, where=f"{root}: images='{images}'")
+    lonely = listing.images_without_mask or listing.masks_without_image
+    if found.keeps is not None and not (len(listing.pairs) < 2 and lonely):  # Those are the fault.
+        listing = _divided(listing, found.keeps, val_fraction or 0.0, val_rule)
+    if not listing.pairs and not listing.images_without_mask:
         raise UserError(f"{root}: split '{split}' has no example; add some, or change val_fraction or the list")
     note = f"found {found.files.layout}{found.how}{f'; classes from {table.origin}' if table.origin else ''}"
-    return PairSource(FOLDER, labels, pairs, lonely_images, lonely_masks, repeated, read_mask=read_mask, note=note)
+    return PairSource("folder", labels, *listing, takes_map=True, read_mask=read_mask, note=note)
 
 
 def _classes(
@@ -212,11 +210,15 @@ def _paired(found: SplitFiles, root: Path, *, where: str) -> Listing:
     return Listing(named, (), (), repeated)  # The list says which files count.
 
 
-def _divided(pairs: tuple[Pair, ...], split: str, fraction: float, rule: str) -> tuple[Pair, ...]:
-    """Return the part of the pairs that `train` or `val` has."""
-    names = [pair.name for pair in pairs]
-    kept = hold_out(names, fraction) if rule == "share" else {name for name in names if held_out(name, fraction)}
-    return tuple(pair for pair in pairs if (pair.name in kept) == (split == "val"))
+def _divided(listing: Listing, split: str, fraction: float, rule: str) -> Listing:
+    """Return the part of a listing that `train` or `val` has."""
+    names = [pair.name for pair in listing.pairs]
+    held = hold_out(names, fraction) if rule == "share" else {name for name in names if held_out(name, fraction)}
+    kept = held if split == "val" else set(names) - held
+    return listing._replace(
+        pairs=tuple(pair for pair in listing.pairs if pair.name in kept),
+        repeated=tuple((name, line) for name, line in listing.repeated if name in kept),
+    )
 
 
 def _listed(files: Files, names: Sequence[tuple[str, str]], names_file: Path) -> tuple[Pair, ...]:
