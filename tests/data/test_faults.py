@@ -158,7 +158,7 @@ def test_worker_processes_replace_alike_and_end_with_their_parent(tmp_path) -> N
         "if __name__ == '__main__':\n"
         "    import multiprocessing\n"
         "    batches = batches_of(Faulty(), steps=100000, workers=2, **OPTIONS)\n"
-        "    next(batches)\n"
+        "    next(batches), next(batches)  # One of each worker, so both have started.\n"
         "    print(*[child.pid for child in multiprocessing.active_children()], flush=True)\n"
         "    time.sleep(100)\n"
     )
