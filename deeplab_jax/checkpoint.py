@@ -13,17 +13,11 @@ question, and a background copy cannot change when the next step donates its buf
 import contextlib
 import errno
 import glob
-import inspect
-import logging
 import os
-import re
 import shutil
-import sys
-import traceback
-from collections.abc import Callable, Iterator, Mapping
-from functools import cache, partial
+from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import jax
@@ -35,13 +29,11 @@ from etils.epath import backend
 from deeplab_jax.distributed import is_first, is_lost, largest, together
 from deeplab_jax.errors import UserError, spell
 from deeplab_jax.files import TEMPORARY, damage, read_json, write_checksums, write_json
+from deeplab_jax.orbax_reports import hush
 
 METRIC = "miou"
 _VARIABLES, _EXTRA, _METRICS = "variables", "optimizer", "metrics/metrics"
 
-
-# Files that Orbax's reports come from, as their paths have them.
-OF_ORBAX = re.compile(r"[\\/](orbax|tensorstore)[\\/]")
 _handler = cache(ocp.StandardCheckpointHandler)
 
 
@@ -51,7 +43,7 @@ def _orbax(method: str, *args: Any, **how: Any) -> Any:
     Orbax lists files by patterns in which the folder's own name counts as pattern, too: in a folder `[v2]` it finds
     nothing, and leaves out what it did not find.
     """
-    _hush_orbax()
+    hush()
     usual, backend.os_backend.glob = backend.os_backend.glob, _glob
     try:
         return getattr(_handler(), method)(*args, **how)
@@ -63,65 +55,6 @@ def _glob(path: Any) -> Any:
     """Return the paths that match a pattern in the last part of `path`; the other parts are taken literally."""
     folder, pattern = os.path.split(path)
     return glob.glob(os.path.join(glob.escape(folder), pattern))
-
-
-@cache
-def _hush_orbax() -> None:
-    """Show little of what Orbax and TensorStore report, for the rest of the process: some of it comes late. Whatever
-    comes from elsewhere passes.
-
-    Orbax reports every phase of every save through absl. Only its warnings are shown. Its errors come once for each of
-    its threads; they are raised, too. asyncio reports the reads that Orbax no longer waited for.
-    """
-    logging.getLogger("asyncio").addFilter(lambda record: not _is_of_orbax(record))
-    logging.getLogger("absl").addFilter(_Warnings())
-    sys.unraisablehook = partial(_report_unraisable, otherwise=sys.unraisablehook)
-
-
-def _is_of_orbax(record: logging.LogRecord) -> bool:
-    """Whether Orbax or TensorStore logged a record, or asyncio about their code."""
-    places = [record.pathname, *(_files(record.exc_info[2]) if record.exc_info else ())]
-    if record.name == "asyncio":
-        places.append(record.getMessage())  # It says where a coroutine stands.
-    return any(map(OF_ORBAX.search, places))
-
-
-def _files(trace: TracebackType | None) -> list[str]:
-    return [frame.filename for frame in traceback.extract_tb(trace)]
-
-
-class _Warnings(logging.Filter):
-    """Pass on each of Orbax's warnings once, on one line, and nothing else of Orbax."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._shown: set[str] = set()
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        if not _is_of_orbax(record):
-            return True
-        if record.levelno != logging.WARNING:
-            return False
-        text = " ".join(record.getMessage().split())
-        if text in self._shown:
-            return False
-        self._shown.add(text)
-        record.msg, record.args = text, ()
-        return True
-
-
-def _report_unraisable(report: Any, *, otherwise: Callable[[Any], Any]) -> None:
-    """Pass on errors that cannot be raised, except those of a checkpoint's other reads after one has failed.
-
-    TensorStore sends a message to a loop that is closed, and Orbax answers the end of its coroutine with an error.
-    Where Python code sent the message, such as a `__del__`, the report names its function.
-    """
-    ended = isinstance(getattr(report.exc_value, "__cause__", None), GeneratorExit)
-    if ended and any(map(OF_ORBAX.search, _files(report.exc_traceback))):
-        return
-    if str(report.exc_value) == "Event loop is closed" and not inspect.isfunction(report.object):
-        return
-    otherwise(report)
 
 
 class DamagedCheckpoint(UserError):

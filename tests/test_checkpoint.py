@@ -20,8 +20,9 @@ import pytest
 from etils.epath import backend
 
 from deeplab_jax import checkpoint
-from deeplab_jax.checkpoint import METRIC, Checkpoints, _is_of_orbax, _report_unraisable, _Warnings
+from deeplab_jax.checkpoint import METRIC, Checkpoints
 from deeplab_jax.errors import UserError
+from deeplab_jax.orbax_reports import OneLineWarnings, is_of_orbax, report_unraisable
 from tests.support.params import first_fast
 
 EXTRA = {"step": jnp.zeros((), jnp.int32)}
@@ -143,7 +144,7 @@ def test_a_save_counts_only_when_it_has_been_read_back(tmp_path: Path, monkeypat
 
 
 def test_a_warning_of_orbax_is_shown_once_and_its_errors_never() -> None:
-    shown = _Warnings()
+    shown = OneLineWarnings()
     records = [
         logging.LogRecord("absl", level, "/packages/orbax/file.py", 1, "two\n%s", ("lines",), None)
         for level in (logging.INFO, logging.WARNING, logging.WARNING, logging.ERROR)
@@ -174,7 +175,7 @@ def test_asyncio_says_nothing_of_reads_of_orbax() -> None:
         logging.LogRecord("asyncio", logging.ERROR, "/lib/asyncio/base_events.py", 1, lost, (package,), None)
         for package in ("orbax", "tensorstore", "mine")
     ]
-    assert [_is_of_orbax(record) for record in records] == [True, True, False]
+    assert [is_of_orbax(record) for record in records] == [True, True, False]
 
 
 def test_unknown_steps_and_empty_folders_are_user_errors(tmp_path: Path) -> None:
@@ -224,7 +225,7 @@ def test_a_damaged_checkpoint_is_a_user_error(tmp_path: Path) -> None:
 
 def test_the_other_reads_of_a_damaged_checkpoint_say_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     heard = []
-    monkeypatch.setattr(sys, "unraisablehook", partial(_report_unraisable, otherwise=heard.append))
+    monkeypatch.setattr(sys, "unraisablehook", partial(report_unraisable, otherwise=heard.append))
 
     lines = (
         "async def read(waited):",

@@ -37,7 +37,8 @@ ALLOWED: dict[str, set[str]] = {
     "ops": {"errors", "labels"},
     "models": {"errors", "extensions", "checks", "ops"},
     "analysis": {"errors", "ops", "models"},
-    "checkpoint": {"errors", "distributed", "files", "ops", "models"},
+    "orbax_reports": set(),
+    "checkpoint": {"errors", "distributed", "files", "orbax_reports"},
     "weights": {"errors", "extensions", "files", "provenance", "labels", "ops", "models", "checkpoint", "terminal"},
     "data": {"errors", "extensions", "files", "labels", "config_keys"},
     # Only the loop, the evaluator and the command line see a config; everything below takes keyword arguments.
