@@ -6,11 +6,14 @@ first and the last row of the image that the element depends on.
 
 import math
 from collections.abc import Callable, Sequence
-from functools import reduce
+from functools import partial, reduce
 from typing import Any
 
+import jax
 import numpy as np
 from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal
+
+from deeplab_jax.ops.atrous import direct
 
 # An int64 array [3, ...]: the first row, minus the last, and -1 if part of the field lies on padding. So the union of
 # two fields is a minimum. After the first axis it has the rank of the value. An axis of length 1 may replace a longer
@@ -126,6 +129,12 @@ def _convolution(equation: JaxprEqn, operands: list[Any]) -> Rows:
             size, stride = out[dimensions.out_spec[2 + index]], p["window_strides"][index]
             rows = _under_windows(rows, 3 + index, size, taps, stride=stride, spread=p["lhs_dilation"][index])
     return rows.transpose(0, *(axis + 1 for axis in np.argsort(dimensions.out_spec)))
+
+
+def _convolution_of_ops(equation: JaxprEqn, operands: list[Any]) -> list[Rows]:
+    """A convolution of `ops` depends on the rows that XLA's own does, whichever lowering computes it."""
+    x, kernel = (jax.ShapeDtypeStruct(var.aval.shape, var.aval.dtype) for var in equation.invars)
+    return rows_seen(jax.make_jaxpr(partial(direct, **equation.params))(x, kernel), operands)
 
 
 def _window(equation: JaxprEqn, operands: list[Any]) -> Rows:
@@ -283,6 +292,7 @@ ELEMENTWISE = frozenset(_ELEMENTWISE.split())
 OF_CONSTANTS = frozenset({"broadcast_in_dim", "convert_element_type", "transpose", "reshape", "squeeze"})
 RULES: dict[str, Callable[[JaxprEqn, list[Any]], Rows | list[Rows]]] = {
     "conv_general_dilated": _convolution,
+    **dict.fromkeys(("convolution_by_platform", "convolution_by_taps"), _convolution_of_ops),
     "pad": _pad,
     "slice": _slice,
     "rev": _reverse,

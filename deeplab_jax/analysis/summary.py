@@ -13,7 +13,6 @@ from flax.traverse_util import flatten_dict
 from deeplab_jax.analysis.cost import Watcher, count, record, stage_of
 from deeplab_jax.analysis.receptive_field import Field, receptive_fields
 from deeplab_jax.models.catalog import describe
-from deeplab_jax.models.layers import change_settings
 from deeplab_jax.models.segmenter import Segmenter, Variables
 
 WHOLE_IMAGE = "whole image"
@@ -85,11 +84,9 @@ def summarize(model: Segmenter, height: int, width: int) -> Summary:
       UserError: the image is too small.
     """
     description = describe(model)
-    # With this lowering each convolution is one operation of the program; the counts are the same for any.
-    direct = change_settings(model, lambda settings: replace(settings, lowering="direct"))
-    run = record(direct, height, width)
+    run = record(model, height, width)
     try:
-        fields = _fields(direct, run.variables)
+        fields = _fields(model, run.variables)
     except NotImplementedError:  # An operation from outside; only this column is not known.
         fields = {}
     parameters = {path: prod(leaf.shape) for path, leaf in flatten_dict(run.variables["params"]).items()}

@@ -11,6 +11,7 @@ from typing import Literal
 
 import chex
 import jax
+import numpy as np
 from jax import lax
 
 from deeplab_jax.ops import lowerings
@@ -69,7 +70,7 @@ def conv2d(
 
     Raises:
       ValueError: an unknown lowering or padding, a rate or stride below 1, or an even kernel with `padding=None`.
-      TypeError: a map and a kernel of different dtypes.
+      TypeError: a map and a kernel of different dtypes, or a rate or stride that is no integer.
       AssertionError: shapes that do not fit.
     """
     chex.assert_rank([x, kernel], 4)
@@ -78,6 +79,8 @@ def conv2d(
         raise TypeError(f"the map is {x.dtype} and the kernel {kernel.dtype}: give both the same dtype")
     if lowering not in FORMS:
         raise ValueError(f"lowering={lowering!r}: choose from {', '.join(FORMS)}")
+    if not (isinstance(rate, int | np.integer) and isinstance(stride, int | np.integer)):
+        raise TypeError(f"rate={rate!r}, stride={stride!r}: give each as one integer, for both sides")
     if rate < 1 or stride < 1:
         raise ValueError(f"rate={rate}, stride={stride}: give at least 1")
     pads = explicit_padding(x.shape[1:3], kernel.shape[:2], rate=rate, stride=stride, padding=padding)

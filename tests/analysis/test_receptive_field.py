@@ -129,6 +129,8 @@ def test_a_field_larger_than_the_first_images() -> None:
         lambda x: lax.reduce_window(x, 0.0, lax.add, (1, 4, 1, 1), (1, 3, 1, 1), ((0, 0), (1, 2), (0, 0), (0, 0))),
         lambda x: lax.cumsum(x, axis=1, reverse=True),
         lambda x: jnp.swapaxes(jnp.swapaxes(x, 1, 2) * 2, 1, 2) ** 2,
+        lambda x: conv2d(x, ones(3), rate=2, stride=2, lowering="auto"),
+        lambda x: conv2d(x, ones(3), rate=2, lowering="taps"),
         lambda x: jax.checkpoint(lambda x: conv(jnp.tanh(x)))(x),
     ],
 )
@@ -161,7 +163,7 @@ def test_a_tiny_network_against_its_gradient() -> None:
 
 
 def features(name: str, **options) -> dict[str, Field]:
-    model = create_model(name, lowering="direct", **options)
+    model = create_model(name, **options)
     apply = lambda v, x: {k: a for k, (a, _) in model.apply(v, x, method="features").items()}  # noqa: E731
     return receptive_fields(apply, abstract_variables(model))
 
@@ -202,7 +204,7 @@ def test_rates_for_strides_keep_the_field() -> None:
 
 
 def test_a_pyramid_without_image_pooling_sees_its_largest_rate() -> None:
-    model = ASPP(4, (6, 12, 18), image_pooling=False, settings=LayerSettings(lowering="direct"))
+    model = ASPP(4, (6, 12, 18), image_pooling=False, settings=LayerSettings())
     shapes = jax.eval_shape(
         lambda x: model.init(jax.random.key(0), x, output_stride=16, train=False), jnp.zeros((1, 65, 65, 3))
     )
@@ -213,7 +215,7 @@ def test_a_pyramid_without_image_pooling_sees_its_largest_rate() -> None:
 
 def test_field_of_a_decoder() -> None:
     """The resize sees two coarse samples, 16 pixels apart; two 3x3 at stride 4 span 16 pixels more, and then three."""
-    model = create_model("deeplabv3plus_resnet18", lowering="direct", image_pooling=False)
+    model = create_model("deeplabv3plus_resnet18", image_pooling=False)
     apply = lambda v, x: {  # noqa: E731
         "context": model.apply(v, x, method="features")["context"][0],
         "coarse": model.apply(v, x, method="coarse_logits"),

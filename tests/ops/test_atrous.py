@@ -564,3 +564,8 @@ def test_observers_nest_and_are_removed_after_an_error() -> None:
 def test_a_map_and_a_kernel_of_different_dtypes_are_refused(lowering: Any) -> None:
     with pytest.raises(TypeError, match="the map is float32 and the kernel bfloat16"):
         conv2d(jnp.ones((1, 9, 9, 16)), jnp.ones((3, 3, 16, 4), jnp.bfloat16), rate=2, lowering=lowering)
+
+
+def test_one_rate_for_each_side_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"rate=\(1, 2\), stride=1: give each as one integer"):
+        conv2d(jnp.ones((1, 9, 9, 1)), jnp.ones((3, 3, 1, 1)), rate=(1, 2))  # type: ignore[arg-type]
