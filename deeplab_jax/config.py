@@ -36,6 +36,10 @@ FLAG_FIXES = {
 def base() -> ConfigDict:
     """Return the defaults: the protocol of DeepLabv3 (sec. 4.1) and of its authors' code, as far as it does not depend
     on the data set.
+
+    Two things of that code are left out, as the papers do not state them: its dropout of 0.1 after the ASPP (option
+    `dropout` of the model), and that the kernels of depthwise convolutions do not decay (add
+    `depthwise/conv/kernel$` to `optimizer.no_decay`).
     """
     return defaults()
 

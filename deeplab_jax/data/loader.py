@@ -39,7 +39,9 @@ class Rows:
 
 
 class Batch(TypedDict):
-    """Images uint8 or float32 `[N, H, W, C]` and labels uint8 `[N, H, W]`, 255 ignored."""
+    """Images uint8 or float32 `[N, H, W, C]`, and labels uint8 `[N, H, W]`, or `[N, H, W, K]` where a pixel can have
+    several; 255 is ignored.
+    """
 
     image: np.ndarray
     label: np.ndarray

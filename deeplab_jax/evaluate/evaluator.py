@@ -58,7 +58,7 @@ def evaluate(
     on_prediction: OnPrediction | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Results:
-    """Return the contents of `metrics.json` for a model on every image of a source; see the README.
+    """Return the contents of `metrics.json` for a model on every image of a source; see README.md in this folder.
 
     Only the name and three counts a class of each image stay in memory. Several processes divide the images, and each
     returns the results of all.

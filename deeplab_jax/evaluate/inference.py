@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate.counts import Counted, Counts, added, count, counted, no_counts
 from deeplab_jax.evaluate.protocol import Protocol, View
 from deeplab_jax.evaluate.windows import OVERLAP, Size, Tile, mean_of_windows
@@ -84,8 +85,8 @@ def segment(
       `[H, W, num_classes]`: 0 or 1 for each label, and its probability.
 
     Raises:
-      ValueError: the image is no uint8, uint16 or float32 `[H, W, C]` with the channels of the model.
-      UserError: scales, a window or a threshold that make no sense, or a CRF for a model of other than three channels.
+      UserError: the image is no uint8, uint16 or float32 `[H, W, C]` with the channels of the model; scales, a window
+        or a threshold that make no sense; or a CRF for a model of other than three channels.
     """
     views: Any = scales  # The protocol makes a tuple of them, or says what is wrong.
     protocol = Protocol(
@@ -100,9 +101,9 @@ def segment(
     )
     model, image = protocol.at_stride(model), np.asarray(image)
     if image.dtype not in (np.uint8, np.uint16, np.float32) or image.ndim != 3 or image.shape[-1] != model.in_channels:
-        raise ValueError(
+        raise UserError(
             f"image of shape {image.shape} and dtype {image.dtype}: expected [H, W, {model.in_channels}] of uint8, "
-            "uint16 or float32"
+            "uint16 or float32; give levels of 0 to 255, such as image.astype('float32')"
         )
     image = model.preprocessing.levels(image)
     if is_faint(image):

@@ -90,7 +90,8 @@ def test_images_below_33_pixels_are_padded_to_them(made, size) -> None:
 def test_segment_refuses_what_is_no_rgb_image(made) -> None:
     image = image_of(40, 40)
     for wrong in (image.astype(np.float64), image[..., 0], image[..., :2], image[None], image.astype(np.int32)):
-        with pytest.raises(ValueError, match=r"expected \[H, W, 3\]"):
+        words = rf"{wrong.dtype}: expected \[H, W, 3\] of uint8.* such as image\.astype\('float32'\)$"
+        with pytest.raises(UserError, match=words):
             segment(*made, wrong)
     np.testing.assert_array_equal(segment(*made, image), segment(*made, np.asfortranarray(image)))
     for same in (image.astype(np.float32), image.astype(np.uint16) * 257):
