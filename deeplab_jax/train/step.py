@@ -11,11 +11,10 @@ import jax.numpy as jnp
 import optax
 from flax.traverse_util import path_aware_map
 
-from deeplab_jax.models.decoders.unet import centre_crop
 from deeplab_jax.models.layers import CONVOLUTION, running_statistics
 from deeplab_jax.models.segmenter import Segmenter
 from deeplab_jax.ops.losses import LOSSES, Loss, mean_loss, valid_pixels
-from deeplab_jax.ops.resize import resize_labels
+from deeplab_jax.ops.resize import centre_crop, resize_labels
 from deeplab_jax.train.optimizer import matches
 from deeplab_jax.train.state import TrainState
 
