@@ -16,6 +16,7 @@ LARGEST = 2**31 - 1
 SMALLEST = 1e-12  # The smallest number other than 0.
 BELOW_1 = math.nextafter(1, 0)
 LONGEST_SIDE = 2**15  # pixels
+LARGEST_BATCH = 2**16
 
 
 def key(
@@ -301,7 +302,7 @@ class Protocol:
 class Evaluate(Protocol):
     """`evaluate`."""
 
-    batch_size: int = key(1, 1, 2**16, free=True)  # images on each device
+    batch_size: int = key(1, 1, LARGEST_BATCH, free=True)  # images on each device
     devices: int = key(0, 0, free=True)  # of each process; 0: as many as train
 
 
