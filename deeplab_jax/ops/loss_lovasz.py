@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from deeplab_jax.ops.loss_bands import over_bands
-from deeplab_jax.ops.loss_pixels import Results, is_right, stands_alone, valid_pixels
+from deeplab_jax.ops.loss_pixels import LossSums, is_right, stands_alone, valid_pixels
 from deeplab_jax.ops.loss_regions import mean_of_classes
 from deeplab_jax.ops.resize import resize_bilinear
 
@@ -17,7 +17,7 @@ def lovasz(
     class_weights: jax.Array | None = None,
     top_k: float = 1.0,
     parts: int = 1,
-) -> Results:
+) -> LossSums:
     """Return the Lovász-softmax, or for sigmoids the Lovász hinge, in the form of `LOSSES`.
 
     Each class's labelled pixels of the whole batch are sorted by their error: the softmax's distance from the label, or

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from deeplab_jax.labels import IGNORE_LABEL
 
-Results = tuple[jax.Array, jax.Array, jax.Array]
+LossSums = tuple[jax.Array, jax.Array, jax.Array]
 """What a loss of the table `LOSSES` returns: `(sum, count, right)`."""
 
 
