@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from deeplab_jax.data.source import OF_SOURCES, Source
 from deeplab_jax.distributed import is_first, largest, together
 from deeplab_jax.errors import UserError
-from deeplab_jax.models.catalog import described
+from deeplab_jax.models.catalog import rebuildable
 from deeplab_jax.models.preprocessing import Preprocessing
 from deeplab_jax.models.segmenter import Segmenter
 from deeplab_jax.ops.losses import Loss
@@ -66,7 +66,7 @@ def recorded(config: ConfigDict, given: Given) -> ConfigDict:
     require_named(config, *missing, fix=f"give it again, as in deeplab_jax.train(config, workdir, {again})")
     config = config.copy_and_resolve_references()
     if given.model is not None:
-        description = described(given.model)
+        description = rebuildable(given.model)
         config.data.update(_reading(config.data, given.model.preprocessing, named=description is not None))
         if description is None:
             config.model.name, config.model.options = "a network composed in Python", ConfigDict({})
