@@ -15,18 +15,11 @@ from deeplab_jax.data.images import read_mask, write_image
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate.evaluator import evaluate
 from deeplab_jax.evaluate.image_list import find_images
-from deeplab_jax.evaluate.inference import (
-    classes_and_probabilities,
-    pad_images,
-    predict,
-    predict_classes,
-    preprocess,
-    segment,
-    view_logits,
-)
+from deeplab_jax.evaluate.inference import pad_images, predict, predict_classes, segment
 from deeplab_jax.evaluate.outputs import Outputs, label_set
 from deeplab_jax.evaluate.predictor import predict_files
 from deeplab_jax.evaluate.protocol import Protocol, View
+from deeplab_jax.evaluate.views import classes_and_probabilities, preprocess, view_logits
 from deeplab_jax.evaluate.windows import window_starts
 from deeplab_jax.models.catalog import create_model
 from deeplab_jax.models.image_pyramid import ImagePyramid
