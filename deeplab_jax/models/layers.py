@@ -201,10 +201,7 @@ def norm_groups(height: int, width: int, channels: int) -> int:
 
 
 class Norm(nn.Module):
-    """The normalisation that the settings name; batch statistics are in the collection `batch_stats`.
-
-    With "none", `ConvNorm` leaves this layer out. By itself it would still normalise, by the running statistics.
-    """
+    """The normalisation that the settings name; batch statistics are in the collection `batch_stats`."""
 
     settings: LayerSettings
 

@@ -50,9 +50,9 @@ class Segmenter(CheckedModule):
       pyramid: an `ImagePyramid` around all of these, or None.
       preprocessing: how stored pixels become the images that `__call__` takes, and how many channels they have.
       settings: settings of the classifier and the resizes.
-      aux_features: name of the features under an auxiliary FCN head, or None. Where strides end a block
-        (`first_unit_rate="last_unit"`), these are the authors' end point before the last unit, as for the decoder;
-        torchvision, whose strides begin a block, has the block's output.
+      aux_features: name of the features under an auxiliary FCN head, or None. With `first_unit_rate="last_unit"` the
+        head reads the authors' end point before the stage's last unit, as the decoder does. torchvision's head reads
+        the stage's output.
       recipe: the name and options that `create_model` received, as JSON text; `save` writes it.
       activation: what makes probabilities of the logits. "softmax": a pixel has one of `num_classes` classes.
         "sigmoid": each logit stands alone, and a pixel has any number of `num_classes` labels. One logit divides two

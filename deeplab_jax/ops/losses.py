@@ -71,8 +71,8 @@ def near_boundary(labels: jax.Array, *, width: int) -> jax.Array:
     """Return which labelled pixels have a pixel of another label within `width` steps, booleans of the shape of
     `labels`.
 
-    Diagonal steps count as one, as in `evaluate.boundary`. But an ignored pixel is no other label here: neither are the
-    pixels around a padded crop. So where a strip of ignored pixels parts two classes, the width has to reach across it.
+    Diagonal steps count as one, as in `evaluate.boundary`. Here an ignored pixel makes no boundary, so the padding of a
+    crop makes none either. Where a strip of ignored pixels parts two classes, the width has to reach across it.
 
     Args:
       labels: integer `[N, H, W]`, or `[N, H, W, K]` with boundaries of their own for each of several labels a pixel.
@@ -145,9 +145,9 @@ def ohem(
 ) -> LossSums:
     """Return the cross-entropy of the hard pixels: those whose label has a probability below a threshold.
 
-    Online hard example mining keeps the pixels of mmsegmentation's `OHEMPixelSampler`, and takes their mean as the
-    Cityscapes code of HRNet does, where the number is for a batch. Class weights do not change which pixels are hard.
-    The hardest pixels are those of the global batch, with micro-batches of each of them.
+    This is online hard example mining. It keeps the pixels that mmsegmentation's `OHEMPixelSampler` keeps. Their mean
+    is the loss, as in HRNet's Cityscapes code; there `min_kept` is for a batch. The hardest pixels are chosen in the
+    global batch, or in each micro-batch. Class weights do not change which pixels are hard.
 
     Args:
       logits, labels, align_corners, parts: see `over_bands`.

@@ -28,7 +28,8 @@ class Given:
 
     Attributes:
       sources: the examples for training, and those for evaluation; see `data.source.Source`.
-      model: a network in its form for training. It says how files are read; what it leaves open, `config.data` says.
+      model: a network in its form for training. It decides how files are read. `config.data` decides what it does not
+        state.
       loss: a loss such as those of `ops.losses`.
       optimizer: an optax transformation with its learning rate in it. `config.optimizer.freeze` still holds.
       schedule: a function from a step, counted from 0, to the learning rate, of JAX operations. It takes the place of

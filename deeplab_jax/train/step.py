@@ -149,7 +149,7 @@ def summed_loss(
 
 
 def constant(params: Any, freeze: Sequence[str]) -> Any:
-    """Return the parameters; for those that match a pattern no gradient is computed, and theirs is 0."""
+    """Return the parameters. Those that match a pattern get a gradient of 0, and none is computed."""
 
     def stopped(path: tuple[Any, ...], leaf: Any) -> Any:
         return jax.lax.stop_gradient(leaf) if matches(freeze, "/".join(path)) else leaf
