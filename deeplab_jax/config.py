@@ -37,9 +37,9 @@ def base() -> ConfigDict:
     """Return the defaults: the protocol of DeepLabv3 (sec. 4.1) and of its authors' code, as far as it does not depend
     on the data set.
 
-    Two things of that code are left out, as the papers do not state them: its dropout of 0.1 after the ASPP (option
-    `dropout` of the model), and that the kernels of depthwise convolutions do not decay (add
-    `depthwise/conv/kernel$` to `optimizer.no_decay`).
+    Two things of that code are left out: its dropout of 0.1 after the ASPP, and its rule that the kernels of depthwise
+    convolutions do not decay. The model's option `dropout`, and `depthwise/conv/kernel$` in `optimizer.no_decay`, add
+    them.
     """
     return defaults()
 

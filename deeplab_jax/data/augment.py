@@ -122,7 +122,8 @@ def check_augment(more: Augment, channels: int, dtype: np.dtype | type = np.uint
     """Raise a UserError if options have no meaning for images of so many channels and this type, or without another."""
     if more.keep_ratio and len(more.resize) != 2:
         raise UserError(
-            f"config.data.augment.keep_ratio=True: resize={more.resize} always keeps the ratio; leave it out: "
+            "config.data.augment.keep_ratio=True: only a resize to a height and a width may lose the ratio, and "
+            f"resize={more.resize}; leave it out: "
             "--config.data.augment.keep_ratio=False, or give height and width, such as "
             "--config.data.augment.resize=512,1024"
         )
