@@ -25,19 +25,6 @@ def fail(message: str) -> int:
     return USER_ERROR
 
 
-def required_words(args: argparse.Namespace) -> list[str]:
-    """Return the words of the configuration that a verb needs."""
-    if not args.config:
-        raise UserError(f"{args.verb}: --config is missing; name a file such as configs/scenes.py")
-    words: list[str] = args.config
-    return words
-
-
-def required_config(args: argparse.Namespace) -> Any:
-    """Load the configuration that a verb needs."""
-    return config_of(required_words(args), module=args.module)
-
-
 def train(args: argparse.Namespace) -> int:
     """`train`."""
     from deeplab_jax.distributed import is_first
@@ -45,7 +32,7 @@ def train(args: argparse.Namespace) -> int:
     from deeplab_jax.train.signals import Interrupted
 
     try:
-        train(required_words(args), args.workdir, module=args.module, allow_config_change=args.allow_config_change)
+        train(args.config, args.workdir, module=args.module, allow_config_change=args.allow_config_change)
     except Interrupted as stop:
         if is_first():
             print(f"deeplab-jax: {stop}", file=sys.stderr)
@@ -62,7 +49,7 @@ def find_lr(args: argparse.Namespace) -> None:
     from deeplab_jax.train.find_lr import check_sweep, find_lr, write_report
 
     check_sweep(args.low, args.high, args.steps)
-    config = required_config(args)
+    config = config_of(args.config, module=args.module)
     make_folder(Path(args.out))
     with progress_bar(Console(stderr=True)) as progress:
         report = find_lr(config, low=args.low, high=args.high, steps=args.steps, progress=progress)
@@ -128,7 +115,7 @@ def predict(args: argparse.Namespace) -> int:
 
 def check_data(args: argparse.Namespace) -> int:
     """`check-data`."""
-    config = required_config(args)
+    config = config_of(args.config, module=args.module)
     reports = tasks.check_data(config, split=args.split or "", limit=args.limit, show=args.show or "", say=print)
     if args.json:
         save_json(args.json, {split: report.to_json() for split, report in reports.items()})
@@ -145,7 +132,7 @@ def prepare(args: argparse.Namespace) -> None:
     from deeplab_jax.terminal import progress_bar
     from deeplab_jax.train.from_config import open_split
 
-    config = required_config(args)
+    config = config_of(args.config, module=args.module)
     splits = dict.fromkeys([config.data.train_split, config.data.val_split])
     sources = {split: open_split(config, split) for split in splits}
     with progress_bar(Console(stderr=True)) as progress:
@@ -358,7 +345,7 @@ def compile_(args: argparse.Namespace) -> int:
         raise UserError(f"--{next(iter(unused))}: changes the training only; leave it out")
     target = parse_target(args.target)
     start_without_accelerator(target)
-    config = required_config(args)
+    config = config_of(args.config, module=args.module)
     kind = "prediction" if args.predict else "evaluation" if args.evaluate else "training"
     for key, value in given(args, "space", "remat").items():
         config.train[key] = value

@@ -36,6 +36,10 @@ FLAG_FIXES = {
 def base() -> ConfigDict:
     """Return the defaults: the protocol of DeepLabv3 (sec. 4.1) and of its authors' code, as far as it does not depend
     on the data set.
+
+    Two things of that code are left out: its dropout of 0.1 after the ASPP, and its rule that the kernels of depthwise
+    convolutions do not decay. The model's option `dropout`, and `depthwise/conv/kernel$` in `optimizer.no_decay`, add
+    them.
     """
     return defaults()
 

@@ -26,8 +26,8 @@ class Example(TypedDict):
     """One example.
 
     `image` is `[H, W, C]`: uint8, or float32 in the same units, 0 to 255. C is 3 (RGB), or the number of bands that are
-    read. `label` is uint8 `[H, W]` (class ids, 255 ignored), and `name` is stable and
-    usable as a file name without suffix.
+    read. `label` is uint8 `[H, W]` (class ids, 255 ignored), or `[H, W, K]` where a pixel can have several labels (0 or
+    1 for each, 255 ignored). `name` is stable and usable as a file name without suffix.
     """
 
     image: np.ndarray
