@@ -45,6 +45,32 @@ MASK_ENDS = ("_mask", "_masks", "_label", "_labels", "_gt", "_seg", "_segmentati
 """What may follow the image's name in the mask's name."""
 LISTS = ("ImageSets/Segmentation/{split}.txt", "{split}.txt", "lists/{split}.txt", "splits/{split}.txt")
 """Where lists of the splits may be."""
+COCO_FILES = (
+    "{split}/_annotations.coco.json",  # Roboflow
+    "annotations/instances_{split}.json",
+    "annotations/{split}.json",
+    "instances_{split}.json",
+    "{split}.json",
+)
+"""Where annotations of a split in COCO's format may be."""
+WHOLE_COCO_FILES = (
+    "annotations/instances_default.json",
+    "annotations.json",
+    "_annotations.coco.json",
+    "instances.json",
+)
+"""Where those of all images may be; the first is CVAT's."""
+CONFIGS = (
+    ("leftImg8bit", "configs/cityscapes.py"),
+    *((f"annotations/instances_{split}2017.json", "configs/coco.py") for split in ("train", "val")),
+    *(
+        (row.format(split=word), "configs/coco_file.py")
+        for row in COCO_FILES
+        for word in (*SPLIT_WORDS["train"], *SPLIT_WORDS["val"])
+    ),
+    *((name, "configs/coco_file.py") for name in WHOLE_COCO_FILES),
+)
+"""What tells that a folder is that of a data set with a config of its own."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,6 +172,11 @@ def match(images: Mapping[str, Path], files: Sequence[Path], masks_folder: Path,
 def split_words(split: str) -> tuple[str, ...]:
     """Return the names that a split's folder or list may have."""
     return SPLIT_WORDS.get(split, (split,))
+
+
+def config_for(root: Path) -> str:
+    """Return the config of the data set that a folder without a layout of images and masks may have, or ""."""
+    return next((config for place, config in CONFIGS if (root / place).exists()), "")
 
 
 def find_list(root: Path, split: str) -> Path | None:

@@ -8,24 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from deeplab_jax.data.holdout import hold_out
-from deeplab_jax.data.layouts import split_words
+from deeplab_jax.data.layouts import COCO_FILES, WHOLE_COCO_FILES, split_words
 from deeplab_jax.data.mask_formats import check_overlap
 from deeplab_jax.data.sets.coco import MAX_BYTES, CocoSource, Entry, read_region
 from deeplab_jax.data.source import normal_name, walk_files
 from deeplab_jax.errors import UserError, did_you_mean, spell
 from deeplab_jax.files import at_home, read_json
 from deeplab_jax.labels import MAX_CLASSES, LabelSet, colormap
-
-FILES = (
-    "{split}/_annotations.coco.json",  # Roboflow
-    "annotations/instances_{split}.json",
-    "annotations/{split}.json",
-    "instances_{split}.json",
-    "{split}.json",
-)
-"""Where the annotations of a split may be."""
-WHOLE_FILES = ("annotations/instances_default.json", "annotations.json", "_annotations.coco.json", "instances.json")
-"""Where those of all images may be; the first is CVAT's."""
 
 
 def open_coco_file(
@@ -47,8 +36,8 @@ def open_coco_file(
     Args:
       dir: the folder of the data set.
       split: the part to open; `all` is everything in a file of all images.
-      annotations: path of the file relative to `dir`; `{split}` stands for the split. Empty: found in `FILES` and
-        `WHOLE_FILES`.
+      annotations: path of the file relative to `dir`; `{split}` stands for the split. Empty: found in
+        `layouts.COCO_FILES` and `layouts.WHOLE_COCO_FILES`.
       class_names: some of the categories, in the order of class ids; the others are background.
       overlap: what becomes of pixels in instances of two classes, "ignore" (the ignore label), "last" (the class with
         the larger id) or "refuse".
@@ -97,8 +86,8 @@ def _find_file(root: Path, split: str, annotations: str) -> tuple[Path, bool]:
     if annotations:
         file = root / at_home(annotations.replace("{split}", split))
         return file, "{split}" not in annotations
-    own = [root / row.format(split=word) for row in FILES for word in split_words(split)]
-    whole = [root / name for name in WHOLE_FILES]
+    own = [root / row.format(split=word) for row in COCO_FILES for word in split_words(split)]
+    whole = [root / name for name in WHOLE_COCO_FILES]
     found = [file for file in own if file.is_file()]
     if len(found) > 1:
         raise UserError(
@@ -111,8 +100,8 @@ def _find_file(root: Path, split: str, annotations: str) -> tuple[Path, bool]:
         if file.is_file():
             return file, True
     raise UserError(
-        f"{root}: no annotations of '{split}' (such as {FILES[1].format(split=split)} or {WHOLE_FILES[0]}); correct "
-        "--config.data.dir, or set --config.data.options.annotations to the path of the file"
+        f"{root}: no annotations of '{split}' (such as {COCO_FILES[1].format(split=split)} or {WHOLE_COCO_FILES[0]}); "
+        "correct --config.data.dir, or set --config.data.options.annotations to the path of the file"
     )
 
 
