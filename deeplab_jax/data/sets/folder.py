@@ -10,12 +10,12 @@ import numpy as np
 from deeplab_jax.data.class_tables import BACKGROUNDS, ClassTable, find_classes, named_palette, rgb, with_background
 from deeplab_jax.data.holdout import held_out, hold_out
 from deeplab_jax.data.labelme import BACKGROUND, LabelmeMasks, ids_of, labels_in
-from deeplab_jax.data.layouts import Files
+from deeplab_jax.data.layouts import Files, label_folders, place_flags
 from deeplab_jax.data.lists import Names, find_listed
 from deeplab_jax.data.mask_formats import ChannelMasks, ClassFiles, Colour, ColourMasks, IdMasks, check_overlap
 from deeplab_jax.data.source import Listing, Pair, PairSource, pair_by_name, value_map_flag, walk_files
 from deeplab_jax.data.splits import IMAGES, MASKS, SplitFiles, find_split
-from deeplab_jax.errors import UserError, did_you_mean
+from deeplab_jax.errors import UserError, did_you_mean, spell
 from deeplab_jax.labels import IGNORE_LABEL, MAX_CLASSES, LabelSet, colormap
 
 ValueMap = Mapping[int, int] | Mapping[str, int] | Sequence[tuple[int, int]]
@@ -82,6 +82,7 @@ def open_folder(
     root = Path(dir)
     places = os.path.expanduser(images), os.path.expanduser(masks)
     found = find_split(root, split, *places, split_lists, val_fraction, finds=val_rule == "share")
+    _check_folders(root, found.files, found.files.places or (images, masks))
     _check_names(class_names)
     table = _classes(root, found.files, tuple(class_names), palette)
     value_map = value_map or table.value_map or None
@@ -102,6 +103,19 @@ def open_folder(
         raise UserError(f"{root}: split '{split}' has no example; add some, or change val_fraction or the list")
     note = f"found {found.files.layout}{found.how}{f'; classes from {table.origin}' if table.origin else ''}"
     return PairSource("folder", labels, *listing, takes_map=True, read_mask=read_mask, note=note)
+
+
+def _check_folders(root: Path, files: Files, places: Sequence[str]) -> None:
+    """Raise a UserError if each label has a folder of masks; `places` are the options that name the folders."""
+    labels = label_folders(files)
+    if not labels:
+        return
+    images, masks = places
+    fix = place_flags(images, f"{masks}/{labels[0]}")
+    if len(labels) > 1:
+        fix = f'--config.data.name=multilabel "--config.data.options.class_names={labels!r}"'
+        fix += "" if (images, masks) == (IMAGES, MASKS) else f" {place_flags(images, masks)}"
+    raise UserError(f"{root}: {masks} has a folder of masks for each label ({spell(labels)}); give {fix}")
 
 
 def _classes(
