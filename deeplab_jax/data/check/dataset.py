@@ -55,11 +55,14 @@ def check_source(
     check_limit(limit)
     total = len(source)
     chosen = _spread(total, limit)
-    of_files = [*_shared(source, split, others), *_repeated(getattr(source, "repeated", ()))]
+    of_files = [
+        *_shared(source, split, others),
+        *_repeated(getattr(source, "repeated", ())),
+        *_unpaired(dict(getattr(source, "images_without_mask", ())), dict(getattr(source, "masks_without_image", ()))),
+    ]
     tally = Tally()
     takes_map = getattr(source, "takes_map", False)
     if isinstance(source, PairSource):
-        of_files += _unpaired(dict(source.images_without_mask), dict(source.masks_without_image))
         pairs = [source.describe(i) for i in chosen]
         inspect = partial(
             inspect_files,

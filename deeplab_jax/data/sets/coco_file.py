@@ -10,7 +10,7 @@ from typing import Any
 from deeplab_jax.data.holdout import hold_out
 from deeplab_jax.data.layouts import COCO_FILES, WHOLE_COCO_FILES, split_words
 from deeplab_jax.data.mask_formats import check_overlap
-from deeplab_jax.data.sets.coco import MAX_BYTES, CocoSource, Entry, read_region
+from deeplab_jax.data.sets.coco import MAX_BYTES, CocoSource, Entry, place_of, read_region
 from deeplab_jax.data.source import normal_name, walk_files
 from deeplab_jax.errors import UserError, did_you_mean, spell
 from deeplab_jax.files import at_home, read_json
@@ -44,7 +44,7 @@ def open_coco_file(
       val_fraction: the share of the images in `val` if there is one file for all.
 
     Raises:
-      UserError: no file, one of another format, images that do not exist, an unknown split or class name.
+      UserError: no file, one of another format, an unknown split or class name.
     """
     check_overlap(overlap)
     root = Path(dir)
@@ -52,15 +52,11 @@ def open_coco_file(
     content = _read(file)
     try:
         names, ids = _classes(content, tuple(class_names), file, lambda: _other_names(root, annotations))
-        entries, lost = _entries(content, ids, _Places(root, file.parent, split), file)
+        entries, missing = _entries(content, ids, _Places(root, file.parent, split), file)
     except UserError:
         raise
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise UserError(f"{file}: not COCO annotations ({error!r:.200}); export them again") from error
-    if lost:
-        raise UserError(
-            f"{spell(lost)}: no such image in {root}, but {file.name} lists it; add the images, or export again"
-        )
     if not entries:
         raise UserError(f"{file}: lists no image; export it again")
     if is_whole and split != "all":
@@ -71,6 +67,8 @@ def open_coco_file(
             )
         kept = hold_out([entry.name for entry in entries], val_fraction)
         entries = tuple(entry for entry in entries if (entry.name in kept) == (split == "val"))
+    lost = tuple((entry.image, place_of(entry, file)) for entry in entries if entry.name in missing)
+    entries = tuple(entry for entry in entries if entry.name not in missing)
     without = sum(not entry.regions for entry in entries)
     counts = Counter(region.class_id for entry in entries for region in entry.regions)
     found = ", ".join(f"{name} ({counts[i]} instances)" if i or counts[i] else name for i, name in enumerate(names))
@@ -78,7 +76,7 @@ def open_coco_file(
         f"found {os.path.relpath(file, root)}; classes {found}; {without} of {len(entries)} images without annotations"
     )
     labels = LabelSet(names, colormap(len(names)))
-    return CocoSource(entries, str(file), "coco_file", labels, overlap=overlap, note=note)
+    return CocoSource(entries, str(file), lost, "coco_file", labels, overlap=overlap, note=note)
 
 
 def _find_file(root: Path, split: str, annotations: str) -> tuple[Path, bool]:
@@ -183,8 +181,8 @@ class _Places:
         return found[0] if len(found) == 1 else None
 
 
-def _entries(content: Any, ids: Mapping[int, int], places: _Places, file: Path) -> tuple[tuple[Entry, ...], list[str]]:
-    """Return the images by name, and the names of those that do not exist.
+def _entries(content: Any, ids: Mapping[int, int], places: _Places, file: Path) -> tuple[tuple[Entry, ...], set[str]]:
+    """Return the images by name, and the names of those that do not exist, whose entries have the file's own name.
 
     Raises:
       UserError: an annotation without an outline, or of an image that the file does not list.
@@ -203,16 +201,15 @@ def _entries(content: Any, ids: Mapping[int, int], places: _Places, file: Path) 
             raise UserError(f"{which} has a box and no outline; draw its outline, or delete it")
         region = read_region(class_id, bool(annotation.get("iscrowd", 0)), annotation["segmentation"])
         regions[image_id].append(region)
-    entries, lost = [], []
+    entries, missing = [], set()
     for image in content["images"]:
         path = places.find(image["file_name"])
-        if path is None:
-            lost.append(image["file_name"])
-            continue
         name = normal_name(os.path.splitext(image["file_name"].replace("\\", "/"))[0]).lstrip("/")
-        of_image = tuple(regions[image["id"]])
-        entries.append(Entry(str(path), image["height"], image["width"], image["id"], of_image, name))
+        if path is None:
+            missing.add(name)
+        size, of_image = (image["height"], image["width"]), tuple(regions[image["id"]])
+        entries.append(Entry(str(path or image["file_name"]), *size, image["id"], of_image, name))
     names = [entry.name for entry in entries]
     if len(set(names)) < len(names):
         raise ValueError("two images have one file_name")
-    return tuple(sorted(entries, key=lambda entry: entry.name)), lost
+    return tuple(sorted(entries, key=lambda entry: entry.name)), missing
