@@ -71,13 +71,14 @@ class CocoSource:
       entries: the images that exist.
       annotations: the file.
       masks_without_image: names of images that do not exist, each with the place of its instances.
-      channels, value_range, note: see `PairSource`.
+      is_share, channels, value_range, note: see `PairSource`.
       overlap: what becomes of pixels in instances of two classes.
     """
 
     entries: tuple[Entry, ...]
     annotations: str
     masks_without_image: Unpaired = ()
+    is_share: bool = False
     name: str = "coco"
     labels: LabelSet = VOC
     channels: tuple[int, ...] = ()

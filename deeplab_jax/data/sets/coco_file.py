@@ -59,7 +59,8 @@ def open_coco_file(
         raise UserError(f"{file}: not COCO annotations ({error!r:.200}); export them again") from error
     if not entries:
         raise UserError(f"{file}: lists no image; export it again")
-    if is_whole and split != "all":
+    is_share = is_whole and split != "all"
+    if is_share:
         if val_fraction is None or split not in ("train", "val"):
             raise UserError(
                 f"{file}: nothing says which images are '{split}'; set --config.data.options.val_fraction=0.2, which "
@@ -76,7 +77,7 @@ def open_coco_file(
         f"found {os.path.relpath(file, root)}; classes {found}; {without} of {len(entries)} images without annotations"
     )
     labels = LabelSet(names, colormap(len(names)))
-    return CocoSource(entries, str(file), lost, "coco_file", labels, overlap=overlap, note=note)
+    return CocoSource(entries, str(file), lost, is_share, "coco_file", labels, overlap=overlap, note=note)
 
 
 def _find_file(root: Path, split: str, annotations: str) -> tuple[Path, bool]:

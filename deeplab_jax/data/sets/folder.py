@@ -102,7 +102,8 @@ def open_folder(
     if not listing.pairs and not listing.images_without_mask:
         raise UserError(f"{root}: split '{split}' has no example; add some, or change val_fraction or the list")
     note = f"found {found.files.layout}{found.how}{f'; classes from {table.origin}' if table.origin else ''}"
-    return PairSource("folder", labels, *listing, takes_map=True, read_mask=read_mask, note=note)
+    is_share = found.keeps is not None
+    return PairSource("folder", labels, *listing, is_share=is_share, takes_map=True, read_mask=read_mask, note=note)
 
 
 def _check_folders(root: Path, files: Files, places: Sequence[str]) -> None:

@@ -140,6 +140,8 @@ def test_check_data_reports_categories_and_images_without_annotations(tmp_path, 
     assert "classes background, crack (4 instances), rust (4 instances), corrosion (4 instances)" in printed
     assert "1 of 5 images without annotations" in printed
     assert len(labels(tmp_path, "val", val_fraction=0.2)) == 1
+    shares = [open_source("coco_file", dir=tmp_path, split=s, val_fraction=0.2).is_share for s in ("val", "all")]
+    assert shares == [True, False]
 
 
 def test_categories_of_ones_own_are_never_taken_for_cocos(tmp_path, capsys):

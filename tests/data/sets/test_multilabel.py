@@ -41,6 +41,8 @@ def test_labels_have_an_axis_of_classes(folder) -> None:
     assert example["label"][0, 0].tolist() == [255, 1]
     both = (example["label"] == 1).all(axis=-1)
     assert both.any()  # A softmax could not say this.
+    assert not source.is_share
+    assert open_source("multilabel", split="val", dir=folder, class_names=NAMES, val_fraction=0.5).is_share
     named = open_source("multilabel", split="all", dir=folder, class_names=NAMES, masks="masks/{class}")
     np.testing.assert_array_equal(named[3]["label"], source[3]["label"])
 
