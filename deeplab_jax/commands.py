@@ -45,8 +45,8 @@ def find_lr(args: argparse.Namespace) -> None:
     from rich.console import Console
 
     from deeplab_jax.files import make_folder
-    from deeplab_jax.terminal import progress_bar
-    from deeplab_jax.train.find_lr import check_sweep, find_lr, write_report
+    from deeplab_jax.terminal import note, progress_bar
+    from deeplab_jax.train.find_lr import MOST, check_sweep, find_lr, write_report
 
     check_sweep(args.low, args.high, args.steps)
     config = config_of(args.config, module=args.module)
@@ -59,6 +59,9 @@ def find_lr(args: argparse.Namespace) -> None:
         print("no suggestion: the loss never fell; give another --from and --to, or more --steps")
     else:
         print(f"suggested: --config.optimizer.learning_rate={report['suggested']:.2g}")
+    if report["doubt"]:
+        more = f"--steps {min(4 * args.steps, MOST)}"
+        note(f"this rate cannot be trusted yet: {report['doubt']}; give {more} or a larger batch")
     print(f"written to {write_report(report, Path(args.out))}")
 
 
