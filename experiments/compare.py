@@ -17,7 +17,7 @@ from statistics import fmean
 from deeplab_jax.errors import UserError
 from deeplab_jax.weights.folder import METRICS_FILE
 from experiments.program import exits, parser_of
-from experiments.report.intervals import over_images, over_seeds, t_interval, together
+from experiments.report.intervals import errors, over_images, over_seeds, widest
 from experiments.run.files import Unreadable, read_json
 from experiments.run.per_image import Counts, counts_of
 
@@ -64,13 +64,13 @@ def compare(base: Sequence[Counts], other: Sequence[Counts]) -> list[str]:
     """
     mious = [[100 * one.miou() for one in side] for side in (base, other)]
     differences = [theirs - ours for ours, theirs in zip(*mious, strict=True)]
-    middle, of_images = fmean(differences), over_images(list(zip(other, base, strict=True)))
-    of_seeds = over_seeds(differences)
-    errors = [of_seeds] if of_seeds else []
-    if of_images:
-        errors.append(together(of_seeds, of_images) if of_seeds else of_images)
-    # Never narrower than over the trainings alone.
-    found = max((t_interval(middle, error) for error in errors), key=lambda one: one.high - one.low, default=None)
+    middle, of_seeds, of_images = (
+        fmean(differences),
+        over_seeds(differences),
+        over_images(list(zip(other, base, strict=True))),
+    )
+    known = errors(of_seeds, of_images) if of_seeds else [of_images] if of_images else []
+    found = widest(middle, known) if known else None
     lines = [f"{name}: mIoU {fmean(side):.2f}" for name, side in zip(("base", "other"), mious, strict=True)]
     what = f"{len(base)} trainings and {len(base[0].names)} images" if of_seeds else f"{len(base[0].names)} images"
     interval = "no interval: one image" if found is None else f"95% interval {found.low:+.2f} to {found.high:+.2f}"

@@ -32,7 +32,6 @@ from experiments.tables.networks import MULTI_SCALE
 SIDE = 513
 # A number of Table 3 that contradicts other numbers of the paper. Two rows have it; see `odd_one_out`.
 ODD = 101.28
-BOUND = 0.5  # percent
 
 
 @dataclass(frozen=True, eq=False)

@@ -111,7 +111,7 @@ class Session:
         return 1 if self.failures else 0
 
     def put(self, part: str, name: str, row: Mapping[str, Any]) -> None:
-        """Write a finished row, or a row that is computed from others."""
+        """Write a finished row."""
         self._content["parts"].setdefault(part, {})[name] = dict(row)
         save_json(self.file, self._content)
 

@@ -80,6 +80,18 @@ def t_interval(middle: float, error: Error) -> Interval:
     return Interval(middle - half, middle + half)
 
 
+def errors(seeds: Error, images: Error | None) -> list[Error]:
+    """Return the errors whose intervals both have to leave out 0. With few trainings, that of trainings and images may
+    be the narrower one, since it has more degrees of freedom. Alone it would decide more than 5% by chance.
+    """
+    return [seeds] if images is None else [seeds, together(seeds, images)]
+
+
+def widest(middle: float, found: Sequence[Error]) -> Interval:
+    """Return the widest of the 95% intervals around a mean difference."""
+    return max((t_interval(middle, error) for error in found), key=lambda one: one.high - one.low)
+
+
 def p_value(middle: float, error: Error) -> float:
     """Return the two-sided p of the t-test that the mean difference is 0."""
     if error.size == 0:

@@ -10,15 +10,16 @@ from itertools import chain, groupby
 from statistics import fmean
 
 from experiments.report.gather import RowResult, TableResult, Training
-from experiments.report.intervals import Error, Interval, holm, over_images, over_seeds, p_value, t_interval, together
+from experiments.report.intervals import Error, Interval, errors, holm, over_images, over_seeds, p_value, widest
 from experiments.run.per_image import Counts, counts_file, read_counts
 from experiments.tables import Claim
 
 RULE = (
-    "A claim holds where the 95% interval of our difference is above 0, and is refuted where it is below 0; else, and "
-    "with a single training, it is undecided. The interval is Student's t over paired trainings and resampled images "
-    'together, never narrower than over the trainings alone; "trainings only" marks rows without counts by image. A '
-    "difference is the mean over the seeds that both rows have, so it can differ from that of the two means in a table."
+    "A claim holds where the 95% interval of our difference is above 0, and is refuted where it is below 0. Else it "
+    "is undecided. So it is with a single training, and where two rows start from two plain networks, each trained "
+    "once. The interval is Student's t over paired trainings and resampled images together, never narrower than over "
+    'the trainings alone; "trainings only" marks rows without counts by image. A difference is the mean over the '
+    "seeds that both rows have, so it can differ from that of the two means in a table."
 )
 HOLDS, REFUTED, UNDECIDED, NOT_RUN, NO_PAIR = "holds", "refuted", "undecided", "not run", "no pair"
 WORDS = {1: HOLDS, -1: REFUTED, 0: UNDECIDED}
@@ -56,24 +57,16 @@ class Verdict:
         return fmean(self.differences) if self.differences else None
 
     @property
-    def _errors(self) -> list[Error]:
-        """The errors whose intervals both have to leave out 0. With few trainings, that of trainings and images may be
-        the narrower one, since it has more degrees of freedom. Alone it would decide more than 5% by chance.
-        """
-        if self.seeds is None:
-            return []
-        return [self.seeds] if self.images is None else [self.seeds, together(self.seeds, self.images)]
-
-    @property
     def interval(self) -> Interval | None:
         """The 95% interval of the mean difference, None for fewer than two pairs."""
-        found = [t_interval(fmean(self.differences), error) for error in self._errors]
-        return max(found, key=lambda one: one.high - one.low, default=None)
+        return None if self.seeds is None else widest(fmean(self.differences), errors(self.seeds, self.images))
 
     @property
     def p(self) -> float | None:
         """The p of the same test as the interval's, None for fewer than two pairs."""
-        return max((p_value(fmean(self.differences), error) for error in self._errors), default=None)
+        if self.seeds is None:
+            return None
+        return max(p_value(fmean(self.differences), error) for error in errors(self.seeds, self.images))
 
     @property
     def word(self) -> str:
@@ -103,13 +96,13 @@ def _verdict(result: TableResult, claim: Claim, better: RowResult, worse: RowRes
         seed for seed in ours.keys() & theirs.keys() if not same_start or ours[seed].backbone == theirs[seed].backbone
     )
     differences = tuple(ours[seed].values[name] - theirs[seed].values[name] for seed in paired)
-    several = name == "miou" and len(paired) > 1
+    several = same_start and name == "miou" and len(paired) > 1
     return Verdict(
         result,
         claim,
         result.table.difference(claim),
         differences,
-        over_seeds(differences),
+        over_seeds(differences) if same_start else None,  # Else they do not tell how much another start would differ.
         _over_images(result, [(better, ours[seed], worse, theirs[seed]) for seed in paired]) if several else None,
         bool(ours and theirs),
     )
