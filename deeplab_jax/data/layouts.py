@@ -6,6 +6,7 @@ import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from deeplab_jax.data.image_files import IMAGE_SUFFIXES
 from deeplab_jax.data.source import by_stem, list_images, normal_name, walk_files
@@ -141,6 +142,25 @@ def match(images: Mapping[str, Path], files: Sequence[Path], masks_folder: Path,
     begins = {name: masks_folder / f"{name}_*" for name in parts_by_name}
     named = {name: tuple(some) for name, some in parts_by_name.items()}
     return Files(images, begins, f"{layout} (NAME_CLASS)", folder, named)
+
+
+def join(files: Mapping[str, Files]) -> Files:
+    """Return the files of several splits as one, each name behind that of its split: `train/7`.
+
+    Raises:
+      UserError: the splits have masks of different kinds.
+    """
+    several = list(files.values())
+    layouts = "; ".join(one.layout for one in several)
+    if len({(one.outlines, bool(one.parts)) for one in several}) > 1:
+        raise UserError(f"the splits have masks of different kinds ({layouts}); open one of them: {', '.join(files)}")
+
+    def of_all(field: str) -> dict[str, Any]:
+        return {f"{split}/{name}": file for split, one in files.items() for name, file in getattr(one, field).items()}
+
+    return dataclasses.replace(
+        several[0], images=of_all("images"), masks=of_all("masks"), parts=of_all("parts"), layout=layouts
+    )
 
 
 def split_words(split: str) -> tuple[str, ...]:
