@@ -10,7 +10,7 @@ from PIL import Image
 
 from deeplab_jax import commands
 from deeplab_jax.cli import main
-from deeplab_jax.flags import split_config_arguments
+from deeplab_jax.config import split_config_arguments
 from deeplab_jax.weights.folder import save
 from tests.support.layouts import data_arguments, write_pair
 from tests.support.tiny import tiny_model
@@ -77,6 +77,21 @@ def tiny_training(*words):
             "--config is not an option of this verb",
         ),
         (["check-data", "extra"], "'extra': no option takes it; leave it out, or write its option before it"),
+        (
+            ["train", "--config", SCENES, "--steps", "3"],
+            r"--steps is not an .*: did you mean --config\.train\.steps=3\?$",
+        ),
+        (["train", "--config", SCENES, "--data.dir=a b"], r"did you mean '--config\.data\.dir=a b'\?$"),
+        (["find-lr", "--lr", "--config"], r"did you mean --config\.optimizer\.learning_rate=\?$"),
+        (
+            ["train", "--batch-size", "8", "--config", SCENES],
+            r"did you mean --config\.train\.batch_size=8, --config\.evaluate\.batch_size=8\?$",
+        ),
+        (["summarize", "--steps", "3"], "--steps is not an option of this verb: did you mean|choose"),
+        (
+            ["check-data", "--config", SCENES, "--config.data.value_range=0-255"],
+            r"value_range=\('0-255',\): give two values, low and high, such as 0,4095; each item is a number",
+        ),
         (["check-data", "--confg", SCENES], "--confg is not an option of this verb: did you mean --config"),
         (["evaluate", "--model", "x" * 300, "--out", "x"], "File name too long; give a shorter name|no such folder"),
         (["predict", "--model", "gone", "--out", "x", "y" * 300], "File name too long; give a shorter name|no such"),

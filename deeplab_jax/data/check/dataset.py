@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
@@ -138,11 +139,11 @@ def _repeated(lines: Sequence[tuple[str, str]]) -> list[Finding]:
     ]
 
 
-def _parts(source: Source) -> list[tuple[str, PairSource]]:
+def _parts(source: Any) -> list[tuple[str, Any]]:
     """Return the lists of pairs that a source has, one for each label if there are several, with the masks' place."""
     if isinstance(source, MultilabelSource):
         return list(zip(source.places, source.parts, strict=True))
-    return [("", source)] if isinstance(source, PairSource) else []
+    return [("", source)] if hasattr(source, "images_without_mask") else []
 
 
 def _unpaired(by_name: dict[str, str], masks_by_name: dict[str, str], place: str) -> list[Finding]:
