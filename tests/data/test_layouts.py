@@ -79,6 +79,22 @@ def test_layouts_without_splits(tmp_path, image, mask):
     assert (len(train), len(val)) == (8, 2) and not train.keys() & val.keys()
 
 
+@pytest.mark.parametrize(
+    ("image", "mask", "name"),
+    [
+        ("images/tile_{}_img.png", "masks/tile_{}_mask.png", "tile_{}"),
+        ("images/tile_{}-image.png", "masks/tile_{}.png", "tile_{}"),
+        ("images/{}_img.png", "masks/{}_img.png", "{}_img"),
+        ("images/{}_img.png", "masks/{}_img_mask.png", "{}_img"),
+        ("{}_sat.jpg", "{}_mask.png", "{}"),
+    ],
+)
+def test_an_image_may_have_an_end_that_its_mask_lacks(tmp_path, image, mask, name):
+    for index in range(2):
+        put(tmp_path / image.format(index), tmp_path / mask.format(index), index)
+    assert found(tmp_path, "all") == {name.format(index): index for index in range(2)}
+
+
 def test_the_splits_of_coco_are_not_divided_anew(tmp_path):
     """As in COCO-Stuff: the year stands in the names of the folders."""
     for word, names, value in (("train2017", "wxyz", 0), ("val2017", "uv", 1)):
