@@ -259,6 +259,15 @@ def test_a_start_that_saved_nothing_takes_its_corrected_command(complain, data, 
     assert "holds a run of another configuration" in complain(*words, "--config.train.seed=7")
 
 
+@pytest.mark.parametrize("more", [[], ["--config.train.steps=9"]])
+def test_a_run_without_its_configuration_is_told_where_that_is(complain, tmp_path, more) -> None:
+    own = tmp_path / "my run" / "config.json"
+    own.parent.mkdir()
+    own.write_text("{}")
+    line = complain("train", "--workdir", own.parent, *more)
+    assert line.endswith(f"train: --config is missing; to resume this run, give --config '{own}'")
+
+
 def test_checkpoints_of_other_networks_list_what_does_not_fit(complain, data, tmp_path) -> None:
     words = [*tiny_config_words(tmp_path), *data[1], "--workdir", tmp_path / "run"]
     assert main([str(word) for word in words]) == 0

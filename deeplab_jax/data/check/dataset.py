@@ -277,7 +277,7 @@ def _class_findings(name: str, labels: LabelSet, pixels: np.ndarray, shares: np.
         if pixels[i] == 0:
             message = (
                 f"class {i} ({class_name}) is in none of the {masks} masks checked; it cannot be learned from them: "
-                "add examples, or drop the class"
+                "add examples, or (data set 'folder') drop the class"
             )
             findings.append(Finding("warning", "absent class", name, class_name, message))
         elif pixels[i] * _RARE < pixels.max():
