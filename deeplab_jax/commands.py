@@ -26,19 +26,6 @@ def fail(message: str) -> int:
     return USER_ERROR
 
 
-def required_words(args: argparse.Namespace) -> list[str]:
-    """Return the words of the configuration that a verb needs."""
-    if not args.config:
-        raise UserError(f"{args.verb}: --config is missing; name a file such as configs/scenes.py")
-    words: list[str] = args.config
-    return words
-
-
-def required_config(args: argparse.Namespace) -> Any:
-    """Load the configuration that a verb needs."""
-    return config_of(required_words(args), module=args.module)
-
-
 def train(args: argparse.Namespace) -> int:
     """`train`."""
     from deeplab_jax.distributed import is_first
@@ -49,7 +36,7 @@ def train(args: argparse.Namespace) -> int:
     if not names_file(args.config) and own.is_file():
         raise UserError(f"train: --config is missing; to resume this run, give --config {shlex.quote(str(own))}")
     try:
-        train(required_words(args), args.workdir, module=args.module, allow_config_change=args.allow_config_change)
+        train(args.config, args.workdir, module=args.module, allow_config_change=args.allow_config_change)
     except Interrupted as stop:
         if is_first():
             print(f"deeplab-jax: {stop}", file=sys.stderr)
@@ -62,11 +49,11 @@ def find_lr(args: argparse.Namespace) -> None:
     from rich.console import Console
 
     from deeplab_jax.files import make_folder
-    from deeplab_jax.terminal import progress_bar
-    from deeplab_jax.train.find_lr import check_sweep, find_lr, write_report
+    from deeplab_jax.terminal import note, progress_bar
+    from deeplab_jax.train.find_lr import MOST, check_sweep, find_lr, write_report
 
     check_sweep(args.low, args.high, args.steps)
-    config = required_config(args)
+    config = config_of(args.config, module=args.module)
     make_folder(Path(args.out))
     with progress_bar(Console(stderr=True)) as progress:
         report = find_lr(config, low=args.low, high=args.high, steps=args.steps, progress=progress)
@@ -76,6 +63,9 @@ def find_lr(args: argparse.Namespace) -> None:
         print("no suggestion: the loss never fell; give another --from and --to, or more --steps")
     else:
         print(f"suggested: --config.optimizer.learning_rate={report['suggested']:.2g}")
+    if report["doubt"]:
+        more = f"--steps {min(4 * args.steps, MOST)}"
+        note(f"this rate cannot be trusted yet: {report['doubt']}; give {more} or a larger batch")
     print(f"written to {write_report(report, Path(args.out))}")
 
 
@@ -132,7 +122,7 @@ def predict(args: argparse.Namespace) -> int:
 
 def check_data(args: argparse.Namespace) -> int:
     """`check-data`."""
-    config = required_config(args)
+    config = config_of(args.config, module=args.module)
     reports = tasks.check_data(config, split=args.split or "", limit=args.limit, show=args.show or "", say=print)
     if args.json:
         save_json(args.json, {split: report.to_json() for split, report in reports.items()})
@@ -149,7 +139,7 @@ def prepare(args: argparse.Namespace) -> None:
     from deeplab_jax.terminal import progress_bar
     from deeplab_jax.train.from_config import open_split
 
-    config = required_config(args)
+    config = config_of(args.config, module=args.module)
     splits = dict.fromkeys([config.data.train_split, config.data.val_split])
     sources = {split: open_split(config, split) for split in splits}
     with progress_bar(Console(stderr=True)) as progress:
@@ -362,7 +352,7 @@ def compile_(args: argparse.Namespace) -> int:
         raise UserError(f"--{next(iter(unused))}: changes the training only; leave it out")
     target = parse_target(args.target)
     start_without_accelerator(target)
-    config = required_config(args)
+    config = config_of(args.config, module=args.module)
     kind = "prediction" if args.predict else "evaluation" if args.evaluate else "training"
     for key, value in given(args, "space", "remat").items():
         config.train[key] = value

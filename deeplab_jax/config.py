@@ -16,7 +16,7 @@ from absl import logging as absl_logging
 from ml_collections import ConfigDict, config_flags
 
 from deeplab_jax.config_keys import defaults
-from deeplab_jax.config_values import check, fill, set_option
+from deeplab_jax.config_values import WORDS, check, fill, literal, set_option
 from deeplab_jax.errors import UserError, did_you_mean
 from deeplab_jax.extensions import allow
 from deeplab_jax.files import read_json, with_home
@@ -25,6 +25,11 @@ CONFIG_FILE, RUN_FILE = "config.json", "run.json"
 """The files of a run directory that hold its configuration, and the record of its starts."""
 # An argument of the command line that sets an option of a model or a data set: section, key, value.
 OPTION = re.compile(r"--config\.(model|data)\.options\.(\w+)=(.*)", re.DOTALL)
+# ml_collections' message for a value of another type than the key's.
+OTHER_TYPE = re.compile(
+    r"Could not override field '(\w+)' \(reference\)\. (.*) is of original type <class '([\w.]+)'> "
+    r"and cannot be casted to type <class '(\w+)'>"
+)
 # absl's messages for a flag value of another type, and the fixes.
 FLAG_FIXES = {
     "Non-boolean argument": "give true or false",
@@ -36,6 +41,10 @@ FLAG_FIXES = {
 def base() -> ConfigDict:
     """Return the defaults: the protocol of DeepLabv3 (sec. 4.1) and of its authors' code, as far as it does not depend
     on the data set.
+
+    Two things of that code are left out: its dropout of 0.1 after the ASPP, and its rule that the kernels of depthwise
+    convolutions do not decay. The model's option `dropout`, and `depthwise/conv/kernel$` in `optimizer.no_decay`, add
+    them.
     """
     return defaults()
 
@@ -249,7 +258,7 @@ def _complaint(error: BaseException, file: str) -> str:
         if isinstance(cause, SyntaxError):
             lines.append(cause.lineno)
         if lines:
-            text = _without_list_of_keys(cause)
+            text = _of_another_type(_without_list_of_keys(cause))
             only_a_key = isinstance(cause, KeyError) and " " not in text
             return f"line {lines[-1]}: {'no key ' if only_a_key else ''}{text}"
     text = _without_list_of_keys(error)
@@ -258,6 +267,19 @@ def _complaint(error: BaseException, file: str) -> str:
         text = f"{flag}: {next((fix for part, fix in FLAG_FIXES.items() if part in reason), reason)}"
     unknown_key = isinstance(error, KeyError | AttributeError) and "has no attribute" not in text
     return f"there is no key {text}" if unknown_key else text
+
+
+def _of_another_type(text: str) -> str:
+    """Return ml_collections' message about a value of another type with the fix, or another message as it is."""
+    match = OTHER_TYPE.fullmatch(text)
+    words = {kind.__name__: word for kind, word in WORDS.items()}
+    if match is None or match[4] not in words:
+        return text
+    key, value, given, kind = match.groups()
+    if kind == "tuple" and given.endswith("ConfigDict"):  # As YAML: 0: 0 255: 1.
+        pairs = tuple((literal(name), literal(to)) for name, to in re.findall(r"'?([^\s':]+)'?: (\S+)", value))
+        return f"{key} is a dictionary; give pairs: {key} = {pairs}"
+    return f"{key} is {value:.100}; give a {words[kind]}"
 
 
 def _unknown_key(argv: Sequence[str]) -> str:

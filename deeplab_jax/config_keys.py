@@ -16,6 +16,7 @@ LARGEST = 2**31 - 1
 SMALLEST = 1e-12  # The smallest number other than 0.
 BELOW_1 = math.nextafter(1, 0)
 LONGEST_SIDE = 2**15  # pixels
+LARGEST_BATCH = 2**16
 
 
 def key(
@@ -114,7 +115,8 @@ class Loader:
 class Augment:
     """`augment`: what happens to a training image in addition to the papers' scaling, crop and mirroring."""
 
-    # Of each of the following that has no other and is not always done, such as `resize`; drawn apart for each.
+    # Probability of each option below that states none; each is drawn alone. These are always done: quarter_turns,
+    # resize, keep_ratio, cat_max_ratio.
     probability: float = key(0.5, 0, 1)
     vertical_flip: bool = False  # with probability 1/2
     quarter_turns: bool = False  # 0, 90, 180 or 270 degrees
@@ -234,7 +236,7 @@ class LossOptions:
     boundary_width: int = key(3, 1, 1000)  # pixels from a boundary of classes up to which a pixel is near
     boundary_weight: float = key(5.0, 0)  # factor of the loss of near pixels
     focal_gamma: float = key(2.0, 0, 100)  # exponent; 0: the cross-entropy
-    # Sigmoids: weight of label 1, beside 1 - this; 0: none; 0.25 in the paper.
+    # For sigmoids: the weight of label 1; label 0 has 1 minus it. 0: no weights. The paper uses 0.25.
     focal_alpha: float = key(0.0, 0, BELOW_1)
     # With a probability of the label below this, a pixel is hard.
     ohem_threshold: float = key(0.7, SMALLEST, BELOW_1, give="a probability above 0 and below 1")
@@ -301,7 +303,7 @@ class Protocol:
 class Evaluate(Protocol):
     """`evaluate`."""
 
-    batch_size: int = key(1, 1, 2**16, free=True)  # images on each device
+    batch_size: int = key(1, 1, LARGEST_BATCH, free=True)  # images on each device
     devices: int = key(0, 0, free=True)  # of each process; 0: as many as train
 
 

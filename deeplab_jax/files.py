@@ -126,15 +126,20 @@ def write_json(file: Path, content: Any) -> None:
     Raises:
       OSError: it cannot be written.
     """
-    with replacing(file) as fresh, fresh.open("w", encoding="utf-8") as stream:
-        stream.write(json.dumps(content, indent=1) + "\n")
-        stream.flush()
-        os.fsync(stream.fileno())
+    with replacing(file) as fresh:
+        _fill_json(fresh, content)
 
 
 def save_json(path: str | Path, content: Any) -> Path:
     """Write a JSON file that the user named, as `write_whole` does."""
-    return write_whole(path, lambda fresh: write_json(fresh, content))
+    return write_whole(path, lambda fresh: _fill_json(fresh, content))
+
+
+def _fill_json(file: Path, content: Any) -> None:
+    with file.open("w", encoding="utf-8") as stream:
+        stream.write(json.dumps(content, indent=1) + "\n")
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 def write_whole(path: str | Path, write: Callable[[Path], object]) -> Path:

@@ -25,8 +25,9 @@ from deeplab_jax.data.source import Source
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate.counts import count, counted
 from deeplab_jax.evaluate.evaluator import Tally, check_classes, cut_back, evaluate, padded
-from deeplab_jax.evaluate.inference import pad_images, preprocess
+from deeplab_jax.evaluate.inference import pad_images
 from deeplab_jax.evaluate.protocol import Protocol, Size
+from deeplab_jax.evaluate.views import preprocess
 from deeplab_jax.files import read_json, save_json
 from deeplab_jax.flags import image_size
 from deeplab_jax.models.catalog import describe

@@ -131,7 +131,8 @@ class Regime:
         try:
             limits = self.network(row.train["model.name"]).limits
         except KeyError:
-            return f"no network stands for {row.train['model.name']} in the regime {self.name}"
+            others = ", ".join(self.networks)
+            return f"no network stands for {row.train['model.name']} in the regime {self.name}, only for {others}"
         return next((limits[change] for change in row.train.items() if change in limits), "")
 
     def translated(self, key: str, value: Any, network: Network, crop: tuple[int, int]) -> Any:

@@ -196,7 +196,9 @@ def test_check_data_then_prepare_then_train_from_the_prepared_folder(tmp_path, c
     assert run("check-data", config, "--json", tmp_path / "report.json") == 0
     printed = capsys.readouterr()
     assert "train: " in printed.out and "val: " in printed.out and printed.err == ""
-    assert set(json.loads((tmp_path / "report.json").read_text())) == {"train", "val"}
+    assert printed.out.count("weight   sqrt\n") == 1
+    reports = json.loads((tmp_path / "report.json").read_text())
+    assert {split: len(found["class_weights"]) for split, found in reports.items()} == {"train": 9, "val": 0}
     assert run("prepare", config, "--out", tmp_path / "prepared") == 0
     wrote, hint = capsys.readouterr().out.split("; read them with ")
     assert wrote.startswith("wrote 5 of train, 5 of val")

@@ -39,7 +39,10 @@ def tiny_training(*words):
     [
         ([], "required: VERB"),
         (["trian"], "'trian'.*train"),
-        (["train", "--workdir", "x"], "train: --config is missing"),
+        (
+            ["train", "--workdir", "x"],
+            r"config: no configuration is named; give --config .* such as configs/scenes\.py",
+        ),
         (
             ["train", "--config.train.steps=3", "--workdir", "x"],
             r"steps=3: no configuration is named; give --c",
@@ -104,7 +107,7 @@ def tiny_training(*words):
             ["train", "--config", SCENES, "--config.evaluate.overlap=1.0", "--workdir", "x"],
             r"config\.evaluate\.overlap=1\.0: give a share of a window",
         ),
-        (["check-data"], "check-data: --config is missing"),
+        (["check-data"], "config: no configuration is named; give --config the path"),
         (["check-data", "--config", SCENES, "--json", ""], "argument --json: empty: give a path"),
         (["evaluate", "--model", "runs/first", "--out", ""], "argument --out: empty: give a path"),
         (["predict", "--model", "runs/first", "--out", "out", ""], "argument IMAGE_OR_FOLDER: empty: give a path"),

@@ -153,7 +153,12 @@ def test_overrides_that_do_not_fit_are_user_errors(words, message) -> None:
     [
         (["config.train.stepz = 3"], 'line 4: Key "stepz" does not exist .* Did you mean "steps"'),
         (["config.trian = 3"], 'line 4: Key "trian" does not exist .* Did you mean "train"'),
-        (["", "config.train.steps = 'many'"], "line 5: "),
+        (["", "config.train.steps = 'many'"], "line 5: steps is many; give a whole number$"),
+        (["config.train.class_weights = 3"], "line 4: class_weights is 3; give a list$"),
+        (
+            ["config.data.options.value_map = ()", "config.data.options.value_map = {0: 0, 255: 1}"],
+            r"line 5: value_map is a dictionary; give pairs: value_map = \(\(0, 0\), \(255, 1\)\)$",
+        ),
         (["unknown_name()"], "line 4: name 'unknown_name' is not defined"),
         (["import no_such_module"], "line 4: No module named 'no_such_module'"),
         (["x = 1 / 0"], "line 4: division by zero"),

@@ -184,6 +184,35 @@ def test_classes_without_a_label_are_said_once(tmp_path, capsys) -> None:
         assert capsys.readouterr().err == complaint
 
 
+def test_a_share_of_another_folder_is_said(tmp_path, capsys) -> None:
+    """Where the folder is that of the training, the other images are those of the training."""
+    model, variables = tiny_model("cascade_tiny", num_classes=2)
+    folder = deeplab_jax.save(tmp_path / "model", model, variables, {})
+    options = {"class_names": ("ground", "crack"), "val_fraction": 0.2, "val_rule": "share"}
+    own, other = tmp_path / "own", tmp_path / "other"
+    data_arguments("folder", own)
+    config = tiny_config(**{"data.name": "folder", "data.dir": str(own), "data.options": options})
+
+    def said(config: Any = None, **how: Any) -> tuple[int, str]:
+        images = deeplab_jax.evaluate(folder, config=config, **how)["protocol"]["images"]
+        return images, capsys.readouterr().err
+
+    fix = "if the model was trained on none of them, --split all evaluates all"
+    note = f"val: 2 of 12 images, by val_fraction; {fix}\n"
+    assert said(config) == (2, note)  # A model folder does not say what it was trained on.
+    (folder / "config.json").write_text(config.to_json())
+    assert said() == (2, "")
+    shutil.copytree(own, other)
+    elsewhere = [f"--config.data.dir={other}"]
+    assert said(elsewhere) == (2, note)
+    assert said(elsewhere, split="all") == (12, "")
+    for kind in ("images", "masks"):  # With folders for the splits, no rule divides them.
+        shutil.rmtree(other / kind)
+        shutil.copytree(own / kind, other / kind / "train")
+        shutil.copytree(own / kind, other / kind / "val")
+    assert said(elsewhere) == (12, "")
+
+
 def test_at_most_six_classes_without_a_label_are_named() -> None:
     labels = LabelSet(tuple("abcdefghi"), colormap(9))
     results = {**summarize_confusion(np.diag([5, *[0] * 8]), labels), "protocol": {"split": "val"}}

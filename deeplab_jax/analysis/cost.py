@@ -18,8 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from deeplab_jax.errors import UserError, did_you_mean
-from deeplab_jax.models.segmenter import SMALLEST_SIDE, Segmenter, Variables
-from deeplab_jax.ops.geometry import scaled_side
+from deeplab_jax.models.segmenter import Segmenter, Variables
 from deeplab_jax.ops.observe import Convolution, observe_convolutions
 
 Counting = Literal["exact", "valid", "space_to_batch"]
@@ -61,24 +60,6 @@ def multiply_adds(model: Segmenter, height: int, width: int, *, counting: Counti
       UserError: an unknown counting, or an image that is too small.
     """
     return count(record(model, height, width).calls, counting=counting)
-
-
-def multi_view_multiply_adds(
-    model: Segmenter,
-    height: int,
-    width: int,
-    *,
-    scales: Sequence[float],
-    flip: bool = False,
-    counting: Counting = "exact",
-) -> int:
-    """Return the multiply-adds of averaging over scales, and over the mirrored image with `flip`.
-
-    A side of n pixels has `(n - 1) * scale + 1` at a scale, as in the authors' evaluation (513 -> 257 at 0.5), and at
-    least 33, as in `segment`.
-    """
-    sizes = [[max(SMALLEST_SIDE, scaled_side(side, scale)) for side in (height, width)] for scale in scales]
-    return (2 if flip else 1) * sum(multiply_adds(model, *size, counting=counting).total for size in sizes)
 
 
 def count(calls: Iterable[Call], *, counting: Counting = "exact") -> MultiplyAdds:

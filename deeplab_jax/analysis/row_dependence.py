@@ -133,7 +133,8 @@ def _convolution(equation: JaxprEqn, operands: list[Any]) -> Rows:
 
 def _convolution_of_ops(equation: JaxprEqn, operands: list[Any]) -> list[Rows]:
     """A convolution of `ops` depends on the rows that XLA's own does, whichever lowering computes it."""
-    x, kernel = (jax.ShapeDtypeStruct(var.aval.shape, var.aval.dtype) for var in equation.invars)
+    types: list[Any] = [var.aval for var in equation.invars]
+    x, kernel = (jax.ShapeDtypeStruct(one.shape, one.dtype) for one in types)
     return rows_seen(jax.make_jaxpr(partial(direct, **equation.params))(x, kernel), operands)
 
 

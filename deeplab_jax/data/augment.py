@@ -119,7 +119,14 @@ def augment(
 
 
 def check_augment(more: Augment, channels: int, dtype: np.dtype | type = np.uint8) -> None:
-    """Raise a UserError if options have no meaning for images of so many channels and this type."""
+    """Raise a UserError if options have no meaning for images of so many channels and this type, or without another."""
+    if more.keep_ratio and len(more.resize) != 2:
+        raise UserError(
+            "config.data.augment.keep_ratio=True: only a resize to a height and a width may lose the ratio, and "
+            f"resize={more.resize}; leave it out: "
+            "--config.data.augment.keep_ratio=False, or give height and width, such as "
+            "--config.data.augment.resize=512,1024"
+        )
     for name in ("saturation", "hue"):
         if getattr(more, name) and channels != 3:
             raise UserError(

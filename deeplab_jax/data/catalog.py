@@ -10,7 +10,7 @@ from deeplab_jax.data.own import OwnSource
 from deeplab_jax.data.sets.ade20k import open_ade20k
 from deeplab_jax.data.sets.camvid import open_camvid
 from deeplab_jax.data.sets.cityscapes import open_cityscapes
-from deeplab_jax.data.sets.coco import open_coco
+from deeplab_jax.data.sets.coco import CocoSource, open_coco
 from deeplab_jax.data.sets.coco_file import open_coco_file
 from deeplab_jax.data.sets.folder import open_folder
 from deeplab_jax.data.sets.multilabel import MULTILABEL, MultilabelSource, open_multilabel
@@ -108,7 +108,7 @@ def open_source(
             f"data set '{name}': it does not read bands of image files; leave out config.data.channels and "
             "config.data.value_range, and in Python the model's channels and stored_range"
         )
-    if strict and isinstance(source, PairSource | MultilabelSource):
+    if strict and isinstance(source, PairSource | CocoSource | MultilabelSource):
         source.require_pairs()
     return OwnSource(source, name, split, module) if name in own and not isinstance(source, PairSource) else source
 

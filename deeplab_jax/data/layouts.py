@@ -48,6 +48,32 @@ IMAGE_ENDS = ("_img", "_image", "_sat", "_rgb", "-img", "-image")
 """What may follow the example's name in the image's name, where no mask has the whole name: DeepGlobe's `7_sat.jpg`."""
 LISTS = ("ImageSets/Segmentation/{split}.txt", "{split}.txt", "lists/{split}.txt", "splits/{split}.txt")
 """Where lists of the splits may be."""
+COCO_FILES = (
+    "{split}/_annotations.coco.json",  # Roboflow
+    "annotations/instances_{split}.json",
+    "annotations/{split}.json",
+    "instances_{split}.json",
+    "{split}.json",
+)
+"""Where annotations of a split in COCO's format may be."""
+WHOLE_COCO_FILES = (
+    "annotations/instances_default.json",
+    "annotations.json",
+    "_annotations.coco.json",
+    "instances.json",
+)
+"""Where those of all images may be; the first is CVAT's."""
+CONFIGS = (
+    ("leftImg8bit", "configs/cityscapes.py"),
+    *((f"annotations/instances_{split}2017.json", "configs/coco.py") for split in ("train", "val")),
+    *(
+        (row.format(split=word), "configs/coco_file.py")
+        for row in COCO_FILES
+        for word in (*SPLIT_WORDS["train"], *SPLIT_WORDS["val"])
+    ),
+    *((name, "configs/coco_file.py") for name in WHOLE_COCO_FILES),
+)
+"""What tells that a folder is that of a data set with a config of its own."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +85,7 @@ class Files:
         their names.
       parts: name of the example -> its (class name, file), for such masks only.
       outlines: whether the masks are JSON files of labelme.
+      places: the options `images` and `masks` that name the folders for every split; empty if an option did.
       layout: where the files are, for a message.
       folder: that of the images.
     """
@@ -69,6 +96,7 @@ class Files:
     folder: Path
     parts: Mapping[str, tuple[tuple[str, Path], ...]] = dataclasses.field(default_factory=dict)
     outlines: bool = False
+    places: tuple[str, ...] = ()
 
 
 def find_layout(root: Path, split: str | None) -> Files | None:
@@ -82,7 +110,11 @@ def find_layout(root: Path, split: str | None) -> Files | None:
       UserError: several layouts fit; the message names two of them, and the options to choose.
     """
     fitting = dict(_candidates(root, split))
-    found = [(pair, files) for pair in fitting if (files := collect(root, *pair)) is not None]
+    found = [
+        (pair, dataclasses.replace(files, places=places))
+        for pair, places in fitting.items()
+        if (files := collect(root, *pair)) is not None
+    ]
     usual = [
         files
         for (at, masks_at), files in found
@@ -91,13 +123,23 @@ def find_layout(root: Path, split: str | None) -> Files | None:
     if len(usual) == 1 or len(found) == 1:
         return usual[0] if len(usual) == 1 else found[0][1]
     if found:
-        one, two = found[0][1].layout, found[1][1].layout
-        options = [
-            f"--config.data.options.{key}='{place}'"
-            for key, place in zip(("images", "masks"), fitting[found[0][0]], strict=True)
-        ]
-        raise UserError(f"{root}: both {one} and {two} could be the data; choose with options: {' '.join(options)}")
+        one, two = found[0][1], found[1][1]
+        flags = place_flags(*one.places)
+        raise UserError(f"{root}: both {one.layout} and {two.layout} could be the data; choose with options: {flags}")
     return None
+
+
+def place_flags(images: str, masks: str) -> str:
+    """Return the arguments of the command line, for a shell, that name the folders of images and of masks."""
+    return f"--config.data.options.images='{images}' --config.data.options.masks='{masks}'"
+
+
+def label_folders(files: Files) -> tuple[str, ...]:
+    """Return the names of the folders of masks, if each is of one label: `wet` for image 7 and mask wet/7.png."""
+    if files.images.keys() & files.masks.keys():
+        return ()
+    split = [name.partition("/") for name in files.masks]
+    return tuple(sorted({label for label, _, name in split if name in files.images or _owner(name, files.images)}))
 
 
 def collect(root: Path, folder: Path, masks_folder: Path) -> Files | None:
@@ -173,6 +215,11 @@ def join(files: Mapping[str, Files]) -> Files:
 def split_words(split: str) -> tuple[str, ...]:
     """Return the names that a split's folder or list may have."""
     return SPLIT_WORDS.get(split, (split,))
+
+
+def config_for(root: Path) -> str:
+    """Return the config of the data set that a folder without a layout of images and masks may have, or ""."""
+    return next((config for place, config in CONFIGS if (root / place).exists()), "")
 
 
 def find_list(root: Path, split: str) -> Path | None:

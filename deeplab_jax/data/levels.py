@@ -83,11 +83,13 @@ def choose(bands: Bands, channels: Sequence[int], *, name: str) -> Bands:
     if max(channels) >= samples.shape[2]:
         first = ",".join(map(str, range(min(3, count))))
         wanted = len(channels)  # A trained network keeps their number; one band stands for up to three.
-        fits = wanted <= (3 if count == 1 else count)
-        few = f"in predict --channels={','.join(map(str, range(wanted)))}" if fits else "other files"
+        network = f"network of {wanted} band{'s' * (wanted > 1)}"
+        trained = f"a {network} needs other images"
+        if wanted <= (3 if count == 1 else count):
+            trained = f"to predict with a {network}, give --channels={','.join(map(str, range(wanted)))}"
+        numbers = f"bands have the numbers 0 to {count - 1}" if count > 1 else "only band has the number 0"
         raise UserError(
-            f"{name}: an image of {count} band{'s' * (count > 1)}, counted from 0, and no band {max(channels)}; a new "
-            f"network takes {CHANNELS}={first}, a trained one {wanted} band{'s' * (wanted > 1)}: {few}"
+            f"{name}: there is no band {max(channels)}: its {numbers}; to train, give {CHANNELS}={first}; {trained}"
         )
     if list(channels) != list(range(samples.shape[2])):
         samples = samples[..., list(channels)]

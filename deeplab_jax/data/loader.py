@@ -7,6 +7,7 @@ import grain
 import numpy as np
 from absl import flags
 
+from deeplab_jax import config_keys
 from deeplab_jax.data.augment import ClassInCrop
 from deeplab_jax.data.faults import NOT_REPLACED, Read, Replacing, Skipped, never, start_worker, within
 from deeplab_jax.data.sampling import ClassSampling
@@ -15,7 +16,7 @@ from deeplab_jax.data.transforms import Arrays
 from deeplab_jax.errors import UserError, did_you_mean, spell
 
 ON_ERROR = ("stop", "skip")
-TIMEOUT = 600.0  # seconds; the default of `config.data.timeout`
+TIMEOUT = config_keys.Loader.timeout  # seconds
 
 
 class Rows:
@@ -39,7 +40,9 @@ class Rows:
 
 
 class Batch(TypedDict):
-    """Images uint8 or float32 `[N, H, W, C]` and labels uint8 `[N, H, W]`, 255 ignored."""
+    """Images uint8 or float32 `[N, H, W, C]`, and labels uint8 `[N, H, W]`, or `[N, H, W, K]` where a pixel can have
+    several; 255 is ignored.
+    """
 
     image: np.ndarray
     label: np.ndarray

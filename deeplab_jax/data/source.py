@@ -26,8 +26,8 @@ class Example(TypedDict):
     """One example.
 
     `image` is `[H, W, C]`: uint8, or float32 in the same units, 0 to 255. C is 3 (RGB), or the number of bands that are
-    read. `label` is uint8 `[H, W]` (class ids, 255 ignored), and `name` is stable and
-    usable as a file name without suffix.
+    read. `label` is uint8 `[H, W]` (class ids, 255 ignored), or `[H, W, K]` where a pixel can have several labels (0 or
+    1 for each, 255 ignored). `name` is stable and usable as a file name without suffix.
     """
 
     image: np.ndarray
@@ -86,8 +86,9 @@ class PairSource:
     The listing is made when the source is opened; reading an example opens only its files. `read_mask` returns the
     stored values of a pair's mask, integers `[H, W]`, whatever its format. `channels` and `value_range` say how images
     are read; see `images.read_image`. `note` says in one line how the files were found. `repeated` is that of
-    `Listing`. `takes_map` says whether the data set has the option `value_map`. With `in_parts` an image whose format
-    allows it is read a part at a time, when it is used; see `large.LargeImage`.
+    `Listing`. `is_share` says whether `val_fraction` chose the pairs among more. `takes_map` says whether the data set
+    has the option `value_map`. With `in_parts` an image whose format allows it is read a part at a time, when it is
+    used; see `large.LargeImage`.
     """
 
     name: str
@@ -96,6 +97,7 @@ class PairSource:
     images_without_mask: Unpaired = ()
     masks_without_image: Unpaired = ()
     repeated: tuple[tuple[str, str], ...] = ()
+    is_share: bool = False
     takes_map: bool = False
     channels: tuple[int, ...] = ()
     value_range: tuple[float, ...] = ()

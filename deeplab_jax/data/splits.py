@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from deeplab_jax.data.holdout import check_fraction
 from deeplab_jax.data.image_files import IMAGE_SUFFIXES
-from deeplab_jax.data.layouts import SPLIT_WORDS, Files, collect, find_layout, find_list, join, split_words
+from deeplab_jax.data.layouts import SPLIT_WORDS, Files, collect, config_for, find_layout, find_list, join, split_words
 from deeplab_jax.data.source import normal_name, walk_files
 from deeplab_jax.errors import UserError, did_you_mean
 from deeplab_jax.files import at_home
@@ -286,10 +286,10 @@ def _named(root: Path, images: str, masks: str) -> Files:
         return Files(match_glob(root, images), found, layout, root, outlines=outlines)
     for option, name in (("images", images), ("masks", masks)):
         if not (root / name).is_dir():
-            raise UserError(
-                f"{root / name}: no such folder, and no other layout is there; correct --config.data.dir, or set "
-                f"--config.data.options.{option} to a folder or glob"
-            )
+            fix = f"correct --config.data.dir, or set --config.data.options.{option} to a folder or glob"
+            if (images, masks) == (IMAGES, MASKS) and (config := config_for(root)):
+                fix = f"{root} has the layout of another config; give --config {config} in place of this one"
+            raise UserError(f"{root / name}: no such folder, and no other layout is there; {fix}")
     files = collect(root, root / images, root / masks)
     if files is None:
         empty = root / images if not walk_files(root / images) else root / masks

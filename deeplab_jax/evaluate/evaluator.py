@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from deeplab_jax.config_keys import LARGEST_BATCH
 from deeplab_jax.data.check.dataset import check_labels
 from deeplab_jax.data.faults import never
 from deeplab_jax.data.large import row_parts
@@ -35,7 +36,6 @@ from deeplab_jax.provenance import versions
 
 WINDOW = "--config.evaluate.window="
 WAITING = 8  # In batches: images that wait for others of their size. In `exact` mode all sizes may differ.
-LARGEST_BATCH = 2**16
 THREADS = 2
 """Threads that read ahead. A prediction has as many that write."""
 Devices = Sequence[jax.Device]
@@ -58,7 +58,7 @@ def evaluate(
     on_prediction: OnPrediction | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Results:
-    """Return the contents of `metrics.json` for a model on every image of a source; see the README.
+    """Return the contents of `metrics.json` for a model on every image of a source; see README.md in this folder.
 
     Only the name and three counts a class of each image stay in memory. Several processes divide the images, and each
     returns the results of all.

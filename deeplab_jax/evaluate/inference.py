@@ -2,31 +2,29 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial, reduce
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate.counts import Counted, Counts, added, count, counted, no_counts
-from deeplab_jax.evaluate.protocol import Protocol, View
+from deeplab_jax.evaluate.protocol import Protocol
+from deeplab_jax.evaluate.views import Number, Views, classes_and_probabilities, preprocess
 from deeplab_jax.evaluate.windows import OVERLAP, Size, Tile, mean_of_windows
 from deeplab_jax.labels import IGNORE_LABEL
-from deeplab_jax.models.decision import THRESHOLD, by_pairs, decide, to_probabilities
+from deeplab_jax.models.decision import THRESHOLD, by_pairs, decide
 from deeplab_jax.models.fold import fold_norm
-from deeplab_jax.models.segmenter import SMALLEST_SIDE, Segmenter, Variables
+from deeplab_jax.models.segmenter import Segmenter, Variables
 from deeplab_jax.ops import crf as ops_crf
 from deeplab_jax.ops.crf import DenseCRF
-from deeplab_jax.ops.geometry import scaled_side
-from deeplab_jax.ops.resize import resize_bilinear
 
 if TYPE_CHECKING:  # To read images sets limits of Pillow for the whole process.
     from deeplab_jax.data.large import Image
 
 Array = np.ndarray | jax.Array
-Views = tuple[View, ...]
-Number = float | jax.Array
 COUNTED_AT_ONCE = 2**20  # pixels
 FAINT = 16
 Place = Callable[..., Sequence[Array]]
@@ -84,8 +82,8 @@ def segment(
       `[H, W, num_classes]`: 0 or 1 for each label, and its probability.
 
     Raises:
-      ValueError: the image is no uint8, uint16 or float32 `[H, W, C]` with the channels of the model.
-      UserError: scales, a window or a threshold that make no sense, or a CRF for a model of other than three channels.
+      UserError: the image is no uint8, uint16 or float32 `[H, W, C]` with the channels of the model; scales, a window
+        or a threshold that make no sense; or a CRF for a model of other than three channels.
     """
     views: Any = scales  # The protocol makes a tuple of them, or says what is wrong.
     protocol = Protocol(
@@ -100,9 +98,9 @@ def segment(
     )
     model, image = protocol.at_stride(model), np.asarray(image)
     if image.dtype not in (np.uint8, np.uint16, np.float32) or image.ndim != 3 or image.shape[-1] != model.in_channels:
-        raise ValueError(
+        raise UserError(
             f"image of shape {image.shape} and dtype {image.dtype}: expected [H, W, {model.in_channels}] of uint8, "
-            "uint16 or float32"
+            "uint16 or float32; give levels of 0 to 255, such as image.astype('float32')"
         )
     image = model.preprocessing.levels(image)
     if is_faint(image):
@@ -323,45 +321,6 @@ def _predict(
     model: Segmenter, variables: Variables, images: jax.Array, sizes: jax.Array, views: Views, threshold: Number
 ) -> tuple[jax.Array, jax.Array]:
     return classes_and_probabilities(model, variables, preprocess(model, images, sizes), views, threshold)
-
-
-def classes_and_probabilities(
-    model: Segmenter, variables: Variables, images: jax.Array, views: Views, threshold: Number = THRESHOLD
-) -> tuple[jax.Array, jax.Array]:
-    """Return class ids `[N, H, W]` and the mean of the views' class probabilities `[N, H, W, K]` of preprocessed
-    images. A softmax's ids of a single view come from its logits, so under `jit` the ids alone need no softmax.
-    """
-    if len(views) == 1 and model.activation == "softmax":
-        logits = view_logits(model, variables, images, views[0])
-        return jnp.argmax(logits, axis=-1), jax.nn.softmax(logits)
-    of_views = (to_probabilities(model, view_logits(model, variables, images, view)) for view in views)
-    mean = reduce(jnp.add, of_views) / len(views)
-    return decide(model, mean, threshold), mean
-
-
-def view_logits(model: Segmenter, variables: Variables, images: jax.Array, view: View) -> jax.Array:
-    """Return the logits `[N, H, W, K]` of one view of preprocessed images `[N, H, W, C]`, at the images' size.
-
-    A side of n pixels becomes `(n - 1) * scale + 1`, as in the papers' counts of multiply-adds. Images and logits have
-    the corner alignment of the network, so that each pixel gets back its own logits. The logits are resized once. The
-    authors' code (`multi_scale_logits` in TensorFlow's deeplab) resizes those of a scale below 1 to the grid of scale 1
-    first. Only its scale 0.75 differs by that; see "Protocol switches" in the README beside this file.
-    """
-    height, width = (max(SMALLEST_SIDE, scaled_side(side, view.scale)) for side in images.shape[1:3])
-    seen = resize_bilinear(images, (height, width), align_corners=model.settings.align_corners)
-    seen = seen[:, :, ::-1] if view.mirrored else seen
-    logits: Any = model.apply(variables, seen, method="coarse_logits_of_whole")
-    logits = logits[:, :, ::-1] if view.mirrored else logits
-    return resize_bilinear(logits, images.shape[1:3], align_corners=model.settings.align_corners)
-
-
-def preprocess(model: Segmenter, images: jax.Array, sizes: jax.Array) -> jax.Array:
-    """Return padded images `[N, H, W, C]` preprocessed; pixels outside their true sizes `[N, 2]` become exactly
-    zero, the mean.
-    """
-    rows = jnp.arange(images.shape[1])[None, :, None] < sizes[:, 0, None, None]
-    columns = jnp.arange(images.shape[2])[None, None, :] < sizes[:, 1, None, None]
-    return jnp.where((rows & columns)[..., None], model.preprocessing(images), 0.0)
 
 
 def _refined(model: Segmenter, probabilities: jax.Array, images: Array, sizes: Array, crf: DenseCRF) -> jax.Array:

@@ -171,7 +171,8 @@ class StripCollector:
 
     def __init__(self, labels: LabelSet, *, total: int, count: int) -> None:
         self._labels = labels
-        self._chosen = {i * total // count for i in range(min(count, total))}
+        count = min(count, total)
+        self._chosen = {i * total // count for i in range(count)}
         self._seen = 0
         self.strips: list[np.ndarray] = []
         self.drawn: list[tuple[Example, np.ndarray]] = []

@@ -10,11 +10,12 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
+from deeplab_jax.config_keys import LARGEST_BATCH
 from deeplab_jax.data.large import Image
 from deeplab_jax.data.source import Example, Source
 from deeplab_jax.errors import UserError, spell
 from deeplab_jax.evaluate.claims import Claims
-from deeplab_jax.evaluate.evaluator import LARGEST_BATCH, THREADS, WINDOW, grouped
+from deeplab_jax.evaluate.evaluator import THREADS, WINDOW, grouped
 from deeplab_jax.evaluate.image_list import Found
 from deeplab_jax.evaluate.inference import Prediction, is_faint, predict_images
 from deeplab_jax.evaluate.memory import is_out_of_memory, names_what_fits, out_of_memory

@@ -15,6 +15,7 @@ from operator import index
 from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 from deeplab_jax import config_keys
+from deeplab_jax.config_keys import LONGEST_SIDE
 from deeplab_jax.errors import UserError, did_you_mean
 from deeplab_jax.evaluate.windows import BLENDS, Size
 from deeplab_jax.labels import IGNORE_LABEL
@@ -30,7 +31,6 @@ MODES = ("padded", "exact")
 OF_WINDOWS = ("overlap", "blend")
 OF_LABELS = ("resize", "crop", "trimap", "trimap_around", "boundary", "calibration", "bootstrap", "per_image")
 PAD_STEP = 128
-LONGEST_SIDE = 2**15
 SMALLEST_SCALE, LARGEST_SCALE = 0.01, 16.0  # Memory has no bound beyond these.
 SWEEP = tuple(step / 20 for step in range(1, 20))  # The thresholds that an evaluation compares: 0.05 to 0.95.
 MOST_SAMPLES = 100_000

@@ -150,11 +150,11 @@ BACKBONES: dict[str, Backbone] = {
 
 _RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101")
 _BETAS = ("resnet50_beta", "resnet101_beta")
-# What DeepLabv3 uses, sec. 4.1: Table 3's best.
+# The best multi-grid of DeepLabv3's Table 5 (sec. 4.3). ResNet-18 has two units in block 4, so this project gives them
+# the first two rates.
 _DEEPLAB: dict[str, Options] = {
     **_on("resnet18", multi_grid=(1, 2), last_block=FIXED),
-    **_on("resnet34", "resnet50", "resnet101", multi_grid=(1, 2, 4), last_block=FIXED),
-    **_on(*_BETAS, multi_grid=(1, 2, 4), last_block=FIXED),
+    **_on("resnet34", "resnet50", "resnet101", *_BETAS, multi_grid=(1, 2, 4), last_block=FIXED),
 }
 _UNET_ON_ENCODER: Options = {
     "skips": ("conv4", "conv3", "conv2", "stem", ""),

@@ -46,8 +46,9 @@ class LayerSettings:
         always uses the running ones (the second stage of the papers' protocol; freeze the scales and offsets too, by
         the optimizer's pattern). "group" is group normalisation (arXiv 1803.08494), with the groups of `norm_groups`.
         "none" gives the convolution a bias instead.
-      norm_epsilon: added to the variance.
-      norm_momentum: decay of the running statistics; the papers use 0.9997, which suits tens of thousands of steps.
+      norm_epsilon: added to the variance; above 0, up to 1.
+      norm_momentum: decay of the running statistics, from 0 to below 1; the papers use 0.9997, which suits tens of
+        thousands of steps.
       dtype: dtype of the activations, "float32" or "bfloat16"; parameters and statistics stay float32.
       lowering: how `conv2d` computes a convolution.
       align_corners: corner alignment of every bilinear resize: of features, logits and the views of an image pyramid.
@@ -65,10 +66,12 @@ class LayerSettings:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        for option in ("norm_epsilon", "norm_momentum"):
-            value = getattr(self, option)
-            if not 0 <= value <= 1:
-                raise UserError(f"{option}={value!r:.100}: give a number from 0 to 1")
+        if not 0 < self.norm_epsilon <= 1:
+            raise UserError(f"norm_epsilon={self.norm_epsilon!r:.100}: give a number above 0 and up to 1, such as 1e-5")
+        if not 0 <= self.norm_momentum < 1:
+            raise UserError(
+                f"norm_momentum={self.norm_momentum!r:.100}: give a share from 0 to below 1, such as 0.9997"
+            )
 
 
 class Dropout(nn.Dropout):
@@ -148,7 +151,8 @@ def classifier(
     classes: int, kernel_size: int = 1, *, rate: int = 1, settings: LayerSettings, name: str | None = None
 ) -> Conv:
     """Return the layer that ends in logits. It has a bias, and its kernel is small at first, so that the first loss is
-    that of a uniform guess.
+    that of a uniform guess. As of any convolution, the result is of the dtype of the settings: in bfloat16, logits are
+    rounded to it.
     """
     return Conv(classes, kernel_size, rate=rate, use_bias=True, settings=settings, kernel_init=SMALL_NORMAL, name=name)
 
@@ -197,10 +201,7 @@ def norm_groups(height: int, width: int, channels: int) -> int:
 
 
 class Norm(nn.Module):
-    """The normalisation that the settings name; batch statistics are in the collection `batch_stats`.
-
-    With "none", `ConvNorm` leaves this layer out. By itself it would still normalise, by the running statistics.
-    """
+    """The normalisation that the settings name; batch statistics are in the collection `batch_stats`."""
 
     settings: LayerSettings
 

@@ -50,9 +50,9 @@ class Segmenter(CheckedModule):
       pyramid: an `ImagePyramid` around all of these, or None.
       preprocessing: how stored pixels become the images that `__call__` takes, and how many channels they have.
       settings: settings of the classifier and the resizes.
-      aux_features: name of the features under an auxiliary FCN head, or None. Where strides end a block
-        (`first_unit_rate="last_unit"`), these are the authors' end point before the last unit, as for the decoder;
-        torchvision, whose strides begin a block, has the block's output.
+      aux_features: name of the features under an auxiliary FCN head, or None. With `first_unit_rate="last_unit"` the
+        head reads the authors' end point before the stage's last unit, as the decoder does. torchvision's head reads
+        the stage's output.
       recipe: the name and options that `create_model` received, as JSON text; `save` writes it.
       activation: what makes probabilities of the logits. "softmax": a pixel has one of `num_classes` classes.
         "sigmoid": each logit stands alone, and a pixel has any number of `num_classes` labels. One logit divides two
@@ -101,7 +101,8 @@ class Segmenter(CheckedModule):
 
         Returns:
           float32 `[N, H, W, num_classes]`, H and W less the `border` on both sides. The logits of an auxiliary head, of
-          the same shape, are sown under `intermediates/aux`.
+          the same shape, are sown under `intermediates/aux`. With the dtype bfloat16 the classifier rounds its logits
+          to bfloat16; what follows, such as the resize, is float32.
 
         Raises:
           UserError: images that are too small, of another rank or number of channels, or of a side that does not fit; a
@@ -124,8 +125,8 @@ class Segmenter(CheckedModule):
     def _logits(
         self, view: jax.Array, images: jax.Array, *, train: bool, resize_aux: bool
     ) -> tuple[jax.Array, jax.Array]:
-        """Return the float32 logits of one view of the images, and the map before the classifier. If the decoder itself
-        returns the logits, that is the map before the decoder.
+        """Return the logits of one view of the images as float32, and the map before the classifier. If the decoder
+        itself returns the logits, that is the map before the decoder.
         """
         features = self._features(view, train=train)
         x = before = features["context"][0]
@@ -192,8 +193,8 @@ class Segmenter(CheckedModule):
         return self.border > 0
 
     def coarse_logits(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        """Return the classifier's float32 output `[N, h, w, num_classes]` before it is resized to the image. An
-        auxiliary head's output is sown without a resize too.
+        """Return the classifier's output as float32 `[N, h, w, num_classes]`, before it is resized to the image; its
+        dtype is as `__call__` says. An auxiliary head's output is sown without a resize too.
         """
         return self._all_logits(images, train=train, resize_aux=False)
 

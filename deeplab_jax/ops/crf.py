@@ -53,7 +53,7 @@ class DenseCRF:
     Its VGG-16 has (w1, w2, alpha, beta, gamma) = (4, 2, 65, 3, 2); DeepLab-LargeFOV's scripts have (4, 3, 49, 5, 3).
 
     Attributes:
-      iterations: iterations of the mean field; 0 leaves the probabilities as they are.
+      iterations: iterations of the mean field; 0 only scales the probabilities of a pixel so that their sum is 1.
       appearance_weight: w1.
       position_bandwidth: sigma_alpha in pixels.
       colour_bandwidth: sigma_beta in levels (0 to 255).

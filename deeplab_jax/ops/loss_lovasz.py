@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from deeplab_jax.ops.loss_bands import over_bands
-from deeplab_jax.ops.loss_pixels import Results, is_right, stands_alone, valid_pixels
+from deeplab_jax.ops.loss_pixels import LossSums, is_right, stands_alone, valid_pixels
 from deeplab_jax.ops.loss_regions import mean_of_classes
 from deeplab_jax.ops.resize import resize_bilinear
 
@@ -17,14 +17,15 @@ def lovasz(
     class_weights: jax.Array | None = None,
     top_k: float = 1.0,
     parts: int = 1,
-) -> Results:
+) -> LossSums:
     """Return the Lovász-softmax, or for sigmoids the Lovász hinge, in the form of `LOSSES`.
 
     Each class's labelled pixels of the whole batch are sorted by their error: the softmax's distance from the label, or
-    the hinge 1 - z for label 1 and 1 + z for label 0, at least 0. As by default in segmentation_models_pytorch's
-    `LovaszLoss`, a batch counts as one image, with micro-batches each of them, and Lovász-softmax is the mean over the
-    classes that the batch has. The hinge of one logit is that of the object. With several labels a pixel, ours is the
-    mean over the classes with a label, known to be 0 or 1; that package takes all classes together as one.
+    the hinge 1 - z for label 1 and 1 + z for label 0, at least 0. A batch counts as one image, and so does each
+    micro-batch. Lovász-softmax is the mean over the classes that the batch has. Both are as by default in the
+    `LovaszLoss` of segmentation_models_pytorch. The hinge of one logit is that of the object. With several labels a
+    pixel, ours is the mean over the classes with a label, known to be 0 or 1; that package takes all classes together
+    as one.
 
     The classes come one after another. So the loss holds about ten maps `[N, H, W]` of 4 bytes a pixel at once, however
     many classes there are. Each class takes the time of two sorts, one of them for the gradient. A sort is over all

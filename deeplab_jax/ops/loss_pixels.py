@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from deeplab_jax.labels import IGNORE_LABEL
 
-Results = tuple[jax.Array, jax.Array, jax.Array]
+LossSums = tuple[jax.Array, jax.Array, jax.Array]
 """What a loss of the table `LOSSES` returns: `(sum, count, right)`."""
 
 
@@ -109,15 +109,15 @@ def focal_losses(
     """Return the focal loss of every label (Lin et al., ICCV 2017, eq. 5), float32 of the labels' shape, 0 where
     ignored.
 
-    It is the cross-entropy times (1 - p) ** gamma, where p is the probability of the label. The sigmoids' is that of
-    `optax.losses.sigmoid_focal_loss` and of segmentation_models_pytorch's `FocalLoss`. For a softmax it uses the
-    softmax's probability, as that package's `softmax_focal_loss_with_logits`; its `FocalLoss` takes a sigmoid of each
-    logit instead, although its networks are evaluated with a softmax.
+    It is the cross-entropy times (1 - p) ** gamma, where p is the probability of the label. With sigmoids it equals
+    optax's `sigmoid_focal_loss` and the `FocalLoss` of segmentation_models_pytorch (smp). With a softmax, p is the
+    softmax's probability, as in smp's `softmax_focal_loss_with_logits`. smp's `FocalLoss` uses a sigmoid for each logit
+    there.
 
     Args:
       logits, labels, class_weights: see `pixel_losses`.
       gamma: from 0, the cross-entropy.
-      alpha: for sigmoids, weight of label 1; label 0 has the weight 1 - alpha. 0: both have the weight 1.
+      alpha: for sigmoids, the weight of label 1; label 0 has the weight 1 - alpha. 0: both have the weight 1.
     """
     losses = pixel_losses(logits, labels)
     # The power's derivative at 0 is infinite if gamma is below 1.

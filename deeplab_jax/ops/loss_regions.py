@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from deeplab_jax.ops.loss_bands import over_bands
-from deeplab_jax.ops.loss_pixels import Results, is_right, sigmoid_logits, stands_alone, valid_pixels
+from deeplab_jax.ops.loss_pixels import LossSums, is_right, sigmoid_logits, stands_alone, valid_pixels
 
 EPSILON = 1e-7  # Smallest divisor, as in segmentation_models_pytorch.
 
@@ -28,7 +28,7 @@ def tversky(
     tversky_beta: float = 0.7,
     tversky_gamma: float = 1.0,
     region_smooth: float = 0.0,
-) -> Results:
+) -> LossSums:
     """Return 1 - the mean Tversky index of the classes (Salehi et al., MLMI 2017), in the form of `LOSSES`.
 
     A class's index is (TP + s) / (TP + alpha FP + beta FN + s). TP is the sum of its probability over the pixels of its
@@ -64,7 +64,7 @@ def tversky(
     return mean_of_classes(losses, class_weights) * count, count, right
 
 
-def dice(logits: jax.Array, labels: jax.Array, *, region_smooth: float = 0.0, **how: Any) -> Results:
+def dice(logits: jax.Array, labels: jax.Array, *, region_smooth: float = 0.0, **how: Any) -> LossSums:
     """Return 1 - the mean Dice coefficient of the classes (Milletari et al., 3DV 2016, without squares), see `tversky`.
 
     It is segmentation_models_pytorch's `DiceLoss`, whose argument `smooth` is `region_smooth` from version 0.5 on, and
@@ -73,7 +73,7 @@ def dice(logits: jax.Array, labels: jax.Array, *, region_smooth: float = 0.0, **
     return tversky(logits, labels, tversky_alpha=0.5, tversky_beta=0.5, region_smooth=region_smooth, **how)
 
 
-def jaccard(logits: jax.Array, labels: jax.Array, *, region_smooth: float = 0.0, **how: Any) -> Results:
+def jaccard(logits: jax.Array, labels: jax.Array, *, region_smooth: float = 0.0, **how: Any) -> LossSums:
     """Return 1 - the mean soft IoU of the classes (Rahman & Wang, ISVC 2016), see `tversky`.
 
     It is segmentation_models_pytorch's `JaccardLoss`, whose argument `smooth` is `region_smooth`.

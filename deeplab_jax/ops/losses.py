@@ -15,7 +15,7 @@ from jax import lax
 from deeplab_jax.ops.loss_bands import upsampled_losses
 from deeplab_jax.ops.loss_lovasz import lovasz
 from deeplab_jax.ops.loss_pixels import (
-    Results,
+    LossSums,
     focal_losses,
     hard_labels,
     label_weights,
@@ -26,7 +26,7 @@ from deeplab_jax.ops.loss_pixels import (
 )
 from deeplab_jax.ops.loss_regions import dice, jaccard, tversky
 
-Loss = Callable[..., Results]
+Loss = Callable[..., LossSums]
 
 
 def pixelwise(
@@ -39,7 +39,7 @@ def pixelwise(
     top_k: float = 1.0,
     parts: int = 1,
     factors: jax.Array | None = None,
-) -> Results:
+) -> LossSums:
     """Return a loss that is a sum over pixels, in the form that the table `LOSSES` needs.
 
     Args:
@@ -62,7 +62,7 @@ def pixelwise(
 
 def cross_entropy(
     logits: jax.Array, labels: jax.Array, *, top_k: float = 1.0, smoothing: float = 0.0, **how: Any
-) -> Results:
+) -> LossSums:
     """Return the cross-entropy; see `pixelwise`, and `pixel_losses` for the smoothing of labels."""
     return pixelwise(partial(pixel_losses, smoothing=smoothing), logits, labels, top_k=top_k, **how)
 
@@ -71,8 +71,8 @@ def near_boundary(labels: jax.Array, *, width: int) -> jax.Array:
     """Return which labelled pixels have a pixel of another label within `width` steps, booleans of the shape of
     `labels`.
 
-    Diagonal steps count as one, as in `evaluate.boundary`. But an ignored pixel is no other label here: neither are the
-    pixels around a padded crop. So where a strip of ignored pixels parts two classes, the width has to reach across it.
+    Diagonal steps count as one, as in `evaluate.boundary`. Here an ignored pixel makes no boundary, so the padding of a
+    crop makes none either. Where a strip of ignored pixels parts two classes, the width has to reach across it.
 
     Args:
       labels: integer `[N, H, W]`, or `[N, H, W, K]` with boundaries of their own for each of several labels a pixel.
@@ -99,7 +99,7 @@ def boundary_cross_entropy(
     boundary_width: int = 3,
     boundary_weight: float = 5.0,
     **how: Any,
-) -> Results:
+) -> LossSums:
     """Return the cross-entropy, with a larger weight for pixels near a boundary of the labels.
 
     The idea is that of U-Net's weights (Ronneberger et al., MICCAI 2015, eq. 2), which fall smoothly with the distance
@@ -127,7 +127,7 @@ def focal(
     focal_gamma: float = 2.0,
     focal_alpha: float = 0.0,
     **how: Any,
-) -> Results:
+) -> LossSums:
     """Return the focal loss; see `pixelwise` and `focal_losses`."""
     return pixelwise(partial(focal_losses, gamma=focal_gamma, alpha=focal_alpha), logits, labels, top_k=top_k, **how)
 
@@ -142,12 +142,12 @@ def ohem(
     parts: int = 1,
     ohem_threshold: float = 0.7,
     ohem_min_kept: int = 100_000,
-) -> Results:
+) -> LossSums:
     """Return the cross-entropy of the hard pixels: those whose label has a probability below a threshold.
 
-    Online hard example mining keeps the pixels of mmsegmentation's `OHEMPixelSampler`, and takes their mean as the
-    Cityscapes code of HRNet does, where the number is for a batch. Class weights do not change which pixels are hard.
-    The hardest pixels are those of the global batch, with micro-batches of each of them.
+    This is online hard example mining. It keeps the pixels that mmsegmentation's `OHEMPixelSampler` keeps. Their mean
+    is the loss, as in HRNet's Cityscapes code; there `min_kept` is for a batch. The hardest pixels are chosen in the
+    global batch, or in each micro-batch. Class weights do not change which pixels are hard.
 
     Args:
       logits, labels, align_corners, parts: see `over_bands`.
@@ -167,7 +167,7 @@ def ohem(
     return jnp.sum(jnp.where(kept, losses, 0.0)), jnp.sum(kept, dtype=jnp.float32), right
 
 
-def weighted_sum(terms: Sequence[tuple[float, Loss]], logits: jax.Array, labels: jax.Array, **how: Any) -> Results:
+def weighted_sum(terms: Sequence[tuple[float, Loss]], logits: jax.Array, labels: jax.Array, **how: Any) -> LossSums:
     """Return the weighted sum of several losses, in the form of `LOSSES`.
 
     Each is the mean over what it counts itself. The sum counts as many labels as there are.
@@ -206,7 +206,7 @@ that it does not use. An argument that has the name of a key of `config.train.lo
 __all__ = [
     "LOSSES",
     "Loss",
-    "Results",
+    "LossSums",
     "cross_entropy",
     "mean_loss",
     "pixel_losses",

@@ -121,3 +121,9 @@ def resize_labels(labels: jax.Array, size: Sequence[int], *, align_corners: bool
         nearest = np.clip(np.ceil(positions - 0.5).astype(int), 0, source - 1)
         labels = jnp.take(labels, nearest, axis=axis)
     return labels
+
+
+def centre_crop(x: jax.Array, size: tuple[int, ...]) -> jax.Array:
+    """Return the centre of `[N, H, W, ...]`, of `size` (height, width)."""
+    top, left = ((have - want) // 2 for have, want in zip(x.shape[1:3], size, strict=True))
+    return x[:, top : top + size[0], left : left + size[1]]

@@ -80,7 +80,14 @@ def check_data(
         if note := getattr(source, "note", ""):
             add(f"{name}: {note}")
         with progress_bar(Console(stderr=True)) as progress:
-            reports[name] = check_source(source, limit=limit, progress=progress, others=opened, split=name)
+            reports[name] = check_source(
+                source,
+                limit=limit,
+                progress=progress,
+                others=opened,
+                split=name,
+                for_training=name == config.data.train_split,
+            )
         opened[name] = source
         add(f"{name}: {format_report(reports[name])}\n")
     if show:

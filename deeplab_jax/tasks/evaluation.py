@@ -71,8 +71,10 @@ def evaluate(
     with together():
         network, variables, info, settings = _model_and_settings(model, variables, config, checkpoint, module)
         split = split or (settings.data.val_split if settings is not None else "val")
+        share = ""
         if source is None:
             source = _configured_source(model, network, settings, split)
+            share = _share_of_another_folder(model, settings, source, split)
         protocol, how = _protocol_and_arguments(protocol, settings, how)
         source = read_in_parts(source) if protocol.window else source
         renamed = _compare_names(info, source)
@@ -80,6 +82,7 @@ def evaluate(
         evaluator.check_classes(network, source)
         if folder and is_first():  # Now, and not after hours.
             make_folder(folder)
+    _note(share)
     writer = _writer(folder, source, split, protocol) if save_predictions else None
     if writer is not None:
         how["on_prediction"] = _both(writer, how.get("on_prediction"))
@@ -145,6 +148,29 @@ def _configured_source(
     name = "model, variables" if isinstance(model, Segmenter) else repr(str(model))
     require_named(settings, "sources", fix=f"give it again, as in deeplab_jax.evaluate({name}, source=...)")
     return open_split(settings, split, reading=network.preprocessing)
+
+
+def _share_of_another_folder(
+    model: Segmenter | str | Path, settings: ConfigDict | None, source: "Source", split: str
+) -> str:
+    """Return a note if `val_fraction` keeps some images of a folder from being evaluated, and the model was not trained
+    on that folder as far as its run says, else "".
+    """
+    from deeplab_jax.train.from_config import open_split
+
+    if isinstance(model, Segmenter) or settings is None or not getattr(source, "is_share", False):
+        return ""
+    try:
+        run, all_images = or_of_run(None, model), len(open_split(settings, "all"))
+        trained_on = None if run is None else at_home(config_of(run).data.dir).resolve()
+    except UserError:  # Such as the configuration of an older run, with keys that have other names now.
+        return ""
+    if trained_on == at_home(settings.data.dir).resolve() or all_images <= len(source):
+        return ""
+    return (
+        f"{split}: {len(source)} of {all_images} images, by val_fraction; if the model was trained on none of them, "
+        "--split all evaluates all"
+    )
 
 
 def _compare_names(info: dict[str, Any], source: "Source") -> str:

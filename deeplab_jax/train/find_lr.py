@@ -28,6 +28,8 @@ JSON, PICTURE = "find_lr.json", "find_lr.png"
 FEWEST, MOST = 10, 2000  # steps
 MEMORY = 0.9  # The running mean of the loss, which notices divergence, keeps this share.
 DIVERGED = 4.0  # The running mean is so many times its smallest.
+ENOUGH = 40  # So many losses are smoothed over five each, fewer over three.
+SMOOTH = 0.1  # A smooth curve rises again by at most this share of its fall.
 Report = dict[str, Any]
 
 
@@ -119,25 +121,41 @@ def reach(count: int) -> int:
     return max(1, count // 20)
 
 
+def doubt(means: Sequence[float]) -> str:
+    """Return why the steepest fall of the smoothed loss, `means`, cannot be trusted, "" if it can: there are fewer than
+    40 losses, or before its minimum it rises again by more than a tenth of its whole fall.
+    """
+    if len(means) < ENOUGH:
+        return f"{len(means)} losses are fewer than {ENOUGH}"
+    falling = np.array(means[reach(len(means)) : int(np.argmin(means)) + 1])
+    fall, rise = falling[0] - falling[-1], np.max(falling - np.minimum.accumulate(falling))
+    if rise > SMOOTH * fall:
+        return f"the smoothed loss falls by {fall:.2g} in all, and rises by {rise:.2g} on its way"
+    return ""
+
+
 def summarize(rates: Sequence[float], losses: Sequence[float]) -> Report:
     """Return the content of `find_lr.json` from the rate and the loss of each step.
 
     `suggested` is the rate of the steepest fall of the smoothed loss over the logarithm of the rate, before its
     minimum. The first and the last losses are left out: they are means of fewer than the others, and so noisier. It is
-    None if the loss never falls after the first. `minimum` is the rate of the smallest smoothed loss.
+    None if the loss never falls after the first. `doubt` says why it cannot be trusted, and is "" if it can. `minimum`
+    is the rate of the smallest smoothed loss.
     """
     finite = [loss for loss in losses if math.isfinite(loss)]
     means = smoothed(finite)
     lowest = int(np.argmin(means)) if means else 0
     first = reach(len(means))
-    suggested = None
+    suggested, reason = None, ""
     if lowest > first:
         slopes = np.gradient(means[: lowest + 1], np.log(rates[: lowest + 1]))
         suggested = float(rates[first + int(np.argmin(slopes[first : len(means) - first]))])
+        reason = doubt(means)
     missing = [None] * (len(losses) - len(finite))  # Only the last one can be: the sweep ends there.
     rows = zip(rates, [*finite, *missing], [*means, *missing], strict=True)
     return {
         "suggested": suggested,
+        "doubt": reason,
         "minimum": float(rates[lowest]) if means else None,
         "diverged": diverged(losses),
         "steps": [{"learning_rate": rate, "loss": loss, "smoothed": mean} for rate, loss, mean in rows],

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from deeplab_jax.data.source import OF_SOURCES, Source
 from deeplab_jax.distributed import is_first, largest, together
 from deeplab_jax.errors import UserError
-from deeplab_jax.models.catalog import described
+from deeplab_jax.models.catalog import rebuildable
 from deeplab_jax.models.preprocessing import Preprocessing
 from deeplab_jax.models.segmenter import Segmenter
 from deeplab_jax.ops.losses import Loss
@@ -28,7 +28,8 @@ class Given:
 
     Attributes:
       sources: the examples for training, and those for evaluation; see `data.source.Source`.
-      model: a network in its form for training. It says how files are read; what it leaves open, `config.data` says.
+      model: a network in its form for training. It decides how files are read. `config.data` decides what it does not
+        state.
       loss: a loss such as those of `ops.losses`.
       optimizer: an optax transformation with its learning rate in it. `config.optimizer.freeze` still holds.
       schedule: a function from a step, counted from 0, to the learning rate, of JAX operations. It takes the place of
@@ -66,7 +67,7 @@ def recorded(config: ConfigDict, given: Given) -> ConfigDict:
     require_named(config, *missing, fix=f"give it again, as in deeplab_jax.train(config, workdir, {again})")
     config = config.copy_and_resolve_references()
     if given.model is not None:
-        description = described(given.model)
+        description = rebuildable(given.model)
         config.data.update(_reading(config.data, given.model.preprocessing, named=description is not None))
         if description is None:
             config.model.name, config.model.options = "a network composed in Python", ConfigDict({})

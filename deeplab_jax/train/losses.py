@@ -57,6 +57,11 @@ def find_loss(
     return terms[0][1] if alone else partial(weighted_sum, terms)
 
 
+def loss_names(text: str, *, module: str = "") -> set[str]:
+    """Return the names of the losses that a text adds; see `find_loss`."""
+    return set(_chosen(text, module, None)[0])
+
+
 def check_loss(train: ConfigDict, model: Segmenter, *, module: str = "", given: Loss | None = None) -> None:
     """Raise a UserError where the section `train` sets something about the loss that the chosen one, or the model,
     has no use for; see `find_loss`.

@@ -1,7 +1,6 @@
 """What a training says at its start: what it is, and what it is known to lose by its settings."""
 
 import math
-import re
 from collections.abc import Iterator
 
 import jax
@@ -11,6 +10,7 @@ from ml_collections import ConfigDict
 from deeplab_jax.data.source import Source
 from deeplab_jax.models.segmenter import Segmenter, abstract_variables
 from deeplab_jax.train.given import is_own
+from deeplab_jax.train.losses import loss_names
 from deeplab_jax.train.writers import Writers
 
 BATCH_NORM_IMAGES = 12  # The authors' advice: more than 12 images per batch to train batch norm, better 16.
@@ -47,7 +47,7 @@ def notes(config: ConfigDict, model: Segmenter) -> Iterator[str]:
             f"--config.train.evaluate_every={max(1, t.steps // (4 * t.patience))} makes more"
         )
     pixels, least = math.prod(config.data.crop_size), t.loss_options.ohem_min_kept
-    if "ohem" in re.findall(r"\w+", t.loss) and least >= pixels and not is_own(config, "loss"):
+    if least >= pixels and not is_own(config, "loss") and "ohem" in loss_names(t.loss, module=config.module):
         yield (
             f"OHEM keeps all {pixels} pixels of a crop, as config.train.loss_options.ohem_min_kept={least} says; "
             f"--config.train.loss_options.ohem_min_kept={max(1, pixels // 5)} keeps the hardest fifth at least"

@@ -13,12 +13,13 @@ import jax
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from deeplab_jax.config_keys import Updates
 from deeplab_jax.errors import UserError, did_you_mean
 from deeplab_jax.train.schedules import Schedule
 
 BETAS = {"adam": (0.9, 0.999), "adamw": (0.9, 0.999), "lamb": (0.9, 0.999), "lion": (0.9, 0.99)}
 NAMES = ("sgd", *BETAS)
-MOMENTUM = 0.9
+MOMENTUM = Updates.momentum
 STAGE = re.compile(r"backbone/conv(\d+)_")
 LAST = re.compile(r"backbone/last/")  # MobileNetV2's last convolution belongs to the stage before it.
 # ResNets call their stem conv1, without a unit.

@@ -45,7 +45,8 @@ def build_program(
     return Program(initial, shardings, jitted)
 
 
-def jit_step(step: Step, device: Any, **how: Any) -> Any:
-    """Return `jax.jit(step, **how)` for devices of this kind; it takes the memory of the state that it is given."""
+def jit_step(step: Step, device: Any, *, out_shardings: Any = None) -> Any:
+    """Return the jitted step for devices of this kind; it takes the memory of the state that it is given."""
     on_cpu = device.platform == "cpu"
-    return jax.jit(step, donate_argnums=0, compiler_options=LITTLE_MEMORY if on_cpu else None, **how)
+    options = LITTLE_MEMORY if on_cpu else None
+    return jax.jit(step, donate_argnums=0, out_shardings=out_shardings, compiler_options=options)

@@ -283,8 +283,8 @@ class Run:
         self.stop.check(number, self.settings.steps)
 
     def log_and_save(self, number: int, state: TrainState, metrics: Metrics) -> None:
-        """Record a step's numbers and save it before the run ends; without an update, which the next start decides on
-        again, save the step before it.
+        """Record a step's numbers and save its state before the run ends. If the step made no update, save the state
+        before it: the next start decides again.
         """
         save = partial(self.save, number, state) if is_finite(metrics) else partial(self._save_before, number, state)
         with saving_first(save):

@@ -6,13 +6,14 @@ from typing import Any
 import jax
 import optax
 
+from deeplab_jax import config_keys
 from deeplab_jax.errors import UserError, did_you_mean, kind_and_text
 
 Schedule = Callable[[Any], Any]
 
 # The one-cycle policy (Smith and Topin, 2018) with the numbers of fastai, PyTorch and optax.
 RISE, START, END = 0.3, 25.0, 1e4
-POWER, FACTOR = 0.9, 0.1
+POWER, FACTOR = config_keys.Schedule.power, config_keys.Schedule.factor
 
 
 def make_schedule(

@@ -11,11 +11,10 @@ import jax.numpy as jnp
 import optax
 from flax.traverse_util import path_aware_map
 
-from deeplab_jax.models.decoders.unet import centre_crop
 from deeplab_jax.models.layers import CONVOLUTION, running_statistics
 from deeplab_jax.models.segmenter import Segmenter
 from deeplab_jax.ops.losses import LOSSES, Loss, mean_loss, valid_pixels
-from deeplab_jax.ops.resize import resize_labels
+from deeplab_jax.ops.resize import centre_crop, resize_labels
 from deeplab_jax.train.optimizer import matches
 from deeplab_jax.train.state import TrainState
 
@@ -150,7 +149,7 @@ def summed_loss(
 
 
 def constant(params: Any, freeze: Sequence[str]) -> Any:
-    """Return the parameters; for those that match a pattern no gradient is computed, and theirs is 0."""
+    """Return the parameters. Those that match a pattern get a gradient of 0, and none is computed."""
 
     def stopped(path: tuple[Any, ...], leaf: Any) -> Any:
         return jax.lax.stop_gradient(leaf) if matches(freeze, "/".join(path)) else leaf

@@ -34,20 +34,17 @@ class Writers:
       start: the step that was restored.
       steps: of the whole run.
       console: where to print.
-      config: of the run; it names the trackers. None: none.
+      config: of the run; it names the trackers.
     """
 
-    def __init__(
-        self, workdir: Path, *, start: int, steps: int, console: Console, config: ConfigDict | None = None
-    ) -> None:
+    def __init__(self, workdir: Path, *, start: int, steps: int, console: Console, config: ConfigDict) -> None:
         self.workdir, self._console = workdir, console
         self._file = workdir / RECORD_FILE
         with recording(workdir):
             self._truncate(start)
             self._jsonl = self._file.open("a", encoding="utf-8")
             self._events = EventFile(workdir / "tensorboard", start=start)
-        names = () if config is None else config.train.trackers
-        self._trackers = Trackers(names, workdir, to_plain(config), self.say)
+        self._trackers = Trackers(config.train.trackers, workdir, to_plain(config), self.say)
         self._progress = Progress(
             TextColumn("step"),
             MofNCompleteColumn(),

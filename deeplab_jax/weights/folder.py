@@ -16,7 +16,7 @@ from deeplab_jax.checkpoint import Checkpoints, misfits
 from deeplab_jax.errors import UserError, spell
 from deeplab_jax.files import at_home, read_json, replacing, write_whole
 from deeplab_jax.labels import BINARY, IGNORE_LABEL
-from deeplab_jax.models.catalog import describe, from_description
+from deeplab_jax.models.catalog import describe, from_description, rebuildable
 from deeplab_jax.models.segmenter import Segmenter, Variables, abstract_variables
 from deeplab_jax.weights.formats.read import FOLDER_FILES
 from deeplab_jax.weights.formats.safetensors_file import read_safetensors
@@ -46,9 +46,15 @@ def save(path: str | Path, model: Segmenter, variables: Mapping[str, Any], info:
       The folder's path.
 
     Raises:
-      UserError: a run directory; an `info` or variables that `load` would refuse; or the folder cannot be written.
+      UserError: a run directory; a model that `load` would not build again; an `info` or variables that it would
+        refuse; or the folder cannot be written.
     """
     folder = at_home(path)
+    if model.recipe and rebuildable(model) is None:
+        raise UserError(
+            f"{folder}: the model was changed after create_model, and {MODEL_FILE} cannot say how; give create_model "
+            "the changes as its options"
+        )
     if (folder / CHECKPOINTS).is_dir():
         raise UserError(f"{folder}: is a run directory, and has checkpoints of its own; choose another folder (--out)")
     text = _description(folder, model, info)

@@ -3,6 +3,7 @@
     python -m experiments.report
     python -m experiments.report --write experiments/results/README.md
     python -m experiments.report --regime scenes camvid
+    python -m experiments.report my_table.py --results runs/mine
 
 It reads the results of `experiments.run` in RESULTS. For the pictures it also reads the run directories in RUNS, where
 they exist. It writes `tables.md`, `REGIME-TABLE.png`, `REGIME-TABLE-curves.png` and `report.html` into OUT.
@@ -23,12 +24,14 @@ from experiments.report.pictures import table_pictures
 from experiments.report.plots import DARK, LIGHT, curves_plot, values_plot
 from experiments.report.verdicts import all_verdicts
 from experiments.run.results import PAGE, RESULTS
+from experiments.tables import TABLES, find_table
 
 
 @exits
 def main(argv: Sequence[str] | None) -> None:
     """Write the report."""
     parser = parser_of("report", __doc__)
+    parser.add_argument("tables", nargs="*", metavar="FILE.py", help="tables of your own, besides the project's")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
     parser.add_argument("--runs", type=Path, default="runs/tables", help="folder of the run directories")
     parser.add_argument(
@@ -44,7 +47,8 @@ def main(argv: Sequence[str] | None) -> None:
         raise UserError(f"--images {args.images}: give 0 or more")
     if args.write and args.regime:
         raise UserError("--write replaces the tables of all regimes; leave out --regime")
-    results, remarks = read_tables(args.results, tuple(dict.fromkeys(args.regime)))
+    own = [find_table(file) for file in args.tables if file not in TABLES]
+    results, remarks = read_tables(args.results, tuple(dict.fromkeys(args.regime)), own)
     for line in remarks:
         print(line, file=sys.stderr)
     verdicts = all_verdicts(results)

@@ -121,8 +121,10 @@ class TableResult:
         return {row.pretraining.name: row.pretraining for row in self.rows if row.pretraining}
 
 
-def read_tables(results: Path, regimes: Sequence[str]) -> tuple[list[TableResult], list[str]]:
-    """Read every table that has results.
+def read_tables(
+    results: Path, regimes: Sequence[str], own: Sequence[Table] = ()
+) -> tuple[list[TableResult], list[str]]:
+    """Read every table that has results: those of the project, and the user's `own`.
 
     A table that is computed without a network is the same in all regimes. Only the first regime gets it. No `regimes`
     means all that have results.
@@ -139,7 +141,7 @@ def read_tables(results: Path, regimes: Sequence[str]) -> tuple[list[TableResult
     tables: list[TableResult] = []
     remarks: list[str] = []
     for name in regimes or REGIMES:
-        found = [_read_table(table, REGIMES[name], results / name, remarks) for table in TABLES.values()]
+        found = [_read_table(table, REGIMES[name], results / name, remarks) for table in (*TABLES.values(), *own)]
         if not any(row.trainings for one in found for row in one.rows):
             if regimes:
                 raise UserError(f"{results / name}: no results there; {REGIMES[name].command('TABLE')} first")

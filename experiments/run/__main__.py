@@ -38,15 +38,9 @@ from experiments.run.processes import end_with_parent, keep_to_cores
 from experiments.run.resolve import NotRun, Resolved, Settings, check_init
 from experiments.run.results import RESULTS, Store, refuse_strange
 from experiments.run.slurm import Slurm
-from experiments.tables import TABLES, Table, find_table
+from experiments.tables import NOT_IN_ROWS, TABLES, Table, find_table
 
 PROGRAM = ("python", "-m", "experiments.run")
-# Keys of the configuration that no flag sets here, and what to do instead.
-NOT_HERE = {
-    "init": "the runner sets it; give --init",
-    "train.seed": "the runner counts the seeds of a row from 0; leave it out, or give their number with --seeds",
-    "train.patience": "the trainings of a table have one length; leave it out",
-}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,9 +57,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError(f"{unknown[0]} is not an option: {did_you_mean(unknown[0].split('=')[0], flags)}")
         if any(word.startswith("--config=") for word in overrides):
             raise UserError("--config: the regime chooses the configuration file; give --config.section.key=value")
-        for key, fix in NOT_HERE.items():
+        for key in ("init", "train.seed", "train.patience"):
             if any(word.startswith(f"--config.{key}=") for word in overrides):
-                raise UserError(f"--config.{key}: {fix}")
+                raise UserError(f"--config.{key}: {NOT_IN_ROWS[key]}")
+        if args.module:
+            overrides.append(f"--config.module={args.module}")
         with stop_on_signals():
             return run(args, tuple(overrides), words)
     except UserError as error:
@@ -102,6 +98,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--init", default="", help="model folder of pre-trained weights, or a folder with one for each backbone"
     )
+    parser.add_argument("--module", default="", metavar="FILE", help="Python file with parts of your own")
     parser.add_argument("--plan", action="store_true", help="print the jobs and their estimated time, and run nothing")
     parser.add_argument(
         "--commands",

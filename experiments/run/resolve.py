@@ -170,7 +170,8 @@ def key_of(config: ConfigDict, start: str = "") -> str:
         section, key = name.split(".")[1:]
         del plain[section][key]
     del plain["evaluate"]
-    plain["init"] = fingerprint(plain["init"]) if plain["init"] else start
+    plain["init"] = fingerprint(Path(plain["init"], WEIGHTS_FILE)) if plain["init"] else start
+    plain["module"] = fingerprint(Path(plain["module"])) if plain["module"] else ""
     return _hash(beyond(to_plain(base()), plain))
 
 
@@ -191,9 +192,9 @@ def initial_weights(folder: str, backbone: str) -> str:
 
 
 @cache
-def fingerprint(folder: str) -> str:
-    """Return a short hash of a model folder's weights. It does not depend on the place of the folder."""
-    return hashlib.sha256(Path(folder, WEIGHTS_FILE).read_bytes()).hexdigest()[:12]
+def fingerprint(file: Path) -> str:
+    """Return a short hash of a file's content, wherever the file is."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:12]
 
 
 def check_init(rows: Iterable[tuple[Table, Row]], regime: Regime, init: str, *, needed: bool) -> None:

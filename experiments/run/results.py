@@ -23,11 +23,13 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from deeplab_jax.analysis.cost import Counting, multi_view_multiply_adds
+from deeplab_jax.analysis import cost
 from deeplab_jax.config import to_plain
 from deeplab_jax.errors import UserError
 from deeplab_jax.files import save_json, write_whole
 from deeplab_jax.models.catalog import from_description
+from deeplab_jax.models.segmenter import SMALLEST_SIDE, Segmenter
+from deeplab_jax.ops.geometry import scaled_side
 from deeplab_jax.train.record import RECORD_FILE, records
 from experiments.run.files import (
     TRAININGS,
@@ -307,5 +309,23 @@ def _multiply_adds(entry: Content) -> dict[str, int]:
 @cache
 def _count(description: str, height: int, width: int, scales: tuple[float, ...], flip: bool) -> dict[str, int]:
     model = from_description(json.loads(description))
-    ways: tuple[Counting, ...] = ("space_to_batch", "exact")
+    ways: tuple[cost.Counting, ...] = ("space_to_batch", "exact")
     return {way: multi_view_multiply_adds(model, height, width, scales=scales, flip=flip, counting=way) for way in ways}
+
+
+def multi_view_multiply_adds(
+    model: Segmenter,
+    height: int,
+    width: int,
+    *,
+    scales: Sequence[float],
+    flip: bool = False,
+    counting: cost.Counting = "exact",
+) -> int:
+    """Return the multiply-adds of averaging over scales, and over the mirrored image with `flip`.
+
+    A side of n pixels has `(n - 1) * scale + 1` at a scale, as in the authors' evaluation (513 -> 257 at 0.5), and at
+    least 33, as in `segment`.
+    """
+    sizes = [[max(SMALLEST_SIDE, scaled_side(side, scale)) for side in (height, width)] for scale in scales]
+    return (2 if flip else 1) * sum(cost.multiply_adds(model, *size, counting=counting).total for size in sizes)

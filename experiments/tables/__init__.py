@@ -40,6 +40,16 @@ NAMES = (
 TABLES: dict[str, Table] = {name: import_module(f"{__name__}.{name}").TABLE for name in NAMES}
 
 
+# Keys that no row sets, and what to do instead.
+NOT_IN_ROWS = {
+    "init": "the runner sets it; give --init",
+    "module": "give the command --module FILE",
+    "data.dir": "all rows read the folder of --data_dir; leave it out",
+    "train.seed": "the runner counts the seeds of a row from 0; leave it out, or give their number with --seeds",
+    "train.patience": "the trainings of a table have one length; leave it out",
+}
+
+
 def find_table(name: str) -> Table:
     """Return the table of this name, or the `TABLE` of a user's Python file.
 
@@ -75,8 +85,14 @@ def fault_of(table: Table) -> str:
             return f"row {row.cells!r}: give a tuple with one cell for each of the columns {table.columns}"
         if row.train and "model.name" not in row.train:
             return f'row {row.cells} trains no model; give its train a "model.name", such as "deeplabv3_resnet101"'
-        if "train.patience" in row.train:
-            return f"row {row.cells} sets train.patience: the trainings of a table have one length; leave it out"
+        for key in row.train:
+            if key in NOT_IN_ROWS:
+                return f"row {row.cells} sets {key}: {NOT_IN_ROWS[key]}"
+        if not all(table.row_name(row).split("-")):
+            return f"row {row.cells}: its name is made of its cells; give each a letter from a to z or a digit"
+    names = [table.row_name(row) for row in table.rows]
+    if twice := [name for name in names if names.count(name) > 1]:
+        return f"two rows have the name {twice[0]!r}, which is made of their cells; change a cell of one"
     rows = [row.cells for row in table.rows]
     for claim in table.claims:
         for cells in (claim.better, claim.worse):

@@ -9,7 +9,7 @@ import pytest
 from deeplab_jax.config import load_config
 from deeplab_jax.config_keys import Augment
 from deeplab_jax.data import colour, transforms, warp
-from deeplab_jax.data.augment import augment, choose_window, cut_out, resized, sample_warp
+from deeplab_jax.data.augment import augment, check_augment, choose_window, cut_out, resized, sample_warp
 from deeplab_jax.errors import UserError
 
 FILL = (7, 8, 9)
@@ -444,6 +444,14 @@ def test_colours_that_images_do_not_have_are_refused(more, channels, dtype, mess
     with pytest.raises(UserError, match=message) as error:
         varied(image, label, 0, Augment(**more), fill=(0,) * channels)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("resize", [(), (512,)])
+def test_keep_ratio_without_height_and_width_is_refused(resize: tuple[int, ...]) -> None:
+    both = "keep_ratio=False, or give .* such as --config.data.augment.resize=512,1024$"
+    with pytest.raises(UserError, match=f"keep_ratio=True: .*leave it out: --config.data.augment.{both}"):
+        check_augment(Augment(keep_ratio=True, resize=resize), 3)
+    check_augment(Augment(keep_ratio=True, resize=(512, 1024)), 3)
 
 
 def test_other_mistakes_are_named() -> None:

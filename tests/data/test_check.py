@@ -1,5 +1,6 @@
 """Every fault that a data set can have, made on purpose in a folder of eight good pairs."""
 
+import dataclasses
 import json
 import os
 import pickle
@@ -238,7 +239,11 @@ def test_absent_and_rare_classes(folder: Path) -> None:
     mask[mask == 2] = 0
     mask[5, :3] = 2
     save(mask, folder / "masks" / "0.png")
-    assert "times fewer" in only(run(folder), "rare class").message
+    assert only(run(folder), "rare class").message.endswith(
+        "times fewer than the most frequent class; consider the class weights below"
+    )
+    message = only(run(folder, for_training=False), "rare class").message
+    assert message.endswith("; its results are those of few pixels")
 
 
 def test_findings_of_one_kind_are_capped(folder: Path) -> None:
@@ -312,6 +317,15 @@ def test_report_as_text_and_json(folder: Path) -> None:
     assert data["ok"] is False and data["findings"][0]["kind"] == "unreadable image"
     assert data["class_names"] == list(LABELS.names) and len(data["class_weights"]) == 3
     assert pickle.loads(pickle.dumps(found)) == found
+
+
+def test_class_weights_are_for_training(folder: Path) -> None:
+    weighed, other = run(folder), run(folder, for_training=False)
+    assert len(weighed.class_weights) == 3 and "weight   sqrt\n" in report.format_report(weighed)
+    text = report.format_report(other)
+    assert other.class_weights == () and "weight" not in text
+    assert text.split("\n")[-4].split() == ["2", "car", "320", "7.018%", "8"]
+    assert dataclasses.replace(weighed, class_weights=()) == other
 
 
 def test_check_labels() -> None:

@@ -17,6 +17,7 @@ from deeplab_jax.data.holdout import hold_out
 from deeplab_jax.data.layouts import collect
 from deeplab_jax.data.lists import read_lines
 from deeplab_jax.errors import UserError
+from tests.support.layouts import LAYOUTS
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = f"--config={ROOT}/configs/folder.py:debug"
@@ -500,3 +501,20 @@ def test_lists_are_found_where_both_splits_have_one(listed):
     assert list(found(listed, "val", val_fraction=0.2)) == ["photo 2"]
     assert len(found(listed, "train", val_fraction=0.2)) == 3
     assert len(found(listed, "train", val_fraction=0.5, split_lists={})) == 2
+
+
+@pytest.mark.parametrize(
+    ("dataset", "split"), [("cityscapes", "train"), ("coco", "val"), ("coco_file", "train"), ("roboflow", "val")]
+)
+def test_the_layout_of_another_data_set_names_its_config(tmp_path, dataset, split, capsys):
+    """The fix works in place of the config that fails."""
+    LAYOUTS[dataset if dataset in LAYOUTS else "coco_file"](tmp_path)
+    if dataset == "roboflow":
+        (tmp_path / "images").rename(tmp_path / "valid")
+        (tmp_path / "annotations.json").rename(tmp_path / "valid/_annotations.coco.json")
+    words = [f"--config.data.dir={tmp_path}", "--split", split]
+    assert main(["check-data", CONFIG, NAMES, *words]) == 2
+    config = {"roboflow": "coco_file"}.get(dataset, dataset)
+    fix = f"{tmp_path} has the layout of another config; give --config configs/{config}.py in place of this one\n"
+    assert capsys.readouterr().err.endswith(f": no such folder, and no other layout is there; {fix}")
+    assert main(["check-data", f"--config={ROOT}/configs/{config}.py", *words]) == 0

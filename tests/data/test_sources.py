@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 from pycocotools import mask
 
+from deeplab_jax.cli import main
 from deeplab_jax.data import images
 from deeplab_jax.data.catalog import SOURCES, open_source
 from deeplab_jax.data.holdout import held_out
@@ -312,10 +313,18 @@ def test_coco(coco):
     assert source.describe(1)[1].endswith("instances_val2017.json#image_id=4")
 
 
-def test_coco_says_what_is_wrong_with_its_files(coco):
-    (coco / "val2017/000000000004.jpg").unlink()
-    with pytest.raises(UserError, match=r"000000000004\.jpg: no such image"):
+def test_coco_says_what_is_wrong_with_its_files(coco, capsys):
+    (coco / "val2017/000000000001.jpg").unlink()
+    file = coco / "annotations/instances_val2017.json"
+    with pytest.raises(UserError, match=rf"000000000001\.jpg: no such image, but {file} lists it; add the images"):
         open_source("coco", split="val", dir=coco)
+    assert main(["check-data", "--config=configs/coco.py", f"--config.data.dir={coco}", "--split=val"]) == 2
+    printed = capsys.readouterr().out
+    finding = "no image is called '000000000001.jpg'; add the image or remove the mask"
+    assert printed.startswith(
+        f"val: coco: 1 of 1 examples checked, images from 60x40 to 60x40\nerror: {file}#image_id=1: {finding}\n"
+    )
+    assert "1 error, " in printed
     for text, complaint in (("{", "not JSON"), ('{"info": 1}', "not COCO instance annotations")):
         write(coco / "annotations/instances_val2017.json", text)
         with pytest.raises(UserError, match=complaint):

@@ -1,6 +1,7 @@
 """Bits, bands and palettes: every sample of a file arrives, or the file is refused by name."""
 
 import io
+import re
 import struct
 import zlib
 
@@ -130,17 +131,20 @@ def test_alpha_is_not_lost():
     np.testing.assert_array_equal(images.decode_image(data, name="a", channels=(0, 1, 2)), rgba[..., :3])
     np.testing.assert_array_equal(images.decode_image(data, name="a", channels=(3, 0)), rgba[..., [3, 0]])
     # A network that is trained takes as many bands as before.
-    for channels, fix in (
-        ((4,), "1 band: in predict --channels=0"),
-        ((4, 3), "2 bands: in predict --channels=0,1"),
-        (range(5), "5 bands: other files"),
+    for channels, trained in (
+        ((4,), "to predict with a network of 1 band, give --channels=0"),
+        ((4, 3), "to predict with a network of 2 bands, give --channels=0,1"),
+        (range(5), "a network of 5 bands needs other images"),
     ):
-        said = rf"no band 4; a new network takes --config\.data\.channels=0,1,2, a trained one {fix}$"
-        with pytest.raises(UserError, match=said):
+        said = "there is no band 4: its bands have the numbers 0 to 3; to train, give --config.data.channels=0,1,2; "
+        with pytest.raises(UserError, match=re.escape(said + trained) + "$"):
             images.decode_image(data, name="a", channels=channels)
     one = png(rgba[..., :1], bits=8, colour=0)  # It stands for red, green and blue.
-    said = r"an image of 1 band, .* --config\.data\.channels=0, a trained one 3 bands: in predict --channels=0,1,2$"
-    with pytest.raises(UserError, match=said):
+    said = (
+        "there is no band 3: its only band has the number 0; to train, give --config.data.channels=0; to predict with "
+        "a network of 3 bands, give --channels=0,1,2"
+    )
+    with pytest.raises(UserError, match=re.escape(said) + "$"):
         images.decode_image(one, name="a", channels=(0, 1, 3))
     grey = png(rgba[..., [0, 3]], bits=8, colour=4)
     with pytest.raises(UserError, match=r"--config\.data\.channels=0,0,0 \(the first as grey\) or .*channels=0,1 "):

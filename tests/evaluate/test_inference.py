@@ -15,18 +15,11 @@ from deeplab_jax.data.images import read_mask, write_image
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate.evaluator import evaluate
 from deeplab_jax.evaluate.image_list import find_images
-from deeplab_jax.evaluate.inference import (
-    classes_and_probabilities,
-    pad_images,
-    predict,
-    predict_classes,
-    preprocess,
-    segment,
-    view_logits,
-)
+from deeplab_jax.evaluate.inference import pad_images, predict, predict_classes, segment
 from deeplab_jax.evaluate.outputs import Outputs, label_set
 from deeplab_jax.evaluate.predictor import predict_files
 from deeplab_jax.evaluate.protocol import Protocol, View
+from deeplab_jax.evaluate.views import classes_and_probabilities, preprocess, view_logits
 from deeplab_jax.evaluate.windows import window_starts
 from deeplab_jax.models.catalog import create_model
 from deeplab_jax.models.image_pyramid import ImagePyramid
@@ -90,7 +83,8 @@ def test_images_below_33_pixels_are_padded_to_them(made, size) -> None:
 def test_segment_refuses_what_is_no_rgb_image(made) -> None:
     image = image_of(40, 40)
     for wrong in (image.astype(np.float64), image[..., 0], image[..., :2], image[None], image.astype(np.int32)):
-        with pytest.raises(ValueError, match=r"expected \[H, W, 3\]"):
+        words = rf"{wrong.dtype}: expected \[H, W, 3\] of uint8.* such as image\.astype\('float32'\)$"
+        with pytest.raises(UserError, match=words):
             segment(*made, wrong)
     np.testing.assert_array_equal(segment(*made, image), segment(*made, np.asfortranarray(image)))
     for same in (image.astype(np.float32), image.astype(np.uint16) * 257):

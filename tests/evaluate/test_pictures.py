@@ -25,6 +25,17 @@ def test_strips_are_neither_large_nor_tiny(size, panel) -> None:
     assert 0 < title_and_legend < 100
 
 
+@pytest.mark.parametrize(
+    ("total", "drawn"), [(1, [0]), (2, [0, 1]), (3, [0, 1, 2]), (4, [0, 1, 2, 3]), (5, [0, 1, 2, 3]), (8, [0, 2, 4, 6])]
+)
+def test_as_many_strips_as_there_can_be_are_spread_evenly(total: int, drawn: list[int]) -> None:
+    collector = pictures.StripCollector(LabelSet(("a", "b"), colormap(2)), total=total, count=4)
+    label = np.ones((8, 8), np.uint8)
+    for index in range(total):
+        collector({"image": np.zeros((8, 8, 3), np.uint8), "label": label, "name": str(index)}, label)
+    assert [int(example["name"]) for example, _ in collector.drawn] == drawn
+
+
 def test_colour_labels_by_hand() -> None:
     painted = pictures.colour_labels(np.array([[0, 1], [2, 1]]), PALETTE)
     assert painted.dtype == np.uint8

@@ -94,6 +94,18 @@ def tables_by_name(store):
     return {result.table.name: result for result in read_tables(store, ())[0]}
 
 
+def test_a_table_of_ones_own_is_reported_too(store, tmp_path, no_plots) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from experiments.tables import Row, Table\n"
+        'ROW = Row((1,), train={"model.name": "deeplabv3_resnet101"})\n'
+        'TABLE = Table("mine", "my title", "me", ("k",), (ROW,))\n'
+    )
+    put(store, "mine/k_1", 0.5, key="d")
+    assert report(tmp_path, str(file), "--images", "0") == 0
+    assert "`mine` at `scenes`: my title" in (tmp_path / "out/tables.md").read_text()
+
+
 # Markdown.
 
 

@@ -32,6 +32,7 @@ from experiments.run.files import state_of, training_seconds
 from experiments.run.per_image import counts_file, counts_of, read_counts, write_counts
 from experiments.run.plan import Job, evaluation_counts, evaluation_file, job_name, start_file
 from experiments.run.processes import keep_to_cores, start_job
+from experiments.run.resolve import fingerprint
 from experiments.run.slurm import FORGOTTEN, OnNode, Slurm, SlurmJob
 from experiments.run.view import Rates, View
 from tests.support.tiny import read_metrics, tiny_config, tiny_models
@@ -361,6 +362,22 @@ def test_a_table_of_ones_own_is_a_file(here, tmp_path, capsys) -> None:
     assert "1 of 2 jobs to run, estimated time: 33 min" in capsys.readouterr().out
 
 
+def test_a_changed_file_of_ones_own_parts_makes_other_trainings(here, tmp_path, capsys) -> None:
+    parts, table = tmp_path / "my_parts.py", tmp_path / "mine.py"
+    parts.write_text("BACKBONES = {}\n")
+    table.write_text(OWN.format(name="mine"))
+    words = [str(table), "--row", "12_24", "--module", str(parts)]
+    assert call(tmp_path, *words) == 0 and call(tmp_path, *words) == 0
+    first = list(here.names)
+    assert len(first) == 1
+    parts.write_text("BACKBONES = {}  # changed\n")
+    fingerprint.cache_clear()  # Another process.
+    assert call(tmp_path, *words) == 2
+    assert "--again" in capsys.readouterr().err, "its results are of another configuration"
+    assert call(tmp_path, *words, "--again") == 0
+    assert len(here.names) == 2 and len(set(here.names)) == 2
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -383,6 +400,26 @@ def test_a_table_of_ones_own_is_a_file(here, tmp_path, capsys) -> None:
         (
             OWN.format(name="mine").replace("deeplabv3(rates=rates)", '{**deeplabv3(), "train.patience": 1}'),
             "row ('(6, 12)',) sets train.patience: the trainings of a table have one length; leave it out",
+        ),
+        (
+            OWN.format(name="mine").replace("deeplabv3(rates=rates)", '{**deeplabv3(), "train.seed": 1}'),
+            "row ('(6, 12)',) sets train.seed: the runner counts the seeds of a row from 0; leave it out",
+        ),
+        (
+            OWN.format(name="mine").replace("deeplabv3(rates=rates)", '{**deeplabv3(), "data.dir": "other"}'),
+            "row ('(6, 12)',) sets data.dir: all rows read the folder of --data_dir; leave it out",
+        ),
+        (
+            OWN.format(name="mine").replace("deeplabv3(rates=rates)", '{**deeplabv3(), "module": "my_parts.py"}'),
+            "row ('(6, 12)',) sets module: give the command --module FILE",
+        ),
+        (
+            OWN.format(name="mine").replace("(str(rates),)", "(str(rates[0] // 100),)"),
+            "two rows have the name '0', which is made of their cells; change a cell of one",
+        ),
+        (
+            OWN.format(name="mine").replace("(str(rates),)", "('-' * rates[0],)"),
+            "its name is made of its cells; give each a letter from a to z or a digit",
         ),
         (CLAIM.format(worse="(6, 13)"), "claim 'fewer is better' is about ('(6, 13)',): did you mean ('(6, 12)',)"),
         (

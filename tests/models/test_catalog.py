@@ -240,7 +240,7 @@ def test_aspp_beyond_32_is_refused_and_a_cascade_is_not() -> None:
     )
     assert {"conv8", "context"} <= {*features}
     assert features["context"].shape == features["conv8"].shape
-    with pytest.raises(ValueError, match="ASPP is defined up to 32"):
+    with pytest.raises(ValueError, match="gives no whole rates at output stride 256"):
         jax.eval_shape(lambda x: cascade.clone(context=ASPP(4)).init(jax.random.key(0), x), np.zeros((1, 65, 65, 3)))
 
 

@@ -140,7 +140,7 @@ def test_kernels_start_he_normal_by_fan_in() -> None:
 
 
 def test_batch_norm_uses_the_batch_in_training_and_updates_the_running_statistics() -> None:
-    norm = Norm(LayerSettings(norm_epsilon=0.0, norm_momentum=0.75))
+    norm = Norm(LayerSettings(norm_epsilon=1e-12, norm_momentum=0.75))
     y, updates = norm.apply(norm_variables(), BATCH, train=True, mutable=["batch_stats"])
     np.testing.assert_allclose(
         y, 2 * (BATCH - MEAN[None, None, None]) / np.sqrt(VARIANCE)[None, None, None] + 1, rtol=1e-5
@@ -157,6 +157,22 @@ def test_running_statistics_are_used_and_kept(kind: Any, train: bool) -> None:
     expected = 2 * (np.asarray(BATCH).reshape(4, 2) - [1, 2]) / np.sqrt([5, 10]) + 1
     np.testing.assert_allclose(y.reshape(4, 2), expected, rtol=1e-6)
     chex.assert_trees_all_equal(updates["batch_stats"], norm_variables()["batch_stats"])
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("norm_epsilon", 0.0, "norm_epsilon=0.0: give a number above 0 and up to 1"),
+        ("norm_epsilon", 1.5, "norm_epsilon=1.5: give a number above 0 and up to 1"),
+        ("norm_momentum", 1.0, "norm_momentum=1.0: give a share from 0 to below 1"),
+        ("norm_momentum", -0.1, "norm_momentum=-0.1: give a share from 0 to below 1"),
+        ("norm_momentum", float("nan"), "norm_momentum=nan: give a share from 0 to below 1"),
+    ],
+)
+def test_numbers_of_norms_that_make_no_sense_are_refused(option: str, value: float, words: str) -> None:
+    """A constant channel has variance 0, and running statistics with a decay of 1 never change."""
+    with pytest.raises(UserError, match=words):
+        LayerSettings(**{option: value})  # type: ignore[arg-type]
 
 
 def test_a_sharded_batch_is_normalised_as_a_whole() -> None:
@@ -187,7 +203,7 @@ def test_one_value_per_channel_cannot_be_normalised_by_its_own_statistics() -> N
 
 def test_group_norm_by_hand() -> None:
     """Two channels make one group, normalised over its own pixels of one image, in training and out of it."""
-    norm = Norm(LayerSettings(norm="group", norm_epsilon=0.0))
+    norm = Norm(LayerSettings(norm="group", norm_epsilon=1e-12))
     variables = {"params": {"group": {"scale": jnp.ones(2), "bias": jnp.zeros(2)}}}
     for train in (False, True):
         y = norm.apply(variables, BATCH, train=train)

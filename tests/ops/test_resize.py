@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deeplab_jax.ops.resize import (
+    centre_crop,
     computed_interpolation_matrix,
     interpolation_matrix,
     resize_bilinear,
@@ -192,3 +193,11 @@ def test_weights_computed_at_run_time_are_the_constants(source: int, target: int
     constant = interpolation_matrix(source, target, align_corners)
     assert computed.shape == constant.shape and computed.dtype == constant.dtype
     np.testing.assert_allclose(computed, constant, atol=1e-6)
+
+
+def test_centre_crop() -> None:
+    x = jnp.arange(30).reshape(1, 5, 6, 1)
+    assert centre_crop(x, (3, 2))[0, :, :, 0].tolist() == [[8, 9], [14, 15], [20, 21]]
+    # An odd remainder is cut off at the end; labels have no channels.
+    assert centre_crop(x[..., 0], (4, 6))[0, :, 0].tolist() == [0, 6, 12, 18]
+    np.testing.assert_array_equal(centre_crop(x, (5, 6)), x)

@@ -9,7 +9,7 @@ import pytest
 from deeplab_jax.cli import main
 from deeplab_jax.data.images import read_image
 from deeplab_jax.errors import UserError
-from deeplab_jax.train.find_lr import JSON, PICTURE, diverged, find_lr, smoothed, summarize
+from deeplab_jax.train.find_lr import JSON, PICTURE, diverged, doubt, find_lr, smoothed, summarize
 from tests.support.tiny import tiny_config
 
 TINY = """
@@ -48,9 +48,24 @@ def test_noise_of_the_first_steps_suggests_nothing(seed) -> None:
     assert 1e-4 < summarize(rates.tolist(), losses.tolist())["suggested"] < 1e-2
 
 
+@pytest.mark.parametrize(
+    ("count", "bump", "reason"),
+    [
+        (40, 0.0, ""),
+        (39, 0.0, "39 losses are fewer than 40"),
+        (41, 0.8, ""),
+        (41, 1.1, "the smoothed loss falls by 9 in all, and rises by 1.1 on its way"),
+    ],
+)
+def test_a_curve_that_is_short_or_not_smooth_is_doubted(count, bump, reason) -> None:
+    """Means that fall from 10 to 1 after those of the ends. A rise by a tenth of that is allowed."""
+    means = [10.0] * (count - 5) + [4.0, 4.0 + bump, 1.0, 9.0, 50.0]  # What follows the smallest does not count.
+    assert doubt(means) == reason
+
+
 def test_a_loss_that_never_falls_suggests_nothing() -> None:
     found = summarize([0.1, 0.2, 0.4, 0.8], [1.0, 2.0, 3.0, 4.0])
-    assert found["suggested"] is None and found["minimum"] == 0.1
+    assert found["suggested"] is None and found["minimum"] == 0.1 and found["doubt"] == ""
 
 
 @pytest.mark.parametrize(
@@ -80,10 +95,12 @@ def test_the_command_writes_a_report_and_no_run(tmp_path, tiny_networks, capsys)
     words = ["find-lr", "--config", str(tmp_path / "tiny.py"), "--out", str(tmp_path / "out")]
     assert main([*words, "--from", "1e-3", "--to", "1e4", "--steps", "40"]) == 0
     report = json.loads((tmp_path / "out" / JSON).read_text())
-    said = capsys.readouterr().out
-    assert f"suggested: --config.optimizer.learning_rate={report['suggested']:.2g}\nwritten to {tmp_path}" in said
+    said = capsys.readouterr()
+    assert f"suggested: --config.optimizer.learning_rate={report['suggested']:.2g}\nwritten to {tmp_path}" in said.out
+    few = f"{sum(row['loss'] is not None for row in report['steps'])} losses are fewer than 40"
+    assert said.err == f"this rate cannot be trusted yet: {few}; give --steps 160 or a larger batch\n"
     # A rate of 10,000 is too much for anything.
-    assert report["diverged"] and "the loss diverged at" in said and len(report["steps"]) < 40
+    assert report["diverged"] and "the loss diverged at" in said.out and len(report["steps"]) < 40
     rates = [row["learning_rate"] for row in report["steps"]]
     np.testing.assert_allclose(rates, np.geomspace(1e-3, 1e4, 40)[: len(rates)], rtol=1e-4)
     assert rates[0] <= report["suggested"] <= report["minimum"] < rates[-1]

@@ -6,6 +6,7 @@ import json
 import pytest
 from rich.console import Console
 
+from deeplab_jax.config import base
 from deeplab_jax.errors import UserError
 from deeplab_jax.train import run as run_module
 from deeplab_jax.train import validation
@@ -110,7 +111,7 @@ def test_the_record_is_read_up_to_a_step(tmp_path) -> None:
     assert [record["step"] for record in records(file)] == [1, 3, 6, 4, 5, 5, 5, 9, 12]
     text = json.dumps({"step": 3, "train/loss": 0.1 + 0.2, "val/iou/\u00e4 ": 1e-300})
     file.write_text(f'{text}\n{{"step": 4, "train/loss": 1.0}}\n{{"st')
-    with Writers(tmp_path, start=3, steps=9, console=Console(quiet=True)):
+    with Writers(tmp_path, start=3, steps=9, console=Console(quiet=True), config=base()):
         pass
     assert file.read_text() == f"{text}\n"  # Character by character.
 

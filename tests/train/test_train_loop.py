@@ -176,7 +176,7 @@ def test_writers_drop_what_a_killed_run_wrote_past_its_checkpoint(tmp_path) -> N
     lines = [json.dumps({"step": step, name: 1}) for step, name in ((1, "a"), (2, "a"), (2, "b"), (3, "a"), (4, "a"))]
     lines[-1] = lines[-1][:12]
     (tmp_path / RECORD_FILE).write_text("\n".join(lines))
-    with Writers(tmp_path, start=2, steps=9, console=quiet()) as writers:
+    with Writers(tmp_path, start=2, steps=9, console=quiet(), config=base()) as writers:
         writers.scalars(3, {"a": 0.5}, prefix="train")
     assert (tmp_path / RECORD_FILE).read_text().splitlines() == [*lines[:3], '{"step": 3, "train/a": 0.5}']
 

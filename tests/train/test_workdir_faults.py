@@ -16,6 +16,7 @@ from tensorboardX.record_writer import masked_crc32c
 
 from deeplab_jax import checkpoint, files
 from deeplab_jax.checkpoint import Checkpoints
+from deeplab_jax.config import base
 from deeplab_jax.errors import UserError
 from deeplab_jax.files import CHECKSUMS, damage
 from deeplab_jax.train import run as run_module
@@ -249,7 +250,7 @@ def test_a_run_directory_that_vanishes_is_a_line(tmp_path, monkeypatch, part) ->
 @pytest.mark.parametrize("part", first_fast(["_jsonl", "_events._records._writer"]))
 def test_a_disk_that_fills_up_under_the_record_is_a_line(tmp_path, part) -> None:
     """So it is in the step that meets it; both files are closed, and closing them, which writes again, adds nothing."""
-    writers = Writers(tmp_path, start=0, steps=1, console=quiet())
+    writers = Writers(tmp_path, start=0, steps=1, console=quiet(), config=base())
     *path, name = part.split(".")
     owner = operator.attrgetter(".".join(path))(writers) if path else writers
     getattr(owner, name).close()
@@ -262,9 +263,9 @@ def test_a_disk_that_fills_up_under_the_record_is_a_line(tmp_path, part) -> None
 def test_a_record_that_cannot_be_begun_or_ended_is_a_line(tmp_path) -> None:
     (tmp_path / "tensorboard").write_text("no folder")
     with pytest.raises(UserError, match="record of the run cannot be written"):
-        Writers(tmp_path, start=0, steps=1, console=quiet())
+        Writers(tmp_path, start=0, steps=1, console=quiet(), config=base())
     (tmp_path / "tensorboard").unlink()
-    writers = Writers(tmp_path, start=0, steps=1, console=quiet())
+    writers = Writers(tmp_path, start=0, steps=1, console=quiet(), config=base())
     writers._jsonl.close()
     writers._jsonl = Path("/dev/full").open("w", encoding="utf-8")  # noqa: SIM115
     with pytest.raises(UserError, match=f"record of the run .*{os.strerror(errno.ENOSPC)}"), writers:
@@ -274,7 +275,7 @@ def test_a_record_that_cannot_be_begun_or_ended_is_a_line(tmp_path) -> None:
 
 @pytest.mark.parametrize("start", [0, 3])
 def test_events_are_the_records_that_tensorboard_reads(tmp_path, start) -> None:
-    with Writers(tmp_path, start=start, steps=9, console=quiet()) as writers:
+    with Writers(tmp_path, start=start, steps=9, console=quiet(), config=base()) as writers:
         writers.scalars(4, {"loss": 0.5, "speed": 2.0}, prefix="train")
     (file,) = (tmp_path / "tensorboard").glob("events.out.tfevents.*")
     events = []

@@ -98,6 +98,15 @@ UNFIT = [
 ]
 
 
+def test_a_clone_that_the_file_cannot_describe_is_not_saved(tmp_path, made) -> None:
+    """It would be loaded as the network that `create_model` built."""
+    model, variables = made
+    changed = model.clone(backbone=model.backbone.clone(multi_grid=(4, 4)))
+    with pytest.raises(UserError, match="was changed after create_model, and model.json cannot say how; give create"):
+        save(tmp_path / "new", changed, variables, {})
+    assert not (tmp_path / "new").exists()
+
+
 @pytest.mark.parametrize(("info", "words"), UNFIT)
 def test_what_could_not_be_loaded_is_not_saved(folder, made, info, words) -> None:
     before = {file.name: file.read_bytes() for file in folder.iterdir()}

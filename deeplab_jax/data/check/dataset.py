@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 
@@ -39,6 +38,7 @@ def check_source(
     progress: Progress | None = None,
     others: Mapping[str, Source] = MappingProxyType({}),
     split: str = "this split",
+    for_training: bool = True,
 ) -> Report:
     """Return a report of what is wrong with the examples of a source, after reading them.
 
@@ -48,6 +48,7 @@ def check_source(
       progress: called with (examples done, examples to do).
       others: split -> source of other splits, which should share no image with this one.
       split: the name of this one, for messages.
+      for_training: whether it is trained on, so that the report suggests class weights.
 
     Raises:
       UserError: a limit below 1.
@@ -55,11 +56,15 @@ def check_source(
     check_limit(limit)
     total = len(source)
     chosen = _spread(total, limit)
-    of_files = [*_shared(source, split, others), *_repeated(getattr(source, "repeated", ()))]
+    of_files = [
+        *_shared(source, split, others),
+        *_repeated(getattr(source, "repeated", ())),
+    ]
+    for place, part in _parts(source):
+        without = (dict(getattr(part, name, ())) for name in ("images_without_mask", "masks_without_image"))
+        of_files += _unpaired(*without, place=place)
     tally = Tally()
     takes_map = getattr(source, "takes_map", False)
-    for place, part in _parts(source):
-        of_files += _unpaired(dict(part.images_without_mask), dict(part.masks_without_image), place)
     if isinstance(source, PairSource):
         pairs = [source.describe(i) for i in chosen]
         inspect = partial(
@@ -79,7 +84,15 @@ def check_source(
     # The images of other sources are levels already, and not what files store.
     value_range = _suggest_value_range(bands) if isinstance(source, PairSource) and not source.value_range else None
     return _report(
-        source.name, source.labels, seen, unlike, total, bands=bands, value_range=value_range, takes_map=takes_map
+        source.name,
+        source.labels,
+        seen,
+        unlike,
+        total,
+        bands=bands,
+        value_range=value_range,
+        takes_map=takes_map,
+        for_training=for_training,
     )
 
 
@@ -139,14 +152,14 @@ def _repeated(lines: Sequence[tuple[str, str]]) -> list[Finding]:
     ]
 
 
-def _parts(source: Any) -> list[tuple[str, Any]]:
-    """Return the lists of pairs that a source has, one for each label if there are several, with the masks' place."""
+def _parts(source: Source) -> list[tuple[str, Source]]:
+    """Return what may have files without a partner: a source, or its part for each label with the masks' place."""
     if isinstance(source, MultilabelSource):
         return list(zip(source.places, source.parts, strict=True))
-    return [("", source)] if hasattr(source, "images_without_mask") else []
+    return [("", source)]
 
 
-def _unpaired(by_name: dict[str, str], masks_by_name: dict[str, str], place: str) -> list[Finding]:
+def _unpaired(by_name: dict[str, str], masks_by_name: dict[str, str], *, place: str) -> list[Finding]:
     findings = []
     there = f" in {place}" if place else ""
     lonely_masks = sorted(masks_by_name.keys() - by_name.keys())
@@ -211,6 +224,7 @@ def _report(
     bands: tuple[BandStatistics, ...],
     value_range: tuple[float, float] | None,
     takes_map: bool,
+    for_training: bool,
 ) -> Report:
     count = labels.num_classes
     pixels, (present, known, where_present) = np.zeros(256, np.int64), np.zeros((3, count), np.int64)
@@ -226,7 +240,8 @@ def _report(
     findings = _escalate(findings, len(read))
     shares = pixels[:count] / np.maximum(known, 1)
     if read:
-        findings += _class_findings(name, labels, pixels[:count], shares, len(read))
+        rare = "consider the class weights below" if for_training else "its results are those of few pixels"
+        findings += _class_findings(name, labels, pixels[:count], shares, len(read), rare=rare)
     order = {"error": 0, "warning": 1}
     findings.sort(key=lambda finding: order[finding.severity])
     counts = collections.Counter(finding.kind for finding in findings)
@@ -236,7 +251,7 @@ def _report(
         listed[finding.kind] += 1
         if listed[finding.kind] <= MAX_PER_KIND:
             kept.append(finding)
-    weights = median_frequency_weights(pixels[:count], where_present)
+    weights = median_frequency_weights(pixels[:count], where_present) if for_training else np.zeros(0)
     sizes = [one.size for one in seen if one.size is not None]
     return Report(
         name=name,
@@ -271,7 +286,10 @@ def _escalate(findings: list[Finding], masks: int) -> list[Finding]:
     return [dataclasses.replace(f, severity="error") if f.kind in faults else f for f in findings]
 
 
-def _class_findings(name: str, labels: LabelSet, pixels: np.ndarray, shares: np.ndarray, masks: int) -> list[Finding]:
+def _class_findings(
+    name: str, labels: LabelSet, pixels: np.ndarray, shares: np.ndarray, masks: int, *, rare: str
+) -> list[Finding]:
+    """Return a finding for each class that is absent or rare; `rare` ends the message about a rare one."""
     findings = []
     for i, class_name in enumerate(labels.names):
         if pixels[i] == 0:
@@ -283,7 +301,7 @@ def _class_findings(name: str, labels: LabelSet, pixels: np.ndarray, shares: np.
         elif pixels[i] * _RARE < pixels.max():
             message = (
                 f"class {i} ({class_name}) has {shares[i]:.3%} of the pixels, {pixels.max() / pixels[i]:.0f} times "
-                "fewer than the most frequent class; consider the class weights below"
+                f"fewer than the most frequent class; {rare}"
             )
             findings.append(Finding("warning", "rare class", name, class_name, message))
     return findings

@@ -54,7 +54,7 @@ class Report:
       class_images: number of images that show each class.
       ignored_pixels: pixels with the ignore label.
       smallest, largest: (width, height) that bound the images' sizes; None if no image could be read.
-      class_weights: suggestion for the loss, see `median_frequency_weights`.
+      class_weights: suggestion for the loss, see `median_frequency_weights`; empty for a split that is not trained on.
       value_map: suggested `{stored value: class id or 255}`, if the values found need another one than the present one.
       bands: what the images' bands hold, of each type of values.
       turned_images, turned_masks: number of files that an EXIF orientation turns.
@@ -111,11 +111,13 @@ def format_report(report: Report) -> str:
         )
     lines += _bands(report)
     width = max(len(name) for name in report.class_names)
-    lines += ["", f"{'class':>5}  {'':{width}} {'pixels':>13} {'share':>8} {'images':>7} {'weight':>8} {'sqrt':>6}"]
+    weights = [f" {weight:>8.3f} {math.sqrt(weight):>6.3f}" for weight in report.class_weights]
+    heads = f" {'weight':>8} {'sqrt':>6}" if weights else ""
+    lines += ["", f"{'class':>5}  {'':{width}} {'pixels':>13} {'share':>8} {'images':>7}{heads}"]
     for i, name in enumerate(report.class_names):
         lines.append(
             f"{i:>5}  {name:{width}} {report.class_pixels[i]:>13} {report.class_shares[i]:>8.3%} "
-            f"{report.class_images[i]:>7} {report.class_weights[i]:>8.3f} {math.sqrt(report.class_weights[i]):>6.3f}"
+            f"{report.class_images[i]:>7}{weights[i] if weights else ''}"
         )
     lines.append(f"{IGNORE_LABEL:>5}  {'(ignored)':{width}} {report.ignored_pixels:>13}")
     errors = sum(report.counts[kind] for kind in {f.kind for f in report.findings if f.severity == "error"})

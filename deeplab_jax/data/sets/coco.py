@@ -11,7 +11,7 @@ from pycocotools import mask as coco_masks
 from deeplab_jax.data.image_files import LIMIT, MAX_PIXELS
 from deeplab_jax.data.images import read_image
 from deeplab_jax.data.mask_formats import combine
-from deeplab_jax.data.source import Example, check_sizes, choose_split, list_images, require_folder
+from deeplab_jax.data.source import Example, Unpaired, check_sizes, choose_split, list_images, require_folder
 from deeplab_jax.errors import UserError, spell
 from deeplab_jax.files import read_json
 from deeplab_jax.labels import IGNORE_LABEL, VOC, LabelSet
@@ -65,16 +65,34 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True)
 class CocoSource:
-    """Images of COCO; their masks are drawn from the instances' outlines when an example is read."""
+    """Images of COCO; their masks are drawn from the instances' outlines when an example is read.
+
+    Attributes:
+      entries: the images that exist.
+      annotations: the file.
+      masks_without_image: names of images that do not exist, each with the place of its instances.
+      is_share, channels, value_range, note: see `PairSource`.
+      overlap: what becomes of pixels in instances of two classes.
+    """
 
     entries: tuple[Entry, ...]
     annotations: str
+    masks_without_image: Unpaired = ()
+    is_share: bool = False
     name: str = "coco"
     labels: LabelSet = VOC
     channels: tuple[int, ...] = ()
     value_range: tuple[float, ...] = ()
     overlap: str = "ignore"
     note: str = ""
+
+    def require_pairs(self) -> None:
+        """Raise a UserError that names the images that do not exist, if there are any."""
+        if self.masks_without_image:
+            raise UserError(
+                f"{spell([name for name, _ in self.masks_without_image])}: no such image, but {self.annotations} lists "
+                "it; add the images, or get the annotations again"
+            )
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -88,7 +106,12 @@ class CocoSource:
 
     def describe(self, index: int) -> tuple[str, str]:
         entry = self.entries[index]
-        return entry.image, f"{self.annotations}#image_id={entry.image_id}"
+        return entry.image, place_of(entry, self.annotations)
+
+
+def place_of(entry: Entry, annotations: str | Path) -> str:
+    """Return the place of an image's instances in their file, for messages."""
+    return f"{annotations}#image_id={entry.image_id}"
 
 
 def open_coco(dir: str | Path, *, split: str) -> CocoSource:
@@ -125,12 +148,13 @@ def open_coco(dir: str | Path, *, split: str) -> CocoSource:
             f"use instances_{split}2017.json as published"
         )
     present = {path.name for path in list_images(images)}
-    missing = [entry.image for entry in entries if Path(entry.image).name not in present]
-    if missing:
-        raise UserError(
-            f"{spell(missing)}: no such image, but {annotations.name} lists it; unpack {split}2017.zip again"
-        )
-    return CocoSource(entries, str(annotations))
+    exist = tuple(entry for entry in entries if Path(entry.image).name in present)
+    missing = tuple(
+        (Path(entry.image).name, place_of(entry, annotations))
+        for entry in entries
+        if Path(entry.image).name not in present
+    )
+    return CocoSource(exist, str(annotations), missing)
 
 
 def _check_categories(categories: Any, file: Path) -> None:

@@ -8,24 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from deeplab_jax.data.holdout import hold_out
-from deeplab_jax.data.layouts import split_words
+from deeplab_jax.data.layouts import COCO_FILES, WHOLE_COCO_FILES, split_words
 from deeplab_jax.data.mask_formats import check_overlap
-from deeplab_jax.data.sets.coco import MAX_BYTES, CocoSource, Entry, read_region
+from deeplab_jax.data.sets.coco import MAX_BYTES, CocoSource, Entry, place_of, read_region
 from deeplab_jax.data.source import normal_name, walk_files
 from deeplab_jax.errors import UserError, did_you_mean, spell
 from deeplab_jax.files import at_home, read_json
 from deeplab_jax.labels import MAX_CLASSES, LabelSet, colormap
-
-FILES = (
-    "{split}/_annotations.coco.json",  # Roboflow
-    "annotations/instances_{split}.json",
-    "annotations/{split}.json",
-    "instances_{split}.json",
-    "{split}.json",
-)
-"""Where the annotations of a split may be."""
-WHOLE_FILES = ("annotations/instances_default.json", "annotations.json", "_annotations.coco.json", "instances.json")
-"""Where those of all images may be; the first is CVAT's."""
 
 
 def open_coco_file(
@@ -47,15 +36,15 @@ def open_coco_file(
     Args:
       dir: the folder of the data set.
       split: the part to open; `all` is everything in a file of all images.
-      annotations: path of the file relative to `dir`; `{split}` stands for the split. Empty: found in `FILES` and
-        `WHOLE_FILES`.
+      annotations: path of the file relative to `dir`; `{split}` stands for the split. Empty: found in
+        `layouts.COCO_FILES` and `layouts.WHOLE_COCO_FILES`.
       class_names: some of the categories, in the order of class ids; the others are background.
       overlap: what becomes of pixels in instances of two classes, "ignore" (the ignore label), "last" (the class with
         the larger id) or "refuse".
       val_fraction: the share of the images in `val` if there is one file for all.
 
     Raises:
-      UserError: no file, one of another format, images that do not exist, an unknown split or class name.
+      UserError: no file, one of another format, an unknown split or class name.
     """
     check_overlap(overlap)
     root = Path(dir)
@@ -63,18 +52,15 @@ def open_coco_file(
     content = _read(file)
     try:
         names, ids = _classes(content, tuple(class_names), file, lambda: _other_names(root, annotations))
-        entries, lost = _entries(content, ids, _Places(root, file.parent, split), file)
+        entries, missing = _entries(content, ids, _Places(root, file.parent, split), file)
     except UserError:
         raise
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise UserError(f"{file}: not COCO annotations ({error!r:.200}); export them again") from error
-    if lost:
-        raise UserError(
-            f"{spell(lost)}: no such image in {root}, but {file.name} lists it; add the images, or export again"
-        )
     if not entries:
         raise UserError(f"{file}: lists no image; export it again")
-    if is_whole and split != "all":
+    is_share = is_whole and split != "all"
+    if is_share:
         if val_fraction is None or split not in ("train", "val"):
             raise UserError(
                 f"{file}: nothing says which images are '{split}'; set --config.data.options.val_fraction=0.2, which "
@@ -82,6 +68,8 @@ def open_coco_file(
             )
         kept = hold_out([entry.name for entry in entries], val_fraction)
         entries = tuple(entry for entry in entries if (entry.name in kept) == (split == "val"))
+    lost = tuple((entry.image, place_of(entry, file)) for entry in entries if entry.name in missing)
+    entries = tuple(entry for entry in entries if entry.name not in missing)
     without = sum(not entry.regions for entry in entries)
     counts = Counter(region.class_id for entry in entries for region in entry.regions)
     found = ", ".join(f"{name} ({counts[i]} instances)" if i or counts[i] else name for i, name in enumerate(names))
@@ -89,7 +77,7 @@ def open_coco_file(
         f"found {os.path.relpath(file, root)}; classes {found}; {without} of {len(entries)} images without annotations"
     )
     labels = LabelSet(names, colormap(len(names)))
-    return CocoSource(entries, str(file), "coco_file", labels, overlap=overlap, note=note)
+    return CocoSource(entries, str(file), lost, is_share, "coco_file", labels, overlap=overlap, note=note)
 
 
 def _find_file(root: Path, split: str, annotations: str) -> tuple[Path, bool]:
@@ -97,8 +85,8 @@ def _find_file(root: Path, split: str, annotations: str) -> tuple[Path, bool]:
     if annotations:
         file = root / at_home(annotations.replace("{split}", split))
         return file, "{split}" not in annotations
-    own = [root / row.format(split=word) for row in FILES for word in split_words(split)]
-    whole = [root / name for name in WHOLE_FILES]
+    own = [root / row.format(split=word) for row in COCO_FILES for word in split_words(split)]
+    whole = [root / name for name in WHOLE_COCO_FILES]
     found = [file for file in own if file.is_file()]
     if len(found) > 1:
         raise UserError(
@@ -111,8 +99,8 @@ def _find_file(root: Path, split: str, annotations: str) -> tuple[Path, bool]:
         if file.is_file():
             return file, True
     raise UserError(
-        f"{root}: no annotations of '{split}' (such as {FILES[1].format(split=split)} or {WHOLE_FILES[0]}); correct "
-        "--config.data.dir, or set --config.data.options.annotations to the path of the file"
+        f"{root}: no annotations of '{split}' (such as {COCO_FILES[1].format(split=split)} or {WHOLE_COCO_FILES[0]}); "
+        "correct --config.data.dir, or set --config.data.options.annotations to the path of the file"
     )
 
 
@@ -194,8 +182,8 @@ class _Places:
         return found[0] if len(found) == 1 else None
 
 
-def _entries(content: Any, ids: Mapping[int, int], places: _Places, file: Path) -> tuple[tuple[Entry, ...], list[str]]:
-    """Return the images by name, and the names of those that do not exist.
+def _entries(content: Any, ids: Mapping[int, int], places: _Places, file: Path) -> tuple[tuple[Entry, ...], set[str]]:
+    """Return the images by name, and the names of those that do not exist, whose entries have the file's own name.
 
     Raises:
       UserError: an annotation without an outline, or of an image that the file does not list.
@@ -214,16 +202,15 @@ def _entries(content: Any, ids: Mapping[int, int], places: _Places, file: Path) 
             raise UserError(f"{which} has a box and no outline; draw its outline, or delete it")
         region = read_region(class_id, bool(annotation.get("iscrowd", 0)), annotation["segmentation"])
         regions[image_id].append(region)
-    entries, lost = [], []
+    entries, missing = [], set()
     for image in content["images"]:
         path = places.find(image["file_name"])
-        if path is None:
-            lost.append(image["file_name"])
-            continue
         name = normal_name(os.path.splitext(image["file_name"].replace("\\", "/"))[0]).lstrip("/")
-        of_image = tuple(regions[image["id"]])
-        entries.append(Entry(str(path), image["height"], image["width"], image["id"], of_image, name))
+        if path is None:
+            missing.add(name)
+        size, of_image = (image["height"], image["width"]), tuple(regions[image["id"]])
+        entries.append(Entry(str(path or image["file_name"]), *size, image["id"], of_image, name))
     names = [entry.name for entry in entries]
     if len(set(names)) < len(names):
         raise ValueError("two images have one file_name")
-    return tuple(sorted(entries, key=lambda entry: entry.name)), lost
+    return tuple(sorted(entries, key=lambda entry: entry.name)), missing

@@ -10,12 +10,12 @@ import numpy as np
 from deeplab_jax.data.class_tables import BACKGROUNDS, ClassTable, find_classes, named_palette, rgb, with_background
 from deeplab_jax.data.holdout import held_out, hold_out
 from deeplab_jax.data.labelme import BACKGROUND, LabelmeMasks, ids_of, labels_in
-from deeplab_jax.data.layouts import Files
+from deeplab_jax.data.layouts import Files, label_folders, place_flags
 from deeplab_jax.data.lists import Names, find_listed
 from deeplab_jax.data.mask_formats import ChannelMasks, ClassFiles, Colour, ColourMasks, IdMasks, check_overlap
 from deeplab_jax.data.source import Listing, Pair, PairSource, pair_by_name, value_map_flag, walk_files
 from deeplab_jax.data.splits import IMAGES, MASKS, SplitFiles, find_split
-from deeplab_jax.errors import UserError, did_you_mean
+from deeplab_jax.errors import UserError, did_you_mean, spell
 from deeplab_jax.labels import IGNORE_LABEL, MAX_CLASSES, LabelSet, colormap
 
 ValueMap = Mapping[int, int] | Mapping[str, int] | Sequence[tuple[int, int]]
@@ -82,15 +82,19 @@ def open_folder(
     root = Path(dir)
     places = os.path.expanduser(images), os.path.expanduser(masks)
     found = find_split(root, split, *places, split_lists, val_fraction, finds=val_rule == "share")
+    _check_folders(root, found.files, found.files.places or (images, masks))
     _check_names(class_names)
     table = _classes(root, found.files, tuple(class_names), palette)
     value_map = value_map or table.value_map or None
+    _check_classes(table.names)
+    mapped = _stored_values(table.names, ignore_label, value_map)
     listed = table.colours if palette and not isinstance(palette, str) else ()
-    labels = _labels(table.names, table.colours, ignore_label, value_map, listed)
+    numbered = listed if value_map and _numbers_colours(mapped, listed, ignore_label) else ()
+    labels = _labels(table.names, table.colours, mapped, numbered)
     if found.files.outlines or found.files.parts:  # Their readers return class ids.
         labels = labels.decoded()
-    mapped = bool(value_map) and not _numbers_colours(dict(labels.value_map or ()), listed, ignore_label)
-    read_mask = _mask_reader(found.files, labels.names, table, overlap, mask_channel, mapped=mapped)
+    of_values = bool(value_map) and not numbered
+    read_mask = _mask_reader(found.files, labels.names, table, overlap, mask_channel, mapped=of_values)
     listing = _paired(found, root, where=f"{root}: images='{images}'")
     lonely = listing.images_without_mask or listing.masks_without_image
     if found.keeps is not None and not (len(listing.pairs) < 2 and lonely):  # Those are the fault.
@@ -98,7 +102,21 @@ def open_folder(
     if not listing.pairs and not listing.images_without_mask:
         raise UserError(f"{root}: split '{split}' has no example; add some, or change val_fraction or the list")
     note = f"found {found.files.layout}{found.how}{f'; classes from {table.origin}' if table.origin else ''}"
-    return PairSource("folder", labels, *listing, takes_map=True, read_mask=read_mask, note=note)
+    is_share = found.keeps is not None
+    return PairSource("folder", labels, *listing, is_share=is_share, takes_map=True, read_mask=read_mask, note=note)
+
+
+def _check_folders(root: Path, files: Files, places: Sequence[str]) -> None:
+    """Raise a UserError if each label has a folder of masks; `places` are the options that name the folders."""
+    labels = label_folders(files)
+    if not labels:
+        return
+    images, masks = places
+    fix = place_flags(images, f"{masks}/{labels[0]}")
+    if len(labels) > 1:
+        fix = f'--config.data.name=multilabel "--config.data.options.class_names={labels!r}"'
+        fix += "" if (images, masks) == (IMAGES, MASKS) else f" {place_flags(images, masks)}"
+    raise UserError(f"{root}: {masks} has a folder of masks for each label ({spell(labels)}); give {fix}")
 
 
 def _classes(
@@ -244,14 +262,8 @@ def _names_error(class_names: Sequence[str]) -> UserError:
     )
 
 
-def _labels(
-    class_names: tuple[str, ...],
-    palette: tuple[Colour, ...],
-    ignore_label: int | None,
-    value_map: ValueMap | None,
-    listed: tuple[Colour, ...],
-) -> LabelSet:
-    """Return the classes; `listed` are the colours that an option lists, of which a map may number more."""
+def _check_classes(class_names: tuple[str, ...]) -> None:
+    """Raise a UserError unless these are the different names of two classes or more."""
     if not 1 <= len(class_names) <= MAX_CLASSES:
         raise _names_error(class_names)
     if twice := next((name for name in class_names if class_names.count(name) > 1), None):
@@ -262,14 +274,17 @@ def _labels(
             f'"--config.data.options.class_names={("background", class_names[0])}"; if the masks hold 0 and 255, add '
             '"--config.data.options.value_map=((0,0),(255,1))"'
         )
+
+
+def _stored_values(
+    class_names: tuple[str, ...], ignore_label: int | None, value_map: ValueMap | None
+) -> dict[int, int]:
+    """Return stored value -> class id or 255; nothing where masks hold class ids, and 255 is ignored."""
     if ignore_label is not None and type(ignore_label) is not int:
         raise UserError(f"ignore_label is {ignore_label!r}; give a whole number, or None if no value is ignored")
-    count = len(class_names)
-    colours = palette or colormap(count)
-    if value_map is None:
-        _check_colours(colours, count)
     if value_map is None and ignore_label == IGNORE_LABEL:
-        return LabelSet(class_names, colours)
+        return {}
+    count = len(class_names)
     if value_map is None:
         if ignore_label is not None and 0 <= ignore_label < count:
             raise UserError(
@@ -299,11 +314,23 @@ def _labels(
                 f"value_map sends {stored} to {class_id}; "
                 f"map stored values (0 to 65535) to class ids 0 to {count - 1}, or to 255 to ignore"
             )
-    if value_map is not None and _numbers_colours(mapped, listed, ignore_label):
-        first = {mapped[i]: listed[i] for i in reversed(range(len(listed))) if i in mapped}
+    return mapped
+
+
+def _labels(
+    class_names: tuple[str, ...],
+    palette: tuple[Colour, ...],
+    mapped: Mapping[int, int],
+    numbered: tuple[Colour, ...],
+) -> LabelSet:
+    """Return the classes; `numbered` are the colours whose numbers are mapped, if the map is of colours."""
+    count = len(class_names)
+    colours = palette or colormap(count)
+    if numbered:
+        first = {mapped[i]: numbered[i] for i in reversed(range(len(numbered))) if i in mapped}
         colours = tuple(first.get(class_id, other) for class_id, other in enumerate(colormap(count)))
     _check_colours(colours, count)
-    return LabelSet(class_names, colours, tuple(sorted(mapped.items())))
+    return LabelSet(class_names, colours, tuple(sorted(mapped.items())) or None)
 
 
 def _numbers_colours(mapped: Mapping[int, int], listed: Sequence[Colour], ignore_label: int | None) -> bool:

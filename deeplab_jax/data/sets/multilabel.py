@@ -60,6 +60,11 @@ class MultilabelSource:
         """The lines that repeat a name; see `PairSource`."""
         return self.parts[0].repeated
 
+    @property
+    def is_share(self) -> bool:
+        """Whether `val_fraction` chose the images among more; see `PairSource`."""
+        return self.parts[0].is_share
+
     def describe(self, index: int) -> tuple[str, str]:
         return self.parts[0].describe(index)
 

@@ -15,8 +15,8 @@ class ResNetVariant(ResNet):
     """A ResNet with what the weights of other code bases need.
 
     Attributes: those of `ResNet`, and
-      last_stage: name of the last features; the network ends there (segmentation_models_pytorch). Before
-        conv5, `multi_grid` has no unit to be of.
+      last_stage: name of the last features; the network ends there (segmentation_models_pytorch). If it ends before
+        conv5, leave out `multi_grid`.
       pool_padding: padding of the max pooling. "symmetric" centres its windows at every size. "same" is TensorFlow's,
         as in the authors' code; it differs where the pooled map has an even side.
       deep_stem: whether three 3x3 convolutions of 32, 32 and 64 channels stand in place of the 7x7 (mmsegmentation's

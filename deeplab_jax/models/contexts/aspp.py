@@ -10,7 +10,6 @@ from deeplab_jax.ops.pooling import global_average_pool
 from deeplab_jax.ops.resize import resize_bilinear
 
 RATES_OUTPUT_STRIDE = 16
-LARGEST_OUTPUT_STRIDE = 32
 
 
 def rates_at(
@@ -20,10 +19,8 @@ def rates_at(
     it, and so on. A message calls them `option`, or else aspp_rates with their values.
 
     Raises:
-      ValueError: an output stride above 32, for which the paper has no pyramid, or a rate that is not a whole number.
+      ValueError: a rate that is not a whole number there.
     """
-    if output_stride > LARGEST_OUTPUT_STRIDE:
-        raise ValueError(f"output_stride={output_stride}: ASPP is defined up to 32; use a cascade beyond it")
     if any(rate * stated_at % output_stride for rate in rates):
         raise ValueError(
             f"{option or f'aspp_rates={rates}'} (stated at output stride {stated_at}) gives no whole rates at output "

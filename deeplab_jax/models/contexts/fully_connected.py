@@ -8,7 +8,7 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.models.contexts.aspp import rates_at
 from deeplab_jax.models.layers import ConvNorm, Dropout, LayerSettings
 
-RATES_OUTPUT_STRIDE = 8
+VGG_RATES_OUTPUT_STRIDE = 8
 
 
 class FullyConnected(CheckedModule):
@@ -45,7 +45,7 @@ class FullyConnected(CheckedModule):
         if not self.fc_rate:
             return 1
         option = f"fc_rate={self.fc_rate}"
-        return rates_at((self.fc_rate,), output_stride, stated_at=RATES_OUTPUT_STRIDE, option=option)[0]
+        return rates_at((self.fc_rate,), output_stride, stated_at=VGG_RATES_OUTPUT_STRIDE, option=option)[0]
 
     @nn.compact
     def __call__(self, x: jax.Array, *, output_stride: int, train: bool) -> jax.Array:

@@ -5,7 +5,7 @@ import jax
 
 from deeplab_jax.checks import CheckedModule, check_positive
 from deeplab_jax.models.contexts.aspp import rates_at
-from deeplab_jax.models.contexts.fully_connected import RATES_OUTPUT_STRIDE, FullyConnected
+from deeplab_jax.models.contexts.fully_connected import VGG_RATES_OUTPUT_STRIDE, FullyConnected
 from deeplab_jax.models.layers import Features, LayerSettings, classifier
 
 
@@ -53,7 +53,7 @@ class SummedPyramid(CheckedModule):
                 branch, kernel_size, own_rate = fully_connected(x, output_stride=output_stride, train=train), 1, 1
             else:
                 branch, kernel_size = x, 3
-                (own_rate,) = rates_at((rate,), output_stride, stated_at=RATES_OUTPUT_STRIDE)
+                (own_rate,) = rates_at((rate,), output_stride, stated_at=VGG_RATES_OUTPUT_STRIDE)
             logits.append(
                 classifier(
                     self.num_classes,

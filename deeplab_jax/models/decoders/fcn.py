@@ -67,6 +67,8 @@ class FCNSkips(CheckedModule):
     ("at once"); the paper's stages are runs with `config.init`.
 
     The authors' code fixes the bilinear kernels, one for each class. Here all of them are learned, and mix the classes.
+    The authors' network that trains at once (voc-fcn8s-atonce) multiplies pool4 by 0.01 and pool3 by 0.0001 before it
+    classifies them. The networks of its stages (voc-fcn16s, voc-fcn8s) do not, and neither does this one.
 
     Attributes:
       num_classes: classes of the logits.

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from deeplab_jax.checks import CheckedModule, check_counts
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.layers import PADDINGS, ConvNorm, Dropout, Features, LayerSettings, parameter
+from deeplab_jax.ops.resize import centre_crop
 from deeplab_jax.ops.transposed import conv_transpose2d
 
 # As published, 572 pixels become 388: 16 b + 124 become 16 b - 60, with b samples at the bottom before its
@@ -128,9 +129,3 @@ class UNetDecoder(CheckedModule):
                     name=f"step{index + 1}_conv{unit}",
                 )(x, train=train)
         return x
-
-
-def centre_crop(x: jax.Array, size: tuple[int, ...]) -> jax.Array:
-    """Return the centre of `[N, H, W, ...]`, of `size` (height, width)."""
-    top, left = ((have - want) // 2 for have, want in zip(x.shape[1:3], size, strict=True))
-    return x[:, top : top + size[0], left : left + size[1]]

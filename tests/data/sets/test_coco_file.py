@@ -140,6 +140,8 @@ def test_check_data_reports_categories_and_images_without_annotations(tmp_path, 
     assert "classes background, crack (4 instances), rust (4 instances), corrosion (4 instances)" in printed
     assert "1 of 5 images without annotations" in printed
     assert len(labels(tmp_path, "val", val_fraction=0.2)) == 1
+    shares = [open_source("coco_file", dir=tmp_path, split=s, val_fraction=0.2).is_share for s in ("val", "all")]
+    assert shares == [True, False]
 
 
 def test_categories_of_ones_own_are_never_taken_for_cocos(tmp_path, capsys):
@@ -163,7 +165,10 @@ def test_categories_of_ones_own_are_never_taken_for_cocos(tmp_path, capsys):
     [
         ({"categories": [{"id": 1, "name": "a"}, {"id": 2, "name": "a"}]}, "two categories have one id or name"),
         ({"categories": [{"id": 3, "name": "a"}]}, "annotations are of category 1, which it does not list"),
-        ({"images": [{"id": 0, "file_name": "x.png", "height": 6, "width": 10}]}, r"x\.png: no such image in"),
+        (
+            {"images": [{"id": i, "file_name": f"{i}x.png", "height": 6, "width": 10} for i in range(2)]},
+            r"x\.png: no such image, but .*annotations\.json lists it",
+        ),
         ({"images": [{"id": 0, "file_name": "1.png", "height": 6}]}, "not COCO annotations"),
         ({"images": []}, "annotation 0 is of image 0, which the file does not list"),
         ({"images": [], "annotations": []}, "lists no image; export it again"),
@@ -177,6 +182,20 @@ def test_faults_of_the_file_are_named(tmp_path, change, complaint):
         labels(tmp_path)
     with pytest.raises(UserError, match=complaint):
         labels(tmp_path, "train", val_fraction=0.2)
+
+
+def test_a_missing_image_is_a_finding_of_its_split(tmp_path, capsys):
+    images = {f"{i}.png": [(c, box(3 * c % 8, 0, 3 * c % 8 + 2, 4)) for c in (1, 2, 8)] for i in range(5)}
+    write(tmp_path / "annotations.json", images, at=tmp_path)
+    (held_out,) = labels(tmp_path, "val", val_fraction=0.2)
+    gone = min(set("01234") - {held_out})
+    (tmp_path / f"{gone}.png").unlink()
+    assert main(["check-data", CONFIG, f"--config.data.dir={tmp_path}"]) == 2
+    train, val = capsys.readouterr().out.split("val: found")
+    place = f"{tmp_path / 'annotations.json'}#image_id={gone}"
+    assert "train: coco_file: 3 of 3 examples checked" in train and "val: coco_file: 1 of 1 examples checked" in val
+    assert f"error: {place}: no image is called '{gone}.png'; add the image or remove the mask\n" in train
+    assert "no image" not in val and list(labels(tmp_path, "val", val_fraction=0.2)) == [held_out]
 
 
 def test_a_damaged_run_length_code_is_named(tmp_path):

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 
 import numpy as np
 import pytest
@@ -41,8 +42,45 @@ def test_labels_have_an_axis_of_classes(folder) -> None:
     assert example["label"][0, 0].tolist() == [255, 1]
     both = (example["label"] == 1).all(axis=-1)
     assert both.any()  # A softmax could not say this.
+    assert not source.is_share
+    assert open_source("multilabel", split="val", dir=folder, class_names=NAMES, val_fraction=0.5).is_share
     named = open_source("multilabel", split="all", dir=folder, class_names=NAMES, masks="masks/{class}")
     np.testing.assert_array_equal(named[3]["label"], source[3]["label"])
+
+
+@pytest.mark.parametrize(
+    ("images", "masks", "option"),
+    [
+        ("images", "masks", ""),
+        ("JPEGImages", "labels", " --config.data.options.images='JPEGImages' --config.data.options.masks='labels'"),
+        (
+            "images/{split}",
+            "masks/{split}",
+            " --config.data.options.images='images/{split}' --config.data.options.masks='masks/{split}'",
+        ),
+    ],
+)
+def test_data_set_folder_names_the_flags_of_such_folders(folder, tmp_path, images, masks, option, capsys) -> None:
+    data = tmp_path / "data"
+    for split in ("train", "val"):
+        shutil.copytree(folder / "images", data / images.format(split=split), dirs_exist_ok=True)
+        shutil.copytree(folder / "masks", data / masks.format(split=split), dirs_exist_ok=True)
+    words = ["check-data", "--config=configs/folder.py", f"--config.data.dir={data}", "--split=val"]
+    assert main(words) == 2
+    fix = f"--config.data.name=multilabel \"--config.data.options.class_names=('cracked', 'wet')\"{option}"
+    said = f"{data}: {masks} has a folder of masks for each label (cracked, wet); give {fix}"
+    assert capsys.readouterr().err == f"deeplab-jax: {said}\n"
+    assert main([*words, *shlex.split(fix)]) == 0
+
+
+def test_a_single_folder_of_masks_is_that_of_the_option(folder, capsys) -> None:
+    shutil.rmtree(folder / "masks" / "wet")
+    words = ["check-data", "--config=configs/folder.py", f"--config.data.dir={folder}", "--split=val"]
+    words += ["--config.data.options.class_names=('sound','cracked')"]
+    assert main(words) == 2
+    fix = "--config.data.options.images='images' --config.data.options.masks='masks/cracked'"
+    assert capsys.readouterr().err.endswith(f"(cracked); give {fix}\n")
+    assert main([*words, *shlex.split(fix)]) == 0
 
 
 def test_black_and_white_masks_need_a_value_map(folder, capsys) -> None:

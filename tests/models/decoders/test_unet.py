@@ -10,7 +10,7 @@ import pytest
 
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.catalog import create_model
-from deeplab_jax.models.decoders.unet import UNetDecoder, UpConvolution, centre_crop, next_valid_side
+from deeplab_jax.models.decoders.unet import UNetDecoder, UpConvolution, next_valid_side
 from deeplab_jax.models.segmenter import extend_by_mirroring
 from tests.support.kernels import pass_through
 from tests.support.traces import fill_variables, parameter_count, variable_shapes
@@ -132,14 +132,6 @@ def test_nearest_upsampling_repeats_pixels_before_the_skip() -> None:
     variables["params"]["step1_conv1"]["conv"]["kernel"] = jnp.zeros((3, 3, 2, 1)).at[1, 1, 1].set(1)
     y = decoder.apply(variables, x, features, train=False)
     np.testing.assert_allclose(y, skip, rtol=1e-4)
-
-
-def test_centre_crop() -> None:
-    x = jnp.arange(30).reshape(1, 5, 6, 1)
-    assert centre_crop(x, (3, 2))[0, :, :, 0].tolist() == [[8, 9], [14, 15], [20, 21]]
-    # An odd remainder is cut off at the end; labels have no channels.
-    assert centre_crop(x[..., 0], (4, 6))[0, :, 0].tolist() == [0, 6, 12, 18]
-    np.testing.assert_array_equal(centre_crop(x, (5, 6)), x)
 
 
 @pytest.mark.parametrize("size", [(33, 50), (36, 20), (189, 572)])

@@ -1,0 +1,84 @@
+"""Compare two models by their evaluations on the same images.
+
+    python -m deeplab_jax evaluate --model runs/a --per_image --out runs/a/val
+    python -m deeplab_jax evaluate --model runs/b --per_image --out runs/b/val
+    python -m experiments.compare --base runs/a/val --other runs/b/val
+
+Several trainings of each stand behind `--base` and `--other`, in the same order of seeds. The difference in mIoU has a
+95% interval: by Student's t over the trainings and the resampled images together, as in the papers' tables. For one
+training of each it is over the images alone, and does not say how much another training would differ.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+
+from deeplab_jax.errors import UserError
+from deeplab_jax.weights.folder import METRICS_FILE
+from experiments.program import exits, parser_of
+from experiments.report.intervals import over_images, over_seeds, t_interval, together
+from experiments.run.files import Unreadable, read_json
+from experiments.run.per_image import Counts, counts_of
+
+
+@exits
+def main(argv: Sequence[str] | None) -> None:
+    """Print the two mean IoUs, their difference and its interval."""
+    parser = parser_of("compare", __doc__)
+    for flag in ("--base", "--other"):
+        parser.add_argument(
+            flag, nargs="+", required=True, type=Path, metavar="DIR", help="folders of `evaluate --per_image --out DIR`"
+        )
+    args = parser.parse_args(argv)
+    if len(args.base) != len(args.other):
+        raise UserError(f"--base has {len(args.base)} folders and --other {len(args.other)}; give pairs of one seed")
+    base, other = ([read_evaluation(folder) for folder in folders] for folders in (args.base, args.other))
+    for folder, one in zip((*args.base, *args.other), (*base, *other), strict=True):
+        if one.names != base[0].names or one.right.shape != base[0].right.shape:
+            raise UserError(f"{folder}: has other images or classes than {args.base[0]}; evaluate both on one split")
+    print("\n".join(compare(base, other)))
+
+
+def read_evaluation(folder: Path) -> Counts:
+    """Return the counts of an evaluation by image.
+
+    Raises:
+      UserError: the folder holds no evaluation, or one without counts.
+    """
+    file = folder / METRICS_FILE
+    try:
+        metrics = read_json(file, needs=("per_image",))
+    except Unreadable as error:
+        raise UserError(f"{file}: {error}; give a folder of python -m deeplab_jax evaluate --per_image --out") from None
+    if metrics is None:
+        raise UserError(f"{file}: no such file; give a folder of python -m deeplab_jax evaluate --per_image --out")
+    if "every" not in metrics["per_image"]:
+        raise UserError(f"{file}: holds no counts of single images; evaluate again with --per_image")
+    return counts_of(metrics["per_image"]["every"])
+
+
+def compare(base: Sequence[Counts], other: Sequence[Counts]) -> list[str]:
+    """Return the lines that compare trainings of two models, given as the counts of the same images. The trainings are
+    paired in their order.
+    """
+    mious = [[100 * one.miou() for one in side] for side in (base, other)]
+    differences = [theirs - ours for ours, theirs in zip(*mious, strict=True)]
+    middle, of_images = fmean(differences), over_images(list(zip(other, base, strict=True)))
+    of_seeds = over_seeds(differences)
+    errors = [of_seeds] if of_seeds else []
+    if of_images:
+        errors.append(together(of_seeds, of_images) if of_seeds else of_images)
+    # Never narrower than over the trainings alone.
+    found = max((t_interval(middle, error) for error in errors), key=lambda one: one.high - one.low, default=None)
+    lines = [f"{name}: mIoU {fmean(side):.2f}" for name, side in zip(("base", "other"), mious, strict=True)]
+    what = f"{len(base)} trainings and {len(base[0].names)} images" if of_seeds else f"{len(base[0].names)} images"
+    interval = "no interval: one image" if found is None else f"95% interval {found.low:+.2f} to {found.high:+.2f}"
+    lines.append(f"other - base: {middle:+.2f} points, {interval}, over {what}")
+    if not of_seeds:
+        lines.append("note: one training of each; the interval does not say how much another training would differ")
+    return lines
+
+
+if __name__ == "__main__":
+    sys.exit(main())
