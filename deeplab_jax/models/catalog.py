@@ -108,9 +108,10 @@ def describe(model: Segmenter) -> dict[str, Any]:
 
 def rebuildable(model: Segmenter) -> dict[str, Any] | None:
     """Return what `describe` does; None for a network that `from_description` does not build again from it."""
-    if not model.recipe or from_description(describe(model)) != model:
+    if not model.recipe:
         return None
-    return describe(model)
+    built = from_description(describe(model)).clone(recipe=model.recipe)  # A clone's recipe keeps the first stride.
+    return describe(model) if built == model else None
 
 
 def from_description(description: Mapping[str, Any], *, module: str = "") -> Segmenter:

@@ -423,7 +423,8 @@ def test_probability_is_that_of_each_alone() -> None:
     cut = np.array([(one == FILL).all(axis=-1).any() for one in made])
     noisy = np.array([((one != 0) & (one != FILL)).any() for one in made])
     assert 45 < cut.sum() < 105 and 45 < noisy.sum() < 105 and 5 < (cut & noisy).sum() < 40
-    never = dataclasses.replace(CHAINS["all"], probability=0.0, vertical_flip=False, quarter_turns=False, resize=())
+    changes = {"probability": 0.0, "vertical_flip": False, "quarter_turns": False, "resize": (), "keep_ratio": False}
+    never = dataclasses.replace(CHAINS["all"], **changes)
     np.testing.assert_array_equal(varied(image, label, 0, never, **how)[0], image)
 
 

@@ -19,7 +19,7 @@ from deeplab_jax.models.backbones.resnet import ResNet
 from deeplab_jax.models.backbones.resnet_variants import ResNetVariant
 from deeplab_jax.models.backbones.xception import Xception
 from deeplab_jax.models.backbones.xception_variants import XceptionVariant
-from deeplab_jax.models.catalog import create_model, describe, from_description, model_names
+from deeplab_jax.models.catalog import create_model, describe, from_description, model_names, rebuildable
 from deeplab_jax.models.contexts.aspp import ASPP
 from deeplab_jax.models.contexts.aspp_variants import ASPPVariant
 from deeplab_jax.models.contexts.pyramid_pooling import PyramidPooling
@@ -382,3 +382,10 @@ def test_a_variant_is_built_only_for_an_option_that_it_adds(
     monkeypatch.setattr("deeplab_jax.models.catalog.check_output_stride", lambda model, **_: None)
     assert type(getattr(create_model(name, width=0.5), part)) is paper
     assert type(getattr(create_model(name, width=0.5, **options), part)) is variant
+
+
+def test_a_clone_at_another_output_stride_can_be_built_again() -> None:
+    model = create_model("deeplabv3_resnet18", num_classes=3)
+    described = {"name": "deeplabv3_resnet18", "num_classes": 3, "options": {}, "output_stride": 8}
+    assert rebuildable(model.clone(output_stride=8)) == described
+    assert rebuildable(model.clone(preprocessing=SYMMETRIC)) is None

@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from deeplab_jax.checkpoint import METRIC, Checkpoints
 from deeplab_jax.errors import UserError
+from deeplab_jax.models.preprocessing import SYMMETRIC
 from deeplab_jax.weights.folder import (
     CHECKPOINTS,
     METRICS_FILE,
@@ -101,7 +102,7 @@ UNFIT = [
 def test_a_clone_that_the_file_cannot_describe_is_not_saved(tmp_path, made) -> None:
     """It would be loaded as the network that `create_model` built."""
     model, variables = made
-    changed = model.clone(backbone=model.backbone.clone(multi_grid=(4, 4)))
+    changed = model.clone(preprocessing=SYMMETRIC)
     with pytest.raises(UserError, match="was changed after create_model, and model.json cannot say how; give create"):
         save(tmp_path / "new", changed, variables, {})
     assert not (tmp_path / "new").exists()
