@@ -4,21 +4,24 @@ import argparse
 import errno
 import io
 import os
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
-from itertools import takewhile
+from itertools import pairwise, takewhile
 from typing import Any, NoReturn
 
 import jax
 
 from deeplab_jax.commands import INTERRUPTED, PREEMPTED, USER_ERROR, fail
+from deeplab_jax.config import split_config_arguments
+from deeplab_jax.config_keys import keys_called
 from deeplab_jax.distributed import run_as_one
 from deeplab_jax.errors import ToldElsewhere, UserError, did_you_mean, end_process
 from deeplab_jax.evaluate.memory import is_out_of_memory
 from deeplab_jax.extensions import allow
 from deeplab_jax.files import DISK_ERRORS, cache_folder, with_home
-from deeplab_jax.flags import make_parser, split_config_arguments
+from deeplab_jax.flags import make_parser
 from deeplab_jax.train.signals import end_on_sigterm
 
 # Errors of the system that the user can fix, and how.
@@ -63,10 +66,14 @@ def unknown_flag(verbs: Mapping[str, argparse.ArgumentParser], words: Sequence[s
         return ""
     takes_config = verbs[verb].get_default("takes_config")
     flags = [option for action in verbs[verb]._actions for option in action.option_strings]
-    for word in takewhile(lambda word: word != "--", others):
-        flag = word.split("=")[0]
+    for word, after in pairwise([*takewhile(lambda word: word != "--", others), ""]):
+        flag, equals, value = word.partition("=")
         if flag.startswith("--") and flag not in flags and not (takes_config and flag.split(".")[0] == "--config"):
             known = [*flags, "--config"] if takes_config else flags
+            if takes_config and (keys := keys_called(flag)):
+                value = value if equals or after.startswith("-") else after
+                meant = [shlex.quote(f"--config.{key}={value}") for key in keys]
+                return f"{verb}: {flag} is not an option of this verb: did you mean {', '.join(meant)}?"
             return f"{verb}: {flag} is not an option of this verb: {did_you_mean(flag, known)}"
     return ""
 

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from deeplab_jax import tasks
+from deeplab_jax.config import CONFIG_FILE
 from deeplab_jax.errors import UserError, did_you_mean, printable, spell
 from deeplab_jax.files import save_json, write_whole
-from deeplab_jax.tasks.arguments import config_of
+from deeplab_jax.tasks.arguments import config_of, names_file
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -31,6 +32,9 @@ def train(args: argparse.Namespace) -> int:
     from deeplab_jax.tasks.training import train
     from deeplab_jax.train.signals import Interrupted
 
+    own = Path(args.workdir, CONFIG_FILE)
+    if not names_file(args.config) and own.is_file():
+        raise UserError(f"train: --config is missing; to resume this run, give --config {shlex.quote(str(own))}")
     try:
         train(args.config, args.workdir, module=args.module, allow_config_change=args.allow_config_change)
     except Interrupted as stop:

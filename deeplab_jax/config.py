@@ -142,8 +142,25 @@ def parse_arg(arg: str | None, *, flags: Sequence[str] = ("debug",), **defaults:
     return ConfigDict(values)
 
 
-def load_config(argv: Sequence[str]) -> ConfigDict:
+def split_config_arguments(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Separate the `--config...` words, written with "=", from the rest."""
+    config, unknown = [], []
+    words = list(words)
+    while words:
+        word = words.pop(0)
+        if word.split("=")[0].split(".")[0] != "--config":
+            unknown.append(word)
+        elif "=" in word or not words:
+            config.append(word)
+        else:
+            config.append(f"{word}={words.pop(0)}")
+    return config, unknown
+
+
+def load_config(argv: str | Path | Sequence[str]) -> ConfigDict:
     """Load `--config FILE[:arg]` and apply `--config.section.key=value` to it.
+
+    The words may be those of a shell, with "=" or as two words. A single text, or a path, is that of the file.
 
     A Python file is run. A `.json` file, such as the `config.json` of a run directory, only changes values of `base`.
     `--config.model.options.KEY` and `--config.data.options.KEY` need not be in the file: the model or the data set
@@ -152,7 +169,8 @@ def load_config(argv: Sequence[str]) -> ConfigDict:
     Raises:
       UserError: a file that does not exist, an error in it (with its line), an unknown key, or a value of another type.
     """
-    argv = [with_home(word) for word in argv]
+    words = [f"--config={argv}"] if isinstance(argv, str | Path) else argv
+    argv = [with_home(word) for part in split_config_arguments(words) for word in part]
     options = [match for word in argv if (match := OPTION.fullmatch(word))]  # In their order.
     argv = [word for word in argv if not OPTION.fullmatch(word)]
     path, file = _config_file(argv)

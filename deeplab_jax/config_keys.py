@@ -73,7 +73,7 @@ class Source:
     dir: str = key("", free=True)  # folder of the data
     channels: tuple[int, ...] = key((), 0, 65535)  # bands of an image file, from 0; empty: RGB as a viewer shows it
     # Stored values that become 0 and 255; empty: the full range of the files' integers.
-    value_range: tuple[float, ...] = key((), give="two values, low and high", most=2)
+    value_range: tuple[float, ...] = key((), give="two values, low and high, such as 0,4095", most=2)
     train_split: str = "train"
     val_split: str = "val"
     # Further arguments of the data set's opener.
@@ -339,6 +339,15 @@ def arguments(section: Mapping[str, Any], of: Any) -> dict[str, Any]:
 def keys_of_sections() -> dict[str, Field[Any]]:
     """Return every key of a section, by a name such as `data.dir` or `data.augment.blur`."""
     return {name: one for name, one in _keys_of(Config).items() if "." in name}
+
+
+def keys_called(flag: str) -> list[str]:
+    """Return the keys that a flag may mean, by their last names or the first letters of the last: `train.steps` by
+    `--steps`, `optimizer.learning_rate` by `--lr`.
+    """
+    called = flag.lstrip("-").replace("-", "_")
+    letters = {name: "".join(word[0] for word in name.rpartition(".")[2].split("_")) for name in _keys_of(Config)}
+    return [name for name, few in letters.items() if f".{name}".endswith(f".{called}") or called == few != few[0]]
 
 
 def _keys_of(section: Any, prefix: str = "") -> dict[str, Field[Any]]:

@@ -63,6 +63,8 @@ def set_option(options: ConfigDict, last: str, text: str, *, name: str, prefix: 
     value = text if isinstance(default, str) else literal(text)
     if not isinstance(value, bool | int | float | str | tuple | list | dict | None):
         raise UserError(f"{name}: {prefix}{last} is {text:.100}; give a number, text, true or false, or a list")
+    if isinstance(value, dict) and (isinstance(default, tuple) or not all(isinstance(one, str) for one in value)):
+        value = tuple(value.items())  # As pairs: a section has only names as keys.
     if isinstance(default, tuple) and isinstance(value, str):
         words = tuple(word.strip(" ()[]'\"") for word in value.split(","))
         raise UserError(f'{name}: {prefix}{last} is {value!r:.100}; give a list: "--{prefix}{last}={words}"')
@@ -108,7 +110,7 @@ def _check_value(one: Field[Any], value: Any, where: str) -> None:
         if not all(_fits(each, item) for each in value):
             parts = get_args(item) or (item,)
             words = " and ".join(f"a {WORDS[part]}" for part in parts)
-            raise UserError(f"{where}={value!r:.100}: give a list; each item is {words}")
+            raise UserError(f"{where}={value!r:.100}: give {limits['give'] or 'a list'}; each item is {words}")
         if len(value) > limits["most"] or length not in (None, len(value)):
             raise UserError(f"{where} has {len(value)} values; give {length or limits['most']}")
     low, high = limits["low"], limits["high"]

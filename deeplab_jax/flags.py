@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from deeplab_jax import commands
@@ -388,18 +388,3 @@ def option(text: str) -> tuple[str, Any]:
     if key in commands.FLAGS_OF_MODEL:
         raise argparse.ArgumentTypeError(f"{text!r}: has a flag of its own; give --{key} {value}")
     return key, literal(value)
-
-
-def split_config_arguments(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Separate the `--config...` words, written with "=", from the rest."""
-    config, unknown = [], []
-    words = list(words)
-    while words:
-        word = words.pop(0)
-        if word.split("=")[0].split(".")[0] != "--config":
-            unknown.append(word)
-        elif "=" in word or not words:
-            config.append(word)
-        else:
-            config.append(f"{word}={words.pop(0)}")
-    return config, unknown

@@ -10,7 +10,7 @@ from PIL import Image
 
 from deeplab_jax import commands
 from deeplab_jax.cli import main
-from deeplab_jax.flags import split_config_arguments
+from deeplab_jax.config import split_config_arguments
 from deeplab_jax.weights.folder import save
 from tests.support.layouts import data_arguments, write_pair
 from tests.support.tiny import tiny_model
@@ -80,6 +80,21 @@ def tiny_training(*words):
             "--config is not an option of this verb",
         ),
         (["check-data", "extra"], "'extra': no option takes it; leave it out, or write its option before it"),
+        (
+            ["train", "--config", SCENES, "--steps", "3"],
+            r"--steps is not an .*: did you mean --config\.train\.steps=3\?$",
+        ),
+        (["train", "--config", SCENES, "--data.dir=a b"], r"did you mean '--config\.data\.dir=a b'\?$"),
+        (["find-lr", "--lr", "--config"], r"did you mean --config\.optimizer\.learning_rate=\?$"),
+        (
+            ["train", "--batch-size", "8", "--config", SCENES],
+            r"did you mean --config\.train\.batch_size=8, --config\.evaluate\.batch_size=8\?$",
+        ),
+        (["summarize", "--steps", "3"], "--steps is not an option of this verb: did you mean|choose"),
+        (
+            ["check-data", "--config", SCENES, "--config.data.value_range=0-255"],
+            r"value_range=\('0-255',\): give two values, low and high, such as 0,4095; each item is a number",
+        ),
         (["check-data", "--confg", SCENES], "--confg is not an option of this verb: did you mean --config"),
         (["evaluate", "--model", "x" * 300, "--out", "x"], "File name too long; give a shorter name|no such folder"),
         (["predict", "--model", "gone", "--out", "x", "y" * 300], "File name too long; give a shorter name|no such"),
@@ -245,6 +260,15 @@ def test_a_start_that_saved_nothing_takes_its_corrected_command(complain, data, 
     assert "no such folder" in complain(*words, f"--config.init={tmp_path / 'nowhere'}")
     assert main([str(word) for word in words]) == 0
     assert "holds a run of another configuration" in complain(*words, "--config.train.seed=7")
+
+
+@pytest.mark.parametrize("more", [[], ["--config.train.steps=9"]])
+def test_a_run_without_its_configuration_is_told_where_that_is(complain, tmp_path, more) -> None:
+    own = tmp_path / "my run" / "config.json"
+    own.parent.mkdir()
+    own.write_text("{}")
+    line = complain("train", "--workdir", own.parent, *more)
+    assert line.endswith(f"train: --config is missing; to resume this run, give --config '{own}'")
 
 
 def test_checkpoints_of_other_networks_list_what_does_not_fit(complain, data, tmp_path) -> None:

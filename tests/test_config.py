@@ -38,6 +38,22 @@ def file_of(tmp_path, body, name="mine.py"):
     return f"--config={file}"
 
 
+def test_the_words_may_be_those_of_a_shell_or_the_file_alone() -> None:
+    file = SCENES.removeprefix("--config=")
+    assert load_config(f"{file}:debug").train.steps == load_config(Path(f"{file}:debug")).train.steps == 2
+    assert load_config(["--config", file, "--config.train.steps", "7"]).train.steps == 7
+    with pytest.raises(UserError, match="'gone.py' does not exist"):
+        load_config("gone.py")
+
+
+def test_a_dictionary_on_the_command_line_is_read_as_pairs() -> None:
+    words = [f"--config={CONFIGS[0].parent}/folder.py", "--config.data.options.value_map={0:0,255:1}"]
+    words += ["--config.data.options.palette={0: (0, 0, 0)}", "--config.data.options.split_lists={'train': 'a.txt'}"]
+    options = load_config(words).data.options
+    assert options.value_map == ((0, 0), (255, 1)) and options.palette == ((0, (0, 0, 0)),)
+    assert options.split_lists.to_dict() == {"train": "a.txt"}
+
+
 # Arguments after the colon.
 
 

@@ -25,7 +25,7 @@ import pytest
 
 from deeplab_jax import flags
 from deeplab_jax.cli import main
-from deeplab_jax.config import load_config
+from deeplab_jax.config import load_config, split_config_arguments
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.catalog import model_names
 from deeplab_jax.weights.published import PUBLISHED
@@ -242,7 +242,7 @@ A_TABLE_OF_ONES_OWN = re.compile(r"\w+\.py$|TABLE$")
 def check_flags(argv: list[str]) -> None:
     """Parse a command of the package, and load the configuration that it names."""
     args, rest = flags.make_parser().parse_known_args(argv)
-    config, unknown = flags.split_config_arguments(rest)
+    config, unknown = split_config_arguments(rest)
     assert not unknown, f"{argv}: {unknown}"
     if any(word.startswith("--config=configs/") for word in config):
         with contextlib.chdir(ROOT):
@@ -310,7 +310,7 @@ KNOWN = {"tables": tables.TABLES, "regime": REGIMES, "parts": BENCHMARKS, "name"
 def check_module(module: str, argv: list[str]) -> None:
     """Parse a command of a module, and check the tables, rows, regimes and parts that it names."""
     done = parsed(module, argv)
-    changes, unknown = flags.split_config_arguments(done.rest)
+    changes, unknown = split_config_arguments(done.rest)
     assert not unknown, f"{module}: {unknown}"
     if changes:
         assert module in ("experiments.run", "experiments.full_size"), f"{module}: {changes}"

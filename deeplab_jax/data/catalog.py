@@ -13,7 +13,7 @@ from deeplab_jax.data.sets.cityscapes import open_cityscapes
 from deeplab_jax.data.sets.coco import CocoSource, open_coco
 from deeplab_jax.data.sets.coco_file import open_coco_file
 from deeplab_jax.data.sets.folder import open_folder
-from deeplab_jax.data.sets.multilabel import MULTILABEL, open_multilabel
+from deeplab_jax.data.sets.multilabel import MULTILABEL, MultilabelSource, open_multilabel
 from deeplab_jax.data.sets.pet import open_pet
 from deeplab_jax.data.sets.scenes import Scenes
 from deeplab_jax.data.sets.voc import open_voc
@@ -108,7 +108,7 @@ def open_source(
             f"data set '{name}': it does not read bands of image files; leave out config.data.channels and "
             "config.data.value_range, and in Python the model's channels and stored_range"
         )
-    if strict and isinstance(source, PairSource | CocoSource):
+    if strict and isinstance(source, PairSource | CocoSource | MultilabelSource):
         source.require_pairs()
     return OwnSource(source, name, split, module) if name in own and not isinstance(source, PairSource) else source
 

@@ -6,6 +6,7 @@ import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from deeplab_jax.data.image_files import IMAGE_SUFFIXES
 from deeplab_jax.data.source import by_stem, list_images, normal_name, walk_files
@@ -43,6 +44,8 @@ ROWS = (
 """Layouts without folders for the splits."""
 MASK_ENDS = ("_mask", "_masks", "_label", "_labels", "_gt", "_seg", "_segmentation", "_annotation", "-mask", "-label")
 """What may follow the image's name in the mask's name."""
+IMAGE_ENDS = ("_img", "_image", "_sat", "_rgb", "-img", "-image")
+"""What may follow the example's name in the image's name, where no mask has the whole name: DeepGlobe's `7_sat.jpg`."""
 LISTS = ("ImageSets/Segmentation/{split}.txt", "{split}.txt", "lists/{split}.txt", "splits/{split}.txt")
 """Where lists of the splits may be."""
 COCO_FILES = (
@@ -171,6 +174,11 @@ def match(images: Mapping[str, Path], files: Sequence[Path], masks_folder: Path,
     ended = {name: _owner(name, images) for name in masks}
     ends = {name[len(owner) :] for name, owner in ended.items() if owner is not None}
     if None in ended.values() or not ends:
+        for end in IMAGE_ENDS:
+            if all(name.endswith(end) for name in images):
+                without = {name.removesuffix(end): path for name, path in images.items()}
+                found = match(without, files, masks_folder, layout=f"{layout} (images NAME{end})", folder=folder)
+                return found if without.keys() & found.masks.keys() else Files(images, masks, layout, folder)
         return Files(images, masks, layout, folder)
     if len(ends) == 1:
         return Files(
@@ -183,6 +191,25 @@ def match(images: Mapping[str, Path], files: Sequence[Path], masks_folder: Path,
     begins = {name: masks_folder / f"{name}_*" for name in parts_by_name}
     named = {name: tuple(some) for name, some in parts_by_name.items()}
     return Files(images, begins, f"{layout} (NAME_CLASS)", folder, named)
+
+
+def join(files: Mapping[str, Files]) -> Files:
+    """Return the files of several splits as one, each name behind that of its split: `train/7`.
+
+    Raises:
+      UserError: the splits have masks of different kinds.
+    """
+    several = list(files.values())
+    layouts = "; ".join(one.layout for one in several)
+    if len({(one.outlines, bool(one.parts)) for one in several}) > 1:
+        raise UserError(f"the splits have masks of different kinds ({layouts}); open one of them: {', '.join(files)}")
+
+    def of_all(field: str) -> dict[str, Any]:
+        return {f"{split}/{name}": file for split, one in files.items() for name, file in getattr(one, field).items()}
+
+    return dataclasses.replace(
+        several[0], images=of_all("images"), masks=of_all("masks"), parts=of_all("parts"), layout=layouts
+    )
 
 
 def split_words(split: str) -> tuple[str, ...]:
@@ -225,17 +252,20 @@ def _of_any_split(row: str, found: Path, word: str) -> str:
 
 
 def _beside(folder: Path, where: str) -> Files | None:
-    """Return images with masks in the same folder: NAME_mask, NAME.json, or a PNG with a JPEG of the same name."""
+    """Return images with masks in the same folder: NAME_mask of NAME or NAME_img, NAME.json, or a PNG with a JPEG of
+    the same name.
+    """
     files = list_images(folder, suffixes=(*IMAGE_SUFFIXES, ".json"))
     pictures = [path for path in files if path.suffix.lower() != ".json"]
     stems = {normal_name(path.stem) for path in pictures}
-    for end in MASK_ENDS:
-        marked = {stem for stem in stems if stem.endswith(end) and stem.removesuffix(end) in stems}
+    for own, end in itertools.product(("", *IMAGE_ENDS), MASK_ENDS):
+        marked = {stem for stem in stems if stem.endswith(end) and stem.removesuffix(end) + own in stems}
         if marked:
             masks = by_stem([path for path in pictures if normal_name(path.stem) in marked])
             images = by_stem([path for path in pictures if normal_name(path.stem) not in marked])
             found = {name.removesuffix(end): path for name, path in masks.items()}
-            return Files(images, found, f"{where} (NAME and NAME{end})", folder)
+            images = {name.removesuffix(own): path for name, path in images.items()}
+            return Files(images, found, f"{where} (NAME{own} and NAME{end})", folder)
     outlines = by_stem([path for path in files if path.suffix.lower() == ".json" and normal_name(path.stem) in stems])
     if outlines:
         return Files(by_stem(pictures), outlines, f"{where} (labelme)", folder, outlines=True)

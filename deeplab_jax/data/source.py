@@ -105,13 +105,14 @@ class PairSource:
     note: str = ""
     in_parts: bool = False
 
-    def require_pairs(self) -> None:
-        """Raise a UserError that names the files without a partner, if there are any."""
+    def require_pairs(self, place: str = "") -> None:
+        """Raise a UserError that names the files without a partner, if there are any; `place` has the masks."""
+        there = f" in {place}" if place else ""
         if self.images_without_mask:
             files = spell([file for _, file in self.images_without_mask])
             raise UserError(
-                f"{files}: no mask of that name; add the masks, remove these images, or (data set 'folder') list the "
-                "others: \"--config.data.options.split_lists=(('train','train.txt'),('val','val.txt'))\""
+                f"{files}: no mask of that name{there}; add the masks, remove these images, or (data set 'folder') "
+                "list the others: \"--config.data.options.split_lists=(('train','train.txt'),('val','val.txt'))\""
             )
         if self.masks_without_image:
             files = spell([file for _, file in self.masks_without_image])

@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from deeplab_jax.data.holdout import check_fraction
 from deeplab_jax.data.image_files import IMAGE_SUFFIXES
-from deeplab_jax.data.layouts import Files, collect, config_for, find_layout, find_list, split_words
+from deeplab_jax.data.layouts import SPLIT_WORDS, Files, collect, config_for, find_layout, find_list, join, split_words
 from deeplab_jax.data.source import normal_name, walk_files
 from deeplab_jax.errors import UserError, did_you_mean
 from deeplab_jax.files import at_home
@@ -49,6 +49,16 @@ class _Asked:
     def divides(self) -> bool:
         """Whether the split is a share of what else would be the files for training."""
         return self.val_fraction is not None and self.split in ("train", "val")
+
+    @property
+    def has_placeholder(self) -> bool:
+        """Whether an option names the split's place with `{split}`."""
+        return "{split}" in self.images + self.masks
+
+    @property
+    def finds_usual(self) -> bool:
+        """Whether to look in the table of layouts."""
+        return self.finds and (self.images, self.masks) == (IMAGES, MASKS)
 
     @property
     def share(self) -> str:
@@ -104,9 +114,11 @@ def find_split(
 def _by_placeholder(asked: _Asked) -> SplitFiles | None:
     """Return the files in the places that the options name with `{split}`."""
     images, masks = asked.images, asked.masks
-    if "{split}" not in images + masks:
+    if not asked.has_placeholder:
         return None
     places = {one: _places(asked.root, one, images, masks) for one in asked.splits}
+    if asked.split == "all" and not places["all"]:
+        return None  # Those of every split.
     if places["train"] and not places["val"] and asked.divides:
         return SplitFiles(_named(asked.root, *places["train"]), asked.share, keeps=asked.split)
     missing = images.replace("{split}", asked.split), masks.replace("{split}", asked.split)  # For the message.
@@ -114,14 +126,44 @@ def _by_placeholder(asked: _Asked) -> SplitFiles | None:
 
 
 def _by_split_lists(asked: _Asked) -> SplitFiles | None:
-    """Return the files that the option `split_lists` names, if it is given."""
-    if not (lists := asked.lists):
+    """Return the files that the option `split_lists` names, if it is given. A list for training is divided if no other
+    list can be that of the validation.
+    """
+    if not (lists := asked.lists) or (asked.split == "all" and "all" not in lists):
         return None
-    divided = asked.divides and "train" in lists and "val" not in lists
+    alone = not lists.keys() - {*split_words("train"), *split_words("test")}
+    divided = asked.divides and alone and _called("train", lists) is not None
     split = "train" if divided else asked.split
-    if split not in lists:
-        raise UserError(f"split_lists has no split '{split}'; {did_you_mean(split, lists)}")
-    return asked.listed(asked.root / at_home(lists[split]), lists[split], divided=divided)
+    key = _called(split, lists)
+    if key is None:
+        raise UserError(f"split_lists has no split '{split}'{_with_list(split, lists)}")
+    return asked.listed(asked.root / at_home(lists[key]), lists[key], divided=divided)
+
+
+def _called(split: str, lists: Mapping[str, str]) -> str | None:
+    """Return the key of a split's list, which may be any of the split's names; None if there is none."""
+    keys = [word for word in split_words(split) if word in lists]
+    if len(keys) > 1:
+        raise UserError(f"split_lists has two lists of split '{split}', {' and '.join(keys)}; leave one out")
+    return keys[0] if keys else None
+
+
+def _with_list(split: str, lists: Mapping[str, str]) -> str:
+    """Return how to name the list of a split: by another name of a key that is no split's, or by a further key."""
+    if split not in SPLIT_WORDS:
+        return f"; {did_you_mean(split, lists)}"
+    strange = [key for key in lists if not any(key in words for words in SPLIT_WORDS.values())]
+    if len(strange) == 1:
+        named = {split if key == strange[0] else key: file for key, file in lists.items()}
+        return f", but '{strange[0]}'; rename that: {_lists_flag(named)}"
+    return f", only {', '.join(lists)}; choose one of these, or add its list: " + _lists_flag(
+        {**lists, split: f"{split}.txt"}
+    )
+
+
+def _lists_flag(lists: Mapping[str, str]) -> str:
+    """Return the argument of the command line, for a shell, that names the lists of splits."""
+    return f'"--config.data.options.split_lists={tuple((key, str(file)) for key, file in lists.items())}"'
 
 
 def _by_folders(asked: _Asked) -> SplitFiles | None:
@@ -156,6 +198,10 @@ def _by_lists(asked: _Asked) -> SplitFiles | None:
 
 def _by_fraction(asked: _Asked) -> SplitFiles:
     """Return all files, of which `val_fraction` is for validation; or raise a UserError if nothing divides them."""
+    own = _of_splits(asked)
+    alone = asked.val_fraction is not None and _undivided(asked) is None  # Nothing is there that could be divided.
+    if own and (alone or asked.split not in ("train", "val")):
+        raise UserError(f"{asked.root}: no split '{asked.split}' is there; {did_you_mean(asked.split, [*own, 'all'])}")
     files = _all(asked)
     if asked.val_fraction is None:
         raise UserError(
@@ -186,22 +232,43 @@ def _spelled(root: Path, place: str, word: str) -> str | None:
     return next((one for one in spelled if (root / one).is_dir() or any(glob.iglob(one, root_dir=root))), None)
 
 
+def _of_splits(asked: _Asked) -> dict[str, Files]:
+    """Return the files of each split that has folders."""
+    found = {split: _of_split(asked, split) for split in SPLIT_WORDS}
+    return {split: files for split, files in found.items() if files is not None}
+
+
 def _of_split(asked: _Asked, split: str) -> Files | None:
     """Return the files in folders of a split, or None if there are none."""
     root, images, masks = asked.root, asked.images, asked.masks
+    if asked.has_placeholder:
+        places = _places(root, split, images, masks)
+        return None if places is None else _named(root, *places)
     if is_glob(root, images) or is_glob(root, masks):
         return None
-    if asked.finds and (images, masks) == (IMAGES, MASKS):
+    if asked.finds_usual:
         return find_layout(root, split)
     at, masks_at = root / images / split, root / masks / split
     return collect(root, at, masks_at) if at.is_dir() and masks_at.is_dir() else None
 
 
+def _undivided(asked: _Asked) -> Files | None:
+    """Return the files in folders or globs without splits, or None if there are none."""
+    root, images, masks = asked.root, asked.images, asked.masks
+    if asked.has_placeholder:
+        return None
+    if asked.finds_usual and (files := find_layout(root, None)) is not None:
+        return files
+    there = all((root / place).is_dir() for place in (images, masks)) or is_glob(root, images) or is_glob(root, masks)
+    return _named(root, images, masks) if there else None
+
+
 def _all(asked: _Asked) -> Files:
-    """Return the files in folders without splits."""
-    usual = asked.finds and (asked.images, asked.masks) == (IMAGES, MASKS)
-    files = find_layout(asked.root, None) if usual else None
-    return _named(asked.root, asked.images, asked.masks) if files is None else files
+    """Return the files in folders without splits, or else those in the folders of every split."""
+    if (files := _undivided(asked)) is not None:
+        return files
+    own = _of_splits(asked)
+    return join(own) if own else _named(asked.root, asked.images, asked.masks)
 
 
 def _named(root: Path, images: str, masks: str) -> Files:

@@ -47,7 +47,7 @@ class Preprocessing:
         if self.channels and len(self.channels) != self.in_channels:
             raise UserError(
                 f"channels={self.channels}: {len(self.channels)} bands for a network of {self.in_channels} channels; "
-                "give as many bands, or another in_channels"
+                f"give {self.in_channels} bands, such as {','.join(map(str, range(self.in_channels)))}"
             )
         if not all(band >= 0 for band in self.channels):
             raise UserError(f"channels={self.channels}: give the numbers of bands, from 0")

@@ -26,9 +26,7 @@ def config_of(config: Any, *, module: str = "") -> ConfigDict:
       UserError: a file that cannot be read, an unknown key, or a value of another type.
     """
     allow(module)
-    if isinstance(config, str | Path):
-        config = [f"--config={config}"]
-    if isinstance(config, list):
+    if isinstance(config, str | Path | list):
         config = load_config(config)
     if isinstance(config, FrozenConfigDict):
         config = ConfigDict(config)
@@ -39,12 +37,17 @@ def config_of(config: Any, *, module: str = "") -> ConfigDict:
     return config
 
 
+def names_file(words: Sequence[str]) -> bool:
+    """Return whether words of a configuration name its file."""
+    return any(word.partition("=")[0] == "--config" for word in words)
+
+
 def or_of_run(config: Any, model: str | Path) -> Any:
     """Return a configuration for `config_of`: the given one or, where it is None or words that name no file, that of
     the run directory `model` with the words' changes. It is None where there is neither.
     """
     words = [] if config is None else config
-    if not isinstance(words, list) or any(word.startswith("--config=") for word in words):
+    if not isinstance(words, list) or names_file(words):
         return config
     own = at_home(model) / CONFIG_FILE
     return [f"--config={own}", *words] if own.is_file() else None

@@ -7,7 +7,7 @@ folded into the convolutions, new batch norms start as the identity.
 import dataclasses
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -20,11 +20,11 @@ from ml_collections import ConfigDict
 
 from deeplab_jax.distributed import together
 from deeplab_jax.errors import UserError, did_you_mean
-from deeplab_jax.models.catalog import describe, known_options
+from deeplab_jax.models.catalog import describe, from_description, known_options
 from deeplab_jax.models.layers import Conv
-from deeplab_jax.models.segmenter import Segmenter, Variables
+from deeplab_jax.models.segmenter import Segmenter, Variables, abstract_variables
 from deeplab_jax.train.state import TrainState
-from deeplab_jax.weights.by_name import load
+from deeplab_jax.weights.by_name import load, present_folder
 from deeplab_jax.weights.fit_channels import fit_channels, said_of_channels
 from deeplab_jax.weights.folder import FIX, compare, flatten_variables
 
@@ -61,6 +61,9 @@ def fresh_state(
       UserError: as `check_scope` and `initial_variables`.
     """
     check_scope(config.init_scope, config.init)
+    if config.init:
+        with together():
+            present_folder(config.init)  # A name that is none is told before anything is compiled.
     # It runs once, so it is compiled quickly: a third of the time, the same numbers.
     hurry = {"xla_backend_optimization_level": 0}
     make, key = jax.jit(initial, out_shardings=shardings, compiler_options=hurry), jax.random.key(config.train.seed)
@@ -127,8 +130,13 @@ def initial_variables(
         norms = put_identity_norms(without_norm, source, variables, images(), target=model)
         biases = {name.replace("/norm/batch/", "/conv/") for name in norms if name.startswith("params/")}
         found = {name: value for name, value in found.items() if name not in biases} | norms
-    fitting = _fitting_scope(flat, flatten_variables(variables))
-    compare(wanted, found, source=path, fix=f"add --config.init_scope={fitting}" if fitting else FIX)
+    if not _fits(wanted, found):
+        fitting, fix = _fitting_scope(flat, flatten_variables(variables)), FIX
+        if fitting:
+            fix = f"add --config.init_scope={fitting}"
+        elif flags := fitting_options(source, model, found, scope):
+            fix = f"give the network the options of these weights: {' '.join(flags)}"
+        compare(wanted, found, source=path, fix=fix)
     if unlike := unlike_options(source, model):
         say(f"note: the network of {path} has other settings, which no tensor shows: {' '.join(unlike)}")
     placed = {name: jax.device_put(found[name], value.sharding) for name, value in wanted.items()}
@@ -145,10 +153,48 @@ def _fitting_scope(expected: dict[str, Any], found: dict[str, Any]) -> str:
     """Return the largest scope within which weights fit a model, "" for none."""
     for scope, holds in SCOPES.items():
         within = ({name: value for name, value in flat.items() if holds(name)} for flat in (expected, found))
-        with suppress(UserError):
-            compare(*within, source="")
+        if _fits(*within):
             return scope
     return ""
+
+
+def _fits(expected: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
+    """Return whether tensors are those that are expected, by name and shape."""
+    with suppress(UserError):
+        compare(expected, found, source="")
+        return True
+    return False
+
+
+def fitting_options(source: Segmenter, model: Segmenter, found: Mapping[str, Any], scope: str) -> list[str]:
+    """Return the fewest options of `source`, as a command line has them, with which the network of `model` takes the
+    tensors found within a scope; none if they do not suffice.
+    """
+    if not (source.recipe and model.recipe):
+        return []
+    own, theirs = describe(model), describe(source)["options"]
+    known = known_options(own["name"], module=own.get("module", "")) - {"in_channels"}  # Those of `found` are adapted.
+    unlike = {key: theirs.get(key) for key in {**own["options"], **theirs} if key in known}
+    unlike = {key: value for key, value in unlike.items() if value != own["options"].get(key)}
+
+    def fits(changes: Mapping[str, Any]) -> bool:
+        options = {key: value for key, value in {**own["options"], **changes}.items() if value is not None}
+        with suppress(UserError):
+            flat = flatten_variables(abstract_variables(from_description({**own, "options": options})))
+            return _fits({name: value for name, value in flat.items() if SCOPES[scope](name)}, found)
+        return False  # The network does not take some option with the others.
+
+    if not fits(unlike):
+        return []
+    for key in list(unlike):
+        fewer = {other: value for other, value in unlike.items() if other != key}
+        unlike = fewer if fits(fewer) else unlike
+    return [_option(key, value) for key, value in unlike.items()]
+
+
+def _option(key: str, value: Any) -> str:
+    """Return an option of a model as a command line has it; None unsets it."""
+    return shlex.quote(f"--config.model.options.{key}={value!r}")
 
 
 def unlike_options(source: Segmenter, model: Segmenter) -> list[str]:
@@ -166,10 +212,7 @@ def unlike_options(source: Segmenter, model: Segmenter) -> list[str]:
         unlike |= source.preprocessing.normalisation
     own = describe(model) if model.recipe else {}
     taken = known_options(own["name"], module=own.get("module", "")) if own else unlike
-    return [
-        shlex.quote(f"--config.model.options.{key}={value!r}") if key in taken else f"({key}={value!r})"
-        for key, value in unlike.items()
-    ]
+    return [_option(key, value) if key in taken else f"({key}={value!r})" for key, value in unlike.items()]
 
 
 def _defaults(backbone: nn.Module) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from deeplab_jax.errors import DamagedFile, UserError
+from deeplab_jax.errors import MOST_CHOICES, DamagedFile, UserError, did_you_mean, spell
 from deeplab_jax.files import at_home, locked, read_json
 from deeplab_jax.models.segmenter import Segmenter, Variables
 from deeplab_jax.provenance import version_of
@@ -15,7 +15,7 @@ from deeplab_jax.terminal import note
 from deeplab_jax.weights import fetch_named, folder, hub
 from deeplab_jax.weights.convert import convert
 from deeplab_jax.weights.download import FOLDER, cache_folder
-from deeplab_jax.weights.published import PUBLISHED
+from deeplab_jax.weights.published import LISTS_NAMES, PUBLISHED
 
 CONVERSION = 2  # Raise it with every change of what `convert` returns; then the models in caches are made again.
 
@@ -39,7 +39,7 @@ def load(
     Raises:
       UserError: nothing to load there, an unknown name, a file that cannot be fetched, or weights that do not fit.
     """
-    path = folder_of(path_or_name, module=module)
+    path = present_folder(path_or_name, module=module)
     try:
         return folder.load(path, checkpoint=checkpoint, module=module, model=model)
     except DamagedFile as error:
@@ -59,6 +59,20 @@ def folder_of(path_or_name: str | Path, *, module: str = "") -> Path:
     if path.exists():
         return path
     return converted(name, module=module) if fetch_named.is_name(name) else path
+
+
+def present_folder(path_or_name: str | Path, *, module: str = "") -> Path:
+    """Return what `folder_of` does, if it exists; the message for a word without folders shows names of weights."""
+    path, name = folder_of(path_or_name, module=module), str(path_or_name)
+    if path.exists():
+        return path
+    fix = "give a model folder or a run directory"
+    if Path(name).name == name:
+        holding = [known for known in PUBLISHED if name in known]
+        choose = f"choose from {spell(holding, limit=MOST_CHOICES)} (all: {LISTS_NAMES} {name})"
+        near = choose if holding else did_you_mean(name, PUBLISHED, listed_by=LISTS_NAMES)
+        fix += f", or a name of published weights: {near}"
+    raise UserError(f"{path}: no such folder; {fix}")
 
 
 def converted(name: str, *, module: str = "") -> Path:

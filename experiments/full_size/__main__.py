@@ -18,8 +18,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from deeplab_jax.config import split_config_arguments
 from deeplab_jax.errors import UserError, did_you_mean
-from deeplab_jax.flags import split_config_arguments
 from deeplab_jax.train.record import RECORD_FILE, records
 from deeplab_jax.weights.folder import METRICS_FILE
 from experiments import ROOT, sbd

@@ -20,9 +20,10 @@ from rich.console import Console
 
 from deeplab_jax.cli import enable_compilation_cache
 from deeplab_jax.commands import INTERRUPTED, PREEMPTED, fail
+from deeplab_jax.config import split_config_arguments
 from deeplab_jax.errors import UserError, did_you_mean, end_process
 from deeplab_jax.files import locked
-from deeplab_jax.flags import Parser, positive, split_config_arguments
+from deeplab_jax.flags import Parser, positive
 from deeplab_jax.provenance import git_commit, short
 from deeplab_jax.train.signals import Interrupted, stop_on_signals
 from experiments.regimes import REGIMES, Regime

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import unicodedata
 from pathlib import Path
 
@@ -77,6 +78,22 @@ def test_layouts_without_splits(tmp_path, image, mask):
     assert found(tmp_path, "all") == {str(index): index % 2 for index in range(10)}
     train, val = (found(tmp_path, split, val_fraction=0.2) for split in ("train", "val"))
     assert (len(train), len(val)) == (8, 2) and not train.keys() & val.keys()
+
+
+@pytest.mark.parametrize(
+    ("image", "mask", "name"),
+    [
+        ("images/tile_{}_img.png", "masks/tile_{}_mask.png", "tile_{}"),
+        ("images/tile_{}-image.png", "masks/tile_{}.png", "tile_{}"),
+        ("images/{}_img.png", "masks/{}_img.png", "{}_img"),
+        ("images/{}_img.png", "masks/{}_img_mask.png", "{}_img"),
+        ("{}_sat.jpg", "{}_mask.png", "{}"),
+    ],
+)
+def test_an_image_may_have_an_end_that_its_mask_lacks(tmp_path, image, mask, name):
+    for index in range(2):
+        put(tmp_path / image.format(index), tmp_path / mask.format(index), index)
+    assert found(tmp_path, "all") == {name.format(index): index for index in range(2)}
 
 
 def test_the_splits_of_coco_are_not_divided_anew(tmp_path):
@@ -299,6 +316,48 @@ def test_one_example_cannot_be_divided():
             hold_out(names, 0.2)
 
 
+@pytest.mark.parametrize(
+    ("image", "mask", "options"),
+    [
+        ("{}/images/{}{}.jpg", "{}/masks/{}{}.png", {}),
+        ("{}_images/{}{}.jpg", "{}_masks/{}{}.png", {}),
+        ("photos/{}/{}{}.jpg", "truth/{}_{}{}.png", {"images": "photos/{split}/*.jpg", "masks": "truth/{split}_*.png"}),
+    ],
+)
+def test_all_takes_the_images_of_every_split(tmp_path, image, mask, options):
+    for split, value in (("train", 0), ("valid", 1)):
+        for index in (1, 2):
+            put(tmp_path / image.format(split, "", index), tmp_path / mask.format(split, "", index), value)
+    assert found(tmp_path, "all", **options) == {"train/1": 0, "train/2": 0, "val/1": 1, "val/2": 1}
+
+
+def test_all_needs_masks_of_one_kind(tmp_path):
+    put(tmp_path / "train/images/1.jpg", tmp_path / "train/masks/1.png")
+    put(tmp_path / "val/images/1.jpg", tmp_path / "val/masks/1/b.png", 1)
+    with pytest.raises(UserError, match=r"masks of different kinds \(.*\); open one of them: train, val"):
+        found(tmp_path, "all")
+
+
+def test_a_split_that_is_not_there_is_named_with_those_that_are(tmp_path):
+    for split in ("train", "val"):
+        put(tmp_path / f"{split}/images/1.jpg", tmp_path / f"{split}/masks/1.png")
+    for options in ({}, {"val_fraction": 0.2}):
+        with pytest.raises(UserError, match="no split 'test' is there; choose from train, val, all$"):
+            found(tmp_path, "test", **options)
+        with pytest.raises(UserError, match="no split 'valid' is there; did you mean val?"):
+            found(tmp_path, "valid", **options)
+
+
+def test_images_for_training_are_divided_beside_folders_for_testing(tmp_path):
+    for index in range(5):
+        put(tmp_path / f"images/{index}.jpg", tmp_path / f"masks/{index}.png")
+    put(tmp_path / "test/images/9.jpg", tmp_path / "test/masks/9.png", 1)
+    assert [len(found(tmp_path, split, val_fraction=0.2)) for split in ("train", "val", "test")] == [4, 1, 1]
+    shutil.rmtree(tmp_path / "images")
+    with pytest.raises(UserError, match="no split 'train' is there; choose from test, all"):
+        found(tmp_path, "train", val_fraction=0.2)
+
+
 # Lists.
 
 NAMED = ("photo 1", "photo 2", "a", "b")
@@ -341,6 +400,42 @@ def test_a_list_for_training_alone_is_divided(listed):
     assert len(names["val"]) == 1 and names["train"] | names["val"] == {"a", "b", "photo 1"}
     with pytest.raises(UserError, match="split_lists has no split 'val'"):
         found(listed, "val", split_lists={"train": "x.txt"})
+
+
+@pytest.mark.parametrize("val", ["valid", "validation", "val2017"])
+def test_a_list_may_have_any_name_of_its_split(listed, val):
+    (listed / "t.txt").write_text("a\nb\nphoto 1\n")
+    (listed / "v.txt").write_text("photo 2\n")
+    options = {"split_lists": (("training", "t.txt"), (val, "v.txt")), "val_fraction": 0.2}
+    assert list(found(listed, "train", **options)) == ["a", "b", "photo 1"]
+    assert list(found(listed, "val", **options)) == ["photo 2"]
+    assert len(found(listed, "all", **options)) == 4
+    with pytest.raises(UserError, match=f"two lists of split 'val', val and {val}; leave one out"):
+        found(listed, "val", split_lists={"val": "v.txt", val: "v.txt"})
+
+
+def test_a_list_of_no_split_is_not_passed_over(listed):
+    """A fifth of the training list took its place."""
+    for name, text in (("t.txt", "a\nb\nphoto 1\n"), ("my v.txt", "photo 2\n")):
+        (listed / name).write_text(text)
+    options = {"split_lists": {"train": "t.txt", "vall": "my v.txt"}, "val_fraction": 0.2}
+    assert list(found(listed, "train", **options)) == ["a", "b", "photo 1"]
+    with pytest.raises(UserError, match="split_lists has no split 'val', but 'vall'; rename that: ") as error:
+        found(listed, "val", **options)
+    (flag,) = re.findall('"(--config.*)"$', str(error.value))
+    fixed = load_config([CONFIG, flag]).data.options.split_lists
+    assert fixed == (("train", "t.txt"), ("val", "my v.txt"))
+    assert list(found(listed, "val", split_lists=fixed, val_fraction=0.2)) == ["photo 2"]
+    with pytest.raises(UserError, match="has no split 'test', only train, val; choose one of these, or add") as error:
+        found(listed, "test", split_lists=fixed)
+    assert "(('train', 't.txt'), ('val', 'my v.txt'), ('test', 'test.txt'))" in str(error.value)
+
+
+def test_lists_may_name_images_in_the_folders_of_splits(tmp_path):
+    for split, value in (("train", 0), ("val", 1)):
+        put(tmp_path / f"{split}/images/{split}1.jpg", tmp_path / f"{split}/masks/{split}1.png", value)
+    (tmp_path / "fold.txt").write_text("val1\ntrain1\n")
+    assert list(found(tmp_path, "fold", split_lists={"fold": "fold.txt"})) == ["val/val1", "train/train1"]
 
 
 def test_a_list_may_pair_other_names(listed):

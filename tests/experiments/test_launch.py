@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from deeplab_jax.config import split_config_arguments
 from deeplab_jax.distributed import explicit
-from deeplab_jax.flags import make_parser, split_config_arguments
+from deeplab_jax.flags import make_parser
 from experiments.launch import local
 from tests.support.processes import environment
 

@@ -100,7 +100,7 @@ def test_options_decide_the_number_of_channels_and_travel_with_the_description()
     [
         ({"in_channels": 0}, "in_channels=0: give a whole number from 1"),
         ({"in_channels": "4"}, "in_channels='4': give a whole number from 1"),
-        ({"in_channels": 4, "channels": (0, 1)}, "2 bands for a network of 4 channels"),
+        ({"in_channels": 4, "channels": (0, 1)}, "2 bands for a network of 4 channels; give 4 bands, such as 0,1,2,3"),
         ({"channels": (0, -1, 2)}, "give the numbers of bands, from 0"),
         ({"mean": (0.5,), "std": (1.0, 1.0)}, "give one value of each for every channel"),
         ({"std": (1.0, 0.0, 1.0)}, "those of std above 0"),

@@ -12,7 +12,7 @@ import pytest
 
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.catalog import create_model
-from deeplab_jax.train.initialise import fresh_state, initial_variables, unlike_options
+from deeplab_jax.train.initialise import fitting_options, fresh_state, initial_variables, unlike_options
 from deeplab_jax.train.sharding import make_mesh, state_shardings
 from deeplab_jax.train.state import create_state
 from deeplab_jax.weights.folder import flatten_variables, save
@@ -90,8 +90,11 @@ def test_missing_tensors_unknown_scopes_and_missing_folders_are_user_errors(tmp_
     model, variables = tiny_model("cascade_tiny", norm="group")
     save(tmp_path, model, variables, {})
     _, batch = tiny_model("cascade_tiny")
-    with pytest.raises(UserError, match=r"missing params/backbone/.*norm.*; give weights of the same architecture"):
+    with pytest.raises(
+        UserError, match=r"missing params/backbone/.*norm.*; give the network the options of .*norm="
+    ) as error:
         start(zeros(batch), tmp_path, scope="backbone")
+    assert shlex.split(str(error.value))[-1] == "--config.model.options.norm='group'"
     _, larger = tiny_model("deeplabv3plus_tiny", norm="group")
     with pytest.raises(UserError, match=r"missing params/context/.*; add --config.init_scope=backbone$"):
         start({"params": larger["params"]}, tmp_path, scope="all")
@@ -99,6 +102,22 @@ def test_missing_tensors_unknown_scopes_and_missing_folders_are_user_errors(tmp_
         start(zeros(batch), tmp_path, scope="bakbone")
     with pytest.raises(UserError, match="gone: no such folder"):
         start(zeros(batch), tmp_path / "gone", scope="all")
+
+
+def test_weights_of_another_width_name_the_option(tmp_path) -> None:
+    """Only what is needed: the momentum changes no tensor, and the weights of 0.125 have the default output stride."""
+    source = create_model("deeplabv3_resnet18", num_classes=3, width=0.125, norm_momentum=0.9)
+    model = create_model("deeplabv3plus_resnet18", num_classes=5, width=0.25)
+    variables, fresh = (fill_variables(network, 1, 33, 33, 3) for network in (source, model))
+    save(tmp_path, source, variables, {})
+    with pytest.raises(UserError, match=r"these weights: --config\.model\.options\.width=0\.125$"):
+        start(fresh, tmp_path, scope="backbone", model=model)
+    plain = create_model("deeplabv3_resnet18", num_classes=3)
+    assert fitting_options(plain, source, flatten_variables(fill_variables(plain, 1, 33, 33, 3)), "all") == [
+        "--config.model.options.width=None"
+    ]
+    other = create_model("deeplabv3_resnet50", num_classes=3, width=0.125)
+    assert fitting_options(source, other, flatten_variables(variables), "all") == []
 
 
 @pytest.mark.parametrize(

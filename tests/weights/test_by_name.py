@@ -151,8 +151,14 @@ def test_a_licence_that_needs_a_look_is_said(server, monkeypatch, capsys, licenc
 def test_an_unknown_name_shows_the_nearest():
     with pytest.raises(UserError, match=r"did you mean torchvision/deeplabv3_resnet101_coco"):
         load("torchvision/deeplabv3_resnet101_coc")
-    with pytest.raises(UserError, match="no such folder; give a model folder or a run directory"):
+    with pytest.raises(UserError, match="no such folder; give a model folder or a run directory$"):
         load("runs/none")
+    with pytest.raises(
+        UserError, match=r"or a name of published weights: choose from .*imagenet.* weights imagenet\)$"
+    ):
+        load("imagenet")
+    with pytest.raises(UserError, match="neither a path nor a name of published weights: did you mean"):
+        load("deeplabv3_resnet101_coco")
 
 
 def test_a_folder_comes_before_a_name(server, monkeypatch, tmp_path):

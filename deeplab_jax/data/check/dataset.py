@@ -21,6 +21,7 @@ from deeplab_jax.data.check.example import Seen, inspect_example, inspect_files,
 from deeplab_jax.data.check.report import MAX_PER_KIND, Finding, Report, median_frequency_weights
 from deeplab_jax.data.levels import suggest_range
 from deeplab_jax.data.mask_formats import Colour, palette_fault
+from deeplab_jax.data.sets.multilabel import MultilabelSource
 from deeplab_jax.data.source import PairSource, Source, check_limit, suggest_value_map
 from deeplab_jax.data.threads import Progress, in_threads
 from deeplab_jax.errors import UserError, spell
@@ -58,8 +59,10 @@ def check_source(
     of_files = [
         *_shared(source, split, others),
         *_repeated(getattr(source, "repeated", ())),
-        *_unpaired(dict(getattr(source, "images_without_mask", ())), dict(getattr(source, "masks_without_image", ()))),
     ]
+    for place, part in _parts(source):
+        without = (dict(getattr(part, name, ())) for name in ("images_without_mask", "masks_without_image"))
+        of_files += _unpaired(*without, place=place)
     tally = Tally()
     takes_map = getattr(source, "takes_map", False)
     if isinstance(source, PairSource):
@@ -149,8 +152,16 @@ def _repeated(lines: Sequence[tuple[str, str]]) -> list[Finding]:
     ]
 
 
-def _unpaired(by_name: dict[str, str], masks_by_name: dict[str, str]) -> list[Finding]:
+def _parts(source: Source) -> list[tuple[str, Source]]:
+    """Return what may have files without a partner: a source, or its part for each label with the masks' place."""
+    if isinstance(source, MultilabelSource):
+        return list(zip(source.places, source.parts, strict=True))
+    return [("", source)]
+
+
+def _unpaired(by_name: dict[str, str], masks_by_name: dict[str, str], *, place: str) -> list[Finding]:
     findings = []
+    there = f" in {place}" if place else ""
     lonely_masks = sorted(masks_by_name.keys() - by_name.keys())
     for name in sorted(by_name.keys() - masks_by_name.keys()):
         # Among the names after `name`, in order, those that begin with it come first: 7_mask for 7.
@@ -160,7 +171,7 @@ def _unpaired(by_name: dict[str, str], masks_by_name: dict[str, str]) -> list[Fi
         if near:
             flags = "--config.data.options.images, --config.data.options.masks"
             fix = f"if {Path(masks_by_name[near]).name} is it, give both one name or use globs ({flags})"
-        message = f"no mask is called '{name}'; {fix}"
+        message = f"no mask is called '{name}'{there}; {fix}"
         findings.append(Finding("error", "image without mask", by_name[name], name, message))
     for name in lonely_masks:
         message = f"no image is called '{name}'; add the image or remove the mask"
@@ -284,7 +295,7 @@ def _class_findings(
         if pixels[i] == 0:
             message = (
                 f"class {i} ({class_name}) is in none of the {masks} masks checked; it cannot be learned from them: "
-                "add examples, or drop the class"
+                "add examples, or (data set 'folder') drop the class"
             )
             findings.append(Finding("warning", "absent class", name, class_name, message))
         elif pixels[i] * _RARE < pixels.max():

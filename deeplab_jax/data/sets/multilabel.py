@@ -1,6 +1,7 @@
 """A folder of images whose pixels can have several labels: for each label a mask that says where it is."""
 
 import dataclasses
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 from deeplab_jax.data.class_tables import rgb
 from deeplab_jax.data.sets.folder import ValueMap, open_folder
 from deeplab_jax.data.source import Example, PairSource, check_sizes, decode_label
-from deeplab_jax.errors import UserError
+from deeplab_jax.errors import UserError, did_you_mean
 from deeplab_jax.labels import IGNORE_LABEL, MAX_CLASSES, PRESENCE, LabelSet, colormap
 
 MULTILABEL = "multilabel"
@@ -22,11 +23,13 @@ class MultilabelSource:
     Attributes:
       labels: the names and colours of the labels.
       parts: for each label, the same images with the masks of that label.
+      places: for each label, the folder or glob of its masks.
       channels, value_range, in_parts: how images are read; see `PairSource`.
     """
 
     labels: LabelSet
     parts: tuple[PairSource, ...]
+    places: tuple[str, ...]
     channels: tuple[int, ...] = ()
     value_range: tuple[float, ...] = ()
     name: str = MULTILABEL
@@ -46,6 +49,11 @@ class MultilabelSource:
             label.append(decode_label(part.read_mask(pair.mask), part.labels, name=pair.mask))
             check_sizes(first["image"], label[-1], image_name=pair.image, mask_name=pair.mask)
         return {**first, "label": np.stack(label, axis=-1)}
+
+    def require_pairs(self) -> None:
+        """Raise a UserError that names the files of a label without a partner, if there are any."""
+        for place, part in zip(self.places, self.parts, strict=True):
+            part.require_pairs(place)
 
     @property
     def repeated(self) -> tuple[tuple[str, str], ...]:
@@ -93,27 +101,31 @@ def open_multilabel(
       images, split_lists, val_fraction, val_rule: see `open_folder`.
 
     Raises:
-      UserError: see `open_folder`; fewer than two names; an image that lacks the mask of a label.
+      UserError: see `open_folder`; fewer than two names; a label without a folder.
     """
-    labels = _labels(class_names, palette)
     named = masks if "{class}" in masks else f"{masks}/{{class}}"
+    labels = _labels(class_names, palette, named)
+    _check_folders(Path(dir), named, labels.names)
+    places = tuple(named.replace("{class}", name) for name in labels.names)
     parts = tuple(
         open_folder(
             dir,
             split=split,
             class_names=PRESENCE.names,
             images=images,
-            masks=named.replace("{class}", name),
+            masks=place,
             ignore_label=ignore_label,
             value_map=value_map,
             split_lists=split_lists,
             val_fraction=val_fraction,
             val_rule=val_rule,
         )
-        for name in labels.names
+        for place in places
     )
     by_label = dict(zip(labels.names, parts, strict=True))
     lonely = {name: {file for _, file in part.masks_without_image} for name, part in by_label.items()}
+    paired = set[str].intersection(*({pair.name for pair in part.pairs} for part in parts))
+    kept = []
     for name, part in by_label.items():
         # A glob of one label may also match the masks of another whose name ends with it: crack, and wet_crack.
         taken = {
@@ -123,8 +135,21 @@ def open_multilabel(
             if other != name and file not in lonely[other] and Path(file).match(_pattern(named, other))
         }
         left = tuple(one for one in part.masks_without_image if one[1] not in taken)
-        dataclasses.replace(part, masks_without_image=left).require_pairs()
-    return MultilabelSource(labels, parts)
+        pairs = tuple(pair for pair in part.pairs if pair.name in paired)
+        kept.append(dataclasses.replace(part, pairs=pairs, masks_without_image=left))
+    return MultilabelSource(labels, tuple(kept), places)
+
+
+def _check_folders(root: Path, named: str, names: Sequence[str]) -> None:
+    """Raise a UserError for a label without a folder, where every label has one beside those of the others."""
+    above, _, rest = named.partition("{class}")
+    if rest or not above.endswith("/") or not (root / above).is_dir():
+        return
+    folders = sorted(path.name for path in (root / above).iterdir() if path.is_dir() and path.name[0] != ".")
+    for name in names:
+        if folders and not (root / above / name).is_dir():
+            near = did_you_mean(name, folders)
+            raise UserError(f"{root / above / name}: no such folder; correct the label in class_names: {near}")
 
 
 def _pattern(named: str, name: str) -> str:
@@ -132,8 +157,15 @@ def _pattern(named: str, name: str) -> str:
     return named.replace("{class}", name).replace("{split}", "*")
 
 
-def _labels(names: Sequence[str], palette: Sequence[Sequence[int]] | None) -> LabelSet:
+def _labels(names: Sequence[str], palette: Sequence[Sequence[int]] | None, named: str) -> LabelSet:
     good = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
+    if good and len(names) == 1:
+        flags = ["name=folder", f"options.class_names={('background', names[0])}"]
+        flags += [f"options.masks={named.replace('{class}', names[0])}"]
+        raise UserError(
+            f"class_names is {tuple(names)}: one label, which data set 'folder' reads beside the background: "
+            f"{shlex.join(f'--config.data.{flag}' for flag in flags)}"
+        )
     if not good or not 2 <= len(names) < MAX_CLASSES or len(set(names)) < len(names):
         raise UserError(
             f"class_names is {names!r:.100}; give 2 to {MAX_CLASSES - 1} different names of labels that a pixel can "

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from deeplab_jax.cli import main
+from deeplab_jax.config import load_config
 from deeplab_jax.data.augment import augment
 from deeplab_jax.data.catalog import open_source
 from deeplab_jax.data.check.dataset import check_source
@@ -133,9 +134,13 @@ def test_every_label_is_augmented_as_if_it_were_alone(folder) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"class_names": ("wet",)}, r"class_names is \('wet',\); give 2 to 253 different names"),
+        ({"class_names": ()}, r"class_names is \(\); give 2 to 253 different names"),
         ({"class_names": ("wet", "wet")}, "different names of labels"),
-        ({"class_names": ("wet", "dry")}, "masks/dry: no such folder"),
+        (
+            {"class_names": ("wet", "dry")},
+            "masks/dry: no such folder; correct the label in class_names: choose from cracked, wet",
+        ),
+        ({"class_names": ("wet", "craked")}, "masks/craked: no such folder; .*: did you mean cracked?"),
         ({"class_names": NAMES, "palette": [[0, 0, 0]]}, "palette does not fit 2 labels"),
         ({"class_names": NAMES, "palette": [[0, 0], [1, 1]]}, "palette is"),
         ({"class_names": NAMES, "mask": "masks"}, "has no option 'mask'; did you mean masks"),
@@ -148,8 +153,35 @@ def test_what_does_not_fit_is_refused(folder, options, message) -> None:
 
 def test_an_image_without_the_mask_of_a_label_is_named(folder) -> None:
     (folder / "masks" / "cracked" / "2.png").unlink()
-    with pytest.raises(UserError, match=re.escape(f"{folder / 'images' / '2.png'}: no mask of that name")):
+    with pytest.raises(
+        UserError, match=re.escape(f"{folder / 'images' / '2.png'}: no mask of that name in masks/cracked;")
+    ):
         open_source("multilabel", split="all", dir=folder, class_names=NAMES)
+
+
+def test_check_data_names_every_missing_mask_with_its_folder(folder, capsys) -> None:
+    for missing in ("wet/1.png", "cracked/2.png"):
+        (folder / "masks" / missing).unlink()
+    write_mask(folder / "masks/wet/9.png", np.zeros((6, 8), np.uint8), None)
+    names = f"--config.data.options.class_names={NAMES}"
+    words = ["check-data", "--config=configs/folder.py", f"--config.data.dir={folder}", names, "--split=all"]
+    assert main([*words, "--config.data.name=multilabel"]) == 2
+    printed = capsys.readouterr().out
+    assert f"{folder}/images/1.png: no mask is called '1' in masks/wet; add the mask" in printed
+    assert f"{folder}/images/2.png: no mask is called '2' in masks/cracked; add the mask" in printed
+    assert f"{folder}/masks/wet/9.png: no image is called '9'" in printed and "2 of 2 examples" in printed
+    source = open_source("multilabel", split="all", dir=folder, class_names=NAMES, strict=False)
+    assert [source[index]["name"] for index in range(2)] == ["0", "3"]
+    assert [source.mask_files(1)[k] for k in (0, 1)] == [f"{folder}/masks/{name}/3.png" for name in NAMES]
+
+
+def test_one_label_is_read_as_the_message_says(folder) -> None:
+    with pytest.raises(UserError, match=r"class_names is \('wet',\): one label, which data set 'folder'") as error:
+        open_source("multilabel", split="all", dir=folder, class_names=("wet",))
+    words = [word for word in shlex.split(str(error.value)) if word.startswith("--config")]
+    data = load_config(["--config=configs/folder.py", f"--config.data.dir={folder}", *words]).data
+    source = open_source(data.name, dir=data.dir, split="all", **data.options)
+    assert source.labels.names == ("background", "wet") and source[0]["label"][0, 0] == 255
 
 
 def test_a_label_may_end_another(tmp_path) -> None:
