@@ -330,14 +330,14 @@ def test_parameter_counts_of_the_published_networks(name: str, count: int) -> No
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "mobilenet_v2"])
 def test_parameters_do_not_depend_on_the_output_stride(name: str) -> None:
-    trees = [variable_shapes(backbone(name), 1, 33, 33, 3, output_stride=stride) for stride in (4, 8, 16, 32)]
-    assert all(tree == trees[0] for tree in trees)
+    trees = [variable_shapes(backbone(name), 1, 33, 33, 3, output_stride=stride) for stride in (4, 32)]
+    assert trees[0] == trees[1]
 
 
 def test_parameters_of_a_cascade_do_not_depend_on_the_output_stride() -> None:
     network = backbone("resnet50", width=1 / 16, last_block=7)
-    trees = [variable_shapes(network, 1, 65, 65, 3, output_stride=stride) for stride in (16, 32, 64, 256)]
-    assert all(tree == trees[0] for tree in trees)
+    trees = [variable_shapes(network, 1, 65, 65, 3, output_stride=stride) for stride in (16, 256)]
+    assert trees[0] == trees[1]
 
 
 @pytest.mark.parametrize("output_stride", [16, 64, 256])

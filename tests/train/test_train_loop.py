@@ -420,13 +420,6 @@ def test_a_loss_of_the_users_own_is_trained_with_once_its_file_is_named(tmp_path
         run_training(tmp_path / "other", tiny_config(**{**changes, "train.loss": "sqared"}))
 
 
-def test_training_is_public(tmp_path):
-    """As a function, whatever is imported from the folder of that name."""
-    results = deeplab_jax.train(tiny_config(), tmp_path / "run", console=quiet())
-    same = {"seconds": results["seconds"], "workdir": str(tmp_path / "run")}
-    assert results == run_training(tmp_path / "other", tiny_config()) | same
-
-
 WRONG_LOSSES = """
 def pair(logits, labels, **_):
     return logits.sum(), labels.sum()

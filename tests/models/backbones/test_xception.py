@@ -200,7 +200,7 @@ def test_an_output_stride_beyond_32_raises() -> None:
 
 def test_parameters_depend_neither_on_the_output_stride_nor_on_the_activations() -> None:
     network = xception(71, middle_units=1)
-    trees = [variable_shapes(network, 1, 33, 33, 3, output_stride=stride) for stride in (2, 8, 32)]
+    trees = [variable_shapes(network, 1, 33, 33, 3, output_stride=stride) for stride in (2, 32)]
     trees.append(variable_shapes(network.clone(depthwise_activation=False), 1, 33, 33, 3, output_stride=16))
     assert all(tree == trees[0] for tree in trees)
 

@@ -114,11 +114,6 @@ def test_separable_branches_and_head() -> None:
     assert set(params["branch_1x1"]) == set(params["projection"]) == {"conv", "norm"}
 
 
-def test_parameters_do_not_depend_on_the_output_stride() -> None:
-    trees = [variable_shapes(ASPP(4), 1, 9, 9, 3, output_stride=stride) for stride in (8, 16, 32)]
-    assert trees[0] == trees[1] == trees[2]
-
-
 def test_dropout_acts_in_training_only() -> None:
     aspp = ASPP(64, aspp_rates=(), image_pooling=False, dropout=0.5, settings=BARE)
     identity = np.eye(64)[None, None]
