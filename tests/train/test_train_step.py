@@ -371,7 +371,7 @@ def test_frozen_norm_keeps_its_statistics() -> None:
 @pytest.mark.slow
 def test_the_loss_falls_on_one_batch() -> None:
     """Every part of DeepLabv3+, fifteen steps on two images: the loss goes down by more than a third."""
-    _, state, step = set_up("deeplabv3plus_tiny", optimizer={"name": "adam", "learning_rate": 0.01})
+    _, state, step = set_up("deeplabv3plus_tiny", optimizer={"name": "adam", "learning_rate": 0.01, "momentum": 0.9})
     batch = make_batch(2)
     batch["label"] = np.repeat(np.repeat(batch["label"][:, ::11, ::11], 11, 1), 11, 2)
     batch["label"][0] = np.where(batch["label"][0] == 255, 1, batch["label"][0])
