@@ -72,16 +72,6 @@ def tiny_networks() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def scenes_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Train `configs/scenes.py:debug` through the command line and return the run directory."""
-    from deeplab_jax.cli import main
-
-    workdir = tmp_path_factory.mktemp("runs") / "scenes"
-    assert main(["train", "--config", f"{ROOT}/configs/scenes.py:debug", "--workdir", str(workdir)]) == 0
-    return workdir
-
-
-@pytest.fixture(scope="session")
 def repo_root() -> Path:
     """Return the folder that holds configs/ and experiments/."""
     return ROOT

@@ -49,6 +49,14 @@ def start(*words):
 # One round.
 
 
+@pytest.fixture(scope="module")
+def scenes_run(tmp_path_factory) -> Path:
+    """A run directory of `configs/scenes.py:debug`: the one training of a whole ResNet-18 in the fast tests."""
+    workdir = tmp_path_factory.mktemp("runs") / "scenes"
+    assert run("train", "--config", SCENES, "--workdir", workdir) == 0
+    return workdir
+
+
 def test_train_leaves_a_run_directory(scenes_run) -> None:
     names = {path.name for path in scenes_run.iterdir()}
     assert names == {

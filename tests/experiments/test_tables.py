@@ -250,7 +250,7 @@ def test_stage_2_is_the_papers(repo_root) -> None:
     params = abstract_variables(model)["params"]
     optimizer, _ = build_optimizer(config, model)
     ones = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), params)
-    updates, _ = optimizer.update(ones, optimizer.init(ones), ones)
+    updates, _ = jax.jit(optimizer.update)(ones, jax.jit(optimizer.init)(ones), ones)
     moved = {path[-2:]: bool(np.any(update)) for path, update in flatten_dict(updates).items()}
     assert moved == {key: key[-2] != "batch" for key in moved} and ("batch", "scale") in moved
 

@@ -301,9 +301,15 @@ def test_the_shortcut_of_a_thin_mobilenet_is_the_identity() -> None:
     variables = fill_variables(network, 1, 33, 33, 3, output_stride=32)
     norm = variables["params"]["conv1_unit1"]["project"]["norm"]["batch"]
     norm.update(jax.tree.map(jnp.zeros_like, norm))
-    features = network.apply(variables, jnp.ones((1, 33, 33, 3)), output_stride=32, train=False)
-    assert float(jnp.max(features["stem"][0])) > 0
-    np.testing.assert_array_equal(features["conv1"][0], features["stem"][0])
+
+    @jax.jit
+    def stem_and_first_unit(variables: Any, x: jax.Array) -> Any:
+        features = network.apply(variables, x, output_stride=32, train=False)
+        return features["stem"][0], features["conv1"][0]
+
+    stem, first = stem_and_first_unit(variables, jnp.ones((1, 33, 33, 3)))
+    assert float(jnp.max(stem)) > 0
+    np.testing.assert_array_equal(first, stem)
 
 
 @pytest.mark.parametrize(
@@ -324,14 +330,14 @@ def test_parameter_counts_of_the_published_networks(name: str, count: int) -> No
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "mobilenet_v2"])
 def test_parameters_do_not_depend_on_the_output_stride(name: str) -> None:
-    trees = [variable_shapes(backbone(name), 1, 33, 33, 3, output_stride=stride) for stride in (4, 8, 16, 32)]
-    assert all(tree == trees[0] for tree in trees)
+    trees = [variable_shapes(backbone(name), 1, 33, 33, 3, output_stride=stride) for stride in (4, 32)]
+    assert trees[0] == trees[1]
 
 
 def test_parameters_of_a_cascade_do_not_depend_on_the_output_stride() -> None:
     network = backbone("resnet50", width=1 / 16, last_block=7)
-    trees = [variable_shapes(network, 1, 65, 65, 3, output_stride=stride) for stride in (16, 32, 64, 256)]
-    assert all(tree == trees[0] for tree in trees)
+    trees = [variable_shapes(network, 1, 65, 65, 3, output_stride=stride) for stride in (16, 256)]
+    assert trees[0] == trees[1]
 
 
 @pytest.mark.parametrize("output_stride", [16, 64, 256])

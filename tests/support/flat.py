@@ -7,13 +7,13 @@ A sample is (resident memory in KiB, open files, threads); there are 50 of them,
 
 import json
 import os
-import re
 import sys
 from pathlib import Path
 
 from deeplab_jax.data.sets.scenes import Scenes
 from deeplab_jax.evaluate.evaluator import evaluate
 from deeplab_jax.train import run
+from tests.support.memory import status
 from tests.support.tiny import run_training, tiny_config, tiny_model, tiny_models
 
 SAMPLES = 50
@@ -21,9 +21,7 @@ SAMPLES = 50
 
 def sample() -> tuple[int, int, int]:
     """What this process holds now."""
-    status = Path("/proc/self/status").read_text()
-    values = [int(number) for name in ("VmRSS", "Threads") for number in re.findall(rf"{name}:\s+(\d+)", status)]
-    return values[0], len(os.listdir("/proc/self/fd")), values[1]
+    return status("VmRSS") // 1024, len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
 
 
 def main(what: str, count: int, folder: str) -> None:

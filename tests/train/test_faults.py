@@ -151,7 +151,7 @@ def test_updates_may_be_skipped_and_are_counted(tmp_path, monkeypatch, capsys) -
         assert_same_arrays(fourth, read_checkpoint(tmp_path, 6))
 
 
-@pytest.mark.parametrize("allowed", [0, 10])
+@pytest.mark.parametrize("allowed", first_fast([0, 10]))
 def test_the_printed_number_of_skips_lets_the_run_go_on(tmp_path, monkeypatch, allowed) -> None:
     """From the step before the fault, which is saved although none was due."""
     changes = {"train.steps": 30, "train.checkpoint_every": 100, "train.evaluate_every": 100}
@@ -209,7 +209,7 @@ def test_a_record_that_cannot_be_written_costs_no_step(tmp_path, monkeypatch, al
     assert os.listdir(tmp_path / CHECKPOINTS) == ["4"]
 
 
-@pytest.mark.parametrize("clip_norm", [0.0, 1.0])
+@pytest.mark.parametrize("clip_norm", first_fast([0.0, 1.0]))
 def test_a_run_goes_on_with_the_settings_that_the_message_names(tmp_path, monkeypatch, clip_norm) -> None:
     """Clipping, decay and factors may change either way: none of them moves the state in the checkpoint."""
     poison(monkeypatch, 5)

@@ -97,8 +97,8 @@ def test_strides_and_channels_of_the_features(output_stride: int) -> None:
 
 
 def test_parameters_do_not_depend_on_the_output_stride_and_units_are_named_after_stages() -> None:
-    trees = [variable_shapes(thin(), 1, 33, 33, 3, output_stride=stride) for stride in (4, 8, 16, 32)]
-    assert all(tree == trees[0] for tree in trees)
+    trees = [variable_shapes(thin(), 1, 33, 33, 3, output_stride=stride) for stride in (4, 32)]
+    assert trees[0] == trees[1]
     units = {"conv2": 2, "conv3": 2, "conv4": 3, "conv5": 8}
     names = {f"{stage}_unit{i + 1}" for stage, count in units.items() for i in range(count)}
     assert set(trees[0]["params"]) == {"stem", *names, "conv5_last"}

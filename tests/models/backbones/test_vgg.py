@@ -109,8 +109,8 @@ def test_the_published_parameter_counts() -> None:
 
 
 def test_parameters_do_not_depend_on_the_output_stride() -> None:
-    trees = [variable_shapes(VGG(width=1 / 16), 1, 33, 33, 3, output_stride=stride) for stride in (1, 8, 32)]
-    assert trees[0] == trees[1] == trees[2]
+    trees = [variable_shapes(VGG(width=1 / 16), 1, 33, 33, 3, output_stride=stride) for stride in (1, 32)]
+    assert trees[0] == trees[1]
 
 
 @pytest.mark.parametrize("value", [0, 1, 4, "2"])

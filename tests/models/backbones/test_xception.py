@@ -200,7 +200,7 @@ def test_an_output_stride_beyond_32_raises() -> None:
 
 def test_parameters_depend_neither_on_the_output_stride_nor_on_the_activations() -> None:
     network = xception(71, middle_units=1)
-    trees = [variable_shapes(network, 1, 33, 33, 3, output_stride=stride) for stride in (2, 8, 32)]
+    trees = [variable_shapes(network, 1, 33, 33, 3, output_stride=stride) for stride in (2, 32)]
     trees.append(variable_shapes(network.clone(depthwise_activation=False), 1, 33, 33, 3, output_stride=16))
     assert all(tree == trees[0] for tree in trees)
 
@@ -284,8 +284,9 @@ def test_the_two_forms_and_the_relu_in_the_whole_network() -> None:
     network = thin(41, middle_units=1)
     variables = fill_variables(network, 1, 33, 33, 3, output_stride=16)
     x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 33, 33, 3)), jnp.float32)
-    paper = apply(network, variables, x, 16)
-    code = apply(network.clone(depthwise_activation=False), variables, x, 16)
+    compiled = jax.jit(apply, static_argnums=(0, 3))
+    paper = compiled(network, variables, x, 16)
+    code = compiled(network.clone(depthwise_activation=False), variables, x, 16)
     np.testing.assert_array_equal(paper["stem"][0], code["stem"][0])
     for stage in ("conv2", "conv3", "conv4", "conv5"):
         assert float(jnp.max(jnp.abs(paper[stage][0] - code[stage][0]))) > 0.01
