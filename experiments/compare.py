@@ -18,7 +18,7 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.weights.folder import METRICS_FILE
 from experiments.program import exits, parser_of
 from experiments.report.intervals import errors, over_images, over_seeds, widest
-from experiments.run.files import Unreadable, read_json
+from experiments.run.files import read_given
 from experiments.run.per_image import Counts, counts_of
 
 
@@ -47,12 +47,10 @@ def read_evaluation(folder: Path) -> Counts:
       UserError: the folder holds no evaluation, or one without counts.
     """
     file = folder / METRICS_FILE
-    try:
-        metrics = read_json(file, needs=("per_image",))
-    except Unreadable as error:
-        raise UserError(f"{file}: {error}; give a folder of python -m deeplab_jax evaluate --per_image --out") from None
+    fix = "; give a folder of python -m deeplab_jax evaluate --per_image --out"
+    metrics = read_given(file, needs=("per_image",), fix=fix)
     if metrics is None:
-        raise UserError(f"{file}: no such file; give a folder of python -m deeplab_jax evaluate --per_image --out")
+        raise UserError(f"{file}: no such file{fix}")
     if "every" not in metrics["per_image"]:
         raise UserError(f"{file}: holds no counts of single images; evaluate again with --per_image")
     return counts_of(metrics["per_image"]["every"])

@@ -37,7 +37,7 @@ from deeplab_jax.train.step import mean_gradient, summed_loss
 from deeplab_jax.weights.folder import load
 from experiments.program import exits, parser_of
 from experiments.regimes import REGIMES
-from experiments.run.files import Unreadable, checkpoint_steps, read_json
+from experiments.run.files import checkpoint_steps, read_given
 from experiments.run.plan import job_name
 from experiments.run.resolve import Resolved, Settings, resolve
 from experiments.tables import TABLES
@@ -61,10 +61,7 @@ def main(argv: Sequence[str] | None) -> None:
             raise UserError(f"--row {name!r}: {did_you_mean(name, rows)}")
     if args.images < 2:
         raise UserError(f"--images {args.images}: give at least 2, since batch norm needs them")
-    try:
-        content = read_json(args.out, needs=("rows",)) or {"rows": {}}
-    except Unreadable as error:
-        raise UserError(f"{args.out}: {error}; give another --out") from None
+    content = read_given(args.out, needs=("rows",), fix="; give another --out") or {"rows": {}}
     enable_compilation_cache()
     for name in args.row or rows:
         found = resolve(rows[name], TABLE, REGIMES[REGIME], Settings())

@@ -198,11 +198,11 @@ def _by_lists(asked: _Asked) -> SplitFiles | None:
 
 def _by_fraction(asked: _Asked) -> SplitFiles:
     """Return all files, of which `val_fraction` is for validation; or raise a UserError if nothing divides them."""
-    own = _of_splits(asked)
-    alone = asked.val_fraction is not None and _undivided(asked) is None  # Nothing is there that could be divided.
-    if own and (alone or asked.split not in ("train", "val")):
+    files, of_fraction = _undivided(asked), asked.split in ("train", "val")
+    own = {} if of_fraction and files is not None else _of_splits(asked)
+    if own and not (of_fraction and asked.val_fraction is None):  # Nothing is there that could be divided.
         raise UserError(f"{asked.root}: no split '{asked.split}' is there; {did_you_mean(asked.split, [*own, 'all'])}")
-    files = _all(asked)
+    files = _joined(asked, own) if files is None else files
     if asked.val_fraction is None:
         raise UserError(
             f"{asked.root}: nothing says which examples are '{asked.split}'; set "
@@ -265,9 +265,12 @@ def _undivided(asked: _Asked) -> Files | None:
 
 def _all(asked: _Asked) -> Files:
     """Return the files in folders without splits, or else those in the folders of every split."""
-    if (files := _undivided(asked)) is not None:
-        return files
-    own = _of_splits(asked)
+    files = _undivided(asked)
+    return _joined(asked, _of_splits(asked)) if files is None else files
+
+
+def _joined(asked: _Asked, own: Mapping[str, Files]) -> Files:
+    """Return the files of every split, or raise a UserError if there are none."""
     return join(own) if own else _named(asked.root, asked.images, asked.masks)
 
 

@@ -161,11 +161,13 @@ def _share_of_another_folder(
     if isinstance(model, Segmenter) or settings is None or not getattr(source, "is_share", False):
         return ""
     try:
-        run, all_images = or_of_run(None, model), len(open_split(settings, "all"))
-        trained_on = None if run is None else at_home(config_of(run).data.dir).resolve()
+        run = or_of_run(None, model)
+        if run is not None and at_home(config_of(run).data.dir).resolve() == at_home(settings.data.dir).resolve():
+            return ""
+        all_images = len(open_split(settings, "all"))
     except UserError:  # Such as the configuration of an older run, with keys that have other names now.
         return ""
-    if trained_on == at_home(settings.data.dir).resolve() or all_images <= len(source):
+    if all_images <= len(source):
         return ""
     return (
         f"{split}: {len(source)} of {all_images} images, by val_fraction; if the model was trained on none of them, "

@@ -26,7 +26,7 @@ from deeplab_jax.models.segmenter import Segmenter, Variables, abstract_variable
 from deeplab_jax.train.state import TrainState
 from deeplab_jax.weights.by_name import load, present_folder
 from deeplab_jax.weights.fit_channels import fit_channels, said_of_channels
-from deeplab_jax.weights.folder import FIX, compare, flatten_variables
+from deeplab_jax.weights.folder import FIX, compare, flatten_variables, unfit
 
 SCOPES: dict[str, Callable[[str], bool]] = {
     "all": lambda name: True,
@@ -130,7 +130,7 @@ def initial_variables(
         norms = put_identity_norms(without_norm, source, variables, images(), target=model)
         biases = {name.replace("/norm/batch/", "/conv/") for name in norms if name.startswith("params/")}
         found = {name: value for name, value in found.items() if name not in biases} | norms
-    if not _fits(wanted, found):
+    if unfit(wanted, found):
         fitting, fix = _fitting_scope(flat, flatten_variables(variables)), FIX
         if fitting:
             fix = f"add --config.init_scope={fitting}"
@@ -153,17 +153,9 @@ def _fitting_scope(expected: dict[str, Any], found: dict[str, Any]) -> str:
     """Return the largest scope within which weights fit a model, "" for none."""
     for scope, holds in SCOPES.items():
         within = ({name: value for name, value in flat.items() if holds(name)} for flat in (expected, found))
-        if _fits(*within):
+        if not unfit(*within):
             return scope
     return ""
-
-
-def _fits(expected: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
-    """Return whether tensors are those that are expected, by name and shape."""
-    with suppress(UserError):
-        compare(expected, found, source="")
-        return True
-    return False
 
 
 def fitting_options(source: Segmenter, model: Segmenter, found: Mapping[str, Any], scope: str) -> list[str]:
@@ -181,7 +173,7 @@ def fitting_options(source: Segmenter, model: Segmenter, found: Mapping[str, Any
         options = {key: value for key, value in {**own["options"], **changes}.items() if value is not None}
         with suppress(UserError):
             flat = flatten_variables(abstract_variables(from_description({**own, "options": options})))
-            return _fits({name: value for name, value in flat.items() if SCOPES[scope](name)}, found)
+            return not unfit({name: value for name, value in flat.items() if SCOPES[scope](name)}, found)
         return False  # The network does not take some option with the others.
 
     if not fits(unlike):

@@ -254,10 +254,14 @@ def flatten_variables(variables: Mapping[str, Any]) -> dict[str, Any]:
     return flatten_dict(flax.core.unfreeze(dict(variables)), sep="/")
 
 
+def unfit(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
+    """Return the missing, unexpected and mis-shaped tensors of flat mappings."""
+    return misfits(*({name: tuple(array.shape) for name, array in flat.items()} for flat in (expected, found)))
+
+
 def compare(expected: Mapping[str, Any], found: Mapping[str, Any], *, source: str, fix: str = FIX) -> None:
     """Raise a UserError that names the first missing, unexpected or mis-shaped tensors; both mappings are flat."""
-    problems = misfits(*({name: tuple(array.shape) for name, array in flat.items()} for flat in (expected, found)))
-    if problems:
+    if problems := unfit(expected, found):
         raise UserError(f"{source}: does not fit the model: {spell(problems, separator='; ')}; {fix}")
 
 

@@ -13,7 +13,7 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.files import save_json
 from experiments.benchmarks import machine
 from experiments.benchmarks.timing import first_line
-from experiments.run.files import Unreadable, read_json
+from experiments.run.files import read_given
 
 Result = dict[str, Any]
 # PyTorch's threads wait for each other, so a busy processor slows it down more than XLA, and ratios are wrong.
@@ -122,10 +122,7 @@ def read_results(file: Path) -> dict[str, Any]:
     Raises:
       UserError: the file is missing, or holds no results of benchmarks.
     """
-    try:
-        content = read_json(file, needs=("parts",))
-    except Unreadable as error:
-        raise UserError(f"{file}: {error}, so it holds no results of benchmarks; give another --out") from None
+    content = read_given(file, needs=("parts",), fix=", so it holds no results of benchmarks; give another --out")
     if content is None:
         raise UserError(f"{file}: it is not there; measure first, or give another --out")
     return content

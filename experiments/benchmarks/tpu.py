@@ -21,7 +21,7 @@ from experiments import ROOT
 from experiments.output import Section, add_write, escape, markdown_table
 from experiments.program import exits, parser_of
 from experiments.regimes import REGIMES
-from experiments.run.files import Unreadable, read_json
+from experiments.run.files import read_given
 from experiments.run.resolve import Resolved, Settings, resolve
 from experiments.tables import TABLES
 
@@ -124,10 +124,8 @@ def read_results(file: Path) -> Content:
     Raises:
       UserError: the file holds no estimates of TPUs.
     """
-    try:
-        return read_json(file, needs=("rows",)) or {"rows": {}}
-    except Unreadable as error:
-        raise UserError(f"{file}: {error}, so it holds no estimates of TPUs; give another --out") from None
+    fix = ", so it holds no estimates of TPUs; give another --out"
+    return read_given(file, needs=("rows",), fix=fix) or {"rows": {}}
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from typing import Any
 
 from deeplab_jax import files
 from deeplab_jax.checkpoint import Checkpoints
+from deeplab_jax.errors import UserError
 from deeplab_jax.weights.folder import CHECKPOINTS
 
 TRAININGS = "trainings"
@@ -113,6 +114,18 @@ def read_json(file: Path, *, needs: Iterable[str]) -> Content | None:
         return None
     except (OSError, ValueError) as error:
         raise error if isinstance(error, Unreadable) else Unreadable(str(error)) from None
+
+
+def read_given(file: Path, *, needs: Iterable[str], fix: str) -> Content | None:
+    """Return what `read_json` does for a file that the user names; `fix` ends the message about a wrong one.
+
+    Raises:
+      UserError: the file is damaged, or lacks one of the keys `needs`.
+    """
+    try:
+        return read_json(file, needs=needs)
+    except Unreadable as error:
+        raise UserError(f"{file}: {error}{fix}") from None
 
 
 def read_rows(folder: Path, table: str) -> Content:

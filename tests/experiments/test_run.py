@@ -305,6 +305,11 @@ TABLE = Table(
 """
 
 
+def setting(key: str, value: object) -> str:
+    """A table whose rows set a key."""
+    return OWN.format(name="mine").replace("deeplabv3(rates=rates)", f"{{**deeplabv3(), {key!r}: {value!r}}}")
+
+
 CLAIM = (
     OWN.format(name="mine")
     .replace("import Row", "import Claim, Row")
@@ -398,19 +403,19 @@ def test_a_changed_file_of_ones_own_parts_makes_other_trainings(here, tmp_path, 
             'row (\'(6, 12)\',) trains no model; give its train a "model.name", such as "deeplabv3_resnet101"',
         ),
         (
-            OWN.format(name="mine").replace("deeplabv3(rates=rates)", '{**deeplabv3(), "train.patience": 1}'),
+            setting("train.patience", 1),
             "row ('(6, 12)',) sets train.patience: the trainings of a table have one length; leave it out",
         ),
         (
-            OWN.format(name="mine").replace("deeplabv3(rates=rates)", '{**deeplabv3(), "train.seed": 1}'),
+            setting("train.seed", 1),
             "row ('(6, 12)',) sets train.seed: the runner counts the seeds of a row from 0; leave it out",
         ),
         (
-            OWN.format(name="mine").replace("deeplabv3(rates=rates)", '{**deeplabv3(), "data.dir": "other"}'),
+            setting("data.dir", "other"),
             "row ('(6, 12)',) sets data.dir: all rows read the folder of --data_dir; leave it out",
         ),
         (
-            OWN.format(name="mine").replace("deeplabv3(rates=rates)", '{**deeplabv3(), "module": "my_parts.py"}'),
+            setting("module", "my_parts.py"),
             "row ('(6, 12)',) sets module: give the command --module FILE",
         ),
         (

@@ -56,10 +56,7 @@ def check_source(
     check_limit(limit)
     total = len(source)
     chosen = _spread(total, limit)
-    of_files = [
-        *_shared(source, split, others),
-        *_repeated(getattr(source, "repeated", ())),
-    ]
+    of_files = [*_shared(source, split, others), *_repeated(getattr(source, "repeated", ()))]
     for place, part in _parts(source):
         without = (dict(getattr(part, name, ())) for name in ("images_without_mask", "masks_without_image"))
         of_files += _unpaired(*without, place=place)
