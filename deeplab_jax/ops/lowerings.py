@@ -11,9 +11,10 @@ All of them compute the same sums; only speed and rounding differ.
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 from deeplab_jax.ops.geometry import Window
@@ -23,6 +24,7 @@ from deeplab_jax.ops.taps import input_gradient, kernel_gradient, pad, sum_of_ta
 # The limits that `choose_on_cpu` uses; `python -m experiments.benchmarks --parts lowerings` measures them.
 FEW_CHANNELS = 16
 TAPS_SHARE = 0.93
+BFLOAT16_CHANNELS = 128
 FEW_MULTIPLY_ADDS = 100_000_000  # A millisecond or two; below it, a quick compilation is worth more than speed.
 
 
@@ -58,7 +60,7 @@ def faster_on_cpu(direct: Form) -> Form:
     """
 
     def on_cpu(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
-        form = sum_of_taps if choose_on_cpu(x.shape, kernel.shape, window) == "taps" else direct
+        form = sum_of_taps if choose_on_cpu(x.shape, kernel.shape, window, x.dtype) == "taps" else direct
         return form(x, kernel, window)
 
     def auto(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
@@ -92,20 +94,26 @@ def faster_on_cpu(direct: Form) -> Form:
     return convolution_primitive("convolution_by_platform", auto, of_input, of_kernel)
 
 
-def choose_on_cpu(shape: Sequence[int], kernel_shape: Sequence[int], window: Window) -> Literal["direct", "taps"]:
-    """Return the name of the lowering with which a CPU convolves a map of a shape `[N, H, W, C]`.
+def choose_on_cpu(
+    shape: Sequence[int], kernel_shape: Sequence[int], window: Window, dtype: Any
+) -> Literal["direct", "taps"]:
+    """Return the name of the lowering with which a CPU convolves a map of a shape `[N, H, W, C]` and a dtype.
 
     Medians on an Intel Xeon:
     - XLA takes more than ten times as long for a depthwise convolution as for nine shifted products.
     - It takes 1.4 times as long for a 1x1 convolution as for the equal matrix product (1.9 with gradients).
     - For larger dense kernels, "taps" leaves out the part on padding, which is most of it at large rates. In return it
       sums as many maps as there are taps.
+    - XLA computes a dense convolution of bfloat16 in float32, but products of bfloat16 with the processor's own (AMX).
+      From 128 inputs on, these are faster at every rate.
     - Kernels with few inputs, such as a network's first, make thin products, which are slow.
     - For small convolutions it is not worth the time to compile many operations.
     """
     if not _are_taps_worth_it(shape, kernel_shape, window):
         return "direct"
     if _is_one_operation(kernel_shape, window):
+        return "taps"
+    if dtype == jnp.bfloat16 and kernel_shape[2] >= BFLOAT16_CHANNELS:
         return "taps"
     return "taps" if math.prod(window.shares_on_map(shape[1:3], kernel_shape)) <= TAPS_SHARE else "direct"
 

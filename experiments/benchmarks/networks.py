@@ -23,6 +23,7 @@ from deeplab_jax.train.program import jit_step
 from deeplab_jax.train.schedules import make_schedule
 from deeplab_jax.train.state import TrainState
 from deeplab_jax.train.step import summed_loss, train_step
+from experiments.benchmarks import machine
 from experiments.benchmarks.session import Session
 
 CLASSES = 21
@@ -125,7 +126,8 @@ def networks(session: Session) -> tuple[Network, ...]:
 
 def dtypes(session: Session) -> tuple[str, ...]:
     """Return the dtypes of the activations to measure."""
-    return ("float32",) if session.platform == "cpu" else ("float32", "bfloat16")
+    both = session.platform != "cpu" or (machine.multiplies_bfloat16() and not session.quick)
+    return ("float32", "bfloat16") if both else ("float32",)
 
 
 def inference_sides(session: Session) -> tuple[int, ...]:

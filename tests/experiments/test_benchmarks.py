@@ -131,6 +131,16 @@ def session(tmp_path: Path, **options: Any) -> Session:
     return Session(tmp_path / "results" / "cpu.json", repeats=2, quick=True, **options)
 
 
+@pytest.mark.parametrize(("amx", "found"), [(True, ("float32", "bfloat16")), (False, ("float32",))])
+def test_a_cpu_is_measured_in_bfloat16_where_it_multiplies_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, amx: bool, found: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr(machine, "multiplies_bfloat16", lambda: amx)
+    assert networks.dtypes(session(tmp_path)) == ("float32",)  # A quick session only tests that everything works.
+    whole = Session(tmp_path / "whole.json", repeats=2, quick=False)
+    assert networks.dtypes(whole) == found
+
+
 def test_a_row_of_the_file_is_not_measured_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     measured: list[str] = []
 

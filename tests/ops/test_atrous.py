@@ -20,6 +20,7 @@ from deeplab_jax.ops.atrous import conv2d, explicit_padding
 from deeplab_jax.ops.geometry import Window
 from deeplab_jax.ops.lowerings import choose_on_cpu
 from deeplab_jax.ops.observe import Convolution, observe_convolutions
+from deeplab_jax.ops.taps import matrix_transpose
 from deeplab_jax.ops.transposed import conv_transpose2d
 from tests.support.params import first_fast
 
@@ -392,13 +393,35 @@ def test_without_jit_the_values_are_the_same() -> None:
         ((4, 33, 33, 256), (3, 3, 256, 256), {"rate": 2}, "taps"),  # 92.1%
         ((4, 65, 65, 256), (3, 3, 256, 256), {"rate": 3}, "direct"),  # 93.9%
         ((1, 513, 513, 3), (7, 7, 3, 64), {"stride": 2}, "direct"),  # thin products
+        ((1, 65, 65, 256), (3, 3, 256, 256), {"dtype": jnp.bfloat16}, "taps"),  # XLA would compute it in float32
+        ((1, 65, 65, 64), (3, 3, 64, 64), {"dtype": jnp.bfloat16}, "direct"),
+        ((1, 9, 9, 256), (3, 3, 256, 256), {"dtype": jnp.bfloat16}, "direct"),
+        ((1, 65, 65, 256), (3, 3, 256, 256), {"dtype": jnp.float16}, "direct"),
     ],
 )
-def test_the_choice_on_a_cpu(shape: Any, kernel: Any, options: dict[str, int], expected: str) -> None:
+def test_the_choice_on_a_cpu(shape: Any, kernel: Any, options: dict[str, Any], expected: str) -> None:
     rate, groups = options.get("rate", 1), options.get("groups", 1)
     pads = explicit_padding(shape[1:3], kernel[:2], rate=rate, stride=options.get("stride", 1), padding=None)
     window = Window(rate, options.get("stride", 1), pads, groups)
-    assert choose_on_cpu(shape, kernel, window) == expected
+    assert choose_on_cpu(shape, kernel, window, options.get("dtype", jnp.float32)) == expected
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_in_bfloat16_a_transposed_matrix_is_a_copy(dtype: str) -> None:
+    """XLA's product of bfloat16 is slow where it contracts the rows of its left operand or the columns of its right."""
+    left, right = jnp.arange(12, dtype=dtype).reshape(4, 3), jnp.arange(8, dtype=dtype).reshape(4, 2)
+
+    def product(left: jax.Array, right: jax.Array) -> jax.Array:
+        return jnp.matmul(matrix_transpose(left), right, preferred_element_type=jnp.float32)
+
+    program = jax.jit(product).lower(left, right).compile()
+    np.testing.assert_array_equal(program(left, right), [[84, 102], [96, 118], [108, 134]])
+    assert ("lhs_contracting_dims={1}" in (program.as_text() or "")) == (dtype == "bfloat16")
+
+
+def test_stacked_matrices_are_transposed_alike() -> None:
+    stacked = jnp.arange(30, dtype=jnp.bfloat16).reshape(5, 2, 3)
+    np.testing.assert_array_equal(matrix_transpose(stacked), stacked.swapaxes(1, 2))
 
 
 @pytest.mark.parametrize("lowering", ["auto", "taps", "direct"])
