@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from deeplab_jax.analysis.cost import multiply_adds
+from deeplab_jax.models.segmenter import Segmenter, Variables
 from deeplab_jax.train.state import TrainState
 from experiments.benchmarks import networks, pairs, peers
 from experiments.benchmarks.pairs import Pair
@@ -60,6 +61,14 @@ def stepper(step: Callable[..., Any], state: TrainState, examples: dict[str, np.
     return run
 
 
+def first_loss(model: Segmenter, variables: Variables, examples: dict[str, np.ndarray]) -> float:
+    """Return the loss of a step. XLA compiles no backward pass and no update for it."""
+    step, state = networks.training(model, variables)
+    # The step has options of the compiler, which only the outermost `jax.jit` takes.
+    loss = jax.jit(lambda state, batch: step.__wrapped__(state, batch)[1]["loss"])
+    return float(loss(state, examples))
+
+
 def check_loss(pair: Pair, examples: dict[str, np.ndarray]) -> dict[str, float]:
     """Return the first loss of both networks in float32, without dropout.
 
@@ -71,7 +80,8 @@ def check_loss(pair: Pair, examples: dict[str, np.ndarray]) -> dict[str, float]:
     with peers.exact_products():
         step, state = networks.training(model, pair.variables)
         # The function returns the loss only, so that XLA compiles no backward pass and no update.
-        ours = float(jax.jit(lambda state, batch: step(state, batch)[1]["loss"])(state, examples))
+        # The step has options of the compiler, which only the outermost `jax.jit` takes.
+        ours = float(jax.jit(lambda state, batch: step.__wrapped__(state, batch)[1]["loss"])(state, examples))
         bare = peers.without_dropout(pair.peer)
         theirs = float(peers.training(bare, images, examples["label"], memory="nchw", precision="float32")())
     assert abs(ours - theirs) <= LOSS * abs(theirs), f"first losses {ours:.6g} and {theirs:.6g}"

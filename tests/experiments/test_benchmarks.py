@@ -32,6 +32,7 @@ from experiments.benchmarks import (
     profile,
     report,
     timing,
+    training,
 )
 from experiments.benchmarks.children import run_child
 from experiments.benchmarks.session import Session, read_results
@@ -532,6 +533,14 @@ def test_times_of_a_step_are_summed_by_what_asked_for_them() -> None:
         "sums of batch norm": 3.0,
         "other": 0.5,
     }
+
+
+def test_the_first_loss_is_that_of_a_step() -> None:
+    model = networks.create(networks.TINY, dropout=0.0)
+    variables, examples = networks.random_variables(model), networks.random_examples(2, 33)
+    step, state = networks.training(model, variables)
+    _, metrics = step(state, examples)
+    assert training.first_loss(model, variables, examples) == pytest.approx(float(metrics["loss"]), rel=1e-5)
 
 
 @pytest.mark.slow
