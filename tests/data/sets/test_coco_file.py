@@ -211,6 +211,8 @@ def test_what_selects_the_images_has_to_be_said(tmp_path):
     write(tmp_path / "annotations.json", {"1.png": []}, at=tmp_path)
     with pytest.raises(UserError, match=r"set --config\.data\.options\.val_fraction=0\.2"):
         labels(tmp_path, "val")
+    with pytest.raises(UserError, match="val_fraction makes no split 'test'; choose from train, val, all"):
+        labels(tmp_path, "test", val_fraction=0.2)
     with pytest.raises(UserError, match=r"gone\.json: no such file"):
         labels(tmp_path, annotations="gone.json")
 
