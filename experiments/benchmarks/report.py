@@ -82,9 +82,8 @@ def ratio_table(title: str, rows: Mapping[str, Any], limits: Mapping[str, float]
         cells.append([*columns, NONE if achieved is None else f"{achieved:.0%}"])
     head = (title, "ours, ms", "PyTorch eager, ms", "ratio", "torch.compile, ms", "ratio", "of the matrix rate")
     table = markdown_table(head, cells)
-    found = list(
-        filter(None, (mean_text(rows, better_eager, "eager"), mean_text(rows, lambda row: "compile", "compiled")))
-    )
+    means = (mean_text(rows, better_eager, "eager"), mean_text(rows, lambda row: "compile", "compiled"))
+    found = list(filter(None, (*means, gain_text(rows))))
     return f"{table}\n\n{title}: {'; '.join(found)}." if found else table
 
 
@@ -114,6 +113,23 @@ def mean_text(rows: Mapping[str, Any], who: Callable[[Any], str | None], label: 
         f"{geometric_mean(map(geometric_mean, ratios.values())):.2f}, smallest {min(map(min, ratios.values())):.2f}"
         for dtype, ratios in by_dtype.items()
     )
+
+
+def gain_text(rows: Mapping[str, Any]) -> str:
+    """Say how many times as fast ours is in bfloat16 as in float32, "" where no network has both.
+
+    The two are different rows, so their times are of different minutes.
+    """
+    medians = {name: row["times"]["ours"]["median"] for name, row in rows.items()}
+    gains = {
+        short: medians[name] / medians[half]
+        for name in medians
+        if (short := name.removesuffix(", float32")) != name and (half := f"{short}, bfloat16") in medians
+    }
+    if not gains:
+        return ""
+    each = ", ".join(f"{name.rsplit(', ', 1)[0]} {gain:.2f}" for name, gain in gains.items())
+    return f"in bfloat16 ours is {geometric_mean(gains.values()):.2f} times as fast as in float32 ({each})"
 
 
 def best_rates(rows: Mapping[str, Any], kind: str) -> dict[str, float]:

@@ -542,3 +542,12 @@ def test_a_quick_run_of_all_parts(tmp_path: Path, repo_root: Path) -> None:
     again = subprocess.run(command, cwd=repo_root, capture_output=True, text=True, check=False)
     kept = again.stdout.count(": kept from ")
     assert kept == sum(len(rows) for rows in parts.values()) - 1  # All but the exponents, which are fitted anew.
+
+
+def test_the_gain_of_bfloat16_is_by_network() -> None:
+    seconds = {"a, OS 16, 8x8, float32": 3.0, "a, OS 16, 8x8, bfloat16": 1.5, "b, OS 8, 9x9, float32": 8.0}
+    rows = {name: {"times": {"ours": {"median": median}}} for name, median in seconds.items()}
+    assert report.gain_text(rows) == "in bfloat16 ours is 2.00 times as fast as in float32 (a, OS 16 2.00)"
+    assert report.gain_text({name: row for name, row in rows.items() if "bfloat16" not in name}) == ""
+    both = rows | {"b, OS 8, 9x9, bfloat16": {"times": {"ours": {"median": 1.0}}}}
+    assert report.gain_text(both).startswith("in bfloat16 ours is 4.00 times")
