@@ -30,11 +30,11 @@ def summarize(content: Mapping[str, Any]) -> str:
     warnings = caveats(content["parts"], m["cores"])
     parts = {name: results(rows) for name, rows in content["parts"].items()}
     limits = best_rates(parts.get("limits", {}), "product")
-    tables = [
-        ratio_table(title, parts[part], limits, passes=passes)
-        for part, title, passes in (("inference", "Inference", 1), ("training", "Training step", TRAINING_PASSES))
-        if parts.get(part)
-    ]
+    tables = []
+    for part, title, passes in (("inference", "Inference", 1), ("training", "Training step", TRAINING_PASSES)):
+        if parts.get(part):
+            measured = {name: row for name, row in content["parts"][part].items() if name in parts[part]}
+            tables += [ratio_table(title, parts[part], limits, passes=passes), gain_text(title, measured)]
     everything = [head, *warnings, *tables, rest(parts), paper_table(parts.get("paper", {}))]
     return "\n\n".join(filter(None, everything))
 
@@ -82,8 +82,9 @@ def ratio_table(title: str, rows: Mapping[str, Any], limits: Mapping[str, float]
         cells.append([*columns, NONE if achieved is None else f"{achieved:.0%}"])
     head = (title, "ours, ms", "PyTorch eager, ms", "ratio", "torch.compile, ms", "ratio", "of the matrix rate")
     table = markdown_table(head, cells)
-    means = (mean_text(rows, better_eager, "eager"), mean_text(rows, lambda row: "compile", "compiled"))
-    found = list(filter(None, (*means, gain_text(rows))))
+    found = list(
+        filter(None, (mean_text(rows, better_eager, "eager"), mean_text(rows, lambda row: "compile", "compiled")))
+    )
     return f"{table}\n\n{title}: {'; '.join(found)}." if found else table
 
 
@@ -115,21 +116,19 @@ def mean_text(rows: Mapping[str, Any], who: Callable[[Any], str | None], label: 
     )
 
 
-def gain_text(rows: Mapping[str, Any]) -> str:
-    """Say how many times as fast ours is in bfloat16 as in float32, "" where no network has both.
-
-    The two are different rows, so their times are of different minutes.
-    """
-    medians = {name: row["times"]["ours"]["median"] for name, row in rows.items()}
+def gain_text(title: str, rows: Rows) -> str:
+    """Say how many times as fast ours is in bfloat16 as in float32, "" where no network has both of one day."""
+    ours = {(name, row["date"][:10]): row["result"]["times"]["ours"]["median"] for name, row in rows.items()}
     gains = {
-        short: medians[name] / medians[half]
-        for name in medians
-        if (short := name.removesuffix(", float32")) != name and (half := f"{short}, bfloat16") in medians
+        network: median / ours[half]
+        for (name, day), median in ours.items()
+        if (half := (name.replace(", float32", ", bfloat16"), day)) in ours and half[0] != name
+        for network in [name.rsplit(", ", 2)[0]]
     }
     if not gains:
         return ""
-    each = ", ".join(f"{name.rsplit(', ', 1)[0]} {gain:.2f}" for name, gain in gains.items())
-    return f"in bfloat16 ours is {geometric_mean(gains.values()):.2f} times as fast as in float32 ({each})"
+    each = ", ".join(f"{network} {gain:.2f}" for network, gain in gains.items())
+    return f"{title}: ours in bfloat16 is {geometric_mean(gains.values()):.2f} times as fast as in float32 ({each})."
 
 
 def best_rates(rows: Mapping[str, Any], kind: str) -> dict[str, float]:

@@ -544,10 +544,17 @@ def test_a_quick_run_of_all_parts(tmp_path: Path, repo_root: Path) -> None:
     assert kept == sum(len(rows) for rows in parts.values()) - 1  # All but the exponents, which are fitted anew.
 
 
-def test_the_gain_of_bfloat16_is_by_network() -> None:
-    seconds = {"a, OS 16, 8x8, float32": 3.0, "a, OS 16, 8x8, bfloat16": 1.5, "b, OS 8, 9x9, float32": 8.0}
-    rows = {name: {"times": {"ours": {"median": median}}} for name, median in seconds.items()}
-    assert report.gain_text(rows) == "in bfloat16 ours is 2.00 times as fast as in float32 (a, OS 16 2.00)"
-    assert report.gain_text({name: row for name, row in rows.items() if "bfloat16" not in name}) == ""
-    both = rows | {"b, OS 8, 9x9, bfloat16": {"times": {"ours": {"median": 1.0}}}}
-    assert report.gain_text(both).startswith("in bfloat16 ours is 4.00 times")
+def test_the_gain_of_bfloat16_is_of_rows_of_one_day() -> None:
+    def rows(**seconds: tuple[str, float]) -> dict[str, Any]:
+        return {
+            f"{name.replace('_', ', OS 16, 8x8, ')}": {"date": date, "result": {"times": {"ours": {"median": median}}}}
+            for name, (date, median) in seconds.items()
+        }
+
+    one = rows(a_float32=("2026-12-01T01", 3.0), a_bfloat16=("2026-12-01T02", 1.5), b_float32=("2026-12-01T01", 8.0))
+    text = "Inference: ours in bfloat16 is 2.00 times as fast as in float32 (a, OS 16 2.00)."
+    assert report.gain_text("Inference", one) == text
+    assert report.gain_text("Inference", one | rows(b_bfloat16=("2026-11-30T01", 1.0))) == text
+    both = one | rows(b_bfloat16=("2026-12-01T03", 1.0))
+    assert report.gain_text("Inference", both).startswith("Inference: ours in bfloat16 is 4.00 times")
+    assert report.gain_text("Inference", rows(b_bfloat16=("2026-12-01T03", 1.0))) == ""
