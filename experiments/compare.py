@@ -16,10 +16,10 @@ from statistics import fmean
 
 from deeplab_jax.errors import UserError
 from deeplab_jax.weights.folder import METRICS_FILE
+from experiments.outcomes.files import read_given
+from experiments.outcomes.intervals import errors, over_images, over_seeds, widest
+from experiments.outcomes.per_image import Counts, counts_of
 from experiments.program import exits, parser_of
-from experiments.report.intervals import errors, over_images, over_seeds, widest
-from experiments.run.files import read_given
-from experiments.run.per_image import Counts, counts_of
 
 
 @exits

@@ -8,6 +8,8 @@ from pathlib import Path
 from deeplab_jax import files
 from deeplab_jax.errors import UserError
 
+PAGE = "experiments/results/README.md"  # of the results, with the sections that commands write
+
 
 def markdown_row(cells: Iterable[str]) -> str:
     """Return one line of a Markdown table. The cells must be Markdown; `escape` makes it from a text."""

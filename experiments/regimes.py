@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from configs.camvid import SQRT_MEDIAN_FREQUENCY
+from deeplab_jax.errors import UserError, did_you_mean
 from experiments.tables import Row, Table
 
 PAPER_CROP = 513
@@ -269,3 +270,14 @@ REGIMES: dict[str, Regime] = {
         seeds={"extra_seeds": 5},
     ),
 }
+
+
+def find_regime(name: str) -> Regime:
+    """Return the regime of this name.
+
+    Raises:
+      UserError: no regime has it.
+    """
+    if name not in REGIMES:
+        raise UserError(f"--regime {name!r}: {did_you_mean(name, REGIMES)}")
+    return REGIMES[name]

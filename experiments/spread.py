@@ -19,12 +19,12 @@ from matplotlib.figure import Figure
 
 from deeplab_jax.errors import UserError
 from deeplab_jax.files import write_whole
-from experiments.output import Section, add_write, markdown_table
+from experiments.outcomes.files import RESULTS
+from experiments.outcomes.gather import TableResult, read_tables
+from experiments.output import PAGE, Section, add_write, markdown_table
 from experiments.program import exits, parser_of
-from experiments.regimes import REGIMES
-from experiments.report.gather import TableResult, read_tables
+from experiments.regimes import find_regime
 from experiments.report.plots import DPI, LIGHT, WIDTH
-from experiments.run.results import PAGE, RESULTS
 from experiments.tables import TABLES
 
 SECTION = Section("<!-- spread:begin -->", "<!-- spread:end -->")
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None) -> None:
     add_write(parser, PAGE)
     args = parser.parse_args(argv)
     results, _ = read_tables(args.results, (args.regime,))
-    regime, noise = REGIMES[args.regime], TABLES["extra_noise"]
+    regime, noise = find_regime(args.regime), TABLES["extra_noise"]
     if reason := next(filter(None, map(regime.why_not, noise.rows)), ""):
         raise UserError(f"--regime {args.regime}: {reason}; leave out --regime, or give camvid")
     found = [way for one in results if one.table is noise for way in protocols(one)]

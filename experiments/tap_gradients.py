@@ -35,10 +35,9 @@ from deeplab_jax.train.from_config import model_for, open_split
 from deeplab_jax.train.state import TrainState, create_state
 from deeplab_jax.train.step import mean_gradient, summed_loss
 from deeplab_jax.weights.folder import load
+from experiments.outcomes.files import checkpoint_steps, job_name, read_given
 from experiments.program import exits, parser_of
 from experiments.regimes import REGIMES
-from experiments.run.files import checkpoint_steps, read_given
-from experiments.run.plan import job_name
 from experiments.run.resolve import Resolved, Settings, resolve
 from experiments.tables import TABLES
 

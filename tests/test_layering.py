@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -137,6 +138,23 @@ def test_imports_point_one_way() -> None:
         f for file in package_files() for f in import_faults(file.read_text(), file.relative_to(ROOT / "deeplab_jax"))
     ]
     assert not faults, "\n" + "\n".join(faults)
+
+
+def test_the_parts_of_the_experiments_import_one_way() -> None:
+    experiments = ROOT / "experiments"
+    needs: dict[str, set[str]] = {}
+    for file in sorted(experiments.rglob("*.py")):
+        path = file.relative_to(experiments)
+        package = ".".join(["experiments", *path.parts[:-1]])
+        imported = [
+            name.split(".")[1]
+            for _, name in imported_modules(ast.parse(file.read_text()), package)
+            if name.startswith("experiments.")
+        ]
+        needs.setdefault(layer_of(path), set()).update(imported)
+    for part, others in needs.items():
+        others.discard(part)
+    assert {"tables", "outcomes", "run", "report"} <= set(TopologicalSorter(needs).static_order())
 
 
 def test_no_banned_constructs() -> None:

@@ -5,7 +5,7 @@ import os
 import unicodedata
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypedDict
+from typing import Any, NamedTuple, Protocol, TypedDict, TypeGuard
 
 import numpy as np
 
@@ -135,11 +135,26 @@ class PairSource:
         return pair.image, pair.mask
 
 
+class FileSource(Source, Protocol):
+    """A source that reads image files with these bands and this range; see `PairSource`."""
+
+    @property
+    def channels(self) -> tuple[int, ...]: ...
+
+    @property
+    def value_range(self) -> tuple[float, ...]: ...
+
+
+def reads_files(source: Source) -> TypeGuard[FileSource]:
+    """Return whether a source reads image files."""
+    return hasattr(source, "value_range")
+
+
 def read_as(source: Source, *, channels: Sequence[int], value_range: Sequence[float]) -> Source:
     """Return a source that reads image files with these bands and this range (see `images.read_image`). A source
     without image files is returned unchanged.
     """
-    if not (channels or value_range) or not hasattr(source, "value_range"):
+    if not (channels or value_range) or not reads_files(source):
         return source
     changes: dict[str, Any] = {"channels": tuple(channels), "value_range": tuple(value_range)}
     return dataclasses.replace(source, **changes)  # type: ignore[type-var]

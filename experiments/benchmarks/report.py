@@ -30,11 +30,11 @@ def summarize(content: Mapping[str, Any]) -> str:
     warnings = caveats(content["parts"], m["cores"])
     parts = {name: results(rows) for name, rows in content["parts"].items()}
     limits = best_rates(parts.get("limits", {}), "product")
-    tables = [
-        ratio_table(title, parts[part], limits, passes=passes)
-        for part, title, passes in (("inference", "Inference", 1), ("training", "Training step", TRAINING_PASSES))
-        if parts.get(part)
-    ]
+    tables = []
+    for part, title, passes in (("inference", "Inference", 1), ("training", "Training step", TRAINING_PASSES)):
+        if parts.get(part):
+            measured = {name: row for name, row in content["parts"][part].items() if name in parts[part]}
+            tables += [ratio_table(title, parts[part], limits, passes=passes), gain_text(title, measured)]
     everything = [head, *warnings, *tables, rest(parts), paper_table(parts.get("paper", {}))]
     return "\n\n".join(filter(None, everything))
 
@@ -114,6 +114,21 @@ def mean_text(rows: Mapping[str, Any], who: Callable[[Any], str | None], label: 
         f"{geometric_mean(map(geometric_mean, ratios.values())):.2f}, smallest {min(map(min, ratios.values())):.2f}"
         for dtype, ratios in by_dtype.items()
     )
+
+
+def gain_text(title: str, rows: Rows) -> str:
+    """Say how many times as fast ours is in bfloat16 as in float32, "" where no network has both of one day."""
+    ours = {(name, row["date"][:10]): row["result"]["times"]["ours"]["median"] for name, row in rows.items()}
+    gains = {
+        network: median / ours[half]
+        for (name, day), median in ours.items()
+        if (half := (name.replace(", float32", ", bfloat16"), day)) in ours and half[0] != name
+        for network in [name.rsplit(", ", 2)[0]]
+    }
+    if not gains:
+        return ""
+    each = ", ".join(f"{network} {gain:.2f}" for network, gain in gains.items())
+    return f"{title}: ours in bfloat16 is {geometric_mean(gains.values()):.2f} times as fast as in float32 ({each})."
 
 
 def best_rates(rows: Mapping[str, Any], kind: str) -> dict[str, float]:

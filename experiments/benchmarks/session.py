@@ -13,7 +13,7 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.files import save_json
 from experiments.benchmarks import machine
 from experiments.benchmarks.timing import first_line
-from experiments.run.files import read_given
+from experiments.outcomes.files import read_given
 
 Result = dict[str, Any]
 # PyTorch's threads wait for each other, so a busy processor slows it down more than XLA, and ratios are wrong.

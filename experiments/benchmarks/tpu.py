@@ -14,14 +14,14 @@ from typing import Any
 
 from deeplab_jax.analysis.compiled_table import by_stage
 from deeplab_jax.analysis.targets import Target, compiler_version, devices_of, parse_target, start_without_accelerator
-from deeplab_jax.errors import UserError, did_you_mean
+from deeplab_jax.errors import UserError
 from deeplab_jax.files import save_json
 from deeplab_jax.train.ahead import Ahead, cache_folder
 from experiments import ROOT
+from experiments.outcomes.files import read_given
 from experiments.output import Section, add_write, escape, markdown_table
 from experiments.program import exits, parser_of
-from experiments.regimes import REGIMES
-from experiments.run.files import read_given
+from experiments.regimes import find_regime
 from experiments.run.resolve import Resolved, Settings, resolve
 from experiments.tables import TABLES
 
@@ -45,8 +45,7 @@ def main(argv: Sequence[str] | None) -> None:
     parser.add_argument("--out", type=Path, default=RESULTS, help="file of the results")
     add_write(parser, "experiments/benchmarks/README.md")
     args = parser.parse_args(argv)
-    if args.regime not in REGIMES:
-        raise UserError(f"--regime {args.regime}: {did_you_mean(args.regime, REGIMES)}")
+    find_regime(args.regime)  # A wrong name is told before the compiler starts.
     targets = [parse_target(word) for word in args.targets.split(",")]
     for target in targets:
         start_without_accelerator(target)
@@ -77,7 +76,7 @@ def trainings(regime: str, dtype: str) -> Iterator[tuple[str, Resolved]]:
     seen = set()
     for table in (one for one in TABLES.values() if not one.name.startswith("extra_")):
         for name, row in table.named_rows().items():
-            found = resolve(row, table, REGIMES[regime], in_dtype(dtype)) if row.train else None
+            found = resolve(row, table, find_regime(regime), in_dtype(dtype)) if row.train else None
             if isinstance(found, Resolved) and found.training_key not in seen:
                 seen.add(found.training_key)
                 yield f"{table.name}/{name}", found

@@ -24,8 +24,8 @@ from deeplab_jax.train.record import RECORD_FILE, records
 from deeplab_jax.weights.folder import METRICS_FILE
 from experiments import ROOT, sbd
 from experiments.full_size import stand_ins
+from experiments.outcomes.files import newest_step, state_of
 from experiments.program import exits, parser_of
-from experiments.run.files import newest_step, state_of
 from experiments.tables.networks import CITYSCAPES_SCALES, MULTI_SCALE
 
 POLL = 0.5  # seconds

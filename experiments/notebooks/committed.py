@@ -2,8 +2,8 @@
 
 from deeplab_jax.errors import UserError
 from experiments import ROOT
-from experiments.report.gather import TableResult, read_tables
-from experiments.run.results import RESULTS
+from experiments.outcomes.files import RESULTS
+from experiments.outcomes.gather import TableResult, read_tables
 
 
 def committed_results(table: str) -> list[TableResult]:

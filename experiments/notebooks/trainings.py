@@ -20,7 +20,7 @@ from deeplab_jax.tasks.training import train
 from deeplab_jax.train.record import RECORD_FILE, records
 from deeplab_jax.weights.folder import load
 from experiments.notebooks.extent import Extent, extent
-from experiments.run.files import training_records
+from experiments.outcomes.files import training_records
 
 # A backbone that ends with conv3 has a receptive field of 99 pixels, which is smaller than the pictures. The pyramid's
 # rates at output stride 8 are 4, 8, 12 and 18, on maps of 17x17 samples. With 4 most taps lie on the map, and with 18

@@ -16,14 +16,14 @@ from pathlib import Path
 from deeplab_jax.cli import enable_compilation_cache
 from deeplab_jax.errors import UserError
 from deeplab_jax.files import write_whole
-from experiments.output import add_write
+from experiments.outcomes.files import RESULTS
+from experiments.outcomes.gather import TableResult, read_tables
+from experiments.outcomes.verdicts import all_verdicts
+from experiments.output import PAGE, add_write
 from experiments.program import exits, parser_of
 from experiments.report import markdown, page
-from experiments.report.gather import TableResult, read_tables
 from experiments.report.pictures import table_pictures
 from experiments.report.plots import DARK, LIGHT, curves_plot, values_plot
-from experiments.report.verdicts import all_verdicts
-from experiments.run.results import PAGE, RESULTS
 from experiments.tables import TABLES, find_table
 
 

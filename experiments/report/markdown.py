@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from itertools import groupby
 
+from experiments.outcomes.cells import VERDICT_HEADINGS, cells, cost, headings, provenance, verdict_cells
+from experiments.outcomes.gather import TableResult
+from experiments.outcomes.verdicts import RULE, Verdict, comparisons
 from experiments.output import Section, escape, markdown_table
 from experiments.regimes import REGIMES
-from experiments.report.cells import VERDICT_HEADINGS, cells, cost, headings, provenance, verdict_cells
-from experiments.report.gather import TableResult
-from experiments.report.verdicts import RULE, Verdict, comparisons
 
 SECTION = Section("<!-- tables:begin -->", "<!-- tables:end -->")
 

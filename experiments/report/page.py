@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deeplab_jax.evaluate.page import templates
+from experiments.outcomes.cells import VERDICT_HEADINGS, cells, headings, networks, provenance, verdict_cells
+from experiments.outcomes.gather import RowResult, TableResult
+from experiments.outcomes.verdicts import RULE, Verdict, comparisons
 from experiments.regimes import REGIMES
-from experiments.report.cells import VERDICT_HEADINGS, cells, headings, networks, provenance, verdict_cells
-from experiments.report.gather import RowResult, TableResult
 from experiments.report.pictures import Pictures
 from experiments.report.plots import has_bars
-from experiments.report.verdicts import RULE, Verdict, comparisons
 
 HERE = Path(__file__).parent
 MEDIA_TYPES = {".png": "image/png", ".jpg": "image/jpeg"}

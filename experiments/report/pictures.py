@@ -18,8 +18,8 @@ from deeplab_jax.files import make_folder, save_json
 from deeplab_jax.labels import IGNORE_LABEL, LabelSet
 from deeplab_jax.train.from_config import open_split
 from deeplab_jax.weights.folder import load
-from experiments.report.gather import RowResult, TableResult
-from experiments.run.files import Unreadable, read_json
+from experiments.outcomes.files import Unreadable, read_json
+from experiments.outcomes.gather import RowResult, TableResult
 
 INDEX = "index.json"  # It is written last, so the pictures that it names exist.
 

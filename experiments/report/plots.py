@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.rcsetup import cycler
 
-from experiments.report.gather import RowResult, TableResult
-from experiments.run.files import Records, is_number
+from experiments.outcomes.files import Records, is_number
+from experiments.outcomes.gather import RowResult, TableResult
 from experiments.tables import Row
 from experiments.tables.table import MEASURES
 

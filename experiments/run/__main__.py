@@ -26,17 +26,18 @@ from deeplab_jax.files import locked
 from deeplab_jax.flags import Parser, positive
 from deeplab_jax.provenance import git_commit, short
 from deeplab_jax.train.signals import Interrupted, stop_on_signals
-from experiments.regimes import REGIMES, Regime
-from experiments.report.cells import hours, provenance, verdict_cells
-from experiments.report.gather import table_result
-from experiments.report.verdicts import verdicts
+from experiments.outcomes.cells import hours, provenance, verdict_cells
+from experiments.outcomes.files import RESULTS, job_name
+from experiments.outcomes.gather import table_result
+from experiments.outcomes.verdicts import verdicts
+from experiments.regimes import REGIMES, Regime, find_regime
 from experiments.run import view
 from experiments.run.execute import work
 from experiments.run.jobs import check_data, run_jobs
-from experiments.run.plan import Asked, Job, ask, job_name, make_jobs
+from experiments.run.plan import Asked, Job, ask, make_jobs
 from experiments.run.processes import end_with_parent, keep_to_cores
 from experiments.run.resolve import NotRun, Resolved, Settings, check_init
-from experiments.run.results import RESULTS, Store, refuse_strange
+from experiments.run.results import Store, refuse_strange
 from experiments.run.slurm import Slurm
 from experiments.tables import NOT_IN_ROWS, TABLES, Table, find_table
 
@@ -127,11 +128,9 @@ def make_parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace, overrides: tuple[str, ...], words: Sequence[str]) -> int:
     """Run the tables as the arguments say, and return the exit code."""
-    if args.regime not in REGIMES:
-        raise UserError(f"--regime {args.regime!r}: {did_you_mean(args.regime, REGIMES)}")
     if args.parallel > 1 and args.launcher != "local":
         raise UserError(f"--parallel {args.parallel}: jobs of {args.launcher} all run at once; leave it out")
-    regime, tables = REGIMES[args.regime], [find_table(name) for name in dict.fromkeys(args.tables)]
+    regime, tables = find_regime(args.regime), [find_table(name) for name in dict.fromkeys(args.tables)]
     check_rows(args.row, tables)
     settings = Settings(overrides, args.data_dir, args.init, args.steps)
     asked = ask(tables, args.row, regime, settings, args.seeds)

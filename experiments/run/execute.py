@@ -16,8 +16,8 @@ from deeplab_jax.train.loop import train
 from deeplab_jax.train.record import RECORD_FILE, records
 from deeplab_jax.train.workdir import RUN_FILE
 from deeplab_jax.weights.folder import load
-from experiments.run.files import Unreadable, last_miou, newest_step, read_json
-from experiments.run.per_image import counts_of, write_counts
+from experiments.outcomes.files import Unreadable, last_miou, newest_step, read_json
+from experiments.outcomes.per_image import counts_of, write_counts
 from experiments.run.plan import Job, evaluation_counts, evaluation_file, start_file, weights_name
 from experiments.run.results import EVALUATION
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from experiments.outcomes.files import job_name
 from experiments.regimes import Regime
 from experiments.run.resolve import NotRun, Resolved, Settings, key_of, resolve
 from experiments.tables import Row, Table
@@ -66,11 +67,6 @@ class Job:
     def network(self) -> str:
         """The model and its output stride in training, as a text."""
         return f"{self.config.model.name}, output stride {self.config.model.output_stride}"
-
-
-def job_name(key: str, seed: int) -> str:
-    """Return the name of a training, which is also the name of its run directory."""
-    return f"{key}_seed{seed}"
 
 
 def weights_name(pretraining: ConfigDict) -> str:

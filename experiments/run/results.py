@@ -3,8 +3,8 @@
 A table's file holds for each row the paper's values, the keys, the configuration and the protocol. For every seed it
 holds the metrics, the commit, the versions, the seconds, and the mIoU of the network that the backbone comes from. A
 row in this file is not run again, even where its run directory is gone. The folder has the logs of the trainings
-(`trainings.json`) and the counts of each image (`experiments.run.per_image`). Tables share no files: the same training
-differs from machine to machine, and tables may come from different ones.
+(`trainings.json`) and the counts of each image (`experiments.outcomes.per_image`). Tables share no files: the same
+training differs from machine to machine, and tables may come from different ones.
 
 A runner locks OUT, so only one at a time writes there. Jobs write into their run directories only.
 """
@@ -13,13 +13,11 @@ import filecmp
 import json
 import math
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from statistics import fmean
-from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -31,31 +29,26 @@ from deeplab_jax.models.catalog import from_description
 from deeplab_jax.models.segmenter import SMALLEST_SIDE, Segmenter
 from deeplab_jax.ops.geometry import scaled_side
 from deeplab_jax.train.record import RECORD_FILE, records
-from experiments.run.files import (
+from experiments.outcomes.files import (
+    ROW,
     TRAININGS,
     Content,
     Records,
     Unreadable,
     checked,
+    job_name,
     read_json,
     read_rows,
     read_trainings,
     state_of,
     training_seconds,
 )
-from experiments.run.per_image import counts_file, read_counts
-from experiments.run.plan import Asked, evaluation_counts, evaluation_file, job_name, start_file, weights_name
+from experiments.outcomes.per_image import counts_file, read_counts
+from experiments.run.plan import Asked, evaluation_counts, evaluation_file, start_file, weights_name
 from experiments.run.resolve import Resolved
 
-RESULTS = "experiments/results/tables"  # unless the user names another folder
-PAGE = "experiments/results/README.md"  # holds the generated tables
-BILLION = 1e9
-# Measures that are means over some classes: CamVid's rare ones, and those of `scenes` that a lamp tells apart.
-RARE = ("pole", "sign symbol", "pedestrian")
-IOU_OF: Mapping[str, tuple[str, ...]] = {"rare_iou": RARE, "lamp_iou": ("water", "road", "boat", "car")}
-# What a run directory's file of an evaluation, and a row of a table's file, have to hold.
+# What a run directory's file of an evaluation has to hold.
 EVALUATION = ("miou", "commits", "seconds")
-ROW = ("seeds", "training", "evaluation")
 
 
 @dataclass
@@ -262,39 +255,6 @@ def refuse_strange(store: Store) -> None:
         raise UserError(
             f"{next(iter(store.strange))}{more}; give another --out, or --again to replace it when the new one is there"
         )
-
-
-def measure(entry: Mapping[str, Any], name: str) -> float | None:
-    """Return a measure of one seed of a row in the units of `MEASURES`, None where it has none."""
-    found: float | None
-    if name == "multiply_adds":
-        return None  # No seed changes it.
-    if name.startswith("trimap_"):
-        bands = {band["width"]: band["miou"] for band in entry["trimap"]["bands"]}
-        found = bands.get(int(name.removeprefix("trimap_")))
-    elif name in IOU_OF:
-        found = iou_of(entry["per_class"], IOU_OF[name])
-    else:
-        found = entry[name]
-    return None if found is None else _finite(100 * found)
-
-
-def multiply_adds(content: Mapping[str, Any]) -> float:
-    """Return the multiply-adds of a row in the papers' way, in 10^9."""
-    return _finite(content["multiply_adds"]["space_to_batch"] / BILLION)
-
-
-def iou_of(per_class: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> float | None:
-    """Return the mean IoU of some classes, None where the data lack one."""
-    ious = {one["name"]: one["iou"] for one in per_class}
-    found = [ious.get(name) for name in classes]
-    return None if None in found else fmean(value for value in found if value is not None)
-
-
-def _finite(value: float) -> float:
-    if not math.isfinite(value):
-        raise ValueError(f"{value} where a number should be")
-    return value
 
 
 def _multiply_adds(entry: Content) -> dict[str, int]:

@@ -21,9 +21,9 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from deeplab_jax.train.record import RECORD_FILE, records
-from experiments.report.cells import cells, headings, hours
-from experiments.report.gather import TableResult
-from experiments.run.files import state_of
+from experiments.outcomes.cells import cells, headings, hours
+from experiments.outcomes.files import state_of
+from experiments.outcomes.gather import TableResult
 from experiments.run.plan import Job, weights_name
 
 LINE_EVERY = 60.0  # seconds between two plain lines about one job

@@ -61,7 +61,7 @@ def test_the_trainings_are_those_of_the_papers() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--regime", "papers"), "--regime papers: did you mean paper?"),
+        (("--regime", "papers"), "--regime 'papers': did you mean paper?"),
         (("--targets", "v5e:3x3"), "--target v5e:3x3: "),
         (("--targets", "cpu", "--out", "{file}"), "holds no estimates of TPUs; give another --out"),
     ],

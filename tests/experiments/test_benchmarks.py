@@ -561,3 +561,19 @@ def test_a_quick_run_of_all_parts(tmp_path: Path, repo_root: Path) -> None:
     again = subprocess.run(command, cwd=repo_root, capture_output=True, text=True, check=False)
     kept = again.stdout.count(": kept from ")
     assert kept == sum(len(rows) for rows in parts.values()) - 1  # All but the exponents, which are fitted anew.
+
+
+def test_the_gain_of_bfloat16_is_of_rows_of_one_day() -> None:
+    def rows(**seconds: tuple[str, float]) -> dict[str, Any]:
+        return {
+            f"{name.replace('_', ', OS 16, 8x8, ')}": {"date": date, "result": {"times": {"ours": {"median": median}}}}
+            for name, (date, median) in seconds.items()
+        }
+
+    one = rows(a_float32=("2026-12-01T01", 3.0), a_bfloat16=("2026-12-01T02", 1.5), b_float32=("2026-12-01T01", 8.0))
+    text = "Inference: ours in bfloat16 is 2.00 times as fast as in float32 (a, OS 16 2.00)."
+    assert report.gain_text("Inference", one) == text
+    assert report.gain_text("Inference", one | rows(b_bfloat16=("2026-11-30T01", 1.0))) == text
+    both = one | rows(b_bfloat16=("2026-12-01T03", 1.0))
+    assert report.gain_text("Inference", both).startswith("Inference: ours in bfloat16 is 4.00 times")
+    assert report.gain_text("Inference", rows(b_bfloat16=("2026-12-01T03", 1.0))) == ""

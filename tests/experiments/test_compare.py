@@ -6,8 +6,8 @@ import pytest
 
 from deeplab_jax.files import save_json
 from experiments.compare import compare, main
-from experiments.report.intervals import over_images, over_seeds, t_interval, together
-from experiments.run.per_image import counts_of
+from experiments.outcomes.intervals import over_images, over_seeds, t_interval, together
+from experiments.outcomes.per_image import counts_of
 
 
 def every(*right: int) -> list[dict]:

@@ -18,7 +18,7 @@ from deeplab_jax.ops.geometry import valid_weight_counts
 from experiments.notebooks import committed, decoder, fields, figures, taps
 from experiments.notebooks.extent import QUICK, extent
 from experiments.notebooks.trainings import TRAININGS, config_of
-from experiments.run.results import RESULTS
+from experiments.outcomes.files import RESULTS
 from tests.support.tiny import make_variables
 from tests.support.traces import fill_variables
 

@@ -11,10 +11,10 @@ from experiments import multiply_adds, spread
 from experiments.benchmarks import report, tpu
 from experiments.benchmarks.__main__ import RESULTS as BENCHMARKS
 from experiments.benchmarks.__main__ import summarize
+from experiments.outcomes.gather import read_tables
+from experiments.outcomes.verdicts import all_verdicts
 from experiments.output import Section
 from experiments.report import markdown
-from experiments.report.gather import read_tables
-from experiments.report.verdicts import all_verdicts
 from experiments.tables import TABLES
 
 RESULTS = Path(__file__).parents[2] / "experiments" / "results"

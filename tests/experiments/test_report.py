@@ -18,6 +18,10 @@ from deeplab_jax.data.images import read_image, write_image
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate.pictures import colour_labels
 from deeplab_jax.files import save_json
+from experiments.outcomes.cells import cells, cost, headings
+from experiments.outcomes.gather import RowResult, TableResult, Training, read_tables
+from experiments.outcomes.measures import RARE, iou_of
+from experiments.outcomes.verdicts import RULE, Verdict, verdicts
 from experiments.output import Section, escape
 from experiments.regimes import REGIMES
 from experiments.report import __main__ as report_main
@@ -25,15 +29,11 @@ from experiments.report import markdown, plots
 from experiments.report import pictures as report_pictures
 from experiments.report import verdicts as report_verdicts
 from experiments.report.__main__ import main
-from experiments.report.cells import cells, cost, headings
-from experiments.report.gather import RowResult, TableResult, Training, read_tables
 from experiments.report.page import TablePart, data_uri, page
 from experiments.report.pictures import Few, Pictures, row_pictures, table_pictures
 from experiments.report.plots import LIGHT, curves_along, curves_plot, values_plot
-from experiments.report.verdicts import RULE, Verdict, verdicts
 from experiments.run.execute import work
 from experiments.run.plan import Job
-from experiments.run.results import RARE, iou_of
 from experiments.tables import TABLES, Row
 from tests.support.tiny import tiny_config, tiny_models
 

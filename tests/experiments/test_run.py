@@ -23,14 +23,14 @@ from rich.console import Console
 from deeplab_jax.errors import UserError
 from deeplab_jax.files import locked, save_json
 from deeplab_jax.train.record import records
-from experiments.report.gather import read_tables
-from experiments.report.verdicts import verdicts
+from experiments.outcomes.files import job_name, state_of, training_seconds
+from experiments.outcomes.gather import read_tables
+from experiments.outcomes.per_image import counts_file, counts_of, read_counts, write_counts
+from experiments.outcomes.verdicts import verdicts
 from experiments.run import __main__ as run
 from experiments.run import execute, jobs, results
 from experiments.run.execute import pretrained, work
-from experiments.run.files import state_of, training_seconds
-from experiments.run.per_image import counts_file, counts_of, read_counts, write_counts
-from experiments.run.plan import Job, evaluation_counts, evaluation_file, job_name, start_file
+from experiments.run.plan import Job, evaluation_counts, evaluation_file, start_file
 from experiments.run.processes import keep_to_cores, start_job
 from experiments.run.resolve import fingerprint
 from experiments.run.slurm import FORGOTTEN, OnNode, Slurm, SlurmJob

@@ -3,7 +3,7 @@
 import pytest
 
 from experiments import spread
-from experiments.report.gather import RowResult, TableResult, Training
+from experiments.outcomes.gather import RowResult, TableResult, Training
 from experiments.tables import TABLES
 
 TABLE = TABLES["extra_noise"]

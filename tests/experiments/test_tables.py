@@ -19,11 +19,11 @@ from deeplab_jax.models.segmenter import abstract_variables
 from deeplab_jax.ops.observe import observe_convolutions
 from deeplab_jax.train.from_config import build_model, build_optimizer, build_schedule
 from experiments import ROOT
+from experiments.outcomes.files import RESULTS, read_rows
+from experiments.outcomes.measures import RARE
 from experiments.regimes import REGIMES
-from experiments.run.files import read_rows
 from experiments.run.plan import ask
 from experiments.run.resolve import OUTSIDE_KEY, NotRun, Resolved, Settings, beyond, check_init, key_of, resolve
-from experiments.run.results import RARE, RESULTS
 from experiments.tables import TABLES
 from experiments.tables.table import MEASURES
 

@@ -13,12 +13,11 @@ from deeplab_jax.evaluate import per_image
 from deeplab_jax.evaluate.per_image import PerImage
 from deeplab_jax.labels import LabelSet, colormap
 from deeplab_jax.models.catalog import create_model
-from experiments.report import intervals
-from experiments.report.cells import verdict_cells
-from experiments.report.gather import RowResult, TableResult, Training
-from experiments.report.intervals import Error, holm, over_images, over_seeds, p_value, t_interval, together
-from experiments.report.markdown import verdict_table
-from experiments.report.verdicts import (
+from experiments.outcomes.cells import verdict_cells
+from experiments.outcomes.gather import RowResult, TableResult, Training
+from experiments.outcomes.intervals import Error, holm, over_images, over_seeds, p_value, t_interval, together
+from experiments.outcomes.per_image import Counts, counts_file, counts_of, read_counts, write_counts
+from experiments.outcomes.verdicts import (
     HOLDS,
     NO_PAIR,
     NOT_RUN,
@@ -30,7 +29,8 @@ from experiments.report.verdicts import (
     corrected,
     verdicts,
 )
-from experiments.run.per_image import Counts, counts_file, counts_of, read_counts, write_counts
+from experiments.report import intervals
+from experiments.report.markdown import verdict_table
 from experiments.tables import TABLES, Claim, Row, Table
 from tests.support.tiny import tiny_models
 

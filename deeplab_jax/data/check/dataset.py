@@ -22,7 +22,7 @@ from deeplab_jax.data.check.report import MAX_PER_KIND, Finding, Report, median_
 from deeplab_jax.data.levels import suggest_range
 from deeplab_jax.data.mask_formats import Colour, palette_fault
 from deeplab_jax.data.sets.multilabel import MultilabelSource
-from deeplab_jax.data.source import PairSource, Source, check_limit, suggest_value_map
+from deeplab_jax.data.source import PairSource, Source, check_limit, reads_files, suggest_value_map
 from deeplab_jax.data.threads import Progress, in_threads
 from deeplab_jax.errors import UserError, spell
 from deeplab_jax.labels import IGNORE_LABEL, LabelSet
@@ -79,7 +79,7 @@ def check_source(
     unlike = [*of_files, *_compare_palettes(seen), *_compare_kinds(seen)]
     bands = tally.statistics()
     # The images of other sources are levels already, and not what files store.
-    value_range = _suggest_value_range(bands) if isinstance(source, PairSource) and not source.value_range else None
+    value_range = _suggest_value_range(bands) if reads_files(source) and not source.value_range else None
     return _report(
         source.name,
         source.labels,

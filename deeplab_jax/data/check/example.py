@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from deeplab_jax.data.check.report import Finding
 from deeplab_jax.data.image_files import read_bytes
 from deeplab_jax.data.levels import RANGE, spell_range, suggest_range, to_levels, viewed, without_opaque_alpha
 from deeplab_jax.data.mask_formats import Colour, IdMasks, index_colours
-from deeplab_jax.data.source import Source, spell_ranges, value_map_flag
+from deeplab_jax.data.source import Source, reads_files, spell_ranges, value_map_flag
 from deeplab_jax.data.stored import decode_stored
 from deeplab_jax.errors import UserError, spell
 from deeplab_jax.labels import IGNORE_LABEL, LabelSet, to_class_ids
@@ -54,23 +55,47 @@ class Seen:
 
 
 def inspect_example(source: Source, index: int, tally: Tally) -> Seen:
-    """Return the result for one index of a source; the values of its image are added to `tally`."""
+    """Return the result for one index of a source; the values of its image are added to `tally`.
+
+    Where the source reads image files, this one's is inspected; else the image that the source returns.
+    """
     described = source.describe(index)
-    name = described if isinstance(described, str) else described[1]
+    image_file, name = ("", described) if isinstance(described, str) else described
     masks: Sequence[str] = source.mask_files(index) if hasattr(source, "mask_files") else ()
+    of_image = Seen()
+    if reads_files(source):
+        of_image = _inspect_image(image_file, tally, source.channels, source.value_range)
+        if any(finding.severity == "error" for finding in of_image.findings):
+            return of_image
     try:
         example = source[index]
     except UserError as error:
         at_fault = next((mask for mask in masks if str(error).startswith(f"{mask}: ")), name)
-        return Seen([_from_error("unreadable example", at_fault, error)])
+        of_image.findings.append(_from_error("unreadable example", at_fault, error))
+        return of_image
+    if not reads_files(source):
+        of_image.size = _size(example["image"])
+        tally.add(example["image"])
     if source.labels.multilabel:
-        seen = _inspect_several(example["label"], source.labels.names, name, masks)
+        of_labels = _inspect_several(example["label"], source.labels.names, name, masks)
     else:  # A source returns class ids, whatever its files store.
-        seen = _inspect_values(example["label"], source.labels.decoded(), name, {}, takes_map=False)
-    seen.size = _size(example["image"])
-    tally.add(example["image"])
+        of_labels = _inspect_values(example["label"], source.labels.decoded(), name, {}, takes_map=False)
+    seen = _joined(of_image, of_labels)
     _compare_sizes(seen, example["label"], name)
     return seen
+
+
+def _joined(of_image: Seen, of_labels: Seen, **more: Any) -> Seen:
+    """Return the result for an image and its labels; `more` are other attributes."""
+    return dataclasses.replace(
+        of_image,
+        findings=of_image.findings + of_labels.findings,
+        values=of_labels.values,
+        unknown=of_labels.unknown,
+        pixels=of_labels.pixels,
+        known=of_labels.known,
+        **more,
+    )
 
 
 def _inspect_several(label: np.ndarray, class_names: Sequence[str], name: str, masks: Sequence[str]) -> Seen:
@@ -134,16 +159,8 @@ def inspect_files(
         )
         seen.findings.append(Finding("warning", "0 is white", mask_file, "0", message))
     used = {value: palette[value] for value in seen.values if value in palette}
-    seen = dataclasses.replace(
-        of_image,
-        findings=of_image.findings + seen.findings,
-        values=seen.values,
-        unknown=seen.unknown,
-        pixels=seen.pixels,
-        mask_file=mask_file,
-        mask_turned=stored is not None and stored.orientation > 1,
-        palette=used,
-    )
+    turned = stored is not None and stored.orientation > 1
+    seen = _joined(of_image, seen, mask_file=mask_file, mask_turned=turned, palette=used)
     _compare_sizes(seen, values, mask_file)
     return seen
 

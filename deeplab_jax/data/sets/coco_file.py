@@ -61,7 +61,10 @@ def open_coco_file(
         raise UserError(f"{file}: lists no image; export it again")
     is_share = is_whole and split != "all"
     if is_share:
-        if val_fraction is None or split not in ("train", "val"):
+        if val_fraction is not None and split not in ("train", "val"):
+            fix = did_you_mean(split, ("train", "val", "all"))
+            raise UserError(f"{file}: val_fraction makes no split '{split}'; {fix}; or add a file for each split")
+        if val_fraction is None:
             raise UserError(
                 f"{file}: nothing says which images are '{split}'; set --config.data.options.val_fraction=0.2, which "
                 "makes 'train' and 'val', or add a file for each split; split 'all' takes everything"

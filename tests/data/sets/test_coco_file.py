@@ -12,6 +12,7 @@ from pycocotools import mask as coco_masks
 
 from deeplab_jax.cli import main
 from deeplab_jax.data.catalog import open_source
+from deeplab_jax.data.check.dataset import check_source
 from deeplab_jax.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -210,6 +211,8 @@ def test_what_selects_the_images_has_to_be_said(tmp_path):
     write(tmp_path / "annotations.json", {"1.png": []}, at=tmp_path)
     with pytest.raises(UserError, match=r"set --config\.data\.options\.val_fraction=0\.2"):
         labels(tmp_path, "val")
+    with pytest.raises(UserError, match="val_fraction makes no split 'test'; choose from train, val, all"):
+        labels(tmp_path, "test", val_fraction=0.2)
     with pytest.raises(UserError, match=r"gone\.json: no such file"):
         labels(tmp_path, annotations="gone.json")
 
@@ -230,3 +233,13 @@ def test_annotations_that_cannot_be_drawn_are_named(tmp_path):
         UserError, match=r"annotation 1 is of image 9, which the file does not list; delete it, or add the"
     ):
         labels(tmp_path)
+
+
+def test_dark_images_of_16_bits_get_a_range(tmp_path):
+    write(tmp_path / "annotations.json", {"1.png": [(1, box(0, 0, 4, 2))]}, at=tmp_path)
+    dark = np.linspace(0, 1000, HEIGHT * WIDTH).reshape(HEIGHT, WIDTH).astype(np.uint16)
+    Image.fromarray(dark).save(tmp_path / "1.png")
+    report = check_source(open_source("coco_file", split="all", dir=tmp_path))
+    (finding,) = [one for one in report.findings if one.kind.startswith("narrow")]
+    assert (finding.kind, finding.file) == ("narrow range", str(tmp_path / "1.png"))
+    assert finding.message.endswith("--config.data.value_range=0,1023") and report.value_range == (0, 1023)

@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from deeplab_jax.cli import main
 from deeplab_jax.config import load_config
@@ -221,3 +222,18 @@ def test_prepare_refuses_it(folder, tmp_path, capsys) -> None:
     names = f"--config.data.options.class_names={NAMES}"
     assert main(["prepare", *words, *splits, names, "--out", str(tmp_path / "out")]) == 2
     assert "has several labels a pixel; prepare writes one" in capsys.readouterr().err
+
+
+def test_dark_images_of_16_bits_get_a_range(folder) -> None:
+    """What the files store is checked, as in a folder of one mask an image."""
+    for file in (folder / "images").iterdir():
+        Image.fromarray(np.linspace(0, 1000, 48).reshape(6, 8).astype(np.uint16)).save(file)
+    report = check_source(open_source("multilabel", split="all", dir=folder, class_names=NAMES))
+    assert report.value_range == (0, 1023)
+    assert {(one.kind, one.file.rsplit("/")[-1]) for one in report.findings} == {
+        ("narrow range", f"{index}.png") for index in range(4)
+    }
+    assert all(one.message.endswith("--config.data.value_range=0,1023") for one in report.findings)
+    (folder / "images" / "2.png").write_bytes(b"no image")
+    damaged = check_source(open_source("multilabel", split="all", dir=folder, class_names=NAMES))
+    assert [one.kind for one in damaged.findings if one.severity == "error"] == ["unreadable image"]

@@ -1,15 +1,14 @@
-"""Reads the results of `experiments.run` for the report."""
+"""Reads the results of tables, as `experiments.run` keeps them."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from deeplab_jax.errors import UserError, did_you_mean
-from experiments.regimes import REGIMES, Regime
-from experiments.run.files import Records, Unreadable, checked, read_rows, read_trainings
-from experiments.run.plan import job_name
-from experiments.run.results import ROW, measure, multiply_adds
+from deeplab_jax.errors import UserError
+from experiments.outcomes.files import ROW, Records, Unreadable, checked, job_name, read_rows, read_trainings
+from experiments.outcomes.measures import measure, multiply_adds
+from experiments.regimes import REGIMES, Regime, find_regime
 from experiments.tables import TABLES, Row, Table
 
 NOT_YET = "not yet"
@@ -135,16 +134,14 @@ def read_tables(
     Raises:
       UserError: a regime is unknown, or there are no results.
     """
-    for name in regimes:
-        if name not in REGIMES:
-            raise UserError(f"--regime {name!r}: {did_you_mean(name, REGIMES)}")
     tables: list[TableResult] = []
     remarks: list[str] = []
-    for name in regimes or REGIMES:
-        found = [_read_table(table, REGIMES[name], results / name, remarks) for table in (*TABLES.values(), *own)]
+    for regime in [find_regime(name) for name in regimes] or REGIMES.values():
+        folder = results / regime.name
+        found = [_read_table(table, regime, folder, remarks) for table in (*TABLES.values(), *own)]
         if not any(row.trainings for one in found for row in one.rows):
             if regimes:
-                raise UserError(f"{results / name}: no results there; {REGIMES[name].command('TABLE')} first")
+                raise UserError(f"{folder}: no results there; {regime.command('TABLE')} first")
             continue
         known = {one.table.name for one in tables if one.computed}
         tables += [

@@ -12,7 +12,7 @@ from scipy.special import stdtr, stdtrit
 
 from deeplab_jax.evaluate.per_image import LEVEL, resamples
 from deeplab_jax.ops.metrics import ratio
-from experiments.run.per_image import Counts
+from experiments.outcomes.per_image import Counts
 
 SAMPLES = 2000
 

@@ -10,7 +10,10 @@ from deeplab_jax.checkpoint import Checkpoints
 from deeplab_jax.errors import UserError
 from deeplab_jax.weights.folder import CHECKPOINTS
 
+RESULTS = "experiments/results/tables"  # unless the user names another folder
 TRAININGS = "trainings"
+# What a row of a table's file has to hold.
+ROW = ("seeds", "training", "evaluation")
 LARGEST = 1e18  # More than any number in results, even the multiply-adds of a network over all views.
 
 Content = dict[str, Any]
@@ -126,6 +129,11 @@ def read_given(file: Path, *, needs: Iterable[str], fix: str) -> Content | None:
         return read_json(file, needs=needs)
     except Unreadable as error:
         raise UserError(f"{file}: {error}{fix}") from None
+
+
+def job_name(key: str, seed: int) -> str:
+    """Return the name of a training, which is also the name of its run directory."""
+    return f"{key}_seed{seed}"
 
 
 def read_rows(folder: Path, table: str) -> Content:

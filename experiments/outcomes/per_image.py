@@ -1,8 +1,8 @@
 """The counts of an evaluation on every image. Their files are `OUT/REGIME/TABLE/TRAINING-EVALUATION.npz`.
 
-The report resamples images from these counts (`experiments.report.intervals`). A file holds the `names` of the images.
-For every image and class it holds the number of pixels that are labelled and predicted as this class (`right`), and of
-those that are labelled or predicted as it (`union`).
+`intervals` resamples images from these counts. A file holds the `names` of the images. For every image and class it
+holds the number of pixels that are labelled and predicted as this class (`right`), and of those that are labelled or
+predicted as it (`union`).
 """
 
 import zipfile

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from statistics import mean
 
 from deeplab_jax.provenance import short
-from experiments.report.gather import RowResult, TableResult, Training
-from experiments.report.verdicts import Verdict
+from experiments.outcomes.gather import RowResult, TableResult, Training
+from experiments.outcomes.verdicts import Verdict
 from experiments.tables.table import MEASURES, Cell
 
 

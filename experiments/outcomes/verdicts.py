@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from itertools import chain, groupby
 from statistics import fmean
 
-from experiments.report.gather import RowResult, TableResult, Training
-from experiments.report.intervals import Error, Interval, errors, holm, over_images, over_seeds, p_value, widest
-from experiments.run.per_image import Counts, counts_file, read_counts
+from experiments.outcomes.gather import RowResult, TableResult, Training
+from experiments.outcomes.intervals import Error, Interval, errors, holm, over_images, over_seeds, p_value, widest
+from experiments.outcomes.per_image import Counts, counts_file, read_counts
 from experiments.tables import Claim
 
 RULE = (
