@@ -14,7 +14,7 @@ import pytest
 from deeplab_jax.cli import main
 from deeplab_jax.config import base, to_plain
 from deeplab_jax.weights.folder import save
-from experiments.run import files as results
+from experiments.outcomes import files as results
 from tests.support.layouts import camvid, coco, write_pair
 from tests.support.tiny import tiny_model, tiny_models
 

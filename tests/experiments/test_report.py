@@ -18,6 +18,7 @@ from deeplab_jax.data.images import read_image, write_image
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate.pictures import colour_labels
 from deeplab_jax.files import save_json
+from experiments.outcomes import verdicts as report_verdicts
 from experiments.outcomes.cells import cells, cost, headings
 from experiments.outcomes.gather import RowResult, TableResult, Training, read_tables
 from experiments.outcomes.measures import RARE, iou_of
@@ -27,7 +28,6 @@ from experiments.regimes import REGIMES
 from experiments.report import __main__ as report_main
 from experiments.report import markdown, plots
 from experiments.report import pictures as report_pictures
-from experiments.report import verdicts as report_verdicts
 from experiments.report.__main__ import main
 from experiments.report.page import TablePart, data_uri, page
 from experiments.report.pictures import Few, Pictures, row_pictures, table_pictures

@@ -13,6 +13,7 @@ from deeplab_jax.evaluate import per_image
 from deeplab_jax.evaluate.per_image import PerImage
 from deeplab_jax.labels import LabelSet, colormap
 from deeplab_jax.models.catalog import create_model
+from experiments.outcomes import intervals
 from experiments.outcomes.cells import verdict_cells
 from experiments.outcomes.gather import RowResult, TableResult, Training
 from experiments.outcomes.intervals import Error, holm, over_images, over_seeds, p_value, t_interval, together
@@ -29,7 +30,6 @@ from experiments.outcomes.verdicts import (
     corrected,
     verdicts,
 )
-from experiments.report import intervals
 from experiments.report.markdown import verdict_table
 from experiments.tables import TABLES, Claim, Row, Table
 from tests.support.tiny import tiny_models
